@@ -1,0 +1,80 @@
+//! Compiles `payload/` into libckpt.so, which the binary embeds.
+//!
+//! rustc makes a static library of position-independent code and the linker a shared object with
+//! our own export list: a cdylib of rustc's would export the payload's memcpy too. `-z defs`
+//! refuses undefined symbols, and with them any code that could panic (payload/src/panic.rs).
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, exit};
+
+const TARGET: &str = "x86_64-unknown-linux-musl";
+
+const EXPORTS: [&str; 5] =
+    ["ckpt_thunk", "ckpt_clone_thunk", "ckpt_restorer", "ckpt_handler", "ckpt_run"];
+
+fn main() {
+    println!("cargo::rerun-if-changed=payload");
+    println!("cargo::rerun-if-env-changed=CC");
+    let target = std::env::var("TARGET").unwrap_or_default();
+    if target != TARGET {
+        fail(&format!("ckpt is one static binary for {TARGET}, not {target}: run `cargo build --release` without --target, or with --target {TARGET}"));
+    }
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default());
+    let archive = compile(&out);
+    link(&out, &archive);
+}
+
+fn compile(out: &Path) -> PathBuf {
+    let abi = out.join("libckpt_abi.rlib");
+    let mut rustc = rustc();
+    rustc.args(["--crate-type", "rlib", "--crate-name", "ckpt_abi", "-O"]);
+    rustc.arg("payload/abi/src/lib.rs").arg("-o").arg(&abi);
+    run(rustc, "compile the payload's types", "`rustup target add x86_64-unknown-linux-musl`");
+    let archive = out.join("libckpt_payload.a");
+    let mut rustc = self::rustc();
+    rustc.args(["--crate-type", "staticlib", "--crate-name", "ckpt_payload"]);
+    rustc.args(["-C", "opt-level=2", "-C", "codegen-units=1", "-C", "lto=fat"]);
+    rustc.args(["-C", "relocation-model=pic", "-C", "target-feature=-crt-static"]);
+    rustc.arg("--extern").arg(format!("ckpt_abi={}", abi.display()));
+    rustc.arg("payload/src/lib.rs").arg("-o").arg(&archive);
+    run(rustc, "compile the payload", "`rustup target add x86_64-unknown-linux-musl`");
+    archive
+}
+
+fn rustc() -> Command {
+    let mut rustc = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
+    rustc.args(["--edition", "2024", "--target", TARGET, "-C", "panic=abort"]);
+    rustc
+}
+
+fn link(out: &Path, archive: &Path) {
+    let exports = out.join("exports.map");
+    let list = EXPORTS.join("; ");
+    if let Err(e) = std::fs::write(&exports, format!("{{ global: {list}; local: *; }};\n")) {
+        fail(&format!("cannot write {}: {e}", exports.display()));
+    }
+    let mut cc = Command::new(std::env::var_os("CC").unwrap_or_else(|| "cc".into()));
+    cc.args(["-shared", "-nostdlib", "-nostartfiles", "-Wl,-z,defs,-z,noexecstack"]);
+    cc.args(["-Wl,-z,separate-code,-z,max-page-size=4096,--gc-sections,-Bsymbolic"]);
+    cc.args(["-Wl,--hash-style=gnu,--build-id=none,--strip-all,-soname,libckpt.so"]);
+    cc.arg(format!("-Wl,--version-script={}", exports.display()));
+    cc.args(EXPORTS.map(|name| format!("-Wl,-u,{name}")));
+    cc.arg(archive).arg("-o").arg(out.join("libckpt.so"));
+    run(cc, "link the payload", "`apt-get install gcc libc6-dev` or your system's C compiler");
+}
+
+fn run(mut command: Command, what: &str, way_out: &str) {
+    match command.status() {
+        Ok(status) if status.success() => {}
+        Ok(_) => fail(&format!("cannot {what}: see above; if something is missing, run {way_out}")),
+        Err(e) => {
+            let program = command.get_program().to_string_lossy().into_owned();
+            fail(&format!("cannot {what}: {program}: {e}; run {way_out}"));
+        }
+    }
+}
+
+fn fail(sentence: &str) -> ! {
+    println!("cargo::error={sentence}");
+    exit(1)
+}

@@ -1,0 +1,32 @@
+//! What the `ckpt` binary and its payload agree on.
+//!
+//! Three agreements live here: [`region`], the memory that the payload occupies in somebody
+//! else's process; [`op`], the orders that the payload obeys; [`image`], the records of a
+//! checkpoint file. All records are `repr(C)`, little-endian and without hidden padding.
+#![no_std]
+#![forbid(unsafe_code)]
+
+pub mod image;
+pub mod op;
+pub mod region;
+
+/// Version of everything in this crate that two different builds of ckpt could meet over: a
+/// dumper that finds a payload of another version hands over to that payload's own executable.
+pub const ABI_VERSION: u32 = 1;
+
+/// Declares a record: a `repr(C)` plain-data struct that the host may view as bytes, with its
+/// size in bytes held at compile time.
+#[macro_export]
+macro_rules! record {
+    ($(#[$meta:meta])* $name:ident, $size:expr, { $($(#[$fmeta:meta])* $field:ident : $ty:ty,)* }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[cfg_attr(
+            feature = "host",
+            derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)
+        )]
+        #[repr(C)]
+        pub struct $name { $($(#[$fmeta])* pub $field: $ty,)* }
+        const _: () = assert!(core::mem::size_of::<$name>() == $size);
+    };
+}

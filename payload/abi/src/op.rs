@@ -1,0 +1,96 @@
+//! Orders: the little programs that the host writes and the payload obeys.
+//!
+//! A list of [`Op`]s is run from its first entry to one that does not return ([`Kind::Exit`],
+//! [`Kind::Sigreturn`]) or to [`Kind::End`]. Every address and number in it was computed by the
+//! host; the payload takes no decision of its own.
+
+use crate::record;
+
+record! {
+    /// One order.
+    Op, 64, {
+        /// What to do: a [`Kind`] as a number.
+        kind: u16,
+        /// Bits of [`flag`].
+        flags: u16,
+        /// Which step of the host's plan this is, for the report when it fails; the payload does
+        /// not look at it.
+        step: u32,
+        /// System call number, or the kind's own operand.
+        nr: u64,
+        /// Arguments.
+        args: [u64; 6],
+    }
+}
+
+/// The kinds of order. Numbers, not an enum field in [`Op`], so that any bytes are a valid `Op`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub enum Kind {
+    /// The list ends here: the caller of the interpreter goes on.
+    End = 0,
+    /// System call `nr` with `args`.
+    Syscall = 1,
+    /// clone(2): `nr` = flags, `args[0]` = top of the child's stack, `args[1]` = address of the
+    /// child's own list, `args[2]` = parent_tid pointer, `args[3]` = child_tid pointer.
+    Clone = 2,
+    /// clone3(2) with the struct clone_args at `args[0]` (length `nr`), whose child runs the list at
+    /// `args[1]` on the stack that clone_args names.
+    Clone3 = 3,
+    /// Store the low `nr` (4 or 8) bytes of `args[1]` at `args[0]`.
+    Store = 4,
+    /// Count one arrival at the u32 at `args[0]` and sleep until it has reached `args[1]`.
+    Barrier = 5,
+    /// rt_sigreturn(2) through the frame at `args[0]`: the thread becomes the program's.
+    Sigreturn = 6,
+    /// exit_group(2) with status `args[0]`.
+    Exit = 7,
+    /// Copy `args[2]` bytes from `args[1]` to `args[0]`.
+    Copy = 8,
+    /// Go on with the list at `args[0]`.
+    Goto = 9,
+}
+
+/// Flags of an [`Op`].
+pub mod flag {
+    /// Go on when the system call fails.
+    pub const MAY_FAIL: u16 = 1;
+    /// The result must equal `args[5]` (system calls of at most five arguments).
+    pub const EXACT: u16 = 2;
+}
+
+record! {
+    /// What the payload says of an order that failed.
+    Report, 40, {
+        /// [`Op::step`] of the order.
+        step: u32,
+        /// Error number (positive), or 0 when a result differed from the exact one wanted.
+        errno: u32,
+        /// Position of the order in its list.
+        index: u64,
+        /// System call number, or the kind's operand.
+        nr: u64,
+        /// First argument, mostly an address or a descriptor.
+        addr: u64,
+        /// Second argument, mostly a length.
+        len: u64,
+    }
+}
+
+record! {
+    /// How a list is run: the argument of the payload's `run` entry.
+    Orders, 48, {
+        /// Address of the first [`Op`].
+        ops: u64,
+        /// Descriptor that a [`Report`] is written to when an order fails; negative: none.
+        report_fd: i64,
+        /// After a failure: descriptor of an executable to execute, or negative: exit_group(125).
+        exec_fd: i64,
+        /// Its argv, an array of pointers.
+        argv: u64,
+        /// Its environment, an array of pointers.
+        envp: u64,
+        /// Address of an empty string.
+        empty: u64,
+    }
+}

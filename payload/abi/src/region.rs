@@ -1,0 +1,176 @@
+//! The payload's region in a process: one run of addresses that holds all of ckpt there.
+//!
+//! ```text
+//! base            control page(s)      Control, read and written from outside
+//! + STACKS        small stacks         of the processes that the payload starts
+//! + PAYLOAD       libckpt.so           as its ELF program headers say
+//! + exe_start     the ckpt executable  read-only copy: the dumper, and the stub of images
+//! ```
+
+use crate::record;
+
+/// Lowest address that a region may have. Between this and [`SEARCH_END`] lie no main programs,
+/// mmap areas, Go, GHC, ZGC or V8 heaps, and no shadow memory of a sanitizer.
+pub const SEARCH_START: u64 = 0x4100_0000_0000;
+/// End of the addresses that a region may have.
+pub const SEARCH_END: u64 = 0x4f00_0000_0000;
+/// Regions begin at multiples of this.
+pub const SEARCH_STEP: u64 = 0x10_0000_0000;
+
+/// Bytes from the base of the region to its stacks.
+pub const STACKS: u64 = 0x4000;
+/// Bytes of each of the small stacks.
+pub const STACK_LEN: u64 = 0x4000;
+/// How many small stacks there are.
+pub const STACK_COUNT: u64 = 3;
+/// Bytes from the base of the region to the ELF image of the payload.
+pub const PAYLOAD: u64 = STACKS + STACK_LEN * STACK_COUNT;
+
+/// First bytes of a region.
+pub const MAGIC: [u8; 8] = *b"CKPTRGN\n";
+
+/// Longest checkpoint name in bytes, with its final NUL.
+pub const NAME_LEN: usize = 4096;
+
+record! {
+    /// The parameters of section 7.1 of the manual, and those that came later.
+    Config, 4160, {
+        /// CKPT_NAME, NUL-terminated; a file name is absolute.
+        name: [u8; NAME_LEN],
+        /// CKPT_ASYNCSIG; 0: no signal triggers a checkpoint.
+        asyncsig: u32,
+        /// CKPT_CONTINUE: 0 or 1.
+        continues: u32,
+        /// CKPT_MSPERIOD in milliseconds; 0: no periodic checkpoints.
+        msperiod: u32,
+        /// CKPT_EXIT: status of a program that a checkpoint ended, 0 to 255.
+        exit_status: u32,
+        /// How many files of a counted name are kept; 0: all.
+        keep: u32,
+        /// Bits of [`config_flag`].
+        flags: u32,
+        /// Room to grow.
+        reserved: [u64; 5],
+    }
+}
+
+/// Bits of [`Config::flags`].
+pub mod config_flag {
+    /// CKPT_CONTINUE was given, so it decides for periodic checkpoints too.
+    pub const CONTINUE_GIVEN: u32 = 1;
+}
+
+record! {
+    /// Head of the region.
+    Control, 4472, {
+        /// [`MAGIC`].
+        magic: [u8; 8],
+        /// [`crate::ABI_VERSION`] of the payload.
+        abi_version: u32,
+        /// Process that the payload was configured for; a forked child differs.
+        owner: u32,
+        /// Bytes of the whole region.
+        region_len: u64,
+        /// Bytes of the payload's ELF image in memory, a multiple of the page size.
+        payload_len: u64,
+        /// Offset of the executable's copy from the base of the region.
+        exe_start: u64,
+        /// Bytes of the executable.
+        exe_len: u64,
+        /// Address of the remote-call thunk ([`Thunk`]).
+        thunk: u64,
+        /// Address of the thunk for clone(2).
+        clone_thunk: u64,
+        /// Address of the signal handler.
+        handler: u64,
+        /// Address of its return trampoline (sa_restorer).
+        restorer: u64,
+        /// Address of the interpreter of orders: `extern "C" fn(*const Orders) -> !`.
+        run: u64,
+        /// A [`Phase`]: written by the handler and by the dumper.
+        phase: u32,
+        /// Process id of the dumper while `phase` is not idle.
+        dumper: u32,
+        /// How many checkpoints precede this run in the chain of restarts and saves.
+        generation: u64,
+        /// How the signal [`Config::asyncsig`] was disposed of before ckpt took it: the kernel's
+        /// struct sigaction (handler, flags, restorer, mask).
+        old_action: [u64; 4],
+        /// Memory left by a restart that nobody needs any more: address.
+        leftover: u64,
+        /// Its length in bytes; 0: none.
+        leftover_len: u64,
+        /// Process that a dumper is started for.
+        target: u32,
+        /// Room to grow.
+        reserved0: u32,
+        /// Why the last dumper could not be started: a negative error number, or 0.
+        spawn_error: i64,
+        /// Room to grow.
+        reserved: [u64; 18],
+        /// The parameters.
+        config: Config,
+    }
+}
+
+/// What a payload is doing ([`Control::phase`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Phase {
+    /// Nothing.
+    Idle = 0,
+    /// A dumper was started; the thread that took the signal waits.
+    Waiting = 1,
+    /// The snapshot is taken and the program runs; the dumper still writes.
+    Writing = 2,
+}
+
+record! {
+    /// What the thunk gives back to a thread when nobody drives it any more; lies
+    /// [`THUNK_AREA`] bytes behind the thunk's first byte.
+    ThunkArea, 152, {
+        /// RFLAGS.
+        rflags: u64,
+        /// RSP.
+        rsp: u64,
+        /// RBX.
+        rbx: u64,
+        /// RBP.
+        rbp: u64,
+        /// R8.
+        r8: u64,
+        /// R9.
+        r9: u64,
+        /// R12.
+        r12: u64,
+        /// R13.
+        r13: u64,
+        /// R14.
+        r14: u64,
+        /// R15.
+        r15: u64,
+        /// Signal mask.
+        mask: u64,
+        /// RDI.
+        rdi: u64,
+        /// RSI.
+        rsi: u64,
+        /// RDX.
+        rdx: u64,
+        /// R10.
+        r10: u64,
+        /// RAX.
+        rax: u64,
+        /// RCX.
+        rcx: u64,
+        /// R11.
+        r11: u64,
+        /// RIP.
+        rip: u64,
+    }
+}
+
+/// Bytes from the thunk's first byte to its [`ThunkArea`].
+pub const THUNK_AREA: u64 = 192;
+/// Bytes of the thunk with its area.
+pub const THUNK_LEN: u64 = THUNK_AREA + 152;

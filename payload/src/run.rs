@@ -1,0 +1,122 @@
+//! The interpreter of orders.
+//!
+//! # Safety
+//! Orders are trusted: the host computed every address in them for exactly this process, and
+//! lists are only written before the task that runs them exists.
+#![allow(unsafe_code)]
+
+use crate::sys;
+use ckpt_abi::op::{Kind, Op, Orders, Report, flag};
+use core::sync::atomic::{AtomicU32, Ordering};
+
+/// Runs the list of `orders`; a list that comes to its end exits the task with status 0.
+#[unsafe(no_mangle)]
+extern "C" fn ckpt_run(orders: *const Orders) -> ! {
+    // SAFETY: the host wrote the orders for this task.
+    let orders = unsafe { orders.read() };
+    run_list(&orders, orders.ops as *const Op);
+    sys::exit(0)
+}
+
+/// Entry of a thread that a list cloned: it has the same orders but a list of its own. The two
+/// words it needs lie at the address in its argument.
+extern "C" fn enter_child(words: u64) -> ! {
+    let words = words as *const [u64; 2];
+    // SAFETY: `args[1]` of the clone order points to the pair (address of Orders, of the first op).
+    let [orders, ops] = unsafe { words.read() };
+    // SAFETY: as in `ckpt_run`.
+    let orders = unsafe { (orders as *const Orders).read() };
+    run_list(&orders, ops as *const Op);
+    sys::exit(0)
+}
+
+fn run_list(orders: &Orders, mut first: *const Op) {
+    let mut index = 0u64;
+    loop {
+        // SAFETY: the list goes on until an order that ends it.
+        let op = unsafe { first.wrapping_add(index as usize).read() };
+        if op.kind == Kind::End as u16 {
+            return;
+        }
+        if op.kind == Kind::Goto as u16 {
+            (first, index) = (op.args[0] as *const Op, 0);
+            continue;
+        }
+        let result = obey(&op);
+        let wrong = op.flags & flag::EXACT != 0 && result as u64 != op.args[5];
+        if (sys::failed(result) || wrong) && op.flags & flag::MAY_FAIL == 0 {
+            give_up(orders, &op, index, result);
+        }
+        index = index.wrapping_add(1);
+    }
+}
+
+fn obey(op: &Op) -> i64 {
+    let [a, b, c, d, _, _] = op.args;
+    match op.kind {
+        // SAFETY: ordered by the host.
+        k if k == Kind::Syscall as u16 => unsafe { sys::call(op.nr, &op.args) },
+        // SAFETY: ordered by the host.
+        k if k == Kind::Clone as u16 => unsafe { sys::clone(op.nr, a, [c, d], enter_child, b) },
+        // SAFETY: ordered by the host.
+        k if k == Kind::Clone3 as u16 => unsafe { sys::clone3(a, op.nr, enter_child, b) },
+        k if k == Kind::Store as u16 => store(op.nr, a, b),
+        k if k == Kind::Copy as u16 => copy(a, b, c),
+        k if k == Kind::Barrier as u16 => barrier(a, b as u32),
+        // SAFETY: the host built the frame.
+        k if k == Kind::Sigreturn as u16 => unsafe { sys::sigreturn(a) },
+        _ => sys::exit_group(a),
+    }
+}
+
+fn store(width: u64, addr: u64, value: u64) -> i64 {
+    if width == 4 {
+        // SAFETY: ordered by the host.
+        unsafe { (addr as *mut u32).write_volatile(value as u32) };
+    } else {
+        // SAFETY: ordered by the host.
+        unsafe { (addr as *mut u64).write_volatile(value) };
+    }
+    0
+}
+
+fn copy(to: u64, from: u64, len: u64) -> i64 {
+    // SAFETY: ordered by the host; the ranges do not overlap.
+    unsafe { core::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, len as usize) };
+    0
+}
+
+fn barrier(word: u64, all: u32) -> i64 {
+    let word = word as *const u32;
+    // SAFETY: the host set a word aside for this.
+    let count = unsafe { AtomicU32::from_ptr(word.cast_mut()) };
+    let mut here = count.fetch_add(1, Ordering::AcqRel).wrapping_add(1);
+    if here >= all {
+        sys::futex_wake(word);
+    }
+    while here < all {
+        sys::futex_wait(word, here, 0);
+        here = count.load(Ordering::Acquire);
+    }
+    0
+}
+
+/// Says which order failed and makes way for the executable that puts it into a sentence.
+fn give_up(orders: &Orders, op: &Op, index: u64, result: i64) -> ! {
+    let errno = if sys::failed(result) { result.wrapping_neg() as u32 } else { 0 };
+    let [addr, len, ..] = op.args;
+    let report = Report { step: op.step, errno, index, nr: op.nr, addr, len };
+    if orders.report_fd >= 0 {
+        let bytes: *const Report = &report;
+        sys::write_all(orders.report_fd, bytes.cast(), size_of::<Report>());
+    }
+    if orders.exec_fd >= 0 {
+        /// execveat(2) with AT_EMPTY_PATH.
+        const EXECVEAT: u64 = 322;
+        const AT_EMPTY_PATH: u64 = 0x1000;
+        let args = [orders.exec_fd as u64, orders.empty, orders.argv, orders.envp, AT_EMPTY_PATH, 0];
+        // SAFETY: the process is lost anyway; the host prepared the arguments.
+        unsafe { sys::call(EXECVEAT, &args) };
+    }
+    sys::exit_group(125)
+}

@@ -1,0 +1,195 @@
+//! Starts a dumper that the program can never meet in wait(2).
+//!
+//! Two clones: the intermediate never executes anything, so its exit signal stays 0 and only a
+//! wait with `__WCLONE` sees it; the dumper is its child and becomes init's. Both share our memory
+//! until the dumper executes (CLONE_VM and CLONE_VFORK), so a program of any size is not copied.
+//! Neither shares our descriptors: what the dumper opens and closes is its own.
+//!
+//! # Safety
+//! The clones run on stacks of the region, one start at a time ([`crate::trigger`] holds the
+//! phase), and the thread that calls is suspended while they share its memory.
+#![allow(unsafe_code)]
+
+use crate::sys;
+use ckpt_abi::region::{Control, NAME_LEN, STACK_LEN, STACKS};
+
+const CLONE_VM: u64 = 0x100;
+const CLONE_VFORK: u64 = 0x4000;
+const CLONE_UNTRACED: u64 = 0x80_0000;
+const FLAGS: u64 = CLONE_VM | CLONE_VFORK | CLONE_UNTRACED;
+const WCLONE: u64 = 0x8000_0000;
+
+const PR_SET_CHILD_SUBREAPER: u64 = 36;
+const PR_GET_CHILD_SUBREAPER: u64 = 37;
+const PR_SET_PTRACER: u64 = 0x5961_6d61;
+
+const CLOEXEC: u64 = 0o2_000_000;
+const O_TMPFILE: u64 = 0o20_200_000;
+const O_RDWR: u64 = 2;
+const MFD_CLOEXEC: u64 = 1;
+const MFD_EXEC: u64 = 16;
+const AT_FDCWD: u64 = -100i64 as u64;
+const EXECUTABLE_FD: u64 = 3;
+
+/// Starts a dumper for this process and lets it trace us; its pid is in `Control::dumper`, or
+/// `Control::spawn_error` says why there is none.
+pub fn dumper(control: *mut Control) {
+    let mut reaps = 0u32;
+    let reaps_at: *mut u32 = &mut reaps;
+    // SAFETY: the kernel writes the one word.
+    unsafe { sys::call(157, &[PR_GET_CHILD_SUBREAPER, reaps_at as u64, 0, 0, 0, 0]) };
+    if reaps != 0 {
+        sys::prctl(PR_SET_CHILD_SUBREAPER, 0);
+    }
+    // SAFETY: the stack is one of the region's and nobody else's now.
+    let child = unsafe { sys::clone(FLAGS, stack(control, 0), [0; 2], intermediate, control as u64) };
+    if child > 0 {
+        // SAFETY: waits for the task that was just made.
+        while unsafe { sys::call(61, &[child as u64, 0, WCLONE, 0, 0, 0]) } == -4 {}
+    } else {
+        set_error(control, child);
+    }
+    if reaps != 0 {
+        sys::prctl(PR_SET_CHILD_SUBREAPER, 1);
+    }
+    // SAFETY: the control page is ours.
+    let pid = unsafe { (&raw const (*control).dumper).read_volatile() };
+    sys::prctl(PR_SET_PTRACER, u64::from(pid));
+}
+
+fn stack(control: *mut Control, index: u64) -> u64 {
+    (control as u64).wrapping_add(STACKS).wrapping_add(STACK_LEN.wrapping_mul(index.wrapping_add(1)))
+}
+
+fn set_error(control: *mut Control, error: i64) {
+    // SAFETY: the control page is ours.
+    unsafe { (&raw mut (*control).spawn_error).write_volatile(error) };
+}
+
+extern "C" fn intermediate(control: u64) -> ! {
+    let control = control as *mut Control;
+    // SAFETY: as in `dumper`.
+    let child = unsafe { sys::clone(FLAGS, stack(control, 1), [0; 2], become_dumper, control as u64) };
+    if sys::failed(child) {
+        set_error(control, child);
+    }
+    sys::exit(0)
+}
+
+/// Runs in the task that becomes the dumper.
+extern "C" fn become_dumper(control: u64) -> ! {
+    let control = control as *mut Control;
+    // SAFETY: the suspended thread waits for this value.
+    unsafe { (&raw mut (*control).dumper).write_volatile(sys::getpid()) };
+    // SAFETY: a session of our own, so that no terminal signal meets the dumper.
+    unsafe { sys::call(112, &[0; 6]) };
+    let mut error = execute(control, memfd(control));
+    if sys::failed(error) {
+        error = execute(control, temporary(control));
+    }
+    set_error(control, error);
+    // SAFETY: as above.
+    unsafe { (&raw mut (*control).dumper).write_volatile(0) };
+    sys::exit(0)
+}
+
+fn copy_executable(control: *mut Control, fd: i64) -> bool {
+    // SAFETY: the control page is ours.
+    let (start, len) = unsafe { ((&raw const (*control).exe_start).read(), (&raw const (*control).exe_len).read()) };
+    sys::write_all(fd, (control as u64).wrapping_add(start) as *const u8, len as usize)
+}
+
+fn memfd(control: *mut Control) -> i64 {
+    let name = c"ckpt".as_ptr() as u64;
+    // SAFETY: makes a descriptor in a table of our own.
+    let mut fd = unsafe { sys::call(319, &[name, MFD_CLOEXEC | MFD_EXEC, 0, 0, 0, 0]) };
+    if fd == -22 {
+        // Before Linux 6.3 MFD_EXEC is unknown and every memfd executable.
+        // SAFETY: as above.
+        fd = unsafe { sys::call(319, &[name, MFD_CLOEXEC, 0, 0, 0, 0]) };
+    }
+    if fd >= 0 && !copy_executable(control, fd) {
+        return -28;
+    }
+    fd
+}
+
+/// A file without a name in the directory of the checkpoint, for systems where
+/// vm.memfd_noexec forbids to execute a memfd.
+fn temporary(control: *mut Control) -> i64 {
+    let mut path = [0u8; NAME_LEN];
+    // SAFETY: the control page is ours.
+    let name = unsafe { &(*control).config.name };
+    let (mut len, mut slash) = (0usize, 0usize);
+    for (to, from) in path.iter_mut().zip(name) {
+        if *from == 0 {
+            break;
+        }
+        *to = *from;
+        len = len.wrapping_add(1);
+        if *from == b'/' {
+            slash = len;
+        }
+    }
+    if let Some(end) = path.get_mut(slash) {
+        *end = 0;
+    }
+    let args = [AT_FDCWD, path.as_ptr() as u64, O_TMPFILE | O_RDWR | CLOEXEC, 0o700, 0, 0];
+    // SAFETY: makes a descriptor in a table of our own.
+    let fd = unsafe { sys::call(257, &args) };
+    if fd < 0 {
+        return fd;
+    }
+    if !copy_executable(control, fd) {
+        return -28;
+    }
+    // Executing a file that somebody may write is ETXTBSY: change to a descriptor that only reads.
+    let mut link = [0u8; 32];
+    let start = decimal(fd as u64, &mut link, b"/proc/self/fd/");
+    // SAFETY: as above.
+    let readable = unsafe { sys::call(257, &[AT_FDCWD, start, CLOEXEC, 0, 0, 0]) };
+    sys::close(fd);
+    readable
+}
+
+/// Writes `prefix` and the number as a C string that ends with the buffer; its address.
+fn decimal(mut number: u64, buffer: &mut [u8; 32], prefix: &[u8]) -> u64 {
+    let mut digits = 0usize;
+    for byte in buffer.iter_mut().rev().skip(1) {
+        *byte = b'0'.wrapping_add((number % 10) as u8);
+        number /= 10;
+        digits = digits.wrapping_add(1);
+        if number == 0 {
+            break;
+        }
+    }
+    for (to, from) in buffer.iter_mut().rev().skip(digits.wrapping_add(1)).zip(prefix.iter().rev()) {
+        *to = *from;
+    }
+    let length = digits.wrapping_add(prefix.len()).wrapping_add(1);
+    (buffer.as_ptr() as u64).wrapping_add(32).wrapping_sub(length as u64)
+}
+
+/// Executes `fd` as `ckpt __dump PID` with an empty environment and no other descriptor.
+fn execute(control: *mut Control, fd: i64) -> i64 {
+    if fd < 0 {
+        return fd;
+    }
+    if fd as u64 != EXECUTABLE_FD {
+        // SAFETY: the descriptors are those of our own table.
+        unsafe { sys::call(292, &[fd as u64, EXECUTABLE_FD, CLOEXEC, 0, 0, 0]) };
+    }
+    // SAFETY: as above.
+    unsafe { sys::call(436, &[0, EXECUTABLE_FD - 1, 0, 0, 0, 0]) };
+    // SAFETY: as above.
+    unsafe { sys::call(436, &[EXECUTABLE_FD + 1, u64::from(u32::MAX), 0, 0, 0, 0]) };
+    // SAFETY: the control page is ours.
+    let target = unsafe { (&raw const (*control).target).read_volatile() };
+    let mut number = [0u8; 32];
+    let pid = decimal(u64::from(target), &mut number, b"");
+    let argv = [c"ckpt".as_ptr() as u64, c"__dump".as_ptr() as u64, pid, 0];
+    let (empty, envp) = (c"".as_ptr() as u64, (&raw const argv[3]) as u64);
+    let args = [EXECUTABLE_FD, empty, (&raw const argv) as u64, envp, 0x1000, 0];
+    // SAFETY: replaces this task; the arguments lie on our own stack.
+    unsafe { sys::call(322, &args) }
+}

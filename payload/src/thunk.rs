@@ -1,0 +1,78 @@
+//! How a thread is lent to the host for a system call.
+//!
+//! The host saves the thread's registers in the area behind the thunk, points the thread at it
+//! with the system call's number and arguments in registers and all signals blocked, and drives
+//! it by syscall-exit stops. If the host dies at any moment, the thread runs on: it finishes the
+//! call, reloads what the area holds and is back where it was. The kernel's restart_block stays as
+//! it is, so an interrupted nanosleep(2) still goes on.
+//!
+//! The order of the epilogue matters. Flags are popped while signals are blocked, because rsp
+//! then points into the area. When the mask comes back, rsp is the thread's own again, so a
+//! signal frame finds a proper stack; the four instructions behind it are interruptible like any.
+//!
+//! The same bytes are copied into a hole of a foreign text mapping when there is no payload yet,
+//! so they refer to nothing but their own area.
+//!
+//! # Safety
+//! Only the host enters here, as described.
+#![allow(unsafe_code)]
+
+use ckpt_abi::region::{THUNK_AREA, THUNK_LEN};
+
+core::arch::global_asm!(
+    ".pushsection .text.ckpt_thunk,\"ax\",@progbits",
+    ".balign 64",
+    ".globl ckpt_thunk",
+    "ckpt_thunk:",
+    "syscall",
+    ".Lckpt_epilogue:",
+    "lea rsp, [rip + .Lckpt_area]",
+    "popfq",
+    "mov rsp, [rip + .Lckpt_area + 8]",
+    "mov rbx, [rip + .Lckpt_area + 16]",
+    "mov rbp, [rip + .Lckpt_area + 24]",
+    "mov r8, [rip + .Lckpt_area + 32]",
+    "mov r9, [rip + .Lckpt_area + 40]",
+    "mov r12, [rip + .Lckpt_area + 48]",
+    "mov r13, [rip + .Lckpt_area + 56]",
+    "mov r14, [rip + .Lckpt_area + 64]",
+    "mov r15, [rip + .Lckpt_area + 72]",
+    "lea rsi, [rip + .Lckpt_area + 80]",
+    "mov edi, 2",
+    "mov edx, 0",
+    "mov r10d, 8",
+    "mov eax, 14",
+    "syscall",
+    "mov rdi, [rip + .Lckpt_area + 88]",
+    "mov rsi, [rip + .Lckpt_area + 96]",
+    "mov rdx, [rip + .Lckpt_area + 104]",
+    "mov r10, [rip + .Lckpt_area + 112]",
+    "mov rax, [rip + .Lckpt_area + 120]",
+    "mov rcx, [rip + .Lckpt_area + 128]",
+    "mov r11, [rip + .Lckpt_area + 136]",
+    "jmp [rip + .Lckpt_area + 144]",
+    ".org ckpt_thunk + {area}",
+    ".Lckpt_area:",
+    ".zero {len} - {area}",
+    // clone(2): the child takes its stack from the kernel and its orders from r15, the parent
+    // is driven or ends in the thunk's epilogue.
+    ".balign 16",
+    ".globl ckpt_clone_thunk",
+    "ckpt_clone_thunk:",
+    "syscall",
+    "test rax, rax",
+    "jnz .Lckpt_epilogue",
+    "xor ebp, ebp",
+    "mov rdi, r15",
+    "call ckpt_run",
+    "ud2",
+    ".balign 16",
+    ".globl ckpt_restorer",
+    "ckpt_restorer:",
+    "mov rax, 15",
+    "syscall",
+    "ud2",
+    ".popsection",
+    area = const THUNK_AREA,
+    len = const THUNK_LEN,
+);

@@ -1,0 +1,205 @@
+//! Help texts, made from the table.
+
+use std::fmt::Write;
+
+use super::table::{self, Entry, Form, Operand, Opt};
+
+/// Columns of a help text.
+const WIDTH: usize = 79;
+/// Column where the second column of lists begins.
+const SECOND: usize = 24;
+
+/// The quick example of the manual; (what is typed or printed, what it means).
+pub(super) const EXAMPLE: &[(&str, &str)] = &[
+    ("% ckpt foo", "run foo with checkpointing"),
+    ("1 2 3 4 5 ^Z", "the checkpoint signal: saved to foo.ckpt, and foo ends"),
+    ("% ./foo.ckpt", "execute the checkpoint: foo goes on"),
+    ("6 7 8", ""),
+];
+
+/// The exit statuses of the ckpt command.
+pub(super) const STATUSES: &[(&str, &str)] = &[
+    ("125", "ckpt itself failed, and says why on standard error"),
+    ("126", "PROGRAM was found but cannot be executed"),
+    ("127", "PROGRAM was not found"),
+    ("other", "the status of PROGRAM; 0 where a checkpoint ended it"),
+];
+
+/// "ckpt [-n NAME] … PROGRAM [ARGS…]", once for each form that users see.
+pub(super) fn synopses() -> Vec<String> {
+    let shown = |entry: &&Entry| !entry.hidden && entry.form != Form::Restart;
+    table::FORMS.iter().filter(shown).map(|entry| synopsis(entry, "ckpt")).collect()
+}
+
+pub(super) fn synopsis(entry: &Entry, command: &str) -> String {
+    let mut line = command.to_owned();
+    if let Some(word) = entry.word {
+        line.push(' ');
+        line.push_str(word);
+    }
+    for opt in table::OPTIONS.iter().filter(|opt| opt.is_of(&[entry.form]) && !opt.is_page()) {
+        let mut text = opt.shortest();
+        if let Some((value, _)) = opt.value {
+            text = format!("{text} {value}");
+        }
+        line.push_str(&if opt.required { format!(" {text}") } else { format!(" [{text}]") });
+    }
+    if let Some(operand) = &entry.operand {
+        match entry.form {
+            Form::Launch => line.push_str(" [--] PROGRAM [ARGS...]"),
+
+            _ => line.push_str(&format!(" {}", operand.written())),
+        }
+    }
+    line
+}
+
+/// For `ckpt` alone.
+pub(super) fn usage() -> String {
+    let mut text = String::new();
+    for (index, line) in synopses().iter().take(3).enumerate() {
+        text.push_str(if index == 0 { "usage: " } else { "       " });
+        text.push_str(line);
+        text.push('\n');
+    }
+    text.push_str("try 'ckpt --help'\n");
+    text
+}
+
+/// `ckpt --help`.
+pub(super) fn overview() -> String {
+    let mut text =
+        "ckpt saves a running program to an executable file that resumes it.\n\nUsage:\n"
+            .to_owned();
+    for line in synopses().iter().take(2) {
+        let _ = writeln!(text, "  {line}");
+    }
+    text.push_str("  ckpt SUBCOMMAND ...\n\nQuick example:\n");
+    list(&mut text, EXAMPLE.iter().map(|(left, right)| (left.to_string(), right.to_string())));
+    text.push_str("\nSubcommands:\n");
+    list(
+        &mut text,
+        table::subcommands().map(|(word, entry)| {
+            let operand = entry.operand.as_ref().map_or(String::new(), Operand::written);
+            (format!("{word} {operand}").trim_end().to_owned(), entry.help.to_owned())
+        }),
+    );
+    text.push_str("\nOptions before PROGRAM, and environment variables that say the same:\n");
+    list(
+        &mut text,
+        table::options(&[Form::Launch, Form::Attach]).map(|opt| {
+            let variable = opt.env.as_ref().map_or(String::new(), |env| format!(" ({})", env.name));
+            (flags(opt), format!("{}{variable}", opt.help))
+        }),
+    );
+    text.push_str("\nOptions of subcommands:\n");
+    list(
+        &mut text,
+        table::subcommands().flat_map(|(word, entry)| {
+            let own = move |opt: &&Opt| opt.is_of(&[entry.form]) && !opt.is_page();
+            table::OPTIONS
+                .iter()
+                .filter(own)
+                .map(move |opt| (flags(opt), format!("{word}: {}", opt.help)))
+        }),
+    );
+    text.push_str("\nExit status:\n");
+    list(&mut text, STATUSES.iter().map(|(left, right)| (left.to_string(), right.to_string())));
+    text.push_str(
+        "\nMore: 'ckpt help SUBCOMMAND', './foo.ckpt --help', and 'ckpt man | man -l -'.\n",
+    );
+    text
+}
+
+/// `ckpt help SUBCOMMAND`.
+pub(super) fn subcommand(entry: &Entry) -> String {
+    let mut text = format!("{}.\n\nUsage: {}\n", entry.help, synopsis(entry, "ckpt"));
+    paragraphs(&mut text, entry.long);
+    options(&mut text, entry);
+    text
+}
+
+/// `./foo.ckpt --help`.
+pub(super) fn restart(file: &str) -> String {
+    let entry = table::entry(Form::Restart);
+    let mut text = format!("{}.\n\nUsage: {}\n", entry.help, synopsis(entry, file));
+    paragraphs(&mut text, entry.long);
+    options(&mut text, entry);
+    text
+}
+
+fn paragraphs(text: &mut String, long: &str) {
+    for paragraph in long.split("\n\n") {
+        text.push('\n');
+        fill(text, paragraph, 0);
+    }
+}
+
+fn options(text: &mut String, entry: &Entry) {
+    text.push_str("\nOptions:\n");
+    for opt in table::OPTIONS.iter().filter(|opt| opt.is_of(&[entry.form])) {
+        let _ = writeln!(text, "  {}", flags(opt).trim_start());
+        for paragraph in opt.description.split("\n\n") {
+            fill(text, paragraph, 6);
+        }
+        if let (Some(env), true) = (&opt.env, entry.form != Form::Restart) {
+            let _ = writeln!(text, "      Environment: {}={}", env.name, env.value);
+        }
+    }
+}
+
+/// "-n, --name NAME".
+pub(super) fn flags(opt: &Opt) -> String {
+    let mut text = match opt.short {
+        Some(short) => format!("-{short}, --{}", opt.long),
+        None => format!("    --{}", opt.long),
+    };
+    if let Some((value, _)) = opt.value {
+        let _ = write!(text, " {value}");
+    }
+    text
+}
+
+/// Two columns; a left text that is too wide stands on a line of its own.
+fn list(text: &mut String, rows: impl Iterator<Item = (String, String)>) {
+    for (left, right) in rows {
+        let mut line = format!("  {left}");
+        if line.chars().count() + 2 > SECOND && !right.is_empty() {
+            text.push_str(&line);
+            text.push('\n');
+            line.clear();
+        }
+        if right.is_empty() {
+            text.push_str(&line);
+            text.push('\n');
+            continue;
+        }
+        let mut filled = String::new();
+        fill(&mut filled, &right, SECOND);
+        let start = line.chars().count();
+        text.push_str(&line);
+        text.push_str(&filled[start..]);
+    }
+}
+
+/// Appends `words`, broken at spaces before [`WIDTH`] and indented.
+fn fill(text: &mut String, words: &str, indent: usize) {
+    let mut column = 0;
+    for word in words.split(' ') {
+        let width = word.chars().count();
+        if column == 0 {
+            text.push_str(&" ".repeat(indent));
+            column = indent;
+        } else if column + 1 + width > WIDTH {
+            text.push('\n');
+            text.push_str(&" ".repeat(indent));
+            column = indent;
+        } else {
+            text.push(' ');
+            column += 1;
+        }
+        text.push_str(word);
+        column += width;
+    }
+    text.push('\n');
+}

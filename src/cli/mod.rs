@@ -1,0 +1,97 @@
+//! The command line: one static table ([`table`]) drives parsing, help, the man page and the
+//! shell completions, so that none of them can know an option that another does not.
+
+mod completions;
+mod help;
+mod man;
+mod parse;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use crate::settings::Settings;
+
+pub use completions::{Shell, completions};
+pub use man::man_page;
+pub use parse::{parse, parse_restart};
+
+/// What the ckpt command is asked to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Execute a program with checkpointing enabled.
+    Launch {
+        /// From the options and the environment.
+        settings: Settings,
+        /// As it was written; looked up in PATH if it has no slash.
+        program: OsString,
+        /// The program's arguments, without its name.
+        args: Vec<OsString>,
+    },
+    /// Enable checkpointing in a running process.
+    Attach {
+        /// The process id.
+        pid: i32,
+        /// From the options and the environment.
+        settings: Settings,
+    },
+    /// Save a running process now.
+    Save {
+        /// The process id.
+        pid: i32,
+        /// End the process after the checkpoint.
+        stop: bool,
+        /// Only the name can be said here.
+        settings: Settings,
+    },
+    /// Check every byte of a checkpoint file.
+    Verify {
+        /// The checkpoint file.
+        file: PathBuf,
+    },
+    /// Show what a checkpoint file holds.
+    Info {
+        /// The checkpoint file.
+        file: PathBuf,
+    },
+    /// The dumper, as the payload starts it.
+    Dump {
+        /// The process id.
+        pid: i32,
+    },
+    /// Print this text on standard output.
+    Help(String),
+    /// Nothing was said: print this text on standard error and exit with status 125.
+    Usage(String),
+    /// Print [`version`].
+    Version,
+    /// Print [`man_page`].
+    Man,
+    /// Print [`completions`].
+    Completions(Shell),
+}
+
+/// What a checkpoint file is asked to do when it is executed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RestartCommand {
+    /// Resume the program.
+    Restart(RestartOptions),
+    /// Print this text on standard output.
+    Help(String),
+    /// Print [`version`].
+    Version,
+}
+
+/// The options that a checkpoint file takes when it is executed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RestartOptions {
+    /// Changes to the saved configuration.
+    pub settings: Settings,
+}
+
+/// "ckpt 0.1.0".
+pub fn version() -> String {
+    format!("ckpt {}", env!("CARGO_PKG_VERSION"))
+}

@@ -1,0 +1,281 @@
+//! From words to commands, as the table says.
+
+use std::ffi::{OsStr, OsString};
+
+use lexopt::{Arg, Parser};
+
+use super::table::{self, Draft, Entry, Form, Opt, Page};
+use super::{Command, RestartCommand, RestartOptions, Shell, help};
+use crate::error::{Because, Error, Result};
+use crate::settings::{parse_pid, quoted};
+
+/// The forms that are possible until a subcommand, a program or -p decides.
+const UNDECIDED: &[Form] = &[Form::Launch, Form::Attach];
+
+/// Reads the command line of ckpt. `args` begins with the command's own name, which is skipped;
+/// `env` looks up environment variables, and is asked only for those that the form heeds and
+/// that no option overrides.
+///
+/// # Errors
+/// A sentence that names the bad word, with exit status 125.
+pub fn parse(
+    args: impl Iterator<Item = OsString>,
+    env: impl Fn(&str) -> Option<OsString>,
+) -> Result<Command> {
+    let mut reader = Reader::new(args.collect(), "ckpt".into());
+    if reader.at_end() {
+        return Ok(Command::Usage(help::usage()));
+    }
+    let program = match reader.next(UNDECIDED)? {
+        Next::Word(word) => match table::subcommand(&word) {
+            Some(entry) => return subcommand(entry, reader, env),
+            None => Some(word),
+        },
+        Next::Dashes => reader.raw(),
+        Next::End => None,
+        Next::Page(Page::Help) => return Ok(Command::Help(help::overview())),
+        Next::Page(Page::Version) => return Ok(Command::Version),
+    };
+    match (reader.draft.pid, program) {
+        (Some(_), Some(program)) => Err(reader.bad(format!(
+            "-p enables checkpointing in a running process, so the program {} is one word too many",
+            quoted(&program)
+        ))),
+        (Some(pid), None) => {
+            reader.heed(Form::Attach, env)?;
+            Ok(Command::Attach { pid, settings: reader.draft.settings })
+        }
+        (None, Some(program)) if program.is_empty() => {
+            Err(reader.bad("the program's name '' is empty"))
+        }
+        (None, Some(program)) => {
+            reader.heed(Form::Launch, env)?;
+            let args = reader.rest();
+            Ok(Command::Launch { settings: reader.draft.settings, program, args })
+        }
+        (None, None) => Err(reader.bad("there is no program to run after the options")),
+    }
+}
+
+/// Reads the words after a checkpoint file that is executed. `args` begins with the file's name.
+/// The environment is the program's saved one, and never read here.
+///
+/// # Errors
+/// A sentence that names the bad word, with exit status 125.
+pub fn parse_restart(args: impl Iterator<Item = OsString>) -> Result<RestartCommand> {
+    let args: Vec<OsString> = args.collect();
+    let file = args.first().map_or("FILE".into(), |name| name.to_string_lossy().into_owned());
+    let mut reader = Reader::new(args, file.clone());
+    let word = match reader.next(&[Form::Restart])? {
+        Next::Word(word) => Some(word),
+        Next::Dashes => reader.raw(),
+        Next::End => None,
+        Next::Page(Page::Help) => return Ok(RestartCommand::Help(help::restart(&file))),
+        Next::Page(Page::Version) => return Ok(RestartCommand::Version),
+    };
+    match word {
+        None => Ok(RestartCommand::Restart(RestartOptions { settings: reader.draft.settings })),
+        Some(word) => Err(reader.bad(format!(
+            "{} is one word too many; the program goes on with the arguments that it was saved with",
+            quoted(&word)
+        ))),
+    }
+}
+
+/// Reads what follows the word of a subcommand.
+fn subcommand(
+    entry: &'static Entry,
+    mut reader: Reader,
+    env: impl Fn(&str) -> Option<OsString>,
+) -> Result<Command> {
+    let name = entry.word.unwrap_or_default();
+    if let Some(stray) = reader.given.iter().find(|opt| !opt.is_of(&[entry.form])) {
+        let sentence = format!("the option {} does not go with 'ckpt {name}'", stray.shortest());
+        return Err(reader.bad(sentence));
+    }
+    let mut words = Vec::new();
+    loop {
+        match reader.next(std::slice::from_ref(&entry.form))? {
+            Next::Word(word) => words.push(word),
+            Next::Dashes => words.extend(reader.rest()),
+            Next::End => break,
+            Next::Page(Page::Help) => return Ok(Command::Help(help::subcommand(entry))),
+            Next::Page(Page::Version) => return Ok(Command::Version),
+        }
+    }
+    let wanted = usize::from(entry.operand.is_some());
+    if let Some(extra) = words.get(wanted) {
+        return Err(reader.bad(format!(
+            "{} is one word too many for 'ckpt {name}', which takes {}; \
+             a program called {name} is run by 'ckpt -- {name}'",
+            quoted(extra),
+            entry.operand.as_ref().map_or("none".into(), |o| format!("one {}", o.name)),
+        )));
+    }
+    let word = words.pop();
+    if let (None, Some(operand)) = (&word, &entry.operand)
+        && !operand.optional
+    {
+        return Err(reader.bad(format!("'ckpt {name}' needs a {}", operand.name)));
+    }
+    reader.heed(entry.form, env)?;
+    build(entry, reader, word)
+}
+
+fn build(entry: &'static Entry, reader: Reader, word: Option<OsString>) -> Result<Command> {
+    let word = word.unwrap_or_default();
+    let pid = || parse_pid(&word).because(|| format!("ckpt {}", entry.word.unwrap_or_default()));
+    Ok(match entry.form {
+        Form::Save => {
+            let Draft { settings, stop, .. } = reader.draft;
+            Command::Save { pid: pid()?, stop, settings }
+        }
+        Form::Dump => Command::Dump { pid: pid()? },
+        Form::Verify | Form::Info if word.is_empty() => {
+            return Err(reader.bad("the checkpoint file's name '' is empty"));
+        }
+        Form::Verify => Command::Verify { file: word.into() },
+        Form::Info => Command::Info { file: word.into() },
+        Form::Help if word.is_empty() => Command::Help(help::overview()),
+        Form::Help => match table::subcommand(&word) {
+            Some(about) if !about.hidden => Command::Help(help::subcommand(about)),
+            _ => return Err(reader.bad(format!("there is no subcommand {}", quoted(&word)))),
+        },
+        Form::Man => Command::Man,
+        Form::Completions => Command::Completions(Shell::of_name(&word).ok_or_else(|| {
+            let shells = table::SHELLS.join(", ");
+            let word = quoted(&word);
+            reader.bad(format!("there are no completions for {word}, only for {shells}"))
+        })?),
+        Form::Launch | Form::Attach | Form::Restart => {
+            return Err(reader.bad("this form has no subcommand"));
+        }
+    })
+}
+
+/// What comes after the options that were just read.
+enum Next {
+    Word(OsString),
+    /// "--"; what follows are no options.
+    Dashes,
+    End,
+    /// A text is asked for; the remaining words do not matter.
+    Page(Page),
+}
+
+struct Reader {
+    parser: Parser,
+    draft: Draft,
+    given: Vec<&'static Opt>,
+    /// The command to try with --help.
+    command: String,
+}
+
+impl Reader {
+    fn new(args: Vec<OsString>, command: String) -> Self {
+        let parser = Parser::from_iter(args);
+        Self { parser, draft: Draft::default(), given: Vec::new(), command }
+    }
+
+    fn bad(&self, sentence: impl Into<String>) -> Error {
+        Error::new(sentence).hint(format!("try '{} --help'", self.command))
+    }
+
+    fn at_end(&mut self) -> bool {
+        self.parser.try_raw_args().is_some_and(|raw| raw.as_slice().is_empty())
+    }
+
+    /// The next word, untouched. Inside of a cluster of short options lexopt has none to give;
+    /// raw words are only asked for behind a whole word.
+    fn raw(&mut self) -> Option<OsString> {
+        self.parser.try_raw_args()?.next()
+    }
+
+    /// All remaining words, untouched.
+    fn rest(&mut self) -> Vec<OsString> {
+        std::iter::from_fn(|| self.raw()).collect()
+    }
+
+    /// Reads options of `forms` up to the next word that is none.
+    fn next(&mut self, forms: &[Form]) -> Result<Next> {
+        loop {
+            // lexopt swallows "--" without a word, and then calls a subcommand's name and a
+            // program's the same.
+            if let Some(mut raw) = self.parser.try_raw_args()
+                && raw.next_if(|word| word == "--").is_some()
+            {
+                return Ok(Next::Dashes);
+            }
+            let written = match self.parser.next() {
+                Ok(None) => return Ok(Next::End),
+                Ok(Some(Arg::Value(word))) => return Ok(Next::Word(word)),
+                Ok(Some(Arg::Short(short))) => format!("-{short}"),
+                Ok(Some(Arg::Long(long))) => format!("--{long}"),
+                Err(error) => return Err(self.refuse(error)),
+            };
+            self.option(&written, forms)?;
+            if let Some(page) = self.draft.page {
+                return Ok(Next::Page(page));
+            }
+        }
+    }
+
+    fn option(&mut self, written: &str, forms: &[Form]) -> Result<()> {
+        let known = |opt: &&Opt| match written.strip_prefix("--") {
+            Some(long) => opt.long == long,
+            None => opt.short.is_some_and(|short| written[1..] == *short.encode_utf8(&mut [0; 4])),
+        };
+        let Some(opt) = table::OPTIONS.iter().filter(|opt| opt.is_of(forms)).find(known) else {
+            let elsewhere = table::OPTIONS.iter().find(known);
+            let restart = forms.contains(&Form::Restart);
+            return Err(self.unknown(written, elsewhere.filter(|_| !restart)));
+        };
+        let value = match opt.value {
+            None => "1".into(),
+            Some((name, _)) => match self.parser.value() {
+                Ok(value) => value,
+                Err(_) => return Err(self.bad(format!("the option {written} needs a {name}"))),
+            },
+        };
+        (opt.set)(&mut self.draft, &value).because(|| written)?;
+        self.given.push(opt);
+        Ok(())
+    }
+
+    /// `elsewhere` has the same name and belongs to other forms of the ckpt command.
+    fn unknown(&self, written: &str, elsewhere: Option<&Opt>) -> Error {
+        let home = elsewhere.and_then(|opt| table::entry(*opt.forms.first()?).word);
+        let written = quoted(OsStr::new(written));
+        match home {
+            Some(word) => self.bad(format!(
+                "the option {written} is not known here; it stands after 'ckpt {word}'"
+            )),
+            None => self.bad(format!("unknown option {written}")),
+        }
+    }
+
+    fn refuse(&self, error: lexopt::Error) -> Error {
+        match error {
+            lexopt::Error::UnexpectedValue { option, value } => self.bad(format!(
+                "the option {option} takes no value, but {} is given",
+                quoted(&value)
+            )),
+            error => self.bad(error.to_string()),
+        }
+    }
+
+    /// Takes from the environment what `form` heeds there and no option said.
+    fn heed(&mut self, form: Form, env: impl Fn(&str) -> Option<OsString>) -> Result<()> {
+        for opt in table::OPTIONS.iter().filter(|opt| opt.is_of(&[form])) {
+            let Some(variable) = &opt.env else { continue };
+            if self.given.iter().any(|given| std::ptr::eq(*given, opt)) {
+                continue;
+            }
+            if let Some(value) = env(variable.name) {
+                (opt.set)(&mut self.draft, &value)
+                    .because(|| format!("the environment variable {}", variable.name))?;
+            }
+        }
+        Ok(())
+    }
+}

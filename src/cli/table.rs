@@ -1,0 +1,405 @@
+//! The table of forms (ways to call ckpt) and of options.
+//!
+//! A new subcommand is a [`Form`], an entry of [`FORMS`] and an arm where `parse` builds the
+//! command; a new option is an entry of [`OPTIONS`] and a field that its `set` fills.
+
+use std::ffi::OsStr;
+
+use crate::error::Result;
+use crate::settings::{self, Name, Settings};
+
+/// A way to call ckpt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    Launch,
+    Attach,
+    Save,
+    Verify,
+    Info,
+    Help,
+    Man,
+    Completions,
+    Dump,
+    /// A checkpoint file, executed.
+    Restart,
+}
+
+/// What a value or an operand is; completions complete it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    File,
+    Pid,
+    Signal,
+    Number,
+    Subcommand,
+    Shell,
+    Program,
+}
+
+/// The word that is no option.
+pub(super) struct Operand {
+    /// In help texts.
+    pub name: &'static str,
+    pub kind: Kind,
+    pub optional: bool,
+}
+
+/// One line of the table of forms.
+pub(super) struct Entry {
+    pub form: Form,
+    /// The subcommand's word; `None` for forms that are recognised otherwise.
+    pub word: Option<&'static str>,
+    pub operand: Option<Operand>,
+    /// One line, without a full stop.
+    pub help: &'static str,
+    /// Paragraphs, separated by empty lines.
+    pub long: &'static str,
+    /// Not for users: in no help text, man page or completion.
+    pub hidden: bool,
+}
+
+/// An environment variable that says the same as an option; only the forms that a user calls
+/// through the ckpt command read it.
+pub(super) struct Variable {
+    pub name: &'static str,
+    /// The values, in help texts.
+    pub value: &'static str,
+}
+
+/// One line of the table of options.
+pub(super) struct Opt {
+    pub short: Option<char>,
+    pub long: &'static str,
+    /// `None`: a flag.
+    pub value: Option<(&'static str, Kind)>,
+    pub env: Option<Variable>,
+    /// What holds for a launched program when nothing is said.
+    pub default: Option<&'static str>,
+    /// One line, without a full stop.
+    pub help: &'static str,
+    /// Paragraphs, separated by empty lines.
+    pub description: &'static str,
+    pub forms: &'static [Form],
+    /// The forms are recognised by this option.
+    pub required: bool,
+    /// Takes the value of the option (of a flag: "1") or of the environment variable.
+    pub set: fn(&mut Draft, &OsStr) -> Result<()>,
+}
+
+/// What was read so far.
+#[derive(Default)]
+pub(super) struct Draft {
+    pub settings: Settings,
+    pub pid: Option<i32>,
+    pub stop: bool,
+    pub page: Option<Page>,
+}
+
+/// A text that is asked for in place of any action.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Page {
+    Help,
+    Version,
+}
+
+pub(super) static FORMS: &[Entry] = &[
+    Entry {
+        form: Form::Launch,
+        word: None,
+        operand: Some(Operand { name: "PROGRAM", kind: Kind::Program, optional: false }),
+        help: "Run PROGRAM so that it can be checkpointed",
+        long: "Runs PROGRAM with checkpointing enabled. PROGRAM has the process id, streams, \
+               environment and exit status that it would have without ckpt. Options of ckpt stand \
+               before PROGRAM; everything after it belongs to PROGRAM. A program with the name \
+               of a subcommand is run with '--' before it: ckpt -- info.\n\n\
+               The checkpoint signal (SIGTSTP, which ^Z sends) saves the program to its \
+               checkpoint file and ends it; with -c it goes on.",
+        hidden: false,
+    },
+    Entry {
+        form: Form::Attach,
+        word: None,
+        operand: None,
+        help: "Enable checkpointing in a process that already runs",
+        long: "Enables checkpointing in the running process PID, as if it had been started by \
+               ckpt. Done again, it only changes the configuration to what is said. A relative \
+               checkpoint name is taken from the process's working directory.",
+        hidden: false,
+    },
+    Entry {
+        form: Form::Save,
+        word: Some("save"),
+        operand: Some(Operand { name: "PID", kind: Kind::Pid, optional: false }),
+        help: "Checkpoint a running process now",
+        long: "Checkpoints the process PID from outside, without any signal to it, whether or \
+               not it was started by ckpt and even if it blocks the checkpoint signal. Waits \
+               until the checkpoint is written, then prints its name, its bytes, and how long \
+               the program stood still. The program goes on unless --stop is given.\n\n\
+               Without -n the checkpoint gets the name that the process is configured with, \
+               else its program's base name and \".ckpt\" in its working directory.",
+        hidden: false,
+    },
+    Entry {
+        form: Form::Verify,
+        word: Some("verify"),
+        operand: Some(Operand { name: "FILE", kind: Kind::File, optional: false }),
+        help: "Check that a checkpoint file is whole",
+        long: "Reads the checkpoint FILE and compares every byte of it with its checksums. The \
+               exit status is 0 if the file is whole; else a sentence says what is damaged.",
+        hidden: false,
+    },
+    Entry {
+        form: Form::Info,
+        word: Some("info"),
+        operand: Some(Operand { name: "FILE", kind: Kind::File, optional: false }),
+        help: "Show what a checkpoint file holds",
+        long: "Shows which program the checkpoint FILE holds, its arguments, when and where it \
+               was saved, and its sizes.",
+        hidden: false,
+    },
+    Entry {
+        form: Form::Help,
+        word: Some("help"),
+        operand: Some(Operand { name: "SUBCOMMAND", kind: Kind::Subcommand, optional: true }),
+        help: "Show help, also about one subcommand",
+        long: "Shows all that is said of SUBCOMMAND, or without one the same as ckpt --help.",
+        hidden: false,
+    },
+    Entry {
+        form: Form::Man,
+        word: Some("man"),
+        operand: None,
+        help: "Print the manual page",
+        long: "Prints the manual page ckpt(1) as roff. To read it: ckpt man | man -l -",
+        hidden: false,
+    },
+    Entry {
+        form: Form::Completions,
+        word: Some("completions"),
+        operand: Some(Operand { name: "SHELL", kind: Kind::Shell, optional: false }),
+        help: "Print completions for bash, zsh or fish",
+        long: "Prints a script that teaches SHELL (bash, zsh or fish) to complete ckpt's command \
+               line.\n\n\
+               bash: ckpt completions bash > ~/.local/share/bash-completion/completions/ckpt\n\n\
+               zsh: ckpt completions zsh > a file _ckpt in a directory of $fpath\n\n\
+               fish: ckpt completions fish > ~/.config/fish/completions/ckpt.fish",
+        hidden: false,
+    },
+    Entry {
+        form: Form::Dump,
+        word: Some("__dump"),
+        operand: Some(Operand { name: "PID", kind: Kind::Pid, optional: false }),
+        help: "Be the dumper of a process",
+        long: "What the payload starts; not for users.",
+        hidden: true,
+    },
+    Entry {
+        form: Form::Restart,
+        word: None,
+        operand: None,
+        help: "Resume the program from its checkpoint file",
+        long: "Executing the checkpoint file resumes the program where it was saved, any number \
+               of times. The environment of the program is the saved one; that of the caller is \
+               ignored, CKPT_* included. Options change the configuration of the resumed \
+               program; what they do not say is as it was saved.",
+        hidden: false,
+    },
+];
+
+/// The forms whose options are the parameters of the original manual.
+const CONFIGURED: &[Form] = &[Form::Launch, Form::Attach, Form::Restart];
+
+pub(super) static OPTIONS: &[Opt] = &[
+    Opt {
+        short: Some('p'),
+        long: "pid",
+        value: Some(("PID", Kind::Pid)),
+        env: None,
+        default: None,
+        help: "Enable checkpointing in the running process PID",
+        description: "Enables checkpointing in the running process PID instead of starting a \
+                      program. Under Yama's default (kernel.yama.ptrace_scope = 1) this needs \
+                      root for processes that ckpt did not start.",
+        forms: &[Form::Attach],
+        required: true,
+        set: |draft, value| {
+            draft.pid = Some(settings::parse_pid(value)?);
+            Ok(())
+        },
+    },
+    Opt {
+        short: Some('n'),
+        long: "name",
+        value: Some(("NAME", Kind::File)),
+        env: Some(Variable { name: "CKPT_NAME", value: "NAME" }),
+        default: Some("PROGRAM's base name + .ckpt"),
+        help: "Save checkpoints to the file NAME",
+        description: "Saves checkpoints to NAME, which is FILENAME or file://FILENAME. A \
+                      relative name is taken from the directory where ckpt (or the checkpoint \
+                      file) is started, with -p from the process's working directory. An \
+                      existing file is replaced when the new checkpoint is whole. A forked child \
+                      that executed no other program saves to NAME with its process id appended.",
+        forms: &[Form::Launch, Form::Attach, Form::Restart, Form::Save],
+        required: false,
+        set: |draft, value| {
+            draft.settings.name = Some(Name::parse(value)?);
+            Ok(())
+        },
+    },
+    Opt {
+        short: Some('c'),
+        long: "continue",
+        value: None,
+        env: Some(Variable { name: "CKPT_CONTINUE", value: "0 or 1" }),
+        default: Some("0"),
+        help: "Continue the program after a checkpoint",
+        description: "The program continues after a checkpoint; without this it ends with status \
+                      0. It continues at once, while the checkpoint is written from a \
+                      copy-on-write snapshot. CKPT_CONTINUE=1 says the same as -c.",
+        forms: CONFIGURED,
+        required: false,
+        set: |draft, value| {
+            draft.settings.continues = Some(settings::parse_switch(value)?);
+            Ok(())
+        },
+    },
+    Opt {
+        short: Some('a'),
+        long: "signal",
+        value: Some(("SIGNAL", Kind::Signal)),
+        env: Some(Variable { name: "CKPT_ASYNCSIG", value: "SIGNAL" }),
+        default: Some("SIGTSTP"),
+        help: "Checkpoint on SIGNAL; 0: on none",
+        description: "The signal that triggers a checkpoint: a name (USR1, SIGUSR1, RTMIN+3; in \
+                      upper or lower case) or a number from 1 to 64. With 0 no signal does. \
+                      SIGKILL and SIGSTOP cannot be used.",
+        forms: CONFIGURED,
+        required: false,
+        set: |draft, value| {
+            draft.settings.asyncsig = Some(settings::parse_signal(value)?);
+            Ok(())
+        },
+    },
+    Opt {
+        short: Some('z'),
+        long: "period",
+        value: Some(("PERIOD", Kind::Number)),
+        env: Some(Variable { name: "CKPT_MSPERIOD", value: "PERIOD" }),
+        default: Some("0"),
+        help: "Checkpoint each PERIOD ms; 0: never",
+        description: "Takes a checkpoint each PERIOD milliseconds, without any timer or signal \
+                      of the program. With 0 there are no periodic checkpoints.",
+        forms: CONFIGURED,
+        required: false,
+        set: |draft, value| {
+            draft.settings.msperiod = Some(settings::parse_period(value)?);
+            Ok(())
+        },
+    },
+    Opt {
+        short: None,
+        long: "stop",
+        value: None,
+        env: None,
+        default: None,
+        help: "End the process once it is saved",
+        description: "Ends the process with status 0 once its checkpoint is whole; without this \
+                      it goes on.",
+        forms: &[Form::Save],
+        required: false,
+        set: |draft, _| {
+            draft.stop = true;
+            Ok(())
+        },
+    },
+    Opt {
+        short: Some('h'),
+        long: "help",
+        value: None,
+        env: None,
+        default: None,
+        help: "Show this help",
+        description: "Shows help about what stands before it.",
+        forms: &[
+            Form::Launch,
+            Form::Attach,
+            Form::Save,
+            Form::Verify,
+            Form::Info,
+            Form::Help,
+            Form::Man,
+            Form::Completions,
+            Form::Restart,
+        ],
+        required: false,
+        set: |draft, _| {
+            draft.page = Some(Page::Help);
+            Ok(())
+        },
+    },
+    Opt {
+        short: Some('V'),
+        long: "version",
+        value: None,
+        env: None,
+        default: None,
+        help: "Show the version",
+        description: "Shows the version of ckpt; of a checkpoint file, that of the ckpt which \
+                      saved it.",
+        forms: &[Form::Launch, Form::Attach, Form::Restart],
+        required: false,
+        set: |draft, _| {
+            draft.page = Some(Page::Version);
+            Ok(())
+        },
+    },
+];
+
+impl Operand {
+    /// "PID" or "[SUBCOMMAND]".
+    pub fn written(&self) -> String {
+        if self.optional { format!("[{}]", self.name) } else { self.name.to_owned() }
+    }
+}
+
+impl Opt {
+    /// "-n" or "--stop".
+    pub fn shortest(&self) -> String {
+        match self.short {
+            Some(short) => format!("-{short}"),
+            None => format!("--{}", self.long),
+        }
+    }
+
+    /// Whether the option only shows a text; synopses leave those out.
+    pub fn is_page(&self) -> bool {
+        matches!(self.long, "help" | "version")
+    }
+
+    pub fn is_of(&self, forms: &[Form]) -> bool {
+        forms.iter().any(|form| self.forms.contains(form))
+    }
+}
+
+/// The entry of a form.
+pub(super) fn entry(form: Form) -> &'static Entry {
+    FORMS.iter().find(|entry| entry.form == form).unwrap_or(&FORMS[0])
+}
+
+/// The subcommand of this word, hidden ones included.
+pub(super) fn subcommand(word: &OsStr) -> Option<&'static Entry> {
+    FORMS.iter().find(|entry| entry.word.is_some_and(|known| known == word))
+}
+
+/// The subcommands that users see.
+pub(super) fn subcommands() -> impl Iterator<Item = (&'static str, &'static Entry)> {
+    FORMS.iter().filter(|entry| !entry.hidden).filter_map(|entry| Some((entry.word?, entry)))
+}
+
+/// The options that any of the forms takes.
+pub(super) fn options(forms: &'static [Form]) -> impl Iterator<Item = &'static Opt> {
+    OPTIONS.iter().filter(|opt| opt.is_of(forms))
+}
+
+/// The words that the SHELL operand may be.
+pub(super) const SHELLS: [&str; 3] = ["bash", "zsh", "fish"];

@@ -1,0 +1,68 @@
+//! The dumper that the payload starts: it has no terminal, no descriptors and an empty environment,
+//! and speaks through the program's own standard error.
+//!
+//! # Safety
+//! Ignoring a signal installs no code.
+#![allow(unsafe_code)]
+
+use crate::dump::{Request, dump};
+use crate::error::Result;
+use crate::ptrace::raw;
+use crate::settings::Settings;
+use nix::sys::signal::{SigHandler, Signal, signal};
+use std::fs::File;
+use std::io::{IsTerminal, Write};
+
+/// Saves the process that started us.
+pub fn run(pid: i32) -> Result<u8> {
+    keep_low_descriptors();
+    prepare();
+    let _ = nix::sys::prctl::set_name(c"ckpt-dump");
+    // Taken now: a program that was ended has none any more.
+    let error_output = raw::take_descriptor(pid, 2).ok().map(File::from);
+    let request = Request { pid, settings: Settings::default(), stop: None, triggered: true };
+    let result = dump(&request);
+    let say = |sentence: &str| {
+        if let Some(mut file) = error_output.as_ref() {
+            let _ = file.write_all(format!("ckpt: {sentence}\n").as_bytes());
+        }
+    };
+    match result {
+        Ok(outcome) => {
+            for loss in &outcome.losses {
+                say(&format!("not saved: {loss}"));
+            }
+            if outcome.stopped && error_output.as_ref().is_some_and(File::is_terminal) {
+                say(&format!("saved to {}", outcome.name.display()));
+            }
+            Ok(0)
+        }
+        Err(e) => {
+            say(&format!("no checkpoint: {e}"));
+            Ok(e.status())
+        }
+    }
+}
+
+/// Limits on files answer with errors instead of ending us.
+pub fn prepare() {
+    for number in [Signal::SIGXFSZ, Signal::SIGPIPE] {
+        ignore(number);
+    }
+}
+
+fn ignore(number: Signal) {
+    // SAFETY: no handler of ours is replaced, and none is installed.
+    let _ = unsafe { signal(number, SigHandler::SigIgn) };
+}
+
+/// Occupies 0, 1 and 2, so that no file of ours is taken for a standard stream.
+fn keep_low_descriptors() {
+    while let Ok(file) = File::options().read(true).write(true).open("/dev/null") {
+        use std::os::fd::{AsRawFd, IntoRawFd};
+        if file.as_raw_fd() > 2 {
+            break;
+        }
+        let _ = file.into_raw_fd();
+    }
+}

@@ -1,0 +1,63 @@
+//! The subcommands: each turns what was parsed into calls of the layers below.
+
+mod attach;
+mod dumper;
+mod inspect;
+mod launch;
+mod restart;
+mod save;
+
+use crate::cli::{self, Command};
+use crate::error::{Error, Result};
+use crate::image::read::Image;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::Write;
+
+/// Runs ckpt; the exit status.
+pub fn main(args: Vec<OsString>) -> u8 {
+    match run(&args) {
+        Ok(status) => status,
+        Err(e) => {
+            eprintln!("ckpt: {e}");
+            e.status()
+        }
+    }
+}
+
+fn run(args: &[OsString]) -> Result<u8> {
+    if args.get(1).is_some_and(|word| word == "__report") {
+        return restart::report(args.get(2));
+    }
+    let own = File::open("/proc/self/exe")
+        .map_err(|e| Error::new(format!("cannot open our own executable (/proc/self/exe): {e}")))?;
+    let dumper = args.get(1).is_some_and(|word| word == "__dump");
+    if !dumper && Image::find(&own)?.is_some() {
+        return restart::from_own_file(own, args);
+    }
+    let command = cli::parse(args.iter().cloned(), |name| std::env::var_os(name))?;
+    match command {
+        Command::Launch { settings, program, args } => launch::run(&settings, &program, &args),
+        Command::Attach { pid, settings } => attach::run(pid, &settings),
+        Command::Save { pid, stop, settings } => save::run(pid, stop, settings),
+        Command::Dump { pid } => dumper::run(pid),
+        Command::Verify { file } => inspect::verify(&file),
+        Command::Info { file } => inspect::info(&file),
+        Command::Help(text) => print(&text),
+        Command::Version => print(&format!("{}\n", cli::version())),
+        Command::Man => print(&cli::man_page()),
+        Command::Completions(shell) => print(&cli::completions(shell)),
+        Command::Usage(text) => {
+            eprint!("{text}");
+            Ok(crate::error::FAILED)
+        }
+    }
+}
+
+fn print(text: &str) -> Result<u8> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(0),
+        Err(e) => Err(Error::new(format!("cannot write to standard output: {e}"))),
+    }
+}

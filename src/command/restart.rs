@@ -1,0 +1,88 @@
+//! A checkpoint file that is executed.
+//!
+//! # Safety
+//! The name by which the kernel executed us is read once, before anything could have moved it.
+#![allow(unsafe_code)]
+
+use crate::cli::{self, RestartCommand};
+use crate::error::{Because, Error, FAILED, Result};
+use crate::image::read::Image;
+use crate::resource::plan::Step;
+use crate::restart::{Options, restart};
+use ckpt_abi::op::Report;
+use nix::errno::Errno;
+use std::ffi::{CString, OsString};
+use std::fs::File;
+use std::io::{Read, Seek};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use zerocopy::FromBytes;
+
+/// Resumes the program in our own file, or does what the arguments ask.
+pub fn from_own_file(own: File, args: &[OsString]) -> Result<u8> {
+    let name = args.first().cloned().unwrap_or_else(|| "checkpoint".into());
+    if executed_by_the_program() {
+        return execute_original(own, args);
+    }
+    let options = match cli::parse_restart(args.iter().cloned())? {
+        RestartCommand::Help(text) => return super::print(&text),
+        RestartCommand::Version => return super::print(&format!("{}\n", cli::version())),
+        RestartCommand::Restart(options) => options,
+    };
+    let here = std::env::current_dir().because(|| "cannot find out the current directory")?;
+    let image = Image::from_file(own, Path::new(&name))?;
+    let options = Options { settings: options.settings.resolve(&here)? };
+    match restart(&image, &options, "ckpt")? {}
+}
+
+/// Whether somebody executed /proc/…/exe: a restarted program that starts itself anew (busybox its
+/// applets), for which the checkpoint stands in the place of its executable.
+fn executed_by_the_program() -> bool {
+    const AT_EXECFN: u64 = 31;
+    // SAFETY: reads the auxiliary vector of this process.
+    let name = unsafe { nix::libc::getauxval(AT_EXECFN) };
+    if name == 0 {
+        return false;
+    }
+    let pointer: *const std::ffi::c_char = std::ptr::with_exposed_provenance(name as usize);
+    // SAFETY: the kernel put a C string there (execve(2)).
+    let name = unsafe { std::ffi::CStr::from_ptr(pointer) };
+    let name = name.to_bytes();
+    name.starts_with(b"/proc/") && name.ends_with(b"/exe")
+}
+
+fn execute_original(own: File, args: &[OsString]) -> Result<u8> {
+    use ckpt_abi::image::{Process, SectionKind};
+    let image = Image::from_file(own, Path::new("/proc/self/exe"))?;
+    let process: Process = image.record(SectionKind::Process)?;
+    let path = image.text(process.exe);
+    let c_string = |text: &std::ffi::OsStr| CString::new(text.as_bytes()).unwrap_or_default();
+    let argv: Vec<CString> = args.iter().map(|a| c_string(a)).collect();
+    let error = match nix::unistd::execv(&c_string(&path), &argv) {
+        Ok(never) => match never {},
+        Err(e) => e,
+    };
+    Err(Error::new(format!("cannot execute {}: {}", path.display(), error.desc())))
+}
+
+/// Turns what the restorer left in descriptor `fd` into a sentence.
+pub fn report(fd: Option<&OsString>) -> Result<u8> {
+    let fd = fd.and_then(|fd| fd.to_str()).and_then(|fd| fd.parse::<i32>().ok());
+    let fd = fd.ok_or_else(|| Error::new("__report is for the restorer alone"))?;
+    let mut bytes = Vec::new();
+    File::open(format!("/proc/self/fd/{fd}"))
+        .and_then(|mut file| file.rewind().and_then(|()| file.read_to_end(&mut bytes)))
+        .because(|| "the restorer failed and its report cannot be read")?;
+    let report = Report::read_from_bytes(&bytes)
+        .map_err(|_| Error::new("the restorer failed and its report is incomplete"))?;
+    let doing = Step::describe(report.step);
+    let reason = match report.errno {
+        0 => "the kernel answered something else than asked for",
+        n => Errno::from_raw(n.cast_signed()).desc(),
+    };
+    eprintln!(
+        "ckpt: cannot restart: the restorer could not {doing}: {reason} (system call {}, {:#x}, {:#x})",
+        report.nr, report.addr, report.len
+    );
+    Ok(FAILED)
+}

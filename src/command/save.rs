@@ -1,0 +1,24 @@
+//! `ckpt save PID`
+
+use crate::dump::{Request, dump};
+use crate::error::{Because, Result};
+use crate::settings::Settings;
+
+/// Saves a process from outside and says what came of it.
+pub fn run(pid: i32, stop: bool, settings: Settings) -> Result<u8> {
+    let here = std::env::current_dir().because(|| "cannot find out the current directory")?;
+    let settings = settings.resolve(&here)?;
+    super::dumper::prepare();
+    let outcome = dump(&Request { pid, settings, stop: Some(stop), triggered: false })?;
+    for loss in &outcome.losses {
+        eprintln!("ckpt: not saved: {loss}");
+    }
+    println!(
+        "{}: {} bytes, the program stood still for {:.1} ms{}",
+        outcome.name.display(),
+        outcome.bytes,
+        outcome.pause.as_secs_f64() * 1000.0,
+        if outcome.stopped { " and was ended" } else { "" }
+    );
+    Ok(0)
+}

@@ -1,0 +1,112 @@
+//! Taking a checkpoint: the phases, in running order.
+//!
+//! [`phase1_freeze`] → [`phase2_equip`] → [`phase3_gather`] → [`phase4_refuse`] →
+//! [`phase5_snapshot`] → [`phase6_write`] → [`phase7_seal`]. Until the image is sealed nothing of
+//! the program has changed, and whatever fails gives it back as it was.
+
+pub mod phase1_freeze;
+pub mod phase2_equip;
+pub mod phase3_gather;
+pub mod phase4_refuse;
+pub mod phase5_snapshot;
+pub mod phase6_write;
+pub mod phase7_seal;
+
+use crate::error::Result;
+use crate::image::file::FileSink;
+use crate::image::stub;
+use crate::ptrace::memory::Memory;
+use crate::settings::Settings;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// What is asked of a dump.
+pub struct Request {
+    /// The process.
+    pub pid: i32,
+    /// Overrides of the process's configuration, for this checkpoint alone; a payload that has to
+    /// be injected first is configured with them.
+    pub settings: Settings,
+    /// Whether the program ends (true), goes on (false), or does as it is configured (None).
+    pub stop: Option<bool>,
+    /// The payload waits for this dumper (it sent the signal).
+    pub triggered: bool,
+}
+
+/// What a dump did.
+pub struct Outcome {
+    /// The checkpoint.
+    pub name: PathBuf,
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// How long the program stood still.
+    pub pause: Duration,
+    /// Whether the program was ended.
+    pub stopped: bool,
+    /// What the image goes without.
+    pub losses: Vec<String>,
+}
+
+/// Takes a checkpoint.
+///
+/// # Errors
+/// Why there is none; the program goes on.
+pub fn dump(request: &Request) -> Result<Outcome> {
+    let start = Instant::now();
+    let executable = stub::own()?;
+    let mut frozen = phase1_freeze::freeze(request)?;
+    let memory = Memory::open(request.pid)?;
+    let mut equipped = phase2_equip::equip(request, &mut frozen, &memory, &executable)?;
+    let result = proceed(request, start, frozen, &memory, &mut equipped, executable);
+    equipped.finish(&memory);
+    result
+}
+
+fn proceed(
+    request: &Request,
+    start: Instant,
+    mut frozen: crate::ptrace::freeze::Frozen,
+    memory: &Memory,
+    equipped: &mut phase2_equip::Equipped,
+    executable: Vec<u8>,
+) -> Result<Outcome> {
+    let mut sink = FileSink::create(&equipped.name)?;
+    let (gathered, areas) = phase3_gather::gather(&mut frozen, memory, equipped)?;
+    phase4_refuse::refuse(request.pid, &gathered)?;
+    let mut writing = phase6_write::Writing::begin(&mut sink, executable, gathered);
+    let stop = equipped.stop;
+    let outcome = if stop {
+        writing.pages(request.pid, memory, &areas)?;
+        writing.contents(request.pid)?;
+        None
+    } else {
+        let unforked: Vec<_> = areas.iter().filter(|a| a.unforked).cloned().collect();
+        writing.pages(request.pid, memory, &unforked)?;
+        writing.contents(request.pid)?;
+        phase5_snapshot::take(&mut frozen, memory, equipped)?
+    };
+    let mut pause = start.elapsed();
+    let mut held = Some(frozen);
+    match &outcome {
+        Some(snapshot) => {
+            equipped.announce(memory, ckpt_abi::region::Phase::Writing)?;
+            held.take().into_iter().for_each(crate::ptrace::freeze::Frozen::thaw);
+            pause = start.elapsed();
+            let forked: Vec<_> = areas.iter().filter(|a| !a.unforked).cloned().collect();
+            writing.pages(snapshot.pid(), &snapshot.memory()?, &forked)?;
+        }
+        None if stop => {}
+        None => {
+            let forked: Vec<_> = areas.iter().filter(|a| !a.unforked).cloned().collect();
+            writing.pages(request.pid, memory, &forked)?;
+        }
+    }
+    let (bytes, losses) = phase7_seal::seal(writing)?;
+    if let Some(frozen) = held {
+        if stop {
+            phase7_seal::end(frozen, equipped)?;
+        }
+        pause = start.elapsed();
+    }
+    Ok(Outcome { name: equipped.name.clone(), bytes, pause, stopped: stop, losses })
+}

@@ -1,0 +1,47 @@
+//! Phase 1: stop every thread of the target.
+
+use super::Request;
+use crate::error::{Error, Result};
+use crate::proc;
+use crate::ptrace::freeze::Frozen;
+use std::time::{Duration, Instant};
+
+/// How long the payload may take to allow us to trace it, after it has started us.
+const PERMISSION: Duration = Duration::from_secs(2);
+
+/// Freezes the target.
+pub fn freeze(request: &Request) -> Result<Frozen> {
+    let pid = request.pid;
+    check(pid)?;
+    let deadline = Instant::now() + PERMISSION;
+    loop {
+        match Frozen::freeze(pid) {
+            // Under Yama the thread that started us names us as tracer once it knows our id.
+            Err(_) if request.triggered && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Refuses what must not even be touched: remote calls obey the target's seccomp filters, and in
+/// strict mode the first one would kill it.
+pub fn check(pid: i32) -> Result<()> {
+    if pid == std::process::id().cast_signed() {
+        return Err(Error::new("ckpt cannot save itself"));
+    }
+    let status = proc::status(pid, pid)?;
+    let own = proc::status(std::process::id().cast_signed(), std::process::id().cast_signed())?;
+    if status.seccomp == 1 {
+        return Err(Error::new(format!("process {pid} is in seccomp's strict mode"))
+            .hint("it cannot be saved from outside"));
+    }
+    let filters = |s: &proc::status::Status| s.seccomp_filters.unwrap_or(u32::from(s.seccomp == 2));
+    if filters(&status) > filters(&own) {
+        return Err(Error::new(format!(
+            "process {pid} has installed seccomp filters, which could kill it for the system calls that a checkpoint needs"
+        )));
+    }
+    Ok(())
+}

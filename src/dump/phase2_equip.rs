@@ -1,0 +1,110 @@
+//! Phase 2: find the payload, or inject it, and claim it for this dump.
+
+use super::Request;
+use crate::error::{Error, Result};
+use crate::inject::{self, region::Region};
+use crate::proc::{self, maps::Vma};
+use crate::ptrace::freeze::Frozen;
+use crate::ptrace::memory::Memory;
+use crate::settings::{self, Name, Settings};
+use ckpt_abi::region::{Config, Phase};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+/// A frozen process with a payload that is ours for now.
+pub struct Equipped {
+    /// The payload.
+    pub region: Region,
+    /// The mappings, with the payload's.
+    pub vmas: Vec<Vma>,
+    /// Where the checkpoint goes.
+    pub name: PathBuf,
+    /// Whether the program ends after it.
+    pub stop: bool,
+}
+
+/// Finds or injects the payload.
+pub fn equip(
+    request: &Request,
+    frozen: &mut Frozen,
+    memory: &Memory,
+    executable: &[u8],
+) -> Result<Equipped> {
+    let pid = request.pid;
+    let mut vmas = proc::maps::read_with_flags(pid)?;
+    let region = match Region::find(memory, &vmas) {
+        Some(region) => region,
+        None => {
+            let config = configuration(pid, &request.settings)?;
+            let region =
+                inject::inject(pid, &mut frozen.threads[0], memory, &vmas, &config, executable)?;
+            vmas = proc::maps::read_with_flags(pid)?;
+            region
+        }
+    };
+    claim(request, &region, memory)?;
+    let name = name(request, &region)?;
+    let stop = request.stop.unwrap_or(region.control.config.continues == 0);
+    Ok(Equipped { region, vmas, name, stop })
+}
+
+/// The configuration of a process that had none: its name comes from its own and its directory.
+pub fn configuration(pid: i32, settings: &Settings) -> Result<Config> {
+    let arguments = proc::cmdline(pid)?;
+    let program = match arguments.first().filter(|a| !a.is_empty()) {
+        // A login shell's name begins with a dash.
+        Some(name) => {
+            let name = name.as_bytes();
+            std::ffi::OsStr::from_bytes(name.strip_prefix(b"-").unwrap_or(name)).to_owned()
+        }
+        None => proc::comm(pid, pid)?,
+    };
+    let cwd = proc::cwd(pid)?.path;
+    let own = Name::parse(&settings::default_name(&program))?;
+    let settings = settings.clone().or(Settings { name: Some(own), ..Settings::default() });
+    Ok(settings.resolve(&cwd)?.apply(settings::default_config()))
+}
+
+fn claim(request: &Request, region: &Region, memory: &Memory) -> Result<()> {
+    let (phase, dumper) = (region.control.phase, region.control.dumper);
+    let ours = request.triggered && dumper == std::process::id();
+    let busy = phase != Phase::Idle as u32 && !ours && dumper != 0;
+    if busy && proc::stat(dumper.cast_signed(), dumper.cast_signed()).is_ok_and(|s| s.state != 'Z') {
+        return Err(Error::new(format!(
+            "a checkpoint of process {} is already being taken, by process {dumper}",
+            request.pid
+        ))
+        .hint("wait for it"));
+    }
+    if !request.triggered {
+        region.set_dumper(memory, std::process::id())?;
+        region.set_phase(memory, Phase::Writing)?;
+    }
+    Ok(())
+}
+
+/// The name of the checkpoint: for this call, else as configured; a forked child's has its id
+/// appended, so that a signal to the whole group does not make two write one file.
+fn name(request: &Request, region: &Region) -> Result<PathBuf> {
+    if let Some(name) = request.settings.name.as_ref().and_then(Name::file) {
+        return Ok(name.into());
+    }
+    let mut name = region.name()?;
+    if region.control.owner != request.pid.cast_unsigned() {
+        name.as_mut_os_string().push(format!(".{}", request.pid));
+    }
+    Ok(name)
+}
+
+impl Equipped {
+    /// Tells the payload how far the dump is.
+    pub fn announce(&self, memory: &Memory, phase: Phase) -> Result<()> {
+        self.region.set_phase(memory, phase)
+    }
+
+    /// The dump is over, well or not: the next signal may start another. A process that is gone
+    /// needs no word.
+    pub fn finish(&self, memory: &Memory) {
+        let _ = self.region.set_phase(memory, Phase::Idle);
+    }
+}

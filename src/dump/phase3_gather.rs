@@ -1,0 +1,43 @@
+//! Phase 3: read everything but the pages, while the target stands still.
+
+use super::phase2_equip::Equipped;
+use crate::error::Result;
+use crate::ptrace::call::Caller;
+use crate::ptrace::freeze::Frozen;
+use crate::ptrace::memory::Memory;
+use crate::resource::{Gathered, Target, descriptors, memory, process, signals, threads};
+
+/// Gathers the records of the image, and the areas whose pages are to be written.
+pub fn gather(
+    frozen: &mut Frozen,
+    mem: &Memory,
+    equipped: &Equipped,
+) -> Result<(Gathered, Vec<memory::Area>)> {
+    let mut gathered = Gathered::default();
+    let mut target =
+        Target { frozen, memory: mem, vmas: &equipped.vmas, region: &equipped.region };
+    for index in 0..target.frozen.threads.len() {
+        threads::save(&mut target, index, &mut gathered)?;
+    }
+    if gathered.obstacles.is_empty() {
+        ask_main_thread(&mut target, &mut gathered)?;
+    }
+    signals::save_pending(&target, &mut gathered)?;
+    let areas = memory::save(&target, &mut gathered)?;
+    descriptors::save(&target, &mut gathered)?;
+    Ok((gathered, areas))
+}
+
+fn ask_main_thread(target: &mut Target<'_>, gathered: &mut Gathered) -> Result<()> {
+    let thunk = target.region.control.thunk;
+    // The caller borrows the thread, the savers read the rest of the target.
+    let mut main = target.frozen.threads.remove(0);
+    let mut ask = || {
+        let mut caller = Caller::new(&mut main, target.memory, thunk)?;
+        signals::save_actions(target, &mut caller, gathered)?;
+        process::save(target, &mut caller, gathered)
+    };
+    let result = ask();
+    target.frozen.threads.insert(0, main);
+    result
+}

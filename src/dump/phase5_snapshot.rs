@@ -1,0 +1,138 @@
+//! Phase 5: a copy-on-write picture of the target, so that it need not wait for the disk.
+//!
+//! The main thread makes an intermediate that shares its memory (so only one page table is ever
+//! copied), and that makes the snapshot. The intermediate executes nothing and is waited for with
+//! `__WCLONE`, so the program's own wait(2) never meets either; the snapshot becomes init's. It has
+//! no descriptors, blocks all signals, and ends when it is killed or when this dumper ends.
+
+use super::phase2_equip::Equipped;
+use crate::error::{Because, Result};
+use crate::ptrace::call::Caller;
+use crate::ptrace::freeze::Frozen;
+use crate::ptrace::memory::Memory;
+use crate::resource::plan::{Orders, Step};
+use ckpt_abi::op::{Kind, Orders as Head};
+use ckpt_abi::region::{STACK_LEN, STACKS};
+use nix::libc;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::time::{Duration, Instant};
+use zerocopy::IntoBytes;
+
+const PR_SET_PTRACER: u64 = 0x5961_6d61;
+const CLONE_PARENT_SETTID: u64 = libc::CLONE_PARENT_SETTID as u64;
+const CLONE_UNTRACED: u64 = libc::CLONE_UNTRACED as u64;
+
+/// The process that holds the picture; it ends with this value.
+pub struct Snapshot(i32);
+
+impl Snapshot {
+    /// Its process id.
+    pub fn pid(&self) -> i32 {
+        self.0
+    }
+
+    /// Its memory.
+    pub fn memory(&self) -> Result<Memory> {
+        // Under Yama the snapshot itself has to allow us first.
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            match Memory::open(self.0) {
+                Ok(memory) if memory.read_some(STACKS, &mut []).is_ok() => return Ok(memory),
+                Err(e) if Instant::now() > deadline => return Err(e),
+                _ => std::thread::sleep(Duration::from_micros(200)),
+            }
+        }
+    }
+}
+
+impl Drop for Snapshot {
+    fn drop(&mut self) {
+        let _ = kill(Pid::from_raw(self.0), Signal::SIGKILL);
+    }
+}
+
+/// Takes the picture; None when the kernel allows no more processes or memory, then the pages have
+/// to be written while the target stands still.
+pub fn take(frozen: &mut Frozen, memory: &Memory, equipped: &Equipped) -> Result<Option<Snapshot>> {
+    let region = &equipped.region;
+    let stack = |index: u64| region.base + STACKS + STACK_LEN * (index + 1);
+    // The lists lie in the third stack, which nobody runs on now.
+    let data = stack(1);
+    let head = write_orders(memory, data, stack(1) - 64)?;
+    let mut caller = Caller::new(&mut frozen.threads[0], memory, region.control.thunk)?;
+    let reaps = subreaper(&mut caller, memory, data, None)?;
+    if reaps {
+        subreaper(&mut caller, memory, data, Some(0))?;
+    }
+    memory.put(data, &0u64)?;
+    let flags = (libc::CLONE_VM | libc::CLONE_VFORK) as u64 | CLONE_UNTRACED;
+    let child = caller.clone(region.control.clone_thunk, &[flags, stack(0) - 64], head)?;
+    if child > 0 {
+        let wait = [child.cast_unsigned(), 0, libc::__WCLONE as u32 as u64, 0];
+        caller.call(libc::SYS_wait4, &wait)?;
+    }
+    if reaps {
+        subreaper(&mut caller, memory, data, Some(1))?;
+    }
+    let snapshot: u32 = memory.get(data)?;
+    Ok((snapshot != 0).then_some(Snapshot(snapshot.cast_signed())))
+}
+
+/// Asks or tells whether the target adopts orphans (PR_SET_CHILD_SUBREAPER).
+fn subreaper(caller: &mut Caller<'_>, memory: &Memory, at: u64, set: Option<u64>) -> Result<bool> {
+    let what = "cannot change who reaps orphans";
+    match set {
+        Some(value) => {
+            caller.expect(libc::SYS_prctl, &[libc::PR_SET_CHILD_SUBREAPER as u64, value], what)?;
+            Ok(value != 0)
+        }
+        None => {
+            caller.expect(libc::SYS_prctl, &[libc::PR_GET_CHILD_SUBREAPER as u64, at], what)?;
+            Ok(memory.get::<u32>(at)? != 0)
+        }
+    }
+}
+
+/// Writes the lists of the intermediate and of the snapshot into the target; the address of the
+/// intermediate's.
+///
+/// From `data` on: the snapshot's id, the poll request, its name, the child's words, the head of
+/// the orders, and the two lists.
+fn write_orders(memory: &Memory, data: u64, stack: u64) -> Result<u64> {
+    let dumper = u64::from(std::process::id());
+    let (request, name, words, head) = (data + 8, data + 16, data + 32, data + 64);
+    let (intermediate, snapshot) = (data + 128, data + 512);
+    let step = Step::Clone;
+    let mut list = Orders::default();
+    let flags = CLONE_PARENT_SETTID | CLONE_UNTRACED;
+    list.push(Kind::Clone, ckpt_abi::op::flag::MAY_FAIL, step, flags, &[stack, words, data]);
+    list.push(Kind::End, 0, step, 0, &[]);
+    memory.write(intermediate, list.bytes())?;
+    let mut list = Orders::default();
+    list.try_call(step, libc::SYS_prctl, &[PR_SET_PTRACER, dumper]);
+    list.try_call(step, libc::SYS_setsid, &[]);
+    list.call(step, libc::SYS_close_range, &[0, u64::from(u32::MAX), 0]);
+    list.try_call(step, libc::SYS_prctl, &[libc::PR_SET_NAME as u64, name]);
+    // With every other descriptor closed, the pidfd is number 0; it becomes readable when the
+    // dumper ends.
+    list.call(step, libc::SYS_pidfd_open, &[dumper, 0]);
+    list.call(step, libc::SYS_poll, &[request, 1, u64::MAX]);
+    list.push(Kind::Exit, 0, step, 0, &[0]);
+    memory.write(snapshot, list.bytes())?;
+    memory.put(data, &0u64)?;
+    let poll_request = (libc::POLLIN as u64) << 32;
+    memory.put(request, &poll_request)?;
+    memory.write(name, b"ckpt-snapshot\0\0\0")?;
+    memory.put(words, &[head, snapshot])?;
+    let orders = Head {
+        ops: intermediate,
+        report_fd: -1,
+        exec_fd: -1,
+        argv: 0,
+        envp: 0,
+        empty: 0,
+    };
+    memory.write(head, orders.as_bytes()).because(|| "cannot prepare the snapshot")?;
+    Ok(head)
+}

@@ -1,0 +1,79 @@
+//! The one error type: a sentence for the user and the exit status that goes with it.
+
+use std::fmt;
+
+/// Exit status when ckpt itself failed (as env, nohup and timeout have it).
+pub const FAILED: u8 = 125;
+/// Exit status when the program was found but cannot be executed.
+pub const CANNOT_EXECUTE: u8 = 126;
+/// Exit status when the program was not found.
+pub const NOT_FOUND: u8 = 127;
+
+/// What went wrong, as a sentence that names the thing, the reason and the way out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Error {
+    sentence: String,
+    status: u8,
+}
+
+/// `std::result::Result` with our [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// An error with exit status 125.
+    pub fn new(sentence: impl Into<String>) -> Self {
+        Self { sentence: sentence.into(), status: FAILED }
+    }
+
+    /// The same error with another exit status.
+    pub fn with_status(mut self, status: u8) -> Self {
+        self.status = status;
+        self
+    }
+
+    /// The same error with the way out added: "…; HINT".
+    pub fn hint(mut self, hint: impl fmt::Display) -> Self {
+        self.sentence = format!("{}; {hint}", self.sentence);
+        self
+    }
+
+    /// The exit status of the ckpt command.
+    pub fn status(&self) -> u8 {
+        self.status
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.sentence)
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Turns the error of a system call into a sentence: "WHAT: No such file or directory".
+pub trait Because<T> {
+    /// `what` names what was being done to which thing: "cannot open /etc/motd".
+    fn because<S: fmt::Display>(self, what: impl FnOnce() -> S) -> Result<T>;
+}
+
+impl<T> Because<T> for std::result::Result<T, nix::errno::Errno> {
+    fn because<S: fmt::Display>(self, what: impl FnOnce() -> S) -> Result<T> {
+        self.map_err(|e| Error::new(format!("{}: {}", what(), e.desc())))
+    }
+}
+
+impl<T> Because<T> for std::io::Result<T> {
+    fn because<S: fmt::Display>(self, what: impl FnOnce() -> S) -> Result<T> {
+        self.map_err(|e| match e.raw_os_error() {
+            Some(n) => Error::new(format!("{}: {}", what(), nix::errno::Errno::from_raw(n).desc())),
+            None => Error::new(format!("{}: {e}", what())),
+        })
+    }
+}
+
+impl<T> Because<T> for Result<T> {
+    fn because<S: fmt::Display>(self, what: impl FnOnce() -> S) -> Result<T> {
+        self.map_err(|e| Error { sentence: format!("{}: {}", what(), e.sentence), status: e.status })
+    }
+}

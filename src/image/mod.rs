@@ -1,0 +1,16 @@
+//! Checkpoint files: writing, reading, checking. The format itself is in `ckpt_abi::image`.
+
+pub mod elf;
+pub mod file;
+pub mod read;
+pub mod strings;
+pub mod stub;
+pub mod write;
+
+pub use ckpt_abi::image::PAGE;
+use xxhash_rust::xxh3::xxh3_64;
+
+/// The checksum of everything in an image.
+pub fn hash(bytes: &[u8]) -> u64 {
+    xxh3_64(bytes)
+}

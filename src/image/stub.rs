@@ -1,0 +1,23 @@
+//! Our own executable, which rides in front of every image.
+
+use super::elf;
+use super::read::Image;
+use crate::error::{Because, Result};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+/// The bytes of the running ckpt executable: without the image, when a checkpoint file runs, and
+/// without an ELF section table.
+pub fn own() -> Result<Vec<u8>> {
+    let path = "/proc/self/exe";
+    let file = File::open(path).because(|| format!("cannot read our own executable ({path})"))?;
+    let len = match Image::find(&file)? {
+        Some(header) => header.stub_len,
+        None => file.metadata().because(|| format!("cannot stat {path}"))?.len(),
+    };
+    let mut stub = vec![0; len as usize];
+    file.read_exact_at(&mut stub, 0)
+        .because(|| format!("cannot read our own executable ({path})"))?;
+    elf::forget_sections(&mut stub);
+    Ok(stub)
+}

@@ -1,0 +1,146 @@
+//! Writing an image, front to back except for its header.
+
+use super::{PAGE, elf, hash};
+use crate::error::Result;
+use ckpt_abi::ABI_VERSION;
+use ckpt_abi::image::{
+    FORMAT, HEADER_MAGIC, Header, PageRun, Section, SectionKind, TRAILER_MAGIC, Trailer,
+};
+use zerocopy::{FromZeros, Immutable, IntoBytes};
+
+/// Where an image goes to.
+pub trait Sink {
+    /// Writes bytes at an offset. Offsets only grow, but for the stub and the header, which come last.
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()>;
+    /// Makes what was written last and gives it its name; before this nothing is visible.
+    fn seal(&mut self, len: u64) -> Result<()>;
+}
+
+/// An image in the making.
+pub struct Writer<'a> {
+    sink: &'a mut dyn Sink,
+    stub: Vec<u8>,
+    start: u64,
+    at: u64,
+    runs: Vec<PageRun>,
+    sections: Vec<Section>,
+}
+
+impl<'a> Writer<'a> {
+    /// An image behind `stub`.
+    pub fn new(sink: &'a mut dyn Sink, stub: Vec<u8>) -> Self {
+        let start = (stub.len() as u64).next_multiple_of(PAGE);
+        Self { sink, stub, start, at: start + PAGE, runs: Vec::new(), sections: Vec::new() }
+    }
+
+    /// Bytes written so far.
+    pub fn len(&self) -> u64 {
+        self.at
+    }
+
+    /// Whether there is nothing but the head.
+    pub fn is_empty(&self) -> bool {
+        self.runs.is_empty() && self.sections.is_empty()
+    }
+
+    /// Adds whole pages of memory; all of them before the first section.
+    pub fn pages(&mut self, addr: u64, bytes: &[u8]) -> Result<()> {
+        self.sink.write_at(self.at, bytes)?;
+        let len = bytes.len() as u64;
+        self.runs.push(PageRun { addr, len, offset: self.at, hash: hash(bytes) });
+        self.at += len;
+        Ok(())
+    }
+
+    /// Adds a section of records.
+    pub fn records<T: IntoBytes + Immutable>(
+        &mut self,
+        kind: SectionKind,
+        records: &[T],
+    ) -> Result<()> {
+        self.section(kind, 0, size_of::<T>() as u32, records.as_bytes())
+    }
+
+    /// Adds a section of plain bytes.
+    pub fn bytes(&mut self, kind: SectionKind, index: u32, bytes: &[u8]) -> Result<()> {
+        self.section(kind, index, 0, bytes)
+    }
+
+    fn section(&mut self, kind: SectionKind, index: u32, record: u32, bytes: &[u8]) -> Result<()> {
+        let mut padded = bytes.to_vec();
+        padded.resize(bytes.len().next_multiple_of(8), 0);
+        self.sink.write_at(self.at, &padded)?;
+        self.sections.push(Section {
+            kind: kind as u32,
+            process: 0,
+            offset: self.at,
+            len: bytes.len() as u64,
+            record_len: record,
+            index,
+            hash: hash(&padded),
+            reserved: 0,
+        });
+        self.at += padded.len() as u64;
+        Ok(())
+    }
+
+    /// Writes what remains and seals the image; its length in bytes.
+    pub fn seal(mut self) -> Result<u64> {
+        self.runs.sort_by_key(|run| run.addr);
+        let runs = std::mem::take(&mut self.runs);
+        self.records(SectionKind::PageRuns, &runs)?;
+        let sections_at = self.at;
+        let sections = self.sections.as_bytes().to_vec();
+        self.sink.write_at(sections_at, &sections)?;
+        let table_at = sections_at + sections.len() as u64;
+        let file_len = table_at + elf::LEN + size_of::<Trailer>() as u64;
+        let table = elf::table(self.start, table_at, table_at);
+        self.sink.write_at(table_at, &table)?;
+        let trailer = self.trailer(file_len, table_at, &table);
+        self.sink.write_at(table_at + elf::LEN, trailer.as_bytes())?;
+        let stub_len = self.stub.len() as u64;
+        elf::refer_to_table(&mut self.stub, table_at);
+        self.stub.resize(self.start as usize, 0);
+        self.sink.write_at(0, &self.stub)?;
+        let header = self.header(stub_len, file_len, sections_at, hash(&sections));
+        self.sink.write_at(self.start, &header)?;
+        self.sink.seal(file_len)?;
+        Ok(file_len)
+    }
+
+    fn trailer(&self, file_len: u64, elf_table: u64, table: &[u8]) -> Trailer {
+        let mut trailer = Trailer {
+            magic: TRAILER_MAGIC,
+            header: self.start,
+            file_len,
+            elf_hash: hash(table),
+            elf_table,
+            ..Trailer::new_zeroed()
+        };
+        trailer.hash = hash(trailer.as_bytes());
+        trailer
+    }
+
+    fn header(&self, stub_len: u64, file_len: u64, sections: u64, sections_hash: u64) -> Vec<u8> {
+        let header = Header {
+            magic: HEADER_MAGIC,
+            format: FORMAT,
+            abi_version: ABI_VERSION,
+            start: self.start,
+            stub_len,
+            file_len,
+            sections,
+            section_count: self.sections.len() as u32,
+            section_len: size_of::<Section>() as u32,
+            sections_hash,
+            stub_hash: hash(&self.stub),
+            ..Header::new_zeroed()
+        };
+        let mut page = header.as_bytes().to_vec();
+        page.resize(PAGE as usize, 0);
+        let sum = hash(&page).to_le_bytes();
+        let at = std::mem::offset_of!(Header, hash);
+        page[at..at + 8].copy_from_slice(&sum);
+        page
+    }
+}

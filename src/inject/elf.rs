@@ -1,0 +1,106 @@
+//! The embedded libckpt.so as bytes to lay into a process.
+
+use super::{PAGE, pages};
+use crate::error::{Error, Result};
+use goblin::elf::Elf;
+use goblin::elf::program_header::PT_LOAD;
+use goblin::elf::reloc::R_X86_64_RELATIVE;
+use nix::libc;
+
+static LIBCKPT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/libckpt.so"));
+
+/// The payload's shared object.
+pub struct Payload {
+    elf: Elf<'static>,
+    len: u64,
+}
+
+impl Payload {
+    /// The one this binary carries.
+    pub fn embedded() -> Result<Self> {
+        let elf = Elf::parse(LIBCKPT)
+            .map_err(|e| Error::new(format!("the libckpt.so inside this ckpt is damaged: {e}")))?;
+        let ends = elf.program_headers.iter().filter(|p| p.p_type == PT_LOAD);
+        let len = pages(ends.map(|p| p.p_vaddr + p.p_memsz).max().unwrap_or(0));
+        Ok(Self { elf, len })
+    }
+
+    /// The shared object itself.
+    pub fn file() -> &'static [u8] {
+        LIBCKPT
+    }
+
+    /// Bytes in memory, whole pages.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Offset of an exported symbol from the first byte of the image.
+    pub fn symbol(&self, name: &str) -> u64 {
+        let symbols = self.elf.dynsyms.iter();
+        let mut named = symbols.filter(|s| self.elf.dynstrtab.get_at(s.st_name) == Some(name));
+        named.next().map_or(0, |s| s.st_value)
+    }
+
+    /// The image as it has to be at `base`.
+    pub fn relocated(&self, base: u64) -> Vec<u8> {
+        let mut image = vec![0; self.len as usize];
+        for header in self.elf.program_headers.iter().filter(|p| p.p_type == PT_LOAD) {
+            let (to, from) = (header.p_vaddr as usize, header.p_offset as usize);
+            let len = header.p_filesz as usize;
+            image[to..to + len].copy_from_slice(&LIBCKPT[from..from + len]);
+        }
+        for relocation in self.elf.dynrelas.iter().filter(|r| r.r_type == R_X86_64_RELATIVE) {
+            let at = relocation.r_offset as usize;
+            let value = base.wrapping_add_signed(relocation.r_addend.unwrap_or(0));
+            image[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        }
+        image
+    }
+
+    /// Offset, length and PROT_ bits of every segment, in whole pages.
+    pub fn protections(&self) -> Vec<(u64, u64, u64)> {
+        let loads = self.elf.program_headers.iter().filter(|p| p.p_type == PT_LOAD);
+        loads
+            .map(|p| {
+                let start = p.p_vaddr & !(PAGE - 1);
+                let prot = [
+                    (p.is_read(), libc::PROT_READ),
+                    (p.is_write(), libc::PROT_WRITE),
+                    (p.is_executable(), libc::PROT_EXEC),
+                ];
+                let prot = prot.iter().filter(|(is, _)| *is).map(|(_, bit)| *bit as u64).sum();
+                (start, pages(p.p_vaddr + p.p_memsz) - start, prot)
+            })
+            .collect()
+    }
+
+    /// The thunk's code and area, for use where there is no payload yet.
+    pub fn thunk(&self) -> Vec<u8> {
+        let start = self.symbol("ckpt_thunk") as usize;
+        let image = self.relocated(0);
+        image[start..start + ckpt_abi::region::THUNK_LEN as usize].to_vec()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_relocation_is_relative() {
+        let payload = Payload::embedded().unwrap();
+        let others = payload.elf.dynrelas.iter().filter(|r| r.r_type != R_X86_64_RELATIVE).count();
+        assert_eq!(others + payload.elf.pltrelocs.iter().count(), 0);
+        assert!(payload.elf.libraries.is_empty());
+    }
+
+    #[test]
+    fn the_entries_exist() {
+        let payload = Payload::embedded().unwrap();
+        for name in ["ckpt_thunk", "ckpt_clone_thunk", "ckpt_handler", "ckpt_restorer", "ckpt_run"] {
+            assert_ne!(payload.symbol(name), 0, "{name}");
+        }
+        assert_eq!(payload.symbol("memcpy"), 0);
+    }
+}

@@ -1,0 +1,183 @@
+//! Starting a program with the payload in it.
+//!
+//! ckpt itself becomes the program by execve(2), so the program has ckpt's process id, parent,
+//! descriptors and environment. A child made before, the injector, traces it to the stop at its
+//! execve (PTRACE_EVENT_EXEC), when nothing of it has run yet, injects, and ends. The program's
+//! first act, in the payload's thunk, is to wait for that child, which has no exit signal: no
+//! SIGCHLD and no zombie are left.
+//!
+//! # Safety
+//! The child is made by a bare clone(2) in a process with one thread, so it may do all that its
+//! parent may.
+#![allow(unsafe_code)]
+
+use super::inject;
+use crate::error::{Because, CANNOT_EXECUTE, Error, NOT_FOUND, Result};
+use crate::proc;
+use crate::ptrace::freeze::Frozen;
+use crate::ptrace::memory::Memory;
+use crate::ptrace::raw::{self, State};
+use ckpt_abi::region::Config;
+use nix::errno::Errno;
+use nix::libc;
+use nix::unistd::{execv, getpid};
+use std::convert::Infallible;
+use std::ffi::{CString, OsStr, OsString};
+use std::io::{Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+/// Becomes `program` with the payload in it; returns only on failure.
+pub fn launch(
+    program: &OsStr,
+    args: &[OsString],
+    config: &Config,
+    executable: &[u8],
+) -> Result<Infallible> {
+    let candidates = candidates(program);
+    refuse_privileged(&candidates)?;
+    let (mut ours, theirs) = UnixStream::pair().because(|| "cannot make a socket pair")?;
+    let parent = getpid().as_raw();
+    // SAFETY: this process has one thread.
+    let child = unsafe { libc::syscall(libc::SYS_clone, 0, 0, 0, 0, 0) };
+    let child = Errno::result(child).because(|| "cannot make the injector")?;
+    if child == 0 {
+        drop(ours);
+        injector(parent, theirs, config, executable);
+    }
+    drop(theirs);
+    // Under Yama a child may trace its parent only with its leave.
+    // SAFETY: prctl with no memory arguments.
+    unsafe { libc::prctl(libc::PR_SET_PTRACER, child) };
+    let mut answer = [1];
+    let seized = ours.write_all(b"!").and_then(|()| ours.read_exact(&mut answer));
+    if seized.is_err() || answer != [0] {
+        reap(child);
+        return Err(Error::new(format!(
+            "cannot start {} under ckpt: tracing is not permitted here",
+            program.display()
+        ))
+        .hint("`ckpt check` says why"));
+    }
+    Err(execute(program, args, &candidates))
+}
+
+fn reap(child: i64) {
+    // SAFETY: waits for the child that was just made.
+    unsafe { libc::waitpid(child as i32, std::ptr::null_mut(), libc::__WCLONE) };
+}
+
+/// Where execvp(3) would look.
+fn candidates(program: &OsStr) -> Vec<PathBuf> {
+    if program.as_bytes().contains(&b'/') {
+        return vec![program.into()];
+    }
+    let path = std::env::var_os("PATH").unwrap_or_else(|| "/bin:/usr/bin".into());
+    std::env::split_paths(&path).map(|dir| dir.join(program)).collect()
+}
+
+/// The kernel ignores set-user-ID of a traced program, which then fails in ways hard to guess.
+fn refuse_privileged(candidates: &[PathBuf]) -> Result<()> {
+    let found = candidates.iter().find_map(|path| Some((path, std::fs::metadata(path).ok()?)));
+    match found {
+        Some((path, meta)) if meta.is_file() && meta.permissions().mode() & 0o4000 != 0 => {
+            Err(Error::new(format!("{} is set-user-ID and cannot run under ckpt", path.display()))
+                .with_status(CANNOT_EXECUTE))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// execvp(3) with musl's missing half: a file that is no program is given to the shell.
+fn execute(program: &OsStr, args: &[OsString], candidates: &[PathBuf]) -> Error {
+    let argv: Vec<CString> =
+        std::iter::once(program).chain(args.iter().map(OsString::as_os_str)).map(c_string).collect();
+    let mut worst = Errno::ENOENT;
+    for path in candidates {
+        match execv(&c_string(path.as_os_str()), &argv) {
+            Ok(never) => match never {},
+            Err(Errno::ENOEXEC) => return shell(path, &argv),
+            Err(Errno::ENOENT | Errno::ENOTDIR) => {}
+            Err(e) => worst = e,
+        }
+    }
+    let status = if worst == Errno::ENOENT { NOT_FOUND } else { CANNOT_EXECUTE };
+    Error::new(format!("cannot execute {}: {}", program.display(), worst.desc())).with_status(status)
+}
+
+fn shell(path: &Path, argv: &[CString]) -> Error {
+    let mut line = vec![c"/bin/sh".to_owned(), c_string(path.as_os_str())];
+    line.extend_from_slice(&argv[1..]);
+    let error = match execv(c"/bin/sh", &line) {
+        Ok(never) => match never {},
+        Err(e) => e,
+    };
+    Error::new(format!("cannot execute {}: {}", path.display(), error.desc()))
+        .with_status(CANNOT_EXECUTE)
+}
+
+fn c_string(text: &OsStr) -> CString {
+    // Arguments came from argv and cannot hold a NUL.
+    CString::new(text.as_bytes()).unwrap_or_default()
+}
+
+/// The child: waits for the exec, injects, ends.
+fn injector(parent: i32, mut line: UnixStream, config: &Config, executable: &[u8]) -> ! {
+    let mut start = [0];
+    let seized = line.read_exact(&mut start).is_ok()
+        && raw::seize(parent, raw::OPTIONS | libc::PTRACE_O_TRACEEXEC).is_ok();
+    let told = line.write_all(&[u8::from(!seized)]);
+    drop(line);
+    if seized && told.is_ok() && wait_for_exec(parent) {
+        if let Err(e) = equip(parent, config, executable) {
+            eprintln!("ckpt: {e}");
+        }
+    }
+    exit()
+}
+
+fn exit() -> ! {
+    // SAFETY: ends the child without running anything of the parent's.
+    unsafe { libc::_exit(0) }
+}
+
+/// Waits for the successful execve; false when the parent ended instead.
+fn wait_for_exec(parent: i32) -> bool {
+    loop {
+        match raw::wait(parent, true) {
+            Ok(State::Stopped { event: raw::EVENT_EXEC, .. }) => return true,
+            Ok(State::Stopped { signal, event: 0 }) => {
+                let _ = raw::cont(parent, signal & 0x7f);
+            }
+            Ok(State::Stopped { .. }) => {
+                let _ = raw::cont(parent, 0);
+            }
+            _ => return false,
+        }
+    }
+}
+
+/// Injects into the program at its exec stop and makes it wait for us before it begins. When that
+/// fails the program ends with status 125 before its first instruction.
+fn equip(pid: i32, config: &Config, executable: &[u8]) -> Result<()> {
+    let injected = (|| {
+        let mut frozen = Frozen::adopt(pid).map_err(|e| {
+            e.hint("a 32-bit program cannot run under ckpt")
+        })?;
+        let memory = Memory::open(pid)?;
+        let vmas = proc::maps::read(pid)?;
+        let region =
+            inject(pid, &mut frozen.threads[0], &memory, &vmas, config, executable)?;
+        frozen.leave_waiting(region.control.thunk, &memory, getpid().as_raw())
+    })();
+    if injected.is_err() {
+        end(pid);
+    }
+    injected
+}
+
+fn end(pid: i32) {
+    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+}

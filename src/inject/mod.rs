@@ -1,0 +1,121 @@
+//! Putting the payload into a process, and finding it there.
+//!
+//! [`region`] finds and reads a payload that is there already; [`place`] finds room for a new one;
+//! [`elf`] turns the embedded libckpt.so into the bytes for that room; [`launch`] starts a program
+//! with a payload in it.
+
+pub mod elf;
+pub mod launch;
+pub mod place;
+pub mod region;
+
+use crate::error::Result;
+use crate::proc::maps::Vma;
+use crate::ptrace::call::Caller;
+use crate::ptrace::freeze::Thread;
+use crate::ptrace::memory::Memory;
+use ckpt_abi::ABI_VERSION;
+use ckpt_abi::region::{Config, Control, MAGIC, PAYLOAD, SEARCH_START};
+
+use nix::libc;
+use region::Region;
+use zerocopy::FromZeros;
+
+/// Page size of x86-64.
+pub const PAGE: u64 = 4096;
+
+/// Rounds up to whole pages.
+pub fn pages(len: u64) -> u64 {
+    len.next_multiple_of(PAGE)
+}
+
+/// Injects the payload through a stopped thread of `pid`; `executable` is the file of this very
+/// ckpt, which travels along.
+///
+/// # Errors
+/// When the thread cannot map memory; what was mapped until then is unmapped with the process.
+pub fn inject(
+    pid: i32,
+    thread: &mut Thread,
+    memory: &Memory,
+    vmas: &[Vma],
+    config: &Config,
+    executable: &[u8],
+) -> Result<Region> {
+    let payload = elf::Payload::embedded()?;
+    let base = place::region(vmas, PAYLOAD + payload.len() + pages(executable.len() as u64))?;
+    let control = control(pid, base, &payload, executable.len() as u64, config);
+    let hole = place::Hole::make(thread.tid, memory, vmas, pid)?;
+    let mapped = map(thread, memory, hole.addr, base, &control);
+    if let Err(e) = mapped {
+        hole.fill(memory, thread.tid)?;
+        return Err(e);
+    }
+    memory.write(base, zerocopy::IntoBytes::as_bytes(&control))?;
+    memory.write(base + PAYLOAD, &payload.relocated(base + PAYLOAD))?;
+    memory.write(base + control.exe_start, executable)?;
+    let mut caller = protect(thread, memory, hole.addr, base, &payload, &control)?;
+    let region = Region { base, control };
+    region.take_signal(&mut caller, memory)?;
+    hole.fill(memory, thread.tid)?;
+    Region::read(memory, base)
+}
+
+fn control(
+    pid: i32,
+    base: u64,
+    payload: &elf::Payload,
+    exe_len: u64,
+    config: &Config,
+) -> Control {
+    let exe_start = PAYLOAD + payload.len();
+    let at = |symbol| base + PAYLOAD + payload.symbol(symbol);
+    Control {
+        magic: MAGIC,
+        abi_version: ABI_VERSION,
+        owner: pid.cast_unsigned(),
+        region_len: exe_start + pages(exe_len),
+        payload_len: payload.len(),
+        exe_start,
+        exe_len,
+        thunk: at("ckpt_thunk"),
+        clone_thunk: at("ckpt_clone_thunk"),
+        handler: at("ckpt_handler"),
+        restorer: at("ckpt_restorer"),
+        run: at("ckpt_run"),
+        config: *config,
+        ..Control::new_zeroed()
+    }
+}
+
+fn map(thread: &mut Thread, memory: &Memory, thunk: u64, base: u64, control: &Control) -> Result<()> {
+    debug_assert!(base >= SEARCH_START);
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    let args = [base, control.region_len, prot as u64, flags as u64, u64::MAX, 0];
+    let mut caller = Caller::new(thread, memory, thunk)?;
+    caller.expect(libc::SYS_mmap, &args, "cannot map the payload")?;
+    Ok(())
+}
+
+/// Gives each part of the region its protection and moves the thread from the hole to the
+/// payload's own thunk.
+fn protect<'a>(
+    thread: &'a mut Thread,
+    memory: &Memory,
+    hole: u64,
+    base: u64,
+    payload: &elf::Payload,
+    control: &Control,
+) -> Result<Caller<'a>> {
+    let what = "cannot protect the payload";
+    let mut caller = Caller::new(thread, memory, hole)?;
+    for (start, len, prot) in payload.protections() {
+        let args = [base + PAYLOAD + start, len, prot];
+        caller.expect(libc::SYS_mprotect, &args, what)?;
+    }
+    let exe = [base + control.exe_start, pages(control.exe_len), libc::PROT_READ as u64];
+    caller.expect(libc::SYS_mprotect, &exe, what)?;
+    drop(caller);
+    Caller::new(thread, memory, control.thunk)
+}

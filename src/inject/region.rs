@@ -1,0 +1,102 @@
+//! A payload that is in a process already.
+
+use crate::error::{Error, Result};
+use crate::proc::maps::Vma;
+use crate::ptrace::call::Caller;
+use crate::ptrace::memory::Memory;
+use ckpt_abi::region::{Control, MAGIC, SEARCH_END, SEARCH_START, STACKS};
+use nix::libc;
+use std::mem::offset_of;
+
+const SA_SIGINFO: u64 = 4;
+const SA_RESTORER: u64 = 0x0400_0000;
+const SA_ONSTACK: u64 = 0x0800_0000;
+const SA_RESTART: u64 = 0x1000_0000;
+
+/// The region of a payload, as read when it was found.
+#[derive(Clone, Copy)]
+pub struct Region {
+    /// Its first address.
+    pub base: u64,
+    /// Its control page.
+    pub control: Control,
+}
+
+impl Region {
+    /// Looks for a region in a process.
+    pub fn find(memory: &Memory, vmas: &[Vma]) -> Option<Self> {
+        let candidates = vmas.iter().map(|v| v.start);
+        candidates.filter(|start| (SEARCH_START..SEARCH_END).contains(start)).find_map(|base| {
+            let region = Self::read(memory, base).ok()?;
+            (region.control.magic == MAGIC).then_some(region)
+        })
+    }
+
+    /// Reads the region at `base`.
+    pub fn read(memory: &Memory, base: u64) -> Result<Self> {
+        Ok(Self { base, control: memory.get(base)? })
+    }
+
+    /// Whether an address belongs to the region.
+    pub fn contains(&self, addr: u64) -> bool {
+        (self.base..self.base + self.control.region_len).contains(&addr)
+    }
+
+    /// Writes the word that says what the payload is doing.
+    pub fn set_phase(&self, memory: &Memory, phase: ckpt_abi::region::Phase) -> Result<()> {
+        memory.put(self.base + offset_of!(Control, phase) as u64, &(phase as u32))
+    }
+
+    /// Names the dumper at work.
+    pub fn set_dumper(&self, memory: &Memory, pid: u32) -> Result<()> {
+        memory.put(self.base + offset_of!(Control, dumper) as u64, &pid)
+    }
+
+    /// Writes the configuration.
+    pub fn set_config(&self, memory: &Memory) -> Result<()> {
+        memory.put(self.base + offset_of!(Control, config) as u64, &self.control.config)?;
+        memory.put(self.base + offset_of!(Control, generation) as u64, &self.control.generation)
+    }
+
+    /// Installs the payload's handler for the configured signal, keeping what was there.
+    pub fn take_signal(&self, caller: &mut Caller<'_>, memory: &Memory) -> Result<()> {
+        let signal = u64::from(self.control.config.asyncsig);
+        if signal == 0 {
+            return Ok(());
+        }
+        let (new, old) = (self.base + STACKS, self.base + offset_of!(Control, old_action) as u64);
+        memory.put(new, &self.action())?;
+        let what = "cannot install the handler of the checkpoint signal";
+        caller.expect(libc::SYS_rt_sigaction, &[signal, new, old, 8], what)?;
+        Ok(())
+    }
+
+    /// Gives the configured signal back to what had it before.
+    pub fn give_signal_back(&self, caller: &mut Caller<'_>) -> Result<()> {
+        let signal = u64::from(self.control.config.asyncsig);
+        if signal == 0 {
+            return Ok(());
+        }
+        let old = self.base + offset_of!(Control, old_action) as u64;
+        let what = "cannot give the checkpoint signal back";
+        caller.expect(libc::SYS_rt_sigaction, &[signal, old, 0, 8], what)?;
+        Ok(())
+    }
+
+    /// The kernel's struct sigaction for the payload's handler: all signals blocked while it runs,
+    /// on the alternate stack where there is one (goroutine stacks are tiny), system calls
+    /// restarted.
+    pub fn action(&self) -> [u64; 4] {
+        let flags = SA_SIGINFO | SA_RESTORER | SA_ONSTACK | SA_RESTART;
+        [self.control.handler, flags, self.control.restorer, u64::MAX]
+    }
+
+    /// The checkpoint's name.
+    pub fn name(&self) -> Result<std::path::PathBuf> {
+        use std::os::unix::ffi::OsStrExt;
+        let name = &self.control.config.name;
+        let len = name.iter().position(|b| *b == 0).filter(|len| *len > 0);
+        let len = len.ok_or_else(|| Error::new("the payload has no checkpoint name"))?;
+        Ok(std::ffi::OsStr::from_bytes(&name[..len]).into())
+    }
+}

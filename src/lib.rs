@@ -1,0 +1,13 @@
+#![doc = include_str!("README.md")]
+
+pub mod cli;
+pub mod command;
+pub mod dump;
+pub mod error;
+pub mod image;
+pub mod inject;
+pub mod proc;
+pub mod ptrace;
+pub mod resource;
+pub mod restart;
+pub mod settings;

@@ -1,0 +1,97 @@
+//! What execve(2) gave the process: its arguments, its auxiliary vector and its personality.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+
+use super::text::hex;
+use super::{parsed, process_file};
+use crate::error::Result;
+
+/// The arguments of the process as they stand in its memory now; a program may have written
+/// over them (setproctitle). None of a zombie.
+///
+/// # Errors
+/// The process is gone.
+pub fn cmdline(pid: i32) -> Result<Vec<OsString>> {
+    Ok(parse_cmdline(&process_file(pid, "cmdline")?))
+}
+
+/// Every argument ends with a null byte; the last may lack it where a program wrote over it.
+fn parse_cmdline(bytes: &[u8]) -> Vec<OsString> {
+    bytes
+        .split_inclusive(|&b| b == 0)
+        .map(|arg| OsString::from_vec(arg.strip_suffix(b"\0").unwrap_or(arg).to_vec()))
+        .collect()
+}
+
+/// The auxiliary vector (getauxval(3)) as prctl(PR_SET_MM_MAP) takes it: pairs of native 64-bit
+/// words, AT_NULL at the end. Empty of a zombie.
+///
+/// # Errors
+/// The process is gone or may not be read (ptrace access, PTRACE_MODE_READ).
+pub fn auxv(pid: i32) -> Result<Vec<u8>> {
+    process_file(pid, "auxv")
+}
+
+/// The first value of `kind` (AT_ constants) in an auxiliary vector.
+pub fn auxv_value(auxv: &[u8], kind: u64) -> Option<u64> {
+    let word = |pair: &[u8], at: usize| {
+        u64::from_ne_bytes(pair[at..at + 8].try_into().expect("a word has 8 bytes"))
+    };
+    auxv.chunks_exact(16)
+        .map(|pair| (word(pair, 0), word(pair, 8)))
+        .take_while(|&(key, _)| key != 0)
+        .find_map(|(key, value)| (key == kind).then_some(value))
+}
+
+/// The execution domain and flags of the process (personality(2)).
+///
+/// # Errors
+/// The process is gone or may not be read (ptrace access, PTRACE_MODE_ATTACH).
+pub fn personality(pid: i32) -> Result<u64> {
+    let text = process_file(pid, "personality")?;
+    parsed(hex(text.trim_ascii()), || format!("/proc/{pid}/personality"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{Zombie, me};
+    use super::*;
+    use nix::libc;
+
+    #[test]
+    fn arguments_end_with_null() {
+        assert_eq!(parse_cmdline(b"a b\0\0c\n\0"), ["a b", "", "c\n"]);
+        assert_eq!(parse_cmdline(b"nginx: worker"), ["nginx: worker"]);
+        assert_eq!(parse_cmdline(b"\0"), [""]);
+        assert!(parse_cmdline(b"").is_empty());
+    }
+
+    #[test]
+    fn auxv_ends_at_null() {
+        let words = [6u64, 4096, 9, 0xdead_beef, 9, 1, 0, 0, 33, 7];
+        let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_ne_bytes()).collect();
+        assert_eq!(auxv_value(&bytes, 6), Some(4096));
+        assert_eq!(auxv_value(&bytes, 9), Some(0xdead_beef));
+        assert_eq!(auxv_value(&bytes, 33), None);
+        assert_eq!(auxv_value(&bytes, 0), None);
+        assert_eq!(auxv_value(&bytes[..12], 6), None);
+    }
+
+    #[test]
+    fn own_exec() {
+        assert_eq!(cmdline(me()).unwrap(), std::env::args_os().collect::<Vec<_>>());
+        let auxv = auxv(me()).unwrap();
+        assert_eq!(auxv_value(&auxv, libc::AT_PAGESZ), Some(4096));
+        let uid = u64::from(nix::unistd::getuid().as_raw());
+        assert_eq!(auxv_value(&auxv, libc::AT_UID), Some(uid));
+        let own = nix::sys::personality::get().unwrap().bits();
+        assert_eq!(personality(me()).unwrap(), u64::from(own.cast_unsigned()));
+    }
+
+    #[test]
+    fn a_zombie_has_no_arguments() {
+        let zombie = Zombie::new();
+        assert!(cmdline(zombie.pid()).unwrap().is_empty());
+    }
+}

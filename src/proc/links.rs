@@ -1,0 +1,85 @@
+//! The links of /proc/PID to files: exe, cwd and root.
+
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use super::{confirmed, failed, split_deleted};
+use crate::error::Result;
+
+/// Where a link leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// The path as seen from our own root directory, without " (deleted)".
+    pub path: PathBuf,
+    /// The file or directory was unlinked.
+    pub deleted: bool,
+}
+
+/// The file that the process executes.
+///
+/// # Errors
+/// The process is gone, is a kernel thread or a zombie (which have none), or may not be read
+/// (ptrace access, PTRACE_MODE_READ).
+pub fn exe(pid: i32) -> Result<Link> {
+    link(pid, "exe")
+}
+
+/// The working directory of the process.
+///
+/// # Errors
+/// As [`exe`].
+pub fn cwd(pid: i32) -> Result<Link> {
+    link(pid, "cwd")
+}
+
+/// The root directory of the process (chroot(2)).
+///
+/// # Errors
+/// As [`exe`].
+pub fn root(pid: i32) -> Result<Link> {
+    link(pid, "root")
+}
+
+fn link(pid: i32, name: &str) -> Result<Link> {
+    let place = format!("/proc/{pid}/{name}");
+    let target = fs::read_link(&place).map_err(|e| failed(pid, None, &place, &e))?;
+    let (path, deleted) = split_deleted(target.as_os_str().as_bytes());
+    let inode = if deleted { fs::metadata(&place).map_or(0, |file| file.ino()) } else { 0 };
+    let (path, deleted) = confirmed(path, deleted, inode);
+    Ok(Link { path: path.into(), deleted })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{Cat, Scratch, Zombie, me};
+    use super::*;
+
+    #[test]
+    fn own_links() {
+        assert_eq!(exe(me()).unwrap().path, std::env::current_exe().unwrap());
+        assert_eq!(
+            cwd(me()).unwrap(),
+            Link { path: std::env::current_dir().unwrap(), deleted: false }
+        );
+        assert_eq!(root(me()).unwrap(), Link { path: "/".into(), deleted: false });
+    }
+
+    #[test]
+    fn a_removed_directory_is_deleted() {
+        let scratch = Scratch::new("links");
+        let path = scratch.0.join("sub");
+        fs::create_dir(&path).unwrap();
+        let cat = Cat::start(std::process::Command::new("cat").current_dir(&path));
+        fs::remove_dir(&path).unwrap();
+        assert_eq!(cwd(cat.pid()).unwrap(), Link { path, deleted: true });
+    }
+
+    #[test]
+    fn a_zombie_has_no_exe() {
+        let zombie = Zombie::new();
+        let sentence = exe(zombie.pid()).unwrap_err().to_string();
+        assert!(sentence.starts_with(&format!("cannot read /proc/{}/exe", zombie.pid())));
+    }
+}

@@ -1,0 +1,301 @@
+//! What /proc says of a process; no policy.
+//!
+//! Every parser is a pure function over the bytes of one file; beside it stands the function
+//! that reads that file of a process. Nothing here stops the process: a picture made of several
+//! files is consistent only of a frozen target. Sources: proc(5) and its pages, and fs/proc of
+//! the kernel.
+
+pub mod exec;
+pub mod fds;
+pub mod limits;
+pub mod links;
+pub mod maps;
+pub mod pagemap;
+mod scan;
+pub mod stat;
+pub mod status;
+mod text;
+pub mod thread;
+pub mod timers;
+pub mod vmflags;
+
+pub use exec::{auxv, auxv_value, cmdline, personality};
+pub use fds::fds;
+pub use limits::limits;
+pub use links::{cwd, exe, root};
+pub use stat::stat;
+pub use status::status;
+pub use thread::{comm, sched, syscall, timer_slack, wchan_state};
+pub use timers::posix_timers;
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use nix::libc;
+
+use crate::error::{Because, Error, Result};
+
+/// The ids of the threads of process `pid`, in ascending order (the same ids its own
+/// namespace's /proc shows to us, the leader among them).
+///
+/// The list of a running process is old when it arrives: ask again until nothing is new.
+///
+/// # Errors
+/// The process is gone.
+pub fn tasks(pid: i32) -> Result<Vec<i32>> {
+    numbered(pid, "task")
+}
+
+/// The numeric names in the directory /proc/PID/`name`, in ascending order.
+fn numbered<N: std::str::FromStr + Ord>(pid: i32, name: &str) -> Result<Vec<N>> {
+    let path = format!("/proc/{pid}/{name}");
+    let mut numbers = Vec::new();
+    for entry in fs::read_dir(&path).map_err(|e| failed(pid, None, &path, &e))? {
+        let entry = entry.map_err(|e| failed(pid, None, &path, &e))?;
+        if let Some(number) = entry.file_name().to_str().and_then(|n| n.parse().ok()) {
+            numbers.push(number);
+        }
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+/// All of /proc/PID/`name`.
+fn process_file(pid: i32, name: &str) -> Result<Vec<u8>> {
+    let path = format!("/proc/{pid}/{name}");
+    slurp(&path).map_err(|e| failed(pid, None, &path, &e))
+}
+
+/// All of /proc/PID/task/TID/`name`.
+fn thread_file(pid: i32, tid: i32, name: &str) -> Result<Vec<u8>> {
+    let path = format!("/proc/{pid}/task/{tid}/{name}");
+    slurp(&path).map_err(|e| failed(pid, Some(tid), &path, &e))
+}
+
+/// Reads a file whose st_size is 0, in few system calls: the kernel makes the text anew for an
+/// open file, in pieces as large as the reads.
+fn slurp(path: &str) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(1 << 14);
+    fs::File::open(path)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// The sentence for `path` of `pid` (and `tid`) that could not be read.
+///
+/// ENOENT and ESRCH have two meanings, so they are told apart by what is still in /proc: the
+/// process or thread has vanished, or it is there but has no such file or no memory.
+fn failed(pid: i32, tid: Option<i32>, path: &str, error: &io::Error) -> Error {
+    let code = error.raw_os_error().unwrap_or(0);
+    if matches!(code, libc::ENOENT | libc::ESRCH) {
+        if !Path::new(&format!("/proc/{pid}")).exists() {
+            return Error::new(format!("process {pid} is gone"));
+        }
+        if let Some(tid) = tid.filter(|t| !Path::new(&format!("/proc/{pid}/task/{t}")).exists()) {
+            return Error::new(format!("thread {tid} of process {pid} is gone"));
+        }
+        if code == libc::ESRCH {
+            return Error::new(format!(
+                "cannot read {path}: process {pid} has no memory of its own (a zombie or a \
+                 kernel thread)"
+            ));
+        }
+    }
+    let reason = match code {
+        0 => error.to_string(),
+        n => nix::errno::Errno::from_raw(n).desc().to_owned(),
+    };
+    let sentence = Error::new(format!("cannot read {path}: {reason}"));
+    match code {
+        libc::EACCES | libc::EPERM => {
+            sentence.hint(format!("only root and the user of process {pid} may"))
+        }
+        _ => sentence,
+    }
+}
+
+/// Adds to a parser's complaint which file it was about.
+fn parsed<T>(result: Result<T>, path: impl FnOnce() -> String) -> Result<T> {
+    result.because(|| format!("cannot understand {}", path()))
+}
+
+/// Takes the kernel's mark of an unlinked file off a name: the name and whether it was there.
+///
+/// d_path (fs/d_path.c) adds " (deleted)" only to paths, which begin with a slash. The name of a
+/// file that exists may end so too: see [`confirmed`].
+fn split_deleted(name: &[u8]) -> (OsString, bool) {
+    match name.strip_suffix(b" (deleted)") {
+        Some(bare) if name.starts_with(b"/") => (OsString::from_vec(bare.to_vec()), true),
+        _ => (OsString::from_vec(name.to_vec()), false),
+    }
+}
+
+/// Corrects what [`split_deleted`] made of a name, by looking whether the file with this inode
+/// number stands at the name with the suffix, which then is a part of the name.
+///
+/// Only the inode number is compared: on btrfs and overlayfs the device that /proc/PID/maps
+/// shows is another than the one of stat(2).
+fn confirmed(bare: OsString, deleted: bool, inode: u64) -> (OsString, bool) {
+    if !deleted {
+        return (bare, false);
+    }
+    let mut whole = bare.clone();
+    whole.push(" (deleted)");
+    match fs::symlink_metadata(&whole) {
+        Ok(file) if file.ino() == inode => (whole, false),
+        _ => (bare, true),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Above every pid_max, so it never names a process.
+    pub(super) const NOBODY: i32 = i32::MAX;
+
+    pub(super) fn me() -> i32 {
+        std::process::id().try_into().unwrap()
+    }
+
+    /// A directory that vanishes with the value.
+    pub(super) struct Scratch(pub std::path::PathBuf);
+
+    impl Scratch {
+        pub fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("ckpt-proc-{name}-{}", me()));
+            fs::create_dir(&path).unwrap();
+            Self(path)
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    /// A child that has exited and is not waited for until the value is dropped.
+    pub(super) struct Zombie(std::process::Child);
+
+    impl Zombie {
+        pub fn new() -> Self {
+            use nix::sys::wait::{Id, WaitPidFlag, waitid};
+            let child = std::process::Command::new("true").spawn().unwrap();
+            let pid = nix::unistd::Pid::from_raw(child.id().try_into().unwrap());
+            waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).unwrap();
+            Self(child)
+        }
+
+        pub fn pid(&self) -> i32 {
+            self.0.id().try_into().unwrap()
+        }
+    }
+
+    impl Drop for Zombie {
+        fn drop(&mut self) {
+            let _ = self.0.wait();
+        }
+    }
+
+    /// A child (cat) that waits for input until the value is dropped.
+    pub(super) struct Cat(std::process::Child);
+
+    impl Cat {
+        pub fn new() -> Self {
+            Self::start(&mut std::process::Command::new("cat"))
+        }
+
+        /// `command` must be one that runs cat. It has begun to copy when this returns: spawn
+        /// alone comes back in the middle of execve(2), with half of the mappings made.
+        pub fn start(command: &mut std::process::Command) -> Self {
+            use std::io::Write;
+            use std::process::Stdio;
+            let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+            let mut cat = Self(spawned.unwrap());
+            cat.0.stdin.as_mut().unwrap().write_all(b"x").unwrap();
+            cat.0.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+            cat
+        }
+
+        pub fn pid(&self) -> i32 {
+            self.0.id().try_into().unwrap()
+        }
+    }
+
+    impl Drop for Cat {
+        fn drop(&mut self) {
+            drop(self.0.stdin.take());
+            let _ = self.0.wait();
+        }
+    }
+
+    #[test]
+    fn tasks_lists_every_thread() {
+        let (tell, told) = std::sync::mpsc::channel();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            tell.send(nix::unistd::gettid().as_raw()).unwrap();
+            ended.recv().unwrap_err();
+        });
+        let tid = told.recv().unwrap();
+        let tids = tasks(me()).unwrap();
+        assert!(tids.contains(&tid) && tids.contains(&me()), "{tid} in {tids:?}");
+        assert!(tids.is_sorted());
+        drop(end);
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_vanished_process_is_gone() {
+        let gone = format!("process {NOBODY} is gone");
+        assert_eq!(tasks(NOBODY).unwrap_err().to_string(), gone);
+        assert_eq!(maps::read(NOBODY).unwrap_err().to_string(), gone);
+        assert_eq!(maps::read_with_flags(NOBODY).unwrap_err().to_string(), gone);
+        assert_eq!(status(NOBODY, NOBODY).unwrap_err().to_string(), gone);
+        assert_eq!(stat(NOBODY, NOBODY).unwrap_err().to_string(), gone);
+        assert_eq!(fds(NOBODY).unwrap_err().to_string(), gone);
+        assert_eq!(pagemap::Pagemap::open(NOBODY).unwrap_err().to_string(), gone);
+        assert_eq!(exe(NOBODY).unwrap_err().to_string(), gone);
+        assert_eq!(cmdline(NOBODY).unwrap_err().to_string(), gone);
+        assert_eq!(limits(NOBODY).unwrap_err().to_string(), gone);
+        assert_eq!(posix_timers(NOBODY).unwrap_err().to_string(), gone);
+        assert_eq!(syscall(NOBODY, 1).unwrap_err().to_string(), gone);
+    }
+
+    #[test]
+    fn a_vanished_thread_is_named() {
+        let sentence = status(me(), NOBODY).unwrap_err().to_string();
+        assert_eq!(sentence, format!("thread {NOBODY} of process {} is gone", me()));
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_no_vanished_process() {
+        let sentence = process_file(me(), "nonsense").unwrap_err().to_string();
+        assert_eq!(
+            sentence,
+            format!("cannot read /proc/{}/nonsense: No such file or directory", me())
+        );
+    }
+
+    #[test]
+    fn refused_access_says_who_may() {
+        let error = io::Error::from_raw_os_error(libc::EACCES);
+        assert_eq!(
+            failed(7, None, "/proc/7/maps", &error).to_string(),
+            "cannot read /proc/7/maps: Permission denied; only root and the user of process 7 may"
+        );
+    }
+
+    #[test]
+    fn deleted_is_split_off_paths_only() {
+        assert_eq!(split_deleted(b"/tmp/a (deleted)"), ("/tmp/a".into(), true));
+        assert_eq!(split_deleted(b"/tmp/a (deleted) "), ("/tmp/a (deleted) ".into(), false));
+        assert_eq!(split_deleted(b"/a (deleted) (deleted)"), ("/a (deleted)".into(), true));
+        assert_eq!(split_deleted(b"x (deleted)"), ("x (deleted)".into(), false));
+        assert_eq!(split_deleted(b""), ("".into(), false));
+    }
+}

@@ -1,0 +1,201 @@
+//! A thread in numbers: /proc/PID/task/TID/stat.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+
+use super::text::{decimal, words};
+use super::{parsed, thread_file};
+use crate::error::{Error, Result};
+
+/// What proc_pid_stat(5) tells of a thread, times in clock ticks (1/100 s on x86-64).
+///
+/// The addresses are those of struct mm_struct that prctl(PR_SET_MM_MAP) sets. Without ptrace
+/// access to the process the kernel shows 0 or 1 in their stead.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stat {
+    /// The name of the thread, at most 15 bytes, not escaped.
+    pub comm: OsString,
+    /// R, S, D, T (stopped), t (stopped by a tracer), X, Z, P or I.
+    pub state: char,
+    /// The parent of the process.
+    pub ppid: i32,
+    /// Its process group.
+    pub pgrp: i32,
+    /// Its session.
+    pub session: i32,
+    /// The device number of the controlling terminal in the old 32-bit encoding; 0 without one.
+    pub tty_nr: i32,
+    /// When the thread started, after boot.
+    pub starttime: u64,
+    /// The nice value, -20 to 19.
+    pub nice: i32,
+    /// How many threads the process has.
+    pub num_threads: u32,
+    /// The scheduling policy (SCHED_ constants).
+    pub policy: u32,
+    /// The real-time priority, 1 to 99; 0 of other policies.
+    pub rt_priority: u32,
+    /// Where the program text begins and ends.
+    pub start_code: u64,
+    /// The address after the program text.
+    pub end_code: u64,
+    /// The bottom, that is the highest address in use, of the main stack.
+    pub start_stack: u64,
+    /// Where the program data begins.
+    pub start_data: u64,
+    /// The address after the program data.
+    pub end_data: u64,
+    /// Where brk(2) memory begins.
+    pub start_brk: u64,
+    /// Where the argument strings begin.
+    pub arg_start: u64,
+    /// The address after the argument strings.
+    pub arg_end: u64,
+    /// Where the environment strings begin.
+    pub env_start: u64,
+    /// The address after the environment strings.
+    pub env_end: u64,
+    /// The signal its parent gets when it ends; -1 of a thread that is not the leader.
+    pub exit_signal: i32,
+}
+
+/// The stat line of thread `tid` of process `pid`.
+///
+/// # Errors
+/// The process or the thread is gone.
+pub fn stat(pid: i32, tid: i32) -> Result<Stat> {
+    let line = thread_file(pid, tid, "stat")?;
+    parsed(parse(&line), || format!("/proc/{pid}/task/{tid}/stat"))
+}
+
+fn parse(line: &[u8]) -> Result<Stat> {
+    // The name may hold anything, parentheses and newlines too; after the last ")" come only a
+    // letter and numbers.
+    let open = line.iter().position(|&b| b == b'(');
+    let close = line.iter().rposition(|&b| b == b')');
+    let (Some(open), Some(close)) = (open, close) else {
+        return Err(Error::new("it has no name in parentheses"));
+    };
+    let rest: Vec<&[u8]> = words(&line[close + 1..]).collect();
+    let fields = Fields { rest };
+    Ok(Stat {
+        comm: OsString::from_vec(line.get(open + 1..close).unwrap_or_default().to_vec()),
+        state: char::from(fields.word(3)?[0]),
+        ppid: fields.number(4)?,
+        pgrp: fields.number(5)?,
+        session: fields.number(6)?,
+        tty_nr: fields.number(7)?,
+        nice: fields.number(19)?,
+        num_threads: fields.number(20)?,
+        starttime: fields.number(22)?,
+        start_code: fields.number(26)?,
+        end_code: fields.number(27)?,
+        start_stack: fields.number(28)?,
+        exit_signal: fields.number(38)?,
+        rt_priority: fields.number(40)?,
+        policy: fields.number(41)?,
+        start_data: fields.number(45)?,
+        end_data: fields.number(46)?,
+        start_brk: fields.number(47)?,
+        arg_start: fields.number(48)?,
+        arg_end: fields.number(49)?,
+        env_start: fields.number(50)?,
+        env_end: fields.number(51)?,
+    })
+}
+
+/// The words after the name, found by their number in proc_pid_stat(5).
+struct Fields<'a> {
+    rest: Vec<&'a [u8]>,
+}
+
+impl<'a> Fields<'a> {
+    fn word(&self, number: usize) -> Result<&'a [u8]> {
+        let word = self.rest.get(number - 3).copied();
+        word.ok_or_else(|| Error::new(format!("it has no field {number}")))
+    }
+
+    fn number<N: std::str::FromStr>(&self, number: usize) -> Result<N> {
+        decimal(self.word(number)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{Zombie, me};
+    use super::*;
+
+    const REST: &str = "S 5761 5762 4525 34816 -1 4194304 102 0 0 0 0 0 0 0 20 -5 3 0 126322 \
+        3133440 383 18446744073709551615 94860161884160 94860161904041 140730789554928 0 0 0 0 0 \
+        0 0 0 0 17 1 50 2 0 0 0 94860161920048 94860161921664 94860646547456 140730789558981 \
+        140730789559019 140730789559020 140730789560299 0\n";
+
+    #[test]
+    fn every_field() {
+        let stat = parse(format!("5766 (cat) {REST}").as_bytes()).unwrap();
+        assert_eq!(
+            stat,
+            Stat {
+                comm: "cat".into(),
+                state: 'S',
+                ppid: 5761,
+                pgrp: 5762,
+                session: 4525,
+                tty_nr: 34816,
+                starttime: 126_322,
+                nice: -5,
+                num_threads: 3,
+                policy: 2,
+                rt_priority: 50,
+                start_code: 94_860_161_884_160,
+                end_code: 94_860_161_904_041,
+                start_stack: 140_730_789_554_928,
+                start_data: 94_860_161_920_048,
+                end_data: 94_860_161_921_664,
+                start_brk: 94_860_646_547_456,
+                arg_start: 140_730_789_558_981,
+                arg_end: 140_730_789_559_019,
+                env_start: 140_730_789_559_020,
+                env_end: 140_730_789_560_299,
+                exit_signal: 17,
+            }
+        );
+    }
+
+    #[test]
+    fn nasty_names() {
+        for name in ["", " ", ") R 1 2 (", "a b) (c", "x\ny", "((", "))"] {
+            let stat = parse(format!("1 ({name}) {REST}").as_bytes()).unwrap();
+            assert_eq!((stat.comm.to_str(), stat.ppid), (Some(name), 5761));
+        }
+    }
+
+    #[test]
+    fn a_short_line_is_refused() {
+        let short = "1 (a) S 1 2 3 4 5 6";
+        assert_eq!(parse(short.as_bytes()).unwrap_err().to_string(), "it has no field 19");
+        assert!(parse(b"1 a S").is_err());
+        assert!(parse(b")(").is_err());
+        assert!(parse(b"1 (a)").is_err());
+    }
+
+    #[test]
+    fn own_stat() {
+        let stat = stat(me(), me()).unwrap();
+        let environ = std::env::vars_os().count();
+        assert_eq!(stat.ppid, nix::unistd::getppid().as_raw());
+        assert_eq!(stat.pgrp, nix::unistd::getpgrp().as_raw());
+        assert!(stat.env_end - stat.env_start >= environ as u64 && stat.arg_end > stat.arg_start);
+        let code = own_stat as *const () as u64;
+        assert!(stat.start_code <= code && code < stat.end_code);
+        assert!(stat.start_stack > stat.start_code && stat.start_brk > 0);
+    }
+
+    #[test]
+    fn a_zombie_has_no_addresses() {
+        let zombie = Zombie::new();
+        let stat = stat(zombie.pid(), zombie.pid()).unwrap();
+        assert_eq!((stat.state, stat.start_brk, stat.ppid), ('Z', 0, me()));
+        assert_eq!(stat.exit_signal, nix::libc::SIGCHLD);
+    }
+}

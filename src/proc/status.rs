@@ -1,0 +1,207 @@
+//! A thread in words: /proc/PID/task/TID/status.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+
+use super::text::{decimal, field, hex, needed, octal, words};
+use super::{parsed, thread_file};
+use crate::error::{Error, Result};
+
+/// What proc_pid_status(5) tells of a thread.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Status {
+    /// The name of the thread (prctl PR_SET_NAME), at most 15 bytes.
+    pub name: OsString,
+    /// The process it is a thread of.
+    pub tgid: i32,
+    /// The parent of the process; 0 if that is outside our pid namespace.
+    pub ppid: i32,
+    /// R, S, D, T (stopped), t (stopped by a tracer), X, Z, P or I.
+    pub state: char,
+    /// Real, effective, saved and file system user id.
+    pub uid: [u32; 4],
+    /// Real, effective, saved and file system group id.
+    pub gid: [u32; 4],
+    /// The file mode creation mask; none of a zombie, and before Linux 4.7.
+    pub umask: Option<u32>,
+    /// How many threads the process has.
+    pub threads: u32,
+    /// Signals pending for this thread (SigPnd); bit N is signal N + 1, as in all five sets.
+    pub pending: u64,
+    /// Signals pending for the process (ShdPnd).
+    pub shared_pending: u64,
+    /// The signal mask of the thread (SigBlk).
+    pub blocked: u64,
+    /// Signals the process ignores (SigIgn).
+    pub ignored: u64,
+    /// Signals the process has a handler for (SigCgt).
+    pub caught: u64,
+    /// PR_SET_NO_NEW_PRIVS is set.
+    pub no_new_privs: bool,
+    /// 0 none, 1 strict, 2 filter (seccomp(2)).
+    pub seccomp: u32,
+    /// How many seccomp filters it obeys; none before Linux 5.9.
+    pub seccomp_filters: Option<u32>,
+    /// Who traces it, 0 if nobody in our pid namespace.
+    pub tracer: i32,
+}
+
+/// The status of thread `tid` of process `pid`.
+///
+/// # Errors
+/// The process or the thread is gone.
+pub fn status(pid: i32, tid: i32) -> Result<Status> {
+    let text = thread_file(pid, tid, "status")?;
+    parsed(parse(&text), || format!("/proc/{pid}/task/{tid}/status"))
+}
+
+fn parse(text: &[u8]) -> Result<Status> {
+    let optional = |key| field(text, key).map(decimal::<u32>).transpose();
+    let signals = |key| hex(needed(text, key)?);
+    // Not needed(): blanks around the name are a part of it.
+    let name = text
+        .strip_prefix(b"Name:\t")
+        .and_then(|rest| rest.split(|&b| b == b'\n').next())
+        .ok_or_else(|| Error::new("it has no line \"Name\""))?;
+    let state = needed(text, "State")?.first().copied().unwrap_or(b'?');
+    let umask = field(text, "Umask").map(octal).transpose()?;
+    Ok(Status {
+        name: OsString::from_vec(unescape(name)),
+        tgid: decimal(needed(text, "Tgid")?)?,
+        ppid: decimal(needed(text, "PPid")?)?,
+        state: char::from(state),
+        uid: ids(needed(text, "Uid")?)?,
+        gid: ids(needed(text, "Gid")?)?,
+        umask: umask.map(|mask| (mask & 0o7777) as u32),
+        threads: decimal(needed(text, "Threads")?)?,
+        pending: signals("SigPnd")?,
+        shared_pending: signals("ShdPnd")?,
+        blocked: signals("SigBlk")?,
+        ignored: signals("SigIgn")?,
+        caught: signals("SigCgt")?,
+        no_new_privs: optional("NoNewPrivs")? == Some(1),
+        seccomp: optional("Seccomp")?.unwrap_or(0),
+        seccomp_filters: optional("Seccomp_filters")?,
+        tracer: decimal(needed(text, "TracerPid")?)?,
+    })
+}
+
+fn ids(value: &[u8]) -> Result<[u32; 4]> {
+    let ids: Vec<u32> = words(value).map(decimal).collect::<Result<_>>()?;
+    ids.try_into().map_err(|_| Error::new("it has no four user or group ids"))
+}
+
+/// Undoes proc_task_name (fs/proc/array.c), which escapes newline and backslash in a name.
+fn unescape(name: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(name.len());
+    let mut bytes = name.iter();
+    while let Some(&byte) = bytes.next() {
+        plain.push(match byte {
+            b'\\' => match bytes.next() {
+                Some(b'n') => b'\n',
+                Some(&other) => other,
+                None => byte,
+            },
+            _ => byte,
+        });
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{Zombie, me};
+    use super::*;
+
+    const STATUS: &[u8] = b"\
+Name:\t Pid: 7)\\n\\\\n\xff
+Umask:\t0027
+State:\tt (tracing stop)
+Tgid:\t5766
+Ngid:\t0
+Pid:\t5768
+PPid:\t5761
+TracerPid:\t99
+Uid:\t1000\t1001\t1002\t4294967295
+Gid:\t0\t1\t2\t3
+FDSize:\t256
+Groups:\t4 20 
+NStgid:\t5766
+Kthread:\t0
+VmPeak:\t    3060 kB
+Threads:\t3
+SigQ:\t0/96365
+SigPnd:\t0000000000000200
+ShdPnd:\t8000000000000000
+SigBlk:\tfffffffe7ffbfeff
+SigIgn:\t0000000000001000
+SigCgt:\t0000000180004202
+NoNewPrivs:\t1
+Seccomp:\t2
+Seccomp_filters:\t4
+Speculation_Store_Bypass:\tvulnerable
+";
+
+    #[test]
+    fn every_field() {
+        let status = parse(STATUS).unwrap();
+        assert_eq!(
+            status,
+            Status {
+                name: OsString::from_vec(b" Pid: 7)\n\\n\xff".to_vec()),
+                tgid: 5766,
+                ppid: 5761,
+                state: 't',
+                uid: [1000, 1001, 1002, u32::MAX],
+                gid: [0, 1, 2, 3],
+                umask: Some(0o27),
+                threads: 3,
+                pending: 1 << 9,
+                shared_pending: 1 << 63,
+                blocked: 0xffff_fffe_7ffb_feff,
+                ignored: 0x1000,
+                caught: 0x1_8000_4202,
+                no_new_privs: true,
+                seccomp: 2,
+                seccomp_filters: Some(4),
+                tracer: 99,
+            }
+        );
+    }
+
+    #[test]
+    fn a_missing_line_is_named() {
+        let text = String::from_utf8_lossy(STATUS).replace("SigBlk", "SigBlah");
+        assert_eq!(parse(text.as_bytes()).unwrap_err().to_string(), "it has no line \"SigBlk\"");
+        let text = String::from_utf8_lossy(STATUS).replace("\t3\n", "\n");
+        assert!(parse(text.as_bytes()).is_err());
+    }
+
+    #[test]
+    fn own_status() {
+        use nix::sys::signal::{SigSet, Signal};
+        let mut mask = SigSet::empty();
+        mask.add(Signal::SIGUSR2);
+        let before = SigSet::thread_get_mask().unwrap();
+        mask.thread_block().unwrap();
+        let tid = nix::unistd::gettid().as_raw();
+        let status = status(me(), tid);
+        before.thread_set_mask().unwrap();
+        let status = status.unwrap();
+        assert_eq!(status.tgid, me());
+        assert_eq!(status.ppid, nix::unistd::getppid().as_raw());
+        assert_eq!(status.state, 'R');
+        assert_eq!(status.uid[0], nix::unistd::getuid().as_raw());
+        assert_eq!(status.gid[1], nix::unistd::getegid().as_raw());
+        assert!(status.blocked & 1 << (Signal::SIGUSR2 as u64 - 1) != 0);
+        assert!(status.umask.is_some());
+    }
+
+    #[test]
+    fn a_zombie_has_no_umask() {
+        let zombie = Zombie::new();
+        let status = status(zombie.pid(), zombie.pid()).unwrap();
+        assert_eq!((status.state, status.umask), ('Z', None));
+        assert_eq!((status.name.to_str(), status.ppid), (Some("true"), me()));
+    }
+}

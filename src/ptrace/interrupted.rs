@@ -1,0 +1,153 @@
+//! How a thread that was stopped inside a system call goes on.
+//!
+//! A stop finds the thread either in user code (`orig_rax` negative) or at the end of a system
+//! call that the stop cut short, with one of the kernel's internal results (include/linux/errno.h)
+//! in rax. The kernel itself restarts those when the thread runs on from a signal stop with its
+//! registers as they were. A few calls answer EINTR outright (signal(7), "Interruption of system
+//! calls and library functions by stop signals"); giving them the internal result by hand makes
+//! the kernel restart them too, unless a signal with a handler comes first, as it should be.
+
+use super::regs::Regs;
+use nix::libc;
+
+const EINTR: i64 = -4;
+const ERESTARTSYS: i64 = -512;
+const ERESTARTNOINTR: i64 = -513;
+const ERESTARTNOHAND: i64 = -514;
+const ERESTART_RESTARTBLOCK: i64 = -516;
+
+/// System calls that answer EINTR to a bare stop, although nothing happened to the program.
+const ANSWER_EINTR: [i64; 13] = [
+    libc::SYS_epoll_wait,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_pwait2,
+    libc::SYS_rt_sigtimedwait,
+    libc::SYS_semop,
+    libc::SYS_semtimedop,
+    libc::SYS_io_getevents,
+    libc::SYS_io_pgetevents,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_recvmmsg,
+    libc::SYS_accept,
+    libc::SYS_accept4,
+];
+
+/// The system call that the stop found the thread in, unless it had come to its own end.
+pub fn call_in_progress(regs: &Regs) -> Option<i64> {
+    let call = regs.orig_rax.cast_signed();
+    let result = regs.rax.cast_signed();
+    let restarts = matches!(
+        result,
+        ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND | ERESTART_RESTARTBLOCK
+    );
+    let cut = result == EINTR && ANSWER_EINTR.contains(&call);
+    (call >= 0 && (restarts || cut)).then_some(call)
+}
+
+/// Registers with which the thread runs on from a signal stop as if nothing had been.
+///
+/// `slept` says how many nanoseconds it had been asleep in the call, to shorten a time-out that
+/// lies in a register.
+pub fn undisturbed(regs: &Regs, slept: Option<u64>) -> Regs {
+    let mut regs = *regs;
+    if regs.rax.cast_signed() == EINTR && call_in_progress(&regs).is_some() {
+        regs.rax = ERESTARTNOHAND.cast_unsigned();
+        let call = regs.orig_rax.cast_signed();
+        let polls = call == libc::SYS_epoll_wait || call == libc::SYS_epoll_pwait;
+        let timeout = regs.r10 as i32;
+        if polls && timeout > 0 {
+            let slept = slept.unwrap_or(0) / 1_000_000;
+            regs.r10 = (i64::from(timeout) - slept.cast_signed()).max(0).cast_unsigned();
+        }
+    }
+    regs
+}
+
+/// Registers with which the thread goes on by itself, without the kernel's help: what the kernel
+/// does when no signal is pending (arch/x86/kernel/signal.c, arch_do_signal_or_restart).
+pub fn rewound(regs: &Regs) -> Regs {
+    let mut regs = undisturbed(regs, None);
+    if regs.orig_rax.cast_signed() < 0 {
+        return regs;
+    }
+    match regs.rax.cast_signed() {
+        ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND => {
+            regs.rax = regs.orig_rax;
+            regs.rip -= 2;
+        }
+        ERESTART_RESTARTBLOCK => {
+            regs.rax = libc::SYS_restart_syscall.cast_unsigned();
+            regs.rip -= 2;
+        }
+        _ => {}
+    }
+    regs.orig_rax = u64::MAX;
+    regs
+}
+
+/// Registers with which the thread goes on in another process, where the kernel knows nothing of
+/// the call any more, and whether the call will fail with EINTR there.
+pub fn revived(regs: &Regs) -> (Regs, bool) {
+    let mut next = rewound(regs);
+    let restart = regs.orig_rax.cast_signed() >= 0
+        && regs.rax.cast_signed() == ERESTART_RESTARTBLOCK;
+    if restart {
+        next.rip = regs.rip;
+        next.rax = EINTR.cast_unsigned();
+    }
+    (next, restart)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stopped(call: i64, result: i64) -> Regs {
+        Regs {
+            orig_rax: call.cast_unsigned(),
+            rax: result.cast_unsigned(),
+            rip: 0x1002,
+            r10: 500,
+            ..Regs::default()
+        }
+    }
+
+    #[test]
+    fn user_code_is_left_alone() {
+        let regs = stopped(-1, ERESTARTSYS);
+        assert_eq!(undisturbed(&regs, None), regs);
+        assert_eq!(rewound(&regs), regs);
+        assert_eq!(call_in_progress(&regs), None);
+    }
+
+    #[test]
+    fn a_finished_call_keeps_its_result() {
+        let regs = stopped(libc::SYS_read, 17);
+        assert_eq!(rewound(&regs).rax, 17);
+        assert_eq!(rewound(&regs).rip, 0x1002);
+        assert_eq!(rewound(&stopped(libc::SYS_write, EINTR)).rax.cast_signed(), EINTR);
+    }
+
+    #[test]
+    fn a_read_is_issued_again() {
+        let next = rewound(&stopped(libc::SYS_read, ERESTARTSYS));
+        assert_eq!((next.rax, next.rip), (libc::SYS_read.cast_unsigned(), 0x1000));
+    }
+
+    #[test]
+    fn an_epoll_wait_goes_on_with_the_time_it_has_left() {
+        let next = undisturbed(&stopped(libc::SYS_epoll_wait, EINTR), Some(200_000_000));
+        assert_eq!(next.rax.cast_signed(), ERESTARTNOHAND);
+        assert_eq!(next.r10, 300);
+        let late = undisturbed(&stopped(libc::SYS_epoll_wait, EINTR), Some(900_000_000));
+        assert_eq!(late.r10, 0);
+    }
+
+    #[test]
+    fn a_sleep_fails_with_eintr_elsewhere() {
+        let (next, interrupted) = revived(&stopped(libc::SYS_nanosleep, ERESTART_RESTARTBLOCK));
+        assert!(interrupted);
+        assert_eq!((next.rax.cast_signed(), next.rip), (EINTR, 0x1002));
+    }
+}

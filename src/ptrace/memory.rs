@@ -1,0 +1,111 @@
+//! The memory of another process.
+//!
+//! # Safety
+//! process_vm_readv(2) and process_vm_writev(2) touch our memory only within the slices given.
+#![allow(unsafe_code)]
+
+use super::raw;
+use crate::error::{Because, Result};
+use nix::errno::Errno;
+use nix::libc;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// A process's memory by address.
+pub struct Memory {
+    pid: i32,
+    file: File,
+}
+
+impl Memory {
+    /// Opens the memory of `pid`, which takes the right to trace it (ptrace(2)).
+    pub fn open(pid: i32) -> Result<Self> {
+        let path = format!("/proc/{pid}/mem");
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .because(|| format!("cannot open the memory of process {pid} ({path})"))?;
+        Ok(Self { pid, file })
+    }
+
+    /// Reads as much of `[addr, addr + buffer.len())` as there is from its start; the number of
+    /// bytes read, short where the next page cannot be read.
+    pub fn read_some(&self, addr: u64, buffer: &mut [u8]) -> std::result::Result<usize, Errno> {
+        let local = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+        let base = std::ptr::without_provenance_mut(addr as usize);
+        let remote = libc::iovec { iov_base: base, iov_len: buffer.len() };
+        // SAFETY: writes into `buffer` only.
+        let n = unsafe { libc::process_vm_readv(self.pid, &local, 1, &remote, 1, 0) };
+        Errno::result(n).map(|n| n as usize)
+    }
+
+    /// Reads exactly `buffer.len()` bytes, also from pages that the process itself may not read.
+    pub fn read(&self, addr: u64, buffer: &mut [u8]) -> Result<()> {
+        if self.read_some(addr, buffer) == Ok(buffer.len()) {
+            return Ok(());
+        }
+        self.file
+            .read_exact_at(buffer, addr)
+            .because(|| format!("cannot read {} bytes at {addr:#x} of process {}", buffer.len(), self.pid))
+    }
+
+    /// Reads as [`Memory::read_some`], through /proc/PID/mem, which ignores page protection.
+    pub fn read_forced(&self, addr: u64, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.file.read_at(buffer, addr)
+    }
+
+    /// Reads one value.
+    pub fn get<T: FromBytes + IntoBytes>(&self, addr: u64) -> Result<T> {
+        let mut value = T::new_zeroed();
+        self.read(addr, value.as_mut_bytes())?;
+        Ok(value)
+    }
+
+    /// Writes to pages that the process may write; for large pieces.
+    pub fn write(&self, addr: u64, bytes: &[u8]) -> Result<()> {
+        let mut done = 0;
+        while done < bytes.len() {
+            let rest = &bytes[done..];
+            let base = std::ptr::without_provenance_mut(addr as usize + done);
+            let local =
+                libc::iovec { iov_base: rest.as_ptr().cast_mut().cast(), iov_len: rest.len() };
+            let remote = libc::iovec { iov_base: base, iov_len: rest.len() };
+            // SAFETY: reads from `rest` only.
+            let n = unsafe { libc::process_vm_writev(self.pid, &local, 1, &remote, 1, 0) };
+            done += Errno::result(n).because(|| self.cannot_write(addr, bytes.len()))? as usize;
+        }
+        Ok(())
+    }
+
+    /// Writes one value to pages that the process may write.
+    pub fn put<T: IntoBytes + Immutable>(&self, addr: u64, value: &T) -> Result<()> {
+        self.write(addr, value.as_bytes())
+    }
+
+    /// Writes to pages that the process may not write (text), as its tracer.
+    ///
+    /// Since Linux 6.12 proc_mem.force_override can forbid this through /proc/PID/mem, then
+    /// PTRACE_POKEDATA does it, word by word.
+    pub fn write_forced(&self, tid: i32, addr: u64, bytes: &[u8]) -> Result<()> {
+        if self.file.write_all_at(bytes, addr).is_ok() {
+            return Ok(());
+        }
+        for (i, chunk) in bytes.chunks(8).enumerate() {
+            let at = addr + 8 * i as u64;
+            let mut word = [0; 8];
+            if chunk.len() < 8 {
+                self.read(at, &mut word)?;
+            }
+            word[..chunk.len()].copy_from_slice(chunk);
+            raw::poke(tid, at, u64::from_ne_bytes(word))
+                .because(|| self.cannot_write(at, chunk.len()))?;
+        }
+        Ok(())
+    }
+
+    fn cannot_write(&self, addr: u64, len: usize) -> String {
+        format!("cannot write {len} bytes at {addr:#x} of process {}", self.pid)
+    }
+}

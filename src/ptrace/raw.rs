@@ -1,0 +1,209 @@
+//! ptrace(2) and its kin as functions with types.
+//!
+//! # Safety
+//! Every request here reads or writes only buffers that it owns; what it does to the tracee is the
+//! caller's intention, not a matter of memory safety in this process.
+#![allow(unsafe_code)]
+
+use nix::errno::Errno;
+use nix::libc;
+use std::ffi::c_void;
+
+type Result<T> = std::result::Result<T, Errno>;
+
+/// PTRACE_EVENT_STOP of a status from [`wait`], and its kin.
+pub const EVENT_STOP: i32 = 128;
+/// PTRACE_EVENT_EXEC.
+pub const EVENT_EXEC: i32 = libc::PTRACE_EVENT_EXEC;
+/// Set of options that [`seize`] asks for: syscall stops that can be told from SIGTRAP.
+pub const OPTIONS: i32 = libc::PTRACE_O_TRACESYSGOOD;
+
+fn request(what: u32, tid: i32, addr: *mut c_void, data: *mut c_void) -> Result<i64> {
+    // SAFETY: the callers below pass buffers they own, as long as the request says.
+    let result = unsafe { libc::ptrace(what.cast_signed() as _, tid, addr, data) };
+    Errno::result(result)
+}
+
+fn number(value: usize) -> *mut c_void {
+    std::ptr::without_provenance_mut(value)
+}
+
+/// PTRACE_SEIZE with the options given.
+pub fn seize(tid: i32, options: i32) -> Result<()> {
+    request(libc::PTRACE_SEIZE as u32, tid, number(0), number(options as usize)).map(drop)
+}
+
+/// PTRACE_INTERRUPT.
+pub fn interrupt(tid: i32) -> Result<()> {
+    request(libc::PTRACE_INTERRUPT as u32, tid, number(0), number(0)).map(drop)
+}
+
+/// PTRACE_CONT, delivering `signal` (0: none).
+pub fn cont(tid: i32, signal: i32) -> Result<()> {
+    request(libc::PTRACE_CONT as u32, tid, number(0), number(signal as usize)).map(drop)
+}
+
+/// PTRACE_SYSCALL, delivering `signal` (0: none).
+pub fn syscall(tid: i32, signal: i32) -> Result<()> {
+    request(libc::PTRACE_SYSCALL as u32, tid, number(0), number(signal as usize)).map(drop)
+}
+
+/// PTRACE_DETACH.
+pub fn detach(tid: i32) -> Result<()> {
+    request(libc::PTRACE_DETACH as u32, tid, number(0), number(0)).map(drop)
+}
+
+/// PTRACE_GETREGSET: fills `buffer` and says how many bytes the kernel had.
+pub fn get_regset(tid: i32, kind: usize, buffer: &mut [u8]) -> Result<usize> {
+    let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    let data: *mut libc::iovec = &mut iov;
+    request(libc::PTRACE_GETREGSET as u32, tid, number(kind), data.cast())?;
+    Ok(iov.iov_len)
+}
+
+/// PTRACE_SETREGSET.
+pub fn set_regset(tid: i32, kind: usize, buffer: &[u8]) -> Result<()> {
+    let mut iov =
+        libc::iovec { iov_base: buffer.as_ptr().cast_mut().cast(), iov_len: buffer.len() };
+    let data: *mut libc::iovec = &mut iov;
+    request(libc::PTRACE_SETREGSET as u32, tid, number(kind), data.cast()).map(drop)
+}
+
+/// PTRACE_GETSIGMASK: the thread's own mask, also inside sigsuspend(2) and its kin.
+pub fn get_mask(tid: i32) -> Result<u64> {
+    let mut mask = 0u64;
+    let data: *mut u64 = &mut mask;
+    request(libc::PTRACE_GETSIGMASK, tid, number(8), data.cast())?;
+    Ok(mask)
+}
+
+/// PTRACE_SETSIGMASK.
+pub fn set_mask(tid: i32, mut mask: u64) -> Result<()> {
+    let data: *mut u64 = &mut mask;
+    request(libc::PTRACE_SETSIGMASK, tid, number(8), data.cast()).map(drop)
+}
+
+/// One siginfo_t as bytes.
+pub type SigInfo = [u8; 128];
+
+/// PTRACE_PEEKSIGINFO: the queue of the thread, or of its process.
+pub fn peek_siginfo(tid: i32, shared: bool) -> Result<Vec<SigInfo>> {
+    #[repr(C)]
+    struct Args {
+        off: u64,
+        flags: u32,
+        count: i32,
+    }
+    const CHUNK: usize = 16;
+    let mut queue = Vec::new();
+    loop {
+        let mut args =
+            Args { off: queue.len() as u64, flags: u32::from(shared), count: CHUNK as i32 };
+        let mut buffer = [[0u8; 128]; CHUNK];
+        let addr: *mut Args = &mut args;
+        let data = buffer.as_mut_ptr();
+        let n = request(libc::PTRACE_PEEKSIGINFO as u32, tid, addr.cast(), data.cast())? as usize;
+        queue.extend_from_slice(&buffer[..n.min(CHUNK)]);
+        if n < CHUNK {
+            return Ok(queue);
+        }
+    }
+}
+
+/// struct ptrace_rseq_configuration.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct RseqConfiguration {
+    /// Address of the area; 0: not registered.
+    pub pointer: u64,
+    /// Length it was registered with.
+    pub size: u32,
+    /// Signature before abort handlers.
+    pub signature: u32,
+    /// Flags.
+    pub flags: u32,
+    pad: u32,
+}
+
+/// PTRACE_GET_RSEQ_CONFIGURATION (Linux 5.13).
+pub fn rseq_configuration(tid: i32) -> Result<RseqConfiguration> {
+    const REQUEST: u32 = 0x420f;
+    let mut configuration = RseqConfiguration::default();
+    let data: *mut RseqConfiguration = &mut configuration;
+    request(REQUEST, tid, number(size_of::<RseqConfiguration>()), data.cast())?;
+    Ok(configuration)
+}
+
+/// PTRACE_POKEDATA of one word, which also writes where the process itself may not.
+pub fn poke(tid: i32, addr: u64, word: u64) -> Result<()> {
+    request(libc::PTRACE_POKEDATA as u32, tid, number(addr as usize), number(word as usize))
+        .map(drop)
+}
+
+/// get_robust_list(2) of another thread: head and length.
+pub fn robust_list(tid: i32) -> Result<(u64, u64)> {
+    let (mut head, mut len) = (0u64, 0u64);
+    let head_at: *mut u64 = &mut head;
+    let len_at: *mut u64 = &mut len;
+    // SAFETY: the kernel writes the two words.
+    let result = unsafe { libc::syscall(libc::SYS_get_robust_list, tid, head_at, len_at) };
+    Errno::result(result)?;
+    Ok((head, len))
+}
+
+/// kcmp(2) with KCMP_FILE: whether two descriptors of a process are one open file description.
+pub fn same_file(pid: i32, a: u32, b: u32) -> Result<bool> {
+    // SAFETY: kcmp reads nothing of ours.
+    let result = unsafe { libc::syscall(libc::SYS_kcmp, pid, pid, 0, a, b) };
+    Errno::result(result).map(|order| order == 0)
+}
+
+/// pidfd_getfd(2): a duplicate of another process's descriptor.
+pub fn take_descriptor(pid: i32, fd: i32) -> Result<std::os::fd::OwnedFd> {
+    use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+    // SAFETY: pidfd_open has no memory arguments.
+    let pidfd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })? as i32;
+    // SAFETY: the kernel just made this descriptor for us.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    // SAFETY: pidfd_getfd has no memory arguments.
+    let result = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) };
+    let fd = Errno::result(result)? as i32;
+    // SAFETY: as above.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// What became of a thread that was waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Nothing yet (only without `block`).
+    Running,
+    /// Stopped by `signal`, with a PTRACE_EVENT number or 0.
+    Stopped {
+        /// Signal, 0x80 added for a syscall stop.
+        signal: i32,
+        /// PTRACE_EVENT_…
+        event: i32,
+    },
+    /// Gone.
+    Ended,
+}
+
+/// waitpid(2) with `__WALL` for one thread.
+pub fn wait(tid: i32, block: bool) -> Result<State> {
+    let mut status = 0;
+    let options = libc::__WALL | if block { 0 } else { libc::WNOHANG };
+    loop {
+        // SAFETY: the kernel writes the one word.
+        let result = unsafe { libc::waitpid(tid, &mut status, options) };
+        return match Errno::result(result) {
+            Err(Errno::EINTR) => continue,
+            Err(Errno::ECHILD) => Ok(State::Ended),
+            Err(e) => Err(e),
+            Ok(0) => Ok(State::Running),
+            Ok(_) if libc::WIFSTOPPED(status) => {
+                Ok(State::Stopped { signal: (status >> 8) & 0xff, event: status >> 16 })
+            }
+            Ok(_) => Ok(State::Ended),
+        };
+    }
+}

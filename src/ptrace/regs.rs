@@ -1,0 +1,72 @@
+//! General registers and extended state of a stopped thread.
+
+use super::raw;
+use nix::errno::Errno;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+const NT_PRSTATUS: usize = 1;
+const NT_X86_XSTATE: usize = 0x202;
+
+/// Largest xstate of any x86 (AMX included), with room.
+const XSTATE_MAX: usize = 16384;
+
+/// struct user_regs_struct of x86-64 (sys/user.h).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+#[allow(missing_docs)]
+pub struct Regs {
+    pub r15: u64,
+    pub r14: u64,
+    pub r13: u64,
+    pub r12: u64,
+    pub rbp: u64,
+    pub rbx: u64,
+    pub r11: u64,
+    pub r10: u64,
+    pub r9: u64,
+    pub r8: u64,
+    pub rax: u64,
+    pub rcx: u64,
+    pub rdx: u64,
+    pub rsi: u64,
+    pub rdi: u64,
+    pub orig_rax: u64,
+    pub rip: u64,
+    pub cs: u64,
+    pub eflags: u64,
+    pub rsp: u64,
+    pub ss: u64,
+    pub fs_base: u64,
+    pub gs_base: u64,
+    pub ds: u64,
+    pub es: u64,
+    pub fs: u64,
+    pub gs: u64,
+}
+
+/// Code segment of 64-bit user code.
+pub const USER_CS: u64 = 0x33;
+
+impl Regs {
+    /// Reads the registers of a stopped thread.
+    pub fn get(tid: i32) -> Result<Self, Errno> {
+        let mut regs = Self::default();
+        let len = raw::get_regset(tid, NT_PRSTATUS, regs.as_mut_bytes())?;
+        // A thread of 32-bit code has a shorter register set.
+        if len == size_of::<Self>() { Ok(regs) } else { Err(Errno::ENOEXEC) }
+    }
+
+    /// Writes the registers of a stopped thread.
+    pub fn set(&self, tid: i32) -> Result<(), Errno> {
+        raw::set_regset(tid, NT_PRSTATUS, self.as_bytes())
+    }
+}
+
+/// Extended state (x87, SSE, AVX, …, PKRU) in the non-compacted XSAVE layout.
+pub fn xstate(tid: i32) -> Result<Vec<u8>, Errno> {
+    let mut buffer = vec![0; XSTATE_MAX];
+    let len = raw::get_regset(tid, NT_X86_XSTATE, &mut buffer)?;
+    buffer.truncate(len);
+    Ok(buffer)
+}

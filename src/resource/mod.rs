@@ -1,0 +1,76 @@
+//! The state of a process, one file a kind: how it is saved and, beside it, how it is restored.
+//!
+//! Saving reads a frozen [`Target`] into a [`Gathered`]. Restoring turns the records of an image
+//! into descriptors and mappings of the restarting process and into [`plan`] orders for what can
+//! only be done when nothing of the stub is left.
+
+pub mod descriptors;
+pub mod frame;
+pub mod memory;
+pub mod plan;
+pub mod process;
+pub mod signals;
+pub mod threads;
+pub mod vdso;
+
+use crate::image::strings::Strings;
+use crate::inject::region::Region;
+use crate::proc::maps::Vma;
+use crate::ptrace::freeze::Frozen;
+use crate::ptrace::memory::Memory;
+use ckpt_abi::image as rec;
+
+/// A frozen process with the payload in it.
+pub struct Target<'a> {
+    /// Its stopped threads.
+    pub frozen: &'a mut Frozen,
+    /// Its memory.
+    pub memory: &'a Memory,
+    /// Its mappings with their flags.
+    pub vmas: &'a [Vma],
+    /// The payload.
+    pub region: &'a Region,
+}
+
+/// A file's content that travels in the image.
+pub struct Content {
+    /// [`rec::Descriptor::content`].
+    pub index: u32,
+    /// Descriptor of the target that reads it.
+    pub fd: u32,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// Everything that the image says beside the pages.
+#[derive(Default)]
+pub struct Gathered {
+    /// Strings that the records refer to.
+    pub strings: Strings,
+    /// Threads, the main one first.
+    pub threads: Vec<rec::Thread>,
+    /// Their extended states.
+    pub xstate: Vec<u8>,
+    /// Mappings.
+    pub vmas: Vec<rec::Vma>,
+    /// Memory that mappings share.
+    pub objects: Vec<rec::Object>,
+    /// Descriptors.
+    pub descriptors: Vec<rec::Descriptor>,
+    /// Files without a name.
+    pub contents: Vec<Content>,
+    /// Signal dispositions.
+    pub actions: Vec<rec::SignalAction>,
+    /// Queued signals.
+    pub pending: Vec<rec::PendingSignal>,
+    /// Resource limits.
+    pub limits: Vec<rec::Limit>,
+    /// The auxiliary vector.
+    pub auxv: Vec<u8>,
+    /// The process as a whole.
+    pub process: Option<rec::Process>,
+    /// What is in the way of a checkpoint, all of it.
+    pub obstacles: Vec<String>,
+    /// What the image goes without.
+    pub losses: Vec<String>,
+}

@@ -1,0 +1,187 @@
+//! Orders for the restorer, and the memory they lie in.
+//!
+//! The arena is mapped in the restarting process at addresses that are free there and in the
+//! image, so orders and what they point to are written in place; the restorer unmaps it last.
+//!
+//! # Safety
+//! Writes stay within the arena: its bounds are checked at each.
+#![allow(unsafe_code)]
+
+use crate::error::{Because, Error, Result};
+use ckpt_abi::op::{Kind, Op, flag};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
+use std::num::NonZeroUsize;
+use zerocopy::{FromZeros, Immutable, IntoBytes};
+
+/// Memory at a fixed address that is filled from its start.
+pub struct Arena {
+    base: u64,
+    len: u64,
+    used: u64,
+}
+
+impl Arena {
+    /// Maps `len` bytes at `base`, which must be free.
+    pub fn map(base: u64, len: u64) -> Result<Self> {
+        let addr = NonZeroUsize::new(base as usize);
+        let len_at = NonZeroUsize::new(len as usize).ok_or_else(|| Error::new("an empty arena"))?;
+        let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let flags =
+            MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE | MapFlags::MAP_FIXED_NOREPLACE;
+        // SAFETY: MAP_FIXED_NOREPLACE replaces nothing.
+        let at = unsafe { mmap_anonymous(addr, len_at, prot, flags) };
+        at.because(|| format!("cannot map {len} bytes at {base:#x} for the restart"))?;
+        Ok(Self { base, len, used: 0 })
+    }
+
+    /// Its first address.
+    pub fn base(&self) -> u64 {
+        self.base
+    }
+
+    /// Its length in bytes.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether nothing lies in it.
+    pub fn is_empty(&self) -> bool {
+        self.used == 0
+    }
+
+    /// Room for `len` bytes at a multiple of `align`; its address. The bytes are zero.
+    pub fn room(&mut self, len: u64, align: u64) -> Result<u64> {
+        let start = self.used.next_multiple_of(align);
+        let end = start.checked_add(len).filter(|end| *end <= self.len);
+        self.used = end.ok_or_else(|| Error::new("the restart's plan is too long"))?;
+        Ok(self.base + start)
+    }
+
+    /// Stores bytes; their address, a multiple of 64.
+    pub fn bytes(&mut self, bytes: &[u8]) -> Result<u64> {
+        let addr = self.room(bytes.len() as u64, 64)?;
+        self.write(addr, bytes)?;
+        Ok(addr)
+    }
+
+    /// Stores a value; its address.
+    pub fn value<T: IntoBytes + Immutable + ?Sized>(&mut self, value: &T) -> Result<u64> {
+        self.bytes(value.as_bytes())
+    }
+
+    /// Overwrites bytes that were stored.
+    pub fn write(&mut self, addr: u64, bytes: &[u8]) -> Result<()> {
+        let end = addr.checked_add(bytes.len() as u64);
+        if addr < self.base || end.is_none_or(|end| end > self.base + self.used) {
+            return Err(Error::new("the restart's plan writes outside its arena"));
+        }
+        let to: *mut u8 = std::ptr::with_exposed_provenance_mut(addr as usize);
+        // SAFETY: the range was just checked to be a part of the arena that `room` gave out.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
+        Ok(())
+    }
+}
+
+/// What an order is for: its number travels in [`Op::step`] and comes back in a report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Step {
+    /// Unmap what is the stub's.
+    Unmap = 1,
+    /// Move a mapping to its place.
+    Move = 2,
+    /// Map the vdso.
+    Vdso = 3,
+    /// PR_SET_MM_MAP.
+    MemoryMap = 4,
+    /// A signal's disposition.
+    SignalAction = 5,
+    /// Queue a signal again.
+    PendingSignal = 6,
+    /// Process-wide attributes.
+    Process = 7,
+    /// A thread's attributes.
+    Thread = 8,
+    /// Make a thread.
+    Clone = 9,
+    /// Resource limits.
+    Limit = 10,
+    /// Descriptors of the stub.
+    Descriptor = 11,
+    /// Timers.
+    Timer = 12,
+    /// The last steps.
+    Leave = 13,
+}
+
+impl Step {
+    /// What the restorer was doing, for the sentence about a failure.
+    pub fn describe(number: u32) -> &'static str {
+        const STEPS: [(Step, &str); 13] = [
+            (Step::Unmap, "unmap its own memory"),
+            (Step::Move, "move memory to its place"),
+            (Step::Vdso, "map the vdso"),
+            (Step::MemoryMap, "set brk, arguments and environment (PR_SET_MM_MAP)"),
+            (Step::SignalAction, "install a signal handler"),
+            (Step::PendingSignal, "queue a pending signal"),
+            (Step::Process, "set an attribute of the process"),
+            (Step::Thread, "set an attribute of a thread"),
+            (Step::Clone, "create a thread"),
+            (Step::Limit, "set a resource limit"),
+            (Step::Descriptor, "close a descriptor"),
+            (Step::Timer, "set a timer"),
+            (Step::Leave, "enter the program"),
+        ];
+        STEPS.iter().find(|(step, _)| *step as u32 == number).map_or("go on", |(_, text)| text)
+    }
+}
+
+/// A list of orders in the making.
+#[derive(Default)]
+pub struct Orders {
+    ops: Vec<Op>,
+}
+
+impl Orders {
+    /// Adds a system call that must succeed.
+    pub fn call(&mut self, step: Step, number: i64, args: &[u64]) {
+        self.push(Kind::Syscall, 0, step, number.cast_unsigned(), args);
+    }
+
+    /// Adds a system call whose failure does not matter.
+    pub fn try_call(&mut self, step: Step, number: i64, args: &[u64]) {
+        self.push(Kind::Syscall, flag::MAY_FAIL, step, number.cast_unsigned(), args);
+    }
+
+    /// Adds a system call that must give exactly `result`.
+    pub fn exact_call(&mut self, step: Step, number: i64, args: [u64; 5], result: u64) {
+        let [a, b, c, d, e] = args;
+        let args = [a, b, c, d, e, result];
+        self.push(Kind::Syscall, flag::EXACT, step, number.cast_unsigned(), &args);
+    }
+
+    /// Adds any other order.
+    pub fn push(&mut self, kind: Kind, flags: u16, step: Step, nr: u64, args: &[u64]) {
+        let mut op = Op { kind: kind as u16, flags, step: step as u32, nr, args: [0; 6] };
+        for (to, from) in op.args.iter_mut().zip(args) {
+            *to = *from;
+        }
+        self.ops.push(op);
+    }
+
+    /// Appends another list.
+    pub fn append(&mut self, mut other: Self) {
+        self.ops.append(&mut other.ops);
+    }
+
+    /// Stores the list with an end mark; its address.
+    pub fn store(mut self, arena: &mut Arena) -> Result<u64> {
+        self.ops.push(Op::new_zeroed());
+        arena.value(self.ops.as_slice())
+    }
+
+    /// The orders as bytes.
+    pub fn bytes(&self) -> &[u8] {
+        self.ops.as_bytes()
+    }
+}

@@ -1,0 +1,164 @@
+//! What belongs to the process as a whole: its address-space marks, limits, umask, directory.
+
+use super::plan::{Arena, Orders, Step};
+use super::{Gathered, Target, vdso};
+use crate::error::{Because, Result};
+use crate::proc;
+use crate::ptrace::call::Caller;
+use ckpt_abi::image::{Limit, Process, process_flag};
+use ckpt_abi::region::STACKS;
+use nix::libc;
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use zerocopy::FromZeros;
+
+const PR_SET_MM_MAP: u64 = 14;
+/// prctl_mm_map.exe_fd that leaves /proc/PID/exe as it is, which needs no privilege.
+const NO_FD: u32 = u32::MAX;
+
+/// Saves the process; `caller` is its main thread.
+pub fn save(target: &Target<'_>, caller: &mut Caller<'_>, gathered: &mut Gathered) -> Result<()> {
+    let pid = target.frozen.pid;
+    let stat = proc::stat(pid, pid)?;
+    let status = proc::status(pid, pid)?;
+    let brk = caller.expect(libc::SYS_brk, &[0], "cannot read the program break")?;
+    let place = vdso::Place::find(target.vmas);
+    let arguments = proc::cmdline(pid)?;
+    let joined = arguments.iter().map(|a| a.as_bytes()).collect::<Vec<_>>().join(&0);
+    let (exe, cwd) = (proc::exe(pid)?, proc::cwd(pid)?);
+    if cwd.deleted {
+        gathered.losses.push(format!(
+            "its working directory {} does not exist any more",
+            cwd.path.display()
+        ));
+    }
+    let strings = &mut gathered.strings;
+    let process = Process {
+        pid: pid.cast_unsigned(),
+        umask: status.umask.unwrap_or(0o022),
+        region: target.region.base,
+        region_len: target.region.control.region_len,
+        program: strings.add(arguments.first().cloned().unwrap_or_default()),
+        arguments: strings.add(OsString::from_vec(joined)),
+        exe: strings.add(exe.path),
+        cwd: strings.add(if cwd.deleted { "/".into() } else { cwd.path }),
+        mm: [
+            stat.start_code,
+            stat.end_code,
+            stat.start_data,
+            stat.end_data,
+            stat.start_brk,
+            brk,
+            stat.start_stack,
+            stat.arg_start,
+            stat.arg_end,
+            stat.env_start,
+            stat.env_end,
+        ],
+        personality: proc::personality(pid)?,
+        vdso: place.vdso,
+        vdso_len: place.vdso_len,
+        vvar: place.vvar,
+        vvar_len: place.vvar_len,
+        flags: flags(target, caller, status.no_new_privs)?,
+        generation: target.region.control.generation + 1,
+        group: stat.pgrp.cast_unsigned(),
+        session: stat.session.cast_unsigned(),
+        ..Process::new_zeroed()
+    };
+    gathered.process = Some(process);
+    gathered.auxv = proc::auxv(pid)?;
+    gathered.limits =
+        proc::limits(pid)?.iter().map(|&(soft, hard)| Limit { soft, hard }).collect();
+    Ok(())
+}
+
+fn flags(target: &Target<'_>, caller: &mut Caller<'_>, no_new_privs: bool) -> Result<u32> {
+    let scratch = target.region.base + STACKS;
+    let mut flags = if no_new_privs { process_flag::NO_NEW_PRIVS } else { 0 };
+    if caller.call(libc::SYS_prctl, &[libc::PR_GET_DUMPABLE as u64])? == 1 {
+        flags |= process_flag::DUMPABLE;
+    }
+    if caller.call(libc::SYS_prctl, &[libc::PR_GET_THP_DISABLE as u64])? == 1 {
+        flags |= process_flag::THP_DISABLE;
+    }
+    target.memory.put(scratch, &0u32)?;
+    caller.call(libc::SYS_prctl, &[libc::PR_GET_CHILD_SUBREAPER as u64, scratch])?;
+    if target.memory.get::<u32>(scratch)? != 0 {
+        flags |= process_flag::SUBREAPER;
+    }
+    Ok(flags)
+}
+
+/// Changes to the saved working directory and umask. Nothing is lost when this fails.
+pub fn restore_directory(process: &Process, cwd: &std::path::Path) -> Result<()> {
+    std::env::set_current_dir(cwd)
+        .because(|| format!("cannot change to the program's directory {}", cwd.display()))?;
+    let umask = nix::sys::stat::Mode::from_bits_truncate(process.umask);
+    nix::sys::stat::umask(umask);
+    Ok(())
+}
+
+/// Orders that set brk, arguments, environment and auxv (prctl(2), PR_SET_MM_MAP).
+///
+/// /proc/PID/exe becomes `exe` first, where we may (CAP_CHECKPOINT_RESTORE); without that privilege
+/// the same call without a descriptor does the rest.
+pub fn restore_mm(
+    process: &Process,
+    auxv: &[u8],
+    exe: Option<i32>,
+    arena: &mut Arena,
+    orders: &mut Orders,
+) -> Result<()> {
+    let auxv_at = arena.bytes(auxv)?;
+    let mut map = Vec::new();
+    for value in process.mm {
+        map.extend_from_slice(&value.to_le_bytes());
+    }
+    map.extend_from_slice(&auxv_at.to_le_bytes());
+    map.extend_from_slice(&(auxv.len() as u32).to_le_bytes());
+    let mut set = |fd: u32| -> Result<[u64; 5]> {
+        let whole = [map.as_slice(), &fd.to_le_bytes()].concat();
+        let at = arena.bytes(&whole)?;
+        Ok([libc::PR_SET_MM as u64, PR_SET_MM_MAP, at, whole.len() as u64, 0])
+    };
+    if let Some(exe) = exe {
+        orders.try_call(Step::MemoryMap, libc::SYS_prctl, &set(exe.cast_unsigned())?);
+    }
+    orders.call(Step::MemoryMap, libc::SYS_prctl, &set(NO_FD)?);
+    Ok(())
+}
+
+/// Orders for the attributes of the process.
+pub fn restore(process: &Process, orders: &mut Orders) {
+    let step = Step::Process;
+    orders.try_call(step, libc::SYS_personality, &[process.personality]);
+    let mut set = |flag: u32, args: &[u64]| {
+        if process.flags & flag != 0 {
+            orders.try_call(step, libc::SYS_prctl, args);
+        }
+    };
+    set(process_flag::SUBREAPER, &[libc::PR_SET_CHILD_SUBREAPER as u64, 1]);
+    set(process_flag::THP_DISABLE, &[libc::PR_SET_THP_DISABLE as u64, 1]);
+    set(process_flag::NO_NEW_PRIVS, &[libc::PR_SET_NO_NEW_PRIVS as u64, 1]);
+    let dumpable = u64::from(process.flags & process_flag::DUMPABLE != 0);
+    orders.try_call(step, libc::SYS_prctl, &[libc::PR_SET_DUMPABLE as u64, dumpable]);
+}
+
+/// Orders for the resource limits: the last, because they could forbid what comes before.
+///
+/// A hard limit cannot be raised without privilege, so each is the lower of the saved one and the
+/// restarter's own.
+pub fn restore_limits(saved: &[Limit], arena: &mut Arena, orders: &mut Orders) -> Result<()> {
+    let own = proc::limits(std::process::id().cast_signed())?;
+    let root = nix::unistd::geteuid().is_root();
+    for (number, (limit, own)) in saved.iter().zip(own).enumerate() {
+        let hard = if root { limit.hard } else { limit.hard.min(own.1) };
+        let wanted = Limit { soft: limit.soft.min(hard), hard };
+        if (wanted.soft, wanted.hard) != own {
+            let at = arena.value(&wanted)?;
+            orders.try_call(Step::Limit, libc::SYS_prlimit64, &[0, number as u64, at, 0]);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,89 @@
+//! Signals: dispositions and queues. Masks and alternate stacks belong to [`super::threads`].
+
+use super::plan::{Arena, Orders, Step};
+use super::{Gathered, Target};
+use crate::error::{Because, Result};
+use crate::ptrace::call::Caller;
+use crate::ptrace::raw;
+use ckpt_abi::image::{PendingSignal, SignalAction};
+use ckpt_abi::region::STACKS;
+use nix::libc;
+
+/// Number of signals.
+pub const COUNT: u64 = 64;
+const UNCATCHABLE: [u64; 2] = [libc::SIGKILL as u64, libc::SIGSTOP as u64];
+
+/// Asks the target for its dispositions, through the thread of `caller`.
+pub fn save_actions(target: &Target<'_>, caller: &mut Caller<'_>, gathered: &mut Gathered) -> Result<()> {
+    let at = target.region.base + STACKS;
+    for signal in 1..=COUNT {
+        caller.expect(
+            libc::SYS_rt_sigaction,
+            &[signal, 0, at, 8],
+            "cannot read a signal's disposition",
+        )?;
+        gathered.actions.push(target.memory.get(at)?);
+    }
+    Ok(())
+}
+
+/// Reads the queues of the process and of every thread.
+pub fn save_pending(target: &Target<'_>, gathered: &mut Gathered) -> Result<()> {
+    let trigger = target.region.control.config.asyncsig.cast_signed();
+    for (i, thread) in target.frozen.threads.iter().enumerate() {
+        let mut add = |shared: bool| -> Result<()> {
+            let queue = raw::peek_siginfo(thread.tid, shared)
+                .because(|| format!("cannot read the pending signals of thread {}", thread.tid))?;
+            for siginfo in queue {
+                let signal = i32::from_le_bytes([siginfo[0], siginfo[1], siginfo[2], siginfo[3]]);
+                // A checkpoint signal that came while another was served must not end the
+                // program again as soon as it is restarted.
+                if signal != trigger {
+                    let tid = if shared { 0 } else { thread.tid.cast_unsigned() };
+                    gathered.pending.push(PendingSignal { tid, reserved: 0, siginfo });
+                }
+            }
+            Ok(())
+        };
+        if i == 0 {
+            add(true)?;
+        }
+        add(false)?;
+    }
+    Ok(())
+}
+
+/// Orders that install the dispositions.
+pub fn restore_actions(actions: &[SignalAction], arena: &mut Arena, orders: &mut Orders) -> Result<()> {
+    for (signal, action) in (1..=COUNT).zip(actions) {
+        if !UNCATCHABLE.contains(&signal) {
+            let at = arena.value(action)?;
+            orders.call(Step::SignalAction, libc::SYS_rt_sigaction, &[signal, at, 0, 8]);
+        }
+    }
+    Ok(())
+}
+
+/// Orders that queue the signals of the thread `saved` (0: of the process) again; they run in the
+/// restored thread, whose id is `tid`, with all signals blocked.
+pub fn restore_pending(
+    pending: &[PendingSignal],
+    saved: u32,
+    pid: u64,
+    tid: u64,
+    arena: &mut Arena,
+    orders: &mut Orders,
+) -> Result<()> {
+    for queued in pending.iter().filter(|p| p.tid == saved) {
+        let at = arena.bytes(&queued.siginfo)?;
+        let info = &queued.siginfo;
+        let signal = u64::from(u32::from_le_bytes([info[0], info[1], info[2], info[3]]));
+        if saved == 0 {
+            orders.call(Step::PendingSignal, libc::SYS_rt_sigqueueinfo, &[pid, signal, at]);
+        } else {
+            let args = [pid, tid, signal, at];
+            orders.call(Step::PendingSignal, libc::SYS_rt_tgsigqueueinfo, &args);
+        }
+    }
+    Ok(())
+}

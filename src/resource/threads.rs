@@ -1,0 +1,251 @@
+//! Threads: registers, extended state, masks, and what the kernel keeps for a thread.
+
+use super::frame::Frame;
+use super::plan::{Arena, Orders, Step};
+use super::{Gathered, Target};
+use crate::error::{Because, Error, Result};
+use crate::proc;
+use crate::ptrace::call::Caller;
+use crate::ptrace::freeze::Thread as Stopped;
+use crate::ptrace::interrupted;
+use crate::ptrace::memory::Memory;
+use crate::ptrace::raw;
+use crate::ptrace::regs::{self, Regs, USER_CS};
+use ckpt_abi::image::{Thread, thread_flag};
+use ckpt_abi::op::Kind;
+use ckpt_abi::region::STACKS;
+use nix::errno::Errno;
+use nix::libc;
+use std::os::unix::ffi::OsStrExt;
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
+
+const PR_GET_TID_ADDRESS: u64 = 40;
+const ARCH_SET_GS: u64 = 0x1001;
+const ARCH_SET_FS: u64 = 0x1002;
+const SS_ONSTACK: u64 = 1;
+/// Offset of `tid` in musl's struct pthread (src/internal/pthread_impl.h, x86-64), to which the
+/// FS base points and whose first word points to itself.
+const MUSL_TID: u64 = 0x30;
+
+/// Reads what can be known of a stopped thread from outside, and asks the thread for the rest.
+pub fn save(target: &mut Target<'_>, index: usize, gathered: &mut Gathered) -> Result<()> {
+    let pid = target.frozen.pid;
+    let (memory, region) = (target.memory, target.region);
+    let thread = &mut target.frozen.threads[index];
+    let tid = thread.tid;
+    if thread.regs.cs != USER_CS {
+        gathered.obstacles.push(format!("thread {tid} runs 32-bit code"));
+        return Ok(());
+    }
+    let (robust_list, robust_list_len) =
+        raw::robust_list(tid).because(|| format!("cannot read the robust list of thread {tid}"))?;
+    let xstate =
+        regs::xstate(tid).because(|| format!("cannot read the extended state of thread {tid}"))?;
+    let (mut next, interrupted) = interrupted::revived(&thread.regs);
+    let rseq = rseq(thread, memory, region.control.thunk)?;
+    leave_critical_section(memory, &rseq, &mut next);
+    let (altstack, tid_address) = ask(thread, memory, region.base + STACKS, region.control.thunk)?;
+    let stat = proc::stat(pid, tid)?;
+    let mut name = [0; 16];
+    let comm = proc::comm(pid, tid)?;
+    let len = comm.len().min(15);
+    name[..len].copy_from_slice(&comm.as_bytes()[..len]);
+    let mut record = Thread {
+        tid: tid.cast_unsigned(),
+        flags: if interrupted { thread_flag::INTERRUPTED } else { 0 },
+        mask: thread.mask,
+        altstack,
+        robust_list,
+        robust_list_len,
+        tid_address,
+        rseq: rseq.pointer,
+        rseq_len: rseq.size,
+        rseq_signature: rseq.signature,
+        name,
+        xstate: gathered.xstate.len() as u64,
+        xstate_len: xstate.len() as u64,
+        policy: stat.policy,
+        priority: stat.rt_priority,
+        nice: stat.nice,
+        timer_slack: proc::timer_slack(pid, tid),
+        ..Thread::new_zeroed()
+    };
+    record.regs.as_mut_bytes().copy_from_slice(next.as_bytes());
+    record.flags |= cached_ids(memory, pid, &record, next.fs_base);
+    gathered.xstate.extend_from_slice(&xstate);
+    gathered.threads.push(record);
+    Ok(())
+}
+
+/// What only the thread itself can say: its alternate stack and its tid address.
+fn ask(
+    thread: &mut Stopped,
+    memory: &Memory,
+    scratch: u64,
+    thunk: u64,
+) -> Result<([u64; 3], u64)> {
+    let mut caller = Caller::new(thread, memory, thunk)?;
+    caller.expect(libc::SYS_sigaltstack, &[0, scratch], "cannot read the alternate stack")?;
+    let altstack: [u64; 3] = memory.get(scratch)?;
+    memory.put(scratch, &0u64)?;
+    // EINVAL where the kernel lacks CONFIG_CHECKPOINT_RESTORE: the word stays unknown.
+    caller.call(libc::SYS_prctl, &[PR_GET_TID_ADDRESS, scratch])?;
+    Ok((altstack, memory.get(scratch)?))
+}
+
+/// The rseq registration; before Linux 5.13 only a search can find it.
+fn rseq(thread: &mut Stopped, memory: &Memory, thunk: u64) -> Result<raw::RseqConfiguration> {
+    match raw::rseq_configuration(thread.tid) {
+        Ok(configuration) => Ok(configuration),
+        Err(Errno::EIO | Errno::EINVAL) => search_rseq(thread, memory, thunk),
+        Err(e) => Err(e).because(|| format!("cannot read the rseq area of thread {}", thread.tid)),
+    }
+}
+
+/// Looks for the rseq area near the thread pointer, where glibc has it: unregistering with a wrong
+/// signature changes nothing and answers EPERM only for the right address (kernel/rseq.c).
+fn search_rseq(
+    thread: &mut Stopped,
+    memory: &Memory,
+    thunk: u64,
+) -> Result<raw::RseqConfiguration> {
+    const SIZE: u32 = 32;
+    const SIGNATURE: u32 = 0x5305_3053;
+    const UNREGISTER: u64 = 1;
+    let base = thread.regs.fs_base & !31;
+    let mut caller = Caller::new(thread, memory, thunk)?;
+    for offset in (0..0x1000).step_by(32) {
+        for pointer in [base.wrapping_add(offset), base.wrapping_sub(offset)] {
+            let wrong = u64::from(!SIGNATURE);
+            let args = [pointer, u64::from(SIZE), UNREGISTER, wrong];
+            match caller.call(libc::SYS_rseq, &args)? {
+                result if result == -i64::from(libc::EPERM) => {
+                    let mut found = raw::RseqConfiguration::default();
+                    (found.pointer, found.size, found.signature) = (pointer, SIZE, SIGNATURE);
+                    return Ok(found);
+                }
+                result if result == -i64::from(libc::ENOSYS) => return Ok(Default::default()),
+                _ => {}
+            }
+        }
+    }
+    Ok(Default::default())
+}
+
+/// A thread inside a restartable sequence goes to its abort handler, as after any preemption
+/// (struct rseq_cs, include/uapi/linux/rseq.h).
+fn leave_critical_section(memory: &Memory, rseq: &raw::RseqConfiguration, regs: &mut Regs) {
+    #[derive(FromBytes, IntoBytes)]
+    #[repr(C)]
+    struct CriticalSection {
+        version_and_flags: u64,
+        start: u64,
+        length: u64,
+        abort: u64,
+    }
+    if rseq.pointer == 0 {
+        return;
+    }
+    let Ok(pointer) = memory.get::<u64>(rseq.pointer + 8) else { return };
+    if pointer == 0 {
+        return;
+    }
+    let Ok(section) = memory.get::<CriticalSection>(pointer) else { return };
+    if regs.rip.wrapping_sub(section.start) < section.length {
+        regs.rip = section.abort;
+    }
+}
+
+/// Where the C library keeps the thread's id, which will be another after a restart.
+fn cached_ids(memory: &Memory, pid: i32, thread: &Thread, fs_base: u64) -> u32 {
+    let word = |addr| memory.get::<u32>(addr).unwrap_or(0);
+    let mut flags = 0;
+    if thread.tid_address != 0 && word(thread.tid_address) == thread.tid {
+        flags |= thread_flag::TID_CACHED;
+        if word(thread.tid_address + 4) == pid.cast_unsigned() {
+            flags |= thread_flag::PID_CACHED;
+        }
+    }
+    let points_to_itself = memory.get::<u64>(fs_base).is_ok_and(|word| word == fs_base);
+    if points_to_itself && word(fs_base + MUSL_TID) == thread.tid {
+        flags |= thread_flag::MUSL;
+    }
+    flags
+}
+
+/// The saved registers of a thread.
+pub fn regs(thread: &Thread) -> Regs {
+    let mut regs = Regs::default();
+    regs.as_mut_bytes().copy_from_slice(thread.regs.as_bytes());
+    regs
+}
+
+/// The frame through which a thread enters the program, for the address `at`.
+pub fn frame(thread: &Thread, xstate: &[u8], at: u64) -> Result<Vec<u8>> {
+    let start = thread.xstate as usize;
+    let xstate = xstate.get(start..start.saturating_add(thread.xstate_len as usize));
+    let xstate = xstate.ok_or_else(|| {
+        Error::new(format!("the extended state of thread {} is missing", thread.tid))
+    })?;
+    let mut altstack = thread.altstack;
+    altstack[1] &= !SS_ONSTACK & 0xffff_ffff;
+    Ok(Frame { regs: &regs(thread), xstate, mask: thread.mask, altstack }.bytes(at))
+}
+
+/// The id of a restored thread.
+#[derive(Clone, Copy)]
+pub enum Id {
+    /// Known before the restart.
+    Known(u64),
+    /// Written by the kernel at this address when the thread is made.
+    At(u64),
+}
+
+/// Orders that give the running thread what the kernel kept for the saved one.
+pub fn restore(
+    thread: &Thread,
+    pid: u64,
+    id: Id,
+    arena: &mut Arena,
+    orders: &mut Orders,
+) -> Result<()> {
+    let step = Step::Thread;
+    let regs = regs(thread);
+    let store_id = |at: u64, orders: &mut Orders| match id {
+        Id::Known(tid) => orders.push(Kind::Store, 0, step, 4, &[at, tid]),
+        Id::At(word) => orders.push(Kind::Copy, 0, step, 0, &[at, word, 4]),
+    };
+    if thread.flags & thread_flag::TID_CACHED != 0 {
+        store_id(thread.tid_address, orders);
+    }
+    if thread.flags & thread_flag::PID_CACHED != 0 {
+        orders.push(Kind::Store, 0, step, 4, &[thread.tid_address + 4, pid]);
+    }
+    if thread.flags & thread_flag::MUSL != 0 {
+        store_id(regs.fs_base + MUSL_TID, orders);
+    }
+    if thread.tid_address != 0 {
+        orders.call(step, libc::SYS_set_tid_address, &[thread.tid_address]);
+    }
+    if thread.robust_list != 0 {
+        let args = [thread.robust_list, thread.robust_list_len];
+        orders.call(step, libc::SYS_set_robust_list, &args);
+    }
+    let name = arena.bytes(&thread.name)?;
+    orders.call(step, libc::SYS_prctl, &[libc::PR_SET_NAME as u64, name]);
+    if thread.timer_slack != 0 {
+        let args = [libc::PR_SET_TIMERSLACK as u64, thread.timer_slack];
+        orders.try_call(step, libc::SYS_prctl, &args);
+    }
+    let mut altstack = thread.altstack;
+    altstack[1] &= !SS_ONSTACK & 0xffff_ffff;
+    let altstack = arena.value(&altstack)?;
+    orders.call(step, libc::SYS_sigaltstack, &[altstack, 0]);
+    orders.call(step, libc::SYS_arch_prctl, &[ARCH_SET_FS, regs.fs_base]);
+    orders.call(step, libc::SYS_arch_prctl, &[ARCH_SET_GS, regs.gs_base]);
+    if thread.rseq != 0 {
+        let (len, signature) = (u64::from(thread.rseq_len), u64::from(thread.rseq_signature));
+        orders.call(step, libc::SYS_rseq, &[thread.rseq, len, 0, signature]);
+    }
+    Ok(())
+}

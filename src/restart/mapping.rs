@@ -1,0 +1,147 @@
+//! Memory of this process at addresses that the program will have.
+//!
+//! # Safety
+//! Every mapping is made at addresses that were free (MAP_FIXED_NOREPLACE), belongs to the
+//! [`Mapping`] that made it, and is never unmapped by it: it becomes the program's memory.
+#![allow(unsafe_code)]
+
+use crate::error::{Because, Error, Result};
+use nix::libc;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, mprotect};
+use std::ffi::c_void;
+use std::num::NonZeroUsize;
+use std::os::fd::AsFd;
+use std::ptr::NonNull;
+
+/// A mapping of this process.
+pub struct Mapping {
+    at: u64,
+    len: u64,
+}
+
+impl Mapping {
+    /// Maps zeroed private memory that may be read and written.
+    pub fn anonymous(at: u64, len: u64, flags: MapFlags) -> Result<Self> {
+        let (addr, size) = checked(at, len)?;
+        let flags = flags | MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED_NOREPLACE;
+        // SAFETY: MAP_FIXED_NOREPLACE replaces nothing.
+        let mapped = unsafe { mmap_anonymous(addr, size, read_write(), flags) };
+        Self::made(at, len, mapped)
+    }
+
+    /// Maps a part of a file, privately or shared, with the protection given.
+    pub fn file(
+        at: u64,
+        len: u64,
+        prot: u32,
+        shared: bool,
+        file: impl AsFd,
+        offset: u64,
+    ) -> Result<Self> {
+        let (addr, size) = checked(at, len)?;
+        let kind = if shared { MapFlags::MAP_SHARED } else { MapFlags::MAP_PRIVATE };
+        let flags = kind | MapFlags::MAP_FIXED_NOREPLACE;
+        let prot = ProtFlags::from_bits_truncate(prot.cast_signed());
+        // SAFETY: MAP_FIXED_NOREPLACE replaces nothing.
+        let mapped = unsafe { mmap(addr, size, prot, flags, file, offset.cast_signed()) };
+        Self::made(at, len, mapped)
+    }
+
+    fn made(at: u64, len: u64, mapped: nix::Result<NonNull<c_void>>) -> Result<Self> {
+        let why = || format!("cannot map {len} bytes at {at:#x}");
+        let mapped = mapped.because(why)?;
+        // Before Linux 4.17 MAP_FIXED_NOREPLACE is a hint that the kernel need not follow.
+        if mapped.addr().get() as u64 != at {
+            return Err(Error::new(format!("{}: the kernel put it elsewhere", why())));
+        }
+        Ok(Self { at, len })
+    }
+
+    /// Its first address.
+    pub fn at(&self) -> u64 {
+        self.at
+    }
+
+    /// Its length in bytes.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Never: the kernel maps no empty ranges.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Lends `len` bytes from `offset` of a mapping that may be written; None outside of it.
+    ///
+    /// # Safety
+    /// The mapping may be written, and no two slices of the same bytes are alive at once.
+    pub unsafe fn slice(&self, offset: u64, len: u64) -> Option<&'static mut [u8]> {
+        if offset.checked_add(len)? > self.len {
+            return None;
+        }
+        let start: *mut u8 = std::ptr::with_exposed_provenance_mut((self.at + offset) as usize);
+        // SAFETY: the range lies in this mapping, which nobody unmaps; the rest is the caller's.
+        Some(unsafe { std::slice::from_raw_parts_mut(start, len as usize) })
+    }
+
+    /// Overwrites bytes of a mapping that may be written.
+    pub fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        // SAFETY: we are borrowed mutably, so nobody else has a slice from here.
+        let slice = unsafe { self.slice(offset, bytes.len() as u64) };
+        let slice = slice.ok_or_else(|| Error::new("a write outside of a mapping"))?;
+        slice.copy_from_slice(bytes);
+        Ok(())
+    }
+
+    /// Sets the final protection.
+    pub fn protect(&self, prot: u32) -> Result<()> {
+        let prot = ProtFlags::from_bits_truncate(prot.cast_signed());
+        // SAFETY: the mapping is ours and no slice of it is alive.
+        let result = unsafe { mprotect(self.pointer(), self.len as usize, prot) };
+        result.because(|| format!("cannot protect {} bytes at {:#x}", self.len, self.at))
+    }
+
+    /// Gives advice (madvise(2)) that the kernel may not know; then it is not needed either.
+    pub fn advise(&self, advice: i32) {
+        // SAFETY: the advice used here changes no content.
+        unsafe { libc::madvise(self.pointer().as_ptr(), self.len as usize, advice) };
+    }
+
+    fn pointer(&self) -> NonNull<c_void> {
+        let addr = NonZeroUsize::new(self.at as usize).unwrap_or(NonZeroUsize::MIN);
+        NonNull::with_exposed_provenance(addr)
+    }
+}
+
+fn read_write() -> ProtFlags {
+    ProtFlags::PROT_READ | ProtFlags::PROT_WRITE
+}
+
+fn checked(at: u64, len: u64) -> Result<(Option<NonZeroUsize>, NonZeroUsize)> {
+    let size = NonZeroUsize::new(len as usize).ok_or_else(|| Error::new("an empty mapping"))?;
+    Ok((NonZeroUsize::new(at as usize), size))
+}
+
+/// Makes the restorer run on `stack` with the orders at `orders`.
+///
+/// # Safety
+/// `run` is the payload's interpreter at its place, `stack` is free memory beside it, and nothing of
+/// this program is needed again.
+pub unsafe fn jump(run: u64, stack: u64, orders: u64) -> ! {
+    // SAFETY: as the caller promises.
+    unsafe {
+        std::arch::asm!("mov rsp, {stack}", "xor ebp, ebp", "call {run}", "ud2",
+                        stack = in(reg) stack, run = in(reg) run, in("rdi") orders,
+                        options(noreturn));
+    }
+}
+
+/// Blocks every signal, also those that libc would keep for itself.
+pub fn block_all_signals() {
+    let all = u64::MAX;
+    let set: *const u64 = &all;
+    let none: *mut u64 = std::ptr::null_mut();
+    // SAFETY: the kernel reads one word.
+    unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, set, none, 8) };
+}

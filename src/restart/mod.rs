@@ -1,0 +1,48 @@
+//! Resuming a program from an image: the phases, in running order.
+//!
+//! [`phase1_check`] → [`phase2_open`] → [`phase3_fill`] → [`phase4_plan`] → [`phase5_leave`]. All
+//! that can fail is tried in the first four, in ordinary code, with nothing destroyed; the memory
+//! of the program is already filled when the last one, the point of no return, hands over to the
+//! restorer in the payload.
+
+pub mod mapping;
+pub mod phase1_check;
+pub mod phase2_open;
+pub mod phase3_fill;
+pub mod phase4_plan;
+pub mod phase5_leave;
+pub mod space;
+
+use crate::error::Result;
+use crate::image::read::Image;
+use crate::settings::Settings;
+use std::convert::Infallible;
+use std::path::PathBuf;
+
+/// What the restarter asks for.
+#[derive(Default)]
+pub struct Options {
+    /// Changes to the configuration of the restarted run; relative names are resolved.
+    pub settings: Settings,
+}
+
+/// Replaces this process by the program in the image.
+///
+/// # Errors
+/// Why it cannot be; nothing has happened then.
+pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<Infallible> {
+    let saved = phase1_check::check(image)?;
+    let mut warnings = Vec::new();
+    let opened = phase2_open::open(image, &saved, &mut warnings)?;
+    let filled = phase3_fill::fill(image, &saved, &opened, options)?;
+    let plan = phase4_plan::plan(&saved, &opened, filled)?;
+    for warning in warnings {
+        eprintln!("{program_name}: {warning}");
+    }
+    phase5_leave::leave(&saved, opened, plan)
+}
+
+/// Files of the image that are named in more than one place.
+pub(crate) fn path_of(image: &Image, text: ckpt_abi::image::Text) -> PathBuf {
+    image.text(text).into()
+}

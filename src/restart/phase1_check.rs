@@ -1,0 +1,86 @@
+//! Phase 1: read all records and see that this machine can take the program.
+
+use crate::error::{Error, Result};
+use crate::image::read::Image;
+use ckpt_abi::ABI_VERSION;
+use ckpt_abi::image::{
+    Descriptor, Limit, Machine, Object, PageRun, PendingSignal, Process, SectionKind,
+    SignalAction, Thread, Vma, VmaKind,
+};
+use std::path::PathBuf;
+
+/// The records of an image.
+pub struct Saved {
+    /// Where it was taken.
+    pub machine: Machine,
+    /// The process.
+    pub process: Process,
+    /// Its threads, the main one first.
+    pub threads: Vec<Thread>,
+    /// Their extended states.
+    pub xstate: Vec<u8>,
+    /// Mappings by address.
+    pub vmas: Vec<Vma>,
+    /// Pages by address.
+    pub runs: Vec<PageRun>,
+    /// Shared memory.
+    pub objects: Vec<Object>,
+    /// Descriptors by number.
+    pub descriptors: Vec<Descriptor>,
+    /// Signal dispositions.
+    pub actions: Vec<SignalAction>,
+    /// Queued signals.
+    pub pending: Vec<PendingSignal>,
+    /// Resource limits.
+    pub limits: Vec<Limit>,
+    /// Auxiliary vector.
+    pub auxv: Vec<u8>,
+    /// Path of the executable.
+    pub exe: PathBuf,
+    /// Working directory.
+    pub cwd: PathBuf,
+}
+
+/// Reads the records of an image and checks what the restart builds on.
+pub fn check(image: &Image) -> Result<Saved> {
+    if image.header().abi_version != ABI_VERSION {
+        return Err(Error::new(format!(
+            "{} was made by another version of ckpt",
+            image.path().display()
+        ))
+        .hint("execute the file itself, it carries its own"));
+    }
+    let process: Process = image.record(SectionKind::Process)?;
+    let saved = Saved {
+        machine: image.record(SectionKind::Machine)?,
+        threads: image.records(SectionKind::Threads)?,
+        xstate: image.bytes(SectionKind::Xstate, 0)?,
+        vmas: image.records(SectionKind::Vmas)?,
+        runs: image.records(SectionKind::PageRuns)?,
+        objects: image.records(SectionKind::Objects)?,
+        descriptors: image.records(SectionKind::Descriptors)?,
+        actions: image.records(SectionKind::SignalActions)?,
+        pending: image.records(SectionKind::PendingSignals)?,
+        limits: image.records(SectionKind::Limits)?,
+        auxv: image.bytes(SectionKind::Auxv, 0)?,
+        exe: super::path_of(image, process.exe),
+        cwd: super::path_of(image, process.cwd),
+        process,
+    };
+    if saved.threads.is_empty() {
+        return Err(image.damaged("it has no threads"));
+    }
+    let ordered = saved.vmas.windows(2).all(|pair| pair[0].end <= pair[1].start);
+    let sane = saved.vmas.iter().all(|v| v.start < v.end && v.end <= 1 << 47);
+    if !ordered || !sane {
+        return Err(image.damaged("its mappings overlap"));
+    }
+    Ok(saved)
+}
+
+impl Saved {
+    /// The saved vdso, if the program had one.
+    pub fn vdso(&self) -> Option<&Vma> {
+        self.vmas.iter().find(|v| v.kind == VmaKind::Vdso as u32)
+    }
+}

@@ -1,0 +1,95 @@
+//! Phase 2: open every file that the program had open or mapped, and name all that are missing.
+
+use super::phase1_check::Saved;
+use crate::error::{Error, Result};
+use crate::image::read::Image;
+use crate::resource::descriptors::{self, Restored, Sources, memfd};
+use crate::resource::{memory, process};
+use ckpt_abi::image::{Descriptor, SectionKind, VmaKind};
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+/// What was opened.
+pub struct Opened {
+    /// The program's descriptors.
+    pub descriptors: Vec<Restored>,
+    /// Files of mappings, by index of the mapping.
+    pub mapped: Vec<Option<File>>,
+    /// Shared memory objects.
+    pub objects: Vec<OwnedFd>,
+}
+
+struct FromImage<'a> {
+    image: &'a Image,
+    objects: &'a [OwnedFd],
+}
+
+impl Sources for FromImage<'_> {
+    fn path(&self, record: &Descriptor) -> PathBuf {
+        super::path_of(self.image, record.path)
+    }
+
+    fn content(&self, index: u32) -> Result<Vec<u8>> {
+        self.image.bytes(SectionKind::Content, index)
+    }
+
+    fn object(&self, index: u32) -> Result<OwnedFd> {
+        let object = self.objects.get(index as usize);
+        let object = object.ok_or_else(|| self.image.damaged("a descriptor has no object"))?;
+        object.try_clone().map_err(|e| Error::new(format!("cannot duplicate a memfd: {e}")))
+    }
+}
+
+/// Opens everything.
+pub fn open(image: &Image, saved: &Saved, warnings: &mut Vec<String>) -> Result<Opened> {
+    raise_descriptor_limit();
+    let mut failures = Vec::new();
+    let mut objects = Vec::new();
+    for object in &saved.objects {
+        let name = image.text(object.name);
+        let name = name.to_string_lossy();
+        let name = name.strip_prefix("/memfd:").unwrap_or("ckpt-shared");
+        objects.push(memfd(name, object.size)?);
+    }
+    let mut mapped = Vec::new();
+    for vma in &saved.vmas {
+        let by_path =
+            vma.kind == VmaKind::SharedFile as u32 || vma.kind == VmaKind::PrivateFile as u32;
+        let file = by_path.then(|| memory::open_file(&super::path_of(image, vma.name), vma));
+        match file.transpose() {
+            Ok(file) => mapped.push(file),
+            Err(e) => failures.push(e.to_string()),
+        }
+    }
+    let sources = FromImage { image, objects: &objects };
+    let descriptors = match descriptors::open_all(&saved.descriptors, &sources, warnings) {
+        Ok(descriptors) => descriptors,
+        Err(e) => {
+            failures.push(e.to_string());
+            Vec::new()
+        }
+    };
+    // The directory last: until here relative paths are the restarter's.
+    if let Err(e) = process::restore_directory(&saved.process, &saved.cwd) {
+        failures.push(e.to_string());
+    }
+    if !failures.is_empty() {
+        failures.dedup();
+        return Err(Error::new(format!(
+            "cannot restart {}: {}",
+            image.path().display(),
+            failures.join("; ")
+        ))
+        .hint("bring these back and try again, nothing has been changed"));
+    }
+    Ok(Opened { descriptors, mapped, objects })
+}
+
+/// The program's descriptors are opened beside our own and its numbers may be high.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}

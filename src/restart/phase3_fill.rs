@@ -1,0 +1,282 @@
+//! Phase 3: the program's memory, filled and checked, in this process.
+//!
+//! Whatever is free here is mapped where the program has it; the rest is filled elsewhere and
+//! moved by the restorer with its page tables.
+//!
+//! # Safety
+//! Mappings are written through slices that do not overlap, before their protection is final.
+#![allow(unsafe_code)]
+
+use super::Options;
+use super::mapping::Mapping;
+use super::phase1_check::Saved;
+use super::phase2_open::Opened;
+use super::space::Space;
+use crate::error::{Because, Error, Result};
+use crate::image::read::Image;
+use crate::image::{PAGE, stub};
+use crate::proc;
+use crate::resource::{memory, vdso};
+use crate::settings::Settings;
+use ckpt_abi::image::{PageRun, SignalAction, Vma, VmaKind, vma_flag};
+use ckpt_abi::region::{Control, NAME_LEN, Phase};
+use nix::libc;
+use nix::sys::mman::MapFlags;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
+
+/// A mapping of the program, where it is now.
+pub struct Placed {
+    /// Its record.
+    pub record: Vma,
+    /// What was mapped.
+    pub mapping: Mapping,
+}
+
+/// Where the vdso will be.
+pub struct Vdso {
+    /// Address for ARCH_MAP_VDSO_64; None where one of the kernels has no vdso.
+    pub map_at: Option<u64>,
+}
+
+/// The filled memory.
+pub struct Filled {
+    /// All mappings but the payload's copy of the executable.
+    pub placed: Vec<Placed>,
+    /// The payload's control page, as the program will have it.
+    pub control: Control,
+    /// First address of the payload's region.
+    pub region: u64,
+    /// Dispositions, with the checkpoint signal's adapted.
+    pub actions: Vec<SignalAction>,
+    /// The vdso.
+    pub vdso: Vdso,
+    /// What is taken.
+    pub space: Space,
+}
+
+/// Maps and fills.
+pub fn fill(image: &Image, saved: &Saved, opened: &Opened, options: &Options) -> Result<Filled> {
+    let own = proc::maps::read(std::process::id().cast_signed())?;
+    let mut stub_space = Space::default();
+    own.iter().for_each(|v| stub_space.take(v.start, v.end));
+    let mut space = stub_space.clone();
+    saved.vmas.iter().for_each(|v| space.take(v.start, v.end));
+    let region_end = saved.process.region + saved.process.region_len;
+    space.take(saved.process.region, region_end);
+
+    let mut placed = Vec::new();
+    let (vdso, patched) = place_vdso(image, saved, &own, &mut space)?;
+    for (i, record) in saved.vmas.iter().enumerate() {
+        if record.kind == VmaKind::Vdso as u32 && patched.is_none() {
+            continue;
+        }
+        let in_place = stub_space.is_free(record.start, record.end);
+        if !in_place && record.flags & vma_flag::REGION != 0 {
+            return Err(Error::new(format!("the payload's address {:#x} is taken", record.start)));
+        }
+        let len = record.end - record.start;
+        let at = if in_place { record.start } else { space.find(len, record.start)? };
+        placed.push(Placed { record: *record, mapping: map(record, at, i, opened)? });
+    }
+    read_pages(image, saved, &placed)?;
+    if let Some(code) = patched {
+        let record = placed.iter_mut().find(|p| p.record.kind == VmaKind::Vdso as u32);
+        record.map(|p| p.mapping.write(0, &code)).transpose()?;
+    }
+    let (control, actions) = fill_region(saved, &mut placed, options)?;
+    finish(&placed)?;
+    Ok(Filled { placed, control, region: saved.process.region, actions, vdso, space })
+}
+
+fn map(record: &Vma, at: u64, index: usize, opened: &Opened) -> Result<Mapping> {
+    let len = record.end - record.start;
+    let writable = record.prot | libc::PROT_WRITE as u32 | libc::PROT_READ as u32;
+    match record.kind {
+        k if k == VmaKind::Shared as u32 => {
+            let object = opened.objects.get(record.object as usize);
+            let object = object.ok_or_else(|| Error::new("a shared mapping has no object"))?;
+            Mapping::file(at, len, writable, true, object, record.offset)
+        }
+        k if k == VmaKind::SharedFile as u32 || k == VmaKind::PrivateFile as u32 => {
+            let shared = k == VmaKind::SharedFile as u32;
+            let file = opened.mapped.get(index).and_then(Option::as_ref);
+            let file = file.ok_or_else(|| Error::new("a mapping has no file"))?;
+            let prot = if shared { record.prot } else { writable };
+            Mapping::file(at, len, prot, shared, file, record.offset)
+        }
+        _ => {
+            let mut flags = MapFlags::empty();
+            if record.flags & vma_flag::NORESERVE != 0 || record.prot == 0 {
+                flags |= MapFlags::MAP_NORESERVE;
+            }
+            if record.flags & vma_flag::GROWSDOWN != 0 {
+                flags |= MapFlags::MAP_GROWSDOWN;
+            }
+            Mapping::anonymous(at, len, flags)
+        }
+    }
+}
+
+/// Reads all page runs into their mappings, checking each, with a few threads.
+fn read_pages(image: &Image, saved: &Saved, placed: &[Placed]) -> Result<()> {
+    let next = AtomicUsize::new(0);
+    let failure = Mutex::new(None);
+    let work = || {
+        while let Some(run) = saved.runs.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if let Err(e) = read_run(image, placed, run) {
+                failure.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(e);
+                return;
+            }
+        }
+    };
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get()).min(8);
+    std::thread::scope(|scope| {
+        // Where no thread can be made, this one does it all.
+        for _ in 1..cores {
+            let _ = std::thread::Builder::new().stack_size(256 << 10).spawn_scoped(scope, work);
+        }
+        work();
+    });
+    failure.into_inner().unwrap_or_else(|e| e.into_inner()).map_or(Ok(()), Err)
+}
+
+fn read_run(image: &Image, placed: &[Placed], run: &PageRun) -> Result<()> {
+    let index = placed.partition_point(|p| p.record.start <= run.addr);
+    let home = index.checked_sub(1).and_then(|i| placed.get(i));
+    let home = home.filter(|p| run.addr < p.record.end);
+    let Some(home) = home else {
+        // The vdso's bytes, when the fresh one is used instead.
+        return image.read_run(run).map(drop);
+    };
+    // SAFETY: the mapping is readable and writable until `finish`, and the image's runs, which
+    // were written one after the other, do not overlap.
+    let slice = unsafe { home.mapping.slice(run.addr - home.record.start, run.len) };
+    let slice = slice.ok_or_else(|| image.damaged("pages lie outside their mapping"))?;
+    image.read_run_into(run, slice)
+}
+
+/// Decides where the vdso goes, and how the saved one's code has to look if it differs from this
+/// kernel's.
+fn place_vdso(
+    image: &Image,
+    saved: &Saved,
+    own: &[proc::maps::Vma],
+    space: &mut Space,
+) -> Result<(Vdso, Option<Vec<u8>>)> {
+    let here = vdso::Place::find(own);
+    let Some(record) = saved.vdso() else { return Ok((Vdso { map_at: None }, None)) };
+    let mut old = vec![0; (record.end - record.start) as usize];
+    for run in saved.runs.iter().filter(|r| (record.start..record.end).contains(&r.addr)) {
+        let at = (run.addr - record.start) as usize;
+        let bytes = image.read_run(run)?;
+        let room = old.get_mut(at..at + bytes.len());
+        room.ok_or_else(|| image.damaged("the vdso's pages overlap"))?.copy_from_slice(&bytes);
+    }
+    if here.is_empty() {
+        vdso::redirect(&mut old, &[], 0).ok();
+        return Ok((Vdso { map_at: None }, Some(old)));
+    }
+    let new = own_bytes(here.vdso, here.vdso_len)?;
+    let process = &saved.process;
+    if new == old && process.vvar_len == here.vvar_len && process.vvar_len != 0 {
+        return Ok((Vdso { map_at: Some(process.vvar) }, None));
+    }
+    let at = space.find(here.len(), 0)?;
+    vdso::redirect(&mut old, &new, at + (here.vdso - here.start()))?;
+    Ok((Vdso { map_at: Some(at) }, Some(old)))
+}
+
+fn own_bytes(addr: u64, len: u64) -> Result<Vec<u8>> {
+    use std::os::unix::fs::FileExt;
+    let memory = std::fs::File::open("/proc/self/mem").because(|| "cannot read our own memory")?;
+    let mut bytes = vec![0; len as usize];
+    memory.read_exact_at(&mut bytes, addr).because(|| "cannot read our own vdso")?;
+    Ok(bytes)
+}
+
+/// Renews the payload: its control page, the checkpoint signal's disposition, and the copy of the
+/// executable.
+fn fill_region(
+    saved: &Saved,
+    placed: &mut Vec<Placed>,
+    options: &Options,
+) -> Result<(Control, Vec<SignalAction>)> {
+    let base = saved.process.region;
+    let home = placed.iter_mut().find(|p| p.record.start == base);
+    let home = home.ok_or_else(|| Error::new("the image has no payload"))?;
+    let mut control = Control::new_zeroed();
+    // SAFETY: the mapping is readable and no other slice of it is alive.
+    let page = unsafe { home.mapping.slice(0, size_of::<Control>() as u64) };
+    let page = page.ok_or_else(|| Error::new("the payload's region is too short"))?;
+    control.as_mut_bytes().copy_from_slice(page);
+    let mut actions = saved.actions.clone();
+    renew(&mut control, &mut actions, saved, &options.settings);
+    page.copy_from_slice(control.as_bytes());
+
+    let executable = stub::own()?;
+    let len = (executable.len() as u64).next_multiple_of(PAGE);
+    control.exe_len = executable.len() as u64;
+    control.region_len = control.exe_start + len;
+    let mut copy = Mapping::anonymous(base + control.exe_start, len, MapFlags::empty())?;
+    copy.write(0, &executable)?;
+    copy.protect(libc::PROT_READ as u32)?;
+    page.copy_from_slice(control.as_bytes());
+    Ok((control, actions))
+}
+
+fn renew(control: &mut Control, actions: &mut [SignalAction], saved: &Saved, settings: &Settings) {
+    let before = control.config.asyncsig;
+    if control.owner != saved.process.pid {
+        // A forked child keeps the name that its id had given it.
+        let end = control.config.name.iter().position(|b| *b == 0).unwrap_or(0);
+        let suffix = format!(".{}", saved.process.pid);
+        let room = control.config.name.get_mut(end..end + suffix.len());
+        if let Some(room) = room.filter(|_| end + suffix.len() < NAME_LEN) {
+            room.copy_from_slice(suffix.as_bytes());
+        }
+    }
+    control.config = settings.apply(control.config);
+    control.owner = std::process::id();
+    control.phase = Phase::Idle as u32;
+    control.dumper = 0;
+    control.generation = saved.process.generation;
+    (control.leftover, control.leftover_len) = (0, 0);
+    let after = control.config.asyncsig;
+    if before == after {
+        return;
+    }
+    let slot = |signal: u32| (signal as usize).checked_sub(1);
+    let mut ours = SignalAction::new_zeroed();
+    if let Some(action) = slot(before).and_then(|i| actions.get_mut(i)) {
+        // What the program has installed itself in the meantime stays.
+        if action.handler == control.handler {
+            ours = *action;
+            *action = zerocopy::transmute!(control.old_action);
+        }
+    }
+    if ours.handler == 0 {
+        ours = handler_action(control);
+    }
+    if let Some(action) = slot(after).and_then(|i| actions.get_mut(i)) {
+        control.old_action = zerocopy::transmute!(*action);
+        *action = ours;
+    }
+}
+
+fn handler_action(control: &Control) -> SignalAction {
+    let region = crate::inject::region::Region { base: 0, control: *control };
+    SignalAction::read_from_bytes(region.action().as_bytes()).unwrap_or_else(|_| SignalAction::new_zeroed())
+}
+
+/// Final protection and advice.
+fn finish(placed: &[Placed]) -> Result<()> {
+    for Placed { record, mapping } in placed {
+        memory::advice(record.flags).for_each(|advice| mapping.advise(advice));
+        if record.kind != VmaKind::SharedFile as u32 {
+            mapping.protect(record.prot)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,229 @@
+//! Phase 4: the orders for the restorer.
+
+use super::phase1_check::Saved;
+use super::phase2_open::Opened;
+use super::phase3_fill::{Filled, Placed};
+use crate::error::Result;
+use crate::resource::plan::{Arena, Orders, Step};
+use crate::resource::{descriptors, process, signals, threads};
+use ckpt_abi::image::{Thread, vma_flag};
+use ckpt_abi::op::{Kind, Orders as Head};
+use ckpt_abi::region::{STACK_LEN, STACKS};
+use nix::libc;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+
+/// End of user addresses with 4-level paging.
+const TASK_END: u64 = (1 << 47) - 4096;
+const ARCH_MAP_VDSO_64: u64 = 0x2003;
+/// Bytes of a restorer's stack.
+const STACK: u64 = 16 << 10;
+/// Bytes for a thread's orders and frame.
+const THREAD_ROOM: u64 = 40 << 10;
+
+/// All is ready.
+pub struct Plan {
+    /// Address of the restorer.
+    pub run: u64,
+    /// End of its stack.
+    pub stack: u64,
+    /// Address of its orders.
+    pub orders: u64,
+    /// Descriptors that the restorer uses and closes.
+    pub kept: Vec<i32>,
+}
+
+/// Writes the orders.
+pub fn plan(saved: &Saved, opened: &Opened, mut filled: Filled) -> Result<Plan> {
+    let len = arena_len(saved);
+    let mut arena = Arena::map(filled.space.find(len, 0)?, len)?;
+    let region = filled.region;
+    let stack = |index: u64| region + STACKS + STACK_LEN * index;
+    let tails = Tails { orders: stack(1), frame: stack(2) };
+    let (report, image) = report_files(saved)?;
+    let exe = original(saved)?;
+
+    let mut main = Orders::default();
+    unmap(&mut main, &arena, &filled);
+    move_mappings(&mut main, &filled.placed);
+    if let Some(at) = filled.vdso.map_at {
+        main.call(Step::Vdso, libc::SYS_arch_prctl, &[ARCH_MAP_VDSO_64, at]);
+    }
+    let exe_fd = exe.as_ref().map(std::os::fd::AsRawFd::as_raw_fd);
+    process::restore_mm(&saved.process, &saved.auxv, exe_fd, &mut arena, &mut main)?;
+    process::restore(&saved.process, &mut main);
+    signals::restore_actions(&filled.actions, &mut arena, &mut main)?;
+    let head = arena.room(size_of::<Head>() as u64, 64)?;
+    let barrier = arena.value(&0u32)?;
+    let all = saved.threads.len() as u64;
+    for thread in &saved.threads[1..] {
+        clone(saved, thread, &mut arena, &mut main, head, barrier)?;
+    }
+    let pid = u64::from(std::process::id());
+    let first = &saved.threads[0];
+    threads::restore(first, pid, threads::Id::Known(pid), &mut arena, &mut main)?;
+    signals::restore_pending(&saved.pending, 0, pid, pid, &mut arena, &mut main)?;
+    signals::restore_pending(&saved.pending, first.tid, pid, pid, &mut arena, &mut main)?;
+    lock(&mut main, saved);
+    process::restore_limits(&saved.limits, &mut arena, &mut main)?;
+    let kept = close(&mut main, report, image, exe);
+    main.push(Kind::Barrier, 0, Step::Leave, 0, &[barrier, all]);
+    main.push(Kind::Goto, 0, Step::Leave, 0, &[tails.orders]);
+    tails.write(saved, &mut filled, &arena)?;
+
+    let (report, image) = (kept[0], kept[1]);
+    let head_value = self::head(&mut arena, main, report, image)?;
+    arena.write(head, zerocopy::IntoBytes::as_bytes(&head_value))?;
+    let _ = opened;
+    Ok(Plan { run: filled.control.run, stack: stack(1) - 64, orders: head, kept })
+}
+
+fn arena_len(saved: &Saved) -> u64 {
+    let per_mapping = 3 * 64 * saved.vmas.len() as u64;
+    let per_thread = (STACK + THREAD_ROOM) * saved.threads.len() as u64;
+    let per_signal = 512 * saved.pending.len() as u64;
+    (per_mapping + per_thread + per_signal + (1 << 20)).next_multiple_of(4096)
+}
+
+/// Orders that unmap all but the region, the arena and the program's memory.
+fn unmap(orders: &mut Orders, arena: &Arena, filled: &Filled) {
+    let mut kept = vec![
+        (arena.base(), arena.base() + arena.len()),
+        (filled.region, filled.region + filled.control.region_len),
+    ];
+    kept.extend(filled.placed.iter().map(|p| (p.mapping.at(), p.mapping.at() + p.mapping.len())));
+    kept.sort_unstable();
+    let mut free = 0;
+    for (start, end) in kept {
+        if start > free {
+            orders.call(Step::Unmap, libc::SYS_munmap, &[free, start - free]);
+        }
+        free = free.max(end);
+    }
+    orders.call(Step::Unmap, libc::SYS_munmap, &[free, TASK_END - free]);
+}
+
+fn move_mappings(orders: &mut Orders, placed: &[Placed]) {
+    let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
+    for Placed { record, mapping } in placed {
+        if mapping.at() != record.start {
+            let args = [mapping.at(), mapping.len(), mapping.len(), flags, record.start];
+            orders.exact_call(Step::Move, libc::SYS_mremap, args, record.start);
+        }
+    }
+}
+
+fn lock(orders: &mut Orders, saved: &Saved) {
+    for vma in saved.vmas.iter().filter(|v| v.flags & vma_flag::LOCKED != 0) {
+        orders.try_call(Step::Process, libc::SYS_mlock, &[vma.start, vma.end - vma.start]);
+    }
+}
+
+/// Orders that make another thread, which waits for all others before it enters the program.
+fn clone(
+    saved: &Saved,
+    thread: &Thread,
+    arena: &mut Arena,
+    main: &mut Orders,
+    head: u64,
+    barrier: u64,
+) -> Result<()> {
+    const FLAGS: i32 = libc::CLONE_VM
+        | libc::CLONE_FS
+        | libc::CLONE_FILES
+        | libc::CLONE_SIGHAND
+        | libc::CLONE_THREAD
+        | libc::CLONE_SYSVSEM
+        | libc::CLONE_PARENT_SETTID
+        | libc::CLONE_CHILD_SETTID;
+    let pid = u64::from(std::process::id());
+    let word = arena.value(&0u32)?;
+    let mut list = Orders::default();
+    threads::restore(thread, pid, threads::Id::At(word), arena, &mut list)?;
+    let frame = arena.room(THREAD_ROOM / 2, 64)?;
+    let bytes = threads::frame(thread, &saved.xstate, frame)?;
+    arena.write(frame, &bytes)?;
+    let all = saved.threads.len() as u64;
+    list.push(Kind::Barrier, 0, Step::Leave, 0, &[barrier, all]);
+    list.push(Kind::Sigreturn, 0, Step::Leave, 0, &[frame]);
+    let list = list.store(arena)?;
+    let words = arena.value(&[head, list])?;
+    let stack = arena.room(STACK, 64)? + STACK;
+    main.push(Kind::Clone, 0, Step::Clone, FLAGS as u64, &[stack, words, word, word]);
+    Ok(())
+}
+
+/// Where the last orders and the main thread's frame lie: in the region, because the arena is
+/// unmapped before they are done.
+struct Tails {
+    orders: u64,
+    frame: u64,
+}
+
+impl Tails {
+    fn write(&self, saved: &Saved, filled: &mut Filled, arena: &Arena) -> Result<()> {
+        let mut last = Orders::default();
+        if saved.threads.len() == 1 {
+            last.call(Step::Leave, libc::SYS_munmap, &[arena.base(), arena.len()]);
+        } else {
+            // The other threads' frames lie there, and nobody can say when they are read.
+            filled.control.leftover = arena.base();
+            filled.control.leftover_len = arena.len();
+        }
+        last.push(Kind::Sigreturn, 0, Step::Leave, 0, &[self.frame]);
+        let frame = threads::frame(&saved.threads[0], &saved.xstate, self.frame)?;
+        let region = filled.region;
+        let control = filled.control;
+        let mut put = |at: u64, bytes: &[u8]| -> Result<()> {
+            let home = filled.placed.iter_mut().find(|p| p.record.start == region);
+            home.map_or(Ok(()), |home| home.mapping.write(at - region, bytes))
+        };
+        put(self.orders, last.bytes())?;
+        put(self.frame, &frame)?;
+        put(region, zerocopy::IntoBytes::as_bytes(&control))
+    }
+}
+
+/// The descriptor that a report goes into, and the executable that makes a sentence of it.
+fn report_files(saved: &Saved) -> Result<(OwnedFd, OwnedFd)> {
+    use crate::error::Because;
+    let report = descriptors::memfd("ckpt-report", 0)?;
+    let own = File::open("/proc/self/exe").because(|| "cannot open our own executable")?;
+    let report = descriptors::move_above(report, &saved.descriptors)?;
+    Ok((report, descriptors::move_above(own.into(), &saved.descriptors)?))
+}
+
+/// The program's own executable, for /proc/PID/exe where we have the privilege to set it.
+fn original(saved: &Saved) -> Result<Option<OwnedFd>> {
+    let file = File::open(&saved.exe).ok();
+    file.map(|f| descriptors::move_above(f.into(), &saved.descriptors)).transpose()
+}
+
+/// Orders that close what the restorer needed; the numbers, the report's and the image's first.
+fn close(orders: &mut Orders, report: OwnedFd, image: OwnedFd, exe: Option<OwnedFd>) -> Vec<i32> {
+    let mut kept = vec![descriptors::leak(report), descriptors::leak(image)];
+    kept.extend(exe.map(descriptors::leak));
+    for fd in &kept {
+        orders.call(Step::Descriptor, libc::SYS_close, &[fd.unsigned_abs().into()]);
+    }
+    kept
+}
+
+/// The head of the orders: what happens when one of them fails.
+fn head(arena: &mut Arena, orders: Orders, report: i32, image: i32) -> Result<Head> {
+    let mut words = Vec::new();
+    let number = format!("{report}");
+    for word in ["ckpt", "__report", &number] {
+        words.push(arena.bytes(format!("{word}\0").as_bytes())?);
+    }
+    words.push(0);
+    let argv = arena.value(words.as_slice())?;
+    Ok(Head {
+        ops: orders.store(arena)?,
+        report_fd: report.into(),
+        exec_fd: image.into(),
+        argv,
+        envp: arena.value(&0u64)?,
+        empty: arena.value(&0u64)?,
+    })
+}

@@ -1,0 +1,442 @@
+//! What a user may say about checkpoints: where they go, which signal triggers them, whether the
+//! program goes on, and how often (section 7.1 of the original manual).
+//!
+//! The command line, the environment and a running program's [`Config`] all meet here, so that a
+//! value is accepted or refused in one place and in the same words.
+
+mod signal;
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use ckpt_abi::region::{Config, NAME_LEN, config_flag};
+
+use crate::error::{Error, Result};
+use signal::usable_signal;
+
+pub use signal::{DEFAULT_SIGNAL, SIGNALS, parse_signal, signal_name};
+
+/// Longest checkpoint name in bytes (PATH_MAX without its final NUL).
+pub const LONGEST_NAME: usize = NAME_LEN - 1;
+
+/// Where a checkpoint goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Name {
+    /// A file of the local file system; relative until [`Name::resolve`].
+    File(PathBuf),
+}
+
+/// What was said about checkpoints; `None` where nothing was said.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// CKPT_NAME.
+    pub name: Option<Name>,
+    /// CKPT_ASYNCSIG: a signal number, or 0 for none.
+    pub asyncsig: Option<u32>,
+    /// CKPT_CONTINUE: whether the program goes on after a checkpoint.
+    pub continues: Option<bool>,
+    /// CKPT_MSPERIOD in milliseconds; 0 for no periodic checkpoints.
+    pub msperiod: Option<u32>,
+}
+
+impl Name {
+    /// Reads `FILENAME` or `file://FILENAME`.
+    ///
+    /// # Errors
+    /// Empty or over-long names, names with a NUL, names that can only be a directory's, and
+    /// every other `SCHEME://` (a FILENAME does not contain `://`).
+    pub fn parse(text: &OsStr) -> Result<Self> {
+        let bytes = text.as_bytes();
+        let file = bytes.strip_prefix(b"file://").unwrap_or(bytes);
+        if let Some(end) = find(file, b"://") {
+            let whole = bytes.len() - file.len();
+            let scheme = OsStr::from_bytes(&bytes[..whole + end + 3]);
+            return Err(Error::new(format!(
+                "the checkpoint name {} has the unknown scheme {}; \
+                 a name is FILENAME or file://FILENAME, where FILENAME does not contain '://'",
+                quoted(text),
+                quoted(scheme)
+            )));
+        }
+        if file.is_empty() {
+            let which = if bytes.is_empty() { "''" } else { "'file://'" };
+            return Err(Error::new(format!("the checkpoint name {which} names no file")));
+        }
+        if file.contains(&0) {
+            let name = quoted(text);
+            return Err(Error::new(format!("the checkpoint name {name} contains a NUL byte")));
+        }
+        let last = file.rsplit(|&b| b == b'/').next().unwrap_or_default();
+        if matches!(last, b"" | b"." | b"..") {
+            return Err(Error::new(format!(
+                "the checkpoint name {} names a directory; add the name of a file",
+                quoted(text)
+            )));
+        }
+        Self::fitting(PathBuf::from(OsStr::from_bytes(file)))
+    }
+
+    /// The same name with a relative file name taken from `dir`, which is absolute. Symbolic
+    /// links and `..` stay for the kernel to resolve when the file is written.
+    ///
+    /// # Errors
+    /// The result is longer than [`LONGEST_NAME`].
+    pub fn resolve(&self, dir: &Path) -> Result<Self> {
+        match self {
+            Self::File(path) => Self::fitting(dir.join(path).components().collect()),
+        }
+    }
+
+    /// The file, where the name is a file's.
+    pub fn file(&self) -> Option<&Path> {
+        match self {
+            Self::File(path) => Some(path),
+        }
+    }
+
+    fn fitting(path: PathBuf) -> Result<Self> {
+        let len = path.as_os_str().len();
+        if len > LONGEST_NAME {
+            return Err(Error::new(format!(
+                "the checkpoint name {} has {len} bytes; at most {LONGEST_NAME} are possible",
+                quoted(path.as_os_str())
+            )));
+        }
+        Ok(Self::File(path))
+    }
+
+    /// How the name stands in [`Config::name`], where an absolute file name has no scheme.
+    fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::File(path) => path.as_os_str().as_bytes(),
+        }
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        if bytes.first() == Some(&b'/') {
+            return Self::fitting(PathBuf::from(OsString::from_vec(bytes.to_vec())));
+        }
+        Self::parse(OsStr::from_bytes(bytes))
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+        }
+    }
+}
+
+impl Settings {
+    /// `self`, and what `weaker` says where `self` says nothing.
+    pub fn or(self, weaker: Self) -> Self {
+        Self {
+            name: self.name.or(weaker.name),
+            asyncsig: self.asyncsig.or(weaker.asyncsig),
+            continues: self.continues.or(weaker.continues),
+            msperiod: self.msperiod.or(weaker.msperiod),
+        }
+    }
+
+    /// The same settings with a relative name taken from `dir` ([`Name::resolve`]).
+    ///
+    /// # Errors
+    /// The name becomes too long.
+    pub fn resolve(mut self, dir: &Path) -> Result<Self> {
+        self.name = self.name.map(|name| name.resolve(dir)).transpose()?;
+        Ok(self)
+    }
+
+    /// `base` with everything changed that was said. The name must have been resolved.
+    ///
+    /// # Panics
+    /// The name does not fit, which [`Name::parse`] and [`Name::resolve`] exclude.
+    pub fn apply(&self, mut base: Config) -> Config {
+        if let Some(name) = &self.name {
+            let bytes = name.as_bytes();
+            assert!(bytes.len() <= LONGEST_NAME, "a checkpoint name of {} bytes", bytes.len());
+            base.name = [0; NAME_LEN];
+            base.name[..bytes.len()].copy_from_slice(bytes);
+        }
+        if let Some(signal) = self.asyncsig {
+            base.asyncsig = signal;
+        }
+        if let Some(continues) = self.continues {
+            base.continues = u32::from(continues);
+            base.flags |= config_flag::CONTINUE_GIVEN;
+        }
+        if let Some(period) = self.msperiod {
+            base.msperiod = period;
+        }
+        base
+    }
+
+    /// What `config`, which may come from another process's memory, says. For any configuration
+    /// that [`Settings::apply`] made, applying the result gives that configuration again.
+    ///
+    /// # Errors
+    /// A value that no user could have chosen.
+    pub fn from_config(config: &Config) -> Result<Self> {
+        let Some(end) = config.name.iter().position(|&b| b == 0) else {
+            return Err(Error::new("the checkpoint name in the process has no end"));
+        };
+        let name = match &config.name[..end] {
+            b"" => None,
+            bytes => Some(Name::from_bytes(bytes)?),
+        };
+        let asyncsig = usable_signal(config.asyncsig, &config.asyncsig.to_string())?;
+        let continues = match (config.flags & config_flag::CONTINUE_GIVEN, config.continues) {
+            (_, value) if value > 1 => return Err(no_switch(&value.to_string())),
+            (0, _) => None,
+            (_, value) => Some(value == 1),
+        };
+        Ok(Self { name, asyncsig: Some(asyncsig), continues, msperiod: Some(config.msperiod) })
+    }
+}
+
+/// The configuration when nothing is said: SIGTSTP saves the program and ends it. The name is
+/// empty; it is set with [`Settings::apply`], usually from [`default_name`].
+pub fn default_config() -> Config {
+    Config {
+        name: [0; NAME_LEN],
+        asyncsig: DEFAULT_SIGNAL,
+        continues: 0,
+        msperiod: 0,
+        exit_status: 0,
+        keep: 0,
+        flags: 0,
+        reserved: [0; 5],
+    }
+}
+
+/// The checkpoint name of `program` when none is given: its base name and ".ckpt".
+pub fn default_name(program: &OsStr) -> OsString {
+    let mut name = Path::new(program).file_name().unwrap_or(OsStr::new("program")).to_owned();
+    name.push(".ckpt");
+    name
+}
+
+/// Reads 0 or 1.
+///
+/// # Errors
+/// Anything else.
+pub fn parse_switch(text: &OsStr) -> Result<bool> {
+    match text.as_bytes() {
+        b"0" => Ok(false),
+        b"1" => Ok(true),
+        _ => Err(no_switch(&shown(text))),
+    }
+}
+
+fn no_switch(said: &str) -> Error {
+    Error::new(format!("'{said}' is neither 0 (the program ends) nor 1 (it continues)"))
+}
+
+/// Reads a period in milliseconds; 0 for no periodic checkpoints.
+///
+/// # Errors
+/// What is no unsigned 32-bit number.
+pub fn parse_period(text: &OsStr) -> Result<u32> {
+    match text.to_str().and_then(digits) {
+        Some(Some(period)) => Ok(period),
+        Some(None) => Err(Error::new(format!(
+            "the period {} is too long; at most {} milliseconds (49 days) are possible",
+            quoted(text),
+            u32::MAX
+        ))),
+        None => Err(Error::new(format!(
+            "the period {} is not a number of milliseconds; for a checkpoint each minute say \
+             60000, for none 0",
+            quoted(text)
+        ))),
+    }
+}
+
+/// Reads a process id.
+///
+/// # Errors
+/// What cannot be one.
+pub fn parse_pid(text: &OsStr) -> Result<i32> {
+    let number = text.to_str().and_then(digits).flatten();
+    number.and_then(|n| i32::try_from(n).ok()).filter(|&n| n > 0).ok_or_else(|| {
+        Error::new(format!("{} is not a process id, which is a number from 1 on", quoted(text)))
+    })
+}
+
+/// `None` for what is not only decimal digits (no sign, no space), `Some(None)` beyond u32.
+fn digits(word: &str) -> Option<Option<u32>> {
+    let only = !word.is_empty() && word.bytes().all(|b| b.is_ascii_digit());
+    only.then(|| word.parse().ok())
+}
+
+fn find(bytes: &[u8], what: &[u8]) -> Option<usize> {
+    bytes.windows(what.len()).position(|window| window == what)
+}
+
+/// A word of the user in quotes, for sentences.
+pub fn quoted(text: &OsStr) -> String {
+    format!("'{}'", shown(text))
+}
+
+/// On one line, whatever the bytes, and cut where it is long.
+fn shown(text: &OsStr) -> String {
+    const LONGEST_SHOWN: usize = 100;
+    let text = text.to_string_lossy();
+    let mut shown = String::new();
+    for (count, c) in text.chars().enumerate() {
+        if count == LONGEST_SHOWN {
+            shown.push('…');
+            break;
+        }
+        if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> std::result::Result<Name, String> {
+        Name::parse(OsStr::new(text)).map_err(|e| e.to_string())
+    }
+
+    fn file(path: &str) -> Name {
+        Name::File(PathBuf::from(path))
+    }
+
+    #[test]
+    fn names() {
+        assert_eq!(name("foo.ckpt"), Ok(file("foo.ckpt")));
+        assert_eq!(name("file://foo.ckpt"), Ok(file("foo.ckpt")));
+        assert_eq!(name("file:///tmp/foo"), Ok(file("/tmp/foo")));
+        assert_eq!(name("a:b:/c"), Ok(file("a:b:/c")));
+        let bytes = OsStr::from_bytes(b"\xff\xfe/\x01");
+        assert_eq!(Name::parse(bytes).unwrap().file(), Some(Path::new(bytes)));
+    }
+
+    #[test]
+    fn bad_names() {
+        let cases = [
+            ("", "''"),
+            ("file://", "'file://'"),
+            ("cssrv://host/foo", "'cssrv://host/foo' has the unknown scheme 'cssrv://'"),
+            ("http://x/y", "'http://x/y' has the unknown scheme 'http://'"),
+            ("file://a://b", "'file://a://b' has the unknown scheme 'file://a://'"),
+            ("://x", "unknown scheme '://'"),
+            ("dir/", "'dir/' names a directory"),
+            ("dir/..", "'dir/..' names a directory"),
+            (".", "'.' names a directory"),
+            ("a\0b", "NUL"),
+        ];
+        for (text, part) in cases {
+            let sentence = name(text).unwrap_err();
+            assert!(sentence.contains(part), "{text:?}: {sentence}");
+        }
+    }
+
+    #[test]
+    fn longest_name() {
+        assert!(name(&"x".repeat(LONGEST_NAME)).is_ok());
+        assert!(name(&format!("file://{}", "x".repeat(LONGEST_NAME))).is_ok());
+        let sentence = name(&"x".repeat(LONGEST_NAME + 1)).unwrap_err();
+        assert!(sentence.contains("has 4096 bytes; at most 4095"), "{sentence}");
+        assert!(sentence.len() < 300, "{sentence}");
+    }
+
+    #[test]
+    fn resolving() {
+        let resolved = |path: &str| match file(path).resolve(Path::new("/a//b/")).unwrap() {
+            Name::File(path) => path.into_os_string(),
+        };
+        assert_eq!(resolved("./x/./y"), "/a/b/x/y");
+        assert_eq!(resolved("../y"), "/a/b/../y");
+        assert_eq!(resolved("/z"), "/z");
+        let long = file(&"x".repeat(LONGEST_NAME - 2));
+        assert!(long.resolve(Path::new("/")).is_ok());
+        let sentence = long.resolve(Path::new("/ab")).unwrap_err().to_string();
+        assert!(sentence.contains("4097 bytes"), "{sentence}");
+    }
+
+    #[test]
+    fn numbers() {
+        assert_eq!(parse_period(OsStr::new("4294967295")).unwrap(), u32::MAX);
+        assert_eq!(parse_period(OsStr::new("0")).unwrap(), 0);
+        for text in ["4294967296", "", "1s", "-1", "+1", " 1", "1.5"] {
+            let sentence = parse_period(OsStr::new(text)).unwrap_err().to_string();
+            assert!(sentence.contains(&format!("'{text}'")), "{sentence}");
+        }
+        assert_eq!(parse_pid(OsStr::new("2147483647")).unwrap(), i32::MAX);
+        for text in ["0", "-5", "", "1x", "2147483648", "+7"] {
+            let sentence = parse_pid(OsStr::new(text)).unwrap_err().to_string();
+            assert!(sentence.contains(&format!("'{text}'")), "{sentence}");
+        }
+        assert!(parse_switch(OsStr::new("1")).unwrap());
+        assert!(!parse_switch(OsStr::new("0")).unwrap());
+        let sentence = parse_switch(OsStr::new("yes")).unwrap_err().to_string();
+        assert!(sentence.contains("'yes'"), "{sentence}");
+    }
+
+    #[test]
+    fn default_names() {
+        let cases = [("foo", "foo.ckpt"), ("/bin/foo", "foo.ckpt"), ("../x.sh", "x.sh.ckpt")];
+        for (program, expected) in cases {
+            assert_eq!(default_name(OsStr::new(program)), expected);
+        }
+        assert_eq!(default_name(OsStr::new("/")), "program.ckpt");
+        let bytes = default_name(OsStr::from_bytes(b"/x/\xff"));
+        assert_eq!(bytes.as_bytes(), b"\xff.ckpt");
+    }
+
+    #[test]
+    fn configuration_and_back() {
+        let said = Settings {
+            name: Some(file("/tmp/a://b")),
+            asyncsig: Some(10),
+            continues: Some(false),
+            msperiod: Some(250),
+        };
+        let mut base = default_config();
+        base.name.fill(b'x');
+        base.keep = 7;
+        let config = said.apply(base);
+        assert_eq!(&config.name[..11], b"/tmp/a://b\0");
+        assert!(config.name[10..].iter().all(|&b| b == 0));
+        assert_eq!((config.asyncsig, config.continues, config.msperiod), (10, 0, 250));
+        assert_eq!((config.flags, config.keep), (config_flag::CONTINUE_GIVEN, 7));
+        assert_eq!(Settings::from_config(&config).unwrap(), said);
+    }
+
+    #[test]
+    fn what_is_not_said_stays() {
+        let base = default_config();
+        assert_eq!(Settings::default().apply(base), base);
+        let expected = Settings { asyncsig: Some(20), msperiod: Some(0), ..Settings::default() };
+        assert_eq!(Settings::from_config(&base).unwrap(), expected);
+        assert_eq!(expected.apply(base), base);
+    }
+
+    #[test]
+    fn broken_configurations_are_refused() {
+        let sound = default_config();
+        for broken in [
+            Config { name: [b'/'; NAME_LEN], ..sound },
+            Config { asyncsig: 9, ..sound },
+            Config { asyncsig: 1 << 20, ..sound },
+            Config { continues: 2, ..sound },
+        ] {
+            assert!(Settings::from_config(&broken).is_err());
+        }
+    }
+
+    #[test]
+    fn options_win() {
+        let options = Settings { asyncsig: Some(0), ..Settings::default() };
+        let weaker = Settings { asyncsig: Some(10), continues: Some(true), ..Settings::default() };
+        let both = options.or(weaker);
+        assert_eq!((both.asyncsig, both.continues), (Some(0), Some(true)));
+    }
+}

@@ -1,0 +1,370 @@
+//! What goes wrong: a failed checkpoint says why, leaves no file and does the program no harm; a
+//! broken image is refused with a sentence.
+
+mod harness;
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::Path;
+
+use nix::sys::signal::Signal::{SIGKILL, SIGTSTP};
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
+
+use harness::{Bench, Build, Run, Way, Who, status_line, until};
+
+/// Signals the program: the checkpoint to `name` must fail for `reason`, and the program goes on.
+#[track_caller]
+fn fails(run: &mut Run, name: &str, reason: &str) {
+    let already = run.stderr().len();
+    run.signal(SIGTSTP);
+    until(&format!("{reason:?} in {}", run.stderr()), || {
+        run.stderr()[already..].contains(reason).then_some(())
+    });
+    assert!(run.stderr()[already..].contains(name), "{name} is not named: {}", run.stderr());
+    run.check();
+}
+
+/// Signals the program, which is saved and ends.
+#[track_caller]
+fn works(bench: &Bench, run: Run, image: &Path) {
+    run.signal(SIGTSTP);
+    run.ends_well();
+    let mut run = bench.run(image, &[]);
+    run.check();
+    run.go();
+}
+
+#[test]
+fn no_such_directory() {
+    let bench = Bench::new(Who::Nobody);
+    let there = bench.subdirectory("there");
+    let mut run = bench.launch(&["-n", "there/x.ckpt"], bench.subject("memory", Build::Pie), &[]);
+    run.expect("ready");
+    fs::remove_dir(&there).expect("rmdir");
+    fails(&mut run, "there", "No such file or directory");
+    fails(&mut run, "there", "No such file or directory");
+    let saved = bench.order(&["save", "--stop", &run.pid_text()]);
+    assert_eq!(saved.code(), Some(125), "{saved:?}");
+    assert!(saved.stderr.contains("there"), "{saved:?}");
+    run.check();
+    bench.subdirectory("there");
+    works(&bench, run, &there.join("x.ckpt"));
+}
+
+#[test]
+fn no_permission() {
+    let bench = Bench::new(Who::Nobody);
+    let there = bench.subdirectory("there");
+    let mut run = bench.launch(&["-n", "there/x.ckpt"], bench.subject("signals", Build::Pie), &[]);
+    run.expect("ready");
+    fs::set_permissions(&there, PermissionsExt::from_mode(0o555)).expect("chmod");
+    fails(&mut run, "there", "Permission denied");
+    fs::set_permissions(&there, PermissionsExt::from_mode(0o755)).expect("chmod");
+    assert_eq!(fs::read_dir(&there).expect("a directory").count(), 0, "a file was left");
+    works(&bench, run, &there.join("x.ckpt"));
+}
+
+#[test]
+fn the_name_is_a_directorys() {
+    let bench = Bench::new(Who::Nobody);
+    let there = bench.subdirectory("x.ckpt");
+    let mut run = bench.launch(&["-n", "x.ckpt"], bench.subject("observer", Build::Pie), &[]);
+    run.expect("ready");
+    fails(&mut run, "x.ckpt", "irectory");
+    assert_eq!(bench.names("x.ckpt"), ["x.ckpt"], "a file was left");
+    fs::remove_dir(&there).expect("rmdir");
+    works(&bench, run, &there);
+}
+
+#[test]
+fn the_old_image_survives_a_failure() {
+    let bench = Bench::new(Who::Nobody);
+    let there = bench.subdirectory("there");
+    let image = there.join("x.ckpt");
+    let program = bench.subject("memory", Build::Pie);
+    let mut run = bench.launch(&["-c", "-n", "there/x.ckpt"], program, &[]);
+    run.expect("ready");
+    run.signal(SIGTSTP);
+    until("the first image", || image.exists().then_some(()));
+    run.check();
+    let old = fs::read(&image).expect("the image");
+    fs::set_permissions(&there, PermissionsExt::from_mode(0o555)).expect("chmod");
+    fails(&mut run, "there", "Permission denied");
+    assert!(fs::read(&image).expect("the image") == old, "the old image changed");
+    fs::set_permissions(&there, PermissionsExt::from_mode(0o755)).expect("chmod");
+    run.go();
+    bench.run(image, &[]).go();
+}
+
+#[test]
+fn file_size_limit() {
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        let program = bench.subject("memory", Build::Pie);
+        let mut command = bench.command("prlimit");
+        command.arg("--fsize=100000:unlimited").arg(bench.ckpt()).args(["-n", "x.ckpt"]);
+        command.arg(program);
+        let mut run = Run::start(command);
+        run.expect("ready");
+        fails(&mut run, "x.ckpt", "File too large");
+        assert_eq!(bench.names("x.ckpt"), [""; 0], "a file was left");
+        let names = bench.names("");
+        assert_eq!(names, ["ckpt", "memory.pie"], "a temporary file was left");
+        let lift = bench.run("prlimit", &["--fsize=unlimited", "--pid", &run.pid_text()]);
+        lift.ends_well();
+        works(&bench, run, &bench.path("x.ckpt"));
+    }
+}
+
+/// A small tmpfs in a mount namespace of its own, which goes away with the program.
+#[test]
+fn disk_full() {
+    let bench = Bench::new(Who::Me);
+    let small = bench.subdirectory("small");
+    let program = bench.subject("sparse", Build::Pie);
+    let mut command = bench.command("unshare");
+    let script = "mount -t tmpfs -o size=4m none small && exec ./ckpt -n small/x.ckpt \"$0\" 16";
+    // Without privileges a user namespace of our own may mount a tmpfs as well.
+    let own = if nix::unistd::geteuid().is_root() { "-m" } else { "-mUr" };
+    command.args([own, "sh", "-c", script]).arg(program);
+    let mut run = Run::start(command);
+    run.expect("ready");
+    fails(&mut run, "small/x.ckpt", "No space left on device");
+    let inside = Path::new("/proc")
+        .join(run.pid_text())
+        .join("root")
+        .join(small.strip_prefix("/").expect("an absolute path"));
+    assert_eq!(fs::read_dir(&inside).expect("the tmpfs").count(), 0, "a file was left");
+    let pid = run.pid_text();
+    let enter = ["-m", "-U", "-t", &pid, "mount", "-o", "remount,size=64m"];
+    let enter = if own == "-m" { [&enter[..1], &enter[2..]].concat() } else { enter.to_vec() };
+    let mut command = bench.command("nsenter");
+    command.args(enter).arg(&small);
+    Run::start(command).ends_well();
+    // The tmpfs ends with the program, so the image is taken while it lives.
+    bench.must(&["-p", &pid, "-c"]);
+    run.signal(SIGTSTP);
+    until("the image", || inside.join("x.ckpt").exists().then_some(()));
+    fs::copy(inside.join("x.ckpt"), bench.path("x.ckpt")).expect("a copy");
+    run.go();
+    bench.run(bench.path("x.ckpt"), &[]).go();
+}
+
+/// The steps of `ckpt save` as strace saw them: the name of a system call and which one of its name
+/// it was in its process.
+fn steps(trace: &str) -> Vec<(String, usize)> {
+    let mut seen: HashMap<(String, String), usize> = HashMap::new();
+    let mut steps = Vec::new();
+    for line in trace.lines() {
+        let Some((pid, rest)) = line.split_once(' ') else { continue };
+        let Some((name, _)) = rest.trim().split_once('(') else { continue };
+        if name.is_empty()
+            || !name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+        {
+            continue;
+        }
+        let count = seen.entry((pid.to_owned(), name.to_owned())).or_default();
+        *count += 1;
+        steps.push((name.to_owned(), *count));
+    }
+    steps
+}
+
+/// Kills `ckpt save` at a share of its steps, while the program computes or sleeps.
+#[track_caller]
+fn killed_at_steps(who: Who, subject: &str, args: &[&str], every: usize, first: usize) {
+    let bench = Bench::new(who);
+    let mut run = bench.run(bench.subject(subject, Build::Pie), args);
+    run.expect("ready");
+    let pid = run.pid_text();
+    let save = |strace: &[&str]| {
+        let mut command = bench.command("strace");
+        command.args(["-f", "-qq"]).args(strace).arg(bench.ckpt());
+        command.args(["save", &pid, "-n", &bench.name("x.ckpt")]);
+        Run::start(command).end()
+    };
+    let trace = bench.path("trace");
+    // The first save injects, which has steps of its own: both kinds are counted.
+    let counted = save(&["-o", trace.to_str().expect("utf-8")]);
+    assert_eq!(counted.code(), Some(0), "{counted:?}");
+    let mut all = steps(&fs::read_to_string(&trace).expect("the trace"));
+    all.drain(..1);
+    assert!(all.len() > 20, "only {} steps: {all:?}", all.len());
+    drop(run);
+    let mut run = bench.run(bench.path(format!("{subject}.pie")), args);
+    run.expect("ready");
+    let mut pid = run.pid_text();
+    let mut killed = 0;
+    for (name, nth) in all.iter().skip(first).step_by(every) {
+        let inject = format!("inject={name}:signal=SIGKILL:when={nth}");
+        let mut command = bench.command("strace");
+        command.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={name}")]);
+        command.args(["-e", &inject]).arg(bench.ckpt());
+        command.args(["save", &pid, "-n", &bench.name("x.ckpt")]);
+        let ended = Run::start(command).end();
+        killed += usize::from(ended.code() != Some(0));
+        let alive = run.lives();
+        assert!(alive, "killed at {name} {nth}: the program ended, {}", run.stderr());
+        run.check();
+        bench.must(&["save", &pid, "-n", &bench.name("after.ckpt")]);
+        run.check();
+        // A fresh program now and then: injecting has steps of its own.
+        if killed % 4 == 0 {
+            run.go();
+            run = bench.run(bench.path(format!("{subject}.pie")), args);
+            run.expect("ready");
+            pid = run.pid_text();
+        }
+    }
+    assert!(killed > 5, "only {killed} were killed");
+    run.go();
+    let mut run = bench.run(bench.path("after.ckpt"), &[]);
+    run.check();
+    let left: Vec<_> = bench.names("").into_iter().filter(|n| n.contains("x.ckpt")).collect();
+    assert!(left.len() <= 1 + killed, "{left:?}");
+}
+
+#[test]
+fn the_dumper_is_killed_while_the_program_computes() {
+    killed_at_steps(Who::Me, "counter", &["counted"], 9, 0);
+}
+
+#[test]
+fn the_dumper_is_killed_while_an_unprivileged_program_computes() {
+    killed_at_steps(Who::Nobody, "counter", &["counted"], 9, 4);
+}
+
+#[test]
+fn the_dumper_is_killed_while_the_program_waits() {
+    killed_at_steps(Who::Nobody, "signals", &[], 9, 2);
+}
+
+/// Kills the dumper that the signal has started, as soon as it holds the program.
+#[track_caller]
+fn killed_after_the_signal(options: &[&str]) {
+    let bench = Bench::new(Who::Nobody);
+    let program = bench.subject("sparse", Build::Pie);
+    let image = bench.path("sparse.pie.ckpt");
+    let mut killed = 0;
+    for _ in 0..10 {
+        let mut run = bench.launch(options, &program, &["32"]);
+        run.expect("ready");
+        run.signal(SIGTSTP);
+        let dumper = until("a dumper or its image", || {
+            let tracer = status_line(run.pid(), "TracerPid").map_or(0, |t| t.parse().unwrap_or(0));
+            (tracer != 0 || image.exists() || !run.lives()).then_some(tracer)
+        });
+        if dumper != 0 && kill(Pid::from_raw(dumper), SIGKILL).is_ok() {
+            killed += 1;
+        }
+        if options.is_empty() && image.exists() {
+            // The kill came too late: the program may have been saved and have ended.
+            bench.must(&["verify", &bench.name("sparse.pie.ckpt")]);
+        } else {
+            run.check();
+            bench.must(&["save", &run.pid_text(), "-n", &bench.name("after.ckpt")]);
+            run.go();
+        }
+        let _ = fs::remove_file(&image);
+    }
+    assert!(killed > 0, "no dumper was met");
+    bench.run(bench.path("after.ckpt"), &[]).go();
+}
+
+#[test]
+fn the_dumper_of_a_signal_is_killed() {
+    killed_after_the_signal(&[]);
+}
+
+#[test]
+fn the_dumper_of_a_signal_is_killed_while_the_program_goes_on() {
+    killed_after_the_signal(&["-c"]);
+}
+
+/// An image, its bytes and the length of its stub.
+fn broken_bench() -> (Bench, Vec<u8>, usize) {
+    let bench = Bench::new(Who::Nobody);
+    let mut run = bench.run(bench.subject("observer", Build::Musl), &[]);
+    run.expect("ready");
+    Way::SaveStop.save(&bench, "x.ckpt", run);
+    let bytes = fs::read(bench.path("x.ckpt")).expect("the image");
+    let stub = fs::metadata(bench.ckpt()).expect("ckpt").len() as usize;
+    assert!(bytes.len() > stub + 4096, "{} bytes", bytes.len());
+    (bench, bytes, stub)
+}
+
+/// The image is refused by `ckpt verify` and, unless its stub is broken, by itself.
+#[track_caller]
+fn is_refused(bench: &Bench, what: &str, runs: bool) {
+    let name = bench.name("broken.ckpt");
+    let verified = bench.order(&["verify", &name]);
+    assert_eq!(verified.code(), Some(125), "verify, {what}: {verified:?}");
+    assert!(verified.stderr.starts_with("ckpt: "), "verify, {what}: {verified:?}");
+    assert!(verified.stderr.contains("broken.ckpt"), "verify, {what}: {verified:?}");
+    if runs {
+        let ended = bench.run(&name, &[]).end();
+        assert_eq!(ended.code(), Some(125), "{what}: {ended:?}");
+        assert!(ended.stderr.contains(": "), "{what}: {ended:?}");
+        assert!(ended.stdout.is_empty(), "{what}: it resumed: {ended:?}");
+    }
+}
+
+#[test]
+fn truncated_images_are_refused() {
+    let (bench, bytes, stub) = broken_bench();
+    let broken = bench.file("broken.ckpt", b"");
+    let near = [0, 1, 63, 64, 1000, 4095, 4096, 8192].map(|n| stub + n);
+    let end = [1, 2, 8, 16, 63, 64, 65, 4096, 4097].map(|n| bytes.len() - n);
+    let spread = (1..40).map(|i| stub + (bytes.len() - stub) * i / 40);
+    for length in near.into_iter().chain(end).chain(spread) {
+        fs::write(&broken, &bytes[..length]).expect("a file");
+        is_refused(&bench, &format!("{length} of {} bytes", bytes.len()), length > stub + 8);
+    }
+    for length in [0, 1, 100, stub / 2, stub - 1] {
+        fs::write(&broken, &bytes[..length]).expect("a file");
+        is_refused(&bench, &format!("{length} bytes of the stub"), false);
+    }
+    let mut longer = bytes.clone();
+    longer.extend_from_slice(&[0; 100]);
+    fs::write(&broken, &longer).expect("a file");
+    is_refused(&bench, "100 bytes too many", true);
+}
+
+#[test]
+fn corrupted_images_are_refused() {
+    let (bench, bytes, stub) = broken_bench();
+    let broken = bench.file("broken.ckpt", &bytes);
+    let file = fs::OpenOptions::new().write(true).open(&broken).expect("the file");
+    let spread = (0..60).map(|i| stub + 64 + (bytes.len() - stub - 64) * i / 60);
+    let begin = (0..96).step_by(5).map(|n| stub.next_multiple_of(4096) + n);
+    let end = (1..=160).step_by(5).map(|n| bytes.len() - n);
+    for at in spread.chain(begin).chain(end) {
+        for flip in [1, 0x80] {
+            file.write_all_at(&[bytes[at] ^ flip], at as u64).expect("a byte");
+            is_refused(&bench, &format!("bit {flip} of byte {at} of {}", bytes.len()), true);
+        }
+        file.write_all_at(&[bytes[at]], at as u64).expect("a byte");
+    }
+    for at in (0..24).map(|i| 64 + (stub - 64) * i / 24) {
+        file.write_all_at(&[bytes[at] ^ 1], at as u64).expect("a byte");
+        is_refused(&bench, &format!("byte {at} of the stub"), false);
+        file.write_all_at(&[bytes[at]], at as u64).expect("a byte");
+    }
+    drop(file);
+    bench.must(&["verify", &bench.name("broken.ckpt")]);
+    bench.run(&broken, &[]).go();
+}
+
+#[test]
+fn other_files_are_no_images() {
+    let bench = Bench::new(Who::Nobody);
+    bench.file("broken.ckpt", "plain text\n");
+    is_refused(&bench, "text", false);
+    let ckpt = bench.order(&["verify", &bench.name("ckpt")]);
+    assert_eq!(ckpt.code(), Some(125), "the binary itself: {ckpt:?}");
+    let none = bench.order(&["verify", &bench.name("absent")]);
+    assert_eq!(none.code(), Some(125), "{none:?}");
+    assert!(none.stderr.contains("absent: No such file or directory"), "{none:?}");
+}

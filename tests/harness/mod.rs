@@ -1,0 +1,48 @@
+//! What the tests with real processes share: a directory of their own, the subjects, and programs
+//! that are watched over their standard streams.
+//!
+//! A [`Bench`] is a temporary directory with a copy of `ckpt` in it and somebody who works there; a
+//! [`Run`] is one process with its streams. Whoever waits, waits for an event, at most [`PATIENCE`].
+//! Both clean up when they are dropped, and a bench fails the test if a process was left behind.
+#![allow(dead_code, unused_imports, reason = "each test file uses its part")]
+
+mod bench;
+mod run;
+mod subjects;
+mod ways;
+
+use std::time::{Duration, Instant};
+
+pub use bench::{Bench, Who};
+pub use run::{Ended, Run};
+pub use subjects::Build;
+pub use ways::{Way, survive};
+
+/// How long an event may take before a test gives up. Only a failing test waits so long.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Waits until `ready` gives something; `what` names it in the failure.
+#[track_caller]
+pub fn until<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
+    let begin = Instant::now();
+    loop {
+        if let Some(value) = ready() {
+            return value;
+        }
+        assert!(begin.elapsed() < PATIENCE, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// The value of a line of /proc/PID/status, or nothing when the process or the line is gone.
+pub fn status_line(pid: u32, name: &str) -> Option<String> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':'))?;
+    Some(line.trim().to_owned())
+}
+
+/// Whether the process catches the signal.
+pub fn catches(pid: u32, signal: i32) -> bool {
+    let mask = status_line(pid, "SigCgt").expect("the process lives");
+    u64::from_str_radix(&mask, 16).expect("a hexadecimal mask") >> (signal - 1) & 1 == 1
+}

@@ -1,0 +1,82 @@
+//! The ways in which a program comes under ckpt and is saved, and the round that every subject makes.
+
+use std::path::Path;
+
+use nix::sys::signal::Signal::SIGTSTP;
+
+use super::{Bench, Build, Run, Who, until};
+
+/// How a program comes under ckpt and how it is saved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// `ckpt PROGRAM`, then the signal.
+    Launch,
+    /// `ckpt -c PROGRAM`, then the signal: the program goes on.
+    LaunchContinue,
+    /// `ckpt -p PID`, then the signal.
+    Attach,
+    /// `ckpt save --stop PID`.
+    SaveStop,
+    /// `ckpt save PID`: the program goes on.
+    Save,
+}
+
+impl Way {
+    /// Whether the program goes on after the checkpoint.
+    pub fn continues(self) -> bool {
+        matches!(self, Self::LaunchContinue | Self::Save)
+    }
+
+    /// Starts the program in this way, to be saved as `image`.
+    pub fn start(self, bench: &Bench, image: &str, program: &Path, args: &[&str]) -> Run {
+        let image = bench.name(image);
+        match self {
+            Self::Launch => bench.launch(&["-n", &image], program, args),
+            Self::LaunchContinue => bench.launch(&["-c", "-n", &image], program, args),
+            Self::Attach | Self::SaveStop | Self::Save => bench.run(program, args),
+        }
+    }
+
+    /// Saves a program that this way has started; gives it back if it goes on.
+    #[track_caller]
+    pub fn save(self, bench: &Bench, image: &str, run: Run) -> Option<Run> {
+        let (pid, path, name) = (run.pid_text(), bench.path(image), bench.name(image));
+        match self {
+            Self::Launch | Self::LaunchContinue => run.signal(SIGTSTP),
+            Self::Attach => {
+                bench.must(&["-p", &pid, "-n", &name]);
+                run.signal(SIGTSTP);
+            }
+            Self::SaveStop => drop(bench.must(&["save", &pid, "--stop", "-n", &name])),
+            Self::Save => drop(bench.must(&["save", &pid, "-n", &name])),
+        }
+        if self.continues() {
+            until(&format!("{image} ({})", run.stderr()), || path.exists().then_some(()));
+            return Some(run);
+        }
+        run.ends_well();
+        assert!(path.exists(), "{image} is missing");
+        None
+    }
+}
+
+/// The round of a subject: start, "ready", checkpoint, perhaps "ok" from the one that goes on;
+/// restart, two checks, and a second generation in another way.
+#[track_caller]
+pub fn survive(who: Who, way: Way, name: &str, build: Build, args: &[&str]) {
+    let bench = Bench::new(who);
+    let mut run = way.start(&bench, "first.ckpt", &bench.subject(name, build), args);
+    run.expect("ready");
+    if let Some(mut original) = way.save(&bench, "first.ckpt", run) {
+        original.check();
+        original.go();
+    }
+    let mut second = bench.run(bench.path("first.ckpt"), &[]);
+    second.check();
+    second.check();
+    let then = if way.continues() { Way::SaveStop } else { Way::Attach };
+    then.save(&bench, "second.ckpt", second);
+    let mut third = bench.run(bench.path("second.ckpt"), &[]);
+    third.check();
+    third.go();
+}

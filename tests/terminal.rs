@@ -1,0 +1,114 @@
+//! A real terminal: ^Z saves, and the restarted program has the restarter's terminal.
+
+mod harness;
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+
+use nix::pty::openpty;
+
+use harness::{Bench, Build, Who, until};
+
+/// A program that leads a session with a terminal of its own.
+struct Session {
+    child: Child,
+    keyboard: File,
+    screen: Arc<Mutex<String>>,
+}
+
+impl Session {
+    fn start(bench: &Bench, command: &[&str]) -> Self {
+        let pty = openpty(None, None).expect("a pseudo terminal");
+        let stream = |fd: &OwnedFd| Stdio::from(fd.try_clone().expect("a duplicate"));
+        let mut setsid: Command = bench.command("setsid");
+        setsid.arg("--ctty").args(command);
+        setsid.stdin(stream(&pty.slave)).stdout(stream(&pty.slave)).stderr(stream(&pty.slave));
+        let child = setsid.spawn().expect("setsid");
+        let keyboard = File::from(pty.master);
+        let mut output = keyboard.try_clone().expect("a duplicate");
+        let screen = Arc::new(Mutex::new(String::new()));
+        let text = screen.clone();
+        std::thread::spawn(move || {
+            let mut piece = [0; 1024];
+            while let Ok(n @ 1..) = output.read(&mut piece) {
+                text.lock().expect("no panic").push_str(&String::from_utf8_lossy(&piece[..n]));
+            }
+        });
+        Self { child, keyboard, screen }
+    }
+
+    #[track_caller]
+    fn shows(&self, text: &str) {
+        until(&format!("{text:?} on the screen"), || {
+            self.screen.lock().expect("no panic").contains(text).then_some(())
+        });
+    }
+
+    fn types(&mut self, keys: &[u8]) {
+        self.keyboard.write_all(keys).expect("the terminal takes keys");
+    }
+
+    #[track_caller]
+    fn ends_with(mut self, code: i32) {
+        let status = until("the end", || self.child.try_wait().expect("a child of ours"));
+        let screen = self.screen.lock().expect("no panic").clone();
+        assert_eq!(status.code(), Some(code), "{screen}");
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("utf-8")
+}
+
+#[test]
+fn control_z_saves_and_the_next_terminal_goes_on() {
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        let program = bench.subject("signals", Build::Pie);
+        let mut first =
+            Session::start(&bench, &[text(&bench.ckpt()), "-n", "x.ckpt", text(&program)]);
+        for _ in 0..3 {
+            first.shows("ready");
+            first.types(b"\x1a");
+            first.ends_with(0);
+            first = Session::start(&bench, &[text(&bench.path("x.ckpt"))]);
+            first.types(b"check\n");
+            first.shows("ok");
+            first.screen.lock().expect("no panic").push_str("ready");
+        }
+        first.types(b"go\n");
+        first.ends_with(0);
+    }
+}
+
+#[test]
+fn control_z_under_an_interactive_shell() {
+    let bench = Bench::new(Who::Nobody);
+    let program = bench.subject("signals", Build::Pie);
+    let mut shell = Session::start(&bench, &["bash", "--norc", "--noprofile", "-i"]);
+    let line = format!("{} -n x.ckpt {}; echo status=$?\n", text(&bench.ckpt()), text(&program));
+    shell.types(line.as_bytes());
+    shell.shows("ready");
+    shell.types(b"\x1a");
+    shell.shows("status=0");
+    shell.types(b"./x.ckpt; echo again=$?\n");
+    shell.types(b"check\n");
+    shell.shows("ok\r\n");
+    shell.types(b"go\n");
+    shell.shows("again=0");
+    shell.types(b"exit\n");
+    shell.ends_with(0);
+}
