@@ -39,6 +39,10 @@ extern "C" fn ckpt_handler(_signal: i32, _siginfo: u64, _ucontext: u64) {
     spawn::dumper(control);
     // SAFETY: the dumper's start is over, the word is stable.
     let dumper = unsafe { (&raw const (*control).dumper).read_volatile() };
+    // In a restarted process the phase is idle and the dumper none, wherever the freeze met us.
+    if phase.load(Ordering::Acquire) != Phase::Waiting as u32 {
+        return;
+    }
     if dumper == 0 {
         phase.store(Phase::Idle as u32, Ordering::Release);
         say(b"ckpt: no checkpoint: the dumper could not be started (memfd_create, O_TMPFILE or execveat failed, see vm.memfd_noexec and RLIMIT_NPROC); the program goes on\n");

@@ -39,7 +39,7 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
     for warning in warnings {
         eprintln!("{program_name}: {warning}");
     }
-    phase5_leave::leave(&saved, opened, plan)
+    phase5_leave::leave(opened, plan)
 }
 
 /// Files of the image that are named in more than one place.

@@ -5,17 +5,33 @@
 #![allow(unsafe_code)]
 
 use super::mapping;
-use super::phase1_check::Saved;
 use super::phase2_open::Opened;
 use super::phase4_plan::Plan;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::proc;
 use crate::resource::descriptors;
 use std::convert::Infallible;
+use std::time::{Duration, Instant};
 
 /// Leaves this program for the one in the image.
-pub fn leave(_saved: &Saved, opened: Opened, plan: Plan) -> Result<Infallible> {
+pub fn leave(opened: Opened, plan: Plan) -> Result<Infallible> {
+    be_alone()?;
     mapping::block_all_signals();
     descriptors::install(opened.descriptors, &plan.kept);
     // SAFETY: the payload lies at its place with its orders, and nothing of ours is used again.
     unsafe { mapping::jump(plan.run, plan.stack, plan.orders) }
+}
+
+/// Waits until the threads that read the pages are gone: they were joined, but a joined thread
+/// still has a few instructions to run before its exit(2), in memory that is about to vanish.
+fn be_alone() -> Result<()> {
+    let own = std::process::id().cast_signed();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while proc::tasks(own)?.len() > 1 {
+        if Instant::now() > deadline {
+            return Err(Error::new("a thread of the restart does not end"));
+        }
+        std::thread::yield_now();
+    }
+    Ok(())
 }
