@@ -97,7 +97,7 @@ impl Program {
 #[track_caller]
 fn reached(result: &Path, run: &mut Run, bytes: u64) {
     until(&format!("{bytes} bytes of {}", result.display()), || {
-        assert!(run.lives(), "it ended before {bytes} bytes: {}", run.stderr());
+        assert!(run.lives(), "before {bytes} bytes it {}", run.fate());
         (fs::metadata(result).map_or(0, |m| m.len()) >= bytes).then_some(())
     });
 }

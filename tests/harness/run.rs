@@ -161,6 +161,14 @@ impl Run {
         matches!(self.child.try_wait(), Ok(None))
     }
 
+    /// What became of it so far, for a failure's message.
+    pub fn fate(&mut self) -> String {
+        match self.child.try_wait() {
+            Ok(Some(status)) => format!("ended ({status}): {}", self.stderr()),
+            _ => format!("runs: {}", self.stderr()),
+        }
+    }
+
     /// Waits for its end with standard input left open.
     #[track_caller]
     fn wait(&mut self) -> ExitStatus {

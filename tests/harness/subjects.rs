@@ -54,8 +54,9 @@ pub fn ckpt() -> PathBuf {
     if let Some(path) = std::env::var_os("CKPT_BIN") {
         return path.into();
     }
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("the target directory");
-    let path = target.join("x86_64-unknown-linux-musl/release/ckpt");
+    let target =
+        Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("the directory of the target");
+    let path = target.join("release/ckpt");
     assert!(path.exists(), "{} is missing: run cargo build --release", path.display());
     path
 }

@@ -1,5 +1,4 @@
-# Builtins only: arrays, arithmetic, functions, here-documents and here-strings (as files, not pipes: BASH_COMPAT).
-BASH_COMPAT=5.0
+# Builtins only: arrays, arithmetic, functions, expansions.
 exec 5>result
 declare -A seen
 seed=12345
@@ -13,9 +12,7 @@ for (( step = 1; step <= 400; step++ )); do
     seen[$key]=$(( ${seen[$key]:-0} + seed % 1000 ))
     list[i]=$seed
   done
-  read -r first rest <<< "${list[*]}"
-  while read -r line; do text=${line^^}; done <<END
-step $step of ${first:0:3}
-END
+  first=${list[0]} text="step $step of"
+  text="${text^^} ${first:0:3}"
   printf '%d %s %s %d\n' "$step" "${#seen[@]}" "$text" "${seen[k7]:-0}" >&5
 done

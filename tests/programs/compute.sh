@@ -12,4 +12,4 @@ while [ $step -le 900 ]; do
   printf '%s %s %s\n' $step $seed $kind >&5
   step=$(( step + 1 ))
 done
-md5sum result >&5
+md5sum compute.sh >&5

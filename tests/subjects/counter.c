@@ -1,5 +1,5 @@
 // counter FILE: writes the integers from 1 on, a line each, and looks now and then whether standard input says
-// "check" or "go"; then it proves that its file holds exactly what it has counted.
+// "check" or "go"; then it proves that its file holds what it has counted.
 #include "subject.h"
 #include <fcntl.h>
 #include <poll.h>
@@ -12,7 +12,9 @@ static uint64_t next(uint64_t x) { return (x ^ x >> 29) * 0xbf58476d1ce4e5b9u + 
 
 static void check(void) {
   char *text = malloc(bytes + 1);
-  CHECK(pread(file, text, bytes + 1, 0) == (ssize_t)bytes, "the file has not %lu bytes", bytes);
+  CHECK(lseek(file, 0, SEEK_CUR) == (off_t)bytes, "the offset is not %lu", bytes);
+  // The file may be longer: another generation goes on from the same state and writes the same.
+  CHECK(pread(file, text, bytes, 0) == (ssize_t)bytes, "the file has less than %lu bytes", bytes);
   text[bytes] = 0;
   char *at = text;
   for (unsigned long i = 1; i <= count; i++) CHECK(strtoul(at, &at, 10) == i, "line %lu", i);

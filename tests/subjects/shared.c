@@ -13,7 +13,6 @@ static void arm(void) {
   generation++;
   fill(shared, AREA, generation);
   fill(private_file + PAGE, PAGE, generation);
-  shared_file[2 * PAGE] = (unsigned char)generation;
 }
 
 static void check(void) {
@@ -34,7 +33,7 @@ static void check(void) {
   CHECK(differs(private_file + PAGE, PAGE, generation) < 0, "written page of a private file mapping");
   unsigned char byte = 0;
   CHECK(pread(file, &byte, 1, PAGE) == 1 && byte == pattern(PAGE, 0), "a private store reached the file");
-  CHECK(shared_file[2 * PAGE] == (unsigned char)generation, "shared file mapping");
+  CHECK(differs(shared_file, PAGE, 0) < 0, "shared file mapping");
   shared_file[2 * PAGE]++;
   CHECK(pread(file, &byte, 1, 2 * PAGE) == 1 && byte == shared_file[2 * PAGE], "the mapping has left its file");
   arm();
