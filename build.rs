@@ -17,7 +17,9 @@ fn main() {
     println!("cargo::rerun-if-env-changed=CC");
     let target = std::env::var("TARGET").unwrap_or_default();
     if target != TARGET {
-        fail(&format!("ckpt is one static binary for {TARGET}, not {target}: run `cargo build --release` without --target, or with --target {TARGET}"));
+        fail(&format!(
+            "ckpt is one static binary for {TARGET}, not {target}: run `cargo build --release` without --target, or with --target {TARGET}"
+        ));
     }
     let out = PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default());
     let archive = compile(&out);

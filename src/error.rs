@@ -74,6 +74,9 @@ impl<T> Because<T> for std::io::Result<T> {
 
 impl<T> Because<T> for Result<T> {
     fn because<S: fmt::Display>(self, what: impl FnOnce() -> S) -> Result<T> {
-        self.map_err(|e| Error { sentence: format!("{}: {}", what(), e.sentence), status: e.status })
+        self.map_err(|e| Error {
+            sentence: format!("{}: {}", what(), e.sentence),
+            status: e.status,
+        })
     }
 }

@@ -12,7 +12,7 @@ const LAYERS: [&[&str]; 4] = [
     &["proc", "ptrace", "error", "settings"],
     &["resource", "image", "inject"],
     &["dump", "restart", "serve"],
-    &["main", "cli"],
+    &["main", "cli", "command"],
 ];
 
 /// The layer whose modules never see each other.

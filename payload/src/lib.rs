@@ -8,6 +8,7 @@
 #![no_std]
 #![deny(unsafe_op_in_unsafe_fn)]
 
+mod control;
 mod mem;
 mod panic;
 mod run;

@@ -3,6 +3,7 @@
 //! # Safety
 //! The foreign function has no definition, so a payload that could reach it is never linked.
 #![allow(unsafe_code)]
+#![cfg(not(test))]
 
 unsafe extern "C" {
     fn ckpt_payload_must_not_panic() -> !;

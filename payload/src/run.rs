@@ -114,7 +114,8 @@ fn give_up(orders: &Orders, op: &Op, index: u64, result: i64) -> ! {
         /// execveat(2) with AT_EMPTY_PATH.
         const EXECVEAT: u64 = 322;
         const AT_EMPTY_PATH: u64 = 0x1000;
-        let args = [orders.exec_fd as u64, orders.empty, orders.argv, orders.envp, AT_EMPTY_PATH, 0];
+        let args =
+            [orders.exec_fd as u64, orders.empty, orders.argv, orders.envp, AT_EMPTY_PATH, 0];
         // SAFETY: the process is lost anyway; the host prepared the arguments.
         unsafe { sys::call(EXECVEAT, &args) };
     }

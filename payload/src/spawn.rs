@@ -10,8 +10,10 @@
 //! phase), and the thread that calls is suspended while they share its memory.
 #![allow(unsafe_code)]
 
+use crate::control::Page;
 use crate::sys;
-use ckpt_abi::region::{Control, NAME_LEN, STACK_LEN, STACKS};
+use ckpt_abi::region::NAME_LEN;
+use core::sync::atomic::Ordering;
 
 const CLONE_VM: u64 = 0x100;
 const CLONE_VFORK: u64 = 0x4000;
@@ -30,10 +32,11 @@ const MFD_CLOEXEC: u64 = 1;
 const MFD_EXEC: u64 = 16;
 const AT_FDCWD: u64 = -100i64 as u64;
 const EXECUTABLE_FD: u64 = 3;
+const RLIMIT_FSIZE: u64 = 1;
 
 /// Starts a dumper for this process and lets it trace us; its pid is in `Control::dumper`, or
 /// `Control::spawn_error` says why there is none.
-pub fn dumper(control: *mut Control) {
+pub fn dumper(page: Page) {
     let mut reaps = 0u32;
     let reaps_at: *mut u32 = &mut reaps;
     // SAFETY: the kernel writes the one word.
@@ -42,64 +45,61 @@ pub fn dumper(control: *mut Control) {
         sys::prctl(PR_SET_CHILD_SUBREAPER, 0);
     }
     // SAFETY: the stack is one of the region's and nobody else's now.
-    let child = unsafe { sys::clone(FLAGS, stack(control, 0), [0; 2], intermediate, control as u64) };
+    let child = unsafe { sys::clone(FLAGS, page.stack(0), [0; 2], intermediate, page.address()) };
     if child > 0 {
         // SAFETY: waits for the task that was just made.
         while unsafe { sys::call(61, &[child as u64, 0, WCLONE, 0, 0, 0]) } == -4 {}
     } else {
-        set_error(control, child);
+        page.spawn_error().store(child, Ordering::Release);
     }
     if reaps != 0 {
         sys::prctl(PR_SET_CHILD_SUBREAPER, 1);
     }
-    // SAFETY: the control page is ours.
-    let pid = unsafe { (&raw const (*control).dumper).read_volatile() };
-    sys::prctl(PR_SET_PTRACER, u64::from(pid));
+    sys::prctl(PR_SET_PTRACER, u64::from(page.dumper().load(Ordering::Acquire)));
 }
 
-fn stack(control: *mut Control, index: u64) -> u64 {
-    (control as u64).wrapping_add(STACKS).wrapping_add(STACK_LEN.wrapping_mul(index.wrapping_add(1)))
-}
-
-fn set_error(control: *mut Control, error: i64) {
-    // SAFETY: the control page is ours.
-    unsafe { (&raw mut (*control).spawn_error).write_volatile(error) };
-}
-
-extern "C" fn intermediate(control: u64) -> ! {
-    let control = control as *mut Control;
+extern "C" fn intermediate(page: u64) -> ! {
+    let page = Page::at(page);
     // SAFETY: as in `dumper`.
-    let child = unsafe { sys::clone(FLAGS, stack(control, 1), [0; 2], become_dumper, control as u64) };
+    let child = unsafe { sys::clone(FLAGS, page.stack(1), [0; 2], become_dumper, page.address()) };
     if sys::failed(child) {
-        set_error(control, child);
+        page.spawn_error().store(child, Ordering::Release);
     }
     sys::exit(0)
 }
 
-/// Runs in the task that becomes the dumper.
-extern "C" fn become_dumper(control: u64) -> ! {
-    let control = control as *mut Control;
-    // SAFETY: the suspended thread waits for this value.
-    unsafe { (&raw mut (*control).dumper).write_volatile(sys::getpid()) };
+/// Runs in the task that becomes the dumper; the suspended thread waits for its id.
+extern "C" fn become_dumper(page: u64) -> ! {
+    let page = Page::at(page);
+    page.dumper().store(sys::getpid(), Ordering::Release);
     // SAFETY: a session of our own, so that no terminal signal meets the dumper.
     unsafe { sys::call(112, &[0; 6]) };
-    let mut error = execute(control, memfd(control));
-    if sys::failed(error) {
-        error = execute(control, temporary(control));
-    }
-    set_error(control, error);
-    // SAFETY: as above.
-    unsafe { (&raw mut (*control).dumper).write_volatile(0) };
+    let error = execute(page, memfd(page));
+    page.spawn_error().store(error, Ordering::Release);
+    execute(page, temporary(page));
+    page.dumper().store(0, Ordering::Release);
     sys::exit(0)
 }
 
-fn copy_executable(control: *mut Control, fd: i64) -> bool {
-    // SAFETY: the control page is ours.
-    let (start, len) = unsafe { ((&raw const (*control).exe_start).read(), (&raw const (*control).exe_len).read()) };
-    sys::write_all(fd, (control as u64).wrapping_add(start) as *const u8, len as usize)
+/// Copies the executable into `fd`; the descriptor, or a negative error number.
+///
+/// A limit on the size of files (RLIMIT_FSIZE) counts for memfds too. The soft one is set aside
+/// meanwhile: it is meant for what the dumper writes, not for the dumper.
+fn copy_executable(page: Page, fd: i64) -> i64 {
+    let mut limit = [0u64; 2];
+    // SAFETY: the kernel writes the two words.
+    unsafe { sys::call(302, &[0, RLIMIT_FSIZE, 0, (&raw mut limit) as u64, 0, 0]) };
+    let raised = [limit[1], limit[1]];
+    // SAFETY: the limit is that of this task, which has its own (CLONE_THREAD was not asked for).
+    unsafe { sys::call(302, &[0, RLIMIT_FSIZE, (&raw const raised) as u64, 0, 0, 0]) };
+    let (start, len) = page.executable();
+    let written = sys::write_all(fd, start as *const u8, len as usize);
+    // SAFETY: as above.
+    unsafe { sys::call(302, &[0, RLIMIT_FSIZE, (&raw const limit) as u64, 0, 0, 0]) };
+    if written < 0 { written } else { fd }
 }
 
-fn memfd(control: *mut Control) -> i64 {
+fn memfd(page: Page) -> i64 {
     let name = c"ckpt".as_ptr() as u64;
     // SAFETY: makes a descriptor in a table of our own.
     let mut fd = unsafe { sys::call(319, &[name, MFD_CLOEXEC | MFD_EXEC, 0, 0, 0, 0]) };
@@ -108,20 +108,16 @@ fn memfd(control: *mut Control) -> i64 {
         // SAFETY: as above.
         fd = unsafe { sys::call(319, &[name, MFD_CLOEXEC, 0, 0, 0, 0]) };
     }
-    if fd >= 0 && !copy_executable(control, fd) {
-        return -28;
-    }
-    fd
+    if fd < 0 { fd } else { copy_executable(page, fd) }
 }
 
 /// A file without a name in the directory of the checkpoint, for systems where
 /// vm.memfd_noexec forbids to execute a memfd.
-fn temporary(control: *mut Control) -> i64 {
+fn temporary(page: Page) -> i64 {
     let mut path = [0u8; NAME_LEN];
-    // SAFETY: the control page is ours.
-    let name = unsafe { &(*control).config.name };
+    let name = page.name();
     let (mut len, mut slash) = (0usize, 0usize);
-    for (to, from) in path.iter_mut().zip(name) {
+    for (to, from) in path.iter_mut().zip(&name) {
         if *from == 0 {
             break;
         }
@@ -140,8 +136,9 @@ fn temporary(control: *mut Control) -> i64 {
     if fd < 0 {
         return fd;
     }
-    if !copy_executable(control, fd) {
-        return -28;
+    let copied = copy_executable(page, fd);
+    if copied < 0 {
+        return copied;
     }
     // Executing a file that somebody may write is ETXTBSY: change to a descriptor that only reads.
     let mut link = [0u8; 32];
@@ -163,7 +160,8 @@ fn decimal(mut number: u64, buffer: &mut [u8; 32], prefix: &[u8]) -> u64 {
             break;
         }
     }
-    for (to, from) in buffer.iter_mut().rev().skip(digits.wrapping_add(1)).zip(prefix.iter().rev()) {
+    for (to, from) in buffer.iter_mut().rev().skip(digits.wrapping_add(1)).zip(prefix.iter().rev())
+    {
         *to = *from;
     }
     let length = digits.wrapping_add(prefix.len()).wrapping_add(1);
@@ -171,7 +169,7 @@ fn decimal(mut number: u64, buffer: &mut [u8; 32], prefix: &[u8]) -> u64 {
 }
 
 /// Executes `fd` as `ckpt __dump PID` with an empty environment and no other descriptor.
-fn execute(control: *mut Control, fd: i64) -> i64 {
+fn execute(page: Page, fd: i64) -> i64 {
     if fd < 0 {
         return fd;
     }
@@ -183,8 +181,7 @@ fn execute(control: *mut Control, fd: i64) -> i64 {
     unsafe { sys::call(436, &[0, EXECUTABLE_FD - 1, 0, 0, 0, 0]) };
     // SAFETY: as above.
     unsafe { sys::call(436, &[EXECUTABLE_FD + 1, u64::from(u32::MAX), 0, 0, 0, 0]) };
-    // SAFETY: the control page is ours.
-    let target = unsafe { (&raw const (*control).target).read_volatile() };
+    let target = page.target().load(Ordering::Acquire);
     let mut number = [0u8; 32];
     let pid = decimal(u64::from(target), &mut number, b"");
     let argv = [c"ckpt".as_ptr() as u64, c"__dump".as_ptr() as u64, pid, 0];

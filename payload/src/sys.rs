@@ -125,8 +125,8 @@ pub fn close(fd: i64) {
     unsafe { call(3, &[fd as u64, 0, 0, 0, 0, 0]) };
 }
 
-/// write(2) of the whole of `bytes`; false when it cannot be.
-pub fn write_all(fd: i64, mut bytes: *const u8, mut len: usize) -> bool {
+/// write(2) of the whole of `bytes`; 0, or a negative error number.
+pub fn write_all(fd: i64, mut bytes: *const u8, mut len: usize) -> i64 {
     while len > 0 {
         // SAFETY: the kernel only reads, and answers EFAULT where nothing is.
         let n = unsafe { call(1, &[fd as u64, bytes as u64, len as u64, 0, 0, 0]) };
@@ -134,12 +134,12 @@ pub fn write_all(fd: i64, mut bytes: *const u8, mut len: usize) -> bool {
             continue;
         }
         if n <= 0 {
-            return false;
+            return if n == 0 { -28 } else { n };
         }
         bytes = bytes.wrapping_add(n as usize);
         len = len.wrapping_sub(n as usize);
     }
-    true
+    0
 }
 
 /// prctl(2) of an option that touches no memory.

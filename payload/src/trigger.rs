@@ -5,76 +5,69 @@
 //! where the phase was set back.
 //!
 //! # Safety
-//! The control page belongs to the payload; words that another process writes are read volatile
-//! or atomically.
+//! The system calls made here touch only their own arguments.
 #![allow(unsafe_code)]
 
+use crate::control::Page;
 use crate::{spawn, sys};
-use ckpt_abi::region::{Control, PAYLOAD, Phase};
+use ckpt_abi::region::Phase;
 use core::sync::atomic::{AtomicU32, Ordering};
-
-unsafe extern "C" {
-    /// First byte of the payload's ELF image, defined by the linker.
-    static __ehdr_start: u8;
-}
 
 /// How long to sleep between two looks at whether the dumper lives, in nanoseconds.
 const PATIENCE: u64 = 250_000_000;
 
-fn control() -> *mut Control {
-    let image = &raw const __ehdr_start;
-    (image as u64).wrapping_sub(PAYLOAD) as *mut Control
-}
+const IDLE: u32 = Phase::Idle as u32;
+const WAITING: u32 = Phase::Waiting as u32;
 
 #[unsafe(no_mangle)]
 extern "C" fn ckpt_handler(_signal: i32, _siginfo: u64, _ucontext: u64) {
-    let control = control();
-    // SAFETY: the word lives as long as the region.
-    let phase = unsafe { AtomicU32::from_ptr(&raw mut (*control).phase) };
-    if !claim(control, phase) {
+    let page = Page::own();
+    if !claim(page) {
         return;
     }
-    // SAFETY: the phase is ours, so nobody else writes these.
-    unsafe { (&raw mut (*control).target).write_volatile(sys::getpid()) };
-    spawn::dumper(control);
-    // SAFETY: the dumper's start is over, the word is stable.
-    let dumper = unsafe { (&raw const (*control).dumper).read_volatile() };
+    page.target().store(sys::getpid(), Ordering::Release);
+    spawn::dumper(page);
+    let dumper = page.dumper().load(Ordering::Acquire);
     // In a restarted process the phase is idle and the dumper none, wherever the freeze met us.
-    if phase.load(Ordering::Acquire) != Phase::Waiting as u32 {
+    if page.phase().load(Ordering::Acquire) != WAITING {
         return;
     }
     if dumper == 0 {
-        phase.store(Phase::Idle as u32, Ordering::Release);
-        say(b"ckpt: no checkpoint: the dumper could not be started (memfd_create, O_TMPFILE or execveat failed, see vm.memfd_noexec and RLIMIT_NPROC); the program goes on\n");
+        page.phase().store(IDLE, Ordering::Release);
+        say(b"ckpt: no checkpoint: the dumper could not be started: ");
+        say(reason(page.spawn_error().load(Ordering::Acquire)));
+        say(b"; the program goes on\n");
         return;
     }
-    while phase.load(Ordering::Acquire) == Phase::Waiting as u32 {
-        sys::futex_wait(phase.as_ptr(), Phase::Waiting as u32, PATIENCE);
-        let lost = phase.load(Ordering::Acquire) == Phase::Waiting as u32 && !alive(dumper);
-        if lost {
-            phase.store(Phase::Idle as u32, Ordering::Release);
+    await_dumper(page.phase(), dumper);
+}
+
+fn await_dumper(phase: &AtomicU32, dumper: u32) {
+    while phase.load(Ordering::Acquire) == WAITING {
+        sys::futex_wait(phase.as_ptr(), WAITING, PATIENCE);
+        if phase.load(Ordering::Acquire) == WAITING && !alive(dumper) {
+            phase.store(IDLE, Ordering::Release);
             say(b"ckpt: no checkpoint: the dumper ended before it was done; the program goes on\n");
         }
     }
 }
 
 /// Makes the caller the one whose dumper comes; false while another's works.
-fn claim(control: *mut Control, phase: &AtomicU32) -> bool {
-    let seen = phase.load(Ordering::Acquire);
-    if seen != Phase::Idle as u32 {
-        // SAFETY: a stale value only makes us ask about a task that is gone.
-        let dumper = unsafe { (&raw const (*control).dumper).read_volatile() };
+fn claim(page: Page) -> bool {
+    let seen = page.phase().load(Ordering::Acquire);
+    if seen != IDLE {
+        // A stale value only makes us ask about a task that is gone.
+        let dumper = page.dumper().load(Ordering::Acquire);
         if dumper == 0 || alive(dumper) {
             return false;
         }
     }
-    let waiting = Phase::Waiting as u32;
-    let claimed = phase.compare_exchange(seen, waiting, Ordering::AcqRel, Ordering::Relaxed);
+    let claimed = page.phase().compare_exchange(seen, WAITING, Ordering::AcqRel, Ordering::Relaxed);
     if claimed.is_err() {
         return false;
     }
-    // SAFETY: the phase is ours.
-    unsafe { (&raw mut (*control).dumper).write_volatile(0) };
+    page.dumper().store(0, Ordering::Release);
+    page.spawn_error().store(0, Ordering::Release);
     true
 }
 
@@ -98,6 +91,19 @@ fn alive(pid: u32) -> bool {
     let ready = unsafe { sys::call(POLL, &[(&raw const request) as u64, 1, 0, 0, 0, 0]) };
     sys::close(fd);
     ready != 1
+}
+
+/// The likely errors of starting a process from memory.
+fn reason(error: i64) -> &'static [u8] {
+    match error.wrapping_neg() {
+        1 | 13 => b"Permission denied (vm.memfd_noexec forbids memfds to be executed, and the checkpoint's directory is no way out)",
+        11 => b"Resource temporarily unavailable (RLIMIT_NPROC)",
+        12 => b"Cannot allocate memory",
+        23 | 24 => b"Too many open files",
+        27 => b"File too large (RLIMIT_FSIZE is smaller than ckpt itself)",
+        28 => b"No space left on device",
+        _ => b"memfd_create(2), O_TMPFILE or execveat(2) failed",
+    }
 }
 
 fn say(sentence: &[u8]) {

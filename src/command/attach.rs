@@ -18,11 +18,16 @@ pub fn run(pid: i32, settings: &Settings) -> Result<u8> {
     let memory = Memory::open(pid)?;
     let vmas = proc::maps::read(pid)?;
     match Region::find(&memory, &vmas) {
-        Some(region) => reconfigure(pid, &mut frozen, &memory, region, settings)?,
+        Some(region) => {
+            frozen.note_waits(&memory, region.base)?;
+            reconfigure(pid, &mut frozen, &memory, region, settings)?;
+        }
         None => {
             let config = configuration(pid, settings)?;
             check_name(&config)?;
-            inject::inject(pid, &mut frozen.threads[0], &memory, &vmas, &config, &executable)?;
+            let thread = &mut frozen.threads[0];
+            let region = inject::inject(pid, thread, &memory, &vmas, &config, &executable)?;
+            frozen.note_waits(&memory, region.base)?;
         }
     }
     frozen.thaw();

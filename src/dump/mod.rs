@@ -71,6 +71,7 @@ fn proceed(
     executable: Vec<u8>,
 ) -> Result<Outcome> {
     let mut sink = FileSink::create(&equipped.name)?;
+    frozen.note_waits(memory, equipped.region.base)?;
     let (gathered, areas) = phase3_gather::gather(&mut frozen, memory, equipped)?;
     phase4_refuse::refuse(request.pid, &gathered)?;
     let mut writing = phase6_write::Writing::begin(&mut sink, executable, gathered);

@@ -69,7 +69,8 @@ fn claim(request: &Request, region: &Region, memory: &Memory) -> Result<()> {
     let (phase, dumper) = (region.control.phase, region.control.dumper);
     let ours = request.triggered && dumper == std::process::id();
     let busy = phase != Phase::Idle as u32 && !ours && dumper != 0;
-    if busy && proc::stat(dumper.cast_signed(), dumper.cast_signed()).is_ok_and(|s| s.state != 'Z') {
+    if busy && proc::stat(dumper.cast_signed(), dumper.cast_signed()).is_ok_and(|s| s.state != 'Z')
+    {
         return Err(Error::new(format!(
             "a checkpoint of process {} is already being taken, by process {dumper}",
             request.pid

@@ -14,8 +14,7 @@ pub fn gather(
     equipped: &Equipped,
 ) -> Result<(Gathered, Vec<memory::Area>)> {
     let mut gathered = Gathered::default();
-    let mut target =
-        Target { frozen, memory: mem, vmas: &equipped.vmas, region: &equipped.region };
+    let mut target = Target { frozen, memory: mem, vmas: &equipped.vmas, region: &equipped.region };
     for index in 0..target.frozen.threads.len() {
         threads::save(&mut target, index, &mut gathered)?;
     }

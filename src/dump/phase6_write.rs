@@ -1,12 +1,12 @@
 //! Phase 6: write the pages, then the records.
 
 use crate::error::{Because, Error, Result};
-use crate::image::write::{Sink, Writer};
 use crate::image::PAGE;
+use crate::image::write::{Sink, Writer};
 use crate::proc::pagemap::Pagemap;
 use crate::ptrace::memory::Memory;
-use crate::resource::memory::{Area, Pages};
 use crate::resource::Gathered;
+use crate::resource::memory::{Area, Pages};
 use ckpt_abi::image::{Machine, RUN_MAX, SectionKind};
 use nix::time::{ClockId, clock_gettime};
 use std::fs::File;
@@ -36,7 +36,7 @@ impl<'a> Writing<'a> {
             let ranges = match area.pages {
                 Pages::Populated => pagemap.populated(area.start, area.end, false)?,
                 Pages::Written => pagemap.populated(area.start, area.end, true)?,
-                Pages::Whole => vec![area.start..area.end],
+                Pages::Whole => std::iter::once(area.start..area.end).collect(),
                 Pages::None => Vec::new(),
             };
             for range in ranges {
@@ -88,9 +88,9 @@ impl<'a> Writing<'a> {
             // Opening through /proc leaves the descriptor's offset alone.
             let path = format!("/proc/{pid}/fd/{}", content.fd);
             let mut bytes = Vec::new();
-            File::open(&path)
-                .and_then(|mut file| file.read_to_end(&mut bytes))
-                .because(|| format!("cannot read the deleted file behind descriptor {}", content.fd))?;
+            File::open(&path).and_then(|mut file| file.read_to_end(&mut bytes)).because(|| {
+                format!("cannot read the deleted file behind descriptor {}", content.fd)
+            })?;
             self.contents.push((content.index, bytes));
         }
         Ok(())
@@ -100,7 +100,8 @@ impl<'a> Writing<'a> {
     pub fn finish(mut self) -> Result<(u64, Vec<String>)> {
         let process = self.gathered.process.ok_or_else(|| Error::new("nothing was gathered"))?;
         let machine = machine(&mut self.gathered)?;
-        let losses: Vec<_> = self.gathered.losses.iter().map(|l| self.gathered.strings.add(l)).collect();
+        let losses: Vec<_> =
+            self.gathered.losses.iter().map(|l| self.gathered.strings.add(l)).collect();
         let (w, g) = (&mut self.writer, &self.gathered);
         w.records(SectionKind::Machine, &[machine])?;
         w.records(SectionKind::Process, &[process])?;
@@ -116,7 +117,8 @@ impl<'a> Writing<'a> {
         for (index, bytes) in &self.contents {
             w.bytes(SectionKind::Content, *index, bytes)?;
         }
-        let losses: Vec<_> = losses.into_iter().map(|what| ckpt_abi::image::Loss { what }).collect();
+        let losses: Vec<_> =
+            losses.into_iter().map(|what| ckpt_abi::image::Loss { what }).collect();
         w.records(SectionKind::Losses, &losses)?;
         w.bytes(SectionKind::Strings, 0, self.gathered.strings.bytes())?;
         Ok((self.writer.seal()?, self.gathered.losses))

@@ -32,7 +32,10 @@ impl FileSink {
     /// Prepares a file that will be called `name` (absolute).
     pub fn create(name: &Path) -> Result<Self> {
         if fs::symlink_metadata(name).is_ok_and(|m| m.is_dir()) {
-            return Err(Error::new(format!("cannot save to {}: it is a directory", name.display())));
+            return Err(Error::new(format!(
+                "cannot save to {}: it is a directory",
+                name.display()
+            )));
         }
         let dir = directory(name);
         sweep(dir, name);

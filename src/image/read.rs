@@ -107,6 +107,15 @@ impl Image {
 
     /// Checks every byte of the file.
     pub fn verify(&self) -> Result<()> {
+        self.verify_frame()?;
+        for run in &self.page_runs()? {
+            self.read_run(run)?;
+        }
+        Ok(())
+    }
+
+    /// Checks every byte but those of the page runs, which are checked when they are read.
+    pub fn verify_frame(&self) -> Result<()> {
         let mut stub = vec![0; self.header.start as usize];
         self.read(0, &mut stub)?;
         if hash(&stub) != self.header.stub_hash {
@@ -122,21 +131,21 @@ impl Image {
         for section in &self.sections {
             self.padded(section)?;
         }
-        self.verify_pages()
-    }
-
-    fn verify_pages(&self) -> Result<()> {
         let mut end = self.header.start + PAGE;
-        let mut runs = self.records::<PageRun>(SectionKind::PageRuns)?;
+        let mut runs = self.page_runs()?;
         runs.sort_by_key(|run| run.offset);
         for run in &runs {
             if run.offset != end {
                 return Err(self.damaged("its page runs have gaps"));
             }
-            self.read_run(run)?;
             end += run.len;
         }
         Ok(())
+    }
+
+    /// The page runs by address.
+    pub fn page_runs(&self) -> Result<Vec<PageRun>> {
+        self.records(SectionKind::PageRuns)
     }
 
     /// Reads the pages of a run, checked.
@@ -248,9 +257,9 @@ fn read_sections(file: &File, header: &Header) -> Result<Vec<Section>> {
     if hash(&bytes) != header.sections_hash {
         return Err(damage("damaged: the checksum of its section table is wrong"));
     }
-    let sections = bytes.chunks_exact(len as usize).filter_map(|record| {
-        Section::read_from_prefix(record).ok().map(|(section, _)| section)
-    });
+    let sections = bytes
+        .chunks_exact(len as usize)
+        .filter_map(|record| Section::read_from_prefix(record).ok().map(|(section, _)| section));
     Ok(sections.collect())
 }
 

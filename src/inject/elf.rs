@@ -31,7 +31,7 @@ impl Payload {
     }
 
     /// Bytes in memory, whole pages.
-    pub fn len(&self) -> u64 {
+    pub fn memory_len(&self) -> u64 {
         self.len
     }
 
@@ -98,7 +98,8 @@ mod tests {
     #[test]
     fn the_entries_exist() {
         let payload = Payload::embedded().unwrap();
-        for name in ["ckpt_thunk", "ckpt_clone_thunk", "ckpt_handler", "ckpt_restorer", "ckpt_run"] {
+        for name in ["ckpt_thunk", "ckpt_clone_thunk", "ckpt_handler", "ckpt_restorer", "ckpt_run"]
+        {
             assert_ne!(payload.symbol(name), 0, "{name}");
         }
         assert_eq!(payload.symbol("memcpy"), 0);

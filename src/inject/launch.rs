@@ -92,8 +92,10 @@ fn refuse_privileged(candidates: &[PathBuf]) -> Result<()> {
 
 /// execvp(3) with musl's missing half: a file that is no program is given to the shell.
 fn execute(program: &OsStr, args: &[OsString], candidates: &[PathBuf]) -> Error {
-    let argv: Vec<CString> =
-        std::iter::once(program).chain(args.iter().map(OsString::as_os_str)).map(c_string).collect();
+    let argv: Vec<CString> = std::iter::once(program)
+        .chain(args.iter().map(OsString::as_os_str))
+        .map(c_string)
+        .collect();
     let mut worst = Errno::ENOENT;
     for path in candidates {
         match execv(&c_string(path.as_os_str()), &argv) {
@@ -104,7 +106,8 @@ fn execute(program: &OsStr, args: &[OsString], candidates: &[PathBuf]) -> Error 
         }
     }
     let status = if worst == Errno::ENOENT { NOT_FOUND } else { CANNOT_EXECUTE };
-    Error::new(format!("cannot execute {}: {}", program.display(), worst.desc())).with_status(status)
+    Error::new(format!("cannot execute {}: {}", program.display(), worst.desc()))
+        .with_status(status)
 }
 
 fn shell(path: &Path, argv: &[CString]) -> Error {
@@ -130,10 +133,12 @@ fn injector(parent: i32, mut line: UnixStream, config: &Config, executable: &[u8
         && raw::seize(parent, raw::OPTIONS | libc::PTRACE_O_TRACEEXEC).is_ok();
     let told = line.write_all(&[u8::from(!seized)]);
     drop(line);
-    if seized && told.is_ok() && wait_for_exec(parent) {
-        if let Err(e) = equip(parent, config, executable) {
-            eprintln!("ckpt: {e}");
-        }
+    if seized
+        && told.is_ok()
+        && wait_for_exec(parent)
+        && let Err(e) = equip(parent, config, executable)
+    {
+        eprintln!("ckpt: {e}");
     }
     exit()
 }
@@ -163,13 +168,11 @@ fn wait_for_exec(parent: i32) -> bool {
 /// fails the program ends with status 125 before its first instruction.
 fn equip(pid: i32, config: &Config, executable: &[u8]) -> Result<()> {
     let injected = (|| {
-        let mut frozen = Frozen::adopt(pid).map_err(|e| {
-            e.hint("a 32-bit program cannot run under ckpt")
-        })?;
+        let mut frozen =
+            Frozen::adopt(pid).map_err(|e| e.hint("a 32-bit program cannot run under ckpt"))?;
         let memory = Memory::open(pid)?;
         let vmas = proc::maps::read(pid)?;
-        let region =
-            inject(pid, &mut frozen.threads[0], &memory, &vmas, config, executable)?;
+        let region = inject(pid, &mut frozen.threads[0], &memory, &vmas, config, executable)?;
         frozen.leave_waiting(region.control.thunk, &memory, getpid().as_raw())
     })();
     if injected.is_err() {
@@ -179,5 +182,6 @@ fn equip(pid: i32, config: &Config, executable: &[u8]) -> Result<()> {
 }
 
 fn end(pid: i32) {
-    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+    let _ =
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
 }

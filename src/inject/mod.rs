@@ -43,7 +43,8 @@ pub fn inject(
     executable: &[u8],
 ) -> Result<Region> {
     let payload = elf::Payload::embedded()?;
-    let base = place::region(vmas, PAYLOAD + payload.len() + pages(executable.len() as u64))?;
+    let base =
+        place::region(vmas, PAYLOAD + payload.memory_len() + pages(executable.len() as u64))?;
     let control = control(pid, base, &payload, executable.len() as u64, config);
     let hole = place::Hole::make(thread.tid, memory, vmas, pid)?;
     let mapped = map(thread, memory, hole.addr, base, &control);
@@ -61,21 +62,15 @@ pub fn inject(
     Region::read(memory, base)
 }
 
-fn control(
-    pid: i32,
-    base: u64,
-    payload: &elf::Payload,
-    exe_len: u64,
-    config: &Config,
-) -> Control {
-    let exe_start = PAYLOAD + payload.len();
+fn control(pid: i32, base: u64, payload: &elf::Payload, exe_len: u64, config: &Config) -> Control {
+    let exe_start = PAYLOAD + payload.memory_len();
     let at = |symbol| base + PAYLOAD + payload.symbol(symbol);
     Control {
         magic: MAGIC,
         abi_version: ABI_VERSION,
         owner: pid.cast_unsigned(),
         region_len: exe_start + pages(exe_len),
-        payload_len: payload.len(),
+        payload_len: payload.memory_len(),
         exe_start,
         exe_len,
         thunk: at("ckpt_thunk"),
@@ -88,7 +83,13 @@ fn control(
     }
 }
 
-fn map(thread: &mut Thread, memory: &Memory, thunk: u64, base: u64, control: &Control) -> Result<()> {
+fn map(
+    thread: &mut Thread,
+    memory: &Memory,
+    thunk: u64,
+    base: u64,
+    control: &Control,
+) -> Result<()> {
     debug_assert!(base >= SEARCH_START);
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
     let prot = libc::PROT_READ | libc::PROT_WRITE;
@@ -116,6 +117,5 @@ fn protect<'a>(
     }
     let exe = [base + control.exe_start, pages(control.exe_len), libc::PROT_READ as u64];
     caller.expect(libc::SYS_mprotect, &exe, what)?;
-    drop(caller);
     Caller::new(thread, memory, control.thunk)
 }

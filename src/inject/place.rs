@@ -47,7 +47,8 @@ impl Hole {
 
 fn padding(memory: &Memory, vmas: &[Vma]) -> Option<u64> {
     const ROOM: usize = THUNK_LEN as usize + 64;
-    let executable = vmas.iter().filter(|v| v.exec && v.read && !v.shared && v.name != "[vsyscall]");
+    let executable =
+        vmas.iter().filter(|v| v.exec && v.read && !v.shared && v.name != "[vsyscall]");
     executable.rev().find_map(|vma| {
         let mut tail = [0; ROOM];
         memory.read(vma.end - ROOM as u64, &mut tail).ok()?;

@@ -59,6 +59,15 @@ pub struct Stat {
     pub exit_signal: i32,
 }
 
+/// The number of the CPU that a thread runs on or ran on last (field 39).
+pub fn last_cpu(pid: i32, tid: i32) -> Option<usize> {
+    let text = thread_file(pid, tid, "stat").ok()?;
+    // The name ends with the last parenthesis; field 3 follows it.
+    let rest = text.rsplitn(2, |&b| b == b')').next()?;
+    let field = std::str::from_utf8(rest).ok()?.split_ascii_whitespace().nth(39 - 3)?;
+    field.parse().ok()
+}
+
 /// The stat line of thread `tid` of process `pid`.
 ///
 /// # Errors

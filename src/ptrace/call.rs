@@ -54,7 +54,7 @@ impl<'a> Caller<'a> {
     /// As [`Caller::call`], with an error number turned into an error about `what`.
     pub fn expect(&mut self, number: i64, args: &[u64], what: &str) -> Result<u64> {
         let result = self.call(number, args)?;
-        if result >= 0 || result < -4095 {
+        if !(-4095..0).contains(&result) {
             return Ok(result.cast_unsigned());
         }
         let errno = Errno::from_raw(-result as i32);
@@ -125,7 +125,6 @@ impl<'a> Caller<'a> {
         }
     }
 }
-
 
 fn thunk_area(regs: &Regs, mask: u64) -> ThunkArea {
     ThunkArea {

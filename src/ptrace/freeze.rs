@@ -5,10 +5,12 @@ use super::interrupted;
 use super::memory::Memory;
 use super::raw::{self, State};
 use super::regs::Regs;
+use super::waits::{self, Interrupted, Wait};
 use crate::error::{Because, Error, Result};
 use crate::proc;
 use nix::errno::Errno;
 use nix::libc;
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 /// How long a thread may take to stop.
@@ -26,6 +28,10 @@ pub struct Thread {
     pub stopped_by: i32,
     /// Whether the thread left its first stop to work for us.
     pub(super) lent: bool,
+    /// What it was waiting for before the stop.
+    seen: Option<Wait>,
+    /// The wait that the stop has interrupted, and the slot for its notes.
+    pub wait: Option<(Interrupted, u64)>,
 }
 
 /// A process all of whose threads are stopped. Dropping it lets them go on.
@@ -35,6 +41,7 @@ pub struct Frozen {
     /// Its threads, the main one first if it lives.
     pub threads: Vec<Thread>,
     seized: Vec<i32>,
+    seen: HashMap<i32, Wait>,
 }
 
 impl Frozen {
@@ -43,12 +50,16 @@ impl Frozen {
     /// Fails, with everything running again, when the process may not be traced or a thread does
     /// not stop within [`PATIENCE`]; the sentence names the thread and its system call.
     pub fn freeze(pid: i32) -> Result<Self> {
-        let mut frozen = Self { pid, threads: Vec::new(), seized: Vec::new() };
+        let mut frozen =
+            Self { pid, threads: Vec::new(), seized: Vec::new(), seen: HashMap::new() };
         let deadline = Instant::now() + PATIENCE;
         loop {
             let news = frozen.seize_news()?;
             if news.is_empty() {
                 break;
+            }
+            for tid in &news {
+                frozen.interrupt(*tid)?;
             }
             for tid in news {
                 frozen.stop(tid, deadline)?;
@@ -63,10 +74,12 @@ impl Frozen {
 
     /// Stops only one thread of `pid`, for work that needs no other to stand still.
     pub fn freeze_one(pid: i32) -> Result<Self> {
-        let mut frozen = Self { pid, threads: Vec::new(), seized: Vec::new() };
+        let mut frozen =
+            Self { pid, threads: Vec::new(), seized: Vec::new(), seen: HashMap::new() };
         for tid in proc::tasks(pid)? {
             if seize(pid, tid)? {
                 frozen.seized.push(tid);
+                frozen.observe(tid);
                 frozen.interrupt(tid)?;
                 frozen.stop(tid, Instant::now() + PATIENCE)?;
             }
@@ -79,8 +92,9 @@ impl Frozen {
 
     /// Takes over a thread that is already traced and stopped (at its exec).
     pub fn adopt(tid: i32) -> Result<Self> {
-        let thread = Thread::read(tid, 0).because(|| format!("cannot read the registers of {tid}"))?;
-        Ok(Self { pid: tid, threads: vec![thread], seized: vec![tid] })
+        let thread =
+            Thread::read(tid, 0).because(|| format!("cannot read the registers of {tid}"))?;
+        Ok(Self { pid: tid, threads: vec![thread], seized: vec![tid], seen: HashMap::new() })
     }
 
     fn seize_news(&mut self) -> Result<Vec<i32>> {
@@ -88,17 +102,59 @@ impl Frozen {
         for tid in proc::tasks(self.pid)? {
             if !self.seized.contains(&tid) && seize(self.pid, tid)? {
                 self.seized.push(tid);
-                self.interrupt(tid)?;
+                self.observe(tid);
                 news.push(tid);
             }
         }
         Ok(news)
     }
 
+    /// Looks at a wait before it is interrupted; later nobody can tell how long it has lasted.
+    fn observe(&mut self, tid: i32) {
+        if let Some(wait) = waits::observe(self.pid, tid) {
+            self.seen.insert(tid, wait);
+        }
+    }
+
+    /// Works out the waits that the stops have interrupted and leaves notes about them in the
+    /// payload's region, for the image and for the next dump.
+    pub fn note_waits(&mut self, memory: &Memory, region: u64) -> Result<()> {
+        let notes = waits::notes(memory, region);
+        let mut next = 0;
+        for thread in &mut self.threads {
+            if interrupted::call_in_progress(&thread.regs).is_none() {
+                continue;
+            }
+            let Some(slot) = waits::slot_address(region, next) else { break };
+            let wait = waits::interrupted(thread.tid, &thread.regs, thread.seen, memory, &notes);
+            if let Some(wait) = wait {
+                memory.put(slot, &wait.slot(thread.tid, thread.regs.rsp))?;
+                thread.wait = Some((wait, slot));
+                next += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// The time left once more, now that it is about to begin.
+    fn renew_notes(&self) {
+        if self.threads.iter().all(|t| t.wait.is_none()) {
+            return;
+        }
+        let Ok(memory) = Memory::open(self.pid) else { return };
+        for thread in &self.threads {
+            if let Some((wait, slot)) = &thread.wait {
+                let _ = memory.put(*slot, &wait.slot(thread.tid, thread.regs.rsp));
+            }
+        }
+    }
+
     fn interrupt(&self, tid: i32) -> Result<()> {
         match raw::interrupt(tid) {
             Ok(()) | Err(Errno::ESRCH) => Ok(()),
-            Err(e) => Err(e).because(|| format!("cannot stop thread {tid} of process {}", self.pid)),
+            Err(e) => {
+                Err(e).because(|| format!("cannot stop thread {tid} of process {}", self.pid))
+            }
         }
     }
 
@@ -108,8 +164,9 @@ impl Frozen {
         match wait_event_stop(tid, deadline) {
             Ok(Some(signal)) => {
                 let group = if signal == libc::SIGTRAP { 0 } else { signal };
-                let thread = Thread::read(tid, group)
+                let mut thread = Thread::read(tid, group)
                     .because(|| format!("cannot read the registers of thread {tid}"))?;
+                thread.seen = self.seen.remove(&tid);
                 self.threads.push(thread);
                 Ok(())
             }
@@ -169,6 +226,7 @@ impl Frozen {
     }
 
     fn release(&mut self) {
+        self.renew_notes();
         for thread in self.threads.drain(..) {
             thread.release();
         }
@@ -185,7 +243,15 @@ impl Drop for Frozen {
 impl Thread {
     fn read(tid: i32, stopped_by: i32) -> std::result::Result<Self, Errno> {
         let regs = Regs::get(tid)?;
-        Ok(Self { tid, regs, mask: raw::get_mask(tid)?, stopped_by, lent: false })
+        Ok(Self {
+            tid,
+            regs,
+            mask: raw::get_mask(tid)?,
+            stopped_by,
+            lent: false,
+            seen: None,
+            wait: None,
+        })
     }
 
     /// Errors mean that the thread is gone, which is no matter here.
@@ -197,7 +263,13 @@ impl Thread {
         if self.lent {
             let _ = raw::set_mask(self.tid, self.mask);
         }
-        let regs = interrupted::undisturbed(&self.regs, None);
+        let mut regs = interrupted::undisturbed(&self.regs);
+        if let Some((wait, slot)) = &self.wait
+            && let Some((place, _)) = wait.timeout
+            && interrupted::answered_eintr(&self.regs)
+        {
+            waits::shorten(&mut regs, place, wait.left(), *slot);
+        }
         if self.lent || regs != self.regs {
             let _ = regs.set(self.tid);
         }

@@ -8,6 +8,7 @@
 //! the kernel restart them too, unless a signal with a handler comes first, as it should be.
 
 use super::regs::Regs;
+use super::waits::{self, Interrupted};
 use nix::libc;
 
 const EINTR: i64 = -4;
@@ -37,29 +38,23 @@ const ANSWER_EINTR: [i64; 13] = [
 pub fn call_in_progress(regs: &Regs) -> Option<i64> {
     let call = regs.orig_rax.cast_signed();
     let result = regs.rax.cast_signed();
-    let restarts = matches!(
-        result,
-        ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND | ERESTART_RESTARTBLOCK
-    );
+    let restarts =
+        matches!(result, ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND | ERESTART_RESTARTBLOCK);
     let cut = result == EINTR && ANSWER_EINTR.contains(&call);
     (call >= 0 && (restarts || cut)).then_some(call)
 }
 
-/// Registers with which the thread runs on from a signal stop as if nothing had been.
-///
-/// `slept` says how many nanoseconds it had been asleep in the call, to shorten a time-out that
-/// lies in a register.
-pub fn undisturbed(regs: &Regs, slept: Option<u64>) -> Regs {
+/// Whether the call answered EINTR to the stop, and has to be told to begin anew.
+pub fn answered_eintr(regs: &Regs) -> bool {
+    regs.rax.cast_signed() == EINTR && call_in_progress(regs).is_some()
+}
+
+/// Registers with which the thread runs on from a signal stop as if nothing had been; a time-out
+/// that begins anew has to be shortened besides ([`super::waits`]).
+pub fn undisturbed(regs: &Regs) -> Regs {
     let mut regs = *regs;
-    if regs.rax.cast_signed() == EINTR && call_in_progress(&regs).is_some() {
+    if answered_eintr(&regs) {
         regs.rax = ERESTARTNOHAND.cast_unsigned();
-        let call = regs.orig_rax.cast_signed();
-        let polls = call == libc::SYS_epoll_wait || call == libc::SYS_epoll_pwait;
-        let timeout = regs.r10 as i32;
-        if polls && timeout > 0 {
-            let slept = slept.unwrap_or(0) / 1_000_000;
-            regs.r10 = (i64::from(timeout) - slept.cast_signed()).max(0).cast_unsigned();
-        }
     }
     regs
 }
@@ -67,7 +62,7 @@ pub fn undisturbed(regs: &Regs, slept: Option<u64>) -> Regs {
 /// Registers with which the thread goes on by itself, without the kernel's help: what the kernel
 /// does when no signal is pending (arch/x86/kernel/signal.c, arch_do_signal_or_restart).
 pub fn rewound(regs: &Regs) -> Regs {
-    let mut regs = undisturbed(regs, None);
+    let mut regs = undisturbed(regs);
     if regs.orig_rax.cast_signed() < 0 {
         return regs;
     }
@@ -87,16 +82,27 @@ pub fn rewound(regs: &Regs) -> Regs {
 }
 
 /// Registers with which the thread goes on in another process, where the kernel knows nothing of
-/// the call any more, and whether the call will fail with EINTR there.
-pub fn revived(regs: &Regs) -> (Regs, bool) {
+/// the call any more, and whether the call will fail with EINTR there, because it is not known which
+/// it was or how long it still had to wait.
+///
+/// `slot` is the address of a struct timespec with the time left.
+pub fn revived(regs: &Regs, wait: Option<&Interrupted>, slot: u64) -> (Regs, bool) {
     let mut next = rewound(regs);
-    let restart = regs.orig_rax.cast_signed() >= 0
-        && regs.rax.cast_signed() == ERESTART_RESTARTBLOCK;
-    if restart {
+    let blocked = regs.orig_rax.cast_signed() >= 0
+        && (regs.rax.cast_signed() == ERESTART_RESTARTBLOCK || answered_eintr(regs));
+    if !blocked {
+        return (next, false);
+    }
+    let Some(wait) = wait else {
         next.rip = regs.rip;
         next.rax = EINTR.cast_unsigned();
+        return (next, true);
+    };
+    next.rax = wait.call.cast_unsigned();
+    if let Some((place, _)) = wait.timeout {
+        waits::shorten(&mut next, place, wait.left(), slot);
     }
-    (next, restart)
+    (next, false)
 }
 
 #[cfg(test)]
@@ -108,7 +114,6 @@ mod tests {
             orig_rax: call.cast_unsigned(),
             rax: result.cast_unsigned(),
             rip: 0x1002,
-            r10: 500,
             ..Regs::default()
         }
     }
@@ -116,7 +121,7 @@ mod tests {
     #[test]
     fn user_code_is_left_alone() {
         let regs = stopped(-1, ERESTARTSYS);
-        assert_eq!(undisturbed(&regs, None), regs);
+        assert_eq!(undisturbed(&regs), regs);
         assert_eq!(rewound(&regs), regs);
         assert_eq!(call_in_progress(&regs), None);
     }
@@ -136,18 +141,22 @@ mod tests {
     }
 
     #[test]
-    fn an_epoll_wait_goes_on_with_the_time_it_has_left() {
-        let next = undisturbed(&stopped(libc::SYS_epoll_wait, EINTR), Some(200_000_000));
+    fn an_epoll_wait_begins_anew_unless_a_handler_runs() {
+        let next = undisturbed(&stopped(libc::SYS_epoll_wait, EINTR));
         assert_eq!(next.rax.cast_signed(), ERESTARTNOHAND);
-        assert_eq!(next.r10, 300);
-        let late = undisturbed(&stopped(libc::SYS_epoll_wait, EINTR), Some(900_000_000));
-        assert_eq!(late.r10, 0);
     }
 
     #[test]
-    fn a_sleep_fails_with_eintr_elsewhere() {
-        let (next, interrupted) = revived(&stopped(libc::SYS_nanosleep, ERESTART_RESTARTBLOCK));
-        assert!(interrupted);
+    fn a_sleep_goes_on_elsewhere_if_its_end_is_known() {
+        let regs = stopped(libc::SYS_nanosleep, ERESTART_RESTARTBLOCK);
+        let (next, lost) = revived(&regs, None, 0x4100);
+        assert!(lost);
         assert_eq!((next.rax.cast_signed(), next.rip), (EINTR, 0x1002));
+        let place = waits::Place::Timespec(0);
+        let wait = Interrupted { call: libc::SYS_nanosleep, timeout: Some((place, u64::MAX - 1)) };
+        let (next, lost) = revived(&regs, Some(&wait), 0x4100);
+        assert!(!lost);
+        assert_eq!((next.rax, next.rip), (libc::SYS_nanosleep.cast_unsigned(), 0x1000));
+        assert_eq!(next.rdi, 0x4100);
     }
 }

@@ -46,9 +46,9 @@ impl Memory {
         if self.read_some(addr, buffer) == Ok(buffer.len()) {
             return Ok(());
         }
-        self.file
-            .read_exact_at(buffer, addr)
-            .because(|| format!("cannot read {} bytes at {addr:#x} of process {}", buffer.len(), self.pid))
+        self.file.read_exact_at(buffer, addr).because(|| {
+            format!("cannot read {} bytes at {addr:#x} of process {}", buffer.len(), self.pid)
+        })
     }
 
     /// Reads as [`Memory::read_some`], through /proc/PID/mem, which ignores page protection.

@@ -11,8 +11,9 @@ const NT_X86_XSTATE: usize = 0x202;
 const XSTATE_MAX: usize = 16384;
 
 /// struct user_regs_struct of x86-64 (sys/user.h).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 #[allow(missing_docs)]
 pub struct Regs {

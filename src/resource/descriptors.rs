@@ -203,12 +203,12 @@ fn open_one(
 }
 
 fn open_path(record: &Descriptor, path: &Path, warnings: &mut Vec<String>) -> Result<OwnedFd> {
-    let flags = OFlag::from_bits_retain(record.flags as i32 & KEPT)
-        | OFlag::O_CLOEXEC
-        | OFlag::O_NOCTTY;
+    let flags =
+        OFlag::from_bits_retain(record.flags as i32 & KEPT) | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
     let file = nix::fcntl::open(path, flags, Mode::empty())
         .because(|| format!("cannot open {}", path.display()))?;
-    let stat = nix::sys::stat::fstat(&file).because(|| format!("cannot stat {}", path.display()))?;
+    let stat =
+        nix::sys::stat::fstat(&file).because(|| format!("cannot stat {}", path.display()))?;
     if (stat.st_mode ^ record.mode) & libc::S_IFMT != 0 {
         return Err(Error::new(format!("{} is another kind of file now", path.display())));
     }
@@ -293,7 +293,8 @@ fn place(from: i32, to: i32, cloexec: bool) {
 
 /// O_APPEND, O_NONBLOCK and their kin of files that were not opened with them (content, objects).
 fn restore_flags(fd: i32, flags: i32) {
-    let flags = OFlag::from_bits_retain(flags & (libc::O_APPEND | libc::O_NONBLOCK | libc::O_DIRECT));
+    let flags =
+        OFlag::from_bits_retain(flags & (libc::O_APPEND | libc::O_NONBLOCK | libc::O_DIRECT));
     let _ = fcntl(borrowed(fd), FcntlArg::F_SETFL(flags));
 }
 

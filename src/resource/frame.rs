@@ -55,8 +55,8 @@ impl Frame<'_> {
         put(32, self.altstack[1]);
         put(40, self.altstack[2]);
         let context = [
-            r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15, r.rdi, r.rsi, r.rbp, r.rbx, r.rdx,
-            r.rax, r.rcx, r.rsp, r.rip, r.eflags,
+            r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15, r.rdi, r.rsi, r.rbp, r.rbx,
+            r.rdx, r.rax, r.rcx, r.rsp, r.rip, r.eflags,
         ];
         for (i, value) in context.iter().enumerate() {
             put(48 + 8 * i, *value);

@@ -135,7 +135,9 @@ fn classify(target: &Target<'_>, vma: &Vma, gathered: &mut Gathered) -> (VmaReco
         (kind, pages) = classify_file(vma, &mut record);
     }
     if vma.flags.has("ht") {
-        gathered.losses.push(format!("huge pages of hugetlbfs at {:#x} become ordinary ones", vma.start));
+        gathered
+            .losses
+            .push(format!("huge pages of hugetlbfs at {:#x} become ordinary ones", vma.start));
     }
     record.kind = kind as u32;
     (record, pages)

@@ -26,8 +26,7 @@ impl Arena {
         let addr = NonZeroUsize::new(base as usize);
         let len_at = NonZeroUsize::new(len as usize).ok_or_else(|| Error::new("an empty arena"))?;
         let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        let flags =
-            MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE | MapFlags::MAP_FIXED_NOREPLACE;
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE | MapFlags::MAP_FIXED_NOREPLACE;
         // SAFETY: MAP_FIXED_NOREPLACE replaces nothing.
         let at = unsafe { mmap_anonymous(addr, len_at, prot, flags) };
         at.because(|| format!("cannot map {len} bytes at {base:#x} for the restart"))?;

@@ -27,10 +27,9 @@ pub fn save(target: &Target<'_>, caller: &mut Caller<'_>, gathered: &mut Gathere
     let joined = arguments.iter().map(|a| a.as_bytes()).collect::<Vec<_>>().join(&0);
     let (exe, cwd) = (proc::exe(pid)?, proc::cwd(pid)?);
     if cwd.deleted {
-        gathered.losses.push(format!(
-            "its working directory {} does not exist any more",
-            cwd.path.display()
-        ));
+        gathered
+            .losses
+            .push(format!("its working directory {} does not exist any more", cwd.path.display()));
     }
     let strings = &mut gathered.strings;
     let process = Process {
@@ -68,8 +67,7 @@ pub fn save(target: &Target<'_>, caller: &mut Caller<'_>, gathered: &mut Gathere
     };
     gathered.process = Some(process);
     gathered.auxv = proc::auxv(pid)?;
-    gathered.limits =
-        proc::limits(pid)?.iter().map(|&(soft, hard)| Limit { soft, hard }).collect();
+    gathered.limits = proc::limits(pid)?.iter().map(|&(soft, hard)| Limit { soft, hard }).collect();
     Ok(())
 }
 

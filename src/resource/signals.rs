@@ -14,7 +14,11 @@ pub const COUNT: u64 = 64;
 const UNCATCHABLE: [u64; 2] = [libc::SIGKILL as u64, libc::SIGSTOP as u64];
 
 /// Asks the target for its dispositions, through the thread of `caller`.
-pub fn save_actions(target: &Target<'_>, caller: &mut Caller<'_>, gathered: &mut Gathered) -> Result<()> {
+pub fn save_actions(
+    target: &Target<'_>,
+    caller: &mut Caller<'_>,
+    gathered: &mut Gathered,
+) -> Result<()> {
     let at = target.region.base + STACKS;
     for signal in 1..=COUNT {
         caller.expect(
@@ -54,7 +58,11 @@ pub fn save_pending(target: &Target<'_>, gathered: &mut Gathered) -> Result<()> 
 }
 
 /// Orders that install the dispositions.
-pub fn restore_actions(actions: &[SignalAction], arena: &mut Arena, orders: &mut Orders) -> Result<()> {
+pub fn restore_actions(
+    actions: &[SignalAction],
+    arena: &mut Arena,
+    orders: &mut Orders,
+) -> Result<()> {
     for (signal, action) in (1..=COUNT).zip(actions) {
         if !UNCATCHABLE.contains(&signal) {
             let at = arena.value(action)?;

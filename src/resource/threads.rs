@@ -41,7 +41,8 @@ pub fn save(target: &mut Target<'_>, index: usize, gathered: &mut Gathered) -> R
         raw::robust_list(tid).because(|| format!("cannot read the robust list of thread {tid}"))?;
     let xstate =
         regs::xstate(tid).because(|| format!("cannot read the extended state of thread {tid}"))?;
-    let (mut next, interrupted) = interrupted::revived(&thread.regs);
+    let (wait, slot) = thread.wait.map_or((None, 0), |(wait, slot)| (Some(wait), slot));
+    let (mut next, interrupted) = interrupted::revived(&thread.regs, wait.as_ref(), slot);
     let rseq = rseq(thread, memory, region.control.thunk)?;
     leave_critical_section(memory, &rseq, &mut next);
     let (altstack, tid_address) = ask(thread, memory, region.base + STACKS, region.control.thunk)?;
@@ -78,12 +79,7 @@ pub fn save(target: &mut Target<'_>, index: usize, gathered: &mut Gathered) -> R
 }
 
 /// What only the thread itself can say: its alternate stack and its tid address.
-fn ask(
-    thread: &mut Stopped,
-    memory: &Memory,
-    scratch: u64,
-    thunk: u64,
-) -> Result<([u64; 3], u64)> {
+fn ask(thread: &mut Stopped, memory: &Memory, scratch: u64, thunk: u64) -> Result<([u64; 3], u64)> {
     let mut caller = Caller::new(thread, memory, thunk)?;
     caller.expect(libc::SYS_sigaltstack, &[0, scratch], "cannot read the alternate stack")?;
     let altstack: [u64; 3] = memory.get(scratch)?;

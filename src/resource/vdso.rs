@@ -78,7 +78,8 @@ pub fn redirect(saved: &mut [u8], other: &[u8], there: u64) -> Result<()> {
 
 /// Name and offset of every function.
 fn functions(vdso: &[u8]) -> Result<Vec<(String, u64)>> {
-    let elf = Elf::parse(vdso).map_err(|e| Error::new(format!("the vdso is no ELF object: {e}")))?;
+    let elf =
+        Elf::parse(vdso).map_err(|e| Error::new(format!("the vdso is no ELF object: {e}")))?;
     let symbols = elf.dynsyms.iter().filter(|s| s.is_function() && s.st_value != 0);
     let named = symbols.filter_map(|s| {
         let name = elf.dynstrtab.get_at(s.st_name)?;

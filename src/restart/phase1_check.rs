@@ -4,8 +4,8 @@ use crate::error::{Error, Result};
 use crate::image::read::Image;
 use ckpt_abi::ABI_VERSION;
 use ckpt_abi::image::{
-    Descriptor, Limit, Machine, Object, PageRun, PendingSignal, Process, SectionKind,
-    SignalAction, Thread, Vma, VmaKind,
+    Descriptor, Limit, Machine, Object, PageRun, PendingSignal, Process, SectionKind, SignalAction,
+    Thread, Vma, VmaKind,
 };
 use std::path::PathBuf;
 
@@ -50,13 +50,14 @@ pub fn check(image: &Image) -> Result<Saved> {
         ))
         .hint("execute the file itself, it carries its own"));
     }
+    image.verify_frame()?;
     let process: Process = image.record(SectionKind::Process)?;
     let saved = Saved {
         machine: image.record(SectionKind::Machine)?,
         threads: image.records(SectionKind::Threads)?,
         xstate: image.bytes(SectionKind::Xstate, 0)?,
         vmas: image.records(SectionKind::Vmas)?,
-        runs: image.records(SectionKind::PageRuns)?,
+        runs: image.page_runs()?,
         objects: image.records(SectionKind::Objects)?,
         descriptors: image.records(SectionKind::Descriptors)?,
         actions: image.records(SectionKind::SignalActions)?,

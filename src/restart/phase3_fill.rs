@@ -200,7 +200,7 @@ fn own_bytes(addr: u64, len: u64) -> Result<Vec<u8>> {
 /// executable.
 fn fill_region(
     saved: &Saved,
-    placed: &mut Vec<Placed>,
+    placed: &mut [Placed],
     options: &Options,
 ) -> Result<(Control, Vec<SignalAction>)> {
     let base = saved.process.region;
@@ -267,7 +267,8 @@ fn renew(control: &mut Control, actions: &mut [SignalAction], saved: &Saved, set
 
 fn handler_action(control: &Control) -> SignalAction {
     let region = crate::inject::region::Region { base: 0, control: *control };
-    SignalAction::read_from_bytes(region.action().as_bytes()).unwrap_or_else(|_| SignalAction::new_zeroed())
+    SignalAction::read_from_bytes(region.action().as_bytes())
+        .unwrap_or_else(|_| SignalAction::new_zeroed())
 }
 
 /// Final protection and advice.

@@ -19,7 +19,7 @@ pub use subjects::Build;
 pub use ways::{Way, survive};
 
 /// How long an event may take before a test gives up. Only a failing test waits so long.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits until `ready` gives something; `what` names it in the failure.
 #[track_caller]

@@ -1,14 +1,15 @@
 //! What the `ckpt` binary and its payload agree on.
 //!
 //! Three agreements live here: [`region`], the memory that the payload occupies in somebody
-//! else's process; [`op`], the orders that the payload obeys; [`image`], the records of a
-//! checkpoint file. All records are `repr(C)`, little-endian and without hidden padding.
+//! else's process; [`op`], the orders that the payload obeys; [`image`] and [`state`], the
+//! records of a checkpoint file. All records are `repr(C)`, little-endian and without hidden padding.
 #![no_std]
 #![forbid(unsafe_code)]
 
 pub mod image;
 pub mod op;
 pub mod region;
+pub mod state;
 
 /// Version of everything in this crate that two different builds of ckpt could meet over: a
 /// dumper that finds a payload of another version hands over to that payload's own executable.

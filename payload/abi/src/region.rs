@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! base            control page(s)      Control, read and written from outside
+//! + WAITS         waits                what is known of interrupted waits, a slot a thread
 //! + STACKS        small stacks         of the processes that the payload starts
 //! + PAYLOAD       libckpt.so           as its ELF program headers say
 //! + exe_start     the ckpt executable  read-only copy: the dumper, and the stub of images
@@ -17,8 +18,12 @@ pub const SEARCH_END: u64 = 0x4f00_0000_0000;
 /// Regions begin at multiples of this.
 pub const SEARCH_STEP: u64 = 0x10_0000_0000;
 
+/// Bytes from the base of the region to its [`Wait`]s.
+pub const WAITS: u64 = 0x4000;
+/// How many slots for waits there are.
+pub const WAIT_COUNT: u64 = 2048;
 /// Bytes from the base of the region to its stacks.
-pub const STACKS: u64 = 0x4000;
+pub const STACKS: u64 = WAITS + WAIT_COUNT * 64;
 /// Bytes of each of the small stacks.
 pub const STACK_LEN: u64 = 0x4000;
 /// How many small stacks there are.
@@ -110,6 +115,24 @@ record! {
         reserved: [u64; 18],
         /// The parameters.
         config: Config,
+    }
+}
+
+record! {
+    /// A wait that a dump interrupted, so that the next one knows how long it still lasts.
+    Wait, 64, {
+        /// struct timespec for a call that has to begin anew with the time that was left.
+        left: [u64; 2],
+        /// Thread id.
+        tid: u32,
+        /// System call number.
+        call: u32,
+        /// Stack pointer, which tells this wait from a later one.
+        rsp: u64,
+        /// When it ends, on CLOCK_MONOTONIC, in nanoseconds.
+        deadline: u64,
+        /// Room to grow.
+        reserved: [u64; 3],
     }
 }
 

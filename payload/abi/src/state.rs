@@ -1,0 +1,385 @@
+//! The records of a saved process, section by section ([`crate::image::SectionKind`]).
+
+use crate::record;
+
+record! {
+    /// A piece of the section of strings.
+    Text, 8, {
+        /// Offset in [`crate::image::SectionKind::Strings`].
+        offset: u32,
+        /// Bytes.
+        len: u32,
+    }
+}
+
+record! {
+    /// Where the checkpoint was taken.
+    Machine, 64, {
+        /// utsname.nodename.
+        host: Text,
+        /// utsname.release.
+        kernel: Text,
+        /// Nanoseconds since 1970 (CLOCK_REALTIME) at the freeze.
+        realtime: u64,
+        /// CLOCK_MONOTONIC at the freeze, in nanoseconds.
+        monotonic: u64,
+        /// CLOCK_BOOTTIME at the freeze, in nanoseconds.
+        boottime: u64,
+        /// XCR0: the state components that the kernel had enabled.
+        xcr0: u64,
+        /// Version of the ckpt that wrote the image.
+        version: Text,
+        /// Room to grow.
+        reserved: u64,
+    }
+}
+
+record! {
+    /// One process.
+    Process, 240, {
+        /// Process id.
+        pid: u32,
+        /// umask(2).
+        umask: u32,
+        /// Base of the payload's region.
+        region: u64,
+        /// Length of the payload's region.
+        region_len: u64,
+        /// Program as started, for people.
+        program: Text,
+        /// Arguments joined by NUL bytes, for people.
+        arguments: Text,
+        /// Path of the executable (/proc/PID/exe).
+        exe: Text,
+        /// Working directory.
+        cwd: Text,
+        /// The fields of struct prctl_mm_map (prctl(2), PR_SET_MM_MAP) from start_code to env_end.
+        mm: [u64; 11],
+        /// personality(2).
+        personality: u64,
+        /// First byte of the vdso, or 0.
+        vdso: u64,
+        /// Length of the vdso.
+        vdso_len: u64,
+        /// First byte of the vvar pages before it.
+        vvar: u64,
+        /// Length of the vvar pages.
+        vvar_len: u64,
+        /// Bits of [`process_flag`].
+        flags: u32,
+        /// The original timer slack, in nanoseconds, and room to grow.
+        reserved0: u32,
+        /// Which checkpoint of the chain this is, from 1.
+        generation: u64,
+        /// Process group and session, for people.
+        group: u32,
+        /// See `group`.
+        session: u32,
+        /// Room to grow.
+        reserved: [u64; 4],
+    }
+}
+
+/// Bits of [`Process::flags`].
+pub mod process_flag {
+    /// prctl(PR_GET_DUMPABLE) was 1.
+    pub const DUMPABLE: u32 = 1;
+    /// no_new_privs was set.
+    pub const NO_NEW_PRIVS: u32 = 2;
+    /// PR_SET_CHILD_SUBREAPER was set.
+    pub const SUBREAPER: u32 = 4;
+    /// PR_SET_THP_DISABLE was set.
+    pub const THP_DISABLE: u32 = 8;
+}
+
+record! {
+    /// One thread.
+    Thread, 536, {
+        /// Thread id.
+        tid: u32,
+        /// Bits of [`thread_flag`].
+        flags: u32,
+        /// struct user_regs_struct, as it has to be when the thread goes on: system calls that
+        /// were interrupted are rewound.
+        regs: [u64; 27],
+        /// Signal mask.
+        mask: u64,
+        /// sigaltstack: address, flags (low 32 bits), size.
+        altstack: [u64; 3],
+        /// Robust list head.
+        robust_list: u64,
+        /// Robust list head's length.
+        robust_list_len: u64,
+        /// PR_GET_TID_ADDRESS.
+        tid_address: u64,
+        /// rseq area, or 0.
+        rseq: u64,
+        /// Length it was registered with.
+        rseq_len: u32,
+        /// Signature it was registered with.
+        rseq_signature: u32,
+        /// Thread name (comm), NUL-padded.
+        name: [u8; 16],
+        /// Offset of the xstate in its section.
+        xstate: u64,
+        /// Bytes of the xstate, as PTRACE_GETREGSET NT_X86_XSTATE gives it.
+        xstate_len: u64,
+        /// Scheduling policy (sched(7)).
+        policy: u32,
+        /// Static priority.
+        priority: u32,
+        /// Nice value.
+        nice: i32,
+        /// PR_SET_PDEATHSIG.
+        death_signal: u32,
+        /// Timer slack in nanoseconds; 0: unknown.
+        timer_slack: u64,
+        /// A wait that has to go on: see the resource of that name.
+        wait: [u64; 4],
+        /// sched_setaffinity(2): CPUs 0 to 1023.
+        affinity: [u64; 16],
+        /// Room to grow.
+        reserved: [u64; 3],
+    }
+}
+
+/// Bits of [`Thread::flags`].
+pub mod thread_flag {
+    /// The thread was in a system call that must fail with EINTR after a restart.
+    pub const INTERRUPTED: u32 = 1;
+    /// The word at [`super::Thread::tid_address`] held the thread's id (glibc's struct pthread).
+    pub const TID_CACHED: u32 = 2;
+    /// The word behind it held the process's id (glibc before 2.25).
+    pub const PID_CACHED: u32 = 4;
+    /// musl's struct pthread holds the thread's id.
+    pub const MUSL: u32 = 8;
+}
+
+record! {
+    /// One mapping.
+    Vma, 88, {
+        /// First address.
+        start: u64,
+        /// End address.
+        end: u64,
+        /// PROT_ bits.
+        prot: u32,
+        /// A [`VmaKind`] as a number.
+        kind: u32,
+        /// Bits of [`vma_flag`].
+        flags: u64,
+        /// Offset in the file or object.
+        offset: u64,
+        /// Object of [`VmaKind::Shared`], counted from 0.
+        object: u32,
+        /// Protection key.
+        pkey: u32,
+        /// Name in /proc/PID/maps.
+        name: Text,
+        /// Size of the mapped file, in bytes.
+        file_size: u64,
+        /// Its time of modification, in nanoseconds.
+        file_mtime: i64,
+        /// Room to grow.
+        reserved: [u64; 2],
+    }
+}
+
+/// How a VMA is restored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum VmaKind {
+    /// Private memory, all of whose content is in the image.
+    Private = 1,
+    /// A private mapping of a file that must be there at the restart; the image has the pages that
+    /// were written.
+    PrivateFile = 2,
+    /// A shared mapping of a file that must be there at the restart.
+    SharedFile = 3,
+    /// Memory shared through an [`Object`].
+    Shared = 4,
+    /// The vdso: all of its bytes are in the image.
+    Vdso = 5,
+}
+
+/// Bits of [`Vma::flags`].
+pub mod vma_flag {
+    /// MAP_GROWSDOWN.
+    pub const GROWSDOWN: u64 = 1;
+    /// MAP_NORESERVE.
+    pub const NORESERVE: u64 = 2;
+    /// MADV_HUGEPAGE.
+    pub const HUGEPAGE: u64 = 4;
+    /// MADV_NOHUGEPAGE.
+    pub const NOHUGEPAGE: u64 = 8;
+    /// MADV_DONTFORK.
+    pub const DONTFORK: u64 = 16;
+    /// MADV_WIPEONFORK.
+    pub const WIPEONFORK: u64 = 32;
+    /// MADV_DONTDUMP.
+    pub const DONTDUMP: u64 = 64;
+    /// mlock(2).
+    pub const LOCKED: u64 = 128;
+    /// MADV_SEQUENTIAL.
+    pub const SEQUENTIAL: u64 = 256;
+    /// MADV_RANDOM.
+    pub const RANDOM: u64 = 512;
+    /// MADV_MERGEABLE.
+    pub const MERGEABLE: u64 = 1024;
+    /// A part of the payload's region.
+    pub const REGION: u64 = 2048;
+}
+
+record! {
+    /// Pages of memory that lie in the file one after the other.
+    PageRun, 32, {
+        /// Address of the first page.
+        addr: u64,
+        /// Bytes, a multiple of the page size, at most [`crate::image::RUN_MAX`].
+        len: u64,
+        /// Offset of the first byte in the file.
+        offset: u64,
+        /// xxh3 of the bytes.
+        hash: u64,
+    }
+}
+
+record! {
+    /// Memory that several mappings or descriptors share.
+    Object, 32, {
+        /// Size in bytes.
+        size: u64,
+        /// Inode number at the checkpoint: two mappings with the same share one object.
+        inode: u64,
+        /// Device number.
+        device: u64,
+        /// Name, for memfds.
+        name: Text,
+    }
+}
+
+record! {
+    /// One open file descriptor.
+    Descriptor, 96, {
+        /// Number.
+        fd: u32,
+        /// A [`DescriptorKind`] as a number.
+        kind: u32,
+        /// Flags of open(2): access mode and status flags.
+        flags: u32,
+        /// 1: close on exec.
+        cloexec: u32,
+        /// Offset in the file.
+        position: u64,
+        /// Lowest descriptor that shares the open file description with this one.
+        shared_with: u32,
+        /// st_mode.
+        mode: u32,
+        /// st_rdev.
+        rdev: u64,
+        /// Size of the file in bytes.
+        size: u64,
+        /// Time of modification in nanoseconds.
+        mtime: i64,
+        /// Path, or what /proc/PID/fd says.
+        path: Text,
+        /// Index of the section that holds the file's content, or of the object.
+        content: u32,
+        /// Kind's own number (eventfd counter's flags and so on).
+        extra: u32,
+        /// Inode number.
+        inode: u64,
+        /// Device number.
+        device: u64,
+        /// Kind's own value.
+        value: u64,
+    }
+}
+
+/// What a descriptor is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum DescriptorKind {
+    /// Becomes what the restarter has under the number in [`Descriptor::value`] (0, 1 or 2).
+    Stdio = 1,
+    /// A file, directory or device that is opened again by its path.
+    Path = 2,
+    /// A file without a name, whose content is in the image.
+    Content = 3,
+    /// An [`Object`] of memory (memfd).
+    Object = 4,
+    /// Not restored: closed after the restart.
+    Lost = 5,
+}
+
+record! {
+    /// What the kernel calls struct sigaction.
+    SignalAction, 32, {
+        /// Handler, SIG_DFL (0) or SIG_IGN (1).
+        handler: u64,
+        /// SA_ flags.
+        flags: u64,
+        /// Restorer.
+        restorer: u64,
+        /// Mask.
+        mask: u64,
+    }
+}
+
+record! {
+    /// A queued signal.
+    PendingSignal, 136, {
+        /// Thread id whose queue it is in, 0: the process's.
+        tid: u32,
+        /// Room to grow.
+        reserved: u32,
+        /// siginfo_t.
+        siginfo: [u8; 128],
+    }
+}
+
+record! {
+    /// struct rlimit64.
+    Limit, 16, {
+        /// Soft limit.
+        soft: u64,
+        /// Hard limit.
+        hard: u64,
+    }
+}
+
+record! {
+    /// Something that was not saved.
+    Loss, 8, {
+        /// A sentence.
+        what: Text,
+    }
+}
+
+record! {
+    /// One of the process's timers.
+    Timer, 96, {
+        /// 0: ITIMER_REAL, 1: ITIMER_VIRTUAL, 2: ITIMER_PROF, 3: a POSIX timer.
+        kind: u32,
+        /// Id of a POSIX timer.
+        id: i32,
+        /// Nanoseconds left; 0: disarmed.
+        left: u64,
+        /// Period in nanoseconds; 0: once.
+        period: u64,
+        /// Clock of a POSIX timer.
+        clock: i32,
+        /// sigev_signo.
+        signal: u32,
+        /// sigev_notify.
+        notify: u32,
+        /// Thread id of SIGEV_THREAD_ID.
+        tid: u32,
+        /// sigev_value.
+        value: u64,
+        /// Overruns not yet fetched.
+        overruns: u64,
+        /// Room to grow.
+        reserved: [u64; 5],
+    }
+}

@@ -1,0 +1,231 @@
+//! Waits with a time-out: how long a thread has been in one, and how long it still has.
+//!
+//! A thread asleep was last on a CPU when it fell asleep, which /proc/PID/sched says
+//! (se.exec_start), in the clock of the CPU it ran on. That is looked at before the thread is
+//! interrupted.
+
+use super::memory::Memory;
+use super::regs::Regs;
+use crate::proc;
+use ckpt_abi::region::{WAIT_COUNT, WAITS, Wait as Slot};
+use nix::libc;
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::Pid;
+use zerocopy::{FromZeros, IntoBytes};
+
+/// A wait that is going on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wait {
+    /// When the thread fell asleep, on CLOCK_MONOTONIC, in nanoseconds.
+    pub since: u64,
+}
+
+/// Where a system call has its time-out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Milliseconds in the register of this argument (from 0); negative: for ever.
+    Millis(usize),
+    /// A pointer to a struct timespec in the register of this argument; null: for ever.
+    Timespec(usize),
+}
+
+/// Nanoseconds on CLOCK_MONOTONIC.
+pub fn now() -> u64 {
+    clock_gettime(ClockId::CLOCK_MONOTONIC)
+        .map_or(0, |t| t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64)
+}
+
+/// Where the relative time-out of a call is; None for calls without one.
+pub fn place(call: i64, args: &[u64; 6]) -> Option<Place> {
+    const TIMER_ABSTIME: u64 = 1;
+    const FUTEX_COMMAND: u64 = 127;
+    match call {
+        libc::SYS_nanosleep => Some(Place::Timespec(0)),
+        libc::SYS_clock_nanosleep if args[1] & TIMER_ABSTIME == 0 => Some(Place::Timespec(2)),
+        // Only FUTEX_WAIT has a relative time-out (futex(2)).
+        libc::SYS_futex if args[1] & FUTEX_COMMAND == 0 => Some(Place::Timespec(3)),
+        libc::SYS_poll => Some(Place::Millis(2)),
+        libc::SYS_epoll_wait | libc::SYS_epoll_pwait => Some(Place::Millis(3)),
+        libc::SYS_epoll_pwait2 | libc::SYS_semtimedop => Some(Place::Timespec(3)),
+        libc::SYS_rt_sigtimedwait => Some(Place::Timespec(2)),
+        libc::SYS_io_getevents | libc::SYS_io_pgetevents => Some(Place::Timespec(4)),
+        _ => None,
+    }
+}
+
+/// The six arguments of a system call.
+pub fn arguments(regs: &Regs) -> [u64; 6] {
+    [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9]
+}
+
+/// Changes one argument.
+pub fn set_argument(regs: &mut Regs, index: usize, value: u64) {
+    match index {
+        0 => regs.rdi = value,
+        1 => regs.rsi = value,
+        2 => regs.rdx = value,
+        3 => regs.r10 = value,
+        4 => regs.r8 = value,
+        _ => regs.r9 = value,
+    }
+}
+
+/// Looks whether a running process's thread is in a wait with a time-out.
+pub fn observe(pid: i32, tid: i32) -> Option<Wait> {
+    let (call, args) = proc::syscall(pid, tid).ok()??;
+    let call = call.cast_signed();
+    if call != libc::SYS_restart_syscall {
+        place(call, &args)?;
+    }
+    // A thread that was moved to another CPU in its sleep has 0 there (kernel/sched/fair.c,
+    // migrate_task_rq_fair).
+    let asleep = proc::sched(pid, tid).filter(|at| *at != 0)?;
+    let cpu = proc::stat::last_cpu(pid, tid)?;
+    let slept = clock_of(cpu)?.saturating_sub(asleep);
+    Some(Wait { since: now().saturating_sub(slept) })
+}
+
+/// The scheduler's clock of a CPU: ours, when we have just run there.
+fn clock_of(cpu: usize) -> Option<u64> {
+    let own = Pid::from_raw(0);
+    let before = sched_getaffinity(own).ok()?;
+    let mut there = CpuSet::new();
+    there.set(cpu).ok()?;
+    let moved = sched_setaffinity(own, &there).is_ok();
+    // Falling asleep and being chosen again brings se.exec_start up to date; sched_yield(2) does
+    // not on a CPU with nothing else to run.
+    std::thread::sleep(std::time::Duration::from_nanos(1));
+    let tid = nix::unistd::gettid().as_raw();
+    let clock = proc::sched(std::process::id().cast_signed(), tid);
+    if moved {
+        let _ = sched_setaffinity(own, &before);
+    }
+    clock
+}
+
+/// What is known of the wait that a stop has interrupted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Interrupted {
+    /// The system call; restart_syscall(2) is resolved to the call it stands for.
+    pub call: i64,
+    /// Where its time-out is and when that ends, on CLOCK_MONOTONIC in nanoseconds; None: never.
+    pub timeout: Option<(Place, u64)>,
+}
+
+/// [`Slot::deadline`] of a wait without a time-out.
+const NEVER: u64 = u64::MAX;
+
+/// Works out the wait of a stopped thread; None when that cannot be known. `notes` are what an
+/// earlier dump has left: a call that goes on by restart_syscall(2) shows neither its number nor the
+/// time it had left.
+pub fn interrupted(
+    tid: i32,
+    regs: &Regs,
+    seen: Option<Wait>,
+    memory: &Memory,
+    notes: &[Slot],
+) -> Option<Interrupted> {
+    let call = regs.orig_rax.cast_signed();
+    let args = arguments(regs);
+    if call == libc::SYS_restart_syscall {
+        let same = |n: &&Slot| n.tid == tid.cast_unsigned() && n.rsp == regs.rsp;
+        let note = notes.iter().find(same)?;
+        let call = i64::from(note.call);
+        let timeout = place(call, &args).filter(|_| note.deadline != NEVER);
+        return Some(Interrupted { call, timeout: timeout.map(|p| (p, note.deadline)) });
+    }
+    let Some(place) = place(call, &args) else {
+        return Some(Interrupted { call, timeout: None });
+    };
+    let timeout = match place {
+        Place::Millis(i) if (args[i] as i32) < 0 => None,
+        Place::Millis(i) => Some(u64::from(args[i] as u32) * 1_000_000),
+        Place::Timespec(i) if args[i] == 0 => None,
+        Place::Timespec(i) => {
+            let [seconds, nanoseconds] = memory.get::<[u64; 2]>(args[i]).ok()?;
+            Some(seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds))
+        }
+    };
+    let deadline = match (timeout, seen) {
+        (None, _) => return Some(Interrupted { call, timeout: None }),
+        (Some(timeout), Some(seen)) => seen.since.saturating_add(timeout).min(NEVER - 1),
+        // Not known from the scheduler: it may be a wait that the last dump has made to begin anew.
+        (Some(timeout), None) => {
+            let same = |n: &&Slot| {
+                n.tid == tid.cast_unsigned() && n.rsp == regs.rsp && i64::from(n.call) == call
+            };
+            let note = notes.iter().find(same)?;
+            let left = note.left[0] * 1_000_000_000 + note.left[1];
+            Some(note.deadline).filter(|_| left.abs_diff(timeout) < 1_000_000)?
+        }
+    };
+    Some(Interrupted { call, timeout: Some((place, deadline)) })
+}
+
+impl Interrupted {
+    /// Nanoseconds until the end.
+    pub fn left(&self) -> u64 {
+        self.timeout.map_or(0, |(_, deadline)| deadline.saturating_sub(now()))
+    }
+
+    /// Notes for the next dump, and the time left for a call that begins anew.
+    pub fn slot(&self, tid: i32, rsp: u64) -> Slot {
+        let left = self.left();
+        Slot {
+            left: [left / 1_000_000_000, left % 1_000_000_000],
+            tid: tid.cast_unsigned(),
+            call: self.call as u32,
+            rsp,
+            deadline: self.timeout.map_or(NEVER, |(_, deadline)| deadline),
+            ..Slot::new_zeroed()
+        }
+    }
+}
+
+/// Reads the notes of the last dump.
+pub fn notes(memory: &Memory, region: u64) -> Vec<Slot> {
+    let mut notes = vec![Slot::new_zeroed(); WAIT_COUNT as usize];
+    if memory.read(region + WAITS, notes.as_mut_bytes()).is_err() {
+        notes.clear();
+    }
+    notes
+}
+
+/// Changes the registers so that the call, when it begins anew, waits `left` nanoseconds; a struct
+/// timespec for it lies at `slot`.
+pub fn shorten(regs: &mut Regs, place: Place, left: u64, slot: u64) {
+    match place {
+        Place::Millis(i) => {
+            set_argument(regs, i, left.div_ceil(1_000_000).min(i32::MAX as u64));
+        }
+        Place::Timespec(i) => set_argument(regs, i, slot),
+    }
+}
+
+/// Address of a slot; None when there are not so many.
+pub fn slot_address(region: u64, index: usize) -> Option<u64> {
+    let index = index as u64;
+    (index < WAIT_COUNT).then_some(region + WAITS + index * size_of::<Slot>() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn absolute_waits_have_no_relative_time_out() {
+        assert_eq!(place(libc::SYS_clock_nanosleep, &[1, 1, 0, 0, 0, 0]), None);
+        assert_eq!(place(libc::SYS_futex, &[0, 137, 0, 0, 0, 0]), None);
+        assert_eq!(place(libc::SYS_futex, &[0, 128, 0, 0, 0, 0]), Some(Place::Timespec(3)));
+    }
+
+    #[test]
+    fn milliseconds_are_rounded_up() {
+        let mut regs = Regs::default();
+        shorten(&mut regs, Place::Millis(3), 1_500_000, 0);
+        assert_eq!(regs.r10, 2);
+        shorten(&mut regs, Place::Timespec(2), 1, 0x4100);
+        assert_eq!(regs.rdx, 0x4100);
+    }
+}
