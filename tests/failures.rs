@@ -18,18 +18,15 @@ use harness::{Bench, Build, Run, Way, Who, status_line, until};
 #[track_caller]
 fn fails(run: &mut Run, name: &str, reason: &str) {
     let already = run.stderr().len();
-    run.signal(SIGTSTP);
-    until(&format!("{reason:?} in {}", run.stderr()), || {
-        run.stderr()[already..].contains(reason).then_some(())
-    });
+    run.signal_until(SIGTSTP, reason, |run| run.stderr()[already..].contains(reason));
     assert!(run.stderr()[already..].contains(name), "{name} is not named: {}", run.stderr());
     run.check();
 }
 
 /// Signals the program, which is saved and ends.
 #[track_caller]
-fn works(bench: &Bench, run: Run, image: &Path) {
-    run.signal(SIGTSTP);
+fn works(bench: &Bench, mut run: Run, image: &Path) {
+    run.signal_until(SIGTSTP, "the checkpoint", |run| !run.lives());
     run.ends_well();
     let mut run = bench.run(image, &[]);
     run.check();

@@ -285,3 +285,20 @@ fn here_documents_travel_in_the_image() {
     run.expect("second");
     run.ends_well();
 }
+
+/// A shell keeps its standard output under another number while a builtin is redirected.
+#[test]
+fn a_redirected_builtin_gets_its_standard_output_back() {
+    let bench = Bench::new(Who::Nobody);
+    let script = "{ echo inside; until test -e gate; do :; done; } >output; echo outside";
+    let run = bench.launch(&["-n", "x.ckpt"], "bash", &["-c", script]);
+    until("the redirection", || {
+        fs::read_to_string(bench.path("output")).is_ok_and(|t| t == "inside\n").then_some(())
+    });
+    run.signal(SIGTSTP);
+    run.ends_well();
+    bench.file("gate", "");
+    let mut run = bench.run(bench.path("x.ckpt"), &[]);
+    run.expect("outside");
+    run.ends_well();
+}

@@ -42,13 +42,29 @@ fn run_list(orders: &Orders, mut first: *const Op) {
             (first, index) = (op.args[0] as *const Op, 0);
             continue;
         }
+        let op = resolve(op);
         let result = obey(&op);
+        if op.flags & flag::OR_NEXT != 0 {
+            let skipped = if sys::failed(result) { 1 } else { 2 };
+            index = index.wrapping_add(skipped);
+            continue;
+        }
         let wrong = op.flags & flag::EXACT != 0 && result as u64 != op.args[5];
         if (sys::failed(result) || wrong) && op.flags & flag::MAY_FAIL == 0 {
             give_up(orders, &op, index, result);
         }
         index = index.wrapping_add(1);
     }
+}
+
+/// Fills in an argument that was not known when the list was written (a thread's id).
+fn resolve(mut op: Op) -> Op {
+    if op.flags & flag::INDIRECT != 0 {
+        let word = op.args[1] as *const u32;
+        // SAFETY: ordered by the host.
+        op.args[1] = u64::from(unsafe { word.read_volatile() });
+    }
+    op
 }
 
 fn obey(op: &Op) -> i64 {

@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
-use crate::resource::{Gathered, Target, descriptors, memory, process, signals, threads};
+use crate::resource::{Gathered, Target, descriptors, memory, process, signals, threads, timers};
 
 /// Gathers the records of the image, and the areas whose pages are to be written.
 pub fn gather(
@@ -34,6 +34,7 @@ fn ask_main_thread(target: &mut Target<'_>, gathered: &mut Gathered) -> Result<(
     let mut ask = || {
         let mut caller = Caller::new(&mut main, target.memory, thunk)?;
         signals::save_actions(target, &mut caller, gathered)?;
+        timers::save(target, &mut caller, gathered)?;
         process::save(target, &mut caller, gathered)
     };
     let result = ask();

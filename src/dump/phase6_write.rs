@@ -84,12 +84,16 @@ impl<'a> Writing<'a> {
 
     /// Reads the files without a name while the target stands still.
     pub fn contents(&mut self, pid: i32) -> Result<()> {
-        for content in &self.gathered.contents {
+        for content in std::mem::take(&mut self.gathered.contents) {
+            if let Some(bytes) = content.bytes {
+                self.contents.push((content.index, bytes));
+                continue;
+            }
             // Opening through /proc leaves the descriptor's offset alone.
-            let path = format!("/proc/{pid}/fd/{}", content.fd);
+            let path = format!("/proc/{pid}/fd/{}", content.index);
             let mut bytes = Vec::new();
             File::open(&path).and_then(|mut file| file.read_to_end(&mut bytes)).because(|| {
-                format!("cannot read the deleted file behind descriptor {}", content.fd)
+                format!("cannot read the deleted file behind descriptor {}", content.index)
             })?;
             self.contents.push((content.index, bytes));
         }
@@ -112,6 +116,7 @@ impl<'a> Writing<'a> {
         w.records(SectionKind::Descriptors, &g.descriptors)?;
         w.records(SectionKind::SignalActions, &g.actions)?;
         w.records(SectionKind::PendingSignals, &g.pending)?;
+        w.records(SectionKind::Timers, &g.timers)?;
         w.records(SectionKind::Limits, &g.limits)?;
         w.bytes(SectionKind::Auxv, 0, &g.auxv)?;
         for (index, bytes) in &self.contents {

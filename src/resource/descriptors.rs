@@ -3,24 +3,21 @@
 //! What was a terminal, pipe or socket under 0, 1 or 2, and every descriptor that shares one of
 //! those, becomes what the restarter has there. Files are opened again by their path, at their
 //! offset; files without a name travel in the image. The rest is a declared loss.
-//!
-//! # Safety
-//! Numbers become descriptors only for single calls or where their owner is known.
-#![allow(unsafe_code)]
 
-use super::{Content, Gathered, Target};
+use super::{Content, Gathered, Target, epoll, kernel_objects, numbers, pipes};
 use crate::error::{Because, Error, Result};
 use crate::proc::{self, fds::Fd};
 use crate::ptrace::raw;
-use ckpt_abi::image::{Descriptor, DescriptorKind};
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use ckpt_abi::image::{Descriptor, DescriptorKind, TimerDescriptor};
+use nix::fcntl::OFlag;
 use nix::libc;
 use nix::sys::stat::Mode;
+use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
-use zerocopy::FromZeros;
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 /// Status flags that reopening a file keeps; what only matters at the first open is not among
 /// them (O_CREAT, O_EXCL, O_TRUNC).
@@ -61,14 +58,46 @@ pub fn save(target: &Target<'_>, gathered: &mut Gathered) -> Result<()> {
         if record.kind == DescriptorKind::Lost as u32 {
             lost.push(format!("{} ({})", fd.number, fd.target.display()));
         }
-        if record.kind == DescriptorKind::Content as u32 && earlier.is_none() {
-            record.content = fd.number;
-            gathered.contents.push(Content { index: fd.number, fd: fd.number, size: fd.size });
+        if earlier.is_none() {
+            save_content(pid, fd, &fds, &mut record, gathered)?;
         }
         gathered.descriptors.push(record);
     }
     if !lost.is_empty() {
         gathered.losses.push(format!("descriptors that will be closed: {}", lost.join(", ")));
+    }
+    Ok(())
+}
+
+/// What the image has to carry for a descriptor besides its record.
+fn save_content(
+    pid: i32,
+    fd: &Fd,
+    all: &[Fd],
+    record: &mut Descriptor,
+    gathered: &mut Gathered,
+) -> Result<()> {
+    let mut index = fd.number;
+    let bytes = match record.kind {
+        k if k == DescriptorKind::Content as u32 => None,
+        k if k == DescriptorKind::Timer as u32 => {
+            Some(kernel_objects::save_timer(fd).as_bytes().to_vec())
+        }
+        k if k == DescriptorKind::Epoll as u32 => Some(epoll::save(fd).as_bytes().to_vec()),
+        k if k == DescriptorKind::Pipe as u32 => {
+            let reads = |f: &&Fd| f.inode == fd.inode && f.flags as i32 & libc::O_ACCMODE == 0;
+            index = all.iter().find(reads).map_or(fd.number, |reader| reader.number);
+            let why = || format!("cannot look into the pipe behind descriptor {index}");
+            let ours = raw::take_descriptor(pid, index as i32).because(why)?;
+            let (bytes, capacity) = pipes::peek(&ours)?;
+            record.value = capacity;
+            Some(bytes)
+        }
+        _ => return Ok(()),
+    };
+    record.content = index;
+    if gathered.contents.iter().all(|c| c.index != index) {
+        gathered.contents.push(Content { index, bytes });
     }
     Ok(())
 }
@@ -83,6 +112,19 @@ fn same(pid: i32, a: &Fd, b: &Fd) -> bool {
 }
 
 fn kind(fd: &Fd, all: &[Fd], gathered: &Gathered, record: &mut Descriptor) -> DescriptorKind {
+    match fd.target.as_encoded_bytes() {
+        b"anon_inode:[eventfd]" => {
+            kernel_objects::save_event(fd, record);
+            return DescriptorKind::Event;
+        }
+        b"anon_inode:[signalfd]" => {
+            kernel_objects::save_signal(fd, record);
+            return DescriptorKind::Signal;
+        }
+        b"anon_inode:[timerfd]" => return DescriptorKind::Timer,
+        b"anon_inode:[eventpoll]" => return DescriptorKind::Epoll,
+        _ => {}
+    }
     let access = |fd: &Fd| fd.flags as i32 & libc::O_ACCMODE;
     match fd.mode & libc::S_IFMT {
         libc::S_IFREG if fd.deleted || fd.nlink == 0 => {
@@ -104,6 +146,9 @@ fn kind(fd: &Fd, all: &[Fd], gathered: &Gathered, record: &mut Descriptor) -> De
         },
         libc::S_IFIFO | libc::S_IFSOCK if fd.number < 3 => stdio(record, fd.number),
         libc::S_IFIFO | libc::S_IFSOCK => {
+            if pipes::is_whole(fd, all) {
+                return DescriptorKind::Pipe;
+            }
             let twin = all.iter().find(|s| {
                 s.number < 3 && (s.inode, s.device, access(s)) == (fd.inode, fd.device, access(fd))
             });
@@ -153,13 +198,16 @@ pub fn open_all(
 ) -> Result<Vec<Restored>> {
     let mut restored: Vec<Restored> = Vec::new();
     let mut failures = Vec::new();
-    let above = records.iter().map(|r| r.fd + 1).max().unwrap_or(0).max(3) as i32;
+    let above = numbers::above(records);
+    let mut pipes = pipes::Made::new();
     for record in records {
         let leader = restored.iter().find(|r| r.record.fd == record.shared_with);
         let opened = match leader.and_then(|l| l.file.as_ref()) {
-            Some(file) if record.shared_with != record.fd => duplicate(file, above).map(Some),
-            _ => open_one(record, sources, warnings)
-                .and_then(|file| file.map(|f| duplicate(&f, above)).transpose()),
+            Some(file) if record.shared_with != record.fd => {
+                numbers::duplicate(file, above).map(Some)
+            }
+            _ => open_one(record, sources, &mut pipes, warnings)
+                .and_then(|file| file.map(|f| numbers::duplicate(&f, above)).transpose()),
         };
         match opened {
             Ok(file) => restored.push(Restored { record: *record, file }),
@@ -170,16 +218,10 @@ pub fn open_all(
     if failures.is_empty() { Ok(restored) } else { Err(Error::new(failures.join("; "))) }
 }
 
-/// A duplicate at a number that no restored descriptor will have.
-fn duplicate(file: &OwnedFd, above: i32) -> Result<OwnedFd> {
-    let fd = fcntl(file, FcntlArg::F_DUPFD_CLOEXEC(above))
-        .because(|| "cannot duplicate a descriptor (RLIMIT_NOFILE?)")?;
-    Ok(own(fd))
-}
-
 fn open_one(
     record: &Descriptor,
     sources: &dyn Sources,
+    pipes: &mut pipes::Made,
     warnings: &mut Vec<String>,
 ) -> Result<Option<OwnedFd>> {
     let file = match record.kind {
@@ -191,6 +233,15 @@ fn open_one(
             nameless(&sources.path(record), &content, record)?
         }
         k if k == DescriptorKind::Object as u32 => sources.object(record.content)?,
+        k if k == DescriptorKind::Event as u32 => kernel_objects::open_event(record)?,
+        k if k == DescriptorKind::Signal as u32 => kernel_objects::open_signal(record)?,
+        k if k == DescriptorKind::Epoll as u32 => epoll::open()?,
+        k if k == DescriptorKind::Timer as u32 => {
+            let bytes = sources.content(record.content)?;
+            let saved = TimerDescriptor::read_from_bytes(&bytes);
+            kernel_objects::open_timer(&saved.map_err(|_| Error::new("a damaged timerfd"))?)?
+        }
+        k if k == DescriptorKind::Pipe as u32 => open_pipe(record, sources, pipes)?,
         _ => return Ok(None),
     };
     if record.flags as i32 & libc::O_PATH == 0 && record.mode & libc::S_IFMT == libc::S_IFREG {
@@ -200,6 +251,22 @@ fn open_one(
         return Ok(Some(file.into()));
     }
     Ok(Some(file))
+}
+
+fn open_pipe(
+    record: &Descriptor,
+    sources: &dyn Sources,
+    made: &mut pipes::Made,
+) -> Result<OwnedFd> {
+    let ends = match made.entry(record.inode) {
+        Entry::Occupied(ends) => ends.into_mut(),
+        Entry::Vacant(none) => {
+            none.insert(pipes::make(&sources.content(record.content)?, record.value)?)
+        }
+    };
+    let reads = record.flags as i32 & libc::O_ACCMODE == libc::O_RDONLY;
+    let end = if reads { &ends.0 } else { &ends.1 };
+    end.try_clone().because(|| "cannot duplicate a pipe")
 }
 
 fn open_path(record: &Descriptor, path: &Path, warnings: &mut Vec<String>) -> Result<OwnedFd> {
@@ -250,86 +317,4 @@ pub fn memfd(name: &str, size: u64) -> Result<OwnedFd> {
     let file = File::from(fd);
     file.set_len(size).because(|| "cannot make room in a memfd")?;
     Ok(file.into())
-}
-
-/// Moves a descriptor of ours to a number above those of the program.
-pub fn move_above(file: OwnedFd, records: &[Descriptor]) -> Result<OwnedFd> {
-    let above = records.iter().map(|r| r.fd + 1).max().unwrap_or(0).max(3) as i32;
-    duplicate(&file, above)
-}
-
-/// Gives every restored descriptor its number and closes all others but `kept`. From here on
-/// standard error is the program's.
-pub fn install(restored: Vec<Restored>, kept: &[i32]) {
-    let mut wanted = Vec::new();
-    // The restarter's own three first move out of the way, for they may be wanted elsewhere.
-    let above = restored.iter().map(|r| r.record.fd + 1).max().unwrap_or(0).max(3) as i32;
-    let std: Vec<Option<OwnedFd>> = (0..3).map(|fd| duplicate_raw(fd, above)).collect();
-    for Restored { record, file } in restored {
-        let source = match (&file, std.get(record.value as usize)) {
-            (Some(file), _) => Some(file.as_raw_fd()),
-            (None, Some(Some(standard))) => Some(standard.as_raw_fd()),
-            _ => None,
-        };
-        let Some(source) = source else { continue };
-        place(source, record.fd as i32, record.cloexec != 0);
-        if file.is_some() {
-            restore_flags(record.fd as i32, record.flags as i32);
-        }
-        wanted.push(record.fd as i32);
-        drop(file);
-    }
-    drop(std);
-    wanted.extend_from_slice(kept);
-    close_others(&mut wanted);
-}
-
-fn place(from: i32, to: i32, cloexec: bool) {
-    let flags = if cloexec { OFlag::O_CLOEXEC } else { OFlag::empty() };
-    let from = borrowed(from);
-    let mut to = std::mem::ManuallyDrop::new(own(to));
-    let _ = nix::unistd::dup3(from, &mut to, flags);
-}
-
-/// O_APPEND, O_NONBLOCK and their kin of files that were not opened with them (content, objects).
-fn restore_flags(fd: i32, flags: i32) {
-    let flags =
-        OFlag::from_bits_retain(flags & (libc::O_APPEND | libc::O_NONBLOCK | libc::O_DIRECT));
-    let _ = fcntl(borrowed(fd), FcntlArg::F_SETFL(flags));
-}
-
-fn close_others(kept: &mut [i32]) {
-    kept.sort_unstable();
-    let mut next = 0u32;
-    for fd in kept.iter().map(|fd| fd.cast_unsigned()) {
-        if fd > next {
-            close_range(next, fd - 1);
-        }
-        next = next.max(fd + 1);
-    }
-    close_range(next, u32::MAX);
-}
-
-fn duplicate_raw(fd: i32, above: i32) -> Option<OwnedFd> {
-    fcntl(borrowed(fd), FcntlArg::F_DUPFD_CLOEXEC(above)).ok().map(own)
-}
-
-fn borrowed(fd: i32) -> BorrowedFd<'static> {
-    // SAFETY: used for single calls that fail with EBADF where there is no such descriptor.
-    unsafe { BorrowedFd::borrow_raw(fd) }
-}
-
-fn own(fd: i32) -> OwnedFd {
-    // SAFETY: either fresh from fcntl, or wrapped so that it is never dropped.
-    unsafe { OwnedFd::from_raw_fd(fd) }
-}
-
-fn close_range(first: u32, last: u32) {
-    // SAFETY: what is closed has no owner any more: the process is about to become another.
-    unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
-}
-
-/// Gives up ownership of a descriptor that the restorer will close.
-pub fn leak(file: OwnedFd) -> i32 {
-    file.into_raw_fd()
 }

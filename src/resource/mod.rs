@@ -5,12 +5,19 @@
 //! only be done when nothing of the stub is left.
 
 pub mod descriptors;
+pub mod epoll;
 pub mod frame;
+pub mod ids;
+pub mod kernel_objects;
 pub mod memory;
+pub mod numbers;
+pub mod pipes;
 pub mod plan;
 pub mod process;
+pub mod scheduling;
 pub mod signals;
 pub mod threads;
+pub mod timers;
 pub mod vdso;
 
 use crate::image::strings::Strings;
@@ -32,14 +39,12 @@ pub struct Target<'a> {
     pub region: &'a Region,
 }
 
-/// A file's content that travels in the image.
+/// What travels in the image for a descriptor.
 pub struct Content {
-    /// [`rec::Descriptor::content`].
+    /// [`rec::Descriptor::content`]: the descriptor's number.
     pub index: u32,
-    /// Descriptor of the target that reads it.
-    pub fd: u32,
-    /// Bytes.
-    pub size: u64,
+    /// The bytes; None: those of the file without a name behind the descriptor.
+    pub bytes: Option<Vec<u8>>,
 }
 
 /// Everything that the image says beside the pages.
@@ -67,6 +72,8 @@ pub struct Gathered {
     pub limits: Vec<rec::Limit>,
     /// The auxiliary vector.
     pub auxv: Vec<u8>,
+    /// Interval and POSIX timers.
+    pub timers: Vec<rec::Timer>,
     /// The process as a whole.
     pub process: Option<rec::Process>,
     /// What is in the way of a checkpoint, all of it.

@@ -111,12 +111,14 @@ pub enum Step {
     Timer = 12,
     /// The last steps.
     Leave = 13,
+    /// What an epoll instance watches.
+    Watch = 14,
 }
 
 impl Step {
     /// What the restorer was doing, for the sentence about a failure.
     pub fn describe(number: u32) -> &'static str {
-        const STEPS: [(Step, &str); 13] = [
+        const STEPS: [(Step, &str); 14] = [
             (Step::Unmap, "unmap its own memory"),
             (Step::Move, "move memory to its place"),
             (Step::Vdso, "map the vdso"),
@@ -130,6 +132,7 @@ impl Step {
             (Step::Descriptor, "close a descriptor"),
             (Step::Timer, "set a timer"),
             (Step::Leave, "enter the program"),
+            (Step::Watch, "watch a descriptor (epoll_ctl)"),
         ];
         STEPS.iter().find(|(step, _)| *step as u32 == number).map_or("go on", |(_, text)| text)
     }
@@ -157,6 +160,11 @@ impl Orders {
         let [a, b, c, d, e] = args;
         let args = [a, b, c, d, e, result];
         self.push(Kind::Syscall, flag::EXACT, step, number.cast_unsigned(), &args);
+    }
+
+    /// Adds a system call whose success makes the next order unnecessary.
+    pub fn call_or_next(&mut self, kind: Kind, step: Step, nr: u64, args: &[u64]) {
+        self.push(kind, flag::OR_NEXT, step, nr, args);
     }
 
     /// Adds any other order.

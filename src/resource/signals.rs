@@ -6,6 +6,7 @@ use crate::error::{Because, Result};
 use crate::ptrace::call::Caller;
 use crate::ptrace::raw;
 use ckpt_abi::image::{PendingSignal, SignalAction};
+use ckpt_abi::op::{Kind, flag};
 use ckpt_abi::region::STACKS;
 use nix::libc;
 
@@ -73,7 +74,8 @@ pub fn restore_actions(
 }
 
 /// Orders that queue the signals of the thread `saved` (0: of the process) again; they run in the
-/// restored thread, whose id is `tid`, with all signals blocked.
+/// restored thread, whose id lies at the address `tid`, with all signals blocked. The kernel lets
+/// only a thread itself say who sent a signal.
 pub fn restore_pending(
     pending: &[PendingSignal],
     saved: u32,
@@ -90,7 +92,8 @@ pub fn restore_pending(
             orders.call(Step::PendingSignal, libc::SYS_rt_sigqueueinfo, &[pid, signal, at]);
         } else {
             let args = [pid, tid, signal, at];
-            orders.call(Step::PendingSignal, libc::SYS_rt_tgsigqueueinfo, &args);
+            let call = libc::SYS_rt_tgsigqueueinfo.cast_unsigned();
+            orders.push(Kind::Syscall, flag::INDIRECT, Step::PendingSignal, call, &args);
         }
     }
     Ok(())

@@ -1,8 +1,9 @@
 //! Threads: registers, extended state, masks, and what the kernel keeps for a thread.
 
 use super::frame::Frame;
+use super::ids::{self, Id};
 use super::plan::{Arena, Orders, Step};
-use super::{Gathered, Target};
+use super::{Gathered, Target, scheduling};
 use crate::error::{Because, Error, Result};
 use crate::proc;
 use crate::ptrace::call::Caller;
@@ -12,7 +13,6 @@ use crate::ptrace::memory::Memory;
 use crate::ptrace::raw;
 use crate::ptrace::regs::{self, Regs, USER_CS};
 use ckpt_abi::image::{Thread, thread_flag};
-use ckpt_abi::op::Kind;
 use ckpt_abi::region::STACKS;
 use nix::errno::Errno;
 use nix::libc;
@@ -23,10 +23,6 @@ const PR_GET_TID_ADDRESS: u64 = 40;
 const ARCH_SET_GS: u64 = 0x1001;
 const ARCH_SET_FS: u64 = 0x1002;
 const SS_ONSTACK: u64 = 1;
-/// Offset of `tid` in musl's struct pthread (src/internal/pthread_impl.h, x86-64), to which the
-/// FS base points and whose first word points to itself.
-const MUSL_TID: u64 = 0x30;
-
 /// Reads what can be known of a stopped thread from outside, and asks the thread for the rest.
 pub fn save(target: &mut Target<'_>, index: usize, gathered: &mut Gathered) -> Result<()> {
     let pid = target.frozen.pid;
@@ -45,8 +41,8 @@ pub fn save(target: &mut Target<'_>, index: usize, gathered: &mut Gathered) -> R
     let (mut next, interrupted) = interrupted::revived(&thread.regs, wait.as_ref(), slot);
     let rseq = rseq(thread, memory, region.control.thunk)?;
     leave_critical_section(memory, &rseq, &mut next);
-    let (altstack, tid_address) = ask(thread, memory, region.base + STACKS, region.control.thunk)?;
-    let stat = proc::stat(pid, tid)?;
+    let (altstack, tid_address, death_signal) =
+        ask(thread, memory, region.base + STACKS, region.control.thunk)?;
     let mut name = [0; 16];
     let comm = proc::comm(pid, tid)?;
     let len = comm.len().min(15);
@@ -65,28 +61,34 @@ pub fn save(target: &mut Target<'_>, index: usize, gathered: &mut Gathered) -> R
         name,
         xstate: gathered.xstate.len() as u64,
         xstate_len: xstate.len() as u64,
-        policy: stat.policy,
-        priority: stat.rt_priority,
-        nice: stat.nice,
-        timer_slack: proc::timer_slack(pid, tid),
+        death_signal,
         ..Thread::new_zeroed()
     };
     record.regs.as_mut_bytes().copy_from_slice(next.as_bytes());
-    record.flags |= cached_ids(memory, pid, &record, next.fs_base);
+    ids::save(memory, pid, next.fs_base, &mut record);
+    scheduling::save(pid, &mut record)?;
     gathered.xstate.extend_from_slice(&xstate);
     gathered.threads.push(record);
     Ok(())
 }
 
-/// What only the thread itself can say: its alternate stack and its tid address.
-fn ask(thread: &mut Stopped, memory: &Memory, scratch: u64, thunk: u64) -> Result<([u64; 3], u64)> {
+/// What only the thread itself can say: its alternate stack, its tid address, and its parent-death
+/// signal.
+fn ask(
+    thread: &mut Stopped,
+    memory: &Memory,
+    scratch: u64,
+    thunk: u64,
+) -> Result<([u64; 3], u64, u32)> {
     let mut caller = Caller::new(thread, memory, thunk)?;
     caller.expect(libc::SYS_sigaltstack, &[0, scratch], "cannot read the alternate stack")?;
     let altstack: [u64; 3] = memory.get(scratch)?;
     memory.put(scratch, &0u64)?;
     // EINVAL where the kernel lacks CONFIG_CHECKPOINT_RESTORE: the word stays unknown.
     caller.call(libc::SYS_prctl, &[PR_GET_TID_ADDRESS, scratch])?;
-    Ok((altstack, memory.get(scratch)?))
+    let tid_address = memory.get(scratch)?;
+    caller.call(libc::SYS_prctl, &[libc::PR_GET_PDEATHSIG as u64, scratch])?;
+    Ok((altstack, tid_address, memory.get(scratch)?))
 }
 
 /// The rseq registration; before Linux 5.13 only a search can find it.
@@ -152,23 +154,6 @@ fn leave_critical_section(memory: &Memory, rseq: &raw::RseqConfiguration, regs: 
     }
 }
 
-/// Where the C library keeps the thread's id, which will be another after a restart.
-fn cached_ids(memory: &Memory, pid: i32, thread: &Thread, fs_base: u64) -> u32 {
-    let word = |addr| memory.get::<u32>(addr).unwrap_or(0);
-    let mut flags = 0;
-    if thread.tid_address != 0 && word(thread.tid_address) == thread.tid {
-        flags |= thread_flag::TID_CACHED;
-        if word(thread.tid_address + 4) == pid.cast_unsigned() {
-            flags |= thread_flag::PID_CACHED;
-        }
-    }
-    let points_to_itself = memory.get::<u64>(fs_base).is_ok_and(|word| word == fs_base);
-    if points_to_itself && word(fs_base + MUSL_TID) == thread.tid {
-        flags |= thread_flag::MUSL;
-    }
-    flags
-}
-
 /// The saved registers of a thread.
 pub fn regs(thread: &Thread) -> Regs {
     let mut regs = Regs::default();
@@ -188,15 +173,6 @@ pub fn frame(thread: &Thread, xstate: &[u8], at: u64) -> Result<Vec<u8>> {
     Ok(Frame { regs: &regs(thread), xstate, mask: thread.mask, altstack }.bytes(at))
 }
 
-/// The id of a restored thread.
-#[derive(Clone, Copy)]
-pub enum Id {
-    /// Known before the restart.
-    Known(u64),
-    /// Written by the kernel at this address when the thread is made.
-    At(u64),
-}
-
 /// Orders that give the running thread what the kernel kept for the saved one.
 pub fn restore(
     thread: &Thread,
@@ -207,19 +183,7 @@ pub fn restore(
 ) -> Result<()> {
     let step = Step::Thread;
     let regs = regs(thread);
-    let store_id = |at: u64, orders: &mut Orders| match id {
-        Id::Known(tid) => orders.push(Kind::Store, 0, step, 4, &[at, tid]),
-        Id::At(word) => orders.push(Kind::Copy, 0, step, 0, &[at, word, 4]),
-    };
-    if thread.flags & thread_flag::TID_CACHED != 0 {
-        store_id(thread.tid_address, orders);
-    }
-    if thread.flags & thread_flag::PID_CACHED != 0 {
-        orders.push(Kind::Store, 0, step, 4, &[thread.tid_address + 4, pid]);
-    }
-    if thread.flags & thread_flag::MUSL != 0 {
-        store_id(regs.fs_base + MUSL_TID, orders);
-    }
+    ids::restore(thread, regs.fs_base, pid, id, orders);
     if thread.tid_address != 0 {
         orders.call(step, libc::SYS_set_tid_address, &[thread.tid_address]);
     }
@@ -229,10 +193,7 @@ pub fn restore(
     }
     let name = arena.bytes(&thread.name)?;
     orders.call(step, libc::SYS_prctl, &[libc::PR_SET_NAME as u64, name]);
-    if thread.timer_slack != 0 {
-        let args = [libc::PR_SET_TIMERSLACK as u64, thread.timer_slack];
-        orders.try_call(step, libc::SYS_prctl, &args);
-    }
+    scheduling::restore(thread, arena, orders)?;
     let mut altstack = thread.altstack;
     altstack[1] &= !SS_ONSTACK & 0xffff_ffff;
     let altstack = arena.value(&altstack)?;

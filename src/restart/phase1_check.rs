@@ -5,7 +5,7 @@ use crate::image::read::Image;
 use ckpt_abi::ABI_VERSION;
 use ckpt_abi::image::{
     Descriptor, Limit, Machine, Object, PageRun, PendingSignal, Process, SectionKind, SignalAction,
-    Thread, Vma, VmaKind,
+    Thread, Timer, Vma, VmaKind,
 };
 use std::path::PathBuf;
 
@@ -31,6 +31,8 @@ pub struct Saved {
     pub actions: Vec<SignalAction>,
     /// Queued signals.
     pub pending: Vec<PendingSignal>,
+    /// Timers.
+    pub timers: Vec<Timer>,
     /// Resource limits.
     pub limits: Vec<Limit>,
     /// Auxiliary vector.
@@ -62,6 +64,7 @@ pub fn check(image: &Image) -> Result<Saved> {
         descriptors: image.records(SectionKind::Descriptors)?,
         actions: image.records(SectionKind::SignalActions)?,
         pending: image.records(SectionKind::PendingSignals)?,
+        timers: image.records(SectionKind::Timers)?,
         limits: image.records(SectionKind::Limits)?,
         auxv: image.bytes(SectionKind::Auxv, 0)?,
         exe: super::path_of(image, process.exe),

@@ -4,11 +4,12 @@ use super::phase1_check::Saved;
 use crate::error::{Error, Result};
 use crate::image::read::Image;
 use crate::resource::descriptors::{self, Restored, Sources, memfd};
-use crate::resource::{memory, process};
-use ckpt_abi::image::{Descriptor, SectionKind, VmaKind};
+use crate::resource::{epoll, memory, process};
+use ckpt_abi::image::{Descriptor, DescriptorKind, EpollEntry, SectionKind, VmaKind};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use zerocopy::FromBytes;
 
 /// What was opened.
 pub struct Opened {
@@ -18,6 +19,8 @@ pub struct Opened {
     pub mapped: Vec<Option<File>>,
     /// Shared memory objects.
     pub objects: Vec<OwnedFd>,
+    /// What the epoll instances watch.
+    pub watches: Vec<epoll::Watches>,
 }
 
 struct FromImage<'a> {
@@ -83,7 +86,21 @@ pub fn open(image: &Image, saved: &Saved, warnings: &mut Vec<String>) -> Result<
         ))
         .hint("bring these back and try again, nothing has been changed"));
     }
-    Ok(Opened { descriptors, mapped, objects })
+    let watches = watches(image, saved)?;
+    Ok(Opened { descriptors, mapped, objects, watches })
+}
+
+fn watches(image: &Image, saved: &Saved) -> Result<Vec<epoll::Watches>> {
+    let mut watches = Vec::new();
+    for record in &saved.descriptors {
+        if record.kind == DescriptorKind::Epoll as u32 && record.shared_with == record.fd {
+            let bytes = image.bytes(SectionKind::Content, record.content)?;
+            let records = bytes.chunks_exact(size_of::<EpollEntry>());
+            let entries = records.filter_map(|r| EpollEntry::read_from_bytes(r).ok()).collect();
+            watches.push((record.fd, epoll::current(entries, &saved.descriptors)));
+        }
+    }
+    Ok(watches)
 }
 
 /// The program's descriptors are opened beside our own and its numbers may be high.

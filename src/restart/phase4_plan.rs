@@ -4,17 +4,21 @@ use super::phase1_check::Saved;
 use super::phase2_open::Opened;
 use super::phase3_fill::{Filled, Placed};
 use crate::error::Result;
+use crate::resource::ids::Id;
 use crate::resource::plan::{Arena, Orders, Step};
-use crate::resource::{descriptors, process, signals, threads};
+use crate::resource::{descriptors, epoll, numbers, process, signals, threads, timers};
 use ckpt_abi::image::{Thread, vma_flag};
 use ckpt_abi::op::{Kind, Orders as Head};
 use ckpt_abi::region::{STACK_LEN, STACKS};
 use nix::libc;
+use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
 /// End of user addresses with 4-level paging.
 const TASK_END: u64 = (1 << 47) - 4096;
+/// struct clone_args (clone3(2)) with set_tid, set_tid_size and cgroup.
+const CLONE_ARGS_LEN: u64 = 88;
 const ARCH_MAP_VDSO_64: u64 = 0x2003;
 /// Bytes of a restorer's stack.
 const STACK: u64 = 16 << 10;
@@ -35,7 +39,7 @@ pub struct Plan {
 
 /// Writes the orders.
 pub fn plan(saved: &Saved, opened: &Opened, mut filled: Filled) -> Result<Plan> {
-    let len = arena_len(saved);
+    let len = arena_len(saved, opened);
     let mut arena = Arena::map(filled.space.find(len, 0)?, len)?;
     let region = filled.region;
     let stack = |index: u64| region + STACKS + STACK_LEN * index;
@@ -56,16 +60,22 @@ pub fn plan(saved: &Saved, opened: &Opened, mut filled: Filled) -> Result<Plan> 
     let head = arena.room(size_of::<Head>() as u64, 64)?;
     let barrier = arena.value(&0u32)?;
     let all = saved.threads.len() as u64;
+    let mut ids = HashMap::new();
     for thread in &saved.threads[1..] {
-        clone(saved, thread, &mut arena, &mut main, head, barrier)?;
+        let word = clone(saved, thread, &mut arena, &mut main, head, barrier)?;
+        ids.insert(thread.tid, word);
     }
     let pid = u64::from(std::process::id());
     let first = &saved.threads[0];
-    threads::restore(first, pid, threads::Id::Known(pid), &mut arena, &mut main)?;
-    signals::restore_pending(&saved.pending, 0, pid, pid, &mut arena, &mut main)?;
-    signals::restore_pending(&saved.pending, first.tid, pid, pid, &mut arena, &mut main)?;
+    let word = arena.value(&std::process::id())?;
+    ids.insert(first.tid, word);
+    threads::restore(first, pid, Id::Known(pid), &mut arena, &mut main)?;
+    signals::restore_pending(&saved.pending, 0, pid, word, &mut arena, &mut main)?;
+    signals::restore_pending(&saved.pending, first.tid, pid, word, &mut arena, &mut main)?;
+    epoll::restore_watches(&opened.watches, &mut arena, &mut main)?;
     lock(&mut main, saved);
     process::restore_limits(&saved.limits, &mut arena, &mut main)?;
+    timers::restore(&saved.timers, &ids, &mut arena, &mut main)?;
     let kept = close(&mut main, report, image, exe);
     main.push(Kind::Barrier, 0, Step::Leave, 0, &[barrier, all]);
     main.push(Kind::Goto, 0, Step::Leave, 0, &[tails.orders]);
@@ -74,15 +84,18 @@ pub fn plan(saved: &Saved, opened: &Opened, mut filled: Filled) -> Result<Plan> 
     let (report, image) = (kept[0], kept[1]);
     let head_value = self::head(&mut arena, main, report, image)?;
     arena.write(head, zerocopy::IntoBytes::as_bytes(&head_value))?;
-    let _ = opened;
     Ok(Plan { run: filled.control.run, stack: stack(1) - 64, orders: head, kept })
 }
 
-fn arena_len(saved: &Saved) -> u64 {
+fn arena_len(saved: &Saved, opened: &Opened) -> u64 {
     let per_mapping = 3 * 64 * saved.vmas.len() as u64;
     let per_thread = (STACK + THREAD_ROOM) * saved.threads.len() as u64;
     let per_signal = 512 * saved.pending.len() as u64;
-    (per_mapping + per_thread + per_signal + (1 << 20)).next_multiple_of(4096)
+    let ids = saved.timers.iter().map(|t| u64::from(t.id.max(0).unsigned_abs())).max().unwrap_or(0);
+    let per_timer = 512 * saved.timers.len() as u64 + 128 * ids.min(20_000);
+    let per_watch = 128 * opened.watches.iter().map(|(_, w)| w.len() as u64).sum::<u64>();
+    (per_mapping + per_thread + per_signal + per_timer + per_watch + (1 << 20))
+        .next_multiple_of(4096)
 }
 
 /// Orders that unmap all but the region, the arena and the program's memory.
@@ -119,7 +132,10 @@ fn lock(orders: &mut Orders, saved: &Saved) {
     }
 }
 
-/// Orders that make another thread, which waits for all others before it enters the program.
+/// Orders that make another thread, which waits for all others before it enters the program; the
+/// address of the word that will hold its id.
+///
+/// It gets its old id where we may choose it (CAP_CHECKPOINT_RESTORE) and it is free, else any.
 fn clone(
     saved: &Saved,
     thread: &Thread,
@@ -127,7 +143,7 @@ fn clone(
     main: &mut Orders,
     head: u64,
     barrier: u64,
-) -> Result<()> {
+) -> Result<u64> {
     const FLAGS: i32 = libc::CLONE_VM
         | libc::CLONE_FS
         | libc::CLONE_FILES
@@ -139,7 +155,8 @@ fn clone(
     let pid = u64::from(std::process::id());
     let word = arena.value(&0u32)?;
     let mut list = Orders::default();
-    threads::restore(thread, pid, threads::Id::At(word), arena, &mut list)?;
+    threads::restore(thread, pid, Id::At(word), arena, &mut list)?;
+    signals::restore_pending(&saved.pending, thread.tid, pid, word, arena, &mut list)?;
     let frame = arena.room(THREAD_ROOM / 2, 64)?;
     let bytes = threads::frame(thread, &saved.xstate, frame)?;
     arena.write(frame, &bytes)?;
@@ -149,8 +166,12 @@ fn clone(
     let list = list.store(arena)?;
     let words = arena.value(&[head, list])?;
     let stack = arena.room(STACK, 64)? + STACK;
+    let id = arena.value(&thread.tid)?;
+    let args: [u64; 11] = [FLAGS as u64, 0, word, word, 0, stack - STACK, STACK, 0, id, 1, 0];
+    let args = arena.value(&args)?;
+    main.call_or_next(Kind::Clone3, Step::Clone, CLONE_ARGS_LEN, &[args, words]);
     main.push(Kind::Clone, 0, Step::Clone, FLAGS as u64, &[stack, words, word, word]);
-    Ok(())
+    Ok(word)
 }
 
 /// Where the last orders and the main thread's frame lie: in the region, because the arena is
@@ -189,20 +210,20 @@ fn report_files(saved: &Saved) -> Result<(OwnedFd, OwnedFd)> {
     use crate::error::Because;
     let report = descriptors::memfd("ckpt-report", 0)?;
     let own = File::open("/proc/self/exe").because(|| "cannot open our own executable")?;
-    let report = descriptors::move_above(report, &saved.descriptors)?;
-    Ok((report, descriptors::move_above(own.into(), &saved.descriptors)?))
+    let report = numbers::move_above(report, &saved.descriptors)?;
+    Ok((report, numbers::move_above(own.into(), &saved.descriptors)?))
 }
 
 /// The program's own executable, for /proc/PID/exe where we have the privilege to set it.
 fn original(saved: &Saved) -> Result<Option<OwnedFd>> {
     let file = File::open(&saved.exe).ok();
-    file.map(|f| descriptors::move_above(f.into(), &saved.descriptors)).transpose()
+    file.map(|f| numbers::move_above(f.into(), &saved.descriptors)).transpose()
 }
 
 /// Orders that close what the restorer needed; the numbers, the report's and the image's first.
 fn close(orders: &mut Orders, report: OwnedFd, image: OwnedFd, exe: Option<OwnedFd>) -> Vec<i32> {
-    let mut kept = vec![descriptors::leak(report), descriptors::leak(image)];
-    kept.extend(exe.map(descriptors::leak));
+    let mut kept = vec![numbers::leak(report), numbers::leak(image)];
+    kept.extend(exe.map(numbers::leak));
     for fd in &kept {
         orders.call(Step::Descriptor, libc::SYS_close, &[fd.unsigned_abs().into()]);
     }

@@ -9,7 +9,7 @@ use super::phase2_open::Opened;
 use super::phase4_plan::Plan;
 use crate::error::{Error, Result};
 use crate::proc;
-use crate::resource::descriptors;
+use crate::resource::numbers;
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 pub fn leave(opened: Opened, plan: Plan) -> Result<Infallible> {
     be_alone()?;
     mapping::block_all_signals();
-    descriptors::install(opened.descriptors, &plan.kept);
+    numbers::install(opened.descriptors, &plan.kept);
     // SAFETY: the payload lies at its place with its orders, and nothing of ours is used again.
     unsafe { mapping::jump(plan.run, plan.stack, plan.orders) }
 }

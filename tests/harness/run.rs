@@ -101,6 +101,18 @@ impl Run {
         kill(self.nix_pid(), signal).unwrap_or_else(|e| panic!("{signal} to {}: {e}", self.called));
     }
 
+    /// Sends a signal again and again until something holds: a signal that comes while an earlier
+    /// dump is being finished is ignored.
+    #[track_caller]
+    pub fn signal_until(&mut self, signal: Signal, what: &str, holds: impl Fn(&mut Self) -> bool) {
+        until(&format!("{what}; {}", self.called), || {
+            if self.lives() {
+                self.signal(signal);
+            }
+            holds(self).then_some(())
+        });
+    }
+
     fn nix_pid(&self) -> Pid {
         Pid::from_raw(i32::try_from(self.pid()).expect("a process id"))
     }

@@ -1,5 +1,5 @@
 # Builtins only: arrays, arithmetic, functions, expansions.
-exec 5>result
+exec >result
 declare -A seen
 seed=12345
 
@@ -14,5 +14,5 @@ for (( step = 1; step <= 400; step++ )); do
   done
   first=${list[0]} text="step $step of"
   text="${text^^} ${first:0:3}"
-  printf '%d %s %s %d\n' "$step" "${#seen[@]}" "$text" "${seen[k7]:-0}" >&5
+  printf '%d %s %s %d\n' "$step" "${#seen[@]}" "$text" "${seen[k7]:-0}"
 done

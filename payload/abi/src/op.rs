@@ -57,6 +57,10 @@ pub mod flag {
     pub const MAY_FAIL: u16 = 1;
     /// The result must equal `args[5]` (system calls of at most five arguments).
     pub const EXACT: u16 = 2;
+    /// Skip the next order when this one succeeds, and go on with it when this one fails.
+    pub const OR_NEXT: u16 = 4;
+    /// The second argument is the address of a u32 that holds it.
+    pub const INDIRECT: u16 = 8;
 }
 
 record! {

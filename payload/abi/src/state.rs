@@ -134,12 +134,14 @@ record! {
         death_signal: u32,
         /// Timer slack in nanoseconds; 0: unknown.
         timer_slack: u64,
-        /// A wait that has to go on: see the resource of that name.
-        wait: [u64; 4],
-        /// sched_setaffinity(2): CPUs 0 to 1023.
-        affinity: [u64; 16],
         /// Room to grow.
-        reserved: [u64; 3],
+        reserved0: [u64; 4],
+        /// sched_setaffinity(2): CPUs 0 to 1023; all zero: not restricted.
+        affinity: [u64; 16],
+        /// Where a Go runtime keeps the thread's id (runtime.m.procid), or 0.
+        go_id: u64,
+        /// Room to grow.
+        reserved: [u64; 2],
     }
 }
 
@@ -296,6 +298,38 @@ record! {
     }
 }
 
+record! {
+    /// A timerfd.
+    TimerDescriptor, 40, {
+        /// Clock.
+        clock: i32,
+        /// Flags of timerfd_settime(2).
+        flags: u32,
+        /// Nanoseconds left; 0: disarmed.
+        left: u64,
+        /// Period in nanoseconds; 0: once.
+        period: u64,
+        /// Expirations not yet read.
+        ticks: u64,
+        /// Room to grow.
+        reserved: u64,
+    }
+}
+
+record! {
+    /// What an epoll instance watches.
+    EpollEntry, 24, {
+        /// Descriptor.
+        fd: u32,
+        /// struct epoll_event's events.
+        events: u32,
+        /// struct epoll_event's data.
+        data: u64,
+        /// Inode number of the file.
+        inode: u64,
+    }
+}
+
 /// What a descriptor is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -310,6 +344,17 @@ pub enum DescriptorKind {
     Object = 4,
     /// Not restored: closed after the restart.
     Lost = 5,
+    /// eventfd(2): `value` is its count, `extra` 1 for EFD_SEMAPHORE.
+    Event = 6,
+    /// One end of a pipe(2) both of whose ends are in the program: `content` is the section with
+    /// what is in it, `value` its capacity in bytes.
+    Pipe = 7,
+    /// timerfd_create(2): `content` is the section with a [`TimerDescriptor`].
+    Timer = 8,
+    /// signalfd(2): `value` is its mask.
+    Signal = 9,
+    /// epoll_create(2): `content` is the section with its [`EpollEntry`]s.
+    Epoll = 10,
 }
 
 record! {
