@@ -8,7 +8,7 @@
 //!
 //! The order of the epilogue matters. Flags are popped while signals are blocked, because rsp
 //! then points into the area. When the mask comes back, rsp is the thread's own again, so a
-//! signal frame finds a proper stack; the four instructions behind it are interruptible like any.
+//! signal frame finds a proper stack; the instructions behind it are interruptible like any.
 //!
 //! The same bytes are copied into a hole of a foreign text mapping when there is no payload yet,
 //! so they refer to nothing but their own area.

@@ -215,7 +215,7 @@ fn zsh() -> String {
     script
 }
 
-/// A specification of _arguments: '(-n --name)'{-n+,--name=}'[help]:NAME:_files'.
+/// A specification of _arguments: `'(-n --name)'{-n+,--name=}'[help]:NAME:_files'`.
 fn zsh_option(opt: &Opt) -> String {
     let exclusive = if opt.is_page() { "- *".to_owned() } else { spellings(opt).join(" ") };
     let help = opt.help.replace('[', "\\[").replace(']', "\\]").replace(':', "\\:");

@@ -1,4 +1,4 @@
-//! The command line: one static table ([`table`]) drives parsing, help, the man page and the
+//! The command line: one static table (`table.rs`) drives parsing, help, the man page and the
 //! shell completions, so that none of them can know an option that another does not.
 
 mod completions;
@@ -69,7 +69,7 @@ pub enum Command {
     Version,
     /// Print [`man_page`].
     Man,
-    /// Print [`completions`].
+    /// Print [`completions()`].
     Completions(Shell),
 }
 

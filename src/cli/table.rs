@@ -153,7 +153,7 @@ pub(super) static FORMS: &[Entry] = &[
         word: Some("info"),
         operand: Some(Operand { name: "FILE", kind: Kind::File, optional: false }),
         help: "Show what a checkpoint file holds",
-        long: "Shows which program the checkpoint FILE holds, its arguments, when and where it \
+        long: "Shows which program the checkpoint FILE holds, its arguments, where it \
                was saved, and its sizes.",
         hidden: false,
     },
@@ -356,7 +356,7 @@ pub(super) static OPTIONS: &[Opt] = &[
 ];
 
 impl Operand {
-    /// "PID" or "[SUBCOMMAND]".
+    /// `PID` or `[SUBCOMMAND]`.
     pub fn written(&self) -> String {
         if self.optional { format!("[{}]", self.name) } else { self.name.to_owned() }
     }

@@ -2,7 +2,8 @@
 //!
 //! [`phase1_freeze`] → [`phase2_equip`] → [`phase3_gather`] → [`phase4_refuse`] →
 //! [`phase5_snapshot`] → [`phase6_write`] → [`phase7_seal`]. Until the image is sealed nothing of
-//! the program has changed, and whatever fails gives it back as it was.
+//! the program has changed (but for a payload that was injected), and whatever fails gives it back
+//! as it was.
 
 pub mod phase1_freeze;
 pub mod phase2_equip;

@@ -165,7 +165,7 @@ fn wait_for_exec(parent: i32) -> bool {
 }
 
 /// Injects into the program at its exec stop and makes it wait for us before it begins. When that
-/// fails the program ends with status 125 before its first instruction.
+/// fails the program is killed (SIGKILL) before its first instruction.
 fn equip(pid: i32, config: &Config, executable: &[u8]) -> Result<()> {
     let injected = (|| {
         let mut frozen =

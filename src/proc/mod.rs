@@ -39,8 +39,8 @@ use nix::libc;
 
 use crate::error::{Because, Error, Result};
 
-/// The ids of the threads of process `pid`, in ascending order (the same ids its own
-/// namespace's /proc shows to us, the leader among them).
+/// The ids of the threads of process `pid` in our own PID namespace, the leader's among them, in
+/// ascending order.
 ///
 /// The list of a running process is old when it arrives: ask again until nothing is new.
 ///

@@ -2,8 +2,8 @@
 //!
 //! [`freeze`] stops every thread of a process with PTRACE_SEIZE and PTRACE_INTERRUPT, never with a
 //! signal. [`call`] makes a stopped thread issue system calls. [`memory`] reads and writes the
-//! process. [`interrupted`] knows how a thread that was inside a system call has to go on, [`waits`] how long it still has
-//! to wait there.
+//! process. [`interrupted`] knows how a thread that was inside a system call has to go on,
+//! [`waits`] how long it still has to wait there.
 
 pub mod call;
 pub mod freeze;

@@ -208,7 +208,10 @@ fn flags(vma: &Vma) -> u64 {
     NAMES.iter().filter(|(name, _)| vma.flags.has(name)).map(|(_, bit)| bit).sum()
 }
 
-/// Opens the files that the restart needs for mappings; says all that is wrong with them.
+/// Opens the file that a restored mapping shows.
+///
+/// # Errors
+/// It cannot be opened, is shorter than it was, or (under a private mapping) has changed.
 pub fn open_file(path: &Path, vma: &VmaRecord) -> Result<File> {
     let shared = vma.kind == VmaKind::SharedFile as u32;
     let write = shared && vma.prot & libc::PROT_WRITE as u32 != 0;

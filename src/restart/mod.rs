@@ -42,7 +42,7 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
     phase5_leave::leave(opened, plan)
 }
 
-/// Files of the image that are named in more than one place.
+/// A path among the strings of an image.
 pub(crate) fn path_of(image: &Image, text: ckpt_abi::image::Text) -> PathBuf {
     image.text(text).into()
 }

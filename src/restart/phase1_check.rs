@@ -1,4 +1,4 @@
-//! Phase 1: read all records and see that this machine can take the program.
+//! Phase 1: read all records and see that they make sense.
 
 use crate::error::{Error, Result};
 use crate::image::read::Image;

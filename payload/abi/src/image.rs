@@ -5,13 +5,15 @@
 //! header.start    Header            one page
 //!                 page data         page-aligned runs, in the order they were written
 //!                 sections          records and bytes, each padded to 8
-//!                 ELF section table so that readelf and objcopy see the image
+//!                 section table     array of Section
+//!                 ELF table         names and section headers, for readelf and objcopy
 //! end - 64        Trailer
 //! ```
 //!
 //! Every byte lies under one xxh3 (64 bit, seed 0): the stub and the header's page under the
 //! header's two, page data under that of its [`PageRun`], sections with their padding under that
-//! of their [`Section`], the section table under the header's, the trailer under its own.
+//! of their [`Section`], the section table under the header's, the ELF table under the trailer's
+//! `elf_hash`, the trailer under its own.
 //! Records grow only at their end: a reader takes the bytes it knows and sees zeros for those an
 //! older writer did not have. What an older reader must not ignore sets a bit of [`Header::needs`].
 

@@ -11,8 +11,8 @@ pub mod op;
 pub mod region;
 pub mod state;
 
-/// Version of everything in this crate that two different builds of ckpt could meet over: a
-/// dumper that finds a payload of another version hands over to that payload's own executable.
+/// Version of everything in this crate that two different builds of ckpt could meet over. A
+/// restart refuses an image of another version; a checkpoint file carries the stub that made it.
 pub const ABI_VERSION: u32 = 1;
 
 /// Declares a record: a `repr(C)` plain-data struct that the host may view as bytes, with its

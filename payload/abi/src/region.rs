@@ -82,7 +82,7 @@ record! {
         exe_start: u64,
         /// Bytes of the executable.
         exe_len: u64,
-        /// Address of the remote-call thunk ([`Thunk`]).
+        /// Address of the remote-call thunk, which has its [`ThunkArea`] behind it.
         thunk: u64,
         /// Address of the thunk for clone(2).
         clone_thunk: u64,

@@ -67,7 +67,7 @@ record! {
         vvar_len: u64,
         /// Bits of [`process_flag`].
         flags: u32,
-        /// The original timer slack, in nanoseconds, and room to grow.
+        /// Room to grow.
         reserved0: u32,
         /// Which checkpoint of the chain this is, from 1.
         generation: u64,
