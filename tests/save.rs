@@ -165,6 +165,13 @@ fn more_signals_during_a_dump_are_harmless() {
         if options.is_empty() {
             run.ends_well();
         } else {
+            // A save from outside is refused while a dump runs. A picture of the subject in the
+            // middle of a line would not hear the next one.
+            let pid = run.pid_text();
+            until("the end of the dumps", || {
+                let saved = bench.order(&["save", "-n", "quiet.ckpt", &pid]);
+                (saved.code() == Some(0)).then_some(())
+            });
             run.check();
             run.go();
         }

@@ -82,7 +82,7 @@ impl Page {
         let name = name as *const [u8; NAME_LEN];
         // SAFETY: as in `word`; a name that is just being changed only misleads the search for a
         // directory.
-        unsafe { name.read_volatile() }
+        unsafe { name.read() }
     }
 
     /// End of one of the small stacks.

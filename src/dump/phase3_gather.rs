@@ -18,16 +18,20 @@ pub fn gather(
     for index in 0..target.frozen.threads.len() {
         threads::save(&mut target, index, &mut gathered)?;
     }
+    let mut areas = memory::save(&target, &mut gathered)?;
     if gathered.obstacles.is_empty() {
-        ask_main_thread(&mut target, &mut gathered)?;
+        ask_main_thread(&mut target, &mut gathered, &mut areas)?;
     }
     signals::save_pending(&target, &mut gathered)?;
-    let areas = memory::save(&target, &mut gathered)?;
     descriptors::save(&target, &mut gathered)?;
     Ok((gathered, areas))
 }
 
-fn ask_main_thread(target: &mut Target<'_>, gathered: &mut Gathered) -> Result<()> {
+fn ask_main_thread(
+    target: &mut Target<'_>,
+    gathered: &mut Gathered,
+    areas: &mut [memory::Area],
+) -> Result<()> {
     let thunk = target.region.control.thunk;
     // The caller borrows the thread, the savers read the rest of the target.
     let mut main = target.frozen.threads.remove(0);
@@ -35,6 +39,7 @@ fn ask_main_thread(target: &mut Target<'_>, gathered: &mut Gathered) -> Result<(
         let mut caller = Caller::new(&mut main, target.memory, thunk)?;
         signals::save_actions(target, &mut caller, gathered)?;
         timers::save(target, &mut caller, gathered)?;
+        memory::look_into_shared(target, &mut caller, areas)?;
         process::save(target, &mut caller, gathered)
     };
     let result = ask();

@@ -2,7 +2,17 @@
 
 use crate::error::{Error, Result};
 use crate::proc;
+use crate::ptrace::raw;
 use crate::resource::Gathered;
+
+/// The children of all threads of a process (CONFIG_PROC_CHILDREN).
+fn children(pid: i32) -> Vec<i32> {
+    let list = |tid: i32| std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/children"));
+    let lists = proc::tasks(pid).unwrap_or_default().into_iter().filter_map(|tid| list(tid).ok());
+    lists
+        .flat_map(|l| l.split_whitespace().filter_map(|c| c.parse().ok()).collect::<Vec<_>>())
+        .collect()
+}
 
 /// Fails when something stands in the way of a checkpoint.
 pub fn refuse(pid: i32, gathered: &Gathered) -> Result<()> {
@@ -11,6 +21,11 @@ pub fn refuse(pid: i32, gathered: &Gathered) -> Result<()> {
         let dead = proc::status(pid, thread).is_ok_and(|s| s.state == 'Z');
         if dead && thread == pid {
             obstacles.push("its main thread has ended while others run".into());
+        }
+    }
+    for child in children(pid) {
+        if raw::same_memory(pid, child).unwrap_or(false) {
+            obstacles.push(format!("process {child} shares its memory (clone(2), CLONE_VM)"));
         }
     }
     if obstacles.is_empty() {

@@ -34,6 +34,7 @@ impl<'a> Writing<'a> {
         let pagemap = Pagemap::open(pid)?;
         for area in areas {
             let ranges = match area.pages {
+                _ if area.known.is_some() => area.known.clone().unwrap_or_default(),
                 Pages::Populated => pagemap.populated(area.start, area.end, false)?,
                 Pages::Written => pagemap.populated(area.start, area.end, true)?,
                 Pages::Whole => std::iter::once(area.start..area.end).collect(),

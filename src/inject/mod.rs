@@ -78,6 +78,7 @@ fn control(pid: i32, base: u64, payload: &elf::Payload, exe_len: u64, config: &C
         handler: at("ckpt_handler"),
         restorer: at("ckpt_restorer"),
         run: at("ckpt_run"),
+        standard: region::standard(pid),
         config: *config,
         ..Control::new_zeroed()
     }

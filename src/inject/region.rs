@@ -1,7 +1,7 @@
 //! A payload that is in a process already.
 
 use crate::error::{Error, Result};
-use crate::proc::maps::Vma;
+use crate::proc::{self, maps::Vma};
 use crate::ptrace::call::Caller;
 use crate::ptrace::memory::Memory;
 use ckpt_abi::region::{Control, MAGIC, SEARCH_END, SEARCH_START, STACKS};
@@ -12,6 +12,16 @@ const SA_SIGINFO: u64 = 4;
 const SA_RESTORER: u64 = 0x0400_0000;
 const SA_ONSTACK: u64 = 0x0800_0000;
 const SA_RESTART: u64 = 0x1000_0000;
+
+/// What the standard streams of a process are ([`Control::standard`]).
+pub fn standard(pid: i32) -> [[u64; 3]; 3] {
+    let mut standard = [[0; 3]; 3];
+    for fd in proc::fds(pid).unwrap_or_default().iter().filter(|fd| fd.number < 3) {
+        let access = u64::from(fd.flags) & libc::O_ACCMODE as u64;
+        standard[fd.number as usize] = [fd.device, fd.inode, access];
+    }
+    standard
+}
 
 /// The region of a payload, as read when it was found.
 #[derive(Clone, Copy)]

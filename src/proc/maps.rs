@@ -47,6 +47,11 @@ pub struct Vma {
     /// The size of its pages in bytes (KernelPageSize): more than 4096 of hugetlb mappings only,
     /// transparent huge pages do not count. 4096 when read from maps.
     pub page_size: u64,
+    /// Bytes of it that are in memory or swapped out (Rss, Swap and hugetlb pages of smaps);
+    /// `u64::MAX` when read from maps.
+    pub populated: u64,
+    /// Bytes of it that are swapped out (Swap of smaps, also of shared memory).
+    pub swapped: u64,
 }
 
 impl Vma {
@@ -82,7 +87,7 @@ pub fn read(pid: i32) -> Result<Vec<Vma>> {
 
 /// [`read`] with flags, protection keys and page sizes, from /proc/PID/smaps.
 ///
-/// Costs more: the kernel walks all page tables to count pages, numbers that we drop.
+/// Costs more: the kernel walks all page tables to count pages.
 ///
 /// # Errors
 /// As [`read`].
@@ -149,6 +154,8 @@ fn parse_line(line: &[u8]) -> Option<Vma> {
         flags: VmFlags::default(),
         protection_key: 0,
         page_size: 4096,
+        populated: u64::MAX,
+        swapped: 0,
     })
 }
 
@@ -162,6 +169,13 @@ fn parse_detail(line: &[u8], vma: &mut Vma) -> Result<()> {
         }
         Some(b"KernelPageSize:") => {
             vma.page_size = decimal::<u64>(values.next().unwrap_or_default())? << 10;
+        }
+        Some(key @ (b"Rss:" | b"Swap:" | b"Shared_Hugetlb:" | b"Private_Hugetlb:")) => {
+            let bytes = decimal::<u64>(values.next().unwrap_or_default())? << 10;
+            vma.populated = bytes + if vma.populated == u64::MAX { 0 } else { vma.populated };
+            if key == b"Swap:" {
+                vma.swapped = bytes;
+            }
         }
         _ => {}
     }

@@ -158,6 +158,14 @@ pub fn same_file(pid: i32, a: u32, b: u32) -> Result<bool> {
     Errno::result(result).map(|order| order == 0)
 }
 
+/// kcmp(2) with KCMP_VM: whether two processes share their address space.
+pub fn same_memory(a: i32, b: i32) -> Result<bool> {
+    const KCMP_VM: i32 = 1;
+    // SAFETY: kcmp reads nothing of ours.
+    let result = unsafe { libc::syscall(libc::SYS_kcmp, a, b, KCMP_VM, 0, 0) };
+    Errno::result(result).map(|order| order == 0)
+}
+
 /// pidfd_getfd(2): a duplicate of another process's descriptor.
 pub fn take_descriptor(pid: i32, fd: i32) -> Result<std::os::fd::OwnedFd> {
     use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};

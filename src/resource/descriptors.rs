@@ -54,7 +54,7 @@ pub fn save(target: &Target<'_>, gathered: &mut Gathered) -> Result<()> {
             device: fd.device,
             ..Descriptor::new_zeroed()
         };
-        record.kind = kind(fd, &fds, gathered, &mut record) as u32;
+        record.kind = kind(fd, &fds, target, gathered, &mut record) as u32;
         if record.kind == DescriptorKind::Lost as u32 {
             lost.push(format!("{} ({})", fd.number, fd.target.display()));
         }
@@ -111,7 +111,13 @@ fn same(pid: i32, a: &Fd, b: &Fd) -> bool {
     raw::same_file(pid, a.number, b.number).unwrap_or(a.position == b.position)
 }
 
-fn kind(fd: &Fd, all: &[Fd], gathered: &Gathered, record: &mut Descriptor) -> DescriptorKind {
+fn kind(
+    fd: &Fd,
+    all: &[Fd],
+    target: &Target<'_>,
+    gathered: &Gathered,
+    record: &mut Descriptor,
+) -> DescriptorKind {
     match fd.target.as_encoded_bytes() {
         b"anon_inode:[eventfd]" => {
             kernel_objects::save_event(fd, record);
@@ -125,7 +131,6 @@ fn kind(fd: &Fd, all: &[Fd], gathered: &Gathered, record: &mut Descriptor) -> De
         b"anon_inode:[eventpoll]" => return DescriptorKind::Epoll,
         _ => {}
     }
-    let access = |fd: &Fd| fd.flags as i32 & libc::O_ACCMODE;
     match fd.mode & libc::S_IFMT {
         libc::S_IFREG if fd.deleted || fd.nlink == 0 => {
             let object = gathered.objects.iter().position(|o| o.inode == fd.inode);
@@ -139,23 +144,34 @@ fn kind(fd: &Fd, all: &[Fd], gathered: &Gathered, record: &mut Descriptor) -> De
         }
         libc::S_IFREG | libc::S_IFDIR if !fd.deleted => DescriptorKind::Path,
         libc::S_IFCHR if !terminal(fd) => DescriptorKind::Path,
-        libc::S_IFCHR => match all.iter().find(|s| s.number < 3 && s.rdev == fd.rdev) {
-            Some(_) if fd.number < 3 => stdio(record, fd.number),
-            Some(other) => stdio(record, other.number),
-            None => DescriptorKind::Path,
-        },
-        libc::S_IFIFO | libc::S_IFSOCK if fd.number < 3 => stdio(record, fd.number),
-        libc::S_IFIFO | libc::S_IFSOCK => {
-            if pipes::is_whole(fd, all) {
-                return DescriptorKind::Pipe;
-            }
-            let twin = all.iter().find(|s| {
-                s.number < 3 && (s.inode, s.device, access(s)) == (fd.inode, fd.device, access(fd))
-            });
-            twin.map_or(DescriptorKind::Lost, |twin| stdio(record, twin.number))
+        libc::S_IFCHR => {
+            standard(fd, all, target).map_or(DescriptorKind::Path, |n| stdio(record, n))
         }
+        libc::S_IFIFO | libc::S_IFSOCK => match standard(fd, all, target) {
+            Some(number) => stdio(record, number),
+            None if pipes::is_whole(fd, all) => DescriptorKind::Pipe,
+            None => DescriptorKind::Lost,
+        },
         _ => DescriptorKind::Lost,
     }
+}
+
+/// Which of 0, 1 and 2 a terminal, pipe or socket is: its own number, that of a standard stream it
+/// is a duplicate of, or that of one which it was when the program began: shells keep their
+/// standard output under a high number while a command is redirected.
+fn standard(fd: &Fd, all: &[Fd], target: &Target<'_>) -> Option<u32> {
+    if fd.number < 3 {
+        return Some(fd.number);
+    }
+    let access = |f: &Fd| u64::from(f.flags) & libc::O_ACCMODE as u64;
+    let tty = fd.mode & libc::S_IFMT == libc::S_IFCHR;
+    let twin = |s: &&Fd| {
+        let same = (s.device, s.inode, access(s)) == (fd.device, fd.inode, access(fd));
+        s.number < 3 && (same || tty && s.rdev == fd.rdev && s.mode & libc::S_IFMT == libc::S_IFCHR)
+    };
+    let at_start = [fd.device, fd.inode, access(fd)];
+    let then = target.region.control.standard.iter().position(|s| *s == at_start);
+    all.iter().find(twin).map(|twin| twin.number).or(then.map(|n| n as u32))
 }
 
 fn stdio(record: &mut Descriptor, number: u32) -> DescriptorKind {

@@ -9,10 +9,13 @@ use super::{Gathered, Target};
 use crate::error::{Because, Error, Result};
 use crate::image::PAGE;
 use crate::proc::maps::Vma;
+use crate::ptrace::call::Caller;
 use ckpt_abi::image::{Object, Vma as VmaRecord, VmaKind, vma_flag};
+use ckpt_abi::region::{STACK_LEN, STACKS};
 use nix::libc;
 use std::fs::File;
 use std::io::Read;
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use zerocopy::FromZeros;
@@ -50,6 +53,8 @@ pub struct Area {
     pub unreadable: bool,
     /// A snapshot by fork(2) does not hold it: shared, or MADV_DONTFORK.
     pub unforked: bool,
+    /// The pages that exist, where the process's own page tables do not tell.
+    pub known: Option<Vec<Range<u64>>>,
 }
 
 /// Sorts the mappings of a target into records and areas to write.
@@ -75,12 +80,44 @@ pub fn save(target: &Target<'_>, gathered: &mut Gathered) -> Result<Vec<Area>> {
             continue;
         }
         let (record, pages) = classify(target, &vma, gathered);
-        if pages != Pages::None {
+        // Reservations of terabytes have page tables that take seconds to read.
+        let empty = pages == Pages::Populated && vma.populated == 0 && !vma.shared;
+        if pages != Pages::None && !empty {
             areas.push(area(&vma, pages));
         }
         gathered.vmas.push(record);
     }
     Ok(areas)
+}
+
+/// Asks which pages of shared memory exist: a page table has only those that this process has
+/// touched itself, not what a parent or child put there (mincore(2)).
+pub fn look_into_shared(
+    target: &Target<'_>,
+    caller: &mut Caller<'_>,
+    areas: &mut [Area],
+) -> Result<()> {
+    let scratch = target.region.base + STACKS;
+    let shared = |a: &Area| target.vmas.iter().any(|v| v.shared && v.start == a.start);
+    for area in areas.iter_mut().filter(|a| a.pages == Pages::Populated && shared(a)) {
+        let mut ranges: Vec<Range<u64>> = Vec::new();
+        for start in (area.start..area.end).step_by((STACK_LEN * PAGE) as usize) {
+            let len = (area.end - start).min(STACK_LEN * PAGE);
+            let what = "cannot see which pages of shared memory exist";
+            caller.expect(libc::SYS_mincore, &[start, len, scratch], what)?;
+            let mut resident = vec![0; (len / PAGE) as usize];
+            target.memory.read(scratch, &mut resident)?;
+            for (page, _) in (0u64..).zip(&resident).filter(|(_, r)| **r & 1 != 0) {
+                let at = start + page * PAGE;
+                match ranges.last_mut() {
+                    Some(last) if last.end == at => last.end += PAGE,
+                    _ => ranges.push(at..at + PAGE),
+                }
+            }
+        }
+        area.known = Some(ranges);
+    }
+    Ok(())
 }
 
 fn obstacle(vma: &Vma) -> Option<String> {
@@ -105,6 +142,7 @@ fn area(vma: &Vma, pages: Pages) -> Area {
         pages,
         unreadable: !vma.read,
         unforked: vma.shared || vma.flags.has("dc"),
+        known: None,
     }
 }
 
@@ -163,7 +201,8 @@ fn classify_shared(vma: &Vma, record: &mut VmaRecord, gathered: &mut Gathered) -
     });
     gathered.objects[index].size = gathered.objects[index].size.max(end);
     record.object = index as u32;
-    (VmaKind::Shared, Pages::Populated)
+    // Pages of shared memory that are swapped out cannot be told from absent ones.
+    (VmaKind::Shared, if vma.swapped == 0 { Pages::Populated } else { Pages::Whole })
 }
 
 fn classify_file(vma: &Vma, record: &mut VmaRecord) -> (VmaKind, Pages) {

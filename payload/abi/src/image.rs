@@ -146,4 +146,6 @@ pub enum SectionKind {
     Timers = 15,
     /// The auxiliary vector as the kernel gave it.
     Auxv = 16,
+    /// [`Guard`]s by address.
+    Guards = 17,
 }

@@ -109,10 +109,13 @@ record! {
         target: u32,
         /// Room to grow.
         reserved0: u32,
+        /// What 0, 1 and 2 were when ckpt took the program over: device, inode and access mode of
+        /// each. Duplicates of them are the restarter's after a restart, wherever they are.
+        standard: [[u64; 3]; 3],
         /// Why the last dumper could not be started: a negative error number, or 0.
         spawn_error: i64,
         /// Room to grow.
-        reserved: [u64; 18],
+        reserved: [u64; 9],
         /// The parameters.
         config: Config,
     }
