@@ -113,6 +113,7 @@ impl<'a> Writing<'a> {
         w.records(SectionKind::Threads, &g.threads)?;
         w.bytes(SectionKind::Xstate, 0, &g.xstate)?;
         w.records(SectionKind::Vmas, &g.vmas)?;
+        w.records(SectionKind::Guards, &g.guards)?;
         w.records(SectionKind::Objects, &g.objects)?;
         w.records(SectionKind::Descriptors, &g.descriptors)?;
         w.records(SectionKind::SignalActions, &g.actions)?;

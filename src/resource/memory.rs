@@ -9,8 +9,9 @@ use super::{Gathered, Target};
 use crate::error::{Because, Error, Result};
 use crate::image::PAGE;
 use crate::proc::maps::Vma;
+use crate::proc::pagemap::Pagemap;
 use crate::ptrace::call::Caller;
-use ckpt_abi::image::{Object, Vma as VmaRecord, VmaKind, vma_flag};
+use ckpt_abi::image::{Guard, Object, Vma as VmaRecord, VmaKind, vma_flag};
 use ckpt_abi::region::{STACK_LEN, STACKS};
 use nix::libc;
 use std::fs::File;
@@ -78,6 +79,11 @@ pub fn save(target: &Target<'_>, gathered: &mut Gathered) -> Result<Vec<Area>> {
         if let Some(obstacle) = obstacle(&vma) {
             gathered.obstacles.push(obstacle);
             continue;
+        }
+        // Linux 6.13 and 6.14 have guards but do not tell; then they come back as ordinary pages.
+        if vma.flags.has("gu") {
+            let guards = Pagemap::open(target.frozen.pid)?.guards(vma.start, vma.end)?;
+            gathered.guards.extend(guards.iter().map(|r| Guard { start: r.start, end: r.end }));
         }
         let (record, pages) = classify(target, &vma, gathered);
         // Reservations of terabytes have page tables that take seconds to read.

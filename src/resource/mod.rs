@@ -58,6 +58,8 @@ pub struct Gathered {
     pub xstate: Vec<u8>,
     /// Mappings.
     pub vmas: Vec<rec::Vma>,
+    /// Guard pages.
+    pub guards: Vec<rec::Guard>,
     /// Memory that mappings share.
     pub objects: Vec<rec::Object>,
     /// Descriptors.

@@ -60,6 +60,7 @@ pub fn save(target: &Target<'_>, caller: &mut Caller<'_>, gathered: &mut Gathere
         vvar: place.vvar,
         vvar_len: place.vvar_len,
         flags: flags(target, caller, status.no_new_privs)?,
+        membarrier: membarrier(caller)?,
         generation: target.region.control.generation + 1,
         group: stat.pgrp.cast_unsigned(),
         session: stat.session.cast_unsigned(),
@@ -69,6 +70,15 @@ pub fn save(target: &Target<'_>, caller: &mut Caller<'_>, gathered: &mut Gathere
     gathered.auxv = proc::auxv(pid)?;
     gathered.limits = proc::limits(pid)?.iter().map(|&(soft, hard)| Limit { soft, hard }).collect();
     Ok(())
+}
+
+/// The registrations for membarrier(2). Before Linux 6.3 nobody can tell; the common one is assumed
+/// then, which costs little if it was not there.
+fn membarrier(caller: &mut Caller<'_>) -> Result<u32> {
+    const GET_REGISTRATIONS: u64 = 512;
+    const REGISTER_PRIVATE_EXPEDITED: u32 = 16;
+    let result = caller.call(libc::SYS_membarrier, &[GET_REGISTRATIONS])?;
+    Ok(u32::try_from(result).unwrap_or(REGISTER_PRIVATE_EXPEDITED))
 }
 
 fn flags(target: &Target<'_>, caller: &mut Caller<'_>, no_new_privs: bool) -> Result<u32> {
@@ -131,6 +141,9 @@ pub fn restore_mm(
 pub fn restore(process: &Process, orders: &mut Orders) {
     let step = Step::Process;
     orders.try_call(step, libc::SYS_personality, &[process.personality]);
+    for bit in (0..32).map(|bit| 1u64 << bit).filter(|b| u64::from(process.membarrier) & b != 0) {
+        orders.try_call(step, libc::SYS_membarrier, &[bit, 0, 0]);
+    }
     let mut set = |flag: u32, args: &[u64]| {
         if process.flags & flag != 0 {
             orders.try_call(step, libc::SYS_prctl, args);

@@ -108,6 +108,19 @@ impl Mapping {
         unsafe { libc::madvise(self.pointer().as_ptr(), self.len as usize, advice) };
     }
 
+    /// Makes pages untouchable without a mapping of their own (MADV_GUARD_INSTALL, Linux 6.13), or
+    /// with one where the kernel does not know that.
+    pub fn guard(&self, offset: u64, len: u64) -> Result<()> {
+        const MADV_GUARD_INSTALL: i32 = 102;
+        let part = Self { at: self.at + offset, len };
+        let at = part.pointer().as_ptr();
+        // SAFETY: the pages are ours and no slice of them is alive.
+        if unsafe { libc::madvise(at, len as usize, MADV_GUARD_INSTALL) } == 0 {
+            return Ok(());
+        }
+        part.protect(0)
+    }
+
     fn pointer(&self) -> NonNull<c_void> {
         let addr = NonZeroUsize::new(self.at as usize).unwrap_or(NonZeroUsize::MIN);
         NonNull::with_exposed_provenance(addr)

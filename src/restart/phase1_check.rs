@@ -4,8 +4,8 @@ use crate::error::{Error, Result};
 use crate::image::read::Image;
 use ckpt_abi::ABI_VERSION;
 use ckpt_abi::image::{
-    Descriptor, Limit, Machine, Object, PageRun, PendingSignal, Process, SectionKind, SignalAction,
-    Thread, Timer, Vma, VmaKind,
+    Descriptor, Guard, Limit, Machine, Object, PageRun, PendingSignal, Process, SectionKind,
+    SignalAction, Thread, Timer, Vma, VmaKind,
 };
 use std::path::PathBuf;
 
@@ -23,6 +23,8 @@ pub struct Saved {
     pub vmas: Vec<Vma>,
     /// Pages by address.
     pub runs: Vec<PageRun>,
+    /// Guard pages.
+    pub guards: Vec<Guard>,
     /// Shared memory.
     pub objects: Vec<Object>,
     /// Descriptors by number.
@@ -60,6 +62,7 @@ pub fn check(image: &Image) -> Result<Saved> {
         xstate: image.bytes(SectionKind::Xstate, 0)?,
         vmas: image.records(SectionKind::Vmas)?,
         runs: image.page_runs()?,
+        guards: image.records(SectionKind::Guards)?,
         objects: image.records(SectionKind::Objects)?,
         descriptors: image.records(SectionKind::Descriptors)?,
         actions: image.records(SectionKind::SignalActions)?,

@@ -18,7 +18,7 @@ use crate::image::{PAGE, stub};
 use crate::proc;
 use crate::resource::{memory, vdso};
 use crate::settings::Settings;
-use ckpt_abi::image::{PageRun, SignalAction, Vma, VmaKind, vma_flag};
+use ckpt_abi::image::{Guard, PageRun, SignalAction, Vma, VmaKind, vma_flag};
 use ckpt_abi::region::{Control, NAME_LEN, Phase};
 use nix::libc;
 use nix::sys::mman::MapFlags;
@@ -86,7 +86,7 @@ pub fn fill(image: &Image, saved: &Saved, opened: &Opened, options: &Options) ->
         record.map(|p| p.mapping.write(0, &code)).transpose()?;
     }
     let (control, actions) = fill_region(saved, &mut placed, options)?;
-    finish(&placed)?;
+    finish(&placed, &saved.guards)?;
     Ok(Filled { placed, control, region: saved.process.region, actions, vdso, space })
 }
 
@@ -273,11 +273,15 @@ fn handler_action(control: &Control) -> SignalAction {
 }
 
 /// Final protection and advice.
-fn finish(placed: &[Placed]) -> Result<()> {
+fn finish(placed: &[Placed], guards: &[Guard]) -> Result<()> {
     for Placed { record, mapping } in placed {
         memory::advice(record.flags).for_each(|advice| mapping.advise(advice));
         if record.kind != VmaKind::SharedFile as u32 {
             mapping.protect(record.prot)?;
+        }
+        let inside = |g: &&Guard| record.start <= g.start && g.end <= record.end;
+        for guard in guards.iter().filter(inside) {
+            mapping.guard(guard.start - record.start, guard.end - guard.start)?;
         }
     }
     Ok(())

@@ -67,8 +67,8 @@ record! {
         vvar_len: u64,
         /// Bits of [`process_flag`].
         flags: u32,
-        /// Room to grow.
-        reserved0: u32,
+        /// Registrations for membarrier(2), as bits of MEMBARRIER_CMD_REGISTER_…
+        membarrier: u32,
         /// Which checkpoint of the chain this is, from 1.
         generation: u64,
         /// Process group and session, for people.
@@ -243,6 +243,16 @@ record! {
         offset: u64,
         /// xxh3 of the bytes.
         hash: u64,
+    }
+}
+
+record! {
+    /// Pages that must not be touched (MADV_GUARD_INSTALL).
+    Guard, 16, {
+        /// First address.
+        start: u64,
+        /// End address.
+        end: u64,
     }
 }
 
