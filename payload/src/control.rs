@@ -63,6 +63,11 @@ impl Page {
         self.word(offset_of!(Control, target))
     }
 
+    /// [`Control::keeper`].
+    pub fn keeper(self) -> &'static AtomicU32 {
+        self.word(offset_of!(Control, keeper))
+    }
+
     /// [`Control::spawn_error`].
     pub fn spawn_error(self) -> &'static AtomicI64 {
         let word = self.0.wrapping_add(offset_of!(Control, spawn_error) as u64) as *mut i64;

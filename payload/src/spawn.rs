@@ -44,6 +44,10 @@ pub fn dumper(page: Page) {
     if reaps != 0 {
         sys::prctl(PR_SET_CHILD_SUBREAPER, 0);
     }
+    if sys::getpid() == 1 {
+        start_keeper(page);
+        return;
+    }
     // SAFETY: the stack is one of the region's and nobody else's now.
     let child = unsafe { sys::clone(FLAGS, page.stack(0), [0; 2], intermediate, page.address()) };
     if child > 0 {
@@ -56,6 +60,55 @@ pub fn dumper(page: Page) {
         sys::prctl(PR_SET_CHILD_SUBREAPER, 1);
     }
     sys::prctl(PR_SET_PTRACER, u64::from(page.dumper().load(Ordering::Acquire)));
+}
+
+/// Orphans of PID 1 come to PID 1. There the intermediate stays, adopts what it has started, and
+/// waits for it; it has no exit signal either, and is reaped when the next dumper is started.
+fn start_keeper(page: Page) {
+    let flags = CLONE_VM | CLONE_UNTRACED;
+    // SAFETY: the stack is kept for the keeper alone, and the one before was just reaped.
+    let child = unsafe { sys::clone(flags, page.stack(3), [0; 2], keep, page.address()) };
+    if sys::failed(child) {
+        page.spawn_error().store(child, Ordering::Release);
+        return;
+    }
+    page.keeper().store(child as u32, Ordering::Release);
+    while page.dumper().load(Ordering::Acquire) == 0
+        && page.spawn_error().load(Ordering::Acquire) == 0
+    {
+        sys::futex_wait(page.dumper().as_ptr(), 0, 1_000_000);
+    }
+    sys::prctl(PR_SET_PTRACER, u64::from(page.dumper().load(Ordering::Acquire)));
+}
+
+/// Waits for the keeper of an earlier dump; false while it lives.
+pub fn reap_keeper(page: Page) -> bool {
+    const WNOHANG: u64 = 1;
+    let keeper = page.keeper().load(Ordering::Acquire);
+    if keeper == 0 {
+        return true;
+    }
+    let args = [u64::from(keeper), 0, WCLONE | WNOHANG, 0, 0, 0];
+    // SAFETY: waits for a child of ours that the program does not know.
+    let gone = unsafe { sys::call(61, &args) } != 0;
+    if gone {
+        page.keeper().store(0, Ordering::Release);
+    }
+    gone
+}
+
+extern "C" fn keep(page: u64) -> ! {
+    const WALL: u64 = 0x4000_0000;
+    let page = Page::at(page);
+    sys::prctl(PR_SET_CHILD_SUBREAPER, 1);
+    // SAFETY: as in `dumper`.
+    let child = unsafe { sys::clone(FLAGS, page.stack(1), [0; 2], become_dumper, page.address()) };
+    if sys::failed(child) {
+        page.spawn_error().store(child, Ordering::Release);
+    }
+    // SAFETY: waits for the children of this task.
+    while unsafe { sys::call(61, &[u64::MAX, 0, WALL, 0, 0, 0]) } != -10 {}
+    sys::exit(0)
 }
 
 extern "C" fn intermediate(page: u64) -> ! {

@@ -62,6 +62,9 @@ fn claim(page: Page) -> bool {
             return false;
         }
     }
+    if !spawn::reap_keeper(page) {
+        return false;
+    }
     let claimed = page.phase().compare_exchange(seen, WAITING, Ordering::AcqRel, Ordering::Relaxed);
     if claimed.is_err() {
         return false;

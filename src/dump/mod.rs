@@ -74,7 +74,7 @@ fn proceed(
     let mut sink = FileSink::create(&equipped.name)?;
     frozen.note_waits(memory, equipped.region.base)?;
     let (gathered, areas) = phase3_gather::gather(&mut frozen, memory, equipped)?;
-    phase4_refuse::refuse(request.pid, &gathered)?;
+    phase4_refuse::refuse(request.pid, equipped.region.control.keeper, &gathered)?;
     let mut writing = phase6_write::Writing::begin(&mut sink, executable, gathered);
     let stop = equipped.stop;
     let outcome = if stop {

@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use crate::proc;
 use crate::ptrace::raw;
 use crate::resource::Gathered;
+use std::time::{Duration, Instant};
 
 /// The children of all threads of a process (CONFIG_PROC_CHILDREN).
 fn children(pid: i32) -> Vec<i32> {
@@ -14,8 +15,24 @@ fn children(pid: i32) -> Vec<i32> {
         .collect()
 }
 
+/// Children that share the address space. The intermediate that started this dumper does so too
+/// for the moment that it takes to end.
+fn sharers(pid: i32, keeper: u32) -> Vec<i32> {
+    let shares = |child: &i32| {
+        child.cast_unsigned() != keeper && raw::same_memory(pid, *child).unwrap_or(false)
+    };
+    let deadline = Instant::now() + Duration::from_millis(100);
+    loop {
+        let sharers: Vec<i32> = children(pid).into_iter().filter(shares).collect();
+        if sharers.is_empty() || Instant::now() > deadline {
+            return sharers;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// Fails when something stands in the way of a checkpoint.
-pub fn refuse(pid: i32, gathered: &Gathered) -> Result<()> {
+pub fn refuse(pid: i32, keeper: u32, gathered: &Gathered) -> Result<()> {
     let mut obstacles = gathered.obstacles.clone();
     for thread in proc::tasks(pid)? {
         let dead = proc::status(pid, thread).is_ok_and(|s| s.state == 'Z');
@@ -23,10 +40,8 @@ pub fn refuse(pid: i32, gathered: &Gathered) -> Result<()> {
             obstacles.push("its main thread has ended while others run".into());
         }
     }
-    for child in children(pid) {
-        if raw::same_memory(pid, child).unwrap_or(false) {
-            obstacles.push(format!("process {child} shares its memory (clone(2), CLONE_VM)"));
-        }
+    for child in sharers(pid, keeper) {
+        obstacles.push(format!("process {child} shares its memory (clone(2), CLONE_VM)"));
     }
     if obstacles.is_empty() {
         return Ok(());

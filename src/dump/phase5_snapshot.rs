@@ -55,6 +55,9 @@ impl Drop for Snapshot {
 /// Takes the picture; None when the kernel allows no more processes or memory, then the pages have
 /// to be written while the target stands still.
 pub fn take(frozen: &mut Frozen, memory: &Memory, equipped: &Equipped) -> Result<Option<Snapshot>> {
+    if !orphans_go_elsewhere(frozen.pid) {
+        return Ok(None);
+    }
     let region = &equipped.region;
     let stack = |index: u64| region.base + STACKS + STACK_LEN * (index + 1);
     // The lists lie in the third stack, which nobody runs on now.
@@ -77,6 +80,16 @@ pub fn take(frozen: &mut Frozen, memory: &Memory, equipped: &Equipped) -> Result
     }
     let snapshot: u32 = memory.get(data)?;
     Ok((snapshot != 0).then_some(Snapshot(snapshot.cast_signed())))
+}
+
+/// Whether a snapshot would be nobody's child but init's, under an id that is also ours: not that of
+/// PID 1, which would meet it in wait(2), and not in another PID namespace.
+fn orphans_go_elsewhere(pid: i32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let mut ids = status.lines().filter_map(|line| line.strip_prefix("NSpid:"));
+    let inner = ids.next().and_then(|ids| ids.split_whitespace().next_back());
+    let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    inner != Some("1") && namespace(&pid.to_string()) == namespace("self")
 }
 
 /// Asks or tells whether the target adopts orphans (PR_SET_CHILD_SUBREAPER).

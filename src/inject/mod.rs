@@ -15,7 +15,7 @@ use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Thread;
 use crate::ptrace::memory::Memory;
 use ckpt_abi::ABI_VERSION;
-use ckpt_abi::region::{Config, Control, MAGIC, PAYLOAD, SEARCH_START};
+use ckpt_abi::region::{Config, Control, MAGIC, PAYLOAD, SEARCH_END, SEARCH_START, UNFINISHED};
 
 use nix::libc;
 use region::Region;
@@ -47,15 +47,18 @@ pub fn inject(
         place::region(vmas, PAYLOAD + payload.memory_len() + pages(executable.len() as u64))?;
     let control = control(pid, base, &payload, executable.len() as u64, config);
     let hole = place::Hole::make(thread.tid, memory, vmas, pid)?;
-    let mapped = map(thread, memory, hole.addr, base, &control);
+    let mapped = unmap_unfinished(thread, memory, hole.addr, vmas)
+        .and_then(|()| map(thread, memory, hole.addr, base, &control));
     if let Err(e) = mapped {
         hole.fill(memory, thread.tid)?;
         return Err(e);
     }
-    memory.write(base, zerocopy::IntoBytes::as_bytes(&control))?;
+    // Whoever finds the region must not take it for whole before it is.
+    memory.put(base, &Control { magic: UNFINISHED, ..control })?;
     memory.write(base + PAYLOAD, &payload.relocated(base + PAYLOAD))?;
     memory.write(base + control.exe_start, executable)?;
     let mut caller = protect(thread, memory, hole.addr, base, &payload, &control)?;
+    memory.put(base, &control)?;
     let region = Region { base, control };
     region.take_signal(&mut caller, memory)?;
     hole.fill(memory, thread.tid)?;
@@ -82,6 +85,18 @@ fn control(pid: i32, base: u64, payload: &elf::Payload, exe_len: u64, config: &C
         config: *config,
         ..Control::new_zeroed()
     }
+}
+
+/// Removes what an injector that died in the middle has left.
+fn unmap_unfinished(thread: &mut Thread, memory: &Memory, thunk: u64, vmas: &[Vma]) -> Result<()> {
+    for vma in vmas.iter().filter(|v| (SEARCH_START..SEARCH_END).contains(&v.start)) {
+        let Ok(found) = memory.get::<Control>(vma.start) else { continue };
+        if found.magic == UNFINISHED {
+            let mut caller = Caller::new(thread, memory, thunk)?;
+            caller.call(libc::SYS_munmap, &[vma.start, found.region_len])?;
+        }
+    }
+    Ok(())
 }
 
 fn map(

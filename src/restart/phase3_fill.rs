@@ -241,6 +241,7 @@ fn renew(control: &mut Control, actions: &mut [SignalAction], saved: &Saved, set
     control.owner = std::process::id();
     control.phase = Phase::Idle as u32;
     control.dumper = 0;
+    control.keeper = 0;
     control.standard = crate::inject::region::standard(std::process::id().cast_signed());
     control.generation = saved.process.generation;
     (control.leftover, control.leftover_len) = (0, 0);

@@ -27,12 +27,15 @@ pub const STACKS: u64 = WAITS + WAIT_COUNT * 64;
 /// Bytes of each of the small stacks.
 pub const STACK_LEN: u64 = 0x4000;
 /// How many small stacks there are.
-pub const STACK_COUNT: u64 = 3;
+pub const STACK_COUNT: u64 = 4;
 /// Bytes from the base of the region to the ELF image of the payload.
 pub const PAYLOAD: u64 = STACKS + STACK_LEN * STACK_COUNT;
 
 /// First bytes of a region.
 pub const MAGIC: [u8; 8] = *b"CKPTRGN\n";
+
+/// The same while a region is being made; one whose maker died is unmapped by the next.
+pub const UNFINISHED: [u8; 8] = *b"CKPTHALF";
 
 /// Longest checkpoint name in bytes, with its final NUL.
 pub const NAME_LEN: usize = 4096;
@@ -107,8 +110,9 @@ record! {
         leftover_len: u64,
         /// Process that a dumper is started for.
         target: u32,
-        /// Room to grow.
-        reserved0: u32,
+        /// In a process whose orphans come to itself (PID 1 of its namespace): the child that adopts
+        /// the dumper in its stead, or 0.
+        keeper: u32,
         /// What 0, 1 and 2 were when ckpt took the program over: device, inode and access mode of
         /// each. Duplicates of them are the restarter's after a restart, wherever they are.
         standard: [[u64; 3]; 3],
