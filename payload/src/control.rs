@@ -58,6 +58,26 @@ impl Page {
         self.word(offset_of!(Control, dumper))
     }
 
+    /// [`Control::monitor`].
+    pub fn monitor(self) -> &'static AtomicU32 {
+        self.word(offset_of!(Control, monitor))
+    }
+
+    /// [`Control::periodic`].
+    pub fn periodic(self) -> &'static AtomicU32 {
+        self.word(offset_of!(Control, periodic))
+    }
+
+    /// [`Control::handlers`].
+    pub fn handlers(self) -> &'static AtomicU32 {
+        self.word(offset_of!(Control, handlers))
+    }
+
+    /// [`Config::continues`](ckpt_abi::region::Config::continues).
+    pub fn continues(self) -> &'static AtomicU32 {
+        self.word(offset_of!(Control, config.continues))
+    }
+
     /// [`Control::target`].
     pub fn target(self) -> &'static AtomicU32 {
         self.word(offset_of!(Control, target))

@@ -111,6 +111,15 @@ extern "C" fn keep(page: u64) -> ! {
     sys::exit(0)
 }
 
+/// Lets the monitor trace us again: under Yama there is one process that may, and that was the
+/// dumper. The monitor's own dumpers may as its children (ptrace(2), PR_SET_PTRACER).
+pub fn allow_monitor(page: Page) {
+    let monitor = page.monitor().load(Ordering::Acquire);
+    if monitor != 0 {
+        sys::prctl(PR_SET_PTRACER, u64::from(monitor));
+    }
+}
+
 extern "C" fn intermediate(page: u64) -> ! {
     let page = Page::at(page);
     // SAFETY: as in `dumper`.

@@ -29,6 +29,8 @@ pub enum Command {
         program: OsString,
         /// The program's arguments, without its name.
         args: Vec<OsString>,
+        /// Whether its checkpoint is restarted if there is one.
+        resume: Option<Resume>,
     },
     /// Enable checkpointing in a running process.
     Attach {
@@ -61,6 +63,11 @@ pub enum Command {
         /// The process id.
         pid: i32,
     },
+    /// The monitor of a process.
+    Monitor {
+        /// The process id.
+        pid: i32,
+    },
     /// Print this text on standard output.
     Help(String),
     /// Nothing was said: print this text on standard error and exit with status 125.
@@ -71,6 +78,13 @@ pub enum Command {
     Man,
     /// Print [`completions()`].
     Completions(Shell),
+}
+
+/// How a program is resumed from its checkpoint in place of being started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resume {
+    /// [`RestartOptions::truncate_files`].
+    pub truncate_files: bool,
 }
 
 /// What a checkpoint file is asked to do when it is executed.
@@ -89,6 +103,8 @@ pub enum RestartCommand {
 pub struct RestartOptions {
     /// Changes to the saved configuration.
     pub settings: Settings,
+    /// Whether files that grew since the checkpoint are cut back.
+    pub truncate_files: bool,
 }
 
 /// "ckpt 0.1.0".

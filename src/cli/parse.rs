@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 use lexopt::{Arg, Parser};
 
 use super::table::{self, Draft, Entry, Form, Opt, Page};
-use super::{Command, RestartCommand, RestartOptions, Shell, help};
+use super::{Command, RestartCommand, RestartOptions, Resume, Shell, help};
 use crate::error::{Because, Error, Result};
 use crate::settings::{parse_pid, quoted};
 
@@ -42,6 +42,7 @@ pub fn parse(
             quoted(&program)
         ))),
         (Some(pid), None) => {
+            reader.only(Form::Attach, "ckpt -p")?;
             reader.heed(Form::Attach, env)?;
             Ok(Command::Attach { pid, settings: reader.draft.settings })
         }
@@ -51,7 +52,9 @@ pub fn parse(
         (None, Some(program)) => {
             reader.heed(Form::Launch, env)?;
             let args = reader.rest();
-            Ok(Command::Launch { settings: reader.draft.settings, program, args })
+            let Draft { settings, resume, truncate_files, .. } = reader.draft;
+            let resume = resume.then_some(Resume { truncate_files });
+            Ok(Command::Launch { settings, program, args, resume })
         }
         (None, None) => Err(reader.bad("there is no program to run after the options")),
     }
@@ -74,7 +77,10 @@ pub fn parse_restart(args: impl Iterator<Item = OsString>) -> Result<RestartComm
         Next::Page(Page::Version) => return Ok(RestartCommand::Version),
     };
     match word {
-        None => Ok(RestartCommand::Restart(RestartOptions { settings: reader.draft.settings })),
+        None => {
+            let Draft { settings, truncate_files, .. } = reader.draft;
+            Ok(RestartCommand::Restart(RestartOptions { settings, truncate_files }))
+        }
         Some(word) => Err(reader.bad(format!(
             "{} is one word too many; the program goes on with the arguments that it was saved with",
             quoted(&word)
@@ -89,10 +95,7 @@ fn subcommand(
     env: impl Fn(&str) -> Option<OsString>,
 ) -> Result<Command> {
     let name = entry.word.unwrap_or_default();
-    if let Some(stray) = reader.given.iter().find(|opt| !opt.is_of(&[entry.form])) {
-        let sentence = format!("the option {} does not go with 'ckpt {name}'", stray.shortest());
-        return Err(reader.bad(sentence));
-    }
+    reader.only(entry.form, &format!("ckpt {name}"))?;
     let mut words = Vec::new();
     loop {
         match reader.next(std::slice::from_ref(&entry.form))? {
@@ -131,6 +134,7 @@ fn build(entry: &'static Entry, reader: Reader, word: Option<OsString>) -> Resul
             Command::Save { pid: pid()?, stop, settings }
         }
         Form::Dump => Command::Dump { pid: pid()? },
+        Form::Monitor => Command::Monitor { pid: pid()? },
         Form::Verify | Form::Info if word.is_empty() => {
             return Err(reader.bad("the checkpoint file's name '' is empty"));
         }
@@ -179,6 +183,17 @@ impl Reader {
 
     fn bad(&self, sentence: impl Into<String>) -> Error {
         Error::new(sentence).hint(format!("try '{} --help'", self.command))
+    }
+
+    /// Refuses options that stood before it was clear which form this is.
+    fn only(&self, form: Form, called: &str) -> Result<()> {
+        match self.given.iter().find(|opt| !opt.is_of(&[form])) {
+            Some(stray) => {
+                let stray = stray.shortest();
+                Err(self.bad(format!("the option {stray} does not go with '{called}'")))
+            }
+            None => Ok(()),
+        }
     }
 
     fn at_end(&mut self) -> bool {

@@ -20,6 +20,7 @@ pub(super) enum Form {
     Man,
     Completions,
     Dump,
+    Monitor,
     /// A checkpoint file, executed.
     Restart,
 }
@@ -92,6 +93,8 @@ pub(super) struct Draft {
     pub settings: Settings,
     pub pid: Option<i32>,
     pub stop: bool,
+    pub resume: bool,
+    pub truncate_files: bool,
     pub page: Option<Page>,
 }
 
@@ -194,6 +197,14 @@ pub(super) static FORMS: &[Entry] = &[
         hidden: true,
     },
     Entry {
+        form: Form::Monitor,
+        word: Some("__monitor"),
+        operand: Some(Operand { name: "PID", kind: Kind::Pid, optional: false }),
+        help: "Be the monitor of a process",
+        long: "What takes the periodic checkpoints; not for users.",
+        hidden: true,
+    },
+    Entry {
         form: Form::Restart,
         word: None,
         operand: None,
@@ -238,7 +249,10 @@ pub(super) static OPTIONS: &[Opt] = &[
                       relative name is taken from the directory where ckpt (or the checkpoint \
                       file) is started, with -p from the process's working directory. An \
                       existing file is replaced when the new checkpoint is whole. A forked child \
-                      that executed no other program saves to NAME with its process id appended.",
+                      that executed no other program saves to NAME with its process id appended.\n\n\
+                      In NAME, %p stands for the process id, %h for the host, %% for a percent \
+                      sign, and %n, behind the last slash, for a number that grows by one with \
+                      each checkpoint, from 1 or from the highest number that there is.",
         forms: &[Form::Launch, Form::Attach, Form::Restart, Form::Save],
         required: false,
         set: |draft, value| {
@@ -253,9 +267,10 @@ pub(super) static OPTIONS: &[Opt] = &[
         env: Some(Variable { name: "CKPT_CONTINUE", value: "0 or 1" }),
         default: Some("0"),
         help: "Continue the program after a checkpoint",
-        description: "The program continues after a checkpoint; without this it ends with status \
-                      0. It continues at once, while the checkpoint is written from a \
-                      copy-on-write snapshot. CKPT_CONTINUE=1 says the same as -c.",
+        description: "The program continues after a checkpoint; without this it ends (see \
+                      --exit-status), except after a periodic one. It continues at once, while the checkpoint is written from a \
+                      copy-on-write snapshot. CKPT_CONTINUE=1 says the same as -c; CKPT_CONTINUE=0 \
+                      ends the program also after a periodic checkpoint.",
         forms: CONFIGURED,
         required: false,
         set: |draft, value| {
@@ -287,12 +302,84 @@ pub(super) static OPTIONS: &[Opt] = &[
         env: Some(Variable { name: "CKPT_MSPERIOD", value: "PERIOD" }),
         default: Some("0"),
         help: "Checkpoint each PERIOD ms; 0: never",
-        description: "Takes a checkpoint each PERIOD milliseconds, without any timer or signal \
-                      of the program. With 0 there are no periodic checkpoints.",
+        description: "Takes a checkpoint each PERIOD milliseconds, by a process outside of the \
+                      program and without any timer or signal of it. The program goes on, unless \
+                      CKPT_CONTINUE=0 was given. A checkpoint that takes longer than the period \
+                      is followed by a whole period. With 0 there are no periodic checkpoints.",
         forms: CONFIGURED,
         required: false,
         set: |draft, value| {
             draft.settings.msperiod = Some(settings::parse_period(value)?);
+            Ok(())
+        },
+    },
+    Opt {
+        short: None,
+        long: "exit-status",
+        value: Some(("N", Kind::Number)),
+        env: Some(Variable { name: "CKPT_EXIT", value: "N" }),
+        default: Some("0"),
+        help: "End with status N after a checkpoint",
+        description: "The exit status, from 0 to 255, of a program that a checkpoint ended. Batch \
+                      systems requeue a job by its status, for example 85 or 99.",
+        forms: CONFIGURED,
+        required: false,
+        set: |draft, value| {
+            draft.settings.exit_status = Some(settings::parse_status(value)?);
+            Ok(())
+        },
+    },
+    Opt {
+        short: None,
+        long: "keep",
+        value: Some(("N", Kind::Number)),
+        env: None,
+        default: Some("0"),
+        help: "Keep the last N of a name with %n; 0: all",
+        description: "Keeps the last N checkpoints of a name with %n. An older one is deleted when \
+                      a newer one is whole, never before.",
+        forms: CONFIGURED,
+        required: false,
+        set: |draft, value| {
+            draft.settings.keep = Some(settings::parse_keep(value)?);
+            Ok(())
+        },
+    },
+    Opt {
+        short: None,
+        long: "resume",
+        value: None,
+        env: None,
+        default: None,
+        help: "Restart PROGRAM's checkpoint if there is one",
+        description: "If the checkpoint of that name exists and is whole, restarts it instead of \
+                      starting PROGRAM, so that one command line serves the first run and all \
+                      later ones. A damaged checkpoint is named on standard error, and the one \
+                      before it (of a name with %n) is taken; if there is none, PROGRAM is \
+                      started from its beginning. Options and the environment change the \
+                      configuration that was saved.",
+        forms: &[Form::Launch],
+        required: false,
+        set: |draft, _| {
+            draft.resume = true;
+            Ok(())
+        },
+    },
+    Opt {
+        short: None,
+        long: "truncate-files",
+        value: None,
+        env: None,
+        default: None,
+        help: "Cut files that grew since the checkpoint",
+        description: "Cuts the files that the program has open for writing and that have grown \
+                      since the checkpoint back to their length at the checkpoint, so that the \
+                      output becomes what an uninterrupted run writes. Without this a file that \
+                      grew is named on standard error. With ckpt PROGRAM it goes with --resume.",
+        forms: &[Form::Launch, Form::Restart],
+        required: false,
+        set: |draft, _| {
+            draft.truncate_files = true;
             Ok(())
         },
     },

@@ -41,7 +41,7 @@ fn help_of(line: &[&str]) -> String {
 
 fn launch(settings: Settings, program: &str, args: &[&str]) -> Result<Command, String> {
     let args = args.iter().map(OsString::from).collect();
-    Ok(Command::Launch { settings, program: program.into(), args })
+    Ok(Command::Launch { settings, program: program.into(), args, resume: None })
 }
 
 fn named(name: &str) -> Settings {
@@ -66,7 +66,10 @@ fn any_bytes() {
     let line = [OsString::from("ckpt"), "-n".into(), bad(), bad(), bad()];
     let command = parse(line.into_iter(), |_| None).unwrap();
     let settings = Settings { name: Some(Name::File(bad().into())), ..Settings::default() };
-    assert_eq!(command, Command::Launch { settings, program: bad(), args: vec![bad()] });
+    assert_eq!(
+        command,
+        Command::Launch { settings, program: bad(), args: vec![bad()], resume: None }
+    );
     let env = |name: &str| (name == "CKPT_ASYNCSIG").then(bad);
     let sentence = parse(words("ckpt", &["foo"]), env).unwrap_err().to_string();
     assert!(sentence.contains("CKPT_ASYNCSIG"), "{sentence}");
@@ -79,6 +82,7 @@ fn spellings_of_options() {
         asyncsig: Some(10),
         continues: Some(true),
         msperiod: Some(500),
+        ..Settings::default()
     };
     for line in [
         &["-n", "a", "-c", "-a", "USR1", "-z", "500", "foo"][..],
@@ -88,7 +92,7 @@ fn spellings_of_options() {
     ] {
         assert_eq!(run(line), launch(all.clone(), "foo", &[]), "{line:?}");
     }
-    let same = Ok(RestartCommand::Restart(RestartOptions { settings: all }));
+    let same = Ok(RestartCommand::Restart(RestartOptions { settings: all, truncate_files: false }));
     assert_eq!(restart(&["-n", "a", "-c", "-a", "USR1", "-z", "500"]), same);
 }
 

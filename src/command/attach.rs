@@ -1,37 +1,68 @@
 //! `ckpt -p PID`
 
+use crate::dump::phase1_freeze;
 use crate::dump::phase2_equip::configuration;
+use crate::dump::phase5_snapshot::subreaper;
 use crate::error::Result;
 use crate::image::{file, stub};
-use crate::inject::{self, region::Region};
+use crate::inject::{self, monitor, region::Region};
 use crate::proc;
 use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
-use crate::settings::Settings;
+use crate::settings::{self, Settings, Values};
+use ckpt_abi::region::Config;
 
 /// Equips a running process, or changes the configuration of one that is equipped.
+///
+/// Periodic checkpoints get a new monitor each time, for nobody can say whether one that is there
+/// is not about to end; it ends when it sees the new one in its place.
 pub fn run(pid: i32, settings: &Settings) -> Result<u8> {
     let executable = stub::own()?;
-    crate::dump::phase1_freeze::check(pid)?;
-    let mut frozen = Frozen::freeze_one(pid)?;
+    phase1_freeze::check(pid)?;
+    let mut frozen = phase1_freeze::patiently(pid, false, || Frozen::freeze_one(pid))?;
     let memory = Memory::open(pid)?;
     let vmas = proc::maps::read(pid)?;
-    match Region::find(&memory, &vmas) {
+    let region = match Region::find(&memory, &vmas) {
         Some(region) => {
             frozen.note_waits(&memory, region.base)?;
-            reconfigure(pid, &mut frozen, &memory, region, settings)?;
+            reconfigure(pid, &mut frozen, &memory, region, settings)?
         }
         None => {
             let config = configuration(pid, settings)?;
-            check_name(&config)?;
+            check_name(pid, &config)?;
             let thread = &mut frozen.threads[0];
             let region = inject::inject(pid, thread, &memory, &vmas, &config, &executable)?;
             frozen.note_waits(&memory, region.base)?;
+            region
         }
+    };
+    if region.control.config.msperiod != 0 {
+        watch(pid, &mut frozen, &memory, &region, &executable)?;
     }
     frozen.thaw();
     Ok(0)
+}
+
+/// Starts a monitor for the frozen process, which must not adopt it.
+fn watch(
+    pid: i32,
+    frozen: &mut Frozen,
+    memory: &Memory,
+    region: &Region,
+    executable: &[u8],
+) -> Result<()> {
+    let mut caller = Caller::new(&mut frozen.threads[0], memory, region.control.thunk)?;
+    let scratch = region.base + ckpt_abi::region::STACKS;
+    let reaps = subreaper(&mut caller, memory, scratch, None)?;
+    if reaps {
+        subreaper(&mut caller, memory, scratch, Some(0))?;
+    }
+    let started = monitor::start(pid, executable);
+    if reaps {
+        subreaper(&mut caller, memory, scratch, Some(1))?;
+    }
+    started?.appoint(&mut caller, memory, region)
 }
 
 fn reconfigure(
@@ -40,10 +71,10 @@ fn reconfigure(
     memory: &Memory,
     mut region: Region,
     settings: &Settings,
-) -> Result<()> {
+) -> Result<Region> {
     let settings = settings.clone().resolve(&proc::cwd(pid)?.path)?;
     let config = settings.apply(region.control.config);
-    check_name(&config)?;
+    check_name(pid, &config)?;
     let signal = config.asyncsig;
     let mut caller = Caller::new(&mut frozen.threads[0], memory, region.control.thunk)?;
     if signal != region.control.config.asyncsig {
@@ -55,13 +86,10 @@ fn reconfigure(
     if changed {
         region.take_signal(&mut caller, memory)?;
     }
-    Ok(())
+    Ok(region)
 }
 
 /// Says at once when the checkpoint could not be written.
-fn check_name(config: &ckpt_abi::region::Config) -> Result<()> {
-    match Settings::from_config(config)?.name.as_ref().and_then(crate::settings::Name::file) {
-        Some(path) => file::check(path),
-        None => Ok(()),
-    }
+fn check_name(pid: i32, config: &Config) -> Result<()> {
+    file::check(&settings::template(config)?.expand(&Values::of(pid), 1))
 }

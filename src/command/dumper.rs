@@ -20,7 +20,13 @@ pub fn run(pid: i32) -> Result<u8> {
     let _ = nix::sys::prctl::set_name(c"ckpt-dump");
     // Taken now: a program that was ended has none any more.
     let error_output = raw::take_descriptor(pid, 2).ok().map(File::from);
-    let request = Request { pid, settings: Settings::default(), stop: None, triggered: true };
+    let request = Request {
+        pid,
+        settings: Settings::default(),
+        stop: None,
+        triggered: true,
+        periodic: false,
+    };
     let result = dump(&request);
     let say = |sentence: &str| {
         if let Some(mut file) = error_output.as_ref() {
@@ -57,7 +63,7 @@ fn ignore(number: Signal) {
 }
 
 /// Occupies 0, 1 and 2, so that no file of ours is taken for a standard stream.
-fn keep_low_descriptors() {
+pub fn keep_low_descriptors() {
     while let Ok(file) = File::options().read(true).write(true).open("/dev/null") {
         use std::os::fd::{AsRawFd, IntoRawFd};
         if file.as_raw_fd() > 2 {

@@ -1,16 +1,102 @@
 //! `ckpt PROGRAM ARGS…`
 
-use crate::error::{Because, Result};
+use crate::cli::Resume;
+use crate::error::{Because, Error, Result};
+use crate::image::read::Image;
 use crate::image::stub;
 use crate::inject::launch::launch;
-use crate::settings::{self, Name, Settings};
-use std::ffi::{OsStr, OsString};
+use crate::restart::{self, restart};
+use crate::settings::{self, Name, Settings, Template, Values};
+use nix::errno::Errno;
+use std::ffi::{CString, OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
-/// Becomes the program.
-pub fn run(settings: &Settings, program: &OsStr, args: &[OsString]) -> Result<u8> {
+/// Becomes the program, or resumes it from its checkpoint.
+pub fn run(
+    settings: &Settings,
+    program: &OsStr,
+    args: &[OsString],
+    resume: Option<Resume>,
+) -> Result<u8> {
     let here = std::env::current_dir().because(|| "cannot find out the current directory")?;
     let own = Name::parse(&settings::default_name(program))?;
     let settings = settings.clone().or(Settings { name: Some(own), ..Settings::default() });
-    let config = settings.resolve(&here)?.apply(settings::default_config());
+    let settings = settings.resolve(&here)?;
+    let config = settings.apply(settings::default_config());
+    let template = settings::template(&config)?;
+    if let Some(resume) = resume {
+        self::resume(&template, &settings, resume)?;
+    }
     match launch(program, args, &config, &stub::own()?)? {}
+}
+
+/// Restarts the newest whole checkpoint of the name; returns where there is none.
+fn resume(template: &Template, settings: &Settings, resume: Resume) -> Result<()> {
+    if template.has_pid() {
+        return Err(Error::new(
+            "with --resume the checkpoint's name must be the same in each run, so it cannot have %p",
+        )
+        .hint("choose another with -n"));
+    }
+    let values = Values::of(std::process::id().cast_signed());
+    let mut damaged = false;
+    for (_, path) in template.existing(&values) {
+        let image = Image::open(&path).and_then(|image| image.verify().map(|()| image));
+        match image {
+            Ok(image) => {
+                if damaged {
+                    eprintln!("ckpt: resuming the one before it, {}", path.display());
+                }
+                return become_it(&path, &image, settings, resume);
+            }
+            Err(e) => {
+                eprintln!("ckpt: not resumed: {e}");
+                damaged = true;
+            }
+        }
+    }
+    if damaged {
+        eprintln!("ckpt: no other checkpoint is there; the program starts from its beginning");
+    }
+    Ok(())
+}
+
+/// Executes the checkpoint, which carries its own ckpt; where its file system forbids to execute
+/// (noexec), ours restarts it.
+fn become_it(path: &Path, image: &Image, settings: &Settings, resume: Resume) -> Result<()> {
+    if let Some(words) = words(path, settings, resume) {
+        let Err(error) = nix::unistd::execv(&words[0], &words);
+        if error != Errno::EACCES {
+            return Err(Error::new(format!("cannot execute {}: {}", path.display(), error.desc())));
+        }
+    }
+    let settings = settings.clone();
+    let options = restart::Options { settings, truncate_files: resume.truncate_files };
+    match restart(image, &options, "ckpt")? {}
+}
+
+/// The command line of a checkpoint file; None for what its options cannot say.
+fn words(path: &Path, settings: &Settings, resume: Resume) -> Option<Vec<CString>> {
+    if settings.continues == Some(false) {
+        return None;
+    }
+    let mut words: Vec<OsString> = vec![path.into()];
+    let mut say = |name: &str, value: Option<OsString>| {
+        if let Some(value) = value {
+            let mut word = OsString::from(name);
+            word.push("=");
+            word.push(value);
+            words.push(word);
+        }
+    };
+    say("--name", settings.name.as_ref().and_then(Name::file).map(Into::into));
+    say("--signal", settings.asyncsig.map(|n| n.to_string().into()));
+    say("--period", settings.msperiod.map(|n| n.to_string().into()));
+    say("--exit-status", settings.exit_status.map(|n| n.to_string().into()));
+    say("--keep", settings.keep.map(|n| n.to_string().into()));
+    words.extend((settings.continues == Some(true)).then(|| "--continue".into()));
+    words.extend(resume.truncate_files.then(|| "--truncate-files".into()));
+    let c_string = |word: OsString| CString::new(word.as_bytes()).ok();
+    words.into_iter().map(c_string).collect()
 }

@@ -4,6 +4,7 @@ mod attach;
 mod dumper;
 mod inspect;
 mod launch;
+mod monitor;
 mod restart;
 mod save;
 
@@ -31,16 +32,19 @@ fn run(args: &[OsString]) -> Result<u8> {
     }
     let own = File::open("/proc/self/exe")
         .map_err(|e| Error::new(format!("cannot open our own executable (/proc/self/exe): {e}")))?;
-    let dumper = args.get(1).is_some_and(|word| word == "__dump");
-    if !dumper && Image::find(&own)?.is_some() {
+    let ours = args.get(1).is_some_and(|word| word == "__dump" || word == "__monitor");
+    if !ours && Image::find(&own)?.is_some() {
         return restart::from_own_file(own, args);
     }
     let command = cli::parse(args.iter().cloned(), |name| std::env::var_os(name))?;
     match command {
-        Command::Launch { settings, program, args } => launch::run(&settings, &program, &args),
+        Command::Launch { settings, program, args, resume } => {
+            launch::run(&settings, &program, &args, resume)
+        }
         Command::Attach { pid, settings } => attach::run(pid, &settings),
         Command::Save { pid, stop, settings } => save::run(pid, stop, settings),
         Command::Dump { pid } => dumper::run(pid),
+        Command::Monitor { pid } => monitor::run(pid),
         Command::Verify { file } => inspect::verify(&file),
         Command::Info { file } => inspect::info(&file),
         Command::Help(text) => print(&text),

@@ -9,7 +9,8 @@ pub fn run(pid: i32, stop: bool, settings: Settings) -> Result<u8> {
     let here = std::env::current_dir().because(|| "cannot find out the current directory")?;
     let settings = settings.resolve(&here)?;
     super::dumper::prepare();
-    let outcome = dump(&Request { pid, settings, stop: Some(stop), triggered: false })?;
+    let outcome =
+        dump(&Request { pid, settings, stop: Some(stop), triggered: false, periodic: false })?;
     for loss in &outcome.losses {
         eprintln!("ckpt: not saved: {loss}");
     }

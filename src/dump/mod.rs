@@ -32,6 +32,9 @@ pub struct Request {
     pub stop: Option<bool>,
     /// The payload waits for this dumper (it sent the signal).
     pub triggered: bool,
+    /// The monitor asks: signals and orders go before, and nothing is sealed for a program that
+    /// has ended meanwhile.
+    pub periodic: bool,
 }
 
 /// What a dump did.
@@ -46,6 +49,17 @@ pub struct Outcome {
     pub stopped: bool,
     /// What the image goes without.
     pub losses: Vec<String>,
+}
+
+/// Whether another checkpoint of a process is being taken, or a thread is about to ask for one.
+pub fn is_busy(pid: i32) -> bool {
+    let control = Memory::open(pid).and_then(|memory| {
+        let vmas = crate::proc::maps::read(pid)?;
+        Ok(crate::inject::region::Region::find(&memory, &vmas).map(|region| region.control))
+    });
+    let own = std::process::id();
+    matches!(control, Ok(Some(control)) if control.handlers != 0
+        || (control.phase != ckpt_abi::region::Phase::Idle as u32 && control.dumper != own))
 }
 
 /// Takes a checkpoint.
@@ -103,7 +117,11 @@ fn proceed(
             writing.pages(request.pid, memory, &forked)?;
         }
     }
+    if request.periodic {
+        phase7_seal::still_wanted(request.pid)?;
+    }
     let (bytes, losses) = phase7_seal::seal(writing)?;
+    equipped.sealed(memory);
     if let Some(frozen) = held {
         if stop {
             phase7_seal::end(frozen, equipped)?;

@@ -1,13 +1,13 @@
 //! Phase 2: find the payload, or inject it, and claim it for this dump.
 
-use super::Request;
+use super::{Request, phase7_seal};
 use crate::error::{Error, Result};
 use crate::inject::{self, region::Region};
 use crate::proc::{self, maps::Vma};
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
-use crate::settings::{self, Name, Settings};
-use ckpt_abi::region::{Config, Phase};
+use crate::settings::{self, Name, Settings, Template, Values};
+use ckpt_abi::region::{Config, Phase, config_flag};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
@@ -21,6 +21,9 @@ pub struct Equipped {
     pub name: PathBuf,
     /// Whether the program ends after it.
     pub stop: bool,
+    /// What [`Equipped::name`] was made of.
+    template: Template,
+    values: Values,
 }
 
 /// Finds or injects the payload.
@@ -32,7 +35,7 @@ pub fn equip(
 ) -> Result<Equipped> {
     let pid = request.pid;
     let mut vmas = proc::maps::read_with_flags(pid)?;
-    let region = match Region::find(memory, &vmas) {
+    let mut region = match Region::find(memory, &vmas) {
         Some(region) => region,
         None => {
             let config = configuration(pid, &request.settings)?;
@@ -43,9 +46,22 @@ pub fn equip(
         }
     };
     claim(request, &region, memory)?;
-    let name = name(request, &region)?;
-    let stop = request.stop.unwrap_or(region.control.config.continues == 0);
-    Ok(Equipped { region, vmas, name, stop })
+    let template = template(request, &region)?;
+    let values = Values::of(pid);
+    // Never the number of one that exists: the highest is the newest, whatever was restarted.
+    let highest = match template.is_counted() {
+        true => template.existing(&values).first().map_or(0, |(number, _)| *number),
+        false => 0,
+    };
+    region.control.generation = region.control.generation.max(highest);
+    let name = template.expand(&values, region.control.generation + 1);
+    let config = &region.control.config;
+    let ends = config.continues == 0;
+    let stop = match request.periodic {
+        true => ends && config.flags & config_flag::CONTINUE_GIVEN != 0,
+        false => request.stop.unwrap_or(ends),
+    };
+    Ok(Equipped { region, vmas, name, stop, template, values })
 }
 
 /// The configuration of a process that had none: its name comes from its own and its directory.
@@ -68,15 +84,27 @@ pub fn configuration(pid: i32, settings: &Settings) -> Result<Config> {
 fn claim(request: &Request, region: &Region, memory: &Memory) -> Result<()> {
     let (phase, dumper) = (region.control.phase, region.control.dumper);
     let ours = request.triggered && dumper == std::process::id();
-    let busy = phase != Phase::Idle as u32 && !ours && dumper != 0;
-    if busy && proc::stat(dumper.cast_signed(), dumper.cast_signed()).is_ok_and(|s| s.state != 'Z')
-    {
+    let alive = || {
+        let pid = dumper.cast_signed();
+        proc::stat(pid, pid).is_ok_and(|s| !matches!(s.state, 'Z' | 'X'))
+    };
+    let busy = phase != Phase::Idle as u32 && !ours && dumper != 0 && alive();
+    if busy && region.control.periodic != 0 && !request.periodic {
+        // The monitor's dumper gives way; it has the program thawed, for we could freeze it.
+        let pid = nix::unistd::Pid::from_raw(dumper.cast_signed());
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+    } else if busy {
         return Err(Error::new(format!(
             "a checkpoint of process {} is already being taken, by process {dumper}",
             request.pid
         ))
         .hint("wait for it"));
+    } else if phase == Phase::Restoring as u32 {
+        return Err(Error::new(format!("process {} is just being restarted", request.pid)));
+    } else if request.periodic && region.control.handlers != 0 {
+        return Err(Error::new("a thread has just received the checkpoint signal"));
     }
+    region.set_periodic(memory, request.periodic)?;
     if !request.triggered {
         region.set_dumper(memory, std::process::id())?;
         region.set_phase(memory, Phase::Writing)?;
@@ -86,21 +114,30 @@ fn claim(request: &Request, region: &Region, memory: &Memory) -> Result<()> {
 
 /// The name of the checkpoint: for this call, else as configured; a forked child's has its id
 /// appended, so that a signal to the whole group does not make two write one file.
-fn name(request: &Request, region: &Region) -> Result<PathBuf> {
+fn template(request: &Request, region: &Region) -> Result<Template> {
     if let Some(name) = request.settings.name.as_ref().and_then(Name::file) {
-        return Ok(name.into());
+        return Template::parse(name);
     }
     let mut name = region.name()?;
     if region.control.owner != request.pid.cast_unsigned() {
         name.as_mut_os_string().push(format!(".{}", request.pid));
     }
-    Ok(name)
+    Template::parse(&name)
 }
 
 impl Equipped {
     /// Tells the payload how far the dump is.
     pub fn announce(&self, memory: &Memory, phase: Phase) -> Result<()> {
         self.region.set_phase(memory, phase)
+    }
+
+    /// The checkpoint is whole: the next one has the next number, and older ones may go.
+    pub fn sealed(&self, memory: &Memory) {
+        let control = &self.region.control;
+        let _ = self.region.set_generation(memory, control.generation + 1);
+        if control.config.keep > 0 && self.template.is_counted() {
+            phase7_seal::prune(&self.template, &self.values, control.config.keep);
+        }
     }
 
     /// The dump is over, well or not: the next signal may start another. A process that is gone

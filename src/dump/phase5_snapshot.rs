@@ -92,8 +92,14 @@ fn orphans_go_elsewhere(pid: i32) -> bool {
     inner != Some("1") && namespace(&pid.to_string()) == namespace("self")
 }
 
-/// Asks or tells whether the target adopts orphans (PR_SET_CHILD_SUBREAPER).
-fn subreaper(caller: &mut Caller<'_>, memory: &Memory, at: u64, set: Option<u64>) -> Result<bool> {
+/// Asks or tells whether the target adopts orphans (PR_SET_CHILD_SUBREAPER); `at` is a word of its
+/// memory that nobody uses.
+pub fn subreaper(
+    caller: &mut Caller<'_>,
+    memory: &Memory,
+    at: u64,
+    set: Option<u64>,
+) -> Result<bool> {
     let what = "cannot change who reaps orphans";
     match set {
         Some(value) => {

@@ -38,7 +38,7 @@ impl FileSink {
             )));
         }
         let dir = directory(name);
-        sweep(dir, name);
+        sweep(name);
         let temporary = dir.join(format!("{}{}", prefix(name), std::process::id()));
         let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
         let why = || format!("cannot save to {}", name.display());
@@ -119,17 +119,18 @@ fn sync_directory(name: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Start of the temporary names for one checkpoint on this host.
+/// Start of the temporary names for one checkpoint on this host, whatever its number.
 fn prefix(name: &Path) -> String {
     let host = nix::unistd::gethostname().unwrap_or_default();
-    let name = name.file_name().unwrap_or(OsStr::new(""));
-    let key = [name.as_bytes(), b"\0", host.as_bytes()].concat();
+    let name = name.file_name().unwrap_or(OsStr::new("")).as_bytes();
+    let name: Vec<u8> = name.iter().copied().filter(|b| !b.is_ascii_digit()).collect();
+    let key = [&name, &b"\0"[..], host.as_bytes()].concat();
     format!(".ckpt-{:016x}-", hash(&key))
 }
 
-/// Removes what dumps that died here have left under a temporary name.
-fn sweep(dir: &Path, name: &Path) {
-    let prefix = prefix(name);
+/// Removes what dumps to this name that died here have left under a temporary name.
+pub fn sweep(name: &Path) {
+    let (dir, prefix) = (directory(name), prefix(name));
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let file = entry.file_name();
         let pid = file.to_str().and_then(|f| f.strip_prefix(&prefix)?.parse::<i32>().ok());

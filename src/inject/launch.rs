@@ -12,8 +12,10 @@
 #![allow(unsafe_code)]
 
 use super::inject;
+use super::monitor::{self, Monitor};
 use crate::error::{Because, CANNOT_EXECUTE, Error, NOT_FOUND, Result};
 use crate::proc;
+use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
 use crate::ptrace::raw::{self, State};
@@ -40,12 +42,17 @@ pub fn launch(
     refuse_privileged(&candidates)?;
     let (mut ours, theirs) = UnixStream::pair().because(|| "cannot make a socket pair")?;
     let parent = getpid().as_raw();
+    // Before the injector, which names it to the payload.
+    let monitor = match config.msperiod {
+        0 => None,
+        _ => Some(monitor::start(parent, executable)?),
+    };
     // SAFETY: this process has one thread.
     let child = unsafe { libc::syscall(libc::SYS_clone, 0, 0, 0, 0, 0) };
     let child = Errno::result(child).because(|| "cannot make the injector")?;
     if child == 0 {
         drop(ours);
-        injector(parent, theirs, config, executable);
+        injector(parent, theirs, config, executable, monitor);
     }
     drop(theirs);
     // Under Yama a child may trace its parent only with its leave.
@@ -127,7 +134,13 @@ fn c_string(text: &OsStr) -> CString {
 }
 
 /// The child: waits for the exec, injects, ends.
-fn injector(parent: i32, mut line: UnixStream, config: &Config, executable: &[u8]) -> ! {
+fn injector(
+    parent: i32,
+    mut line: UnixStream,
+    config: &Config,
+    executable: &[u8],
+    monitor: Option<Monitor>,
+) -> ! {
     let mut start = [0];
     let seized = line.read_exact(&mut start).is_ok()
         && raw::seize(parent, raw::OPTIONS | libc::PTRACE_O_TRACEEXEC).is_ok();
@@ -136,7 +149,7 @@ fn injector(parent: i32, mut line: UnixStream, config: &Config, executable: &[u8
     if seized
         && told.is_ok()
         && wait_for_exec(parent)
-        && let Err(e) = equip(parent, config, executable)
+        && let Err(e) = equip(parent, config, executable, monitor.as_ref())
     {
         eprintln!("ckpt: {e}");
     }
@@ -166,13 +179,17 @@ fn wait_for_exec(parent: i32) -> bool {
 
 /// Injects into the program at its exec stop and makes it wait for us before it begins. When that
 /// fails the program is killed (SIGKILL) before its first instruction.
-fn equip(pid: i32, config: &Config, executable: &[u8]) -> Result<()> {
+fn equip(pid: i32, config: &Config, executable: &[u8], monitor: Option<&Monitor>) -> Result<()> {
     let injected = (|| {
         let mut frozen =
             Frozen::adopt(pid).map_err(|e| e.hint("a 32-bit program cannot run under ckpt"))?;
         let memory = Memory::open(pid)?;
         let vmas = proc::maps::read(pid)?;
         let region = inject(pid, &mut frozen.threads[0], &memory, &vmas, config, executable)?;
+        if let Some(monitor) = monitor {
+            let mut caller = Caller::new(&mut frozen.threads[0], &memory, region.control.thunk)?;
+            monitor.appoint(&mut caller, &memory, &region)?;
+        }
         frozen.leave_waiting(region.control.thunk, &memory, getpid().as_raw())
     })();
     if injected.is_err() {

@@ -2,10 +2,11 @@
 //!
 //! [`region`] finds and reads a payload that is there already; [`place`] finds room for a new one;
 //! [`elf`] turns the embedded libckpt.so into the bytes for that room; [`launch`] starts a program
-//! with a payload in it.
+//! with a payload in it; [`monitor`] starts the process that takes periodic checkpoints.
 
 pub mod elf;
 pub mod launch;
+pub mod monitor;
 pub mod place;
 pub mod region;
 

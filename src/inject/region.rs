@@ -62,6 +62,16 @@ impl Region {
         memory.put(self.base + offset_of!(Control, dumper) as u64, &pid)
     }
 
+    /// Says whether the dumper at work is the monitor's.
+    pub fn set_periodic(&self, memory: &Memory, periodic: bool) -> Result<()> {
+        memory.put(self.base + offset_of!(Control, periodic) as u64, &u32::from(periodic))
+    }
+
+    /// Counts the checkpoints of this run and those that it came from.
+    pub fn set_generation(&self, memory: &Memory, generation: u64) -> Result<()> {
+        memory.put(self.base + offset_of!(Control, generation) as u64, &generation)
+    }
+
     /// Writes the configuration.
     pub fn set_config(&self, memory: &Memory) -> Result<()> {
         memory.put(self.base + offset_of!(Control, config) as u64, &self.control.config)?;

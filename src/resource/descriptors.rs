@@ -306,6 +306,41 @@ fn open_path(record: &Descriptor, path: &Path, warnings: &mut Vec<String>) -> Re
     Ok(file)
 }
 
+/// Cuts the files that the program has open for writing and that have grown since the checkpoint
+/// back to their length at the checkpoint, or says which they are.
+///
+/// # Errors
+/// A file that cannot be cut; those before it are.
+pub fn cut(restored: &[Restored], truncate: bool) -> Result<Vec<String>> {
+    let mut warnings = Vec::new();
+    for Restored { record, file } in restored {
+        let writes = record.flags as i32 & libc::O_ACCMODE != libc::O_RDONLY
+            && record.flags as i32 & libc::O_PATH == 0;
+        let regular = record.mode & libc::S_IFMT == libc::S_IFREG;
+        let by_path = record.kind == DescriptorKind::Path as u32;
+        let Some(file) = file.as_ref().filter(|_| writes && regular && by_path) else { continue };
+        let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        let path = path.unwrap_or_default();
+        let size = nix::sys::stat::fstat(file).map_or(0, |stat| stat.st_size.cast_unsigned());
+        if size <= record.size {
+            continue;
+        }
+        if truncate {
+            nix::unistd::ftruncate(file, record.size.cast_signed()).because(|| {
+                format!("cannot cut {} back to {} bytes", path.display(), record.size)
+            })?;
+        } else {
+            warnings.push(format!(
+                "{} has grown since the checkpoint ({size} bytes, it had {}); --truncate-files cuts it back",
+                path.display(),
+                record.size
+            ));
+        }
+    }
+    warnings.dedup();
+    Ok(warnings)
+}
+
 /// A file without a name: where its name once was, else in a directory for temporary files, else
 /// in memory.
 fn nameless(path: &Path, content: &[u8], record: &Descriptor) -> Result<OwnedFd> {

@@ -15,6 +15,8 @@ pub mod space;
 
 use crate::error::Result;
 use crate::image::read::Image;
+use crate::inject::monitor::Monitor;
+use crate::resource::descriptors;
 use crate::settings::Settings;
 use std::convert::Infallible;
 use std::path::PathBuf;
@@ -24,6 +26,8 @@ use std::path::PathBuf;
 pub struct Options {
     /// Changes to the configuration of the restarted run; relative names are resolved.
     pub settings: Settings,
+    /// Whether files that grew since the checkpoint are cut back.
+    pub truncate_files: bool,
 }
 
 /// Replaces this process by the program in the image.
@@ -32,11 +36,15 @@ pub struct Options {
 /// Why it cannot be; nothing has happened then.
 pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<Infallible> {
     let saved = phase1_check::check(image)?;
+    let monitor = phase1_check::monitor(image, &saved, options)?;
     let mut warnings = Vec::new();
     let opened = phase2_open::open(image, &saved, &mut warnings)?;
-    let filled = phase3_fill::fill(image, &saved, &opened, options)?;
+    let mut filled = phase3_fill::fill(image, &saved, &opened, options)?;
+    filled.control.monitor = monitor.as_ref().map_or(0, Monitor::pid);
     let plan = phase4_plan::plan(&saved, &opened, filled)?;
-    for warning in warnings {
+    // The last that can fail, for it alone changes something.
+    let grown = descriptors::cut(&opened.descriptors, options.truncate_files)?;
+    for warning in warnings.into_iter().chain(grown) {
         eprintln!("{program_name}: {warning}");
     }
     phase5_leave::leave(opened, plan)

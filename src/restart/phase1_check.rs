@@ -1,13 +1,18 @@
 //! Phase 1: read all records and see that they make sense.
 
+use super::Options;
 use crate::error::{Error, Result};
 use crate::image::read::Image;
+use crate::image::stub;
+use crate::inject::{self, monitor::Monitor};
 use ckpt_abi::ABI_VERSION;
 use ckpt_abi::image::{
     Descriptor, Guard, Limit, Machine, Object, PageRun, PendingSignal, Process, SectionKind,
     SignalAction, Thread, Timer, Vma, VmaKind,
 };
+use ckpt_abi::region::Control;
 use std::path::PathBuf;
+use zerocopy::FromBytes;
 
 /// The records of an image.
 pub struct Saved {
@@ -83,6 +88,32 @@ pub fn check(image: &Image) -> Result<Saved> {
         return Err(image.damaged("its mappings overlap"));
     }
     Ok(saved)
+}
+
+/// Starts the monitor of a program that has periodic checkpoints: now, while this process is small
+/// and has one thread. It waits until the program is there.
+pub fn monitor(image: &Image, saved: &Saved, options: &Options) -> Result<Option<Monitor>> {
+    let settings = options.settings.clone();
+    let config = settings.apply(control(image, saved)?.config);
+    crate::settings::template(&config)?;
+    if config.msperiod == 0 {
+        return Ok(None);
+    }
+    let own = std::process::id().cast_signed();
+    let monitor = inject::monitor::start(own, &stub::own()?)?;
+    monitor.allow();
+    Ok(Some(monitor))
+}
+
+/// The payload's control page as it was saved.
+fn control(image: &Image, saved: &Saved) -> Result<Control> {
+    let base = saved.process.region;
+    let run = saved.runs.iter().find(|run| (run.addr..run.addr + run.len).contains(&base));
+    let run = run.ok_or_else(|| image.damaged("it has no payload"))?;
+    let bytes = image.read_run(run)?;
+    let page = bytes.get((base - run.addr) as usize..).unwrap_or_default();
+    let control = Control::read_from_prefix(page).map(|(control, _)| control);
+    control.map_err(|_| image.damaged("its payload's page is cut off"))
 }
 
 impl Saved {

@@ -239,8 +239,8 @@ fn renew(control: &mut Control, actions: &mut [SignalAction], saved: &Saved, set
     }
     control.config = settings.apply(control.config);
     control.owner = std::process::id();
-    control.phase = Phase::Idle as u32;
-    control.dumper = 0;
+    control.phase = Phase::Restoring as u32;
+    (control.dumper, control.periodic) = (0, 0);
     control.keeper = 0;
     control.standard = crate::inject::region::standard(std::process::id().cast_signed());
     control.generation = saved.process.generation;

@@ -9,7 +9,7 @@ use crate::resource::plan::{Arena, Orders, Step};
 use crate::resource::{descriptors, epoll, numbers, process, signals, threads, timers};
 use ckpt_abi::image::{Thread, vma_flag};
 use ckpt_abi::op::{Kind, Orders as Head};
-use ckpt_abi::region::{STACK_LEN, STACKS};
+use ckpt_abi::region::{Control, Phase, STACK_LEN, STACKS};
 use nix::libc;
 use std::collections::HashMap;
 use std::fs::File;
@@ -77,6 +77,8 @@ pub fn plan(saved: &Saved, opened: &Opened, mut filled: Filled) -> Result<Plan> 
     process::restore_limits(&saved.limits, &mut arena, &mut main)?;
     timers::restore(&saved.timers, &ids, &mut arena, &mut main)?;
     let kept = close(&mut main, report, image, exe);
+    let phase = filled.region + std::mem::offset_of!(Control, phase) as u64;
+    main.push(Kind::Store, 0, Step::Leave, 4, &[phase, u64::from(Phase::Idle as u32)]);
     main.push(Kind::Barrier, 0, Step::Leave, 0, &[barrier, all]);
     main.push(Kind::Goto, 0, Step::Leave, 0, &[tails.orders]);
     tails.write(saved, &mut filled, &arena)?;

@@ -5,6 +5,7 @@
 //! value is accepted or refused in one place and in the same words.
 
 mod signal;
+mod template;
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -17,6 +18,7 @@ use crate::error::{Error, Result};
 use signal::usable_signal;
 
 pub use signal::{DEFAULT_SIGNAL, SIGNALS, parse_signal, signal_name};
+pub use template::{Template, Values};
 
 /// Longest checkpoint name in bytes (PATH_MAX without its final NUL).
 pub const LONGEST_NAME: usize = NAME_LEN - 1;
@@ -24,7 +26,8 @@ pub const LONGEST_NAME: usize = NAME_LEN - 1;
 /// Where a checkpoint goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Name {
-    /// A file of the local file system; relative until [`Name::resolve`].
+    /// A file of the local file system, with the placeholders of a [`Template`]; relative until
+    /// [`Name::resolve`].
     File(PathBuf),
 }
 
@@ -39,14 +42,18 @@ pub struct Settings {
     pub continues: Option<bool>,
     /// CKPT_MSPERIOD in milliseconds; 0 for no periodic checkpoints.
     pub msperiod: Option<u32>,
+    /// CKPT_EXIT: the status of a program that a checkpoint ended.
+    pub exit_status: Option<u8>,
+    /// How many checkpoints of a counted name are kept; 0 for all.
+    pub keep: Option<u32>,
 }
 
 impl Name {
     /// Reads `FILENAME` or `file://FILENAME`.
     ///
     /// # Errors
-    /// Empty or over-long names, names with a NUL, names that can only be a directory's, and
-    /// every other `SCHEME://` (a FILENAME does not contain `://`).
+    /// Empty or over-long names, names with a NUL, names that can only be a directory's, unknown
+    /// placeholders ([`Template::parse`]), and every other `SCHEME://` (a FILENAME does not contain `://`).
     pub fn parse(text: &OsStr) -> Result<Self> {
         let bytes = text.as_bytes();
         let file = bytes.strip_prefix(b"file://").unwrap_or(bytes);
@@ -75,7 +82,9 @@ impl Name {
                 quoted(text)
             )));
         }
-        Self::fitting(PathBuf::from(OsStr::from_bytes(file)))
+        let path = PathBuf::from(OsStr::from_bytes(file));
+        Template::parse(&path)?;
+        Self::fitting(path)
     }
 
     /// The same name with a relative file name taken from `dir`, which is absolute. Symbolic
@@ -85,11 +94,14 @@ impl Name {
     /// The result is longer than [`LONGEST_NAME`].
     pub fn resolve(&self, dir: &Path) -> Result<Self> {
         match self {
-            Self::File(path) => Self::fitting(dir.join(path).components().collect()),
+            Self::File(path) => {
+                let dir = PathBuf::from(Template::escape(dir.as_os_str()));
+                Self::fitting(dir.join(path).components().collect())
+            }
         }
     }
 
-    /// The file, where the name is a file's.
+    /// The file, where the name is a file's; a [`Template`].
     pub fn file(&self) -> Option<&Path> {
         match self {
             Self::File(path) => Some(path),
@@ -138,6 +150,8 @@ impl Settings {
             asyncsig: self.asyncsig.or(weaker.asyncsig),
             continues: self.continues.or(weaker.continues),
             msperiod: self.msperiod.or(weaker.msperiod),
+            exit_status: self.exit_status.or(weaker.exit_status),
+            keep: self.keep.or(weaker.keep),
         }
     }
 
@@ -171,6 +185,12 @@ impl Settings {
         if let Some(period) = self.msperiod {
             base.msperiod = period;
         }
+        if let Some(status) = self.exit_status {
+            base.exit_status = status.into();
+        }
+        if let Some(keep) = self.keep {
+            base.keep = keep;
+        }
         base
     }
 
@@ -193,7 +213,17 @@ impl Settings {
             (0, _) => None,
             (_, value) => Some(value == 1),
         };
-        Ok(Self { name, asyncsig: Some(asyncsig), continues, msperiod: Some(config.msperiod) })
+        let Ok(exit_status) = u8::try_from(config.exit_status) else {
+            return Err(no_status(&config.exit_status.to_string()));
+        };
+        Ok(Self {
+            name,
+            asyncsig: Some(asyncsig),
+            continues,
+            msperiod: Some(config.msperiod),
+            exit_status: Some(exit_status),
+            keep: Some(config.keep),
+        })
     }
 }
 
@@ -214,7 +244,8 @@ pub fn default_config() -> Config {
 
 /// The checkpoint name of `program` when none is given: its base name and ".ckpt".
 pub fn default_name(program: &OsStr) -> OsString {
-    let mut name = Path::new(program).file_name().unwrap_or(OsStr::new("program")).to_owned();
+    let name = Path::new(program).file_name().unwrap_or(OsStr::new("program"));
+    let mut name = Template::escape(name);
     name.push(".ckpt");
     name
 }
@@ -253,6 +284,52 @@ pub fn parse_period(text: &OsStr) -> Result<u32> {
             quoted(text)
         ))),
     }
+}
+
+/// Reads an exit status.
+///
+/// # Errors
+/// What is no number from 0 to 255.
+pub fn parse_status(text: &OsStr) -> Result<u8> {
+    let number = text.to_str().and_then(digits).flatten();
+    number.and_then(|n| u8::try_from(n).ok()).ok_or_else(|| no_status(&shown(text)))
+}
+
+fn no_status(said: &str) -> Error {
+    Error::new(format!("'{said}' is no exit status, which is a number from 0 to 255"))
+}
+
+/// Reads how many checkpoints are kept; 0 for all.
+///
+/// # Errors
+/// What is no unsigned 32-bit number.
+pub fn parse_keep(text: &OsStr) -> Result<u32> {
+    text.to_str().and_then(digits).flatten().ok_or_else(|| {
+        Error::new(format!(
+            "{} is no number of checkpoints to keep; say 3 for the last three, 0 for all",
+            quoted(text)
+        ))
+    })
+}
+
+/// The configured name, and that what else is configured fits it.
+///
+/// # Errors
+/// No name, and a number of checkpoints to keep with a name that is not counted.
+pub fn template(config: &Config) -> Result<Template> {
+    let name = Settings::from_config(config)?.name;
+    let name = name.ok_or_else(|| Error::new("there is no checkpoint name"))?;
+    let Name::File(path) = name;
+    let template = Template::parse(&path)?;
+    if config.keep > 0 && !template.is_counted() {
+        return Err(Error::new(format!(
+            "--keep {} needs a count in the checkpoint's name, which is {}",
+            config.keep,
+            quoted(path.as_os_str())
+        ))
+        .hint("put %n where the number shall stand"));
+    }
+    Ok(template)
 }
 
 /// Reads a process id.
@@ -398,6 +475,8 @@ mod tests {
             asyncsig: Some(10),
             continues: Some(false),
             msperiod: Some(250),
+            exit_status: Some(85),
+            keep: Some(3),
         };
         let mut base = default_config();
         base.name.fill(b'x');
@@ -406,7 +485,8 @@ mod tests {
         assert_eq!(&config.name[..11], b"/tmp/a://b\0");
         assert!(config.name[10..].iter().all(|&b| b == 0));
         assert_eq!((config.asyncsig, config.continues, config.msperiod), (10, 0, 250));
-        assert_eq!((config.flags, config.keep), (config_flag::CONTINUE_GIVEN, 7));
+        assert_eq!((config.flags, config.keep), (config_flag::CONTINUE_GIVEN, 3));
+        assert_eq!(config.exit_status, 85);
         assert_eq!(Settings::from_config(&config).unwrap(), said);
     }
 
@@ -414,7 +494,13 @@ mod tests {
     fn what_is_not_said_stays() {
         let base = default_config();
         assert_eq!(Settings::default().apply(base), base);
-        let expected = Settings { asyncsig: Some(20), msperiod: Some(0), ..Settings::default() };
+        let expected = Settings {
+            asyncsig: Some(20),
+            msperiod: Some(0),
+            exit_status: Some(0),
+            keep: Some(0),
+            ..Settings::default()
+        };
         assert_eq!(Settings::from_config(&base).unwrap(), expected);
         assert_eq!(expected.apply(base), base);
     }
@@ -427,6 +513,7 @@ mod tests {
             Config { asyncsig: 9, ..sound },
             Config { asyncsig: 1 << 20, ..sound },
             Config { continues: 2, ..sound },
+            Config { exit_status: 256, ..sound },
         ] {
             assert!(Settings::from_config(&broken).is_err());
         }

@@ -118,8 +118,17 @@ record! {
         standard: [[u64; 3]; 3],
         /// Why the last dumper could not be started: a negative error number, or 0.
         spawn_error: i64,
+        /// Process id of the monitor, which takes the periodic checkpoints; 0: none. Another
+        /// monitor that finds itself replaced here ends.
+        monitor: u32,
+        /// 1: the dumper at work is the monitor's, which gives way to a signal.
+        periodic: u32,
+        /// How many threads are inside the signal handler; periodic checkpoints wait for them.
+        handlers: u32,
         /// Room to grow.
-        reserved: [u64; 9],
+        reserved0: u32,
+        /// Room to grow.
+        reserved: [u64; 7],
         /// The parameters.
         config: Config,
     }
@@ -153,6 +162,8 @@ pub enum Phase {
     Waiting = 1,
     /// The snapshot is taken and the program runs; the dumper still writes.
     Writing = 2,
+    /// The process is being restarted; the restorer sets it back.
+    Restoring = 3,
 }
 
 record! {

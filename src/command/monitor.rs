@@ -1,0 +1,280 @@
+//! The monitor: takes the periodic checkpoints of one process from outside.
+//!
+//! It sleeps on a pidfd of the program with a time-out, and looks at the payload's control page
+//! once a second at least: there stand the period, which the program or `ckpt -p` may have
+//! changed, and the monitor itself; one that finds another in its place ends, and so does one
+//! whose period has become 0. Each checkpoint is taken by a child of its own, so that whatever
+//! happens to a dumper, its tracing ends with it and the monitor goes on. It is the only parent
+//! that a dumper of its has, which is also why Yama lets these dumpers trace: descendants of the
+//! process that PR_SET_PTRACER names may what it may.
+//!
+//! # Safety
+//! The monitor has one thread, so its children may do all that it may; each descriptor made from
+//! a number is one that the kernel just gave us, or the one that `inject::monitor` left.
+#![allow(unsafe_code)]
+
+use super::dumper;
+use crate::dump::{Request, dump};
+use crate::error::{Because, Result};
+use crate::image::file;
+use crate::inject::region::Region;
+use crate::proc;
+use crate::ptrace::memory::Memory;
+use crate::ptrace::raw;
+use crate::settings::{self, Settings, Values};
+use ckpt_abi::region::{Control, Phase};
+use nix::errno::Errno;
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::collections::HashSet;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+/// How long the monitor sleeps at most before it looks at the configuration again.
+const GLANCE: Duration = Duration::from_secs(1);
+/// How long it sleeps while the program is being restarted.
+const NAP: Duration = Duration::from_millis(5);
+/// Descriptor that closes when the program has begun ([`crate::inject::monitor`]).
+const LINE: i32 = 3;
+/// Exit status of a dumper that found another at work.
+const BUSY: i32 = 3;
+
+/// Watches over a process until it ends.
+pub fn run(pid: i32) -> Result<u8> {
+    let _ = nix::sys::prctl::set_name(c"ckpt-monitor");
+    dumper::keep_low_descriptors();
+    dumper::prepare();
+    let program = pidfd(pid)?;
+    let line = line();
+    while let Some(line) = &line
+        && !is_ready(&[line.as_fd(), program.as_fd()], None)
+    {}
+    drop(line);
+    let mut monitor = Monitor { pid, program, seen: None, said: HashSet::new() };
+    monitor.watch();
+    Ok(0)
+}
+
+struct Monitor {
+    pid: i32,
+    program: OwnedFd,
+    /// The program's memory and the payload in it.
+    seen: Option<(Memory, u64)>,
+    /// Sentences that are not said twice.
+    said: HashSet<String>,
+}
+
+/// What the control page says.
+enum Word {
+    /// Take a checkpoint each so often.
+    Period(Duration),
+    /// Ask again later.
+    Later,
+    /// We are not needed any more.
+    Leave,
+}
+
+impl Monitor {
+    fn watch(&mut self) {
+        let mut last = Instant::now();
+        loop {
+            let nap = match self.ask() {
+                Word::Leave => return,
+                Word::Later => {
+                    last = Instant::now();
+                    NAP
+                }
+                Word::Period(period) => {
+                    let due = (last + period).saturating_duration_since(Instant::now());
+                    if due.is_zero() {
+                        last = self.checkpoint(period);
+                        continue;
+                    }
+                    due.min(GLANCE)
+                }
+            };
+            if self.ended_within(Some(nap)) {
+                return;
+            }
+        }
+    }
+
+    /// Reads the control page. A program that executed another has none any more.
+    fn ask(&mut self) -> Word {
+        if self.seen.is_none() {
+            let found = Memory::open(self.pid).and_then(|memory| {
+                let region = Region::find(&memory, &proc::maps::read(self.pid)?);
+                Ok(region.map(|region| (memory, region.base)))
+            });
+            self.seen = match found {
+                Ok(Some(found)) => Some(found),
+                Ok(None) => return Word::Leave,
+                Err(e) => {
+                    self.say(&format!("no periodic checkpoints: {e}"));
+                    return if self.ended_within(Some(GLANCE)) { Word::Leave } else { Word::Later };
+                }
+            };
+        }
+        let Some((memory, base)) = &self.seen else { return Word::Leave };
+        let Ok(control) = memory.get::<Control>(*base) else {
+            self.seen = None;
+            return self.ask();
+        };
+        if control.phase == Phase::Restoring as u32 {
+            return Word::Later;
+        }
+        match control.config.msperiod {
+            0 => Word::Leave,
+            _ if control.magic != ckpt_abi::region::MAGIC => Word::Leave,
+            _ if control.monitor != std::process::id() => Word::Leave,
+            period => Word::Period(Duration::from_millis(period.into())),
+        }
+    }
+
+    /// Takes a checkpoint; from when on the next period counts: a checkpoint that took longer than
+    /// the period, or gave way to another, is followed by a whole one.
+    fn checkpoint(&mut self, period: Duration) -> Instant {
+        let start = Instant::now();
+        let told = match Dumper::start(self.pid) {
+            Ok(dumper) => self.attend(dumper),
+            Err(e) => Told { quiet: false, sentences: format!("no checkpoint: {e}") },
+        };
+        if told.quiet {
+            return Instant::now();
+        }
+        for sentence in told.sentences.lines() {
+            self.say(sentence);
+        }
+        if start.elapsed() < period { start } else { Instant::now() }
+    }
+
+    /// Waits for a dumper. If the program ends first, the dumper ends too: should the program be
+    /// restarted at once, it must not replace a checkpoint by one of a run that is over.
+    fn attend(&mut self, mut dumper: Dumper) -> Told {
+        let mut sentences = String::new();
+        while !is_ready(&[dumper.line.as_fd(), self.program.as_fd()], None) {}
+        if is_ready(&[self.program.as_fd()], Some(Duration::ZERO)) {
+            dumper.kill();
+            dumper.reap();
+            self.sweep();
+            return Told { quiet: true, sentences };
+        }
+        let _ = dumper.line.read_to_string(&mut sentences);
+        Told { quiet: dumper.reap() != Some(0), sentences }
+    }
+
+    /// Removes what a killed dumper may have left where files without a name are unknown.
+    fn sweep(&self) {
+        let Some((memory, base)) = &self.seen else { return };
+        let Ok(control) = memory.get::<Control>(*base) else { return };
+        if let Ok(template) = settings::template(&control.config) {
+            file::sweep(&template.expand(&Values::of(self.pid), 1));
+        }
+    }
+
+    /// Speaks through the program's standard error, once.
+    fn say(&mut self, sentence: &str) {
+        if self.said.insert(sentence.to_owned())
+            && let Ok(fd) = raw::take_descriptor(self.pid, 2)
+        {
+            let _ = std::fs::File::from(fd).write_all(format!("ckpt: {sentence}\n").as_bytes());
+        }
+    }
+
+    fn ended_within(&self, limit: Option<Duration>) -> bool {
+        is_ready(&[self.program.as_fd()], limit)
+    }
+}
+
+/// What a dumper said.
+struct Told {
+    /// It found another at work, or was ended by a signal's dumper.
+    quiet: bool,
+    sentences: String,
+}
+
+/// A child that takes one checkpoint.
+struct Dumper {
+    pid: i32,
+    /// What it says; ends with it.
+    line: std::io::PipeReader,
+}
+
+impl Dumper {
+    fn start(target: i32) -> Result<Self> {
+        let what = || "cannot start a dumper";
+        let (line, mut tell) = std::io::pipe().because(what)?;
+        // SAFETY: this process has one thread.
+        match unsafe { nix::unistd::fork() }.because(what)? {
+            nix::unistd::ForkResult::Parent { child } => Ok(Self { pid: child.as_raw(), line }),
+            nix::unistd::ForkResult::Child => {
+                drop(line);
+                let _ = nix::sys::prctl::set_name(c"ckpt-dump");
+                let (status, sentences) = take(target);
+                let _ = tell.write_all(sentences.as_bytes());
+                // SAFETY: ends the child without running anything of the parent's.
+                unsafe { libc::_exit(status) }
+            }
+        }
+    }
+
+    fn kill(&self) {
+        let pid = nix::unistd::Pid::from_raw(self.pid);
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+    }
+
+    /// Waits for its end; the exit status, if it was no signal.
+    fn reap(&self) -> Option<i32> {
+        let mut status = 0;
+        // SAFETY: the kernel writes the one word.
+        while unsafe { libc::waitpid(self.pid, &mut status, 0) } < 0 && Errno::last_raw() == 4 {}
+        libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status))
+    }
+}
+
+/// One checkpoint: the exit status and what there is to say.
+fn take(pid: i32) -> (i32, String) {
+    let request = Request {
+        pid,
+        settings: Settings::default(),
+        stop: None,
+        triggered: false,
+        periodic: true,
+    };
+    match dump(&request) {
+        Ok(outcome) => {
+            let losses = outcome.losses.iter().map(|loss| format!("not saved: {loss}\n"));
+            (0, losses.collect())
+        }
+        Err(e) if crate::dump::is_busy(pid) => (BUSY, format!("no checkpoint: {e}\n")),
+        Err(e) => (0, format!("no checkpoint: {e}\n")),
+    }
+}
+
+fn pidfd(pid: i32) -> Result<OwnedFd> {
+    // SAFETY: pidfd_open has no memory arguments.
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) });
+    let fd = fd.because(|| format!("cannot watch process {pid}"))?;
+    // SAFETY: the kernel just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// The pipe whose other ends close when the program has begun.
+fn line() -> Option<OwnedFd> {
+    let is_pipe = std::fs::read_link(format!("/proc/self/fd/{LINE}"))
+        .is_ok_and(|to| to.as_os_str().to_string_lossy().starts_with("pipe:"));
+    // SAFETY: `inject::monitor` left it here, and nobody else owns it.
+    is_pipe.then(|| unsafe { OwnedFd::from_raw_fd(LINE) })
+}
+
+/// Whether one of the descriptors becomes readable or is hung up in time (None: for ever).
+fn is_ready(fds: &[BorrowedFd<'_>], limit: Option<Duration>) -> bool {
+    let mut polled: Vec<_> = fds.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
+    let limit = limit.map_or(PollTimeout::NONE, |limit| {
+        // Rounded up: a sleep of 0 would spin.
+        let milliseconds = limit.as_micros().div_ceil(1000);
+        PollTimeout::try_from(milliseconds).unwrap_or(PollTimeout::MAX)
+    });
+    matches!(poll(&mut polled, limit), Ok(1..))
+}

@@ -1,0 +1,232 @@
+//! Starting the monitor of a process, so that the process never meets it.
+//!
+//! The monitor is our own executable as `ckpt __monitor PID`, outside the program (its work is in
+//! `command/monitor.rs`). It is started by a process that is about to become the program (the
+//! launcher, a restart) or that is none of its relatives (`ckpt -p`), always by way of an
+//! intermediate: that one has no exit signal, executes nothing, and is reaped with `__WCLONE`, so
+//! no SIGCHLD, no zombie and no child is left when the program begins; the monitor itself becomes
+//! init's. A starter that adopts orphans (PR_SET_CHILD_SUBREAPER) does not for that instant. Only
+//! where the starter is init, the first process of a container, every orphan is its own: there
+//! the intermediate stays, unseen by a plain wait(2), as long as its monitor.
+//!
+//! The monitor has one descriptor of ours, the end of a pipe, and waits until all others of that
+//! pipe are closed: when the program has taken our place.
+//!
+//! # Safety
+//! The children are made by a bare clone(2) in a process with one thread, so they may do all that
+//! their parent may.
+#![allow(unsafe_code)]
+
+use super::region::Region;
+use crate::error::{Because, Error, Result};
+use crate::ptrace::call::Caller;
+use crate::ptrace::memory::Memory;
+use ckpt_abi::region::Control;
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+use std::ffi::CString;
+use std::fs::File;
+use std::io::{PipeReader, PipeWriter, Read, Write};
+use std::mem::offset_of;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+/// MFD_EXEC (Linux 6.3): the memfd is for executing, whatever vm.memfd_noexec prefers.
+const MFD_EXEC: u32 = 16;
+/// The numbers that the monitor finds its descriptors at.
+const LINE: i32 = 3;
+const EXECUTABLE: i32 = 4;
+
+/// A monitor that waits for its program to begin: for the end of this value in every process.
+pub struct Monitor {
+    pid: u32,
+    _line: PipeWriter,
+}
+
+impl Monitor {
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Lets it trace the calling process, and what this becomes, also under Yama.
+    pub fn allow(&self) {
+        // SAFETY: prctl with no memory arguments.
+        unsafe { libc::prctl(libc::PR_SET_PTRACER, u64::from(self.pid)) };
+    }
+
+    /// Names it in the control page of a payload, so that one that was named there before ends,
+    /// and lets it trace that process, also under Yama.
+    pub fn appoint(&self, caller: &mut Caller<'_>, memory: &Memory, region: &Region) -> Result<()> {
+        memory.put(region.base + offset_of!(Control, monitor) as u64, &self.pid)?;
+        // Without Yama the option is unknown; in another namespace of process ids the number
+        // means nothing, but who attaches from outside there is privileged.
+        caller.call(libc::SYS_prctl, &[libc::PR_SET_PTRACER as u64, u64::from(self.pid)])?;
+        Ok(())
+    }
+}
+
+/// Starts a monitor for process `target` from `executable`, our own file. The caller has one
+/// thread.
+///
+/// # Errors
+/// When no process can be made.
+pub fn start(target: i32, executable: &[u8]) -> Result<Monitor> {
+    let what = || "cannot start the monitor for periodic checkpoints";
+    let (line, kept) = std::io::pipe().because(what)?;
+    let (mut answer, tell) = std::io::pipe().because(what)?;
+    let file = executable_file(executable).because(what)?;
+    let order = Order { target, line, tell, file, starter_is_init: is_init() };
+    let mut before = SigSet::empty();
+    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::all()), Some(&mut before)).because(what)?;
+    let adopts = set_subreaper(false);
+    let child = bare_fork(0).because(what);
+    if let Ok(0) = child {
+        drop((kept, answer));
+        intermediate(order);
+    }
+    drop(order);
+    let mut pid = [0; 4];
+    let told = child.and_then(|child| {
+        let told = answer.read_exact(&mut pid).because(what);
+        if !is_init() || told.is_err() {
+            reap(child);
+        }
+        told
+    });
+    if adopts {
+        set_subreaper(true);
+    }
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None).because(what)?;
+    told?;
+    match u32::from_ne_bytes(pid) {
+        0 => Err(Error::new(format!("{}: no more processes (RLIMIT_NPROC)", what()))),
+        pid => Ok(Monitor { pid, _line: kept }),
+    }
+}
+
+struct Order {
+    target: i32,
+    line: PipeReader,
+    tell: PipeWriter,
+    file: OwnedFd,
+    starter_is_init: bool,
+}
+
+/// The executable in memory: the monitor outlives its file, and lets go of it.
+fn executable_file(executable: &[u8]) -> std::io::Result<OwnedFd> {
+    let make = |flags| memfd_create(c"ckpt", flags);
+    let file = make(MFdFlags::MFD_CLOEXEC | MFdFlags::from_bits_retain(MFD_EXEC));
+    let file = match file {
+        // Before Linux 6.3 the flag is unknown and every memfd executable.
+        Err(Errno::EINVAL) => make(MFdFlags::MFD_CLOEXEC),
+        file => file,
+    };
+    let copied = file.map_err(std::io::Error::from).and_then(|file| {
+        let mut file = File::from(file);
+        file.write_all(executable).map(|()| file)
+    });
+    match copied {
+        Ok(file) => Ok(file.into()),
+        // vm.memfd_noexec forbids it, or RLIMIT_FSIZE is too small: our file as it is.
+        Err(_) => File::open("/proc/self/exe").map(OwnedFd::from),
+    }
+}
+
+/// Makes the monitor and says its id, or 0.
+fn intermediate(order: Order) -> ! {
+    // SAFETY: a session of our own, so that no terminal signal meets the monitor.
+    unsafe { libc::setsid() };
+    let child = bare_fork(libc::SIGCHLD);
+    if let Ok(0) = child {
+        become_monitor(order);
+    }
+    let pid = child.as_ref().map_or(0, |&pid| pid as u32);
+    let mut tell = order.tell;
+    let told = tell.write_all(&pid.to_ne_bytes());
+    if told.is_ok() && pid != 0 && order.starter_is_init {
+        close_from(0);
+        // A dumper that outlives its monitor comes here too.
+        set_subreaper(true);
+        // SAFETY: waits for the children of this process.
+        while unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::__WALL) } > 0 {}
+    }
+    // SAFETY: ends the child without running anything of the parent's.
+    unsafe { libc::_exit(0) }
+}
+
+fn is_init() -> bool {
+    std::process::id() == 1
+}
+
+fn become_monitor(order: Order) -> ! {
+    let target = CString::new(order.target.to_string()).unwrap_or_default();
+    // Both numbers above those they get, so that neither overwrites the other.
+    let above = |fd: i32| {
+        // SAFETY: duplicates a descriptor of this process, which has its own table.
+        unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, EXECUTABLE + 1) }
+    };
+    let (line, file) = (above(order.line.as_raw_fd()), above(order.file.as_raw_fd()));
+    place(line, LINE, 0);
+    // ETXTBSY: a descriptor that can write to the file must not be open when it is executed.
+    place(readable(file), EXECUTABLE, libc::O_CLOEXEC);
+    close_from(EXECUTABLE as u32 + 1);
+    let _ = std::env::set_current_dir("/");
+    let argv = [c"ckpt".as_ptr(), c"__monitor".as_ptr(), target.as_ptr(), std::ptr::null()];
+    let none: [*const libc::c_char; 1] = [std::ptr::null()];
+    let (path, flags) = (c"".as_ptr(), libc::AT_EMPTY_PATH);
+    // SAFETY: the arrays end with null pointers and live until the call.
+    unsafe {
+        libc::syscall(libc::SYS_execveat, EXECUTABLE, path, argv.as_ptr(), none.as_ptr(), flags)
+    };
+    let path = c"/proc/self/exe".as_ptr();
+    // SAFETY: as above.
+    unsafe { libc::execve(path, argv.as_ptr(), none.as_ptr()) };
+    // SAFETY: ends the child without running anything of the parent's.
+    unsafe { libc::_exit(0) }
+}
+
+/// The same file opened for reading, or as it is where that fails.
+fn readable(file: i32) -> i32 {
+    let path = format!("/proc/self/fd/{file}");
+    match nix::fcntl::open(
+        path.as_str(),
+        nix::fcntl::OFlag::O_CLOEXEC,
+        nix::sys::stat::Mode::empty(),
+    ) {
+        Ok(again) => std::os::fd::IntoRawFd::into_raw_fd(again),
+        Err(_) => file,
+    }
+}
+
+fn place(from: i32, to: i32, flags: i32) {
+    // SAFETY: this process owns its table and nothing else in it is used again.
+    unsafe { libc::dup3(from, to, flags) };
+}
+
+/// Closes all descriptors from `first` on.
+fn close_from(first: u32) {
+    // SAFETY: nothing that owns one is used again in this process.
+    unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
+}
+
+/// fork(2) with an exit signal of choice; 0 in the child.
+fn bare_fork(exit_signal: i32) -> std::result::Result<i64, Errno> {
+    // SAFETY: this process has one thread.
+    Errno::result(unsafe { libc::syscall(libc::SYS_clone, exit_signal, 0, 0, 0, 0) })
+}
+
+fn reap(child: i64) {
+    // SAFETY: waits for the child that was just made.
+    unsafe { libc::waitpid(child as i32, std::ptr::null_mut(), libc::__WCLONE) };
+}
+
+/// Whether this process adopted orphans; it does from now on as told.
+fn set_subreaper(adopts: bool) -> bool {
+    let before = nix::sys::prctl::get_child_subreaper().unwrap_or(false);
+    if before != adopts {
+        let _ = nix::sys::prctl::set_child_subreaper(adopts);
+    }
+    before
+}
