@@ -3,7 +3,7 @@ use std::os::unix::ffi::OsStringExt;
 
 use super::table::{self, FORMS, Form, OPTIONS, Opt};
 use super::{
-    Command, RestartCommand, RestartOptions, Shell, completions, help, man_page, parse,
+    Command, RestartCommand, RestartOptions, Resume, Shell, completions, help, man_page, parse,
     parse_restart, version,
 };
 use crate::settings::{Name, Settings};
@@ -94,6 +94,27 @@ fn spellings_of_options() {
     }
     let same = Ok(RestartCommand::Restart(RestartOptions { settings: all, truncate_files: false }));
     assert_eq!(restart(&["-n", "a", "-c", "-a", "USR1", "-z", "500"]), same);
+}
+
+#[test]
+fn resuming() {
+    let line = ["--resume", "--exit-status", "85", "--keep=3", "-n", "x%n", "foo"];
+    let settings = Settings { exit_status: Some(85), keep: Some(3), ..named("x%n") };
+    let resumed = |truncate_files| {
+        let resume = Some(Resume { truncate_files });
+        Ok(Command::Launch {
+            settings: settings.clone(),
+            program: "foo".into(),
+            args: vec![],
+            resume,
+        })
+    };
+    assert_eq!(run(&line), resumed(false));
+    assert_eq!(run(&[&["--truncate-files"], &line[..]].concat()), resumed(true));
+    let sentence = run(&["--resume", "-p", "7"]).unwrap_err();
+    assert!(sentence.contains("--resume does not go with 'ckpt -p'"), "{sentence}");
+    let options = RestartOptions { truncate_files: true, ..RestartOptions::default() };
+    assert_eq!(restart(&["--truncate-files"]), Ok(RestartCommand::Restart(options)));
 }
 
 #[test]
@@ -203,12 +224,15 @@ fn environment() {
         ("CKPT_CONTINUE", "0"),
         ("CKPT_ASYNCSIG", "SIGUSR2"),
         ("CKPT_MSPERIOD", "60000"),
+        ("CKPT_EXIT", "85"),
     ];
     let said = Settings {
         name: Some(Name::File("e.ckpt".into())),
         asyncsig: Some(12),
         continues: Some(false),
         msperiod: Some(60000),
+        exit_status: Some(85),
+        ..Settings::default()
     };
     assert_eq!(with_env(&["foo"], &env), launch(said.clone(), "foo", &[]));
     let attach = with_env(&["-p", "7"], &env);
