@@ -17,6 +17,7 @@ use crate::error::Result;
 use crate::image::file::FileSink;
 use crate::image::stub;
 use crate::ptrace::memory::Memory;
+use crate::resource::signals;
 use crate::settings::Settings;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -87,8 +88,11 @@ fn proceed(
 ) -> Result<Outcome> {
     let mut sink = FileSink::create(&equipped.name)?;
     frozen.note_waits(memory, equipped.region.base)?;
-    let (gathered, areas) = phase3_gather::gather(&mut frozen, memory, equipped)?;
+    let (mut gathered, areas) = phase3_gather::gather(&mut frozen, memory, equipped)?;
     phase4_refuse::refuse(request.pid, equipped.region.control.keeper, &gathered)?;
+    if equipped.stop {
+        signals::forget_termination(&mut gathered);
+    }
     let mut writing = phase6_write::Writing::begin(&mut sink, executable, gathered);
     let stop = equipped.stop;
     let outcome = if stop {

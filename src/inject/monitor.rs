@@ -172,6 +172,8 @@ fn become_monitor(order: Order) -> ! {
     // ETXTBSY: a descriptor that can write to the file must not be open when it is executed.
     place(readable(file), EXECUTABLE, libc::O_CLOEXEC);
     close_from(EXECUTABLE as u32 + 1);
+    // The starter's streams: whoever reads from them waits for their end.
+    close_range(0, 2);
     let _ = std::env::set_current_dir("/");
     let argv = [c"ckpt".as_ptr(), c"__monitor".as_ptr(), target.as_ptr(), std::ptr::null()];
     let none: [*const libc::c_char; 1] = [std::ptr::null()];
@@ -207,8 +209,12 @@ fn place(from: i32, to: i32, flags: i32) {
 
 /// Closes all descriptors from `first` on.
 fn close_from(first: u32) {
+    close_range(first, u32::MAX);
+}
+
+fn close_range(first: u32, last: u32) {
     // SAFETY: nothing that owns one is used again in this process.
-    unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
+    unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
 }
 
 /// fork(2) with an exit signal of choice; 0 in the child.

@@ -319,7 +319,8 @@ pub fn cut(restored: &[Restored], truncate: bool) -> Result<Vec<String>> {
         let regular = record.mode & libc::S_IFMT == libc::S_IFREG;
         let by_path = record.kind == DescriptorKind::Path as u32;
         let Some(file) = file.as_ref().filter(|_| writes && regular && by_path) else { continue };
-        let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        let path =
+            std::fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(file)));
         let path = path.unwrap_or_default();
         let size = nix::sys::stat::fstat(file).map_or(0, |stat| stat.st_size.cast_unsigned());
         if size <= record.size {

@@ -58,6 +58,16 @@ pub fn save_pending(target: &Target<'_>, gathered: &mut Gathered) -> Result<()> 
     Ok(())
 }
 
+/// Leaves out a SIGTERM that waits in a program which its checkpoint ends. Schedulers send it
+/// together with the checkpoint signal; it meant this run, and would end the restarted one at once.
+pub fn forget_termination(gathered: &mut Gathered) {
+    let before = gathered.pending.len();
+    gathered.pending.retain(|p| p.siginfo[..4] != libc::SIGTERM.to_le_bytes());
+    if gathered.pending.len() < before {
+        gathered.losses.push("a SIGTERM that came while the program was saved and ended".into());
+    }
+}
+
 /// Orders that install the dispositions.
 pub fn restore_actions(
     actions: &[SignalAction],
