@@ -1,0 +1,135 @@
+//! The contracts of batch systems, by small stand-ins: the same command line is started again and
+//! again, ended as such a system ends it, and comes to the right result. The recipes are those of
+//! README.md, but for names and periods. The real Slurm is in slurm.rs.
+
+mod harness;
+
+use std::fs;
+use std::path::Path;
+
+use nix::sys::signal::Signal::{SIGKILL, SIGTERM, SIGTSTP};
+
+use harness::{Bench, Build, Run, Who, until};
+
+const RESULT: &str = "result";
+
+fn expected() -> Vec<u8> {
+    let bench = Bench::new(Who::Nobody);
+    bench.run(bench.subject("compute", Build::Pie), &[]).ends_well();
+    fs::read(bench.path(RESULT)).expect("a result")
+}
+
+/// Waits until the result in `dir` has more bytes than `part` of `of`, with the program alive.
+#[track_caller]
+fn works(run: &mut Run, dir: &Path, part: usize, of: usize, expected: &[u8]) {
+    until("a part of the result", || {
+        assert!(run.lives(), "too late: it {}", run.fate());
+        let len = fs::metadata(dir.join(RESULT)).map_or(0, |m| m.len()) as usize;
+        (len > expected.len() * part / of).then_some(())
+    });
+}
+
+fn inode(path: &Path) -> Option<u64> {
+    use std::os::unix::fs::MetadataExt;
+    fs::metadata(path).ok().map(|m| m.ino() ^ m.mtime_nsec().cast_unsigned() << 20)
+}
+
+/// Runs the recipe in the bench's directory.
+fn job(bench: &Bench, options: &[&str]) -> Run {
+    let line = ["--resume", "--truncate-files", "-n", "job.ckpt"];
+    bench.launch(&[&line[..], options].concat(), "./compute.pie", &[])
+}
+
+#[test]
+fn htcondor_carries_the_files_to_another_place() {
+    // checkpoint_exit_code = 85: the job that ends so is started anew by the same command, with
+    // the files of its sandbox, in another directory or on another machine. Paths in a checkpoint
+    // are absolute; the sandbox therefore has the same path each time, as in a container or with
+    // MOUNT_UNDER_SCRATCH. Here everything is carried away and back.
+    let expected = expected();
+    let bench = Bench::new(Who::Nobody);
+    bench.subject("compute", Build::Pie);
+    let spool = bench.subdirectory("spool");
+    let options = ["-a", "TSTP", "--exit-status", "85"];
+    for part in 1..=3 {
+        let mut run = job(&bench, &options);
+        works(&mut run, &bench.dir, part, 4, &expected);
+        run.signal(SIGTSTP);
+        assert_eq!(run.end().code(), Some(85));
+        for name in ["job.ckpt", RESULT, "compute.pie"] {
+            // A copy: the inode is another each time.
+            fs::copy(bench.path(name), spool.join(name)).expect("to the spool");
+            fs::remove_file(bench.path(name)).expect("the sandbox is emptied");
+        }
+        for name in ["job.ckpt", RESULT, "compute.pie"] {
+            fs::copy(spool.join(name), bench.path(name)).expect("from the spool");
+            bench.give(&bench.path(name));
+        }
+    }
+    job(&bench, &options).ends_well();
+    assert!(fs::read(bench.path(RESULT)).expect("a result") == expected);
+}
+
+#[test]
+fn kubernetes_sends_term_and_later_kill() {
+    let expected = expected();
+    let bench = Bench::new(Who::Nobody);
+    bench.subject("compute", Build::Pie);
+    let options = ["-a", "TERM", "-z", "100", "--exit-status", "85"];
+    // Twice in peace, then twice without any grace.
+    for (part, signal) in [(1, SIGTERM), (2, SIGTERM), (3, SIGKILL), (4, SIGKILL)] {
+        let mut run = job(&bench, &options);
+        works(&mut run, &bench.dir, part, 6, &expected);
+        if signal == SIGKILL {
+            let before = inode(&bench.path("job.ckpt"));
+            until("a periodic checkpoint", || {
+                assert!(run.lives(), "too late: it {}", run.fate());
+                (inode(&bench.path("job.ckpt")) != before).then_some(())
+            });
+        }
+        run.signal(signal);
+        let ended = run.end();
+        assert_eq!(ended.code(), (signal == SIGTERM).then_some(85), "{ended:?}");
+    }
+    job(&bench, &options).ends_well();
+    assert!(fs::read(bench.path(RESULT)).expect("a result") == expected);
+}
+
+#[test]
+fn timeout_ends_each_turn() {
+    // `timeout` passes the exit status of the program on with --preserve-status.
+    let expected = expected();
+    let bench = Bench::new(Who::Nobody);
+    bench.subject("compute", Build::Pie);
+    let script = "while :; do
+        timeout --preserve-status --signal=USR1 --kill-after=60 0.7 ./ckpt --resume \\
+          --truncate-files -a USR1 --exit-status 85 -n job.ckpt ./compute.pie
+        status=$?
+        [ $status = 85 ] || exit $status
+        echo again
+      done";
+    let ended = bench.run("sh", &["-c", script]).ends_well();
+    assert!(ended.stdout.len() >= 2, "it was not ended: {ended:?}");
+    assert!(fs::read(bench.path(RESULT)).expect("a result") == expected);
+}
+
+#[test]
+fn a_spot_node_has_two_minutes() {
+    // A watcher polls for the notice and saves from outside; then the node goes away, at any moment.
+    let expected = expected();
+    let bench = Bench::new(Who::Nobody);
+    bench.subject("compute", Build::Pie);
+    let watcher = "until [ -e notice ]; do sleep 0.05; done; kill -USR1 $1";
+    for part in 1..=3 {
+        let mut run = job(&bench, &["-a", "USR1", "-z", "100"]);
+        let watching = bench.run("sh", &["-c", watcher, "sh", &run.pid_text()]);
+        works(&mut run, &bench.dir, part, 5, &expected);
+        bench.file("notice", "");
+        watching.ends_well();
+        assert_eq!(run.end().code(), Some(0));
+        bench.must(&["verify", &bench.name("job.ckpt")]);
+        fs::remove_file(bench.path("notice")).expect("the notice");
+    }
+    job(&bench, &["-z", "100"]).ends_well();
+    assert!(fs::read(bench.path(RESULT)).expect("a result") == expected);
+}
