@@ -120,6 +120,24 @@ fn an_observer_finds_no_trace() {
 }
 
 #[test]
+fn an_init_does_not_notice() {
+    // The first process of a container adopts all orphans: ours must not become any.
+    let bench = Bench::new(Who::Me);
+    let program = "use POSIX ':sys_wait_h'; $SIG{CHLD} = sub { print qq(SIGCHLD\n) }; $| = 1;
+        print qq(process $$\n);
+        until (-e 'x.5.ckpt') { select undef, undef, undef, 0.01;
+          print qq(a child\n) if waitpid(-1, WNOHANG) != -1 }
+        print qq(end\n)";
+    let root = nix::unistd::geteuid().is_root();
+    let space: &[&str] = if root { &[] } else { &["--map-root-user", "--user"] };
+    let mut command = bench.command("unshare");
+    command.args(space).args(["--pid", "--fork", "--mount-proc", "--kill-child"]);
+    command.arg(bench.ckpt()).args(["-z", "50", "-n", "x.%n.ckpt", "perl", "-e", program]);
+    let ended = Run::start(command).ends_well();
+    assert_eq!(ended.stdout, ["process 1", "end"], "{ended:?}");
+}
+
+#[test]
 fn monitors_come_and_go() {
     for who in BOTH {
         let bench = Bench::new(who);

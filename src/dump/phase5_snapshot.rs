@@ -52,8 +52,9 @@ impl Drop for Snapshot {
     }
 }
 
-/// Takes the picture; None when the kernel allows no more processes or memory, then the pages have
-/// to be written while the target stands still.
+/// Takes the picture; None when the kernel allows no more processes or memory, and where the target
+/// is an init, which would adopt it and meet its end: then the pages have to be written while the
+/// target stands still.
 pub fn take(frozen: &mut Frozen, memory: &Memory, equipped: &Equipped) -> Result<Option<Snapshot>> {
     if !orphans_go_elsewhere(frozen.pid) {
         return Ok(None);
