@@ -48,7 +48,7 @@ pub(super) fn synopsis(entry: &Entry, command: &str) -> String {
         line.push_str(&if opt.required { format!(" {text}") } else { format!(" [{text}]") });
     }
     if many {
-        line.push_str(" [--...]");
+        line.push_str(" [..]");
     }
     if let Some(operand) = &entry.operand {
         match entry.form {
