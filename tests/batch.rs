@@ -102,7 +102,7 @@ fn timeout_ends_each_turn() {
     let bench = Bench::new(Who::Nobody);
     bench.subject("compute", Build::Pie);
     let script = "while :; do
-        timeout --preserve-status --signal=USR1 --kill-after=60 0.7 ./ckpt --resume \\
+        timeout --preserve-status --signal=USR1 --kill-after=60 0.2 ./ckpt --resume \\
           --truncate-files -a USR1 --exit-status 85 -n job.ckpt ./compute.pie
         status=$?
         [ $status = 85 ] || exit $status
