@@ -51,7 +51,8 @@ pub fn parse(
         (None, Some(program)) => {
             reader.heed(Form::Launch, env)?;
             let args = reader.rest();
-            Ok(Command::Launch { settings: reader.draft.settings, program, args })
+            let Draft { settings, cpu, .. } = reader.draft;
+            Ok(Command::Launch { settings, cpu, program, args })
         }
         (None, None) => Err(reader.bad("there is no program to run after the options")),
     }
@@ -74,7 +75,10 @@ pub fn parse_restart(args: impl Iterator<Item = OsString>) -> Result<RestartComm
         Next::Page(Page::Version) => return Ok(RestartCommand::Version),
     };
     match word {
-        None => Ok(RestartCommand::Restart(RestartOptions { settings: reader.draft.settings })),
+        None => {
+            let Draft { settings, force_cpu, map_path, .. } = reader.draft;
+            Ok(RestartCommand::Restart(RestartOptions { settings, force_cpu, map_path }))
+        }
         Some(word) => Err(reader.bad(format!(
             "{} is one word too many; the program goes on with the arguments that it was saved with",
             quoted(&word)
@@ -135,7 +139,12 @@ fn build(entry: &'static Entry, reader: Reader, word: Option<OsString>) -> Resul
             return Err(reader.bad("the checkpoint file's name '' is empty"));
         }
         Form::Verify => Command::Verify { file: word.into() },
-        Form::Info => Command::Info { file: word.into() },
+        Form::Info => Command::Info { file: word.into(), json: reader.draft.json },
+        Form::Check => {
+            let Draft { map_path, json, .. } = reader.draft;
+            let file = (!word.is_empty()).then(|| word.into());
+            Command::Check { file, map_path, json }
+        }
         Form::Help if word.is_empty() => Command::Help(help::overview()),
         Form::Help => match table::subcommand(&word) {
             Some(about) if !about.hidden => Command::Help(help::subcommand(about)),

@@ -31,7 +31,8 @@ pub fn from_own_file(own: File, args: &[OsString]) -> Result<u8> {
     };
     let here = std::env::current_dir().because(|| "cannot find out the current directory")?;
     let image = Image::from_file(own, Path::new(&name))?;
-    let options = Options { settings: options.settings.resolve(&here)? };
+    let cli::RestartOptions { settings, force_cpu, map_path } = options;
+    let options = Options { settings: settings.resolve(&here)?, force_cpu, map_path };
     match restart(&image, &options, "ckpt")? {}
 }
 

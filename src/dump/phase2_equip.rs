@@ -32,7 +32,7 @@ pub fn equip(
 ) -> Result<Equipped> {
     let pid = request.pid;
     let mut vmas = proc::maps::read_with_flags(pid)?;
-    let region = match Region::find(memory, &vmas) {
+    let mut region = match Region::find(memory, &vmas) {
         Some(region) => region,
         None => {
             let config = configuration(pid, &request.settings)?;
@@ -43,6 +43,9 @@ pub fn equip(
         }
     };
     claim(request, &region, memory)?;
+    // For this checkpoint alone: only our copy of the configuration changes.
+    let embed = &mut region.control.config.embed;
+    *embed = request.settings.embed.unwrap_or(*embed);
     let name = name(request, &region)?;
     let stop = request.stop.unwrap_or(region.control.config.continues == 0);
     Ok(Equipped { region, vmas, name, stop })
