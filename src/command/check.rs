@@ -103,7 +103,9 @@ fn dirty_tracking() -> String {
     // SAFETY: makes a descriptor that is closed below.
     let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | USER_MODE_ONLY) };
     if fd < 0 {
-        return "fallback: a copy-on-write snapshot (userfaultfd(2) is not permitted)".into();
+        return "fallback: a copy-on-write snapshot (userfaultfd(2) is not permitted, or this is \
+                Linux before 5.11)"
+            .into();
     }
     let mut api = [0xaa_u64, WP_ASYNC, 0];
     // SAFETY: the kernel reads and writes the three words of struct uffdio_api.

@@ -42,12 +42,13 @@ pub fn lacks(image: &Image, saved: &Saved) -> Vec<Lack> {
         );
     }
     let (from, to) = layouts(saved);
-    for thread in &saved.threads {
-        let lost = xstate::lost(area(saved, thread), &from, &to);
-        if !lost.is_empty() {
-            let tid = thread.tid;
-            add(format!("thread {tid} has values in its {}", lost.join(" and its ")), true);
-        }
+    let mut lost: Vec<_> =
+        saved.threads.iter().flat_map(|t| xstate::lost(area(saved, t), &from, &to)).collect();
+    lost.sort_unstable();
+    lost.dedup();
+    if !lost.is_empty() {
+        let names = lost.join(", ");
+        add(format!("it has values in registers that this CPU has not ({names})"), true);
     }
     if saved.vmas.iter().any(|v| v.pkey != 0) && cpu::xcr0() & 1 << 9 == 0 {
         add("its memory has protection keys (pkeys(7)), which this CPU has not".into(), false);
