@@ -9,7 +9,7 @@ use std::process::Command;
 use nix::sys::signal::Signal::SIGTSTP;
 use nix::unistd::geteuid;
 
-use harness::{Bench, Build, Run, Who};
+use harness::{Bench, Build, Run, Way, Who};
 
 /// Launches a program with options and saves it to x.ckpt by the signal.
 #[track_caller]
@@ -191,16 +191,15 @@ fn embedded_files_are_read_where_there_are_none() {
 fn json_is_one_object() {
     let bench = Bench::new(Who::Nobody);
     save(&bench, &[], &traveller(&bench, Build::Musl), &["a \"b\"", "\u{e9}\n"]);
-    let script = "import json,sys; o = json.load(sys.stdin); print(*sorted(o), sep='\\n')";
+    let script = "import json,sys; o = json.load(open(sys.argv[1])); print(*sorted(o), sep='\\n')";
     for (args, name) in [
         (&["info", "--json", "x.ckpt"][..], "arguments"),
         (&["check", "--json"], "pagemap_scan"),
         (&["check", "--json", "x.ckpt"], "can_restart_here"),
     ] {
-        let text = bench.must(args).stdout.join("\n");
-        let mut python = bench.run("/usr/bin/python3", &["-c", script]);
-        text.lines().for_each(|line| python.say(line));
-        let keys = python.end();
+        let text = bench.file("text", bench.must(args).stdout.join("\n"));
+        let keys = bench.run("/usr/bin/python3", &["-c", script, text.to_str().expect("utf-8")]);
+        let keys = keys.end();
         assert_eq!(keys.code(), Some(0), "{keys:?}");
         assert!(keys.stdout.iter().any(|key| key == name), "{keys:?}");
     }
@@ -215,9 +214,11 @@ fn deadlines_on_another_clock() {
     }
     for who in [Who::Me, Who::Nobody] {
         let bench = Bench::new(who);
-        // Waits until a moment of CLOCK_MONOTONIC half a second ahead.
         let program = bench.subject("deadline", Build::Pie);
-        save(&bench, &[], program.to_str().expect("utf-8"), &[]);
+        let mut run = bench.run(program, &[]);
+        run.expect("ready");
+        // A signal would end the sleep, as any other does.
+        Way::SaveStop.save(&bench, "x.ckpt", run);
         for offset in ["-100", "1000000"] {
             let mut command = Command::new("unshare");
             command.args(["--time", "--monotonic", offset, "--fork", "--kill-child", "--"]);
