@@ -14,7 +14,7 @@ use crate::resource::cpu::{self, Set, level_name};
 use crate::resource::descriptors::EMBEDDED;
 use crate::restart::machine::{self, capable};
 use crate::restart::{MapPath, path_of, phase1_check};
-use ckpt_abi::image::{DescriptorKind, VmaKind};
+use ckpt_abi::image::{DescriptorKind, VmaKind, vma_flag};
 use nix::libc;
 use std::path::{Path, PathBuf};
 
@@ -214,7 +214,8 @@ fn files(
     map_path: &MapPath,
 ) -> (Vec<String>, Vec<String>) {
     let by_path = [VmaKind::SharedFile as u32, VmaKind::PrivateFile as u32];
-    let mapped = saved.vmas.iter().filter(|v| by_path.contains(&v.kind)).map(|v| v.name);
+    let needed = saved.vmas.iter().filter(|v| v.flags & vma_flag::CARRIED == 0);
+    let mapped = needed.filter(|v| by_path.contains(&v.kind)).map(|v| v.name);
     let open = saved.descriptors.iter();
     let open = open.filter(|d| d.kind == DescriptorKind::Path as u32 && d.extra != EMBEDDED);
     let texts = mapped.chain(open.map(|d| d.path)).map(|text| path_of(image, text));

@@ -15,8 +15,8 @@ pub fn gather(
     mem: &Memory,
     equipped: &Equipped,
 ) -> Result<(Gathered, Vec<memory::Area>)> {
-    let mut gathered = Gathered::default();
-    gathered.cpu = cpu::Set::of_config(&equipped.region.control.config);
+    let cpu = cpu::Set::of_config(&equipped.region.control.config);
+    let mut gathered = Gathered { cpu, ..Gathered::default() };
     let mut target = Target { frozen, memory: mem, vmas: &equipped.vmas, region: &equipped.region };
     for index in 0..target.frozen.threads.len() {
         threads::save(&mut target, index, &mut gathered)?;

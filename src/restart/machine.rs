@@ -8,7 +8,7 @@ use crate::image::read::Image;
 use crate::proc;
 use crate::resource::cpu::{self, Set};
 use crate::resource::xstate::{self, Layout};
-use ckpt_abi::image::Thread;
+use ckpt_abi::image::{Thread, VmaKind, vma_flag};
 
 /// End of addresses with 4-level paging.
 const FOUR_LEVELS: u64 = 1 << 47;
@@ -131,6 +131,11 @@ pub fn adapt(image: &Image, saved: &mut Saved, options: &Options) -> Result<()> 
     saved.map_path = options.map_path.clone();
     saved.exe = saved.map_path.apply(std::mem::take(&mut saved.exe));
     saved.cwd = saved.map_path.apply(std::mem::take(&mut saved.cwd));
+    for vma in saved.vmas.iter_mut().filter(|v| v.flags & vma_flag::CARRIED != 0) {
+        if !saved.map_path.apply(super::path_of(image, vma.name)).exists() {
+            vma.kind = VmaKind::Private as u32;
+        }
+    }
     let (from, to) = layouts(saved);
     let mut converted = Vec::new();
     for index in 0..saved.threads.len() {

@@ -179,9 +179,10 @@ fn read_pages(image: &Image, saved: &Saved, placed: &[Placed]) -> Result<()> {
 fn read_run(image: &Image, placed: &[Placed], run: &PageRun) -> Result<()> {
     let index = placed.partition_point(|p| p.record.start <= run.addr);
     let home = index.checked_sub(1).and_then(|i| placed.get(i));
-    let home = home.filter(|p| run.addr < p.record.end);
+    let shared = VmaKind::SharedFile as u32;
+    let home = home.filter(|p| run.addr < p.record.end && p.record.kind != shared);
     let Some(home) = home else {
-        // The vdso's bytes, when the fresh one is used instead.
+        // The vdso's bytes, when the fresh one is used instead, or those of a file that is there.
         return image.read_run(run).map(drop);
     };
     // SAFETY: the mapping is readable and writable until `finish`, and the image's runs, which

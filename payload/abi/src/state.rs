@@ -256,6 +256,9 @@ pub mod vma_flag {
     pub const MERGEABLE: u64 = 1024;
     /// A part of the payload's region.
     pub const REGION: u64 = 2048;
+    /// A shared mapping of a file that the process can only read: the image has its content for
+    /// machines without the file.
+    pub const CARRIED: u64 = 1 << 32;
 }
 
 record! {

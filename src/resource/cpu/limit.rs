@@ -139,6 +139,10 @@ fn tunables(avoided: &Set, current: Option<OsString>) -> OsString {
             words.push(format!("-{}_Usable", feature.glibc));
         }
     }
+    // glibc decides this one before it reads the list, and its memcpy believes it.
+    if avoided.has("avx2") {
+        words.push("-AVX_Fast_Unaligned_Load".into());
+    }
     let (own, others): (Vec<&str>, Vec<&str>) =
         current.split(':').filter(|t| !t.is_empty()).partition(|t| t.starts_with(NAME));
     words.extend(own.iter().map(|t| t[NAME.len()..].to_string()));
@@ -220,6 +224,8 @@ mod tests {
             "{tunables}"
         );
         assert!(tunables.contains("-AVX2,-AVX2_Usable,"), "{tunables}");
+        assert!(tunables.contains(",-AVX_Fast_Unaligned_Load,"), "{tunables}");
+        assert!(!of("GLIBC_TUNABLES", 3).unwrap().contains("Unaligned"));
         assert!(tunables.ends_with(",-X") && !tunables.contains("SSE4"), "{tunables}");
         assert_eq!(of("OPENBLAS_CORETYPE", 3).unwrap(), "Haswell");
         assert_eq!(of("JAVA_TOOL_OPTIONS", 3).unwrap(), "-XX:UseAVX=2");
