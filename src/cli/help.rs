@@ -37,12 +37,18 @@ pub(super) fn synopsis(entry: &Entry, command: &str) -> String {
         line.push(' ');
         line.push_str(word);
     }
-    for opt in table::OPTIONS.iter().filter(|opt| opt.is_of(&[entry.form]) && !opt.is_page()) {
+    let all = || table::OPTIONS.iter().filter(|opt| opt.is_of(&[entry.form]) && !opt.is_page());
+    // Where there are many, a line has room for those with a letter.
+    let many = all().count() > 5;
+    for opt in all().filter(|opt| !many || opt.short.is_some()) {
         let mut text = opt.shortest();
         if let Some((value, _)) = opt.value {
             text = format!("{text} {value}");
         }
         line.push_str(&if opt.required { format!(" {text}") } else { format!(" [{text}]") });
+    }
+    if many {
+        line.push_str(" [--...]");
     }
     if let Some(operand) = &entry.operand {
         match entry.form {

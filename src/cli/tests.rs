@@ -395,6 +395,7 @@ fn every_option_is_in_every_completion() {
                 (Shell::Bash, None) => format!(" --{long}"),
                 (Shell::Zsh, Some(c)) if value => format!("{{-{c}+,--{long}=}}'["),
                 (Shell::Zsh, Some(c)) => format!("{{-{c},--{long}}}'["),
+                (Shell::Zsh, None) if value => format!("--{long}='["),
                 (Shell::Zsh, None) => format!("--{long}'["),
                 (Shell::Fish, Some(c)) => format!("-s {c} -l {long} "),
                 (Shell::Fish, None) => format!("' -l {long} "),
@@ -474,6 +475,7 @@ fn the_table_is_sound() {
         Form::Man,
         Form::Completions,
         Form::Dump,
+        Form::Monitor,
         Form::Restart,
     ];
     assert_eq!(FORMS.iter().map(|entry| entry.form).collect::<Vec<_>>(), forms);
