@@ -1,8 +1,10 @@
 //! The subcommands: each turns what was parsed into calls of the layers below.
 
 mod attach;
+mod check;
 mod dumper;
 mod inspect;
+mod json;
 mod launch;
 mod monitor;
 mod restart;
@@ -38,15 +40,17 @@ fn run(args: &[OsString]) -> Result<u8> {
     }
     let command = cli::parse(args.iter().cloned(), |name| std::env::var_os(name))?;
     match command {
-        Command::Launch { settings, program, args, resume } => {
-            launch::run(&settings, &program, &args, resume)
+        Command::Launch { settings, cpu, program, args, resume } => {
+            launch::run(&settings, cpu.as_ref(), &program, &args, resume)
         }
         Command::Attach { pid, settings } => attach::run(pid, &settings),
         Command::Save { pid, stop, settings } => save::run(pid, stop, settings),
         Command::Dump { pid } => dumper::run(pid),
         Command::Monitor { pid } => monitor::run(pid),
         Command::Verify { file } => inspect::verify(&file),
-        Command::Info { file } => inspect::info(&file),
+        Command::Info { file, json } => inspect::info(&file, json),
+        Command::Check { file: Some(file), map_path, json } => check::file(&file, &map_path, json),
+        Command::Check { file: None, json, .. } => check::machine(json),
         Command::Help(text) => print(&text),
         Command::Version => print(&format!("{}\n", cli::version())),
         Command::Man => print(&cli::man_page()),

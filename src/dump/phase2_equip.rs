@@ -46,6 +46,9 @@ pub fn equip(
         }
     };
     claim(request, &region, memory)?;
+    // For this checkpoint alone: only our copy of the configuration changes.
+    let embed = &mut region.control.config.embed;
+    *embed = request.settings.embed.unwrap_or(*embed);
     let template = template(request, &region)?;
     let values = Values::of(pid);
     // Never the number of one that exists: the highest is the newest, whatever was restarted.

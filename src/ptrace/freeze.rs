@@ -254,6 +254,35 @@ impl Thread {
         })
     }
 
+    /// Lets the thread run on, an instruction at a time, until it is outside of `code`, whose
+    /// instructions never wait. A thread in a system call or in a stop of its own stays.
+    pub fn leave(&mut self, code: std::ops::Range<u64>) -> std::result::Result<(), Errno> {
+        const STEPS: usize = 100_000;
+        let mut signal = 0;
+        for _ in 0..STEPS {
+            let inside = code.contains(&self.regs.rip) && self.regs.orig_rax.cast_signed() < 0;
+            if !inside || self.stopped_by != 0 || self.lent {
+                break;
+            }
+            raw::step(self.tid, signal)?;
+            signal = match raw::wait(self.tid, true)? {
+                State::Stopped { signal: libc::SIGTRAP, .. } => 0,
+                State::Stopped { signal, event: 0 } => signal & 0x7f,
+                State::Stopped { .. } | State::Running => 0,
+                State::Ended => return Err(Errno::ESRCH),
+            };
+            self.regs = Regs::get(self.tid)?;
+        }
+        if signal != 0 {
+            // A signal that came on the way has to be delivered: the thread enters its handler.
+            raw::step(self.tid, signal)?;
+            raw::wait(self.tid, true)?;
+            self.regs = Regs::get(self.tid)?;
+        }
+        self.mask = raw::get_mask(self.tid)?;
+        Ok(())
+    }
+
     /// Errors mean that the thread is gone, which is no matter here.
     fn release(self) {
         if self.lent && back_to_signal_stop(self.tid).is_err() {

@@ -58,6 +58,9 @@ pub fn save(target: &Target<'_>, gathered: &mut Gathered) -> Result<()> {
         if record.kind == DescriptorKind::Lost as u32 {
             lost.push(format!("{} ({})", fd.number, fd.target.display()));
         }
+        if embeds(&record, target.region.control.config.embed) {
+            record.extra = EMBEDDED;
+        }
         if earlier.is_none() {
             save_content(pid, fd, &fds, &mut record, gathered)?;
         }
@@ -80,6 +83,7 @@ fn save_content(
     let mut index = fd.number;
     let bytes = match record.kind {
         k if k == DescriptorKind::Content as u32 => None,
+        k if k == DescriptorKind::Path as u32 && record.extra == EMBEDDED => None,
         k if k == DescriptorKind::Timer as u32 => {
             Some(kernel_objects::save_timer(fd).as_bytes().to_vec())
         }
@@ -100,6 +104,18 @@ fn save_content(
         gathered.contents.push(Content { index, bytes });
     }
     Ok(())
+}
+
+/// [`Descriptor::extra`] of a file with a name whose content is in the image as well.
+pub const EMBEDDED: u32 = 1;
+
+/// Whether a file with a name travels along for machines that do not have it.
+fn embeds(record: &Descriptor, limit: u64) -> bool {
+    record.kind == DescriptorKind::Path as u32
+        && record.mode & libc::S_IFMT == libc::S_IFREG
+        && record.flags as i32 & libc::O_PATH == 0
+        && record.size <= limit
+        && limit != 0
 }
 
 /// Whether two descriptors are one open file description.
@@ -242,7 +258,11 @@ fn open_one(
 ) -> Result<Option<OwnedFd>> {
     let file = match record.kind {
         k if k == DescriptorKind::Path as u32 => {
-            open_path(record, &sources.path(record), warnings)?
+            let path = sources.path(record);
+            match record.extra == EMBEDDED && !path.exists() {
+                true => absent(record, &path, &sources.content(record.fd)?, warnings)?,
+                false => open_path(record, &path, warnings)?,
+            }
         }
         k if k == DescriptorKind::Content as u32 => {
             let content = sources.content(record.content)?;
@@ -340,6 +360,32 @@ pub fn cut(restored: &[Restored], truncate: bool) -> Result<Vec<String>> {
     }
     warnings.dedup();
     Ok(warnings)
+}
+
+/// A file that is not on this machine, from the image: made anew where the program writes it, else
+/// without a name.
+fn absent(
+    record: &Descriptor,
+    path: &Path,
+    content: &[u8],
+    warnings: &mut Vec<String>,
+) -> Result<OwnedFd> {
+    let flags = record.flags as i32;
+    if flags & libc::O_ACCMODE != libc::O_RDONLY {
+        let mode = Mode::from_bits_truncate(record.mode & 0o7777);
+        let kept = OFlag::from_bits_retain(flags & KEPT);
+        let new = kept | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
+        if let Ok(file) = nix::fcntl::open(path, new, mode) {
+            let why = || format!("cannot write {}", path.display());
+            std::fs::write(path, content).because(why)?;
+            return Ok(file);
+        }
+        warnings.push(format!(
+            "{} cannot be made here, so what the program writes to it is lost",
+            path.display()
+        ));
+    }
+    nameless(path, content, record)
 }
 
 /// A file without a name: where its name once was, else in a directory for temporary files, else

@@ -46,6 +46,8 @@ pub struct Settings {
     pub exit_status: Option<u8>,
     /// How many checkpoints of a counted name are kept; 0 for all.
     pub keep: Option<u32>,
+    /// CKPT_EMBED_FILES: open files of at most so many bytes travel along; 0 for none.
+    pub embed: Option<u64>,
 }
 
 impl Name {
@@ -152,6 +154,7 @@ impl Settings {
             msperiod: self.msperiod.or(weaker.msperiod),
             exit_status: self.exit_status.or(weaker.exit_status),
             keep: self.keep.or(weaker.keep),
+            embed: self.embed.or(weaker.embed),
         }
     }
 
@@ -191,6 +194,7 @@ impl Settings {
         if let Some(keep) = self.keep {
             base.keep = keep;
         }
+        base.embed = self.embed.unwrap_or(base.embed);
         base
     }
 
@@ -223,6 +227,7 @@ impl Settings {
             msperiod: Some(config.msperiod),
             exit_status: Some(exit_status),
             keep: Some(config.keep),
+            embed: Some(config.embed),
         })
     }
 }
@@ -238,7 +243,9 @@ pub fn default_config() -> Config {
         exit_status: 0,
         keep: 0,
         flags: 0,
-        reserved: [0; 5],
+        reserved: [0; 2],
+        embed: 0,
+        cpu: [0; 2],
     }
 }
 
@@ -330,6 +337,38 @@ pub fn template(config: &Config) -> Result<Template> {
         .hint("put %n where the number shall stand"));
     }
     Ok(template)
+}
+
+/// Reads a number of bytes, perhaps with K, M or G behind it.
+///
+/// # Errors
+/// Anything else.
+pub fn parse_size(text: &OsStr) -> Result<u64> {
+    let word = text.to_string_lossy();
+    let (number, shift) = match word.as_bytes().last() {
+        Some(b'K' | b'k') => (&word[..word.len() - 1], 10),
+        Some(b'M' | b'm') => (&word[..word.len() - 1], 20),
+        Some(b'G' | b'g') => (&word[..word.len() - 1], 30),
+        _ => (&*word, 0),
+    };
+    digits(number).flatten().map(|n| u64::from(n) << shift).ok_or_else(|| {
+        Error::new(format!("{} is no size; say bytes, 64K, 10M or 1G", quoted(text)))
+    })
+}
+
+/// Reads OLD=NEW, two absolute paths.
+///
+/// # Errors
+/// There is no "=", or a path is not absolute.
+pub fn parse_pair(text: &OsStr) -> Result<(PathBuf, PathBuf)> {
+    let bytes = text.as_bytes();
+    let at = bytes.iter().position(|b| *b == b'=').unwrap_or(bytes.len());
+    let path = |bytes: &[u8]| PathBuf::from(OsStr::from_bytes(bytes));
+    let (old, new) = (path(&bytes[..at]), path(bytes.get(at + 1..).unwrap_or_default()));
+    if !old.is_absolute() || !new.is_absolute() {
+        return Err(Error::new(format!("{} is not OLD=NEW with two absolute paths", quoted(text))));
+    }
+    Ok((old, new))
 }
 
 /// Reads a process id.
@@ -458,6 +497,23 @@ mod tests {
     }
 
     #[test]
+    fn sizes_and_pairs() {
+        for (text, bytes) in
+            [("0", 0), ("100", 100), ("64K", 65536), ("3m", 3 << 20), ("2G", 2 << 30)]
+        {
+            assert_eq!(parse_size(OsStr::new(text)).unwrap(), bytes, "{text}");
+        }
+        for text in ["", "K", "1T", "-1", "1.5M"] {
+            assert!(parse_size(OsStr::new(text)).is_err(), "{text}");
+        }
+        let pair = parse_pair(OsStr::new("/a=/b=c")).unwrap();
+        assert_eq!(pair, (PathBuf::from("/a"), PathBuf::from("/b=c")));
+        for text in ["/a", "a=/b", "/a=b", "=", ""] {
+            assert!(parse_pair(OsStr::new(text)).is_err(), "{text}");
+        }
+    }
+
+    #[test]
     fn default_names() {
         let cases = [("foo", "foo.ckpt"), ("/bin/foo", "foo.ckpt"), ("../x.sh", "x.sh.ckpt")];
         for (program, expected) in cases {
@@ -477,6 +533,7 @@ mod tests {
             msperiod: Some(250),
             exit_status: Some(85),
             keep: Some(3),
+            embed: Some(1 << 20),
         };
         let mut base = default_config();
         base.name.fill(b'x');
@@ -499,6 +556,7 @@ mod tests {
             msperiod: Some(0),
             exit_status: Some(0),
             keep: Some(0),
+            embed: Some(0),
             ..Settings::default()
         };
         assert_eq!(Settings::from_config(&base).unwrap(), expected);

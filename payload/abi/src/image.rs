@@ -148,4 +148,6 @@ pub enum SectionKind {
     Auxv = 16,
     /// [`Guard`]s by address.
     Guards = 17,
+    /// [`CpuLeaf`]s of the machine where the image was written.
+    Cpuid = 32,
 }

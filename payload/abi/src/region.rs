@@ -58,7 +58,11 @@ record! {
         /// Bits of [`config_flag`].
         flags: u32,
         /// Room to grow.
-        reserved: [u64; 5],
+        reserved: [u64; 2],
+        /// Files of at most so many bytes travel in the image; 0: none.
+        embed: u64,
+        /// The features of a CPU that the program may use; all zero: see [`config_flag::CPU_KNOWN`].
+        cpu: [u64; 2],
     }
 }
 
@@ -66,6 +70,8 @@ record! {
 pub mod config_flag {
     /// CKPT_CONTINUE was given, so it decides for periodic checkpoints too.
     pub const CONTINUE_GIVEN: u32 = 1;
+    /// [`super::Config::cpu`] is known, also where it is empty.
+    pub const CPU_KNOWN: u32 = 0x100;
 }
 
 record! {
