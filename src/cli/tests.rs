@@ -110,6 +110,7 @@ fn resuming() {
         Ok(Command::Launch {
             cpu: None,
             settings: settings.clone(),
+            cpu: None,
             program: "foo".into(),
             args: vec![],
             resume,

@@ -35,6 +35,9 @@ pub fn run(
     let settings = settings.resolve(&here)?;
     let mut config = settings.apply(settings::default_config());
     let template = settings::template(&config)?;
+    if let Some(limit) = cpu {
+        restrict(limit, &mut config)?;
+    }
     if let Some(resume) = resume {
         self::resume(&template, &settings, resume)?;
     }
@@ -85,8 +88,11 @@ fn become_it(path: &Path, image: &Image, settings: &Settings, resume: Resume) ->
         }
     }
     let settings = settings.clone();
-    let truncate_files = resume.truncate_files;
-    let options = restart::Options { settings, truncate_files, ..Default::default() };
+    let options = restart::Options {
+        settings,
+        truncate_files: resume.truncate_files,
+        ..restart::Options::default()
+    };
     match restart(image, &options, "ckpt")? {}
 }
 
@@ -110,6 +116,7 @@ fn words(path: &Path, settings: &Settings, resume: Resume) -> Option<Vec<CString
     say("--exit-status", settings.exit_status.map(|n| n.to_string().into()));
     say("--embed-files", settings.embed.map(|n| n.to_string().into()));
     say("--keep", settings.keep.map(|n| n.to_string().into()));
+    say("--embed-files", settings.embed.map(|n| n.to_string().into()));
     words.extend((settings.continues == Some(true)).then(|| "--continue".into()));
     words.extend(resume.truncate_files.then(|| "--truncate-files".into()));
     let c_string = |word: OsString| CString::new(word.as_bytes()).ok();

@@ -43,6 +43,7 @@ pub struct Options {
 pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<Infallible> {
     let mut saved = phase1_check::check(image)?;
     machine::adapt(image, &mut saved, options)?;
+    saved.same_clocks = clock::enter_namespace(&saved)?;
     let monitor = phase1_check::monitor(image, &saved, options)?;
     saved.same_clocks = clock::enter_namespace(&saved)?;
     let mut warnings = Vec::new();
