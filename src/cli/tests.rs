@@ -108,7 +108,6 @@ fn resuming() {
     let resumed = |truncate_files| {
         let resume = Some(Resume { truncate_files });
         Ok(Command::Launch {
-            cpu: None,
             settings: settings.clone(),
             cpu: None,
             program: "foo".into(),

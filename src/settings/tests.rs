@@ -116,6 +116,7 @@ fn configuration_and_back() {
         msperiod: Some(250),
         exit_status: Some(85),
         keep: Some(3),
+        embed: Some(1 << 20),
     };
     let mut base = default_config();
     base.name.fill(b'x');
@@ -138,6 +139,7 @@ fn what_is_not_said_stays() {
         msperiod: Some(0),
         exit_status: Some(0),
         keep: Some(0),
+        embed: Some(0),
         ..Settings::default()
     };
     assert_eq!(Settings::from_config(&base).unwrap(), expected);
