@@ -5,6 +5,7 @@
 
 use std::ffi::OsStr;
 
+use super::{ServeOptions, network};
 use crate::error::Result;
 use crate::resource::cpu::limit::{self, Limit};
 use crate::restart::MapPath;
@@ -22,6 +23,14 @@ pub(super) enum Form {
     Help,
     Man,
     Completions,
+    Serve,
+    Keygen,
+    /// `ckpt restart`.
+    Resume,
+    List,
+    Get,
+    Put,
+    Remove,
     Dump,
     Monitor,
     /// A checkpoint file, executed.
@@ -41,6 +50,7 @@ pub(super) enum Kind {
 }
 
 /// The word that is no option.
+#[derive(Clone, Copy)]
 pub(super) struct Operand {
     /// In help texts.
     pub name: &'static str,
@@ -49,6 +59,7 @@ pub(super) struct Operand {
 }
 
 /// One line of the table of forms.
+#[derive(Clone, Copy)]
 pub(super) struct Entry {
     pub form: Form,
     /// The subcommand's word; `None` for forms that are recognised otherwise.
@@ -64,6 +75,7 @@ pub(super) struct Entry {
 
 /// An environment variable that says the same as an option; only the forms that a user calls
 /// through the ckpt command read it.
+#[derive(Clone, Copy)]
 pub(super) struct Variable {
     pub name: &'static str,
     /// The values, in help texts.
@@ -71,6 +83,7 @@ pub(super) struct Variable {
 }
 
 /// One line of the table of options.
+#[derive(Clone, Copy)]
 pub(super) struct Opt {
     pub short: Option<char>,
     pub long: &'static str,
@@ -102,6 +115,7 @@ pub(super) struct Draft {
     pub stop: bool,
     pub resume: bool,
     pub truncate_files: bool,
+    pub serve: ServeOptions,
     pub page: Option<Page>,
 }
 
@@ -112,7 +126,25 @@ pub(super) enum Page {
     Version,
 }
 
-pub(super) static FORMS: &[Entry] = &[
+/// All forms: those of this file, then those of the checkpoint server.
+pub(super) static FORMS: &[Entry] =
+    &joined::<Entry, { OWN_FORMS.len() + network::FORMS.len() }>(OWN_FORMS, network::FORMS);
+
+/// All options.
+pub(super) static OPTIONS: &[Opt] =
+    &joined::<Opt, { OWN_OPTIONS.len() + network::OPTIONS.len() }>(OWN_OPTIONS, network::OPTIONS);
+
+const fn joined<T: Copy, const N: usize>(first: &[T], second: &[T]) -> [T; N] {
+    let mut all = [first[0]; N];
+    let mut at = 0;
+    while at < N {
+        all[at] = if at < first.len() { first[at] } else { second[at - first.len()] };
+        at += 1;
+    }
+    all
+}
+
+const OWN_FORMS: &[Entry] = &[
     Entry {
         form: Form::Launch,
         word: None,
@@ -237,8 +269,7 @@ pub(super) static FORMS: &[Entry] = &[
 
 /// The forms whose options are the parameters of the original manual.
 const CONFIGURED: &[Form] = &[Form::Launch, Form::Attach, Form::Restart];
-
-pub(super) static OPTIONS: &[Opt] = &[
+const OWN_OPTIONS: &[Opt] = &[
     Opt {
         short: Some('p'),
         long: "pid",
@@ -263,7 +294,8 @@ pub(super) static OPTIONS: &[Opt] = &[
         env: Some(Variable { name: "CKPT_NAME", value: "NAME" }),
         default: Some("PROGRAM's base name + .ckpt"),
         help: "Save checkpoints to the file NAME",
-        description: "Saves checkpoints to NAME, which is FILENAME or file://FILENAME. A \
+        description: "Saves checkpoints to NAME, which is FILENAME, file://FILENAME, or \
+                      cssrv://HOST[:PORT]/NAME on a checkpoint server (ckpt serve). A \
                       relative name is taken from the directory where ckpt (or the checkpoint \
                       file) is started, with -p from the process's working directory. An \
                       existing file is replaced when the new checkpoint is whole. A forked child \
@@ -522,6 +554,13 @@ pub(super) static OPTIONS: &[Opt] = &[
             Form::Man,
             Form::Completions,
             Form::Restart,
+            Form::Serve,
+            Form::Keygen,
+            Form::Resume,
+            Form::List,
+            Form::Get,
+            Form::Put,
+            Form::Remove,
         ],
         required: false,
         set: |draft, _| {
@@ -576,6 +615,19 @@ impl Opt {
 /// The entry of a form.
 pub(super) fn entry(form: Form) -> &'static Entry {
     FORMS.iter().find(|entry| entry.form == form).unwrap_or(&FORMS[0])
+}
+
+/// How many words a subcommand takes, at least and at most; None: what follows the first is not ours.
+pub(super) fn operands(entry: &Entry) -> (usize, Option<usize>) {
+    match entry.form {
+        Form::Resume => (1, None),
+        Form::Get => (1, Some(2)),
+        Form::Put => (2, Some(2)),
+        _ => match &entry.operand {
+            Some(operand) => (usize::from(!operand.optional), Some(1)),
+            None => (0, Some(0)),
+        },
+    }
 }
 
 /// The subcommand of this word, hidden ones included.

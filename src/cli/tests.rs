@@ -137,6 +137,43 @@ fn attach_and_save() {
 }
 
 #[test]
+fn servers() {
+    use super::ServeOptions;
+    use crate::settings::server::{Key, ServerName, Transfer};
+    let name = |text: &str| ServerName::parse_folder(OsStr::new(text)).unwrap();
+    let transfer = |key| Transfer { key: Some(key), ..Transfer::default() };
+    let home = |line: &[&str]| with_env(line, &[("HOME", "/h")]);
+    let usual = transfer(Key::Usual("/h/.config/ckpt/key".into()));
+    let listed = Command::List { folder: name("cssrv://h"), transfer: usual.clone() };
+    assert_eq!(home(&["ls", "cssrv://h"]), Ok(listed));
+    let said = transfer(Key::Said("k".into()));
+    let removed = Command::Remove { name: name("cssrv://h/x"), transfer: said.clone() };
+    assert_eq!(home(&["rm", "cssrv://h/x", "--key", "k"]), Ok(removed.clone()));
+    assert_eq!(with_env(&["rm", "cssrv://h/x"], &[("CKPT_KEY", "k")]), Ok(removed));
+    let put = Command::Put { file: "f".into(), name: name("cssrv://h/x"), transfer: said.clone() };
+    assert_eq!(run(&["put", "--key=k", "f", "cssrv://h/x"]), Ok(put));
+    let get = Command::Get { name: name("cssrv://h/x"), file: None, transfer: said };
+    assert_eq!(run(&["get", "--key=k", "cssrv://h/x"]), Ok(get));
+    assert!(run(&["get", "cssrv://h/x", "f", "g"]).is_err());
+    assert!(run(&["put", "f"]).is_err());
+    let args = vec!["-n".into(), "y".into(), "--insecure".into()];
+    let resumed = Command::Resume { name: "x".into(), transfer: Transfer::default(), args };
+    assert_eq!(run(&["restart", "x", "-n", "y", "--insecure"]), Ok(resumed));
+    let options = ServeOptions {
+        port: Some(0),
+        listen: vec!["::1".into(), "h".into()],
+        max_bytes: Some(3 << 30),
+        json: true,
+        transfer: usual,
+        ..ServeOptions::default()
+    };
+    let line = ["-p", "0", "--listen", "[::1]", "--listen", "h", "--max-bytes", "3G", "--json"];
+    assert_eq!(home(&[&["serve"], &line[..]].concat()), Ok(Command::Serve(options.clone())));
+    let original = ServeOptions { original: true, transfer: Transfer::default(), ..options };
+    assert_eq!(super::parse_ckptsrv(words("ckptsrv", &line)).unwrap(), Command::Serve(original));
+}
+
+#[test]
 fn other_subcommands() {
     assert_eq!(run(&["verify", "--", "-f"]), Ok(Command::Verify { file: "-f".into() }));
     assert_eq!(run(&["info", "f"]), Ok(Command::Info { file: "f".into(), json: false }));
@@ -195,7 +232,11 @@ fn bad_values_name_the_option_and_the_value() {
         (&["-p", "-5"], "-p: ", "'-5' is not a process id"),
         (&["save", "x"], "ckpt save: ", "'x' is not a process id"),
         (&["-n", "", "foo"], "-n: ", "''"),
-        (&["-n", "cssrv://h/n", "foo"], "-n: ", "'cssrv://'"),
+        (&["-n", "cssrv://h/", "foo"], "-n: ", "'cssrv://h/'"),
+        (&["-n", "http://h/n", "foo"], "-n: ", "'http://'"),
+        (&["ls", "h"], "the checkpoint name", "'h'"),
+        (&["serve", "-p", "65536"], "-p: ", "'65536' is not a port"),
+        (&["serve", "--quota", "1X"], "--quota: ", "'1X' is not a size"),
         (&["--signal", "KILL", "foo"], "--signal: ", "'KILL'"),
         (&["-z", "1s", "foo"], "-z: ", "'1s'"),
     ];
@@ -460,7 +501,7 @@ fn help_fits_a_terminal() {
             assert!(line.chars().count() < 80 && line.trim_end() == line, "{line:?}");
         }
     }
-    assert!(help::overview().lines().count() <= 50, "{}", help::overview());
+    assert!(help::overview().lines().count() <= 70, "{}", help::overview());
 }
 
 #[test]
@@ -477,6 +518,13 @@ fn the_table_is_sound() {
         Form::Dump,
         Form::Monitor,
         Form::Restart,
+        Form::Resume,
+        Form::Serve,
+        Form::List,
+        Form::Get,
+        Form::Put,
+        Form::Remove,
+        Form::Keygen,
     ];
     assert_eq!(FORMS.iter().map(|entry| entry.form).collect::<Vec<_>>(), forms);
     for entry in FORMS {

@@ -14,6 +14,7 @@ use crate::resource::cpu::{
     limit::{self, Limit},
 };
 use crate::restart::{self, restart};
+use crate::settings::server::Key;
 use crate::settings::{self, Name, Settings, Template, Values};
 use ckpt_abi::region::Config;
 use nix::errno::Errno;
@@ -110,13 +111,20 @@ fn words(path: &Path, settings: &Settings, resume: Resume) -> Option<Vec<CString
             words.push(word);
         }
     };
-    say("--name", settings.name.as_ref().and_then(Name::file).map(Into::into));
+    say("--name", settings.name.as_ref().map(Name::written));
     say("--signal", settings.asyncsig.map(|n| n.to_string().into()));
     say("--period", settings.msperiod.map(|n| n.to_string().into()));
     say("--exit-status", settings.exit_status.map(|n| n.to_string().into()));
     say("--embed-files", settings.embed.map(|n| n.to_string().into()));
     say("--keep", settings.keep.map(|n| n.to_string().into()));
     say("--embed-files", settings.embed.map(|n| n.to_string().into()));
+    let transfer = &settings.transfer;
+    if let Some(Key::Said(key)) = &transfer.key {
+        say("--key", Some(key.into()));
+    }
+    say("--fallback", transfer.fallback.as_ref().map(Into::into));
+    words.extend((transfer.insecure == Some(true)).then(|| "--insecure".into()));
+    words.extend((transfer.compress == Some(true)).then(|| "--compress".into()));
     words.extend((settings.continues == Some(true)).then(|| "--continue".into()));
     words.extend(resume.truncate_files.then(|| "--truncate-files".into()));
     let c_string = |word: OsString| CString::new(word.as_bytes()).ok();

@@ -6,10 +6,11 @@ use crate::inject::{self, region::Region};
 use crate::proc::{self, maps::Vma};
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
+use crate::settings::server::{self, Transfer};
 use crate::settings::{self, Name, Settings, Template, Values};
 use ckpt_abi::region::{Config, Phase, config_flag};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A frozen process with a payload that is ours for now.
 pub struct Equipped {
@@ -17,8 +18,10 @@ pub struct Equipped {
     pub region: Region,
     /// The mappings, with the payload's.
     pub vmas: Vec<Vma>,
-    /// Where the checkpoint goes.
+    /// Where the checkpoint goes, as [`Name::written`].
     pub name: PathBuf,
+    /// How it gets to a server.
+    pub transfer: Transfer,
     /// Whether the program ends after it.
     pub stop: bool,
     /// What [`Equipped::name`] was made of.
@@ -64,7 +67,13 @@ pub fn equip(
         true => ends && config.flags & config_flag::CONTINUE_GIVEN != 0,
         false => request.stop.unwrap_or(ends),
     };
-    Ok(Equipped { region, vmas, name, stop, template, values })
+    let mut config = region.control.config;
+    request.settings.transfer.apply(&mut config);
+    let mut transfer = Transfer::from_config(&config)?;
+    if let Some(file) = transfer.fallback.as_mut().filter(|_| forked(request, &region)) {
+        file.as_mut_os_string().push(format!(".{}", request.pid));
+    }
+    Ok(Equipped { region, vmas, name, transfer, stop, template, values })
 }
 
 /// The configuration of a process that had none: its name comes from its own and its directory.
@@ -118,17 +127,34 @@ fn claim(request: &Request, region: &Region, memory: &Memory) -> Result<()> {
 /// The name of the checkpoint: for this call, else as configured; a forked child's has its id
 /// appended, so that a signal to the whole group does not make two write one file.
 fn template(request: &Request, region: &Region) -> Result<Template> {
-    if let Some(name) = request.settings.name.as_ref().and_then(Name::file) {
-        return Template::parse(name);
+    if let Some(name) = request.settings.name.as_ref() {
+        return Template::parse(Path::new(&name.written()));
     }
     let mut name = region.name()?;
-    if region.control.owner != request.pid.cast_unsigned() {
+    if forked(request, region) {
         name.as_mut_os_string().push(format!(".{}", request.pid));
     }
     Template::parse(&name)
 }
 
+fn forked(request: &Request, region: &Region) -> bool {
+    region.control.owner != request.pid.cast_unsigned()
+}
+
 impl Equipped {
+    /// The file for a checkpoint that a server did not take, if there is one.
+    pub fn fallback(&self) -> Option<PathBuf> {
+        let server = self.name.as_os_str().as_bytes().starts_with(server::SCHEME.as_bytes());
+        self.transfer.fallback.clone().filter(|_| server)
+    }
+
+    /// Changes the destination; the process may have run since it was equipped.
+    pub fn divert(&mut self, pid: i32, file: PathBuf) -> Result<()> {
+        self.name = file;
+        self.vmas = proc::maps::read_with_flags(pid)?;
+        Ok(())
+    }
+
     /// Tells the payload how far the dump is.
     pub fn announce(&self, memory: &Memory, phase: Phase) -> Result<()> {
         self.region.set_phase(memory, phase)
