@@ -9,6 +9,7 @@ use super::interrupted;
 use super::memory::Memory;
 use super::raw::{self, State};
 use super::regs::Regs;
+use super::sequence::leave_sequence;
 use crate::error::{Because, Error, Result};
 use ckpt_abi::region::{THUNK_AREA, ThunkArea};
 use nix::errno::Errno;
@@ -23,6 +24,12 @@ pub struct Caller<'a> {
 impl<'a> Caller<'a> {
     /// Borrows a stopped thread; `thunk` is the address of a thunk in its process.
     pub fn new(thread: &'a mut Thread, memory: &Memory, thunk: u64) -> Result<Self> {
+        if !thread.lent
+            && let Ok(rseq) = raw::rseq_configuration(thread.tid)
+            && rseq.pointer != 0
+        {
+            leave_sequence(memory, rseq.pointer, &mut thread.regs);
+        }
         let area = thunk_area(&interrupted::rewound(&thread.regs), thread.mask);
         memory.write_forced(thread.tid, thunk + THUNK_AREA, area.as_bytes())?;
         thread.lent = true;

@@ -178,9 +178,12 @@ impl Frozen {
 
     fn stubborn(&self, tid: i32) -> Error {
         let call = match proc::syscall(self.pid, tid) {
-            Ok(Some((number, _))) => {
-                format!("in system call {number}")
-            }
+            Ok(Some((number, _))) => match number.cast_signed() {
+                libc::SYS_vfork => "in vfork(2)".to_string(),
+                libc::SYS_clone => "in clone(2)".to_string(),
+                libc::SYS_clone3 => "in clone3(2)".to_string(),
+                _ => format!("in system call {number}"),
+            },
             _ => "in the kernel".to_string(),
         };
         let name = proc::comm(self.pid, tid).unwrap_or_default();
@@ -220,8 +223,17 @@ impl Frozen {
             .and_then(|()| regs.set(tid))
             .and_then(|()| raw::detach(tid))
             .because(|| format!("cannot end process {pid}"))?;
-        // The others are still stopped by us; the exit kills them where they are.
-        self.threads.clear();
+        // The others are still stopped by us; the exit kills them where they are. Were we to end
+        // before that, they would run on.
+        let deadline = Instant::now() + PATIENCE;
+        for thread in self.threads.drain(..).skip(1) {
+            while !matches!(raw::wait(thread.tid, false), Ok(State::Ended) | Err(_)) {
+                if Instant::now() > deadline {
+                    return Err(Error::new(format!("process {pid} is saved but does not end")));
+                }
+                std::thread::sleep(Duration::from_micros(50));
+            }
+        }
         Ok(())
     }
 
@@ -283,14 +295,23 @@ impl Thread {
         Ok(())
     }
 
-    /// Errors mean that the thread is gone, which is no matter here.
-    fn release(self) {
-        if self.lent && back_to_signal_stop(self.tid).is_err() {
-            return;
+    /// Gives a thread that has worked for us its mask and registers back; it stays stopped.
+    pub fn take_back(&mut self) -> std::result::Result<(), Errno> {
+        if !self.lent {
+            return Ok(());
         }
+        back_to_signal_stop(self.tid)?;
         // The mask first: should we die in between, the thunk's epilogue gives both back.
-        if self.lent {
-            let _ = raw::set_mask(self.tid, self.mask);
+        raw::set_mask(self.tid, self.mask)?;
+        self.regs.set(self.tid)?;
+        self.lent = false;
+        Ok(())
+    }
+
+    /// Errors mean that the thread is gone, which is no matter here.
+    fn release(mut self) {
+        if self.take_back().is_err() {
+            return;
         }
         let mut regs = interrupted::undisturbed(&self.regs);
         if let Some((wait, slot)) = &self.wait
@@ -299,7 +320,7 @@ impl Thread {
         {
             waits::shorten(&mut regs, place, wait.left(), *slot);
         }
-        if self.lent || regs != self.regs {
+        if regs != self.regs {
             let _ = regs.set(self.tid);
         }
         let _ = raw::detach(self.tid);

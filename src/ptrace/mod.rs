@@ -2,7 +2,8 @@
 //!
 //! [`freeze`] stops every thread of a process with PTRACE_SEIZE and PTRACE_INTERRUPT, never with a
 //! signal. [`call`] makes a stopped thread issue system calls. [`memory`] reads and writes the
-//! process. [`interrupted`] knows how a thread that was inside a system call has to go on,
+//! process. [`interrupted`] knows how a thread that was inside a system call has to go on, [`sequence`]
+//! one inside a restartable sequence,
 //! [`waits`] how long it still has to wait there.
 
 pub mod call;
@@ -11,4 +12,5 @@ pub mod interrupted;
 pub mod memory;
 pub mod raw;
 pub mod regs;
+pub mod sequence;
 pub mod waits;

@@ -146,6 +146,21 @@ pub fn poke(tid: i32, addr: u64, word: u64) -> Result<()> {
         .map(drop)
 }
 
+/// sched_getscheduler(2) of another thread: its policy, with SCHED_RESET_ON_FORK.
+pub fn policy(tid: i32) -> Result<u32> {
+    // SAFETY: the call has no memory arguments. musl's function of that name refuses to make it.
+    let result = unsafe { libc::syscall(libc::SYS_sched_getscheduler, tid) };
+    Errno::result(result).map(|policy| policy as u32)
+}
+
+/// ioprio_get(2) of another thread: class and level.
+pub fn io_priority(tid: i32) -> Result<u64> {
+    const WHO_PROCESS: i32 = 1;
+    // SAFETY: the call has no memory arguments.
+    let result = unsafe { libc::syscall(libc::SYS_ioprio_get, WHO_PROCESS, tid) };
+    Errno::result(result).map(i64::cast_unsigned)
+}
+
 /// get_robust_list(2) of another thread: head and length.
 pub fn robust_list(tid: i32) -> Result<(u64, u64)> {
     let (mut head, mut len) = (0u64, 0u64);

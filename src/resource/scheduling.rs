@@ -3,28 +3,33 @@
 use super::plan::{Arena, Orders, Step};
 use crate::error::Result;
 use crate::proc;
+use crate::ptrace::raw;
 use ckpt_abi::image::Thread;
 use nix::libc;
 use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::Pid;
+use std::collections::BTreeSet;
+use std::sync::OnceLock;
 
 /// Bytes of the first version of struct sched_attr (sched_setattr(2)).
 const ATTR_SIZE: u32 = 48;
 const SCHED_RESET_ON_FORK: u32 = 0x4000_0000;
+const IOPRIO_WHO_PROCESS: u64 = 1;
+const IOPRIO_CLASS_SHIFT: u32 = 13;
 
 /// Saves the scheduling of a thread into its record.
 pub fn save(pid: i32, record: &mut Thread) -> Result<()> {
     let tid = record.tid.cast_signed();
     let stat = proc::stat(pid, tid)?;
-    record.policy = stat.policy;
+    record.policy = raw::policy(tid).unwrap_or(stat.policy);
+    record.io_priority = explicit(raw::io_priority(tid).unwrap_or(0));
     record.priority = stat.rt_priority;
     record.nice = stat.nice;
-    record.timer_slack = proc::timer_slack(pid, tid);
     let Ok(set) = sched_getaffinity(Pid::from_raw(tid)) else { return Ok(()) };
     let cpus = record.affinity.len() * 64;
     let has = |set: &CpuSet, cpu| set.is_set(cpu).unwrap_or(false);
     // A thread that may run everywhere here may run everywhere there.
-    if (0..cpus).all(|cpu| has(&set, cpu) || !online(cpu)) {
+    if (0..cpus).all(|cpu| has(&set, cpu) || !online().contains(&cpu)) {
         return Ok(());
     }
     for cpu in (0..cpus).filter(|cpu| has(&set, *cpu)) {
@@ -33,22 +38,42 @@ pub fn save(pid: i32, record: &mut Thread) -> Result<()> {
     Ok(())
 }
 
-fn online(cpu: usize) -> bool {
-    let path = format!("/sys/devices/system/cpu/cpu{cpu}");
-    // A CPU that cannot be taken offline has no such file.
-    match std::fs::read_to_string(format!("{path}/online")) {
-        Ok(text) => text.trim() == "1",
-        Err(_) => std::path::Path::new(&path).exists(),
-    }
+/// The CPUs of this machine that are online; looked up once, there are thousands of threads.
+fn online() -> &'static BTreeSet<usize> {
+    static ONLINE: OnceLock<BTreeSet<usize>> = OnceLock::new();
+    ONLINE.get_or_init(|| {
+        let text = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+        cpus(text.trim())
+    })
+}
+
+/// The CPUs of a list such as "0-3,8" (cpuset(7), "List format").
+fn cpus(list: &str) -> BTreeSet<usize> {
+    let range = |item: &str| {
+        let (first, last) = item.split_once('-').unwrap_or((item, item));
+        Some(first.parse().ok()?..=last.parse().ok()?)
+    };
+    list.split(',').filter_map(range).flatten().collect()
+}
+
+/// An I/O priority that was set; without one the kernel answers what follows from the nice value
+/// (ioprio_set(2), IOPRIO_CLASS_NONE), class 0 before Linux 5.18 and "best effort" since.
+fn explicit(priority: u64) -> u64 {
+    if priority >> IOPRIO_CLASS_SHIFT == 0 { 0 } else { priority }
 }
 
 /// Orders for the running thread. What the restarter may not do (a lower nice value, a real-time
 /// policy) or this machine does not have (a CPU) stays as it is.
 pub fn restore(thread: &Thread, arena: &mut Arena, orders: &mut Orders) -> Result<()> {
+    // sched_setattr(2) takes the nice value of the normal policies only.
+    let nice = i64::from(thread.nice).cast_unsigned();
+    let own = [libc::PRIO_PROCESS as u64, 0, nice];
+    orders.try_call(Step::Thread, libc::SYS_setpriority, &own);
     let mut attr = Vec::new();
     attr.extend_from_slice(&ATTR_SIZE.to_le_bytes());
     attr.extend_from_slice(&(thread.policy & !SCHED_RESET_ON_FORK).to_le_bytes());
-    attr.extend_from_slice(&0u64.to_le_bytes());
+    let resets = thread.policy & SCHED_RESET_ON_FORK != 0;
+    attr.extend_from_slice(&u64::from(resets).to_le_bytes());
     attr.extend_from_slice(&thread.nice.to_le_bytes());
     attr.extend_from_slice(&thread.priority.to_le_bytes());
     attr.resize(ATTR_SIZE as usize, 0);
@@ -59,6 +84,10 @@ pub fn restore(thread: &Thread, arena: &mut Arena, orders: &mut Orders) -> Resul
         let len = size_of_val(&thread.affinity) as u64;
         orders.try_call(Step::Thread, libc::SYS_sched_setaffinity, &[0, len, at]);
     }
+    if thread.io_priority != 0 {
+        let args = [IOPRIO_WHO_PROCESS, 0, thread.io_priority];
+        orders.try_call(Step::Thread, libc::SYS_ioprio_set, &args);
+    }
     if thread.timer_slack != 0 {
         let args = [libc::PR_SET_TIMERSLACK as u64, thread.timer_slack];
         orders.try_call(Step::Thread, libc::SYS_prctl, &args);
@@ -68,4 +97,16 @@ pub fn restore(thread: &Thread, arena: &mut Arena, orders: &mut Orders) -> Resul
         orders.try_call(Step::Thread, libc::SYS_prctl, &args);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_of_cpus() {
+        assert_eq!(cpus("0-2,5"), BTreeSet::from([0, 1, 2, 5]));
+        assert_eq!(cpus("3"), BTreeSet::from([3]));
+        assert_eq!(cpus(""), BTreeSet::new());
+    }
 }

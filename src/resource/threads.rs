@@ -12,13 +12,14 @@ use crate::ptrace::interrupted;
 use crate::ptrace::memory::Memory;
 use crate::ptrace::raw;
 use crate::ptrace::regs::{self, Regs, USER_CS};
+use crate::ptrace::sequence::leave_sequence;
 use ckpt_abi::image::{Thread, thread_flag};
 use ckpt_abi::op::Kind;
 use ckpt_abi::region::STACKS;
 use nix::errno::Errno;
 use nix::libc;
 use std::os::unix::ffi::OsStrExt;
-use zerocopy::{FromBytes, FromZeros, IntoBytes};
+use zerocopy::{FromZeros, IntoBytes};
 
 const PR_GET_TID_ADDRESS: u64 = 40;
 const ARCH_SET_GS: u64 = 0x1001;
@@ -45,9 +46,12 @@ pub fn save(target: &mut Target<'_>, index: usize, gathered: &mut Gathered) -> R
     let (wait, slot) = thread.wait.map_or((None, 0), |(wait, slot)| (Some(wait), slot));
     let (mut next, interrupted) = interrupted::revived(&thread.regs, wait.as_ref(), slot);
     let rseq = rseq(thread, memory, region.control.thunk)?;
-    leave_critical_section(memory, &rseq, &mut next);
-    let (altstack, tid_address, death_signal) =
-        ask(thread, memory, region.base + STACKS, region.control.thunk)?;
+    if rseq.pointer != 0 {
+        leave_sequence(memory, rseq.pointer, &mut next);
+    }
+    let answers = ask(thread, memory, region.base + STACKS, region.control.thunk)?;
+    // There is one area behind the thunk: were we to die, it could give back only one thread.
+    thread.take_back().because(|| format!("cannot give thread {tid} its registers back"))?;
     let mut name = [0; 16];
     let comm = proc::comm(pid, tid)?;
     let len = comm.len().min(15);
@@ -56,17 +60,18 @@ pub fn save(target: &mut Target<'_>, index: usize, gathered: &mut Gathered) -> R
         tid: tid.cast_unsigned(),
         flags: if interrupted { thread_flag::INTERRUPTED } else { 0 },
         mask: thread.mask,
-        altstack,
+        altstack: answers.altstack,
         robust_list,
         robust_list_len,
-        tid_address,
+        tid_address: answers.tid_address,
         rseq: rseq.pointer,
         rseq_len: rseq.size,
         rseq_signature: rseq.signature,
         name,
         xstate: gathered.xstate.len() as u64,
         xstate_len: xstate.len() as u64,
-        death_signal,
+        death_signal: answers.death_signal,
+        timer_slack: answers.timer_slack,
         ..Thread::new_zeroed()
     };
     record.regs.as_mut_bytes().copy_from_slice(next.as_bytes());
@@ -77,14 +82,15 @@ pub fn save(target: &mut Target<'_>, index: usize, gathered: &mut Gathered) -> R
     Ok(())
 }
 
-/// What only the thread itself can say: its alternate stack, its tid address, and its parent-death
-/// signal.
-fn ask(
-    thread: &mut Stopped,
-    memory: &Memory,
-    scratch: u64,
-    thunk: u64,
-) -> Result<([u64; 3], u64, u32)> {
+/// What only the thread itself can say.
+struct Answers {
+    altstack: [u64; 3],
+    tid_address: u64,
+    death_signal: u32,
+    timer_slack: u64,
+}
+
+fn ask(thread: &mut Stopped, memory: &Memory, scratch: u64, thunk: u64) -> Result<Answers> {
     let mut caller = Caller::new(thread, memory, thunk)?;
     caller.expect(libc::SYS_sigaltstack, &[0, scratch], "cannot read the alternate stack")?;
     let altstack: [u64; 3] = memory.get(scratch)?;
@@ -93,7 +99,10 @@ fn ask(
     caller.call(libc::SYS_prctl, &[PR_GET_TID_ADDRESS, scratch])?;
     let tid_address = memory.get(scratch)?;
     caller.call(libc::SYS_prctl, &[libc::PR_GET_PDEATHSIG as u64, scratch])?;
-    Ok((altstack, tid_address, memory.get(scratch)?))
+    // 0 for real-time threads, which have none.
+    let slack = caller.call(libc::SYS_prctl, &[libc::PR_GET_TIMERSLACK as u64])?;
+    let timer_slack = slack.max(0).cast_unsigned();
+    Ok(Answers { altstack, tid_address, death_signal: memory.get(scratch)?, timer_slack })
 }
 
 /// The rseq registration; before Linux 5.13 only a search can find it.
@@ -133,30 +142,6 @@ fn search_rseq(
         }
     }
     Ok(Default::default())
-}
-
-/// A thread inside a restartable sequence goes to its abort handler, as after any preemption
-/// (struct rseq_cs, include/uapi/linux/rseq.h).
-fn leave_critical_section(memory: &Memory, rseq: &raw::RseqConfiguration, regs: &mut Regs) {
-    #[derive(FromBytes, IntoBytes)]
-    #[repr(C)]
-    struct CriticalSection {
-        version_and_flags: u64,
-        start: u64,
-        length: u64,
-        abort: u64,
-    }
-    if rseq.pointer == 0 {
-        return;
-    }
-    let Ok(pointer) = memory.get::<u64>(rseq.pointer + 8) else { return };
-    if pointer == 0 {
-        return;
-    }
-    let Ok(section) = memory.get::<CriticalSection>(pointer) else { return };
-    if regs.rip.wrapping_sub(section.start) < section.length {
-        regs.rip = section.abort;
-    }
 }
 
 /// The saved registers of a thread.

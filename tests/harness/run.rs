@@ -154,6 +154,11 @@ impl Run {
         }
     }
 
+    /// The next line if it is there already.
+    pub fn line_now(&mut self) -> Option<String> {
+        self.lines.try_recv().ok()
+    }
+
     /// The next line, which must be this one.
     #[track_caller]
     pub fn expect(&mut self, line: &str) {

@@ -150,7 +150,7 @@ record! {
         xstate: u64,
         /// Bytes of the xstate, as PTRACE_GETREGSET NT_X86_XSTATE gives it.
         xstate_len: u64,
-        /// Scheduling policy (sched(7)).
+        /// Scheduling policy (sched(7)), with SCHED_RESET_ON_FORK.
         policy: u32,
         /// Static priority.
         priority: u32,
@@ -160,8 +160,10 @@ record! {
         death_signal: u32,
         /// Timer slack in nanoseconds; 0: unknown.
         timer_slack: u64,
+        /// ioprio_get(2); 0: none was set.
+        io_priority: u64,
         /// Room to grow.
-        reserved0: [u64; 4],
+        reserved0: [u64; 3],
         /// sched_setaffinity(2): CPUs 0 to 1023; all zero: not restricted.
         affinity: [u64; 16],
         /// Where a Go runtime keeps the thread's id (runtime.m.procid), or 0.
