@@ -44,8 +44,9 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
     let mut saved = phase1_check::check(image)?;
     machine::adapt(image, &mut saved, options)?;
     saved.same_clocks = clock::enter_namespace(&saved)?;
-    let monitor = phase1_check::monitor(image, &saved, options)?;
+    // Before the monitor is made: it shares the program's clocks.
     saved.same_clocks = clock::enter_namespace(&saved)?;
+    let monitor = phase1_check::monitor(image, &saved, options)?;
     let mut warnings = Vec::new();
     let opened = phase2_open::open(image, &saved, &mut warnings)?;
     let mut filled = phase3_fill::fill(image, &mut saved, &opened, options)?;
