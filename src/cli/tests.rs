@@ -438,7 +438,10 @@ fn the_table_is_sound() {
         Form::Help,
         Form::Man,
         Form::Completions,
+        Form::Sdk,
+        Form::Assist,
         Form::Dump,
+        Form::Monitor,
         Form::Restart,
     ];
     assert_eq!(FORMS.iter().map(|entry| entry.form).collect::<Vec<_>>(), forms);
