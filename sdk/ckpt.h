@@ -26,7 +26,8 @@ extern "C" {
 
 /* Calls f(arg) before a checkpoint begins, in the order of registration. */
 int ckpt_on_preckpt(void (*f)(void *), void *arg);
-/* Calls f(arg) when a checkpoint is sealed and the program goes on, in the order of registration. */
+/* Calls f(arg) when a checkpoint is sealed and the program goes on, in the order of registration;
+ * not after one that failed. */
 int ckpt_on_postckpt(void (*f)(void *), void *arg);
 /* Calls f(arg) in a restarted process before control returns to the program, in the reverse of the
  * order of registration. Open files can still be changed then: see ckpt_fds. */

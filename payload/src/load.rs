@@ -134,9 +134,32 @@ fn create(executable: u64, executable_len: u64) -> Option<Page> {
     put(offset_of!(Control, abi_version), u64::from(ABI_VERSION) | u64::from(sys::getpid()) << 32);
     let page = Page::at(base);
     default_name(page);
+    for fd in 0..3u64 {
+        let standard = standard(fd);
+        for (i, value) in standard.into_iter().enumerate() {
+            let index = (fd as usize).wrapping_mul(3).wrapping_add(i);
+            put(offset_of!(Control, standard).wrapping_add(index.wrapping_mul(8)), value);
+        }
+    }
     protect(base.wrapping_add(exe_start), pages(executable_len), PROT_READ);
     put(offset_of!(Control, magic), u64::from_le_bytes(MAGIC));
     Some(page)
+}
+
+/// Device, inode and access mode of a standard stream; zeros for a closed one.
+fn standard(fd: u64) -> [u64; 3] {
+    const FSTAT: u64 = 5;
+    const FCNTL: u64 = 72;
+    const F_GETFL: u64 = 3;
+    const ACCMODE: u64 = 3;
+    let mut stat = [0u64; 18];
+    // SAFETY: the kernel fills the struct stat.
+    if unsafe { sys::call(FSTAT, &[fd, (&raw mut stat) as u64, 0, 0, 0, 0]) } < 0 {
+        return [0; 3];
+    }
+    // SAFETY: looks at a descriptor.
+    let flags = unsafe { sys::call(FCNTL, &[fd, F_GETFL, 0, 0, 0, 0]) };
+    [stat[0], stat[1], flags as u64 & ACCMODE]
 }
 
 fn map(len: u64) -> Option<u64> {
