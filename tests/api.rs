@@ -270,6 +270,22 @@ fn the_signal_has_the_callbacks_called() {
 }
 
 #[test]
+fn an_attached_command_changes_the_configuration_of_a_linked_program() {
+    for libc in [Libc::Glibc, Libc::Musl] {
+        let desk = Desk::new(Who::Nobody);
+        let mut run = desk.start(libc, With::Linked, "outside");
+        run.expect("ready");
+        let name = desk.bench.name("attached.ckpt");
+        desk.bench.must(&["-p", &run.pid_text(), "-n", &name, "-c"]);
+        run.signal(SIGTSTP);
+        until("the checkpoint", || Path::new(&name).exists().then_some(()));
+        run.say("");
+        run.expect("1 1 0");
+        run.finish();
+    }
+}
+
+#[test]
 fn a_thread_saves_while_twenty_compute() {
     for (libc, with) in ALL {
         let desk = Desk::new(Who::Nobody);
