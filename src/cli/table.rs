@@ -33,6 +33,8 @@ pub(super) enum Form {
     Remove,
     Dump,
     Monitor,
+    Assist,
+    Sdk,
     /// A checkpoint file, executed.
     Restart,
 }
@@ -237,6 +239,26 @@ const OWN_FORMS: &[Entry] = &[
                zsh: ckpt completions zsh > a file _ckpt in a directory of $fpath\n\n\
                fish: ckpt completions fish > ~/.config/fish/completions/ckpt.fish",
         hidden: false,
+    },
+    Entry {
+        form: Form::Sdk,
+        word: Some("sdk"),
+        operand: Some(Operand { name: "DIR", kind: Kind::File, optional: false }),
+        help: "Write libckpt.so and ckpt.h below DIR",
+        long: "Writes what programs need that take checkpoints of themselves: DIR/lib/libckpt.so \
+               (to link with -lckpt or to name in LD_PRELOAD), DIR/include/ckpt.h, a file for \
+               pkg-config, a Python module and manual pages. Programs linked with the library, \
+               preloaded with it or spawned by one that is preloaded have checkpointing enabled \
+               and read the CKPT_ variables when they start.",
+        hidden: false,
+    },
+    Entry {
+        form: Form::Assist,
+        word: Some("__assist"),
+        operand: Some(Operand { name: "PID", kind: Kind::Pid, optional: false }),
+        help: "Do what a program's C API asks for",
+        long: "What the payload starts; not for users.",
+        hidden: true,
     },
     Entry {
         form: Form::Dump,
@@ -550,6 +572,7 @@ const OWN_OPTIONS: &[Opt] = &[
             Form::Verify,
             Form::Info,
             Form::Check,
+            Form::Sdk,
             Form::Help,
             Form::Man,
             Form::Completions,

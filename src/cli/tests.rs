@@ -515,6 +515,8 @@ fn the_table_is_sound() {
         Form::Help,
         Form::Man,
         Form::Completions,
+        Form::Sdk,
+        Form::Assist,
         Form::Dump,
         Form::Monitor,
         Form::Restart,

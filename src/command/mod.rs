@@ -1,5 +1,6 @@
 //! The subcommands: each turns what was parsed into calls of the layers below.
 
+mod assist;
 mod attach;
 mod check;
 pub mod destination;
@@ -11,6 +12,7 @@ mod launch;
 mod monitor;
 mod restart;
 mod save;
+mod sdk;
 mod serve;
 mod stored;
 
@@ -38,7 +40,9 @@ fn run(args: &[OsString]) -> Result<u8> {
     }
     let own = File::open("/proc/self/exe")
         .map_err(|e| Error::new(format!("cannot open our own executable (/proc/self/exe): {e}")))?;
-    let ours = args.get(1).is_some_and(|word| word == "__dump" || word == "__monitor");
+    let ours = args
+        .get(1)
+        .is_some_and(|word| ["__dump", "__monitor", "__assist"].iter().any(|w| word == w));
     if !ours && Image::find(&own)?.is_some() {
         return restart::from_own_file(own, args);
     }
@@ -61,6 +65,8 @@ fn run(args: &[OsString]) -> Result<u8> {
         Command::Remove { name, transfer } => stored::remove(&name, &transfer),
         Command::Dump { pid } => dumper::run(pid),
         Command::Monitor { pid } => monitor::run(pid),
+        Command::Assist { pid } => assist::run(pid),
+        Command::Sdk { dir } => sdk::run(&dir),
         Command::Verify { file } => inspect::verify(&file),
         Command::Info { file, json } => inspect::info(&file, json),
         Command::Check { file: Some(file), map_path, json } => check::file(&file, &map_path, json),

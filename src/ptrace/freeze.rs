@@ -266,6 +266,21 @@ impl Thread {
         })
     }
 
+    /// Makes the thread go on at `entry` with all signals blocked, on the stack below `stack`, as a
+    /// signal handler begins.
+    pub fn enter(&mut self, entry: u64, stack: u64) -> Result<()> {
+        /// Trap, direction, resume and nested-task flags (x64_setup_rt_frame clears the first three).
+        const FLAGS: u64 = 1 << 8 | 1 << 10 | 1 << 16 | 1 << 14;
+        let flags = self.regs.eflags & !FLAGS;
+        let regs =
+            Regs { rip: entry, rsp: stack, orig_rax: u64::MAX, rax: 0, eflags: flags, ..self.regs };
+        raw::set_mask(self.tid, u64::MAX)
+            .and_then(|()| regs.set(self.tid))
+            .because(|| format!("cannot redirect thread {}", self.tid))?;
+        (self.regs, self.mask, self.wait) = (regs, u64::MAX, None);
+        Ok(())
+    }
+
     /// Lets the thread run on, an instruction at a time, until it is outside of `code`, whose
     /// instructions never wait. A thread in a system call or in a stop of its own stays.
     pub fn leave(&mut self, code: std::ops::Range<u64>) -> std::result::Result<(), Errno> {

@@ -1,10 +1,10 @@
 //! Phase 2: open every file that the program had open or mapped, and name all that are missing.
 
-use super::MapPath;
 use super::phase1_check::Saved;
+use super::{MapPath, callers};
 use crate::error::{Error, Result};
 use crate::image::read::Image;
-use crate::resource::descriptors::{self, Restored, Sources, memfd};
+use crate::resource::descriptors::{self, Missing, Restored, Sources, memfd};
 use crate::resource::{epoll, memory, process};
 use ckpt_abi::image::{Descriptor, DescriptorKind, EpollEntry, SectionKind, VmaKind};
 use std::fs::File;
@@ -22,6 +22,8 @@ pub struct Opened {
     pub objects: Vec<OwnedFd>,
     /// What the epoll instances watch.
     pub watches: Vec<epoll::Watches>,
+    /// Files that are not there, of a program that may name others in its restart callbacks.
+    pub missing: Vec<Missing>,
 }
 
 struct FromImage<'a> {
@@ -69,7 +71,10 @@ pub fn open(image: &Image, saved: &Saved, warnings: &mut Vec<String>) -> Result<
         }
     }
     let sources = FromImage { image, map_path: &saved.map_path, objects: &objects };
-    let descriptors = match descriptors::open_all(&saved.descriptors, &sources, warnings) {
+    let mut missing = Vec::new();
+    let tolerated = callers::of_image(image, saved)?.filter(callers::due).map(|_| &mut missing);
+    let descriptors = match descriptors::open_all(&saved.descriptors, &sources, warnings, tolerated)
+    {
         Ok(descriptors) => descriptors,
         Err(e) => {
             failures.push(e.to_string());
@@ -90,7 +95,7 @@ pub fn open(image: &Image, saved: &Saved, warnings: &mut Vec<String>) -> Result<
         .hint("bring these back, or say where they are with --map-path OLD=NEW; nothing has been changed"));
     }
     let watches = watches(image, saved)?;
-    Ok(Opened { descriptors, mapped, objects, watches })
+    Ok(Opened { descriptors, mapped, objects, watches, missing })
 }
 
 fn watches(image: &Image, saved: &Saved) -> Result<Vec<epoll::Watches>> {
