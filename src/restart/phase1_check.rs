@@ -10,9 +10,9 @@ use ckpt_abi::image::{
     CpuLeaf, Descriptor, Guard, Limit, Machine, Object, PageRun, PendingSignal, Process,
     SectionKind, SignalAction, Thread, Timer, Vma, VmaKind,
 };
-use ckpt_abi::region::Control;
+use ckpt_abi::region::{Control, MAGIC};
 use std::path::PathBuf;
-use zerocopy::FromBytes;
+use zerocopy::{FromZeros, IntoBytes};
 
 /// The records of an image.
 pub struct Saved {
@@ -118,12 +118,20 @@ pub fn monitor(image: &Image, saved: &Saved, options: &Options) -> Result<Option
 /// The payload's control page as it was saved.
 fn control(image: &Image, saved: &Saved) -> Result<Control> {
     let base = saved.process.region;
-    let run = saved.runs.iter().find(|run| (run.addr..run.addr + run.len).contains(&base));
-    let run = run.ok_or_else(|| image.damaged("it has no payload"))?;
-    let bytes = image.read_run(run)?;
-    let page = bytes.get((base - run.addr) as usize..).unwrap_or_default();
-    let control = Control::read_from_prefix(page).map(|(control, _)| control);
-    control.map_err(|_| image.damaged("its payload's page is cut off"))
+    let mut control = Control::new_zeroed();
+    let page = control.as_mut_bytes();
+    let end = base + page.len() as u64;
+    // Pages of zeros are in no run.
+    for run in saved.runs.iter().filter(|run| run.addr < end && base < run.addr + run.len) {
+        let bytes = image.read_run(run)?;
+        let (from, to) = (run.addr.max(base), (run.addr + run.len).min(end));
+        let part = &bytes[(from - run.addr) as usize..(to - run.addr) as usize];
+        page[(from - base) as usize..(to - base) as usize].copy_from_slice(part);
+    }
+    if control.magic != MAGIC {
+        return Err(image.damaged("it has no payload"));
+    }
+    Ok(control)
 }
 
 impl Saved {

@@ -4,7 +4,10 @@ use crate::record;
 use crate::region::NAME_LEN;
 
 /// Bytes from the base of the region to its [`Api`].
-pub const API: u64 = 0x2000;
+pub const API: u64 = 0x4000;
+
+const _: () = assert!(size_of::<crate::region::Control>() as u64 <= API);
+const _: () = assert!(API + size_of::<Api>() as u64 <= crate::region::WAITS);
 /// How many callbacks of a kind can be registered.
 pub const CALLBACKS: u32 = 1024;
 /// How many ranges can be excluded at a time.
