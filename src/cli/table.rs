@@ -443,12 +443,12 @@ pub(super) static OPTIONS: &[Opt] = &[
     Opt {
         short: None,
         long: "map-path",
-        value: Some(("OLD=NEW", Kind::Number)),
+        value: Some(("MAP", Kind::Number)),
         env: None,
         default: None,
-        help: "Find the files of OLD in NEW",
-        description: "The program's files and directories that were OLD or in OLD are looked for \
-                      in NEW. Repeatable; the longest OLD that fits counts.",
+        help: "Find files elsewhere: OLD=NEW",
+        description: "MAP is OLD=NEW: the program's files and directories that were OLD or in OLD \
+                      are looked for in NEW. Repeatable; the longest OLD that fits counts.",
         forms: &[Form::Restart, Form::Check],
         required: false,
         set: |draft, value| {

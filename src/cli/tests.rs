@@ -470,10 +470,12 @@ fn the_table_is_sound() {
         Form::Save,
         Form::Verify,
         Form::Info,
+        Form::Check,
         Form::Help,
         Form::Man,
         Form::Completions,
         Form::Dump,
+        Form::Monitor,
         Form::Restart,
     ];
     assert_eq!(FORMS.iter().map(|entry| entry.form).collect::<Vec<_>>(), forms);
