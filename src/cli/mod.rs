@@ -2,6 +2,7 @@
 //! shell completions, so that none of them can know an option that another does not.
 
 mod completions;
+mod entry;
 mod help;
 mod man;
 mod network;

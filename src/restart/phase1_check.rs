@@ -12,7 +12,7 @@ use ckpt_abi::image::{
 };
 use ckpt_abi::region::Control;
 use std::path::PathBuf;
-use zerocopy::FromBytes;
+use zerocopy::{FromZeros, IntoBytes};
 
 /// The records of an image.
 pub struct Saved {
@@ -108,12 +108,20 @@ pub fn monitor(image: &Image, saved: &Saved, options: &Options) -> Result<Option
 /// The payload's control page as it was saved.
 fn control(image: &Image, saved: &Saved) -> Result<Control> {
     let base = saved.process.region;
-    let run = saved.runs.iter().find(|run| (run.addr..run.addr + run.len).contains(&base));
-    let run = run.ok_or_else(|| image.damaged("it has no payload"))?;
-    let bytes = image.read_run(run)?;
-    let page = bytes.get((base - run.addr) as usize..).unwrap_or_default();
-    let control = Control::read_from_prefix(page).map(|(control, _)| control);
-    control.map_err(|_| image.damaged("its payload's page is cut off"))
+    let mut control = Control::new_zeroed();
+    let room = control.as_mut_bytes();
+    let mut found = false;
+    // Pages of zeros in it are in no run.
+    for run in &saved.runs {
+        let (start, end) = (run.addr.max(base), (run.addr + run.len).min(base + room.len() as u64));
+        if start < end {
+            let bytes = image.read_run(run)?;
+            let from = &bytes[(start - run.addr) as usize..(end - run.addr) as usize];
+            room[(start - base) as usize..(end - base) as usize].copy_from_slice(from);
+            found |= start == base;
+        }
+    }
+    if found { Ok(control) } else { Err(image.damaged("it has no payload")) }
 }
 
 impl Saved {

@@ -1,0 +1,150 @@
+use super::*;
+
+fn name(text: &str) -> std::result::Result<Name, String> {
+    Name::parse(OsStr::new(text)).map_err(|e| e.to_string())
+}
+
+fn file(path: &str) -> Name {
+    Name::File(PathBuf::from(path))
+}
+
+#[test]
+fn names() {
+    assert_eq!(name("foo.ckpt"), Ok(file("foo.ckpt")));
+    assert_eq!(name("file://foo.ckpt"), Ok(file("foo.ckpt")));
+    assert_eq!(name("file:///tmp/foo"), Ok(file("/tmp/foo")));
+    assert_eq!(name("a:b:/c"), Ok(file("a:b:/c")));
+    let bytes = OsStr::from_bytes(b"\xff\xfe/\x01");
+    assert_eq!(Name::parse(bytes).unwrap().file(), Some(Path::new(bytes)));
+}
+
+#[test]
+fn bad_names() {
+    let cases = [
+        ("", "''"),
+        ("file://", "'file://'"),
+        ("cssrv://host", "'cssrv://host' names no checkpoint"),
+        ("http://x/y", "'http://x/y' has the unknown scheme 'http://'"),
+        ("file://a://b", "'file://a://b' has the unknown scheme 'file://a://'"),
+        ("://x", "unknown scheme '://'"),
+        ("dir/", "'dir/' names a directory"),
+        ("dir/..", "'dir/..' names a directory"),
+        (".", "'.' names a directory"),
+        ("a\0b", "NUL"),
+    ];
+    for (text, part) in cases {
+        let sentence = name(text).unwrap_err();
+        assert!(sentence.contains(part), "{text:?}: {sentence}");
+    }
+}
+
+#[test]
+fn longest_name() {
+    assert!(name(&"x".repeat(LONGEST_NAME)).is_ok());
+    assert!(name(&format!("file://{}", "x".repeat(LONGEST_NAME))).is_ok());
+    let sentence = name(&"x".repeat(LONGEST_NAME + 1)).unwrap_err();
+    assert!(sentence.contains("has 4096 bytes; at most 4095"), "{sentence}");
+    assert!(sentence.len() < 300, "{sentence}");
+}
+
+#[test]
+fn resolving() {
+    let resolved = |path: &str| file(path).resolve(Path::new("/a//b/")).unwrap().written();
+    assert_eq!(resolved("./x/./y"), "/a/b/x/y");
+    assert_eq!(resolved("../y"), "/a/b/../y");
+    assert_eq!(resolved("/z"), "/z");
+    let long = file(&"x".repeat(LONGEST_NAME - 2));
+    assert!(long.resolve(Path::new("/")).is_ok());
+    let sentence = long.resolve(Path::new("/ab")).unwrap_err().to_string();
+    assert!(sentence.contains("4097 bytes"), "{sentence}");
+}
+
+#[test]
+fn numbers() {
+    assert_eq!(parse_period(OsStr::new("4294967295")).unwrap(), u32::MAX);
+    assert_eq!(parse_period(OsStr::new("0")).unwrap(), 0);
+    for text in ["4294967296", "", "1s", "-1", "+1", " 1", "1.5"] {
+        let sentence = parse_period(OsStr::new(text)).unwrap_err().to_string();
+        assert!(sentence.contains(&format!("'{text}'")), "{sentence}");
+    }
+    assert_eq!(parse_pid(OsStr::new("2147483647")).unwrap(), i32::MAX);
+    for text in ["0", "-5", "", "1x", "2147483648", "+7"] {
+        let sentence = parse_pid(OsStr::new(text)).unwrap_err().to_string();
+        assert!(sentence.contains(&format!("'{text}'")), "{sentence}");
+    }
+    assert!(parse_switch(OsStr::new("1")).unwrap());
+    assert!(!parse_switch(OsStr::new("0")).unwrap());
+    let sentence = parse_switch(OsStr::new("yes")).unwrap_err().to_string();
+    assert!(sentence.contains("'yes'"), "{sentence}");
+}
+
+#[test]
+fn default_names() {
+    let cases = [("foo", "foo.ckpt"), ("/bin/foo", "foo.ckpt"), ("../x.sh", "x.sh.ckpt")];
+    for (program, expected) in cases {
+        assert_eq!(default_name(OsStr::new(program)), expected);
+    }
+    assert_eq!(default_name(OsStr::new("/")), "program.ckpt");
+    let bytes = default_name(OsStr::from_bytes(b"/x/\xff"));
+    assert_eq!(bytes.as_bytes(), b"\xff.ckpt");
+}
+
+#[test]
+fn configuration_and_back() {
+    let said = Settings {
+        name: Some(file("/tmp/a://b")),
+        asyncsig: Some(10),
+        continues: Some(false),
+        msperiod: Some(250),
+        exit_status: Some(85),
+        keep: Some(3),
+        ..Settings::default()
+    };
+    let mut base = default_config();
+    base.name.fill(b'x');
+    base.keep = 7;
+    let config = said.apply(base);
+    assert_eq!(&config.name[..11], b"/tmp/a://b\0");
+    assert!(config.name[10..].iter().all(|&b| b == 0));
+    assert_eq!((config.asyncsig, config.continues, config.msperiod), (10, 0, 250));
+    assert_eq!((config.flags, config.keep), (config_flag::CONTINUE_GIVEN, 3));
+    assert_eq!(config.exit_status, 85);
+    assert_eq!(Settings::from_config(&config).unwrap(), said);
+}
+
+#[test]
+fn what_is_not_said_stays() {
+    let base = default_config();
+    assert_eq!(Settings::default().apply(base), base);
+    let expected = Settings {
+        asyncsig: Some(20),
+        msperiod: Some(0),
+        exit_status: Some(0),
+        keep: Some(0),
+        ..Settings::default()
+    };
+    assert_eq!(Settings::from_config(&base).unwrap(), expected);
+    assert_eq!(expected.apply(base), base);
+}
+
+#[test]
+fn broken_configurations_are_refused() {
+    let sound = default_config();
+    for broken in [
+        Config { name: [b'/'; NAME_LEN], ..sound },
+        Config { asyncsig: 9, ..sound },
+        Config { asyncsig: 1 << 20, ..sound },
+        Config { continues: 2, ..sound },
+        Config { exit_status: 256, ..sound },
+    ] {
+        assert!(Settings::from_config(&broken).is_err());
+    }
+}
+
+#[test]
+fn options_win() {
+    let options = Settings { asyncsig: Some(0), ..Settings::default() };
+    let weaker = Settings { asyncsig: Some(10), continues: Some(true), ..Settings::default() };
+    let both = options.or(weaker);
+    assert_eq!((both.asyncsig, both.continues), (Some(0), Some(true)));
+}
