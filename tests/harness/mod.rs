@@ -4,9 +4,10 @@
 //! A [`Bench`] is a temporary directory with a copy of `ckpt` in it and somebody who works there; a
 //! [`Run`] is one process with its streams. Whoever waits, waits for an event, at most [`PATIENCE`].
 //! Both clean up when they are dropped, and a bench fails the test if a process was left behind.
-#![allow(dead_code, unused_imports, reason = "each test file uses its part")]
+#![allow(dead_code, unused_imports, unused_macros, reason = "each test file uses its part")]
 
 mod bench;
+mod programs;
 mod run;
 mod subjects;
 mod ways;
@@ -14,6 +15,8 @@ mod ways;
 use std::time::{Duration, Instant};
 
 pub use bench::{Bench, Who};
+pub use programs::Program;
+pub(crate) use programs::each_program;
 pub use run::{Ended, Run};
 pub use subjects::Build;
 pub use ways::{Way, survive};
