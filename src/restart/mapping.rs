@@ -29,6 +29,15 @@ impl Mapping {
         Self::made(at, len, mapped)
     }
 
+    /// Maps private memory that cannot be touched and holds nothing.
+    pub fn reservation(at: u64, len: u64) -> Result<Self> {
+        let (addr, size) = checked(at, len)?;
+        let flags = MapFlags::MAP_NORESERVE | MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED_NOREPLACE;
+        // SAFETY: MAP_FIXED_NOREPLACE replaces nothing.
+        let mapped = unsafe { mmap_anonymous(addr, size, ProtFlags::PROT_NONE, flags) };
+        Self::made(at, len, mapped)
+    }
+
     /// Maps a part of a file, privately or shared, with the protection given.
     pub fn file(
         at: u64,

@@ -78,7 +78,11 @@ pub fn fill(image: &Image, saved: &Saved, opened: &Opened, options: &Options) ->
         }
         let len = record.end - record.start;
         let at = if in_place { record.start } else { space.find(len, record.start)? };
-        placed.push(Placed { record: *record, mapping: map(record, at, i, opened)? });
+        let mapping = match is_reservation(saved, record) {
+            true => Mapping::reservation(at, len)?,
+            false => map(record, at, i, opened)?,
+        };
+        placed.push(Placed { record: *record, mapping });
     }
     read_pages(image, saved, &placed)?;
     if let Some(code) = patched {
@@ -88,6 +92,17 @@ pub fn fill(image: &Image, saved: &Saved, opened: &Opened, options: &Options) ->
     let (control, actions) = fill_region(saved, &mut placed, options)?;
     finish(&placed, &saved.guards)?;
     Ok(Filled { placed, control, region: saved.process.region, actions, vdso, space })
+}
+
+/// Whether a mapping is out of bounds for the program and holds nothing. Were it writable for a while,
+/// like its neighbours, the kernel would join them and put a huge page across the border.
+fn is_reservation(saved: &Saved, record: &Vma) -> bool {
+    let special = record.flags & (vma_flag::REGION | vma_flag::GROWSDOWN) != 0;
+    if record.kind != VmaKind::Private as u32 || record.prot != 0 || special {
+        return false;
+    }
+    let next = saved.runs.partition_point(|run| run.addr + run.len <= record.start);
+    saved.runs.get(next).is_none_or(|run| run.addr >= record.end)
 }
 
 fn map(record: &Vma, at: u64, index: usize, opened: &Opened) -> Result<Mapping> {
