@@ -51,19 +51,9 @@ survives! {
     posix_threads: "pthreads" [];
     state_of_each_thread: "perthread" [];
     robust_mutexes: "robust" [];
+    held_robust_mutexes: "robust" ["held"];
     restartable_sequences: "rseq" [];
     creation_and_end: "churn" [];
-}
-
-/// A mutex that is held at the checkpoint names its holder by the thread's id: only where that is kept
-/// (by root, clone3(2)) can the kernel tell the next one that the holder has ended.
-#[test]
-fn held_robust_mutexes_of_threads_that_keep_their_ids() {
-    if !nix::unistd::geteuid().is_root() {
-        println!("not run: only root may choose thread ids");
-        return;
-    }
-    survive(Who::Me, Way::SaveStop, "robust", Build::Pie, &["held"]);
 }
 
 /// Real-time policies and rising priorities, which only root may set.

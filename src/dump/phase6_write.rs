@@ -112,6 +112,7 @@ impl<'a> Writing<'a> {
         w.records(SectionKind::Process, &[process])?;
         w.records(SectionKind::Threads, &g.threads)?;
         w.bytes(SectionKind::Xstate, 0, &g.xstate)?;
+        w.records(SectionKind::Owners, &g.owners)?;
         w.records(SectionKind::Vmas, &g.vmas)?;
         w.records(SectionKind::Guards, &g.guards)?;
         w.records(SectionKind::Objects, &g.objects)?;

@@ -3,11 +3,13 @@
 //! The kernel gives a restored thread its old id only where we may ask for it (clone3(2),
 //! set_tid). Where the id changes, the words are rewritten in which C libraries and Go keep it, if
 //! they held the saved id: glibc's struct pthread (the word at the tid address), glibc before 2.25
-//! the process id beside it, musl's struct pthread, and Go's runtime.m.procid.
+//! the process id beside it, musl's struct pthread, Go's runtime.m.procid, and the robust mutexes
+//! that the thread holds. A held mutex of another kind that names its owner (recursive, error-checking,
+//! priority-inheriting) is in no list and keeps the old id.
 
 use super::plan::{Orders, Step};
 use crate::ptrace::memory::Memory;
-use ckpt_abi::image::{Thread, thread_flag};
+use ckpt_abi::image::{Owner, Thread, thread_flag};
 use ckpt_abi::op::Kind;
 
 /// Offset of `tid` in musl's struct pthread (src/internal/pthread_impl.h, x86-64), to which the
@@ -47,6 +49,46 @@ pub fn save(memory: &Memory, pid: i32, fs_base: u64, thread: &mut Thread) {
     thread.go_id = go_id(memory, fs_base, thread.tid).unwrap_or(0);
 }
 
+/// Finds the words of the robust mutexes that a thread holds: the futex, whose lower bits are the
+/// owner's id (get_robust_list(2), Documentation/locking/robust-futexes.rst), and glibc's own copy of it
+/// two words further (struct __pthread_mutex_s). musl has recursive and error-checking mutexes in
+/// this list, too.
+pub fn owners(memory: &Memory, head: u64, tid: u32) -> Vec<Owner> {
+    // ROBUST_LIST_LIMIT of include/linux/futex.h: a list may be damaged.
+    const LIMIT: usize = 2048;
+    const TID_MASK: u32 = 0x3fff_ffff;
+    const PRIORITY_INHERITING: u64 = 1;
+    const COPY: u64 = 8;
+    // struct robust_list_head: first entry, offset of the futex from its entry, pending entry.
+    let Ok([first, offset, pending]) = memory.get::<[u64; 3]>(head) else { return Vec::new() };
+    let mut owners = Vec::new();
+    let mut look = |entry: u64| {
+        let futex = (entry & !PRIORITY_INHERITING).wrapping_add(offset);
+        let mut holds = |address: u64, mask: u32| {
+            let held = memory.get::<u32>(address).is_ok_and(|word| word & mask == tid);
+            if held {
+                owners.push(Owner { tid, reserved: 0, address });
+            }
+            held
+        };
+        if holds(futex, TID_MASK) {
+            holds(futex.wrapping_add(COPY), u32::MAX);
+        }
+    };
+    let mut entry = first;
+    for _ in 0..LIMIT {
+        if entry == 0 || entry & !PRIORITY_INHERITING == head {
+            break;
+        }
+        look(entry);
+        entry = memory.get(entry & !PRIORITY_INHERITING).unwrap_or(0);
+    }
+    if pending != 0 {
+        look(pending);
+    }
+    owners
+}
+
 /// The address of runtime.m.procid: of a thread-local pointer to a g whose m has a g0 that points
 /// back to the same m.
 fn go_id(memory: &Memory, fs_base: u64, tid: u32) -> Option<u64> {
@@ -66,7 +108,11 @@ fn go_id(memory: &Memory, fs_base: u64, tid: u32) -> Option<u64> {
 }
 
 /// Orders that rewrite the cached ids, in the thread itself.
-pub fn restore(thread: &Thread, fs_base: u64, pid: u64, id: Id, orders: &mut Orders) {
+///
+/// A futex loses FUTEX_WAITERS with its old id: its waiters ask anew after a restart, find another
+/// value than they expect, and set the bit again.
+pub fn restore(thread: &Thread, owners: &[Owner], pid: u64, id: Id, orders: &mut Orders) {
+    let fs_base = super::threads::regs(thread).fs_base;
     let step = Step::Thread;
     let mut store = |at: u64| match id {
         Id::Known(tid) => orders.push(Kind::Store, 0, step, 4, &[at, tid]),
@@ -81,6 +127,7 @@ pub fn restore(thread: &Thread, fs_base: u64, pid: u64, id: Id, orders: &mut Ord
     if thread.go_id != 0 {
         store(thread.go_id);
     }
+    owners.iter().filter(|owner| owner.tid == thread.tid).for_each(|owner| store(owner.address));
     if thread.flags & thread_flag::PID_CACHED != 0 {
         orders.push(Kind::Store, 0, step, 4, &[thread.tid_address + 4, pid]);
     }

@@ -56,6 +56,8 @@ pub struct Gathered {
     pub threads: Vec<rec::Thread>,
     /// Their extended states.
     pub xstate: Vec<u8>,
+    /// Robust mutexes that they hold.
+    pub owners: Vec<rec::Owner>,
     /// Mappings.
     pub vmas: Vec<rec::Vma>,
     /// Guard pages.

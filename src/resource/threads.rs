@@ -13,7 +13,7 @@ use crate::ptrace::memory::Memory;
 use crate::ptrace::raw;
 use crate::ptrace::regs::{self, Regs, USER_CS};
 use crate::ptrace::sequence::leave_sequence;
-use ckpt_abi::image::{Thread, thread_flag};
+use ckpt_abi::image::{Owner, Thread, thread_flag};
 use ckpt_abi::region::STACKS;
 use nix::errno::Errno;
 use nix::libc;
@@ -71,6 +71,7 @@ pub fn save(target: &mut Target<'_>, index: usize, gathered: &mut Gathered) -> R
     };
     record.regs.as_mut_bytes().copy_from_slice(next.as_bytes());
     ids::save(memory, pid, next.fs_base, &mut record);
+    gathered.owners.extend(ids::owners(memory, robust_list, record.tid));
     scheduling::save(pid, &mut record)?;
     gathered.xstate.extend_from_slice(&xstate);
     gathered.threads.push(record);
@@ -161,6 +162,7 @@ pub fn frame(thread: &Thread, xstate: &[u8], at: u64) -> Result<Vec<u8>> {
 /// Orders that give the running thread what the kernel kept for the saved one.
 pub fn restore(
     thread: &Thread,
+    owners: &[Owner],
     pid: u64,
     id: Id,
     arena: &mut Arena,
@@ -168,7 +170,7 @@ pub fn restore(
 ) -> Result<()> {
     let step = Step::Thread;
     let regs = regs(thread);
-    ids::restore(thread, regs.fs_base, pid, id, orders);
+    ids::restore(thread, owners, pid, id, orders);
     if thread.tid_address != 0 {
         orders.call(step, libc::SYS_set_tid_address, &[thread.tid_address]);
     }

@@ -7,7 +7,7 @@ use crate::image::stub;
 use crate::inject::{self, monitor::Monitor};
 use ckpt_abi::ABI_VERSION;
 use ckpt_abi::image::{
-    Descriptor, Guard, Limit, Machine, Object, PageRun, PendingSignal, Process, SectionKind,
+    Descriptor, Guard, Limit, Machine, Object, Owner, PageRun, PendingSignal, Process, SectionKind,
     SignalAction, Thread, Timer, Vma, VmaKind,
 };
 use ckpt_abi::region::{Control, MAGIC};
@@ -24,6 +24,8 @@ pub struct Saved {
     pub threads: Vec<Thread>,
     /// Their extended states.
     pub xstate: Vec<u8>,
+    /// Robust mutexes that they hold.
+    pub owners: Vec<Owner>,
     /// Mappings by address.
     pub vmas: Vec<Vma>,
     /// Pages by address.
@@ -65,6 +67,7 @@ pub fn check(image: &Image) -> Result<Saved> {
         machine: image.record(SectionKind::Machine)?,
         threads: image.records(SectionKind::Threads)?,
         xstate: image.bytes(SectionKind::Xstate, 0)?,
+        owners: image.records(SectionKind::Owners)?,
         vmas: image.records(SectionKind::Vmas)?,
         runs: image.page_runs()?,
         guards: image.records(SectionKind::Guards)?,

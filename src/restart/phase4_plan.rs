@@ -69,7 +69,7 @@ pub fn plan(saved: &Saved, opened: &Opened, mut filled: Filled) -> Result<Plan> 
     let first = &saved.threads[0];
     let word = arena.value(&std::process::id())?;
     ids.insert(first.tid, word);
-    threads::restore(first, pid, Id::Known(pid), &mut arena, &mut main)?;
+    threads::restore(first, &saved.owners, pid, Id::Known(pid), &mut arena, &mut main)?;
     signals::restore_pending(&saved.pending, 0, pid, word, &mut arena, &mut main)?;
     signals::restore_pending(&saved.pending, first.tid, pid, word, &mut arena, &mut main)?;
     epoll::restore_watches(&opened.watches, &mut arena, &mut main)?;
@@ -157,7 +157,7 @@ fn clone(
     let pid = u64::from(std::process::id());
     let word = arena.value(&0u32)?;
     let mut list = Orders::default();
-    threads::restore(thread, pid, Id::At(word), arena, &mut list)?;
+    threads::restore(thread, &saved.owners, pid, Id::At(word), arena, &mut list)?;
     signals::restore_pending(&saved.pending, thread.tid, pid, word, arena, &mut list)?;
     let frame = arena.room(THREAD_ROOM / 2, 64)?;
     let bytes = threads::frame(thread, &saved.xstate, frame)?;

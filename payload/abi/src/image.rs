@@ -148,4 +148,6 @@ pub enum SectionKind {
     Auxv = 16,
     /// [`Guard`]s by address.
     Guards = 17,
+    /// [`Owner`]s: the robust mutexes that threads hold.
+    Owners = 18,
 }

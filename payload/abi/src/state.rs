@@ -160,6 +160,18 @@ pub mod thread_flag {
 }
 
 record! {
+    /// A word of a held mutex that names its owner by the thread's id.
+    Owner, 16, {
+        /// The thread's id.
+        tid: u32,
+        /// Room to grow.
+        reserved: u32,
+        /// The word.
+        address: u64,
+    }
+}
+
+record! {
     /// One mapping.
     Vma, 88, {
         /// First address.
