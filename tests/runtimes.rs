@@ -115,6 +115,22 @@ fn goes_through(program: Program, who: Who) {
     assert_eq!(said.len(), expected.len(), "seed {}: {said:?}", dice.seed);
 }
 
+/// To its end under -z 200, and from its newest checkpoint to the same end.
+#[track_caller]
+fn goes_on_periodically(program: Program, who: Who) {
+    let plain = bench(program, who);
+    let expected = start(program, &plain, &[]).ends_well().stdout;
+    // A checkpoint that is not on the disk when the program ends is dropped.
+    let bench = (0..10).map(|_| bench(program, who)).find(|bench| {
+        let launcher = [&bench.name("ckpt")[..], "-z", "200", "-n", "x.ckpt", "--"];
+        assert_eq!(start(program, bench, &launcher).ends_well().stdout, expected);
+        bench.path("x.ckpt").exists()
+    });
+    let bench = bench.expect("a checkpoint in ten runs");
+    let said = bench.run(bench.path("x.ckpt"), &["-z", "0"]).ends_well().stdout;
+    assert!(expected.ends_with(&said), "{said:?} is not the end of {expected:?}");
+}
+
 macro_rules! go_through {
     ($($test:ident: $source:literal [$($compiler:literal)*] -> [$($made:literal)*] $words:expr;)*) => {$(
         mod $test {
@@ -134,6 +150,16 @@ macro_rules! go_through {
             #[test]
             fn saved_three_times_unprivileged() {
                 goes_through(PROGRAM, Who::Nobody);
+            }
+
+            #[test]
+            fn under_periodic_checkpoints() {
+                goes_on_periodically(PROGRAM, Who::Me);
+            }
+
+            #[test]
+            fn under_periodic_checkpoints_unprivileged() {
+                goes_on_periodically(PROGRAM, Who::Nobody);
             }
         }
     )*};
@@ -209,6 +235,28 @@ fn compresses(who: Who, words: &[&str], result: &str) {
 
 const XZ: [&str; 6] = ["xz", "-T2", "-1", "--block-size=512KiB", "-k", "input"];
 const ZSTD: [&str; 7] = ["zstd", "-T2", "-q", "-6", "-B512KiB", "-k", "input"];
+
+/// To the end under -z 200, with the same result.
+#[track_caller]
+fn compresses_periodically(words: &[&str], result: &str) {
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        input(&bench);
+        bench.run(words[0], &words[1..]).ends_well();
+        let expected = fs::read(bench.path(result)).expect("a result");
+        fs::remove_file(bench.path(result)).expect("a result");
+        let ckpt = bench.name("ckpt");
+        let options = ["-z", "200", "-n", "x.ckpt", "--"];
+        bench.run(&ckpt, &[&options[..], words].concat()).ends_well();
+        assert!(fs::read(bench.path(result)).expect("a result") == expected, "it differs");
+    }
+}
+
+#[test]
+fn compressors_under_periodic_checkpoints() {
+    compresses_periodically(&XZ, "input.xz");
+    compresses_periodically(&ZSTD, "input.zst");
+}
 
 #[test]
 fn xz_with_two_threads() {

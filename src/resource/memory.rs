@@ -188,7 +188,7 @@ fn classify(target: &Target<'_>, vma: &Vma, gathered: &mut Gathered) -> (VmaReco
 }
 
 fn classify_shared(vma: &Vma, record: &mut VmaRecord, gathered: &mut Gathered) -> (VmaKind, Pages) {
-    if !vma.deleted && describe_file(vma, record) {
+    if !vma.deleted && !is_counters_of_java(vma) && describe_file(vma, record) {
         return (VmaKind::SharedFile, Pages::None);
     }
     if vma.name.to_string_lossy().starts_with("/SYSV") {
@@ -209,6 +209,14 @@ fn classify_shared(vma: &Vma, record: &mut VmaRecord, gathered: &mut Gathered) -
     record.object = index as u32;
     // Pages of shared memory that are swapped out cannot be told from absent ones.
     (VmaKind::Shared, if vma.swapped == 0 { Pages::Populated } else { Pages::Whole })
+}
+
+/// Whether a mapping is /tmp/hsperfdata_USER/PID: the counters of a Java virtual machine, a file only so
+/// that jstat(1) finds them. A virtual machine removes its own when it ends, and those of all that
+/// do not live any more when it begins, so the file is hardly ever there at a restart.
+fn is_counters_of_java(vma: &Vma) -> bool {
+    let directory = Path::new(&vma.name).parent().and_then(Path::file_name);
+    directory.is_some_and(|name| name.as_encoded_bytes().starts_with(b"hsperfdata_"))
 }
 
 fn classify_file(vma: &Vma, record: &mut VmaRecord) -> (VmaKind, Pages) {
