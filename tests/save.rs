@@ -200,13 +200,13 @@ macro_rules! sleeps_on {
 mod blocked {
     use super::{Who, sleeps_on};
     sleeps_on! {
-        nanosleep clock_nanosleep poll ppoll select epoll_wait sigtimedwait semtimedop recv futex
+        nanosleep clock_nanosleep poll ppoll select epoll_wait sigtimedwait semtimedop recv read write futex
     }
 }
 
 /// Calls whose limit the kernel counts anew after an interruption and that no register holds: with
 /// each save they sleep longer. All others end in time however often they are saved.
-const COUNTED_ANEW: [&str; 3] = ["sigtimedwait", "semtimedop", "recv"];
+const COUNTED_ANEW: [&str; 5] = ["sigtimedwait", "semtimedop", "recv", "read", "write"];
 
 /// Saves a sleeper again and again until it ends: a call that began anew each time would never end.
 #[track_caller]

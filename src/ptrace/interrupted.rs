@@ -17,8 +17,10 @@ const ERESTARTNOINTR: i64 = -513;
 const ERESTARTNOHAND: i64 = -514;
 const ERESTART_RESTARTBLOCK: i64 = -516;
 
-/// System calls that answer EINTR to a bare stop, although nothing happened to the program.
-const ANSWER_EINTR: [i64; 13] = [
+/// System calls that answer EINTR to a bare stop, although nothing happened to the program: those from
+/// read(2) on for a socket with SO_RCVTIMEO or SO_SNDTIMEO (include/net/sock.h, sock_intr_errno), and
+/// only when they have moved no byte.
+const ANSWER_EINTR: [i64; 25] = [
     libc::SYS_epoll_wait,
     libc::SYS_epoll_pwait,
     libc::SYS_epoll_pwait2,
@@ -27,6 +29,18 @@ const ANSWER_EINTR: [i64; 13] = [
     libc::SYS_semtimedop,
     libc::SYS_io_getevents,
     libc::SYS_io_pgetevents,
+    libc::SYS_read,
+    libc::SYS_readv,
+    libc::SYS_preadv2,
+    libc::SYS_write,
+    libc::SYS_writev,
+    libc::SYS_pwritev2,
+    libc::SYS_splice,
+    libc::SYS_sendfile,
+    libc::SYS_sendto,
+    libc::SYS_sendmsg,
+    libc::SYS_sendmmsg,
+    libc::SYS_connect,
     libc::SYS_recvfrom,
     libc::SYS_recvmsg,
     libc::SYS_recvmmsg,
@@ -131,7 +145,7 @@ mod tests {
         let regs = stopped(libc::SYS_read, 17);
         assert_eq!(rewound(&regs).rax, 17);
         assert_eq!(rewound(&regs).rip, 0x1002);
-        assert_eq!(rewound(&stopped(libc::SYS_write, EINTR)).rax.cast_signed(), EINTR);
+        assert_eq!(rewound(&stopped(libc::SYS_close, EINTR)).rax.cast_signed(), EINTR);
     }
 
     #[test]

@@ -58,6 +58,15 @@ static long sleep_in(const char *call) {
     char byte;
     return recv(pair[0], &byte, 1, 0) < 0 && errno == EAGAIN ? 0 : -1;
   }
+  if (!strcmp(call, "read")) {
+    char byte;
+    return read(pair[0], &byte, 1) < 0 && errno == EAGAIN ? 0 : -1;
+  }
+  if (!strcmp(call, "write")) {
+    static const char bytes[4096];
+    while (send(pair[0], bytes, sizeof bytes, MSG_DONTWAIT) > 0) {}
+    return write(pair[0], bytes, sizeof bytes) < 0 && errno == EAGAIN ? 0 : -1;
+  }
   if (!strcmp(call, "futex")) {
     static int word;
     return syscall(SYS_futex, &word, FUTEX_WAIT, 0, &limit, 0, 0) < 0 && errno == ETIMEDOUT ? 0 : -1;
@@ -74,11 +83,12 @@ static void prepare(const char *call) {
     return;
   }
   if (strcmp(call, "poll") && strcmp(call, "ppoll") && strcmp(call, "select") && strcmp(call, "epoll_wait") &&
-      strcmp(call, "recv"))
+      strcmp(call, "recv") && strcmp(call, "read") && strcmp(call, "write"))
     return;
   CHECK(!socketpair(AF_UNIX, SOCK_STREAM, 0, pair), "%m");
   struct timeval value = {1, 500000};
   setsockopt(pair[0], SOL_SOCKET, SO_RCVTIMEO, &value, sizeof value);
+  setsockopt(pair[0], SOL_SOCKET, SO_SNDTIMEO, &value, sizeof value);
   if (strcmp(call, "epoll_wait")) return;
   epoll = epoll_create1(0);
   struct epoll_event event = {.events = EPOLLIN};
