@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
-use nix::sys::signal::Signal::{SIGTSTP, SIGUSR1};
+use nix::sys::signal::Signal::{SIGCONT, SIGSTOP, SIGTSTP, SIGUSR1};
 
 use harness::{Bench, Build, Run, Way, Who, catches, status_line, until};
 
@@ -52,6 +52,24 @@ fn a_saved_program_lives_ten_generations() {
         run = bench.run(bench.path(name), &[]);
         run.check();
     }
+    run.go();
+}
+
+#[test]
+fn a_restart_in_progress_is_not_saved() {
+    let bench = Bench::new(Who::Nobody);
+    let image = image_of(&bench, "signals", Build::Static);
+    // Stopped while it is still the restarter: it has no payload yet, which lies at 0x41...
+    let run = until("a restarter that could be stopped", || {
+        let run = bench.run(&image, &[]);
+        run.signal(SIGSTOP);
+        let maps = fs::read_to_string(format!("/proc/{}/maps", run.pid())).expect("maps");
+        (!maps.contains("\n410000000000-") && maps.contains("x.ckpt")).then_some(run)
+    });
+    let refused = bench.order(&["save", &run.pid_text(), "-n", &bench.name("y.ckpt")]);
+    assert_eq!(refused.code(), Some(125), "{refused:?}");
+    assert!(refused.stderr.contains("is just being restarted"), "{refused:?}");
+    run.signal(SIGCONT);
     run.go();
 }
 

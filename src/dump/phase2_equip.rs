@@ -2,6 +2,7 @@
 
 use super::{Request, phase7_seal};
 use crate::error::{Error, Result};
+use crate::image::read::Image;
 use crate::inject::{self, region::Region};
 use crate::proc::{self, maps::Vma};
 use crate::ptrace::freeze::Frozen;
@@ -38,6 +39,7 @@ pub fn equip(
     let mut region = match Region::find(memory, &vmas) {
         Some(region) => region,
         None => {
+            refuse_restarter(pid)?;
             let config = configuration(pid, &request.settings)?;
             let region =
                 inject::inject(pid, &mut frozen.threads[0], memory, &vmas, &config, executable)?;
@@ -62,6 +64,16 @@ pub fn equip(
         false => request.stop.unwrap_or(ends),
     };
     Ok(Equipped { region, vmas, name, stop, template, values })
+}
+
+/// A process that executes a checkpoint file and has no payload is not the program yet.
+fn refuse_restarter(pid: i32) -> Result<()> {
+    let executable = std::fs::File::open(format!("/proc/{pid}/exe"));
+    let restarting = executable.is_ok_and(|file| matches!(Image::find(&file), Ok(Some(_))));
+    if !restarting {
+        return Ok(());
+    }
+    Err(Error::new(format!("process {pid} is just being restarted")).hint("try again in a moment"))
 }
 
 /// The configuration of a process that had none: its name comes from its own and its directory.
@@ -100,7 +112,8 @@ fn claim(request: &Request, region: &Region, memory: &Memory) -> Result<()> {
         ))
         .hint("wait for it"));
     } else if phase == Phase::Restoring as u32 {
-        return Err(Error::new(format!("process {} is just being restarted", request.pid)));
+        let text = format!("process {} is just being restarted", request.pid);
+        return Err(Error::new(text).hint("try again in a moment"));
     } else if request.periodic && region.control.handlers != 0 {
         return Err(Error::new("a thread has just received the checkpoint signal"));
     }
