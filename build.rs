@@ -9,8 +9,27 @@ use std::process::{Command, exit};
 
 const TARGET: &str = "x86_64-unknown-linux-musl";
 
-const EXPORTS: [&str; 5] =
-    ["ckpt_thunk", "ckpt_clone_thunk", "ckpt_restorer", "ckpt_handler", "ckpt_run"];
+/// What the injector looks for, and the functions of ckpt.h.
+const EXPORTS: [&str; 18] = [
+    "ckpt_thunk",
+    "ckpt_clone_thunk",
+    "ckpt_restorer",
+    "ckpt_handler",
+    "ckpt_visit",
+    "ckpt_run",
+    "ckpt_ckpt",
+    "ckpt_config",
+    "ckpt_exclude",
+    "ckpt_fds",
+    "ckpt_hold",
+    "ckpt_include",
+    "ckpt_info",
+    "ckpt_on_postckpt",
+    "ckpt_on_preckpt",
+    "ckpt_on_restart",
+    "ckpt_release",
+    "ckpt_restart",
+];
 
 fn main() {
     println!("cargo::rerun-if-changed=payload");
@@ -58,7 +77,7 @@ fn link(out: &Path, archive: &Path) {
     let mut cc = Command::new(std::env::var_os("CC").unwrap_or_else(|| "cc".into()));
     cc.args(["-shared", "-nostdlib", "-nostartfiles", "-Wl,-z,defs,-z,noexecstack"]);
     cc.args(["-Wl,-z,separate-code,-z,max-page-size=4096,--gc-sections,-Bsymbolic"]);
-    cc.args(["-Wl,--hash-style=gnu,--build-id=none,--strip-all,-soname,libckpt.so"]);
+    cc.args(["-Wl,-z,nodelete,--hash-style=gnu,--build-id=none,--strip-all,-soname,libckpt.so"]);
     cc.arg(format!("-Wl,--version-script={}", exports.display()));
     cc.args(EXPORTS.map(|name| format!("-Wl,-u,{name}")));
     cc.arg(archive).arg("-o").arg(out.join("libckpt.so"));

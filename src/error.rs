@@ -1,5 +1,6 @@
 //! The one error type: a sentence for the user and the exit status that goes with it.
 
+use nix::errno::Errno;
 use std::fmt;
 
 /// Exit status when ckpt itself failed (as env, nohup and timeout have it).
@@ -14,6 +15,7 @@ pub const NOT_FOUND: u8 = 127;
 pub struct Error {
     sentence: String,
     status: u8,
+    errno: i32,
 }
 
 /// `std::result::Result` with our [`Error`].
@@ -22,7 +24,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     /// An error with exit status 125.
     pub fn new(sentence: impl Into<String>) -> Self {
-        Self { sentence: sentence.into(), status: FAILED }
+        Self { sentence: sentence.into(), status: FAILED, errno: 0 }
     }
 
     /// The same error with another exit status.
@@ -35,6 +37,17 @@ impl Error {
     pub fn hint(mut self, hint: impl fmt::Display) -> Self {
         self.sentence = format!("{}; {hint}", self.sentence);
         self
+    }
+
+    /// The same error with the error number that programs get to see (errno(3)).
+    pub fn with_errno(mut self, errno: i32) -> Self {
+        self.errno = errno;
+        self
+    }
+
+    /// The error number of the system call that failed; EINVAL where it was none.
+    pub fn errno(&self) -> i32 {
+        if self.errno == 0 { Errno::EINVAL as i32 } else { self.errno }
     }
 
     /// The exit status of the ckpt command.
@@ -57,16 +70,18 @@ pub trait Because<T> {
     fn because<S: fmt::Display>(self, what: impl FnOnce() -> S) -> Result<T>;
 }
 
-impl<T> Because<T> for std::result::Result<T, nix::errno::Errno> {
+impl<T> Because<T> for std::result::Result<T, Errno> {
     fn because<S: fmt::Display>(self, what: impl FnOnce() -> S) -> Result<T> {
-        self.map_err(|e| Error::new(format!("{}: {}", what(), e.desc())))
+        self.map_err(|e| Error::new(format!("{}: {}", what(), e.desc())).with_errno(e as i32))
     }
 }
 
 impl<T> Because<T> for std::io::Result<T> {
     fn because<S: fmt::Display>(self, what: impl FnOnce() -> S) -> Result<T> {
         self.map_err(|e| match e.raw_os_error() {
-            Some(n) => Error::new(format!("{}: {}", what(), nix::errno::Errno::from_raw(n).desc())),
+            Some(n) => {
+                Error::new(format!("{}: {}", what(), Errno::from_raw(n).desc())).with_errno(n)
+            }
             None => Error::new(format!("{}: {e}", what())),
         })
     }
@@ -74,9 +89,6 @@ impl<T> Because<T> for std::io::Result<T> {
 
 impl<T> Because<T> for Result<T> {
     fn because<S: fmt::Display>(self, what: impl FnOnce() -> S) -> Result<T> {
-        self.map_err(|e| Error {
-            sentence: format!("{}: {}", what(), e.sentence),
-            status: e.status,
-        })
+        self.map_err(|e| Error { sentence: format!("{}: {}", what(), e.sentence), ..e })
     }
 }

@@ -5,7 +5,11 @@
 //! atomically, here and by other processes.
 #![allow(unsafe_code)]
 
-use ckpt_abi::region::{Control, NAME_LEN, PAYLOAD, STACK_LEN, STACKS};
+use crate::sys;
+use ckpt_abi::ABI_VERSION;
+use ckpt_abi::api::{API, Api, ERROR_LEN};
+use ckpt_abi::region::{Control, MAGIC, NAME_LEN, PAYLOAD, SEARCH_END, SEARCH_START, SEARCH_STEP};
+use ckpt_abi::region::{STACK_LEN, STACKS};
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 
@@ -23,6 +27,72 @@ impl Page {
     pub fn own() -> Self {
         let image = &raw const __ehdr_start;
         Self((image as u64).wrapping_sub(PAYLOAD))
+    }
+
+    /// That of the region in this process, whoever made it.
+    pub fn find() -> Option<Self> {
+        let mut base = SEARCH_START;
+        while base < SEARCH_END {
+            if sys::readable(base) {
+                let magic = (base as *const [u8; 8]).cast::<[u8; 8]>();
+                // SAFETY: the kernel has just read there, and regions are never unmapped.
+                let magic = unsafe { magic.read_volatile() };
+                let page = Self(base);
+                let version = page.word(offset_of!(Control, abi_version));
+                if magic == MAGIC && version.load(Ordering::Relaxed) == ABI_VERSION {
+                    return Some(page);
+                }
+            }
+            base = base.wrapping_add(SEARCH_STEP);
+        }
+        None
+    }
+
+    /// A word of the API's part; `offset` is that of a field of [`Api`].
+    pub fn api(self, offset: usize) -> &'static AtomicU32 {
+        self.word((API as usize).wrapping_add(offset))
+    }
+
+    /// A long word of the API's part.
+    pub fn api_long(self, offset: usize) -> &'static AtomicU64 {
+        let word = self.0.wrapping_add(API).wrapping_add(offset as u64) as *mut u64;
+        // SAFETY: as in `word`.
+        unsafe { AtomicU64::from_ptr(word) }
+    }
+
+    /// [`Api::name`], for one writer at a time.
+    pub fn api_name(self) -> *mut u8 {
+        self.0.wrapping_add(API).wrapping_add(offset_of!(Api, name) as u64) as *mut u8
+    }
+
+    /// [`Control::config`]'s name, for one writer at a time.
+    pub fn config_name(self) -> *mut u8 {
+        self.0.wrapping_add(offset_of!(Control, config.name) as u64) as *mut u8
+    }
+
+    /// Keeps the text of an error.
+    pub fn set_error(self, text: &[u8]) {
+        let at = self.0.wrapping_add(API).wrapping_add(offset_of!(Api, error) as u64) as *mut u8;
+        let ends = core::iter::once(&0);
+        for (i, byte) in text.iter().take(ERROR_LEN - 1).chain(ends).enumerate() {
+            // SAFETY: inside the field.
+            unsafe { at.wrapping_add(i).write_volatile(*byte) };
+        }
+    }
+
+    /// Address of the text of the last error.
+    pub fn error(self) -> u64 {
+        self.0.wrapping_add(API).wrapping_add(offset_of!(Api, error) as u64)
+    }
+
+    /// A word of [`Control`] by its offset.
+    pub fn control(self, offset: usize) -> &'static AtomicU32 {
+        self.word(offset)
+    }
+
+    /// A long word of [`Control`] by its offset.
+    pub fn control_long(self, offset: usize) -> u64 {
+        self.long(offset)
     }
 
     /// The page at an address that [`Page::address`] gave.

@@ -36,3 +36,18 @@ unsafe extern "C" fn memset(to: *mut u8, byte: i32, len: usize) -> *mut u8 {
     }
     to
 }
+
+/// strlen(3).
+///
+/// # Safety
+/// As strlen(3).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn strlen(text: *const u8) -> usize {
+    let rest: usize;
+    // SAFETY: the caller gives a C string; the direction flag is clear (System V ABI).
+    unsafe {
+        asm!("repne scasb", inout("rcx") usize::MAX => rest, inout("rdi") text => _, in("al") 0u8,
+             options(nostack, readonly));
+    }
+    (!rest).wrapping_sub(1)
+}

@@ -12,7 +12,9 @@
 
 use crate::control::Page;
 use crate::sys;
+use ckpt_abi::api::{Api, Request};
 use ckpt_abi::region::NAME_LEN;
+use core::mem::offset_of;
 use core::sync::atomic::Ordering;
 
 const CLONE_VM: u64 = 0x100;
@@ -212,7 +214,7 @@ fn temporary(page: Page) -> i64 {
 }
 
 /// Writes `prefix` and the number as a C string that ends with the buffer; its address.
-fn decimal(mut number: u64, buffer: &mut [u8; 32], prefix: &[u8]) -> u64 {
+pub fn decimal(mut number: u64, buffer: &mut [u8; 32], prefix: &[u8]) -> u64 {
     let mut digits = 0usize;
     for byte in buffer.iter_mut().rev().skip(1) {
         *byte = b'0'.wrapping_add((number % 10) as u8);
@@ -230,7 +232,7 @@ fn decimal(mut number: u64, buffer: &mut [u8; 32], prefix: &[u8]) -> u64 {
     (buffer.as_ptr() as u64).wrapping_add(32).wrapping_sub(length as u64)
 }
 
-/// Executes `fd` as `ckpt __dump PID` with an empty environment and no other descriptor.
+/// Executes `fd` as `ckpt __dump PID` or `ckpt __assist PID`, with an empty environment and no other descriptor.
 fn execute(page: Page, fd: i64) -> i64 {
     if fd < 0 {
         return fd;
@@ -246,9 +248,25 @@ fn execute(page: Page, fd: i64) -> i64 {
     let target = page.target().load(Ordering::Acquire);
     let mut number = [0u8; 32];
     let pid = decimal(u64::from(target), &mut number, b"");
-    let argv = [c"ckpt".as_ptr() as u64, c"__dump".as_ptr() as u64, pid, 0];
+    let request = page.api(offset_of!(Api, request)).load(Ordering::Acquire);
+    let word = if request > Request::Call as u32 { c"__assist" } else { c"__dump" };
+    let argv = [c"ckpt".as_ptr() as u64, word.as_ptr() as u64, pid, 0];
     let (empty, envp) = (c"".as_ptr() as u64, (&raw const argv[3]) as u64);
     let args = [EXECUTABLE_FD, empty, (&raw const argv) as u64, envp, 0x1000, 0];
     // SAFETY: replaces this task; the arguments lie on our own stack.
     unsafe { sys::call(322, &args) }
+}
+
+/// Executes the checkpoint file `name` (FILENAME or file://FILENAME); a negative error number.
+pub fn restart(name: *const u8) -> i64 {
+    const PREFIX: &[u8] = b"file://";
+    let matches = PREFIX.iter().enumerate().all(|(i, byte)| {
+        // SAFETY: a C string, read no further than it matches.
+        *byte == unsafe { name.wrapping_add(i).read() }
+    });
+    let name = if matches { name.wrapping_add(PREFIX.len()) } else { name };
+    let argv = [name as u64, 0];
+    let envp = (&raw const argv[1]) as u64;
+    // SAFETY: replaces the process, as the program asks.
+    unsafe { sys::call(59, &[name as u64, (&raw const argv) as u64, envp, 0, 0, 0]) }
 }

@@ -119,6 +119,44 @@ pub fn getpid() -> u32 {
     unsafe { call(39, &[0; 6]) as u32 }
 }
 
+/// gettid(2).
+pub fn gettid() -> u32 {
+    // SAFETY: has no effect.
+    unsafe { call(186, &[0; 6]) as u32 }
+}
+
+/// Maps zeroed memory; None when there is none.
+pub fn map(len: u64) -> Option<u64> {
+    // SAFETY: replaces nothing.
+    let mapped = unsafe { call(9, &[0, len, 3, 0x22, u64::MAX, 0]) };
+    (!failed(mapped)).then_some(mapped as u64)
+}
+
+/// Unmaps memory of ours.
+pub fn unmap(start: u64, len: u64) {
+    // SAFETY: the caller mapped it.
+    unsafe { call(11, &[start, len, 0, 0, 0, 0]) };
+}
+
+/// Whether the eight bytes at an address can be read: rt_sigprocmask(2) copies the set before it
+/// refuses an unknown `how`, and has no effect then (kernel/signal.c).
+pub fn readable(address: u64) -> bool {
+    const EINVAL: i64 = -22;
+    const NO_SUCH_HOW: u64 = 0x7fff_ffff;
+    // SAFETY: as above.
+    unsafe { call(14, &[NO_SUCH_HOW, address, 0, 8, 0, 0]) == EINVAL }
+}
+
+/// Sets the signal mask of this thread; what it was.
+pub fn set_mask(mask: u64) -> u64 {
+    const SIG_SETMASK: u64 = 2;
+    let mut old = 0u64;
+    let args = [SIG_SETMASK, (&raw const mask) as u64, (&raw mut old) as u64, 8, 0, 0];
+    // SAFETY: the kernel reads one word and writes the other.
+    unsafe { call(14, &args) };
+    old
+}
+
 /// close(2) of a descriptor that is ours.
 pub fn close(fd: i64) {
     // SAFETY: the caller opened it.

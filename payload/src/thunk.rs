@@ -72,6 +72,13 @@ core::arch::global_asm!(
     "mov rax, 15",
     "syscall",
     "ud2",
+    // A thread that a dumper has sent: rsp points to a frame, a multiple of 16.
+    ".balign 16",
+    ".globl ckpt_visit",
+    "ckpt_visit:",
+    "call ckpt_visited",
+    "add rsp, 8",
+    "jmp ckpt_restorer",
     ".popsection",
     area = const THUNK_AREA,
     len = const THUNK_LEN,

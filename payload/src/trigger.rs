@@ -9,8 +9,10 @@
 #![allow(unsafe_code)]
 
 use crate::control::Page;
-use crate::{spawn, sys};
+use crate::{assist, callbacks, files, spawn, sys};
+use ckpt_abi::api::{Answer, Api, Request, Visit, When};
 use ckpt_abi::region::Phase;
+use core::mem::offset_of;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 /// How long to sleep between two looks at whether the dumper lives, in nanoseconds.
@@ -19,6 +21,8 @@ const PATIENCE: u64 = 250_000_000;
 const IDLE: u32 = Phase::Idle as u32;
 const WAITING: u32 = Phase::Waiting as u32;
 const WRITING: u32 = Phase::Writing as u32;
+const DONE: u32 = Answer::Done as u32;
+const RESTARTED: u32 = Answer::Restarted as u32;
 
 /// How long to sleep for the end of a dumper before its phase is looked at, in milliseconds.
 const PAUSE: u64 = 2;
@@ -26,30 +30,130 @@ const PAUSE: u64 = 2;
 #[unsafe(no_mangle)]
 extern "C" fn ckpt_handler(_signal: i32, _siginfo: u64, _ucontext: u64) {
     let page = Page::own();
-    page.handlers().fetch_add(1, Ordering::AcqRel);
+    let holds = page.api(offset_of!(Api, holds));
+    if holds.load(Ordering::Acquire) != 0 {
+        let pending = page.api(offset_of!(Api, pending));
+        pending.store(1, Ordering::Release);
+        // The last release may just have looked.
+        if holds.load(Ordering::Acquire) != 0 || pending.swap(0, Ordering::AcqRel) == 0 {
+            return;
+        }
+    }
     checkpoint(page);
+}
+
+/// Takes a checkpoint as the signal asks for it; all signals are blocked.
+pub fn checkpoint(page: Page) {
+    page.handlers().fetch_add(1, Ordering::AcqRel);
+    serve(page);
     page.handlers().fetch_sub(1, Ordering::AcqRel);
 }
 
-fn checkpoint(page: Page) {
+fn serve(page: Page) {
+    if busy(page) {
+        return;
+    }
+    files::forget(page, false);
+    callbacks::run(page, When::Before);
     if !claim(page) {
         return;
     }
+    let waits = callbacks::any(page, When::After);
+    let request = if waits { Request::Call } else { Request::Signal };
+    page.api(offset_of!(Api, request)).store(request as u32, Ordering::Release);
+    assist::set_name(page, core::ptr::null());
     page.target().store(sys::getpid(), Ordering::Release);
     spawn::dumper(page);
+    if waits {
+        conclude(page);
+        return;
+    }
     let dumper = page.dumper().load(Ordering::Acquire);
     // In a restarted process the phase is idle and the dumper none, wherever the freeze met us.
     if page.phase().load(Ordering::Acquire) == WAITING {
         if dumper == 0 {
             page.phase().store(IDLE, Ordering::Release);
-            say(b"ckpt: no checkpoint: the dumper could not be started: ");
-            say(reason(page.spawn_error().load(Ordering::Acquire)));
-            say(b"; the program goes on\n");
+            complain(page);
         } else {
             await_dumper(page.phase(), dumper);
         }
     }
     spawn::allow_monitor(page);
+    callbacks::restarted(page);
+}
+
+/// Waits for the answer and calls the callbacks that it asks for; the answer.
+pub fn conclude(page: Page) -> u32 {
+    let answer = await_answer(page);
+    unclaim(page);
+    match answer {
+        DONE => callbacks::run(page, When::After),
+        RESTARTED => callbacks::restarted(page),
+        _ => {}
+    }
+    answer
+}
+
+/// Where a dumper from outside sends the main thread, as a signal would: it calls the callbacks
+/// while that waits, and goes on as after a signal.
+#[unsafe(no_mangle)]
+extern "C" fn ckpt_visited() {
+    let page = Page::own();
+    files::forget(page, false);
+    callbacks::run(page, When::Before);
+    let visit = page.api(offset_of!(Api, visit));
+    let sent = visit.compare_exchange(
+        Visit::Sent as u32,
+        Visit::Ready as u32,
+        Ordering::AcqRel,
+        Ordering::Acquire,
+    );
+    if sent.is_ok() {
+        conclude(page);
+        visit.store(Visit::None as u32, Ordering::Release);
+    }
+}
+
+/// Waits until the process that was started has answered, or is gone.
+pub fn await_answer(page: Page) -> u32 {
+    /// How often to look for an answer, in nanoseconds, and after how many looks for its sender.
+    const LOOK: u64 = 1_000_000;
+    const LOOKS: u32 = 64;
+    let answer = page.api(offset_of!(Api, answer));
+    let mut looks = 0u32;
+    loop {
+        let given = answer.load(Ordering::Acquire);
+        if given != Answer::None as u32 {
+            return given;
+        }
+        let dumper = page.dumper().load(Ordering::Acquire);
+        let gone = dumper == 0 || (looks % LOOKS == LOOKS - 1 && !alive(dumper));
+        if gone && answer.load(Ordering::Acquire) == Answer::None as u32 {
+            fail(page, dumper);
+            return Answer::Failed as u32;
+        }
+        sys::futex_wait(answer.as_ptr(), Answer::None as u32, LOOK);
+        looks = looks.wrapping_add(1);
+    }
+}
+
+/// Nobody answers: it was not started, or has ended before it was done.
+fn fail(page: Page, dumper: u32) {
+    const EIO: u32 = 5;
+    let why = page.spawn_error().load(Ordering::Acquire);
+    let (errno, text) = if dumper == 0 {
+        (why.wrapping_neg() as u32, reason(why))
+    } else {
+        (EIO, b"the process that ckpt had started ended before it was done".as_slice())
+    };
+    page.api(offset_of!(Api, errno)).store(errno.max(1), Ordering::Release);
+    page.set_error(text);
+}
+
+fn complain(page: Page) {
+    say(b"ckpt: no checkpoint: the dumper could not be started: ");
+    say(reason(page.spawn_error().load(Ordering::Acquire)));
+    say(b"; the program goes on\n");
 }
 
 fn await_dumper(phase: &AtomicU32, dumper: u32) {
@@ -60,6 +164,33 @@ fn await_dumper(phase: &AtomicU32, dumper: u32) {
             say(b"ckpt: no checkpoint: the dumper ended before it was done; the program goes on\n");
         }
     }
+}
+
+/// Whether another's dumper works that will not give way ([`claim`]).
+fn busy(page: Page) -> bool {
+    let dumper = page.dumper().load(Ordering::Acquire);
+    let phase = page.phase().load(Ordering::Acquire);
+    phase != IDLE && !gives_way(page, phase, dumper) && (dumper == 0 || alive(dumper))
+}
+
+fn gives_way(page: Page, phase: u32, dumper: u32) -> bool {
+    let periodic = page.periodic().load(Ordering::Acquire) != 0;
+    let ends = page.continues().load(Ordering::Acquire) == 0;
+    phase == WRITING && dumper != 0 && (periodic || ends)
+}
+
+/// Waits until it is the caller's turn.
+pub fn claim_patiently(page: Page) {
+    while !claim(page) {
+        sys::futex_wait(page.phase().as_ptr(), page.phase().load(Ordering::Acquire), 1_000_000);
+    }
+}
+
+/// Lets others have the payload.
+pub fn unclaim(page: Page) {
+    page.api(offset_of!(Api, request)).store(Request::Signal as u32, Ordering::Release);
+    page.phase().store(IDLE, Ordering::Release);
+    spawn::allow_monitor(page);
 }
 
 /// Makes the caller the one whose dumper comes; false while another's works whose checkpoint does
@@ -74,12 +205,10 @@ fn claim(page: Page) -> bool {
         // A stale value only makes us ask about a task that is gone.
         let dumper = page.dumper().load(Ordering::Acquire);
         if seen != IDLE && (dumper == 0 || alive(dumper)) {
-            let periodic = page.periodic().load(Ordering::Acquire) != 0;
-            let ends = page.continues().load(Ordering::Acquire) == 0;
-            if seen != WRITING || dumper == 0 || !(periodic || ends) {
+            if !gives_way(page, seen, dumper) {
                 return false;
             }
-            give_way(page, dumper, periodic);
+            give_way(page, dumper, page.periodic().load(Ordering::Acquire) != 0);
             continue;
         }
         if !spawn::reap_keeper(page) {
@@ -93,6 +222,7 @@ fn claim(page: Page) -> bool {
             page.periodic().store(0, Ordering::Release);
             page.dumper().store(0, Ordering::Release);
             page.spawn_error().store(0, Ordering::Release);
+            page.api(offset_of!(Api, answer)).store(Answer::None as u32, Ordering::Release);
             return true;
         }
     }
@@ -172,6 +302,7 @@ fn reason(error: i64) -> &'static [u8] {
     }
 }
 
-fn say(sentence: &[u8]) {
+/// Writes on standard error.
+pub fn say(sentence: &[u8]) {
     sys::write_all(2, sentence.as_ptr(), sentence.len());
 }

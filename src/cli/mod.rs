@@ -2,6 +2,7 @@
 //! shell completions, so that none of them can know an option that another does not.
 
 mod completions;
+mod entry;
 mod help;
 mod man;
 mod parse;
@@ -16,7 +17,7 @@ use crate::settings::Settings;
 
 pub use completions::{Shell, completions};
 pub use man::man_page;
-pub use parse::{parse, parse_restart};
+pub use parse::{environment, parse, parse_restart};
 
 /// What the ckpt command is asked to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +48,16 @@ pub enum Command {
         stop: bool,
         /// Only the name can be said here.
         settings: Settings,
+    },
+    /// Write the library for programs that call ckpt themselves.
+    Sdk {
+        /// Where it goes.
+        dir: PathBuf,
+    },
+    /// The assistant of a program's C API, as the payload starts it.
+    Assist {
+        /// The process that it works for.
+        pid: i32,
     },
     /// Check every byte of a checkpoint file.
     Verify {

@@ -7,7 +7,7 @@ use lexopt::{Arg, Parser};
 use super::table::{self, Draft, Entry, Form, Opt, Page};
 use super::{Command, RestartCommand, RestartOptions, Resume, Shell, help};
 use crate::error::{Because, Error, Result};
-use crate::settings::{parse_pid, quoted};
+use crate::settings::{Settings, parse_pid, quoted};
 
 /// The forms that are possible until a subcommand, a program or -p decides.
 const UNDECIDED: &[Form] = &[Form::Launch, Form::Attach];
@@ -88,6 +88,20 @@ pub fn parse_restart(args: impl Iterator<Item = OsString>) -> Result<RestartComm
     }
 }
 
+/// What the environment of a program with the C API says; what is wrong with it says the error,
+/// and does not hold.
+pub fn environment(env: impl Fn(&str) -> Option<OsString>) -> (Settings, Option<Error>) {
+    let (mut draft, mut problem) = (Draft::default(), None);
+    for opt in table::OPTIONS.iter().filter(|opt| opt.is_of(&[Form::Launch])) {
+        let Some(variable) = &opt.env else { continue };
+        let Some(value) = env(variable.name) else { continue };
+        let set = (opt.set)(&mut draft, &value)
+            .because(|| format!("the environment variable {}", variable.name));
+        problem = set.err().or(problem);
+    }
+    (draft.settings, problem)
+}
+
 /// Reads what follows the word of a subcommand.
 fn subcommand(
     entry: &'static Entry,
@@ -135,6 +149,11 @@ fn build(entry: &'static Entry, reader: Reader, word: Option<OsString>) -> Resul
         }
         Form::Dump => Command::Dump { pid: pid()? },
         Form::Monitor => Command::Monitor { pid: pid()? },
+        Form::Assist => Command::Assist { pid: pid()? },
+        Form::Sdk if word.is_empty() => {
+            return Err(reader.bad("the directory's name '' is empty"));
+        }
+        Form::Sdk => Command::Sdk { dir: word.into() },
         Form::Verify | Form::Info if word.is_empty() => {
             return Err(reader.bad("the checkpoint file's name '' is empty"));
         }

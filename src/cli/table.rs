@@ -5,105 +5,8 @@
 
 use std::ffi::OsStr;
 
-use crate::error::Result;
-use crate::settings::{self, Name, Settings};
-
-/// A way to call ckpt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Form {
-    Launch,
-    Attach,
-    Save,
-    Verify,
-    Info,
-    Help,
-    Man,
-    Completions,
-    Dump,
-    Monitor,
-    /// A checkpoint file, executed.
-    Restart,
-}
-
-/// What a value or an operand is; completions complete it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    File,
-    Pid,
-    Signal,
-    Number,
-    Subcommand,
-    Shell,
-    Program,
-}
-
-/// The word that is no option.
-pub(super) struct Operand {
-    /// In help texts.
-    pub name: &'static str,
-    pub kind: Kind,
-    pub optional: bool,
-}
-
-/// One line of the table of forms.
-pub(super) struct Entry {
-    pub form: Form,
-    /// The subcommand's word; `None` for forms that are recognised otherwise.
-    pub word: Option<&'static str>,
-    pub operand: Option<Operand>,
-    /// One line, without a full stop.
-    pub help: &'static str,
-    /// Paragraphs, separated by empty lines.
-    pub long: &'static str,
-    /// Not for users: in no help text, man page or completion.
-    pub hidden: bool,
-}
-
-/// An environment variable that says the same as an option; only the forms that a user calls
-/// through the ckpt command read it.
-pub(super) struct Variable {
-    pub name: &'static str,
-    /// The values, in help texts.
-    pub value: &'static str,
-}
-
-/// One line of the table of options.
-pub(super) struct Opt {
-    pub short: Option<char>,
-    pub long: &'static str,
-    /// `None`: a flag.
-    pub value: Option<(&'static str, Kind)>,
-    pub env: Option<Variable>,
-    /// What holds for a launched program when nothing is said.
-    pub default: Option<&'static str>,
-    /// One line, without a full stop.
-    pub help: &'static str,
-    /// Paragraphs, separated by empty lines.
-    pub description: &'static str,
-    pub forms: &'static [Form],
-    /// The forms are recognised by this option.
-    pub required: bool,
-    /// Takes the value of the option (of a flag: "1") or of the environment variable.
-    pub set: fn(&mut Draft, &OsStr) -> Result<()>,
-}
-
-/// What was read so far.
-#[derive(Default)]
-pub(super) struct Draft {
-    pub settings: Settings,
-    pub pid: Option<i32>,
-    pub stop: bool,
-    pub resume: bool,
-    pub truncate_files: bool,
-    pub page: Option<Page>,
-}
-
-/// A text that is asked for in place of any action.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Page {
-    Help,
-    Version,
-}
+pub(super) use super::entry::{Draft, Entry, Form, Kind, Operand, Opt, Page, Variable};
+use crate::settings::{self, Name};
 
 pub(super) static FORMS: &[Entry] = &[
     Entry {
@@ -187,6 +90,26 @@ pub(super) static FORMS: &[Entry] = &[
                zsh: ckpt completions zsh > a file _ckpt in a directory of $fpath\n\n\
                fish: ckpt completions fish > ~/.config/fish/completions/ckpt.fish",
         hidden: false,
+    },
+    Entry {
+        form: Form::Sdk,
+        word: Some("sdk"),
+        operand: Some(Operand { name: "DIR", kind: Kind::File, optional: false }),
+        help: "Write libckpt.so and ckpt.h below DIR",
+        long: "Writes what programs need that take checkpoints of themselves: DIR/lib/libckpt.so \
+               (to link with -lckpt or to name in LD_PRELOAD), DIR/include/ckpt.h, a file for \
+               pkg-config, a Python module and manual pages. Programs linked with the library, \
+               preloaded with it or spawned by one that is preloaded have checkpointing enabled \
+               and read the CKPT_ variables when they start.",
+        hidden: false,
+    },
+    Entry {
+        form: Form::Assist,
+        word: Some("__assist"),
+        operand: Some(Operand { name: "PID", kind: Kind::Pid, optional: false }),
+        help: "Do what a program's C API asks for",
+        long: "What the payload starts; not for users.",
+        hidden: true,
     },
     Entry {
         form: Form::Dump,
@@ -413,6 +336,7 @@ pub(super) static OPTIONS: &[Opt] = &[
             Form::Save,
             Form::Verify,
             Form::Info,
+            Form::Sdk,
             Form::Help,
             Form::Man,
             Form::Completions,

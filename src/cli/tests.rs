@@ -439,6 +439,8 @@ fn the_table_is_sound() {
         Form::Help,
         Form::Man,
         Form::Completions,
+        Form::Sdk,
+        Form::Assist,
         Form::Dump,
         Form::Monitor,
         Form::Restart,

@@ -15,11 +15,7 @@ use std::io::{IsTerminal, Write};
 
 /// Saves the process that started us.
 pub fn run(pid: i32) -> Result<u8> {
-    keep_low_descriptors();
-    prepare();
-    let _ = nix::sys::prctl::set_name(c"ckpt-dump");
-    // Taken now: a program that was ended has none any more.
-    let error_output = raw::take_descriptor(pid, 2).ok().map(File::from);
+    let error_output = begin(pid, c"ckpt-dump");
     let request = Request {
         pid,
         settings: Settings::default(),
@@ -28,11 +24,7 @@ pub fn run(pid: i32) -> Result<u8> {
         periodic: false,
     };
     let result = dump(&request);
-    let say = |sentence: &str| {
-        if let Some(mut file) = error_output.as_ref() {
-            let _ = file.write_all(format!("ckpt: {sentence}\n").as_bytes());
-        }
-    };
+    let say = |sentence: &str| say(error_output.as_ref(), sentence);
     match result {
         Ok(outcome) => {
             for loss in &outcome.losses {
@@ -47,6 +39,22 @@ pub fn run(pid: i32) -> Result<u8> {
             say(&format!("no checkpoint: {e}"));
             Ok(e.status())
         }
+    }
+}
+
+/// Makes us what the payload starts: named, and ready for what may come; the program's standard
+/// error, taken now, because a program that was ended has none any more.
+pub fn begin(pid: i32, name: &std::ffi::CStr) -> Option<File> {
+    keep_low_descriptors();
+    prepare();
+    let _ = nix::sys::prctl::set_name(name);
+    raw::take_descriptor(pid, 2).ok().map(File::from)
+}
+
+/// Writes a sentence where the program writes its own.
+pub fn say(output: Option<&File>, sentence: &str) {
+    if let Some(mut file) = output {
+        let _ = file.write_all(format!("ckpt: {sentence}\n").as_bytes());
     }
 }
 

@@ -1,5 +1,6 @@
 //! The subcommands: each turns what was parsed into calls of the layers below.
 
+mod assist;
 mod attach;
 mod dumper;
 mod inspect;
@@ -7,6 +8,7 @@ mod launch;
 mod monitor;
 mod restart;
 mod save;
+mod sdk;
 
 use crate::cli::{self, Command};
 use crate::error::{Error, Result};
@@ -32,7 +34,9 @@ fn run(args: &[OsString]) -> Result<u8> {
     }
     let own = File::open("/proc/self/exe")
         .map_err(|e| Error::new(format!("cannot open our own executable (/proc/self/exe): {e}")))?;
-    let ours = args.get(1).is_some_and(|word| word == "__dump" || word == "__monitor");
+    let ours = args
+        .get(1)
+        .is_some_and(|word| ["__dump", "__monitor", "__assist"].iter().any(|w| word == w));
     if !ours && Image::find(&own)?.is_some() {
         return restart::from_own_file(own, args);
     }
@@ -45,6 +49,8 @@ fn run(args: &[OsString]) -> Result<u8> {
         Command::Save { pid, stop, settings } => save::run(pid, stop, settings),
         Command::Dump { pid } => dumper::run(pid),
         Command::Monitor { pid } => monitor::run(pid),
+        Command::Assist { pid } => assist::run(pid),
+        Command::Sdk { dir } => sdk::run(&dir),
         Command::Verify { file } => inspect::verify(&file),
         Command::Info { file } => inspect::info(&file),
         Command::Help(text) => print(&text),

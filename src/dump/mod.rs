@@ -1,10 +1,13 @@
 //! Taking a checkpoint: the phases, in running order.
 //!
-//! [`phase1_freeze`] → [`phase2_equip`] → [`phase3_gather`] → [`phase4_refuse`] →
+//! [`phase0_visit`] → [`phase1_freeze`] → [`phase2_equip`] → [`phase3_gather`] → [`phase4_refuse`] →
 //! [`phase5_snapshot`] → [`phase6_write`] → [`phase7_seal`]. Until the image is sealed nothing of
 //! the program has changed (but for a payload that was injected), and whatever fails gives it back
 //! as it was.
 
+pub mod caller;
+pub mod excluded;
+pub mod phase0_visit;
 pub mod phase1_freeze;
 pub mod phase2_equip;
 pub mod phase3_gather;
@@ -68,13 +71,27 @@ pub fn is_busy(pid: i32) -> bool {
 /// # Errors
 /// Why there is none; the program goes on.
 pub fn dump(request: &Request) -> Result<Outcome> {
-    let start = Instant::now();
+    let result = take(request);
+    if let Err(e) = &result {
+        phase0_visit::leave(request.pid, e);
+    }
+    result
+}
+
+fn take(request: &Request) -> Result<Outcome> {
     let executable = stub::own()?;
-    let mut frozen = phase1_freeze::freeze(request)?;
+    let (start, mut frozen) = loop {
+        phase0_visit::visit(request)?;
+        let start = Instant::now();
+        let frozen = phase1_freeze::freeze(request)?;
+        if !phase0_visit::held(request)? {
+            break (start, frozen);
+        }
+    };
     let memory = Memory::open(request.pid)?;
     let mut equipped = phase2_equip::equip(request, &mut frozen, &memory, &executable)?;
     let result = proceed(request, start, frozen, &memory, &mut equipped, executable);
-    equipped.finish(&memory);
+    equipped.finish(&memory, result.as_ref().err());
     result
 }
 
@@ -89,6 +106,7 @@ fn proceed(
     let mut sink = FileSink::create(&equipped.name)?;
     frozen.note_waits(memory, equipped.region.base)?;
     let (mut gathered, areas) = phase3_gather::gather(&mut frozen, memory, equipped)?;
+    let areas = excluded::cut(areas, &caller::read(memory, &equipped.region)?.excluded);
     phase4_refuse::refuse(request.pid, equipped.region.control.keeper, &gathered)?;
     if equipped.stop {
         signals::forget_termination(&mut gathered);

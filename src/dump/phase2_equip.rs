@@ -1,6 +1,6 @@
 //! Phase 2: find the payload, or inject it, and claim it for this dump.
 
-use super::{Request, phase7_seal};
+use super::{Request as Asked, caller, phase7_seal};
 use crate::error::{Error, Result};
 use crate::image::read::Image;
 use crate::inject::{self, region::Region};
@@ -8,6 +8,7 @@ use crate::proc::{self, maps::Vma};
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
 use crate::settings::{self, Name, Settings, Template, Values};
+use ckpt_abi::api::Request;
 use ckpt_abi::region::{Config, Phase, config_flag};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -29,7 +30,7 @@ pub struct Equipped {
 
 /// Finds or injects the payload.
 pub fn equip(
-    request: &Request,
+    request: &Asked,
     frozen: &mut Frozen,
     memory: &Memory,
     executable: &[u8],
@@ -48,7 +49,7 @@ pub fn equip(
         }
     };
     claim(request, &region, memory)?;
-    let template = template(request, &region)?;
+    let template = template(request, &region, memory)?;
     let values = Values::of(pid);
     // Never the number of one that exists: the highest is the newest, whatever was restarted.
     let highest = match template.is_counted() {
@@ -93,9 +94,9 @@ pub fn configuration(pid: i32, settings: &Settings) -> Result<Config> {
     Ok(settings.resolve(&cwd)?.apply(settings::default_config()))
 }
 
-fn claim(request: &Request, region: &Region, memory: &Memory) -> Result<()> {
+fn claim(request: &Asked, region: &Region, memory: &Memory) -> Result<()> {
     let (phase, dumper) = (region.control.phase, region.control.dumper);
-    let ours = request.triggered && dumper == std::process::id();
+    let ours = dumper == std::process::id();
     let alive = || {
         let pid = dumper.cast_signed();
         proc::stat(pid, pid).is_ok_and(|s| !matches!(s.state, 'Z' | 'X'))
@@ -127,7 +128,10 @@ fn claim(request: &Request, region: &Region, memory: &Memory) -> Result<()> {
 
 /// The name of the checkpoint: for this call, else as configured; a forked child's has its id
 /// appended, so that a signal to the whole group does not make two write one file.
-fn template(request: &Request, region: &Region) -> Result<Template> {
+fn template(request: &Asked, region: &Region, memory: &Memory) -> Result<Template> {
+    if let Some(name) = called(request, region, memory)? {
+        return Template::parse(&name);
+    }
     if let Some(name) = request.settings.name.as_ref().and_then(Name::file) {
         return Template::parse(name);
     }
@@ -136,6 +140,17 @@ fn template(request: &Request, region: &Region) -> Result<Template> {
         name.as_mut_os_string().push(format!(".{}", request.pid));
     }
     Template::parse(&name)
+}
+
+/// The name that the program has given to ckpt_ckpt().
+fn called(request: &Asked, region: &Region, memory: &Memory) -> Result<Option<PathBuf>> {
+    let api = caller::read(memory, region)?;
+    let len = api.name.iter().position(|b| *b == 0).unwrap_or(0);
+    if !request.triggered || api.request != Request::Call as u32 || len == 0 {
+        return Ok(None);
+    }
+    let name = Name::parse(std::ffi::OsStr::from_bytes(&api.name[..len]))?;
+    Ok(name.resolve(&proc::cwd(request.pid)?.path)?.file().map(PathBuf::from))
 }
 
 impl Equipped {
@@ -153,9 +168,15 @@ impl Equipped {
         }
     }
 
-    /// The dump is over, well or not: the next signal may start another. A process that is gone
-    /// needs no word.
-    pub fn finish(&self, memory: &Memory) {
-        let _ = self.region.set_phase(memory, Phase::Idle);
+    /// The dump is over, well or not: a caller of the C API gets its answer, and gives the payload
+    /// free itself; else the next signal may start another. A process that is gone needs no word.
+    pub fn finish(&self, memory: &Memory, error: Option<&Error>) {
+        let waits =
+            caller::read(memory, &self.region).is_ok_and(|api| api.request == Request::Call as u32);
+        if waits {
+            caller::answer(memory, &self.region, error);
+        } else {
+            let _ = self.region.set_phase(memory, Phase::Idle);
+        }
     }
 }

@@ -1,11 +1,13 @@
 //! Putting the payload into a process, and finding it there.
 //!
 //! [`region`] finds and reads a payload that is there already; [`place`] finds room for a new one;
-//! [`elf`] turns the embedded libckpt.so into the bytes for that room; [`launch`] starts a program
-//! with a payload in it; [`monitor`] starts the process that takes periodic checkpoints.
+//! [`elf`] turns the embedded libckpt.so into the bytes for that room, [`library`] into a file for
+//! linkers; [`launch`] starts a program with a payload in it; [`monitor`] starts the process that
+//! takes periodic checkpoints.
 
 pub mod elf;
 pub mod launch;
+pub mod library;
 pub mod monitor;
 pub mod place;
 pub mod region;
@@ -16,10 +18,12 @@ use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Thread;
 use crate::ptrace::memory::Memory;
 use ckpt_abi::ABI_VERSION;
+use ckpt_abi::api::{API, Api};
 use ckpt_abi::region::{Config, Control, MAGIC, PAYLOAD, SEARCH_END, SEARCH_START, UNFINISHED};
 
 use nix::libc;
 use region::Region;
+use std::mem::offset_of;
 use zerocopy::FromZeros;
 
 /// Page size of x86-64.
@@ -56,6 +60,8 @@ pub fn inject(
     }
     // Whoever finds the region must not take it for whole before it is.
     memory.put(base, &Control { magic: UNFINISHED, ..control })?;
+    let visit = base + PAYLOAD + payload.symbol("ckpt_visit");
+    memory.put(base + API + offset_of!(Api, visit_entry) as u64, &visit)?;
     memory.write(base + PAYLOAD, &payload.relocated(base + PAYLOAD))?;
     memory.write(base + control.exe_start, executable)?;
     let mut caller = protect(thread, memory, hole.addr, base, &payload, &control)?;

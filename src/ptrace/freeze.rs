@@ -266,6 +266,21 @@ impl Thread {
         })
     }
 
+    /// Makes the thread go on at `entry` with all signals blocked, on the stack below `stack`, as a
+    /// signal handler begins.
+    pub fn enter(&mut self, entry: u64, stack: u64) -> Result<()> {
+        /// Trap, direction, resume and nested-task flags (x64_setup_rt_frame clears the first three).
+        const FLAGS: u64 = 1 << 8 | 1 << 10 | 1 << 16 | 1 << 14;
+        let flags = self.regs.eflags & !FLAGS;
+        let regs =
+            Regs { rip: entry, rsp: stack, orig_rax: u64::MAX, rax: 0, eflags: flags, ..self.regs };
+        raw::set_mask(self.tid, u64::MAX)
+            .and_then(|()| regs.set(self.tid))
+            .because(|| format!("cannot redirect thread {}", self.tid))?;
+        (self.regs, self.mask, self.wait) = (regs, u64::MAX, None);
+        Ok(())
+    }
+
     /// Gives a thread that has worked for us its mask and registers back; it stays stopped.
     pub fn take_back(&mut self) -> std::result::Result<(), Errno> {
         if !self.lent {

@@ -95,6 +95,24 @@ pub fn rewound(regs: &Regs) -> Regs {
     regs
 }
 
+/// Registers with which the thread goes on after a signal handler with SA_RESTART
+/// (arch/x86/kernel/signal.c, handle_signal).
+pub fn after_a_handler(regs: &Regs) -> Regs {
+    let mut next = *regs;
+    if regs.orig_rax.cast_signed() >= 0 {
+        match regs.rax.cast_signed() {
+            ERESTARTSYS | ERESTARTNOINTR => {
+                next.rax = regs.orig_rax;
+                next.rip -= 2;
+            }
+            ERESTARTNOHAND | ERESTART_RESTARTBLOCK => next.rax = EINTR.cast_unsigned(),
+            _ => {}
+        }
+    }
+    next.orig_rax = u64::MAX;
+    next
+}
+
 /// Registers with which the thread goes on in another process, where the kernel knows nothing of
 /// the call any more, and whether the call will fail with EINTR there, because it is not known which
 /// it was or how long it still had to wait.

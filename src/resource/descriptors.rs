@@ -203,7 +203,19 @@ pub trait Sources {
     fn object(&self, index: u32) -> Result<OwnedFd>;
 }
 
-/// Opens everything the program had open; warnings are sentences.
+/// A file that could not be opened, and that the program may not want.
+#[derive(Clone)]
+pub struct Missing {
+    /// Its record.
+    pub record: Descriptor,
+    /// Why it could not be.
+    pub errno: i32,
+    /// Where it was.
+    pub path: std::path::PathBuf,
+}
+
+/// Opens everything the program had open; warnings are sentences. Where `missing` is given,
+/// regular files that cannot be opened go there.
 ///
 /// # Errors
 /// All files that are missing or forbidden, at once.
@@ -211,6 +223,7 @@ pub fn open_all(
     records: &[Descriptor],
     sources: &dyn Sources,
     warnings: &mut Vec<String>,
+    mut missing: Option<&mut Vec<Missing>>,
 ) -> Result<Vec<Restored>> {
     let mut restored: Vec<Restored> = Vec::new();
     let mut failures = Vec::new();
@@ -227,11 +240,21 @@ pub fn open_all(
         };
         match opened {
             Ok(file) => restored.push(Restored { record: *record, file }),
+            Err(e) if replaceable(record) && missing.is_some() => {
+                let path = sources.path(record);
+                let missed = Missing { record: *record, errno: e.errno(), path };
+                missing.as_deref_mut().into_iter().for_each(|list| list.push(missed.clone()));
+            }
             Err(e) => failures.push(format!("descriptor {}: {e}", record.fd)),
         }
     }
     restored.retain(|r| r.record.kind != DescriptorKind::Lost as u32);
     if failures.is_empty() { Ok(restored) } else { Err(Error::new(failures.join("; "))) }
+}
+
+/// Whether the program's restart callbacks may name another file in the place of this one.
+fn replaceable(record: &Descriptor) -> bool {
+    record.kind == DescriptorKind::Path as u32 && record.mode & libc::S_IFMT == libc::S_IFREG
 }
 
 fn open_one(

@@ -5,6 +5,7 @@
 //! of the program is already filled when the last one, the point of no return, hands over to the
 //! restorer in the payload.
 
+pub mod callers;
 pub mod mapping;
 pub mod phase1_check;
 pub mod phase2_open;

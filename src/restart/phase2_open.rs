@@ -1,9 +1,10 @@
 //! Phase 2: open every file that the program had open or mapped, and name all that are missing.
 
+use super::callers;
 use super::phase1_check::Saved;
 use crate::error::{Error, Result};
 use crate::image::read::Image;
-use crate::resource::descriptors::{self, Restored, Sources, memfd};
+use crate::resource::descriptors::{self, Missing, Restored, Sources, memfd};
 use crate::resource::{epoll, memory, process};
 use ckpt_abi::image::{Descriptor, DescriptorKind, EpollEntry, SectionKind, VmaKind};
 use std::fs::File;
@@ -21,6 +22,8 @@ pub struct Opened {
     pub objects: Vec<OwnedFd>,
     /// What the epoll instances watch.
     pub watches: Vec<epoll::Watches>,
+    /// Files that are not there, of a program that may name others in its restart callbacks.
+    pub missing: Vec<Missing>,
 }
 
 struct FromImage<'a> {
@@ -66,7 +69,10 @@ pub fn open(image: &Image, saved: &Saved, warnings: &mut Vec<String>) -> Result<
         }
     }
     let sources = FromImage { image, objects: &objects };
-    let descriptors = match descriptors::open_all(&saved.descriptors, &sources, warnings) {
+    let mut missing = Vec::new();
+    let tolerated = callers::of_image(image, saved)?.filter(callers::due).map(|_| &mut missing);
+    let descriptors = match descriptors::open_all(&saved.descriptors, &sources, warnings, tolerated)
+    {
         Ok(descriptors) => descriptors,
         Err(e) => {
             failures.push(e.to_string());
@@ -87,7 +93,7 @@ pub fn open(image: &Image, saved: &Saved, warnings: &mut Vec<String>) -> Result<
         .hint("bring these back and try again, nothing has been changed"));
     }
     let watches = watches(image, saved)?;
-    Ok(Opened { descriptors, mapped, objects, watches })
+    Ok(Opened { descriptors, mapped, objects, watches, missing })
 }
 
 fn watches(image: &Image, saved: &Saved) -> Result<Vec<epoll::Watches>> {

@@ -8,6 +8,7 @@
 #![allow(unsafe_code)]
 
 use super::Options;
+use super::callers::{self, List};
 use super::mapping::Mapping;
 use super::phase1_check::Saved;
 use super::phase2_open::Opened;
@@ -42,6 +43,8 @@ pub struct Vdso {
 
 /// The filled memory.
 pub struct Filled {
+    /// What the payload is told of missing files.
+    pub missing: Option<List>,
     /// All mappings but the payload's copy of the executable.
     pub placed: Vec<Placed>,
     /// The payload's control page, as the program will have it.
@@ -89,9 +92,10 @@ pub fn fill(image: &Image, saved: &Saved, opened: &Opened, options: &Options) ->
         let record = placed.iter_mut().find(|p| p.record.kind == VmaKind::Vdso as u32);
         record.map(|p| p.mapping.write(0, &code)).transpose()?;
     }
-    let (control, actions) = fill_region(saved, &mut placed, options)?;
+    let missing = List::make(&opened.missing, &mut space)?;
+    let (control, actions) = fill_region(saved, &mut placed, options, missing.as_ref())?;
     finish(&placed, &saved.guards)?;
-    Ok(Filled { placed, control, region: saved.process.region, actions, vdso, space })
+    Ok(Filled { placed, control, region: saved.process.region, actions, vdso, space, missing })
 }
 
 /// Whether a mapping is out of bounds for the program and holds nothing. Were it writable for a while,
@@ -217,14 +221,17 @@ fn fill_region(
     saved: &Saved,
     placed: &mut [Placed],
     options: &Options,
+    missing: Option<&List>,
 ) -> Result<(Control, Vec<SignalAction>)> {
     let base = saved.process.region;
     let home = placed.iter_mut().find(|p| p.record.start == base);
     let home = home.ok_or_else(|| Error::new("the image has no payload"))?;
     let mut control = Control::new_zeroed();
     // SAFETY: the mapping is readable and no other slice of it is alive.
-    let page = unsafe { home.mapping.slice(0, size_of::<Control>() as u64) };
+    let page = unsafe { home.mapping.slice(0, callers::END as u64) };
     let page = page.ok_or_else(|| Error::new("the payload's region is too short"))?;
+    callers::renew(page, saved, missing);
+    let page = &mut page[..size_of::<Control>()];
     control.as_mut_bytes().copy_from_slice(page);
     let mut actions = saved.actions.clone();
     renew(&mut control, &mut actions, saved, &options.settings);

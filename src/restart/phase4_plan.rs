@@ -107,6 +107,8 @@ fn unmap(orders: &mut Orders, arena: &Arena, filled: &Filled) {
         (filled.region, filled.region + filled.control.region_len),
     ];
     kept.extend(filled.placed.iter().map(|p| (p.mapping.at(), p.mapping.at() + p.mapping.len())));
+    let list = filled.missing.as_ref().map(|list| &list.mapping);
+    kept.extend(list.map(|m| (m.at(), m.at() + m.len())));
     kept.sort_unstable();
     let mut free = 0;
     for (start, end) in kept {

@@ -1,11 +1,13 @@
 //! What the `ckpt` binary and its payload agree on.
 //!
-//! Three agreements live here: [`region`], the memory that the payload occupies in somebody
-//! else's process; [`op`], the orders that the payload obeys; [`image`] and [`state`], the
+//! Four agreements live here: [`region`], the memory that the payload occupies in somebody
+//! else's process; [`api`], what the C API keeps there; [`op`], the orders that the payload obeys;
+//! [`image`] and [`state`], the
 //! records of a checkpoint file. All records are `repr(C)`, little-endian and without hidden padding.
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod api;
 pub mod image;
 pub mod op;
 pub mod region;

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! base            control page(s)      Control, read and written from outside
+//! + API           the C API            its lists, and what it asks a process of ours for
 //! + WAITS         waits                what is known of interrupted waits, a slot a thread
 //! + STACKS        small stacks         of the processes that the payload starts
 //! + PAYLOAD       libckpt.so           as its ELF program headers say

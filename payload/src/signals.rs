@@ -1,0 +1,63 @@
+//! The disposition of the checkpoint signal, changed from inside.
+//!
+//! # Safety
+//! rt_sigaction(2) with the handler of this payload, as the injector installs it.
+#![allow(unsafe_code)]
+
+use crate::control::Page;
+use crate::sys;
+use core::mem::offset_of;
+use core::sync::atomic::Ordering;
+
+use ckpt_abi::region::Control;
+
+const SIGACTION: u64 = 13;
+/// SA_SIGINFO, SA_RESTORER, SA_ONSTACK and SA_RESTART.
+const FLAGS: u64 = 4 | 0x0400_0000 | 0x0800_0000 | 0x1000_0000;
+
+fn signal(page: Page) -> u64 {
+    page.control(offset_of!(Control, config.asyncsig)).load(Ordering::Acquire).into()
+}
+
+fn old_action(page: Page) -> u64 {
+    page.address().wrapping_add(offset_of!(Control, old_action) as u64)
+}
+
+/// Installs the handler for the configured signal and keeps what was there.
+pub fn take(page: Page) {
+    if signal(page) == 0 {
+        return;
+    }
+    let [handler, restorer] = [offset_of!(Control, handler), offset_of!(Control, restorer)]
+        .map(|offset| page.control_long(offset));
+    let action = [handler, FLAGS, restorer, u64::MAX];
+    let args = [signal(page), (&raw const action) as u64, old_action(page), 8, 0, 0];
+    // SAFETY: the kernel reads one struct and writes the other.
+    unsafe { sys::call(SIGACTION, &args) };
+}
+
+/// What a signal was before the handler took it.
+pub struct Disposition {
+    signal: u64,
+    action: [u64; 4],
+}
+
+impl Disposition {
+    /// That of the configured signal.
+    pub fn of(page: Page) -> Self {
+        let mut action = [0; 4];
+        for (word, offset) in action.iter_mut().zip([0, 8, 16, 24]) {
+            *word = page.control_long(offset_of!(Control, old_action).wrapping_add(offset));
+        }
+        Self { signal: signal(page), action }
+    }
+
+    /// Gives the signal back.
+    pub fn give_back(&self) {
+        if self.signal != 0 {
+            let args = [self.signal, (&raw const self.action) as u64, 0, 8, 0, 0];
+            // SAFETY: the kernel reads the struct that it had written.
+            unsafe { sys::call(SIGACTION, &args) };
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! What the C API leaves to us: `ckpt __assist PID`, started by the payload of that process.
+
+use super::dumper;
+use crate::cli;
+use crate::dump::caller::Caller;
+use crate::error::{Because, Error, Result};
+use crate::image::read::Image;
+use crate::image::stub;
+use crate::inject::monitor;
+use crate::proc;
+use crate::restart::phase1_check;
+use crate::settings::{self, Name, Settings};
+use ckpt_abi::api::{Request, config_bit};
+use ckpt_abi::region::Config;
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+/// Does what the process asks for and answers.
+pub fn run(pid: i32) -> Result<u8> {
+    let error_output = dumper::begin(pid, c"ckpt-assist");
+    let mut caller = Caller::wait(pid)?;
+    let result = match caller.api.request {
+        r if r == Request::Environment as u32 => environment(pid, &mut caller),
+        r if r == Request::Configure as u32 => configure(pid, &mut caller),
+        r if r == Request::Inspect as u32 => inspect(pid, &caller),
+        _ => Err(Error::new("the process asks for something unknown")),
+    };
+    if let (Err(e), true) = (&result, caller.api.request == Request::Environment as u32) {
+        dumper::say(error_output.as_ref(), &format!("{e}; the default holds"));
+    }
+    caller.answer(result.as_ref().err());
+    Ok(0)
+}
+
+/// The environment that the program was started with.
+fn environment(pid: i32, caller: &mut Caller) -> Result<()> {
+    let path = format!("/proc/{pid}/environ");
+    let bytes = std::fs::read(&path).because(|| format!("cannot read {path}"))?;
+    let value = |name: &str| -> Option<OsString> {
+        let mut variables = bytes.split(|b| *b == 0);
+        let prefix = format!("{name}=");
+        variables
+            .find_map(|v| Some(OsString::from_vec(v.strip_prefix(prefix.as_bytes())?.to_vec())))
+    };
+    let (settings, problem) = cli::environment(value);
+    apply(pid, caller, settings)?;
+    problem.map_or(Ok(()), Err)
+}
+
+/// ckpt_config(3).
+fn configure(pid: i32, caller: &mut Caller) -> Result<()> {
+    let [flags, signal, continues, period] = caller.api.values;
+    let mut wanted = Settings::default();
+    if flags & config_bit::NAME != 0 {
+        wanted.name = Some(Name::parse(&caller.name())?);
+    }
+    if flags & config_bit::ASYNCSIG != 0 {
+        wanted.asyncsig = Some(settings::parse_signal(signal.to_string().as_ref())?);
+    }
+    if flags & config_bit::CONTINUE != 0 {
+        wanted.continues = Some(settings::parse_switch(continues.to_string().as_ref())?);
+    }
+    if flags & config_bit::MSPERIOD != 0 {
+        wanted.msperiod = Some(period);
+    }
+    apply(pid, caller, wanted)
+}
+
+/// Writes the configuration, all but the signal: the payload itself changes that, and learns from
+/// `values` what it is to be.
+fn apply(pid: i32, caller: &mut Caller, wanted: Settings) -> Result<()> {
+    let current = caller.region.control.config;
+    let config = wanted.resolve(&proc::cwd(pid)?.path)?.apply(current);
+    caller.api.values[1] = config.asyncsig;
+    caller.configure(&Config { asyncsig: current.asyncsig, ..config })?;
+    if config.msperiod != 0 && config.msperiod != current.msperiod {
+        // The payload lets it trace the process when it goes on; a monitor that was there ends.
+        let monitor = monitor::start(pid, &stub::own()?)?;
+        caller.appoint(monitor.pid())?;
+    }
+    Ok(())
+}
+
+/// Whether ckpt_restart(3) would find a checkpoint that it can resume.
+fn inspect(pid: i32, caller: &Caller) -> Result<()> {
+    let name = Name::parse(&caller.name())?.resolve(&proc::cwd(pid)?.path)?;
+    let path = name.file().ok_or_else(|| Error::new(format!("{name} is no file")))?;
+    nix::unistd::access(path, nix::unistd::AccessFlags::X_OK)
+        .because(|| format!("cannot execute {}", path.display()))?;
+    let image = Image::open(path)?;
+    phase1_check::check(&image).map(drop)
+}
+
+impl Caller {
+    fn name(&self) -> OsString {
+        let name = &self.api.name;
+        let len = name.iter().position(|b| *b == 0).unwrap_or(name.len());
+        std::ffi::OsStr::from_bytes(&name[..len]).to_owned()
+    }
+}

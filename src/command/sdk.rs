@@ -1,0 +1,67 @@
+//! `ckpt sdk DIR`
+
+use crate::error::{Because, Result};
+use crate::image::stub;
+use crate::inject::library;
+use std::path::Path;
+
+const HEADER: &str = include_str!("../../payload/sdk/ckpt.h");
+const PYTHON: &str = include_str!("../../payload/sdk/ckpt.py");
+const PAGE: &str = include_str!("../../payload/sdk/ckpt.3");
+
+/// The functions that the manual page describes; each is a page's name too.
+const FUNCTIONS: [&str; 11] = [
+    "ckpt_config",
+    "ckpt_exclude",
+    "ckpt_fds",
+    "ckpt_hold",
+    "ckpt_include",
+    "ckpt_info",
+    "ckpt_on_postckpt",
+    "ckpt_on_preckpt",
+    "ckpt_on_restart",
+    "ckpt_release",
+    "ckpt_restart",
+];
+
+/// Writes the library, its header and the rest below `dir`.
+pub fn run(dir: &Path) -> Result<u8> {
+    write(dir, "lib/libckpt.so", &library::with(&stub::own()?)?)?;
+    write(dir, "include/ckpt.h", HEADER.as_bytes())?;
+    write(dir, "lib/pkgconfig/ckpt.pc", description().as_bytes())?;
+    write(dir, "lib/python/ckpt.py", PYTHON.as_bytes())?;
+    write(dir, "share/man/man3/ckpt_ckpt.3", PAGE.as_bytes())?;
+    for function in FUNCTIONS {
+        write(dir, &format!("share/man/man3/{function}.3"), b".so man3/ckpt_ckpt.3\n")?;
+    }
+    super::print(&format!("wrote libckpt.so, ckpt.h and the rest below {}\n", dir.display()))
+}
+
+/// For pkg-config(1); the files may be moved together.
+fn description() -> String {
+    format!(
+        "prefix=${{pcfiledir}}/../..\n\
+         libdir=${{prefix}}/lib\n\
+         includedir=${{prefix}}/include\n\n\
+         Name: ckpt\n\
+         Description: Checkpoints of running programs\n\
+         Version: {}\n\
+         Cflags: -I${{includedir}}\n\
+         Libs: -L${{libdir}} -lckpt\n",
+        env!("CARGO_PKG_VERSION")
+    )
+}
+
+/// Replaces a file as a whole: programs may have the old library mapped.
+fn write(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
+    let path = dir.join(name);
+    let parent = path.parent().unwrap_or(dir);
+    std::fs::create_dir_all(parent)
+        .because(|| format!("cannot make the directory {}", parent.display()))?;
+    let draft = path.with_extension(format!("new-{}", std::process::id()));
+    let written = std::fs::write(&draft, bytes).and_then(|()| std::fs::rename(&draft, &path));
+    if written.is_err() {
+        let _ = std::fs::remove_file(&draft);
+    }
+    written.because(|| format!("cannot write {}", path.display()))
+}

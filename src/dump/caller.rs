@@ -1,0 +1,102 @@
+//! The program that waits for us in the C API (payload/src/api.rs): what it asks for, and our
+//! answer.
+
+use crate::error::{Error, Result};
+use crate::inject::region::Region;
+use crate::proc;
+use crate::ptrace::memory::Memory;
+use ckpt_abi::api::{API, Answer, Api, ERROR_LEN};
+use ckpt_abi::region::{Config, Control};
+use std::mem::offset_of;
+use std::time::{Duration, Instant};
+
+/// How long the payload may take to allow us to trace it, after it has started us.
+const PERMISSION: Duration = Duration::from_secs(2);
+
+/// A process with a payload, and its part of the C API.
+pub struct Caller {
+    /// Process id.
+    pub pid: i32,
+    /// Its memory.
+    pub memory: Memory,
+    /// The payload.
+    pub region: Region,
+    /// What it asks for.
+    pub api: Api,
+}
+
+impl Caller {
+    /// The process that has started us.
+    ///
+    /// # Errors
+    /// It may not be traced, or has no payload.
+    pub fn wait(pid: i32) -> Result<Self> {
+        let deadline = Instant::now() + PERMISSION;
+        loop {
+            match Self::find(pid) {
+                Ok(Some(caller)) => return Ok(caller),
+                Ok(None) => return Err(Error::new(format!("process {pid} has no payload"))),
+                Err(e) if Instant::now() > deadline => return Err(e),
+                Err(_) => std::thread::sleep(Duration::from_millis(1)),
+            }
+        }
+    }
+
+    /// The process `pid`; None without a payload.
+    pub fn find(pid: i32) -> Result<Option<Self>> {
+        let memory = Memory::open(pid)?;
+        let vmas = proc::maps::read(pid)?;
+        let Some(region) = Region::find(&memory, &vmas) else { return Ok(None) };
+        let api = read(&memory, &region)?;
+        Ok(Some(Self { pid, memory, region, api }))
+    }
+
+    /// Writes the configuration.
+    pub fn configure(&mut self, config: &Config) -> Result<()> {
+        self.region.control.config = *config;
+        self.region.set_config(&self.memory)?;
+        put(&self.memory, &self.region, offset_of!(Api, values), &self.api.values)
+    }
+
+    /// Names the process that takes its periodic checkpoints.
+    pub fn appoint(&self, monitor: u32) -> Result<()> {
+        self.memory.put(self.region.base + offset_of!(Control, monitor) as u64, &monitor)
+    }
+
+    /// Says what came of it. A process that is gone needs no word.
+    pub fn answer(&self, error: Option<&Error>) {
+        answer(&self.memory, &self.region, error);
+    }
+}
+
+/// The C API's part of a region.
+pub fn read(memory: &Memory, region: &Region) -> Result<Api> {
+    memory.get(region.base + API)
+}
+
+/// Writes a field of it.
+pub fn put<T: zerocopy::IntoBytes + zerocopy::Immutable>(
+    memory: &Memory,
+    region: &Region,
+    offset: usize,
+    value: &T,
+) -> Result<()> {
+    memory.put(region.base + API + offset as u64, value)
+}
+
+/// Tells a caller that the checkpoint is sealed, or why there is none.
+pub fn answer(memory: &Memory, region: &Region, error: Option<&Error>) {
+    if let Some(error) = error {
+        let mut text = [0; ERROR_LEN];
+        let sentence = error.to_string();
+        let mut len = sentence.len().min(ERROR_LEN - 1);
+        while !sentence.is_char_boundary(len) {
+            len -= 1;
+        }
+        text[..len].copy_from_slice(&sentence.as_bytes()[..len]);
+        let _ = put(memory, region, offset_of!(Api, error), &text);
+        let _ = put(memory, region, offset_of!(Api, errno), &error.errno().cast_unsigned());
+    }
+    let answer = if error.is_some() { Answer::Failed } else { Answer::Done };
+    let _ = put(memory, region, offset_of!(Api, answer), &(answer as u32));
+}

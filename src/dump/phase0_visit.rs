@@ -1,0 +1,131 @@
+//! Phase 0: have the program's callbacks called, and wait until it may be interrupted.
+//!
+//! A program that has asked for its checkpoint itself (by the signal or ckpt_ckpt) has called its
+//! callbacks before it started us. For a checkpoint from outside, the main thread is sent to call
+//! them as a signal would send it: with a frame on its stack through which it comes back.
+
+use super::Request as Asked;
+use super::caller;
+use crate::error::{Because, Error, Result};
+use crate::inject::region::Region;
+use crate::proc;
+use crate::ptrace::freeze::Frozen;
+use crate::resource::frame::Frame;
+use ckpt_abi::api::{Answer, Api, Request, Visit, When};
+use ckpt_abi::region::Phase;
+use std::mem::offset_of;
+use std::time::Duration;
+
+/// How often to look whether the program is so far.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// Sends the main thread to the callbacks, if there are any, and waits for it.
+pub fn visit(request: &Asked) -> Result<()> {
+    if request.triggered {
+        return Ok(());
+    }
+    loop {
+        let Some(found) = caller::Caller::find(request.pid)? else { return Ok(()) };
+        await_word(&found, |api| api.holds == 0)?;
+        let called = [When::Before, When::After, When::Restart];
+        let any = called.iter().any(|when| found.api.counts[*when as usize] != 0);
+        let visits = found.api.visit == Visit::Ready as u32 && is_ours(&found.region);
+        if !any || found.api.visit_entry == 0 || visits {
+            return Ok(());
+        }
+        if send(&found)? {
+            return await_word(&found, |api| api.visit == Visit::Ready as u32);
+        }
+    }
+}
+
+/// Gives a program that waits for us its answer when there will be no checkpoint.
+pub fn leave(pid: i32, error: &Error) {
+    if let Ok(Some(found)) = caller::Caller::find(pid) {
+        let asks = found.api.request == Request::Call as u32;
+        if asks && found.api.answer == Answer::None as u32 && is_ours(&found.region) {
+            found.answer(Some(error));
+        }
+    }
+}
+
+fn is_ours(region: &Region) -> bool {
+    region.control.dumper == std::process::id()
+}
+
+/// Whether the frozen program is in a critical section after all (ckpt_hold).
+pub fn held(request: &Asked) -> Result<bool> {
+    if request.triggered {
+        return Ok(false);
+    }
+    let found = caller::Caller::find(request.pid)?;
+    Ok(found.is_some_and(|found| found.api.holds != 0))
+}
+
+fn await_word(found: &caller::Caller, so_far: impl Fn(&Api) -> bool) -> Result<()> {
+    loop {
+        if so_far(&caller::read(&found.memory, &found.region)?) {
+            return Ok(());
+        }
+        if proc::stat(found.pid, found.pid).map_or(true, |stat| stat.state == 'Z') {
+            return Err(Error::new(format!("process {} is gone", found.pid)));
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+fn claim(found: &caller::Caller) -> Result<()> {
+    let (memory, region) = (&found.memory, &found.region);
+    let control = Region::read(memory, region.base)?.control;
+    let dumper = control.dumper.cast_signed();
+    let lives = dumper != 0 && proc::stat(dumper, dumper).is_ok_and(|stat| stat.state != 'Z');
+    if control.phase != Phase::Idle as u32 && lives {
+        return Err(Error::new(format!(
+            "a checkpoint of process {} is already being taken, by process {dumper}",
+            found.pid
+        ))
+        .hint("wait for it"));
+    }
+    region.set_dumper(memory, std::process::id())?;
+    region.set_phase(memory, Phase::Waiting)?;
+    let put = |offset, value: u32| caller::put(memory, region, offset, &value);
+    put(offset_of!(Api, answer), Answer::None as u32)?;
+    put(offset_of!(Api, request), Request::Call as u32)?;
+    put(offset_of!(Api, name), 0)?;
+    put(offset_of!(Api, visit), Visit::Sent as u32)
+}
+
+/// Makes the main thread enter the payload with a frame as the kernel builds it for a handler
+/// (arch/x86/kernel/signal_64.c, x64_setup_rt_frame): below the red zone, aligned so that the
+/// extended state behind it is.
+///
+/// False when the program is in a critical section by now.
+fn send(found: &caller::Caller) -> Result<bool> {
+    const RED_ZONE: u64 = 128;
+    let (pid, memory) = (found.pid, &found.memory);
+    let what = || format!("cannot call the callbacks of process {pid}");
+    let mut frozen = Frozen::freeze_one(pid)?;
+    let Some(thread) = frozen.threads.first_mut() else {
+        return Err(Error::new(format!("process {pid} is gone")));
+    };
+    if thread.tid != pid {
+        return Err(Error::new(format!("{}: its main thread has ended", what())));
+    }
+    if caller::read(memory, &found.region)?.holds != 0 {
+        return Ok(false);
+    }
+    let xstate = crate::ptrace::regs::xstate(pid).because(what)?;
+    let regs = crate::ptrace::interrupted::after_a_handler(&thread.regs);
+    // rt_sigreturn(2) refuses these flags and leaves the alternate stack as it is.
+    let altstack = [0, 0xff, 0];
+    let frame = Frame { regs: &regs, xstate: &xstate, mask: thread.mask, altstack };
+    let len = frame.bytes(0).len() as u64;
+    let at = (thread.regs.rsp - RED_ZONE - len) & !63;
+    memory.write(at, &frame.bytes(at))?;
+    claim(found)?;
+    let entered = thread.enter(found.api.visit_entry, at);
+    if entered.is_err() {
+        let _ = found.region.set_phase(memory, Phase::Idle);
+    }
+    entered.map(|()| true)
+}

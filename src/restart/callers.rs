@@ -1,0 +1,102 @@
+//! What a restart tells the program through its C API: that it was restarted, and which files the
+//! restart callbacks have to do without, or to replace.
+
+use super::mapping::Mapping;
+use super::phase1_check::Saved;
+use super::space::Space;
+use crate::error::Result;
+use crate::image::PAGE;
+use crate::image::read::Image;
+use crate::resource::descriptors::Missing;
+use ckpt_abi::api::{API, Answer, Api, Missing as Record, Request, Visit, When};
+use nix::sys::mman::MapFlags;
+use std::mem::size_of;
+use std::os::unix::ffi::OsStrExt;
+use zerocopy::{FromBytes, IntoBytes};
+
+/// Bytes of the region up to the end of the API's part.
+pub const END: usize = API as usize + size_of::<Api>();
+
+/// The API's part of the region in an image.
+pub fn of_image(image: &Image, saved: &Saved) -> Result<Option<Api>> {
+    let base = saved.process.region;
+    let mut page = vec![0; END];
+    for run in saved.runs.iter().filter(|r| (base..base + END as u64).contains(&r.addr)) {
+        let bytes = image.read_run(run)?;
+        let at = (run.addr - base) as usize;
+        let len = bytes.len().min(END - at);
+        page[at..at + len].copy_from_slice(&bytes[..len]);
+    }
+    Ok(read(&page))
+}
+
+/// The list of missing files, in memory that the payload unmaps when it has done with it.
+pub struct List {
+    /// The memory.
+    pub mapping: Mapping,
+    count: u64,
+}
+
+impl List {
+    /// Writes the list, if there is anything to write.
+    pub fn make(missing: &[Missing], space: &mut Space) -> Result<Option<Self>> {
+        if missing.is_empty() {
+            return Ok(None);
+        }
+        let paths: usize = missing.iter().map(|m| m.path.as_os_str().len() + 1).sum();
+        let records = size_of::<Record>() * missing.len();
+        let len = ((records + paths) as u64).next_multiple_of(PAGE);
+        let at = space.find(len, 0)?;
+        let mut mapping = Mapping::anonymous(at, len, MapFlags::empty())?;
+        let mut path = records as u64;
+        for (i, missed) in missing.iter().enumerate() {
+            let record = Record {
+                fd: missed.record.fd,
+                errno: missed.errno.cast_unsigned(),
+                flags: missed.record.flags,
+                cloexec: missed.record.cloexec,
+                position: missed.record.position,
+                path: at + path,
+            };
+            mapping.write((i * size_of::<Record>()) as u64, record.as_bytes())?;
+            let text = missed.path.as_os_str().as_bytes();
+            mapping.write(path, text)?;
+            path += text.len() as u64 + 1;
+        }
+        Ok(Some(Self { mapping, count: missing.len() as u64 }))
+    }
+}
+
+/// The API's part of a region's first bytes.
+pub fn read(page: &[u8]) -> Option<Api> {
+    Api::read_from_bytes(page.get(API as usize..END)?).ok()
+}
+
+/// Renews it for the restarted process.
+pub fn renew(page: &mut [u8], saved: &Saved, list: Option<&List>) {
+    let Some(mut api) = read(page) else { return };
+    let due = due(&api);
+    for lock in [&mut api.lock, &mut api.exclude_lock] {
+        if *lock == saved.process.pid {
+            *lock = std::process::id();
+        }
+    }
+    api.restarted = 1;
+    api.restart_due = u32::from(due);
+    api.answer = Answer::Restarted as u32;
+    api.request = Request::Signal as u32;
+    api.visit = Visit::None as u32;
+    api.pending = 0;
+    if let Some(List { mapping, count }) = list {
+        (api.missing, api.missing_count, api.missing_len) = (mapping.at(), *count, mapping.len());
+    }
+    if let Some(place) = page.get_mut(API as usize..END) {
+        place.copy_from_slice(api.as_bytes());
+    }
+}
+
+/// Whether the program has a word in the matter: callbacks for the restart, or a table of
+/// descriptors that it may have changed.
+pub fn due(api: &Api) -> bool {
+    api.counts[When::Restart as usize] != 0 || api.table != 0
+}
