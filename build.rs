@@ -10,7 +10,7 @@ use std::process::{Command, exit};
 const TARGET: &str = "x86_64-unknown-linux-musl";
 
 /// What the injector looks for, and the functions of ckpt.h.
-const EXPORTS: [&str; 18] = [
+const EXPORTS: [&str; 23] = [
     "ckpt_thunk",
     "ckpt_clone_thunk",
     "ckpt_restorer",
@@ -29,6 +29,11 @@ const EXPORTS: [&str; 18] = [
     "ckpt_on_restart",
     "ckpt_release",
     "ckpt_restart",
+    "ckpt_try_config",
+    "ckpt_try_on_postckpt",
+    "ckpt_try_on_preckpt",
+    "ckpt_try_on_restart",
+    "ckpt_try_restart",
 ];
 
 fn main() {

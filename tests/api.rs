@@ -1,113 +1,14 @@
 //! The C API: programs that are linked with libckpt.so, preloaded with it, or run by `ckpt`.
 
+mod desk;
 mod harness;
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
-use harness::{Bench, Run, Who, until};
+use desk::{ALL, Desk, Libc, With, everywhere};
+use harness::{Run, Who, until};
 use nix::sys::signal::Signal::SIGTSTP;
-
-/// A C library.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Libc {
-    Glibc,
-    Musl,
-}
-
-/// How a program gets the API.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum With {
-    /// Linked with -lckpt.
-    Linked,
-    /// Compiled with CKPT_OPTIONAL, and started with LD_PRELOAD.
-    Preloaded,
-    /// Linked with -lckpt, and started by `ckpt`.
-    Launched,
-}
-
-const ALL: [(Libc, With); 6] = [
-    (Libc::Glibc, With::Linked),
-    (Libc::Glibc, With::Preloaded),
-    (Libc::Glibc, With::Launched),
-    (Libc::Musl, With::Linked),
-    (Libc::Musl, With::Preloaded),
-    (Libc::Musl, With::Launched),
-];
-
-/// A bench with what `ckpt sdk` writes.
-struct Desk {
-    bench: Bench,
-}
-
-impl Desk {
-    fn new(who: Who) -> Self {
-        let bench = Bench::new(who);
-        bench.must(&["sdk", &bench.name("sdk")]);
-        Self { bench }
-    }
-
-    fn library(&self) -> String {
-        self.bench.name("sdk/lib/libckpt.so")
-    }
-
-    /// Compiles `source` as `name`.
-    fn compile(&self, source: &Path, name: &str, libc: Libc, with: With) -> PathBuf {
-        let program = self.bench.path(name);
-        let mut compiler = Command::new(if libc == Libc::Musl { "musl-gcc" } else { "gcc" });
-        compiler.args(["-O1", "-Wall", "-Wextra", "-Werror", "-pthread"]);
-        compiler.arg("-I").arg(self.bench.path("sdk/include"));
-        if with == With::Preloaded {
-            compiler.arg("-DCKPT_OPTIONAL");
-        }
-        compiler.arg(source).arg("-o").arg(&program);
-        if with != With::Preloaded {
-            compiler.arg("-L").arg(self.bench.path("sdk/lib")).arg("-lckpt");
-            compiler.arg(format!("-Wl,-rpath,{}", self.bench.name("sdk/lib")));
-        }
-        let status = compiler.status().expect("the compiler runs");
-        assert!(status.success(), "{compiler:?}");
-        program
-    }
-
-    /// Starts a part of tests/api/calls.c.
-    fn start(&self, libc: Libc, with: With, part: &str) -> Run {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/api/calls.c");
-        let program = self.compile(&source, "calls", libc, with);
-        let mut command = match with {
-            With::Launched => {
-                let mut command = self.bench.command(self.bench.ckpt());
-                command.args(["-n", "launched.ckpt", "--"]).arg(program);
-                command
-            }
-            With::Linked | With::Preloaded => self.bench.command(program),
-        };
-        if with == With::Preloaded {
-            command.env("LD_PRELOAD", self.library());
-        }
-        command.arg(part);
-        Run::start(command)
-    }
-
-    fn resume(&self, image: &str) -> Run {
-        self.bench.run(self.bench.path(image), &[])
-    }
-
-    fn read(&self, name: &str) -> String {
-        fs::read_to_string(self.bench.path(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
-    }
-}
-
-/// Runs a part in every way.
-fn everywhere(test: impl Fn(&Desk, Libc, With)) {
-    for who in [Who::Me, Who::Nobody] {
-        for (libc, with) in ALL {
-            println!("{who:?}, {libc:?}, {with:?}");
-            test(&Desk::new(who), libc, with);
-        }
-    }
-}
 
 #[test]
 fn the_configuration_is_read_and_changed() {
@@ -139,24 +40,31 @@ fn failures_have_their_errno_and_do_no_harm() {
     });
 }
 
+fn redirected(libc: Libc, with: With, part: &str, image: &str) {
+    let desk = Desk::new(Who::Nobody);
+    desk.start(libc, with, part).ends_well();
+    desk.bench.file("new.txt", "abcd");
+    fs::remove_file(desk.bench.path("out.txt")).expect("the file was there");
+    let mut run = desk.resume(image);
+    run.expect("open");
+    run.ends_well();
+    assert_eq!(desk.read("new.txt"), "abafter\n");
+    assert!(!desk.bench.path("out.txt").exists());
+}
+
 #[test]
-fn a_restart_callback_redirects_a_file_that_is_gone() {
+fn a_callback_redirects_a_file_that_is_gone() {
     for (libc, with) in ALL {
-        let desk = Desk::new(Who::Nobody);
-        desk.start(libc, with, "redirect").ends_well();
-        desk.bench.file("new.txt", "abcd");
-        fs::remove_file(desk.bench.path("out.txt")).expect("the file was there");
-        let mut run = desk.resume("files.ckpt");
-        run.expect("open");
-        run.ends_well();
-        assert_eq!(desk.read("new.txt"), "abafter\n");
-        assert!(!desk.bench.path("out.txt").exists());
+        redirected(libc, with, "redirect", "files.ckpt");
+        redirected(libc, with, "early", "files.ckpt");
     }
+    redirected(Libc::Glibc, With::Linked, "signal", "calls.ckpt");
+    redirected(Libc::Musl, With::Launched, "signal", "launched.ckpt");
 }
 
 #[test]
 fn an_ignored_descriptor_is_not_restored() {
-    for part in ["ignore", "late"] {
+    for part in ["ignore", "late", "post"] {
         for (libc, with) in [(Libc::Glibc, With::Linked), (Libc::Musl, With::Launched)] {
             let desk = Desk::new(Who::Nobody);
             desk.start(libc, with, part).ends_well();
@@ -167,6 +75,15 @@ fn an_ignored_descriptor_is_not_restored() {
             assert_eq!(desk.read("out.txt"), "before\nafter\n");
         }
     }
+}
+
+#[test]
+fn another_file_at_an_ignored_number_is_restored() {
+    let desk = Desk::new(Who::Nobody);
+    desk.start(Libc::Glibc, With::Linked, "reused").ends_well();
+    let mut run = desk.resume("files.ckpt");
+    run.expect("open");
+    run.ends_well();
 }
 
 #[test]
@@ -396,11 +313,20 @@ fn the_environment_asks_for_periodic_checkpoints() {
 
 #[test]
 fn cpp_programs_include_the_header() {
+    const PROGRAM: &str = "#include <ckpt.h>\n\
+        static void f(void *) {}\n\
+        int main() { ckpt_on_restart(f, nullptr); return ckpt_ckpt(\"plus.ckpt\") < 0; }\n";
     let desk = Desk::new(Who::Me);
-    let source =
-        desk.bench.file("plus.cc", "#include <ckpt.h>\nint main() { return ckpt_hold(); }\n");
-    let program = desk.compile(&source, "plus", Libc::Glibc, With::Linked);
-    desk.bench.run(program, &[]).ends_well();
+    let source = desk.bench.file("plus.cc", PROGRAM);
+    for with in [With::Linked, With::Preloaded] {
+        let program = desk.compile(&source, "plus", Libc::Glibc, with);
+        let mut command = desk.bench.command(program);
+        if with == With::Preloaded {
+            command.env("LD_PRELOAD", desk.library());
+        }
+        Run::start(command).ends_well();
+        desk.resume("plus.ckpt").ends_well();
+    }
 }
 
 #[test]
@@ -453,7 +379,9 @@ fn python_programs_use_the_module() {
 fn pages_and_pkg_config_are_written() {
     let desk = Desk::new(Who::Me);
     let header = desk.read("sdk/include/ckpt.h");
-    for line in header.lines().filter(|l| l.starts_with("int ckpt_") || l.contains("*ckpt_fds(")) {
+    for line in header.lines().filter(|l| {
+        l.starts_with("int ckpt_") || l.starts_with("void ckpt_") || l.contains("*ckpt_fds(")
+    }) {
         let name = line.split(['*', ' ', '(']).find(|w| w.starts_with("ckpt_")).expect("a name");
         let page = desk.read(&format!("sdk/share/man/man3/{name}.3"));
         let page = match page.strip_prefix(".so ") {

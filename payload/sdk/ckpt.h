@@ -1,13 +1,16 @@
 /* ckpt.h - checkpoints of this program, by itself. Link with -lckpt.
  *
- * Except where it is said otherwise, functions return 0, or -1 with errno set and nothing done;
- * all of them may be called by any thread at any time. "Async-signal-safe" ones may be called in
- * signal handlers too. ENOSYS: there is no room for ckpt in this process, or the library is not
- * there (see CKPT_OPTIONAL).
+ * Except where it is said otherwise, functions return 0, or -1 with errno set and nothing done; the
+ * text of the last error is in ckpt_info. Those that are void, as the manual of the original
+ * declares them, write it on standard error; each has a twin, ckpt_try_..., that returns it.
+ *
+ * All may be called by any thread at any time. Those that are "async-signal-safe" may be called in
+ * signal handlers, and no others. ENOSYS: there is no room for ckpt in this process, or the library
+ * is not there (see CKPT_OPTIONAL).
  *
  * With CKPT_OPTIONAL defined before the #include, the program need not be linked with -lckpt: it
- * also runs without the library, where every function fails with ENOSYS (ckpt_fds gives NULL), and
- * finds the functions when libckpt.so is preloaded.
+ * also runs without the library, where every function fails with ENOSYS (ckpt_fds gives NULL, the
+ * void ones set errno), and finds the functions when libckpt.so is preloaded.
  */
 #ifndef CKPT_H
 #define CKPT_H
@@ -19,19 +22,26 @@
 extern "C" {
 #endif
 
-/* Callbacks. Each kind has room for 1024. For a checkpoint by ckpt_ckpt they are called by the
- * thread that calls it, in ordinary context. For one that a signal, `ckpt save` or -z has asked
- * for they are called as in a signal handler (mostly of the main thread) with all signals blocked,
- * and may call async-signal-safe functions only. ENOMEM: too many. Async-signal-safe. */
+/* Callbacks, of which each kind has room for 1024.
+ *
+ * For a checkpoint by ckpt_ckpt the thread that calls it calls them, in ordinary context: they may
+ * use any function. For one that a signal, `ckpt save` or -z has asked for they are called as in a
+ * signal handler (of the main thread, or of the one that the signal met) with all signals blocked,
+ * and may use async-signal-safe functions only. Other threads run meanwhile.
+ *
+ * ENOMEM: too many. EINVAL: f is NULL. Async-signal-safe. */
 
 /* Calls f(arg) before a checkpoint begins, in the order of registration. */
-int ckpt_on_preckpt(void (*f)(void *), void *arg);
+void ckpt_on_preckpt(void (*f)(void *), void *arg);
+int ckpt_try_on_preckpt(void (*f)(void *), void *arg);
 /* Calls f(arg) when a checkpoint is sealed and the program goes on, in the order of registration;
  * not after one that failed. */
-int ckpt_on_postckpt(void (*f)(void *), void *arg);
-/* Calls f(arg) in a restarted process before control returns to the program, in the reverse of the
- * order of registration. Open files can still be changed then: see ckpt_fds. */
-int ckpt_on_restart(void (*f)(void *), void *arg);
+void ckpt_on_postckpt(void (*f)(void *), void *arg);
+int ckpt_try_on_postckpt(void (*f)(void *), void *arg);
+/* Calls f(arg) in a restarted process before control returns to the place of the checkpoint, in the
+ * reverse of the order of registration. Open files can still be changed then: see ckpt_fds. */
+void ckpt_on_restart(void (*f)(void *), void *arg);
+int ckpt_try_on_restart(void (*f)(void *), void *arg);
 
 /* Configuration. */
 
@@ -45,15 +55,16 @@ int ckpt_on_restart(void (*f)(void *), void *arg);
 
 struct ckptconfig {
 	int flags;               /* which of the following to change */
-	char name[CKPT_MAXNAME]; /* FILENAME, file://FILENAME, ...; relative to the directory now */
+	char name[CKPT_MAXNAME]; /* as for ckpt -n; relative to the directory now */
 	unsigned int asyncsig;   /* the signal that asks for a checkpoint; 0: none */
 	unsigned int continues;  /* 1: the program goes on after a checkpoint; 0: it ends */
 	unsigned int msperiod;   /* milliseconds between periodic checkpoints; 0: none */
 };
 
 /* Copies the configuration to old, then takes over what cfg->flags names. Either may be NULL.
- * EINVAL: a value cannot be (ckpt_info says which); nothing is changed then. */
-int ckpt_config(struct ckptconfig *cfg, struct ckptconfig *old);
+ * EINVAL: a value cannot be (the text says which); nothing is changed then. */
+void ckpt_config(struct ckptconfig *cfg, struct ckptconfig *old);
+int ckpt_try_config(struct ckptconfig *cfg, struct ckptconfig *old);
 
 /* Checkpoints. */
 
@@ -62,9 +73,10 @@ int ckpt_config(struct ckptconfig *cfg, struct ckptconfig *old);
  * and the program is unharmed. Without CKPT_CONTINUE the program ends as by _exit(2) when the
  * checkpoint is sealed, and only the restarted process returns. EDEADLK: called by a callback. */
 int ckpt_ckpt(const char *name);
-/* Becomes the program in the checkpoint name. Returns only if that is not there (ENOENT, EACCES) or
- * cannot be resumed (EINVAL): -1. */
-int ckpt_restart(const char *name);
+/* Becomes the program in the checkpoint name; with %n in it, the one with the highest number.
+ * Returns only if that is not there (ENOENT, EACCES) or cannot be resumed (EINVAL): -1. */
+void ckpt_restart(const char *name);
+int ckpt_try_restart(const char *name);
 
 /* Descriptors. */
 
@@ -103,11 +115,16 @@ struct ckptfdtbl {
 };
 
 /* The descriptors of this process; to be called in callbacks, valid until the next call or the end
- * of the checkpoint or restart. What callbacks change holds when the process is restarted, after
- * the restart callbacks: ignored descriptors are closed, regular files opened as path, mode (add
- * O_CREAT to create) and offset then say. To change path, free it and put malloc'ed memory there.
- * Where a file cannot be opened, or CKPT_FD_RESTORE is asked for what ckpt cannot restore, the
- * restart ends with a sentence and status 125. NULL: no memory. Not async-signal-safe (malloc). */
+ * of the checkpoint or restart. NULL: no memory. Not async-signal-safe (malloc).
+ *
+ * What callbacks change holds when the process is restarted, after the restart callbacks: ignored
+ * descriptors are closed, regular files opened as path, mode (add O_CREAT to create) and offset then
+ * say. To change path, free it and put malloc'ed memory there. A treatment stays for later
+ * checkpoints, too (so a postckpt callback may set it), as long as the descriptor is the same file.
+ *
+ * CKPT_FD_IGNORE is the treatment of what ckpt cannot restore: sockets, inotify and the like. Where
+ * CKPT_FD_RESTORE is asked for such a one, or a file cannot be opened, the restart ends with a
+ * sentence and status 125. */
 struct ckptfdtbl *ckpt_fds(void);
 
 /* Memory. */
@@ -140,52 +157,65 @@ int ckpt_info(struct ckptinfo *info);
 #ifdef CKPT_OPTIONAL
 #include <errno.h>
 #pragma weak ckpt_on_preckpt
+#pragma weak ckpt_try_on_preckpt
 #pragma weak ckpt_on_postckpt
+#pragma weak ckpt_try_on_postckpt
 #pragma weak ckpt_on_restart
+#pragma weak ckpt_try_on_restart
 #pragma weak ckpt_config
-#pragma weak ckpt_ckpt
+#pragma weak ckpt_try_config
 #pragma weak ckpt_restart
-#pragma weak ckpt_fds
+#pragma weak ckpt_try_restart
+#pragma weak ckpt_ckpt
 #pragma weak ckpt_exclude
 #pragma weak ckpt_include
 #pragma weak ckpt_hold
 #pragma weak ckpt_release
 #pragma weak ckpt_info
-#define CKPT_OR(f, call) (f ? (call) : (errno = ENOSYS, -1))
-static inline int ckpt_or_on_preckpt(void (*f)(void *), void *arg)
-{ return CKPT_OR(ckpt_on_preckpt, ckpt_on_preckpt(f, arg)); }
-static inline int ckpt_or_on_postckpt(void (*f)(void *), void *arg)
-{ return CKPT_OR(ckpt_on_postckpt, ckpt_on_postckpt(f, arg)); }
-static inline int ckpt_or_on_restart(void (*f)(void *), void *arg)
-{ return CKPT_OR(ckpt_on_restart, ckpt_on_restart(f, arg)); }
-static inline int ckpt_or_config(struct ckptconfig *cfg, struct ckptconfig *old)
-{ return CKPT_OR(ckpt_config, ckpt_config(cfg, old)); }
-static inline int ckpt_or_ckpt(const char *name) { return CKPT_OR(ckpt_ckpt, ckpt_ckpt(name)); }
-static inline int ckpt_or_restart(const char *name)
-{ return CKPT_OR(ckpt_restart, ckpt_restart(name)); }
+#pragma weak ckpt_fds
+#define CKPT_WEAK_VOID(name, parameters, arguments) \
+	static inline void ckpt_or_##name parameters \
+	{ if (ckpt_##name) ckpt_##name arguments; else errno = ENOSYS; }
+#define CKPT_WEAK(name, parameters, arguments) \
+	static inline int ckpt_or_##name parameters \
+	{ if (ckpt_##name) return ckpt_##name arguments; errno = ENOSYS; return -1; }
+CKPT_WEAK_VOID(on_preckpt, (void (*f)(void *), void *arg), (f, arg))
+CKPT_WEAK(try_on_preckpt, (void (*f)(void *), void *arg), (f, arg))
+CKPT_WEAK_VOID(on_postckpt, (void (*f)(void *), void *arg), (f, arg))
+CKPT_WEAK(try_on_postckpt, (void (*f)(void *), void *arg), (f, arg))
+CKPT_WEAK_VOID(on_restart, (void (*f)(void *), void *arg), (f, arg))
+CKPT_WEAK(try_on_restart, (void (*f)(void *), void *arg), (f, arg))
+CKPT_WEAK_VOID(config, (struct ckptconfig *cfg, struct ckptconfig *old), (cfg, old))
+CKPT_WEAK(try_config, (struct ckptconfig *cfg, struct ckptconfig *old), (cfg, old))
+CKPT_WEAK_VOID(restart, (const char *name), (name))
+CKPT_WEAK(try_restart, (const char *name), (name))
+CKPT_WEAK(ckpt, (const char *name), (name))
+CKPT_WEAK(exclude, (void *addr, size_t len), (addr, len))
+CKPT_WEAK(include, (void *addr, size_t len), (addr, len))
+CKPT_WEAK(hold, (void), ())
+CKPT_WEAK(release, (void), ())
+CKPT_WEAK(info, (struct ckptinfo *info), (info))
 static inline struct ckptfdtbl *ckpt_or_fds(void)
 { if (ckpt_fds) return ckpt_fds(); errno = ENOSYS; return NULL; }
-static inline int ckpt_or_exclude(void *addr, size_t len)
-{ return CKPT_OR(ckpt_exclude, ckpt_exclude(addr, len)); }
-static inline int ckpt_or_include(void *addr, size_t len)
-{ return CKPT_OR(ckpt_include, ckpt_include(addr, len)); }
-static inline int ckpt_or_hold(void) { return CKPT_OR(ckpt_hold, ckpt_hold()); }
-static inline int ckpt_or_release(void) { return CKPT_OR(ckpt_release, ckpt_release()); }
-static inline int ckpt_or_info(struct ckptinfo *info)
-{ return CKPT_OR(ckpt_info, ckpt_info(info)); }
-#undef CKPT_OR
+#undef CKPT_WEAK
+#undef CKPT_WEAK_VOID
 #define ckpt_on_preckpt ckpt_or_on_preckpt
+#define ckpt_try_on_preckpt ckpt_or_try_on_preckpt
 #define ckpt_on_postckpt ckpt_or_on_postckpt
+#define ckpt_try_on_postckpt ckpt_or_try_on_postckpt
 #define ckpt_on_restart ckpt_or_on_restart
+#define ckpt_try_on_restart ckpt_or_try_on_restart
 #define ckpt_config ckpt_or_config
-#define ckpt_ckpt ckpt_or_ckpt
+#define ckpt_try_config ckpt_or_try_config
 #define ckpt_restart ckpt_or_restart
-#define ckpt_fds ckpt_or_fds
+#define ckpt_try_restart ckpt_or_try_restart
+#define ckpt_ckpt ckpt_or_ckpt
 #define ckpt_exclude ckpt_or_exclude
 #define ckpt_include ckpt_or_include
 #define ckpt_hold ckpt_or_hold
 #define ckpt_release ckpt_or_release
 #define ckpt_info ckpt_or_info
+#define ckpt_fds ckpt_or_fds
 #endif
 
 #ifdef __cplusplus

@@ -91,7 +91,7 @@ def checkpoint(name=None):
 
 def restart(name):
     """Becomes the program in the checkpoint `name`."""
-    _try(_library.ckpt_restart(_name(name)))
+    _try(_library.ckpt_try_restart(_name(name)))
 
 
 def config(name=None, asyncsig=None, continues=None, msperiod=None):
@@ -105,7 +105,7 @@ def config(name=None, asyncsig=None, continues=None, msperiod=None):
         new.flags, new.continues = new.flags | CONTINUE, int(continues)
     if msperiod is not None:
         new.flags, new.msperiod = new.flags | MSPERIOD, int(msperiod)
-    _try(_library.ckpt_config(ctypes.byref(new), ctypes.byref(old)))
+    _try(_library.ckpt_try_config(ctypes.byref(new), ctypes.byref(old)))
     return {"name": os.fsdecode(old.name), "asyncsig": old.asyncsig,
             "continues": bool(old.continues), "msperiod": old.msperiod}
 
@@ -118,17 +118,17 @@ def _register(function, callback):
 
 def on_preckpt(f):
     """Calls f() before checkpoints."""
-    _register(_library.ckpt_on_preckpt, f)
+    _register(_library.ckpt_try_on_preckpt, f)
 
 
 def on_postckpt(f):
     """Calls f() after checkpoints, where the program goes on."""
-    _register(_library.ckpt_on_postckpt, f)
+    _register(_library.ckpt_try_on_postckpt, f)
 
 
 def on_restart(f):
     """Calls f() in restarted processes."""
-    _register(_library.ckpt_on_restart, f)
+    _register(_library.ckpt_try_on_restart, f)
 
 
 class Fd:
@@ -183,8 +183,13 @@ def fds():
     return [Fd(table.contents.fds[i]) for i in range(table.contents.nfd)]
 
 
+def address_of(buffer):
+    """The address of a writable buffer: an mmap, a bytearray, a numpy array."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+
+
 def exclude(address, length):
-    """Leaves memory out of checkpoints."""
+    """Leaves the whole pages of some memory out of checkpoints."""
     _try(_library.ckpt_exclude(address, length))
 
 

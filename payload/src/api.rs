@@ -1,6 +1,9 @@
 //! The functions of ckpt.h. They run where the dynamic loader has put this object, and work on the
 //! payload in the region.
 //!
+//! Those that the manual of the original declares as void say on standard error what is wrong; the
+//! ckpt_try_ functions do the same work and return it.
+//!
 //! # Safety
 //! Pointers come from the program as ckpt.h asks for them.
 #![allow(unsafe_code)]
@@ -36,28 +39,76 @@ struct CkptInfo {
     error: [u8; ERROR_LEN],
 }
 
+/// Keeps the text of an error for ckpt_info(); its number.
+fn refuse(page: Page, errno: u32, text: &[u8]) -> u32 {
+    page.set_error(text);
+    errno
+}
+
+/// Says why a call of this name has failed, where its caller cannot see it.
+fn report(name: &[u8], result: i32) {
+    if result >= 0 {
+        return;
+    }
+    trigger::say(b"ckpt: ");
+    trigger::say(name);
+    trigger::say(b": ");
+    match Page::find() {
+        Some(page) => files::say_text(page.error() as *const u8),
+        None => trigger::say(b"there is no room for ckpt in this process"),
+    }
+    trigger::say(b"\n");
+}
+
 /// Works on the region, or fails with ENOSYS where there is none.
 fn with(work: impl FnOnce(Page) -> u32) -> i32 {
     clib::fail(Page::find().map_or(ENOSYS, work))
 }
 
 fn register(when: When, function: u64, argument: u64) -> i32 {
-    with(|page| if function == 0 { EINVAL } else { callbacks::add(page, when, function, argument) })
+    with(|page| {
+        if function == 0 {
+            return refuse(page, EINVAL, b"a callback cannot be NULL");
+        }
+        match callbacks::add(page, when, function, argument) {
+            0 => 0,
+            errno => refuse(
+                page,
+                errno,
+                b"no room for more callbacks, of which 1024 of a kind are possible",
+            ),
+        }
+    })
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn ckpt_on_preckpt(function: u64, argument: u64) -> i32 {
+extern "C" fn ckpt_try_on_preckpt(function: u64, argument: u64) -> i32 {
     register(When::Before, function, argument)
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn ckpt_on_postckpt(function: u64, argument: u64) -> i32 {
+extern "C" fn ckpt_on_preckpt(function: u64, argument: u64) {
+    report(b"ckpt_on_preckpt", register(When::Before, function, argument));
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ckpt_try_on_postckpt(function: u64, argument: u64) -> i32 {
     register(When::After, function, argument)
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn ckpt_on_restart(function: u64, argument: u64) -> i32 {
+extern "C" fn ckpt_on_postckpt(function: u64, argument: u64) {
+    report(b"ckpt_on_postckpt", register(When::After, function, argument));
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ckpt_try_on_restart(function: u64, argument: u64) -> i32 {
     register(When::Restart, function, argument)
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ckpt_on_restart(function: u64, argument: u64) {
+    report(b"ckpt_on_restart", register(When::Restart, function, argument));
 }
 
 #[unsafe(no_mangle)]
@@ -70,24 +121,37 @@ extern "C" fn ckpt_hold() -> i32 {
 
 #[unsafe(no_mangle)]
 extern "C" fn ckpt_release() -> i32 {
-    with(|page| if assist::release(page) { 0 } else { EPERM })
+    with(|page| match assist::release(page) {
+        true => 0,
+        false => refuse(page, EPERM, b"ckpt_release without a ckpt_hold"),
+    })
+}
+
+fn ranges(page: Page, errno: u32) -> u32 {
+    match errno {
+        0 => 0,
+        ENOMEM => {
+            refuse(page, errno, b"no room for more excluded ranges, of which 128 are possible")
+        }
+        errno => refuse(page, errno, b"the range is empty or does not fit into memory"),
+    }
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn ckpt_exclude(address: u64, len: u64) -> i32 {
-    with(|page| exclude::exclude(page, address, len))
+    with(|page| ranges(page, exclude::exclude(page, address, len)))
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn ckpt_include(address: u64, len: u64) -> i32 {
-    with(|page| exclude::include(page, address, len))
+    with(|page| ranges(page, exclude::include(page, address, len)))
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn ckpt_info(to: *mut CkptInfo) -> i32 {
     with(|page| {
         if to.is_null() {
-            return EINVAL;
+            return refuse(page, EINVAL, b"ckpt_info(NULL)");
         }
         let generation = page.control_long(offset_of!(Control, generation));
         let restarted = page.api(offset_of!(Api, restarted)).load(Ordering::Acquire);
@@ -105,7 +169,12 @@ extern "C" fn ckpt_info(to: *mut CkptInfo) -> i32 {
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn ckpt_config(new: *const CkptConfig, old: *mut CkptConfig) -> i32 {
+extern "C" fn ckpt_config(new: *const CkptConfig, old: *mut CkptConfig) {
+    report(b"ckpt_config", ckpt_try_config(new, old));
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ckpt_try_config(new: *const CkptConfig, old: *mut CkptConfig) -> i32 {
     with(|page| {
         if !old.is_null() {
             current(page, old);
@@ -133,7 +202,7 @@ extern "C" fn ckpt_config(new: *const CkptConfig, old: *mut CkptConfig) -> i32 {
         let name = if named { there } else { core::ptr::null() };
         // SAFETY: as above.
         if named && !(0..NAME_LEN).any(|i| unsafe { name.wrapping_add(i).read() } == 0) {
-            return EINVAL;
+            return refuse(page, EINVAL, b"the checkpoint name has no end");
         }
         assist::configure(page, Request::Configure, values, name)
     })
@@ -171,7 +240,7 @@ extern "C" fn ckpt_fds() -> u64 {
     };
     let table = files::table(page);
     if table == 0 {
-        clib::fail(ENOMEM);
+        clib::fail(refuse(page, ENOMEM, b"no memory for the table of descriptors"));
     }
     table
 }
@@ -180,9 +249,9 @@ extern "C" fn ckpt_fds() -> u64 {
 extern "C" fn ckpt_ckpt(name: *const u8) -> i32 {
     let Some(page) = Page::find() else { return clib::fail(ENOSYS) };
     if !lock(page) {
-        return clib::fail(EDEADLK);
+        return clib::fail(refuse(page, EDEADLK, b"ckpt_ckpt in a callback of ckpt_ckpt"));
     }
-    files::forget(page, true);
+    files::keep(page);
     callbacks::run(page, When::Before);
     let mask = sys::set_mask(u64::MAX);
     trigger::claim_patiently(page);
@@ -229,14 +298,14 @@ fn lock(page: Page) -> bool {
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn ckpt_restart(name: *const u8) -> i32 {
-    let Some(page) = Page::find() else { return clib::fail(ENOSYS) };
-    if name.is_null() {
-        return clib::fail(EINVAL);
-    }
-    let errno = assist::inspect(page, name);
-    if errno != 0 {
-        return clib::fail(errno);
-    }
-    clib::fail(spawn::restart(name).wrapping_neg() as u32)
+extern "C" fn ckpt_restart(name: *const u8) {
+    report(b"ckpt_restart", ckpt_try_restart(name));
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ckpt_try_restart(name: *const u8) -> i32 {
+    with(|page| match name.is_null() {
+        true => refuse(page, EINVAL, b"ckpt_restart(NULL)"),
+        false => assist::restart(page, name),
+    })
 }

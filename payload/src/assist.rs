@@ -14,8 +14,9 @@ use ckpt_abi::region::{Control, NAME_LEN};
 use core::mem::offset_of;
 use core::sync::atomic::Ordering;
 
-/// Starts the assistant and waits for it; 0 or a positive error number.
-fn ask(page: Page, request: Request, name: *const u8) -> u32 {
+/// Starts the assistant and waits for it; 0 or a positive error number. `then` looks at what it
+/// has left in the region.
+fn ask(page: Page, request: Request, name: *const u8, then: impl FnOnce()) -> u32 {
     hold(page);
     let mask = sys::set_mask(u64::MAX);
     trigger::claim_patiently(page);
@@ -25,15 +26,29 @@ fn ask(page: Page, request: Request, name: *const u8) -> u32 {
     spawn::dumper(page);
     let answer = trigger::await_answer(page);
     let errno = page.api(offset_of!(Api, errno)).load(Ordering::Acquire);
+    then();
     trigger::unclaim(page);
     sys::set_mask(mask);
     release(page);
     if answer == Answer::Failed as u32 { errno.max(1) } else { 0 }
 }
 
-/// Whether the checkpoint `name` can be restarted; 0 or a positive error number.
-pub fn inspect(page: Page, name: *const u8) -> u32 {
-    ask(page, Request::Inspect, name)
+/// Becomes the checkpoint `name`; an error number where that is impossible. The assistant looks at
+/// it before anything is lost, and says which file to execute.
+pub fn restart(page: Page, name: *const u8) -> u32 {
+    let mut path = [0u8; NAME_LEN];
+    let errno = ask(page, Request::Inspect, name, || {
+        // SAFETY: the field of that length, which the assistant has written.
+        path = unsafe { page.api_name().cast::<[u8; NAME_LEN]>().read() };
+    });
+    match errno {
+        0 => {
+            let failed = spawn::restart(path.as_ptr() as u64);
+            page.set_error(b"the checkpoint cannot be executed");
+            failed.wrapping_neg() as u32
+        }
+        errno => errno,
+    }
 }
 
 /// Reads the environment, or checks and takes over `values` and `name`; 0 or a positive error
@@ -51,7 +66,7 @@ pub fn configure(page: Page, request: Request, mut values: [u32; 4], name: *cons
         page.api(offset).store(*value, Ordering::Release);
     }
     let mask = sys::set_mask(u64::MAX);
-    let errno = ask(page, request, name);
+    let errno = ask(page, request, name, || {});
     let signal = page.api(offset_of!(Api, values) + 4).load(Ordering::Acquire);
     if (errno == 0 || partly) && signal != current.load(Ordering::Acquire) {
         let before = signals::Disposition::of(page);

@@ -1,5 +1,5 @@
-//! The few functions of the program's C library that the C API needs where there is one: errno,
-//! and memory that the program may free.
+//! The little of the program's C library that the C API needs where there is one: errno, memory that
+//! the program may free, and the environment.
 //!
 //! They are weak, so that the object needs no library. Only the object that the dynamic loader has
 //! loaded sees them; the copy in the region must not ask.
@@ -15,12 +15,15 @@ core::arch::global_asm!(
     ".weak __errno_location",
     ".weak malloc",
     ".weak free",
+    ".weak environ",
     ".hidden ckpt_clib_function",
     ".globl ckpt_clib_function",
     "ckpt_clib_function:",
-    "cmp edi, 1",
-    "je 2f",
-    "ja 3f",
+    "cmp edi, 2",
+    "je 3f",
+    "ja 4f",
+    "test edi, edi",
+    "jnz 2f",
     "mov rax, [rip + __errno_location@GOTPCREL]",
     "ret",
     "2:",
@@ -29,11 +32,14 @@ core::arch::global_asm!(
     "3:",
     "mov rax, [rip + free@GOTPCREL]",
     "ret",
+    "4:",
+    "mov rax, [rip + environ@GOTPCREL]",
+    "ret",
     ".popsection",
 );
 
 unsafe extern "C" {
-    /// Address of __errno_location (0), malloc (1) or free (2), or 0.
+    /// Address of __errno_location (0), malloc (1), free (2) or environ (3), or 0.
     safe fn ckpt_clib_function(which: u32) -> *const c_void;
 }
 
@@ -72,4 +78,9 @@ pub fn free(address: u64) {
         let function: extern "C" fn(u64) = unsafe { core::mem::transmute(function) };
         function(address);
     }
+}
+
+/// The address of environ(7); 0 where there is none.
+pub fn environment() -> u64 {
+    ckpt_clib_function(3) as u64
 }

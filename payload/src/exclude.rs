@@ -30,9 +30,11 @@ fn set(page: Page, index: usize, start: u64, end: u64) {
     to.store(end, Ordering::Release);
 }
 
-fn locked(page: Page, work: impl FnOnce() -> u32) -> u32 {
+/// Works while no other thread does under the same lock, a word of [`Api`] at `offset`, with all
+/// signals blocked.
+pub fn alone<T>(page: Page, offset: usize, work: impl FnOnce() -> T) -> T {
     let mask = sys::set_mask(u64::MAX);
-    let word = page.api(offset_of!(Api, exclude_lock));
+    let word = page.api(offset);
     let own = sys::getpid();
     loop {
         let holder = word.load(Ordering::Acquire);
@@ -47,6 +49,10 @@ fn locked(page: Page, work: impl FnOnce() -> u32) -> u32 {
     word.store(0, Ordering::Release);
     sys::set_mask(mask);
     result
+}
+
+fn locked(page: Page, work: impl FnOnce() -> u32) -> u32 {
+    alone(page, offset_of!(Api, exclude_lock), work)
 }
 
 fn put(page: Page, start: u64, end: u64) -> u32 {

@@ -11,31 +11,17 @@
 #![allow(unsafe_code)]
 
 use crate::control::Page;
+use crate::listing::{
+    AT_FDCWD, CLOEXEC, Description, FCNTL, IGNORE, LSEEK, OPEN, REGULAR, RESTORE, Regular, SCRATCH,
+    describe, descriptors, duplicate, hash, identity,
+};
 use crate::trigger::say;
 use crate::{clib, sys};
 use ckpt_abi::api::{Api, Missing};
 use core::mem::offset_of;
 use core::sync::atomic::Ordering;
 
-const IGNORE: i32 = 0;
-const RESTORE: i32 = 1;
-
-const REGULAR: i32 = 1;
-const DIRECTORY: i32 = 2;
-const TERMINAL: i32 = 3;
-const DEVICE: i32 = 4;
-const PIPE: i32 = 5;
-const SOCKET: i32 = 6;
-const UNNAMED: i32 = 7;
-const OTHER: i32 = 8;
-
-const OPEN: u64 = 257;
-const LSEEK: u64 = 8;
-const FCNTL: u64 = 72;
 const DUP3: u64 = 292;
-const CLOEXEC: u64 = 0o2_000_000;
-const AT_FDCWD: u64 = -100i64 as u64;
-const SCRATCH: u64 = 16 << 10;
 
 /// struct ckptfdtbl, and how long its mapping is.
 #[repr(C)]
@@ -56,15 +42,6 @@ struct Row {
     regular: *mut Regular,
 }
 
-/// struct regular.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Regular {
-    path: *mut u8,
-    mode: i32,
-    offset: i64,
-}
-
 /// A row as it was shown first.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -75,6 +52,7 @@ struct Shown {
     path: u64,
     flags: u32,
     cloexec: u32,
+    identity: [u64; 2],
 }
 
 const STRIDE: u64 = (size_of::<Row>() + size_of::<Regular>() + size_of::<Shown>()) as u64;
@@ -121,20 +99,32 @@ fn each(table: *mut Table, mut visit: impl FnMut(*mut Row, *mut Shown)) {
     }
 }
 
-/// Forgets the table; its paths are the program's memory and freed only where that is safe.
-pub fn forget(page: Page, free: bool) {
+/// Before another checkpoint: treatments stay for descriptors that are the same file still; what was
+/// said of files held for the checkpoint before.
+pub fn keep(page: Page) {
+    let Some(table) = Table::of(page) else { return };
+    each(table, |row, shown| {
+        let (mut now, mut first) = both(row, shown);
+        if identity(now.fd) != first.identity {
+            (now.fd, now.treatment) = (-1, first.treatment);
+        }
+        if !now.regular.is_null() {
+            // SAFETY: the struct is in our own table.
+            let regular = unsafe { now.regular.read() };
+            (first.path, first.mode, first.offset) =
+                (hash(regular.path), regular.mode, regular.offset);
+        }
+        // SAFETY: a row of our own table.
+        unsafe { row.write(now) };
+        // SAFETY: as above.
+        unsafe { shown.write(first) };
+    });
+}
+
+/// Forgets the table. Its paths are the program's memory, which it may not be safe to free here.
+fn forget(page: Page) {
     let Some(table) = Table::of(page) else { return };
     page.api_long(offset_of!(Api, table)).store(0, Ordering::Release);
-    if free {
-        each(table, |row, _| {
-            // SAFETY: the row is ours.
-            let row = unsafe { row.read() };
-            if !row.regular.is_null() {
-                // SAFETY: the structs of our own table.
-                clib::free(unsafe { (*row.regular).path } as u64);
-            }
-        });
-    }
     // SAFETY: the table is ours.
     sys::unmap(table as u64, unsafe { (*table).len });
 }
@@ -155,15 +145,26 @@ pub fn table(page: Page) -> u64 {
     // SAFETY: fresh memory.
     unsafe { table.write(Table { count: 0, rows, len }) };
     let old = Table::of(page);
-    descriptors(scratch, |fd| add(table, describe(fd, scratch.wrapping_add(SCRATCH / 2)), old));
+    descriptors(scratch, |fd| {
+        // What stands at the number of a missing file only keeps it.
+        if (0..missing).all(|index| missing_at(page, index).fd as i32 != fd) {
+            add(table, describe(fd, scratch.wrapping_add(SCRATCH / 2)), old);
+        }
+    });
     for index in 0..missing {
         let missing = missing_at(page, index);
         let path = duplicate(missing.path as *const u8, usize::MAX);
         let regular = Regular { path, mode: missing.flags as i32, offset: missing.position as i64 };
-        add(table, (missing.fd as i32, REGULAR, regular, missing.flags, missing.cloexec), old);
+        let (fd, flags, cloexec) = (missing.fd as i32, missing.flags, missing.cloexec);
+        let kind = REGULAR;
+        add(
+            table,
+            Description { fd, kind, treatment: RESTORE, regular, flags, cloexec, identity: [0; 2] },
+            old,
+        );
     }
     if old.is_some() {
-        forget(page, false);
+        forget(page);
     }
     page.api_long(offset_of!(Api, table)).store(made, Ordering::Release);
     sys::unmap(scratch, SCRATCH);
@@ -177,14 +178,8 @@ fn missing_at(page: Page, index: u64) -> Missing {
     unsafe { at.read() }
 }
 
-type Description = (i32, i32, Regular, u32, u32);
-
 /// Adds a row, with what the program had changed in its old one.
-fn add(
-    table: *mut Table,
-    (fd, kind, regular, flags, cloexec): Description,
-    old: Option<*mut Table>,
-) {
+fn add(table: *mut Table, description: Description, old: Option<*mut Table>) {
     // SAFETY: the table is ours.
     let count = unsafe { (*table).count };
     let capacity = capacity(table);
@@ -192,10 +187,7 @@ fn add(
         return;
     }
     let (row, place, shown) = room(table as u64, capacity, count.into());
-    let treatment = match kind {
-        SOCKET | OTHER if fd > 2 => IGNORE,
-        _ => RESTORE,
-    };
+    let Description { fd, kind, treatment, regular, flags, cloexec, identity } = description;
     let regular_at = if kind == REGULAR { place } else { core::ptr::null_mut() };
     let mut first = Shown {
         treatment,
@@ -204,6 +196,7 @@ fn add(
         path: hash(regular.path),
         flags,
         cloexec,
+        identity,
     };
     let mut now = (Row { fd, treatment, kind, regular: regular_at }, regular);
     if let Some(old) = old {
@@ -242,125 +235,6 @@ fn changed(regular: &Regular, shown: &Shown) -> bool {
     hash(regular.path) != shown.path || regular.mode != shown.mode || regular.offset != shown.offset
 }
 
-/// FNV-1a of a C string, by which a path that was overwritten in place is recognised too.
-fn hash(path: *const u8) -> u64 {
-    let mut hash = 0xcbf2_9ce4_8422_2325u64;
-    let mut at = path;
-    while !at.is_null() {
-        // SAFETY: a C string of ours or of the program's.
-        let byte = unsafe { at.read() };
-        if byte == 0 {
-            break;
-        }
-        hash = (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
-        at = at.wrapping_add(1);
-    }
-    hash
-}
-
-/// A copy that the program may free.
-fn duplicate(text: *const u8, most: usize) -> *mut u8 {
-    let mut len = 0usize;
-    // SAFETY: a C string, or `most` bytes.
-    while len < most && unsafe { text.wrapping_add(len).read() } != 0 {
-        len = len.wrapping_add(1);
-    }
-    let to = clib::malloc(len.wrapping_add(1));
-    if !to.is_null() {
-        // SAFETY: malloc gave that much.
-        unsafe { core::ptr::copy_nonoverlapping(text, to, len) };
-        // SAFETY: as above.
-        unsafe { to.wrapping_add(len).write(0) };
-    }
-    to
-}
-
-/// Calls `visit` with every descriptor but the one that lists them.
-fn descriptors(scratch: u64, mut visit: impl FnMut(i32)) {
-    const GETDENTS: u64 = 217;
-    const DIRECTORY: u64 = 0o200_000;
-    let path = c"/proc/self/fd".as_ptr() as u64;
-    // SAFETY: opens a directory.
-    let list = unsafe { sys::call(OPEN, &[AT_FDCWD, path, CLOEXEC | DIRECTORY, 0, 0, 0]) };
-    if list < 0 {
-        return;
-    }
-    loop {
-        // SAFETY: the kernel fills half of the scratch memory.
-        let n = unsafe { sys::call(GETDENTS, &[list as u64, scratch, SCRATCH / 2, 0, 0, 0]) };
-        if n <= 0 {
-            break;
-        }
-        let (mut at, end) = (scratch, scratch.wrapping_add(n as u64));
-        while at < end {
-            // SAFETY: a struct linux_dirent64: its length at 16, its name from 19 on.
-            let len = unsafe { (at.wrapping_add(16) as *const u16).read_unaligned() };
-            if let Some(fd) = number(at.wrapping_add(19))
-                && i64::from(fd) != list
-            {
-                visit(fd);
-            }
-            at = at.wrapping_add(u64::from(len).max(1));
-        }
-    }
-    sys::close(list);
-}
-
-fn number(text: u64) -> Option<i32> {
-    let (mut at, mut number) = (text as *const u8, None);
-    loop {
-        // SAFETY: a C string from the kernel.
-        let byte = unsafe { at.read() };
-        match byte {
-            b'0'..=b'9' => {
-                let digit = i32::from(byte.wrapping_sub(b'0'));
-                number = Some(number.unwrap_or(0i32).wrapping_mul(10).wrapping_add(digit));
-            }
-            _ => return number,
-        }
-        at = at.wrapping_add(1);
-    }
-}
-
-fn describe(fd: i32, scratch: u64) -> Description {
-    const READLINK: u64 = 267;
-    const FSTAT: u64 = 5;
-    const IOCTL: u64 = 16;
-    const TCGETS: u64 = 0x5401;
-    const F_GETFD: u64 = 1;
-    const F_GETFL: u64 = 3;
-    const LARGEFILE: u64 = 0o100_000;
-    let number = fd as u64;
-    let call = |nr: u64, a: u64, b: u64| {
-        // SAFETY: looks at a descriptor; what is written goes to the scratch memory.
-        unsafe { sys::call(nr, &[number, a, b, 0, 0, 0]) }
-    };
-    let mut stat = [0u64; 18];
-    call(FSTAT, (&raw mut stat) as u64, 0);
-    let kind = match (stat[3] as u32 & 0o170_000, stat[2]) {
-        (0o100_000, 0) => UNNAMED,
-        (0o100_000, _) => REGULAR,
-        (0o040_000, _) => DIRECTORY,
-        (0o020_000, _) if call(IOCTL, TCGETS, scratch) == 0 => TERMINAL,
-        (0o020_000 | 0o060_000, _) => DEVICE,
-        (0o010_000, _) => PIPE,
-        (0o140_000, _) => SOCKET,
-        _ => OTHER,
-    };
-    let flags = call(FCNTL, F_GETFL, 0) as u64 & !LARGEFILE;
-    let cloexec = call(FCNTL, F_GETFD, 0) as u32 & 1;
-    let mut regular = Regular { path: core::ptr::null_mut(), mode: flags as i32, offset: 0 };
-    if kind == REGULAR {
-        let mut name = [0u8; 32];
-        let link = crate::spawn::decimal(number, &mut name, b"/proc/self/fd/");
-        // SAFETY: the kernel fills the other half of the scratch memory.
-        let len = unsafe { sys::call(READLINK, &[AT_FDCWD, link, scratch, SCRATCH / 2, 0, 0]) };
-        regular.path = duplicate(scratch as *const u8, if len > 0 { len as usize } else { 0 });
-        regular.offset = call(LSEEK, 0, 1);
-    }
-    (fd, kind, regular, flags as u32, cloexec)
-}
-
 /// Does what the table says, and ends the program with a sentence where that is impossible.
 pub fn settle(page: Page) {
     let table = Table::of(page);
@@ -387,7 +261,7 @@ pub fn settle(page: Page) {
             let (row, shown) = both(row, shown);
             obey(&row, &shown);
         });
-        forget(page, false);
+        forget(page);
     }
     let (start, len) = (
         page.api_long(offset_of!(Api, missing)).swap(0, Ordering::AcqRel),
@@ -450,7 +324,8 @@ fn say_number(number: u64) {
     say_text(text);
 }
 
-fn say_text(text: *const u8) {
+/// Writes a C string on standard error.
+pub fn say_text(text: *const u8) {
     let mut len = 0usize;
     // SAFETY: a C string.
     while !text.is_null() && unsafe { text.wrapping_add(len).read() } != 0 {

@@ -16,7 +16,8 @@ mod clib;
 mod control;
 mod exclude;
 mod files;
-
+mod heirs;
+mod listing;
 mod load;
 mod mem;
 mod panic;

@@ -10,7 +10,7 @@
 #![allow(unsafe_code)]
 
 use crate::control::Page;
-use crate::{assist, signals, sys};
+use crate::{assist, heirs, signals, sys};
 use ckpt_abi::ABI_VERSION;
 use ckpt_abi::api::{API, Api, Request};
 use ckpt_abi::region::{Control, MAGIC, NAME_LEN, PAYLOAD, SEARCH_END, SEARCH_START, SEARCH_STEP};
@@ -60,6 +60,7 @@ extern "C" fn load() {
             // What is wrong with it was said by the assistant; the rest holds.
             assist::configure(page, Request::Environment, [0; 4], core::ptr::null());
         }
+        heirs::equip(image());
     }
     // The mapping of the file would be in every image and break when the file is rewritten.
     let flags = MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS | MAP_NORESERVE;
@@ -244,14 +245,16 @@ fn relocate(to: u64) {
     }
 }
 
-fn open(path: &core::ffi::CStr) -> i64 {
+/// A descriptor of a file of /proc, or a negative error number.
+pub fn open(path: &core::ffi::CStr) -> i64 {
     const AT_FDCWD: u64 = -100i64 as u64;
     const CLOEXEC: u64 = 0o2_000_000;
     // SAFETY: opens a file of /proc to read it.
     unsafe { sys::call(257, &[AT_FDCWD, path.as_ptr() as u64, CLOEXEC, 0, 0, 0]) }
 }
 
-fn read(fd: i64, buffer: &mut [u8]) -> usize {
+/// How many bytes there were; 0 for an error too.
+pub fn read(fd: i64, buffer: &mut [u8]) -> usize {
     // SAFETY: the kernel writes into the buffer only.
     let n = unsafe {
         sys::call(0, &[fd as u64, buffer.as_mut_ptr() as u64, buffer.len() as u64, 0, 0, 0])

@@ -232,7 +232,8 @@ pub fn decimal(mut number: u64, buffer: &mut [u8; 32], prefix: &[u8]) -> u64 {
     (buffer.as_ptr() as u64).wrapping_add(32).wrapping_sub(length as u64)
 }
 
-/// Executes `fd` as `ckpt __dump PID` or `ckpt __assist PID`, with an empty environment and no other descriptor.
+/// Executes `fd` as `ckpt __dump PID` or `ckpt __assist PID`, with an empty environment and no
+/// other descriptor.
 fn execute(page: Page, fd: i64) -> i64 {
     if fd < 0 {
         return fd;
@@ -257,16 +258,10 @@ fn execute(page: Page, fd: i64) -> i64 {
     unsafe { sys::call(322, &args) }
 }
 
-/// Executes the checkpoint file `name` (FILENAME or file://FILENAME); a negative error number.
-pub fn restart(name: *const u8) -> i64 {
-    const PREFIX: &[u8] = b"file://";
-    let matches = PREFIX.iter().enumerate().all(|(i, byte)| {
-        // SAFETY: a C string, read no further than it matches.
-        *byte == unsafe { name.wrapping_add(i).read() }
-    });
-    let name = if matches { name.wrapping_add(PREFIX.len()) } else { name };
-    let argv = [name as u64, 0];
+/// Executes the checkpoint file at `path`, a C string; a negative error number.
+pub fn restart(path: u64) -> i64 {
+    let argv = [path, 0];
     let envp = (&raw const argv[1]) as u64;
     // SAFETY: replaces the process, as the program asks.
-    unsafe { sys::call(59, &[name as u64, (&raw const argv) as u64, envp, 0, 0, 0]) }
+    unsafe { sys::call(59, &[path, (&raw const argv) as u64, envp, 0, 0, 0]) }
 }

@@ -9,7 +9,7 @@
 #![allow(unsafe_code)]
 
 use crate::control::Page;
-use crate::{assist, callbacks, files, spawn, sys};
+use crate::{assist, callbacks, exclude, files, spawn, sys};
 use ckpt_abi::api::{Answer, Api, Request, Visit, When};
 use ckpt_abi::region::Phase;
 use core::mem::offset_of;
@@ -53,12 +53,12 @@ fn serve(page: Page) {
     if busy(page) {
         return;
     }
-    files::forget(page, false);
+    files::keep(page);
     callbacks::run(page, When::Before);
-    if !claim(page) {
+    let waits = callbacks::any(page, When::After);
+    if !claim(page, waits) {
         return;
     }
-    let waits = callbacks::any(page, When::After);
     let request = if waits { Request::Call } else { Request::Signal };
     page.api(offset_of!(Api, request)).store(request as u32, Ordering::Release);
     assist::set_name(page, core::ptr::null());
@@ -99,7 +99,8 @@ pub fn conclude(page: Page) -> u32 {
 #[unsafe(no_mangle)]
 extern "C" fn ckpt_visited() {
     let page = Page::own();
-    files::forget(page, false);
+    page.api(offset_of!(Api, claimant)).store(sys::getpid(), Ordering::Release);
+    files::keep(page);
     callbacks::run(page, When::Before);
     let visit = page.api(offset_of!(Api, visit));
     let sent = visit.compare_exchange(
@@ -111,6 +112,8 @@ extern "C" fn ckpt_visited() {
     if sent.is_ok() {
         conclude(page);
         visit.store(Visit::None as u32, Ordering::Release);
+    } else {
+        page.api(offset_of!(Api, claimant)).store(0, Ordering::Release);
     }
 }
 
@@ -179,18 +182,33 @@ fn gives_way(page: Page, phase: u32, dumper: u32) -> bool {
     phase == WRITING && dumper != 0 && (periodic || ends)
 }
 
-/// Waits until it is the caller's turn.
+/// Waits until it is the caller's turn, which lasts until [`unclaim`].
 pub fn claim_patiently(page: Page) {
-    while !claim(page) {
+    while !claim(page, true) {
         sys::futex_wait(page.phase().as_ptr(), page.phase().load(Ordering::Acquire), 1_000_000);
     }
 }
 
 /// Lets others have the payload.
 pub fn unclaim(page: Page) {
-    page.api(offset_of!(Api, request)).store(Request::Signal as u32, Ordering::Release);
-    page.phase().store(IDLE, Ordering::Release);
+    exclude::alone(page, offset_of!(Api, claim_lock), || {
+        page.api(offset_of!(Api, request)).store(Request::Signal as u32, Ordering::Release);
+        page.api(offset_of!(Api, claimant)).store(0, Ordering::Release);
+        page.phase().store(IDLE, Ordering::Release);
+    });
     spawn::allow_monitor(page);
+}
+
+/// What became of an attempt to have one's turn.
+enum Turn {
+    /// It is the caller's.
+    Own,
+    /// Another's checkpoint does as well.
+    Served,
+    /// This dumper has to give way first.
+    After(u32),
+    /// Something ends in a moment.
+    Soon(u32),
 }
 
 /// Makes the caller the one whose dumper comes; false while another's works whose checkpoint does
@@ -199,33 +217,44 @@ pub fn unclaim(page: Page) {
 /// A periodic checkpoint never does: it was begun before the signal, so its dumper is ended. Nor
 /// does any other that lets the program go on when this one has to end it: that one is waited for.
 /// No periodic checkpoint begins while a thread is in here ([`Page::handlers`]).
-fn claim(page: Page) -> bool {
+///
+/// The turn of a caller that `keeps` it lasts longer than its dumper, until [`unclaim`].
+fn claim(page: Page, keeps: bool) -> bool {
     loop {
-        let seen = page.phase().load(Ordering::Acquire);
-        // A stale value only makes us ask about a task that is gone.
-        let dumper = page.dumper().load(Ordering::Acquire);
-        if seen != IDLE && (dumper == 0 || alive(dumper)) {
-            if !gives_way(page, seen, dumper) {
-                return false;
+        match exclude::alone(page, offset_of!(Api, claim_lock), || attempt(page, keeps)) {
+            Turn::Own => return true,
+            Turn::Served => return false,
+            Turn::After(dumper) => {
+                give_way(page, dumper, page.periodic().load(Ordering::Acquire) != 0);
             }
-            give_way(page, dumper, page.periodic().load(Ordering::Acquire) != 0);
-            continue;
-        }
-        if !spawn::reap_keeper(page) {
-            // It ends as soon as the dumper that it waited for has.
-            sys::futex_wait(page.phase().as_ptr(), seen, 1_000_000);
-            continue;
-        }
-        let phase = page.phase();
-        let claimed = phase.compare_exchange(seen, WAITING, Ordering::AcqRel, Ordering::Relaxed);
-        if claimed.is_ok() {
-            page.periodic().store(0, Ordering::Release);
-            page.dumper().store(0, Ordering::Release);
-            page.spawn_error().store(0, Ordering::Release);
-            page.api(offset_of!(Api, answer)).store(Answer::None as u32, Ordering::Release);
-            return true;
+            Turn::Soon(seen) => sys::futex_wait(page.phase().as_ptr(), seen, 1_000_000),
         }
     }
+}
+
+fn attempt(page: Page, keeps: bool) -> Turn {
+    let seen = page.phase().load(Ordering::Acquire);
+    // A stale value only makes us ask about a task that is gone.
+    let dumper = page.dumper().load(Ordering::Acquire);
+    if seen != IDLE && (dumper == 0 || alive(dumper)) {
+        return if gives_way(page, seen, dumper) { Turn::After(dumper) } else { Turn::Served };
+    }
+    let (claimant, own) = (page.api(offset_of!(Api, claimant)), sys::getpid());
+    if claimant.load(Ordering::Acquire) == own || !spawn::reap_keeper(page) {
+        // Its thread looks at the answer, or the keeper ends as its dumper has.
+        return Turn::Soon(seen);
+    }
+    // A dumper from outside may just have come.
+    let phase = page.phase();
+    if phase.compare_exchange(seen, WAITING, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+        return Turn::Soon(seen);
+    }
+    claimant.store(if keeps { own } else { 0 }, Ordering::Release);
+    page.periodic().store(0, Ordering::Release);
+    page.dumper().store(0, Ordering::Release);
+    page.spawn_error().store(0, Ordering::Release);
+    page.api(offset_of!(Api, answer)).store(Answer::None as u32, Ordering::Release);
+    Turn::Own
 }
 
 /// Waits until a dumper that only writes has ended, or sooner until its phase is over.

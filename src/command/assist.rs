@@ -8,12 +8,13 @@ use crate::image::read::Image;
 use crate::image::stub;
 use crate::inject::monitor;
 use crate::proc;
-use crate::restart::phase1_check;
-use crate::settings::{self, Name, Settings};
+use crate::restart;
+use crate::settings::{self, Name, Settings, Template, Values};
 use ckpt_abi::api::{Request, config_bit};
 use ckpt_abi::region::Config;
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
 
 /// Does what the process asks for and answers.
 pub fn run(pid: i32) -> Result<u8> {
@@ -81,14 +82,30 @@ fn apply(pid: i32, caller: &mut Caller, wanted: Settings) -> Result<()> {
     Ok(())
 }
 
-/// Whether ckpt_restart(3) would find a checkpoint that it can resume.
+/// Whether ckpt_restart(3) would find a checkpoint that it can resume; the payload executes the file
+/// that it is told.
 fn inspect(pid: i32, caller: &Caller) -> Result<()> {
     let name = Name::parse(&caller.name())?.resolve(&proc::cwd(pid)?.path)?;
-    let path = name.file().ok_or_else(|| Error::new(format!("{name} is no file")))?;
-    nix::unistd::access(path, nix::unistd::AccessFlags::X_OK)
+    let path = locate(pid, &name)?;
+    nix::unistd::access(&path, nix::unistd::AccessFlags::X_OK)
         .because(|| format!("cannot execute {}", path.display()))?;
-    let image = Image::open(path)?;
-    phase1_check::check(&image).map(drop)
+    let image = Image::open(&path)?;
+    restart::rehearse(&image)?;
+    caller.rename(&path)
+}
+
+/// The file of a checkpoint's name; with %n, the one with the highest number.
+fn locate(pid: i32, name: &Name) -> Result<PathBuf> {
+    let file = name.file().ok_or_else(|| Error::new(format!("{name} is no file")))?;
+    let (template, values) = (Template::parse(file)?, Values::of(pid));
+    if !template.is_counted() {
+        return Ok(template.expand(&values, 0));
+    }
+    let newest = template.existing(&values).into_iter().next();
+    newest
+        .map(|(_, path)| path)
+        .ok_or(nix::errno::Errno::ENOENT)
+        .because(|| format!("there is no checkpoint {name}"))
 }
 
 impl Caller {

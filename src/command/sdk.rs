@@ -10,7 +10,7 @@ const PYTHON: &str = include_str!("../../payload/sdk/ckpt.py");
 const PAGE: &str = include_str!("../../payload/sdk/ckpt.3");
 
 /// The functions that the manual page describes; each is a page's name too.
-const FUNCTIONS: [&str; 11] = [
+const FUNCTIONS: [&str; 16] = [
     "ckpt_config",
     "ckpt_exclude",
     "ckpt_fds",
@@ -22,6 +22,11 @@ const FUNCTIONS: [&str; 11] = [
     "ckpt_on_restart",
     "ckpt_release",
     "ckpt_restart",
+    "ckpt_try_config",
+    "ckpt_try_on_postckpt",
+    "ckpt_try_on_preckpt",
+    "ckpt_try_on_restart",
+    "ckpt_try_restart",
 ];
 
 /// Writes the library, its header and the rest below `dir`.

@@ -1,13 +1,15 @@
 //! The program that waits for us in the C API (payload/src/api.rs): what it asks for, and our
 //! answer.
 
-use crate::error::{Error, Result};
+use crate::error::{Because, Error, Result};
 use crate::inject::region::Region;
 use crate::proc;
 use crate::ptrace::memory::Memory;
 use ckpt_abi::api::{API, Answer, Api, ERROR_LEN};
-use ckpt_abi::region::{Config, Control};
+use ckpt_abi::region::{Config, Control, NAME_LEN};
 use std::mem::offset_of;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// How long the payload may take to allow us to trace it, after it has started us.
@@ -56,6 +58,17 @@ impl Caller {
         self.region.control.config = *config;
         self.region.set_config(&self.memory)?;
         put(&self.memory, &self.region, offset_of!(Api, values), &self.api.values)
+    }
+
+    /// Replaces the name that it has asked for.
+    pub fn rename(&self, path: &Path) -> Result<()> {
+        let bytes = path.as_os_str().as_bytes();
+        let mut name = [0; NAME_LEN];
+        let room = name[..NAME_LEN - 1].get_mut(..bytes.len());
+        room.ok_or(nix::errno::Errno::ENAMETOOLONG)
+            .because(|| format!("cannot execute {}", path.display()))?
+            .copy_from_slice(bytes);
+        put(&self.memory, &self.region, offset_of!(Api, name), &name)
     }
 
     /// Names the process that takes its periodic checkpoints.

@@ -19,6 +19,7 @@ pub mod phase7_seal;
 use crate::error::Result;
 use crate::image::file::FileSink;
 use crate::image::stub;
+use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
 use crate::resource::signals;
 use crate::settings::Settings;
@@ -71,15 +72,26 @@ pub fn is_busy(pid: i32) -> bool {
 /// # Errors
 /// Why there is none; the program goes on.
 pub fn dump(request: &Request) -> Result<Outcome> {
-    let result = take(request);
-    if let Err(e) = &result {
+    let executable = stub::own()?;
+    let begun = begin(request, &executable);
+    if let Err(e) = &begun {
         phase0_visit::leave(request.pid, e);
     }
+    let Begun { start, frozen, memory, mut equipped } = begun?;
+    let result = proceed(request, start, frozen, &memory, &mut equipped, executable);
+    equipped.finish(&memory, result.as_ref().err());
     result
 }
 
-fn take(request: &Request) -> Result<Outcome> {
-    let executable = stub::own()?;
+/// A frozen process whose payload is ours.
+struct Begun {
+    start: Instant,
+    frozen: Frozen,
+    memory: Memory,
+    equipped: phase2_equip::Equipped,
+}
+
+fn begin(request: &Request, executable: &[u8]) -> Result<Begun> {
     let (start, mut frozen) = loop {
         phase0_visit::visit(request)?;
         let start = Instant::now();
@@ -89,16 +101,14 @@ fn take(request: &Request) -> Result<Outcome> {
         }
     };
     let memory = Memory::open(request.pid)?;
-    let mut equipped = phase2_equip::equip(request, &mut frozen, &memory, &executable)?;
-    let result = proceed(request, start, frozen, &memory, &mut equipped, executable);
-    equipped.finish(&memory, result.as_ref().err());
-    result
+    let equipped = phase2_equip::equip(request, &mut frozen, &memory, executable)?;
+    Ok(Begun { start, frozen, memory, equipped })
 }
 
 fn proceed(
     request: &Request,
     start: Instant,
-    mut frozen: crate::ptrace::freeze::Frozen,
+    mut frozen: Frozen,
     memory: &Memory,
     equipped: &mut phase2_equip::Equipped,
     executable: Vec<u8>,
@@ -128,7 +138,7 @@ fn proceed(
     match &outcome {
         Some(snapshot) => {
             equipped.announce(memory, ckpt_abi::region::Phase::Writing)?;
-            held.take().into_iter().for_each(crate::ptrace::freeze::Frozen::thaw);
+            held.take().into_iter().for_each(Frozen::thaw);
             pause = start.elapsed();
             let forked: Vec<_> = areas.iter().filter(|a| !a.unforked).cloned().collect();
             writing.pages(snapshot.pid(), &snapshot.memory()?, &forked)?;

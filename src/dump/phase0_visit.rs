@@ -5,7 +5,7 @@
 //! them as a signal would send it: with a frame on its stack through which it comes back.
 
 use super::Request as Asked;
-use super::caller;
+use super::{caller, phase1_freeze};
 use crate::error::{Because, Error, Result};
 use crate::inject::region::Region;
 use crate::proc;
@@ -104,7 +104,8 @@ fn send(found: &caller::Caller) -> Result<bool> {
     const RED_ZONE: u64 = 128;
     let (pid, memory) = (found.pid, &found.memory);
     let what = || format!("cannot call the callbacks of process {pid}");
-    let mut frozen = Frozen::freeze_one(pid)?;
+    // No other thread may just be taking its turn.
+    let mut frozen = phase1_freeze::patiently(pid, false, || Frozen::freeze(pid))?;
     let Some(thread) = frozen.threads.first_mut() else {
         return Err(Error::new(format!("process {pid} is gone")));
     };

@@ -99,7 +99,10 @@ mod tests {
             .map(|s| (elf.dynstrtab.get_at(s.st_name).unwrap(), s.st_bind() == STB_WEAK))
             .collect();
         names.sort_unstable();
-        assert_eq!(names, ["__errno_location", "free", "malloc"].map(|name| (name, true)));
+        assert_eq!(
+            names,
+            ["__errno_location", "environ", "free", "malloc"].map(|name| (name, true))
+        );
         assert_eq!(elf.pltrelocs.iter().count(), 0);
         assert!(payload.elf.libraries.is_empty());
     }

@@ -215,7 +215,7 @@ pub struct Missing {
 }
 
 /// Opens everything the program had open; warnings are sentences. Where `missing` is given,
-/// regular files that cannot be opened go there.
+/// regular files that cannot be opened go there, and /dev/null takes their numbers.
 ///
 /// # Errors
 /// All files that are missing or forbidden, at once.
@@ -249,7 +249,16 @@ pub fn open_all(
         }
     }
     restored.retain(|r| r.record.kind != DescriptorKind::Lost as u32);
+    for Missing { record, .. } in missing.into_iter().flatten() {
+        restored.push(Restored { record: *record, file: Some(placeholder(above)?) });
+    }
     if failures.is_empty() { Ok(restored) } else { Err(Error::new(failures.join("; "))) }
+}
+
+/// Keeps the number of a missing file: what the restart callbacks open must not get it.
+fn placeholder(above: i32) -> Result<OwnedFd> {
+    let null = File::open("/dev/null").because(|| "cannot open /dev/null")?;
+    numbers::duplicate(&null.into(), above)
 }
 
 /// Whether the program's restart callbacks may name another file in the place of this one.

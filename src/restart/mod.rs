@@ -51,6 +51,17 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
     phase5_leave::leave(opened, plan)
 }
 
+/// Whether [`restart`] would succeed in a process like this one, as far as can be seen without
+/// becoming the program: the image is whole, and what it needs is there.
+///
+/// # Errors
+/// Those of [`restart`].
+pub fn rehearse(image: &Image) -> Result<()> {
+    let saved = phase1_check::check(image)?;
+    phase2_open::open(image, &saved, &mut Vec::new())?;
+    image.verify()
+}
+
 /// A path among the strings of an image.
 pub(crate) fn path_of(image: &Image, text: ckpt_abi::image::Text) -> PathBuf {
     image.text(text).into()

@@ -52,8 +52,8 @@ record! {
         visit_entry: u64,
         /// Process whose thread changes `excluded`, or 0.
         exclude_lock: u32,
-        /// Room to grow.
-        reserved0: u32,
+        /// Process whose thread decides whose turn it is, or 0.
+        claim_lock: u32,
         /// Values of ckpt_config() on the way to the assistant: flags, signal, continue, period.
         values: [u32; 4],
         /// Excluded ranges, from and to; empty ones are free.
@@ -62,8 +62,12 @@ record! {
         error: [u8; ERROR_LEN],
         /// Name of the requested checkpoint; empty: as configured.
         name: [u8; NAME_LEN],
+        /// Process whose thread has its turn until it gives that up itself, or 0.
+        claimant: u32,
         /// Room to grow.
-        reserved: [u64; 8],
+        reserved0: u32,
+        /// Room to grow.
+        reserved: [u64; 7],
     }
 }
 
