@@ -240,6 +240,8 @@ fn periodic_checkpoints_call_the_callbacks_and_wait_for_the_release() {
         };
         until("the monitor", monitored);
         run.say("");
+        // Waits for its turn, between or after the periodic ones.
+        desk.bench.must(&["save", &run.pid_text(), "-n", &desk.bench.name("between.ckpt")]);
         run.expect("thrice");
         run.say("");
         let counts = run.line();

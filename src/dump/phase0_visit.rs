@@ -14,16 +14,20 @@ use crate::resource::frame::Frame;
 use ckpt_abi::api::{Answer, Api, Request, Visit, When};
 use ckpt_abi::region::Phase;
 use std::mem::offset_of;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often to look whether the program is so far.
 const LOOK: Duration = Duration::from_millis(1);
+
+/// How long a thread may have its turn without a dumper.
+const TURN: Duration = Duration::from_secs(2);
 
 /// Sends the main thread to the callbacks, if there are any, and waits for it.
 pub fn visit(request: &Asked) -> Result<()> {
     if request.triggered {
         return Ok(());
     }
+    let deadline = Instant::now() + TURN;
     loop {
         let Some(found) = caller::Caller::find(request.pid)? else { return Ok(()) };
         await_word(&found, |api| api.holds == 0)?;
@@ -33,9 +37,10 @@ pub fn visit(request: &Asked) -> Result<()> {
         if !any || found.api.visit_entry == 0 || visits {
             return Ok(());
         }
-        if send(&found)? {
+        if send(request, &found, Instant::now() > deadline)? {
             return await_word(&found, |api| api.visit == Visit::Ready as u32);
         }
+        std::thread::sleep(LOOK);
     }
 }
 
@@ -74,33 +79,48 @@ fn await_word(found: &caller::Caller, so_far: impl Fn(&Api) -> bool) -> Result<(
     }
 }
 
-fn claim(found: &caller::Caller) -> Result<()> {
+/// Makes the payload ours; false while the monitor's dumper works, whose callbacks are to be called to
+/// the end, and while a thread has its turn and no dumper, unless it is `late`: what a
+/// fork has copied out of such a moment stays as it is.
+fn claim(request: &Asked, found: &caller::Caller, late: bool) -> Result<bool> {
     let (memory, region) = (&found.memory, &found.region);
     let control = Region::read(memory, region.base)?.control;
+    if control.phase == Phase::Restoring as u32 {
+        let text = format!("process {} is just being restarted", found.pid);
+        return Err(Error::new(text).hint("try again in a moment"));
+    }
     let dumper = control.dumper.cast_signed();
     let lives = dumper != 0 && proc::stat(dumper, dumper).is_ok_and(|stat| stat.state != 'Z');
     if control.phase != Phase::Idle as u32 && lives {
+        if control.periodic != 0 && !request.periodic {
+            return Ok(false);
+        }
         return Err(Error::new(format!(
             "a checkpoint of process {} is already being taken, by process {dumper}",
             found.pid
         ))
         .hint("wait for it"));
     }
+    if caller::read(memory, region)?.has_turn(&control, found.pid) && !late {
+        return Ok(false);
+    }
+    region.set_periodic(memory, request.periodic)?;
     region.set_dumper(memory, std::process::id())?;
     region.set_phase(memory, Phase::Waiting)?;
     let put = |offset, value: u32| caller::put(memory, region, offset, &value);
     put(offset_of!(Api, answer), Answer::None as u32)?;
     put(offset_of!(Api, request), Request::Call as u32)?;
     put(offset_of!(Api, name), 0)?;
-    put(offset_of!(Api, visit), Visit::Sent as u32)
+    put(offset_of!(Api, visit), Visit::Sent as u32)?;
+    Ok(true)
 }
 
 /// Makes the main thread enter the payload with a frame as the kernel builds it for a handler
 /// (arch/x86/kernel/signal_64.c, x64_setup_rt_frame): below the red zone, aligned so that the
 /// extended state behind it is.
 ///
-/// False when the program is in a critical section by now.
-fn send(found: &caller::Caller) -> Result<bool> {
+/// False when the program is in a critical section by now, or another thread's turn begins or ends.
+fn send(request: &Asked, found: &caller::Caller, late: bool) -> Result<bool> {
     const RED_ZONE: u64 = 128;
     let (pid, memory) = (found.pid, &found.memory);
     let what = || format!("cannot call the callbacks of process {pid}");
@@ -123,7 +143,9 @@ fn send(found: &caller::Caller) -> Result<bool> {
     let len = frame.bytes(0).len() as u64;
     let at = (thread.regs.rsp - RED_ZONE - len) & !63;
     memory.write(at, &frame.bytes(at))?;
-    claim(found)?;
+    if !claim(request, found, late)? {
+        return Ok(false);
+    }
     let entered = thread.enter(found.api.visit_entry, at);
     if entered.is_err() {
         let _ = found.region.set_phase(memory, Phase::Idle);

@@ -8,7 +8,7 @@ use crate::proc::{self, maps::Vma};
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
 use crate::settings::{self, Name, Settings, Template, Values};
-use ckpt_abi::api::Request;
+use ckpt_abi::api::{Request, Visit};
 use ckpt_abi::region::{Config, Phase, config_flag};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -117,6 +117,12 @@ fn claim(request: &Asked, region: &Region, memory: &Memory) -> Result<()> {
         return Err(Error::new(text).hint("try again in a moment"));
     } else if request.periodic && region.control.handlers != 0 {
         return Err(Error::new("a thread has just received the checkpoint signal"));
+    }
+    let api = caller::read(memory, region)?;
+    let visited = api.visit == Visit::Ready as u32;
+    if !request.triggered && !ours && !visited && api.claimant == request.pid.cast_unsigned() {
+        let text = format!("a thread of process {} takes a checkpoint", request.pid);
+        return Err(Error::new(text).hint("wait for it"));
     }
     region.set_periodic(memory, request.periodic)?;
     if !request.triggered {

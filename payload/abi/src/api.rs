@@ -1,7 +1,7 @@
 //! What the C API (libckpt.so, ckpt.h) keeps in the region, and what its callers see.
 
 use crate::record;
-use crate::region::NAME_LEN;
+use crate::region::{Control, NAME_LEN, Phase};
 
 /// Bytes from the base of the region to its [`Api`].
 pub const API: u64 = 0x2000;
@@ -68,6 +68,15 @@ record! {
         reserved0: u32,
         /// Room to grow.
         reserved: [u64; 7],
+    }
+}
+
+impl Api {
+    /// Whether a thread of the process `pid` has its turn, with no dumper yet or any more.
+    #[must_use]
+    pub fn has_turn(&self, control: &Control, pid: i32) -> bool {
+        self.claimant == pid.cast_unsigned()
+            || (control.phase == Phase::Waiting as u32 && control.dumper == 0)
     }
 }
 
