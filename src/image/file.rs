@@ -59,6 +59,10 @@ impl FileSink {
         // The umask does not count for a checkpoint.
         nix::sys::stat::fchmod(&self.file, MODE).because(why)?;
         self.file.sync_all().because(why)?;
+        // Nobody may execute what somebody has open for writing (ETXTBSY), so that ends before it has
+        // its name.
+        let own = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        self.file = File::open(own).because(why)?;
         if !self.linked {
             let own = format!("/proc/self/fd/{}", self.file.as_raw_fd());
             let flags = AtFlags::AT_SYMLINK_FOLLOW;
