@@ -10,4 +10,5 @@ pub mod proc;
 pub mod ptrace;
 pub mod resource;
 pub mod restart;
+pub mod serve;
 pub mod settings;

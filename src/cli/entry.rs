@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 
+use super::ServeOptions;
 use crate::error::Result;
 use crate::settings::Settings;
 
@@ -16,6 +17,14 @@ pub(super) enum Form {
     Help,
     Man,
     Completions,
+    Serve,
+    Keygen,
+    /// `ckpt restart`.
+    Resume,
+    List,
+    Get,
+    Put,
+    Remove,
     Dump,
     Monitor,
     Assist,
@@ -98,6 +107,7 @@ pub(super) struct Draft {
     pub stop: bool,
     pub resume: bool,
     pub truncate_files: bool,
+    pub serve: ServeOptions,
     pub page: Option<Page>,
 }
 

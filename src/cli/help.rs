@@ -31,24 +31,28 @@ pub(super) fn synopses() -> Vec<String> {
     table::FORMS.iter().filter(shown).map(|entry| synopsis(entry, "ckpt")).collect()
 }
 
+/// Where a line would become too long, options without a short name stand together.
 pub(super) fn synopsis(entry: &Entry, command: &str) -> String {
+    let line = synopsis_of(entry, command, true);
+    if line.chars().count() < 66 { line } else { synopsis_of(entry, command, false) }
+}
+
+fn synopsis_of(entry: &Entry, command: &str, whole: bool) -> String {
     let mut line = command.to_owned();
     if let Some(word) = entry.word {
         line.push(' ');
         line.push_str(word);
     }
-    let all = || table::OPTIONS.iter().filter(|opt| opt.is_of(&[entry.form]) && !opt.is_page());
-    // Where there are many, a line has room for those with a letter.
-    let many = all().count() > 5;
-    for opt in all().filter(|opt| !many || opt.short.is_some()) {
+    let own = |opt: &&Opt| opt.is_of(&[entry.form]) && !opt.is_page();
+    for opt in table::OPTIONS.iter().filter(own).filter(|opt| whole || opt.short.is_some()) {
         let mut text = opt.shortest();
         if let Some((value, _)) = opt.value {
             text = format!("{text} {value}");
         }
         line.push_str(&if opt.required { format!(" {text}") } else { format!(" [{text}]") });
     }
-    if many {
-        line.push_str(" [..]");
+    if !whole {
+        line.push_str(" [...]");
     }
     if let Some(operand) = &entry.operand {
         match entry.form {
@@ -101,13 +105,14 @@ pub(super) fn overview() -> String {
     text.push_str("\nOptions of subcommands:\n");
     list(
         &mut text,
-        table::subcommands().flat_map(|(word, entry)| {
-            let own = move |opt: &&Opt| opt.is_of(&[entry.form]) && !opt.is_page();
-            table::OPTIONS
-                .iter()
-                .filter(own)
-                .map(move |opt| (flags(opt), format!("{word}: {}", opt.help)))
-        }),
+        table::OPTIONS
+            .iter()
+            .filter(|opt| !opt.is_of(&[Form::Launch, Form::Attach]) && !opt.is_page())
+            .map(|opt| {
+                let own = |(_, entry): &(_, &Entry)| opt.is_of(&[entry.form]);
+                let words: Vec<_> = table::subcommands().filter(own).map(|(w, _)| w).collect();
+                (flags(opt), format!("{}: {}", words.join(", "), opt.help))
+            }),
     );
     text.push_str("\nExit status:\n");
     list(&mut text, STATUSES.iter().map(|(left, right)| (left.to_string(), right.to_string())));

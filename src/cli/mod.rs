@@ -5,6 +5,7 @@ mod completions;
 mod entry;
 mod help;
 mod man;
+mod network;
 mod parse;
 mod table;
 #[cfg(test)]
@@ -14,10 +15,11 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use crate::settings::Settings;
+use crate::settings::server::{ServerName, Transfer};
 
 pub use completions::{Shell, completions};
 pub use man::man_page;
-pub use parse::{environment, parse, parse_restart};
+pub use parse::{environment, parse, parse_ckptsrv, parse_restart};
 
 /// What the ckpt command is asked to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,6 +71,54 @@ pub enum Command {
         /// The checkpoint file.
         file: PathBuf,
     },
+    /// Be a checkpoint server.
+    Serve(ServeOptions),
+    /// Make a key.
+    Keygen {
+        /// The new file.
+        file: PathBuf,
+    },
+    /// Resume from a checkpoint file or a server.
+    Resume {
+        /// As it was written.
+        name: OsString,
+        /// From the options and the environment.
+        transfer: Transfer,
+        /// For the checkpoint file.
+        args: Vec<OsString>,
+    },
+    /// List a server's checkpoints.
+    List {
+        /// `cssrv://HOST[:PORT][/FOLDER]`
+        folder: ServerName,
+        /// From the options and the environment.
+        transfer: Transfer,
+    },
+    /// Fetch a checkpoint into a file.
+    Get {
+        /// The checkpoint.
+        name: ServerName,
+        /// The file; None: the last part of the name.
+        file: Option<PathBuf>,
+        /// From the options and the environment.
+        transfer: Transfer,
+    },
+    /// Send a file to a server.
+    Put {
+        /// The file.
+        file: PathBuf,
+        /// The checkpoint.
+        name: ServerName,
+        /// From the options and the environment.
+        transfer: Transfer,
+    },
+    /// Remove a checkpoint from a server.
+    Remove {
+        /// The checkpoint.
+        name: ServerName,
+        /// From the options and the environment.
+        transfer: Transfer,
+    },
     /// The dumper, as the payload starts it.
     Dump {
         /// The process id.
@@ -96,6 +146,31 @@ pub enum Command {
 pub struct Resume {
     /// [`RestartOptions::truncate_files`].
     pub truncate_files: bool,
+}
+
+/// How a server is wanted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServeOptions {
+    /// Called as ckptsrv: as in the original manual, without keys and in /tmp.
+    pub original: bool,
+    /// The port; None: 10301.
+    pub port: Option<u16>,
+    /// The directory.
+    pub directory: Option<PathBuf>,
+    /// Addresses to listen on; empty: all.
+    pub listen: Vec<String>,
+    /// Most bytes of an image.
+    pub max_bytes: Option<u64>,
+    /// Most bytes of all.
+    pub quota: Option<u64>,
+    /// Most connections.
+    pub max_clients: Option<usize>,
+    /// Seconds that a connection may be silent.
+    pub timeout: Option<u64>,
+    /// JSON lines.
+    pub json: bool,
+    /// The key, or none.
+    pub transfer: Transfer,
 }
 
 /// What a checkpoint file is asked to do when it is executed.

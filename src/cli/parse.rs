@@ -1,13 +1,15 @@
 //! From words to commands, as the table says.
 
 use std::ffi::{OsStr, OsString};
+use std::path::Path;
 
 use lexopt::{Arg, Parser};
 
 use super::table::{self, Draft, Entry, Form, Opt, Page};
-use super::{Command, RestartCommand, RestartOptions, Resume, Shell, help};
+use super::{Command, RestartCommand, RestartOptions, Resume, ServeOptions, Shell, help, network};
 use crate::error::{Because, Error, Result};
-use crate::settings::{Settings, parse_pid, quoted};
+use crate::settings::server::{Key, ServerName};
+use crate::settings::{self, Settings, parse_pid, quoted};
 
 /// The forms that are possible until a subcommand, a program or -p decides.
 const UNDECIDED: &[Form] = &[Form::Launch, Form::Attach];
@@ -99,7 +101,17 @@ pub fn environment(env: impl Fn(&str) -> Option<OsString>) -> (Settings, Option<
             .because(|| format!("the environment variable {}", variable.name));
         problem = set.err().or(problem);
     }
+    usual_key(&mut draft.settings, env);
     (draft.settings, problem)
+}
+
+/// Where nothing is said of a key, it is that of the home directory.
+fn usual_key(settings: &mut Settings, env: impl Fn(&str) -> Option<OsString>) {
+    if settings.transfer.key.is_none()
+        && let Some(home) = env("HOME").filter(|home| home.as_encoded_bytes().starts_with(b"/"))
+    {
+        settings.transfer.key = Some(Key::of_home(Path::new(&home)));
+    }
 }
 
 /// Reads what follows the word of a subcommand.
@@ -113,6 +125,10 @@ fn subcommand(
     let mut words = Vec::new();
     loop {
         match reader.next(std::slice::from_ref(&entry.form))? {
+            Next::Word(word) if entry.form == Form::Resume => {
+                words.push(word);
+                words.extend(reader.rest());
+            }
             Next::Word(word) => words.push(word),
             Next::Dashes => words.extend(reader.rest()),
             Next::End => break,
@@ -120,8 +136,8 @@ fn subcommand(
             Next::Page(Page::Version) => return Ok(Command::Version),
         }
     }
-    let wanted = usize::from(entry.operand.is_some());
-    if let Some(extra) = words.get(wanted) {
+    let (least, most) = table::operands(entry);
+    if let Some(extra) = most.and_then(|most| words.get(most)) {
         return Err(reader.bad(format!(
             "{} is one word too many for 'ckpt {name}', which takes {}; \
              a program called {name} is run by 'ckpt -- {name}'",
@@ -129,18 +145,18 @@ fn subcommand(
             entry.operand.as_ref().map_or("none".into(), |o| format!("one {}", o.name)),
         )));
     }
-    let word = words.pop();
-    if let (None, Some(operand)) = (&word, &entry.operand)
-        && !operand.optional
-    {
+    if let Some(operand) = entry.operand.as_ref().filter(|_| words.len() < least) {
         return Err(reader.bad(format!("'ckpt {name}' needs a {}", operand.name)));
     }
     reader.heed(entry.form, env)?;
-    build(entry, reader, word)
+    build(entry, reader, words)
 }
 
-fn build(entry: &'static Entry, reader: Reader, word: Option<OsString>) -> Result<Command> {
-    let word = word.unwrap_or_default();
+fn build(entry: &'static Entry, reader: Reader, words: Vec<OsString>) -> Result<Command> {
+    if matches!(entry.form, Form::Resume | Form::List | Form::Get | Form::Put | Form::Remove) {
+        return networked(entry, reader, words);
+    }
+    let word = words.into_iter().next().unwrap_or_default();
     let pid = || parse_pid(&word).because(|| format!("ckpt {}", entry.word.unwrap_or_default()));
     Ok(match entry.form {
         Form::Save => {
@@ -159,6 +175,8 @@ fn build(entry: &'static Entry, reader: Reader, word: Option<OsString>) -> Resul
         }
         Form::Verify => Command::Verify { file: word.into() },
         Form::Info => Command::Info { file: word.into() },
+        Form::Keygen => Command::Keygen { file: settings::parse_file(&word)? },
+        Form::Serve => Command::Serve(serve(reader.draft)),
         Form::Help if word.is_empty() => Command::Help(help::overview()),
         Form::Help => match table::subcommand(&word) {
             Some(about) if !about.hidden => Command::Help(help::subcommand(about)),
@@ -170,10 +188,49 @@ fn build(entry: &'static Entry, reader: Reader, word: Option<OsString>) -> Resul
             let word = quoted(&word);
             reader.bad(format!("there are no completions for {word}, only for {shells}"))
         })?),
-        Form::Launch | Form::Attach | Form::Restart => {
+        _ => {
             return Err(reader.bad("this form has no subcommand"));
         }
     })
+}
+
+fn serve(draft: Draft) -> ServeOptions {
+    ServeOptions { transfer: draft.settings.transfer, ..draft.serve }
+}
+
+/// The commands that talk to a server.
+fn networked(entry: &'static Entry, reader: Reader, words: Vec<OsString>) -> Result<Command> {
+    let transfer = reader.draft.settings.transfer;
+    let mut words = words.into_iter();
+    let first = words.next().unwrap_or_default();
+    Ok(match entry.form {
+        Form::Resume => Command::Resume { name: first, transfer, args: words.collect() },
+        Form::List => Command::List { folder: ServerName::parse_folder(&first)?, transfer },
+        Form::Remove => Command::Remove { name: ServerName::parse(&first)?, transfer },
+        Form::Put => {
+            let name = ServerName::parse(&words.next().unwrap_or_default())?;
+            Command::Put { file: settings::parse_file(&first)?, name, transfer }
+        }
+        _ => {
+            let file = words.next().map(|file| settings::parse_file(&file)).transpose()?;
+            Command::Get { name: ServerName::parse(&first)?, file, transfer }
+        }
+    })
+}
+
+/// Reads the command line of ckptsrv, which is that of `ckpt serve`.
+///
+/// # Errors
+/// A sentence that names the bad word, with exit status 125.
+pub fn parse_ckptsrv(args: impl Iterator<Item = OsString>) -> Result<Command> {
+    let mut reader = Reader::new(args.collect(), "ckptsrv".into());
+    match reader.next(&[Form::Serve])? {
+        Next::Page(_) => Ok(Command::Help(help::subcommand(table::entry(Form::Serve)))),
+        Next::Word(word) => Err(reader.bad(format!("{} is one word too many", quoted(&word)))),
+        Next::Dashes | Next::End => {
+            Ok(Command::Serve(ServeOptions { original: true, ..serve(reader.draft) }))
+        }
+    }
 }
 
 /// What comes after the options that were just read.
@@ -309,6 +366,9 @@ impl Reader {
                 (opt.set)(&mut self.draft, &value)
                     .because(|| format!("the environment variable {}", variable.name))?;
             }
+        }
+        if network::KEYED.contains(&form) {
+            usual_key(&mut self.draft.settings, env);
         }
         Ok(())
     }

@@ -6,9 +6,28 @@
 use std::ffi::OsStr;
 
 pub(super) use super::entry::{Draft, Entry, Form, Kind, Operand, Opt, Page, Variable};
+use super::network;
 use crate::settings::{self, Name};
 
-pub(super) static FORMS: &[Entry] = &[
+/// All forms: those of this file, then those of the checkpoint server.
+pub(super) static FORMS: &[Entry] =
+    &joined::<Entry, { OWN_FORMS.len() + network::FORMS.len() }>(OWN_FORMS, network::FORMS);
+
+/// All options.
+pub(super) static OPTIONS: &[Opt] =
+    &joined::<Opt, { OWN_OPTIONS.len() + network::OPTIONS.len() }>(OWN_OPTIONS, network::OPTIONS);
+
+const fn joined<T: Copy, const N: usize>(first: &[T], second: &[T]) -> [T; N] {
+    let mut all = [first[0]; N];
+    let mut at = 0;
+    while at < N {
+        all[at] = if at < first.len() { first[at] } else { second[at - first.len()] };
+        at += 1;
+    }
+    all
+}
+
+const OWN_FORMS: &[Entry] = &[
     Entry {
         form: Form::Launch,
         word: None,
@@ -142,8 +161,7 @@ pub(super) static FORMS: &[Entry] = &[
 
 /// The forms whose options are the parameters of the original manual.
 const CONFIGURED: &[Form] = &[Form::Launch, Form::Attach, Form::Restart];
-
-pub(super) static OPTIONS: &[Opt] = &[
+const OWN_OPTIONS: &[Opt] = &[
     Opt {
         short: Some('p'),
         long: "pid",
@@ -168,7 +186,8 @@ pub(super) static OPTIONS: &[Opt] = &[
         env: Some(Variable { name: "CKPT_NAME", value: "NAME" }),
         default: Some("PROGRAM's base name + .ckpt"),
         help: "Save checkpoints to the file NAME",
-        description: "Saves checkpoints to NAME, which is FILENAME or file://FILENAME. A \
+        description: "Saves checkpoints to NAME, which is FILENAME, file://FILENAME, or \
+                      cssrv://HOST[:PORT]/NAME on a checkpoint server (ckpt serve). A \
                       relative name is taken from the directory where ckpt (or the checkpoint \
                       file) is started, with -p from the process's working directory. An \
                       existing file is replaced when the new checkpoint is whole. A forked child \
@@ -341,6 +360,13 @@ pub(super) static OPTIONS: &[Opt] = &[
             Form::Man,
             Form::Completions,
             Form::Restart,
+            Form::Serve,
+            Form::Keygen,
+            Form::Resume,
+            Form::List,
+            Form::Get,
+            Form::Put,
+            Form::Remove,
         ],
         required: false,
         set: |draft, _| {
@@ -395,6 +421,19 @@ impl Opt {
 /// The entry of a form.
 pub(super) fn entry(form: Form) -> &'static Entry {
     FORMS.iter().find(|entry| entry.form == form).unwrap_or(&FORMS[0])
+}
+
+/// How many words a subcommand takes, at least and at most; None: what follows the first is not ours.
+pub(super) fn operands(entry: &Entry) -> (usize, Option<usize>) {
+    match entry.form {
+        Form::Resume => (1, None),
+        Form::Get => (1, Some(2)),
+        Form::Put => (2, Some(2)),
+        _ => match &entry.operand {
+            Some(operand) => (usize::from(!operand.optional), Some(1)),
+            None => (0, Some(0)),
+        },
+    }
 }
 
 /// The subcommand of this word, hidden ones included.

@@ -1,3 +1,5 @@
+mod servers;
+
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStringExt;
 
@@ -188,7 +190,11 @@ fn bad_values_name_the_option_and_the_value() {
         (&["-p", "-5"], "-p: ", "'-5' is not a process id"),
         (&["save", "x"], "ckpt save: ", "'x' is not a process id"),
         (&["-n", "", "foo"], "-n: ", "''"),
-        (&["-n", "cssrv://h/n", "foo"], "-n: ", "'cssrv://'"),
+        (&["-n", "cssrv://h/", "foo"], "-n: ", "'cssrv://h/'"),
+        (&["-n", "http://h/n", "foo"], "-n: ", "'http://'"),
+        (&["ls", "h"], "the checkpoint name", "'h'"),
+        (&["serve", "-p", "65536"], "-p: ", "'65536' is not a port"),
+        (&["serve", "--quota", "1X"], "--quota: ", "'1X' is not a size"),
         (&["--signal", "KILL", "foo"], "--signal: ", "'KILL'"),
         (&["-z", "1s", "foo"], "-z: ", "'1s'"),
     ];
@@ -425,7 +431,7 @@ fn help_fits_a_terminal() {
             assert!(line.chars().count() < 80 && line.trim_end() == line, "{line:?}");
         }
     }
-    assert!(help::overview().lines().count() <= 50, "{}", help::overview());
+    assert!(help::overview().lines().count() <= 70, "{}", help::overview());
 }
 
 #[test]
@@ -444,6 +450,13 @@ fn the_table_is_sound() {
         Form::Dump,
         Form::Monitor,
         Form::Restart,
+        Form::Resume,
+        Form::Serve,
+        Form::List,
+        Form::Get,
+        Form::Put,
+        Form::Remove,
+        Form::Keygen,
     ];
     assert_eq!(FORMS.iter().map(|entry| entry.form).collect::<Vec<_>>(), forms);
     for entry in FORMS {

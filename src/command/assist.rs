@@ -13,16 +13,20 @@ use crate::settings::{self, Name, Settings, Template, Values};
 use ckpt_abi::api::{Request, config_bit};
 use ckpt_abi::region::Config;
 use std::ffi::OsString;
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 /// Does what the process asks for and answers.
 pub fn run(pid: i32) -> Result<u8> {
     let error_output = dumper::begin(pid, c"ckpt-assist");
     let mut caller = Caller::wait(pid)?;
     let result = match caller.api.request {
-        r if r == Request::Environment as u32 => environment(pid, &mut caller),
-        r if r == Request::Configure as u32 => configure(pid, &mut caller),
+        r if r == Request::Environment as u32 => environment(pid, &mut caller).map(|()| None),
+        r if r == Request::Configure as u32 => configure(pid, &mut caller).map(|()| None),
         r if r == Request::Inspect as u32 => inspect(pid, &caller),
         _ => Err(Error::new("the process asks for something unknown")),
     };
@@ -30,6 +34,9 @@ pub fn run(pid: i32) -> Result<u8> {
         dumper::say(error_output.as_ref(), &format!("{e}; the default holds"));
     }
     caller.answer(result.as_ref().err());
+    if let Ok(Some(file)) = &result {
+        hold(pid, file);
+    }
     Ok(0)
 }
 
@@ -83,15 +90,40 @@ fn apply(pid: i32, caller: &mut Caller, wanted: Settings) -> Result<()> {
 }
 
 /// Whether ckpt_restart(3) would find a checkpoint that it can resume; the payload executes the file
-/// that it is told.
-fn inspect(pid: i32, caller: &Caller) -> Result<()> {
+/// that it is told. One from a server is a file in our memory, which has to last until then.
+fn inspect(pid: i32, caller: &Caller) -> Result<Option<File>> {
     let name = Name::parse(&caller.name())?.resolve(&proc::cwd(pid)?.path)?;
+    if let Name::Server(server) = &name {
+        let transfer = Settings::from_config(&caller.region.control.config)?.transfer;
+        let file = super::fetch::fetch(server, &transfer)?;
+        let path = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()));
+        restart::rehearse(&Image::from_file(
+            file.try_clone().because(|| server.to_string())?,
+            &path,
+        )?)?;
+        caller.rename(&path)?;
+        return Ok(Some(file));
+    }
     let path = locate(pid, &name)?;
     nix::unistd::access(&path, nix::unistd::AccessFlags::X_OK)
         .because(|| format!("cannot execute {}", path.display()))?;
     let image = Image::open(&path)?;
     restart::rehearse(&image)?;
-    caller.rename(&path)
+    caller.rename(&path)?;
+    Ok(None)
+}
+
+/// Keeps a file of ours open until the process executes it, for as long as that may take.
+fn hold(pid: i32, file: &File) {
+    const PATIENCE: Duration = Duration::from_secs(30);
+    let id = |file: std::io::Result<std::fs::Metadata>| file.map(|m| (m.dev(), m.ino())).ok();
+    let (ours, end) = (id(file.metadata()), Instant::now() + PATIENCE);
+    while let Some(running) = id(std::fs::metadata(format!("/proc/{pid}/exe"))) {
+        if Some(running) == ours || Instant::now() > end {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// The file of a checkpoint's name; with %n, the one with the highest number.

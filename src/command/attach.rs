@@ -10,7 +10,7 @@ use crate::proc;
 use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
-use crate::settings::{self, Settings, Values};
+use crate::settings::{self, Name, Settings, Values};
 use ckpt_abi::region::Config;
 
 /// Equips a running process, or changes the configuration of one that is equipped.
@@ -91,5 +91,10 @@ fn reconfigure(
 
 /// Says at once when the checkpoint could not be written.
 fn check_name(pid: i32, config: &Config) -> Result<()> {
-    file::check(&settings::template(config)?.expand(&Values::of(pid), 1))
+    let template = settings::template(config)?;
+    // A server is not asked: it may be there when it is needed.
+    match Settings::from_config(config)?.name.as_ref().and_then(Name::file) {
+        Some(_) => file::check(&template.expand(&Values::of(pid), 1)),
+        None => Ok(()),
+    }
 }

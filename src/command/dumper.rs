@@ -22,6 +22,7 @@ pub fn run(pid: i32) -> Result<u8> {
         stop: None,
         triggered: true,
         periodic: false,
+        open: super::destination::open,
     };
     let result = dump(&request);
     let say = |sentence: &str| say(error_output.as_ref(), sentence);
@@ -29,6 +30,9 @@ pub fn run(pid: i32) -> Result<u8> {
         Ok(outcome) => {
             for loss in &outcome.losses {
                 say(&format!("not saved: {loss}"));
+            }
+            if let Some(why) = &outcome.diverted {
+                say(&format!("{why}; saved to {} instead", outcome.name.display()));
             }
             if outcome.stopped && error_output.as_ref().is_some_and(File::is_terminal) {
                 say(&format!("saved to {}", outcome.name.display()));

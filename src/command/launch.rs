@@ -6,6 +6,7 @@ use crate::image::read::Image;
 use crate::image::stub;
 use crate::inject::launch::launch;
 use crate::restart::{self, restart};
+use crate::settings::server::Key;
 use crate::settings::{self, Name, Settings, Template, Values};
 use nix::errno::Errno;
 use std::ffi::{CString, OsStr, OsString};
@@ -90,11 +91,18 @@ fn words(path: &Path, settings: &Settings, resume: Resume) -> Option<Vec<CString
             words.push(word);
         }
     };
-    say("--name", settings.name.as_ref().and_then(Name::file).map(Into::into));
+    say("--name", settings.name.as_ref().map(Name::written));
     say("--signal", settings.asyncsig.map(|n| n.to_string().into()));
     say("--period", settings.msperiod.map(|n| n.to_string().into()));
     say("--exit-status", settings.exit_status.map(|n| n.to_string().into()));
     say("--keep", settings.keep.map(|n| n.to_string().into()));
+    let transfer = &settings.transfer;
+    if let Some(Key::Said(key)) = &transfer.key {
+        say("--key", Some(key.into()));
+    }
+    say("--fallback", transfer.fallback.as_ref().map(Into::into));
+    words.extend((transfer.insecure == Some(true)).then(|| "--insecure".into()));
+    words.extend((transfer.compress == Some(true)).then(|| "--compress".into()));
     words.extend((settings.continues == Some(true)).then(|| "--continue".into()));
     words.extend(resume.truncate_files.then(|| "--truncate-files".into()));
     let c_string = |word: OsString| CString::new(word.as_bytes()).ok();

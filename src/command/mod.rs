@@ -2,13 +2,17 @@
 
 mod assist;
 mod attach;
+pub mod destination;
 mod dumper;
+mod fetch;
 mod inspect;
 mod launch;
 mod monitor;
 mod restart;
 mod save;
 mod sdk;
+mod serve;
+mod stored;
 
 use crate::cli::{self, Command};
 use crate::error::{Error, Result};
@@ -40,6 +44,9 @@ fn run(args: &[OsString]) -> Result<u8> {
     if !ours && Image::find(&own)?.is_some() {
         return restart::from_own_file(own, args);
     }
+    if serve::is_ckptsrv(args) {
+        return serve::as_ckptsrv(cli::parse_ckptsrv(args.iter().cloned())?);
+    }
     let command = cli::parse(args.iter().cloned(), |name| std::env::var_os(name))?;
     match command {
         Command::Launch { settings, program, args, resume } => {
@@ -47,6 +54,13 @@ fn run(args: &[OsString]) -> Result<u8> {
         }
         Command::Attach { pid, settings } => attach::run(pid, &settings),
         Command::Save { pid, stop, settings } => save::run(pid, stop, settings),
+        Command::Serve(options) => serve::run(&options),
+        Command::Keygen { file } => serve::keygen(&file),
+        Command::Resume { name, transfer, args } => fetch::resume(&name, &transfer, &args),
+        Command::List { folder, transfer } => stored::list(&folder, &transfer),
+        Command::Get { name, file, transfer } => stored::get(&name, file, &transfer),
+        Command::Put { file, name, transfer } => stored::put(&file, &name, &transfer),
+        Command::Remove { name, transfer } => stored::remove(&name, &transfer),
         Command::Dump { pid } => dumper::run(pid),
         Command::Monitor { pid } => monitor::run(pid),
         Command::Assist { pid } => assist::run(pid),

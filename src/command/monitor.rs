@@ -241,11 +241,15 @@ fn take(pid: i32) -> (i32, String) {
         stop: None,
         triggered: false,
         periodic: true,
+        open: super::destination::open,
     };
     match dump(&request) {
         Ok(outcome) => {
             let losses = outcome.losses.iter().map(|loss| format!("not saved: {loss}\n"));
-            (0, losses.collect())
+            let diverted = outcome.diverted.iter();
+            let name = outcome.name.display();
+            let diverted = diverted.map(|why| format!("{why}; saved to {name} instead\n"));
+            (0, losses.chain(diverted).collect())
         }
         Err(e) if crate::dump::is_busy(pid) => (BUSY, format!("no checkpoint: {e}\n")),
         Err(e) => (0, format!("no checkpoint: {e}\n")),

@@ -31,7 +31,7 @@ pub fn from_own_file(own: File, args: &[OsString]) -> Result<u8> {
     };
     let here = std::env::current_dir().because(|| "cannot find out the current directory")?;
     let image = Image::from_file(own, Path::new(&name))?;
-    let settings = options.settings.resolve(&here)?;
+    let settings = super::destination::with_usual_key(options.settings).resolve(&here)?;
     let options = Options { settings, truncate_files: options.truncate_files };
     match restart(&image, &options, "ckpt")? {}
 }

@@ -9,10 +9,15 @@ pub fn run(pid: i32, stop: bool, settings: Settings) -> Result<u8> {
     let here = std::env::current_dir().because(|| "cannot find out the current directory")?;
     let settings = settings.resolve(&here)?;
     super::dumper::prepare();
-    let outcome =
-        dump(&Request { pid, settings, stop: Some(stop), triggered: false, periodic: false })?;
+    let open = super::destination::open;
+    let request =
+        Request { pid, settings, stop: Some(stop), triggered: false, periodic: false, open };
+    let outcome = dump(&request)?;
     for loss in &outcome.losses {
         eprintln!("ckpt: not saved: {loss}");
+    }
+    if let Some(why) = &outcome.diverted {
+        eprintln!("ckpt: {why}; saved to {} instead", outcome.name.display());
     }
     println!(
         "{}: {} bytes, the program stood still for {:.1} ms{}",

@@ -16,15 +16,21 @@ pub mod phase5_snapshot;
 pub mod phase6_write;
 pub mod phase7_seal;
 
-use crate::error::Result;
-use crate::image::file::FileSink;
+use crate::error::{Error, Result};
 use crate::image::stub;
+use crate::image::write::Sink;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
 use crate::resource::signals;
-use crate::settings::Settings;
+use crate::settings::server::Transfer;
+use crate::settings::{Name, Settings};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
+
+/// Makes the sink for a name. It is called while the target stands still, and must not wait for a
+/// network.
+pub type Open = fn(&Name, &Transfer) -> Result<Box<dyn Sink>>;
 
 /// What is asked of a dump.
 pub struct Request {
@@ -40,6 +46,8 @@ pub struct Request {
     /// The monitor asks: signals and orders go before, and nothing is sealed for a program that
     /// has ended meanwhile.
     pub periodic: bool,
+    /// Where images go to.
+    pub open: Open,
 }
 
 /// What a dump did.
@@ -54,6 +62,8 @@ pub struct Outcome {
     pub stopped: bool,
     /// What the image goes without.
     pub losses: Vec<String>,
+    /// Why the checkpoint is in the fallback file.
+    pub diverted: Option<String>,
 }
 
 /// Whether another checkpoint of a process is being taken, or a thread is about to ask for one.
@@ -79,8 +89,33 @@ pub fn dump(request: &Request) -> Result<Outcome> {
     }
     let Begun { start, frozen, memory, mut equipped } = begun?;
     let result = proceed(request, start, frozen, &memory, &mut equipped, executable);
+    let result = match (result, equipped.fallback()) {
+        (Err(e), Some(file)) => divert(request, &memory, &mut equipped, file, e),
+        (result, _) => result,
+    };
     equipped.finish(&memory, result.as_ref().err());
     result
+}
+
+/// Takes the checkpoint anew for the fallback file: what the server got of the first is lost.
+fn divert(
+    request: &Request,
+    memory: &Memory,
+    equipped: &mut phase2_equip::Equipped,
+    file: PathBuf,
+    error: Error,
+) -> Result<Outcome> {
+    let start = Instant::now();
+    let again = || {
+        let frozen = phase1_freeze::freeze(request)?;
+        equipped.divert(request.pid, file)?;
+        proceed(request, start, frozen, memory, equipped, stub::own()?)
+    };
+    match again() {
+        Ok(outcome) => Ok(Outcome { diverted: Some(error.to_string()), ..outcome }),
+        Err(second) if second == error => Err(error),
+        Err(second) => Err(error.hint(format!("nor did the fallback work: {second}"))),
+    }
 }
 
 /// A frozen process whose payload is ours.
@@ -113,7 +148,8 @@ fn proceed(
     equipped: &mut phase2_equip::Equipped,
     executable: Vec<u8>,
 ) -> Result<Outcome> {
-    let mut sink = FileSink::create(&equipped.name)?;
+    let name = Name::from_bytes(equipped.name.as_os_str().as_bytes())?;
+    let mut sink = (request.open)(&name, &equipped.transfer)?;
     frozen.note_waits(memory, equipped.region.base)?;
     let (mut gathered, areas) = phase3_gather::gather(&mut frozen, memory, equipped)?;
     let areas = excluded::cut(areas, &caller::read(memory, &equipped.region)?.excluded);
@@ -121,7 +157,7 @@ fn proceed(
     if equipped.stop {
         signals::forget_termination(&mut gathered);
     }
-    let mut writing = phase6_write::Writing::begin(&mut sink, executable, gathered);
+    let mut writing = phase6_write::Writing::begin(&mut *sink, executable, gathered);
     let stop = equipped.stop;
     let outcome = if stop {
         writing.pages(request.pid, memory, &areas)?;
@@ -160,5 +196,6 @@ fn proceed(
         }
         pause = start.elapsed();
     }
-    Ok(Outcome { name: equipped.name.clone(), bytes, pause, stopped: stop, losses })
+    let name = equipped.name.clone();
+    Ok(Outcome { name, bytes, pause, stopped: stop, losses, diverted: None })
 }

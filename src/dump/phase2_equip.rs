@@ -7,11 +7,12 @@ use crate::inject::{self, region::Region};
 use crate::proc::{self, maps::Vma};
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
+use crate::settings::server::{self, Transfer};
 use crate::settings::{self, Name, Settings, Template, Values};
 use ckpt_abi::api::{Request, Visit};
 use ckpt_abi::region::{Config, Phase, config_flag};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A frozen process with a payload that is ours for now.
 pub struct Equipped {
@@ -19,8 +20,10 @@ pub struct Equipped {
     pub region: Region,
     /// The mappings, with the payload's.
     pub vmas: Vec<Vma>,
-    /// Where the checkpoint goes.
+    /// Where the checkpoint goes, as [`Name::written`].
     pub name: PathBuf,
+    /// How it gets to a server.
+    pub transfer: Transfer,
     /// Whether the program ends after it.
     pub stop: bool,
     /// What [`Equipped::name`] was made of.
@@ -64,7 +67,13 @@ pub fn equip(
         true => ends && config.flags & config_flag::CONTINUE_GIVEN != 0,
         false => request.stop.unwrap_or(ends),
     };
-    Ok(Equipped { region, vmas, name, stop, template, values })
+    let mut config = region.control.config;
+    request.settings.transfer.apply(&mut config);
+    let mut transfer = Transfer::from_config(&config)?;
+    if let Some(file) = transfer.fallback.as_mut().filter(|_| forked(request, &region)) {
+        file.as_mut_os_string().push(format!(".{}", request.pid));
+    }
+    Ok(Equipped { region, vmas, name, transfer, stop, template, values })
 }
 
 /// A process that executes a checkpoint file and has no payload is not the program yet.
@@ -136,30 +145,47 @@ fn claim(request: &Asked, region: &Region, memory: &Memory) -> Result<()> {
 /// appended, so that a signal to the whole group does not make two write one file.
 fn template(request: &Asked, region: &Region, memory: &Memory) -> Result<Template> {
     if let Some(name) = called(request, region, memory)? {
-        return Template::parse(&name);
+        return Template::parse(Path::new(&name.written()));
     }
-    if let Some(name) = request.settings.name.as_ref().and_then(Name::file) {
-        return Template::parse(name);
+    if let Some(name) = request.settings.name.as_ref() {
+        return Template::parse(Path::new(&name.written()));
     }
     let mut name = region.name()?;
-    if region.control.owner != request.pid.cast_unsigned() {
+    if forked(request, region) {
         name.as_mut_os_string().push(format!(".{}", request.pid));
     }
     Template::parse(&name)
 }
 
 /// The name that the program has given to ckpt_ckpt().
-fn called(request: &Asked, region: &Region, memory: &Memory) -> Result<Option<PathBuf>> {
+fn called(request: &Asked, region: &Region, memory: &Memory) -> Result<Option<Name>> {
     let api = caller::read(memory, region)?;
     let len = api.name.iter().position(|b| *b == 0).unwrap_or(0);
     if !request.triggered || api.request != Request::Call as u32 || len == 0 {
         return Ok(None);
     }
     let name = Name::parse(std::ffi::OsStr::from_bytes(&api.name[..len]))?;
-    Ok(name.resolve(&proc::cwd(request.pid)?.path)?.file().map(PathBuf::from))
+    name.resolve(&proc::cwd(request.pid)?.path).map(Some)
+}
+
+fn forked(request: &Asked, region: &Region) -> bool {
+    region.control.owner != request.pid.cast_unsigned()
 }
 
 impl Equipped {
+    /// The file for a checkpoint that a server did not take, if there is one.
+    pub fn fallback(&self) -> Option<PathBuf> {
+        let server = self.name.as_os_str().as_bytes().starts_with(server::SCHEME.as_bytes());
+        self.transfer.fallback.clone().filter(|_| server)
+    }
+
+    /// Changes the destination; the process may have run since it was equipped.
+    pub fn divert(&mut self, pid: i32, file: PathBuf) -> Result<()> {
+        self.name = file;
+        self.vmas = proc::maps::read_with_flags(pid)?;
+        Ok(())
+    }
+
     /// Tells the payload how far the dump is.
     pub fn announce(&self, memory: &Memory, phase: Phase) -> Result<()> {
         self.region.set_phase(memory, phase)

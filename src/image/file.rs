@@ -89,7 +89,8 @@ impl Sink for FileSink {
             .map_err(|e| e.hint("free some room, raise the limit, or choose another name with -n"))
     }
 
-    fn seal(&mut self, _len: u64) -> Result<()> {
+    fn seal(&mut self, len: u64) -> Result<()> {
+        self.file.set_len(len).because(|| format!("cannot save to {}", self.name.display()))?;
         self.publish()
     }
 }

@@ -4,23 +4,27 @@
 //! The command line, the environment and a running program's [`Config`] all meet here, so that a
 //! value is accepted or refused in one place and in the same words.
 
+pub mod server;
 mod signal;
 mod template;
 #[cfg(test)]
 mod tests;
+mod words;
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use ckpt_abi::region::{Config, NAME_LEN, config_flag};
+use ckpt_abi::region::{Config, KEY_LEN, NAME_LEN, config_flag};
 
 use crate::error::{Error, Result};
+use server::{ServerName, Transfer};
 use signal::usable_signal;
 
 pub use signal::{DEFAULT_SIGNAL, SIGNALS, parse_signal, signal_name};
 pub use template::{Template, Values};
+pub use words::{parse_file, parse_host, parse_number, parse_size};
 
 /// Longest checkpoint name in bytes (PATH_MAX without its final NUL).
 pub const LONGEST_NAME: usize = NAME_LEN - 1;
@@ -31,6 +35,8 @@ pub enum Name {
     /// A file of the local file system, with the placeholders of a [`Template`]; relative until
     /// [`Name::resolve`].
     File(PathBuf),
+    /// `cssrv://HOST[:PORT]/NAME`, a checkpoint server's.
+    Server(ServerName),
 }
 
 /// What was said about checkpoints; `None` where nothing was said.
@@ -48,23 +54,29 @@ pub struct Settings {
     pub exit_status: Option<u8>,
     /// How many checkpoints of a counted name are kept; 0 for all.
     pub keep: Option<u32>,
+    /// How checkpoints travel to a server.
+    pub transfer: Transfer,
 }
 
 impl Name {
-    /// Reads `FILENAME` or `file://FILENAME`.
+    /// Reads `FILENAME`, `file://FILENAME` or `cssrv://HOST[:PORT]/NAME`.
     ///
     /// # Errors
     /// Empty or over-long names, names with a NUL, names that can only be a directory's, unknown
     /// placeholders ([`Template::parse`]), and every other `SCHEME://` (a FILENAME does not contain `://`).
     pub fn parse(text: &OsStr) -> Result<Self> {
         let bytes = text.as_bytes();
+        if bytes.starts_with(server::SCHEME.as_bytes()) {
+            return ServerName::parse(text).map(Self::Server);
+        }
         let file = bytes.strip_prefix(b"file://").unwrap_or(bytes);
         if let Some(end) = find(file, b"://") {
             let whole = bytes.len() - file.len();
             let scheme = OsStr::from_bytes(&bytes[..whole + end + 3]);
             return Err(Error::new(format!(
                 "the checkpoint name {} has the unknown scheme {}; \
-                 a name is FILENAME or file://FILENAME, where FILENAME does not contain '://'",
+                 a name is FILENAME, file://FILENAME or cssrv://HOST[:PORT]/NAME, where FILENAME does \
+                 not contain '://'",
                 quoted(text),
                 quoted(scheme)
             )));
@@ -100,6 +112,7 @@ impl Name {
                 let dir = PathBuf::from(Template::escape(dir.as_os_str()));
                 Self::fitting(dir.join(path).components().collect())
             }
+            Self::Server(_) => Ok(self.clone()),
         }
     }
 
@@ -107,6 +120,7 @@ impl Name {
     pub fn file(&self) -> Option<&Path> {
         match self {
             Self::File(path) => Some(path),
+            Self::Server(_) => None,
         }
     }
 
@@ -122,13 +136,18 @@ impl Name {
     }
 
     /// How the name stands in [`Config::name`], where an absolute file name has no scheme.
-    fn as_bytes(&self) -> &[u8] {
+    pub fn written(&self) -> OsString {
         match self {
-            Self::File(path) => path.as_os_str().as_bytes(),
+            Self::File(path) => path.clone().into_os_string(),
+            Self::Server(name) => name.to_string().into(),
         }
     }
 
-    fn from_bytes(bytes: &[u8]) -> Result<Self> {
+    /// Reads what [`Name::written`] gave.
+    ///
+    /// # Errors
+    /// As [`Name::parse`].
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         if bytes.first() == Some(&b'/') {
             return Self::fitting(PathBuf::from(OsString::from_vec(bytes.to_vec())));
         }
@@ -140,6 +159,7 @@ impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(path) => path.display().fmt(f),
+            Self::Server(name) => name.fmt(f),
         }
     }
 }
@@ -154,6 +174,7 @@ impl Settings {
             msperiod: self.msperiod.or(weaker.msperiod),
             exit_status: self.exit_status.or(weaker.exit_status),
             keep: self.keep.or(weaker.keep),
+            transfer: self.transfer.or(weaker.transfer),
         }
     }
 
@@ -163,6 +184,7 @@ impl Settings {
     /// The name becomes too long.
     pub fn resolve(mut self, dir: &Path) -> Result<Self> {
         self.name = self.name.map(|name| name.resolve(dir)).transpose()?;
+        self.transfer = self.transfer.resolve(dir)?;
         Ok(self)
     }
 
@@ -172,7 +194,8 @@ impl Settings {
     /// The name does not fit, which [`Name::parse`] and [`Name::resolve`] exclude.
     pub fn apply(&self, mut base: Config) -> Config {
         if let Some(name) = &self.name {
-            let bytes = name.as_bytes();
+            let written = name.written();
+            let bytes = written.as_bytes();
             assert!(bytes.len() <= LONGEST_NAME, "a checkpoint name of {} bytes", bytes.len());
             base.name = [0; NAME_LEN];
             base.name[..bytes.len()].copy_from_slice(bytes);
@@ -193,6 +216,7 @@ impl Settings {
         if let Some(keep) = self.keep {
             base.keep = keep;
         }
+        self.transfer.apply(&mut base);
         base
     }
 
@@ -225,6 +249,7 @@ impl Settings {
             msperiod: Some(config.msperiod),
             exit_status: Some(exit_status),
             keep: Some(config.keep),
+            transfer: Transfer::from_config(config)?,
         })
     }
 }
@@ -241,6 +266,8 @@ pub fn default_config() -> Config {
         keep: 0,
         flags: 0,
         reserved: [0; 5],
+        key: [0; KEY_LEN],
+        fallback: [0; NAME_LEN],
     }
 }
 
@@ -321,13 +348,16 @@ pub fn parse_keep(text: &OsStr) -> Result<u32> {
 pub fn template(config: &Config) -> Result<Template> {
     let name = Settings::from_config(config)?.name;
     let name = name.ok_or_else(|| Error::new("there is no checkpoint name"))?;
-    let Name::File(path) = name;
-    let template = Template::parse(&path)?;
+    let template = Template::parse(Path::new(&name.written()))?;
+    if config.keep > 0 && name.file().is_none() {
+        return Err(Error::new(format!("--keep {} does not reach to {name}", config.keep))
+            .hint("remove old checkpoints from a server with ckpt rm"));
+    }
     if config.keep > 0 && !template.is_counted() {
         return Err(Error::new(format!(
             "--keep {} needs a count in the checkpoint's name, which is {}",
             config.keep,
-            quoted(path.as_os_str())
+            quoted(&name.written())
         ))
         .hint("put %n where the number shall stand"));
     }

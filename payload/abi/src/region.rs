@@ -40,10 +40,12 @@ pub const UNFINISHED: [u8; 8] = *b"CKPTHALF";
 
 /// Longest checkpoint name in bytes, with its final NUL.
 pub const NAME_LEN: usize = 4096;
+/// Longest name of the file with the checkpoint server's key, with its final NUL.
+pub const KEY_LEN: usize = 4096;
 
 record! {
     /// The parameters of section 7.1 of the manual, and those that came later.
-    Config, 4160, {
+    Config, 12352, {
         /// CKPT_NAME, NUL-terminated; a file name is absolute.
         name: [u8; NAME_LEN],
         /// CKPT_ASYNCSIG; 0: no signal triggers a checkpoint.
@@ -60,6 +62,10 @@ record! {
         flags: u32,
         /// Room to grow.
         reserved: [u64; 5],
+        /// File with the key of the checkpoint server, NUL-terminated and absolute; empty: none.
+        key: [u8; KEY_LEN],
+        /// CKPT_FALLBACK: the file for checkpoints that the server did not take, as `name`.
+        fallback: [u8; NAME_LEN],
     }
 }
 
@@ -67,11 +73,17 @@ record! {
 pub mod config_flag {
     /// CKPT_CONTINUE was given, so it decides for periodic checkpoints too.
     pub const CONTINUE_GIVEN: u32 = 1;
+    /// The checkpoint server has no key.
+    pub const INSECURE: u32 = 1 << 8;
+    /// Checkpoints are compressed on their way to the server.
+    pub const COMPRESS: u32 = 1 << 9;
+    /// The key file is the usual one of somebody's home, which a restart elsewhere replaces.
+    pub const KEY_USUAL: u32 = 1 << 10;
 }
 
 record! {
     /// Head of the region.
-    Control, 4472, {
+    Control, 12664, {
         /// [`MAGIC`].
         magic: [u8; 8],
         /// [`crate::ABI_VERSION`] of the payload.

@@ -1,0 +1,104 @@
+//! `ckpt serve`, `ckptsrv` and `ckpt keygen FILE`
+
+use crate::cli::{Command, ServeOptions};
+use crate::error::{Because, Error, Result};
+use crate::serve::channel::KEY;
+use crate::serve::key;
+use crate::serve::server::{Plan, serve};
+use crate::serve::store::Limits;
+use crate::settings::server::{Key, PORT};
+use std::ffi::OsString;
+use std::net::{Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::path::Path;
+use std::time::Duration;
+
+/// The directory of the original server.
+const ORIGINAL: &str = "/tmp";
+
+/// Whether we were called by the name of the original server.
+pub fn is_ckptsrv(args: &[OsString]) -> bool {
+    args.first().is_some_and(|name| Path::new(name).file_name().is_some_and(|n| n == "ckptsrv"))
+}
+
+/// What the command line of ckptsrv asks for.
+pub fn as_ckptsrv(command: Command) -> Result<u8> {
+    match command {
+        Command::Serve(options) => run(&options),
+        Command::Help(text) => super::print(&text),
+        _ => Err(Error::new("ckptsrv can only serve")),
+    }
+}
+
+/// Serves until SIGTERM.
+pub fn run(options: &ServeOptions) -> Result<u8> {
+    super::dumper::prepare();
+    let key = shared_key(options)?;
+    let here = if options.original { ORIGINAL } else { "." };
+    let directory = options.directory.clone().unwrap_or_else(|| here.into());
+    let plan = Plan {
+        listen: addresses(options)?,
+        directory: directory.clone(),
+        key,
+        limits: Limits {
+            max_bytes: options.max_bytes.unwrap_or(u64::MAX),
+            quota: options.quota.unwrap_or(u64::MAX),
+        },
+        max_clients: options.max_clients.unwrap_or(64),
+        timeout: Duration::from_secs(options.timeout.unwrap_or(30).max(1)),
+        json: options.json,
+    };
+    serve(plan, |addresses| {
+        for address in addresses {
+            eprintln!("ckpt: serving {} on {address}", directory.display());
+        }
+    })?;
+    eprintln!("ckpt: the server has ended");
+    Ok(0)
+}
+
+/// Makes a key.
+pub fn keygen(file: &Path) -> Result<u8> {
+    key::make(file)?;
+    Ok(0)
+}
+
+/// The key to serve with; None: without.
+fn shared_key(options: &ServeOptions) -> Result<Option<[u8; KEY]>> {
+    let said = matches!(options.transfer.key, Some(Key::Said(_)));
+    if options.transfer.insecure == Some(true) || options.original && !said {
+        eprintln!(
+            "ckpt: warning: this is a simple insecure server suitable for only private use: \
+             whoever reaches it may read, replace and remove checkpoints"
+        );
+        return Ok(None);
+    }
+    let usual =
+        || Error::new("there is no home directory for a key").hint("name it with --key FILE");
+    let file = options.transfer.key.as_ref().ok_or_else(usual)?;
+    if let Key::Usual(path) = file
+        && std::fs::symlink_metadata(path).is_err()
+    {
+        key::make_directory(path)?;
+        key::make(path)?;
+        eprintln!(
+            "ckpt: made the key {0}; clients need it: where homes are not shared, copy it to \
+             ~/.config/ckpt/key (mode 0600) on each host, for instance: \
+             scp -p {0} HOST:.config/ckpt/key",
+            path.display()
+        );
+    }
+    key::read(file.path()).map(Some)
+}
+
+fn addresses(options: &ServeOptions) -> Result<Vec<SocketAddr>> {
+    let port = options.port.unwrap_or(PORT);
+    if options.listen.is_empty() {
+        return Ok(vec![SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))]);
+    }
+    let mut addresses = Vec::new();
+    for host in &options.listen {
+        let found = (host.as_str(), port).to_socket_addrs();
+        addresses.extend(found.because(|| format!("cannot find the address {host}"))?);
+    }
+    Ok(addresses)
+}

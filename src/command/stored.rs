@@ -1,0 +1,81 @@
+//! `ckpt ls`, `ckpt get`, `ckpt put` and `ckpt rm`
+
+use crate::error::{Because, Error, Result};
+use crate::image::file::FileSink;
+use crate::serve::client::Client;
+use crate::serve::log::date;
+use crate::serve::progress::Progress;
+use crate::serve::protocol::PIECE;
+use crate::settings::server::{ServerName, Transfer};
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::path::{Path, PathBuf};
+
+/// Lists a folder.
+pub fn list(folder: &ServerName, transfer: &Transfer) -> Result<u8> {
+    let entries = Client::connect(folder, transfer)?.list(folder.path())?;
+    let mut lines = String::new();
+    for entry in entries {
+        let name: String = entry.name.chars().filter(|c| !c.is_control()).collect();
+        lines.push_str(&format!("{:>14}  {}  {name}\n", entry.len, date(entry.time)));
+    }
+    super::print(&lines)
+}
+
+/// Fetches an image into a file.
+pub fn get(name: &ServerName, file: Option<PathBuf>, transfer: &Transfer) -> Result<u8> {
+    let last = name.path().rsplit('/').next().unwrap_or_default();
+    let here = std::env::current_dir().because(|| "cannot find out the current directory")?;
+    let mut file = here.join(file.unwrap_or_else(|| last.into()));
+    if file.is_dir() {
+        file.push(last);
+    }
+    let mut sink = FileSink::create(&file)?;
+    Client::connect(name, transfer)?.get(name.path(), &mut sink)?;
+    Ok(0)
+}
+
+/// Sends a file.
+pub fn put(file: &Path, name: &ServerName, transfer: &Transfer) -> Result<u8> {
+    let why = || format!("cannot read {}", file.display());
+    let mut source = File::open(file).because(why)?;
+    let meta = source.metadata().because(why)?;
+    if !meta.is_file() {
+        return Err(Error::new(format!("{} is not a file", file.display())));
+    }
+    let mut put = Client::connect(name, transfer)?.put(name.path())?;
+    let mut progress = Progress::new(file.display().to_string(), Some(meta.len()));
+    let (mut piece, mut at) = (vec![0; PIECE], 0);
+    loop {
+        match fill(&mut source, &mut piece).because(why)? {
+            0 => break,
+            n => {
+                put.piece(at, &piece[..n])?;
+                at += n as u64;
+                progress.add(n as u64);
+            }
+        }
+    }
+    put.seal(at)?;
+    Ok(0)
+}
+
+/// Reads until the buffer is full or the file ends.
+fn fill(source: &mut File, buffer: &mut [u8]) -> std::io::Result<usize> {
+    let mut done = 0;
+    while done < buffer.len() {
+        match source.read(&mut buffer[done..]) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(done)
+}
+
+/// Removes an image.
+pub fn remove(name: &ServerName, transfer: &Transfer) -> Result<u8> {
+    Client::connect(name, transfer)?.remove(name.path())?;
+    Ok(0)
+}

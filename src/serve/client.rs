@@ -1,0 +1,335 @@
+//! The client's side of a request.
+
+use std::io::{self, ErrorKind};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::channel::{Channel, KEY, Refusal, Wire, reason};
+use super::key;
+use super::progress::Progress;
+use super::protocol::{
+    COMPRESSED, Checksum, Entry, Header, Kind, Seal, Welcome, broken, compress, decompress,
+};
+use super::session::nonzero;
+use crate::error::{Because, Error, Result};
+use crate::image::write::Sink;
+use crate::settings::server::{ServerName, Transfer};
+
+/// Longest time for a connection to come about.
+const CONNECT: Duration = Duration::from_secs(10);
+/// How long the server may be silent, or take nothing.
+const SILENCE: Duration = Duration::from_secs(20);
+/// How long a busy server is asked again.
+const BUSY: Duration = Duration::from_secs(5);
+/// Most names that are taken from a server.
+const ENTRIES: usize = 1 << 20;
+
+impl Wire for TcpStream {
+    fn speaks(&self) -> bool {
+        let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|n| n > 0)
+    }
+}
+
+/// A connection to a server.
+pub struct Client {
+    channel: Channel<TcpStream>,
+    server: String,
+    compress: bool,
+}
+
+/// An image on its way to the server.
+pub struct Put {
+    client: Client,
+    name: String,
+    sum: Checksum,
+    small: Vec<u8>,
+}
+
+/// The shared key, if one is to be used.
+///
+/// # Errors
+/// The key file is not there, or not only ours.
+pub fn shared_key(transfer: &Transfer) -> Result<Option<[u8; KEY]>> {
+    if transfer.insecure == Some(true) {
+        return Ok(None);
+    }
+    let path = transfer.key.as_ref().map(|key| key.path());
+    let path = path.ok_or_else(|| {
+        Error::new(
+            "there is no key for the checkpoint server, and no home directory to look for one",
+        )
+        .hint("name it with --key FILE, or say --insecure")
+    })?;
+    key::read(path).map(Some)
+}
+
+impl Client {
+    /// Connects.
+    ///
+    /// # Errors
+    /// The server cannot be reached, or server and client do not accept each other.
+    pub fn connect(name: &ServerName, transfer: &Transfer) -> Result<Self> {
+        let key = shared_key(transfer)?;
+        let begin = Instant::now();
+        loop {
+            match Self::try_connect(name, key.as_ref())? {
+                Ok(channel) => {
+                    let compress = transfer.compress == Some(true);
+                    return Ok(Self { channel, server: name.server(), compress });
+                }
+                Err(Refusal::Unwelcome(Welcome::Busy)) if begin.elapsed() < BUSY => {
+                    std::thread::sleep(Duration::from_millis(200));
+                }
+                Err(refusal) => return Err(unwelcome(&name.server(), &refusal)),
+            }
+        }
+    }
+
+    fn try_connect(
+        name: &ServerName,
+        key: Option<&[u8; KEY]>,
+    ) -> Result<std::result::Result<Channel<TcpStream>, Refusal>> {
+        let why = || format!("cannot reach the checkpoint server {}", name.server());
+        let stream = open(name).map_err(|e| match e.kind() {
+            ErrorKind::TimedOut | ErrorKind::WouldBlock => io::Error::other("no answer in time"),
+            _ => e,
+        });
+        let stream = stream.because(why)?;
+        let limit = Some(SILENCE);
+        stream.set_nodelay(true).because(why)?;
+        stream
+            .set_read_timeout(limit)
+            .and_then(|()| stream.set_write_timeout(limit))
+            .because(why)?;
+        Ok(Channel::connect(stream, key))
+    }
+
+    /// Begins an upload.
+    ///
+    /// # Errors
+    /// The server refuses, or the connection ends.
+    pub fn put(mut self, name: &str) -> Result<Put> {
+        self.ask(Kind::Put, 0, name)?;
+        self.expect(Kind::Done, name)?;
+        Ok(Put { client: self, name: name.into(), sum: Checksum::default(), small: Vec::new() })
+    }
+
+    /// Fetches an image into a sink; its length.
+    ///
+    /// # Errors
+    /// The server refuses, the connection ends, the image arrives damaged, or the sink fails.
+    pub fn get(mut self, name: &str, sink: &mut dyn Sink) -> Result<u64> {
+        let flags = if self.compress { COMPRESSED } else { 0 };
+        self.ask(Kind::Get, flags, name)?;
+        let header = self.expect(Kind::Done, name)?;
+        let total = self.channel.payload(&header).first_chunk().map(|len| u64::from_le_bytes(*len));
+        let mut progress = Progress::new(name.to_owned(), total);
+        let (mut sum, mut plain) = (Checksum::default(), Vec::new());
+        loop {
+            let header = self.hear(name)?;
+            let payload = self.channel.payload(&header);
+            match header.kind {
+                Kind::Data => {
+                    let packed = header.flags & COMPRESSED != 0;
+                    let piece = if packed {
+                        decompress(payload, &mut plain).map_err(|e| lost(&self.server, name, &e))?
+                    } else {
+                        payload
+                    };
+                    sum.add(header.offset, piece);
+                    sink.write_at(header.offset, piece)?;
+                    progress.add(piece.len() as u64);
+                }
+                Kind::Seal => {
+                    let seal = Seal::read(payload).map_err(|e| lost(&self.server, name, &e))?;
+                    if seal.sum != sum.sum() || Some(seal.len) != total {
+                        let what = broken("the checksum of what arrived is wrong");
+                        return Err(lost(&self.server, name, &what));
+                    }
+                    sink.seal(seal.len)?;
+                    return Ok(seal.len);
+                }
+                _ => return Err(lost(&self.server, name, &broken("a strange answer came"))),
+            }
+        }
+    }
+
+    /// The checkpoints in a folder, sorted by name.
+    ///
+    /// # Errors
+    /// The server refuses, or the connection ends.
+    pub fn list(mut self, folder: &str) -> Result<Vec<Entry>> {
+        self.ask(Kind::List, 0, folder)?;
+        let mut entries = Vec::new();
+        loop {
+            let header = self.hear(folder)?;
+            let entry = Entry::read(self.channel.payload(&header));
+            match (header.kind, entry) {
+                (Kind::Entry, Ok(entry)) if entries.len() < ENTRIES => entries.push(entry),
+                (Kind::Done, _) => break,
+                _ => return Err(lost(&self.server, folder, &broken("a strange answer came"))),
+            }
+        }
+        entries.sort();
+        Ok(entries)
+    }
+
+    /// Removes a checkpoint.
+    ///
+    /// # Errors
+    /// The server refuses, or the connection ends.
+    pub fn remove(mut self, name: &str) -> Result<()> {
+        self.ask(Kind::Remove, 0, name)?;
+        self.expect(Kind::Done, name).map(drop)
+    }
+
+    fn ask(&mut self, kind: Kind, flags: u8, name: &str) -> Result<()> {
+        let sent = self.channel.send(kind, flags, 0, name.as_bytes());
+        sent.map_err(|e| lost(&self.server, name, &e))
+    }
+
+    fn expect(&mut self, kind: Kind, name: &str) -> Result<Header> {
+        let header = self.hear(name)?;
+        if header.kind != kind {
+            return Err(lost(&self.server, name, &broken("a strange answer came")));
+        }
+        Ok(header)
+    }
+
+    /// The next frame that is neither a refusal nor a plea for patience.
+    fn hear(&mut self, name: &str) -> Result<Header> {
+        loop {
+            let header = self.channel.receive().map_err(|e| lost(&self.server, name, &e))?;
+            match header.kind {
+                Kind::Wait => {}
+                Kind::Refused => {
+                    let why = String::from_utf8_lossy(self.channel.payload(&header));
+                    let why: String = why.chars().filter(|c| !c.is_control()).take(500).collect();
+                    let server = &self.server;
+                    return Err(Error::new(format!(
+                        "the checkpoint server {server} refuses '{name}': {why}"
+                    )));
+                }
+                _ => return Ok(header),
+            }
+        }
+    }
+}
+
+impl Put {
+    /// Sends a piece of at most [`super::protocol::PIECE`] bytes, but for its pages of zeros.
+    ///
+    /// # Errors
+    /// The server refuses, or the connection ends.
+    pub fn piece(&mut self, at: u64, piece: &[u8]) -> Result<()> {
+        for (begin, bytes) in nonzero(piece) {
+            let offset = at + begin as u64;
+            self.sum.add(offset, bytes);
+            if self.client.channel.stream().speaks() {
+                return Err(self.refused());
+            }
+            let channel = &mut self.client.channel;
+            let sent = if self.client.compress && compress(bytes, &mut self.small) {
+                channel.send(Kind::Data, COMPRESSED, offset, &self.small)
+            } else {
+                channel.send(Kind::Data, 0, offset, bytes)
+            };
+            match sent {
+                Ok(()) => {}
+                // Its last words may still be there.
+                Err(e) if self.client.channel.stream().speaks() && !timed_out(&e) => {
+                    return Err(self.refused());
+                }
+                Err(e) => return Err(lost(&self.client.server, &self.name, &e)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the server that the image goes on, only later.
+    ///
+    /// # Errors
+    /// As before.
+    pub fn alive(&mut self) -> Result<()> {
+        if self.client.channel.stream().speaks() {
+            return Err(self.refused());
+        }
+        let sent = self.client.channel.send(Kind::Wait, 0, 0, &[]);
+        sent.map_err(|e| lost(&self.client.server, &self.name, &e))
+    }
+
+    /// Ends the image; returns when the server has it on its disk.
+    ///
+    /// # Errors
+    /// As before; the server keeps what it had under this name.
+    pub fn seal(mut self, len: u64) -> Result<()> {
+        let seal = Seal { len, sum: self.sum.sum() }.bytes();
+        let sent = self.client.channel.send(Kind::Seal, 0, 0, &seal);
+        match sent {
+            Err(e) if timed_out(&e) => Err(lost(&self.client.server, &self.name, &e)),
+            // Otherwise the answer says it better.
+            _ => self.client.expect(Kind::Done, &self.name).map(drop),
+        }
+    }
+
+    /// What the server says in the middle of an upload, which is never good.
+    fn refused(&mut self) -> Error {
+        match self.client.hear(&self.name) {
+            Err(e) => e,
+            Ok(_) => {
+                lost(&self.client.server, &self.name, &broken("an answer came before the question"))
+            }
+        }
+    }
+}
+
+fn timed_out(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock)
+}
+
+fn open(name: &ServerName) -> io::Result<TcpStream> {
+    let begin = Instant::now();
+    let mut last = io::Error::other("the name has no address");
+    for address in name.place().to_socket_addrs()? {
+        let Some(left) = CONNECT.checked_sub(begin.elapsed()) else { break };
+        match TcpStream::connect_timeout(&address, left.max(Duration::from_millis(1))) {
+            Ok(stream) => return Ok(stream),
+            Err(e) => last = e,
+        }
+    }
+    Err(last)
+}
+
+fn unwelcome(server: &str, refusal: &Refusal) -> Error {
+    let (why, way_out) = match refusal {
+        Refusal::Unwelcome(Welcome::OtherVersion) => {
+            ("speaks another version of the protocol", "install the same ckpt on both sides")
+        }
+        Refusal::Unwelcome(Welcome::NeedsKey) => (
+            "has a key and refuses whoever comes without",
+            "leave out --insecure, and name its key with --key FILE",
+        ),
+        Refusal::Unwelcome(Welcome::HasNoKey) => {
+            ("is insecure", "if that is meant, say --insecure")
+        }
+        Refusal::Unwelcome(_) => ("is busy", "try again later, or raise its --max-clients"),
+        Refusal::Key => {
+            ("has another key than ours", "copy its key file, or name it with --key FILE")
+        }
+        Refusal::Stream(error) => {
+            let sentence =
+                format!("the checkpoint server {server} did not greet us: {}", reason(error));
+            return Error::new(sentence).hint("it may be busy, or something else than ckpt serve");
+        }
+    };
+    Error::new(format!("the checkpoint server {server} {why}")).hint(way_out)
+}
+
+fn lost(server: &str, name: &str, error: &io::Error) -> Error {
+    let why = reason(error);
+    Error::new(format!("the checkpoint server {server} was lost with '{name}' on its way: {why}"))
+}

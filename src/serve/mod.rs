@@ -1,0 +1,18 @@
+//! The checkpoint server and its clients.
+//!
+//! [`protocol`] is the page that says what goes over the wire; [`channel`] carries it, encrypted
+//! with the key of [`key`] or in the clear. On the server, [`server`] listens, [`session`] answers
+//! one connection, and [`store`] keeps the files, with a line of [`log`] for each request. On the
+//! other side, [`client`] asks, [`upload`] is the sink that a dump writes to, and [`progress`] shows
+//! how far a transfer is.
+
+pub mod channel;
+pub mod client;
+pub mod key;
+pub mod log;
+pub mod progress;
+pub mod protocol;
+pub mod server;
+pub mod session;
+pub mod store;
+pub mod upload;

@@ -1,0 +1,404 @@
+//! # The protocol, version 1
+//!
+//! A connection carries one request. All numbers are little-endian.
+//!
+//! **Preamble.** The client sends 16 bytes, the server answers with 16 bytes:
+//!
+//! | bytes | |
+//! |---|---|
+//! | 0..8 | `CKPTSRV\n` |
+//! | 8..10 | version: 1 |
+//! | 10 | mode: 0 plain, 1 Noise |
+//! | 11 | from the server a [`Welcome`]; from the client 0 |
+//! | 12..16 | 0 |
+//!
+//! A server that does not welcome a client says why in this byte and closes. A newer server answers
+//! an older client in the client's version.
+//!
+//! **Noise.** In mode 1 follow the two messages of `Noise_NNpsk0_25519_ChaChaPoly_BLAKE2s`, each
+//! behind its length (u16), with empty payloads; the prologue is the client's preamble and the
+//! server's. A server that cannot read the first message closes without a word. Everything after
+//! is Noise transport messages of at most 65535 bytes, each behind its length (u16): a frame's
+//! header is one message of 16 bytes of plain text, then its payload fills messages of
+//! [`RECORD`] bytes and a rest. A replayed first message gets an answer, but no frame follows that
+//! could be read: the server's half of the keys is new.
+//!
+//! **Frames.** In mode 0 the same without the Noise: a header, then `len` bytes of payload.
+//!
+//! | bytes | |
+//! |---|---|
+//! | 0 | [`Kind`] |
+//! | 1 | flags: 1 ([`COMPRESSED`]) |
+//! | 2..4 | 0 |
+//! | 4..8 | len: at most [`PAYLOAD_MAX`] |
+//! | 8..16 | offset in the image, of `Data` frames; else 0 |
+//!
+//! **Requests.** `Put`, `Get` and `Remove` name a checkpoint in UTF-8
+//! ([`crate::settings::server::check_stored`]), `List` a folder, or nothing for all.
+//!
+//! - `Put`: the server answers `Done` when it is ready. `Data` frames follow, at any offsets and in
+//!   any order; what no frame touches is zeros. `Seal` ends them ([`Seal`]: length of the image and
+//!   checksum). The server compares, writes to its disk, gives the image its name, and answers
+//!   `Done`. Until then either side may say `Wait`, to show that it lives. A connection that ends before
+//!   leaves nothing.
+//! - `Get`: the server answers `Done` with the length (u64), `Data` frames and `Seal`. The flag
+//!   [`COMPRESSED`] in the request allows it in the answers.
+//! - `List`: `Entry` frames ([`Entry`]), then `Done`.
+//! - `Remove`: `Done`.
+//!
+//! In the place of any answer, and at any time during a `Put`, the server may say `Refused` with a
+//! sentence in UTF-8, and closes. A compressed `Data` payload is the plain length (u32, at most
+//! [`PIECE`]) and an LZ4 block. The checksum is XXH3 with 128 bits over all `Data` frames in the
+//! order of their sending: offset (u64), plain length (u32), plain bytes.
+
+use std::io::{Error, ErrorKind, Result};
+
+use xxhash_rust::xxh3::Xxh3;
+
+/// First bytes of a connection.
+pub const MAGIC: [u8; 8] = *b"CKPTSRV\n";
+/// This version of the protocol.
+pub const VERSION: u16 = 1;
+/// The Noise protocol of mode 1.
+pub const NOISE: &str = "Noise_NNpsk0_25519_ChaChaPoly_BLAKE2s";
+/// Bytes of plain text in one Noise message: whole pages.
+pub const RECORD: usize = 60 << 10;
+/// Most bytes of data in a frame.
+pub const PIECE: usize = 4 * RECORD;
+/// Most bytes of payload of a frame.
+pub const PAYLOAD_MAX: usize = PIECE + 4;
+/// Flag: the payload of a `Data` frame is compressed.
+pub const COMPRESSED: u8 = 1;
+/// Bytes of a [`Preamble`].
+pub const PREAMBLE: usize = 16;
+/// Bytes of a [`Header`].
+pub const HEADER: usize = 16;
+
+/// What a server says to a preamble.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Welcome {
+    /// Go on.
+    Yes = 0,
+    /// The server does not speak this version.
+    OtherVersion = 1,
+    /// The server has a key, and the client came without.
+    NeedsKey = 2,
+    /// The client has a key, and the server none.
+    HasNoKey = 3,
+    /// The server has enough clients.
+    Busy = 4,
+}
+
+/// How a connection begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Preamble {
+    /// Version of the protocol.
+    pub version: u16,
+    /// Whether Noise follows.
+    pub noise: bool,
+    /// [`Welcome`]; 0 from a client.
+    pub welcome: u8,
+}
+
+impl Preamble {
+    /// As it goes over the wire.
+    pub fn bytes(self) -> [u8; PREAMBLE] {
+        let mut bytes = [0; PREAMBLE];
+        bytes[..8].copy_from_slice(&MAGIC);
+        bytes[8..10].copy_from_slice(&self.version.to_le_bytes());
+        bytes[10] = u8::from(self.noise);
+        bytes[11] = self.welcome;
+        bytes
+    }
+
+    /// Reads one.
+    ///
+    /// # Errors
+    /// `InvalidData` for what begins otherwise or has an unknown mode.
+    pub fn read(bytes: &[u8; PREAMBLE]) -> Result<Self> {
+        let known = bytes[..8] == MAGIC && bytes[10] <= 1;
+        let version = u16::from_le_bytes([bytes[8], bytes[9]]);
+        let preamble = Self { version, noise: bytes[10] == 1, welcome: bytes[11] };
+        known.then_some(preamble).ok_or_else(|| broken("what came is not the checkpoint protocol"))
+    }
+}
+
+/// What a frame is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// Request: store a checkpoint.
+    Put = 1,
+    /// A piece of an image.
+    Data = 2,
+    /// The end of an image.
+    Seal = 3,
+    /// Request: send a checkpoint.
+    Get = 4,
+    /// Request: the names.
+    List = 5,
+    /// Request: remove a checkpoint.
+    Remove = 6,
+    /// Answer: it is done.
+    Done = 128,
+    /// Answer: no, with a sentence.
+    Refused = 129,
+    /// Answer: one name.
+    Entry = 130,
+    /// Still at work.
+    Wait = 131,
+}
+
+const KINDS: [Kind; 10] = [
+    Kind::Put,
+    Kind::Data,
+    Kind::Seal,
+    Kind::Get,
+    Kind::List,
+    Kind::Remove,
+    Kind::Done,
+    Kind::Refused,
+    Kind::Entry,
+    Kind::Wait,
+];
+
+/// The head of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// What the frame is.
+    pub kind: Kind,
+    /// [`COMPRESSED`] or 0.
+    pub flags: u8,
+    /// Bytes of payload.
+    pub len: u32,
+    /// Where the data belongs.
+    pub offset: u64,
+}
+
+impl Header {
+    /// As it goes over the wire.
+    pub fn bytes(self) -> [u8; HEADER] {
+        let mut bytes = [0; HEADER];
+        bytes[0] = self.kind as u8;
+        bytes[1] = self.flags;
+        bytes[4..8].copy_from_slice(&self.len.to_le_bytes());
+        bytes[8..].copy_from_slice(&self.offset.to_le_bytes());
+        bytes
+    }
+
+    /// Reads one.
+    ///
+    /// # Errors
+    /// `InvalidData` for unknown kinds and flags, and payloads longer than [`PAYLOAD_MAX`].
+    pub fn read(bytes: &[u8; HEADER]) -> Result<Self> {
+        let kind = KINDS.into_iter().find(|kind| *kind as u8 == bytes[0]);
+        let kind = kind.ok_or_else(|| broken("a frame of an unknown kind came"))?;
+        let [.., a, b, c, d] = *bytes.first_chunk::<8>().unwrap_or(&[0; 8]);
+        let len = u32::from_le_bytes([a, b, c, d]);
+        if bytes[1] & !COMPRESSED != 0 || bytes[2] != 0 || bytes[3] != 0 {
+            return Err(broken("a frame with unknown flags came"));
+        }
+        if len as usize > PAYLOAD_MAX {
+            return Err(broken("a frame that is too long came"));
+        }
+        let offset = bytes.last_chunk::<8>().map_or(0, |tail| u64::from_le_bytes(*tail));
+        Ok(Self { kind, flags: bytes[1], len, offset })
+    }
+}
+
+/// The payload of [`Kind::Seal`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seal {
+    /// Bytes of the image.
+    pub len: u64,
+    /// The checksum.
+    pub sum: u128,
+}
+
+impl Seal {
+    /// As it goes over the wire.
+    pub fn bytes(self) -> [u8; 24] {
+        let mut bytes = [0; 24];
+        bytes[..8].copy_from_slice(&self.len.to_le_bytes());
+        bytes[8..].copy_from_slice(&self.sum.to_le_bytes());
+        bytes
+    }
+
+    /// Reads one.
+    ///
+    /// # Errors
+    /// `InvalidData` for another length.
+    pub fn read(bytes: &[u8]) -> Result<Self> {
+        let whole = <&[u8; 24]>::try_from(bytes).ok();
+        let parts = whole.and_then(|w| Some((*w.first_chunk::<8>()?, *w.last_chunk::<16>()?)));
+        let (len, sum) = parts.ok_or_else(|| broken("a seal of a wrong length came"))?;
+        Ok(Self { len: u64::from_le_bytes(len), sum: u128::from_le_bytes(sum) })
+    }
+}
+
+/// The payload of [`Kind::Entry`]: bytes (u64), seconds since 1970 (u64), the name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Entry {
+    /// The name.
+    pub name: String,
+    /// Bytes of the image.
+    pub len: u64,
+    /// When it was stored, in seconds since 1970.
+    pub time: u64,
+}
+
+impl Entry {
+    /// As it goes over the wire.
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut bytes = self.len.to_le_bytes().to_vec();
+        bytes.extend(self.time.to_le_bytes());
+        bytes.extend(self.name.as_bytes());
+        bytes
+    }
+
+    /// Reads one.
+    ///
+    /// # Errors
+    /// `InvalidData` where it is too short or the name no UTF-8.
+    pub fn read(bytes: &[u8]) -> Result<Self> {
+        let parts = bytes.split_first_chunk::<8>().and_then(|(len, rest)| {
+            let (time, name) = rest.split_first_chunk::<8>()?;
+            Some((*len, *time, str::from_utf8(name).ok()?))
+        });
+        let (len, time, name) = parts.ok_or_else(|| broken("a broken entry came"))?;
+        let (len, time) = (u64::from_le_bytes(len), u64::from_le_bytes(time));
+        Ok(Self { name: name.to_owned(), len, time })
+    }
+}
+
+/// The end-to-end checksum of an image on its way.
+#[derive(Default)]
+pub struct Checksum(Xxh3);
+
+impl Checksum {
+    /// Takes a piece in.
+    pub fn add(&mut self, offset: u64, bytes: &[u8]) {
+        self.0.update(&offset.to_le_bytes());
+        self.0.update(&(bytes.len() as u32).to_le_bytes());
+        self.0.update(bytes);
+    }
+
+    /// Of all pieces so far.
+    pub fn sum(&self) -> u128 {
+        self.0.digest128()
+    }
+}
+
+/// Compresses a piece behind its length; false where that does not make it smaller.
+pub fn compress(piece: &[u8], out: &mut Vec<u8>) -> bool {
+    let most = lz4_flex::block::get_maximum_output_size(piece.len());
+    out.resize(4 + most, 0);
+    out[..4].copy_from_slice(&(piece.len() as u32).to_le_bytes());
+    match lz4_flex::block::compress_into(piece, &mut out[4..]) {
+        Ok(len) if len + 4 < piece.len() => {
+            out.truncate(4 + len);
+            true
+        }
+        _ => false,
+    }
+}
+
+/// Undoes [`compress`].
+///
+/// # Errors
+/// `InvalidData` for what [`compress`] did not make and for more than [`PIECE`] bytes.
+pub fn decompress<'a>(payload: &[u8], out: &'a mut Vec<u8>) -> Result<&'a [u8]> {
+    let (len, block) = payload
+        .split_first_chunk::<4>()
+        .map(|(len, block)| (u32::from_le_bytes(*len) as usize, block))
+        .filter(|(len, _)| *len <= PIECE)
+        .ok_or_else(|| broken("a compressed piece of an impossible length came"))?;
+    if out.len() < len {
+        out.resize(len, 0);
+    }
+    match lz4_flex::block::decompress_into(block, &mut out[..len]) {
+        Ok(n) if n == len => Ok(&out[..len]),
+        _ => Err(broken("a compressed piece that is damaged came")),
+    }
+}
+
+/// The other side does not keep to the protocol.
+pub fn broken(what: &'static str) -> Error {
+    Error::new(ErrorKind::InvalidData, what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn golden_preambles() {
+        let client = Preamble { version: 1, noise: true, welcome: 0 };
+        assert_eq!(&client.bytes(), b"CKPTSRV\n\x01\0\x01\0\0\0\0\0");
+        let server = Preamble { version: 1, noise: false, welcome: Welcome::Busy as u8 };
+        assert_eq!(&server.bytes(), b"CKPTSRV\n\x01\0\0\x04\0\0\0\0");
+        for preamble in [client, server] {
+            assert_eq!(Preamble::read(&preamble.bytes()).unwrap(), preamble);
+        }
+        assert!(Preamble::read(b"GET / HTTP/1.1\r\n").is_err());
+        assert!(Preamble::read(b"CKPTSRV\n\x01\0\x02\0\0\0\0\0").is_err());
+    }
+
+    #[test]
+    fn golden_headers() {
+        let data = Header { kind: Kind::Data, flags: COMPRESSED, len: 0x1_0203, offset: 0xa0b };
+        let bytes = *b"\x02\x01\0\0\x03\x02\x01\0\x0b\x0a\0\0\0\0\0\0";
+        assert_eq!(data.bytes(), bytes);
+        assert_eq!(Header::read(&bytes).unwrap(), data);
+        let kinds = KINDS.map(|kind| kind as u8);
+        assert_eq!(kinds, [1, 2, 3, 4, 5, 6, 128, 129, 130, 131]);
+        for (at, value) in [(0, 0), (0, 7), (0, 132), (1, 2), (2, 1), (3, 1), (6, 4), (7, 1)] {
+            let mut wrong = bytes;
+            wrong[at] = value;
+            assert!(Header::read(&wrong).is_err(), "{at} {value}");
+        }
+        let longest = Header { len: PAYLOAD_MAX as u32, ..data };
+        assert!(Header::read(&longest.bytes()).is_ok());
+        assert!(Header::read(&Header { len: longest.len + 1, ..data }.bytes()).is_err());
+    }
+
+    #[test]
+    fn golden_payloads() {
+        let seal = Seal { len: 0x102, sum: 0x0304 };
+        assert_eq!(&seal.bytes(), b"\x02\x01\0\0\0\0\0\0\x04\x03\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
+        assert_eq!(Seal::read(&seal.bytes()).unwrap(), seal);
+        assert!(Seal::read(&seal.bytes()[1..]).is_err());
+        let entry = Entry { name: "a/é".into(), len: 5, time: 6 };
+        assert_eq!(entry.bytes(), b"\x05\0\0\0\0\0\0\0\x06\0\0\0\0\0\0\0a/\xc3\xa9");
+        assert_eq!(Entry::read(&entry.bytes()).unwrap(), entry);
+        assert!(Entry::read(&entry.bytes()[..15]).is_err());
+        assert!(Entry::read(&entry.bytes()[..19]).is_err());
+    }
+
+    #[test]
+    fn golden_checksum() {
+        let mut sum = Checksum::default();
+        assert_eq!(sum.sum(), 0x99aa_06d3_0147_98d8_6001_c324_468d_497f);
+        sum.add(1, b"ckpt");
+        let same = b"\x01\0\0\0\0\0\0\0\x04\0\0\0ckpt";
+        assert_eq!(sum.sum(), xxhash_rust::xxh3::xxh3_128(same));
+        let (mut split, mut moved) = (Checksum::default(), Checksum::default());
+        split.add(1, b"ck");
+        split.add(3, b"pt");
+        moved.add(2, b"ckpt");
+        assert!(split.sum() != sum.sum() && moved.sum() != sum.sum());
+    }
+
+    #[test]
+    fn compression() {
+        let (mut packed, mut plain) = (Vec::new(), Vec::new());
+        assert!(compress(&[7; PIECE], &mut packed));
+        assert_eq!(packed[..4], (PIECE as u32).to_le_bytes());
+        assert_eq!(decompress(&packed, &mut plain).unwrap(), [7; PIECE]);
+        assert!(!compress(b"abc", &mut packed));
+        for broken in [&b""[..], b"\xff\xff\xff\xff", b"\x08\0\0\0", b"\x01\xc1\x03\0\0"] {
+            assert!(decompress(broken, &mut plain).is_err());
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! One connection on the server: the beginning, one request, one line of the log.
+
+use std::io::{self, ErrorKind};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use super::channel::{Channel, KEY, Refusal, Wire, reason};
+use super::log::Record;
+use super::protocol::{
+    COMPRESSED, Checksum, Entry, Header, Kind, PIECE, Seal, Welcome, compress, decompress,
+};
+use super::store::{Store, Upload};
+use crate::image::PAGE;
+use std::os::unix::fs::FileExt;
+
+/// Time between two `Wait` frames while the disk is slow.
+const WAIT: Duration = Duration::from_secs(3);
+/// Longest name that is taken out of a request, valid or not.
+const NAME_SHOWN: usize = 2048;
+
+/// Why a request came to nothing.
+enum Failure {
+    /// The client is told.
+    No(String),
+    /// Nobody is there to be told.
+    Lost(String),
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            ErrorKind::InvalidData => Self::No(error.to_string()),
+            _ => Self::Lost(reason(&error)),
+        }
+    }
+}
+
+impl From<String> for Failure {
+    fn from(sentence: String) -> Self {
+        Self::No(sentence)
+    }
+}
+
+struct Session<'a, S> {
+    channel: Channel<S>,
+    store: &'a Store,
+    bytes: u64,
+    plain: Vec<u8>,
+}
+
+/// Answers one connection; the line for the log, if there was a request at all.
+pub fn answer<S: Wire>(stream: S, key: Option<&[u8; KEY]>, store: &Store, who: String) -> Record {
+    let begin = Instant::now();
+    let record = |what, name, bytes, outcome| Record {
+        who,
+        what,
+        name,
+        bytes,
+        time: begin.elapsed(),
+        outcome,
+    };
+    let channel = match Channel::accept(stream, key) {
+        Ok(channel) => channel,
+        Err(refusal) => return record("hello", String::new(), 0, Err(no_hello(&refusal))),
+    };
+    let mut session = Session { channel, store, bytes: 0, plain: Vec::new() };
+    let (what, name, result) = session.request();
+    let outcome = match result {
+        Ok(()) => Ok(()),
+        Err(Failure::Lost(why)) => Err(why),
+        Err(Failure::No(why)) => {
+            let _ = session.channel.send(Kind::Refused, 0, 0, why.as_bytes());
+            session.channel.stream().leave();
+            Err(why)
+        }
+    };
+    record(what, name, session.bytes, outcome)
+}
+
+fn no_hello(refusal: &Refusal) -> String {
+    match refusal {
+        Refusal::Unwelcome(Welcome::OtherVersion) => "it speaks another version".into(),
+        Refusal::Unwelcome(Welcome::NeedsKey) => "it came without a key".into(),
+        Refusal::Unwelcome(Welcome::HasNoKey) => "it came with a key, and we have none".into(),
+        Refusal::Unwelcome(_) => "not welcome".into(),
+        Refusal::Key => "it has not our key".into(),
+        Refusal::Stream(error) => reason(error),
+    }
+}
+
+impl<S: Wire> Session<'_, S> {
+    fn request(&mut self) -> (&'static str, String, Result<(), Failure>) {
+        let header = match self.channel.receive() {
+            Ok(header) => header,
+            Err(e) => return ("hello", String::new(), Err(e.into())),
+        };
+        let payload = self.channel.payload(&header);
+        let shown = &payload[..payload.len().min(NAME_SHOWN)];
+        let name = String::from_utf8_lossy(shown).into_owned();
+        let valid = str::from_utf8(payload).is_ok() && payload.len() <= NAME_SHOWN;
+        let what = match header.kind {
+            Kind::Put => "put",
+            Kind::Get => "get",
+            Kind::List => "ls",
+            Kind::Remove => "rm",
+            _ => return ("hello", String::new(), Err(no("that is no request"))),
+        };
+        let result = match header.kind {
+            _ if !valid => Err(no("the name is too long, or not UTF-8")),
+            Kind::Put => self.put(&name),
+            Kind::Get => self.get(&name, header.flags & COMPRESSED != 0),
+            Kind::List => self.list(&name),
+            _ => self.remove(&name),
+        };
+        (what, name, result)
+    }
+
+    fn put(&mut self, name: &str) -> Result<(), Failure> {
+        let mut upload = self.store.begin(name)?;
+        self.channel.send(Kind::Done, 0, 0, &[])?;
+        let mut sum = Checksum::default();
+        loop {
+            let header = self.channel.receive()?;
+            match header.kind {
+                Kind::Data => self.data(&header, &mut upload, &mut sum)?,
+                Kind::Wait => {}
+                Kind::Seal => {
+                    let seal = Seal::read(self.channel.payload(&header))?;
+                    if seal.sum != sum.sum() {
+                        return Err(no("the checksum of what arrived is wrong"));
+                    }
+                    return self.seal(upload, seal.len);
+                }
+                _ => return Err(no("a frame came that does not belong into an upload")),
+            }
+        }
+    }
+
+    fn data(
+        &mut self,
+        header: &Header,
+        upload: &mut Upload<'_>,
+        sum: &mut Checksum,
+    ) -> Result<(), Failure> {
+        let payload = self.channel.payload(header);
+        let piece = if header.flags & COMPRESSED == 0 {
+            payload
+        } else {
+            decompress(payload, &mut self.plain)?
+        };
+        sum.add(header.offset, piece);
+        self.bytes += piece.len() as u64;
+        Ok(upload.write(header.offset, piece)?)
+    }
+
+    /// Brings the image to the disk, which can take long, while the client hears that we live.
+    fn seal(&mut self, mut upload: Upload<'_>, len: u64) -> Result<(), Failure> {
+        let (sender, settled) = channel();
+        std::thread::scope(|scope| -> Result<(), Failure> {
+            let upload = &mut upload;
+            let worker = std::thread::Builder::new().stack_size(super::server::STACK);
+            worker
+                .spawn_scoped(scope, move || sender.send(upload.settle(len)))
+                .map_err(|e| Failure::No(format!("no thread for the disk: {e}")))?;
+            loop {
+                match settled.recv_timeout(WAIT) {
+                    Ok(result) => return Ok(result?),
+                    Err(RecvTimeoutError::Timeout) => {
+                        self.channel.send(Kind::Wait, 0, 0, &[])?;
+                    }
+                    Err(RecvTimeoutError::Disconnected) => {
+                        return Err(no("the server failed while it wrote to the disk"));
+                    }
+                }
+            }
+        })?;
+        upload.commit()?;
+        Ok(self.channel.send(Kind::Done, 0, 0, &[])?)
+    }
+
+    fn get(&mut self, name: &str, packed: bool) -> Result<(), Failure> {
+        let (file, len) = self.store.read(name)?;
+        self.channel.send(Kind::Done, 0, 0, &len.to_le_bytes())?;
+        let mut sum = Checksum::default();
+        let (mut piece, mut small) = (vec![0; PIECE], Vec::new());
+        let mut at = 0;
+        while at < len {
+            let bytes = &mut piece[..(len - at).min(PIECE as u64) as usize];
+            file.read_exact_at(bytes, at)
+                .map_err(|e| Failure::No(format!("the server cannot read it: {}", reason(&e))))?;
+            for (begin, bytes) in nonzero(bytes) {
+                let offset = at + begin as u64;
+                sum.add(offset, bytes);
+                if packed && compress(bytes, &mut small) {
+                    self.channel.send(Kind::Data, COMPRESSED, offset, &small)?;
+                } else {
+                    self.channel.send(Kind::Data, 0, offset, bytes)?;
+                }
+                self.bytes += bytes.len() as u64;
+            }
+            at += bytes.len() as u64;
+        }
+        let seal = Seal { len, sum: sum.sum() };
+        Ok(self.channel.send(Kind::Seal, 0, 0, &seal.bytes())?)
+    }
+
+    fn list(&mut self, folder: &str) -> Result<(), Failure> {
+        let channel = &mut self.channel;
+        let mut lost = None;
+        let mut tell = |entry: Entry| {
+            channel.send(Kind::Entry, 0, 0, &entry.bytes()).map_err(|e| {
+                let why = reason(&e);
+                lost = Some(why.clone());
+                why
+            })
+        };
+        let listed = self.store.list(folder, &mut tell);
+        if let Some(why) = lost {
+            return Err(Failure::Lost(why));
+        }
+        listed?;
+        Ok(self.channel.send(Kind::Done, 0, 0, &[])?)
+    }
+
+    fn remove(&mut self, name: &str) -> Result<(), Failure> {
+        self.store.remove(name)?;
+        Ok(self.channel.send(Kind::Done, 0, 0, &[])?)
+    }
+}
+
+fn no(sentence: &str) -> Failure {
+    Failure::No(sentence.into())
+}
+
+/// The stretches of a piece that are not pages of zeros, with their places in it. Pages are counted
+/// from the piece's start.
+pub fn nonzero(piece: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
+    let page = move |at: usize| &piece[at..(at + PAGE as usize).min(piece.len())];
+    // Most pages show early that they are not; what adds up 64 bytes at a time uses wide registers.
+    let zero = move |at: usize| page(at).chunks(64).all(|c| c.iter().fold(0, |a, b| a | b) == 0);
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        while at < piece.len() && zero(at) {
+            at += PAGE as usize;
+        }
+        let begin = at;
+        while at < piece.len() && !zero(at) {
+            at += PAGE as usize;
+        }
+        (begin < piece.len()).then(|| (begin, &piece[begin..at.min(piece.len())]))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_of_zeros_are_left_out() {
+        let mut piece = vec![0; 5 * 4096 + 100];
+        assert_eq!(nonzero(&piece).count(), 0);
+        assert_eq!(nonzero(&[]).count(), 0);
+        piece[4096] = 1;
+        piece[3 * 4096 - 1] = 1;
+        piece[5 * 4096 + 99] = 1;
+        let found: Vec<_> = nonzero(&piece).map(|(at, bytes)| (at, bytes.len())).collect();
+        assert_eq!(found, [(4096, 8192), (5 * 4096, 100)]);
+    }
+}

@@ -1,0 +1,79 @@
+//! Files, numbers, sizes and addresses as users write them.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use super::{LONGEST_NAME, quoted};
+use crate::error::{Error, Result};
+
+/// Reads the name of a file.
+///
+/// # Errors
+/// It is empty, contains a NUL, or is longer than [`LONGEST_NAME`].
+pub fn parse_file(text: &OsStr) -> Result<PathBuf> {
+    if text.is_empty() || text.len() > LONGEST_NAME || text.as_bytes().contains(&0) {
+        return Err(Error::new(format!("{} is not the name of a file", quoted(text))));
+    }
+    Ok(text.into())
+}
+
+/// Reads a number; `what` says what it should be.
+///
+/// # Errors
+/// What is no number, or too large a one.
+pub fn parse_number<T: std::str::FromStr>(text: &OsStr, what: &str) -> Result<T> {
+    let number = text.to_str().filter(|t| t.bytes().all(|b| b.is_ascii_digit()));
+    number
+        .and_then(|t| t.parse().ok())
+        .ok_or_else(|| Error::new(format!("{} is not {what}", quoted(text))))
+}
+
+/// Reads a number of bytes, which may end with K, M, G or T (powers of 1024).
+///
+/// # Errors
+/// What is none, or beyond 2^63.
+pub fn parse_size(text: &OsStr) -> Result<u64> {
+    let word = text.to_str().unwrap_or_default();
+    let shift = match word.bytes().last() {
+        Some(b'K' | b'k') => 10,
+        Some(b'M' | b'm') => 20,
+        Some(b'G' | b'g') => 30,
+        Some(b'T' | b't') => 40,
+        _ => 0,
+    };
+    let number = if shift == 0 { word } else { &word[..word.len() - 1] };
+    let what = "a size in bytes, which may end with K, M, G or T";
+    let number: u64 = parse_number(OsStr::new(number), what)?;
+    number
+        .checked_mul(1 << shift)
+        .filter(|size| i64::try_from(*size).is_ok())
+        .ok_or_else(|| Error::new(format!("{} is not {what}", quoted(text))))
+}
+
+/// Reads an address to listen on.
+///
+/// # Errors
+/// What cannot be one.
+pub fn parse_host(text: &OsStr) -> Result<String> {
+    let host = text.to_str().map(|t| t.trim_start_matches('[').trim_end_matches(']'));
+    host.filter(|host| !host.is_empty())
+        .map(str::to_owned)
+        .ok_or_else(|| Error::new(format!("{} is not an address", quoted(text))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        let size = |text: &str| parse_size(OsStr::new(text)).ok();
+        assert_eq!(size("0"), Some(0));
+        assert_eq!(size("3k"), Some(3 << 10));
+        assert_eq!(size("8388607T"), Some(8_388_607 << 40));
+        for wrong in ["", "K", "-1", "+1", "1KB", "1.5G", "8388608T", "18446744073709551616"] {
+            assert_eq!(size(wrong), None, "{wrong}");
+        }
+    }
+}

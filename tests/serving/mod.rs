@@ -1,0 +1,172 @@
+//! A checkpoint server under test, and clients that do not keep to the rules.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::fs;
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ckpt::serve::channel::{Channel, KEY};
+use ckpt::serve::protocol::{Checksum, Header, Kind, Seal};
+use nix::sys::signal::Signal::SIGTERM;
+
+use crate::harness::{Bench, Ended, Run, until};
+
+/// A server with its directory `store` on the bench.
+pub struct Server {
+    pub run: Run,
+    pub port: u16,
+    pub store: PathBuf,
+}
+
+/// Options of a side that has the bench's key.
+pub fn keyed(bench: &Bench) -> Vec<String> {
+    let key = bench.path("key");
+    if !key.exists() {
+        bench.must(&["keygen", &bench.name("key")]);
+    }
+    vec!["--key".into(), bench.name("key")]
+}
+
+/// Options of a side without one.
+pub fn insecure() -> Vec<String> {
+    vec!["--insecure".into()]
+}
+
+impl Server {
+    /// Starts `ckpt serve` on a free port of the loopback device.
+    pub fn start(bench: &Bench, options: &[String]) -> Self {
+        let store = bench.path("store");
+        if !store.exists() {
+            bench.subdirectory("store");
+        }
+        let mut command = bench.command(bench.ckpt());
+        command.args(["serve", "-p", "0", "--listen", "127.0.0.1", "-d"]).arg(&store);
+        Self::watch(
+            Run::start({
+                command.args(options);
+                command
+            }),
+            store,
+        )
+    }
+
+    /// Takes a server that was just started and finds out its port.
+    pub fn watch(mut run: Run, store: PathBuf) -> Self {
+        let port = until("the server's address", || {
+            let said = run.stderr();
+            assert!(run.lives(), "the server ended: {said}");
+            let line = said.lines().find(|l| l.contains("serving"))?.to_owned();
+            line.rsplit(':').next()?.parse().ok()
+        });
+        Self { run, port, store }
+    }
+
+    /// `cssrv://127.0.0.1:PORT/NAME`
+    pub fn name(&self, name: &str) -> String {
+        format!("cssrv://127.0.0.1:{}/{name}", self.port)
+    }
+
+    /// A stored file.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.store.join(name)
+    }
+
+    /// Uploads that are going on.
+    pub fn partial(&self) -> usize {
+        fs::read_dir(self.store.join(".ckpt-serve")).map_or(0, Iterator::count)
+    }
+
+    /// A connection in the clear.
+    pub fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(("127.0.0.1", self.port)).expect("a connection");
+        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a time limit");
+        stream
+    }
+
+    /// A connection that has been welcomed.
+    pub fn channel(&self, key: Option<&[u8; KEY]>) -> Channel<TcpStream> {
+        Channel::connect(self.connect(), key).expect("a welcome")
+    }
+
+    /// Begins an upload without a key.
+    pub fn begin(&self, name: &str) -> Uploading {
+        let mut channel = self.channel(None);
+        channel.send(Kind::Put, 0, 0, name.as_bytes()).expect("sent");
+        assert_eq!(channel.receive().expect("an answer").kind, Kind::Done);
+        Uploading { channel, sum: Checksum::default(), len: 0 }
+    }
+
+    /// Ends it with SIGTERM: status 0 and no litter.
+    #[track_caller]
+    pub fn stop(self) -> Ended {
+        self.run.signal(SIGTERM);
+        let ended = self.run.ends_well();
+        assert!(!self.store.join(".ckpt-serve").exists(), "litter: {ended:?}");
+        ended
+    }
+}
+
+/// An upload in steps.
+pub struct Uploading {
+    pub channel: Channel<TcpStream>,
+    pub sum: Checksum,
+    pub len: u64,
+}
+
+impl Uploading {
+    /// Sends a piece behind the last.
+    pub fn piece(&mut self, bytes: &[u8]) {
+        self.sum.add(self.len, bytes);
+        self.channel.send(Kind::Data, 0, self.len, bytes).expect("sent");
+        self.len += bytes.len() as u64;
+    }
+
+    /// Ends the image.
+    pub fn seal(self) -> Header {
+        let seal = Seal { len: self.len, sum: self.sum.sum() };
+        self.seal_with(seal)
+    }
+
+    /// Ends the image in this way; the answer.
+    pub fn seal_with(mut self, seal: Seal) -> Header {
+        self.channel.send(Kind::Seal, 0, 0, &seal.bytes()).expect("sent");
+        answer(&mut self.channel).0
+    }
+}
+
+/// The next answer but "wait", with its payload as text.
+pub fn answer(channel: &mut Channel<TcpStream>) -> (Header, String) {
+    loop {
+        let header = channel.receive().expect("an answer");
+        if header.kind != Kind::Wait {
+            let text = String::from_utf8_lossy(channel.payload(&header)).into_owned();
+            return (header, text);
+        }
+    }
+}
+
+/// Bytes that no compression and no rule makes shorter.
+pub fn noise(len: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed | 1;
+    let mut next = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    };
+    let mut bytes: Vec<u8> =
+        std::iter::repeat_with(&mut next).take(len.div_ceil(8)).flatten().collect();
+    bytes.truncate(len);
+    bytes
+}
+
+/// Reads the bench's key.
+pub fn key(path: &Path) -> [u8; KEY] {
+    ckpt::serve::key::read(path).expect("a key")
+}
+
+/// The options in one list.
+pub fn all<'a>(first: &[&'a str], options: &'a [String]) -> Vec<&'a str> {
+    first.iter().copied().chain(options.iter().map(String::as_str)).collect()
+}
