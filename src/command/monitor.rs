@@ -132,8 +132,9 @@ impl Monitor {
         }
     }
 
-    /// Takes a checkpoint; from when on the next period counts: a checkpoint that took longer than
-    /// the period, or gave way to another, is followed by a whole one.
+    /// Takes a checkpoint; from when on the next period counts. A checkpoint that gave way to another is
+    /// followed by a whole period, one that took longer than the period by a rest as long as it
+    /// took: else a program with a very short period would do little but be copied.
     fn checkpoint(&mut self, period: Duration) -> Instant {
         let start = Instant::now();
         let told = match Dumper::start(self.pid) {
@@ -146,7 +147,8 @@ impl Monitor {
         for sentence in told.sentences.lines() {
             self.say(sentence);
         }
-        if start.elapsed() < period { start } else { Instant::now() }
+        let took = start.elapsed();
+        if took < period { start } else { Instant::now() + (took - period) }
     }
 
     /// Waits for a dumper. If the program ends first, the dumper ends too: should the program be
