@@ -1,10 +1,14 @@
 //! What the C API (libckpt.so, ckpt.h) keeps in the region, and what its callers see.
 
 use crate::record;
-use crate::region::{Control, NAME_LEN, Phase};
+use crate::region::{Control, NAME_LEN, Phase, WAITS};
 
 /// Bytes from the base of the region to its [`Api`].
-pub const API: u64 = 0x2000;
+pub const API: u64 = 0x4000;
+
+const _: () = assert!(size_of::<Control>() as u64 <= API);
+const _: () = assert!(API + size_of::<Api>() as u64 <= WAITS);
+
 /// How many callbacks of a kind can be registered.
 pub const CALLBACKS: u32 = 1024;
 /// How many ranges can be excluded at a time.

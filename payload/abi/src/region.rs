@@ -20,7 +20,7 @@ pub const SEARCH_END: u64 = 0x4f00_0000_0000;
 pub const SEARCH_STEP: u64 = 0x10_0000_0000;
 
 /// Bytes from the base of the region to its [`Wait`]s.
-pub const WAITS: u64 = 0x4000;
+pub const WAITS: u64 = 0x6000;
 /// How many slots for waits there are.
 pub const WAIT_COUNT: u64 = 2048;
 /// Bytes from the base of the region to its stacks.
