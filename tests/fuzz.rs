@@ -6,7 +6,7 @@ mod conversation;
 
 use std::time::{Duration, Instant};
 
-use ckpt::serve::protocol::{COMPRESSED, Checksum, Header, Kind, Preamble, Seal, compress};
+use ckpt::serve::protocol::{COMPRESSED, Checksum, Header, Kind, Mode, Preamble, Seal, compress};
 use conversation::House;
 
 /// Conversations in a usual run.
@@ -76,8 +76,8 @@ fn frame(out: &mut Vec<u8>, kind: Kind, flags: u8, offset: u64, payload: &[u8]) 
 }
 
 fn conversation(dice: &mut Dice) -> Vec<u8> {
-    let noise = dice.one_in(8);
-    let mut said = Preamble { version: 1, noise, welcome: 0 }.bytes().to_vec();
+    let mode = if dice.one_in(8) { Mode::ChaCha } else { Mode::Plain };
+    let mut said = Preamble { version: 1, mode, welcome: 0 }.bytes().to_vec();
     let kinds = [Kind::Put, Kind::Put, Kind::Put, Kind::Get, Kind::List, Kind::Remove, Kind::Data];
     let kind = kinds[dice.below(kinds.len() as u64) as usize];
     let name = dice.name();

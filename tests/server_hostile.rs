@@ -8,7 +8,8 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
-use ckpt::serve::protocol::{HEADER, Header, Kind, PAYLOAD_MAX, Preamble};
+use ckpt::serve::channel::{Channel, KEY};
+use ckpt::serve::protocol::{HEADER, Header, Kind, Mode, PAYLOAD_MAX, Preamble};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use harness::{Bench, Build, Who, status_line, until};
@@ -110,6 +111,21 @@ fn wiretap(server: &Server, work: impl FnOnce(u16)) -> Vec<u8> {
 }
 
 #[test]
+fn both_ciphers_are_spoken_and_a_wrong_key_opens_neither() {
+    let bench = Bench::new(Who::Me);
+    let server = Server::start(&bench, &keyed(&bench));
+    let key = key(&bench.path("key"));
+    for mode in [Mode::ChaCha, Mode::Aes] {
+        let mut channel =
+            Channel::connect_in(mode, server.connect(), Some(&key)).expect("a welcome");
+        channel.send(Kind::List, 0, 0, b"").expect("sent");
+        assert_eq!(channel.receive().expect("an answer").kind, Kind::Done);
+        assert!(Channel::connect_in(mode, server.connect(), Some(&[7; KEY])).is_err());
+    }
+    server.stop();
+}
+
+#[test]
 fn replays_and_changes() {
     let bench = Bench::new(Who::Nobody);
     let options = keyed(&bench);
@@ -136,8 +152,8 @@ fn garbage() {
     let bench = Bench::new(Who::Nobody);
     let options = keyed(&bench);
     let server = Server::start(&bench, &options);
-    let hello = Preamble { version: 1, noise: true, welcome: 0 }.bytes();
-    let newer = Preamble { version: 2, noise: true, welcome: 0 }.bytes();
+    let hello = Preamble { version: 1, mode: Mode::ChaCha, welcome: 0 }.bytes();
+    let newer = Preamble { version: 2, mode: Mode::ChaCha, welcome: 0 }.bytes();
     let noise = noise(200_000, 9);
     for parts in [
         &[&b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..]][..],
@@ -164,7 +180,7 @@ fn garbage() {
 fn impossible_claims() {
     let bench = Bench::new(Who::Nobody);
     let server = Server::start(&bench, &insecure());
-    let hello = Preamble { version: 1, noise: false, welcome: 0 }.bytes();
+    let hello = Preamble { version: 1, mode: Mode::Plain, welcome: 0 }.bytes();
     let header = |kind, len: u32, offset| Header { kind, flags: 0, len, offset }.bytes();
     for bad in [
         header(Kind::Data, 0, 0),
@@ -271,7 +287,9 @@ fn only_friends_hear_names() {
     channel.send(Kind::List, 0, 0, b"").expect("sent");
     assert_eq!(serving::answer(&mut channel).0.kind, Kind::Done);
     let mut stream = server.connect();
-    stream.write_all(&Preamble { version: 1, noise: false, welcome: 0 }.bytes()).expect("sent");
+    stream
+        .write_all(&Preamble { version: 1, mode: Mode::Plain, welcome: 0 }.bytes())
+        .expect("sent");
     let said = rest(stream);
     assert_eq!((said.len(), said[11]), (16, 2));
     server.stop();

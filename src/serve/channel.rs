@@ -2,10 +2,11 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 
+use ckpt_cipher::Resolver;
 use snow::{Builder, HandshakeState, TransportState};
 
 use super::protocol::{
-    HEADER, Header, Kind, NOISE, PAYLOAD_MAX, PREAMBLE, Preamble, RECORD, VERSION, Welcome, broken,
+    HEADER, Header, Kind, Mode, PAYLOAD_MAX, PREAMBLE, Preamble, RECORD, VERSION, Welcome, broken,
 };
 
 /// Bytes of the shared key.
@@ -73,13 +74,21 @@ impl<S: Wire> Channel<S> {
     ///
     /// # Errors
     /// The server does not welcome us, has another key, or is none.
-    pub fn connect(mut stream: S, key: Option<&[u8; KEY]>) -> Result<Self, Refusal> {
-        let ours = Preamble { version: VERSION, noise: key.is_some(), welcome: 0 }.bytes();
+    pub fn connect(stream: S, key: Option<&[u8; KEY]>) -> Result<Self, Refusal> {
+        Self::connect_in(key.map_or(Mode::Plain, |_| Mode::encrypted()), stream, key)
+    }
+
+    /// The same in a mode of the caller's choice, which is not `Plain` with a key and nothing else without.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn connect_in(mode: Mode, mut stream: S, key: Option<&[u8; KEY]>) -> Result<Self, Refusal> {
+        let ours = Preamble { version: VERSION, mode, welcome: 0 }.bytes();
         stream.write_all(&ours)?;
         let theirs = read_preamble(&mut stream)?;
         let answer = Preamble::read(&theirs)?;
         match answer.welcome {
-            0 if answer.version == VERSION && answer.noise == key.is_some() => {}
+            0 if answer.version == VERSION && answer.mode == mode => {}
             1 => return Err(Refusal::Unwelcome(Welcome::OtherVersion)),
             2 => return Err(Refusal::Unwelcome(Welcome::NeedsKey)),
             3 => return Err(Refusal::Unwelcome(Welcome::HasNoKey)),
@@ -87,7 +96,7 @@ impl<S: Wire> Channel<S> {
             _ => return Err(broken("the server answered in a way that is not known").into()),
         }
         let Some(key) = key else { return Ok(Self::new(stream, None)) };
-        let mut noise = handshake(key, &ours, &theirs, true)?;
+        let mut noise = handshake(mode, key, &ours, &theirs, true)?;
         say(&mut stream, &mut noise)?;
         hear(&mut stream, &mut noise)?;
         Self::encrypted(stream, noise)
@@ -100,13 +109,13 @@ impl<S: Wire> Channel<S> {
     pub fn accept(mut stream: S, key: Option<&[u8; KEY]>) -> Result<Self, Refusal> {
         let theirs = read_preamble(&mut stream)?;
         let asked = Preamble::read(&theirs)?;
-        let welcome = match (asked.version, asked.noise, key) {
+        let welcome = match (asked.version, asked.mode.noise(), key) {
             (version, ..) if version != VERSION => Welcome::OtherVersion,
-            (_, false, Some(_)) => Welcome::NeedsKey,
-            (_, true, None) => Welcome::HasNoKey,
+            (_, None, Some(_)) => Welcome::NeedsKey,
+            (_, Some(_), None) => Welcome::HasNoKey,
             _ => Welcome::Yes,
         };
-        let ours = Preamble { version: VERSION, noise: asked.noise, welcome: welcome as u8 };
+        let ours = Preamble { version: VERSION, mode: asked.mode, welcome: welcome as u8 };
         let ours = ours.bytes();
         stream.write_all(&ours)?;
         if welcome != Welcome::Yes {
@@ -117,7 +126,7 @@ impl<S: Wire> Channel<S> {
             stream.trusted();
             return Ok(Self::new(stream, None));
         };
-        let mut noise = handshake(key, &theirs, &ours, false)?;
+        let mut noise = handshake(asked.mode, key, &theirs, &ours, false)?;
         hear(&mut stream, &mut noise)?;
         say(&mut stream, &mut noise)?;
         stream.trusted();
@@ -213,14 +222,17 @@ fn read_preamble(stream: &mut impl Read) -> io::Result<[u8; PREAMBLE]> {
 }
 
 fn handshake(
+    mode: Mode,
     key: &[u8; KEY],
     client: &[u8; PREAMBLE],
     server: &[u8; PREAMBLE],
     begin: bool,
 ) -> Result<HandshakeState, Refusal> {
     let prologue = [*client, *server].concat();
-    let name = NOISE.parse().map_err(|_| Refusal::Key)?;
-    let builder = Builder::new(name).psk(0, key).and_then(|b| b.prologue(&prologue));
+    let name = mode.noise().and_then(|name| name.parse().ok()).ok_or(Refusal::Key)?;
+    let builder = Builder::with_resolver(name, Box::<Resolver>::default())
+        .psk(0, key)
+        .and_then(|b| b.prologue(&prologue));
     let built = builder.and_then(|b| if begin { b.build_initiator() } else { b.build_responder() });
     built.map_err(|_| Refusal::Key)
 }

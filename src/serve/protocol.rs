@@ -8,15 +8,16 @@
 //! |---|---|
 //! | 0..8 | `CKPTSRV\n` |
 //! | 8..10 | version: 1 |
-//! | 10 | mode: 0 plain, 1 Noise |
+//! | 10 | [`Mode`]: 0 plain, 1 Noise with ChaCha20-Poly1305, 2 Noise with AES-256-GCM |
 //! | 11 | from the server a [`Welcome`]; from the client 0 |
 //! | 12..16 | 0 |
 //!
 //! A server that does not welcome a client says why in this byte and closes. A newer server answers
 //! an older client in the client's version.
 //!
-//! **Noise.** In mode 1 follow the two messages of `Noise_NNpsk0_25519_ChaChaPoly_BLAKE2s`, each
-//! behind its length (u16), with empty payloads; the prologue is the client's preamble and the
+//! **Noise.** In mode 1 follow the two messages of `Noise_NNpsk0_25519_ChaChaPoly_BLAKE2s`, in mode 2
+//! those of `Noise_NNpsk0_25519_AESGCM_BLAKE2s`; the client chooses what its processor is faster at, and
+//! the server answers in the same mode. Each message is behind its length (u16), with empty payloads; the prologue is the client's preamble and the
 //! server's. A server that cannot read the first message closes without a word. Everything after
 //! is Noise transport messages of at most 65535 bytes, each behind its length (u16): a frame's
 //! header is one message of 16 bytes of plain text, then its payload fills messages of
@@ -59,8 +60,6 @@ use xxhash_rust::xxh3::Xxh3;
 pub const MAGIC: [u8; 8] = *b"CKPTSRV\n";
 /// This version of the protocol.
 pub const VERSION: u16 = 1;
-/// The Noise protocol of mode 1.
-pub const NOISE: &str = "Noise_NNpsk0_25519_ChaChaPoly_BLAKE2s";
 /// Bytes of plain text in one Noise message: whole pages.
 pub const RECORD: usize = 60 << 10;
 /// Most bytes of data in a frame.
@@ -90,13 +89,46 @@ pub enum Welcome {
     Busy = 4,
 }
 
+/// What follows the preambles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Mode {
+    /// Frames in the clear.
+    Plain = 0,
+    /// Noise with ChaCha20-Poly1305.
+    ChaCha = 1,
+    /// Noise with AES-256-GCM.
+    Aes = 2,
+}
+
+impl Mode {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Plain, Self::ChaCha, Self::Aes];
+
+    /// The encrypted one that is faster here: AES where the processor has instructions for it, and for
+    /// GCM's multiplication.
+    pub fn encrypted() -> Self {
+        let has = is_x86_feature_detected!("aes") && is_x86_feature_detected!("pclmulqdq");
+        if has { Self::Aes } else { Self::ChaCha }
+    }
+
+    /// The name of the Noise protocol; None in the clear.
+    pub fn noise(self) -> Option<&'static str> {
+        match self {
+            Self::Plain => None,
+            Self::ChaCha => Some("Noise_NNpsk0_25519_ChaChaPoly_BLAKE2s"),
+            Self::Aes => Some("Noise_NNpsk0_25519_AESGCM_BLAKE2s"),
+        }
+    }
+}
+
 /// How a connection begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Preamble {
     /// Version of the protocol.
     pub version: u16,
-    /// Whether Noise follows.
-    pub noise: bool,
+    /// What follows.
+    pub mode: Mode,
     /// [`Welcome`]; 0 from a client.
     pub welcome: u8,
 }
@@ -107,7 +139,7 @@ impl Preamble {
         let mut bytes = [0; PREAMBLE];
         bytes[..8].copy_from_slice(&MAGIC);
         bytes[8..10].copy_from_slice(&self.version.to_le_bytes());
-        bytes[10] = u8::from(self.noise);
+        bytes[10] = self.mode as u8;
         bytes[11] = self.welcome;
         bytes
     }
@@ -117,10 +149,12 @@ impl Preamble {
     /// # Errors
     /// `InvalidData` for what begins otherwise or has an unknown mode.
     pub fn read(bytes: &[u8; PREAMBLE]) -> Result<Self> {
-        let known = bytes[..8] == MAGIC && bytes[10] <= 1;
+        let mode = Mode::ALL.into_iter().find(|mode| *mode as u8 == bytes[10]);
         let version = u16::from_le_bytes([bytes[8], bytes[9]]);
-        let preamble = Self { version, noise: bytes[10] == 1, welcome: bytes[11] };
-        known.then_some(preamble).ok_or_else(|| broken("what came is not the checkpoint protocol"))
+        let preamble = mode.map(|mode| Self { version, mode, welcome: bytes[11] });
+        preamble
+            .filter(|_| bytes[..8] == MAGIC)
+            .ok_or_else(|| broken("what came is not the checkpoint protocol"))
     }
 }
 
@@ -334,15 +368,17 @@ mod tests {
 
     #[test]
     fn golden_preambles() {
-        let client = Preamble { version: 1, noise: true, welcome: 0 };
+        let client = Preamble { version: 1, mode: Mode::ChaCha, welcome: 0 };
         assert_eq!(&client.bytes(), b"CKPTSRV\n\x01\0\x01\0\0\0\0\0");
-        let server = Preamble { version: 1, noise: false, welcome: Welcome::Busy as u8 };
+        let other = Preamble { version: 1, mode: Mode::Aes, welcome: 0 };
+        assert_eq!(&other.bytes(), b"CKPTSRV\n\x01\0\x02\0\0\0\0\0");
+        let server = Preamble { version: 1, mode: Mode::Plain, welcome: Welcome::Busy as u8 };
         assert_eq!(&server.bytes(), b"CKPTSRV\n\x01\0\0\x04\0\0\0\0");
-        for preamble in [client, server] {
+        for preamble in [client, other, server] {
             assert_eq!(Preamble::read(&preamble.bytes()).unwrap(), preamble);
         }
         assert!(Preamble::read(b"GET / HTTP/1.1\r\n").is_err());
-        assert!(Preamble::read(b"CKPTSRV\n\x01\0\x02\0\0\0\0\0").is_err());
+        assert!(Preamble::read(b"CKPTSRV\n\x01\0\x03\0\0\0\0\0").is_err());
     }
 
     #[test]

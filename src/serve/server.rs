@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 
 use super::channel::{KEY, Wire};
-use super::protocol::{PREAMBLE, Preamble, VERSION, Welcome};
+use super::protocol::{Mode, PREAMBLE, Preamble, VERSION, Welcome};
 use super::session;
 use super::store::{Limits, Store};
 use crate::error::{Because, Error, Result};
@@ -187,7 +187,7 @@ impl Drop for Guest<'_> {
 
 /// Says that there are too many, without waiting for anything.
 fn turn_away(mut stream: &TcpStream) {
-    let no = Preamble { version: VERSION, noise: false, welcome: Welcome::Busy as u8 };
+    let no = Preamble { version: VERSION, mode: Mode::Plain, welcome: Welcome::Busy as u8 };
     let _ = stream.set_nonblocking(true);
     // What stays unread makes the kernel send a reset, which overtakes our word (tcp(7)).
     let _ = stream.read(&mut [0; PREAMBLE]);
