@@ -55,6 +55,31 @@ fn a_saved_program_lives_ten_generations() {
     run.go();
 }
 
+/// Stopped at any moment of its restart, a program is saved whole or not at all, and goes on.
+#[test]
+fn saving_what_is_just_being_restarted_does_no_harm() {
+    let bench = Bench::new(Who::Me);
+    let image = image_of(&bench, "memory", Build::Pie);
+    let mut refused = 0;
+    for _ in 0..20 {
+        let mut run = bench.run(&image, &[]);
+        run.signal(SIGSTOP);
+        let ended = bench.order(&["save", &run.pid_text(), "-n", "second.ckpt"]);
+        match ended.code() {
+            Some(0) => bench.run(bench.path("second.ckpt"), &[]).go(),
+            _ => {
+                assert!(ended.stderr.contains("just being restarted"), "{ended:?}");
+                refused += 1;
+                ended
+            }
+        };
+        run.signal(SIGCONT);
+        run.check();
+        run.go();
+    }
+    assert!(refused > 0, "each stop came too late");
+}
+
 #[test]
 fn a_restart_in_progress_is_not_saved() {
     let bench = Bench::new(Who::Nobody);

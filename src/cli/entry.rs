@@ -4,6 +4,8 @@ use std::ffi::OsStr;
 
 use super::ServeOptions;
 use crate::error::Result;
+use crate::resource::cpu::limit::Limit;
+use crate::restart::MapPath;
 use crate::settings::Settings;
 
 /// A way to call ckpt.
@@ -14,6 +16,7 @@ pub(super) enum Form {
     Save,
     Verify,
     Info,
+    Check,
     Help,
     Man,
     Completions,
@@ -103,6 +106,10 @@ pub(super) struct Opt {
 #[derive(Default)]
 pub(super) struct Draft {
     pub settings: Settings,
+    pub cpu: Option<Limit>,
+    pub force_cpu: bool,
+    pub map_path: MapPath,
+    pub json: bool,
     pub pid: Option<i32>,
     pub stop: bool,
     pub resume: bool,
@@ -116,4 +123,30 @@ pub(super) struct Draft {
 pub(super) enum Page {
     Help,
     Version,
+}
+
+impl Operand {
+    /// `PID` or `[SUBCOMMAND]`.
+    pub fn written(&self) -> String {
+        if self.optional { format!("[{}]", self.name) } else { self.name.to_owned() }
+    }
+}
+
+impl Opt {
+    /// "-n" or "--stop".
+    pub fn shortest(&self) -> String {
+        match self.short {
+            Some(short) => format!("-{short}"),
+            None => format!("--{}", self.long),
+        }
+    }
+
+    /// Whether the option only shows a text; synopses leave those out.
+    pub fn is_page(&self) -> bool {
+        matches!(self.long, "help" | "version")
+    }
+
+    pub fn is_of(&self, forms: &[Form]) -> bool {
+        forms.iter().any(|form| self.forms.contains(form))
+    }
 }

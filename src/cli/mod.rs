@@ -14,6 +14,8 @@ mod tests;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use crate::resource::cpu::limit::Limit;
+use crate::restart::MapPath;
 use crate::settings::Settings;
 use crate::settings::server::{ServerName, Transfer};
 
@@ -28,6 +30,8 @@ pub enum Command {
     Launch {
         /// From the options and the environment.
         settings: Settings,
+        /// What the program may use of the CPU.
+        cpu: Option<Limit>,
         /// As it was written; looked up in PATH if it has no slash.
         program: OsString,
         /// The program's arguments, without its name.
@@ -70,6 +74,17 @@ pub enum Command {
     Info {
         /// The checkpoint file.
         file: PathBuf,
+        /// As JSON.
+        json: bool,
+    },
+    /// Show what this machine can do, or whether a checkpoint can restart here.
+    Check {
+        /// The checkpoint file.
+        file: Option<PathBuf>,
+        /// Where its files are here.
+        map_path: MapPath,
+        /// As JSON.
+        json: bool,
     },
     /// Be a checkpoint server.
     Serve(ServeOptions),
@@ -191,6 +206,10 @@ pub struct RestartOptions {
     pub settings: Settings,
     /// Whether files that grew since the checkpoint are cut back.
     pub truncate_files: bool,
+    /// Restart although the CPU lacks features.
+    pub force_cpu: bool,
+    /// Where files are here.
+    pub map_path: MapPath,
 }
 
 /// "ckpt 0.1.0".

@@ -54,9 +54,9 @@ pub fn parse(
         (None, Some(program)) => {
             reader.heed(Form::Launch, env)?;
             let args = reader.rest();
-            let Draft { settings, resume, truncate_files, .. } = reader.draft;
+            let Draft { settings, cpu, resume, truncate_files, .. } = reader.draft;
             let resume = resume.then_some(Resume { truncate_files });
-            Ok(Command::Launch { settings, program, args, resume })
+            Ok(Command::Launch { settings, cpu, program, args, resume })
         }
         (None, None) => Err(reader.bad("there is no program to run after the options")),
     }
@@ -80,8 +80,9 @@ pub fn parse_restart(args: impl Iterator<Item = OsString>) -> Result<RestartComm
     };
     match word {
         None => {
-            let Draft { settings, truncate_files, .. } = reader.draft;
-            Ok(RestartCommand::Restart(RestartOptions { settings, truncate_files }))
+            let Draft { settings, truncate_files, force_cpu, map_path, .. } = reader.draft;
+            let options = RestartOptions { settings, truncate_files, force_cpu, map_path };
+            Ok(RestartCommand::Restart(options))
         }
         Some(word) => Err(reader.bad(format!(
             "{} is one word too many; the program goes on with the arguments that it was saved with",
@@ -174,9 +175,14 @@ fn build(entry: &'static Entry, reader: Reader, words: Vec<OsString>) -> Result<
             return Err(reader.bad("the checkpoint file's name '' is empty"));
         }
         Form::Verify => Command::Verify { file: word.into() },
-        Form::Info => Command::Info { file: word.into() },
         Form::Keygen => Command::Keygen { file: settings::parse_file(&word)? },
         Form::Serve => Command::Serve(serve(reader.draft)),
+        Form::Info => Command::Info { file: word.into(), json: reader.draft.json },
+        Form::Check => {
+            let Draft { map_path, json, .. } = reader.draft;
+            let file = (!word.is_empty()).then(|| word.into());
+            Command::Check { file, map_path, json }
+        }
         Form::Help if word.is_empty() => Command::Help(help::overview()),
         Form::Help => match table::subcommand(&word) {
             Some(about) if !about.hidden => Command::Help(help::subcommand(about)),

@@ -7,6 +7,7 @@ use std::ffi::OsStr;
 
 pub(super) use super::entry::{Draft, Entry, Form, Kind, Operand, Opt, Page, Variable};
 use super::network;
+use crate::resource::cpu::limit;
 use crate::settings::{self, Name};
 
 /// All forms: those of this file, then those of the checkpoint server.
@@ -80,6 +81,17 @@ const OWN_FORMS: &[Entry] = &[
         help: "Show what a checkpoint file holds",
         long: "Shows which program the checkpoint FILE holds, its arguments, where it \
                was saved, and its sizes.",
+        hidden: false,
+    },
+    Entry {
+        form: Form::Check,
+        word: Some("check"),
+        operand: Some(Operand { name: "FILE", kind: Kind::File, optional: true }),
+        help: "Show what this machine can do, or whether FILE can restart here",
+        long: "Without FILE: tries the abilities of the kernel that matter to ckpt, and shows yes, no \
+               with the setting to change, or what is done in its place. With FILE: shows what the \
+               checkpoint expects (kernel, CPU, files) and whether this machine has it; the exit \
+               status is 0 if it can restart here, else 1.",
         hidden: false,
     },
     Entry {
@@ -309,6 +321,27 @@ const OWN_OPTIONS: &[Opt] = &[
     },
     Opt {
         short: None,
+        long: "cpu",
+        value: Some(("CPU", Kind::Number)),
+        env: Some(Variable { name: "CKPT_CPU", value: "CPU" }),
+        default: Some("native"),
+        help: "Use no more of the CPU than CPU has",
+        description: "Starts PROGRAM so that its checkpoints restart on every machine with at least \
+                      CPU: x86-64-v1 to x86-64-v4, or features of this machine to do without, as \
+                      /proc/cpuinfo names them (avx512f,avx2); native is all that this machine has. \
+                      glibc and its dynamic linker, OpenBLAS, OpenSSL, the Intel MKL and the JVM \
+                      are told by GLIBC_TUNABLES, LD_BIND_NOW, OPENBLAS_CORETYPE, OPENSSL_ia32cap, \
+                      MKL_ENABLE_INSTRUCTIONS and JAVA_TOOL_OPTIONS, which are in the environment \
+                      of PROGRAM only with this option. What asks the CPU itself is not told.",
+        forms: &[Form::Launch],
+        required: false,
+        set: |draft, value| {
+            draft.cpu = Some(limit::parse(value)?);
+            Ok(())
+        },
+    },
+    Opt {
+        short: None,
         long: "truncate-files",
         value: None,
         env: None,
@@ -322,6 +355,71 @@ const OWN_OPTIONS: &[Opt] = &[
         required: false,
         set: |draft, _| {
             draft.truncate_files = true;
+            Ok(())
+        },
+    },
+    Opt {
+        short: None,
+        long: "embed-files",
+        value: Some(("BYTES", Kind::Number)),
+        env: Some(Variable { name: "CKPT_EMBED_FILES", value: "BYTES" }),
+        default: Some("0"),
+        help: "Carry open files of up to BYTES along",
+        description: "Checkpoints carry the content of every open regular file of at most BYTES \
+                      (64K, 10M, 1G). Where such a file is absent at a restart, the program reads \
+                      that content; a file that it writes is made anew in its directory. A file \
+                      that is there is used as it is. With 0 no file is carried.",
+        forms: &[Form::Launch, Form::Attach, Form::Save, Form::Restart],
+        required: false,
+        set: |draft, value| {
+            draft.settings.embed = Some(settings::parse_size(value)?);
+            Ok(())
+        },
+    },
+    Opt {
+        short: None,
+        long: "map-path",
+        value: Some(("MAP", Kind::Number)),
+        env: None,
+        default: None,
+        help: "Find files elsewhere: OLD=NEW",
+        description: "MAP is OLD=NEW: the program's files and directories that were OLD or in OLD \
+                      are looked for in NEW. Repeatable; the longest OLD that fits counts.",
+        forms: &[Form::Restart, Form::Check],
+        required: false,
+        set: |draft, value| {
+            draft.map_path.0.push(settings::parse_pair(value)?);
+            Ok(())
+        },
+    },
+    Opt {
+        short: None,
+        long: "force-cpu",
+        value: None,
+        env: None,
+        default: None,
+        help: "Restart although the CPU lacks features",
+        description: "Restarts although this CPU lacks features that the program may use. If it \
+                      does use one, it dies of an illegal instruction (SIGILL).",
+        forms: &[Form::Restart],
+        required: false,
+        set: |draft, _| {
+            draft.force_cpu = true;
+            Ok(())
+        },
+    },
+    Opt {
+        short: None,
+        long: "json",
+        value: None,
+        env: None,
+        default: None,
+        help: "Print JSON",
+        description: "Prints one JSON object in place of the table for people.",
+        forms: &[Form::Info, Form::Check],
+        required: false,
+        set: |draft, _| {
+            draft.json = true;
             Ok(())
         },
     },
@@ -356,6 +454,7 @@ const OWN_OPTIONS: &[Opt] = &[
             Form::Verify,
             Form::Info,
             Form::Sdk,
+            Form::Check,
             Form::Help,
             Form::Man,
             Form::Completions,
@@ -391,32 +490,6 @@ const OWN_OPTIONS: &[Opt] = &[
         },
     },
 ];
-
-impl Operand {
-    /// `PID` or `[SUBCOMMAND]`.
-    pub fn written(&self) -> String {
-        if self.optional { format!("[{}]", self.name) } else { self.name.to_owned() }
-    }
-}
-
-impl Opt {
-    /// "-n" or "--stop".
-    pub fn shortest(&self) -> String {
-        match self.short {
-            Some(short) => format!("-{short}"),
-            None => format!("--{}", self.long),
-        }
-    }
-
-    /// Whether the option only shows a text; synopses leave those out.
-    pub fn is_page(&self) -> bool {
-        matches!(self.long, "help" | "version")
-    }
-
-    pub fn is_of(&self, forms: &[Form]) -> bool {
-        forms.iter().any(|form| self.forms.contains(form))
-    }
-}
 
 /// The entry of a form.
 pub(super) fn entry(form: Form) -> &'static Entry {

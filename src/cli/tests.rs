@@ -8,6 +8,8 @@ use super::{
     Command, RestartCommand, RestartOptions, Resume, Shell, completions, help, man_page, parse,
     parse_restart, version,
 };
+use crate::resource::cpu::limit::Limit;
+use crate::restart::MapPath;
 use crate::settings::{Name, Settings};
 
 fn words(command: &str, line: &[&str]) -> impl Iterator<Item = OsString> + use<> {
@@ -43,7 +45,7 @@ fn help_of(line: &[&str]) -> String {
 
 fn launch(settings: Settings, program: &str, args: &[&str]) -> Result<Command, String> {
     let args = args.iter().map(OsString::from).collect();
-    Ok(Command::Launch { settings, program: program.into(), args, resume: None })
+    Ok(Command::Launch { settings, cpu: None, program: program.into(), args, resume: None })
 }
 
 fn named(name: &str) -> Settings {
@@ -70,7 +72,7 @@ fn any_bytes() {
     let settings = Settings { name: Some(Name::File(bad().into())), ..Settings::default() };
     assert_eq!(
         command,
-        Command::Launch { settings, program: bad(), args: vec![bad()], resume: None }
+        Command::Launch { settings, cpu: None, program: bad(), args: vec![bad()], resume: None }
     );
     let env = |name: &str| (name == "CKPT_ASYNCSIG").then(bad);
     let sentence = parse(words("ckpt", &["foo"]), env).unwrap_err().to_string();
@@ -84,18 +86,21 @@ fn spellings_of_options() {
         asyncsig: Some(10),
         continues: Some(true),
         msperiod: Some(500),
+        embed: Some(65536),
         ..Settings::default()
     };
     for line in [
-        &["-n", "a", "-c", "-a", "USR1", "-z", "500", "foo"][..],
-        &["-na", "-caUSR1", "-z500", "foo"],
-        &["--name=file://a", "--continue", "--signal=10", "--period=500", "--", "foo"],
-        &["--name", "b", "--name", "a", "--continue", "--signal", "usr1", "-cz", "500", "foo"],
+        &["-n", "a", "-c", "-a", "USR1", "-z", "500"][..],
+        &["-na", "-caUSR1", "-z500"],
+        &["--name=file://a", "--continue", "--signal=10", "--period=500"],
+        &["--name", "b", "--name", "a", "--continue", "--signal", "usr1", "-cz", "500"],
     ] {
-        assert_eq!(run(line), launch(all.clone(), "foo", &[]), "{line:?}");
+        let line = [line, &["--embed-files", "64K", "--", "foo"]].concat();
+        assert_eq!(run(&line), launch(all.clone(), "foo", &[]), "{line:?}");
     }
-    let same = Ok(RestartCommand::Restart(RestartOptions { settings: all, truncate_files: false }));
-    assert_eq!(restart(&["-n", "a", "-c", "-a", "USR1", "-z", "500"]), same);
+    let options = RestartOptions { settings: all, ..RestartOptions::default() };
+    let line = ["-n", "a", "-c", "-a", "USR1", "-z", "500", "--embed-files=64K"];
+    assert_eq!(restart(&line), Ok(RestartCommand::Restart(options)));
 }
 
 #[test]
@@ -106,6 +111,7 @@ fn resuming() {
         let resume = Some(Resume { truncate_files });
         Ok(Command::Launch {
             settings: settings.clone(),
+            cpu: None,
             program: "foo".into(),
             args: vec![],
             resume,
@@ -135,7 +141,8 @@ fn attach_and_save() {
 #[test]
 fn other_subcommands() {
     assert_eq!(run(&["verify", "--", "-f"]), Ok(Command::Verify { file: "-f".into() }));
-    assert_eq!(run(&["info", "f"]), Ok(Command::Info { file: "f".into() }));
+    assert_eq!(run(&["info", "f"]), Ok(Command::Info { file: "f".into(), json: false }));
+    assert_eq!(run(&["info", "--json", "f"]), Ok(Command::Info { file: "f".into(), json: true }));
     assert_eq!(run(&["man"]), Ok(Command::Man));
     assert_eq!(run(&["--version"]), Ok(Command::Version));
     assert_eq!(run(&["-V"]), Ok(Command::Version));
@@ -224,6 +231,34 @@ fn bad_restarts() {
 }
 
 #[test]
+fn other_machines() {
+    let check = |file: Option<&str>, map_path, json| {
+        Ok(Command::Check { file: file.map(Into::into), map_path: MapPath(map_path), json })
+    };
+    assert_eq!(run(&["check"]), check(None, vec![], false));
+    assert_eq!(run(&["check", "--json"]), check(None, vec![], true));
+    let map = || vec![("/a".into(), "/b".into()), ("/c".into(), "/d".into())];
+    assert_eq!(
+        run(&["check", "--map-path=/a=/b", "f", "--map-path", "/c=/d"]),
+        check(Some("f"), map(), false)
+    );
+    let options =
+        RestartOptions { force_cpu: true, map_path: MapPath(map()), ..RestartOptions::default() };
+    let line = ["--map-path", "/a=/b", "--force-cpu", "--map-path", "/c=/d"];
+    assert_eq!(restart(&line), Ok(RestartCommand::Restart(options)));
+    assert!(restart(&["--map-path", "x"]).unwrap_err().contains("OLD=NEW"));
+    match run(&["--cpu", "x86-64-v2", "foo"]) {
+        Ok(Command::Launch { cpu: Some(Limit::Level(2, avoided)), .. }) => {
+            assert!(avoided.is_empty())
+        }
+        other => panic!("{other:?}"),
+    }
+    let env = |name: &str| (name == "CKPT_CPU").then(|| "avx9".into());
+    let sentence = parse(words("ckpt", &["foo"]), env).unwrap_err().to_string();
+    assert!(sentence.contains("CKPT_CPU") && sentence.contains("'avx9'"), "{sentence}");
+}
+
+#[test]
 fn environment() {
     let env = [
         ("CKPT_NAME", "e.ckpt"),
@@ -299,7 +334,7 @@ fn every_option_is_in_every_help() {
     let overview = help_of(&["--help"]);
     assert_eq!(help_of(&["-h"]), overview);
     assert_eq!(help_of(&["help"]), overview);
-    for opt in OPTIONS {
+    for opt in OPTIONS.iter().filter(|opt| opt.forms != [Form::Restart]) {
         assert_option(&overview, opt, "ckpt --help");
         if let Some(env) = &opt.env {
             assert!(has_word(&overview, env.name));
@@ -442,6 +477,7 @@ fn the_table_is_sound() {
         Form::Save,
         Form::Verify,
         Form::Info,
+        Form::Check,
         Form::Help,
         Form::Man,
         Form::Completions,

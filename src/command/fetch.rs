@@ -117,9 +117,10 @@ fn ourselves(file: File, name: &Path, args: &[OsString]) -> Result<u8> {
         crate::cli::RestartCommand::Restart(options) => options,
     };
     let here = std::env::current_dir().because(|| "cannot find out the current directory")?;
-    let settings = super::destination::with_usual_key(options.settings).resolve(&here)?;
+    let crate::cli::RestartOptions { settings, truncate_files, force_cpu, map_path } = options;
+    let settings = super::destination::with_usual_key(settings).resolve(&here)?;
     let image = Image::from_file(file, name)?;
-    let options = Options { settings, truncate_files: options.truncate_files };
+    let options = Options { settings, truncate_files, force_cpu, map_path };
     match restart(&image, &options, "ckpt")? {}
 }
 

@@ -1,13 +1,22 @@
 //! `ckpt PROGRAM ARGS…`
+//!
+//! # Safety
+//! The environment is changed while there is only one thread.
+#![allow(unsafe_code)]
 
 use crate::cli::Resume;
 use crate::error::{Because, Error, Result};
 use crate::image::read::Image;
 use crate::image::stub;
 use crate::inject::launch::launch;
+use crate::resource::cpu::{
+    Set,
+    limit::{self, Limit},
+};
 use crate::restart::{self, restart};
 use crate::settings::server::Key;
 use crate::settings::{self, Name, Settings, Template, Values};
+use ckpt_abi::region::Config;
 use nix::errno::Errno;
 use std::ffi::{CString, OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -16,6 +25,7 @@ use std::path::Path;
 /// Becomes the program, or resumes it from its checkpoint.
 pub fn run(
     settings: &Settings,
+    cpu: Option<&Limit>,
     program: &OsStr,
     args: &[OsString],
     resume: Option<Resume>,
@@ -24,8 +34,11 @@ pub fn run(
     let own = Name::parse(&settings::default_name(program))?;
     let settings = settings.clone().or(Settings { name: Some(own), ..Settings::default() });
     let settings = settings.resolve(&here)?;
-    let config = settings.apply(settings::default_config());
+    let mut config = settings.apply(settings::default_config());
     let template = settings::template(&config)?;
+    if let Some(limit) = cpu {
+        restrict(limit, &mut config)?;
+    }
     if let Some(resume) = resume {
         self::resume(&template, &settings, resume)?;
     }
@@ -73,7 +86,11 @@ fn become_it(path: &Path, image: &Image, settings: &Settings, resume: Resume) ->
         }
     }
     let settings = settings.clone();
-    let options = restart::Options { settings, truncate_files: resume.truncate_files };
+    let options = restart::Options {
+        settings,
+        truncate_files: resume.truncate_files,
+        ..restart::Options::default()
+    };
     match restart(image, &options, "ckpt")? {}
 }
 
@@ -96,6 +113,7 @@ fn words(path: &Path, settings: &Settings, resume: Resume) -> Option<Vec<CString
     say("--period", settings.msperiod.map(|n| n.to_string().into()));
     say("--exit-status", settings.exit_status.map(|n| n.to_string().into()));
     say("--keep", settings.keep.map(|n| n.to_string().into()));
+    say("--embed-files", settings.embed.map(|n| n.to_string().into()));
     let transfer = &settings.transfer;
     if let Some(Key::Said(key)) = &transfer.key {
         say("--key", Some(key.into()));
@@ -107,4 +125,16 @@ fn words(path: &Path, settings: &Settings, resume: Resume) -> Option<Vec<CString
     words.extend(resume.truncate_files.then(|| "--truncate-files".into()));
     let c_string = |word: OsString| CString::new(word.as_bytes()).ok();
     words.into_iter().map(c_string).collect()
+}
+
+/// Makes libraries of the program use no more of the CPU, and notes that for its checkpoints.
+fn restrict(limit: &Limit, config: &mut Config) -> Result<()> {
+    let here = Set::here();
+    let allowed = limit::allowed(limit, &here)?;
+    allowed.note(config);
+    for (name, value) in limit::environment(&allowed, &here, |name| std::env::var_os(name)) {
+        // SAFETY: this process has one thread.
+        unsafe { std::env::set_var(name, value) };
+    }
+    Ok(())
 }

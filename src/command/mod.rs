@@ -2,10 +2,12 @@
 
 mod assist;
 mod attach;
+mod check;
 pub mod destination;
 mod dumper;
 mod fetch;
 mod inspect;
+mod json;
 mod launch;
 mod monitor;
 mod restart;
@@ -49,8 +51,8 @@ fn run(args: &[OsString]) -> Result<u8> {
     }
     let command = cli::parse(args.iter().cloned(), |name| std::env::var_os(name))?;
     match command {
-        Command::Launch { settings, program, args, resume } => {
-            launch::run(&settings, &program, &args, resume)
+        Command::Launch { settings, cpu, program, args, resume } => {
+            launch::run(&settings, cpu.as_ref(), &program, &args, resume)
         }
         Command::Attach { pid, settings } => attach::run(pid, &settings),
         Command::Save { pid, stop, settings } => save::run(pid, stop, settings),
@@ -66,7 +68,9 @@ fn run(args: &[OsString]) -> Result<u8> {
         Command::Assist { pid } => assist::run(pid),
         Command::Sdk { dir } => sdk::run(&dir),
         Command::Verify { file } => inspect::verify(&file),
-        Command::Info { file } => inspect::info(&file),
+        Command::Info { file, json } => inspect::info(&file, json),
+        Command::Check { file: Some(file), map_path, json } => check::file(&file, &map_path, json),
+        Command::Check { file: None, json, .. } => check::machine(json),
         Command::Help(text) => print(&text),
         Command::Version => print(&format!("{}\n", cli::version())),
         Command::Man => print(&cli::man_page()),

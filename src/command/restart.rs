@@ -31,8 +31,9 @@ pub fn from_own_file(own: File, args: &[OsString]) -> Result<u8> {
     };
     let here = std::env::current_dir().because(|| "cannot find out the current directory")?;
     let image = Image::from_file(own, Path::new(&name))?;
-    let settings = super::destination::with_usual_key(options.settings).resolve(&here)?;
-    let options = Options { settings, truncate_files: options.truncate_files };
+    let cli::RestartOptions { settings, truncate_files, force_cpu, map_path } = options;
+    let settings = super::destination::with_usual_key(settings).resolve(&here)?;
+    let options = Options { settings, truncate_files, force_cpu, map_path };
     match restart(&image, &options, "ckpt")? {}
 }
 

@@ -40,10 +40,12 @@ pub fn equip(
 ) -> Result<Equipped> {
     let pid = request.pid;
     let mut vmas = proc::maps::read_with_flags(pid)?;
+    if is_stub(pid, &vmas) {
+        return Err(restarting(pid));
+    }
     let mut region = match Region::find(memory, &vmas) {
         Some(region) => region,
         None => {
-            refuse_restarter(pid)?;
             let config = configuration(pid, &request.settings)?;
             let region =
                 inject::inject(pid, &mut frozen.threads[0], memory, &vmas, &config, executable)?;
@@ -52,6 +54,9 @@ pub fn equip(
         }
     };
     claim(request, &region, memory)?;
+    // For this checkpoint alone: only our copy of the configuration changes.
+    let embed = &mut region.control.config.embed;
+    *embed = request.settings.embed.unwrap_or(*embed);
     let template = template(request, &region, memory)?;
     let values = Values::of(pid);
     // Never the number of one that exists: the highest is the newest, whatever was restarted.
@@ -76,16 +81,6 @@ pub fn equip(
     Ok(Equipped { region, vmas, name, transfer, stop, template, values })
 }
 
-/// A process that executes a checkpoint file and has no payload is not the program yet.
-fn refuse_restarter(pid: i32) -> Result<()> {
-    let executable = std::fs::File::open(format!("/proc/{pid}/exe"));
-    let restarting = executable.is_ok_and(|file| matches!(Image::find(&file), Ok(Some(_))));
-    if !restarting {
-        return Ok(());
-    }
-    Err(Error::new(format!("process {pid} is just being restarted")).hint("try again in a moment"))
-}
-
 /// The configuration of a process that had none: its name comes from its own and its directory.
 pub fn configuration(pid: i32, settings: &Settings) -> Result<Config> {
     let arguments = proc::cmdline(pid)?;
@@ -101,6 +96,19 @@ pub fn configuration(pid: i32, settings: &Settings) -> Result<Config> {
     let own = Name::parse(&settings::default_name(&program))?;
     let settings = settings.clone().or(Settings { name: Some(own), ..Settings::default() });
     Ok(settings.resolve(&cwd)?.apply(settings::default_config()))
+}
+
+/// Whether the process is a checkpoint that has not yet become the program; whatever it has of a
+/// payload is not ready. The program, once there, has no mapping of its checkpoint.
+fn is_stub(pid: i32, vmas: &[Vma]) -> bool {
+    let Ok(exe) = std::fs::read_link(format!("/proc/{pid}/exe")) else { return false };
+    let runs = vmas.iter().any(|vma| vma.exec && vma.name == exe.as_os_str());
+    let file = std::fs::File::open(format!("/proc/{pid}/exe"));
+    runs && file.is_ok_and(|file| matches!(Image::find(&file), Ok(Some(_))))
+}
+
+fn restarting(pid: i32) -> Error {
+    Error::new(format!("process {pid} is just being restarted")).hint("try again in a moment")
 }
 
 fn claim(request: &Asked, region: &Region, memory: &Memory) -> Result<()> {
@@ -122,8 +130,7 @@ fn claim(request: &Asked, region: &Region, memory: &Memory) -> Result<()> {
         ))
         .hint("wait for it"));
     } else if phase == Phase::Restoring as u32 {
-        let text = format!("process {} is just being restarted", request.pid);
-        return Err(Error::new(text).hint("try again in a moment"));
+        return Err(restarting(request.pid));
     } else if request.periodic && region.control.handlers != 0 {
         return Err(Error::new("a thread has just received the checkpoint signal"));
     }

@@ -5,7 +5,9 @@ use crate::error::Result;
 use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
-use crate::resource::{Gathered, Target, descriptors, memory, process, signals, threads, timers};
+use crate::resource::{
+    Gathered, Target, cpu, descriptors, memory, process, signals, threads, timers,
+};
 
 /// Gathers the records of the image, and the areas whose pages are to be written.
 pub fn gather(
@@ -13,7 +15,8 @@ pub fn gather(
     mem: &Memory,
     equipped: &Equipped,
 ) -> Result<(Gathered, Vec<memory::Area>)> {
-    let mut gathered = Gathered::default();
+    let cpu = cpu::Set::of_config(&equipped.region.control.config);
+    let mut gathered = Gathered { cpu, ..Gathered::default() };
     let mut target = Target { frozen, memory: mem, vmas: &equipped.vmas, region: &equipped.region };
     for index in 0..target.frozen.threads.len() {
         threads::save(&mut target, index, &mut gathered)?;

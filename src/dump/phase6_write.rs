@@ -5,8 +5,8 @@ use crate::image::PAGE;
 use crate::image::write::{Sink, Writer};
 use crate::proc::pagemap::Pagemap;
 use crate::ptrace::memory::Memory;
-use crate::resource::Gathered;
 use crate::resource::memory::{Area, Pages};
+use crate::resource::{Gathered, cpu};
 use ckpt_abi::image::{Machine, RUN_MAX, SectionKind};
 use nix::time::{ClockId, clock_gettime};
 use std::fs::File;
@@ -104,11 +104,12 @@ impl<'a> Writing<'a> {
     /// Writes the records and seals; the length of the image, and what it goes without.
     pub fn finish(mut self) -> Result<(u64, Vec<String>)> {
         let process = self.gathered.process.ok_or_else(|| Error::new("nothing was gathered"))?;
-        let machine = machine(&mut self.gathered)?;
+        let machine = machine(&mut self.gathered, process.pid.cast_signed())?;
         let losses: Vec<_> =
             self.gathered.losses.iter().map(|l| self.gathered.strings.add(l)).collect();
         let (w, g) = (&mut self.writer, &self.gathered);
         w.records(SectionKind::Machine, &[machine])?;
+        w.records(SectionKind::Cpuid, &cpu::leaves())?;
         w.records(SectionKind::Process, &[process])?;
         w.records(SectionKind::Threads, &g.threads)?;
         w.bytes(SectionKind::Xstate, 0, &g.xstate)?;
@@ -160,20 +161,30 @@ fn is_zero(page: &[u8]) -> bool {
     page[..64].iter().all(|b| *b == 0) && page[64..] == page[..page.len() - 64]
 }
 
-fn machine(gathered: &mut Gathered) -> Result<Machine> {
+fn machine(gathered: &mut Gathered, pid: i32) -> Result<Machine> {
     let names = nix::sys::utsname::uname().because(|| "uname")?;
     let now = |clock| -> Result<u64> {
         let time = clock_gettime(clock).because(|| "cannot read a clock")?;
         Ok(time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)
     };
+    // The clocks as the program sees them, which may be in another time namespace than we.
+    let own = crate::proc::clock_offsets(std::process::id().cast_signed());
+    let theirs = crate::proc::clock_offsets(pid);
+    let seen = |clock, i: usize| -> Result<u64> {
+        Ok(now(clock)?.saturating_add_signed(theirs[i].saturating_sub(own[i])))
+    };
     Ok(Machine {
         host: gathered.strings.add(names.nodename()),
         kernel: gathered.strings.add(names.release()),
         realtime: now(ClockId::CLOCK_REALTIME)?,
-        monotonic: now(ClockId::CLOCK_MONOTONIC)?,
-        boottime: now(ClockId::CLOCK_BOOTTIME)?,
-        xcr0: crate::resource::frame::enabled_components(),
+        monotonic: seen(ClockId::CLOCK_MONOTONIC, 0)?,
+        boottime: seen(ClockId::CLOCK_BOOTTIME, 1)?,
+        xcr0: cpu::xcr0(),
         version: gathered.strings.add(env!("CARGO_PKG_VERSION")),
+        boot: crate::proc::boot(pid),
+        cpu: gathered.cpu.0,
+        processor: gathered.strings.add(cpu::name(&cpu::leaves())),
+        permitted: gathered.permitted,
         ..Machine::new_zeroed()
     })
 }

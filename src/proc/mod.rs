@@ -150,6 +150,42 @@ fn confirmed(bare: OsString, deleted: bool, inode: u64) -> (OsString, bool) {
     }
 }
 
+/// A number that tells the monotonic clock of a process from others: of another boot or machine
+/// (random(4), boot_id), or of another time namespace (time_namespaces(7)); 0 when it cannot be read.
+pub fn boot(pid: i32) -> u64 {
+    let mut id = fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    if id.is_empty() {
+        return 0;
+    }
+    for offset in clock_offsets(pid) {
+        id.extend_from_slice(&offset.to_le_bytes());
+    }
+    xxhash_rust::xxh3::xxh3_64(&id)
+}
+
+/// By how many nanoseconds the time namespace of a process shifts CLOCK_MONOTONIC and CLOCK_BOOTTIME.
+pub fn clock_offsets(pid: i32) -> [i64; 2] {
+    let text = fs::read_to_string(format!("/proc/{pid}/timens_offsets")).unwrap_or_default();
+    let offset = |name: &str| {
+        let line = text.lines().find_map(|l| l.strip_prefix(name))?;
+        let mut words = line.split_whitespace().map(|w| w.parse::<i64>().ok());
+        words.next()??.checked_mul(1_000_000_000)?.checked_add(words.next()??)
+    };
+    ["monotonic", "boottime"].map(|name| offset(name).unwrap_or(0))
+}
+
+/// By how many nanoseconds a process's CLOCK_MONOTONIC is ahead of ours, which may be in another time
+/// namespace.
+pub fn clock_skew(pid: i32) -> i64 {
+    let own = clock_offsets(std::process::id().cast_signed());
+    clock_offsets(pid)[0].saturating_sub(own[0])
+}
+
+/// A number that a file of /proc/sys holds.
+pub fn setting(name: &str) -> Option<u64> {
+    fs::read_to_string(format!("/proc/sys/{name}")).ok()?.trim().parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -87,6 +87,12 @@ impl Pagemap {
         Ok(Self { file, pid })
     }
 
+    /// Whether the kernel has PAGEMAP_SCAN (Linux 6.7).
+    pub fn has_scan(&self) -> bool {
+        let first = Want { any: PAGE_IS_PRESENT, none: 0 };
+        scan(&self.file, 0..PAGE, first).is_ok()
+    }
+
     /// Calls `visit` with the address and the entry of every page from `start` to `end`, in order.
     /// Both are rounded outwards to pages. Ends early where user memory ends.
     ///

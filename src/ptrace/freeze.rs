@@ -119,7 +119,8 @@ impl Frozen {
     /// Works out the waits that the stops have interrupted and leaves notes about them in the
     /// payload's region, for the image and for the next dump.
     pub fn note_waits(&mut self, memory: &Memory, region: u64) -> Result<()> {
-        let notes = waits::notes(memory, region);
+        let skew = proc::clock_skew(self.pid);
+        let notes = waits::notes(memory, region, skew);
         let mut next = 0;
         for thread in &mut self.threads {
             if interrupted::call_in_progress(&thread.regs).is_none() {
@@ -128,7 +129,7 @@ impl Frozen {
             let Some(slot) = waits::slot_address(region, next) else { break };
             let wait = waits::interrupted(thread.tid, &thread.regs, thread.seen, memory, &notes);
             if let Some(wait) = wait {
-                memory.put(slot, &wait.slot(thread.tid, thread.regs.rsp))?;
+                memory.put(slot, &wait.slot(thread.tid, thread.regs.rsp, skew))?;
                 thread.wait = Some((wait, slot));
                 next += 1;
             }
@@ -142,9 +143,10 @@ impl Frozen {
             return;
         }
         let Ok(memory) = Memory::open(self.pid) else { return };
+        let skew = proc::clock_skew(self.pid);
         for thread in &self.threads {
             if let Some((wait, slot)) = &thread.wait {
-                let _ = memory.put(*slot, &wait.slot(thread.tid, thread.regs.rsp));
+                let _ = memory.put(*slot, &wait.slot(thread.tid, thread.regs.rsp, skew));
             }
         }
     }
@@ -278,6 +280,40 @@ impl Thread {
             .and_then(|()| regs.set(self.tid))
             .because(|| format!("cannot redirect thread {}", self.tid))?;
         (self.regs, self.mask, self.wait) = (regs, u64::MAX, None);
+        Ok(())
+    }
+
+    /// Lets the thread run on, an instruction at a time, until it is outside of `code`, whose
+    /// instructions never wait. A thread in a system call or in a stop of its own stays.
+    pub fn leave(&mut self, code: std::ops::Range<u64>) -> std::result::Result<(), Errno> {
+        const STEPS: usize = 100_000;
+        let inside = |regs: &Regs| code.contains(&regs.rip) && regs.orig_rax.cast_signed() < 0;
+        if !inside(&self.regs) || self.stopped_by != 0 {
+            return Ok(());
+        }
+        // What steps must be the thread's own registers, and its own mask is what is read after.
+        self.take_back()?;
+        let mut signal = 0;
+        for _ in 0..STEPS {
+            if !inside(&self.regs) {
+                break;
+            }
+            raw::step(self.tid, signal)?;
+            signal = match raw::wait(self.tid, true)? {
+                State::Stopped { signal: libc::SIGTRAP, .. } => 0,
+                State::Stopped { signal, event: 0 } => signal & 0x7f,
+                State::Stopped { .. } | State::Running => 0,
+                State::Ended => return Err(Errno::ESRCH),
+            };
+            self.regs = Regs::get(self.tid)?;
+        }
+        if signal != 0 {
+            // A signal that came on the way has to be delivered: the thread enters its handler.
+            raw::step(self.tid, signal)?;
+            raw::wait(self.tid, true)?;
+            self.regs = Regs::get(self.tid)?;
+        }
+        self.mask = raw::get_mask(self.tid)?;
         Ok(())
     }
 

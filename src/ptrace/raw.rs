@@ -69,6 +69,12 @@ pub fn set_regset(tid: i32, kind: usize, buffer: &[u8]) -> Result<()> {
     request(libc::PTRACE_SETREGSET as u32, tid, number(kind), data.cast()).map(drop)
 }
 
+/// PTRACE_SINGLESTEP: one instruction, with `signal` delivered first unless it is 0.
+pub fn step(tid: i32, signal: i32) -> Result<()> {
+    request(libc::PTRACE_SINGLESTEP as u32, tid, std::ptr::null_mut(), number(signal as usize))
+        .map(drop)
+}
+
 /// PTRACE_GETSIGMASK: the thread's own mask, also inside sigsuspend(2) and its kin.
 pub fn get_mask(tid: i32) -> Result<u64> {
     let mut mask = 0u64;

@@ -5,6 +5,7 @@ use nix::errno::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 const NT_PRSTATUS: usize = 1;
+const NT_PRFPREG: usize = 2;
 const NT_X86_XSTATE: usize = 0x202;
 
 /// Largest xstate of any x86 (AMX included), with room.
@@ -64,10 +65,14 @@ impl Regs {
     }
 }
 
-/// Extended state (x87, SSE, AVX, …, PKRU) in the non-compacted XSAVE layout.
+/// Extended state (x87, SSE, AVX, …, PKRU) in the non-compacted XSAVE layout; 512 bytes as FXSAVE
+/// gives them on a machine without XSAVE.
 pub fn xstate(tid: i32) -> Result<Vec<u8>, Errno> {
     let mut buffer = vec![0; XSTATE_MAX];
-    let len = raw::get_regset(tid, NT_X86_XSTATE, &mut buffer)?;
+    let len = match raw::get_regset(tid, NT_X86_XSTATE, &mut buffer) {
+        Err(Errno::ENODEV) => raw::get_regset(tid, NT_PRFPREG, &mut buffer)?,
+        result => result?,
+    };
     buffer.truncate(len);
     Ok(buffer)
 }

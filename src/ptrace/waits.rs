@@ -169,25 +169,29 @@ impl Interrupted {
         self.timeout.map_or(0, |(_, deadline)| deadline.saturating_sub(now()))
     }
 
-    /// Notes for the next dump, and the time left for a call that begins anew.
-    pub fn slot(&self, tid: i32, rsp: u64) -> Slot {
+    /// Notes for the next dump, and the time left for a call that begins anew; `skew` as in [`notes`].
+    pub fn slot(&self, tid: i32, rsp: u64, skew: i64) -> Slot {
         let left = self.left();
         Slot {
             left: [left / 1_000_000_000, left % 1_000_000_000],
             tid: tid.cast_unsigned(),
             call: self.call as u32,
             rsp,
-            deadline: self.timeout.map_or(NEVER, |(_, deadline)| deadline),
+            deadline: self.timeout.map_or(NEVER, |(_, at)| at.saturating_add_signed(skew)),
             ..Slot::new_zeroed()
         }
     }
 }
 
-/// Reads the notes of the last dump.
-pub fn notes(memory: &Memory, region: u64) -> Vec<Slot> {
+/// Reads the notes of the last dump. Their deadlines are on the program's clock, which is `skew`
+/// nanoseconds ahead of ours; here they become deadlines on ours.
+pub fn notes(memory: &Memory, region: u64, skew: i64) -> Vec<Slot> {
     let mut notes = vec![Slot::new_zeroed(); WAIT_COUNT as usize];
     if memory.read(region + WAITS, notes.as_mut_bytes()).is_err() {
         notes.clear();
+    }
+    for note in notes.iter_mut().filter(|note| note.deadline != NEVER) {
+        note.deadline = note.deadline.saturating_add_signed(skew.saturating_neg());
     }
     notes
 }

@@ -35,7 +35,7 @@ const KEPT: i32 = libc::O_ACCMODE
 pub fn save(target: &Target<'_>, gathered: &mut Gathered) -> Result<()> {
     let pid = target.frozen.pid;
     let fds = proc::fds(pid)?;
-    let mut lost = Vec::new();
+    let (mut lost, mut large) = (Vec::new(), Vec::new());
     for (i, fd) in fds.iter().enumerate() {
         let earlier = fds[..i].iter().find(|e| same(pid, e, fd));
         let shared_with = earlier.map_or(fd.number, |e| e.number);
@@ -58,10 +58,20 @@ pub fn save(target: &Target<'_>, gathered: &mut Gathered) -> Result<()> {
         if record.kind == DescriptorKind::Lost as u32 {
             lost.push(format!("{} ({})", fd.number, fd.target.display()));
         }
+        match embeds(&record, target.region.control.config.embed) {
+            Some(true) => record.extra = EMBEDDED,
+            Some(false) => large.push(format!("{} ({} bytes)", fd.target.display(), record.size)),
+            None => {}
+        }
         if earlier.is_none() {
             save_content(pid, fd, &fds, &mut record, gathered)?;
         }
         gathered.descriptors.push(record);
+    }
+    if !large.is_empty() {
+        gathered
+            .losses
+            .push(format!("files above the limit of --embed-files: {}", large.join(", ")));
     }
     if !lost.is_empty() {
         gathered.losses.push(format!("descriptors that will be closed: {}", lost.join(", ")));
@@ -80,6 +90,7 @@ fn save_content(
     let mut index = fd.number;
     let bytes = match record.kind {
         k if k == DescriptorKind::Content as u32 => None,
+        k if k == DescriptorKind::Path as u32 && record.extra == EMBEDDED => None,
         k if k == DescriptorKind::Timer as u32 => {
             Some(kernel_objects::save_timer(fd).as_bytes().to_vec())
         }
@@ -100,6 +111,18 @@ fn save_content(
         gathered.contents.push(Content { index, bytes });
     }
     Ok(())
+}
+
+/// [`Descriptor::extra`] of a file with a name whose content is in the image as well.
+pub const EMBEDDED: u32 = 1;
+
+/// Whether a file with a name travels along for machines that do not have it: false when it is too
+/// large, None when it is no such file or none shall travel.
+fn embeds(record: &Descriptor, limit: u64) -> Option<bool> {
+    let is_file = record.kind == DescriptorKind::Path as u32
+        && record.mode & libc::S_IFMT == libc::S_IFREG
+        && record.flags as i32 & libc::O_PATH == 0;
+    (is_file && limit != 0).then_some(record.size <= limit)
 }
 
 /// Whether two descriptors are one open file description.
@@ -274,7 +297,11 @@ fn open_one(
 ) -> Result<Option<OwnedFd>> {
     let file = match record.kind {
         k if k == DescriptorKind::Path as u32 => {
-            open_path(record, &sources.path(record), warnings)?
+            let path = sources.path(record);
+            match record.extra == EMBEDDED && !path.exists() {
+                true => absent(record, &path, &sources.content(record.fd)?, warnings)?,
+                false => open_path(record, &path, warnings)?,
+            }
         }
         k if k == DescriptorKind::Content as u32 => {
             let content = sources.content(record.content)?;
@@ -372,6 +399,32 @@ pub fn cut(restored: &[Restored], truncate: bool) -> Result<Vec<String>> {
     }
     warnings.dedup();
     Ok(warnings)
+}
+
+/// A file that is not on this machine, from the image: made anew where the program writes it, else
+/// without a name.
+fn absent(
+    record: &Descriptor,
+    path: &Path,
+    content: &[u8],
+    warnings: &mut Vec<String>,
+) -> Result<OwnedFd> {
+    let flags = record.flags as i32;
+    if flags & libc::O_ACCMODE != libc::O_RDONLY {
+        let mode = Mode::from_bits_truncate(record.mode & 0o7777);
+        let kept = OFlag::from_bits_retain(flags & KEPT);
+        let new = kept | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
+        if let Ok(file) = nix::fcntl::open(path, new, mode) {
+            let why = || format!("cannot write {}", path.display());
+            std::fs::write(path, content).because(why)?;
+            return Ok(file);
+        }
+        warnings.push(format!(
+            "{} cannot be made here, so what the program writes to it is lost",
+            path.display()
+        ));
+    }
+    nameless(path, content, record)
 }
 
 /// A file without a name: where its name once was, else in a directory for temporary files, else

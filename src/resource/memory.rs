@@ -189,6 +189,11 @@ fn classify(target: &Target<'_>, vma: &Vma, gathered: &mut Gathered) -> (VmaReco
 
 fn classify_shared(vma: &Vma, record: &mut VmaRecord, gathered: &mut Gathered) -> (VmaKind, Pages) {
     if !vma.deleted && !is_counters_of_java(vma) && describe_file(vma, record) {
+        // The file was opened for reading only (VM_MAYWRITE is missing).
+        if vma.flags.has("mr") && !vma.flags.has("mw") && vma.len() <= WHOLE_MAX {
+            record.flags |= vma_flag::CARRIED;
+            return (VmaKind::SharedFile, Pages::Whole);
+        }
         return (VmaKind::SharedFile, Pages::None);
     }
     if vma.name.to_string_lossy().starts_with("/SYSV") {

@@ -4,6 +4,7 @@
 //! into descriptors and mappings of the restarting process and into [`plan`] orders for what can
 //! only be done when nothing of the stub is left.
 
+pub mod cpu;
 pub mod descriptors;
 pub mod epoll;
 pub mod frame;
@@ -14,11 +15,13 @@ pub mod numbers;
 pub mod pipes;
 pub mod plan;
 pub mod process;
+pub mod resolver;
 pub mod scheduling;
 pub mod signals;
 pub mod threads;
 pub mod timers;
 pub mod vdso;
+pub mod xstate;
 
 use crate::image::strings::Strings;
 use crate::inject::region::Region;
@@ -84,4 +87,8 @@ pub struct Gathered {
     pub obstacles: Vec<String>,
     /// What the image goes without.
     pub losses: Vec<String>,
+    /// The features of a CPU that the program may use.
+    pub cpu: cpu::Set,
+    /// State components that it asked leave for.
+    pub permitted: u64,
 }

@@ -1,7 +1,7 @@
 //! What belongs to the process as a whole: its address-space marks, limits, umask, directory.
 
 use super::plan::{Arena, Orders, Step};
-use super::{Gathered, Target, vdso};
+use super::{Gathered, Target, vdso, xstate};
 use crate::error::{Because, Result};
 use crate::proc;
 use crate::ptrace::call::Caller;
@@ -67,6 +67,7 @@ pub fn save(target: &Target<'_>, caller: &mut Caller<'_>, gathered: &mut Gathere
         ..Process::new_zeroed()
     };
     gathered.process = Some(process);
+    gathered.permitted = permitted(target, caller)?;
     gathered.auxv = proc::auxv(pid)?;
     gathered.limits = proc::limits(pid)?.iter().map(|&(soft, hard)| Limit { soft, hard }).collect();
     Ok(())
@@ -79,6 +80,16 @@ fn membarrier(caller: &mut Caller<'_>) -> Result<u32> {
     const REGISTER_PRIVATE_EXPEDITED: u32 = 16;
     let result = caller.call(libc::SYS_membarrier, &[GET_REGISTRATIONS])?;
     Ok(u32::try_from(result).unwrap_or(REGISTER_PRIVATE_EXPEDITED))
+}
+
+/// The state components that the process may use because it asked (AMX); 0 where the kernel has no
+/// such thing (before 5.16).
+fn permitted(target: &Target<'_>, caller: &mut Caller<'_>) -> Result<u64> {
+    const ARCH_GET_XCOMP_PERM: u64 = 0x1022;
+    let scratch = target.region.base + STACKS;
+    target.memory.put(scratch, &0u64)?;
+    caller.call(libc::SYS_arch_prctl, &[ARCH_GET_XCOMP_PERM, scratch])?;
+    Ok(target.memory.get::<u64>(scratch)? & xstate::DYNAMIC)
 }
 
 fn flags(target: &Target<'_>, caller: &mut Caller<'_>, no_new_privs: bool) -> Result<u32> {
@@ -154,6 +165,15 @@ pub fn restore(process: &Process, orders: &mut Orders) {
     set(process_flag::NO_NEW_PRIVS, &[libc::PR_SET_NO_NEW_PRIVS as u64, 1]);
     let dumpable = u64::from(process.flags & process_flag::DUMPABLE != 0);
     orders.try_call(step, libc::SYS_prctl, &[libc::PR_SET_DUMPABLE as u64, dumpable]);
+}
+
+/// Orders that ask leave again for state components that take it (AMX).
+pub fn restore_permissions(permitted: u64, orders: &mut Orders) {
+    const ARCH_REQ_XCOMP_PERM: u64 = 0x1023;
+    const AMX_TILE_DATA: u64 = 18;
+    if permitted & xstate::DYNAMIC != 0 {
+        orders.try_call(Step::Process, libc::SYS_arch_prctl, &[ARCH_REQ_XCOMP_PERM, AMX_TILE_DATA]);
+    }
 }
 
 /// Orders for the resource limits: the last, because they could forbid what comes before.

@@ -3,7 +3,7 @@
 use super::frame::Frame;
 use super::ids::{self, Id};
 use super::plan::{Arena, Orders, Step};
-use super::{Gathered, Target, scheduling};
+use super::{Gathered, Target, scheduling, vdso};
 use crate::error::{Because, Error, Result};
 use crate::proc;
 use crate::ptrace::call::Caller;
@@ -14,6 +14,7 @@ use crate::ptrace::raw;
 use crate::ptrace::regs::{self, Regs, USER_CS};
 use crate::ptrace::sequence::leave_sequence;
 use ckpt_abi::image::{Owner, Thread, thread_flag};
+use ckpt_abi::op::Kind;
 use ckpt_abi::region::STACKS;
 use nix::errno::Errno;
 use nix::libc;
@@ -30,6 +31,10 @@ pub fn save(target: &mut Target<'_>, index: usize, gathered: &mut Gathered) -> R
     let (memory, region) = (target.memory, target.region);
     let thread = &mut target.frozen.threads[index];
     let tid = thread.tid;
+    // The vdso of another kernel does not go on in the middle of a function of this one's.
+    let vdso = vdso::Place::find(target.vmas);
+    let code = vdso.vdso..vdso.vdso + vdso.vdso_len;
+    thread.leave(code).because(|| format!("cannot step thread {tid} out of the vdso"))?;
     if thread.regs.cs != USER_CS {
         gathered.obstacles.push(format!("thread {tid} runs 32-bit code"));
         return Ok(());
@@ -188,8 +193,42 @@ pub fn restore(
     orders.call(step, libc::SYS_arch_prctl, &[ARCH_SET_FS, regs.fs_base]);
     orders.call(step, libc::SYS_arch_prctl, &[ARCH_SET_GS, regs.gs_base]);
     if thread.rseq != 0 {
-        let (len, signature) = (u64::from(thread.rseq_len), u64::from(thread.rseq_signature));
-        orders.call(step, libc::SYS_rseq, &[thread.rseq, len, 0, signature]);
+        // cpu_id_start, and cpu_id for a kernel without rseq(2): registration failed, ask by
+        // system call (include/uapi/linux/rseq.h). Others overwrite both.
+        orders.push(Kind::Store, 0, step, 8, &[thread.rseq, 0xffff_fffe << 32]);
+        let len = rseq_len(thread.rseq_len.into(), feature_size());
+        let signature = u64::from(thread.rseq_signature);
+        orders.try_call(step, libc::SYS_rseq, &[thread.rseq, len, 0, signature]);
     }
     Ok(())
+}
+
+/// The length that this kernel takes for an area registered with `len`: before Linux 6.3 only
+/// [`RSEQ_SIZE`], then that or anything from its own `feature` size on (kernel/rseq.c).
+fn rseq_len(len: u64, feature: u64) -> u64 {
+    if feature != 0 && len >= feature { len } else { RSEQ_SIZE }
+}
+
+/// Bytes of the first struct rseq; every area has them.
+const RSEQ_SIZE: u64 = 32;
+
+/// Bytes of struct rseq that this kernel fills, 0 before Linux 6.3.
+fn feature_size() -> u64 {
+    const AT_RSEQ_FEATURE_SIZE: u64 = 27;
+    let auxv = proc::auxv(std::process::id().cast_signed()).unwrap_or_default();
+    proc::auxv_value(&auxv, AT_RSEQ_FEATURE_SIZE).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths_of_rseq_areas() {
+        assert_eq!(rseq_len(32, 0), 32);
+        assert_eq!(rseq_len(40, 0), 32);
+        assert_eq!(rseq_len(40, 28), 40);
+        assert_eq!(rseq_len(32, 40), 32);
+        assert_eq!(rseq_len(36, 40), 32);
+    }
 }

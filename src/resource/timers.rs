@@ -30,9 +30,12 @@ pub fn save(target: &Target<'_>, caller: &mut Caller<'_>, gathered: &mut Gathere
             "cannot read an interval timer",
         )?;
         let [period_s, period_us, left_s, left_us]: [u64; 4] = target.memory.get(scratch)?;
-        let left = left_s * SECOND + left_us * 1000;
+        let (left, period) =
+            (left_s * SECOND + left_us * 1000, period_s * SECOND + period_us * 1000);
+        // ITIMER_REAL has no time left while its SIGALRM is pending, and goes on when that is taken
+        // (kernel/signal.c, dequeue_signal); setitimer(2) with 0 would stop it for ever.
+        let left = if kind == 0 && left == 0 { period } else { left };
         if left != 0 {
-            let period = period_s * SECOND + period_us * 1000;
             gathered.timers.push(Timer { kind, left, period, ..Timer::new_zeroed() });
         }
     }

@@ -56,12 +56,13 @@ impl Place {
     }
 }
 
-/// Turns the entry points of a saved vdso into jumps to those of another that will lie at `there`.
+/// Turns the entry points of a saved vdso into jumps to those of another that will lie at `there`, or
+/// into system calls where that is empty (kernel command line vdso=0).
 ///
 /// # Errors
 /// When one of them is not an ELF object.
 pub fn redirect(saved: &mut [u8], other: &[u8], there: u64) -> Result<()> {
-    let targets = functions(other)?;
+    let targets = if other.is_empty() { Vec::new() } else { functions(other)? };
     for (name, offset) in functions(saved)? {
         let target = targets.iter().find(|(n, _)| *n == name).map(|(_, at)| there + at);
         let code = match target {
@@ -114,4 +115,35 @@ fn fallback(name: &str) -> Vec<u8> {
     code.extend_from_slice(&number.unwrap_or(u32::MAX).to_le_bytes());
     code.extend_from_slice(&[0x0f, 0x05, 0xc3]);
     code
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The vdso of this machine.
+    fn own() -> Vec<u8> {
+        use std::os::unix::fs::FileExt;
+        let pid = std::process::id().cast_signed();
+        let place = Place::find(&crate::proc::maps::read(pid).unwrap());
+        let mut bytes = vec![0; place.vdso_len as usize];
+        let memory = std::fs::File::open("/proc/self/mem").unwrap();
+        memory.read_exact_at(&mut bytes, place.vdso).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn entry_points_become_jumps_or_system_calls() {
+        let whole = own();
+        let functions = functions(&whole).unwrap();
+        let at = |name: &str| functions.iter().find(|(n, _)| n == name).unwrap().1 as usize;
+        let time = at("__vdso_time");
+        let mut jumps = whole.clone();
+        redirect(&mut jumps, &whole, 0x7000_0000).unwrap();
+        assert_eq!(&jumps[time..time + 12], jump(0x7000_0000 + time as u64));
+        let mut calls = whole.clone();
+        redirect(&mut calls, &[], 0).unwrap();
+        assert_eq!(&calls[time..time + 8], [0xb8, 201, 0, 0, 0, 0x0f, 0x05, 0xc3]);
+        assert!(redirect(&mut calls, &[0; 8], 0).is_err());
+    }
 }

@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 use crate::error::{Because, Error, Result};
+use nix::errno::Errno;
 use nix::libc;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, mprotect};
 use std::ffi::c_void;
@@ -29,7 +30,8 @@ impl Mapping {
         Self::made(at, len, mapped)
     }
 
-    /// Maps private memory that cannot be touched and holds nothing.
+    /// Maps private memory that cannot be touched and holds nothing; it counts nowhere, not even under
+    /// vm.overcommit_memory=2 (the kernel's accountable_mapping).
     pub fn reservation(at: u64, len: u64) -> Result<Self> {
         let (addr, size) = checked(at, len)?;
         let flags = MapFlags::MAP_NORESERVE | MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED_NOREPLACE;
@@ -58,7 +60,10 @@ impl Mapping {
 
     fn made(at: u64, len: u64, mapped: nix::Result<NonNull<c_void>>) -> Result<Self> {
         let why = || format!("cannot map {len} bytes at {at:#x}");
-        let mapped = mapped.because(why)?;
+        let mapped = match mapped {
+            Err(Errno::ENOMEM) => return Err(no_memory(why())),
+            mapped => mapped.because(why)?,
+        };
         // Before Linux 4.17 MAP_FIXED_NOREPLACE is a hint that the kernel need not follow.
         if mapped.addr().get() as u64 != at {
             return Err(Error::new(format!("{}: the kernel put it elsewhere", why())));
@@ -134,6 +139,30 @@ impl Mapping {
         let addr = NonZeroUsize::new(self.at as usize).unwrap_or(NonZeroUsize::MIN);
         NonNull::with_exposed_provenance(addr)
     }
+}
+
+/// ENOMEM from mmap(2) is mostly not about memory, but about what may be promised.
+fn no_memory(what: String) -> Error {
+    let error = Error::new(format!("{what}: {}", Errno::ENOMEM.desc()));
+    match crate::proc::setting("vm/overcommit_memory") {
+        Some(2) => error.hint(
+            "vm.overcommit_memory is 2 here, so that memory which is only reserved counts too: set it to 0 or raise vm.overcommit_ratio",
+        ),
+        _ => error.hint("free memory, or raise the limit on address space (ulimit -v)"),
+    }
+}
+
+/// Whether anything can be mapped at an address that is free; nothing stays there.
+pub fn is_possible(at: u64, len: u64) -> bool {
+    let Ok((addr, size)) = checked(at, len) else { return false };
+    let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE | MapFlags::MAP_FIXED_NOREPLACE;
+    // SAFETY: MAP_FIXED_NOREPLACE replaces nothing.
+    let mapped = unsafe { mmap_anonymous(addr, size, ProtFlags::PROT_NONE, flags) };
+    mapped.is_ok_and(|mapped| {
+        // SAFETY: it was made a line above, and nobody uses it.
+        let _ = unsafe { nix::sys::mman::munmap(mapped, len as usize) };
+        mapped.addr().get() as u64 == at
+    })
 }
 
 fn read_write() -> ProtFlags {

@@ -5,7 +5,10 @@
 //! of the program is already filled when the last one, the point of no return, hands over to the
 //! restorer in the payload.
 
+pub mod auxv;
 pub mod callers;
+pub mod clock;
+pub mod machine;
 pub mod mapping;
 pub mod phase1_check;
 pub mod phase2_open;
@@ -29,6 +32,10 @@ pub struct Options {
     pub settings: Settings,
     /// Whether files that grew since the checkpoint are cut back.
     pub truncate_files: bool,
+    /// Go on although the CPU lacks what the program may use.
+    pub force_cpu: bool,
+    /// Where files of the image are now.
+    pub map_path: MapPath,
 }
 
 /// Replaces this process by the program in the image.
@@ -36,11 +43,14 @@ pub struct Options {
 /// # Errors
 /// Why it cannot be; nothing has happened then.
 pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<Infallible> {
-    let saved = phase1_check::check(image)?;
+    let mut saved = phase1_check::check(image)?;
+    machine::adapt(image, &mut saved, options)?;
+    // Before the monitor is made, which shares the program's clocks.
+    saved.same_clocks = clock::enter_namespace(&saved)?;
     let monitor = phase1_check::monitor(image, &saved, options)?;
     let mut warnings = Vec::new();
     let opened = phase2_open::open(image, &saved, &mut warnings)?;
-    let mut filled = phase3_fill::fill(image, &saved, &opened, options)?;
+    let mut filled = phase3_fill::fill(image, &mut saved, &opened, options)?;
     filled.control.monitor = monitor.as_ref().map_or(0, Monitor::pid);
     let plan = phase4_plan::plan(&saved, &opened, filled)?;
     // The last that can fail, for it alone changes something.
@@ -65,4 +75,44 @@ pub fn rehearse(image: &Image) -> Result<()> {
 /// A path among the strings of an image.
 pub(crate) fn path_of(image: &Image, text: ckpt_abi::image::Text) -> PathBuf {
     image.text(text).into()
+}
+
+/// Paths of the other machine and what they are here (`--map-path OLD=NEW`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MapPath(pub Vec<(PathBuf, PathBuf)>);
+
+impl MapPath {
+    /// The path here: the longest OLD that is the path or a directory above it becomes its NEW.
+    pub fn apply(&self, path: PathBuf) -> PathBuf {
+        let fits = self.0.iter().filter(|(old, _)| path.starts_with(old));
+        let Some((old, new)) = fits.max_by_key(|(old, _)| old.as_os_str().len()) else {
+            return path;
+        };
+        match path.strip_prefix(old) {
+            Ok(rest) if rest.as_os_str().is_empty() => new.clone(),
+            Ok(rest) => new.join(rest),
+            Err(_) => path,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_prefix_of_whole_names_wins() {
+        let pair = |(old, new): (&str, &str)| (old.into(), new.into());
+        let map = MapPath([("/a", "/x"), ("/a/b", "/y"), ("/c/d", "/z")].map(pair).to_vec());
+        for (from, to) in [
+            ("/a/q", "/x/q"),
+            ("/a/b/c", "/y/c"),
+            ("/a/bc", "/x/bc"),
+            ("/c/d", "/z"),
+            ("/c/dd", "/c/dd"),
+            ("/b", "/b"),
+        ] {
+            assert_eq!(map.apply(from.into()), PathBuf::from(to), "{from}");
+        }
+    }
 }

@@ -1,14 +1,14 @@
 //! Phase 1: read all records and see that they make sense.
 
-use super::Options;
+use super::{MapPath, Options};
 use crate::error::{Error, Result};
 use crate::image::read::Image;
 use crate::image::stub;
 use crate::inject::{self, monitor::Monitor};
 use ckpt_abi::ABI_VERSION;
 use ckpt_abi::image::{
-    Descriptor, Guard, Limit, Machine, Object, Owner, PageRun, PendingSignal, Process, SectionKind,
-    SignalAction, Thread, Timer, Vma, VmaKind,
+    CpuLeaf, Descriptor, Guard, Limit, Machine, Object, Owner, PageRun, PendingSignal, Process,
+    SectionKind, SignalAction, Thread, Timer, Vma, VmaKind,
 };
 use ckpt_abi::region::{Control, MAGIC};
 use std::path::PathBuf;
@@ -46,6 +46,12 @@ pub struct Saved {
     pub limits: Vec<Limit>,
     /// Auxiliary vector.
     pub auxv: Vec<u8>,
+    /// CPUID's answers there.
+    pub cpuid: Vec<CpuLeaf>,
+    /// Its clocks go on here from where they were.
+    pub same_clocks: bool,
+    /// Where its files are here.
+    pub map_path: MapPath,
     /// Path of the executable.
     pub exe: PathBuf,
     /// Working directory.
@@ -78,6 +84,10 @@ pub fn check(image: &Image) -> Result<Saved> {
         timers: image.records(SectionKind::Timers)?,
         limits: image.records(SectionKind::Limits)?,
         auxv: image.bytes(SectionKind::Auxv, 0)?,
+        // Older images do not have them.
+        cpuid: image.records(SectionKind::Cpuid).unwrap_or_default(),
+        same_clocks: true,
+        map_path: MapPath::default(),
         exe: super::path_of(image, process.exe),
         cwd: super::path_of(image, process.cwd),
         process,
@@ -86,7 +96,7 @@ pub fn check(image: &Image) -> Result<Saved> {
         return Err(image.damaged("it has no threads"));
     }
     let ordered = saved.vmas.windows(2).all(|pair| pair[0].end <= pair[1].start);
-    let sane = saved.vmas.iter().all(|v| v.start < v.end && v.end <= 1 << 47);
+    let sane = saved.vmas.iter().all(|v| v.start < v.end && v.end <= 1 << 56);
     if !ordered || !sane {
         return Err(image.damaged("its mappings overlap"));
     }

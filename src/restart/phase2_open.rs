@@ -1,7 +1,7 @@
 //! Phase 2: open every file that the program had open or mapped, and name all that are missing.
 
-use super::callers;
 use super::phase1_check::Saved;
+use super::{MapPath, callers};
 use crate::error::{Error, Result};
 use crate::image::read::Image;
 use crate::resource::descriptors::{self, Missing, Restored, Sources, memfd};
@@ -28,12 +28,13 @@ pub struct Opened {
 
 struct FromImage<'a> {
     image: &'a Image,
+    map_path: &'a MapPath,
     objects: &'a [OwnedFd],
 }
 
 impl Sources for FromImage<'_> {
     fn path(&self, record: &Descriptor) -> PathBuf {
-        super::path_of(self.image, record.path)
+        self.map_path.apply(super::path_of(self.image, record.path))
     }
 
     fn content(&self, index: u32) -> Result<Vec<u8>> {
@@ -62,13 +63,14 @@ pub fn open(image: &Image, saved: &Saved, warnings: &mut Vec<String>) -> Result<
     for vma in &saved.vmas {
         let by_path =
             vma.kind == VmaKind::SharedFile as u32 || vma.kind == VmaKind::PrivateFile as u32;
-        let file = by_path.then(|| memory::open_file(&super::path_of(image, vma.name), vma));
+        let path = || saved.map_path.apply(super::path_of(image, vma.name));
+        let file = by_path.then(|| memory::open_file(&path(), vma));
         match file.transpose() {
             Ok(file) => mapped.push(file),
             Err(e) => failures.push(e.to_string()),
         }
     }
-    let sources = FromImage { image, objects: &objects };
+    let sources = FromImage { image, map_path: &saved.map_path, objects: &objects };
     let mut missing = Vec::new();
     let tolerated = callers::of_image(image, saved)?.filter(callers::due).map(|_| &mut missing);
     let descriptors = match descriptors::open_all(&saved.descriptors, &sources, warnings, tolerated)
@@ -90,7 +92,7 @@ pub fn open(image: &Image, saved: &Saved, warnings: &mut Vec<String>) -> Result<
             image.path().display(),
             failures.join("; ")
         ))
-        .hint("bring these back and try again, nothing has been changed"));
+        .hint("bring these back, or say where they are with --map-path OLD=NEW; nothing has been changed"));
     }
     let watches = watches(image, saved)?;
     Ok(Opened { descriptors, mapped, objects, watches, missing })

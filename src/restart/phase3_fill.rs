@@ -13,11 +13,13 @@ use super::mapping::Mapping;
 use super::phase1_check::Saved;
 use super::phase2_open::Opened;
 use super::space::Space;
+use super::{auxv, clock};
 use crate::error::{Because, Error, Result};
 use crate::image::read::Image;
 use crate::image::{PAGE, stub};
 use crate::proc;
-use crate::resource::{memory, vdso};
+use crate::resource::cpu::{self, Set};
+use crate::resource::{memory, resolver, vdso};
 use crate::settings::Settings;
 use ckpt_abi::image::{Guard, PageRun, SignalAction, Vma, VmaKind, vma_flag};
 use ckpt_abi::region::{Control, NAME_LEN, Phase};
@@ -60,7 +62,12 @@ pub struct Filled {
 }
 
 /// Maps and fills.
-pub fn fill(image: &Image, saved: &Saved, opened: &Opened, options: &Options) -> Result<Filled> {
+pub fn fill(
+    image: &Image,
+    saved: &mut Saved,
+    opened: &Opened,
+    options: &Options,
+) -> Result<Filled> {
     let own = proc::maps::read(std::process::id().cast_signed())?;
     let mut stub_space = Space::default();
     own.iter().for_each(|v| stub_space.take(v.start, v.end));
@@ -68,6 +75,7 @@ pub fn fill(image: &Image, saved: &Saved, opened: &Opened, options: &Options) ->
     saved.vmas.iter().for_each(|v| space.take(v.start, v.end));
     let region_end = saved.process.region + saved.process.region_len;
     space.take(saved.process.region, region_end);
+    space.take(saved.process.vvar, saved.process.vvar + saved.process.vvar_len);
 
     let mut placed = Vec::new();
     let (vdso, patched) = place_vdso(image, saved, &own, &mut space)?;
@@ -87,7 +95,16 @@ pub fn fill(image: &Image, saved: &Saved, opened: &Opened, options: &Options) ->
         };
         placed.push(Placed { record: *record, mapping });
     }
+    if patched.is_some() {
+        placed.extend(empty_vvar(saved, &stub_space, &mut space)?);
+        placed.sort_by_key(|p| p.record.start);
+    }
     read_pages(image, saved, &placed)?;
+    narrow_resolver(saved, &mut placed);
+    auxv::update(saved, &mut placed)?;
+    if !saved.same_clocks {
+        clock::shift(saved, &mut placed)?;
+    }
     if let Some(code) = patched {
         let record = placed.iter_mut().find(|p| p.record.kind == VmaKind::Vdso as u32);
         record.map(|p| p.mapping.write(0, &code)).transpose()?;
@@ -138,6 +155,42 @@ fn map(record: &Vma, at: u64, index: usize, opened: &Opened) -> Result<Mapping> 
     }
 }
 
+/// Reads filled memory that the program may read; false where there is none.
+pub fn read(placed: &[Placed], addr: u64, bytes: &mut [u8]) -> bool {
+    let inside = |p: &&Placed| (p.record.start..p.record.end).contains(&addr) && p.record.prot != 0;
+    let slice = placed.iter().find(inside).and_then(|home| {
+        // SAFETY: what has a protection is readable until `finish`, and no other slice of it is alive.
+        unsafe { home.mapping.slice(addr - home.record.start, bytes.len() as u64) }
+    });
+    slice.map(|slice| bytes.copy_from_slice(slice)).is_some()
+}
+
+/// Overwrites filled memory, where [`read`] has read.
+pub fn write(placed: &mut [Placed], addr: u64, bytes: &[u8]) -> Result<()> {
+    let inside = |p: &&mut Placed| (p.record.start..p.record.end).contains(&addr);
+    let Some(home) = placed.iter_mut().find(inside) else { return Ok(()) };
+    let offset = addr - home.record.start;
+    home.mapping.write(offset, bytes)
+}
+
+/// Makes the dynamic linker save what it has room for ([`resolver`]).
+fn narrow_resolver(saved: &Saved, placed: &mut [Placed]) {
+    const EXEC: u32 = libc::PROT_EXEC as u32;
+    let components = saved.machine.xcr0;
+    if cpu::xcr0() & !components & resolver::SAVED == 0 {
+        return;
+    }
+    for home in placed.iter_mut().filter(|p| p.record.prot & EXEC != 0) {
+        let record = &home.record;
+        if record.kind != VmaKind::Private as u32 || record.flags & vma_flag::REGION != 0 {
+            continue;
+        }
+        // SAFETY: the mapping is readable and writable until `finish`; no other slice is alive.
+        let code = unsafe { home.mapping.slice(0, record.end - record.start) };
+        code.map(|code| resolver::narrow(code, components));
+    }
+}
+
 /// Reads all page runs into their mappings, checking each, with a few threads.
 fn read_pages(image: &Image, saved: &Saved, placed: &[Placed]) -> Result<()> {
     let next = AtomicUsize::new(0);
@@ -164,9 +217,10 @@ fn read_pages(image: &Image, saved: &Saved, placed: &[Placed]) -> Result<()> {
 fn read_run(image: &Image, placed: &[Placed], run: &PageRun) -> Result<()> {
     let index = placed.partition_point(|p| p.record.start <= run.addr);
     let home = index.checked_sub(1).and_then(|i| placed.get(i));
-    let home = home.filter(|p| run.addr < p.record.end);
+    let shared = VmaKind::SharedFile as u32;
+    let home = home.filter(|p| run.addr < p.record.end && p.record.kind != shared);
     let Some(home) = home else {
-        // The vdso's bytes, when the fresh one is used instead.
+        // The vdso's bytes, when the fresh one is used instead, or those of a file that is there.
         return image.read_run(run).map(drop);
     };
     // SAFETY: the mapping is readable and writable until `finish`, and the image's runs, which
@@ -194,7 +248,7 @@ fn place_vdso(
         room.ok_or_else(|| image.damaged("the vdso's pages overlap"))?.copy_from_slice(&bytes);
     }
     if here.is_empty() {
-        vdso::redirect(&mut old, &[], 0).ok();
+        vdso::redirect(&mut old, &[], 0)?;
         return Ok((Vdso { map_at: None }, Some(old)));
     }
     let new = own_bytes(here.vdso, here.vdso_len)?;
@@ -205,6 +259,27 @@ fn place_vdso(
     let at = space.find(here.len(), 0)?;
     vdso::redirect(&mut old, &new, at + (here.vdso - here.start()))?;
     Ok((Vdso { map_at: Some(at) }, Some(old)))
+}
+
+/// Zeros where the saved vdso has its data. Code that a signal interrupted inside of the saved vdso
+/// finds a changed sequence count there and no clock that user space could read (VDSO_CLOCKMODE_NONE
+/// is 0, include/vdso/clocksource.h), so it makes the system call.
+fn empty_vvar(saved: &Saved, stub: &Space, space: &mut Space) -> Result<Option<Placed>> {
+    let process = &saved.process;
+    let (start, end) = (process.vvar, process.vvar + process.vvar_len);
+    if start == end || saved.vmas.iter().any(|v| v.start < end && start < v.end) {
+        return Ok(None);
+    }
+    let record = Vma {
+        start,
+        end,
+        prot: libc::PROT_READ as u32,
+        kind: VmaKind::Private as u32,
+        ..Vma::new_zeroed()
+    };
+    let at = if stub.is_free(start, end) { start } else { space.find(end - start, start)? };
+    let mapping = Mapping::anonymous(at, end - start, MapFlags::MAP_NORESERVE)?;
+    Ok(Some(Placed { record, mapping }))
 }
 
 fn own_bytes(addr: u64, len: u64) -> Result<Vec<u8>> {
@@ -260,6 +335,7 @@ fn renew(control: &mut Control, actions: &mut [SignalAction], saved: &Saved, set
         }
     }
     control.config = settings.apply(control.config);
+    Set(saved.machine.cpu).note(&mut control.config);
     control.owner = std::process::id();
     control.phase = Phase::Restoring as u32;
     (control.dumper, control.periodic) = (0, 0);

@@ -56,6 +56,7 @@ pub fn plan(saved: &Saved, opened: &Opened, mut filled: Filled) -> Result<Plan> 
     let exe_fd = exe.as_ref().map(std::os::fd::AsRawFd::as_raw_fd);
     process::restore_mm(&saved.process, &saved.auxv, exe_fd, &mut arena, &mut main)?;
     process::restore(&saved.process, &mut main);
+    process::restore_permissions(saved.machine.permitted, &mut main);
     signals::restore_actions(&filled.actions, &mut arena, &mut main)?;
     let head = arena.room(size_of::<Head>() as u64, 64)?;
     let barrier = arena.value(&0u32)?;
@@ -117,7 +118,9 @@ fn unmap(orders: &mut Orders, arena: &Arena, filled: &Filled) {
         }
         free = free.max(end);
     }
-    orders.call(Step::Unmap, libc::SYS_munmap, &[free, TASK_END - free]);
+    if free < TASK_END {
+        orders.call(Step::Unmap, libc::SYS_munmap, &[free, TASK_END - free]);
+    }
 }
 
 fn move_mappings(orders: &mut Orders, placed: &[Placed]) {

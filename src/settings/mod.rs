@@ -24,7 +24,7 @@ use signal::usable_signal;
 
 pub use signal::{DEFAULT_SIGNAL, SIGNALS, parse_signal, signal_name};
 pub use template::{Template, Values};
-pub use words::{parse_file, parse_host, parse_number, parse_size};
+pub use words::{parse_file, parse_host, parse_number, parse_pair, parse_size};
 
 /// Longest checkpoint name in bytes (PATH_MAX without its final NUL).
 pub const LONGEST_NAME: usize = NAME_LEN - 1;
@@ -56,6 +56,8 @@ pub struct Settings {
     pub keep: Option<u32>,
     /// How checkpoints travel to a server.
     pub transfer: Transfer,
+    /// CKPT_EMBED_FILES: open files of at most so many bytes travel along; 0 for none.
+    pub embed: Option<u64>,
 }
 
 impl Name {
@@ -175,6 +177,7 @@ impl Settings {
             exit_status: self.exit_status.or(weaker.exit_status),
             keep: self.keep.or(weaker.keep),
             transfer: self.transfer.or(weaker.transfer),
+            embed: self.embed.or(weaker.embed),
         }
     }
 
@@ -217,6 +220,7 @@ impl Settings {
             base.keep = keep;
         }
         self.transfer.apply(&mut base);
+        base.embed = self.embed.unwrap_or(base.embed);
         base
     }
 
@@ -250,6 +254,7 @@ impl Settings {
             exit_status: Some(exit_status),
             keep: Some(config.keep),
             transfer: Transfer::from_config(config)?,
+            embed: Some(config.embed),
         })
     }
 }
@@ -265,7 +270,9 @@ pub fn default_config() -> Config {
         exit_status: 0,
         keep: 0,
         flags: 0,
-        reserved: [0; 5],
+        reserved: [0; 2],
+        embed: 0,
+        cpu: [0; 2],
         key: [0; KEY_LEN],
         fallback: [0; NAME_LEN],
     }

@@ -79,6 +79,22 @@ fn numbers() {
 }
 
 #[test]
+fn sizes_and_pairs() {
+    for (text, bytes) in [("0", 0), ("100", 100), ("64K", 65536), ("3m", 3 << 20), ("2G", 2 << 30)]
+    {
+        assert_eq!(parse_size(OsStr::new(text)).unwrap(), bytes, "{text}");
+    }
+    for text in ["", "K", "1P", "-1", "1.5M"] {
+        assert!(parse_size(OsStr::new(text)).is_err(), "{text}");
+    }
+    let pair = parse_pair(OsStr::new("/a=/b=c")).unwrap();
+    assert_eq!(pair, (PathBuf::from("/a"), PathBuf::from("/b=c")));
+    for text in ["/a", "a=/b", "/a=b", "=", ""] {
+        assert!(parse_pair(OsStr::new(text)).is_err(), "{text}");
+    }
+}
+
+#[test]
 fn default_names() {
     let cases = [("foo", "foo.ckpt"), ("/bin/foo", "foo.ckpt"), ("../x.sh", "x.sh.ckpt")];
     for (program, expected) in cases {
@@ -98,6 +114,7 @@ fn configuration_and_back() {
         msperiod: Some(250),
         exit_status: Some(85),
         keep: Some(3),
+        embed: Some(1 << 20),
         ..Settings::default()
     };
     let mut base = default_config();
@@ -121,6 +138,7 @@ fn what_is_not_said_stays() {
         msperiod: Some(0),
         exit_status: Some(0),
         keep: Some(0),
+        embed: Some(0),
         ..Settings::default()
     };
     assert_eq!(Settings::from_config(&base).unwrap(), expected);

@@ -51,6 +51,21 @@ pub fn parse_size(text: &OsStr) -> Result<u64> {
         .ok_or_else(|| Error::new(format!("{} is not {what}", quoted(text))))
 }
 
+/// Reads OLD=NEW, two absolute paths.
+///
+/// # Errors
+/// There is no "=", or a path is not absolute.
+pub fn parse_pair(text: &OsStr) -> Result<(PathBuf, PathBuf)> {
+    let bytes = text.as_bytes();
+    let at = bytes.iter().position(|b| *b == b'=').unwrap_or(bytes.len());
+    let path = |bytes: &[u8]| PathBuf::from(OsStr::from_bytes(bytes));
+    let (old, new) = (path(&bytes[..at]), path(bytes.get(at + 1..).unwrap_or_default()));
+    if !old.is_absolute() || !new.is_absolute() {
+        return Err(Error::new(format!("{} is not OLD=NEW with two absolute paths", quoted(text))));
+    }
+    Ok((old, new))
+}
+
 /// Reads an address to listen on.
 ///
 /// # Errors

@@ -150,4 +150,6 @@ pub enum SectionKind {
     Guards = 17,
     /// [`Owner`]s: the robust mutexes that threads hold.
     Owners = 18,
+    /// [`CpuLeaf`]s of the machine where the image was written.
+    Cpuid = 32,
 }

@@ -61,7 +61,11 @@ record! {
         /// Bits of [`config_flag`].
         flags: u32,
         /// Room to grow.
-        reserved: [u64; 5],
+        reserved: [u64; 2],
+        /// Files of at most so many bytes travel in the image; 0: none.
+        embed: u64,
+        /// The features of a CPU that the program may use; all zero: see [`config_flag::CPU_KNOWN`].
+        cpu: [u64; 2],
         /// File with the key of the checkpoint server, NUL-terminated and absolute; empty: none.
         key: [u8; KEY_LEN],
         /// CKPT_FALLBACK: the file for checkpoints that the server did not take, as `name`.
@@ -79,6 +83,8 @@ pub mod config_flag {
     pub const COMPRESS: u32 = 1 << 9;
     /// The key file is the usual one of somebody's home, which a restart elsewhere replaces.
     pub const KEY_USUAL: u32 = 1 << 10;
+    /// [`super::Config::cpu`] is known, also where it is empty.
+    pub const CPU_KNOWN: u32 = 1 << 11;
 }
 
 record! {

@@ -14,7 +14,7 @@ record! {
 
 record! {
     /// Where the checkpoint was taken.
-    Machine, 64, {
+    Machine, 112, {
         /// utsname.nodename.
         host: Text,
         /// utsname.release.
@@ -29,8 +29,34 @@ record! {
         xcr0: u64,
         /// Version of the ckpt that wrote the image.
         version: Text,
+        /// Checksum of the kernel's boot id: two machines, or two boots, differ; 0: unknown.
+        boot: u64,
+        /// The features of a CPU that the program may use, in the order of ckpt's table.
+        cpu: [u64; 2],
+        /// Name of the CPU.
+        processor: Text,
+        /// State components that the program asked leave for (ARCH_GET_XCOMP_PERM).
+        permitted: u64,
         /// Room to grow.
-        reserved: u64,
+        reserved: [u64; 2],
+    }
+}
+
+record! {
+    /// An answer of CPUID.
+    CpuLeaf, 24, {
+        /// EAX before.
+        leaf: u32,
+        /// ECX before.
+        subleaf: u32,
+        /// EAX.
+        eax: u32,
+        /// EBX.
+        ebx: u32,
+        /// ECX.
+        ecx: u32,
+        /// EDX.
+        edx: u32,
     }
 }
 
@@ -244,6 +270,9 @@ pub mod vma_flag {
     pub const MERGEABLE: u64 = 1024;
     /// A part of the payload's region.
     pub const REGION: u64 = 2048;
+    /// A shared mapping of a file that the process can only read: the image has its content for
+    /// machines without the file.
+    pub const CARRIED: u64 = 1 << 32;
 }
 
 record! {
@@ -311,7 +340,8 @@ record! {
         path: Text,
         /// Index of the section that holds the file's content, or of the object.
         content: u32,
-        /// Kind's own number (eventfd counter's flags and so on).
+        /// Kind's own number (eventfd counter's flags and so on); of a path, 1: the file's content
+        /// travels in the image.
         extra: u32,
         /// Inode number.
         inode: u64,

@@ -1,0 +1,229 @@
+//! `ckpt check`: what this machine can do; `ckpt check FILE`: whether a checkpoint can restart here.
+//!
+//! # Safety
+//! Probes are system calls that change nothing, or whose effect ends with the child that makes them.
+#![allow(unsafe_code)]
+
+use super::json::Facts;
+use crate::error::{Because, Result};
+use crate::image::read::Image;
+use crate::proc;
+use crate::proc::pagemap::Pagemap;
+use crate::ptrace::raw;
+use crate::resource::cpu::{self, Set, level_name};
+use crate::resource::descriptors::EMBEDDED;
+use crate::restart::machine::{self, capable};
+use crate::restart::{MapPath, path_of, phase1_check};
+use ckpt_abi::image::{DescriptorKind, VmaKind, vma_flag};
+use nix::libc;
+use std::path::{Path, PathBuf};
+
+/// Exit status of `ckpt check FILE` when the checkpoint cannot restart here.
+const NO: u8 = 1;
+const CAP_SYS_ADMIN: u32 = 21;
+const CAP_CHECKPOINT_RESTORE: u32 = 40;
+
+/// Shows what this machine can do.
+pub fn machine(json: bool) -> Result<u8> {
+    let names = nix::sys::utsname::uname().because(|| "uname")?;
+    let here = Set::here();
+    let mut facts = Facts::default();
+    facts.add("kernel", names.release().to_string_lossy().into_owned());
+    facts.add("processor", cpu::name(&cpu::leaves()));
+    facts.add("cpu_level", level_name(here.level()));
+    facts.add("cpu_features", here.names());
+    facts.add("ptrace", tracing());
+    facts.add("yama", yama());
+    facts.add("pagemap_scan", pagemap_scan());
+    facts.add("dirty_tracking", dirty_tracking());
+    facts.add("pr_set_mm_map", set_mm_map());
+    facts.add(
+        "exe_link",
+        by_capability("/proc/PID/exe of a restarted program is the checkpoint file"),
+    );
+    facts.add("set_tid", by_capability("threads get new ids at a restart, C libraries are told"));
+    facts.add("user_namespaces", user_namespaces());
+    facts.add("time_namespaces", time_namespaces());
+    facts.add("memfd_exec", memfd_exec());
+    facts.add("overcommit", overcommit());
+    facts.add("mmap_min_addr", proc::setting("vm/mmap_min_addr").unwrap_or(0));
+    facts.add("max_map_count", proc::setting("vm/max_map_count").unwrap_or(0));
+    facts.print(json)
+}
+
+/// Traces a child, as a seccomp filter or a container may forbid.
+fn tracing() -> String {
+    // SAFETY: this process has one thread; the child only waits for its end.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        loop {
+            // SAFETY: waits.
+            unsafe { libc::pause() };
+        }
+    }
+    if child < 0 {
+        return "unknown: no process can be made".into();
+    }
+    let seized = raw::seize(child, raw::OPTIONS);
+    // SAFETY: ends the child that was made above.
+    unsafe { libc::kill(child, libc::SIGKILL) };
+    // SAFETY: waits for that child.
+    unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
+    match seized {
+        Ok(()) => "yes".into(),
+        Err(e) => format!("no: {} (a container needs --cap-add SYS_PTRACE)", e.desc()),
+    }
+}
+
+fn yama() -> String {
+    match proc::setting("kernel/yama/ptrace_scope") {
+        None | Some(0) => "yes: every process of your own can be saved".into(),
+        Some(1) => "fallback: programs that ckpt has started can be saved; others need root, or \
+                    sysctl kernel.yama.ptrace_scope=0"
+            .into(),
+        Some(2) => "no: only root can save; sysctl kernel.yama.ptrace_scope=1".into(),
+        Some(_) => "no: nobody can save until the next boot (kernel.yama.ptrace_scope is 3)".into(),
+    }
+}
+
+fn pagemap_scan() -> String {
+    let own = std::process::id().cast_signed();
+    match Pagemap::open(own).map(|pagemap| pagemap.has_scan()) {
+        Ok(true) => "yes".into(),
+        Ok(false) => "fallback: page by page (Linux 6.7 has PAGEMAP_SCAN)".into(),
+        Err(e) => format!("no: {e}"),
+    }
+}
+
+/// userfaultfd(2) with asynchronous write protection, for user memory only.
+fn dirty_tracking() -> String {
+    const USER_MODE_ONLY: i32 = 1;
+    const UFFDIO_API: u64 = 0xc018_aa3f;
+    const WP_ASYNC: u64 = 1 << 15;
+    // SAFETY: makes a descriptor that is closed below.
+    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | USER_MODE_ONLY) };
+    if fd < 0 {
+        return "fallback: a copy-on-write snapshot (userfaultfd(2) is not permitted, or this is \
+                Linux before 5.11)"
+            .into();
+    }
+    let mut api = [0xaa_u64, WP_ASYNC, 0];
+    // SAFETY: the kernel reads and writes the three words of struct uffdio_api.
+    let result = unsafe { libc::ioctl(fd as i32, UFFDIO_API as libc::Ioctl, api.as_mut_ptr()) };
+    // SAFETY: the descriptor was made above.
+    unsafe { libc::close(fd as i32) };
+    if result == 0 {
+        "yes, but not used: checkpoints are copy-on-write snapshots".into()
+    } else {
+        "fallback: a copy-on-write snapshot (Linux 6.7 has UFFD_FEATURE_WP_ASYNC)".into()
+    }
+}
+
+fn set_mm_map() -> String {
+    const PR_SET_MM_MAP_SIZE: u64 = 15;
+    let mut size = 0u32;
+    let at: *mut u32 = &mut size;
+    // SAFETY: the kernel writes the one word.
+    let result = unsafe { libc::prctl(libc::PR_SET_MM, PR_SET_MM_MAP_SIZE, at, 0, 0) };
+    if result == 0 { "yes".into() } else { "no: the kernel lacks CONFIG_CHECKPOINT_RESTORE".into() }
+}
+
+fn by_capability(fallback: &str) -> String {
+    if capable(CAP_CHECKPOINT_RESTORE) || capable(CAP_SYS_ADMIN) {
+        return "yes".into();
+    }
+    format!("fallback: {fallback} (CAP_CHECKPOINT_RESTORE is missing)")
+}
+
+fn user_namespaces() -> String {
+    // SAFETY: as in `tracing`; the child makes its namespace and ends.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        // SAFETY: affects the child alone.
+        let result = unsafe { libc::unshare(libc::CLONE_NEWUSER) };
+        // SAFETY: ends the child without running anything of the parent's.
+        unsafe { libc::_exit(i32::from(result != 0)) };
+    }
+    let mut status = -1;
+    // SAFETY: waits for the child; where there is none the status stays.
+    unsafe { libc::waitpid(child, &mut status, 0) };
+    match status {
+        0 => "yes".into(),
+        _ => "no: see sysctl user.max_user_namespaces and kernel.unprivileged_userns_clone".into(),
+    }
+}
+
+fn time_namespaces() -> String {
+    if !Path::new("/proc/self/ns/time").exists() {
+        return "fallback: only deadlines of waits are shifted (Linux 5.6 has time namespaces)"
+            .into();
+    }
+    if capable(CAP_SYS_ADMIN) {
+        return "yes".into();
+    }
+    "fallback: only deadlines of waits are shifted to another machine's clock (CAP_SYS_ADMIN is \
+     missing)"
+        .into()
+}
+
+fn memfd_exec() -> String {
+    match proc::setting("vm/memfd_noexec") {
+        Some(2) => "fallback: a nameless file in the checkpoint's directory \
+                    (sysctl vm.memfd_noexec=1 allows memfds)"
+            .into(),
+        _ => "yes".into(),
+    }
+}
+
+fn overcommit() -> String {
+    match proc::setting("vm/overcommit_memory") {
+        Some(2) => "no: a restart needs room for all memory that the program has reserved \
+                    (sysctl vm.overcommit_memory=0)"
+            .into(),
+        _ => "yes".into(),
+    }
+}
+
+/// Shows what a checkpoint expects, and whether this machine has it.
+pub fn file(path: &Path, map_path: &MapPath, json: bool) -> Result<u8> {
+    let image = Image::open(path)?;
+    let saved = phase1_check::check(&image)?;
+    let names = nix::sys::utsname::uname().because(|| "uname")?;
+    let (needed, here) = (Set(saved.machine.cpu), Set::here());
+    let lacks: Vec<_> = machine::lacks(&image, &saved).into_iter().map(|l| l.what).collect();
+    let files = files(&image, &saved, map_path);
+    let missing = shown(files.iter().filter(|path| !path.exists()));
+    let can = lacks.is_empty() && missing.is_empty();
+    let mut facts = Facts::default();
+    facts.add("can_restart_here", can);
+    facts.add("kernel", image.text(saved.machine.kernel).to_string_lossy().into_owned());
+    facts.add("kernel_here", names.release().to_string_lossy().into_owned());
+    facts.add("cpu_level", level_name(needed.level()));
+    facts.add("cpu_level_here", level_name(here.level()));
+    facts.add("cpu_missing", needed.without(&here).names());
+    facts.add("obstacles", lacks);
+    facts.add("files", shown(&files));
+    facts.add("files_missing", missing);
+    facts.print(json)?;
+    Ok(if can { 0 } else { NO })
+}
+
+/// The files that must be there at a restart, by the names that they have here.
+pub fn files(image: &Image, saved: &phase1_check::Saved, map_path: &MapPath) -> Vec<PathBuf> {
+    let by_path = [VmaKind::SharedFile as u32, VmaKind::PrivateFile as u32];
+    let needed = saved.vmas.iter().filter(|v| v.flags & vma_flag::CARRIED == 0);
+    let mapped = needed.filter(|v| by_path.contains(&v.kind)).map(|v| v.name);
+    let open = saved.descriptors.iter();
+    let open = open.filter(|d| d.kind == DescriptorKind::Path as u32 && d.extra != EMBEDDED);
+    let texts = mapped.chain(open.map(|d| d.path)).map(|text| path_of(image, text));
+    let mut paths: Vec<PathBuf> =
+        texts.chain([saved.cwd.clone()]).map(|path| map_path.apply(path)).collect();
+    paths.sort();
+    paths.dedup();
+    paths
+}
+
+/// Paths as they are shown.
+pub fn shown<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> Vec<String> {
+    paths.into_iter().map(|p| p.display().to_string()).collect()
+}

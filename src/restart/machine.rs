@@ -1,0 +1,149 @@
+//! What this machine is beside the one in the image: refusals that name everything that is missing,
+//! and what is converted.
+
+use super::Options;
+use super::phase1_check::Saved;
+use crate::error::{Error, Result};
+use crate::image::read::Image;
+use crate::proc;
+use crate::resource::cpu::{self, Set};
+use crate::resource::xstate::{self, Layout};
+use ckpt_abi::image::{Thread, VmaKind, vma_flag};
+
+/// End of addresses with 4-level paging.
+const FOUR_LEVELS: u64 = 1 << 47;
+/// Mappings that the restart needs beside the program's own.
+const MORE_MAPPINGS: u64 = 64;
+const CAP_SYS_RAWIO: u32 = 17;
+
+/// Something that this machine does not have.
+pub struct Lack {
+    /// What, as a part of a sentence.
+    pub what: String,
+    /// Whether `--force-cpu` goes over it.
+    pub forcible: bool,
+}
+
+/// Everything that stands in the way of a restart on this machine, but files.
+pub fn lacks(image: &Image, saved: &Saved) -> Vec<Lack> {
+    let mut lacks = Vec::new();
+    let mut add = |what: String, forcible| lacks.push(Lack { what, forcible });
+    let missing = Set(saved.machine.cpu).without(&Set::here());
+    if !missing.is_empty() {
+        let from = image.text(saved.machine.processor);
+        let here = cpu::name(&cpu::leaves());
+        add(
+            format!(
+                "the program may use {}, which its CPU had ({}) and this one ({here}) has not",
+                missing.names(),
+                from.display()
+            ),
+            true,
+        );
+    }
+    let (from, to) = layouts(saved);
+    let mut lost: Vec<_> =
+        saved.threads.iter().flat_map(|t| xstate::lost(area(saved, t), &from, &to)).collect();
+    lost.sort_unstable();
+    lost.dedup();
+    if !lost.is_empty() {
+        let names = lost.join(", ");
+        add(format!("it has values in registers that this CPU has not ({names})"), true);
+    }
+    if saved.vmas.iter().any(|v| v.pkey != 0) && cpu::xcr0() & 1 << 9 == 0 {
+        add("its memory has protection keys (pkeys(7)), which this CPU has not".into(), false);
+    }
+    addresses(saved, &mut add);
+    lacks
+}
+
+fn addresses(saved: &Saved, add: &mut dyn FnMut(String, bool)) {
+    let end = saved.vmas.last().map_or(0, |v| v.end);
+    if end > FOUR_LEVELS && !five_levels() {
+        let what = format!("it has memory at {end:#x}, which takes 5-level paging (la57)");
+        add(what, false);
+    }
+    let (start, lowest) =
+        (saved.vmas.first().map_or(0, |v| v.start), proc::setting("vm/mmap_min_addr"));
+    if let Some(lowest) = lowest.filter(|lowest| start < *lowest)
+        && !capable(CAP_SYS_RAWIO)
+    {
+        let what = format!("it has memory at {start:#x}, and vm.mmap_min_addr is {lowest} here");
+        add(what, false);
+    }
+    let wanted = saved.vmas.len() as u64 + MORE_MAPPINGS;
+    if let Some(most) = proc::setting("vm/max_map_count").filter(|most| wanted > *most) {
+        let what = format!("it has {wanted} mappings, and vm.max_map_count is {most} here");
+        add(what, false);
+    }
+}
+
+/// Whether the kernel gives out addresses above 2^47, which it does only when asked for them
+/// (Documentation/arch/x86/x86_64/5level-paging.rst).
+fn five_levels() -> bool {
+    super::mapping::is_possible(FOUR_LEVELS, crate::image::PAGE)
+}
+
+/// Whether this process has a capability (CapEff in /proc/PID/status).
+pub fn capable(capability: u32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("CapEff:"));
+    let set = line.and_then(|l| u64::from_str_radix(l.trim(), 16).ok());
+    set.is_some_and(|set| set >> capability & 1 != 0)
+}
+
+/// The layouts of extended state there and here.
+fn layouts(saved: &Saved) -> (Layout, Layout) {
+    let leaves = cpu::leaves();
+    let from = if saved.cpuid.is_empty() { &leaves } else { &saved.cpuid };
+    let dynamic = !xstate::DYNAMIC | saved.machine.permitted;
+    (Layout::new(from, saved.machine.xcr0), Layout::new(&leaves, cpu::xcr0() & dynamic))
+}
+
+fn area<'a>(saved: &'a Saved, thread: &Thread) -> &'a [u8] {
+    let (start, len) = (thread.xstate as usize, thread.xstate_len as usize);
+    saved.xstate.get(start..start.saturating_add(len)).unwrap_or_default()
+}
+
+/// Refuses what cannot go on here, and brings the threads' extended state into this machine's layout.
+///
+/// # Errors
+/// All that is missing; nothing has happened then.
+pub fn adapt(image: &Image, saved: &mut Saved, options: &Options) -> Result<()> {
+    let lacks = lacks(image, saved);
+    let stays = lacks.iter().any(|l| !l.forcible);
+    if lacks.iter().any(|l| !(l.forcible && options.force_cpu)) {
+        let all: Vec<_> = lacks.iter().map(|l| l.what.as_str()).collect();
+        let error = Error::new(format!(
+            "cannot restart {} on this machine: {}",
+            image.path().display(),
+            all.join("; ")
+        ));
+        return Err(if stays {
+            error.hint("restart it where it was saved")
+        } else {
+            error.hint(format!(
+                "start the program with `ckpt --cpu {}` to have checkpoints that restart here, or try --force-cpu",
+                cpu::level_name(Set::here().level())
+            ))
+        });
+    }
+    saved.map_path = options.map_path.clone();
+    saved.exe = saved.map_path.apply(std::mem::take(&mut saved.exe));
+    saved.cwd = saved.map_path.apply(std::mem::take(&mut saved.cwd));
+    for vma in saved.vmas.iter_mut().filter(|v| v.flags & vma_flag::CARRIED != 0) {
+        if !saved.map_path.apply(super::path_of(image, vma.name)).exists() {
+            vma.kind = VmaKind::Private as u32;
+        }
+    }
+    let (from, to) = layouts(saved);
+    let mut converted = Vec::new();
+    for index in 0..saved.threads.len() {
+        let bytes = xstate::convert(area(saved, &saved.threads[index]), &from, &to);
+        let thread = &mut saved.threads[index];
+        (thread.xstate, thread.xstate_len) = (converted.len() as u64, bytes.len() as u64);
+        converted.extend_from_slice(&bytes);
+    }
+    saved.xstate = converted;
+    Ok(())
+}
