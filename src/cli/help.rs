@@ -108,10 +108,12 @@ pub(super) fn overview() -> String {
         table::OPTIONS
             .iter()
             .filter(|opt| !opt.is_of(&[Form::Launch, Form::Attach]) && !opt.is_page())
-            .map(|opt| {
+            .filter_map(|opt| {
                 let own = |(_, entry): &(_, &Entry)| opt.is_of(&[entry.form]);
                 let words: Vec<_> = table::subcommands().filter(own).map(|(w, _)| w).collect();
-                (flags(opt), format!("{}: {}", words.join(", "), opt.help))
+                // Those of a checkpoint file alone are in its own help.
+                let text = format!("{}: {}", words.join(", "), opt.help);
+                (!words.is_empty()).then(|| (flags(opt), text))
             }),
     );
     text.push_str("\nExit status:\n");

@@ -4,6 +4,7 @@
 mod completions;
 mod entry;
 mod help;
+mod lookup;
 mod man;
 mod network;
 mod parse;
