@@ -194,6 +194,11 @@ impl<S: Wire> Channel<S> {
         &self.payload[..header.len as usize]
     }
 
+    /// Takes the buffer with the payload that [`Channel::receive`] has just given, for another one.
+    pub fn swap_payload(&mut self, buffer: &mut Vec<u8>) {
+        std::mem::swap(&mut self.payload, buffer);
+    }
+
     fn fill(&mut self, plain: &mut [u8]) -> io::Result<()> {
         let Some(noise) = &mut self.noise else { return self.stream.read_exact(plain) };
         for part in plain.chunks_mut(RECORD) {

@@ -1,7 +1,7 @@
 //! One connection on the server: the beginning, one request, one line of the log.
 
 use std::io::{self, ErrorKind};
-use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::time::{Duration, Instant};
 
 use super::channel::{Channel, KEY, Refusal, Wire, reason};
@@ -45,7 +45,6 @@ struct Session<'a, S> {
     channel: Channel<S>,
     store: &'a Store,
     bytes: u64,
-    plain: Vec<u8>,
 }
 
 /// Answers one connection; the line for the log, if there was a request at all.
@@ -63,7 +62,7 @@ pub fn answer<S: Wire>(stream: S, key: Option<&[u8; KEY]>, store: &Store, who: S
         Ok(channel) => channel,
         Err(refusal) => return record("hello", String::new(), 0, Err(no_hello(&refusal))),
     };
-    let mut session = Session { channel, store, bytes: 0, plain: Vec::new() };
+    let mut session = Session { channel, store, bytes: 0 };
     let (what, name, result) = session.request();
     let outcome = match result {
         Ok(()) => Ok(()),
@@ -85,6 +84,40 @@ fn no_hello(refusal: &Refusal) -> String {
         Refusal::Unwelcome(_) => "not welcome".into(),
         Refusal::Key => "it has not our key".into(),
         Refusal::Stream(error) => reason(error),
+    }
+}
+
+/// Pieces that were received and not written yet.
+const QUEUE: usize = 4;
+
+/// An upload on its way to the disk.
+struct Writing<'a> {
+    upload: Upload<'a>,
+    sum: Checksum,
+    bytes: u64,
+}
+
+impl Writing<'_> {
+    /// Writes what comes until no more comes.
+    fn all(
+        &mut self,
+        pieces: Receiver<(Header, Vec<u8>)>,
+        give_back: Sender<Vec<u8>>,
+    ) -> Result<(), Failure> {
+        let mut plain = Vec::new();
+        for (header, buffer) in pieces {
+            let payload = &buffer[..header.len as usize];
+            let piece = match header.flags & COMPRESSED {
+                0 => payload,
+                _ => decompress(payload, &mut plain)?,
+            };
+            self.sum.add(header.offset, piece);
+            self.bytes += piece.len() as u64;
+            self.upload.write(header.offset, piece)?;
+            // The other side may be gone.
+            let _ = give_back.send(buffer);
+        }
+        Ok(())
     }
 }
 
@@ -115,42 +148,54 @@ impl<S: Wire> Session<'_, S> {
         (what, name, result)
     }
 
+    /// One thread receives and decrypts, another one checks and writes.
     fn put(&mut self, name: &str) -> Result<(), Failure> {
-        let mut upload = self.store.begin(name)?;
+        let mut writing =
+            Writing { upload: self.store.begin(name)?, sum: Checksum::default(), bytes: 0 };
         self.channel.send(Kind::Done, 0, 0, &[])?;
-        let mut sum = Checksum::default();
+        let (queue, pieces) = sync_channel(QUEUE);
+        let (give_back, empty) = channel();
+        let seal = std::thread::scope(|scope| -> Result<Seal, Failure> {
+            let writing = &mut writing;
+            let work = move || writing.all(pieces, give_back);
+            let writer = std::thread::Builder::new().stack_size(super::server::STACK);
+            let writer = writer
+                .spawn_scoped(scope, work)
+                .map_err(|e| Failure::No(format!("no thread for the disk: {e}")))?;
+            let received = self.pieces(queue, &empty);
+            match writer.join() {
+                // What the writer says comes first: the other only saw that it was not there any more.
+                Ok(written) => written.and(received),
+                Err(_) => Err(no("the server failed while it wrote to the disk")),
+            }
+        });
+        self.bytes += writing.bytes;
+        let seal = seal?;
+        if seal.sum != writing.sum.sum() {
+            return Err(no("the checksum of what arrived is wrong"));
+        }
+        self.seal(writing.upload, seal.len)
+    }
+
+    /// Receives an image up to its seal.
+    fn pieces(
+        &mut self,
+        queue: SyncSender<(Header, Vec<u8>)>,
+        empty: &Receiver<Vec<u8>>,
+    ) -> Result<Seal, Failure> {
         loop {
             let header = self.channel.receive()?;
             match header.kind {
-                Kind::Data => self.data(&header, &mut upload, &mut sum)?,
-                Kind::Wait => {}
-                Kind::Seal => {
-                    let seal = Seal::read(self.channel.payload(&header))?;
-                    if seal.sum != sum.sum() {
-                        return Err(no("the checksum of what arrived is wrong"));
-                    }
-                    return self.seal(upload, seal.len);
+                Kind::Data => {
+                    let mut piece = empty.try_recv().unwrap_or_default();
+                    self.channel.swap_payload(&mut piece);
+                    queue.send((header, piece)).map_err(|_| no("it could not be written"))?;
                 }
+                Kind::Wait => {}
+                Kind::Seal => return Ok(Seal::read(self.channel.payload(&header))?),
                 _ => return Err(no("a frame came that does not belong into an upload")),
             }
         }
-    }
-
-    fn data(
-        &mut self,
-        header: &Header,
-        upload: &mut Upload<'_>,
-        sum: &mut Checksum,
-    ) -> Result<(), Failure> {
-        let payload = self.channel.payload(header);
-        let piece = if header.flags & COMPRESSED == 0 {
-            payload
-        } else {
-            decompress(payload, &mut self.plain)?
-        };
-        sum.add(header.offset, piece);
-        self.bytes += piece.len() as u64;
-        Ok(upload.write(header.offset, piece)?)
     }
 
     /// Brings the image to the disk, which can take long, while the client hears that we live.
