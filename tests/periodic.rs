@@ -258,21 +258,14 @@ fn a_hundred_generations_of_which_three_are_kept() {
 }
 
 /// Some seconds of work in a language with a garbage collector, with unbuffered output.
-const WORK: &str = r#"
-open my $out, '>', 'result'; $out->autoflush(1);
-my ($seed, @kept) = (12345);
-for my $step (1 .. 4000) {
-  for (1 .. 12000) { $seed = ($seed * 1103515245 + 12345) % 2147483648 }
-  push @kept, "$step:$seed"; shift @kept if @kept > 500;
-  print $out "$kept[0] $seed\n";
-}
-"#;
+const WORK: &str = include_str!("programs/gated.pl");
 
 #[test]
 fn killed_at_random_ten_times() {
     for who in BOTH {
         let expected = {
             let bench = Bench::new(who);
+            bench.file("gate", "");
             bench.run("perl", &["-MIO::Handle", "-e", WORK]).ends_well();
             fs::read(bench.path("result")).expect("a result")
         };
@@ -284,7 +277,7 @@ fn killed_at_random_ten_times() {
         let mut last = None;
         for kills in 1..=10 {
             until("a new checkpoint", || {
-                assert!(run.lives(), "kill {kills} comes too late: it {}", run.fate());
+                assert!(run.lives(), "before kill {kills} it {}", run.fate());
                 inode(&image).filter(|inode| Some(*inode) != last)
             });
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
@@ -296,6 +289,7 @@ fn killed_at_random_ten_times() {
             last = inode(&image);
             run = bench.run(&image, &["--truncate-files"]);
         }
+        bench.file("gate", "");
         let ended = run.ends_well();
         assert_eq!(ended.stderr, "");
         let result = fs::read(bench.path("result")).expect("a result");

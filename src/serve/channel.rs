@@ -1,6 +1,7 @@
 //! Frames over a stream: in the clear, or as Noise messages.
 
 use std::io::{self, ErrorKind, Read, Write};
+use std::time::Duration;
 
 use ckpt_cipher::Resolver;
 use snow::{Builder, HandshakeState, TransportState};
@@ -21,6 +22,10 @@ impl<S: Wire + ?Sized> Wire for &mut S {
         (**self).speaks()
     }
 
+    fn speaks_within(&self, limit: Duration) -> bool {
+        (**self).speaks_within(limit)
+    }
+
     fn trusted(&mut self) {
         (**self).trusted();
     }
@@ -35,6 +40,11 @@ pub trait Wire: Read + Write {
     /// Whether the other side has said something that was not read yet.
     fn speaks(&self) -> bool {
         false
+    }
+
+    /// The same, once it does so within `limit`.
+    fn speaks_within(&self, _limit: Duration) -> bool {
+        true
     }
 
     /// The handshake is over; time limits are those of work now.

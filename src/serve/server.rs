@@ -7,10 +7,12 @@
 use std::collections::HashMap;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 
 use super::channel::{KEY, Wire};
@@ -253,6 +255,12 @@ impl Write for Guarded {
 }
 
 impl Wire for Guarded {
+    fn speaks_within(&self, limit: Duration) -> bool {
+        let mut fds = [PollFd::new(self.stream.as_fd(), PollFlags::POLLIN)];
+        let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::NONE);
+        poll(&mut fds, limit).is_ok_and(|n| n > 0)
+    }
+
     fn trusted(&mut self) {
         self.trusted = true;
         let _ = self.stream.set_read_timeout(Some(self.timeout));

@@ -1,6 +1,7 @@
 //! One connection on the server: the beginning, one request, one line of the log.
 
 use std::io::{self, ErrorKind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -87,6 +88,10 @@ fn no_hello(refusal: &Refusal) -> String {
     }
 }
 
+/// How often, and for how long each time, an upload's client is waited for with an eye on the disk.
+const GLANCES: u32 = 100;
+/// See [`GLANCES`].
+const GLANCE: Duration = Duration::from_millis(10);
 /// Pieces that were received and not written yet.
 const QUEUE: usize = 4;
 
@@ -155,14 +160,20 @@ impl<S: Wire> Session<'_, S> {
         self.channel.send(Kind::Done, 0, 0, &[])?;
         let (queue, pieces) = sync_channel(QUEUE);
         let (give_back, empty) = channel();
+        let failed = AtomicBool::new(false);
         let seal = std::thread::scope(|scope| -> Result<Seal, Failure> {
             let writing = &mut writing;
-            let work = move || writing.all(pieces, give_back);
+            let failed = &failed;
+            let work = move || {
+                let written = writing.all(pieces, give_back);
+                failed.store(written.is_err(), Ordering::Relaxed);
+                written
+            };
             let writer = std::thread::Builder::new().stack_size(super::server::STACK);
             let writer = writer
                 .spawn_scoped(scope, work)
                 .map_err(|e| Failure::No(format!("no thread for the disk: {e}")))?;
-            let received = self.pieces(queue, &empty);
+            let received = self.pieces(queue, &empty, failed);
             match writer.join() {
                 // What the writer says comes first: the other only saw that it was not there any more.
                 Ok(written) => written.and(received),
@@ -182,8 +193,18 @@ impl<S: Wire> Session<'_, S> {
         &mut self,
         queue: SyncSender<(Header, Vec<u8>)>,
         empty: &Receiver<Vec<u8>>,
+        failed: &AtomicBool,
     ) -> Result<Seal, Failure> {
         loop {
+            // A client that waits for our word before it goes on hears of a failure, too.
+            for _ in 0..GLANCES {
+                if failed.load(Ordering::Relaxed) {
+                    return Err(no("it could not be written"));
+                }
+                if self.channel.stream().speaks_within(GLANCE) {
+                    break;
+                }
+            }
             let header = self.channel.receive()?;
             match header.kind {
                 Kind::Data => {

@@ -1,0 +1,45 @@
+//! Periodic checkpoints on a server that comes and goes.
+
+mod harness;
+mod serving;
+
+use std::fs;
+
+use harness::{Bench, Build, Run, Who, until};
+use serving::{Server, insecure};
+
+/// A server in the place of one that has ended.
+fn again(bench: &Bench, before: &Server) -> Server {
+    let mut command = bench.command(bench.ckpt());
+    command.args(["serve", "--insecure", "--listen", "127.0.0.1", "-p"]);
+    command.arg(before.port.to_string()).arg("-d").arg(&before.store);
+    Server::watch(Run::start(command), before.store.clone())
+}
+
+#[test]
+fn a_server_that_was_away_gets_the_next_checkpoint() {
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        let mut server = Server::start(&bench, &insecure());
+        let name = server.name("job/x");
+        let options = ["--insecure", "-z", "50", "-n", &name];
+        let mut run = bench.launch(&options, bench.subject("memory", Build::Pie), &[]);
+        run.expect("ready");
+        until("a checkpoint on the server", || server.file("job/x").exists().then_some(()));
+        run.check();
+        server.run.signal(nix::sys::signal::Signal::SIGKILL);
+        until("the server's end", || (!server.run.lives()).then_some(()));
+        run.complaint("cannot reach the checkpoint server");
+        run.check();
+        fs::remove_file(server.file("job/x")).expect("the first checkpoint");
+        let server = again(&bench, &server);
+        until("a checkpoint on the next server", || server.file("job/x").exists().then_some(()));
+        run.check();
+        run.go();
+        let words = ["restart", "--insecure", &name, "-z", "0"];
+        let mut restarted = bench.run(bench.ckpt(), &words);
+        restarted.check();
+        restarted.go();
+        server.stop();
+    }
+}
