@@ -4,37 +4,15 @@
 //! our own export list: a cdylib of rustc's would export the payload's memcpy too. `-z defs`
 //! refuses undefined symbols, and with them any code that could panic (payload/src/panic.rs).
 
+use ckpt_abi::api::FUNCTIONS;
 use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
 
 const TARGET: &str = "x86_64-unknown-linux-musl";
 
-/// What the injector looks for, and the functions of ckpt.h.
-const EXPORTS: [&str; 23] = [
-    "ckpt_thunk",
-    "ckpt_clone_thunk",
-    "ckpt_restorer",
-    "ckpt_handler",
-    "ckpt_visit",
-    "ckpt_run",
-    "ckpt_ckpt",
-    "ckpt_config",
-    "ckpt_exclude",
-    "ckpt_fds",
-    "ckpt_hold",
-    "ckpt_include",
-    "ckpt_info",
-    "ckpt_on_postckpt",
-    "ckpt_on_preckpt",
-    "ckpt_on_restart",
-    "ckpt_release",
-    "ckpt_restart",
-    "ckpt_try_config",
-    "ckpt_try_on_postckpt",
-    "ckpt_try_on_preckpt",
-    "ckpt_try_on_restart",
-    "ckpt_try_restart",
-];
+/// What the injector looks for; the functions of ckpt.h are exported besides.
+const ENTRIES: [&str; 6] =
+    ["ckpt_thunk", "ckpt_clone_thunk", "ckpt_restorer", "ckpt_handler", "ckpt_visit", "ckpt_run"];
 
 fn main() {
     println!("cargo::rerun-if-changed=payload");
@@ -75,7 +53,8 @@ fn rustc() -> Command {
 
 fn link(out: &Path, archive: &Path) {
     let exports = out.join("exports.map");
-    let list = EXPORTS.join("; ");
+    let names: Vec<&str> = ENTRIES.into_iter().chain(FUNCTIONS).collect();
+    let list = names.join("; ");
     if let Err(e) = std::fs::write(&exports, format!("{{ global: {list}; local: *; }};\n")) {
         fail(&format!("cannot write {}: {e}", exports.display()));
     }
@@ -84,7 +63,7 @@ fn link(out: &Path, archive: &Path) {
     cc.args(["-Wl,-z,separate-code,-z,max-page-size=4096,--gc-sections,-Bsymbolic"]);
     cc.args(["-Wl,-z,nodelete,--hash-style=gnu,--build-id=none,--strip-all,-soname,libckpt.so"]);
     cc.arg(format!("-Wl,--version-script={}", exports.display()));
-    cc.args(EXPORTS.map(|name| format!("-Wl,-u,{name}")));
+    cc.args(names.iter().map(|name| format!("-Wl,-u,{name}")));
     cc.arg(archive).arg("-o").arg(out.join("libckpt.so"));
     run(cc, "link the payload", "`apt-get install gcc libc6-dev` or your system's C compiler");
 }

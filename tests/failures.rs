@@ -216,6 +216,8 @@ fn killed_at_steps(who: Who, subject: &str, args: &[&str], every: usize, first: 
         }
     }
     assert!(killed > 5, "only {killed} were killed");
+    // The last may be a fresh program, which has begun the file of the one before anew.
+    bench.must(&["save", &pid, "-n", &bench.name("after.ckpt")]);
     run.go();
     let mut run = bench.run(bench.path("after.ckpt"), &[]);
     run.check();

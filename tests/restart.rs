@@ -99,6 +99,30 @@ fn a_restart_in_progress_is_not_saved() {
 }
 
 #[test]
+fn the_checkpoint_signal_waits_until_the_program_is_back() {
+    let bench = Bench::new(Who::Nobody);
+    let mut run =
+        bench.launch(&["-a", "USR1", "-n", "x.ckpt"], bench.subject("memory", Build::Pie), &[]);
+    run.expect("ready");
+    run.signal(SIGUSR1);
+    run.ends_well();
+    for _ in 0..3 {
+        let run = bench.run(bench.path("x.ckpt"), &[]);
+        until("a restarter that holds the signal back", || {
+            let mask = status_line(run.pid(), "SigBlk")?;
+            let held = u64::from_str_radix(&mask, 16).ok()? >> (SIGUSR1 as i32 - 1) & 1 == 1;
+            (held || catches(run.pid(), SIGUSR1 as i32)).then_some(())
+        });
+        run.signal(SIGUSR1);
+        run.ends_well();
+        bench.must(&["verify", &bench.name("x.ckpt")]);
+    }
+    let mut run = bench.run(bench.path("x.ckpt"), &[]);
+    run.check();
+    run.go();
+}
+
+#[test]
 fn from_any_directory_and_environment() {
     let bench = Bench::new(Who::Nobody);
     let image = image_of(&bench, "process", Build::Pie);

@@ -1,6 +1,6 @@
 //! The part of the table that is about checkpoint servers.
 
-use super::table::{Entry, Form, Kind, Operand, Opt, Variable};
+use super::entry::{Entry, Form, Kind, Operand, Opt, Variable};
 use crate::settings;
 use crate::settings::server::Key;
 

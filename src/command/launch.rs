@@ -13,6 +13,7 @@ use crate::resource::cpu::{
     Set,
     limit::{self, Limit},
 };
+use crate::restart::mapping::hold_signal;
 use crate::restart::{self, restart};
 use crate::settings::server::Key;
 use crate::settings::{self, Name, Settings, Template, Values};
@@ -55,6 +56,9 @@ fn resume(template: &Template, settings: &Settings, resume: Resume) -> Result<()
     }
     let values = Values::of(std::process::id().cast_signed());
     let mut damaged = false;
+    // To look through a large checkpoint takes time, in which the signal may come.
+    let signal = settings.asyncsig.unwrap_or(settings::default_config().asyncsig);
+    hold_signal(signal, true);
     for (_, path) in template.existing(&values) {
         let image = Image::open(&path).and_then(|image| image.verify().map(|()| image));
         match image {
@@ -73,6 +77,7 @@ fn resume(template: &Template, settings: &Settings, resume: Resume) -> Result<()
     if damaged {
         eprintln!("ckpt: no other checkpoint is there; the program starts from its beginning");
     }
+    hold_signal(signal, false);
     Ok(())
 }
 

@@ -3,31 +3,12 @@
 use crate::error::{Because, Result};
 use crate::image::stub;
 use crate::inject::library;
+use ckpt_abi::api::FUNCTIONS;
 use std::path::Path;
 
 const HEADER: &str = include_str!("../../payload/sdk/ckpt.h");
 const PYTHON: &str = include_str!("../../payload/sdk/ckpt.py");
 const PAGE: &str = include_str!("../../payload/sdk/ckpt.3");
-
-/// The functions that the manual page describes; each is a page's name too.
-const FUNCTIONS: [&str; 16] = [
-    "ckpt_config",
-    "ckpt_exclude",
-    "ckpt_fds",
-    "ckpt_hold",
-    "ckpt_include",
-    "ckpt_info",
-    "ckpt_on_postckpt",
-    "ckpt_on_preckpt",
-    "ckpt_on_restart",
-    "ckpt_release",
-    "ckpt_restart",
-    "ckpt_try_config",
-    "ckpt_try_on_postckpt",
-    "ckpt_try_on_preckpt",
-    "ckpt_try_on_restart",
-    "ckpt_try_restart",
-];
 
 /// Writes the library, its header and the rest below `dir`.
 pub fn run(dir: &Path) -> Result<u8> {
@@ -36,7 +17,8 @@ pub fn run(dir: &Path) -> Result<u8> {
     write(dir, "lib/pkgconfig/ckpt.pc", description().as_bytes())?;
     write(dir, "lib/python/ckpt.py", PYTHON.as_bytes())?;
     write(dir, "share/man/man3/ckpt_ckpt.3", PAGE.as_bytes())?;
-    for function in FUNCTIONS {
+    // The page describes all functions; each other one's name leads to it.
+    for function in FUNCTIONS.into_iter().filter(|name| *name != "ckpt_ckpt") {
         write(dir, &format!("share/man/man3/{function}.3"), b".so man3/ckpt_ckpt.3\n")?;
     }
     super::print(&format!("wrote libckpt.so, ckpt.h and the rest below {}\n", dir.display()))

@@ -188,6 +188,18 @@ pub unsafe fn jump(run: u64, stack: u64, orders: u64) -> ! {
     }
 }
 
+/// Blocks one signal (0: none), or lets it come again: the checkpoint signal waits until the program is
+/// there, whose threads have their own masks.
+pub fn hold_signal(signal: u32, hold: bool) {
+    let Some(bit) = signal.checked_sub(1).filter(|bit| *bit < 64) else { return };
+    let mask = 1u64 << bit;
+    let set: *const u64 = &mask;
+    let none: *mut u64 = std::ptr::null_mut();
+    let how = if hold { libc::SIG_BLOCK } else { libc::SIG_UNBLOCK };
+    // SAFETY: the kernel reads one word.
+    unsafe { libc::syscall(libc::SYS_rt_sigprocmask, how, set, none, 8) };
+}
+
 /// Blocks every signal, also those that libc would keep for itself.
 pub fn block_all_signals() {
     let all = u64::MAX;

@@ -44,6 +44,8 @@ pub struct Options {
 /// Why it cannot be; nothing has happened then.
 pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<Infallible> {
     let mut saved = phase1_check::check(image)?;
+    // Schedulers may send it at any time; it would kill the restarter.
+    mapping::hold_signal(phase1_check::signal(image, &saved, options)?, true);
     machine::adapt(image, &mut saved, options)?;
     // Before the monitor is made, which shares the program's clocks.
     saved.same_clocks = clock::enter_namespace(&saved)?;

@@ -118,6 +118,11 @@ pub fn monitor(image: &Image, saved: &Saved, options: &Options) -> Result<Option
     Ok(Some(monitor))
 }
 
+/// The checkpoint signal that the program will have.
+pub fn signal(image: &Image, saved: &Saved, options: &Options) -> Result<u32> {
+    Ok(options.settings.clone().apply(control(image, saved)?.config).asyncsig)
+}
+
 /// The payload's control page as it was saved.
 fn control(image: &Image, saved: &Saved) -> Result<Control> {
     let base = saved.process.region;

@@ -3,6 +3,27 @@
 use crate::record;
 use crate::region::{Control, NAME_LEN, Phase, WAITS};
 
+/// The functions of ckpt.h, which libckpt.so exports.
+pub const FUNCTIONS: [&str; 17] = [
+    "ckpt_ckpt",
+    "ckpt_config",
+    "ckpt_exclude",
+    "ckpt_fds",
+    "ckpt_hold",
+    "ckpt_include",
+    "ckpt_info",
+    "ckpt_on_postckpt",
+    "ckpt_on_preckpt",
+    "ckpt_on_restart",
+    "ckpt_release",
+    "ckpt_restart",
+    "ckpt_try_config",
+    "ckpt_try_on_postckpt",
+    "ckpt_try_on_preckpt",
+    "ckpt_try_on_restart",
+    "ckpt_try_restart",
+];
+
 /// Bytes from the base of the region to its [`Api`].
 pub const API: u64 = 0x4000;
 
