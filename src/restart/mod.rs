@@ -45,11 +45,12 @@ pub struct Options {
 pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<Infallible> {
     let mut saved = phase1_check::check(image)?;
     // Schedulers may send it at any time; it would kill the restarter.
-    mapping::hold_signal(phase1_check::signal(image, &saved, options)?, true);
+    let config = phase1_check::config(image, &saved, options)?;
+    mapping::hold_signal(config.asyncsig, true);
     machine::adapt(image, &mut saved, options)?;
     // Before the monitor is made, which shares the program's clocks.
     saved.same_clocks = clock::enter_namespace(&saved)?;
-    let monitor = phase1_check::monitor(image, &saved, options)?;
+    let monitor = phase1_check::monitor(&config)?;
     let mut warnings = Vec::new();
     let opened = phase2_open::open(image, &saved, &mut warnings)?;
     let mut filled = phase3_fill::fill(image, &mut saved, &opened, options)?;

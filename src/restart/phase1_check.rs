@@ -10,7 +10,7 @@ use ckpt_abi::image::{
     CpuLeaf, Descriptor, Guard, Limit, Machine, Object, Owner, PageRun, PendingSignal, Process,
     SectionKind, SignalAction, Thread, Timer, Vma, VmaKind,
 };
-use ckpt_abi::region::{Control, MAGIC};
+use ckpt_abi::region::{Config, Control, MAGIC};
 use std::path::PathBuf;
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -105,10 +105,8 @@ pub fn check(image: &Image) -> Result<Saved> {
 
 /// Starts the monitor of a program that has periodic checkpoints: now, while this process is small
 /// and has one thread. It waits until the program is there.
-pub fn monitor(image: &Image, saved: &Saved, options: &Options) -> Result<Option<Monitor>> {
-    let settings = options.settings.clone();
-    let config = settings.apply(control(image, saved)?.config);
-    crate::settings::template(&config)?;
+pub fn monitor(config: &Config) -> Result<Option<Monitor>> {
+    crate::settings::template(config)?;
     if config.msperiod == 0 {
         return Ok(None);
     }
@@ -118,9 +116,9 @@ pub fn monitor(image: &Image, saved: &Saved, options: &Options) -> Result<Option
     Ok(Some(monitor))
 }
 
-/// The checkpoint signal that the program will have.
-pub fn signal(image: &Image, saved: &Saved, options: &Options) -> Result<u32> {
-    Ok(options.settings.clone().apply(control(image, saved)?.config).asyncsig)
+/// The configuration that the program will have.
+pub fn config(image: &Image, saved: &Saved, options: &Options) -> Result<Config> {
+    Ok(options.settings.clone().apply(control(image, saved)?.config))
 }
 
 /// The payload's control page as it was saved.
