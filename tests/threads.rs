@@ -52,6 +52,7 @@ survives! {
     state_of_each_thread: "perthread" [];
     robust_mutexes: "robust" [];
     held_robust_mutexes: "robust" ["held"];
+    held_locks_that_name_their_owner: "owners" [];
     restartable_sequences: "rseq" [];
     creation_and_end: "churn" [];
 }
@@ -69,10 +70,11 @@ fn privileged_state_of_each_thread() {
 #[test]
 fn subjects_work_by_themselves() {
     let bench = Bench::new(Who::Nobody);
-    let plain: [(&str, &[&str]); 8] = [
+    let plain: [(&str, &[&str]); 9] = [
         ("pthreads", &[]),
         ("perthread", &[]),
         ("robust", &[]),
+        ("owners", &[]),
         ("rseq", &[]),
         ("churn", &[]),
         ("crowd", &["2000"]),

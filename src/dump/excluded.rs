@@ -38,7 +38,8 @@ mod tests {
     use super::*;
 
     fn area(start: u64, end: u64, pages: Pages) -> Area {
-        Area { start, end, pages, unreadable: false, unforked: false, known: None }
+        let (unreadable, writable, unforked) = (false, true, false);
+        Area { start, end, pages, unreadable, writable, unforked, known: None }
     }
 
     #[test]

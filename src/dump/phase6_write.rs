@@ -6,6 +6,7 @@ use crate::image::write::{Sink, Writer};
 use crate::proc::pagemap::Pagemap;
 use crate::ptrace::memory::Memory;
 use crate::resource::memory::{Area, Pages};
+use crate::resource::mutexes::Search;
 use crate::resource::{Gathered, cpu};
 use ckpt_abi::image::{Machine, RUN_MAX, SectionKind};
 use nix::time::{ClockId, clock_gettime};
@@ -18,6 +19,7 @@ use zerocopy::FromZeros;
 pub struct Writing<'a> {
     writer: Writer<'a>,
     gathered: Gathered,
+    locks: Search,
     contents: Vec<(u32, Vec<u8>)>,
     buffer: Vec<u8>,
 }
@@ -26,7 +28,8 @@ impl<'a> Writing<'a> {
     /// Begins an image behind the stub.
     pub fn begin(sink: &'a mut dyn Sink, stub: Vec<u8>, gathered: Gathered) -> Self {
         let writer = Writer::new(sink, stub);
-        Self { writer, gathered, contents: Vec::new(), buffer: vec![0; RUN_MAX as usize] }
+        let locks = Search::new(&gathered.threads);
+        Self { writer, gathered, locks, contents: Vec::new(), buffer: vec![0; RUN_MAX as usize] }
     }
 
     /// Writes the pages of some areas, read from `pid`: the target or its snapshot.
@@ -54,6 +57,9 @@ impl<'a> Writing<'a> {
             let mut buffer = std::mem::take(&mut self.buffer);
             let read = read(memory, at, &mut buffer[..len], area);
             let written = read.and_then(|read| {
+                if area.writable {
+                    self.locks.look(memory, at, &buffer[..read], &mut self.gathered.owners);
+                }
                 self.nonzero(at, &buffer[..read])?;
                 // Pages of a mapping behind the end of its file do not exist.
                 Ok(if read < len { range.end } else { at + len as u64 })

@@ -3,9 +3,8 @@
 //! The kernel gives a restored thread its old id only where we may ask for it (clone3(2),
 //! set_tid). Where the id changes, the words are rewritten in which C libraries and Go keep it, if
 //! they held the saved id: glibc's struct pthread (the word at the tid address), glibc before 2.25
-//! the process id beside it, musl's struct pthread, Go's runtime.m.procid, and the robust mutexes
-//! that the thread holds. A held mutex of another kind that names its owner (recursive, error-checking,
-//! priority-inheriting) is in no list and keeps the old id.
+//! the process id beside it, musl's struct pthread, Go's runtime.m.procid, and the locks that the thread
+//! holds ([`super::mutexes`]).
 
 use super::plan::{Orders, Step};
 use crate::ptrace::memory::Memory;
@@ -47,46 +46,6 @@ pub fn save(memory: &Memory, pid: i32, fs_base: u64, thread: &mut Thread) {
         thread.flags |= thread_flag::MUSL;
     }
     thread.go_id = go_id(memory, fs_base, thread.tid).unwrap_or(0);
-}
-
-/// Finds the words of the robust mutexes that a thread holds: the futex, whose lower bits are the
-/// owner's id (get_robust_list(2), Documentation/locking/robust-futexes.rst), and glibc's own copy of it
-/// two words further (struct __pthread_mutex_s). musl has recursive and error-checking mutexes in
-/// this list, too.
-pub fn owners(memory: &Memory, head: u64, tid: u32) -> Vec<Owner> {
-    // ROBUST_LIST_LIMIT of include/linux/futex.h: a list may be damaged.
-    const LIMIT: usize = 2048;
-    const TID_MASK: u32 = 0x3fff_ffff;
-    const PRIORITY_INHERITING: u64 = 1;
-    const COPY: u64 = 8;
-    // struct robust_list_head: first entry, offset of the futex from its entry, pending entry.
-    let Ok([first, offset, pending]) = memory.get::<[u64; 3]>(head) else { return Vec::new() };
-    let mut owners = Vec::new();
-    let mut look = |entry: u64| {
-        let futex = (entry & !PRIORITY_INHERITING).wrapping_add(offset);
-        let mut holds = |address: u64, mask: u32| {
-            let held = memory.get::<u32>(address).is_ok_and(|word| word & mask == tid);
-            if held {
-                owners.push(Owner { tid, reserved: 0, address });
-            }
-            held
-        };
-        if holds(futex, TID_MASK) {
-            holds(futex.wrapping_add(COPY), u32::MAX);
-        }
-    };
-    let mut entry = first;
-    for _ in 0..LIMIT {
-        if entry == 0 || entry & !PRIORITY_INHERITING == head {
-            break;
-        }
-        look(entry);
-        entry = memory.get(entry & !PRIORITY_INHERITING).unwrap_or(0);
-    }
-    if pending != 0 {
-        look(pending);
-    }
-    owners
 }
 
 /// The address of runtime.m.procid: of a thread-local pointer to a g whose m has a g0 that points

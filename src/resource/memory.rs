@@ -52,6 +52,8 @@ pub struct Area {
     pub pages: Pages,
     /// The process itself may not read it (PROT_NONE with content).
     pub unreadable: bool,
+    /// The process may write to it.
+    pub writable: bool,
     /// A snapshot by fork(2) does not hold it: shared, or MADV_DONTFORK.
     pub unforked: bool,
     /// The pages that exist, where the process's own page tables do not tell.
@@ -147,6 +149,7 @@ fn area(vma: &Vma, pages: Pages) -> Area {
         end: vma.end,
         pages,
         unreadable: !vma.read,
+        writable: vma.write,
         unforked: vma.shared || vma.flags.has("dc"),
         known: None,
     }

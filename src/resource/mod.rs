@@ -11,6 +11,7 @@ pub mod frame;
 pub mod ids;
 pub mod kernel_objects;
 pub mod memory;
+pub mod mutexes;
 pub mod numbers;
 pub mod pipes;
 pub mod plan;

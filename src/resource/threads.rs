@@ -3,7 +3,7 @@
 use super::frame::Frame;
 use super::ids::{self, Id};
 use super::plan::{Arena, Orders, Step};
-use super::{Gathered, Target, scheduling, vdso};
+use super::{Gathered, Target, mutexes, scheduling, vdso};
 use crate::error::{Because, Error, Result};
 use crate::proc;
 use crate::ptrace::call::Caller;
@@ -76,7 +76,7 @@ pub fn save(target: &mut Target<'_>, index: usize, gathered: &mut Gathered) -> R
     };
     record.regs.as_mut_bytes().copy_from_slice(next.as_bytes());
     ids::save(memory, pid, next.fs_base, &mut record);
-    gathered.owners.extend(ids::owners(memory, robust_list, record.tid));
+    gathered.owners.extend(mutexes::listed(memory, robust_list, next.fs_base, &record));
     scheduling::save(pid, &mut record)?;
     gathered.xstate.extend_from_slice(&xstate);
     gathered.threads.push(record);
