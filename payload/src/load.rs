@@ -42,6 +42,7 @@ unsafe extern "C" {
     fn ckpt_restorer();
     fn ckpt_handler();
     fn ckpt_visit();
+    fn ckpt_socket_wait();
     fn ckpt_run();
 }
 
@@ -131,6 +132,7 @@ fn create(executable: u64, executable_len: u64) -> Option<Page> {
     put(offset_of!(Control, restorer), at(ckpt_restorer));
     put(offset_of!(Control, run), at(ckpt_run));
     put(API as usize + offset_of!(Api, visit_entry), at(ckpt_visit));
+    put(API as usize + offset_of!(Api, socket_wait), at(ckpt_socket_wait));
     put(offset_of!(Control, config.asyncsig), SIGTSTP.into());
     put(offset_of!(Control, abi_version), u64::from(ABI_VERSION) | u64::from(sys::getpid()) << 32);
     let page = Page::at(base);

@@ -17,7 +17,8 @@
 //! Only the host enters here, as described.
 #![allow(unsafe_code)]
 
-use ckpt_abi::region::{THUNK_AREA, THUNK_LEN};
+use ckpt_abi::region::{SocketWait, THUNK_AREA, THUNK_LEN};
+use core::mem::offset_of;
 
 core::arch::global_asm!(
     ".pushsection .text.ckpt_thunk,\"ax\",@progbits",
@@ -79,7 +80,36 @@ core::arch::global_asm!(
     "call ckpt_visited",
     "add rsp, 8",
     "jmp ckpt_restorer",
+    // A thread whose call on a socket a dump has interrupted: first it waits for the rest of the socket's
+    // time-out, rsp pointing to a SocketWait. Ready, it makes its call again; else the call ends here, as it
+    // would have. rax, rcx and r11 are lost in any system call.
+    ".balign 16",
+    "syscall",
+    ".globl ckpt_socket_wait",
+    "ckpt_socket_wait:",
+    "mov rdi, [rsp + {arguments}]",
+    "mov rsi, [rsp + {arguments} + 8]",
+    "mov rdx, [rsp + {arguments} + 16]",
+    "mov r10, [rsp + {arguments} + 24]",
+    "mov rcx, [rsp + {rip}]",
+    "test eax, eax",
+    "jz 2f",
+    "cmp eax, {eintr}",
+    "je 3f",
+    "mov rax, [rsp + {call}]",
+    "mov rsp, [rsp + {rsp}]",
+    "jmp rcx",
+    "2: mov rax, [rsp + {over}]",
+    "3: add rcx, 2",
+    "mov rsp, [rsp + {rsp}]",
+    "jmp rcx",
     ".popsection",
     area = const THUNK_AREA,
     len = const THUNK_LEN,
+    arguments = const offset_of!(SocketWait, arguments),
+    rip = const offset_of!(SocketWait, rip),
+    call = const offset_of!(SocketWait, call),
+    over = const offset_of!(SocketWait, over),
+    rsp = const offset_of!(SocketWait, rsp),
+    eintr = const -4,
 );

@@ -60,8 +60,11 @@ pub fn inject(
     }
     // Whoever finds the region must not take it for whole before it is.
     memory.put(base, &Control { magic: UNFINISHED, ..control })?;
-    let visit = base + PAYLOAD + payload.symbol("ckpt_visit");
-    memory.put(base + API + offset_of!(Api, visit_entry) as u64, &visit)?;
+    let entry = |at: usize, name| {
+        memory.put(base + API + at as u64, &(base + PAYLOAD + payload.symbol(name)))
+    };
+    entry(offset_of!(Api, visit_entry), "ckpt_visit")?;
+    entry(offset_of!(Api, socket_wait), "ckpt_socket_wait")?;
     memory.write(base + PAYLOAD, &payload.relocated(base + PAYLOAD))?;
     memory.write(base + control.exe_start, executable)?;
     let mut caller = protect(thread, memory, hole.addr, base, &payload, &control)?;

@@ -5,12 +5,15 @@ use super::interrupted;
 use super::memory::Memory;
 use super::raw::{self, State};
 use super::regs::Regs;
+use super::sockets;
 use super::waits::{self, Interrupted, Wait};
 use crate::error::{Because, Error, Result};
 use crate::proc;
+use ckpt_abi::api::{API, Api};
 use nix::errno::Errno;
 use nix::libc;
 use std::collections::HashMap;
+use std::mem::offset_of;
 use std::time::{Duration, Instant};
 
 /// How long a thread may take to stop.
@@ -124,6 +127,9 @@ impl Frozen {
         let mut next = 0;
         for thread in &mut self.threads {
             if interrupted::call_in_progress(&thread.regs).is_none() {
+                continue;
+            }
+            if thread.waits_on_a_socket(self.pid, memory, region)? {
                 continue;
             }
             let Some(slot) = waits::slot_address(region, next) else { break };
@@ -266,6 +272,23 @@ impl Thread {
             seen: None,
             wait: None,
         })
+    }
+
+    /// Whether the stop has interrupted a call on a socket with a time-out: then the thread is sent to wait
+    /// for the rest of that.
+    fn waits_on_a_socket(&mut self, pid: i32, memory: &Memory, region: u64) -> Result<bool> {
+        let Some(seen) = self.seen.filter(|_| interrupted::answered_eintr(&self.regs)) else {
+            return Ok(false);
+        };
+        let entry = memory.get(region + API + offset_of!(Api, socket_wait) as u64)?;
+        let Some(regs) = sockets::wait_on(pid, &self.regs, seen.since, memory, entry) else {
+            return Ok(false);
+        };
+        self.take_back()
+            .and_then(|()| regs.set(self.tid))
+            .because(|| format!("cannot redirect thread {}", self.tid))?;
+        self.regs = regs;
+        Ok(true)
     }
 
     /// Makes the thread go on at `entry` with all signals blocked, on the stack below `stack`, as a

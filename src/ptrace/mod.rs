@@ -4,7 +4,7 @@
 //! signal. [`call`] makes a stopped thread issue system calls. [`memory`] reads and writes the
 //! process. [`interrupted`] knows how a thread that was inside a system call has to go on, [`sequence`]
 //! one inside a restartable sequence,
-//! [`waits`] how long it still has to wait there.
+//! [`waits`] and [`sockets`] how long it still has to wait there.
 
 pub mod call;
 pub mod freeze;
@@ -13,4 +13,5 @@ pub mod memory;
 pub mod raw;
 pub mod regs;
 pub mod sequence;
+pub mod sockets;
 pub mod waits;

@@ -6,6 +6,7 @@
 
 use super::memory::Memory;
 use super::regs::Regs;
+use super::sockets;
 use crate::proc;
 use ckpt_abi::region::{WAIT_COUNT, WAITS, Wait as Slot};
 use nix::libc;
@@ -76,7 +77,9 @@ pub fn observe(pid: i32, tid: i32) -> Option<Wait> {
     let (call, args) = proc::syscall(pid, tid).ok()??;
     let call = call.cast_signed();
     if call != libc::SYS_restart_syscall {
-        place(call, &args)?;
+        place(call, &args)
+            .map(drop)
+            .or_else(|| sockets::concerns(pid, call, &args).then_some(()))?;
     }
     // A thread that was moved to another CPU in its sleep has 0 there (kernel/sched/fair.c,
     // migrate_task_rq_fair).

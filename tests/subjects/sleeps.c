@@ -28,7 +28,7 @@
 static const double LIMIT = 1.5;
 static struct timespec limit = {1, 500 * 1000 * 1000};
 static const struct timespec for_ever = {100000, 0};
-static int sockets[2], pipes[2], full[2], epoll, empty_epoll, event, timer, far_timer, signal_fd, watch, listener;
+static int sockets[2], patient[2], pipes[2], full[2], epoll, empty_epoll, event, timer, far_timer, signal_fd, watch, listener;
 static int semaphores, messages;
 static mqd_t queue;
 static pid_t child;
@@ -150,8 +150,34 @@ static long by_timerfd(void) {
   return read(timer, &times, 8) == 8 && times == 1 ? 0 : -1;
 }
 
+// A socket of a pair nobody else knows, with the limit as its time-out for `what`.
+static int with_limit(int what, int *other) {
+  int pair[2];
+  struct timeval value = {limit.tv_sec, limit.tv_nsec / 1000};
+  CHECK(!socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), "%m");
+  CHECK(!setsockopt(pair[0], SOL_SOCKET, what, &value, sizeof value), "%m");
+  *other = pair[1];
+  return pair[0];
+}
+static long by_recv(void) {
+  char byte;
+  int other, fd = with_limit(SO_RCVTIMEO, &other);
+  return over(recv(fd, &byte, 1, 0), EAGAIN);
+}
+static long by_read(void) {
+  char byte;
+  int other, fd = with_limit(SO_RCVTIMEO, &other);
+  return over(read(fd, &byte, 1), EAGAIN);
+}
+static long by_send(void) {
+  static char much[1 << 16];
+  int other, fd = with_limit(SO_SNDTIMEO, &other);
+  while (send(fd, much, sizeof much, MSG_DONTWAIT) > 0) {}
+  return over(send(fd, much, sizeof much, 0), EAGAIN);
+}
+
 // Sleeps until `wake` ends them.
-static long in_pause(void) { return over(pause(), EINTR) || handled != 1 ? -1 : 0; }
+static long in_pause(void) { return over(pause(), EINTR) || !handled ? -1 : 0; }
 static long in_poll(void) {
   struct pollfd fd = reading(pipes[0]);
   return poll(&fd, 1, -1) == 1 && fd.revents == POLLIN ? 0 : -1;
@@ -194,6 +220,15 @@ static long in_sigwait(void) {
   sigaddset(&set, SIGRTMIN + 8);
   return sigwaitinfo(&set, 0) == SIGRTMIN + 8 ? 0 : -1;
 }
+static long in_recv(void) {
+  char byte;
+  return recv(patient[0], &byte, 1, 0) == 1 && byte == 'y' && recv(patient[0], &byte, 1, 0) == 1 && byte == 'z' ? 0 : -1;
+}
+static long in_recv_until_a_signal(void) {
+  char byte;
+  return over(recv(patient[1], &byte, 1, 0), EINTR) || !handled ? -1 : 0;
+}
+static int ends_by_signal(long (*sleep)(void)) { return sleep == in_pause || sleep == in_recv_until_a_signal; }
 static long in_accept(void) { return accept(listener, 0, 0) >= 0 ? 0 : -1; }
 static long in_inotify(void) {
   char text[512];
@@ -243,10 +278,12 @@ static const struct call timed[] = {
     {"epoll_pwait2", by_epoll_pwait2, 1}, {"sigtimedwait", by_sigtimedwait, 1}, {"futex", by_futex, 1},
     {"futex_bitset", by_futex_bitset, 1}, {"futex_waitv", by_futex_waitv, 1}, {"condition", by_condition, 1},
     {"mutex", by_mutex, 1}, {"rwlock", by_rwlock, 1}, {"sem_timedwait", by_sem_timedwait, 1},
-    {"mq_timedreceive", by_mq_timedreceive, 0}, {"semtimedop", by_semtimedop, 0}, {"timerfd", by_timerfd, 1}};
+    {"mq_timedreceive", by_mq_timedreceive, 0}, {"semtimedop", by_semtimedop, 0}, {"timerfd", by_timerfd, 1},
+    {"timed_recv", by_recv, 0}, {"timed_read", by_read, 0}, {"timed_send", by_send, 0}};
 static const struct call untimed[] = {
     {"pause", in_pause, 1}, {"poll", in_poll, 1}, {"select", in_select, 1}, {"epoll_wait", in_epoll_wait, 1},
-    {"read", in_read, 0}, {"write", in_write, 1}, {"eventfd", in_eventfd, 1}, {"far_timerfd", in_far_timerfd, 1},
+    {"read", in_read, 0}, {"recv", in_recv, 0}, {"recv_until_a_signal", in_recv_until_a_signal, 0},
+    {"write", in_write, 1}, {"eventfd", in_eventfd, 1}, {"far_timerfd", in_far_timerfd, 1},
     {"signalfd", in_signalfd, 1}, {"sigwait", in_sigwait, 1}, {"accept", in_accept, 0}, {"inotify", in_inotify, 0},
     {"waitpid", in_waitpid, 0}, {"flock", in_flock, 0}, {"setlkw", in_setlkw, 0}, {"semop", in_semop, 0},
     {"msgrcv", in_msgrcv, 0}, {"futex", in_futex, 1}, {"timed_futex", in_timed_futex, 1}, {"mutex", in_mutex, 1},
@@ -268,7 +305,7 @@ static void *run(void *at) {
   int has_limit = me->call >= timed && me->call < timed + TIMED;
   sigset_t set;
   sigfillset(&set);
-  if (me->call->sleep == in_pause) sigdelset(&set, SIGUSR1);
+  if (ends_by_signal(me->call->sleep)) sigdelset(&set, SIGUSR1);
   pthread_sigmask(SIG_SETMASK, &set, 0);
   me->tid = syscall(SYS_gettid);
   double begin = now();
@@ -326,6 +363,13 @@ static void prepare_special(void) {
   }
   if (wanted("read") || wanted("select") || wanted("ppoll"))
     CHECK(!socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sockets), "%m");
+  if (wanted("recv")) {
+    // Its time-out is far.
+    struct timeval value = {for_ever.tv_sec, 0};
+    CHECK(!socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, patient), "%m");
+    for (int i = 0; i < 2; i++)
+      CHECK(!setsockopt(patient[i], SOL_SOCKET, SO_RCVTIMEO, &value, sizeof value), "%m");
+  }
 }
 
 static void prepare(void) {
@@ -345,7 +389,7 @@ static void prepare(void) {
   signal_fd = signalfd(-1, &set, SFD_CLOEXEC);
   sem_init(&closed, 0, 0), sem_init(&opened_later, 0, 0);
   pthread_mutex_lock(&held), pthread_rwlock_wrlock(&locked);
-  struct sigaction action = {.sa_handler = on_signal};
+  struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
   sigaction(SIGUSR1, &action, 0);
 }
 
@@ -364,6 +408,7 @@ static void wake_special(void) {
   struct { long type; char text[8]; } message = {5, "ab"};
   if (wanted("msgrcv")) CHECK(!msgsnd(messages, &message, 2, 0), "%m");
   if (wanted("read")) CHECK(write(sockets[1], &byte, 1) == 1, "%m");
+  if (wanted("recv")) CHECK(write(patient[1], "yz", 2) == 2, "%m");
 }
 
 static void wake(void) {
@@ -380,7 +425,7 @@ static void wake(void) {
   struct itimerspec at_once = {.it_value = {0, 1}};
   CHECK(!timerfd_settime(far_timer, 0, &at_once, 0), "%m");
   for (int i = 0; i < number; i++) {
-    if (sleepers[i].call->sleep == in_pause) pthread_kill(sleepers[i].thread, SIGUSR1);
+    if (ends_by_signal(sleepers[i].call->sleep)) pthread_kill(sleepers[i].thread, SIGUSR1);
     if (sleepers[i].call->sleep == in_signalfd) kill(getpid(), SIGRTMIN + 7);
     if (sleepers[i].call->sleep == in_sigwait) kill(getpid(), SIGRTMIN + 8);
     if (sleepers[i].call->sleep == in_write)

@@ -91,8 +91,10 @@ record! {
         claimant: u32,
         /// Room to grow.
         reserved0: u32,
+        /// Address behind the ppoll(2) of threads that wait for a socket ([`crate::region::SocketWait`]).
+        socket_wait: u64,
         /// Room to grow.
-        reserved: [u64; 7],
+        reserved: [u64; 6],
     }
 }
 

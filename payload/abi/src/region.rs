@@ -171,6 +171,29 @@ record! {
     }
 }
 
+record! {
+    /// What a thread finds at its stack pointer that waits with ppoll(2) in place of a system call on a socket
+    /// whose time-out ([`Self::left`]) had begun.
+    SocketWait, 88, {
+        /// struct pollfd: the descriptor.
+        descriptor: u32,
+        /// struct pollfd: the wanted events, and those that came.
+        events: [u16; 2],
+        /// struct timespec; the kernel keeps it up to date.
+        left: [u64; 2],
+        /// RDI, RSI, RDX and R10 of the call.
+        arguments: [u64; 4],
+        /// Address of its system call instruction.
+        rip: u64,
+        /// Its number.
+        call: u64,
+        /// Its result when the time is over.
+        over: u64,
+        /// RSP.
+        rsp: u64,
+    }
+}
+
 /// What a payload is doing ([`Control::phase`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
