@@ -328,9 +328,9 @@ const OWN_OPTIONS: &[Opt] = &[
         description: "Starts PROGRAM so that its checkpoints restart on every machine with at least \
                       CPU: x86-64-v1 to x86-64-v4, or features of this machine to do without, as \
                       /proc/cpuinfo names them (avx512f,avx2); native is all that this machine has. \
-                      glibc and its dynamic linker, OpenBLAS, OpenSSL, the Intel MKL and the JVM \
+                      glibc and its dynamic linker, OpenBLAS, OpenSSL, the Intel MKL, numpy and the JVM \
                       are told by GLIBC_TUNABLES, LD_BIND_NOW, OPENBLAS_CORETYPE, OPENSSL_ia32cap, \
-                      MKL_ENABLE_INSTRUCTIONS and JAVA_TOOL_OPTIONS, which are in the environment \
+                      MKL_ENABLE_INSTRUCTIONS, NPY_DISABLE_CPU_FEATURES and JAVA_TOOL_OPTIONS, which are in the environment \
                       of PROGRAM only with this option. What asks the CPU itself is not told.",
         forms: &[Form::Launch],
         required: false,

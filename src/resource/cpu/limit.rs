@@ -8,7 +8,7 @@
 //!   XSAVEC its lazy resolver saves registers by FXSAVE, in 512 bytes on every machine. Where AVX is
 //!   wanted it cannot; LD_BIND_NOW then leaves it nothing to do.
 //! - OpenBLAS (OPENBLAS_CORETYPE), OpenSSL (OPENSSL_ia32cap, a mask of CPUID bits), the Intel MKL
-//!   (MKL_ENABLE_INSTRUCTIONS), and the JVM (JAVA_TOOL_OPTIONS, which it reports on standard error).
+//!   (MKL_ENABLE_INSTRUCTIONS), numpy (NPY_DISABLE_CPU_FEATURES), and the JVM (JAVA_TOOL_OPTIONS, which it reports on standard error).
 //!
 //! What the user has set himself stays.
 
@@ -121,8 +121,9 @@ pub fn environment(
     );
     let instructions = ["SSE4_2", "SSE4_2", "AVX2", "AVX512"][usize::from(level) - 1];
     set("MKL_ENABLE_INSTRUCTIONS", instructions.into());
+    set("NPY_DISABLE_CPU_FEATURES", numpy(level).into());
     set("OPENSSL_ia32cap", openssl(&avoided));
-    if let Some(options) = java(level, current("JAVA_TOOL_OPTIONS")) {
+    if let Some(options) = java(allowed, &avoided, current("JAVA_TOOL_OPTIONS")) {
         variables.push(("JAVA_TOOL_OPTIONS", options));
     }
     variables
@@ -169,10 +170,54 @@ fn openssl(avoided: &Set) -> String {
     format!("~{:#x}:~{:#x}", masks[0], masks[1])
 }
 
-fn java(level: u8, current: Option<OsString>) -> Option<OsString> {
-    let option = ["-XX:UseSSE=3 -XX:UseAVX=0", "-XX:UseAVX=0", "-XX:UseAVX=2"]
-        .get(usize::from(level) - 1)?;
-    let mut options = OsString::from(option);
+/// numpy's own kernels, by the names of all its versions; it passes over those that it does not have.
+/// Those of the second level it may have been built for, and then it refuses to start.
+fn numpy(level: u8) -> &'static str {
+    const NAMES: &str = "AVX F16C XOP FMA4 FMA3 AVX2 X86_V3 \
+         AVX512F AVX512CD AVX512_SKX X86_V4 \
+         AVX512_KNL AVX512_KNM AVX512_CLX AVX512_CNL AVX512_ICL AVX512_SPR";
+    match level {
+        1 | 2 => NAMES,
+        3 => NAMES.find("AVX512F").map_or("", |at| &NAMES[at..]),
+        _ => NAMES.find("AVX512_KNL").map_or("", |at| &NAMES[at..]),
+    }
+}
+
+/// The JVM's levels leave its other instructions alone. LZCNT and TZCNT do not even fault on an older
+/// processor, which takes them for BSR and BSF: wrong results. No option keeps the second compiler from
+/// BZHI (x86_64.ad, convI2LAndL_reg_immIbitmask), so below the third level the first one does it all; and
+/// none that all versions have keeps CRC32C from PCLMULQDQ, but that there is no SSE4. These options
+/// exist since JDK 8.
+fn java(allowed: &Set, avoided: &Set, current: Option<OsString>) -> Option<OsString> {
+    // Its multiplication of long numbers takes MULX and ADX together.
+    const OPTIONS: [(&str, &str); 9] = [
+        ("popcnt", "PopCountInstruction"),
+        ("abm", "CountLeadingZerosInstruction"),
+        ("bmi1", "CountTrailingZerosInstruction"),
+        ("bmi1", "BMI1Instructions"),
+        ("bmi2", "BMI2Instructions"),
+        ("adx", "BMI2Instructions"),
+        ("aes", "AES"),
+        ("sha_ni", "SHA"),
+        ("pclmulqdq", "CLMUL"),
+    ];
+    let mut options = match allowed.level() {
+        1 => "-XX:UseSSE=2 -XX:UseAVX=0 -XX:TieredStopAtLevel=1",
+        2 => "-XX:UseSSE=3 -XX:UseAVX=0 -XX:TieredStopAtLevel=1",
+        3 => "-XX:UseAVX=2",
+        _ => "",
+    }
+    .to_string();
+    for (_, option) in OPTIONS.into_iter().filter(|(feature, _)| avoided.has(feature)) {
+        if !options.contains(option) {
+            options += " -XX:-Use";
+            options += option;
+        }
+    }
+    let mut options = OsString::from(options.trim_start());
+    if options.is_empty() {
+        return None;
+    }
     if let Some(current) = current.filter(|c| !c.is_empty()) {
         options.push(" ");
         options.push(current);
@@ -229,6 +274,12 @@ mod tests {
         assert!(tunables.ends_with(",-X") && !tunables.contains("SSE4"), "{tunables}");
         assert_eq!(of("OPENBLAS_CORETYPE", 3).unwrap(), "Haswell");
         assert_eq!(of("JAVA_TOOL_OPTIONS", 3).unwrap(), "-XX:UseAVX=2");
+        let java = of("JAVA_TOOL_OPTIONS", 2).unwrap();
+        assert!(java.starts_with("-XX:UseSSE=3 -XX:UseAVX=0 -XX:TieredStopAtLevel=1 "), "{java}");
+        assert!(java.ends_with("-XX:-UseBMI1Instructions -XX:-UseBMI2Instructions"), "{java}");
+        let numpy = |level| of("NPY_DISABLE_CPU_FEATURES", level).unwrap();
+        assert!(numpy(2).starts_with("AVX F16C") && numpy(2).contains("X86_V3 AVX512F"));
+        assert!(numpy(3).starts_with("AVX512F ") && numpy(3).contains(" X86_V4 "));
         assert_eq!(of("OPENSSL_ia32cap", 3).unwrap(), "~0x0:~0xd0030000");
         assert!(environment(&here, &here, |_| None).is_empty());
     }
