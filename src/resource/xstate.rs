@@ -14,7 +14,7 @@ pub const HEAD: usize = LEGACY + 64;
 /// (arch/x86/include/asm/fpu/xstate.h, XSTATE_BV is behind it).
 pub const COMPONENTS: usize = 464;
 /// Bits of x87 and SSE, which are in the legacy area.
-const BASE: u64 = 3;
+pub const BASE: u64 = 3;
 const PKRU: u32 = 9;
 /// What Linux gives a thread: keys but the first forbidden (arch/x86/mm/pkeys.c).
 const PKRU_DEFAULT: u32 = 0x5555_5554;
@@ -43,11 +43,13 @@ impl Layout {
 
     /// Bytes of an area; 512 on machines without XSAVE.
     pub fn len(&self) -> usize {
-        let ends = self.places.iter().map(|(_, offset, size)| offset + size);
-        match self.components {
-            0 => LEGACY,
-            _ => ends.max().unwrap_or(0).max(HEAD),
-        }
+        if self.components == 0 { LEGACY } else { self.end(u64::MAX) }
+    }
+
+    /// Bytes of an area with some of the components.
+    pub fn end(&self, components: u64) -> usize {
+        let places = self.places.iter().filter(|(i, ..)| components >> i & 1 != 0);
+        places.map(|(_, offset, size)| offset + size).max().unwrap_or(0).max(HEAD)
     }
 
     /// Never.
@@ -61,7 +63,7 @@ impl Layout {
 }
 
 /// The components that are not in their initial state.
-fn in_use(area: &[u8]) -> u64 {
+pub fn in_use(area: &[u8]) -> u64 {
     let word = area.get(LEGACY..LEGACY + 8).and_then(|b| b.try_into().ok());
     word.map_or(0, u64::from_le_bytes)
 }
@@ -101,21 +103,22 @@ pub fn convert(area: &[u8], from: &Layout, to: &Layout) -> Vec<u8> {
     out
 }
 
-/// The registers that hold something and that `to` does not have.
-pub fn lost(area: &[u8], from: &Layout, to: &Layout) -> Vec<&'static str> {
-    const NAMES: [(u32, &str); 6] = [
-        (2, "AVX registers"),
-        (5, "AVX-512 mask registers"),
-        (6, "AVX-512 registers"),
-        (7, "AVX-512 registers 16 to 31"),
-        (18, "AMX tiles"),
-        (19, "APX registers"),
+/// The registers that hold something and that `to` does not have, each with the feature that uses them
+/// ([`super::cpu::table`]).
+pub fn lost(area: &[u8], from: &Layout, to: &Layout) -> Vec<(&'static str, &'static str)> {
+    const NAMES: [(u32, &str, &str); 6] = [
+        (2, "AVX registers", "avx"),
+        (5, "AVX-512 mask registers", "avx512f"),
+        (6, "AVX-512 registers", "avx512f"),
+        (7, "AVX-512 registers 16 to 31", "avx512f"),
+        (18, "AMX tiles", "amx_tile"),
+        (19, "APX registers", "apx"),
     ];
-    let missing = NAMES.iter().filter(|(component, _)| {
+    let missing = NAMES.iter().filter(|(component, ..)| {
         let bytes = content(area, from, *component).unwrap_or_default();
         to.place(*component).is_none() && bytes.iter().any(|b| *b != 0)
     });
-    missing.map(|(_, name)| *name).collect()
+    missing.map(|(_, name, feature)| (*name, *feature)).collect()
 }
 
 #[cfg(test)]

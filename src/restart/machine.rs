@@ -41,20 +41,28 @@ pub fn lacks(image: &Image, saved: &Saved) -> Vec<Lack> {
             true,
         );
     }
-    let (from, to) = layouts(saved);
-    let mut lost: Vec<_> =
-        saved.threads.iter().flat_map(|t| xstate::lost(area(saved, t), &from, &to)).collect();
-    lost.sort_unstable();
-    lost.dedup();
+    let lost = lost(saved, true);
     if !lost.is_empty() {
-        let names = lost.join(", ");
-        add(format!("it has values in registers that this CPU has not ({names})"), true);
+        add(format!("it has values in registers that this CPU has not ({lost})"), true);
     }
     if saved.vmas.iter().any(|v| v.pkey != 0) && cpu::xcr0() & 1 << 9 == 0 {
         add("its memory has protection keys (pkeys(7)), which this CPU has not".into(), false);
     }
     addresses(saved, &mut add);
     lacks
+}
+
+/// Names the registers with values that this CPU does not have: those of features that the program may
+/// use, or the others. The latter are leftovers: the JVM tries AVX when it starts, whatever it was told.
+fn lost(saved: &Saved, usable: bool) -> String {
+    let (from, to) = layouts(saved);
+    let set = Set(saved.machine.cpu);
+    let lost = saved.threads.iter().flat_map(|t| xstate::lost(area(saved, t), &from, &to));
+    let mut names: Vec<_> =
+        lost.filter(|(_, feature)| set.has(feature) == usable).map(|(name, _)| name).collect();
+    names.sort_unstable();
+    names.dedup();
+    names.join(", ")
 }
 
 fn addresses(saved: &Saved, add: &mut dyn FnMut(String, bool)) {
@@ -93,7 +101,7 @@ pub fn capable(capability: u32) -> bool {
 }
 
 /// The layouts of extended state there and here.
-fn layouts(saved: &Saved) -> (Layout, Layout) {
+pub fn layouts(saved: &Saved) -> (Layout, Layout) {
     let leaves = cpu::leaves();
     let from = if saved.cpuid.is_empty() { &leaves } else { &saved.cpuid };
     let dynamic = !xstate::DYNAMIC | saved.machine.permitted;
@@ -106,10 +114,16 @@ fn area<'a>(saved: &'a Saved, thread: &Thread) -> &'a [u8] {
 }
 
 /// Refuses what cannot go on here, and brings the threads' extended state into this machine's layout.
+/// What is lost with that is a warning.
 ///
 /// # Errors
 /// All that is missing; nothing has happened then.
-pub fn adapt(image: &Image, saved: &mut Saved, options: &Options) -> Result<()> {
+pub fn adapt(
+    image: &Image,
+    saved: &mut Saved,
+    options: &Options,
+    warnings: &mut Vec<String>,
+) -> Result<()> {
     let lacks = lacks(image, saved);
     let stays = lacks.iter().any(|l| !l.forcible);
     if lacks.iter().any(|l| !(l.forcible && options.force_cpu)) {
@@ -127,6 +141,11 @@ pub fn adapt(image: &Image, saved: &mut Saved, options: &Options) -> Result<()> 
                 cpu::level_name(Set::here().level())
             ))
         });
+    }
+    warnings.extend(lacks.into_iter().map(|l| format!("forced: {}", l.what)));
+    let lost = lost(saved, false);
+    if !lost.is_empty() {
+        warnings.push(format!("values are lost that it may not use (--cpu): {lost}"));
     }
     saved.map_path = options.map_path.clone();
     saved.exe = saved.map_path.apply(std::mem::take(&mut saved.exe));

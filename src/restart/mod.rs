@@ -8,6 +8,7 @@
 pub mod auxv;
 pub mod callers;
 pub mod clock;
+pub mod frames;
 pub mod machine;
 pub mod mapping;
 pub mod phase1_check;
@@ -47,11 +48,11 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
     // Schedulers may send it at any time; it would kill the restarter.
     let config = phase1_check::config(image, &saved, options)?;
     mapping::hold_signal(config.asyncsig, true);
-    machine::adapt(image, &mut saved, options)?;
+    let mut warnings = Vec::new();
+    machine::adapt(image, &mut saved, options, &mut warnings)?;
     // Before the monitor is made, which shares the program's clocks.
     saved.same_clocks = clock::enter_namespace(&saved)?;
     let monitor = phase1_check::monitor(&config)?;
-    let mut warnings = Vec::new();
     let opened = phase2_open::open(image, &saved, &mut warnings)?;
     let mut filled = phase3_fill::fill(image, &mut saved, &opened, options)?;
     filled.control.monitor = monitor.as_ref().map_or(0, Monitor::pid);

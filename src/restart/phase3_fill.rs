@@ -13,7 +13,7 @@ use super::mapping::Mapping;
 use super::phase1_check::Saved;
 use super::phase2_open::Opened;
 use super::space::Space;
-use super::{auxv, clock};
+use super::{auxv, clock, frames};
 use crate::error::{Because, Error, Result};
 use crate::image::read::Image;
 use crate::image::{PAGE, stub};
@@ -102,6 +102,7 @@ pub fn fill(
     read_pages(image, saved, &placed)?;
     narrow_resolver(saved, &mut placed);
     auxv::update(saved, &mut placed)?;
+    frames::convert(saved, &mut placed, &mut space)?;
     if !saved.same_clocks {
         clock::shift(saved, &mut placed)?;
     }
