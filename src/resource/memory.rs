@@ -163,7 +163,8 @@ fn classify(target: &Target<'_>, vma: &Vma, gathered: &mut Gathered) -> (VmaReco
         flags: flags(vma),
         offset: vma.offset,
         object: NO_OBJECT,
-        pkey: vma.protection_key,
+        // Memory that can only be executed has a key of the kernel's own.
+        pkey: if vma.prot() == libc::PROT_EXEC { 0 } else { vma.protection_key },
         name: gathered.strings.add(&vma.name),
         ..VmaRecord::new_zeroed()
     };

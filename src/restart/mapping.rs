@@ -116,6 +116,16 @@ impl Mapping {
         result.because(|| format!("cannot protect {} bytes at {:#x}", self.len, self.at))
     }
 
+    /// The same, with a protection key (pkeys(7)), which stays with the mapping when it is moved.
+    pub fn protect_by(&self, prot: u32, key: u32) -> Result<()> {
+        let (at, len) = (self.pointer().as_ptr(), self.len as usize);
+        // SAFETY: the mapping is ours and no slice of it is alive.
+        let result = unsafe { libc::syscall(libc::SYS_pkey_mprotect, at, len, prot, key) };
+        Errno::result(result)
+            .map(drop)
+            .because(|| format!("cannot give {at:p} the protection key {key}"))
+    }
+
     /// Gives advice (madvise(2)) that the kernel may not know; then it is not needed either.
     pub fn advise(&self, advice: i32) {
         // SAFETY: the advice used here changes no content.
@@ -207,4 +217,19 @@ pub fn block_all_signals() {
     let none: *mut u64 = std::ptr::null_mut();
     // SAFETY: the kernel reads one word.
     unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, set, none, 8) };
+}
+
+/// Allocates the first protection keys, of which this process has none yet.
+pub fn allocate_keys(count: u32) -> Result<()> {
+    for key in 1..=count {
+        // SAFETY: changes only what this thread may do with memory that gets the key.
+        let got = unsafe { libc::syscall(libc::SYS_pkey_alloc, 0, 0) };
+        if got != i64::from(key) {
+            return Err(Error::new(format!(
+                "cannot have the protection key {key} (pkey_alloc(2))"
+            ))
+            .hint("restart it where it was saved"));
+        }
+    }
+    Ok(())
 }

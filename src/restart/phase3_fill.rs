@@ -9,7 +9,7 @@
 
 use super::Options;
 use super::callers::{self, List};
-use super::mapping::Mapping;
+use super::mapping::{self, Mapping};
 use super::phase1_check::Saved;
 use super::phase2_open::Opened;
 use super::space::Space;
@@ -374,10 +374,14 @@ fn handler_action(control: &Control) -> SignalAction {
 
 /// Final protection and advice.
 fn finish(placed: &[Placed], guards: &[Guard]) -> Result<()> {
+    mapping::allocate_keys(placed.iter().map(|p| p.record.pkey).max().unwrap_or(0))?;
     for Placed { record, mapping } in placed {
         memory::advice(record.flags).for_each(|advice| mapping.advise(advice));
         if record.kind != VmaKind::SharedFile as u32 {
             mapping.protect(record.prot)?;
+        }
+        if record.pkey != 0 {
+            mapping.protect_by(record.prot, record.pkey)?;
         }
         let inside = |g: &&Guard| record.start <= g.start && g.end <= record.end;
         for guard in guards.iter().filter(inside) {
