@@ -76,14 +76,17 @@ fn time(value: Option<&str>) -> u64 {
     parts.next().unwrap_or(0) * SECOND + parts.next().unwrap_or(0)
 }
 
-/// Makes and arms a timerfd. Expirations that were not read yet need CONFIG_CHECKPOINT_RESTORE.
+/// Makes and arms a timerfd. Expirations that were not read yet need CONFIG_CHECKPOINT_RESTORE. A periodic
+/// one that has expired has nothing left until it is read, which arms it again (fs/timerfd.c,
+/// timerfd_read); so it expires here.
 pub fn open_timer(saved: &TimerDescriptor) -> Result<OwnedFd> {
     const TFD_IOC_SET_TICKS: u64 = 0x4008_5400;
     // SAFETY: numbers only.
     let result = unsafe { libc::syscall(libc::SYS_timerfd_create, saved.clock, libc::TFD_CLOEXEC) };
     let fd = owned(result).because(|| "cannot make a timerfd")?;
-    let times =
-        [saved.period / SECOND, saved.period % SECOND, saved.left / SECOND, saved.left % SECOND];
+    let expired = saved.left == 0 && saved.period != 0 && saved.ticks != 0;
+    let left = if expired { 1 } else { saved.left };
+    let times = [saved.period / SECOND, saved.period % SECOND, left / SECOND, left % SECOND];
     let times: *const u64 = times.as_ptr();
     let none: *mut u64 = std::ptr::null_mut();
     let number = fd.as_raw_fd();
@@ -91,6 +94,11 @@ pub fn open_timer(saved: &TimerDescriptor) -> Result<OwnedFd> {
     let result =
         unsafe { libc::syscall(libc::SYS_timerfd_settime, number, saved.flags, times, none) };
     Errno::result(result).because(|| "cannot arm a timerfd")?;
+    if expired {
+        let mut poll = libc::pollfd { fd: number, events: libc::POLLIN, revents: 0 };
+        // SAFETY: the kernel writes the one struct.
+        unsafe { libc::poll(&raw mut poll, 1, 1000) };
+    }
     if saved.ticks != 0 {
         let ticks: *const u64 = &saved.ticks;
         // SAFETY: the kernel reads the one word.

@@ -1,10 +1,12 @@
 // Interval timers and POSIX timers of every kind: those that are far from their end have the time left that they had,
 // the others go on ticking, each with its own id, signal, value, thread and overruns.
 #include "subject.h"
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
+#include <sys/timerfd.h>
 #include <time.h>
 
 #ifndef sigev_notify_thread_id
@@ -102,6 +104,26 @@ static void look_at_far_ones(void) {
         seconds(now.it_value));
 }
 
+// A periodic timerfd, which stands still from its expiry until it is read.
+static int unread;
+
+static void wait_for_unread(void) {
+  struct pollfd poll_unread = {.fd = unread, .events = POLLIN};
+  int result;
+  do result = poll(&poll_unread, 1, 20000);
+  while (result < 0 && errno == EINTR);
+  CHECK(result == 1, "the periodic timerfd expires no more: %d", result);
+}
+
+static void look_at_unread(void) {
+  for (int i = 0; i < 3; i++) {
+    uint64_t count = 0;
+    wait_for_unread();
+    CHECK(read(unread, &count, sizeof count) == sizeof count && count > 0, "%m");
+  }
+  wait_for_unread();
+}
+
 static void arm_far_ones(void) {
   clock_gettime(CLOCK_BOOTTIME, &armed);
   for (int i = 0; i < 3; i++) {
@@ -167,6 +189,7 @@ static void interval_timers_fire(void) {
 }
 
 static void check(void) {
+  look_at_unread();
   look_at_far_ones();
   await(SIGRTMIN + 4, once, 44);
   set_timer(once, 0, 0.02, 0);
@@ -212,6 +235,9 @@ int main(void) {
   set_timer(once, 0, 0.02, 0);
   spec = (struct itimerspec){.it_value = {0, TICK_NS}, .it_interval = {0, TICK_NS}};
   CHECK(!timer_settime(by_thread, 0, &spec, 0), "%m");
+  unread = timerfd_create(CLOCK_MONOTONIC, 0);
+  CHECK(unread >= 0 && !timerfd_settime(unread, 0, &spec, 0), "%m");
+  wait_for_unread();
   int result = obey(check);
   thread_leaves = 1;
   CHECK(!pthread_join(listener, 0), "join");
