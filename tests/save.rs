@@ -245,6 +245,10 @@ fn a_forked_child_saves_under_its_own_name() {
     let mut run = bench.launch(&["-n", "x.ckpt"], program, &["gate"]);
     let line = run.line();
     let child: i32 = line.strip_prefix("child ").expect("a child").parse().expect("a pid");
+    let said = bench.must(&["save", &run.pid_text(), "-n", &bench.name("parent.ckpt")]);
+    assert!(said.stderr.contains("not saved: child processes: forked"), "{said:?}");
+    let said = bench.must(&["save", &child.to_string(), "-n", &bench.name("parent.ckpt")]);
+    assert!(!said.stderr.contains("not saved"), "{said:?}");
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(child), SIGTSTP).expect("the child");
     run.expect("ended 0");
     run.ends_well();

@@ -153,7 +153,7 @@ fn proceed(
     frozen.note_waits(memory, equipped.region.base)?;
     let (mut gathered, areas) = phase3_gather::gather(&mut frozen, memory, equipped)?;
     let areas = excluded::cut(areas, &caller::read(memory, &equipped.region)?.excluded);
-    phase4_refuse::refuse(request.pid, equipped.region.control.keeper, &gathered)?;
+    phase4_refuse::refuse(request.pid, equipped.region.control.keeper, &mut gathered)?;
     if equipped.stop {
         signals::forget_termination(&mut gathered);
     }

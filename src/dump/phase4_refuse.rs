@@ -4,6 +4,8 @@ use crate::error::{Error, Result};
 use crate::proc;
 use crate::ptrace::raw;
 use crate::resource::Gathered;
+use nix::sys::signal::Signal;
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 /// The children of all threads of a process (CONFIG_PROC_CHILDREN).
@@ -31,8 +33,21 @@ fn sharers(pid: i32, keeper: u32) -> Vec<i32> {
     }
 }
 
+/// Names the program's children, which an image does not hold. Processes of ours have another exit
+/// signal.
+fn declare_children(pid: i32, gathered: &mut Gathered) {
+    let stats = children(pid).into_iter().filter_map(|child| proc::stat(child, child).ok());
+    let own = stats.filter(|stat| stat.exit_signal == Signal::SIGCHLD as i32);
+    let names: BTreeSet<_> = own.map(|stat| stat.comm.to_string_lossy().into_owned()).collect();
+    if !names.is_empty() {
+        let names = names.into_iter().collect::<Vec<_>>().join(", ");
+        gathered.losses.push(format!("child processes: {names}"));
+    }
+}
+
 /// Fails when something stands in the way of a checkpoint.
-pub fn refuse(pid: i32, keeper: u32, gathered: &Gathered) -> Result<()> {
+pub fn refuse(pid: i32, keeper: u32, gathered: &mut Gathered) -> Result<()> {
+    declare_children(pid, gathered);
     let mut obstacles = gathered.obstacles.clone();
     for thread in proc::tasks(pid)? {
         let dead = proc::status(pid, thread).is_ok_and(|s| s.state == 'Z');
