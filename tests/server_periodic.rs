@@ -5,16 +5,8 @@ mod serving;
 
 use std::fs;
 
-use harness::{Bench, Build, Run, Who, until};
+use harness::{Bench, Build, Who, until};
 use serving::{Server, insecure};
-
-/// A server in the place of one that has ended.
-fn again(bench: &Bench, before: &Server) -> Server {
-    let mut command = bench.command(bench.ckpt());
-    command.args(["serve", "--insecure", "--listen", "127.0.0.1", "-p"]);
-    command.arg(before.port.to_string()).arg("-d").arg(&before.store);
-    Server::watch(Run::start(command), before.store.clone())
-}
 
 #[test]
 fn a_server_that_was_away_gets_the_next_checkpoint() {
@@ -32,7 +24,7 @@ fn a_server_that_was_away_gets_the_next_checkpoint() {
         run.complaint("cannot reach the checkpoint server");
         run.check();
         fs::remove_file(server.file("job/x")).expect("the first checkpoint");
-        let server = again(&bench, &server);
+        let server = server.again(&bench);
         until("a checkpoint on the next server", || server.file("job/x").exists().then_some(()));
         run.check();
         run.go();

@@ -5,7 +5,7 @@
 #![allow(unsafe_code)]
 
 use crate::error::{Because, CANNOT_EXECUTE, Error, NOT_FOUND, Result};
-use crate::image::read::Image;
+use crate::image::read::{self, Image};
 use crate::image::write::Sink;
 use crate::restart::{Options, restart};
 use crate::serve::client::Client;
@@ -38,7 +38,7 @@ impl Sink for MemorySink {
 pub fn resume(name: &OsStr, transfer: &Transfer, args: &[OsString]) -> Result<u8> {
     match Name::parse(name)? {
         Name::File(path) => {
-            let file = File::open(&path).because(|| format!("cannot open {}", path.display()));
+            let file = read::open(&path).because(|| format!("cannot open {}", path.display()));
             let file = file.map_err(|e| e.with_status(NOT_FOUND))?;
             Image::find(&file).because(|| path.display().to_string())?.ok_or_else(|| {
                 let path = path.display();
@@ -59,12 +59,21 @@ pub fn resume(name: &OsStr, transfer: &Transfer, args: &[OsString]) -> Result<u8
 /// # Errors
 /// The server's, and what it has is no checkpoint.
 pub fn fetch(server: &ServerName, transfer: &Transfer) -> Result<File> {
-    let mut sink = MemorySink(memory()?);
-    Client::connect(server, transfer)?.get(server.path(), &mut sink)?;
+    let file = download(server, transfer)?;
     // Not executed before it is known to be a checkpoint, whatever the server says.
-    Image::find(&sink.0)
+    Image::find(&file)
         .because(|| server.to_string())?
         .ok_or_else(|| Error::new(format!("{server} is not a checkpoint")))?;
+    Ok(file)
+}
+
+/// Whatever a server has under a name, in memory.
+///
+/// # Errors
+/// The server's.
+pub fn download(server: &ServerName, transfer: &Transfer) -> Result<File> {
+    let mut sink = MemorySink(memory()?);
+    Client::connect(server, transfer)?.get(server.path(), &mut sink)?;
     Ok(sink.0)
 }
 
@@ -78,7 +87,10 @@ fn memory() -> Result<File> {
 
 /// Becomes the checkpoint file: it carries the ckpt that made it. Where it may not be executed
 /// (vm.memfd_noexec, a file system mounted noexec), this ckpt does its work.
-fn execute(file: File, name: &Path, args: &[OsString]) -> Result<u8> {
+///
+/// # Errors
+/// It cannot be executed, or this ckpt cannot restart it.
+pub fn execute(file: File, name: &Path, args: &[OsString]) -> Result<u8> {
     let c_string = |text: &OsStr| CString::new(text.as_bytes()).unwrap_or_default();
     let argv: Vec<CString> = std::iter::once(name.as_os_str())
         .chain(args.iter().map(AsRef::as_ref))

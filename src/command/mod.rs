@@ -11,6 +11,7 @@ mod json;
 mod launch;
 mod monitor;
 mod restart;
+mod resume;
 mod save;
 mod sdk;
 mod serve;

@@ -6,14 +6,23 @@ use ckpt_abi::image::{
     FORMAT, HEADER_MAGIC, Header, KNOWN_NEEDS, PageRun, RUN_MAX, Section, SectionKind,
     TRAILER_MAGIC, Text, Trailer,
 };
+use nix::fcntl::OFlag;
 use std::ffi::OsString;
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 /// Most sections that an image can have.
 const SECTIONS_MAX: u32 = 1 << 20;
+
+/// Opens what may be a checkpoint; a FIFO of that name makes nobody wait.
+///
+/// # Errors
+/// Those of open(2).
+pub fn open(path: &Path) -> std::io::Result<File> {
+    File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)
+}
 
 /// An image whose header and section table are sound.
 pub struct Image {
@@ -39,7 +48,7 @@ impl Image {
 
     /// Opens a checkpoint file.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).because(|| format!("cannot open {}", path.display()))?;
+        let file = open(path).because(|| format!("cannot open {}", path.display()))?;
         Self::from_file(file, path)
     }
 

@@ -107,6 +107,11 @@ impl ServerName {
         &self.path
     }
 
+    /// Another name on the same server.
+    pub fn sibling(&self, path: String) -> Self {
+        Self { path, ..self.clone() }
+    }
+
     /// "HOST:PORT", for sentences.
     pub fn server(&self) -> String {
         if self.host.contains(':') {

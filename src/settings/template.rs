@@ -91,28 +91,30 @@ impl Template {
     /// number 0.
     pub fn existing(&self, values: &Values) -> Vec<(u64, PathBuf)> {
         let (before, after) = self.around(values);
-        let Some(after) = after else {
-            let path = PathBuf::from(OsString::from_vec(before));
-            return if path.exists() { vec![(0, path)] } else { Vec::new() };
-        };
         let before = PathBuf::from(OsString::from_vec(before));
+        if after.is_none() {
+            return if before.exists() { vec![(0, before)] } else { Vec::new() };
+        }
         let whole = before.as_os_str().as_bytes();
-        let file = whole.iter().rposition(|b| *b == b'/').map_or(0, |slash| slash + 1);
-        let (directory, prefix) = whole.split_at(file);
-        let directory = if directory.is_empty() { b"." } else { directory };
+        let directory =
+            whole.iter().rposition(|b| *b == b'/').map_or(".".as_bytes(), |slash| &whole[..=slash]);
         let entries = std::fs::read_dir(OsStr::from_bytes(directory)).into_iter().flatten();
-        let mut found: Vec<_> = entries
-            .flatten()
-            .filter_map(|entry| {
-                let name = entry.file_name();
-                let middle = name.as_bytes().strip_prefix(prefix)?.strip_suffix(&after[..])?;
-                let digits = std::str::from_utf8(middle).ok()?;
-                let number = digits.parse::<u64>().ok()?;
-                (number.to_string() == digits).then(|| (number, entry.path()))
-            })
+        let paths = entries.flatten().map(|entry| entry.path());
+        let mut found: Vec<_> = paths
+            .filter_map(|path| Some((self.number(values, path.as_os_str().as_bytes())?, path)))
             .collect();
         found.sort_by(|a, b| b.cmp(a));
         found
+    }
+
+    /// The number in a name, with its folders, of this kind; None for what is another.
+    pub fn number(&self, values: &Values, name: &[u8]) -> Option<u64> {
+        let (before, after) = self.around(values);
+        let rest = name.strip_prefix(&before[..])?;
+        let Some(after) = after else { return rest.is_empty().then_some(0) };
+        let digits = std::str::from_utf8(rest.strip_suffix(&after[..])?).ok()?;
+        let number = digits.parse::<u64>().ok()?;
+        (number.to_string() == digits).then_some(number)
     }
 
     /// What stands before `%n` and behind it, with all else filled in; None where there is none.

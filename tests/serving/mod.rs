@@ -51,6 +51,14 @@ impl Server {
         )
     }
 
+    /// A server without a key in the place of this one, which has ended.
+    pub fn again(&self, bench: &Bench) -> Self {
+        let mut command = bench.command(bench.ckpt());
+        command.args(["serve", "--insecure", "--listen", "127.0.0.1", "-p"]);
+        command.arg(self.port.to_string()).arg("-d").arg(&self.store);
+        Self::watch(Run::start(command), self.store.clone())
+    }
+
     /// Takes a server that was just started and finds out its port.
     pub fn watch(mut run: Run, store: PathBuf) -> Self {
         let port = until("the server's address", || {

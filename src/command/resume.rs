@@ -1,0 +1,145 @@
+//! `--resume`: the newest whole checkpoint of a name takes the place of the program.
+
+use super::fetch;
+use crate::cli::Resume;
+use crate::error::{Because, Error, Result};
+use crate::image::read::{self, Image};
+use crate::restart::mapping::hold_signal;
+use crate::restart::{self, restart};
+use crate::serve::client::Client;
+use crate::settings::server::Key;
+use crate::settings::{self, Name, Settings, Template, Values};
+use std::cmp::Reverse;
+use std::ffi::OsString;
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+/// Restarts the newest whole checkpoint of the name; returns where there is none.
+///
+/// # Errors
+/// A checkpoint or a server that cannot be reached: the program must not begin anew because of
+/// that, and then replace what it did before.
+pub fn resume(template: &Template, settings: &Settings, resume: Resume) -> Result<()> {
+    if template.has_pid() {
+        return Err(Error::new(
+            "with --resume the checkpoint's name must be the same in each run, so it cannot have %p",
+        )
+        .hint("choose another with -n"));
+    }
+    let mut damaged = false;
+    // To look through a large checkpoint takes time, in which the signal may come.
+    let signal = settings.asyncsig.unwrap_or(settings::default_config().asyncsig);
+    hold_signal(signal, true);
+    for name in existing(template, settings)? {
+        let shown = name.written();
+        let Some(file) = open(&name, settings)? else { continue };
+        let image = Image::from_file(file, Path::new(&shown));
+        match image.and_then(|image| image.verify().map(|()| image)) {
+            Ok(image) => {
+                if damaged {
+                    eprintln!("ckpt: resuming the one before it, {}", shown.display());
+                }
+                return become_it(&image, settings, resume);
+            }
+            Err(e) => {
+                eprintln!("ckpt: not resumed: {e}");
+                damaged = true;
+            }
+        }
+    }
+    if damaged {
+        eprintln!("ckpt: no other checkpoint is there; the program starts from its beginning");
+    }
+    hold_signal(signal, false);
+    Ok(())
+}
+
+/// The checkpoints of the name, the newest first; those for which a server was away among them.
+fn existing(template: &Template, settings: &Settings) -> Result<Vec<Name>> {
+    let values = Values::of(std::process::id().cast_signed());
+    let Some(Name::Server(server)) = &settings.name else {
+        let found = template.existing(&values).into_iter();
+        return Ok(found.map(|(_, path)| Name::File(path)).collect());
+    };
+    let list = |folder| Client::connect(server, &settings.transfer)?.list(folder);
+    let folder = server.path().rsplit_once('/').map_or("", |(folder, _)| folder);
+    // A folder that does not exist yet is refused.
+    let entries = list(folder).or_else(|_| list(""))?.into_iter().filter_map(|entry| {
+        let name = server.sibling(entry.name);
+        let number = template.number(&values, name.to_string().as_bytes())?;
+        Some((number, entry.time, name))
+    });
+    let mut entries: Vec<_> = entries.collect();
+    entries.sort_by_key(|(number, ..)| Reverse(*number));
+    let newest = entries.first().map_or(0, |(_, time, _)| *time);
+    let mut names: Vec<_> = entries.into_iter().map(|(.., name)| Name::Server(name)).collect();
+    let fallback = settings.transfer.fallback.as_ref();
+    if let Some((file, meta)) = fallback.and_then(|f| Some((f, f.metadata().ok()?))) {
+        let at = if meta.mtime().cast_unsigned() >= newest { 0 } else { names.len() };
+        names.insert(at, Name::File(file.clone()));
+    }
+    Ok(names)
+}
+
+/// None for what has gone.
+fn open(name: &Name, settings: &Settings) -> Result<Option<File>> {
+    match name {
+        Name::File(path) => match read::open(path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            file => file
+                .map(Some)
+                .because(|| format!("cannot open {}", path.display()))
+                .map_err(|e| e.hint("nothing was started")),
+        },
+        Name::Server(server) => fetch::download(server, &settings.transfer).map(Some),
+    }
+}
+
+/// Executes the checkpoint, which carries its own ckpt, or restarts it if its options cannot say
+/// what is wanted.
+fn become_it(image: &Image, settings: &Settings, resume: Resume) -> Result<()> {
+    if let Some(words) = words(settings, resume) {
+        let file = image.file().try_clone().because(|| "cannot keep the checkpoint open")?;
+        fetch::execute(file, image.path(), &words)?;
+    }
+    let settings = settings.clone();
+    let options = restart::Options {
+        settings,
+        truncate_files: resume.truncate_files,
+        ..restart::Options::default()
+    };
+    match restart(image, &options, "ckpt")? {}
+}
+
+/// The options of a checkpoint file; None for what they cannot say.
+fn words(settings: &Settings, resume: Resume) -> Option<Vec<OsString>> {
+    if settings.continues == Some(false) {
+        return None;
+    }
+    let mut words = Vec::new();
+    let mut say = |name: &str, value: Option<OsString>| {
+        if let Some(value) = value {
+            let mut word = OsString::from(name);
+            word.push("=");
+            word.push(value);
+            words.push(word);
+        }
+    };
+    say("--name", settings.name.as_ref().map(Name::written));
+    say("--signal", settings.asyncsig.map(|n| n.to_string().into()));
+    say("--period", settings.msperiod.map(|n| n.to_string().into()));
+    say("--exit-status", settings.exit_status.map(|n| n.to_string().into()));
+    say("--keep", settings.keep.map(|n| n.to_string().into()));
+    say("--embed-files", settings.embed.map(|n| n.to_string().into()));
+    let transfer = &settings.transfer;
+    if let Some(Key::Said(key)) = &transfer.key {
+        say("--key", Some(key.into()));
+    }
+    say("--fallback", transfer.fallback.as_ref().map(Into::into));
+    words.extend((transfer.insecure == Some(true)).then(|| "--insecure".into()));
+    words.extend((transfer.compress == Some(true)).then(|| "--compress".into()));
+    words.extend((settings.continues == Some(true)).then(|| "--continue".into()));
+    words.extend(resume.truncate_files.then(|| "--truncate-files".into()));
+    Some(words)
+}
