@@ -135,7 +135,8 @@ fn from_any_directory_and_environment() {
     run.signal(SIGTSTP);
     run.ends_well();
     assert_ne!(fs::metadata(&image).expect("the image").modified().expect("a time"), before);
-    bench.run(&image, &[]).go();
+    let script = "mkdir gone; cd gone; rmdir ../gone; exec \"$0\"";
+    bench.run("sh", &["-c", script, &image.display().to_string()]).go();
 }
 
 #[test]

@@ -29,7 +29,12 @@ pub fn from_own_file(own: File, args: &[OsString]) -> Result<u8> {
         RestartCommand::Version => return super::print(&format!("{}\n", cli::version())),
         RestartCommand::Restart(options) => options,
     };
-    let here = std::env::current_dir().because(|| "cannot find out the current directory")?;
+    // Without options no name is relative, and a removed directory is as good as another.
+    let here = std::env::current_dir().or_else(|e| match args.len() {
+        ..=1 => Ok("/".into()),
+        _ => Err(e),
+    });
+    let here = here.because(|| "cannot find out the current directory")?;
     let image = Image::from_file(own, Path::new(&name))?;
     let cli::RestartOptions { settings, truncate_files, force_cpu, map_path } = options;
     let settings = super::destination::with_usual_key(settings).resolve(&here)?;
