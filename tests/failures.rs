@@ -51,6 +51,22 @@ fn no_such_directory() {
 }
 
 #[test]
+fn a_program_that_nobody_may_trace() {
+    let bench = Bench::new(Who::Nobody);
+    // prctl(PR_SET_DUMPABLE, 0)
+    let script =
+        "$| = 1; syscall(157, 4, 0, 0, 0, 0); print \"ready\\n\"; <STDIN>; print \"ok\\n\"";
+    let mut run = bench.launch(&["-n", "x.ckpt"], "perl", &["-e", script]);
+    run.expect("ready");
+    run.signal(SIGTSTP);
+    run.complaint("not dumpable");
+    run.say("");
+    run.expect("ok");
+    run.ends_well();
+    assert_eq!(bench.names("x.ckpt"), [""; 0]);
+}
+
+#[test]
 fn no_permission() {
     let bench = Bench::new(Who::Nobody);
     let there = bench.subdirectory("there");

@@ -164,7 +164,8 @@ fn await_dumper(phase: &AtomicU32, dumper: u32) {
         sys::futex_wait(phase.as_ptr(), WAITING, PATIENCE);
         if phase.load(Ordering::Acquire) == WAITING && !alive(dumper) {
             phase.store(IDLE, Ordering::Release);
-            say(b"ckpt: no checkpoint: the dumper ended before it was done; the program goes on\n");
+            say(b"ckpt: no checkpoint: the dumper ended before it was done (a program that is not dumpable, \
+                  prctl(2), only root can save); the program goes on\n");
         }
     }
 }

@@ -172,7 +172,7 @@ fn split_port(place: &str) -> (&str, Option<&str>) {
 
 fn wrong(text: &OsStr, why: &str) -> Error {
     let name = quoted(text);
-    Error::new(format!("the checkpoint name {name} {why} cssrv://HOST[:PORT]/NAME"))
+    Error::new(format!("the checkpoint name {name} {why}: cssrv://HOST[:PORT]/NAME"))
 }
 
 impl Key {
