@@ -9,7 +9,6 @@ use crate::restart::{self, restart};
 use crate::serve::client::Client;
 use crate::settings::server::Key;
 use crate::settings::{self, Name, Settings, Template, Values};
-use std::cmp::Reverse;
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -65,15 +64,15 @@ fn existing(template: &Template, settings: &Settings) -> Result<Vec<Name>> {
     let list = |folder| Client::connect(server, &settings.transfer)?.list(folder);
     let folder = server.path().rsplit_once('/').map_or("", |(folder, _)| folder);
     // A folder that does not exist yet is refused.
-    let entries = list(folder).or_else(|_| list(""))?.into_iter().filter_map(|entry| {
+    let (mut names, mut numbers, mut newest) = (Vec::new(), Vec::new(), 0);
+    for entry in list(folder).or_else(|_| list(""))? {
         let name = server.sibling(entry.name);
-        let number = template.number(&values, name.to_string().as_bytes())?;
-        Some((number, entry.time, name))
-    });
-    let mut entries: Vec<_> = entries.collect();
-    entries.sort_by_key(|(number, ..)| Reverse(*number));
-    let newest = entries.first().map_or(0, |(_, time, _)| *time);
-    let mut names: Vec<_> = entries.into_iter().map(|(.., name)| Name::Server(name)).collect();
+        let Some(number) = template.number(&values, name.to_string().as_bytes()) else { continue };
+        let at = numbers.partition_point(|other| *other > number);
+        numbers.insert(at, number);
+        names.insert(at, Name::Server(name));
+        newest = if at == 0 { entry.time } else { newest };
+    }
     let fallback = settings.transfer.fallback.as_ref();
     if let Some((file, meta)) = fallback.and_then(|f| Some((f, f.metadata().ok()?))) {
         let at = if meta.mtime().cast_unsigned() >= newest { 0 } else { names.len() };

@@ -5,7 +5,6 @@ use crate::proc;
 use crate::ptrace::raw;
 use crate::resource::Gathered;
 use nix::sys::signal::Signal;
-use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 /// The children of all threads of a process (CONFIG_PROC_CHILDREN).
@@ -37,11 +36,15 @@ fn sharers(pid: i32, keeper: u32) -> Vec<i32> {
 /// signal.
 fn declare_children(pid: i32, gathered: &mut Gathered) {
     let stats = children(pid).into_iter().filter_map(|child| proc::stat(child, child).ok());
-    let own = stats.filter(|stat| stat.exit_signal == Signal::SIGCHLD as i32);
-    let names: BTreeSet<_> = own.map(|stat| stat.comm.to_string_lossy().into_owned()).collect();
+    let mut names: Vec<String> = Vec::new();
+    for stat in stats.filter(|stat| stat.exit_signal == Signal::SIGCHLD as i32) {
+        let name = stat.comm.to_string_lossy().into_owned();
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
     if !names.is_empty() {
-        let names = names.into_iter().collect::<Vec<_>>().join(", ");
-        gathered.losses.push(format!("child processes: {names}"));
+        gathered.losses.push(format!("child processes: {}", names.join(", ")));
     }
 }
 
