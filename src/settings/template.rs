@@ -99,11 +99,12 @@ impl Template {
         let directory =
             whole.iter().rposition(|b| *b == b'/').map_or(".".as_bytes(), |slash| &whole[..=slash]);
         let entries = std::fs::read_dir(OsStr::from_bytes(directory)).into_iter().flatten();
-        let paths = entries.flatten().map(|entry| entry.path());
-        let mut found: Vec<_> = paths
-            .filter_map(|path| Some((self.number(values, path.as_os_str().as_bytes())?, path)))
-            .collect();
-        found.sort_by(|a, b| b.cmp(a));
+        let mut found: Vec<(u64, PathBuf)> = Vec::new();
+        for path in entries.flatten().map(|entry| entry.path()) {
+            if let Some(number) = self.number(values, path.as_os_str().as_bytes()) {
+                found.insert(found.partition_point(|(other, _)| *other > number), (number, path));
+            }
+        }
         found
     }
 
