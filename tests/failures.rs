@@ -390,3 +390,21 @@ fn other_files_are_no_images() {
     assert_eq!(none.code(), Some(125), "{none:?}");
     assert!(none.stderr.contains("absent: No such file or directory"), "{none:?}");
 }
+
+/// In a PID namespace with the /proc of another, process ids are those of strangers.
+#[test]
+fn a_foreign_proc() {
+    let bench = Bench::new(Who::Me);
+    let program = bench.subject("memory", Build::Pie);
+    let own = if nix::unistd::geteuid().is_root() { "-pf" } else { "-prUf" };
+    let script = "./ckpt -n x.ckpt \"$0\"; echo $?; ./ckpt save $$; echo $?";
+    let mut command = bench.command("unshare");
+    command.args([own, "sh", "-c", script]).arg(program);
+    let ended = Run::start(command).end();
+    assert_eq!(ended.stdout, ["125", "125"], "{ended:?}");
+    assert_eq!(
+        ended.stderr.matches("/proc is that of another PID namespace").count(),
+        2,
+        "{ended:?}"
+    );
+}

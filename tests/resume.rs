@@ -89,6 +89,12 @@ fn a_checkpoint_that_cannot_be_read_starts_nothing() {
     let ended = resumed().end();
     assert_eq!(ended.code(), Some(125), "{ended:?}");
     assert!(ended.stderr.contains("cannot open") && ended.stderr.contains("x.ckpt"), "{ended:?}");
+    let folder = bench.path("folder");
+    fs::create_dir(&folder).expect("mkdir");
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o333)).expect("chmod");
+    let ended = bench.launch(&["--resume", "-n", "folder/x.%n"], &subject, &[]).end();
+    assert_eq!(ended.code(), Some(125), "{ended:?}");
+    assert!(ended.stderr.contains("cannot look for checkpoints in"), "{ended:?}");
     // What is readable and no checkpoint is no reason to stop, nor to wait.
     fs::remove_file(&path).expect("x.ckpt");
     nix::unistd::mkfifo(&path, Mode::S_IRWXU | Mode::S_IRWXO).expect("a FIFO");

@@ -133,7 +133,7 @@ fn locate(pid: i32, name: &Name) -> Result<PathBuf> {
     if !template.is_counted() {
         return Ok(template.expand(&values, 0));
     }
-    let newest = template.existing(&values).into_iter().next();
+    let newest = template.existing(&values)?.into_iter().next();
     newest
         .map(|(_, path)| path)
         .ok_or(nix::errno::Errno::ENOENT)

@@ -58,7 +58,7 @@ pub fn resume(template: &Template, settings: &Settings, resume: Resume) -> Resul
 fn existing(template: &Template, settings: &Settings) -> Result<Vec<Name>> {
     let values = Values::of(std::process::id().cast_signed());
     let Some(Name::Server(server)) = &settings.name else {
-        let found = template.existing(&values).into_iter();
+        let found = template.existing(&values)?.into_iter();
         return Ok(found.map(|(_, path)| Name::File(path)).collect());
     };
     let list = |folder| Client::connect(server, &settings.transfer)?.list(folder);

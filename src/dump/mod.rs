@@ -82,6 +82,7 @@ pub fn is_busy(pid: i32) -> bool {
 /// # Errors
 /// Why there is none; the program goes on.
 pub fn dump(request: &Request) -> Result<Outcome> {
+    phase1_freeze::check(request.pid)?;
     let executable = stub::own()?;
     let begun = begin(request, &executable);
     if let Err(e) = &begun {

@@ -48,6 +48,7 @@ pub fn check(pid: i32) -> Result<()> {
     if pid == std::process::id().cast_signed() {
         return Err(Error::new("ckpt cannot save itself"));
     }
+    proc::of_this_namespace()?;
     let status = proc::status(pid, pid)?;
     let own = proc::status(std::process::id().cast_signed(), std::process::id().cast_signed())?;
     if status.seccomp == 1 {

@@ -61,7 +61,7 @@ pub fn equip(
     let values = Values::of(pid);
     // Never the number of one that exists: the highest is the newest, whatever was restarted.
     let highest = match template.is_counted() {
-        true => template.existing(&values).first().map_or(0, |(number, _)| *number),
+        true => template.existing(&values)?.first().map_or(0, |(number, _)| *number),
         false => 0,
     };
     region.control.generation = region.control.generation.max(highest);

@@ -26,7 +26,7 @@ pub fn still_wanted(pid: i32) -> Result<()> {
 /// Deletes older checkpoints of a counted name, now that a newer one is whole: all but the last
 /// `keep`, counting damaged ones as any other. What is no checkpoint is nobody's business.
 pub fn prune(template: &Template, values: &Values, keep: u32) {
-    let older = template.existing(values).into_iter().skip(keep as usize);
+    let older = template.existing(values).unwrap_or_default().into_iter().skip(keep as usize);
     for (_, path) in older {
         let checkpoint = File::open(&path).map(|file| Image::find(&file));
         if !matches!(checkpoint, Ok(Ok(None)) | Err(_)) {

@@ -38,6 +38,7 @@ pub fn launch(
     config: &Config,
     executable: &[u8],
 ) -> Result<Infallible> {
+    proc::of_this_namespace()?;
     let candidates = candidates(program);
     refuse_privileged(&candidates)?;
     let (mut ours, theirs) = UnixStream::pair().because(|| "cannot make a socket pair")?;

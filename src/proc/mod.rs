@@ -39,6 +39,19 @@ use nix::libc;
 
 use crate::error::{Because, Error, Result};
 
+/// Refuses a /proc of another PID namespace, in which our process ids are those of others.
+///
+/// # Errors
+/// That, and no /proc at all.
+pub fn of_this_namespace() -> Result<()> {
+    let own = fs::read_link("/proc/self").because(|| "cannot read /proc/self")?;
+    if own.as_os_str() == std::process::id().to_string().as_str() {
+        return Ok(());
+    }
+    Err(Error::new("/proc is that of another PID namespace, with other process ids")
+        .hint("mount one for this namespace, as `unshare --mount-proc` does"))
+}
+
 /// The ids of the threads of process `pid` in our own PID namespace, the leader's among them, in
 /// ascending order.
 ///

@@ -59,11 +59,26 @@ fn parse_syscall(text: &[u8]) -> Result<Option<(u64, [u64; 6])>> {
     }
 }
 
-/// When the thread was last put on a processor, or accounted for there (se.exec_start in
-/// /proc/PID/task/TID/sched), in nanoseconds of the scheduler's clock: of a thread that sleeps,
-/// when it fell asleep. None without the file (CONFIG_SCHED_DEBUG) or the thread.
-pub fn sched(pid: i32, tid: i32) -> Option<u64> {
-    parse_exec_start(&thread_file(pid, tid, "sched").ok()?)
+/// What the scheduler says of a thread (/proc/PID/task/TID/sched).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sched {
+    /// When it was last put on a processor, or accounted for there (se.exec_start), in nanoseconds of the
+    /// scheduler's clock: of a thread that sleeps, when it fell asleep.
+    pub ran: u64,
+    /// How often it gave up its processor by itself (nr_voluntary_switches), as a thread does that falls asleep.
+    pub switches: u64,
+}
+
+/// Reads that of a thread. None without the file (CONFIG_SCHED_DEBUG) or the thread.
+pub fn sched(pid: i32, tid: i32) -> Option<Sched> {
+    parse_sched(&thread_file(pid, tid, "sched").ok()?)
+}
+
+fn parse_sched(text: &[u8]) -> Option<Sched> {
+    let name = b"nr_voluntary_switches";
+    let line = lines(text).find_map(|line| line.strip_prefix(name))?;
+    let switches = decimal(line.trim_ascii().strip_prefix(b":")?.trim_ascii()).ok()?;
+    Some(Sched { ran: parse_exec_start(text)?, switches })
 }
 
 /// "se.exec_start       :       1263181.514311": milliseconds with six digits after the point.
@@ -137,6 +152,8 @@ mod tests {
         assert_eq!(parse_exec_start(b"se.exec_start : 7\n"), None);
         assert_eq!(parse_exec_start(b"se.exec_start : 1.5\n"), None);
         assert_eq!(parse_exec_start(b""), None);
+        let text = b"se.exec_start : 0.000007\nnr_switches : 5\nnr_voluntary_switches   :   3\n";
+        assert_eq!(parse_sched(text), Some(Sched { ran: 7, switches: 3 }));
     }
 
     #[test]
@@ -189,7 +206,7 @@ mod tests {
         }
         assert_eq!(wchan_state(pid, pid).unwrap().state, 'S');
         let slept = sched(pid, pid);
-        assert!(slept.is_some_and(|since| since > 0), "{slept:?}");
+        assert!(slept.is_some_and(|s| s.ran > 0 && s.switches > 0), "{slept:?}");
         assert_eq!(sched(pid, pid), slept);
         assert_eq!(sched(NOBODY, NOBODY), None);
     }

@@ -6,7 +6,7 @@ use super::memory::Memory;
 use super::raw::{self, State};
 use super::regs::Regs;
 use super::sockets;
-use super::waits::{self, Interrupted, Wait};
+use super::waits::{self, Interrupted, Look};
 use crate::error::{Because, Error, Result};
 use crate::proc;
 use ckpt_abi::api::{API, Api};
@@ -31,8 +31,8 @@ pub struct Thread {
     pub stopped_by: i32,
     /// Whether the thread left its first stop to work for us.
     pub(super) lent: bool,
-    /// What it was waiting for before the stop.
-    seen: Option<Wait>,
+    /// Since when it waits, if it does (CLOCK_MONOTONIC, nanoseconds); None when that is not known.
+    since: Option<u64>,
     /// The wait that the stop has interrupted, and the slot for its notes.
     pub wait: Option<(Interrupted, u64)>,
 }
@@ -44,7 +44,7 @@ pub struct Frozen {
     /// Its threads, the main one first if it lives.
     pub threads: Vec<Thread>,
     seized: Vec<i32>,
-    seen: HashMap<i32, Wait>,
+    seen: HashMap<i32, Look>,
 }
 
 impl Frozen {
@@ -133,7 +133,7 @@ impl Frozen {
                 continue;
             }
             let Some(slot) = waits::slot_address(region, next) else { break };
-            let wait = waits::interrupted(thread.tid, &thread.regs, thread.seen, memory, &notes);
+            let wait = waits::interrupted(thread.tid, &thread.regs, thread.since, memory, &notes);
             if let Some(wait) = wait {
                 memory.put(slot, &wait.slot(thread.tid, thread.regs.rsp, skew))?;
                 thread.wait = Some((wait, slot));
@@ -174,7 +174,7 @@ impl Frozen {
                 let group = if signal == libc::SIGTRAP { 0 } else { signal };
                 let mut thread = Thread::read(tid, group)
                     .because(|| format!("cannot read the registers of thread {tid}"))?;
-                thread.seen = self.seen.remove(&tid);
+                thread.since = self.seen.remove(&tid).map(|look| look.since(self.pid, tid));
                 self.threads.push(thread);
                 Ok(())
             }
@@ -269,7 +269,7 @@ impl Thread {
             mask: raw::get_mask(tid)?,
             stopped_by,
             lent: false,
-            seen: None,
+            since: None,
             wait: None,
         })
     }
@@ -277,11 +277,11 @@ impl Thread {
     /// Whether the stop has interrupted a call on a socket with a time-out: then the thread is sent to wait
     /// for the rest of that.
     fn waits_on_a_socket(&mut self, pid: i32, memory: &Memory, region: u64) -> Result<bool> {
-        let Some(seen) = self.seen.filter(|_| interrupted::answered_eintr(&self.regs)) else {
+        let Some(since) = self.since.filter(|_| interrupted::answered_eintr(&self.regs)) else {
             return Ok(false);
         };
         let entry = memory.get(region + API + offset_of!(Api, socket_wait) as u64)?;
-        let Some(regs) = sockets::wait_on(pid, &self.regs, seen.since, memory, entry) else {
+        let Some(regs) = sockets::wait_on(pid, &self.regs, since, memory, entry) else {
             return Ok(false);
         };
         self.take_back()

@@ -15,11 +15,28 @@ use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 use zerocopy::{FromZeros, IntoBytes};
 
-/// A wait that is going on.
+/// What a look at a running thread has found, before it is interrupted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Wait {
-    /// When the thread fell asleep, on CLOCK_MONOTONIC, in nanoseconds.
-    pub since: u64,
+pub enum Look {
+    /// It is in no wait with a time-out.
+    Awake,
+    /// It fell asleep at this time, on CLOCK_MONOTONIC in nanoseconds, by this voluntary switch.
+    Asleep(u64, u64),
+}
+
+impl Look {
+    /// Since when the thread waits, if it does now that it is stopped. A wait that has begun after the look
+    /// counts from now: it must not become shorter. The stop is one more voluntary switch.
+    pub fn since(self, pid: i32, tid: i32) -> u64 {
+        match self {
+            Self::Asleep(since, switches)
+                if proc::sched(pid, tid).is_some_and(|now| now.switches == switches + 1) =>
+            {
+                since
+            }
+            _ => now(),
+        }
+    }
 }
 
 /// Where a system call has its time-out.
@@ -72,21 +89,24 @@ pub fn set_argument(regs: &mut Regs, index: usize, value: u64) {
     }
 }
 
-/// Looks whether a running process's thread is in a wait with a time-out.
-pub fn observe(pid: i32, tid: i32) -> Option<Wait> {
-    let (call, args) = proc::syscall(pid, tid).ok()??;
+/// Looks whether a running process's thread is in a wait with a time-out; None when that cannot be known.
+pub fn observe(pid: i32, tid: i32) -> Option<Look> {
+    let Some((call, args)) = proc::syscall(pid, tid).ok()? else { return Some(Look::Awake) };
     let call = call.cast_signed();
-    if call != libc::SYS_restart_syscall {
-        place(call, &args)
-            .map(drop)
-            .or_else(|| sockets::concerns(pid, call, &args).then_some(()))?;
+    let timed = match place(call, &args) {
+        Some(Place::Millis(i)) => args[i] as i32 >= 0,
+        Some(Place::Timespec(i)) => args[i] != 0,
+        None => call == libc::SYS_restart_syscall || sockets::concerns(pid, call, &args),
+    };
+    if !timed {
+        return Some(Look::Awake);
     }
     // A thread that was moved to another CPU in its sleep has 0 there (kernel/sched/fair.c,
     // migrate_task_rq_fair).
-    let asleep = proc::sched(pid, tid).filter(|at| *at != 0)?;
+    let asleep = proc::sched(pid, tid).filter(|sched| sched.ran != 0)?;
     let cpu = proc::stat::last_cpu(pid, tid)?;
-    let slept = clock_of(cpu)?.saturating_sub(asleep);
-    Some(Wait { since: now().saturating_sub(slept) })
+    let slept = clock_of(cpu)?.saturating_sub(asleep.ran);
+    Some(Look::Asleep(now().saturating_sub(slept), asleep.switches))
 }
 
 /// The scheduler's clock of a CPU: ours, when we have just run there.
@@ -100,7 +120,7 @@ fn clock_of(cpu: usize) -> Option<u64> {
     // not on a CPU with nothing else to run.
     std::thread::sleep(std::time::Duration::from_nanos(1));
     let tid = nix::unistd::gettid().as_raw();
-    let clock = proc::sched(std::process::id().cast_signed(), tid);
+    let clock = proc::sched(std::process::id().cast_signed(), tid).map(|sched| sched.ran);
     if moved {
         let _ = sched_setaffinity(own, &before);
     }
@@ -121,11 +141,11 @@ const NEVER: u64 = u64::MAX;
 
 /// Works out the wait of a stopped thread; None when that cannot be known. `notes` are what an
 /// earlier dump has left: a call that goes on by restart_syscall(2) shows neither its number nor the
-/// time it had left.
+/// time it had left. `since`: [`Look::since`].
 pub fn interrupted(
     tid: i32,
     regs: &Regs,
-    seen: Option<Wait>,
+    since: Option<u64>,
     memory: &Memory,
     notes: &[Slot],
 ) -> Option<Interrupted> {
@@ -150,9 +170,9 @@ pub fn interrupted(
             Some(seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds))
         }
     };
-    let deadline = match (timeout, seen) {
+    let deadline = match (timeout, since) {
         (None, _) => return Some(Interrupted { call, timeout: None }),
-        (Some(timeout), Some(seen)) => seen.since.saturating_add(timeout).min(NEVER - 1),
+        (Some(timeout), Some(since)) => since.saturating_add(timeout).min(NEVER - 1),
         // Not known from the scheduler: it may be a wait that the last dump has made to begin anew.
         (Some(timeout), None) => {
             let same = |n: &&Slot| {

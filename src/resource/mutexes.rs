@@ -107,20 +107,20 @@ pub struct Search {
 impl Search {
     /// For the locks of these threads.
     pub fn new(threads: &[Thread]) -> Self {
-        let mut ids: Vec<_> = threads.iter().map(|thread| thread.tid).collect();
-        ids.sort_unstable();
-        Self { ids }
+        Self { ids: threads.iter().map(|thread| thread.tid).collect() }
     }
 
     /// Adds the owners' words in memory that was read from `addr`, a multiple of 8. A lock may begin
     /// before or end behind it.
     pub fn look(&self, memory: &Memory, addr: u64, bytes: &[u8], owners: &mut Vec<Owner>) {
-        let (Some(first), Some(last)) = (self.ids.first(), self.ids.last()) else { return };
+        let (Some(first), Some(last)) = (self.ids.iter().min(), self.ids.iter().max()) else {
+            return;
+        };
         let span = last - first;
         // An owner is the first half of an aligned word: one comparison tells most words from it.
         for (word, at) in bytes.as_chunks::<8>().0.iter().zip((addr..).step_by(8)) {
             let id = u32::from_le_bytes([word[0], word[1], word[2], word[3]]);
-            if id.wrapping_sub(*first) <= span && self.ids.binary_search(&id).is_ok() {
+            if id.wrapping_sub(*first) <= span && self.ids.contains(&id) {
                 self.suspect(memory, at, id, owners);
             }
         }

@@ -58,10 +58,12 @@ fn lost(saved: &Saved, usable: bool) -> String {
     let (from, to) = layouts(saved);
     let set = Set(saved.machine.cpu);
     let lost = saved.threads.iter().flat_map(|t| xstate::lost(area(saved, t), &from, &to));
-    let mut names: Vec<_> =
-        lost.filter(|(_, feature)| set.has(feature) == usable).map(|(name, _)| name).collect();
-    names.sort_unstable();
-    names.dedup();
+    let mut names: Vec<&str> = Vec::new();
+    for (name, _) in lost.filter(|(_, feature)| set.has(feature) == usable) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
     names.join(", ")
 }
 

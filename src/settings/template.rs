@@ -5,7 +5,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use super::quoted;
-use crate::error::{Error, Result};
+use crate::error::{Because, Error, Result};
 
 /// A name with placeholders, all of which are known ones.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,23 +89,34 @@ impl Template {
 
     /// The checkpoints of this name that there are, the highest number first. Without `%n` it has
     /// number 0.
-    pub fn existing(&self, values: &Values) -> Vec<(u64, PathBuf)> {
+    ///
+    /// # Errors
+    /// The directory is there and cannot be looked through (EACCES).
+    pub fn existing(&self, values: &Values) -> Result<Vec<(u64, PathBuf)>> {
         let (before, after) = self.around(values);
         let before = PathBuf::from(OsString::from_vec(before));
         if after.is_none() {
-            return if before.exists() { vec![(0, before)] } else { Vec::new() };
+            let there =
+                before.try_exists().because(|| format!("cannot look for {}", before.display()));
+            return there.map(|there| if there { vec![(0, before)] } else { Vec::new() });
         }
         let whole = before.as_os_str().as_bytes();
         let directory =
             whole.iter().rposition(|b| *b == b'/').map_or(".".as_bytes(), |slash| &whole[..=slash]);
-        let entries = std::fs::read_dir(OsStr::from_bytes(directory)).into_iter().flatten();
         let mut found: Vec<(u64, PathBuf)> = Vec::new();
+        let entries = match std::fs::read_dir(OsStr::from_bytes(directory)) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(found),
+            entries => entries.because(|| {
+                let directory = String::from_utf8_lossy(directory);
+                format!("cannot look for checkpoints in {directory}")
+            })?,
+        };
         for path in entries.flatten().map(|entry| entry.path()) {
             if let Some(number) = self.number(values, path.as_os_str().as_bytes()) {
                 found.insert(found.partition_point(|(other, _)| *other > number), (number, path));
             }
         }
-        found
+        Ok(found)
     }
 
     /// The number in a name, with its folders, of this kind; None for what is another.
@@ -196,6 +207,7 @@ mod tests {
             std::fs::write(dir.join(name), "").unwrap();
         }
         let found = template(dir.join("x.%p.%n.c").to_str().unwrap()).unwrap().existing(&values());
+        let found = found.unwrap();
         std::fs::remove_dir_all(&dir).unwrap();
         let names: Vec<_> = found.iter().map(|(n, p)| (*n, p.file_name().unwrap())).collect();
         assert_eq!(names, [(10, OsStr::new("x.7.10.c")), (2, OsStr::new("x.7.2.c"))]);
