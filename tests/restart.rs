@@ -370,3 +370,19 @@ fn a_redirected_builtin_gets_its_standard_output_back() {
     run.expect("outside");
     run.ends_well();
 }
+
+/// Who saves or equips a program whose restart has just begun waits for it.
+#[test]
+fn a_restart_in_progress_is_waited_for() {
+    let bench = Bench::new(Who::Nobody);
+    let image = image_of(&bench, "memory", Build::Pie);
+    for generation in 0..10 {
+        let mut run = bench.run(&image, &[]);
+        bench.must(&["-p", &run.pid_text(), "-n", &bench.name("other.ckpt"), "-c"]);
+        bench.must(&["save", &run.pid_text()]);
+        assert!(bench.path("other.ckpt").exists(), "{generation}: not equipped");
+        fs::remove_file(bench.path("other.ckpt")).expect("the checkpoint");
+        run.check();
+        run.go();
+    }
+}

@@ -1,7 +1,7 @@
 //! `ckpt -p PID`
 
 use crate::dump::phase1_freeze;
-use crate::dump::phase2_equip::configuration;
+use crate::dump::phase2_equip::{self, configuration};
 use crate::dump::phase5_snapshot::subreaper;
 use crate::error::Result;
 use crate::image::{file, stub};
@@ -20,6 +20,7 @@ use ckpt_abi::region::Config;
 pub fn run(pid: i32, settings: &Settings) -> Result<u8> {
     let executable = stub::own()?;
     phase1_freeze::check(pid)?;
+    phase2_equip::await_restart(pid)?;
     let mut frozen = phase1_freeze::patiently(pid, false, || Frozen::freeze_one(pid))?;
     let memory = Memory::open(pid)?;
     let vmas = proc::maps::read(pid)?;

@@ -83,6 +83,9 @@ pub fn is_busy(pid: i32) -> bool {
 /// Why there is none; the program goes on.
 pub fn dump(request: &Request) -> Result<Outcome> {
     phase1_freeze::check(request.pid)?;
+    if !request.triggered && !request.periodic {
+        phase2_equip::await_restart(request.pid)?;
+    }
     let executable = stub::own()?;
     let begun = begin(request, &executable);
     if let Err(e) = &begun {

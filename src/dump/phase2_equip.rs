@@ -13,6 +13,10 @@ use ckpt_abi::api::{Request, Visit};
 use ckpt_abi::region::{Config, Phase, config_flag};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How long a restart in progress is waited for.
+const RESTART: Duration = Duration::from_secs(5);
 
 /// A frozen process with a payload that is ours for now.
 pub struct Equipped {
@@ -105,6 +109,28 @@ fn is_stub(pid: i32, vmas: &[Vma]) -> bool {
     let runs = vmas.iter().any(|vma| vma.exec && vma.name == exe.as_os_str());
     let file = std::fs::File::open(format!("/proc/{pid}/exe"));
     runs && file.is_ok_and(|file| matches!(Image::find(&file), Ok(Some(_))))
+}
+
+/// Waits while a restart of the process is going on.
+///
+/// # Errors
+/// It is stopped in it, or takes more than [`RESTART`].
+pub fn await_restart(pid: i32) -> Result<()> {
+    let deadline = Instant::now() + RESTART;
+    while is_restarting(pid) {
+        let goes_on = proc::stat(pid, pid).is_ok_and(|stat| stat.state != 'T');
+        if !goes_on || Instant::now() > deadline {
+            return Err(restarting(pid));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+fn is_restarting(pid: i32) -> bool {
+    let (Ok(memory), Ok(vmas)) = (Memory::open(pid), proc::maps::read(pid)) else { return false };
+    let region = || Region::find(&memory, &vmas);
+    is_stub(pid, &vmas) || region().is_some_and(|r| r.control.phase == Phase::Restoring as u32)
 }
 
 fn restarting(pid: i32) -> Error {

@@ -13,7 +13,7 @@ int main(void) {
   FILE *out = fopen("result", "w");
   CHECK(out, "result: %m");
   uint64_t seed = 12345;
-  for (int step = 1; step <= 3000; step++) {
+  for (int step = 1; step <= 4500; step++) {
     int n = 0;
     for (int i = 0; i < 3000; i++) {
       struct node *node = malloc(sizeof *node + seed % 100);

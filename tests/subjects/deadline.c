@@ -10,15 +10,6 @@
 static struct timespec end;
 static _Atomic pid_t sleepers[2];
 
-static int asleep(pid_t thread) {
-  char name[64], text[256];
-  snprintf(name, sizeof name, "/proc/self/task/%d/stat", thread);
-  FILE *file = fopen(name, "r");
-  CHECK(file && fgets(text, sizeof text, file), "%s: %m", name);
-  fclose(file);
-  return strstr(text, ") S ") != 0;
-}
-
 static void *announce(void *unused) {
   for (int i = 0; i < 2; i++) {
     while (!sleepers[i]) sched_yield();

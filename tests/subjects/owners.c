@@ -86,16 +86,6 @@ static void *other(void *unused) {
   return unused;
 }
 
-// Whether a thread sleeps: one that has said its id does so only for its lock.
-static int sleeps(pid_t thread) {
-  char name[64], text[256];
-  snprintf(name, sizeof name, "/proc/self/task/%d/stat", thread);
-  FILE *file = fopen(name, "r");
-  CHECK(file && fgets(text, sizeof text, file), "%s: %m", name);
-  fclose(file);
-  return strstr(text, ") S ") != 0;
-}
-
 static void arm(void) {
   hold(0);
   pthread_barrier_wait(&held);
@@ -105,7 +95,8 @@ static void arm(void) {
     l->waiting = 0;
     CHECK(!pthread_create(&l->waiter, 0, wait_for, l), "%m");
     while (!l->waiting) sched_yield();
-    while (!sleeps(l->waiting)) sched_yield();
+    // One that has said its id sleeps only for its lock.
+    while (!asleep(l->waiting)) sched_yield();
   }
 }
 

@@ -437,20 +437,10 @@ static void wake(void) {
   }
 }
 
-// All threads that have not ended are asleep: state S in /proc.
+// All threads that have not ended are asleep.
 static void all_asleep(void) {
   for (int i = 0; i < number; i++)
-    for (;;) {
-      char path[64], text[512], *state = 0;
-      if (sleepers[i].ended) break;
-      snprintf(path, sizeof path, "/proc/self/task/%d/stat", sleepers[i].tid);
-      int fd = open(path, O_RDONLY);
-      ssize_t length = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
-      if (fd >= 0) close(fd);
-      if (length > 0) text[length] = 0, state = strrchr(text, ')');
-      if (state && state[2] == 'S') break;
-      sched_yield();
-    }
+    while (!sleepers[i].ended && !asleep(sleepers[i].tid)) sched_yield();
 }
 
 static void choose(const char *word) {

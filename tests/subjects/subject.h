@@ -40,6 +40,16 @@ static inline void hear(char *line, size_t room) {
   line[n] = 0;
 }
 
+// Whether a thread of this process sleeps (state S in /proc); one that has ended does not.
+static inline int asleep(pid_t thread) {
+  char name[64], text[256];
+  snprintf(name, sizeof name, "/proc/self/task/%d/stat", thread);
+  FILE *file = fopen(name, "r");
+  const char *state = file && fgets(text, sizeof text, file) ? strrchr(text, ')') : 0;
+  if (file) fclose(file);
+  return state && state[2] == 'S';
+}
+
 static inline int obey(void (*check)(void)) {
   char line[64];
   say("ready\n");
