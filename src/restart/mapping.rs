@@ -210,13 +210,22 @@ pub fn hold_signal(signal: u32, hold: bool) {
     unsafe { libc::syscall(libc::SYS_rt_sigprocmask, how, set, none, 8) };
 }
 
-/// Blocks every signal, also those that libc would keep for itself.
-pub fn block_all_signals() {
-    let all = u64::MAX;
-    let set: *const u64 = &all;
-    let none: *mut u64 = std::ptr::null_mut();
-    // SAFETY: the kernel reads one word.
-    unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, set, none, 8) };
+/// Blocks every signal, also those that libc would keep for itself; the mask before.
+pub fn block_all_signals() -> u64 {
+    set_signals(u64::MAX)
+}
+
+/// Sets the signal mask, but for one signal (0: none) that is blocked; the mask before.
+pub fn set_signals_but(mask: u64, blocked: u32) -> u64 {
+    set_signals(mask | blocked.checked_sub(1).map_or(0, |bit| 1u64.checked_shl(bit).unwrap_or(0)))
+}
+
+fn set_signals(mask: u64) -> u64 {
+    let mut old = 0u64;
+    let (set, old_set): (*const u64, *mut u64) = (&mask, &mut old);
+    // SAFETY: the kernel reads one word and writes another.
+    unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, set, old_set, 8) };
+    old
 }
 
 /// Allocates the first protection keys, of which this process has none yet.

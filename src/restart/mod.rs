@@ -44,10 +44,12 @@ pub struct Options {
 /// # Errors
 /// Why it cannot be; nothing has happened then.
 pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<Infallible> {
+    // Schedulers may send the checkpoint signal at any time, and it would kill the restarter: all wait until it
+    // is known which that is.
+    let mask = mapping::block_all_signals();
     let mut saved = phase1_check::check(image)?;
-    // Schedulers may send it at any time; it would kill the restarter.
     let config = phase1_check::config(image, &saved, options)?;
-    mapping::hold_signal(config.asyncsig, true);
+    mapping::set_signals_but(mask, config.asyncsig);
     let mut warnings = Vec::new();
     machine::adapt(image, &mut saved, options, &mut warnings)?;
     // Before the monitor is made, which shares the program's clocks.
