@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{setsockopt, sockopt};
 
 use super::channel::{Channel, KEY, Refusal, Wire, reason};
 use super::key;
@@ -105,6 +106,10 @@ impl Client {
             .set_read_timeout(limit)
             .and_then(|()| stream.set_write_timeout(limit))
             .because(why)?;
+        // A write that times out after a part of its bytes begins anew for the rest; so the connection itself
+        // ends when nothing was acknowledged for so long (tcp(7)).
+        let silence = SILENCE.as_millis() as u32;
+        setsockopt(&stream, sockopt::TcpUserTimeout, &silence).because(why)?;
         Ok(Channel::connect(stream, key))
     }
 
