@@ -49,6 +49,11 @@ fn spellings(opt: &Opt) -> Vec<String> {
     short.into_iter().chain([format!("--{}", opt.long)]).collect()
 }
 
+/// Whether the word behind the option is its value.
+fn takes_word(opt: &Opt) -> bool {
+    opt.value.is_some() && !opt.optional
+}
+
 fn all_spellings<'a>(opts: impl Iterator<Item = &'a Opt>) -> Vec<String> {
     opts.flat_map(spellings).collect()
 }
@@ -63,7 +68,7 @@ fn signals() -> String {
 }
 
 fn bash() -> String {
-    let valued = all_spellings(table::OPTIONS.iter().filter(|opt| opt.value.is_some())).join("|");
+    let valued = all_spellings(table::OPTIONS.iter().filter(|opt| takes_word(opt))).join("|");
     let mut script = format!(
         "# Completions of bash for ckpt, made by 'ckpt completions bash'.\n\
          _ckpt() {{\n\
@@ -220,6 +225,7 @@ fn zsh_option(opt: &Opt) -> String {
     let exclusive = if opt.is_page() { "- *".to_owned() } else { spellings(opt).join(" ") };
     let help = opt.help.replace('[', "\\[").replace(']', "\\]").replace(':', "\\:");
     let (short, long, value) = match opt.value {
+        Some((name, kind)) if opt.optional => ("+", "=-", format!("::{name}:{}", zsh_action(kind))),
         Some((name, kind)) => ("+", "=", format!(":{name}:{}", zsh_action(kind))),
         None => ("", "", String::new()),
     };
@@ -248,7 +254,7 @@ fn zsh_quoted(text: &str) -> String {
 }
 
 fn fish() -> String {
-    let valued = all_spellings(leading().filter(|opt| opt.value.is_some())).join(" ");
+    let valued = all_spellings(leading().filter(|opt| takes_word(opt))).join(" ");
     let mut script = format!(
         "# Completions of fish for ckpt, made by 'ckpt completions fish'.\n\
          function __ckpt_word --description 'The first word that is no option'\n\
@@ -297,7 +303,8 @@ fn fish() -> String {
 
 fn fish_option(script: &mut String, place: &str, opt: &Opt) {
     let short = opt.short.map_or(String::new(), |short| format!(" -s {short}"));
-    let value = opt.value.map_or(String::new(), |(_, kind)| format!(" -r {}", fish_words(kind)));
+    let value = opt.value.filter(|_| !opt.optional);
+    let value = value.map_or(String::new(), |(_, kind)| format!(" -r {}", fish_words(kind)));
     let help = fish_quoted(opt.help);
     let _ =
         writeln!(script, "complete -c ckpt -n '{place}'{short} -l {}{value} -d {help}", opt.long);

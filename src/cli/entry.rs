@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::resource::cpu::limit::Limit;
 use crate::restart::MapPath;
 use crate::settings::Settings;
+pub(super) use crate::settings::table::{Kind, Variable};
 
 /// A way to call ckpt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,18 +37,6 @@ pub(super) enum Form {
     Restart,
 }
 
-/// What a value or an operand is; completions complete it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    File,
-    Pid,
-    Signal,
-    Number,
-    Subcommand,
-    Shell,
-    Program,
-}
-
 /// The word that is no option.
 #[derive(Clone, Copy)]
 pub(super) struct Operand {
@@ -72,15 +61,6 @@ pub(super) struct Entry {
     pub hidden: bool,
 }
 
-/// An environment variable that says the same as an option; only the forms that a user calls
-/// through the ckpt command read it.
-#[derive(Clone, Copy)]
-pub(super) struct Variable {
-    pub name: &'static str,
-    /// The values, in help texts.
-    pub value: &'static str,
-}
-
 /// One line of the table of options.
 #[derive(Clone, Copy)]
 pub(super) struct Opt {
@@ -88,6 +68,8 @@ pub(super) struct Opt {
     pub long: &'static str,
     /// `None`: a flag.
     pub value: Option<(&'static str, Kind)>,
+    /// The value may be missing (`--resume`, `--resume=any`), and is "1" then.
+    pub optional: bool,
     pub env: Option<Variable>,
     /// What holds for a launched program when nothing is said.
     pub default: Option<&'static str>,
@@ -99,7 +81,14 @@ pub(super) struct Opt {
     /// The forms are recognised by this option.
     pub required: bool,
     /// Takes the value of the option (of a flag: "1") or of the environment variable.
-    pub set: fn(&mut Draft, &OsStr) -> Result<()>,
+    pub set: Set,
+}
+
+/// Where the value of an option goes.
+#[derive(Clone, Copy)]
+pub(super) enum Set {
+    Setting(fn(&mut Settings, &OsStr) -> Result<()>),
+    Draft(fn(&mut Draft, &OsStr) -> Result<()>),
 }
 
 /// What was read so far.
@@ -133,6 +122,29 @@ impl Operand {
 }
 
 impl Opt {
+    /// What most options are in most of their fields; an entry says the others.
+    pub const SWITCH: Self = Self {
+        short: None,
+        long: "",
+        value: None,
+        optional: false,
+        env: None,
+        default: None,
+        help: "",
+        description: "",
+        forms: &[],
+        required: false,
+        set: Set::Draft(|_, _| Ok(())),
+    };
+
+    /// Takes a value, which a flag has as "1".
+    pub fn set(&self, draft: &mut Draft, value: &OsStr) -> Result<()> {
+        match self.set {
+            Set::Setting(set) => set(&mut draft.settings, value),
+            Set::Draft(set) => set(draft, value),
+        }
+    }
+
     /// "-n" or "--stop".
     pub fn shortest(&self) -> String {
         match self.short {

@@ -46,8 +46,10 @@ fn synopsis_of(entry: &Entry, command: &str, whole: bool) -> String {
     let own = |opt: &&Opt| opt.is_of(&[entry.form]) && !opt.is_page();
     for opt in table::OPTIONS.iter().filter(own).filter(|opt| whole || opt.short.is_some()) {
         let mut text = opt.shortest();
-        if let Some((value, _)) = opt.value {
-            text = format!("{text} {value}");
+        match opt.value {
+            Some((value, _)) if opt.optional => text = format!("{text}[={value}]"),
+            Some((value, _)) => text = format!("{text} {value}"),
+            None => {}
         }
         line.push_str(&if opt.required { format!(" {text}") } else { format!(" [{text}]") });
     }
@@ -167,8 +169,10 @@ pub(super) fn flags(opt: &Opt) -> String {
         Some(short) => format!("-{short}, --{}", opt.long),
         None => format!("    --{}", opt.long),
     };
-    if let Some((value, _)) = opt.value {
-        let _ = write!(text, " {value}");
+    match opt.value {
+        Some((value, _)) if opt.optional => _ = write!(text, "[={value}]"),
+        Some((value, _)) => _ = write!(text, " {value}"),
+        None => {}
     }
     text
 }

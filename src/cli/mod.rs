@@ -3,10 +3,12 @@
 
 mod completions;
 mod entry;
+mod forms;
 mod help;
 mod lookup;
 mod man;
 mod network;
+mod options;
 mod parse;
 mod table;
 #[cfg(test)]

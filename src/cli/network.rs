@@ -1,8 +1,7 @@
 //! The part of the table that is about checkpoint servers.
 
-use super::entry::{Entry, Form, Kind, Operand, Opt, Variable};
+use super::entry::{Entry, Form, Kind, Operand, Opt, Set};
 use crate::settings;
-use crate::settings::server::Key;
 
 pub(super) const FORMS: &[Entry] = &[
     Entry {
@@ -78,7 +77,7 @@ pub(super) const FORMS: &[Entry] = &[
 ];
 
 /// The forms that may talk to a server.
-const NETWORKED: &[Form] = &[
+pub(super) const NETWORKED: &[Form] = &[
     Form::Launch,
     Form::Attach,
     Form::Restart,
@@ -105,196 +104,114 @@ pub(super) const KEYED: &[Form] = &[
 
 pub(super) const OPTIONS: &[Opt] = &[
     Opt {
-        short: None,
-        long: "key",
-        value: Some(("FILE", Kind::File)),
-        env: Some(Variable { name: "CKPT_KEY", value: "FILE" }),
-        default: Some("~/.config/ckpt/key"),
-        help: "The checkpoint server's key is in FILE",
-        description: "FILE holds the key that clients and checkpoint server share. Only \
-                      its owner may be able to read it.",
-        forms: KEYED,
-        required: false,
-        set: |draft, value| {
-            let path = settings::parse_file(value)?;
-            draft.settings.transfer.key = Some(Key::Said(path));
-            Ok(())
-        },
-    },
-    Opt {
-        short: None,
-        long: "insecure",
-        value: None,
-        env: Some(Variable { name: "CKPT_INSECURE", value: "0 or 1" }),
-        default: Some("0"),
-        help: "Talk to the checkpoint server without a key",
-        description: "Neither encrypts nor proves who is who: for networks that only \
-                      friends use. Each side must be told; one with a key never does \
-                      without.",
-        forms: KEYED,
-        required: false,
-        set: |draft, value| {
-            draft.settings.transfer.insecure = Some(settings::parse_switch(value)?);
-            Ok(())
-        },
-    },
-    Opt {
-        short: None,
-        long: "compress",
-        value: None,
-        env: Some(Variable { name: "CKPT_COMPRESS", value: "0 or 1" }),
-        default: Some("0"),
-        help: "Compress on the way to the checkpoint server",
-        description: "Compresses checkpoints with LZ4 on their way to or from the server, \
-                      for slow networks. They are stored as they are.",
-        forms: NETWORKED,
-        required: false,
-        set: |draft, value| {
-            draft.settings.transfer.compress = Some(settings::parse_switch(value)?);
-            Ok(())
-        },
-    },
-    Opt {
-        short: None,
-        long: "fallback",
-        value: Some(("FILENAME", Kind::File)),
-        env: Some(Variable { name: "CKPT_FALLBACK", value: "FILENAME" }),
-        default: None,
-        help: "Save to FILENAME when the server fails",
-        description: "Where a checkpoint goes that the checkpoint server did not take. A \
-                      relative name is taken from where that of -n is.",
-        forms: &[Form::Launch, Form::Attach, Form::Restart, Form::Save],
-        required: false,
-        set: |draft, value| {
-            draft.settings.transfer.fallback = Some(settings::parse_file(value)?);
-            Ok(())
-        },
-    },
-    Opt {
         short: Some('p'),
         long: "port",
         value: Some(("PORT", Kind::Number)),
-        env: None,
         default: Some("10301"),
         help: "Listen on PORT",
         description: "Listens on the TCP port PORT; with 0 on a free one, which is \
                       printed.",
         forms: &[Form::Serve],
-        required: false,
-        set: |draft, value| {
+        set: Set::Draft(|draft, value| {
             draft.serve.port = Some(settings::parse_number(value, "a port from 0 to 65535")?);
             Ok(())
-        },
+        }),
+        ..Opt::SWITCH
     },
     Opt {
         short: Some('d'),
         long: "directory",
         value: Some(("DIR", Kind::File)),
-        env: None,
         default: Some("the current directory"),
         help: "Store checkpoints in DIR",
         description: "Stores checkpoints in DIR. One server at a time works in a \
                       directory.",
         forms: &[Form::Serve],
-        required: false,
-        set: |draft, value| {
+        set: Set::Draft(|draft, value| {
             draft.serve.directory = Some(settings::parse_file(value)?);
             Ok(())
-        },
+        }),
+        ..Opt::SWITCH
     },
     Opt {
-        short: None,
         long: "listen",
         value: Some(("ADDR", Kind::Number)),
-        env: None,
         default: Some("all addresses"),
         help: "Listen on the address ADDR; may be repeated",
         description: "Listens on the IPv4 or IPv6 address or host name ADDR alone. Given \
                       again, on several.",
         forms: &[Form::Serve],
-        required: false,
-        set: |draft, value| {
+        set: Set::Draft(|draft, value| {
             draft.serve.listen.push(settings::parse_host(value)?);
             Ok(())
-        },
+        }),
+        ..Opt::SWITCH
     },
     Opt {
-        short: None,
         long: "max-bytes",
         value: Some(("SIZE", Kind::Number)),
-        env: None,
         default: Some("no limit"),
         help: "Refuse images of more than SIZE bytes",
         description: "Refuses images of more than SIZE bytes. SIZE may end with K, M, G or \
                       T.",
         forms: &[Form::Serve],
-        required: false,
-        set: |draft, value| {
+        set: Set::Draft(|draft, value| {
             draft.serve.max_bytes = Some(settings::parse_size(value)?);
             Ok(())
-        },
+        }),
+        ..Opt::SWITCH
     },
     Opt {
-        short: None,
         long: "quota",
         value: Some(("SIZE", Kind::Number)),
-        env: None,
         default: Some("no limit"),
         help: "Refuse what makes DIR larger than SIZE",
         description: "Refuses uploads when all checkpoints in DIR together, those that are \
                       just being received included, would have more than SIZE bytes. A new \
                       one and the one that it replaces count both until it is whole.",
         forms: &[Form::Serve],
-        required: false,
-        set: |draft, value| {
+        set: Set::Draft(|draft, value| {
             draft.serve.quota = Some(settings::parse_size(value)?);
             Ok(())
-        },
+        }),
+        ..Opt::SWITCH
     },
     Opt {
-        short: None,
         long: "max-clients",
         value: Some(("COUNT", Kind::Number)),
-        env: None,
         default: Some("64"),
         help: "Serve at most COUNT clients at a time",
         description: "Serves at most COUNT connections at a time; others are told to come \
                       again, which ckpt does for some seconds.",
         forms: &[Form::Serve],
-        required: false,
-        set: |draft, value| {
+        set: Set::Draft(|draft, value| {
             draft.serve.max_clients = Some(settings::parse_number(value, "a number of clients")?);
             Ok(())
-        },
+        }),
+        ..Opt::SWITCH
     },
     Opt {
-        short: None,
         long: "timeout",
         value: Some(("SECONDS", Kind::Number)),
-        env: None,
         default: Some("30"),
         help: "Cut connections that are silent for SECONDS",
         description: "Ends a connection over which nothing came for SECONDS.",
         forms: &[Form::Serve],
-        required: false,
-        set: |draft, value| {
+        set: Set::Draft(|draft, value| {
             draft.serve.timeout = Some(settings::parse_number(value, "a number of seconds")?);
             Ok(())
-        },
+        }),
+        ..Opt::SWITCH
     },
     Opt {
-        short: None,
         long: "json",
-        value: None,
-        env: None,
-        default: None,
         help: "Print the lines of the log as JSON",
         description: "Prints each line of the log as a JSON object.",
         forms: &[Form::Serve],
-        required: false,
-        set: |draft, _| {
+        set: Set::Draft(|draft, _| {
             draft.serve.json = true;
             Ok(())
-        },
+        }),
+        ..Opt::SWITCH
     },
 ];

@@ -98,7 +98,8 @@ pub fn environment(env: impl Fn(&str) -> Option<OsString>) -> (Settings, Option<
     for opt in table::OPTIONS.iter().filter(|opt| opt.is_of(&[Form::Launch])) {
         let Some(variable) = &opt.env else { continue };
         let Some(value) = env(variable.name) else { continue };
-        let set = (opt.set)(&mut draft, &value)
+        let set = opt
+            .set(&mut draft, &value)
             .because(|| format!("the environment variable {}", variable.name));
         problem = set.err().or(problem);
     }
@@ -329,12 +330,13 @@ impl Reader {
         };
         let value = match opt.value {
             None => "1".into(),
+            Some(_) if opt.optional => self.parser.optional_value().unwrap_or("1".into()),
             Some((name, _)) => match self.parser.value() {
                 Ok(value) => value,
                 Err(_) => return Err(self.bad(format!("the option {written} needs a {name}"))),
             },
         };
-        (opt.set)(&mut self.draft, &value).because(|| written)?;
+        opt.set(&mut self.draft, &value).because(|| written)?;
         self.given.push(opt);
         Ok(())
     }
@@ -369,7 +371,7 @@ impl Reader {
                 continue;
             }
             if let Some(value) = env(variable.name) {
-                (opt.set)(&mut self.draft, &value)
+                opt.set(&mut self.draft, &value)
                     .because(|| format!("the environment variable {}", variable.name))?;
             }
         }

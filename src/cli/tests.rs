@@ -1,3 +1,4 @@
+mod documents;
 mod machines;
 mod servers;
 
@@ -204,7 +205,7 @@ fn bad_values_name_the_option_and_the_value() {
         (&["serve", "-p", "65536"], "-p: ", "'65536' is not a port"),
         (&["serve", "--quota", "1X"], "--quota: ", "'1X' is not a size"),
         (&["--signal", "KILL", "foo"], "--signal: ", "'KILL'"),
-        (&["-z", "1s", "foo"], "-z: ", "'1s'"),
+        (&["-z", "1w", "foo"], "-z: ", "'1w'"),
     ];
     for (line, start, part) in cases {
         let sentence = run(line).unwrap_err();
@@ -263,7 +264,7 @@ fn bad_environment() {
         ("CKPT_NAME", ""),
         ("CKPT_CONTINUE", "yes"),
         ("CKPT_ASYNCSIG", "NOPE"),
-        ("CKPT_MSPERIOD", "1m"),
+        ("CKPT_MSPERIOD", "1 m"),
     ];
     for (name, value) in env {
         let sentence = with_env(&["foo"], &[(name, value)]).unwrap_err();

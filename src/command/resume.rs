@@ -7,7 +7,6 @@ use crate::image::read::{self, Image};
 use crate::restart::mapping::hold_signal;
 use crate::restart::{self, restart};
 use crate::serve::client::Client;
-use crate::settings::server::Key;
 use crate::settings::{self, Name, Settings, Template, Values};
 use std::ffi::OsString;
 use std::fs::File;
@@ -113,32 +112,7 @@ fn become_it(image: &Image, settings: &Settings, resume: Resume) -> Result<()> {
 
 /// The options of a checkpoint file; None for what they cannot say.
 fn words(settings: &Settings, resume: Resume) -> Option<Vec<OsString>> {
-    if settings.continues == Some(false) {
-        return None;
-    }
-    let mut words = Vec::new();
-    let mut say = |name: &str, value: Option<OsString>| {
-        if let Some(value) = value {
-            let mut word = OsString::from(name);
-            word.push("=");
-            word.push(value);
-            words.push(word);
-        }
-    };
-    say("--name", settings.name.as_ref().map(Name::written));
-    say("--signal", settings.asyncsig.map(|n| n.to_string().into()));
-    say("--period", settings.msperiod.map(|n| n.to_string().into()));
-    say("--exit-status", settings.exit_status.map(|n| n.to_string().into()));
-    say("--keep", settings.keep.map(|n| n.to_string().into()));
-    say("--embed-files", settings.embed.map(|n| n.to_string().into()));
-    let transfer = &settings.transfer;
-    if let Some(Key::Said(key)) = &transfer.key {
-        say("--key", Some(key.into()));
-    }
-    say("--fallback", transfer.fallback.as_ref().map(Into::into));
-    words.extend((transfer.insecure == Some(true)).then(|| "--insecure".into()));
-    words.extend((transfer.compress == Some(true)).then(|| "--compress".into()));
-    words.extend((settings.continues == Some(true)).then(|| "--continue".into()));
+    let mut words = settings.words()?;
     words.extend(resume.truncate_files.then(|| "--truncate-files".into()));
     Some(words)
 }

@@ -76,9 +76,8 @@ pub fn equip(
         true => ends && config.flags & config_flag::CONTINUE_GIVEN != 0,
         false => request.stop.unwrap_or(ends),
     };
-    let mut config = region.control.config;
-    request.settings.transfer.apply(&mut config);
-    let mut transfer = Transfer::from_config(&config)?;
+    let said = Settings { transfer: request.settings.transfer.clone(), ..Settings::default() };
+    let mut transfer = Settings::from_config(&said.apply(region.control.config))?.transfer;
     if let Some(file) = transfer.fallback.as_mut().filter(|_| forked(request, &region)) {
         file.as_mut_os_string().push(format!(".{}", request.pid));
     }

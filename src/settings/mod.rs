@@ -6,6 +6,7 @@
 
 pub mod server;
 mod signal;
+pub(crate) mod table;
 mod template;
 #[cfg(test)]
 mod tests;
@@ -16,15 +17,15 @@ use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use ckpt_abi::region::{Config, KEY_LEN, NAME_LEN, config_flag};
+use ckpt_abi::region::{Config, KEY_LEN, NAME_LEN};
 
 use crate::error::{Error, Result};
 use server::{ServerName, Transfer};
-use signal::usable_signal;
+use table::{SETTINGS, Said};
 
 pub use signal::{DEFAULT_SIGNAL, SIGNALS, parse_signal, signal_name};
 pub use template::{Template, Values};
-pub use words::{parse_file, parse_host, parse_number, parse_pair, parse_size};
+pub use words::{parse_file, parse_host, parse_number, parse_pair, parse_period, parse_size};
 
 /// Longest checkpoint name in bytes (PATH_MAX without its final NUL).
 pub const LONGEST_NAME: usize = NAME_LEN - 1;
@@ -168,17 +169,11 @@ impl fmt::Display for Name {
 
 impl Settings {
     /// `self`, and what `weaker` says where `self` says nothing.
-    pub fn or(self, weaker: Self) -> Self {
-        Self {
-            name: self.name.or(weaker.name),
-            asyncsig: self.asyncsig.or(weaker.asyncsig),
-            continues: self.continues.or(weaker.continues),
-            msperiod: self.msperiod.or(weaker.msperiod),
-            exit_status: self.exit_status.or(weaker.exit_status),
-            keep: self.keep.or(weaker.keep),
-            transfer: self.transfer.or(weaker.transfer),
-            embed: self.embed.or(weaker.embed),
+    pub fn or(mut self, weaker: Self) -> Self {
+        for setting in &SETTINGS {
+            (setting.inherit)(&mut self, &weaker);
         }
+        self
     }
 
     /// The same settings with a relative name taken from `dir` ([`Name::resolve`]).
@@ -196,31 +191,9 @@ impl Settings {
     /// # Panics
     /// The name does not fit, which [`Name::parse`] and [`Name::resolve`] exclude.
     pub fn apply(&self, mut base: Config) -> Config {
-        if let Some(name) = &self.name {
-            let written = name.written();
-            let bytes = written.as_bytes();
-            assert!(bytes.len() <= LONGEST_NAME, "a checkpoint name of {} bytes", bytes.len());
-            base.name = [0; NAME_LEN];
-            base.name[..bytes.len()].copy_from_slice(bytes);
+        for setting in &SETTINGS {
+            (setting.apply)(self, &mut base);
         }
-        if let Some(signal) = self.asyncsig {
-            base.asyncsig = signal;
-        }
-        if let Some(continues) = self.continues {
-            base.continues = u32::from(continues);
-            base.flags |= config_flag::CONTINUE_GIVEN;
-        }
-        if let Some(period) = self.msperiod {
-            base.msperiod = period;
-        }
-        if let Some(status) = self.exit_status {
-            base.exit_status = status.into();
-        }
-        if let Some(keep) = self.keep {
-            base.keep = keep;
-        }
-        self.transfer.apply(&mut base);
-        base.embed = self.embed.unwrap_or(base.embed);
         base
     }
 
@@ -230,33 +203,37 @@ impl Settings {
     /// # Errors
     /// A value that no user could have chosen.
     pub fn from_config(config: &Config) -> Result<Self> {
-        let Some(end) = config.name.iter().position(|&b| b == 0) else {
-            return Err(Error::new("the checkpoint name in the process has no end"));
-        };
-        let name = match &config.name[..end] {
-            b"" => None,
-            bytes => Some(Name::from_bytes(bytes)?),
-        };
-        let asyncsig = usable_signal(config.asyncsig, &config.asyncsig.to_string())?;
-        let continues = match (config.flags & config_flag::CONTINUE_GIVEN, config.continues) {
-            (_, value) if value > 1 => return Err(no_switch(&value.to_string())),
-            (0, _) => None,
-            (_, value) => Some(value == 1),
-        };
-        let Ok(exit_status) = u8::try_from(config.exit_status) else {
-            return Err(no_status(&config.exit_status.to_string()));
-        };
-        Ok(Self {
-            name,
-            asyncsig: Some(asyncsig),
-            continues,
-            msperiod: Some(config.msperiod),
-            exit_status: Some(exit_status),
-            keep: Some(config.keep),
-            transfer: Transfer::from_config(config)?,
-            embed: Some(config.embed),
-        })
+        let mut said = Self::default();
+        for setting in &SETTINGS {
+            (setting.read)(&mut said, config)?;
+        }
+        Ok(said)
     }
+
+    /// What was said, as options of a checkpoint file; `None` for what options cannot say.
+    pub(crate) fn words(&self) -> Option<Vec<OsString>> {
+        let mut words = Vec::new();
+        for setting in &SETTINGS {
+            let option = format!("--{}", setting.long);
+            match (setting.written)(self) {
+                Said::Nothing => {}
+                Said::Switch => words.push(option.into()),
+                Said::Value(value) => words.push([option.into(), value].join(OsStr::new("="))),
+                Said::Unsayable => return None,
+            }
+        }
+        Some(words)
+    }
+}
+
+/// # Panics
+/// The name does not fit.
+fn put_name(field: &mut [u8; NAME_LEN], name: &Name) {
+    let written = name.written();
+    let bytes = written.as_bytes();
+    assert!(bytes.len() <= LONGEST_NAME, "a checkpoint name of {} bytes", bytes.len());
+    *field = [0; NAME_LEN];
+    field[..bytes.len()].copy_from_slice(bytes);
 }
 
 /// The configuration when nothing is said: SIGTSTP saves the program and ends it. The name is
@@ -300,26 +277,6 @@ pub fn parse_switch(text: &OsStr) -> Result<bool> {
 
 fn no_switch(said: &str) -> Error {
     Error::new(format!("'{said}' is neither 0 (the program ends) nor 1 (it continues)"))
-}
-
-/// Reads a period in milliseconds; 0 for no periodic checkpoints.
-///
-/// # Errors
-/// What is no unsigned 32-bit number.
-pub fn parse_period(text: &OsStr) -> Result<u32> {
-    match text.to_str().and_then(digits) {
-        Some(Some(period)) => Ok(period),
-        Some(None) => Err(Error::new(format!(
-            "the period {} is too long; at most {} milliseconds (49 days) are possible",
-            quoted(text),
-            u32::MAX
-        ))),
-        None => Err(Error::new(format!(
-            "the period {} is not a number of milliseconds; for a checkpoint each minute say \
-             60000, for none 0",
-            quoted(text)
-        ))),
-    }
 }
 
 /// Reads an exit status.

@@ -190,16 +190,6 @@ impl Key {
 }
 
 impl Transfer {
-    /// `self`, and what `weaker` says where `self` says nothing.
-    pub fn or(self, weaker: Self) -> Self {
-        Self {
-            key: self.key.or(weaker.key),
-            insecure: self.insecure.or(weaker.insecure),
-            compress: self.compress.or(weaker.compress),
-            fallback: self.fallback.or(weaker.fallback),
-        }
-    }
-
     /// The same with relative files taken from `dir`.
     ///
     /// # Errors
@@ -213,51 +203,32 @@ impl Transfer {
         }
         Ok(self)
     }
+}
 
-    /// Writes what was said into a configuration. The usual key never replaces one that was said.
-    pub fn apply(&self, base: &mut Config) {
-        match &self.key {
-            Some(Key::Said(path)) => {
-                put(&mut base.key, path);
-                base.flags &= !config_flag::KEY_USUAL;
-            }
-            Some(Key::Usual(path))
-                if base.key[0] == 0 || base.flags & config_flag::KEY_USUAL != 0 =>
-            {
-                put(&mut base.key, path);
-                base.flags |= config_flag::KEY_USUAL;
-            }
-            _ => {}
+/// Writes the name of a key file into a configuration. The usual key never replaces one that was said.
+pub(super) fn put_key(config: &mut Config, key: Option<&Key>) {
+    match key {
+        Some(Key::Said(path)) => {
+            put_path(&mut config.key, path);
+            config.flags &= !config_flag::KEY_USUAL;
         }
-        let mut flag = |said: Option<bool>, bit: u32| match said {
-            Some(true) => base.flags |= bit,
-            Some(false) => base.flags &= !bit,
-            None => {}
-        };
-        flag(self.insecure, config_flag::INSECURE);
-        flag(self.compress, config_flag::COMPRESS);
-        if let Some(path) = &self.fallback {
-            put(&mut base.fallback, path);
+        Some(Key::Usual(path))
+            if config.key[0] == 0 || config.flags & config_flag::KEY_USUAL != 0 =>
+        {
+            put_path(&mut config.key, path);
+            config.flags |= config_flag::KEY_USUAL;
         }
+        Some(Key::Usual(_)) | None => {}
     }
+}
 
-    /// What a configuration says.
-    ///
-    /// # Errors
-    /// A path in it has no end.
-    pub fn from_config(config: &Config) -> Result<Self> {
-        let key = get(&config.key)?.map(match config.flags & config_flag::KEY_USUAL {
-            0 => Key::Said,
-            _ => Key::Usual,
-        });
-        let flag = |bit| (config.flags & bit != 0).then_some(true);
-        Ok(Self {
-            key,
-            insecure: flag(config_flag::INSECURE),
-            compress: flag(config_flag::COMPRESS),
-            fallback: get(&config.fallback)?,
-        })
-    }
+/// What a configuration says of a key.
+pub(super) fn get_key(config: &Config) -> Result<Option<Key>> {
+    let made = match config.flags & config_flag::KEY_USUAL {
+        0 => Key::Said,
+        _ => Key::Usual,
+    };
+    Ok(get_path(&config.key)?.map(made))
 }
 
 fn fitting(path: PathBuf) -> Result<PathBuf> {
@@ -272,7 +243,7 @@ fn fitting(path: PathBuf) -> Result<PathBuf> {
     Ok(path)
 }
 
-fn put(field: &mut [u8], path: &Path) {
+pub(super) fn put_path(field: &mut [u8], path: &Path) {
     use std::os::unix::ffi::OsStrExt;
     field.fill(0);
     let bytes = path.as_os_str().as_bytes();
@@ -282,7 +253,7 @@ fn put(field: &mut [u8], path: &Path) {
     }
 }
 
-fn get(field: &[u8]) -> Result<Option<PathBuf>> {
+pub(super) fn get_path(field: &[u8]) -> Result<Option<PathBuf>> {
     use std::os::unix::ffi::OsStringExt;
     match field.iter().position(|b| *b == 0) {
         Some(0) => Ok(None),
@@ -347,22 +318,15 @@ mod tests {
     }
 
     #[test]
-    fn configuration_and_back() {
-        let said = Transfer {
-            key: Some(Key::Said("/k".into())),
-            insecure: Some(true),
-            compress: Some(true),
-            fallback: Some("/f".into()),
-        };
+    fn a_usual_key_gives_way() {
         let mut config = super::super::default_config();
-        assert_eq!(Transfer::from_config(&config).unwrap(), Transfer::default());
-        said.apply(&mut config);
-        assert_eq!(Transfer::from_config(&config).unwrap(), said);
-        let usual = Transfer { key: Some(Key::Usual("/u".into())), ..Transfer::default() };
-        usual.apply(&mut config);
-        assert_eq!(Transfer::from_config(&config).unwrap().key, said.key);
-        let mut config = super::super::default_config();
-        usual.apply(&mut config);
-        assert_eq!(Transfer::from_config(&config).unwrap().key, usual.key);
+        assert_eq!(get_key(&config).unwrap(), None);
+        let (said, usual) = (Key::Said("/k".into()), Key::Usual("/u".into()));
+        put_key(&mut config, Some(&usual));
+        assert_eq!(get_key(&config).unwrap(), Some(usual.clone()));
+        put_key(&mut config, Some(&said));
+        put_key(&mut config, Some(&usual));
+        put_key(&mut config, None);
+        assert_eq!(get_key(&config).unwrap(), Some(said));
     }
 }

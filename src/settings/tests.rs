@@ -1,4 +1,5 @@
 use super::*;
+use ckpt_abi::region::config_flag;
 
 fn name(text: &str) -> std::result::Result<Name, String> {
     Name::parse(OsStr::new(text)).map_err(|e| e.to_string())
@@ -63,7 +64,26 @@ fn resolving() {
 fn numbers() {
     assert_eq!(parse_period(OsStr::new("4294967295")).unwrap(), u32::MAX);
     assert_eq!(parse_period(OsStr::new("0")).unwrap(), 0);
-    for text in ["4294967296", "", "1s", "-1", "+1", " 1", "1.5"] {
+    for (text, period) in
+        [("7ms", 7), ("30s", 30_000), ("10m", 600_000), ("1h", 3_600_000), ("49d", 4_233_600_000)]
+    {
+        assert_eq!(parse_period(OsStr::new(text)).unwrap(), period, "{text}");
+    }
+    for text in [
+        "4294967296",
+        "",
+        "s",
+        "1w",
+        "1H",
+        "1m30s",
+        "50d",
+        "99999999999999999999d",
+        "-1",
+        "+1",
+        " 1",
+        "1.5",
+        "1.5h",
+    ] {
         let sentence = parse_period(OsStr::new(text)).unwrap_err().to_string();
         assert!(sentence.contains(&format!("'{text}'")), "{sentence}");
     }
@@ -115,7 +135,12 @@ fn configuration_and_back() {
         exit_status: Some(85),
         keep: Some(3),
         embed: Some(1 << 20),
-        ..Settings::default()
+        transfer: Transfer {
+            key: Some(server::Key::Said("/k".into())),
+            insecure: Some(true),
+            compress: Some(true),
+            fallback: Some("/f".into()),
+        },
     };
     let mut base = default_config();
     base.name.fill(b'x');
@@ -124,7 +149,8 @@ fn configuration_and_back() {
     assert_eq!(&config.name[..11], b"/tmp/a://b\0");
     assert!(config.name[10..].iter().all(|&b| b == 0));
     assert_eq!((config.asyncsig, config.continues, config.msperiod), (10, 0, 250));
-    assert_eq!((config.flags, config.keep), (config_flag::CONTINUE_GIVEN, 3));
+    let flags = config_flag::CONTINUE_GIVEN | config_flag::INSECURE | config_flag::COMPRESS;
+    assert_eq!((config.flags, config.keep), (flags, 3));
     assert_eq!(config.exit_status, 85);
     assert_eq!(Settings::from_config(&config).unwrap(), said);
 }
@@ -165,4 +191,37 @@ fn options_win() {
     let weaker = Settings { asyncsig: Some(10), continues: Some(true), ..Settings::default() };
     let both = options.or(weaker);
     assert_eq!((both.asyncsig, both.continues), (Some(0), Some(true)));
+}
+
+/// What is handed on by words is what the next ckpt reads, setting by setting.
+#[test]
+fn words_say_everything() {
+    let mut said = Settings {
+        name: Some(file("/tmp/a b%n")),
+        asyncsig: Some(10),
+        continues: Some(true),
+        msperiod: Some(250),
+        exit_status: Some(85),
+        keep: Some(3),
+        embed: Some(1 << 20),
+        transfer: Transfer {
+            key: Some(server::Key::Said("/k".into())),
+            insecure: Some(true),
+            compress: Some(true),
+            fallback: Some("/f".into()),
+        },
+    };
+    let words = said.words().unwrap();
+    assert_eq!(words.len(), SETTINGS.len());
+    let mut read = Settings::default();
+    for (word, setting) in words.iter().zip(&SETTINGS) {
+        let word = word.to_str().unwrap();
+        let (option, value) = word.split_once('=').unwrap_or((word, "1"));
+        assert_eq!(option, format!("--{}", setting.long));
+        (setting.parse)(&mut read, OsStr::new(value)).unwrap();
+    }
+    assert_eq!(read, said);
+    assert_eq!(Settings::default().words(), Some(vec![]));
+    said.continues = Some(false);
+    assert_eq!(said.words(), None);
 }

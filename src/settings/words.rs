@@ -51,6 +51,32 @@ pub fn parse_size(text: &OsStr) -> Result<u64> {
         .ok_or_else(|| Error::new(format!("{} is not {what}", quoted(text))))
 }
 
+/// Units of a period in milliseconds; a bare number counts the first of them, as in the original manual.
+const PERIODS: [(&str, u64); 5] =
+    [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
+
+/// Reads a period: a number with a unit, or of milliseconds; 0 for no periodic checkpoints.
+///
+/// # Errors
+/// What is none, or does not fit 32 bits as milliseconds.
+pub fn parse_period(text: &OsStr) -> Result<u32> {
+    let word = text.to_str().unwrap_or_default();
+    let split = word.find(|c: char| !c.is_ascii_digit()).unwrap_or(word.len());
+    let (number, unit) = word.split_at(split);
+    let unit = if unit.is_empty() { PERIODS.first() } else { PERIODS.iter().find(|u| u.0 == unit) };
+    let Some((_, milliseconds)) = unit.filter(|_| !number.is_empty()) else {
+        return Err(Error::new(format!(
+            "the period {} is not a number with a unit: say 500ms, 30s, 10m, 1h or 1d (a bare number \
+             counts milliseconds), or 0 for no periodic checkpoints",
+            quoted(text)
+        )));
+    };
+    let period = number.parse().ok().and_then(|n: u64| n.checked_mul(*milliseconds));
+    period.and_then(|period| u32::try_from(period).ok()).ok_or_else(|| {
+        Error::new(format!("the period {} is too long; at most 49d are possible", quoted(text)))
+    })
+}
+
 /// Reads OLD=NEW, two absolute paths.
 ///
 /// # Errors

@@ -1,0 +1,146 @@
+//! The ways to call ckpt, but for those of the checkpoint server.
+
+use super::entry::{Entry, Form, Kind, Operand};
+
+pub(super) const FORMS: &[Entry] = &[
+    Entry {
+        form: Form::Launch,
+        word: None,
+        operand: Some(Operand { name: "PROGRAM", kind: Kind::Program, optional: false }),
+        help: "Run PROGRAM so that it can be checkpointed",
+        long: "Runs PROGRAM with checkpointing enabled. PROGRAM has the process id, streams, \
+               environment and exit status that it would have without ckpt. Options of ckpt stand \
+               before PROGRAM; everything after it belongs to PROGRAM. A program with the name \
+               of a subcommand is run with '--' before it: ckpt -- info.\n\n\
+               The checkpoint signal (SIGTSTP, which ^Z sends) saves the program to its \
+               checkpoint file and ends it; with -c it goes on.",
+        hidden: false,
+    },
+    Entry {
+        form: Form::Attach,
+        word: None,
+        operand: None,
+        help: "Enable checkpointing in a process that already runs",
+        long: "Enables checkpointing in the running process PID, as if it had been started by \
+               ckpt. Done again, it only changes the configuration to what is said. A relative \
+               checkpoint name is taken from the process's working directory.",
+        hidden: false,
+    },
+    Entry {
+        form: Form::Save,
+        word: Some("save"),
+        operand: Some(Operand { name: "PID", kind: Kind::Pid, optional: false }),
+        help: "Checkpoint a running process now",
+        long: "Checkpoints the process PID from outside, without any signal to it, whether or \
+               not it was started by ckpt and even if it blocks the checkpoint signal. Waits \
+               until the checkpoint is written, then prints its name, its bytes, and how long \
+               the program stood still. The program goes on unless --stop is given.\n\n\
+               Without -n the checkpoint gets the name that the process is configured with, \
+               else its program's base name and \".ckpt\" in its working directory.",
+        hidden: false,
+    },
+    Entry {
+        form: Form::Verify,
+        word: Some("verify"),
+        operand: Some(Operand { name: "FILE", kind: Kind::File, optional: false }),
+        help: "Check that a checkpoint file is whole",
+        long: "Reads the checkpoint FILE and compares every byte of it with its checksums. The \
+               exit status is 0 if the file is whole; else a sentence says what is damaged.",
+        hidden: false,
+    },
+    Entry {
+        form: Form::Info,
+        word: Some("info"),
+        operand: Some(Operand { name: "FILE", kind: Kind::File, optional: false }),
+        help: "Show what a checkpoint file holds",
+        long: "Shows which program the checkpoint FILE holds, its arguments, where it \
+               was saved, and its sizes.",
+        hidden: false,
+    },
+    Entry {
+        form: Form::Check,
+        word: Some("check"),
+        operand: Some(Operand { name: "FILE", kind: Kind::File, optional: true }),
+        help: "Show what this machine can do, or whether FILE can restart here",
+        long: "Without FILE: tries the abilities of the kernel that matter to ckpt, and shows yes, no \
+               with the setting to change, or what is done in its place. With FILE: shows what the \
+               checkpoint expects (kernel, CPU, files) and whether this machine has it; the exit \
+               status is 0 if it can restart here, else 1.",
+        hidden: false,
+    },
+    Entry {
+        form: Form::Help,
+        word: Some("help"),
+        operand: Some(Operand { name: "SUBCOMMAND", kind: Kind::Subcommand, optional: true }),
+        help: "Show help, also about one subcommand",
+        long: "Shows all that is said of SUBCOMMAND, or without one the same as ckpt --help.",
+        hidden: false,
+    },
+    Entry {
+        form: Form::Man,
+        word: Some("man"),
+        operand: None,
+        help: "Print the manual page",
+        long: "Prints the manual page ckpt(1) as roff. To read it: ckpt man | man -l -",
+        hidden: false,
+    },
+    Entry {
+        form: Form::Completions,
+        word: Some("completions"),
+        operand: Some(Operand { name: "SHELL", kind: Kind::Shell, optional: false }),
+        help: "Print completions for bash, zsh or fish",
+        long: "Prints a script that teaches SHELL (bash, zsh or fish) to complete ckpt's command \
+               line.\n\n\
+               bash: ckpt completions bash > ~/.local/share/bash-completion/completions/ckpt\n\n\
+               zsh: ckpt completions zsh > a file _ckpt in a directory of $fpath\n\n\
+               fish: ckpt completions fish > ~/.config/fish/completions/ckpt.fish",
+        hidden: false,
+    },
+    Entry {
+        form: Form::Sdk,
+        word: Some("sdk"),
+        operand: Some(Operand { name: "DIR", kind: Kind::File, optional: false }),
+        help: "Write libckpt.so and ckpt.h below DIR",
+        long: "Writes what programs need that take checkpoints of themselves: DIR/lib/libckpt.so \
+               (to link with -lckpt or to name in LD_PRELOAD), DIR/include/ckpt.h, a file for \
+               pkg-config, a Python module and manual pages. Programs linked with the library, \
+               preloaded with it or spawned by one that is preloaded have checkpointing enabled \
+               and read the CKPT_ variables when they start.",
+        hidden: false,
+    },
+    Entry {
+        form: Form::Assist,
+        word: Some("__assist"),
+        operand: Some(Operand { name: "PID", kind: Kind::Pid, optional: false }),
+        help: "Do what a program's C API asks for",
+        long: "What the payload starts; not for users.",
+        hidden: true,
+    },
+    Entry {
+        form: Form::Dump,
+        word: Some("__dump"),
+        operand: Some(Operand { name: "PID", kind: Kind::Pid, optional: false }),
+        help: "Be the dumper of a process",
+        long: "What the payload starts; not for users.",
+        hidden: true,
+    },
+    Entry {
+        form: Form::Monitor,
+        word: Some("__monitor"),
+        operand: Some(Operand { name: "PID", kind: Kind::Pid, optional: false }),
+        help: "Be the monitor of a process",
+        long: "What takes the periodic checkpoints; not for users.",
+        hidden: true,
+    },
+    Entry {
+        form: Form::Restart,
+        word: None,
+        operand: None,
+        help: "Resume the program from its checkpoint file",
+        long: "Executing the checkpoint file resumes the program where it was saved, any number \
+               of times. The environment of the program is the saved one; that of the caller is \
+               ignored, CKPT_* included. Options change the configuration of the resumed \
+               program; what they do not say is as it was saved.",
+        hidden: false,
+    },
+];

@@ -1,0 +1,168 @@
+//! The options that are no settings, but for those of the checkpoint server.
+
+use super::entry::{Form, Kind, Opt, Page, Set, Variable};
+use crate::resource::cpu::limit;
+use crate::settings;
+
+/// Stands before the settings, since it decides whose they are.
+pub(super) const PID: Opt = Opt {
+    short: Some('p'),
+    long: "pid",
+    value: Some(("PID", Kind::Pid)),
+    help: "Enable checkpointing in the running process PID",
+    description: "Enables checkpointing in the running process PID instead of starting a \
+                      program. Under Yama's default (kernel.yama.ptrace_scope = 1) this needs \
+                      root for processes that ckpt did not start.",
+    forms: &[Form::Attach],
+    required: true,
+    set: Set::Draft(|draft, value| {
+        draft.pid = Some(settings::parse_pid(value)?);
+        Ok(())
+    }),
+    ..Opt::SWITCH
+};
+
+pub(super) const OPTIONS: &[Opt] = &[
+    Opt {
+        long: "resume",
+        help: "Restart PROGRAM's checkpoint if there is one",
+        description: "If the checkpoint of that name exists and is whole, restarts it instead of \
+                      starting PROGRAM, so that one command line serves the first run and all \
+                      later ones. A damaged checkpoint is named on standard error, and the one \
+                      before it (of a name with %n) is taken; if there is none, PROGRAM is \
+                      started from its beginning. Options and the environment change the \
+                      configuration that was saved.",
+        forms: &[Form::Launch],
+        set: Set::Draft(|draft, _| {
+            draft.resume = true;
+            Ok(())
+        }),
+        ..Opt::SWITCH
+    },
+    Opt {
+        long: "cpu",
+        value: Some(("CPU", Kind::Number)),
+        env: Some(Variable { name: "CKPT_CPU", value: "CPU" }),
+        default: Some("native"),
+        help: "Use no more of the CPU than CPU has",
+        description: "Starts PROGRAM so that its checkpoints restart on every machine with at least \
+                      CPU: x86-64-v1 to x86-64-v4, or features of this machine to do without, as \
+                      /proc/cpuinfo names them (avx512f,avx2); native is all that this machine has. \
+                      glibc and its dynamic linker, OpenBLAS, OpenSSL, the Intel MKL, numpy and the JVM \
+                      are told by GLIBC_TUNABLES, LD_BIND_NOW, OPENBLAS_CORETYPE, OPENSSL_ia32cap, \
+                      MKL_ENABLE_INSTRUCTIONS, NPY_DISABLE_CPU_FEATURES and JAVA_TOOL_OPTIONS, which are in the environment \
+                      of PROGRAM only with this option. What asks the CPU itself is not told.",
+        forms: &[Form::Launch],
+        set: Set::Draft(|draft, value| {
+            draft.cpu = Some(limit::parse(value)?);
+            Ok(())
+        }),
+        ..Opt::SWITCH
+    },
+    Opt {
+        long: "truncate-files",
+        help: "Cut files that grew since the checkpoint",
+        description: "Cuts the files that the program has open for writing and that have grown \
+                      since the checkpoint back to their length at the checkpoint, so that the \
+                      output becomes what an uninterrupted run writes. Without this a file that \
+                      grew is named on standard error. With ckpt PROGRAM it goes with --resume.",
+        forms: &[Form::Launch, Form::Restart],
+        set: Set::Draft(|draft, _| {
+            draft.truncate_files = true;
+            Ok(())
+        }),
+        ..Opt::SWITCH
+    },
+    Opt {
+        long: "map-path",
+        value: Some(("MAP", Kind::Number)),
+        help: "Find files elsewhere: OLD=NEW",
+        description: "MAP is OLD=NEW: the program's files and directories that were OLD or in OLD \
+                      are looked for in NEW. Repeatable; the longest OLD that fits counts.",
+        forms: &[Form::Restart, Form::Check],
+        set: Set::Draft(|draft, value| {
+            draft.map_path.0.push(settings::parse_pair(value)?);
+            Ok(())
+        }),
+        ..Opt::SWITCH
+    },
+    Opt {
+        long: "force-cpu",
+        help: "Restart although the CPU lacks features",
+        description: "Restarts although this CPU lacks features that the program may use. If it \
+                      does use one, it dies of an illegal instruction (SIGILL).",
+        forms: &[Form::Restart],
+        set: Set::Draft(|draft, _| {
+            draft.force_cpu = true;
+            Ok(())
+        }),
+        ..Opt::SWITCH
+    },
+    Opt {
+        long: "json",
+        help: "Print JSON",
+        description: "Prints one JSON object in place of the table for people.",
+        forms: &[Form::Info, Form::Check],
+        set: Set::Draft(|draft, _| {
+            draft.json = true;
+            Ok(())
+        }),
+        ..Opt::SWITCH
+    },
+    Opt {
+        long: "stop",
+        help: "End the process once it is saved",
+        description: "Ends the process with status 0 once its checkpoint is whole; without this \
+                      it goes on.",
+        forms: &[Form::Save],
+        set: Set::Draft(|draft, _| {
+            draft.stop = true;
+            Ok(())
+        }),
+        ..Opt::SWITCH
+    },
+    Opt {
+        short: Some('h'),
+        long: "help",
+        help: "Show this help",
+        description: "Shows help about what stands before it.",
+        forms: &[
+            Form::Launch,
+            Form::Attach,
+            Form::Save,
+            Form::Verify,
+            Form::Info,
+            Form::Sdk,
+            Form::Check,
+            Form::Help,
+            Form::Man,
+            Form::Completions,
+            Form::Restart,
+            Form::Serve,
+            Form::Keygen,
+            Form::Resume,
+            Form::List,
+            Form::Get,
+            Form::Put,
+            Form::Remove,
+        ],
+        set: Set::Draft(|draft, _| {
+            draft.page = Some(Page::Help);
+            Ok(())
+        }),
+        ..Opt::SWITCH
+    },
+    Opt {
+        short: Some('V'),
+        long: "version",
+        help: "Show the version",
+        description: "Shows the version of ckpt; of a checkpoint file, that of the ckpt which \
+                      saved it.",
+        forms: &[Form::Launch, Form::Attach, Form::Restart],
+        set: Set::Draft(|draft, _| {
+            draft.page = Some(Page::Version);
+            Ok(())
+        }),
+        ..Opt::SWITCH
+    },
+];

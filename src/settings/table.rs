@@ -1,0 +1,383 @@
+//! The table of settings. An entry is all that is known of one: how users write it and what the help
+//! says of it, how it is laid down in the region of a process, and how it is handed on to a checkpoint
+//! file. A new setting is a field of [`Settings`] and an entry here.
+
+use std::ffi::{OsStr, OsString};
+
+use ckpt_abi::region::{Config, config_flag};
+
+use super::server::{self, Key};
+use super::signal::usable_signal;
+use super::{Name, Settings};
+use super::{no_status, no_switch, parse_file, parse_keep, parse_period, parse_signal};
+use super::{parse_size, parse_status, parse_switch, put_name};
+use crate::error::{Error, Result};
+
+/// One line of the table.
+pub(crate) struct Setting {
+    /// The option's letter.
+    pub short: Option<char>,
+    /// The option's word.
+    pub long: &'static str,
+    /// The placeholder of its value in help texts; `None`: a switch.
+    pub value: Option<(&'static str, Kind)>,
+    /// The environment variable that says the same, and its values in help texts.
+    pub env: Option<Variable>,
+    /// What holds for a launched program when nothing is said.
+    pub default: Option<&'static str>,
+    /// Who heeds it.
+    pub reach: Reach,
+    /// One line, without a full stop.
+    pub help: &'static str,
+    /// Paragraphs, separated by empty lines.
+    pub description: &'static str,
+    /// Reads the value of the option (of a switch: "1") or of the variable.
+    pub parse: fn(&mut Settings, &OsStr) -> Result<()>,
+    /// The value for the option of another ckpt, which reads it in another directory.
+    pub written: fn(&Settings) -> Said,
+    /// Takes what the other says where the first says nothing.
+    pub inherit: fn(&mut Settings, &Settings),
+    /// Writes what was said into a region's configuration.
+    pub apply: fn(&Settings, &mut Config),
+    /// Reads a configuration, which may come from another process's memory.
+    pub read: fn(&mut Settings, &Config) -> Result<()>,
+}
+
+/// What a value or an operand is; completions complete it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    File,
+    Pid,
+    Signal,
+    Number,
+    Subcommand,
+    Shell,
+    Program,
+}
+
+/// An environment variable that says the same as an option.
+#[derive(Clone, Copy)]
+pub(crate) struct Variable {
+    pub name: &'static str,
+    /// The values, in help texts.
+    pub value: &'static str,
+}
+
+/// Which commands heed a setting.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// What equips a process: `ckpt PROGRAM`, `ckpt -p`, a checkpoint file.
+    Equips,
+    /// These, and `ckpt save`.
+    Saves,
+    /// Whatever talks to a checkpoint server.
+    Networked,
+    /// These, and the server.
+    Keyed,
+}
+
+/// What there is to hand on of a setting.
+pub(crate) enum Said {
+    /// Nothing was said.
+    Nothing,
+    /// `--LONG=VALUE`
+    Value(OsString),
+    /// `--LONG`
+    Switch,
+    /// What an option cannot say: a switch turned off.
+    Unsayable,
+}
+
+impl Said {
+    fn value(value: Option<impl Into<OsString>>) -> Self {
+        value.map_or(Self::Nothing, |value| Self::Value(value.into()))
+    }
+
+    fn number(value: Option<impl ToString>) -> Self {
+        Self::value(value.map(|number| number.to_string()))
+    }
+
+    fn switch(value: Option<bool>) -> Self {
+        if value == Some(true) { Self::Switch } else { Self::Nothing }
+    }
+}
+
+/// All settings, in the order in which they are shown.
+pub(crate) static SETTINGS: [Setting; 11] = [
+    Setting {
+        short: Some('n'),
+        long: "name",
+        value: Some(("NAME", Kind::File)),
+        env: Some(Variable { name: "CKPT_NAME", value: "NAME" }),
+        default: Some("PROGRAM's base name + .ckpt"),
+        reach: Reach::Saves,
+        help: "Save checkpoints to the file NAME",
+        description: "Saves checkpoints to NAME, which is FILENAME, file://FILENAME, or \
+                      cssrv://HOST[:PORT]/NAME on a checkpoint server (ckpt serve). A \
+                      relative name is taken from the directory where ckpt (or the checkpoint \
+                      file) is started, with -p from the process's working directory. An \
+                      existing file is replaced when the new checkpoint is whole. A forked child \
+                      that executed no other program saves to NAME with its process id appended.\n\n\
+                      In NAME, %p stands for the process id, %h for the host, %% for a percent \
+                      sign, and %n, behind the last slash, for a number that grows by one with \
+                      each checkpoint, from 1 or from the highest number that there is.",
+        parse: |said, value| fill(&mut said.name, Name::parse(value)),
+        written: |said| Said::value(said.name.as_ref().map(Name::written)),
+        inherit: |said, weaker| inherit(&mut said.name, &weaker.name),
+        apply: |said, config| {
+            if let Some(name) = &said.name {
+                put_name(&mut config.name, name);
+            }
+        },
+        read: |said, config| {
+            let Some(end) = config.name.iter().position(|&b| b == 0) else {
+                return Err(Error::new("the checkpoint name in the process has no end"));
+            };
+            said.name = match &config.name[..end] {
+                b"" => None,
+                bytes => Some(Name::from_bytes(bytes)?),
+            };
+            Ok(())
+        },
+    },
+    Setting {
+        short: Some('c'),
+        long: "continue",
+        value: None,
+        env: Some(Variable { name: "CKPT_CONTINUE", value: "0 or 1" }),
+        default: Some("0"),
+        reach: Reach::Equips,
+        help: "Continue the program after a checkpoint",
+        description: "The program continues after a checkpoint; without this it ends (see \
+                      --exit-status), except after a periodic one. It continues at once, while the checkpoint is written from a \
+                      copy-on-write snapshot. CKPT_CONTINUE=1 says the same as -c; CKPT_CONTINUE=0 \
+                      ends the program also after a periodic checkpoint.",
+        parse: |said, value| fill(&mut said.continues, parse_switch(value)),
+        written: |said| match said.continues {
+            Some(false) => Said::Unsayable,
+            other => Said::switch(other),
+        },
+        inherit: |said, weaker| inherit(&mut said.continues, &weaker.continues),
+        apply: |said, config| {
+            if let Some(continues) = said.continues {
+                config.continues = u32::from(continues);
+                config.flags |= config_flag::CONTINUE_GIVEN;
+            }
+        },
+        read: |said, config| {
+            said.continues = match (config.flags & config_flag::CONTINUE_GIVEN, config.continues) {
+                (_, value) if value > 1 => return Err(no_switch(&value.to_string())),
+                (0, _) => None,
+                (_, value) => Some(value == 1),
+            };
+            Ok(())
+        },
+    },
+    Setting {
+        short: Some('a'),
+        long: "signal",
+        value: Some(("SIGNAL", Kind::Signal)),
+        env: Some(Variable { name: "CKPT_ASYNCSIG", value: "SIGNAL" }),
+        default: Some("SIGTSTP"),
+        reach: Reach::Equips,
+        help: "Checkpoint on SIGNAL; 0: on none",
+        description: "The signal that triggers a checkpoint: a name (USR1, SIGUSR1, RTMIN+3; in \
+                      upper or lower case) or a number from 1 to 64. With 0 no signal does. \
+                      SIGKILL and SIGSTOP cannot be used.",
+        parse: |said, value| fill(&mut said.asyncsig, parse_signal(value)),
+        written: |said| Said::number(said.asyncsig),
+        inherit: |said, weaker| inherit(&mut said.asyncsig, &weaker.asyncsig),
+        apply: |said, config| put(&mut config.asyncsig, said.asyncsig),
+        read: |said, config| {
+            let text = config.asyncsig.to_string();
+            fill(&mut said.asyncsig, usable_signal(config.asyncsig, &text))
+        },
+    },
+    Setting {
+        short: Some('z'),
+        long: "period",
+        value: Some(("PERIOD", Kind::Number)),
+        env: Some(Variable { name: "CKPT_MSPERIOD", value: "PERIOD" }),
+        default: Some("0"),
+        reach: Reach::Equips,
+        help: "Checkpoint each PERIOD (10m); 0: never",
+        description: "Takes a checkpoint each PERIOD, by a process outside of the \
+                      program and without any timer or signal of it. PERIOD is a number with a unit \
+                      (500ms, 30s, 10m, 1h, 1d); a bare number counts milliseconds. The program goes on, unless \
+                      CKPT_CONTINUE=0 was given. A checkpoint that takes longer than the period \
+                      is followed by a whole period. With 0 there are no periodic checkpoints.",
+        parse: |said, value| fill(&mut said.msperiod, parse_period(value)),
+        written: |said| Said::number(said.msperiod),
+        inherit: |said, weaker| inherit(&mut said.msperiod, &weaker.msperiod),
+        apply: |said, config| put(&mut config.msperiod, said.msperiod),
+        read: |said, config| fill(&mut said.msperiod, Ok(config.msperiod)),
+    },
+    Setting {
+        short: None,
+        long: "exit-status",
+        value: Some(("N", Kind::Number)),
+        env: Some(Variable { name: "CKPT_EXIT", value: "N" }),
+        default: Some("0"),
+        reach: Reach::Equips,
+        help: "End with status N after a checkpoint",
+        description: "The exit status, from 0 to 255, of a program that a checkpoint ended. Batch \
+                      systems requeue a job by its status, for example 85 or 99.",
+        parse: |said, value| fill(&mut said.exit_status, parse_status(value)),
+        written: |said| Said::number(said.exit_status),
+        inherit: |said, weaker| inherit(&mut said.exit_status, &weaker.exit_status),
+        apply: |said, config| put(&mut config.exit_status, said.exit_status.map(u32::from)),
+        read: |said, config| {
+            let status = u8::try_from(config.exit_status);
+            let status = status.map_err(|_| no_status(&config.exit_status.to_string()));
+            fill(&mut said.exit_status, status)
+        },
+    },
+    Setting {
+        short: None,
+        long: "keep",
+        value: Some(("N", Kind::Number)),
+        env: None,
+        default: Some("0"),
+        reach: Reach::Equips,
+        help: "Keep the last N of a name with %n; 0: all",
+        description: "Keeps the last N checkpoints of a name with %n. An older one is deleted when \
+                      a newer one is whole, never before.",
+        parse: |said, value| fill(&mut said.keep, parse_keep(value)),
+        written: |said| Said::number(said.keep),
+        inherit: |said, weaker| inherit(&mut said.keep, &weaker.keep),
+        apply: |said, config| put(&mut config.keep, said.keep),
+        read: |said, config| fill(&mut said.keep, Ok(config.keep)),
+    },
+    Setting {
+        short: None,
+        long: "embed-files",
+        value: Some(("BYTES", Kind::Number)),
+        env: Some(Variable { name: "CKPT_EMBED_FILES", value: "BYTES" }),
+        default: Some("0"),
+        reach: Reach::Saves,
+        help: "Carry open files of up to BYTES along",
+        description: "Checkpoints carry the content of every open regular file of at most BYTES \
+                      (64K, 10M, 1G). Where such a file is absent at a restart, the program reads \
+                      that content; a file that it writes is made anew in its directory. A file \
+                      that is there is used as it is. With 0 no file is carried.",
+        parse: |said, value| fill(&mut said.embed, parse_size(value)),
+        written: |said| Said::number(said.embed),
+        inherit: |said, weaker| inherit(&mut said.embed, &weaker.embed),
+        apply: |said, config| put(&mut config.embed, said.embed),
+        read: |said, config| fill(&mut said.embed, Ok(config.embed)),
+    },
+    Setting {
+        short: None,
+        long: "key",
+        value: Some(("FILE", Kind::File)),
+        env: Some(Variable { name: "CKPT_KEY", value: "FILE" }),
+        default: Some("~/.config/ckpt/key"),
+        reach: Reach::Keyed,
+        help: "The checkpoint server's key is in FILE",
+        description: "FILE holds the key that clients and checkpoint server share. Only \
+                      its owner may be able to read it.",
+        parse: |said, value| fill(&mut said.transfer.key, parse_file(value).map(Key::Said)),
+        written: |said| match &said.transfer.key {
+            Some(Key::Said(path)) => Said::value(Some(path)),
+            // A checkpoint file looks for that of its caller's home itself.
+            Some(Key::Usual(_)) | None => Said::Nothing,
+        },
+        inherit: |said, weaker| inherit(&mut said.transfer.key, &weaker.transfer.key),
+        apply: |said, config| server::put_key(config, said.transfer.key.as_ref()),
+        read: |said, config| {
+            said.transfer.key = server::get_key(config)?;
+            Ok(())
+        },
+    },
+    Setting {
+        short: None,
+        long: "insecure",
+        value: None,
+        env: Some(Variable { name: "CKPT_INSECURE", value: "0 or 1" }),
+        default: Some("0"),
+        reach: Reach::Keyed,
+        help: "Talk to the checkpoint server without a key",
+        description: "Neither encrypts nor proves who is who: for networks that only \
+                      friends use. Each side must be told; one with a key never does \
+                      without.",
+        parse: |said, value| fill(&mut said.transfer.insecure, parse_switch(value)),
+        written: |said| Said::switch(said.transfer.insecure),
+        inherit: |said, weaker| inherit(&mut said.transfer.insecure, &weaker.transfer.insecure),
+        apply: |said, config| put_flag(config, config_flag::INSECURE, said.transfer.insecure),
+        read: |said, config| {
+            said.transfer.insecure = flag(config, config_flag::INSECURE);
+            Ok(())
+        },
+    },
+    Setting {
+        short: None,
+        long: "compress",
+        value: None,
+        env: Some(Variable { name: "CKPT_COMPRESS", value: "0 or 1" }),
+        default: Some("0"),
+        reach: Reach::Networked,
+        help: "Compress on the way to the checkpoint server",
+        description: "Compresses checkpoints with LZ4 on their way to or from the server, \
+                      for slow networks. They are stored as they are.",
+        parse: |said, value| fill(&mut said.transfer.compress, parse_switch(value)),
+        written: |said| Said::switch(said.transfer.compress),
+        inherit: |said, weaker| inherit(&mut said.transfer.compress, &weaker.transfer.compress),
+        apply: |said, config| put_flag(config, config_flag::COMPRESS, said.transfer.compress),
+        read: |said, config| {
+            said.transfer.compress = flag(config, config_flag::COMPRESS);
+            Ok(())
+        },
+    },
+    Setting {
+        short: None,
+        long: "fallback",
+        value: Some(("FILENAME", Kind::File)),
+        env: Some(Variable { name: "CKPT_FALLBACK", value: "FILENAME" }),
+        default: None,
+        reach: Reach::Saves,
+        help: "Save to FILENAME when the server fails",
+        description: "Where a checkpoint goes that the checkpoint server did not take. A \
+                      relative name is taken from where that of -n is.",
+        parse: |said, value| fill(&mut said.transfer.fallback, parse_file(value)),
+        written: |said| Said::value(said.transfer.fallback.as_ref()),
+        inherit: |said, weaker| inherit(&mut said.transfer.fallback, &weaker.transfer.fallback),
+        apply: |said, config| {
+            if let Some(path) = &said.transfer.fallback {
+                server::put_path(&mut config.fallback, path);
+            }
+        },
+        read: |said, config| {
+            said.transfer.fallback = server::get_path(&config.fallback)?;
+            Ok(())
+        },
+    },
+];
+
+fn fill<T>(field: &mut Option<T>, value: Result<T>) -> Result<()> {
+    *field = Some(value?);
+    Ok(())
+}
+
+fn inherit<T: Clone>(field: &mut Option<T>, weaker: &Option<T>) {
+    if field.is_none() {
+        field.clone_from(weaker);
+    }
+}
+
+fn put<T>(field: &mut T, said: Option<T>) {
+    if let Some(value) = said {
+        *field = value;
+    }
+}
+
+fn put_flag(config: &mut Config, bit: u32, said: Option<bool>) {
+    match said {
+        Some(true) => config.flags |= bit,
+        Some(false) => config.flags &= !bit,
+        None => {}
+    }
+}
+
+fn flag(config: &Config, bit: u32) -> Option<bool> {
+    (config.flags & bit != 0).then_some(true)
+}
