@@ -16,7 +16,7 @@ const SIGUSR1_NUMBER: i32 = 10;
 fn the_binary_is_static_stripped_and_small() {
     let bench = Bench::new(Who::Me);
     let bytes = fs::read(bench.ckpt()).expect("the binary");
-    assert!(bytes.len() <= 3 << 19, "{} bytes are more than 1.5 MiB", bytes.len());
+    assert!(bytes.len() <= 2 << 20, "{} bytes are more than 2 MiB", bytes.len());
     let elf = goblin::elf::Elf::parse(&bytes).expect("an ELF file");
     assert_eq!(elf.interpreter, None);
     assert!(elf.libraries.is_empty(), "{:?}", elf.libraries);

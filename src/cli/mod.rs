@@ -7,6 +7,7 @@ mod forms;
 mod help;
 mod lookup;
 mod man;
+mod nearest;
 mod network;
 mod options;
 mod parse;
@@ -24,6 +25,7 @@ use crate::settings::server::{ServerName, Transfer};
 
 pub use completions::{Shell, completions};
 pub use man::man_page;
+pub use nearest::nearest_subcommand;
 pub use parse::{environment, parse, parse_ckptsrv, parse_restart};
 
 /// What the ckpt command is asked to do.

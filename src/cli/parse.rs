@@ -5,6 +5,7 @@ use std::path::Path;
 
 use lexopt::{Arg, Parser};
 
+use super::nearest::{nearest_option, nearest_subcommand};
 use super::table::{self, Draft, Entry, Form, Opt, Page};
 use super::{Command, RestartCommand, RestartOptions, Resume, ServeOptions, Shell, help, network};
 use crate::error::{Because, Error, Result};
@@ -187,7 +188,11 @@ fn build(entry: &'static Entry, reader: Reader, words: Vec<OsString>) -> Result<
         Form::Help if word.is_empty() => Command::Help(help::overview()),
         Form::Help => match table::subcommand(&word) {
             Some(about) if !about.hidden => Command::Help(help::subcommand(about)),
-            _ => return Err(reader.bad(format!("there is no subcommand {}", quoted(&word)))),
+            _ => {
+                let meant = nearest_subcommand(&word).map(|w| format!(" (did you mean '{w}'?)"));
+                let meant = meant.unwrap_or_default();
+                return Err(reader.bad(format!("there is no subcommand {}{meant}", quoted(&word))));
+            }
         },
         Form::Man => Command::Man,
         Form::Completions => Command::Completions(Shell::of_name(&word).ok_or_else(|| {
@@ -326,7 +331,9 @@ impl Reader {
         let Some(opt) = table::OPTIONS.iter().filter(|opt| opt.is_of(forms)).find(known) else {
             let elsewhere = table::OPTIONS.iter().find(known);
             let restart = forms.contains(&Form::Restart);
-            return Err(self.unknown(written, elsewhere.filter(|_| !restart)));
+            let among = table::OPTIONS.iter().filter(|opt| opt.is_of(forms));
+            let meant = written.strip_prefix("--").and_then(|long| nearest_option(long, among));
+            return Err(self.unknown(written, elsewhere.filter(|_| !restart), meant));
         };
         let value = match opt.value {
             None => "1".into(),
@@ -341,15 +348,19 @@ impl Reader {
         Ok(())
     }
 
-    /// `elsewhere` has the same name and belongs to other forms of the ckpt command.
-    fn unknown(&self, written: &str, elsewhere: Option<&Opt>) -> Error {
+    /// `elsewhere` has the same name and belongs to other forms of the ckpt command; `meant` is spelt
+    /// nearly so.
+    fn unknown(&self, written: &str, elsewhere: Option<&Opt>, meant: Option<&str>) -> Error {
         let home = elsewhere.and_then(|opt| table::entry(*opt.forms.first()?).word);
         let written = quoted(OsStr::new(written));
-        match home {
-            Some(word) => self.bad(format!(
+        match (home, meant) {
+            (Some(word), _) => self.bad(format!(
                 "the option {written} is not known here; it stands after 'ckpt {word}'"
             )),
-            None => self.bad(format!("unknown option {written}")),
+            (None, Some(meant)) => {
+                self.bad(format!("unknown option {written} (did you mean '--{meant}'?)"))
+            }
+            (None, None) => self.bad(format!("unknown option {written}")),
         }
     }
 

@@ -158,7 +158,8 @@ fn other_subcommands() {
 fn bad_usage_names_the_word() {
     let cases: &[(&[&str], &str)] = &[
         (&["-x", "foo"], "unknown option '-x'"),
-        (&["--nam", "foo"], "unknown option '--nam'"),
+        (&["--nam", "foo"], "unknown option '--nam' (did you mean '--name'?)"),
+        (&["info", "--jsno", "f"], "unknown option '--jsno' (did you mean '--json'?)"),
         (&["-cx", "foo"], "unknown option '-x'"),
         (
             &["--stop", "save", "7"],
@@ -181,6 +182,7 @@ fn bad_usage_names_the_word() {
         (&["info", "a", "b"], "'b' is one word too many for 'ckpt info', which takes one FILE"),
         (&["man", "ls"], "'ckpt -- man'"),
         (&["help", "foo"], "no subcommand 'foo'"),
+        (&["help", "verfy"], "no subcommand 'verfy' (did you mean 'verify'?)"),
         (&["help", "__dump"], "no subcommand '__dump'"),
         (&["completions", "csh"], "'csh', only for bash, zsh, fish"),
         (&["__dump", "--help"], "unknown option '--help'"),

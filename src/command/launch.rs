@@ -4,8 +4,8 @@
 //! The environment is changed while there is only one thread.
 #![allow(unsafe_code)]
 
-use crate::cli::Resume;
-use crate::error::{Because, Result};
+use crate::cli::{self, Resume};
+use crate::error::{Because, Error, NOT_FOUND, Result};
 use crate::image::stub;
 use crate::inject::launch::launch;
 use crate::resource::cpu::{
@@ -15,6 +15,10 @@ use crate::resource::cpu::{
 use crate::settings::{self, Name, Settings};
 use ckpt_abi::region::Config;
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 /// Becomes the program, or resumes it from its checkpoint.
 pub fn run(
@@ -36,7 +40,41 @@ pub fn run(
     if let Some(resume) = resume {
         super::resume::resume(&template, &settings, resume)?;
     }
-    match launch(program, args, &config, &stub::own()?)? {}
+    let failed = launch(program, args, &config, &stub::own()?);
+    match failed.map_err(|e| if e.status() == NOT_FOUND { e.or_else_meant(program) } else { e })? {}
+}
+
+impl Error {
+    /// The same error of a program that was not found, with what may have been meant by its name.
+    fn or_else_meant(self, program: &OsStr) -> Self {
+        let name = program.to_string_lossy();
+        if name.contains('/') {
+            return match interpreter(Path::new(program)).map(|path| path.display().to_string()) {
+                Some(path) => self
+                    .hint(format!("its interpreter {path}, named in its first line, is missing")),
+                None => self,
+            };
+        }
+        match cli::nearest_subcommand(program) {
+            _ if Path::new(program).is_file() => self.hint(format!(
+                "there is one in this directory, which is not in PATH: try 'ckpt ./{name}'"
+            )),
+            Some(word) => self.hint(format!("did you mean 'ckpt {word}'?")),
+            None => self.hint("no directory of PATH has it"),
+        }
+    }
+}
+
+/// The interpreter of a script that is there (execve(2)), if that is missing: the kernel then says
+/// of the script that it is not found.
+fn interpreter(script: &Path) -> Option<PathBuf> {
+    const LONGEST_LINE: u64 = 256;
+    let mut begin = Vec::new();
+    File::open(script).ok()?.take(LONGEST_LINE).read_to_end(&mut begin).ok()?;
+    let line = begin.strip_prefix(b"#!")?.trim_ascii_start();
+    let end = line.iter().position(u8::is_ascii_whitespace).unwrap_or(line.len());
+    let path = Path::new(OsStr::from_bytes(&line[..end])).to_owned();
+    (!path.exists()).then_some(path)
 }
 
 /// Makes libraries of the program use no more of the CPU, and notes that for its checkpoints.
