@@ -10,12 +10,33 @@ pub const CANNOT_EXECUTE: u8 = 126;
 /// Exit status when the program was not found.
 pub const NOT_FOUND: u8 = 127;
 
+/// What kind of failure it is, where somebody acts on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Kind {
+    /// Any other.
+    #[default]
+    Other,
+    /// The process or thread has ended.
+    Gone,
+    /// Another checkpoint, or a restart, of the process is going on: the same may work in a moment.
+    Busy,
+    /// The kernel does not let us do that to the process.
+    NotPermitted,
+    /// The program has something that cannot be saved.
+    Obstacles,
+    /// A checkpoint is not whole, or is none.
+    Damaged,
+    /// The checkpoint server does not answer.
+    Unreachable,
+}
+
 /// What went wrong, as a sentence that names the thing, the reason and the way out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error {
     sentence: String,
     status: u8,
     errno: i32,
+    kind: Kind,
 }
 
 /// `std::result::Result` with our [`Error`].
@@ -24,7 +45,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     /// An error with exit status 125.
     pub fn new(sentence: impl Into<String>) -> Self {
-        Self { sentence: sentence.into(), status: FAILED, errno: 0 }
+        Self { sentence: sentence.into(), status: FAILED, errno: 0, kind: Kind::Other }
     }
 
     /// The same error with another exit status.
@@ -43,6 +64,17 @@ impl Error {
     pub fn with_errno(mut self, errno: i32) -> Self {
         self.errno = errno;
         self
+    }
+
+    /// The same error as one of a kind.
+    pub fn of(mut self, kind: Kind) -> Self {
+        self.kind = kind;
+        self
+    }
+
+    /// Its kind.
+    pub fn kind(&self) -> Kind {
+        self.kind
     }
 
     /// The error number of the system call that failed; EINVAL where it was none.

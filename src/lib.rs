@@ -4,6 +4,7 @@ pub mod cli;
 pub mod command;
 pub mod dump;
 pub mod error;
+pub mod fault;
 pub mod image;
 pub mod inject;
 pub mod proc;

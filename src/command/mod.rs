@@ -19,6 +19,7 @@ mod stored;
 
 use crate::cli::{self, Command};
 use crate::error::{Error, Result};
+use crate::fault;
 use crate::image::read::Image;
 use std::ffi::OsString;
 use std::fs::File;
@@ -44,6 +45,9 @@ fn run(args: &[OsString]) -> Result<u8> {
     let ours = args
         .get(1)
         .is_some_and(|word| ["__dump", "__monitor", "__assist"].iter().any(|w| word == w));
+    if !ours {
+        fault::arm(None)?;
+    }
     if !ours && Image::find(&own)?.is_some() {
         return restart::from_own_file(own, args);
     }
@@ -56,7 +60,10 @@ fn run(args: &[OsString]) -> Result<u8> {
             launch::run(&settings, cpu.as_ref(), &program, &args, resume)
         }
         Command::Attach { pid, settings } => attach::run(pid, &settings),
-        Command::Save { pid, stop, settings } => save::run(pid, stop, settings),
+        Command::Save { pid, stop, settings } => {
+            fault::arm(Some(pid))?;
+            save::run(pid, stop, settings)
+        }
         Command::Serve(options) => serve::run(&options),
         Command::Keygen { file } => serve::keygen(&file),
         Command::Resume { name, transfer, args } => fetch::resume(&name, &transfer, &args),
@@ -64,8 +71,14 @@ fn run(args: &[OsString]) -> Result<u8> {
         Command::Get { name, file, transfer } => stored::get(&name, file, &transfer),
         Command::Put { file, name, transfer } => stored::put(&file, &name, &transfer),
         Command::Remove { name, transfer } => stored::remove(&name, &transfer),
-        Command::Dump { pid } => dumper::run(pid),
-        Command::Monitor { pid } => monitor::run(pid),
+        Command::Dump { pid } => {
+            fault::arm_by_program(pid);
+            dumper::run(pid)
+        }
+        Command::Monitor { pid } => {
+            fault::arm_by_program(pid);
+            monitor::run(pid)
+        }
         Command::Assist { pid } => assist::run(pid),
         Command::Sdk { dir } => sdk::run(&dir),
         Command::Verify { file } => inspect::verify(&file),

@@ -16,6 +16,7 @@
 use super::dumper;
 use crate::dump::{Request, dump};
 use crate::error::{Because, Result};
+use crate::fault::{self, Point, reach};
 use crate::image::file;
 use crate::inject::region::Region;
 use crate::proc;
@@ -52,6 +53,7 @@ pub fn run(pid: i32) -> Result<u8> {
     {}
     drop(line);
     let mut monitor = Monitor { pid, program, seen: None, said: HashSet::new() };
+    reach(Point::Watching);
     monitor.watch();
     Ok(0)
 }
@@ -138,7 +140,10 @@ impl Monitor {
     fn checkpoint(&mut self, period: Duration) -> Instant {
         let start = Instant::now();
         let told = match Dumper::start(self.pid) {
-            Ok(dumper) => self.attend(dumper),
+            Ok(dumper) => {
+                reach(Point::Attending);
+                self.attend(dumper)
+            }
             Err(e) => Told { quiet: false, sentences: format!("no checkpoint: {e}") },
         };
         if told.quiet {
@@ -209,7 +214,10 @@ impl Dumper {
         let (line, mut tell) = std::io::pipe().because(what)?;
         // SAFETY: this process has one thread.
         match unsafe { nix::unistd::fork() }.because(what)? {
-            nix::unistd::ForkResult::Parent { child } => Ok(Self { pid: child.as_raw(), line }),
+            nix::unistd::ForkResult::Parent { child } => {
+                fault::leave_to_child();
+                Ok(Self { pid: child.as_raw(), line })
+            }
             nix::unistd::ForkResult::Child => {
                 drop(line);
                 let _ = nix::sys::prctl::set_name(c"ckpt-dump");

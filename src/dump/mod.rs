@@ -17,6 +17,7 @@ pub mod phase6_write;
 pub mod phase7_seal;
 
 use crate::error::{Error, Result};
+use crate::fault::{Point, reach};
 use crate::image::stub;
 use crate::image::write::Sink;
 use crate::ptrace::freeze::Frozen;
@@ -82,6 +83,7 @@ pub fn is_busy(pid: i32) -> bool {
 /// # Errors
 /// Why there is none; the program goes on.
 pub fn dump(request: &Request) -> Result<Outcome> {
+    reach(Point::Begun);
     phase1_freeze::check(request.pid)?;
     if !request.triggered && !request.periodic {
         phase2_equip::await_restart(request.pid)?;
@@ -97,6 +99,7 @@ pub fn dump(request: &Request) -> Result<Outcome> {
         (Err(e), Some(file)) => divert(request, &memory, &mut equipped, file, e),
         (result, _) => result,
     };
+    reach(Point::Ending);
     equipped.finish(&memory, result.as_ref().err());
     result
 }
@@ -135,12 +138,14 @@ fn begin(request: &Request, executable: &[u8]) -> Result<Begun> {
         phase0_visit::visit(request)?;
         let start = Instant::now();
         let frozen = phase1_freeze::freeze(request)?;
+        reach(Point::Frozen);
         if !phase0_visit::held(request)? {
             break (start, frozen);
         }
     };
     let memory = Memory::open(request.pid)?;
     let equipped = phase2_equip::equip(request, &mut frozen, &memory, executable)?;
+    reach(Point::Claimed);
     Ok(Begun { start, frozen, memory, equipped })
 }
 
@@ -154,8 +159,10 @@ fn proceed(
 ) -> Result<Outcome> {
     let name = Name::from_bytes(equipped.name.as_os_str().as_bytes())?;
     let mut sink = (request.open)(&name, &equipped.transfer)?;
+    reach(Point::Opened);
     frozen.note_waits(memory, equipped.region.base)?;
     let (mut gathered, areas) = phase3_gather::gather(&mut frozen, memory, equipped)?;
+    reach(Point::Gathered);
     let areas = excluded::cut(areas, &caller::read(memory, &equipped.region)?.excluded);
     phase4_refuse::refuse(request.pid, equipped.region.control.keeper, &mut gathered)?;
     if equipped.stop {
@@ -171,14 +178,18 @@ fn proceed(
         let unforked: Vec<_> = areas.iter().filter(|a| a.unforked).cloned().collect();
         writing.pages(request.pid, memory, &unforked)?;
         writing.contents(request.pid)?;
+        reach(Point::Shared);
         phase5_snapshot::take(&mut frozen, memory, equipped)?
     };
+    reach(Point::Pictured);
     let mut pause = start.elapsed();
     let mut held = Some(frozen);
     match &outcome {
         Some(snapshot) => {
             equipped.announce(memory, ckpt_abi::region::Phase::Writing)?;
+            reach(Point::Leaving);
             held.take().into_iter().for_each(Frozen::thaw);
+            reach(Point::Thawed);
             pause = start.elapsed();
             let forked: Vec<_> = areas.iter().filter(|a| !a.unforked).cloned().collect();
             writing.pages(snapshot.pid(), &snapshot.memory()?, &forked)?;
@@ -189,10 +200,12 @@ fn proceed(
             writing.pages(request.pid, memory, &forked)?;
         }
     }
+    reach(Point::Written);
     if request.periodic {
         phase7_seal::still_wanted(request.pid)?;
     }
     let (bytes, losses) = phase7_seal::seal(writing)?;
+    reach(Point::Sealed);
     equipped.sealed(memory);
     if let Some(frozen) = held {
         if stop {

@@ -6,7 +6,8 @@
 
 use super::Request as Asked;
 use super::{caller, phase1_freeze};
-use crate::error::{Because, Error, Result};
+use crate::error::{Because, Error, Kind, Result};
+use crate::fault::{Point, reach};
 use crate::inject::region::Region;
 use crate::proc;
 use crate::ptrace::freeze::Frozen;
@@ -38,6 +39,7 @@ pub fn visit(request: &Asked) -> Result<()> {
             return Ok(());
         }
         if send(request, &found, Instant::now() > deadline)? {
+            reach(Point::Sent);
             return await_word(&found, |api| api.visit == Visit::Ready as u32);
         }
         std::thread::sleep(LOOK);
@@ -73,7 +75,7 @@ fn await_word(found: &caller::Caller, so_far: impl Fn(&Api) -> bool) -> Result<(
             return Ok(());
         }
         if proc::stat(found.pid, found.pid).map_or(true, |stat| stat.state == 'Z') {
-            return Err(Error::new(format!("process {} is gone", found.pid)));
+            return Err(Error::new(format!("process {} is gone", found.pid)).of(Kind::Gone));
         }
         std::thread::sleep(LOOK);
     }
@@ -127,7 +129,7 @@ fn send(request: &Asked, found: &caller::Caller, late: bool) -> Result<bool> {
     // No other thread may just be taking its turn.
     let mut frozen = phase1_freeze::patiently(pid, false, || Frozen::freeze(pid))?;
     let Some(thread) = frozen.threads.first_mut() else {
-        return Err(Error::new(format!("process {pid} is gone")));
+        return Err(Error::new(format!("process {pid} is gone")).of(Kind::Gone));
     };
     if thread.tid != pid {
         return Err(Error::new(format!("{}: its main thread has ended", what())));

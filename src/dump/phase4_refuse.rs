@@ -1,6 +1,6 @@
 //! Phase 4: refuse, naming every obstacle at once, before anything is done.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::proc;
 use crate::ptrace::raw;
 use crate::resource::Gathered;
@@ -65,5 +65,6 @@ pub fn refuse(pid: i32, keeper: u32, gathered: &mut Gathered) -> Result<()> {
         return Ok(());
     }
     Err(Error::new(format!("process {pid} cannot be saved: {}", obstacles.join("; ")))
+        .of(Kind::Obstacles)
         .hint("it goes on unharmed"))
 }

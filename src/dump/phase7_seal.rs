@@ -2,7 +2,7 @@
 
 use super::phase2_equip::Equipped;
 use super::phase6_write::Writing;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::image::read::Image;
 use crate::proc;
 use crate::ptrace::freeze::Frozen;
@@ -19,7 +19,7 @@ pub fn seal(writing: Writing<'_>) -> Result<(u64, Vec<String>)> {
 pub fn still_wanted(pid: i32) -> Result<()> {
     match proc::stat(pid, pid) {
         Ok(stat) if !matches!(stat.state, 'Z' | 'X') => Ok(()),
-        _ => Err(Error::new(format!("process {pid} has ended meanwhile"))),
+        _ => Err(Error::new(format!("process {pid} has ended meanwhile")).of(Kind::Gone)),
     }
 }
 

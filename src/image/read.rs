@@ -1,7 +1,7 @@
 //! Reading and checking an image. Nothing in it is believed before its checksum was.
 
 use super::{PAGE, hash, strings};
-use crate::error::{Because, Error, Result};
+use crate::error::{Because, Error, Kind, Result};
 use ckpt_abi::image::{
     FORMAT, HEADER_MAGIC, Header, KNOWN_NEEDS, PageRun, RUN_MAX, Section, SectionKind,
     TRAILER_MAGIC, Text, Trailer,
@@ -180,6 +180,7 @@ impl Image {
     /// An error about this file.
     pub fn damaged(&self, what: &str) -> Error {
         Error::new(format!("{} is damaged: {what}", self.path.display()))
+            .of(Kind::Damaged)
             .hint("restart an older checkpoint or another copy")
     }
 
@@ -273,5 +274,5 @@ fn read_sections(file: &File, header: &Header) -> Result<Vec<Section>> {
 }
 
 fn damage(what: &str) -> Error {
-    Error::new(what).hint("restart an older checkpoint or another copy")
+    Error::new(what).hint("restart an older checkpoint or another copy").of(Kind::Damaged)
 }

@@ -13,6 +13,7 @@ pub mod place;
 pub mod region;
 
 use crate::error::Result;
+use crate::fault::{Point, reach};
 use crate::proc::maps::Vma;
 use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Thread;
@@ -52,12 +53,14 @@ pub fn inject(
         place::region(vmas, PAYLOAD + payload.memory_len() + pages(executable.len() as u64))?;
     let control = control(pid, base, &payload, executable.len() as u64, config);
     let hole = place::Hole::make(thread.tid, memory, vmas, pid)?;
+    reach(Point::Borrowed);
     let mapped = unmap_unfinished(thread, memory, hole.addr, vmas)
         .and_then(|()| map(thread, memory, hole.addr, base, &control));
     if let Err(e) = mapped {
         hole.fill(memory, thread.tid)?;
         return Err(e);
     }
+    reach(Point::Mapped);
     // Whoever finds the region must not take it for whole before it is.
     memory.put(base, &Control { magic: UNFINISHED, ..control })?;
     let entry = |at: usize, name| {
@@ -71,6 +74,7 @@ pub fn inject(
     memory.put(base, &control)?;
     let region = Region { base, control };
     region.take_signal(&mut caller, memory)?;
+    reach(Point::Injected);
     hole.fill(memory, thread.tid)?;
     Region::read(memory, base)
 }

@@ -37,7 +37,7 @@ use std::path::Path;
 
 use nix::libc;
 
-use crate::error::{Because, Error, Result};
+use crate::error::{Because, Error, Kind, Result};
 
 /// Refuses a /proc of another PID namespace, in which our process ids are those of others.
 ///
@@ -105,10 +105,10 @@ fn failed(pid: i32, tid: Option<i32>, path: &str, error: &io::Error) -> Error {
     let code = error.raw_os_error().unwrap_or(0);
     if matches!(code, libc::ENOENT | libc::ESRCH) {
         if !Path::new(&format!("/proc/{pid}")).exists() {
-            return Error::new(format!("process {pid} is gone"));
+            return Error::new(format!("process {pid} is gone")).of(Kind::Gone);
         }
         if let Some(tid) = tid.filter(|t| !Path::new(&format!("/proc/{pid}/task/{t}")).exists()) {
-            return Error::new(format!("thread {tid} of process {pid} is gone"));
+            return Error::new(format!("thread {tid} of process {pid} is gone")).of(Kind::Gone);
         }
         if code == libc::ESRCH {
             return Error::new(format!(

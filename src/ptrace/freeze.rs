@@ -7,7 +7,7 @@ use super::raw::{self, State};
 use super::regs::Regs;
 use super::sockets;
 use super::waits::{self, Interrupted, Look};
-use crate::error::{Because, Error, Result};
+use crate::error::{Because, Error, Kind, Result};
 use crate::proc;
 use ckpt_abi::api::{API, Api};
 use nix::errno::Errno;
@@ -69,7 +69,7 @@ impl Frozen {
             }
         }
         if frozen.threads.is_empty() {
-            return Err(Error::new(format!("process {pid} is gone")));
+            return Err(Error::new(format!("process {pid} is gone")).of(Kind::Gone));
         }
         frozen.threads.sort_by_key(|t| (t.tid != pid, t.tid));
         Ok(frozen)
@@ -90,7 +90,7 @@ impl Frozen {
                 return Ok(frozen);
             }
         }
-        Err(Error::new(format!("process {pid} is gone")))
+        Err(Error::new(format!("process {pid} is gone")).of(Kind::Gone))
     }
 
     /// Takes over a thread that is already traced and stopped (at its exec).
@@ -416,22 +416,23 @@ fn seize(pid: i32, tid: i32) -> Result<bool> {
 }
 
 fn refused(pid: i32, error: Errno, tracer: i32) -> Error {
-    let text = format!("cannot trace process {pid}: {}", error.desc());
+    let refusal =
+        Error::new(format!("cannot trace process {pid}: {}", error.desc())).of(Kind::NotPermitted);
     if tracer != 0 {
-        return Error::new(text).hint(format!(
+        return refusal.of(Kind::Busy).hint(format!(
             "process {tracer} (a debugger?) traces it already, and there can be only one"
         ));
     }
     let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
     match scope.trim() {
-        "1" => Error::new(text).hint(
+        "1" => refusal.hint(
             "kernel.yama.ptrace_scope is 1: start the program with `ckpt PROGRAM`, or run this as root",
         ),
-        "2" | "3" => Error::new(text).hint(format!(
+        "2" | "3" => refusal.hint(format!(
             "kernel.yama.ptrace_scope is {}: only root may, or nobody",
             scope.trim()
         )),
-        _ => Error::new(text)
+        _ => refusal
             .hint("it must run as your own user, not be set-user-ID, and be dumpable (prctl(2))"),
     }
 }

@@ -19,6 +19,7 @@ pub mod phase5_leave;
 pub mod space;
 
 use crate::error::Result;
+use crate::fault::{Point, reach};
 use crate::image::read::Image;
 use crate::inject::monitor::Monitor;
 use crate::resource::descriptors;
@@ -48,6 +49,7 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
     // is known which that is.
     let mask = mapping::block_all_signals();
     let mut saved = phase1_check::check(image)?;
+    reach(Point::Checked);
     let config = phase1_check::config(image, &saved, options)?;
     mapping::set_signals_but(mask, config.asyncsig);
     let mut warnings = Vec::new();
@@ -56,7 +58,9 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
     saved.same_clocks = clock::enter_namespace(&saved)?;
     let monitor = phase1_check::monitor(&config)?;
     let opened = phase2_open::open(image, &saved, &mut warnings)?;
+    reach(Point::Reopened);
     let mut filled = phase3_fill::fill(image, &mut saved, &opened, options)?;
+    reach(Point::Filled);
     filled.control.monitor = monitor.as_ref().map_or(0, Monitor::pid);
     let plan = phase4_plan::plan(&saved, &opened, filled)?;
     // The last that can fail, for it alone changes something.
@@ -64,6 +68,7 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
     for warning in warnings.into_iter().chain(grown) {
         eprintln!("{program_name}: {warning}");
     }
+    reach(Point::Planned);
     phase5_leave::leave(opened, plan)
 }
 

@@ -15,7 +15,7 @@ use super::protocol::{
     COMPRESSED, Checksum, Entry, Header, Kind, Seal, Welcome, broken, compress, decompress,
 };
 use super::session::nonzero;
-use crate::error::{Because, Error, Result};
+use crate::error::{self, Because, Error, Result};
 use crate::image::write::Sink;
 use crate::settings::server::{ServerName, Transfer};
 
@@ -99,7 +99,7 @@ impl Client {
             ErrorKind::TimedOut | ErrorKind::WouldBlock => io::Error::other("no answer in time"),
             _ => e,
         });
-        let stream = stream.because(why)?;
+        let stream = stream.because(why).map_err(|e| e.of(error::Kind::Unreachable))?;
         let limit = Some(SILENCE);
         stream.set_nodelay(true).because(why)?;
         stream

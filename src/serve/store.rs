@@ -20,6 +20,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::protocol::Entry;
 use crate::error::{Because, Error};
+use crate::fault::{Point, reach};
 use crate::settings::server::{OWN_FOLDER, check_stored};
 
 /// Folders deeper than any name can be are not listed.
@@ -291,6 +292,7 @@ impl Upload<'_> {
     /// A limit, or the disk.
     pub fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
         let end = offset.saturating_add(bytes.len() as u64);
+        reach(Point::Receiving);
         self.grow(end)?;
         self.file.write_all_at(bytes, offset).map_err(|e| sentence(&e))
     }
@@ -327,6 +329,7 @@ impl Upload<'_> {
     /// # Errors
     /// The name cannot be had any more.
     pub fn commit(mut self) -> Result<()> {
+        reach(Point::Received);
         let store = self.store;
         let _names = locked(&store.names);
         let (folder, last) = self.name.rsplit_once('/').unwrap_or(("", &self.name));
