@@ -60,8 +60,7 @@ pub fn info(file: &Path, json: bool) -> Result<u8> {
         descriptors.iter().filter(|d| d.kind == DescriptorKind::Path as u32 && d.extra == EMBEDDED);
     let embedded: BTreeSet<_> = embedded.map(|d| text(d.path)).collect();
     facts.add("files_embedded", embedded.into_iter().collect::<Vec<_>>());
-    let pages = image.page_runs()?.iter().map(|r| r.len).sum::<u64>();
-    facts.add("page_bytes", pages);
+    facts.add("page_bytes", saved.memory.iter().map(|c| u64::from(c.len)).sum::<u64>());
     facts.add("bytes", image.header().file_len);
     facts.add("not_saved", losses.iter().map(|loss| text(loss.what)).collect::<Vec<_>>());
     facts.print(json)

@@ -98,8 +98,10 @@ fn open(name: &Name, settings: &Settings) -> Result<Option<File>> {
 /// what is wanted.
 fn become_it(image: &Image, settings: &Settings, resume: Resume) -> Result<()> {
     if let Some(words) = words(settings, resume) {
-        let file = image.file().try_clone().because(|| "cannot keep the checkpoint open")?;
-        fetch::execute(file, image.path(), &words)?;
+        let file = image.file().map(|file| file.try_clone()).transpose();
+        if let Some(file) = file.because(|| "cannot keep the checkpoint open")? {
+            fetch::execute(file, image.path(), &words)?;
+        }
     }
     let settings = settings.clone();
     let options = restart::Options {

@@ -15,6 +15,7 @@ pub mod phase4_refuse;
 pub mod phase5_snapshot;
 pub mod phase6_write;
 pub mod phase7_seal;
+mod stream;
 
 use crate::error::{Error, Result};
 use crate::fault::{Point, reach};
@@ -172,12 +173,12 @@ fn proceed(
     let stop = equipped.stop;
     let outcome = if stop {
         writing.pages(request.pid, memory, &areas)?;
-        writing.contents(request.pid)?;
+        writing.streams()?;
         None
     } else {
         let unforked: Vec<_> = areas.iter().filter(|a| a.unforked).cloned().collect();
         writing.pages(request.pid, memory, &unforked)?;
-        writing.contents(request.pid)?;
+        writing.streams()?;
         reach(Point::Shared);
         phase5_snapshot::take(&mut frozen, memory, equipped)?
     };

@@ -1,17 +1,17 @@
 //! Phase 6: write the pages, then the records.
 
+use super::stream;
 use crate::error::{Because, Error, Result};
 use crate::image::PAGE;
 use crate::image::write::{Sink, Writer};
+use crate::image::zeros::nonzero;
 use crate::proc::pagemap::Pagemap;
 use crate::ptrace::memory::Memory;
 use crate::resource::memory::{Area, Pages};
 use crate::resource::mutexes::Search;
 use crate::resource::{Gathered, cpu};
-use ckpt_abi::image::{Machine, RUN_MAX, SectionKind};
+use ckpt_abi::image::{CHUNK_MAX, Machine, SectionKind};
 use nix::time::{ClockId, clock_gettime};
-use std::fs::File;
-use std::io::Read;
 use std::ops::Range;
 use zerocopy::FromZeros;
 
@@ -20,7 +20,6 @@ pub struct Writing<'a> {
     writer: Writer<'a>,
     gathered: Gathered,
     locks: Search,
-    contents: Vec<(u32, Vec<u8>)>,
     buffer: Vec<u8>,
 }
 
@@ -29,7 +28,7 @@ impl<'a> Writing<'a> {
     pub fn begin(sink: &'a mut dyn Sink, stub: Vec<u8>, gathered: Gathered) -> Self {
         let writer = Writer::new(sink, stub);
         let locks = Search::new(&gathered.threads);
-        Self { writer, gathered, locks, contents: Vec::new(), buffer: vec![0; RUN_MAX as usize] }
+        Self { writer, gathered, locks, buffer: vec![0; CHUNK_MAX as usize] }
     }
 
     /// Writes the pages of some areas, read from `pid`: the target or its snapshot.
@@ -53,14 +52,15 @@ impl<'a> Writing<'a> {
     fn range(&mut self, memory: &Memory, range: Range<u64>, area: &Area) -> Result<()> {
         let mut at = range.start;
         while at < range.end {
-            let len = (range.end - at).min(RUN_MAX) as usize;
+            // Chunks end where the one of the next checkpoint does.
+            let border = (at + 1).next_multiple_of(CHUNK_MAX);
+            let len = (range.end.min(border) - at) as usize;
             let mut buffer = std::mem::take(&mut self.buffer);
             let read = read(memory, at, &mut buffer[..len], area);
             let written = read.and_then(|read| {
-                if area.writable {
-                    self.locks.look(memory, at, &buffer[..read], &mut self.gathered.owners);
+                for (start, bytes) in nonzero(&buffer[..read]) {
+                    self.chunk(memory, at + start as u64, bytes, area)?;
                 }
-                self.nonzero(at, &buffer[..read])?;
                 // Pages of a mapping behind the end of its file do not exist.
                 Ok(if read < len { range.end } else { at + len as u64 })
             });
@@ -70,39 +70,24 @@ impl<'a> Writing<'a> {
         Ok(())
     }
 
-    /// Writes the pages that are not all zeros, those that follow each other as one run.
-    fn nonzero(&mut self, addr: u64, bytes: &[u8]) -> Result<()> {
-        let mut start = None;
-        let count = bytes.len() / PAGE as usize;
-        for page in 0..=count {
-            let here = page * PAGE as usize;
-            let content = page < count && !is_zero(&bytes[here..here + PAGE as usize]);
-            match (content, start) {
-                (true, None) => start = Some(here),
-                (false, Some(first)) => {
-                    self.writer.pages(addr + first as u64, &bytes[first..here])?;
-                    start = None;
-                }
-                _ => {}
-            }
+    fn chunk(&mut self, memory: &Memory, addr: u64, bytes: &[u8], area: &Area) -> Result<()> {
+        let owners = &mut self.gathered.owners;
+        let first = owners.len();
+        if area.writable {
+            self.locks.look(memory, addr, bytes, owners);
         }
-        Ok(())
+        let locks = [first, owners.len() - first].map(|n| n as u32);
+        self.writer.memory(0, addr, bytes, locks)
     }
 
-    /// Reads the files without a name while the target stands still.
-    pub fn contents(&mut self, pid: i32) -> Result<()> {
-        for content in std::mem::take(&mut self.gathered.contents) {
-            if let Some(bytes) = content.bytes {
-                self.contents.push((content.index, bytes));
-                continue;
-            }
-            // Opening through /proc leaves the descriptor's offset alone.
-            let path = format!("/proc/{pid}/fd/{}", content.index);
-            let mut bytes = Vec::new();
-            File::open(&path).and_then(|mut file| file.read_to_end(&mut bytes)).because(|| {
-                format!("cannot read the deleted file behind descriptor {}", content.index)
-            })?;
-            self.contents.push((content.index, bytes));
+    /// Writes the files that travel in the image while the target stands still, a piece at a time.
+    pub fn streams(&mut self) -> Result<()> {
+        for stream in std::mem::take(&mut self.gathered.streams) {
+            let object = self.gathered.objects.get(stream.object as usize);
+            let object = object.ok_or_else(|| Error::new("a file is no object"))?;
+            let name = self.gathered.strings.get(object.name);
+            stream::write(&mut self.writer, &stream, object.size, &mut self.buffer)
+                .because(|| format!("cannot read {}", name.display()))?;
         }
         Ok(())
     }
@@ -129,8 +114,8 @@ impl<'a> Writing<'a> {
         w.records(SectionKind::Timers, &g.timers)?;
         w.records(SectionKind::Limits, &g.limits)?;
         w.bytes(SectionKind::Auxv, 0, &g.auxv)?;
-        for (index, bytes) in &self.contents {
-            w.bytes(SectionKind::Content, *index, bytes)?;
+        for content in &g.contents {
+            w.bytes(SectionKind::Content, content.index, &content.bytes)?;
         }
         let losses: Vec<_> =
             losses.into_iter().map(|what| ckpt_abi::image::Loss { what }).collect();
@@ -160,11 +145,6 @@ fn read(memory: &Memory, addr: u64, buffer: &mut [u8], area: &Area) -> Result<us
         done += read;
     }
     Ok(done - done % PAGE as usize)
-}
-
-fn is_zero(page: &[u8]) -> bool {
-    // Most pages show early that they are not; the whole comparison is a memcmp.
-    page[..64].iter().all(|b| *b == 0) && page[64..] == page[..page.len() - 64]
 }
 
 fn machine(gathered: &mut Gathered, pid: i32) -> Result<Machine> {

@@ -2,10 +2,16 @@
 
 pub mod elf;
 pub mod file;
+#[cfg(test)]
+mod golden;
+mod head;
+mod layout;
 pub mod read;
+pub mod source;
 pub mod strings;
 pub mod stub;
 pub mod write;
+pub mod zeros;
 
 pub use ckpt_abi::image::PAGE;
 use xxhash_rust::xxh3::xxh3_64;

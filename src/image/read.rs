@@ -1,20 +1,28 @@
-//! Reading and checking an image. Nothing in it is believed before its checksum was.
+//! Reading and checking an image. Nothing in it is believed before its checksum was, and no memory is
+//! taken for a length that the file only claims.
 
-use super::{PAGE, hash, strings};
+use super::source::Source;
+use super::{hash, head, layout, strings};
 use crate::error::{Because, Error, Kind, Result};
 use ckpt_abi::image::{
-    FORMAT, HEADER_MAGIC, Header, KNOWN_NEEDS, PageRun, RUN_MAX, Section, SectionKind,
-    TRAILER_MAGIC, Text, Trailer,
+    CHUNK_MAX, Chunk, Codec, Header, Section, SectionKind, Text, Trailer, WHOLE_IMAGE,
 };
 use nix::fcntl::OFlag;
 use std::ffi::OsString;
 use std::fs::File;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use zerocopy::{FromBytes, FromZeros, IntoBytes};
+use xxhash_rust::xxh3::Xxh3Default;
+use zerocopy::{FromBytes, IntoBytes};
 
-/// Most sections that an image can have.
-const SECTIONS_MAX: u32 = 1 << 20;
+/// Bytes that are read at a time where the length is the file's word.
+const PIECE: u64 = 1 << 20;
+
+/// Longest section in bytes: a sparse file can really have any length.
+const SECTION_MAX: u64 = 4 << 30;
+
+/// How many times larger a record may be than it was when it was written.
+const GROWTH: usize = 4;
 
 /// Opens what may be a checkpoint; a FIFO of that name makes nobody wait.
 ///
@@ -26,7 +34,7 @@ pub fn open(path: &Path) -> std::io::Result<File> {
 
 /// An image whose header and section table are sound.
 pub struct Image {
-    file: File,
+    source: Box<dyn Source>,
     path: PathBuf,
     header: Header,
     trailer: Trailer,
@@ -40,8 +48,8 @@ impl Image {
     /// # Errors
     /// When a trailer is there but its checksum or the header's is wrong.
     pub fn find(file: &File) -> Result<Option<Header>> {
-        match find_trailer(file)? {
-            Some(trailer) => read_header(file, &trailer).map(Some),
+        match head::find_trailer(file)? {
+            Some(trailer) => head::read_header(file, &trailer).map(Some),
             None => Ok(None),
         }
     }
@@ -54,21 +62,26 @@ impl Image {
 
     /// Reads the head of a checkpoint file; `path` is its name in sentences.
     pub fn from_file(file: File, path: &Path) -> Result<Self> {
+        Self::from_source(Box::new(file), path)
+    }
+
+    /// Reads the head of an image; `path` is its name in sentences.
+    pub fn from_source(source: Box<dyn Source>, path: &Path) -> Result<Self> {
         let named = || path.display().to_string();
-        let trailer = find_trailer(&file).because(named)?.ok_or_else(|| {
+        let trailer = head::find_trailer(&*source).because(named)?.ok_or_else(|| {
             Error::new(format!("{} is not a checkpoint, or was cut off", path.display()))
         })?;
-        let header = read_header(&file, &trailer).because(named)?;
-        let sections = read_sections(&file, &header).because(named)?;
+        let header = head::read_header(&*source, &trailer).because(named)?;
+        let sections = head::read_sections(&*source, &header).because(named)?;
         let mut image =
-            Self { file, path: path.into(), header, trailer, sections, strings: Vec::new() };
+            Self { source, path: path.into(), header, trailer, sections, strings: Vec::new() };
         image.strings = image.bytes(SectionKind::Strings, 0)?;
         Ok(image)
     }
 
-    /// The file.
-    pub fn file(&self) -> &File {
-        &self.file
+    /// The file that it is in, if it is in one.
+    pub fn file(&self) -> Option<&File> {
+        self.source.file()
     }
 
     /// The file's name, for sentences.
@@ -86,19 +99,29 @@ impl Image {
         strings::get(&self.strings, text)
     }
 
-    /// The bytes of a section, checked.
+    /// The bytes of a section of the image or of its first process, checked.
     pub fn bytes(&self, kind: SectionKind, index: u32) -> Result<Vec<u8>> {
-        let section = self.section(kind, index)?;
-        let mut bytes = self.padded(section)?;
-        bytes.truncate(section.len as usize);
-        Ok(bytes)
+        self.padded(self.section(kind, 0, index)?)
     }
 
-    /// The records of a section, checked; fields that the writer did not know are zero.
+    /// The records of a section of the image or of its first process, checked; fields that the writer
+    /// did not know are zero.
     pub fn records<T: FromBytes + IntoBytes>(&self, kind: SectionKind) -> Result<Vec<T>> {
-        let section = self.section(kind, 0)?;
-        let written = (section.record_len as usize).max(1);
-        let bytes = self.bytes(kind, 0)?;
+        self.records_of(0, kind)
+    }
+
+    /// The records of a section of one process, as [`Image::records`].
+    pub fn records_of<T: FromBytes + IntoBytes>(
+        &self,
+        process: u32,
+        kind: SectionKind,
+    ) -> Result<Vec<T>> {
+        let section = self.section(kind, process, 0)?;
+        let written = section.record_len as usize;
+        if written == 0 || written.saturating_mul(GROWTH) < size_of::<T>() {
+            return Err(self.damaged(&format!("the records of its section {kind:?} are too short")));
+        }
+        let bytes = self.padded(section)?;
         let records = bytes.chunks_exact(written).map(|record| {
             let mut value = T::new_zeroed();
             let known = written.min(size_of::<T>());
@@ -117,63 +140,72 @@ impl Image {
     /// Checks every byte of the file.
     pub fn verify(&self) -> Result<()> {
         self.verify_frame()?;
-        for run in &self.page_runs()? {
-            self.read_run(run)?;
+        for chunk in &self.chunks()? {
+            self.read_chunk(chunk)?;
         }
         Ok(())
     }
 
-    /// Checks every byte but those of the page runs, which are checked when they are read.
+    /// Checks every byte but those of the chunks, which are checked when they are read, and that the
+    /// parts of the file follow each other without gaps.
     pub fn verify_frame(&self) -> Result<()> {
-        let mut stub = vec![0; self.header.start as usize];
-        self.read(0, &mut stub)?;
-        if hash(&stub) != self.header.stub_hash {
+        if self.sum(0, self.header.start)? != self.header.stub_hash {
             return Err(self.damaged("the checksum of its stub is wrong"));
         }
-        let start = self.trailer.elf_table;
-        let mut table =
-            vec![0; (self.trailer.file_len - size_of::<Trailer>() as u64 - start) as usize];
-        self.read(start, &mut table)?;
-        if hash(&table) != self.trailer.elf_hash {
+        let (start, end) = (self.trailer.elf_table, layout::end(&self.trailer));
+        if self.sum(start, end - start)? != self.trailer.elf_hash {
             return Err(self.damaged("the checksum of its ELF table is wrong"));
         }
         for section in &self.sections {
-            self.padded(section)?;
-        }
-        let mut end = self.header.start + PAGE;
-        let mut runs = self.page_runs()?;
-        runs.sort_by_key(|run| run.offset);
-        for run in &runs {
-            if run.offset != end {
-                return Err(self.damaged("its page runs have gaps"));
+            let (len, sum) = (self.length(section)?, section.hash);
+            if self.sum(section.offset, len)? != sum {
+                return Err(self.wrong(section));
             }
-            end += run.len;
         }
-        Ok(())
+        let chunks = self.chunks()?;
+        layout::check(&self.header, &self.trailer, &self.sections, &chunks)
+            .map_err(|what| self.damaged(&what))
     }
 
-    /// The page runs by address.
-    pub fn page_runs(&self) -> Result<Vec<PageRun>> {
-        self.records(SectionKind::PageRuns)
+    /// All chunks, of memory by process and address, then of objects by object and offset; each makes
+    /// sense for itself and none overlaps another.
+    pub fn chunks(&self) -> Result<Vec<Chunk>> {
+        let chunks: Vec<Chunk> = self.records(SectionKind::Chunks)?;
+        layout::order(&chunks).map_err(|what| self.damaged(&what))?;
+        Ok(chunks)
     }
 
-    /// Reads the pages of a run, checked.
-    pub fn read_run(&self, run: &PageRun) -> Result<Vec<u8>> {
-        if run.len > RUN_MAX || !run.len.is_multiple_of(PAGE) {
-            return Err(self.damaged("a page run has an impossible length"));
+    /// Reads the content of a chunk, checked.
+    pub fn read_chunk(&self, chunk: &Chunk) -> Result<Vec<u8>> {
+        if u64::from(chunk.len) > CHUNK_MAX {
+            return Err(self.damaged("a chunk is too long"));
         }
-        let mut bytes = vec![0; run.len as usize];
-        self.read_run_into(run, &mut bytes)?;
+        let mut bytes = vec![0; chunk.len as usize];
+        self.read_chunk_into(chunk, &mut bytes)?;
         Ok(bytes)
     }
 
-    /// As [`Image::read_run`] into memory of that length.
-    pub fn read_run_into(&self, run: &PageRun, bytes: &mut [u8]) -> Result<()> {
-        self.read(run.offset, bytes)?;
-        if hash(bytes) != run.hash {
-            let what = format!("the checksum of the pages at {:#x} is wrong", run.addr);
-            return Err(self.damaged(&what));
+    /// As [`Image::read_chunk`] into memory of [`Chunk::len`] bytes.
+    pub fn read_chunk_into(&self, chunk: &Chunk, bytes: &mut [u8]) -> Result<()> {
+        let place = match (chunk.process, chunk.object) {
+            (WHOLE_IMAGE, object) => format!("file {object} at {:#x}", chunk.address),
+            _ => format!("the memory at {:#x}", chunk.address),
+        };
+        let Ok(Codec::Plain) = Codec::try_from(chunk.codec) else {
+            return Err(Error::new(format!(
+                "{}: this ckpt cannot read {place}",
+                self.path.display()
+            )));
+        };
+        let wrong = || self.damaged(&format!("the checksum of {place} is wrong"));
+        if chunk.stored == chunk.len && bytes.len() as u64 == u64::from(chunk.len) {
+            self.read(chunk.offset, bytes)?;
+            return if hash(bytes) == chunk.hash { Ok(()) } else { Err(wrong()) };
         }
+        let mut stored = vec![0; u64::from(chunk.stored).min(CHUNK_MAX) as usize];
+        self.read(chunk.offset, &mut stored)?;
+        let content = stored.get(..bytes.len()).filter(|_| hash(&stored) == chunk.hash);
+        bytes.copy_from_slice(content.ok_or_else(wrong)?);
         Ok(())
     }
 
@@ -184,95 +216,87 @@ impl Image {
             .hint("restart an older checkpoint or another copy")
     }
 
-    fn section(&self, kind: SectionKind, index: u32) -> Result<&Section> {
+    fn section(&self, kind: SectionKind, process: u32, index: u32) -> Result<&Section> {
+        let key = (kind as u32, kind.owner(process), index);
         let mut named = self.sections.iter();
         named
-            .find(|s| s.kind == kind as u32 && s.index == index)
+            .find(|s| (s.kind, s.process, s.index) == key)
             .ok_or_else(|| self.damaged(&format!("it has no section {kind:?}")))
     }
 
-    fn padded(&self, section: &Section) -> Result<Vec<u8>> {
+    /// Bytes of a section with its padding, which the file has.
+    fn length(&self, section: &Section) -> Result<u64> {
         let len = section.len.checked_next_multiple_of(8).filter(|len| {
-            section.offset.checked_add(*len).is_some_and(|end| end <= self.header.file_len)
+            let end = section.offset.checked_add(*len);
+            *len <= SECTION_MAX && end.is_some_and(|end| end <= self.header.file_len)
         });
-        let len = len.ok_or_else(|| self.damaged("a section lies outside the file"))?;
-        let mut bytes = vec![0; len as usize];
-        self.read(section.offset, &mut bytes)?;
+        len.ok_or_else(|| self.damaged("a section lies outside the file, or is too long"))
+    }
+
+    fn padded(&self, section: &Section) -> Result<Vec<u8>> {
+        let len = self.length(section)?;
+        let mut bytes = Vec::new();
+        self.pieces(section.offset, len, |piece| bytes.extend_from_slice(piece))?;
         if hash(&bytes) != section.hash {
-            let what = format!("the checksum of section {} is wrong", section.kind);
-            return Err(self.damaged(&what));
+            return Err(self.wrong(section));
         }
+        bytes.truncate(section.len as usize);
         Ok(bytes)
     }
 
+    fn wrong(&self, section: &Section) -> Error {
+        self.damaged(&format!("the checksum of section {} is wrong", section.kind))
+    }
+
+    /// The checksum of a part of the file.
+    fn sum(&self, offset: u64, len: u64) -> Result<u64> {
+        let mut sum = Xxh3Default::new();
+        self.pieces(offset, len, |piece| sum.update(piece))?;
+        Ok(sum.digest())
+    }
+
+    fn pieces(&self, offset: u64, len: u64, mut take: impl FnMut(&[u8])) -> Result<()> {
+        let mut buffer = vec![0; len.min(PIECE) as usize];
+        for at in (0..len).step_by(PIECE as usize) {
+            let piece = &mut buffer[..(len - at).min(PIECE) as usize];
+            self.read(offset + at, piece)?;
+            take(piece);
+        }
+        Ok(())
+    }
+
     fn read(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
-        self.file
-            .read_exact_at(bytes, offset)
+        self.source
+            .read_at(offset, bytes)
             .because(|| format!("cannot read {}", self.path.display()))
     }
 }
 
-fn find_trailer(file: &File) -> Result<Option<Trailer>> {
-    let len = file.metadata().because(|| "cannot stat")?.len();
-    let mut trailer = Trailer::new_zeroed();
-    let Some(at) = len.checked_sub(size_of::<Trailer>() as u64) else { return Ok(None) };
-    file.read_exact_at(trailer.as_mut_bytes(), at).because(|| "cannot read the trailer")?;
-    if trailer.magic != TRAILER_MAGIC {
-        return Ok(None);
+#[cfg(test)]
+impl Image {
+    /// Where a section of the image lies.
+    pub(super) fn place(&self, kind: SectionKind) -> Section {
+        *self.section(kind, 0, 0).unwrap()
     }
-    let sum = std::mem::replace(&mut trailer.hash, 0);
-    let fits = trailer.file_len == len
-        && trailer.header.is_multiple_of(PAGE)
-        && trailer.header.checked_add(PAGE).is_some_and(|end| end <= at)
-        && trailer.elf_table <= at;
-    if hash(trailer.as_bytes()) != sum || !fits {
-        return Err(damage("damaged: its trailer is wrong, or the file was cut off or grew"));
-    }
-    trailer.hash = sum;
-    Ok(Some(trailer))
-}
 
-fn read_header(file: &File, trailer: &Trailer) -> Result<Header> {
-    let mut page = vec![0; PAGE as usize];
-    file.read_exact_at(&mut page, trailer.header).because(|| "cannot read the header")?;
-    let mut header = Header::new_zeroed();
-    header.as_mut_bytes().copy_from_slice(&page[..size_of::<Header>()]);
-    let at = std::mem::offset_of!(Header, hash);
-    page[at..at + 8].fill(0);
-    if header.magic != HEADER_MAGIC || hash(&page) != header.hash {
-        return Err(damage("damaged: the checksum of its header is wrong"));
+    /// Makes the checksums that depend on a section of `bytes`, a copy of the image, right again.
+    pub(super) fn with_checksums(&self, bytes: &mut [u8], kind: SectionKind) {
+        let put = |bytes: &mut [u8], at: usize, sum: u64| {
+            bytes[at..at + 8].copy_from_slice(&sum.to_le_bytes());
+        };
+        let number = self.sections.iter().position(|s| s.kind == kind as u32).unwrap();
+        let section = self.sections[number];
+        let table = self.header.sections as usize;
+        let entry = table + number * size_of::<Section>() + std::mem::offset_of!(Section, hash);
+        let from = section.offset as usize;
+        let sum = hash(&bytes[from..from + section.len.next_multiple_of(8) as usize]);
+        put(bytes, entry, sum);
+        let head = self.header.start as usize;
+        let sum = hash(&bytes[table..table + self.sections.len() * size_of::<Section>()]);
+        put(bytes, head + std::mem::offset_of!(Header, sections_hash), sum);
+        let at = head + std::mem::offset_of!(Header, hash);
+        put(bytes, at, 0);
+        let sum = hash(&bytes[head..head + super::PAGE as usize]);
+        put(bytes, at, sum);
     }
-    if header.format != FORMAT || header.needs & !KNOWN_NEEDS != 0 {
-        let what = format!(
-            "its format {} (needs {:#x}) is newer than this ckpt's {FORMAT}; run the file itself",
-            header.format, header.needs
-        );
-        return Err(Error::new(what));
-    }
-    if header.file_len != trailer.file_len || header.start != trailer.header {
-        return Err(damage("damaged: header and trailer disagree"));
-    }
-    Ok(header)
-}
-
-fn read_sections(file: &File, header: &Header) -> Result<Vec<Section>> {
-    let (count, len) = (header.section_count, header.section_len);
-    let total = u64::from(count) * u64::from(len);
-    let end = header.sections.checked_add(total);
-    if count > SECTIONS_MAX || len < 48 || end.is_none_or(|end| end > header.file_len) {
-        return Err(damage("damaged: its section table lies outside the file"));
-    }
-    let mut bytes = vec![0; total as usize];
-    file.read_exact_at(&mut bytes, header.sections).because(|| "cannot read the section table")?;
-    if hash(&bytes) != header.sections_hash {
-        return Err(damage("damaged: the checksum of its section table is wrong"));
-    }
-    let sections = bytes
-        .chunks_exact(len as usize)
-        .filter_map(|record| Section::read_from_prefix(record).ok().map(|(section, _)| section));
-    Ok(sections.collect())
-}
-
-fn damage(what: &str) -> Error {
-    Error::new(what).hint("restart an older checkpoint or another copy").of(Kind::Damaged)
 }

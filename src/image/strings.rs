@@ -25,6 +25,11 @@ impl Strings {
         text
     }
 
+    /// A string that was added.
+    pub fn get(&self, text: Text) -> OsString {
+        get(&self.bytes, text)
+    }
+
     /// The section.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes

@@ -4,7 +4,8 @@ use super::{PAGE, elf, hash};
 use crate::error::Result;
 use ckpt_abi::ABI_VERSION;
 use ckpt_abi::image::{
-    FORMAT, HEADER_MAGIC, Header, PageRun, Section, SectionKind, TRAILER_MAGIC, Trailer,
+    Chunk, FORMAT, HEADER_MAGIC, Header, NO_OBJECT, Section, SectionKind, TRAILER_MAGIC, Trailer,
+    WHOLE_IMAGE,
 };
 use zerocopy::{FromZeros, Immutable, IntoBytes};
 
@@ -22,7 +23,7 @@ pub struct Writer<'a> {
     stub: Vec<u8>,
     start: u64,
     at: u64,
-    runs: Vec<PageRun>,
+    chunks: Vec<Chunk>,
     sections: Vec<Section>,
 }
 
@@ -30,7 +31,7 @@ impl<'a> Writer<'a> {
     /// An image behind `stub`.
     pub fn new(sink: &'a mut dyn Sink, stub: Vec<u8>) -> Self {
         let start = (stub.len() as u64).next_multiple_of(PAGE);
-        Self { sink, stub, start, at: start + PAGE, runs: Vec::new(), sections: Vec::new() }
+        Self { sink, stub, start, at: start + PAGE, chunks: Vec::new(), sections: Vec::new() }
     }
 
     /// Bytes written so far.
@@ -40,19 +41,43 @@ impl<'a> Writer<'a> {
 
     /// Whether there is nothing but the head.
     pub fn is_empty(&self) -> bool {
-        self.runs.is_empty() && self.sections.is_empty()
+        self.chunks.is_empty() && self.sections.is_empty()
     }
 
-    /// Adds whole pages of memory; all of them before the first section.
-    pub fn pages(&mut self, addr: u64, bytes: &[u8]) -> Result<()> {
-        self.sink.write_at(self.at, bytes)?;
-        let len = bytes.len() as u64;
-        self.runs.push(PageRun { addr, len, offset: self.at, hash: hash(bytes) });
-        self.at += len;
+    /// Adds a piece of memory of a process: whole pages, at most [`ckpt_abi::image::CHUNK_MAX`] bytes. All
+    /// content comes before the first section. `locks` are the first of the owners' words in it, and how many.
+    pub fn memory(&mut self, process: u32, addr: u64, bytes: &[u8], locks: [u32; 2]) -> Result<()> {
+        let [first_lock, locks] = locks;
+        let known = Chunk { process, object: NO_OBJECT, locks, first_lock, ..Chunk::new_zeroed() };
+        self.chunk(known, addr, bytes)
+    }
+
+    /// Adds a piece of an object, at most [`ckpt_abi::image::CHUNK_MAX`] bytes at a multiple of the page size.
+    pub fn content(&mut self, object: u32, offset: u64, bytes: &[u8]) -> Result<()> {
+        let known = Chunk { process: WHOLE_IMAGE, object, ..Chunk::new_zeroed() };
+        let whole = bytes.len().next_multiple_of(PAGE as usize);
+        if whole == bytes.len() {
+            return self.chunk(known, offset, bytes);
+        }
+        let mut padded = bytes.to_vec();
+        padded.resize(whole, 0);
+        self.chunk(known, offset, &padded)?;
+        if let Some(chunk) = self.chunks.last_mut() {
+            chunk.len = bytes.len() as u32;
+        }
         Ok(())
     }
 
-    /// Adds a section of records.
+    fn chunk(&mut self, known: Chunk, address: u64, bytes: &[u8]) -> Result<()> {
+        self.sink.write_at(self.at, bytes)?;
+        let len = bytes.len() as u32;
+        let (offset, hash) = (self.at, hash(bytes));
+        self.chunks.push(Chunk { address, offset, hash, len, stored: len, ..known });
+        self.at += u64::from(len);
+        Ok(())
+    }
+
+    /// Adds a section of records, of the image or of its first process.
     pub fn records<T: IntoBytes + Immutable>(
         &mut self,
         kind: SectionKind,
@@ -72,7 +97,7 @@ impl<'a> Writer<'a> {
         self.sink.write_at(self.at, &padded)?;
         self.sections.push(Section {
             kind: kind as u32,
-            process: 0,
+            process: kind.owner(0),
             offset: self.at,
             len: bytes.len() as u64,
             record_len: record,
@@ -86,9 +111,9 @@ impl<'a> Writer<'a> {
 
     /// Writes what remains and seals the image; its length in bytes.
     pub fn seal(mut self) -> Result<u64> {
-        self.runs.sort_by_key(|run| run.addr);
-        let runs = std::mem::take(&mut self.runs);
-        self.records(SectionKind::PageRuns, &runs)?;
+        self.chunks.sort_by_key(|chunk| (chunk.process, chunk.object, chunk.address));
+        let chunks = std::mem::take(&mut self.chunks);
+        self.records(SectionKind::Chunks, &chunks)?;
         let sections_at = self.at;
         let sections = self.sections.as_bytes().to_vec();
         self.sink.write_at(sections_at, &sections)?;

@@ -12,6 +12,7 @@ pub mod links;
 pub mod maps;
 pub mod pagemap;
 mod scan;
+pub mod sparse;
 pub mod stat;
 pub mod status;
 mod text;

@@ -4,17 +4,17 @@
 //! those, becomes what the restarter has there. Files are opened again by their path, at their
 //! offset; files without a name travel in the image. The rest is a declared loss.
 
-use super::{Content, Gathered, Target, epoll, kernel_objects, numbers, pipes};
+use super::{Content, Gathered, Stream, Target, epoll, kernel_objects, numbers, pipes};
 use crate::error::{Because, Error, Result};
 use crate::proc::{self, fds::Fd};
 use crate::ptrace::raw;
-use ckpt_abi::image::{Descriptor, DescriptorKind, TimerDescriptor};
+use ckpt_abi::image::{Descriptor, DescriptorKind, Object, ObjectKind, TimerDescriptor};
 use nix::fcntl::OFlag;
 use nix::libc;
 use nix::sys::stat::Mode;
 use std::collections::hash_map::Entry;
 use std::fs::File;
-use std::io::{Seek, SeekFrom, Write};
+use std::io::{Seek, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
@@ -89,12 +89,16 @@ fn save_content(
 ) -> Result<()> {
     let mut index = fd.number;
     let bytes = match record.kind {
-        k if k == DescriptorKind::Content as u32 => None,
-        k if k == DescriptorKind::Path as u32 && record.extra == EMBEDDED => None,
-        k if k == DescriptorKind::Timer as u32 => {
-            Some(kernel_objects::save_timer(fd).as_bytes().to_vec())
+        k if k == DescriptorKind::Content as u32 => {
+            return save_file(pid, fd, ObjectKind::Deleted, record, gathered);
         }
-        k if k == DescriptorKind::Epoll as u32 => Some(epoll::save(fd).as_bytes().to_vec()),
+        k if k == DescriptorKind::Path as u32 && record.extra == EMBEDDED => {
+            return save_file(pid, fd, ObjectKind::Embedded, record, gathered);
+        }
+        k if k == DescriptorKind::Timer as u32 => {
+            kernel_objects::save_timer(fd).as_bytes().to_vec()
+        }
+        k if k == DescriptorKind::Epoll as u32 => epoll::save(fd).as_bytes().to_vec(),
         k if k == DescriptorKind::Pipe as u32 => {
             let reads = |f: &&Fd| f.inode == fd.inode && f.flags as i32 & libc::O_ACCMODE == 0;
             index = all.iter().find(reads).map_or(fd.number, |reader| reader.number);
@@ -102,7 +106,7 @@ fn save_content(
             let ours = raw::take_descriptor(pid, index as i32).because(why)?;
             let (bytes, capacity) = pipes::peek(&ours)?;
             record.value = capacity;
-            Some(bytes)
+            bytes
         }
         _ => return Ok(()),
     };
@@ -110,6 +114,29 @@ fn save_content(
     if gathered.contents.iter().all(|c| c.index != index) {
         gathered.contents.push(Content { index, bytes });
     }
+    Ok(())
+}
+
+/// Makes an object of the file behind a descriptor, whose content travels in the image.
+fn save_file(
+    pid: i32,
+    fd: &Fd,
+    kind: ObjectKind,
+    record: &mut Descriptor,
+    gathered: &mut Gathered,
+) -> Result<()> {
+    record.content = gathered.objects.len() as u32;
+    gathered.objects.push(Object {
+        kind: kind as u32,
+        mode: fd.mode,
+        size: fd.size,
+        inode: fd.inode,
+        device: fd.device,
+        name: record.path,
+        ..Object::new_zeroed()
+    });
+    let path = format!("/proc/{pid}/fd/{}", fd.number).into();
+    gathered.streams.push(Stream { object: record.content, path });
     Ok(())
 }
 
@@ -156,7 +183,9 @@ fn kind(
     }
     match fd.mode & libc::S_IFMT {
         libc::S_IFREG if fd.deleted || fd.nlink == 0 => {
-            let object = gathered.objects.iter().position(|o| o.inode == fd.inode);
+            let memory = ObjectKind::Memory as u32;
+            let shared = |o: &Object| o.kind == memory && o.inode == fd.inode;
+            let object = gathered.objects.iter().position(shared);
             match object {
                 Some(index) => {
                     record.content = index as u32;
@@ -220,8 +249,10 @@ pub struct Restored {
 pub trait Sources {
     /// The path of a descriptor.
     fn path(&self, record: &Descriptor) -> std::path::PathBuf;
-    /// The content of a file without a name.
+    /// What is in a descriptor of a small kind.
     fn content(&self, index: u32) -> Result<Vec<u8>>;
+    /// Gives a new file the size and the content of an object.
+    fn fill(&self, object: u32, file: &File) -> Result<()>;
     /// A descriptor of a shared object.
     fn object(&self, index: u32) -> Result<OwnedFd>;
 }
@@ -299,13 +330,12 @@ fn open_one(
         k if k == DescriptorKind::Path as u32 => {
             let path = sources.path(record);
             match record.extra == EMBEDDED && !path.exists() {
-                true => absent(record, &path, &sources.content(record.fd)?, warnings)?,
+                true => absent(record, &path, sources, warnings)?,
                 false => open_path(record, &path, warnings)?,
             }
         }
         k if k == DescriptorKind::Content as u32 => {
-            let content = sources.content(record.content)?;
-            nameless(&sources.path(record), &content, record)?
+            nameless(&sources.path(record), sources, record)?
         }
         k if k == DescriptorKind::Object as u32 => sources.object(record.content)?,
         k if k == DescriptorKind::Event as u32 => kernel_objects::open_event(record)?,
@@ -406,7 +436,7 @@ pub fn cut(restored: &[Restored], truncate: bool) -> Result<Vec<String>> {
 fn absent(
     record: &Descriptor,
     path: &Path,
-    content: &[u8],
+    sources: &dyn Sources,
     warnings: &mut Vec<String>,
 ) -> Result<OwnedFd> {
     let flags = record.flags as i32;
@@ -416,7 +446,8 @@ fn absent(
         let new = kept | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
         if let Ok(file) = nix::fcntl::open(path, new, mode) {
             let why = || format!("cannot write {}", path.display());
-            std::fs::write(path, content).because(why)?;
+            let writer = File::options().write(true).open(path).because(why)?;
+            sources.fill(record.content, &writer).because(why)?;
             return Ok(file);
         }
         warnings.push(format!(
@@ -424,12 +455,12 @@ fn absent(
             path.display()
         ));
     }
-    nameless(path, content, record)
+    nameless(path, sources, record)
 }
 
 /// A file without a name: where its name once was, else in a directory for temporary files, else
 /// in memory.
-fn nameless(path: &Path, content: &[u8], record: &Descriptor) -> Result<OwnedFd> {
+fn nameless(path: &Path, sources: &dyn Sources, record: &Descriptor) -> Result<OwnedFd> {
     let access = OFlag::from_bits_retain(record.flags as i32 & (KEPT & !libc::O_ACCMODE));
     let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC | access;
     let mode = Mode::from_bits_truncate(record.mode & 0o7777);
@@ -438,10 +469,10 @@ fn nameless(path: &Path, content: &[u8], record: &Descriptor) -> Result<OwnedFd>
     let mut opened = dirs.filter_map(|dir| nix::fcntl::open(dir, flags, mode).ok());
     let file = match opened.next() {
         Some(file) => file,
-        None => memfd("ckpt", content.len() as u64)?,
+        None => memfd("ckpt", 0)?,
     };
-    let mut file = File::from(file);
-    file.write_all(content).because(|| "cannot restore a deleted file")?;
+    let file = File::from(file);
+    sources.fill(record.content, &file).because(|| "cannot restore a deleted file")?;
     Ok(file.into())
 }
 

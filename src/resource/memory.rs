@@ -11,7 +11,7 @@ use crate::image::PAGE;
 use crate::proc::maps::Vma;
 use crate::proc::pagemap::Pagemap;
 use crate::ptrace::call::Caller;
-use ckpt_abi::image::{Guard, Object, Vma as VmaRecord, VmaKind, vma_flag};
+use ckpt_abi::image::{Guard, NO_OBJECT, Object, ObjectKind, Vma as VmaRecord, VmaKind, vma_flag};
 use ckpt_abi::region::{STACK_LEN, STACKS};
 use nix::libc;
 use std::fs::File;
@@ -24,9 +24,6 @@ use zerocopy::FromZeros;
 /// Private mappings of at most this many bytes are in the image whole, whatever file they map, so
 /// that locale archives and other small data files need not be there at the restart.
 const WHOLE_MAX: u64 = 16 << 20;
-
-/// No object.
-pub const NO_OBJECT: u32 = u32::MAX;
 
 /// Which pages of a mapping go into the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -210,8 +207,13 @@ fn classify_shared(vma: &Vma, record: &mut VmaRecord, gathered: &mut Gathered) -
     let known =
         gathered.objects.iter().position(|o| (o.inode, o.device) == (vma.inode, vma.device));
     let index = known.unwrap_or_else(|| {
-        let name = gathered.strings.add(&vma.name);
-        gathered.objects.push(Object { size: 0, inode: vma.inode, device: vma.device, name });
+        gathered.objects.push(Object {
+            kind: ObjectKind::Memory as u32,
+            inode: vma.inode,
+            device: vma.device,
+            name: gathered.strings.add(&vma.name),
+            ..Object::new_zeroed()
+        });
         gathered.objects.len() - 1
     });
     gathered.objects[index].size = gathered.objects[index].size.max(end);

@@ -30,6 +30,7 @@ use crate::proc::maps::Vma;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
 use ckpt_abi::image as rec;
+use std::path::PathBuf;
 
 /// A frozen process with the payload in it.
 pub struct Target<'a> {
@@ -43,12 +44,20 @@ pub struct Target<'a> {
     pub region: &'a Region,
 }
 
-/// What travels in the image for a descriptor.
+/// What travels in the image for a descriptor of a small kind.
 pub struct Content {
     /// [`rec::Descriptor::content`]: the descriptor's number.
     pub index: u32,
-    /// The bytes; None: those of the file without a name behind the descriptor.
-    pub bytes: Option<Vec<u8>>,
+    /// The bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// A file whose content has to be written.
+pub struct Stream {
+    /// The object that it is.
+    pub object: u32,
+    /// A path by which we can open it for reading (/proc/PID/fd/N).
+    pub path: PathBuf,
 }
 
 /// Everything that the image says beside the pages.
@@ -66,12 +75,14 @@ pub struct Gathered {
     pub vmas: Vec<rec::Vma>,
     /// Guard pages.
     pub guards: Vec<rec::Guard>,
-    /// Memory that mappings share.
+    /// Files whose content is in the image, and memory that mappings share.
     pub objects: Vec<rec::Object>,
     /// Descriptors.
     pub descriptors: Vec<rec::Descriptor>,
-    /// Files without a name.
+    /// What is in descriptors of small kinds.
     pub contents: Vec<Content>,
+    /// The files among the objects.
+    pub streams: Vec<Stream>,
     /// Signal dispositions.
     pub actions: Vec<rec::SignalAction>,
     /// Queued signals.

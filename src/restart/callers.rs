@@ -19,14 +19,8 @@ pub const END: usize = API as usize + size_of::<Api>();
 
 /// The API's part of the region in an image.
 pub fn of_image(image: &Image, saved: &Saved) -> Result<Option<Api>> {
-    let base = saved.process.region;
     let mut page = vec![0; END];
-    for run in saved.runs.iter().filter(|r| (base..base + END as u64).contains(&r.addr)) {
-        let bytes = image.read_run(run)?;
-        let at = (run.addr - base) as usize;
-        let len = bytes.len().min(END - at);
-        page[at..at + len].copy_from_slice(&bytes[..len]);
-    }
+    saved.read(image, saved.process.region, &mut page)?;
     Ok(read(&page))
 }
 

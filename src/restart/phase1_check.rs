@@ -7,8 +7,8 @@ use crate::image::stub;
 use crate::inject::{self, monitor::Monitor};
 use ckpt_abi::ABI_VERSION;
 use ckpt_abi::image::{
-    CpuLeaf, Descriptor, Guard, Limit, Machine, Object, Owner, PageRun, PendingSignal, Process,
-    SectionKind, SignalAction, Thread, Timer, Vma, VmaKind,
+    Chunk, CpuLeaf, Descriptor, Guard, Limit, Machine, NO_OBJECT, Object, Owner, PendingSignal,
+    Process, SectionKind, SignalAction, Thread, Timer, Vma, VmaKind,
 };
 use ckpt_abi::region::{Config, Control, MAGIC};
 use std::path::PathBuf;
@@ -28,8 +28,10 @@ pub struct Saved {
     pub owners: Vec<Owner>,
     /// Mappings by address.
     pub vmas: Vec<Vma>,
-    /// Pages by address.
-    pub runs: Vec<PageRun>,
+    /// Its memory by address.
+    pub memory: Vec<Chunk>,
+    /// Content of objects, by object and offset.
+    pub contents: Vec<Chunk>,
     /// Guard pages.
     pub guards: Vec<Guard>,
     /// Shared memory.
@@ -68,6 +70,7 @@ pub fn check(image: &Image) -> Result<Saved> {
         .hint("execute the file itself, it carries its own"));
     }
     image.verify_frame()?;
+    let (memory, contents) = image.chunks()?.into_iter().partition(|c| c.object == NO_OBJECT);
     let process: Process = image.record(SectionKind::Process)?;
     let saved = Saved {
         machine: image.record(SectionKind::Machine)?,
@@ -75,7 +78,8 @@ pub fn check(image: &Image) -> Result<Saved> {
         xstate: image.bytes(SectionKind::Xstate, 0)?,
         owners: image.records(SectionKind::Owners)?,
         vmas: image.records(SectionKind::Vmas)?,
-        runs: image.page_runs()?,
+        memory,
+        contents,
         guards: image.records(SectionKind::Guards)?,
         objects: image.records(SectionKind::Objects)?,
         descriptors: image.records(SectionKind::Descriptors)?,
@@ -126,14 +130,7 @@ fn control(image: &Image, saved: &Saved) -> Result<Control> {
     let base = saved.process.region;
     let mut control = Control::new_zeroed();
     let page = control.as_mut_bytes();
-    let end = base + page.len() as u64;
-    // Pages of zeros are in no run.
-    for run in saved.runs.iter().filter(|run| run.addr < end && base < run.addr + run.len) {
-        let bytes = image.read_run(run)?;
-        let (from, to) = (run.addr.max(base), (run.addr + run.len).min(end));
-        let part = &bytes[(from - run.addr) as usize..(to - run.addr) as usize];
-        page[(from - base) as usize..(to - base) as usize].copy_from_slice(part);
-    }
+    saved.read(image, base, page)?;
     if control.magic != MAGIC {
         return Err(image.damaged("it has no payload"));
     }
@@ -141,6 +138,21 @@ fn control(image: &Image, saved: &Saved) -> Result<Control> {
 }
 
 impl Saved {
+    /// Reads memory of the program as it was saved; what no chunk has is zero.
+    pub fn read(&self, image: &Image, addr: u64, bytes: &mut [u8]) -> Result<()> {
+        let end = addr.saturating_add(bytes.len() as u64);
+        bytes.fill(0);
+        let first = self.memory.partition_point(|c| c.address + u64::from(c.len) <= addr);
+        for chunk in self.memory[first..].iter().take_while(|c| c.address < end) {
+            let content = image.read_chunk(chunk)?;
+            let from = chunk.address.max(addr);
+            let to = (chunk.address + u64::from(chunk.len)).min(end);
+            let part = &content[(from - chunk.address) as usize..(to - chunk.address) as usize];
+            bytes[(from - addr) as usize..(to - addr) as usize].copy_from_slice(part);
+        }
+        Ok(())
+    }
+
     /// The saved vdso, if the program had one.
     pub fn vdso(&self) -> Option<&Vma> {
         self.vmas.iter().find(|v| v.kind == VmaKind::Vdso as u32)

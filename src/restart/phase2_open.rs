@@ -1,14 +1,15 @@
 //! Phase 2: open every file that the program had open or mapped, and name all that are missing.
 
+use super::callers;
 use super::phase1_check::Saved;
-use super::{MapPath, callers};
-use crate::error::{Error, Result};
+use crate::error::{Because, Error, Result};
 use crate::image::read::Image;
 use crate::resource::descriptors::{self, Missing, Restored, Sources, memfd};
 use crate::resource::{epoll, memory, process};
-use ckpt_abi::image::{Descriptor, DescriptorKind, EpollEntry, SectionKind, VmaKind};
+use ckpt_abi::image::{Descriptor, DescriptorKind, EpollEntry, ObjectKind, SectionKind, VmaKind};
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use zerocopy::FromBytes;
 
@@ -19,7 +20,7 @@ pub struct Opened {
     /// Files of mappings, by index of the mapping.
     pub mapped: Vec<Option<File>>,
     /// Shared memory objects.
-    pub objects: Vec<OwnedFd>,
+    pub objects: Vec<Option<OwnedFd>>,
     /// What the epoll instances watch.
     pub watches: Vec<epoll::Watches>,
     /// Files that are not there, of a program that may name others in its restart callbacks.
@@ -28,21 +29,32 @@ pub struct Opened {
 
 struct FromImage<'a> {
     image: &'a Image,
-    map_path: &'a MapPath,
-    objects: &'a [OwnedFd],
+    saved: &'a Saved,
+    objects: &'a [Option<OwnedFd>],
 }
 
 impl Sources for FromImage<'_> {
     fn path(&self, record: &Descriptor) -> PathBuf {
-        self.map_path.apply(super::path_of(self.image, record.path))
+        self.saved.map_path.apply(super::path_of(self.image, record.path))
     }
 
     fn content(&self, index: u32) -> Result<Vec<u8>> {
         self.image.bytes(SectionKind::Content, index)
     }
 
+    fn fill(&self, object: u32, file: &File) -> Result<()> {
+        let record = self.saved.objects.get(object as usize);
+        let record = record.ok_or_else(|| self.image.damaged("a descriptor has no object"))?;
+        let first = self.saved.contents.partition_point(|c| c.object < object);
+        for chunk in self.saved.contents[first..].iter().take_while(|c| c.object == object) {
+            file.write_all_at(&self.image.read_chunk(chunk)?, chunk.address)
+                .because(|| "cannot write it")?;
+        }
+        file.set_len(record.size).because(|| "cannot set its length")
+    }
+
     fn object(&self, index: u32) -> Result<OwnedFd> {
-        let object = self.objects.get(index as usize);
+        let object = self.objects.get(index as usize).and_then(Option::as_ref);
         let object = object.ok_or_else(|| self.image.damaged("a descriptor has no object"))?;
         object.try_clone().map_err(|e| Error::new(format!("cannot duplicate a memfd: {e}")))
     }
@@ -54,10 +66,14 @@ pub fn open(image: &Image, saved: &Saved, warnings: &mut Vec<String>) -> Result<
     let mut failures = Vec::new();
     let mut objects = Vec::new();
     for object in &saved.objects {
+        if object.kind != ObjectKind::Memory as u32 {
+            objects.push(None);
+            continue;
+        }
         let name = image.text(object.name);
         let name = name.to_string_lossy();
         let name = name.strip_prefix("/memfd:").unwrap_or("ckpt-shared");
-        objects.push(memfd(name, object.size)?);
+        objects.push(Some(memfd(name, object.size)?));
     }
     let mut mapped = Vec::new();
     for vma in &saved.vmas {
@@ -70,7 +86,7 @@ pub fn open(image: &Image, saved: &Saved, warnings: &mut Vec<String>) -> Result<
             Err(e) => failures.push(e.to_string()),
         }
     }
-    let sources = FromImage { image, map_path: &saved.map_path, objects: &objects };
+    let sources = FromImage { image, saved, objects: &objects };
     let mut missing = Vec::new();
     let tolerated = callers::of_image(image, saved)?.filter(callers::due).map(|_| &mut missing);
     let descriptors = match descriptors::open_all(&saved.descriptors, &sources, warnings, tolerated)

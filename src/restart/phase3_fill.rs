@@ -21,13 +21,16 @@ use crate::proc;
 use crate::resource::cpu::{self, Set};
 use crate::resource::{memory, resolver, vdso};
 use crate::settings::Settings;
-use ckpt_abi::image::{Guard, PageRun, SignalAction, Vma, VmaKind, vma_flag};
+use ckpt_abi::image::{Chunk, Guard, SignalAction, Vma, VmaKind, vma_flag};
 use ckpt_abi::region::{Control, NAME_LEN, Phase};
 use nix::libc;
 use nix::sys::mman::MapFlags;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
+
+/// Longest vdso in bytes; those of all kernels so far are of a few pages.
+const VDSO_MAX: u64 = 1 << 20;
 
 /// A mapping of the program, where it is now.
 pub struct Placed {
@@ -123,8 +126,8 @@ fn is_reservation(saved: &Saved, record: &Vma) -> bool {
     if record.kind != VmaKind::Private as u32 || record.prot != 0 || special {
         return false;
     }
-    let next = saved.runs.partition_point(|run| run.addr + run.len <= record.start);
-    saved.runs.get(next).is_none_or(|run| run.addr >= record.end)
+    let next = saved.memory.partition_point(|c| c.address + u64::from(c.len) <= record.start);
+    saved.memory.get(next).is_none_or(|chunk| chunk.address >= record.end)
 }
 
 fn map(record: &Vma, at: u64, index: usize, opened: &Opened) -> Result<Mapping> {
@@ -132,7 +135,7 @@ fn map(record: &Vma, at: u64, index: usize, opened: &Opened) -> Result<Mapping> 
     let writable = record.prot | libc::PROT_WRITE as u32 | libc::PROT_READ as u32;
     match record.kind {
         k if k == VmaKind::Shared as u32 => {
-            let object = opened.objects.get(record.object as usize);
+            let object = opened.objects.get(record.object as usize).and_then(Option::as_ref);
             let object = object.ok_or_else(|| Error::new("a shared mapping has no object"))?;
             Mapping::file(at, len, writable, true, object, record.offset)
         }
@@ -192,13 +195,13 @@ fn narrow_resolver(saved: &Saved, placed: &mut [Placed]) {
     }
 }
 
-/// Reads all page runs into their mappings, checking each, with a few threads.
+/// Reads all chunks into their mappings, checking each, with a few threads.
 fn read_pages(image: &Image, saved: &Saved, placed: &[Placed]) -> Result<()> {
     let next = AtomicUsize::new(0);
     let failure = Mutex::new(None);
     let work = || {
-        while let Some(run) = saved.runs.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if let Err(e) = read_run(image, placed, run) {
+        while let Some(chunk) = saved.memory.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if let Err(e) = read_chunk(image, placed, chunk) {
                 failure.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(e);
                 return;
             }
@@ -215,20 +218,20 @@ fn read_pages(image: &Image, saved: &Saved, placed: &[Placed]) -> Result<()> {
     failure.into_inner().unwrap_or_else(|e| e.into_inner()).map_or(Ok(()), Err)
 }
 
-fn read_run(image: &Image, placed: &[Placed], run: &PageRun) -> Result<()> {
-    let index = placed.partition_point(|p| p.record.start <= run.addr);
+fn read_chunk(image: &Image, placed: &[Placed], chunk: &Chunk) -> Result<()> {
+    let index = placed.partition_point(|p| p.record.start <= chunk.address);
     let home = index.checked_sub(1).and_then(|i| placed.get(i));
     let shared = VmaKind::SharedFile as u32;
-    let home = home.filter(|p| run.addr < p.record.end && p.record.kind != shared);
+    let home = home.filter(|p| chunk.address < p.record.end && p.record.kind != shared);
     let Some(home) = home else {
         // The vdso's bytes, when the fresh one is used instead, or those of a file that is there.
-        return image.read_run(run).map(drop);
+        return image.read_chunk(chunk).map(drop);
     };
-    // SAFETY: the mapping is readable and writable until `finish`, and the image's runs, which
-    // were written one after the other, do not overlap.
-    let slice = unsafe { home.mapping.slice(run.addr - home.record.start, run.len) };
-    let slice = slice.ok_or_else(|| image.damaged("pages lie outside their mapping"))?;
-    image.read_run_into(run, slice)
+    // SAFETY: the mapping is readable and writable until `finish`, and the chunks of an image, as was
+    // checked, do not overlap.
+    let slice = unsafe { home.mapping.slice(chunk.address - home.record.start, chunk.len.into()) };
+    let slice = slice.ok_or_else(|| image.damaged("memory lies outside its mapping"))?;
+    image.read_chunk_into(chunk, slice)
 }
 
 /// Decides where the vdso goes, and how the saved one's code has to look if it differs from this
@@ -241,13 +244,12 @@ fn place_vdso(
 ) -> Result<(Vdso, Option<Vec<u8>>)> {
     let here = vdso::Place::find(own);
     let Some(record) = saved.vdso() else { return Ok((Vdso { map_at: None }, None)) };
-    let mut old = vec![0; (record.end - record.start) as usize];
-    for run in saved.runs.iter().filter(|r| (record.start..record.end).contains(&r.addr)) {
-        let at = (run.addr - record.start) as usize;
-        let bytes = image.read_run(run)?;
-        let room = old.get_mut(at..at + bytes.len());
-        room.ok_or_else(|| image.damaged("the vdso's pages overlap"))?.copy_from_slice(&bytes);
+    let len = record.end - record.start;
+    if len > VDSO_MAX {
+        return Err(image.damaged("its vdso is too long"));
     }
+    let mut old = vec![0; len as usize];
+    saved.read(image, record.start, &mut old)?;
     if here.is_empty() {
         vdso::redirect(&mut old, &[], 0)?;
         return Ok((Vdso { map_at: None }, Some(old)));

@@ -14,9 +14,9 @@ use super::progress::Progress;
 use super::protocol::{
     COMPRESSED, Checksum, Entry, Header, Kind, Seal, Welcome, broken, compress, decompress,
 };
-use super::session::nonzero;
 use crate::error::{self, Because, Error, Result};
 use crate::image::write::Sink;
+use crate::image::zeros::nonzero;
 use crate::settings::server::{ServerName, Transfer};
 
 /// Longest time for a connection to come about.

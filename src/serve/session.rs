@@ -11,7 +11,7 @@ use super::protocol::{
     COMPRESSED, Checksum, Entry, Header, Kind, PIECE, Seal, Welcome, compress, decompress,
 };
 use super::store::{Store, Upload};
-use crate::image::PAGE;
+use crate::image::zeros::nonzero;
 use std::os::unix::fs::FileExt;
 
 /// Time between two `Wait` frames while the disk is slow.
@@ -296,40 +296,4 @@ impl<S: Wire> Session<'_, S> {
 
 fn no(sentence: &str) -> Failure {
     Failure::No(sentence.into())
-}
-
-/// The stretches of a piece that are not pages of zeros, with their places in it. Pages are counted
-/// from the piece's start.
-pub fn nonzero(piece: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
-    let page = move |at: usize| &piece[at..(at + PAGE as usize).min(piece.len())];
-    // Most pages show early that they are not; what adds up 64 bytes at a time uses wide registers.
-    let zero = move |at: usize| page(at).chunks(64).all(|c| c.iter().fold(0, |a, b| a | b) == 0);
-    let mut at = 0;
-    std::iter::from_fn(move || {
-        while at < piece.len() && zero(at) {
-            at += PAGE as usize;
-        }
-        let begin = at;
-        while at < piece.len() && !zero(at) {
-            at += PAGE as usize;
-        }
-        (begin < piece.len()).then(|| (begin, &piece[begin..at.min(piece.len())]))
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pages_of_zeros_are_left_out() {
-        let mut piece = vec![0; 5 * 4096 + 100];
-        assert_eq!(nonzero(&piece).count(), 0);
-        assert_eq!(nonzero(&[]).count(), 0);
-        piece[4096] = 1;
-        piece[3 * 4096 - 1] = 1;
-        piece[5 * 4096 + 99] = 1;
-        let found: Vec<_> = nonzero(&piece).map(|(at, bytes)| (at, bytes.len())).collect();
-        assert_eq!(found, [(4096, 8192), (5 * 4096, 100)]);
-    }
 }

@@ -3,7 +3,7 @@
 //! ```text
 //! 0               stub              the ckpt executable, padded to a page
 //! header.start    Header            one page
-//!                 page data         page-aligned runs, in the order they were written
+//!                 chunks            content, as the array of [`Chunk`] tells, without gaps
 //!                 sections          records and bytes, each padded to 8
 //!                 section table     array of Section
 //!                 ELF table         names and section headers, for readelf and objcopy
@@ -11,9 +11,11 @@
 //! ```
 //!
 //! Every byte lies under one xxh3 (64 bit, seed 0): the stub and the header's page under the
-//! header's two, page data under that of its [`PageRun`], sections with their padding under that
+//! header's two, content under that of its [`Chunk`], sections with their padding under that
 //! of their [`Section`], the section table under the header's, the ELF table under the trailer's
-//! `elf_hash`, the trailer under its own.
+//! `elf_hash`, the trailer under its own. A hash is that of the bytes as they lie in the file, so
+//! that no decompressor gets what was not checked.
+//!
 //! Records grow only at their end: a reader takes the bytes it knows and sees zeros for those an
 //! older writer did not have. What an older reader must not ignore sets a bit of [`Header::needs`].
 
@@ -26,17 +28,33 @@ pub const HEADER_MAGIC: [u8; 8] = *b"CKPTIMG\n";
 /// First bytes of the trailer.
 pub const TRAILER_MAGIC: [u8; 8] = *b"CKPTEND\n";
 /// Version of the file format.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 /// Bits of [`Header::needs`] that this build understands.
 pub const KNOWN_NEEDS: u64 = 0;
 /// Page size of the only architecture there is so far.
 pub const PAGE: u64 = 4096;
-/// Longest page run in bytes: what one checksum covers and one thread reads at a time.
-pub const RUN_MAX: u64 = 4 << 20;
+/// Longest chunk in bytes: what one checksum covers, and one thread reads at a time.
+pub const CHUNK_MAX: u64 = 256 << 10;
+/// [`Section::process`] and [`Chunk::process`] of what belongs to no process but to the image.
+pub const WHOLE_IMAGE: u32 = u32::MAX;
+/// [`Chunk::object`] of a process's memory, and [`Vma::object`] of what has no object.
+pub const NO_OBJECT: u32 = u32::MAX;
+
+/// Bits of [`Header::needs`].
+pub mod needs {
+    /// Several processes.
+    pub const PROCESSES: u64 = 1;
+    /// Chunks whose content is in another image ([`super::Header::parent`]).
+    pub const PARENT: u64 = 2;
+    /// Chunks of another codec than [`super::Codec::Plain`].
+    pub const CODEC: u64 = 4;
+    /// Chunks and sections that are encrypted.
+    pub const SEALED: u64 = 8;
+}
 
 record! {
     /// Head of the image; occupies one page, zero behind the record.
-    Header, 96, {
+    Header, 144, {
         /// [`HEADER_MAGIC`].
         magic: [u8; 8],
         /// [`FORMAT`].
@@ -61,8 +79,11 @@ record! {
         sections_hash: u64,
         /// xxh3 of the file's first `start` bytes.
         stub_hash: u64,
+        /// The image that has the chunks which are not in this one, by its [`Trailer::hash`] and its length;
+        /// zero: none.
+        parent: [u64; 2],
         /// Room to grow.
-        reserved: u64,
+        reserved: [u64; 5],
         /// xxh3 of the header's page with this field zero.
         hash: u64,
     }
@@ -93,7 +114,7 @@ record! {
     Section, 48, {
         /// A [`SectionKind`] as a number.
         kind: u32,
-        /// Which process of the image it belongs to, from 0.
+        /// Which process of the image it belongs to, from 0; [`WHOLE_IMAGE`].
         process: u32,
         /// Offset in the file.
         offset: u64,
@@ -107,6 +128,57 @@ record! {
         hash: u64,
         /// Room to grow.
         reserved: u64,
+    }
+}
+
+record! {
+    /// A piece of content: memory of a process, or a part of a file that is an [`Object`]. Pages of zeros
+    /// and holes are in none. The array is sorted by process, object and address, and no two chunks
+    /// overlap.
+    Chunk, 64, {
+        /// Whose memory; [`WHOLE_IMAGE`] of a part of an object.
+        process: u32,
+        /// The object, counted from 0; [`NO_OBJECT`] of memory.
+        object: u32,
+        /// Address, or offset in the object; a multiple of the page size.
+        address: u64,
+        /// Offset of the first byte in the file.
+        offset: u64,
+        /// xxh3 of the bytes in the file.
+        hash: u64,
+        /// Bytes of content, at most [`CHUNK_MAX`]: of memory, whole pages.
+        len: u32,
+        /// Bytes in the file. Of [`Codec::Plain`], `len` rounded up to whole pages with zeros.
+        stored: u32,
+        /// A [`Codec`] as a number.
+        codec: u32,
+        /// How many of the [`Owner`]s lie in it.
+        locks: u32,
+        /// The first of these.
+        first_lock: u32,
+        /// None is known.
+        flags: u32,
+        /// Room to grow.
+        reserved: u64,
+    }
+}
+
+/// How a chunk's content lies in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Codec {
+    /// As it is.
+    Plain = 0,
+}
+
+impl TryFrom<u32> for Codec {
+    type Error = u32;
+
+    fn try_from(number: u32) -> Result<Self, u32> {
+        match number {
+            0 => Ok(Self::Plain),
+            other => Err(other),
+        }
     }
 }
 
@@ -126,8 +198,8 @@ pub enum SectionKind {
     Xstate = 5,
     /// [`Vma`]s by address.
     Vmas = 6,
-    /// [`PageRun`]s by address.
-    PageRuns = 7,
+    /// [`Chunk`]s.
+    Chunks = 7,
     /// [`Descriptor`]s by number.
     Descriptors = 8,
     /// 64 [`SignalAction`]s, for signals 1 to 64.
@@ -136,9 +208,9 @@ pub enum SectionKind {
     PendingSignals = 10,
     /// 16 [`Limit`]s by resource number.
     Limits = 11,
-    /// Content of a file that has no name any more; [`Section::index`] is [`Descriptor::content`].
+    /// What is in a descriptor of another kind than a file's; [`Section::index`] is [`Descriptor::content`].
     Content = 12,
-    /// [`Object`]s: memory that VMAs or descriptors share.
+    /// [`Object`]s: files whose content is in the image, and memory that VMAs or descriptors share.
     Objects = 13,
     /// [`Loss`]es: what was left out.
     Losses = 14,
@@ -152,4 +224,19 @@ pub enum SectionKind {
     Owners = 18,
     /// [`CpuLeaf`]s of the machine where the image was written.
     Cpuid = 32,
+}
+
+impl SectionKind {
+    /// Which process the section belongs to, if it is asked for as one of `process`.
+    pub fn owner(self, process: u32) -> u32 {
+        match self {
+            Self::Strings
+            | Self::Machine
+            | Self::Chunks
+            | Self::Objects
+            | Self::Losses
+            | Self::Cpuid => WHOLE_IMAGE,
+            _ => process,
+        }
+    }
 }

@@ -276,20 +276,6 @@ pub mod vma_flag {
 }
 
 record! {
-    /// Pages of memory that lie in the file one after the other.
-    PageRun, 32, {
-        /// Address of the first page.
-        addr: u64,
-        /// Bytes, a multiple of the page size, at most [`crate::image::RUN_MAX`].
-        len: u64,
-        /// Offset of the first byte in the file.
-        offset: u64,
-        /// xxh3 of the bytes.
-        hash: u64,
-    }
-}
-
-record! {
     /// Pages that must not be touched (MADV_GUARD_INSTALL).
     Guard, 16, {
         /// First address.
@@ -300,17 +286,35 @@ record! {
 }
 
 record! {
-    /// Memory that several mappings or descriptors share.
-    Object, 32, {
-        /// Size in bytes.
+    /// A file whose content is in the image: one for each device and inode.
+    Object, 96, {
+        /// An [`ObjectKind`] as a number.
+        kind: u32,
+        /// st_mode.
+        mode: u32,
+        /// Size in bytes; what no chunk has of it is a hole.
         size: u64,
-        /// Inode number at the checkpoint: two mappings with the same share one object.
+        /// Inode number at the checkpoint.
         inode: u64,
         /// Device number.
         device: u64,
-        /// Name, for memfds.
+        /// Name: of a memfd, or a path that is or was the file's.
         name: Text,
+        /// Room to grow.
+        reserved: [u64; 7],
     }
+}
+
+/// What an object is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum ObjectKind {
+    /// Memory that mappings or descriptors share (memfd_create(2), MAP_SHARED without a file).
+    Memory = 1,
+    /// A file that has no name any more.
+    Deleted = 2,
+    /// A file with a name, which travels along.
+    Embedded = 3,
 }
 
 record! {
@@ -338,7 +342,7 @@ record! {
         mtime: i64,
         /// Path, or what /proc/PID/fd says.
         path: Text,
-        /// Index of the section that holds the file's content, or of the object.
+        /// Index of the object that is the file, or of the section that holds what is in it.
         content: u32,
         /// Kind's own number (eventfd counter's flags and so on); of a path, 1: the file's content
         /// travels in the image.
@@ -392,7 +396,7 @@ pub enum DescriptorKind {
     Stdio = 1,
     /// A file, directory or device that is opened again by its path.
     Path = 2,
-    /// A file without a name, whose content is in the image.
+    /// A file without a name, which is an [`Object`].
     Content = 3,
     /// An [`Object`] of memory (memfd).
     Object = 4,

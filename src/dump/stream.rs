@@ -1,0 +1,54 @@
+//! The content of a file goes into the image a piece at a time, and its holes cost nothing.
+
+use crate::error::{Because, Result};
+use crate::image::write::Writer;
+use crate::image::zeros::nonzero;
+use crate::proc::sparse;
+use crate::resource::Stream;
+use ckpt_abi::image::CHUNK_MAX;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+/// Writes what a file of `size` bytes holds; `buffer` is room that is not needed meanwhile.
+pub(super) fn write(
+    writer: &mut Writer<'_>,
+    stream: &Stream,
+    size: u64,
+    buffer: &mut Vec<u8>,
+) -> Result<()> {
+    // Opening anew, also through /proc, leaves the target's offset alone.
+    let file = File::open(&stream.path).because(|| "it cannot be opened again")?;
+    for data in sparse::data(&file, size) {
+        let mut at = data.start;
+        while at < data.end {
+            // Chunks end where those of the next checkpoint do.
+            let border = (at + 1).next_multiple_of(CHUNK_MAX).min(data.end);
+            buffer.resize((border - at) as usize, 0);
+            let len = fill(&file, at, buffer).because(|| format!("at offset {at:#x}"))?;
+            for (start, bytes) in nonzero(&buffer[..len]) {
+                writer.content(stream.object, at + start as u64, bytes)?;
+            }
+            if len < buffer.len() {
+                // Somebody else has cut it off.
+                break;
+            }
+            at = border;
+        }
+    }
+    buffer.resize(CHUNK_MAX as usize, 0);
+    Ok(())
+}
+
+/// Reads until the buffer is full or the file ends.
+fn fill(file: &File, offset: u64, buffer: &mut [u8]) -> std::io::Result<usize> {
+    let mut done = 0;
+    while done < buffer.len() {
+        match file.read_at(&mut buffer[done..], offset + done as u64) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(done)
+}

@@ -1,0 +1,153 @@
+//! Images of this format that every later build has to read, in tests/golden, without a stub. Where the
+//! format changes before it is released, `CKPT_GOLDEN=1 cargo test golden` writes the newest anew.
+
+use super::read::Image;
+use super::strings::Strings;
+use super::write::{Sink, Writer};
+use crate::error::Result;
+use ckpt_abi::image::{
+    CHUNK_MAX, Chunk, FORMAT, Loss, NO_OBJECT, Object, ObjectKind, Process, SectionKind, Thread,
+    WHOLE_IMAGE,
+};
+use std::path::{Path, PathBuf};
+use zerocopy::{FromZeros, IntoBytes};
+
+/// An image in memory.
+#[derive(Default)]
+struct Bytes(Vec<u8>);
+
+impl Sink for Bytes {
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let end = offset as usize + bytes.len();
+        self.0.resize(self.0.len().max(end), 0);
+        self.0[offset as usize..end].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn seal(&mut self, len: u64) -> Result<()> {
+        self.0.resize(len as usize, 0);
+        Ok(())
+    }
+}
+
+fn made() -> Vec<u8> {
+    let mut sink = Bytes::default();
+    let mut writer = Writer::new(
+        &mut sink,
+        b"\x7fELF and no stub, but as long as its header is.....................".to_vec(),
+    );
+    let mut strings = Strings::default();
+    let page = [7u8; 4096];
+    writer.memory(0, 0x7000, &page, [0, 0]).unwrap();
+    writer.memory(0, 0x1000, &page, [2, 1]).unwrap();
+    writer.content(0, 8192, b"the end of a file").unwrap();
+    let process = Process {
+        pid: 4711,
+        program: strings.add("golden"),
+        generation: 3,
+        ..Process::new_zeroed()
+    };
+    let object = Object {
+        kind: ObjectKind::Deleted as u32,
+        mode: 0o100_644,
+        size: 10_000,
+        name: strings.add("/tmp/gone"),
+        ..Object::new_zeroed()
+    };
+    writer.records(SectionKind::Process, &[process]).unwrap();
+    let threads = [4711, 4712].map(|tid| Thread { tid, ..Thread::new_zeroed() });
+    writer.records(SectionKind::Threads, &threads).unwrap();
+    writer.records(SectionKind::Objects, &[object]).unwrap();
+    writer.bytes(SectionKind::Content, 5, b"in a pipe").unwrap();
+    writer.records(SectionKind::Losses, &[Loss { what: strings.add("a loss") }]).unwrap();
+    writer.bytes(SectionKind::Strings, 0, strings.bytes()).unwrap();
+    writer.seal().unwrap();
+    sink.0
+}
+
+fn opened(bytes: &[u8]) -> Result<Image> {
+    Image::from_source(Box::new(bytes.to_vec()), Path::new("golden"))
+}
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+}
+
+#[test]
+fn images_of_all_times_are_read() {
+    let newest = folder().join(format!("format-{FORMAT}.ckpt"));
+    if std::env::var_os("CKPT_GOLDEN").is_some() {
+        std::fs::write(&newest, made()).unwrap();
+    }
+    assert!(newest.exists());
+    for entry in std::fs::read_dir(folder()).unwrap() {
+        let image = Image::open(&entry.unwrap().path()).unwrap();
+        image.verify().unwrap();
+        let process: Process = image.record(SectionKind::Process).unwrap();
+        assert_eq!((process.pid, process.generation), (4711, 3));
+        assert_eq!(image.text(process.program), "golden");
+        let threads: Vec<Thread> = image.records(SectionKind::Threads).unwrap();
+        assert_eq!(threads.iter().map(|t| t.tid).collect::<Vec<_>>(), [4711, 4712]);
+        let object: Object = image.record(SectionKind::Objects).unwrap();
+        assert_eq!((object.size, object.mode), (10_000, 0o100_644));
+        assert_eq!(image.bytes(SectionKind::Content, 5).unwrap(), b"in a pipe");
+        let chunks = image.chunks().unwrap();
+        let places: Vec<_> = chunks.iter().map(|c| (c.process, c.object, c.address)).collect();
+        assert_eq!(
+            places,
+            [(0, NO_OBJECT, 0x1000), (0, NO_OBJECT, 0x7000), (WHOLE_IMAGE, 0, 8192)]
+        );
+        assert_eq!((chunks[0].first_lock, chunks[0].locks), (2, 1));
+        assert_eq!(image.read_chunk(&chunks[1]).unwrap(), [7; 4096]);
+        assert_eq!(image.read_chunk(&chunks[2]).unwrap(), b"the end of a file");
+    }
+}
+
+#[test]
+fn each_byte_counts() {
+    let good = made();
+    opened(&good).unwrap().verify().unwrap();
+    let pages_ends = |at: &usize| at % 4096 < 300 || at.is_multiple_of(13);
+    for at in (0..good.len()).filter(pages_ends) {
+        let mut bad = good.clone();
+        bad[at] ^= 0x10;
+        let verdict = opened(&bad).and_then(|image| image.verify());
+        assert!(verdict.is_err(), "byte {at:#x} does not count");
+    }
+    for len in (0..good.len()).rev().step_by(61) {
+        let verdict = opened(&good[..len]).and_then(|image| image.verify());
+        assert!(verdict.is_err(), "cut off at {len}");
+    }
+}
+
+/// The image with one of its chunks changed, and every checksum right.
+fn forged(change: impl Fn(&mut [Chunk])) -> Vec<u8> {
+    let mut bytes = made();
+    let image = opened(&bytes).unwrap();
+    let mut chunks = image.chunks().unwrap();
+    change(&mut chunks);
+    let section = image.place(SectionKind::Chunks);
+    let at = section.offset as usize;
+    let records = chunks.as_bytes();
+    bytes[at..at + records.len()].copy_from_slice(records);
+    image.with_checksums(&mut bytes, SectionKind::Chunks);
+    bytes
+}
+
+#[test]
+fn forged_chunks_are_refused() {
+    opened(&forged(|_| {})).unwrap().verify().unwrap();
+    let changes: [fn(&mut [Chunk]); 7] = [
+        |c| c[1].address = c[0].address,
+        |c| c[0].address += 1,
+        |c| c[0].len = u32::MAX,
+        |c| c[2].stored = CHUNK_MAX as u32,
+        |c| c[1].offset = c[0].offset,
+        |c| c[0].offset = u64::MAX - 100,
+        |c| c[0].codec = 9,
+    ];
+    for (number, change) in changes.iter().enumerate() {
+        let verdict = opened(&forged(change)).and_then(|image| image.verify());
+        assert!(verdict.is_err(), "change {number}");
+    }
+}

@@ -1,0 +1,105 @@
+//! What must be true of the places of an image's parts.
+
+use super::PAGE;
+use ckpt_abi::image::{CHUNK_MAX, Chunk, Codec, Header, NO_OBJECT, Section, Trailer, WHOLE_IMAGE};
+
+type Verdict = Result<(), String>;
+
+/// Where the trailer begins.
+pub(super) fn end(trailer: &Trailer) -> u64 {
+    trailer.file_len - size_of::<Trailer>() as u64
+}
+
+/// Chunks are sorted and do not overlap, and each has a possible place and length.
+pub(super) fn order(chunks: &[Chunk]) -> Verdict {
+    for chunk in chunks {
+        let len = u64::from(chunk.len);
+        let memory = chunk.object == NO_OBJECT && chunk.process != WHOLE_IMAGE;
+        let object = chunk.object != NO_OBJECT && chunk.process == WHOLE_IMAGE;
+        let whole = object || len.is_multiple_of(PAGE);
+        let plain = chunk.codec != Codec::Plain as u32
+            || u64::from(chunk.stored) == len.next_multiple_of(PAGE);
+        let sane = chunk.address.is_multiple_of(PAGE)
+            && chunk.address.checked_add(len).is_some_and(|end| end <= 1 << 63)
+            && (1..=CHUNK_MAX).contains(&len)
+            && u64::from(chunk.stored) <= CHUNK_MAX + PAGE;
+        if !(sane && whole && plain && (memory || object)) {
+            return Err(format!(
+                "a chunk at {:#x} has an impossible place or length",
+                chunk.address
+            ));
+        }
+    }
+    let key = |c: &Chunk| (c.process, c.object, c.address);
+    let next = |c: &Chunk| (c.process, c.object, c.address + u64::from(c.len));
+    match chunks.windows(2).find(|pair| next(&pair[0]) > key(&pair[1])) {
+        Some(pair) => Err(format!("its chunks at {:#x} overlap", pair[1].address)),
+        None => Ok(()),
+    }
+}
+
+/// Stub, header, chunks, sections, their table, the ELF table and the trailer follow each other.
+pub(super) fn check(
+    header: &Header,
+    trailer: &Trailer,
+    sections: &[Section],
+    chunks: &[Chunk],
+) -> Verdict {
+    let mut places: Vec<(u64, u64)> =
+        chunks.iter().map(|c| (c.offset, u64::from(c.stored))).collect();
+    places.extend(sections.iter().map(|s| (s.offset, s.len.next_multiple_of(8))));
+    places.sort_unstable();
+    let mut at = header.start + PAGE;
+    for (offset, len) in places {
+        if offset != at {
+            return Err(format!("there is a gap at {at:#x}"));
+        }
+        at = at.saturating_add(len);
+    }
+    let table = u64::from(header.section_count) * u64::from(header.section_len);
+    if at != header.sections || at.saturating_add(table) != trailer.elf_table {
+        return Err(format!("there is a gap at {at:#x}"));
+    }
+    if header.stub_len > header.start {
+        return Err("its stub is too long".into());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use zerocopy::FromZeros;
+
+    fn memory(address: u64, len: u32) -> Chunk {
+        Chunk { object: NO_OBJECT, address, len, stored: len, ..Chunk::new_zeroed() }
+    }
+
+    #[test]
+    fn chunks_follow_each_other() {
+        let good = [memory(0x1000, 0x2000), memory(0x3000, 0x40000)];
+        assert_eq!(order(&good), Ok(()));
+        assert!(order(&[good[1], good[0]]).is_err());
+        assert!(order(&[memory(0x1000, 0x3000), memory(0x3000, 0x1000)]).is_err());
+        let other = Chunk { process: 1, ..memory(0x1000, 0x1000) };
+        assert_eq!(order(&[good[0], good[1], other]), Ok(()));
+    }
+
+    #[test]
+    fn impossible_chunks_are_refused() {
+        for wrong in [
+            memory(0x1000, 0),
+            memory(0x1001, 0x1000),
+            memory(0x1000, 0x800),
+            memory(0x1000, 0x41000),
+            memory(!0xfff, 0x2000),
+            Chunk { stored: 0x2000, ..memory(0x1000, 0x1000) },
+            Chunk { object: 0, ..memory(0x1000, 0x1000) },
+            Chunk { process: WHOLE_IMAGE, ..memory(0x1000, 0x1000) },
+        ] {
+            assert!(order(&[wrong]).is_err(), "{wrong:?}");
+        }
+        let file = Chunk { process: WHOLE_IMAGE, object: 3, stored: 0x1000, ..memory(0, 100) };
+        assert_eq!(order(&[file]), Ok(()));
+    }
+}
