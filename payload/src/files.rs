@@ -12,16 +12,15 @@
 
 use crate::control::Page;
 use crate::listing::{
-    AT_FDCWD, CLOEXEC, Description, FCNTL, IGNORE, LSEEK, OPEN, REGULAR, RESTORE, Regular, SCRATCH,
-    describe, descriptors, duplicate, hash, identity,
+    AT_FDCWD, CLOEXEC, Description, IGNORE, REGULAR, RESTORE, Regular, SCRATCH, describe,
+    descriptors, duplicate, hash, identity,
 };
 use crate::trigger::say;
 use crate::{clib, sys};
 use ckpt_abi::api::{Api, Missing};
+use ckpt_abi::nr;
 use core::mem::offset_of;
 use core::sync::atomic::Ordering;
-
-const DUP3: u64 = 292;
 
 /// struct ckptfdtbl, and how long its mapping is.
 #[repr(C)]
@@ -297,22 +296,23 @@ fn obey(row: &Row, shown: &Shown) {
     if hash(regular.path) != shown.path || regular.mode != shown.mode {
         let args = [AT_FDCWD, regular.path as u64, regular.mode as u64 | CLOEXEC, 0o666, 0, 0];
         // SAFETY: opens the file that the program names.
-        let opened = unsafe { sys::call(OPEN, &args) };
+        let opened = unsafe { sys::call(nr::OPENAT, &args) };
         if opened < 0 {
             give_up(row.fd as u64, regular.path, opened.wrapping_neg());
         }
         if opened != i64::from(row.fd) {
             let flags = if shown.cloexec != 0 { CLOEXEC } else { 0 };
             // SAFETY: the number is the program's for this file.
-            unsafe { sys::call(DUP3, &[opened as u64, row.fd as u64, flags, 0, 0, 0]) };
+            unsafe { sys::call(nr::DUP3, &[opened as u64, row.fd as u64, flags, 0, 0, 0]) };
             sys::close(opened);
         } else {
             // SAFETY: F_SETFD on the descriptor just opened.
-            unsafe { sys::call(FCNTL, &[opened as u64, 2, shown.cloexec.into(), 0, 0, 0]) };
+            unsafe { sys::call(nr::FCNTL, &[opened as u64, 2, shown.cloexec.into(), 0, 0, 0]) };
         }
     }
     // SAFETY: moves the offset of the program's file to where the program wants it.
-    let moved = unsafe { sys::call(LSEEK, &[row.fd as u64, regular.offset as u64, 0, 0, 0, 0]) };
+    let moved =
+        unsafe { sys::call(nr::LSEEK, &[row.fd as u64, regular.offset as u64, 0, 0, 0, 0]) };
     if moved < 0 {
         give_up(row.fd as u64, regular.path, moved.wrapping_neg());
     }

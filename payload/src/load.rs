@@ -13,6 +13,7 @@ use crate::control::Page;
 use crate::{assist, heirs, signals, sys};
 use ckpt_abi::ABI_VERSION;
 use ckpt_abi::api::{API, Api, Request};
+use ckpt_abi::nr;
 use ckpt_abi::region::{Control, MAGIC, NAME_LEN, PAYLOAD, SEARCH_END, SEARCH_START, SEARCH_STEP};
 use core::mem::offset_of;
 
@@ -66,7 +67,7 @@ extern "C" fn load() {
     // The mapping of the file would be in every image and break when the file is rewritten.
     let flags = MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS | MAP_NORESERVE;
     // SAFETY: replaces the executable's own segment of this object, which nothing refers to.
-    unsafe { sys::call(9, &[start, pages(len), 0, flags, u64::MAX, 0]) };
+    unsafe { sys::call(nr::MMAP, &[start, pages(len), 0, flags, u64::MAX, 0]) };
 }
 
 fn image() -> u64 {
@@ -151,17 +152,15 @@ fn create(executable: u64, executable_len: u64) -> Option<Page> {
 
 /// Device, inode and access mode of a standard stream; zeros for a closed one.
 fn standard(fd: u64) -> [u64; 3] {
-    const FSTAT: u64 = 5;
-    const FCNTL: u64 = 72;
     const F_GETFL: u64 = 3;
     const ACCMODE: u64 = 3;
     let mut stat = [0u64; 18];
     // SAFETY: the kernel fills the struct stat.
-    if unsafe { sys::call(FSTAT, &[fd, (&raw mut stat) as u64, 0, 0, 0, 0]) } < 0 {
+    if unsafe { sys::call(nr::FSTAT, &[fd, (&raw mut stat) as u64, 0, 0, 0, 0]) } < 0 {
         return [0; 3];
     }
     // SAFETY: looks at a descriptor.
-    let flags = unsafe { sys::call(FCNTL, &[fd, F_GETFL, 0, 0, 0, 0]) };
+    let flags = unsafe { sys::call(nr::FCNTL, &[fd, F_GETFL, 0, 0, 0, 0]) };
     [stat[0], stat[1], flags as u64 & ACCMODE]
 }
 
@@ -170,15 +169,16 @@ fn map(len: u64) -> Option<u64> {
     while base < SEARCH_END {
         let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
         // SAFETY: replaces nothing.
-        let mapped =
-            unsafe { sys::call(9, &[base, len, PROT_READ | PROT_WRITE, flags, u64::MAX, 0]) };
+        let mapped = unsafe {
+            sys::call(nr::MMAP, &[base, len, PROT_READ | PROT_WRITE, flags, u64::MAX, 0])
+        };
         if mapped == base as i64 {
             return Some(base);
         }
         if !sys::failed(mapped) {
             // Before Linux 4.17 the address is only a hint.
             // SAFETY: unmaps what was just mapped.
-            unsafe { sys::call(11, &[mapped as u64, len, 0, 0, 0, 0]) };
+            unsafe { sys::call(nr::MUNMAP, &[mapped as u64, len, 0, 0, 0, 0]) };
         }
         base = base.wrapping_add(SEARCH_STEP);
     }
@@ -192,7 +192,7 @@ fn copy(to: u64, from: u64, len: u64) {
 
 fn protect(start: u64, len: u64, prot: u64) {
     // SAFETY: the callers protect parts of the new region.
-    unsafe { sys::call(10, &[start, len, prot, 0, 0, 0]) };
+    unsafe { sys::call(nr::MPROTECT, &[start, len, prot, 0, 0, 0]) };
 }
 
 /// Copies this object to `to` as it has to be there.
@@ -252,14 +252,14 @@ pub fn open(path: &core::ffi::CStr) -> i64 {
     const AT_FDCWD: u64 = -100i64 as u64;
     const CLOEXEC: u64 = 0o2_000_000;
     // SAFETY: opens a file of /proc to read it.
-    unsafe { sys::call(257, &[AT_FDCWD, path.as_ptr() as u64, CLOEXEC, 0, 0, 0]) }
+    unsafe { sys::call(nr::OPENAT, &[AT_FDCWD, path.as_ptr() as u64, CLOEXEC, 0, 0, 0]) }
 }
 
 /// How many bytes there were; 0 for an error too.
 pub fn read(fd: i64, buffer: &mut [u8]) -> usize {
     // SAFETY: the kernel writes into the buffer only.
     let n = unsafe {
-        sys::call(0, &[fd as u64, buffer.as_mut_ptr() as u64, buffer.len() as u64, 0, 0, 0])
+        sys::call(nr::READ, &[fd as u64, buffer.as_mut_ptr() as u64, buffer.len() as u64, 0, 0, 0])
     };
     if n > 0 { n as usize } else { 0 }
 }
@@ -273,7 +273,7 @@ fn default_name(page: Page) {
     let len = if fd < 0 { 0 } else { read(fd, &mut arguments) };
     sys::close(fd);
     // SAFETY: the kernel writes at most the bytes there are.
-    let cwd = unsafe { sys::call(79, &[name as u64, NAME_LEN as u64, 0, 0, 0, 0]) };
+    let cwd = unsafe { sys::call(nr::GETCWD, &[name as u64, NAME_LEN as u64, 0, 0, 0, 0]) };
     let mut at = if cwd > 0 { (cwd as usize).wrapping_sub(1) } else { 0 };
     let mut put = |byte: u8| {
         if at < NAME_LEN - 1 {

@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 use crate::sys;
+use ckpt_abi::nr;
 use ckpt_abi::op::{Kind, Op, Orders, Report, flag};
 use core::sync::atomic::{AtomicU32, Ordering};
 
@@ -127,13 +128,11 @@ fn give_up(orders: &Orders, op: &Op, index: u64, result: i64) -> ! {
         sys::write_all(orders.report_fd, bytes.cast(), size_of::<Report>());
     }
     if orders.exec_fd >= 0 {
-        /// execveat(2) with AT_EMPTY_PATH.
-        const EXECVEAT: u64 = 322;
         const AT_EMPTY_PATH: u64 = 0x1000;
         let args =
             [orders.exec_fd as u64, orders.empty, orders.argv, orders.envp, AT_EMPTY_PATH, 0];
         // SAFETY: the process is lost anyway; the host prepared the arguments.
-        unsafe { sys::call(EXECVEAT, &args) };
+        unsafe { sys::call(nr::EXECVEAT, &args) };
     }
     sys::exit_group(125)
 }

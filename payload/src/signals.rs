@@ -9,9 +9,8 @@ use crate::sys;
 use core::mem::offset_of;
 use core::sync::atomic::Ordering;
 
+use ckpt_abi::nr;
 use ckpt_abi::region::Control;
-
-const SIGACTION: u64 = 13;
 /// SA_SIGINFO, SA_RESTORER, SA_ONSTACK and SA_RESTART.
 const FLAGS: u64 = 4 | 0x0400_0000 | 0x0800_0000 | 0x1000_0000;
 
@@ -33,7 +32,7 @@ pub fn take(page: Page) {
     let action = [handler, FLAGS, restorer, u64::MAX];
     let args = [signal(page), (&raw const action) as u64, old_action(page), 8, 0, 0];
     // SAFETY: the kernel reads one struct and writes the other.
-    unsafe { sys::call(SIGACTION, &args) };
+    unsafe { sys::call(nr::RT_SIGACTION, &args) };
 }
 
 /// What a signal was before the handler took it.
@@ -57,7 +56,7 @@ impl Disposition {
         if self.signal != 0 {
             let args = [self.signal, (&raw const self.action) as u64, 0, 8, 0, 0];
             // SAFETY: the kernel reads the struct that it had written.
-            unsafe { sys::call(SIGACTION, &args) };
+            unsafe { sys::call(nr::RT_SIGACTION, &args) };
         }
     }
 }

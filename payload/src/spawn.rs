@@ -13,6 +13,7 @@
 use crate::control::Page;
 use crate::sys;
 use ckpt_abi::api::{Api, Request};
+use ckpt_abi::nr;
 use ckpt_abi::region::NAME_LEN;
 use core::mem::offset_of;
 use core::sync::atomic::Ordering;
@@ -42,7 +43,7 @@ pub fn dumper(page: Page) {
     let mut reaps = 0u32;
     let reaps_at: *mut u32 = &mut reaps;
     // SAFETY: the kernel writes the one word.
-    unsafe { sys::call(157, &[PR_GET_CHILD_SUBREAPER, reaps_at as u64, 0, 0, 0, 0]) };
+    unsafe { sys::call(nr::PRCTL, &[PR_GET_CHILD_SUBREAPER, reaps_at as u64, 0, 0, 0, 0]) };
     if reaps != 0 {
         sys::prctl(PR_SET_CHILD_SUBREAPER, 0);
     }
@@ -54,7 +55,7 @@ pub fn dumper(page: Page) {
     let child = unsafe { sys::clone(FLAGS, page.stack(0), [0; 2], intermediate, page.address()) };
     if child > 0 {
         // SAFETY: waits for the task that was just made.
-        while unsafe { sys::call(61, &[child as u64, 0, WCLONE, 0, 0, 0]) } == -4 {}
+        while unsafe { sys::call(nr::WAIT4, &[child as u64, 0, WCLONE, 0, 0, 0]) } == -nr::EINTR {}
     } else {
         page.spawn_error().store(child, Ordering::Release);
     }
@@ -92,7 +93,7 @@ pub fn reap_keeper(page: Page) -> bool {
     }
     let args = [u64::from(keeper), 0, WCLONE | WNOHANG, 0, 0, 0];
     // SAFETY: waits for a child of ours that the program does not know.
-    let gone = unsafe { sys::call(61, &args) } != 0;
+    let gone = unsafe { sys::call(nr::WAIT4, &args) } != 0;
     if gone {
         page.keeper().store(0, Ordering::Release);
     }
@@ -109,7 +110,7 @@ extern "C" fn keep(page: u64) -> ! {
         page.spawn_error().store(child, Ordering::Release);
     }
     // SAFETY: waits for the children of this task.
-    while unsafe { sys::call(61, &[u64::MAX, 0, WALL, 0, 0, 0]) } != -10 {}
+    while unsafe { sys::call(nr::WAIT4, &[u64::MAX, 0, WALL, 0, 0, 0]) } != -nr::ECHILD {}
     sys::exit(0)
 }
 
@@ -137,7 +138,7 @@ extern "C" fn become_dumper(page: u64) -> ! {
     let page = Page::at(page);
     page.dumper().store(sys::getpid(), Ordering::Release);
     // SAFETY: a session of our own, so that no terminal signal meets the dumper.
-    unsafe { sys::call(112, &[0; 6]) };
+    unsafe { sys::call(nr::SETSID, &[0; 6]) };
     let error = execute(page, memfd(page));
     page.spawn_error().store(error, Ordering::Release);
     execute(page, temporary(page));
@@ -152,25 +153,26 @@ extern "C" fn become_dumper(page: u64) -> ! {
 fn copy_executable(page: Page, fd: i64) -> i64 {
     let mut limit = [0u64; 2];
     // SAFETY: the kernel writes the two words.
-    unsafe { sys::call(302, &[0, RLIMIT_FSIZE, 0, (&raw mut limit) as u64, 0, 0]) };
+    unsafe { sys::call(nr::PRLIMIT64, &[0, RLIMIT_FSIZE, 0, (&raw mut limit) as u64, 0, 0]) };
     let raised = [limit[1], limit[1]];
     // SAFETY: the limit is that of this task, which has its own (CLONE_THREAD was not asked for).
-    unsafe { sys::call(302, &[0, RLIMIT_FSIZE, (&raw const raised) as u64, 0, 0, 0]) };
+    unsafe { sys::call(nr::PRLIMIT64, &[0, RLIMIT_FSIZE, (&raw const raised) as u64, 0, 0, 0]) };
     let (start, len) = page.executable();
     let written = sys::write_all(fd, start as *const u8, len as usize);
     // SAFETY: as above.
-    unsafe { sys::call(302, &[0, RLIMIT_FSIZE, (&raw const limit) as u64, 0, 0, 0]) };
+    unsafe { sys::call(nr::PRLIMIT64, &[0, RLIMIT_FSIZE, (&raw const limit) as u64, 0, 0, 0]) };
     if written < 0 { written } else { fd }
 }
 
 fn memfd(page: Page) -> i64 {
     let name = c"ckpt".as_ptr() as u64;
     // SAFETY: makes a descriptor in a table of our own.
-    let mut fd = unsafe { sys::call(319, &[name, MFD_CLOEXEC | MFD_EXEC, 0, 0, 0, 0]) };
-    if fd == -22 {
+    let mut fd =
+        unsafe { sys::call(nr::MEMFD_CREATE, &[name, MFD_CLOEXEC | MFD_EXEC, 0, 0, 0, 0]) };
+    if fd == -nr::EINVAL {
         // Before Linux 6.3 MFD_EXEC is unknown and every memfd executable.
         // SAFETY: as above.
-        fd = unsafe { sys::call(319, &[name, MFD_CLOEXEC, 0, 0, 0, 0]) };
+        fd = unsafe { sys::call(nr::MEMFD_CREATE, &[name, MFD_CLOEXEC, 0, 0, 0, 0]) };
     }
     if fd < 0 { fd } else { copy_executable(page, fd) }
 }
@@ -196,7 +198,7 @@ fn temporary(page: Page) -> i64 {
     }
     let args = [AT_FDCWD, path.as_ptr() as u64, O_TMPFILE | O_RDWR | CLOEXEC, 0o700, 0, 0];
     // SAFETY: makes a descriptor in a table of our own.
-    let fd = unsafe { sys::call(257, &args) };
+    let fd = unsafe { sys::call(nr::OPENAT, &args) };
     if fd < 0 {
         return fd;
     }
@@ -208,7 +210,7 @@ fn temporary(page: Page) -> i64 {
     let mut link = [0u8; 32];
     let start = decimal(fd as u64, &mut link, b"/proc/self/fd/");
     // SAFETY: as above.
-    let readable = unsafe { sys::call(257, &[AT_FDCWD, start, CLOEXEC, 0, 0, 0]) };
+    let readable = unsafe { sys::call(nr::OPENAT, &[AT_FDCWD, start, CLOEXEC, 0, 0, 0]) };
     sys::close(fd);
     readable
 }
@@ -240,12 +242,12 @@ fn execute(page: Page, fd: i64) -> i64 {
     }
     if fd as u64 != EXECUTABLE_FD {
         // SAFETY: the descriptors are those of our own table.
-        unsafe { sys::call(292, &[fd as u64, EXECUTABLE_FD, CLOEXEC, 0, 0, 0]) };
+        unsafe { sys::call(nr::DUP3, &[fd as u64, EXECUTABLE_FD, CLOEXEC, 0, 0, 0]) };
     }
     // SAFETY: as above.
-    unsafe { sys::call(436, &[0, EXECUTABLE_FD - 1, 0, 0, 0, 0]) };
+    unsafe { sys::call(nr::CLOSE_RANGE, &[0, EXECUTABLE_FD - 1, 0, 0, 0, 0]) };
     // SAFETY: as above.
-    unsafe { sys::call(436, &[EXECUTABLE_FD + 1, u64::from(u32::MAX), 0, 0, 0, 0]) };
+    unsafe { sys::call(nr::CLOSE_RANGE, &[EXECUTABLE_FD + 1, u64::from(u32::MAX), 0, 0, 0, 0]) };
     let target = page.target().load(Ordering::Acquire);
     let mut number = [0u8; 32];
     let pid = decimal(u64::from(target), &mut number, b"");
@@ -255,7 +257,7 @@ fn execute(page: Page, fd: i64) -> i64 {
     let (empty, envp) = (c"".as_ptr() as u64, (&raw const argv[3]) as u64);
     let args = [EXECUTABLE_FD, empty, (&raw const argv) as u64, envp, 0x1000, 0];
     // SAFETY: replaces this task; the arguments lie on our own stack.
-    unsafe { sys::call(322, &args) }
+    unsafe { sys::call(nr::EXECVEAT, &args) }
 }
 
 /// Executes the checkpoint file at `path`, a C string; a negative error number.
@@ -263,5 +265,5 @@ pub fn restart(path: u64) -> i64 {
     let argv = [path, 0];
     let envp = (&raw const argv[1]) as u64;
     // SAFETY: replaces the process, as the program asks.
-    unsafe { sys::call(59, &[path, (&raw const argv) as u64, envp, 0, 0, 0]) }
+    unsafe { sys::call(nr::EXECVE, &[path, (&raw const argv) as u64, envp, 0, 0, 0]) }
 }

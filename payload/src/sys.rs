@@ -5,6 +5,7 @@
 //! must know; the others are safe because what they touch is theirs.
 #![allow(unsafe_code)]
 
+use ckpt_abi::nr;
 use core::arch::asm;
 
 /// Highest error number of a system call (include/linux/err.h, MAX_ERRNO).
@@ -48,7 +49,7 @@ pub unsafe fn clone(
     unsafe {
         asm!("syscall", "test rax, rax", "jnz 2f", "xor ebp, ebp", "mov rdi, r13", "call r12",
              "ud2", "2:",
-             inout("rax") 56u64 => result, in("rdi") flags, in("rsi") stack, in("rdx") tids[0],
+             inout("rax") nr::CLONE => result, in("rdi") flags, in("rsi") stack, in("rdx") tids[0],
              in("r10") tids[1], in("r8") 0u64, in("r12") entry, in("r13") arg,
              lateout("rcx") _, lateout("r11") _);
     }
@@ -65,7 +66,7 @@ pub unsafe fn clone3(args: u64, len: u64, entry: extern "C" fn(u64) -> !, arg: u
     unsafe {
         asm!("syscall", "test rax, rax", "jnz 2f", "xor ebp, ebp", "mov rdi, r13", "call r12",
              "ud2", "2:",
-             inout("rax") 435u64 => result, in("rdi") args, in("rsi") len, in("r12") entry,
+             inout("rax") nr::CLONE3 => result, in("rdi") args, in("rsi") len, in("r12") entry,
              in("r13") arg, lateout("rcx") _, lateout("r11") _);
     }
     result
@@ -78,7 +79,8 @@ pub unsafe fn clone3(args: u64, len: u64, entry: extern "C" fn(u64) -> !, arg: u
 pub unsafe fn sigreturn(frame: u64) -> ! {
     // SAFETY: the kernel takes the frame from rsp - 8 and nothing of this context is used again.
     unsafe {
-        asm!("mov rsp, {}", "mov eax, 15", "syscall", "ud2", in(reg) frame + 8,
+        asm!("mov rsp, {}", "mov eax, {nr}", "syscall", "ud2", in(reg) frame + 8,
+             nr = const nr::RT_SIGRETURN,
              options(noreturn));
     }
 }
@@ -87,7 +89,7 @@ pub unsafe fn sigreturn(frame: u64) -> ! {
 pub fn exit(status: u64) -> ! {
     loop {
         // SAFETY: ends this task and nothing else.
-        unsafe { call(60, &[status, 0, 0, 0, 0, 0]) };
+        unsafe { call(nr::EXIT, &[status, 0, 0, 0, 0, 0]) };
     }
 }
 
@@ -95,7 +97,7 @@ pub fn exit(status: u64) -> ! {
 pub fn exit_group(status: u64) -> ! {
     loop {
         // SAFETY: ends the process, which is what was ordered.
-        unsafe { call(231, &[status, 0, 0, 0, 0, 0]) };
+        unsafe { call(nr::EXIT_GROUP, &[status, 0, 0, 0, 0, 0]) };
     }
 }
 
@@ -104,47 +106,46 @@ pub fn futex_wait(word: *const u32, value: u32, nanoseconds: u64) {
     let time = [0u64, nanoseconds];
     let timeout = if nanoseconds == 0 { 0 } else { time.as_ptr() as u64 };
     // SAFETY: the kernel only reads the word and the time.
-    unsafe { call(202, &[word as u64, 0, u64::from(value), timeout, 0, 0]) };
+    unsafe { call(nr::FUTEX, &[word as u64, 0, u64::from(value), timeout, 0, 0]) };
 }
 
 /// FUTEX_WAKE of everybody.
 pub fn futex_wake(word: *const u32) {
     // SAFETY: wakes and touches nothing.
-    unsafe { call(202, &[word as u64, 1, i32::MAX as u64, 0, 0, 0]) };
+    unsafe { call(nr::FUTEX, &[word as u64, 1, i32::MAX as u64, 0, 0, 0]) };
 }
 
 /// getpid(2).
 pub fn getpid() -> u32 {
     // SAFETY: has no effect.
-    unsafe { call(39, &[0; 6]) as u32 }
+    unsafe { call(nr::GETPID, &[0; 6]) as u32 }
 }
 
 /// gettid(2).
 pub fn gettid() -> u32 {
     // SAFETY: has no effect.
-    unsafe { call(186, &[0; 6]) as u32 }
+    unsafe { call(nr::GETTID, &[0; 6]) as u32 }
 }
 
 /// Maps zeroed memory; None when there is none.
 pub fn map(len: u64) -> Option<u64> {
     // SAFETY: replaces nothing.
-    let mapped = unsafe { call(9, &[0, len, 3, 0x22, u64::MAX, 0]) };
+    let mapped = unsafe { call(nr::MMAP, &[0, len, 3, 0x22, u64::MAX, 0]) };
     (!failed(mapped)).then_some(mapped as u64)
 }
 
 /// Unmaps memory of ours.
 pub fn unmap(start: u64, len: u64) {
     // SAFETY: the caller mapped it.
-    unsafe { call(11, &[start, len, 0, 0, 0, 0]) };
+    unsafe { call(nr::MUNMAP, &[start, len, 0, 0, 0, 0]) };
 }
 
 /// Whether the eight bytes at an address can be read: rt_sigprocmask(2) copies the set before it
 /// refuses an unknown `how`, and has no effect then (kernel/signal.c).
 pub fn readable(address: u64) -> bool {
-    const EINVAL: i64 = -22;
     const NO_SUCH_HOW: u64 = 0x7fff_ffff;
     // SAFETY: as above.
-    unsafe { call(14, &[NO_SUCH_HOW, address, 0, 8, 0, 0]) == EINVAL }
+    unsafe { call(nr::RT_SIGPROCMASK, &[NO_SUCH_HOW, address, 0, 8, 0, 0]) == -nr::EINVAL }
 }
 
 /// Sets the signal mask of this thread; what it was.
@@ -153,26 +154,26 @@ pub fn set_mask(mask: u64) -> u64 {
     let mut old = 0u64;
     let args = [SIG_SETMASK, (&raw const mask) as u64, (&raw mut old) as u64, 8, 0, 0];
     // SAFETY: the kernel reads one word and writes the other.
-    unsafe { call(14, &args) };
+    unsafe { call(nr::RT_SIGPROCMASK, &args) };
     old
 }
 
 /// close(2) of a descriptor that is ours.
 pub fn close(fd: i64) {
     // SAFETY: the caller opened it.
-    unsafe { call(3, &[fd as u64, 0, 0, 0, 0, 0]) };
+    unsafe { call(nr::CLOSE, &[fd as u64, 0, 0, 0, 0, 0]) };
 }
 
 /// write(2) of the whole of `bytes`; 0, or a negative error number.
 pub fn write_all(fd: i64, mut bytes: *const u8, mut len: usize) -> i64 {
     while len > 0 {
         // SAFETY: the kernel only reads, and answers EFAULT where nothing is.
-        let n = unsafe { call(1, &[fd as u64, bytes as u64, len as u64, 0, 0, 0]) };
-        if n == -4 {
+        let n = unsafe { call(nr::WRITE, &[fd as u64, bytes as u64, len as u64, 0, 0, 0]) };
+        if n == -nr::EINTR {
             continue;
         }
         if n <= 0 {
-            return if n == 0 { -28 } else { n };
+            return if n == 0 { -nr::ENOSPC } else { n };
         }
         bytes = bytes.wrapping_add(n as usize);
         len = len.wrapping_sub(n as usize);
@@ -183,5 +184,5 @@ pub fn write_all(fd: i64, mut bytes: *const u8, mut len: usize) -> i64 {
 /// prctl(2) of an option that touches no memory.
 pub fn prctl(option: u64, arg: u64) -> i64 {
     // SAFETY: the callers use PR_SET_PTRACER, PR_SET_CHILD_SUBREAPER and PR_SET_NAME.
-    unsafe { call(157, &[option, arg, 0, 0, 0, 0]) }
+    unsafe { call(nr::PRCTL, &[option, arg, 0, 0, 0, 0]) }
 }

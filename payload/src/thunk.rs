@@ -17,6 +17,7 @@
 //! Only the host enters here, as described.
 #![allow(unsafe_code)]
 
+use ckpt_abi::nr;
 use ckpt_abi::region::{SocketWait, THUNK_AREA, THUNK_LEN};
 use core::mem::offset_of;
 
@@ -42,7 +43,7 @@ core::arch::global_asm!(
     "mov edi, 2",
     "mov edx, 0",
     "mov r10d, 8",
-    "mov eax, 14",
+    "mov eax, {rt_sigprocmask}",
     "syscall",
     "mov rdi, [rip + .Lckpt_area + 88]",
     "mov rsi, [rip + .Lckpt_area + 96]",
@@ -70,7 +71,7 @@ core::arch::global_asm!(
     ".balign 16",
     ".globl ckpt_restorer",
     "ckpt_restorer:",
-    "mov rax, 15",
+    "mov eax, {rt_sigreturn}",
     "syscall",
     "ud2",
     // A thread that a dumper has sent: rsp points to a frame, a multiple of 16.
@@ -111,5 +112,7 @@ core::arch::global_asm!(
     call = const offset_of!(SocketWait, call),
     over = const offset_of!(SocketWait, over),
     rsp = const offset_of!(SocketWait, rsp),
-    eintr = const -4,
+    eintr = const -nr::EINTR,
+    rt_sigreturn = const nr::RT_SIGRETURN,
+    rt_sigprocmask = const nr::RT_SIGPROCMASK,
 );

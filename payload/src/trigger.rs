@@ -11,6 +11,7 @@
 use crate::control::Page;
 use crate::{assist, callbacks, exclude, files, spawn, sys};
 use ckpt_abi::api::{Answer, Api, Request, Visit, When};
+use ckpt_abi::nr;
 use ckpt_abi::region::Phase;
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -264,13 +265,11 @@ fn attempt(page: Page, keeps: bool) -> Turn {
 /// more whose process it is: in a program that was saved between the two and restarted, the number
 /// may be anybody's, but the page no longer names it and the descriptor is gone.
 fn give_way(page: Page, dumper: u32, end: bool) {
-    /// pidfd_send_signal(2).
-    const PIDFD_SEND_SIGNAL: u64 = 424;
     const SIGKILL: u64 = 9;
     let fd = pidfd(dumper);
     if fd >= 0 && end && page.dumper().load(Ordering::Acquire) == dumper {
         // SAFETY: ends a process of ours, which leaves no trace but a file without a name.
-        unsafe { sys::call(PIDFD_SEND_SIGNAL, &[fd as u64, SIGKILL, 0, 0, 0, 0]) };
+        unsafe { sys::call(nr::PIDFD_SEND_SIGNAL, &[fd as u64, SIGKILL, 0, 0, 0, 0]) };
     }
     while page.phase().load(Ordering::Acquire) == WRITING
         && page.dumper().load(Ordering::Acquire) == dumper
@@ -292,7 +291,7 @@ fn alive(pid: u32) -> bool {
     let fd = pidfd(pid);
     if fd < 0 {
         // ESRCH: gone. Anything else (no free descriptor): it may live.
-        return fd != -3;
+        return fd != -nr::ESRCH;
     }
     let gone = ended(fd, 0);
     sys::close(fd);
@@ -301,21 +300,18 @@ fn alive(pid: u32) -> bool {
 
 /// pidfd_open(2).
 fn pidfd(pid: u32) -> i64 {
-    const PIDFD_OPEN: u64 = 434;
     // SAFETY: opens a descriptor that the caller closes.
-    unsafe { sys::call(PIDFD_OPEN, &[u64::from(pid), 0, 0, 0, 0, 0]) }
+    unsafe { sys::call(nr::PIDFD_OPEN, &[u64::from(pid), 0, 0, 0, 0, 0]) }
 }
 
 /// Whether the process of a pidfd has ended, or does within some milliseconds.
 fn ended(fd: i64, milliseconds: u64) -> bool {
     /// In the upper half of a struct pollfd.
     const POLLIN: u64 = 1;
-    /// poll(2).
-    const POLL: u64 = 7;
     let request = (fd as u64) | POLLIN << 32;
     // SAFETY: `request` is one struct pollfd.
     let ready =
-        unsafe { sys::call(POLL, &[(&raw const request) as u64, 1, milliseconds, 0, 0, 0]) };
+        unsafe { sys::call(nr::POLL, &[(&raw const request) as u64, 1, milliseconds, 0, 0, 0]) };
     ready == 1
 }
 

@@ -15,3 +15,12 @@ pub mod regs;
 pub mod sequence;
 pub mod sockets;
 pub mod waits;
+
+/// Holds one of the payload's numbers against libc's.
+macro_rules! same_number {
+    ($name:ident, $libc:ident) => {
+        const _: () = assert!(ckpt_abi::nr::$name as i64 == nix::libc::$libc as i64);
+    };
+}
+ckpt_abi::each_system_call!(same_number);
+ckpt_abi::each_error!(same_number);
