@@ -1,11 +1,14 @@
 //! What a new user meets: words that are nearly right, and what ckpt says of them.
 
 mod harness;
+mod serving;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use harness::{Bench, Who};
+use harness::{Bench, Build, Who};
+use nix::sys::signal::Signal::SIGTSTP;
+use serving::{Server, all, insecure};
 
 #[test]
 fn a_word_that_is_nearly_a_subcommand() {
@@ -30,4 +33,68 @@ fn a_program_of_this_directory_and_a_script_without_interpreter() {
     let ended = bench.order(&["./foo"]);
     assert_eq!(ended.code(), Some(127), "{ended:?}");
     assert!(ended.stderr.contains("interpreter /no/such/python"), "{ended:?}");
+}
+
+/// Makes the checkpoint NAME of a program.
+fn save(bench: &Bench, name: &str) {
+    let mut run = bench.launch(&["-n", name], bench.subject("memory", Build::Static), &[]);
+    run.expect("ready");
+    run.signal(SIGTSTP);
+    run.ends_well();
+}
+
+#[test]
+fn several_checkpoints_at_once_also_on_a_server() {
+    let bench = Bench::new(Who::Nobody);
+    let options = insecure();
+    let server = Server::start(&bench, &options);
+    save(&bench, "a.ckpt");
+    let b = server.name("b");
+    bench.must(&all(&["put", "a.ckpt", &b], &options));
+    let mut bytes = fs::read(bench.path("a.ckpt")).expect("the checkpoint");
+    let middle = bytes.len() - 5000;
+    bytes[middle] ^= 1;
+    bench.file("broken.ckpt", bytes);
+
+    let whole = bench.must(&all(&["verify", "a.ckpt", &b], &options));
+    assert_eq!(whole.stdout.len(), 2, "{whole:?}");
+    assert!(
+        whole.stdout.iter().all(|l| l.contains(": whole, ") && l.contains(" MiB)")),
+        "{whole:?}"
+    );
+    let mixed = bench.order(&all(&["verify", "gone.ckpt", "broken.ckpt", &b], &options));
+    assert_eq!(mixed.code(), Some(125), "{mixed:?}");
+    assert!(mixed.stdout.len() == 1 && mixed.stdout[0].starts_with(&b), "{mixed:?}");
+    assert!(
+        mixed.stderr.contains("gone.ckpt") && mixed.stderr.contains("broken.ckpt"),
+        "{mixed:?}"
+    );
+
+    let info = bench.must(&all(&["info", "a.ckpt", &b], &options)).stdout;
+    assert!(info[0] == "a.ckpt:" && info.contains(&format!("{b}:")), "{info:?}");
+    assert!(info.iter().any(|l| l.starts_with("bytes ") && l.ends_with(" MiB)")), "{info:?}");
+    let check = bench.must(&all(&["check", "a.ckpt", &b], &options)).stdout;
+    assert_eq!(
+        check.iter().filter(|l| l.starts_with("can restart here yes")).count(),
+        2,
+        "{check:?}"
+    );
+    let damaged = bench.order(&["check", "broken.ckpt"]);
+    assert_eq!(damaged.code(), Some(125), "{damaged:?}");
+
+    let listed = bench.must(&all(&["ls", &server.name("")], &options)).stdout;
+    assert!(listed[0].contains(" MiB  ") && listed[0].ends_with("Z  b"), "{listed:?}");
+    let script = "import json; o = json.load(open('x.json')); print(*(i.get('name', i.get('program')) for i in o)); \
+                  print(*(i['bytes'] for i in o))";
+    let read = |line: &[&str]| {
+        let text = bench.must(&all(line, &options)).stdout.join("\n");
+        bench.file("x.json", text);
+        bench.run("python3", &["-c", script]).ends_well().stdout
+    };
+    let len = fs::metadata(bench.path("a.ckpt")).expect("the checkpoint").len();
+    let read_list = read(&["ls", "--json", &server.name("")]);
+    assert_eq!(read_list, [b.clone(), len.to_string()]);
+    let read_info = read(&["info", "--json", "a.ckpt", &b]);
+    assert_eq!(read_info[1], format!("{len} {len}"), "{read_info:?}");
+    server.stop();
 }

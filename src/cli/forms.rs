@@ -42,30 +42,32 @@ pub(super) const FORMS: &[Entry] = &[
     Entry {
         form: Form::Verify,
         word: Some("verify"),
-        operand: Some(Operand { name: "FILE", kind: Kind::File, optional: false }),
-        help: "Check that a checkpoint file is whole",
-        long: "Reads the checkpoint FILE and compares every byte of it with its checksums. The \
-               exit status is 0 if the file is whole; else a sentence says what is damaged.",
+        operand: Some(Operand { name: "FILE...", kind: Kind::File, optional: false }),
+        help: "Check that checkpoints are whole",
+        long: "Reads each checkpoint FILE, which may be cssrv://HOST[:PORT]/NAME, and compares every \
+               byte of it with its checksums. The exit status is 0 if all are whole; else a sentence \
+               says what is damaged.",
         hidden: false,
     },
     Entry {
         form: Form::Info,
         word: Some("info"),
-        operand: Some(Operand { name: "FILE", kind: Kind::File, optional: false }),
-        help: "Show what a checkpoint file holds",
-        long: "Shows which program the checkpoint FILE holds, its arguments, where it \
-               was saved, and its sizes.",
+        operand: Some(Operand { name: "FILE...", kind: Kind::File, optional: false }),
+        help: "Show what checkpoints hold",
+        long: "Shows which program each checkpoint FILE (or cssrv://HOST[:PORT]/NAME) holds, its \
+               arguments, where it was saved, its sizes, and what is not in it.",
         hidden: false,
     },
     Entry {
         form: Form::Check,
         word: Some("check"),
-        operand: Some(Operand { name: "FILE", kind: Kind::File, optional: true }),
+        operand: Some(Operand { name: "FILE...", kind: Kind::File, optional: true }),
         help: "Show what this machine can do, or whether FILE can restart here",
         long: "Without FILE: tries the abilities of the kernel that matter to ckpt, and shows yes, no \
-               with the setting to change, or what is done in its place. With FILE: shows what the \
-               checkpoint expects (kernel, CPU, files) and whether this machine has it; the exit \
-               status is 0 if it can restart here, else 1.",
+               with the setting to change, or what is done in its place. With FILE (or \
+               cssrv://HOST[:PORT]/NAME): shows what the checkpoint expects (kernel, CPU, files) and \
+               whether this machine has it; the exit status is 0 if it can restart here, 1 if it \
+               cannot, 125 if it is damaged.",
         hidden: false,
     },
     Entry {

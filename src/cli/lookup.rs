@@ -10,10 +10,11 @@ pub(super) fn entry(form: Form) -> &'static Entry {
     FORMS.iter().find(|entry| entry.form == form).unwrap_or(&FORMS[0])
 }
 
-/// How many words a subcommand takes, at least and at most; None: what follows the first is not ours.
+/// How many words a subcommand takes, at least and at most; None: any number.
 pub(super) fn operands(entry: &Entry) -> (usize, Option<usize>) {
     match entry.form {
-        Form::Resume => (1, None),
+        Form::Resume | Form::Verify | Form::Info => (1, None),
+        Form::Check => (0, None),
         Form::Get => (1, Some(2)),
         Form::Put => (2, Some(2)),
         _ => match &entry.operand {

@@ -70,26 +70,32 @@ pub enum Command {
         /// The process that it works for.
         pid: i32,
     },
-    /// Check every byte of a checkpoint file.
+    /// Check every byte of checkpoints.
     Verify {
-        /// The checkpoint file.
-        file: PathBuf,
+        /// Files and names on servers.
+        files: Vec<OsString>,
+        /// From the options and the environment.
+        transfer: Transfer,
     },
-    /// Show what a checkpoint file holds.
+    /// Show what checkpoints hold.
     Info {
-        /// The checkpoint file.
-        file: PathBuf,
+        /// Files and names on servers.
+        files: Vec<OsString>,
         /// As JSON.
         json: bool,
+        /// From the options and the environment.
+        transfer: Transfer,
     },
-    /// Show what this machine can do, or whether a checkpoint can restart here.
+    /// Show what this machine can do, or whether checkpoints can restart here.
     Check {
-        /// The checkpoint file.
-        file: Option<PathBuf>,
-        /// Where its files are here.
+        /// Files and names on servers.
+        words: Vec<OsString>,
+        /// Where their files are here.
         map_path: MapPath,
         /// As JSON.
         json: bool,
+        /// From the options and the environment.
+        transfer: Transfer,
     },
     /// Be a checkpoint server.
     Serve(ServeOptions),
@@ -113,6 +119,8 @@ pub enum Command {
         folder: ServerName,
         /// From the options and the environment.
         transfer: Transfer,
+        /// As JSON.
+        json: bool,
     },
     /// Fetch a checkpoint into a file.
     Get {

@@ -36,7 +36,7 @@ pub(super) const FORMS: &[Entry] = &[
         operand: Some(Operand { name: "SERVER", kind: Kind::File, optional: false }),
         help: "List the checkpoints on a server",
         long: "Lists the checkpoints on SERVER, which is cssrv://HOST[:PORT], or in one of its \
-               folders, cssrv://HOST[:PORT]/FOLDER: bytes, when it was stored (UTC), name.",
+               folders, cssrv://HOST[:PORT]/FOLDER: size, when it was stored (UTC), name.",
         hidden: false,
     },
     Entry {
@@ -83,6 +83,9 @@ pub(super) const NETWORKED: &[Form] = &[
     Form::Restart,
     Form::Save,
     Form::Resume,
+    Form::Verify,
+    Form::Info,
+    Form::Check,
     Form::List,
     Form::Get,
     Form::Put,
@@ -95,6 +98,9 @@ pub(super) const KEYED: &[Form] = &[
     Form::Restart,
     Form::Save,
     Form::Resume,
+    Form::Verify,
+    Form::Info,
+    Form::Check,
     Form::List,
     Form::Get,
     Form::Put,

@@ -101,8 +101,9 @@ pub(super) const OPTIONS: &[Opt] = &[
     Opt {
         long: "json",
         help: "Print JSON",
-        description: "Prints one JSON object in place of the table for people.",
-        forms: &[Form::Info, Form::Check],
+        description: "Prints JSON in place of the table for people: one object, or for several FILEs \
+                      and for ckpt ls a list of them. Sizes are bytes.",
+        forms: &[Form::Info, Form::Check, Form::List],
         set: Set::Draft(|draft, _| {
             draft.json = true;
             Ok(())

@@ -159,6 +159,9 @@ fn build(entry: &'static Entry, reader: Reader, words: Vec<OsString>) -> Result<
     if matches!(entry.form, Form::Resume | Form::List | Form::Get | Form::Put | Form::Remove) {
         return networked(entry, reader, words);
     }
+    if matches!(entry.form, Form::Verify | Form::Info | Form::Check) {
+        return looking(entry, reader, words);
+    }
     let word = words.into_iter().next().unwrap_or_default();
     let pid = || parse_pid(&word).because(|| format!("ckpt {}", entry.word.unwrap_or_default()));
     Ok(match entry.form {
@@ -173,18 +176,8 @@ fn build(entry: &'static Entry, reader: Reader, words: Vec<OsString>) -> Result<
             return Err(reader.bad("the directory's name '' is empty"));
         }
         Form::Sdk => Command::Sdk { dir: word.into() },
-        Form::Verify | Form::Info if word.is_empty() => {
-            return Err(reader.bad("the checkpoint file's name '' is empty"));
-        }
-        Form::Verify => Command::Verify { file: word.into() },
         Form::Keygen => Command::Keygen { file: settings::parse_file(&word)? },
         Form::Serve => Command::Serve(serve(reader.draft)),
-        Form::Info => Command::Info { file: word.into(), json: reader.draft.json },
-        Form::Check => {
-            let Draft { map_path, json, .. } = reader.draft;
-            let file = (!word.is_empty()).then(|| word.into());
-            Command::Check { file, map_path, json }
-        }
         Form::Help if word.is_empty() => Command::Help(help::overview()),
         Form::Help => match table::subcommand(&word) {
             Some(about) if !about.hidden => Command::Help(help::subcommand(about)),
@@ -206,6 +199,19 @@ fn build(entry: &'static Entry, reader: Reader, words: Vec<OsString>) -> Result<
     })
 }
 
+/// The commands that look at any number of checkpoints.
+fn looking(entry: &'static Entry, reader: Reader, words: Vec<OsString>) -> Result<Command> {
+    if words.iter().any(|word| word.is_empty()) {
+        return Err(reader.bad("the checkpoint file's name '' is empty"));
+    }
+    let Draft { map_path, json, settings: Settings { transfer, .. }, .. } = reader.draft;
+    Ok(match entry.form {
+        Form::Verify => Command::Verify { files: words, transfer },
+        Form::Info => Command::Info { files: words, json, transfer },
+        _ => Command::Check { words, map_path, json, transfer },
+    })
+}
+
 fn serve(draft: Draft) -> ServeOptions {
     ServeOptions { transfer: draft.settings.transfer, ..draft.serve }
 }
@@ -217,7 +223,11 @@ fn networked(entry: &'static Entry, reader: Reader, words: Vec<OsString>) -> Res
     let first = words.next().unwrap_or_default();
     Ok(match entry.form {
         Form::Resume => Command::Resume { name: first, transfer, args: words.collect() },
-        Form::List => Command::List { folder: ServerName::parse_folder(&first)?, transfer },
+        Form::List => Command::List {
+            folder: ServerName::parse_folder(&first)?,
+            transfer,
+            json: reader.draft.json,
+        },
         Form::Remove => Command::Remove { name: ServerName::parse(&first)?, transfer },
         Form::Put => {
             let name = ServerName::parse(&words.next().unwrap_or_default())?;

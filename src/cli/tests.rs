@@ -12,6 +12,7 @@ use super::{
 };
 use crate::resource::cpu::limit::Limit;
 use crate::restart::MapPath;
+use crate::settings::server::Transfer;
 use crate::settings::{Name, Settings};
 
 fn words(command: &str, line: &[&str]) -> impl Iterator<Item = OsString> + use<> {
@@ -142,9 +143,14 @@ fn attach_and_save() {
 
 #[test]
 fn other_subcommands() {
-    assert_eq!(run(&["verify", "--", "-f"]), Ok(Command::Verify { file: "-f".into() }));
-    assert_eq!(run(&["info", "f"]), Ok(Command::Info { file: "f".into(), json: false }));
-    assert_eq!(run(&["info", "--json", "f"]), Ok(Command::Info { file: "f".into(), json: true }));
+    let transfer = Transfer::default;
+    let files = |names: &[&str]| names.iter().map(OsString::from).collect::<Vec<_>>();
+    let verify = |names| Ok(Command::Verify { files: files(names), transfer: transfer() });
+    assert_eq!(run(&["verify", "--", "-f"]), verify(&["-f"]));
+    assert_eq!(run(&["verify", "f", "cssrv://h/x"]), verify(&["f", "cssrv://h/x"]));
+    let info = |names, json| Ok(Command::Info { files: files(names), json, transfer: transfer() });
+    assert_eq!(run(&["info", "f"]), info(&["f"], false));
+    assert_eq!(run(&["info", "f", "--json", "g"]), info(&["f", "g"], true));
     assert_eq!(run(&["man"]), Ok(Command::Man));
     assert_eq!(run(&["--version"]), Ok(Command::Version));
     assert_eq!(run(&["-V"]), Ok(Command::Version));
@@ -179,7 +185,7 @@ fn bad_usage_names_the_word() {
         (&["save", "-c", "7"], "unknown option '-c'"),
         (&["verify"], "'ckpt verify' needs a FILE"),
         (&["verify", ""], "name '' is empty"),
-        (&["info", "a", "b"], "'b' is one word too many for 'ckpt info', which takes one FILE"),
+        (&["sdk", "a", "b"], "'b' is one word too many for 'ckpt sdk', which takes one DIR"),
         (&["man", "ls"], "'ckpt -- man'"),
         (&["help", "foo"], "no subcommand 'foo'"),
         (&["help", "verfy"], "no subcommand 'verfy' (did you mean 'verify'?)"),
@@ -276,7 +282,7 @@ fn bad_environment() {
     }
     let line = ["-n", "a", "-c", "-a", "1", "-z", "0", "foo"];
     assert!(with_env(&line, &env).is_ok(), "an option hides the variable");
-    for line in [&["--help"][..], &["info", "f"], &["verify", "f"], &["man"], &["__dump", "7"]] {
+    for line in [&["--help"][..], &["help", "info"], &["sdk", "d"], &["man"], &["__dump", "7"]] {
         assert!(with_env(line, &env).is_ok(), "{line:?} heeds no variable");
     }
 }

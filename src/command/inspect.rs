@@ -1,28 +1,46 @@
-//! `ckpt verify FILE` and `ckpt info FILE`
+//! `ckpt verify FILE...` and `ckpt info FILE...`
 
-use super::check;
-use super::json::Facts;
+use super::check::checkpoint;
+use super::facts::{self, Facts, size};
+use super::fetch;
 use crate::error::Result;
 use crate::image::read::Image;
 use crate::resource::cpu::{Set, level_name};
 use crate::resource::descriptors::EMBEDDED;
 use crate::restart::{MapPath, phase1_check};
+use crate::serve::log::date;
+use crate::settings::server::Transfer;
 use ckpt_abi::image::{
     Descriptor, DescriptorKind, Loss, Machine, Process, SectionKind, Thread, Vma,
 };
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::ffi::OsString;
 
-/// Checks every byte of a checkpoint.
-pub fn verify(file: &Path) -> Result<u8> {
-    let image = Image::open(file)?;
-    image.verify()?;
-    super::print(&format!("{}: whole, {} bytes\n", file.display(), image.header().file_len))
+/// Checks every byte of checkpoints; the status is the worst.
+pub fn verify(words: &[OsString], transfer: &Transfer) -> Result<u8> {
+    let mut worst = 0;
+    for word in words {
+        let whole = fetch::image(word, transfer)
+            .and_then(|image| image.verify().map(|()| image.header().file_len));
+        match whole {
+            Ok(bytes) => {
+                _ = super::print(&format!("{}: whole, {}\n", word.display(), size(bytes)))?
+            }
+            Err(e) => {
+                worst = worst.max(e.status());
+                eprintln!("ckpt: {e}");
+            }
+        }
+    }
+    Ok(worst)
 }
 
-/// Shows what a checkpoint holds.
-pub fn info(file: &Path, json: bool) -> Result<u8> {
-    let image = Image::open(file)?;
+/// Shows what checkpoints hold.
+pub fn info(words: &[OsString], json: bool, transfer: &Transfer) -> Result<u8> {
+    facts::each(words, json, |word| Ok((describe(&fetch::image(word, transfer)?, json)?, 0)))
+}
+
+fn describe(image: &Image, json: bool) -> Result<Facts> {
     let process: Process = image.record(SectionKind::Process)?;
     let machine: Machine = image.record(SectionKind::Machine)?;
     let threads: Vec<Thread> = image.records(SectionKind::Threads)?;
@@ -45,57 +63,23 @@ pub fn info(file: &Path, json: bool) -> Result<u8> {
     facts.add("generation", process.generation);
     facts.add("host", text(machine.host));
     facts.add("kernel", text(machine.kernel));
-    facts.add("time", time(machine.realtime));
+    facts.add("time", date(machine.realtime / 1_000_000_000));
     facts.add("processor", text(machine.processor));
     facts.add("cpu_level", level_name(cpu.level()));
     facts.add("cpu_features", cpu.names());
     facts.add("ckpt", text(machine.version));
     facts.add("threads", threads.len());
     facts.add("mappings", vmas.len());
-    facts.add("memory", vmas.iter().map(|v| v.end - v.start).sum::<u64>());
+    facts.add_bytes("memory", vmas.iter().map(|v| v.end - v.start).sum());
     facts.add("descriptors", descriptors.len());
-    let saved = phase1_check::check(&image)?;
-    facts.add("files", check::shown(&check::files(&image, &saved, &MapPath::default())));
+    let saved = phase1_check::check(image)?;
+    facts.add("files", checkpoint::shown(&checkpoint::files(image, &saved, &MapPath::default())));
     let embedded =
         descriptors.iter().filter(|d| d.kind == DescriptorKind::Path as u32 && d.extra == EMBEDDED);
     let embedded: BTreeSet<_> = embedded.map(|d| text(d.path)).collect();
     facts.add("files_embedded", embedded.into_iter().collect::<Vec<_>>());
-    facts.add("page_bytes", saved.memory.iter().map(|c| u64::from(c.len)).sum::<u64>());
-    facts.add("bytes", image.header().file_len);
+    facts.add_bytes("page_bytes", saved.memory.iter().map(|c| u64::from(c.len)).sum());
+    facts.add_bytes("bytes", image.header().file_len);
     facts.add("not_saved", losses.iter().map(|loss| text(loss.what)).collect::<Vec<_>>());
-    facts.print(json)
-}
-
-/// Nanoseconds since 1970 as ISO 8601 in UTC.
-fn time(nanoseconds: u64) -> String {
-    let seconds = nanoseconds / 1_000_000_000;
-    let (days, rest) = (seconds / 86400, seconds % 86400);
-    // Days since 1 March of year 0, in eras of 400 years (H. Hinnant, chrono-compatible dates).
-    let z = days + 719_468;
-    let (era, day) = (z / 146_097, z % 146_097);
-    let year = (day - day / 1460 + day / 36524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let day = day - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    let year = year + era * 400 + u64::from(month <= 2);
-    let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times() {
-        for (seconds, text) in [
-            (0, "1970-01-01T00:00:00Z"),
-            (951_827_696, "2000-02-29T12:34:56Z"),
-            (1_795_305_600, "2026-11-22T00:00:00Z"),
-            (4_107_542_399, "2100-02-28T23:59:59Z"),
-        ] {
-            assert_eq!(time(seconds * 1_000_000_000), text);
-        }
-    }
+    Ok(facts)
 }

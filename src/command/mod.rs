@@ -5,9 +5,9 @@ mod attach;
 mod check;
 pub mod destination;
 mod dumper;
+mod facts;
 mod fetch;
 mod inspect;
-mod json;
 mod launch;
 mod monitor;
 mod restart;
@@ -67,7 +67,7 @@ fn run(args: &[OsString]) -> Result<u8> {
         Command::Serve(options) => serve::run(&options),
         Command::Keygen { file } => serve::keygen(&file),
         Command::Resume { name, transfer, args } => fetch::resume(&name, &transfer, &args),
-        Command::List { folder, transfer } => stored::list(&folder, &transfer),
+        Command::List { folder, transfer, json } => stored::list(&folder, &transfer, json),
         Command::Get { name, file, transfer } => stored::get(&name, file, &transfer),
         Command::Put { file, name, transfer } => stored::put(&file, &name, &transfer),
         Command::Remove { name, transfer } => stored::remove(&name, &transfer),
@@ -81,10 +81,11 @@ fn run(args: &[OsString]) -> Result<u8> {
         }
         Command::Assist { pid } => assist::run(pid),
         Command::Sdk { dir } => sdk::run(&dir),
-        Command::Verify { file } => inspect::verify(&file),
-        Command::Info { file, json } => inspect::info(&file, json),
-        Command::Check { file: Some(file), map_path, json } => check::file(&file, &map_path, json),
-        Command::Check { file: None, json, .. } => check::machine(json),
+        Command::Verify { files, transfer } => inspect::verify(&files, &transfer),
+        Command::Info { files, json, transfer } => inspect::info(&files, json, &transfer),
+        Command::Check { words, map_path, json, transfer } => {
+            check::run(&words, &map_path, json, &transfer)
+        }
         Command::Help(text) => print(&text),
         Command::Version => print(&format!("{}\n", cli::version())),
         Command::Man => print(&cli::man_page()),

@@ -20,9 +20,9 @@ pub fn run(pid: i32, stop: bool, settings: Settings) -> Result<u8> {
         eprintln!("ckpt: {why}; saved to {} instead", outcome.name.display());
     }
     println!(
-        "{}: {} bytes, the program stood still for {:.1} ms{}",
+        "{}: {}, the program stood still for {:.1} ms{}",
         outcome.name.display(),
-        outcome.bytes,
+        super::facts::size(outcome.bytes),
         outcome.pause.as_secs_f64() * 1000.0,
         if outcome.stopped { " and was ended" } else { "" }
     );

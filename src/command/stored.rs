@@ -1,5 +1,6 @@
 //! `ckpt ls`, `ckpt get`, `ckpt put` and `ckpt rm`
 
+use super::facts::{Facts, json_list, short_size};
 use crate::error::{Because, Error, Result};
 use crate::image::file::FileSink;
 use crate::serve::client::Client;
@@ -12,14 +13,19 @@ use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 /// Lists a folder.
-pub fn list(folder: &ServerName, transfer: &Transfer) -> Result<u8> {
+pub fn list(folder: &ServerName, transfer: &Transfer, json: bool) -> Result<u8> {
     let entries = Client::connect(folder, transfer)?.list(folder.path())?;
-    let mut lines = String::new();
+    let (mut lines, mut objects) = (String::new(), Vec::new());
     for entry in entries {
+        let mut facts = Facts::default();
+        facts.add("name", folder.sibling(entry.name.clone()).to_string());
+        facts.add_bytes("bytes", entry.len);
+        facts.add("time", date(entry.time));
+        objects.push(facts.json());
         let name: String = entry.name.chars().filter(|c| !c.is_control()).collect();
-        lines.push_str(&format!("{:>14}  {}  {name}\n", entry.len, date(entry.time)));
+        lines.push_str(&format!("{:>10}  {}  {name}\n", short_size(entry.len), date(entry.time)));
     }
-    super::print(&lines)
+    super::print(&if json { json_list(&objects) } else { lines })
 }
 
 /// Fetches an image into a file.

@@ -50,7 +50,7 @@ impl Record {
 }
 
 /// A JSON string (RFC 8259, section 7); also what keeps a line of text one line.
-fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     let mut out = String::from("\"");
     for c in text.chars() {
         match c {

@@ -5,7 +5,9 @@ use super::*;
 #[test]
 fn other_machines() {
     let check = |file: Option<&str>, map_path, json| {
-        Ok(Command::Check { file: file.map(Into::into), map_path: MapPath(map_path), json })
+        let words = file.into_iter().map(Into::into).collect();
+        let transfer = Transfer::default();
+        Ok(Command::Check { words, map_path: MapPath(map_path), json, transfer })
     };
     assert_eq!(run(&["check"]), check(None, vec![], false));
     assert_eq!(run(&["check", "--json"]), check(None, vec![], true));

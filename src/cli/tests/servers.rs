@@ -3,13 +3,14 @@ use super::*;
 #[test]
 fn servers() {
     use crate::cli::ServeOptions;
-    use crate::settings::server::{Key, ServerName, Transfer};
+    use crate::settings::server::{Key, ServerName};
     let name = |text: &str| ServerName::parse_folder(OsStr::new(text)).unwrap();
     let transfer = |key| Transfer { key: Some(key), ..Transfer::default() };
     let home = |line: &[&str]| with_env(line, &[("HOME", "/h")]);
     let usual = transfer(Key::Usual("/h/.config/ckpt/key".into()));
-    let listed = Command::List { folder: name("cssrv://h"), transfer: usual.clone() };
-    assert_eq!(home(&["ls", "cssrv://h"]), Ok(listed));
+    let list = |json| Command::List { folder: name("cssrv://h"), transfer: usual.clone(), json };
+    assert_eq!(home(&["ls", "cssrv://h"]), Ok(list(false)));
+    assert_eq!(home(&["ls", "--json", "cssrv://h"]), Ok(list(true)));
     let said = transfer(Key::Said("k".into()));
     let removed = Command::Remove { name: name("cssrv://h/x"), transfer: said.clone() };
     assert_eq!(home(&["rm", "cssrv://h/x", "--key", "k"]), Ok(removed.clone()));

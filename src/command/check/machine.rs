@@ -1,30 +1,24 @@
-//! `ckpt check`: what this machine can do; `ckpt check FILE`: whether a checkpoint can restart here.
+//! `ckpt check`: what this machine can do.
 //!
 //! # Safety
 //! Probes are system calls that change nothing, or whose effect ends with the child that makes them.
 #![allow(unsafe_code)]
 
-use super::json::Facts;
+use crate::command::facts::Facts;
 use crate::error::{Because, Result};
-use crate::image::read::Image;
 use crate::proc;
 use crate::proc::pagemap::Pagemap;
 use crate::ptrace::raw;
 use crate::resource::cpu::{self, Set, level_name};
-use crate::resource::descriptors::EMBEDDED;
-use crate::restart::machine::{self, capable};
-use crate::restart::{MapPath, path_of, phase1_check};
-use ckpt_abi::image::{DescriptorKind, VmaKind, vma_flag};
+use crate::restart::machine::capable;
 use nix::libc;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-/// Exit status of `ckpt check FILE` when the checkpoint cannot restart here.
-const NO: u8 = 1;
 const CAP_SYS_ADMIN: u32 = 21;
 const CAP_CHECKPOINT_RESTORE: u32 = 40;
 
 /// Shows what this machine can do.
-pub fn machine(json: bool) -> Result<u8> {
+pub fn check(json: bool) -> Result<u8> {
     let names = nix::sys::utsname::uname().because(|| "uname")?;
     let here = Set::here();
     let mut facts = Facts::default();
@@ -48,7 +42,8 @@ pub fn machine(json: bool) -> Result<u8> {
     facts.add("overcommit", overcommit());
     facts.add("mmap_min_addr", proc::setting("vm/mmap_min_addr").unwrap_or(0));
     facts.add("max_map_count", proc::setting("vm/max_map_count").unwrap_or(0));
-    facts.print(json)
+    facts.print(json)?;
+    Ok(0)
 }
 
 /// Traces a child, as a seccomp filter or a container may forbid.
@@ -182,48 +177,4 @@ fn overcommit() -> String {
             .into(),
         _ => "yes".into(),
     }
-}
-
-/// Shows what a checkpoint expects, and whether this machine has it.
-pub fn file(path: &Path, map_path: &MapPath, json: bool) -> Result<u8> {
-    let image = Image::open(path)?;
-    let saved = phase1_check::check(&image)?;
-    let names = nix::sys::utsname::uname().because(|| "uname")?;
-    let (needed, here) = (Set(saved.machine.cpu), Set::here());
-    let lacks: Vec<_> = machine::lacks(&image, &saved).into_iter().map(|l| l.what).collect();
-    let files = files(&image, &saved, map_path);
-    let missing = shown(files.iter().filter(|path| !path.exists()));
-    let can = lacks.is_empty() && missing.is_empty();
-    let mut facts = Facts::default();
-    facts.add("can_restart_here", can);
-    facts.add("kernel", image.text(saved.machine.kernel).to_string_lossy().into_owned());
-    facts.add("kernel_here", names.release().to_string_lossy().into_owned());
-    facts.add("cpu_level", level_name(needed.level()));
-    facts.add("cpu_level_here", level_name(here.level()));
-    facts.add("cpu_missing", needed.without(&here).names());
-    facts.add("obstacles", lacks);
-    facts.add("files", shown(&files));
-    facts.add("files_missing", missing);
-    facts.print(json)?;
-    Ok(if can { 0 } else { NO })
-}
-
-/// The files that must be there at a restart, by the names that they have here.
-pub fn files(image: &Image, saved: &phase1_check::Saved, map_path: &MapPath) -> Vec<PathBuf> {
-    let by_path = [VmaKind::SharedFile as u32, VmaKind::PrivateFile as u32];
-    let needed = saved.vmas.iter().filter(|v| v.flags & vma_flag::CARRIED == 0);
-    let mapped = needed.filter(|v| by_path.contains(&v.kind)).map(|v| v.name);
-    let open = saved.descriptors.iter();
-    let open = open.filter(|d| d.kind == DescriptorKind::Path as u32 && d.extra != EMBEDDED);
-    let texts = mapped.chain(open.map(|d| d.path)).map(|text| path_of(image, text));
-    let mut paths: Vec<PathBuf> =
-        texts.chain([saved.cwd.clone()]).map(|path| map_path.apply(path)).collect();
-    paths.sort();
-    paths.dedup();
-    paths
-}
-
-/// Paths as they are shown.
-pub fn shown<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> Vec<String> {
-    paths.into_iter().map(|p| p.display().to_string()).collect()
 }

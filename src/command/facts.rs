@@ -1,0 +1,202 @@
+//! What `ckpt info`, `ckpt check` and `ckpt ls` say: tables for people, or JSON.
+
+use crate::error::Result;
+use crate::serve::log::quoted;
+use std::ffi::{OsStr, OsString};
+
+/// What is known under a name.
+pub enum Value {
+    /// A text.
+    Text(String),
+    /// A number.
+    Number(u64),
+    /// A number of bytes.
+    Bytes(u64),
+    /// Yes or no.
+    Flag(bool),
+    /// Several texts.
+    List(Vec<String>),
+}
+
+impl From<String> for Value {
+    fn from(text: String) -> Self {
+        Self::Text(text)
+    }
+}
+
+impl From<u64> for Value {
+    fn from(number: u64) -> Self {
+        Self::Number(number)
+    }
+}
+
+impl From<usize> for Value {
+    fn from(number: usize) -> Self {
+        Self::Number(number as u64)
+    }
+}
+
+impl From<bool> for Value {
+    fn from(flag: bool) -> Self {
+        Self::Flag(flag)
+    }
+}
+
+impl From<Vec<String>> for Value {
+    fn from(list: Vec<String>) -> Self {
+        Self::List(list)
+    }
+}
+
+/// Names and values in the order in which they are shown.
+#[derive(Default)]
+pub struct Facts(Vec<(&'static str, Value)>);
+
+impl Facts {
+    /// Adds one.
+    pub fn add(&mut self, name: &'static str, value: impl Into<Value>) {
+        self.0.push((name, value.into()));
+    }
+
+    /// Adds a number of bytes.
+    pub fn add_bytes(&mut self, name: &'static str, bytes: u64) {
+        self.0.push((name, Value::Bytes(bytes)));
+    }
+
+    /// Prints all.
+    pub fn print(&self, json: bool) -> Result<()> {
+        super::print(&if json { format!("{}\n", self.json()) } else { self.table() }).map(drop)
+    }
+
+    fn table(&self) -> String {
+        let mut table = String::new();
+        let mut line = |name: &str, value: &str| {
+            table.push_str(&format!("{:<16} {value}\n", name.replace('_', " ")));
+        };
+        for (name, value) in &self.0 {
+            match value {
+                Value::Text(text) => line(name, text),
+                Value::Number(number) => line(name, &number.to_string()),
+                Value::Bytes(bytes) => line(name, &size(*bytes)),
+                Value::Flag(flag) => line(name, if *flag { "yes" } else { "no" }),
+                Value::List(list) => list.iter().for_each(|text| line(name, text)),
+            }
+        }
+        table
+    }
+
+    /// The same with the word that they are about at their head.
+    fn named(mut self, word: &OsStr) -> Self {
+        self.0.insert(0, ("file", Value::Text(word.to_string_lossy().into_owned())));
+        self
+    }
+
+    /// A JSON object without a newline at its end.
+    pub fn json(&self) -> String {
+        let value = |value: &Value| match value {
+            Value::Text(text) => quoted(text),
+            Value::Number(number) | Value::Bytes(number) => number.to_string(),
+            Value::Flag(flag) => flag.to_string(),
+            Value::List(list) => {
+                format!("[{}]", list.iter().map(|t| quoted(t)).collect::<Vec<_>>().join(", "))
+            }
+        };
+        let members = self.0.iter().map(|(name, v)| format!("  {}: {}", quoted(name), value(v)));
+        format!("{{\n{}\n}}", members.collect::<Vec<_>>().join(",\n"))
+    }
+}
+
+/// Several objects as a JSON list.
+pub fn json_list(objects: &[String]) -> String {
+    format!("[{}]\n", objects.join(",\n"))
+}
+
+/// "1886016 bytes (1.8 MiB)"
+pub fn size(bytes: u64) -> String {
+    if bytes < 1024 { short_size(bytes) } else { format!("{bytes} bytes ({})", short_size(bytes)) }
+}
+
+/// "1.8 MiB"
+pub fn short_size(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if bytes < 1024 {
+        return format!("{bytes} bytes");
+    }
+    let (mut size, mut unit) = (bytes as f64 / 1024.0, 0);
+    // What would be written as 1024.0 is 1.0 of the next.
+    while size >= 1023.95 {
+        size /= 1024.0;
+        unit += 1;
+    }
+    format!("{size:.1} {}", UNITS[unit])
+}
+
+/// Shows what `look` says of each of `words`: for one word a table or an object, for several a table with a
+/// heading each, or a list. What is wrong with one is said and does not keep the others from being
+/// shown; the status is the worst.
+pub fn each(
+    words: &[OsString],
+    json: bool,
+    look: impl Fn(&OsStr) -> Result<(Facts, u8)>,
+) -> Result<u8> {
+    if let [word] = words {
+        let (facts, status) = look(word)?;
+        facts.print(json)?;
+        return Ok(status);
+    }
+    let (mut worst, mut objects) = (0, Vec::new());
+    for (index, word) in words.iter().enumerate() {
+        match look(word) {
+            Ok((facts, status)) => {
+                worst = worst.max(status);
+                if json {
+                    objects.push(facts.named(word).json());
+                } else {
+                    let gap = if index == 0 { "" } else { "\n" };
+                    super::print(&format!("{gap}{}:\n{}", word.display(), facts.table()))?;
+                }
+            }
+            Err(e) => {
+                worst = worst.max(e.status());
+                eprintln!("ckpt: {e}");
+            }
+        }
+    }
+    if json {
+        super::print(&json_list(&objects))?;
+    }
+    Ok(worst)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_forms() {
+        let mut facts = Facts::default();
+        facts.add("a_name", "\"x\"\n\\\u{1}é".to_string());
+        facts.add("n", 7u64);
+        facts.add("list", vec!["1".to_string(), "2".to_string()]);
+        facts.add("flag", false);
+        let json = "{\n  \"a_name\": \"\\\"x\\\"\\u000a\\\\\\u0001é\",\n  \"n\": 7,\n  \"list\": [\"1\", \"2\"],\n  \"flag\": false\n}";
+        assert_eq!(facts.json(), json);
+        assert!(facts.table().ends_with(
+            "n                7\nlist             1\nlist             2\nflag             no\n"
+        ));
+    }
+
+    #[test]
+    fn sizes() {
+        for (bytes, text) in [
+            (0, "0 bytes"),
+            (1023, "1023 bytes"),
+            (1024, "1024 bytes (1.0 KiB)"),
+            (1_048_575, "1048575 bytes (1.0 MiB)"),
+            (1_886_016, "1886016 bytes (1.8 MiB)"),
+            (u64::MAX, "18446744073709551615 bytes (16.0 EiB)"),
+        ] {
+            assert_eq!(size(bytes), text);
+        }
+    }
+}
