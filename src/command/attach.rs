@@ -10,8 +10,8 @@ use crate::proc;
 use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
-use crate::settings::{self, Name, Settings, Values};
-use ckpt_abi::region::Config;
+use crate::settings::{self, DEFAULT_SIGNAL, Name, Settings, Values};
+use ckpt_abi::region::{Config, config_flag};
 
 /// Equips a running process, or changes the configuration of one that is equipped.
 ///
@@ -30,7 +30,8 @@ pub fn run(pid: i32, settings: &Settings) -> Result<u8> {
             reconfigure(pid, &mut frozen, &memory, region, settings)?
         }
         None => {
-            let config = configuration(pid, settings)?;
+            let settings = signalled(pid, settings)?;
+            let config = configuration(pid, &settings)?;
             check_name(pid, &config)?;
             let thread = &mut frozen.threads[0];
             let region = inject::inject(pid, thread, &memory, &vmas, &config, &executable)?;
@@ -73,7 +74,11 @@ fn reconfigure(
     mut region: Region,
     settings: &Settings,
 ) -> Result<Region> {
-    let settings = settings.clone().resolve(&proc::cwd(pid)?.path)?;
+    let settings = match region.control.config.flags & config_flag::SIGNAL_OPEN {
+        0 => settings.clone(),
+        _ => signalled(pid, settings)?,
+    };
+    let settings = settings.resolve(&proc::cwd(pid)?.path)?;
     let config = settings.apply(region.control.config);
     check_name(pid, &config)?;
     let signal = config.asyncsig;
@@ -88,6 +93,21 @@ fn reconfigure(
         region.take_signal(&mut caller, memory)?;
     }
     Ok(region)
+}
+
+/// The settings with a signal: the usual one where none was named, unless the program has a use of its own for that.
+fn signalled(pid: i32, settings: &Settings) -> Result<Settings> {
+    let status = proc::status(pid, pid)?;
+    let used = (status.caught | status.ignored) >> (DEFAULT_SIGNAL - 1) & 1 == 1;
+    if used && settings.asyncsig.is_none() {
+        let signal = settings::signal_name(DEFAULT_SIGNAL);
+        eprintln!(
+            "ckpt: process {pid} handles or ignores {signal} itself, so no signal triggers checkpoints of it; \
+             -a names one that may be taken"
+        );
+    }
+    let usual = if used { 0 } else { DEFAULT_SIGNAL };
+    Ok(settings.clone().or(Settings { asyncsig: Some(usual), ..Settings::default() }))
 }
 
 /// Says at once when the checkpoint could not be written.

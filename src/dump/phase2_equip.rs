@@ -50,7 +50,7 @@ pub fn equip(
     let mut region = match Region::find(memory, &vmas) {
         Some(region) => region,
         None => {
-            let config = configuration(pid, &request.settings)?;
+            let config = unsignalled(configuration(pid, &request.settings)?);
             let region =
                 inject::inject(pid, &mut frozen.threads[0], memory, &vmas, &config, executable)?;
             vmas = proc::maps::read_with_flags(pid)?;
@@ -99,6 +99,12 @@ pub fn configuration(pid: i32, settings: &Settings) -> Result<Config> {
     let own = Name::parse(&settings::default_name(&program))?;
     let settings = settings.clone().or(Settings { name: Some(own), ..Settings::default() });
     Ok(settings.resolve(&cwd)?.apply(settings::default_config()))
+}
+
+/// The same configuration without a signal. A checkpoint by `ckpt save` is one; the program was never asked to
+/// give a signal away for more of them.
+fn unsignalled(config: Config) -> Config {
+    Config { asyncsig: 0, flags: config.flags | config_flag::SIGNAL_OPEN, ..config }
 }
 
 /// Whether the process is a checkpoint that has not yet become the program; whatever it has of a

@@ -187,8 +187,16 @@ pub(crate) static SETTINGS: [Setting; 11] = [
         parse: |said, value| fill(&mut said.asyncsig, parse_signal(value)),
         written: |said| Said::number(said.asyncsig),
         inherit: |said, weaker| inherit(&mut said.asyncsig, &weaker.asyncsig),
-        apply: |said, config| put(&mut config.asyncsig, said.asyncsig),
+        apply: |said, config| {
+            put(&mut config.asyncsig, said.asyncsig);
+            if said.asyncsig.is_some() {
+                config.flags &= !config_flag::SIGNAL_OPEN;
+            }
+        },
         read: |said, config| {
+            if config.flags & config_flag::SIGNAL_OPEN != 0 {
+                return Ok(());
+            }
             let text = config.asyncsig.to_string();
             fill(&mut said.asyncsig, usable_signal(config.asyncsig, &text))
         },

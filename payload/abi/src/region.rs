@@ -85,6 +85,8 @@ pub mod config_flag {
     pub const KEY_USUAL: u32 = 1 << 10;
     /// [`super::Config::cpu`] is known, also where it is empty.
     pub const CPU_KNOWN: u32 = 1 << 11;
+    /// Nobody has said which signal triggers checkpoints: none does, until `ckpt -p` takes the usual one.
+    pub const SIGNAL_OPEN: u32 = 1 << 12;
 }
 
 record! {
