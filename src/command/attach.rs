@@ -21,7 +21,7 @@ pub fn run(pid: i32, settings: &Settings) -> Result<u8> {
     let executable = stub::own()?;
     phase1_freeze::check(pid)?;
     phase2_equip::await_restart(pid)?;
-    let mut frozen = phase1_freeze::patiently(pid, false, || Frozen::freeze_one(pid))?;
+    let mut frozen = phase1_freeze::patiently(false, || Frozen::freeze_one(pid))?;
     let memory = Memory::open(pid)?;
     let vmas = proc::maps::read(pid)?;
     let region = match Region::find(&memory, &vmas) {

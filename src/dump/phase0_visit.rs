@@ -127,7 +127,7 @@ fn send(request: &Asked, found: &caller::Caller, late: bool) -> Result<bool> {
     let (pid, memory) = (found.pid, &found.memory);
     let what = || format!("cannot call the callbacks of process {pid}");
     // No other thread may just be taking its turn.
-    let mut frozen = phase1_freeze::patiently(pid, false, || Frozen::freeze(pid))?;
+    let mut frozen = phase1_freeze::patiently(false, || Frozen::freeze(pid))?;
     let Some(thread) = frozen.threads.first_mut() else {
         return Err(Error::new(format!("process {pid} is gone")).of(Kind::Gone));
     };

@@ -1,7 +1,7 @@
 //! Phase 1: stop every thread of the target.
 
 use super::Request;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::proc;
 use crate::ptrace::freeze::Frozen;
 use std::time::{Duration, Instant};
@@ -13,33 +13,24 @@ const PERMISSION: Duration = Duration::from_secs(2);
 /// Freezes the target.
 pub fn freeze(request: &Request) -> Result<Frozen> {
     check(request.pid)?;
-    patiently(request.pid, request.triggered, || Frozen::freeze(request.pid))
+    patiently(request.triggered, || Frozen::freeze(request.pid))
 }
 
 /// Tries again while another ckpt traces the process (the monitor's dumper does for some
 /// milliseconds each period), and where `allowed_late`: under Yama the thread that started us names
 /// us as tracer only once it knows our id.
-pub fn patiently(
-    pid: i32,
-    allowed_late: bool,
-    freeze: impl Fn() -> Result<Frozen>,
-) -> Result<Frozen> {
+pub fn patiently(allowed_late: bool, freeze: impl Fn() -> Result<Frozen>) -> Result<Frozen> {
     let deadline = Instant::now() + PERMISSION;
+    let may_pass =
+        |e: &Error| e.kind() == Kind::Busy || (allowed_late && e.kind() == Kind::NotPermitted);
     loop {
         match freeze() {
-            Err(_) if Instant::now() < deadline && (allowed_late || traced_by_ckpt(pid)) => {
+            Err(e) if Instant::now() < deadline && may_pass(&e) => {
                 std::thread::sleep(Duration::from_millis(1));
             }
             result => return result,
         }
     }
-}
-
-/// Whether a ckpt traces the process, or did until just now.
-fn traced_by_ckpt(pid: i32) -> bool {
-    let Ok(status) = proc::status(pid, pid) else { return false };
-    let comm = || proc::comm(status.tracer, status.tracer);
-    status.tracer == 0 || comm().is_ok_and(|name| name.as_encoded_bytes().starts_with(b"ckpt"))
 }
 
 /// Refuses what must not even be touched: remote calls obey the target's seccomp filters, and in

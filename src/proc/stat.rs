@@ -68,6 +68,24 @@ pub fn last_cpu(pid: i32, tid: i32) -> Option<usize> {
     field.parse().ok()
 }
 
+/// State and parent of a process or thread, dead or alive; None if there is none of that id. It allocates no memory.
+pub fn glance(tid: i32) -> Option<(char, i32)> {
+    use std::io::{Read, Write};
+    // Longer than the name and the fields up to the parent.
+    let (mut path, mut line) = ([0; 32], [0; 256]);
+    let room = path.len();
+    let mut rest = &mut path[..];
+    write!(rest, "/proc/{tid}/stat").ok()?;
+    let length = room - rest.len();
+    let path = std::str::from_utf8(&path[..length]).ok()?;
+    let length = std::fs::File::open(path).ok()?.read(&mut line).ok()?;
+    let line = &line[..length];
+    // The name ends with the last parenthesis; state and parent follow it.
+    let end = line.iter().rposition(|&b| b == b')')?;
+    let mut fields = std::str::from_utf8(&line[end + 1..]).ok()?.split_ascii_whitespace();
+    Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
+}
+
 /// The stat line of thread `tid` of process `pid`.
 ///
 /// # Errors
@@ -205,6 +223,8 @@ mod tests {
         let zombie = Zombie::new();
         let stat = stat(zombie.pid(), zombie.pid()).unwrap();
         assert_eq!((stat.state, stat.start_brk, stat.ppid), ('Z', 0, me()));
+        assert_eq!(glance(zombie.pid()), Some(('Z', me())));
+        assert_eq!(glance(super::super::tests::NOBODY), None);
         assert_eq!(stat.exit_signal, nix::libc::SIGCHLD);
     }
 }

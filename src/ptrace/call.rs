@@ -4,12 +4,12 @@
 //! first change of its registers on, the thunk's area holds what they were, so that our death at
 //! any moment gives the thread back to its program.
 
-use super::freeze::Thread;
 use super::interrupted;
 use super::memory::Memory;
 use super::raw::{self, State};
 use super::regs::Regs;
 use super::sequence::leave_sequence;
+use super::thread::Thread;
 use crate::error::{Because, Error, Result};
 use ckpt_abi::region::{THUNK_AREA, ThunkArea};
 use nix::errno::Errno;

@@ -1,41 +1,42 @@
 //! Freezing and thawing a process.
+//!
+//! Every thread is seized and interrupted. The freeze is final when a list of the threads, made while all that were
+//! seized stand still, holds no other, and the kernel counts as many (`Threads:`): a list of a running process may
+//! be short (fs/proc/base.c, next_tid). Threads born of seized ones are seized by the kernel (PTRACE_O_TRACECLONE).
+//!
+//! A program must not notice us more than by a moment. So a thread that does not stop soon lets all others go on
+//! until it has; and an end or an execve(2) of the process lets go of all, while [`super::reaper`] takes care that
+//! neither waits for us.
+//!
+//! The first thread of the list is the lock among tracers: it is seized first and let go last. Who meets
+//! it traced has disturbed nobody, and who can trace it finds the others free.
 
 use super::call::Caller;
 use super::interrupted;
 use super::memory::Memory;
 use super::raw::{self, State};
+use super::reaper;
 use super::regs::Regs;
-use super::sockets;
-use super::waits::{self, Interrupted, Look};
+use super::seize::{Seized, deaf, seize, stubborn};
+use super::thread::Thread;
+use super::waits::{self, Look};
 use crate::error::{Because, Error, Kind, Result};
 use crate::proc;
-use ckpt_abi::api::{API, Api};
 use nix::errno::Errno;
 use nix::libc;
-use std::collections::HashMap;
-use std::mem::offset_of;
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-/// How long a thread may take to stop.
+/// How long the threads may take to stop, all attempts together.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A stopped thread.
-pub struct Thread {
-    /// Thread id.
-    pub tid: i32,
-    /// Registers as the stop found them.
-    pub regs: Regs,
-    /// Signal mask, the thread's own also inside sigsuspend(2).
-    pub mask: u64,
-    /// Stop signal of a process that was already stopped (SIGSTOP and its kin), or 0.
-    pub stopped_by: i32,
-    /// Whether the thread left its first stop to work for us.
-    pub(super) lent: bool,
-    /// Since when it waits, if it does (CLOCK_MONOTONIC, nanoseconds); None when that is not known.
-    since: Option<u64>,
-    /// The wait that the stop has interrupted, and the slot for its notes.
-    pub wait: Option<(Interrupted, u64)>,
-}
+/// How long those that stand still wait for the next one in a first attempt; each attempt doubles it, up to
+/// [`LAST_ATTEMPT`], for on a busy machine a thread may only be waiting for a processor.
+const FIRST_ATTEMPT: Duration = Duration::from_millis(20);
+const LAST_ATTEMPT: Duration = Duration::from_millis(320);
+
+/// How long letting go waits for a thread that runs and has to stop before it can be let go.
+const LETTING_GO: Duration = Duration::from_millis(20);
 
 /// A process all of whose threads are stopped. Dropping it lets them go on.
 pub struct Frozen {
@@ -43,80 +44,246 @@ pub struct Frozen {
     pub pid: i32,
     /// Its threads, the main one first if it lives.
     pub threads: Vec<Thread>,
-    seized: Vec<i32>,
-    seen: HashMap<i32, Look>,
+    /// All that we trace: these, and those on their way.
+    seized: HashSet<i32>,
+    moving: Vec<Moving>,
+}
+
+/// A thread that is seized and does not stand still yet.
+struct Moving {
+    tid: i32,
+    look: Option<Look>,
+    /// Born of a thread of the process, but a process of its own (clone(2) without CLONE_THREAD).
+    stranger: bool,
 }
 
 impl Frozen {
+    fn new(pid: i32) -> Self {
+        Self { pid, threads: Vec::new(), seized: HashSet::new(), moving: Vec::new() }
+    }
+
     /// Stops every thread of `pid`, also those that appear meanwhile.
     ///
-    /// Fails, with everything running again, when the process may not be traced or a thread does
-    /// not stop within [`PATIENCE`]; the sentence names the thread and its system call.
+    /// # Errors
+    /// With everything running again: the process may not be traced, or another does ([`Kind::Busy`] if that is a
+    /// ckpt); it has ended or executed another program ([`Kind::Gone`]); a thread does not stop within
+    /// [`PATIENCE`], and the sentence names it and its system call. Such a thread stays ours until this process
+    /// ends, as a running thread cannot be let go (ptrace(2)), and is taken over by the next attempt.
     pub fn freeze(pid: i32) -> Result<Self> {
-        let mut frozen =
-            Self { pid, threads: Vec::new(), seized: Vec::new(), seen: HashMap::new() };
+        reaper::start()?;
+        reaper::watch(pid);
         let deadline = Instant::now() + PATIENCE;
+        let mut patience = FIRST_ATTEMPT;
+        let mut frozen = Self::new(pid);
         loop {
-            let news = frozen.seize_news()?;
-            if news.is_empty() {
-                break;
+            await_hearing(pid, deadline)?;
+            if frozen.attempt(patience)? {
+                frozen.sort();
+                return Ok(frozen);
             }
-            for tid in &news {
-                frozen.interrupt(*tid)?;
-            }
-            for tid in news {
-                frozen.stop(tid, deadline)?;
-            }
+            frozen.let_go();
+            frozen.await_moving(deadline)?;
+            patience = (patience * 2).min(LAST_ATTEMPT);
         }
-        if frozen.threads.is_empty() {
-            return Err(Error::new(format!("process {pid} is gone")).of(Kind::Gone));
-        }
-        frozen.threads.sort_by_key(|t| (t.tid != pid, t.tid));
-        Ok(frozen)
     }
 
     /// Stops only one thread of `pid`, for work that needs no other to stand still.
     pub fn freeze_one(pid: i32) -> Result<Self> {
-        let mut frozen =
-            Self { pid, threads: Vec::new(), seized: Vec::new(), seen: HashMap::new() };
+        reaper::start()?;
+        let mut frozen = Self::new(pid);
         for tid in proc::tasks(pid)? {
-            if seize(pid, tid)? {
-                frozen.seized.push(tid);
-                frozen.observe(tid);
-                frozen.interrupt(tid)?;
-                frozen.stop(tid, Instant::now() + PATIENCE)?;
+            if seize(pid, tid, raw::OPTIONS | libc::PTRACE_O_TRACEEXEC)? != Seized::Dead {
+                frozen.seized.insert(tid);
+                frozen.begin(&[tid])?;
+                if !frozen.settle(PATIENCE)? {
+                    return Err(stubborn(pid, tid));
+                }
             }
             if !frozen.threads.is_empty() {
                 return Ok(frozen);
             }
         }
-        Err(Error::new(format!("process {pid} is gone")).of(Kind::Gone))
+        Err(gone(pid))
     }
 
     /// Takes over a thread that is already traced and stopped (at its exec).
     pub fn adopt(tid: i32) -> Result<Self> {
         let thread =
             Thread::read(tid, 0).because(|| format!("cannot read the registers of {tid}"))?;
-        Ok(Self { pid: tid, threads: vec![thread], seized: vec![tid], seen: HashMap::new() })
+        let mut frozen = Self::new(tid);
+        frozen.seized.insert(tid);
+        frozen.threads.push(thread);
+        Ok(frozen)
     }
 
-    fn seize_news(&mut self) -> Result<Vec<i32>> {
-        let mut news = Vec::new();
-        for tid in proc::tasks(self.pid)? {
-            if !self.seized.contains(&tid) && seize(self.pid, tid)? {
-                self.seized.push(tid);
-                self.observe(tid);
-                news.push(tid);
+    /// Stops all threads; false when one of them does not stop while the others have waited for `patience`, or the
+    /// list and the kernel's count do not agree for as long.
+    fn attempt(&mut self, patience: Duration) -> Result<bool> {
+        let options = raw::OPTIONS | libc::PTRACE_O_TRACEEXEC | libc::PTRACE_O_TRACECLONE;
+        let mut news_at = Instant::now();
+        loop {
+            let tasks = proc::tasks(self.pid)?;
+            let mut news = Vec::new();
+            for tid in &tasks {
+                if !self.seized.contains(tid) && seize(self.pid, *tid, options)? != Seized::Dead {
+                    self.seized.insert(*tid);
+                    news.push(*tid);
+                }
+            }
+            self.begin(&news)?;
+            if !self.settle(patience)? {
+                return Ok(false);
+            }
+            if !news.is_empty() {
+                news_at = Instant::now();
+            } else if self.is_whole(tasks.len())? {
+                return Ok(true);
+            } else if news_at.elapsed() > patience {
+                return Ok(false);
+            } else {
+                std::thread::sleep(Duration::from_micros(50));
             }
         }
-        Ok(news)
     }
 
-    /// Looks at a wait before it is interrupted; later nobody can tell how long it has lasted.
-    fn observe(&mut self, tid: i32) {
-        if let Some(wait) = waits::observe(self.pid, tid) {
-            self.seen.insert(tid, wait);
+    /// Looks at threads that are seized, and then interrupts them. Later nobody can tell how long a wait has lasted.
+    fn begin(&mut self, news: &[i32]) -> Result<()> {
+        let looks: Vec<_> = news.iter().map(|tid| waits::observe(self.pid, *tid)).collect();
+        let moving = news.iter().zip(looks);
+        self.moving.extend(moving.map(|(&tid, look)| Moving { tid, look, stranger: false }));
+        for tid in news {
+            match raw::interrupt(*tid) {
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(e) => {
+                    return Err(e)
+                        .because(|| format!("cannot stop thread {tid} of process {}", self.pid));
+                }
+            }
         }
+        Ok(())
+    }
+
+    /// Waits until nobody moves; false when nothing has happened for `patience`.
+    fn settle(&mut self, patience: Duration) -> Result<bool> {
+        const LONGEST_NAP: Duration = Duration::from_millis(1);
+        let first_nap = Duration::from_micros(20);
+        let (mut last, mut nap) = (Instant::now(), first_nap);
+        while !self.moving.is_empty() {
+            if self.collect()? {
+                (last, nap) = (Instant::now(), first_nap);
+            } else if last.elapsed() > patience {
+                return Ok(false);
+            } else {
+                std::thread::sleep(nap);
+                nap = (nap * 2).min(LONGEST_NAP);
+                // A leader that has ended is reported when the others have, too (delay_group_leader).
+                let pid = self.pid;
+                self.moving.retain(|m| m.tid != pid || !is_dead(pid));
+            }
+        }
+        Ok(true)
+    }
+
+    /// Takes what the moving threads report; whether there was anything. What fails is with the moving ones still.
+    fn collect(&mut self) -> Result<bool> {
+        let (mut news, mut outcome) = (false, Ok(()));
+        for moving in std::mem::take(&mut self.moving) {
+            let tid = moving.tid;
+            match raw::wait(tid, false) {
+                Ok(State::Running) => self.moving.push(moving),
+                Ok(state) => {
+                    news = true;
+                    outcome = outcome.and(self.advance(moving, state));
+                }
+                Err(e) => {
+                    self.moving.push(moving);
+                    outcome = Err(e).because(|| format!("cannot wait for thread {tid}"));
+                }
+            }
+        }
+        outcome.map(|()| news)
+    }
+
+    /// One step on the way to the stop of the last of the moving threads. Signals that it meets on the way are
+    /// delivered: their handlers' first instruction is where it stops.
+    fn advance(&mut self, moving: Moving, state: State) -> Result<()> {
+        let tid = moving.tid;
+        match state {
+            State::Running => self.moving.push(moving),
+            State::Ended => drop(self.seized.remove(&tid)),
+            State::Stopped { .. } if moving.stranger => {
+                self.seized.remove(&tid);
+                let _ = raw::detach(tid);
+            }
+            State::Stopped { signal, event: raw::EVENT_STOP } => {
+                match Thread::read(tid, if signal == libc::SIGTRAP { 0 } else { signal }) {
+                    Ok(mut thread) => {
+                        thread.since = moving.look.map(|look| look.since(self.pid, tid));
+                        self.threads.push(thread);
+                    }
+                    Err(e) => {
+                        self.moving.push(moving);
+                        if e != Errno::ESRCH {
+                            return Err(e)
+                                .because(|| format!("cannot read the registers of thread {tid}"));
+                        }
+                    }
+                }
+            }
+            State::Stopped { event: raw::EVENT_EXEC, .. } => {
+                self.moving.push(moving);
+                return Err(disturbed(self.pid));
+            }
+            State::Stopped { event, signal } => {
+                if event == raw::EVENT_CLONE {
+                    self.welcome(tid);
+                }
+                let signal = if event == 0 && signal & 0x80 == 0 { signal } else { 0 };
+                // Any stop takes the place of the one that was asked for (kernel/signal.c, ptrace_stop).
+                let _ = raw::interrupt(tid);
+                let _ = raw::cont(tid, signal);
+                self.moving.push(moving);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes over what a traced thread has just made: it is traced and stops before its first instruction.
+    fn welcome(&mut self, maker: i32) {
+        let Ok(born) = raw::event_message(maker) else { return };
+        let tid = born as i32;
+        if self.seized.insert(tid) {
+            let stranger = proc::status(tid, tid).is_ok_and(|status| status.tgid != self.pid);
+            self.moving.push(Moving { tid, look: None, stranger });
+        }
+    }
+
+    /// Whether the stopped threads are all that there are, by the kernel's count, and are still stopped.
+    fn is_whole(&self, listed: usize) -> Result<bool> {
+        let counted = proc::status(self.pid, self.pid)?.threads;
+        for thread in &self.threads {
+            let stands = raw::event_message(thread.tid).is_ok();
+            if !stands || raw::wait(thread.tid, false) != Ok(State::Running) {
+                return Err(disturbed(self.pid));
+            }
+        }
+        if self.threads.is_empty() {
+            return Err(gone(self.pid));
+        }
+        Ok(counted as usize == listed)
+    }
+
+    /// Waits for those whom an attempt could not stop, while the others run. One that stops is not kept waiting for
+    /// the next.
+    fn await_moving(&mut self, deadline: Instant) -> Result<()> {
+        while !self.settle(FIRST_ATTEMPT)? {
+            self.let_go();
+            if Instant::now() > deadline {
+                let tid = self.moving.first().map_or(self.pid, |moving| moving.tid);
+                return Err(stubborn(self.pid, tid));
+            }
+        }
+        Ok(())
     }
 
     /// Works out the waits that the stops have interrupted and leaves notes about them in the
@@ -157,54 +324,7 @@ impl Frozen {
         }
     }
 
-    fn interrupt(&self, tid: i32) -> Result<()> {
-        match raw::interrupt(tid) {
-            Ok(()) | Err(Errno::ESRCH) => Ok(()),
-            Err(e) => {
-                Err(e).because(|| format!("cannot stop thread {tid} of process {}", self.pid))
-            }
-        }
-    }
-
-    /// Waits until `tid` stands in a PTRACE_EVENT_STOP. Signals that it meets on the way are
-    /// delivered: their handlers' first instruction is where it stops.
-    fn stop(&mut self, tid: i32, deadline: Instant) -> Result<()> {
-        match wait_event_stop(tid, deadline) {
-            Ok(Some(signal)) => {
-                let group = if signal == libc::SIGTRAP { 0 } else { signal };
-                let mut thread = Thread::read(tid, group)
-                    .because(|| format!("cannot read the registers of thread {tid}"))?;
-                thread.since = self.seen.remove(&tid).map(|look| look.since(self.pid, tid));
-                self.threads.push(thread);
-                Ok(())
-            }
-            Ok(None) => Ok(()),
-            Err(Errno::ETIMEDOUT) => Err(self.stubborn(tid)),
-            Err(e) => Err(e).because(|| format!("cannot wait for thread {tid}")),
-        }
-    }
-
-    fn stubborn(&self, tid: i32) -> Error {
-        let call = match proc::syscall(self.pid, tid) {
-            Ok(Some((number, _))) => match number.cast_signed() {
-                libc::SYS_vfork => "in vfork(2)".to_string(),
-                libc::SYS_clone => "in clone(2)".to_string(),
-                libc::SYS_clone3 => "in clone3(2)".to_string(),
-                _ => format!("in system call {number}"),
-            },
-            _ => "in the kernel".to_string(),
-        };
-        let name = proc::comm(self.pid, tid).unwrap_or_default();
-        let name = name.display();
-        Error::new(format!(
-            "thread {tid} ({name}) of process {} cannot be stopped within {} seconds: it waits {call}",
-            self.pid,
-            PATIENCE.as_secs()
-        ))
-        .hint("a parent in vfork(2) or a thread in state D becomes free when its child or its disk does")
-    }
-
-    /// Lets every thread go on as if nothing had been.
+    /// Lets every thread go on as if nothing had been. When this returns all of them do, and none is traced.
     pub fn thaw(mut self) {
         self.release();
     }
@@ -220,37 +340,79 @@ impl Frozen {
         Ok(())
     }
 
-    /// Ends the process with exit_group(2), issued by its first thread at `thunk`.
+    /// Ends the process with exit_group(2), issued by its first thread at `thunk`, and waits until it has ended.
+    ///
+    /// It stays traced meanwhile: a process that is stopped (SIGSTOP) would stop again, and the others, which the
+    /// exit kills where they stand, would run on.
     pub fn end(mut self, thunk: u64, status: u64) -> Result<()> {
         let pid = self.pid;
-        let Some(first) = self.threads.first() else { return Ok(()) };
+        let mut threads = std::mem::take(&mut self.threads);
+        let Some(first) = threads.first() else { return Ok(()) };
         let call = libc::SYS_exit_group.cast_unsigned();
         let regs = Regs { rip: thunk, rax: call, orig_rax: u64::MAX, rdi: status, ..first.regs };
         let tid = first.tid;
         raw::set_mask(tid, u64::MAX)
             .and_then(|()| regs.set(tid))
-            .and_then(|()| raw::detach(tid))
+            .and_then(|()| raw::cont(tid, 0))
             .because(|| format!("cannot end process {pid}"))?;
-        // The others are still stopped by us; the exit kills them where they are. Were we to end
-        // before that, they would run on.
         let deadline = Instant::now() + PATIENCE;
-        for thread in self.threads.drain(..).skip(1) {
-            while !matches!(raw::wait(thread.tid, false), Ok(State::Ended) | Err(_)) {
-                if Instant::now() > deadline {
-                    return Err(Error::new(format!("process {pid} is saved but does not end")));
-                }
-                std::thread::sleep(Duration::from_micros(50));
+        loop {
+            threads.retain(|thread| match raw::wait(thread.tid, false) {
+                Ok(State::Ended) | Err(_) => false,
+                Ok(State::Stopped { .. }) => raw::cont(thread.tid, 0).is_ok(),
+                Ok(State::Running) => true,
+            });
+            if threads.is_empty() {
+                return Ok(());
             }
+            if Instant::now() > deadline {
+                return Err(Error::new(format!("process {pid} is saved but does not end")));
+            }
+            std::thread::sleep(Duration::from_micros(50));
         }
-        Ok(())
+    }
+
+    fn sort(&mut self) {
+        let pid = self.pid;
+        self.threads.sort_by_key(|thread| (thread.tid != pid, thread.tid));
+    }
+
+    /// Lets all go on that stand still, the first last.
+    fn let_go(&mut self) {
+        self.sort();
+        while let Some(thread) = self.threads.pop() {
+            self.seized.remove(&thread.tid);
+            thread.release();
+        }
     }
 
     fn release(&mut self) {
         self.renew_notes();
-        for thread in self.threads.drain(..) {
-            thread.release();
+        let deadline = Instant::now() + LETTING_GO;
+        for moving in &self.moving {
+            let _ = raw::interrupt(moving.tid);
         }
-        self.seized.clear();
+        while !self.moving.is_empty() {
+            let left = std::mem::take(&mut self.moving);
+            for moving in left {
+                match raw::wait(moving.tid, false) {
+                    Ok(State::Running) => self.moving.push(moving),
+                    Ok(State::Stopped { signal, event }) => {
+                        if event == raw::EVENT_CLONE {
+                            self.welcome(moving.tid);
+                        }
+                        let signal = if event == 0 && signal & 0x80 == 0 { signal } else { 0 };
+                        Thread::dismiss(moving.tid, signal);
+                    }
+                    Ok(State::Ended) | Err(_) => {}
+                }
+            }
+            if Instant::now() > deadline {
+                break;
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        self.let_go();
     }
 }
 
@@ -260,179 +422,36 @@ impl Drop for Frozen {
     }
 }
 
-impl Thread {
-    fn read(tid: i32, stopped_by: i32) -> std::result::Result<Self, Errno> {
-        let regs = Regs::get(tid)?;
-        Ok(Self {
-            tid,
-            regs,
-            mask: raw::get_mask(tid)?,
-            stopped_by,
-            lent: false,
-            since: None,
-            wait: None,
-        })
+/// Waits while a thread cannot hear us, without touching any. Where always another one cannot, an attempt has to show.
+fn await_hearing(pid: i32, deadline: Instant) -> Result<()> {
+    const OTHERS: usize = 20;
+    let (mut last, mut others) = (0, 0);
+    while let Some(tid) = deaf(pid)? {
+        others += usize::from(tid != last);
+        last = tid;
+        if others > OTHERS {
+            break;
+        }
+        if Instant::now() > deadline {
+            return Err(stubborn(pid, tid));
+        }
+        std::thread::sleep(Duration::from_millis(1));
     }
-
-    /// Whether the stop has interrupted a call on a socket with a time-out: then the thread is sent to wait
-    /// for the rest of that.
-    fn waits_on_a_socket(&mut self, pid: i32, memory: &Memory, region: u64) -> Result<bool> {
-        let Some(since) = self.since.filter(|_| interrupted::answered_eintr(&self.regs)) else {
-            return Ok(false);
-        };
-        let entry = memory.get(region + API + offset_of!(Api, socket_wait) as u64)?;
-        let Some(regs) = sockets::wait_on(pid, &self.regs, since, memory, entry) else {
-            return Ok(false);
-        };
-        self.take_back()
-            .and_then(|()| regs.set(self.tid))
-            .because(|| format!("cannot redirect thread {}", self.tid))?;
-        self.regs = regs;
-        Ok(true)
-    }
-
-    /// Makes the thread go on at `entry` with all signals blocked, on the stack below `stack`, as a
-    /// signal handler begins.
-    pub fn enter(&mut self, entry: u64, stack: u64) -> Result<()> {
-        /// Trap, direction, resume and nested-task flags (x64_setup_rt_frame clears the first three).
-        const FLAGS: u64 = 1 << 8 | 1 << 10 | 1 << 16 | 1 << 14;
-        let flags = self.regs.eflags & !FLAGS;
-        let regs =
-            Regs { rip: entry, rsp: stack, orig_rax: u64::MAX, rax: 0, eflags: flags, ..self.regs };
-        raw::set_mask(self.tid, u64::MAX)
-            .and_then(|()| regs.set(self.tid))
-            .because(|| format!("cannot redirect thread {}", self.tid))?;
-        (self.regs, self.mask, self.wait) = (regs, u64::MAX, None);
-        Ok(())
-    }
-
-    /// Lets the thread run on, an instruction at a time, until it is outside of `code`, whose
-    /// instructions never wait. A thread in a system call or in a stop of its own stays.
-    pub fn leave(&mut self, code: std::ops::Range<u64>) -> std::result::Result<(), Errno> {
-        const STEPS: usize = 100_000;
-        let inside = |regs: &Regs| code.contains(&regs.rip) && regs.orig_rax.cast_signed() < 0;
-        if !inside(&self.regs) || self.stopped_by != 0 {
-            return Ok(());
-        }
-        // What steps must be the thread's own registers, and its own mask is what is read after.
-        self.take_back()?;
-        let mut signal = 0;
-        for _ in 0..STEPS {
-            if !inside(&self.regs) {
-                break;
-            }
-            raw::step(self.tid, signal)?;
-            signal = match raw::wait(self.tid, true)? {
-                State::Stopped { signal: libc::SIGTRAP, .. } => 0,
-                State::Stopped { signal, event: 0 } => signal & 0x7f,
-                State::Stopped { .. } | State::Running => 0,
-                State::Ended => return Err(Errno::ESRCH),
-            };
-            self.regs = Regs::get(self.tid)?;
-        }
-        if signal != 0 {
-            // A signal that came on the way has to be delivered: the thread enters its handler.
-            raw::step(self.tid, signal)?;
-            raw::wait(self.tid, true)?;
-            self.regs = Regs::get(self.tid)?;
-        }
-        self.mask = raw::get_mask(self.tid)?;
-        Ok(())
-    }
-
-    /// Gives a thread that has worked for us its mask and registers back; it stays stopped.
-    pub fn take_back(&mut self) -> std::result::Result<(), Errno> {
-        if !self.lent {
-            return Ok(());
-        }
-        back_to_signal_stop(self.tid)?;
-        // The mask first: should we die in between, the thunk's epilogue gives both back.
-        raw::set_mask(self.tid, self.mask)?;
-        self.regs.set(self.tid)?;
-        self.lent = false;
-        Ok(())
-    }
-
-    /// Errors mean that the thread is gone, which is no matter here.
-    fn release(mut self) {
-        if self.take_back().is_err() {
-            return;
-        }
-        let mut regs = interrupted::undisturbed(&self.regs);
-        if let Some((wait, slot)) = &self.wait
-            && let Some((place, _)) = wait.timeout
-            && interrupted::answered_eintr(&self.regs)
-        {
-            waits::shorten(&mut regs, place, wait.left(), *slot);
-        }
-        if regs != self.regs {
-            let _ = regs.set(self.tid);
-        }
-        let _ = raw::detach(self.tid);
-    }
+    Ok(())
 }
 
-/// Brings a thread from a syscall stop to a signal stop, the only place from which the kernel
-/// restarts interrupted system calls; it runs no user code on the way.
-fn back_to_signal_stop(tid: i32) -> std::result::Result<(), Errno> {
-    raw::interrupt(tid)?;
-    raw::cont(tid, 0)?;
-    wait_event_stop(tid, Instant::now() + PATIENCE)?.map(drop).ok_or(Errno::ESRCH)
+fn is_dead(pid: i32) -> bool {
+    proc::stat(pid, pid).map_or(true, |stat| matches!(stat.state, 'Z' | 'X'))
 }
 
-/// Waits for PTRACE_EVENT_STOP; its signal, or None when the thread ended.
-fn wait_event_stop(tid: i32, deadline: Instant) -> std::result::Result<Option<i32>, Errno> {
-    let mut nap = Duration::from_micros(20);
-    loop {
-        match raw::wait(tid, false)? {
-            State::Ended => return Ok(None),
-            State::Stopped { signal, event: raw::EVENT_STOP } => return Ok(Some(signal)),
-            State::Stopped { signal, .. } if signal & 0x80 != 0 => raw::cont(tid, 0)?,
-            State::Stopped { signal, event: 0 } => raw::cont(tid, signal)?,
-            State::Stopped { .. } => raw::cont(tid, 0)?,
-            State::Running if Instant::now() > deadline => return Err(Errno::ETIMEDOUT),
-            State::Running => {
-                std::thread::sleep(nap);
-                nap = (nap * 2).min(Duration::from_millis(5));
-            }
-        }
-    }
+fn gone(pid: i32) -> Error {
+    Error::new(format!("process {pid} is gone")).of(Kind::Gone)
 }
 
-/// Seizes one thread; false when it is gone or dead.
-fn seize(pid: i32, tid: i32) -> Result<bool> {
-    match raw::seize(tid, raw::OPTIONS) {
-        Ok(()) => Ok(true),
-        Err(Errno::ESRCH) => Ok(false),
-        Err(e) => {
-            let status = proc::status(pid, tid);
-            match status {
-                Err(_) => Ok(false),
-                Ok(status) if matches!(status.state, 'Z' | 'X') => Ok(false),
-                Ok(status) => Err(refused(pid, e, status.tracer)),
-            }
-        }
+/// Threads that stood still have ended: the process has, or one of its threads has executed another program.
+fn disturbed(pid: i32) -> Error {
+    if is_dead(pid) {
+        return gone(pid);
     }
-}
-
-fn refused(pid: i32, error: Errno, tracer: i32) -> Error {
-    let refusal =
-        Error::new(format!("cannot trace process {pid}: {}", error.desc())).of(Kind::NotPermitted);
-    if tracer != 0 {
-        return refusal.of(Kind::Busy).hint(format!(
-            "process {tracer} (a debugger?) traces it already, and there can be only one"
-        ));
-    }
-    let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
-    match scope.trim() {
-        "1" => refusal.hint(
-            "kernel.yama.ptrace_scope is 1: start the program with `ckpt PROGRAM`, or run this as root",
-        ),
-        "2" | "3" => refusal.hint(format!(
-            "kernel.yama.ptrace_scope is {}: only root may, or nobody",
-            scope.trim()
-        )),
-        _ => refusal
-            .hint("it must run as your own user, not be set-user-ID, and be dumpable (prctl(2))"),
-    }
+    Error::new(format!("process {pid} has just executed another program")).of(Kind::Gone)
 }

@@ -11,9 +11,12 @@ pub mod freeze;
 pub mod interrupted;
 pub mod memory;
 pub mod raw;
+mod reaper;
 pub mod regs;
+mod seize;
 pub mod sequence;
 pub mod sockets;
+pub mod thread;
 pub mod waits;
 
 /// Holds one of the payload's numbers against libc's.

@@ -15,6 +15,8 @@ type Result<T> = std::result::Result<T, Errno>;
 pub const EVENT_STOP: i32 = 128;
 /// PTRACE_EVENT_EXEC.
 pub const EVENT_EXEC: i32 = libc::PTRACE_EVENT_EXEC;
+/// PTRACE_EVENT_CLONE.
+pub const EVENT_CLONE: i32 = libc::PTRACE_EVENT_CLONE;
 /// Set of options that [`seize`] asks for: syscall stops that can be told from SIGTRAP.
 pub const OPTIONS: i32 = libc::PTRACE_O_TRACESYSGOOD;
 
@@ -50,7 +52,20 @@ pub fn syscall(tid: i32, signal: i32) -> Result<()> {
 
 /// PTRACE_DETACH.
 pub fn detach(tid: i32) -> Result<()> {
-    request(libc::PTRACE_DETACH as u32, tid, number(0), number(0)).map(drop)
+    detach_with(tid, 0)
+}
+
+/// PTRACE_DETACH, delivering `signal` (0: none).
+pub fn detach_with(tid: i32, signal: i32) -> Result<()> {
+    request(libc::PTRACE_DETACH as u32, tid, number(0), number(signal as usize)).map(drop)
+}
+
+/// PTRACE_GETEVENTMSG: the new thread's id at a PTRACE_EVENT_CLONE. Fails with ESRCH of a thread that is not in a stop.
+pub fn event_message(tid: i32) -> Result<u64> {
+    let mut message = 0u64;
+    let data: *mut u64 = &mut message;
+    request(libc::PTRACE_GETEVENTMSG as u32, tid, number(0), data.cast())?;
+    Ok(message)
 }
 
 /// PTRACE_GETREGSET: fills `buffer` and says how many bytes the kernel had.
@@ -235,4 +250,43 @@ pub fn wait(tid: i32, block: bool) -> Result<State> {
             Ok(_) => Ok(State::Ended),
         };
     }
+}
+
+/// Lets SIGCHLD tell of ends only, not of stops, with its default disposition (sigaction(2), SA_NOCLDSTOP).
+pub fn deaths_alone() -> Result<()> {
+    use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+    let action = SigAction::new(SigHandler::SigDfl, SaFlags::SA_NOCLDSTOP, SigSet::empty());
+    // SAFETY: the default disposition runs no code of ours.
+    unsafe { sigaction(Signal::SIGCHLD, &action) }.map(drop)
+}
+
+/// Waits until `signal`, which is blocked, is pending, and takes it; no longer than `limit`. The process or thread that
+/// it is about (si_pid), or None.
+pub fn await_signal(signal: i32, limit: std::time::Duration) -> Option<i32> {
+    let set: u64 = 1 << (signal - 1);
+    let set: *const u64 = &set;
+    let time =
+        libc::timespec { tv_sec: limit.as_secs() as i64, tv_nsec: i64::from(limit.subsec_nanos()) };
+    let time: *const libc::timespec = &time;
+    // SAFETY: a siginfo_t may be all zeros.
+    let mut found: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let details: *mut libc::siginfo_t = &mut found;
+    // SAFETY: the kernel reads a set of 8 bytes and the time, and fills in the structure.
+    let got = unsafe { libc::syscall(libc::SYS_rt_sigtimedwait, set, details, time, 8usize) };
+    // SAFETY: SIGCHLD has this member; it is zero otherwise.
+    let about = unsafe { found.si_pid() };
+    (got == i64::from(signal)).then_some(about)
+}
+
+/// Waits for a traced thread that has ended, without blocking; whether that was done. It must be dead: of a living
+/// one this takes a stop, which waitid(2) reports whether it was asked for or not (kernel/exit.c, wait_task_stopped).
+pub fn bury(tid: i32) -> bool {
+    let options = libc::WEXITED | libc::WNOHANG | libc::__WALL;
+    // SAFETY: a siginfo_t may be all zeros.
+    let mut found: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel fills in the structure.
+    let result = unsafe { libc::waitid(libc::P_PID, tid.cast_unsigned(), &mut found, options) };
+    // SAFETY: waitid fills in this member, or leaves the zeros when nobody is dead.
+    let pid = unsafe { found.si_pid() };
+    result == 0 && pid != 0
 }

@@ -230,6 +230,18 @@ pub fn shorten(regs: &mut Regs, place: Place, left: u64, slot: u64) {
     }
 }
 
+/// As [`shorten`], of a thread that waits since `since`, where no memory is at hand: only a time-out in a register.
+pub fn shorten_in_place(regs: &mut Regs, since: Option<u64>) {
+    let args = arguments(regs);
+    if let Some(Place::Millis(i)) = place(regs.orig_rax.cast_signed(), &args)
+        && let Some(since) = since
+        && args[i] as i32 > 0
+    {
+        let end = since.saturating_add(u64::from(args[i] as u32) * 1_000_000);
+        shorten(regs, Place::Millis(i), end.saturating_sub(now()), 0);
+    }
+}
+
 /// Address of a slot; None when there are not so many.
 pub fn slot_address(region: u64, index: usize) -> Option<u64> {
     let index = index as u64;

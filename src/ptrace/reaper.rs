@@ -1,0 +1,100 @@
+//! The dead among the threads that we trace.
+//!
+//! A traced thread that has ended stays until its tracer has waited for it. Meanwhile the end of its process is reported
+//! to nobody, and an execve(2) of another thread does not go on (kernel/exit.c, delay_group_leader; fs/exec.c,
+//! de_thread). A tracer that waits for one thread, a disk or a network is no excuse for that, so a thread of its own
+//! waits for the dead as soon as they are dead, whatever the dumper does.
+//!
+//! The end of a traced thread sends SIGCHLD to the process that traces it. Its stops need not (SA_NOCLDSTOP,
+//! sigaction(2)), so the reaper sleeps through a dump that nobody disturbs. A signal that is pending swallows others of
+//! its kind, so all threads of the process are looked at then. Rejected: waitid(2) for anybody's end, which takes the
+//! stops of traced threads, too.
+
+use super::raw;
+use crate::error::{Because, Result};
+use crate::proc;
+use nix::libc;
+use nix::sys::signal::{SigSet, Signal};
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, Barrier, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// The process that has a reaper: a child made by fork(2) has none.
+static OWNER: Mutex<u32> = Mutex::new(0);
+
+/// The process whose threads are traced, or 0.
+static TARGET: AtomicI32 = AtomicI32::new(0);
+
+/// A leader without an exit signal whose last thread was traced by nobody ends without a SIGCHLD to us.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long after a SIGCHLD all threads are looked at, if there is no other meanwhile, and in any case.
+const SOON: Duration = Duration::from_millis(1);
+const LATEST: Duration = Duration::from_millis(10);
+
+/// Makes sure that there is a reaper.
+///
+/// # Errors
+/// No thread can be made (RLIMIT_NPROC): then nothing may be seized.
+pub fn start() -> Result<()> {
+    let mut owner = OWNER.lock().unwrap_or_else(PoisonError::into_inner);
+    if *owner == std::process::id() {
+        return Ok(());
+    }
+    let mut deaths = SigSet::empty();
+    deaths.add(Signal::SIGCHLD);
+    // Blocked before the thread begins, which inherits that: a signal that is blocked everywhere stays pending,
+    // also one that is ignored by default.
+    deaths.thread_block().because(|| "cannot block SIGCHLD")?;
+    raw::deaths_alone().because(|| "cannot change what SIGCHLD tells")?;
+    let begun = Arc::new(Barrier::new(2));
+    let theirs = Arc::clone(&begun);
+    std::thread::Builder::new()
+        .name("ckpt-reaper".into())
+        .stack_size(64 << 10)
+        .spawn(move || {
+            theirs.wait();
+            drop(theirs);
+            attend()
+        })
+        .because(|| "cannot start a thread of our own")?;
+    begun.wait();
+    *owner = std::process::id();
+    Ok(())
+}
+
+/// Names the process all of whose threads are about to be traced. Without that only the threads are buried of which
+/// SIGCHLD tells, without allocating memory: a fork(2) of the caller then finds its heap whole.
+pub fn watch(pid: i32) {
+    TARGET.store(pid, Ordering::Relaxed);
+}
+
+fn attend() -> ! {
+    let mut news: Option<Instant> = None;
+    loop {
+        let rest = if news.is_some() { SOON } else { LOOK };
+        let dead = raw::await_signal(libc::SIGCHLD, rest);
+        if let Some(tid) = dead {
+            bury(tid);
+            news.get_or_insert_with(Instant::now);
+        }
+        if dead.is_none() || news.is_some_and(|since| since.elapsed() > LATEST) {
+            sweep();
+            news = None;
+        }
+    }
+}
+
+/// Buries all dead threads of the process, and again, as the end of a thread may let its leader end.
+fn sweep() {
+    let pid = TARGET.load(Ordering::Relaxed);
+    let dead = |tids: Vec<i32>| tids.into_iter().filter(|tid| bury(*tid)).count();
+    while pid != 0 && proc::tasks(pid).is_ok_and(|tids| dead(tids) != 0) {}
+}
+
+/// Waits for a thread if it is dead and no child of ours, for which somebody else waits.
+fn bury(tid: i32) -> bool {
+    let own = std::process::id().cast_signed();
+    let traced =
+        proc::stat::glance(tid).is_some_and(|(state, parent)| state == 'Z' && parent != own);
+    traced && raw::bury(tid)
+}

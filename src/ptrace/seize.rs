@@ -1,0 +1,118 @@
+//! Beginning to trace a thread, and the sentences about one that is not let or does not stop.
+
+use super::freeze::PATIENCE;
+use super::raw;
+use crate::error::{Error, Kind, Result};
+use crate::proc;
+use nix::errno::Errno;
+use nix::libc;
+
+/// What came of [`seize`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seized {
+    /// It is traced from now on.
+    Now,
+    /// We traced it already: it was born of a traced thread, or an earlier attempt could not let it go.
+    Before,
+    /// It has ended.
+    Dead,
+}
+
+/// Seizes one thread, with `options`.
+///
+/// # Errors
+/// Somebody else traces it ([`Kind::Busy`]), or it is not permitted.
+pub fn seize(pid: i32, tid: i32, options: i32) -> Result<Seized> {
+    /// A tracer that is gone when it is looked for left us in between; as many of them in a row are none.
+    const TRIES: usize = 3;
+    for again in 1..=TRIES {
+        let error = match raw::seize(tid, options) {
+            Ok(()) => return Ok(Seized::Now),
+            Err(error) => error,
+        };
+        let status = proc::status(pid, tid);
+        match status {
+            _ if error == Errno::ESRCH => break,
+            Err(_) => break,
+            Ok(status) if matches!(status.state, 'Z' | 'X') => break,
+            Ok(status) if status.tracer == nix::unistd::gettid().as_raw() => {
+                return Ok(Seized::Before);
+            }
+            Ok(status) if status.tracer == 0 && error == Errno::EPERM && again < TRIES => {}
+            Ok(status) => {
+                return Err(refused(pid, error, status.tracer));
+            }
+        }
+    }
+    Ok(Seized::Dead)
+}
+
+fn refused(pid: i32, error: Errno, tracer: i32) -> Error {
+    let refusal =
+        Error::new(format!("cannot trace process {pid}: {}", error.desc())).of(Kind::NotPermitted);
+    if tracer != 0 {
+        return traced(pid, tracer);
+    }
+    let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
+    match scope.trim() {
+        "1" => refusal.hint(
+            "kernel.yama.ptrace_scope is 1: start the program with `ckpt PROGRAM`, or run this as root",
+        ),
+        "2" | "3" => refusal.hint(format!(
+            "kernel.yama.ptrace_scope is {}: only root may, or nobody",
+            scope.trim()
+        )),
+        _ => refusal
+            .hint("it must run as your own user, not be set-user-ID, and be dumpable (prctl(2))"),
+    }
+}
+
+/// Another ckpt is done in a while, a debugger is not.
+fn traced(pid: i32, tracer: i32) -> Error {
+    if is_ckpt(tracer) {
+        let text =
+            format!("process {tracer}, another ckpt, has process {pid} stopped for a checkpoint");
+        return Error::new(text).of(Kind::Busy).hint("wait for it");
+    }
+    let name = proc::comm(tracer, tracer).unwrap_or_default();
+    let text = format!(
+        "cannot trace process {pid}: process {tracer} ({}) traces it already",
+        name.display()
+    );
+    Error::new(text).of(Kind::NotPermitted).hint("a debugger or strace has to let it go before")
+}
+
+/// Whether a process is a ckpt, by its name.
+fn is_ckpt(pid: i32) -> bool {
+    proc::comm(pid, pid).is_ok_and(|name| name.as_encoded_bytes().starts_with(b"ckpt"))
+}
+
+/// The sentence about a thread that did not stop in time.
+pub fn stubborn(pid: i32, tid: i32) -> Error {
+    let call = match proc::syscall(pid, tid) {
+        Ok(Some((number, _))) => match number.cast_signed() {
+            libc::SYS_vfork => "in vfork(2)".to_string(),
+            libc::SYS_clone => "in clone(2)".to_string(),
+            libc::SYS_clone3 => "in clone3(2)".to_string(),
+            _ => format!("in system call {number}"),
+        },
+        _ => "in the kernel".to_string(),
+    };
+    let name = proc::comm(pid, tid).unwrap_or_default();
+    let name = name.display();
+    Error::new(format!(
+        "thread {tid} ({name}) of process {pid} cannot be stopped within {} seconds: it waits {call}",
+        PATIENCE.as_secs()
+    ))
+    .hint("a parent in vfork(2) or a thread in state D becomes free when its child or its disk does")
+}
+
+/// A thread that cannot be stopped now, as far as can be seen without touching it: it waits for its child of vfork(2),
+/// or for the end of a clone(2), which no stop interrupts.
+pub fn deaf(pid: i32) -> Result<Option<i32>> {
+    let forks = |tid: &i32| {
+        matches!(proc::syscall(pid, *tid), Ok(Some((number, _)))
+            if matches!(number.cast_signed(), libc::SYS_vfork | libc::SYS_clone | libc::SYS_clone3))
+    };
+    Ok(proc::tasks(pid)?.into_iter().find(forks))
+}

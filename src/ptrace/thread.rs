@@ -1,0 +1,194 @@
+//! A stopped thread, and how it is given back.
+
+use super::freeze::PATIENCE;
+use super::interrupted;
+use super::memory::Memory;
+use super::raw::{self, State};
+use super::regs::Regs;
+use super::sockets;
+use super::waits::{self, Interrupted};
+use crate::error::{Because, Result};
+use ckpt_abi::api::{API, Api};
+use nix::errno::Errno;
+use nix::libc;
+use std::mem::offset_of;
+use std::time::{Duration, Instant};
+
+/// A stopped thread.
+pub struct Thread {
+    /// Thread id.
+    pub tid: i32,
+    /// Registers as the stop found them.
+    pub regs: Regs,
+    /// Signal mask, the thread's own also inside sigsuspend(2).
+    pub mask: u64,
+    /// Stop signal of a process that was already stopped (SIGSTOP and its kin), or 0.
+    pub stopped_by: i32,
+    /// Whether the thread left its first stop to work for us.
+    pub(super) lent: bool,
+    /// Since when it waits, if it does (CLOCK_MONOTONIC, nanoseconds); None when that is not known.
+    pub(super) since: Option<u64>,
+    /// The wait that the stop has interrupted, and the slot for its notes.
+    pub wait: Option<(Interrupted, u64)>,
+}
+
+impl Thread {
+    pub(super) fn read(tid: i32, stopped_by: i32) -> std::result::Result<Self, Errno> {
+        let regs = Regs::get(tid)?;
+        Ok(Self {
+            tid,
+            regs,
+            mask: raw::get_mask(tid)?,
+            stopped_by,
+            lent: false,
+            since: None,
+            wait: None,
+        })
+    }
+
+    /// Whether the stop has interrupted a call on a socket with a time-out: then the thread is sent to wait
+    /// for the rest of that.
+    pub(super) fn waits_on_a_socket(
+        &mut self,
+        pid: i32,
+        memory: &Memory,
+        region: u64,
+    ) -> Result<bool> {
+        let Some(since) = self.since.filter(|_| interrupted::answered_eintr(&self.regs)) else {
+            return Ok(false);
+        };
+        let entry = memory.get(region + API + offset_of!(Api, socket_wait) as u64)?;
+        let Some(regs) = sockets::wait_on(pid, &self.regs, since, memory, entry) else {
+            return Ok(false);
+        };
+        self.take_back()
+            .and_then(|()| regs.set(self.tid))
+            .because(|| format!("cannot redirect thread {}", self.tid))?;
+        self.regs = regs;
+        Ok(true)
+    }
+
+    /// Makes the thread go on at `entry` with all signals blocked, on the stack below `stack`, as a
+    /// signal handler begins.
+    pub fn enter(&mut self, entry: u64, stack: u64) -> Result<()> {
+        /// Trap, direction, resume and nested-task flags (x64_setup_rt_frame clears the first three).
+        const FLAGS: u64 = 1 << 8 | 1 << 10 | 1 << 16 | 1 << 14;
+        let flags = self.regs.eflags & !FLAGS;
+        let regs =
+            Regs { rip: entry, rsp: stack, orig_rax: u64::MAX, rax: 0, eflags: flags, ..self.regs };
+        raw::set_mask(self.tid, u64::MAX)
+            .and_then(|()| regs.set(self.tid))
+            .because(|| format!("cannot redirect thread {}", self.tid))?;
+        (self.regs, self.mask, self.wait) = (regs, u64::MAX, None);
+        Ok(())
+    }
+
+    /// Lets the thread run on, an instruction at a time, until it is outside of `code`, whose
+    /// instructions never wait. A thread in a system call or in a stop of its own stays.
+    pub fn leave(&mut self, code: std::ops::Range<u64>) -> std::result::Result<(), Errno> {
+        const STEPS: usize = 100_000;
+        let inside = |regs: &Regs| code.contains(&regs.rip) && regs.orig_rax.cast_signed() < 0;
+        if !inside(&self.regs) || self.stopped_by != 0 {
+            return Ok(());
+        }
+        // What steps must be the thread's own registers, and its own mask is what is read after.
+        self.take_back()?;
+        let mut signal = 0;
+        for _ in 0..STEPS {
+            if !inside(&self.regs) {
+                break;
+            }
+            raw::step(self.tid, signal)?;
+            signal = match raw::wait(self.tid, true)? {
+                State::Stopped { signal: libc::SIGTRAP, .. } => 0,
+                State::Stopped { signal, event: 0 } => signal & 0x7f,
+                State::Stopped { .. } | State::Running => 0,
+                State::Ended => return Err(Errno::ESRCH),
+            };
+            self.regs = Regs::get(self.tid)?;
+        }
+        if signal != 0 {
+            // A signal that came on the way has to be delivered: the thread enters its handler.
+            raw::step(self.tid, signal)?;
+            raw::wait(self.tid, true)?;
+            self.regs = Regs::get(self.tid)?;
+        }
+        self.mask = raw::get_mask(self.tid)?;
+        Ok(())
+    }
+
+    /// Gives a thread that has worked for us its mask and registers back; it stays stopped.
+    pub fn take_back(&mut self) -> std::result::Result<(), Errno> {
+        if !self.lent {
+            return Ok(());
+        }
+        back_to_signal_stop(self.tid)?;
+        // The mask first: should we die in between, the thunk's epilogue gives both back.
+        raw::set_mask(self.tid, self.mask)?;
+        self.regs.set(self.tid)?;
+        self.lent = false;
+        Ok(())
+    }
+
+    /// Errors mean that the thread is gone, which is no matter here.
+    pub(super) fn release(mut self) {
+        if self.take_back().is_err() {
+            return;
+        }
+        let mut regs = interrupted::undisturbed(&self.regs);
+        if interrupted::answered_eintr(&self.regs) {
+            if let Some((wait, slot)) = &self.wait
+                && let Some((place, _)) = wait.timeout
+            {
+                waits::shorten(&mut regs, place, wait.left(), *slot);
+            } else if self.wait.is_none() {
+                waits::shorten_in_place(&mut regs, self.since);
+            }
+        }
+        if regs != self.regs {
+            let _ = regs.set(self.tid);
+        }
+        let _ = raw::detach(self.tid);
+    }
+
+    /// Lets go of a thread that has stopped and of which nothing else is known, delivering `signal` (0: none).
+    pub(super) fn dismiss(tid: i32, signal: i32) {
+        if let Ok(regs) = Regs::get(tid) {
+            let undisturbed = interrupted::undisturbed(&regs);
+            if undisturbed != regs {
+                let _ = undisturbed.set(tid);
+            }
+        }
+        let _ = raw::detach_with(tid, signal);
+    }
+}
+
+/// Brings a thread from a syscall stop to a signal stop, the only place from which the kernel
+/// restarts interrupted system calls; it runs no user code on the way.
+fn back_to_signal_stop(tid: i32) -> std::result::Result<(), Errno> {
+    raw::interrupt(tid)?;
+    raw::cont(tid, 0)?;
+    wait_event_stop(tid, Instant::now() + PATIENCE)?.map(drop).ok_or(Errno::ESRCH)
+}
+
+/// Waits for PTRACE_EVENT_STOP; its signal, or None when the thread ended.
+pub(super) fn wait_event_stop(
+    tid: i32,
+    deadline: Instant,
+) -> std::result::Result<Option<i32>, Errno> {
+    let mut nap = Duration::from_micros(20);
+    loop {
+        match raw::wait(tid, false)? {
+            State::Ended => return Ok(None),
+            State::Stopped { signal, event: raw::EVENT_STOP } => return Ok(Some(signal)),
+            State::Stopped { signal, .. } if signal & 0x80 != 0 => raw::cont(tid, 0)?,
+            State::Stopped { signal, event: 0 } => raw::cont(tid, signal)?,
+            State::Stopped { .. } => raw::cont(tid, 0)?,
+            State::Running if Instant::now() > deadline => return Err(Errno::ETIMEDOUT),
+            State::Running => {
+                std::thread::sleep(nap);
+                nap = (nap * 2).min(Duration::from_millis(5));
+            }
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Stopping a program and letting it go: it does not notice, whatever it does meanwhile, and its end waits for nobody.
+
+mod harness;
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use harness::{Bench, Build, Run, Way, Who, status_line, until};
+use nix::sys::signal::Signal;
+
+/// A moment within `limit`, another one each time.
+fn some_moment(limit: Duration) {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+    let part = u64::from(now.subsec_nanos()) * 7919 % limit.as_micros() as u64;
+    std::thread::sleep(Duration::from_micros(part));
+}
+
+fn save(bench: &Bench, run: &Run, name: &str) -> Run {
+    bench.run(bench.ckpt(), &["save", &run.pid_text(), "-n", &bench.name(name)])
+}
+
+#[track_caller]
+fn killed_at_any_moment(who: Who) {
+    let bench = Bench::new(who);
+    let crowd = bench.subject("crowd", Build::Pie);
+    for _ in 0..40 {
+        let mut run = bench.run(&crowd, &["8"]);
+        run.expect("ready");
+        let dumper = save(&bench, &run, "x.ckpt");
+        some_moment(Duration::from_millis(25));
+        run.signal(Signal::SIGKILL);
+        assert_eq!(run.end().signal(), Some(9));
+        dumper.end();
+    }
+}
+
+/// A dead thread that nobody waits for holds up the end of the process.
+#[test]
+fn a_program_killed_in_the_middle_of_a_checkpoint_ends() {
+    killed_at_any_moment(Who::Me);
+}
+
+#[test]
+fn a_program_killed_in_the_middle_of_a_checkpoint_ends_unprivileged() {
+    killed_at_any_moment(Who::Nobody);
+}
+
+/// The same holds up the execve of a thread, and the exit of a program.
+#[track_caller]
+fn executes_to_its_end(who: Who, build: Build) {
+    let bench = Bench::new(who);
+    let mut run = bench.run(bench.subject("execs", build), &["60"]);
+    while run.lives() {
+        save(&bench, &run, "x.ckpt").end();
+    }
+    run.ends_well();
+}
+
+#[test]
+fn a_program_that_executes_itself_goes_on() {
+    executes_to_its_end(Who::Me, Build::Pie);
+}
+
+#[test]
+fn a_program_that_executes_itself_goes_on_unprivileged() {
+    executes_to_its_end(Who::Nobody, Build::Musl);
+}
+
+/// Each thread lives for less time than the list of threads takes to read.
+#[track_caller]
+fn no_thread_is_missed(who: Who, build: Build, chains: &str, saves: usize) {
+    let bench = Bench::new(who);
+    let mut run = bench.run(bench.subject("chain", build), &[chains]);
+    run.expect("ready");
+    for _ in 0..saves {
+        bench.must(&["save", &run.pid_text(), "-n", &bench.name("x.ckpt")]);
+        let mut again = bench.run(bench.path("x.ckpt"), &[]);
+        again.check();
+        again.go();
+    }
+    run.check();
+    run.go();
+}
+
+#[test]
+fn a_chain_of_threads_is_whole() {
+    no_thread_is_missed(Who::Me, Build::Pie, "1", 25);
+}
+
+#[test]
+fn many_chains_of_threads_are_whole() {
+    no_thread_is_missed(Who::Nobody, Build::Pie, "30", 5);
+}
+
+#[test]
+fn a_chain_of_threads_is_whole_after_the_signal() {
+    let bench = Bench::new(Who::Nobody);
+    let chain = bench.subject("chain", Build::Pie);
+    for _ in 0..15 {
+        let mut run = Way::Launch.start(&bench, "x.ckpt", &chain, &["1"]);
+        run.expect("ready");
+        Way::Launch.save(&bench, "x.ckpt", run);
+        let mut again = bench.run(bench.path("x.ckpt"), &[]);
+        again.check();
+        again.go();
+    }
+}
+
+/// While one thread cannot be stopped, all others go on, and the checkpoint is taken when it can.
+#[test]
+fn others_go_on_while_one_thread_cannot_be_stopped() {
+    let bench = Bench::new(Who::Nobody);
+    let gate = bench.path("gate");
+    nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::from_bits_truncate(0o666)).expect("a FIFO");
+    bench.give(&gate);
+    let mut run = bench.run(bench.subject("vfork", Build::Pie), &["gate"]);
+    run.expect("ready");
+    until("the thread in vfork", || (status_line(run.pid(), "Threads")? == "3").then_some(()));
+    let mut dumper = save(&bench, &run, "x.ckpt");
+    until("ckpt to look", || {
+        let name = std::fs::read_to_string(format!("/proc/{}/comm", dumper.pid())).ok()?;
+        (name.trim() == "ckpt").then_some(())
+    });
+    for _ in 0..200 {
+        run.check();
+        some_moment(Duration::from_millis(2));
+    }
+    assert!(dumper.lives(), "{}", dumper.fate());
+    std::fs::write(&gate, "x").expect("the child reads");
+    dumper.ends_well();
+    run.check();
+    run.go();
+    let mut again = bench.run(bench.path("x.ckpt"), &[]);
+    again.check();
+    drop(again);
+}
+
+/// One gets the program and the other waits or says so; nobody holds a part of it.
+#[test]
+fn two_at_once_do_not_take_each_other_for_debuggers() {
+    let bench = Bench::new(Who::Nobody);
+    let mut run = bench.run(bench.subject("crowd", Build::Pie), &["40"]);
+    run.expect("ready");
+    std::thread::scope(|scope| {
+        for name in ["a.ckpt", "b.ckpt"] {
+            let (bench, run) = (&bench, &run);
+            let pid = run.pid_text();
+            scope.spawn(move || {
+                for _ in 0..25 {
+                    let ended = bench.order(&["save", &pid, "-n", &bench.name(name)]);
+                    let busy = ["is already being taken", "another ckpt"];
+                    let waits = busy.iter().any(|words| ended.stderr.contains(words));
+                    assert!(ended.code() == Some(0) || waits, "{ended:?}");
+                }
+            });
+        }
+    });
+    run.check();
+    run.go();
+}
