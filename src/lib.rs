@@ -11,5 +11,6 @@ pub mod proc;
 pub mod ptrace;
 pub mod resource;
 pub mod restart;
+pub mod rights;
 pub mod serve;
 pub mod settings;

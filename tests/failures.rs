@@ -82,9 +82,9 @@ fn no_permission() {
 #[test]
 fn the_name_is_a_directorys() {
     let bench = Bench::new(Who::Nobody);
-    let there = bench.subdirectory("x.ckpt");
     let mut run = bench.launch(&["-n", "x.ckpt"], bench.subject("observer", Build::Pie), &[]);
     run.expect("ready");
+    let there = bench.subdirectory("x.ckpt");
     fails(&mut run, "x.ckpt", "irectory");
     assert_eq!(bench.names("x.ckpt"), ["x.ckpt"], "a file was left");
     fs::remove_dir(&there).expect("rmdir");

@@ -95,11 +95,11 @@ fn a_checkpoint_that_cannot_be_read_starts_nothing() {
     let ended = bench.launch(&["--resume", "-n", "folder/x.%n"], &subject, &[]).end();
     assert_eq!(ended.code(), Some(125), "{ended:?}");
     assert!(ended.stderr.contains("cannot look for checkpoints in"), "{ended:?}");
-    // What is readable and no checkpoint is no reason to stop, nor to wait.
+    // What is readable and no checkpoint does not make us wait, and is not replaced either.
     fs::remove_file(&path).expect("x.ckpt");
     nix::unistd::mkfifo(&path, Mode::S_IRWXU | Mode::S_IRWXO).expect("a FIFO");
-    let mut run = resumed();
-    run.complaint("x.ckpt is not a checkpoint");
-    run.expect("ready");
-    run.go();
+    let ended = resumed().end();
+    assert_eq!(ended.code(), Some(125), "{ended:?}");
+    assert!(ended.stderr.contains("x.ckpt is not a checkpoint"), "{ended:?}");
+    assert!(ended.stderr.contains("it is a FIFO"), "{ended:?}");
 }

@@ -1,10 +1,12 @@
 //! `ckpt -p PID`
 
+use super::destination;
 use crate::dump::phase1_freeze;
 use crate::dump::phase2_equip::{self, configuration};
 use crate::dump::phase5_snapshot::subreaper;
+use crate::dump::place::Whose;
 use crate::error::Result;
-use crate::image::{file, stub};
+use crate::image::stub;
 use crate::inject::{self, monitor, region::Region};
 use crate::proc;
 use crate::ptrace::call::Caller;
@@ -110,12 +112,17 @@ fn signalled(pid: i32, settings: &Settings) -> Result<Settings> {
     Ok(settings.clone().or(Settings { asyncsig: Some(usual), ..Settings::default() }))
 }
 
-/// Says at once when the checkpoint could not be written.
+/// Says at once when the checkpoint could not be written: by the process itself, which the checkpoint
+/// signal makes do it, or by a monitor of ours with its rights.
 fn check_name(pid: i32, config: &Config) -> Result<()> {
     let template = settings::template(config)?;
     // A server is not asked: it may be there when it is needed.
-    match Settings::from_config(config)?.name.as_ref().and_then(Name::file) {
-        Some(_) => file::check(&template.expand(&Values::of(pid), 1)),
-        None => Ok(()),
+    if Settings::from_config(config)?.name.as_ref().and_then(Name::file).is_none() {
+        return Ok(());
+    }
+    match Whose::of(pid, false) {
+        Ok(whose) => whose.touch(|| destination::check(&template, &Values::of(pid)))?,
+        Err(e) if config.msperiod != 0 => Err(e),
+        Err(_) => Ok(()),
     }
 }

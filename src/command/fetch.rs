@@ -156,6 +156,7 @@ fn ourselves(file: File, name: &Path, args: &[OsString]) -> Result<u8> {
     let here = std::env::current_dir().because(|| "cannot find out the current directory")?;
     let crate::cli::RestartOptions { settings, truncate_files, force_cpu, map_path } = options;
     let settings = super::destination::with_usual_key(settings).resolve(&here)?;
+    super::destination::check_said(&settings)?;
     let image = Image::from_file(file, name)?;
     let options = Options { settings, truncate_files, force_cpu, map_path };
     match restart(&image, &options, "ckpt")? {}

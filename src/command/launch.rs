@@ -4,6 +4,7 @@
 //! The environment is changed while there is only one thread.
 #![allow(unsafe_code)]
 
+use super::destination;
 use crate::cli::{self, Resume};
 use crate::error::{Because, Error, NOT_FOUND, Result};
 use crate::image::stub;
@@ -40,6 +41,7 @@ pub fn run(
     if let Some(resume) = resume {
         super::resume::resume(&template, &settings, resume)?;
     }
+    destination::check_said(&settings)?;
     let failed = launch(program, args, &config, &stub::own()?);
     match failed.map_err(|e| if e.status() == NOT_FOUND { e.or_else_meant(program) } else { e })? {}
 }

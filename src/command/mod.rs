@@ -20,7 +20,7 @@ mod stored;
 use crate::cli::{self, Command};
 use crate::error::{Error, Result};
 use crate::fault;
-use crate::image::read::Image;
+use crate::image::{elf, read::Image};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::Write;
@@ -48,7 +48,7 @@ fn run(args: &[OsString]) -> Result<u8> {
     if !ours {
         fault::arm(None)?;
     }
-    if !ours && Image::find(&own)?.is_some() {
+    if !ours && (elf::is_marked(&own) || Image::find(&own)?.is_some()) {
         return restart::from_own_file(own, args);
     }
     if serve::is_ckptsrv(args) {

@@ -38,6 +38,7 @@ pub fn from_own_file(own: File, args: &[OsString]) -> Result<u8> {
     let image = Image::from_file(own, Path::new(&name))?;
     let cli::RestartOptions { settings, truncate_files, force_cpu, map_path } = options;
     let settings = super::destination::with_usual_key(settings).resolve(&here)?;
+    super::destination::check_said(&settings)?;
     let options = Options { settings, truncate_files, force_cpu, map_path };
     match restart(&image, &options, "ckpt")? {}
 }

@@ -15,6 +15,7 @@ pub mod phase4_refuse;
 pub mod phase5_snapshot;
 pub mod phase6_write;
 pub mod phase7_seal;
+pub mod place;
 mod stream;
 
 use crate::error::{Error, Result};
@@ -26,7 +27,6 @@ use crate::ptrace::memory::Memory;
 use crate::resource::signals;
 use crate::settings::server::Transfer;
 use crate::settings::{Name, Settings};
-use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -90,13 +90,14 @@ pub fn dump(request: &Request) -> Result<Outcome> {
         phase2_equip::await_restart(request.pid)?;
     }
     let executable = stub::own()?;
-    let begun = begin(request, &executable);
+    let whose = place::Whose::of(request.pid, request.settings.name.is_some());
+    let begun = whose.and_then(|whose| begin(request, &executable, whose));
     if let Err(e) = &begun {
         phase0_visit::leave(request.pid, e);
     }
     let Begun { start, frozen, memory, mut equipped } = begun?;
     let result = proceed(request, start, frozen, &memory, &mut equipped, executable);
-    let result = match (result, equipped.fallback()) {
+    let result = match (result, equipped.place.fallback()) {
         (Err(e), Some(file)) => divert(request, &memory, &mut equipped, file, e),
         (result, _) => result,
     };
@@ -134,7 +135,7 @@ struct Begun {
     equipped: phase2_equip::Equipped,
 }
 
-fn begin(request: &Request, executable: &[u8]) -> Result<Begun> {
+fn begin(request: &Request, executable: &[u8], whose: place::Whose) -> Result<Begun> {
     let (start, mut frozen) = loop {
         phase0_visit::visit(request)?;
         let start = Instant::now();
@@ -145,7 +146,7 @@ fn begin(request: &Request, executable: &[u8]) -> Result<Begun> {
         }
     };
     let memory = Memory::open(request.pid)?;
-    let equipped = phase2_equip::equip(request, &mut frozen, &memory, executable)?;
+    let equipped = phase2_equip::equip(request, &mut frozen, &memory, executable, whose)?;
     reach(Point::Claimed);
     Ok(Begun { start, frozen, memory, equipped })
 }
@@ -158,8 +159,7 @@ fn proceed(
     equipped: &mut phase2_equip::Equipped,
     executable: Vec<u8>,
 ) -> Result<Outcome> {
-    let name = Name::from_bytes(equipped.name.as_os_str().as_bytes())?;
-    let mut sink = (request.open)(&name, &equipped.transfer)?;
+    let mut sink = equipped.place.open(request.open)?;
     reach(Point::Opened);
     frozen.note_waits(memory, equipped.region.base)?;
     let (mut gathered, areas) = phase3_gather::gather(&mut frozen, memory, equipped)?;
@@ -173,12 +173,12 @@ fn proceed(
     let stop = equipped.stop;
     let outcome = if stop {
         writing.pages(request.pid, memory, &areas)?;
-        writing.streams()?;
+        equipped.place.touch(|| writing.streams())??;
         None
     } else {
         let unforked: Vec<_> = areas.iter().filter(|a| a.unforked).cloned().collect();
         writing.pages(request.pid, memory, &unforked)?;
-        writing.streams()?;
+        equipped.place.touch(|| writing.streams())??;
         reach(Point::Shared);
         phase5_snapshot::take(&mut frozen, memory, equipped)?
     };
@@ -214,6 +214,6 @@ fn proceed(
         }
         pause = start.elapsed();
     }
-    let name = equipped.name.clone();
+    let name = equipped.place.name.clone();
     Ok(Outcome { name, bytes, pause, stopped: stop, losses, diverted: None })
 }

@@ -1,16 +1,16 @@
 //! Phase 2: find the payload, or inject it, and claim it for this dump.
 
-use super::{Request as Asked, caller, phase7_seal};
+use super::place::{Place, Whose};
+use super::{Request as Asked, caller};
 use crate::error::{Error, Result};
 use crate::image::read::Image;
 use crate::inject::{self, region::Region};
 use crate::proc::{self, maps::Vma};
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
-use crate::settings::server::{self, Transfer};
-use crate::settings::{self, Name, Settings, Template, Values};
+use crate::settings::{self, Name, Settings, Template};
 use ckpt_abi::api::{Request, Visit};
-use ckpt_abi::region::{Config, Phase, config_flag};
+use ckpt_abi::region::{Config, Control, Phase, config_flag};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -24,15 +24,10 @@ pub struct Equipped {
     pub region: Region,
     /// The mappings, with the payload's.
     pub vmas: Vec<Vma>,
-    /// Where the checkpoint goes, as [`Name::written`].
-    pub name: PathBuf,
-    /// How it gets to a server.
-    pub transfer: Transfer,
+    /// Where the checkpoint goes.
+    pub place: Place,
     /// Whether the program ends after it.
     pub stop: bool,
-    /// What [`Equipped::name`] was made of.
-    template: Template,
-    values: Values,
 }
 
 /// Finds or injects the payload.
@@ -41,6 +36,7 @@ pub fn equip(
     frozen: &mut Frozen,
     memory: &Memory,
     executable: &[u8],
+    whose: Whose,
 ) -> Result<Equipped> {
     let pid = request.pid;
     let mut vmas = proc::maps::read_with_flags(pid)?;
@@ -50,7 +46,9 @@ pub fn equip(
     let mut region = match Region::find(memory, &vmas) {
         Some(region) => region,
         None => {
-            let config = unsignalled(configuration(pid, &request.settings)?);
+            // A process that may do less than we may is not told where we save it to.
+            let told = if whose.is_its() { &request.settings } else { &Settings::default() };
+            let config = unsignalled(configuration(pid, told)?);
             let region =
                 inject::inject(pid, &mut frozen.threads[0], memory, &vmas, &config, executable)?;
             vmas = proc::maps::read_with_flags(pid)?;
@@ -62,26 +60,17 @@ pub fn equip(
     let embed = &mut region.control.config.embed;
     *embed = request.settings.embed.unwrap_or(*embed);
     let template = template(request, &region, memory)?;
-    let values = Values::of(pid);
-    // Never the number of one that exists: the highest is the newest, whatever was restarted.
-    let highest = match template.is_counted() {
-        true => template.existing(&values)?.first().map_or(0, |(number, _)| *number),
-        false => 0,
-    };
-    region.control.generation = region.control.generation.max(highest);
-    let name = template.expand(&values, region.control.generation + 1);
+    let control = &mut region.control;
+    let forked = forked(request, control);
+    let place =
+        Place::find(request, whose, template, &control.config, forked, &mut control.generation)?;
     let config = &region.control.config;
     let ends = config.continues == 0;
     let stop = match request.periodic {
         true => ends && config.flags & config_flag::CONTINUE_GIVEN != 0,
         false => request.stop.unwrap_or(ends),
     };
-    let said = Settings { transfer: request.settings.transfer.clone(), ..Settings::default() };
-    let mut transfer = Settings::from_config(&said.apply(region.control.config))?.transfer;
-    if let Some(file) = transfer.fallback.as_mut().filter(|_| forked(request, &region)) {
-        file.as_mut_os_string().push(format!(".{}", request.pid));
-    }
-    Ok(Equipped { region, vmas, name, transfer, stop, template, values })
+    Ok(Equipped { region, vmas, place, stop })
 }
 
 /// The configuration of a process that had none: its name comes from its own and its directory.
@@ -189,7 +178,7 @@ fn template(request: &Asked, region: &Region, memory: &Memory) -> Result<Templat
         return Template::parse(Path::new(&name.written()));
     }
     let mut name = region.name()?;
-    if forked(request, region) {
+    if forked(request, &region.control) {
         name.as_mut_os_string().push(format!(".{}", request.pid));
     }
     Template::parse(&name)
@@ -206,20 +195,14 @@ fn called(request: &Asked, region: &Region, memory: &Memory) -> Result<Option<Na
     name.resolve(&proc::cwd(request.pid)?.path).map(Some)
 }
 
-fn forked(request: &Asked, region: &Region) -> bool {
-    region.control.owner != request.pid.cast_unsigned()
+fn forked(request: &Asked, control: &Control) -> bool {
+    control.owner != request.pid.cast_unsigned()
 }
 
 impl Equipped {
-    /// The file for a checkpoint that a server did not take, if there is one.
-    pub fn fallback(&self) -> Option<PathBuf> {
-        let server = self.name.as_os_str().as_bytes().starts_with(server::SCHEME.as_bytes());
-        self.transfer.fallback.clone().filter(|_| server)
-    }
-
     /// Changes the destination; the process may have run since it was equipped.
     pub fn divert(&mut self, pid: i32, file: PathBuf) -> Result<()> {
-        self.name = file;
+        self.place.name = file;
         self.vmas = proc::maps::read_with_flags(pid)?;
         Ok(())
     }
@@ -233,9 +216,7 @@ impl Equipped {
     pub fn sealed(&self, memory: &Memory) {
         let control = &self.region.control;
         let _ = self.region.set_generation(memory, control.generation + 1);
-        if control.config.keep > 0 && self.template.is_counted() {
-            phase7_seal::prune(&self.template, &self.values, control.config.keep);
-        }
+        self.place.prune();
     }
 
     /// The dump is over, well or not: a caller of the C API gets its answer, and gives the payload

@@ -3,11 +3,8 @@
 use super::phase2_equip::Equipped;
 use super::phase6_write::Writing;
 use crate::error::{Error, Kind, Result};
-use crate::image::read::Image;
 use crate::proc;
 use crate::ptrace::freeze::Frozen;
-use crate::settings::{Template, Values};
-use std::fs::File;
 
 /// Seals the image; its length in bytes, and what it goes without.
 pub fn seal(writing: Writing<'_>) -> Result<(u64, Vec<String>)> {
@@ -20,18 +17,6 @@ pub fn still_wanted(pid: i32) -> Result<()> {
     match proc::stat(pid, pid) {
         Ok(stat) if !matches!(stat.state, 'Z' | 'X') => Ok(()),
         _ => Err(Error::new(format!("process {pid} has ended meanwhile")).of(Kind::Gone)),
-    }
-}
-
-/// Deletes older checkpoints of a counted name, now that a newer one is whole: all but the last
-/// `keep`, counting damaged ones as any other. What is no checkpoint is nobody's business.
-pub fn prune(template: &Template, values: &Values, keep: u32) {
-    let older = template.existing(values).unwrap_or_default().into_iter().skip(keep as usize);
-    for (_, path) in older {
-        let checkpoint = File::open(&path).map(|file| Image::find(&file));
-        if !matches!(checkpoint, Ok(Ok(None)) | Err(_)) {
-            let _ = std::fs::remove_file(&path);
-        }
     }
 }
 

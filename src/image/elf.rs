@@ -1,7 +1,8 @@
 //! The ELF section table at the end of a checkpoint, by which readelf and objcopy see the image.
 
 use super::PAGE;
-use goblin::elf64::header::Header as ElfHeader;
+use super::source::Source;
+use goblin::elf64::header::{ELFMAG, Header as ElfHeader};
 use goblin::elf64::section_header::{SHT_NULL, SHT_PROGBITS, SHT_STRTAB, SectionHeader};
 
 const NAMES: &[u8] = b"\0.ckpt.image\0.shstrtab\0";
@@ -11,24 +12,42 @@ const HEADERS: usize = 3;
 pub const LEN: u64 =
     (NAMES.len().next_multiple_of(8) + HEADERS * size_of::<SectionHeader>()) as u64;
 
-/// Removes the reference to a section table from the ELF header of a stub.
+/// What tells a checkpoint from the ckpt executable, also where its end is missing: the bytes of the ELF
+/// header that mean nothing (EI_PAD, elf(5)). To a shell that takes a file which the kernel does not
+/// execute for a script, they are a line that ends it.
+const MARK: [u8; 7] = *b"\nexit;#";
+/// EI_PAD.
+const MARK_AT: usize = 9;
+
+/// Makes a stub the ckpt executable: without a reference to a section table, and no checkpoint.
 pub fn forget_sections(stub: &mut [u8]) {
     refer(stub, 0, 0, 0);
+    put(stub, MARK_AT, &[0; MARK.len()]);
 }
 
-/// Makes the ELF header of a stub refer to a table that starts at `offset` of the file.
+/// Makes the ELF header of a stub refer to a table that starts at `offset` of the file, and the
+/// file a checkpoint.
 pub fn refer_to_table(stub: &mut [u8], offset: u64) {
     let headers = offset + NAMES.len().next_multiple_of(8) as u64;
     refer(stub, headers, HEADERS as u16, HEADERS as u16 - 1);
+    put(stub, MARK_AT, &MARK);
+}
+
+/// Whether a file begins as a checkpoint does.
+pub fn is_marked(file: &dyn Source) -> bool {
+    let mut head = [0; MARK_AT + MARK.len()];
+    file.read_at(0, &mut head).is_ok() && head.starts_with(ELFMAG) && head.ends_with(&MARK)
+}
+
+fn put(stub: &mut [u8], at: usize, bytes: &[u8]) {
+    if let Some(field) = stub.get_mut(at..at + bytes.len()) {
+        field.copy_from_slice(bytes);
+    }
 }
 
 fn refer(stub: &mut [u8], offset: u64, count: u16, names: u16) {
     use std::mem::offset_of;
-    let mut put = |at: usize, bytes: &[u8]| {
-        if let Some(field) = stub.get_mut(at..at + bytes.len()) {
-            field.copy_from_slice(bytes);
-        }
-    };
+    let mut put = |at, bytes: &[u8]| put(stub, at, bytes);
     put(offset_of!(ElfHeader, e_shoff), &offset.to_le_bytes());
     put(offset_of!(ElfHeader, e_shentsize), &(size_of::<SectionHeader>() as u16).to_le_bytes());
     put(offset_of!(ElfHeader, e_shnum), &count.to_le_bytes());

@@ -2,82 +2,102 @@
 //!
 //! It has no name until it is whole and on the disk (O_TMPFILE, then linkat and rename), so that a
 //! dump that dies leaves nothing. Where the file system has no such files, it gets a temporary
-//! name, which goes away on failure or is swept away by the next dump to the same name.
+//! name, which goes away on failure or is swept away by the next dump to the same directory. A lock
+//! (flock(2)) on it says that it is still being written: a process id would be another's in another PID
+//! namespace. Where the file system has no locks nothing is swept.
 
-use super::hash;
 use super::write::Sink;
+use super::{elf, hash};
 use crate::error::{Because, Error, Result};
+use crate::image::read::Image;
+use crate::rights::file_user;
+use crate::settings::{Template, Values, quoted};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
 use nix::sys::stat::Mode;
-use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata, TryLockError};
+use std::hash::{BuildHasher, Hasher};
+use std::io::ErrorKind;
 use std::os::fd::AsRawFd;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Mode of a checkpoint: the memory of a program is nobody else's business.
 const MODE: Mode = Mode::S_IRWXU;
+/// As many symbolic links as the kernel follows (path_resolution(7)).
+const MOST_LINKS: usize = 40;
 
 /// A file in the making.
 pub struct FileSink {
     file: File,
     name: PathBuf,
-    temporary: PathBuf,
-    linked: bool,
+    /// The temporary name that it has.
+    temporary: Option<PathBuf>,
 }
 
 impl FileSink {
     /// Prepares a file that will be called `name` (absolute).
+    ///
+    /// # Errors
+    /// It cannot be written there, or something that is no checkpoint has the name.
     pub fn create(name: &Path) -> Result<Self> {
-        if fs::symlink_metadata(name).is_ok_and(|m| m.is_dir()) {
-            return Err(Error::new(format!(
-                "cannot save to {}: it is a directory",
-                name.display()
-            )));
-        }
-        let dir = directory(name);
-        sweep(name);
-        let temporary = dir.join(format!("{}{}", prefix(name), std::process::id()));
+        let name = free(name)?;
+        let dir = directory(&name);
+        sweep(&name);
         let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
-        let why = || format!("cannot save to {}", name.display());
         match nix::fcntl::open(dir, flags, MODE) {
-            Ok(fd) => Ok(Self { file: fd.into(), name: name.into(), temporary, linked: false }),
+            Ok(fd) => Ok(Self { file: fd.into(), name, temporary: None }),
             // What the kernels and file systems say that do not know O_TMPFILE (open(2)).
             Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::EINVAL) => {
-                let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR | OFlag::O_CLOEXEC;
-                let fd = nix::fcntl::open(&temporary, flags, MODE).because(why)?;
-                Ok(Self { file: fd.into(), name: name.into(), temporary, linked: true })
+                let (file, temporary) = named(dir).because(|| cannot(&name))?;
+                Ok(Self { file, name, temporary: Some(temporary) })
             }
-            Err(e) => Err(e).because(why),
+            Err(e) => Err(e).because(|| cannot(&name)),
         }
     }
 
     fn publish(&mut self) -> Result<()> {
-        let why = || format!("cannot save to {}", self.name.display());
+        let why = || cannot(&self.name);
         // The umask does not count for a checkpoint.
         nix::sys::stat::fchmod(&self.file, MODE).because(why)?;
         self.file.sync_all().because(why)?;
         // Nobody may execute what somebody has open for writing (ETXTBSY), so that ends before it has
-        // its name.
+        // its name. The lock passes on without a gap: both share it.
         let own = format!("/proc/self/fd/{}", self.file.as_raw_fd());
-        self.file = File::open(own).because(why)?;
-        if !self.linked {
-            let own = format!("/proc/self/fd/{}", self.file.as_raw_fd());
-            let flags = AtFlags::AT_SYMLINK_FOLLOW;
-            let link = |to: &Path| nix::unistd::linkat(AT_FDCWD, own.as_str(), AT_FDCWD, to, flags);
-            match link(&self.name) {
+        let reopened = File::open(own).because(why)?;
+        let _ = reopened.try_lock_shared();
+        self.file = reopened;
+        if self.temporary.is_none() {
+            match self.link(&self.name) {
                 Ok(()) => return sync_directory(&self.name),
                 Err(Errno::EEXIST) => {}
                 Err(e) => return Err(e).because(why),
             }
-            link(&self.temporary).because(why)?;
-            self.linked = true;
+            let temporary = self.link_temporarily().because(why)?;
+            self.temporary = Some(temporary);
         }
-        fs::rename(&self.temporary, &self.name).because(why)?;
-        self.linked = false;
+        // Somebody may have put something else there since the start.
+        look(&self.name)?;
+        if let Some(temporary) = &self.temporary {
+            fs::rename(temporary, &self.name).because(why)?;
+            self.temporary = None;
+        }
         sync_directory(&self.name)
+    }
+
+    fn link(&self, to: &Path) -> nix::Result<()> {
+        let own = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        nix::unistd::linkat(AT_FDCWD, own.as_str(), AT_FDCWD, to, AtFlags::AT_SYMLINK_FOLLOW)
+    }
+
+    fn link_temporarily(&self) -> nix::Result<PathBuf> {
+        loop {
+            let temporary = temporary(directory(&self.name));
+            match self.link(&temporary) {
+                Err(Errno::EEXIST) => {}
+                linked => return linked.map(|()| temporary),
+            }
+        }
     }
 }
 
@@ -85,30 +105,119 @@ impl Sink for FileSink {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
         self.file
             .write_all_at(bytes, offset)
-            .because(|| format!("cannot save to {}", self.name.display()))
+            .because(|| cannot(&self.name))
             .map_err(|e| e.hint("free some room, raise the limit, or choose another name with -n"))
     }
 
     fn seal(&mut self, len: u64) -> Result<()> {
-        self.file.set_len(len).because(|| format!("cannot save to {}", self.name.display()))?;
+        self.file.set_len(len).because(|| cannot(&self.name))?;
         self.publish()
     }
 }
 
 impl Drop for FileSink {
     fn drop(&mut self) {
-        if self.linked {
-            let _ = fs::remove_file(&self.temporary);
+        if let Some(temporary) = &self.temporary {
+            let _ = fs::remove_file(temporary);
         }
     }
 }
 
 /// Says why a checkpoint of this name could not be written, without leaving anything.
+///
+/// # Errors
+/// As [`FileSink::create`].
 pub fn check(name: &Path) -> Result<()> {
     FileSink::create(name).map(drop)
 }
 
-fn directory(name: &Path) -> &Path {
+/// Deletes older checkpoints of a counted name, now that a newer one is whole: all but the last
+/// `keep` of this user's, counting damaged ones as any other. What is no checkpoint, or somebody else's,
+/// neither counts nor goes.
+pub fn prune(template: &Template, values: &Values, keep: u32) {
+    let us = file_user();
+    let ours = |path: &PathBuf| {
+        let mine = |file: &File| file.metadata().is_ok_and(|m| m.uid() == us && m.is_file());
+        super::read::open(path).is_ok_and(|file| mine(&file) && is_checkpoint(&file))
+    };
+    let existing = template.existing(values).unwrap_or_default().into_iter().map(|(_, path)| path);
+    for path in existing.filter(ours).skip(keep as usize) {
+        let _ = fs::remove_file(path);
+    }
+}
+
+/// Whether a file is a checkpoint, be it damaged or cut off.
+pub fn is_checkpoint(file: &File) -> bool {
+    elf::is_marked(file) || !matches!(Image::find(file), Ok(None))
+}
+
+/// The name behind symbolic links, which is new or a checkpoint's.
+fn free(name: &Path) -> Result<PathBuf> {
+    let mut name = name.to_path_buf();
+    for _ in 0..MOST_LINKS {
+        let Some(meta) = look(&name)? else { return Ok(name) };
+        if !meta.is_symlink() {
+            return Ok(name);
+        }
+        if !is_trusted(&name, &meta) {
+            let sentence = format!(
+                "{} is a symbolic link that somebody else may have put there",
+                cannot(&name)
+            );
+            return Err(Error::new(sentence).hint("choose another name with -n"));
+        }
+        let to = fs::read_link(&name).because(|| cannot(&name))?;
+        name = directory(&name).join(to);
+    }
+    Err(Errno::ELOOP).because(|| cannot(&name))
+}
+
+/// What has a name: nothing, a checkpoint, or a symbolic link.
+///
+/// # Errors
+/// Anything else, which no checkpoint takes the place of.
+fn look(name: &Path) -> Result<Option<Metadata>> {
+    let meta = match fs::symlink_metadata(name) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+        meta => meta.because(|| cannot(name))?,
+    };
+    let kind = meta.file_type();
+    let what = match () {
+        () if kind.is_symlink() => return Ok(Some(meta)),
+        () if kind.is_dir() => "it is a directory",
+        () if kind.is_fifo() => "it is a FIFO",
+        () if kind.is_socket() => "it is a socket",
+        () if !kind.is_file() => "it is a device",
+        () => match super::read::open(name) {
+            Ok(file) if is_checkpoint(&file) => return Ok(Some(meta)),
+            Ok(_) => "a file that is no checkpoint has this name",
+            Err(_) => "a file that cannot be read has this name",
+        },
+    };
+    let sentence = format!("{}: {what}", cannot(name));
+    Err(Error::new(sentence).hint("choose another name with -n, or move it away"))
+}
+
+/// Whether nobody but this user and root can have put a symbolic link there.
+fn is_trusted(link: &Path, meta: &Metadata) -> bool {
+    let us = file_user();
+    let own = |meta: &Metadata| meta.uid() == us || meta.uid() == 0;
+    own(meta) && fs::metadata(directory(link)).is_ok_and(|dir| own(&dir) && is_safe(&dir))
+}
+
+/// Whether others cannot rename what others than they have in a directory.
+pub fn is_safe(dir: &Metadata) -> bool {
+    const STICKY: u32 = 0o1000;
+    let others = if dir.gid() == dir.uid() { 0o002 } else { 0o022 };
+    dir.mode() & others == 0 || dir.mode() & STICKY != 0
+}
+
+fn cannot(name: &Path) -> String {
+    format!("cannot save to {}", quoted(name.as_os_str()))
+}
+
+/// The directory of a file's name.
+pub fn directory(name: &Path) -> &Path {
     match name.parent() {
         Some(dir) if dir != Path::new("") => dir,
         _ => Path::new("."),
@@ -124,24 +233,59 @@ fn sync_directory(name: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Start of the temporary names for one checkpoint on this host, whatever its number.
-fn prefix(name: &Path) -> String {
-    let host = nix::unistd::gethostname().unwrap_or_default();
-    let name = name.file_name().unwrap_or(OsStr::new("")).as_bytes();
-    let name: Vec<u8> = name.iter().copied().filter(|b| !b.is_ascii_digit()).collect();
-    let key = [&name, &b"\0"[..], host.as_bytes()].concat();
-    format!(".ckpt-{:016x}-", hash(&key))
+/// Makes a file under a temporary name, locked.
+fn named(dir: &Path) -> std::io::Result<(File, PathBuf)> {
+    loop {
+        let path = temporary(dir);
+        let mut options = File::options();
+        let options = options.read(true).write(true).create_new(true).mode(MODE.bits());
+        let file = match options.open(&path) {
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => continue,
+            file => file?,
+        };
+        // Before the lock somebody may sweep it away.
+        let swept = matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock));
+        if !swept && is_at(&file, &path) {
+            return Ok((file, path));
+        }
+    }
 }
 
-/// Removes what dumps to this name that died here have left under a temporary name.
+fn is_at(file: &File, path: &Path) -> bool {
+    let id = |meta: Metadata| (meta.dev(), meta.ino());
+    let there = fs::symlink_metadata(path).map(id).ok();
+    there.is_some() && file.metadata().map(id).ok() == there
+}
+
+/// A name that nobody can foresee: others could take all that they foresee, in a directory for everybody.
+fn temporary(dir: &Path) -> PathBuf {
+    let random = std::hash::RandomState::new().build_hasher().finish();
+    dir.join(format!("{}{random:016x}", prefix()))
+}
+
+/// Start of the temporary names of this host. Locks may be each host's own (nfs(5), local_lock).
+fn prefix() -> String {
+    let host = nix::unistd::gethostname().unwrap_or_default();
+    format!(".ckpt-{:08x}-", hash(host.as_encoded_bytes()) as u32)
+}
+
+/// Removes what this user's dumps to the directory of this name have left that died on this host.
 pub fn sweep(name: &Path) {
-    let (dir, prefix) = (directory(name), prefix(name));
+    let (dir, prefix, us) = (directory(name), prefix(), file_user());
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        let file = entry.file_name();
-        let pid = file.to_str().and_then(|f| f.strip_prefix(&prefix)?.parse::<i32>().ok());
-        let dead = |pid| nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), None);
-        if pid.is_some_and(|pid| dead(pid) == Err(Errno::ESRCH)) {
-            let _ = fs::remove_file(entry.path());
+        let name = entry.file_name();
+        let left = name.as_encoded_bytes().starts_with(prefix.as_bytes())
+            && entry.metadata().is_ok_and(|meta| meta.is_file() && meta.uid() == us);
+        let path = entry.path();
+        let mut options = File::options();
+        // An exclusive lock needs a descriptor for writing on NFS (flock(2)).
+        let options = options.read(true).write(true).custom_flags(OFlag::O_NOFOLLOW.bits());
+        if left
+            && let Ok(file) = options.open(&path)
+            && file.try_lock().is_ok()
+            && is_at(&file, &path)
+        {
+            let _ = fs::remove_file(&path);
         }
     }
 }

@@ -2,7 +2,7 @@
 //! taken for a length that the file only claims.
 
 use super::source::Source;
-use super::{hash, head, layout, strings};
+use super::{elf, hash, head, layout, strings};
 use crate::error::{Because, Error, Kind, Result};
 use ckpt_abi::image::{
     CHUNK_MAX, Chunk, Codec, Header, Section, SectionKind, Text, Trailer, WHOLE_IMAGE,
@@ -69,7 +69,11 @@ impl Image {
     pub fn from_source(source: Box<dyn Source>, path: &Path) -> Result<Self> {
         let named = || path.display().to_string();
         let trailer = head::find_trailer(&*source).because(named)?.ok_or_else(|| {
-            Error::new(format!("{} is not a checkpoint, or was cut off", path.display()))
+            let what = match elf::is_marked(&*source) {
+                true => "was cut off: its end is missing",
+                false => "is not a checkpoint",
+            };
+            Error::new(format!("{} {what}", path.display()))
         })?;
         let header = head::read_header(&*source, &trailer).because(named)?;
         let sections = head::read_sections(&*source, &header).because(named)?;

@@ -22,6 +22,10 @@ pub struct Status {
     pub uid: [u32; 4],
     /// Real, effective, saved and file system group id.
     pub gid: [u32; 4],
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+    /// The effective capabilities (CapEff) in the process's own user namespace, by their numbers.
+    pub capabilities: u64,
     /// The file mode creation mask; none of a zombie, and before Linux 4.7.
     pub umask: Option<u32>,
     /// How many threads the process has.
@@ -72,6 +76,8 @@ fn parse(text: &[u8]) -> Result<Status> {
         state: char::from(state),
         uid: ids(needed(text, "Uid")?)?,
         gid: ids(needed(text, "Gid")?)?,
+        groups: words(needed(text, "Groups")?).map(decimal).collect::<Result<_>>()?,
+        capabilities: hex(needed(text, "CapEff")?)?,
         umask: umask.map(|mask| (mask & 0o7777) as u32),
         threads: decimal(needed(text, "Threads")?)?,
         pending: signals("SigPnd")?,
@@ -136,6 +142,7 @@ ShdPnd:\t8000000000000000
 SigBlk:\tfffffffe7ffbfeff
 SigIgn:\t0000000000001000
 SigCgt:\t0000000180004202
+CapEff:\t000001ffffffffff
 NoNewPrivs:\t1
 Seccomp:\t2
 Seccomp_filters:\t4
@@ -154,6 +161,8 @@ Speculation_Store_Bypass:\tvulnerable
                 state: 't',
                 uid: [1000, 1001, 1002, u32::MAX],
                 gid: [0, 1, 2, 3],
+                groups: vec![4, 20],
+                capabilities: 0x1ff_ffff_ffff,
                 umask: Some(0o27),
                 threads: 3,
                 pending: 1 << 9,

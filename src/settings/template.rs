@@ -11,6 +11,9 @@ use crate::error::{Because, Error, Result};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Template(PathBuf);
 
+/// No checkpoint has this number or a higher one: else a file of that name would be the last.
+const HIGHEST: u64 = 1_000_000_000_000;
+
 /// What placeholders stand for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Values {
@@ -125,7 +128,7 @@ impl Template {
         let rest = name.strip_prefix(&before[..])?;
         let Some(after) = after else { return rest.is_empty().then_some(0) };
         let digits = std::str::from_utf8(rest.strip_suffix(&after[..])?).ok()?;
-        let number = digits.parse::<u64>().ok()?;
+        let number = digits.parse::<u64>().ok().filter(|n| *n < HIGHEST)?;
         (number.to_string() == digits).then_some(number)
     }
 
@@ -203,7 +206,15 @@ mod tests {
     fn existing_ones_are_found_by_number() {
         let dir = std::env::temp_dir().join(format!("ckpt-template-{}", std::process::id()));
         std::fs::create_dir(&dir).unwrap();
-        for name in ["x.7.2.c", "x.7.10.c", "x.7.03.c", "x.7..c", "x.8.4.c", "x.7.5.d"] {
+        for name in [
+            "x.7.1000000000000.c",
+            "x.7.2.c",
+            "x.7.10.c",
+            "x.7.03.c",
+            "x.7..c",
+            "x.8.4.c",
+            "x.7.5.d",
+        ] {
             std::fs::write(dir.join(name), "").unwrap();
         }
         let found = template(dir.join("x.%p.%n.c").to_str().unwrap()).unwrap().existing(&values());

@@ -1,0 +1,170 @@
+//! Where a checkpoint goes, and with whose rights it gets there.
+
+use super::Request as Asked;
+use crate::error::Result;
+use crate::image::file;
+use crate::image::write::Sink;
+use crate::rights::{self, Compared, Rights};
+use crate::settings::server::{self, Transfer};
+use crate::settings::{Name, Settings, Template, Values};
+use ckpt_abi::region::Config;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+/// Who says where a checkpoint goes.
+#[derive(Clone)]
+pub enum Whose {
+    /// We do, of a process that may do less than we may: nothing of its configuration counts.
+    Ours,
+    /// The process does. Where we may do more, its files are touched with these rights of its own.
+    Its(Option<Rights>),
+}
+
+impl Whose {
+    /// Decides whose word counts.
+    ///
+    /// # Errors
+    /// The process may do less than we may, it is not said where its checkpoint goes, and we cannot
+    /// act with its rights; or it is gone.
+    pub fn of(pid: i32, named: bool) -> Result<Self> {
+        match (rights::compare(pid)?, named) {
+            (Compared::Equal, _) => Ok(Self::Its(None)),
+            (_, true) => Ok(Self::Ours),
+            (Compared::More(rights), false) => Ok(Self::Its(Some(rights))),
+            (Compared::Other(why), false) => Err(why),
+        }
+    }
+
+    /// Whether the process's configuration counts.
+    pub fn is_its(&self) -> bool {
+        matches!(self, Self::Its(_))
+    }
+
+    /// Touches files as the one who has named them may.
+    ///
+    /// # Errors
+    /// The kernel does not let us have these rights.
+    pub fn touch<T>(&self, work: impl FnOnce() -> T) -> Result<T> {
+        match self {
+            Self::Its(Some(rights)) => rights.with(work),
+            _ => Ok(work()),
+        }
+    }
+}
+
+/// The place of one checkpoint.
+pub struct Place {
+    /// As [`Name::written`].
+    pub name: PathBuf,
+    /// How it gets to a server.
+    transfer: Transfer,
+    /// How many of a counted name are kept; 0: all.
+    keep: u32,
+    /// What the name was made of.
+    template: Template,
+    values: Values,
+    whose: Whose,
+}
+
+impl Place {
+    /// The place by name `template`, as a process is configured and the caller asks. `generation` is raised
+    /// to the highest number that there is: the highest is the newest, whatever was restarted. A forked
+    /// process has a fallback file of its own.
+    ///
+    /// # Errors
+    /// A directory that cannot be looked through, or a configuration that says nothing.
+    pub fn find(
+        request: &Asked,
+        whose: Whose,
+        template: Template,
+        config: &Config,
+        forked: bool,
+        generation: &mut u64,
+    ) -> Result<Self> {
+        let values = Values::of(request.pid);
+        let existing = || match template.is_counted() {
+            true => template.existing(&values),
+            false => Ok(Vec::new()),
+        };
+        let highest = whose.touch(existing)??.first().map_or(0, |(number, _)| *number);
+        *generation = (*generation).max(highest);
+        let name = template.expand(&values, generation.saturating_add(1));
+        let (mut transfer, keep) = match &whose {
+            Whose::Ours => (request.settings.transfer.clone(), 0),
+            Whose::Its(rights) => (transfer(request, config, rights.is_some())?, config.keep),
+        };
+        if let Some(file) = transfer.fallback.as_mut().filter(|_| forked) {
+            file.as_mut_os_string().push(format!(".{}", request.pid));
+        }
+        Ok(Self { name, transfer, keep, template, values, whose })
+    }
+
+    /// Makes the sink.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn open(&self, open: super::Open) -> Result<Box<dyn Sink>> {
+        let name = Name::from_bytes(self.name.as_os_str().as_bytes())?;
+        let sink = self.whose.touch(|| open(&name, &self.transfer))??;
+        Ok(Box::new(Guarded { sink: Some(sink), whose: self.whose.clone() }))
+    }
+
+    /// Reads what the process has open.
+    ///
+    /// # Errors
+    /// As [`Whose::touch`].
+    pub fn touch<T>(&self, work: impl FnOnce() -> T) -> Result<T> {
+        self.whose.touch(work)
+    }
+
+    /// The file for a checkpoint that a server did not take, if there is one.
+    pub fn fallback(&self) -> Option<PathBuf> {
+        let server = self.name.as_os_str().as_bytes().starts_with(server::SCHEME.as_bytes());
+        self.transfer.fallback.clone().filter(|_| server)
+    }
+
+    /// Deletes what is older than wanted, now that this one is whole.
+    pub fn prune(&self) {
+        if self.keep > 0 && self.template.is_counted() {
+            let prune = || file::prune(&self.template, &self.values, self.keep);
+            let _ = self.whose.touch(prune);
+        }
+    }
+}
+
+/// How it gets to a server: as the process is configured and the caller asks; the key of the caller's home
+/// is not for a process that may not read it.
+fn transfer(request: &Asked, config: &Config, foreign: bool) -> Result<Transfer> {
+    let mut transfer = request.settings.transfer.clone();
+    if foreign && matches!(transfer.key, Some(server::Key::Usual(_))) {
+        transfer.key = None;
+    }
+    let asked = Settings { transfer, ..Settings::default() };
+    Ok(Settings::from_config(&asked.apply(*config))?.transfer)
+}
+
+/// A sink whose file is touched with the rights of who has named it.
+struct Guarded {
+    sink: Option<Box<dyn Sink>>,
+    whose: Whose,
+}
+
+impl Sink for Guarded {
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.sink.as_mut().map_or(Ok(()), |sink| sink.write_at(offset, bytes))
+    }
+
+    fn seal(&mut self, len: u64) -> Result<()> {
+        let Self { sink, whose } = self;
+        let seal = || sink.as_mut().map_or(Ok(()), |sink| sink.seal(len));
+        whose.touch(seal)?
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        // A file that was not sealed loses its temporary name.
+        let sink = self.sink.take();
+        let _ = self.whose.touch(|| drop(sink));
+    }
+}

@@ -1,0 +1,216 @@
+//! With whose rights the files of a checkpoint are touched.
+//!
+//! Names of checkpoints, keys and fallback files stand in the memory of the program, which may write
+//! there what it likes. Whoever may do more than the program (root who saves a user's process, a
+//! monitor that root has started) must not follow them with rights of its own, or the program could
+//! have any file replaced. So such work is done with the file system ids, groups and capabilities of
+//! the program.
+//!
+//! # Safety
+//! The system calls that change the rights of one thread have no wrapper: the C library's change all
+//! threads. Each gets plain numbers, or pointers to arrays that outlive it.
+#![allow(unsafe_code)]
+
+use crate::error::{Because, Error, Result};
+use crate::proc::{self, status::Status};
+use nix::errno::Errno;
+use nix::libc;
+use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
+use std::os::unix::fs::MetadataExt;
+
+/// Who may do more: we or a process.
+pub enum Compared {
+    /// We may do nothing that the process may not.
+    Equal,
+    /// We may do more, and can do the work as the process would.
+    More(Rights),
+    /// We may do more, and cannot: the reason.
+    Other(Error),
+}
+
+/// What a process may do with files.
+#[derive(Clone)]
+pub struct Rights {
+    user: u32,
+    group: u32,
+    groups: Vec<u32>,
+    capabilities: u64,
+}
+
+/// Compares our rights with those of a process.
+///
+/// # Errors
+/// The process is gone.
+pub fn compare(pid: i32) -> Result<Compared> {
+    let own = std::process::id().cast_signed();
+    let (ours, theirs) = (proc::status(own, own)?, proc::status(pid, pid)?);
+    let related = |name: &str| {
+        let link = |pid: i32| std::fs::read_link(format!("/proc/{pid}/ns/{name}")).ok();
+        link(own) == link(pid)
+    };
+    // Capabilities of another user namespace are none in ours (user_namespaces(7)).
+    let capabilities = if related("user") { theirs.capabilities } else { 0 };
+    let same_user = theirs.uid == [ours.uid[1]; 4];
+    if same_user && ours.capabilities & !capabilities == 0 {
+        return Ok(Compared::Equal);
+    }
+    if let Some(why) = inimitable(pid, &theirs, related("mnt")) {
+        return Ok(Compared::Other(why.hint("say where the checkpoint goes with -n NAME")));
+    }
+    let Status { uid, gid, groups, .. } = theirs;
+    Ok(Compared::More(Rights { user: uid[3], group: gid[3], groups, capabilities }))
+}
+
+/// Why its rights cannot be ours for a while.
+fn inimitable(pid: i32, theirs: &Status, same_mounts: bool) -> Option<Error> {
+    let id = |path: String| std::fs::metadata(path).map(|m| (m.dev(), m.ino())).ok();
+    let why = if !same_mounts || id(format!("/proc/{pid}/root")) != id("/".into()) {
+        "it sees other files than we do under the same names"
+    } else if theirs.uid != [theirs.uid[3]; 4] || theirs.gid != [theirs.gid[3]; 4] {
+        "it has the rights of more than one user"
+    } else if !readable_by_its_user(pid, theirs.uid[3]) {
+        "its user may not see its memory"
+    } else {
+        return None;
+    };
+    let sentence = format!("process {pid} belongs to somebody else, and {why}");
+    Some(Error::new(sentence))
+}
+
+/// Whether the process is dumpable (PR_SET_DUMPABLE): else its files in /proc are root's
+/// (task_dump_owner in fs/proc/base.c).
+fn readable_by_its_user(pid: i32, user: u32) -> bool {
+    std::fs::metadata(format!("/proc/{pid}/environ")).is_ok_and(|meta| meta.uid() == user)
+}
+
+/// The user as whom this thread touches files.
+pub fn file_user() -> u32 {
+    // An id that is none changes nothing (setfsuid(2)).
+    setfsuid(Uid::from_raw(u32::MAX)).as_raw()
+}
+
+impl Rights {
+    /// Does something with these rights and those only; this thread's own are back afterwards. A thread
+    /// that is made meanwhile keeps them.
+    ///
+    /// # Errors
+    /// The kernel does not let us have them.
+    pub fn with<T>(&self, work: impl FnOnce() -> T) -> Result<T> {
+        let mut before = Before::now()?;
+        before.take_on(self).because(|| "cannot act as the process's user").map_err(|e| {
+            e.hint("say where the checkpoint goes with -n NAME, or save as that user or root")
+        })?;
+        Ok(work())
+    }
+}
+
+/// What this thread may do; it may again when this is dropped.
+struct Before {
+    user: u32,
+    group: u32,
+    groups: Vec<u32>,
+    sets: [CapabilitySet; 2],
+}
+
+/// struct __user_cap_data_struct (capset(2)), one for the numbers below 32 and one for the rest.
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+struct CapabilitySet {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+/// The capabilities that overrule permissions of files (CAP_FS_SET of the kernel): CAP_CHOWN to
+/// CAP_FSETID, CAP_LINUX_IMMUTABLE, CAP_MKNOD and CAP_MAC_OVERRIDE.
+const ABOUT_FILES: u64 = 0b1_1111 | 1 << 9 | 1 << 27 | 1 << 32;
+
+/// struct __user_cap_header_struct: _LINUX_CAPABILITY_VERSION_3, and this thread.
+const THIS_THREAD: [u32; 2] = [0x2008_0522, 0];
+
+impl Before {
+    fn now() -> Result<Self> {
+        let groups = nix::unistd::getgroups().because(|| "cannot find out our groups")?;
+        let mut sets = [CapabilitySet::default(); 2];
+        // SAFETY: the kernel reads the header and writes the two sets.
+        let got = unsafe { libc::syscall(libc::SYS_capget, &THIS_THREAD, &mut sets) };
+        Errno::result(got).because(|| "cannot find out our capabilities")?;
+        let group = setfsgid(Gid::from_raw(u32::MAX)).as_raw();
+        let groups = groups.into_iter().map(Gid::as_raw).collect();
+        Ok(Self { user: file_user(), group, groups, sets })
+    }
+
+    fn take_on(&mut self, rights: &Rights) -> std::result::Result<(), Errno> {
+        set_groups(&rights.groups)?;
+        setfsgid(Gid::from_raw(rights.group));
+        // Takes the capabilities that are about files with it, when it was 0 (capabilities(7)).
+        setfsuid(Uid::from_raw(rights.user));
+        if file_user() != rights.user || setfsgid(Gid::from_raw(u32::MAX)).as_raw() != rights.group
+        {
+            return Err(Errno::EPERM);
+        }
+        let mut sets = self.sets;
+        let kept = rights.capabilities | !ABOUT_FILES;
+        sets[0].effective &= kept as u32;
+        sets[1].effective &= (kept >> 32) as u32;
+        set_capabilities(&sets)
+    }
+}
+
+impl Drop for Before {
+    fn drop(&mut self) {
+        // First what permits the rest; last again, because the user's change alters it. What fails leaves
+        // us with fewer rights.
+        let _ = set_capabilities(&self.sets);
+        let _ = set_groups(&self.groups);
+        setfsgid(Gid::from_raw(self.group));
+        setfsuid(Uid::from_raw(self.user));
+        let _ = set_capabilities(&self.sets);
+    }
+}
+
+fn set_groups(groups: &[u32]) -> std::result::Result<(), Errno> {
+    // SAFETY: the kernel reads so many numbers.
+    let set = unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) };
+    Errno::result(set).map(drop)
+}
+
+fn set_capabilities(sets: &[CapabilitySet; 2]) -> std::result::Result<(), Errno> {
+    // SAFETY: the kernel reads the header and the two sets.
+    let set = unsafe { libc::syscall(libc::SYS_capset, &THIS_THREAD, sets) };
+    Errno::result(set).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn own() -> i32 {
+        std::process::id().cast_signed()
+    }
+
+    #[test]
+    fn nobody_may_more_than_himself() {
+        assert!(matches!(compare(own()), Ok(Compared::Equal)));
+    }
+
+    #[test]
+    fn rights_come_back() {
+        let status = || proc::status(own(), nix::unistd::gettid().as_raw()).unwrap();
+        let before = status();
+        let (user, group) = (before.uid[3], before.gid[3]);
+        let foreign = if user == 0 { 65534 } else { user };
+        let rights =
+            Rights { user: foreign, group, groups: before.groups.clone(), capabilities: 0 };
+        match rights.with(status) {
+            Ok(inside) => {
+                assert_eq!((inside.uid[3], inside.uid[1]), (foreign, user));
+                assert_eq!(inside.capabilities & ABOUT_FILES, 0);
+            }
+            Err(e) => assert!(user != 0, "{e}"),
+        }
+        let after = status();
+        assert_eq!((after.uid, after.gid, after.groups), (before.uid, before.gid, before.groups));
+        assert_eq!(after.capabilities, before.capabilities);
+    }
+}
