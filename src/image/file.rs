@@ -289,3 +289,25 @@ pub fn sweep(name: &Path) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leftovers_go_and_work_in_progress_stays() {
+        let dir = std::env::temp_dir().join(format!("ckpt-file-{}", std::process::id()));
+        fs::create_dir(&dir).unwrap();
+        let (writing, at_work) = named(&dir).unwrap();
+        let (died, left) = named(&dir).unwrap();
+        drop(died);
+        fs::write(dir.join(".ckpt-else"), "").unwrap();
+        sweep(&dir.join("job2.ckpt"));
+        let there = [&at_work, &left, &dir.join(".ckpt-else")].map(|path| path.exists());
+        drop(writing);
+        sweep(&dir.join("job2.ckpt"));
+        let later = at_work.exists();
+        fs::remove_dir_all(&dir).unwrap();
+        assert_eq!((there, later), ([true, false, true], false));
+    }
+}
