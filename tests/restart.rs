@@ -287,18 +287,21 @@ fn a_vanished_working_directory_stops_the_restart() {
 #[test]
 fn what_is_not_saved_is_named_and_closed_afterwards() {
     let bench = Bench::new(Who::Nobody);
-    let script = "mkfifo fifo; exec 7<>fifo; echo ready; read x; echo $x >&7 || echo closed";
-    let mut run = bench.run("bash", &["-c", script]);
+    let script = "use Socket; $| = 1; socketpair(A, B, AF_UNIX, SOCK_STREAM, 0); print qq(ready\\n); \
+                  $x = <STDIN>; syswrite(A, $x) or print qq(closed\\n); open(C, '<', '/dev/null'); \
+                  print fileno(C) > fileno(B) ? qq(aside\\n) : qq(in its place\\n)";
+    let mut run = bench.run("perl", &["-e", script]);
     run.expect("ready");
     let pid = run.pid_text();
     let said = bench.must(&["save", "--stop", &pid, "-n", &bench.name("x.ckpt")]);
     let lines: Vec<_> = said.stderr.lines().collect();
     assert_eq!(lines.len(), 1, "one line: {said:?}");
-    assert!(lines[0].contains('7') && lines[0].contains("fifo"), "{said:?}");
+    assert!(lines[0].contains("3 (socket"), "{said:?}");
     run.ends_well();
     let mut run = bench.run(bench.path("x.ckpt"), &[]);
     run.say("word");
     run.expect("closed");
+    run.expect("aside");
     run.ends_well();
 }
 

@@ -6,7 +6,7 @@ use super::fetch;
 use crate::error::Result;
 use crate::image::read::Image;
 use crate::resource::cpu::{Set, level_name};
-use crate::resource::descriptors::EMBEDDED;
+use crate::resource::descriptor::regular::EMBEDDED;
 use crate::restart::{MapPath, phase1_check};
 use crate::serve::log::date;
 use crate::settings::server::Transfer;

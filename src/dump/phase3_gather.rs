@@ -6,7 +6,7 @@ use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
 use crate::resource::{
-    Gathered, Target, cpu, descriptors, memory, process, signals, threads, timers,
+    Gathered, Target, cpu, descriptor, memory, process, signals, threads, timers,
 };
 
 /// Gathers the records of the image, and the areas whose pages are to be written.
@@ -26,7 +26,7 @@ pub fn gather(
         ask_main_thread(&mut target, &mut gathered, &mut areas)?;
     }
     signals::save_pending(&target, &mut gathered)?;
-    descriptors::save(&target, &mut gathered)?;
+    descriptor::save(&target, &mut gathered)?;
     Ok((gathered, areas))
 }
 

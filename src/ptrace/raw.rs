@@ -187,10 +187,26 @@ pub fn robust_list(tid: i32) -> Result<(u64, u64)> {
     Ok((head, len))
 }
 
-/// kcmp(2) with KCMP_FILE: whether two descriptors of a process are one open file description.
-pub fn same_file(pid: i32, a: u32, b: u32) -> Result<bool> {
+/// kcmp(2) with KCMP_FILE: the order of the open file descriptions behind two descriptors of a process, the
+/// same for all comparisons until the next boot.
+pub fn file_order(pid: i32, a: u32, b: u32) -> Result<std::cmp::Ordering> {
     // SAFETY: kcmp reads nothing of ours.
     let result = unsafe { libc::syscall(libc::SYS_kcmp, pid, pid, 0, a, b) };
+    Ok(match Errno::result(result)? {
+        0 => std::cmp::Ordering::Equal,
+        1 => std::cmp::Ordering::Less,
+        _ => std::cmp::Ordering::Greater,
+    })
+}
+
+/// kcmp(2) with KCMP_EPOLL_TFD: whether a descriptor is the file of an epoll instance's watch, the `nth`
+/// (from 0) of those that were set under `number`.
+pub fn is_watched(pid: i32, fd: u32, epoll: u32, number: u32, nth: u32) -> Result<bool> {
+    const KCMP_EPOLL_TFD: i32 = 7;
+    let slot = [epoll, number, nth];
+    let at: *const u32 = slot.as_ptr();
+    // SAFETY: kcmp reads the struct kcmp_epoll_slot.
+    let result = unsafe { libc::syscall(libc::SYS_kcmp, pid, pid, KCMP_EPOLL_TFD, fd, at) };
     Errno::result(result).map(|order| order == 0)
 }
 

@@ -5,15 +5,11 @@
 //! only be done when nothing of the stub is left.
 
 pub mod cpu;
-pub mod descriptors;
-pub mod epoll;
+pub mod descriptor;
 pub mod frame;
 pub mod ids;
-pub mod kernel_objects;
 pub mod memory;
 pub mod mutexes;
-pub mod numbers;
-pub mod pipes;
 pub mod plan;
 pub mod process;
 pub mod resolver;

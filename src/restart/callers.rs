@@ -7,7 +7,7 @@ use super::space::Space;
 use crate::error::Result;
 use crate::image::PAGE;
 use crate::image::read::Image;
-use crate::resource::descriptors::Missing;
+use crate::resource::descriptor::Missing;
 use ckpt_abi::api::{API, Answer, Api, Missing as Record, Request, Visit, When};
 use nix::sys::mman::MapFlags;
 use std::mem::size_of;

@@ -22,7 +22,7 @@ use crate::error::Result;
 use crate::fault::{Point, reach};
 use crate::image::read::Image;
 use crate::inject::monitor::Monitor;
-use crate::resource::descriptors;
+use crate::resource::descriptor::grown;
 use crate::settings::Settings;
 use std::convert::Infallible;
 use std::path::PathBuf;
@@ -64,7 +64,7 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
     filled.control.monitor = monitor.as_ref().map_or(0, Monitor::pid);
     let plan = phase4_plan::plan(&saved, &opened, filled)?;
     // The last that can fail, for it alone changes something.
-    let grown = descriptors::cut(&opened.descriptors, options.truncate_files)?;
+    let grown = grown::cut(&opened.descriptors, options.truncate_files)?;
     for warning in warnings.into_iter().chain(grown) {
         eprintln!("{program_name}: {warning}");
     }

@@ -4,25 +4,28 @@ use super::callers;
 use super::phase1_check::Saved;
 use crate::error::{Because, Error, Result};
 use crate::image::read::Image;
-use crate::resource::descriptors::{self, Missing, Restored, Sources, memfd};
-use crate::resource::{epoll, memory, process};
-use ckpt_abi::image::{Descriptor, DescriptorKind, EpollEntry, ObjectKind, SectionKind, VmaKind};
+use crate::resource::descriptor::memory::memfd;
+use crate::resource::descriptor::{self, Missing, Restored, Sources, epoll};
+use crate::resource::{memory, process};
+use ckpt_abi::image::{Descriptor, ObjectKind, SectionKind, Vma, VmaKind};
+use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use zerocopy::FromBytes;
+use std::rc::Rc;
 
 /// What was opened.
 pub struct Opened {
     /// The program's descriptors.
     pub descriptors: Vec<Restored>,
     /// Files of mappings, by index of the mapping.
-    pub mapped: Vec<Option<File>>,
+    pub mapped: Vec<Option<Rc<File>>>,
     /// Shared memory objects.
     pub objects: Vec<Option<OwnedFd>>,
     /// What the epoll instances watch.
-    pub watches: Vec<epoll::Watches>,
+    pub watches: Vec<epoll::Watch>,
     /// Files that are not there, of a program that may name others in its restart callbacks.
     pub missing: Vec<Missing>,
 }
@@ -34,6 +37,10 @@ struct FromImage<'a> {
 }
 
 impl Sources for FromImage<'_> {
+    fn name(&self, record: &Descriptor) -> OsString {
+        self.image.text(record.path)
+    }
+
     fn path(&self, record: &Descriptor) -> PathBuf {
         self.saved.map_path.apply(super::path_of(self.image, record.path))
     }
@@ -62,7 +69,6 @@ impl Sources for FromImage<'_> {
 
 /// Opens everything.
 pub fn open(image: &Image, saved: &Saved, warnings: &mut Vec<String>) -> Result<Opened> {
-    raise_descriptor_limit();
     let mut failures = Vec::new();
     let mut objects = Vec::new();
     for object in &saved.objects {
@@ -75,21 +81,11 @@ pub fn open(image: &Image, saved: &Saved, warnings: &mut Vec<String>) -> Result<
         let name = name.strip_prefix("/memfd:").unwrap_or("ckpt-shared");
         objects.push(Some(memfd(name, object.size)?));
     }
-    let mut mapped = Vec::new();
-    for vma in &saved.vmas {
-        let by_path =
-            vma.kind == VmaKind::SharedFile as u32 || vma.kind == VmaKind::PrivateFile as u32;
-        let path = || saved.map_path.apply(super::path_of(image, vma.name));
-        let file = by_path.then(|| memory::open_file(&path(), vma));
-        match file.transpose() {
-            Ok(file) => mapped.push(file),
-            Err(e) => failures.push(e.to_string()),
-        }
-    }
+    let mapped = mapped(image, saved, &mut failures);
     let sources = FromImage { image, saved, objects: &objects };
     let mut missing = Vec::new();
     let tolerated = callers::of_image(image, saved)?.filter(callers::due).map(|_| &mut missing);
-    let descriptors = match descriptors::open_all(&saved.descriptors, &sources, warnings, tolerated)
+    let descriptors = match descriptor::open_all(&saved.descriptors, &sources, warnings, tolerated)
     {
         Ok(descriptors) => descriptors,
         Err(e) => {
@@ -110,27 +106,34 @@ pub fn open(image: &Image, saved: &Saved, warnings: &mut Vec<String>) -> Result<
         ))
         .hint("bring these back, or say where they are with --map-path OLD=NEW; nothing has been changed"));
     }
-    let watches = watches(image, saved)?;
+    let content = |index| image.bytes(SectionKind::Content, index);
+    let watches = epoll::watches(&saved.descriptors, &descriptors, content)?;
     Ok(Opened { descriptors, mapped, objects, watches, missing })
 }
 
-fn watches(image: &Image, saved: &Saved) -> Result<Vec<epoll::Watches>> {
-    let mut watches = Vec::new();
-    for record in &saved.descriptors {
-        if record.kind == DescriptorKind::Epoll as u32 && record.shared_with == record.fd {
-            let bytes = image.bytes(SectionKind::Content, record.content)?;
-            let records = bytes.chunks_exact(size_of::<EpollEntry>());
-            let entries = records.filter_map(|r| EpollEntry::read_from_bytes(r).ok()).collect();
-            watches.push((record.fd, epoll::current(entries, &saved.descriptors)));
+/// The files of mappings, by index of the mapping; each is opened once, whatever maps it.
+fn mapped(image: &Image, saved: &Saved, failures: &mut Vec<String>) -> Vec<Option<Rc<File>>> {
+    let mut opened: HashMap<(PathBuf, [bool; 2], u64, i64), Rc<File>> = HashMap::new();
+    let mut open = |vma: &Vma| -> Result<Rc<File>> {
+        let path = saved.map_path.apply(super::path_of(image, vma.name));
+        let shared = vma.kind == VmaKind::SharedFile as u32;
+        let writes = shared && vma.prot & nix::libc::PROT_WRITE as u32 != 0;
+        let key = (path, [shared, writes], vma.file_size, vma.file_mtime);
+        if let Some(file) = opened.get(&key) {
+            return Ok(file.clone());
+        }
+        let file = Rc::new(memory::open_file(&key.0, vma)?);
+        opened.insert(key, file.clone());
+        Ok(file)
+    };
+    let mut mapped = Vec::new();
+    for vma in &saved.vmas {
+        let by_path =
+            vma.kind == VmaKind::SharedFile as u32 || vma.kind == VmaKind::PrivateFile as u32;
+        match by_path.then(|| open(vma)).transpose() {
+            Ok(file) => mapped.push(file),
+            Err(e) => failures.push(e.to_string()),
         }
     }
-    Ok(watches)
-}
-
-/// The program's descriptors are opened beside our own and its numbers may be high.
-fn raise_descriptor_limit() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
-    }
+    mapped
 }

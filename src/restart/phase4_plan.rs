@@ -4,16 +4,17 @@ use super::phase1_check::Saved;
 use super::phase2_open::Opened;
 use super::phase3_fill::{Filled, Placed};
 use crate::error::Result;
+use crate::resource::descriptor::{epoll, memory, numbers};
 use crate::resource::ids::Id;
 use crate::resource::plan::{Arena, Orders, Step};
-use crate::resource::{descriptors, epoll, numbers, process, signals, threads, timers};
+use crate::resource::{process, signals, threads, timers};
 use ckpt_abi::image::{Thread, vma_flag};
 use ckpt_abi::op::{Kind, Orders as Head};
 use ckpt_abi::region::{Control, Phase, STACK_LEN, STACKS};
 use nix::libc;
 use std::collections::HashMap;
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 /// End of user addresses with 4-level paging.
 const TASK_END: u64 = (1 << 47) - 4096;
@@ -53,7 +54,7 @@ pub fn plan(saved: &Saved, opened: &Opened, mut filled: Filled) -> Result<Plan> 
     if let Some(at) = filled.vdso.map_at {
         main.call(Step::Vdso, libc::SYS_arch_prctl, &[ARCH_MAP_VDSO_64, at]);
     }
-    let exe_fd = exe.as_ref().map(std::os::fd::AsRawFd::as_raw_fd);
+    let exe_fd = exe.as_ref().map(AsRawFd::as_raw_fd);
     process::restore_mm(&saved.process, &saved.auxv, exe_fd, &mut arena, &mut main)?;
     process::restore(&saved.process, &mut main);
     process::restore_permissions(saved.machine.permitted, &mut main);
@@ -73,7 +74,10 @@ pub fn plan(saved: &Saved, opened: &Opened, mut filled: Filled) -> Result<Plan> 
     threads::restore(first, &saved.owners, pid, Id::Known(pid), &mut arena, &mut main)?;
     signals::restore_pending(&saved.pending, 0, pid, word, &mut arena, &mut main)?;
     signals::restore_pending(&saved.pending, first.tid, pid, word, &mut arena, &mut main)?;
-    epoll::restore_watches(&opened.watches, &mut arena, &mut main)?;
+    let ours = [Some(report.as_raw_fd()), Some(image.as_raw_fd()), exe_fd];
+    let ours: Vec<_> = ours.into_iter().flatten().collect();
+    let spare = numbers::free(&saved.descriptors, &ours);
+    epoll::restore_watches(&opened.watches, spare, &mut arena, &mut main)?;
     lock(&mut main, saved);
     process::restore_limits(&saved.limits, &mut arena, &mut main)?;
     timers::restore(&saved.timers, &ids, &mut arena, &mut main)?;
@@ -96,7 +100,7 @@ fn arena_len(saved: &Saved, opened: &Opened) -> u64 {
     let per_signal = 512 * saved.pending.len() as u64;
     let ids = saved.timers.iter().map(|t| u64::from(t.id.max(0).unsigned_abs())).max().unwrap_or(0);
     let per_timer = 512 * saved.timers.len() as u64 + 128 * ids.min(20_000);
-    let per_watch = 128 * opened.watches.iter().map(|(_, w)| w.len() as u64).sum::<u64>();
+    let per_watch = epoll::ROOM * opened.watches.len() as u64;
     (per_mapping + per_thread + per_signal + per_timer + per_watch + (1 << 20))
         .next_multiple_of(4096)
 }
@@ -215,16 +219,16 @@ impl Tails {
 /// The descriptor that a report goes into, and the executable that makes a sentence of it.
 fn report_files(saved: &Saved) -> Result<(OwnedFd, OwnedFd)> {
     use crate::error::Because;
-    let report = descriptors::memfd("ckpt-report", 0)?;
+    let report = memory::memfd("ckpt-report", 0)?;
     let own = File::open("/proc/self/exe").because(|| "cannot open our own executable")?;
-    let report = numbers::move_above(report, &saved.descriptors)?;
-    Ok((report, numbers::move_above(own.into(), &saved.descriptors)?))
+    let report = numbers::move_aside(report, &saved.descriptors)?;
+    Ok((report, numbers::move_aside(own.into(), &saved.descriptors)?))
 }
 
 /// The program's own executable, for /proc/PID/exe where we have the privilege to set it.
 fn original(saved: &Saved) -> Result<Option<OwnedFd>> {
     let file = File::open(&saved.exe).ok();
-    file.map(|f| numbers::move_above(f.into(), &saved.descriptors)).transpose()
+    file.map(|f| numbers::move_aside(f.into(), &saved.descriptors)).transpose()
 }
 
 /// Orders that close what the restorer needed; the numbers, the report's and the image's first.

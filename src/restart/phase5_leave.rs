@@ -9,7 +9,7 @@ use super::phase2_open::Opened;
 use super::phase4_plan::Plan;
 use crate::error::{Error, Result};
 use crate::proc;
-use crate::resource::numbers;
+use crate::resource::descriptor::numbers;
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 

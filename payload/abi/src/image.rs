@@ -21,6 +21,7 @@
 
 use crate::record;
 
+pub use crate::files::*;
 pub use crate::state::*;
 
 /// First bytes of the header.

@@ -4,9 +4,9 @@ use crate::command::facts::Facts;
 use crate::error::{Because, Result};
 use crate::image::read::Image;
 use crate::resource::cpu::{Set, level_name};
-use crate::resource::descriptors::EMBEDDED;
+use crate::resource::descriptor;
 use crate::restart::{MapPath, machine, path_of, phase1_check};
-use ckpt_abi::image::{DescriptorKind, VmaKind, vma_flag};
+use ckpt_abi::image::{VmaKind, vma_flag};
 use std::path::PathBuf;
 
 /// Exit status when the checkpoint cannot restart here.
@@ -41,7 +41,7 @@ pub fn files(image: &Image, saved: &phase1_check::Saved, map_path: &MapPath) -> 
     let needed = saved.vmas.iter().filter(|v| v.flags & vma_flag::CARRIED == 0);
     let mapped = needed.filter(|v| by_path.contains(&v.kind)).map(|v| v.name);
     let open = saved.descriptors.iter();
-    let open = open.filter(|d| d.kind == DescriptorKind::Path as u32 && d.extra != EMBEDDED);
+    let open = open.filter(|d| descriptor::needs_path(d));
     let texts = mapped.chain(open.map(|d| d.path)).map(|text| path_of(image, text));
     let mut paths: Vec<PathBuf> =
         texts.chain([saved.cwd.clone()]).map(|path| map_path.apply(path)).collect();

@@ -1,61 +1,42 @@
-//! Descriptors of small kernel objects: eventfd(2), timerfd_create(2), signalfd(2).
+//! timerfd_create(2).
 //!
 //! # Safety
 //! The system calls here take numbers, or pointers to values of our own.
 #![allow(unsafe_code)]
 
-use crate::error::{Because, Result};
+use super::open::owned;
+use super::{Content, Kind, Look, Opening, Origin, Saving};
+use crate::error::{Because, Error, Result};
 use crate::proc::fds::Fd;
 use ckpt_abi::image::{Descriptor, TimerDescriptor};
 use nix::errno::Errno;
 use nix::libc;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use zerocopy::FromZeros;
+use std::os::fd::{AsRawFd, OwnedFd};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
+
+pub(super) const KIND: Kind = Kind { recognise, save, open };
 
 const SECOND: u64 = 1_000_000_000;
 
-fn owned(result: i64) -> nix::Result<OwnedFd> {
-    let fd = Errno::result(result)? as i32;
-    // SAFETY: the kernel has just made this descriptor for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+fn recognise(fd: &Fd, _: &Look<'_>) -> bool {
+    fd.target == "anon_inode:[timerfd]"
 }
 
-/// Count and semaphore flag of an eventfd.
-pub fn save_event(fd: &Fd, record: &mut Descriptor) {
-    let hex = |key| fd.extra(key).and_then(|v| u64::from_str_radix(v.trim(), 16).ok());
-    record.value = hex("eventfd-count").unwrap_or(0);
-    // Only newer kernels say whether it is a semaphore (Linux 6.5).
-    record.extra = hex("eventfd-semaphore").unwrap_or(0) as u32;
+fn save(fd: &Fd, _: &Look<'_>, saving: &mut Saving) -> Result<()> {
+    let bytes = state(fd).as_bytes().to_vec();
+    saving.record.content = fd.number;
+    saving.content = Some(Content { index: fd.number, bytes });
+    Ok(())
 }
 
-/// Makes an eventfd; a count above what eventfd(2) takes is written.
-pub fn open_event(record: &Descriptor) -> Result<OwnedFd> {
-    let flags = if record.extra != 0 { libc::EFD_SEMAPHORE } else { 0 } | libc::EFD_CLOEXEC;
-    // SAFETY: numbers only.
-    let result = unsafe { libc::syscall(libc::SYS_eventfd2, 0, flags) };
-    let fd = owned(result).because(|| "cannot make an eventfd")?;
-    if record.value != 0 {
-        nix::unistd::write(&fd, &record.value.to_ne_bytes()).because(|| "cannot set an eventfd")?;
-    }
-    Ok(fd)
+fn open(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Origin> {
+    let bytes = opening.sources.content(record.content)?;
+    let saved = TimerDescriptor::read_from_bytes(&bytes);
+    arm(&saved.map_err(|_| Error::new("a damaged timerfd"))?).map(Origin::Own)
 }
 
-/// Mask of a signalfd.
-pub fn save_signal(fd: &Fd, record: &mut Descriptor) {
-    let mask = fd.extra("sigmask").and_then(|v| u64::from_str_radix(v.trim(), 16).ok());
-    record.value = mask.unwrap_or(0);
-}
-
-/// Makes a signalfd.
-pub fn open_signal(record: &Descriptor) -> Result<OwnedFd> {
-    let mask: *const u64 = &record.value;
-    // SAFETY: the kernel reads the one word.
-    let result = unsafe { libc::syscall(libc::SYS_signalfd4, -1, mask, 8, libc::SFD_CLOEXEC) };
-    owned(result).because(|| "cannot make a signalfd")
-}
-
-/// State of a timerfd, from its fdinfo.
-pub fn save_timer(fd: &Fd) -> TimerDescriptor {
+/// State of a timerfd, from its fdinfo (proc_pid_fdinfo(5)).
+fn state(fd: &Fd) -> TimerDescriptor {
     let number = |key| fd.extra(key).and_then(|v| v.trim().parse::<u64>().ok()).unwrap_or(0);
     let octal = |key| fd.extra(key).and_then(|v| u32::from_str_radix(v.trim(), 8).ok());
     TimerDescriptor {
@@ -79,7 +60,7 @@ fn time(value: Option<&str>) -> u64 {
 /// Makes and arms a timerfd. Expirations that were not read yet need CONFIG_CHECKPOINT_RESTORE. A periodic
 /// one that has expired has nothing left until it is read, which arms it again (fs/timerfd.c,
 /// timerfd_read); so it expires here.
-pub fn open_timer(saved: &TimerDescriptor) -> Result<OwnedFd> {
+fn arm(saved: &TimerDescriptor) -> Result<OwnedFd> {
     const TFD_IOC_SET_TICKS: u64 = 0x4008_5400;
     // SAFETY: numbers only.
     let result = unsafe { libc::syscall(libc::SYS_timerfd_create, saved.clock, libc::TFD_CLOEXEC) };

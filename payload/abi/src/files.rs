@@ -1,0 +1,184 @@
+//! The records of what a saved process had open, and of what travels with it.
+
+use crate::image::Text;
+use crate::record;
+
+record! {
+    /// A file whose content is in the image: one for each device and inode.
+    Object, 96, {
+        /// An [`ObjectKind`] as a number.
+        kind: u32,
+        /// st_mode.
+        mode: u32,
+        /// Size in bytes; what no chunk has of it is a hole.
+        size: u64,
+        /// Inode number at the checkpoint.
+        inode: u64,
+        /// Device number.
+        device: u64,
+        /// Name: of a memfd, or a path that is or was the file's.
+        name: Text,
+        /// Room to grow.
+        reserved: [u64; 7],
+    }
+}
+
+/// What an object is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum ObjectKind {
+    /// Memory that mappings or descriptors share (memfd_create(2), MAP_SHARED without a file).
+    Memory = 1,
+    /// A file that has no name any more.
+    Deleted = 2,
+    /// A file with a name, which travels along.
+    Embedded = 3,
+}
+
+record! {
+    /// One open file descriptor.
+    Descriptor, 128, {
+        /// Number.
+        fd: u32,
+        /// A [`DescriptorKind`] as a number.
+        kind: u32,
+        /// Flags of open(2): access mode and status flags.
+        flags: u32,
+        /// 1: close on exec.
+        cloexec: u32,
+        /// Offset in the file.
+        position: u64,
+        /// Lowest descriptor that shares the open file description with this one.
+        shared_with: u32,
+        /// st_mode.
+        mode: u32,
+        /// st_rdev.
+        rdev: u64,
+        /// Size of the file in bytes.
+        size: u64,
+        /// Time of modification in nanoseconds.
+        mtime: i64,
+        /// Path, or what /proc/PID/fd says.
+        path: Text,
+        /// Index of the object that is the file, or of the section that holds what is in it.
+        content: u32,
+        /// Kind's own number (eventfd counter's flags and so on); of a path, 1: the file's content
+        /// travels in the image.
+        extra: u32,
+        /// Inode number.
+        inode: u64,
+        /// Device number.
+        device: u64,
+        /// Kind's own value.
+        value: u64,
+        /// F_SETOWN_EX of a description with O_ASYNC: F_OWNER_TID, F_OWNER_PID; negative: nobody.
+        owner_type: i32,
+        /// F_SETSIG.
+        signal: u32,
+        /// Room to grow.
+        reserved: [u64; 3],
+    }
+}
+
+record! {
+    /// A timerfd.
+    TimerDescriptor, 40, {
+        /// Clock.
+        clock: i32,
+        /// Flags of timerfd_settime(2).
+        flags: u32,
+        /// Nanoseconds left; 0: disarmed.
+        left: u64,
+        /// Period in nanoseconds; 0: once.
+        period: u64,
+        /// Expirations not yet read.
+        ticks: u64,
+        /// Room to grow.
+        reserved: u64,
+    }
+}
+
+record! {
+    /// What an epoll instance watches.
+    EpollEntry, 32, {
+        /// Number that the descriptor had when the watch was set.
+        fd: u32,
+        /// struct epoll_event's events.
+        events: u32,
+        /// struct epoll_event's data.
+        data: u64,
+        /// Inode number of the file.
+        inode: u64,
+        /// The descriptor that is the watched file: another than `fd` if that was closed, while a
+        /// duplicate lives on.
+        source: u32,
+        /// Room to grow.
+        reserved: u32,
+    }
+}
+
+/// What a descriptor is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum DescriptorKind {
+    /// Becomes what the restarter has under the number in [`Descriptor::value`] (0, 1 or 2).
+    Stdio = 1,
+    /// A file that is opened again by its path.
+    Path = 2,
+    /// A file without a name, which is an [`Object`].
+    Content = 3,
+    /// An [`Object`] of memory (memfd).
+    Object = 4,
+    /// Not restored: the number answers EBADF after the restart.
+    Lost = 5,
+    /// eventfd(2): `value` is its count, `extra` 1 for EFD_SEMAPHORE.
+    Event = 6,
+    /// One end of a pipe(2) both of whose ends are in the program, or of a FIFO (then it has a path):
+    /// `content` is the section with what is in it, `value` its capacity in bytes.
+    Pipe = 7,
+    /// timerfd_create(2): `content` is the section with a [`TimerDescriptor`].
+    Timer = 8,
+    /// signalfd(2): `value` is its mask.
+    Signal = 9,
+    /// epoll_create(2): `content` is the section with its [`EpollEntry`]s.
+    Epoll = 10,
+    /// A directory, opened by its path.
+    Directory = 11,
+    /// A device, opened by its path.
+    Device = 12,
+    /// The controlling terminal (/dev/tty).
+    Terminal = 13,
+    /// A file of /proc about the process itself; the path begins with /proc/self or
+    /// /proc/thread-self.
+    Proc = 14,
+    /// A namespace of the process's own (/proc/self/ns/...), by the name in [`Descriptor::path`].
+    Namespace = 15,
+    /// A POSIX message queue (mq_overview(7)), by its name.
+    Queue = 16,
+}
+
+impl TryFrom<u32> for DescriptorKind {
+    type Error = u32;
+
+    fn try_from(number: u32) -> Result<Self, u32> {
+        Ok(match number {
+            1 => Self::Stdio,
+            2 => Self::Path,
+            3 => Self::Content,
+            4 => Self::Object,
+            5 => Self::Lost,
+            6 => Self::Event,
+            7 => Self::Pipe,
+            8 => Self::Timer,
+            9 => Self::Signal,
+            10 => Self::Epoll,
+            11 => Self::Directory,
+            12 => Self::Device,
+            13 => Self::Terminal,
+            14 => Self::Proc,
+            15 => Self::Namespace,
+            16 => Self::Queue,
+            other => return Err(other),
+        })
+    }
+}

@@ -1,0 +1,38 @@
+//! What cannot be opened again. Its number stays taken by a descriptor that refuses everything with EBADF
+//! (O_PATH), so that the next file which the program opens does not get it, and with it what the program
+//! still writes to the old one.
+
+use super::{Kind, Look, Opening, Origin, Saving, file_type, terminal};
+use crate::error::{Because, Result};
+use crate::proc::fds::Fd;
+use ckpt_abi::image::Descriptor;
+use nix::fcntl::OFlag;
+use nix::libc;
+use nix::sys::stat::Mode;
+
+pub(super) const KIND: Kind = Kind { recognise: |_, _| true, save, open };
+
+fn save(fd: &Fd, _: &Look<'_>, saving: &mut Saving) -> Result<()> {
+    saving.lose(why(fd));
+    Ok(())
+}
+
+/// What it is, for people.
+fn why(fd: &Fd) -> &'static str {
+    match file_type(fd.mode) {
+        libc::S_IFSOCK => "a connection",
+        libc::S_IFIFO => "a pipe to another program",
+        libc::S_IFCHR if terminal::is_pseudo(fd.rdev) => "a terminal that is not the program's own",
+        libc::S_IFDIR if fd.deleted => "a directory that was removed",
+        libc::S_IFREG | libc::S_IFDIR | libc::S_IFCHR | libc::S_IFBLK => {
+            "its path leads elsewhere by now"
+        }
+        _ => "an object of the kernel",
+    }
+}
+
+fn open(_: &Descriptor, _: &mut Opening<'_>) -> Result<Origin> {
+    let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+    let file = nix::fcntl::open("/dev/null", flags, Mode::empty());
+    file.map(Origin::Own).because(|| "cannot open /dev/null")
+}

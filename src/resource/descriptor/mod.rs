@@ -1,0 +1,348 @@
+//! File descriptors.
+//!
+//! One file a kind of what is behind a descriptor, each with its [`Kind`]: how it is recognised, what
+//! of it is saved, how it is opened again, and what can only be done when the numbers are there. An
+//! open file description (open(2)) is saved once, with its own flags and offset; further descriptors
+//! of it name the first.
+//!
+//! What was a terminal, pipe or socket under 0, 1 or 2 becomes what the restarter has there. What
+//! cannot be opened again is named at the checkpoint; its number answers EBADF afterwards.
+
+pub mod deleted;
+pub mod device;
+pub mod directory;
+pub mod epoll;
+pub mod eventfd;
+pub mod grown;
+pub mod lost;
+pub mod memory;
+pub mod names;
+pub mod namespace;
+pub mod numbers;
+pub mod open;
+pub mod ownership;
+pub mod pipe;
+pub mod proc_file;
+pub mod queue;
+pub mod regular;
+pub mod signalfd;
+pub mod standard;
+pub mod terminal;
+pub mod timerfd;
+
+use super::{Content, Gathered, Stream, Target};
+use crate::error::Result;
+use crate::proc::{self, fds::Fd};
+use crate::ptrace::raw;
+use ckpt_abi::image::{Descriptor, DescriptorKind, Object, ObjectKind, Text};
+use nix::libc;
+use std::cmp::Ordering;
+use std::ffi::OsString;
+use zerocopy::FromZeros;
+
+pub use open::{Missing, Opening, Origin, Restored, Sources, open_all};
+
+/// What ckpt knows about one kind of descriptor.
+pub struct Kind {
+    /// Whether a description is of this kind, if it is of none that [`ORDER`] has before.
+    pub recognise: fn(&Fd, &Look<'_>) -> bool,
+    /// Fills in the record and what travels beside it.
+    pub save: fn(&Fd, &Look<'_>, &mut Saving) -> Result<()>,
+    /// Makes it again.
+    pub open: fn(&Descriptor, &mut Opening<'_>) -> Result<Origin>,
+}
+
+/// The kinds in the order in which they are asked: the last takes everything.
+const ORDER: [DescriptorKind; 16] = {
+    use DescriptorKind as K;
+    [
+        K::Event,
+        K::Signal,
+        K::Timer,
+        K::Epoll,
+        K::Namespace,
+        K::Proc,
+        K::Queue,
+        K::Object,
+        K::Path,
+        K::Content,
+        K::Directory,
+        K::Stdio,
+        K::Terminal,
+        K::Device,
+        K::Pipe,
+        K::Lost,
+    ]
+};
+
+/// The table of kinds.
+pub fn of(kind: DescriptorKind) -> &'static Kind {
+    match kind {
+        DescriptorKind::Stdio => &standard::KIND,
+        DescriptorKind::Path => &regular::KIND,
+        DescriptorKind::Content => &deleted::KIND,
+        DescriptorKind::Object => &memory::KIND,
+        DescriptorKind::Lost => &lost::KIND,
+        DescriptorKind::Event => &eventfd::KIND,
+        DescriptorKind::Pipe => &pipe::KIND,
+        DescriptorKind::Timer => &timerfd::KIND,
+        DescriptorKind::Signal => &signalfd::KIND,
+        DescriptorKind::Epoll => &epoll::KIND,
+        DescriptorKind::Directory => &directory::KIND,
+        DescriptorKind::Device => &device::KIND,
+        DescriptorKind::Terminal => &terminal::KIND,
+        DescriptorKind::Proc => &proc_file::KIND,
+        DescriptorKind::Namespace => &namespace::KIND,
+        DescriptorKind::Queue => &queue::KIND,
+    }
+}
+
+/// What a kind may look at when it saves.
+pub struct Look<'a> {
+    /// The process.
+    pub pid: i32,
+    /// Its number in its own PID namespace, as its /proc has it.
+    pub inner_pid: Option<i32>,
+    /// All its descriptors.
+    pub all: &'a [Fd],
+    /// What its standard streams were when it began: device, inode, access mode.
+    pub at_start: &'a [[u64; 3]; 3],
+    /// Shared memory that its mappings show.
+    pub objects: &'a [Object],
+    /// How large a file with a name may be that travels along, in bytes; 0: none does.
+    pub embed: u64,
+    /// Device number of its controlling terminal, or 0.
+    pub terminal: u64,
+}
+
+/// An open file description that is being saved.
+pub struct Saving {
+    /// Its record; the path is set from `path`.
+    pub record: Descriptor,
+    /// Where it is opened again, or what it is called.
+    pub path: OsString,
+    /// What travels in the image beside the record, under a number.
+    pub content: Option<Content>,
+    /// The file travels in the image, as an object.
+    pub file: Option<ObjectKind>,
+    /// What a restart goes without, one phrase each.
+    pub losses: Vec<Loss>,
+}
+
+/// What a restart goes without; those of one sort become one sentence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// A descriptor that will answer EBADF, and why.
+    Descriptor(String),
+    /// A file that is too large for --embed-files.
+    Large(String),
+    /// A sentence of its own.
+    Sentence(String),
+}
+
+/// The kind of a record, if this build knows it.
+pub fn kind(record: &Descriptor) -> DescriptorKind {
+    DescriptorKind::try_from(record.kind).unwrap_or(DescriptorKind::Lost)
+}
+
+/// Whether a restart opens this by a path that must be there.
+pub fn needs_path(record: &Descriptor) -> bool {
+    match kind(record) {
+        DescriptorKind::Path => record.extra != regular::EMBEDDED,
+        DescriptorKind::Directory | DescriptorKind::Device => true,
+        DescriptorKind::Stdio
+        | DescriptorKind::Content
+        | DescriptorKind::Object
+        | DescriptorKind::Lost
+        | DescriptorKind::Event
+        | DescriptorKind::Pipe
+        | DescriptorKind::Timer
+        | DescriptorKind::Signal
+        | DescriptorKind::Epoll
+        | DescriptorKind::Terminal
+        | DescriptorKind::Proc
+        | DescriptorKind::Namespace
+        | DescriptorKind::Queue => false,
+    }
+}
+
+/// Saves every descriptor of the target.
+pub fn save(target: &Target<'_>, gathered: &mut Gathered) -> Result<()> {
+    let pid = target.frozen.pid;
+    let all = proc::fds(pid)?;
+    let control = &target.region.control;
+    let (inner_pid, terminal) = (inner_pid(pid), terminal::of(pid));
+    let mut leaders = Leaders::default();
+    let mut losses = Vec::new();
+    for fd in &all {
+        let record = match leaders.find(pid, &all, fd) {
+            Some(leader) => {
+                let shared = gathered.descriptors.iter().find(|d| d.fd == leader).copied();
+                let shared = shared.unwrap_or_else(Descriptor::new_zeroed);
+                if kind(&shared) == DescriptorKind::Lost {
+                    losses.push(Loss::Descriptor(fd.number.to_string()));
+                }
+                shared
+            }
+            None => {
+                let look = Look {
+                    pid,
+                    inner_pid,
+                    all: &all,
+                    at_start: &control.standard,
+                    objects: &gathered.objects,
+                    embed: control.config.embed,
+                    terminal,
+                };
+                let saved = describe(fd, &look)?;
+                let mut record = saved.record;
+                record.path = gathered.strings.add(&saved.path);
+                if let Some(kind) = saved.file {
+                    record.content = add_object(pid, fd, kind, record.path, gathered);
+                }
+                losses.extend(saved.losses);
+                let known = |c: &Content| gathered.contents.iter().any(|k| k.index == c.index);
+                gathered.contents.extend(saved.content.filter(|c| !known(c)));
+                record
+            }
+        };
+        let cloexec = u32::from(fd.cloexec);
+        gathered.descriptors.push(Descriptor { fd: fd.number, cloexec, ..record });
+    }
+    gathered.losses.extend(sentences(losses));
+    Ok(())
+}
+
+/// Makes an object of the file behind a descriptor, whose content travels in the image; its index.
+fn add_object(pid: i32, fd: &Fd, kind: ObjectKind, name: Text, gathered: &mut Gathered) -> u32 {
+    let object = gathered.objects.len() as u32;
+    gathered.objects.push(Object {
+        kind: kind as u32,
+        mode: fd.mode,
+        size: fd.size,
+        inode: fd.inode,
+        device: fd.device,
+        name,
+        ..Object::new_zeroed()
+    });
+    let path = format!("/proc/{pid}/fd/{}", fd.number).into();
+    gathered.streams.push(Stream { object, path });
+    object
+}
+
+/// The process's number in the innermost PID namespace (proc_pid_status(5), NSpid).
+fn inner_pid(pid: i32) -> Option<i32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+    line.split_whitespace().next_back()?.parse().ok()
+}
+
+fn describe(fd: &Fd, look: &Look<'_>) -> Result<Saving> {
+    let record = Descriptor {
+        fd: fd.number,
+        flags: fd.flags,
+        position: fd.position,
+        shared_with: fd.number,
+        mode: fd.mode,
+        rdev: fd.rdev,
+        size: fd.size,
+        mtime: fd.mtime_ns,
+        inode: fd.inode,
+        device: fd.device,
+        owner_type: ownership::NOBODY,
+        ..Descriptor::new_zeroed()
+    };
+    let path = fd.target.clone();
+    let mut saving = Saving { record, path, content: None, file: None, losses: Vec::new() };
+    let found = ORDER.into_iter().find(|kind| (of(*kind).recognise)(fd, look));
+    let kind = found.unwrap_or(DescriptorKind::Lost);
+    saving.record.kind = kind as u32;
+    (of(kind).save)(fd, look, &mut saving)?;
+    if kind != DescriptorKind::Lost {
+        ownership::save(fd, look, &mut saving);
+    }
+    Ok(saving)
+}
+
+impl Saving {
+    /// Gives up: the descriptor will answer EBADF.
+    pub fn lose(&mut self, why: &str) {
+        self.record.kind = DescriptorKind::Lost as u32;
+        (self.content, self.file) = (None, None);
+        let (fd, path) = (self.record.fd, self.path.display());
+        self.losses.push(Loss::Descriptor(format!("{fd} ({path}: {why})")));
+    }
+
+    /// Names a loss.
+    pub fn say(&mut self, sentence: String) {
+        self.losses.push(Loss::Sentence(sentence));
+    }
+}
+
+/// Descriptors that are the first of their description, by what all of a description have in common.
+#[derive(Default)]
+struct Leaders(std::collections::HashMap<(u64, u64, u32), Vec<u32>>);
+
+impl Leaders {
+    /// The first descriptor of the same description; None for the first itself.
+    ///
+    /// kcmp(2) orders descriptions, so a thousand eventfds, which all have one inode, are searched
+    /// in ten steps. Without it (CONFIG_KCMP), what looks the same is taken for the same.
+    fn find(&mut self, pid: i32, all: &[Fd], fd: &Fd) -> Option<u32> {
+        let group = self.0.entry((fd.device, fd.inode, fd.flags)).or_default();
+        let mut blind = false;
+        let mut found = group.binary_search_by(|&leader| {
+            let order = raw::file_order(pid, leader, fd.number);
+            blind |= order.is_err();
+            order.unwrap_or(Ordering::Less)
+        });
+        if blind {
+            let twin = |n: &u32| all.iter().any(|f| f.number == *n && f.position == fd.position);
+            found = group.iter().position(twin).ok_or(group.len());
+        }
+        match found {
+            Ok(at) => group.get(at).copied(),
+            Err(at) => {
+                group.insert(at, fd.number);
+                None
+            }
+        }
+    }
+}
+
+/// Losses as sentences.
+fn sentences(losses: Vec<Loss>) -> Vec<String> {
+    let (mut lost, mut large, mut sentences) = (Vec::new(), Vec::new(), Vec::new());
+    for loss in losses {
+        match loss {
+            Loss::Descriptor(what) => lost.push(what),
+            Loss::Large(what) => large.push(what),
+            Loss::Sentence(what) if sentences.contains(&what) => {}
+            Loss::Sentence(what) => sentences.push(what),
+        }
+    }
+    if !large.is_empty() {
+        let list = large.join(", ");
+        sentences.insert(0, format!("files above the limit of --embed-files: {list}"));
+    }
+    if !lost.is_empty() {
+        let list = lost.join(", ");
+        sentences.push(format!("descriptors that a restart cannot open again: {list}"));
+    }
+    sentences
+}
+
+/// The type of a file, of a mode as stat(2) has it.
+pub fn file_type(mode: u32) -> u32 {
+    mode & libc::S_IFMT
+}
+
+/// How a description was opened: O_RDONLY, O_WRONLY or O_RDWR.
+pub fn access(flags: u32) -> i32 {
+    flags.cast_signed() & libc::O_ACCMODE
+}
+
+/// Whether a description only names a file (O_PATH).
+pub fn only_names(flags: u32) -> bool {
+    flags.cast_signed() & libc::O_PATH != 0
+}

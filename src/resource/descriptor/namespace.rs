@@ -1,0 +1,34 @@
+//! Descriptors of namespaces (setns(2)): the process's own is that of the restarted process.
+
+use super::open::by_path;
+use super::{Kind, Look, Opening, Origin, Saving};
+use crate::error::Result;
+use crate::proc::fds::Fd;
+use ckpt_abi::image::Descriptor;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+pub(super) const KIND: Kind = Kind { recognise, save, open };
+
+/// "net" of "net:[4026531840]", if that is the process's own.
+fn own(fd: &Fd, look: &Look<'_>) -> Option<String> {
+    let text = fd.target.to_str()?;
+    let (name, _) = text.strip_suffix(']')?.split_once(":[")?;
+    let place = format!("/proc/{}/ns/{name}", look.pid);
+    let same = std::fs::metadata(&place).is_ok_and(|m| (m.dev(), m.ino()) == (fd.device, fd.inode));
+    same.then(|| name.to_owned())
+}
+
+fn recognise(fd: &Fd, look: &Look<'_>) -> bool {
+    own(fd, look).is_some()
+}
+
+fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
+    saving.path = own(fd, look).unwrap_or_default().into();
+    Ok(())
+}
+
+fn open(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Origin> {
+    let path = Path::new("/proc/self/ns").join(opening.sources.name(record));
+    by_path(record, &path).map(Origin::Own)
+}

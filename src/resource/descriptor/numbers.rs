@@ -1,0 +1,231 @@
+//! Giving descriptors their numbers.
+//!
+//! Until the point of no return the restored descriptors have any numbers; then each is duplicated to its
+//! own, in an order in which none is overwritten that is needed still, and everything else is closed. So
+//! a program with many descriptors, or with high ones, needs no more room than it had.
+//!
+//! # Safety
+//! Numbers become descriptors only for single calls or where their owner is known.
+#![allow(unsafe_code)]
+
+use super::{Origin, Restored, ownership};
+use crate::error::{Because, Error, Result};
+use ckpt_abi::image::Descriptor;
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::libc;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use std::collections::{HashMap, HashSet};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+
+/// Raises the limit on descriptors as far as it goes: the program's are opened beside our own. Its own limit
+/// comes back with it.
+///
+/// # Errors
+/// A number of the program's lies above even so.
+pub fn check(records: &[Descriptor]) -> Result<()> {
+    let limit = || getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
+    let hard = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(_, hard)| hard);
+    let highest = records.iter().map(|r| u64::from(r.fd)).max().unwrap_or(0);
+    // With privilege the hard limit is no limit.
+    let wanted = hard.max(highest + records.len() as u64 + 64);
+    if setrlimit(Resource::RLIMIT_NOFILE, wanted, wanted).is_err() {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+    if highest < limit() {
+        return Ok(());
+    }
+    Err(Error::new(format!(
+        "the program has a descriptor {highest}, and only {} are allowed here",
+        limit()
+    ))
+    .hint("raise the limit on open files (ulimit -Hn)"))
+}
+
+/// The lowest number from 3 on that no descriptor of the program has, nor is in `taken`.
+pub fn free(records: &[Descriptor], taken: &[i32]) -> u32 {
+    let used: HashSet<u32> = records.iter().map(|r| r.fd).collect();
+    let mut numbers = (3..).filter(|n: &u32| !used.contains(n));
+    numbers.find(|n| !taken.contains(&n.cast_signed())).unwrap_or(u32::MAX)
+}
+
+/// Moves a descriptor of ours to a number that none of the program's will have.
+pub fn move_aside(file: OwnedFd, records: &[Descriptor]) -> Result<OwnedFd> {
+    let used: HashSet<i32> = records.iter().map(|r| r.fd.cast_signed()).chain(0..3).collect();
+    let mut from = 3;
+    loop {
+        while used.contains(&from) {
+            from += 1;
+        }
+        let moved = fcntl(&file, FcntlArg::F_DUPFD_CLOEXEC(from)).map(own);
+        let moved = moved.because(|| "cannot duplicate a descriptor (ulimit -n)")?;
+        if !used.contains(&moved.as_raw_fd()) {
+            return Ok(moved);
+        }
+        from = moved.as_raw_fd() + 1;
+    }
+}
+
+/// Gives every restored descriptor its number and closes all others but `kept`. From here on
+/// standard error is the program's.
+pub fn install(restored: Vec<Restored>, kept: &[i32]) {
+    let by_number: HashMap<u32, i32> = restored
+        .iter()
+        .filter_map(|r| match &r.origin {
+            Origin::Own(file) => Some((r.record.fd, file.as_raw_fd())),
+            Origin::Standard(number) => Some((r.record.fd, number.cast_signed())),
+            Origin::Shared(_) => None,
+        })
+        .collect();
+    let mut moves = Moves::default();
+    let mut records = Vec::new();
+    for Restored { record, origin } in restored {
+        let (leader, set) = match origin {
+            Origin::Shared(leader) => (leader, 0),
+            Origin::Own(file) => {
+                let _ = file.into_raw_fd();
+                (record.fd, OWN)
+            }
+            Origin::Standard(_) => (record.fd, STANDARD),
+        };
+        let Some(source) = by_number.get(&leader) else { continue };
+        moves.add(*source, record.fd.cast_signed(), record.cloexec != 0);
+        records.push((record, set));
+    }
+    let sources = moves.uses.keys().copied();
+    close_others(sources.chain(kept.iter().copied()).collect());
+    let numbers = moves.targets.clone();
+    moves.run();
+    close_others(numbers.into_iter().chain(kept.iter().copied()).collect());
+    for (record, set) in records.iter().filter(|(_, set)| *set != 0) {
+        let fd = borrowed(record.fd.cast_signed());
+        ownership::restore(fd, record);
+        restore_flags(fd, record, *set);
+    }
+}
+
+/// The status flags that fcntl(2) sets.
+const OWN: i32 =
+    libc::O_APPEND | libc::O_NONBLOCK | libc::O_DIRECT | libc::O_NOATIME | libc::O_ASYNC;
+/// Those that the program is given of the restarter's standard streams: it would have set them there without
+/// ckpt, too. How a file is written is left to whoever opened it.
+const STANDARD: i32 = libc::O_NONBLOCK | libc::O_ASYNC;
+
+/// Which descriptor goes where.
+#[derive(Default)]
+struct Moves {
+    /// By the number that it gets: where it is now, and whether it closes on exec.
+    pending: HashMap<i32, (i32, bool)>,
+    /// How many pending moves need what has this number.
+    uses: HashMap<i32, usize>,
+    /// All numbers that are somebody's in the end.
+    targets: HashSet<i32>,
+}
+
+impl Moves {
+    fn add(&mut self, source: i32, target: i32, cloexec: bool) {
+        if self.targets.insert(target) {
+            self.pending.insert(target, (source, cloexec));
+            *self.uses.entry(source).or_default() += 1;
+        }
+    }
+
+    /// Moves whatever nobody stands in the way of. What is left then goes around in circles, of which one
+    /// steps aside.
+    fn run(mut self) {
+        let mut ready: Vec<i32> =
+            self.pending.keys().copied().filter(|t| self.is_free(*t)).collect();
+        while !self.pending.is_empty() {
+            match ready.pop() {
+                Some(target) => ready.extend(self.step(target)),
+                None => {
+                    let Some(target) = self.pending.keys().next().copied() else { break };
+                    let Some(aside) = self.step_aside(target) else { break };
+                    ready.push(aside);
+                }
+            }
+        }
+    }
+
+    /// Whether nothing is needed of what has this number now, but to stay where it is.
+    fn is_free(&self, target: i32) -> bool {
+        let stays = self.pending.get(&target).is_some_and(|(source, _)| *source == target);
+        self.uses.get(&target).copied().unwrap_or(0) <= usize::from(stays)
+    }
+
+    /// Makes one move; the number that it sets free, if something waits for that.
+    fn step(&mut self, target: i32) -> Option<i32> {
+        let (source, cloexec) = self.pending.remove(&target)?;
+        if source == target {
+            let flags = if cloexec { FdFlag::FD_CLOEXEC } else { FdFlag::empty() };
+            let _ = fcntl(borrowed(source), FcntlArg::F_SETFD(flags));
+        } else {
+            place(source, target, cloexec);
+        }
+        let left = self.uses.get_mut(&source)?;
+        *left -= 1;
+        if *left == 0 && !self.targets.contains(&source) {
+            close_range(source.cast_unsigned(), source.cast_unsigned());
+        }
+        let waits = self.pending.contains_key(&source) && self.is_free(source);
+        waits.then_some(source)
+    }
+
+    /// Gives what has the number `target` another one, for all that need it.
+    fn step_aside(&mut self, target: i32) -> Option<i32> {
+        let aside = fcntl(borrowed(target), FcntlArg::F_DUPFD_CLOEXEC(3)).ok()?;
+        let mut moved = 0;
+        for (source, _) in self.pending.values_mut().filter(|(source, _)| *source == target) {
+            (*source, moved) = (aside, moved + 1);
+        }
+        self.uses.remove(&target);
+        self.uses.insert(aside, moved);
+        Some(target)
+    }
+}
+
+fn place(from: i32, to: i32, cloexec: bool) {
+    let flags = if cloexec { OFlag::O_CLOEXEC } else { OFlag::empty() };
+    let from = borrowed(from);
+    let mut to = std::mem::ManuallyDrop::new(own(to));
+    let _ = nix::unistd::dup3(from, &mut to, flags);
+}
+
+fn restore_flags(fd: BorrowedFd<'_>, record: &Descriptor, set: i32) {
+    let Ok(now) = fcntl(fd, FcntlArg::F_GETFL) else { return };
+    let flags = record.flags.cast_signed() & set | now & !set;
+    if !super::only_names(record.flags) && flags != now {
+        let _ = fcntl(fd, FcntlArg::F_SETFL(OFlag::from_bits_retain(flags)));
+    }
+}
+
+fn close_others(mut kept: Vec<i32>) {
+    kept.sort_unstable();
+    let mut next = 0u32;
+    for fd in kept.iter().map(|fd| fd.cast_unsigned()) {
+        if fd > next {
+            close_range(next, fd - 1);
+        }
+        next = next.max(fd + 1);
+    }
+    close_range(next, u32::MAX);
+}
+
+fn borrowed(fd: i32) -> BorrowedFd<'static> {
+    // SAFETY: used for single calls that fail with EBADF where there is no such descriptor.
+    unsafe { BorrowedFd::borrow_raw(fd) }
+}
+
+fn own(fd: i32) -> OwnedFd {
+    // SAFETY: either fresh from fcntl, or wrapped so that it is never dropped.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+fn close_range(first: u32, last: u32) {
+    // SAFETY: what is closed has no owner any more: the process is about to become another.
+    unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+}
+
+/// Gives up ownership of a descriptor that the restorer will close.
+pub fn leak(file: OwnedFd) -> i32 {
+    file.into_raw_fd()
+}

@@ -1,0 +1,192 @@
+//! Opening everything that a program had open, in the restarting process.
+//!
+//! # Safety
+//! Numbers that system calls have just given become descriptors; the standard streams are borrowed
+//! for single calls.
+#![allow(unsafe_code)]
+
+use super::{Kind, kind, numbers, of, pipe, regular};
+use crate::error::{Because, Error, Result};
+use ckpt_abi::image::{Descriptor, DescriptorKind};
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::libc;
+use nix::sys::stat::Mode;
+use std::ffi::OsString;
+use std::fs::File;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+/// Status flags that reopening a file keeps; what only matters at the first open is not among
+/// them (O_CREAT, O_EXCL, O_TRUNC).
+pub const KEPT: i32 = libc::O_ACCMODE
+    | libc::O_APPEND
+    | libc::O_NONBLOCK
+    | libc::O_DSYNC
+    | libc::O_SYNC
+    | libc::O_DIRECT
+    | libc::O_DIRECTORY
+    | libc::O_NOATIME
+    | libc::O_PATH;
+
+/// What a descriptor of the program will be a duplicate of.
+pub enum Origin {
+    /// A description that was made for it.
+    Own(OwnedFd),
+    /// The restarter's 0, 1 or 2.
+    Standard(u32),
+    /// That of the program's descriptor of this number, which is restored before.
+    Shared(u32),
+}
+
+/// A descriptor of the restarting process that will become one of the program.
+pub struct Restored {
+    /// Its record.
+    pub record: Descriptor,
+    /// What it is now.
+    pub origin: Origin,
+}
+
+/// Where the restored descriptors come from, besides the file system.
+pub trait Sources {
+    /// What a descriptor is called in the image.
+    fn name(&self, record: &Descriptor) -> OsString;
+    /// Its path on this machine.
+    fn path(&self, record: &Descriptor) -> PathBuf;
+    /// What is in it.
+    fn content(&self, index: u32) -> Result<Vec<u8>>;
+    /// Gives a new file the size and the content of an object.
+    fn fill(&self, object: u32, file: &File) -> Result<()>;
+    /// A descriptor of a shared object.
+    fn object(&self, index: u32) -> Result<OwnedFd>;
+}
+
+/// A restart that is opening descriptors.
+pub struct Opening<'a> {
+    /// Names and contents.
+    pub sources: &'a dyn Sources,
+    /// Sentences for the restarter.
+    pub warnings: Vec<String>,
+    /// Pipes that were made so far.
+    pub pipes: pipe::Made,
+}
+
+/// A file that could not be opened, and that the program may not want.
+#[derive(Clone)]
+pub struct Missing {
+    /// Its record.
+    pub record: Descriptor,
+    /// Why it could not be.
+    pub errno: i32,
+    /// Where it was.
+    pub path: PathBuf,
+}
+
+/// Opens everything the program had open; warnings are sentences. Where `missing` is given,
+/// regular files that cannot be opened go there, and /dev/null takes their numbers.
+///
+/// # Errors
+/// All files that are missing or forbidden, at once; more descriptors than the limit allows.
+pub fn open_all(
+    records: &[Descriptor],
+    sources: &dyn Sources,
+    warnings: &mut Vec<String>,
+    mut missing: Option<&mut Vec<Missing>>,
+) -> Result<Vec<Restored>> {
+    numbers::check(records)?;
+    let mut restored: Vec<Restored> = Vec::new();
+    let mut failures = Vec::new();
+    let mut opening = Opening { sources, warnings: Vec::new(), pipes: pipe::Made::new() };
+    for record in records {
+        let leader = record.shared_with != record.fd
+            && restored.iter().any(|r| r.record.fd == record.shared_with);
+        let origin = match leader {
+            true => Ok(Origin::Shared(record.shared_with)),
+            false => open_one(record, &mut opening),
+        };
+        match origin {
+            Ok(origin) => restored.push(Restored { record: *record, origin }),
+            Err(e) if replaceable(record) && missing.is_some() => {
+                let path = sources.path(record);
+                let missed = Missing { record: *record, errno: e.errno(), path };
+                missing.as_deref_mut().into_iter().for_each(|list| list.push(missed.clone()));
+            }
+            Err(e) => failures.push(format!("descriptor {}: {e}", record.fd)),
+        }
+    }
+    for Missing { record, .. } in missing.into_iter().flatten() {
+        restored.push(Restored { record: *record, origin: Origin::Own(stand_in()?) });
+    }
+    warnings.append(&mut opening.warnings);
+    if failures.is_empty() { Ok(restored) } else { Err(Error::new(failures.join("; "))) }
+}
+
+fn open_one(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Origin> {
+    let Kind { open, .. } = of(kind(record));
+    open(record, opening)
+}
+
+/// Keeps the number of a missing file: what the restart callbacks open must not get it.
+fn stand_in() -> Result<OwnedFd> {
+    File::open("/dev/null").map(OwnedFd::from).because(|| "cannot open /dev/null")
+}
+
+/// Whether the program's restart callbacks may name another file in the place of this one.
+fn replaceable(record: &Descriptor) -> bool {
+    kind(record) == DescriptorKind::Path && super::file_type(record.mode) == libc::S_IFREG
+}
+
+/// Opens a path with the flags of a record, and sees that it is the same type of file.
+pub fn by_path(record: &Descriptor, path: &Path) -> Result<OwnedFd> {
+    let link = super::file_type(record.mode) == libc::S_IFLNK;
+    let flags = OFlag::from_bits_retain(record.flags.cast_signed() & KEPT)
+        | OFlag::O_CLOEXEC
+        | OFlag::O_NOCTTY
+        | if link { OFlag::O_NOFOLLOW } else { OFlag::empty() };
+    let mut opened = nix::fcntl::open(path, flags, Mode::empty());
+    if matches!(opened, Err(Errno::EPERM)) && flags.contains(OFlag::O_NOATIME) {
+        // Only the owner of a file may ask for it.
+        opened = nix::fcntl::open(path, flags - OFlag::O_NOATIME, Mode::empty());
+    }
+    let file = opened.because(|| format!("cannot open {}", path.display()))?;
+    regular::check_type(&file, record, path)?;
+    Ok(file)
+}
+
+/// Another description of the file behind a descriptor of ours, as it was opened in the program.
+pub fn reopened(file: &OwnedFd, flags: u32) -> Result<OwnedFd> {
+    let kept = flags.cast_signed() & (libc::O_ACCMODE | libc::O_APPEND | libc::O_NONBLOCK);
+    let flags = OFlag::from_bits_retain(kept) | OFlag::O_CLOEXEC;
+    let again = nix::fcntl::open(&place(file), flags, Mode::empty());
+    again.because(|| "cannot open a file a second time (/proc/self/fd)")
+}
+
+/// A path of what is behind a descriptor of ours.
+pub fn place(file: &OwnedFd) -> PathBuf {
+    format!("/proc/self/fd/{}", file.as_raw_fd()).into()
+}
+
+/// Sets the offset.
+pub fn seek(file: &OwnedFd, record: &Descriptor, path: &Path) -> Result<()> {
+    if super::only_names(record.flags) {
+        return Ok(());
+    }
+    let to = record.position.cast_signed();
+    nix::unistd::lseek(file, to, nix::unistd::Whence::SeekSet)
+        .map(drop)
+        .because(|| format!("cannot seek in {}", path.display()))
+}
+
+/// One of our standard streams, if it is open.
+pub fn standard(number: u32) -> Option<BorrowedFd<'static>> {
+    // SAFETY: nobody closes the restarter's standard streams before the point of no return.
+    let fd = unsafe { BorrowedFd::borrow_raw(number.cast_signed()) };
+    nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_GETFD).is_ok().then_some(fd)
+}
+
+/// What a system call has made for us.
+pub fn owned(result: i64) -> nix::Result<OwnedFd> {
+    let fd = Errno::result(result)? as i32;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}

@@ -1,0 +1,84 @@
+//! Who is told when a description is ready (O_ASYNC with fcntl(2), F_SETOWN_EX and F_SETSIG), and the locks
+//! and leases that come with it.
+//!
+//! # Safety
+//! The system calls here take numbers, or pointers to two words of our own.
+#![allow(unsafe_code)]
+
+use super::{Look, Saving};
+use crate::proc::fds::Fd;
+use crate::ptrace::raw;
+use ckpt_abi::image::Descriptor;
+use nix::errno::Errno;
+use nix::libc;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// [`Descriptor::owner_type`] where there is no owner.
+pub const NOBODY: i32 = -1;
+
+const F_SETSIG: i32 = 10;
+const F_GETSIG: i32 = 11;
+const F_SETOWN_EX: i32 = 15;
+const F_GETOWN_EX: i32 = 16;
+const F_OWNER_TID: i32 = 0;
+const F_OWNER_PID: i32 = 1;
+
+/// Saves owner and signal, and names the locks.
+pub fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) {
+    name_locks(fd, saving);
+    if fd.flags.cast_signed() & libc::O_ASYNC == 0 {
+        return;
+    }
+    let Ok(ours) = raw::take_descriptor(look.pid, fd.number.cast_signed()) else { return };
+    let mut owner = [0i32; 2];
+    let at: *mut i32 = owner.as_mut_ptr();
+    // SAFETY: the kernel writes struct f_owner_ex, two words.
+    let known = unsafe { libc::fcntl(ours.as_raw_fd(), F_GETOWN_EX, at) } == 0;
+    let [kind, id] = owner;
+    if !known || id == 0 {
+        return;
+    }
+    if id != look.pid || !matches!(kind, F_OWNER_TID | F_OWNER_PID) {
+        let path = saving.path.display();
+        saving.say(format!("signals for another process or thread about {path} (F_SETOWN)"));
+        return;
+    }
+    // SAFETY: numbers only.
+    let signal = unsafe { libc::fcntl(ours.as_raw_fd(), F_GETSIG) };
+    saving.record.owner_type = kind;
+    saving.record.signal = signal.max(0).unsigned_abs();
+}
+
+/// "1: POSIX  ADVISORY  WRITE 5797 fe:00:24 0 EOF" (proc_locks(5)).
+fn name_locks(fd: &Fd, saving: &mut Saving) {
+    let lines = fd.extra.iter().filter(|(key, _)| key == "lock");
+    let kinds = lines.filter_map(|(_, line)| line.split_whitespace().nth(1));
+    let mut kinds: Vec<&str> = kinds
+        .map(|kind| match kind {
+            "FLOCK" => "flock(2)",
+            "OFDLCK" => "fcntl(2), F_OFD_SETLK",
+            "LEASE" | "DELEG" => "a lease, fcntl(2), F_SETLEASE",
+            _ => "fcntl(2), F_SETLK",
+        })
+        .collect();
+    kinds.dedup();
+    if !kinds.is_empty() {
+        let path = saving.path.display();
+        saving.say(format!("the lock on {path} ({})", kinds.join("; ")));
+    }
+}
+
+/// Makes this process the owner that the program was. Only with all signals blocked: what comes before the
+/// program's handlers are there would end us.
+pub fn restore(fd: BorrowedFd<'_>, record: &Descriptor) {
+    if record.owner_type == NOBODY || record.flags.cast_signed() & libc::O_ASYNC == 0 {
+        return;
+    }
+    let owner = [record.owner_type, std::process::id().cast_signed()];
+    let at: *const i32 = owner.as_ptr();
+    // SAFETY: the kernel reads struct f_owner_ex, two words.
+    let told = unsafe { libc::fcntl(fd.as_raw_fd(), F_SETOWN_EX, at) };
+    // SAFETY: numbers only.
+    let signal = unsafe { libc::fcntl(fd.as_raw_fd(), F_SETSIG, record.signal) };
+    debug_assert!(Errno::result(told).and(Errno::result(signal)).is_ok());
+}

@@ -1,0 +1,194 @@
+//! Pipes both of whose ends are in the program, and FIFOs, with what is in them.
+
+use super::open::{by_path, reopened};
+use super::{Content, Kind, Look, Opening, Origin, Saving, access, file_type, names, standard};
+use crate::error::{Because, Error, Result};
+use crate::proc::fds::Fd;
+use crate::ptrace::raw;
+use ckpt_abi::image::Descriptor;
+use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, tee};
+use nix::libc;
+use nix::unistd::{pipe2, read, write};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+pub(super) const KIND: Kind = Kind { recognise, save, open };
+
+/// [`Descriptor::extra`] of a pipe whose content is packets (pipe(2), O_DIRECT).
+const PACKETS: u32 = 1;
+
+/// Whether the program holds both ends of the pipe behind `fd`.
+pub fn has_both_ends(fd: &Fd, all: &[Fd]) -> bool {
+    let end = |wanted: &[i32]| {
+        all.iter().any(|f| {
+            (f.device, f.inode) == (fd.device, fd.inode) && wanted.contains(&access(f.flags))
+        })
+    };
+    file_type(fd.mode) == libc::S_IFIFO
+        && end(&[libc::O_RDONLY, libc::O_RDWR])
+        && end(&[libc::O_WRONLY, libc::O_RDWR])
+}
+
+/// A pipe with a name can be opened again whoever has its other end.
+fn is_named(fd: &Fd) -> bool {
+    Path::new(&fd.target).is_absolute()
+}
+
+fn recognise(fd: &Fd, look: &Look<'_>) -> bool {
+    if file_type(fd.mode) != libc::S_IFIFO {
+        return false;
+    }
+    if is_named(fd) {
+        return names::locate(fd, look).is_some();
+    }
+    let same = |f: &&Fd| (f.device, f.inode) == (fd.device, fd.inode);
+    let outside = look.all.iter().filter(same).any(|f| standard::number(f, look).is_some());
+    has_both_ends(fd, look.all) && !outside
+}
+
+fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
+    if let Some(path) = is_named(fd).then(|| names::locate(fd, look)).flatten() {
+        saving.path = path.into();
+    }
+    let ends = || look.all.iter().filter(|f| (f.device, f.inode) == (fd.device, fd.inode));
+    saving.record.content = ends().next().map_or(fd.number, |f| f.number);
+    if ends().any(|f| f.flags.cast_signed() & libc::O_DIRECT != 0) {
+        saving.record.extra = PACKETS;
+    }
+    let reader = ends().find(|f| access(f.flags) != libc::O_WRONLY).map(|f| f.number);
+    let number = reader.unwrap_or(fd.number);
+    let why = || format!("cannot look into the pipe behind descriptor {number}");
+    let ours = raw::take_descriptor(look.pid, number.cast_signed()).because(why)?;
+    let capacity = fcntl(&ours, FcntlArg::F_GETPIPE_SZ).because(why)?;
+    saving.record.value = capacity.unsigned_abs().into();
+    if saving.record.content == fd.number {
+        let pieces = reader.map(|_| peek(&ours)).transpose()?.unwrap_or_default();
+        let bytes = framed(&pieces);
+        saving.content = Some(Content { index: fd.number, bytes });
+    }
+    Ok(())
+}
+
+/// Copies what is in a pipe, which stays in it; `ours` is a duplicate of its reading end. Packets come
+/// as one piece each.
+pub fn peek(ours: &OwnedFd) -> Result<Vec<Vec<u8>>> {
+    let why = || "cannot look into a pipe";
+    let capacity = fcntl(ours, FcntlArg::F_GETPIPE_SZ).because(why)?;
+    let (copy, into) = pipe2(OFlag::O_NONBLOCK | OFlag::O_CLOEXEC).because(why)?;
+    fcntl(&into, FcntlArg::F_SETPIPE_SZ(capacity)).because(why)?;
+    let size = capacity.unsigned_abs() as usize;
+    match tee(ours, &into, size, SpliceFFlags::SPLICE_F_NONBLOCK) {
+        Ok(_) => {}
+        Err(nix::errno::Errno::EAGAIN) => return Ok(Vec::new()),
+        Err(e) => return Err(e).because(why),
+    }
+    drop(into);
+    let (mut pieces, mut buffer) = (Vec::new(), vec![0; size]);
+    loop {
+        match read(&copy, &mut buffer).because(why)? {
+            0 => return Ok(pieces),
+            n => pieces.push(buffer[..n].to_vec()),
+        }
+    }
+}
+
+/// Pieces one after the other, each behind its length in four bytes.
+fn framed(pieces: &[Vec<u8>]) -> Vec<u8> {
+    let frame = |piece: &Vec<u8>| [&(piece.len() as u32).to_le_bytes()[..], piece].concat();
+    pieces.iter().flat_map(frame).collect()
+}
+
+fn unframed(mut bytes: &[u8]) -> Option<Vec<&[u8]>> {
+    let mut pieces = Vec::new();
+    while !bytes.is_empty() {
+        let (len, rest) = bytes.split_first_chunk::<4>()?;
+        let (piece, rest) = rest.split_at_checked(u32::from_le_bytes(*len) as usize)?;
+        pieces.push(piece);
+        bytes = rest;
+    }
+    Some(pieces)
+}
+
+/// A pipe that a restart has made or opened.
+pub struct Ends {
+    reader: OwnedFd,
+    writer: OwnedFd,
+    /// Which of them a description of the program has become.
+    given: [bool; 2],
+}
+
+/// The pipes of a restart by their saved device and inode number.
+pub type Made = HashMap<(u64, u64), Ends>;
+
+fn open(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Origin> {
+    let path = opening.sources.path(record);
+    let ends = match opening.pipes.entry((record.device, record.inode)) {
+        Entry::Occupied(ends) => ends.into_mut(),
+        Entry::Vacant(none) => {
+            let ends = if path.is_absolute() { fifo(record, &path)? } else { anonymous()? };
+            let content = opening.sources.content(record.content)?;
+            fill(&ends, &content, record)?;
+            none.insert(ends)
+        }
+    };
+    let (index, end) = match access(record.flags) {
+        libc::O_RDONLY => (0, &ends.reader),
+        libc::O_WRONLY => (1, &ends.writer),
+        _ => return reopened(&ends.reader, record.flags).map(Origin::Own),
+    };
+    if path.is_absolute() || std::mem::replace(&mut ends.given[index], true) {
+        return reopened(end, record.flags).map(Origin::Own);
+    }
+    end.try_clone().map(Origin::Own).because(|| "cannot duplicate a pipe")
+}
+
+fn anonymous() -> Result<Ends> {
+    let made = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK);
+    let (reader, writer) = made.because(|| "cannot make a pipe")?;
+    Ok(Ends { reader, writer, given: [false; 2] })
+}
+
+/// Opened for both at first, a FIFO makes nobody wait (fifo(7)).
+fn fifo(record: &Descriptor, path: &Path) -> Result<Ends> {
+    const BOTH: u32 = (libc::O_RDWR | libc::O_NONBLOCK) as u32;
+    let both = |flags| by_path(&Descriptor { flags, ..*record }, path);
+    // Who may only read or write it cannot have both ends.
+    let reader = both(BOTH).or_else(|_| both(record.flags | libc::O_NONBLOCK as u32))?;
+    let writer = reader.try_clone().because(|| "cannot duplicate a pipe")?;
+    Ok(Ends { reader, writer, given: [false; 2] })
+}
+
+/// Puts the content in, unless there is some: another program may have kept a FIFO as it was.
+fn fill(ends: &Ends, content: &[u8], record: &Descriptor) -> Result<()> {
+    let pieces = unframed(content).ok_or_else(|| Error::new("a damaged pipe"))?;
+    // Above /proc/sys/fs/pipe-max-size only root may go; then it has the usual size.
+    let _ = fcntl(&ends.writer, FcntlArg::F_SETPIPE_SZ(record.value as i32));
+    if pieces.is_empty() || !peek(&ends.reader)?.is_empty() {
+        return Ok(());
+    }
+    let packets = if record.extra == PACKETS { OFlag::O_DIRECT } else { OFlag::empty() };
+    let why = || "cannot fill a pipe";
+    fcntl(&ends.writer, FcntlArg::F_SETFL(packets | OFlag::O_NONBLOCK)).because(why)?;
+    for piece in pieces {
+        let mut done = 0;
+        while done < piece.len() {
+            done += write(&ends.writer, &piece[done..]).because(why)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames() {
+        let pieces = [b"one".to_vec(), b"".to_vec(), b"three".to_vec()];
+        let framed = framed(&pieces);
+        assert_eq!(unframed(&framed), Some(vec![&b"one"[..], b"", b"three"]));
+        assert_eq!(unframed(&framed[..6]), None);
+    }
+}

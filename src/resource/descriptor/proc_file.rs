@@ -1,0 +1,97 @@
+//! Files of /proc about the process itself: /proc/PID/... and /proc/PID/task/PID/... of the restarted
+//! process. Those about others would be about whoever has their numbers then.
+
+use super::open::{by_path, seek};
+use super::{Kind, Look, Opening, Origin, Saving};
+use crate::error::Result;
+use crate::proc::fds::Fd;
+use ckpt_abi::image::Descriptor;
+use nix::sys::statfs::{PROC_SUPER_MAGIC, statfs};
+use std::path::{Component, Path, PathBuf};
+
+pub(super) const KIND: Kind = Kind { recognise, save, open };
+
+/// What a path in /proc is about.
+#[derive(Debug, PartialEq, Eq)]
+enum About {
+    /// The process of this number, by its rest.
+    Process(i32, PathBuf),
+    /// A thread of the process.
+    Thread(i32, i32, PathBuf),
+    /// No process: /proc/meminfo and the like.
+    Machine,
+}
+
+fn about(path: &Path) -> About {
+    let mut parts = path.strip_prefix("/proc").unwrap_or(Path::new("")).components();
+    let number =
+        |part: Option<Component<'_>>| -> Option<i32> { part?.as_os_str().to_str()?.parse().ok() };
+    let Some(pid) = number(parts.next()) else { return About::Machine };
+    let mut inner = parts.clone();
+    if inner.next().is_some_and(|part| part.as_os_str() == "task")
+        && let Some(tid) = number(inner.next())
+    {
+        return About::Thread(pid, tid, inner.as_path().to_path_buf());
+    }
+    About::Process(pid, parts.as_path().to_path_buf())
+}
+
+fn recognise(fd: &Fd, look: &Look<'_>) -> bool {
+    if !fd.target.as_encoded_bytes().starts_with(b"/proc/") {
+        return false;
+    }
+    let there = statfs(format!("/proc/{}/fd/{}", look.pid, fd.number).as_str());
+    there.is_ok_and(|fs| fs.filesystem_type() == PROC_SUPER_MAGIC)
+        && about(Path::new(&fd.target)) != About::Machine
+}
+
+fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
+    let own = |pid: i32| pid == look.pid || Some(pid) == look.inner_pid;
+    let (place, rest) = match about(Path::new(&fd.target)) {
+        About::Process(pid, rest) if own(pid) && !rest.starts_with("fdinfo") => {
+            ("/proc/self", rest)
+        }
+        About::Thread(pid, tid, rest) if own(pid) && tid == pid => ("/proc/thread-self", rest),
+        About::Thread(pid, ..) if own(pid) => {
+            saving.lose("about a thread, which may have another number after a restart");
+            return Ok(());
+        }
+        About::Process(pid, _) if own(pid) => {
+            saving.lose("about a descriptor");
+            return Ok(());
+        }
+        _ => {
+            saving.lose("about another process");
+            return Ok(());
+        }
+    };
+    saving.path = match rest.as_os_str().is_empty() {
+        true => place.into(),
+        false => Path::new(place).join(rest).into(),
+    };
+    Ok(())
+}
+
+fn open(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Origin> {
+    let path = PathBuf::from(opening.sources.name(record));
+    let file = by_path(record, &path)?;
+    // What these files say is made when it is read; a position that is none any more is that of the end.
+    let _ = seek(&file, record, &path);
+    Ok(Origin::Own(file))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_path_is_about() {
+        let of = |path: &str| about(Path::new(path));
+        assert_eq!(of("/proc/12/statm"), About::Process(12, "statm".into()));
+        assert_eq!(of("/proc/12"), About::Process(12, "".into()));
+        assert_eq!(of("/proc/12/task"), About::Process(12, "task".into()));
+        assert_eq!(of("/proc/12/task/13/comm"), About::Thread(12, 13, "comm".into()));
+        assert_eq!(of("/proc/meminfo"), About::Machine);
+        assert_eq!(of("/proc/sys/vm/swappiness"), About::Machine);
+    }
+}

@@ -1,0 +1,50 @@
+//! POSIX message queues (mq_overview(7)). A queue is the kernel's until mq_unlink(3) or the next boot, with
+//! the messages in it; a restart opens it again by its name.
+//!
+//! # Safety
+//! The system call reads one C string.
+#![allow(unsafe_code)]
+
+use super::open::owned;
+use super::{Kind, Look, Opening, Origin, Saving};
+use crate::error::{Because, Error, Result};
+use crate::proc::fds::Fd;
+use ckpt_abi::image::Descriptor;
+use nix::libc;
+use nix::sys::statfs::{FsType, statfs};
+use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt;
+
+pub(super) const KIND: Kind = Kind { recognise, save, open };
+
+/// MQUEUE_MAGIC (ipc/mqueue.c).
+const MAGIC: FsType = FsType(0x1980_0202);
+
+fn recognise(fd: &Fd, look: &Look<'_>) -> bool {
+    let there = statfs(format!("/proc/{}/fd/{}", look.pid, fd.number).as_str());
+    fd.target.as_bytes().starts_with(b"/") && there.is_ok_and(|fs| fs.filesystem_type() == MAGIC)
+}
+
+fn save(fd: &Fd, _: &Look<'_>, saving: &mut Saving) -> Result<()> {
+    if fd.deleted || fd.nlink == 0 {
+        saving.lose("a message queue that was removed");
+        return Ok(());
+    }
+    let path = saving.path.display();
+    saving.say(format!(
+        "the messages in the message queue {path}: they stay in the kernel, until the next boot at most"
+    ));
+    Ok(())
+}
+
+fn open(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Origin> {
+    let path = opening.sources.name(record);
+    let name = path.as_bytes().rsplit(|b| *b == b'/').next().unwrap_or_default();
+    let name = CString::new(name).map_err(|_| Error::new("a damaged message queue"))?;
+    let flags = record.flags.cast_signed() & (libc::O_ACCMODE | libc::O_NONBLOCK) | libc::O_CLOEXEC;
+    let none: *const u8 = std::ptr::null();
+    // SAFETY: the kernel reads the C string; without O_CREAT it looks at nothing else.
+    let result = unsafe { libc::syscall(libc::SYS_mq_open, name.as_ptr(), flags, 0, none) };
+    let why = || format!("cannot open the message queue {}", path.display());
+    owned(result).map(Origin::Own).because(why)
+}
