@@ -98,3 +98,64 @@ fn several_checkpoints_at_once_also_on_a_server() {
     assert_eq!(read_info[1], format!("{len} {len}"), "{read_info:?}");
     server.stop();
 }
+
+/// The value of a line of `ckpt check`.
+fn value(lines: &[String], name: &str) -> String {
+    let line = lines.iter().find_map(|line| line.strip_prefix(&format!("{name:<16} ")));
+    line.unwrap_or_else(|| panic!("no {name}: {lines:?}")).to_owned()
+}
+
+#[test]
+fn a_process_is_asked_whether_its_signal_saves_it() {
+    let bench = Bench::new(Who::Nobody);
+    let script = "import signal,sys\n\
+                  print('ready', flush=True)\n\
+                  for line in sys.stdin:\n\
+                  \x20   if line == 'take\\n': signal.signal(signal.SIGUSR1, lambda *_: print('mine', flush=True))\n\
+                  \x20   if line == 'default\\n': signal.signal(signal.SIGUSR1, signal.SIG_DFL)\n\
+                  \x20   if line == 'ignore\\n': signal.signal(signal.SIGUSR1, signal.SIG_IGN)\n\
+                  \x20   if line == 'go\\n': break\n\
+                  \x20   print('done', flush=True)\n";
+    let options = ["-n", "x.ckpt", "-a", "USR1", "-z", "90m"];
+    let mut run = bench.launch(&options, "/usr/bin/python3", &["-c", script]);
+    run.expect("ready");
+    let pid = run.pid_text();
+    let sound = bench.must(&["check", &pid]).stdout;
+    assert_eq!(value(&sound, "signal"), "SIGUSR1 makes a checkpoint");
+    let arrangement = value(&sound, "arrangement");
+    let name = bench.name("x.ckpt");
+    assert!(arrangement.contains(&format!("to {name} on SIGUSR1, and ends")), "{arrangement}");
+    assert!(arrangement.contains("each 90m, and goes on"), "{arrangement}");
+    for (word, part) in [
+        ("take", "takes it for itself"),
+        ("ignore", "ignores it"),
+        ("default", "has given it back"),
+    ] {
+        run.say(word);
+        run.expect("done");
+        let asked = bench.order(&["check", &pid]);
+        assert_eq!(asked.code(), Some(1), "{asked:?}");
+        let said = value(&asked.stdout, "signal");
+        assert!(said.contains(part) && said.contains(&format!("ckpt save {pid}")), "{said}");
+    }
+    let attached = bench.must(&["-p", &pid, "-a", "USR2", "-z", "0"]).stdout;
+    assert_eq!(attached, [format!("process {pid}: is saved to {name} on SIGUSR2, and ends")]);
+    let sound = bench.must(&["check", &pid]).stdout;
+    assert_eq!(value(&sound, "signal"), "SIGUSR2 makes a checkpoint");
+    run.say("go");
+    run.ends_well();
+}
+
+#[test]
+fn a_process_without_ckpt_is_asked() {
+    let bench = Bench::new(Who::Nobody);
+    let mut run = bench.run(bench.subject("memory", Build::Static), &[]);
+    run.expect("ready");
+    let pid = run.pid_text();
+    let said = bench.must(&["check", &pid]).stdout;
+    assert_eq!(value(&said, "under ckpt"), "no");
+    assert!(value(&said, "arrangement").contains(&format!("ckpt save {pid}")), "{said:?}");
+    run.go();
+    let gone = bench.order(&["check", &pid]);
+    assert_eq!(gone.code(), Some(125), "{gone:?}");
+}

@@ -61,13 +61,15 @@ pub(super) const FORMS: &[Entry] = &[
     Entry {
         form: Form::Check,
         word: Some("check"),
-        operand: Some(Operand { name: "FILE...", kind: Kind::File, optional: true }),
-        help: "Show what this machine can do, or whether FILE can restart here",
+        operand: Some(Operand { name: "FILE|PID...", kind: Kind::File, optional: true }),
+        help: "Show what can be done here, or with a checkpoint or a process",
         long: "Without FILE: tries the abilities of the kernel that matter to ckpt, and shows yes, no \
                with the setting to change, or what is done in its place. With FILE (or \
                cssrv://HOST[:PORT]/NAME): shows what the checkpoint expects (kernel, CPU, files) and \
                whether this machine has it; the exit status is 0 if it can restart here, 1 if it \
-               cannot, 125 if it is damaged.",
+               cannot, 125 if it is damaged. With PID: shows where and when that process is saved, \
+               and whether it takes the checkpoint signal for itself; the exit status is 1 if it \
+               cannot be saved, or not by its signal.",
         hidden: false,
     },
     Entry {

@@ -88,7 +88,7 @@ pub enum Command {
     },
     /// Show what this machine can do, or whether checkpoints can restart here.
     Check {
-        /// Files and names on servers.
+        /// Files, names on servers, process ids.
         words: Vec<OsString>,
         /// Where their files are here.
         map_path: MapPath,

@@ -12,7 +12,7 @@ use crate::proc;
 use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
-use crate::settings::{self, DEFAULT_SIGNAL, Name, Settings, Values};
+use crate::settings::{self, DEFAULT_SIGNAL, Name, Settings, Values, period_text, signal_name};
 use ckpt_abi::region::{Config, config_flag};
 
 /// Equips a running process, or changes the configuration of one that is equipped.
@@ -45,7 +45,27 @@ pub fn run(pid: i32, settings: &Settings) -> Result<u8> {
         watch(pid, &mut frozen, &memory, &region, &executable)?;
     }
     frozen.thaw();
-    Ok(0)
+    super::print(&format!("process {pid}: {}\n", arrangement(&region.control.config)?))
+}
+
+/// What a configuration comes to, in words.
+pub(super) fn arrangement(config: &Config) -> Result<String> {
+    let name = Settings::from_config(config)?.name;
+    let name = name.map_or("no file (it has no name)".into(), |name| name.to_string());
+    let ends = |ends: bool| if ends { "and ends" } else { "and goes on" };
+    let mut ways = Vec::new();
+    if config.asyncsig != 0 {
+        let signal = signal_name(config.asyncsig);
+        ways.push(format!("on {signal}, {}", ends(config.continues == 0)));
+    }
+    if config.msperiod != 0 {
+        let stops = config.continues == 0 && config.flags & config_flag::CONTINUE_GIVEN != 0;
+        ways.push(format!("each {}, {}", period_text(config.msperiod), ends(stops)));
+    }
+    if ways.is_empty() {
+        ways.push("only by ckpt save: it has neither a signal nor a period".into());
+    }
+    Ok(format!("is saved to {name} {}", ways.join("; ")))
 }
 
 /// Starts a monitor for the frozen process, which must not adopt it.
@@ -102,7 +122,7 @@ fn signalled(pid: i32, settings: &Settings) -> Result<Settings> {
     let status = proc::status(pid, pid)?;
     let used = (status.caught | status.ignored) >> (DEFAULT_SIGNAL - 1) & 1 == 1;
     if used && settings.asyncsig.is_none() {
-        let signal = settings::signal_name(DEFAULT_SIGNAL);
+        let signal = signal_name(DEFAULT_SIGNAL);
         eprintln!(
             "ckpt: process {pid} handles or ignores {signal} itself, so no signal triggers checkpoints of it; \
              -a names one that may be taken"

@@ -25,6 +25,7 @@ use table::{SETTINGS, Said};
 
 pub use signal::{DEFAULT_SIGNAL, SIGNALS, parse_signal, signal_name};
 pub use template::{Template, Values};
+pub(crate) use words::period_text;
 pub use words::{parse_file, parse_host, parse_number, parse_pair, parse_period, parse_size};
 
 /// Longest checkpoint name in bytes (PATH_MAX without its final NUL).

@@ -68,7 +68,9 @@ fn numbers() {
         [("7ms", 7), ("30s", 30_000), ("10m", 600_000), ("1h", 3_600_000), ("49d", 4_233_600_000)]
     {
         assert_eq!(parse_period(OsStr::new(text)).unwrap(), period, "{text}");
+        assert_eq!(period_text(period), text);
     }
+    assert_eq!(period_text(90_000), "90s");
     for text in [
         "4294967296",
         "",

@@ -1,18 +1,24 @@
-//! `ckpt check`: what this machine can do, whether checkpoints can restart here.
+//! `ckpt check`: what this machine can do, whether checkpoints can restart here, how processes are saved.
 
 pub mod checkpoint;
 pub mod machine;
+pub mod process;
 
 use super::{facts, fetch};
 use crate::error::Result;
 use crate::restart::MapPath;
+use crate::settings::parse_pid;
 use crate::settings::server::Transfer;
 use std::ffi::OsString;
+use std::path::Path;
 
-/// Looks at the machine, or at what `words` name.
+/// Looks at the machine, or at what `words` name: a number is a process if it is no file.
 pub fn run(words: &[OsString], map_path: &MapPath, json: bool, transfer: &Transfer) -> Result<u8> {
     if words.is_empty() {
         return machine::check(json);
     }
-    facts::each(words, json, |word| checkpoint::check(&fetch::image(word, transfer)?, map_path))
+    facts::each(words, json, |word| match parse_pid(word) {
+        Ok(pid) if !Path::new(word).exists() => process::check(pid),
+        _ => checkpoint::check(&fetch::image(word, transfer)?, map_path),
+    })
 }

@@ -1,0 +1,114 @@
+//! `ckpt check PID`: whether and how a running process is saved.
+
+use crate::command::attach::arrangement;
+use crate::command::facts::Facts;
+use crate::dump::{phase1_freeze, phase2_equip};
+use crate::error::Result;
+use crate::inject::region::Region;
+use crate::proc;
+use crate::ptrace::call::Caller;
+use crate::ptrace::freeze::Frozen;
+use crate::ptrace::memory::Memory;
+use crate::settings::{Settings, signal_name};
+use ckpt_abi::region::STACKS;
+use nix::libc;
+
+/// Exit status when the process cannot be saved, or its signal does not save it.
+const NO: u8 = 1;
+const SIG_DFL: u64 = 0;
+const SIG_IGN: u64 = 1;
+
+/// Looks at a process; one that ckpt is in stands still for a moment if it has a handler for the
+/// checkpoint signal, since only the kernel knows whose that is.
+pub fn check(pid: i32) -> Result<(Facts, u8)> {
+    let status = proc::status(pid, pid)?;
+    let words = proc::cmdline(pid)?;
+    let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
+    let mut facts = Facts::default();
+    facts.add("process", pid.unsigned_abs() as usize);
+    facts.add("program", words.join(" "));
+    let (mut can, mut obstacles) = (true, Vec::new());
+    if let Err(e) = phase1_freeze::check(pid) {
+        obstacles.push(e.to_string());
+    }
+    if status.tracer != 0 {
+        obstacles.push(format!("process {} (a debugger?) traces it", status.tracer));
+    }
+    let opened = Memory::open(pid).and_then(|memory| Ok((proc::maps::read(pid)?, memory)));
+    let region = match &opened {
+        Ok((vmas, memory)) => Region::find(memory, vmas),
+        Err(e) => {
+            obstacles.push(e.to_string());
+            None
+        }
+    };
+    facts.add("under_ckpt", region.is_some());
+    if let (Some(region), Ok((_, memory))) = (region, &opened) {
+        facts.add("arrangement", arrangement(&region.control.config)?);
+        let signal = region.control.config.asyncsig;
+        let caught = signal != 0 && has(status.caught, signal);
+        let action = match caught {
+            true => disposition(pid, memory, &region, signal)?,
+            false if has(status.ignored, signal.max(1)) => SIG_IGN,
+            false => SIG_DFL,
+        };
+        if signal != 0 {
+            let ours = action == region.control.handler;
+            can &= ours;
+            facts.add("signal", verdict(pid, signal, action, ours));
+            if ours && has(status.blocked, signal) {
+                let name = signal_name(signal);
+                let note =
+                    format!("the main thread blocks {name}: a checkpoint waits until one does not");
+                facts.add("signal_blocked", note);
+            }
+        }
+    } else if let Ok(config) = phase2_equip::configuration(pid, &Settings::default()) {
+        let name = Settings::from_config(&config)?.name.map(|name| name.to_string());
+        let name = name.unwrap_or_default();
+        facts.add(
+            "arrangement",
+            format!("none: ckpt save {pid} saves it, to {name} if no -n is said"),
+        );
+    }
+    let own = region.map_or(0, |region| region.control.config.asyncsig);
+    // 32 and 33 are the C library's own (nptl(7)).
+    let others = (1..=64).filter(|signal| *signal != own && !matches!(signal, 32 | 33));
+    let taken = others.filter(|signal| has(status.caught, *signal));
+    facts.add("signals_taken", taken.map(signal_name).collect::<Vec<_>>().join(" "));
+    can &= obstacles.is_empty();
+    facts.add("obstacles", obstacles);
+    Ok((facts, if can { 0 } else { NO }))
+}
+
+fn has(set: u64, signal: u32) -> bool {
+    set >> (signal - 1) & 1 == 1
+}
+
+/// The handler of a signal in a process that has a payload.
+fn disposition(pid: i32, memory: &Memory, region: &Region, signal: u32) -> Result<u64> {
+    let mut frozen = phase1_freeze::patiently(false, || Frozen::freeze_one(pid))?;
+    frozen.note_waits(memory, region.base)?;
+    let mut caller = Caller::new(&mut frozen.threads[0], memory, region.control.thunk)?;
+    let old = region.base + STACKS;
+    let what = "cannot ask for the handler of the checkpoint signal";
+    caller.expect(libc::SYS_rt_sigaction, &[signal.into(), 0, old, 8], what)?;
+    let action = memory.get::<[u64; 4]>(old)?;
+    frozen.thaw();
+    Ok(action[0])
+}
+
+/// What comes of the checkpoint signal.
+fn verdict(pid: i32, signal: u32, action: u64, ours: bool) -> String {
+    let name = signal_name(signal);
+    let does = match action {
+        _ if ours => return format!("{name} makes a checkpoint"),
+        SIG_DFL => "has given it back to the kernel, which stops or ends it then",
+        SIG_IGN => "ignores it",
+        _ => "takes it for itself",
+    };
+    format!(
+        "{name} makes no checkpoint: the program {does}; choose another with ckpt -p {pid} -a \
+         SIGNAL, or use ckpt save {pid}"
+    )
+}
