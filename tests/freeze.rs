@@ -4,7 +4,7 @@ mod harness;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use harness::{Bench, Build, Run, Way, Who, status_line, until};
+use harness::{Bench, Build, Run, Way, Who, status_line, survive, until};
 use nix::sys::signal::Signal;
 
 /// A moment within `limit`, another one each time.
@@ -156,4 +156,18 @@ fn two_at_once_do_not_take_each_other_for_debuggers() {
     });
     run.check();
     run.go();
+}
+
+/// The mask that a call puts in place of the thread's own while it waits.
+#[track_caller]
+fn stays_suspended(who: Who, build: Build, way: Way) {
+    for call in ["sigsuspend", "ppoll", "pselect", "epoll_pwait"] {
+        survive(who, way, "suspended", build, &[call]);
+    }
+}
+
+#[test]
+fn the_mask_of_a_wait_stays() {
+    stays_suspended(Who::Me, Build::Pie, Way::Save);
+    stays_suspended(Who::Nobody, Build::Musl, Way::Launch);
 }

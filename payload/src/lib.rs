@@ -24,6 +24,7 @@ mod panic;
 mod run;
 mod signals;
 mod spawn;
+mod suspend_thunk;
 mod sys;
 mod thunk;
 mod trigger;

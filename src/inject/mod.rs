@@ -68,6 +68,7 @@ pub fn inject(
     };
     entry(offset_of!(Api, visit_entry), "ckpt_visit")?;
     entry(offset_of!(Api, socket_wait), "ckpt_socket_wait")?;
+    entry(offset_of!(Api, suspended), "ckpt_suspended")?;
     memory.write(base + PAYLOAD, &payload.relocated(base + PAYLOAD))?;
     memory.write(base + control.exe_start, executable)?;
     let mut caller = protect(thread, memory, hole.addr, base, &payload, &control)?;

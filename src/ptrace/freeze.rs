@@ -218,6 +218,7 @@ impl Frozen {
             State::Stopped { signal, event: raw::EVENT_STOP } => {
                 match Thread::read(tid, if signal == libc::SIGTRAP { 0 } else { signal }) {
                     Ok(mut thread) => {
+                        thread.look_at_mask(self.pid);
                         thread.since = moving.look.map(|look| look.since(self.pid, tid));
                         self.threads.push(thread);
                     }
@@ -299,6 +300,7 @@ impl Frozen {
             if thread.waits_on_a_socket(self.pid, memory, region)? {
                 continue;
             }
+            thread.stay_suspended(memory, region)?;
             let Some(slot) = waits::slot_address(region, next) else { break };
             let wait = waits::interrupted(thread.tid, &thread.regs, thread.since, memory, &notes);
             if let Some(wait) = wait {

@@ -16,6 +16,7 @@ pub mod regs;
 mod seize;
 pub mod sequence;
 pub mod sockets;
+mod suspended;
 pub mod thread;
 pub mod waits;
 

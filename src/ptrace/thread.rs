@@ -22,6 +22,8 @@ pub struct Thread {
     pub regs: Regs,
     /// Signal mask, the thread's own also inside sigsuspend(2).
     pub mask: u64,
+    /// Signals blocked by the call in which the stop has found it, if that has a mask of its own ([`super::suspended`]).
+    pub(super) blocked_by_call: u64,
     /// Stop signal of a process that was already stopped (SIGSTOP and its kin), or 0.
     pub stopped_by: i32,
     /// Whether the thread left its first stop to work for us.
@@ -39,6 +41,7 @@ impl Thread {
             tid,
             regs,
             mask: raw::get_mask(tid)?,
+            blocked_by_call: 0,
             stopped_by,
             lent: false,
             since: None,

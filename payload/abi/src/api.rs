@@ -93,8 +93,10 @@ record! {
         reserved0: u32,
         /// Address behind the ppoll(2) of threads that wait for a socket ([`crate::region::SocketWait`]).
         socket_wait: u64,
+        /// Address behind the system call of threads that wait with a mask of the call ([`crate::region::Suspended`]).
+        suspended: u64,
         /// Room to grow.
-        reserved: [u64; 6],
+        reserved: [u64; 5],
     }
 }
 

@@ -196,6 +196,23 @@ record! {
     }
 }
 
+record! {
+    /// What a thread finds at its stack pointer that waits with a signal mask of the call, and all signals blocked for
+    /// before and after: what it goes on with when the call has ended.
+    Suspended, 64, {
+        /// Its own signal mask.
+        mask: u64,
+        /// Room for the result.
+        result: u64,
+        /// RDI, RSI, RDX and R10 of the call.
+        arguments: [u64; 4],
+        /// Address behind the call.
+        rip: u64,
+        /// RSP.
+        rsp: u64,
+    }
+}
+
 /// What a payload is doing ([`Control::phase`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
