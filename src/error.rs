@@ -28,6 +28,8 @@ pub enum Kind {
     Damaged,
     /// The checkpoint server does not answer.
     Unreachable,
+    /// What was being read has changed meanwhile: the same, begun anew, may work.
+    Changed,
 }
 
 /// What went wrong, as a sentence that names the thing, the reason and the way out.

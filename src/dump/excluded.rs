@@ -38,8 +38,8 @@ mod tests {
     use super::*;
 
     fn area(start: u64, end: u64, pages: Pages) -> Area {
-        let (unreadable, writable, unforked) = (false, true, false);
-        Area { start, end, pages, unreadable, writable, unforked, known: None }
+        let (unreadable, writable, at_once, shared) = (false, true, false, false);
+        Area { start, end, pages, unreadable, writable, at_once, known: None, shared }
     }
 
     #[test]

@@ -18,7 +18,7 @@ pub mod phase7_seal;
 pub mod place;
 mod stream;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::fault::{Point, reach};
 use crate::image::stub;
 use crate::image::write::Sink;
@@ -97,6 +97,14 @@ pub fn dump(request: &Request) -> Result<Outcome> {
     }
     let Begun { start, frozen, memory, mut equipped } = begun?;
     let result = proceed(request, start, frozen, &memory, &mut equipped, executable);
+    let result = match result {
+        // By now the file is known as one that is being written.
+        Err(e) if e.kind() == Kind::Changed => {
+            let file = equipped.place.name.clone();
+            anew(request, &memory, &mut equipped, file)
+        }
+        result => result,
+    };
     let result = match (result, equipped.place.fallback()) {
         (Err(e), Some(file)) => divert(request, &memory, &mut equipped, file, e),
         (result, _) => result,
@@ -114,17 +122,24 @@ fn divert(
     file: PathBuf,
     error: Error,
 ) -> Result<Outcome> {
-    let start = Instant::now();
-    let again = || {
-        let frozen = phase1_freeze::freeze(request)?;
-        equipped.divert(request.pid, file)?;
-        proceed(request, start, frozen, memory, equipped, stub::own()?)
-    };
-    match again() {
+    match anew(request, memory, equipped, file) {
         Ok(outcome) => Ok(Outcome { diverted: Some(error.to_string()), ..outcome }),
         Err(second) if second == error => Err(error),
         Err(second) => Err(error.hint(format!("nor did the fallback work: {second}"))),
     }
+}
+
+/// Takes the checkpoint once more.
+fn anew(
+    request: &Request,
+    memory: &Memory,
+    equipped: &mut phase2_equip::Equipped,
+    file: PathBuf,
+) -> Result<Outcome> {
+    let start = Instant::now();
+    let frozen = phase1_freeze::freeze(request)?;
+    equipped.divert(request.pid, file)?;
+    proceed(request, start, frozen, memory, equipped, stub::own()?)
 }
 
 /// A frozen process whose payload is ours.
@@ -176,8 +191,7 @@ fn proceed(
         equipped.place.touch(|| writing.streams())??;
         None
     } else {
-        let unforked: Vec<_> = areas.iter().filter(|a| a.unforked).cloned().collect();
-        writing.pages(request.pid, memory, &unforked)?;
+        writing.pages(request.pid, memory, areas.iter().filter(|a| a.at_once))?;
         equipped.place.touch(|| writing.streams())??;
         reach(Point::Shared);
         phase5_snapshot::take(&mut frozen, memory, equipped)?
@@ -192,13 +206,13 @@ fn proceed(
             held.take().into_iter().for_each(Frozen::thaw);
             reach(Point::Thawed);
             pause = start.elapsed();
-            let forked: Vec<_> = areas.iter().filter(|a| !a.unforked).cloned().collect();
-            writing.pages(snapshot.pid(), &snapshot.memory()?, &forked)?;
+            let forked = areas.iter().filter(|a| !a.at_once);
+            writing.pages(snapshot.pid(), &snapshot.memory()?, forked)?;
+            writing.unchanged()?;
         }
         None if stop => {}
         None => {
-            let forked: Vec<_> = areas.iter().filter(|a| !a.unforked).cloned().collect();
-            writing.pages(request.pid, memory, &forked)?;
+            writing.pages(request.pid, memory, areas.iter().filter(|a| !a.at_once))?;
         }
     }
     reach(Point::Written);

@@ -16,8 +16,13 @@ pub fn gather(
     equipped: &Equipped,
 ) -> Result<(Gathered, Vec<memory::Area>)> {
     let cpu = cpu::Set::of_config(&equipped.region.control.config);
-    let mut gathered = Gathered { cpu, ..Gathered::default() };
+    let obstacles = memory::obstacles(&equipped.vmas);
+    let mut gathered = Gathered { cpu, obstacles, ..Gathered::default() };
     let mut target = Target { frozen, memory: mem, vmas: &equipped.vmas, region: &equipped.region };
+    if !gathered.obstacles.is_empty() {
+        descriptor::save(&target, &mut gathered)?;
+        return Ok((gathered, Vec::new()));
+    }
     for index in 0..target.frozen.threads.len() {
         threads::save(&mut target, index, &mut gathered)?;
     }

@@ -7,10 +7,10 @@ use crate::image::write::{Sink, Writer};
 use crate::image::zeros::nonzero;
 use crate::proc::pagemap::Pagemap;
 use crate::ptrace::memory::Memory;
-use crate::resource::memory::{Area, Pages};
+use crate::resource::memory::{self, Area, Pages};
 use crate::resource::mutexes::Search;
 use crate::resource::{Gathered, cpu};
-use ckpt_abi::image::{CHUNK_MAX, Machine, SectionKind};
+use ckpt_abi::image::{CHUNK_MAX, Guard, GuardKind, Machine, SectionKind};
 use nix::time::{ClockId, clock_gettime};
 use std::ops::Range;
 use zerocopy::FromZeros;
@@ -32,7 +32,12 @@ impl<'a> Writing<'a> {
     }
 
     /// Writes the pages of some areas, read from `pid`: the target or its snapshot.
-    pub fn pages(&mut self, pid: i32, memory: &Memory, areas: &[Area]) -> Result<()> {
+    pub fn pages<'b>(
+        &mut self,
+        pid: i32,
+        memory: &Memory,
+        areas: impl IntoIterator<Item = &'b Area>,
+    ) -> Result<()> {
         let pagemap = Pagemap::open(pid)?;
         for area in areas {
             let ranges = match area.pages {
@@ -52,7 +57,7 @@ impl<'a> Writing<'a> {
     fn range(&mut self, memory: &Memory, range: Range<u64>, area: &Area) -> Result<()> {
         let mut at = range.start;
         while at < range.end {
-            // Chunks end where the one of the next checkpoint does.
+            // Chunks end where those of the next checkpoint do.
             let border = (at + 1).next_multiple_of(CHUNK_MAX);
             let len = (range.end.min(border) - at) as usize;
             let mut buffer = std::mem::take(&mut self.buffer);
@@ -61,13 +66,32 @@ impl<'a> Writing<'a> {
                 for (start, bytes) in nonzero(&buffer[..read]) {
                     self.chunk(memory, at + start as u64, bytes, area)?;
                 }
-                // Pages of a mapping behind the end of its file do not exist.
-                Ok(if read < len { range.end } else { at + len as u64 })
+                Ok(read as u64)
             });
             self.buffer = buffer;
-            at = written?;
+            let read = written?;
+            at += read;
+            if read < len as u64 {
+                self.untouchable(at);
+                at += PAGE;
+            }
         }
         Ok(())
+    }
+
+    /// Notes a page of a mapped file that cannot be read: a guard, or behind the end of the file.
+    fn untouchable(&mut self, page: u64) {
+        let guards = &mut self.gathered.guards;
+        if guards.iter().any(|g| (g.start..g.end).contains(&page)) {
+            return;
+        }
+        let absent = GuardKind::Absent as u32;
+        match guards.last_mut() {
+            Some(last) if last.end == page && last.kind == absent => last.end += PAGE,
+            _ => {
+                guards.push(Guard { start: page, end: page + PAGE, kind: absent, reserved: 0 });
+            }
+        }
     }
 
     fn chunk(&mut self, memory: &Memory, addr: u64, bytes: &[u8], area: &Area) -> Result<()> {
@@ -92,8 +116,17 @@ impl<'a> Writing<'a> {
         Ok(())
     }
 
+    /// Whether the files whose pages were read from a target that went on have kept still.
+    ///
+    /// # Errors
+    /// Of [`crate::error::Kind::Changed`]: one has not.
+    pub fn unchanged(&self) -> Result<()> {
+        self.gathered.files.as_ref().map_or(Ok(()), memory::Files::unchanged)
+    }
+
     /// Writes the records and seals; the length of the image, and what it goes without.
     pub fn finish(mut self) -> Result<(u64, Vec<String>)> {
+        self.gathered.guards.sort_by_key(|guard| guard.start);
         let process = self.gathered.process.ok_or_else(|| Error::new("nothing was gathered"))?;
         let machine = machine(&mut self.gathered, process.pid.cast_signed())?;
         let losses: Vec<_> =
@@ -125,7 +158,7 @@ impl<'a> Writing<'a> {
     }
 }
 
-/// Reads up to the first page that does not exist.
+/// Reads up to the first page that cannot be read: of a mapped file there may be such.
 fn read(memory: &Memory, addr: u64, buffer: &mut [u8], area: &Area) -> Result<usize> {
     let mut done = 0;
     while done < buffer.len() {
@@ -134,12 +167,16 @@ fn read(memory: &Memory, addr: u64, buffer: &mut [u8], area: &Area) -> Result<us
         let read = if area.unreadable { Ok(0) } else { memory.read_some(at, rest) };
         let read = match read {
             Ok(n) if n > 0 => n,
-            // Memory without read permission, or the end of a mapped file.
+            // Memory without read permission, or a page that is not there.
             _ => match memory.read_forced(at, rest) {
                 Ok(n) if n > 0 => n,
                 _ if area.pages == Pages::Whole => break,
-                Ok(_) => return Err(Error::new(format!("cannot read the memory at {at:#x}"))),
-                Err(e) => return Err(e).because(|| format!("cannot read the memory at {at:#x}")),
+                _ => {
+                    return Err(Error::new(format!(
+                        "the kernel does not let anybody read the memory at {at:#x}"
+                    ))
+                    .hint("a guard page (Linux 6.13 and 6.14 do not tell them), or the memory is broken"));
+                }
             },
         };
         done += read;

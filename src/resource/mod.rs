@@ -71,6 +71,8 @@ pub struct Gathered {
     pub vmas: Vec<rec::Vma>,
     /// Guard pages.
     pub guards: Vec<rec::Guard>,
+    /// The files that mappings show.
+    pub files: Option<memory::Files>,
     /// Files whose content is in the image, and memory that mappings share.
     pub objects: Vec<rec::Object>,
     /// Descriptors.

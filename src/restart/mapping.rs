@@ -8,6 +8,7 @@
 use crate::error::{Because, Error, Result};
 use nix::errno::Errno;
 use nix::libc;
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, mprotect};
 use std::ffi::c_void;
 use std::num::NonZeroUsize;
@@ -28,6 +29,20 @@ impl Mapping {
         // SAFETY: MAP_FIXED_NOREPLACE replaces nothing.
         let mapped = unsafe { mmap_anonymous(addr, size, read_write(), flags) };
         Self::made(at, len, mapped)
+    }
+
+    /// Maps memory that the kernel may take away (MAP_DROPPABLE, Linux 6.11), or ordinary memory where it
+    /// does not know that.
+    pub fn droppable(at: u64, len: u64) -> Result<Self> {
+        const MAP_DROPPABLE: i32 = 8;
+        let (addr, size) = checked(at, len)?;
+        // It is a type of mapping, in the place of MAP_PRIVATE.
+        let flags = MapFlags::from_bits_retain(MAP_DROPPABLE) | MapFlags::MAP_FIXED_NOREPLACE;
+        // SAFETY: MAP_FIXED_NOREPLACE replaces nothing.
+        match unsafe { mmap_anonymous(addr, size, read_write(), flags) } {
+            Err(Errno::EINVAL) => Self::anonymous(at, len, MapFlags::empty()),
+            mapped => Self::made(at, len, mapped),
+        }
     }
 
     /// Maps private memory that cannot be touched and holds nothing; it counts nowhere, not even under
@@ -133,16 +148,29 @@ impl Mapping {
     }
 
     /// Makes pages untouchable without a mapping of their own (MADV_GUARD_INSTALL, Linux 6.13), or
-    /// with one where the kernel does not know that.
-    pub fn guard(&self, offset: u64, len: u64) -> Result<()> {
+    /// with one where the kernel does not know that: then true.
+    pub fn guard(&self, offset: u64, len: u64) -> Result<bool> {
         const MADV_GUARD_INSTALL: i32 = 102;
         let part = Self { at: self.at + offset, len };
         let at = part.pointer().as_ptr();
         // SAFETY: the pages are ours and no slice of them is alive.
         if unsafe { libc::madvise(at, len as usize, MADV_GUARD_INSTALL) } == 0 {
-            return Ok(());
+            return Ok(false);
         }
-        part.protect(0)
+        part.protect(0).map(|()| true)
+    }
+
+    /// Puts nothing in the place of some pages: who touches them gets SIGBUS, as behind the end of a file.
+    pub fn make_absent(&self, offset: u64, len: u64, prot: u32) -> Result<()> {
+        let part = Self { at: self.at + offset, len };
+        let why = || format!("cannot leave {len} bytes at {:#x} without memory", part.at);
+        let nothing = memfd_create(c"ckpt-absent", MFdFlags::MFD_CLOEXEC).because(why)?;
+        let (addr, size) = checked(part.at, len)?;
+        let prot = ProtFlags::from_bits_truncate(prot.cast_signed());
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED;
+        // SAFETY: the pages are ours, hold nothing, and no slice of them is alive.
+        let mapped = unsafe { mmap(addr, size, prot, flags, nothing, 0) };
+        mapped.map(drop).because(why)
     }
 
     fn pointer(&self) -> NonNull<c_void> {

@@ -7,7 +7,7 @@ use crate::image::read::Image;
 use crate::resource::descriptor::memory::memfd;
 use crate::resource::descriptor::{self, Missing, Restored, Sources, epoll};
 use crate::resource::{memory, process};
-use ckpt_abi::image::{Descriptor, ObjectKind, SectionKind, Vma, VmaKind};
+use ckpt_abi::image::{Descriptor, ObjectKind, SectionKind, Vma, VmaKind, vma_flag};
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs::File;
@@ -81,7 +81,7 @@ pub fn open(image: &Image, saved: &Saved, warnings: &mut Vec<String>) -> Result<
         let name = name.strip_prefix("/memfd:").unwrap_or("ckpt-shared");
         objects.push(Some(memfd(name, object.size)?));
     }
-    let mapped = mapped(image, saved, &mut failures);
+    let mapped = mapped(image, saved, warnings, &mut failures);
     let sources = FromImage { image, saved, objects: &objects };
     let mut missing = Vec::new();
     let tolerated = callers::of_image(image, saved)?.filter(callers::due).map(|_| &mut missing);
@@ -112,17 +112,23 @@ pub fn open(image: &Image, saved: &Saved, warnings: &mut Vec<String>) -> Result<
 }
 
 /// The files of mappings, by index of the mapping; each is opened once, whatever maps it.
-fn mapped(image: &Image, saved: &Saved, failures: &mut Vec<String>) -> Vec<Option<Rc<File>>> {
-    let mut opened: HashMap<(PathBuf, [bool; 2], u64, i64), Rc<File>> = HashMap::new();
+fn mapped(
+    image: &Image,
+    saved: &Saved,
+    warnings: &mut Vec<String>,
+    failures: &mut Vec<String>,
+) -> Vec<Option<Rc<File>>> {
+    let mut opened: HashMap<(PathBuf, [u64; 5]), Rc<File>> = HashMap::new();
     let mut open = |vma: &Vma| -> Result<Rc<File>> {
         let path = saved.map_path.apply(super::path_of(image, vma.name));
-        let shared = vma.kind == VmaKind::SharedFile as u32;
-        let writes = shared && vma.prot & nix::libc::PROT_WRITE as u32 != 0;
-        let key = (path, [shared, writes], vma.file_size, vma.file_mtime);
+        let written = u64::from(vma.prot) & nix::libc::PROT_WRITE as u64;
+        let may = vma.flags & vma_flag::MAY_WRITE;
+        let mtime = vma.file_mtime.cast_unsigned();
+        let key = (path, [vma.kind.into(), written, may, vma.file_size, mtime]);
         if let Some(file) = opened.get(&key) {
             return Ok(file.clone());
         }
-        let file = Rc::new(memory::open_file(&key.0, vma)?);
+        let file = Rc::new(memory::open::file(&key.0, vma, warnings)?);
         opened.insert(key, file.clone());
         Ok(file)
     };

@@ -21,7 +21,7 @@ use crate::proc;
 use crate::resource::cpu::{self, Set};
 use crate::resource::{memory, resolver, vdso};
 use crate::settings::Settings;
-use ckpt_abi::image::{Chunk, Guard, SignalAction, Vma, VmaKind, vma_flag};
+use ckpt_abi::image::{Chunk, Guard, GuardKind, SignalAction, Vma, VmaKind, vma_flag};
 use ckpt_abi::region::{Control, NAME_LEN, Phase};
 use nix::libc;
 use nix::sys::mman::MapFlags;
@@ -38,6 +38,8 @@ pub struct Placed {
     pub record: Vma,
     /// What was mapped.
     pub mapping: Mapping,
+    /// Offsets at which the kernel has another mapping by now, which has to be moved for itself.
+    pub borders: Vec<u64>,
 }
 
 /// Where the vdso will be.
@@ -96,7 +98,7 @@ pub fn fill(
             true => Mapping::reservation(at, len)?,
             false => map(record, at, i, opened)?,
         };
-        placed.push(Placed { record: *record, mapping });
+        placed.push(Placed { record: *record, mapping, borders: Vec::new() });
     }
     if patched.is_some() {
         placed.extend(empty_vvar(saved, &stub_space, &mut space)?);
@@ -115,7 +117,7 @@ pub fn fill(
     }
     let missing = List::make(&opened.missing, &mut space)?;
     let (control, actions) = fill_region(saved, &mut placed, options, missing.as_ref())?;
-    finish(&placed, &saved.guards)?;
+    finish(&mut placed, &saved.guards)?;
     Ok(Filled { placed, control, region: saved.process.region, actions, vdso, space, missing })
 }
 
@@ -143,9 +145,11 @@ fn map(record: &Vma, at: u64, index: usize, opened: &Opened) -> Result<Mapping> 
             let shared = k == VmaKind::SharedFile as u32;
             let file = opened.mapped.get(index).and_then(Option::as_ref);
             let file = file.ok_or_else(|| Error::new("a mapping has no file"))?;
+            // What is there is the program's as it is; it is only mapped.
             let prot = if shared { record.prot } else { writable };
             Mapping::file(at, len, prot, shared, file, record.offset)
         }
+        _ if record.flags & vma_flag::DROPPABLE != 0 => Mapping::droppable(at, len),
         _ => {
             let mut flags = MapFlags::empty();
             if record.flags & vma_flag::NORESERVE != 0 || record.prot == 0 {
@@ -282,7 +286,7 @@ fn empty_vvar(saved: &Saved, stub: &Space, space: &mut Space) -> Result<Option<P
     };
     let at = if stub.is_free(start, end) { start } else { space.find(end - start, start)? };
     let mapping = Mapping::anonymous(at, end - start, MapFlags::MAP_NORESERVE)?;
-    Ok(Some(Placed { record, mapping }))
+    Ok(Some(Placed { record, mapping, borders: Vec::new() }))
 }
 
 fn own_bytes(addr: u64, len: u64) -> Result<Vec<u8>> {
@@ -375,19 +379,29 @@ fn handler_action(control: &Control) -> SignalAction {
 }
 
 /// Final protection and advice.
-fn finish(placed: &[Placed], guards: &[Guard]) -> Result<()> {
+fn finish(placed: &mut [Placed], guards: &[Guard]) -> Result<()> {
     mapping::allocate_keys(placed.iter().map(|p| p.record.pkey).max().unwrap_or(0))?;
-    for Placed { record, mapping } in placed {
-        memory::advice(record.flags).for_each(|advice| mapping.advise(advice));
+    for Placed { record, mapping, borders } in placed {
+        memory::advice::advice(record.flags).for_each(|advice| mapping.advise(advice));
         if record.kind != VmaKind::SharedFile as u32 {
             mapping.protect(record.prot)?;
         }
         if record.pkey != 0 {
             mapping.protect_by(record.prot, record.pkey)?;
         }
-        let inside = |g: &&Guard| record.start <= g.start && g.end <= record.end;
-        for guard in guards.iter().filter(inside) {
-            mapping.guard(guard.start - record.start, guard.end - guard.start)?;
+        let first = guards.partition_point(|guard| guard.end <= record.start);
+        for guard in guards[first..].iter().take_while(|guard| guard.start < record.end) {
+            let (start, end) = (guard.start.max(record.start), guard.end.min(record.end));
+            let (offset, len) = (start - record.start, end - start);
+            let split = match guard.kind == GuardKind::Installed as u32 {
+                true => mapping.guard(offset, len)?,
+                // A file that is there has its own end.
+                false if record.kind != VmaKind::Private as u32 => false,
+                false => mapping.make_absent(offset, len, record.prot).map(|()| true)?,
+            };
+            if split {
+                borders.extend([offset, offset + len]);
+            }
         }
     }
     Ok(())

@@ -95,7 +95,7 @@ pub fn plan(saved: &Saved, opened: &Opened, mut filled: Filled) -> Result<Plan> 
 }
 
 fn arena_len(saved: &Saved, opened: &Opened) -> u64 {
-    let per_mapping = 3 * 64 * saved.vmas.len() as u64;
+    let per_mapping = 3 * 64 * saved.vmas.len() as u64 + 2 * 64 * saved.guards.len() as u64;
     let per_thread = (STACK + THREAD_ROOM) * saved.threads.len() as u64;
     let per_signal = 512 * saved.pending.len() as u64;
     let ids = saved.timers.iter().map(|t| u64::from(t.id.max(0).unsigned_abs())).max().unwrap_or(0);
@@ -129,17 +129,31 @@ fn unmap(orders: &mut Orders, arena: &Arena, filled: &Filled) {
 
 fn move_mappings(orders: &mut Orders, placed: &[Placed]) {
     let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
-    for Placed { record, mapping } in placed {
-        if mapping.at() != record.start {
-            let args = [mapping.at(), mapping.len(), mapping.len(), flags, record.start];
-            orders.exact_call(Step::Move, libc::SYS_mremap, args, record.start);
+    for Placed { record, mapping, borders } in placed {
+        if mapping.at() == record.start {
+            continue;
+        }
+        // Before Linux 6.17 mremap(2) moves no more than one mapping at a time.
+        let mut borders: Vec<u64> = [&[0, mapping.len()], borders.as_slice()].concat();
+        borders.sort_unstable();
+        borders.dedup();
+        for part in borders.windows(2) {
+            let (from, to, len) =
+                (mapping.at() + part[0], record.start + part[0], part[1] - part[0]);
+            orders.exact_call(Step::Move, libc::SYS_mremap, [from, len, len, flags, to], to);
         }
     }
 }
 
 fn lock(orders: &mut Orders, saved: &Saved) {
-    for vma in saved.vmas.iter().filter(|v| v.flags & vma_flag::LOCKED != 0) {
-        orders.try_call(Step::Process, libc::SYS_mlock, &[vma.start, vma.end - vma.start]);
+    for vma in
+        saved.vmas.iter().filter(|v| v.flags & (vma_flag::LOCKED | vma_flag::LOCK_ON_FAULT) != 0)
+    {
+        const MLOCK_ONFAULT: u64 = 1;
+        let on_fault = vma.flags & vma_flag::LOCK_ON_FAULT != 0;
+        let flags = if on_fault { MLOCK_ONFAULT } else { 0 };
+        let args = [vma.start, vma.end - vma.start, flags];
+        orders.try_call(Step::Process, libc::SYS_mlock2, &args);
     }
 }
 

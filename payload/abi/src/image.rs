@@ -22,6 +22,7 @@
 use crate::record;
 
 pub use crate::files::*;
+pub use crate::mem::*;
 pub use crate::state::*;
 
 /// First bytes of the header.

@@ -2,7 +2,7 @@
 //!
 //! Four agreements live here: [`region`], the memory that the payload occupies in somebody
 //! else's process; [`api`], what the C API keeps there; [`op`], the orders that the payload obeys;
-//! [`image`], [`state`] and [`files`], the
+//! [`image`], [`mem`], [`state`] and [`files`], the
 //! records of a checkpoint file; [`nr`] has the kernel's numbers. All records are `repr(C)`, little-endian and without hidden padding.
 #![no_std]
 #![forbid(unsafe_code)]
@@ -10,6 +10,7 @@
 pub mod api;
 pub mod files;
 pub mod image;
+pub mod mem;
 pub mod nr;
 pub mod op;
 pub mod region;

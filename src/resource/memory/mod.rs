@@ -5,21 +5,27 @@
 //! old bytes back where allocators expect zeros, and whoever deletes or rewrites a checkpoint would
 //! crash what was restarted from it.
 
+pub mod advice;
+mod mapped;
+pub mod open;
+
 use super::{Gathered, Target};
-use crate::error::{Because, Error, Result};
+use crate::error::Result;
 use crate::image::PAGE;
 use crate::proc::maps::Vma;
 use crate::proc::pagemap::Pagemap;
 use crate::ptrace::call::Caller;
-use ckpt_abi::image::{Guard, NO_OBJECT, Object, ObjectKind, Vma as VmaRecord, VmaKind, vma_flag};
+use ckpt_abi::image::{
+    Guard, GuardKind, NO_OBJECT, Object, ObjectKind, Vma as VmaRecord, VmaKind, vma_flag,
+};
 use ckpt_abi::region::{STACK_LEN, STACKS};
 use nix::libc;
-use std::fs::File;
-use std::io::Read;
 use std::ops::Range;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use zerocopy::FromZeros;
+
+pub use mapped::Files;
+use mapped::Mapped;
 
 /// Private mappings of at most this many bytes are in the image whole, whatever file they map, so
 /// that locale archives and other small data files need not be there at the restart.
@@ -51,21 +57,35 @@ pub struct Area {
     pub unreadable: bool,
     /// The process may write to it.
     pub writable: bool,
-    /// A snapshot by fork(2) does not hold it: shared, or MADV_DONTFORK.
-    pub unforked: bool,
+    /// It is written while the target stands still: a snapshot by fork(2) does not hold it (shared, or
+    /// MADV_DONTFORK), or its pages are those of a file that may be changed.
+    pub at_once: bool,
     /// The pages that exist, where the process's own page tables do not tell.
     pub known: Option<Vec<Range<u64>>>,
+    /// Shared memory.
+    pub shared: bool,
+}
+
+/// What stands in the way of reading the memory at all. Asked first, for a page that a userfaultfd(2)
+/// handler has to fill would let us wait for it, and it stands still.
+pub fn obstacles(vmas: &[Vma]) -> Vec<String> {
+    vmas.iter().filter(|vma| !is_kernels(vma)).filter_map(obstacle).collect()
+}
+
+/// Whether the kernel maps it anew by itself.
+fn is_kernels(vma: &Vma) -> bool {
+    ["[vsyscall]", "[vvar]", "[vvar_vclock]"].iter().any(|name| vma.name == *name)
 }
 
 /// Sorts the mappings of a target into records and areas to write.
 pub fn save(target: &Target<'_>, gathered: &mut Gathered) -> Result<Vec<Area>> {
     let mut areas = Vec::new();
+    let mut files = Files::of(target.frozen.pid);
     let region = target.region;
     let exe = region.base + region.control.exe_start;
     let leftover = region.control.leftover..region.control.leftover + region.control.leftover_len;
     for vma in target.vmas {
-        let special = ["[vsyscall]", "[vvar]", "[vvar_vclock]"].iter().any(|n| vma.name == *n);
-        if special || leftover.contains(&vma.start) {
+        if is_kernels(vma) || leftover.contains(&vma.start) {
             continue;
         }
         let mut vma = vma.clone();
@@ -75,23 +95,22 @@ pub fn save(target: &Target<'_>, gathered: &mut Gathered) -> Result<Vec<Area>> {
                 continue;
             }
         }
-        if let Some(obstacle) = obstacle(&vma) {
-            gathered.obstacles.push(obstacle);
-            continue;
-        }
         // Linux 6.13 and 6.14 have guards but do not tell; then they come back as ordinary pages.
         if vma.flags.has("gu") {
             let guards = Pagemap::open(target.frozen.pid)?.guards(vma.start, vma.end)?;
-            gathered.guards.extend(guards.iter().map(|r| Guard { start: r.start, end: r.end }));
+            let kind = GuardKind::Installed as u32;
+            let guard = |r: &Range<u64>| Guard { start: r.start, end: r.end, kind, reserved: 0 };
+            gathered.guards.extend(guards.iter().map(guard));
         }
-        let (record, pages) = classify(target, &vma, gathered);
+        let (record, area) = classify(target, &vma, gathered, &mut files);
         // Reservations of terabytes have page tables that take seconds to read.
-        let empty = pages == Pages::Populated && vma.populated == 0 && !vma.shared;
-        if pages != Pages::None && !empty {
-            areas.push(area(&vma, pages));
+        let empty = area.pages == Pages::Populated && vma.populated == 0 && !vma.shared;
+        if area.pages != Pages::None && !empty {
+            areas.push(area);
         }
         gathered.vmas.push(record);
     }
+    gathered.files = Some(files);
     Ok(areas)
 }
 
@@ -103,8 +122,7 @@ pub fn look_into_shared(
     areas: &mut [Area],
 ) -> Result<()> {
     let scratch = target.region.base + STACKS;
-    let shared = |a: &Area| target.vmas.iter().any(|v| v.shared && v.start == a.start);
-    for area in areas.iter_mut().filter(|a| a.pages == Pages::Populated && shared(a)) {
+    for area in areas.iter_mut().filter(|a| a.shared && a.pages == Pages::Populated) {
         let mut ranges: Vec<Range<u64>> = Vec::new();
         for start in (area.start..area.end).step_by((STACK_LEN * PAGE) as usize) {
             let len = (area.end - start).min(STACK_LEN * PAGE);
@@ -137,27 +155,27 @@ fn obstacle(vma: &Vma) -> Option<String> {
     if name == "/[aio]" {
         return Some(format!("it uses asynchronous I/O (io_setup(2)), whose ring is {at}"));
     }
+    if name == "/secretmem" {
+        return Some(format!("it has memory that nobody else may read (memfd_secret(2)) {at}"));
+    }
+    if ["um", "uw", "ui"].iter().any(|flag| vma.flags.has(flag)) {
+        return Some(format!("it fills the memory {at} by itself (userfaultfd(2))"));
+    }
     vma.flags.has("ss").then(|| format!("it has a shadow stack {at}"))
 }
 
-fn area(vma: &Vma, pages: Pages) -> Area {
-    Area {
-        start: vma.start,
-        end: vma.end,
-        pages,
-        unreadable: !vma.read,
-        writable: vma.write,
-        unforked: vma.shared || vma.flags.has("dc"),
-        known: None,
-    }
-}
-
-fn classify(target: &Target<'_>, vma: &Vma, gathered: &mut Gathered) -> (VmaRecord, Pages) {
+/// A mapping's record, and what of it is to be written.
+fn classify(
+    target: &Target<'_>,
+    vma: &Vma,
+    gathered: &mut Gathered,
+    files: &mut Files,
+) -> (VmaRecord, Area) {
     let mut record = VmaRecord {
         start: vma.start,
         end: vma.end,
         prot: vma.prot() as u32,
-        flags: flags(vma),
+        flags: advice::flags(vma),
         offset: vma.offset,
         object: NO_OBJECT,
         // Memory that can only be executed has a key of the kernel's own.
@@ -166,30 +184,59 @@ fn classify(target: &Target<'_>, vma: &Vma, gathered: &mut Gathered) -> (VmaReco
         ..VmaRecord::new_zeroed()
     };
     let mut kind = VmaKind::Private;
-    let mut pages = Pages::Populated;
+    let mut area = Area {
+        start: vma.start,
+        end: vma.end,
+        pages: Pages::Populated,
+        unreadable: !vma.read,
+        writable: vma.write,
+        at_once: vma.shared || vma.flags.has("dc"),
+        known: None,
+        shared: vma.shared,
+    };
     if target.region.contains(vma.start) {
         record.flags |= vma_flag::REGION;
     } else if vma.name == "[vdso]" {
-        (kind, pages) = (VmaKind::Vdso, Pages::Whole);
+        (kind, area.pages) = (VmaKind::Vdso, Pages::Whole);
     } else if vma.flags.has("wf") {
         // MADV_WIPEONFORK memory is random state that must not repeat: it comes back as zeros.
-        pages = Pages::None;
+        area.pages = Pages::None;
     } else if vma.shared {
-        (kind, pages) = classify_shared(vma, &mut record, gathered);
+        (kind, area.pages) = classify_shared(vma, &mut record, gathered, files);
     } else if vma.inode != 0 {
-        (kind, pages) = classify_file(vma, &mut record);
+        kind = classify_file(vma, &mut record, &mut area, files);
     }
-    if vma.flags.has("ht") {
-        gathered
-            .losses
-            .push(format!("huge pages of hugetlbfs at {:#x} become ordinary ones", vma.start));
-    }
+    declare(vma, gathered);
     record.kind = kind as u32;
-    (record, pages)
+    (record, area)
 }
 
-fn classify_shared(vma: &Vma, record: &mut VmaRecord, gathered: &mut Gathered) -> (VmaKind, Pages) {
-    if !vma.deleted && !is_counters_of_java(vma) && describe_file(vma, record) {
+/// Names what a mapping is not any more after a restart.
+fn declare(vma: &Vma, gathered: &mut Gathered) {
+    let at = format!("{:#x}", vma.start);
+    if vma.flags.has("ht") {
+        gathered.losses.push(format!("huge pages of hugetlbfs at {at} become ordinary ones"));
+    }
+    // Kernels seal the mappings of their own, too (CONFIG_MSEAL_SYSTEM_MAPPINGS).
+    let own = vma.name.to_string_lossy().starts_with("[v");
+    if vma.flags.has("sl") && !own {
+        gathered.losses.push(format!("the seal (mseal(2)) of the memory at {at}"));
+    }
+}
+
+fn classify_shared(
+    vma: &Vma,
+    record: &mut VmaRecord,
+    gathered: &mut Gathered,
+    files: &mut Files,
+) -> (VmaKind, Pages) {
+    let file = if is_counters_of_java(vma) { None } else { files.get(vma) };
+    if let Some(file) = file {
+        describe(&file, record);
+        record.name = gathered.strings.add(&file.path);
+        if vma.flags.has("mw") {
+            record.flags |= vma_flag::MAY_WRITE;
+        }
         // The file was opened for reading only (VM_MAYWRITE is missing).
         if vma.flags.has("mr") && !vma.flags.has("mw") && vma.len() <= WHOLE_MAX {
             record.flags |= vma_flag::CARRIED;
@@ -230,93 +277,21 @@ fn is_counters_of_java(vma: &Vma) -> bool {
     directory.is_some_and(|name| name.as_encoded_bytes().starts_with(b"hsperfdata_"))
 }
 
-fn classify_file(vma: &Vma, record: &mut VmaRecord) -> (VmaKind, Pages) {
-    let there = !vma.deleted && describe_file(vma, record);
-    if !there || vma.exec || vma.len() <= WHOLE_MAX || is_elf(Path::new(&vma.name)) {
-        return (VmaKind::Private, Pages::Whole);
-    }
-    (VmaKind::PrivateFile, Pages::Written)
-}
-
-/// Notes size and time of the mapped file; false when its path leads elsewhere by now.
-fn describe_file(vma: &Vma, record: &mut VmaRecord) -> bool {
-    match std::fs::metadata(&vma.name) {
-        Ok(m) if m.ino() == vma.inode => {
-            record.file_size = m.len();
-            record.file_mtime = m.mtime() * 1_000_000_000 + m.mtime_nsec();
-            true
+fn classify_file(vma: &Vma, record: &mut VmaRecord, area: &mut Area, files: &mut Files) -> VmaKind {
+    let file = files.get(vma);
+    if let Some(file) = &file {
+        describe(file, record);
+        if !vma.exec && !file.elf && vma.len() > WHOLE_MAX {
+            area.pages = Pages::Written;
+            return VmaKind::PrivateFile;
         }
-        _ => false,
     }
+    // Its clean pages are the file's, of which a snapshot is no picture.
+    area.at_once |= !file.is_some_and(|file| files.trust(&file));
+    area.pages = Pages::Whole;
+    VmaKind::Private
 }
 
-fn is_elf(path: &Path) -> bool {
-    let mut magic = [0; 4];
-    File::open(path).and_then(|mut f| f.read_exact(&mut magic)).is_ok() && magic == *b"\x7fELF"
-}
-
-fn flags(vma: &Vma) -> u64 {
-    const NAMES: [(&str, u64); 11] = [
-        ("gd", vma_flag::GROWSDOWN),
-        ("nr", vma_flag::NORESERVE),
-        ("hg", vma_flag::HUGEPAGE),
-        ("nh", vma_flag::NOHUGEPAGE),
-        ("dc", vma_flag::DONTFORK),
-        ("wf", vma_flag::WIPEONFORK),
-        ("dd", vma_flag::DONTDUMP),
-        ("lo", vma_flag::LOCKED),
-        ("sr", vma_flag::SEQUENTIAL),
-        ("rr", vma_flag::RANDOM),
-        ("mg", vma_flag::MERGEABLE),
-    ];
-    NAMES.iter().filter(|(name, _)| vma.flags.has(name)).map(|(_, bit)| bit).sum()
-}
-
-/// Opens the file that a restored mapping shows.
-///
-/// # Errors
-/// It cannot be opened, is shorter than it was, or (under a private mapping) has changed.
-pub fn open_file(path: &Path, vma: &VmaRecord) -> Result<File> {
-    let shared = vma.kind == VmaKind::SharedFile as u32;
-    let write = shared && vma.prot & libc::PROT_WRITE as u32 != 0;
-    let file = File::options()
-        .read(true)
-        .write(write)
-        .open(path)
-        .because(|| format!("cannot open the mapped file {}", path.display()))?;
-    let meta = file.metadata().because(|| format!("cannot stat {}", path.display()))?;
-    let mtime = meta.mtime() * 1_000_000_000 + meta.mtime_nsec();
-    if !shared && (meta.len(), mtime) != (vma.file_size, vma.file_mtime) {
-        return Err(Error::new(format!(
-            "the mapped file {} has changed since the checkpoint",
-            path.display()
-        )));
-    }
-    if meta.len() < vma.file_size {
-        return Err(Error::new(format!(
-            "the mapped file {} is shorter than at the checkpoint",
-            path.display()
-        )));
-    }
-    Ok(file)
-}
-
-/// The madvise(2) advice that a restored mapping gets.
-pub fn advice(flags: u64) -> impl Iterator<Item = i32> {
-    const ADVICE: [(u64, i32); 8] = [
-        (vma_flag::HUGEPAGE, libc::MADV_HUGEPAGE),
-        (vma_flag::NOHUGEPAGE, libc::MADV_NOHUGEPAGE),
-        (vma_flag::DONTFORK, libc::MADV_DONTFORK),
-        (vma_flag::WIPEONFORK, libc::MADV_WIPEONFORK),
-        (vma_flag::DONTDUMP, libc::MADV_DONTDUMP),
-        (vma_flag::SEQUENTIAL, libc::MADV_SEQUENTIAL),
-        (vma_flag::RANDOM, libc::MADV_RANDOM),
-        (vma_flag::MERGEABLE, libc::MADV_MERGEABLE),
-    ];
-    ADVICE.into_iter().filter(move |(bit, _)| flags & bit != 0).map(|(_, advice)| advice)
-}
-
-/// Whole pages of a file's part that a mapping can show.
-pub fn file_pages(vma: &VmaRecord) -> u64 {
-    vma.file_size.saturating_sub(vma.offset).next_multiple_of(PAGE).min(vma.end - vma.start)
+fn describe(file: &Mapped, record: &mut VmaRecord) {
+    (record.file_size, record.file_mtime) = (file.size, file.mtime);
 }

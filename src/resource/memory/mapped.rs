@@ -1,0 +1,149 @@
+//! The files behind mappings: whether a path still leads to them, and whether they keep still.
+
+use crate::error::{Error, Kind, Result};
+use crate::proc::maps::Vma;
+use nix::fcntl::OFlag;
+use nix::libc;
+use std::collections::HashMap;
+use std::fs::{File, Metadata};
+use std::io::Read;
+use std::os::unix::fs::{DirEntryExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::{Duration, SystemTime};
+
+/// A file that was changed so shortly before the checkpoint may be changed during it. A writer through a
+/// shared mapping moves the time of modification only when the page was clean: after a writeback, which
+/// comes within half a minute (vm.dirty_expire_centisecs).
+const HOT: Duration = Duration::from_secs(60);
+/// The same for files that are executed, which nobody writes in place: the granularity of their times.
+const HOT_CODE: Duration = Duration::from_secs(2);
+/// How many names of a directory are looked at for a file whose first name is gone.
+const LOOKED_AT: usize = 20_000;
+
+/// A mapped file that a path leads to.
+pub struct Mapped {
+    /// The path, as the target sees it.
+    pub path: PathBuf,
+    /// Size in bytes.
+    pub size: u64,
+    /// Time of modification in nanoseconds.
+    pub mtime: i64,
+    /// It is a program or a library.
+    pub elf: bool,
+    ctime: i64,
+    /// How long before the checkpoint it was changed; zero if that is in the future.
+    age: Duration,
+    /// Opened as a place only (O_PATH), so that it is the same file later.
+    place: File,
+}
+
+impl Mapped {
+    fn has_changed(&self) -> bool {
+        let now = self.place.metadata();
+        now.is_ok_and(|m| {
+            // A new name, another owner or fewer links are no change of content.
+            let (size, mtime, ctime) = times(&m);
+            (size, mtime) != (self.size, self.mtime) && ctime != self.ctime
+        })
+    }
+}
+
+/// The files that a target maps, each looked at once.
+pub struct Files {
+    pid: i32,
+    now: SystemTime,
+    known: HashMap<(u64, u64), Option<Rc<Mapped>>>,
+    trusted: Vec<Rc<Mapped>>,
+}
+
+impl Files {
+    /// For a process that stands still.
+    pub fn of(pid: i32) -> Self {
+        Self { pid, now: SystemTime::now(), known: HashMap::new(), trusted: Vec::new() }
+    }
+
+    /// The file of a mapping; None where no path leads to it.
+    pub fn get(&mut self, vma: &Vma) -> Option<Rc<Mapped>> {
+        let key = (vma.device, vma.inode);
+        if let Some(known) = self.known.get(&key) {
+            return known.clone();
+        }
+        let found = self.find(vma).map(Rc::new);
+        self.known.insert(key, found.clone());
+        found
+    }
+
+    /// Whether the content of a file can be read when the target goes on; it is seen afterwards whether the
+    /// file has kept still ([`Files::unchanged`]).
+    pub fn trust(&mut self, file: &Rc<Mapped>) -> bool {
+        let cold = file.age >= if file.elf { HOT_CODE } else { HOT };
+        if cold && !self.trusted.iter().any(|known| Rc::ptr_eq(known, file)) {
+            self.trusted.push(file.clone());
+        }
+        cold
+    }
+
+    /// Whether the files that were trusted have kept still since they were looked at.
+    ///
+    /// # Errors
+    /// Of [`Kind::Changed`]: one has not.
+    pub fn unchanged(&self) -> Result<()> {
+        match self.trusted.iter().find(|file| file.has_changed()) {
+            Some(file) => Err(Error::new(format!(
+                "the mapped file {} was changed while it was read",
+                file.path.display()
+            ))
+            .of(Kind::Changed)),
+            None => Ok(()),
+        }
+    }
+
+    fn find(&self, vma: &Vma) -> Option<Mapped> {
+        let told = Path::new(&vma.name);
+        let inner = told.strip_prefix("/").ok()?;
+        if !vma.deleted {
+            let root = PathBuf::from(format!("/proc/{}/root", self.pid));
+            let places = [told.to_path_buf(), root.join(inner)];
+            return places.iter().find_map(|place| self.look(place, told, vma));
+        }
+        // The name by which it was opened is gone, but it may have another: sem_open(3) makes a semaphore
+        // under a temporary name.
+        if !vma.shared {
+            return None;
+        }
+        let entries = std::fs::read_dir(told.parent()?).ok()?.take(LOOKED_AT).flatten();
+        let mut same = entries.filter(|entry| entry.ino() == vma.inode).map(|entry| entry.path());
+        same.find_map(|path| self.look(&path, &path, vma))
+    }
+
+    fn look(&self, place: &Path, path: &Path, vma: &Vma) -> Option<Mapped> {
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW;
+        let file = File::options().read(true).custom_flags(flags.bits()).open(place).ok()?;
+        let meta = file.metadata().ok().filter(|meta| is_same(meta, vma))?;
+        let (size, mtime, ctime) = times(&meta);
+        let latest = u64::try_from(mtime.max(ctime)).unwrap_or(0);
+        let changed = SystemTime::UNIX_EPOCH + Duration::from_nanos(latest);
+        let age = self.now.duration_since(changed).unwrap_or_default();
+        Some(Mapped { path: path.into(), size, mtime, elf: is_elf(place), ctime, age, place: file })
+    }
+}
+
+fn times(meta: &Metadata) -> (u64, i64, i64) {
+    let time = |seconds: i64, rest| seconds.saturating_mul(1_000_000_000).saturating_add(rest);
+    (meta.len(), time(meta.mtime(), meta.mtime_nsec()), time(meta.ctime(), meta.ctime_nsec()))
+}
+
+/// On btrfs and overlayfs stat(2) tells another device than /proc/PID/maps; those have no major number.
+fn is_same(meta: &Metadata, vma: &Vma) -> bool {
+    let nameless = |device| libc::major(device) == 0;
+    let device = meta.dev() == vma.device || nameless(meta.dev()) || nameless(vma.device);
+    meta.ino() == vma.inode && device && meta.is_file()
+}
+
+fn is_elf(path: &Path) -> bool {
+    let mut magic = [0; 4];
+    let flags = OFlag::O_NONBLOCK.bits();
+    let file = File::options().read(true).custom_flags(flags).open(path);
+    file.and_then(|mut f| f.read_exact(&mut magic)).is_ok() && magic == *b"\x7fELF"
+}
