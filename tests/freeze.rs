@@ -171,3 +171,45 @@ fn the_mask_of_a_wait_stays() {
     stays_suspended(Who::Me, Build::Pie, Way::Save);
     stays_suspended(Who::Nobody, Build::Musl, Way::Launch);
 }
+
+#[track_caller]
+fn until_stopped(run: &Run) {
+    until("the program to be stopped", || {
+        status_line(run.pid(), "State")?.starts_with('T').then_some(())
+    });
+}
+
+/// A program that is stopped stays so: when it is saved and goes on, and after a restart.
+#[track_caller]
+fn stays_stopped(who: Who, build: Build, threads: &str) {
+    let bench = Bench::new(who);
+    let mut run = bench.run(bench.subject("crowd", build), &[threads]);
+    run.expect("ready");
+    run.signal(Signal::SIGSTOP);
+    until_stopped(&run);
+    bench.must(&["save", &run.pid_text(), "-n", &bench.name("a.ckpt")]);
+    until_stopped(&run);
+    bench.must(&["save", &run.pid_text(), "--stop", "-n", &bench.name("b.ckpt")]);
+    run.ends_well();
+    for name in ["a.ckpt", "b.ckpt"] {
+        let mut again = bench.run(bench.path(name), &[]);
+        again.say("check");
+        until_stopped(&again);
+        let refused = bench.order(&["save", &again.pid_text(), "-n", &bench.name("c.ckpt")]);
+        assert!(refused.stderr.contains("kill -CONT"), "{refused:?}");
+        assert_eq!(again.line_now(), None);
+        again.signal(Signal::SIGCONT);
+        again.expect("ok");
+        bench.must(&["save", &again.pid_text(), "--stop", "-n", &bench.name("c.ckpt")]);
+        again.ends_well();
+        let mut third = bench.run(bench.path("c.ckpt"), &[]);
+        third.check();
+        third.go();
+    }
+}
+
+#[test]
+fn a_stopped_program_is_stopped_again() {
+    stays_stopped(Who::Me, Build::Pie, "1");
+    stays_stopped(Who::Nobody, Build::Musl, "20");
+}

@@ -38,6 +38,11 @@ pub fn visit(request: &Asked) -> Result<()> {
         if !any || found.api.visit_entry == 0 || visits {
             return Ok(());
         }
+        if proc::stat(request.pid, request.pid).is_ok_and(|stat| stat.state == 'T') {
+            let text = format!("process {} is stopped and cannot run its callbacks", request.pid);
+            let hint = format!("let it go on first (kill -CONT {})", request.pid);
+            return Err(Error::new(text).hint(hint));
+        }
         if send(request, &found, Instant::now() > deadline)? {
             reach(Point::Sent);
             return await_word(&found, |api| api.visit == Visit::Ready as u32);

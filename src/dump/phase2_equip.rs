@@ -112,8 +112,13 @@ fn is_stub(pid: i32, vmas: &[Vma]) -> bool {
 pub fn await_restart(pid: i32) -> Result<()> {
     let deadline = Instant::now() + RESTART;
     while is_restarting(pid) {
-        let goes_on = proc::stat(pid, pid).is_ok_and(|stat| stat.state != 'T');
-        if !goes_on || Instant::now() > deadline {
+        let stopped = proc::stat(pid, pid).is_ok_and(|stat| stat.state == 'T');
+        if stopped {
+            let text = format!("process {pid} has been stopped since its restart");
+            let hint = format!("let it go on first (kill -CONT {pid})");
+            return Err(Error::new(text).hint(hint));
+        }
+        if Instant::now() > deadline {
             return Err(restarting(pid));
         }
         std::thread::sleep(Duration::from_millis(1));

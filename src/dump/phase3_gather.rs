@@ -31,6 +31,7 @@ pub fn gather(
         ask_main_thread(&mut target, &mut gathered, &mut areas)?;
     }
     signals::save_pending(&target, &mut gathered)?;
+    signals::save_stop(&target, &mut gathered);
     descriptor::save(&target, &mut gathered)?;
     Ok((gathered, areas))
 }

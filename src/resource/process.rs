@@ -109,6 +109,15 @@ fn flags(target: &Target<'_>, caller: &mut Caller<'_>, no_new_privs: bool) -> Re
     Ok(flags)
 }
 
+/// Order that stops a program that was stopped when it was saved, before any of its threads enters it. All of them are
+/// in the restorer until SIGCONT comes.
+pub fn restore_stop(process: &Process, orders: &mut Orders) {
+    if process.flags & process_flag::STOPPED != 0 {
+        let pid = u64::from(std::process::id());
+        orders.call(Step::Leave, libc::SYS_kill, &[pid, libc::SIGSTOP as u64]);
+    }
+}
+
 /// Changes to the saved working directory and umask. Nothing is lost when this fails.
 pub fn restore_directory(process: &Process, cwd: &std::path::Path) -> Result<()> {
     std::env::set_current_dir(cwd)

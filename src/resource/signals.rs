@@ -5,7 +5,7 @@ use super::{Gathered, Target};
 use crate::error::{Because, Result};
 use crate::ptrace::call::Caller;
 use crate::ptrace::raw;
-use ckpt_abi::image::{PendingSignal, SignalAction};
+use ckpt_abi::image::{PendingSignal, SignalAction, process_flag};
 use ckpt_abi::op::{Kind, flag};
 use ckpt_abi::region::STACKS;
 use nix::libc;
@@ -56,6 +56,19 @@ pub fn save_pending(target: &Target<'_>, gathered: &mut Gathered) -> Result<()> 
         add(false)?;
     }
     Ok(())
+}
+
+/// Marks a program that is stopped, or about to be by a SIGSTOP that waits: queued again, that would stop the restorer in
+/// the middle, for nobody can block it.
+pub fn save_stop(target: &Target<'_>, gathered: &mut Gathered) {
+    let before = gathered.pending.len();
+    gathered.pending.retain(|p| p.siginfo[..4] != libc::SIGSTOP.to_le_bytes());
+    let stopped = target.frozen.threads.iter().any(|thread| thread.stopped_by != 0);
+    if let Some(process) = &mut gathered.process
+        && (stopped || gathered.pending.len() < before)
+    {
+        process.flags |= process_flag::STOPPED;
+    }
 }
 
 /// Leaves out a SIGTERM that waits in a program which its checkpoint ends. Schedulers send it

@@ -82,6 +82,7 @@ pub fn plan(saved: &Saved, opened: &Opened, mut filled: Filled) -> Result<Plan> 
     process::restore_limits(&saved.limits, &mut arena, &mut main)?;
     timers::restore(&saved.timers, &ids, &mut arena, &mut main)?;
     let kept = close(&mut main, report, image, exe);
+    process::restore_stop(&saved.process, &mut main);
     let phase = filled.region + std::mem::offset_of!(Control, phase) as u64;
     main.push(Kind::Store, 0, Step::Leave, 4, &[phase, u64::from(Phase::Idle as u32)]);
     main.push(Kind::Barrier, 0, Step::Leave, 0, &[barrier, all]);

@@ -116,6 +116,8 @@ pub mod process_flag {
     pub const SUBREAPER: u32 = 4;
     /// PR_SET_THP_DISABLE was set.
     pub const THP_DISABLE: u32 = 8;
+    /// It was stopped (SIGSTOP and kin), or about to be.
+    pub const STOPPED: u32 = 16;
 }
 
 record! {
