@@ -61,6 +61,22 @@ impl Drop for Slurm {
     }
 }
 
+/// The recipes of README.md, but for the names: a job that becomes the program, and one with work before
+/// and after it; and how a signal reaches the program of each.
+const RECIPES: [(&str, &[&str]); 2] = [
+    (
+        "exec ./ckpt --resume --truncate-files -z 300 -a USR1 --exit-status 85 -n job.ckpt ./compute.pie",
+        &["--batch"],
+    ),
+    (
+        "[ -e before ] || touch before\n\
+         srun ./ckpt --resume --truncate-files -z 300 -a USR1 --exit-status 85 -n job.ckpt ./compute.pie; rc=$?\n\
+         [ $rc = 0 ] && touch after\n\
+         exit $rc",
+        &[],
+    ),
+];
+
 #[test]
 fn a_job_is_requeued_twice_and_finishes() {
     let expected = {
@@ -68,11 +84,16 @@ fn a_job_is_requeued_twice_and_finishes() {
         bench.run(bench.subject("compute", Build::Pie), &[]).ends_well();
         fs::read(bench.path("result")).expect("a result")
     };
+    let home = Bench::new(Who::Me);
+    let Some(slurm) = Slurm::up(home.path("slurm")) else { return };
+    for (recipe, to) in RECIPES {
+        requeued_twice(&slurm, recipe, to, &expected);
+    }
+}
+
+fn requeued_twice(slurm: &Slurm, line: &str, to: &[&str], expected: &[u8]) {
     let bench = Bench::new(Who::Me);
-    let Some(slurm) = Slurm::up(bench.path("slurm")) else { return };
     bench.subject("compute", Build::Pie);
-    // The recipe of README.md, but for the names.
-    let line = "exec ./ckpt --resume --truncate-files -z 300 -a USR1 --exit-status 85 -n job.ckpt ./compute.pie";
     let job = bench.file("job.sh", format!("#!/bin/sh\n{line}\n"));
     let (dir, job) = (bench.dir.to_str().expect("utf-8"), job.to_str().expect("utf-8"));
     let options = ["--parsable", "--requeue", "--open-mode=append", "-o", "out", "-D", dir];
@@ -87,7 +108,7 @@ fn a_job_is_requeued_twice_and_finishes() {
             assert!(!["COMPLETED", "FAILED"].contains(&&state[..]), "{state}: {}", said(&bench));
             (length() > mark).then_some(())
         });
-        slurm.order(&["scancel", "--batch", "--signal=USR1", &id]);
+        slurm.order(&[&["scancel", "--signal=USR1"], to, &[&id[..]]].concat());
         until("the job is requeued", || {
             let state = slurm.field(&id, "JobState");
             assert_ne!(state, "COMPLETED", "it ended before the signal");
@@ -106,6 +127,7 @@ fn a_job_is_requeued_twice_and_finishes() {
     until("the job's end", || (slurm.field(&id, "JobState") == "COMPLETED").then_some(()));
     assert_eq!(slurm.field(&id, "ExitCode"), "0:0", "{}", said(&bench));
     assert!(fs::read(&result).expect("a result") == expected, "the results differ");
+    assert_eq!(bench.path("before").exists(), bench.path("after").exists());
 }
 
 fn said(bench: &Bench) -> String {

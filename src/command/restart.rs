@@ -89,7 +89,8 @@ pub fn report(fd: Option<&OsString>) -> Result<u8> {
         n => Errno::from_raw(n.cast_signed()).desc(),
     };
     eprintln!(
-        "ckpt: cannot restart: the restorer could not {doing}: {reason} (system call {}, {:#x}, {:#x})",
+        "ckpt: cannot restart: could not {doing}: {reason} (system call {}, {:#x}, {:#x}); the checkpoint is \
+         unharmed, and ckpt check FILE says what this machine lacks",
         report.nr, report.addr, report.len
     );
     Ok(FAILED)

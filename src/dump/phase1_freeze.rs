@@ -50,7 +50,8 @@ pub fn check(pid: i32) -> Result<()> {
     if filters(&status) > filters(&own) {
         return Err(Error::new(format!(
             "process {pid} has installed seccomp filters, which could kill it for the system calls that a checkpoint needs"
-        )));
+        ))
+        .hint("start it without its sandbox, if it has an option for that"));
     }
     Ok(())
 }

@@ -157,7 +157,7 @@ fn claim(request: &Asked, region: &Region, memory: &Memory) -> Result<()> {
     } else if phase == Phase::Restoring as u32 {
         return Err(restarting(request.pid));
     } else if request.periodic && region.control.handlers != 0 {
-        return Err(Error::new("a thread has just received the checkpoint signal"));
+        return Err(Error::new("the checkpoint signal has just come, whose checkpoint goes first"));
     }
     let api = caller::read(memory, region)?;
     let visited = api.visit == Visit::Ready as u32;

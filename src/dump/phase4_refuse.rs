@@ -44,7 +44,11 @@ fn declare_children(pid: i32, gathered: &mut Gathered) {
         }
     }
     if !names.is_empty() {
-        gathered.losses.push(format!("child processes: {}", names.join(", ")));
+        gathered.losses.push(format!(
+            "child processes: {} (a restart is without them: what they would have done is missing, and \
+             wait(2) finds none)",
+            names.join(", ")
+        ));
     }
 }
 

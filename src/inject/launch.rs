@@ -50,7 +50,8 @@ pub fn launch(
     };
     // SAFETY: this process has one thread.
     let child = unsafe { libc::syscall(libc::SYS_clone, 0, 0, 0, 0, 0) };
-    let child = Errno::result(child).because(|| "cannot make the injector")?;
+    let child = Errno::result(child)
+        .because(|| "cannot start a second process, which ckpt needs for a moment (ulimit -u)")?;
     if child == 0 {
         drop(ours);
         injector(parent, theirs, config, executable, monitor);

@@ -16,7 +16,9 @@ pub fn region(vmas: &[Vma], len: u64) -> Result<u64> {
         }
         base += SEARCH_STEP;
     }
-    Err(Error::new("the process has no free addresses for the payload"))
+    Err(Error::new(
+        "the process has no free addresses at any of the places where ckpt's part of it could be",
+    ))
 }
 
 /// A place for a thunk in a process that has no payload yet: bytes of an executable mapping that
@@ -31,7 +33,9 @@ impl Hole {
     /// Finds a hole and puts the thunk into it.
     pub fn make(tid: i32, memory: &Memory, vmas: &[Vma], pid: i32) -> Result<Self> {
         let addr = padding(memory, vmas).or_else(|| entry(pid)).ok_or_else(|| {
-            Error::new(format!("process {pid} has no executable memory to borrow"))
+            Error::new(format!(
+                "process {pid} has no executable memory in which ckpt could begin its work"
+            ))
         })?;
         let mut before = vec![0; THUNK_LEN as usize];
         memory.read(addr, &mut before)?;

@@ -63,7 +63,7 @@ fn refused(pid: i32, error: Errno, tracer: i32) -> Error {
             scope.trim()
         )),
         _ => refusal
-            .hint("it must run as your own user, not be set-user-ID, and be dumpable (prctl(2))"),
+            .hint("it must be a process of your own, without set-user-ID and without having forbidden this (PR_SET_DUMPABLE in prctl(2)); else root can"),
     }
 }
 

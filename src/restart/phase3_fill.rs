@@ -90,7 +90,11 @@ pub fn fill(
         }
         let in_place = stub_space.is_free(record.start, record.end);
         if !in_place && record.flags & vma_flag::REGION != 0 {
-            return Err(Error::new(format!("the payload's address {:#x} is taken", record.start)));
+            return Err(Error::new(format!(
+                "the addresses at {:#x}, which ckpt has in the program, are taken in this process",
+                record.start
+            ))
+            .hint("execute the checkpoint by itself (./foo.ckpt): not by way of ckpt, and without LD_PRELOAD"));
         }
         let len = record.end - record.start;
         let at = if in_place { record.start } else { space.find(len, record.start)? };

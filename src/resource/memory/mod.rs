@@ -246,8 +246,8 @@ fn classify_shared(
     }
     if vma.name.to_string_lossy().starts_with("/SYSV") {
         gathered.losses.push(format!(
-            "System V shared memory at {:#x} becomes memory of this program alone",
-            vma.start
+            "System V shared memory of {} bytes (after a restart it is memory of this program alone)",
+            vma.len()
         ));
     }
     let end = vma.offset + vma.len();
