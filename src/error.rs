@@ -92,11 +92,28 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.sentence)
+        f.write_str(&printable(&self.sentence))
     }
 }
 
 impl std::error::Error for Error {}
+
+/// A text of a file, of /proc or of a server as a terminal may get it.
+pub fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_harmful(c) { shown.extend(c.escape_default()) } else { shown.push(c) }
+    }
+    shown
+}
+
+/// Whether a character does something to a terminal (escape sequences begin with one), ends a line, or
+/// turns the direction of what follows.
+pub fn is_harmful(c: char) -> bool {
+    let turns =
+        matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    turns || c.is_control()
+}
 
 /// Turns the error of a system call into a sentence: "WHAT: No such file or directory".
 pub trait Because<T> {

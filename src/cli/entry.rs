@@ -101,7 +101,10 @@ pub(super) struct Draft {
     pub json: bool,
     pub pid: Option<i32>,
     pub stop: bool,
-    pub resume: bool,
+    /// Some(true): also a checkpoint of another run.
+    pub resume: Option<bool>,
+    pub trust: bool,
+    pub replace: bool,
     pub truncate_files: bool,
     pub serve: ServeOptions,
     pub page: Option<Page>,

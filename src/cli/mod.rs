@@ -43,6 +43,8 @@ pub enum Command {
         args: Vec<OsString>,
         /// Whether its checkpoint is restarted if there is one.
         resume: Option<Resume>,
+        /// Whether its default name may replace another program's checkpoint.
+        replace: bool,
     },
     /// Enable checkpointing in a running process.
     Attach {
@@ -112,6 +114,8 @@ pub enum Command {
         transfer: Transfer,
         /// For the checkpoint file.
         args: Vec<OsString>,
+        /// Also one that others may have changed.
+        trust: bool,
     },
     /// List a server's checkpoints.
     List {
@@ -172,6 +176,10 @@ pub enum Command {
 /// How a program is resumed from its checkpoint in place of being started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Resume {
+    /// Also a checkpoint of another run.
+    pub any: bool,
+    /// Also one that others may have changed.
+    pub trust: bool,
     /// [`RestartOptions::truncate_files`].
     pub truncate_files: bool,
 }

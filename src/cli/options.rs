@@ -1,6 +1,7 @@
 //! The options that are no settings, but for those of the checkpoint server.
 
 use super::entry::{Form, Kind, Opt, Page, Set, Variable};
+use crate::error::Error;
 use crate::resource::cpu::limit;
 use crate::settings;
 
@@ -25,16 +26,55 @@ pub(super) const PID: Opt = Opt {
 pub(super) const OPTIONS: &[Opt] = &[
     Opt {
         long: "resume",
+        value: Some(("any", Kind::Number)),
+        optional: true,
         help: "Restart PROGRAM's checkpoint if there is one",
         description: "If the checkpoint of that name exists and is whole, restarts it instead of \
                       starting PROGRAM, so that one command line serves the first run and all \
                       later ones. A damaged checkpoint is named on standard error, and the one \
                       before it (of a name with %n) is taken; if there is none, PROGRAM is \
                       started from its beginning. Options and the environment change the \
-                      configuration that was saved.",
+                      configuration that was saved.\n\n\
+                      A checkpoint of another executable, of other arguments, or of a run that began in \
+                      another directory is refused; --resume=any restarts it all the same. So is one \
+                      that others may have changed (see --trust).",
+        forms: &[Form::Launch],
+        set: Set::Draft(|draft, value| {
+            draft.resume = Some(match value.as_encoded_bytes() {
+                b"1" => false,
+                b"any" => true,
+                _ => {
+                    let value = settings::quoted(value);
+                    return Err(Error::new(format!("{value} is not known; there is --resume=any")));
+                }
+            });
+            Ok(())
+        }),
+        ..Opt::SWITCH
+    },
+    Opt {
+        long: "trust",
+        help: "Restart a checkpoint that others may have changed",
+        description: "Restarts a checkpoint that belongs to somebody else than the user and root, that \
+                      others may write to, or that lies where others may put another in its place. \
+                      It runs with all rights of whoever restarts it. Without this --resume refuses \
+                      such a checkpoint, and ckpt restart does when root calls it.",
+        forms: &[Form::Launch, Form::Resume],
+        set: Set::Draft(|draft, _| {
+            draft.trust = true;
+            Ok(())
+        }),
+        ..Opt::SWITCH
+    },
+    Opt {
+        long: "replace",
+        help: "Replace the checkpoint of another command line",
+        description: "Lets checkpoints under the default name take the place of one that was saved by \
+                      the same program with other arguments. Without this, and without -n, such a \
+                      program is not started.",
         forms: &[Form::Launch],
         set: Set::Draft(|draft, _| {
-            draft.resume = true;
+            draft.replace = true;
             Ok(())
         }),
         ..Opt::SWITCH

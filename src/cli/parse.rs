@@ -55,9 +55,9 @@ pub fn parse(
         (None, Some(program)) => {
             reader.heed(Form::Launch, env)?;
             let args = reader.rest();
-            let Draft { settings, cpu, resume, truncate_files, .. } = reader.draft;
-            let resume = resume.then_some(Resume { truncate_files });
-            Ok(Command::Launch { settings, cpu, program, args, resume })
+            let Draft { settings, cpu, resume, truncate_files, trust, replace, .. } = reader.draft;
+            let resume = resume.map(|any| Resume { truncate_files, any, trust });
+            Ok(Command::Launch { settings, cpu, program, args, resume, replace })
         }
         (None, None) => Err(reader.bad("there is no program to run after the options")),
     }
@@ -218,16 +218,12 @@ fn serve(draft: Draft) -> ServeOptions {
 
 /// The commands that talk to a server.
 fn networked(entry: &'static Entry, reader: Reader, words: Vec<OsString>) -> Result<Command> {
-    let transfer = reader.draft.settings.transfer;
+    let Draft { settings: Settings { transfer, .. }, trust, json, .. } = reader.draft;
     let mut words = words.into_iter();
     let first = words.next().unwrap_or_default();
     Ok(match entry.form {
-        Form::Resume => Command::Resume { name: first, transfer, args: words.collect() },
-        Form::List => Command::List {
-            folder: ServerName::parse_folder(&first)?,
-            transfer,
-            json: reader.draft.json,
-        },
+        Form::Resume => Command::Resume { name: first, transfer, args: words.collect(), trust },
+        Form::List => Command::List { folder: ServerName::parse_folder(&first)?, transfer, json },
         Form::Remove => Command::Remove { name: ServerName::parse(&first)?, transfer },
         Form::Put => {
             let name = ServerName::parse(&words.next().unwrap_or_default())?;

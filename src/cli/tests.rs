@@ -1,5 +1,6 @@
 mod documents;
 mod machines;
+mod resumes;
 mod servers;
 
 use std::ffi::{OsStr, OsString};
@@ -48,7 +49,14 @@ fn help_of(line: &[&str]) -> String {
 
 fn launch(settings: Settings, program: &str, args: &[&str]) -> Result<Command, String> {
     let args = args.iter().map(OsString::from).collect();
-    Ok(Command::Launch { settings, cpu: None, program: program.into(), args, resume: None })
+    Ok(Command::Launch {
+        settings,
+        cpu: None,
+        program: program.into(),
+        args,
+        resume: None,
+        replace: false,
+    })
 }
 
 fn named(name: &str) -> Settings {
@@ -75,7 +83,14 @@ fn any_bytes() {
     let settings = Settings { name: Some(Name::File(bad().into())), ..Settings::default() };
     assert_eq!(
         command,
-        Command::Launch { settings, cpu: None, program: bad(), args: vec![bad()], resume: None }
+        Command::Launch {
+            settings,
+            cpu: None,
+            program: bad(),
+            args: vec![bad()],
+            resume: None,
+            replace: false
+        }
     );
     let env = |name: &str| (name == "CKPT_ASYNCSIG").then(bad);
     let sentence = parse(words("ckpt", &["foo"]), env).unwrap_err().to_string();
@@ -104,28 +119,6 @@ fn spellings_of_options() {
     let options = RestartOptions { settings: all, ..RestartOptions::default() };
     let line = ["-n", "a", "-c", "-a", "USR1", "-z", "500", "--embed-files=64K"];
     assert_eq!(restart(&line), Ok(RestartCommand::Restart(options)));
-}
-
-#[test]
-fn resuming() {
-    let line = ["--resume", "--exit-status", "85", "--keep=3", "-n", "x%n", "foo"];
-    let settings = Settings { exit_status: Some(85), keep: Some(3), ..named("x%n") };
-    let resumed = |truncate_files| {
-        let resume = Some(Resume { truncate_files });
-        Ok(Command::Launch {
-            settings: settings.clone(),
-            cpu: None,
-            program: "foo".into(),
-            args: vec![],
-            resume,
-        })
-    };
-    assert_eq!(run(&line), resumed(false));
-    assert_eq!(run(&[&["--truncate-files"], &line[..]].concat()), resumed(true));
-    let sentence = run(&["--resume", "-p", "7"]).unwrap_err();
-    assert!(sentence.contains("--resume does not go with 'ckpt -p'"), "{sentence}");
-    let options = RestartOptions { truncate_files: true, ..RestartOptions::default() };
-    assert_eq!(restart(&["--truncate-files"]), Ok(RestartCommand::Restart(options)));
 }
 
 #[test]
@@ -383,6 +376,7 @@ fn every_option_is_in_every_completion() {
                 (Shell::Bash, None) => format!(" --{long}"),
                 (Shell::Zsh, Some(c)) if value => format!("{{-{c}+,--{long}=}}'["),
                 (Shell::Zsh, Some(c)) => format!("{{-{c},--{long}}}'["),
+                (Shell::Zsh, None) if opt.optional => format!("--{long}=-'["),
                 (Shell::Zsh, None) if value => format!("--{long}='["),
                 (Shell::Zsh, None) => format!("--{long}'["),
                 (Shell::Fish, Some(c)) => format!("-s {c} -l {long} "),

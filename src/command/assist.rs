@@ -108,6 +108,13 @@ fn inspect(pid: i32, caller: &Caller) -> Result<Option<File>> {
     nix::unistd::access(&path, nix::unistd::AccessFlags::X_OK)
         .because(|| format!("cannot execute {}", path.display()))?;
     let image = Image::open(&path)?;
+    // A program that is not root may name any file, as it may execute any.
+    let counted = name.file().map(Template::parse).transpose()?.is_some_and(|t| t.is_counted());
+    if (counted || nix::unistd::geteuid().is_root())
+        && let Some(why) = super::trust::judge(image.file(), &path)?
+    {
+        return Err(why.sentence());
+    }
     restart::rehearse(&image)?;
     caller.rename(&path)?;
     Ok(None)

@@ -6,7 +6,7 @@
 #![allow(unsafe_code)]
 
 use crate::dump::{Request, dump};
-use crate::error::Result;
+use crate::error::{Result, printable};
 use crate::ptrace::raw;
 use crate::settings::Settings;
 use nix::sys::signal::{SigHandler, Signal, signal};
@@ -58,7 +58,7 @@ pub fn begin(pid: i32, name: &std::ffi::CStr) -> Option<File> {
 /// Writes a sentence where the program writes its own.
 pub fn say(output: Option<&File>, sentence: &str) {
     if let Some(mut file) = output {
-        let _ = file.write_all(format!("ckpt: {sentence}\n").as_bytes());
+        let _ = file.write_all(format!("ckpt: {}\n", printable(sentence)).as_bytes());
     }
 }
 

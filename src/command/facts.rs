@@ -1,6 +1,6 @@
 //! What `ckpt info`, `ckpt check` and `ckpt ls` say: tables for people, or JSON.
 
-use crate::error::Result;
+use crate::error::{Result, printable};
 use crate::serve::log::quoted;
 use std::ffi::{OsStr, OsString};
 
@@ -71,7 +71,7 @@ impl Facts {
     fn table(&self) -> String {
         let mut table = String::new();
         let mut line = |name: &str, value: &str| {
-            table.push_str(&format!("{:<16} {value}\n", name.replace('_', " ")));
+            table.push_str(&format!("{:<16} {}\n", name.replace('_', " "), printable(value)));
         };
         for (name, value) in &self.0 {
             match value {

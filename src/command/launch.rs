@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 use super::destination;
+use super::identity::{self, Identity};
 use crate::cli::{self, Resume};
 use crate::error::{Because, Error, NOT_FOUND, Result};
 use crate::image::stub;
@@ -13,7 +14,7 @@ use crate::resource::cpu::{
     Set,
     limit::{self, Limit},
 };
-use crate::settings::{self, Name, Settings};
+use crate::settings::{self, Name, Settings, Values};
 use ckpt_abi::region::Config;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -28,18 +29,25 @@ pub fn run(
     program: &OsStr,
     args: &[OsString],
     resume: Option<Resume>,
+    replace: bool,
 ) -> Result<u8> {
     let here = std::env::current_dir().because(|| "cannot find out the current directory")?;
     let own = Name::parse(&settings::default_name(program))?;
+    let named = settings.name.is_some();
     let settings = settings.clone().or(Settings { name: Some(own), ..Settings::default() });
     let settings = settings.resolve(&here)?;
     let mut config = settings.apply(settings::default_config());
     let template = settings::template(&config)?;
+    let identity = Identity::of(program, args, &here)?;
+    config.launched = identity.numbers();
     if let Some(limit) = cpu {
         restrict(limit, &mut config)?;
     }
     if let Some(resume) = resume {
-        super::resume::resume(&template, &settings, resume)?;
+        super::resume::resume(&template, &settings, resume, &identity)?;
+    } else if !named && !replace {
+        let values = Values::of(std::process::id().cast_signed());
+        identity::refuse_to_replace(&identity, &template.expand(&values, 1))?;
     }
     destination::check_said(&settings)?;
     let failed = launch(program, args, &config, &stub::own()?);

@@ -7,6 +7,7 @@ pub mod destination;
 mod dumper;
 mod facts;
 mod fetch;
+mod identity;
 mod inspect;
 mod launch;
 mod monitor;
@@ -16,6 +17,7 @@ mod save;
 mod sdk;
 mod serve;
 mod stored;
+mod trust;
 
 use crate::cli::{self, Command};
 use crate::error::{Error, Result};
@@ -56,8 +58,8 @@ fn run(args: &[OsString]) -> Result<u8> {
     }
     let command = cli::parse(args.iter().cloned(), |name| std::env::var_os(name))?;
     match command {
-        Command::Launch { settings, cpu, program, args, resume } => {
-            launch::run(&settings, cpu.as_ref(), &program, &args, resume)
+        Command::Launch { settings, cpu, program, args, resume, replace } => {
+            launch::run(&settings, cpu.as_ref(), &program, &args, resume, replace)
         }
         Command::Attach { pid, settings } => attach::run(pid, &settings),
         Command::Save { pid, stop, settings } => {
@@ -66,7 +68,9 @@ fn run(args: &[OsString]) -> Result<u8> {
         }
         Command::Serve(options) => serve::run(&options),
         Command::Keygen { file } => serve::keygen(&file),
-        Command::Resume { name, transfer, args } => fetch::resume(&name, &transfer, &args),
+        Command::Resume { name, transfer, args, trust } => {
+            fetch::resume(&name, &transfer, &args, trust)
+        }
         Command::List { folder, transfer, json } => stored::list(&folder, &transfer, json),
         Command::Get { name, file, transfer } => stored::get(&name, file, &transfer),
         Command::Put { file, name, transfer } => stored::put(&file, &name, &transfer),

@@ -15,7 +15,7 @@
 
 use super::dumper;
 use crate::dump::{Request, dump};
-use crate::error::{Because, Result};
+use crate::error::{Because, Result, printable};
 use crate::fault::{self, Point, reach};
 use crate::image::file;
 use crate::inject::region::Region;
@@ -185,7 +185,8 @@ impl Monitor {
         if self.said.insert(sentence.to_owned())
             && let Ok(fd) = raw::take_descriptor(self.pid, 2)
         {
-            let _ = std::fs::File::from(fd).write_all(format!("ckpt: {sentence}\n").as_bytes());
+            let _ = std::fs::File::from(fd)
+                .write_all(format!("ckpt: {}\n", printable(sentence)).as_bytes());
         }
     }
 

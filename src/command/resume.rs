@@ -1,8 +1,10 @@
 //! `--resume`: the newest whole checkpoint of a name takes the place of the program.
 
 use super::fetch;
+use super::identity::Identity;
+use super::trust::{self, Distrust};
 use crate::cli::Resume;
-use crate::error::{Because, Error, Result};
+use crate::error::{Because, Error, Result, printable};
 use crate::image::read::{self, Image};
 use crate::restart::mapping::hold_signal;
 use crate::restart::{self, restart};
@@ -18,25 +20,55 @@ use std::path::Path;
 /// # Errors
 /// A checkpoint or a server that cannot be reached: the program must not begin anew because of
 /// that, and then replace what it did before.
-pub fn resume(template: &Template, settings: &Settings, resume: Resume) -> Result<()> {
+pub fn resume(
+    template: &Template,
+    settings: &Settings,
+    resume: Resume,
+    identity: &Identity,
+) -> Result<()> {
     if template.has_pid() {
         return Err(Error::new(
             "with --resume the checkpoint's name must be the same in each run, so it cannot have %p",
         )
         .hint("choose another with -n"));
     }
-    let mut damaged = false;
+    let (mut damaged, mut passed) = (false, None);
     // To look through a large checkpoint takes time, in which the signal may come.
     let signal = settings.asyncsig.unwrap_or(settings::default_config().asyncsig);
     hold_signal(signal, true);
     for name in existing(template, settings)? {
         let shown = name.written();
-        let Some(file) = open(&name, settings)? else { continue };
+        let opened = open(&name, settings);
+        let distrust = match (&name, &opened) {
+            (Name::File(path), opened) if !resume.trust => {
+                trust::judge(opened.as_ref().ok().and_then(Option::as_ref), path)?
+            }
+            _ => None,
+        };
+        match distrust {
+            // Somebody else's does not hide our own, of whatever number.
+            Some(Distrust::Foreign(why)) if template.is_counted() => {
+                eprintln!("ckpt: passed over: {why}");
+                passed = Some(why);
+                continue;
+            }
+            Some(why) if opened.is_ok() => {
+                return Err(nothing(why.sentence().hint(trust::WAY_OUT)));
+            }
+            _ => {}
+        }
+        let Some(file) = opened? else { continue };
         let image = Image::from_file(file, Path::new(&shown));
         match image.and_then(|image| image.verify().map(|()| image)) {
             Ok(image) => {
                 if damaged {
-                    eprintln!("ckpt: resuming the one before it, {}", shown.display());
+                    eprintln!(
+                        "ckpt: resuming the one before it, {}",
+                        printable(&shown.to_string_lossy())
+                    );
+                }
+                if !resume.any {
+                    same_run(&image, identity)?;
                 }
                 return become_it(&image, settings, resume);
             }
@@ -46,11 +78,31 @@ pub fn resume(template: &Template, settings: &Settings, resume: Resume) -> Resul
             }
         }
     }
+    if let Some(why) = passed {
+        return Err(nothing(why.hint(trust::WAY_OUT)));
+    }
     if damaged {
         eprintln!("ckpt: no other checkpoint is there; the program starts from its beginning");
     }
     hold_signal(signal, false);
     Ok(())
+}
+
+/// Refuses a checkpoint of another run.
+fn same_run(image: &Image, identity: &Identity) -> Result<()> {
+    let differences = identity.differences(image)?;
+    if differences.is_empty() {
+        return Ok(());
+    }
+    let shown = image.path().display();
+    let sentence = format!("not resumed: {shown} is of another run: {}", differences.join("; "));
+    let way_out = "--resume=any restarts it all the same, -n chooses another name, and without --resume \
+                   the program starts from its beginning";
+    Err(Error::new(sentence).hint(way_out))
+}
+
+fn nothing(why: Error) -> Error {
+    why.hint("nothing was started")
 }
 
 /// The checkpoints of the name, the newest first; those for which a server was away among them.
@@ -88,7 +140,7 @@ fn open(name: &Name, settings: &Settings) -> Result<Option<File>> {
             file => file
                 .map(Some)
                 .because(|| format!("cannot open {}", path.display()))
-                .map_err(|e| e.hint("nothing was started")),
+                .map_err(nothing),
         },
         Name::Server(server) => fetch::download(server, &settings.transfer).map(Some),
     }

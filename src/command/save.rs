@@ -1,7 +1,7 @@
 //! `ckpt save PID`
 
 use crate::dump::{Request, dump};
-use crate::error::{Because, Result};
+use crate::error::{Because, Result, printable};
 use crate::settings::Settings;
 
 /// Saves a process from outside and says what came of it.
@@ -14,14 +14,14 @@ pub fn run(pid: i32, stop: bool, settings: Settings) -> Result<u8> {
         Request { pid, settings, stop: Some(stop), triggered: false, periodic: false, open };
     let outcome = dump(&request)?;
     for loss in &outcome.losses {
-        eprintln!("ckpt: not saved: {loss}");
+        eprintln!("ckpt: not saved: {}", printable(loss));
     }
+    let name = printable(&outcome.name.to_string_lossy());
     if let Some(why) = &outcome.diverted {
-        eprintln!("ckpt: {why}; saved to {} instead", outcome.name.display());
+        eprintln!("ckpt: {}; saved to {name} instead", printable(why));
     }
     println!(
-        "{}: {}, the program stood still for {:.1} ms{}",
-        outcome.name.display(),
+        "{name}: {}, the program stood still for {:.1} ms{}",
         super::facts::size(outcome.bytes),
         outcome.pause.as_secs_f64() * 1000.0,
         if outcome.stopped { " and was ended" } else { "" }

@@ -1,8 +1,9 @@
 //! `ckpt ls`, `ckpt get`, `ckpt put` and `ckpt rm`
 
 use super::facts::{Facts, json_list, short_size};
-use crate::error::{Because, Error, Result};
+use crate::error::{Because, Result, printable};
 use crate::image::file::FileSink;
+use crate::image::read::Image;
 use crate::serve::client::Client;
 use crate::serve::log::date;
 use crate::serve::progress::Progress;
@@ -22,7 +23,7 @@ pub fn list(folder: &ServerName, transfer: &Transfer, json: bool) -> Result<u8> 
         facts.add_bytes("bytes", entry.len);
         facts.add("time", date(entry.time));
         objects.push(facts.json());
-        let name: String = entry.name.chars().filter(|c| !c.is_control()).collect();
+        let name = printable(&entry.name);
         lines.push_str(&format!("{:>10}  {}  {name}\n", short_size(entry.len), date(entry.time)));
     }
     super::print(&if json { json_list(&objects) } else { lines })
@@ -46,9 +47,8 @@ pub fn put(file: &Path, name: &ServerName, transfer: &Transfer) -> Result<u8> {
     let why = || format!("cannot read {}", file.display());
     let mut source = File::open(file).because(why)?;
     let meta = source.metadata().because(why)?;
-    if !meta.is_file() {
-        return Err(Error::new(format!("{} is not a file", file.display())));
-    }
+    let copy = source.try_clone().because(why)?;
+    Image::from_file(copy, file).map_err(|e| e.hint("only whole checkpoints are sent"))?;
     let mut put = Client::connect(name, transfer)?.put(name.path())?;
     let mut progress = Progress::new(file.display().to_string(), Some(meta.len()));
     let (mut piece, mut at) = (vec![0; PIECE], 0);

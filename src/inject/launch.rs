@@ -78,6 +78,13 @@ fn reap(child: i64) {
     unsafe { libc::waitpid(child as i32, std::ptr::null_mut(), libc::__WCLONE) };
 }
 
+/// The file that [`launch`] will execute, if there is one that may be executed.
+pub fn executable(program: &OsStr) -> Option<PathBuf> {
+    use nix::unistd::{AccessFlags, access};
+    let may = |path: &PathBuf| path.is_file() && access(path, AccessFlags::X_OK).is_ok();
+    candidates(program).into_iter().find(may)
+}
+
 /// Where execvp(3) would look.
 fn candidates(program: &OsStr) -> Vec<PathBuf> {
     if program.as_bytes().contains(&b'/') {

@@ -18,7 +18,7 @@ pub mod phase4_plan;
 pub mod phase5_leave;
 pub mod space;
 
-use crate::error::Result;
+use crate::error::{Result, printable};
 use crate::fault::{Point, reach};
 use crate::image::read::Image;
 use crate::inject::monitor::Monitor;
@@ -66,7 +66,7 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
     // The last that can fail, for it alone changes something.
     let grown = grown::cut(&opened.descriptors, options.truncate_files)?;
     for warning in warnings.into_iter().chain(grown) {
-        eprintln!("{program_name}: {warning}");
+        eprintln!("{program_name}: {}", printable(&warning));
     }
     reach(Point::Planned);
     phase5_leave::leave(opened, plan)

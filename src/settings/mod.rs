@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 
 use ckpt_abi::region::{Config, KEY_LEN, NAME_LEN};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, printable};
 use server::{ServerName, Transfer};
 use table::{SETTINGS, Said};
 
@@ -248,7 +248,7 @@ pub fn default_config() -> Config {
         exit_status: 0,
         keep: 0,
         flags: 0,
-        reserved: [0; 2],
+        launched: [0; 3],
         embed: 0,
         cpu: [0; 2],
         key: [0; KEY_LEN],
@@ -365,7 +365,7 @@ fn shown(text: &OsStr) -> String {
             shown.push('…');
             break;
         }
-        if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
+        shown.push(c);
     }
-    shown
+    printable(&shown)
 }

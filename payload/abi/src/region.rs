@@ -45,7 +45,7 @@ pub const KEY_LEN: usize = 4096;
 
 record! {
     /// The parameters of section 7.1 of the manual, and those that came later.
-    Config, 12352, {
+    Config, 12360, {
         /// CKPT_NAME, NUL-terminated; a file name is absolute.
         name: [u8; NAME_LEN],
         /// CKPT_ASYNCSIG; 0: no signal triggers a checkpoint.
@@ -60,8 +60,9 @@ record! {
         keep: u32,
         /// Bits of [`config_flag`].
         flags: u32,
-        /// Room to grow.
-        reserved: [u64; 2],
+        /// What the run is recognised by, as hashes that are never 0: the content of its executable, its
+        /// arguments, and the directory that it began in. All 0: ckpt did not start it.
+        launched: [u64; 3],
         /// Files of at most so many bytes travel in the image; 0: none.
         embed: u64,
         /// The features of a CPU that the program may use; all zero: see [`config_flag::CPU_KNOWN`].
@@ -91,7 +92,7 @@ pub mod config_flag {
 
 record! {
     /// Head of the region.
-    Control, 12664, {
+    Control, 12672, {
         /// [`MAGIC`].
         magic: [u8; 8],
         /// [`crate::ABI_VERSION`] of the payload.

@@ -22,7 +22,8 @@ fn servers() {
     assert!(run(&["get", "cssrv://h/x", "f", "g"]).is_err());
     assert!(run(&["put", "f"]).is_err());
     let args = vec!["-n".into(), "y".into(), "--insecure".into()];
-    let resumed = Command::Resume { name: "x".into(), transfer: Transfer::default(), args };
+    let resumed =
+        Command::Resume { name: "x".into(), transfer: Transfer::default(), args, trust: false };
     assert_eq!(run(&["restart", "x", "-n", "y", "--insecure"]), Ok(resumed));
     let options = ServeOptions {
         port: Some(0),

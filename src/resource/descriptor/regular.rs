@@ -84,6 +84,7 @@ fn again(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Origin> {
     let stat =
         nix::sys::stat::fstat(&file).because(|| format!("cannot stat {}", path.display()))?;
     let size = stat.st_size.cast_unsigned();
+    refuse_emptied(record, &path, size)?;
     if file_type(record.mode) == libc::S_IFREG && size < record.size {
         opening.warnings.push(format!(
             "{} is shorter than at the checkpoint ({size} bytes, it had {})",
@@ -93,6 +94,21 @@ fn again(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Origin> {
     }
     seek(&file, record, &path)?;
     Ok(Origin::Own(file))
+}
+
+/// Refuses a file that was cut before the place where the program goes on in it: what is written there would stand
+/// behind a hole of zeros, in an output that a shell has emptied (`> out`), say.
+fn refuse_emptied(record: &Descriptor, path: &Path, size: u64) -> Result<()> {
+    let appends = record.flags as i32 & (libc::O_APPEND | libc::O_PATH) != 0;
+    let at = record.position;
+    if appends || file_type(record.mode) != libc::S_IFREG || size >= at.min(record.size) {
+        return Ok(());
+    }
+    let path = path.display();
+    let sentence = format!("{path} has {size} bytes, and the program goes on at byte {at} of it");
+    Err(Error::new(sentence).hint(format!(
+        "bring its content back ('>> {path}' in a job script keeps it), or fill it up: truncate -s {at} {path}"
+    )))
 }
 
 /// Which of the restarter's standard streams is the same file, open in the same way: it may be one that only

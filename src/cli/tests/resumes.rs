@@ -1,0 +1,34 @@
+//! `--resume` and what goes with it.
+
+use super::*;
+
+#[test]
+fn resuming() {
+    let line = ["--resume", "--exit-status", "85", "--keep=3", "-n", "x%n", "foo"];
+    let settings = Settings { exit_status: Some(85), keep: Some(3), ..named("x%n") };
+    let resumed = |truncate_files| {
+        let resume = Some(Resume { truncate_files, any: false, trust: false });
+        Ok(Command::Launch {
+            settings: settings.clone(),
+            cpu: None,
+            program: "foo".into(),
+            args: vec![],
+            resume,
+            replace: false,
+        })
+    };
+    assert_eq!(run(&line), resumed(false));
+    assert_eq!(run(&[&["--truncate-files"], &line[..]].concat()), resumed(true));
+    let sentence = run(&["--resume", "-p", "7"]).unwrap_err();
+    assert!(sentence.contains("--resume does not go with 'ckpt -p'"), "{sentence}");
+    let options = RestartOptions { truncate_files: true, ..RestartOptions::default() };
+    assert_eq!(restart(&["--truncate-files"]), Ok(RestartCommand::Restart(options)));
+    let how = |line: &[&str]| match run(line) {
+        Ok(Command::Launch { resume, replace, .. }) => (resume, replace),
+        other => panic!("{other:?}"),
+    };
+    let resume = Resume { truncate_files: false, any: true, trust: true };
+    assert_eq!(how(&["--resume=any", "--trust", "foo"]), (Some(resume), false));
+    assert_eq!(how(&["--replace", "foo"]), (None, true));
+    assert!(run(&["--resume=all", "foo"]).unwrap_err().contains("--resume=any"));
+}
