@@ -3,7 +3,7 @@
 
 mod harness;
 
-use harness::{Build, Way, Who, survive};
+use harness::{Bench, Build, Way, Who, survive};
 
 macro_rules! mappings {
     ($($test:ident: $kind:literal;)*) => {$(
@@ -21,4 +21,33 @@ mappings! {
     a_shared_file_can_be_made_writable_again: "protection";
     there_is_nothing_behind_the_end_of_a_file: "end";
     flags_of_mappings_stay: "flags";
+    guards_in_shared_memory_hide_what_was_there: "shared-guard";
+    what_is_only_read_may_be_larger_than_memory: "large";
+}
+
+/// A shell's limits are the restarter's, not the program's: they are no reason to crash.
+#[test]
+fn small_limits_of_the_restarter_do_no_harm() {
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        let program = bench.subject("mappings", Build::Pie);
+        let mut run = Way::SaveStop.start(&bench, "x.ckpt", &program, &["protection"]);
+        run.expect("ready");
+        Way::SaveStop.save(&bench, "x.ckpt", run);
+        for limits in ["-s 64", "-s 128", "-S -d 100", "-S -f 0", "-S -v 10000"] {
+            let line = format!("ulimit {limits}; exec ./x.ckpt");
+            let mut run = bench.run("sh", &["-c", &line]);
+            run.check();
+            run.go();
+        }
+        let (ckpt, program) = (bench.ckpt(), program.display());
+        let line = format!("ulimit -S -d 20000; exec {} {program} protection", ckpt.display());
+        let mut run = bench.run("sh", &["-c", &line]);
+        run.expect("ready");
+        let limits = std::fs::read_to_string(format!("/proc/{}/limits", run.pid()));
+        let limits = limits.expect("its limits");
+        let data = limits.lines().find(|line| line.starts_with("Max data size")).expect("a limit");
+        assert!(data.contains(" 20480000 "), "ckpt's own limits are the program's: {data}");
+        run.go();
+    }
 }

@@ -48,7 +48,7 @@ fn ask_main_thread(
         let mut caller = Caller::new(&mut main, target.memory, thunk)?;
         signals::save_actions(target, &mut caller, gathered)?;
         timers::save(target, &mut caller, gathered)?;
-        memory::look_into_shared(target, &mut caller, areas)?;
+        memory::look_into_shared(target, &mut caller, areas, gathered)?;
         process::save(target, &mut caller, gathered)
     };
     let result = ask();

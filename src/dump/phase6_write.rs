@@ -62,36 +62,39 @@ impl<'a> Writing<'a> {
             let len = (range.end.min(border) - at) as usize;
             let mut buffer = std::mem::take(&mut self.buffer);
             let read = read(memory, at, &mut buffer[..len], area);
-            let written = read.and_then(|read| {
-                for (start, bytes) in nonzero(&buffer[..read]) {
-                    self.chunk(memory, at + start as u64, bytes, area)?;
-                }
-                Ok(read as u64)
-            });
+            let mut pieces = nonzero(&buffer[..read]);
+            let written = pieces
+                .try_for_each(|(start, bytes)| self.chunk(memory, at + start as u64, bytes, area));
+            drop(pieces);
             self.buffer = buffer;
-            let read = written?;
-            at += read;
-            if read < len as u64 {
-                self.untouchable(at);
+            written?;
+            at += read as u64;
+            if read < len {
+                self.untouchable(at, area)?;
                 at += PAGE;
             }
         }
         Ok(())
     }
 
-    /// Notes a page of a mapped file that cannot be read: a guard, or behind the end of the file.
-    fn untouchable(&mut self, page: u64) {
+    /// Notes a page that cannot be read: a guard, or of a mapped file what is behind its end.
+    fn untouchable(&mut self, page: u64, area: &Area) -> Result<()> {
         let guards = &mut self.gathered.guards;
         if guards.iter().any(|g| (g.start..g.end).contains(&page)) {
-            return;
+            return Ok(());
+        }
+        if area.pages != Pages::Whole {
+            return Err(Error::new(format!(
+                "the kernel does not let anybody read the memory at {page:#x}"
+            ))
+            .hint("a guard page (Linux 6.13 and 6.14 do not tell them), or the memory is broken"));
         }
         let absent = GuardKind::Absent as u32;
         match guards.last_mut() {
             Some(last) if last.end == page && last.kind == absent => last.end += PAGE,
-            _ => {
-                guards.push(Guard { start: page, end: page + PAGE, kind: absent, reserved: 0 });
-            }
+            _ => guards.push(Guard { start: page, end: page + PAGE, kind: absent, reserved: 0 }),
         }
+        Ok(())
     }
 
     fn chunk(&mut self, memory: &Memory, addr: u64, bytes: &[u8], area: &Area) -> Result<()> {
@@ -106,6 +109,9 @@ impl<'a> Writing<'a> {
 
     /// Writes the files that travel in the image while the target stands still, a piece at a time.
     pub fn streams(&mut self) -> Result<()> {
+        for (addr, bytes) in std::mem::take(&mut self.gathered.hidden) {
+            self.writer.memory(0, addr, &bytes, [0, 0])?;
+        }
         for stream in std::mem::take(&mut self.gathered.streams) {
             let object = self.gathered.objects.get(stream.object as usize);
             let object = object.ok_or_else(|| Error::new("a file is no object"))?;
@@ -158,30 +164,23 @@ impl<'a> Writing<'a> {
     }
 }
 
-/// Reads up to the first page that cannot be read: of a mapped file there may be such.
-fn read(memory: &Memory, addr: u64, buffer: &mut [u8], area: &Area) -> Result<usize> {
+/// Reads up to the first page that cannot be read.
+fn read(memory: &Memory, addr: u64, buffer: &mut [u8], area: &Area) -> usize {
     let mut done = 0;
     while done < buffer.len() {
         let rest = &mut buffer[done..];
         let at = addr + done as u64;
-        let read = if area.unreadable { Ok(0) } else { memory.read_some(at, rest) };
-        let read = match read {
-            Ok(n) if n > 0 => n,
+        let read = if area.unreadable { 0 } else { memory.read_some(at, rest).unwrap_or(0) };
+        done += match read {
             // Memory without read permission, or a page that is not there.
-            _ => match memory.read_forced(at, rest) {
+            0 => match memory.read_forced(at, rest) {
                 Ok(n) if n > 0 => n,
-                _ if area.pages == Pages::Whole => break,
-                _ => {
-                    return Err(Error::new(format!(
-                        "the kernel does not let anybody read the memory at {at:#x}"
-                    ))
-                    .hint("a guard page (Linux 6.13 and 6.14 do not tell them), or the memory is broken"));
-                }
+                _ => break,
             },
+            read => read,
         };
-        done += read;
     }
-    Ok(done - done % PAGE as usize)
+    done - done % PAGE as usize
 }
 
 fn machine(gathered: &mut Gathered, pid: i32) -> Result<Machine> {

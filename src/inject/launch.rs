@@ -14,7 +14,7 @@
 use super::inject;
 use super::monitor::{self, Monitor};
 use crate::error::{Because, CANNOT_EXECUTE, Error, NOT_FOUND, Result};
-use crate::proc;
+use crate::proc::{self, room};
 use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
@@ -112,6 +112,9 @@ fn execute(program: &OsStr, args: &[OsString], candidates: &[PathBuf]) -> Error 
         .chain(args.iter().map(OsString::as_os_str))
         .map(c_string)
         .collect();
+    if let Err(e) = room::give_back() {
+        return Error::new(format!("cannot give the program its resource limits: {}", e.desc()));
+    }
     let mut worst = Errno::ENOENT;
     for path in candidates {
         match execv(&c_string(path.as_os_str()), &argv) {

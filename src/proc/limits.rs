@@ -6,6 +6,8 @@
 use super::text::{decimal, lines, words};
 use super::{parsed, process_file};
 use crate::error::{Error, Result};
+use nix::errno::Errno;
+use nix::sys::resource::{Resource, setrlimit};
 
 /// Soft and hard limit; `u64::MAX` is RLIM_INFINITY.
 pub type Limit = (u64, u64);
@@ -38,6 +40,38 @@ const NAMES: [&str; 16] = [
 pub fn limits(pid: i32) -> Result<[Limit; 16]> {
     let text = process_file(pid, "limits")?;
     parsed(parse(&text), || format!("/proc/{pid}/limits"))
+}
+
+/// What proc_pid_limits calls the limit of this number.
+pub fn name(number: usize) -> &'static str {
+    NAMES.get(number).unwrap_or(&"")
+}
+
+/// Sets a limit of this process, by its number: soft and hard.
+///
+/// # Errors
+/// Those of setrlimit(2).
+pub fn set(number: usize, (soft, hard): Limit) -> nix::Result<()> {
+    use Resource::*;
+    const RESOURCES: [Resource; 16] = [
+        RLIMIT_CPU,
+        RLIMIT_FSIZE,
+        RLIMIT_DATA,
+        RLIMIT_STACK,
+        RLIMIT_CORE,
+        RLIMIT_RSS,
+        RLIMIT_NPROC,
+        RLIMIT_NOFILE,
+        RLIMIT_MEMLOCK,
+        RLIMIT_AS,
+        RLIMIT_LOCKS,
+        RLIMIT_SIGPENDING,
+        RLIMIT_MSGQUEUE,
+        RLIMIT_NICE,
+        RLIMIT_RTPRIO,
+        RLIMIT_RTTIME,
+    ];
+    setrlimit(*RESOURCES.get(number).ok_or(Errno::EINVAL)?, soft, hard)
 }
 
 fn parse(text: &[u8]) -> Result<[Limit; 16]> {

@@ -11,6 +11,7 @@ pub mod limits;
 pub mod links;
 pub mod maps;
 pub mod pagemap;
+pub mod room;
 mod scan;
 pub mod sparse;
 pub mod stat;

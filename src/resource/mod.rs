@@ -71,6 +71,8 @@ pub struct Gathered {
     pub vmas: Vec<rec::Vma>,
     /// Guard pages.
     pub guards: Vec<rec::Guard>,
+    /// Shared memory that guards hide, by address.
+    pub hidden: Vec<(u64, Vec<u8>)>,
     /// The files that mappings show.
     pub files: Option<memory::Files>,
     /// Files whose content is in the image, and memory that mappings share.

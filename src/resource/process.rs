@@ -185,15 +185,37 @@ pub fn restore_permissions(permitted: u64, orders: &mut Orders) {
     }
 }
 
+/// Raises our hard limits to those that the program had, as far as we may (CAP_SYS_RESOURCE); a sentence
+/// about those that stay lower than what it had.
+pub fn raise_limits(saved: &[Limit]) -> Result<Option<String>> {
+    let own = proc::limits(std::process::id().cast_signed())?;
+    let mut lower = Vec::new();
+    for (number, (limit, own)) in saved.iter().zip(own).enumerate() {
+        if limit.hard > own.1
+            && proc::limits::set(number, (own.0, limit.hard)).is_err()
+            && limit.soft > own.1
+        {
+            let name = proc::limits::name(number);
+            lower.push(format!("{name} {} (it had {})", own.1, shown(limit.soft)));
+        }
+    }
+    Ok((!lower.is_empty()).then(|| {
+        format!("the program has lower limits than at the checkpoint, which ckpt may not raise here: {}", lower.join(", "))
+    }))
+}
+
+fn shown(limit: u64) -> String {
+    if limit == u64::MAX { "no limit".into() } else { limit.to_string() }
+}
+
 /// Orders for the resource limits: the last, because they could forbid what comes before.
 ///
 /// A hard limit cannot be raised without privilege, so each is the lower of the saved one and the
 /// restarter's own.
 pub fn restore_limits(saved: &[Limit], arena: &mut Arena, orders: &mut Orders) -> Result<()> {
     let own = proc::limits(std::process::id().cast_signed())?;
-    let root = nix::unistd::geteuid().is_root();
     for (number, (limit, own)) in saved.iter().zip(own).enumerate() {
-        let hard = if root { limit.hard } else { limit.hard.min(own.1) };
+        let hard = limit.hard.min(own.1);
         let wanted = Limit { soft: limit.soft.min(hard), hard };
         if (wanted.soft, wanted.hard) != own {
             let at = arena.value(&wanted)?;

@@ -10,6 +10,7 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, mprotect};
+use nix::sys::signal::{SigHandler, Signal};
 use std::ffi::c_void;
 use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
@@ -45,13 +46,14 @@ impl Mapping {
         }
     }
 
-    /// Maps private memory that cannot be touched and holds nothing; it counts nowhere, not even under
+    /// Maps private memory that cannot be written to and holds nothing; it counts nowhere, not even under
     /// vm.overcommit_memory=2 (the kernel's accountable_mapping).
-    pub fn reservation(at: u64, len: u64) -> Result<Self> {
+    pub fn reservation(at: u64, len: u64, prot: u32) -> Result<Self> {
         let (addr, size) = checked(at, len)?;
         let flags = MapFlags::MAP_NORESERVE | MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED_NOREPLACE;
+        let prot = ProtFlags::from_bits_truncate(prot.cast_signed());
         // SAFETY: MAP_FIXED_NOREPLACE replaces nothing.
-        let mapped = unsafe { mmap_anonymous(addr, size, ProtFlags::PROT_NONE, flags) };
+        let mapped = unsafe { mmap_anonymous(addr, size, prot, flags) };
         Self::made(at, len, mapped)
     }
 
@@ -236,6 +238,12 @@ pub fn hold_signal(signal: u32, hold: bool) {
     let how = if hold { libc::SIG_BLOCK } else { libc::SIG_UNBLOCK };
     // SAFETY: the kernel reads one word.
     unsafe { libc::syscall(libc::SYS_rt_sigprocmask, how, set, none, 8) };
+}
+
+/// Lets a file that becomes too large be an error like others, until the program's dispositions come.
+pub fn ignore_file_limit() {
+    // SAFETY: no handler runs.
+    let _ = unsafe { nix::sys::signal::signal(Signal::SIGXFSZ, SigHandler::SigIgn) };
 }
 
 /// Blocks every signal, also those that libc would keep for itself; the mask before.

@@ -23,6 +23,7 @@ use crate::fault::{Point, reach};
 use crate::image::read::Image;
 use crate::inject::monitor::Monitor;
 use crate::resource::descriptor::grown;
+use crate::resource::process;
 use crate::settings::Settings;
 use std::convert::Infallible;
 use std::path::PathBuf;
@@ -48,11 +49,12 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
     // Schedulers may send the checkpoint signal at any time, and it would kill the restarter: all wait until it
     // is known which that is.
     let mask = mapping::block_all_signals();
+    mapping::ignore_file_limit();
     let mut saved = phase1_check::check(image)?;
     reach(Point::Checked);
     let config = phase1_check::config(image, &saved, options)?;
     mapping::set_signals_but(mask, config.asyncsig);
-    let mut warnings = Vec::new();
+    let mut warnings = Vec::from_iter(process::raise_limits(&saved.limits)?);
     machine::adapt(image, &mut saved, options, &mut warnings)?;
     // Before the monitor is made, which shares the program's clocks.
     saved.same_clocks = clock::enter_namespace(&saved)?;

@@ -40,6 +40,8 @@ pub struct Placed {
     pub mapping: Mapping,
     /// Offsets at which the kernel has another mapping by now, which has to be moved for itself.
     pub borders: Vec<u64>,
+    /// It has its final protection and holds nothing.
+    pub is_final: bool,
 }
 
 /// Where the vdso will be.
@@ -98,11 +100,12 @@ pub fn fill(
         }
         let len = record.end - record.start;
         let at = if in_place { record.start } else { space.find(len, record.start)? };
-        let mapping = match is_reservation(saved, record) {
-            true => Mapping::reservation(at, len)?,
-            false => map(record, at, i, opened)?,
+        let is_final = is_final(saved, record);
+        let mapping = match is_final && record.kind == VmaKind::Private as u32 {
+            true => Mapping::reservation(at, len, record.prot)?,
+            false => map(record, at, i, opened, is_final)?,
         };
-        placed.push(Placed { record: *record, mapping, borders: Vec::new() });
+        placed.push(Placed { record: *record, mapping, borders: Vec::new(), is_final });
     }
     if patched.is_some() {
         placed.extend(empty_vvar(saved, &stub_space, &mut space)?);
@@ -125,18 +128,21 @@ pub fn fill(
     Ok(Filled { placed, control, region: saved.process.region, actions, vdso, space, missing })
 }
 
-/// Whether a mapping is out of bounds for the program and holds nothing. Were it writable for a while,
-/// like its neighbours, the kernel would join them and put a huge page across the border.
-fn is_reservation(saved: &Saved, record: &Vma) -> bool {
-    let special = record.flags & (vma_flag::REGION | vma_flag::GROWSDOWN) != 0;
-    if record.kind != VmaKind::Private as u32 || record.prot != 0 || special {
+/// Whether a mapping is one that the program cannot write to, and for which the image has nothing. Were it
+/// writable for a while, it would count as memory (the kernel's accountable_mapping), and the kernel would
+/// join it with its neighbours and put a huge page across the border.
+fn is_final(saved: &Saved, record: &Vma) -> bool {
+    let private = [VmaKind::Private as u32, VmaKind::PrivateFile as u32].contains(&record.kind);
+    let special =
+        record.flags & (vma_flag::REGION | vma_flag::GROWSDOWN | vma_flag::DROPPABLE) != 0;
+    if !private || record.prot & libc::PROT_WRITE as u32 != 0 || special {
         return false;
     }
     let next = saved.memory.partition_point(|c| c.address + u64::from(c.len) <= record.start);
     saved.memory.get(next).is_none_or(|chunk| chunk.address >= record.end)
 }
 
-fn map(record: &Vma, at: u64, index: usize, opened: &Opened) -> Result<Mapping> {
+fn map(record: &Vma, at: u64, index: usize, opened: &Opened, is_final: bool) -> Result<Mapping> {
     let len = record.end - record.start;
     let writable = record.prot | libc::PROT_WRITE as u32 | libc::PROT_READ as u32;
     match record.kind {
@@ -149,8 +155,7 @@ fn map(record: &Vma, at: u64, index: usize, opened: &Opened) -> Result<Mapping> 
             let shared = k == VmaKind::SharedFile as u32;
             let file = opened.mapped.get(index).and_then(Option::as_ref);
             let file = file.ok_or_else(|| Error::new("a mapping has no file"))?;
-            // What is there is the program's as it is; it is only mapped.
-            let prot = if shared { record.prot } else { writable };
+            let prot = if shared || is_final { record.prot } else { writable };
             Mapping::file(at, len, prot, shared, file, record.offset)
         }
         _ if record.flags & vma_flag::DROPPABLE != 0 => Mapping::droppable(at, len),
@@ -169,7 +174,9 @@ fn map(record: &Vma, at: u64, index: usize, opened: &Opened) -> Result<Mapping> 
 
 /// Reads filled memory that the program may read; false where there is none.
 pub fn read(placed: &[Placed], addr: u64, bytes: &mut [u8]) -> bool {
-    let inside = |p: &&Placed| (p.record.start..p.record.end).contains(&addr) && p.record.prot != 0;
+    let inside = |p: &&Placed| {
+        (p.record.start..p.record.end).contains(&addr) && p.record.prot != 0 && !p.is_final
+    };
     let slice = placed.iter().find(inside).and_then(|home| {
         // SAFETY: what has a protection is readable until `finish`, and no other slice of it is alive.
         unsafe { home.mapping.slice(addr - home.record.start, bytes.len() as u64) }
@@ -194,7 +201,8 @@ fn narrow_resolver(saved: &Saved, placed: &mut [Placed]) {
     }
     for home in placed.iter_mut().filter(|p| p.record.prot & EXEC != 0) {
         let record = &home.record;
-        if record.kind != VmaKind::Private as u32 || record.flags & vma_flag::REGION != 0 {
+        let ours = record.flags & vma_flag::REGION != 0;
+        if record.kind != VmaKind::Private as u32 || ours || home.is_final {
             continue;
         }
         // SAFETY: the mapping is readable and writable until `finish`; no other slice is alive.
@@ -290,7 +298,7 @@ fn empty_vvar(saved: &Saved, stub: &Space, space: &mut Space) -> Result<Option<P
     };
     let at = if stub.is_free(start, end) { start } else { space.find(end - start, start)? };
     let mapping = Mapping::anonymous(at, end - start, MapFlags::MAP_NORESERVE)?;
-    Ok(Some(Placed { record, mapping, borders: Vec::new() }))
+    Ok(Some(Placed { record, mapping, borders: Vec::new(), is_final: false }))
 }
 
 fn own_bytes(addr: u64, len: u64) -> Result<Vec<u8>> {
@@ -385,7 +393,7 @@ fn handler_action(control: &Control) -> SignalAction {
 /// Final protection and advice.
 fn finish(placed: &mut [Placed], guards: &[Guard]) -> Result<()> {
     mapping::allocate_keys(placed.iter().map(|p| p.record.pkey).max().unwrap_or(0))?;
-    for Placed { record, mapping, borders } in placed {
+    for Placed { record, mapping, borders, .. } in placed {
         memory::advice::advice(record.flags).for_each(|advice| mapping.advise(advice));
         if record.kind != VmaKind::SharedFile as u32 {
             mapping.protect(record.prot)?;

@@ -130,7 +130,7 @@ fn unmap(orders: &mut Orders, arena: &Arena, filled: &Filled) {
 
 fn move_mappings(orders: &mut Orders, placed: &[Placed]) {
     let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
-    for Placed { record, mapping, borders } in placed {
+    for Placed { record, mapping, borders, .. } in placed {
         if mapping.at() == record.start {
             continue;
         }

@@ -8,7 +8,7 @@
 #include <sys/syscall.h>
 
 enum { PAGE = 4096, PAGES = 16, LENGTH = PAGES * PAGE, GUARDED = 3 };
-enum { GUARD_INSTALL = 102, DROPPABLE = 8, ONFAULT = 1 };
+enum { GUARD_INSTALL = 102, GUARD_REMOVE = 103, DROPPABLE = 8, ONFAULT = 1 };
 static unsigned char *map;
 static const char *kind;
 static sigjmp_buf back;
@@ -78,7 +78,27 @@ static void check_flags(void) {
   }
 }
 
+// Much more than a machine has, but only to be read.
+static const size_t LARGE = (size_t)40 << 30;
+static unsigned char *large_file, *large_zeros;
+
+static void set_large(int fd) {
+  CHECK(!ftruncate(fd, LARGE) && pwrite(fd, "end", 3, LARGE - 3) == 3, "a sparse file: %m");
+  large_file = mmap(0, LARGE, PROT_READ, MAP_PRIVATE, fd, 0);
+  large_zeros = mmap(0, LARGE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  CHECK(large_file != MAP_FAILED && large_zeros != MAP_FAILED, "mmap: %m");
+}
+
+static void check_large(void) {
+  CHECK(!memcmp(large_file + LARGE - 3, "end", 3), "the file's end");
+  CHECK(!large_file[0] && !large_zeros[LARGE / 2], "zeros");
+}
+
 static void check(void) {
+  if (is("large")) {
+    check_large();
+    return;
+  }
   if (is("flags")) {
     check_flags();
     return;
@@ -87,6 +107,10 @@ static void check(void) {
     CHECK(!mprotect(map, LENGTH, PROT_READ | PROT_WRITE), "it cannot be made writable again: %m");
     map[5] = 'w';
     CHECK(!mprotect(map, LENGTH, PROT_READ), "%m");
+  }
+  if (is("shared-guard") && !madvise(map + GUARDED * PAGE, PAGE, GUARD_REMOVE)) {
+    CHECK(map[GUARDED * PAGE + 1] == 'a' + GUARDED, "under the guard is %d", map[GUARDED * PAGE + 1]);
+    CHECK(!madvise(map + GUARDED * PAGE, PAGE, GUARD_INSTALL), "%m");
   }
   for (int i = 0; i < PAGES; i++) {
     int guarded = i == GUARDED && (is("guard") || is("shared-guard"));
@@ -107,6 +131,10 @@ int main(int argc, char **argv) {
   char name[] = "mapped.XXXXXX";
   int fd = mkstemp(name), shared = is("protection") || is("shared-guard");
   CHECK(fd >= 0, "mkstemp: %m");
+  if (is("large")) {
+    set_large(fd);
+    return obey(check);
+  }
   for (int i = 0; i < (is("end") ? PAGES / 2 : PAGES); i++) {
     char page[PAGE];
     memset(page, 'a' + i, PAGE);

@@ -6,6 +6,7 @@
 //! crash what was restarted from it.
 
 pub mod advice;
+mod hidden;
 mod mapped;
 pub mod open;
 
@@ -120,6 +121,7 @@ pub fn look_into_shared(
     target: &Target<'_>,
     caller: &mut Caller<'_>,
     areas: &mut [Area],
+    gathered: &mut Gathered,
 ) -> Result<()> {
     let scratch = target.region.base + STACKS;
     for area in areas.iter_mut().filter(|a| a.shared && a.pages == Pages::Populated) {
@@ -140,7 +142,7 @@ pub fn look_into_shared(
         }
         area.known = Some(ranges);
     }
-    Ok(())
+    hidden::save(target.memory, caller, areas, gathered)
 }
 
 fn obstacle(vma: &Vma) -> Option<String> {

@@ -1,0 +1,60 @@
+//! Room for ckpt itself, whatever resource limits it was started under (getrlimit(2)).
+//!
+//! The limits of the shell that restarts a program are not the program's, which come back at the end; and a
+//! program that ckpt starts gets those that ckpt had.
+
+use nix::errno::Errno;
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
+use std::sync::OnceLock;
+
+/// What counts against us: data, address space, and the size of a memfd or a file.
+const COUNTED: [Resource; 3] = [Resource::RLIMIT_DATA, Resource::RLIMIT_AS, Resource::RLIMIT_FSIZE];
+
+/// Bytes of data and address space without which nothing can be done.
+const LEAST: u64 = 16 << 20;
+
+/// Bytes of stack that the deepest calls need, generously.
+pub const STACK: u64 = 1 << 20;
+
+static BEFORE: OnceLock<[(u64, u64); 3]> = OnceLock::new();
+
+/// Raises our limits as far as we may, before the first allocation; a sentence where that is too little.
+///
+/// # Errors
+/// Data or address space do not suffice to go on.
+pub fn make() -> Result<(), &'static [u8]> {
+    BEFORE.get_or_init(|| COUNTED.map(|r| getrlimit(r).unwrap_or((RLIM_INFINITY, RLIM_INFINITY))));
+    for resource in COUNTED {
+        let Ok((_, hard)) = getrlimit(resource) else { continue };
+        if setrlimit(resource, RLIM_INFINITY, RLIM_INFINITY).is_err() {
+            let _ = setrlimit(resource, hard, hard);
+        }
+    }
+    let suffices = |resource| getrlimit(resource).map_or(true, |(soft, _)| soft >= LEAST);
+    if !suffices(Resource::RLIMIT_DATA) {
+        return Err(b"ckpt: it needs 16 MiB of data at least, and the limit is lower; raise it (ulimit -d)\n");
+    }
+    if !suffices(Resource::RLIMIT_AS) {
+        return Err(b"ckpt: it needs 16 MiB of addresses at least, and the limit is lower; raise it (ulimit -v)\n");
+    }
+    Ok(())
+}
+
+/// Gives the limits back that we were started with: to a program that takes our place.
+///
+/// # Errors
+/// Those of setrlimit(2).
+pub fn give_back() -> Result<(), Errno> {
+    let before = BEFORE.get().into_iter().flatten();
+    COUNTED.iter().zip(before).try_for_each(|(resource, (soft, hard))| {
+        if getrlimit(*resource) == Ok((*soft, *hard)) {
+            return Ok(());
+        }
+        setrlimit(*resource, *soft, *hard)
+    })
+}
+
+/// Whether our stack may grow as far as we need.
+pub fn has_stack() -> bool {
+    getrlimit(Resource::RLIMIT_STACK).map_or(true, |(soft, _)| soft >= STACK)
+}
