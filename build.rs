@@ -11,14 +11,16 @@ use std::process::{Command, exit};
 const TARGET: &str = "x86_64-unknown-linux-musl";
 
 /// What the injector looks for; the functions of ckpt.h are exported besides.
-const ENTRIES: [&str; 8] = [
+const ENTRIES: [&str; 10] = [
     "ckpt_thunk",
     "ckpt_clone_thunk",
+    "ckpt_hole",
     "ckpt_restorer",
     "ckpt_handler",
     "ckpt_visit",
     "ckpt_socket_wait",
     "ckpt_suspended",
+    "ckpt_rest",
     "ckpt_run",
 ];
 

@@ -45,6 +45,7 @@ unsafe extern "C" {
     fn ckpt_visit();
     fn ckpt_socket_wait();
     fn ckpt_suspended();
+    fn ckpt_rest();
     fn ckpt_run();
 }
 
@@ -136,6 +137,7 @@ fn create(executable: u64, executable_len: u64) -> Option<Page> {
     put(API as usize + offset_of!(Api, visit_entry), at(ckpt_visit));
     put(API as usize + offset_of!(Api, socket_wait), at(ckpt_socket_wait));
     put(API as usize + offset_of!(Api, suspended), at(ckpt_suspended));
+    put(API as usize + offset_of!(Api, rest), at(ckpt_rest));
     put(offset_of!(Control, config.asyncsig), SIGTSTP.into());
     put(offset_of!(Control, abi_version), u64::from(ABI_VERSION) | u64::from(sys::getpid()) << 32);
     let page = Page::at(base);

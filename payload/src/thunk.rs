@@ -1,24 +1,24 @@
 //! How a thread is lent to the host for a system call.
 //!
-//! The host saves the thread's registers in the area behind the thunk, points the thread at it
-//! with the system call's number and arguments in registers and all signals blocked, and drives
-//! it by syscall-exit stops. If the host dies at any moment, the thread runs on: it finishes the
-//! call, reloads what the area holds and is back where it was. The kernel's restart_block stays as
-//! it is, so an interrupted nanosleep(2) still goes on.
+//! The host writes all that the thread was (registers, extended state, mask) into a slot of the region, as a signal
+//! frame, points the thread at a thunk with the call's number and arguments in registers and the frame's address
+//! in r14, blocks all signals, and drives it by syscall stops. If the host dies at any moment, the thread runs on:
+//! it finishes the call and goes home by rt_sigreturn(2), which loads everything in one step. Where the
+//! host died between two of its own steps, the signals are not blocked here; a handler then runs on the thread's
+//! own stack as everywhere, for rsp stays the thread's own until the thunk has blocked them itself. That the
+//! slot is read no more it says in the slot, behind the last moment for a handler.
 //!
-//! The order of the epilogue matters. Flags are popped while signals are blocked, because rsp
-//! then points into the area. When the mask comes back, rsp is the thread's own again, so a
-//! signal frame finds a proper stack; the instructions behind it are interruptible like any.
-//!
-//! The same bytes are copied into a hole of a foreign text mapping when there is no payload yet,
-//! so they refer to nothing but their own area.
+//! Before there is a region the host borrows a hole in executable memory ([`ckpt_hole`]), once for each
+//! thread: what lies in it is only read, so a handler may interrupt it anywhere, and it stays where its host died.
 //!
 //! # Safety
 //! Only the host enters here, as described.
 #![allow(unsafe_code)]
 
 use ckpt_abi::nr;
-use ckpt_abi::region::{SocketWait, THUNK_AREA, THUNK_LEN};
+use ckpt_abi::region::{
+    HOLE_AREA, HOLE_LEN, HoleArea, LEAVING, Rest, SLOT_FRAME, Slot, SocketWait, THUNK_LEN,
+};
 use core::mem::offset_of;
 
 core::arch::global_asm!(
@@ -27,47 +27,66 @@ core::arch::global_asm!(
     ".globl ckpt_thunk",
     "ckpt_thunk:",
     "syscall",
-    ".Lckpt_epilogue:",
-    "lea rsp, [rip + .Lckpt_area]",
-    "popfq",
-    "mov rsp, [rip + .Lckpt_area + 8]",
-    "mov rbx, [rip + .Lckpt_area + 16]",
-    "mov rbp, [rip + .Lckpt_area + 24]",
-    "mov r8, [rip + .Lckpt_area + 32]",
-    "mov r9, [rip + .Lckpt_area + 40]",
-    "mov r12, [rip + .Lckpt_area + 48]",
-    "mov r13, [rip + .Lckpt_area + 56]",
-    "mov r14, [rip + .Lckpt_area + 64]",
-    "mov r15, [rip + .Lckpt_area + 72]",
-    "lea rsi, [rip + .Lckpt_area + 80]",
-    "mov edi, 2",
-    "mov edx, 0",
+    ".Lckpt_home:",
+    "mov edi, {setmask}",
+    "lea rsi, [rip + .Lckpt_all_signals]",
+    "xor edx, edx",
     "mov r10d, 8",
     "mov eax, {rt_sigprocmask}",
     "syscall",
-    "mov rdi, [rip + .Lckpt_area + 88]",
-    "mov rsi, [rip + .Lckpt_area + 96]",
-    "mov rdx, [rip + .Lckpt_area + 104]",
-    "mov r10, [rip + .Lckpt_area + 112]",
-    "mov rax, [rip + .Lckpt_area + 120]",
-    "mov rcx, [rip + .Lckpt_area + 128]",
-    "mov r11, [rip + .Lckpt_area + 136]",
-    "jmp [rip + .Lckpt_area + 144]",
-    ".org ckpt_thunk + {area}",
-    ".Lckpt_area:",
-    ".zero {len} - {area}",
-    // clone(2): the child takes its stack from the kernel and its orders from r15, the parent
-    // is driven or ends in the thunk's epilogue.
+    "mov dword ptr [r14 - {state}], {leaving}",
+    "lea rsp, [r14 + 8]",
+    "mov eax, {rt_sigreturn}",
+    "syscall",
+    "ud2",
+    ".balign 8",
+    ".Lckpt_all_signals:",
+    ".quad -1",
+    // clone(2): the child takes its stack from the kernel and its orders from r15. The parent is driven; else it
+    // waits for the child, as its host would have, and goes home.
     ".balign 16",
     ".globl ckpt_clone_thunk",
     "ckpt_clone_thunk:",
     "syscall",
     "test rax, rax",
-    "jnz .Lckpt_epilogue",
-    "xor ebp, ebp",
+    "js .Lckpt_home",
+    "jz 2f",
+    "mov edi, eax",
+    "xor esi, esi",
+    "mov edx, {wclone}",
+    "xor r10d, r10d",
+    "mov eax, {wait4}",
+    "syscall",
+    "jmp .Lckpt_home",
+    "2: xor ebp, ebp",
     "mov rdi, r15",
     "call ckpt_run",
     "ud2",
+    ".org ckpt_thunk + {thunk_len}",
+    // The same for a hole: nothing here changes what a system call leaves alone.
+    ".balign 64",
+    ".globl ckpt_hole",
+    "ckpt_hole:",
+    "syscall",
+    "mov edi, {setmask}",
+    "lea rsi, [rip + .Lckpt_hole_area + {hole_mask}]",
+    "mov edx, 0",
+    "mov r10d, 8",
+    "mov eax, {rt_sigprocmask}",
+    "syscall",
+    "mov r8, [rip + .Lckpt_hole_area + {hole_r8}]",
+    "mov r9, [rip + .Lckpt_hole_area + {hole_r9}]",
+    "mov rdi, [rip + .Lckpt_hole_area + {hole_rdi}]",
+    "mov rsi, [rip + .Lckpt_hole_area + {hole_rsi}]",
+    "mov rdx, [rip + .Lckpt_hole_area + {hole_rdx}]",
+    "mov r10, [rip + .Lckpt_hole_area + {hole_r10}]",
+    "mov rax, [rip + .Lckpt_hole_area + {hole_rax}]",
+    "mov rcx, [rip + .Lckpt_hole_area + {hole_rcx}]",
+    "mov r11, [rip + .Lckpt_hole_area + {hole_r11}]",
+    "jmp [rip + .Lckpt_hole_area + {hole_rip}]",
+    ".org ckpt_hole + {hole_area}",
+    ".Lckpt_hole_area:",
+    ".zero {hole_len} - {hole_area}",
     ".balign 16",
     ".globl ckpt_restorer",
     "ckpt_restorer:",
@@ -104,14 +123,76 @@ core::arch::global_asm!(
     "3: add rcx, 2",
     "mov rsp, [rsp + {rsp}]",
     "jmp rcx",
+    // A thread whose call a dump has cut short makes the rest of it, rsp pointing to a Rest. An error ends it with
+    // what was done; 512 is what a socket has kept of an interrupted recvmmsg(2).
+    ".balign 16",
+    "4: syscall",
+    ".globl ckpt_rest",
+    "ckpt_rest:",
+    "cmp rax, -512",
+    "je 5f",
+    "test rax, rax",
+    "js 6f",
+    "add [rsp + {rest_done}], rax",
+    "cmp rax, [rsp + {rest_expected}]",
+    "jne 6f",
+    "mov rax, [rsp + {rest_next}]",
+    "test rax, rax",
+    "jz 6f",
+    "mov qword ptr [rsp + {rest_next}], 0",
+    "mov [rsp + {rest_call}], rax",
+    "mov rdi, [rsp + {rest_next_arguments}]",
+    "mov rsi, [rsp + {rest_next_arguments} + 8]",
+    "mov rdx, [rsp + {rest_next_arguments} + 16]",
+    "mov r10, [rsp + {rest_next_arguments} + 24]",
+    "mov r8, [rsp + {rest_next_arguments} + 32]",
+    "mov r9, [rsp + {rest_next_arguments} + 40]",
+    "jmp 4b",
+    "5: mov rax, [rsp + {rest_call}]",
+    "jmp 4b",
+    "6: mov rax, [rsp + {rest_done}]",
+    "mov rdi, [rsp + {rest_arguments}]",
+    "mov rsi, [rsp + {rest_arguments} + 8]",
+    "mov rdx, [rsp + {rest_arguments} + 16]",
+    "mov r10, [rsp + {rest_arguments} + 24]",
+    "mov r8, [rsp + {rest_arguments} + 32]",
+    "mov r9, [rsp + {rest_arguments} + 40]",
+    "mov rcx, [rsp + {rest_rip}]",
+    "mov rsp, [rsp + {rest_rsp}]",
+    "jmp rcx",
     ".popsection",
-    area = const THUNK_AREA,
-    len = const THUNK_LEN,
+    setmask = const 2,
+    wclone = const 0x8000_0000u32,
+    wait4 = const nr::WAIT4,
+    state = const SLOT_FRAME as usize - offset_of!(Slot, state),
+    leaving = const LEAVING,
+    thunk_len = const THUNK_LEN,
+    hole_area = const HOLE_AREA,
+    hole_len = const HOLE_LEN,
+    hole_mask = const offset_of!(HoleArea, mask),
+    hole_r8 = const offset_of!(HoleArea, r8),
+    hole_r9 = const offset_of!(HoleArea, r9),
+    hole_rdi = const offset_of!(HoleArea, rdi),
+    hole_rsi = const offset_of!(HoleArea, rsi),
+    hole_rdx = const offset_of!(HoleArea, rdx),
+    hole_r10 = const offset_of!(HoleArea, r10),
+    hole_rax = const offset_of!(HoleArea, rax),
+    hole_rcx = const offset_of!(HoleArea, rcx),
+    hole_r11 = const offset_of!(HoleArea, r11),
+    hole_rip = const offset_of!(HoleArea, rip),
     arguments = const offset_of!(SocketWait, arguments),
     rip = const offset_of!(SocketWait, rip),
     call = const offset_of!(SocketWait, call),
     over = const offset_of!(SocketWait, over),
     rsp = const offset_of!(SocketWait, rsp),
+    rest_done = const offset_of!(Rest, done),
+    rest_call = const offset_of!(Rest, call),
+    rest_expected = const offset_of!(Rest, expected),
+    rest_next = const offset_of!(Rest, next),
+    rest_next_arguments = const offset_of!(Rest, next_arguments),
+    rest_arguments = const offset_of!(Rest, arguments),
+    rest_rip = const offset_of!(Rest, rip),
+    rest_rsp = const offset_of!(Rest, rsp),
     eintr = const -nr::EINTR,
     rt_sigreturn = const nr::RT_SIGRETURN,
     rt_sigprocmask = const nr::RT_SIGPROCMASK,

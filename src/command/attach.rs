@@ -28,7 +28,7 @@ pub fn run(pid: i32, settings: &Settings) -> Result<u8> {
     let vmas = proc::maps::read(pid)?;
     let region = match Region::find(&memory, &vmas) {
         Some(region) => {
-            frozen.note_waits(&memory, region.base)?;
+            frozen.attend(&memory, &region.desk(), region.base)?;
             reconfigure(pid, &mut frozen, &memory, region, settings)?
         }
         None => {
@@ -37,7 +37,7 @@ pub fn run(pid: i32, settings: &Settings) -> Result<u8> {
             check_name(pid, &config)?;
             let thread = &mut frozen.threads[0];
             let region = inject::inject(pid, thread, &memory, &vmas, &config, &executable)?;
-            frozen.note_waits(&memory, region.base)?;
+            frozen.attend(&memory, &region.desk(), region.base)?;
             region
         }
     };
@@ -76,7 +76,7 @@ fn watch(
     region: &Region,
     executable: &[u8],
 ) -> Result<()> {
-    let mut caller = Caller::new(&mut frozen.threads[0], memory, region.control.thunk)?;
+    let mut caller = Caller::new(&mut frozen.threads[0], memory, &region.desk())?;
     let scratch = region.base + ckpt_abi::region::STACKS;
     let reaps = subreaper(&mut caller, memory, scratch, None)?;
     if reaps {
@@ -104,7 +104,7 @@ fn reconfigure(
     let config = settings.apply(region.control.config);
     check_name(pid, &config)?;
     let signal = config.asyncsig;
-    let mut caller = Caller::new(&mut frozen.threads[0], memory, region.control.thunk)?;
+    let mut caller = Caller::new(&mut frozen.threads[0], memory, &region.desk())?;
     if signal != region.control.config.asyncsig {
         region.give_signal_back(&mut caller)?;
     }

@@ -154,9 +154,9 @@ fn begin(request: &Request, executable: &[u8], whose: place::Whose) -> Result<Be
     let (start, mut frozen) = loop {
         phase0_visit::visit(request)?;
         let start = Instant::now();
-        let frozen = phase1_freeze::freeze(request)?;
+        let mut frozen = phase1_freeze::freeze(request)?;
         reach(Point::Frozen);
-        if !phase0_visit::held(request)? {
+        if !phase0_visit::held(request, &mut frozen)? {
             break (start, frozen);
         }
     };
@@ -176,7 +176,7 @@ fn proceed(
 ) -> Result<Outcome> {
     let mut sink = equipped.place.open(request.open)?;
     reach(Point::Opened);
-    frozen.note_waits(memory, equipped.region.base)?;
+    frozen.attend(memory, &equipped.region.desk(), equipped.region.base)?;
     let (mut gathered, areas) = phase3_gather::gather(&mut frozen, memory, equipped)?;
     reach(Point::Gathered);
     let areas = excluded::cut(areas, &caller::read(memory, &equipped.region)?.excluded);

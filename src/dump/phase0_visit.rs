@@ -10,8 +10,8 @@ use crate::error::{Because, Error, Kind, Result};
 use crate::fault::{Point, reach};
 use crate::inject::region::Region;
 use crate::proc;
+use crate::ptrace::frame::{Frame, SAME_STACK};
 use crate::ptrace::freeze::Frozen;
-use crate::resource::frame::Frame;
 use ckpt_abi::api::{Answer, Api, Request, Visit, When};
 use ckpt_abi::region::Phase;
 use std::mem::offset_of;
@@ -66,12 +66,16 @@ fn is_ours(region: &Region) -> bool {
 }
 
 /// Whether the frozen program is in a critical section after all (ckpt_hold).
-pub fn held(request: &Asked) -> Result<bool> {
+pub fn held(request: &Asked, frozen: &mut Frozen) -> Result<bool> {
     if request.triggered {
         return Ok(false);
     }
-    let found = caller::Caller::find(request.pid)?;
-    Ok(found.is_some_and(|found| found.api.holds != 0))
+    let Some(found) = caller::Caller::find(request.pid)? else { return Ok(false) };
+    let held = found.api.holds != 0;
+    if held {
+        frozen.attend(&found.memory, &found.region.desk(), found.region.base)?;
+    }
+    Ok(held)
 }
 
 fn await_word(found: &caller::Caller, so_far: impl Fn(&Api) -> bool) -> Result<()> {
@@ -133,6 +137,7 @@ fn send(request: &Asked, found: &caller::Caller, late: bool) -> Result<bool> {
     let what = || format!("cannot call the callbacks of process {pid}");
     // No other thread may just be taking its turn.
     let mut frozen = phase1_freeze::patiently(false, || Frozen::freeze(pid))?;
+    frozen.attend(memory, &found.region.desk(), found.region.base)?;
     let Some(thread) = frozen.threads.first_mut() else {
         return Err(Error::new(format!("process {pid} is gone")).of(Kind::Gone));
     };
@@ -143,10 +148,9 @@ fn send(request: &Asked, found: &caller::Caller, late: bool) -> Result<bool> {
         return Ok(false);
     }
     let xstate = crate::ptrace::regs::xstate(pid).because(what)?;
+    thread.take_back().because(what)?;
     let regs = crate::ptrace::interrupted::after_a_handler(&thread.regs);
-    // rt_sigreturn(2) refuses these flags and leaves the alternate stack as it is.
-    let altstack = [0, 0xff, 0];
-    let frame = Frame { regs: &regs, xstate: &xstate, mask: thread.mask, altstack };
+    let frame = Frame { regs: &regs, xstate: &xstate, mask: thread.mask, altstack: SAME_STACK };
     let len = frame.bytes(0).len() as u64;
     let at = (thread.regs.rsp - RED_ZONE - len) & !63;
     memory.write(at, &frame.bytes(at))?;

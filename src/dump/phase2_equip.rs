@@ -55,6 +55,7 @@ pub fn equip(
             region
         }
     };
+    frozen.attend(memory, &region.desk(), region.base)?;
     claim(request, &region, memory)?;
     // For this checkpoint alone: only our copy of the configuration changes.
     let embed = &mut region.control.config.embed;

@@ -41,11 +41,11 @@ fn ask_main_thread(
     gathered: &mut Gathered,
     areas: &mut [memory::Area],
 ) -> Result<()> {
-    let thunk = target.region.control.thunk;
+    let desk = target.region.desk();
     // The caller borrows the thread, the savers read the rest of the target.
     let mut main = target.frozen.threads.remove(0);
     let mut ask = || {
-        let mut caller = Caller::new(&mut main, target.memory, thunk)?;
+        let mut caller = Caller::new(&mut main, target.memory, &desk)?;
         signals::save_actions(target, &mut caller, gathered)?;
         timers::save(target, &mut caller, gathered)?;
         memory::look_into_shared(target, &mut caller, areas, gathered)?;

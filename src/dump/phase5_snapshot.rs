@@ -64,14 +64,14 @@ pub fn take(frozen: &mut Frozen, memory: &Memory, equipped: &Equipped) -> Result
     // The lists lie in the third stack, which nobody runs on now.
     let data = stack(1);
     let head = write_orders(memory, data, stack(1) - 64)?;
-    let mut caller = Caller::new(&mut frozen.threads[0], memory, region.control.thunk)?;
+    let mut caller = Caller::new(&mut frozen.threads[0], memory, &region.desk())?;
     let reaps = subreaper(&mut caller, memory, data, None)?;
     if reaps {
         subreaper(&mut caller, memory, data, Some(0))?;
     }
     memory.put(data, &0u64)?;
     let flags = (libc::CLONE_VM | libc::CLONE_VFORK) as u64 | CLONE_UNTRACED;
-    let child = caller.clone(region.control.clone_thunk, &[flags, stack(0) - 64], head)?;
+    let child = caller.clone(&[flags, stack(0) - 64], head)?;
     if child > 0 {
         let wait = [child.cast_unsigned(), 0, libc::__WCLONE as u32 as u64, 0];
         caller.call(libc::SYS_wait4, &wait)?;

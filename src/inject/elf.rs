@@ -75,11 +75,11 @@ impl Payload {
             .collect()
     }
 
-    /// The thunk's code and area, for use where there is no payload yet.
-    pub fn thunk(&self) -> Vec<u8> {
-        let start = self.symbol("ckpt_thunk") as usize;
+    /// The code for a hole and its area, for use where there is no payload yet.
+    pub fn hole(&self) -> Vec<u8> {
+        let start = self.symbol("ckpt_hole") as usize;
         let image = self.relocated(0);
-        image[start..start + ckpt_abi::region::THUNK_LEN as usize].to_vec()
+        image[start..start + ckpt_abi::region::HOLE_LEN as usize].to_vec()
     }
 }
 
@@ -110,8 +110,7 @@ mod tests {
     #[test]
     fn the_entries_exist() {
         let payload = Payload::embedded().unwrap();
-        for name in ["ckpt_thunk", "ckpt_clone_thunk", "ckpt_handler", "ckpt_restorer", "ckpt_run"]
-        {
+        for name in ["ckpt_thunk", "ckpt_clone_thunk", "ckpt_hole", "ckpt_rest", "ckpt_run"] {
             assert_ne!(payload.symbol(name), 0, "{name}");
         }
         for name in ["memcpy", "memset", "strlen"] {

@@ -199,10 +199,10 @@ fn equip(pid: i32, config: &Config, executable: &[u8], monitor: Option<&Monitor>
         let vmas = proc::maps::read(pid)?;
         let region = inject(pid, &mut frozen.threads[0], &memory, &vmas, config, executable)?;
         if let Some(monitor) = monitor {
-            let mut caller = Caller::new(&mut frozen.threads[0], &memory, region.control.thunk)?;
+            let mut caller = Caller::new(&mut frozen.threads[0], &memory, &region.desk())?;
             monitor.appoint(&mut caller, &memory, &region)?;
         }
-        frozen.leave_waiting(region.control.thunk, &memory, getpid().as_raw())
+        frozen.leave_waiting(&region.desk(), &memory, getpid().as_raw())
     })();
     if injected.is_err() {
         end(pid);

@@ -12,7 +12,7 @@ pub mod monitor;
 pub mod place;
 pub mod region;
 
-use crate::error::Result;
+use crate::error::{Because, Error, Result};
 use crate::fault::{Point, reach};
 use crate::proc::maps::Vma;
 use crate::ptrace::call::Caller;
@@ -39,7 +39,7 @@ pub fn pages(len: u64) -> u64 {
 /// ckpt, which travels along.
 ///
 /// # Errors
-/// When the thread cannot map memory; what was mapped until then is unmapped with the process.
+/// When the thread cannot map memory; what was mapped until then is unmapped again.
 pub fn inject(
     pid: i32,
     thread: &mut Thread,
@@ -54,30 +54,83 @@ pub fn inject(
     let control = control(pid, base, &payload, executable.len() as u64, config);
     let hole = place::Hole::make(thread.tid, memory, vmas, pid)?;
     reach(Point::Borrowed);
-    let mapped = unmap_unfinished(thread, memory, hole.addr, vmas)
-        .and_then(|()| map(thread, memory, hole.addr, base, &control));
-    if let Err(e) = mapped {
-        hole.fill(memory, thread.tid)?;
-        return Err(e);
+    let injection = Injection { memory, payload, region: Region { base, control }, executable };
+    let made = injection.make(thread, hole.addr, vmas);
+    if made.is_err() {
+        injection.undo(thread, hole.addr);
     }
-    reach(Point::Mapped);
-    // Whoever finds the region must not take it for whole before it is.
-    memory.put(base, &Control { magic: UNFINISHED, ..control })?;
-    let entry = |at: usize, name| {
-        memory.put(base + API + at as u64, &(base + PAYLOAD + payload.symbol(name)))
-    };
-    entry(offset_of!(Api, visit_entry), "ckpt_visit")?;
-    entry(offset_of!(Api, socket_wait), "ckpt_socket_wait")?;
-    entry(offset_of!(Api, suspended), "ckpt_suspended")?;
-    memory.write(base + PAYLOAD, &payload.relocated(base + PAYLOAD))?;
-    memory.write(base + control.exe_start, executable)?;
-    let mut caller = protect(thread, memory, hole.addr, base, &payload, &control)?;
-    memory.put(base, &control)?;
-    let region = Region { base, control };
-    region.take_signal(&mut caller, memory)?;
+    // Nobody may stand in the hole when it is filled.
+    thread.take_back().because(|| format!("cannot give thread {} back", thread.tid))?;
     reach(Point::Injected);
     hole.fill(memory, thread.tid)?;
+    made?;
     Region::read(memory, base)
+}
+
+/// A region that is being made.
+struct Injection<'a> {
+    memory: &'a Memory,
+    payload: elf::Payload,
+    region: Region,
+    executable: &'a [u8],
+}
+
+impl Injection<'_> {
+    /// Maps and fills the region; all that the thread does for it, it does in the hole.
+    fn make(&self, thread: &mut Thread, hole: u64, vmas: &[Vma]) -> Result<()> {
+        let (memory, Region { base, control }) = (self.memory, &self.region);
+        let tid = thread.tid;
+        let mut caller = Caller::in_hole(thread, memory, hole)?;
+        unmap_unfinished(&mut caller, memory, vmas)?;
+        map(&mut caller, *base, control.region_len, libc::PROT_READ | libc::PROT_WRITE)?;
+        reach(Point::Mapped);
+        // Whoever finds the region must not take it for whole before it is.
+        memory.put(*base, &Control { magic: UNFINISHED, ..*control })?;
+        let entry = |at: usize, name| {
+            memory.put(base + API + at as u64, &(base + PAYLOAD + self.payload.symbol(name)))
+        };
+        entry(offset_of!(Api, visit_entry), "ckpt_visit")?;
+        entry(offset_of!(Api, socket_wait), "ckpt_socket_wait")?;
+        entry(offset_of!(Api, suspended), "ckpt_suspended")?;
+        entry(offset_of!(Api, rest), "ckpt_rest")?;
+        self.lay_out(&mut caller, tid)?;
+        memory.write(base + control.exe_start, self.executable)?;
+        let exe = [base + control.exe_start, pages(control.exe_len), libc::PROT_READ as u64];
+        caller.expect(libc::SYS_mprotect, &exe, "cannot protect the payload")?;
+        memory.put(*base, control)?;
+        self.region.take_signal(&mut caller, memory)
+    }
+
+    /// Lays the payload's segments out. Code is mapped as such and then written by its tracer: memory that is
+    /// made executable later is refused in many a process (PR_SET_MDWE, prctl(2)).
+    fn lay_out(&self, caller: &mut Caller<'_>, tid: i32) -> Result<()> {
+        let start = self.region.base + PAYLOAD;
+        let image = self.payload.relocated(start);
+        self.memory.write(start, &image)?;
+        for (offset, len, prot) in self.payload.protections() {
+            let at = start + offset;
+            if prot & libc::PROT_EXEC as u64 == 0 {
+                let what = "cannot protect the payload";
+                caller.expect(libc::SYS_mprotect, &[at, len, prot], what)?;
+                continue;
+            }
+            caller.expect(libc::SYS_munmap, &[at, len], "cannot place the payload's code")?;
+            map(caller, at, len, prot as i32)?;
+            let code = &image[offset as usize..(offset + len) as usize];
+            self.memory.write_forced(tid, at, code)?;
+        }
+        Ok(())
+    }
+
+    /// Removes what was mapped. Where that fails too it is UNFINISHED, and goes the next time.
+    fn undo(&self, thread: &mut Thread, hole: u64) {
+        let Region { base, control } = self.region;
+        let magic = self.memory.get::<[u8; 8]>(base);
+        let there = magic.is_ok_and(|magic| [MAGIC, UNFINISHED].contains(&magic));
+        if there && let Ok(mut caller) = Caller::in_hole(thread, self.memory, hole) {
+            let _ = caller.call(libc::SYS_munmap, &[base, control.region_len]);
+        }
+    }
 }
 
 fn control(pid: i32, base: u64, payload: &elf::Payload, exe_len: u64, config: &Config) -> Control {
@@ -103,50 +156,24 @@ fn control(pid: i32, base: u64, payload: &elf::Payload, exe_len: u64, config: &C
 }
 
 /// Removes what an injector that died in the middle has left.
-fn unmap_unfinished(thread: &mut Thread, memory: &Memory, thunk: u64, vmas: &[Vma]) -> Result<()> {
+fn unmap_unfinished(caller: &mut Caller<'_>, memory: &Memory, vmas: &[Vma]) -> Result<()> {
     for vma in vmas.iter().filter(|v| (SEARCH_START..SEARCH_END).contains(&v.start)) {
         let Ok(found) = memory.get::<Control>(vma.start) else { continue };
         if found.magic == UNFINISHED {
-            let mut caller = Caller::new(thread, memory, thunk)?;
             caller.call(libc::SYS_munmap, &[vma.start, found.region_len])?;
         }
     }
     Ok(())
 }
 
-fn map(
-    thread: &mut Thread,
-    memory: &Memory,
-    thunk: u64,
-    base: u64,
-    control: &Control,
-) -> Result<()> {
-    debug_assert!(base >= SEARCH_START);
+/// Maps anonymous memory where nothing is. Before Linux 4.17 the address is only a hint.
+fn map(caller: &mut Caller<'_>, at: u64, len: u64, prot: i32) -> Result<()> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
-    let prot = libc::PROT_READ | libc::PROT_WRITE;
-    let args = [base, control.region_len, prot as u64, flags as u64, u64::MAX, 0];
-    let mut caller = Caller::new(thread, memory, thunk)?;
-    caller.expect(libc::SYS_mmap, &args, "cannot map the payload")?;
-    Ok(())
-}
-
-/// Gives each part of the region its protection and moves the thread from the hole to the
-/// payload's own thunk.
-fn protect<'a>(
-    thread: &'a mut Thread,
-    memory: &Memory,
-    hole: u64,
-    base: u64,
-    payload: &elf::Payload,
-    control: &Control,
-) -> Result<Caller<'a>> {
-    let what = "cannot protect the payload";
-    let mut caller = Caller::new(thread, memory, hole)?;
-    for (start, len, prot) in payload.protections() {
-        let args = [base + PAYLOAD + start, len, prot];
-        caller.expect(libc::SYS_mprotect, &args, what)?;
+    let args = [at, len, prot as u64, flags as u64, u64::MAX, 0];
+    let mapped = caller.expect(libc::SYS_mmap, &args, "cannot map the payload")?;
+    if mapped != at {
+        caller.call(libc::SYS_munmap, &[mapped, len])?;
+        return Err(Error::new("cannot map the payload: its address is taken"));
     }
-    let exe = [base + control.exe_start, pages(control.exe_len), libc::PROT_READ as u64];
-    caller.expect(libc::SYS_mprotect, &exe, what)?;
-    Caller::new(thread, memory, control.thunk)
+    Ok(())
 }

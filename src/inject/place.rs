@@ -2,10 +2,9 @@
 
 use super::elf::Payload;
 use crate::error::{Error, Result};
-use crate::proc;
 use crate::proc::maps::Vma;
 use crate::ptrace::memory::Memory;
-use ckpt_abi::region::{SEARCH_END, SEARCH_START, SEARCH_STEP, THUNK_LEN};
+use ckpt_abi::region::{HOLE_LEN, SEARCH_END, SEARCH_START, SEARCH_STEP};
 
 /// A free base for a region of `len` bytes.
 pub fn region(vmas: &[Vma], len: u64) -> Result<u64> {
@@ -21,48 +20,45 @@ pub fn region(vmas: &[Vma], len: u64) -> Result<u64> {
     ))
 }
 
-/// A place for a thunk in a process that has no payload yet: bytes of an executable mapping that
-/// nothing executes, mostly the zeros between the end of a text segment and the end of its page.
+/// A place for a thread to work for us in a process that has no payload yet: the zeros between the end of an executable
+/// mapping's content and the end of its page, which nobody executes or reads.
+///
+/// Should we die, they stay as they are then: a thread may still be there, or in a handler that comes back to it.
+/// So a hole is only ever made of zeros, and each maker makes its own.
 pub struct Hole {
-    /// Address of the thunk.
+    /// Its address.
     pub addr: u64,
-    before: Vec<u8>,
 }
 
 impl Hole {
-    /// Finds a hole and puts the thunk into it.
+    /// Finds room for a hole and puts its code there.
     pub fn make(tid: i32, memory: &Memory, vmas: &[Vma], pid: i32) -> Result<Self> {
-        let addr = padding(memory, vmas).or_else(|| entry(pid)).ok_or_else(|| {
+        let addr = padding(memory, vmas).ok_or_else(|| {
             Error::new(format!(
                 "process {pid} has no executable memory in which ckpt could begin its work"
             ))
         })?;
-        let mut before = vec![0; THUNK_LEN as usize];
-        memory.read(addr, &mut before)?;
-        memory.write_forced(tid, addr, &Payload::embedded()?.thunk())?;
-        Ok(Self { addr, before })
+        memory.write_forced(tid, addr, &Payload::embedded()?.hole())?;
+        Ok(Self { addr })
     }
 
-    /// Puts back what was there; no thread may be in the thunk any more.
+    /// Puts the zeros back; no thread may be in the hole any more.
     pub fn fill(self, memory: &Memory, tid: i32) -> Result<()> {
-        memory.write_forced(tid, self.addr, &self.before)
+        memory.write_forced(tid, self.addr, &[0; HOLE_LEN as usize])
     }
 }
 
+/// The vdso first, which is the kernel's, then the ends of files. Not memory that a program has made
+/// executable itself, where a compiler may be about to write.
 fn padding(memory: &Memory, vmas: &[Vma]) -> Option<u64> {
-    const ROOM: usize = THUNK_LEN as usize + 64;
-    let executable =
-        vmas.iter().filter(|v| v.exec && v.read && !v.shared && v.name != "[vsyscall]");
+    const ROOM: usize = HOLE_LEN as usize + 64;
+    let executable = vmas
+        .iter()
+        .filter(|v| v.exec && v.read && !v.write && !v.shared)
+        .filter(|v| v.name == "[vdso]" || v.inode != 0);
     executable.rev().find_map(|vma| {
         let mut tail = [0; ROOM];
         memory.read(vma.end - ROOM as u64, &mut tail).ok()?;
-        tail.iter().all(|b| *b == 0).then_some((vma.end - THUNK_LEN) & !63)
+        tail.iter().all(|b| *b == 0).then_some((vma.end - HOLE_LEN) & !63)
     })
-}
-
-/// The program's entry point, whose code has run and does not run again. The pages around it may
-/// hold code that other threads run, so this is the second choice.
-fn entry(pid: i32) -> Option<u64> {
-    const AT_ENTRY: u64 = 9;
-    proc::auxv_value(&proc::auxv(pid).ok()?, AT_ENTRY)
 }

@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::proc::{self, maps::Vma};
 use crate::ptrace::call::Caller;
+use crate::ptrace::lend::Desk;
 use crate::ptrace::memory::Memory;
 use ckpt_abi::region::{Control, MAGIC, SEARCH_END, SEARCH_START, STACKS};
 use nix::libc;
@@ -45,6 +46,11 @@ impl Region {
     /// Reads the region at `base`.
     pub fn read(memory: &Memory, base: u64) -> Result<Self> {
         Ok(Self { base, control: memory.get(base)? })
+    }
+
+    /// What it has for threads that work for us.
+    pub fn desk(&self) -> Desk {
+        Desk::of(self.base, self.control.thunk, self.control.clone_thunk)
     }
 
     /// Whether an address belongs to the region.

@@ -73,7 +73,10 @@ pub fn fds(pid: i32) -> Result<Vec<Fd>> {
 }
 
 /// Descriptor `number`, none if it is not open.
-fn one(pid: i32, number: u32) -> Result<Option<Fd>> {
+///
+/// # Errors
+/// As [`fds`].
+pub fn one(pid: i32, number: u32) -> Result<Option<Fd>> {
     let link = format!("/proc/{pid}/fd/{number}");
     let text = format!("/proc/{pid}/fdinfo/{number}");
     let Some(target) = unless_closed(pid, &link, fs::read_link(&link))? else { return Ok(None) };

@@ -1,17 +1,17 @@
 //! System calls issued by a stopped thread, for us.
 //!
 //! The thread is pointed at a thunk (`payload/src/thunk.rs`) and driven by syscall stops. From the
-//! first change of its registers on, the thunk's area holds what they were, so that our death at
-//! any moment gives the thread back to its program.
+//! first change of its registers on it can come home without us ([`super::lend`]), so that our death
+//! at any moment gives the thread back to its program.
 
-use super::interrupted;
+use super::lend::{self, Desk, Lent};
 use super::memory::Memory;
 use super::raw::{self, State};
 use super::regs::Regs;
 use super::sequence::leave_sequence;
 use super::thread::Thread;
-use crate::error::{Because, Error, Result};
-use ckpt_abi::region::{THUNK_AREA, ThunkArea};
+use crate::error::{Because, Error, Kind, Result};
+use ckpt_abi::region::SLOT_FRAME;
 use nix::errno::Errno;
 use zerocopy::IntoBytes;
 
@@ -19,30 +19,57 @@ use zerocopy::IntoBytes;
 pub struct Caller<'a> {
     thread: &'a mut Thread,
     thunk: u64,
+    clone_thunk: u64,
+    /// Where its frame is, for the thunks.
+    frame: Option<u64>,
 }
 
 impl<'a> Caller<'a> {
-    /// Borrows a stopped thread; `thunk` is the address of a thunk in its process.
-    pub fn new(thread: &'a mut Thread, memory: &Memory, thunk: u64) -> Result<Self> {
-        if !thread.lent
-            && let Ok(rseq) = raw::rseq_configuration(thread.tid)
-            && rseq.pointer != 0
-        {
-            leave_sequence(memory, rseq.pointer, &mut thread.regs);
+    /// Borrows a stopped thread of a process with a payload.
+    pub fn new(thread: &'a mut Thread, memory: &Memory, desk: &Desk) -> Result<Self> {
+        if let Lent::Slot(slot) = thread.lent {
+            return Ok(Self::at(thread, desk, slot));
         }
-        let area = thunk_area(&interrupted::rewound(&thread.regs), thread.mask);
-        memory.write_forced(thread.tid, thunk + THUNK_AREA, area.as_bytes())?;
-        thread.lent = true;
-        let caller = Self { thread, thunk };
-        // Into the thunk before the mask changes: should we die in between, a getpid(2) and the
-        // epilogue bring the mask back.
-        caller.block_signals().because(|| "cannot block the signals of a thread")?;
+        prepare(thread, memory)?;
+        let slot = lend::lend(thread, memory, desk)?;
+        thread.lent = Lent::Slot(slot);
+        let caller = Self::at(thread, desk, slot);
+        caller.block_signals()?;
         Ok(caller)
     }
 
-    fn block_signals(&self) -> std::result::Result<(), Errno> {
-        self.registers(self.thunk, nix::libc::SYS_getpid, &[], 0).set(self.thread.tid)?;
-        raw::set_mask(self.thread.tid, u64::MAX)
+    fn at(thread: &'a mut Thread, desk: &Desk, slot: u64) -> Self {
+        let (thunk, clone_thunk) = (desk.thunk, desk.clone_thunk);
+        Self { thread, thunk, clone_thunk, frame: Some(slot + SLOT_FRAME) }
+    }
+
+    /// Borrows a stopped thread of a process without a payload; a hole was made for it at `hole`.
+    pub fn in_hole(thread: &'a mut Thread, memory: &Memory, hole: u64) -> Result<Self> {
+        if thread.lent == Lent::No {
+            prepare(thread, memory)?;
+            let area = lend::hole_area(thread);
+            memory.write_forced(thread.tid, lend::hole_area_at(hole), area.as_bytes())?;
+            thread.lent = Lent::Hole;
+            let caller = Self { thread, thunk: hole, clone_thunk: 0, frame: None };
+            caller.block_signals()?;
+            return Ok(caller);
+        }
+        Ok(Self { thread, thunk: hole, clone_thunk: 0, frame: None })
+    }
+
+    /// The registers first: should we die before the mask changes, a signal meets the thread in the thunk, which can
+    /// bear that; the other way round the thread would go on with all signals blocked.
+    ///
+    /// SIGSYS stays as it is: a call that somebody dispatches (prctl(2), PR_SET_SYSCALL_USER_DISPATCH) would reset
+    /// its disposition if it were blocked (kernel/signal.c, force_sig_info_to_task).
+    fn block_signals(&self) -> Result<()> {
+        const SIGSYS: u64 = 1 << (nix::libc::SIGSYS - 1);
+        let tid = self.thread.tid;
+        let mask = !SIGSYS | self.thread.mask;
+        self.registers(self.thunk, nix::libc::SYS_getpid, &[], 0)
+            .set(tid)
+            .and_then(|()| raw::set_mask(tid, mask))
+            .because(|| format!("cannot borrow thread {tid}"))
     }
 
     /// Issues a system call; its result, negative for an error number.
@@ -53,9 +80,9 @@ impl<'a> Caller<'a> {
         self.call_at(self.thunk, number, args, 0)
     }
 
-    /// As [`Caller::call`] by the thunk for clone(2) at `thunk`; the child's orders in `orders`.
-    pub fn clone(&mut self, thunk: u64, args: &[u64], orders: u64) -> Result<i64> {
-        self.call_at(thunk, nix::libc::SYS_clone, args, orders)
+    /// As [`Caller::call`] by the thunk for clone(2), which a hole has not; the child's orders in `orders`.
+    pub fn clone(&mut self, args: &[u64], orders: u64) -> Result<i64> {
+        self.call_at(self.clone_thunk, nix::libc::SYS_clone, args, orders)
     }
 
     /// As [`Caller::call`], with an error number turned into an error about `what`.
@@ -86,6 +113,8 @@ impl<'a> Caller<'a> {
 
     fn registers(&self, thunk: u64, number: i64, args: &[u64], r15: u64) -> Regs {
         let arg = |i: usize| args.get(i).copied().unwrap_or(0);
+        let own = &self.thread.regs;
+        let (r14, r15) = self.frame.map_or((own.r14, own.r15), |frame| (frame, r15));
         Regs {
             rip: thunk,
             rax: number.cast_unsigned(),
@@ -96,8 +125,9 @@ impl<'a> Caller<'a> {
             r10: arg(3),
             r8: arg(4),
             r9: arg(5),
+            r14,
             r15,
-            ..self.thread.regs
+            ..*own
         }
     }
 
@@ -125,7 +155,12 @@ impl<'a> Caller<'a> {
                 // A stop signal for the whole process, or an interrupt that came late.
                 State::Stopped { event: raw::EVENT_STOP, .. } => {}
                 State::Stopped { signal, .. } => {
-                    return Err(if signal == 9 { Errno::ESRCH } else { Errno::EFAULT });
+                    return Err(match signal {
+                        nix::libc::SIGKILL => Errno::ESRCH,
+                        // Dispatched (see block_signals); it goes no further.
+                        nix::libc::SIGSYS => Errno::ENOSYS,
+                        _ => Errno::EFAULT,
+                    });
                 }
                 State::Running => {}
             }
@@ -133,26 +168,24 @@ impl<'a> Caller<'a> {
     }
 }
 
-fn thunk_area(regs: &Regs, mask: u64) -> ThunkArea {
-    ThunkArea {
-        rflags: regs.eflags,
-        rsp: regs.rsp,
-        rbx: regs.rbx,
-        rbp: regs.rbp,
-        r8: regs.r8,
-        r9: regs.r9,
-        r12: regs.r12,
-        r13: regs.r13,
-        r14: regs.r14,
-        r15: regs.r15,
-        mask,
-        rdi: regs.rdi,
-        rsi: regs.rsi,
-        rdx: regs.rdx,
-        r10: regs.r10,
-        rax: regs.rax,
-        rcx: regs.rcx,
-        r11: regs.r11,
-        rip: regs.rip,
+/// Sends a thread that is inside a restartable sequence to its abort handler, for the kernel forgets the sequence.
+fn prepare(thread: &mut Thread, memory: &Memory) -> Result<()> {
+    refuse_dispatch(thread.tid)?;
+    if let Ok(rseq) = raw::rseq_configuration(thread.tid)
+        && rseq.pointer != 0
+    {
+        leave_sequence(memory, rseq.pointer, &mut thread.regs);
     }
+    Ok(())
+}
+
+/// Refuses a thread whose system calls somebody dispatches: the program's SIGSYS handler would get ours.
+pub fn refuse_dispatch(tid: i32) -> Result<()> {
+    if raw::dispatches_calls(tid) {
+        let text = format!(
+            "thread {tid} dispatches its system calls (PR_SET_SYSCALL_USER_DISPATCH, prctl(2))"
+        );
+        return Err(Error::new(text).of(Kind::Obstacles).hint("such a program cannot be saved"));
+    }
+    Ok(())
 }

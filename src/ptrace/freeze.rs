@@ -13,6 +13,7 @@
 
 use super::call::Caller;
 use super::interrupted;
+use super::lend::{self, Desk};
 use super::memory::Memory;
 use super::raw::{self, State};
 use super::reaper;
@@ -47,6 +48,7 @@ pub struct Frozen {
     /// All that we trace: these, and those on their way.
     seized: HashSet<i32>,
     moving: Vec<Moving>,
+    attended: bool,
 }
 
 /// A thread that is seized and does not stand still yet.
@@ -59,7 +61,8 @@ struct Moving {
 
 impl Frozen {
     fn new(pid: i32) -> Self {
-        Self { pid, threads: Vec::new(), seized: HashSet::new(), moving: Vec::new() }
+        let (threads, moving) = (Vec::new(), Vec::new());
+        Self { pid, threads, seized: HashSet::new(), moving, attended: false }
     }
 
     /// Stops every thread of `pid`, also those that appear meanwhile.
@@ -287,13 +290,27 @@ impl Frozen {
         Ok(())
     }
 
+    /// Does what has to be done as soon as the payload is known: brings home the threads that an earlier host has left
+    /// in it, and sees to the calls that the stops have interrupted ([`Frozen::note_waits`]). The second time it does
+    /// nothing: a time-out in the notes would be shortened twice.
+    pub fn attend(&mut self, memory: &Memory, desk: &Desk, region: u64) -> Result<()> {
+        if self.attended {
+            return Ok(());
+        }
+        lend::recover(&mut self.threads, memory, desk)?;
+        self.note_waits(memory, region)?;
+        self.attended = true;
+        Ok(())
+    }
+
     /// Works out the waits that the stops have interrupted and leaves notes about them in the
     /// payload's region, for the image and for the next dump.
-    pub fn note_waits(&mut self, memory: &Memory, region: u64) -> Result<()> {
+    fn note_waits(&mut self, memory: &Memory, region: u64) -> Result<()> {
         let skew = proc::clock_skew(self.pid);
         let notes = waits::notes(memory, region, skew);
         let mut next = 0;
         for thread in &mut self.threads {
+            thread.makes_the_rest(self.pid, memory, region)?;
             if interrupted::call_in_progress(&thread.regs).is_none() {
                 continue;
             }
@@ -331,11 +348,11 @@ impl Frozen {
         self.release();
     }
 
-    /// Lets the only thread go on by way of the thunk at `thunk`, where it first waits for the child
-    /// `child`, which has no exit signal (`__WCLONE`, wait(2)).
-    pub fn leave_waiting(mut self, thunk: u64, memory: &Memory, child: i32) -> Result<()> {
+    /// Lets the only thread go on by way of the thunk, where it first waits for the child `child`,
+    /// which has no exit signal (`__WCLONE`, wait(2)).
+    pub fn leave_waiting(mut self, desk: &Desk, memory: &Memory, child: i32) -> Result<()> {
         for mut thread in self.threads.drain(..) {
-            let caller = Caller::new(&mut thread, memory, thunk)?;
+            let caller = Caller::new(&mut thread, memory, desk)?;
             let args = [child.cast_unsigned().into(), 0, libc::__WCLONE as u32 as u64, 0];
             caller.leave_in_call(libc::SYS_wait4, &args)?;
         }
@@ -353,8 +370,8 @@ impl Frozen {
         let call = libc::SYS_exit_group.cast_unsigned();
         let regs = Regs { rip: thunk, rax: call, orig_rax: u64::MAX, rdi: status, ..first.regs };
         let tid = first.tid;
-        raw::set_mask(tid, u64::MAX)
-            .and_then(|()| regs.set(tid))
+        regs.set(tid)
+            .and_then(|()| raw::set_mask(tid, u64::MAX))
             .and_then(|()| raw::cont(tid, 0))
             .because(|| format!("cannot end process {pid}"))?;
         let deadline = Instant::now() + PATIENCE;

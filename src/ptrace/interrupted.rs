@@ -63,6 +63,12 @@ pub fn answered_eintr(regs: &Regs) -> bool {
     regs.rax.cast_signed() == EINTR && call_in_progress(regs).is_some()
 }
 
+/// Whether the kernel knows by itself how the call goes on (restart_syscall(2)), until the thread makes another or
+/// returns from a handler.
+pub fn has_restart_block(regs: &Regs) -> bool {
+    regs.rax.cast_signed() == ERESTART_RESTARTBLOCK && call_in_progress(regs).is_some()
+}
+
 /// Registers with which the thread runs on from a signal stop as if nothing had been; a time-out
 /// that begins anew has to be shortened besides ([`super::waits`]).
 pub fn undisturbed(regs: &Regs) -> Regs {

@@ -30,6 +30,11 @@ impl Memory {
         Ok(Self { pid, file })
     }
 
+    /// The process.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
     /// Reads as much of `[addr, addr + buffer.len())` as there is from its start; the number of
     /// bytes read, short where the next page cannot be read.
     pub fn read_some(&self, addr: u64, buffer: &mut [u8]) -> std::result::Result<usize, Errno> {

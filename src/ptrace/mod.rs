@@ -4,15 +4,20 @@
 //! signal. [`call`] makes a stopped thread issue system calls. [`memory`] reads and writes the
 //! process. [`interrupted`] knows how a thread that was inside a system call has to go on, [`sequence`]
 //! one inside a restartable sequence,
-//! [`waits`] and [`sockets`] how long it still has to wait there.
+//! [`waits`] and [`sockets`] how long it still has to wait there, [`rest`] what is left of a call that was cut short
+//! ([`fdkind`]: by what it may wait for). [`lend`] brings a thread home whose host has died, by a signal [`frame`].
 
 pub mod call;
+pub mod fdkind;
+pub mod frame;
 pub mod freeze;
 pub mod interrupted;
+pub mod lend;
 pub mod memory;
 pub mod raw;
 mod reaper;
 pub mod regs;
+pub mod rest;
 mod seize;
 pub mod sequence;
 pub mod sockets;

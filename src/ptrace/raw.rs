@@ -155,6 +155,17 @@ pub fn rseq_configuration(tid: i32) -> Result<RseqConfiguration> {
     Ok(configuration)
 }
 
+/// PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG (Linux 6.4): whether the thread's system calls are dispatched; false where
+/// the kernel cannot say.
+pub fn dispatches_calls(tid: i32) -> bool {
+    const REQUEST: u32 = 0x4211;
+    // struct ptrace_sud_config: mode, selector, offset, length.
+    let mut config = [0u64; 4];
+    let len = number(size_of_val(&config));
+    let data: *mut [u64; 4] = &mut config;
+    request(REQUEST, tid, len, data.cast()).is_ok() && config[0] != 0
+}
+
 /// PTRACE_POKEDATA of one word, which also writes where the process itself may not.
 pub fn poke(tid: i32, addr: u64, word: u64) -> Result<()> {
     request(libc::PTRACE_POKEDATA as u32, tid, number(addr as usize), number(word as usize))

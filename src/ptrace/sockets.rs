@@ -13,6 +13,7 @@ use super::regs::Regs;
 use super::waits::{arguments, now};
 use ckpt_abi::region::SocketWait;
 use nix::libc;
+use nix::sys::socket::{SockType, getsockopt, sockopt};
 use std::net::UdpSocket;
 
 const ERESTARTNOHAND: i64 = -514;
@@ -79,6 +80,20 @@ pub fn wait_on(pid: i32, regs: &Regs, since: u64, memory: &Memory, entry: u64) -
         rax: ERESTARTNOHAND.cast_unsigned(),
         ..*regs
     })
+}
+
+/// Whether a call that a stop has cut short, having moved something, would have gone on: unless its time was over.
+pub fn goes_on(pid: i32, fd: i32, events: i16, since: Option<u64>) -> Option<()> {
+    match limit(pid, fd, events) {
+        Some(limit) => (since?.saturating_add(limit) > now()).then_some(()),
+        None => Some(()),
+    }
+}
+
+/// Whether a descriptor is a socket of bytes (SOCK_STREAM).
+pub fn is_stream(pid: i32, fd: i32) -> bool {
+    raw::take_descriptor(pid, fd)
+        .is_ok_and(|socket| getsockopt(&socket, sockopt::SockType) == Ok(SockType::Stream))
 }
 
 /// The time-out of a socket in nanoseconds; None without one.

@@ -2,9 +2,11 @@
 
 use super::freeze::PATIENCE;
 use super::interrupted;
+use super::lend::{self, Lent};
 use super::memory::Memory;
 use super::raw::{self, State};
 use super::regs::Regs;
+use super::rest;
 use super::sockets;
 use super::waits::{self, Interrupted};
 use crate::error::{Because, Result};
@@ -26,8 +28,8 @@ pub struct Thread {
     pub(super) blocked_by_call: u64,
     /// Stop signal of a process that was already stopped (SIGSTOP and its kin), or 0.
     pub stopped_by: i32,
-    /// Whether the thread left its first stop to work for us.
-    pub(super) lent: bool,
+    /// How the thread has left its first stop to work for us.
+    pub(super) lent: Lent,
     /// Since when it waits, if it does (CLOCK_MONOTONIC, nanoseconds); None when that is not known.
     pub(super) since: Option<u64>,
     /// The wait that the stop has interrupted, and the slot for its notes.
@@ -37,13 +39,18 @@ pub struct Thread {
 impl Thread {
     pub(super) fn read(tid: i32, stopped_by: i32) -> std::result::Result<Self, Errno> {
         let regs = Regs::get(tid)?;
+        // At once: should we die, the kernel sees to a call that has answered EINTR to the stop.
+        let undisturbed = interrupted::undisturbed(&regs);
+        if undisturbed != regs {
+            undisturbed.set(tid)?;
+        }
         Ok(Self {
             tid,
             regs,
             mask: raw::get_mask(tid)?,
             blocked_by_call: 0,
             stopped_by,
-            lent: false,
+            lent: Lent::No,
             since: None,
             wait: None,
         })
@@ -71,6 +78,19 @@ impl Thread {
         Ok(true)
     }
 
+    /// Sends a thread whose call the stop has cut short to make the rest of it.
+    pub(super) fn makes_the_rest(&mut self, pid: i32, memory: &Memory, region: u64) -> Result<()> {
+        let entry = memory.get(region + API + offset_of!(Api, rest) as u64)?;
+        let Some(regs) = rest::of(pid, &self.regs, self.since, memory, entry) else {
+            return Ok(());
+        };
+        self.take_back()
+            .and_then(|()| regs.set(self.tid))
+            .because(|| format!("cannot redirect thread {}", self.tid))?;
+        self.regs = regs;
+        Ok(())
+    }
+
     /// Makes the thread go on at `entry` with all signals blocked, on the stack below `stack`, as a
     /// signal handler begins.
     pub fn enter(&mut self, entry: u64, stack: u64) -> Result<()> {
@@ -79,8 +99,9 @@ impl Thread {
         let flags = self.regs.eflags & !FLAGS;
         let regs =
             Regs { rip: entry, rsp: stack, orig_rax: u64::MAX, rax: 0, eflags: flags, ..self.regs };
-        raw::set_mask(self.tid, u64::MAX)
-            .and_then(|()| regs.set(self.tid))
+        // The registers first: should we die in between, no mask is left without its end.
+        regs.set(self.tid)
+            .and_then(|()| raw::set_mask(self.tid, u64::MAX))
             .because(|| format!("cannot redirect thread {}", self.tid))?;
         (self.regs, self.mask, self.wait) = (regs, u64::MAX, None);
         Ok(())
@@ -122,14 +143,27 @@ impl Thread {
 
     /// Gives a thread that has worked for us its mask and registers back; it stays stopped.
     pub fn take_back(&mut self) -> std::result::Result<(), Errno> {
-        if !self.lent {
+        if self.lent == Lent::No {
             return Ok(());
         }
         back_to_signal_stop(self.tid)?;
-        // The mask first: should we die in between, the thunk's epilogue gives both back.
+        // The mask first: should we die in between, the thunk brings the thread home.
         raw::set_mask(self.tid, self.mask)?;
-        self.regs.set(self.tid)?;
-        self.lent = false;
+        interrupted::undisturbed(&self.regs).set(self.tid)?;
+        if let Lent::Slot(slot) = self.lent {
+            lend::give_back(self.tid, slot)?;
+        }
+        self.lent = Lent::No;
+        Ok(())
+    }
+
+    /// Lets a thread that is not lent run for a while, and reads it again.
+    pub(super) fn run_for(&mut self, time: Duration) -> std::result::Result<(), Errno> {
+        raw::cont(self.tid, 0)?;
+        std::thread::sleep(time);
+        raw::interrupt(self.tid)?;
+        wait_event_stop(self.tid, Instant::now() + PATIENCE)?.ok_or(Errno::ESRCH)?;
+        (self.regs, self.mask) = (Regs::get(self.tid)?, raw::get_mask(self.tid)?);
         Ok(())
     }
 

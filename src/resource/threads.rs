@@ -1,13 +1,14 @@
 //! Threads: registers, extended state, masks, and what the kernel keeps for a thread.
 
-use super::frame::Frame;
 use super::ids::{self, Id};
 use super::plan::{Arena, Orders, Step};
 use super::{Gathered, Target, mutexes, scheduling, vdso};
 use crate::error::{Because, Error, Result};
 use crate::proc;
 use crate::ptrace::call::Caller;
+use crate::ptrace::frame::Frame;
 use crate::ptrace::interrupted;
+use crate::ptrace::lend::Desk;
 use crate::ptrace::memory::Memory;
 use crate::ptrace::raw;
 use crate::ptrace::regs::{self, Regs, USER_CS};
@@ -45,12 +46,12 @@ pub fn save(target: &mut Target<'_>, index: usize, gathered: &mut Gathered) -> R
         regs::xstate(tid).because(|| format!("cannot read the extended state of thread {tid}"))?;
     let (wait, slot) = thread.wait.map_or((None, 0), |(wait, slot)| (Some(wait), slot));
     let (mut next, interrupted) = interrupted::revived(&thread.regs, wait.as_ref(), slot);
-    let rseq = rseq(thread, memory, region.control.thunk)?;
+    let desk = region.desk();
+    let rseq = rseq(thread, memory, &desk)?;
     if rseq.pointer != 0 {
         leave_sequence(memory, rseq.pointer, &mut next);
     }
-    let answers = ask(thread, memory, region.base + STACKS, region.control.thunk)?;
-    // There is one area behind the thunk: were we to die, it could give back only one thread.
+    let answers = ask(thread, memory, region.base + STACKS, &desk)?;
     thread.take_back().because(|| format!("cannot give thread {tid} its registers back"))?;
     let mut name = [0; 16];
     let comm = proc::comm(pid, tid)?;
@@ -91,8 +92,8 @@ struct Answers {
     timer_slack: u64,
 }
 
-fn ask(thread: &mut Stopped, memory: &Memory, scratch: u64, thunk: u64) -> Result<Answers> {
-    let mut caller = Caller::new(thread, memory, thunk)?;
+fn ask(thread: &mut Stopped, memory: &Memory, scratch: u64, desk: &Desk) -> Result<Answers> {
+    let mut caller = Caller::new(thread, memory, desk)?;
     caller.expect(libc::SYS_sigaltstack, &[0, scratch], "cannot read the alternate stack")?;
     let altstack: [u64; 3] = memory.get(scratch)?;
     memory.put(scratch, &0u64)?;
@@ -107,10 +108,10 @@ fn ask(thread: &mut Stopped, memory: &Memory, scratch: u64, thunk: u64) -> Resul
 }
 
 /// The rseq registration; before Linux 5.13 only a search can find it.
-fn rseq(thread: &mut Stopped, memory: &Memory, thunk: u64) -> Result<raw::RseqConfiguration> {
+fn rseq(thread: &mut Stopped, memory: &Memory, desk: &Desk) -> Result<raw::RseqConfiguration> {
     match raw::rseq_configuration(thread.tid) {
         Ok(configuration) => Ok(configuration),
-        Err(Errno::EIO | Errno::EINVAL) => search_rseq(thread, memory, thunk),
+        Err(Errno::EIO | Errno::EINVAL) => search_rseq(thread, memory, desk),
         Err(e) => Err(e).because(|| format!("cannot read the rseq area of thread {}", thread.tid)),
     }
 }
@@ -120,13 +121,13 @@ fn rseq(thread: &mut Stopped, memory: &Memory, thunk: u64) -> Result<raw::RseqCo
 fn search_rseq(
     thread: &mut Stopped,
     memory: &Memory,
-    thunk: u64,
+    desk: &Desk,
 ) -> Result<raw::RseqConfiguration> {
     const SIZE: u32 = 32;
     const SIGNATURE: u32 = 0x5305_3053;
     const UNREGISTER: u64 = 1;
     let base = thread.regs.fs_base & !31;
-    let mut caller = Caller::new(thread, memory, thunk)?;
+    let mut caller = Caller::new(thread, memory, desk)?;
     for offset in (0..0x1000).step_by(32) {
         for pointer in [base.wrapping_add(offset), base.wrapping_sub(offset)] {
             let wrong = u64::from(!SIGNATURE);

@@ -4,18 +4,10 @@
 //! agree (PKRU is at 2688 with Intel, at 2432 with AMD). So an area is taken apart by component with
 //! the sizes of the machine that saved it, and put together with those of this one.
 
+use crate::ptrace::frame::PKRU;
+pub use crate::ptrace::frame::{BASE, COMPONENTS, HEAD, LEGACY, in_use};
 use ckpt_abi::image::CpuLeaf;
 
-/// Legacy area (FXSAVE).
-pub const LEGACY: usize = 512;
-/// Legacy area and XSAVE header.
-pub const HEAD: usize = LEGACY + 64;
-/// Where ptrace(2) and we put the mask of the components that an area has room for
-/// (arch/x86/include/asm/fpu/xstate.h, XSTATE_BV is behind it).
-pub const COMPONENTS: usize = 464;
-/// Bits of x87 and SSE, which are in the legacy area.
-pub const BASE: u64 = 3;
-const PKRU: u32 = 9;
 /// What Linux gives a thread: keys but the first forbidden (arch/x86/mm/pkeys.c).
 const PKRU_DEFAULT: u32 = 0x5555_5554;
 const MXCSR: usize = 24;
@@ -60,12 +52,6 @@ impl Layout {
     fn place(&self, component: u32) -> Option<(usize, usize)> {
         self.places.iter().find(|(i, ..)| *i == component).map(|(_, at, len)| (*at, *len))
     }
-}
-
-/// The components that are not in their initial state.
-pub fn in_use(area: &[u8]) -> u64 {
-    let word = area.get(LEGACY..LEGACY + 8).and_then(|b| b.try_into().ok());
-    word.map_or(0, u64::from_le_bytes)
 }
 
 fn content<'a>(area: &'a [u8], layout: &Layout, component: u32) -> Option<&'a [u8]> {

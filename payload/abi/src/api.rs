@@ -95,8 +95,10 @@ record! {
         socket_wait: u64,
         /// Address behind the system call of threads that wait with a mask of the call ([`crate::region::Suspended`]).
         suspended: u64,
+        /// Address behind the system call of threads that make the rest of one ([`crate::region::Rest`]).
+        rest: u64,
         /// Room to grow.
-        reserved: [u64; 5],
+        reserved: [u64; 4],
     }
 }
 

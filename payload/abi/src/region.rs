@@ -5,6 +5,7 @@
 //! + API           the C API            its lists, and what it asks a process of ours for
 //! + WAITS         waits                what is known of interrupted waits, a slot a thread
 //! + STACKS        small stacks         of the processes that the payload starts
+//! + SLOTS         slots                what threads were that work for a host
 //! + PAYLOAD       libckpt.so           as its ELF program headers say
 //! + exe_start     the ckpt executable  read-only copy: the dumper, and the stub of images
 //! ```
@@ -29,8 +30,16 @@ pub const STACKS: u64 = WAITS + WAIT_COUNT * 64;
 pub const STACK_LEN: u64 = 0x4000;
 /// How many small stacks there are.
 pub const STACK_COUNT: u64 = 4;
+/// Bytes from the base of the region to its [`Slot`]s.
+pub const SLOTS: u64 = STACKS + STACK_LEN * STACK_COUNT;
+/// Bytes of a slot: its head, and a signal frame with the largest extended state.
+pub const SLOT_LEN: u64 = 0x5000;
+/// How many slots there are.
+pub const SLOT_COUNT: u64 = 16;
+/// Bytes from the beginning of a slot to its signal frame.
+pub const SLOT_FRAME: u64 = 256;
 /// Bytes from the base of the region to the ELF image of the payload.
-pub const PAYLOAD: u64 = STACKS + STACK_LEN * STACK_COUNT;
+pub const PAYLOAD: u64 = SLOTS + SLOT_LEN * SLOT_COUNT;
 
 /// First bytes of a region.
 pub const MAGIC: [u8; 8] = *b"CKPTRGN\n";
@@ -107,7 +116,7 @@ record! {
         exe_start: u64,
         /// Bytes of the executable.
         exe_len: u64,
-        /// Address of the remote-call thunk, which has its [`ThunkArea`] behind it.
+        /// Address of the thunk for system calls that a thread makes for a host ([`Slot`]).
         thunk: u64,
         /// Address of the thunk for clone(2).
         clone_thunk: u64,
@@ -214,6 +223,34 @@ record! {
     }
 }
 
+record! {
+    /// What a thread finds at its stack pointer that makes the rest of a system call which a stop has cut short.
+    Rest, 256, {
+        /// The result so far.
+        done: u64,
+        /// Number of the call that it makes.
+        call: u64,
+        /// When that gives so much, the next one follows.
+        expected: u64,
+        /// Number of the next one, or 0.
+        next: u64,
+        /// Its arguments.
+        next_arguments: [u64; 6],
+        /// RDI, RSI, RDX, R10, R8 and R9 of the first call.
+        arguments: [u64; 6],
+        /// Where that returns to.
+        rip: u64,
+        /// RSP.
+        rsp: u64,
+        /// struct msghdr of the next one.
+        message: [u64; 7],
+        /// struct timespec of the present one.
+        left: [u64; 2],
+        /// Room to grow.
+        reserved: [u64; 5],
+    }
+}
+
 /// What a payload is doing ([`Control::phase`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -229,31 +266,44 @@ pub enum Phase {
 }
 
 record! {
-    /// What the thunk gives back to a thread when nobody drives it any more; lies
-    /// [`THUNK_AREA`] bytes behind the thunk's first byte.
-    ThunkArea, 152, {
-        /// RFLAGS.
-        rflags: u64,
-        /// RSP.
-        rsp: u64,
-        /// RBX.
-        rbx: u64,
-        /// RBP.
-        rbp: u64,
+    /// Head of a slot: what a thread was that works for a host, beside its frame at [`SLOT_FRAME`].
+    Slot, 256, {
+        /// 0, [`LENT`], [`LEAVING`] or [`BURNT`].
+        state: u32,
+        /// The thread.
+        tid: u32,
+        /// When its process began, in ticks of the clock (/proc/PID/stat): in a forked child and in a restarted
+        /// program the slot is nobody's.
+        began: u64,
+        /// Signal mask.
+        mask: u64,
+        /// Registers as the stop found them (struct user_regs_struct).
+        regs: [u64; 27],
+        /// Room to grow.
+        reserved: [u64; 2],
+    }
+}
+
+/// [`Slot::state`]: the thread has its frame there.
+pub const LENT: u32 = 1;
+/// [`Slot::state`]: the thread reads its frame and goes home, without another look at its signals.
+pub const LEAVING: u32 = 2;
+/// [`Slot::state`]: a handler that began while its host died may still come back to the frame.
+pub const BURNT: u32 = 3;
+
+/// Bytes from the first thunk to the end of the second, for clone(2).
+pub const THUNK_LEN: u64 = 128;
+
+record! {
+    /// What a thread gets back that made its call in a hole: what a system call changes; it lies [`HOLE_AREA`] bytes
+    /// behind the hole's first byte.
+    HoleArea, 88, {
+        /// Signal mask.
+        mask: u64,
         /// R8.
         r8: u64,
         /// R9.
         r9: u64,
-        /// R12.
-        r12: u64,
-        /// R13.
-        r13: u64,
-        /// R14.
-        r14: u64,
-        /// R15.
-        r15: u64,
-        /// Signal mask.
-        mask: u64,
         /// RDI.
         rdi: u64,
         /// RSI.
@@ -273,7 +323,7 @@ record! {
     }
 }
 
-/// Bytes from the thunk's first byte to its [`ThunkArea`].
-pub const THUNK_AREA: u64 = 192;
-/// Bytes of the thunk with its area.
-pub const THUNK_LEN: u64 = THUNK_AREA + 152;
+/// Bytes from a hole's first byte to its [`HoleArea`].
+pub const HOLE_AREA: u64 = 104;
+/// Bytes of a hole with its area.
+pub const HOLE_LEN: u64 = HOLE_AREA + 88;

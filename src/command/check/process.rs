@@ -88,8 +88,8 @@ fn has(set: u64, signal: u32) -> bool {
 /// The handler of a signal in a process that has a payload.
 fn disposition(pid: i32, memory: &Memory, region: &Region, signal: u32) -> Result<u64> {
     let mut frozen = phase1_freeze::patiently(false, || Frozen::freeze_one(pid))?;
-    frozen.note_waits(memory, region.base)?;
-    let mut caller = Caller::new(&mut frozen.threads[0], memory, region.control.thunk)?;
+    frozen.attend(memory, &region.desk(), region.base)?;
+    let mut caller = Caller::new(&mut frozen.threads[0], memory, &region.desk())?;
     let old = region.base + STACKS;
     let what = "cannot ask for the handler of the checkpoint signal";
     caller.expect(libc::SYS_rt_sigaction, &[signal.into(), 0, old, 8], what)?;

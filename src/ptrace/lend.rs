@@ -1,0 +1,195 @@
+//! Threads that are lent to us, and how each gets home should we die.
+//!
+//! From the first change of a thread's registers on, a slot of the payload's region holds all that it was, as the
+//! frame through which the thunk brings it home (`payload/src/thunk.rs`), and as the registers that the next
+//! host gives back if it finds the thread still on its way ([`recover`]).
+//!
+//! A slot is used again when nobody can still read it: its thread was taken back, is gone, or is out of the thunk
+//! with the slot's state LEAVING. A thread that is out of the thunk without that is in a handler which began
+//! between two steps of a host that died there, and may come back: the slot is given up for this process.
+
+use super::frame::{Frame, SAME_STACK};
+use super::interrupted;
+use super::memory::Memory;
+use super::raw;
+use super::regs::{self, Regs};
+use super::thread::Thread;
+use crate::error::{Because, Error, Kind, Result};
+use crate::proc;
+use ckpt_abi::nr;
+use ckpt_abi::region::{
+    BURNT, HOLE_AREA, HoleArea, LENT, SLOT_COUNT, SLOT_FRAME, SLOT_LEN, SLOTS, Slot, THUNK_LEN,
+};
+use nix::errno::Errno;
+use std::time::Duration;
+use zerocopy::{FromZeros, IntoBytes};
+
+/// What a process has for threads that work for us.
+#[derive(Clone, Copy, Debug)]
+pub struct Desk {
+    /// The thunk for one system call.
+    pub thunk: u64,
+    /// That for clone(2).
+    pub clone_thunk: u64,
+    /// The slots.
+    pub slots: u64,
+}
+
+impl Desk {
+    /// That of a region.
+    pub fn of(region: u64, thunk: u64, clone_thunk: u64) -> Self {
+        Self { thunk, clone_thunk, slots: region + SLOTS }
+    }
+
+    fn slot(&self, index: u64) -> u64 {
+        self.slots + index * SLOT_LEN
+    }
+
+    fn has(&self, rip: u64) -> bool {
+        (self.thunk..self.thunk + THUNK_LEN).contains(&rip)
+    }
+}
+
+/// How a thread has left its first stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lent {
+    /// Not at all.
+    No,
+    /// By a hole in somebody's text.
+    Hole,
+    /// With its slot at this address.
+    Slot(u64),
+}
+
+/// Writes what the thread is into a free slot; its address.
+pub(super) fn lend(thread: &Thread, memory: &Memory, desk: &Desk) -> Result<u64> {
+    let pid = memory.pid();
+    let what = || format!("cannot write down the state of thread {}", thread.tid);
+    let at = free_slot(memory, desk, thread.tid)?;
+    let xstate = regs::xstate(thread.tid).because(what)?;
+    let home = home(thread);
+    let frame = Frame { regs: &home, xstate: &xstate, mask: thread.mask, altstack: SAME_STACK };
+    let bytes = frame.bytes(at + SLOT_FRAME);
+    if bytes.len() as u64 > SLOT_LEN - SLOT_FRAME {
+        return Err(Error::new(format!("{}: too many registers", what())));
+    }
+    memory.write(at + SLOT_FRAME, &bytes)?;
+    let mut slot = Slot::new_zeroed();
+    slot.regs.as_mut_bytes().copy_from_slice(thread.regs.as_bytes());
+    (slot.mask, slot.began) = (thread.mask, began(pid)?);
+    memory.put(at, &slot)?;
+    memory.put(at, &[LENT, thread.tid.cast_unsigned()])?;
+    Ok(at)
+}
+
+/// The registers with which a thread goes home by itself. rt_sigreturn(2) ends what the kernel knows of an interrupted
+/// sleep (restart_block), so that begins anew with the rest of its time, as after a restart.
+fn home(thread: &Thread) -> Regs {
+    if interrupted::has_restart_block(&thread.regs) {
+        let (wait, slot) = thread.wait.map_or((None, 0), |(wait, slot)| (Some(wait), slot));
+        interrupted::revived(&thread.regs, wait.as_ref(), slot).0
+    } else {
+        interrupted::rewound(&thread.regs)
+    }
+}
+
+/// What a thread in a hole gets back.
+pub(super) fn hole_area(thread: &Thread) -> HoleArea {
+    let regs = interrupted::rewound(&thread.regs);
+    HoleArea {
+        mask: thread.mask,
+        r8: regs.r8,
+        r9: regs.r9,
+        rdi: regs.rdi,
+        rsi: regs.rsi,
+        rdx: regs.rdx,
+        r10: regs.r10,
+        rax: regs.rax,
+        rcx: regs.rcx,
+        r11: regs.r11,
+        rip: regs.rip,
+    }
+}
+
+/// Address of the area of the hole at `hole`.
+pub(super) fn hole_area_at(hole: u64) -> u64 {
+    hole + HOLE_AREA
+}
+
+/// Says that the thread of a slot is home.
+pub(super) fn give_back(tid: i32, slot: u64) -> std::result::Result<(), Errno> {
+    raw::poke(tid, slot, 0)
+}
+
+fn free_slot(memory: &Memory, desk: &Desk, tid: i32) -> Result<u64> {
+    let pid = memory.pid();
+    let began = began(pid)?;
+    for index in 0..SLOT_COUNT {
+        let slot: Slot = memory.get(desk.slot(index))?;
+        let theirs = slot.began == began
+            && slot.tid != tid.cast_unsigned()
+            && proc::stat(pid, slot.tid.cast_signed()).is_ok();
+        let free = match slot.state {
+            0 => true,
+            BURNT => false,
+            _ => !theirs,
+        };
+        if free {
+            return Ok(desk.slot(index));
+        }
+    }
+    let text = format!("process {pid} was left by too many checkpoints that were killed");
+    Err(Error::new(text).of(Kind::Busy).hint("try again in a moment"))
+}
+
+/// When a process began, which tells a fork and a restarted program from those whose memory they have.
+fn began(pid: i32) -> Result<u64> {
+    Ok(proc::stat(pid, pid)?.starttime)
+}
+
+/// Brings home the stopped threads that a host has left in the payload's thunks.
+///
+/// # Errors
+/// [`Kind::Busy`]: the program is just being started.
+pub(super) fn recover(threads: &mut [Thread], memory: &Memory, desk: &Desk) -> Result<()> {
+    let began = began(memory.pid())?;
+    for index in 0..SLOT_COUNT {
+        let at = desk.slot(index);
+        let slot: Slot = memory.get(at)?;
+        if slot.state == 0 || slot.state == BURNT {
+            continue;
+        }
+        let thread = threads.iter_mut().find(|t| t.tid.cast_unsigned() == slot.tid);
+        let Some(thread) = thread.filter(|_| slot.began == began) else { continue };
+        if desk.has(thread.regs.rip) {
+            come_home(thread, desk, at, &slot)?;
+        } else if slot.state == LENT {
+            memory.put(at, &BURNT)?;
+        } else {
+            memory.put(at, &0u32)?;
+        }
+    }
+    Ok(())
+}
+
+/// A thread that waits for a child, or made one, does so to the end: nobody else would reap it. Any other gets back what
+/// the slot holds, as if we had lent it.
+fn come_home(thread: &mut Thread, desk: &Desk, at: u64, slot: &Slot) -> Result<()> {
+    const ATTEMPTS: u32 = 2000;
+    let tid = thread.tid;
+    let what = || format!("cannot bring thread {tid} home");
+    for _ in 0..ATTEMPTS {
+        let waits = thread.regs.orig_rax == nr::WAIT4 || thread.regs.rax == nr::WAIT4;
+        if !waits && thread.regs.rip < desk.clone_thunk {
+            thread.regs.as_mut_bytes().copy_from_slice(slot.regs.as_bytes());
+            (thread.mask, thread.lent) = (slot.mask, Lent::Slot(at));
+            thread.since = None;
+            return Ok(());
+        }
+        thread.run_for(Duration::from_millis(1)).because(what)?;
+        if !desk.has(thread.regs.rip) {
+            return raw::poke(thread.tid, at, 0).because(what);
+        }
+    }
+    Err(Error::new(format!("process {} is just being started", thread.tid)).of(Kind::Busy))
+}
