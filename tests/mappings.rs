@@ -25,6 +25,12 @@ mappings! {
     what_is_only_read_may_be_larger_than_memory: "large";
 }
 
+#[test]
+fn untouched_pages_follow_their_file() {
+    survive(Who::Me, Way::SaveStop, "mappings", Build::Pie, &["follow"]);
+    survive(Who::Nobody, Way::Launch, "mappings", Build::Musl, &["follow"]);
+}
+
 /// A shell's limits are the restarter's, not the program's: they are no reason to crash.
 #[test]
 fn small_limits_of_the_restarter_do_no_harm() {

@@ -209,10 +209,12 @@ fn proceed(
             let forked = areas.iter().filter(|a| !a.at_once);
             writing.pages(snapshot.pid(), &snapshot.memory()?, forked)?;
             writing.unchanged()?;
+            writing.look_at_policies(snapshot.pid());
         }
-        None if stop => {}
+        None if stop => writing.look_at_policies(request.pid),
         None => {
             writing.pages(request.pid, memory, areas.iter().filter(|a| !a.at_once))?;
+            writing.look_at_policies(request.pid);
         }
     }
     reach(Point::Written);

@@ -39,7 +39,7 @@ pub fn equip(
     whose: Whose,
 ) -> Result<Equipped> {
     let pid = request.pid;
-    let mut vmas = proc::maps::read_with_flags(pid)?;
+    let vmas = proc::maps::read(pid)?;
     if is_stub(pid, &vmas) {
         return Err(restarting(pid));
     }
@@ -49,14 +49,12 @@ pub fn equip(
             // A process that may do less than we may is not told where we save it to.
             let told = if whose.is_its() { &request.settings } else { &Settings::default() };
             let config = unsignalled(configuration(pid, told)?);
-            let region =
-                inject::inject(pid, &mut frozen.threads[0], memory, &vmas, &config, executable)?;
-            vmas = proc::maps::read_with_flags(pid)?;
-            region
+            inject::inject(pid, &mut frozen.threads[0], memory, &vmas, &config, executable)?
         }
     };
     frozen.attend(memory, &region.desk(), region.base)?;
     claim(request, &region, memory)?;
+    let vmas = proc::maps::read_with_flags(pid)?;
     // For this checkpoint alone: only our copy of the configuration changes.
     let embed = &mut region.control.config.embed;
     *embed = request.settings.embed.unwrap_or(*embed);

@@ -5,7 +5,7 @@ use crate::error::{Because, Error, Result};
 use crate::image::PAGE;
 use crate::image::write::{Sink, Writer};
 use crate::image::zeros::nonzero;
-use crate::proc::pagemap::Pagemap;
+use crate::proc::{self, pagemap::Pagemap};
 use crate::ptrace::memory::Memory;
 use crate::resource::memory::{self, Area, Pages};
 use crate::resource::mutexes::Search;
@@ -122,6 +122,16 @@ impl<'a> Writing<'a> {
         Ok(())
     }
 
+    /// Names the NUMA policies of the target, or of its snapshot, which has the same.
+    pub fn look_at_policies(&mut self, pid: i32) {
+        let policies = proc::numa::policies(pid);
+        if !policies.is_empty() {
+            let what =
+                format!("NUMA policies (set_mempolicy(2), mbind(2)): {}", policies.join(", "));
+            self.gathered.losses.push(what);
+        }
+    }
+
     /// Whether the files whose pages were read from a target that went on have kept still.
     ///
     /// # Errors
@@ -190,8 +200,8 @@ fn machine(gathered: &mut Gathered, pid: i32) -> Result<Machine> {
         Ok(time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)
     };
     // The clocks as the program sees them, which may be in another time namespace than we.
-    let own = crate::proc::clock_offsets(std::process::id().cast_signed());
-    let theirs = crate::proc::clock_offsets(pid);
+    let own = proc::clock_offsets(std::process::id().cast_signed());
+    let theirs = proc::clock_offsets(pid);
     let seen = |clock, i: usize| -> Result<u64> {
         Ok(now(clock)?.saturating_add_signed(theirs[i].saturating_sub(own[i])))
     };
@@ -203,7 +213,7 @@ fn machine(gathered: &mut Gathered, pid: i32) -> Result<Machine> {
         boottime: seen(ClockId::CLOCK_BOOTTIME, 1)?,
         xcr0: cpu::xcr0(),
         version: gathered.strings.add(env!("CARGO_PKG_VERSION")),
-        boot: crate::proc::boot(pid),
+        boot: proc::boot(pid),
         cpu: gathered.cpu.0,
         processor: gathered.strings.add(cpu::name(&cpu::leaves())),
         permitted: gathered.permitted,

@@ -10,6 +10,7 @@ pub mod fds;
 pub mod limits;
 pub mod links;
 pub mod maps;
+pub mod numa;
 pub mod pagemap;
 pub mod room;
 mod scan;

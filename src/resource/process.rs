@@ -13,6 +13,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use zerocopy::FromZeros;
 
 const PR_SET_MM_MAP: u64 = 14;
+const PR_SET_MDWE: u64 = 65;
+const PR_GET_MDWE: u64 = 66;
 /// prctl_mm_map.exe_fd that leaves /proc/PID/exe as it is, which needs no privilege.
 const NO_FD: u32 = u32::MAX;
 
@@ -101,6 +103,12 @@ fn flags(target: &Target<'_>, caller: &mut Caller<'_>, no_new_privs: bool) -> Re
     if caller.call(libc::SYS_prctl, &[libc::PR_GET_THP_DISABLE as u64])? == 1 {
         flags |= process_flag::THP_DISABLE;
     }
+    // Before Linux 6.3 there is no such thing, and an error is no number of flags.
+    let mdwe = caller.call(libc::SYS_prctl, &[PR_GET_MDWE, 0, 0, 0, 0])?;
+    if let Ok(bits @ 1..=3) = u32::try_from(mdwe) {
+        flags |= if bits & 1 != 0 { process_flag::MDWE } else { 0 };
+        flags |= if bits & 2 != 0 { process_flag::MDWE_NO_INHERIT } else { 0 };
+    }
     target.memory.put(scratch, &0u32)?;
     caller.call(libc::SYS_prctl, &[libc::PR_GET_CHILD_SUBREAPER as u64, scratch])?;
     if target.memory.get::<u32>(scratch)? != 0 {
@@ -172,6 +180,10 @@ pub fn restore(process: &Process, orders: &mut Orders) {
     set(process_flag::SUBREAPER, &[libc::PR_SET_CHILD_SUBREAPER as u64, 1]);
     set(process_flag::THP_DISABLE, &[libc::PR_SET_THP_DISABLE as u64, 1]);
     set(process_flag::NO_NEW_PRIVS, &[libc::PR_SET_NO_NEW_PRIVS as u64, 1]);
+    if process.flags & process_flag::MDWE != 0 {
+        let bits = if process.flags & process_flag::MDWE_NO_INHERIT != 0 { 3 } else { 1 };
+        orders.try_call(step, libc::SYS_prctl, &[PR_SET_MDWE, bits]);
+    }
     let dumpable = u64::from(process.flags & process_flag::DUMPABLE != 0);
     orders.try_call(step, libc::SYS_prctl, &[libc::PR_SET_DUMPABLE as u64, dumpable]);
 }

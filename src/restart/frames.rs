@@ -44,7 +44,10 @@ pub fn convert(saved: &Saved, placed: &mut Vec<Placed>, space: &mut Space) -> Re
         let (prot, kind) = ((libc::PROT_READ | libc::PROT_WRITE) as u32, VmaKind::Private as u32);
         let record = Vma { start, end: start + len, prot, kind, ..Vma::new_zeroed() };
         let index = placed.partition_point(|p| p.record.start < start);
-        placed.insert(index, Placed { record, mapping, borders: Vec::new(), is_final: false });
+        placed.insert(
+            index,
+            Placed { record, mapping, borders: Vec::new(), is_final: false, follows: false },
+        );
         let pointer = at - frame.head as u64 + frame::FPSTATE as u64;
         write(placed, pointer, &start.to_le_bytes())?;
     }

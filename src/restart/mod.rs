@@ -8,6 +8,7 @@
 pub mod auxv;
 pub mod callers;
 pub mod clock;
+mod following;
 pub mod frames;
 pub mod machine;
 pub mod mapping;

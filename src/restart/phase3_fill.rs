@@ -13,7 +13,7 @@ use super::mapping::{self, Mapping};
 use super::phase1_check::Saved;
 use super::phase2_open::Opened;
 use super::space::Space;
-use super::{auxv, clock, frames};
+use super::{auxv, clock, following, frames};
 use crate::error::{Because, Error, Result};
 use crate::image::read::Image;
 use crate::image::{PAGE, stub};
@@ -42,6 +42,8 @@ pub struct Placed {
     pub borders: Vec<u64>,
     /// It has its final protection and holds nothing.
     pub is_final: bool,
+    /// It shows the file that it showed when it was saved.
+    pub follows: bool,
 }
 
 /// Where the vdso will be.
@@ -100,18 +102,24 @@ pub fn fill(
         }
         let len = record.end - record.start;
         let at = if in_place { record.start } else { space.find(len, record.start)? };
-        let is_final = is_final(saved, record);
-        let mapping = match is_final && record.kind == VmaKind::Private as u32 {
-            true => Mapping::reservation(at, len, record.prot)?,
-            false => map(record, at, i, opened, is_final)?,
+        let followed = following::map(image, saved, record, at);
+        let (follows, is_final) = (followed.is_some(), is_final(saved, record));
+        let mapping = match followed {
+            Some(mapping) => mapping,
+            None if is_final && record.kind == VmaKind::Private as u32 => {
+                Mapping::reservation(at, len, record.prot)?
+            }
+            None => map(record, at, i, opened, is_final)?,
         };
-        placed.push(Placed { record: *record, mapping, borders: Vec::new(), is_final });
+        let is_final = is_final && !follows;
+        placed.push(Placed { record: *record, mapping, borders: Vec::new(), is_final, follows });
     }
     if patched.is_some() {
         placed.extend(empty_vvar(saved, &stub_space, &mut space)?);
         placed.sort_by_key(|p| p.record.start);
     }
     read_pages(image, saved, &placed)?;
+    placed.iter().filter(|home| home.follows).for_each(|home| following::clear(saved, home));
     narrow_resolver(saved, &mut placed);
     auxv::update(saved, &mut placed)?;
     frames::convert(saved, &mut placed, &mut space)?;
@@ -243,6 +251,9 @@ fn read_chunk(image: &Image, placed: &[Placed], chunk: &Chunk) -> Result<()> {
         // The vdso's bytes, when the fresh one is used instead, or those of a file that is there.
         return image.read_chunk(chunk).map(drop);
     };
+    if home.follows {
+        return following::fill(image, home, chunk);
+    }
     // SAFETY: the mapping is readable and writable until `finish`, and the chunks of an image, as was
     // checked, do not overlap.
     let slice = unsafe { home.mapping.slice(chunk.address - home.record.start, chunk.len.into()) };
@@ -298,7 +309,7 @@ fn empty_vvar(saved: &Saved, stub: &Space, space: &mut Space) -> Result<Option<P
     };
     let at = if stub.is_free(start, end) { start } else { space.find(end - start, start)? };
     let mapping = Mapping::anonymous(at, end - start, MapFlags::MAP_NORESERVE)?;
-    Ok(Some(Placed { record, mapping, borders: Vec::new(), is_final: false }))
+    Ok(Some(Placed { record, mapping, borders: Vec::new(), is_final: false, follows: false }))
 }
 
 fn own_bytes(addr: u64, len: u64) -> Result<Vec<u8>> {
@@ -393,7 +404,7 @@ fn handler_action(control: &Control) -> SignalAction {
 /// Final protection and advice.
 fn finish(placed: &mut [Placed], guards: &[Guard]) -> Result<()> {
     mapping::allocate_keys(placed.iter().map(|p| p.record.pkey).max().unwrap_or(0))?;
-    for Placed { record, mapping, borders, .. } in placed {
+    for Placed { record, mapping, borders, follows, .. } in placed {
         memory::advice::advice(record.flags).for_each(|advice| mapping.advise(advice));
         if record.kind != VmaKind::SharedFile as u32 {
             mapping.protect(record.prot)?;
@@ -408,7 +419,7 @@ fn finish(placed: &mut [Placed], guards: &[Guard]) -> Result<()> {
             let split = match guard.kind == GuardKind::Installed as u32 {
                 true => mapping.guard(offset, len)?,
                 // A file that is there has its own end.
-                false if record.kind != VmaKind::Private as u32 => false,
+                false if record.kind != VmaKind::Private as u32 || *follows => false,
                 false => mapping.make_absent(offset, len, record.prot).map(|()| true)?,
             };
             if split {

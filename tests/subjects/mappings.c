@@ -94,7 +94,27 @@ static void check_large(void) {
   CHECK(!large_file[0] && !large_zeros[LARGE / 2], "zeros");
 }
 
+// The file is written at a page that was not looked at before: who has it mapped sees that, but in pages of his own.
+static char followed[64];
+
+static void check_following(void) {
+  static int page = 1;
+  char byte = 'A' + page;
+  int fd = open(followed, O_WRONLY);
+  CHECK(fd >= 0, "%s: %m", followed);
+  CHECK(pwrite(fd, &byte, 1, page * PAGE + 1) == 1 && pwrite(fd, "?", 1, 1) == 1, "%m");
+  close(fd);
+  CHECK(map[page * PAGE + 1] == byte, "page %d does not follow the file, it holds %d", page, map[page * PAGE + 1]);
+  CHECK(map[1] == 'a' && map[2] == 'X', "the program's own page is lost: %d %d", map[1], map[2]);
+  page++;
+  for (int i = page; i < PAGES; i++) CHECK(map[i * PAGE + 1] == 'a' + i, "page %d holds %d", i, map[i * PAGE + 1]);
+}
+
 static void check(void) {
+  if (is("follow")) {
+    check_following();
+    return;
+  }
   if (is("large")) {
     check_large();
     return;
@@ -146,7 +166,8 @@ int main(int argc, char **argv) {
   } else {
     map = mmap(0, LENGTH, PROT_READ | PROT_WRITE, shared ? MAP_SHARED : MAP_PRIVATE, fd, 0);
     CHECK(map != MAP_FAILED, "mmap: %m");
-    map[PAGE + 2] = 'X';
+    map[is("follow") ? 2 : PAGE + 2] = 'X';
+    strcpy(followed, name);
   }
   close(fd);
   if (is("protection")) CHECK(!mprotect(map, LENGTH, PROT_READ), "%m");

@@ -28,8 +28,10 @@ record! {
         file_size: u64,
         /// Its time of modification, in nanoseconds.
         file_mtime: i64,
-        /// Room to grow.
-        reserved: [u64; 2],
+        /// Device number of the file, as stat(2) has it.
+        file_device: u64,
+        /// Its inode number.
+        file_inode: u64,
     }
 }
 
@@ -85,6 +87,9 @@ pub mod vma_flag {
     /// A shared mapping of a file that the process can only read: the image has its content for
     /// machines without the file.
     pub const CARRIED: u64 = 1 << 32;
+    /// A private mapping of a data file: all of its content is in the image, but where the very file is
+    /// still there, pages that are as they were show it.
+    pub const FOLLOWS: u64 = 1 << 33;
 }
 
 record! {

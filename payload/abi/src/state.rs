@@ -118,6 +118,10 @@ pub mod process_flag {
     pub const THP_DISABLE: u32 = 8;
     /// It was stopped (SIGSTOP and kin), or about to be.
     pub const STOPPED: u32 = 16;
+    /// PR_SET_MDWE: memory that is written is never executed.
+    pub const MDWE: u32 = 32;
+    /// PR_SET_MDWE with PR_MDWE_NO_INHERIT.
+    pub const MDWE_NO_INHERIT: u32 = 64;
 }
 
 record! {

@@ -29,6 +29,8 @@ pub struct Mapped {
     pub size: u64,
     /// Time of modification in nanoseconds.
     pub mtime: i64,
+    /// Device and inode number.
+    pub id: (u64, u64),
     /// It is a program or a library.
     pub elf: bool,
     ctime: i64,
@@ -125,7 +127,17 @@ impl Files {
         let latest = u64::try_from(mtime.max(ctime)).unwrap_or(0);
         let changed = SystemTime::UNIX_EPOCH + Duration::from_nanos(latest);
         let age = self.now.duration_since(changed).unwrap_or_default();
-        Some(Mapped { path: path.into(), size, mtime, elf: is_elf(place), ctime, age, place: file })
+        let id = (meta.dev(), meta.ino());
+        Some(Mapped {
+            path: path.into(),
+            size,
+            mtime,
+            id,
+            elf: is_elf(place),
+            ctime,
+            age,
+            place: file,
+        })
     }
 }
 

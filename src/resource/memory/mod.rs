@@ -288,6 +288,11 @@ fn classify_file(vma: &Vma, record: &mut VmaRecord, area: &mut Area, files: &mut
             return VmaKind::PrivateFile;
         }
     }
+    // Programs and libraries stay as they were: nobody would protect them from being written (ETXTBSY).
+    let plain = !vma.exec && !vma.flags.has("ht");
+    if plain && file.as_ref().is_some_and(|file| !file.elf) {
+        record.flags |= vma_flag::FOLLOWS;
+    }
     // Its clean pages are the file's, of which a snapshot is no picture.
     area.at_once |= !file.is_some_and(|file| files.trust(&file));
     area.pages = Pages::Whole;
@@ -296,4 +301,5 @@ fn classify_file(vma: &Vma, record: &mut VmaRecord, area: &mut Area, files: &mut
 
 fn describe(file: &Mapped, record: &mut VmaRecord) {
     (record.file_size, record.file_mtime) = (file.size, file.mtime);
+    (record.file_device, record.file_inode) = file.id;
 }

@@ -43,3 +43,12 @@ pub fn file(path: &Path, vma: &VmaRecord, warnings: &mut Vec<String>) -> Result<
     }
     Ok(file)
 }
+
+/// The file that a private mapping showed, if it is still the very same and no shorter; whatever else it holds,
+/// the pages of the image go before it.
+pub fn same(path: &Path, vma: &VmaRecord) -> Option<File> {
+    let file = crate::image::read::open(path).ok()?;
+    let meta = file.metadata().ok()?;
+    let same = (meta.dev(), meta.ino()) == (vma.file_device, vma.file_inode);
+    (same && meta.is_file() && meta.len() >= vma.file_size).then_some(file)
+}

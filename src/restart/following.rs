@@ -1,0 +1,68 @@
+//! Private mappings of data files: a page that is in the file as it was at the checkpoint goes on to show the file, the
+//! others get what the image has.
+//!
+//! # Safety
+//! As in `phase3_fill`: slices of a mapping do not overlap, and it may be written until `finish`.
+#![allow(unsafe_code)]
+
+use super::mapping::Mapping;
+use super::phase1_check::Saved;
+use super::phase3_fill::Placed;
+use crate::error::Result;
+use crate::image::PAGE;
+use crate::image::read::Image;
+use crate::resource::memory;
+use ckpt_abi::image::{Chunk, Vma, vma_flag};
+use nix::libc;
+
+/// Maps the file at `at`, if it is still there and lets itself be mapped.
+pub(super) fn map(image: &Image, saved: &Saved, record: &Vma, at: u64) -> Option<Mapping> {
+    if record.flags & vma_flag::FOLLOWS == 0 {
+        return None;
+    }
+    let path = saved.map_path.apply(super::path_of(image, record.name));
+    let file = memory::open::same(&path, record)?;
+    let prot = (libc::PROT_READ | libc::PROT_WRITE).cast_unsigned();
+    Mapping::file(at, record.end - record.start, prot, false, &file, record.offset).ok()
+}
+
+/// Puts the content of a chunk into a mapping, page by page where they differ.
+pub(super) fn fill(image: &Image, home: &Placed, chunk: &Chunk) -> Result<()> {
+    let content = image.read_chunk(chunk)?;
+    let offset = chunk.address - home.record.start;
+    // SAFETY: the mapping may be written, and chunks do not overlap.
+    let slice = unsafe { home.mapping.slice(offset, chunk.len.into()) };
+    let slice = slice.ok_or_else(|| image.damaged("memory lies outside its mapping"))?;
+    let page = PAGE as usize;
+    for (here, saved) in slice.chunks_exact_mut(page).zip(content.chunks_exact(page)) {
+        if here != saved {
+            here.copy_from_slice(saved);
+        }
+    }
+    Ok(())
+}
+
+/// Makes the pages zeros that were zeros: those of which the image has nothing, up to the end that the file
+/// had, but for guards.
+pub(super) fn clear(saved: &Saved, home: &Placed) {
+    let record = &home.record;
+    let had = record.file_size.saturating_sub(record.offset).next_multiple_of(PAGE);
+    let end = record.end.min(record.start.saturating_add(had));
+    let first = saved.memory.partition_point(|c| c.address < record.start);
+    let chunks = saved.memory[first..].iter().map(|c| (c.address, c.address + u64::from(c.len)));
+    let mut known: Vec<(u64, u64)> = chunks.take_while(|(start, _)| *start < end).collect();
+    known.extend(saved.guards.iter().map(|g| (g.start, g.end)));
+    known.sort_unstable();
+    let mut at = record.start;
+    for (start, next) in known.into_iter().chain([(end, end)]) {
+        while at < start.min(end) {
+            // SAFETY: the mapping may be written, and no other slice of it is alive.
+            let page = unsafe { home.mapping.slice(at - record.start, PAGE) };
+            if let Some(page) = page.filter(|page| page.iter().any(|byte| *byte != 0)) {
+                page.fill(0);
+            }
+            at += PAGE;
+        }
+        at = at.max(next);
+    }
+}
