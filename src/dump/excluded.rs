@@ -39,7 +39,17 @@ mod tests {
 
     fn area(start: u64, end: u64, pages: Pages) -> Area {
         let (unreadable, writable, at_once, shared) = (false, true, false, false);
-        Area { start, end, pages, unreadable, writable, at_once, known: None, shared }
+        Area {
+            start,
+            end,
+            pages,
+            unreadable,
+            writable,
+            at_once,
+            known: None,
+            shared,
+            streamed: false,
+        }
     }
 
     #[test]

@@ -33,6 +33,7 @@ pub fn gather(
     signals::save_pending(&target, &mut gathered)?;
     signals::save_stop(&target, &mut gathered);
     descriptor::save(&target, &mut gathered)?;
+    memory::leave_to_streams(&mut areas, &gathered);
     Ok((gathered, areas))
 }
 

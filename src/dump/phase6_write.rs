@@ -70,7 +70,9 @@ impl<'a> Writing<'a> {
             written?;
             at += read as u64;
             if read < len {
-                self.untouchable(at, area)?;
+                if !area.streamed {
+                    self.untouchable(at, area)?;
+                }
                 at += PAGE;
             }
         }
@@ -102,6 +104,9 @@ impl<'a> Writing<'a> {
         let first = owners.len();
         if area.writable {
             self.locks.look(memory, addr, bytes, owners);
+        }
+        if area.streamed {
+            return Ok(());
         }
         let locks = [first, owners.len() - first].map(|n| n as u32);
         self.writer.memory(0, addr, bytes, locks)

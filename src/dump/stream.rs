@@ -6,8 +6,10 @@ use crate::image::zeros::nonzero;
 use crate::proc::sparse;
 use crate::resource::Stream;
 use ckpt_abi::image::CHUNK_MAX;
+use nix::fcntl::OFlag;
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
 
 /// Writes what a file of `size` bytes holds; `buffer` is room that is not needed meanwhile.
 pub(super) fn write(
@@ -17,7 +19,7 @@ pub(super) fn write(
     buffer: &mut Vec<u8>,
 ) -> Result<()> {
     // Opening anew, also through /proc, leaves the target's offset alone.
-    let file = File::open(&stream.path).because(|| "it cannot be opened again")?;
+    let file = open(&stream.path).because(|| "it cannot be opened again")?;
     for data in sparse::data(&file, size) {
         let mut at = data.start;
         while at < data.end {
@@ -37,6 +39,12 @@ pub(super) fn write(
     }
     buffer.resize(CHUNK_MAX as usize, 0);
     Ok(())
+}
+
+/// Opens it so that its time of access stays, where it is ours (open(2), O_NOATIME).
+fn open(path: &Path) -> std::io::Result<File> {
+    let quietly = File::options().read(true).custom_flags(OFlag::O_NOATIME.bits()).open(path);
+    quietly.or_else(|_| File::open(path))
 }
 
 /// Reads until the buffer is full or the file ends.

@@ -45,8 +45,14 @@ pub struct Fd {
     pub size: u64,
     /// st_mtime in nanoseconds since 1970.
     pub mtime_ns: i64,
+    /// st_atime in nanoseconds since 1970.
+    pub atime_ns: i64,
     /// st_nlink.
     pub nlink: u64,
+    /// st_uid.
+    pub user: u32,
+    /// st_gid.
+    pub group: u32,
 }
 
 impl Fd {
@@ -101,6 +107,9 @@ pub fn one(pid: i32, number: u32) -> Result<Option<Fd>> {
         rdev: file.rdev(),
         size: file.size(),
         mtime_ns: file.mtime().saturating_mul(1_000_000_000).saturating_add(file.mtime_nsec()),
+        atime_ns: file.atime().saturating_mul(1_000_000_000).saturating_add(file.atime_nsec()),
+        user: file.uid(),
+        group: file.gid(),
         nlink: file.nlink(),
     }))
 }

@@ -64,6 +64,7 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
     reach(Point::Reopened);
     let mut filled = phase3_fill::fill(image, &mut saved, &opened, options)?;
     reach(Point::Filled);
+    opened.objects.settle()?;
     filled.control.monitor = monitor.as_ref().map_or(0, Monitor::pid);
     let plan = phase4_plan::plan(&saved, &opened, filled)?;
     // The last that can fail, for it alone changes something.

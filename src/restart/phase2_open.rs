@@ -4,14 +4,13 @@ use super::callers;
 use super::phase1_check::Saved;
 use crate::error::{Because, Error, Result};
 use crate::image::read::Image;
-use crate::resource::descriptor::memory::memfd;
-use crate::resource::descriptor::{self, Missing, Restored, Sources, epoll};
+use crate::resource::descriptor::objects::Objects;
+use crate::resource::descriptor::{self, Missing, Restored, Sources, epoll, pollable};
 use crate::resource::{memory, process};
-use ckpt_abi::image::{Descriptor, ObjectKind, SectionKind, Vma, VmaKind, vma_flag};
+use ckpt_abi::image::{SectionKind, Text, Vma, VmaKind, vma_flag};
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -22,8 +21,8 @@ pub struct Opened {
     pub descriptors: Vec<Restored>,
     /// Files of mappings, by index of the mapping.
     pub mapped: Vec<Option<Rc<File>>>,
-    /// Shared memory objects.
-    pub objects: Vec<Option<OwnedFd>>,
+    /// Files whose content is in the image, and shared memory.
+    pub objects: Objects,
     /// What the epoll instances watch.
     pub watches: Vec<epoll::Watch>,
     /// Files that are not there, of a program that may name others in its restart callbacks.
@@ -33,16 +32,15 @@ pub struct Opened {
 struct FromImage<'a> {
     image: &'a Image,
     saved: &'a Saved,
-    objects: &'a [Option<OwnedFd>],
 }
 
 impl Sources for FromImage<'_> {
-    fn name(&self, record: &Descriptor) -> OsString {
-        self.image.text(record.path)
+    fn text(&self, text: Text) -> OsString {
+        self.image.text(text)
     }
 
-    fn path(&self, record: &Descriptor) -> PathBuf {
-        self.saved.map_path.apply(super::path_of(self.image, record.path))
+    fn place(&self, path: Text) -> PathBuf {
+        self.saved.map_path.apply(super::path_of(self.image, path))
     }
 
     fn content(&self, index: u32) -> Result<Vec<u8>> {
@@ -59,40 +57,25 @@ impl Sources for FromImage<'_> {
         }
         file.set_len(record.size).because(|| "cannot set its length")
     }
-
-    fn object(&self, index: u32) -> Result<OwnedFd> {
-        let object = self.objects.get(index as usize).and_then(Option::as_ref);
-        let object = object.ok_or_else(|| self.image.damaged("a descriptor has no object"))?;
-        object.try_clone().map_err(|e| Error::new(format!("cannot duplicate a memfd: {e}")))
-    }
 }
 
 /// Opens everything.
 pub fn open(image: &Image, saved: &Saved, warnings: &mut Vec<String>) -> Result<Opened> {
     let mut failures = Vec::new();
-    let mut objects = Vec::new();
-    for object in &saved.objects {
-        if object.kind != ObjectKind::Memory as u32 {
-            objects.push(None);
-            continue;
-        }
-        let name = image.text(object.name);
-        let name = name.to_string_lossy();
-        let name = name.strip_prefix("/memfd:").unwrap_or("ckpt-shared");
-        objects.push(Some(memfd(name, object.size)?));
-    }
+    let sources = FromImage { image, saved };
+    let mut objects = Objects::make(&saved.objects, &sources)?;
     let mapped = mapped(image, saved, warnings, &mut failures);
-    let sources = FromImage { image, saved, objects: &objects };
     let mut missing = Vec::new();
     let tolerated = callers::of_image(image, saved)?.filter(callers::due).map(|_| &mut missing);
-    let descriptors = match descriptor::open_all(&saved.descriptors, &sources, warnings, tolerated)
-    {
-        Ok(descriptors) => descriptors,
-        Err(e) => {
-            failures.push(e.to_string());
-            Vec::new()
-        }
-    };
+    let descriptors =
+        match descriptor::open_all(&saved.descriptors, &sources, &mut objects, warnings, tolerated)
+        {
+            Ok(descriptors) => descriptors,
+            Err(e) => {
+                failures.push(e.to_string());
+                Vec::new()
+            }
+        };
     // The directory last: until here relative paths are the restarter's.
     if let Err(e) = process::restore_directory(&saved.process, &saved.cwd) {
         failures.push(e.to_string());
@@ -107,7 +90,11 @@ pub fn open(image: &Image, saved: &Saved, warnings: &mut Vec<String>) -> Result<
         .hint("bring these back, or say where they are with --map-path OLD=NEW; nothing has been changed"));
     }
     let content = |index| image.bytes(SectionKind::Content, index);
-    let watches = epoll::watches(&saved.descriptors, &descriptors, content)?;
+    let entries = epoll::entries(&saved.descriptors, content)?;
+    let mut descriptors = descriptors;
+    let watched = |fd| entries.iter().any(|(_, entry)| entry.source == fd);
+    pollable::make(&mut descriptors, watched, warnings)?;
+    let watches = epoll::watches(&entries, &descriptors);
     Ok(Opened { descriptors, mapped, objects, watches, missing })
 }
 

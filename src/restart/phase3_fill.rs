@@ -155,9 +155,8 @@ fn map(record: &Vma, at: u64, index: usize, opened: &Opened, is_final: bool) -> 
     let writable = record.prot | libc::PROT_WRITE as u32 | libc::PROT_READ as u32;
     match record.kind {
         k if k == VmaKind::Shared as u32 => {
-            let object = opened.objects.get(record.object as usize).and_then(Option::as_ref);
-            let object = object.ok_or_else(|| Error::new("a shared mapping has no object"))?;
-            Mapping::file(at, len, writable, true, object, record.offset)
+            let (object, permitted) = opened.objects.to_map(record.object)?;
+            Mapping::file(at, len, writable & permitted, true, object, record.offset)
         }
         k if k == VmaKind::SharedFile as u32 || k == VmaKind::PrivateFile as u32 => {
             let shared = k == VmaKind::SharedFile as u32;

@@ -4,7 +4,7 @@ use super::phase1_check::Saved;
 use super::phase2_open::Opened;
 use super::phase3_fill::{Filled, Placed};
 use crate::error::Result;
-use crate::resource::descriptor::{epoll, memory, numbers};
+use crate::resource::descriptor::{epoll, memfd, numbers};
 use crate::resource::ids::Id;
 use crate::resource::plan::{Arena, Orders, Step};
 use crate::resource::{process, signals, threads, timers};
@@ -234,7 +234,7 @@ impl Tails {
 /// The descriptor that a report goes into, and the executable that makes a sentence of it.
 fn report_files(saved: &Saved) -> Result<(OwnedFd, OwnedFd)> {
     use crate::error::Because;
-    let report = memory::memfd("ckpt-report", 0)?;
+    let report = memfd::memfd("ckpt-report", 0)?;
     let own = File::open("/proc/self/exe").because(|| "cannot open our own executable")?;
     let report = numbers::move_aside(report, &saved.descriptors)?;
     Ok((report, numbers::move_aside(own.into(), &saved.descriptors)?))

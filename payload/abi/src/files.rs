@@ -18,9 +18,28 @@ record! {
         device: u64,
         /// Name: of a memfd, or a path that is or was the file's.
         name: Text,
+        /// st_uid.
+        user: u32,
+        /// st_gid.
+        group: u32,
+        /// Time of the last access in nanoseconds since 1970.
+        accessed: i64,
+        /// Time of modification in nanoseconds since 1970.
+        modified: i64,
+        /// F_GET_SEALS of a memfd.
+        seals: u32,
+        /// Bits of [`object_flag`].
+        flags: u32,
         /// Room to grow.
-        reserved: [u64; 7],
+        reserved: [u64; 3],
     }
+}
+
+/// Bits of [`Object::flags`].
+pub mod object_flag {
+    /// The content, size, mode, owner and times are those of the file itself, which a descriptor showed;
+    /// else the object is known by its mappings only, and the image has their pages.
+    pub const WHOLE: u32 = 1;
 }
 
 /// What an object is.
@@ -33,6 +52,19 @@ pub enum ObjectKind {
     Deleted = 2,
     /// A file with a name, which travels along.
     Embedded = 3,
+}
+
+impl TryFrom<u32> for ObjectKind {
+    type Error = u32;
+
+    fn try_from(number: u32) -> Result<Self, u32> {
+        Ok(match number {
+            1 => Self::Memory,
+            2 => Self::Deleted,
+            3 => Self::Embedded,
+            other => return Err(other),
+        })
+    }
 }
 
 record! {
@@ -126,9 +158,9 @@ pub enum DescriptorKind {
     /// A file that is opened again by its path.
     Path = 2,
     /// A file without a name, which is an [`Object`].
-    Content = 3,
-    /// An [`Object`] of memory (memfd).
-    Object = 4,
+    Deleted = 3,
+    /// An [`Object`] of memory (memfd_create(2)).
+    Memfd = 4,
     /// Not restored: the number answers EBADF after the restart.
     Lost = 5,
     /// eventfd(2): `value` is its count, `extra` 1 for EFD_SEMAPHORE.
@@ -164,8 +196,8 @@ impl TryFrom<u32> for DescriptorKind {
         Ok(match number {
             1 => Self::Stdio,
             2 => Self::Path,
-            3 => Self::Content,
-            4 => Self::Object,
+            3 => Self::Deleted,
+            4 => Self::Memfd,
             5 => Self::Lost,
             6 => Self::Event,
             7 => Self::Pipe,

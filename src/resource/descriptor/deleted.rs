@@ -1,10 +1,9 @@
 //! Files without a name, whose content travels in the image.
 
-use super::open::seek;
-use super::{Kind, Look, Opening, Origin, Saving, Sources, file_type, memory, names, only_names};
+use super::{Kind, Look, Saving, file_type, memfd, names, objects, only_names};
 use crate::error::{Because, Result};
 use crate::proc::fds::Fd;
-use ckpt_abi::image::{Descriptor, ObjectKind};
+use ckpt_abi::image::ObjectKind;
 use nix::fcntl::OFlag;
 use nix::libc;
 use nix::sys::stat::Mode;
@@ -12,7 +11,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-pub(super) const KIND: Kind = Kind { recognise, save, open };
+pub(super) const KIND: Kind = Kind { recognise, save, open: objects::open };
 
 fn recognise(fd: &Fd, look: &Look<'_>) -> bool {
     file_type(fd.mode) == libc::S_IFREG
@@ -36,28 +35,22 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
     Ok(())
 }
 
-fn open(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Origin> {
-    let path = opening.sources.path(record);
-    let file = nameless(&path, opening.sources, record)?;
-    seek(&file, record, &path)?;
-    Ok(Origin::Own(file))
-}
-
-/// A file without a name: where its name once was, else in a directory for temporary files, else
-/// in memory.
-pub fn nameless(path: &Path, sources: &dyn Sources, record: &Descriptor) -> Result<OwnedFd> {
-    let access =
-        OFlag::from_bits_retain(record.flags as i32 & (super::open::KEPT & !libc::O_ACCMODE));
-    let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC | access;
-    let mode = Mode::from_bits_truncate(record.mode & 0o7777);
+/// A new file without a name: where its name once was, else in a directory for temporary files, else in
+/// memory; `fill` writes the content. It can be read and written by us alone until [`objects`] is done.
+pub fn nameless(path: &Path, fill: impl Fn(&File) -> Result<()>) -> Result<OwnedFd> {
+    let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
+    let mode = Mode::from_bits_truncate(0o600);
     let own = path.parent().filter(|dir| dir.is_absolute());
     let dirs = own.into_iter().chain([Path::new("/tmp"), Path::new("/dev/shm")]);
-    let mut opened = dirs.filter_map(|dir| nix::fcntl::open(dir, flags, mode).ok());
-    let file = match opened.next() {
-        Some(file) => file,
-        None => memory::memfd("ckpt", 0)?,
-    };
-    let file = File::from(file);
-    sources.fill(record.content, &file).because(|| "cannot restore a deleted file")?;
+    for dir in dirs {
+        let Ok(file) = nix::fcntl::open(dir, flags, mode) else { continue };
+        let file = File::from(file);
+        // A full file system is not the last.
+        if fill(&file).is_ok() {
+            return Ok(file.into());
+        }
+    }
+    let file = File::from(memfd::memfd("ckpt", 0)?);
+    fill(&file).because(|| format!("cannot restore the deleted file {}", path.display()))?;
     Ok(file.into())
 }

@@ -118,28 +118,33 @@ pub struct Watch {
     may_fail: bool,
 }
 
-/// The watches of all instances, those first that have to fire when nothing else can.
+/// The watched descriptors of all instances.
 ///
 /// # Errors
 /// A damaged image.
-pub fn watches(
+pub fn entries(
     records: &[Descriptor],
-    restored: &[Restored],
     content: impl Fn(u32) -> Result<Vec<u8>>,
-) -> Result<Vec<Watch>> {
-    let mut watches = Vec::new();
+) -> Result<Vec<(u32, EpollEntry)>> {
+    let mut found = Vec::new();
     for record in records {
         if kind(record) != DescriptorKind::Epoll || record.shared_with != record.fd {
             continue;
         }
         let bytes = content(record.content)?;
         let entries = bytes.chunks_exact(size_of::<EpollEntry>());
-        for entry in entries.filter_map(|r| EpollEntry::read_from_bytes(r).ok()) {
-            watches.extend(watch(record.fd, entry, restored));
-        }
+        let entries = entries.filter_map(|r| EpollEntry::read_from_bytes(r).ok());
+        found.extend(entries.map(|entry| (record.fd, entry)));
     }
+    Ok(found)
+}
+
+/// The watches to be set, those first that have to fire when nothing else can.
+pub fn watches(entries: &[(u32, EpollEntry)], restored: &[Restored]) -> Vec<Watch> {
+    let watches = entries.iter().filter_map(|(epoll, entry)| watch(*epoll, *entry, restored));
+    let mut watches: Vec<Watch> = watches.collect();
     watches.sort_by_key(|w| w.fire == Fire::No);
-    Ok(watches)
+    watches
 }
 
 fn watch(epoll: u32, entry: EpollEntry, restored: &[Restored]) -> Option<Watch> {

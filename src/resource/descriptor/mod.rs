@@ -15,13 +15,15 @@ pub mod epoll;
 pub mod eventfd;
 pub mod grown;
 pub mod lost;
-pub mod memory;
+pub mod memfd;
 pub mod names;
 pub mod namespace;
 pub mod numbers;
+pub mod objects;
 pub mod open;
 pub mod ownership;
 pub mod pipe;
+pub mod pollable;
 pub mod proc_file;
 pub mod queue;
 pub mod regular;
@@ -30,11 +32,11 @@ pub mod standard;
 pub mod terminal;
 pub mod timerfd;
 
-use super::{Content, Gathered, Stream, Target};
+use super::{Content, Gathered, Target};
 use crate::error::Result;
 use crate::proc::{self, fds::Fd};
 use crate::ptrace::raw;
-use ckpt_abi::image::{Descriptor, DescriptorKind, Object, ObjectKind, Text};
+use ckpt_abi::image::{Descriptor, DescriptorKind, ObjectKind};
 use nix::libc;
 use std::cmp::Ordering;
 use std::ffi::OsString;
@@ -63,9 +65,9 @@ const ORDER: [DescriptorKind; 16] = {
         K::Namespace,
         K::Proc,
         K::Queue,
-        K::Object,
+        K::Memfd,
         K::Path,
-        K::Content,
+        K::Deleted,
         K::Directory,
         K::Stdio,
         K::Terminal,
@@ -80,8 +82,8 @@ pub fn of(kind: DescriptorKind) -> &'static Kind {
     match kind {
         DescriptorKind::Stdio => &standard::KIND,
         DescriptorKind::Path => &regular::KIND,
-        DescriptorKind::Content => &deleted::KIND,
-        DescriptorKind::Object => &memory::KIND,
+        DescriptorKind::Deleted => &deleted::KIND,
+        DescriptorKind::Memfd => &memfd::KIND,
         DescriptorKind::Lost => &lost::KIND,
         DescriptorKind::Event => &eventfd::KIND,
         DescriptorKind::Pipe => &pipe::KIND,
@@ -107,8 +109,6 @@ pub struct Look<'a> {
     pub all: &'a [Fd],
     /// What its standard streams were when it began: device, inode, access mode.
     pub at_start: &'a [[u64; 3]; 3],
-    /// Shared memory that its mappings show.
-    pub objects: &'a [Object],
     /// How large a file with a name may be that travels along, in bytes; 0: none does.
     pub embed: u64,
     /// Device number of its controlling terminal, or 0.
@@ -151,8 +151,8 @@ pub fn needs_path(record: &Descriptor) -> bool {
         DescriptorKind::Path => record.extra != regular::EMBEDDED,
         DescriptorKind::Directory | DescriptorKind::Device => true,
         DescriptorKind::Stdio
-        | DescriptorKind::Content
-        | DescriptorKind::Object
+        | DescriptorKind::Deleted
+        | DescriptorKind::Memfd
         | DescriptorKind::Lost
         | DescriptorKind::Event
         | DescriptorKind::Pipe
@@ -190,7 +190,6 @@ pub fn save(target: &Target<'_>, gathered: &mut Gathered) -> Result<()> {
                     inner_pid,
                     all: &all,
                     at_start: &control.standard,
-                    objects: &gathered.objects,
                     embed: control.config.embed,
                     terminal,
                 };
@@ -198,7 +197,7 @@ pub fn save(target: &Target<'_>, gathered: &mut Gathered) -> Result<()> {
                 let mut record = saved.record;
                 record.path = gathered.strings.add(&saved.path);
                 if let Some(kind) = saved.file {
-                    record.content = add_object(pid, fd, kind, record.path, gathered);
+                    record.content = objects::save(pid, fd, kind, record.path, gathered);
                 }
                 losses.extend(saved.losses);
                 let known = |c: &Content| gathered.contents.iter().any(|k| k.index == c.index);
@@ -211,23 +210,6 @@ pub fn save(target: &Target<'_>, gathered: &mut Gathered) -> Result<()> {
     }
     gathered.losses.extend(sentences(losses));
     Ok(())
-}
-
-/// Makes an object of the file behind a descriptor, whose content travels in the image; its index.
-fn add_object(pid: i32, fd: &Fd, kind: ObjectKind, name: Text, gathered: &mut Gathered) -> u32 {
-    let object = gathered.objects.len() as u32;
-    gathered.objects.push(Object {
-        kind: kind as u32,
-        mode: fd.mode,
-        size: fd.size,
-        inode: fd.inode,
-        device: fd.device,
-        name,
-        ..Object::new_zeroed()
-    });
-    let path = format!("/proc/{pid}/fd/{}", fd.number).into();
-    gathered.streams.push(Stream { object, path });
-    object
 }
 
 /// The process's number in the innermost PID namespace (proc_pid_status(5), NSpid).

@@ -5,9 +5,10 @@
 //! for single calls.
 #![allow(unsafe_code)]
 
+use super::objects::Objects;
 use super::{Kind, kind, numbers, of, pipe, regular};
 use crate::error::{Because, Error, Result};
-use ckpt_abi::image::{Descriptor, DescriptorKind};
+use ckpt_abi::image::{Descriptor, DescriptorKind, Text};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::libc;
@@ -49,16 +50,22 @@ pub struct Restored {
 
 /// Where the restored descriptors come from, besides the file system.
 pub trait Sources {
+    /// A string of the image.
+    fn text(&self, text: Text) -> OsString;
+    /// A path of the image, on this machine.
+    fn place(&self, path: Text) -> PathBuf;
     /// What a descriptor is called in the image.
-    fn name(&self, record: &Descriptor) -> OsString;
+    fn name(&self, record: &Descriptor) -> OsString {
+        self.text(record.path)
+    }
     /// Its path on this machine.
-    fn path(&self, record: &Descriptor) -> PathBuf;
+    fn path(&self, record: &Descriptor) -> PathBuf {
+        self.place(record.path)
+    }
     /// What is in it.
     fn content(&self, index: u32) -> Result<Vec<u8>>;
     /// Gives a new file the size and the content of an object.
     fn fill(&self, object: u32, file: &File) -> Result<()>;
-    /// A descriptor of a shared object.
-    fn object(&self, index: u32) -> Result<OwnedFd>;
 }
 
 /// A restart that is opening descriptors.
@@ -67,6 +74,8 @@ pub struct Opening<'a> {
     pub sources: &'a dyn Sources,
     /// Sentences for the restarter.
     pub warnings: Vec<String>,
+    /// Files whose content is in the image.
+    pub objects: &'a mut Objects,
     /// Pipes that were made so far.
     pub pipes: pipe::Made,
 }
@@ -90,13 +99,14 @@ pub struct Missing {
 pub fn open_all(
     records: &[Descriptor],
     sources: &dyn Sources,
+    objects: &mut Objects,
     warnings: &mut Vec<String>,
     mut missing: Option<&mut Vec<Missing>>,
 ) -> Result<Vec<Restored>> {
     numbers::check(records)?;
     let mut restored: Vec<Restored> = Vec::new();
     let mut failures = Vec::new();
-    let mut opening = Opening { sources, warnings: Vec::new(), pipes: pipe::Made::new() };
+    let mut opening = Opening { sources, objects, warnings: Vec::new(), pipes: pipe::Made::new() };
     for record in records {
         let leader = record.shared_with != record.fd
             && restored.iter().any(|r| r.record.fd == record.shared_with);
@@ -155,7 +165,7 @@ pub fn by_path(record: &Descriptor, path: &Path) -> Result<OwnedFd> {
 
 /// Another description of the file behind a descriptor of ours, as it was opened in the program.
 pub fn reopened(file: &OwnedFd, flags: u32) -> Result<OwnedFd> {
-    let kept = flags.cast_signed() & (libc::O_ACCMODE | libc::O_APPEND | libc::O_NONBLOCK);
+    let kept = flags.cast_signed() & KEPT & !(libc::O_PATH | libc::O_DIRECTORY);
     let flags = OFlag::from_bits_retain(kept) | OFlag::O_CLOEXEC;
     let again = nix::fcntl::open(&place(file), flags, Mode::empty());
     again.because(|| "cannot open a file a second time (/proc/self/fd)")

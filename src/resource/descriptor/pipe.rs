@@ -8,10 +8,11 @@ use crate::ptrace::raw;
 use ckpt_abi::image::Descriptor;
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, tee};
 use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{pipe2, read, write};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 pub(super) const KIND: Kind = Kind { recognise, save, open };
@@ -45,7 +46,16 @@ fn recognise(fd: &Fd, look: &Look<'_>) -> bool {
     }
     let same = |f: &&Fd| (f.device, f.inode) == (fd.device, fd.inode);
     let outside = look.all.iter().filter(same).any(|f| standard::number(f, look).is_some());
-    has_both_ends(fd, look.all) && !outside
+    !outside && (has_both_ends(fd, look.all) || is_last(fd, look.pid))
+}
+
+/// Whether nobody has the other end of a pipe any more: then a restart makes one of which the same is true.
+fn is_last(fd: &Fd, pid: i32) -> bool {
+    let Ok(ours) = raw::take_descriptor(pid, fd.number.cast_signed()) else { return false };
+    let mut polled = [PollFd::new(ours.as_fd(), PollFlags::empty())];
+    let answered = poll(&mut polled, PollTimeout::ZERO).is_ok();
+    let gone = PollFlags::POLLHUP | PollFlags::POLLERR;
+    answered && polled[0].revents().is_some_and(|events| events.intersects(gone))
 }
 
 fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
@@ -133,13 +143,15 @@ fn open(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Origin> {
             none.insert(ends)
         }
     };
+    // O_DIRECT is set later: open(2) does not know it of a pipe.
+    let flags = record.flags & !(libc::O_DIRECT as u32);
     let (index, end) = match access(record.flags) {
         libc::O_RDONLY => (0, &ends.reader),
         libc::O_WRONLY => (1, &ends.writer),
-        _ => return reopened(&ends.reader, record.flags).map(Origin::Own),
+        _ => return reopened(&ends.reader, flags).map(Origin::Own),
     };
     if path.is_absolute() || std::mem::replace(&mut ends.given[index], true) {
-        return reopened(end, record.flags).map(Origin::Own);
+        return reopened(end, flags).map(Origin::Own);
     }
     end.try_clone().map(Origin::Own).because(|| "cannot duplicate a pipe")
 }

@@ -1,10 +1,7 @@
 //! Files with a name, opened again by it.
 
-use super::deleted::nameless;
 use super::open::{self, KEPT, by_path, seek};
-use super::{
-    Kind, Look, Loss, Opening, Origin, Saving, Sources, access, file_type, names, only_names,
-};
+use super::{Kind, Look, Loss, Opening, Origin, Saving, access, file_type, names, only_names};
 use crate::error::{Because, Error, Result};
 use crate::proc::fds::Fd;
 use ckpt_abi::image::{Descriptor, ObjectKind};
@@ -69,7 +66,7 @@ fn is_permitted(fd: &Fd, path: &Path) -> bool {
 fn again(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Origin> {
     let path = opening.sources.path(record);
     if record.extra == EMBEDDED && !path.exists() {
-        let file = absent(record, &path, opening.sources, &mut opening.warnings)?;
+        let file = absent(record, &path, opening)?;
         seek(&file, record, &path)?;
         return Ok(Origin::Own(file));
     }
@@ -151,12 +148,7 @@ fn with_permission(record: &Descriptor, path: &Path) -> Option<OwnedFd> {
 
 /// A file that is not on this machine, from the image: made anew where the program writes it, else
 /// without a name.
-fn absent(
-    record: &Descriptor,
-    path: &Path,
-    sources: &dyn Sources,
-    warnings: &mut Vec<String>,
-) -> Result<OwnedFd> {
+fn absent(record: &Descriptor, path: &Path, opening: &mut Opening<'_>) -> Result<OwnedFd> {
     if access(record.flags) != libc::O_RDONLY {
         let mode = Mode::from_bits_truncate(record.mode & 0o7777);
         let kept = OFlag::from_bits_retain(record.flags.cast_signed() & KEPT);
@@ -164,15 +156,16 @@ fn absent(
         if let Ok(file) = nix::fcntl::open(path, new, mode) {
             let why = || format!("cannot write {}", path.display());
             let writer = File::options().write(true).open(path).because(why)?;
-            sources.fill(record.content, &writer).because(why)?;
+            opening.sources.fill(record.content, &writer).because(why)?;
             return Ok(file);
         }
-        warnings.push(format!(
+        opening.warnings.push(format!(
             "{} cannot be made here, so what the program writes to it is lost",
             path.display()
         ));
     }
-    nameless(path, sources, record)
+    opening.objects.make_late(record.content, opening.sources)?;
+    opening.objects.description(record.content, record.flags)
 }
 
 /// Refuses what has become another kind of file since.

@@ -65,6 +65,8 @@ pub struct Area {
     pub known: Option<Vec<Range<u64>>>,
     /// Shared memory.
     pub shared: bool,
+    /// Its content comes from the file that it shows ([`Gathered::streams`]): it is only looked at.
+    pub streamed: bool,
 }
 
 /// What stands in the way of reading the memory at all. Asked first, for a page that a userfaultfd(2)
@@ -113,6 +115,17 @@ pub fn save(target: &Target<'_>, gathered: &mut Gathered) -> Result<Vec<Area>> {
     }
     gathered.files = Some(files);
     Ok(areas)
+}
+
+/// Marks the areas whose content comes from a file that a descriptor shows.
+pub fn leave_to_streams(areas: &mut [Area], gathered: &Gathered) {
+    let streamed = |v: &&VmaRecord| {
+        v.kind == VmaKind::Shared as u32 && gathered.streams.iter().any(|s| s.object == v.object)
+    };
+    for vma in gathered.vmas.iter().filter(streamed) {
+        let inside = |a: &&mut Area| vma.start <= a.start && a.end <= vma.end;
+        areas.iter_mut().filter(inside).for_each(|area| area.streamed = true);
+    }
 }
 
 /// Asks which pages of shared memory exist: a page table has only those that this process has
@@ -195,6 +208,7 @@ fn classify(
         at_once: vma.shared || vma.flags.has("dc"),
         known: None,
         shared: vma.shared,
+        streamed: false,
     };
     if target.region.contains(vma.start) {
         record.flags |= vma_flag::REGION;

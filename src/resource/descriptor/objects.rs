@@ -1,0 +1,188 @@
+//! Files whose content is in the image: one for each device and inode, whatever shows it. Each description
+//! of one is opened anew, so that it has an offset and an access mode of its own, and mappings show the same
+//! pages.
+
+use super::deleted::nameless;
+use super::open::{reopened, seek};
+use super::{Opening, Origin, Sources, access, memfd};
+use crate::error::{Because, Error, Result};
+use crate::proc::fds::Fd;
+use crate::ptrace::raw;
+use crate::resource::{Gathered, Stream};
+use ckpt_abi::image::{Descriptor, Object, ObjectKind, Text, object_flag};
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::libc;
+use nix::sys::stat::{Mode, fchmod, futimens};
+use nix::sys::time::TimeSpec;
+use nix::unistd::{Gid, Uid, fchown};
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+use zerocopy::FromZeros;
+
+/// Makes an object of the file behind a descriptor; its index. What a mapping of it has said before is
+/// replaced by what the file itself says, and its content comes from the file.
+pub fn save(pid: i32, fd: &Fd, kind: ObjectKind, name: Text, gathered: &mut Gathered) -> u32 {
+    let objects = &mut gathered.objects;
+    let known = objects.iter().position(|o| (o.device, o.inode) == (fd.device, fd.inode));
+    let index = known.unwrap_or(objects.len());
+    if known.is_none() {
+        objects.push(Object::new_zeroed());
+    }
+    let Some(object) = objects.get_mut(index).filter(|o| o.flags & object_flag::WHOLE == 0) else {
+        return index as u32;
+    };
+    *object = Object {
+        kind: kind as u32,
+        mode: fd.mode,
+        size: fd.size,
+        inode: fd.inode,
+        device: fd.device,
+        name,
+        user: fd.user,
+        group: fd.group,
+        accessed: fd.atime_ns,
+        modified: fd.mtime_ns,
+        seals: if kind == ObjectKind::Memory { seals(pid, fd) } else { 0 },
+        flags: object_flag::WHOLE,
+        reserved: [0; 3],
+    };
+    let path = format!("/proc/{pid}/fd/{}", fd.number).into();
+    gathered.streams.push(Stream { object: index as u32, path });
+    index as u32
+}
+
+fn seals(pid: i32, fd: &Fd) -> u32 {
+    let ours = raw::take_descriptor(pid, fd.number.cast_signed());
+    let seals = ours.and_then(|ours| fcntl(&ours, FcntlArg::F_GET_SEALS));
+    seals.map_or(0, i32::cast_unsigned)
+}
+
+/// The objects of an image, as a restart has made them.
+pub struct Objects {
+    records: Vec<Object>,
+    made: Vec<Option<OwnedFd>>,
+    /// Some description of the program is the one that was made first.
+    given: Vec<bool>,
+}
+
+impl Objects {
+    /// Makes all but those that may be found under their name.
+    ///
+    /// # Errors
+    /// No room, or a damaged image.
+    pub fn make(records: &[Object], sources: &dyn Sources) -> Result<Self> {
+        let mut made = Vec::new();
+        for (index, record) in (0u32..).zip(records) {
+            made.push(match ObjectKind::try_from(record.kind) {
+                Ok(ObjectKind::Memory) => Some(memory(index, record, sources)?),
+                Ok(ObjectKind::Deleted) => Some(file(index, record, sources)?),
+                Ok(ObjectKind::Embedded) | Err(_) => None,
+            });
+        }
+        Ok(Self { records: records.to_vec(), given: vec![false; made.len()], made })
+    }
+
+    /// Makes one that was not found under its name.
+    pub fn make_late(&mut self, index: u32, sources: &dyn Sources) -> Result<()> {
+        let (Some(record), Some(made)) =
+            (self.records.get(index as usize), self.made.get_mut(index as usize))
+        else {
+            return Err(no_object());
+        };
+        if made.is_none() {
+            *made = Some(file(index, record, sources)?);
+        }
+        Ok(())
+    }
+
+    /// A description for the program, opened with these flags.
+    ///
+    /// The first that reads and writes is the one that memfd_create(2) has made: a file that was opened for
+    /// writing by its path cannot be executed (ETXTBSY), one that was made so can.
+    pub fn description(&mut self, index: u32, flags: u32) -> Result<OwnedFd> {
+        const SYNC: i32 = libc::O_SYNC | libc::O_DSYNC;
+        let index = index as usize;
+        let file = self.made.get(index).and_then(Option::as_ref).ok_or_else(no_object)?;
+        let plain = access(flags) == libc::O_RDWR && flags.cast_signed() & SYNC == 0;
+        match self.given.get_mut(index) {
+            Some(given) if plain && !*given => {
+                *given = true;
+                file.try_clone().because(|| "cannot duplicate a descriptor (ulimit -n)")
+            }
+            _ => reopened(file, flags),
+        }
+    }
+
+    /// A descriptor for a shared mapping, and the protection that it may have: what is sealed against
+    /// writing must have no mapping that could be made writable.
+    pub fn to_map(&self, index: u32) -> Result<(OwnedFd, u32)> {
+        const READ: u32 = (libc::PROT_READ | libc::PROT_EXEC) as u32;
+        let index = index as usize;
+        let file = self.made.get(index).and_then(Option::as_ref).ok_or_else(no_object)?;
+        let sealed = self.records.get(index).is_some_and(|o| o.seals & WRITE_SEAL != 0);
+        match sealed {
+            true => Ok((reopened(file, libc::O_RDONLY as u32)?, READ)),
+            false => {
+                let file = file.try_clone();
+                Ok((file.because(|| "cannot duplicate a descriptor (ulimit -n)")?, u32::MAX))
+            }
+        }
+    }
+
+    /// Mode, owner, times and seals, when all descriptions are open and all mappings filled.
+    ///
+    /// # Errors
+    /// A seal that cannot be set: the program, or another that it gives the descriptor to, counts on it.
+    pub fn settle(&self) -> Result<()> {
+        for (record, file) in self.records.iter().zip(&self.made) {
+            let Some(file) = file.as_ref().filter(|_| record.flags & object_flag::WHOLE != 0)
+            else {
+                continue;
+            };
+            // Only root gives files away.
+            let (user, group) = (Uid::from_raw(record.user), Gid::from_raw(record.group));
+            let _ = fchown(file, Some(user), Some(group));
+            let why = || "cannot set the mode and times of a file without a name";
+            fchmod(file, Mode::from_bits_truncate(record.mode & 0o7777)).because(why)?;
+            futimens(file, &time(record.accessed), &time(record.modified)).because(why)?;
+            if record.seals != 0 {
+                let seals = SealFlag::from_bits_retain(record.seals.cast_signed());
+                fcntl(file, FcntlArg::F_ADD_SEALS(seals)).because(|| "cannot seal a memfd")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+const WRITE_SEAL: u32 = libc::F_SEAL_WRITE as u32;
+
+fn no_object() -> Error {
+    Error::new("the image is damaged: a descriptor or mapping has no object")
+}
+
+fn time(nanoseconds: i64) -> TimeSpec {
+    Duration::from_nanos(nanoseconds.max(0).cast_unsigned()).into()
+}
+
+fn memory(index: u32, record: &Object, sources: &dyn Sources) -> Result<OwnedFd> {
+    let name = sources.text(record.name);
+    let name = name.to_string_lossy();
+    let name = name.strip_prefix(memfd::PREFIX).unwrap_or("ckpt-shared");
+    if record.flags & object_flag::WHOLE == 0 {
+        return memfd::memfd(name, record.size);
+    }
+    let file = memfd::memfd(name, 0)?.into();
+    sources.fill(index, &file)?;
+    Ok(file.into())
+}
+
+fn file(index: u32, record: &Object, sources: &dyn Sources) -> Result<OwnedFd> {
+    nameless(&sources.place(record.name), |file| sources.fill(index, file))
+}
+
+/// Opens a descriptor of an object.
+pub(super) fn open(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Origin> {
+    let file = opening.objects.description(record.content, record.flags)?;
+    seek(&file, record, &opening.sources.path(record))?;
+    Ok(Origin::Own(file))
+}
