@@ -1,72 +1,48 @@
 //! Conversations with the checkpoint server that a generator made up: well-formed frames with
 //! mistakes in them. `CKPT_FUZZ_SECONDS=600 cargo test --release --test fuzz` goes on for longer.
 
-#[path = "fuzz/conversation.rs"]
+#[path = "../fuzz/conversation.rs"]
 mod conversation;
+#[path = "../fuzz/dice.rs"]
+mod dice;
 
 use std::time::{Duration, Instant};
 
 use ckpt::serve::protocol::{COMPRESSED, Checksum, Header, Kind, Mode, Preamble, Seal, compress};
 use conversation::House;
+use dice::Dice;
 
 /// Conversations in a usual run.
 const ROUNDS: u64 = 3000;
 
-/// splitmix64.
-struct Dice(u64);
-
-impl Dice {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
-
-    fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-
-    fn bytes(&mut self, most: u64) -> Vec<u8> {
-        let (len, kind) = (self.below(most + 1), self.below(3));
-        let mut byte = |_| if kind == 0 { 0 } else { self.next() as u8 };
-        (0..len).map(&mut byte).collect()
-    }
-
-    fn name(&mut self) -> Vec<u8> {
-        let parts: [&[u8]; 12] = [
-            b"a",
-            b"b",
-            b"c",
-            b"..",
-            b".",
-            b"",
-            b"up",
-            b".ckpt-serve",
-            b"\xc3\xa9",
-            b"\xff",
-            b"\0",
-            b"0",
-        ];
-        let mut name = Vec::new();
-        let common = self.below(4) != 0;
-        for at in 0..=self.below(4) {
-            if at > 0 {
-                name.push(b'/');
-            }
-            let which = self.below(if common { 3 } else { parts.len() as u64 });
-            name.extend(parts[which as usize]);
+fn name(dice: &mut Dice) -> Vec<u8> {
+    let parts: [&[u8]; 12] = [
+        b"a",
+        b"b",
+        b"c",
+        b"..",
+        b".",
+        b"",
+        b"up",
+        b".ckpt-serve",
+        b"\xc3\xa9",
+        b"\xff",
+        b"\0",
+        b"0",
+    ];
+    let mut name = Vec::new();
+    let common = dice.below(4) != 0;
+    for at in 0..=dice.below(4) {
+        if at > 0 {
+            name.push(b'/');
         }
-        if self.one_in(50) {
-            name.resize(self.below(5000) as usize, b'x');
-        }
-        name
+        let which = dice.below(if common { 3 } else { parts.len() as u64 });
+        name.extend(parts[which as usize]);
     }
+    if dice.one_in(50) {
+        name.resize(dice.below(5000) as usize, b'x');
+    }
+    name
 }
 
 fn frame(out: &mut Vec<u8>, kind: Kind, flags: u8, offset: u64, payload: &[u8]) {
@@ -80,24 +56,13 @@ fn conversation(dice: &mut Dice) -> Vec<u8> {
     let mut said = Preamble { version: 1, mode, welcome: 0 }.bytes().to_vec();
     let kinds = [Kind::Put, Kind::Put, Kind::Put, Kind::Get, Kind::List, Kind::Remove, Kind::Data];
     let kind = kinds[dice.below(kinds.len() as u64) as usize];
-    let name = dice.name();
+    let name = name(dice);
     frame(&mut said, kind, dice.below(2) as u8, 0, &name);
     if kind == Kind::Put {
         upload(dice, &mut said);
     }
     let mistakes = if dice.one_in(2) { 0 } else { dice.below(4) };
-    for _ in 0..mistakes {
-        let at = dice.below(said.len() as u64) as usize;
-        match dice.below(4) {
-            0 => said[at] = dice.next() as u8,
-            1 => said[at] ^= 1 << dice.below(8),
-            2 => said.truncate(at),
-            _ => drop(said.splice(at..at, dice.bytes(20))),
-        }
-        if said.is_empty() {
-            break;
-        }
-    }
+    dice.spoil(&mut said, mistakes);
     said
 }
 

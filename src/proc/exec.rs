@@ -53,6 +53,12 @@ pub fn personality(pid: i32) -> Result<u64> {
     parsed(hex(text.trim_ascii()), || format!("/proc/{pid}/personality"))
 }
 
+/// See [`super::parse_anything`].
+pub(super) fn parse_anything(bytes: &[u8]) {
+    let _ = parse_cmdline(bytes);
+    let _ = auxv_value(bytes, 6);
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::tests::{Zombie, me};

@@ -120,6 +120,14 @@ fn parse_wchan(text: &[u8]) -> Option<String> {
     }
 }
 
+/// See [`super::parse_anything`].
+pub(super) fn parse_anything(bytes: &[u8]) {
+    let _ = parse_syscall(bytes);
+    let _ = parse_sched(bytes);
+    let _ = parse_exec_start(bytes);
+    let _ = parse_wchan(bytes);
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::tests::{Cat, NOBODY, Zombie, me};

@@ -81,6 +81,11 @@ fn parse_notify(value: &str) -> Option<(i32, i32)> {
     Some((how | thread, target.parse().ok()?))
 }
 
+/// See [`super::parse_anything`].
+pub(super) fn parse_anything(bytes: &[u8]) {
+    let _ = parse(bytes);
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::tests::me;

@@ -1,0 +1,8 @@
+//! libFuzzer's way to readers.rs.
+#![no_main]
+
+mod readers;
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|input: &[u8]| readers::proc(input));

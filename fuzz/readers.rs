@@ -1,0 +1,128 @@
+//! What reads bytes that somebody else may have made: images, files of /proc, names.
+#![allow(dead_code)]
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use ckpt::error::Result;
+use ckpt::image::read::Image;
+use ckpt::image::write::{Sink, Writer};
+use ckpt::restart::{Options, phase1_check};
+use ckpt::settings::server::ServerName;
+use ckpt::settings::{Name, Template, Values};
+use ckpt_abi::image::SectionKind;
+
+/// An image in memory.
+#[derive(Default)]
+struct Bytes(Vec<u8>);
+
+impl Sink for Bytes {
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let end = offset as usize + bytes.len();
+        self.0.resize(self.0.len().max(end), 0);
+        self.0[offset as usize..end].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn seal(&mut self, len: u64) -> Result<()> {
+        self.0.resize(len as usize, 0);
+        Ok(())
+    }
+}
+
+const KINDS: [SectionKind; 17] = [
+    SectionKind::Strings,
+    SectionKind::Machine,
+    SectionKind::Process,
+    SectionKind::Threads,
+    SectionKind::Xstate,
+    SectionKind::Vmas,
+    SectionKind::Descriptors,
+    SectionKind::SignalActions,
+    SectionKind::PendingSignals,
+    SectionKind::Limits,
+    SectionKind::Content,
+    SectionKind::Objects,
+    SectionKind::Losses,
+    SectionKind::Timers,
+    SectionKind::Auxv,
+    SectionKind::Guards,
+    SectionKind::Owners,
+];
+
+/// An image whose checksums are right and whose records are the input's: (kind, form, length) and so
+/// many bytes, again and again.
+fn made_of(mut input: &[u8]) -> Result<Vec<u8>> {
+    let mut sink = Bytes::default();
+    let mut writer = Writer::new(&mut sink, vec![0x7f; 64]);
+    let mut missing: Vec<SectionKind> = KINDS.to_vec();
+    while let [kind, form, low, high, rest @ ..] = input {
+        let len = usize::from(u16::from_le_bytes([*low, *high])).min(rest.len());
+        let (bytes, rest) = rest.split_at(len);
+        input = rest;
+        if *form == 255 {
+            let (page, address) = ([*kind; 4096], u64::from(*low) << 12 | u64::from(*high) << 40);
+            writer.memory(0, address, &page, [0, 0])?;
+            continue;
+        }
+        let kind = KINDS[usize::from(*kind) % KINDS.len()];
+        missing.retain(|other| *other != kind);
+        match form % 6 {
+            0 => writer.bytes(kind, u32::from(form / 6), bytes)?,
+            1 => writer.records(kind, bytes.as_chunks::<8>().0)?,
+            2 => writer.records(kind, bytes.as_chunks::<32>().0)?,
+            3 => writer.records(kind, bytes.as_chunks::<64>().0)?,
+            4 => writer.records(kind, bytes.as_chunks::<256>().0)?,
+            _ => writer.records(kind, bytes.as_chunks::<1024>().0)?,
+        }
+    }
+    for kind in missing {
+        // Without them a reader stops at the first that it looks for.
+        writer.records(kind, &[[0; 1024]])?;
+    }
+    writer.seal()?;
+    Ok(sink.0)
+}
+
+fn read(bytes: Vec<u8>) -> Result<()> {
+    let image = Image::from_source(Box::new(bytes), Path::new("made up"))?;
+    let whole = image.verify();
+    let saved = phase1_check::check(&image)?;
+    for object in &saved.objects {
+        let _ = image.text(object.name);
+    }
+    let _ = phase1_check::config(&image, &saved, &Options::default());
+    whole
+}
+
+/// An image that the input describes, and one that it is.
+pub fn image(input: &[u8]) {
+    if let Ok(made) = made_of(input) {
+        let _ = read(made);
+    }
+    let _ = read(input.to_vec());
+}
+
+/// Every parser of files in /proc.
+pub fn proc(input: &[u8]) {
+    ckpt::proc::parse_anything(input);
+}
+
+/// Names of checkpoints and what their placeholders stand for.
+pub fn names(input: &[u8]) {
+    let text = OsStr::from_bytes(input);
+    let _ = ServerName::parse(text);
+    let _ = Name::from_bytes(input);
+    let Ok(name) = Name::parse(text) else { return };
+    assert_eq!(Name::parse(&name.written()), Ok(name.clone()));
+    let Name::File(path) = name else { return };
+    let escaped = Template::escape(path.as_os_str());
+    let values = Values { pid: 7, host: "host".into() };
+    let plain = Template::parse(Path::new(&escaped)).expect("nothing in it is a placeholder");
+    assert_eq!(plain.expand(&values, 3), path);
+    let template = Template::parse(&path).expect("the name was accepted");
+    let expanded = template.expand(&values, 3);
+    let number = template.number(&values, expanded.as_os_str().as_bytes());
+    assert_eq!(number, Some(if template.is_counted() { 3 } else { 0 }), "{expanded:?}");
+}
