@@ -48,6 +48,12 @@ points! {
     Frozen = "frozen",
     /// Code was written into a hole of the program's text, for the first remote call.
     Borrowed = "borrowed",
+    /// A thread is about to work for us: its registers are changed, its mask is not.
+    Lending = "lending",
+    /// It is about to make a system call for us.
+    Working = "working",
+    /// It is on its way home: its mask is back, its registers are not.
+    Returning = "returning",
     /// The payload's memory is mapped, and not yet a payload.
     Mapped = "mapped",
     /// The payload is whole; the hole is not yet filled.

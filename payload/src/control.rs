@@ -8,7 +8,7 @@
 use crate::sys;
 use ckpt_abi::ABI_VERSION;
 use ckpt_abi::api::{API, Api, ERROR_LEN};
-use ckpt_abi::region::{Control, MAGIC, NAME_LEN, PAYLOAD, SEARCH_END, SEARCH_START, SEARCH_STEP};
+use ckpt_abi::region::{Control, MAGIC, NAME_LEN, PAYLOAD, next_base};
 use ckpt_abi::region::{STACK_LEN, STACKS};
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
@@ -31,8 +31,8 @@ impl Page {
 
     /// That of the region in this process, whoever made it.
     pub fn find() -> Option<Self> {
-        let mut base = SEARCH_START;
-        while base < SEARCH_END {
+        let mut base = next_base(0, 0);
+        while base != 0 {
             if sys::readable(base) {
                 let magic = (base as *const [u8; 8]).cast::<[u8; 8]>();
                 // SAFETY: the kernel has just read there, and regions are never unmapped.
@@ -43,7 +43,7 @@ impl Page {
                     return Some(page);
                 }
             }
-            base = base.wrapping_add(SEARCH_STEP);
+            base = next_base(base, 0);
         }
         None
     }

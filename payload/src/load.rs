@@ -14,7 +14,7 @@ use crate::{assist, heirs, signals, sys};
 use ckpt_abi::ABI_VERSION;
 use ckpt_abi::api::{API, Api, Request};
 use ckpt_abi::nr;
-use ckpt_abi::region::{Control, MAGIC, NAME_LEN, PAYLOAD, SEARCH_END, SEARCH_START, SEARCH_STEP};
+use ckpt_abi::region::{Control, MAGIC, NAME_LEN, PAYLOAD, next_base};
 use core::mem::offset_of;
 
 const PROT_READ: u64 = 1;
@@ -117,7 +117,10 @@ fn create(executable: u64, executable_len: u64) -> Option<Page> {
     let base = map(region_len)?;
     copy(base.wrapping_add(exe_start), executable, executable_len);
     let to = base.wrapping_add(PAYLOAD);
-    lay_out(to);
+    if !lay_out(to) {
+        sys::unmap(base, region_len);
+        return None;
+    }
     let at = |symbol: unsafe extern "C" fn()| {
         to.wrapping_add((symbol as *const () as u64).wrapping_sub(image()))
     };
@@ -169,8 +172,8 @@ fn standard(fd: u64) -> [u64; 3] {
 }
 
 fn map(len: u64) -> Option<u64> {
-    let mut base = SEARCH_START;
-    while base < SEARCH_END {
+    let mut base = next_base(0, len);
+    while base != 0 {
         let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
         // SAFETY: replaces nothing.
         let mapped = unsafe {
@@ -184,7 +187,7 @@ fn map(len: u64) -> Option<u64> {
             // SAFETY: unmaps what was just mapped.
             unsafe { sys::call(nr::MUNMAP, &[mapped as u64, len, 0, 0, 0, 0]) };
         }
-        base = base.wrapping_add(SEARCH_STEP);
+        base = next_base(base, len);
     }
     None
 }
@@ -194,13 +197,13 @@ fn copy(to: u64, from: u64, len: u64) {
     unsafe { core::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, len as usize) };
 }
 
-fn protect(start: u64, len: u64, prot: u64) {
+fn protect(start: u64, len: u64, prot: u64) -> bool {
     // SAFETY: the callers protect parts of the new region.
-    unsafe { sys::call(nr::MPROTECT, &[start, len, prot, 0, 0, 0]) };
+    unsafe { sys::call(nr::MPROTECT, &[start, len, prot, 0, 0, 0]) == 0 }
 }
 
-/// Copies this object to `to` as it has to be there.
-fn lay_out(to: u64) {
+/// Copies this object to `to` as it has to be there; false where memory must not become executable (PR_SET_MDWE, prctl(2)).
+fn lay_out(to: u64) -> bool {
     let mut index = 0;
     while let Some((kind, _, [address, _, len])) = header(index) {
         if kind == PT_LOAD && address < payload_len() {
@@ -217,10 +220,13 @@ fn lay_out(to: u64) {
             // PF_R is 4, PF_W 2 and PF_X 1; PROT_ bits are the other way round.
             let flags = u64::from(flags);
             let prot = (flags >> 2 & 1) | (flags & 2) | (flags & 1) << 2;
-            protect(to.wrapping_add(start), len, prot);
+            if !protect(to.wrapping_add(start), len, prot) {
+                return false;
+            }
         }
         index = index.wrapping_add(1);
     }
+    true
 }
 
 /// Applies the relative relocations. The others are the C library's functions, which the API calls

@@ -10,7 +10,7 @@ use core::mem::offset_of;
 use core::sync::atomic::Ordering;
 
 use ckpt_abi::nr;
-use ckpt_abi::region::Control;
+use ckpt_abi::region::{Control, HANDLER_MASK};
 /// SA_SIGINFO, SA_RESTORER, SA_ONSTACK and SA_RESTART.
 const FLAGS: u64 = 4 | 0x0400_0000 | 0x0800_0000 | 0x1000_0000;
 
@@ -29,7 +29,7 @@ pub fn take(page: Page) {
     }
     let [handler, restorer] = [offset_of!(Control, handler), offset_of!(Control, restorer)]
         .map(|offset| page.control_long(offset));
-    let action = [handler, FLAGS, restorer, u64::MAX];
+    let action = [handler, FLAGS, restorer, HANDLER_MASK];
     let args = [signal(page), (&raw const action) as u64, old_action(page), 8, 0, 0];
     // SAFETY: the kernel reads one struct and writes the other.
     unsafe { sys::call(nr::RT_SIGACTION, &args) };

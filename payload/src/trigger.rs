@@ -31,6 +31,10 @@ const PAUSE: u64 = 2;
 #[unsafe(no_mangle)]
 extern "C" fn ckpt_handler(_signal: i32, _siginfo: u64, _ucontext: u64) {
     let page = Page::own();
+    // Where somebody else answers our system calls there is nothing to be done for the program.
+    if !sys::readable(page.address()) {
+        return;
+    }
     let holds = page.api(offset_of!(Api, holds));
     if holds.load(Ordering::Acquire) != 0 {
         let pending = page.api(offset_of!(Api, pending));

@@ -9,7 +9,7 @@ use super::identity::{self, Identity};
 use crate::cli::{self, Resume};
 use crate::error::{Because, Error, NOT_FOUND, Result};
 use crate::image::stub;
-use crate::inject::launch::launch;
+use crate::inject::launch::{launch, refuse_privileged};
 use crate::resource::cpu::{
     Set,
     limit::{self, Limit},
@@ -31,6 +31,7 @@ pub fn run(
     resume: Option<Resume>,
     replace: bool,
 ) -> Result<u8> {
+    refuse_privileged(program)?;
     let here = std::env::current_dir().because(|| "cannot find out the current directory")?;
     let own = Name::parse(&settings::default_name(program))?;
     let named = settings.name.is_some();

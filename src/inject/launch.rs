@@ -22,12 +22,12 @@ use crate::ptrace::raw::{self, State};
 use ckpt_abi::region::Config;
 use nix::errno::Errno;
 use nix::libc;
-use nix::unistd::{execv, getpid};
+use nix::unistd::{AccessFlags, execv, getpid};
 use std::convert::Infallible;
 use std::ffi::{CString, OsStr, OsString};
 use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -40,7 +40,6 @@ pub fn launch(
 ) -> Result<Infallible> {
     proc::of_this_namespace()?;
     let candidates = candidates(program);
-    refuse_privileged(&candidates)?;
     let (mut ours, theirs) = UnixStream::pair().because(|| "cannot make a socket pair")?;
     let parent = getpid().as_raw();
     // Before the injector, which names it to the payload.
@@ -94,16 +93,50 @@ fn candidates(program: &OsStr) -> Vec<PathBuf> {
     std::env::split_paths(&path).map(|dir| dir.join(program)).collect()
 }
 
-/// The kernel ignores set-user-ID of a traced program, which then fails in ways hard to guess.
-fn refuse_privileged(candidates: &[PathBuf]) -> Result<()> {
+/// Refuses a program that the kernel would execute differently under a tracer: it gets no rights of its file, without
+/// a word (security/commoncap.c, cap_bprm_creds_from_file), or one that nobody may read, which nobody may trace.
+///
+/// # Errors
+/// With the status of a program that cannot be executed.
+pub fn refuse_privileged(program: &OsStr) -> Result<()> {
+    let candidates = candidates(program);
     let found = candidates.iter().find_map(|path| Some((path, std::fs::metadata(path).ok()?)));
-    match found {
-        Some((path, meta)) if meta.is_file() && meta.permissions().mode() & 0o4000 != 0 => {
-            Err(Error::new(format!("{} is set-user-ID and cannot run under ckpt", path.display()))
-                .with_status(CANNOT_EXECUTE))
-        }
-        _ => Ok(()),
-    }
+    let Some((path, meta)) = found.filter(|(_, meta)| meta.is_file()) else { return Ok(()) };
+    let why = if nix::unistd::access(path, AccessFlags::X_OK).is_err() {
+        return Ok(());
+    } else if nix::unistd::access(path, AccessFlags::R_OK).is_err() {
+        "may be executed but not read, so it cannot be saved, and cannot run under ckpt"
+    } else if is_script(path) {
+        return Ok(());
+    } else if meta.mode() & libc::S_ISUID != 0 {
+        "is set-user-ID and cannot run under ckpt"
+    } else if nix::unistd::geteuid().is_root() {
+        return Ok(());
+    } else if meta.mode() & (libc::S_ISGID | libc::S_IXGRP) == libc::S_ISGID | libc::S_IXGRP
+        && meta.gid() != nix::unistd::getegid().as_raw()
+    {
+        "is set-group-ID and cannot run under ckpt"
+    } else if has_capabilities(path) {
+        "has capabilities of its own (setcap(8)) and cannot run under ckpt"
+    } else {
+        return Ok(());
+    };
+    Err(Error::new(format!("{} {why}", path.display()))
+        .hint("start it without ckpt")
+        .with_status(CANNOT_EXECUTE))
+}
+
+/// Whether the kernel gives the file to an interpreter, and so ignores whose it is.
+fn is_script(path: &Path) -> bool {
+    let mut begin = [0; 2];
+    let read = std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut begin));
+    read.is_ok() && begin == *b"#!"
+}
+
+fn has_capabilities(path: &Path) -> bool {
+    let (path, name) = (c_string(path.as_os_str()), c"security.capability");
+    // SAFETY: with no buffer the kernel only says how long the value is.
+    unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), std::ptr::null_mut(), 0) > 0 }
 }
 
 /// execvp(3) with musl's missing half: a file that is no program is given to the shell.

@@ -20,7 +20,7 @@ use crate::ptrace::memory::Memory;
 use crate::ptrace::thread::Thread;
 use ckpt_abi::ABI_VERSION;
 use ckpt_abi::api::{API, Api};
-use ckpt_abi::region::{Config, Control, MAGIC, PAYLOAD, SEARCH_END, SEARCH_START, UNFINISHED};
+use ckpt_abi::region::{Config, Control, MAGIC, PAYLOAD, UNFINISHED, is_base};
 
 use nix::libc;
 use region::Region;
@@ -49,8 +49,8 @@ pub fn inject(
     executable: &[u8],
 ) -> Result<Region> {
     let payload = elf::Payload::embedded()?;
-    let base =
-        place::region(vmas, PAYLOAD + payload.memory_len() + pages(executable.len() as u64))?;
+    let len = PAYLOAD + payload.memory_len() + pages(executable.len() as u64);
+    let base = place::region(pid, vmas, len)?;
     let control = control(pid, base, &payload, executable.len() as u64, config);
     let hole = place::Hole::make(thread.tid, memory, vmas, pid)?;
     reach(Point::Borrowed);
@@ -157,7 +157,7 @@ fn control(pid: i32, base: u64, payload: &elf::Payload, exe_len: u64, config: &C
 
 /// Removes what an injector that died in the middle has left.
 fn unmap_unfinished(caller: &mut Caller<'_>, memory: &Memory, vmas: &[Vma]) -> Result<()> {
-    for vma in vmas.iter().filter(|v| (SEARCH_START..SEARCH_END).contains(&v.start)) {
+    for vma in vmas.iter().filter(|v| is_base(v.start)) {
         let Ok(found) = memory.get::<Control>(vma.start) else { continue };
         if found.magic == UNFINISHED {
             caller.call(libc::SYS_munmap, &[vma.start, found.region_len])?;

@@ -4,20 +4,40 @@ use super::elf::Payload;
 use crate::error::{Error, Result};
 use crate::proc::maps::Vma;
 use crate::ptrace::memory::Memory;
-use ckpt_abi::region::{HOLE_LEN, SEARCH_END, SEARCH_START, SEARCH_STEP};
+use ckpt_abi::region::{HOLE_LEN, RANGES, next_base};
 
 /// A free base for a region of `len` bytes.
-pub fn region(vmas: &[Vma], len: u64) -> Result<u64> {
-    let mut base = SEARCH_START;
-    while base + len <= SEARCH_END {
-        if !vmas.iter().any(|v| v.start < base + len && base < v.end) {
-            return Ok(base);
-        }
-        base += SEARCH_STEP;
+pub fn region(pid: i32, vmas: &[Vma], len: u64) -> Result<u64> {
+    let places = std::iter::successors(Some(next_base(0, len)), |base| Some(next_base(*base, len)));
+    let places = places.take_while(|base| *base != 0);
+    let mut free =
+        places.filter(|&base| !vmas.iter().any(|v| v.start < base + len && base < v.end));
+    let [_, [low, low_end, _]] = RANGES;
+    let found = match has_shadow(pid) {
+        true => free.find(|base| (low..low_end).contains(base)),
+        false => free.next(),
+    };
+    found.ok_or_else(|| {
+        Error::new(
+            "the process has no free addresses at any of the places where ckpt's part of it could be",
+        )
+    })
+}
+
+/// Whether the program has a sanitizer with its own mind about addresses; a program that cannot be read has none.
+fn has_shadow(pid: i32) -> bool {
+    const MARKS: [&str; 2] = ["__tsan_init", "__msan_init"];
+    const LARGEST: u64 = 64 << 20;
+    let path = format!("/proc/{pid}/exe");
+    if std::fs::metadata(&path).map_or(true, |meta| meta.len() > LARGEST) {
+        return false;
     }
-    Err(Error::new(
-        "the process has no free addresses at any of the places where ckpt's part of it could be",
-    ))
+    let Ok(file) = std::fs::read(path) else { return false };
+    let Ok(elf) = goblin::elf::Elf::parse(&file) else { return false };
+    let named = |symbols: &goblin::elf::Symtab<'_>, names: &goblin::strtab::Strtab<'_>| {
+        symbols.iter().any(|s| names.get_at(s.st_name).is_some_and(|n| MARKS.contains(&n)))
+    };
+    named(&elf.dynsyms, &elf.dynstrtab) || named(&elf.syms, &elf.strtab)
 }
 
 /// A place for a thread to work for us in a process that has no payload yet: the zeros between the end of an executable

@@ -5,7 +5,7 @@ use crate::proc::{self, maps::Vma};
 use crate::ptrace::call::Caller;
 use crate::ptrace::lend::Desk;
 use crate::ptrace::memory::Memory;
-use ckpt_abi::region::{Control, MAGIC, SEARCH_END, SEARCH_START, STACKS};
+use ckpt_abi::region::{Control, HANDLER_MASK, MAGIC, STACKS, is_base};
 use nix::libc;
 use std::mem::offset_of;
 
@@ -37,7 +37,7 @@ impl Region {
     /// Looks for a region in a process.
     pub fn find(memory: &Memory, vmas: &[Vma]) -> Option<Self> {
         let candidates = vmas.iter().map(|v| v.start);
-        candidates.filter(|start| (SEARCH_START..SEARCH_END).contains(start)).find_map(|base| {
+        candidates.filter(|start| is_base(*start)).find_map(|base| {
             let region = Self::read(memory, base).ok()?;
             (region.control.magic == MAGIC).then_some(region)
         })
@@ -109,12 +109,12 @@ impl Region {
         Ok(())
     }
 
-    /// The kernel's struct sigaction for the payload's handler: all signals blocked while it runs,
+    /// The kernel's struct sigaction for the payload's handler: [`HANDLER_MASK`] blocked while it runs,
     /// on the alternate stack where there is one (goroutine stacks are tiny), system calls
     /// restarted.
     pub fn action(&self) -> [u64; 4] {
         let flags = SA_SIGINFO | SA_RESTORER | SA_ONSTACK | SA_RESTART;
-        [self.control.handler, flags, self.control.restorer, u64::MAX]
+        [self.control.handler, flags, self.control.restorer, HANDLER_MASK]
     }
 
     /// The checkpoint's name.

@@ -11,6 +11,7 @@ use super::regs::Regs;
 use super::sequence::leave_sequence;
 use super::thread::Thread;
 use crate::error::{Because, Error, Kind, Result};
+use crate::fault::{Point, reach};
 use ckpt_abi::region::SLOT_FRAME;
 use nix::errno::Errno;
 use zerocopy::IntoBytes;
@@ -66,10 +67,10 @@ impl<'a> Caller<'a> {
         const SIGSYS: u64 = 1 << (nix::libc::SIGSYS - 1);
         let tid = self.thread.tid;
         let mask = !SIGSYS | self.thread.mask;
-        self.registers(self.thunk, nix::libc::SYS_getpid, &[], 0)
-            .set(tid)
-            .and_then(|()| raw::set_mask(tid, mask))
-            .because(|| format!("cannot borrow thread {tid}"))
+        let what = || format!("cannot borrow thread {tid}");
+        self.registers(self.thunk, nix::libc::SYS_getpid, &[], 0).set(tid).because(what)?;
+        reach(Point::Lending);
+        raw::set_mask(tid, mask).because(what)
     }
 
     /// Issues a system call; its result, negative for an error number.
@@ -134,6 +135,7 @@ impl<'a> Caller<'a> {
     fn drive(&mut self, regs: Regs) -> std::result::Result<i64, Errno> {
         let tid = self.thread.tid;
         regs.set(tid)?;
+        reach(Point::Working);
         // The first stop is at the entry of the call, the second at its exit. A thread that was
         // stopped at its execve passes the exit of that first.
         let mut entered = false;

@@ -10,6 +10,7 @@ use super::rest;
 use super::sockets;
 use super::waits::{self, Interrupted};
 use crate::error::{Because, Result};
+use crate::fault::{Point, reach};
 use ckpt_abi::api::{API, Api};
 use nix::errno::Errno;
 use nix::libc;
@@ -149,6 +150,7 @@ impl Thread {
         back_to_signal_stop(self.tid)?;
         // The mask first: should we die in between, the thunk brings the thread home.
         raw::set_mask(self.tid, self.mask)?;
+        reach(Point::Returning);
         interrupted::undisturbed(&self.regs).set(self.tid)?;
         if let Lent::Slot(slot) = self.lent {
             lend::give_back(self.tid, slot)?;

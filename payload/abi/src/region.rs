@@ -12,13 +12,38 @@
 
 use crate::record;
 
-/// Lowest address that a region may have. Between this and [`SEARCH_END`] lie no main programs,
-/// mmap areas, Go, GHC, ZGC or V8 heaps, and no shadow memory of a sanitizer.
-pub const SEARCH_START: u64 = 0x4100_0000_0000;
-/// End of the addresses that a region may have.
-pub const SEARCH_END: u64 = 0x4f00_0000_0000;
-/// Regions begin at multiples of this.
-pub const SEARCH_STEP: u64 = 0x10_0000_0000;
+/// Where regions may lie: start, end, and what they begin at multiples of.
+///
+/// In the first range lie no main programs, mmap areas, Go, GHC, ZGC or V8 heaps, and no shadow memory of
+/// AddressSanitizer. ThreadSanitizer and MemorySanitizer have theirs there, or take it for a mistake: they allow the second,
+/// which they leave to programs that are not position-independent (compiler-rt, tsan_platform.h, msan.h).
+pub const RANGES: [[u64; 3]; 2] = [
+    [0x4100_0000_0000, 0x4f00_0000_0000, 0x10_0000_0000],
+    [0x70_0000_0000, 0x78_0000_0000, 0x4000_0000],
+];
+
+/// Whether a region may begin at an address.
+#[must_use]
+pub const fn is_base(address: u64) -> bool {
+    let ([a, b, c], [d, e, f]) = (RANGES[0], RANGES[1]);
+    (address >= a && address < b && address.is_multiple_of(c))
+        || (address >= d && address < e && address.is_multiple_of(f))
+}
+
+/// The next place for a region of `len` bytes behind `base`, from the first (0) on; 0 behind the last.
+#[must_use]
+pub const fn next_base(base: u64, len: u64) -> u64 {
+    let ([a, b, c], [d, e, f]) = (RANGES[0], RANGES[1]);
+    if base == 0 {
+        return a;
+    }
+    if base >= a {
+        let next = base.wrapping_add(c);
+        return if next.wrapping_add(len) <= b { next } else { d };
+    }
+    let next = base.wrapping_add(f);
+    if next.wrapping_add(len) <= e { next } else { 0 }
+}
 
 /// Bytes from the base of the region to its [`Wait`]s.
 pub const WAITS: u64 = 0x6000;
@@ -290,6 +315,10 @@ pub const LENT: u32 = 1;
 pub const LEAVING: u32 = 2;
 /// [`Slot::state`]: a handler that began while its host died may still come back to the frame.
 pub const BURNT: u32 = 3;
+
+/// Signals that are blocked while the payload's handler runs: all but SIGSYS. A program may get our system calls as that
+/// (PR_SET_SYSCALL_USER_DISPATCH, prctl(2)), and would die of it were it blocked (kernel/signal.c, force_sig_info_to_task).
+pub const HANDLER_MASK: u64 = !(1 << 30);
 
 /// Bytes from the first thunk to the end of the second, for clone(2).
 pub const THUNK_LEN: u64 = 128;
