@@ -82,8 +82,20 @@ pub fn is_busy(pid: i32) -> bool {
 /// Takes a checkpoint.
 ///
 /// # Errors
-/// Why there is none; the program goes on.
+/// Why there is none; the program goes on, unless it has ended ([`Kind::Gone`]).
 pub fn dump(request: &Request) -> Result<Outcome> {
+    let pid = request.pid;
+    take(request).map_err(|e| match e.kind() {
+        // Whatever failed first: a process that ends takes everything away.
+        kind if kind != Kind::Gone && crate::proc::has_ended(pid) => {
+            let text = format!("process {pid} has ended before it was saved");
+            Error::new(text).of(Kind::Gone)
+        }
+        _ => e,
+    })
+}
+
+fn take(request: &Request) -> Result<Outcome> {
     reach(Point::Begun);
     phase1_freeze::check(request.pid)?;
     if !request.triggered && !request.periodic {

@@ -55,6 +55,12 @@ pub fn of_this_namespace() -> Result<()> {
         .hint("mount one for this namespace, as `unshare --mount-proc` does"))
 }
 
+/// Whether a process is gone, or all of its threads are dead.
+pub fn has_ended(pid: i32) -> bool {
+    let dead = |tid: i32| stat::glance(tid).is_none_or(|(state, _)| matches!(state, 'Z' | 'X'));
+    dead(pid) && tasks(pid).map_or(true, |tids| tids.into_iter().all(dead))
+}
+
 /// The ids of the threads of process `pid` in our own PID namespace, the leader's among them, in
 /// ascending order.
 ///
@@ -313,6 +319,11 @@ mod tests {
         assert!(tids.is_sorted());
         drop(end);
         thread.join().unwrap();
+    }
+
+    #[test]
+    fn the_dead_have_ended() {
+        assert!(has_ended(NOBODY) && has_ended(Zombie::new().pid()) && !has_ended(me()));
     }
 
     #[test]

@@ -78,14 +78,19 @@ impl Frozen {
         let deadline = Instant::now() + PATIENCE;
         let mut patience = FIRST_ATTEMPT;
         let mut frozen = Self::new(pid);
+        // Once, as long as we hold nobody.
+        await_hearing(pid, deadline)?;
         loop {
-            await_hearing(pid, deadline)?;
             if frozen.attempt(patience)? {
                 frozen.sort();
                 return Ok(frozen);
             }
             frozen.let_go();
             frozen.await_moving(deadline)?;
+            if Instant::now() > deadline {
+                let text = format!("the threads of process {pid} come and go too fast to be stopped");
+                return Err(Error::new(text).hint("try again when it makes fewer of them"));
+            }
             patience = (patience * 2).min(LAST_ATTEMPT);
         }
     }
@@ -94,14 +99,22 @@ impl Frozen {
     pub fn freeze_one(pid: i32) -> Result<Self> {
         reaper::start()?;
         let mut frozen = Self::new(pid);
+        let deadline = Instant::now() + PATIENCE;
         for tid in proc::tasks(pid)? {
             if seize(pid, tid, raw::OPTIONS | libc::PTRACE_O_TRACEEXEC)? != Seized::Dead {
                 frozen.seized.insert(tid);
                 frozen.begin(&[tid])?;
-                if !frozen.settle(PATIENCE)? {
-                    return Err(stubborn(pid, tid));
-                }
+                frozen.settle(FIRST_ATTEMPT)?;
             }
+            if !frozen.threads.is_empty() {
+                return Ok(frozen);
+            }
+        }
+        while let Some(moving) = frozen.moving.first() {
+            if Instant::now() > deadline {
+                return Err(stubborn(pid, moving.tid));
+            }
+            frozen.settle(FIRST_ATTEMPT)?;
             if !frozen.threads.is_empty() {
                 return Ok(frozen);
             }
@@ -472,5 +485,5 @@ fn disturbed(pid: i32) -> Error {
     if is_dead(pid) {
         return gone(pid);
     }
-    Error::new(format!("process {pid} has just executed another program")).of(Kind::Gone)
+    Error::new(format!("process {pid} has just ended or executed another program")).of(Kind::Gone)
 }

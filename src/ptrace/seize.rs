@@ -110,9 +110,11 @@ pub fn stubborn(pid: i32, tid: i32) -> Error {
 /// A thread that cannot be stopped now, as far as can be seen without touching it: it waits for its child of vfork(2),
 /// or for the end of a clone(2), which no stop interrupts.
 pub fn deaf(pid: i32) -> Result<Option<i32>> {
-    let forks = |tid: &i32| {
-        matches!(proc::syscall(pid, *tid), Ok(Some((number, _)))
+    let forks = |tid: i32| {
+        matches!(proc::syscall(pid, tid), Ok(Some((number, _)))
             if matches!(number.cast_signed(), libc::SYS_vfork | libc::SYS_clone | libc::SYS_clone3))
     };
-    Ok(proc::tasks(pid)?.into_iter().find(forks))
+    // One that was just born and stands in a tracer's stop shows its maker's call, too.
+    let sleeps = |tid: i32| proc::stat::glance(tid).is_some_and(|(state, _)| state == 'D');
+    Ok(proc::tasks(pid)?.into_iter().find(|tid| forks(*tid) && sleeps(*tid)))
 }
