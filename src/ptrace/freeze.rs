@@ -25,6 +25,7 @@ use crate::error::{Because, Error, Kind, Result};
 use crate::proc;
 use nix::errno::Errno;
 use nix::libc;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
@@ -49,6 +50,26 @@ pub struct Frozen {
     seized: HashSet<i32>,
     moving: Vec<Moving>,
     attended: bool,
+    /// Dropped last.
+    _undelayed: Undelayed,
+}
+
+/// As long as it lives a ^Z at our terminal has to wait: stopped ourselves, we would leave the program frozen.
+struct Undelayed(Option<SigSet>);
+
+impl Undelayed {
+    fn new() -> Self {
+        let stops = SigSet::from_iter([Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU]);
+        Self(stops.thread_swap_mask(SigmaskHow::SIG_BLOCK).ok())
+    }
+}
+
+impl Drop for Undelayed {
+    fn drop(&mut self) {
+        if let Some(before) = &self.0 {
+            let _ = before.thread_set_mask();
+        }
+    }
 }
 
 /// A thread that is seized and does not stand still yet.
@@ -62,7 +83,8 @@ struct Moving {
 impl Frozen {
     fn new(pid: i32) -> Self {
         let (threads, moving) = (Vec::new(), Vec::new());
-        Self { pid, threads, seized: HashSet::new(), moving, attended: false }
+        let (seized, _undelayed) = (HashSet::new(), Undelayed::new());
+        Self { pid, threads, seized, moving, attended: false, _undelayed }
     }
 
     /// Stops every thread of `pid`, also those that appear meanwhile.

@@ -52,6 +52,8 @@ pub fn start() -> Result<()> {
         .name("ckpt-reaper".into())
         .stack_size(64 << 10)
         .spawn(move || {
+            // None of ours is for it.
+            let _ = SigSet::all().thread_block();
             theirs.wait();
             drop(theirs);
             attend()
