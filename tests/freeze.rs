@@ -83,7 +83,7 @@ fn no_thread_is_missed(who: Who, build: Build, chains: &str, saves: usize) {
 
 #[test]
 fn a_chain_of_threads_is_whole() {
-    no_thread_is_missed(Who::Me, Build::Pie, "1", 25);
+    no_thread_is_missed(Who::Me, Build::Pie, "1", 40);
 }
 
 #[test]

@@ -110,7 +110,8 @@ impl Frozen {
             frozen.let_go();
             frozen.await_moving(deadline)?;
             if Instant::now() > deadline {
-                let text = format!("the threads of process {pid} come and go too fast to be stopped");
+                let text =
+                    format!("the threads of process {pid} come and go too fast to be stopped");
                 return Err(Error::new(text).hint("try again when it makes fewer of them"));
             }
             patience = (patience * 2).min(LAST_ATTEMPT);
@@ -157,31 +158,51 @@ impl Frozen {
     /// Stops all threads; false when one of them does not stop while the others have waited for `patience`, or the
     /// list and the kernel's count do not agree for as long.
     fn attempt(&mut self, patience: Duration) -> Result<bool> {
-        let options = raw::OPTIONS | libc::PTRACE_O_TRACEEXEC | libc::PTRACE_O_TRACECLONE;
         let mut news_at = Instant::now();
         loop {
             let tasks = proc::tasks(self.pid)?;
-            let mut news = Vec::new();
-            for tid in &tasks {
-                if !self.seized.contains(tid) && seize(self.pid, *tid, options)? != Seized::Dead {
-                    self.seized.insert(*tid);
-                    news.push(*tid);
-                }
-            }
+            let (news, dead) = self.seize_all(&tasks)?;
             self.begin(&news)?;
             if !self.settle(patience)? {
                 return Ok(false);
             }
             if !news.is_empty() {
                 news_at = Instant::now();
-            } else if self.is_whole(tasks.len())? {
+                continue;
+            }
+            if !dead && self.is_whole(tasks.len())? {
                 return Ok(true);
-            } else if news_at.elapsed() > patience {
+            }
+            if news_at.elapsed() > patience {
                 return Ok(false);
-            } else {
-                std::thread::sleep(Duration::from_micros(50));
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
+    }
+
+    /// Seizes those that are not seized: who is, and whether one was dead that is not the leader. A dead leader stays in
+    /// the list; in the stead of another the successor that it made may be counted, which is not listed.
+    fn seize_all(&mut self, tasks: &[i32]) -> Result<(Vec<i32>, bool)> {
+        let options = raw::OPTIONS | libc::PTRACE_O_TRACEEXEC | libc::PTRACE_O_TRACECLONE;
+        let (mut news, mut dead) = (Vec::new(), false);
+        for tid in tasks {
+            if self.seized.contains(tid) {
+                continue;
+            }
+            match seize(self.pid, *tid, options) {
+                Ok(Seized::Dead) => dead |= *tid != self.pid,
+                Ok(Seized::Now | Seized::Before) => {
+                    self.seized.insert(*tid);
+                    news.push(*tid);
+                }
+                Err(e) => {
+                    // They have to be let go.
+                    self.begin(&news)?;
+                    return Err(e);
+                }
             }
         }
+        Ok((news, dead))
     }
 
     /// Looks at threads that are seized, and then interrupts them. Later nobody can tell how long a wait has lasted.
