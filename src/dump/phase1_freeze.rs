@@ -42,6 +42,11 @@ pub fn check(pid: i32) -> Result<()> {
     proc::of_this_namespace()?;
     let status = proc::status(pid, pid)?;
     let own = proc::status(std::process::id().cast_signed(), std::process::id().cast_signed())?;
+    if status.state == 'Z' && status.threads > 1 {
+        let text =
+            format!("process {pid} cannot be saved: its main thread has ended while others run");
+        return Err(Error::new(text).of(Kind::Obstacles).hint("it goes on unharmed"));
+    }
     if status.seccomp == 1 {
         return Err(Error::new(format!("process {pid} is in seccomp's strict mode"))
             .hint("it cannot be saved from outside"));

@@ -3,17 +3,20 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
+use super::parsed;
+use super::process::Process;
 use super::text::hex;
-use super::{parsed, process_file};
 use crate::error::Result;
 
-/// The arguments of the process as they stand in its memory now; a program may have written
-/// over them (setproctitle). None of a zombie.
-///
-/// # Errors
-/// The process is gone.
-pub fn cmdline(pid: i32) -> Result<Vec<OsString>> {
-    Ok(parse_cmdline(&process_file(pid, "cmdline")?))
+impl Process {
+    /// The arguments of the process as they stand in its memory now; a program may have written
+    /// over them (setproctitle). None of a zombie.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn cmdline(&self) -> Result<Vec<OsString>> {
+        Ok(parse_cmdline(&self.file("cmdline")?))
+    }
 }
 
 /// Every argument ends with a null byte; the last may lack it where a program wrote over it.
@@ -24,13 +27,15 @@ fn parse_cmdline(bytes: &[u8]) -> Vec<OsString> {
         .collect()
 }
 
-/// The auxiliary vector (getauxval(3)) as prctl(PR_SET_MM_MAP) takes it: pairs of native 64-bit
-/// words, AT_NULL at the end. Empty of a zombie.
-///
-/// # Errors
-/// The process is gone or may not be read (ptrace access, PTRACE_MODE_READ).
-pub fn auxv(pid: i32) -> Result<Vec<u8>> {
-    process_file(pid, "auxv")
+impl Process {
+    /// The auxiliary vector (getauxval(3)) as prctl(PR_SET_MM_MAP) takes it: pairs of native 64-bit
+    /// words, AT_NULL at the end. Empty of a zombie.
+    ///
+    /// # Errors
+    /// The process is gone or may not be read (ptrace access, PTRACE_MODE_READ).
+    pub fn auxv(&self) -> Result<Vec<u8>> {
+        self.file("auxv")
+    }
 }
 
 /// The first value of `kind` (AT_ constants) in an auxiliary vector.
@@ -44,13 +49,15 @@ pub fn auxv_value(auxv: &[u8], kind: u64) -> Option<u64> {
         .find_map(|(key, value)| (key == kind).then_some(value))
 }
 
-/// The execution domain and flags of the process (personality(2)).
-///
-/// # Errors
-/// The process is gone or may not be read (ptrace access, PTRACE_MODE_ATTACH).
-pub fn personality(pid: i32) -> Result<u64> {
-    let text = process_file(pid, "personality")?;
-    parsed(hex(text.trim_ascii()), || format!("/proc/{pid}/personality"))
+impl Process {
+    /// The execution domain and flags of the process (personality(2)).
+    ///
+    /// # Errors
+    /// The process is gone or may not be read (ptrace access, PTRACE_MODE_ATTACH).
+    pub fn personality(&self) -> Result<u64> {
+        let text = self.file("personality")?;
+        parsed(hex(text.trim_ascii()), || self.called("personality"))
+    }
 }
 
 /// See [`super::parse_anything`].

@@ -8,8 +8,9 @@ use std::os::unix::fs::MetadataExt;
 
 use nix::libc;
 
+use super::process::Process;
 use super::text::{decimal, lines, octal};
-use super::{confirmed, failed, numbered, parsed, slurp, split_deleted};
+use super::{confirmed, failed, parsed, slurp, split_deleted};
 use crate::error::{Error, Result};
 
 /// One descriptor and the file behind it.
@@ -62,34 +63,39 @@ impl Fd {
     }
 }
 
-/// The descriptors of process `pid`, by number; one that is closed meanwhile is left out.
-///
-/// # Errors
-/// The process is gone or may not be read (ptrace access, PTRACE_MODE_READ), or a file cannot be
-/// asked (ESTALE of NFS).
-pub fn fds(pid: i32) -> Result<Vec<Fd>> {
-    let mut fds = Vec::new();
-    for number in numbered(pid, "fd")? {
-        fds.extend(one(pid, number)?);
+impl Process {
+    /// The descriptors of process `pid`, by number; one that is closed meanwhile is left out.
+    ///
+    /// # Errors
+    /// The process is gone or may not be read (ptrace access, PTRACE_MODE_READ), or a file cannot be
+    /// asked (ESTALE of NFS).
+    pub fn fds(&self) -> Result<Vec<Fd>> {
+        let mut fds = Vec::new();
+        for number in self.numbered("fd")? {
+            fds.extend(descriptor(self, number)?);
+        }
+        // A process that dies here looks like one that closes all its descriptors.
+        fs::metadata(self.path("fd")).map_err(|e| failed(self, None, &self.called("fd"), &e))?;
+        Ok(fds)
     }
-    // A process that dies here looks like one that closes all its descriptors.
-    let path = format!("/proc/{pid}/fd");
-    fs::metadata(&path).map_err(|e| failed(pid, None, &path, &e))?;
-    Ok(fds)
 }
 
-/// Descriptor `number`, none if it is not open.
+/// Descriptor `number` of the process that has this id now, none if it is not open.
 ///
 /// # Errors
-/// As [`fds`].
+/// As [`Process::fds`].
 pub fn one(pid: i32, number: u32) -> Result<Option<Fd>> {
-    let link = format!("/proc/{pid}/fd/{number}");
-    let text = format!("/proc/{pid}/fdinfo/{number}");
-    let Some(target) = unless_closed(pid, &link, fs::read_link(&link))? else { return Ok(None) };
+    descriptor(&Process::open(pid)?, number)
+}
+
+fn descriptor(process: &Process, number: u32) -> Result<Option<Fd>> {
+    let (link, text) = (format!("fd/{number}"), format!("fdinfo/{number}"));
+    let target = unless_closed(process, &link, |path| fs::read_link(path))?;
     // stat(2) follows the link to the open file itself, wherever its path leads by now.
-    let Some(file) = unless_closed(pid, &link, fs::metadata(&link))? else { return Ok(None) };
-    let Some(lines) = unless_closed(pid, &text, slurp(&text))? else { return Ok(None) };
-    let FdText { position, flags, extra } = parsed(parse(&lines), || text)?;
+    let file = unless_closed(process, &link, |path| fs::metadata(path))?;
+    let lines = unless_closed(process, &text, slurp)?;
+    let (Some(target), Some(file), Some(lines)) = (target, file, lines) else { return Ok(None) };
+    let FdText { position, flags, extra } = parsed(parse(&lines), || process.called(&text))?;
     let (target, deleted) = split_deleted(target.as_os_str().as_bytes());
     let (target, deleted) = confirmed(target, deleted, file.ino());
     let cloexec = libc::O_CLOEXEC as u32;
@@ -114,11 +120,15 @@ pub fn one(pid: i32, number: u32) -> Result<Option<Fd>> {
     }))
 }
 
-fn unless_closed<T>(pid: i32, path: &str, result: io::Result<T>) -> Result<Option<T>> {
-    match result {
+fn unless_closed<T>(
+    process: &Process,
+    name: &str,
+    ask: impl FnOnce(&str) -> io::Result<T>,
+) -> Result<Option<T>> {
+    match ask(&process.path(name)) {
         Ok(value) => Ok(Some(value)),
         Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(None),
-        Err(e) => Err(failed(pid, None, path, &e)),
+        Err(e) => Err(failed(process, None, &process.called(name), &e)),
     }
 }
 

@@ -3,8 +3,9 @@
 //! Not prlimit(2): that asks for more rights (the file is open to everybody), and nix has no
 //! safe wrapper that takes a pid.
 
+use super::parsed;
+use super::process::Process;
 use super::text::{decimal, lines, words};
-use super::{parsed, process_file};
 use crate::error::{Error, Result};
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, setrlimit};
@@ -33,13 +34,15 @@ const NAMES: [&str; 16] = [
     "Max realtime timeout",
 ];
 
-/// All limits of process `pid`, at the index of their RLIMIT_ numbers.
-///
-/// # Errors
-/// The process is gone.
-pub fn limits(pid: i32) -> Result<[Limit; 16]> {
-    let text = process_file(pid, "limits")?;
-    parsed(parse(&text), || format!("/proc/{pid}/limits"))
+impl Process {
+    /// All limits of process `pid`, at the index of their RLIMIT_ numbers.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn limits(&self) -> Result<[Limit; 16]> {
+        let text = self.file("limits")?;
+        parsed(parse(&text), || self.called("limits"))
+    }
 }
 
 /// What proc_pid_limits calls the limit of this number.

@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
+use super::process::Process;
 use super::{confirmed, failed, split_deleted};
 use crate::error::Result;
 
@@ -17,38 +18,47 @@ pub struct Link {
     pub deleted: bool,
 }
 
-/// The file that the process executes.
-///
-/// # Errors
-/// The process is gone, is a kernel thread or a zombie (which have none), or may not be read
-/// (ptrace access, PTRACE_MODE_READ).
-pub fn exe(pid: i32) -> Result<Link> {
-    link(pid, "exe")
+impl Process {
+    /// The file that the process executes.
+    ///
+    /// # Errors
+    /// The process is gone, is a kernel thread or a zombie (which have none), or may not be read
+    /// (ptrace access, PTRACE_MODE_READ).
+    pub fn exe(&self) -> Result<Link> {
+        self.link("exe")
+    }
 }
 
-/// The working directory of the process.
-///
-/// # Errors
-/// As [`exe`].
-pub fn cwd(pid: i32) -> Result<Link> {
-    link(pid, "cwd")
+impl Process {
+    /// The working directory of the process.
+    ///
+    /// # Errors
+    /// As [`exe`].
+    pub fn cwd(&self) -> Result<Link> {
+        self.link("cwd")
+    }
 }
 
-/// The root directory of the process (chroot(2)).
-///
-/// # Errors
-/// As [`exe`].
-pub fn root(pid: i32) -> Result<Link> {
-    link(pid, "root")
+impl Process {
+    /// The root directory of the process (chroot(2)).
+    ///
+    /// # Errors
+    /// As [`exe`].
+    pub fn root(&self) -> Result<Link> {
+        self.link("root")
+    }
 }
 
-fn link(pid: i32, name: &str) -> Result<Link> {
-    let place = format!("/proc/{pid}/{name}");
-    let target = fs::read_link(&place).map_err(|e| failed(pid, None, &place, &e))?;
-    let (path, deleted) = split_deleted(target.as_os_str().as_bytes());
-    let inode = if deleted { fs::metadata(&place).map_or(0, |file| file.ino()) } else { 0 };
-    let (path, deleted) = confirmed(path, deleted, inode);
-    Ok(Link { path: path.into(), deleted })
+impl Process {
+    fn link(&self, name: &str) -> Result<Link> {
+        let place = self.path(name);
+        let target =
+            fs::read_link(&place).map_err(|e| failed(self, None, &self.called(name), &e))?;
+        let (path, deleted) = split_deleted(target.as_os_str().as_bytes());
+        let inode = if deleted { fs::metadata(&place).map_or(0, |file| file.ino()) } else { 0 };
+        let (path, deleted) = confirmed(path, deleted, inode);
+        Ok(Link { path: path.into(), deleted })
+    }
 }
 
 #[cfg(test)]

@@ -4,8 +4,9 @@ use std::ffi::OsString;
 
 use nix::libc;
 
+use super::process::Process;
 use super::text::{decimal, hex, lines, words};
-use super::{confirmed, parsed, process_file, split_deleted};
+use super::{confirmed, parsed, split_deleted};
 use crate::error::{Error, Result};
 
 pub use super::vmflags::VmFlags;
@@ -74,35 +75,55 @@ impl Vma {
     }
 }
 
-/// The mappings of process `pid` in order of address, from /proc/PID/maps.
-///
-/// Cheap: the kernel walks the VMAs and no page. Of a zombie some kernels give an empty list,
-/// others an error.
-///
-/// # Errors
-/// The process is gone or may not be read (ptrace access, PTRACE_MODE_READ).
-pub fn read(pid: i32) -> Result<Vec<Vma>> {
-    load(pid, "maps")
+impl Process {
+    /// The mappings of process `pid` in order of address, from /proc/PID/maps.
+    ///
+    /// Cheap: the kernel walks the VMAs and no page. Of a zombie some kernels give an empty list,
+    /// others an error.
+    ///
+    /// # Errors
+    /// The process is gone or may not be read (ptrace access, PTRACE_MODE_READ).
+    pub fn maps(&self) -> Result<Vec<Vma>> {
+        load(self, "maps")
+    }
 }
 
-/// [`read`] with flags, protection keys and page sizes, from /proc/PID/smaps.
-///
-/// Costs more: the kernel walks all page tables to count pages.
-///
-/// # Errors
-/// As [`read`].
-pub fn read_with_flags(pid: i32) -> Result<Vec<Vma>> {
-    load(pid, "smaps")
+impl Process {
+    /// [`read`] with flags, protection keys and page sizes, from /proc/PID/smaps.
+    ///
+    /// Costs more: the kernel walks all page tables to count pages.
+    ///
+    /// # Errors
+    /// As [`read`].
+    pub fn maps_with_flags(&self) -> Result<Vec<Vma>> {
+        load(self, "smaps")
+    }
 }
 
-fn load(pid: i32, file: &str) -> Result<Vec<Vma>> {
-    let text = process_file(pid, file)?;
-    let mut vmas = parsed(parse(&text), || format!("/proc/{pid}/{file}"))?;
+fn load(process: &Process, file: &str) -> Result<Vec<Vma>> {
+    let text = process.file(file)?;
+    let mut vmas = parsed(parse(&text), || process.called(file))?;
     for vma in &mut vmas {
         let name = std::mem::take(&mut vma.name);
         (vma.name, vma.deleted) = confirmed(name, vma.deleted, vma.inode);
     }
     Ok(vmas)
+}
+
+/// [`Process::maps`] of the process that has this id now.
+///
+/// # Errors
+/// As there, and there is none.
+pub fn read(pid: i32) -> Result<Vec<Vma>> {
+    Process::open(pid)?.maps()
+}
+
+/// [`Process::maps_with_flags`] of the process that has this id now.
+///
+/// # Errors
+/// As there, and there is none.
+pub fn read_with_flags(pid: i32) -> Result<Vec<Vma>> {
+    Process::open(pid)?.maps_with_flags()
 }
 
 /// Parses maps as well as smaps, which is maps with lines "Key: value" after each line.

@@ -12,6 +12,7 @@ pub mod links;
 pub mod maps;
 pub mod numa;
 pub mod pagemap;
+pub mod process;
 pub mod room;
 mod scan;
 pub mod sparse;
@@ -22,21 +23,18 @@ pub mod thread;
 pub mod timers;
 pub mod vmflags;
 
-pub use exec::{auxv, auxv_value, cmdline, personality};
-pub use fds::fds;
-pub use limits::limits;
-pub use links::{cwd, exe, root};
-pub use stat::stat;
-pub use status::status;
-pub use thread::{comm, sched, syscall, timer_slack, wchan_state};
-pub use timers::posix_timers;
+pub use exec::auxv_value;
+pub use process::Process;
+pub use process::{
+    auxv, cmdline, comm, cwd, exe, fds, has_ended, limits, personality, posix_timers, root, sched,
+    stat, status, syscall, tasks, timer_slack, wchan_state,
+};
 
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 
 use nix::libc;
 
@@ -55,49 +53,6 @@ pub fn of_this_namespace() -> Result<()> {
         .hint("mount one for this namespace, as `unshare --mount-proc` does"))
 }
 
-/// Whether a process is gone, or all of its threads are dead.
-pub fn has_ended(pid: i32) -> bool {
-    let dead = |tid: i32| stat::glance(tid).is_none_or(|(state, _)| matches!(state, 'Z' | 'X'));
-    dead(pid) && tasks(pid).map_or(true, |tids| tids.into_iter().all(dead))
-}
-
-/// The ids of the threads of process `pid` in our own PID namespace, the leader's among them, in
-/// ascending order.
-///
-/// The list of a running process is old when it arrives: ask again until nothing is new.
-///
-/// # Errors
-/// The process is gone.
-pub fn tasks(pid: i32) -> Result<Vec<i32>> {
-    numbered(pid, "task")
-}
-
-/// The numeric names in the directory /proc/PID/`name`, in ascending order.
-fn numbered<N: std::str::FromStr + Ord>(pid: i32, name: &str) -> Result<Vec<N>> {
-    let path = format!("/proc/{pid}/{name}");
-    let mut numbers = Vec::new();
-    for entry in fs::read_dir(&path).map_err(|e| failed(pid, None, &path, &e))? {
-        let entry = entry.map_err(|e| failed(pid, None, &path, &e))?;
-        if let Some(number) = entry.file_name().to_str().and_then(|n| n.parse().ok()) {
-            numbers.push(number);
-        }
-    }
-    numbers.sort_unstable();
-    Ok(numbers)
-}
-
-/// All of /proc/PID/`name`.
-fn process_file(pid: i32, name: &str) -> Result<Vec<u8>> {
-    let path = format!("/proc/{pid}/{name}");
-    slurp(&path).map_err(|e| failed(pid, None, &path, &e))
-}
-
-/// All of /proc/PID/task/TID/`name`.
-fn thread_file(pid: i32, tid: i32, name: &str) -> Result<Vec<u8>> {
-    let path = format!("/proc/{pid}/task/{tid}/{name}");
-    slurp(&path).map_err(|e| failed(pid, Some(tid), &path, &e))
-}
-
 /// Reads a file whose st_size is 0, in few system calls: the kernel makes the text anew for an
 /// open file, in pieces as large as the reads.
 fn slurp(path: &str) -> io::Result<Vec<u8>> {
@@ -106,17 +61,18 @@ fn slurp(path: &str) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The sentence for `path` of `pid` (and `tid`) that could not be read.
+/// The sentence for `path` of a process (and its thread `tid`) that could not be read.
 ///
 /// ENOENT and ESRCH have two meanings, so they are told apart by what is still in /proc: the
 /// process or thread has vanished, or it is there but has no such file or no memory.
-fn failed(pid: i32, tid: Option<i32>, path: &str, error: &io::Error) -> Error {
+fn failed(process: &Process, tid: Option<i32>, path: &str, error: &io::Error) -> Error {
+    let pid = process.pid();
     let code = error.raw_os_error().unwrap_or(0);
     if matches!(code, libc::ENOENT | libc::ESRCH) {
-        if !Path::new(&format!("/proc/{pid}")).exists() {
+        if process.is_reaped() {
             return Error::new(format!("process {pid} is gone")).of(Kind::Gone);
         }
-        if let Some(tid) = tid.filter(|t| !Path::new(&format!("/proc/{pid}/task/{t}")).exists()) {
+        if let Some(tid) = tid.filter(|tid| !process.has(*tid)) {
             return Error::new(format!("thread {tid} of process {pid} is gone")).of(Kind::Gone);
         }
         if code == libc::ESRCH {
@@ -351,7 +307,7 @@ mod tests {
 
     #[test]
     fn a_file_that_is_not_there_is_no_vanished_process() {
-        let sentence = process_file(me(), "nonsense").unwrap_err().to_string();
+        let sentence = Process::own().unwrap().file("nonsense").unwrap_err().to_string();
         assert_eq!(
             sentence,
             format!("cannot read /proc/{}/nonsense: No such file or directory", me())
@@ -362,8 +318,11 @@ mod tests {
     fn refused_access_says_who_may() {
         let error = io::Error::from_raw_os_error(libc::EACCES);
         assert_eq!(
-            failed(7, None, "/proc/7/maps", &error).to_string(),
-            "cannot read /proc/7/maps: Permission denied; only root and the user of process 7 may"
+            failed(&Process::own().unwrap(), None, "/proc/7/maps", &error).to_string(),
+            format!(
+                "cannot read /proc/7/maps: Permission denied; only root and the user of process {} may",
+                me()
+            )
         );
     }
 

@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 use nix::errno::Errno;
 
 use super::failed;
+use super::process::Process;
 use super::scan::{
     PAGE_IS_FILE, PAGE_IS_GUARD, PAGE_IS_PFNZERO, PAGE_IS_PRESENT, PAGE_IS_SWAPPED, Want, push,
     scan,
@@ -82,8 +83,9 @@ impl Pagemap {
     /// # Errors
     /// The process is gone or may not be read (ptrace access, PTRACE_MODE_READ).
     pub fn open(pid: i32) -> Result<Self> {
-        let path = format!("/proc/{pid}/pagemap");
-        let file = File::open(&path).map_err(|e| failed(pid, None, &path, &e))?;
+        let process = Process::open(pid)?;
+        let why = |e| failed(&process, None, &process.called("pagemap"), &e);
+        let file = File::open(process.path("pagemap")).map_err(why)?;
         Ok(Self { file, pid })
     }
 

@@ -3,8 +3,9 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
+use super::parsed;
+use super::process::Process;
 use super::text::{decimal, words};
-use super::{parsed, thread_file};
 use crate::error::{Error, Result};
 
 /// What proc_pid_stat(5) tells of a thread, times in clock ticks (1/100 s on x86-64).
@@ -59,13 +60,15 @@ pub struct Stat {
     pub exit_signal: i32,
 }
 
-/// The number of the CPU that a thread runs on or ran on last (field 39).
-pub fn last_cpu(pid: i32, tid: i32) -> Option<usize> {
-    let text = thread_file(pid, tid, "stat").ok()?;
-    // The name ends with the last parenthesis; field 3 follows it.
-    let rest = text.rsplitn(2, |&b| b == b')').next()?;
-    let field = std::str::from_utf8(rest).ok()?.split_ascii_whitespace().nth(39 - 3)?;
-    field.parse().ok()
+impl Process {
+    /// The number of the CPU that a thread runs on or ran on last (field 39).
+    pub fn last_cpu(&self, tid: i32) -> Option<usize> {
+        let text = self.thread_file(tid, "stat").ok()?;
+        // The name ends with the last parenthesis; field 3 follows it.
+        let rest = text.rsplitn(2, |&b| b == b')').next()?;
+        let field = std::str::from_utf8(rest).ok()?.split_ascii_whitespace().nth(39 - 3)?;
+        field.parse().ok()
+    }
 }
 
 /// State and parent of a process or thread, dead or alive; None if there is none of that id. It allocates no memory.
@@ -86,13 +89,15 @@ pub fn glance(tid: i32) -> Option<(char, i32)> {
     Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
 }
 
-/// The stat line of thread `tid` of process `pid`.
-///
-/// # Errors
-/// The process or the thread is gone.
-pub fn stat(pid: i32, tid: i32) -> Result<Stat> {
-    let line = thread_file(pid, tid, "stat")?;
-    parsed(parse(&line), || format!("/proc/{pid}/task/{tid}/stat"))
+impl Process {
+    /// The stat line of thread `tid` of process `pid`.
+    ///
+    /// # Errors
+    /// The process or the thread is gone.
+    pub fn stat(&self, tid: i32) -> Result<Stat> {
+        let line = self.thread_file(tid, "stat")?;
+        parsed(parse(&line), || self.called(&format!("task/{tid}/stat")))
+    }
 }
 
 fn parse(line: &[u8]) -> Result<Stat> {

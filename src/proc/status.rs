@@ -3,8 +3,9 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
+use super::parsed;
+use super::process::Process;
 use super::text::{decimal, field, hex, needed, octal, words};
-use super::{parsed, thread_file};
 use crate::error::{Error, Result};
 
 /// What proc_pid_status(5) tells of a thread.
@@ -50,13 +51,15 @@ pub struct Status {
     pub tracer: i32,
 }
 
-/// The status of thread `tid` of process `pid`.
-///
-/// # Errors
-/// The process or the thread is gone.
-pub fn status(pid: i32, tid: i32) -> Result<Status> {
-    let text = thread_file(pid, tid, "status")?;
-    parsed(parse(&text), || format!("/proc/{pid}/task/{tid}/status"))
+impl Process {
+    /// The status of thread `tid` of process `pid`.
+    ///
+    /// # Errors
+    /// The process or the thread is gone.
+    pub fn status(&self, tid: i32) -> Result<Status> {
+        let text = self.thread_file(tid, "status")?;
+        parsed(parse(&text), || self.called(&format!("task/{tid}/status")))
+    }
 }
 
 fn parse(text: &[u8]) -> Result<Status> {

@@ -3,44 +3,50 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
-use super::stat::stat;
+use super::process::Process;
 use super::text::{decimal, hex, lines, words};
-use super::{parsed, slurp, thread_file};
+use super::{parsed, slurp};
 use crate::error::{Error, Result};
 
-/// The name of the thread, at most 15 bytes (prctl PR_SET_NAME).
-///
-/// # Errors
-/// The process or the thread is gone.
-pub fn comm(pid: i32, tid: i32) -> Result<OsString> {
-    let mut name = thread_file(pid, tid, "comm")?;
-    // The kernel ends the line; a newline before that is a part of the name.
-    if name.last() == Some(&b'\n') {
-        name.pop();
+impl Process {
+    /// The name of the thread, at most 15 bytes (prctl PR_SET_NAME).
+    ///
+    /// # Errors
+    /// The process or the thread is gone.
+    pub fn comm(&self, tid: i32) -> Result<OsString> {
+        let mut name = self.thread_file(tid, "comm")?;
+        // The kernel ends the line; a newline before that is a part of the name.
+        if name.last() == Some(&b'\n') {
+            name.pop();
+        }
+        Ok(OsString::from_vec(name))
     }
-    Ok(OsString::from_vec(name))
 }
 
-/// The timer slack of the thread in nanoseconds (prctl PR_SET_TIMERSLACK); 0 if it cannot be
-/// read, which of another process takes CAP_SYS_NICE. 0 is also what real-time threads have.
-pub fn timer_slack(pid: i32, tid: i32) -> u64 {
-    // Below task/ there is no such file, but /proc answers to the id of any thread.
-    let own = thread_file(pid, tid, "comm").and_then(|_| {
-        let text = slurp(&format!("/proc/{tid}/timerslack_ns"));
-        decimal(text.unwrap_or_default().trim_ascii())
-    });
-    own.unwrap_or(0)
+impl Process {
+    /// The timer slack of the thread in nanoseconds (prctl PR_SET_TIMERSLACK); 0 if it cannot be
+    /// read, which of another process takes CAP_SYS_NICE. 0 is also what real-time threads have.
+    pub fn timer_slack(&self, tid: i32) -> u64 {
+        // Below task/ there is no such file, but /proc answers to the id of any thread.
+        let own = self.thread_file(tid, "comm").and_then(|_| {
+            let text = slurp(&format!("/proc/{tid}/timerslack_ns"));
+            decimal(text.unwrap_or_default().trim_ascii())
+        });
+        own.unwrap_or(0)
+    }
 }
 
-/// The number of the system call that the thread is in, and its six arguments
-/// (proc_pid_syscall(5)); none while it runs or if it is stopped outside of one.
-///
-/// # Errors
-/// The process or the thread is gone or may not be read (ptrace access, PTRACE_MODE_ATTACH), or
-/// the kernel was built without this file (CONFIG_HAVE_ARCH_TRACEHOOK).
-pub fn syscall(pid: i32, tid: i32) -> Result<Option<(u64, [u64; 6])>> {
-    let text = thread_file(pid, tid, "syscall")?;
-    parsed(parse_syscall(&text), || format!("/proc/{pid}/task/{tid}/syscall"))
+impl Process {
+    /// The number of the system call that the thread is in, and its six arguments
+    /// (proc_pid_syscall(5)); none while it runs or if it is stopped outside of one.
+    ///
+    /// # Errors
+    /// The process or the thread is gone or may not be read (ptrace access, PTRACE_MODE_ATTACH), or
+    /// the kernel was built without this file (CONFIG_HAVE_ARCH_TRACEHOOK).
+    pub fn syscall(&self, tid: i32) -> Result<Option<(u64, [u64; 6])>> {
+        let text = self.thread_file(tid, "syscall")?;
+        parsed(parse_syscall(&text), || self.called(&format!("task/{tid}/syscall")))
+    }
 }
 
 fn parse_syscall(text: &[u8]) -> Result<Option<(u64, [u64; 6])>> {
@@ -69,9 +75,11 @@ pub struct Sched {
     pub switches: u64,
 }
 
-/// Reads that of a thread. None without the file (CONFIG_SCHED_DEBUG) or the thread.
-pub fn sched(pid: i32, tid: i32) -> Option<Sched> {
-    parse_sched(&thread_file(pid, tid, "sched").ok()?)
+impl Process {
+    /// Reads that of a thread. None without the file (CONFIG_SCHED_DEBUG) or the thread.
+    pub fn sched(&self, tid: i32) -> Option<Sched> {
+        parse_sched(&self.thread_file(tid, "sched").ok()?)
+    }
 }
 
 fn parse_sched(text: &[u8]) -> Option<Sched> {
@@ -103,14 +111,16 @@ pub struct Wchan {
     pub function: Option<String>,
 }
 
-/// State and wait channel of the thread: words for a report on one that will not stop.
-///
-/// # Errors
-/// The process or the thread is gone.
-pub fn wchan_state(pid: i32, tid: i32) -> Result<Wchan> {
-    let state = stat(pid, tid)?.state;
-    let function = thread_file(pid, tid, "wchan").ok().and_then(|text| parse_wchan(&text));
-    Ok(Wchan { state, function })
+impl Process {
+    /// State and wait channel of the thread: words for a report on one that will not stop.
+    ///
+    /// # Errors
+    /// The process or the thread is gone.
+    pub fn wchan_state(&self, tid: i32) -> Result<Wchan> {
+        let state = self.stat(tid)?.state;
+        let function = self.thread_file(tid, "wchan").ok().and_then(|text| parse_wchan(&text));
+        Ok(Wchan { state, function })
+    }
 }
 
 fn parse_wchan(text: &[u8]) -> Option<String> {

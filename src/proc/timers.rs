@@ -2,8 +2,9 @@
 
 use nix::libc;
 
+use super::parsed;
+use super::process::Process;
 use super::text::{decimal, hex, lines};
-use super::{parsed, process_file};
 use crate::error::{Error, Result};
 
 /// A timer of timer_create(2), without its times: those only the process can ask.
@@ -24,14 +25,16 @@ pub struct PosixTimer {
     pub clock: i32,
 }
 
-/// The timers of process `pid`.
-///
-/// # Errors
-/// The process is gone or may not be read, or the kernel was built without this file
-/// (CONFIG_CHECKPOINT_RESTORE).
-pub fn posix_timers(pid: i32) -> Result<Vec<PosixTimer>> {
-    let text = process_file(pid, "timers")?;
-    parsed(parse(&text), || format!("/proc/{pid}/timers"))
+impl Process {
+    /// The timers of process `pid`.
+    ///
+    /// # Errors
+    /// The process is gone or may not be read, or the kernel was built without this file
+    /// (CONFIG_CHECKPOINT_RESTORE).
+    pub fn posix_timers(&self) -> Result<Vec<PosixTimer>> {
+        let text = self.file("timers")?;
+        parsed(parse(&text), || self.called("timers"))
+    }
 }
 
 /// Lines as show_timer (fs/proc/base.c) writes them; a line of a key that it does not write

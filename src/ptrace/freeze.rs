@@ -18,12 +18,12 @@ use super::memory::Memory;
 use super::raw::{self, State};
 use super::reaper;
 use super::regs::Regs;
-use super::seize::{Seized, deaf, seize, stubborn};
+use super::seize::{Seized, seize, stubborn};
+use super::stopping::{Moving, await_hearing, gone};
 use super::thread::Thread;
-use super::waits::{self, Look};
-use crate::error::{Because, Error, Kind, Result};
-use crate::proc;
-use nix::errno::Errno;
+use super::waits;
+use crate::error::{Because, Error, Result};
+use crate::proc::{self, Process};
 use nix::libc;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use std::collections::HashSet;
@@ -34,7 +34,7 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long those that stand still wait for the next one in a first attempt; each attempt doubles it, up to
 /// [`LAST_ATTEMPT`], for on a busy machine a thread may only be waiting for a processor.
-const FIRST_ATTEMPT: Duration = Duration::from_millis(20);
+pub(super) const FIRST_ATTEMPT: Duration = Duration::from_millis(20);
 const LAST_ATTEMPT: Duration = Duration::from_millis(320);
 
 /// How long letting go waits for a thread that runs and has to stop before it can be let go.
@@ -47,8 +47,9 @@ pub struct Frozen {
     /// Its threads, the main one first if it lives.
     pub threads: Vec<Thread>,
     /// All that we trace: these, and those on their way.
-    seized: HashSet<i32>,
-    moving: Vec<Moving>,
+    pub(super) seized: HashSet<i32>,
+    pub(super) moving: Vec<Moving>,
+    pub(super) process: Process,
     attended: bool,
     /// Dropped last.
     _undelayed: Undelayed,
@@ -72,19 +73,12 @@ impl Drop for Undelayed {
     }
 }
 
-/// A thread that is seized and does not stand still yet.
-struct Moving {
-    tid: i32,
-    look: Option<Look>,
-    /// Born of a thread of the process, but a process of its own (clone(2) without CLONE_THREAD).
-    stranger: bool,
-}
-
 impl Frozen {
-    fn new(pid: i32) -> Self {
+    fn new(pid: i32) -> Result<Self> {
         let (threads, moving) = (Vec::new(), Vec::new());
         let (seized, _undelayed) = (HashSet::new(), Undelayed::new());
-        Self { pid, threads, seized, moving, attended: false, _undelayed }
+        let process = Process::open(pid)?;
+        Ok(Self { pid, threads, seized, moving, process, attended: false, _undelayed })
     }
 
     /// Stops every thread of `pid`, also those that appear meanwhile.
@@ -99,9 +93,9 @@ impl Frozen {
         reaper::watch(pid);
         let deadline = Instant::now() + PATIENCE;
         let mut patience = FIRST_ATTEMPT;
-        let mut frozen = Self::new(pid);
+        let mut frozen = Self::new(pid)?;
         // Once, as long as we hold nobody.
-        await_hearing(pid, deadline)?;
+        await_hearing(&frozen.process, deadline)?;
         loop {
             if frozen.attempt(patience)? {
                 frozen.sort();
@@ -121,10 +115,11 @@ impl Frozen {
     /// Stops only one thread of `pid`, for work that needs no other to stand still.
     pub fn freeze_one(pid: i32) -> Result<Self> {
         reaper::start()?;
-        let mut frozen = Self::new(pid);
+        let mut frozen = Self::new(pid)?;
         let deadline = Instant::now() + PATIENCE;
-        for tid in proc::tasks(pid)? {
-            if seize(pid, tid, raw::OPTIONS | libc::PTRACE_O_TRACEEXEC)? != Seized::Dead {
+        for tid in frozen.process.tasks()? {
+            let options = raw::OPTIONS | libc::PTRACE_O_TRACEEXEC;
+            if seize(&frozen.process, tid, options)? != Seized::Dead {
                 frozen.seized.insert(tid);
                 frozen.begin(&[tid])?;
                 frozen.settle(FIRST_ATTEMPT)?;
@@ -135,7 +130,7 @@ impl Frozen {
         }
         while let Some(moving) = frozen.moving.first() {
             if Instant::now() > deadline {
-                return Err(stubborn(pid, moving.tid));
+                return Err(stubborn(&frozen.process, moving.tid));
             }
             frozen.settle(FIRST_ATTEMPT)?;
             if !frozen.threads.is_empty() {
@@ -149,201 +144,10 @@ impl Frozen {
     pub fn adopt(tid: i32) -> Result<Self> {
         let thread =
             Thread::read(tid, 0).because(|| format!("cannot read the registers of {tid}"))?;
-        let mut frozen = Self::new(tid);
+        let mut frozen = Self::new(tid)?;
         frozen.seized.insert(tid);
         frozen.threads.push(thread);
         Ok(frozen)
-    }
-
-    /// Stops all threads; false when one of them does not stop while the others have waited for `patience`, or the
-    /// list and the kernel's count do not agree for as long.
-    fn attempt(&mut self, patience: Duration) -> Result<bool> {
-        let mut news_at = Instant::now();
-        loop {
-            let tasks = proc::tasks(self.pid)?;
-            let (news, dead) = self.seize_all(&tasks)?;
-            self.begin(&news)?;
-            if !self.settle(patience)? {
-                return Ok(false);
-            }
-            if !news.is_empty() {
-                news_at = Instant::now();
-                continue;
-            }
-            if !dead && self.is_whole(tasks.len())? {
-                return Ok(true);
-            }
-            if news_at.elapsed() > patience {
-                return Ok(false);
-            }
-            std::thread::sleep(Duration::from_micros(50));
-        }
-    }
-
-    /// Seizes those that are not seized: who is, and whether one was dead that is not the leader. A dead leader stays in
-    /// the list; in the stead of another the successor that it made may be counted, which is not listed.
-    fn seize_all(&mut self, tasks: &[i32]) -> Result<(Vec<i32>, bool)> {
-        let options = raw::OPTIONS | libc::PTRACE_O_TRACEEXEC | libc::PTRACE_O_TRACECLONE;
-        let (mut news, mut dead) = (Vec::new(), false);
-        for tid in tasks {
-            if self.seized.contains(tid) {
-                continue;
-            }
-            match seize(self.pid, *tid, options) {
-                Ok(Seized::Dead) => dead |= *tid != self.pid,
-                Ok(Seized::Now | Seized::Before) => {
-                    self.seized.insert(*tid);
-                    news.push(*tid);
-                }
-                Err(e) => {
-                    // They have to be let go.
-                    self.begin(&news)?;
-                    return Err(e);
-                }
-            }
-        }
-        Ok((news, dead))
-    }
-
-    /// Looks at threads that are seized, and then interrupts them. Later nobody can tell how long a wait has lasted.
-    fn begin(&mut self, news: &[i32]) -> Result<()> {
-        let looks: Vec<_> = news.iter().map(|tid| waits::observe(self.pid, *tid)).collect();
-        let moving = news.iter().zip(looks);
-        self.moving.extend(moving.map(|(&tid, look)| Moving { tid, look, stranger: false }));
-        for tid in news {
-            match raw::interrupt(*tid) {
-                Ok(()) | Err(Errno::ESRCH) => {}
-                Err(e) => {
-                    return Err(e)
-                        .because(|| format!("cannot stop thread {tid} of process {}", self.pid));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Waits until nobody moves; false when nothing has happened for `patience`.
-    fn settle(&mut self, patience: Duration) -> Result<bool> {
-        const LONGEST_NAP: Duration = Duration::from_millis(1);
-        let first_nap = Duration::from_micros(20);
-        let (mut last, mut nap) = (Instant::now(), first_nap);
-        while !self.moving.is_empty() {
-            if self.collect()? {
-                (last, nap) = (Instant::now(), first_nap);
-            } else if last.elapsed() > patience {
-                return Ok(false);
-            } else {
-                std::thread::sleep(nap);
-                nap = (nap * 2).min(LONGEST_NAP);
-                // A leader that has ended is reported when the others have, too (delay_group_leader).
-                let pid = self.pid;
-                self.moving.retain(|m| m.tid != pid || !is_dead(pid));
-            }
-        }
-        Ok(true)
-    }
-
-    /// Takes what the moving threads report; whether there was anything. What fails is with the moving ones still.
-    fn collect(&mut self) -> Result<bool> {
-        let (mut news, mut outcome) = (false, Ok(()));
-        for moving in std::mem::take(&mut self.moving) {
-            let tid = moving.tid;
-            match raw::wait(tid, false) {
-                Ok(State::Running) => self.moving.push(moving),
-                Ok(state) => {
-                    news = true;
-                    outcome = outcome.and(self.advance(moving, state));
-                }
-                Err(e) => {
-                    self.moving.push(moving);
-                    outcome = Err(e).because(|| format!("cannot wait for thread {tid}"));
-                }
-            }
-        }
-        outcome.map(|()| news)
-    }
-
-    /// One step on the way to the stop of the last of the moving threads. Signals that it meets on the way are
-    /// delivered: their handlers' first instruction is where it stops.
-    fn advance(&mut self, moving: Moving, state: State) -> Result<()> {
-        let tid = moving.tid;
-        match state {
-            State::Running => self.moving.push(moving),
-            State::Ended => drop(self.seized.remove(&tid)),
-            State::Stopped { .. } if moving.stranger => {
-                self.seized.remove(&tid);
-                let _ = raw::detach(tid);
-            }
-            State::Stopped { signal, event: raw::EVENT_STOP } => {
-                match Thread::read(tid, if signal == libc::SIGTRAP { 0 } else { signal }) {
-                    Ok(mut thread) => {
-                        thread.look_at_mask(self.pid);
-                        thread.since = moving.look.map(|look| look.since(self.pid, tid));
-                        self.threads.push(thread);
-                    }
-                    Err(e) => {
-                        self.moving.push(moving);
-                        if e != Errno::ESRCH {
-                            return Err(e)
-                                .because(|| format!("cannot read the registers of thread {tid}"));
-                        }
-                    }
-                }
-            }
-            State::Stopped { event: raw::EVENT_EXEC, .. } => {
-                self.moving.push(moving);
-                return Err(disturbed(self.pid));
-            }
-            State::Stopped { event, signal } => {
-                if event == raw::EVENT_CLONE {
-                    self.welcome(tid);
-                }
-                let signal = if event == 0 && signal & 0x80 == 0 { signal } else { 0 };
-                // Any stop takes the place of the one that was asked for (kernel/signal.c, ptrace_stop).
-                let _ = raw::interrupt(tid);
-                let _ = raw::cont(tid, signal);
-                self.moving.push(moving);
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes over what a traced thread has just made: it is traced and stops before its first instruction.
-    fn welcome(&mut self, maker: i32) {
-        let Ok(born) = raw::event_message(maker) else { return };
-        let tid = born as i32;
-        if self.seized.insert(tid) {
-            let stranger = proc::status(tid, tid).is_ok_and(|status| status.tgid != self.pid);
-            self.moving.push(Moving { tid, look: None, stranger });
-        }
-    }
-
-    /// Whether the stopped threads are all that there are, by the kernel's count, and are still stopped.
-    fn is_whole(&self, listed: usize) -> Result<bool> {
-        let counted = proc::status(self.pid, self.pid)?.threads;
-        for thread in &self.threads {
-            let stands = raw::event_message(thread.tid).is_ok();
-            if !stands || raw::wait(thread.tid, false) != Ok(State::Running) {
-                return Err(disturbed(self.pid));
-            }
-        }
-        if self.threads.is_empty() {
-            return Err(gone(self.pid));
-        }
-        Ok(counted as usize == listed)
-    }
-
-    /// Waits for those whom an attempt could not stop, while the others run. One that stops is not kept waiting for
-    /// the next.
-    fn await_moving(&mut self, deadline: Instant) -> Result<()> {
-        while !self.settle(FIRST_ATTEMPT)? {
-            self.let_go();
-            if Instant::now() > deadline {
-                let tid = self.moving.first().map_or(self.pid, |moving| moving.tid);
-                return Err(stubborn(self.pid, tid));
-            }
-        }
-        Ok(())
     }
 
     /// Does what has to be done as soon as the payload is known: brings home the threads that an earlier host has left
@@ -453,7 +257,7 @@ impl Frozen {
     }
 
     /// Lets all go on that stand still, the first last.
-    fn let_go(&mut self) {
+    pub(super) fn let_go(&mut self) {
         self.sort();
         while let Some(thread) = self.threads.pop() {
             self.seized.remove(&thread.tid);
@@ -495,38 +299,4 @@ impl Drop for Frozen {
     fn drop(&mut self) {
         self.release();
     }
-}
-
-/// Waits while a thread cannot hear us, without touching any. Where always another one cannot, an attempt has to show.
-fn await_hearing(pid: i32, deadline: Instant) -> Result<()> {
-    const OTHERS: usize = 20;
-    let (mut last, mut others) = (0, 0);
-    while let Some(tid) = deaf(pid)? {
-        others += usize::from(tid != last);
-        last = tid;
-        if others > OTHERS {
-            break;
-        }
-        if Instant::now() > deadline {
-            return Err(stubborn(pid, tid));
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    Ok(())
-}
-
-fn is_dead(pid: i32) -> bool {
-    proc::stat(pid, pid).map_or(true, |stat| matches!(stat.state, 'Z' | 'X'))
-}
-
-fn gone(pid: i32) -> Error {
-    Error::new(format!("process {pid} is gone")).of(Kind::Gone)
-}
-
-/// Threads that stood still have ended: the process has, or one of its threads has executed another program.
-fn disturbed(pid: i32) -> Error {
-    if is_dead(pid) {
-        return gone(pid);
-    }
-    Error::new(format!("process {pid} has just ended or executed another program")).of(Kind::Gone)
 }

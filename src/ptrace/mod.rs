@@ -21,6 +21,7 @@ pub mod rest;
 mod seize;
 pub mod sequence;
 pub mod sockets;
+mod stopping;
 mod suspended;
 pub mod thread;
 pub mod waits;

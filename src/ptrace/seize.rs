@@ -2,10 +2,12 @@
 
 use super::freeze::PATIENCE;
 use super::raw;
+use super::thread::wait_event_stop;
 use crate::error::{Error, Kind, Result};
-use crate::proc;
+use crate::proc::{self, Process};
 use nix::errno::Errno;
 use nix::libc;
+use std::time::{Duration, Instant};
 
 /// What came of [`seize`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,15 +24,19 @@ pub enum Seized {
 ///
 /// # Errors
 /// Somebody else traces it ([`Kind::Busy`]), or it is not permitted.
-pub fn seize(pid: i32, tid: i32, options: i32) -> Result<Seized> {
+pub fn seize(process: &Process, tid: i32, options: i32) -> Result<Seized> {
     /// A tracer that is gone when it is looked for left us in between; as many of them in a row are none.
     const TRIES: usize = 3;
     for again in 1..=TRIES {
         let error = match raw::seize(tid, options) {
-            Ok(()) => return Ok(Seized::Now),
+            Ok(()) if process.has(tid) => return Ok(Seized::Now),
+            Ok(()) => {
+                give_up(tid);
+                break;
+            }
             Err(error) => error,
         };
-        let status = proc::status(pid, tid);
+        let status = process.status(tid);
         match status {
             _ if error == Errno::ESRCH => break,
             Err(_) => break,
@@ -40,11 +46,20 @@ pub fn seize(pid: i32, tid: i32, options: i32) -> Result<Seized> {
             }
             Ok(status) if status.tracer == 0 && error == Errno::EPERM && again < TRIES => {}
             Ok(status) => {
-                return Err(refused(pid, error, status.tracer));
+                return Err(refused(process.pid(), error, status.tracer));
             }
         }
     }
     Ok(Seized::Dead)
+}
+
+/// Lets go of a thread that got the id of one of the process's, which has ended since it was listed.
+fn give_up(tid: i32) {
+    let deadline = Instant::now() + Duration::from_millis(100);
+    let stopped = raw::interrupt(tid).and_then(|()| wait_event_stop(tid, deadline));
+    if let Ok(Some(_)) = stopped {
+        let _ = raw::detach(tid);
+    }
 }
 
 fn refused(pid: i32, error: Errno, tracer: i32) -> Error {
@@ -88,8 +103,9 @@ fn is_ckpt(pid: i32) -> bool {
 }
 
 /// The sentence about a thread that did not stop in time.
-pub fn stubborn(pid: i32, tid: i32) -> Error {
-    let call = match proc::syscall(pid, tid) {
+pub fn stubborn(process: &Process, tid: i32) -> Error {
+    let pid = process.pid();
+    let call = match process.syscall(tid) {
         Ok(Some((number, _))) => match number.cast_signed() {
             libc::SYS_vfork => "in vfork(2)".to_string(),
             libc::SYS_clone => "in clone(2)".to_string(),
@@ -98,7 +114,7 @@ pub fn stubborn(pid: i32, tid: i32) -> Error {
         },
         _ => "in the kernel".to_string(),
     };
-    let name = proc::comm(pid, tid).unwrap_or_default();
+    let name = process.comm(tid).unwrap_or_default();
     let name = name.display();
     Error::new(format!(
         "thread {tid} ({name}) of process {pid} cannot be stopped within {} seconds: it waits {call}",
@@ -109,12 +125,12 @@ pub fn stubborn(pid: i32, tid: i32) -> Error {
 
 /// A thread that cannot be stopped now, as far as can be seen without touching it: it waits for its child of vfork(2),
 /// or for the end of a clone(2), which no stop interrupts.
-pub fn deaf(pid: i32) -> Result<Option<i32>> {
+pub fn deaf(process: &Process) -> Result<Option<i32>> {
     let forks = |tid: i32| {
-        matches!(proc::syscall(pid, tid), Ok(Some((number, _)))
+        matches!(process.syscall(tid), Ok(Some((number, _)))
             if matches!(number.cast_signed(), libc::SYS_vfork | libc::SYS_clone | libc::SYS_clone3))
     };
     // One that was just born and stands in a tracer's stop shows its maker's call, too.
     let sleeps = |tid: i32| proc::stat::glance(tid).is_some_and(|(state, _)| state == 'D');
-    Ok(proc::tasks(pid)?.into_iter().find(|tid| forks(*tid) && sleeps(*tid)))
+    Ok(process.tasks()?.into_iter().find(|tid| forks(*tid) && sleeps(*tid)))
 }

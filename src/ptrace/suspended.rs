@@ -13,7 +13,7 @@ use super::regs::Regs;
 use super::thread::Thread;
 use super::waits::arguments;
 use crate::error::{Because, Result};
-use crate::proc;
+use crate::proc::Process;
 use ckpt_abi::api::{API, Api};
 use ckpt_abi::region::Suspended;
 use nix::libc;
@@ -37,9 +37,9 @@ const CALLS: [i64; 6] = [
 
 impl Thread {
     /// Looks at the mask in force, which is the call's until something sets another.
-    pub(super) fn look_at_mask(&mut self, pid: i32) {
+    pub(super) fn look_at_mask(&mut self, process: &Process) {
         if interrupted::call_in_progress(&self.regs).is_some_and(|call| CALLS.contains(&call)) {
-            self.blocked_by_call = proc::status(pid, self.tid).map_or(0, |status| status.blocked);
+            self.blocked_by_call = process.status(self.tid).map_or(0, |status| status.blocked);
         }
     }
 

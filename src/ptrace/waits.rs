@@ -7,7 +7,7 @@
 use super::memory::Memory;
 use super::regs::Regs;
 use super::sockets;
-use crate::proc;
+use crate::proc::{self, Process};
 use ckpt_abi::region::{WAIT_COUNT, WAITS, Wait as Slot};
 use nix::libc;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -27,10 +27,10 @@ pub enum Look {
 impl Look {
     /// Since when the thread waits, if it does now that it is stopped. A wait that has begun after the look
     /// counts from now: it must not become shorter. The stop is one more voluntary switch.
-    pub fn since(self, pid: i32, tid: i32) -> u64 {
+    pub fn since(self, process: &Process, tid: i32) -> u64 {
         match self {
             Self::Asleep(since, switches)
-                if proc::sched(pid, tid).is_some_and(|now| now.switches == switches + 1) =>
+                if process.sched(tid).is_some_and(|now| now.switches == switches + 1) =>
             {
                 since
             }
@@ -90,21 +90,21 @@ pub fn set_argument(regs: &mut Regs, index: usize, value: u64) {
 }
 
 /// Looks whether a running process's thread is in a wait with a time-out; None when that cannot be known.
-pub fn observe(pid: i32, tid: i32) -> Option<Look> {
-    let Some((call, args)) = proc::syscall(pid, tid).ok()? else { return Some(Look::Awake) };
+pub fn observe(process: &Process, tid: i32) -> Option<Look> {
+    let Some((call, args)) = process.syscall(tid).ok()? else { return Some(Look::Awake) };
     let call = call.cast_signed();
     let timed = match place(call, &args) {
         Some(Place::Millis(i)) => args[i] as i32 >= 0,
         Some(Place::Timespec(i)) => args[i] != 0,
-        None => call == libc::SYS_restart_syscall || sockets::concerns(pid, call, &args),
+        None => call == libc::SYS_restart_syscall || sockets::concerns(process.pid(), call, &args),
     };
     if !timed {
         return Some(Look::Awake);
     }
     // A thread that was moved to another CPU in its sleep has 0 there (kernel/sched/fair.c,
     // migrate_task_rq_fair).
-    let asleep = proc::sched(pid, tid).filter(|sched| sched.ran != 0)?;
-    let cpu = proc::stat::last_cpu(pid, tid)?;
+    let asleep = process.sched(tid).filter(|sched| sched.ran != 0)?;
+    let cpu = process.last_cpu(tid)?;
     let slept = clock_of(cpu)?.saturating_sub(asleep.ran);
     Some(Look::Asleep(now().saturating_sub(slept), asleep.switches))
 }

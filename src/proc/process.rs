@@ -1,0 +1,187 @@
+//! A process that is looked at more than once.
+//!
+//! # Safety
+//! The calls on a pidfd have no memory arguments, and the descriptors that the kernel makes are owned from the start.
+#![allow(unsafe_code)]
+
+use super::fds::Fd;
+use super::limits::Limit;
+use super::links::Link;
+use super::stat::Stat;
+use super::status::Status;
+use super::thread::{Sched, Wchan};
+use super::timers::PosixTimer;
+use super::{failed, slurp};
+use crate::error::{Error, Kind, Result};
+use nix::errno::Errno;
+use nix::libc;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+/// A process by its pidfd (pidfd_open(2)) and the directory of /proc that was its when it was opened. What is read is
+/// this process's, or fails: the id may be another's by then.
+pub struct Process {
+    pid: i32,
+    directory: File,
+    /// None of a thread that leads no process.
+    pidfd: Option<OwnedFd>,
+}
+
+impl Process {
+    /// Opens a process; or a thread by its id, which then is the process it belongs to, without a pidfd.
+    ///
+    /// # Errors
+    /// It is gone ([`Kind::Gone`]), or we have no more descriptors.
+    pub fn open(pid: i32) -> Result<Self> {
+        // SAFETY: the call has no memory arguments.
+        let pidfd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) }).ok();
+        // SAFETY: the kernel just made this descriptor for us.
+        let pidfd = pidfd.map(|fd| unsafe { OwnedFd::from_raw_fd(fd as i32) });
+        let path = format!("/proc/{pid}");
+        let mut options = File::options();
+        options.read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY);
+        let directory = options.open(&path).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => gone(pid),
+            _ => Error::new(format!("cannot open {path}: {e}")),
+        })?;
+        let process = Self { pid, directory, pidfd };
+        // Between the two calls the id could have been given to another.
+        match process.pidfd.is_some() && process.is_reaped() {
+            true => Err(gone(pid)),
+            false => Ok(process),
+        }
+    }
+
+    /// The process that asks.
+    ///
+    /// # Errors
+    /// There is no /proc, or we have no more descriptors.
+    pub fn own() -> Result<Self> {
+        Self::open(std::process::id().cast_signed())
+    }
+
+    /// Its id, which is another's when it is gone.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Where a file of it is found, by way of our descriptor of its directory.
+    pub fn path(&self, name: &str) -> String {
+        format!("/proc/self/fd/{}/{name}", self.directory.as_raw_fd())
+    }
+
+    /// What `name` is called in sentences.
+    pub(super) fn called(&self, name: &str) -> String {
+        format!("/proc/{}/{name}", self.pid)
+    }
+
+    /// Whether it was waited for, and its id may be another's.
+    pub(super) fn is_reaped(&self) -> bool {
+        fs::metadata(self.path("stat")).is_err()
+    }
+
+    /// Whether it has a thread of this id, dead or alive.
+    pub fn has(&self, tid: i32) -> bool {
+        fs::metadata(self.path(&format!("task/{tid}"))).is_ok()
+    }
+
+    /// Whether all of it has ended (pidfd_open(2): the descriptor is readable then).
+    pub fn has_ended(&self) -> bool {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        match &self.pidfd {
+            Some(fd) => {
+                let mut asked = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+                poll(&mut asked, PollTimeout::ZERO).is_ok_and(|ready| ready != 0)
+            }
+            None => self.is_reaped(),
+        }
+    }
+
+    /// The ids of its threads in our own PID namespace, the leader's among them, in ascending order.
+    ///
+    /// The list of a running process is old when it arrives: ask again until nothing is new.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn tasks(&self) -> Result<Vec<i32>> {
+        self.numbered("task")
+    }
+
+    /// The numeric names in the directory /proc/PID/`name`, in ascending order.
+    pub(super) fn numbered<N: std::str::FromStr + Ord>(&self, name: &str) -> Result<Vec<N>> {
+        let failed = |e| failed(self, None, &self.called(name), &e);
+        let mut numbers = Vec::new();
+        for entry in fs::read_dir(self.path(name)).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            if let Some(number) = entry.file_name().to_str().and_then(|n| n.parse().ok()) {
+                numbers.push(number);
+            }
+        }
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+
+    /// All of /proc/PID/`name`.
+    pub(super) fn file(&self, name: &str) -> Result<Vec<u8>> {
+        slurp(&self.path(name)).map_err(|e| failed(self, None, &self.called(name), &e))
+    }
+
+    /// All of /proc/PID/task/TID/`name`.
+    pub(super) fn thread_file(&self, tid: i32, name: &str) -> Result<Vec<u8>> {
+        let name = format!("task/{tid}/{name}");
+        slurp(&self.path(&name)).map_err(|e| failed(self, Some(tid), &self.called(&name), &e))
+    }
+}
+
+fn gone(pid: i32) -> Error {
+    Error::new(format!("process {pid} is gone")).of(Kind::Gone)
+}
+
+/// The same of a process that is looked at once.
+macro_rules! once {
+    ($($name:ident($($argument:ident: $kind:ty),*) -> $result:ty;)*) => {$(
+        #[doc = concat!("[`Process::", stringify!($name), "`] of the process that has this id now.")]
+        ///
+        /// # Errors
+        /// As there, and there is none.
+        pub fn $name(pid: i32, $($argument: $kind),*) -> Result<$result> {
+            Process::open(pid)?.$name($($argument),*)
+        }
+    )*};
+}
+
+once! {
+    tasks() -> Vec<i32>;
+    stat(tid: i32) -> Stat;
+    status(tid: i32) -> Status;
+    comm(tid: i32) -> OsString;
+    syscall(tid: i32) -> Option<(u64, [u64; 6])>;
+    wchan_state(tid: i32) -> Wchan;
+    cmdline() -> Vec<OsString>;
+    auxv() -> Vec<u8>;
+    personality() -> u64;
+    limits() -> [Limit; 16];
+    posix_timers() -> Vec<PosixTimer>;
+    exe() -> Link;
+    cwd() -> Link;
+    root() -> Link;
+    fds() -> Vec<Fd>;
+}
+
+/// [`Process::sched`] of a process that is looked at once.
+pub fn sched(pid: i32, tid: i32) -> Option<Sched> {
+    Process::open(pid).ok()?.sched(tid)
+}
+
+/// [`Process::timer_slack`] of a process that is looked at once.
+pub fn timer_slack(pid: i32, tid: i32) -> u64 {
+    Process::open(pid).map_or(0, |process| process.timer_slack(tid))
+}
+
+/// [`Process::has_ended`] of a process that is looked at once.
+pub fn has_ended(pid: i32) -> bool {
+    Process::open(pid).map_or(true, |process| process.has_ended())
+}

@@ -1,0 +1,248 @@
+//! Bringing all threads of a process to a stop, and finding out that they are all.
+
+use super::freeze::{FIRST_ATTEMPT, Frozen};
+use super::raw::{self, State};
+use super::seize::{Seized, deaf, seize, stubborn};
+use super::thread::Thread;
+use super::waits::{self, Look};
+use crate::error::{Because, Error, Kind, Result};
+use crate::proc::Process;
+use nix::errno::Errno;
+use nix::libc;
+use std::time::{Duration, Instant};
+
+/// A thread that is seized and does not stand still yet.
+pub(super) struct Moving {
+    pub(super) tid: i32,
+    pub(super) look: Option<Look>,
+    /// Born of a thread of the process, but a process of its own (clone(2) without CLONE_THREAD).
+    pub(super) stranger: bool,
+}
+
+impl Frozen {
+    /// Stops all threads; false when one of them does not stop while the others have waited for `patience`, or the
+    /// list and the kernel's count do not agree for as long.
+    pub(super) fn attempt(&mut self, patience: Duration) -> Result<bool> {
+        let mut news_at = Instant::now();
+        loop {
+            let tasks = self.process.tasks()?;
+            let (news, dead) = self.seize_all(&tasks)?;
+            self.begin(&news)?;
+            if !self.settle(patience)? {
+                return Ok(false);
+            }
+            if !news.is_empty() {
+                news_at = Instant::now();
+                continue;
+            }
+            if !dead && self.is_whole(tasks.len())? {
+                return Ok(true);
+            }
+            if news_at.elapsed() > patience {
+                return Ok(false);
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
+    }
+
+    /// Seizes those that are not seized: who is, and whether one was dead that is not the leader. A dead leader stays in
+    /// the list; in the stead of another the successor that it made may be counted, which is not listed.
+    fn seize_all(&mut self, tasks: &[i32]) -> Result<(Vec<i32>, bool)> {
+        let options = raw::OPTIONS | libc::PTRACE_O_TRACEEXEC | libc::PTRACE_O_TRACECLONE;
+        let (mut news, mut dead) = (Vec::new(), false);
+        for tid in tasks {
+            if self.seized.contains(tid) {
+                continue;
+            }
+            match seize(&self.process, *tid, options) {
+                Ok(Seized::Dead) => dead |= *tid != self.pid,
+                Ok(Seized::Now | Seized::Before) => {
+                    self.seized.insert(*tid);
+                    news.push(*tid);
+                }
+                Err(e) => {
+                    // They have to be let go.
+                    self.begin(&news)?;
+                    return Err(e);
+                }
+            }
+        }
+        Ok((news, dead))
+    }
+
+    /// Looks at threads that are seized, and then interrupts them. Later nobody can tell how long a wait has lasted.
+    pub(super) fn begin(&mut self, news: &[i32]) -> Result<()> {
+        let looks: Vec<_> = news.iter().map(|tid| waits::observe(&self.process, *tid)).collect();
+        let moving = news.iter().zip(looks);
+        self.moving.extend(moving.map(|(&tid, look)| Moving { tid, look, stranger: false }));
+        for tid in news {
+            match raw::interrupt(*tid) {
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(e) => {
+                    return Err(e)
+                        .because(|| format!("cannot stop thread {tid} of process {}", self.pid));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until nobody moves; false when nothing has happened for `patience`.
+    pub(super) fn settle(&mut self, patience: Duration) -> Result<bool> {
+        const LONGEST_NAP: Duration = Duration::from_millis(1);
+        let first_nap = Duration::from_micros(20);
+        let (mut last, mut nap) = (Instant::now(), first_nap);
+        while !self.moving.is_empty() {
+            if self.collect()? {
+                (last, nap) = (Instant::now(), first_nap);
+            } else if last.elapsed() > patience {
+                return Ok(false);
+            } else {
+                std::thread::sleep(nap);
+                nap = (nap * 2).min(LONGEST_NAP);
+                // A leader that has ended is reported when the others have, too (delay_group_leader).
+                let (pid, process) = (self.pid, &self.process);
+                self.moving.retain(|moving| moving.tid != pid || !is_dead(process));
+            }
+        }
+        Ok(true)
+    }
+
+    /// Takes what the moving threads report; whether there was anything. What fails is with the moving ones still.
+    fn collect(&mut self) -> Result<bool> {
+        let (mut news, mut outcome) = (false, Ok(()));
+        for moving in std::mem::take(&mut self.moving) {
+            let tid = moving.tid;
+            match raw::wait(tid, false) {
+                Ok(State::Running) => self.moving.push(moving),
+                Ok(state) => {
+                    news = true;
+                    outcome = outcome.and(self.advance(moving, state));
+                }
+                Err(e) => {
+                    self.moving.push(moving);
+                    outcome = Err(e).because(|| format!("cannot wait for thread {tid}"));
+                }
+            }
+        }
+        outcome.map(|()| news)
+    }
+
+    /// One step on the way to the stop of the last of the moving threads. Signals that it meets on the way are
+    /// delivered: their handlers' first instruction is where it stops.
+    fn advance(&mut self, moving: Moving, state: State) -> Result<()> {
+        let tid = moving.tid;
+        match state {
+            State::Running => self.moving.push(moving),
+            State::Ended => drop(self.seized.remove(&tid)),
+            State::Stopped { .. } if moving.stranger => {
+                self.seized.remove(&tid);
+                let _ = raw::detach(tid);
+            }
+            State::Stopped { signal, event: raw::EVENT_STOP } => {
+                match Thread::read(tid, if signal == libc::SIGTRAP { 0 } else { signal }) {
+                    Ok(mut thread) => {
+                        thread.look_at_mask(&self.process);
+                        thread.since = moving.look.map(|look| look.since(&self.process, tid));
+                        self.threads.push(thread);
+                    }
+                    Err(e) => {
+                        self.moving.push(moving);
+                        if e != Errno::ESRCH {
+                            return Err(e)
+                                .because(|| format!("cannot read the registers of thread {tid}"));
+                        }
+                    }
+                }
+            }
+            State::Stopped { event: raw::EVENT_EXEC, .. } => {
+                self.moving.push(moving);
+                return Err(disturbed(&self.process));
+            }
+            State::Stopped { event, signal } => {
+                if event == raw::EVENT_CLONE {
+                    self.welcome(tid);
+                }
+                let signal = if event == 0 && signal & 0x80 == 0 { signal } else { 0 };
+                // Any stop takes the place of the one that was asked for (kernel/signal.c, ptrace_stop).
+                let _ = raw::interrupt(tid);
+                let _ = raw::cont(tid, signal);
+                self.moving.push(moving);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes over what a traced thread has just made: it is traced and stops before its first instruction.
+    pub(super) fn welcome(&mut self, maker: i32) {
+        let Ok(born) = raw::event_message(maker) else { return };
+        let tid = born as i32;
+        if self.seized.insert(tid) {
+            let stranger = !self.process.has(tid);
+            self.moving.push(Moving { tid, look: None, stranger });
+        }
+    }
+
+    /// Whether the stopped threads are all that there are, by the kernel's count, and are still stopped.
+    fn is_whole(&self, listed: usize) -> Result<bool> {
+        let counted = self.process.status(self.pid)?.threads;
+        for thread in &self.threads {
+            let stands = raw::event_message(thread.tid).is_ok();
+            if !stands || raw::wait(thread.tid, false) != Ok(State::Running) {
+                return Err(disturbed(&self.process));
+            }
+        }
+        if self.threads.is_empty() {
+            return Err(gone(self.pid));
+        }
+        Ok(counted as usize == listed)
+    }
+
+    /// Waits for those whom an attempt could not stop, while the others run. One that stops is not kept waiting for
+    /// the next.
+    pub(super) fn await_moving(&mut self, deadline: Instant) -> Result<()> {
+        while !self.settle(FIRST_ATTEMPT)? {
+            self.let_go();
+            if Instant::now() > deadline {
+                let tid = self.moving.first().map_or(self.pid, |moving| moving.tid);
+                return Err(stubborn(&self.process, tid));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Waits while a thread cannot hear us, without touching any. Where always another one cannot, an attempt has to show.
+pub(super) fn await_hearing(process: &Process, deadline: Instant) -> Result<()> {
+    const OTHERS: usize = 20;
+    let (mut last, mut others) = (0, 0);
+    while let Some(tid) = deaf(process)? {
+        others += usize::from(tid != last);
+        last = tid;
+        if others > OTHERS {
+            break;
+        }
+        if Instant::now() > deadline {
+            return Err(stubborn(process, tid));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+fn is_dead(process: &Process) -> bool {
+    process.stat(process.pid()).map_or(true, |stat| matches!(stat.state, 'Z' | 'X'))
+}
+
+pub(super) fn gone(pid: i32) -> Error {
+    Error::new(format!("process {pid} is gone")).of(Kind::Gone)
+}
+
+/// Threads that stood still have ended: the process has, or one of its threads has executed another program.
+fn disturbed(process: &Process) -> Error {
+    let pid = process.pid();
+    if is_dead(process) {
+        return gone(pid);
+    }
+    Error::new(format!("process {pid} has just ended or executed another program")).of(Kind::Gone)
+}
