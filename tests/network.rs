@@ -14,7 +14,7 @@ use nix::sys::signal::Signal::SIGTSTP;
 use nix::unistd::geteuid;
 
 use harness::{Bench, Build, Run, Who, until};
-use serving::{Server, keyed, noise};
+use serving::{Server, image, keyed, noise};
 
 /// Two hosts; gone when dropped.
 struct Hosts {
@@ -111,7 +111,7 @@ fn a_lossy_network() {
     let bench = Bench::new(Who::Me);
     let server = hosts.server(&bench);
     hosts.order(&["loss", "5"]);
-    let bytes = noise(3_000_000, 4);
+    let bytes = image(noise(3_000_000, 4));
     bench.file("in", &bytes);
     let name = name(&server, "x");
     hosts.ckpt(&bench, "A", &["put", "--key", "key", "in", &name]).ends_well();
@@ -127,15 +127,12 @@ fn cut(pair: &str, how: &str) {
     let Some(hosts) = Hosts::up(pair) else { return };
     let bench = Bench::new(Who::Me);
     let server = hosts.server(&bench);
-    bench.file("old", "old");
+    let old = image("old");
+    bench.file("old", &old);
     let name = name(&server, "x");
     hosts.ckpt(&bench, "A", &["put", "--key", "key", "old", &name]).ends_well();
     // A file with no end in sight: sent slowly through a pipe it would be a FIFO, so it is large.
-    let large = fs::File::create(bench.path("large")).expect("a file");
-    let piece = noise(1 << 20, 8);
-    for at in 0..400 {
-        std::os::unix::fs::FileExt::write_all_at(&large, &piece, at << 20).expect("room");
-    }
+    bench.file("large", image(noise(1 << 20, 8).repeat(300)));
     let put = hosts.ckpt(&bench, "A", &["put", "--key", "key", "large", &name]);
     until("the upload", || (server.partial() == 1).then_some(()));
     hosts.order(&[how]);
@@ -143,7 +140,7 @@ fn cut(pair: &str, how: &str) {
     assert_eq!(ended.code(), Some(125), "{ended:?}");
     assert!(ended.stderr.contains("was lost with 'x' on its way"), "{ended:?}");
     until("the end of the upload", || (server.partial() == 0).then_some(()));
-    assert_eq!(fs::read(server.file("x")).expect("x"), b"old");
+    assert_eq!(fs::read(server.file("x")).expect("x"), old);
     hosts.order(&["heal"]);
     hosts.ckpt(&bench, "A", &["put", "--key", "key", "old", &name]).ends_well();
     server.stop();

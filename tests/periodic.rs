@@ -463,8 +463,13 @@ fn resume_takes_the_options_of_its_command_line() {
     run.signal(SIGUSR1);
     assert_eq!(run.end().code(), Some(7));
     bench.file("y.ckpt", "no checkpoint at all");
-    let mut run = bench.launch(&["--resume", "-n", "y.ckpt"], &subject, &[]);
-    run.complaint("y.ckpt is not a checkpoint");
+    let ended = bench.launch(&["--resume", "-n", "y.ckpt"], &subject, &[]).end();
+    assert_eq!(ended.code(), Some(125), "{ended:?}");
+    assert!(ended.stderr.contains("y.ckpt is not a checkpoint"), "{ended:?}");
+    let whole = fs::read(bench.path("x.ckpt")).expect("the checkpoint");
+    bench.file("z.ckpt", &whole[..whole.len() / 2]);
+    let mut run = bench.launch(&["--resume", "-n", "z.ckpt"], &subject, &[]);
+    run.complaint("z.ckpt was cut off");
     run.expect("ready");
     run.go();
 }

@@ -13,14 +13,15 @@ use ckpt::serve::protocol::{HEADER, Header, Kind, Mode, PAYLOAD_MAX, Preamble};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use harness::{Bench, Build, Who, status_line, until};
-use serving::{Server, all, insecure, key, keyed, noise};
+use serving::{Server, all, image, insecure, key, keyed, noise};
 
 /// The server still does its work.
 #[track_caller]
 fn works(bench: &Bench, server: &Server, options: &[String]) {
-    bench.file("in", "works");
+    let file = image("works");
+    bench.file("in", &file);
     bench.must(&all(&["put", "in", &server.name("works")], options));
-    assert_eq!(fs::read(server.file("works")).expect("stored"), b"works");
+    assert_eq!(fs::read(server.file("works")).expect("stored"), file);
 }
 
 /// Reads until the server closes the connection.
@@ -38,7 +39,7 @@ fn keys_that_do_not_fit() {
     bench.must(&["keygen", &bench.name("other")]);
     let server = Server::start(&bench, &options);
     let name = server.name("x");
-    bench.file("in", "x");
+    bench.file("in", image("x"));
     let put = |options: &[&str]| {
         let line: Vec<_> = ["put", "in", &name].iter().chain(options).copied().collect();
         let ended = bench.order(&line);
@@ -130,7 +131,7 @@ fn replays_and_changes() {
     let bench = Bench::new(Who::Nobody);
     let options = keyed(&bench);
     let server = Server::start(&bench, &options);
-    bench.file("in", noise(100_000, 5));
+    bench.file("in", image(noise(100_000, 5)));
     let said = wiretap(&server, |port| {
         let name = format!("cssrv://127.0.0.1:{port}/x");
         bench.must(&all(&["put", "in", &name], &options));

@@ -6,8 +6,10 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ckpt::image::write::{Sink, Writer};
 use ckpt::serve::channel::{Channel, KEY};
 use ckpt::serve::protocol::{Checksum, Header, Kind, Seal};
+use ckpt_abi::image::SectionKind;
 use nix::sys::signal::Signal::SIGTERM;
 
 use crate::harness::{Bench, Ended, Run, until};
@@ -177,4 +179,28 @@ pub fn key(path: &Path) -> [u8; KEY] {
 /// The options in one list.
 pub fn all<'a>(first: &[&'a str], options: &'a [String]) -> Vec<&'a str> {
     first.iter().copied().chain(options.iter().map(String::as_str)).collect()
+}
+
+/// A whole checkpoint with these bytes in front, where else ckpt is: clients send nothing else.
+pub fn image(bytes: impl AsRef<[u8]>) -> Vec<u8> {
+    let mut sink = Bytes(Vec::new());
+    let mut writer = Writer::new(&mut sink, bytes.as_ref().to_vec());
+    writer.bytes(SectionKind::Strings, 0, b"").expect("memory takes all");
+    writer.seal().expect("memory takes all");
+    sink.0
+}
+
+struct Bytes(Vec<u8>);
+
+impl Sink for Bytes {
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> ckpt::error::Result<()> {
+        let end = offset as usize + bytes.len();
+        self.0.resize(self.0.len().max(end), 0);
+        self.0[offset as usize..end].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn seal(&mut self, _: u64) -> ckpt::error::Result<()> {
+        Ok(())
+    }
 }
