@@ -9,7 +9,7 @@
 #![allow(unsafe_code)]
 
 use crate::control::Page;
-use crate::{assist, callbacks, clib, exclude, files, spawn, sys, trigger};
+use crate::{assist, callbacks, clib, exclude, files, spawn, sys, trigger, turns};
 use ckpt_abi::api::{Answer, Api, ERROR_LEN, Request, When, config_bit};
 use ckpt_abi::region::{Control, NAME_LEN};
 use core::mem::offset_of;
@@ -248,6 +248,13 @@ extern "C" fn ckpt_fds() -> u64 {
 #[unsafe(no_mangle)]
 extern "C" fn ckpt_ckpt(name: *const u8) -> i32 {
     let Some(page) = Page::find() else { return clib::fail(ENOSYS) };
+    if !turns::is_owner(page) {
+        return clib::fail(refuse(
+            page,
+            EDEADLK,
+            b"ckpt_ckpt in a child that shares its parent's memory",
+        ));
+    }
     if !lock(page) {
         return clib::fail(refuse(page, EDEADLK, b"ckpt_ckpt in a callback of ckpt_ckpt"));
     }

@@ -9,7 +9,7 @@ use crate::sys;
 use ckpt_abi::ABI_VERSION;
 use ckpt_abi::api::{API, Api, ERROR_LEN};
 use ckpt_abi::region::{Control, MAGIC, NAME_LEN, PAYLOAD, next_base};
-use ckpt_abi::region::{STACK_LEN, STACKS};
+use ckpt_abi::region::{STACK_LEN, STACKS, TURNS, Turns};
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 
@@ -118,29 +118,31 @@ impl Page {
         word.load(Ordering::Relaxed)
     }
 
-    /// [`Control::phase`].
-    pub fn phase(self) -> &'static AtomicU32 {
-        self.word(offset_of!(Control, phase))
-    }
-
-    /// [`Control::dumper`].
-    pub fn dumper(self) -> &'static AtomicU32 {
-        self.word(offset_of!(Control, dumper))
-    }
-
     /// [`Control::monitor`].
     pub fn monitor(self) -> &'static AtomicU32 {
         self.word(offset_of!(Control, monitor))
     }
 
-    /// [`Control::periodic`].
-    pub fn periodic(self) -> &'static AtomicU32 {
-        self.word(offset_of!(Control, periodic))
+    /// [`Turns::turn`]; its low half, which changes with each step, serves as a futex.
+    pub fn turn(self) -> &'static AtomicU64 {
+        let word =
+            self.0.wrapping_add(TURNS).wrapping_add(offset_of!(Turns, turn) as u64) as *mut u64;
+        // SAFETY: as in `word`.
+        unsafe { AtomicU64::from_ptr(word) }
     }
 
-    /// [`Control::handlers`].
+    fn turns(self, offset: usize) -> &'static AtomicU32 {
+        self.word((TURNS as usize).wrapping_add(offset))
+    }
+
+    /// [`Turns::owner`].
+    pub fn owner(self) -> &'static AtomicU32 {
+        self.turns(offset_of!(Turns, owner))
+    }
+
+    /// [`Turns::handlers`].
     pub fn handlers(self) -> &'static AtomicU32 {
-        self.word(offset_of!(Control, handlers))
+        self.turns(offset_of!(Turns, handlers))
     }
 
     /// [`Config::continues`](ckpt_abi::region::Config::continues).
@@ -153,9 +155,9 @@ impl Page {
         self.word(offset_of!(Control, target))
     }
 
-    /// [`Control::keeper`].
+    /// [`Turns::keeper`].
     pub fn keeper(self) -> &'static AtomicU32 {
-        self.word(offset_of!(Control, keeper))
+        self.turns(offset_of!(Turns, keeper))
     }
 
     /// [`Control::spawn_error`].

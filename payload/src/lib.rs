@@ -28,3 +28,4 @@ mod suspend_thunk;
 mod sys;
 mod thunk;
 mod trigger;
+mod turns;

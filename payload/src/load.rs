@@ -14,7 +14,7 @@ use crate::{assist, heirs, signals, sys};
 use ckpt_abi::ABI_VERSION;
 use ckpt_abi::api::{API, Api, Request};
 use ckpt_abi::nr;
-use ckpt_abi::region::{Control, MAGIC, NAME_LEN, PAYLOAD, next_base};
+use ckpt_abi::region::{Control, MAGIC, NAME_LEN, PAYLOAD, TURNS, Turns, next_base};
 use core::mem::offset_of;
 
 const PROT_READ: u64 = 1;
@@ -24,6 +24,7 @@ const MAP_FIXED: u64 = 0x10;
 const MAP_ANONYMOUS: u64 = 0x20;
 const MAP_NORESERVE: u64 = 0x4000;
 const MAP_FIXED_NOREPLACE: u64 = 0x10_0000;
+const MADV_WIPEONFORK: u64 = 18;
 const SIGTSTP: u32 = 20;
 
 const PT_LOAD: u32 = 1;
@@ -142,6 +143,9 @@ fn create(executable: u64, executable_len: u64) -> Option<Page> {
     put(API as usize + offset_of!(Api, suspended), at(ckpt_suspended));
     put(API as usize + offset_of!(Api, rest), at(ckpt_rest));
     put(offset_of!(Control, config.asyncsig), SIGTSTP.into());
+    // SAFETY: the page is the region's; without the advice a child would take its parent's for its own.
+    unsafe { sys::call(nr::MADVISE, &[base.wrapping_add(TURNS), 4096, MADV_WIPEONFORK, 0, 0, 0]) };
+    put(TURNS as usize + offset_of!(Turns, owner), sys::getpid().into());
     put(offset_of!(Control, abi_version), u64::from(ABI_VERSION) | u64::from(sys::getpid()) << 32);
     let page = Page::at(base);
     default_name(page);

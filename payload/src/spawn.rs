@@ -1,20 +1,24 @@
 //! Starts a dumper that the program can never meet in wait(2).
 //!
-//! Two clones: the intermediate never executes anything, so its exit signal stays 0 and only a
-//! wait with `__WCLONE` sees it; the dumper is its child and becomes init's. Both share our memory
-//! until the dumper executes (CLONE_VM and CLONE_VFORK), so a program of any size is not copied.
+//! Two clones: the keeper never executes anything, so its exit signal stays 0 and only a wait with `__WCLONE` or
+//! `__WALL` sees it; the dumper is its child. Once every thread stands still, the dumper ends the keeper, has it
+//! reaped by a remote call, so that no other thread can do that, and is init's child (`src/dump/keeper.rs`). In a
+//! process that adopts its orphans (PID 1 of a namespace, PR_SET_CHILD_SUBREAPER), and under an init that reaps
+//! nothing, the keeper stays as long as its dumper, reaps it, and is reaped here. The program's own attributes never
+//! change. Both share our memory until the dumper executes (CLONE_VM), so a program of any size is not copied.
 //! Neither shares our descriptors: what the dumper opens and closes is its own.
 //!
 //! # Safety
-//! The clones run on stacks of the region, one start at a time ([`crate::trigger`] holds the
-//! phase), and the thread that calls is suspended while they share its memory.
+//! The clones run on stacks of the region, one start at a time ([`crate::turns`]); the thread that calls waits until
+//! the dumper has executed, and nobody else uses these stacks while a keeper lives.
 #![allow(unsafe_code)]
 
 use crate::control::Page;
-use crate::sys;
+use crate::{sys, turns};
 use ckpt_abi::api::{Api, Request};
 use ckpt_abi::nr;
 use ckpt_abi::region::NAME_LEN;
+use ckpt_abi::turn::{Event, Phase, Task};
 use core::mem::offset_of;
 use core::sync::atomic::Ordering;
 
@@ -25,7 +29,6 @@ const FLAGS: u64 = CLONE_VM | CLONE_VFORK | CLONE_UNTRACED;
 const WCLONE: u64 = 0x8000_0000;
 
 const PR_SET_CHILD_SUBREAPER: u64 = 36;
-const PR_GET_CHILD_SUBREAPER: u64 = 37;
 const PR_SET_PTRACER: u64 = 0x5961_6d61;
 
 const CLOEXEC: u64 = 0o2_000_000;
@@ -37,81 +40,62 @@ const AT_FDCWD: u64 = -100i64 as u64;
 const EXECUTABLE_FD: u64 = 3;
 const RLIMIT_FSIZE: u64 = 1;
 
-/// Starts a dumper for this process and lets it trace us; its pid is in `Control::dumper`, or
+/// Starts a dumper for this process and lets it trace us; it is named in the turn, or
 /// `Control::spawn_error` says why there is none.
 pub fn dumper(page: Page) {
-    let mut reaps = 0u32;
-    let reaps_at: *mut u32 = &mut reaps;
-    // SAFETY: the kernel writes the one word.
-    unsafe { sys::call(nr::PRCTL, &[PR_GET_CHILD_SUBREAPER, reaps_at as u64, 0, 0, 0, 0]) };
-    if reaps != 0 {
-        sys::prctl(PR_SET_CHILD_SUBREAPER, 0);
-    }
-    if sys::getpid() == 1 {
-        start_keeper(page);
-        return;
-    }
-    // SAFETY: the stack is one of the region's and nobody else's now.
-    let child = unsafe { sys::clone(FLAGS, page.stack(0), [0; 2], intermediate, page.address()) };
-    if child > 0 {
-        // SAFETY: waits for the task that was just made.
-        while unsafe { sys::call(nr::WAIT4, &[child as u64, 0, WCLONE, 0, 0, 0]) } == -nr::EINTR {}
-    } else {
-        page.spawn_error().store(child, Ordering::Release);
-    }
-    if reaps != 0 {
-        sys::prctl(PR_SET_CHILD_SUBREAPER, 1);
-    }
-    sys::prctl(PR_SET_PTRACER, u64::from(page.dumper().load(Ordering::Acquire)));
-}
-
-/// Orphans of PID 1 come to PID 1. There the intermediate stays, adopts what it has started, and
-/// waits for it; it has no exit signal either, and is reaped when the next dumper is started.
-fn start_keeper(page: Page) {
     let flags = CLONE_VM | CLONE_UNTRACED;
     // SAFETY: the stack is kept for the keeper alone, and the one before was just reaped.
-    let child = unsafe { sys::clone(flags, page.stack(3), [0; 2], keep, page.address()) };
-    if sys::failed(child) {
-        page.spawn_error().store(child, Ordering::Release);
+    let keeper = unsafe { sys::clone(flags, page.stack(3), [0; 2], keep, page.address()) };
+    if sys::failed(keeper) {
+        page.spawn_error().store(keeper, Ordering::Release);
+        let _ = turns::change(page, Event::Fail);
         return;
     }
-    page.keeper().store(child as u32, Ordering::Release);
-    while page.dumper().load(Ordering::Acquire) == 0
-        && page.spawn_error().load(Ordering::Acquire) == 0
-    {
-        sys::futex_wait(page.dumper().as_ptr(), 0, 1_000_000);
+    page.keeper().store(keeper as u32, Ordering::Release);
+    let mut turn = turns::now(page);
+    while turn.phase == Phase::Starting {
+        turns::sleep(page, turn, 1_000_000);
+        if !turns::alive(Task { pid: keeper as u32, start: 0 }) {
+            // Killed before it could say anything.
+            let _ = turns::change(page, Event::Fail);
+        }
+        turn = turns::now(page);
     }
-    sys::prctl(PR_SET_PTRACER, u64::from(page.dumper().load(Ordering::Acquire)));
+    turns::note_start(page);
+    sys::prctl(PR_SET_PTRACER, u64::from(turn.task.pid));
 }
 
-/// Waits for the keeper of an earlier dump; false while it lives.
-pub fn reap_keeper(page: Page) -> bool {
+/// Reaps the keeper of a dumper that has ended, or that is about to and may take so many milliseconds. One that lasts
+/// longer, because a monitor is its child, is nobody's business any more; it needs no stack.
+pub fn reap_keeper(page: Page, milliseconds: u64) {
     const WNOHANG: u64 = 1;
-    let keeper = page.keeper().load(Ordering::Acquire);
+    let keeper = page.keeper().swap(0, Ordering::AcqRel);
     if keeper == 0 {
-        return true;
+        return;
+    }
+    let fd = turns::pidfd(keeper);
+    if fd >= 0 {
+        turns::ended(fd, milliseconds);
+        sys::close(fd);
     }
     let args = [u64::from(keeper), 0, WCLONE | WNOHANG, 0, 0, 0];
     // SAFETY: waits for a child of ours that the program does not know.
-    let gone = unsafe { sys::call(nr::WAIT4, &args) } != 0;
-    if gone {
-        page.keeper().store(0, Ordering::Release);
-    }
-    gone
+    unsafe { sys::call(nr::WAIT4, &args) };
 }
 
 extern "C" fn keep(page: u64) -> ! {
-    const WALL: u64 = 0x4000_0000;
+    const PR_SET_NAME: u64 = 15;
     let page = Page::at(page);
+    sys::prctl(PR_SET_NAME, c"ckpt-keeper".as_ptr() as u64);
+    // A monitor that an assistant starts may outlive that.
     sys::prctl(PR_SET_CHILD_SUBREAPER, 1);
-    // SAFETY: as in `dumper`.
+    // SAFETY: the stack is one of the region's and nobody else's now.
     let child = unsafe { sys::clone(FLAGS, page.stack(1), [0; 2], become_dumper, page.address()) };
     if sys::failed(child) {
         page.spawn_error().store(child, Ordering::Release);
+        let _ = turns::change(page, Event::Fail);
     }
-    // SAFETY: waits for the children of this task.
-    while unsafe { sys::call(nr::WAIT4, &[u64::MAX, 0, WALL, 0, 0, 0]) } != -nr::ECHILD {}
-    sys::exit(0)
+    sys::outlive_children()
 }
 
 /// Lets the monitor trace us again: under Yama there is one process that may, and that was the
@@ -123,26 +107,16 @@ pub fn allow_monitor(page: Page) {
     }
 }
 
-extern "C" fn intermediate(page: u64) -> ! {
-    let page = Page::at(page);
-    // SAFETY: as in `dumper`.
-    let child = unsafe { sys::clone(FLAGS, page.stack(1), [0; 2], become_dumper, page.address()) };
-    if sys::failed(child) {
-        page.spawn_error().store(child, Ordering::Release);
-    }
-    sys::exit(0)
-}
-
-/// Runs in the task that becomes the dumper; the suspended thread waits for its id.
+/// Runs in the task that becomes the dumper; the thread that asked waits for its id.
 extern "C" fn become_dumper(page: u64) -> ! {
     let page = Page::at(page);
-    page.dumper().store(sys::getpid(), Ordering::Release);
+    let _ = turns::change(page, Event::Start(Task { pid: sys::getpid(), start: 0 }));
     // SAFETY: a session of our own, so that no terminal signal meets the dumper.
     unsafe { sys::call(nr::SETSID, &[0; 6]) };
     let error = execute(page, memfd(page));
     page.spawn_error().store(error, Ordering::Release);
     execute(page, temporary(page));
-    page.dumper().store(0, Ordering::Release);
+    let _ = turns::change(page, Event::Fail);
     sys::exit(0)
 }
 

@@ -9,30 +9,32 @@
 #![allow(unsafe_code)]
 
 use crate::control::Page;
-use crate::{assist, callbacks, exclude, files, spawn, sys};
+use crate::{assist, callbacks, files, spawn, sys, turns};
 use ckpt_abi::api::{Answer, Api, Request, Visit, When};
 use ckpt_abi::nr;
-use ckpt_abi::region::Phase;
+use ckpt_abi::turn::{By, Denied, Event, Phase, Task};
 use core::mem::offset_of;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::Ordering;
 
 /// How long to sleep between two looks at whether the dumper lives, in nanoseconds.
 const PATIENCE: u64 = 250_000_000;
+/// How long to sleep for what is a matter of a moment, in nanoseconds.
+const MOMENT: u64 = 1_000_000;
 
-const IDLE: u32 = Phase::Idle as u32;
-const WAITING: u32 = Phase::Waiting as u32;
-const WRITING: u32 = Phase::Writing as u32;
 const DONE: u32 = Answer::Done as u32;
 const RESTARTED: u32 = Answer::Restarted as u32;
 
+/// How long a dumper that is done may take to end, in milliseconds.
+const END: u64 = 2000;
 /// How long to sleep for the end of a dumper before its phase is looked at, in milliseconds.
 const PAUSE: u64 = 2;
 
 #[unsafe(no_mangle)]
 extern "C" fn ckpt_handler(_signal: i32, _siginfo: u64, _ucontext: u64) {
     let page = Page::own();
-    // Where somebody else answers our system calls there is nothing to be done for the program.
-    if !sys::readable(page.address()) {
+    // Where somebody else answers our system calls there is nothing to be done for the program. A signal to a child that
+    // shares our memory is mostly one to the whole group, and comes to its parent as well.
+    if !sys::readable(page.address()) || !turns::is_owner(page) {
         return;
     }
     let holds = page.api(offset_of!(Api, holds));
@@ -55,13 +57,14 @@ pub fn checkpoint(page: Page) {
 }
 
 fn serve(page: Page) {
-    if busy(page) {
+    let waits = callbacks::any(page, When::After);
+    let by = if waits { By::Call } else { By::Signal };
+    if let Err(Denied::Busy(_)) = turns::allowed(page, Event::Ask { by, kept: waits }) {
         return;
     }
     files::keep(page);
     callbacks::run(page, When::Before);
-    let waits = callbacks::any(page, When::After);
-    if !claim(page, waits) {
+    if !claim(page, by, waits) {
         return;
     }
     let request = if waits { Request::Call } else { Request::Signal };
@@ -73,16 +76,8 @@ fn serve(page: Page) {
         conclude(page);
         return;
     }
-    let dumper = page.dumper().load(Ordering::Acquire);
-    // In a restarted process the phase is idle and the dumper none, wherever the freeze met us.
-    if page.phase().load(Ordering::Acquire) == WAITING {
-        if dumper == 0 {
-            page.phase().store(IDLE, Ordering::Release);
-            complain(page);
-        } else {
-            await_dumper(page.phase(), dumper);
-        }
-    }
+    await_dumper(page);
+    spawn::reap_keeper(page, END);
     spawn::allow_monitor(page);
     callbacks::restarted(page);
 }
@@ -104,7 +99,6 @@ pub fn conclude(page: Page) -> u32 {
 #[unsafe(no_mangle)]
 extern "C" fn ckpt_visited() {
     let page = Page::own();
-    page.api(offset_of!(Api, claimant)).store(sys::getpid(), Ordering::Release);
     files::keep(page);
     callbacks::run(page, When::Before);
     let visit = page.api(offset_of!(Api, visit));
@@ -118,7 +112,7 @@ extern "C" fn ckpt_visited() {
         conclude(page);
         visit.store(Visit::None as u32, Ordering::Release);
     } else {
-        page.api(offset_of!(Api, claimant)).store(0, Ordering::Release);
+        unclaim(page);
     }
 }
 
@@ -134,10 +128,14 @@ pub fn await_answer(page: Page) -> u32 {
         if given != Answer::None as u32 {
             return given;
         }
-        let dumper = page.dumper().load(Ordering::Acquire);
-        let gone = dumper == 0 || (looks % LOOKS == LOOKS - 1 && !alive(dumper));
+        let turn = turns::now(page);
+        let gone = match turn.phase {
+            Phase::Starting => false,
+            _ if turn.has_task() => looks % LOOKS == LOOKS - 1 && !turns::alive(turn.task),
+            _ => true,
+        };
         if gone && answer.load(Ordering::Acquire) == Answer::None as u32 {
-            fail(page, dumper);
+            fail(page);
             return Answer::Failed as u32;
         }
         sys::futex_wait(answer.as_ptr(), Answer::None as u32, LOOK);
@@ -146,75 +144,58 @@ pub fn await_answer(page: Page) -> u32 {
 }
 
 /// Nobody answers: it was not started, or has ended before it was done.
-fn fail(page: Page, dumper: u32) {
-    const EIO: u32 = 5;
+fn fail(page: Page) {
     let why = page.spawn_error().load(Ordering::Acquire);
-    let (errno, text) = if dumper == 0 {
+    let (errno, text) = if why != 0 {
         (why.wrapping_neg() as u32, reason(why))
     } else {
-        (EIO, b"the process that ckpt had started ended before it was done".as_slice())
+        (nr::EIO as u32, b"the process that ckpt had started ended before it was done".as_slice())
     };
     page.api(offset_of!(Api, errno)).store(errno.max(1), Ordering::Release);
     page.set_error(text);
 }
 
-fn complain(page: Page) {
-    say(b"ckpt: no checkpoint: the dumper could not be started: ");
-    say(reason(page.spawn_error().load(Ordering::Acquire)));
-    say(b"; the program goes on\n");
-}
-
-fn await_dumper(phase: &AtomicU32, dumper: u32) {
-    while phase.load(Ordering::Acquire) == WAITING {
-        sys::futex_wait(phase.as_ptr(), WAITING, PATIENCE);
-        if phase.load(Ordering::Acquire) == WAITING && !alive(dumper) {
-            phase.store(IDLE, Ordering::Release);
-            say(b"ckpt: no checkpoint: the dumper ended before it was done (a program that is not dumpable, \
-                  prctl(2), only root can save); the program goes on\n");
+/// Waits until the dumper that this thread has started lets it go on.
+///
+/// In a restarted process the turn is nobody's, wherever the freeze met us.
+fn await_dumper(page: Page) {
+    let why = page.spawn_error().load(Ordering::Acquire);
+    let own = turns::now(page);
+    if own.phase == Phase::Idle && why != 0 {
+        say(b"ckpt: no checkpoint: the dumper could not be started: ");
+        say(reason(why));
+        say(b"; the program goes on\n");
+        return;
+    }
+    loop {
+        let turn = turns::now(page);
+        if turn.phase != Phase::Holding || turn.task.pid != own.task.pid {
+            return;
+        }
+        turns::sleep(page, turn, PATIENCE);
+        if turns::now(page) == turn && turns::change(page, Event::Lost).is_ok() {
+            say(b"ckpt: no checkpoint: the dumper was killed, or may not trace this program, as only root may one \
+                  that is not dumpable (prctl(2)); the program goes on\n");
         }
     }
 }
 
-/// Whether another's dumper works that will not give way ([`claim`]).
-fn busy(page: Page) -> bool {
-    let dumper = page.dumper().load(Ordering::Acquire);
-    let phase = page.phase().load(Ordering::Acquire);
-    phase != IDLE && !gives_way(page, phase, dumper) && (dumper == 0 || alive(dumper))
-}
-
-fn gives_way(page: Page, phase: u32, dumper: u32) -> bool {
-    let periodic = page.periodic().load(Ordering::Acquire) != 0;
-    let ends = page.continues().load(Ordering::Acquire) == 0;
-    phase == WRITING && dumper != 0 && (periodic || ends)
-}
-
 /// Waits until it is the caller's turn, which lasts until [`unclaim`].
 pub fn claim_patiently(page: Page) {
-    while !claim(page, true) {
-        sys::futex_wait(page.phase().as_ptr(), page.phase().load(Ordering::Acquire), 1_000_000);
+    while !claim(page, By::Call, true) {
+        turns::sleep(page, turns::now(page), MOMENT);
     }
 }
 
 /// Lets others have the payload.
 pub fn unclaim(page: Page) {
-    exclude::alone(page, offset_of!(Api, claim_lock), || {
-        page.api(offset_of!(Api, request)).store(Request::Signal as u32, Ordering::Release);
-        page.api(offset_of!(Api, claimant)).store(0, Ordering::Release);
-        page.phase().store(IDLE, Ordering::Release);
-    });
+    let request = page.api(offset_of!(Api, request)).swap(Request::Signal as u32, Ordering::AcqRel);
+    while turns::change(page, Event::Release) == Err(Denied::Soon) {
+        turns::sleep(page, turns::now(page), MOMENT);
+    }
+    // An assistant that has looked at a checkpoint lasts until that is executed.
+    spawn::reap_keeper(page, if request == Request::Inspect as u32 { 0 } else { END });
     spawn::allow_monitor(page);
-}
-
-/// What became of an attempt to have one's turn.
-enum Turn {
-    /// It is the caller's.
-    Own,
-    /// Another's checkpoint does as well.
-    Served,
-    /// This dumper has to give way first.
-    After(u32),
-    /// Something ends in a moment.
-    Soon(u32),
 }
 
 /// Makes the caller the one whose dumper comes; false while another's works whose checkpoint does
@@ -224,43 +205,20 @@ enum Turn {
 /// does any other that lets the program go on when this one has to end it: that one is waited for.
 /// No periodic checkpoint begins while a thread is in here ([`Page::handlers`]).
 ///
-/// The turn of a caller that `keeps` it lasts longer than its dumper, until [`unclaim`].
-fn claim(page: Page, keeps: bool) -> bool {
+/// A turn that is `kept` lasts longer than its dumper, until [`unclaim`].
+fn claim(page: Page, by: By, kept: bool) -> bool {
     loop {
-        match exclude::alone(page, offset_of!(Api, claim_lock), || attempt(page, keeps)) {
-            Turn::Own => return true,
-            Turn::Served => return false,
-            Turn::After(dumper) => {
-                give_way(page, dumper, page.periodic().load(Ordering::Acquire) != 0);
-            }
-            Turn::Soon(seen) => sys::futex_wait(page.phase().as_ptr(), seen, 1_000_000),
+        match turns::change(page, Event::Ask { by, kept }) {
+            Ok(_) => break,
+            Err(Denied::Busy(_)) => return false,
+            Err(Denied::After(task, end)) => give_way(page, task, end),
+            Err(_) => turns::sleep(page, turns::now(page), MOMENT),
         }
     }
-}
-
-fn attempt(page: Page, keeps: bool) -> Turn {
-    let seen = page.phase().load(Ordering::Acquire);
-    // A stale value only makes us ask about a task that is gone.
-    let dumper = page.dumper().load(Ordering::Acquire);
-    if seen != IDLE && (dumper == 0 || alive(dumper)) {
-        return if gives_way(page, seen, dumper) { Turn::After(dumper) } else { Turn::Served };
-    }
-    let (claimant, own) = (page.api(offset_of!(Api, claimant)), sys::getpid());
-    if claimant.load(Ordering::Acquire) == own || !spawn::reap_keeper(page) {
-        // Its thread looks at the answer, or the keeper ends as its dumper has.
-        return Turn::Soon(seen);
-    }
-    // A dumper from outside may just have come.
-    let phase = page.phase();
-    if phase.compare_exchange(seen, WAITING, Ordering::AcqRel, Ordering::Relaxed).is_err() {
-        return Turn::Soon(seen);
-    }
-    claimant.store(if keeps { own } else { 0 }, Ordering::Release);
-    page.periodic().store(0, Ordering::Release);
-    page.dumper().store(0, Ordering::Release);
+    spawn::reap_keeper(page, END);
     page.spawn_error().store(0, Ordering::Release);
     page.api(offset_of!(Api, answer)).store(Answer::None as u32, Ordering::Release);
-    Turn::Own
+    true
 }
 
 /// Waits until a dumper that only writes has ended, or sooner until its phase is over.
@@ -268,55 +226,25 @@ fn attempt(page: Page, keeps: bool) -> Turn {
 /// One that is to be ended is named by a descriptor (pidfd_open(2)) before the page is asked once
 /// more whose process it is: in a program that was saved between the two and restarted, the number
 /// may be anybody's, but the page no longer names it and the descriptor is gone.
-fn give_way(page: Page, dumper: u32, end: bool) {
+fn give_way(page: Page, task: Task, end: bool) {
     const SIGKILL: u64 = 9;
-    let fd = pidfd(dumper);
-    if fd >= 0 && end && page.dumper().load(Ordering::Acquire) == dumper {
+    let writes = || {
+        let turn = turns::now(page);
+        turn.phase == Phase::Writing && turn.task == task
+    };
+    let fd = turns::pidfd(task.pid);
+    if fd >= 0 && end && writes() && turns::alive(task) {
         // SAFETY: ends a process of ours, which leaves no trace but a file without a name.
         unsafe { sys::call(nr::PIDFD_SEND_SIGNAL, &[fd as u64, SIGKILL, 0, 0, 0, 0]) };
     }
-    while page.phase().load(Ordering::Acquire) == WRITING
-        && page.dumper().load(Ordering::Acquire) == dumper
-        && (fd < 0 || !ended(fd, PAUSE))
-        && (fd >= 0 || alive(dumper))
-    {
+    while writes() && (fd < 0 || !turns::ended(fd, PAUSE)) && (fd >= 0 || turns::alive(task)) {
         if fd < 0 {
-            sys::futex_wait(page.phase().as_ptr(), WRITING, PATIENCE);
+            turns::sleep(page, turns::now(page), PATIENCE);
         }
     }
     if fd >= 0 {
         sys::close(fd);
     }
-}
-
-/// Whether a task runs: kill(2) would also find a zombie that its reaper neglects, poll(2) on a
-/// pidfd does not.
-fn alive(pid: u32) -> bool {
-    let fd = pidfd(pid);
-    if fd < 0 {
-        // ESRCH: gone. Anything else (no free descriptor): it may live.
-        return fd != -nr::ESRCH;
-    }
-    let gone = ended(fd, 0);
-    sys::close(fd);
-    !gone
-}
-
-/// pidfd_open(2).
-fn pidfd(pid: u32) -> i64 {
-    // SAFETY: opens a descriptor that the caller closes.
-    unsafe { sys::call(nr::PIDFD_OPEN, &[u64::from(pid), 0, 0, 0, 0, 0]) }
-}
-
-/// Whether the process of a pidfd has ended, or does within some milliseconds.
-fn ended(fd: i64, milliseconds: u64) -> bool {
-    /// In the upper half of a struct pollfd.
-    const POLLIN: u64 = 1;
-    let request = (fd as u64) | POLLIN << 32;
-    // SAFETY: `request` is one struct pollfd.
-    let ready =
-        unsafe { sys::call(nr::POLL, &[(&raw const request) as u64, 1, milliseconds, 0, 0, 0]) };
-    ready == 1
 }
 
 /// The likely errors of starting a process from memory.

@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 pub fn run(pid: i32) -> Result<u8> {
     let error_output = dumper::begin(pid, c"ckpt-assist");
     let mut caller = Caller::wait(pid)?;
+    let _ = caller.dismiss_keeper();
     let result = match caller.api.request {
         r if r == Request::Environment as u32 => environment(pid, &mut caller).map(|()| None),
         r if r == Request::Configure as u32 => configure(pid, &mut caller).map(|()| None),
@@ -34,6 +35,7 @@ pub fn run(pid: i32) -> Result<u8> {
         dumper::say(error_output.as_ref(), &format!("{e}; the default holds"));
     }
     caller.answer(result.as_ref().err());
+    caller.end_turn();
     if let Ok(Some(file)) = &result {
         hold(pid, file);
     }

@@ -3,7 +3,6 @@
 use super::destination;
 use crate::dump::phase1_freeze;
 use crate::dump::phase2_equip::{self, configuration};
-use crate::dump::phase5_snapshot::subreaper;
 use crate::dump::place::Whose;
 use crate::error::Result;
 use crate::image::stub;
@@ -68,7 +67,7 @@ pub(super) fn arrangement(config: &Config) -> Result<String> {
     Ok(format!("is saved to {name} {}", ways.join("; ")))
 }
 
-/// Starts a monitor for the frozen process, which must not adopt it.
+/// Starts a monitor for the frozen process.
 fn watch(
     pid: i32,
     frozen: &mut Frozen,
@@ -77,16 +76,7 @@ fn watch(
     executable: &[u8],
 ) -> Result<()> {
     let mut caller = Caller::new(&mut frozen.threads[0], memory, &region.desk())?;
-    let scratch = region.base + ckpt_abi::region::STACKS;
-    let reaps = subreaper(&mut caller, memory, scratch, None)?;
-    if reaps {
-        subreaper(&mut caller, memory, scratch, Some(0))?;
-    }
-    let started = monitor::start(pid, executable);
-    if reaps {
-        subreaper(&mut caller, memory, scratch, Some(1))?;
-    }
-    started?.appoint(&mut caller, memory, region)
+    monitor::start(pid, executable)?.appoint(&mut caller, memory, region)
 }
 
 fn reconfigure(

@@ -23,7 +23,8 @@ use crate::proc;
 use crate::ptrace::memory::Memory;
 use crate::ptrace::raw;
 use crate::settings::{self, Settings, Values};
-use ckpt_abi::region::{Control, Phase};
+use ckpt_abi::region::Control;
+use ckpt_abi::turn::Phase;
 use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -119,11 +120,12 @@ impl Monitor {
             };
         }
         let Some((memory, base)) = &self.seen else { return Word::Leave };
-        let Ok(control) = memory.get::<Control>(*base) else {
+        let Ok(Region { control, .. }) = Region::read(memory, *base) else {
             self.seen = None;
             return self.ask();
         };
-        if control.phase == Phase::Restoring as u32 {
+        let turn = Region { base: *base, control }.turn(memory);
+        if turn.is_ok_and(|turn| turn.phase == Phase::Restoring) {
             return Word::Later;
         }
         match control.config.msperiod {

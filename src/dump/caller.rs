@@ -1,12 +1,16 @@
 //! The program that waits for us in the C API (payload/src/api.rs): what it asks for, and our
 //! answer.
 
+use super::keeper;
 use crate::error::{Because, Error, Result};
 use crate::inject::region::Region;
+use crate::inject::turns::own_task;
 use crate::proc;
+use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
 use ckpt_abi::api::{API, Answer, Api, ERROR_LEN};
 use ckpt_abi::region::{Config, Control, NAME_LEN};
+use ckpt_abi::turn::Event;
 use std::mem::offset_of;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -74,6 +78,24 @@ impl Caller {
     /// Names the process that takes its periodic checkpoints.
     pub fn appoint(&self, monitor: u32) -> Result<()> {
         self.memory.put(self.region.base + offset_of!(Control, monitor) as u64, &monitor)
+    }
+
+    /// Sends the process away that is our parent in the program's stead, if it can be; the program stands still
+    /// for that moment.
+    ///
+    /// # Errors
+    /// The program cannot be stopped; then it reaps that process itself.
+    pub fn dismiss_keeper(&self) -> Result<()> {
+        let mut frozen = Frozen::freeze(self.pid)?;
+        frozen.attend(&self.memory, &self.region.desk(), self.region.base)?;
+        keeper::dismiss(&mut frozen, &self.memory, &self.region)?;
+        frozen.thaw();
+        Ok(())
+    }
+
+    /// Says that nothing more will be done.
+    pub fn end_turn(&self) {
+        let _ = self.region.step(&self.memory, self.pid, Event::End(own_task(self.pid)));
     }
 
     /// Says what came of it. A process that is gone needs no word.

@@ -7,6 +7,7 @@
 
 pub mod caller;
 pub mod excluded;
+mod keeper;
 pub mod phase0_visit;
 pub mod phase1_freeze;
 pub mod phase2_equip;
@@ -16,6 +17,7 @@ pub mod phase5_snapshot;
 pub mod phase6_write;
 pub mod phase7_seal;
 pub mod place;
+mod sharers;
 mod stream;
 
 use crate::error::{Error, Kind, Result};
@@ -27,8 +29,12 @@ use crate::ptrace::memory::Memory;
 use crate::resource::signals;
 use crate::settings::server::Transfer;
 use crate::settings::{Name, Settings};
+use ckpt_abi::turn::{By, Phase, Turn};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
+
+/// How long threads of the program may have their turn.
+const TURN: Duration = Duration::from_secs(2);
 
 /// Makes the sink for a name. It is called while the target stands still, and must not wait for a
 /// network.
@@ -52,6 +58,17 @@ pub struct Request {
     pub open: Open,
 }
 
+impl Request {
+    /// Who asks.
+    fn by(&self) -> By {
+        match (self.triggered, self.periodic) {
+            (true, _) => By::Signal,
+            (_, true) => By::Period,
+            _ => By::Order,
+        }
+    }
+}
+
 /// What a dump did.
 pub struct Outcome {
     /// The checkpoint.
@@ -70,13 +87,14 @@ pub struct Outcome {
 
 /// Whether another checkpoint of a process is being taken, or a thread is about to ask for one.
 pub fn is_busy(pid: i32) -> bool {
-    let control = Memory::open(pid).and_then(|memory| {
+    let turns = Memory::open(pid).and_then(|memory| {
         let vmas = crate::proc::maps::read(pid)?;
-        Ok(crate::inject::region::Region::find(&memory, &vmas).map(|region| region.control))
+        let region = crate::inject::region::Region::find(&memory, &vmas);
+        region.map(|region| region.turns(&memory)).transpose()
     });
-    let own = std::process::id();
-    matches!(control, Ok(Some(control)) if control.handlers != 0
-        || (control.phase != ckpt_abi::region::Phase::Idle as u32 && control.dumper != own))
+    let Ok(Some(turns)) = turns else { return false };
+    let turn = Turn::of(turns.turn);
+    turns.handlers != 0 || (turn.phase != Phase::Idle && turn.task.pid != std::process::id())
 }
 
 /// Takes a checkpoint.
@@ -98,12 +116,17 @@ pub fn dump(request: &Request) -> Result<Outcome> {
 fn take(request: &Request) -> Result<Outcome> {
     reach(Point::Begun);
     phase1_freeze::check(request.pid)?;
+    let sharing = phase4_refuse::refuse_shared(request.pid);
+    if let Err(e) = &sharing {
+        phase0_visit::leave(request.pid, e);
+    }
+    sharing?;
     if !request.triggered && !request.periodic {
         phase2_equip::await_restart(request.pid)?;
     }
     let executable = stub::own()?;
     let whose = place::Whose::of(request.pid, request.settings.name.is_some());
-    let begun = whose.and_then(|whose| begin(request, &executable, whose));
+    let begun = whose.and_then(|whose| begin(request, &executable, &whose));
     if let Err(e) = &begun {
         phase0_visit::leave(request.pid, e);
     }
@@ -122,7 +145,7 @@ fn take(request: &Request) -> Result<Outcome> {
         (result, _) => result,
     };
     reach(Point::Ending);
-    equipped.finish(&memory, result.as_ref().err());
+    equipped.finish(&memory, request.pid, result.as_ref().err());
     result
 }
 
@@ -150,7 +173,7 @@ fn anew(
 ) -> Result<Outcome> {
     let start = Instant::now();
     let frozen = phase1_freeze::freeze(request)?;
-    equipped.divert(request.pid, file)?;
+    equipped.divert(memory, request.pid, file)?;
     proceed(request, start, frozen, memory, equipped, stub::own()?)
 }
 
@@ -162,20 +185,29 @@ struct Begun {
     equipped: phase2_equip::Equipped,
 }
 
-fn begin(request: &Request, executable: &[u8], whose: place::Whose) -> Result<Begun> {
-    let (start, mut frozen) = loop {
+fn begin(request: &Request, executable: &[u8], whose: &place::Whose) -> Result<Begun> {
+    let deadline = Instant::now() + TURN;
+    loop {
         phase0_visit::visit(request)?;
         let start = Instant::now();
         let mut frozen = phase1_freeze::freeze(request)?;
         reach(Point::Frozen);
-        if !phase0_visit::held(request, &mut frozen)? {
-            break (start, frozen);
+        if phase0_visit::held(request, &mut frozen)? {
+            continue;
         }
-    };
-    let memory = Memory::open(request.pid)?;
-    let equipped = phase2_equip::equip(request, &mut frozen, &memory, executable, whose)?;
-    reach(Point::Claimed);
-    Ok(Begun { start, frozen, memory, equipped })
+        let memory = Memory::open(request.pid)?;
+        let equipped =
+            phase2_equip::equip(request, &mut frozen, &memory, executable, whose.clone())?;
+        if let Some(equipped) = equipped {
+            reach(Point::Claimed);
+            return Ok(Begun { start, frozen, memory, equipped });
+        }
+        frozen.thaw();
+        if request.periodic || Instant::now() > deadline {
+            return Err(phase0_visit::turn_of_another(request.pid));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 fn proceed(
@@ -192,7 +224,7 @@ fn proceed(
     let (mut gathered, areas) = phase3_gather::gather(&mut frozen, memory, equipped)?;
     reach(Point::Gathered);
     let areas = excluded::cut(areas, &caller::read(memory, &equipped.region)?.excluded);
-    phase4_refuse::refuse(request.pid, equipped.region.control.keeper, &mut gathered)?;
+    phase4_refuse::refuse(request.pid, &mut gathered)?;
     if equipped.stop {
         signals::forget_termination(&mut gathered);
     }
@@ -213,9 +245,10 @@ fn proceed(
     let mut held = Some(frozen);
     match &outcome {
         Some(snapshot) => {
-            equipped.announce(memory, ckpt_abi::region::Phase::Writing)?;
+            equipped.leaves(memory, request.pid)?;
             reach(Point::Leaving);
             held.take().into_iter().for_each(Frozen::thaw);
+            equipped.has_left(memory, request.pid)?;
             reach(Point::Thawed);
             pause = start.elapsed();
             let forked = areas.iter().filter(|a| !a.at_once);

@@ -5,23 +5,23 @@
 //! them as a signal would send it: with a frame on its stack through which it comes back.
 
 use super::Request as Asked;
-use super::{caller, phase1_freeze};
+use super::{caller, phase1_freeze, phase2_equip};
 use crate::error::{Because, Error, Kind, Result};
 use crate::fault::{Point, reach};
-use crate::inject::region::Region;
+use crate::inject::turns::own_task;
 use crate::proc;
 use crate::ptrace::frame::{Frame, SAME_STACK};
 use crate::ptrace::freeze::Frozen;
 use ckpt_abi::api::{Answer, Api, Request, Visit, When};
-use ckpt_abi::region::Phase;
+use ckpt_abi::turn::{Denied, Event};
 use std::mem::offset_of;
 use std::time::{Duration, Instant};
 
 /// How often to look whether the program is so far.
 const LOOK: Duration = Duration::from_millis(1);
 
-/// How long a thread may have its turn without a dumper.
-const TURN: Duration = Duration::from_secs(2);
+/// How long others may have their turn.
+const TURN: Duration = Duration::from_secs(10);
 
 /// Sends the main thread to the callbacks, if there are any, and waits for it.
 pub fn visit(request: &Asked) -> Result<()> {
@@ -34,7 +34,7 @@ pub fn visit(request: &Asked) -> Result<()> {
         await_word(&found, |api| api.holds == 0)?;
         let called = [When::Before, When::After, When::Restart];
         let any = called.iter().any(|when| found.api.counts[*when as usize] != 0);
-        let visits = found.api.visit == Visit::Ready as u32 && is_ours(&found.region);
+        let visits = found.api.visit == Visit::Ready as u32 && is_ours(&found)?;
         if !any || found.api.visit_entry == 0 || visits {
             return Ok(());
         }
@@ -43,7 +43,10 @@ pub fn visit(request: &Asked) -> Result<()> {
             let hint = format!("let it go on first (kill -CONT {})", request.pid);
             return Err(Error::new(text).hint(hint));
         }
-        if send(request, &found, Instant::now() > deadline)? {
+        if Instant::now() > deadline {
+            return Err(turn_of_another(request.pid));
+        }
+        if send(request, &found)? {
             reach(Point::Sent);
             return await_word(&found, |api| api.visit == Visit::Ready as u32);
         }
@@ -51,18 +54,29 @@ pub fn visit(request: &Asked) -> Result<()> {
     }
 }
 
-/// Gives a program that waits for us its answer when there will be no checkpoint.
+/// Gives a program that waits for us its answer when there will be no checkpoint, and its turn back.
 pub fn leave(pid: i32, error: &Error) {
-    if let Ok(Some(found)) = caller::Caller::find(pid) {
+    let Ok(Some(found)) = caller::Caller::find(pid) else { return };
+    if is_ours(&found).unwrap_or(false) {
         let asks = found.api.request == Request::Call as u32;
-        if asks && found.api.answer == Answer::None as u32 && is_ours(&found.region) {
+        if asks && found.api.answer == Answer::None as u32 {
             found.answer(Some(error));
         }
+        let _ = found.region.step(&found.memory, pid, Event::End(own_task(pid)));
     }
 }
 
-fn is_ours(region: &Region) -> bool {
-    region.control.dumper == std::process::id()
+fn is_ours(found: &caller::Caller) -> Result<bool> {
+    let turn = found.region.turn(&found.memory)?;
+    let own = own_task(found.pid);
+    Ok(turn.has_task() && turn.task.is(own.pid, own.start))
+}
+
+/// Why not now, when a thread of the program has its turn.
+pub fn turn_of_another(pid: i32) -> Error {
+    Error::new(format!("a thread of process {pid} takes a checkpoint"))
+        .of(Kind::Busy)
+        .hint("wait for it")
 }
 
 /// Whether the frozen program is in a critical section after all (ckpt_hold).
@@ -90,34 +104,17 @@ fn await_word(found: &caller::Caller, so_far: impl Fn(&Api) -> bool) -> Result<(
     }
 }
 
-/// Makes the payload ours; false while the monitor's dumper works, whose callbacks are to be called to
-/// the end, and while a thread has its turn and no dumper, unless it is `late`: what a
-/// fork has copied out of such a moment stays as it is.
-fn claim(request: &Asked, found: &caller::Caller, late: bool) -> Result<bool> {
-    let (memory, region) = (&found.memory, &found.region);
-    let control = Region::read(memory, region.base)?.control;
-    if control.phase == Phase::Restoring as u32 {
-        let text = format!("process {} is just being restarted", found.pid);
-        return Err(Error::new(text).hint("try again in a moment"));
+/// Makes the payload ours until the main thread has read our answer; false while the monitor's dumper works, whose
+/// callbacks are to be called to the end, and while a thread has its turn.
+fn claim(request: &Asked, found: &caller::Caller) -> Result<bool> {
+    let (memory, region, pid) = (&found.memory, &found.region, found.pid);
+    let event = Event::Claim { by: request.by(), task: own_task(pid), kept: true };
+    match region.step(memory, pid, event)? {
+        Ok(_) => {}
+        Err(Denied::Restoring) => return Err(phase2_equip::restarting(pid)),
+        Err(Denied::Busy(task)) => return Err(phase2_equip::busy(pid, task)),
+        Err(Denied::Soon | Denied::After(..) | Denied::NotYours) => return Ok(false),
     }
-    let dumper = control.dumper.cast_signed();
-    let lives = dumper != 0 && proc::stat(dumper, dumper).is_ok_and(|stat| stat.state != 'Z');
-    if control.phase != Phase::Idle as u32 && lives {
-        if control.periodic != 0 && !request.periodic {
-            return Ok(false);
-        }
-        return Err(Error::new(format!(
-            "a checkpoint of process {} is already being taken, by process {dumper}",
-            found.pid
-        ))
-        .hint("wait for it"));
-    }
-    if caller::read(memory, region)?.has_turn(&control, found.pid) && !late {
-        return Ok(false);
-    }
-    region.set_periodic(memory, request.periodic)?;
-    region.set_dumper(memory, std::process::id())?;
-    region.set_phase(memory, Phase::Waiting)?;
     let put = |offset, value: u32| caller::put(memory, region, offset, &value);
     put(offset_of!(Api, answer), Answer::None as u32)?;
     put(offset_of!(Api, request), Request::Call as u32)?;
@@ -131,7 +128,7 @@ fn claim(request: &Asked, found: &caller::Caller, late: bool) -> Result<bool> {
 /// extended state behind it is.
 ///
 /// False when the program is in a critical section by now, or another thread's turn begins or ends.
-fn send(request: &Asked, found: &caller::Caller, late: bool) -> Result<bool> {
+fn send(request: &Asked, found: &caller::Caller) -> Result<bool> {
     const RED_ZONE: u64 = 128;
     let (pid, memory) = (found.pid, &found.memory);
     let what = || format!("cannot call the callbacks of process {pid}");
@@ -154,12 +151,13 @@ fn send(request: &Asked, found: &caller::Caller, late: bool) -> Result<bool> {
     let len = frame.bytes(0).len() as u64;
     let at = (thread.regs.rsp - RED_ZONE - len) & !63;
     memory.write(at, &frame.bytes(at))?;
-    if !claim(request, found, late)? {
+    if !claim(request, found)? {
         return Ok(false);
     }
     let entered = thread.enter(found.api.visit_entry, at);
     if entered.is_err() {
-        let _ = found.region.set_phase(memory, Phase::Idle);
+        let _ = found.region.step(memory, pid, Event::End(own_task(pid)));
+        let _ = found.region.step(memory, pid, Event::Release);
     }
     entered.map(|()| true)
 }

@@ -1,16 +1,19 @@
 //! Phase 2: find the payload, or inject it, and claim it for this dump.
 
 use super::place::{Place, Whose};
-use super::{Request as Asked, caller};
-use crate::error::{Error, Result};
+use super::{Request as Asked, caller, keeper, phase0_visit};
+use crate::error::{Error, Kind, Result};
 use crate::image::read::Image;
-use crate::inject::{self, region::Region};
+use crate::inject;
+use crate::inject::region::Region;
+use crate::inject::turns::{self, own_task};
 use crate::proc::{self, maps::Vma};
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
 use crate::settings::{self, Name, Settings, Template};
-use ckpt_abi::api::{Request, Visit};
-use ckpt_abi::region::{Config, Control, Phase, config_flag};
+use ckpt_abi::api::Request;
+use ckpt_abi::region::{Config, Control, config_flag};
+use ckpt_abi::turn::{By, Denied, Event, Phase, Task};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -28,16 +31,20 @@ pub struct Equipped {
     pub place: Place,
     /// Whether the program ends after it.
     pub stop: bool,
+    /// Whether orphans of the program come to somebody who reaps them, so that there can be a snapshot.
+    pub orphans_leave: bool,
+    /// This dumper, as the payload names it.
+    task: Task,
 }
 
-/// Finds or injects the payload.
+/// Finds or injects the payload; None when a thread of the program has its turn, which has to run for that to change.
 pub fn equip(
     request: &Asked,
     frozen: &mut Frozen,
     memory: &Memory,
     executable: &[u8],
     whose: Whose,
-) -> Result<Equipped> {
+) -> Result<Option<Equipped>> {
     let pid = request.pid;
     let vmas = proc::maps::read(pid)?;
     if is_stub(pid, &vmas) {
@@ -53,7 +60,8 @@ pub fn equip(
         }
     };
     frozen.attend(memory, &region.desk(), region.base)?;
-    claim(request, &region, memory)?;
+    let Some(task) = claim(request, &region, memory)? else { return Ok(None) };
+    let orphans_leave = keeper::dismiss(frozen, memory, &region)?;
     let vmas = proc::maps::read_with_flags(pid)?;
     // For this checkpoint alone: only our copy of the configuration changes.
     let embed = &mut region.control.config.embed;
@@ -69,7 +77,7 @@ pub fn equip(
         true => ends && config.flags & config_flag::CONTINUE_GIVEN != 0,
         false => request.stop.unwrap_or(ends),
     };
-    Ok(Equipped { region, vmas, place, stop })
+    Ok(Some(Equipped { region, vmas, place, stop, orphans_leave, task }))
 }
 
 /// The configuration of a process that had none: its name comes from its own and its directory.
@@ -127,49 +135,44 @@ pub fn await_restart(pid: i32) -> Result<()> {
 
 fn is_restarting(pid: i32) -> bool {
     let (Ok(memory), Ok(vmas)) = (Memory::open(pid), proc::maps::read(pid)) else { return false };
-    let region = || Region::find(&memory, &vmas);
-    is_stub(pid, &vmas) || region().is_some_and(|r| r.control.phase == Phase::Restoring as u32)
+    let turn = || Region::find(&memory, &vmas)?.turn(&memory).ok();
+    is_stub(pid, &vmas) || turn().is_some_and(|turn| turn.phase == Phase::Restoring)
 }
 
-fn restarting(pid: i32) -> Error {
-    Error::new(format!("process {pid} is just being restarted")).hint("try again in a moment")
+/// Why not now, while a restart of the process goes on.
+pub fn restarting(pid: i32) -> Error {
+    Error::new(format!("process {pid} is just being restarted"))
+        .of(Kind::Busy)
+        .hint("try again in a moment")
 }
 
-fn claim(request: &Asked, region: &Region, memory: &Memory) -> Result<()> {
-    let (phase, dumper) = (region.control.phase, region.control.dumper);
-    let ours = dumper == std::process::id();
-    let alive = || {
-        let pid = dumper.cast_signed();
-        proc::stat(pid, pid).is_ok_and(|s| !matches!(s.state, 'Z' | 'X'))
-    };
-    let busy = phase != Phase::Idle as u32 && !ours && dumper != 0 && alive();
-    if busy && region.control.periodic != 0 && !request.periodic {
-        // The monitor's dumper gives way; it has the program thawed, for we could freeze it.
-        let pid = nix::unistd::Pid::from_raw(dumper.cast_signed());
-        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
-    } else if busy {
-        return Err(Error::new(format!(
-            "a checkpoint of process {} is already being taken, by process {dumper}",
-            request.pid
-        ))
-        .hint("wait for it"));
-    } else if phase == Phase::Restoring as u32 {
-        return Err(restarting(request.pid));
-    } else if request.periodic && region.control.handlers != 0 {
-        return Err(Error::new("the checkpoint signal has just come, whose checkpoint goes first"));
+/// Why not now, while another dumper works.
+pub fn busy(pid: i32, other: Task) -> Error {
+    let other = other.pid;
+    Error::new(format!("a checkpoint of process {pid} is already being taken, by process {other}"))
+        .of(Kind::Busy)
+        .hint("wait for it")
+}
+
+/// Makes the turn ours, every thread standing still; None when it may be in a moment.
+fn claim(request: &Asked, region: &Region, memory: &Memory) -> Result<Option<Task>> {
+    let pid = request.pid;
+    if request.periodic && region.turns(memory)?.handlers != 0 {
+        let text = "the checkpoint signal has just come, whose checkpoint goes first";
+        return Err(Error::new(text).of(Kind::Busy));
     }
-    let api = caller::read(memory, region)?;
-    let visited = api.visit == Visit::Ready as u32;
-    if !request.triggered && !ours && !visited && api.claimant == request.pid.cast_unsigned() {
-        let text = format!("a thread of process {} takes a checkpoint", request.pid);
-        return Err(Error::new(text).hint("wait for it"));
+    let task = own_task(pid);
+    let event = Event::Claim { by: request.by(), task, kept: false };
+    loop {
+        match region.step(memory, pid, event)? {
+            Ok(_) => return Ok(Some(task)),
+            // The monitor's dumper gives way; it has let the program go, for we could freeze it.
+            Err(Denied::After(other, _)) => turns::end(pid, other),
+            Err(Denied::Busy(other)) => return Err(busy(pid, other)),
+            Err(Denied::Restoring) => return Err(restarting(pid)),
+            Err(Denied::Soon | Denied::NotYours) => return Ok(None),
+        }
     }
-    region.set_periodic(memory, request.periodic)?;
-    if !request.triggered {
-        region.set_dumper(memory, std::process::id())?;
-        region.set_phase(memory, Phase::Writing)?;
-    }
-    Ok(())
 }
 
 /// The name of the checkpoint: for this call, else as configured; a forked child's has its id
@@ -200,20 +203,29 @@ fn called(request: &Asked, region: &Region, memory: &Memory) -> Result<Option<Na
 }
 
 fn forked(request: &Asked, control: &Control) -> bool {
-    control.owner != request.pid.cast_unsigned()
+    control.owner != proc::inner_pid(request.pid).cast_unsigned()
 }
 
 impl Equipped {
-    /// Changes the destination; the process may have run since it was equipped.
-    pub fn divert(&mut self, pid: i32, file: PathBuf) -> Result<()> {
+    /// Changes the destination; the process may have run since it was equipped, and stands still again.
+    pub fn divert(&mut self, memory: &Memory, pid: i32, file: PathBuf) -> Result<()> {
+        let event = Event::Claim { by: By::Order, task: self.task, kept: false };
+        if self.region.step(memory, pid, event)?.is_err() {
+            return Err(phase0_visit::turn_of_another(pid));
+        }
         self.place.name = file;
         self.vmas = proc::maps::read_with_flags(pid)?;
         Ok(())
     }
 
-    /// Tells the payload how far the dump is.
-    pub fn announce(&self, memory: &Memory, phase: Phase) -> Result<()> {
-        self.region.set_phase(memory, phase)
+    /// Tells the payload that its threads are about to be let go.
+    pub fn leaves(&self, memory: &Memory, pid: i32) -> Result<()> {
+        self.region.step(memory, pid, Event::Leave(self.task)).map(drop)
+    }
+
+    /// Tells the payload that all of its threads run; from now on a signal may end this dumper.
+    pub fn has_left(&self, memory: &Memory, pid: i32) -> Result<()> {
+        self.region.step(memory, pid, Event::Left(self.task)).map(drop)
     }
 
     /// The checkpoint is whole: the next one has the next number, and older ones may go.
@@ -225,13 +237,10 @@ impl Equipped {
 
     /// The dump is over, well or not: a caller of the C API gets its answer, and gives the payload
     /// free itself; else the next signal may start another. A process that is gone needs no word.
-    pub fn finish(&self, memory: &Memory, error: Option<&Error>) {
-        let waits =
-            caller::read(memory, &self.region).is_ok_and(|api| api.request == Request::Call as u32);
-        if waits {
+    pub fn finish(&self, memory: &Memory, pid: i32, error: Option<&Error>) {
+        if self.region.turn(memory).is_ok_and(|turn| turn.kept) {
             caller::answer(memory, &self.region, error);
-        } else {
-            let _ = self.region.set_phase(memory, Phase::Idle);
         }
+        let _ = self.region.step(memory, pid, Event::End(self.task));
     }
 }

@@ -52,11 +52,10 @@ impl Drop for Snapshot {
     }
 }
 
-/// Takes the picture; None when the kernel allows no more processes or memory, and where the target
-/// is an init, which would adopt it and meet its end: then the pages have to be written while the
-/// target stands still.
+/// Takes the picture; None when the kernel allows no more processes or memory, and where orphans come to the target
+/// or to nobody ([`super::keeper`]): then the pages have to be written while the target stands still.
 pub fn take(frozen: &mut Frozen, memory: &Memory, equipped: &Equipped) -> Result<Option<Snapshot>> {
-    if !orphans_go_elsewhere(frozen.pid) {
+    if !equipped.orphans_leave {
         return Ok(None);
     }
     let region = &equipped.region;
@@ -65,10 +64,6 @@ pub fn take(frozen: &mut Frozen, memory: &Memory, equipped: &Equipped) -> Result
     let data = stack(1);
     let head = write_orders(memory, data, stack(1) - 64)?;
     let mut caller = Caller::new(&mut frozen.threads[0], memory, &region.desk())?;
-    let reaps = subreaper(&mut caller, memory, data, None)?;
-    if reaps {
-        subreaper(&mut caller, memory, data, Some(0))?;
-    }
     memory.put(data, &0u64)?;
     let flags = (libc::CLONE_VM | libc::CLONE_VFORK) as u64 | CLONE_UNTRACED;
     let child = caller.clone(&[flags, stack(0) - 64], head)?;
@@ -76,42 +71,8 @@ pub fn take(frozen: &mut Frozen, memory: &Memory, equipped: &Equipped) -> Result
         let wait = [child.cast_unsigned(), 0, libc::__WCLONE as u32 as u64, 0];
         caller.call(libc::SYS_wait4, &wait)?;
     }
-    if reaps {
-        subreaper(&mut caller, memory, data, Some(1))?;
-    }
     let snapshot: u32 = memory.get(data)?;
     Ok((snapshot != 0).then_some(Snapshot(snapshot.cast_signed())))
-}
-
-/// Whether a snapshot would be nobody's child but init's, under an id that is also ours: not that of
-/// PID 1, which would meet it in wait(2), and not in another PID namespace.
-fn orphans_go_elsewhere(pid: i32) -> bool {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let mut ids = status.lines().filter_map(|line| line.strip_prefix("NSpid:"));
-    let inner = ids.next().and_then(|ids| ids.split_whitespace().next_back());
-    let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
-    inner != Some("1") && namespace(&pid.to_string()) == namespace("self")
-}
-
-/// Asks or tells whether the target adopts orphans (PR_SET_CHILD_SUBREAPER); `at` is a word of its
-/// memory that nobody uses.
-pub fn subreaper(
-    caller: &mut Caller<'_>,
-    memory: &Memory,
-    at: u64,
-    set: Option<u64>,
-) -> Result<bool> {
-    let what = "cannot change who reaps orphans";
-    match set {
-        Some(value) => {
-            caller.expect(libc::SYS_prctl, &[libc::PR_SET_CHILD_SUBREAPER as u64, value], what)?;
-            Ok(value != 0)
-        }
-        None => {
-            caller.expect(libc::SYS_prctl, &[libc::PR_GET_CHILD_SUBREAPER as u64, at], what)?;
-            Ok(memory.get::<u32>(at)? != 0)
-        }
-    }
 }
 
 /// Writes the lists of the intermediate and of the snapshot into the target; the address of the

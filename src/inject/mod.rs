@@ -3,7 +3,7 @@
 //! [`region`] finds and reads a payload that is there already; [`place`] finds room for a new one;
 //! [`elf`] turns the embedded libckpt.so into the bytes for that room, [`library`] into a file for
 //! linkers; [`launch`] starts a program with a payload in it; [`monitor`] starts the process that
-//! takes periodic checkpoints.
+//! takes periodic checkpoints; [`turns`] says whose turn it is.
 
 pub mod elf;
 pub mod launch;
@@ -11,6 +11,7 @@ pub mod library;
 pub mod monitor;
 pub mod place;
 pub mod region;
+pub mod turns;
 
 use crate::error::{Because, Error, Result};
 use crate::fault::{Point, reach};
@@ -20,7 +21,7 @@ use crate::ptrace::memory::Memory;
 use crate::ptrace::thread::Thread;
 use ckpt_abi::ABI_VERSION;
 use ckpt_abi::api::{API, Api};
-use ckpt_abi::region::{Config, Control, MAGIC, PAYLOAD, UNFINISHED, is_base};
+use ckpt_abi::region::{Config, Control, MAGIC, PAYLOAD, TURNS, Turns, UNFINISHED, is_base};
 
 use nix::libc;
 use region::Region;
@@ -97,7 +98,15 @@ impl Injection<'_> {
         memory.write(base + control.exe_start, self.executable)?;
         let exe = [base + control.exe_start, pages(control.exe_len), libc::PROT_READ as u64];
         caller.expect(libc::SYS_mprotect, &exe, "cannot protect the payload")?;
-        memory.put(*base, control)?;
+        let turns = [base + TURNS, PAGE, libc::MADV_WIPEONFORK as u64];
+        caller.expect(
+            libc::SYS_madvise,
+            &turns,
+            "cannot keep the payload's state from children",
+        )?;
+        let owner = caller.expect(libc::SYS_getpid, &[], "cannot ask for the process id")? as u32;
+        memory.put(base + TURNS + offset_of!(Turns, owner) as u64, &owner)?;
+        memory.put(*base, &Control { owner, ..*control })?;
         self.region.take_signal(&mut caller, memory)
     }
 

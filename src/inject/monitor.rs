@@ -5,9 +5,9 @@
 //! launcher, a restart) or that is none of its relatives (`ckpt -p`), always by way of an
 //! intermediate: that one has no exit signal, executes nothing, and is reaped with `__WCLONE`, so
 //! no SIGCHLD, no zombie and no child is left when the program begins; the monitor itself becomes
-//! init's. A starter that adopts orphans (PR_SET_CHILD_SUBREAPER) does not for that instant. Only
-//! where the starter is init, the first process of a container, every orphan is its own: there
-//! the intermediate stays, unseen by a plain wait(2), as long as its monitor.
+//! init's. Where orphans come to the starter (the first process of a container, PR_SET_CHILD_SUBREAPER, which
+//! execve(2) keeps), the intermediate stays, unseen by a plain wait(2), as long as its monitor: were the attribute
+//! cleared for a moment, other orphans of that moment would be lost to the program.
 //!
 //! The monitor has one descriptor of ours, the end of a pipe, and waits until all others of that
 //! pipe are closed: when the program has taken our place.
@@ -77,10 +77,9 @@ pub fn start(target: i32, executable: &[u8]) -> Result<Monitor> {
     let (line, kept) = std::io::pipe().because(what)?;
     let (mut answer, tell) = std::io::pipe().because(what)?;
     let file = executable_file(executable).because(what)?;
-    let order = Order { target, line, tell, file, starter_is_init: is_init() };
+    let order = Order { target, line, tell, file, starter_adopts: adopts() };
     let mut before = SigSet::empty();
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::all()), Some(&mut before)).because(what)?;
-    let adopts = set_subreaper(false);
     let child = bare_fork(0).because(what);
     if let Ok(0) = child {
         drop((kept, answer));
@@ -90,14 +89,11 @@ pub fn start(target: i32, executable: &[u8]) -> Result<Monitor> {
     let mut pid = [0; 4];
     let told = child.and_then(|child| {
         let told = answer.read_exact(&mut pid).because(what);
-        if !is_init() || told.is_err() {
+        if !adopts() || told.is_err() {
             reap(child);
         }
         told
     });
-    if adopts {
-        set_subreaper(true);
-    }
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None).because(what)?;
     told?;
     match u32::from_ne_bytes(pid) {
@@ -111,7 +107,7 @@ struct Order {
     line: PipeReader,
     tell: PipeWriter,
     file: OwnedFd,
-    starter_is_init: bool,
+    starter_adopts: bool,
 }
 
 /// The executable in memory: the monitor outlives its file, and lets go of it.
@@ -145,10 +141,10 @@ fn intermediate(order: Order) -> ! {
     let pid = child.as_ref().map_or(0, |&pid| pid as u32);
     let mut tell = order.tell;
     let told = tell.write_all(&pid.to_ne_bytes());
-    if told.is_ok() && pid != 0 && order.starter_is_init {
+    if told.is_ok() && pid != 0 && order.starter_adopts {
         close_from(0);
         // A dumper that outlives its monitor comes here too.
-        set_subreaper(true);
+        let _ = nix::sys::prctl::set_child_subreaper(true);
         // SAFETY: waits for the children of this process.
         while unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::__WALL) } > 0 {}
     }
@@ -156,8 +152,9 @@ fn intermediate(order: Order) -> ! {
     unsafe { libc::_exit(0) }
 }
 
-fn is_init() -> bool {
-    std::process::id() == 1
+/// Whether orphans come to this process, and to the program that it becomes.
+fn adopts() -> bool {
+    std::process::id() == 1 || nix::sys::prctl::get_child_subreaper().unwrap_or(false)
 }
 
 fn become_monitor(order: Order) -> ! {
@@ -226,13 +223,4 @@ fn bare_fork(exit_signal: i32) -> std::result::Result<i64, Errno> {
 fn reap(child: i64) {
     // SAFETY: waits for the child that was just made.
     unsafe { libc::waitpid(child as i32, std::ptr::null_mut(), libc::__WCLONE) };
-}
-
-/// Whether this process adopted orphans; it does from now on as told.
-fn set_subreaper(adopts: bool) -> bool {
-    let before = nix::sys::prctl::get_child_subreaper().unwrap_or(false);
-    if before != adopts {
-        let _ = nix::sys::prctl::set_child_subreaper(adopts);
-    }
-    before
 }

@@ -58,21 +58,6 @@ impl Region {
         (self.base..self.base + self.control.region_len).contains(&addr)
     }
 
-    /// Writes the word that says what the payload is doing.
-    pub fn set_phase(&self, memory: &Memory, phase: ckpt_abi::region::Phase) -> Result<()> {
-        memory.put(self.base + offset_of!(Control, phase) as u64, &(phase as u32))
-    }
-
-    /// Names the dumper at work.
-    pub fn set_dumper(&self, memory: &Memory, pid: u32) -> Result<()> {
-        memory.put(self.base + offset_of!(Control, dumper) as u64, &pid)
-    }
-
-    /// Says whether the dumper at work is the monitor's.
-    pub fn set_periodic(&self, memory: &Memory, periodic: bool) -> Result<()> {
-        memory.put(self.base + offset_of!(Control, periodic) as u64, &u32::from(periodic))
-    }
-
     /// Counts the checkpoints of this run and those that it came from.
     pub fn set_generation(&self, memory: &Memory, generation: u64) -> Result<()> {
         memory.put(self.base + offset_of!(Control, generation) as u64, &generation)

@@ -12,6 +12,7 @@ pub mod links;
 pub mod maps;
 pub mod numa;
 pub mod pagemap;
+pub mod pidfd;
 pub mod process;
 pub mod room;
 mod scan;
@@ -26,8 +27,8 @@ pub mod vmflags;
 pub use exec::auxv_value;
 pub use process::Process;
 pub use process::{
-    auxv, cmdline, comm, cwd, exe, fds, has_ended, limits, personality, posix_timers, root, sched,
-    stat, status, syscall, tasks, timer_slack, wchan_state,
+    auxv, cmdline, comm, cwd, exe, fds, has_ended, inner_pid, limits, personality, posix_timers,
+    root, sched, stat, status, syscall, tasks, timer_slack, wchan_state,
 };
 
 use std::ffi::OsString;

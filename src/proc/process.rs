@@ -185,3 +185,8 @@ pub fn timer_slack(pid: i32, tid: i32) -> u64 {
 pub fn has_ended(pid: i32) -> bool {
     Process::open(pid).map_or(true, |process| process.has_ended())
 }
+
+/// [`Process::inner_pid`] of a process that is looked at once.
+pub fn inner_pid(pid: i32) -> i32 {
+    Process::open(pid).map_or(pid, |process| process.inner_pid())
+}

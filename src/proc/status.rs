@@ -60,6 +60,13 @@ impl Process {
         let text = self.thread_file(tid, "status")?;
         parsed(parse(&text), || self.called(&format!("task/{tid}/status")))
     }
+
+    /// What the process calls itself: its id in its own PID namespace (NSpid); ours where that is not told.
+    pub fn inner_pid(&self) -> i32 {
+        let text = self.thread_file(self.pid(), "status").unwrap_or_default();
+        let inner = field(&text, "NSpid").and_then(|ids| decimal(words(ids).last()?).ok());
+        inner.unwrap_or(self.pid())
+    }
 }
 
 fn parse(text: &[u8]) -> Result<Status> {

@@ -70,7 +70,7 @@ pub fn read(page: &[u8]) -> Option<Api> {
 pub fn renew(page: &mut [u8], saved: &Saved, list: Option<&List>) {
     let Some(mut api) = read(page) else { return };
     let due = due(&api);
-    let locks = [&mut api.lock, &mut api.exclude_lock, &mut api.claim_lock, &mut api.claimant];
+    let locks = [&mut api.lock, &mut api.exclude_lock];
     for lock in locks {
         if *lock == saved.process.pid {
             *lock = std::process::id();

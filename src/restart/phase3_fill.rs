@@ -22,7 +22,8 @@ use crate::resource::cpu::{self, Set};
 use crate::resource::{memory, resolver, vdso};
 use crate::settings::Settings;
 use ckpt_abi::image::{Chunk, Guard, GuardKind, SignalAction, Vma, VmaKind, vma_flag};
-use ckpt_abi::region::{Control, NAME_LEN, Phase};
+use ckpt_abi::region::{Control, NAME_LEN, TURNS, Turns};
+use ckpt_abi::turn::{Event, Seen, Turn, step};
 use nix::libc;
 use nix::sys::mman::MapFlags;
 use std::sync::Mutex;
@@ -60,6 +61,8 @@ pub struct Filled {
     pub placed: Vec<Placed>,
     /// The payload's control page, as the program will have it.
     pub control: Control,
+    /// Whose turn it is in the restarted program.
+    pub turn: Turn,
     /// First address of the payload's region.
     pub region: u64,
     /// Dispositions, with the checkpoint signal's adapted.
@@ -132,8 +135,10 @@ pub fn fill(
     }
     let missing = List::make(&opened.missing, &mut space)?;
     let (control, actions) = fill_region(saved, &mut placed, options, missing.as_ref())?;
+    let region = saved.process.region;
+    let turn = renew_turns(region, &mut placed)?;
     finish(&mut placed, &saved.guards)?;
-    Ok(Filled { placed, control, region: saved.process.region, actions, vdso, space, missing })
+    Ok(Filled { placed, control, turn, region, actions, vdso, space, missing })
 }
 
 /// Whether a mapping is one that the program cannot write to, and for which the image has nothing. Were it
@@ -352,6 +357,23 @@ fn fill_region(
     Ok((control, actions))
 }
 
+/// Makes the state that no child inherits this process's; whose turn it will be then.
+fn renew_turns(base: u64, placed: &mut [Placed]) -> Result<Turn> {
+    let home = placed.iter_mut().find(|p| p.record.start == base + TURNS);
+    let home = home.ok_or_else(|| Error::new("the image has no turns"))?;
+    let mut turns = Turns::new_zeroed();
+    // SAFETY: the mapping is readable and no other slice of it is alive.
+    let page = unsafe { home.mapping.slice(0, size_of::<Turns>() as u64) };
+    let page = page.ok_or_else(|| Error::new("the payload's turns are too short"))?;
+    turns.as_mut_bytes().copy_from_slice(page);
+    let seen = Seen { lives: false, ends: false };
+    let next = |turn, event| step(turn, event, seen).unwrap_or(Turn::IDLE);
+    let restoring = next(Turn::of(turns.turn), Event::Restore);
+    (turns.turn, turns.owner, turns.keeper) = (restoring.word(), std::process::id(), 0);
+    page.copy_from_slice(turns.as_bytes());
+    Ok(next(restoring, Event::Resume))
+}
+
 fn renew(control: &mut Control, actions: &mut [SignalAction], saved: &Saved, settings: &Settings) {
     let before = control.config.asyncsig;
     if control.owner != saved.process.pid {
@@ -366,9 +388,6 @@ fn renew(control: &mut Control, actions: &mut [SignalAction], saved: &Saved, set
     control.config = settings.apply(control.config);
     Set(saved.machine.cpu).note(&mut control.config);
     control.owner = std::process::id();
-    control.phase = Phase::Restoring as u32;
-    (control.dumper, control.periodic) = (0, 0);
-    control.keeper = 0;
     control.standard = crate::inject::region::standard(std::process::id().cast_signed());
     control.generation = saved.process.generation;
     (control.leftover, control.leftover_len) = (0, 0);

@@ -1,7 +1,7 @@
 //! What the C API (libckpt.so, ckpt.h) keeps in the region, and what its callers see.
 
 use crate::record;
-use crate::region::{Control, NAME_LEN, Phase, WAITS};
+use crate::region::{Control, NAME_LEN, WAITS};
 
 /// The functions of ckpt.h, which libckpt.so exports.
 pub const FUNCTIONS: [&str; 17] = [
@@ -77,8 +77,8 @@ record! {
         visit_entry: u64,
         /// Process whose thread changes `excluded`, or 0.
         exclude_lock: u32,
-        /// Process whose thread decides whose turn it is, or 0.
-        claim_lock: u32,
+        /// Room to grow.
+        reserved0: u32,
         /// Values of ckpt_config() on the way to the assistant: flags, signal, continue, period.
         values: [u32; 4],
         /// Excluded ranges, from and to; empty ones are free.
@@ -87,10 +87,8 @@ record! {
         error: [u8; ERROR_LEN],
         /// Name of the requested checkpoint; empty: as configured.
         name: [u8; NAME_LEN],
-        /// Process whose thread has its turn until it gives that up itself, or 0.
-        claimant: u32,
         /// Room to grow.
-        reserved0: u32,
+        reserved1: u64,
         /// Address behind the ppoll(2) of threads that wait for a socket ([`crate::region::SocketWait`]).
         socket_wait: u64,
         /// Address behind the system call of threads that wait with a mask of the call ([`crate::region::Suspended`]).
@@ -99,15 +97,6 @@ record! {
         rest: u64,
         /// Room to grow.
         reserved: [u64; 4],
-    }
-}
-
-impl Api {
-    /// Whether a thread of the process `pid` has its turn, with no dumper yet or any more.
-    #[must_use]
-    pub fn has_turn(&self, control: &Control, pid: i32) -> bool {
-        self.claimant == pid.cast_unsigned()
-            || (control.phase == Phase::Waiting as u32 && control.dumper == 0)
     }
 }
 

@@ -1,7 +1,7 @@
 //! What the `ckpt` binary and its payload agree on.
 //!
-//! Four agreements live here: [`region`], the memory that the payload occupies in somebody
-//! else's process; [`api`], what the C API keeps there; [`op`], the orders that the payload obeys;
+//! Five agreements live here: [`region`], the memory that the payload occupies in somebody
+//! else's process; [`turn`], who may use it when; [`api`], what the C API keeps there; [`op`], the orders that the payload obeys;
 //! [`image`], [`mem`], [`state`] and [`files`], the
 //! records of a checkpoint file; [`nr`] has the kernel's numbers. All records are `repr(C)`, little-endian and without hidden padding.
 #![no_std]
@@ -15,10 +15,11 @@ pub mod nr;
 pub mod op;
 pub mod region;
 pub mod state;
+pub mod turn;
 
 /// Version of everything in this crate that two different builds of ckpt could meet over. A
 /// restart refuses an image of another version; a checkpoint file carries the stub that made it.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Declares a record: a `repr(C)` plain-data struct that the host may view as bytes, with its
 /// size in bytes held at compile time.

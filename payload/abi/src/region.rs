@@ -6,6 +6,7 @@
 //! + WAITS         waits                what is known of interrupted waits, a slot a thread
 //! + STACKS        small stacks         of the processes that the payload starts
 //! + SLOTS         slots                what threads were that work for a host
+//! + TURNS         whose turn it is     a page that a fork(2) gives to the child empty
 //! + PAYLOAD       libckpt.so           as its ELF program headers say
 //! + exe_start     the ckpt executable  read-only copy: the dumper, and the stub of images
 //! ```
@@ -63,8 +64,10 @@ pub const SLOT_LEN: u64 = 0x5000;
 pub const SLOT_COUNT: u64 = 16;
 /// Bytes from the beginning of a slot to its signal frame.
 pub const SLOT_FRAME: u64 = 256;
+/// Bytes from the base of the region to its [`Turns`].
+pub const TURNS: u64 = SLOTS + SLOT_LEN * SLOT_COUNT;
 /// Bytes from the base of the region to the ELF image of the payload.
-pub const PAYLOAD: u64 = SLOTS + SLOT_LEN * SLOT_COUNT;
+pub const PAYLOAD: u64 = TURNS + 0x1000;
 
 /// First bytes of a region.
 pub const MAGIC: [u8; 8] = *b"CKPTRGN\n";
@@ -126,12 +129,12 @@ pub mod config_flag {
 
 record! {
     /// Head of the region.
-    Control, 12672, {
+    Control, 12648, {
         /// [`MAGIC`].
         magic: [u8; 8],
         /// [`crate::ABI_VERSION`] of the payload.
         abi_version: u32,
-        /// Process that the payload was configured for; a forked child differs.
+        /// Process that the payload was configured for, as it sees itself; a forked child differs.
         owner: u32,
         /// Bytes of the whole region.
         region_len: u64,
@@ -151,10 +154,6 @@ record! {
         restorer: u64,
         /// Address of the interpreter of orders: `extern "C" fn(*const Orders) -> !`.
         run: u64,
-        /// A [`Phase`]: written by the handler and by the dumper.
-        phase: u32,
-        /// Process id of the dumper while `phase` is not idle.
-        dumper: u32,
         /// How many checkpoints precede this run in the chain of restarts and saves.
         generation: u64,
         /// How the signal [`Config::asyncsig`] was disposed of before ckpt took it: the kernel's
@@ -166,23 +165,14 @@ record! {
         leftover_len: u64,
         /// Process that a dumper is started for.
         target: u32,
-        /// In a process whose orphans come to itself (PID 1 of its namespace): the child that adopts
-        /// the dumper in its stead, or 0.
-        keeper: u32,
+        /// Process id of the monitor, which takes the periodic checkpoints; 0: none. Another
+        /// monitor that finds itself replaced here ends.
+        monitor: u32,
         /// What 0, 1 and 2 were when ckpt took the program over: device, inode and access mode of
         /// each. Duplicates of them are the restarter's after a restart, wherever they are.
         standard: [[u64; 3]; 3],
         /// Why the last dumper could not be started: a negative error number, or 0.
         spawn_error: i64,
-        /// Process id of the monitor, which takes the periodic checkpoints; 0: none. Another
-        /// monitor that finds itself replaced here ends.
-        monitor: u32,
-        /// 1: the dumper at work is the monitor's, which gives way to a signal.
-        periodic: u32,
-        /// How many threads are inside the signal handler; periodic checkpoints wait for them.
-        handlers: u32,
-        /// Room to grow.
-        reserved0: u32,
         /// Room to grow.
         reserved: [u64; 7],
         /// The parameters.
@@ -276,18 +266,23 @@ record! {
     }
 }
 
-/// What a payload is doing ([`Control::phase`]).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum Phase {
-    /// Nothing.
-    Idle = 0,
-    /// A dumper was started; the thread that took the signal waits.
-    Waiting = 1,
-    /// The snapshot is taken and the program runs; the dumper still writes.
-    Writing = 2,
-    /// The process is being restarted; the restorer sets it back.
-    Restoring = 3,
+record! {
+    /// What one process has and no child of it, in a page of its own (MADV_WIPEONFORK).
+    Turns, 64, {
+        /// A [`crate::turn::Turn`] as a number.
+        turn: u64,
+        /// Process that this page belongs to, as it sees itself; 0 in a child that nobody has asked yet. Another id
+        /// than the reader's own says that the reader shares its memory (vfork(2)).
+        owner: u32,
+        /// How many threads are inside the signal handler; periodic checkpoints wait for them.
+        handlers: u32,
+        /// The child that is the parent of a dumper in our stead, or 0.
+        keeper: u32,
+        /// Room to grow.
+        reserved0: u32,
+        /// Room to grow.
+        reserved: [u64; 5],
+    }
 }
 
 record! {

@@ -58,8 +58,8 @@ pub struct Area {
     pub unreadable: bool,
     /// The process may write to it.
     pub writable: bool,
-    /// It is written while the target stands still: a snapshot by fork(2) does not hold it (shared, or
-    /// MADV_DONTFORK), or its pages are those of a file that may be changed.
+    /// It is written while the target stands still: a snapshot by fork(2) does not hold it (shared,
+    /// MADV_DONTFORK, or MADV_WIPEONFORK), or its pages are those of a file that may be changed.
     pub at_once: bool,
     /// The pages that exist, where the process's own page tables do not tell.
     pub known: Option<Vec<Range<u64>>>,
@@ -205,7 +205,7 @@ fn classify(
         pages: Pages::Populated,
         unreadable: !vma.read,
         writable: vma.write,
-        at_once: vma.shared || vma.flags.has("dc"),
+        at_once: vma.shared || vma.flags.has("dc") || vma.flags.has("wf"),
         known: None,
         shared: vma.shared,
         streamed: false,

@@ -1,0 +1,157 @@
+//! The word that says whose turn it is ([`ckpt_abi::turn`]), changed from inside.
+//!
+//! # Safety
+//! The system calls made here touch only their own arguments.
+#![allow(unsafe_code)]
+
+use crate::control::Page;
+use crate::{load, spawn, sys};
+use ckpt_abi::nr;
+use ckpt_abi::turn::{Denied, Event, Seen, Task, Turn, step};
+use core::sync::atomic::Ordering;
+
+/// Whose turn it is now.
+pub fn now(page: Page) -> Turn {
+    Turn::of(page.turn().load(Ordering::Acquire))
+}
+
+/// Whether an event is possible now.
+pub fn allowed(page: Page, event: Event) -> Result<Turn, Denied> {
+    let turn = now(page);
+    step(turn, event, seen(page, turn))
+}
+
+fn seen(page: Page, turn: Turn) -> Seen {
+    Seen {
+        lives: turn.has_task() && alive(turn.task),
+        ends: page.continues().load(Ordering::Acquire) == 0,
+    }
+}
+
+/// Makes a step; what it leads to.
+pub fn change(page: Page, event: Event) -> Result<Turn, Denied> {
+    let word = page.turn();
+    loop {
+        let before = word.load(Ordering::Acquire);
+        let turn = Turn::of(before);
+        let next = step(turn, event, seen(page, turn))?;
+        let changed =
+            word.compare_exchange(before, next.word(), Ordering::AcqRel, Ordering::Acquire);
+        if changed.is_ok() {
+            sys::futex_wake(word.as_ptr().cast());
+            return Ok(next);
+        }
+    }
+}
+
+/// Notes when the dumper was started, which only one who has its id can find out.
+pub fn note_start(page: Page) {
+    let word = page.turn();
+    let before = word.load(Ordering::Acquire);
+    let turn = Turn::of(before);
+    if turn.has_task() && turn.task.start == 0 {
+        let task = Task { start: start_of(turn.task.pid), ..turn.task };
+        let next = Turn { task, ..turn }.word();
+        let _ = word.compare_exchange(before, next, Ordering::AcqRel, Ordering::Acquire);
+    }
+}
+
+/// Sleeps while the word says this, for at most `nanoseconds`.
+pub fn sleep(page: Page, turn: Turn, nanoseconds: u64) {
+    sys::futex_wait(page.turn().as_ptr().cast(), turn.word() as u32, nanoseconds);
+}
+
+/// Whether the memory that this code finds itself in is the caller's own. A child of vfork(2) and its kin shares its
+/// parent's: what it did there it would do to the parent, and its own checkpoint would be one of both.
+///
+/// A forked child has an empty page and makes it its own. Only the parent can share memory with such a one: who has
+/// none of its own was made by clone(2) from one whose page it would have found full.
+pub fn is_owner(page: Page) -> bool {
+    const KCMP_VM: u64 = 1;
+    let (owner, own) = (page.owner(), sys::getpid());
+    match owner.load(Ordering::Acquire) {
+        0 => {}
+        owner => return owner == own,
+    }
+    // SAFETY: has no effect.
+    let parent = unsafe { sys::call(nr::GETPPID, &[0; 6]) } as u64;
+    // SAFETY: compares two numbers of the kernel.
+    let same = unsafe { sys::call(nr::KCMP, &[own.into(), parent, KCMP_VM, 0, 0, 0]) };
+    if same == 0 {
+        return false;
+    }
+    let _ = owner.compare_exchange(0, own, Ordering::AcqRel, Ordering::Acquire);
+    owner.load(Ordering::Acquire) == own
+}
+
+/// Whether a task runs: kill(2) would also find a zombie that its reaper neglects, poll(2) on a
+/// pidfd does not; and a number may have been given to somebody else.
+pub fn alive(task: Task) -> bool {
+    let fd = pidfd(task.pid);
+    if fd < 0 {
+        // ESRCH: gone. Anything else (no free descriptor): it may live.
+        return fd != -nr::ESRCH;
+    }
+    let gone = ended(fd, 0);
+    sys::close(fd);
+    !gone && task.is(task.pid, start_of(task.pid))
+}
+
+/// pidfd_open(2).
+pub fn pidfd(pid: u32) -> i64 {
+    // SAFETY: opens a descriptor that the caller closes.
+    unsafe { sys::call(nr::PIDFD_OPEN, &[u64::from(pid), 0, 0, 0, 0, 0]) }
+}
+
+/// Whether the process of a pidfd has ended, or does within some milliseconds.
+pub fn ended(fd: i64, milliseconds: u64) -> bool {
+    /// In the upper half of a struct pollfd.
+    const POLLIN: u64 = 1;
+    let request = (fd as u64) | POLLIN << 32;
+    // SAFETY: `request` is one struct pollfd.
+    let ready =
+        unsafe { sys::call(nr::POLL, &[(&raw const request) as u64, 1, milliseconds, 0, 0, 0]) };
+    ready == 1
+}
+
+/// When a process was started ([`Task::start`]); 0 where /proc does not tell, or is another PID namespace's.
+fn start_of(pid: u32) -> u32 {
+    /// Of the field that comes behind the name, which ends with the last parenthesis (proc_pid_stat(5)).
+    const BEHIND_NAME: usize = 20;
+    let mut own = [0u8; 16];
+    // SAFETY: the kernel fills the buffer at most.
+    let len = unsafe {
+        let path = c"/proc/self".as_ptr() as u64;
+        sys::call(nr::READLINKAT, &[0, path, own.as_mut_ptr() as u64, 16, 0, 0])
+    };
+    let len = if len > 0 { len as usize } else { 0 };
+    if number(own.iter().take(len)) != u64::from(sys::getpid()) {
+        return 0;
+    }
+    let mut path = [0u8; 48];
+    let mut name = [0u8; 32];
+    spawn::decimal(pid.into(), &mut name, b"/proc/");
+    let begin = name.iter().position(|byte| *byte != 0).unwrap_or(0);
+    let parts = name.iter().skip(begin).take_while(|byte| **byte != 0).chain(b"/stat");
+    for (to, from) in path.iter_mut().take(47).zip(parts) {
+        *to = *from;
+    }
+    let Ok(path) = core::ffi::CStr::from_bytes_until_nul(&path) else { return 0 };
+    let fd = load::open(path);
+    if fd < 0 {
+        return 0;
+    }
+    let mut text = [0u8; 512];
+    let len = load::read(fd, &mut text);
+    sys::close(fd);
+    let text = text.get(..len).unwrap_or_default();
+    let name_end = text.iter().rposition(|byte| *byte == b')').unwrap_or(len);
+    let mut fields = text.get(name_end..).unwrap_or_default().split(|byte| *byte == b' ');
+    fields.nth(BEHIND_NAME).map_or(0, |field| number(field.iter())) as u32
+}
+
+fn number<'a>(digits: impl Iterator<Item = &'a u8>) -> u64 {
+    let digits = digits.take_while(|byte| byte.is_ascii_digit());
+    digits
+        .fold(0, |sum, byte| sum.wrapping_mul(10).wrapping_add(u64::from(byte.wrapping_sub(b'0'))))
+}

@@ -1,0 +1,84 @@
+//! Whose child a dumper and a snapshot may be.
+//!
+//! They are children of children of the program that end, and so come to init, which the program never notices;
+//! unless it adopts orphans itself, or its init reaps nothing and would keep a zombie of each.
+
+use crate::error::Result;
+use crate::inject::region::Region;
+use crate::proc;
+use crate::proc::pidfd::Pidfd;
+use crate::ptrace::call::Caller;
+use crate::ptrace::freeze::Frozen;
+use crate::ptrace::memory::Memory;
+use ckpt_abi::region::STACKS;
+use nix::libc;
+use std::time::Duration;
+
+/// How long a process that was killed may take to end.
+const END: Duration = Duration::from_secs(1);
+
+/// Whether orphans of the frozen program come to somebody who reaps them. If so, the keeper of this dumper is sent
+/// away: nobody but a stopped thread that we drive can meet its end.
+pub fn dismiss(frozen: &mut Frozen, memory: &Memory, region: &Region) -> Result<bool> {
+    let (pid, keeper) = (frozen.pid, region.turns(memory)?.keeper);
+    let elsewhere = !adopts(frozen, memory, region)? && init_reaps(pid);
+    let ours = keeper != 0 && nix::unistd::getppid().as_raw() == keeper.cast_signed();
+    if keeper == 0 || (ours && !elsewhere) {
+        return Ok(elsewhere);
+    }
+    if let Some(process) = Pidfd::open(keeper.cast_signed()).ok().filter(|_| ours) {
+        process.kill();
+        process.ended_within(END);
+    }
+    let Some(first) = frozen.threads.first_mut() else { return Ok(elsewhere) };
+    let mut caller = Caller::new(first, memory, &region.desk())?;
+    let options = libc::__WCLONE as u32 as u64 | libc::WNOHANG as u64;
+    // One that another dumper has left may still end; then the next reaps it.
+    if caller.call(libc::SYS_wait4, &[keeper.into(), 0, options, 0])? != 0 {
+        region.forget_keeper(memory)?;
+    }
+    Ok(elsewhere)
+}
+
+/// Whether orphans come to the program itself: the first process of its PID namespace, or one that has asked for
+/// them. One of another namespace than ours would get them under numbers that mean nothing here.
+fn adopts(frozen: &mut Frozen, memory: &Memory, region: &Region) -> Result<bool> {
+    let pid = frozen.pid;
+    let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    if proc::inner_pid(pid) == 1 || namespace(&pid.to_string()) != namespace("self") {
+        return Ok(true);
+    }
+    let Some(first) = frozen.threads.first_mut() else { return Ok(true) };
+    let mut caller = Caller::new(first, memory, &region.desk())?;
+    let at = region.base + STACKS;
+    let what = "cannot ask who reaps orphans";
+    caller.expect(libc::SYS_prctl, &[libc::PR_GET_CHILD_SUBREAPER as u64, at], what)?;
+    Ok(memory.get::<u32>(at)? != 0)
+}
+
+/// Whether the first process of the namespace reaps what comes to it, as far as can be seen: it catches, ignores or
+/// awaits SIGCHLD, or stands in wait(2). A program that was never meant to be an init, as many containers have, may
+/// do none of that.
+fn init_reaps(pid: i32) -> bool {
+    const CHILD: u64 = 1 << (libc::SIGCHLD - 1);
+    let Ok(status) = proc::status(1, 1) else { return true };
+    if pid == 1 || (status.caught | status.ignored | status.blocked) & CHILD != 0 {
+        return true;
+    }
+    let waits = |call: u64| {
+        matches!(call.cast_signed(), libc::SYS_wait4 | libc::SYS_waitid | libc::SYS_rt_sigtimedwait)
+    };
+    match proc::syscall(1, 1) {
+        Ok(Some((call, _))) => waits(call),
+        // Running, or not to be looked at.
+        _ => !has_zombies(),
+    }
+}
+
+/// Whether a process that came to init has ended and lies there.
+fn has_zombies() -> bool {
+    let dead = |child: &i32| {
+        proc::stat(*child, *child).is_ok_and(|stat| stat.state == 'Z' && stat.ppid == 1)
+    };
+    super::sharers::children(1).iter().any(dead)
+}

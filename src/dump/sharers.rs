@@ -1,0 +1,51 @@
+//! Other processes that live in the program's memory (clone(2) with CLONE_VM): what a checkpoint does to it, and
+//! what a restart makes of it, it would do to both.
+
+use crate::proc;
+use crate::ptrace::raw;
+use std::time::{Duration, Instant};
+
+/// How long a process of ours may still share the program's memory: the one that makes a snapshot.
+const MOMENT: Duration = Duration::from_millis(100);
+
+/// The children of all threads of a process (CONFIG_PROC_CHILDREN).
+pub fn children(pid: i32) -> Vec<i32> {
+    let list = |tid: i32| std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/children"));
+    let lists = proc::tasks(pid).unwrap_or_default().into_iter().filter_map(|tid| list(tid).ok());
+    lists
+        .flat_map(|l| l.split_whitespace().filter_map(|c| c.parse().ok()).collect::<Vec<_>>())
+        .collect()
+}
+
+/// Those among its relatives, for a look while it stands still.
+pub fn near(pid: i32) -> Vec<i32> {
+    let parent = proc::status(pid, pid).map_or(0, |status| status.ppid);
+    patiently(pid, || children(pid).into_iter().chain([parent]).collect())
+}
+
+/// Those among all processes, for a look before anything is touched: relatives may be gone that made them.
+pub fn anywhere(pid: i32) -> Vec<i32> {
+    patiently(pid, || {
+        let entries = std::fs::read_dir("/proc").into_iter().flatten();
+        entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).collect()
+    })
+}
+
+fn patiently(pid: i32, candidates: impl Fn() -> Vec<i32>) -> Vec<i32> {
+    let deadline = Instant::now() + MOMENT;
+    loop {
+        let all = candidates().into_iter().filter(|other| *other != pid && *other > 0);
+        let sharers: Vec<_> = all
+            .filter(|other| raw::same_memory(pid, *other).unwrap_or(false) && !is_ours(*other))
+            .collect();
+        if sharers.is_empty() || Instant::now() > deadline {
+            return sharers;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The keeper of a dumper that the payload has started (`payload/src/spawn.rs`), and that dumper before it executes.
+fn is_ours(pid: i32) -> bool {
+    proc::comm(pid, pid).is_ok_and(|name| name == "ckpt-keeper")
+}

@@ -1,0 +1,84 @@
+//! The word that says whose turn it is ([`ckpt_abi::turn`]), read and changed from outside.
+
+use super::region::Region;
+use crate::error::Result;
+use crate::proc::{self, pidfd::Pidfd};
+use crate::ptrace::memory::Memory;
+use ckpt_abi::region::{TURNS, Turns};
+use ckpt_abi::turn::{Denied, Event, Seen, Task, Turn, step};
+use std::mem::offset_of;
+use std::time::Duration;
+
+/// Nanoseconds of a clock tick (USER_HZ).
+const TICK: i64 = 10_000_000;
+
+/// This process, as the program `pid` names it.
+pub fn own_task(pid: i32) -> Task {
+    let own = std::process::id();
+    Task { pid: own, start: start_of(own.cast_signed(), pid).unwrap_or(0) }
+}
+
+/// When a process was started that has not ended, on the clock of the program `pid`.
+fn start_of(of: i32, pid: i32) -> Option<u32> {
+    let stat = proc::stat(of, of).ok().filter(|stat| !matches!(stat.state, 'Z' | 'X'))?;
+    let offset = |pid| proc::clock_offsets(pid)[1];
+    let skew = offset(pid).saturating_sub(offset(std::process::id().cast_signed())) / TICK;
+    Some(stat.starttime.wrapping_add_signed(skew) as u32)
+}
+
+/// Whether a task that the program `pid` names is there.
+pub fn lives(pid: i32, task: Task) -> bool {
+    let start = start_of(task.pid.cast_signed(), pid);
+    start.is_some_and(|start| task.is(task.pid, start))
+}
+
+impl Region {
+    /// What the process has that its children have not.
+    pub fn turns(&self, memory: &Memory) -> Result<Turns> {
+        memory.get(self.base + TURNS)
+    }
+
+    /// Whose turn it is.
+    pub fn turn(&self, memory: &Memory) -> Result<Turn> {
+        self.turns(memory).map(|turns| Turn::of(turns.turn))
+    }
+
+    /// Makes a step in the program `pid`; what it leads to. [`ckpt_abi::turn`] says when a dumper may.
+    ///
+    /// # Errors
+    /// The memory cannot be read or written. The inner ones are the protocol's.
+    pub fn step(
+        &self,
+        memory: &Memory,
+        pid: i32,
+        event: Event,
+    ) -> Result<std::result::Result<Turn, Denied>> {
+        let turn = self.turn(memory)?;
+        let seen = Seen {
+            lives: turn.has_task() && lives(pid, turn.task),
+            ends: self.control.config.continues == 0,
+        };
+        let next = step(turn, event, seen);
+        if let Ok(next) = next {
+            memory.put(self.base + TURNS + offset_of!(Turns, turn) as u64, &next.word())?;
+        }
+        Ok(next)
+    }
+
+    /// Says that no child is kept any more.
+    pub fn forget_keeper(&self, memory: &Memory) -> Result<()> {
+        memory.put(self.base + TURNS + offset_of!(Turns, keeper) as u64, &0u32)
+    }
+}
+
+/// Ends a task that the program `pid` names, and waits until it is gone: what it had begun to write into the program
+/// must not come after what others write.
+pub fn end(pid: i32, task: Task) {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let Ok(process) = Pidfd::open(task.pid.cast_signed()) else { return };
+    // By now the descriptor stands for it, or it is gone.
+    if lives(pid, task) {
+        process.kill();
+        process.ended_within(PATIENCE);
+    }
+}

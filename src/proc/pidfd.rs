@@ -1,0 +1,47 @@
+//! A process by descriptor (pidfd_open(2)): it stands for the same one whatever its number becomes.
+//!
+//! # Safety
+//! The descriptor that is made an owner's is one that the kernel just made.
+#![allow(unsafe_code)]
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::Duration;
+
+/// A process.
+pub struct Pidfd(OwnedFd);
+
+impl Pidfd {
+    /// That of this number.
+    ///
+    /// # Errors
+    /// ESRCH where there is none, and what open(2) gives.
+    pub fn open(pid: i32) -> Result<Self, Errno> {
+        // SAFETY: pidfd_open has no memory arguments.
+        let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+        // SAFETY: the kernel just made this descriptor for us.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd as i32) }))
+    }
+
+    /// Sends SIGKILL (pidfd_send_signal(2)). One that is gone needs none.
+    pub fn kill(&self) {
+        let (fd, signal) = (self.0.as_raw_fd(), libc::SIGKILL);
+        // SAFETY: the siginfo_t is left to the kernel.
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, signal, 0, 0) };
+    }
+
+    /// Whether it has ended, or does in time.
+    pub fn ended_within(&self, limit: Duration) -> bool {
+        let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
+        let mut polled = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+        matches!(poll(&mut polled, limit), Ok(1..))
+    }
+}
+
+impl AsFd for Pidfd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
