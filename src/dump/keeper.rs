@@ -75,10 +75,18 @@ fn init_reaps(pid: i32) -> bool {
     }
 }
 
-/// Whether a process that came to init has ended and lies there.
+/// Whether a process of ours that came to init has ended and lies there since long: a slow init may leave it there
+/// for a while.
 fn has_zombies() -> bool {
+    /// In clock ticks.
+    const LONG: u64 = 10 * 100;
+    let now = proc::stat(std::process::id().cast_signed(), std::process::id().cast_signed());
+    let Ok(now) = now.map(|own| own.starttime) else { return false };
     let dead = |child: &i32| {
-        proc::stat(*child, *child).is_ok_and(|stat| stat.state == 'Z' && stat.ppid == 1)
+        proc::stat(*child, *child).is_ok_and(|stat| {
+            let ours = stat.comm.as_encoded_bytes().starts_with(b"ckpt-");
+            ours && stat.state == 'Z' && stat.starttime.saturating_add(LONG) < now
+        })
     };
     super::sharers::children(1).iter().any(dead)
 }

@@ -23,11 +23,16 @@ pub fn near(pid: i32) -> Vec<i32> {
     patiently(pid, || children(pid).into_iter().chain([parent]).collect())
 }
 
-/// Those among all processes, for a look before anything is touched: relatives may be gone that made them.
+/// Those among all processes, for a look before anything is touched: relatives may be gone that made them. The child
+/// of a thread in vfork(2) is not meant: that is waited for, as the thread cannot be stopped before.
 pub fn anywhere(pid: i32) -> Vec<i32> {
     patiently(pid, || {
+        let waits = |tid: &i32| proc::stat(pid, *tid).is_ok_and(|stat| stat.state == 'D');
+        let vforked = proc::tasks(pid).is_ok_and(|tasks| tasks.iter().any(waits));
+        let spared = if vforked { children(pid) } else { Vec::new() };
         let entries = std::fs::read_dir("/proc").into_iter().flatten();
-        entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).collect()
+        let all = entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok());
+        all.filter(|other| !spared.contains(other)).collect()
     })
 }
 
