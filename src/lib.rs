@@ -1,16 +1,16 @@
 #![doc = include_str!("README.md")]
 
-pub mod cli;
+pub(crate) mod cli;
 pub mod command;
-pub mod dump;
+pub(crate) mod dump;
 pub mod error;
-pub mod fault;
+pub(crate) mod fault;
 pub mod image;
-pub mod inject;
+pub(crate) mod inject;
 pub mod proc;
-pub mod ptrace;
-pub mod resource;
+pub(crate) mod ptrace;
+pub(crate) mod resource;
 pub mod restart;
-pub mod rights;
+pub(crate) mod rights;
 pub mod serve;
 pub mod settings;

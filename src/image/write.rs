@@ -34,16 +34,6 @@ impl<'a> Writer<'a> {
         Self { sink, stub, start, at: start + PAGE, chunks: Vec::new(), sections: Vec::new() }
     }
 
-    /// Bytes written so far.
-    pub fn len(&self) -> u64 {
-        self.at
-    }
-
-    /// Whether there is nothing but the head.
-    pub fn is_empty(&self) -> bool {
-        self.chunks.is_empty() && self.sections.is_empty()
-    }
-
     /// Adds a piece of memory of a process: whole pages, at most [`ckpt_abi::image::CHUNK_MAX`] bytes. All
     /// content comes before the first section. `locks` are the first of the owners' words in it, and how many.
     pub fn memory(&mut self, process: u32, addr: u64, bytes: &[u8], locks: [u32; 2]) -> Result<()> {

@@ -43,11 +43,6 @@ impl Arena {
         self.len
     }
 
-    /// Whether nothing lies in it.
-    pub fn is_empty(&self) -> bool {
-        self.used == 0
-    }
-
     /// Room for `len` bytes at a multiple of `align`; its address. The bytes are zero.
     pub fn room(&mut self, len: u64, align: u64) -> Result<u64> {
         let start = self.used.next_multiple_of(align);
@@ -174,11 +169,6 @@ impl Orders {
             *to = *from;
         }
         self.ops.push(op);
-    }
-
-    /// Appends another list.
-    pub fn append(&mut self, mut other: Self) {
-        self.ops.append(&mut other.ops);
     }
 
     /// Stores the list with an end mark; its address.

@@ -44,11 +44,6 @@ impl Layout {
         places.map(|(_, offset, size)| offset + size).max().unwrap_or(0).max(HEAD)
     }
 
-    /// Never.
-    pub fn is_empty(&self) -> bool {
-        false
-    }
-
     fn place(&self, component: u32) -> Option<(usize, usize)> {
         self.places.iter().find(|(i, ..)| *i == component).map(|(_, at, len)| (*at, *len))
     }

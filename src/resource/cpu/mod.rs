@@ -115,11 +115,6 @@ impl Set {
         Self([self.0[0] & !other.0[0], self.0[1] & !other.0[1]])
     }
 
-    /// Those that both have.
-    pub fn common(&self, other: &Self) -> Self {
-        Self([self.0[0] & other.0[0], self.0[1] & other.0[1]])
-    }
-
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.0 == [0; 2]
