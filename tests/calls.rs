@@ -36,7 +36,7 @@ mod cut {
     use super::{Build, Who};
     goes_on! {
         write writev write_socket writev_socket write_terminal send sendmsg sendmmsg sendfile
-        recv recvmsg recvmmsg read_terminal zero getrandom
+        recv recvmsg recvmmsg read_terminal zero getrandom fallocate
     }
 }
 
@@ -206,4 +206,31 @@ fn a_program_that_cannot_have_its_rights_under_ckpt_is_refused() {
         assert!(set.expect("setcap").success());
     };
     is_refused_at_the_start(&bench, capable, "capabilities");
+}
+
+/// Compiles a program with ThreadSanitizer; None where the compiler has none.
+fn sanitized(bench: &Bench) -> Option<std::path::PathBuf> {
+    let text = "#include <pthread.h>\n#include <stdio.h>\nstatic void *f(void *p) { return p; }\n\
+                int main(void) { pthread_t t; char b[9]; pthread_create(&t, 0, f, 0); pthread_join(t, 0);\n\
+                setbuf(stdout, 0); puts(\"ready\"); while (fgets(b, 9, stdin)) puts(\"ok\"); return 0; }\n";
+    let (source, program) = (bench.file("sanitized.c", text), bench.path("sanitized"));
+    let mut compiler = std::process::Command::new("cc");
+    compiler.args(["-fsanitize=thread", "-pthread", "-o"]).arg(&program).arg(source);
+    let made = compiler.output().is_ok_and(|output| output.status.success());
+    made.then_some(program)
+}
+
+#[test]
+fn a_program_with_a_sanitizer_starts_and_is_saved() {
+    let bench = Bench::new(Who::Nobody);
+    let Some(program) = sanitized(&bench) else { return };
+    let mut run = bench.launch(&["-n", "x.ckpt"], &program, &[]);
+    run.expect("ready");
+    run.say("");
+    run.expect("ok");
+    run.signal(SIGTSTP);
+    run.ends_well();
+    let mut again = bench.run(bench.path("x.ckpt"), &[]);
+    again.say("");
+    again.expect("ok");
 }

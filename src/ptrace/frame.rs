@@ -6,7 +6,9 @@
 //! FP_XSTATE_MAGIC1 and 2, arch/x86/include/uapi/asm/sigcontext.h).
 
 use super::regs::{Regs, USER_CS};
+use nix::libc;
 use std::arch::x86_64::__cpuid_count;
+use std::mem::offset_of;
 
 const UC_FP_XSTATE: u64 = 1;
 const UC_SIGCONTEXT_SS: u64 = 2;
@@ -23,10 +25,22 @@ pub const SW_RESERVED: usize = 464;
 pub const RSP: usize = 168;
 /// Offset of the address of the extended state in a frame.
 pub const FPSTATE: usize = 232;
+/// Offset of the signal mask in a frame.
+const MASK: usize = 304;
 /// Bytes of the frame before the extended state: return address, ucontext, siginfo.
 const FRAME_HEAD: usize = 8 + 304 + 128;
 /// Where the extended state begins: the next multiple of 64.
 pub const XSTATE: usize = FRAME_HEAD.next_multiple_of(64);
+
+// libc's ucontext_t is what lies behind the frame's return address.
+const _: () = {
+    assert!(
+        8 + offset_of!(libc::ucontext_t, uc_mcontext.gregs) + 8 * libc::REG_RSP as usize == RSP
+    );
+    let registers = 8 + offset_of!(libc::ucontext_t, uc_mcontext.gregs);
+    assert!(registers + size_of_val(&[0u64; 23]) == FPSTATE);
+    assert!(8 + offset_of!(libc::ucontext_t, uc_sigmask) == MASK);
+};
 
 /// Legacy area (FXSAVE).
 pub const LEGACY: usize = 512;
@@ -78,7 +92,7 @@ impl Frame<'_> {
         // cs, gs, fs, ss as 16-bit fields.
         put(192, USER_CS | 0x2b << 48);
         put(FPSTATE, if xstate.is_empty() { 0 } else { at + XSTATE as u64 });
-        put(304, self.mask);
+        put(MASK, self.mask);
         frame.extend_from_slice(&xstate);
         frame
     }

@@ -20,7 +20,7 @@ const ERESTART_RESTARTBLOCK: i64 = -516;
 /// System calls that answer EINTR to a bare stop, although nothing happened to the program: those from
 /// read(2) on for a socket with SO_RCVTIMEO or SO_SNDTIMEO (include/net/sock.h, sock_intr_errno), and
 /// only when they have moved no byte.
-const ANSWER_EINTR: [i64; 25] = [
+const ANSWER_EINTR: [i64; 27] = [
     libc::SYS_epoll_wait,
     libc::SYS_epoll_pwait,
     libc::SYS_epoll_pwait2,
@@ -29,6 +29,8 @@ const ANSWER_EINTR: [i64; 25] = [
     libc::SYS_semtimedop,
     libc::SYS_io_getevents,
     libc::SYS_io_pgetevents,
+    libc::SYS_io_uring_enter,
+    libc::SYS_fallocate,
     libc::SYS_read,
     libc::SYS_readv,
     libc::SYS_preadv2,

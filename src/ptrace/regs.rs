@@ -2,6 +2,7 @@
 
 use super::raw;
 use nix::errno::Errno;
+use std::mem::offset_of;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 const NT_PRSTATUS: usize = 1;
@@ -45,6 +46,20 @@ pub struct Regs {
     pub es: u64,
     pub fs: u64,
     pub gs: u64,
+}
+
+/// Holds the place of a register against libc's struct.
+macro_rules! same_place {
+    ($($register:ident)*) => {
+        const _: () = assert!(size_of::<Regs>() == size_of::<nix::libc::user_regs_struct>());
+        $(const _: () = assert!(
+            offset_of!(Regs, $register) == offset_of!(nix::libc::user_regs_struct, $register)
+        );)*
+    };
+}
+same_place! {
+    r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax rip cs eflags rsp ss
+    fs_base gs_base ds es fs gs
 }
 
 /// Code segment of 64-bit user code.

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
@@ -24,6 +25,9 @@ static struct iovec parts[PARTS];
 static struct mmsghdr messages[MESSAGES];
 
 static int is(const char *name) { return !strcmp(kind, name); }
+
+// These do not wait, but look at signals on their way.
+static int busy(void) { return is("zero") || is("getrandom") || is("fallocate"); }
 
 static void split(unsigned char *bytes) {
   size_t at = 0;
@@ -60,9 +64,13 @@ static long make_call(void) {
 
 static void *work(void *nothing) {
   caller = gettid();
-  if (is("zero") || is("getrandom")) {
-    // These do not wait, but look at signals on their way.
+  if (busy()) {
     while (!go && !failure) {
+      if (is("fallocate")) {
+        // Memory of a file is made and given back; what was made is undone by a signal.
+        failure = fallocate(from, 0, 0, 32 * MUCH) || ftruncate(from, 0) ? errno : 0;
+        continue;
+      }
       long got = is("zero") ? read(from, target, MUCH) : getrandom(target, MUCH, 0);
       if (got != MUCH) failure = got;
     }
@@ -78,8 +86,8 @@ static void prepare(void) {
   source = malloc(MUCH), target = malloc(MUCH);
   fill(source, MUCH, 1);
   int ends[2];
-  if (is("zero") || is("getrandom")) {
-    from = open("/dev/zero", O_RDONLY);
+  if (busy()) {
+    from = is("fallocate") ? memfd_create("", 0) : open("/dev/zero", O_RDONLY);
   } else if (is("write") || is("writev")) {
     CHECK(!pipe(ends), "%m");
     from = ends[0], to = ends[1];
@@ -147,7 +155,7 @@ static void *drain(void *nothing) {
 
 static void check(void) {
   CHECK(failure == 0, "%s ended with %ld", kind, failure);
-  CHECK(is("zero") || is("getrandom") || result == -1, "%s gave %ld", kind, result);
+  CHECK(busy() || result == -1, "%s gave %ld", kind, result);
 }
 
 int main(int argc, char **argv) {
@@ -156,11 +164,11 @@ int main(int argc, char **argv) {
   prepare();
   pthread_t worker, other;
   CHECK(!pthread_create(&worker, 0, work, 0), "thread");
-  if (!is("zero") && !is("getrandom"))
+  if (!busy())
     while (!caller || !asleep(caller)) usleep(1000);
   obey(check);
   go = 1;
-  int moves = !is("zero") && !is("getrandom");
+  int moves = !busy();
   if (moves) CHECK(!pthread_create(&other, 0, asks() ? supply : drain, 0), "thread");
   CHECK(!pthread_join(worker, 0), "thread");
   CHECK(result == (moves ? whole() : MUCH) && !failure, "%s gave %ld of %ld, %ld", kind, result, whole(), failure);

@@ -22,7 +22,7 @@ pub mod turn;
 pub const ABI_VERSION: u32 = 2;
 
 /// Declares a record: a `repr(C)` plain-data struct that the host may view as bytes, with its
-/// size in bytes held at compile time.
+/// size in bytes and the place of every field held at compile time.
 #[macro_export]
 macro_rules! record {
     ($(#[$meta:meta])* $name:ident, $size:expr, { $($(#[$fmeta:meta])* $field:ident : $ty:ty,)* }) => {
@@ -34,6 +34,14 @@ macro_rules! record {
         )]
         #[repr(C)]
         pub struct $name { $($(#[$fmeta])* pub $field: $ty,)* }
-        const _: () = assert!(core::mem::size_of::<$name>() == $size);
+        const _: () = {
+            // Each field where those before it end, and nothing behind the last: no hidden padding.
+            let mut end = 0;
+            $(
+                assert!(core::mem::offset_of!($name, $field) == end);
+                end += core::mem::size_of::<$ty>();
+            )*
+            assert!(end == $size && core::mem::size_of::<$name>() == $size);
+        };
     };
 }

@@ -351,3 +351,14 @@ record! {
 pub const HOLE_AREA: u64 = 104;
 /// Bytes of a hole with its area.
 pub const HOLE_LEN: u64 = HOLE_AREA + 88;
+
+// The parts of a region do not overlap, and a slot has room for its frame behind its head.
+const _: () = {
+    assert!(size_of::<Control>() as u64 <= crate::api::API);
+    assert!(crate::api::API + size_of::<crate::api::Api>() as u64 <= WAITS);
+    assert!(size_of::<Wait>() == 64);
+    assert!(size_of::<Slot>() as u64 <= SLOT_FRAME);
+    assert!(SLOT_FRAME.is_multiple_of(64) && SLOT_LEN.is_multiple_of(64));
+    assert!(core::mem::offset_of!(Slot, state) == 0 && core::mem::offset_of!(Slot, tid) == 4);
+    assert!(HOLE_AREA.is_multiple_of(8) && HOLE_LEN == HOLE_AREA + size_of::<HoleArea>() as u64);
+};
