@@ -146,3 +146,79 @@ fn a_set_that_watches_standard_input_meets_dev_null() {
     run.expect("0");
     run.ends_well();
 }
+
+#[test]
+fn what_was_in_the_pipe_of_standard_input_is_read_first() {
+    let bench = Bench::new(Who::Nobody);
+    let script = "import os, sys, time; print('ready', flush=True)\n\
+                  while not os.path.exists('gate'): time.sleep(0.01)\n\
+                  for line in sys.stdin: print(line.strip(), flush=True); line.strip() == 'end' and sys.exit()";
+    for way in [Way::SaveStop, Way::Launch] {
+        let image = format!("{way:?}.ckpt");
+        let mut run = way.start(&bench, &image, "/usr/bin/python3".as_ref(), &["-c", script]);
+        run.expect("ready");
+        run.say("one");
+        run.say("two");
+        if way == Way::SaveStop {
+            let pid = run.pid_text();
+            let said = bench.must(&["save", "--stop", &pid, "-n", &bench.name(&image)]);
+            assert!(said.stderr.contains("standard input"), "{said:?}");
+            run.ends_well();
+        } else {
+            way.save(&bench, &image, run);
+        }
+        // The unread bytes travel on: a second generation that has not read them either.
+        let again = bench.run(bench.path(&image), &[]);
+        Way::SaveStop.save(&bench, "second.ckpt", again);
+        bench.file("gate", "");
+        let mut third = bench.run(bench.path("second.ckpt"), &[]);
+        third.say("three");
+        third.say("end");
+        for line in ["one", "two", "three", "end"] {
+            third.expect(line);
+        }
+        third.ends_well();
+        fs::remove_file(bench.path("gate")).expect("the gate");
+    }
+}
+
+#[test]
+fn a_pipe_of_the_shell_is_nobodys_loss() {
+    let bench = Bench::new(Who::Nobody);
+    let program = bench.subject("counter", Build::Pie);
+    let shell = "exec 7< <(sleep 60); echo shell $!; \"$0\" counted <&8 & echo $!; wait; kill $(jobs -p) 2>&-";
+    let mut command = bench.command("bash");
+    command.args(["-c", &format!("exec 8<&0; {shell}")]).arg(&program);
+    let mut run = Run::start(command);
+    let helper = run.line();
+    let pid = run.line();
+    run.expect("ready");
+    let said = bench.must(&["save", "--stop", &pid, "-n", &bench.name("x.ckpt")]);
+    assert_eq!(said.stderr, "");
+    let helper: i32 = helper.trim_start_matches("shell ").parse().expect("a pid");
+    let helper = nix::unistd::Pid::from_raw(helper);
+    nix::sys::signal::kill(helper, nix::sys::signal::Signal::SIGTERM).expect("the other end");
+    run.end();
+}
+
+#[test]
+fn lines_of_ckpts_own_make_no_log_grow() {
+    use std::io::Write;
+    let bench = Bench::new(Who::Nobody);
+    let log = bench.file("log", "");
+    let script = "exec 2>>log; echo first >&2; echo ready; read x; echo last >&2";
+    let mut run = bench.run("bash", &["-c", script]);
+    run.expect("ready");
+    Way::SaveStop.save(&bench, "x.ckpt", run);
+    let mut file = fs::File::options().append(true).open(&log).expect("the log");
+    writeln!(file, "ckpt: not saved: something").expect("a line");
+    let mut again = bench.run(bench.path("x.ckpt"), &[]);
+    again.say("");
+    assert_eq!(again.ends_well().stderr, "");
+    let mut again = bench.run(bench.path("x.ckpt"), &[]);
+    again.say("");
+    let said = again.ends_well().stderr;
+    let named =
+        ["log is ", "was 6 at the checkpoint", "goes on writing at its end", "the last 32 bytes"];
+    assert!(named.iter().all(|n| said.contains(n)), "{said}");
+}

@@ -60,7 +60,7 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
     // Before the monitor is made, which shares the program's clocks.
     saved.same_clocks = clock::enter_namespace(&saved)?;
     let monitor = phase1_check::monitor(&config)?;
-    let opened = phase2_open::open(image, &saved, &mut warnings)?;
+    let opened = phase2_open::open(image, &saved, phase2_open::Way::Restart, &mut warnings)?;
     reach(Point::Reopened);
     let mut filled = phase3_fill::fill(image, &mut saved, &opened, options)?;
     reach(Point::Filled);
@@ -68,7 +68,7 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
     filled.control.monitor = monitor.as_ref().map_or(0, Monitor::pid);
     let plan = phase4_plan::plan(&saved, &opened, filled)?;
     // The last that can fail, for it alone changes something.
-    let grown = grown::cut(&opened.descriptors, options.truncate_files)?;
+    let grown = grown::cut(&opened.descriptors, options.truncate_files, program_name)?;
     for warning in warnings.into_iter().chain(grown) {
         eprintln!("{program_name}: {}", printable(&warning));
     }
@@ -83,7 +83,7 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
 /// Those of [`restart`].
 pub fn rehearse(image: &Image) -> Result<()> {
     let saved = phase1_check::check(image)?;
-    phase2_open::open(image, &saved, &mut Vec::new())?;
+    phase2_open::open(image, &saved, phase2_open::Way::Rehearsal, &mut Vec::new())?;
     image.verify()
 }
 

@@ -5,7 +5,7 @@ use super::phase1_check::Saved;
 use crate::error::{Because, Error, Result};
 use crate::image::read::Image;
 use crate::resource::descriptor::objects::Objects;
-use crate::resource::descriptor::{self, Missing, Restored, Sources, epoll, pollable};
+use crate::resource::descriptor::{self, Missing, Restored, Sources, epoll, pollable, unread};
 use crate::resource::{memory, process};
 use ckpt_abi::image::{SectionKind, Text, Vma, VmaKind, vma_flag};
 use std::collections::HashMap;
@@ -59,15 +59,24 @@ impl Sources for FromImage<'_> {
     }
 }
 
+/// Why everything is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// The program follows.
+    Restart,
+    /// Only to see whether it could: nothing of the caller's is read.
+    Rehearsal,
+}
+
 /// Opens everything.
-pub fn open(image: &Image, saved: &Saved, warnings: &mut Vec<String>) -> Result<Opened> {
+pub fn open(image: &Image, saved: &Saved, way: Way, warnings: &mut Vec<String>) -> Result<Opened> {
     let mut failures = Vec::new();
     let sources = FromImage { image, saved };
     let mut objects = Objects::make(&saved.objects, &sources)?;
     let mapped = mapped(image, saved, warnings, &mut failures);
     let mut missing = Vec::new();
     let tolerated = callers::of_image(image, saved)?.filter(callers::due).map(|_| &mut missing);
-    let descriptors =
+    let mut descriptors =
         match descriptor::open_all(&saved.descriptors, &sources, &mut objects, warnings, tolerated)
         {
             Ok(descriptors) => descriptors,
@@ -90,10 +99,14 @@ pub fn open(image: &Image, saved: &Saved, warnings: &mut Vec<String>) -> Result<
         .hint("bring these back, or say where they are with --map-path OLD=NEW; nothing has been changed"));
     }
     let content = |index| image.bytes(SectionKind::Content, index);
+    if way == Way::Restart {
+        unread::put_first(&mut descriptors, content, warnings)?;
+    }
     let entries = epoll::entries(&saved.descriptors, content)?;
-    let mut descriptors = descriptors;
     let watched = |fd| entries.iter().any(|(_, entry)| entry.source == fd);
-    pollable::make(&mut descriptors, watched, warnings)?;
+    if way == Way::Restart {
+        pollable::make(&mut descriptors, watched, warnings)?;
+    }
     let watches = epoll::watches(&entries, &descriptors);
     Ok(Opened { descriptors, mapped, objects, watches, missing })
 }

@@ -9,12 +9,26 @@ use ckpt_abi::image::Descriptor;
 use nix::fcntl::OFlag;
 use nix::libc;
 use nix::sys::stat::Mode;
+use std::os::unix::fs::MetadataExt;
 
 pub(super) const KIND: Kind = Kind { recognise: |_, _| true, save, open };
 
-fn save(fd: &Fd, _: &Look<'_>, saving: &mut Saving) -> Result<()> {
+fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
     saving.lose(why(fd));
+    if is_inherited(fd, look) {
+        saving.losses.clear();
+    }
     Ok(())
+}
+
+/// Whether the program has this only because whoever started it has it, under the same number: a shell's
+/// own pipe, which nobody misses.
+fn is_inherited(fd: &Fd, look: &Look<'_>) -> bool {
+    let of_program = !fd.cloexec && fd.number > 2;
+    let parent = crate::proc::stat(look.pid, look.pid).map_or(0, |stat| stat.ppid);
+    let place = format!("/proc/{parent}/fd/{}", fd.number);
+    let same = |m: std::fs::Metadata| (m.dev(), m.ino()) == (fd.device, fd.inode);
+    of_program && parent > 1 && std::fs::metadata(place).is_ok_and(same)
 }
 
 /// What it is, for people.

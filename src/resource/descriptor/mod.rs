@@ -31,6 +31,7 @@ pub mod signalfd;
 pub mod standard;
 pub mod terminal;
 pub mod timerfd;
+pub mod unread;
 
 use super::{Content, Gathered, Target};
 use crate::error::Result;

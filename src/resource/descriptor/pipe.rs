@@ -50,7 +50,7 @@ fn recognise(fd: &Fd, look: &Look<'_>) -> bool {
 }
 
 /// Whether nobody has the other end of a pipe any more: then a restart makes one of which the same is true.
-fn is_last(fd: &Fd, pid: i32) -> bool {
+pub fn is_last(fd: &Fd, pid: i32) -> bool {
     let Ok(ours) = raw::take_descriptor(pid, fd.number.cast_signed()) else { return false };
     let mut polled = [PollFd::new(ours.as_fd(), PollFlags::empty())];
     let answered = poll(&mut polled, PollTimeout::ZERO).is_ok();

@@ -1,8 +1,9 @@
 //! Standard streams, and what else is one of them: what the restarter has there takes their place.
 
-use super::{Kind, Look, Opening, Origin, Saving, access, file_type, pipe, terminal};
-use crate::error::Result;
+use super::{Content, Kind, Look, Opening, Origin, Saving, access, file_type, pipe, terminal};
+use crate::error::{Because, Result};
 use crate::proc::fds::Fd;
+use crate::ptrace::raw;
 use ckpt_abi::image::Descriptor;
 use nix::libc;
 
@@ -37,12 +38,32 @@ fn is_own(fd: &Fd, look: &Look<'_>) -> bool {
     pipe::has_both_ends(fd, look.all) && !look.at_start.contains(&at_start(fd))
 }
 
+/// [`Descriptor::extra`] of a standard input whose unread bytes are in the image.
+pub const UNREAD: u32 = 1;
+
 fn recognise(fd: &Fd, look: &Look<'_>) -> bool {
     number(fd, look).is_some()
 }
 
 fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
     saving.record.value = u64::from(number(fd, look).unwrap_or(0));
+    if fd.number != 0 || file_type(fd.mode) != libc::S_IFIFO || access(fd.flags) == libc::O_WRONLY {
+        return Ok(());
+    }
+    let why = || "cannot look into the pipe of standard input";
+    let ours = raw::take_descriptor(look.pid, 0).because(why)?;
+    let bytes = pipe::peek(&ours)?.concat();
+    if bytes.is_empty() {
+        return Ok(());
+    }
+    if !pipe::is_last(fd, look.pid) {
+        saving.say(format!(
+            "what is written to the pipe of standard input from now on ({} bytes that are in it already are saved)",
+            bytes.len()
+        ));
+    }
+    (saving.record.extra, saving.record.content) = (UNREAD, 0);
+    saving.content = Some(Content { index: 0, bytes });
     Ok(())
 }
 
