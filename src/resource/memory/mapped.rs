@@ -4,7 +4,7 @@ use crate::error::{Error, Kind, Result};
 use crate::proc::maps::Vma;
 use nix::fcntl::OFlag;
 use nix::libc;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{File, Metadata};
 use std::io::Read;
 use std::os::unix::fs::{DirEntryExt, MetadataExt, OpenOptionsExt};
@@ -36,17 +36,23 @@ pub struct Mapped {
     ctime: i64,
     /// How long before the checkpoint it was changed; zero if that is in the future.
     age: Duration,
-    /// Opened as a place only (O_PATH), so that it is the same file later.
-    place: File,
+    /// A data file, opened as a place only (O_PATH), so that it is the same file later.
+    place: Option<File>,
+    /// Where it was found.
+    found: PathBuf,
 }
 
 impl Mapped {
     fn has_changed(&self) -> bool {
-        let now = self.place.metadata();
+        let now = match &self.place {
+            Some(place) => place.metadata(),
+            None => std::fs::symlink_metadata(&self.found),
+        };
         now.is_ok_and(|m| {
             // A new name, another owner or fewer links are no change of content.
             let (size, mtime, ctime) = times(&m);
-            (size, mtime) != (self.size, self.mtime) && ctime != self.ctime
+            let same = (m.dev(), m.ino()) == self.id;
+            same && (size, mtime) != (self.size, self.mtime) && ctime != self.ctime
         })
     }
 }
@@ -55,14 +61,17 @@ impl Mapped {
 pub struct Files {
     pid: i32,
     now: SystemTime,
+    /// What is executed of it: device and inode.
+    code: HashSet<(u64, u64)>,
     known: HashMap<(u64, u64), Option<Rc<Mapped>>>,
     trusted: Vec<Rc<Mapped>>,
 }
 
 impl Files {
-    /// For a process that stands still.
-    pub fn of(pid: i32) -> Self {
-        Self { pid, now: SystemTime::now(), known: HashMap::new(), trusted: Vec::new() }
+    /// For a process that stands still, with these mappings.
+    pub fn of(pid: i32, vmas: &[Vma]) -> Self {
+        let code = vmas.iter().filter(|vma| vma.exec).map(|vma| (vma.device, vma.inode)).collect();
+        Self { pid, now: SystemTime::now(), code, known: HashMap::new(), trusted: Vec::new() }
     }
 
     /// The file of a mapping; None where no path leads to it.
@@ -120,9 +129,13 @@ impl Files {
     }
 
     fn look(&self, place: &Path, path: &Path, vma: &Vma) -> Option<Mapped> {
-        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW;
-        let file = File::options().read(true).custom_flags(flags.bits()).open(place).ok()?;
-        let meta = file.metadata().ok().filter(|meta| is_same(meta, vma))?;
+        let code = self.code.contains(&(vma.device, vma.inode));
+        let flags = (OFlag::O_PATH | OFlag::O_NOFOLLOW).bits();
+        let opened = || File::options().read(true).custom_flags(flags).open(place).ok();
+        // There may be more files than descriptors.
+        let file = if code { None } else { opened() };
+        let meta = file.as_ref().map_or_else(|| std::fs::symlink_metadata(place), File::metadata);
+        let meta = meta.ok().filter(|meta| is_same(meta, vma))?;
         let (size, mtime, ctime) = times(&meta);
         let latest = u64::try_from(mtime.max(ctime)).unwrap_or(0);
         let changed = SystemTime::UNIX_EPOCH + Duration::from_nanos(latest);
@@ -133,10 +146,11 @@ impl Files {
             size,
             mtime,
             id,
-            elf: is_elf(place),
+            elf: code || is_elf(place),
             ctime,
             age,
             place: file,
+            found: place.into(),
         })
     }
 }

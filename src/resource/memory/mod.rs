@@ -83,7 +83,7 @@ fn is_kernels(vma: &Vma) -> bool {
 /// Sorts the mappings of a target into records and areas to write.
 pub fn save(target: &Target<'_>, gathered: &mut Gathered) -> Result<Vec<Area>> {
     let mut areas = Vec::new();
-    let mut files = Files::of(target.frozen.pid);
+    let mut files = Files::of(target.frozen.pid, target.vmas);
     let region = target.region;
     let exe = region.base + region.control.exe_start;
     let leftover = region.control.leftover..region.control.leftover + region.control.leftover_len;
