@@ -106,7 +106,7 @@ pub fn dump(request: &Request) -> Result<Outcome> {
     take(request).map_err(|e| match e.kind() {
         // Whatever failed first: a process that ends takes everything away.
         kind if kind != Kind::Gone && crate::proc::has_ended(pid) => {
-            let text = format!("process {pid} has ended before it was saved");
+            let text = format!("process {pid} is gone: it has ended before it was saved");
             Error::new(text).of(Kind::Gone)
         }
         _ => e,

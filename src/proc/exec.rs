@@ -69,6 +69,7 @@ pub(super) fn parse_anything(bytes: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::super::tests::{Zombie, me};
+    use super::super::{auxv, cmdline, personality};
     use super::*;
     use nix::libc;
 

@@ -183,6 +183,7 @@ pub(super) fn parse_anything(bytes: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::fds;
     use super::super::tests::{Scratch, Zombie, me};
     use super::*;
     use std::io::{Seek, SeekFrom, Write};

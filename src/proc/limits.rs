@@ -99,6 +99,7 @@ pub(super) fn parse_anything(bytes: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::limits;
     use super::super::tests::me;
     use super::*;
     use nix::sys::resource::{Resource, getrlimit};

@@ -64,6 +64,7 @@ impl Process {
 #[cfg(test)]
 mod tests {
     use super::super::tests::{Cat, Scratch, Zombie, me};
+    use super::super::{cwd, exe, root};
     use super::*;
 
     #[test]

@@ -159,6 +159,7 @@ pub(super) fn parse_anything(bytes: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::stat;
     use super::super::tests::{Zombie, me};
     use super::*;
 

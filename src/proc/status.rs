@@ -131,6 +131,7 @@ pub(super) fn parse_anything(bytes: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::status;
     use super::super::tests::{Zombie, me};
     use super::*;
 

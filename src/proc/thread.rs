@@ -141,6 +141,7 @@ pub(super) fn parse_anything(bytes: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::super::tests::{Cat, NOBODY, Zombie, me};
+    use super::super::{comm, sched, stat, syscall, timer_slack, wchan_state};
     use super::*;
     use nix::libc;
 

@@ -91,6 +91,7 @@ pub(super) fn parse_anything(bytes: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::posix_timers;
     use super::super::tests::me;
     use super::*;
 
