@@ -1,10 +1,12 @@
 //! Where checkpoints go to: the one place where dump and serve meet.
 
+use crate::dump::place::Keep;
 use crate::error::Result;
 use crate::image::file::{self, FileSink};
 use crate::image::write::Sink;
+use crate::serve::client::Client;
 use crate::serve::upload::UploadSink;
-use crate::settings::server::{Key, Transfer};
+use crate::settings::server::{Key, ServerName, Transfer};
 use crate::settings::{Name, Settings, Template, Values};
 use std::path::Path;
 
@@ -17,6 +19,35 @@ pub fn open(name: &Name, transfer: &Transfer) -> Result<Box<dyn Sink>> {
         Name::File(path) => Ok(Box::new(FileSink::create(path)?)),
         Name::Server(server) => Ok(Box::new(UploadSink::create(server.clone(), transfer.clone())?)),
     }
+}
+
+/// Deletes what is older than wanted, on the disk or on the server. What fails there leaves more than
+/// wanted.
+pub fn prune(name: &Name, transfer: &Transfer, keep: &Keep) {
+    match name {
+        Name::File(_) => file::prune(&keep.template, &keep.values, keep.count),
+        Name::Server(server) => drop(prune_server(server, transfer, keep)),
+    }
+}
+
+/// On a server nobody looks for the highest number before a checkpoint gets its own: what has a higher one
+/// is of another run, and neither counts nor goes.
+fn prune_server(server: &ServerName, transfer: &Transfer, keep: &Keep) -> Result<()> {
+    let number = |name: &ServerName| {
+        let name = name.to_string();
+        keep.template.number(&keep.values, name.as_bytes())
+    };
+    let newest = number(server);
+    let folder = server.path().rsplit_once('/').map_or("", |(folder, _)| folder);
+    let entries = Client::connect(server, transfer)?.list(folder)?;
+    let names = entries.into_iter().map(|entry| server.sibling(entry.name));
+    let mut older: Vec<_> = names.filter_map(|name| Some((number(&name)?, name))).collect();
+    older.retain(|(number, _)| Some(*number) <= newest);
+    older.sort_by_key(|(number, _)| std::cmp::Reverse(*number));
+    for (_, name) in older.iter().skip(keep.count as usize) {
+        Client::connect(name, transfer)?.remove(name.path())?;
+    }
+    Ok(())
 }
 
 /// Says why a checkpoint of this name could not be written, without leaving anything.

@@ -23,6 +23,7 @@ pub fn run(pid: i32) -> Result<u8> {
         triggered: true,
         periodic: false,
         open: super::destination::open,
+        prune: super::destination::prune,
     };
     let result = dump(&request);
     let say = |sentence: &str| say(error_output.as_ref(), sentence);

@@ -255,6 +255,7 @@ fn take(pid: i32) -> (i32, String) {
         triggered: false,
         periodic: true,
         open: super::destination::open,
+        prune: super::destination::prune,
     };
     match dump(&request) {
         Ok(outcome) => {

@@ -9,9 +9,9 @@ pub fn run(pid: i32, stop: bool, settings: Settings) -> Result<u8> {
     let here = std::env::current_dir().because(|| "cannot find out the current directory")?;
     let settings = settings.resolve(&here)?;
     super::dumper::prepare();
-    let open = super::destination::open;
+    let (open, prune) = (super::destination::open, super::destination::prune);
     let request =
-        Request { pid, settings, stop: Some(stop), triggered: false, periodic: false, open };
+        Request { pid, settings, stop: Some(stop), triggered: false, periodic: false, open, prune };
     let outcome = dump(&request)?;
     for loss in &outcome.losses {
         eprintln!("ckpt: not saved: {}", printable(loss));

@@ -40,6 +40,9 @@ const TURN: Duration = Duration::from_secs(2);
 /// network.
 pub type Open = fn(&Name, &Transfer) -> Result<Box<dyn Sink>>;
 
+/// Deletes what is older than wanted of a counted name, now that the checkpoint of that name is whole.
+pub type Prune = fn(&Name, &Transfer, &place::Keep);
+
 /// What is asked of a dump.
 pub struct Request {
     /// The process.
@@ -56,6 +59,8 @@ pub struct Request {
     pub periodic: bool,
     /// Where images go to.
     pub open: Open,
+    /// And what becomes of older ones.
+    pub prune: Prune,
 }
 
 impl Request {
@@ -268,7 +273,7 @@ fn proceed(
     }
     let (bytes, losses) = phase7_seal::seal(writing)?;
     reach(Point::Sealed);
-    equipped.sealed(memory);
+    equipped.sealed(memory, request.prune);
     if let Some(frozen) = held {
         if stop {
             phase7_seal::end(frozen, equipped)?;

@@ -229,10 +229,10 @@ impl Equipped {
     }
 
     /// The checkpoint is whole: the next one has the next number, and older ones may go.
-    pub fn sealed(&self, memory: &Memory) {
+    pub fn sealed(&self, memory: &Memory, prune: super::Prune) {
         let control = &self.region.control;
         let _ = self.region.set_generation(memory, control.generation + 1);
-        self.place.prune();
+        self.place.prune(prune);
     }
 
     /// The dump is over, well or not: a caller of the C API gets its answer, and gives the payload

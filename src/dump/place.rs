@@ -2,7 +2,6 @@
 
 use super::Request as Asked;
 use crate::error::Result;
-use crate::image::file;
 use crate::image::write::Sink;
 use crate::rights::{self, Compared, Rights};
 use crate::settings::server::{self, Transfer};
@@ -58,12 +57,18 @@ pub struct Place {
     pub name: PathBuf,
     /// How it gets to a server.
     transfer: Transfer,
-    /// How many of a counted name are kept; 0: all.
-    keep: u32,
-    /// What the name was made of.
-    template: Template,
-    values: Values,
+    keep: Keep,
     whose: Whose,
+}
+
+/// Which checkpoints of a name stay.
+pub struct Keep {
+    /// How many of a counted name are kept; 0: all.
+    pub count: u32,
+    /// What the name was made of.
+    pub template: Template,
+    /// And with.
+    pub values: Values,
 }
 
 impl Place {
@@ -89,14 +94,15 @@ impl Place {
         let highest = whose.touch(existing)??.first().map_or(0, |(number, _)| *number);
         *generation = (*generation).max(highest);
         let name = template.expand(&values, generation.saturating_add(1));
-        let (mut transfer, keep) = match &whose {
+        let (mut transfer, count) = match &whose {
             Whose::Ours => (request.settings.transfer.clone(), 0),
             Whose::Its(rights) => (transfer(request, config, rights.is_some())?, config.keep),
         };
         if let Some(file) = transfer.fallback.as_mut().filter(|_| forked) {
             file.as_mut_os_string().push(format!(".{}", request.pid));
         }
-        Ok(Self { name, transfer, keep, template, values, whose })
+        let keep = Keep { count, template, values };
+        Ok(Self { name, transfer, keep, whose })
     }
 
     /// Makes the sink.
@@ -124,10 +130,12 @@ impl Place {
     }
 
     /// Deletes what is older than wanted, now that this one is whole.
-    pub fn prune(&self) {
-        if self.keep > 0 && self.template.is_counted() {
-            let prune = || file::prune(&self.template, &self.values, self.keep);
-            let _ = self.whose.touch(prune);
+    pub fn prune(&self, prune: super::Prune) {
+        if let Ok(name) = Name::from_bytes(self.name.as_os_str().as_bytes())
+            && self.keep.count > 0
+            && self.keep.template.is_counted()
+        {
+            let _ = self.whose.touch(|| prune(&name, &self.transfer, &self.keep));
         }
     }
 }

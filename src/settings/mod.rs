@@ -314,10 +314,6 @@ pub fn template(config: &Config) -> Result<Template> {
     let name = Settings::from_config(config)?.name;
     let name = name.ok_or_else(|| Error::new("there is no checkpoint name"))?;
     let template = Template::parse(Path::new(&name.written()))?;
-    if config.keep > 0 && name.file().is_none() {
-        return Err(Error::new(format!("--keep {} does not reach to {name}", config.keep))
-            .hint("remove old checkpoints from a server with ckpt rm"));
-    }
     if config.keep > 0 && !template.is_counted() {
         return Err(Error::new(format!(
             "--keep {} needs a count in the checkpoint's name, which is {}",
