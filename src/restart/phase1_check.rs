@@ -2,6 +2,7 @@
 
 use super::{MapPath, Options};
 use crate::error::{Error, Result};
+use crate::image::PAGE;
 use crate::image::read::Image;
 use crate::image::stub;
 use crate::inject::{self, monitor::Monitor};
@@ -103,6 +104,10 @@ pub fn check(image: &Image) -> Result<Saved> {
     let sane = saved.vmas.iter().all(|v| v.start < v.end && v.end <= 1 << 56);
     if !ordered || !sane {
         return Err(image.damaged("its mappings overlap"));
+    }
+    let apart = saved.guards.windows(2).all(|pair| pair[0].end <= pair[1].start);
+    if !apart || saved.guards.iter().any(|g| g.start >= g.end || !g.start.is_multiple_of(PAGE)) {
+        return Err(image.damaged("its guard pages overlap"));
     }
     Ok(saved)
 }
