@@ -1,4 +1,4 @@
-//! Periodic checkpoints on a server that comes and goes.
+//! Periodic checkpoints on a server that comes and goes, and which of them stay.
 
 mod harness;
 mod serving;
@@ -34,4 +34,30 @@ fn a_server_that_was_away_gets_the_next_checkpoint() {
         restarted.go();
         server.stop();
     }
+}
+
+#[test]
+fn only_the_last_ones_are_kept() {
+    let bench = Bench::new(Who::Nobody);
+    let server = Server::start(&bench, &insecure());
+    let name = server.name("job/x.%n");
+    let line = ["-c", "--insecure", "--keep", "2", "-n", &name];
+    let mut run = bench.launch(&line, bench.subject("memory", Build::Pie), &[]);
+    run.expect("ready");
+    // What another run left counts for nothing, and stays.
+    fs::create_dir_all(server.file("job")).expect("a folder");
+    bench.give(&server.file("job"));
+    for other in ["x.900", "y.1"] {
+        fs::write(server.file("job").join(other), "another's").expect("a file");
+    }
+    for _ in 0..4 {
+        bench.must(&["save", &run.pid_text()]);
+    }
+    let entries = fs::read_dir(server.file("job")).expect("the folder");
+    let mut names: Vec<_> =
+        entries.map(|e| e.expect("an entry").file_name().into_string().expect("utf-8")).collect();
+    names.sort();
+    assert_eq!(names, ["x.3", "x.4", "x.900", "y.1"]);
+    run.go();
+    server.stop();
 }
