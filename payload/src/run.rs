@@ -7,7 +7,7 @@
 
 use crate::sys;
 use ckpt_abi::nr;
-use ckpt_abi::op::{Kind, Op, Orders, Report, flag};
+use ckpt_abi::op::{Kind, Op, Orders, Report, SPELLED, flag, spell};
 use core::sync::atomic::{AtomicU32, Ordering};
 
 /// Runs the list of `orders`; a list that comes to its end exits the task with status 0.
@@ -123,9 +123,8 @@ fn give_up(orders: &Orders, op: &Op, index: u64, result: i64) -> ! {
     let errno = if sys::failed(result) { result.wrapping_neg() as u32 } else { 0 };
     let [addr, len, ..] = op.args;
     let report = Report { step: op.step, errno, index, nr: op.nr, addr, len };
-    if orders.report_fd >= 0 {
-        let bytes: *const Report = &report;
-        sys::write_all(orders.report_fd, bytes.cast(), size_of::<Report>());
+    if orders.report != 0 {
+        spell_out(orders.report, &report);
     }
     if orders.exec_fd >= 0 {
         const AT_EMPTY_PATH: u64 = 0x1000;
@@ -135,4 +134,21 @@ fn give_up(orders: &Orders, op: &Op, index: u64, result: i64) -> ! {
         unsafe { sys::call(nr::EXECVEAT, &args) };
     }
     sys::exit_group(125)
+}
+
+/// Writes the report where the host expects it. The first thread to fail is heard: it will execute, which
+/// ends the others, so they wait.
+fn spell_out(at: u64, report: &Report) {
+    let word = at as *const u32;
+    // SAFETY: the host set a word aside for this.
+    let taken = unsafe { AtomicU32::from_ptr(word.cast_mut()) };
+    while taken.swap(1, Ordering::AcqRel) != 0 {
+        sys::futex_wait(word, 1, 0);
+    }
+    let bytes: *const Report = report;
+    // SAFETY: a record without padding, of this length.
+    let bytes = unsafe { core::slice::from_raw_parts(bytes.cast::<u8>(), size_of::<Report>()) };
+    let letters = at.wrapping_add(size_of::<u64>() as u64) as *mut [u8; SPELLED];
+    // SAFETY: room for them lies there, which nobody else writes.
+    spell(bytes, unsafe { &mut *letters });
 }

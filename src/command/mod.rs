@@ -40,7 +40,7 @@ pub fn main(args: Vec<OsString>) -> u8 {
 
 fn run(args: &[OsString]) -> Result<u8> {
     if args.get(1).is_some_and(|word| word == "__report") {
-        return restart::report(args.get(2));
+        return restart::report(args.get(2), args.get(3));
     }
     let own = File::open("/proc/self/exe")
         .map_err(|e| Error::new(format!("cannot open our own executable (/proc/self/exe): {e}")))?;

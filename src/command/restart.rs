@@ -1,7 +1,8 @@
 //! A checkpoint file that is executed.
 //!
 //! # Safety
-//! The name by which the kernel executed us is read once, before anything could have moved it.
+//! The name by which the kernel executed us is read once, before anything could have moved it. A number
+//! becomes a descriptor for a single call.
 #![allow(unsafe_code)]
 
 use crate::cli::{self, RestartCommand};
@@ -9,11 +10,11 @@ use crate::error::{Because, Error, FAILED, Result};
 use crate::image::read::Image;
 use crate::resource::plan::Step;
 use crate::restart::{Options, restart};
-use ckpt_abi::op::Report;
+use ckpt_abi::op::{Report, read_spelled};
 use nix::errno::Errno;
 use std::ffi::{CString, OsString};
 use std::fs::File;
-use std::io::{Read, Seek};
+use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use zerocopy::FromBytes;
@@ -73,25 +74,36 @@ fn execute_original(own: File, args: &[OsString]) -> Result<u8> {
     Err(Error::new(format!("cannot execute {}: {}", path.display(), error.desc())))
 }
 
-/// Turns what the restorer left in descriptor `fd` into a sentence.
-pub fn report(fd: Option<&OsString>) -> Result<u8> {
-    let fd = fd.and_then(|fd| fd.to_str()).and_then(|fd| fd.parse::<i32>().ok());
-    let fd = fd.ok_or_else(|| Error::new("__report is for the restorer alone"))?;
-    let mut bytes = Vec::new();
-    File::open(format!("/proc/self/fd/{fd}"))
-        .and_then(|mut file| file.rewind().and_then(|()| file.read_to_end(&mut bytes)))
-        .because(|| "the restorer failed and its report cannot be read")?;
-    let report = Report::read_from_bytes(&bytes)
-        .map_err(|_| Error::new("the restorer failed and its report is incomplete"))?;
-    let doing = Step::describe(report.step);
+/// Turns the report that the restorer has spelled into a sentence, for descriptor `to`.
+pub fn report(letters: Option<&OsString>, to: Option<&OsString>) -> Result<u8> {
+    let report = letters.and_then(|l| read_spelled(l.as_bytes()));
+    let Some(report) = report.and_then(|bytes| Report::read_from_bytes(&bytes).ok()) else {
+        return Err(Error::new("__report is for the restorer alone"));
+    };
+    let sentence = format!("ckpt: {}\n", failure(&report));
+    let to = to.and_then(|fd| fd.to_str()).and_then(|fd| fd.parse().ok()).unwrap_or(2);
+    // SAFETY: the restorer has left it open for this; if not, the call fails with EBADF.
+    let to = unsafe { BorrowedFd::borrow_raw(to) };
+    if nix::unistd::write(to, sentence.as_bytes()).is_err() {
+        eprint!("{sentence}");
+    }
+    Ok(FAILED)
+}
+
+/// What the kernel refused, why, and what helps.
+fn failure(report: &Report) -> Error {
+    let step = Step::try_from(report.step);
+    let doing = step.map_or("go on", Step::describe);
     let reason = match report.errno {
         0 => "the kernel answered something else than asked for",
         n => Errno::from_raw(n.cast_signed()).desc(),
     };
-    eprintln!(
-        "ckpt: cannot restart: could not {doing}: {reason} (system call {}, {:#x}, {:#x}); the checkpoint is \
-         unharmed, and ckpt check FILE says what this machine lacks",
-        report.nr, report.addr, report.len
-    );
-    Ok(FAILED)
+    let Report { nr, addr, len, index, .. } = report;
+    let error = Error::new(format!(
+        "cannot restart: the kernel did not let the program {doing}: {reason} (order {index}, system call {nr}, {addr:#x}, {len:#x})"
+    ));
+    match step.ok().and_then(|step| step.way_out(Errno::from_raw(report.errno.cast_signed()))) {
+        Some(hint) => error.hint(hint),
+        None => error.hint("the checkpoint is unharmed, and ckpt check FILE says what this machine lacks"),
+    }
 }

@@ -106,7 +106,7 @@ fn write_orders(memory: &Memory, data: u64, stack: u64) -> Result<u64> {
     memory.put(request, &poll_request)?;
     memory.write(name, b"ckpt-snapshot\0\0\0")?;
     memory.put(words, &[head, snapshot])?;
-    let orders = Head { ops: intermediate, report_fd: -1, exec_fd: -1, argv: 0, envp: 0, empty: 0 };
+    let orders = Head { ops: intermediate, report: 0, exec_fd: -1, argv: 0, envp: 0, empty: 0 };
     memory.write(head, orders.as_bytes()).because(|| "cannot prepare the snapshot")?;
     Ok(head)
 }

@@ -9,6 +9,7 @@
 
 use crate::error::{Because, Error, Result};
 use ckpt_abi::op::{Kind, Op, flag};
+use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 use std::num::NonZeroUsize;
 use zerocopy::{FromZeros, Immutable, IntoBytes};
@@ -76,60 +77,88 @@ impl Arena {
     }
 }
 
-/// What an order is for: its number travels in [`Op::step`] and comes back in a report.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum Step {
+/// Declares [`Step`] with what the kernel refuses when it fails.
+macro_rules! steps {
+    ($($(#[$doc:meta])* $name:ident = $number:literal: $refused:literal;)*) => {
+        /// What an order is for: its number travels in [`Op::step`] and comes back in a report.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u32)]
+        pub enum Step {
+            $($(#[$doc])* $name = $number,)*
+        }
+
+        impl TryFrom<u32> for Step {
+            type Error = u32;
+
+            fn try_from(number: u32) -> std::result::Result<Self, u32> {
+                match number {
+                    $($number => Ok(Self::$name),)*
+                    other => Err(other),
+                }
+            }
+        }
+
+        impl Step {
+            /// What it is that failed, for the sentence "the kernel did not let the program …".
+            pub fn describe(self) -> &'static str {
+                match self {
+                    $(Self::$name => $refused,)*
+                }
+            }
+        }
+    };
+}
+
+steps! {
     /// Unmap what is the stub's.
-    Unmap = 1,
+    Unmap = 1: "have the memory that the restart itself took";
     /// Move a mapping to its place.
-    Move = 2,
+    Move = 2: "have its memory at its place (mremap)";
     /// Map the vdso.
-    Vdso = 3,
+    Vdso = 3: "have a vdso (ARCH_MAP_VDSO_64)";
     /// PR_SET_MM_MAP.
-    MemoryMap = 4,
+    MemoryMap = 4: "set its brk, arguments and environment (PR_SET_MM_MAP)";
     /// A signal's disposition.
-    SignalAction = 5,
+    SignalAction = 5: "install a signal handler";
     /// Queue a signal again.
-    PendingSignal = 6,
+    PendingSignal = 6: "have the signals that were pending";
     /// Process-wide attributes.
-    Process = 7,
+    Process = 7: "set an attribute of the process";
     /// A thread's attributes.
-    Thread = 8,
+    Thread = 8: "set an attribute of a thread";
     /// Make a thread.
-    Clone = 9,
+    Clone = 9: "create a thread";
     /// Resource limits.
-    Limit = 10,
+    Limit = 10: "set a resource limit";
     /// Descriptors of the stub.
-    Descriptor = 11,
+    Descriptor = 11: "close a descriptor of the restart";
     /// Timers.
-    Timer = 12,
+    Timer = 12: "set a timer";
     /// The last steps.
-    Leave = 13,
+    Leave = 13: "be entered";
     /// What an epoll instance watches.
-    Watch = 14,
+    Watch = 14: "watch a descriptor (epoll_ctl)";
 }
 
 impl Step {
-    /// What the restorer was doing, for the sentence about a failure.
-    pub fn describe(number: u32) -> &'static str {
-        const STEPS: [(Step, &str); 14] = [
-            (Step::Unmap, "unmap its own memory"),
-            (Step::Move, "move memory to its place"),
-            (Step::Vdso, "map the vdso"),
-            (Step::MemoryMap, "set brk, arguments and environment (PR_SET_MM_MAP)"),
-            (Step::SignalAction, "install a signal handler"),
-            (Step::PendingSignal, "queue a pending signal"),
-            (Step::Process, "set an attribute of the process"),
-            (Step::Thread, "set an attribute of a thread"),
-            (Step::Clone, "create a thread"),
-            (Step::Limit, "set a resource limit"),
-            (Step::Descriptor, "close a descriptor"),
-            (Step::Timer, "set a timer"),
-            (Step::Leave, "enter the program"),
-            (Step::Watch, "watch a descriptor (epoll_ctl)"),
-        ];
-        STEPS.iter().find(|(step, _)| *step as u32 == number).map_or("go on", |(_, text)| text)
+    /// What the user can do about it.
+    pub fn way_out(self, errno: Errno) -> Option<&'static str> {
+        let again = match (self, errno) {
+            (Self::Clone, _) => {
+                "raise the limit of processes and threads (ulimit -u, or pids.max of the cgroup)"
+            }
+            (Self::PendingSignal | Self::Timer, Errno::EAGAIN) => {
+                "raise the limit of pending signals (ulimit -i)"
+            }
+            (_, Errno::ENOMEM) => {
+                "give it more memory, or raise its limits (ulimit -v, vm.max_map_count)"
+            }
+            (_, Errno::EPERM | Errno::EACCES | Errno::ENOSYS) => {
+                "a sandbox (seccomp) may forbid it: restart it outside of that"
+            }
+            _ => return None,
+        };
+        Some(again)
     }
 }
 

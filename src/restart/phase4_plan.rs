@@ -4,17 +4,18 @@ use super::phase1_check::Saved;
 use super::phase2_open::Opened;
 use super::phase3_fill::{Filled, Placed};
 use crate::error::Result;
-use crate::resource::descriptor::{epoll, memfd, numbers};
+use crate::resource::descriptor::{epoll, numbers};
 use crate::resource::ids::Id;
 use crate::resource::plan::{Arena, Orders, Step};
 use crate::resource::{process, signals, threads, timers};
 use ckpt_abi::image::{Thread, vma_flag};
-use ckpt_abi::op::{Kind, Orders as Head};
+use ckpt_abi::op::{Kind, Orders as Head, SPELLED};
 use ckpt_abi::region::{STACK_LEN, STACKS, TURNS, Turns};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
 use std::collections::HashMap;
 use std::fs::File;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// End of user addresses with 4-level paging.
 const TASK_END: u64 = (1 << 47) - 4096;
@@ -45,7 +46,7 @@ pub fn plan(saved: &Saved, opened: &Opened, mut filled: Filled) -> Result<Plan> 
     let region = filled.region;
     let stack = |index: u64| region + STACKS + STACK_LEN * index;
     let tails = Tails { orders: stack(1), frame: stack(2) };
-    let (report, image) = report_files(saved)?;
+    let failure = Failure::prepare(saved)?;
     let exe = original(saved)?;
 
     let mut main = Orders::default();
@@ -74,14 +75,14 @@ pub fn plan(saved: &Saved, opened: &Opened, mut filled: Filled) -> Result<Plan> 
     threads::restore(first, &saved.owners, pid, Id::Known(pid), &mut arena, &mut main)?;
     signals::restore_pending(&saved.pending, 0, pid, word, &mut arena, &mut main)?;
     signals::restore_pending(&saved.pending, first.tid, pid, word, &mut arena, &mut main)?;
-    let ours = [Some(report.as_raw_fd()), Some(image.as_raw_fd()), exe_fd];
-    let ours: Vec<_> = ours.into_iter().flatten().collect();
+    let ours: Vec<_> = failure.numbers().chain(exe_fd).collect();
     let spare = numbers::free(&saved.descriptors, &ours);
     epoll::restore_watches(&opened.watches, spare, &mut arena, &mut main)?;
     lock(&mut main, saved);
-    process::restore_limits(&saved.limits, &mut arena, &mut main)?;
     timers::restore(&saved.timers, &ids, &mut arena, &mut main)?;
-    let kept = close(&mut main, report, image, exe);
+    process::restore_limits(&saved.limits, &mut arena, &mut main)?;
+    let head_value = failure.head(&mut arena)?;
+    let kept = close(&mut main, failure, exe);
     process::restore_stop(&saved.process, &mut main);
     let turn = filled.region + TURNS + std::mem::offset_of!(Turns, turn) as u64;
     main.push(Kind::Store, 0, Step::Leave, 8, &[turn, filled.turn.word()]);
@@ -89,8 +90,7 @@ pub fn plan(saved: &Saved, opened: &Opened, mut filled: Filled) -> Result<Plan> 
     main.push(Kind::Goto, 0, Step::Leave, 0, &[tails.orders]);
     tails.write(saved, &mut filled, &arena)?;
 
-    let (report, image) = (kept[0], kept[1]);
-    let head_value = self::head(&mut arena, main, report, image)?;
+    let head_value = Head { ops: main.store(&mut arena)?, ..head_value };
     arena.write(head, zerocopy::IntoBytes::as_bytes(&head_value))?;
     Ok(Plan { run: filled.control.run, stack: stack(1) - 64, orders: head, kept })
 }
@@ -231,13 +231,48 @@ impl Tails {
     }
 }
 
-/// The descriptor that a report goes into, and the executable that makes a sentence of it.
-fn report_files(saved: &Saved) -> Result<(OwnedFd, OwnedFd)> {
-    use crate::error::Because;
-    let report = memfd::memfd("ckpt-report", 0)?;
-    let own = File::open("/proc/self/exe").because(|| "cannot open our own executable")?;
-    let report = numbers::move_aside(report, &saved.descriptors)?;
-    Ok((report, numbers::move_aside(own.into(), &saved.descriptors)?))
+/// What is needed to explain an order that fails: nothing of this process is left then but the arena.
+struct Failure {
+    /// The executable that makes a sentence of the report.
+    stub: OwnedFd,
+    /// Our standard error: the program's own may be elsewhere.
+    complaints: Option<OwnedFd>,
+}
+
+impl Failure {
+    fn prepare(saved: &Saved) -> Result<Self> {
+        use crate::error::Because;
+        let stub = File::open("/proc/self/exe").because(|| "cannot open our own executable")?;
+        let stub = numbers::move_aside(stub.into(), &saved.descriptors)?;
+        let complaints = std::io::stderr().as_fd().try_clone_to_owned().ok();
+        let complaints = complaints.and_then(|fd| numbers::move_aside(fd, &saved.descriptors).ok());
+        // It outlives the execution of the stub; what the program gets is closed before.
+        let kept = complaints.as_ref().map(|fd| fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty())));
+        let complaints = complaints.filter(|_| matches!(kept, Some(Ok(_))));
+        Ok(Self { stub, complaints })
+    }
+
+    fn numbers(&self) -> impl Iterator<Item = i32> {
+        let complaints = self.complaints.as_ref().map(AsRawFd::as_raw_fd);
+        std::iter::once(self.stub.as_raw_fd()).chain(complaints)
+    }
+
+    /// The head of the orders, but for the first: what happens when one of them fails.
+    fn head(&self, arena: &mut Arena) -> Result<Head> {
+        let report = arena.room((size_of::<u64>() + SPELLED + 1) as u64, 64)?;
+        let complaints = self.complaints.as_ref().map_or(2, AsRawFd::as_raw_fd);
+        let mut text = |word: &str| arena.bytes(format!("{word}\0").as_bytes());
+        let letters = report + size_of::<u64>() as u64;
+        let words = [text("ckpt")?, text("__report")?, letters, text(&complaints.to_string())?, 0];
+        Ok(Head {
+            ops: 0,
+            report,
+            exec_fd: self.stub.as_raw_fd().into(),
+            argv: arena.value(&words)?,
+            envp: arena.value(&0u64)?,
+            empty: arena.value(&0u64)?,
+        })
+    }
 }
 
 /// The program's own executable, for /proc/PID/exe where we have the privilege to set it.
@@ -246,31 +281,13 @@ fn original(saved: &Saved) -> Result<Option<OwnedFd>> {
     file.map(|f| numbers::move_aside(f.into(), &saved.descriptors)).transpose()
 }
 
-/// Orders that close what the restorer needed; the numbers, the report's and the image's first.
-fn close(orders: &mut Orders, report: OwnedFd, image: OwnedFd, exe: Option<OwnedFd>) -> Vec<i32> {
-    let mut kept = vec![numbers::leak(report), numbers::leak(image)];
-    kept.extend(exe.map(numbers::leak));
+/// Orders that close what the restorer needed; the numbers.
+fn close(orders: &mut Orders, failure: Failure, exe: Option<OwnedFd>) -> Vec<i32> {
+    let Failure { stub, complaints } = failure;
+    let all = std::iter::once(stub).chain(complaints).chain(exe);
+    let kept: Vec<i32> = all.map(numbers::leak).collect();
     for fd in &kept {
         orders.call(Step::Descriptor, libc::SYS_close, &[fd.unsigned_abs().into()]);
     }
     kept
-}
-
-/// The head of the orders: what happens when one of them fails.
-fn head(arena: &mut Arena, orders: Orders, report: i32, image: i32) -> Result<Head> {
-    let mut words = Vec::new();
-    let number = format!("{report}");
-    for word in ["ckpt", "__report", &number] {
-        words.push(arena.bytes(format!("{word}\0").as_bytes())?);
-    }
-    words.push(0);
-    let argv = arena.value(words.as_slice())?;
-    Ok(Head {
-        ops: orders.store(arena)?,
-        report_fd: report.into(),
-        exec_fd: image.into(),
-        argv,
-        envp: arena.value(&0u64)?,
-        empty: arena.value(&0u64)?,
-    })
 }

@@ -81,13 +81,39 @@ record! {
     }
 }
 
+/// Bytes of a [`Report`] in letters.
+pub const SPELLED: usize = 2 * size_of::<Report>();
+
+/// Half bytes as letters, for an argument of execve(2): a report that needs neither a descriptor nor a
+/// file lives through any resource limit.
+pub fn spell(bytes: &[u8], letters: &mut [u8; SPELLED]) {
+    for (pair, byte) in letters.as_chunks_mut::<2>().0.iter_mut().zip(bytes) {
+        *pair = [(byte >> 4).wrapping_add(b'a'), (byte & 15).wrapping_add(b'a')];
+    }
+}
+
+/// The bytes that [`spell`] has spelled; None if these are no such letters.
+pub fn read_spelled(letters: &[u8]) -> Option<[u8; SPELLED / 2]> {
+    let letters: &[u8; SPELLED] = letters.try_into().ok()?;
+    let mut bytes = [0; SPELLED / 2];
+    for (byte, pair) in bytes.iter_mut().zip(letters.as_chunks::<2>().0) {
+        let [high, low] = pair.map(|letter| letter.wrapping_sub(b'a'));
+        if high > 15 || low > 15 {
+            return None;
+        }
+        *byte = high << 4 | low;
+    }
+    Some(bytes)
+}
+
 record! {
     /// How a list is run: the argument of the payload's `run` entry.
     Orders, 48, {
         /// Address of the first [`Op`].
         ops: u64,
-        /// Descriptor that a [`Report`] is written to when an order fails; negative: none.
-        report_fd: i64,
+        /// Address of a word, 0 until an order fails, and behind it of [`SPELLED`] bytes for the letters of
+        /// the [`Report`]; 0: nobody asks.
+        report: u64,
         /// After a failure: descriptor of an executable to execute, or negative: exit_group(125).
         exec_fd: i64,
         /// Its argv, an array of pointers.

@@ -1,0 +1,61 @@
+//! What the kernel keeps for a program and its threads, and says no to: each refusal behind the point of
+//! no return has a sentence, and what cannot be saved is named.
+
+mod harness;
+
+use harness::{Bench, Build, Way, Who};
+
+/// Kinds of order, the system calls of each that are refused (number, argument, value), and a part of the
+/// sentence.
+const REFUSALS: [(&str, &[&str]); 11] = [
+    ("have the memory that the restart itself took", &["11", "0", "0"]),
+    ("have its memory at its place", &["25", "3", "3"]),
+    ("have a vdso", &["158", "0", "0x2003"]),
+    ("set its brk, arguments and environment", &["157", "0", "35"]),
+    ("install a signal handler", &["13", "0", "64"]),
+    ("have the signals that were pending", &["129", "-1", "0"]),
+    ("have the signals that were pending", &["297", "-1", "0"]),
+    // clone(2) with the flags of the restorer, which do not have the CLONE_SETTLS of a C library.
+    ("create a thread", &["435", "-1", "0", "56", "0", "0x1150f00"]),
+    ("set an attribute of a thread", &["273", "1", "24"]),
+    ("set a timer", &["38", "-1", "0"]),
+    ("watch a descriptor", &["233", "-1", "0"]),
+];
+
+#[track_caller]
+fn refusals_are_explained(who: Who) {
+    let bench = Bench::new(who);
+    let (deny, lively) =
+        (bench.subject("deny", Build::Static), bench.subject("lively", Build::Pie));
+    let plain = ["--", &lively.to_string_lossy()];
+    let mut run = bench.run(&deny, &plain);
+    run.expect("ready");
+    run.check();
+    Way::SaveStop.save(&bench, "x.ckpt", run);
+    let image = bench.name("x.ckpt");
+    for (sentence, calls) in REFUSALS {
+        let args = [calls, &["--", &image]].concat();
+        let ended = bench.run(&deny, &args).finish();
+        assert_eq!(ended.code(), Some(125), "{sentence}: {ended:?}");
+        for part in [
+            "ckpt: cannot restart: the kernel did not let the program ",
+            sentence,
+            "Operation not permitted",
+        ] {
+            assert!(ended.stderr.contains(part), "no {part:?} in {:?}", ended.stderr);
+        }
+    }
+    let mut again = bench.run(&deny, &["--", &image]);
+    again.check();
+    again.go();
+}
+
+#[test]
+fn refusals_behind_the_point_of_no_return_are_explained() {
+    refusals_are_explained(Who::Me);
+}
+
+#[test]
+fn refusals_are_explained_unprivileged() {
+    refusals_are_explained(Who::Nobody);
+}
