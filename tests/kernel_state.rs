@@ -3,7 +3,7 @@
 
 mod harness;
 
-use harness::{Bench, Build, Way, Who};
+use harness::{Bench, Build, Way, Who, survive};
 
 /// Kinds of order, the system calls of each that are refused (number, argument, value), and a part of the
 /// sentence.
@@ -58,4 +58,34 @@ fn refusals_behind_the_point_of_no_return_are_explained() {
 #[test]
 fn refusals_are_explained_unprivileged() {
     refusals_are_explained(Who::Nobody);
+}
+
+/// Threads in the middle of taking locks that name their owner, running and asleep, get new ids.
+mod locks {
+    use super::*;
+
+    #[test]
+    fn saved() {
+        survive(Who::Nobody, Way::SaveStop, "locking", Build::Pie, &[]);
+    }
+
+    #[test]
+    fn saved_by_root() {
+        survive(Who::Me, Way::Save, "locking", Build::NoPie, &[]);
+    }
+
+    #[test]
+    fn launched() {
+        survive(Who::Nobody, Way::Launch, "locking", Build::Pie, &["signal"]);
+    }
+
+    #[test]
+    fn static_glibc() {
+        survive(Who::Nobody, Way::SaveStop, "locking", Build::Static, &[]);
+    }
+
+    #[test]
+    fn static_musl() {
+        survive(Who::Nobody, Way::Launch, "locking", Build::Musl, &["signal"]);
+    }
 }

@@ -104,6 +104,7 @@ fn failure(report: &Report) -> Error {
     ));
     match step.ok().and_then(|step| step.way_out(Errno::from_raw(report.errno.cast_signed()))) {
         Some(hint) => error.hint(hint),
-        None => error.hint("the checkpoint is unharmed, and ckpt check FILE says what this machine lacks"),
+        None => error
+            .hint("the checkpoint is unharmed, and ckpt check FILE says what this machine lacks"),
     }
 }

@@ -23,8 +23,9 @@ pub fn gather(
         descriptor::save(&target, &mut gathered)?;
         return Ok((gathered, Vec::new()));
     }
-    for index in 0..target.frozen.threads.len() {
-        threads::save(&mut target, index, &mut gathered)?;
+    let ids: Vec<u32> = target.frozen.threads.iter().map(|t| t.tid.cast_unsigned()).collect();
+    for index in 0..ids.len() {
+        threads::save(&mut target, index, &ids, &mut gathered)?;
     }
     let mut areas = memory::save(&target, &mut gathered)?;
     if gathered.obstacles.is_empty() {

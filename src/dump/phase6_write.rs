@@ -8,7 +8,7 @@ use crate::image::zeros::nonzero;
 use crate::proc::{self, pagemap::Pagemap};
 use crate::ptrace::memory::Memory;
 use crate::resource::memory::{self, Area, Pages};
-use crate::resource::mutexes::Search;
+use crate::resource::runtime::glibc::Search;
 use crate::resource::{Gathered, cpu};
 use ckpt_abi::image::{CHUNK_MAX, Guard, GuardKind, Machine, SectionKind};
 use nix::time::{ClockId, clock_gettime};

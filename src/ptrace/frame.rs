@@ -9,6 +9,7 @@ use super::regs::{Regs, USER_CS};
 use nix::libc;
 use std::arch::x86_64::__cpuid_count;
 use std::mem::offset_of;
+use zerocopy::IntoBytes;
 
 const UC_FP_XSTATE: u64 = 1;
 const UC_SIGCONTEXT_SS: u64 = 2;
@@ -57,6 +58,45 @@ pub const PKRU: u32 = 9;
 /// An alternate stack that rt_sigreturn(2) refuses, so that the thread's stays as it is.
 pub const SAME_STACK: [u64; 3] = [0, 0xff, 0];
 
+/// Where struct sigcontext begins in a frame.
+const CONTEXT: usize = 48;
+/// The registers in the order of struct sigcontext, by their offset in [`Regs`].
+const ORDER: [usize; 18] = [
+    offset_of!(Regs, r8),
+    offset_of!(Regs, r9),
+    offset_of!(Regs, r10),
+    offset_of!(Regs, r11),
+    offset_of!(Regs, r12),
+    offset_of!(Regs, r13),
+    offset_of!(Regs, r14),
+    offset_of!(Regs, r15),
+    offset_of!(Regs, rdi),
+    offset_of!(Regs, rsi),
+    offset_of!(Regs, rbp),
+    offset_of!(Regs, rbx),
+    offset_of!(Regs, rdx),
+    offset_of!(Regs, rax),
+    offset_of!(Regs, rcx),
+    offset_of!(Regs, rsp),
+    offset_of!(Regs, rip),
+    offset_of!(Regs, eflags),
+];
+
+/// Where in a frame the register is that is at an offset in [`Regs`].
+pub fn offset(register: usize) -> Option<usize> {
+    ORDER.iter().position(|r| *r == register).map(|i| CONTEXT + 8 * i)
+}
+
+/// The registers in the frame with which `memory` begins; others are 0.
+pub fn registers(memory: &[u8]) -> Option<Regs> {
+    let mut regs = Regs::default();
+    for (at, register) in (CONTEXT..).step_by(8).zip(ORDER) {
+        let value = memory.get(at..at + 8)?;
+        regs.as_mut_bytes()[register..register + 8].copy_from_slice(value);
+    }
+    Some(regs)
+}
+
 /// What a frame is made of.
 pub struct Frame<'a> {
     /// Registers.
@@ -74,21 +114,17 @@ impl Frame<'_> {
     pub fn bytes(&self, at: u64) -> Vec<u8> {
         let xstate = self.xstate_bytes();
         let mut frame = vec![0; XSTATE];
+        for (at, register) in (CONTEXT..).step_by(8).zip(ORDER) {
+            let value = &self.regs.as_bytes()[register..register + 8];
+            frame[at..at + 8].copy_from_slice(value);
+        }
         let mut put = |offset: usize, value: u64| {
             frame[offset..offset + 8].copy_from_slice(&value.to_le_bytes());
         };
-        let r = self.regs;
         put(8, UC_FP_XSTATE | UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS);
         put(24, self.altstack[0]);
         put(32, self.altstack[1]);
         put(40, self.altstack[2]);
-        let context = [
-            r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15, r.rdi, r.rsi, r.rbp, r.rbx,
-            r.rdx, r.rax, r.rcx, r.rsp, r.rip, r.eflags,
-        ];
-        for (i, value) in context.iter().enumerate() {
-            put(48 + 8 * i, *value);
-        }
         // cs, gs, fs, ss as 16-bit fields.
         put(192, USER_CS | 0x2b << 48);
         put(FPSTATE, if xstate.is_empty() { 0 } else { at + XSTATE as u64 });

@@ -112,14 +112,25 @@ impl Thread {
     /// instructions never wait. A thread in a system call or in a stop of its own stays.
     pub fn leave(&mut self, code: std::ops::Range<u64>) -> std::result::Result<(), Errno> {
         const STEPS: usize = 100_000;
-        let inside = |regs: &Regs| code.contains(&regs.rip) && regs.orig_rax.cast_signed() < 0;
+        self.run_while(|regs| code.contains(&regs.rip), STEPS)
+    }
+
+    /// Lets the thread run on, an instruction at a time and at most `steps`, while `goes_on` says so of its
+    /// registers, which it does not where the next instruction could wait. A thread in a system call or in a
+    /// stop of its own stays.
+    pub fn run_while(
+        &mut self,
+        goes_on: impl Fn(&Regs) -> bool,
+        steps: usize,
+    ) -> std::result::Result<(), Errno> {
+        let inside = |regs: &Regs| interrupted::call_in_progress(regs).is_none() && goes_on(regs);
         if !inside(&self.regs) || self.stopped_by != 0 {
             return Ok(());
         }
         // What steps must be the thread's own registers, and its own mask is what is read after.
         self.take_back()?;
         let mut signal = 0;
-        for _ in 0..STEPS {
+        for _ in 0..steps {
             if !inside(&self.regs) {
                 break;
             }

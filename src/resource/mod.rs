@@ -7,12 +7,11 @@
 pub mod cpu;
 pub mod descriptor;
 pub mod frame;
-pub mod ids;
 pub mod memory;
-pub mod mutexes;
 pub mod plan;
 pub mod process;
 pub mod resolver;
+pub mod runtime;
 pub mod scheduling;
 pub mod signals;
 pub mod threads;

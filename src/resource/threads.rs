@@ -1,8 +1,8 @@
 //! Threads: registers, extended state, masks, and what the kernel keeps for a thread.
 
-use super::ids::{self, Id};
 use super::plan::{Arena, Orders, Step};
-use super::{Gathered, Target, mutexes, scheduling, vdso};
+use super::runtime::{self, Id, holding};
+use super::{Gathered, Target, scheduling, vdso};
 use crate::error::{Because, Error, Result};
 use crate::proc;
 use crate::ptrace::call::Caller;
@@ -27,7 +27,13 @@ const ARCH_SET_GS: u64 = 0x1001;
 const ARCH_SET_FS: u64 = 0x1002;
 const SS_ONSTACK: u64 = 1;
 /// Reads what can be known of a stopped thread from outside, and asks the thread for the rest.
-pub fn save(target: &mut Target<'_>, index: usize, gathered: &mut Gathered) -> Result<()> {
+/// `ids` are those of all threads.
+pub fn save(
+    target: &mut Target<'_>,
+    index: usize,
+    ids: &[u32],
+    gathered: &mut Gathered,
+) -> Result<()> {
     let pid = target.frozen.pid;
     let (memory, region) = (target.memory, target.region);
     let thread = &mut target.frozen.threads[index];
@@ -36,6 +42,8 @@ pub fn save(target: &mut Target<'_>, index: usize, gathered: &mut Gathered) -> R
     let vdso = vdso::Place::find(target.vmas);
     let code = vdso.vdso..vdso.vdso + vdso.vdso_len;
     thread.leave(code).because(|| format!("cannot step thread {tid} out of the vdso"))?;
+    settle(target, index, ids).because(|| format!("cannot let thread {tid} take a lock"))?;
+    let thread = &mut target.frozen.threads[index];
     if thread.regs.cs != USER_CS {
         gathered.obstacles.push(format!("thread {tid} runs 32-bit code"));
         return Ok(());
@@ -76,12 +84,38 @@ pub fn save(target: &mut Target<'_>, index: usize, gathered: &mut Gathered) -> R
         ..Thread::new_zeroed()
     };
     record.regs.as_mut_bytes().copy_from_slice(next.as_bytes());
-    ids::save(memory, pid, next.fs_base, &mut record);
-    gathered.owners.extend(mutexes::listed(memory, robust_list, next.fs_base, &record));
+    runtime::save(memory, pid, next.fs_base, &mut record);
+    gathered.owners.extend(runtime::listed(memory, robust_list, next.fs_base, &record));
+    let own = tid.cast_unsigned();
+    let places = holding::find(target, &next, ids, own);
+    if places.in_doubt {
+        gathered.losses.push(format!(
+            "the right of thread {tid} to a mutex that it is just taking (it may fail to unlock it after a restart; another checkpoint does not have this)"
+        ));
+    }
+    gathered.owners.extend(places.owners(own));
+    record.id_registers = places.bits();
     scheduling::save(pid, &mut record)?;
     gathered.xstate.extend_from_slice(&xstate);
     gathered.threads.push(record);
     Ok(())
+}
+
+/// Lets a thread run on that is in the middle of taking a lock.
+fn settle(target: &mut Target<'_>, index: usize, ids: &[u32]) -> std::result::Result<(), Errno> {
+    /// How many instructions the functions that take and give a lock have.
+    const LOCKING: usize = 400;
+    let stopped = &target.frozen.threads[index];
+    if !holding::is_on_its_way(target, &stopped.regs, ids, stopped.tid.cast_unsigned()) {
+        return Ok(());
+    }
+    // The thread is borrowed, the looks take the rest of the target.
+    let mut thread = target.frozen.threads.remove(index);
+    let tid = thread.tid.cast_unsigned();
+    let unsettled = |regs: &Regs| holding::is_on_its_way(target, regs, ids, tid);
+    let result = thread.run_while(unsettled, LOCKING);
+    target.frozen.threads.insert(index, thread);
+    result
 }
 
 /// What only the thread itself can say.
@@ -171,12 +205,13 @@ pub fn restore(
     owners: &[Owner],
     pid: u64,
     id: Id,
+    frame: u64,
     arena: &mut Arena,
     orders: &mut Orders,
 ) -> Result<()> {
     let step = Step::Thread;
     let regs = regs(thread);
-    ids::restore(thread, owners, pid, id, orders);
+    runtime::restore(thread, owners, pid, id, frame, orders);
     if thread.tid_address != 0 {
         orders.call(step, libc::SYS_set_tid_address, &[thread.tid_address]);
     }

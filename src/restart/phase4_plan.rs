@@ -5,8 +5,8 @@ use super::phase2_open::Opened;
 use super::phase3_fill::{Filled, Placed};
 use crate::error::Result;
 use crate::resource::descriptor::{epoll, numbers};
-use crate::resource::ids::Id;
 use crate::resource::plan::{Arena, Orders, Step};
+use crate::resource::runtime::Id;
 use crate::resource::{process, signals, threads, timers};
 use ckpt_abi::image::{Thread, vma_flag};
 use ckpt_abi::op::{Kind, Orders as Head, SPELLED};
@@ -72,7 +72,15 @@ pub fn plan(saved: &Saved, opened: &Opened, mut filled: Filled) -> Result<Plan> 
     let first = &saved.threads[0];
     let word = arena.value(&std::process::id())?;
     ids.insert(first.tid, word);
-    threads::restore(first, &saved.owners, pid, Id::Known(pid), &mut arena, &mut main)?;
+    threads::restore(
+        first,
+        &saved.owners,
+        pid,
+        Id::Known(pid),
+        tails.frame,
+        &mut arena,
+        &mut main,
+    )?;
     signals::restore_pending(&saved.pending, 0, pid, word, &mut arena, &mut main)?;
     signals::restore_pending(&saved.pending, first.tid, pid, word, &mut arena, &mut main)?;
     let ours: Vec<_> = failure.numbers().chain(exe_fd).collect();
@@ -181,9 +189,9 @@ fn clone(
     let pid = u64::from(std::process::id());
     let word = arena.value(&0u32)?;
     let mut list = Orders::default();
-    threads::restore(thread, &saved.owners, pid, Id::At(word), arena, &mut list)?;
-    signals::restore_pending(&saved.pending, thread.tid, pid, word, arena, &mut list)?;
     let frame = arena.room(THREAD_ROOM / 2, 64)?;
+    threads::restore(thread, &saved.owners, pid, Id::At(word), frame, arena, &mut list)?;
+    signals::restore_pending(&saved.pending, thread.tid, pid, word, arena, &mut list)?;
     let bytes = threads::frame(thread, &saved.xstate, frame)?;
     arena.write(frame, &bytes)?;
     let all = saved.threads.len() as u64;

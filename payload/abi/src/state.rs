@@ -174,8 +174,10 @@ record! {
         affinity: [u64; 16],
         /// Where a Go runtime keeps the thread's id (runtime.m.procid), or 0.
         go_id: u64,
+        /// Which of `regs` hold the thread's own id, on its way into a lock: bit N is word N.
+        id_registers: u64,
         /// Room to grow.
-        reserved: [u64; 2],
+        reserved: u64,
     }
 }
 

@@ -1,101 +1,54 @@
-//! The locks that name their owner, and are held when the checkpoint is taken.
+//! glibc: the cached id of a thread, and the locks that name their owner.
 //!
-//! A robust, recursive, error-checking or priority-inheriting mutex and glibc's reader-writer lock hold the
-//! thread id of who locked them; after a restart with another id its owner could not unlock them, and everybody
-//! would wait for good. Robust mutexes, and all such mutexes of musl, are in a list of their owner. No list leads
-//! to the others, so they are found by their shape in the pages that the image gets: a word that is a thread's
-//! id, between what glibc writes around it.
+//! A robust, recursive, error-checking or priority-inheriting mutex and the reader-writer lock hold the thread
+//! id of who locked them; after a restart with another id its owner could not unlock them, and everybody
+//! would wait for good. Robust mutexes, and all such mutexes of musl, are in a list of their owner
+//! ([`super::listed`]). No list leads to the others, so they are found by their shape in the pages that the
+//! image gets: a word that is a thread's id, between what glibc writes around it.
 
 use crate::ptrace::memory::Memory;
 use ckpt_abi::image::{Owner, Thread, thread_flag};
 
 /// struct __pthread_mutex_s (sysdeps/x86/nptl/bits/struct_mutex.h): lock, count, owner, users, kind, spins and
 /// elision, list.
-type Mutex = [u32; 10];
+pub type Mutex = [u32; 10];
 /// struct __pthread_rwlock_arch_t (sysdeps/x86/nptl/bits/struct_rwlock.h) since glibc 2.25: readers, writers,
 /// two futexes, padding, the writer, shared, padding, flags.
-type ReadWrite = [u32; 13];
+pub type ReadWrite = [u32; 13];
 /// Where the owner stands in them.
-const MUTEX_OWNER: u64 = 8;
+pub const OWNER: u64 = 8;
 const WRITER: u64 = 24;
 
 /// Bits of a mutex's kind (nptl/pthreadP.h).
 const RECURSIVE: u32 = 1;
 const ERROR_CHECKING: u32 = 2;
 const TYPE: u32 = 3;
+const ROBUST: u32 = 16;
 const INHERITS_PRIORITY: u32 = 32;
+/// The lock word has the priority ceiling in its upper bits.
+const PROTECTS_PRIORITY: u32 = 64;
+const CEILING_SHIFT: u32 = 19;
 const SHARED: u32 = 128;
 /// Whether lock elision is wanted (PTHREAD_MUTEX_ELISION_NP, PTHREAD_MUTEX_NO_ELISION_NP).
 const ELISION: u32 = 256 | 512;
 /// The id in a lock word that the kernel shares (include/uapi/linux/futex.h, FUTEX_TID_MASK).
-const ID: u32 = 0x3fff_ffff;
+pub const ID: u32 = 0x3fff_ffff;
 /// What the lowest bits of `readers` are while a writer has the lock: PTHREAD_RWLOCK_WRPHASE and
 /// PTHREAD_RWLOCK_WRLOCKED.
 const WRITING: u32 = 3;
 const READER_SHIFT: u32 = 3;
 
-/// Offset of the futex from its entry in musl's list: `_m_lock` from `_m_next` (src/internal/pthread_impl.h).
-const MUSL_FUTEX: i64 = -28;
-/// Where in musl's struct pthread the head of that list is looked for: behind the thread's id. Its place differs
-/// from version to version; it is the word from which the list leads back to itself.
-const MUSL_LIST: std::ops::Range<u64> = 0x38..0x180;
-/// ROBUST_LIST_LIMIT of include/linux/futex.h: a list may be damaged.
-const LIMIT: usize = 2048;
-
-/// The owners' words of the mutexes in a thread's list: the futex, whose lower bits are the owner's id
-/// (get_robust_list(2), Documentation/locking/robust-futexes.rst), and glibc's own copy of it two words further.
-/// `head` is what the kernel knows: nothing in musl, until a mutex is shared between processes.
-pub fn listed(memory: &Memory, head: u64, fs_base: u64, thread: &Thread) -> Vec<Owner> {
-    // struct robust_list_head: first entry, offset of the futex from its entry, pending entry.
-    let known = memory.get::<[u64; 3]>(head).ok().filter(|_| head != 0);
-    let (mut entries, offset) = if let Some([first, offset, pending]) = known {
-        let mut entries = entries(memory, first, head).0;
-        entries.push(pending);
-        (entries, offset.cast_signed())
-    } else if thread.flags & thread_flag::MUSL != 0 {
-        (musl(memory, fs_base), MUSL_FUTEX)
-    } else {
-        return Vec::new();
-    };
-    entries.retain(|entry| *entry != 0);
-    let mut owners = Vec::new();
-    for entry in entries {
-        let futex = entry.wrapping_add_signed(offset);
-        let mut holds = |address: u64, mask: u32| {
-            let held = memory.get::<u32>(address).is_ok_and(|word| word & mask == thread.tid);
-            if held {
-                owners.push(Owner { tid: thread.tid, reserved: 0, address });
-            }
-            held
-        };
-        if holds(futex, ID) {
-            holds(futex.wrapping_add(MUTEX_OWNER), u32::MAX);
-        }
+/// [`thread_flag::TID_CACHED`] if struct pthread has the id of this thread, at the tid address, and
+/// [`thread_flag::PID_CACHED`] if the process's stands behind it, as before glibc 2.25.
+pub fn cached(memory: &Memory, pid: i32, thread: &Thread) -> u32 {
+    let has = |addr, id| memory.get::<u32>(addr).is_ok_and(|word| word == id);
+    if thread.tid_address == 0 || !has(thread.tid_address, thread.tid) {
+        return 0;
     }
-    owners
-}
-
-/// The entries of a list, and whether it led back to its head.
-fn entries(memory: &Memory, first: u64, head: u64) -> (Vec<u64>, bool) {
-    const PRIORITY_INHERITING: u64 = 1;
-    let (mut entries, mut entry) = (Vec::new(), first);
-    while entries.len() < LIMIT {
-        let address = entry & !PRIORITY_INHERITING;
-        if address == 0 || address == head {
-            return (entries, address == head);
-        }
-        entries.push(address);
-        entry = memory.get(address).unwrap_or(0);
+    match has(thread.tid_address + 4, pid.cast_unsigned()) {
+        true => thread_flag::TID_CACHED | thread_flag::PID_CACHED,
+        false => thread_flag::TID_CACHED,
     }
-    (entries, false)
-}
-
-fn musl(memory: &Memory, fs_base: u64) -> Vec<u64> {
-    let list = MUSL_LIST.step_by(8).find_map(|at| {
-        let (entries, whole) = entries(memory, memory.get(fs_base + at).ok()?, fs_base + at);
-        whole.then_some(entries)
-    });
-    list.unwrap_or_default()
 }
 
 /// The search for the locks that some threads hold.
@@ -129,7 +82,7 @@ impl Search {
     fn suspect(&self, memory: &Memory, at: u64, tid: u32, owners: &mut Vec<Owner>) {
         let mut found = |address| owners.push(Owner { tid, reserved: 0, address });
         let most = self.ids.len() as u32;
-        let start = at.saturating_sub(MUTEX_OWNER);
+        let start = at.saturating_sub(OWNER);
         if let Some(word_too) = memory.get(start).ok().and_then(|m| mutex(&m, tid)) {
             found(at);
             if word_too {
@@ -147,14 +100,54 @@ fn mutex(mutex: &Mutex, tid: u32) -> Option<bool> {
     let [lock, count, owner, users, kind, spins, list @ ..] = *mutex;
     let shape = owner == tid && users != 0 && spins == 0 && list == [0; 4];
     let inherits = kind & INHERITS_PRIORITY != 0;
-    let held = if inherits { lock & ID == tid } else { matches!(lock, 1 | 2) };
+    let held = if inherits { lock & ID == tid } else { is_taken(lock, kind) };
     let counted = match kind & TYPE {
         RECURSIVE => count != 0,
         ERROR_CHECKING => count == 0,
         _ => inherits,
     };
-    let known = kind & !(TYPE | INHERITS_PRIORITY | SHARED | ELISION) == 0;
+    let known = kind & !(TYPE | INHERITS_PRIORITY | PROTECTS_PRIORITY | SHARED | ELISION) == 0;
     (shape && held && counted && known).then_some(inherits)
+}
+
+/// Whether a lock word of 0 (free), 1 (taken) and 2 (taken, and somebody waits) is not 0.
+fn is_taken(lock: u32, kind: u32) -> bool {
+    let ceiling = kind & PROTECTS_PRIORITY != 0;
+    matches!(if ceiling { lock & ((1 << CEILING_SHIFT) - 1) } else { lock }, 1 | 2)
+}
+
+/// What a thread that is about to take a mutex, or to give it back, does with its id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// It keeps the id that it has read before, and writes that when it has the mutex.
+    Kept,
+    /// It reads the id when it has the mutex, if it waits without a time limit.
+    ReadAgain,
+}
+
+/// What a thread of `ids` does that takes this mutex, free or held; None if it is none that names its owner.
+/// `pthread_mutex_timedlock` of every kind, and whatever takes a robust, priority-inheriting or
+/// priority-protecting mutex, keeps the id (nptl/pthread_mutex_lock.c, pthread_mutex_timedlock.c).
+pub fn taken_by(mutex: &Mutex, ids: &[u32]) -> Option<Use> {
+    let [lock, _, owner, _, kind, spins, ..] = *mutex;
+    let whole = ROBUST | INHERITS_PRIORITY | PROTECTS_PRIORITY;
+    let known = kind & !(TYPE | whole | SHARED | ELISION) == 0 && spins == 0;
+    let somebody = owner == 0 || ids.contains(&owner) || owner >> 30 != 0;
+    let plain = lock == 0 || is_taken(lock, kind) || ids.contains(&(lock & ID));
+    match kind & whole {
+        _ if !known || !somebody || !plain => None,
+        0 => matches!(kind & TYPE, RECURSIVE | ERROR_CHECKING).then_some(Use::ReadAgain),
+        _ => Some(Use::Kept),
+    }
+}
+
+/// Whether this is a reader-writer lock that a writer has taken or is just taking.
+pub fn is_written(lock: &ReadWrite, ids: &[u32]) -> bool {
+    let writer = lock[WRITER as usize / 4];
+    let mut settled = *lock;
+    settled[WRITER as usize / 4] = ids.first().copied().unwrap_or(0);
+    let known = writer == 0 || ids.contains(&writer);
+    known && read_write(&settled, settled[WRITER as usize / 4], ids.len() as u32)
 }
 
 fn read_write(lock: &ReadWrite, tid: u32, threads: u32) -> bool {
