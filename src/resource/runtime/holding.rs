@@ -151,7 +151,7 @@ fn of(target: &Target<'_>, regs: &Regs, ids: &[u32], tid: u32) -> Places {
 fn just_taken(memory: &Memory, regs: &Regs, tid: u32) -> Vec<u64> {
     let taken = |at: &u64| {
         let held = |[kind, lock]: [u32; 2]| lock != 0 && musl::names_its_owner(kind, lock, &[tid]);
-        at % 4 == 0 && memory.get(*at).is_ok_and(held)
+        at.is_multiple_of(4) && memory.get(*at).is_ok_and(held)
     };
     let mut all: Vec<u64> =
         GENERAL.iter().map(|offset| value(regs, *offset)).filter(taken).collect();
