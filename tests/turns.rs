@@ -4,6 +4,7 @@
 mod harness;
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 
 use nix::sys::signal::Signal::{SIGCONT, SIGKILL, SIGTSTP, SIGUSR1};
 use nix::sys::signal::kill;
@@ -231,4 +232,105 @@ fn no_zombies_are_left_where_nobody_reaps() {
         run.signal(SIGKILL);
         run.end();
     }
+}
+
+/// The named steps of CKPT_FAULT, as ckpt lists them.
+fn steps(bench: &Bench) -> Vec<String> {
+    let mut command = bench.command(bench.ckpt());
+    command.args(["--version"]).env("CKPT_FAULT", "?");
+    let said = Run::start(command).end().stderr;
+    let list = said.trim().rsplit("one of ").next().expect("a list").to_owned();
+    let steps: Vec<_> = list.split(", ").map(str::to_owned).collect();
+    assert!(steps.len() > 10, "{said}");
+    steps
+}
+
+/// After a kill at each step the program is unharmed, and the next checkpoint and its restart are right.
+#[track_caller]
+fn killed_at_each_step(who: Who, subject: &str) {
+    let bench = Bench::new(who);
+    let program = bench.subject(subject, Build::Pie);
+    let mut killed = Vec::new();
+    for fresh in [true, false] {
+        for step in steps(&bench) {
+            let mut run = bench.run(&program, &[]);
+            run.expect("ready");
+            let pid = run.pid_text();
+            let save = ["save", &pid, "-n", &bench.name("x.ckpt")];
+            if !fresh {
+                bench.must(&save);
+            }
+            let mut command = bench.command(bench.ckpt());
+            command.args(save).env("CKPT_FAULT", &step);
+            let ended = Run::start(command).end();
+            assert!(run.lives(), "killed at {step}: {}", run.fate());
+            run.check();
+            if ended.signal().is_some() {
+                killed.push(step);
+                bench.must(&save);
+                run.check();
+                let mut again = bench.run(bench.path("x.ckpt"), &[]);
+                again.check();
+                again.go();
+            }
+            run.go();
+        }
+    }
+    assert!(killed.len() > 20, "{killed:?}");
+}
+
+#[test]
+fn killed_at_each_step_while_the_program_waits() {
+    killed_at_each_step(Who::Nobody, "signals");
+}
+
+#[test]
+fn the_dumper_of_a_signal_is_killed_at_each_step() {
+    let bench = Bench::new(Who::Nobody);
+    let program = bench.subject("observer", Build::Pie);
+    let begin = ["begun", "frozen", "claimed", "opened", "gathered", "shared", "pictured"];
+    for step in begin.into_iter().chain(["leaving", "thawed", "written", "sealed", "ending"]) {
+        let mut command = bench.command(bench.ckpt());
+        command
+            .args(["-c", "-a", "USR1", "-n", "x.ckpt", "--"])
+            .arg(&program)
+            .env("CKPT_FAULT", step);
+        let mut run = Run::start(command);
+        run.expect("ready");
+        run.signal(SIGUSR1);
+        let save = ["save", &run.pid_text(), "-n", &bench.name("y.ckpt")];
+        until("a checkpoint after it", || (bench.order(&save).code() == Some(0)).then_some(()));
+        run.check();
+        run.go();
+        let mut again = bench.run(bench.path("y.ckpt"), &[]);
+        again.check();
+        again.go();
+    }
+}
+
+#[test]
+fn a_payload_of_another_version_is_left_to_its_own_ckpt() {
+    let bench = Bench::new(Who::Nobody);
+    let mut run = bench.launch(&["-n", "x.ckpt"], bench.subject("observer", Build::Pie), &[]);
+    run.expect("ready");
+    // Here it is this very ckpt, which therefore does not execute itself for ever.
+    let maps = fs::read_to_string(format!("/proc/{}/maps", run.pid())).expect("maps");
+    let memory =
+        fs::File::options().read(true).write(true).open(format!("/proc/{}/mem", run.pid()));
+    let memory = memory.expect("memory");
+    let starts = maps.lines().filter_map(|l| u64::from_str_radix(l.split('-').next()?, 16).ok());
+    let is_region = |at: &u64| {
+        let mut magic = [0; 8];
+        memory.read_exact_at(&mut magic, *at).is_ok() && magic == *b"CKPTRGN\n"
+    };
+    let base = starts.into_iter().find(is_region).expect("a region");
+    memory.write_all_at(&[0x5a; 4], base + 8).expect("another version");
+    let pid = run.pid_text();
+    for order in [&["save", &pid, "-n", &bench.name("y.ckpt")][..], &["-p", &pid]] {
+        let said = bench.order(order);
+        assert_eq!(said.code(), Some(125), "{said:?}");
+        assert!(said.stderr.contains("another version of ckpt"), "{said:?}");
+    }
+    run.check();
+    run.go();
 }

@@ -6,10 +6,9 @@
 #![allow(unsafe_code)]
 
 use crate::sys;
-use ckpt_abi::ABI_VERSION;
 use ckpt_abi::api::{API, Api, ERROR_LEN};
 use ckpt_abi::region::{Control, MAGIC, NAME_LEN, PAYLOAD, next_base};
-use ckpt_abi::region::{STACK_LEN, STACKS, TURNS, Turns};
+use ckpt_abi::region::{STACK_LEN, STACKS, TURNS, Turns, VERSION};
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 
@@ -38,8 +37,8 @@ impl Page {
                 // SAFETY: the kernel has just read there, and regions are never unmapped.
                 let magic = unsafe { magic.read_volatile() };
                 let page = Self(base);
-                let version = page.word(offset_of!(Control, abi_version));
-                if magic == MAGIC && version.load(Ordering::Relaxed) == ABI_VERSION {
+                let version = page.word(offset_of!(Control, version));
+                if magic == MAGIC && version.load(Ordering::Relaxed) == VERSION {
                     return Some(page);
                 }
             }

@@ -11,10 +11,9 @@
 
 use crate::control::Page;
 use crate::{assist, heirs, signals, sys};
-use ckpt_abi::ABI_VERSION;
 use ckpt_abi::api::{API, Api, Request};
 use ckpt_abi::nr;
-use ckpt_abi::region::{Control, MAGIC, NAME_LEN, PAYLOAD, TURNS, Turns, next_base};
+use ckpt_abi::region::{Control, MAGIC, NAME_LEN, PAYLOAD, TURNS, Turns, VERSION, next_base};
 use core::mem::offset_of;
 
 const PROT_READ: u64 = 1;
@@ -146,7 +145,7 @@ fn create(executable: u64, executable_len: u64) -> Option<Page> {
     // SAFETY: the page is the region's; without the advice a child would take its parent's for its own.
     unsafe { sys::call(nr::MADVISE, &[base.wrapping_add(TURNS), 4096, MADV_WIPEONFORK, 0, 0, 0]) };
     put(TURNS as usize + offset_of!(Turns, owner), sys::getpid().into());
-    put(offset_of!(Control, abi_version), u64::from(ABI_VERSION) | u64::from(sys::getpid()) << 32);
+    put(offset_of!(Control, version), u64::from(VERSION) | u64::from(sys::getpid()) << 32);
     let page = Page::at(base);
     default_name(page);
     for fd in 0..3u64 {

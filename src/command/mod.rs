@@ -5,6 +5,7 @@ mod attach;
 mod check;
 pub mod destination;
 mod dumper;
+mod elder;
 mod facts;
 mod fetch;
 mod identity;
@@ -61,9 +62,13 @@ fn run(args: &[OsString]) -> Result<u8> {
         Command::Launch { settings, cpu, program, args, resume, replace } => {
             launch::run(&settings, cpu.as_ref(), &program, &args, resume, replace)
         }
-        Command::Attach { pid, settings } => attach::run(pid, &settings),
+        Command::Attach { pid, settings } => {
+            elder::give_way(pid, args)?;
+            attach::run(pid, &settings)
+        }
         Command::Save { pid, stop, settings } => {
             fault::arm(Some(pid))?;
+            elder::give_way(pid, args)?;
             save::run(pid, stop, settings)
         }
         Command::Serve(options) => serve::run(&options),

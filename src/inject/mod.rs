@@ -19,9 +19,10 @@ use crate::proc::maps::Vma;
 use crate::ptrace::call::Caller;
 use crate::ptrace::memory::Memory;
 use crate::ptrace::thread::Thread;
-use ckpt_abi::ABI_VERSION;
 use ckpt_abi::api::{API, Api};
-use ckpt_abi::region::{Config, Control, MAGIC, PAYLOAD, TURNS, Turns, UNFINISHED, is_base};
+use ckpt_abi::region::{
+    Config, Control, MAGIC, PAYLOAD, TURNS, Turns, UNFINISHED, VERSION, is_base,
+};
 
 use nix::libc;
 use region::Region;
@@ -147,7 +148,7 @@ fn control(pid: i32, base: u64, payload: &elf::Payload, exe_len: u64, config: &C
     let at = |symbol| base + PAYLOAD + payload.symbol(symbol);
     Control {
         magic: MAGIC,
-        abi_version: ABI_VERSION,
+        version: VERSION,
         owner: pid.cast_unsigned(),
         region_len: exe_start + pages(exe_len),
         payload_len: payload.memory_len(),

@@ -110,6 +110,13 @@ struct Order {
     starter_adopts: bool,
 }
 
+/// A descriptor by which an executable in memory can be executed; nobody can write to it any more (ETXTBSY).
+pub(crate) fn executable(bytes: &[u8]) -> std::io::Result<OwnedFd> {
+    let file = executable_file(bytes)?;
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    File::open(path).map(OwnedFd::from)
+}
+
 /// The executable in memory: the monitor outlives its file, and lets go of it.
 fn executable_file(executable: &[u8]) -> std::io::Result<OwnedFd> {
     let make = |flags| memfd_create(c"ckpt", flags);

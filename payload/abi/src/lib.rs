@@ -21,6 +21,18 @@ pub mod turn;
 /// restart refuses an image of another version; a checkpoint file carries the stub that made it.
 pub const ABI_VERSION: u32 = 2;
 
+/// Mixes a text and a number into a hash (FNV-1a).
+#[must_use]
+pub const fn mixed(mut hash: u64, text: &str, number: usize) -> u64 {
+    const PRIME: u64 = 0x100_0000_01b3;
+    let (bytes, mut i) = (text.as_bytes(), 0);
+    while i < bytes.len() {
+        hash = (hash ^ bytes[i] as u64).wrapping_mul(PRIME);
+        i += 1;
+    }
+    (hash ^ number as u64).wrapping_mul(PRIME)
+}
+
 /// Declares a record: a `repr(C)` plain-data struct that the host may view as bytes, with its
 /// size in bytes and the place of every field held at compile time.
 #[macro_export]
@@ -43,5 +55,16 @@ macro_rules! record {
             )*
             assert!(end == $size && core::mem::size_of::<$name>() == $size);
         };
+        impl $name {
+            /// A hash of what the record is made of.
+            pub const LAYOUT: u64 = {
+                let mut hash = $crate::mixed(0, stringify!($name), $size);
+                $(
+                    let text = concat!(stringify!($field), ":", stringify!($ty));
+                    hash = $crate::mixed(hash, text, core::mem::size_of::<$ty>());
+                )*
+                hash
+            };
+        }
     };
 }

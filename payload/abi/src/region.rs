@@ -11,7 +11,8 @@
 //! + exe_start     the ckpt executable  read-only copy: the dumper, and the stub of images
 //! ```
 
-use crate::record;
+use crate::api::{API, Api, Missing};
+use crate::{ABI_VERSION, mixed, record};
 
 /// Where regions may lie: start, end, and what they begin at multiples of.
 ///
@@ -68,6 +69,35 @@ pub const SLOT_FRAME: u64 = 256;
 pub const TURNS: u64 = SLOTS + SLOT_LEN * SLOT_COUNT;
 /// Bytes from the base of the region to the ELF image of the payload.
 pub const PAYLOAD: u64 = TURNS + 0x1000;
+
+/// Version of a region: what two different builds of ckpt could meet over in a running program. Made of the layout, so
+/// that it is another one with each change of that.
+pub const VERSION: u32 = {
+    let places = [API, WAITS, STACKS, SLOTS, TURNS, PAYLOAD];
+    let records = [
+        Config::LAYOUT,
+        Control::LAYOUT,
+        Turns::LAYOUT,
+        Wait::LAYOUT,
+        SocketWait::LAYOUT,
+        Suspended::LAYOUT,
+        Rest::LAYOUT,
+        Slot::LAYOUT,
+        Api::LAYOUT,
+        Missing::LAYOUT,
+    ];
+    let (mut hash, mut i) = (ABI_VERSION as u64, 0);
+    while i < places.len() {
+        hash = mixed(hash, "place", places[i] as usize);
+        i += 1;
+    }
+    i = 0;
+    while i < records.len() {
+        hash = mixed(hash, "record", records[i] as usize);
+        i += 1;
+    }
+    hash as u32
+};
 
 /// First bytes of a region.
 pub const MAGIC: [u8; 8] = *b"CKPTRGN\n";
@@ -128,12 +158,13 @@ pub mod config_flag {
 }
 
 record! {
-    /// Head of the region.
+    /// Head of the region. What comes before [`Self::thunk`] has its place in all versions: by it another version of
+    /// ckpt finds the copy of this one, which it leaves the program to.
     Control, 12648, {
         /// [`MAGIC`].
         magic: [u8; 8],
-        /// [`crate::ABI_VERSION`] of the payload.
-        abi_version: u32,
+        /// [`VERSION`] of the payload.
+        version: u32,
         /// Process that the payload was configured for, as it sees itself; a forked child differs.
         owner: u32,
         /// Bytes of the whole region.
@@ -354,8 +385,8 @@ pub const HOLE_LEN: u64 = HOLE_AREA + 88;
 
 // The parts of a region do not overlap, and a slot has room for its frame behind its head.
 const _: () = {
-    assert!(size_of::<Control>() as u64 <= crate::api::API);
-    assert!(crate::api::API + size_of::<crate::api::Api>() as u64 <= WAITS);
+    assert!(size_of::<Control>() as u64 <= API);
+    assert!(API + size_of::<Api>() as u64 <= WAITS);
     assert!(size_of::<Wait>() == 64);
     assert!(size_of::<Slot>() as u64 <= SLOT_FRAME);
     assert!(SLOT_FRAME.is_multiple_of(64) && SLOT_LEN.is_multiple_of(64));
