@@ -68,7 +68,7 @@ fn saving_what_is_just_being_restarted_does_no_harm() {
         match ended.code() {
             Some(0) => bench.run(bench.path("second.ckpt"), &[]).go(),
             _ => {
-                assert!(ended.stderr.contains("just being restarted"), "{ended:?}");
+                assert!(ended.stderr.contains("stopped since its restart"), "{ended:?}");
                 refused += 1;
                 ended
             }
@@ -93,7 +93,7 @@ fn a_restart_in_progress_is_not_saved() {
     });
     let refused = bench.order(&["save", &run.pid_text(), "-n", &bench.name("y.ckpt")]);
     assert_eq!(refused.code(), Some(125), "{refused:?}");
-    assert!(refused.stderr.contains("is just being restarted"), "{refused:?}");
+    assert!(refused.stderr.contains("stopped since its restart"), "{refused:?}");
     run.signal(SIGCONT);
     run.go();
 }
