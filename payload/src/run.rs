@@ -65,6 +65,13 @@ fn resolve(mut op: Op) -> Op {
         // SAFETY: ordered by the host.
         op.args[1] = u64::from(unsafe { word.read_volatile() });
     }
+    if op.flags & flag::CLOCK_OF != 0 {
+        let word = op.args[0] as *const u32;
+        // SAFETY: ordered by the host.
+        let id = unsafe { word.read_volatile() };
+        // MAKE_THREAD_CPUCLOCK (include/linux/posix-timers.h).
+        op.args[0] = !u64::from(id) << 3 | op.args[3];
+    }
     op
 }
 
@@ -79,10 +86,31 @@ fn obey(op: &Op) -> i64 {
         k if k == Kind::Clone3 as u16 => unsafe { sys::clone3(a, op.nr, enter_child, b) },
         k if k == Kind::Store as u16 => store(op.nr, a, b),
         k if k == Kind::Copy as u16 => copy(a, b, c),
+        k if k == Kind::UseUpTimers as u16 => use_up_timers(a, b, c),
         k if k == Kind::Barrier as u16 => barrier(a, b as u32),
         // SAFETY: the host built the frame.
         k if k == Kind::Sigreturn as u16 => unsafe { sys::sigreturn(a) },
         _ => sys::exit_group(a),
+    }
+}
+
+/// The kernel gives the numbers in turn.
+fn use_up_timers(end: u64, event: u64, made: u64) -> i64 {
+    const MONOTONIC: u64 = 1;
+    loop {
+        // SAFETY: the host has set the event and the word aside.
+        let result = unsafe { sys::call(nr::TIMER_CREATE, &[MONOTONIC, event, made, 0, 0, 0]) };
+        if sys::failed(result) {
+            return result;
+        }
+        let word = made as *const u32;
+        // SAFETY: the kernel has just written it.
+        let id = u64::from(unsafe { word.read_volatile() });
+        // SAFETY: deletes the timer that was made here.
+        unsafe { sys::call(nr::TIMER_DELETE, &[id, 0, 0, 0, 0, 0]) };
+        if id.wrapping_add(1) >= end {
+            return 0;
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
 use crate::resource::{
-    Gathered, Target, cpu, descriptor, memory, process, signals, threads, timers,
+    Gathered, Target, cpu, descriptor, memory, process, signals, threads, timers, unsaved,
 };
 
 /// Gathers the records of the image, and the areas whose pages are to be written.
@@ -31,6 +31,7 @@ pub fn gather(
     if gathered.obstacles.is_empty() {
         ask_main_thread(&mut target, &mut gathered, &mut areas)?;
     }
+    unsaved::name(&target, &mut gathered);
     signals::save_pending(&target, &mut gathered)?;
     signals::save_stop(&target, &mut gathered);
     descriptor::save(&target, &mut gathered)?;

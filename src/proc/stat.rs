@@ -90,6 +90,14 @@ pub fn glance(tid: i32) -> Option<(char, i32)> {
 }
 
 impl Process {
+    /// The CPU time that the process has used, in clock ticks (fields 14 and 15).
+    pub fn cpu_time(&self) -> Option<u64> {
+        let text = self.file("stat").ok()?;
+        let rest = text.rsplitn(2, |&b| b == b')').next()?;
+        let mut fields = std::str::from_utf8(rest).ok()?.split_ascii_whitespace().skip(14 - 3);
+        Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
+    }
+
     /// The stat line of thread `tid` of process `pid`.
     ///
     /// # Errors

@@ -229,6 +229,37 @@ pub fn same_memory(a: i32, b: i32) -> Result<bool> {
     Errno::result(result).map(|order| order == 0)
 }
 
+/// What threads of a process mostly have together, by the numbers of kcmp(2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i32)]
+pub enum Share {
+    /// Descriptors (CLONE_FILES).
+    Files = 2,
+    /// Working directory, root and umask (CLONE_FS).
+    Directory = 3,
+}
+
+/// Whether two tasks share something, or both have none of it; an error where the kernel cannot tell.
+pub fn share(a: i32, b: i32, what: Share) -> Result<bool> {
+    // SAFETY: kcmp reads nothing of ours.
+    let result = unsafe { libc::syscall(libc::SYS_kcmp, a, b, what as i32, 0, 0) };
+    Errno::result(result).map(|order| order == 0)
+}
+
+/// Whether a process may choose the numbers of its POSIX timers (Linux 6.15).
+pub fn chooses_timer_ids() -> bool {
+    const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;
+    const GET: i32 = 2;
+    // SAFETY: answers a number and changes nothing.
+    unsafe { libc::prctl(PR_TIMER_CREATE_RESTORE_IDS, GET, 0, 0, 0) >= 0 }
+}
+
+/// Which process was the last to change a System V semaphore (semctl(2), GETPID).
+pub fn last_user(set: i32, number: i32) -> Result<i32> {
+    // SAFETY: GETPID takes no argument and changes nothing.
+    Errno::result(unsafe { libc::semctl(set, number, libc::GETPID) })
+}
+
 /// pidfd_getfd(2): a duplicate of another process's descriptor.
 pub fn take_descriptor(pid: i32, fd: i32) -> Result<std::os::fd::OwnedFd> {
     use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};

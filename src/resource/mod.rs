@@ -16,6 +16,7 @@ pub mod scheduling;
 pub mod signals;
 pub mod threads;
 pub mod timers;
+pub mod unsaved;
 pub mod vdso;
 pub mod xstate;
 

@@ -1,8 +1,8 @@
 //! Threads: registers, extended state, masks, and what the kernel keeps for a thread.
 
 use super::plan::{Arena, Orders, Step};
-use super::runtime::{self, Id, holding};
-use super::{Gathered, Target, scheduling, vdso};
+use super::runtime::{self, Id, glibc, holding};
+use super::{Gathered, Target, scheduling, unsaved, vdso};
 use crate::error::{Because, Error, Result};
 use crate::proc;
 use crate::ptrace::call::Caller;
@@ -95,6 +95,16 @@ pub fn save(
     }
     gathered.owners.extend(places.owners(own));
     record.id_registers = places.bits();
+    gathered.owners.extend(match glibc::timer_helper(target, &next, own) {
+        Ok(word) => word.map(|address| Owner { tid: own, reserved: 0, address }),
+        Err(in_doubt) => {
+            gathered.losses.push(in_doubt.into());
+            None
+        }
+    });
+    if tid != pid {
+        unsaved::alone(pid, tid, gathered);
+    }
     scheduling::save(pid, &mut record)?;
     gathered.xstate.extend_from_slice(&xstate);
     gathered.threads.push(record);

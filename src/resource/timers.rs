@@ -2,11 +2,12 @@
 
 use super::plan::{Arena, Orders, Step};
 use super::{Gathered, Target};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::proc;
 use crate::ptrace::call::Caller;
+use crate::ptrace::raw;
 use ckpt_abi::image::Timer;
-use ckpt_abi::op::Kind;
+use ckpt_abi::op::{Kind, flag};
 use ckpt_abi::region::STACKS;
 use nix::libc;
 use std::collections::HashMap;
@@ -14,9 +15,14 @@ use zerocopy::FromZeros;
 
 /// [`Timer::kind`] of a POSIX timer; below it are the three of setitimer(2).
 const POSIX: u32 = 3;
-/// The kernel gives ids in turn, so a timer with a high one needs others made and deleted before
-/// it. More than this is not tried.
-const MOST_DUMMIES: i32 = 20_000;
+/// Before Linux 6.15 the kernel gives ids in turn only, so a timer with a high one needs others made and
+/// deleted before it, a million a second. More than this is not tried.
+const MOST: i32 = 10_000_000;
+/// prctl(2), PR_TIMER_CREATE_RESTORE_IDS with ON and OFF (include/uapi/linux/prctl.h, Linux 6.15): a timer gets
+/// the id that stands where its id will be written.
+const RESTORE_IDS: u64 = 77;
+const ON: u64 = 1;
+const OFF: u64 = 0;
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -47,16 +53,23 @@ pub fn save(target: &Target<'_>, caller: &mut Caller<'_>, gathered: &mut Gathere
         }
     };
     for timer in timers {
+        if timer.id > MOST && !raw::chooses_timer_ids() {
+            gathered.obstacles.push(format!(
+                "a POSIX timer has the number {}, which a restart can only give from Linux 6.15 on",
+                timer.id
+            ));
+        }
         let id = u64::from(timer.id.cast_unsigned());
         caller.expect(libc::SYS_timer_gettime, &[id, scratch], "cannot read a POSIX timer")?;
         let [period_s, period_ns, left_s, left_ns]: [u64; 4] = target.memory.get(scratch)?;
         let overruns = caller.call(libc::SYS_timer_getoverrun, &[id])?;
+        let clock = clock(&timer, target, gathered);
         gathered.timers.push(Timer {
             kind: POSIX,
             id: timer.id,
             left: left_s * SECOND + left_ns,
             period: period_s * SECOND + period_ns,
-            clock: timer.clock,
+            clock,
             signal: timer.signal.cast_unsigned(),
             notify: timer.notify.cast_unsigned(),
             tid: timer.target.cast_unsigned(),
@@ -86,20 +99,82 @@ pub fn restore(
     }
     let mut posix: Vec<_> = timers.iter().filter(|t| t.kind == POSIX).collect();
     posix.sort_by_key(|t| t.id);
+    let chosen = raw::chooses_timer_ids();
+    if let Some(timer) = posix.last().filter(|t| !chosen && t.id > MOST) {
+        return Err(Error::new(format!("a POSIX timer has the number {}", timer.id))
+            .hint("restart it under Linux 6.15 or later"));
+    }
+    if posix.is_empty() {
+        return Ok(());
+    }
     let mut next = 0;
     let dummy = arena.value(&event(None))?;
     let made = arena.room(8, 8)?;
+    if chosen {
+        orders.call(Step::Timer, libc::SYS_prctl, &[RESTORE_IDS, ON]);
+    }
     for timer in posix {
-        while next < timer.id && next < MOST_DUMMIES {
-            let clock = libc::CLOCK_MONOTONIC.cast_unsigned().into();
-            orders.call(Step::Timer, libc::SYS_timer_create, &[clock, dummy, made]);
-            orders.call(Step::Timer, libc::SYS_timer_delete, &[next.cast_unsigned().into()]);
-            next += 1;
+        let id = u64::from(timer.id.cast_unsigned());
+        if chosen {
+            orders.push(Kind::Store, 0, Step::Timer, 4, &[made, id]);
+        } else if next < timer.id {
+            orders.push(Kind::UseUpTimers, 0, Step::Timer, 0, &[id, dummy, made]);
         }
         make(timer, ids, made, arena, orders)?;
         next = timer.id + 1;
     }
+    if chosen {
+        orders.call(Step::Timer, libc::SYS_prctl, &[RESTORE_IDS, OFF]);
+    }
     Ok(())
+}
+
+/// The id of a CPU clock: its kind in the lowest bits, the complement of an id above (include/linux/posix-timers.h).
+const KIND: i32 = 7;
+const OF_THREAD: i32 = 4;
+const DESCRIPTOR: i32 = 3;
+/// CPUCLOCK_SCHED, of which CLOCK_PROCESS_CPUTIME_ID and CLOCK_THREAD_CPUTIME_ID are short forms.
+const SCHED: i32 = 2;
+
+fn cpu_clock(id: i32, kind: i32) -> i32 {
+    !id << 3 | kind
+}
+
+/// The clock of a timer, a thread's CPU clock with that thread's id. Clocks of others are lost.
+fn clock(timer: &proc::timers::PosixTimer, target: &Target<'_>, gathered: &mut Gathered) -> i32 {
+    let lost = |whose: &str| format!("the clock of POSIX timer {}: {whose}", timer.id);
+    // All but the main one, which answers meanwhile.
+    let others = &target.frozen.threads;
+    let (id, kind) = match timer.clock {
+        libc::CLOCK_THREAD_CPUTIME_ID => (0, OF_THREAD | SCHED),
+        clock if clock >= 0 => return clock,
+        clock => (!(clock >> 3), clock & KIND),
+    };
+    if kind & DESCRIPTOR == DESCRIPTOR {
+        gathered.losses.push(lost("a device's; it goes on with CLOCK_MONOTONIC"));
+        return libc::CLOCK_MONOTONIC;
+    }
+    if kind & OF_THREAD == 0 {
+        if id != 0 && id != target.frozen.pid {
+            gathered.losses.push(lost("the CPU time of another process; it counts its own"));
+        }
+        return cpu_clock(0, kind);
+    }
+    if id == 0 && !others.is_empty() && timer.notify & libc::SIGEV_THREAD_ID == 0 {
+        gathered.losses.push(lost("the CPU time of the thread that made it, which is not known; it counts that of the main thread"));
+    }
+    let owner = match id {
+        0 if timer.notify & libc::SIGEV_THREAD_ID != 0 => timer.target,
+        0 => target.frozen.pid,
+        id => id,
+    };
+    if owner != target.frozen.pid && others.iter().all(|thread| thread.tid != owner) {
+        gathered.losses.push(lost(
+            "the CPU time of a thread that has ended; it counts that of the main thread",
+        ));
+        return cpu_clock(target.frozen.pid, kind);
+    }
+    cpu_clock(owner, kind)
 }
 
 fn make(
@@ -115,8 +190,17 @@ fn make(
     {
         orders.push(Kind::Copy, 0, Step::Timer, 0, &[event_at + 16, *word, 4]);
     }
-    let clock = i64::from(timer.clock).cast_unsigned();
-    orders.call(Step::Timer, libc::SYS_timer_create, &[clock, event_at, made]);
+    let thread = !(timer.clock >> 3);
+    let word = ids.get(&thread.cast_unsigned()).filter(|_| timer.clock < 0 && thread != 0);
+    let create = libc::SYS_timer_create.cast_unsigned();
+    if let Some(word) = word {
+        let kind = i64::from(timer.clock & KIND).cast_unsigned();
+        let args = [*word, event_at, made, kind];
+        orders.push(Kind::Syscall, flag::CLOCK_OF, Step::Timer, create, &args);
+    } else {
+        let clock = i64::from(permitted(timer.clock)?).cast_unsigned();
+        orders.push(Kind::Syscall, 0, Step::Timer, create, &[clock, event_at, made]);
+    }
     if timer.left != 0 {
         let split = |ns: u64| [ns / SECOND, ns % SECOND];
         let ([p0, p1], [l0, l1]) = (split(timer.period), split(timer.left));
@@ -125,6 +209,20 @@ fn make(
         orders.call(Step::Timer, libc::SYS_timer_settime, &[id, 0, times, 0]);
     }
     Ok(())
+}
+
+/// The clock, or the same without the right to wake the machine, where we do not have that
+/// (timer_create(2), CAP_WAKE_ALARM).
+fn permitted(clock: i32) -> Result<i32> {
+    const CAP_WAKE_ALARM: u32 = 35;
+    let plain = match clock {
+        libc::CLOCK_REALTIME_ALARM => libc::CLOCK_REALTIME,
+        libc::CLOCK_BOOTTIME_ALARM => libc::CLOCK_BOOTTIME,
+        other => return Ok(other),
+    };
+    let own = std::process::id().cast_signed();
+    let may = proc::status(own, own)?.capabilities >> CAP_WAKE_ALARM & 1 != 0;
+    Ok(if may { clock } else { plain })
 }
 
 /// struct sigevent: value, signal, notification, thread id.

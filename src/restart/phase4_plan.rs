@@ -107,8 +107,7 @@ fn arena_len(saved: &Saved, opened: &Opened) -> u64 {
     let per_mapping = 3 * 64 * saved.vmas.len() as u64 + 2 * 64 * saved.guards.len() as u64;
     let per_thread = (STACK + THREAD_ROOM) * saved.threads.len() as u64;
     let per_signal = 512 * saved.pending.len() as u64;
-    let ids = saved.timers.iter().map(|t| u64::from(t.id.max(0).unsigned_abs())).max().unwrap_or(0);
-    let per_timer = 512 * saved.timers.len() as u64 + 128 * ids.min(20_000);
+    let per_timer = 1024 * saved.timers.len() as u64;
     let per_watch = epoll::ROOM * opened.watches.len() as u64;
     (per_mapping + per_thread + per_signal + per_timer + per_watch + (1 << 20))
         .next_multiple_of(4096)

@@ -46,6 +46,8 @@ numbers! { $ each_system_call, "System call", u64, {
     PRCTL SYS_prctl 157,
     GETTID SYS_gettid 186,
     FUTEX SYS_futex 202,
+    TIMER_CREATE SYS_timer_create 222,
+    TIMER_DELETE SYS_timer_delete 226,
     GETDENTS64 SYS_getdents64 217,
     EXIT_GROUP SYS_exit_group 231,
     OPENAT SYS_openat 257,

@@ -49,6 +49,9 @@ pub enum Kind {
     Copy = 8,
     /// Go on with the list at `args[0]`.
     Goto = 9,
+    /// Make and delete POSIX timers until the one before number `args[0]` has been, with the struct sigevent
+    /// at `args[1]`; the word at `args[2]` is free for their numbers.
+    UseUpTimers = 10,
 }
 
 /// Flags of an [`Op`].
@@ -61,6 +64,9 @@ pub mod flag {
     pub const OR_NEXT: u16 = 4;
     /// The second argument is the address of a u32 that holds it.
     pub const INDIRECT: u16 = 8;
+    /// The first argument is the address of a u32 with a thread's id; the id of that thread's CPU clock of the
+    /// kind in the fourth argument goes in its stead.
+    pub const CLOCK_OF: u16 = 16;
 }
 
 record! {

@@ -6,8 +6,13 @@
 //! ([`super::listed`]). No list leads to the others, so they are found by their shape in the pages that the
 //! image gets: a word that is a thread's id, between what glibc writes around it.
 
+use super::holding;
 use crate::ptrace::memory::Memory;
+use crate::ptrace::regs::Regs;
+use crate::resource::Target;
 use ckpt_abi::image::{Owner, Thread, thread_flag};
+use nix::libc;
+use zerocopy::IntoBytes;
 
 /// struct __pthread_mutex_s (sysdeps/x86/nptl/bits/struct_mutex.h): lock, count, owner, users, kind, spins and
 /// elision, list.
@@ -49,6 +54,49 @@ pub fn cached(memory: &Memory, pid: i32, thread: &Thread) -> u32 {
         true => thread_flag::TID_CACHED | thread_flag::PID_CACHED,
         false => thread_flag::TID_CACHED,
     }
+}
+
+/// The word in which glibc keeps the id of the thread that runs the functions of SIGEV_THREAD timers
+/// (sysdeps/unix/sysv/linux/timer_routines.c, __timer_helper_tid), for further timers; None if the thread is not
+/// that, or nothing has its id. Beside the word stands a pthread_once_t that is done.
+///
+/// # Errors
+/// What is lost, as a part of a sentence: several words could be it.
+pub fn timer_helper(
+    target: &Target<'_>,
+    regs: &Regs,
+    tid: u32,
+) -> Result<Option<u64>, &'static str> {
+    const DONE: u32 = 2;
+    if !waits_for_timers(target.memory, regs) {
+        return Ok(None);
+    }
+    let mut all = Vec::new();
+    for vma in holding::library_data(target.vmas) {
+        let mut words = vec![0u32; (vma.end - vma.start) as usize / 4];
+        let Ok(len) = target.memory.read_some(vma.start, words.as_mut_bytes()) else { continue };
+        words.truncate(len / 4);
+        let is_once = |at: usize| words.get(at) == Some(&DONE);
+        let found = words.iter().enumerate().filter(|(_, word)| **word == tid);
+        all.extend(found.map(|(at, _)| {
+            (vma.start + 4 * at as u64, is_once(at + 1) || at.checked_sub(1).is_some_and(is_once))
+        }));
+    }
+    let beside: Vec<u64> = all.iter().filter(|(_, once)| *once).map(|(at, _)| *at).collect();
+    match (beside.as_slice(), all.as_slice()) {
+        ([word], _) | ([], [(word, _)]) => Ok(Some(*word)),
+        (_, []) => Ok(None),
+        _ => Err(
+            "the thread for further timers with SIGEV_THREAD (timer_create(2) may fail after a restart)",
+        ),
+    }
+}
+
+/// Whether a thread waits for the signal by which glibc's timers wake their thread, and for no other.
+fn waits_for_timers(memory: &Memory, regs: &Regs) -> bool {
+    const SIGTIMER: u32 = 32;
+    let waits = regs.rax.cast_signed() == libc::SYS_rt_sigtimedwait;
+    waits && memory.get::<u64>(regs.rdi).is_ok_and(|set| set == 1 << (SIGTIMER - 1))
 }
 
 /// The search for the locks that some threads hold.

@@ -161,13 +161,34 @@ fn just_taken(memory: &Memory, regs: &Regs, tid: u32) -> Vec<u64> {
 
 /// Whether code belongs to the C library: to its file, or to a program that has none.
 fn is_c_library(vmas: &[Vma], code: u64) -> bool {
-    const NAMES: [&str; 5] = ["libc.so", "libc-", "libpthread", "ld-musl", "ld-linux"];
-    let of_library = |vma: &Vma| {
-        let file = Path::new(&vma.name).file_name().and_then(|name| name.to_str());
-        file.is_some_and(|file| NAMES.iter().any(|name| file.starts_with(name)))
-    };
     let home = vmas.iter().find(|vma| (vma.start..vma.end).contains(&code));
     home.is_some_and(of_library) || !vmas.iter().any(of_library)
+}
+
+fn of_library(vma: &Vma) -> bool {
+    const NAMES: [&str; 6] = ["libc.so", "libc-", "libpthread", "librt", "ld-musl", "ld-linux"];
+    let file = Path::new(&vma.name).file_name().and_then(|name| name.to_str());
+    file.is_some_and(|file| NAMES.iter().any(|name| file.starts_with(name)))
+}
+
+/// The data of the C library: the writable mappings of its file with what follows without a name (.bss). In a
+/// program that has none these are all such mappings of at most 16 MiB.
+pub fn library_data(vmas: &[Vma]) -> Vec<&Vma> {
+    const MOST: u64 = 16 << 20;
+    let linked = vmas.iter().any(of_library);
+    let belongs = |vma: &Vma| {
+        if linked { of_library(vma) } else { vma.name.as_encoded_bytes().starts_with(b"/") }
+    };
+    let mut data = Vec::new();
+    let mut end = 0;
+    for vma in vmas.iter().filter(|vma| vma.end - vma.start <= MOST) {
+        let follows = vma.start == end && (vma.name.is_empty() || vma.name == "[heap]");
+        if belongs(vma) || follows {
+            end = vma.end;
+            data.extend((vma.write && !vma.shared).then_some(vma));
+        }
+    }
+    data
 }
 
 /// The places where a thread that sleeps for a mutex has its id; None if it does not.

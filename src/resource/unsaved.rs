@@ -1,0 +1,74 @@
+//! State that an image cannot hold and a restart cannot give: it is named, so that nobody takes it for saved.
+
+use super::{Gathered, Target};
+use crate::proc;
+use crate::ptrace::memory::Memory;
+use crate::ptrace::raw::{self, Share};
+
+/// Names what the process as a whole goes without.
+pub fn name(target: &Target<'_>, gathered: &mut Gathered) {
+    let pid = target.frozen.pid;
+    if undoes(pid) {
+        gathered.losses.push(
+            "what it holds of System V semaphores, if that is with SEM_UNDO: the kernel gives it back when this run ends"
+                .into(),
+        );
+    }
+    if counts_cpu_time(target) {
+        gathered.losses.push(
+            "the CPU time that it has used, which it may look at: clock(3), times(2) and getrusage(2) begin at 0 again"
+                .into(),
+        );
+    }
+}
+
+/// Refuses a thread that does not share what all threads of the process get back together, and names what else it
+/// has of its own.
+pub fn alone(pid: i32, tid: i32, gathered: &mut Gathered) {
+    // Where the kernel has no kcmp(2), nobody can tell.
+    let own = |what| raw::share(pid, tid, what) == Ok(false);
+    if own(Share::Files) {
+        gathered
+            .obstacles
+            .push(format!("thread {tid} has descriptors of its own (unshare(2), CLONE_FILES)"));
+    }
+    if own(Share::Directory) {
+        gathered.obstacles.push(format!(
+            "thread {tid} has a working directory and a umask of its own (unshare(2), CLONE_FS)"
+        ));
+    }
+    let (Ok(main), Ok(thread)) = (proc::status(pid, pid), proc::status(pid, tid)) else { return };
+    if (main.uid, main.gid, &main.groups) != (thread.uid, thread.gid, &thread.groups) {
+        gathered.losses.push(format!("the user and group ids that thread {tid} has of its own"));
+    }
+}
+
+/// Whether the process is the last that has changed a System V semaphore. Nobody can see whether it did so with SEM_UNDO.
+fn undoes(pid: i32) -> bool {
+    let sets = std::fs::read_to_string("/proc/sysvipc/sem").unwrap_or_default();
+    let number = |line: &str, at| line.split_whitespace().nth(at)?.parse::<i32>().ok();
+    let mut sets =
+        sets.lines().skip(1).filter_map(|line| Some((number(line, 1)?, number(line, 3)?)));
+    sets.any(|(set, count)| (0..count).any(|i| raw::last_user(set, i) == Ok(pid)))
+}
+
+/// Whether a program that has used half a second or more imports a function that tells how much.
+fn counts_cpu_time(target: &Target<'_>) -> bool {
+    const HALF_A_SECOND: u64 = 50;
+    const FUNCTIONS: [&[u8]; 4] =
+        [b"\0clock\0", b"\0times\0", b"\0getrusage\0", b"\0clock_getcpuclockid\0"];
+    const NAMES: usize = 1 << 20;
+    let pid = target.frozen.pid;
+    let used = proc::Process::open(pid)
+        .ok()
+        .and_then(|p| p.cpu_time())
+        .is_some_and(|ticks| ticks >= HALF_A_SECOND);
+    let Some(exe) = proc::exe(pid).ok().filter(|_| used) else { return false };
+    let Some(first) = target.vmas.iter().find(|vma| *vma.name == *exe.path.as_os_str()) else {
+        return false;
+    };
+    let mut names = vec![0; NAMES.min((first.end - first.start) as usize)];
+    let len = Memory::read_some(target.memory, first.start, &mut names).unwrap_or(0);
+    let names = &names[..len];
+    FUNCTIONS.iter().any(|function| names.windows(function.len()).any(|word| word == *function))
+}
