@@ -89,3 +89,26 @@ mod locks {
         survive(Who::Nobody, Way::Launch, "locking", Build::Musl, &["signal"]);
     }
 }
+
+/// High numbers, a thread's CPU clock, and what glibc remembers of its thread for timers.
+#[test]
+fn timers_of_every_number_and_clock() {
+    let bench = Bench::new(Who::Nobody);
+    let mut run = bench.run(bench.subject("late", Build::Pie), &[]);
+    run.expect("ready");
+    Way::SaveStop.save(&bench, "x.ckpt", run);
+    let mut again = bench.run(bench.path("x.ckpt"), &[]);
+    again.check();
+    again.go();
+}
+
+#[test]
+fn a_thread_with_descriptors_of_its_own_is_refused() {
+    let bench = Bench::new(Who::Nobody);
+    let mut run = bench.run(bench.subject("late", Build::Pie), &["unshared"]);
+    run.expect("ready");
+    let saved = bench.order(&["save", &run.pid_text(), "-n", &bench.name("x.ckpt")]);
+    assert_eq!(saved.code(), Some(125), "{saved:?}");
+    assert!(saved.stderr.contains("has descriptors of its own"), "{saved:?}");
+    run.check();
+}

@@ -91,7 +91,8 @@ static void set_schedule(int me) {
   struct sched_param param = {.sched_priority = choice->priority};
   CHECK(!syscall(SYS_sched_setscheduler, 0, choice->policy, &param), "%m");
   // Without privileges SCHED_IDLE is never left again, and nice values only rise.
-  CHECK(!setpriority(PRIO_PROCESS, 0, privileged && me == 0 ? -5 : me), "%m");
+  int nice = getpriority(PRIO_PROCESS, 0) + me;
+  CHECK(!setpriority(PRIO_PROCESS, 0, privileged && me == 0 ? -5 : nice), "%m");
   CHECK(!syscall(SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, 2 << 13 | (me + 1)), "%m");
   cpu_set_t cpus;
   CPU_ZERO(&cpus);

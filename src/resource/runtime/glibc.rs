@@ -95,7 +95,9 @@ pub fn timer_helper(
 /// Whether a thread waits for the signal by which glibc's timers wake their thread, and for no other.
 fn waits_for_timers(memory: &Memory, regs: &Regs) -> bool {
     const SIGTIMER: u32 = 32;
-    let waits = regs.rax.cast_signed() == libc::SYS_rt_sigtimedwait;
+    // Or one that begins it anew by itself, after EINTR.
+    let answer = regs.rax.cast_signed();
+    let waits = answer == libc::SYS_rt_sigtimedwait || answer == -i64::from(libc::EINTR);
     waits && memory.get::<u64>(regs.rdi).is_ok_and(|set| set == 1 << (SIGTIMER - 1))
 }
 
