@@ -10,6 +10,7 @@ use super::write::Sink;
 use super::{elf, hash};
 use crate::error::{Because, Error, Result};
 use crate::image::read::Image;
+use crate::proc::room;
 use crate::rights::file_user;
 use crate::settings::{Template, Values, quoted};
 use nix::errno::Errno;
@@ -44,6 +45,7 @@ impl FileSink {
         let name = free(name)?;
         let dir = directory(&name);
         sweep(&name);
+        room::keep_files_small();
         let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
         match nix::fcntl::open(dir, flags, MODE) {
             Ok(fd) => Ok(Self { file: fd.into(), name, temporary: None }),

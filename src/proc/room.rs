@@ -54,6 +54,16 @@ pub fn give_back() -> Result<(), Errno> {
     })
 }
 
+/// Lets the limit on the size of files (RLIMIT_FSIZE) that we were started with count again: it is meant for what
+/// we write for the program, and not for the memfds that we need.
+pub fn keep_files_small() {
+    if let Some([.., (soft, _)]) = BEFORE.get()
+        && let Ok((_, hard)) = getrlimit(Resource::RLIMIT_FSIZE)
+    {
+        let _ = setrlimit(Resource::RLIMIT_FSIZE, *soft, hard);
+    }
+}
+
 /// Whether our stack may grow as far as we need.
 pub fn has_stack() -> bool {
     getrlimit(Resource::RLIMIT_STACK).map_or(true, |(soft, _)| soft >= STACK)
