@@ -36,6 +36,18 @@ fn main() {
     let out = PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default());
     let archive = compile(&out);
     link(&out, &archive);
+    leave_out_unwinding(&out);
+}
+
+/// Leaves the tables for unwinding out of the binary, which ends at a panic (panic = "abort"). The script is added
+/// to the linker's own; the C runtime's begin and end refer to their own parts.
+fn leave_out_unwinding(out: &Path) {
+    const SCRIPT: &str = "SECTIONS\n{\n  /DISCARD/ : { *(EXCLUDE_FILE(*crtbegin*.o *crtend*.o) .eh_frame) }\n}\nINSERT AFTER .text;\n";
+    let script = out.join("sections.ld");
+    if let Err(e) = std::fs::write(&script, SCRIPT) {
+        fail(&format!("cannot write {}: {e}", script.display()));
+    }
+    println!("cargo::rustc-link-arg-bins=-Wl,--no-eh-frame-hdr,-T,{}", script.display());
 }
 
 fn compile(out: &Path) -> PathBuf {
