@@ -184,7 +184,7 @@ fn parse_line(line: &[u8]) -> Option<Vma> {
 fn parse_detail(line: &[u8], vma: &mut Vma) -> Result<()> {
     let mut values = words(line);
     match values.next() {
-        Some(b"VmFlags:") => values.for_each(|code| vma.flags.insert(code)),
+        Some(b"VmFlags:") => vma.flags = VmFlags::of_line(values),
         Some(b"ProtectionKey:") => {
             vma.protection_key = decimal(values.next().unwrap_or_default())?;
         }

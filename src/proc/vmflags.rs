@@ -10,7 +10,8 @@ const OTHER: usize = CODES - 1;
 /// fs/proc/task_mmu.c): "rd", "gd", "lo", "dd" ...
 ///
 /// It holds every code, also those newer than this program, so that a caller can see which it
-/// does not know. Flags that the kernel itself has no name for it spells "??".
+/// does not know. Flags that the kernel itself has no name for it spells "??"; which one that is, only the order
+/// can tell, which is that of the bits ([`VmFlags::of_line`]).
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 pub struct VmFlags([u64; CODES.div_ceil(64)]);
 
@@ -30,7 +31,22 @@ impl VmFlags {
             .filter(|code| self.has(code))
     }
 
-    pub(super) fn insert(&mut self, code: &[u8]) {
+    /// The codes of a line, in the order in which the kernel tells them. Older ones (5.10, for one) have no name for
+    /// VM_LOCKONFAULT, but for all bits between VM_LOCKED and that: a nameless flag right after these is it.
+    pub(super) fn of_line<'a>(codes: impl Iterator<Item = &'a [u8]>) -> Self {
+        /// Those from VM_LOCKED to the bit below VM_LOCKONFAULT (include/linux/mm.h).
+        const BELOW: [&[u8]; 6] = [b"lo", b"io", b"sr", b"rr", b"dc", b"de"];
+        let mut flags = Self::default();
+        let mut last: &[u8] = b"";
+        for code in codes {
+            let on_fault = code == b"??" && flags.has("lo") && BELOW.contains(&last);
+            flags.insert(if on_fault { b"lf" } else { code });
+            last = code;
+        }
+        flags
+    }
+
+    fn insert(&mut self, code: &[u8]) {
         let bit = bit(code);
         self.0[bit / 64] |= 1 << (bit % 64);
     }
@@ -64,6 +80,19 @@ mod tests {
         assert_eq!(flags.codes().collect::<Vec<_>>(), ["aa", "gd", "zz", "??"]);
         assert!(flags.has("gd") && !flags.has("dg"));
         assert_eq!(format!("{flags:?}"), r#"{"aa", "gd", "zz", "??"}"#);
+    }
+
+    #[test]
+    fn older_kernels_have_no_name_for_lock_on_fault() {
+        let of = |line: &str| VmFlags::of_line(line.split(' ').map(str::as_bytes));
+        for line in ["rd wr mr mw me lo ?? ac sd", "rd mr mw me lo sr dc ?? sd", "rd wr lo lf ac"] {
+            assert!(of(line).has("lf") && of(line).has("lo") && !of(line).has("??"), "{line}");
+        }
+        for line in ["rd wr mr mw me lo ac ?? sd", "rd mr ?? lo ac", "rd wr mr dc de ht ??"] {
+            assert!(!of(line).has("lf") && of(line).has("??"), "{line}");
+        }
+        let both = of("rd lo ?? ac ??");
+        assert!(both.has("lf") && both.has("??"));
     }
 
     #[test]
