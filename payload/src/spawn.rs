@@ -9,8 +9,8 @@
 //! Neither shares our descriptors: what the dumper opens and closes is its own.
 //!
 //! # Safety
-//! The clones run on stacks of the region, one start at a time ([`crate::turns`]); the thread that calls waits until
-//! the dumper has executed, and nobody else uses these stacks while a keeper lives.
+//! The clones run on stacks of the region, one start at a time ([`crate::turns`]); the next start waits until
+//! the dumper has ended, and nobody else uses these stacks while a keeper lives.
 #![allow(unsafe_code)]
 
 use crate::control::Page;
@@ -18,9 +18,9 @@ use crate::{sys, turns};
 use ckpt_abi::api::{Api, Request};
 use ckpt_abi::nr;
 use ckpt_abi::region::NAME_LEN;
-use ckpt_abi::turn::{Event, Phase, Task};
+use ckpt_abi::turn::{Event, Task};
 use core::mem::offset_of;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 const CLONE_VM: u64 = 0x100;
 const CLONE_VFORK: u64 = 0x4000;
@@ -40,29 +40,57 @@ const AT_FDCWD: u64 = -100i64 as u64;
 const EXECUTABLE_FD: u64 = 3;
 const RLIMIT_FSIZE: u64 = 1;
 
+/// One start, on the stack of the thread that asks.
+struct Start {
+    page: u64,
+    /// 1 as soon as the turn names the dumper. The turn itself does not tell the thread: while that was not given a
+    /// processor, the dumper may have dismissed its keeper, or ended, and the turn be another thread's.
+    named: AtomicU32,
+}
+
+impl Start {
+    /// What the thread that asks has put on its stack, where it stays at least until `named` is set.
+    fn at(start: u64) -> (Page, &'static AtomicU32) {
+        // SAFETY: see above; who has set `named` does not come back to it.
+        let start = unsafe { &*(start as *const Self) };
+        (Page::at(start.page), &start.named)
+    }
+}
+
 /// Starts a dumper for this process and lets it trace us; it is named in the turn, or
 /// `Control::spawn_error` says why there is none.
 pub fn dumper(page: Page) {
     let flags = CLONE_VM | CLONE_UNTRACED;
+    let start = Start { page: page.address(), named: AtomicU32::new(0) };
     // SAFETY: the stack is kept for the keeper alone, and the one before was just reaped.
-    let keeper = unsafe { sys::clone(flags, page.stack(3), [0; 2], keep, page.address()) };
+    let keeper =
+        unsafe { sys::clone(flags, page.stack(3), [0; 2], keep, (&raw const start) as u64) };
     if sys::failed(keeper) {
         page.spawn_error().store(keeper, Ordering::Release);
         let _ = turns::change(page, Event::Fail);
         return;
     }
-    page.keeper().store(keeper as u32, Ordering::Release);
-    let mut turn = turns::now(page);
-    while turn.phase == Phase::Starting {
-        turns::sleep(page, turn, 1_000_000);
-        if !turns::alive(Task { pid: keeper as u32, start: 0 }) {
-            // Killed before it could say anything.
-            let _ = turns::change(page, Event::Fail);
+    let named = || start.named.load(Ordering::Acquire) != 0;
+    while !named() {
+        sys::futex_wait(start.named.as_ptr(), 0, 1_000_000);
+        let gone = !turns::alive(Task { pid: keeper as u32, start: 0 });
+        // Dismissed by a dumper that was named, or else ended before there was one.
+        if gone && !named() && !will_be_named(page) {
+            break;
         }
-        turn = turns::now(page);
     }
     turns::note_start(page);
-    sys::prctl(PR_SET_PTRACER, u64::from(turn.task.pid));
+    sys::prctl(PR_SET_PTRACER, u64::from(turns::now(page).task.pid));
+}
+
+/// Whether a keeper that is gone has left somebody who says so in a moment. Whoever it leaves after this finds that
+/// the turn is over, and does not touch the stack of the thread that has asked.
+fn will_be_named(page: Page) -> bool {
+    if turns::change(page, Event::Fail).is_ok() {
+        return false;
+    }
+    let turn = turns::now(page);
+    turn.has_task() && turns::alive(turn.task)
 }
 
 /// Reaps the keeper of a dumper that has ended, or that is about to and may take so many milliseconds. One that lasts
@@ -83,17 +111,18 @@ pub fn reap_keeper(page: Page, milliseconds: u64) {
     unsafe { sys::call(nr::WAIT4, &args) };
 }
 
-extern "C" fn keep(page: u64) -> ! {
+extern "C" fn keep(start: u64) -> ! {
     const PR_SET_NAME: u64 = 15;
-    let page = Page::at(page);
+    let (page, _) = Start::at(start);
+    // Before there is a dumper, which looks for it.
+    page.keeper().store(sys::getpid(), Ordering::Release);
     sys::prctl(PR_SET_NAME, c"ckpt-keeper".as_ptr() as u64);
     // A monitor that an assistant starts may outlive that.
     sys::prctl(PR_SET_CHILD_SUBREAPER, 1);
     // SAFETY: the stack is one of the region's and nobody else's now.
-    let child = unsafe { sys::clone(FLAGS, page.stack(1), [0; 2], become_dumper, page.address()) };
+    let child = unsafe { sys::clone(FLAGS, page.stack(1), [0; 2], become_dumper, start) };
     if sys::failed(child) {
         page.spawn_error().store(child, Ordering::Release);
-        let _ = turns::change(page, Event::Fail);
     }
     sys::outlive_children()
 }
@@ -107,16 +136,21 @@ pub fn allow_monitor(page: Page) {
     }
 }
 
-/// Runs in the task that becomes the dumper; the thread that asked waits for its id.
-extern "C" fn become_dumper(page: u64) -> ! {
-    let page = Page::at(page);
-    let _ = turns::change(page, Event::Start(Task { pid: sys::getpid(), start: 0 }));
+/// Runs in the task that becomes the dumper; the thread that asked waits until it is named.
+extern "C" fn become_dumper(start: u64) -> ! {
+    let (page, named) = Start::at(start);
+    let own = Task { pid: sys::getpid(), start: 0 };
+    if turns::change(page, Event::Start(own)).is_err() {
+        sys::exit(0);
+    }
+    named.store(1, Ordering::Release);
+    sys::futex_wake(named.as_ptr());
     // SAFETY: a session of our own, so that no terminal signal meets the dumper.
     unsafe { sys::call(nr::SETSID, &[0; 6]) };
     let error = execute(page, memfd(page));
     page.spawn_error().store(error, Ordering::Release);
     execute(page, temporary(page));
-    let _ = turns::change(page, Event::Fail);
+    let _ = turns::change(page, Event::End(own));
     sys::exit(0)
 }
 

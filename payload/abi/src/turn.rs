@@ -119,7 +119,8 @@ pub enum Event {
     },
     /// The dumper that it starts is this one.
     Start(Task),
-    /// None could be started, or it ended before it was one.
+    /// None could be started. One that was named says [`Event::End`], or is [`Event::Lost`]: who finds out late that
+    /// there is no keeper must not take the turn of a dumper that has dismissed it.
     Fail,
     /// A dumper takes the turn, every thread standing still. One that the program has started finds its own.
     Claim {
@@ -227,7 +228,7 @@ pub const fn step(turn: Turn, event: Event, seen: Seen) -> Result<Turn, Denied> 
             _ => Err(Denied::NotYours),
         },
         Event::Fail => match turn.phase {
-            Phase::Starting | Phase::Holding => Ok(turn.over()),
+            Phase::Starting => Ok(turn.over()),
             _ => Err(Denied::NotYours),
         },
         Event::Claim { by, task, kept } => {
@@ -402,8 +403,8 @@ mod tests {
                     }
                     assert_eq!(step(at(phase), Event::Lost, DEAD), own(over));
                     assert_eq!(go(phase, Event::Lost), Err(Denied::NotYours));
-                    let started = matches!(phase, Phase::Starting | Phase::Holding);
-                    let failed = if started { Ok(over) } else { Err(Denied::NotYours) };
+                    let failed =
+                        if phase == Phase::Starting { Ok(over) } else { Err(Denied::NotYours) };
                     assert_eq!(go(phase, Event::Fail), failed);
                     if phase != Phase::Starting {
                         assert_eq!(go(phase, Event::Start(OURS)), Err(Denied::NotYours));
