@@ -134,6 +134,28 @@ fn others_go_on_while_one_thread_cannot_be_stopped() {
     drop(again);
 }
 
+/// A thread that runs children all the time is in vfork(2) whenever it is looked at, each time in another one.
+#[track_caller]
+fn between_two_children(who: Who, build: Build, way: Way) {
+    let bench = Bench::new(who);
+    let mut run = way.start(&bench, "x.ckpt", &bench.subject("runs", build), &["60"]);
+    run.expect("ready");
+    run.check();
+    way.save(&bench, "x.ckpt", run);
+    let mut again = bench.run(bench.path("x.ckpt"), &[]);
+    again.check();
+    bench.must(&["save", &again.pid_text(), "-n", &bench.name("y.ckpt")]);
+    again.check();
+    again.go();
+}
+
+#[test]
+fn a_program_that_runs_others_all_the_time_is_saved() {
+    between_two_children(Who::Me, Build::Pie, Way::Save);
+    between_two_children(Who::Nobody, Build::Musl, Way::SaveStop);
+    between_two_children(Who::Nobody, Build::Static, Way::Launch);
+}
+
 /// One gets the program and the other waits or says so; nobody holds a part of it.
 #[test]
 fn two_at_once_do_not_take_each_other_for_debuggers() {

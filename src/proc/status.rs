@@ -61,6 +61,13 @@ impl Process {
         parsed(parse(&text), || self.called(&format!("task/{tid}/status")))
     }
 
+    /// How often a thread has given up its processor by itself (voluntary_ctxt_switches), which it does when it falls
+    /// asleep; None if it is gone.
+    pub fn voluntary_switches(&self, tid: i32) -> Option<u64> {
+        let text = self.thread_file(tid, "status").ok()?;
+        decimal(field(&text, "voluntary_ctxt_switches")?).ok()
+    }
+
     /// What the process calls itself: its id in its own PID namespace (NSpid); ours where that is not told.
     pub fn inner_pid(&self) -> i32 {
         let text = self.thread_file(self.pid(), "status").unwrap_or_default();

@@ -116,6 +116,13 @@ pub fn stubborn(process: &Process, tid: i32) -> Error {
     };
     let name = process.comm(tid).unwrap_or_default();
     let name = name.display();
+    if proc::stat::glance(tid).is_some_and(|(state, _)| state == 'R') {
+        let text = format!(
+            "thread {tid} ({name}) of process {pid} has not come to a stop within {} seconds: it waits for a processor, or works in the kernel",
+            PATIENCE.as_secs()
+        );
+        return Error::new(text).hint("try again when the machine is less busy");
+    }
     Error::new(format!(
         "thread {tid} ({name}) of process {pid} cannot be stopped within {} seconds: it waits {call}",
         PATIENCE.as_secs()
@@ -123,14 +130,24 @@ pub fn stubborn(process: &Process, tid: i32) -> Error {
     .hint("a parent in vfork(2) or a thread in state D becomes free when its child or its disk does")
 }
 
+/// One wait of a thread that cannot be stopped meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deaf {
+    /// The thread.
+    pub tid: i32,
+    /// How often it had given up its processor by itself: another number is another wait.
+    switches: Option<u64>,
+}
+
 /// A thread that cannot be stopped now, as far as can be seen without touching it: it waits for its child of vfork(2),
 /// or for the end of a clone(2), which no stop interrupts.
-pub fn deaf(process: &Process) -> Result<Option<i32>> {
+pub fn deaf(process: &Process) -> Result<Option<Deaf>> {
     let forks = |tid: i32| {
         matches!(process.syscall(tid), Ok(Some((number, _)))
             if matches!(number.cast_signed(), libc::SYS_vfork | libc::SYS_clone | libc::SYS_clone3))
     };
     // One that was just born and stands in a tracer's stop shows its maker's call, too.
     let sleeps = |tid: i32| proc::stat::glance(tid).is_some_and(|(state, _)| state == 'D');
-    Ok(process.tasks()?.into_iter().find(|tid| forks(*tid) && sleeps(*tid)))
+    let tid = process.tasks()?.into_iter().find(|tid| forks(*tid) && sleeps(*tid));
+    Ok(tid.map(|tid| Deaf { tid, switches: process.voluntary_switches(tid) }))
 }

@@ -6,10 +6,14 @@ use super::seize::{Seized, deaf, seize, stubborn};
 use super::thread::Thread;
 use super::waits::{self, Look};
 use crate::error::{Because, Error, Kind, Result};
-use crate::proc::Process;
+use crate::proc::{self, Process};
 use nix::errno::Errno;
 use nix::libc;
 use std::time::{Duration, Instant};
+
+/// How long a thread that is able to run may take to get a processor on a busy machine, or to come out of a long
+/// system call, while those that stand still wait for it.
+const A_TURN: Duration = Duration::from_secs(1);
 
 /// A thread that is seized and does not stand still yet.
 pub(super) struct Moving {
@@ -87,7 +91,8 @@ impl Frozen {
         Ok(())
     }
 
-    /// Waits until nobody moves; false when nothing has happened for `patience`.
+    /// Waits until nobody moves; false when nothing has happened for `patience` and one of the moving sleeps on, or for
+    /// [`A_TURN`]. Those that only wait for a processor get it sooner while the others stand still.
     pub(super) fn settle(&mut self, patience: Duration) -> Result<bool> {
         const LONGEST_NAP: Duration = Duration::from_millis(1);
         let first_nap = Duration::from_micros(20);
@@ -95,7 +100,7 @@ impl Frozen {
         while !self.moving.is_empty() {
             if self.collect()? {
                 (last, nap) = (Instant::now(), first_nap);
-            } else if last.elapsed() > patience {
+            } else if last.elapsed() > patience && self.is_held_up(last.elapsed()) {
                 return Ok(false);
             } else {
                 std::thread::sleep(nap);
@@ -106,6 +111,11 @@ impl Frozen {
             }
         }
         Ok(true)
+    }
+
+    /// Whether the moving threads that have reported nothing for so long keep the others waiting.
+    fn is_held_up(&self, silence: Duration) -> bool {
+        silence > A_TURN || self.moving.iter().any(|moving| sleeps_on(moving.tid))
     }
 
     /// Takes what the moving threads report; whether there was anything. What fails is with the moving ones still.
@@ -204,7 +214,9 @@ impl Frozen {
         while !self.settle(FIRST_ATTEMPT)? {
             self.let_go();
             if Instant::now() > deadline {
-                let tid = self.moving.first().map_or(self.pid, |moving| moving.tid);
+                let mut tids = self.moving.iter().map(|moving| moving.tid);
+                let first = tids.clone().next().unwrap_or(self.pid);
+                let tid = tids.find(|tid| sleeps_on(*tid)).unwrap_or(first);
                 return Err(stubborn(&self.process, tid));
             }
         }
@@ -212,22 +224,24 @@ impl Frozen {
     }
 }
 
-/// Waits while a thread cannot hear us, without touching any. Where always another one cannot, an attempt has to show.
+/// Waits while a thread cannot hear us, without touching any. Only for that one wait: a thread that is in the next one
+/// when it is looked at again (a program that runs others all the time is in vfork(2) at any moment) could hear in
+/// between, and a stop that is asked for meets it there.
 pub(super) fn await_hearing(process: &Process, deadline: Instant) -> Result<()> {
-    const OTHERS: usize = 20;
-    let (mut last, mut others) = (0, 0);
-    while let Some(tid) = deaf(process)? {
-        others += usize::from(tid != last);
-        last = tid;
-        if others > OTHERS {
-            break;
-        }
+    let Some(first) = deaf(process)? else { return Ok(()) };
+    while deaf(process)? == Some(first) {
         if Instant::now() > deadline {
-            return Err(stubborn(process, tid));
+            return Err(stubborn(process, first.tid));
         }
         std::thread::sleep(Duration::from_millis(1));
     }
     Ok(())
+}
+
+/// Whether a thread sleeps where no stop wakes it. Any other that has been asked to stop does so as soon as it gets a
+/// processor.
+fn sleeps_on(tid: i32) -> bool {
+    proc::stat::glance(tid).is_some_and(|(state, _)| state == 'D')
 }
 
 fn is_dead(process: &Process) -> bool {
