@@ -112,3 +112,40 @@ fn a_thread_with_descriptors_of_its_own_is_refused() {
     assert!(saved.stderr.contains("has descriptors of its own"), "{saved:?}");
     run.check();
 }
+
+/// What prctl(2), personality(2), sched_setattr(2) and files of /proc set for a process or for one thread.
+mod granted {
+    use super::*;
+
+    #[test]
+    fn saved() {
+        survive(Who::Nobody, Way::Save, "granted", Build::Pie, &[]);
+    }
+
+    #[test]
+    fn saved_by_root() {
+        survive(Who::Me, Way::SaveStop, "granted", Build::NoPie, &[]);
+    }
+
+    #[test]
+    fn launched() {
+        survive(Who::Nobody, Way::Launch, "granted", Build::Static, &[]);
+    }
+
+    #[test]
+    fn what_is_lost_is_named() {
+        for who in [Who::Nobody, Who::Me] {
+            let bench = Bench::new(who);
+            let mut run = bench.run(bench.subject("granted", Build::Pie), &["lost"]);
+            run.expect("ready");
+            let saved = bench.must(&["save", &run.pid_text(), "-n", &bench.name("x.ckpt")]);
+            let root = who == Who::Me && nix::unistd::geteuid().is_root();
+            let named = |what: &str| saved.stderr.contains(&format!("not saved: {what}"));
+            assert!(named("the keys in its process or thread keyring"), "{saved:?}");
+            assert_eq!(named("its capabilities, which were changed"), root, "{saved:?}");
+            assert_eq!(named("its securebits (0x4)"), root, "{saved:?}");
+            run.check();
+            run.go();
+        }
+    }
+}

@@ -6,7 +6,8 @@ use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
 use crate::resource::{
-    Gathered, Target, cpu, descriptor, memory, process, signals, threads, timers, unsaved,
+    Gathered, Target, cpu, descriptor, memory, privileges, process, signals, threads, timers,
+    unsaved,
 };
 
 /// Gathers the records of the image, and the areas whose pages are to be written.
@@ -52,6 +53,7 @@ fn ask_main_thread(
         signals::save_actions(target, &mut caller, gathered)?;
         timers::save(target, &mut caller, gathered)?;
         memory::look_into_shared(target, &mut caller, areas, gathered)?;
+        privileges::name(target, &mut caller, gathered)?;
         process::save(target, &mut caller, gathered)
     };
     let result = ask();

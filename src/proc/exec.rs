@@ -50,12 +50,12 @@ pub fn auxv_value(auxv: &[u8], kind: u64) -> Option<u64> {
 }
 
 impl Process {
-    /// The execution domain and flags of the process (personality(2)).
+    /// The execution domain and flags of a thread (personality(2)).
     ///
     /// # Errors
-    /// The process is gone or may not be read (ptrace access, PTRACE_MODE_ATTACH).
-    pub fn personality(&self) -> Result<u64> {
-        let text = self.file("personality")?;
+    /// The thread is gone or may not be read (ptrace access, PTRACE_MODE_ATTACH).
+    pub fn personality(&self, tid: i32) -> Result<u64> {
+        let text = self.thread_file(tid, "personality")?;
         parsed(hex(text.trim_ascii()), || self.called("personality"))
     }
 }

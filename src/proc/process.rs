@@ -162,7 +162,7 @@ once! {
     wchan_state(tid: i32) -> Wchan;
     cmdline() -> Vec<OsString>;
     auxv() -> Vec<u8>;
-    personality() -> u64;
+    personality(tid: i32) -> u64;
     limits() -> [Limit; 16];
     posix_timers() -> Vec<PosixTimer>;
     exe() -> Link;

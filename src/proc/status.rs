@@ -27,6 +27,14 @@ pub struct Status {
     pub groups: Vec<u32>,
     /// The effective capabilities (CapEff) in the process's own user namespace, by their numbers.
     pub capabilities: u64,
+    /// The permitted capabilities (CapPrm), by their numbers as the three below.
+    pub permitted: u64,
+    /// Those that stay through execve(2) if the file says so (CapInh).
+    pub inheritable: u64,
+    /// The most that execve(2) can give (CapBnd).
+    pub bounding: u64,
+    /// Those that stay through execve(2) (CapAmb).
+    pub ambient: u64,
     /// The file mode creation mask; none of a zombie, and before Linux 4.7.
     pub umask: Option<u32>,
     /// How many threads the process has.
@@ -47,8 +55,35 @@ pub struct Status {
     pub seccomp: u32,
     /// How many seccomp filters it obeys; none before Linux 5.9.
     pub seccomp_filters: Option<u32>,
+    /// Whether the thread's stores are never passed by loads (PR_SPEC_STORE_BYPASS).
+    pub store_bypass: Mitigation,
+    /// Whether the thread's indirect branches are not predicted (PR_SPEC_INDIRECT_BRANCH).
+    pub indirect_branch: Mitigation,
     /// Who traces it, 0 if nobody in our pid namespace.
     pub tracer: i32,
+}
+
+/// Whether a thread has asked for less speculation (prctl(2), PR_SET_SPECULATION_CTRL).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Mitigation {
+    /// It has not, or the machine does not let it.
+    #[default]
+    None,
+    /// It has (PR_SPEC_DISABLE).
+    Asked,
+    /// It has, for ever (PR_SPEC_FORCE_DISABLE).
+    Forced,
+}
+
+impl Mitigation {
+    /// By the words of proc_pid_status (fs/proc/array.c, task_seccomp).
+    fn of(words: Option<&[u8]>) -> Self {
+        match words {
+            Some(b"thread mitigated" | b"conditional disabled") => Self::Asked,
+            Some(b"thread force mitigated" | b"conditional force disabled") => Self::Forced,
+            _ => Self::None,
+        }
+    }
 }
 
 impl Process {
@@ -95,6 +130,10 @@ fn parse(text: &[u8]) -> Result<Status> {
         gid: ids(needed(text, "Gid")?)?,
         groups: words(needed(text, "Groups")?).map(decimal).collect::<Result<_>>()?,
         capabilities: hex(needed(text, "CapEff")?)?,
+        permitted: hex(needed(text, "CapPrm")?)?,
+        inheritable: hex(needed(text, "CapInh")?)?,
+        bounding: hex(needed(text, "CapBnd")?)?,
+        ambient: hex(needed(text, "CapAmb")?)?,
         umask: umask.map(|mask| (mask & 0o7777) as u32),
         threads: decimal(needed(text, "Threads")?)?,
         pending: signals("SigPnd")?,
@@ -105,6 +144,8 @@ fn parse(text: &[u8]) -> Result<Status> {
         no_new_privs: optional("NoNewPrivs")? == Some(1),
         seccomp: optional("Seccomp")?.unwrap_or(0),
         seccomp_filters: optional("Seccomp_filters")?,
+        store_bypass: Mitigation::of(field(text, "Speculation_Store_Bypass")),
+        indirect_branch: Mitigation::of(field(text, "SpeculationIndirectBranch")),
         tracer: decimal(needed(text, "TracerPid")?)?,
     })
 }
@@ -165,11 +206,16 @@ ShdPnd:\t8000000000000000
 SigBlk:\tfffffffe7ffbfeff
 SigIgn:\t0000000000001000
 SigCgt:\t0000000180004202
+CapInh:\t0000000000000001
+CapPrm:\t0000000000000002
 CapEff:\t000001ffffffffff
+CapBnd:\t0000000000000003
+CapAmb:\t0000000000000004
 NoNewPrivs:\t1
 Seccomp:\t2
 Seccomp_filters:\t4
-Speculation_Store_Bypass:\tvulnerable
+Speculation_Store_Bypass:\tthread mitigated
+SpeculationIndirectBranch:\tconditional force disabled
 ";
 
     #[test]
@@ -186,6 +232,10 @@ Speculation_Store_Bypass:\tvulnerable
                 gid: [0, 1, 2, 3],
                 groups: vec![4, 20],
                 capabilities: 0x1ff_ffff_ffff,
+                permitted: 2,
+                inheritable: 1,
+                bounding: 3,
+                ambient: 4,
                 umask: Some(0o27),
                 threads: 3,
                 pending: 1 << 9,
@@ -196,6 +246,8 @@ Speculation_Store_Bypass:\tvulnerable
                 no_new_privs: true,
                 seccomp: 2,
                 seccomp_filters: Some(4),
+                store_bypass: Mitigation::Asked,
+                indirect_branch: Mitigation::Forced,
                 tracer: 99,
             }
         );

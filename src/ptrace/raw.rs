@@ -179,6 +179,37 @@ pub fn policy(tid: i32) -> Result<u32> {
     Errno::result(result).map(|policy| policy as u32)
 }
 
+/// struct sched_attr (sched_setattr(2)) with what Linux 5.3 has added.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct SchedAttr {
+    /// Its size.
+    pub size: u32,
+    /// SCHED_…
+    pub policy: u32,
+    /// SCHED_FLAG_…
+    pub flags: u64,
+    /// Nice value.
+    pub nice: i32,
+    /// Static priority.
+    pub priority: u32,
+    /// Run time, deadline and period of SCHED_DEADLINE in nanoseconds.
+    pub deadline: [u64; 3],
+    /// The least and the most that it is taken to use of a CPU (uclamp), of 1024; zeros where the kernel has no such
+    /// thing (CONFIG_UCLAMP_TASK).
+    pub clamps: [u32; 2],
+}
+
+/// sched_getattr(2) of another thread, or of this one (0).
+pub fn scheduling(tid: i32) -> Result<SchedAttr> {
+    let mut attr = SchedAttr::default();
+    let at: *mut SchedAttr = &mut attr;
+    let size = size_of::<SchedAttr>();
+    // SAFETY: the kernel writes at most `size` bytes.
+    let result = unsafe { libc::syscall(libc::SYS_sched_getattr, tid, at, size, 0) };
+    Errno::result(result).map(|_| attr)
+}
+
 /// ioprio_get(2) of another thread: class and level.
 pub fn io_priority(tid: i32) -> Result<u64> {
     const WHO_PROCESS: i32 = 1;

@@ -4,11 +4,13 @@
 //! into descriptors and mappings of the restarting process and into [`plan`] orders for what can
 //! only be done when nothing of the stub is left.
 
+pub mod attributes;
 pub mod cpu;
 pub mod descriptor;
 pub mod frame;
 pub mod memory;
 pub mod plan;
+pub mod privileges;
 pub mod process;
 pub mod resolver;
 pub mod runtime;
@@ -18,6 +20,7 @@ pub mod threads;
 pub mod timers;
 pub mod unsaved;
 pub mod vdso;
+pub mod written;
 pub mod xstate;
 
 use crate::image::strings::Strings;

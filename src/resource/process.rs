@@ -1,7 +1,7 @@
 //! What belongs to the process as a whole: its address-space marks, limits, umask, directory.
 
 use super::plan::{Arena, Orders, Step};
-use super::{Gathered, Target, vdso, xstate};
+use super::{Gathered, Target, vdso, written, xstate};
 use crate::error::{Because, Result};
 use crate::proc;
 use crate::ptrace::call::Caller;
@@ -27,6 +27,7 @@ pub fn save(target: &Target<'_>, caller: &mut Caller<'_>, gathered: &mut Gathere
     let place = vdso::Place::find(target.vmas);
     let arguments = proc::cmdline(pid)?;
     let joined = arguments.iter().map(|a| a.as_bytes()).collect::<Vec<_>>().join(&0);
+    let own = written::save(pid, status.ppid);
     let (exe, cwd) = (proc::exe(pid)?, proc::cwd(pid)?);
     if cwd.deleted {
         gathered
@@ -56,12 +57,13 @@ pub fn save(target: &Target<'_>, caller: &mut Caller<'_>, gathered: &mut Gathere
             stat.env_start,
             stat.env_end,
         ],
-        personality: proc::personality(pid)?,
         vdso: place.vdso,
         vdso_len: place.vdso_len,
         vvar: place.vvar,
         vvar_len: place.vvar_len,
-        flags: flags(target, caller, status.no_new_privs)?,
+        flags: flags(target, caller)? | own.flags,
+        oom_score: own.oom_score,
+        coredump_filter: own.coredump_filter,
         membarrier: membarrier(caller)?,
         generation: target.region.control.generation + 1,
         group: stat.pgrp.cast_unsigned(),
@@ -94,9 +96,9 @@ fn permitted(target: &Target<'_>, caller: &mut Caller<'_>) -> Result<u64> {
     Ok(target.memory.get::<u64>(scratch)? & xstate::DYNAMIC)
 }
 
-fn flags(target: &Target<'_>, caller: &mut Caller<'_>, no_new_privs: bool) -> Result<u32> {
+fn flags(target: &Target<'_>, caller: &mut Caller<'_>) -> Result<u32> {
     let scratch = target.region.base + STACKS;
-    let mut flags = if no_new_privs { process_flag::NO_NEW_PRIVS } else { 0 };
+    let mut flags = 0;
     if caller.call(libc::SYS_prctl, &[libc::PR_GET_DUMPABLE as u64])? == 1 {
         flags |= process_flag::DUMPABLE;
     }
@@ -168,7 +170,6 @@ pub fn restore_mm(
 /// Orders for the attributes of the process.
 pub fn restore(process: &Process, orders: &mut Orders) {
     let step = Step::Process;
-    orders.try_call(step, libc::SYS_personality, &[process.personality]);
     for bit in (0..32).map(|bit| 1u64 << bit).filter(|b| u64::from(process.membarrier) & b != 0) {
         orders.try_call(step, libc::SYS_membarrier, &[bit, 0, 0]);
     }
@@ -179,7 +180,6 @@ pub fn restore(process: &Process, orders: &mut Orders) {
     };
     set(process_flag::SUBREAPER, &[libc::PR_SET_CHILD_SUBREAPER as u64, 1]);
     set(process_flag::THP_DISABLE, &[libc::PR_SET_THP_DISABLE as u64, 1]);
-    set(process_flag::NO_NEW_PRIVS, &[libc::PR_SET_NO_NEW_PRIVS as u64, 1]);
     if process.flags & process_flag::MDWE != 0 {
         let bits = if process.flags & process_flag::MDWE_NO_INHERIT != 0 { 3 } else { 1 };
         orders.try_call(step, libc::SYS_prctl, &[PR_SET_MDWE, bits]);

@@ -14,6 +14,9 @@ use std::sync::OnceLock;
 /// Bytes of the first version of struct sched_attr (sched_setattr(2)).
 const ATTR_SIZE: u32 = 48;
 const SCHED_RESET_ON_FORK: u32 = 0x4000_0000;
+const SCHED_DEADLINE: u32 = 6;
+/// SCHED_FLAG_RECLAIM and SCHED_FLAG_DL_OVERRUN.
+const DEADLINE_FLAGS: u32 = 6;
 const IOPRIO_WHO_PROCESS: u64 = 1;
 const IOPRIO_CLASS_SHIFT: u32 = 13;
 
@@ -25,6 +28,12 @@ pub fn save(pid: i32, record: &mut Thread) -> Result<()> {
     record.io_priority = explicit(raw::io_priority(tid).unwrap_or(0));
     record.priority = stat.rt_priority;
     record.nice = stat.nice;
+    if let Ok(attr) = raw::scheduling(tid)
+        && attr.policy == SCHED_DEADLINE
+    {
+        record.deadline = attr.deadline;
+        record.deadline_flags = attr.flags as u32 & DEADLINE_FLAGS;
+    }
     let Ok(set) = sched_getaffinity(Pid::from_raw(tid)) else { return Ok(()) };
     let cpus = record.affinity.len() * 64;
     let has = |set: &CpuSet, cpu| set.is_set(cpu).unwrap_or(false);
@@ -62,6 +71,29 @@ fn explicit(priority: u64) -> u64 {
     if priority >> IOPRIO_CLASS_SHIFT == 0 { 0 } else { priority }
 }
 
+/// A sentence about real-time scheduling that a restart by this process goes without (sched(7), "Privileges and
+/// resource limits").
+pub fn denied(threads: &[Thread]) -> Option<String> {
+    const CAP_SYS_NICE: u64 = 1 << 23;
+    let own = std::process::id().cast_signed();
+    let nice = proc::status(own, own).is_ok_and(|status| status.capabilities & CAP_SYS_NICE != 0);
+    let limit = proc::limits(own).map_or(0, |limits| limits[libc::RLIMIT_RTPRIO as usize].0);
+    let policy = |thread: &Thread| thread.policy & !SCHED_RESET_ON_FORK;
+    let denied = threads.iter().find(|thread| match policy(thread) {
+        SCHED_DEADLINE => !nice,
+        1 | 2 => !nice && u64::from(thread.priority) > limit,
+        _ => false,
+    })?;
+    let policy = match policy(denied) {
+        SCHED_DEADLINE => "SCHED_DEADLINE",
+        1 => "SCHED_FIFO",
+        _ => "SCHED_RR",
+    };
+    Some(format!(
+        "the program had real-time scheduling ({policy}), which it does not get here: that takes root or a higher limit (ulimit -r)"
+    ))
+}
+
 /// Orders for the running thread. What the restarter may not do (a lower nice value, a real-time
 /// policy) or this machine does not have (a CPU) stays as it is.
 pub fn restore(thread: &Thread, arena: &mut Arena, orders: &mut Orders) -> Result<()> {
@@ -73,10 +105,11 @@ pub fn restore(thread: &Thread, arena: &mut Arena, orders: &mut Orders) -> Resul
     attr.extend_from_slice(&ATTR_SIZE.to_le_bytes());
     attr.extend_from_slice(&(thread.policy & !SCHED_RESET_ON_FORK).to_le_bytes());
     let resets = thread.policy & SCHED_RESET_ON_FORK != 0;
-    attr.extend_from_slice(&u64::from(resets).to_le_bytes());
+    let flags = u64::from(resets) | u64::from(thread.deadline_flags);
+    attr.extend_from_slice(&flags.to_le_bytes());
     attr.extend_from_slice(&thread.nice.to_le_bytes());
     attr.extend_from_slice(&thread.priority.to_le_bytes());
-    attr.resize(ATTR_SIZE as usize, 0);
+    attr.extend(thread.deadline.iter().flat_map(|time| time.to_le_bytes()));
     let at = arena.bytes(&attr)?;
     orders.try_call(Step::Thread, libc::SYS_sched_setattr, &[0, at, 0]);
     if thread.affinity != [0; 16] {

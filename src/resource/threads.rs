@@ -2,7 +2,7 @@
 
 use super::plan::{Arena, Orders, Step};
 use super::runtime::{self, Id, glibc, holding};
-use super::{Gathered, Target, scheduling, unsaved, vdso};
+use super::{Gathered, Target, attributes, scheduling, unsaved, vdso};
 use crate::error::{Because, Error, Result};
 use crate::proc;
 use crate::ptrace::call::Caller;
@@ -67,7 +67,7 @@ pub fn save(
     name[..len].copy_from_slice(&comm.as_bytes()[..len]);
     let mut record = Thread {
         tid: tid.cast_unsigned(),
-        flags: if interrupted { thread_flag::INTERRUPTED } else { 0 },
+        flags: answers.flags | if interrupted { thread_flag::INTERRUPTED } else { 0 },
         mask: thread.mask,
         altstack: answers.altstack,
         robust_list,
@@ -106,6 +106,7 @@ pub fn save(
         unsaved::alone(pid, tid, gathered);
     }
     scheduling::save(pid, &mut record)?;
+    attributes::save(pid, &mut record)?;
     gathered.xstate.extend_from_slice(&xstate);
     gathered.threads.push(record);
     Ok(())
@@ -134,6 +135,8 @@ struct Answers {
     tid_address: u64,
     death_signal: u32,
     timer_slack: u64,
+    /// Bits of [`thread_flag`].
+    flags: u32,
 }
 
 fn ask(thread: &mut Stopped, memory: &Memory, scratch: u64, desk: &Desk) -> Result<Answers> {
@@ -148,7 +151,9 @@ fn ask(thread: &mut Stopped, memory: &Memory, scratch: u64, desk: &Desk) -> Resu
     // 0 for real-time threads, which have none.
     let slack = caller.call(libc::SYS_prctl, &[libc::PR_GET_TIMERSLACK as u64])?;
     let timer_slack = slack.max(0).cast_unsigned();
-    Ok(Answers { altstack, tid_address, death_signal: memory.get(scratch)?, timer_slack })
+    let death_signal = memory.get(scratch)?;
+    let flags = attributes::ask(&mut caller, memory, scratch)?;
+    Ok(Answers { altstack, tid_address, death_signal, timer_slack, flags })
 }
 
 /// The rseq registration; before Linux 5.13 only a search can find it.
@@ -246,6 +251,7 @@ pub fn restore(
         let signature = u64::from(thread.rseq_signature);
         orders.try_call(step, libc::SYS_rseq, &[thread.rseq, len, 0, signature]);
     }
+    attributes::restore(thread, orders);
     Ok(())
 }
 

@@ -24,7 +24,7 @@ use crate::fault::{Point, reach};
 use crate::image::read::Image;
 use crate::inject::monitor::Monitor;
 use crate::resource::descriptor::grown;
-use crate::resource::process;
+use crate::resource::{process, scheduling, written};
 use crate::settings::Settings;
 use std::convert::Infallible;
 use std::path::PathBuf;
@@ -60,6 +60,8 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
     // Before the monitor is made, which shares the program's clocks.
     saved.same_clocks = clock::enter_namespace(&saved)?;
     let monitor = phase1_check::monitor(&config)?;
+    warnings.extend(scheduling::denied(&saved.threads));
+    warnings.extend(written::restore(&saved.process));
     let opened = phase2_open::open(image, &saved, phase2_open::Way::Restart, &mut warnings)?;
     reach(Point::Reopened);
     let mut filled = phase3_fill::fill(image, &mut saved, &opened, options)?;

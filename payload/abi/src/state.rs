@@ -81,8 +81,10 @@ record! {
         cwd: Text,
         /// The fields of struct prctl_mm_map (prctl(2), PR_SET_MM_MAP) from start_code to env_end.
         mm: [u64; 11],
-        /// personality(2).
-        personality: u64,
+        /// /proc/PID/oom_score_adj, if [`process_flag::OOM_SCORE`] is set.
+        oom_score: i32,
+        /// /proc/PID/coredump_filter, if [`process_flag::COREDUMP_FILTER`] is set.
+        coredump_filter: u32,
         /// First byte of the vdso, or 0.
         vdso: u64,
         /// Length of the vdso.
@@ -110,8 +112,8 @@ record! {
 pub mod process_flag {
     /// prctl(PR_GET_DUMPABLE) was 1.
     pub const DUMPABLE: u32 = 1;
-    /// no_new_privs was set.
-    pub const NO_NEW_PRIVS: u32 = 2;
+    /// [`super::Process::oom_score`] is another than that of its parent, which it had from birth.
+    pub const OOM_SCORE: u32 = 2;
     /// PR_SET_CHILD_SUBREAPER was set.
     pub const SUBREAPER: u32 = 4;
     /// PR_SET_THP_DISABLE was set.
@@ -122,6 +124,8 @@ pub mod process_flag {
     pub const MDWE: u32 = 32;
     /// PR_SET_MDWE with PR_MDWE_NO_INHERIT.
     pub const MDWE_NO_INHERIT: u32 = 64;
+    /// [`super::Process::coredump_filter`] is known.
+    pub const COREDUMP_FILTER: u32 = 128;
 }
 
 record! {
@@ -168,16 +172,18 @@ record! {
         timer_slack: u64,
         /// ioprio_get(2); 0: none was set.
         io_priority: u64,
-        /// Room to grow.
-        reserved0: [u64; 3],
+        /// Run time, deadline and period of SCHED_DEADLINE in nanoseconds (sched_setattr(2)).
+        deadline: [u64; 3],
         /// sched_setaffinity(2): CPUs 0 to 1023; all zero: not restricted.
         affinity: [u64; 16],
         /// Where a Go runtime keeps the thread's id (runtime.m.procid), or 0.
         go_id: u64,
         /// Which of `regs` hold the thread's own id, on its way into a lock: bit N is word N.
         id_registers: u64,
-        /// Room to grow.
-        reserved: u64,
+        /// personality(2).
+        personality: u32,
+        /// sched_attr.sched_flags that belong to SCHED_DEADLINE.
+        deadline_flags: u32,
     }
 }
 
@@ -191,6 +197,24 @@ pub mod thread_flag {
     pub const PID_CACHED: u32 = 4;
     /// musl's struct pthread holds the thread's id.
     pub const MUSL: u32 = 8;
+    /// no_new_privs was set (prctl(2), PR_SET_NO_NEW_PRIVS).
+    pub const NO_NEW_PRIVS: u32 = 16;
+    /// PR_SET_TSC: RDTSC raises SIGSEGV.
+    pub const NO_TSC: u32 = 32;
+    /// ARCH_SET_CPUID: CPUID raises SIGSEGV.
+    pub const NO_CPUID: u32 = 64;
+    /// PR_MCE_KILL_EARLY.
+    pub const MCE_EARLY: u32 = 128;
+    /// PR_MCE_KILL_LATE.
+    pub const MCE_LATE: u32 = 256;
+    /// PR_SPEC_STORE_BYPASS is disabled.
+    pub const STORE_BYPASS: u32 = 512;
+    /// PR_SPEC_STORE_BYPASS is disabled for ever (PR_SPEC_FORCE_DISABLE).
+    pub const STORE_BYPASS_FORCED: u32 = 1024;
+    /// PR_SPEC_INDIRECT_BRANCH is disabled.
+    pub const INDIRECT_BRANCH: u32 = 2048;
+    /// PR_SPEC_INDIRECT_BRANCH is disabled for ever.
+    pub const INDIRECT_BRANCH_FORCED: u32 = 4096;
 }
 
 record! {

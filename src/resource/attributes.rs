@@ -1,0 +1,76 @@
+//! What prctl(2) and personality(2) have set for a thread alone; its children inherit it.
+
+use super::plan::{Orders, Step};
+use crate::error::Result;
+use crate::proc;
+use crate::proc::status::Mitigation;
+use crate::ptrace::call::Caller;
+use crate::ptrace::memory::Memory;
+use ckpt_abi::image::{Thread, thread_flag};
+use nix::libc;
+
+const ARCH_GET_CPUID: u64 = 0x1011;
+const ARCH_SET_CPUID: u64 = 0x1012;
+const PR_SET_SPECULATION_CTRL: u64 = 53;
+const STORE_BYPASS: u64 = 0;
+const INDIRECT_BRANCH: u64 = 1;
+
+/// What only the thread itself can say, as bits of [`thread_flag`].
+pub fn ask(caller: &mut Caller<'_>, memory: &Memory, scratch: u64) -> Result<u32> {
+    memory.put(scratch, &libc::PR_TSC_ENABLE)?;
+    caller.call(libc::SYS_prctl, &[libc::PR_GET_TSC as u64, scratch])?;
+    let mut flags = 0;
+    if memory.get::<i32>(scratch)? == libc::PR_TSC_SIGSEGV {
+        flags |= thread_flag::NO_TSC;
+    }
+    flags |= match caller.call(libc::SYS_prctl, &[libc::PR_MCE_KILL_GET as u64, 0, 0, 0, 0])? {
+        policy if policy == i64::from(libc::PR_MCE_KILL_EARLY) => thread_flag::MCE_EARLY,
+        policy if policy == i64::from(libc::PR_MCE_KILL_LATE) => thread_flag::MCE_LATE,
+        _ => 0,
+    };
+    if caller.call(libc::SYS_arch_prctl, &[ARCH_GET_CPUID, 0])? == 0 {
+        flags |= thread_flag::NO_CPUID;
+    }
+    Ok(flags)
+}
+
+/// Adds what can be seen from outside.
+pub fn save(pid: i32, record: &mut Thread) -> Result<()> {
+    let tid = record.tid.cast_signed();
+    let status = proc::status(pid, tid)?;
+    record.personality = proc::personality(pid, tid)? as u32;
+    let mut set = |holds, flag| record.flags |= if holds { flag } else { 0 };
+    set(status.no_new_privs, thread_flag::NO_NEW_PRIVS);
+    set(status.store_bypass == Mitigation::Asked, thread_flag::STORE_BYPASS);
+    set(status.store_bypass == Mitigation::Forced, thread_flag::STORE_BYPASS_FORCED);
+    set(status.indirect_branch == Mitigation::Asked, thread_flag::INDIRECT_BRANCH);
+    set(status.indirect_branch == Mitigation::Forced, thread_flag::INDIRECT_BRANCH_FORCED);
+    Ok(())
+}
+
+/// Orders for the running thread. The main thread's come after those that make the others, which would inherit them.
+pub fn restore(thread: &Thread, orders: &mut Orders) {
+    const SET: u64 = libc::PR_MCE_KILL_SET as u64;
+    const DISABLE: u64 = 4;
+    const FORCE_DISABLE: u64 = 8;
+    let step = Step::Thread;
+    orders.try_call(step, libc::SYS_personality, &[thread.personality.into()]);
+    let mut set = |flag: u32, call: i64, args: &[u64]| {
+        if thread.flags & flag != 0 {
+            orders.try_call(step, call, args);
+        }
+    };
+    let prctl = libc::SYS_prctl;
+    let killed = |policy: i32| [libc::PR_MCE_KILL as u64, SET, policy as u64, 0, 0];
+    set(thread_flag::MCE_EARLY, prctl, &killed(libc::PR_MCE_KILL_EARLY));
+    set(thread_flag::MCE_LATE, prctl, &killed(libc::PR_MCE_KILL_LATE));
+    let mitigated = |which, how| [PR_SET_SPECULATION_CTRL, which, how, 0, 0];
+    set(thread_flag::STORE_BYPASS, prctl, &mitigated(STORE_BYPASS, DISABLE));
+    set(thread_flag::STORE_BYPASS_FORCED, prctl, &mitigated(STORE_BYPASS, FORCE_DISABLE));
+    set(thread_flag::INDIRECT_BRANCH, prctl, &mitigated(INDIRECT_BRANCH, DISABLE));
+    set(thread_flag::INDIRECT_BRANCH_FORCED, prctl, &mitigated(INDIRECT_BRANCH, FORCE_DISABLE));
+    let trapped = libc::PR_TSC_SIGSEGV as u64;
+    set(thread_flag::NO_TSC, prctl, &[libc::PR_SET_TSC as u64, trapped]);
+    set(thread_flag::NO_CPUID, libc::SYS_arch_prctl, &[ARCH_SET_CPUID, 0]);
+    set(thread_flag::NO_NEW_PRIVS, prctl, &[libc::PR_SET_NO_NEW_PRIVS as u64, 1, 0, 0, 0]);
+}

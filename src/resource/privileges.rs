@@ -1,0 +1,105 @@
+//! What the kernel grants a process beside its files and memory. After a restart it is the restarter's; it is named
+//! where a program started like this one would have something else.
+
+use super::{Gathered, Target};
+use crate::error::Result;
+use crate::proc::{self, status::Status};
+use crate::ptrace::call::Caller;
+use crate::ptrace::raw;
+use nix::libc;
+
+/// Names what is the program's own; `caller` is its main thread.
+pub fn name(target: &Target<'_>, caller: &mut Caller<'_>, gathered: &mut Gathered) -> Result<()> {
+    let pid = target.frozen.pid;
+    let own = proc::status(pid, pid)?;
+    // Without a parent that we see there is nothing to compare with.
+    let parent = proc::status(own.ppid, own.ppid).ok();
+    let mut say = |what: String| gathered.losses.push(what);
+    if own.uid != [own.uid[0]; 4] || own.gid != [own.gid[0]; 4] {
+        say(format!(
+            "its user and group ids, which are not all the same (user {} as {}, group {} as {}): a restart has the restarter's",
+            own.uid[0], own.uid[1], own.gid[0], own.gid[1]
+        ));
+    }
+    if !is_ordinary(&own) || parent.is_some_and(|parent| is_limited(&own, &parent)) {
+        say(format!(
+            "its capabilities, which were changed for it (CapEff {:x}): a restart has the restarter's",
+            own.capabilities
+        ));
+    }
+    let securebits = caller.call(libc::SYS_prctl, &[libc::PR_GET_SECUREBITS as u64])?;
+    if securebits > 0 {
+        say(format!("its securebits ({securebits:#x}): a restart has the restarter's"));
+    }
+    if has_keys(caller)? {
+        say("the keys in its process or thread keyring (keyrings(7)): a restart has none".into());
+    }
+    for thread in target.frozen.threads.iter().map(|t| t.tid).chain([pid]) {
+        if is_clamped(thread, own.ppid) {
+            say(format!(
+                "how much of a CPU thread {thread} is taken to use (sched_setattr(2), SCHED_FLAG_UTIL_CLAMP)"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Whether it has what execve(2) gives to a program without capabilities in its file (capabilities(7)).
+fn is_ordinary(own: &Status) -> bool {
+    let (real, effective) = (own.uid[0], own.uid[1]);
+    let permitted =
+        if real == 0 || effective == 0 { own.inheritable | own.bounding } else { own.ambient };
+    let active = if effective == 0 { permitted } else { own.ambient };
+    (own.permitted, own.capabilities) == (permitted, active)
+}
+
+fn is_limited(own: &Status, parent: &Status) -> bool {
+    own.bounding != parent.bounding || (own.ambient != parent.ambient && own.ambient != 0)
+}
+
+/// Whether it has keyrings that execve(2) takes away. A session keyring, which it does not, is not looked for: the
+/// question gives one to a process that has none (security/keys/process_keys.c, lookup_user_key).
+fn has_keys(caller: &mut Caller<'_>) -> Result<bool> {
+    const KEYCTL_GET_KEYRING_ID: u64 = 0;
+    const THREAD: i64 = -1;
+    const PROCESS: i64 = -2;
+    let mut has = |which: i64| {
+        let args = [KEYCTL_GET_KEYRING_ID, which.cast_unsigned(), 0];
+        caller.call(libc::SYS_keyctl, &args).map(|id| id > 0)
+    };
+    Ok(has(PROCESS)? || has(THREAD)?)
+}
+
+/// Whether a thread has clamps that are neither the default nor those of the process that made its own.
+fn is_clamped(tid: i32, parent: i32) -> bool {
+    const DEFAULTS: [[u32; 2]; 3] = [[0, 0], [0, 1024], [1024, 1024]];
+    let clamps = |tid| raw::scheduling(tid).map(|attr| attr.clamps).ok();
+    let own = clamps(tid);
+    own.is_some_and(|own| !DEFAULTS.contains(&own)) && own != clamps(parent)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ordinary_capabilities() {
+        let own = std::process::id().cast_signed();
+        let user = Status {
+            uid: [1000; 4],
+            permitted: 0,
+            inheritable: 8,
+            capabilities: 0,
+            ambient: 0,
+            bounding: 7,
+            ..proc::status(own, own).unwrap()
+        };
+        let root = Status { uid: [0; 4], permitted: 15, capabilities: 15, ..user.clone() };
+        assert!(is_ordinary(&user) && is_ordinary(&root));
+        assert!(!is_ordinary(&Status { permitted: 1, ..user.clone() }));
+        assert!(!is_ordinary(&Status { permitted: 7, ..root.clone() }));
+        assert!(!is_ordinary(&Status { capabilities: 0, ..root.clone() }));
+        assert!(!is_limited(&user, &root));
+        assert!(is_limited(&Status { bounding: 3, ..user }, &root));
+    }
+}
