@@ -74,7 +74,7 @@ fn losses(bench: &Bench, program: &str, script: &str) -> String {
     run.expect("ready");
     let said = bench.must(&["save", "--stop", &run.pid_text(), "-n", &bench.name("x.ckpt")]);
     run.ends_well();
-    said.stderr
+    said.complaints()
 }
 
 #[test]
@@ -194,7 +194,7 @@ fn a_pipe_of_the_shell_is_nobodys_loss() {
     let pid = run.line();
     run.expect("ready");
     let said = bench.must(&["save", "--stop", &pid, "-n", &bench.name("x.ckpt")]);
-    assert_eq!(said.stderr, "");
+    assert_eq!(said.complaints(), "");
     let helper: i32 = helper.trim_start_matches("shell ").parse().expect("a pid");
     let helper = nix::unistd::Pid::from_raw(helper);
     nix::sys::signal::kill(helper, nix::sys::signal::Signal::SIGTERM).expect("the other end");

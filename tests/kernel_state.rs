@@ -149,3 +149,19 @@ mod granted {
         }
     }
 }
+
+/// A pipe that is empty, but has a writer still, is the only loss of a program that has nothing else.
+#[test]
+fn a_writer_of_standard_input_is_named() {
+    for who in [Who::Nobody, Who::Me] {
+        let bench = Bench::new(who);
+        let mut run = bench.run("/bin/sh", &["-c", "echo ready; read line; exec cat"]);
+        run.expect("ready");
+        let args = ["save", &run.pid_text(), "-n", &bench.name("x.ckpt")];
+        let said = bench.must(&args).stderr;
+        let writer = "not saved: what is written to the pipe of standard input from now on (a restart does not find it)";
+        assert!(said.contains(writer) && said.matches("not saved").count() == 1, "{said}");
+        run.say("a line");
+        assert_eq!(run.finish().code(), Some(0));
+    }
+}

@@ -294,9 +294,9 @@ fn what_is_not_saved_is_named_and_closed_afterwards() {
     run.expect("ready");
     let pid = run.pid_text();
     let said = bench.must(&["save", "--stop", &pid, "-n", &bench.name("x.ckpt")]);
-    let lines: Vec<_> = said.stderr.lines().collect();
-    assert_eq!(lines.len(), 1, "one line: {said:?}");
-    assert!(lines[0].contains("3 (socket"), "{said:?}");
+    let complaints = said.complaints();
+    assert_eq!(complaints.lines().count(), 1, "one line: {said:?}");
+    assert!(complaints.contains("3 (socket"), "{said:?}");
     run.ends_well();
     let mut run = bench.run(bench.path("x.ckpt"), &[]);
     run.say("word");

@@ -100,7 +100,7 @@ mod tests {
         let uid = u64::from(nix::unistd::getuid().as_raw());
         assert_eq!(auxv_value(&auxv, libc::AT_UID), Some(uid));
         let own = nix::sys::personality::get().unwrap().bits();
-        assert_eq!(personality(me()).unwrap(), u64::from(own.cast_unsigned()));
+        assert_eq!(personality(me(), me()).unwrap(), u64::from(own.cast_unsigned()));
     }
 
     #[test]

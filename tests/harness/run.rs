@@ -40,6 +40,12 @@ impl Ended {
         self.status.code()
     }
 
+    /// The lines of its standard error but the one about the pipe of standard input, whose writer is the test.
+    pub fn complaints(&self) -> String {
+        let ours = "what is written to the pipe of standard input";
+        self.stderr.split_inclusive('\n').filter(|line| !line.contains(ours)).collect()
+    }
+
     /// The signal that ended it.
     pub fn signal(&self) -> Option<i32> {
         self.status.signal()

@@ -45,25 +45,36 @@ fn recognise(fd: &Fd, look: &Look<'_>) -> bool {
     number(fd, look).is_some()
 }
 
+/// Whether this is the first descriptor of the pipe of standard input, which may be under another number than 0.
+fn is_input(fd: &Fd, look: &Look<'_>) -> bool {
+    let reads = |f: &&Fd| {
+        file_type(f.mode) == libc::S_IFIFO
+            && access(f.flags) != libc::O_WRONLY
+            && (f.device, f.inode) == (fd.device, fd.inode)
+    };
+    number(fd, look) == Some(0)
+        && look.all.iter().find(reads).is_some_and(|first| first.number == fd.number)
+}
+
 fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
     saving.record.value = u64::from(number(fd, look).unwrap_or(0));
-    if fd.number != 0 || file_type(fd.mode) != libc::S_IFIFO || access(fd.flags) == libc::O_WRONLY {
+    if !is_input(fd, look) {
         return Ok(());
     }
     let why = || "cannot look into the pipe of standard input";
-    let ours = raw::take_descriptor(look.pid, 0).because(why)?;
+    let ours = raw::take_descriptor(look.pid, fd.number.cast_signed()).because(why)?;
     let bytes = pipe::peek(&ours)?.concat();
-    if bytes.is_empty() {
-        return Ok(());
-    }
     if !pipe::is_last(fd, look.pid) {
-        saving.say(format!(
-            "what is written to the pipe of standard input from now on ({} bytes that are in it already are saved)",
-            bytes.len()
-        ));
+        let there = match bytes.len() {
+            0 => "a restart does not find it".into(),
+            n => format!("{n} bytes that are in it already are saved"),
+        };
+        saving.say(format!("what is written to the pipe of standard input from now on ({there})"));
     }
-    (saving.record.extra, saving.record.content) = (UNREAD, 0);
-    saving.content = Some(Content { index: 0, bytes });
+    if !bytes.is_empty() {
+        (saving.record.extra, saving.record.content) = (UNREAD, fd.number);
+        saving.content = Some(Content { index: fd.number, bytes });
+    }
     Ok(())
 }
 
