@@ -105,6 +105,7 @@ static void takes_signals(void) {
   pthread_sigmask(SIG_BLOCK, &alarm, 0);
   struct itimerval soon = {{0, 0}, {0, 10000}};
   CHECK(!setitimer(ITIMER_REAL, &soon, 0), "%m");
+  // It is blocked in all threads, else another could take it just before this one waits.
   while (signals == before + 1) sigsuspend(&none);
 }
 
@@ -198,6 +199,10 @@ int main(void) {
   struct sigaction action = {.sa_handler = on_signal};
   sigaction(SIGUSR1, &action, 0);
   sigaction(SIGALRM, &action, 0);
+  sigset_t alarm;
+  sigemptyset(&alarm);
+  sigaddset(&alarm, SIGALRM);
+  pthread_sigmask(SIG_BLOCK, &alarm, 0);
   load();
   for (uintptr_t i = 1; i <= OLD_THREADS; i++) {
     pthread_t thread;
