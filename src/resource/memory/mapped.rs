@@ -119,13 +119,14 @@ impl Files {
             return places.iter().find_map(|place| self.look(place, told, vma));
         }
         // The name by which it was opened is gone, but it may have another: sem_open(3) makes a semaphore
-        // under a temporary name.
+        // under a temporary name. Only the device tells that from any file with the same number: shared anonymous
+        // memory has a name in / or /dev, and inodes on a file system of the kernel's own.
         if !vma.shared {
             return None;
         }
         let entries = std::fs::read_dir(told.parent()?).ok()?.take(LOOKED_AT).flatten();
         let mut same = entries.filter(|entry| entry.ino() == vma.inode).map(|entry| entry.path());
-        same.find_map(|path| self.look(&path, &path, vma))
+        same.find_map(|path| self.look(&path, &path, vma).filter(|found| found.id.0 == vma.device))
     }
 
     fn look(&self, place: &Path, path: &Path, vma: &Vma) -> Option<Mapped> {
