@@ -186,7 +186,7 @@ fn what_was_in_the_pipe_of_standard_input_is_read_first() {
 fn a_pipe_of_the_shell_is_nobodys_loss() {
     let bench = Bench::new(Who::Nobody);
     let program = bench.subject("counter", Build::Pie);
-    let shell = "exec 7< <(sleep 60); echo shell $!; \"$0\" counted <&8 & echo $!; wait; kill $(jobs -p) 2>&-";
+    let shell = "exec 7< <(sleep 60); echo shell $!; (echo $BASHPID; exec \"$0\" counted <&8) & wait; kill $(jobs -p) 2>&-";
     let mut command = bench.command("bash");
     command.args(["-c", &format!("exec 8<&0; {shell}")]).arg(&program);
     let mut run = Run::start(command);
