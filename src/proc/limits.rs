@@ -34,6 +34,29 @@ const NAMES: [&str; 16] = [
     "Max realtime timeout",
 ];
 
+/// All resources, at the index of their numbers.
+const RESOURCES: [Resource; 16] = {
+    use Resource::*;
+    [
+        RLIMIT_CPU,
+        RLIMIT_FSIZE,
+        RLIMIT_DATA,
+        RLIMIT_STACK,
+        RLIMIT_CORE,
+        RLIMIT_RSS,
+        RLIMIT_NPROC,
+        RLIMIT_NOFILE,
+        RLIMIT_MEMLOCK,
+        RLIMIT_AS,
+        RLIMIT_LOCKS,
+        RLIMIT_SIGPENDING,
+        RLIMIT_MSGQUEUE,
+        RLIMIT_NICE,
+        RLIMIT_RTPRIO,
+        RLIMIT_RTTIME,
+    ]
+};
+
 impl Process {
     /// All limits of process `pid`, at the index of their RLIMIT_ numbers.
     ///
@@ -55,25 +78,6 @@ pub fn name(number: usize) -> &'static str {
 /// # Errors
 /// Those of setrlimit(2).
 pub fn set(number: usize, (soft, hard): Limit) -> nix::Result<()> {
-    use Resource::*;
-    const RESOURCES: [Resource; 16] = [
-        RLIMIT_CPU,
-        RLIMIT_FSIZE,
-        RLIMIT_DATA,
-        RLIMIT_STACK,
-        RLIMIT_CORE,
-        RLIMIT_RSS,
-        RLIMIT_NPROC,
-        RLIMIT_NOFILE,
-        RLIMIT_MEMLOCK,
-        RLIMIT_AS,
-        RLIMIT_LOCKS,
-        RLIMIT_SIGPENDING,
-        RLIMIT_MSGQUEUE,
-        RLIMIT_NICE,
-        RLIMIT_RTPRIO,
-        RLIMIT_RTTIME,
-    ];
     setrlimit(*RESOURCES.get(number).ok_or(Errno::EINVAL)?, soft, hard)
 }
 
@@ -148,25 +152,8 @@ Max realtime timeout      unlimited            unlimited            us
     #[test]
     fn own_limits_are_those_of_getrlimit() {
         let limits = limits(me()).unwrap();
-        use Resource::*;
-        for resource in [
-            RLIMIT_CPU,
-            RLIMIT_FSIZE,
-            RLIMIT_DATA,
-            RLIMIT_STACK,
-            RLIMIT_CORE,
-            RLIMIT_RSS,
-            RLIMIT_NPROC,
-            RLIMIT_NOFILE,
-            RLIMIT_MEMLOCK,
-            RLIMIT_AS,
-            RLIMIT_LOCKS,
-            RLIMIT_SIGPENDING,
-            RLIMIT_MSGQUEUE,
-            RLIMIT_NICE,
-            RLIMIT_RTPRIO,
-            RLIMIT_RTTIME,
-        ] {
+        for (number, resource) in RESOURCES.into_iter().enumerate() {
+            assert_eq!(number, resource as usize);
             assert_eq!(limits[resource as usize], getrlimit(resource).unwrap(), "{resource:?}");
         }
     }
