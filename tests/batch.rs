@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The contracts of batch systems, by small stand-ins: the same command line is started again and
 //! again, ended as such a system ends it, and comes to the right result. The recipes are those of
 //! README.md, but for names and periods. The real Slurm is in slurm.rs.
@@ -9,6 +10,7 @@ use std::path::Path;
 
 use nix::sys::signal::Signal::{SIGALRM, SIGKILL, SIGTERM, SIGTSTP};
 
+use harness::periods::inode;
 use harness::{Bench, Build, Run, Who, until};
 
 const RESULT: &str = "result";
@@ -27,11 +29,6 @@ fn works(run: &mut Run, dir: &Path, part: usize, of: usize, expected: &[u8]) {
         let len = fs::metadata(dir.join(RESULT)).map_or(0, |m| m.len()) as usize;
         (len > expected.len() * part / of).then_some(())
     });
-}
-
-fn inode(path: &Path) -> Option<u64> {
-    use std::os::unix::fs::MetadataExt;
-    fs::metadata(path).ok().map(|m| m.ino() ^ m.mtime_nsec().cast_unsigned() << 20)
 }
 
 /// Runs the recipe in the bench's directory.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! A temporary directory with `ckpt` in it, and somebody who works there.
 //!
 //! # Safety

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! What the tests with real processes share: a directory of their own, the subjects, and programs
 //! that are watched over their standard streams.
 //!
@@ -7,6 +8,7 @@
 #![allow(dead_code, unused_imports, unused_macros, reason = "each test file uses its part")]
 
 mod bench;
+pub mod periods;
 mod programs;
 mod run;
 mod subjects;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The real programs that programs.rs and periodic_programs.rs put through checkpoints.
 //!
 //! Each writes its result to a file as it goes.

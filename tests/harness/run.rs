@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! One process with its standard streams.
 
 use std::io::{BufRead, BufReader, Read, Write};

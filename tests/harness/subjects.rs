@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The C subjects and the binary under test.
 //!
 //! Subjects are compiled when a test first asks for them, at most once for all test processes. Where

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The ways in which a program comes under ckpt and is saved, and the round that every subject makes.
 
 use std::path::Path;
