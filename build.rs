@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Compiles `payload/` into libckpt.so, which the binary embeds.
 //!
 //! rustc makes a static library of position-independent code and the linker a shared object with

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! What a client says to a checkpoint server, as bytes in memory, and what must hold afterwards.
 
 use std::ffi::OsStr;

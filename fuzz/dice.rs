@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Chance that is the same in each run (splitmix64), for tests that make up input.
 
 /// The generator; its first number follows from the seed.

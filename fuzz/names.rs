@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! libFuzzer's way to readers.rs.
 #![no_main]
 

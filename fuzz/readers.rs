@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! What reads bytes that somebody else may have made: images, files of /proc, names.
 #![allow(dead_code)]
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! libFuzzer's way to the checkpoint server's parser.
 #![no_main]
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The one error type: a sentence for the user and the exit status that goes with it.
 
 use nix::errno::Errno;

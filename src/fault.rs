@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Fault points: the named steps at which a test ends a process of ours.
 //!
 //! `CKPT_FAULT=NAME` (or `NAME:N` for the N-th time) in the environment kills the dumper, the monitor, the stub or

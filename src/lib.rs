@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 #![doc = include_str!("README.md")]
 
 pub(crate) mod cli;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The ckpt command, and the stub of every checkpoint file.
 //!
 //! Rust's own start of main would ignore SIGPIPE and install handlers for SIGSEGV and SIGBUS, and a

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! With whose rights the files of a checkpoint are touched.
 //!
 //! Names of checkpoints, keys and fallback files stand in the memory of the program, which may write

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The C API: programs that are linked with libckpt.so, preloaded with it, or run by `ckpt`.
 
 mod desk;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The C API in programs that live longer: generations, threads, children, periods, and one payload
 //! whichever ways lead to it.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The C API and a checkpoint server: ckpt_ckpt(3) sends there, ckpt_restart(3) fetches from there.
 
 mod desk;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Threads that work for a dumper: whatever becomes of it, they come home as they were, and what a stop has cut short goes
 //! on.
 

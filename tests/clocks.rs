@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Timers, sleeps and time-outs: a checkpoint changes nothing in them, and a restart gives them the
 //! time that they had left.
 

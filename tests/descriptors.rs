@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Descriptors of every kind: what a restart finds under each number, and what a checkpoint says of those
 //! that it cannot open again.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! What goes wrong: a failed checkpoint says why, leaves no file and does the program no harm; a
 //! broken image is refused with a sentence.
 

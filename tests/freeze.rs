@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Stopping a program and letting it go: it does not notice, whatever it does meanwhile, and its end waits for nobody.
 
 mod harness;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Conversations with the checkpoint server that a generator made up: well-formed frames with
 //! mistakes in them. `CKPT_FUZZ_SECONDS=600 cargo test --release --test fuzz` goes on for longer.
 

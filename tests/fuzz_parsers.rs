@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The seeds of `fuzz/corpus` with mistakes in them, read by what reads images, /proc and names.
 //! `CKPT_FUZZ_SECONDS=600 cargo test --release --test fuzz_parsers` goes on for longer.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! What the kernel keeps for a program and its threads, and says no to: each refusal behind the point of
 //! no return has a sentence, and what cannot be saved is named.
 

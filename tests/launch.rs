@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! `ckpt PROGRAM`: the program runs as if it had been executed directly, and is equipped.
 
 mod harness;

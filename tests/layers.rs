@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The layers of the project: imports point down only.
 
 mod sources;

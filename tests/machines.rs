@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! What makes checkpoints restart on other machines, as far as one machine can show it; `scripts/machines`
 //! shows the rest with other kernels and CPUs.
 

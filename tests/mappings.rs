@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Mappings of files and of shared memory: what is seen through them after a restart is what was there at the
 //! checkpoint, and what could be done with them can be done.
 

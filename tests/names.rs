@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! What a checkpoint's name may lead to: whose rights count, and what is replaced.
 
 mod harness;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The checkpoint server between two hosts (network namespaces of scripts/two-hosts): another
 //! machine, a network that is cut, that loses packets, that resets connections. Needs root; without
 //! it only says so.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The programs of programs.rs to their end under periodic checkpoints, with the same result.
 
 mod harness;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Real programs: five restarts, and the result is byte for byte what an uninterrupted run writes.
 //!
 //! Each program writes its result to a file as it goes, and is saved whenever the next sixth of the

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Executing the checkpoint file: from anywhere, any number of times, whatever has happened since.
 
 mod harness;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! `--resume` with servers, with fallback files, and with files that cannot be read.
 
 mod harness;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The programs that people really run: three restarts at random moments, and what they say is what an
 //! uninterrupted run says.
 //!

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! `ckpt save` and `ckpt -p`: programs that run already, whatever they are doing.
 
 mod harness;

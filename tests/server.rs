@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The checkpoint server: programs saved to it and resumed from it, its commands, its limits, and
 //! what is left when something fails.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Clients that mean no good: the checkpoint server refuses them, stays up, and stays small.
 
 mod harness;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Periodic checkpoints on a server that comes and goes, and which of them stay.
 
 mod harness;

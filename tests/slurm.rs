@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! A real Slurm on loopback: a job of real work is signalled, saved, requeued, resumed and finished
 //! with the right result, twice. `scripts/slurm` brings it up; where it cannot be installed, the
 //! test says so and shows nothing.

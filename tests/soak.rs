@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Hundreds of checkpoints of one program, and nothing grows in it.
 
 mod harness;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! What the restored program finds: each subject looks at its own state, in every way of saving, as
 //! the tests' user and without privileges.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! A real terminal: ^Z saves, and the restarted program has the restarter's terminal.
 
 mod harness;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Programs with threads: whatever they do and however many they are, they are saved, go on as if
 //! nothing had been, and are all there after a restart.
 

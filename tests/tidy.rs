@@ -1,8 +1,11 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Rules for the sources that no compiler checks.
 
 mod sources;
 
-use sources::{Source, sources, words};
+use std::path::{Path, PathBuf};
+
+use sources::{Source, extension, files, sources, words};
 
 /// Where Rust sources lie.
 const TREES: [&str; 4] = ["src", "payload", "tests", "build.rs"];
@@ -134,4 +137,34 @@ fn names_say_something() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_file_names_its_licence() {
+    const PLACES: [&str; 10] = [
+        "src",
+        "payload",
+        "tests",
+        "scripts",
+        "fuzz",
+        "build.rs",
+        "Cargo.toml",
+        ".cargo",
+        ".ci",
+        "rustfmt.toml",
+    ];
+    // Prose, and files that a program writes: what they hold begins with the first byte.
+    let without = |path: &PathBuf| {
+        matches!(extension(path), Some("md" | "ckpt" | "lock" | "pyc" | "gitignore"))
+            || path.iter().any(|part| part == "corpus" || part == "artifacts" || part == "target")
+    };
+    let top = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let line = concat!("SPDX-License-Identifier: ", env!("CARGO_PKG_LICENSE"));
+    let named = |path: &PathBuf| {
+        let text = std::fs::read(top.join(path)).expect("a file");
+        text.split(|byte| *byte == b'\n').take(2).any(|l| String::from_utf8_lossy(l).contains(line))
+    };
+    let all = PLACES.into_iter().flat_map(files).filter(|path| !without(path));
+    let wrong: Vec<_> = all.filter(|path| !named(path)).collect();
+    assert!(wrong.is_empty(), "without a line \"{line}\": {wrong:#?}");
 }

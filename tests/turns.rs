@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Whose turn it is: what a checkpoint leaves in a program, and what comes between its orders, its signals and its
 //! children.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! What a new user meets: words that are nearly right, and what ckpt says of them.
 
 mod harness;

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: LGPL-2.1-only */
 /* ckpt.h - checkpoints of this program, by itself. Link with -lckpt.
  *
  * Except where it is said otherwise, functions return 0, or -1 with errno set and nothing done; the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-only
 """Checkpoints of this Python program, by itself: see ckpt.h and ckpt_ckpt(3).
 
 The module finds libckpt.so where `ckpt sdk` has put it beside the module, or preloaded. Functions

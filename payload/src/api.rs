@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The functions of ckpt.h. They run where the dynamic loader has put this object, and work on the
 //! payload in the region.
 //!

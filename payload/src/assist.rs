@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! What the C API leaves to a process of ours: reading configurations and looking at checkpoints.
 //!
 //! The assistant is started as a dumper is, works through the memory of this process, and answers

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Functions of the program that are called around checkpoints.
 //!
 //! # Safety

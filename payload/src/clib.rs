@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The little of the program's C library that the C API needs where there is one: errno, memory that
 //! the program may free, and the environment.
 //!

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The control page of the region this payload lies in.
 //!
 //! # Safety

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Memory that checkpoints leave out.
 //!
 //! The ranges lie in the region, where the dumper reads them. A spinning word guards them: what is

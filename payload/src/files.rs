@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The table of descriptors that the C API shows (ckpt_fds), and what its changes mean after a
 //! restart.
 //!

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Programs that a linked program spawns are equipped as well: the library names itself in
 //! LD_PRELOAD, of which those that were preloaded have inherited it.
 //!

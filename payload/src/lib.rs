@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The code of ckpt that runs inside somebody else's process.
 //!
 //! It decides nothing. The host prepares lists of orders ([`ckpt_abi::op`]) and the memory they

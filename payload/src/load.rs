@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The payload as libckpt.so, loaded by the dynamic loader.
 //!
 //! What the loader maps only carries the C API. The payload at work is always the one in the

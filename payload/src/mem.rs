@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The memory functions that the compiler calls.
 //!
 //! They are hidden by the version script of the link and never reach the `ckpt` binary, which has

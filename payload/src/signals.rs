@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The disposition of the checkpoint signal, changed from inside.
 //!
 //! # Safety

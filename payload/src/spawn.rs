@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Starts a dumper that the program can never meet in wait(2).
 //!
 //! Two clones: the keeper never executes anything, so its exit signal stays 0 and only a wait with `__WCLONE` or

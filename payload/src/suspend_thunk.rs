@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! How a thread waits that a dump has found in sigsuspend(2) or another call with a signal mask of its own.
 //!
 //! The kernel keeps the thread's mask aside for such a call, and nobody can put it back there: a ptrace(2) call that sets

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The system calls of the payload: the only file that issues any.
 //!
 //! # Safety

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! How a thread is lent to the host for a system call.
 //!
 //! The host writes all that the thread was (registers, extended state, mask) into a slot of the region, as a signal

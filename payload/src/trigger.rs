@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The handler of the checkpoint signal.
 //!
 //! It starts a dumper and waits until that has taken what it came for. The dumper ends the

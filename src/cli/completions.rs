@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Completion scripts for shells, made from the table.
 
 use std::ffi::OsStr;

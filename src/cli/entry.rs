@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! What the table of forms and options is made of.
 
 use std::ffi::OsStr;

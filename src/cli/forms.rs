@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The ways to call ckpt, but for those of the checkpoint server.
 
 use super::entry::{Entry, Form, Kind, Operand};

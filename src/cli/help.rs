@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Help texts, made from the table.
 
 use std::fmt::Write;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Looking things up in the table.
 
 use std::ffi::OsStr;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The manual page ckpt(1) as roff, made from the table.
 
 use std::fmt::Write;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The command line: one static table (`table.rs`) drives parsing, help, the man page and the
 //! shell completions, so that none of them can know an option that another does not.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! What somebody may have meant by a word that is not known.
 
 use std::ffi::OsStr;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The part of the table that is about checkpoint servers.
 
 use super::entry::{Entry, Form, Kind, Operand, Opt, Set};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The options that are no settings, but for those of the checkpoint server.
 
 use super::entry::{Form, Kind, Opt, Page, Set, Variable};

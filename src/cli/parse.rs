@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! From words to commands, as the table says.
 
 use std::ffi::{OsStr, OsString};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The table of forms (ways to call ckpt) and of options.
 //!
 //! A new subcommand is a [`Form`], an entry of `forms.rs` and an arm where `parse` builds the

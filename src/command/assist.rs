@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! What the C API leaves to us: `ckpt __assist PID`, started by the payload of that process.
 
 use super::dumper;

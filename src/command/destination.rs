@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Where checkpoints go to: the one place where dump and serve meet.
 
 use crate::dump::place::Keep;

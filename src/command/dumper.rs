@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The dumper that the payload starts: it has no terminal, no descriptors and an empty environment,
 //! and speaks through the program's own standard error.
 //!

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! A program whose payload another version of ckpt has put there: it is served by the copy of that ckpt that lies
 //! beside it.
 

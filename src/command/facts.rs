@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! What `ckpt info`, `ckpt check` and `ckpt ls` say: tables for people, or JSON.
 
 use crate::error::{Result, printable};

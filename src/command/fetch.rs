@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! `ckpt restart NAME`: executes a checkpoint file, or fetches one into memory and executes that.
 //!
 //! # Safety

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Whether a checkpoint is one of the run that is about to begin.
 
 use crate::error::{Because, Error, Result};

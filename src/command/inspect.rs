@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! `ckpt verify FILE...` and `ckpt info FILE...`
 
 use super::check::checkpoint;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The subcommands: each turns what was parsed into calls of the layers below.
 
 mod assist;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The monitor: takes the periodic checkpoints of one process from outside.
 //!
 //! It sleeps on a pidfd of the program with a time-out, and looks at the payload's control page

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! A checkpoint file that is executed.
 //!
 //! # Safety

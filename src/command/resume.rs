@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! `--resume`: the newest whole checkpoint of a name takes the place of the program.
 
 use super::fetch;

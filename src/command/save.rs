@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! `ckpt save PID`
 
 use crate::dump::{Request, dump};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! `ckpt sdk DIR`
 
 use crate::error::{Because, Result};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! `ckpt serve`, `ckptsrv` and `ckpt keygen FILE`
 
 use crate::cli::{Command, ServeOptions};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! `ckpt ls`, `ckpt get`, `ckpt put` and `ckpt rm`
 
 use super::facts::{Facts, json_list, short_size};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Whether a checkpoint may be executed that nobody has chosen with his own eyes: it can do whatever the
 //! one can do who executes it.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The program that waits for us in the C API (payload/src/api.rs): what it asks for, and our
 //! answer.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Memory that the program wants left out (ckpt_exclude): its whole pages come back as zeros, as
 //! pages do that the image does not hold.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Whose child a dumper and a snapshot may be.
 //!
 //! They are children of children of the program that end, and so come to init, which the program never notices;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Taking a checkpoint: the phases, in running order.
 //!
 //! [`phase0_visit`] → [`phase1_freeze`] → [`phase2_equip`] → [`phase3_gather`] → [`phase4_refuse`] →

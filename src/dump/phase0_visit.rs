@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Phase 0: have the program's callbacks called, and wait until it may be interrupted.
 //!
 //! A program that has asked for its checkpoint itself (by the signal or ckpt_ckpt) has called its

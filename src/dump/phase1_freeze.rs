@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Phase 1: stop every thread of the target.
 
 use super::Request;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Phase 2: find the payload, or inject it, and claim it for this dump.
 
 use super::place::{Place, Whose};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Phase 3: read everything but the pages, while the target stands still.
 
 use super::phase2_equip::Equipped;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Phase 4: refuse, naming every obstacle at once, before anything is done.
 
 use super::sharers;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Phase 5: a copy-on-write picture of the target, so that it need not wait for the disk.
 //!
 //! The main thread makes an intermediate that shares its memory (so only one page table is ever

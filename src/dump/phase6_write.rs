@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Phase 6: write the pages, then the records.
 
 use super::stream;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Phase 7: the image gets its head and its name, and the program its end, if that was asked.
 
 use super::phase2_equip::Equipped;

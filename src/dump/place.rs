@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Where a checkpoint goes, and with whose rights it gets there.
 
 use super::Request as Asked;

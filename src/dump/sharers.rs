@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Other processes that live in the program's memory (clone(2) with CLONE_VM): what a checkpoint does to it, and
 //! what a restart makes of it, it would do to both.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The content of a file goes into the image a piece at a time, and its holes cost nothing.
 
 use crate::error::{Because, Result};

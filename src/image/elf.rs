@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The ELF section table at the end of a checkpoint, by which readelf and objcopy see the image.
 
 use super::PAGE;

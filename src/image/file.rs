@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! A checkpoint file in the local file system.
 //!
 //! It has no name until it is whole and on the disk (O_TMPFILE, then linkat and rename), so that a

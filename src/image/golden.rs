@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Images of this format that every later build has to read, in tests/golden, without a stub. Where the
 //! format changes before it is released, `CKPT_GOLDEN=1 cargo test golden` writes the newest anew.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Trailer, header and section table: what leads to everything else in an image.
 
 use super::source::Source;

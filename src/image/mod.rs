@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Checkpoint files: writing, reading, checking. The format itself is in `ckpt_abi::image`.
 
 pub mod elf;

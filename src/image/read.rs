@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Reading and checking an image. Nothing in it is believed before its checksum was, and no memory is
 //! taken for a length that the file only claims.
 

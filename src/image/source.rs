@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Where an image comes from, as [`super::write::Sink`] is where it goes to.
 
 use std::fs::File;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The section of strings.
 
 use ckpt_abi::image::Text;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Our own executable, which rides in front of every image.
 
 use super::elf;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Writing an image, front to back except for its header.
 
 use super::{PAGE, elf, hash};

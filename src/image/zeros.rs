@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Pages of zeros, which nobody writes or sends.
 
 use super::PAGE;

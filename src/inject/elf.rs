@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The embedded libckpt.so as bytes to lay into a process.
 
 use super::{PAGE, pages};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Starting a program with the payload in it.
 //!
 //! ckpt itself becomes the program by execve(2), so the program has ckpt's process id, parent,

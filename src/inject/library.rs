@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! libckpt.so as a file for linkers and the dynamic loader: the payload, with the ckpt executable as
 //! one more segment, from which the payload makes its region (payload/src/load.rs).
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Putting the payload into a process, and finding it there.
 //!
 //! [`region`] finds and reads a payload that is there already; [`place`] finds room for a new one;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Starting the monitor of a process, so that the process never meets it.
 //!
 //! The monitor is our own executable as `ckpt __monitor PID`, outside the program (its work is in

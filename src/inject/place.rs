@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Where things can lie in somebody else's address space.
 
 use super::elf::Payload;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! A payload that is in a process already.
 
 use crate::error::{Error, Result};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The word that says whose turn it is ([`ckpt_abi::turn`]), read and changed from outside.
 
 use super::region::Region;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! What execve(2) gave the process: its arguments, its auxiliary vector and its personality.
 
 use std::ffi::OsString;

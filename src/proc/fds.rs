@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The file descriptors of a process: /proc/PID/fd and /proc/PID/fdinfo.
 
 use std::ffi::OsString;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The resource limits of a process: /proc/PID/limits.
 //!
 //! Not prlimit(2): that asks for more rights (the file is open to everybody), and nix has no

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The links of /proc/PID to files: exe, cwd and root.
 
 use std::fs;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The VMAs of a process: /proc/PID/maps and /proc/PID/smaps.
 
 use std::ffi::OsString;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! What /proc says of a process; no policy.
 //!
 //! Every parser is a pure function over the bytes of one file; beside it stands the function

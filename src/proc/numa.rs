@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! NUMA memory policies: /proc/PID/numa_maps (numa(7)).
 
 use std::fs::File;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Which pages of a process hold something: /proc/PID/pagemap.
 
 use std::fs::File;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! A process by descriptor (pidfd_open(2)): it stands for the same one whatever its number becomes.
 //!
 //! # Safety

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! A process that is looked at more than once.
 //!
 //! # Safety

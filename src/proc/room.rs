@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Room for ckpt itself, whatever resource limits it was started under (getrlimit(2)).
 //!
 //! The limits of the shell that restarts a program are not the program's, which come back at the end; and a

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The PAGEMAP_SCAN ioctl of /proc/PID/pagemap (PAGEMAP_SCAN(2const), Linux 6.7).
 //!
 //! # Safety

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The parts of a file that hold data (lseek(2), SEEK_DATA and SEEK_HOLE).
 
 use std::fs::File;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! A thread in numbers: /proc/PID/task/TID/stat.
 
 use std::ffi::OsString;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! A thread in words: /proc/PID/task/TID/status.
 
 use std::ffi::OsString;

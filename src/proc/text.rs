@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Numbers and lines in the text that the kernel writes.
 
 use crate::error::{Error, Result};

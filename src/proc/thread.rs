@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Small files of a single thread: its name, timer slack, system call and scheduling.
 
 use std::ffi::OsString;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The POSIX timers of a process: /proc/PID/timers.
 
 use nix::libc;

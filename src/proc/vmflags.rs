@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The flags of a VMA as /proc/PID/smaps spells them.
 
 use std::fmt;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! System calls issued by a stopped thread, for us.
 //!
 //! The thread is pointed at a thunk (`payload/src/thunk.rs`) and driven by syscall stops. From the

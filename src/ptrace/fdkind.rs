@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! What a call on a descriptor may wait for.
 
 use super::raw;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The signal frame through which a thread enters its program.
 //!
 //! rt_sigreturn(2) loads the general registers, the extended state, the mask and the alternate

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Freezing and thawing a process.
 //!
 //! Every thread is seized and interrupted. The freeze is final when a list of the threads, made while all that were

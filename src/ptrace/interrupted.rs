@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! How a thread that was stopped inside a system call goes on.
 //!
 //! A stop finds the thread either in user code (`orig_rax` negative) or at the end of a system

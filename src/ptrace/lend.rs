@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Threads that are lent to us, and how each gets home should we die.
 //!
 //! From the first change of a thread's registers on, a slot of the payload's region holds all that it was, as the

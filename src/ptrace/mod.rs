@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Stopping threads and making them work for us; no policy.
 //!
 //! [`freeze`] stops every thread of a process with PTRACE_SEIZE and PTRACE_INTERRUPT, never with a

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! ptrace(2) and its kin as functions with types.
 //!
 //! # Safety

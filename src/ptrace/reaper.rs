@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The dead among the threads that we trace.
 //!
 //! A traced thread that has ended stays until its tracer has waited for it. Meanwhile the end of its process is reported

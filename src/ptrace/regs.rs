@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! General registers and extended state of a stopped thread.
 
 use super::raw;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Calls that a stop has cut short: they answer with what they had done by then, and without the stop they would have
 //! gone on.
 //!

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Beginning to trace a thread, and the sentences about one that is not let or does not stop.
 
 use super::freeze::PATIENCE;

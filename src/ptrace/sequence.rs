@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Restartable sequences of a stopped thread.
 
 use super::memory::Memory;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Calls on sockets with a time-out of the socket (SO_RCVTIMEO, SO_SNDTIMEO).
 //!
 //! Such a call answers EINTR to a stop (include/net/sock.h, sock_intr_errno), and its time-out, which is in no

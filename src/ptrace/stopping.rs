@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Bringing all threads of a process to a stop, and finding out that they are all.
 
 use super::freeze::{FIRST_ATTEMPT, Frozen};

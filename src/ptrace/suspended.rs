@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Calls that wait with a signal mask of their own: sigsuspend(2), ppoll(2) and kin.
 //!
 //! The kernel keeps the thread's own mask aside (TIF_RESTORE_SIGMASK); PTRACE_GETSIGMASK shows that one, `SigBlk:` the

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! A stopped thread, and how it is given back.
 
 use super::freeze::PATIENCE;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Waits with a time-out: how long a thread has been in one, and how long it still has.
 //!
 //! A thread asleep was last on a CPU when it fell asleep, which /proc/PID/sched says

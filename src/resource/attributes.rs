@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! What prctl(2) and personality(2) have set for a thread alone; its children inherit it.
 
 use super::plan::{Orders, Step};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The signal frames that the kernel has left on a program's stacks ([`crate::ptrace::frame`] has their form).
 
 use super::xstate::{self, Layout};

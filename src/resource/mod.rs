@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The state of a process, one file a kind: how it is saved and, beside it, how it is restored.
 //!
 //! Saving reads a frozen [`Target`] into a [`Gathered`]. Restoring turns the records of an image

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Orders for the restorer, and the memory they lie in.
 //!
 //! The arena is mapped in the restarting process at addresses that are free there and in the

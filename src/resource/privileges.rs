@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! What the kernel grants a process beside its files and memory. After a restart it is the restarter's; it is named
 //! where a program started like this one would have something else.
 

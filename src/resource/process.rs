@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! What belongs to the process as a whole: its address-space marks, limits, umask, directory.
 
 use super::plan::{Arena, Orders, Step};

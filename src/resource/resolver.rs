@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! glibc's lazy resolver on a machine with more registers.
 //!
 //! `_dl_runtime_resolve_xsave` and its kin (glibc, sysdeps/x86_64/dl-trampoline.h) save registers on

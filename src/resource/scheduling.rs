@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! How the kernel schedules a thread: policy, priority, nice value, CPUs.
 
 use super::plan::{Arena, Orders, Step};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Signals: dispositions and queues. Masks and alternate stacks belong to [`super::threads`].
 
 use super::plan::{Arena, Orders, Step};

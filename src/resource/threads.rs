@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Threads: registers, extended state, masks, and what the kernel keeps for a thread.
 
 use super::plan::{Arena, Orders, Step};

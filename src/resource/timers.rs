@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Interval timers and POSIX timers, with the time that they had left.
 
 use super::plan::{Arena, Orders, Step};

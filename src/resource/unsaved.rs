@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! State that an image cannot hold and a restart cannot give: it is named, so that nobody takes it for saved.
 
 use super::{Gathered, Target};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The vdso and its data pages.
 //!
 //! The kernel maps a fresh vdso where the program expects it (arch_prctl(ARCH_MAP_VDSO_64), which

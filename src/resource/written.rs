@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! What a process sets by writing to its files in /proc, and a restart by writing to its own.
 
 use ckpt_abi::image::{Process, process_flag};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Extended state (x87, SSE, AVX, …) from one machine's layout to another's.
 //!
 //! Outside of the first 576 bytes every component lies where CPUID 0xd says, and the vendors do not

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The auxiliary vector on another machine (getauxval(3)).
 //!
 //! What describes the machine is brought up to date, on the program's stack, where C libraries read it,

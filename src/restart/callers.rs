@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! What a restart tells the program through its C API: that it was restarted, and which files the
 //! restart callbacks have to do without, or to replace.
 

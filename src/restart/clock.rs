@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! CLOCK_MONOTONIC on another machine, or after a boot.
 //!
 //! It counts from the boot, so a deadline that the program has computed may lie days ahead here, or

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Private mappings of data files: a page that is in the file as it was at the checkpoint goes on to show the file, the
 //! others get what the image has.
 //!

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Signal frames on the program's stacks: that of the checkpoint signal's own handler, and those of
 //! handlers in which the program was.
 //!

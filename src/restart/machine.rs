@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! What this machine is beside the one in the image: refusals that name everything that is missing,
 //! and what is converted.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Memory of this process at addresses that the program will have.
 //!
 //! # Safety

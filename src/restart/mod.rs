@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Resuming a program from an image: the phases, in running order.
 //!
 //! [`phase1_check`] → [`phase2_open`] → [`phase3_fill`] → [`phase4_plan`] → [`phase5_leave`]. All

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Phase 1: read all records and see that they make sense.
 
 use super::{MapPath, Options};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Phase 2: open every file that the program had open or mapped, and name all that are missing.
 
 use super::callers;

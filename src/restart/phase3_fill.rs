@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Phase 3: the program's memory, filled and checked, in this process.
 //!
 //! Whatever is free here is mapped where the program has it; the rest is filled elsewhere and

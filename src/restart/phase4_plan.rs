@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Phase 4: the orders for the restorer.
 
 use super::phase1_check::Saved;

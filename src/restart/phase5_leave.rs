@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Phase 5, the point of no return: descriptors get their numbers, and the restorer takes over.
 //!
 //! # Safety

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Addresses that are taken: by the stub, by the program, or by what the restart itself maps.
 
 use crate::error::{Error, Result};

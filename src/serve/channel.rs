@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Frames over a stream: in the clear, or as Noise messages.
 
 use std::io::{self, ErrorKind, Read, Write};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The client's side of a request.
 
 use std::io::{self, ErrorKind};

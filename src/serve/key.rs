@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The file with the key that clients and server share: one line, `ckpt-key-1 ` and 64 hexadecimal
 //! digits.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! One line per request.
 
 use std::fmt::Write as _;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The checkpoint server and its clients.
 //!
 //! [`protocol`] is the page that says what goes over the wire; [`channel`] carries it, encrypted

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! How far a long transfer is, on a terminal.
 
 use std::io::{IsTerminal, Write};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! # The protocol, version 1
 //!
 //! A connection carries one request. All numbers are little-endian.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The server: listens, limits, and comes to a clean end.
 //!
 //! A thread for each connection, at most [`Plan::max_clients`]; who comes on top is told so at once.

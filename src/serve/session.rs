@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! One connection on the server: the beginning, one request, one line of the log.
 
 use std::io::{self, ErrorKind};

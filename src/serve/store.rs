@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The files of a server.
 //!
 //! Names are resolved by the kernel and never leave the directory (openat2(2), RESOLVE_BENEATH).

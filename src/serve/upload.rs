@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The sink that sends an image to a server.
 //!
 //! A thread of its own connects and sends, so that the target, which stands still when a sink is

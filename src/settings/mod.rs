@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! What a user may say about checkpoints: where they go, which signal triggers them, whether the
 //! program goes on, and how often (section 7.1 of the original manual).
 //!

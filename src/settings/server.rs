@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Names of checkpoints on a checkpoint server, and how to get there.
 
 use std::ffi::{OsStr, OsString};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Names and numbers of signals on x86-64, and which of them can trigger checkpoints.
 
 use std::ffi::OsStr;

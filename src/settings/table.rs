@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The table of settings. An entry is all that is known of one: how users write it and what the help
 //! says of it, how it is laid down in the region of a process, and how it is handed on to a checkpoint
 //! file. A new setting is a field of [`Settings`] and an entry here.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Names of checkpoints with placeholders: `%p`, `%n`, `%h` and `%%`.
 
 use std::ffi::{OsStr, OsString};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Files, numbers, sizes and addresses as users write them.
 
 use std::ffi::OsStr;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 /* Calls of the C API. The first argument names the part; each prints what the test expects. */
 #define _GNU_SOURCE
 #include <ckpt.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 /* A program as it was written for the ckpt of 2004, from its manual alone. */
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // served NAME: saves itself to a checkpoint server, goes on, and becomes what it has saved.
 #include <ckpt.h>
 #include <stdio.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Programs with the C API: what `ckpt sdk` writes, and C sources compiled with it.
 #![allow(dead_code, reason = "each test file uses its part")]
 

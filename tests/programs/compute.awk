@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-only
 # Associative arrays, string functions, floating point.
 BEGIN {
   seed = 12345

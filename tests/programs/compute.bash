@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-only
 # Builtins only: arrays, arithmetic, functions, expansions.
 exec >result
 declare -A seen

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-only
 # Hashes, regular expressions, sorting, closures.
 use strict;
 use warnings;

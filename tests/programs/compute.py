@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-only
 # Dicts, classes, generators, big integers, hashlib, a buffered output file.
 import hashlib
 import random

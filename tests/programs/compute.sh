@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-only
 # busybox sh: builtins, and at the end an applet, which it runs through /proc/self/exe.
 exec >result
 seed=12345

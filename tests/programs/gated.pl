@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-only
 # A long computation that waits, before its last part, until the file "gate" is there.
 open my $out, '>', 'result'; $out->autoflush(1);
 my ($seed, @kept) = (12345);

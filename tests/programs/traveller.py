@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-only
 # Python on another machine: clocks, sleeps, signals, memory, threads, and arithmetic in vector registers.
 import math
 import queue

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // A pool of threads, collections of garbage, timed waits, and exceptions; one line for each step.
 import java.util.*;
 import java.util.concurrent.*;

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-only
 # Products and decompositions by OpenBLAS with two threads of its own.
 import os
 import sys

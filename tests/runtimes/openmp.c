@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // OpenMP: parallel loops, reductions, tasks, critical sections and barriers; one line for each step.
 #include <omp.h>
 #include <stdint.h>

@@ -1,3 +1,4 @@
+! SPDX-License-Identifier: LGPL-2.1-only
 ! OpenMP in Fortran: a stencil with parallel loops and a reduction; one line for each step.
 program stencil
   use omp_lib

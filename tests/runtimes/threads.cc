@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // std::thread, condition variables with time-outs, futures, thread_local objects and exceptions; one line for each step.
 #include <algorithm>
 #include <atomic>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // Goroutines on all CPUs, channels, timers, sleeps, garbage and preemption of loops without calls; one line for each step.
 package main
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // Worker threads, timers, promises, the thread pool (crypto, files) and shared memory; one line for each step.
 const { Worker, isMainThread, parentPort, workerData } = require("worker_threads");
 const crypto = require("crypto");

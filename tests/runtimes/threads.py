@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-only
 # Threads with queues, locks, conditions, timed waits, sleeps and the collector; one line for each step.
 import gc
 import hashlib

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Threads of the standard library: channels, scoped threads, condition variables with time-outs, park,
 //! thread-local destructors and caught panics; one line for each step.
 

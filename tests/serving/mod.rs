@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! A checkpoint server under test, and clients that do not keep to the rules.
 #![allow(dead_code, reason = "each test file uses its part")]
 

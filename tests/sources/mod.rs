@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The project's own sources, for the tests that read them.
 #![allow(dead_code, reason = "each test file uses its part")]
 
@@ -12,24 +13,38 @@ pub struct Source {
     pub text: String,
 }
 
-/// The files below `directory` with one of the extensions, in order.
-pub fn sources(directory: &str, extensions: &[&str]) -> Vec<Source> {
+/// The files below `start`, a directory or a file, in order; their paths are from the top of the project.
+pub fn files(start: &str) -> Vec<PathBuf> {
     let top = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let (mut found, mut open) = (Vec::new(), vec![top.join(directory)]);
+    let (mut found, mut open) = (Vec::new(), vec![top.join(start)]);
     while let Some(path) = open.pop() {
         if path.is_dir() {
             let entries = fs::read_dir(&path).expect("a directory");
             open.extend(entries.map(|e| e.expect("an entry").path()));
-        } else if path.extension().and_then(|e| e.to_str()).is_some_and(|e| extensions.contains(&e))
-        {
-            let text = fs::read_to_string(&path).expect("a text file");
-            let path = path.strip_prefix(top).expect("below the top").to_owned();
-            found.push(Source { path, text });
+        } else {
+            found.push(path.strip_prefix(top).expect("below the top").to_owned());
         }
     }
-    found.sort_by(|a, b| a.path.cmp(&b.path));
+    found.sort();
+    assert!(!found.is_empty(), "no files in {start}");
+    found
+}
+
+/// The files below `directory` with one of the extensions, in order.
+pub fn sources(directory: &str, extensions: &[&str]) -> Vec<Source> {
+    let wanted = |path: &PathBuf| extension(path).is_some_and(|e| extensions.contains(&e));
+    let read = |path: PathBuf| {
+        let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(&path));
+        Source { path, text: text.expect("a text file") }
+    };
+    let found: Vec<_> = files(directory).into_iter().filter(wanted).map(read).collect();
     assert!(!found.is_empty(), "no sources in {directory}");
     found
+}
+
+/// What follows the last dot of a file's name.
+pub fn extension(path: &Path) -> Option<&str> {
+    path.extension()?.to_str()
 }
 
 impl Source {

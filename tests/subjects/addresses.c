@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // addresses high|low|reserved: memory where, or in amounts that, not every machine allows: above 128 TiB, in the second page,
 // or 16 GiB of which little is used.
 #include "subject.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // blocked CALL: blocks all signals and sleeps in CALL with a time limit. It must neither end early nor with EINTR.
 #include "subject.h"
 

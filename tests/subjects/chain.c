@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // chain N: N chains of threads, each thread makes its successor and ends. A chain that loses its only thread stands still.
 #include "subject.h"
 #include <pthread.h>

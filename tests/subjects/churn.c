@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // Threads that are created and end all the time, joined and detached ones, by several creators.
 #include "subject.h"
 #include <pthread.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // Three threads that read clocks without end, so that every stop finds some of them inside of the vdso, and a timer whose
 // signals interrupt them there.
 #include "subject.h"

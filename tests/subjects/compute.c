@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // A long computation with malloc, qsort and buffered output to the file "result".
 #include "subject.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // counter FILE: writes the integers from 1 on, a line each, and looks now and then whether standard input says
 // "check" or "go"; then it proves that its file holds what it has counted.
 #include "subject.h"

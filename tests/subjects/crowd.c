@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // crowd THREADS [deaf]: many threads that sleep until a check gives each of them a turn. "deaf": they block every
 // signal, the main thread too.
 #include "subject.h"

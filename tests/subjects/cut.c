@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // cut KIND: a thread is in the middle of a blocking call, having moved a part. Nobody sends it a signal, so the call must
 // give all that it was asked for when "go" lets it go on.
 #include "subject.h"

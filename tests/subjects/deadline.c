@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // Sleeps until a moment of CLOCK_MONOTONIC, two seconds after it is ready, by clock_nanosleep and, in another thread, by a
 // condition variable; both must wake in time, whatever the clock of the machine says. A third thread says "ready" when both
 // are asleep: a moment that a program has read and not yet slept until stays what it was.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // deny NUMBER ARGUMENT VALUE [NUMBER ARGUMENT VALUE ...] -- PROGRAM ARGS...: executes a program for which the kernel
 // refuses some system calls with EPERM: those with these numbers, where the argument with the index ARGUMENT is VALUE (its
 // lower half; ARGUMENT -1: always). Addresses are not random, so that a restarter lies where the program does.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // dispatch: gets its own system calls from a part of its text as SIGSYS (PR_SET_SYSCALL_USER_DISPATCH), as emulators do.
 // Says "unknown" instead of "ready" where the kernel cannot.
 #include "subject.h"

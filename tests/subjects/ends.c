@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // Pipes with their flags, packets and descriptions; FIFOs; watches of epoll that are no longer what their
 // numbers say; who is told of input; the position in a directory; files of /proc.
 #include "subject.h"

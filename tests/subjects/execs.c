@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // execs N: a thread that is not the main one executes the program again with N - 1, while others sleep; at 0 it ends by
 // exit(3). The end must come however often somebody looks.
 #include "subject.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // family ROLE: a program with relatives, which it knows all of.
 //   vfork GATE    has a child by vfork(2), which executes a program that exits with 7 when GATE exists
 //   orphans       adopts (PR_SET_CHILD_SUBREAPER) what a helper orphans all the time; none may be lost

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // Descriptors of files: offsets, flags, sharing, close-on-exec, a deleted file, a device, a directory, and no others.
 #include "subject.h"
 #include <dirent.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // Forks a child that execs nothing, says both process ids, and waits for the child: "child PID", then "ended STATUS".
 // The child goes on when the file GATE exists.
 #include "subject.h"

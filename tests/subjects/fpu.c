@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // Every user register that XSAVE knows holds a pattern while the program waits: in read(2), or with the argument "spin"
 // in a loop of its own. The wait is machine code, so that no compiled code touches the registers.
 #include "subject.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // granted [lost]: what the kernel keeps for a process or for one thread of it beside files and memory. It checks what a
 // restart restores; "lost" changes what it does not, as far as it may.
 #include "subject.h"

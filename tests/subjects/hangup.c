@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // A watch that EPOLLONESHOT has disarmed, of a pipe whose writer then goes away.
 #include "subject.h"
 #include <sys/epoll.h>

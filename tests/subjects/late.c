@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // late [unshared]: a POSIX timer with a high number, one on a thread's CPU clock, and glibc's thread for functions of timers,
 // which serves a further timer, too. "unshared": a thread has descriptors of its own.
 #include "subject.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // lent [MODE]: threads that notice when a register, the signal mask or a sleep of theirs is not as they left it.
 // With "rain", USR2 comes all the time, and has a handler.
 #include "subject.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // Has something of everything that a restart gives back by orders to the kernel: threads, signals that wait in both queues,
 // interval and POSIX timers, an epoll watch, an alternate stack.
 #include "subject.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // locking [signal]: threads take locks that name their owner and give them back all the time, in every way that there
 // is, and others wait for one with a time limit or in a mutex that the kernel knows, until it is given to them. Whenever
 // they are saved, nobody may be refused what it holds. With "signal" the main thread blocks the checkpoint signal.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // Many descriptors under a low limit: "many N M" opens N of them and puts one at M.
 #include "subject.h"
 #include <fcntl.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // mappings KIND: mappings of files and memory with something about them that is easily lost.
 #include "subject.h"
 #include <fcntl.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // Every kind of private anonymous memory; each check also changes it in the ways that betray a wrong restore.
 #include "subject.h"
 #include <setjmp.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // Files without a name: memfds and deleted files, each one file however it is shown, with size, holes, times,
 // mode, seals; descriptions with access modes and offsets of their own.
 #include "subject.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // A program that looks for traces of ckpt: children, signals, threads, descriptors.
 #include "subject.h"
 #include <dirent.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // owners: mutexes that name their owner, and a reader-writer lock, are held at the checkpoint, by the main thread and
 // by another, twice where that is allowed, while somebody waits for them. After it they can be given back, and who
 // waited has them.

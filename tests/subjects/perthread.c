@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // perthread [privileged]: what the kernel keeps for each thread, different in each of them. Threads that exist since
 // before the checkpoint look at it themselves. "privileged" adds what only root may set.
 #include "subject.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // Two pages, each with a protection key: one cannot be written, one cannot be touched.
 #include "subject.h"
 #include <setjmp.h>

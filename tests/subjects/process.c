@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // What belongs to the process: arguments, environment, auxiliary vector, name, directory, umask, limits.
 #include "subject.h"
 #include <fcntl.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // What POSIX threads offer, used by threads that exist since before the checkpoint: each check gives every worker its
 // orders, ends threads that others wait for, and makes new ones.
 #include "subject.h"

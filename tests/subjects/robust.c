@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // robust [held]: a thread ends while it holds a robust mutex, and the next one who locks that is told. "held": it holds
 // one at the checkpoint already.
 #include "subject.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // Threads inside a restartable sequence at the checkpoint go to its abort handler, both in the original and in the
 // restarted program. Without rseq (musl, old kernels) the threads register an area of their own.
 #include "subject.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // A registration for restartable sequences that is as large as this kernel can use (rseq(2), AT_RSEQ_FEATURE_SIZE); on any
 // kernel the area tells the CPU. For a C library that registers none of its own (musl).
 #include "subject.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // runs [MILLISECONDS]: one thread runs children all the time, each by vfork(2) and for so long (20); another one works on.
 #include "subject.h"
 #include <errno.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // Shared anonymous memory: its bytes, two views of one area, and a mapped file, private and shared.
 #include "subject.h"
 #include <fcntl.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // Handlers, mask, alternate stack and pending signals with what was queued with them.
 #include "subject.h"
 #include <signal.h>

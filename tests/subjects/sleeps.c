@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // sleeps timed|untimed|restartable: one thread sleeps in each of the calls. Those with a time limit must neither end
 // early nor with EINTR; then the program says "over". The others are woken by "go" and must then succeed.
 #include "subject.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // Threads that compute, allocate, wait for each other and sleep, all the time; "check" compares the result of each
 // round, which is known.
 #include "subject.h"

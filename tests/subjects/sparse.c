@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // sparse MIB: so many MiB of random bytes, eight times as many of touched zeros, and a large untouched area.
 #include "subject.h"
 #include <sys/mman.h>

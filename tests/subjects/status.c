@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // status exit N | status signal N: ends so. status print: its arguments and environment, a line each.
 #include "subject.h"
 #include <signal.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // What every subject shares: it says "ready", then obeys lines on its standard input:
 //   check  looks at its own state, arms it anew and answers "ok"
 //   go     checks and exits with 0

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // suspended CALL: the main thread, which blocks nothing, waits in CALL with a mask that blocks SIGUSR1, which is pending.
 // Only SIGUSR2 may end that, with EINTR; then SIGUSR1 comes, too, and the mask is the thread's own again.
 #include "subject.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // What the one thread has in the kernel: FS and GS, rseq, robust list, the address that is cleared at its end, its ids.
 #include "subject.h"
 #include <sched.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // Interval timers and POSIX timers of every kind: those that are far from their end have the time left that they had,
 // the others go on ticking, each with its own id, signal, value, thread and overruns.
 #include "subject.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // Lives on another machine: clocks, sleeps, signals, growth of heap and stack, threads old and new, code that was loaded
 // with dlopen and functions that were never called before.
 #include "subject.h"

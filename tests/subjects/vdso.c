@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // The vdso lies where the program expects it, its clocks advance, and its calls stay calls without the kernel.
 #include "subject.h"
 #include <sys/auxv.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // Keeps patterns in all AVX registers while it waits for a line, and looks whether they are still there.
 #include "subject.h"
 #include <sys/syscall.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // vfork GATE: one thread is in vfork(2) until something writes to the FIFO named GATE; another one works on.
 #include "subject.h"
 #include <errno.h>

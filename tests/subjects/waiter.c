@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // waiter: a program with an interval timer, signals and children of its own, which counts all of them.
 #include "subject.h"
 #include <signal.h>

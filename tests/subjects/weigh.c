@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 // What scripts/bench weighs: a program of MIB megabytes and THREADS threads that obeys lines.
 //   weigh MIB THREADS      fills its memory (4K pages), starts its threads, says "ready"; then
 //     fork       forks itself nine times and answers with the median, in microseconds

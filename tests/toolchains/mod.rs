@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Programs in many languages, compiled at most once for all test processes.
 #![allow(dead_code, reason = "each test file uses its part")]
 

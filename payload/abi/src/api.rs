@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! What the C API (libckpt.so, ckpt.h) keeps in the region, and what its callers see.
 
 use crate::record;

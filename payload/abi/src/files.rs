@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The records of what a saved process had open, and of what travels with it.
 
 use crate::image::Text;

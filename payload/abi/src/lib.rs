@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! What the `ckpt` binary and its payload agree on.
 //!
 //! Five agreements live here: [`region`], the memory that the payload occupies in somebody

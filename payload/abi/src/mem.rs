@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The records of a saved process's memory.
 
 use crate::image::Text;

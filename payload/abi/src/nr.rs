@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The kernel's numbers that the payload uses, by name: system calls and errors of x86-64.
 //!
 //! The payload has no libc to take them from; the host holds each against libc's

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Orders: the little programs that the host writes and the payload obeys.
 //!
 //! A list of [`Op`]s is run from its first entry to one that does not return ([`Kind::Exit`],

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The payload's region in a process: one run of addresses that holds all of ckpt there.
 //!
 //! ```text

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The records of a saved process, section by section ([`crate::image::SectionKind`]).
 
 use crate::record;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Whose turn it is: the protocol between everybody who may want a checkpoint of a process.
 //!
 //! Five may: a thread that took the checkpoint signal, one in the C API, `ckpt save`, the monitor, and whoever was

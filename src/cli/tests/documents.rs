@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The tables of README.md are those of the program.
 
 use super::*;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! `--resume` and what goes with it.
 
 use super::*;

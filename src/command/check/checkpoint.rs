@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! `ckpt check FILE`: whether a checkpoint can restart here.
 
 use crate::command::facts::Facts;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! `ckpt check`: what this machine can do, whether checkpoints can restart here, how processes are saved.
 
 pub mod checkpoint;

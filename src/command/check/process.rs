@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! `ckpt check PID`: whether and how a running process is saved.
 
 use crate::command::attach::arrangement;

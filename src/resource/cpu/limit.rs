@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Telling a program to use less than this machine has (`ckpt --cpu`).
 //!
 //! There is no way to hide a feature from a program that asks the processor itself; but nearly all

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! What a processor can do, what a program may use of it, and what another processor lacks of that.
 //!
 //! An image has the features that the program found where it began ([`Set`], kept in the payload's

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The features of x86-64 processors that programs look for before they use them.
 //!
 //! Names are those of /proc/cpuinfo (arch/x86/include/asm/cpufeatures.h). Left out are features that

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Files without a name, whose content travels in the image.
 
 use super::{Kind, Look, Saving, file_type, memfd, names, objects, only_names};

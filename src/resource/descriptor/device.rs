@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Devices, opened by their path.
 
 use super::open::by_path;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Directories: opened by their path, at their position, which for most file systems is a mark that stays
 //! valid for the same directory.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! epoll(7) instances.
 //!
 //! The kernel remembers a watched description together with the number it had when the watch was set, so

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Files that have grown since the checkpoint.
 
 use super::{Origin, Restored, access, file_type, kind, only_names};

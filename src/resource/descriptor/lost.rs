@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! What cannot be opened again. Its number stays taken by a descriptor that refuses everything with EBADF
 //! (O_PATH), so that the next file which the program opens does not get it, and with it what the program
 //! still writes to the old one.

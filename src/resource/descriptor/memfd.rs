@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Memory with a descriptor (memfd_create(2)).
 
 use super::{Kind, Look, Saving, file_type, objects};

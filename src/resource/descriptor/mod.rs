@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! File descriptors.
 //!
 //! One file a kind of what is behind a descriptor, each with its [`Kind`]: how it is recognised, what

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Finding the path by which an open file can be opened again.
 
 use super::Look;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Descriptors of namespaces (setns(2)): the process's own is that of the restarted process.
 
 use super::open::by_path;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Giving descriptors their numbers.
 //!
 //! Until the point of no return the restored descriptors have any numbers; then each is duplicated to its

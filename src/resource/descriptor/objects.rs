@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Files whose content is in the image: one for each device and inode, whatever shows it. Each description
 //! of one is opened anew, so that it has an offset and an access mode of its own, and mappings show the same
 //! pages.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Opening everything that a program had open, in the restarting process.
 //!
 //! # Safety

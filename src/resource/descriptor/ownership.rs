@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Who is told when a description is ready (O_ASYNC with fcntl(2), F_SETOWN_EX and F_SETSIG), and the locks
 //! and leases that come with it.
 //!

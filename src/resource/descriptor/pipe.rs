@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Pipes both of whose ends are in the program, and FIFOs, with what is in them.
 
 use super::open::{by_path, reopened};

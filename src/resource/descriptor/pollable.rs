@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Standard input that an epoll instance watches must be something that epoll knows, which files and
 //! /dev/null are not: there a pipe takes its place, with what the file has, and then its end.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Files of /proc about the process itself: /proc/PID/... and /proc/PID/task/PID/... of the restarted
 //! process. Those about others would be about whoever has their numbers then.
 

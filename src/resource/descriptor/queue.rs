@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! POSIX message queues (mq_overview(7)). A queue is the kernel's until mq_unlink(3) or the next boot, with
 //! the messages in it; a restart opens it again by its name.
 //!

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Files with a name, opened again by it.
 
 use super::open::{self, KEPT, by_path, seek};

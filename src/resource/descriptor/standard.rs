@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Standard streams, and what else is one of them: what the restarter has there takes their place.
 
 use super::{Content, Kind, Look, Opening, Origin, Saving, access, file_type, pipe, terminal};

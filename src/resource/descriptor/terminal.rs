@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The controlling terminal under another number than 0, 1 and 2: that of the restarter, whatever its path.
 
 use super::{Kind, Look, Opening, Origin, Saving, file_type, open};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! What the program had not read yet of the pipe that was its standard input: it comes first after the
 //! restart, then what the restarter's standard input has.
 //!

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! What a program has told the kernel about its mappings (madvise(2), mlock(2), flags of mmap(2)).
 
 use crate::proc::maps::Vma;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Shared memory under guard pages (MADV_GUARD_INSTALL): the pages are still there, and show again when the
 //! guards go.
 

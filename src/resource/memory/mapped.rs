@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! The files behind mappings: whether a path still leads to them, and whether they keep still.
 
 use crate::error::{Error, Kind, Result};

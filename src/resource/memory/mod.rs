@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Mappings: which of them the image holds, and how they come back.
 //!
 //! Private memory comes back as anonymous memory, also the text and data of ELF files, so that a

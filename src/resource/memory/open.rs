@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Opening the files that restored mappings show.
 
 use crate::error::{Because, Error, Result};

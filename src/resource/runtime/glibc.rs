@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! glibc: the cached id of a thread, and the locks that name their owner.
 //!
 //! A robust, recursive, error-checking or priority-inheriting mutex and the reader-writer lock hold the thread

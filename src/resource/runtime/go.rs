@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Go keeps the id of a thread in runtime.m.procid.
 
 use crate::ptrace::memory::Memory;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Ids on their way into a lock.
 //!
 //! Who takes a mutex that names its owner reads its own id first and writes it when it has the mutex. In between

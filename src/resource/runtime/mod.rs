@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! What is known of runtimes: where C libraries and Go keep the ids of threads.
 //!
 //! The kernel gives a restored thread its old id only where we may ask for it (clone3(2), set_tid). Where the

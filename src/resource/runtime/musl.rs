@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! musl keeps the id of a thread in struct pthread, and in the lock words of all mutexes but normal ones.
 
 use super::entries;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! AES-256-GCM for snow, which has an older one: with the instructions for whole vectors of blocks that
 //! processors have today it is twice as fast as that and as ChaCha20-Poly1305.
 
