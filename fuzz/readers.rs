@@ -12,7 +12,7 @@ use ckpt::image::write::{Sink, Writer};
 use ckpt::restart::{Options, phase1_check};
 use ckpt::settings::server::ServerName;
 use ckpt::settings::{Name, Template, Values};
-use ckpt_abi::image::SectionKind;
+use ckpt_abi::image::{SectionKind, WHOLE_IMAGE};
 
 /// An image in memory.
 #[derive(Default)]
@@ -68,22 +68,31 @@ fn made_of(mut input: &[u8]) -> Result<Vec<u8>> {
             continue;
         }
         let kind = KINDS[usize::from(*kind) % KINDS.len()];
+        if kind == SectionKind::Process && !missing.contains(&kind) {
+            // A second one of the same process ends every reading.
+            continue;
+        }
         missing.retain(|other| *other != kind);
+        let owner = owner(kind);
         match form % 6 {
-            0 => writer.bytes(kind, u32::from(form / 6), bytes)?,
-            1 => writer.records(kind, bytes.as_chunks::<8>().0)?,
-            2 => writer.records(kind, bytes.as_chunks::<32>().0)?,
-            3 => writer.records(kind, bytes.as_chunks::<64>().0)?,
-            4 => writer.records(kind, bytes.as_chunks::<256>().0)?,
-            _ => writer.records(kind, bytes.as_chunks::<1024>().0)?,
+            0 => writer.bytes_of(owner, kind, u32::from(form / 6), bytes)?,
+            1 => writer.records_of(owner, kind, bytes.as_chunks::<8>().0)?,
+            2 => writer.records_of(owner, kind, bytes.as_chunks::<32>().0)?,
+            3 => writer.records_of(owner, kind, bytes.as_chunks::<64>().0)?,
+            4 => writer.records_of(owner, kind, bytes.as_chunks::<256>().0)?,
+            _ => writer.records_of(owner, kind, bytes.as_chunks::<1024>().0)?,
         }
     }
     for kind in missing {
         // Without them a reader stops at the first that it looks for.
-        writer.records(kind, &[[0; 1024]])?;
+        writer.records_of(owner(kind), kind, &[[0; 1024]])?;
     }
     writer.seal()?;
     Ok(sink.0)
+}
+
+fn owner(kind: SectionKind) -> u32 {
+    if kind.is_of_process() { 0 } else { WHOLE_IMAGE }
 }
 
 fn read(bytes: Vec<u8>) -> Result<()> {

@@ -63,7 +63,7 @@ impl Identity {
     /// # Errors
     /// The checkpoint cannot be read.
     pub fn differences(&self, image: &Image) -> Result<Vec<String>> {
-        let process: Process = image.record(SectionKind::Process)?;
+        let process: Process = image.process(0).record(SectionKind::Process)?;
         let arguments = image.text(process.arguments);
         let saved =
             shown(OsStr::from_bytes(arguments.as_bytes().trim_ascii_end())).replace("\\u{0}", " ");
@@ -93,7 +93,7 @@ impl Identity {
     /// # Errors
     /// The checkpoint cannot be read.
     pub fn is_other_command(&self, image: &Image) -> Result<bool> {
-        let process: Process = image.record(SectionKind::Process)?;
+        let process: Process = image.process(0).record(SectionKind::Process)?;
         let launched = launched(image);
         Ok(match launched[1] {
             0 => !self.has(&image.text(process.arguments)),
@@ -179,7 +179,7 @@ pub fn refuse_to_replace(identity: &Identity, name: &Path) -> Result<()> {
     if !identity.is_other_command(&image).unwrap_or(false) {
         return Ok(());
     }
-    let process: Process = image.record(SectionKind::Process)?;
+    let process: Process = image.process(0).record(SectionKind::Process)?;
     let saved = image.text(process.arguments);
     let saved = shown(&saved).replace("\\u{0}", " ");
     let sentence = format!(

@@ -42,11 +42,12 @@ pub fn info(words: &[OsString], json: bool, transfer: &Transfer) -> Result<u8> {
 }
 
 fn describe(image: &Image, json: bool) -> Result<Facts> {
-    let process: Process = image.record(SectionKind::Process)?;
+    let first = image.process(0);
+    let process: Process = first.record(SectionKind::Process)?;
     let machine: Machine = image.record(SectionKind::Machine)?;
-    let threads: Vec<Thread> = image.records(SectionKind::Threads)?;
-    let vmas: Vec<Vma> = image.records(SectionKind::Vmas)?;
-    let descriptors: Vec<Descriptor> = image.records(SectionKind::Descriptors)?;
+    let threads: Vec<Thread> = first.records(SectionKind::Threads)?;
+    let vmas: Vec<Vma> = first.records(SectionKind::Vmas)?;
+    let descriptors: Vec<Descriptor> = first.records(SectionKind::Descriptors)?;
     let losses: Vec<Loss> = image.records(SectionKind::Losses)?;
     let text = |text| image.text(text).to_string_lossy().into_owned();
     let arguments: Vec<String> = text(process.arguments).split('\0').map(str::to_string).collect();

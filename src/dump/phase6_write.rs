@@ -156,26 +156,26 @@ impl<'a> Writing<'a> {
         let (w, g) = (&mut self.writer, &self.gathered);
         w.records(SectionKind::Machine, &[machine])?;
         w.records(SectionKind::Cpuid, &cpu::leaves())?;
-        w.records(SectionKind::Process, &[process])?;
-        w.records(SectionKind::Threads, &g.threads)?;
-        w.bytes(SectionKind::Xstate, 0, &g.xstate)?;
-        w.records(SectionKind::Owners, &g.owners)?;
-        w.records(SectionKind::Vmas, &g.vmas)?;
-        w.records(SectionKind::Guards, &g.guards)?;
+        w.records_of(0, SectionKind::Process, &[process])?;
+        w.records_of(0, SectionKind::Threads, &g.threads)?;
+        w.bytes_of(0, SectionKind::Xstate, 0, &g.xstate)?;
+        w.records_of(0, SectionKind::Owners, &g.owners)?;
+        w.records_of(0, SectionKind::Vmas, &g.vmas)?;
+        w.records_of(0, SectionKind::Guards, &g.guards)?;
         w.records(SectionKind::Objects, &g.objects)?;
-        w.records(SectionKind::Descriptors, &g.descriptors)?;
-        w.records(SectionKind::SignalActions, &g.actions)?;
-        w.records(SectionKind::PendingSignals, &g.pending)?;
-        w.records(SectionKind::Timers, &g.timers)?;
-        w.records(SectionKind::Limits, &g.limits)?;
-        w.bytes(SectionKind::Auxv, 0, &g.auxv)?;
+        w.records_of(0, SectionKind::Descriptors, &g.descriptors)?;
+        w.records_of(0, SectionKind::SignalActions, &g.actions)?;
+        w.records_of(0, SectionKind::PendingSignals, &g.pending)?;
+        w.records_of(0, SectionKind::Timers, &g.timers)?;
+        w.records_of(0, SectionKind::Limits, &g.limits)?;
+        w.bytes_of(0, SectionKind::Auxv, 0, &g.auxv)?;
         for content in &g.contents {
-            w.bytes(SectionKind::Content, content.index, &content.bytes)?;
+            w.bytes_of(0, SectionKind::Content, content.index, &content.bytes)?;
         }
         let losses: Vec<_> =
             losses.into_iter().map(|what| ckpt_abi::image::Loss { what }).collect();
         w.records(SectionKind::Losses, &losses)?;
-        w.bytes(SectionKind::Strings, 0, self.gathered.strings.bytes())?;
+        w.bytes(SectionKind::Strings, self.gathered.strings.bytes())?;
         Ok((self.writer.seal()?, self.gathered.losses))
     }
 }

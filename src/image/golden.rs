@@ -15,7 +15,7 @@ use zerocopy::{FromZeros, IntoBytes};
 
 /// An image in memory.
 #[derive(Default)]
-struct Bytes(Vec<u8>);
+pub(super) struct Bytes(pub Vec<u8>);
 
 impl Sink for Bytes {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
@@ -55,18 +55,18 @@ fn made() -> Vec<u8> {
         name: strings.add("/tmp/gone"),
         ..Object::new_zeroed()
     };
-    writer.records(SectionKind::Process, &[process]).unwrap();
+    writer.records_of(0, SectionKind::Process, &[process]).unwrap();
     let threads = [4711, 4712].map(|tid| Thread { tid, ..Thread::new_zeroed() });
-    writer.records(SectionKind::Threads, &threads).unwrap();
+    writer.records_of(0, SectionKind::Threads, &threads).unwrap();
     writer.records(SectionKind::Objects, &[object]).unwrap();
-    writer.bytes(SectionKind::Content, 5, b"in a pipe").unwrap();
+    writer.bytes_of(0, SectionKind::Content, 5, b"in a pipe").unwrap();
     writer.records(SectionKind::Losses, &[Loss { what: strings.add("a loss") }]).unwrap();
-    writer.bytes(SectionKind::Strings, 0, strings.bytes()).unwrap();
+    writer.bytes(SectionKind::Strings, strings.bytes()).unwrap();
     writer.seal().unwrap();
     sink.0
 }
 
-fn opened(bytes: &[u8]) -> Result<Image> {
+pub(super) fn opened(bytes: &[u8]) -> Result<Image> {
     Image::from_source(Box::new(bytes.to_vec()), Path::new("golden"))
 }
 
@@ -84,14 +84,15 @@ fn images_of_all_times_are_read() {
     for entry in std::fs::read_dir(folder()).unwrap() {
         let image = Image::open(&entry.unwrap().path()).unwrap();
         image.verify().unwrap();
-        let process: Process = image.record(SectionKind::Process).unwrap();
+        let part = image.process(0);
+        let process: Process = part.record(SectionKind::Process).unwrap();
         assert_eq!((process.pid, process.generation), (4711, 3));
         assert_eq!(image.text(process.program), "golden");
-        let threads: Vec<Thread> = image.records(SectionKind::Threads).unwrap();
+        let threads: Vec<Thread> = part.records(SectionKind::Threads).unwrap();
         assert_eq!(threads.iter().map(|t| t.tid).collect::<Vec<_>>(), [4711, 4712]);
         let object: Object = image.record(SectionKind::Objects).unwrap();
         assert_eq!((object.size, object.mode), (10_000, 0o100_644));
-        assert_eq!(image.bytes(SectionKind::Content, 5).unwrap(), b"in a pipe");
+        assert_eq!(part.bytes(SectionKind::Content, 5).unwrap(), b"in a pipe");
         let chunks = image.chunks().unwrap();
         let places: Vec<_> = chunks.iter().map(|c| (c.process, c.object, c.address)).collect();
         assert_eq!(

@@ -11,11 +11,11 @@ pub(super) fn end(trailer: &Trailer) -> u64 {
     trailer.file_len - size_of::<Trailer>() as u64
 }
 
-/// Chunks are sorted and do not overlap, and each has a possible place and length.
-pub(super) fn order(chunks: &[Chunk]) -> Verdict {
+/// Chunks are sorted and do not overlap, and each has a possible place and length and is of one of `processes`.
+pub(super) fn order(chunks: &[Chunk], processes: u32) -> Verdict {
     for chunk in chunks {
         let len = u64::from(chunk.len);
-        let memory = chunk.object == NO_OBJECT && chunk.process != WHOLE_IMAGE;
+        let memory = chunk.object == NO_OBJECT && chunk.process < processes;
         let object = chunk.object != NO_OBJECT && chunk.process == WHOLE_IMAGE;
         let whole = object || len.is_multiple_of(PAGE);
         let plain = chunk.codec != Codec::Plain as u32
@@ -79,11 +79,12 @@ mod tests {
     #[test]
     fn chunks_follow_each_other() {
         let good = [memory(0x1000, 0x2000), memory(0x3000, 0x40000)];
-        assert_eq!(order(&good), Ok(()));
-        assert!(order(&[good[1], good[0]]).is_err());
-        assert!(order(&[memory(0x1000, 0x3000), memory(0x3000, 0x1000)]).is_err());
+        assert_eq!(order(&good, 1), Ok(()));
+        assert!(order(&[good[1], good[0]], 1).is_err());
+        assert!(order(&[memory(0x1000, 0x3000), memory(0x3000, 0x1000)], 1).is_err());
         let other = Chunk { process: 1, ..memory(0x1000, 0x1000) };
-        assert_eq!(order(&[good[0], good[1], other]), Ok(()));
+        assert_eq!(order(&[good[0], good[1], other], 2), Ok(()));
+        assert!(order(&[good[0], good[1], other], 1).is_err());
     }
 
     #[test]
@@ -98,9 +99,9 @@ mod tests {
             Chunk { object: 0, ..memory(0x1000, 0x1000) },
             Chunk { process: WHOLE_IMAGE, ..memory(0x1000, 0x1000) },
         ] {
-            assert!(order(&[wrong]).is_err(), "{wrong:?}");
+            assert!(order(&[wrong], 1).is_err(), "{wrong:?}");
         }
         let file = Chunk { process: WHOLE_IMAGE, object: 3, stored: 0x1000, ..memory(0, 100) };
-        assert_eq!(order(&[file]), Ok(()));
+        assert_eq!(order(&[file], 1), Ok(()));
     }
 }

@@ -8,6 +8,8 @@ mod golden;
 mod head;
 mod layout;
 pub mod read;
+#[cfg(test)]
+mod several;
 pub mod source;
 pub mod strings;
 pub mod stub;

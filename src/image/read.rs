@@ -40,7 +40,15 @@ pub struct Image {
     header: Header,
     trailer: Trailer,
     sections: Vec<Section>,
+    processes: u32,
     strings: Vec<u8>,
+}
+
+/// What an image has of one of its processes.
+#[derive(Clone, Copy)]
+pub struct Part<'a> {
+    image: &'a Image,
+    index: u32,
 }
 
 impl Image {
@@ -78,9 +86,11 @@ impl Image {
         })?;
         let header = head::read_header(&*source, &trailer).because(named)?;
         let sections = head::read_sections(&*source, &header).because(named)?;
+        let (processes, strings) = (0, Vec::new());
         let mut image =
-            Self { source, path: path.into(), header, trailer, sections, strings: Vec::new() };
-        image.strings = image.bytes(SectionKind::Strings, 0)?;
+            Self { source, path: path.into(), header, trailer, sections, processes, strings };
+        image.check_index()?;
+        image.strings = image.bytes(SectionKind::Strings)?;
         Ok(image)
     }
 
@@ -104,24 +114,33 @@ impl Image {
         strings::get(&self.strings, text)
     }
 
-    /// The bytes of a section of the image or of its first process, checked.
-    pub fn bytes(&self, kind: SectionKind, index: u32) -> Result<Vec<u8>> {
-        self.padded(self.section(kind, 0, index)?)
+    /// The processes, in the order of the index.
+    pub fn processes(&self) -> impl Iterator<Item = Part<'_>> {
+        (0..self.processes).map(|index| self.process(index))
     }
 
-    /// The records of a section of the image or of its first process, checked; fields that the writer
-    /// did not know are zero.
+    /// One of them, the first is 0. Of a number that the index has not there are no sections.
+    pub fn process(&self, index: u32) -> Part<'_> {
+        Part { image: self, index }
+    }
+
+    /// The bytes of a section of the image as a whole, checked.
+    pub fn bytes(&self, kind: SectionKind) -> Result<Vec<u8>> {
+        self.padded(self.section(WHOLE_IMAGE, kind, 0)?)
+    }
+
+    /// The records of a section of the image as a whole, checked; fields that the writer did not know are
+    /// zero.
     pub fn records<T: FromBytes + IntoBytes>(&self, kind: SectionKind) -> Result<Vec<T>> {
-        self.records_of(0, kind)
+        self.records_of(WHOLE_IMAGE, kind)
     }
 
-    /// The records of a section of one process, as [`Image::records`].
-    pub fn records_of<T: FromBytes + IntoBytes>(
+    fn records_of<T: FromBytes + IntoBytes>(
         &self,
-        process: u32,
+        owner: u32,
         kind: SectionKind,
     ) -> Result<Vec<T>> {
-        let section = self.section(kind, process, 0)?;
+        let section = self.section(owner, kind, 0)?;
         let written = section.record_len as usize;
         if written == 0 || written.saturating_mul(GROWTH) < size_of::<T>() {
             return Err(self.damaged(&format!("the records of its section {kind:?} are too short")));
@@ -138,7 +157,10 @@ impl Image {
 
     /// The single record of a section.
     pub fn record<T: FromBytes + IntoBytes>(&self, kind: SectionKind) -> Result<T> {
-        let mut records = self.records(kind)?;
+        self.single(kind, self.records(kind)?)
+    }
+
+    fn single<T>(&self, kind: SectionKind, mut records: Vec<T>) -> Result<T> {
         records.pop().ok_or_else(|| self.damaged(&format!("its section {kind:?} is empty")))
     }
 
@@ -176,7 +198,7 @@ impl Image {
     /// sense for itself and none overlaps another.
     pub fn chunks(&self) -> Result<Vec<Chunk>> {
         let chunks: Vec<Chunk> = self.records(SectionKind::Chunks)?;
-        layout::order(&chunks).map_err(|what| self.damaged(&what))?;
+        layout::order(&chunks, self.processes).map_err(|what| self.damaged(&what))?;
         Ok(chunks)
     }
 
@@ -221,8 +243,23 @@ impl Image {
             .hint("restart an older checkpoint or another copy")
     }
 
-    fn section(&self, kind: SectionKind, process: u32, index: u32) -> Result<&Section> {
-        let key = (kind as u32, kind.owner(process), index);
+    /// Counts the processes.
+    fn check_index(&mut self) -> Result<()> {
+        let index = self.sections.iter().filter(|s| s.kind == SectionKind::Process as u32);
+        let mut numbers: Vec<u32> = index.map(|s| s.process).collect();
+        numbers.sort_unstable();
+        self.processes = numbers.len() as u32;
+        let counted = numbers.iter().copied().eq(0..self.processes);
+        let owners = self.sections.iter().map(|s| s.process);
+        let known = owners.filter(|n| *n != WHOLE_IMAGE).all(|n| n < self.processes);
+        match counted && known {
+            true => Ok(()),
+            false => Err(self.damaged("its index of processes has gaps")),
+        }
+    }
+
+    fn section(&self, owner: u32, kind: SectionKind, index: u32) -> Result<&Section> {
+        let key = (kind as u32, owner, index);
         let mut named = self.sections.iter();
         named
             .find(|s| (s.kind, s.process, s.index) == key)
@@ -277,11 +314,40 @@ impl Image {
     }
 }
 
+impl<'a> Part<'a> {
+    /// The image.
+    pub fn image(self) -> &'a Image {
+        self.image
+    }
+
+    /// The records of a section, as [`Image::records`].
+    pub fn records<T: FromBytes + IntoBytes>(self, kind: SectionKind) -> Result<Vec<T>> {
+        self.image.records_of(self.index, kind)
+    }
+
+    /// The single record of a section.
+    pub fn record<T: FromBytes + IntoBytes>(self, kind: SectionKind) -> Result<T> {
+        self.image.single(kind, self.records(kind)?)
+    }
+
+    /// The bytes of a section, checked; `index` tells those of one kind apart.
+    pub fn bytes(self, kind: SectionKind, index: u32) -> Result<Vec<u8>> {
+        self.image.padded(self.image.section(self.index, kind, index)?)
+    }
+
+    /// Its memory by address, of all chunks of the image ([`Image::chunks`]).
+    pub fn memory(self, chunks: &[Chunk]) -> &[Chunk] {
+        let first = chunks.partition_point(|c| c.process < self.index);
+        let len = chunks[first..].partition_point(|c| c.process == self.index);
+        &chunks[first..first + len]
+    }
+}
+
 #[cfg(test)]
 impl Image {
     /// Where a section of the image lies.
     pub(super) fn place(&self, kind: SectionKind) -> Section {
-        *self.section(kind, 0, 0).unwrap()
+        *self.section(WHOLE_IMAGE, kind, 0).unwrap()
     }
 
     /// Makes the checksums that depend on a section of `bytes`, a copy of the image, right again.

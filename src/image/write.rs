@@ -2,11 +2,11 @@
 //! Writing an image, front to back except for its header.
 
 use super::{PAGE, elf, hash};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use ckpt_abi::ABI_VERSION;
 use ckpt_abi::image::{
     Chunk, FORMAT, HEADER_MAGIC, Header, NO_OBJECT, Section, SectionKind, TRAILER_MAGIC, Trailer,
-    WHOLE_IMAGE,
+    WHOLE_IMAGE, needs,
 };
 use zerocopy::{FromZeros, Immutable, IntoBytes};
 
@@ -68,30 +68,61 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// Adds a section of records, of the image or of its first process.
+    /// Adds a section of records of the image as a whole.
     pub fn records<T: IntoBytes + Immutable>(
         &mut self,
         kind: SectionKind,
         records: &[T],
     ) -> Result<()> {
-        self.section(kind, 0, size_of::<T>() as u32, records.as_bytes())
+        self.records_of(WHOLE_IMAGE, kind, records)
     }
 
-    /// Adds a section of plain bytes.
-    pub fn bytes(&mut self, kind: SectionKind, index: u32, bytes: &[u8]) -> Result<()> {
-        self.section(kind, index, 0, bytes)
+    /// Adds a section of records of one process.
+    pub fn records_of<T: IntoBytes + Immutable>(
+        &mut self,
+        process: u32,
+        kind: SectionKind,
+        records: &[T],
+    ) -> Result<()> {
+        self.section(process, kind, 0, size_of::<T>() as u32, records.as_bytes())
     }
 
-    fn section(&mut self, kind: SectionKind, index: u32, record: u32, bytes: &[u8]) -> Result<()> {
+    /// Adds a section of plain bytes of the image as a whole.
+    pub fn bytes(&mut self, kind: SectionKind, bytes: &[u8]) -> Result<()> {
+        self.bytes_of(WHOLE_IMAGE, kind, 0, bytes)
+    }
+
+    /// Adds a section of plain bytes of one process.
+    pub fn bytes_of(
+        &mut self,
+        process: u32,
+        kind: SectionKind,
+        index: u32,
+        bytes: &[u8],
+    ) -> Result<()> {
+        self.section(process, kind, index, 0, bytes)
+    }
+
+    fn section(
+        &mut self,
+        process: u32,
+        kind: SectionKind,
+        index: u32,
+        record_len: u32,
+        bytes: &[u8],
+    ) -> Result<()> {
+        if kind.is_of_process() == (process == WHOLE_IMAGE) {
+            return Err(Error::new(format!("the section {kind:?} has the wrong owner")));
+        }
         let mut padded = bytes.to_vec();
         padded.resize(bytes.len().next_multiple_of(8), 0);
         self.sink.write_at(self.at, &padded)?;
         self.sections.push(Section {
             kind: kind as u32,
-            process: kind.owner(0),
+            process,
             offset: self.at,
             len: bytes.len() as u64,
-            record_len: record,
+            record_len,
             index,
             hash: hash(&padded),
             reserved: 0,
@@ -138,8 +169,10 @@ impl<'a> Writer<'a> {
     }
 
     fn header(&self, stub_len: u64, file_len: u64, sections: u64, sections_hash: u64) -> Vec<u8> {
+        let processes = self.sections.iter().filter(|s| s.kind == SectionKind::Process as u32);
         let header = Header {
             magic: HEADER_MAGIC,
+            needs: if processes.count() > 1 { needs::PROCESSES } else { 0 },
             format: FORMAT,
             abi_version: ABI_VERSION,
             start: self.start,

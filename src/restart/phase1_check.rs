@@ -72,24 +72,31 @@ pub fn check(image: &Image) -> Result<Saved> {
         .hint("execute the file itself, it carries its own"));
     }
     image.verify_frame()?;
-    let (memory, contents) = image.chunks()?.into_iter().partition(|c| c.object == NO_OBJECT);
-    let process: Process = image.record(SectionKind::Process)?;
+    let mut parts = image.processes();
+    let (Some(part), None) = (parts.next(), parts.next()) else {
+        return Err(Error::new(format!("{} holds several processes", image.path().display()))
+            .hint("this ckpt restarts one"));
+    };
+    let chunks = image.chunks()?;
+    let memory = part.memory(&chunks).to_vec();
+    let contents = chunks.into_iter().filter(|c| c.object != NO_OBJECT).collect();
+    let process: Process = part.record(SectionKind::Process)?;
     let saved = Saved {
         machine: image.record(SectionKind::Machine)?,
-        threads: image.records(SectionKind::Threads)?,
-        xstate: image.bytes(SectionKind::Xstate, 0)?,
-        owners: image.records(SectionKind::Owners)?,
-        vmas: image.records(SectionKind::Vmas)?,
+        threads: part.records(SectionKind::Threads)?,
+        xstate: part.bytes(SectionKind::Xstate, 0)?,
+        owners: part.records(SectionKind::Owners)?,
+        vmas: part.records(SectionKind::Vmas)?,
         memory,
         contents,
-        guards: image.records(SectionKind::Guards)?,
+        guards: part.records(SectionKind::Guards)?,
         objects: image.records(SectionKind::Objects)?,
-        descriptors: image.records(SectionKind::Descriptors)?,
-        actions: image.records(SectionKind::SignalActions)?,
-        pending: image.records(SectionKind::PendingSignals)?,
-        timers: image.records(SectionKind::Timers)?,
-        limits: image.records(SectionKind::Limits)?,
-        auxv: image.bytes(SectionKind::Auxv, 0)?,
+        descriptors: part.records(SectionKind::Descriptors)?,
+        actions: part.records(SectionKind::SignalActions)?,
+        pending: part.records(SectionKind::PendingSignals)?,
+        timers: part.records(SectionKind::Timers)?,
+        limits: part.records(SectionKind::Limits)?,
+        auxv: part.bytes(SectionKind::Auxv, 0)?,
         // Older images do not have them.
         cpuid: image.records(SectionKind::Cpuid).unwrap_or_default(),
         same_clocks: true,

@@ -45,7 +45,7 @@ impl Sources for FromImage<'_> {
     }
 
     fn content(&self, index: u32) -> Result<Vec<u8>> {
-        self.image.bytes(SectionKind::Content, index)
+        self.image.process(0).bytes(SectionKind::Content, index)
     }
 
     fn fill(&self, object: u32, file: &File) -> Result<()> {
@@ -99,7 +99,7 @@ pub fn open(image: &Image, saved: &Saved, way: Way, warnings: &mut Vec<String>) 
         ))
         .hint("bring these back, or say where they are with --map-path OLD=NEW; nothing has been changed"));
     }
-    let content = |index| image.bytes(SectionKind::Content, index);
+    let content = |index| image.process(0).bytes(SectionKind::Content, index);
     if way == Way::Restart {
         unread::put_first(&mut descriptors, content, warnings)?;
     }

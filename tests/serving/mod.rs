@@ -186,7 +186,7 @@ pub fn all<'a>(first: &[&'a str], options: &'a [String]) -> Vec<&'a str> {
 pub fn image(bytes: impl AsRef<[u8]>) -> Vec<u8> {
     let mut sink = Bytes(Vec::new());
     let mut writer = Writer::new(&mut sink, bytes.as_ref().to_vec());
-    writer.bytes(SectionKind::Strings, 0, b"").expect("memory takes all");
+    writer.bytes(SectionKind::Strings, b"").expect("memory takes all");
     writer.seal().expect("memory takes all");
     sink.0
 }

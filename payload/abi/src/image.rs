@@ -33,7 +33,7 @@ pub const TRAILER_MAGIC: [u8; 8] = *b"CKPTEND\n";
 /// Version of the file format.
 pub const FORMAT: u32 = 2;
 /// Bits of [`Header::needs`] that this build understands.
-pub const KNOWN_NEEDS: u64 = 0;
+pub const KNOWN_NEEDS: u64 = needs::PROCESSES;
 /// Page size of the only architecture there is so far.
 pub const PAGE: u64 = 4096;
 /// Longest chunk in bytes: what one checksum covers, and one thread reads at a time.
@@ -193,7 +193,7 @@ pub enum SectionKind {
     Strings = 1,
     /// One [`Machine`].
     Machine = 2,
-    /// One [`Process`].
+    /// One [`Process`]; those of all processes are the index of the image: they are numbered from 0 without gaps.
     Process = 3,
     /// [`Thread`]s, the main one first.
     Threads = 4,
@@ -230,16 +230,28 @@ pub enum SectionKind {
 }
 
 impl SectionKind {
-    /// Which process the section belongs to, if it is asked for as one of `process`.
-    pub fn owner(self, process: u32) -> u32 {
+    /// Whether each process of an image has a section of this kind, and not the image as a whole.
+    pub fn is_of_process(self) -> bool {
         match self {
             Self::Strings
             | Self::Machine
             | Self::Chunks
             | Self::Objects
             | Self::Losses
-            | Self::Cpuid => WHOLE_IMAGE,
-            _ => process,
+            | Self::Cpuid => false,
+            Self::Process
+            | Self::Threads
+            | Self::Xstate
+            | Self::Vmas
+            | Self::Descriptors
+            | Self::SignalActions
+            | Self::PendingSignals
+            | Self::Limits
+            | Self::Content
+            | Self::Timers
+            | Self::Auxv
+            | Self::Guards
+            | Self::Owners => true,
         }
     }
 }
