@@ -136,8 +136,8 @@ fn take(request: &Request) -> Result<Outcome> {
     if let Err(e) = &begun {
         phase0_visit::leave(request.pid, e);
     }
-    let Begun { start, frozen, memory, mut equipped } = begun?;
-    let result = proceed(request, start, frozen, &memory, &mut equipped, executable);
+    let Begun { frozen, memory, mut equipped } = begun?;
+    let result = proceed(request, frozen, &memory, &mut equipped, executable);
     let result = match result {
         // By now the file is known as one that is being written.
         Err(e) if e.kind() == Kind::Changed => {
@@ -177,15 +177,13 @@ fn anew(
     equipped: &mut phase2_equip::Equipped,
     file: PathBuf,
 ) -> Result<Outcome> {
-    let start = Instant::now();
     let frozen = phase1_freeze::freeze(request)?;
     equipped.divert(memory, request.pid, file)?;
-    proceed(request, start, frozen, memory, equipped, stub::own()?)
+    proceed(request, frozen, memory, equipped, stub::own()?)
 }
 
 /// A frozen process whose payload is ours.
 struct Begun {
-    start: Instant,
     frozen: Frozen,
     memory: Memory,
     equipped: phase2_equip::Equipped,
@@ -195,7 +193,6 @@ fn begin(request: &Request, executable: &[u8], whose: &place::Whose) -> Result<B
     let deadline = Instant::now() + TURN;
     loop {
         phase0_visit::visit(request)?;
-        let start = Instant::now();
         let mut frozen = phase1_freeze::freeze(request)?;
         reach(Point::Frozen);
         if phase0_visit::held(request, &mut frozen)? {
@@ -206,7 +203,7 @@ fn begin(request: &Request, executable: &[u8], whose: &place::Whose) -> Result<B
             phase2_equip::equip(request, &mut frozen, &memory, executable, whose.clone())?;
         if let Some(equipped) = equipped {
             reach(Point::Claimed);
-            return Ok(Begun { start, frozen, memory, equipped });
+            return Ok(Begun { frozen, memory, equipped });
         }
         frozen.thaw();
         if request.periodic || Instant::now() > deadline {
@@ -218,12 +215,12 @@ fn begin(request: &Request, executable: &[u8], whose: &place::Whose) -> Result<B
 
 fn proceed(
     request: &Request,
-    start: Instant,
     mut frozen: Frozen,
     memory: &Memory,
     equipped: &mut phase2_equip::Equipped,
     executable: Vec<u8>,
 ) -> Result<Outcome> {
+    let start = frozen.since();
     let mut sink = equipped.place.open(request.open)?;
     reach(Point::Opened);
     frozen.attend(memory, &equipped.region.desk(), equipped.region.base)?;

@@ -91,6 +91,13 @@ pub fn glance(tid: i32) -> Option<(char, i32)> {
 }
 
 impl Process {
+    /// The state of one thread; None if it is gone. Beside [`glance`] it does not add up the times of all threads.
+    pub fn state(&self, tid: i32) -> Option<char> {
+        let line = self.thread_file(tid, "stat").ok()?;
+        let end = line.iter().rposition(|&b| b == b')')?;
+        line.get(end + 2).map(|&b| b.into())
+    }
+
     /// The CPU time that the process has used, in clock ticks (fields 14 and 15).
     pub fn cpu_time(&self) -> Option<u64> {
         let text = self.file("stat").ok()?;

@@ -38,6 +38,11 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 pub(super) const FIRST_ATTEMPT: Duration = Duration::from_millis(20);
 const LAST_ATTEMPT: Duration = Duration::from_millis(320);
 
+/// Attempts may hold the program for one part of so many of the time that they take, but for what a first one or two
+/// need.
+const SHARE: u32 = 4;
+const AT_FIRST: Duration = Duration::from_millis(200);
+
 /// How long letting go waits for a thread that runs and has to stop before it can be let go.
 const LETTING_GO: Duration = Duration::from_millis(20);
 
@@ -52,6 +57,7 @@ pub struct Frozen {
     pub(super) moving: Vec<Moving>,
     pub(super) process: Process,
     attended: bool,
+    pub(super) since: Instant,
     /// Dropped last.
     _undelayed: Undelayed,
 }
@@ -79,7 +85,8 @@ impl Frozen {
         let (threads, moving) = (Vec::new(), Vec::new());
         let (seized, _undelayed) = (HashSet::new(), Undelayed::new());
         let process = Process::open(pid)?;
-        Ok(Self { pid, threads, seized, moving, process, attended: false, _undelayed })
+        let since = Instant::now();
+        Ok(Self { pid, threads, seized, moving, process, attended: false, since, _undelayed })
     }
 
     /// Stops every thread of `pid`, also those that appear meanwhile.
@@ -92,18 +99,29 @@ impl Frozen {
     pub fn freeze(pid: i32) -> Result<Self> {
         reaper::start()?;
         reaper::watch(pid);
-        let deadline = Instant::now() + PATIENCE;
+        let begun = Instant::now();
+        let deadline = begun + PATIENCE;
         let mut patience = FIRST_ATTEMPT;
+        let mut held = Duration::ZERO;
         let mut frozen = Self::new(pid)?;
-        // Once, as long as we hold nobody.
-        await_hearing(&frozen.process, deadline)?;
         loop {
+            // One for whom the last attempt waited in vain may stand still; nobody else does.
+            if frozen.threads.is_empty() {
+                await_hearing(&frozen.process, deadline)?;
+            }
+            frozen.since = Instant::now();
             if frozen.attempt(patience)? {
                 frozen.sort();
                 return Ok(frozen);
             }
             frozen.let_go();
+            held += frozen.since.elapsed();
             frozen.await_moving(deadline)?;
+            let due = (held * SHARE).saturating_sub(begun.elapsed() + AT_FIRST);
+            if !due.is_zero() {
+                frozen.let_go();
+                std::thread::sleep(due);
+            }
             if Instant::now() > deadline {
                 let text =
                     format!("the threads of process {pid} come and go too fast to be stopped");
@@ -139,6 +157,11 @@ impl Frozen {
             }
         }
         Err(gone(pid))
+    }
+
+    /// Since when the threads stand still, or are being stopped.
+    pub fn since(&self) -> Instant {
+        self.since
     }
 
     /// Takes over a thread that is already traced and stopped (at its exec).

@@ -140,15 +140,14 @@ pub struct Deaf {
     switches: Option<u64>,
 }
 
-/// A thread that cannot be stopped now, as far as can be seen without touching it: it waits for its child of vfork(2),
-/// or for the end of a clone(2), which no stop interrupts.
+/// A thread that cannot be stopped now, as far as can be seen without touching it: it sleeps where no stop wakes it (for
+/// its child of vfork(2), for a disk).
 pub fn deaf(process: &Process) -> Result<Option<Deaf>> {
-    let forks = |tid: i32| {
-        matches!(process.syscall(tid), Ok(Some((number, _)))
-            if matches!(number.cast_signed(), libc::SYS_vfork | libc::SYS_clone | libc::SYS_clone3))
-    };
-    // One that was just born and stands in a tracer's stop shows its maker's call, too.
-    let sleeps = |tid: i32| proc::stat::glance(tid).is_some_and(|(state, _)| state == 'D');
-    let tid = process.tasks()?.into_iter().find(|tid| forks(*tid) && sleeps(*tid));
+    let tid = process.tasks()?.into_iter().find(|tid| process.state(*tid) == Some('D'));
     Ok(tid.map(|tid| Deaf { tid, switches: process.voluntary_switches(tid) }))
+}
+
+/// Whether a thread is still in that wait.
+pub fn is_deaf_still(process: &Process, deaf: Deaf) -> bool {
+    process.state(deaf.tid) == Some('D') && process.voluntary_switches(deaf.tid) == deaf.switches
 }

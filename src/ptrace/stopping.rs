@@ -3,7 +3,7 @@
 
 use super::freeze::{FIRST_ATTEMPT, Frozen};
 use super::raw::{self, State};
-use super::seize::{Seized, deaf, seize, stubborn};
+use super::seize::{Seized, deaf, is_deaf_still, seize, stubborn};
 use super::thread::Thread;
 use super::waits::{self, Look};
 use crate::error::{Because, Error, Kind, Result};
@@ -12,9 +12,9 @@ use nix::errno::Errno;
 use nix::libc;
 use std::time::{Duration, Instant};
 
-/// How long a thread that is able to run may take to get a processor on a busy machine, or to come out of a long
-/// system call, while those that stand still wait for it.
-const A_TURN: Duration = Duration::from_secs(1);
+/// How many times longer than for one that sleeps those that stand still wait for a thread that is able to run: it is
+/// to get a processor on a busy machine, or to come out of a long system call.
+const A_TURN: u32 = 3;
 
 /// A thread that is seized and does not stand still yet.
 pub(super) struct Moving {
@@ -80,6 +80,9 @@ impl Frozen {
         let looks: Vec<_> = news.iter().map(|tid| waits::observe(&self.process, *tid)).collect();
         let moving = news.iter().zip(looks);
         self.moving.extend(moving.map(|(&tid, look)| Moving { tid, look, stranger: false }));
+        if self.threads.is_empty() {
+            self.since = Instant::now();
+        }
         for tid in news {
             match raw::interrupt(*tid) {
                 Ok(()) | Err(Errno::ESRCH) => {}
@@ -93,7 +96,7 @@ impl Frozen {
     }
 
     /// Waits until nobody moves; false when nothing has happened for `patience` and one of the moving sleeps on, or for
-    /// [`A_TURN`]. Those that only wait for a processor get it sooner while the others stand still.
+    /// [`A_TURN`] times as long. Those that only wait for a processor get it sooner while the others stand still.
     pub(super) fn settle(&mut self, patience: Duration) -> Result<bool> {
         const LONGEST_NAP: Duration = Duration::from_millis(1);
         let first_nap = Duration::from_micros(20);
@@ -101,7 +104,7 @@ impl Frozen {
         while !self.moving.is_empty() {
             if self.collect()? {
                 (last, nap) = (Instant::now(), first_nap);
-            } else if last.elapsed() > patience && self.is_held_up(last.elapsed()) {
+            } else if last.elapsed() > patience && self.is_held_up(last.elapsed(), patience) {
                 return Ok(false);
             } else {
                 std::thread::sleep(nap);
@@ -115,8 +118,8 @@ impl Frozen {
     }
 
     /// Whether the moving threads that have reported nothing for so long keep the others waiting.
-    fn is_held_up(&self, silence: Duration) -> bool {
-        silence > A_TURN || self.moving.iter().any(|moving| sleeps_on(moving.tid))
+    fn is_held_up(&self, silence: Duration, patience: Duration) -> bool {
+        silence > patience * A_TURN || self.moving.iter().any(|moving| sleeps_on(moving.tid))
     }
 
     /// Takes what the moving threads report; whether there was anything. What fails is with the moving ones still.
@@ -229,12 +232,15 @@ impl Frozen {
 /// when it is looked at again (a program that runs others all the time is in vfork(2) at any moment) could hear in
 /// between, and a stop that is asked for meets it there.
 pub(super) fn await_hearing(process: &Process, deadline: Instant) -> Result<()> {
+    const LONGEST_NAP: Duration = Duration::from_millis(5);
     let Some(first) = deaf(process)? else { return Ok(()) };
-    while deaf(process)? == Some(first) {
+    let mut nap = Duration::from_micros(100);
+    while is_deaf_still(process, first) {
         if Instant::now() > deadline {
             return Err(stubborn(process, first.tid));
         }
-        std::thread::sleep(Duration::from_millis(1));
+        std::thread::sleep(nap);
+        nap = (nap * 2).min(LONGEST_NAP);
     }
     Ok(())
 }
