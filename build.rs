@@ -26,7 +26,9 @@ const ENTRIES: [&str; 10] = [
 ];
 
 fn main() {
-    println!("cargo::rerun-if-changed=payload");
+    for sources in ["payload/src", ckpt_abi::SOURCES] {
+        println!("cargo::rerun-if-changed={sources}");
+    }
     println!("cargo::rerun-if-env-changed=CC");
     let target = std::env::var("TARGET").unwrap_or_default();
     if target != TARGET {
@@ -55,7 +57,7 @@ fn compile(out: &Path) -> PathBuf {
     let abi = out.join("libckpt_abi.rlib");
     let mut rustc = rustc();
     rustc.args(["--crate-type", "rlib", "--crate-name", "ckpt_abi", "-O"]);
-    rustc.arg("payload/abi/src/lib.rs").arg("-o").arg(&abi);
+    rustc.arg(Path::new(ckpt_abi::SOURCES).join("lib.rs")).arg("-o").arg(&abi);
     run(rustc, "compile the payload's types", "`rustup target add x86_64-unknown-linux-musl`");
     let archive = out.join("libckpt_payload.a");
     let mut rustc = self::rustc();

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-only
 //! Images of several processes: what the writer numbers the reader finds by the same number.
 
 use super::golden::{Bytes, opened};

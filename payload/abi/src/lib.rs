@@ -22,6 +22,10 @@ pub mod turn;
 /// restart refuses an image of another version; a checkpoint file carries the stub that made it.
 pub const ABI_VERSION: u32 = 2;
 
+/// The folder of these sources.
+#[cfg(feature = "sources")]
+pub const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src");
+
 /// Mixes a text and a number into a hash (FNV-1a).
 #[must_use]
 pub const fn mixed(mut hash: u64, text: &str, number: usize) -> u64 {
