@@ -9,7 +9,7 @@
 //! the kernel restart them too, unless a signal with a handler comes first, as it should be.
 
 use super::regs::Regs;
-use super::waits::{self, Interrupted};
+use super::waits::{self, IO_PGETEVENTS, Interrupted};
 use nix::libc;
 
 const EINTR: i64 = -4;
@@ -29,7 +29,7 @@ const ANSWER_EINTR: [i64; 27] = [
     libc::SYS_semop,
     libc::SYS_semtimedop,
     libc::SYS_io_getevents,
-    libc::SYS_io_pgetevents,
+    IO_PGETEVENTS,
     libc::SYS_io_uring_enter,
     libc::SYS_fallocate,
     libc::SYS_read,

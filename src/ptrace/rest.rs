@@ -15,7 +15,7 @@ use super::fdkind::{self, Is};
 use super::memory::Memory;
 use super::regs::Regs;
 use super::sockets;
-use super::waits::{arguments, now};
+use super::waits::{IO_PGETEVENTS, arguments, now};
 use ckpt_abi::region::Rest;
 use nix::libc;
 use std::mem::offset_of;
@@ -150,7 +150,7 @@ fn remainder(
             let rest = args[1].checked_sub(done).filter(|rest| *rest > 0)?;
             Some(call(made.number, &[args[0] + done, rest, args[2]]).into())
         }
-        libc::SYS_io_getevents | libc::SYS_io_pgetevents => events(made, done, since, memory),
+        libc::SYS_io_getevents | IO_PGETEVENTS => events(made, done, since, memory),
         libc::SYS_io_uring_enter => {
             const GETEVENTS: u64 = 1;
             const EXT_ARG: u64 = 8;

@@ -12,7 +12,7 @@ use super::memory::Memory;
 use super::raw;
 use super::regs::Regs;
 use super::thread::Thread;
-use super::waits::arguments;
+use super::waits::{IO_PGETEVENTS, arguments};
 use crate::error::{Because, Result};
 use crate::proc::Process;
 use ckpt_abi::api::{API, Api};
@@ -33,7 +33,7 @@ const CALLS: [i64; 6] = [
     libc::SYS_ppoll,
     libc::SYS_epoll_pwait,
     libc::SYS_epoll_pwait2,
-    libc::SYS_io_pgetevents,
+    IO_PGETEVENTS,
 ];
 
 impl Thread {

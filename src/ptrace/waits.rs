@@ -16,6 +16,9 @@ use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 use zerocopy::{FromZeros, IntoBytes};
 
+/// io_pgetevents(2), which the libc package knows for musl alone.
+pub(super) const IO_PGETEVENTS: i64 = 333;
+
 /// What a look at a running thread has found, before it is interrupted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Look {
@@ -68,7 +71,7 @@ pub fn place(call: i64, args: &[u64; 6]) -> Option<Place> {
         libc::SYS_epoll_wait | libc::SYS_epoll_pwait => Some(Place::Millis(3)),
         libc::SYS_epoll_pwait2 | libc::SYS_semtimedop => Some(Place::Timespec(3)),
         libc::SYS_rt_sigtimedwait => Some(Place::Timespec(2)),
-        libc::SYS_io_getevents | libc::SYS_io_pgetevents => Some(Place::Timespec(4)),
+        libc::SYS_io_getevents | IO_PGETEVENTS => Some(Place::Timespec(4)),
         _ => None,
     }
 }
