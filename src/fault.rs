@@ -2,10 +2,13 @@
 //! Fault points: the named steps at which a test ends a process of ours.
 //!
 //! `CKPT_FAULT=NAME` (or `NAME:N` for the N-th time) in the environment kills the dumper, the monitor, the stub or
-//! the server with SIGKILL when it comes there, so that what is left can be looked at. `ckpt save`, a restart and
-//! `ckpt serve` look at their own environment; a dumper that the program's payload has started and the monitor have
-//! none, and look at the one that the program was started with (/proc/PID/environ). A process with more rights than
-//! its caller (AT_SECURE, getauxval(3)), and one that works on another user's program, look at neither.
+//! the server with SIGKILL when it comes there, so that what is left can be looked at; a name that is none (`?`) is
+//! answered with the list, by who comes there. `ckpt` looks at its own environment; a dumper that the program's
+//! payload has started and the monitor have none, and look at the one that the program was started with
+//! (/proc/PID/environ), if it is a program of the same user. A process with more rights than its caller (AT_SECURE,
+//! getauxval(3)) looks at neither.
+//!
+//! A step belongs between any two effects that others can see: processes, files, the program's memory.
 //!
 //! # Safety
 //! getauxval(3) only looks.
@@ -23,91 +26,170 @@ use std::sync::atomic::{AtomicU32, Ordering};
 const VARIABLE: &str = "CKPT_FAULT";
 
 macro_rules! points {
-    ($($(#[$meta:meta])* $point:ident = $name:literal,)*) => {
-        /// A step. One in the life of a dumper is reached by each kind of dumper.
+    ($($who:literal: { $($(#[$meta:meta])* $point:ident = $name:literal,)* })*) => {
+        /// A step.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum Point { $($(#[$meta])* $point,)* }
+        pub enum Point { $($($(#[$meta])* $point,)*)* }
+
+        /// All of them, by who comes there.
+        const BY_WHO: &[(&str, &[Point])] = &[$(($who, &[$(Point::$point),*])),*];
 
         impl Point {
-            /// All of them.
-            pub const ALL: &'static [Self] = &[$(Self::$point,)*];
-
             /// What CKPT_FAULT calls it.
-            pub const fn name(self) -> &'static str {
-                match self { $(Self::$point => $name,)* }
+            const fn name(self) -> &'static str {
+                match self { $($(Self::$point => $name,)*)* }
             }
         }
     };
 }
 
 points! {
-    /// The dumper begins; it has touched nothing.
-    Begun = "begun",
-    /// The main thread was sent to the program's callbacks.
-    Sent = "sent",
-    /// Every thread stands still.
-    Frozen = "frozen",
-    /// Code was written into a hole of the program's text, for the first remote call.
-    Borrowed = "borrowed",
-    /// A thread is about to work for us: its registers are changed, its mask is not.
-    Lending = "lending",
-    /// It is about to make a system call for us.
-    Working = "working",
-    /// It is on its way home: its mask is back, its registers are not.
-    Returning = "returning",
-    /// The payload's memory is mapped, and not yet a payload.
-    Mapped = "mapped",
-    /// The payload is whole; the hole is not yet filled.
-    Injected = "injected",
-    /// The payload is this dumper's.
-    Claimed = "claimed",
-    /// The file or the connection for the image is open.
-    Opened = "opened",
-    /// All records are gathered, the last remote call was made.
-    Gathered = "gathered",
-    /// What a snapshot does not hold is written.
-    Shared = "shared",
-    /// The snapshot exists.
-    Pictured = "pictured",
-    /// It is said that the threads are let go.
-    Leaving = "leaving",
-    /// The last thread is let go.
-    Thawed = "thawed",
-    /// The pages are written.
-    Written = "written",
-    /// The image has its name.
-    Sealed = "sealed",
-    /// The payload does not know yet that the dump is over.
-    Ending = "ending",
-    /// The monitor has found its program.
-    Watching = "watching",
-    /// The monitor has a dumper at work.
-    Attending = "attending",
-    /// The stub has checked its image.
-    Checked = "checked",
-    /// The stub has opened the program's files.
-    Reopened = "reopened",
-    /// The stub has filled the program's memory.
-    Filled = "filled",
-    /// The stub is about to become the program.
-    Planned = "planned",
-    /// The server has a new image's first bytes.
-    Receiving = "receiving",
-    /// The server has a whole image, without a name.
-    Received = "received",
+    "dumper": {
+        /// The dumper begins; it has touched nothing.
+        Begun = "begun",
+        /// The main thread is about to be sent to the program's callbacks; the turn is not yet ours.
+        Summoning = "summoning",
+        /// The main thread was sent to the program's callbacks.
+        Sent = "sent",
+        /// A thread is traced, and runs.
+        Seized = "seized",
+        /// Every thread stands still.
+        Frozen = "frozen",
+        /// Code was written into a hole of the program's text, for the first remote call.
+        Borrowed = "borrowed",
+        /// A thread's state is written down; it is as it was.
+        Noted = "noted",
+        /// A thread is about to work for us: its registers are changed, its mask is not.
+        Lending = "lending",
+        /// It is about to make a system call for us.
+        Working = "working",
+        /// It has begun a system call for us.
+        Entered = "entered",
+        /// It is on its way home: its mask is back, its registers are not.
+        Returning = "returning",
+        /// It is as it was, and not yet said to be.
+        Returned = "returned",
+        /// The payload's memory is mapped, and not yet a payload.
+        Mapped = "mapped",
+        /// The payload is whole, and has no signal.
+        Whole = "whole",
+        /// The payload has its signal; the hole is not yet filled.
+        Injected = "injected",
+        /// The payload is this dumper's.
+        Claimed = "claimed",
+        /// The file or the connection for the image is open.
+        Opened = "opened",
+        /// All records are gathered, the last remote call was made.
+        Gathered = "gathered",
+        /// What a snapshot does not hold is written.
+        Shared = "shared",
+        /// The process that made the snapshot is not reaped.
+        Cloned = "cloned",
+        /// The snapshot exists.
+        Pictured = "pictured",
+        /// It is said that the threads are let go.
+        Leaving = "leaving",
+        /// A thread is let go.
+        Released = "released",
+        /// The last thread is let go.
+        Thawed = "thawed",
+        /// The pages are written.
+        Written = "written",
+        /// The whole image has a name for a moment.
+        Linked = "linked",
+        /// The image has its name.
+        Sealed = "sealed",
+        /// The next checkpoint has its number; older ones are there still.
+        Numbered = "numbered",
+        /// The program was told to end.
+        Ended = "ended",
+        /// The payload does not know yet that the dump is over.
+        Ending = "ending",
+        /// A caller of the C API has its answer, and its turn is not over.
+        Answered = "answered",
+    }
+    "attacher": {
+        /// `ckpt -p` has written the new configuration, and the signals are those of the old.
+        Configured = "configured",
+        /// The new signal is taken, the old not given back.
+        Taken = "taken",
+        /// The monitor is appointed.
+        Appointed = "appointed",
+    }
+    "launcher": {
+        /// The injector traces ckpt, which is about to become the program.
+        Tracing = "tracing",
+        /// The program stands before its first instruction, without a payload.
+        Executed = "executed",
+        /// It has one, and is traced still.
+        Equipped = "equipped",
+    }
+    "monitor": {
+        /// The monitor waits for its program to begin.
+        Waiting = "waiting",
+        /// It has found its program.
+        Watching = "watching",
+        /// It has a dumper at work.
+        Attending = "attending",
+        /// Its dumper is done, and not reaped.
+        Attended = "attended",
+    }
+    "stub": {
+        /// The stub has checked its image.
+        Checked = "checked",
+        /// It has made the monitor.
+        Watched = "watched",
+        /// It has opened the program's files.
+        Reopened = "reopened",
+        /// It has filled the program's memory.
+        Filled = "filled",
+        /// The files that the image holds are as they were.
+        Settled = "settled",
+        /// It is about to become the program.
+        Planned = "planned",
+        /// The descriptors have their numbers.
+        Installed = "installed",
+    }
+    "server": {
+        /// The server has made a file for a new image.
+        Uploading = "uploading",
+        /// It has a new image's first bytes.
+        Receiving = "receiving",
+        /// It has a whole image, without a name.
+        Received = "received",
+        /// The folders for its name are there.
+        Foldered = "foldered",
+        /// It has its name, and the client does not know.
+        Stored = "stored",
+        /// The server is about to send an image's bytes.
+        Sending = "sending",
+        /// An image is removed; its folders, empty, are there.
+        Removing = "removing",
+    }
+}
+
+fn all() -> impl Iterator<Item = Point> {
+    BY_WHO.iter().flat_map(|(_, points)| points.iter().copied())
+}
+
+/// All names, as the answer to one that is none.
+fn list() -> String {
+    let names = |points: &[Point]| points.iter().map(|p| p.name()).collect::<Vec<_>>().join(", ");
+    let lines = BY_WHO.iter().map(|(who, points)| format!("{who}: {}", names(points)));
+    lines.collect::<Vec<_>>().join("; ")
 }
 
 /// The armed point as its index + 1, and how often it is still passed.
 static ARMED: AtomicU32 = AtomicU32::new(0);
 static LEFT: AtomicU32 = AtomicU32::new(0);
 
-/// Arms what our own environment names; `pid` is the program that is worked on, if there is one.
+/// Arms what our own environment names.
 ///
 /// # Errors
 /// There is no point of that name.
-pub fn arm(pid: Option<i32>) -> Result<()> {
+pub fn arm() -> Result<()> {
     match std::env::var_os(VARIABLE) {
-        Some(value) if !is_privileged() && pid.is_none_or(is_ours) => set(&value),
+        Some(value) if !is_privileged() => set(&value),
         _ => Ok(()),
     }
 }
@@ -128,13 +210,11 @@ pub fn arm_by_program(pid: i32) {
 fn set(value: &OsStr) -> Result<()> {
     let text = value.to_string_lossy();
     let (name, count) = text.split_once(':').unwrap_or((&text, "1"));
-    let point = Point::ALL.iter().position(|point| point.name() == name);
+    let point = all().find(|point| point.name() == name);
     let (Some(point), Ok(count @ 1..)) = (point, count.parse::<u32>()) else {
-        let names: Vec<_> = Point::ALL.iter().map(|point| point.name()).collect();
-        return Err(Error::new(format!("{VARIABLE}={text} names no step")).hint(format!(
-            "NAME or NAME:N with N from 1 on, and NAME one of {}",
-            names.join(", ")
-        )));
+        let text = format!("{VARIABLE}={text} names no step");
+        return Err(Error::new(text)
+            .hint(format!("NAME or NAME:N with N from 1 on, and NAME one of: {}", list())));
     };
     LEFT.store(count, Ordering::Relaxed);
     ARMED.store(point as u32 + 1, Ordering::Relaxed);
@@ -150,8 +230,14 @@ pub fn reach(point: Point) {
     }
 }
 
-/// Says that a child made by fork(2) comes to the armed step in our stead: the count is that of all children.
+/// Says that a dumper made by fork(2) comes to the armed step in our stead, if it is one of a dumper's: the count is
+/// that of all dumpers.
 pub fn leave_to_child() {
+    let armed = ARMED.load(Ordering::Relaxed);
+    let dumpers = BY_WHO.first().map_or(&[][..], |(_, points)| points);
+    if !dumpers.iter().any(|point| *point as u32 + 1 == armed) {
+        return;
+    }
     let _ = LEFT.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
 }
 
@@ -174,7 +260,9 @@ mod tests {
         assert!(set("".as_ref()).is_err());
         assert!(set("frozen:0".as_ref()).is_err());
         let error = set("nowhere".as_ref()).expect_err("no such step").to_string();
-        assert!(Point::ALL.iter().all(|point| error.contains(point.name())), "{error}");
+        assert!(all().all(|point| error.contains(point.name())), "{error}");
+        let numbers: Vec<_> = all().map(|point| point as usize).collect();
+        assert_eq!(numbers, (0..numbers.len()).collect::<Vec<_>>());
         set("frozen:3".as_ref()).expect("a step");
         reach(Point::Begun);
         leave_to_child();

@@ -6,6 +6,7 @@ use crate::dump::phase1_freeze;
 use crate::dump::phase2_equip::{self, configuration};
 use crate::dump::place::Whose;
 use crate::error::Result;
+use crate::fault::{Point, reach};
 use crate::image::stub;
 use crate::inject::{self, monitor, region::Region};
 use crate::proc;
@@ -77,7 +78,9 @@ fn watch(
     executable: &[u8],
 ) -> Result<()> {
     let mut caller = Caller::new(&mut frozen.threads[0], memory, &region.desk())?;
-    monitor::start(pid, executable)?.appoint(&mut caller, memory, region)
+    monitor::start(pid, executable)?.appoint(&mut caller, memory, region)?;
+    reach(Point::Appointed);
+    Ok(())
 }
 
 fn reconfigure(
@@ -94,17 +97,8 @@ fn reconfigure(
     let settings = settings.resolve(&proc::cwd(pid)?.path)?;
     let config = settings.apply(region.control.config);
     check_name(pid, &config)?;
-    let signal = config.asyncsig;
     let mut caller = Caller::new(&mut frozen.threads[0], memory, &region.desk())?;
-    if signal != region.control.config.asyncsig {
-        region.give_signal_back(&mut caller)?;
-    }
-    let changed = signal != region.control.config.asyncsig;
-    region.control.config = config;
-    region.set_config(memory)?;
-    if changed {
-        region.take_signal(&mut caller, memory)?;
-    }
+    region.configure(&mut caller, memory, &config)?;
     Ok(region)
 }
 

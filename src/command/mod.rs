@@ -50,7 +50,7 @@ fn run(args: &[OsString]) -> Result<u8> {
         .get(1)
         .is_some_and(|word| ["__dump", "__monitor", "__assist"].iter().any(|w| word == w));
     if !ours {
-        fault::arm(None)?;
+        fault::arm()?;
     }
     if !ours && (elf::is_marked(&own) || Image::find(&own)?.is_some()) {
         return restart::from_own_file(own, args);
@@ -68,7 +68,6 @@ fn run(args: &[OsString]) -> Result<u8> {
             attach::run(pid, &settings)
         }
         Command::Save { pid, stop, settings } => {
-            fault::arm(Some(pid))?;
             elder::give_way(pid, args)?;
             save::run(pid, stop, settings)
         }

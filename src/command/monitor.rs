@@ -50,6 +50,7 @@ pub fn run(pid: i32) -> Result<u8> {
     dumper::prepare();
     let program = pidfd(pid)?;
     let line = line();
+    reach(Point::Waiting);
     while let Some(line) = &line
         && !is_ready(&[line.as_fd(), program.as_fd()], None)
     {}
@@ -171,6 +172,7 @@ impl Monitor {
             return Told { quiet: true, sentences };
         }
         let _ = dumper.line.read_to_string(&mut sentences);
+        reach(Point::Attended);
         Told { quiet: dumper.reap() != Some(0), sentences }
     }
 

@@ -4,6 +4,7 @@
 use super::place::{Place, Whose};
 use super::{Request as Asked, caller, keeper, phase0_visit};
 use crate::error::{Error, Kind, Result};
+use crate::fault::{Point, reach};
 use crate::image::read::Image;
 use crate::inject;
 use crate::inject::region::Region;
@@ -56,7 +57,8 @@ pub fn equip(
         None => {
             // A process that may do less than we may is not told where we save it to.
             let told = if whose.is_its() { &request.settings } else { &Settings::default() };
-            let config = unsignalled(configuration(pid, told)?);
+            // A checkpoint by `ckpt save` is one; the program was never asked to give a signal away for more of them.
+            let config = inject::unsignalled(configuration(pid, told)?);
             inject::inject(pid, &mut frozen.threads[0], memory, &vmas, &config, executable)?
         }
     };
@@ -96,12 +98,6 @@ pub fn configuration(pid: i32, settings: &Settings) -> Result<Config> {
     let own = Name::parse(&settings::default_name(&program))?;
     let settings = settings.clone().or(Settings { name: Some(own), ..Settings::default() });
     Ok(settings.resolve(&cwd)?.apply(settings::default_config()))
-}
-
-/// The same configuration without a signal. A checkpoint by `ckpt save` is one; the program was never asked to
-/// give a signal away for more of them.
-fn unsignalled(config: Config) -> Config {
-    Config { asyncsig: 0, flags: config.flags | config_flag::SIGNAL_OPEN, ..config }
 }
 
 /// Whether the process is a checkpoint that has not yet become the program; whatever it has of a
@@ -233,6 +229,7 @@ impl Equipped {
     pub fn sealed(&self, memory: &Memory, prune: super::Prune) {
         let control = &self.region.control;
         let _ = self.region.set_generation(memory, control.generation + 1);
+        reach(Point::Numbered);
         self.place.prune(prune);
     }
 
@@ -241,6 +238,7 @@ impl Equipped {
     pub fn finish(&self, memory: &Memory, pid: i32, error: Option<&Error>) {
         if self.region.turn(memory).is_ok_and(|turn| turn.kept) {
             caller::answer(memory, &self.region, error);
+            reach(Point::Answered);
         }
         let _ = self.region.step(memory, pid, Event::End(self.task));
     }

@@ -8,6 +8,7 @@
 
 use super::phase2_equip::Equipped;
 use crate::error::{Because, Result};
+use crate::fault::{Point, reach};
 use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
@@ -68,6 +69,7 @@ pub fn take(frozen: &mut Frozen, memory: &Memory, equipped: &Equipped) -> Result
     memory.put(data, &0u64)?;
     let flags = (libc::CLONE_VM | libc::CLONE_VFORK) as u64 | CLONE_UNTRACED;
     let child = caller.clone(&[flags, stack(0) - 64], head)?;
+    reach(Point::Cloned);
     if child > 0 {
         let wait = [child.cast_unsigned(), 0, libc::__WCLONE as u32 as u64, 0];
         caller.call(libc::SYS_wait4, &wait)?;

@@ -10,6 +10,7 @@
 use super::write::Sink;
 use super::{elf, hash};
 use crate::error::{Because, Error, Result};
+use crate::fault::{Point, reach};
 use crate::image::read::Image;
 use crate::proc::room;
 use crate::rights::file_user;
@@ -79,6 +80,7 @@ impl FileSink {
             let temporary = self.link_temporarily().because(why)?;
             self.temporary = Some(temporary);
         }
+        reach(Point::Linked);
         // Somebody may have put something else there since the start.
         look(&self.name)?;
         if let Some(temporary) = &self.temporary {

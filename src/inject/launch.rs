@@ -15,6 +15,7 @@
 use super::inject;
 use super::monitor::{self, Monitor};
 use crate::error::{Because, CANNOT_EXECUTE, Error, NOT_FOUND, Result};
+use crate::fault::{Point, reach};
 use crate::proc::{self, room};
 use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
@@ -190,6 +191,7 @@ fn injector(
     let mut start = [0];
     let seized = line.read_exact(&mut start).is_ok()
         && raw::seize(parent, raw::OPTIONS | libc::PTRACE_O_TRACEEXEC).is_ok();
+    reach(Point::Tracing);
     let told = line.write_all(&[u8::from(!seized)]);
     drop(line);
     if seized
@@ -226,6 +228,7 @@ fn wait_for_exec(parent: i32) -> bool {
 /// Injects into the program at its exec stop and makes it wait for us before it begins. When that
 /// fails the program is killed (SIGKILL) before its first instruction.
 fn equip(pid: i32, config: &Config, executable: &[u8], monitor: Option<&Monitor>) -> Result<()> {
+    reach(Point::Executed);
     let injected = (|| {
         let mut frozen =
             Frozen::adopt(pid).map_err(|e| e.hint("a 32-bit program cannot run under ckpt"))?;
@@ -236,6 +239,7 @@ fn equip(pid: i32, config: &Config, executable: &[u8], monitor: Option<&Monitor>
             let mut caller = Caller::new(&mut frozen.threads[0], &memory, &region.desk())?;
             monitor.appoint(&mut caller, &memory, &region)?;
         }
+        reach(Point::Equipped);
         frozen.leave_waiting(&region.desk(), &memory, getpid().as_raw())
     })();
     if injected.is_err() {

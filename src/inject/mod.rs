@@ -22,7 +22,7 @@ use crate::ptrace::memory::Memory;
 use crate::ptrace::thread::Thread;
 use ckpt_abi::api::{API, Api};
 use ckpt_abi::region::{
-    Config, Control, MAGIC, PAYLOAD, TURNS, Turns, UNFINISHED, VERSION, is_base,
+    Config, Control, MAGIC, PAYLOAD, TURNS, Turns, UNFINISHED, VERSION, config_flag, is_base,
 };
 
 use nix::libc;
@@ -32,6 +32,11 @@ use zerocopy::FromZeros;
 
 /// Page size of x86-64.
 pub const PAGE: u64 = 4096;
+
+/// A configuration without a signal, which the next one to come may choose.
+pub fn unsignalled(config: Config) -> Config {
+    Config { asyncsig: 0, flags: config.flags | config_flag::SIGNAL_OPEN, ..config }
+}
 
 /// Rounds up to whole pages.
 pub fn pages(len: u64) -> u64 {
@@ -54,10 +59,13 @@ pub fn inject(
     let payload = elf::Payload::embedded()?;
     let len = PAYLOAD + payload.memory_len() + pages(executable.len() as u64);
     let base = place::region(pid, vmas, len)?;
-    let control = control(pid, base, &payload, executable.len() as u64, config);
+    // Whoever dies before the signal is taken leaves a payload that says that it has none.
+    let unsignalled = unsignalled(*config);
+    let control = control(pid, base, &payload, executable.len() as u64, &unsignalled);
     let hole = place::Hole::make(thread.tid, memory, vmas, pid)?;
     reach(Point::Borrowed);
-    let injection = Injection { memory, payload, region: Region { base, control }, executable };
+    let region = Region { base, control };
+    let injection = Injection { memory, payload, region, executable, config };
     let made = injection.make(thread, hole.addr, vmas);
     if made.is_err() {
         injection.undo(thread, hole.addr);
@@ -76,6 +84,7 @@ struct Injection<'a> {
     payload: elf::Payload,
     region: Region,
     executable: &'a [u8],
+    config: &'a Config,
 }
 
 impl Injection<'_> {
@@ -109,7 +118,9 @@ impl Injection<'_> {
         let owner = caller.expect(libc::SYS_getpid, &[], "cannot ask for the process id")? as u32;
         memory.put(base + TURNS + offset_of!(Turns, owner) as u64, &owner)?;
         memory.put(*base, &Control { owner, ..*control })?;
-        self.region.take_signal(&mut caller, memory)
+        reach(Point::Whole);
+        let mut region = Region { base: *base, control: *control };
+        region.configure(&mut caller, memory, self.config)
     }
 
     /// Lays the payload's segments out. Code is mapped as such and then written by its tracer: memory that is

@@ -2,11 +2,12 @@
 //! A payload that is in a process already.
 
 use crate::error::{Error, Result};
+use crate::fault::{Point, reach};
 use crate::proc::{self, maps::Vma};
 use crate::ptrace::call::Caller;
 use crate::ptrace::lend::Desk;
 use crate::ptrace::memory::Memory;
-use ckpt_abi::region::{Control, HANDLER_MASK, MAGIC, STACKS, is_base};
+use ckpt_abi::region::{Config, Control, HANDLER_MASK, MAGIC, STACKS, is_base};
 use nix::libc;
 use std::mem::offset_of;
 
@@ -70,28 +71,60 @@ impl Region {
         memory.put(self.base + offset_of!(Control, generation) as u64, &self.control.generation)
     }
 
-    /// Installs the payload's handler for the configured signal, keeping what was there.
-    pub fn take_signal(&self, caller: &mut Caller<'_>, memory: &Memory) -> Result<()> {
-        let signal = u64::from(self.control.config.asyncsig);
-        if signal == 0 {
-            return Ok(());
+    /// Makes `config` the payload's, and its handler that of the signal in it. The new signal is taken first and the
+    /// old one given back last: should we die in between, neither does to the program what it would do without us.
+    ///
+    /// # Errors
+    /// The thread could not change a disposition, or the memory is gone.
+    pub fn configure(
+        &mut self,
+        caller: &mut Caller<'_>,
+        memory: &Memory,
+        config: &Config,
+    ) -> Result<()> {
+        let (before, old_action) = (self.control.config.asyncsig, self.control.old_action);
+        let changed = config.asyncsig != before;
+        if changed && config.asyncsig != 0 {
+            self.control.old_action = self.take(caller, memory, config.asyncsig)?;
+            reach(Point::Taken);
         }
-        let (new, old) = (self.base + STACKS, self.base + offset_of!(Control, old_action) as u64);
-        memory.put(new, &self.action())?;
-        let what = "cannot install the handler of the checkpoint signal";
-        caller.expect(libc::SYS_rt_sigaction, &[signal, new, old, 8], what)?;
+        self.control.config = *config;
+        let at = |offset: usize| self.base + offset as u64;
+        memory.put(at(offset_of!(Control, old_action)), &self.control.old_action)?;
+        memory.put(at(offset_of!(Control, config)), config)?;
+        reach(Point::Configured);
+        if changed && before != 0 {
+            self.give_back(caller, memory, before, &old_action)?;
+        }
         Ok(())
     }
 
-    /// Gives the configured signal back to what had it before.
-    pub fn give_signal_back(&self, caller: &mut Caller<'_>) -> Result<()> {
-        let signal = u64::from(self.control.config.asyncsig);
-        if signal == 0 {
-            return Ok(());
+    /// Takes a signal; the kernel's struct sigaction of what had it before.
+    fn take(&self, caller: &mut Caller<'_>, memory: &Memory, signal: u32) -> Result<[u64; 4]> {
+        let (new, old) = (self.base + STACKS, self.base + STACKS + 32);
+        memory.put(new, &self.action())?;
+        let what = "cannot install the handler of the checkpoint signal";
+        caller.expect(libc::SYS_rt_sigaction, &[signal.into(), new, old, 8], what)?;
+        let had: [u64; 4] = memory.get(old)?;
+        // A ckpt that died with the signal taken did not write down whose it was.
+        Ok(if had[0] == self.control.handler { [0; 4] } else { had })
+    }
+
+    /// Gives a signal back to what had it before, unless the program has given it to another meanwhile.
+    fn give_back(
+        &self,
+        caller: &mut Caller<'_>,
+        memory: &Memory,
+        signal: u32,
+        action: &[u64; 4],
+    ) -> Result<()> {
+        let (new, now) = (self.base + STACKS, self.base + STACKS + 32);
+        let (signal, what) = (signal.into(), "cannot give the checkpoint signal back");
+        caller.expect(libc::SYS_rt_sigaction, &[signal, 0, now, 8], what)?;
+        if memory.get::<u64>(now)? == self.control.handler {
+            memory.put(new, action)?;
+            caller.expect(libc::SYS_rt_sigaction, &[signal, new, 0, 8], what)?;
         }
-        let old = self.base + offset_of!(Control, old_action) as u64;
-        let what = "cannot give the checkpoint signal back";
-        caller.expect(libc::SYS_rt_sigaction, &[signal, old, 0, 8], what)?;
         Ok(())
     }
 

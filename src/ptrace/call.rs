@@ -34,6 +34,7 @@ impl<'a> Caller<'a> {
         }
         prepare(thread, memory)?;
         let slot = lend::lend(thread, memory, desk)?;
+        reach(Point::Noted);
         thread.lent = Lent::Slot(slot);
         let caller = Self::at(thread, desk, slot);
         caller.block_signals()?;
@@ -154,6 +155,7 @@ impl<'a> Caller<'a> {
                         return Ok(now.rax.cast_signed());
                     }
                     entered = true;
+                    reach(Point::Entered);
                 }
                 // A stop signal for the whole process, or an interrupt that came late.
                 State::Stopped { event: raw::EVENT_STOP, .. } => {}

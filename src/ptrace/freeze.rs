@@ -24,6 +24,7 @@ use super::stopping::{Moving, await_hearing, gone};
 use super::thread::Thread;
 use super::waits;
 use crate::error::{Because, Error, Result};
+use crate::fault::{Point, reach};
 use crate::proc::{self, Process};
 use nix::libc;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
@@ -258,6 +259,7 @@ impl Frozen {
             .and_then(|()| raw::set_mask(tid, u64::MAX))
             .and_then(|()| raw::cont(tid, 0))
             .because(|| format!("cannot end process {pid}"))?;
+        reach(Point::Ended);
         let deadline = Instant::now() + PATIENCE;
         loop {
             threads.retain(|thread| match raw::wait(thread.tid, false) {

@@ -7,6 +7,7 @@ use super::seize::{Seized, deaf, is_deaf_still, seize, stubborn};
 use super::thread::Thread;
 use super::waits::{self, Look};
 use crate::error::{Because, Error, Kind, Result};
+use crate::fault::{Point, reach};
 use crate::proc::{self, Process};
 use nix::errno::Errno;
 use nix::libc;
@@ -64,6 +65,7 @@ impl Frozen {
                 Ok(Seized::Now | Seized::Before) => {
                     self.seized.insert(*tid);
                     news.push(*tid);
+                    reach(Point::Seized);
                 }
                 Err(e) => {
                     // They have to be let go.

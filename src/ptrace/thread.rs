@@ -164,6 +164,7 @@ impl Thread {
         raw::set_mask(self.tid, self.mask)?;
         reach(Point::Returning);
         interrupted::undisturbed(&self.regs).set(self.tid)?;
+        reach(Point::Returned);
         if let Lent::Slot(slot) = self.lent {
             lend::give_back(self.tid, slot)?;
         }
@@ -200,6 +201,7 @@ impl Thread {
             let _ = regs.set(self.tid);
         }
         let _ = raw::detach(self.tid);
+        reach(Point::Released);
     }
 
     /// Lets go of a thread that has stopped and of which nothing else is known, delivering `signal` (0: none).

@@ -61,6 +61,7 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
     // Before the monitor is made, which shares the program's clocks.
     saved.same_clocks = clock::enter_namespace(&saved)?;
     let monitor = phase1_check::monitor(&config)?;
+    reach(Point::Watched);
     warnings.extend(scheduling::denied(&saved.threads));
     warnings.extend(written::restore(&saved.process));
     let opened = phase2_open::open(image, &saved, phase2_open::Way::Restart, &mut warnings)?;
@@ -68,6 +69,7 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
     let mut filled = phase3_fill::fill(image, &mut saved, &opened, options)?;
     reach(Point::Filled);
     opened.objects.settle()?;
+    reach(Point::Settled);
     filled.control.monitor = monitor.as_ref().map_or(0, Monitor::pid);
     let plan = phase4_plan::plan(&saved, &opened, filled)?;
     // The last that can fail, for it alone changes something.

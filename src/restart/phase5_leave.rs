@@ -9,6 +9,7 @@ use super::mapping;
 use super::phase2_open::Opened;
 use super::phase4_plan::Plan;
 use crate::error::{Error, Result};
+use crate::fault::{Point, reach};
 use crate::proc;
 use crate::resource::descriptor::numbers;
 use std::convert::Infallible;
@@ -19,6 +20,7 @@ pub fn leave(opened: Opened, plan: Plan) -> Result<Infallible> {
     be_alone()?;
     mapping::block_all_signals();
     numbers::install(opened.descriptors, &plan.kept);
+    reach(Point::Installed);
     // SAFETY: the payload lies at its place with its orders, and nothing of ours is used again.
     unsafe { mapping::jump(plan.run, plan.stack, plan.orders) }
 }

@@ -12,6 +12,7 @@ use super::protocol::{
     COMPRESSED, Checksum, Entry, Header, Kind, PIECE, Seal, Welcome, compress, decompress,
 };
 use super::store::{Store, Upload};
+use crate::fault::{Point, reach};
 use crate::image::zeros::nonzero;
 use std::os::unix::fs::FileExt;
 
@@ -252,6 +253,7 @@ impl<S: Wire> Session<'_, S> {
         let (mut piece, mut small) = (vec![0; PIECE], Vec::new());
         let mut at = 0;
         while at < len {
+            reach(Point::Sending);
             let bytes = &mut piece[..(len - at).min(PIECE as u64) as usize];
             file.read_exact_at(bytes, at)
                 .map_err(|e| Failure::No(format!("the server cannot read it: {}", reason(&e))))?;

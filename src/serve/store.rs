@@ -142,6 +142,7 @@ impl Store {
         let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR | OFlag::O_CLOEXEC;
         let fd = nix::fcntl::openat(&self.own, number.as_str(), flags, Mode::S_IRWXU);
         let file = fd.map_err(refusal)?.into();
+        reach(Point::Uploading);
         Ok(Upload { store: self, name: name.into(), number, file, end: 0 })
     }
 
@@ -176,6 +177,7 @@ impl Store {
         }
         unlinkat(&parent, last, UnlinkatFlags::NoRemoveDir).map_err(refusal)?;
         let _ = nix::unistd::fsync(&parent);
+        reach(Point::Removing);
         self.give_back(stat.st_size.cast_unsigned());
         let mut rest = name;
         while let Some((folder, _)) = rest.rsplit_once('/') {
@@ -335,6 +337,7 @@ impl Upload<'_> {
         let _names = locked(&store.names);
         let (folder, last) = self.name.rsplit_once('/').unwrap_or(("", &self.name));
         let parent = store.folder(folder).map_err(refusal)?;
+        reach(Point::Foldered);
         let old = fstatat(&parent, last, AtFlags::AT_SYMLINK_NOFOLLOW);
         nix::fcntl::renameat(&store.own, self.number.as_str(), &parent, last).map_err(refusal)?;
         if let Ok(old) = old.as_ref().map(|old| old.st_size.cast_unsigned()) {
@@ -343,6 +346,7 @@ impl Upload<'_> {
         self.end = 0;
         self.number.clear();
         let _ = nix::unistd::fsync(&parent);
+        reach(Point::Stored);
         Ok(())
     }
 }
