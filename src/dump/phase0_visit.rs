@@ -105,23 +105,34 @@ fn await_word(found: &caller::Caller, so_far: impl Fn(&Api) -> bool) -> Result<(
     }
 }
 
-/// Makes the payload ours until the main thread has read our answer; false while the monitor's dumper works, whose
-/// callbacks are to be called to the end, and while a thread has its turn.
-fn claim(request: &Asked, found: &caller::Caller) -> Result<bool> {
+/// Makes the payload ours until the main thread has read our answer, which was free while all stood still. The turn comes
+/// last, behind the thread that gives it back: should we die before, it is nobody's.
+fn claim(request: &Asked, found: &caller::Caller) -> Result<()> {
     let (memory, region, pid) = (&found.memory, &found.region, found.pid);
-    let event = Event::Claim { by: request.by(), task: own_task(pid), kept: true };
-    match region.step(memory, pid, event)? {
-        Ok(_) => {}
-        Err(Denied::Restoring) => return Err(phase2_equip::restarting(pid)),
-        Err(Denied::Busy(task)) => return Err(phase2_equip::busy(pid, task)),
-        Err(Denied::Soon | Denied::After(..) | Denied::NotYours) => return Ok(false),
-    }
     let put = |offset, value: u32| caller::put(memory, region, offset, &value);
     put(offset_of!(Api, answer), Answer::None as u32)?;
     put(offset_of!(Api, request), Request::Call as u32)?;
     put(offset_of!(Api, name), 0)?;
     put(offset_of!(Api, visit), Visit::Sent as u32)?;
-    Ok(true)
+    reach(Point::Summoning);
+    let _ = region.step(memory, pid, our_claim(request, pid))?;
+    Ok(())
+}
+
+fn our_claim(request: &Asked, pid: i32) -> Event {
+    Event::Claim { by: request.by(), task: own_task(pid), kept: true }
+}
+
+/// Whether the payload can be made ours; false while the monitor's dumper works, whose callbacks are to be called to the
+/// end, and while a thread has its turn.
+fn is_free(request: &Asked, found: &caller::Caller) -> Result<bool> {
+    let pid = found.pid;
+    match found.region.would_step(&found.memory, pid, our_claim(request, pid))? {
+        Ok(_) => Ok(true),
+        Err(Denied::Restoring) => Err(phase2_equip::restarting(pid)),
+        Err(Denied::Busy(task)) => Err(phase2_equip::busy(pid, task)),
+        Err(Denied::Soon | Denied::After(..) | Denied::NotYours) => Ok(false),
+    }
 }
 
 /// Makes the main thread enter the payload with a frame as the kernel builds it for a handler
@@ -151,14 +162,10 @@ fn send(request: &Asked, found: &caller::Caller) -> Result<bool> {
     let frame = Frame { regs: &regs, xstate: &xstate, mask: thread.mask, altstack: SAME_STACK };
     let len = frame.bytes(0).len() as u64;
     let at = (thread.regs.rsp - RED_ZONE - len) & !63;
-    memory.write(at, &frame.bytes(at))?;
-    if !claim(request, found)? {
+    if !is_free(request, found)? {
         return Ok(false);
     }
-    let entered = thread.enter(found.api.visit_entry, at);
-    if entered.is_err() {
-        let _ = found.region.step(memory, pid, Event::End(own_task(pid)));
-        let _ = found.region.step(memory, pid, Event::Release);
-    }
-    entered.map(|()| true)
+    memory.write(at, &frame.bytes(at))?;
+    thread.enter(found.api.visit_entry, at)?;
+    claim(request, found).map(|()| true)
 }

@@ -54,16 +54,29 @@ impl Region {
         pid: i32,
         event: Event,
     ) -> Result<std::result::Result<Turn, Denied>> {
+        let next = self.would_step(memory, pid, event)?;
+        if let Ok(next) = next {
+            memory.put(self.base + TURNS + offset_of!(Turns, turn) as u64, &next.word())?;
+        }
+        Ok(next)
+    }
+
+    /// What a step would lead to.
+    ///
+    /// # Errors
+    /// As [`Region::step`].
+    pub fn would_step(
+        &self,
+        memory: &Memory,
+        pid: i32,
+        event: Event,
+    ) -> Result<std::result::Result<Turn, Denied>> {
         let turn = self.turn(memory)?;
         let seen = Seen {
             lives: turn.has_task() && lives(pid, turn.task),
             ends: self.control.config.continues == 0,
         };
-        let next = step(turn, event, seen);
-        if let Ok(next) = next {
-            memory.put(self.base + TURNS + offset_of!(Turns, turn) as u64, &next.word())?;
-        }
-        Ok(next)
+        Ok(step(turn, event, seen))
     }
 
     /// Says that no child is kept any more.
