@@ -8,6 +8,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use harness::faults::{armed, steps};
 use harness::{Bench, Build, Ended, Run, Way, Who, survive, until};
 use nix::sys::signal::Signal::{SIGTSTP, SIGUSR2};
 use nix::sys::signal::kill;
@@ -62,18 +63,6 @@ fn a_call_cut_short_goes_on_after_a_restart() {
     }
 }
 
-/// The names of the steps at which a dumper can be killed.
-fn steps(bench: &Bench) -> Vec<String> {
-    let mut command = bench.command(bench.ckpt());
-    let said = Run::start({
-        command.env("CKPT_FAULT", "nowhere").args(["save", "1"]);
-        command
-    })
-    .end();
-    let list = said.stderr.split("NAME one of ").nth(1).expect("a list of steps").to_owned();
-    list.split([',', '\n']).map(|name| name.trim().to_owned()).filter(|n| !n.is_empty()).collect()
-}
-
 /// Kills the dumper at each step, the n-th time it comes by, with signals all the time, and saves at once again.
 #[track_caller]
 fn comes_home(who: Who, build: Build) {
@@ -89,12 +78,11 @@ fn comes_home(who: Who, build: Build) {
                 std::thread::sleep(std::time::Duration::from_micros(500));
             }
         });
-        for step in steps(&bench) {
+        for step in steps(&bench, "dumper") {
             for time in ["1", "2", "5"] {
-                let mut command = bench.command(bench.ckpt());
-                command.env("CKPT_FAULT", format!("{step}:{time}"));
-                command.args(["save", &run.pid_text(), "-n", &bench.name("x.ckpt")]);
-                Run::start(command).end();
+                let line = ["save", &run.pid_text(), "-n", &bench.name("x.ckpt")];
+                let command = bench.command(bench.ckpt());
+                Run::start(armed(command, &format!("{step}:{time}"), &line)).end();
             }
         }
         over.store(true, Ordering::Relaxed);

@@ -4,16 +4,13 @@
 
 mod harness;
 
-use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 
-use nix::sys::signal::Signal::{SIGKILL, SIGTSTP};
-use nix::sys::signal::kill;
-use nix::unistd::Pid;
+use nix::sys::signal::Signal::SIGTSTP;
 
-use harness::{Bench, Build, Run, Way, Who, status_line, until};
+use harness::{Bench, Build, Run, Way, Who, until};
 
 /// Signals the program: the checkpoint to `name` must fail for `reason`, and the program goes on.
 #[track_caller]
@@ -164,140 +161,6 @@ fn disk_full() {
     fs::copy(inside.join("x.ckpt"), bench.path("x.ckpt")).expect("a copy");
     run.go();
     bench.run(bench.path("x.ckpt"), &[]).go();
-}
-
-/// The steps of `ckpt save` as strace saw them: the name of a system call and which one of its name
-/// it was in its process.
-fn steps(trace: &str) -> Vec<(String, usize)> {
-    let mut seen: HashMap<(String, String), usize> = HashMap::new();
-    let mut steps = Vec::new();
-    for line in trace.lines() {
-        let Some((pid, rest)) = line.split_once(' ') else { continue };
-        let Some((name, _)) = rest.trim().split_once('(') else { continue };
-        if name.is_empty()
-            || !name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
-        {
-            continue;
-        }
-        let count = seen.entry((pid.to_owned(), name.to_owned())).or_default();
-        *count += 1;
-        steps.push((name.to_owned(), *count));
-    }
-    steps
-}
-
-/// Kills `ckpt save` at a share of its steps, while the program computes or sleeps.
-#[track_caller]
-fn killed_at_steps(who: Who, subject: &str, args: &[&str], every: usize, first: usize) {
-    let bench = Bench::new(who);
-    let mut run = bench.run(bench.subject(subject, Build::Pie), args);
-    run.expect("ready");
-    let pid = run.pid_text();
-    let save = |strace: &[&str]| {
-        let mut command = bench.command("strace");
-        command.args(["-f", "-qq"]).args(strace).arg(bench.ckpt());
-        command.args(["save", &pid, "-n", &bench.name("x.ckpt")]);
-        Run::start(command).end()
-    };
-    let trace = bench.path("trace");
-    // The first save injects, which has steps of its own: both kinds are counted.
-    let counted = save(&["-o", trace.to_str().expect("utf-8")]);
-    assert_eq!(counted.code(), Some(0), "{counted:?}");
-    let mut all = steps(&fs::read_to_string(&trace).expect("the trace"));
-    all.drain(..1);
-    assert!(all.len() > 20, "only {} steps: {all:?}", all.len());
-    drop(run);
-    let mut run = bench.run(bench.path(format!("{subject}.pie")), args);
-    run.expect("ready");
-    let mut pid = run.pid_text();
-    let mut killed = 0;
-    for (name, nth) in all.iter().skip(first).step_by(every) {
-        let inject = format!("inject={name}:signal=SIGKILL:when={nth}");
-        let mut command = bench.command("strace");
-        command.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={name}")]);
-        command.args(["-e", &inject]).arg(bench.ckpt());
-        command.args(["save", &pid, "-n", &bench.name("x.ckpt")]);
-        let ended = Run::start(command).end();
-        killed += usize::from(ended.code() != Some(0));
-        let alive = run.lives();
-        assert!(alive, "killed at {name} {nth}: the program ended, {}", run.stderr());
-        run.check();
-        bench.must(&["save", &pid, "-n", &bench.name("after.ckpt")]);
-        run.check();
-        // A fresh program now and then: injecting has steps of its own.
-        if killed % 4 == 0 {
-            run.go();
-            run = bench.run(bench.path(format!("{subject}.pie")), args);
-            run.expect("ready");
-            pid = run.pid_text();
-        }
-    }
-    assert!(killed > 5, "only {killed} were killed");
-    // The last may be a fresh program, which has begun the file of the one before anew.
-    bench.must(&["save", &pid, "-n", &bench.name("after.ckpt")]);
-    run.go();
-    let mut run = bench.run(bench.path("after.ckpt"), &[]);
-    run.check();
-    let known = ["ckpt", "trace", "counted", "x.ckpt", "after.ckpt", &format!("{subject}.pie")];
-    let left: Vec<_> = bench.names("").into_iter().filter(|n| !known.contains(&&n[..])).collect();
-    assert_eq!(left, [""; 0], "files were left");
-}
-
-#[test]
-fn the_dumper_is_killed_while_the_program_computes() {
-    killed_at_steps(Who::Me, "counter", &["counted"], 9, 0);
-}
-
-#[test]
-fn the_dumper_is_killed_while_an_unprivileged_program_computes() {
-    killed_at_steps(Who::Nobody, "counter", &["counted"], 9, 4);
-}
-
-#[test]
-fn the_dumper_is_killed_while_the_program_waits() {
-    killed_at_steps(Who::Nobody, "signals", &[], 9, 2);
-}
-
-/// Kills the dumper that the signal has started, as soon as it holds the program.
-#[track_caller]
-fn killed_after_the_signal(options: &[&str]) {
-    let bench = Bench::new(Who::Nobody);
-    let program = bench.subject("sparse", Build::Pie);
-    let image = bench.path("sparse.pie.ckpt");
-    let mut killed = 0;
-    for _ in 0..10 {
-        let mut run = bench.launch(options, &program, &["32"]);
-        run.expect("ready");
-        run.signal(SIGTSTP);
-        let dumper = until("a dumper or its image", || {
-            let tracer = status_line(run.pid(), "TracerPid").map_or(0, |t| t.parse().unwrap_or(0));
-            (tracer != 0 || image.exists() || !run.lives()).then_some(tracer)
-        });
-        if dumper != 0 && kill(Pid::from_raw(dumper), SIGKILL).is_ok() {
-            killed += 1;
-        }
-        if options.is_empty() && image.exists() {
-            // The kill came too late: the program may have been saved and have ended.
-            bench.must(&["verify", &bench.name("sparse.pie.ckpt")]);
-        } else {
-            run.check();
-            bench.must(&["save", &run.pid_text(), "-n", &bench.name("after.ckpt")]);
-            run.go();
-        }
-        let _ = fs::remove_file(&image);
-    }
-    assert!(killed > 0, "no dumper was met");
-    bench.run(bench.path("after.ckpt"), &[]).go();
-}
-
-#[test]
-fn the_dumper_of_a_signal_is_killed() {
-    killed_after_the_signal(&[]);
-}
-
-#[test]
-fn the_dumper_of_a_signal_is_killed_while_the_program_goes_on() {
-    killed_after_the_signal(&["-c"]);
 }
 
 /// An image, its bytes and the length of its stub.

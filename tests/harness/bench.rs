@@ -20,7 +20,7 @@ use nix::fcntl::{F_GETFD, F_SETFD, FdFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Gid, Pid, Uid, chown, geteuid};
 
-use super::{Build, Ended, PATIENCE, Run, subjects};
+use super::{Build, Ended, PATIENCE, Run, subjects, until};
 
 /// User and group id of the tests without privileges.
 const NOBODY: u32 = 65534;
@@ -158,6 +158,14 @@ impl Bench {
             let (uid, gid) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
             chown(path, Some(uid), Some(gid)).expect("chown");
         }
+    }
+
+    /// Waits until no processes are here but these.
+    #[track_caller]
+    pub fn alone(&self, but: &[u32]) {
+        let left =
+            || self.processes().into_iter().filter(|(pid, _)| !but.contains(&pid.cast_unsigned()));
+        until("others to end", || (left().next().is_none()).then_some(()));
     }
 
     /// Processes whose program or working directory lies in the directory.

@@ -8,6 +8,7 @@
 #![allow(dead_code, unused_imports, unused_macros, reason = "each test file uses its part")]
 
 mod bench;
+pub mod faults;
 pub mod periods;
 mod programs;
 mod run;
