@@ -3,6 +3,7 @@
 
 use super::phase2_equip::Equipped;
 use crate::error::Result;
+use crate::proc;
 use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
@@ -38,6 +39,7 @@ pub fn gather(
     signals::save_stop(&target, &mut gathered);
     descriptor::save(&target, &mut gathered)?;
     memory::leave_to_streams(&mut areas, &gathered);
+    gathered.clocks = proc::clocks(target.frozen.pid)?;
     Ok((gathered, areas))
 }
 

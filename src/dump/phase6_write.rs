@@ -12,7 +12,6 @@ use crate::resource::memory::{self, Area, Pages};
 use crate::resource::runtime::glibc::Search;
 use crate::resource::{Gathered, cpu};
 use ckpt_abi::image::{CHUNK_MAX, Guard, GuardKind, Machine, SectionKind};
-use nix::time::{ClockId, clock_gettime};
 use std::ops::Range;
 use zerocopy::FromZeros;
 
@@ -201,22 +200,12 @@ fn read(memory: &Memory, addr: u64, buffer: &mut [u8], area: &Area) -> usize {
 
 fn machine(gathered: &mut Gathered, pid: i32) -> Result<Machine> {
     let names = nix::sys::utsname::uname().because(|| "uname")?;
-    let now = |clock| -> Result<u64> {
-        let time = clock_gettime(clock).because(|| "cannot read a clock")?;
-        Ok(time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)
-    };
-    // The clocks as the program sees them, which may be in another time namespace than we.
-    let own = proc::clock_offsets(std::process::id().cast_signed());
-    let theirs = proc::clock_offsets(pid);
-    let seen = |clock, i: usize| -> Result<u64> {
-        Ok(now(clock)?.saturating_add_signed(theirs[i].saturating_sub(own[i])))
-    };
     Ok(Machine {
         host: gathered.strings.add(names.nodename()),
         kernel: gathered.strings.add(names.release()),
-        realtime: now(ClockId::CLOCK_REALTIME)?,
-        monotonic: seen(ClockId::CLOCK_MONOTONIC, 0)?,
-        boottime: seen(ClockId::CLOCK_BOOTTIME, 1)?,
+        realtime: gathered.clocks.realtime,
+        monotonic: gathered.clocks.since_boot[0],
+        boottime: gathered.clocks.since_boot[1],
         xcr0: cpu::xcr0(),
         version: gathered.strings.add(env!("CARGO_PKG_VERSION")),
         boot: proc::boot(pid),

@@ -39,6 +39,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 
 use nix::libc;
+use nix::time::{ClockId, clock_gettime};
 
 use crate::error::{Because, Error, Kind, Result};
 
@@ -166,6 +167,34 @@ pub fn clock_offsets(pid: i32) -> [i64; 2] {
         words.next()??.checked_mul(1_000_000_000)?.checked_add(words.next()??)
     };
     ["monotonic", "boottime"].map(|name| offset(name).unwrap_or(0))
+}
+
+/// The clocks as a process sees them, in nanoseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Clocks {
+    /// CLOCK_REALTIME.
+    pub realtime: u64,
+    /// CLOCK_MONOTONIC and CLOCK_BOOTTIME.
+    pub since_boot: [u64; 2],
+}
+
+/// The clocks of a process now. It may be in another time namespace than we.
+///
+/// # Errors
+/// They cannot be read.
+pub fn clocks(pid: i32) -> Result<Clocks> {
+    let now = |clock| -> Result<u64> {
+        let time = clock_gettime(clock).because(|| "cannot read a clock")?;
+        Ok(time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)
+    };
+    let (own, theirs) = (clock_offsets(std::process::id().cast_signed()), clock_offsets(pid));
+    let seen = |clock, i: usize| -> Result<u64> {
+        Ok(now(clock)?.saturating_add_signed(theirs[i].saturating_sub(own[i])))
+    };
+    Ok(Clocks {
+        realtime: now(ClockId::CLOCK_REALTIME)?,
+        since_boot: [seen(ClockId::CLOCK_MONOTONIC, 0)?, seen(ClockId::CLOCK_BOOTTIME, 1)?],
+    })
 }
 
 /// By how many nanoseconds a process's CLOCK_MONOTONIC is ahead of ours, which may be in another time

@@ -193,8 +193,8 @@ impl Frozen {
     fn note_waits(&mut self, memory: &Memory, region: u64) -> Result<()> {
         let skew = proc::clock_skew(self.pid);
         let notes = waits::notes(memory, region, skew);
-        let mut next = 0;
-        for thread in &mut self.threads {
+        let mut found = Vec::new();
+        for (index, thread) in self.threads.iter_mut().enumerate() {
             thread.makes_the_rest(self.pid, memory, region)?;
             if interrupted::call_in_progress(&thread.regs).is_none() {
                 continue;
@@ -203,15 +203,19 @@ impl Frozen {
                 continue;
             }
             thread.stay_suspended(memory, region)?;
-            let Some(slot) = waits::slot_address(region, next) else { break };
             let wait = waits::interrupted(thread.tid, &thread.regs, thread.since, memory, &notes);
-            if let Some(wait) = wait {
-                memory.put(slot, &wait.slot(thread.tid, thread.regs.rsp, skew))?;
-                thread.wait = Some((wait, slot));
-                next += 1;
-            }
+            found.extend(wait.map(|wait| (index, (thread.regs, wait))));
         }
-        Ok(())
+        // No slot is written before all are read: a time-out may lie in one.
+        let (threads, found): (Vec<usize>, Vec<_>) = found.into_iter().unzip();
+        let slots = waits::slots(region, &found);
+        for ((index, (regs, wait)), slot) in threads.into_iter().zip(found).zip(&slots) {
+            let Some(slot) = slot.map(|slot| waits::slot_address(region, slot)) else { continue };
+            let thread = &mut self.threads[index];
+            memory.put(slot, &wait.slot(thread.tid, regs.rsp, skew))?;
+            thread.wait = Some((wait, slot));
+        }
+        waits::forget(memory, region, &notes, &slots)
     }
 
     /// The time left once more, now that it is about to begin.

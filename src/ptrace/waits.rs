@@ -8,12 +8,15 @@
 use super::memory::Memory;
 use super::regs::Regs;
 use super::sockets;
+use crate::error::Result;
 use crate::proc::{self, Process};
 use ckpt_abi::region::{WAIT_COUNT, WAITS, Wait as Slot};
 use nix::libc;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
+use std::collections::HashSet;
+use std::mem::offset_of;
 use zerocopy::{FromZeros, IntoBytes};
 
 /// io_pgetevents(2), which the libc package knows for musl alone.
@@ -74,6 +77,49 @@ pub fn place(call: i64, args: &[u64; 6]) -> Option<Place> {
         libc::SYS_io_getevents | IO_PGETEVENTS => Some(Place::Timespec(4)),
         _ => None,
     }
+}
+
+/// A wait until a moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Until {
+    /// Which argument (from 0) points to the struct timespec.
+    pub argument: usize,
+    /// Clock that it waits by.
+    pub clock: i32,
+}
+
+/// Whether a call waits until a moment of a clock that goes on while the program is not there.
+pub fn until(call: i64, args: &[u64; 6]) -> Option<Until> {
+    const FUTEX_COMMAND: u64 = 127;
+    const FUTEX_CLOCK_REALTIME: u64 = 256;
+    const FUTEX_LOCK_PI: u64 = 6;
+    const FUTEX_WAIT_BITSET: u64 = 9;
+    const FUTEX_WAIT_REQUEUE_PI: u64 = 11;
+    const FUTEX_LOCK_PI2: u64 = 13;
+    const TIMER_ABSTIME: u64 = 1;
+    let (argument, clock) = match call {
+        libc::SYS_futex => match args[1] & FUTEX_COMMAND {
+            FUTEX_LOCK_PI => (3, libc::CLOCK_REALTIME),
+            FUTEX_WAIT_BITSET | FUTEX_WAIT_REQUEUE_PI | FUTEX_LOCK_PI2 => {
+                let of_day = args[1] & FUTEX_CLOCK_REALTIME != 0;
+                (3, if of_day { libc::CLOCK_REALTIME } else { libc::CLOCK_MONOTONIC })
+            }
+            _ => return None,
+        },
+        libc::SYS_futex_waitv => (3, args[4] as i32),
+        libc::SYS_clock_nanosleep if args[1] & TIMER_ABSTIME != 0 => (2, args[0] as i32),
+        libc::SYS_mq_timedsend | libc::SYS_mq_timedreceive => (4, libc::CLOCK_REALTIME),
+        _ => return None,
+    };
+    let goes_on = [
+        libc::CLOCK_REALTIME,
+        libc::CLOCK_MONOTONIC,
+        libc::CLOCK_BOOTTIME,
+        libc::CLOCK_REALTIME_ALARM,
+        libc::CLOCK_BOOTTIME_ALARM,
+        libc::CLOCK_TAI,
+    ];
+    (args[argument] != 0 && goes_on.contains(&clock)).then_some(Until { argument, clock })
 }
 
 /// The six arguments of a system call.
@@ -138,6 +184,8 @@ pub struct Interrupted {
     pub call: i64,
     /// Where its time-out is and when that ends, on CLOCK_MONOTONIC in nanoseconds; None: never.
     pub timeout: Option<(Place, u64)>,
+    /// The moment until which it waits, as the program gave it.
+    pub until: Option<(Until, [u64; 2])>,
 }
 
 /// [`Slot::deadline`] of a wait without a time-out.
@@ -160,10 +208,12 @@ pub fn interrupted(
         let note = notes.iter().find(same)?;
         let call = i64::from(note.call);
         let timeout = place(call, &args).filter(|_| note.deadline != NEVER);
-        return Some(Interrupted { call, timeout: timeout.map(|p| (p, note.deadline)) });
+        let (timeout, until) = (timeout.map(|p| (p, note.deadline)), moment(call, &args, memory));
+        return Some(Interrupted { call, timeout, until });
     }
+    let until = moment(call, &args, memory);
     let Some(place) = place(call, &args) else {
-        return Some(Interrupted { call, timeout: None });
+        return Some(Interrupted { call, timeout: None, until });
     };
     let timeout = match place {
         Place::Millis(i) if (args[i] as i32) < 0 => None,
@@ -175,7 +225,7 @@ pub fn interrupted(
         }
     };
     let deadline = match (timeout, since) {
-        (None, _) => return Some(Interrupted { call, timeout: None }),
+        (None, _) => return Some(Interrupted { call, timeout: None, until }),
         (Some(timeout), Some(since)) => since.saturating_add(timeout).min(NEVER - 1),
         // Not known from the scheduler: it may be a wait that the last dump has made to begin anew.
         (Some(timeout), None) => {
@@ -187,10 +237,25 @@ pub fn interrupted(
             Some(note.deadline).filter(|_| left.abs_diff(timeout) < 1_000_000)?
         }
     };
-    Some(Interrupted { call, timeout: Some((place, deadline)) })
+    Some(Interrupted { call, timeout: Some((place, deadline)), until })
+}
+
+/// The moment until which a call waits.
+fn moment(call: i64, args: &[u64; 6], memory: &Memory) -> Option<(Until, [u64; 2])> {
+    let until = until(call, args)?;
+    Some((until, memory.get(args[until.argument]).ok()?))
 }
 
 impl Interrupted {
+    /// Which argument points to a struct timespec.
+    pub fn pointer(&self) -> Option<usize> {
+        match (self.timeout, self.until) {
+            (_, Some((until, _))) => Some(until.argument),
+            (Some((Place::Timespec(argument), _)), None) => Some(argument),
+            _ => None,
+        }
+    }
+
     /// Nanoseconds until the end.
     pub fn left(&self) -> u64 {
         self.timeout.map_or(0, |(_, deadline)| deadline.saturating_sub(now()))
@@ -199,8 +264,11 @@ impl Interrupted {
     /// Notes for the next dump, and the time left for a call that begins anew; `skew` as in [`notes`].
     pub fn slot(&self, tid: i32, rsp: u64, skew: i64) -> Slot {
         let left = self.left();
+        let relative = [left / 1_000_000_000, left % 1_000_000_000];
         Slot {
-            left: [left / 1_000_000_000, left % 1_000_000_000],
+            left: self.until.map_or(relative, |(_, moment)| moment),
+            pointer: self.until.map_or(0, |(until, _)| until.argument as u32 + 1),
+            clock: self.until.map_or(0, |(until, _)| until.clock.cast_unsigned()),
             tid: tid.cast_unsigned(),
             call: self.call as u32,
             rsp,
@@ -221,6 +289,16 @@ pub fn notes(memory: &Memory, region: u64, skew: i64) -> Vec<Slot> {
         note.deadline = note.deadline.saturating_add_signed(skew.saturating_neg());
     }
     notes
+}
+
+/// Empties the slots of old notes but for those that are used anew: one of an earlier wait would be taken for that of a
+/// later one, which has the same stack pointer.
+pub fn forget(memory: &Memory, region: u64, notes: &[Slot], used: &[Option<usize>]) -> Result<()> {
+    let used: HashSet<usize> = used.iter().copied().flatten().collect();
+    let old = notes.iter().enumerate().filter(|(slot, note)| note.tid != 0 && !used.contains(slot));
+    old.into_iter().try_for_each(|(slot, _)| {
+        memory.put(slot_address(region, slot) + offset_of!(Slot, tid) as u64, &0u32)
+    })
 }
 
 /// Changes the registers so that the call, when it begins anew, waits `left` nanoseconds; a struct
@@ -246,10 +324,28 @@ pub fn shorten_in_place(regs: &mut Regs, since: Option<u64>) {
     }
 }
 
-/// Address of a slot; None when there are not so many.
-pub fn slot_address(region: u64, index: usize) -> Option<u64> {
-    let index = index as u64;
-    (index < WAIT_COUNT).then_some(region + WAITS + index * size_of::<Slot>() as u64)
+/// Address of a slot.
+pub fn slot_address(region: u64, index: usize) -> u64 {
+    region + WAITS + (index * size_of::<Slot>()) as u64
+}
+
+/// The slot that lies at an address.
+fn slot_at(region: u64, address: u64) -> Option<usize> {
+    let offset = address.checked_sub(region + WAITS)?;
+    let (index, rest) = (offset / size_of::<Slot>() as u64, offset % size_of::<Slot>() as u64);
+    (rest == 0 && index < WAIT_COUNT).then_some(index as usize)
+}
+
+/// Gives each of some waits, with the registers of its thread, a slot; None where there are not so many. One to which
+/// the registers point, for a call that begins anew reads its time there, stays the thread's own.
+pub fn slots(region: u64, waits: &[(Regs, Interrupted)]) -> Vec<Option<usize>> {
+    let own =
+        |(regs, wait): &(Regs, Interrupted)| slot_at(region, arguments(regs)[wait.pointer()?]);
+    let mut slots: Vec<Option<usize>> = waits.iter().map(own).collect();
+    let taken: HashSet<usize> = slots.iter().copied().flatten().collect();
+    let mut free = (0..WAIT_COUNT as usize).filter(|slot| !taken.contains(slot));
+    slots.iter_mut().filter(|slot| slot.is_none()).for_each(|slot| *slot = free.next());
+    slots
 }
 
 #[cfg(test)]
@@ -261,6 +357,38 @@ mod tests {
         assert_eq!(place(libc::SYS_clock_nanosleep, &[1, 1, 0, 0, 0, 0]), None);
         assert_eq!(place(libc::SYS_futex, &[0, 137, 0, 0, 0, 0]), None);
         assert_eq!(place(libc::SYS_futex, &[0, 128, 0, 0, 0, 0]), Some(Place::Timespec(3)));
+    }
+
+    #[test]
+    fn waits_until_a_moment_are_known() {
+        let at = |call, args| until(call, &args).map(|until| (until.argument, until.clock));
+        let (monotonic, of_day) =
+            (Some((3, libc::CLOCK_MONOTONIC)), Some((3, libc::CLOCK_REALTIME)));
+        assert_eq!(at(libc::SYS_futex, [0, 137, 0, 8, 0, 0]), monotonic);
+        assert_eq!(at(libc::SYS_futex, [0, 137 | 256, 0, 8, 0, 0]), of_day);
+        assert_eq!(at(libc::SYS_futex, [0, 134, 0, 8, 0, 0]), of_day);
+        assert_eq!(at(libc::SYS_futex, [0, 137, 0, 0, 0, 0]), None);
+        assert_eq!(at(libc::SYS_futex, [0, 128, 0, 8, 0, 0]), None);
+        assert_eq!(at(libc::SYS_clock_nanosleep, [9, 1, 8, 0, 0, 0]), Some((2, 9)));
+        assert_eq!(at(libc::SYS_clock_nanosleep, [1, 0, 8, 0, 0, 0]), None);
+        assert_eq!(at(libc::SYS_clock_nanosleep, [2, 1, 8, 0, 0, 0]), None);
+        assert_eq!(at(libc::SYS_futex_waitv, [0, 0, 0, 8, 1, 0]), monotonic);
+        assert_eq!(at(libc::SYS_mq_timedreceive, [0, 0, 0, 0, 8, 0]), Some((4, 0)));
+        assert_eq!(at(libc::SYS_read, [1; 6]), None);
+    }
+
+    #[test]
+    fn a_slot_that_registers_point_to_stays_the_threads_own() {
+        let place = Until { argument: 2, clock: libc::CLOCK_MONOTONIC };
+        let wait = Interrupted {
+            call: libc::SYS_clock_nanosleep,
+            timeout: None,
+            until: Some((place, [1, 0])),
+        };
+        let at = |rdx| (Regs { rdx, ..Regs::default() }, wait);
+        let region = 0x4100_0000_0000;
+        let waits = [at(0x1000), at(slot_address(region, 0)), at(slot_address(region, 7)), at(8)];
+        assert_eq!(slots(region, &waits), [Some(1), Some(0), Some(7), Some(2)]);
     }
 
     #[test]

@@ -26,6 +26,7 @@ pub mod xstate;
 
 use crate::image::strings::Strings;
 use crate::inject::region::Region;
+use crate::proc::Clocks;
 use crate::proc::maps::Vma;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
@@ -95,6 +96,9 @@ pub struct Gathered {
     pub limits: Vec<rec::Limit>,
     /// The auxiliary vector.
     pub auxv: Vec<u8>,
+    /// The program's clocks at the moment that the image shows: all that is left of its waits and timers was read before,
+    /// so none of them ends early.
+    pub clocks: Clocks,
     /// Interval and POSIX timers.
     pub timers: Vec<rec::Timer>,
     /// The process as a whole.

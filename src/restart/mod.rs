@@ -24,9 +24,10 @@ use crate::error::{Result, printable};
 use crate::fault::{Point, reach};
 use crate::image::read::Image;
 use crate::inject::monitor::Monitor;
-use crate::resource::descriptor::grown;
+use crate::resource::descriptor::{grown, timerfd};
 use crate::resource::{process, scheduling, written};
 use crate::settings::Settings;
+use ckpt_abi::image::SectionKind;
 use std::convert::Infallible;
 use std::path::PathBuf;
 
@@ -58,8 +59,6 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
     mapping::set_signals_but(mask, config.asyncsig);
     let mut warnings = Vec::from_iter(process::raise_limits(&saved.limits)?);
     machine::adapt(image, &mut saved, options, &mut warnings)?;
-    // Before the monitor is made, which shares the program's clocks.
-    saved.same_clocks = clock::enter_namespace(&saved)?;
     let monitor = phase1_check::monitor(&config)?;
     reach(Point::Watched);
     warnings.extend(scheduling::denied(&saved.threads));
@@ -70,6 +69,9 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
     reach(Point::Filled);
     opened.objects.settle()?;
     reach(Point::Settled);
+    clock::go_on(&mut saved, &mut filled.placed)?;
+    let content = |index| image.process(0).bytes(SectionKind::Content, index);
+    timerfd::arm_all(&opened.descriptors, content)?;
     filled.control.monitor = monitor.as_ref().map_or(0, Monitor::pid);
     let plan = phase4_plan::plan(&saved, &opened, filled)?;
     // The last that can fail, for it alone changes something.

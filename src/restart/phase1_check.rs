@@ -52,8 +52,6 @@ pub struct Saved {
     pub auxv: Vec<u8>,
     /// CPUID's answers there.
     pub cpuid: Vec<CpuLeaf>,
-    /// Its clocks go on here from where they were.
-    pub same_clocks: bool,
     /// Where its files are here.
     pub map_path: MapPath,
     /// Path of the executable.
@@ -99,7 +97,6 @@ pub fn check(image: &Image) -> Result<Saved> {
         auxv: part.bytes(SectionKind::Auxv, 0)?,
         // Older images do not have them.
         cpuid: image.records(SectionKind::Cpuid).unwrap_or_default(),
-        same_clocks: true,
         map_path: MapPath::default(),
         exe: super::path_of(image, process.exe),
         cwd: super::path_of(image, process.cwd),

@@ -14,7 +14,7 @@ use super::mapping::{self, Mapping};
 use super::phase1_check::Saved;
 use super::phase2_open::Opened;
 use super::space::Space;
-use super::{auxv, clock, following, frames};
+use super::{auxv, following, frames};
 use crate::error::{Because, Error, Result};
 use crate::image::read::Image;
 use crate::image::{PAGE, stub};
@@ -127,9 +127,6 @@ pub fn fill(
     narrow_resolver(saved, &mut placed);
     auxv::update(saved, &mut placed)?;
     frames::convert(saved, &mut placed, &mut space)?;
-    if !saved.same_clocks {
-        clock::shift(saved, &mut placed)?;
-    }
     if let Some(code) = patched {
         let record = placed.iter_mut().find(|p| p.record.kind == VmaKind::Vdso as u32);
         record.map(|p| p.mapping.write(0, &code)).transpose()?;

@@ -27,7 +27,7 @@ pub fn leave(opened: Opened, plan: Plan) -> Result<Infallible> {
 
 /// Waits until the threads that read the pages are gone: they were joined, but a joined thread
 /// still has a few instructions to run before its exit(2), in memory that is about to vanish.
-fn be_alone() -> Result<()> {
+pub(super) fn be_alone() -> Result<()> {
     let own = std::process::id().cast_signed();
     let deadline = Instant::now() + Duration::from_secs(10);
     while proc::tasks(own)?.len() > 1 {

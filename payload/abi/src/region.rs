@@ -215,7 +215,8 @@ record! {
 record! {
     /// A wait that a dump interrupted, so that the next one knows how long it still lasts.
     Wait, 64, {
-        /// struct timespec for a call that has to begin anew with the time that was left.
+        /// struct timespec for a call that has to begin anew: the time that was left, or of a wait until a moment
+        /// ([`Self::pointer`]) that moment.
         left: [u64; 2],
         /// Thread id.
         tid: u32,
@@ -223,10 +224,14 @@ record! {
         call: u32,
         /// Stack pointer, which tells this wait from a later one.
         rsp: u64,
-        /// When it ends, on CLOCK_MONOTONIC, in nanoseconds.
+        /// When a wait for a time ends, on CLOCK_MONOTONIC, in nanoseconds.
         deadline: u64,
+        /// Which argument points to the moment of a wait until a moment: its number from 1 on; 0: it is none.
+        pointer: u32,
+        /// Clock of that moment.
+        clock: u32,
         /// Room to grow.
-        reserved: [u64; 3],
+        reserved: [u64; 2],
     }
 }
 

@@ -6,10 +6,10 @@
 #![allow(unsafe_code)]
 
 use super::open::owned;
-use super::{Content, Kind, Look, Opening, Origin, Saving};
+use super::{Content, Kind, Look, Opening, Origin, Restored, Saving};
 use crate::error::{Because, Error, Result};
 use crate::proc::fds::Fd;
-use ckpt_abi::image::{Descriptor, TimerDescriptor};
+use ckpt_abi::image::{Descriptor, DescriptorKind, TimerDescriptor};
 use nix::errno::Errno;
 use nix::libc;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -31,9 +31,29 @@ fn save(fd: &Fd, _: &Look<'_>, saving: &mut Saving) -> Result<()> {
 }
 
 fn open(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Origin> {
-    let bytes = opening.sources.content(record.content)?;
-    let saved = TimerDescriptor::read_from_bytes(&bytes);
-    arm(&saved.map_err(|_| Error::new("a damaged timerfd"))?).map(Origin::Own)
+    let saved = parse(&opening.sources.content(record.content)?)?;
+    // SAFETY: numbers only.
+    let result = unsafe { libc::syscall(libc::SYS_timerfd_create, saved.clock, libc::TFD_CLOEXEC) };
+    owned(result).because(|| "cannot make a timerfd").map(Origin::Own)
+}
+
+fn parse(bytes: &[u8]) -> Result<TimerDescriptor> {
+    TimerDescriptor::read_from_bytes(bytes).map_err(|_| Error::new("a damaged timerfd"))
+}
+
+/// Arms all that were opened, now that the time of the program begins to run again; `content` gives what was saved.
+///
+/// # Errors
+/// The image is damaged, or the kernel refuses a timer.
+pub fn arm_all(restored: &[Restored], content: impl Fn(u32) -> Result<Vec<u8>>) -> Result<()> {
+    for Restored { record, origin } in restored {
+        if let Origin::Own(fd) = origin
+            && super::kind(record) == DescriptorKind::Timer
+        {
+            arm(fd, &parse(&content(record.content)?)?)?;
+        }
+    }
+    Ok(())
 }
 
 /// State of a timerfd, from its fdinfo (proc_pid_fdinfo(5)).
@@ -58,14 +78,11 @@ fn time(value: Option<&str>) -> u64 {
     parts.next().unwrap_or(0) * SECOND + parts.next().unwrap_or(0)
 }
 
-/// Makes and arms a timerfd. Expirations that were not read yet need CONFIG_CHECKPOINT_RESTORE. A periodic
+/// Arms a timerfd. Expirations that were not read yet need CONFIG_CHECKPOINT_RESTORE. A periodic
 /// one that has expired has nothing left until it is read, which arms it again (fs/timerfd.c,
 /// timerfd_read); so it expires here.
-fn arm(saved: &TimerDescriptor) -> Result<OwnedFd> {
+fn arm(fd: &OwnedFd, saved: &TimerDescriptor) -> Result<()> {
     const TFD_IOC_SET_TICKS: u64 = 0x4008_5400;
-    // SAFETY: numbers only.
-    let result = unsafe { libc::syscall(libc::SYS_timerfd_create, saved.clock, libc::TFD_CLOEXEC) };
-    let fd = owned(result).because(|| "cannot make a timerfd")?;
     let expired = saved.left == 0 && saved.period != 0 && saved.ticks != 0;
     let left = if expired { 1 } else { saved.left };
     let times = [saved.period / SECOND, saved.period % SECOND, left / SECOND, left % SECOND];
@@ -86,7 +103,7 @@ fn arm(saved: &TimerDescriptor) -> Result<OwnedFd> {
         // SAFETY: the kernel reads the one word.
         unsafe { libc::syscall(libc::SYS_ioctl, number, TFD_IOC_SET_TICKS, ticks) };
     }
-    Ok(fd)
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! Waits until a moment: none is over before its time because the program was not there for a while.
+
+mod harness;
+mod toolchains;
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use harness::{Bench, Build, Way, Who, until};
+use nix::unistd::geteuid;
+use toolchains::Program;
+
+/// Longer than the waits of subjects/moments.c last.
+const PAUSE: Duration = Duration::from_millis(2200);
+
+/// Waits until the moments of a program that was just saved are in the past.
+fn pass(pause: Duration) {
+    let begin = Instant::now();
+    until("time to pass", || (begin.elapsed() > pause).then_some(()));
+}
+
+/// Whether a restart by this user gives the program clocks of its own.
+fn goes_on_with_its_clocks(who: Who) -> bool {
+    who == Who::Me && geteuid().is_root() && Path::new("/proc/self/ns/time").exists()
+}
+
+/// Saved three times, each time restarted when all of its moments are over for others.
+#[track_caller]
+fn moments_wait(who: Who, build: Build, ways: [Way; 3]) {
+    let bench = Bench::new(who);
+    let mut run = ways[0].start(&bench, "0.ckpt", &bench.subject("moments", build), &[]);
+    run.expect("ready");
+    for (generation, way) in ways.into_iter().enumerate() {
+        let image = format!("{generation}.ckpt");
+        if let Some(mut original) = way.save(&bench, &image, run) {
+            original.expect("over");
+            original.say("0");
+            original.ends_well();
+        }
+        pass(PAUSE);
+        run = bench.run(bench.path(&image), &[]);
+    }
+    run.expect("over");
+    let missed = PAUSE.as_millis() * 3;
+    run.say(&if goes_on_with_its_clocks(who) { missed.to_string() } else { "0".into() });
+    run.ends_well();
+}
+
+#[test]
+fn moments_wait_for_the_program() {
+    moments_wait(Who::Me, Build::Pie, [Way::SaveStop, Way::Save, Way::SaveStop]);
+}
+
+#[test]
+fn moments_wait_for_the_program_unprivileged() {
+    moments_wait(Who::Nobody, Build::Pie, [Way::SaveStop, Way::SaveStop, Way::Save]);
+}
+
+const JAVA: Program = Program {
+    source: "Moments.java",
+    compiler: &["javac", "-d", "DIRECTORY", "SOURCE"],
+    made: &["Moments.class", "Moments$Wait.class"],
+    words: &["java", "-Xmx64m", "-XX:+UseSerialGC", "Moments"],
+};
+const PYTHON: Program = Program {
+    source: "moments.py",
+    compiler: &[],
+    made: &[],
+    words: &["/usr/bin/python3", "moments.py"],
+};
+
+/// The same of a runtime, twice.
+#[track_caller]
+fn runtimes_wait(who: Who, program: Program) {
+    let bench = Bench::new(who);
+    for file in program.files() {
+        let name = file.file_name().and_then(|n| n.to_str()).expect("utf-8");
+        bench.file(name, fs::read(&file).expect("a program"));
+    }
+    let mut run = bench.run(program.words[0], &program.words[1..]);
+    run.expect("ready");
+    for image in ["0.ckpt", "1.ckpt"] {
+        Way::SaveStop.save(&bench, image, run);
+        pass(PAUSE);
+        run = bench.run(bench.path(image), &[]);
+    }
+    run.expect("over");
+    run.ends_well();
+}
+
+#[test]
+fn java_waits() {
+    runtimes_wait(Who::Me, JAVA);
+}
+
+#[test]
+fn java_waits_unprivileged() {
+    runtimes_wait(Who::Nobody, JAVA);
+}
+
+#[test]
+fn python_waits() {
+    runtimes_wait(Who::Me, PYTHON);
+}
+
+#[test]
+fn python_waits_unprivileged() {
+    runtimes_wait(Who::Nobody, PYTHON);
+}
