@@ -214,8 +214,8 @@ fn no_zombies_are_left_where_nobody_reaps() {
                 until [ -e s.ckpt ]; do sleep 0.01; n=$((n + 1)); [ $n -lt 2000 ] || exit 1; done";
     let program = "./ckpt -c -a USR1 -n s.ckpt perl -e 'open F, q(>), q(up); sleep 1 while 1'";
     let up = "until [ -e up ]; do sleep 0.01; done";
-    // Those who are about to end need a moment for it.
-    let look = "n=0; while ps -eo stat=,comm= | grep -q '^Z.*ckpt'; do sleep 0.01; n=$((n + 1)); \
+    // Those who are about to end need a moment for it: the last dumper lives when its image has its name.
+    let look = "n=0; while ps -eo stat=,comm= | grep -qe '^Z.*ckpt' -e ckpt-dump; do sleep 0.01; n=$((n + 1)); \
                 [ $n -lt 300 ] || break; done; ps -eo stat=,comm= | grep -c '^Z.*ckpt' > count; mv count seen";
     for script in [
         format!(

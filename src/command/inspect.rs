@@ -51,7 +51,7 @@ fn describe(image: &Image, json: bool) -> Result<Facts> {
     let losses: Vec<Loss> = image.records(SectionKind::Losses)?;
     let text = |text| image.text(text).to_string_lossy().into_owned();
     let arguments: Vec<String> = text(process.arguments).split('\0').map(str::to_string).collect();
-    let cpu = Set(machine.cpu);
+    let cpu = Set(process.cpu);
     let mut facts = Facts::default();
     facts.add("program", text(process.program));
     if json {

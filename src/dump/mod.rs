@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Taking a checkpoint: the phases, in running order.
 //!
+//! Phases 0 to 3, 5 and the end are those of each process; the image, its name and the refusal are the checkpoint's.
 //! [`phase0_visit`] → [`phase1_freeze`] → [`phase2_equip`] → [`phase3_gather`] → [`phase4_refuse`] →
 //! [`phase5_snapshot`] → [`phase6_write`] → [`phase7_seal`]. Until the image is sealed nothing of
 //! the program has changed (but for a payload that was injected), and whatever fails gives it back
 //! as it was.
 
 pub mod caller;
+pub mod checkpoint;
 pub mod excluded;
 mod keeper;
 pub mod phase0_visit;
@@ -27,10 +29,13 @@ use crate::image::stub;
 use crate::image::write::Sink;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
-use crate::resource::signals;
+use crate::resource::Common;
 use crate::settings::server::Transfer;
 use crate::settings::{Name, Settings};
+use checkpoint::Checkpoint;
 use ckpt_abi::turn::{By, Phase, Turn};
+use phase2_equip::Equipped;
+use phase5_snapshot::Pictured;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -121,49 +126,45 @@ pub fn dump(request: &Request) -> Result<Outcome> {
 
 fn take(request: &Request) -> Result<Outcome> {
     reach(Point::Begun);
-    phase1_freeze::check(request.pid)?;
-    let sharing = phase4_refuse::refuse_shared(request.pid);
-    if let Err(e) = &sharing {
-        phase0_visit::leave(request.pid, e);
-    }
-    sharing?;
-    if !request.triggered && !request.periodic {
-        phase2_equip::await_restart(request.pid)?;
-    }
+    let processes = phase1_freeze::processes(request);
     let executable = stub::own()?;
-    let whose = place::Whose::of(request.pid, request.settings.name.is_some());
-    let begun = whose.and_then(|whose| begin(request, &executable, &whose));
+    let ready = processes.iter().try_for_each(|pid| look(request, *pid));
+    let begun = ready.and_then(|()| begin(request, &processes, &executable));
     if let Err(e) = &begun {
-        phase0_visit::leave(request.pid, e);
+        processes.iter().for_each(|pid| phase0_visit::leave(*pid, e));
     }
-    let Begun { frozen, memory, mut equipped } = begun?;
-    let result = proceed(request, frozen, &memory, &mut equipped, executable);
+    let Begun { mut checkpoint, equipped, frozen } = begun?;
+    let result = proceed(&checkpoint, &equipped, frozen, executable);
     let result = match result {
         // By now the file is known as one that is being written.
-        Err(e) if e.kind() == Kind::Changed => {
-            let file = equipped.place.name.clone();
-            anew(request, &memory, &mut equipped, file)
-        }
+        Err(e) if e.kind() == Kind::Changed => anew(&checkpoint, &equipped),
         result => result,
     };
-    let result = match (result, equipped.place.fallback()) {
-        (Err(e), Some(file)) => divert(request, &memory, &mut equipped, file, e),
+    let result = match (result, checkpoint.place.fallback()) {
+        (Err(e), Some(file)) => {
+            checkpoint.place.name = file;
+            divert(&checkpoint, &equipped, e)
+        }
         (result, _) => result,
     };
     reach(Point::Ending);
-    equipped.finish(&memory, request.pid, result.as_ref().err());
+    equipped.iter().for_each(|process| process.finish(result.as_ref().err()));
     result
 }
 
+/// Looks at a process before anything of it is touched.
+fn look(request: &Request, pid: i32) -> Result<()> {
+    phase1_freeze::check(pid)?;
+    phase4_refuse::refuse_shared(pid)?;
+    match request.triggered || request.periodic {
+        true => Ok(()),
+        false => phase2_equip::await_restart(pid),
+    }
+}
+
 /// Takes the checkpoint anew for the fallback file: what the server got of the first is lost.
-fn divert(
-    request: &Request,
-    memory: &Memory,
-    equipped: &mut phase2_equip::Equipped,
-    file: PathBuf,
-    error: Error,
-) -> Result<Outcome> {
-    match anew(request, memory, equipped, file) {
+fn divert(checkpoint: &Checkpoint<'_>, equipped: &[Equipped], error: Error) -> Result<Outcome> {
+    match anew(checkpoint, equipped) {
         Ok(outcome) => Ok(Outcome { diverted: Some(error.to_string()), ..outcome }),
         Err(second) if second == error => Err(error),
         Err(second) => Err(error.hint(format!("nor did the fallback work: {second}"))),
@@ -171,41 +172,49 @@ fn divert(
 }
 
 /// Takes the checkpoint once more.
-fn anew(
-    request: &Request,
-    memory: &Memory,
-    equipped: &mut phase2_equip::Equipped,
-    file: PathBuf,
-) -> Result<Outcome> {
-    let frozen = phase1_freeze::freeze(request)?;
-    equipped.divert(memory, request.pid, file)?;
-    proceed(request, frozen, memory, equipped, stub::own()?)
+fn anew(checkpoint: &Checkpoint<'_>, equipped: &[Equipped]) -> Result<Outcome> {
+    let mut frozen = Vec::new();
+    for process in equipped {
+        frozen.push(phase1_freeze::freeze(checkpoint.request, process.pid)?);
+    }
+    for process in equipped {
+        process.claim_again()?;
+    }
+    proceed(checkpoint, equipped, frozen, stub::own()?)
 }
 
-/// A frozen process whose payload is ours.
-struct Begun {
-    frozen: Frozen,
-    memory: Memory,
-    equipped: phase2_equip::Equipped,
+/// A checkpoint whose processes stand still and have payloads that are ours; in the order of the image.
+struct Begun<'a> {
+    checkpoint: Checkpoint<'a>,
+    equipped: Vec<Equipped>,
+    frozen: Vec<Frozen>,
 }
 
-fn begin(request: &Request, executable: &[u8], whose: &place::Whose) -> Result<Begun> {
+fn begin<'a>(request: &'a Request, processes: &[i32], executable: &[u8]) -> Result<Begun<'a>> {
+    let whose = place::Whose::of(request.pid, request.settings.name.is_some())?;
     let deadline = Instant::now() + TURN;
     loop {
-        phase0_visit::visit(request)?;
-        let mut frozen = phase1_freeze::freeze(request)?;
+        for pid in processes {
+            phase0_visit::visit(request, *pid)?;
+        }
+        let mut frozen = Vec::new();
+        for pid in processes {
+            frozen.push(phase1_freeze::freeze(request, *pid)?);
+        }
         reach(Point::Frozen);
         if phase0_visit::held(request, &mut frozen)? {
             continue;
         }
-        let memory = Memory::open(request.pid)?;
-        let equipped =
-            phase2_equip::equip(request, &mut frozen, &memory, executable, whose.clone())?;
-        if let Some(equipped) = equipped {
-            reach(Point::Claimed);
-            return Ok(Begun { frozen, memory, equipped });
+        let mut equipped = Vec::new();
+        for process in &mut frozen {
+            equipped.extend(phase2_equip::equip(request, process, executable, &whose)?);
         }
-        frozen.thaw();
+        if let Some(first) = equipped.first().filter(|_| equipped.len() == processes.len()) {
+            let checkpoint = Checkpoint::of(request, whose, first)?;
+            reach(Point::Claimed);
+            return Ok(Begun { checkpoint, equipped, frozen });
+        }
+        frozen.into_iter().for_each(Frozen::thaw);
         if request.periodic || Instant::now() > deadline {
             return Err(phase0_visit::turn_of_another(request.pid));
         }
@@ -214,70 +223,60 @@ fn begin(request: &Request, executable: &[u8], whose: &place::Whose) -> Result<B
 }
 
 fn proceed(
-    request: &Request,
-    mut frozen: Frozen,
-    memory: &Memory,
-    equipped: &mut phase2_equip::Equipped,
+    checkpoint: &Checkpoint<'_>,
+    equipped: &[Equipped],
+    frozen: Vec<Frozen>,
     executable: Vec<u8>,
 ) -> Result<Outcome> {
-    let start = frozen.since();
-    let mut sink = equipped.place.open(request.open)?;
+    let (place, stop) = (&checkpoint.place, checkpoint.stop);
+    let start = frozen.iter().map(Frozen::since).min().unwrap_or_else(Instant::now);
+    let mut sink = place.open(checkpoint.request.open)?;
     reach(Point::Opened);
-    frozen.attend(memory, &equipped.region.desk(), equipped.region.base)?;
-    let (mut gathered, areas) = phase3_gather::gather(&mut frozen, memory, equipped)?;
-    reach(Point::Gathered);
-    let areas = excluded::cut(areas, &caller::read(memory, &equipped.region)?.excluded);
-    phase4_refuse::refuse(request.pid, &mut gathered)?;
-    if equipped.stop {
-        signals::forget_termination(&mut gathered);
+    let (mut common, mut still) = (Common::default(), Vec::new());
+    for ((number, process), frozen) in (0..).zip(equipped).zip(frozen) {
+        still.push(phase3_gather::gather(checkpoint, number, process, frozen, &mut common)?);
     }
-    let mut writing = phase6_write::Writing::begin(&mut *sink, executable, gathered);
-    let stop = equipped.stop;
-    let outcome = if stop {
-        writing.pages(request.pid, memory, &areas)?;
-        equipped.place.touch(|| writing.streams())??;
-        None
-    } else {
-        writing.pages(request.pid, memory, areas.iter().filter(|a| a.at_once))?;
-        equipped.place.touch(|| writing.streams())??;
+    reach(Point::Gathered);
+    phase4_refuse::refuse(&mut still)?;
+
+    let mut writing = phase6_write::Writing::begin(&mut *sink, executable, common);
+    for process in &mut still {
+        writing.at_once(process, stop)?;
+    }
+    place.touch(|| writing.streams())??;
+    if !stop {
         reach(Point::Shared);
-        phase5_snapshot::take(&mut frozen, memory, equipped)?
-    };
+    }
+    let mut pictured = Vec::new();
+    for process in still {
+        pictured.push(phase5_snapshot::take(process, !stop)?);
+    }
     reach(Point::Pictured);
+    for process in &mut pictured {
+        process.thaw()?;
+    }
     let mut pause = start.elapsed();
-    let mut held = Some(frozen);
-    match &outcome {
-        Some(snapshot) => {
-            equipped.leaves(memory, request.pid)?;
-            reach(Point::Leaving);
-            held.take().into_iter().for_each(Frozen::thaw);
-            equipped.has_left(memory, request.pid)?;
-            reach(Point::Thawed);
-            pause = start.elapsed();
-            let forked = areas.iter().filter(|a| !a.at_once);
-            writing.pages(snapshot.pid(), &snapshot.memory()?, forked)?;
-            writing.unchanged()?;
-            writing.look_at_policies(snapshot.pid());
-        }
-        None if stop => writing.look_at_policies(request.pid),
-        None => {
-            writing.pages(request.pid, memory, areas.iter().filter(|a| !a.at_once))?;
-            writing.look_at_policies(request.pid);
-        }
+    for process in &mut pictured {
+        writing.rest(process)?;
     }
     reach(Point::Written);
-    if request.periodic {
-        phase7_seal::still_wanted(request.pid)?;
+
+    if checkpoint.request.periodic {
+        phase7_seal::still_wanted(checkpoint.request.pid)?;
     }
-    let (bytes, losses) = phase7_seal::seal(writing)?;
+    let (held, gathered): (Vec<_>, _) = pictured.into_iter().map(Pictured::take_apart).unzip();
+    let (bytes, losses) = phase7_seal::seal(writing, gathered)?;
     reach(Point::Sealed);
-    equipped.sealed(memory, request.prune);
-    if let Some(frozen) = held {
+    checkpoint.sealed(equipped);
+    for (process, frozen) in equipped.iter().zip(held) {
+        let Some(frozen) = frozen else { continue };
         if stop {
-            phase7_seal::end(frozen, equipped)?;
+            phase7_seal::end(frozen, process)?;
+        } else {
+            frozen.thaw();
         }
         pause = start.elapsed();
     }
-    let name = equipped.place.name.clone();
+    let name = place.name.clone();
     Ok(Outcome { name, bytes, pause, stopped: stop, losses, diverted: None })
 }

@@ -24,14 +24,19 @@ const LOOK: Duration = Duration::from_millis(1);
 /// How long others may have their turn.
 const TURN: Duration = Duration::from_secs(10);
 
-/// Sends the main thread to the callbacks, if there are any, and waits for it.
-pub fn visit(request: &Asked) -> Result<()> {
-    if request.triggered {
+/// Whether a process has called its callbacks before it started us.
+fn called_itself(request: &Asked, pid: i32) -> bool {
+    request.triggered && pid == request.pid
+}
+
+/// Sends the main thread of a process to the callbacks, if there are any, and waits for it.
+pub fn visit(request: &Asked, pid: i32) -> Result<()> {
+    if called_itself(request, pid) {
         return Ok(());
     }
     let deadline = Instant::now() + TURN;
     loop {
-        let Some(found) = caller::Caller::find(request.pid)? else { return Ok(()) };
+        let Some(found) = caller::Caller::find(pid)? else { return Ok(()) };
         await_word(&found, |api| api.holds == 0)?;
         let called = [When::Before, When::After, When::Restart];
         let any = called.iter().any(|when| found.api.counts[*when as usize] != 0);
@@ -39,13 +44,13 @@ pub fn visit(request: &Asked) -> Result<()> {
         if !any || found.api.visit_entry == 0 || visits {
             return Ok(());
         }
-        if proc::stat(request.pid, request.pid).is_ok_and(|stat| stat.state == 'T') {
-            let text = format!("process {} is stopped and cannot run its callbacks", request.pid);
-            let hint = format!("let it go on first (kill -CONT {})", request.pid);
+        if proc::stat(pid, pid).is_ok_and(|stat| stat.state == 'T') {
+            let text = format!("process {pid} is stopped and cannot run its callbacks");
+            let hint = format!("let it go on first (kill -CONT {pid})");
             return Err(Error::new(text).hint(hint));
         }
         if Instant::now() > deadline {
-            return Err(turn_of_another(request.pid));
+            return Err(turn_of_another(pid));
         }
         if send(request, &found)? {
             reach(Point::Sent);
@@ -80,15 +85,15 @@ pub fn turn_of_another(pid: i32) -> Error {
         .hint("wait for it")
 }
 
-/// Whether the frozen program is in a critical section after all (ckpt_hold).
-pub fn held(request: &Asked, frozen: &mut Frozen) -> Result<bool> {
-    if request.triggered {
-        return Ok(false);
-    }
-    let Some(found) = caller::Caller::find(request.pid)? else { return Ok(false) };
-    let held = found.api.holds != 0;
-    if held {
-        frozen.attend(&found.memory, &found.region.desk(), found.region.base)?;
+/// Whether one of the frozen processes is in a critical section after all (ckpt_hold).
+pub fn held(request: &Asked, processes: &mut [Frozen]) -> Result<bool> {
+    let mut held = false;
+    for frozen in processes.iter_mut().filter(|frozen| !called_itself(request, frozen.pid)) {
+        let Some(found) = caller::Caller::find(frozen.pid)? else { continue };
+        if found.api.holds != 0 {
+            frozen.attend(&found.memory, &found.region.desk(), found.region.base)?;
+            held = true;
+        }
     }
     Ok(held)
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-only
-//! Phase 1: stop every thread of the target.
+//! Phase 1: stop every thread of every process of the checkpoint.
 
 use super::Request;
 use crate::error::{Error, Kind, Result};
@@ -11,10 +11,15 @@ use std::time::{Duration, Instant};
 /// ckpt to have done with the process.
 const PERMISSION: Duration = Duration::from_secs(2);
 
-/// Freezes the target.
-pub fn freeze(request: &Request) -> Result<Frozen> {
-    check(request.pid)?;
-    patiently(request.triggered, || Frozen::freeze(request.pid))
+/// The processes of the checkpoint, the one that is asked for first.
+pub fn processes(request: &Request) -> Vec<i32> {
+    vec![request.pid]
+}
+
+/// Freezes a process of the checkpoint.
+pub fn freeze(request: &Request, pid: i32) -> Result<Frozen> {
+    check(pid)?;
+    patiently(request.triggered && pid == request.pid, || Frozen::freeze(pid))
 }
 
 /// Tries again while another ckpt traces the process (the monitor's dumper does for some

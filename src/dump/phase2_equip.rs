@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Phase 2: find the payload, or inject it, and claim it for this dump.
 
-use super::place::{Place, Whose};
+use super::place::Whose;
 use super::{Request as Asked, caller, keeper, phase0_visit};
 use crate::error::{Error, Kind, Result};
 use crate::fault::{Point, reach};
@@ -12,75 +12,60 @@ use crate::inject::turns::{self, own_task};
 use crate::proc::{self, maps::Vma};
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
-use crate::settings::{self, Name, Settings, Template};
-use ckpt_abi::api::Request;
-use ckpt_abi::region::{Config, Control, config_flag};
+use crate::settings::{self, Name, Settings};
+use ckpt_abi::region::Config;
 use ckpt_abi::turn::{By, Denied, Event, Phase, Task};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// How long a restart in progress is waited for.
 const RESTART: Duration = Duration::from_secs(5);
 
-/// A frozen process with a payload that is ours for now.
+/// A process of the checkpoint with a payload that is ours, until it is finished with.
 pub struct Equipped {
+    /// Its id.
+    pub pid: i32,
+    /// Its memory.
+    pub memory: Memory,
     /// The payload.
     pub region: Region,
-    /// The mappings, with the payload's.
-    pub vmas: Vec<Vma>,
-    /// Where the checkpoint goes.
-    pub place: Place,
-    /// Whether the program ends after it.
-    pub stop: bool,
-    /// Whether orphans of the program come to somebody who reaps them, so that there can be a snapshot.
+    /// Whether orphans of the process come to somebody who reaps them, so that there can be a snapshot.
     pub orphans_leave: bool,
     /// This dumper, as the payload names it.
     task: Task,
 }
 
 /// Finds or injects the payload; None when a thread of the program has its turn, which has to run for that to change.
+/// What was claimed stays so, and can be claimed again.
 pub fn equip(
     request: &Asked,
     frozen: &mut Frozen,
-    memory: &Memory,
     executable: &[u8],
-    whose: Whose,
+    whose: &Whose,
 ) -> Result<Option<Equipped>> {
-    let pid = request.pid;
+    let pid = frozen.pid;
+    let memory = Memory::open(pid)?;
     let vmas = proc::maps::read(pid)?;
     if is_stub(pid, &vmas) {
         return Err(restarting(pid));
     }
-    let mut region = match Region::find(memory, &vmas) {
+    let mut region = match Region::find(&memory, &vmas) {
         Some(region) => region,
         None => {
             // A process that may do less than we may is not told where we save it to.
             let told = if whose.is_its() { &request.settings } else { &Settings::default() };
             // A checkpoint by `ckpt save` is one; the program was never asked to give a signal away for more of them.
             let config = inject::unsignalled(configuration(pid, told)?);
-            inject::inject(pid, &mut frozen.threads[0], memory, &vmas, &config, executable)?
+            inject::inject(pid, &mut frozen.threads[0], &memory, &vmas, &config, executable)?
         }
     };
-    frozen.attend(memory, &region.desk(), region.base)?;
-    let Some(task) = claim(request, &region, memory)? else { return Ok(None) };
-    let orphans_leave = keeper::dismiss(frozen, memory, &region)?;
-    let vmas = proc::maps::read_with_flags(pid)?;
+    frozen.attend(&memory, &region.desk(), region.base)?;
+    let Some(task) = claim(request, pid, &region, &memory)? else { return Ok(None) };
+    let orphans_leave = keeper::dismiss(frozen, &memory, &region)?;
     // For this checkpoint alone: only our copy of the configuration changes.
     let embed = &mut region.control.config.embed;
     *embed = request.settings.embed.unwrap_or(*embed);
-    let template = template(request, &region, memory)?;
-    let control = &mut region.control;
-    let forked = forked(request, control);
-    let place =
-        Place::find(request, whose, template, &control.config, forked, &mut control.generation)?;
-    let config = &region.control.config;
-    let ends = config.continues == 0;
-    let stop = match request.periodic {
-        true => ends && config.flags & config_flag::CONTINUE_GIVEN != 0,
-        false => request.stop.unwrap_or(ends),
-    };
-    Ok(Some(Equipped { region, vmas, place, stop, orphans_leave, task }))
+    Ok(Some(Equipped { pid, memory, region, orphans_leave, task }))
 }
 
 /// The configuration of a process that had none: its name comes from its own and its directory.
@@ -152,8 +137,7 @@ pub fn busy(pid: i32, other: Task) -> Error {
 }
 
 /// Makes the turn ours, every thread standing still; None when it may be in a moment.
-fn claim(request: &Asked, region: &Region, memory: &Memory) -> Result<Option<Task>> {
-    let pid = request.pid;
+fn claim(request: &Asked, pid: i32, region: &Region, memory: &Memory) -> Result<Option<Task>> {
     if request.periodic && region.turns(memory)?.handlers != 0 {
         let text = "the checkpoint signal has just come, whose checkpoint goes first";
         return Err(Error::new(text).of(Kind::Busy));
@@ -172,74 +156,38 @@ fn claim(request: &Asked, region: &Region, memory: &Memory) -> Result<Option<Tas
     }
 }
 
-/// The name of the checkpoint: for this call, else as configured; a forked child's has its id
-/// appended, so that a signal to the whole group does not make two write one file.
-fn template(request: &Asked, region: &Region, memory: &Memory) -> Result<Template> {
-    if let Some(name) = called(request, region, memory)? {
-        return Template::parse(Path::new(&name.written()));
-    }
-    if let Some(name) = request.settings.name.as_ref() {
-        return Template::parse(Path::new(&name.written()));
-    }
-    let mut name = region.name()?;
-    if forked(request, &region.control) {
-        name.as_mut_os_string().push(format!(".{}", request.pid));
-    }
-    Template::parse(&name)
-}
-
-/// The name that the program has given to ckpt_ckpt().
-fn called(request: &Asked, region: &Region, memory: &Memory) -> Result<Option<Name>> {
-    let api = caller::read(memory, region)?;
-    let len = api.name.iter().position(|b| *b == 0).unwrap_or(0);
-    if !request.triggered || api.request != Request::Call as u32 || len == 0 {
-        return Ok(None);
-    }
-    let name = Name::parse(std::ffi::OsStr::from_bytes(&api.name[..len]))?;
-    name.resolve(&proc::cwd(request.pid)?.path).map(Some)
-}
-
-fn forked(request: &Asked, control: &Control) -> bool {
-    control.owner != proc::inner_pid(request.pid).cast_unsigned()
-}
-
 impl Equipped {
-    /// Changes the destination; the process may have run since it was equipped, and stands still again.
-    pub fn divert(&mut self, memory: &Memory, pid: i32, file: PathBuf) -> Result<()> {
+    /// Makes the turn ours again: the process may have run since it was equipped, and stands still again.
+    pub fn claim_again(&self) -> Result<()> {
         let event = Event::Claim { by: By::Order, task: self.task, kept: false };
-        if self.region.step(memory, pid, event)?.is_err() {
-            return Err(phase0_visit::turn_of_another(pid));
+        match self.region.step(&self.memory, self.pid, event)? {
+            Ok(_) => Ok(()),
+            Err(_) => Err(phase0_visit::turn_of_another(self.pid)),
         }
-        self.place.name = file;
-        self.vmas = proc::maps::read_with_flags(pid)?;
-        Ok(())
     }
 
     /// Tells the payload that its threads are about to be let go.
-    pub fn leaves(&self, memory: &Memory, pid: i32) -> Result<()> {
-        self.region.step(memory, pid, Event::Leave(self.task)).map(drop)
+    pub fn leaves(&self) -> Result<()> {
+        self.region.step(&self.memory, self.pid, Event::Leave(self.task)).map(drop)
     }
 
     /// Tells the payload that all of its threads run; from now on a signal may end this dumper.
-    pub fn has_left(&self, memory: &Memory, pid: i32) -> Result<()> {
-        self.region.step(memory, pid, Event::Left(self.task)).map(drop)
+    pub fn has_left(&self) -> Result<()> {
+        self.region.step(&self.memory, self.pid, Event::Left(self.task)).map(drop)
     }
 
-    /// The checkpoint is whole: the next one has the next number, and older ones may go.
-    pub fn sealed(&self, memory: &Memory, prune: super::Prune) {
-        let control = &self.region.control;
-        let _ = self.region.set_generation(memory, control.generation + 1);
-        reach(Point::Numbered);
-        self.place.prune(prune);
+    /// The checkpoint of this number is whole: the next one has the next.
+    pub fn sealed(&self, generation: u64) {
+        let _ = self.region.set_generation(&self.memory, generation);
     }
 
     /// The dump is over, well or not: a caller of the C API gets its answer, and gives the payload
     /// free itself; else the next signal may start another. A process that is gone needs no word.
-    pub fn finish(&self, memory: &Memory, pid: i32, error: Option<&Error>) {
-        if self.region.turn(memory).is_ok_and(|turn| turn.kept) {
-            caller::answer(memory, &self.region, error);
+    pub fn finish(&self, error: Option<&Error>) {
+        if self.region.turn(&self.memory).is_ok_and(|turn| turn.kept) {
+            caller::answer(&self.memory, &self.region, error);
             reach(Point::Answered);
         }
-        let _ = self.region.step(memory, pid, Event::End(self.task));
+        let _ = self.region.step(&self.memory, self.pid, Event::End(self.task));
     }
 }

@@ -1,52 +1,87 @@
 // SPDX-License-Identifier: LGPL-2.1-only
-//! Phase 3: read everything but the pages, while the target stands still.
+//! Phase 3: read everything but the pages of a process, while it stands still.
 
+use super::checkpoint::Checkpoint;
 use super::phase2_equip::Equipped;
+use super::{caller, excluded};
 use crate::error::Result;
 use crate::proc;
 use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
-use crate::ptrace::memory::Memory;
+use crate::resource::memory::Area;
 use crate::resource::{
-    Gathered, Target, cpu, descriptor, memory, privileges, process, signals, threads, timers,
+    Common, Gathered, Target, descriptor, memory, privileges, process, signals, threads, timers,
     unsaved,
 };
 
-/// Gathers the records of the image, and the areas whose pages are to be written.
-pub fn gather(
-    frozen: &mut Frozen,
-    mem: &Memory,
-    equipped: &Equipped,
-) -> Result<(Gathered, Vec<memory::Area>)> {
-    let cpu = cpu::Set::of_config(&equipped.region.control.config);
-    let obstacles = memory::obstacles(&equipped.vmas);
-    let mut gathered = Gathered { cpu, obstacles, ..Gathered::default() };
-    let mut target = Target { frozen, memory: mem, vmas: &equipped.vmas, region: &equipped.region };
+/// A process of the checkpoint that stands still, with its records.
+pub struct Still<'a> {
+    /// The process.
+    pub equipped: &'a Equipped,
+    /// Its threads.
+    pub frozen: Frozen,
+    /// What the image says of it.
+    pub gathered: Gathered,
+    /// What is to be written of its memory.
+    pub areas: Vec<Area>,
+}
+
+/// Gathers the records of the process of this number, and the areas whose pages are to be written.
+pub fn gather<'a>(
+    checkpoint: &Checkpoint<'_>,
+    number: u32,
+    equipped: &'a Equipped,
+    mut frozen: Frozen,
+    common: &mut Common,
+) -> Result<Still<'a>> {
+    let Equipped { pid, memory, region, .. } = equipped;
+    frozen.attend(memory, &region.desk(), region.base)?;
+    let vmas = proc::maps::read_with_flags(*pid)?;
+    let obstacles = memory::obstacles(&vmas);
+    let mut gathered = Gathered { number, obstacles, ..Gathered::default() };
+    let mut target = Target { frozen: &mut frozen, memory, vmas: &vmas, region };
+    let areas = read(&mut target, &mut gathered, common)?;
+    let areas = excluded::cut(areas, &caller::read(memory, region)?.excluded);
+    if checkpoint.stop {
+        signals::forget_termination(&mut gathered);
+    }
+    if let Some(process) = &mut gathered.process {
+        process.generation = checkpoint.generation;
+    }
+    Ok(Still { equipped, frozen, gathered, areas })
+}
+
+fn read(
+    target: &mut Target<'_>,
+    gathered: &mut Gathered,
+    common: &mut Common,
+) -> Result<Vec<Area>> {
     if !gathered.obstacles.is_empty() {
-        descriptor::save(&target, &mut gathered)?;
-        return Ok((gathered, Vec::new()));
+        descriptor::save(target, gathered, common)?;
+        return Ok(Vec::new());
     }
     let ids: Vec<u32> = target.frozen.threads.iter().map(|t| t.tid.cast_unsigned()).collect();
     for index in 0..ids.len() {
-        threads::save(&mut target, index, &ids, &mut gathered)?;
+        threads::save(target, index, &ids, gathered)?;
     }
-    let mut areas = memory::save(&target, &mut gathered)?;
+    let mut areas = memory::save(target, gathered, common)?;
     if gathered.obstacles.is_empty() {
-        ask_main_thread(&mut target, &mut gathered, &mut areas)?;
+        ask_main_thread(target, gathered, common, &mut areas)?;
     }
-    unsaved::name(&target, &mut gathered);
-    signals::save_pending(&target, &mut gathered)?;
-    signals::save_stop(&target, &mut gathered);
-    descriptor::save(&target, &mut gathered)?;
-    memory::leave_to_streams(&mut areas, &gathered);
+    unsaved::name(target, gathered);
+    signals::save_pending(target, gathered)?;
+    signals::save_stop(target, gathered);
+    descriptor::save(target, gathered, common)?;
+    memory::leave_to_streams(&mut areas, gathered, common);
     gathered.clocks = proc::clocks(target.frozen.pid)?;
-    Ok((gathered, areas))
+    Ok(areas)
 }
 
 fn ask_main_thread(
     target: &mut Target<'_>,
     gathered: &mut Gathered,
-    areas: &mut [memory::Area],
+    common: &mut Common,
+    areas: &mut [Area],
 ) -> Result<()> {
     let desk = target.region.desk();
     // The caller borrows the thread, the savers read the rest of the target.
@@ -57,7 +92,7 @@ fn ask_main_thread(
         timers::save(target, &mut caller, gathered)?;
         memory::look_into_shared(target, &mut caller, areas, gathered)?;
         privileges::name(target, &mut caller, gathered)?;
-        process::save(target, &mut caller, gathered)
+        process::save(target, &mut caller, gathered, common)
     };
     let result = ask();
     target.frozen.threads.insert(0, main);

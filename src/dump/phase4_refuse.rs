@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Phase 4: refuse, naming every obstacle at once, before anything is done.
 
+use super::phase3_gather::Still;
 use super::sharers;
 use crate::error::{Error, Kind, Result};
 use crate::proc;
@@ -45,21 +46,28 @@ pub fn refuse_shared(pid: i32) -> Result<()> {
     }
 }
 
-/// Fails when something stands in the way of a checkpoint.
-pub fn refuse(pid: i32, gathered: &mut Gathered) -> Result<()> {
-    declare_children(pid, gathered);
-    let mut obstacles = gathered.obstacles.clone();
-    for thread in proc::tasks(pid)? {
-        let dead = proc::status(pid, thread).is_ok_and(|s| s.state == 'Z');
-        if dead && thread == pid {
-            obstacles.push("its main thread has ended while others run".into());
+/// Fails when something stands in the way of a checkpoint: all of it, of all processes.
+pub fn refuse(processes: &mut [Still<'_>]) -> Result<()> {
+    let mut refusals = Vec::new();
+    for process in processes {
+        let pid = process.equipped.pid;
+        declare_children(pid, &mut process.gathered);
+        let mut obstacles = process.gathered.obstacles.clone();
+        for thread in proc::tasks(pid)? {
+            let dead = proc::status(pid, thread).is_ok_and(|s| s.state == 'Z');
+            if dead && thread == pid {
+                obstacles.push("its main thread has ended while others run".into());
+            }
+        }
+        obstacles.extend(sharers::near(pid).into_iter().map(shared));
+        if !obstacles.is_empty() {
+            refusals.push(format!("process {pid} cannot be saved: {}", obstacles.join("; ")));
         }
     }
-    obstacles.extend(sharers::near(pid).into_iter().map(shared));
-    if obstacles.is_empty() {
-        return Ok(());
+    match refusals.is_empty() {
+        true => Ok(()),
+        false => {
+            Err(Error::new(refusals.join("; ")).of(Kind::Obstacles).hint("it goes on unharmed"))
+        }
     }
-    Err(Error::new(format!("process {pid} cannot be saved: {}", obstacles.join("; ")))
-        .of(Kind::Obstacles)
-        .hint("it goes on unharmed"))
 }

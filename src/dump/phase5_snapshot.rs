@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-only
-//! Phase 5: a copy-on-write picture of the target, so that it need not wait for the disk.
+//! Phase 5: a copy-on-write picture of a process, so that it need not wait for the disk.
 //!
 //! The main thread makes an intermediate that shares its memory (so only one page table is ever
 //! copied), and that makes the snapshot. The intermediate executes nothing and is waited for with
@@ -7,11 +7,14 @@
 //! no descriptors, blocks all signals, and ends when it is killed or when this dumper ends.
 
 use super::phase2_equip::Equipped;
+use super::phase3_gather::Still;
 use crate::error::{Because, Result};
 use crate::fault::{Point, reach};
 use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
+use crate::resource::Gathered;
+use crate::resource::memory::Area;
 use crate::resource::plan::{Orders, Step};
 use ckpt_abi::op::{Kind, Orders as Head};
 use ckpt_abi::region::{STACK_LEN, STACKS};
@@ -25,7 +28,7 @@ const PR_SET_PTRACER: u64 = 0x5961_6d61;
 const CLONE_PARENT_SETTID: u64 = libc::CLONE_PARENT_SETTID as u64;
 const CLONE_UNTRACED: u64 = libc::CLONE_UNTRACED as u64;
 
-/// The process that holds the picture; it ends with this value.
+/// A process of ours that holds the picture; it ends with this value.
 pub struct Snapshot(i32);
 
 impl Snapshot {
@@ -54,13 +57,56 @@ impl Drop for Snapshot {
     }
 }
 
-/// Takes the picture; None when the kernel allows no more processes or memory, and where orphans come to the target
+/// A process of the checkpoint of whose memory there is a picture, or that stands still until it is saved.
+pub struct Pictured<'a> {
+    /// The process.
+    pub equipped: &'a Equipped,
+    /// What the image says of it.
+    pub gathered: Gathered,
+    /// What is still to be written of its memory.
+    pub areas: Vec<Area>,
+    /// The picture, if there is one.
+    pub snapshot: Option<Snapshot>,
+    /// Its threads, as long as they stand still.
+    frozen: Option<Frozen>,
+}
+
+/// Takes a picture of a process that goes on. Of one that ends, and where there can be none, it is the process itself
+/// that stands still.
+pub fn take(process: Still<'_>, goes_on: bool) -> Result<Pictured<'_>> {
+    let Still { equipped, mut frozen, gathered, areas } = process;
+    let snapshot = if goes_on { snapshot(&mut frozen, equipped)? } else { None };
+    Ok(Pictured { equipped, gathered, areas, snapshot, frozen: Some(frozen) })
+}
+
+impl Pictured<'_> {
+    /// Lets the process go on, if there is a picture.
+    pub fn thaw(&mut self) -> Result<()> {
+        if self.snapshot.is_some()
+            && let Some(frozen) = self.frozen.take()
+        {
+            self.equipped.leaves()?;
+            reach(Point::Leaving);
+            frozen.thaw();
+            self.equipped.has_left()?;
+            reach(Point::Thawed);
+        }
+        Ok(())
+    }
+
+    /// Its threads, if they stand still, and what the image says of it.
+    pub fn take_apart(self) -> (Option<Frozen>, Gathered) {
+        (self.frozen, self.gathered)
+    }
+}
+
+/// Makes a snapshot; None when the kernel allows no more processes or memory, and where orphans come to the target
 /// or to nobody ([`super::keeper`]): then the pages have to be written while the target stands still.
-pub fn take(frozen: &mut Frozen, memory: &Memory, equipped: &Equipped) -> Result<Option<Snapshot>> {
+fn snapshot(frozen: &mut Frozen, equipped: &Equipped) -> Result<Option<Snapshot>> {
     if !equipped.orphans_leave {
         return Ok(None);
     }
-    let region = &equipped.region;
+    let Equipped { memory, region, .. } = equipped;
     let stack = |index: u64| region.base + STACKS + STACK_LEN * (index + 1);
     // The lists lie in the third stack, which nobody runs on now.
     let data = stack(1);

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Phase 6: write the pages, then the records.
 
+use super::phase2_equip::Equipped;
+use super::phase3_gather::Still;
+use super::phase5_snapshot::Pictured;
 use super::stream;
 use crate::error::{Because, Error, Result};
 use crate::image::PAGE;
@@ -10,35 +13,66 @@ use crate::proc::{self, pagemap::Pagemap};
 use crate::ptrace::memory::Memory;
 use crate::resource::memory::{self, Area, Pages};
 use crate::resource::runtime::glibc::Search;
-use crate::resource::{Gathered, cpu};
-use ckpt_abi::image::{CHUNK_MAX, Guard, GuardKind, Machine, SectionKind};
+use crate::resource::{Common, Gathered, cpu};
+use ckpt_abi::image::{CHUNK_MAX, Guard, GuardKind, Loss, Machine, SectionKind};
 use std::ops::Range;
 use zerocopy::FromZeros;
 
 /// An image that is being written.
 pub struct Writing<'a> {
     writer: Writer<'a>,
-    gathered: Gathered,
-    locks: Search,
+    common: Common,
     buffer: Vec<u8>,
+}
+
+/// Where pages of a process are read from.
+struct From<'a> {
+    memory: &'a Memory,
+    /// The locks that may be held.
+    locks: Search,
 }
 
 impl<'a> Writing<'a> {
     /// Begins an image behind the stub.
-    pub fn begin(sink: &'a mut dyn Sink, stub: Vec<u8>, gathered: Gathered) -> Self {
+    pub fn begin(sink: &'a mut dyn Sink, stub: Vec<u8>, common: Common) -> Self {
         let writer = Writer::new(sink, stub);
-        let locks = Search::new(&gathered.threads);
-        Self { writer, gathered, locks, buffer: vec![0; CHUNK_MAX as usize] }
+        Self { writer, common, buffer: vec![0; CHUNK_MAX as usize] }
     }
 
-    /// Writes the pages of some areas, read from `pid`: the target or its snapshot.
-    pub fn pages<'b>(
-        &mut self,
-        pid: i32,
-        memory: &Memory,
-        areas: impl IntoIterator<Item = &'b Area>,
-    ) -> Result<()> {
-        let pagemap = Pagemap::open(pid)?;
+    /// Writes what has to be read while the process stands still: all of its memory, if it ends, else what no
+    /// picture holds.
+    pub fn at_once(&mut self, process: &mut Still<'_>, ends: bool) -> Result<()> {
+        let areas = std::mem::take(&mut process.areas);
+        let (now, later): (Vec<_>, _) = areas.into_iter().partition(|a| ends || a.at_once);
+        process.areas = later;
+        for (addr, bytes) in std::mem::take(&mut process.gathered.hidden) {
+            self.writer.memory(process.gathered.number, addr, &bytes, [0, 0])?;
+        }
+        self.pages(&process.equipped.memory, &now, &mut process.gathered)
+    }
+
+    /// Writes the rest, from the picture if there is one.
+    pub fn rest(&mut self, process: &mut Pictured<'_>) -> Result<()> {
+        let areas = std::mem::take(&mut process.areas);
+        match &process.snapshot {
+            Some(snapshot) => {
+                self.pages(&snapshot.memory()?, &areas, &mut process.gathered)?;
+                unchanged(&process.gathered)?;
+                look_at_policies(snapshot.pid(), &mut process.gathered);
+            }
+            None => {
+                let Equipped { pid, memory, .. } = process.equipped;
+                self.pages(memory, &areas, &mut process.gathered)?;
+                look_at_policies(*pid, &mut process.gathered);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the pages of some areas, read from the process or its snapshot.
+    fn pages(&mut self, memory: &Memory, areas: &[Area], gathered: &mut Gathered) -> Result<()> {
+        let pagemap = Pagemap::open(memory.pid())?;
+        let from = From { memory, locks: Search::new(&gathered.threads) };
         for area in areas {
             let ranges = match area.pages {
                 _ if area.known.is_some() => area.known.clone().unwrap_or_default(),
@@ -48,30 +82,37 @@ impl<'a> Writing<'a> {
                 Pages::None => Vec::new(),
             };
             for range in ranges {
-                self.range(memory, range, area)?;
+                self.range(&from, range, area, gathered)?;
             }
         }
         Ok(())
     }
 
-    fn range(&mut self, memory: &Memory, range: Range<u64>, area: &Area) -> Result<()> {
+    fn range(
+        &mut self,
+        from: &From<'_>,
+        range: Range<u64>,
+        area: &Area,
+        gathered: &mut Gathered,
+    ) -> Result<()> {
         let mut at = range.start;
         while at < range.end {
             // Chunks end where those of the next checkpoint do.
             let border = (at + 1).next_multiple_of(CHUNK_MAX);
             let len = (range.end.min(border) - at) as usize;
             let mut buffer = std::mem::take(&mut self.buffer);
-            let read = read(memory, at, &mut buffer[..len], area);
+            let read = read(from.memory, at, &mut buffer[..len], area);
             let mut pieces = nonzero(&buffer[..read]);
-            let written = pieces
-                .try_for_each(|(start, bytes)| self.chunk(memory, at + start as u64, bytes, area));
+            let written = pieces.try_for_each(|(start, bytes)| {
+                self.chunk(from, at + start as u64, bytes, area, gathered)
+            });
             drop(pieces);
             self.buffer = buffer;
             written?;
             at += read as u64;
             if read < len {
                 if !area.streamed {
-                    self.untouchable(at, area)?;
+                    untouchable(at, area, &mut gathered.guards)?;
                 }
                 at += PAGE;
             }
@@ -79,104 +120,124 @@ impl<'a> Writing<'a> {
         Ok(())
     }
 
-    /// Notes a page that cannot be read: a guard, or of a mapped file what is behind its end.
-    fn untouchable(&mut self, page: u64, area: &Area) -> Result<()> {
-        let guards = &mut self.gathered.guards;
-        if guards.iter().any(|g| (g.start..g.end).contains(&page)) {
-            return Ok(());
-        }
-        if area.pages != Pages::Whole {
-            return Err(Error::new(format!(
-                "the kernel does not let anybody read the memory at {page:#x}"
-            ))
-            .hint("a guard page (Linux 6.13 and 6.14 do not tell them), or the memory is broken"));
-        }
-        let absent = GuardKind::Absent as u32;
-        match guards.last_mut() {
-            Some(last) if last.end == page && last.kind == absent => last.end += PAGE,
-            _ => guards.push(Guard { start: page, end: page + PAGE, kind: absent, reserved: 0 }),
-        }
-        Ok(())
-    }
-
-    fn chunk(&mut self, memory: &Memory, addr: u64, bytes: &[u8], area: &Area) -> Result<()> {
-        let owners = &mut self.gathered.owners;
+    fn chunk(
+        &mut self,
+        from: &From<'_>,
+        addr: u64,
+        bytes: &[u8],
+        area: &Area,
+        gathered: &mut Gathered,
+    ) -> Result<()> {
+        let owners = &mut gathered.owners;
         let first = owners.len();
         if area.writable {
-            self.locks.look(memory, addr, bytes, owners);
+            from.locks.look(from.memory, addr, bytes, owners);
         }
         if area.streamed {
             return Ok(());
         }
         let locks = [first, owners.len() - first].map(|n| n as u32);
-        self.writer.memory(0, addr, bytes, locks)
+        self.writer.memory(gathered.number, addr, bytes, locks)
     }
 
-    /// Writes the files that travel in the image while the target stands still, a piece at a time.
+    /// Writes the files that travel in the image while the processes stand still, a piece at a time.
     pub fn streams(&mut self) -> Result<()> {
-        for (addr, bytes) in std::mem::take(&mut self.gathered.hidden) {
-            self.writer.memory(0, addr, &bytes, [0, 0])?;
-        }
-        for stream in std::mem::take(&mut self.gathered.streams) {
-            let object = self.gathered.objects.get(stream.object as usize);
+        for stream in std::mem::take(&mut self.common.streams) {
+            let object = self.common.objects.get(stream.object as usize);
             let object = object.ok_or_else(|| Error::new("a file is no object"))?;
-            let name = self.gathered.strings.get(object.name);
+            let name = self.common.strings.get(object.name);
             stream::write(&mut self.writer, &stream, object.size, &mut self.buffer)
                 .because(|| format!("cannot read {}", name.display()))?;
         }
         Ok(())
     }
 
-    /// Names the NUMA policies of the target, or of its snapshot, which has the same.
-    pub fn look_at_policies(&mut self, pid: i32) {
-        let policies = proc::numa::policies(pid);
-        if !policies.is_empty() {
-            let what =
-                format!("NUMA policies (set_mempolicy(2), mbind(2)): {}", policies.join(", "));
-            self.gathered.losses.push(what);
+    /// Writes the records of all processes and seals; the length of the image, and what it goes without.
+    pub fn finish(mut self, mut processes: Vec<Gathered>) -> Result<(u64, Vec<String>)> {
+        let first = processes.first().ok_or_else(|| Error::new("nothing was gathered"))?;
+        let machine = machine(&mut self.common, first)?;
+        self.writer.records(SectionKind::Machine, &[machine])?;
+        self.writer.records(SectionKind::Cpuid, &cpu::leaves())?;
+        for gathered in &mut processes {
+            gathered.guards.sort_by_key(|guard| guard.start);
+            records(&mut self.writer, gathered)?;
         }
+        let losses = losses(processes);
+        let (w, strings) = (&mut self.writer, &mut self.common.strings);
+        w.records(SectionKind::Objects, &self.common.objects)?;
+        let texts: Vec<_> = losses.iter().map(|loss| Loss { what: strings.add(loss) }).collect();
+        w.records(SectionKind::Losses, &texts)?;
+        w.bytes(SectionKind::Strings, strings.bytes())?;
+        Ok((self.writer.seal()?, losses))
     }
+}
 
-    /// Whether the files whose pages were read from a target that went on have kept still.
-    ///
-    /// # Errors
-    /// Of [`crate::error::Kind::Changed`]: one has not.
-    pub fn unchanged(&self) -> Result<()> {
-        self.gathered.files.as_ref().map_or(Ok(()), memory::Files::unchanged)
+/// Writes the records of a process.
+fn records(w: &mut Writer<'_>, g: &Gathered) -> Result<()> {
+    let process = g.process.ok_or_else(|| Error::new("nothing was gathered"))?;
+    w.records_of(g.number, SectionKind::Process, &[process])?;
+    w.records_of(g.number, SectionKind::Threads, &g.threads)?;
+    w.bytes_of(g.number, SectionKind::Xstate, 0, &g.xstate)?;
+    w.records_of(g.number, SectionKind::Owners, &g.owners)?;
+    w.records_of(g.number, SectionKind::Vmas, &g.vmas)?;
+    w.records_of(g.number, SectionKind::Guards, &g.guards)?;
+    w.records_of(g.number, SectionKind::Descriptors, &g.descriptors)?;
+    w.records_of(g.number, SectionKind::SignalActions, &g.actions)?;
+    w.records_of(g.number, SectionKind::PendingSignals, &g.pending)?;
+    w.records_of(g.number, SectionKind::Timers, &g.timers)?;
+    w.records_of(g.number, SectionKind::Limits, &g.limits)?;
+    w.bytes_of(g.number, SectionKind::Auxv, 0, &g.auxv)?;
+    for content in &g.contents {
+        w.bytes_of(g.number, SectionKind::Content, content.index, &content.bytes)?;
     }
+    Ok(())
+}
 
-    /// Writes the records and seals; the length of the image, and what it goes without.
-    pub fn finish(mut self) -> Result<(u64, Vec<String>)> {
-        self.gathered.guards.sort_by_key(|guard| guard.start);
-        let process = self.gathered.process.ok_or_else(|| Error::new("nothing was gathered"))?;
-        let machine = machine(&mut self.gathered, process.pid.cast_signed())?;
-        let losses: Vec<_> =
-            self.gathered.losses.iter().map(|l| self.gathered.strings.add(l)).collect();
-        let (w, g) = (&mut self.writer, &self.gathered);
-        w.records(SectionKind::Machine, &[machine])?;
-        w.records(SectionKind::Cpuid, &cpu::leaves())?;
-        w.records_of(0, SectionKind::Process, &[process])?;
-        w.records_of(0, SectionKind::Threads, &g.threads)?;
-        w.bytes_of(0, SectionKind::Xstate, 0, &g.xstate)?;
-        w.records_of(0, SectionKind::Owners, &g.owners)?;
-        w.records_of(0, SectionKind::Vmas, &g.vmas)?;
-        w.records_of(0, SectionKind::Guards, &g.guards)?;
-        w.records(SectionKind::Objects, &g.objects)?;
-        w.records_of(0, SectionKind::Descriptors, &g.descriptors)?;
-        w.records_of(0, SectionKind::SignalActions, &g.actions)?;
-        w.records_of(0, SectionKind::PendingSignals, &g.pending)?;
-        w.records_of(0, SectionKind::Timers, &g.timers)?;
-        w.records_of(0, SectionKind::Limits, &g.limits)?;
-        w.bytes_of(0, SectionKind::Auxv, 0, &g.auxv)?;
-        for content in &g.contents {
-            w.bytes_of(0, SectionKind::Content, content.index, &content.bytes)?;
-        }
-        let losses: Vec<_> =
-            losses.into_iter().map(|what| ckpt_abi::image::Loss { what }).collect();
-        w.records(SectionKind::Losses, &losses)?;
-        w.bytes(SectionKind::Strings, self.gathered.strings.bytes())?;
-        Ok((self.writer.seal()?, self.gathered.losses))
+/// What the image goes without. Where there are several processes it is said whose it was.
+fn losses(processes: Vec<Gathered>) -> Vec<String> {
+    let several = processes.len() > 1;
+    let all = processes.into_iter().flat_map(|gathered| {
+        let pid = gathered.process.map_or(0, |process| process.pid);
+        let named = move |loss| if several { format!("process {pid}: {loss}") } else { loss };
+        gathered.losses.into_iter().map(named)
+    });
+    all.collect()
+}
+
+/// Notes a page that cannot be read: a guard, or of a mapped file what is behind its end.
+fn untouchable(page: u64, area: &Area, guards: &mut Vec<Guard>) -> Result<()> {
+    if guards.iter().any(|g| (g.start..g.end).contains(&page)) {
+        return Ok(());
     }
+    if area.pages != Pages::Whole {
+        return Err(Error::new(format!(
+            "the kernel does not let anybody read the memory at {page:#x}"
+        ))
+        .hint("a guard page (Linux 6.13 and 6.14 do not tell them), or the memory is broken"));
+    }
+    let absent = GuardKind::Absent as u32;
+    match guards.last_mut() {
+        Some(last) if last.end == page && last.kind == absent => last.end += PAGE,
+        _ => guards.push(Guard { start: page, end: page + PAGE, kind: absent, reserved: 0 }),
+    }
+    Ok(())
+}
+
+/// Names the NUMA policies of a process, or of its snapshot, which has the same.
+fn look_at_policies(pid: i32, gathered: &mut Gathered) {
+    let policies = proc::numa::policies(pid);
+    if !policies.is_empty() {
+        let what = format!("NUMA policies (set_mempolicy(2), mbind(2)): {}", policies.join(", "));
+        gathered.losses.push(what);
+    }
+}
+
+/// Whether the files whose pages were read from a process that went on have kept still.
+///
+/// # Errors
+/// Of [`crate::error::Kind::Changed`]: one has not.
+fn unchanged(gathered: &Gathered) -> Result<()> {
+    gathered.files.as_ref().map_or(Ok(()), memory::Files::unchanged)
 }
 
 /// Reads up to the first page that cannot be read.
@@ -198,20 +259,21 @@ fn read(memory: &Memory, addr: u64, buffer: &mut [u8], area: &Area) -> usize {
     done - done % PAGE as usize
 }
 
-fn machine(gathered: &mut Gathered, pid: i32) -> Result<Machine> {
+/// The machine, as the first process sees its clocks.
+fn machine(common: &mut Common, first: &Gathered) -> Result<Machine> {
     let names = nix::sys::utsname::uname().because(|| "uname")?;
+    let process = first.process.ok_or_else(|| Error::new("nothing was gathered"))?;
+    let strings = &mut common.strings;
     Ok(Machine {
-        host: gathered.strings.add(names.nodename()),
-        kernel: gathered.strings.add(names.release()),
-        realtime: gathered.clocks.realtime,
-        monotonic: gathered.clocks.since_boot[0],
-        boottime: gathered.clocks.since_boot[1],
+        host: strings.add(names.nodename()),
+        kernel: strings.add(names.release()),
+        realtime: first.clocks.realtime,
+        monotonic: first.clocks.since_boot[0],
+        boottime: first.clocks.since_boot[1],
         xcr0: cpu::xcr0(),
-        version: gathered.strings.add(env!("CARGO_PKG_VERSION")),
-        boot: proc::boot(pid),
-        cpu: gathered.cpu.0,
-        processor: gathered.strings.add(cpu::name(&cpu::leaves())),
-        permitted: gathered.permitted,
+        version: strings.add(env!("CARGO_PKG_VERSION")),
+        boot: proc::boot(process.pid.cast_signed()),
+        processor: strings.add(cpu::name(&cpu::leaves())),
         ..Machine::new_zeroed()
     })
 }

@@ -6,10 +6,11 @@ use super::phase6_write::Writing;
 use crate::error::{Error, Kind, Result};
 use crate::proc;
 use crate::ptrace::freeze::Frozen;
+use crate::resource::Gathered;
 
-/// Seals the image; its length in bytes, and what it goes without.
-pub fn seal(writing: Writing<'_>) -> Result<(u64, Vec<String>)> {
-    writing.finish()
+/// Seals the image of these processes; its length in bytes, and what it goes without.
+pub fn seal(writing: Writing<'_>, processes: Vec<Gathered>) -> Result<(u64, Vec<String>)> {
+    writing.finish(processes)
 }
 
 /// Refuses a periodic checkpoint of a program that has ended while it was written: somebody may
@@ -21,7 +22,7 @@ pub fn still_wanted(pid: i32) -> Result<()> {
     }
 }
 
-/// Ends the program, with the status that was configured, as by _exit(2).
+/// Ends a process, with the status that was configured, as by _exit(2).
 pub fn end(frozen: Frozen, equipped: &Equipped) -> Result<()> {
     let control = &equipped.region.control;
     frozen.end(control.thunk, u64::from(control.config.exit_status))

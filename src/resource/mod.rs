@@ -61,11 +61,22 @@ pub struct Stream {
     pub path: PathBuf,
 }
 
-/// Everything that the image says beside the pages.
+/// What the processes of a checkpoint have in common: each refers to it.
 #[derive(Default)]
-pub struct Gathered {
+pub struct Common {
     /// Strings that the records refer to.
     pub strings: Strings,
+    /// Files whose content is in the image, and memory that mappings share.
+    pub objects: Vec<rec::Object>,
+    /// The files among the objects.
+    pub streams: Vec<Stream>,
+}
+
+/// Everything that the image says of one process beside its pages.
+#[derive(Default)]
+pub struct Gathered {
+    /// Which process of the image it is, from 0.
+    pub number: u32,
     /// Threads, the main one first.
     pub threads: Vec<rec::Thread>,
     /// Their extended states.
@@ -80,14 +91,10 @@ pub struct Gathered {
     pub hidden: Vec<(u64, Vec<u8>)>,
     /// The files that mappings show.
     pub files: Option<memory::Files>,
-    /// Files whose content is in the image, and memory that mappings share.
-    pub objects: Vec<rec::Object>,
     /// Descriptors.
     pub descriptors: Vec<rec::Descriptor>,
     /// What is in descriptors of small kinds.
     pub contents: Vec<Content>,
-    /// The files among the objects.
-    pub streams: Vec<Stream>,
     /// Signal dispositions.
     pub actions: Vec<rec::SignalAction>,
     /// Queued signals.
@@ -101,14 +108,10 @@ pub struct Gathered {
     pub clocks: Clocks,
     /// Interval and POSIX timers.
     pub timers: Vec<rec::Timer>,
-    /// The process as a whole.
+    /// The process as a whole, but for its generation, which is the checkpoint's.
     pub process: Option<rec::Process>,
     /// What is in the way of a checkpoint, all of it.
     pub obstacles: Vec<String>,
     /// What the image goes without.
     pub losses: Vec<String>,
-    /// The features of a CPU that the program may use.
-    pub cpu: cpu::Set,
-    /// State components that it asked leave for.
-    pub permitted: u64,
 }

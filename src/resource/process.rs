@@ -2,7 +2,7 @@
 //! What belongs to the process as a whole: its address-space marks, limits, umask, directory.
 
 use super::plan::{Arena, Orders, Step};
-use super::{Gathered, Target, vdso, written, xstate};
+use super::{Common, Gathered, Target, cpu, vdso, written, xstate};
 use crate::error::{Because, Result};
 use crate::proc;
 use crate::ptrace::call::Caller;
@@ -20,7 +20,12 @@ const PR_GET_MDWE: u64 = 66;
 const NO_FD: u32 = u32::MAX;
 
 /// Saves the process; `caller` is its main thread.
-pub fn save(target: &Target<'_>, caller: &mut Caller<'_>, gathered: &mut Gathered) -> Result<()> {
+pub fn save(
+    target: &Target<'_>,
+    caller: &mut Caller<'_>,
+    gathered: &mut Gathered,
+    common: &mut Common,
+) -> Result<()> {
     let pid = target.frozen.pid;
     let stat = proc::stat(pid, pid)?;
     let status = proc::status(pid, pid)?;
@@ -35,7 +40,7 @@ pub fn save(target: &Target<'_>, caller: &mut Caller<'_>, gathered: &mut Gathere
             .losses
             .push(format!("its working directory {} does not exist any more", cwd.path.display()));
     }
-    let strings = &mut gathered.strings;
+    let strings = &mut common.strings;
     let process = Process {
         pid: pid.cast_unsigned(),
         umask: status.umask.unwrap_or(0o022),
@@ -66,13 +71,13 @@ pub fn save(target: &Target<'_>, caller: &mut Caller<'_>, gathered: &mut Gathere
         oom_score: own.oom_score,
         coredump_filter: own.coredump_filter,
         membarrier: membarrier(caller)?,
-        generation: target.region.control.generation + 1,
         group: stat.pgrp.cast_unsigned(),
         session: stat.session.cast_unsigned(),
+        cpu: cpu::Set::of_config(&target.region.control.config).0,
+        permitted: permitted(target, caller)?,
         ..Process::new_zeroed()
     };
     gathered.process = Some(process);
-    gathered.permitted = permitted(target, caller)?;
     gathered.auxv = proc::auxv(pid)?;
     gathered.limits = proc::limits(pid)?.iter().map(|&(soft, hard)| Limit { soft, hard }).collect();
     Ok(())

@@ -29,7 +29,7 @@ pub struct Lack {
 pub fn lacks(image: &Image, saved: &Saved) -> Vec<Lack> {
     let mut lacks = Vec::new();
     let mut add = |what: String, forcible| lacks.push(Lack { what, forcible });
-    let missing = Set(saved.machine.cpu).without(&Set::here());
+    let missing = Set(saved.process.cpu).without(&Set::here());
     if !missing.is_empty() {
         let from = image.text(saved.machine.processor);
         let here = cpu::name(&cpu::leaves());
@@ -57,7 +57,7 @@ pub fn lacks(image: &Image, saved: &Saved) -> Vec<Lack> {
 /// use, or the others. The latter are leftovers: the JVM tries AVX when it starts, whatever it was told.
 fn lost(saved: &Saved, usable: bool) -> String {
     let (from, to) = layouts(saved);
-    let set = Set(saved.machine.cpu);
+    let set = Set(saved.process.cpu);
     let lost = saved.threads.iter().flat_map(|t| xstate::lost(area(saved, t), &from, &to));
     let mut names: Vec<&str> = Vec::new();
     for (name, _) in lost.filter(|(_, feature)| set.has(feature) == usable) {
@@ -107,7 +107,7 @@ pub fn capable(capability: u32) -> bool {
 pub fn layouts(saved: &Saved) -> (Layout, Layout) {
     let leaves = cpu::leaves();
     let from = if saved.cpuid.is_empty() { &leaves } else { &saved.cpuid };
-    let dynamic = !xstate::DYNAMIC | saved.machine.permitted;
+    let dynamic = !xstate::DYNAMIC | saved.process.permitted;
     (Layout::new(from, saved.machine.xcr0), Layout::new(&leaves, cpu::xcr0() & dynamic))
 }
 

@@ -384,7 +384,7 @@ fn renew(control: &mut Control, actions: &mut [SignalAction], saved: &Saved, set
         }
     }
     control.config = settings.apply(control.config);
-    Set(saved.machine.cpu).note(&mut control.config);
+    Set(saved.process.cpu).note(&mut control.config);
     control.owner = std::process::id();
     control.standard = crate::inject::region::standard(std::process::id().cast_signed());
     control.generation = saved.process.generation;

@@ -59,7 +59,7 @@ pub fn plan(saved: &Saved, opened: &Opened, mut filled: Filled) -> Result<Plan> 
     let exe_fd = exe.as_ref().map(AsRawFd::as_raw_fd);
     process::restore_mm(&saved.process, &saved.auxv, exe_fd, &mut arena, &mut main)?;
     process::restore(&saved.process, &mut main);
-    process::restore_permissions(saved.machine.permitted, &mut main);
+    process::restore_permissions(saved.process.permitted, &mut main);
     signals::restore_actions(&filled.actions, &mut arena, &mut main)?;
     let head = arena.room(size_of::<Head>() as u64, 64)?;
     let barrier = arena.value(&0u32)?;

@@ -32,14 +32,10 @@ record! {
         version: Text,
         /// Checksum of the kernel's boot id: two machines, or two boots, differ; 0: unknown.
         boot: u64,
-        /// The features of a CPU that the program may use, in the order of ckpt's table.
-        cpu: [u64; 2],
         /// Name of the CPU.
         processor: Text,
-        /// State components that the program asked leave for (ARCH_GET_XCOMP_PERM).
-        permitted: u64,
         /// Room to grow.
-        reserved: [u64; 2],
+        reserved: [u64; 5],
     }
 }
 
@@ -104,8 +100,12 @@ record! {
         group: u32,
         /// See `group`.
         session: u32,
+        /// The features of a CPU that the program may use, in the order of ckpt's table.
+        cpu: [u64; 2],
+        /// State components that the program asked leave for (ARCH_GET_XCOMP_PERM).
+        permitted: u64,
         /// Room to grow.
-        reserved: [u64; 4],
+        reserved: u64,
     }
 }
 

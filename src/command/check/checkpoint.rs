@@ -18,7 +18,7 @@ pub fn check(image: &Image, map_path: &MapPath) -> Result<(Facts, u8)> {
     image.verify()?;
     let saved = phase1_check::check(image)?;
     let names = nix::sys::utsname::uname().because(|| "uname")?;
-    let (needed, here) = (Set(saved.machine.cpu), Set::here());
+    let (needed, here) = (Set(saved.process.cpu), Set::here());
     let lacks: Vec<_> = machine::lacks(image, &saved).into_iter().map(|l| l.what).collect();
     let files = files(image, &saved, map_path);
     let missing = shown(files.iter().filter(|path| !path.exists()));

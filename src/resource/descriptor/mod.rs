@@ -34,7 +34,7 @@ pub mod terminal;
 pub mod timerfd;
 pub mod unread;
 
-use super::{Content, Gathered, Target};
+use super::{Common, Content, Gathered, Target};
 use crate::error::Result;
 use crate::proc::{self, fds::Fd};
 use crate::ptrace::raw;
@@ -169,7 +169,7 @@ pub fn needs_path(record: &Descriptor) -> bool {
 }
 
 /// Saves every descriptor of the target.
-pub fn save(target: &Target<'_>, gathered: &mut Gathered) -> Result<()> {
+pub fn save(target: &Target<'_>, gathered: &mut Gathered, common: &mut Common) -> Result<()> {
     let pid = target.frozen.pid;
     let all = proc::fds(pid)?;
     let control = &target.region.control;
@@ -197,9 +197,9 @@ pub fn save(target: &Target<'_>, gathered: &mut Gathered) -> Result<()> {
                 };
                 let saved = describe(fd, &look)?;
                 let mut record = saved.record;
-                record.path = gathered.strings.add(&saved.path);
+                record.path = common.strings.add(&saved.path);
                 if let Some(kind) = saved.file {
-                    record.content = objects::save(pid, fd, kind, record.path, gathered);
+                    record.content = objects::save(pid, fd, kind, record.path, common);
                 }
                 losses.extend(saved.losses);
                 let known = |c: &Content| gathered.contents.iter().any(|k| k.index == c.index);

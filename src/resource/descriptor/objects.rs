@@ -9,7 +9,7 @@ use super::{Opening, Origin, Sources, access, memfd};
 use crate::error::{Because, Error, Result};
 use crate::proc::fds::Fd;
 use crate::ptrace::raw;
-use crate::resource::{Gathered, Stream};
+use crate::resource::{Common, Stream};
 use ckpt_abi::image::{Descriptor, Object, ObjectKind, Text, object_flag};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::libc;
@@ -22,8 +22,8 @@ use zerocopy::FromZeros;
 
 /// Makes an object of the file behind a descriptor; its index. What a mapping of it has said before is
 /// replaced by what the file itself says, and its content comes from the file.
-pub fn save(pid: i32, fd: &Fd, kind: ObjectKind, name: Text, gathered: &mut Gathered) -> u32 {
-    let objects = &mut gathered.objects;
+pub fn save(pid: i32, fd: &Fd, kind: ObjectKind, name: Text, common: &mut Common) -> u32 {
+    let objects = &mut common.objects;
     let known = objects.iter().position(|o| (o.device, o.inode) == (fd.device, fd.inode));
     let index = known.unwrap_or(objects.len());
     if known.is_none() {
@@ -48,7 +48,7 @@ pub fn save(pid: i32, fd: &Fd, kind: ObjectKind, name: Text, gathered: &mut Gath
         reserved: [0; 3],
     };
     let path = format!("/proc/{pid}/fd/{}", fd.number).into();
-    gathered.streams.push(Stream { object: index as u32, path });
+    common.streams.push(Stream { object: index as u32, path });
     index as u32
 }
 

@@ -11,7 +11,7 @@ mod hidden;
 mod mapped;
 pub mod open;
 
-use super::{Gathered, Target};
+use super::{Common, Gathered, Target};
 use crate::error::Result;
 use crate::image::PAGE;
 use crate::proc::maps::Vma;
@@ -66,7 +66,7 @@ pub struct Area {
     pub known: Option<Vec<Range<u64>>>,
     /// Shared memory.
     pub shared: bool,
-    /// Its content comes from the file that it shows ([`Gathered::streams`]): it is only looked at.
+    /// Its content comes from the file that it shows ([`Common::streams`]): it is only looked at.
     pub streamed: bool,
 }
 
@@ -82,7 +82,11 @@ fn is_kernels(vma: &Vma) -> bool {
 }
 
 /// Sorts the mappings of a target into records and areas to write.
-pub fn save(target: &Target<'_>, gathered: &mut Gathered) -> Result<Vec<Area>> {
+pub fn save(
+    target: &Target<'_>,
+    gathered: &mut Gathered,
+    common: &mut Common,
+) -> Result<Vec<Area>> {
     let mut areas = Vec::new();
     let mut files = Files::of(target.frozen.pid, target.vmas);
     let region = target.region;
@@ -106,7 +110,7 @@ pub fn save(target: &Target<'_>, gathered: &mut Gathered) -> Result<Vec<Area>> {
             let guard = |r: &Range<u64>| Guard { start: r.start, end: r.end, kind, reserved: 0 };
             gathered.guards.extend(guards.iter().map(guard));
         }
-        let (record, area) = classify(target, &vma, gathered, &mut files);
+        let (record, area) = classify(target, &vma, gathered, common, &mut files);
         // Reservations of terabytes have page tables that take seconds to read.
         let empty = area.pages == Pages::Populated && vma.populated == 0 && !vma.shared;
         if area.pages != Pages::None && !empty {
@@ -119,9 +123,9 @@ pub fn save(target: &Target<'_>, gathered: &mut Gathered) -> Result<Vec<Area>> {
 }
 
 /// Marks the areas whose content comes from a file that a descriptor shows.
-pub fn leave_to_streams(areas: &mut [Area], gathered: &Gathered) {
+pub fn leave_to_streams(areas: &mut [Area], gathered: &Gathered, common: &Common) {
     let streamed = |v: &&VmaRecord| {
-        v.kind == VmaKind::Shared as u32 && gathered.streams.iter().any(|s| s.object == v.object)
+        v.kind == VmaKind::Shared as u32 && common.streams.iter().any(|s| s.object == v.object)
     };
     for vma in gathered.vmas.iter().filter(streamed) {
         let inside = |a: &&mut Area| vma.start <= a.start && a.end <= vma.end;
@@ -185,6 +189,7 @@ fn classify(
     target: &Target<'_>,
     vma: &Vma,
     gathered: &mut Gathered,
+    common: &mut Common,
     files: &mut Files,
 ) -> (VmaRecord, Area) {
     let mut record = VmaRecord {
@@ -196,7 +201,7 @@ fn classify(
         object: NO_OBJECT,
         // Memory that can only be executed has a key of the kernel's own.
         pkey: if vma.prot() == libc::PROT_EXEC { 0 } else { vma.protection_key },
-        name: gathered.strings.add(&vma.name),
+        name: common.strings.add(&vma.name),
         ..VmaRecord::new_zeroed()
     };
     let mut kind = VmaKind::Private;
@@ -219,7 +224,7 @@ fn classify(
         // MADV_WIPEONFORK memory is random state that must not repeat: it comes back as zeros.
         area.pages = Pages::None;
     } else if vma.shared {
-        (kind, area.pages) = classify_shared(vma, &mut record, gathered, files);
+        (kind, area.pages) = classify_shared(vma, &mut record, gathered, common, files);
     } else if vma.inode != 0 {
         kind = classify_file(vma, &mut record, &mut area, files);
     }
@@ -245,12 +250,13 @@ fn classify_shared(
     vma: &Vma,
     record: &mut VmaRecord,
     gathered: &mut Gathered,
+    common: &mut Common,
     files: &mut Files,
 ) -> (VmaKind, Pages) {
     let file = if is_counters_of_java(vma) { None } else { files.get(vma) };
     if let Some(file) = file {
         describe(&file, record);
-        record.name = gathered.strings.add(&file.path);
+        record.name = common.strings.add(&file.path);
         if vma.flags.has("mw") {
             record.flags |= vma_flag::MAY_WRITE;
         }
@@ -268,19 +274,18 @@ fn classify_shared(
         ));
     }
     let end = vma.offset + vma.len();
-    let known =
-        gathered.objects.iter().position(|o| (o.inode, o.device) == (vma.inode, vma.device));
+    let known = common.objects.iter().position(|o| (o.inode, o.device) == (vma.inode, vma.device));
     let index = known.unwrap_or_else(|| {
-        gathered.objects.push(Object {
+        common.objects.push(Object {
             kind: ObjectKind::Memory as u32,
             inode: vma.inode,
             device: vma.device,
-            name: gathered.strings.add(&vma.name),
+            name: common.strings.add(&vma.name),
             ..Object::new_zeroed()
         });
-        gathered.objects.len() - 1
+        common.objects.len() - 1
     });
-    gathered.objects[index].size = gathered.objects[index].size.max(end);
+    common.objects[index].size = common.objects[index].size.max(end);
     record.object = index as u32;
     // Pages of shared memory that are swapped out cannot be told from absent ones.
     (VmaKind::Shared, if vma.swapped == 0 { Pages::Populated } else { Pages::Whole })

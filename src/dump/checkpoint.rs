@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! What all processes of a checkpoint have in common: where it goes, its number, and what becomes of them.
+
+use super::phase2_equip::Equipped;
+use super::place::{Place, Whose};
+use super::{Request as Asked, caller};
+use crate::error::Result;
+use crate::fault::{Point, reach};
+use crate::proc;
+use crate::settings::{Name, Template};
+use ckpt_abi::api::Request;
+use ckpt_abi::region::config_flag;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// A checkpoint that is being taken.
+pub struct Checkpoint<'a> {
+    /// What was asked for.
+    pub request: &'a Asked,
+    /// Where it goes.
+    pub place: Place,
+    /// Whether the processes end after it.
+    pub stop: bool,
+    /// Its number in the chain of checkpoints.
+    pub generation: u64,
+}
+
+impl<'a> Checkpoint<'a> {
+    /// The checkpoint that is asked for, as its first process is configured.
+    ///
+    /// # Errors
+    /// Those of [`Place::find`], and a name that is none.
+    pub fn of(request: &'a Asked, whose: Whose, first: &Equipped) -> Result<Self> {
+        let control = &first.region.control;
+        let template = template(request, first)?;
+        let mut newest = control.generation;
+        let place =
+            Place::find(request, whose, template, &control.config, forked(first), &mut newest)?;
+        let ends = control.config.continues == 0;
+        let stop = match request.periodic {
+            true => ends && control.config.flags & config_flag::CONTINUE_GIVEN != 0,
+            false => request.stop.unwrap_or(ends),
+        };
+        Ok(Self { request, place, stop, generation: newest + 1 })
+    }
+
+    /// It is whole: the next one has the next number, and older ones may go.
+    pub fn sealed(&self, equipped: &[Equipped]) {
+        equipped.iter().for_each(|process| process.sealed(self.generation));
+        reach(Point::Numbered);
+        self.place.prune(self.request.prune);
+    }
+}
+
+/// The name of the checkpoint: for this call, else as configured; a forked child's has its id
+/// appended, so that a signal to the whole group does not make two write one file.
+fn template(request: &Asked, first: &Equipped) -> Result<Template> {
+    if let Some(name) = called(request, first)? {
+        return Template::parse(Path::new(&name.written()));
+    }
+    if let Some(name) = request.settings.name.as_ref() {
+        return Template::parse(Path::new(&name.written()));
+    }
+    let mut name = first.region.name()?;
+    if forked(first) {
+        name.as_mut_os_string().push(format!(".{}", first.pid));
+    }
+    Template::parse(&name)
+}
+
+/// The name that the program has given to ckpt_ckpt().
+fn called(request: &Asked, first: &Equipped) -> Result<Option<Name>> {
+    let api = caller::read(&first.memory, &first.region)?;
+    let len = api.name.iter().position(|b| *b == 0).unwrap_or(0);
+    if !request.triggered || api.request != Request::Call as u32 || len == 0 {
+        return Ok(None);
+    }
+    let name = Name::parse(std::ffi::OsStr::from_bytes(&api.name[..len]))?;
+    name.resolve(&proc::cwd(first.pid)?.path).map(Some)
+}
+
+/// Whether the process has inherited its payload from the one that it was made for.
+fn forked(process: &Equipped) -> bool {
+    process.region.control.owner != proc::inner_pid(process.pid).cast_unsigned()
+}
