@@ -235,6 +235,22 @@ fn no_zombies_are_left_where_nobody_reaps() {
     }
 }
 
+/// A ckpt that is about to become its program is not saved, and not traced when it needs to be by its own.
+#[test]
+fn a_save_meets_a_launch() {
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        let program = bench.subject("observer", Build::Pie);
+        for _ in 0..30 {
+            let mut run = bench.launch(&["-n", "s.ckpt"], &program, &[]);
+            bench.must(&["save", &run.pid_text(), "-n", &bench.name("x.ckpt")]);
+            run.expect("ready");
+            run.go();
+        }
+        bench.run(bench.path("x.ckpt"), &[]).go();
+    }
+}
+
 #[test]
 fn a_payload_of_another_version_is_left_to_its_own_ckpt() {
     let bench = Bench::new(Who::Nobody);

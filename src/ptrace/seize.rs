@@ -83,24 +83,22 @@ fn refused(pid: i32, error: Errno, tracer: i32) -> Error {
     }
 }
 
-/// Another ckpt is done in a while, a debugger is not.
 fn traced(pid: i32, tracer: i32) -> Error {
-    if is_ckpt(tracer) {
+    let Ok(name) = proc::comm(tracer, tracer) else {
+        let text = format!("process {tracer}, which has just ended, has traced process {pid}");
+        return Error::new(text).of(Kind::Busy).hint("try again");
+    };
+    // Another ckpt is done in a while, a debugger is not.
+    if name.as_encoded_bytes().starts_with(b"ckpt") {
         let text =
             format!("process {tracer}, another ckpt, has process {pid} stopped for a checkpoint");
         return Error::new(text).of(Kind::Busy).hint("wait for it");
     }
-    let name = proc::comm(tracer, tracer).unwrap_or_default();
     let text = format!(
         "cannot trace process {pid}: process {tracer} ({}) traces it already",
         name.display()
     );
     Error::new(text).of(Kind::NotPermitted).hint("a debugger or strace has to let it go before")
-}
-
-/// Whether a process is a ckpt, by its name.
-fn is_ckpt(pid: i32) -> bool {
-    proc::comm(pid, pid).is_ok_and(|name| name.as_encoded_bytes().starts_with(b"ckpt"))
 }
 
 /// The sentence about a thread that did not stop in time.
