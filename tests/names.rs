@@ -202,7 +202,8 @@ fn checkpoints_of_others_are_not_resumed() {
         assert!(ended.stdout.is_empty(), "the program began: {ended:?}");
     };
     refused(&["--resume", "-n", "shared/y.ckpt"], "another user (12345)");
-    let mut run = bench.launch(&["--resume", "--trust", "-n", "shared/y.ckpt"], &subject, &[]);
+    let line = ["--resume", "--keep-finished", "--trust", "-n", "shared/y.ckpt"];
+    let mut run = bench.launch(&line, &subject, &[]);
     run.check();
     run.go();
     give(&shared.join("y.ckpt"), NOBODY);

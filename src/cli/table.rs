@@ -35,7 +35,7 @@ const fn of_settings() -> [Opt; SETTINGS.len()] {
             short: setting.short,
             long: setting.long,
             value: setting.value,
-            optional: false,
+            optional: setting.optional,
             env: setting.env,
             default: setting.default,
             help: setting.help,

@@ -86,7 +86,7 @@ fn apply(pid: i32, caller: &mut Caller, wanted: Settings) -> Result<()> {
     caller.configure(&Config { asyncsig: current.asyncsig, ..config })?;
     if config.msperiod != 0 && config.msperiod != current.msperiod {
         // The payload lets it trace the process when it goes on; a monitor that was there ends.
-        let monitor = monitor::start(pid, &stub::own()?)?;
+        let monitor = monitor::start(pid, &stub::own()?, &config)?;
         caller.appoint(monitor.pid())?;
     }
     Ok(())

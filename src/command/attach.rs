@@ -42,7 +42,7 @@ pub fn run(pid: i32, settings: &Settings) -> Result<u8> {
             region
         }
     };
-    if region.control.config.msperiod != 0 {
+    if monitor::is_wanted(&region.control.config) {
         watch(pid, &mut frozen, &memory, &region, &executable)?;
     }
     frozen.thaw();
@@ -78,7 +78,11 @@ fn watch(
     executable: &[u8],
 ) -> Result<()> {
     let mut caller = Caller::new(&mut frozen.threads[0], memory, &region.desk())?;
-    monitor::start(pid, executable)?.appoint(&mut caller, memory, region)?;
+    monitor::start(pid, executable, &region.control.config)?.appoint(
+        &mut caller,
+        memory,
+        region,
+    )?;
     reach(Point::Appointed);
     Ok(())
 }
@@ -95,7 +99,10 @@ fn reconfigure(
         _ => signalled(pid, settings)?,
     };
     let settings = settings.resolve(&proc::cwd(pid)?.path)?;
-    let config = settings.apply(region.control.config);
+    let mut config = settings.apply(region.control.config);
+    if config.run == 0 {
+        config.run = settings::fresh_run();
+    }
     check_name(pid, &config)?;
     let mut caller = Caller::new(&mut frozen.threads[0], memory, &region.desk())?;
     region.configure(&mut caller, memory, &config)?;

@@ -34,21 +34,32 @@ pub fn prune(name: &Name, transfer: &Transfer, keep: &Keep) {
 /// On a server nobody looks for the highest number before a checkpoint gets its own: what has a higher one
 /// is of another run, and neither counts nor goes.
 fn prune_server(server: &ServerName, transfer: &Transfer, keep: &Keep) -> Result<()> {
-    let number = |name: &ServerName| {
-        let name = name.to_string();
-        keep.template.number(&keep.values, name.as_bytes())
-    };
-    let newest = number(server);
-    let folder = server.path().rsplit_once('/').map_or("", |(folder, _)| folder);
-    let entries = Client::connect(server, transfer)?.list(folder)?;
-    let names = entries.into_iter().map(|entry| server.sibling(entry.name));
-    let mut older: Vec<_> = names.filter_map(|name| Some((number(&name)?, name))).collect();
-    older.retain(|(number, _)| Some(*number) <= newest);
-    older.sort_by_key(|(number, _)| std::cmp::Reverse(*number));
+    let number = keep.template.number(&keep.values, server.to_string().as_bytes());
+    let mut older = numbered(server, transfer, &keep.template, &keep.values)?;
+    older.retain(|(other, _)| Some(*other) <= number);
     for (_, name) in older.iter().skip(keep.count as usize) {
         Client::connect(name, transfer)?.remove(name.path())?;
     }
     Ok(())
+}
+
+/// The checkpoints of a name on a server, the highest number first.
+///
+/// # Errors
+/// The server's.
+pub fn numbered(
+    server: &ServerName,
+    transfer: &Transfer,
+    template: &Template,
+    values: &Values,
+) -> Result<Vec<(u64, ServerName)>> {
+    let folder = server.path().rsplit_once('/').map_or("", |(folder, _)| folder);
+    let names = Client::connect(server, transfer)?.list(folder)?.into_iter();
+    let names = names.map(|entry| server.sibling(entry.name));
+    let number = |name: &ServerName| template.number(values, name.to_string().as_bytes());
+    let mut names: Vec<_> = names.filter_map(|name| Some((number(&name)?, name))).collect();
+    names.sort_by_key(|(number, _)| std::cmp::Reverse(*number));
+    Ok(names)
 }
 
 /// Says why a checkpoint of this name could not be written, without leaving anything.

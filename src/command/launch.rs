@@ -36,12 +36,15 @@ pub fn run(
     let here = std::env::current_dir().because(|| "cannot find out the current directory")?;
     let own = Name::parse(&settings::default_name(program))?;
     let named = settings.name.is_some();
-    let settings = settings.clone().or(Settings { name: Some(own), ..Settings::default() });
+    let keep_finished = resume.map(|_| false);
+    let usual = Settings { name: Some(own), keep_finished, ..Settings::default() };
+    let settings = settings.clone().or(usual);
     let settings = settings.resolve(&here)?;
     let mut config = settings.apply(settings::default_config());
     let template = settings::template(&config)?;
     let identity = Identity::of(program, args, &here)?;
     config.launched = identity.numbers();
+    config.run = settings::fresh_run();
     if let Some(limit) = cpu {
         restrict(limit, &mut config)?;
     }

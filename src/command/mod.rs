@@ -9,6 +9,7 @@ mod dumper;
 mod elder;
 mod facts;
 mod fetch;
+mod finish;
 mod identity;
 mod inspect;
 mod launch;

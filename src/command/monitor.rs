@@ -4,27 +4,29 @@
 //! It sleeps on a pidfd of the program with a time-out, and looks at the payload's control page
 //! once a second at least: there stand the period, which the program or `ckpt -p` may have
 //! changed, and the monitor itself; one that finds another in its place ends, and so does one
-//! whose period has become 0. Each checkpoint is taken by a child of its own, so that whatever
+//! whose period has become 0, unless it is to see how the program ends (`finish.rs`). Each checkpoint is taken by a child of its own, so that whatever
 //! happens to a dumper, its tracing ends with it and the monitor goes on. It is the only parent
 //! that a dumper of its has, which is also why Yama lets these dumpers trace: descendants of the
 //! process that PR_SET_PTRACER names may what it may.
 //!
 //! # Safety
-//! The monitor has one thread, so its children may do all that it may; each descriptor made from
-//! a number is one that the kernel just gave us, or the one that `inject::monitor` left.
+//! The monitor has one thread, so its children may do all that it may; the descriptor made from
+//! a number is the one that `inject::monitor` left.
 #![allow(unsafe_code)]
 
 use super::dumper;
+use super::finish::Run;
+use crate::dump::place::Whose;
 use crate::dump::{Request, dump};
 use crate::error::{Because, Result, printable};
 use crate::fault::{self, Point, reach};
 use crate::image::file;
-use crate::inject::region::Region;
-use crate::proc;
+use crate::inject::{self, region::Region};
+use crate::proc::{self, Process, pidfd::Pidfd};
 use crate::ptrace::memory::Memory;
 use crate::ptrace::raw;
 use crate::settings::{self, Settings, Values};
-use ckpt_abi::region::Control;
+use ckpt_abi::region::{Config, Control};
 use ckpt_abi::turn::Phase;
 use nix::errno::Errno;
 use nix::libc;
@@ -48,22 +50,38 @@ pub fn run(pid: i32) -> Result<u8> {
     let _ = nix::sys::prctl::set_name(c"ckpt-monitor");
     dumper::keep_low_descriptors();
     dumper::prepare();
-    let program = pidfd(pid)?;
+    let program = Pidfd::open(pid).because(|| format!("cannot watch process {pid}"))?;
+    let own = std::process::id().cast_signed();
+    let run = inject::monitor::given(own).and_then(|config| run_of(pid, config));
     let line = line();
     reach(Point::Waiting);
     while let Some(line) = &line
         && !is_ready(&[line.as_fd(), program.as_fd()], None)
     {}
     drop(line);
-    let mut monitor = Monitor { pid, program, seen: None, said: HashSet::new() };
+    let process = Process::open(pid).ok();
+    let mut monitor = Monitor { pid, program, process, run, seen: None, said: HashSet::new() };
     reach(Point::Watching);
-    monitor.watch();
+    if monitor.watch()
+        && let Some(run) = &monitor.run
+    {
+        run.settle(&monitor.program, monitor.process.as_ref());
+    }
     Ok(0)
+}
+
+/// What there is to know of the program if it ends now.
+fn run_of(pid: i32, config: Config) -> Option<Run> {
+    let whose = Whose::of(pid, false).ok()?;
+    Some(Run { config, whose, values: Values::of(pid) })
 }
 
 struct Monitor {
     pid: i32,
-    program: OwnedFd,
+    program: Pidfd,
+    process: Option<Process>,
+    /// As it was seen last.
+    run: Option<Run>,
     /// The program's memory and the payload in it.
     seen: Option<(Memory, u64)>,
     /// Sentences that are not said twice.
@@ -74,6 +92,10 @@ struct Monitor {
 enum Word {
     /// Take a checkpoint each so often.
     Period(Duration),
+    /// Take none, but see how the program ends.
+    Watch,
+    /// It has executed another program: there is nothing to ask any more.
+    Another,
     /// Ask again later.
     Later,
     /// We are not needed any more.
@@ -81,11 +103,14 @@ enum Word {
 }
 
 impl Monitor {
-    fn watch(&mut self) {
+    /// Until the program has ended (true), or another monitor has its place.
+    fn watch(&mut self) -> bool {
         let mut last = Instant::now();
         loop {
             let nap = match self.ask() {
-                Word::Leave => return,
+                Word::Leave => return false,
+                Word::Another => return self.ended_within(None),
+                Word::Watch => GLANCE,
                 Word::Later => {
                     last = Instant::now();
                     NAP
@@ -100,7 +125,7 @@ impl Monitor {
                 }
             };
             if self.ended_within(Some(nap)) {
-                return;
+                return true;
             }
         }
     }
@@ -114,10 +139,12 @@ impl Monitor {
             });
             self.seen = match found {
                 Ok(Some(found)) => Some(found),
-                Ok(None) => return Word::Leave,
+                Ok(None) => return Word::Another,
+                Err(_) if self.ended_within(Some(Duration::ZERO)) => return Word::Later,
                 Err(e) => {
                     self.say(&format!("no periodic checkpoints: {e}"));
-                    return if self.ended_within(Some(GLANCE)) { Word::Leave } else { Word::Later };
+                    self.ended_within(Some(GLANCE));
+                    return Word::Later;
                 }
             };
         }
@@ -130,10 +157,13 @@ impl Monitor {
         if turn.is_ok_and(|turn| turn.phase == Phase::Restoring) {
             return Word::Later;
         }
+        if control.magic != ckpt_abi::region::MAGIC || control.monitor != std::process::id() {
+            return Word::Leave;
+        }
+        self.run = run_of(self.pid, control.config).or(self.run.take());
         match control.config.msperiod {
+            0 if inject::monitor::is_wanted(&control.config) => Word::Watch,
             0 => Word::Leave,
-            _ if control.magic != ckpt_abi::region::MAGIC => Word::Leave,
-            _ if control.monitor != std::process::id() => Word::Leave,
             period => Word::Period(Duration::from_millis(period.into())),
         }
     }
@@ -271,14 +301,6 @@ fn take(pid: i32) -> (i32, String) {
         Err(e) if crate::dump::is_busy(pid) => (BUSY, format!("no checkpoint: {e}\n")),
         Err(e) => (0, format!("no checkpoint: {e}\n")),
     }
-}
-
-fn pidfd(pid: i32) -> Result<OwnedFd> {
-    // SAFETY: pidfd_open has no memory arguments.
-    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) });
-    let fd = fd.because(|| format!("cannot watch process {pid}"))?;
-    // SAFETY: the kernel just made this descriptor for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
 /// The pipe whose other ends close when the program has begun.

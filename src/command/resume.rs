@@ -2,10 +2,12 @@
 //! `--resume`: the newest whole checkpoint of a name takes the place of the program.
 
 use super::fetch;
+use super::finish;
 use super::identity::Identity;
 use super::trust::{self, Distrust};
 use crate::cli::Resume;
 use crate::error::{Because, Error, Result, printable};
+use crate::image::file::{is_finished, set_aside};
 use crate::image::read::{self, Image};
 use crate::restart::mapping::hold_signal;
 use crate::restart::{self, restart};
@@ -37,6 +39,8 @@ pub fn resume(
     // To look through a large checkpoint takes time, in which the signal may come.
     let signal = settings.asyncsig.unwrap_or(settings::default_config().asyncsig);
     hold_signal(signal, true);
+    finish::await_others(settings);
+    let mut finished = None;
     for name in existing(template, settings)? {
         let shown = name.written();
         let opened = open(&name, settings);
@@ -59,6 +63,15 @@ pub fn resume(
             _ => {}
         }
         let Some(file) = opened? else { continue };
+        if !resume.any
+            && settings.keep_finished == Some(false)
+            && let Name::File(path) = &name
+            && is_finished(&file)
+        {
+            let path = set_aside(path, &file).unwrap_or(path.clone());
+            finished.get_or_insert(path.display().to_string());
+            continue;
+        }
         let image = Image::from_file(file, Path::new(&shown));
         match image.and_then(|image| image.verify().map(|()| image)) {
             Ok(image) => {
@@ -81,6 +94,12 @@ pub fn resume(
     }
     if let Some(why) = passed {
         return Err(nothing(why.hint(trust::WAY_OUT)));
+    }
+    if !damaged && let Some(name) = finished.or_else(|| finish::earlier(settings)) {
+        let shown = printable(&name);
+        eprintln!(
+            "ckpt: {shown} is of a run that has come to its end, so the program starts from its beginning"
+        );
     }
     if damaged {
         eprintln!("ckpt: no other checkpoint is there; the program starts from its beginning");

@@ -44,6 +44,12 @@ impl<'a> Checkpoint<'a> {
         Ok(Self { request, place, stop, generation: newest + 1 })
     }
 
+    /// The run that it is of, and what that began with, as [`ckpt_abi::image::Header::run`]: those of the first process.
+    pub fn runs(&self, equipped: &[Equipped]) -> [[u64; 2]; 2] {
+        let config = equipped.first().map(|first| first.region.control.config);
+        config.map_or([[0; 2]; 2], |config| [[config.run, self.generation], config.before])
+    }
+
     /// It is whole: the next one has the next number, and older ones may go.
     pub fn sealed(&self, equipped: &[Equipped]) {
         equipped.iter().for_each(|process| process.sealed(self.generation));

@@ -239,7 +239,8 @@ fn proceed(
     reach(Point::Gathered);
     phase4_refuse::refuse(&mut still)?;
 
-    let mut writing = phase6_write::Writing::begin(&mut *sink, executable, common);
+    let runs = checkpoint.runs(equipped);
+    let mut writing = phase6_write::Writing::begin(&mut *sink, executable, common, runs);
     for process in &mut still {
         writing.at_once(process, stop)?;
     }

@@ -83,7 +83,8 @@ pub fn configuration(pid: i32, settings: &Settings) -> Result<Config> {
     let cwd = proc::cwd(pid)?.path;
     let own = Name::parse(&settings::default_name(&program))?;
     let settings = settings.clone().or(Settings { name: Some(own), ..Settings::default() });
-    Ok(settings.resolve(&cwd)?.apply(settings::default_config()))
+    let config = settings.resolve(&cwd)?.apply(settings::default_config());
+    Ok(Config { run: settings::fresh_run(), ..config })
 }
 
 /// Whether the process is a checkpoint that has not yet become the program; whatever it has of a

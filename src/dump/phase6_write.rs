@@ -33,9 +33,16 @@ struct From<'a> {
 }
 
 impl<'a> Writing<'a> {
-    /// Begins an image behind the stub.
-    pub fn begin(sink: &'a mut dyn Sink, stub: Vec<u8>, common: Common) -> Self {
-        let writer = Writer::new(sink, stub);
+    /// Begins an image behind the stub: of the run that it is of, and with what that began ([`Header::run`]).
+    ///
+    /// [`Header::run`]: ckpt_abi::image::Header::run
+    pub fn begin(
+        sink: &'a mut dyn Sink,
+        stub: Vec<u8>,
+        common: Common,
+        [run, before]: [[u64; 2]; 2],
+    ) -> Self {
+        let writer = Writer::new(sink, stub).of_run(run, before);
         Self { writer, common, buffer: vec![0; CHUNK_MAX as usize] }
     }
 

@@ -4,6 +4,7 @@
 use super::phase2_equip::Equipped;
 use super::phase6_write::Writing;
 use crate::error::{Error, Kind, Result};
+use crate::inject::monitor;
 use crate::proc;
 use crate::ptrace::freeze::Frozen;
 use crate::resource::Gathered;
@@ -25,5 +26,8 @@ pub fn still_wanted(pid: i32) -> Result<()> {
 /// Ends a process, with the status that was configured, as by _exit(2).
 pub fn end(frozen: Frozen, equipped: &Equipped) -> Result<()> {
     let control = &equipped.region.control;
+    if monitor::is_wanted(&control.config) {
+        monitor::tell_saved(frozen.pid);
+    }
     frozen.end(control.thunk, u64::from(control.config.exit_status))
 }

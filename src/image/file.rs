@@ -73,7 +73,10 @@ impl FileSink {
         self.file = reopened;
         if self.temporary.is_none() {
             match self.link(&self.name) {
-                Ok(()) => return sync_directory(&self.name),
+                Ok(()) => {
+                    sync_directory(&self.name);
+                    return Ok(());
+                }
                 Err(Errno::EEXIST) => {}
                 Err(e) => return Err(e).because(why),
             }
@@ -87,7 +90,8 @@ impl FileSink {
             fs::rename(temporary, &self.name).because(why)?;
             self.temporary = None;
         }
-        sync_directory(&self.name)
+        sync_directory(&self.name);
+        Ok(())
     }
 
     fn link(&self, to: &Path) -> nix::Result<()> {
@@ -149,6 +153,53 @@ pub fn prune(template: &Template, values: &Values, keep: u32) {
     for path in existing.filter(ours).skip(keep as usize) {
         let _ = fs::remove_file(path);
     }
+}
+
+/// What the name of a checkpoint ends with whose program has come to its end.
+pub const FINISHED: &str = ".finished";
+
+/// The name that a checkpoint gets when its program has come to its end.
+pub fn finished_name(name: &Path) -> PathBuf {
+    let mut name = name.as_os_str().to_owned();
+    name.push(FINISHED);
+    name.into()
+}
+
+/// Gives the checkpoint that `file` is that name, in the place of an earlier one; the name. Where that may not
+/// be, it is marked ([`mark_finished`]).
+///
+/// # Errors
+/// It is not under its name any more, or something that is no checkpoint has the new one.
+pub fn set_aside(name: &Path, file: &File) -> Result<PathBuf> {
+    let moved = (|| {
+        let name = free(name)?;
+        let to = finished_name(&name);
+        look(&to)?;
+        if !is_at(file, &name) {
+            return Err(Error::new(format!("{} is another by now", name.display())));
+        }
+        fs::rename(&name, &to).because(|| format!("cannot rename {}", name.display()))?;
+        sync_directory(&to);
+        Ok(to)
+    })();
+    if moved.is_err() {
+        let _ = mark_finished(file);
+    }
+    moved
+}
+
+/// Marks a checkpoint as one whose program has come to its end: by the sticky bit of its mode, which means
+/// nothing else of a file (inode(7)).
+///
+/// # Errors
+/// It is somebody else's, or its file system has no such bit.
+pub fn mark_finished(file: &File) -> Result<()> {
+    nix::sys::stat::fchmod(file, MODE | Mode::S_ISVTX).because(|| "cannot mark a checkpoint")
+}
+
+/// Whether it is so marked.
+pub fn is_finished(file: &File) -> bool {
+    file.metadata().is_ok_and(|meta| meta.mode() & Mode::S_ISVTX.bits() != 0)
 }
 
 /// Whether a file is a checkpoint, be it damaged or cut off.
@@ -229,13 +280,12 @@ pub fn directory(name: &Path) -> &Path {
     }
 }
 
-fn sync_directory(name: &Path) -> Result<()> {
+fn sync_directory(name: &Path) {
     // A directory that cannot be opened or synced (some network file systems) is no failure: the
     // file itself is on the disk.
     if let Ok(dir) = File::open(directory(name)) {
         let _ = dir.sync_all();
     }
-    Ok(())
 }
 
 /// Makes a file under a temporary name, locked.

@@ -26,13 +26,20 @@ pub struct Writer<'a> {
     at: u64,
     chunks: Vec<Chunk>,
     sections: Vec<Section>,
+    runs: [[u64; 2]; 2],
 }
 
 impl<'a> Writer<'a> {
     /// An image behind `stub`.
     pub fn new(sink: &'a mut dyn Sink, stub: Vec<u8>) -> Self {
         let start = (stub.len() as u64).next_multiple_of(PAGE);
-        Self { sink, stub, start, at: start + PAGE, chunks: Vec::new(), sections: Vec::new() }
+        let (chunks, sections) = (Vec::new(), Vec::new());
+        Self { sink, stub, start, at: start + PAGE, chunks, sections, runs: [[0; 2]; 2] }
+    }
+
+    /// Whose image it is ([`Header::run`]), and which one that run began with.
+    pub fn of_run(self, run: [u64; 2], before: [u64; 2]) -> Self {
+        Self { runs: [run, before], ..self }
     }
 
     /// Adds a piece of memory of a process: whole pages, at most [`ckpt_abi::image::CHUNK_MAX`] bytes. All
@@ -183,6 +190,8 @@ impl<'a> Writer<'a> {
             section_len: size_of::<Section>() as u32,
             sections_hash,
             stub_hash: hash(&self.stub),
+            run: self.runs[0],
+            before: self.runs[1],
             ..Header::new_zeroed()
         };
         let mut page = header.as_bytes().to_vec();

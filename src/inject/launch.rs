@@ -45,9 +45,9 @@ pub fn launch(
     let (mut ours, theirs) = UnixStream::pair().because(|| "cannot make a socket pair")?;
     let parent = getpid().as_raw();
     // Before the injector, which names it to the payload.
-    let monitor = match config.msperiod {
-        0 => None,
-        _ => Some(monitor::start(parent, executable)?),
+    let monitor = match monitor::is_wanted(config) {
+        false => None,
+        true => Some(monitor::start(parent, executable, config)?),
     };
     // SAFETY: this process has one thread.
     let child = unsafe { libc::syscall(libc::SYS_clone, 0, 0, 0, 0, 0) };

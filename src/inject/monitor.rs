@@ -20,18 +20,21 @@
 
 use super::region::Region;
 use crate::error::{Because, Error, Result};
+use crate::proc::{self, pidfd::Pidfd};
 use crate::ptrace::call::Caller;
 use crate::ptrace::memory::Memory;
-use ckpt_abi::region::Control;
+use ckpt_abi::region::{Config, Control, NAME_LEN, config_flag};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{PipeReader, PipeWriter, Read, Write};
 use std::mem::offset_of;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use zerocopy::{FromBytes, IntoBytes};
 
 /// MFD_EXEC (Linux 6.3): the memfd is for executing, whatever vm.memfd_noexec prefers.
 const MFD_EXEC: u32 = 16;
@@ -68,17 +71,24 @@ impl Monitor {
     }
 }
 
-/// Starts a monitor for process `target` from `executable`, our own file. The caller has one
-/// thread.
+/// Whether a process that is configured so needs one: for periodic checkpoints, or to see how it ends.
+pub fn is_wanted(config: &Config) -> bool {
+    config.msperiod != 0 || config.flags & config_flag::SET_ASIDE != 0
+}
+
+/// Starts a monitor for process `target`, which is configured so, from `executable`, our own file. The caller
+/// has one thread.
 ///
 /// # Errors
 /// When no process can be made.
-pub fn start(target: i32, executable: &[u8]) -> Result<Monitor> {
-    let what = || "cannot start the monitor for periodic checkpoints";
+pub fn start(target: i32, executable: &[u8], config: &Config) -> Result<Monitor> {
+    let what =
+        || "cannot start the monitor, which takes periodic checkpoints and sees the program's end";
     let (line, kept) = std::io::pipe().because(what)?;
     let (mut answer, tell) = std::io::pipe().because(what)?;
     let file = executable_file(executable).because(what)?;
-    let order = Order { target, line, tell, file, starter_adopts: adopts() };
+    let config = CString::new(format!("{CONFIG}={}", spelled(config))).unwrap_or_default();
+    let order = Order { target, line, tell, file, config, starter_adopts: adopts() };
     let mut before = SigSet::empty();
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::all()), Some(&mut before)).because(what)?;
     let child = bare_fork(0).because(what);
@@ -89,7 +99,9 @@ pub fn start(target: i32, executable: &[u8]) -> Result<Monitor> {
     drop(order);
     let mut pid = [0; 4];
     let told = child.and_then(|child| {
-        let told = answer.read_exact(&mut pid).because(what);
+        // Until it is executed, by its end of this pipe: from then on others find it (`of_programs`).
+        let told = answer.read_exact(&mut pid).and_then(|()| answer.read(&mut [0]));
+        let told = told.map(drop).because(what);
         if !adopts() || told.is_err() {
             reap(child);
         }
@@ -108,7 +120,95 @@ struct Order {
     line: PipeReader,
     tell: PipeWriter,
     file: OwnedFd,
+    /// The program's configuration, in the environment: the program may be over before its memory is read.
+    config: CString,
     starter_adopts: bool,
+}
+
+/// The variable with the configuration.
+const CONFIG: &str = "CKPT_MONITORED";
+
+fn spelled(config: &Config) -> String {
+    config.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The configuration that a monitor was started with.
+pub fn given(monitor: i32) -> Option<Config> {
+    let environment = std::fs::read(format!("/proc/{monitor}/environ")).ok()?;
+    let text = environment.strip_prefix(CONFIG.as_bytes())?.strip_prefix(b"=")?;
+    let (pairs, _) = text.as_chunks::<2>();
+    let byte = |pair: &[u8; 2]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+    let bytes: Vec<u8> = pairs.iter().map_while(byte).collect();
+    Config::read_from_bytes(&bytes).ok()
+}
+
+/// A monitor that somebody has started.
+pub struct Found {
+    /// The monitor.
+    pub monitor: Pidfd,
+    /// Its own id, and that of its program as it is seen from there.
+    ids: [i32; 2],
+}
+
+/// The monitors of this machine that we can see.
+pub fn all() -> Vec<Found> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let ids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    ids.filter_map(|id| {
+        let line = std::fs::read(format!("/proc/{id}/cmdline")).ok()?;
+        let program = line.strip_prefix(b"ckpt\0__monitor\0")?.strip_suffix(&[0])?;
+        let program = std::str::from_utf8(program).ok()?.parse().ok()?;
+        Some(Found { monitor: Pidfd::open(id).ok()?, ids: [id, program] })
+    })
+    .collect()
+}
+
+impl Found {
+    /// Whether it is of this user and PID namespace, and its program, which had this name for its checkpoints, has
+    /// ended, while it has not.
+    pub fn is_finishing(&self, name: &[u8; NAME_LEN]) -> bool {
+        let [id, program] = self.ids;
+        let own = std::process::id().cast_signed();
+        let user = std::fs::metadata(format!("/proc/{id}")).map(|meta| meta.uid());
+        if user.ok() != Some(nix::unistd::geteuid().as_raw()) || namespace(id) != namespace(own) {
+            return false;
+        }
+        if given(id).is_some_and(|config| config.name != *name) {
+            return false;
+        }
+        match (proc::stat(id, id), proc::stat(program, program)) {
+            // Its id is another's if that began after the monitor.
+            (Ok(monitor), Ok(there)) => {
+                matches!(there.state, 'Z' | 'X') || there.starttime > monitor.starttime
+            }
+            (Ok(_), Err(_)) => true,
+            (Err(_), _) => false,
+        }
+    }
+
+    /// Whether this is the program that it watches.
+    fn watches(&self, pid: i32) -> bool {
+        let [id, program] = self.ids;
+        let own = std::process::id().cast_signed();
+        let (here, inside) = (namespace(own), namespace(pid));
+        let there = namespace(id);
+        (there == here && program == pid) || (there == inside && program == proc::inner_pid(pid))
+    }
+}
+
+fn namespace(pid: i32) -> Option<std::path::PathBuf> {
+    std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok()
+}
+
+/// What tells a monitor that its program is ended by a checkpoint, whatever its exit status: a signal, which
+/// it has blocked as all others.
+pub const SAVED: Signal = Signal::SIGUSR1;
+
+/// Tells the monitors of a process that a checkpoint ends it.
+pub fn tell_saved(pid: i32) {
+    for found in all().into_iter().filter(|found| found.watches(pid)) {
+        found.monitor.signal(SAVED);
+    }
 }
 
 /// A descriptor by which an executable in memory can be executed; nobody can write to it any more (ETXTBSY).
@@ -181,15 +281,15 @@ fn become_monitor(order: Order) -> ! {
     close_range(0, 2);
     let _ = std::env::set_current_dir("/");
     let argv = [c"ckpt".as_ptr(), c"__monitor".as_ptr(), target.as_ptr(), std::ptr::null()];
-    let none: [*const libc::c_char; 1] = [std::ptr::null()];
+    let envp = [order.config.as_ptr(), std::ptr::null()];
     let (path, flags) = (c"".as_ptr(), libc::AT_EMPTY_PATH);
     // SAFETY: the arrays end with null pointers and live until the call.
     unsafe {
-        libc::syscall(libc::SYS_execveat, EXECUTABLE, path, argv.as_ptr(), none.as_ptr(), flags)
+        libc::syscall(libc::SYS_execveat, EXECUTABLE, path, argv.as_ptr(), envp.as_ptr(), flags)
     };
     let path = c"/proc/self/exe".as_ptr();
     // SAFETY: as above.
-    unsafe { libc::execve(path, argv.as_ptr(), none.as_ptr()) };
+    unsafe { libc::execve(path, argv.as_ptr(), envp.as_ptr()) };
     // SAFETY: ends the child without running anything of the parent's.
     unsafe { libc::_exit(0) }
 }

@@ -8,6 +8,7 @@
 use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
@@ -28,9 +29,26 @@ impl Pidfd {
 
     /// Sends SIGKILL (pidfd_send_signal(2)). One that is gone needs none.
     pub fn kill(&self) {
-        let (fd, signal) = (self.0.as_raw_fd(), libc::SIGKILL);
+        self.signal(Signal::SIGKILL);
+    }
+
+    /// Sends a signal (pidfd_send_signal(2)), if we may.
+    pub fn signal(&self, signal: Signal) {
+        let fd = self.0.as_raw_fd();
         // SAFETY: the siginfo_t is left to the kernel.
-        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, signal, 0, 0) };
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, signal as i32, 0, 0) };
+    }
+
+    /// The wait status (wait(2)) of a process that has ended and was waited for, where the kernel tells it
+    /// (PIDFD_INFO_EXIT, Linux 6.15: include/uapi/linux/pidfd.h).
+    pub fn wait_status(&self) -> Option<i32> {
+        // SAFETY: the record is numbers only.
+        let mut info: libc::pidfd_info = unsafe { std::mem::zeroed() };
+        let wanted = u64::from(libc::PIDFD_INFO_EXIT);
+        info.mask = wanted;
+        // SAFETY: the kernel writes the record that the request is made of.
+        let done = unsafe { libc::ioctl(self.0.as_raw_fd(), libc::PIDFD_GET_INFO, &mut info) };
+        (done == 0 && info.mask & wanted != 0).then_some(info.exit_code)
     }
 
     /// Whether it has ended, or does in time.

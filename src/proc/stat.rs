@@ -59,9 +59,20 @@ pub struct Stat {
     pub env_end: u64,
     /// The signal its parent gets when it ends; -1 of a thread that is not the leader.
     pub exit_signal: i32,
+    /// The wait status (wait(2)) of one that has ended; 0 where we may not see it.
+    pub wait_status: i32,
 }
 
 impl Process {
+    /// The wait status of one that has ended and is there still; None where we may not see it: whose
+    /// namespaces are hidden from us, of that it is (ptrace(2), PTRACE_MODE_READ).
+    pub fn wait_status(&self) -> Option<i32> {
+        let may = std::fs::read_link(self.path("ns/user")).is_ok();
+        let over = |stat: &Stat| may && matches!(stat.state, 'Z' | 'X');
+        let stat = self.stat(self.pid()).ok().filter(over)?;
+        Some(stat.wait_status)
+    }
+
     /// The number of the CPU that a thread runs on or ran on last (field 39).
     pub fn last_cpu(&self, tid: i32) -> Option<usize> {
         let text = self.thread_file(tid, "stat").ok()?;
@@ -149,6 +160,7 @@ fn parse(line: &[u8]) -> Result<Stat> {
         arg_end: fields.number(49)?,
         env_start: fields.number(50)?,
         env_end: fields.number(51)?,
+        wait_status: fields.number(52)?,
     })
 }
 
@@ -212,6 +224,7 @@ mod tests {
                 env_start: 140_730_789_559_020,
                 env_end: 140_730_789_560_299,
                 exit_signal: 17,
+                wait_status: 0,
             }
         );
     }

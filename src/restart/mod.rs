@@ -26,7 +26,7 @@ use crate::image::read::Image;
 use crate::inject::monitor::Monitor;
 use crate::resource::descriptor::{grown, timerfd};
 use crate::resource::{process, scheduling, written};
-use crate::settings::Settings;
+use crate::settings::{self, Settings};
 use ckpt_abi::image::SectionKind;
 use std::convert::Infallible;
 use std::path::PathBuf;
@@ -55,7 +55,8 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
     mapping::ignore_file_limit();
     let mut saved = phase1_check::check(image)?;
     reach(Point::Checked);
-    let config = phase1_check::config(image, &saved, options)?;
+    let mut config = phase1_check::config(image, &saved, options)?;
+    (config.run, config.before) = (settings::fresh_run(), image.header().run);
     mapping::set_signals_but(mask, config.asyncsig);
     let mut warnings = Vec::from_iter(process::raise_limits(&saved.limits)?);
     machine::adapt(image, &mut saved, options, &mut warnings)?;
@@ -72,6 +73,7 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
     clock::go_on(&mut saved, &mut filled.placed)?;
     let content = |index| image.process(0).bytes(SectionKind::Content, index);
     timerfd::arm_all(&opened.descriptors, content)?;
+    (filled.control.config.run, filled.control.config.before) = (config.run, config.before);
     filled.control.monitor = monitor.as_ref().map_or(0, Monitor::pid);
     let plan = phase4_plan::plan(&saved, &opened, filled)?;
     // The last that can fail, for it alone changes something.

@@ -121,16 +121,16 @@ pub fn check(image: &Image) -> Result<Saved> {
 /// and has one thread. It waits until the program is there.
 pub fn monitor(config: &Config) -> Result<Option<Monitor>> {
     crate::settings::template(config)?;
-    if config.msperiod == 0 {
+    if !inject::monitor::is_wanted(config) {
         return Ok(None);
     }
     let own = std::process::id().cast_signed();
-    let monitor = inject::monitor::start(own, &stub::own()?)?;
+    let monitor = inject::monitor::start(own, &stub::own()?, config)?;
     monitor.allow();
     Ok(Some(monitor))
 }
 
-/// The configuration that the program will have.
+/// The configuration that the program will have, but for what it is known by.
 pub fn config(image: &Image, saved: &Saved, options: &Options) -> Result<Config> {
     Ok(options.settings.clone().apply(control(image, saved)?.config))
 }

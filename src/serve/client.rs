@@ -193,6 +193,15 @@ impl Client {
         self.expect(Kind::Done, name).map(drop)
     }
 
+    /// Sets a checkpoint aside whose program has come to its end, if it is of this run (0: any).
+    ///
+    /// # Errors
+    /// It is another's, the server does not know this request, or the connection ends.
+    pub fn finish(mut self, name: &str, [run, number]: [u64; 2]) -> Result<()> {
+        self.ask(Kind::Finish, 0, &format!("{name}\n{run} {number}"))?;
+        self.expect(Kind::Done, name).map(drop)
+    }
+
     fn ask(&mut self, kind: Kind, flags: u8, name: &str) -> Result<()> {
         let sent = self.channel.send(kind, flags, 0, name.as_bytes());
         sent.map_err(|e| lost(&self.server, name, &e))

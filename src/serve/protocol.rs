@@ -47,6 +47,9 @@
 //!   [`COMPRESSED`] in the request allows it in the answers.
 //! - `List`: `Entry` frames ([`Entry`]), then `Done`.
 //! - `Remove`: `Done`.
+//! - `Finish`: the name, a line feed, and two numbers with a space between them: a run, or 0 for any, and the number of a
+//!   checkpoint of it, or 0 for any (`Header::run` of an image). If the checkpoint is such a one, the server appends
+//!   `.finished` to its name, in the place of an earlier one, and answers `Done`.
 //!
 //! In the place of any answer, and at any time during a `Put`, the server may say `Refused` with a
 //! sentence in UTF-8, and closes. A compressed `Data` payload is the plain length (u32, at most
@@ -175,6 +178,8 @@ pub enum Kind {
     List = 5,
     /// Request: remove a checkpoint.
     Remove = 6,
+    /// Request: set a checkpoint aside whose program has come to its end.
+    Finish = 7,
     /// Answer: it is done.
     Done = 128,
     /// Answer: no, with a sentence.
@@ -185,13 +190,14 @@ pub enum Kind {
     Wait = 131,
 }
 
-const KINDS: [Kind; 10] = [
+const KINDS: [Kind; 11] = [
     Kind::Put,
     Kind::Data,
     Kind::Seal,
     Kind::Get,
     Kind::List,
     Kind::Remove,
+    Kind::Finish,
     Kind::Done,
     Kind::Refused,
     Kind::Entry,
@@ -389,8 +395,8 @@ mod tests {
         assert_eq!(data.bytes(), bytes);
         assert_eq!(Header::read(&bytes).unwrap(), data);
         let kinds = KINDS.map(|kind| kind as u8);
-        assert_eq!(kinds, [1, 2, 3, 4, 5, 6, 128, 129, 130, 131]);
-        for (at, value) in [(0, 0), (0, 7), (0, 132), (1, 2), (2, 1), (3, 1), (6, 4), (7, 1)] {
+        assert_eq!(kinds, [1, 2, 3, 4, 5, 6, 7, 128, 129, 130, 131]);
+        for (at, value) in [(0, 0), (0, 8), (0, 132), (1, 2), (2, 1), (3, 1), (6, 4), (7, 1)] {
             let mut wrong = bytes;
             wrong[at] = value;
             assert!(Header::read(&wrong).is_err(), "{at} {value}");

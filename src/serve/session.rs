@@ -135,14 +135,19 @@ impl<S: Wire> Session<'_, S> {
             Err(e) => return ("hello", String::new(), Err(e.into())),
         };
         let payload = self.channel.payload(&header);
+        let valid = str::from_utf8(payload).is_ok() && payload.len() <= NAME_SHOWN;
+        // What only one request has behind its name.
+        let end = payload.iter().position(|b| *b == b'\n' && header.kind == Kind::Finish);
+        let (payload, rest) = payload.split_at(end.unwrap_or(payload.len()));
         let shown = &payload[..payload.len().min(NAME_SHOWN)];
         let name = String::from_utf8_lossy(shown).into_owned();
-        let valid = str::from_utf8(payload).is_ok() && payload.len() <= NAME_SHOWN;
+        let of = finished_run(rest);
         let what = match header.kind {
             Kind::Put => "put",
             Kind::Get => "get",
             Kind::List => "ls",
             Kind::Remove => "rm",
+            Kind::Finish => "finish",
             _ => return ("hello", String::new(), Err(no("that is no request"))),
         };
         let result = match header.kind {
@@ -150,6 +155,7 @@ impl<S: Wire> Session<'_, S> {
             Kind::Put => self.put(&name),
             Kind::Get => self.get(&name, header.flags & COMPRESSED != 0),
             Kind::List => self.list(&name),
+            Kind::Finish => self.finish(&name, of),
             _ => self.remove(&name),
         };
         (what, name, result)
@@ -291,10 +297,22 @@ impl<S: Wire> Session<'_, S> {
         Ok(self.channel.send(Kind::Done, 0, 0, &[])?)
     }
 
+    fn finish(&mut self, name: &str, of: Option<[u64; 2]>) -> Result<(), Failure> {
+        let of = of.ok_or_else(|| no("it is not said whose checkpoint is meant"))?;
+        self.store.finish(name, of)?;
+        Ok(self.channel.send(Kind::Done, 0, 0, &[])?)
+    }
+
     fn remove(&mut self, name: &str) -> Result<(), Failure> {
         self.store.remove(name)?;
         Ok(self.channel.send(Kind::Done, 0, 0, &[])?)
     }
+}
+
+/// The two numbers of a `Finish` request.
+fn finished_run(rest: &[u8]) -> Option<[u64; 2]> {
+    let (run, number) = str::from_utf8(rest).ok()?.strip_prefix('\n')?.split_once(' ')?;
+    Some([run.parse().ok()?, number.parse().ok()?])
 }
 
 fn no(sentence: &str) -> Failure {

@@ -15,13 +15,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, OpenHow, ResolveFlag, openat2};
+use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, OpenHow, ResolveFlag, openat2, renameat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::protocol::Entry;
 use crate::error::{Because, Error};
 use crate::fault::{Point, reach};
+use crate::image::{file::FINISHED, read::Image};
 use crate::settings::server::{OWN_FOLDER, check_stored};
 
 /// Folders deeper than any name can be are not listed.
@@ -192,6 +193,34 @@ impl Store {
         Ok(())
     }
 
+    /// Sets an image aside ([`FINISHED`]) that is of this run ([`crate::image::Header::run`]; 0 for any), in the place of an
+    /// earlier one.
+    ///
+    /// # Errors
+    /// There is none such of this name, or the system does not let us.
+    pub fn finish(&self, name: &str, [run, number]: [u64; 2]) -> Result<()> {
+        let to = format!("{name}{FINISHED}");
+        check_stored(&to).map_err(|why| format!("the name {why}"))?;
+        let _names = locked(&self.names);
+        let header = Image::find(&self.read(name)?.0).map_err(|e| e.to_string())?;
+        let fits = |wanted: u64, there: u64| wanted == 0 || wanted == there;
+        let own = header.is_some_and(|h| fits(run, h.run[0]) && fits(number, h.run[1]));
+        if !own {
+            return Err("it is another run's by now".into());
+        }
+        let (folder, last) = split(name);
+        let parent = self.resolve(folder, OFlag::O_DIRECTORY).map_err(refusal)?;
+        let to = format!("{last}{FINISHED}");
+        let earlier = fstatat(&parent, &*to, AtFlags::AT_SYMLINK_NOFOLLOW).ok();
+        if earlier.is_some_and(|stat| !is(&stat, SFlag::S_IFREG)) {
+            return Err(format!("{to} is no file"));
+        }
+        renameat(&parent, last, &parent, &*to).map_err(refusal)?;
+        let _ = nix::unistd::fsync(&parent);
+        self.give_back(earlier.map_or(0, |stat| stat.st_size.cast_unsigned()));
+        Ok(())
+    }
+
     /// Gives the images in a folder ("": all) to `each`, in no order.
     ///
     /// # Errors
@@ -339,7 +368,7 @@ impl Upload<'_> {
         let parent = store.folder(folder).map_err(refusal)?;
         reach(Point::Foldered);
         let old = fstatat(&parent, last, AtFlags::AT_SYMLINK_NOFOLLOW);
-        nix::fcntl::renameat(&store.own, self.number.as_str(), &parent, last).map_err(refusal)?;
+        renameat(&store.own, self.number.as_str(), &parent, last).map_err(refusal)?;
         if let Ok(old) = old.as_ref().map(|old| old.st_size.cast_unsigned()) {
             store.give_back(old);
         }

@@ -61,6 +61,9 @@ pub struct Settings {
     pub transfer: Transfer,
     /// CKPT_EMBED_FILES: open files of at most so many bytes travel along; 0 for none.
     pub embed: Option<u64>,
+    /// Whether checkpoints keep their names when the program has come to its normal end (true), or get
+    /// another (false), as with `--resume`.
+    pub keep_finished: Option<bool>,
 }
 
 impl Name {
@@ -254,7 +257,15 @@ pub fn default_config() -> Config {
         cpu: [0; 2],
         key: [0; KEY_LEN],
         fallback: [0; NAME_LEN],
+        run: 0,
+        before: [0; 2],
     }
+}
+
+/// A number for [`Config::run`].
+pub fn fresh_run() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    std::hash::RandomState::new().build_hasher().finish().max(1)
 }
 
 /// The checkpoint name of `program` when none is given: its base name and ".ckpt".

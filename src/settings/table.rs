@@ -22,6 +22,8 @@ pub(crate) struct Setting {
     pub long: &'static str,
     /// The placeholder of its value in help texts; `None`: a switch.
     pub value: Option<(&'static str, Kind)>,
+    /// The value may be missing, and is "1" then.
+    pub optional: bool,
     /// The environment variable that says the same, and its values in help texts.
     pub env: Option<Variable>,
     /// What holds for a launched program when nothing is said.
@@ -104,11 +106,12 @@ impl Said {
 }
 
 /// All settings, in the order in which they are shown.
-pub(crate) static SETTINGS: [Setting; 11] = [
+pub(crate) static SETTINGS: [Setting; 12] = [
     Setting {
         short: Some('n'),
         long: "name",
         value: Some(("NAME", Kind::File)),
+        optional: false,
         env: Some(Variable { name: "CKPT_NAME", value: "NAME" }),
         default: Some("PROGRAM's base name + .ckpt"),
         reach: Reach::Saves,
@@ -145,6 +148,7 @@ pub(crate) static SETTINGS: [Setting; 11] = [
         short: Some('c'),
         long: "continue",
         value: None,
+        optional: false,
         env: Some(Variable { name: "CKPT_CONTINUE", value: "0 or 1" }),
         default: Some("0"),
         reach: Reach::Equips,
@@ -178,6 +182,7 @@ pub(crate) static SETTINGS: [Setting; 11] = [
         short: Some('a'),
         long: "signal",
         value: Some(("SIGNAL", Kind::Signal)),
+        optional: false,
         env: Some(Variable { name: "CKPT_ASYNCSIG", value: "SIGNAL" }),
         default: Some("SIGTSTP"),
         reach: Reach::Equips,
@@ -206,6 +211,7 @@ pub(crate) static SETTINGS: [Setting; 11] = [
         short: Some('z'),
         long: "period",
         value: Some(("PERIOD", Kind::Number)),
+        optional: false,
         env: Some(Variable { name: "CKPT_MSPERIOD", value: "PERIOD" }),
         default: Some("0"),
         reach: Reach::Equips,
@@ -225,6 +231,7 @@ pub(crate) static SETTINGS: [Setting; 11] = [
         short: None,
         long: "exit-status",
         value: Some(("N", Kind::Number)),
+        optional: false,
         env: Some(Variable { name: "CKPT_EXIT", value: "N" }),
         default: Some("0"),
         reach: Reach::Equips,
@@ -245,6 +252,7 @@ pub(crate) static SETTINGS: [Setting; 11] = [
         short: None,
         long: "keep",
         value: Some(("N", Kind::Number)),
+        optional: false,
         env: None,
         default: Some("0"),
         reach: Reach::Equips,
@@ -259,8 +267,38 @@ pub(crate) static SETTINGS: [Setting; 11] = [
     },
     Setting {
         short: None,
+        long: "keep-finished",
+        value: Some(("0", Kind::Number)),
+        optional: true,
+        env: None,
+        default: Some("1 without --resume, 0 with it"),
+        reach: Reach::Equips,
+        help: "Leave checkpoints when the program is done",
+        description: "With --resume, the checkpoints of a program that has come to its normal end (it has \
+                      ended by itself, with exit status 0) are set aside: NAME becomes NAME.finished, in \
+                      the place of an earlier one, so that the same command line then starts the program \
+                      from its beginning. Any other end leaves them. With --keep-finished they stay, and \
+                      --resume goes on from the last; --keep-finished=0 sets them aside also without --resume.",
+        parse: |said, value| fill(&mut said.keep_finished, parse_switch(value)),
+        written: |said| Said::number(said.keep_finished.map(u8::from)),
+        inherit: |said, weaker| inherit(&mut said.keep_finished, &weaker.keep_finished),
+        apply: |said, config| {
+            if let Some(keep) = said.keep_finished {
+                put_flag(config, config_flag::KEEP_FINISHED, Some(keep));
+                put_flag(config, config_flag::SET_ASIDE, Some(!keep));
+            }
+        },
+        read: |said, config| {
+            let aside = flag(config, config_flag::SET_ASIDE).map(|_| false);
+            said.keep_finished = flag(config, config_flag::KEEP_FINISHED).or(aside);
+            Ok(())
+        },
+    },
+    Setting {
+        short: None,
         long: "embed-files",
         value: Some(("BYTES", Kind::Number)),
+        optional: false,
         env: Some(Variable { name: "CKPT_EMBED_FILES", value: "BYTES" }),
         default: Some("0"),
         reach: Reach::Saves,
@@ -279,6 +317,7 @@ pub(crate) static SETTINGS: [Setting; 11] = [
         short: None,
         long: "key",
         value: Some(("FILE", Kind::File)),
+        optional: false,
         env: Some(Variable { name: "CKPT_KEY", value: "FILE" }),
         default: Some("~/.config/ckpt/key"),
         reach: Reach::Keyed,
@@ -302,6 +341,7 @@ pub(crate) static SETTINGS: [Setting; 11] = [
         short: None,
         long: "insecure",
         value: None,
+        optional: false,
         env: Some(Variable { name: "CKPT_INSECURE", value: "0 or 1" }),
         default: Some("0"),
         reach: Reach::Keyed,
@@ -322,6 +362,7 @@ pub(crate) static SETTINGS: [Setting; 11] = [
         short: None,
         long: "compress",
         value: None,
+        optional: false,
         env: Some(Variable { name: "CKPT_COMPRESS", value: "0 or 1" }),
         default: Some("0"),
         reach: Reach::Networked,
@@ -341,6 +382,7 @@ pub(crate) static SETTINGS: [Setting; 11] = [
         short: None,
         long: "fallback",
         value: Some(("FILENAME", Kind::File)),
+        optional: false,
         env: Some(Variable { name: "CKPT_FALLBACK", value: "FILENAME" }),
         default: None,
         reach: Reach::Saves,

@@ -138,6 +138,7 @@ fn configuration_and_back() {
         exit_status: Some(85),
         keep: Some(3),
         embed: Some(1 << 20),
+        keep_finished: Some(false),
         transfer: Transfer {
             key: Some(server::Key::Said("/k".into())),
             insecure: Some(true),
@@ -152,7 +153,10 @@ fn configuration_and_back() {
     assert_eq!(&config.name[..11], b"/tmp/a://b\0");
     assert!(config.name[10..].iter().all(|&b| b == 0));
     assert_eq!((config.asyncsig, config.continues, config.msperiod), (10, 0, 250));
-    let flags = config_flag::CONTINUE_GIVEN | config_flag::INSECURE | config_flag::COMPRESS;
+    let flags = config_flag::CONTINUE_GIVEN
+        | config_flag::SET_ASIDE
+        | config_flag::INSECURE
+        | config_flag::COMPRESS;
     assert_eq!((config.flags, config.keep), (flags, 3));
     assert_eq!(config.exit_status, 85);
     assert_eq!(Settings::from_config(&config).unwrap(), said);
@@ -207,6 +211,7 @@ fn words_say_everything() {
         exit_status: Some(85),
         keep: Some(3),
         embed: Some(1 << 20),
+        keep_finished: Some(true),
         transfer: Transfer {
             key: Some(server::Key::Said("/k".into())),
             insecure: Some(true),

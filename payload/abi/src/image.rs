@@ -85,8 +85,12 @@ record! {
         /// The image that has the chunks which are not in this one, by its [`Trailer::hash`] and its length;
         /// zero: none.
         parent: [u64; 2],
+        /// Whose it is: [`crate::region::Config::run`], and the checkpoint's number in that life of a process. Zero: not known.
+        run: [u64; 2],
+        /// The same of the image that this life began with.
+        before: [u64; 2],
         /// Room to grow.
-        reserved: [u64; 5],
+        reserved: u64,
         /// xxh3 of the header's page with this field zero.
         hash: u64,
     }

@@ -113,7 +113,7 @@ pub const KEY_LEN: usize = 4096;
 
 record! {
     /// The parameters of section 7.1 of the manual, and those that came later.
-    Config, 12360, {
+    Config, 12384, {
         /// CKPT_NAME, NUL-terminated; a file name is absolute.
         name: [u8; NAME_LEN],
         /// CKPT_ASYNCSIG; 0: no signal triggers a checkpoint.
@@ -139,6 +139,10 @@ record! {
         key: [u8; KEY_LEN],
         /// CKPT_FALLBACK: the file for checkpoints that the server did not take, as `name`.
         fallback: [u8; NAME_LEN],
+        /// A number that nobody else has, of the life of this process under ckpt: each restart has another. 0: none.
+        run: u64,
+        /// The image that the process was restarted from, as [`crate::image::Header::run`]; 0: it was not.
+        before: [u64; 2],
     }
 }
 
@@ -156,12 +160,16 @@ pub mod config_flag {
     pub const CPU_KNOWN: u32 = 1 << 11;
     /// Nobody has said which signal triggers checkpoints: none does, until `ckpt -p` takes the usual one.
     pub const SIGNAL_OPEN: u32 = 1 << 12;
+    /// When the program has come to its normal end, its checkpoints get another name.
+    pub const SET_ASIDE: u32 = 1 << 13;
+    /// They stay as they are.
+    pub const KEEP_FINISHED: u32 = 1 << 14;
 }
 
 record! {
     /// Head of the region. What comes before [`Self::thunk`] has its place in all versions: by it another version of
     /// ckpt finds the copy of this one, which it leaves the program to.
-    Control, 12648, {
+    Control, 12672, {
         /// [`MAGIC`].
         magic: [u8; 8],
         /// [`VERSION`] of the payload.

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! A run that has come to its end: its checkpoints are set aside, so that nobody goes on from there.
+//!
+//! # Safety
+//! Which signals are pending has no safe wrapper; the kernel writes a set of ours.
+#![allow(unsafe_code)]
+
+use super::destination::numbered;
+use crate::dump::place::Whose;
+use crate::error::Result;
+use crate::image::file::{finished_name, is_checkpoint, mark_finished, set_aside};
+use crate::image::read::{self, Image};
+use crate::inject::monitor;
+use crate::proc::{Process, pidfd::Pidfd};
+use crate::serve::client::Client;
+use crate::settings::server::{ServerName, Transfer};
+use crate::settings::{Name, Settings, Template, Values, default_config};
+use ckpt_abi::region::{Config, config_flag};
+use nix::libc;
+use nix::sys::signal::SigSet;
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How long those are waited for that are just setting checkpoints aside.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What a monitor knows of its program when that has ended.
+pub struct Run {
+    /// The configuration as it was seen last.
+    pub config: Config,
+    /// Whose names those in it are.
+    pub whose: Whose,
+    /// What they are made of.
+    pub values: Values,
+}
+
+impl Run {
+    /// Sets the checkpoints of the run aside if it has come to its normal end: it has ended by itself, with
+    /// status 0. Without `--resume` they keep their names, and are only marked.
+    pub fn settle(&self, program: &Pidfd, process: Option<&Process>) {
+        let Self { config, whose, .. } = self;
+        if config.run == 0
+            || config.flags & config_flag::KEEP_FINISHED != 0
+            || was_saved()
+            || wait_status(program, process) != Some(0)
+        {
+            return;
+        }
+        let Ok(settings) = Settings::from_config(config) else { return };
+        let _ = whose.touch(|| {
+            let _ = self.files(&settings);
+            if let Some(Name::Server(server)) = &settings.name
+                && config.flags & config_flag::SET_ASIDE != 0
+            {
+                let _ = self.stored(server, &settings.transfer);
+            }
+        });
+    }
+
+    fn files(&self, settings: &Settings) -> Result<()> {
+        let fallback = settings.transfer.fallback.iter();
+        let fallback = fallback.map(|path| Template::escape(path.as_os_str()).into());
+        let own = settings.name.as_ref().and_then(Name::file).map(Path::to_owned);
+        for name in own.into_iter().chain(fallback) {
+            self.named(&Template::parse(&name)?)?;
+        }
+        Ok(())
+    }
+
+    /// All of a name, if the newest that can be read is one of this run, or the one that it came from. A
+    /// checkpoint that somebody else has made since then says that the work goes on.
+    fn named(&self, template: &Template) -> Result<()> {
+        let found = template.existing(&self.values)?.into_iter();
+        let mut found: Vec<(PathBuf, File)> = found
+            .filter_map(|(_, path)| read::open(&path).ok().map(|file| (path, file)))
+            .filter(|(_, file)| is_checkpoint(file))
+            .collect();
+        let newest = found.iter().find_map(|(_, file)| Image::find(file).ok()?);
+        let Some(newest) = newest else { return Ok(()) };
+        if newest.run[0] != self.config.run && newest.run != self.config.before {
+            return Ok(());
+        }
+        let us = crate::rights::file_user();
+        found.retain(|(_, file)| file.metadata().is_ok_and(|meta| meta.uid() == us));
+        // The oldest first: whoever is killed in between leaves what belongs together.
+        for (path, file) in found.iter().rev() {
+            match self.config.flags & config_flag::SET_ASIDE {
+                0 => mark_finished(file)?,
+                _ => drop(set_aside(path, file)),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Run {
+    /// The same on a server, which looks whose the newest is.
+    fn stored(&self, server: &ServerName, transfer: &Transfer) -> Result<()> {
+        let template = Template::parse(Path::new(&server.to_string()))?;
+        let names = numbered(server, transfer, &template, &self.values)?;
+        let finish = |name: &ServerName, of| -> Result<()> {
+            Client::connect(name, transfer)?.finish(name.path(), of)
+        };
+        let Some(((_, newest), older)) = names.split_first() else { return Ok(()) };
+        finish(newest, [self.config.run, 0]).or_else(|e| match self.config.before {
+            [0, _] => Err(e),
+            before => finish(newest, before),
+        })?;
+        older.iter().try_for_each(|(_, name)| finish(name, [0; 2]))
+    }
+}
+
+/// The newest checkpoint of a name that was set aside.
+pub fn earlier(settings: &Settings) -> Option<String> {
+    let values = Values::of(std::process::id().cast_signed());
+    match settings.name.as_ref()? {
+        Name::File(name) => {
+            let template = Template::parse(&finished_name(name)).ok()?;
+            let (_, path) = template.existing(&values).ok()?.into_iter().next()?;
+            Some(path.display().to_string())
+        }
+        Name::Server(server) => {
+            let template = Template::parse(&finished_name(Path::new(&server.to_string()))).ok()?;
+            let names = numbered(server, &settings.transfer, &template, &values).ok()?;
+            names.first().map(|(_, name)| name.to_string())
+        }
+    }
+}
+
+/// Whether a checkpoint has ended the program.
+fn was_saved() -> bool {
+    let mut pending = *SigSet::empty().as_ref();
+    // SAFETY: the kernel writes the set.
+    unsafe { libc::sigpending(&mut pending) };
+    // SAFETY: the set is the kernel's.
+    let pending = unsafe { SigSet::from_sigset_t_unchecked(pending) };
+    pending.contains(monitor::SAVED)
+}
+
+/// The wait status of the program. Before Linux 6.15 only as long as its parent has not waited for it.
+fn wait_status(program: &Pidfd, process: Option<&Process>) -> Option<i32> {
+    // In this order: it is gone from /proc only when the pidfd knows.
+    process.and_then(Process::wait_status).or_else(|| program.wait_status())
+}
+
+/// Waits for the monitors of programs that have ended, which set checkpoints of this name aside now.
+pub fn await_others(settings: &Settings) {
+    let deadline = Instant::now() + PATIENCE;
+    let name = settings.apply(default_config()).name;
+    for found in monitor::all().into_iter().filter(|found| found.is_finishing(&name)) {
+        found.monitor.ended_within(deadline.saturating_duration_since(Instant::now()));
+    }
+}
