@@ -8,31 +8,13 @@ use std::path::Path;
 
 use ckpt::error::Result;
 use ckpt::image::read::Image;
-use ckpt::image::write::{Sink, Writer};
+use ckpt::image::write::Writer;
 use ckpt::restart::{Options, phase1_check};
 use ckpt::settings::server::ServerName;
 use ckpt::settings::{Name, Template, Values};
 use ckpt_abi::image::{SectionKind, WHOLE_IMAGE};
 
-/// An image in memory.
-#[derive(Default)]
-struct Bytes(Vec<u8>);
-
-impl Sink for Bytes {
-    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
-        let end = offset as usize + bytes.len();
-        self.0.resize(self.0.len().max(end), 0);
-        self.0[offset as usize..end].copy_from_slice(bytes);
-        Ok(())
-    }
-
-    fn seal(&mut self, len: u64) -> Result<()> {
-        self.0.resize(len as usize, 0);
-        Ok(())
-    }
-}
-
-const KINDS: [SectionKind; 17] = [
+const KINDS: [SectionKind; 18] = [
     SectionKind::Strings,
     SectionKind::Machine,
     SectionKind::Process,
@@ -50,12 +32,13 @@ const KINDS: [SectionKind; 17] = [
     SectionKind::Auxv,
     SectionKind::Guards,
     SectionKind::Owners,
+    SectionKind::Cpuid,
 ];
 
 /// An image whose checksums are right and whose records are the input's: (kind, form, length) and so
 /// many bytes, again and again.
 fn made_of(mut input: &[u8]) -> Result<Vec<u8>> {
-    let mut sink = Bytes::default();
+    let mut sink = Vec::new();
     let mut writer = Writer::new(&mut sink, vec![0x7f; 64]);
     let mut missing: Vec<SectionKind> = KINDS.to_vec();
     while let [kind, form, low, high, rest @ ..] = input {
@@ -88,7 +71,7 @@ fn made_of(mut input: &[u8]) -> Result<Vec<u8>> {
         writer.records_of(owner(kind), kind, &[[0; 1024]])?;
     }
     writer.seal()?;
-    Ok(sink.0)
+    Ok(sink)
 }
 
 fn owner(kind: SectionKind) -> u32 {

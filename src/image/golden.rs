@@ -4,7 +4,7 @@
 
 use super::read::Image;
 use super::strings::Strings;
-use super::write::{Sink, Writer};
+use super::write::Writer;
 use crate::error::Result;
 use ckpt_abi::image::{
     CHUNK_MAX, Chunk, FORMAT, Loss, NO_OBJECT, Object, ObjectKind, Process, SectionKind, Thread,
@@ -13,26 +13,8 @@ use ckpt_abi::image::{
 use std::path::{Path, PathBuf};
 use zerocopy::{FromZeros, IntoBytes};
 
-/// An image in memory.
-#[derive(Default)]
-pub(super) struct Bytes(pub Vec<u8>);
-
-impl Sink for Bytes {
-    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
-        let end = offset as usize + bytes.len();
-        self.0.resize(self.0.len().max(end), 0);
-        self.0[offset as usize..end].copy_from_slice(bytes);
-        Ok(())
-    }
-
-    fn seal(&mut self, len: u64) -> Result<()> {
-        self.0.resize(len as usize, 0);
-        Ok(())
-    }
-}
-
 fn made() -> Vec<u8> {
-    let mut sink = Bytes::default();
+    let mut sink = Vec::new();
     let mut writer = Writer::new(
         &mut sink,
         b"\x7fELF and no stub, but as long as its header is.....................".to_vec(),
@@ -63,7 +45,7 @@ fn made() -> Vec<u8> {
     writer.records(SectionKind::Losses, &[Loss { what: strings.add("a loss") }]).unwrap();
     writer.bytes(SectionKind::Strings, strings.bytes()).unwrap();
     writer.seal().unwrap();
-    sink.0
+    sink
 }
 
 pub(super) fn opened(bytes: &[u8]) -> Result<Image> {

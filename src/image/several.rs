@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Images of several processes: what the writer numbers the reader finds by the same number.
 
-use super::golden::{Bytes, opened};
+use super::golden::opened;
 use super::write::Writer;
 use crate::error::Result;
 use ckpt_abi::image::{Object, Process, SectionKind, Thread, WHOLE_IMAGE, needs};
@@ -11,7 +11,7 @@ const PIDS: [u32; 2] = [100, 200];
 
 /// An image of a process for each number; all have memory at the same address.
 fn made(numbers: &[u32]) -> Result<Vec<u8>> {
-    let mut sink = Bytes::default();
+    let mut sink = Vec::new();
     let mut writer = Writer::new(&mut sink, vec![0; 64]);
     for (number, pid) in numbers.iter().zip(PIDS) {
         writer.memory(*number, 0x7000, &[pid as u8; 4096], [0, 0])?;
@@ -27,7 +27,7 @@ fn made(numbers: &[u32]) -> Result<Vec<u8>> {
     writer.records(SectionKind::Objects, &[Object::new_zeroed()])?;
     writer.bytes(SectionKind::Strings, b"")?;
     writer.seal()?;
-    Ok(sink.0)
+    Ok(sink)
 }
 
 #[test]
@@ -67,7 +67,7 @@ fn an_index_with_gaps_is_refused() {
 
 #[test]
 fn sections_have_the_owner_that_their_kind_has() {
-    let mut sink = Bytes::default();
+    let mut sink = Vec::new();
     let mut writer = Writer::new(&mut sink, vec![0; 64]);
     assert!(writer.records(SectionKind::Threads, &[Thread::new_zeroed()]).is_err());
     assert!(writer.bytes_of(0, SectionKind::Strings, 0, b"").is_err());
@@ -79,13 +79,13 @@ fn sections_have_the_owner_that_their_kind_has() {
 #[test]
 fn memory_of_no_process_is_refused() {
     let bytes = {
-        let mut sink = Bytes::default();
+        let mut sink = Vec::new();
         let mut writer = Writer::new(&mut sink, vec![0; 64]);
         writer.memory(1, 0x7000, &[1; 4096], [0, 0]).unwrap();
         writer.records_of(0, SectionKind::Process, &[Process::new_zeroed()]).unwrap();
         writer.bytes(SectionKind::Strings, b"").unwrap();
         writer.seal().unwrap();
-        sink.0
+        sink
     };
     assert!(opened(&bytes).and_then(|image| image.verify()).is_err());
 }

@@ -18,6 +18,22 @@ pub trait Sink {
     fn seal(&mut self, len: u64) -> Result<()>;
 }
 
+/// An image in memory.
+impl Sink for Vec<u8> {
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let start = offset as usize;
+        let end = start + bytes.len();
+        self.resize(self.len().max(end), 0);
+        self[start..end].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn seal(&mut self, len: u64) -> Result<()> {
+        self.resize(len as usize, 0);
+        Ok(())
+    }
+}
+
 /// An image in the making.
 pub struct Writer<'a> {
     sink: &'a mut dyn Sink,

@@ -7,7 +7,7 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ckpt::image::write::{Sink, Writer};
+use ckpt::image::write::Writer;
 use ckpt::serve::channel::{Channel, KEY};
 use ckpt::serve::protocol::{Checksum, Header, Kind, Seal};
 use ckpt_abi::image::SectionKind;
@@ -184,24 +184,9 @@ pub fn all<'a>(first: &[&'a str], options: &'a [String]) -> Vec<&'a str> {
 
 /// A whole checkpoint with these bytes in front, where else ckpt is: clients send nothing else.
 pub fn image(bytes: impl AsRef<[u8]>) -> Vec<u8> {
-    let mut sink = Bytes(Vec::new());
+    let mut sink = Vec::new();
     let mut writer = Writer::new(&mut sink, bytes.as_ref().to_vec());
     writer.bytes(SectionKind::Strings, b"").expect("memory takes all");
     writer.seal().expect("memory takes all");
-    sink.0
-}
-
-struct Bytes(Vec<u8>);
-
-impl Sink for Bytes {
-    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> ckpt::error::Result<()> {
-        let end = offset as usize + bytes.len();
-        self.0.resize(self.0.len().max(end), 0);
-        self.0[offset as usize..end].copy_from_slice(bytes);
-        Ok(())
-    }
-
-    fn seal(&mut self, _: u64) -> ckpt::error::Result<()> {
-        Ok(())
-    }
+    sink
 }
