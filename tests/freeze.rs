@@ -5,7 +5,7 @@ mod harness;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use harness::{Bench, Build, Run, Way, Who, status_line, survive, until};
+use harness::{Bench, Build, Run, Way, Who, rounds, saved_often, status_line, survive, until};
 use nix::sys::signal::Signal;
 
 /// A moment within `limit`, another one each time.
@@ -23,7 +23,7 @@ fn save(bench: &Bench, run: &Run, name: &str) -> Run {
 fn killed_at_any_moment(who: Who) {
     let bench = Bench::new(who);
     let crowd = bench.subject("crowd", Build::Pie);
-    for _ in 0..40 {
+    for _ in rounds(40) {
         let mut run = bench.run(&crowd, &["8"]);
         run.expect("ready");
         let dumper = save(&bench, &run, "x.ckpt");
@@ -72,14 +72,7 @@ fn no_thread_is_missed(who: Who, build: Build, chains: &str, saves: usize) {
     let bench = Bench::new(who);
     let mut run = bench.run(bench.subject("chain", build), &[chains]);
     run.expect("ready");
-    for _ in 0..saves {
-        bench.must(&["save", &run.pid_text(), "-n", &bench.name("x.ckpt")]);
-        let mut again = bench.run(bench.path("x.ckpt"), &[]);
-        again.check();
-        again.go();
-    }
-    run.check();
-    run.go();
+    saved_often(&bench, run, saves, saves);
 }
 
 #[test]

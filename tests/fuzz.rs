@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Conversations with the checkpoint server that a generator made up: well-formed frames with
-//! mistakes in them. `CKPT_FUZZ_SECONDS=600 cargo test --release --test fuzz` goes on for longer.
+//! mistakes in them. `CKPT_SOAK_SECONDS=600 cargo test --release --test fuzz` goes on for longer.
 
 #[path = "../fuzz/conversation.rs"]
 mod conversation;
 #[path = "../fuzz/dice.rs"]
 mod dice;
-
-use std::time::{Duration, Instant};
+mod harness;
 
 use ckpt::serve::protocol::{COMPRESSED, Checksum, Header, Kind, Mode, Preamble, Seal, compress};
 use conversation::House;
 use dice::Dice;
+use harness::rounds;
 
 /// Conversations in a usual run.
-const ROUNDS: u64 = 3000;
+const ROUNDS: usize = 3000;
 
 fn name(dice: &mut Dice) -> Vec<u8> {
     let parts: [&[u8]; 12] = [
@@ -90,20 +90,18 @@ fn upload(dice: &mut Dice, said: &mut Vec<u8>) {
 
 #[test]
 fn made_up_conversations() {
-    let seconds = std::env::var("CKPT_FUZZ_SECONDS").ok().and_then(|s| s.parse().ok());
-    let (begin, time) = (Instant::now(), seconds.map(Duration::from_secs));
     let house = House::new();
-    let (mut round, mut most) = (0, 0);
-    while time.map_or(round < ROUNDS, |time| begin.elapsed() < time) {
-        let mut dice = Dice(round);
+    let (mut number, mut most) = (0, 0);
+    for round in rounds(ROUNDS) {
+        let mut dice = Dice(round as u64);
         let said = conversation(&mut dice);
         house.answer(&said);
         if round % 100 == 0 {
             most = most.max(house.stored().1);
         }
-        round += 1;
+        number += 1;
     }
     // The generator is good enough if uploads get through.
     assert!(most > 3, "only {most} images were ever stored");
-    println!("{round} conversations, at most {most} images");
+    println!("{number} conversations, at most {most} images");
 }

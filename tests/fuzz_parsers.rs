@@ -1,20 +1,21 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! The seeds of `fuzz/corpus` with mistakes in them, read by what reads images, /proc and names.
-//! `CKPT_FUZZ_SECONDS=600 cargo test --release --test fuzz_parsers` goes on for longer.
+//! `CKPT_SOAK_SECONDS=600 cargo test --release --test fuzz_parsers` goes on for longer.
 
 #[path = "../fuzz/dice.rs"]
 mod dice;
+mod harness;
 #[path = "../fuzz/readers.rs"]
 mod readers;
 
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use dice::Dice;
+use harness::rounds;
 
 /// Inputs in a usual run.
-const ROUNDS: u64 = 500;
+const ROUNDS: usize = 500;
 
 fn try_all(target: &str, read: fn(&[u8])) {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
@@ -24,18 +25,16 @@ fn try_all(target: &str, read: fn(&[u8])) {
     let seeds: Vec<Vec<u8>> = files.iter().map(|file| fs::read(file).expect("a seed")).collect();
     assert!(!seeds.is_empty(), "no seeds in {}", corpus.display());
     seeds.iter().for_each(|seed| read(seed));
-    let seconds = std::env::var("CKPT_FUZZ_SECONDS").ok().and_then(|s| s.parse().ok());
-    let (begin, time) = (Instant::now(), seconds.map(Duration::from_secs));
-    let mut round = 0;
-    while time.map_or(round < ROUNDS, |time| begin.elapsed() < time) {
-        let mut dice = Dice(round);
+    let mut number = 0;
+    for round in rounds(ROUNDS) {
+        let mut dice = Dice(round as u64);
         let mut input = seeds[dice.below(seeds.len() as u64) as usize].clone();
         let mistakes = 1 + dice.below(8);
         dice.spoil(&mut input, mistakes);
         read(&input);
-        round += 1;
+        number += 1;
     }
-    println!("{round} inputs from {} seeds", seeds.len());
+    println!("{number} inputs from {} seeds", seeds.len());
 }
 
 #[test]

@@ -6,7 +6,7 @@ mod harness;
 use std::collections::BTreeSet;
 use std::fs;
 
-use harness::{Bench, Build, Run, Way, Who, status_line};
+use harness::{Bench, Build, Run, Way, Who, rounds, status_line};
 
 const CHECKPOINTS: usize = 500;
 /// The first ones may settle what stays: the payload, allocator arenas, stacks touched by handlers.
@@ -54,7 +54,7 @@ fn five_hundred_checkpoints_leave_nothing_behind() {
     }
     let (settled, resident) = (size(&run), kilobytes(&run, "VmRSS"));
     let reserved = kilobytes(&run, "VmSize");
-    for _ in SETTLED..CHECKPOINTS {
+    for _ in rounds(CHECKPOINTS - SETTLED) {
         save(&run);
         assert!(run.lives(), "{}", run.fate());
     }

@@ -5,9 +5,8 @@
 mod harness;
 
 use std::fs;
-use std::path::PathBuf;
 
-use harness::{Bench, Build, Run, Way, Who, status_line, survive, until};
+use harness::{Bench, Build, Run, Way, Who, saved_often, status_line, survive, until};
 
 macro_rules! survives {
     ($($test:ident: $subject:literal $args:expr;)*) => {$(
@@ -133,25 +132,10 @@ fn threads_that_block_every_signal() {
 /// Whatever moment a checkpoint meets while threads come and go, it is whole.
 #[track_caller]
 fn saved_again_and_again(who: Who, build: Build) {
-    const SAVES: usize = 40;
-    const RESTARTED: usize = 8;
     let bench = Bench::new(who);
     let mut run = bench.run(bench.subject("churn", build), &[]);
     run.expect("ready");
-    let images: Vec<PathBuf> = (0..SAVES)
-        .map(|i| {
-            let name = bench.name(&format!("{}.ckpt", i % RESTARTED));
-            bench.must(&["save", &run.pid_text(), "-n", &name]);
-            name.into()
-        })
-        .collect();
-    run.check();
-    run.go();
-    for image in &images[..RESTARTED] {
-        let mut again = bench.run(image, &[]);
-        again.check();
-        again.go();
-    }
+    saved_often(&bench, run, 40, 8);
 }
 
 #[test]

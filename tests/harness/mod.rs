@@ -22,10 +22,17 @@ pub use programs::Program;
 pub(crate) use programs::each_program;
 pub use run::{Ended, Run};
 pub use subjects::Build;
-pub use ways::{Way, survive};
+pub use ways::{Way, saved_often, survive};
 
 /// How long an event may take before a test gives up. Only a failing test waits so long.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Numbers from 0 on: so many, or for CKPT_SOAK_SECONDS where that is set (`scripts/test --soak`).
+pub fn rounds(usual: usize) -> impl Iterator<Item = usize> {
+    let seconds = std::env::var("CKPT_SOAK_SECONDS").ok().and_then(|text| text.parse().ok());
+    let (begin, time) = (Instant::now(), seconds.map(Duration::from_secs));
+    (0..).take_while(move |round| time.map_or(*round < usual, |time| begin.elapsed() < time))
+}
 
 /// Waits until `ready` gives something; `what` names it in the failure.
 #[track_caller]

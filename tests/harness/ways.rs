@@ -81,3 +81,19 @@ pub fn survive(who: Who, way: Way, name: &str, build: Build, args: &[&str]) {
     third.check();
     third.go();
 }
+
+/// Saves a running program again and again, and restarts the last `restarted` of the checkpoints.
+#[track_caller]
+pub fn saved_often(bench: &Bench, mut run: Run, saves: usize, restarted: usize) {
+    let images: Vec<String> = (0..saves).map(|i| format!("{}.ckpt", i % restarted)).collect();
+    for image in &images {
+        bench.must(&["save", &run.pid_text(), "-n", &bench.name(image)]);
+    }
+    run.check();
+    run.go();
+    for image in &images[..restarted] {
+        let mut again = bench.run(bench.path(image), &[]);
+        again.check();
+        again.go();
+    }
+}
