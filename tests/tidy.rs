@@ -64,6 +64,24 @@ fn machine_code_stays_in_its_files() {
 }
 
 #[test]
+fn system_calls_of_the_payload_have_names() {
+    let mut orders = 0;
+    for source in sources("payload/src", &["rs"]) {
+        let name = source.path.file_stem().and_then(|s| s.to_str()).expect("utf-8");
+        if name == "sys" || name.contains("thunk") {
+            continue;
+        }
+        for (number, line) in source.code() {
+            let called = line.contains("sys::call(");
+            orders += usize::from(called && name == "run");
+            let raw = called && name != "run" || line.contains("nr::") && name != "run";
+            assert!(!raw, "{}:{number}: a function of sys.rs instead", source.path.display());
+        }
+    }
+    assert_eq!(orders, 1, "the host's orders alone have a number");
+}
+
+#[test]
 fn files_and_functions_stay_short() {
     let (mut wrong, mut long) = (Vec::new(), Vec::new());
     let mut judge = |what: String, lines: usize, (soft, hard): (usize, usize)| {

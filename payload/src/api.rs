@@ -12,15 +12,16 @@
 use crate::control::Page;
 use crate::{assist, callbacks, clib, exclude, files, spawn, sys, trigger, turns};
 use ckpt_abi::api::{Answer, Api, ERROR_LEN, Request, When, config_bit};
+use ckpt_abi::errno;
 use ckpt_abi::region::{Control, NAME_LEN};
 use core::mem::offset_of;
 use core::sync::atomic::Ordering;
 
-const EDEADLK: u32 = 35;
-const EINVAL: u32 = 22;
-const ENOMEM: u32 = 12;
-const ENOSYS: u32 = 38;
-const EPERM: u32 = 1;
+const EDEADLK: u32 = errno::EDEADLK as u32;
+const EINVAL: u32 = errno::EINVAL as u32;
+const ENOMEM: u32 = errno::ENOMEM as u32;
+const ENOSYS: u32 = errno::ENOSYS as u32;
+const EPERM: u32 = errno::EPERM as u32;
 
 /// struct ckptconfig.
 #[repr(C)]
@@ -272,16 +273,16 @@ extern "C" fn ckpt_ckpt(name: *const u8) -> i32 {
     trigger::unclaim(page);
     sys::set_mask(mask);
     page.api(offset_of!(Api, lock_thread)).store(sys::gettid(), Ordering::Release);
-    if answer == Answer::Done as u32 {
-        callbacks::run(page, When::After);
-    } else if answer == Answer::Restarted as u32 {
-        callbacks::restarted(page);
+    match answer {
+        Answer::Done => callbacks::run(page, When::After),
+        Answer::Restarted => callbacks::restarted(page),
+        Answer::None | Answer::Failed => {}
     }
     page.api(offset_of!(Api, lock)).store(0, Ordering::Release);
     match answer {
-        a if a == Answer::Done as u32 => 0,
-        a if a == Answer::Restarted as u32 => 1,
-        _ => clib::fail(errno.max(1)),
+        Answer::Done => 0,
+        Answer::Restarted => 1,
+        Answer::None | Answer::Failed => clib::fail(errno.max(1)),
     }
 }
 

@@ -31,7 +31,7 @@ fn ask(page: Page, request: Request, name: *const u8, then: impl FnOnce()) -> u3
     trigger::unclaim(page);
     sys::set_mask(mask);
     release(page);
-    if answer == Answer::Failed as u32 { errno.max(1) } else { 0 }
+    if answer == Answer::Failed { errno.max(1) } else { 0 }
 }
 
 /// Becomes the checkpoint `name`; an error number where that is impossible. The assistant looks at

@@ -9,6 +9,7 @@
 use crate::control::Page;
 use crate::{files, sys};
 use ckpt_abi::api::{Api, CALLBACKS, When};
+use ckpt_abi::errno;
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -55,12 +56,11 @@ fn pair(table: u64, when: When, index: u32) -> u64 {
 
 /// Registers `function`; 0, or the error number ENOMEM.
 pub fn add(page: Page, when: When, function: u64, argument: u64) -> u32 {
-    const ENOMEM: u32 = 12;
-    let Some(table) = table(page) else { return ENOMEM };
+    let Some(table) = table(page) else { return errno::ENOMEM as u32 };
     let offset = offset_of!(Api, counts).wrapping_add((when as usize).wrapping_mul(4));
     let next = |n: u32| (n < CALLBACKS).then(|| n.wrapping_add(1));
     let Ok(index) = page.api(offset).fetch_update(Ordering::AcqRel, Ordering::Acquire, next) else {
-        return ENOMEM;
+        return errno::ENOMEM as u32;
     };
     let pair = pair(table, when, index);
     word(pair.wrapping_add(8)).store(argument, Ordering::Release);

@@ -7,11 +7,12 @@
 use crate::control::Page;
 use crate::sys;
 use ckpt_abi::api::{Api, EXCLUDED};
+use ckpt_abi::errno;
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-const ENOMEM: u32 = 12;
-const EINVAL: u32 = 22;
+const ENOMEM: u32 = errno::ENOMEM as u32;
+const EINVAL: u32 = errno::EINVAL as u32;
 
 fn slot(page: Page, index: usize) -> [&'static AtomicU64; 2] {
     let offset = offset_of!(Api, excluded).wrapping_add(index.wrapping_mul(16));

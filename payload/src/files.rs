@@ -13,13 +13,13 @@
 
 use crate::control::Page;
 use crate::listing::{
-    AT_FDCWD, CLOEXEC, Description, IGNORE, REGULAR, RESTORE, Regular, SCRATCH, describe,
-    descriptors, duplicate, hash, identity,
+    Description, IGNORE, REGULAR, RESTORE, Regular, SCRATCH, describe, descriptors, duplicate,
+    hash, identity,
 };
 use crate::trigger::say;
 use crate::{clib, sys};
 use ckpt_abi::api::{Api, Missing};
-use ckpt_abi::nr;
+use ckpt_abi::errno;
 use core::mem::offset_of;
 use core::sync::atomic::Ordering;
 
@@ -295,25 +295,19 @@ fn obey(row: &Row, shown: &Shown) {
         return;
     }
     if hash(regular.path) != shown.path || regular.mode != shown.mode {
-        let args = [AT_FDCWD, regular.path as u64, regular.mode as u64 | CLOEXEC, 0o666, 0, 0];
-        // SAFETY: opens the file that the program names.
-        let opened = unsafe { sys::call(nr::OPENAT, &args) };
+        let opened = sys::open(regular.path as u64, regular.mode as u64, 0o666);
         if opened < 0 {
             give_up(row.fd as u64, regular.path, opened.wrapping_neg());
         }
         if opened != i64::from(row.fd) {
-            let flags = if shown.cloexec != 0 { CLOEXEC } else { 0 };
-            // SAFETY: the number is the program's for this file.
-            unsafe { sys::call(nr::DUP3, &[opened as u64, row.fd as u64, flags, 0, 0, 0]) };
+            let flags = if shown.cloexec != 0 { sys::CLOEXEC } else { 0 };
+            sys::duplicate(opened, row.fd as u64, flags);
             sys::close(opened);
         } else {
-            // SAFETY: F_SETFD on the descriptor just opened.
-            unsafe { sys::call(nr::FCNTL, &[opened as u64, 2, shown.cloexec.into(), 0, 0, 0]) };
+            sys::set_close_on_exec(opened, shown.cloexec);
         }
     }
-    // SAFETY: moves the offset of the program's file to where the program wants it.
-    let moved =
-        unsafe { sys::call(nr::LSEEK, &[row.fd as u64, regular.offset as u64, 0, 0, 0, 0]) };
+    let moved = sys::seek(row.fd.into(), regular.offset);
     if moved < 0 {
         give_up(row.fd as u64, regular.path, moved.wrapping_neg());
     }
@@ -341,11 +335,11 @@ fn give_up(fd: u64, path: *const u8, errno: i64) -> ! {
     say(b": cannot open ");
     say_text(path);
     say(match errno {
-        2 => b": No such file or directory\n".as_slice(),
-        13 => b": Permission denied\n",
-        20 => b": Not a directory\n",
-        21 => b": Is a directory\n",
-        30 => b": Read-only file system\n",
+        errno::ENOENT => b": No such file or directory\n".as_slice(),
+        errno::EACCES => b": Permission denied\n",
+        errno::ENOTDIR => b": Not a directory\n",
+        errno::EISDIR => b": Is a directory\n",
+        errno::EROFS => b": Read-only file system\n",
         _ => b": open(2) or lseek(2) failed\n",
     });
     sys::exit_group(125)

@@ -7,7 +7,7 @@
 //! changed: who reads it meanwhile sees the old array or the new one.
 #![allow(unsafe_code)]
 
-use crate::{clib, load, sys};
+use crate::{clib, sys};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 const VARIABLE: &[u8] = b"LD_PRELOAD=";
@@ -112,14 +112,14 @@ fn with(old: u64, path: &[u8]) -> Option<u64> {
 /// The file that is mapped at `image`, as /proc/self/maps says; its length, or 0 where ld.so(8) could
 /// not read it in a list.
 fn own_path(image: u64, path: &mut [u8; PATH]) -> usize {
-    let fd = load::open(c"/proc/self/maps");
+    let fd = sys::open_to_read(c"/proc/self/maps");
     if fd < 0 {
         return 0;
     }
     let mut line = Line::default();
     let mut buffer = [0u8; 4096];
     let len = loop {
-        let n = load::read(fd, &mut buffer);
+        let n = sys::read(fd, &mut buffer);
         let found = buffer.iter().take(n).find_map(|byte| line.take(*byte, image, path));
         if n == 0 || found.is_some() {
             break found.unwrap_or(0);

@@ -7,7 +7,6 @@
 #![allow(unsafe_code)]
 
 use crate::{clib, sys};
-use ckpt_abi::nr;
 
 /// CKPT_FD_IGNORE.
 pub const IGNORE: i32 = 0;
@@ -24,10 +23,6 @@ const SOCKET: i32 = 6;
 const UNNAMED: i32 = 7;
 const OTHER: i32 = 8;
 
-/// O_CLOEXEC.
-pub const CLOEXEC: u64 = 0o2_000_000;
-/// The working directory.
-pub const AT_FDCWD: u64 = -100i64 as u64;
 /// Bytes of the scratch memory.
 pub const SCRATCH: u64 = 16 << 10;
 
@@ -97,16 +92,13 @@ pub fn duplicate(text: *const u8, most: usize) -> *mut u8 {
 /// Calls `visit` with every descriptor but the one that lists them.
 pub fn descriptors(scratch: u64, mut visit: impl FnMut(i32)) {
     const DIRECTORY: u64 = 0o200_000;
-    let path = c"/proc/self/fd".as_ptr() as u64;
-    // SAFETY: opens a directory.
-    let list = unsafe { sys::call(nr::OPENAT, &[AT_FDCWD, path, CLOEXEC | DIRECTORY, 0, 0, 0]) };
+    let list = sys::open(c"/proc/self/fd".as_ptr() as u64, DIRECTORY, 0);
     if list < 0 {
         return;
     }
     loop {
-        // SAFETY: the kernel fills half of the scratch memory.
-        let n = unsafe { sys::call(nr::GETDENTS64, &[list as u64, scratch, SCRATCH / 2, 0, 0, 0]) };
-        if n <= 0 {
+        let n = sys::entries(list, half(scratch));
+        if n == 0 {
             break;
         }
         let (mut at, end) = (scratch, scratch.wrapping_add(n as u64));
@@ -122,6 +114,12 @@ pub fn descriptors(scratch: u64, mut visit: impl FnMut(i32)) {
         }
     }
     sys::close(list);
+}
+
+/// Half of the scratch memory.
+fn half<'a>(start: u64) -> &'a mut [u8] {
+    // SAFETY: the scratch memory is its caller's and outlives the call that fills it.
+    unsafe { core::slice::from_raw_parts_mut(start as *mut u8, SCRATCH as usize / 2) }
 }
 
 fn number(text: u64) -> Option<i32> {
@@ -142,47 +140,34 @@ fn number(text: u64) -> Option<i32> {
 
 /// Device and inode of what a descriptor is.
 pub fn identity(fd: i32) -> [u64; 2] {
-    let mut stat = [0u64; 18];
-    // SAFETY: the kernel fills the struct stat.
-    unsafe { sys::call(nr::FSTAT, &[fd as u64, (&raw mut stat) as u64, 0, 0, 0, 0]) };
-    [stat[0], stat[1]]
+    let [device, inode, ..] = sys::stat(fd.into());
+    [device, inode]
 }
 
 /// Looks at a descriptor; the second half of the scratch memory is at `scratch`.
 pub fn describe(fd: i32, scratch: u64) -> Description {
-    const TCGETS: u64 = 0x5401;
-    const F_GETFD: u64 = 1;
-    const F_GETFL: u64 = 3;
     const LARGEFILE: u64 = 0o100_000;
     let number = fd as u64;
-    let call = |nr: u64, a: u64, b: u64| {
-        // SAFETY: looks at a descriptor; what is written goes to the scratch memory.
-        unsafe { sys::call(nr, &[number, a, b, 0, 0, 0]) }
-    };
-    let mut stat = [0u64; 18];
-    call(nr::FSTAT, (&raw mut stat) as u64, 0);
+    let stat = sys::stat(fd.into());
     let kind = match (stat[3] as u32 & 0o170_000, stat[2]) {
         (0o100_000, 0) => UNNAMED,
         (0o100_000, _) => REGULAR,
         (0o040_000, _) => DIRECTORY,
-        (0o020_000, _) if call(nr::IOCTL, TCGETS, scratch) == 0 => TERMINAL,
+        (0o020_000, _) if sys::is_terminal(fd.into()) => TERMINAL,
         (0o020_000 | 0o060_000, _) => DEVICE,
         (0o010_000, _) => PIPE,
         (0o140_000, _) => SOCKET,
         _ => OTHER,
     };
-    let flags = call(nr::FCNTL, F_GETFL, 0) as u64 & !LARGEFILE;
-    let cloexec = call(nr::FCNTL, F_GETFD, 0) as u32 & 1;
+    let flags = sys::status_flags(fd.into()) as u64 & !LARGEFILE;
+    let cloexec = sys::closes_on_exec(fd.into());
     let mut name = [0u8; 32];
     let link = crate::spawn::decimal(number, &mut name, b"/proc/self/fd/");
-    // SAFETY: the kernel fills the other half of the scratch memory.
-    let len =
-        unsafe { sys::call(nr::READLINKAT, &[AT_FDCWD, link, scratch, SCRATCH / 2 - 1, 0, 0]) };
-    let len = if len > 0 { len as usize } else { 0 };
+    let len = sys::read_link(link, half(scratch));
     let mut regular = Regular { path: core::ptr::null_mut(), mode: flags as i32, offset: 0 };
     if kind == REGULAR {
         regular.path = duplicate(scratch as *const u8, len);
-        regular.offset = call(nr::LSEEK, 0, 1);
+        regular.offset = sys::offset(fd.into());
     }
     let lost = match kind {
         SOCKET => fd > 2,

@@ -13,18 +13,9 @@
 use crate::control::Page;
 use crate::{assist, heirs, signals, sys};
 use ckpt_abi::api::{API, Api, Request};
-use ckpt_abi::nr;
 use ckpt_abi::region::{Control, MAGIC, NAME_LEN, PAYLOAD, TURNS, Turns, VERSION, next_base};
 use core::mem::offset_of;
 
-const PROT_READ: u64 = 1;
-const PROT_WRITE: u64 = 2;
-const MAP_PRIVATE: u64 = 2;
-const MAP_FIXED: u64 = 0x10;
-const MAP_ANONYMOUS: u64 = 0x20;
-const MAP_NORESERVE: u64 = 0x4000;
-const MAP_FIXED_NOREPLACE: u64 = 0x10_0000;
-const MADV_WIPEONFORK: u64 = 18;
 const SIGTSTP: u32 = 20;
 
 const PT_LOAD: u32 = 1;
@@ -68,9 +59,8 @@ extern "C" fn load() {
         heirs::equip(image());
     }
     // The mapping of the file would be in every image and break when the file is rewritten.
-    let flags = MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS | MAP_NORESERVE;
-    // SAFETY: replaces the executable's own segment of this object, which nothing refers to.
-    unsafe { sys::call(nr::MMAP, &[start, pages(len), 0, flags, u64::MAX, 0]) };
+    // SAFETY: the executable's own segment of this object, which nothing refers to.
+    unsafe { sys::replace(start, pages(len)) };
 }
 
 fn image() -> u64 {
@@ -143,8 +133,8 @@ fn create(executable: u64, executable_len: u64) -> Option<Page> {
     put(API as usize + offset_of!(Api, suspended), at(ckpt_suspended));
     put(API as usize + offset_of!(Api, rest), at(ckpt_rest));
     put(offset_of!(Control, config.asyncsig), SIGTSTP.into());
-    // SAFETY: the page is the region's; without the advice a child would take its parent's for its own.
-    unsafe { sys::call(nr::MADVISE, &[base.wrapping_add(TURNS), 4096, MADV_WIPEONFORK, 0, 0, 0]) };
+    // Without it a child would take its parent's for its own.
+    sys::wipe_on_fork(base.wrapping_add(TURNS), 4096);
     put(TURNS as usize + offset_of!(Turns, owner), sys::getpid().into());
     put(offset_of!(Control, version), u64::from(VERSION) | u64::from(sys::getpid()) << 32);
     let page = Page::at(base);
@@ -156,40 +146,27 @@ fn create(executable: u64, executable_len: u64) -> Option<Page> {
             put(offset_of!(Control, standard).wrapping_add(index.wrapping_mul(8)), value);
         }
     }
-    protect(base.wrapping_add(exe_start), pages(executable_len), PROT_READ);
+    protect(base.wrapping_add(exe_start), pages(executable_len), sys::PROT_READ);
     put(offset_of!(Control, magic), u64::from_le_bytes(MAGIC));
     Some(page)
 }
 
 /// Device, inode and access mode of a standard stream; zeros for a closed one.
 fn standard(fd: u64) -> [u64; 3] {
-    const F_GETFL: u64 = 3;
     const ACCMODE: u64 = 3;
-    let mut stat = [0u64; 18];
-    // SAFETY: the kernel fills the struct stat.
-    if unsafe { sys::call(nr::FSTAT, &[fd, (&raw mut stat) as u64, 0, 0, 0, 0]) } < 0 {
+    let flags = sys::status_flags(fd as i64);
+    if flags < 0 {
         return [0; 3];
     }
-    // SAFETY: looks at a descriptor.
-    let flags = unsafe { sys::call(nr::FCNTL, &[fd, F_GETFL, 0, 0, 0, 0]) };
-    [stat[0], stat[1], flags as u64 & ACCMODE]
+    let [device, inode, ..] = sys::stat(fd as i64);
+    [device, inode, flags as u64 & ACCMODE]
 }
 
 fn map(len: u64) -> Option<u64> {
     let mut base = next_base(0, len);
     while base != 0 {
-        let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
-        // SAFETY: replaces nothing.
-        let mapped = unsafe {
-            sys::call(nr::MMAP, &[base, len, PROT_READ | PROT_WRITE, flags, u64::MAX, 0])
-        };
-        if mapped == base as i64 {
+        if sys::map_at(base, len) {
             return Some(base);
-        }
-        if !sys::failed(mapped) {
-            // Before Linux 4.17 the address is only a hint.
-            // SAFETY: unmaps what was just mapped.
-            unsafe { sys::call(nr::MUNMAP, &[mapped as u64, len, 0, 0, 0, 0]) };
         }
         base = next_base(base, len);
     }
@@ -203,7 +180,7 @@ fn copy(to: u64, from: u64, len: u64) {
 
 fn protect(start: u64, len: u64, prot: u64) -> bool {
     // SAFETY: the callers protect parts of the new region.
-    unsafe { sys::call(nr::MPROTECT, &[start, len, prot, 0, 0, 0]) == 0 }
+    unsafe { sys::protect(start, len, prot) }
 }
 
 /// Copies this object to `to` as it has to be there; false where memory must not become executable (PR_SET_MDWE, prctl(2)).
@@ -261,33 +238,16 @@ fn relocate(to: u64) {
     }
 }
 
-/// A descriptor of a file of /proc, or a negative error number.
-pub fn open(path: &core::ffi::CStr) -> i64 {
-    const AT_FDCWD: u64 = -100i64 as u64;
-    const CLOEXEC: u64 = 0o2_000_000;
-    // SAFETY: opens a file of /proc to read it.
-    unsafe { sys::call(nr::OPENAT, &[AT_FDCWD, path.as_ptr() as u64, CLOEXEC, 0, 0, 0]) }
-}
-
-/// How many bytes there were; 0 for an error too.
-pub fn read(fd: i64, buffer: &mut [u8]) -> usize {
-    // SAFETY: the kernel writes into the buffer only.
-    let n = unsafe {
-        sys::call(nr::READ, &[fd as u64, buffer.as_mut_ptr() as u64, buffer.len() as u64, 0, 0, 0])
-    };
-    if n > 0 { n as usize } else { 0 }
-}
-
 /// Names the checkpoint after the program, in the current directory.
 fn default_name(page: Page) {
     const SUFFIX: &[u8] = b".ckpt";
     let name = page.config_name();
     let mut arguments = [0u8; 1024];
-    let fd = open(c"/proc/self/cmdline");
-    let len = if fd < 0 { 0 } else { read(fd, &mut arguments) };
+    let fd = sys::open_to_read(c"/proc/self/cmdline");
+    let len = if fd < 0 { 0 } else { sys::read(fd, &mut arguments) };
     sys::close(fd);
-    // SAFETY: the kernel writes at most the bytes there are.
-    let cwd = unsafe { sys::call(nr::GETCWD, &[name as u64, NAME_LEN as u64, 0, 0, 0, 0]) };
+    // SAFETY: the field of that length, which nobody uses before the region is complete.
+    let cwd = unsafe { sys::working_directory(name, NAME_LEN) };
     let mut at = if cwd > 0 { (cwd as usize).wrapping_sub(1) } else { 0 };
     let mut put = |byte: u8| {
         if at < NAME_LEN - 1 {
@@ -331,7 +291,7 @@ impl<'a, I: Iterator<Item = &'a u8>> LastSlash for I {
 /// Whether the environment says anything about checkpoints.
 fn environment() -> bool {
     const PREFIX: &[u8] = b"CKPT_";
-    let fd = open(c"/proc/self/environ");
+    let fd = sys::open_to_read(c"/proc/self/environ");
     if fd < 0 {
         return false;
     }
@@ -340,7 +300,7 @@ fn environment() -> bool {
     // How much of the prefix has matched; PREFIX.len() + 1: not at the beginning of a variable.
     let mut matched = 0usize;
     loop {
-        let len = read(fd, &mut buffer);
+        let len = sys::read(fd, &mut buffer);
         for byte in buffer.iter().take(len) {
             matched = match (*byte, PREFIX.get(matched)) {
                 (0, _) => 0,

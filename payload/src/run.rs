@@ -7,9 +7,11 @@
 #![allow(unsafe_code)]
 
 use crate::sys;
-use ckpt_abi::nr;
 use ckpt_abi::op::{Kind, Op, Orders, Report, SPELLED, flag, spell};
 use core::sync::atomic::{AtomicU32, Ordering};
+
+/// The exit status of a process that nobody can explain.
+const LOST: u64 = 125;
 
 /// Runs the list of `orders`; a list that comes to its end exits the task with status 0.
 #[unsafe(no_mangle)]
@@ -32,20 +34,30 @@ extern "C" fn enter_child(words: u64) -> ! {
     sys::exit(0)
 }
 
+/// What an order leads to.
+enum Outcome {
+    /// The list is over.
+    End,
+    /// Another list goes on.
+    Goto(*const Op),
+    /// The next order, if this result is good.
+    Next(i64),
+}
+
 fn run_list(orders: &Orders, mut first: *const Op) {
     let mut index = 0u64;
     loop {
         // SAFETY: the list goes on until an order that ends it.
         let op = unsafe { first.wrapping_add(index as usize).read() };
-        if op.kind == Kind::End as u16 {
-            return;
-        }
-        if op.kind == Kind::Goto as u16 {
-            (first, index) = (op.args[0] as *const Op, 0);
-            continue;
-        }
         let op = resolve(op);
-        let result = obey(&op);
+        let result = match obey(&op) {
+            Outcome::End => return,
+            Outcome::Goto(list) => {
+                (first, index) = (list, 0);
+                continue;
+            }
+            Outcome::Next(result) => result,
+        };
         if op.flags & flag::OR_NEXT != 0 {
             let skipped = if sys::failed(result) { 1 } else { 2 };
             index = index.wrapping_add(skipped);
@@ -76,40 +88,42 @@ fn resolve(mut op: Op) -> Op {
     op
 }
 
-fn obey(op: &Op) -> i64 {
+fn obey(op: &Op) -> Outcome {
     let [a, b, c, d, _, _] = op.args;
-    match op.kind {
+    // No host of this version writes another number.
+    let Ok(kind) = Kind::try_from(op.kind) else { sys::exit_group(LOST) };
+    Outcome::Next(match kind {
+        Kind::End => return Outcome::End,
+        Kind::Goto => return Outcome::Goto(a as *const Op),
         // SAFETY: ordered by the host.
-        k if k == Kind::Syscall as u16 => unsafe { sys::call(op.nr, &op.args) },
+        Kind::Syscall => unsafe { sys::call(op.nr, &op.args) },
         // SAFETY: ordered by the host.
-        k if k == Kind::Clone as u16 => unsafe { sys::clone(op.nr, a, [c, d], enter_child, b) },
+        Kind::Clone => unsafe { sys::clone(op.nr, a, [c, d], enter_child, b) },
         // SAFETY: ordered by the host.
-        k if k == Kind::Clone3 as u16 => unsafe { sys::clone3(a, op.nr, enter_child, b) },
-        k if k == Kind::Store as u16 => store(op.nr, a, b),
-        k if k == Kind::Copy as u16 => copy(a, b, c),
-        k if k == Kind::UseUpTimers as u16 => use_up_timers(a, b, c),
-        k if k == Kind::Barrier as u16 => barrier(a, b as u32),
+        Kind::Clone3 => unsafe { sys::clone3(a, op.nr, enter_child, b) },
+        Kind::Store => store(op.nr, a, b),
+        Kind::Copy => copy(a, b, c),
+        Kind::UseUpTimers => use_up_timers(a, b, c),
+        Kind::Barrier => barrier(a, b as u32),
         // SAFETY: the host built the frame.
-        k if k == Kind::Sigreturn as u16 => unsafe { sys::sigreturn(a) },
-        _ => sys::exit_group(a),
-    }
+        Kind::Sigreturn => unsafe { sys::sigreturn(a) },
+        Kind::Exit => sys::exit_group(a),
+    })
 }
 
 /// The kernel gives the numbers in turn.
 fn use_up_timers(end: u64, event: u64, made: u64) -> i64 {
-    const MONOTONIC: u64 = 1;
     loop {
         // SAFETY: the host has set the event and the word aside.
-        let result = unsafe { sys::call(nr::TIMER_CREATE, &[MONOTONIC, event, made, 0, 0, 0]) };
+        let result = unsafe { sys::timer_create(event, made) };
         if sys::failed(result) {
             return result;
         }
         let word = made as *const u32;
         // SAFETY: the kernel has just written it.
-        let id = u64::from(unsafe { word.read_volatile() });
-        // SAFETY: deletes the timer that was made here.
-        unsafe { sys::call(nr::TIMER_DELETE, &[id, 0, 0, 0, 0, 0]) };
-        if id.wrapping_add(1) >= end {
+        let id = unsafe { word.read_volatile() };
+        sys::timer_delete(id);
+        if u64::from(id).wrapping_add(1) >= end {
             return 0;
         }
     }
@@ -156,13 +170,9 @@ fn give_up(orders: &Orders, op: &Op, index: u64, result: i64) -> ! {
         spell_out(orders.report, &report);
     }
     if orders.exec_fd >= 0 {
-        const AT_EMPTY_PATH: u64 = 0x1000;
-        let args =
-            [orders.exec_fd as u64, orders.empty, orders.argv, orders.envp, AT_EMPTY_PATH, 0];
-        // SAFETY: the process is lost anyway; the host prepared the arguments.
-        unsafe { sys::call(nr::EXECVEAT, &args) };
+        sys::execute(orders.exec_fd, orders.empty, orders.argv, orders.envp);
     }
-    sys::exit_group(125)
+    sys::exit_group(LOST)
 }
 
 /// Writes the report where the host expects it. The first thread to fail is heard: it will execute, which

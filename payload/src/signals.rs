@@ -10,7 +10,6 @@ use crate::sys;
 use core::mem::offset_of;
 use core::sync::atomic::Ordering;
 
-use ckpt_abi::nr;
 use ckpt_abi::region::{Control, HANDLER_MASK};
 /// SA_SIGINFO, SA_RESTORER, SA_ONSTACK and SA_RESTART.
 const FLAGS: u64 = 4 | 0x0400_0000 | 0x0800_0000 | 0x1000_0000;
@@ -31,9 +30,8 @@ pub fn take(page: Page) {
     let [handler, restorer] = [offset_of!(Control, handler), offset_of!(Control, restorer)]
         .map(|offset| page.control_long(offset));
     let action = [handler, FLAGS, restorer, HANDLER_MASK];
-    let args = [signal(page), (&raw const action) as u64, old_action(page), 8, 0, 0];
-    // SAFETY: the kernel reads one struct and writes the other.
-    unsafe { sys::call(nr::RT_SIGACTION, &args) };
+    // SAFETY: a handler of ours, and a field of the control page for what it replaces.
+    unsafe { sys::set_action(signal(page), &action, old_action(page)) };
 }
 
 /// What a signal was before the handler took it.
@@ -55,9 +53,8 @@ impl Disposition {
     /// Gives the signal back.
     pub fn give_back(&self) {
         if self.signal != 0 {
-            let args = [self.signal, (&raw const self.action) as u64, 0, 8, 0, 0];
-            // SAFETY: the kernel reads the struct that it had written.
-            unsafe { sys::call(nr::RT_SIGACTION, &args) };
+            // SAFETY: the program's own.
+            unsafe { sys::set_action(self.signal, &self.action, 0) };
         }
     }
 }

@@ -17,7 +17,7 @@
 use crate::control::Page;
 use crate::{sys, turns};
 use ckpt_abi::api::{Api, Request};
-use ckpt_abi::nr;
+use ckpt_abi::errno;
 use ckpt_abi::region::NAME_LEN;
 use ckpt_abi::turn::{Event, Task};
 use core::mem::offset_of;
@@ -27,19 +27,14 @@ const CLONE_VM: u64 = 0x100;
 const CLONE_VFORK: u64 = 0x4000;
 const CLONE_UNTRACED: u64 = 0x80_0000;
 const FLAGS: u64 = CLONE_VM | CLONE_VFORK | CLONE_UNTRACED;
-const WCLONE: u64 = 0x8000_0000;
 
 const PR_SET_CHILD_SUBREAPER: u64 = 36;
 const PR_SET_PTRACER: u64 = 0x5961_6d61;
 
-const CLOEXEC: u64 = 0o2_000_000;
 const O_TMPFILE: u64 = 0o20_200_000;
 const O_RDWR: u64 = 2;
-const MFD_CLOEXEC: u64 = 1;
 const MFD_EXEC: u64 = 16;
-const AT_FDCWD: u64 = -100i64 as u64;
 const EXECUTABLE_FD: u64 = 3;
-const RLIMIT_FSIZE: u64 = 1;
 
 /// One start, on the stack of the thread that asks.
 struct Start {
@@ -97,19 +92,16 @@ fn will_be_named(page: Page) -> bool {
 /// Reaps the keeper of a dumper that has ended, or that is about to and may take so many milliseconds. One that lasts
 /// longer, because a monitor is its child, is nobody's business any more; it needs no stack.
 pub fn reap_keeper(page: Page, milliseconds: u64) {
-    const WNOHANG: u64 = 1;
     let keeper = page.keeper().swap(0, Ordering::AcqRel);
     if keeper == 0 {
         return;
     }
-    let fd = turns::pidfd(keeper);
+    let fd = sys::pidfd(keeper);
     if fd >= 0 {
-        turns::ended(fd, milliseconds);
+        sys::is_readable(fd, milliseconds);
         sys::close(fd);
     }
-    let args = [u64::from(keeper), 0, WCLONE | WNOHANG, 0, 0, 0];
-    // SAFETY: waits for a child of ours that the program does not know.
-    unsafe { sys::call(nr::WAIT4, &args) };
+    sys::reap_clone(keeper);
 }
 
 extern "C" fn keep(start: u64) -> ! {
@@ -146,8 +138,7 @@ extern "C" fn become_dumper(start: u64) -> ! {
     }
     named.store(1, Ordering::Release);
     sys::futex_wake(named.as_ptr());
-    // SAFETY: a session of our own, so that no terminal signal meets the dumper.
-    unsafe { sys::call(nr::SETSID, &[0; 6]) };
+    sys::setsid();
     let error = execute(page, memfd(page));
     page.spawn_error().store(error, Ordering::Release);
     execute(page, temporary(page));
@@ -160,28 +151,20 @@ extern "C" fn become_dumper(start: u64) -> ! {
 /// A limit on the size of files (RLIMIT_FSIZE) counts for memfds too. The soft one is set aside
 /// meanwhile: it is meant for what the dumper writes, not for the dumper.
 fn copy_executable(page: Page, fd: i64) -> i64 {
-    let mut limit = [0u64; 2];
-    // SAFETY: the kernel writes the two words.
-    unsafe { sys::call(nr::PRLIMIT64, &[0, RLIMIT_FSIZE, 0, (&raw mut limit) as u64, 0, 0]) };
-    let raised = [limit[1], limit[1]];
-    // SAFETY: the limit is that of this task, which has its own (CLONE_THREAD was not asked for).
-    unsafe { sys::call(nr::PRLIMIT64, &[0, RLIMIT_FSIZE, (&raw const raised) as u64, 0, 0, 0]) };
+    // That of this task, which has its own: CLONE_THREAD was not asked for.
+    let limit = sys::file_size_limit();
+    sys::set_file_size_limit([limit[1]; 2]);
     let (start, len) = page.executable();
     let written = sys::write_all(fd, start as *const u8, len as usize);
-    // SAFETY: as above.
-    unsafe { sys::call(nr::PRLIMIT64, &[0, RLIMIT_FSIZE, (&raw const limit) as u64, 0, 0, 0]) };
+    sys::set_file_size_limit(limit);
     if written < 0 { written } else { fd }
 }
 
 fn memfd(page: Page) -> i64 {
-    let name = c"ckpt".as_ptr() as u64;
-    // SAFETY: makes a descriptor in a table of our own.
-    let mut fd =
-        unsafe { sys::call(nr::MEMFD_CREATE, &[name, MFD_CLOEXEC | MFD_EXEC, 0, 0, 0, 0]) };
-    if fd == -nr::EINVAL {
+    let mut fd = sys::memfd(c"ckpt", MFD_EXEC);
+    if fd == -errno::EINVAL {
         // Before Linux 6.3 MFD_EXEC is unknown and every memfd executable.
-        // SAFETY: as above.
-        fd = unsafe { sys::call(nr::MEMFD_CREATE, &[name, MFD_CLOEXEC, 0, 0, 0, 0]) };
+        fd = sys::memfd(c"ckpt", 0);
     }
     if fd < 0 { fd } else { copy_executable(page, fd) }
 }
@@ -205,9 +188,7 @@ fn temporary(page: Page) -> i64 {
     if let Some(end) = path.get_mut(slash) {
         *end = 0;
     }
-    let args = [AT_FDCWD, path.as_ptr() as u64, O_TMPFILE | O_RDWR | CLOEXEC, 0o700, 0, 0];
-    // SAFETY: makes a descriptor in a table of our own.
-    let fd = unsafe { sys::call(nr::OPENAT, &args) };
+    let fd = sys::open(path.as_ptr() as u64, O_TMPFILE | O_RDWR, 0o700);
     if fd < 0 {
         return fd;
     }
@@ -218,8 +199,7 @@ fn temporary(page: Page) -> i64 {
     // Executing a file that somebody may write is ETXTBSY: change to a descriptor that only reads.
     let mut link = [0u8; 32];
     let start = decimal(fd as u64, &mut link, b"/proc/self/fd/");
-    // SAFETY: as above.
-    let readable = unsafe { sys::call(nr::OPENAT, &[AT_FDCWD, start, CLOEXEC, 0, 0, 0]) };
+    let readable = sys::open(start, 0, 0);
     sys::close(fd);
     readable
 }
@@ -250,13 +230,10 @@ fn execute(page: Page, fd: i64) -> i64 {
         return fd;
     }
     if fd as u64 != EXECUTABLE_FD {
-        // SAFETY: the descriptors are those of our own table.
-        unsafe { sys::call(nr::DUP3, &[fd as u64, EXECUTABLE_FD, CLOEXEC, 0, 0, 0]) };
+        sys::duplicate(fd, EXECUTABLE_FD, sys::CLOEXEC);
     }
-    // SAFETY: as above.
-    unsafe { sys::call(nr::CLOSE_RANGE, &[0, EXECUTABLE_FD - 1, 0, 0, 0, 0]) };
-    // SAFETY: as above.
-    unsafe { sys::call(nr::CLOSE_RANGE, &[EXECUTABLE_FD + 1, u64::from(u32::MAX), 0, 0, 0, 0]) };
+    sys::close_range(0, EXECUTABLE_FD - 1);
+    sys::close_range(EXECUTABLE_FD + 1, u32::MAX.into());
     let target = page.target().load(Ordering::Acquire);
     let mut number = [0u8; 32];
     let pid = decimal(u64::from(target), &mut number, b"");
@@ -264,15 +241,12 @@ fn execute(page: Page, fd: i64) -> i64 {
     let word = if request > Request::Call as u32 { c"__assist" } else { c"__dump" };
     let argv = [c"ckpt".as_ptr() as u64, word.as_ptr() as u64, pid, 0];
     let (empty, envp) = (c"".as_ptr() as u64, (&raw const argv[3]) as u64);
-    let args = [EXECUTABLE_FD, empty, (&raw const argv) as u64, envp, 0x1000, 0];
-    // SAFETY: replaces this task; the arguments lie on our own stack.
-    unsafe { sys::call(nr::EXECVEAT, &args) }
+    sys::execute(EXECUTABLE_FD as i64, empty, (&raw const argv) as u64, envp)
 }
 
 /// Executes the checkpoint file at `path`, a C string; a negative error number.
 pub fn restart(path: u64) -> i64 {
     let argv = [path, 0];
     let envp = (&raw const argv[1]) as u64;
-    // SAFETY: replaces the process, as the program asks.
-    unsafe { sys::call(nr::EXECVE, &[path, (&raw const argv) as u64, envp, 0, 0, 0]) }
+    sys::execute_path(path, (&raw const argv) as u64, envp)
 }

@@ -12,6 +12,7 @@
 //! Only the host sends threads here, as described.
 #![allow(unsafe_code)]
 
+use ckpt_abi::nr;
 use ckpt_abi::region::Suspended;
 use core::mem::offset_of;
 
@@ -38,7 +39,7 @@ core::arch::global_asm!(
     "jmp rcx",
     ".popsection",
     set_mask = const 2,
-    sigprocmask = const 14,
+    sigprocmask = const nr::RT_SIGPROCMASK,
     result = const offset_of!(Suspended, result),
     mask = const offset_of!(Suspended, mask),
     arguments = const offset_of!(Suspended, arguments),

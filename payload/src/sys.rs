@@ -1,18 +1,40 @@
 // SPDX-License-Identifier: LGPL-2.1-only
-//! The system calls of the payload: the only file that issues any.
+//! The system calls of the payload, by name: no other file but the thunks, which are machine code, knows a number.
+//!
+//! What gives a descriptor, a length or an address gives a negative error number where the call has failed.
 //!
 //! # Safety
-//! A system call can do anything to the process. The raw ones are unsafe and say what the caller
-//! must know; the others are safe because what they touch is theirs.
+//! A system call can do anything to the process. Those that change memory at an address that the caller gives are
+//! unsafe and say what it must know; the others touch what is theirs, and where they only read at an address the
+//! kernel answers EFAULT if nothing is there.
 #![allow(unsafe_code)]
 
-use ckpt_abi::nr;
+use ckpt_abi::{errno, nr};
 use core::arch::asm;
+use core::ffi::CStr;
 
 /// Highest error number of a system call (include/linux/err.h, MAX_ERRNO).
 const MAX_ERRNO: i64 = 4095;
 
-/// A system call with six arguments; the result is negative for an error number.
+/// O_CLOEXEC, also for dup3(2).
+pub const CLOEXEC: u64 = 0o2_000_000;
+/// PROT_READ of mmap(2).
+pub const PROT_READ: u64 = 1;
+/// PROT_WRITE.
+pub const PROT_WRITE: u64 = 2;
+const MAP_PRIVATE: u64 = 2;
+const MAP_FIXED: u64 = 0x10;
+const MAP_ANONYMOUS: u64 = 0x20;
+const MAP_NORESERVE: u64 = 0x4000;
+const MAP_FIXED_NOREPLACE: u64 = 0x10_0000;
+const AT_FDCWD: u64 = -100i64 as u64;
+const F_GETFD: u64 = 1;
+const F_SETFD: u64 = 2;
+const F_GETFL: u64 = 3;
+const RLIMIT_FSIZE: u64 = 1;
+const SIGKILL: u64 = 9;
+
+/// A system call with six arguments, whose number an order has; the result is negative for an error number.
 ///
 /// # Safety
 /// The caller answers for what the call does to the process.
@@ -95,7 +117,7 @@ pub fn outlive_children() -> ! {
     unsafe {
         asm!("2:", "mov eax, {wait}", "mov rdi, -1", "xor esi, esi", "mov edx, {all}", "xor r10d, r10d", "syscall",
              "cmp rax, {none}", "jne 2b", "mov eax, {exit}", "xor edi, edi", "syscall", "ud2",
-             wait = const nr::WAIT4, all = const ALL, none = const -nr::ECHILD, exit = const nr::EXIT,
+             wait = const nr::WAIT4, all = const ALL, none = const -errno::ECHILD, exit = const nr::EXIT,
              options(noreturn, nostack));
     }
 }
@@ -142,11 +164,143 @@ pub fn gettid() -> u32 {
     unsafe { call(nr::GETTID, &[0; 6]) as u32 }
 }
 
+/// getppid(2).
+pub fn getppid() -> u32 {
+    // SAFETY: has no effect.
+    unsafe { call(nr::GETPPID, &[0; 6]) as u32 }
+}
+
+/// setsid(2): no signal of a terminal meets the caller.
+pub fn setsid() {
+    // SAFETY: touches no memory.
+    unsafe { call(nr::SETSID, &[0; 6]) };
+}
+
+/// Whether two processes have the same memory (kcmp(2)); false where the kernel does not tell.
+pub fn share_memory(one: u32, other: u32) -> bool {
+    const KCMP_VM: u64 = 1;
+    // SAFETY: compares two numbers of the kernel.
+    unsafe { call(nr::KCMP, &[one.into(), other.into(), KCMP_VM, 0, 0, 0]) == 0 }
+}
+
+/// A descriptor of a process, which the caller closes (pidfd_open(2)).
+pub fn pidfd(pid: u32) -> i64 {
+    // SAFETY: touches no memory.
+    unsafe { call(nr::PIDFD_OPEN, &[pid.into(), 0, 0, 0, 0, 0]) }
+}
+
+/// Ends the process of a pidfd.
+pub fn kill(pidfd: i64) {
+    // SAFETY: touches no memory.
+    unsafe { call(nr::PIDFD_SEND_SIGNAL, &[pidfd as u64, SIGKILL, 0, 0, 0, 0]) };
+}
+
+/// Whether a descriptor can be read, or can within some milliseconds (poll(2)); a pidfd can when its process has ended.
+pub fn is_readable(fd: i64, milliseconds: u64) -> bool {
+    /// In the upper half of a struct pollfd.
+    const POLLIN: u64 = 1;
+    let mut request = (fd as u64) | POLLIN << 32;
+    // SAFETY: `request` is one struct pollfd.
+    unsafe { call(nr::POLL, &[(&raw mut request) as u64, 1, milliseconds, 0, 0, 0]) == 1 }
+}
+
+/// Reaps a child that has ended and whose exit signal is not SIGCHLD (wait4(2)).
+pub fn reap_clone(pid: u32) {
+    const WNOHANG: u64 = 1;
+    const WCLONE: u64 = 0x8000_0000;
+    // SAFETY: touches no memory.
+    unsafe { call(nr::WAIT4, &[pid.into(), 0, WCLONE | WNOHANG, 0, 0, 0]) };
+}
+
+/// Executes the file of a descriptor, which becomes this process (execveat(2)); comes back with an error number alone.
+/// The addresses are those of an empty string and of two arrays of C strings that end with 0.
+pub fn execute(fd: i64, empty: u64, argv: u64, envp: u64) -> i64 {
+    const AT_EMPTY_PATH: u64 = 0x1000;
+    // SAFETY: the kernel only reads.
+    unsafe { call(nr::EXECVEAT, &[fd as u64, empty, argv, envp, AT_EMPTY_PATH, 0]) }
+}
+
+/// Executes the file at a path, as [`execute`] (execve(2)).
+pub fn execute_path(path: u64, argv: u64, envp: u64) -> i64 {
+    // SAFETY: the kernel only reads.
+    unsafe { call(nr::EXECVE, &[path, argv, envp, 0, 0, 0]) }
+}
+
+/// The limit on the size of files of the calling task, soft and hard (getrlimit(2)).
+pub fn file_size_limit() -> [u64; 2] {
+    let mut limit = [0u64; 2];
+    // SAFETY: the kernel writes the two words.
+    unsafe { call(nr::PRLIMIT64, &[0, RLIMIT_FSIZE, 0, (&raw mut limit) as u64, 0, 0]) };
+    limit
+}
+
+/// Sets it (setrlimit(2)).
+pub fn set_file_size_limit(limit: [u64; 2]) {
+    // SAFETY: the kernel reads the two words.
+    unsafe { call(nr::PRLIMIT64, &[0, RLIMIT_FSIZE, (&raw const limit) as u64, 0, 0, 0]) };
+}
+
+/// Makes a POSIX timer on the monotonic clock (timer_create(2)); the number is at `id` then.
+///
+/// # Safety
+/// `event` is the address of a struct sigevent and `id` that of a word for the number.
+pub unsafe fn timer_create(event: u64, id: u64) -> i64 {
+    const MONOTONIC: u64 = 1;
+    // SAFETY: as above.
+    unsafe { call(nr::TIMER_CREATE, &[MONOTONIC, event, id, 0, 0, 0]) }
+}
+
+/// timer_delete(2).
+pub fn timer_delete(id: u32) {
+    // SAFETY: touches no memory.
+    unsafe { call(nr::TIMER_DELETE, &[id.into(), 0, 0, 0, 0, 0]) };
+}
+
 /// Maps zeroed memory; None when there is none.
 pub fn map(len: u64) -> Option<u64> {
+    let (prot, flags) = (PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
     // SAFETY: replaces nothing.
-    let mapped = unsafe { call(nr::MMAP, &[0, len, 3, 0x22, u64::MAX, 0]) };
+    let mapped = unsafe { call(nr::MMAP, &[0, len, prot, flags, u64::MAX, 0]) };
     (!failed(mapped)).then_some(mapped as u64)
+}
+
+/// Maps zeroed memory at an address where nothing is; false where there is something.
+pub fn map_at(start: u64, len: u64) -> bool {
+    let prot = PROT_READ | PROT_WRITE;
+    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
+    // SAFETY: replaces nothing.
+    let mapped = unsafe { call(nr::MMAP, &[start, len, prot, flags, u64::MAX, 0]) };
+    if !failed(mapped) && mapped as u64 != start {
+        // Before Linux 4.17 the address is only a hint.
+        unmap(mapped as u64, len);
+    }
+    mapped as u64 == start
+}
+
+/// Replaces mappings by one that nobody can touch and that costs nothing.
+///
+/// # Safety
+/// Nothing refers to what is there.
+pub unsafe fn replace(start: u64, len: u64) {
+    let flags = MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS | MAP_NORESERVE;
+    // SAFETY: as above.
+    unsafe { call(nr::MMAP, &[start, len, 0, flags, u64::MAX, 0]) };
+}
+
+/// mprotect(2); whether it was done.
+///
+/// # Safety
+/// Nobody uses the memory in a way that `prot` does not allow.
+pub unsafe fn protect(start: u64, len: u64, prot: u64) -> bool {
+    // SAFETY: as above.
+    unsafe { call(nr::MPROTECT, &[start, len, prot, 0, 0, 0]) == 0 }
+}
+
+/// A forked child finds zeros in this memory (MADV_WIPEONFORK, madvise(2)).
+pub fn wipe_on_fork(start: u64, len: u64) {
+    const MADV_WIPEONFORK: u64 = 18;
+    // SAFETY: nothing changes in this process.
+    unsafe { call(nr::MADVISE, &[start, len, MADV_WIPEONFORK, 0, 0, 0]) };
 }
 
 /// Unmaps memory of ours.
@@ -160,7 +314,7 @@ pub fn unmap(start: u64, len: u64) {
 pub fn readable(address: u64) -> bool {
     const NO_SUCH_HOW: u64 = 0x7fff_ffff;
     // SAFETY: as above.
-    unsafe { call(nr::RT_SIGPROCMASK, &[NO_SUCH_HOW, address, 0, 8, 0, 0]) == -nr::EINVAL }
+    unsafe { call(nr::RT_SIGPROCMASK, &[NO_SUCH_HOW, address, 0, 8, 0, 0]) == -errno::EINVAL }
 }
 
 /// Sets the signal mask of this thread; what it was.
@@ -171,6 +325,125 @@ pub fn set_mask(mask: u64) -> u64 {
     // SAFETY: the kernel reads one word and writes the other.
     unsafe { call(nr::RT_SIGPROCMASK, &args) };
     old
+}
+
+/// rt_sigaction(2) with the kernel's own struct sigaction: handler, flags, restorer, mask. What was there goes to the
+/// address `old`, or nowhere where that is 0.
+///
+/// # Safety
+/// The handler is one of this payload's or of the program's own, and `old` the address of such a struct or 0.
+pub unsafe fn set_action(signal: u64, action: &[u64; 4], old: u64) {
+    // SAFETY: the kernel reads one struct and writes the other.
+    unsafe { call(nr::RT_SIGACTION, &[signal, (&raw const *action) as u64, old, 8, 0, 0]) };
+}
+
+/// A descriptor of the file at a path, the address of a C string, from the working directory on (openat(2)).
+pub fn open(path: u64, flags: u64, mode: u64) -> i64 {
+    // SAFETY: the kernel reads the path.
+    unsafe { call(nr::OPENAT, &[AT_FDCWD, path, flags | CLOEXEC, mode, 0, 0]) }
+}
+
+/// A descriptor to read the file at a path.
+pub fn open_to_read(path: &CStr) -> i64 {
+    open(path.as_ptr() as u64, 0, 0)
+}
+
+/// A descriptor of a file in memory (memfd_create(2)) that is closed at an execve(2).
+pub fn memfd(name: &CStr, flags: u64) -> i64 {
+    const MFD_CLOEXEC: u64 = 1;
+    // SAFETY: the kernel reads the name.
+    unsafe { call(nr::MEMFD_CREATE, &[name.as_ptr() as u64, MFD_CLOEXEC | flags, 0, 0, 0, 0]) }
+}
+
+/// dup3(2): `to` becomes the same file.
+pub fn duplicate(fd: i64, to: u64, flags: u64) {
+    // SAFETY: touches no memory.
+    unsafe { call(nr::DUP3, &[fd as u64, to, flags, 0, 0, 0]) };
+}
+
+/// Closes all descriptors from one to another (close_range(2)).
+pub fn close_range(first: u64, last: u64) {
+    // SAFETY: touches no memory.
+    unsafe { call(nr::CLOSE_RANGE, &[first, last, 0, 0, 0, 0]) };
+}
+
+/// What stat(2) says of a descriptor, as words of the struct stat; zeros for one that is not open.
+pub fn stat(fd: i64) -> [u64; 18] {
+    let mut stat = [0u64; 18];
+    // SAFETY: the kernel fills the struct stat of 144 bytes.
+    unsafe { call(nr::FSTAT, &[fd as u64, (&raw mut stat) as u64, 0, 0, 0, 0]) };
+    stat
+}
+
+/// The access mode and status flags of a descriptor (F_GETFL, fcntl(2)).
+pub fn status_flags(fd: i64) -> i64 {
+    // SAFETY: touches no memory.
+    unsafe { call(nr::FCNTL, &[fd as u64, F_GETFL, 0, 0, 0, 0]) }
+}
+
+/// FD_CLOEXEC of a descriptor, or 0 (F_GETFD).
+pub fn closes_on_exec(fd: i64) -> u32 {
+    // SAFETY: touches no memory.
+    unsafe { call(nr::FCNTL, &[fd as u64, F_GETFD, 0, 0, 0, 0]) as u32 & 1 }
+}
+
+/// Sets it (F_SETFD).
+pub fn set_close_on_exec(fd: i64, flag: u32) {
+    // SAFETY: touches no memory.
+    unsafe { call(nr::FCNTL, &[fd as u64, F_SETFD, flag.into(), 0, 0, 0]) };
+}
+
+/// Whether a descriptor is a terminal (TCGETS, ioctl_tty(2)).
+pub fn is_terminal(fd: i64) -> bool {
+    const TCGETS: u64 = 0x5401;
+    let mut modes = [0u64; 8];
+    // SAFETY: the kernel writes a struct termios of 36 bytes.
+    unsafe { call(nr::IOCTL, &[fd as u64, TCGETS, (&raw mut modes) as u64, 0, 0, 0]) == 0 }
+}
+
+/// Moves the offset of a file to a place (lseek(2), SEEK_SET); where it is then.
+pub fn seek(fd: i64, offset: i64) -> i64 {
+    // SAFETY: touches no memory.
+    unsafe { call(nr::LSEEK, &[fd as u64, offset as u64, 0, 0, 0, 0]) }
+}
+
+/// The offset of a file (SEEK_CUR).
+pub fn offset(fd: i64) -> i64 {
+    // SAFETY: touches no memory.
+    unsafe { call(nr::LSEEK, &[fd as u64, 0, 1, 0, 0, 0]) }
+}
+
+/// Where a symbolic link leads (readlink(2)): how many bytes the text has; 0 for an error too.
+pub fn read_link(path: u64, buffer: &mut [u8]) -> usize {
+    let (to, len) = (buffer.as_mut_ptr() as u64, buffer.len() as u64);
+    // SAFETY: the kernel reads the path and writes into the buffer only.
+    let n = unsafe { call(nr::READLINKAT, &[AT_FDCWD, path, to, len, 0, 0]) };
+    n.max(0) as usize
+}
+
+/// Entries of a directory, as many as there is room for (getdents64(2)): how many bytes; 0 for an error too.
+pub fn entries(fd: i64, buffer: &mut [u8]) -> usize {
+    let (to, len) = (buffer.as_mut_ptr() as u64, buffer.len() as u64);
+    // SAFETY: the kernel writes into the buffer only.
+    let n = unsafe { call(nr::GETDENTS64, &[fd as u64, to, len, 0, 0, 0]) };
+    n.max(0) as usize
+}
+
+/// The working directory as a C string at an address where there are `len` bytes (getcwd(2)): its bytes with the NUL.
+///
+/// # Safety
+/// Nobody else uses these bytes.
+pub unsafe fn working_directory(to: *mut u8, len: usize) -> i64 {
+    // SAFETY: the kernel writes at most that many.
+    unsafe { call(nr::GETCWD, &[to as u64, len as u64, 0, 0, 0, 0]) }
+}
+
+/// read(2): how many bytes there were; 0 for an error too.
+pub fn read(fd: i64, buffer: &mut [u8]) -> usize {
+    let (to, len) = (buffer.as_mut_ptr() as u64, buffer.len() as u64);
+    // SAFETY: the kernel writes into the buffer only.
+    let n = unsafe { call(nr::READ, &[fd as u64, to, len, 0, 0, 0]) };
+    n.max(0) as usize
 }
 
 /// close(2) of a descriptor that is ours.
@@ -184,11 +457,11 @@ pub fn write_all(fd: i64, mut bytes: *const u8, mut len: usize) -> i64 {
     while len > 0 {
         // SAFETY: the kernel only reads, and answers EFAULT where nothing is.
         let n = unsafe { call(nr::WRITE, &[fd as u64, bytes as u64, len as u64, 0, 0, 0]) };
-        if n == -nr::EINTR {
+        if n == -errno::EINTR {
             continue;
         }
         if n <= 0 {
-            return if n == 0 { -nr::ENOSPC } else { n };
+            return if n == 0 { -errno::ENOSPC } else { n };
         }
         bytes = bytes.wrapping_add(n as usize);
         len = len.wrapping_sub(n as usize);

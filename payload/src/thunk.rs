@@ -16,10 +16,10 @@
 //! Only the host enters here, as described.
 #![allow(unsafe_code)]
 
-use ckpt_abi::nr;
 use ckpt_abi::region::{
     HOLE_AREA, HOLE_LEN, HoleArea, LEAVING, Rest, SLOT_FRAME, Slot, SocketWait, THUNK_LEN,
 };
+use ckpt_abi::{errno, nr};
 use core::mem::offset_of;
 
 core::arch::global_asm!(
@@ -194,7 +194,7 @@ core::arch::global_asm!(
     rest_arguments = const offset_of!(Rest, arguments),
     rest_rip = const offset_of!(Rest, rip),
     rest_rsp = const offset_of!(Rest, rsp),
-    eintr = const -nr::EINTR,
+    eintr = const -errno::EINTR,
     rt_sigreturn = const nr::RT_SIGRETURN,
     rt_sigprocmask = const nr::RT_SIGPROCMASK,
 );

@@ -6,13 +6,13 @@
 //! where the phase was set back.
 //!
 //! # Safety
-//! The system calls made here touch only their own arguments.
+//! What is exported is entered by the kernel, as a handler, and by a thread that a dumper has sent.
 #![allow(unsafe_code)]
 
 use crate::control::Page;
 use crate::{assist, callbacks, files, spawn, sys, turns};
 use ckpt_abi::api::{Answer, Api, Request, Visit, When};
-use ckpt_abi::nr;
+use ckpt_abi::errno;
 use ckpt_abi::turn::{By, Denied, Event, Phase, Task};
 use core::mem::offset_of;
 use core::sync::atomic::Ordering;
@@ -21,9 +21,6 @@ use core::sync::atomic::Ordering;
 const PATIENCE: u64 = 250_000_000;
 /// How long to sleep for what is a matter of a moment, in nanoseconds.
 const MOMENT: u64 = 1_000_000;
-
-const DONE: u32 = Answer::Done as u32;
-const RESTARTED: u32 = Answer::Restarted as u32;
 
 /// How long a dumper that is done may take to end, in milliseconds.
 const END: u64 = 2000;
@@ -83,16 +80,15 @@ fn serve(page: Page) {
     callbacks::restarted(page);
 }
 
-/// Waits for the answer and calls the callbacks that it asks for; the answer.
-pub fn conclude(page: Page) -> u32 {
+/// Waits for the answer and calls the callbacks that it asks for.
+pub fn conclude(page: Page) {
     let answer = await_answer(page);
     unclaim(page);
     match answer {
-        DONE => callbacks::run(page, When::After),
-        RESTARTED => callbacks::restarted(page),
-        _ => {}
+        Answer::Done => callbacks::run(page, When::After),
+        Answer::Restarted => callbacks::restarted(page),
+        Answer::None | Answer::Failed => {}
     }
-    answer
 }
 
 /// Where a dumper from outside sends the main thread, as a signal would: it calls the callbacks
@@ -118,16 +114,17 @@ extern "C" fn ckpt_visited() {
 }
 
 /// Waits until the process that was started has answered, or is gone.
-pub fn await_answer(page: Page) -> u32 {
+pub fn await_answer(page: Page) -> Answer {
     /// How often to look for an answer, in nanoseconds, and after how many looks for its sender.
     const LOOK: u64 = 1_000_000;
     const LOOKS: u32 = 64;
     let answer = page.api(offset_of!(Api, answer));
     let mut looks = 0u32;
     loop {
-        let given = answer.load(Ordering::Acquire);
-        if given != Answer::None as u32 {
-            return given;
+        match Answer::try_from(answer.load(Ordering::Acquire)) {
+            Ok(Answer::None) => {}
+            Ok(given) => return given,
+            Err(_) => return Answer::Failed,
         }
         let turn = turns::now(page);
         let gone = match turn.phase {
@@ -137,7 +134,7 @@ pub fn await_answer(page: Page) -> u32 {
         };
         if gone && answer.load(Ordering::Acquire) == Answer::None as u32 {
             fail(page);
-            return Answer::Failed as u32;
+            return Answer::Failed;
         }
         sys::futex_wait(answer.as_ptr(), Answer::None as u32, LOOK);
         looks = looks.wrapping_add(1);
@@ -150,7 +147,10 @@ fn fail(page: Page) {
     let (errno, text) = if why != 0 {
         (why.wrapping_neg() as u32, reason(why))
     } else {
-        (nr::EIO as u32, b"the process that ckpt had started ended before it was done".as_slice())
+        (
+            errno::EIO as u32,
+            b"the process that ckpt had started ended before it was done".as_slice(),
+        )
     };
     page.api(offset_of!(Api, errno)).store(errno.max(1), Ordering::Release);
     page.set_error(text);
@@ -228,17 +228,16 @@ fn claim(page: Page, by: By, kept: bool) -> bool {
 /// more whose process it is: in a program that was saved between the two and restarted, the number
 /// may be anybody's, but the page no longer names it and the descriptor is gone.
 fn give_way(page: Page, task: Task, end: bool) {
-    const SIGKILL: u64 = 9;
     let writes = || {
         let turn = turns::now(page);
         turn.phase == Phase::Writing && turn.task == task
     };
-    let fd = turns::pidfd(task.pid);
+    let fd = sys::pidfd(task.pid);
     if fd >= 0 && end && writes() && turns::alive(task) {
-        // SAFETY: ends a process of ours, which leaves no trace but a file without a name.
-        unsafe { sys::call(nr::PIDFD_SEND_SIGNAL, &[fd as u64, SIGKILL, 0, 0, 0, 0]) };
+        // It leaves no trace but a file without a name.
+        sys::kill(fd);
     }
-    while writes() && (fd < 0 || !turns::ended(fd, PAUSE)) && (fd >= 0 || turns::alive(task)) {
+    while writes() && (fd < 0 || !sys::is_readable(fd, PAUSE)) && (fd >= 0 || turns::alive(task)) {
         if fd < 0 {
             turns::sleep(page, turns::now(page), PATIENCE);
         }
@@ -251,12 +250,12 @@ fn give_way(page: Page, task: Task, end: bool) {
 /// The likely errors of starting a process from memory.
 fn reason(error: i64) -> &'static [u8] {
     match error.wrapping_neg() {
-        1 | 13 => b"Permission denied (vm.memfd_noexec forbids memfds to be executed, and the checkpoint's directory is no way out)",
-        11 => b"Resource temporarily unavailable (RLIMIT_NPROC)",
-        12 => b"Cannot allocate memory",
-        23 | 24 => b"Too many open files",
-        27 => b"File too large (RLIMIT_FSIZE is smaller than ckpt itself)",
-        28 => b"No space left on device",
+        errno::EPERM | errno::EACCES => b"Permission denied (vm.memfd_noexec forbids memfds to be executed, and the checkpoint's directory is no way out)",
+        errno::EAGAIN => b"Resource temporarily unavailable (RLIMIT_NPROC)",
+        errno::ENOMEM => b"Cannot allocate memory",
+        errno::ENFILE | errno::EMFILE => b"Too many open files",
+        errno::EFBIG => b"File too large (RLIMIT_FSIZE is smaller than ckpt itself)",
+        errno::ENOSPC => b"No space left on device",
         _ => b"memfd_create(2), O_TMPFILE or execveat(2) failed",
     }
 }

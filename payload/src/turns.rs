@@ -1,13 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! The word that says whose turn it is ([`ckpt_abi::turn`]), changed from inside.
-//!
-//! # Safety
-//! The system calls made here touch only their own arguments.
-#![allow(unsafe_code)]
 
 use crate::control::Page;
-use crate::{load, spawn, sys};
-use ckpt_abi::nr;
+use crate::{spawn, sys};
+use ckpt_abi::errno;
 use ckpt_abi::turn::{Denied, Event, Seen, Task, Turn, step};
 use core::sync::atomic::Ordering;
 
@@ -68,17 +64,12 @@ pub fn sleep(page: Page, turn: Turn, nanoseconds: u64) {
 /// A forked child has an empty page and makes it its own. Only the parent can share memory with such a one: who has
 /// none of its own was made by clone(2) from one whose page it would have found full.
 pub fn is_owner(page: Page) -> bool {
-    const KCMP_VM: u64 = 1;
     let (owner, own) = (page.owner(), sys::getpid());
     match owner.load(Ordering::Acquire) {
         0 => {}
         owner => return owner == own,
     }
-    // SAFETY: has no effect.
-    let parent = unsafe { sys::call(nr::GETPPID, &[0; 6]) } as u64;
-    // SAFETY: compares two numbers of the kernel.
-    let same = unsafe { sys::call(nr::KCMP, &[own.into(), parent, KCMP_VM, 0, 0, 0]) };
-    if same == 0 {
+    if sys::share_memory(own, sys::getppid()) {
         return false;
     }
     let _ = owner.compare_exchange(0, own, Ordering::AcqRel, Ordering::Acquire);
@@ -88,31 +79,14 @@ pub fn is_owner(page: Page) -> bool {
 /// Whether a task runs: kill(2) would also find a zombie that its reaper neglects, poll(2) on a
 /// pidfd does not; and a number may have been given to somebody else.
 pub fn alive(task: Task) -> bool {
-    let fd = pidfd(task.pid);
+    let fd = sys::pidfd(task.pid);
     if fd < 0 {
         // ESRCH: gone. Anything else (no free descriptor): it may live.
-        return fd != -nr::ESRCH;
+        return fd != -errno::ESRCH;
     }
-    let gone = ended(fd, 0);
+    let gone = sys::is_readable(fd, 0);
     sys::close(fd);
     !gone && task.is(task.pid, start_of(task.pid))
-}
-
-/// pidfd_open(2).
-pub fn pidfd(pid: u32) -> i64 {
-    // SAFETY: opens a descriptor that the caller closes.
-    unsafe { sys::call(nr::PIDFD_OPEN, &[u64::from(pid), 0, 0, 0, 0, 0]) }
-}
-
-/// Whether the process of a pidfd has ended, or does within some milliseconds.
-pub fn ended(fd: i64, milliseconds: u64) -> bool {
-    /// In the upper half of a struct pollfd.
-    const POLLIN: u64 = 1;
-    let request = (fd as u64) | POLLIN << 32;
-    // SAFETY: `request` is one struct pollfd.
-    let ready =
-        unsafe { sys::call(nr::POLL, &[(&raw const request) as u64, 1, milliseconds, 0, 0, 0]) };
-    ready == 1
 }
 
 /// When a process was started ([`Task::start`]); 0 where /proc does not tell, or is another PID namespace's.
@@ -120,12 +94,7 @@ fn start_of(pid: u32) -> u32 {
     /// Of the field that comes behind the name, which ends with the last parenthesis (proc_pid_stat(5)).
     const BEHIND_NAME: usize = 20;
     let mut own = [0u8; 16];
-    // SAFETY: the kernel fills the buffer at most.
-    let len = unsafe {
-        let path = c"/proc/self".as_ptr() as u64;
-        sys::call(nr::READLINKAT, &[0, path, own.as_mut_ptr() as u64, 16, 0, 0])
-    };
-    let len = if len > 0 { len as usize } else { 0 };
+    let len = sys::read_link(c"/proc/self".as_ptr() as u64, &mut own);
     if number(own.iter().take(len)) != u64::from(sys::getpid()) {
         return 0;
     }
@@ -138,12 +107,12 @@ fn start_of(pid: u32) -> u32 {
         *to = *from;
     }
     let Ok(path) = core::ffi::CStr::from_bytes_until_nul(&path) else { return 0 };
-    let fd = load::open(path);
+    let fd = sys::open_to_read(path);
     if fd < 0 {
         return 0;
     }
     let mut text = [0u8; 512];
-    let len = load::read(fd, &mut text);
+    let len = sys::read(fd, &mut text);
     sys::close(fd);
     let text = text.get(..len).unwrap_or_default();
     let name_end = text.iter().rposition(|byte| *byte == b')').unwrap_or(len);

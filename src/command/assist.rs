@@ -26,13 +26,16 @@ pub fn run(pid: i32) -> Result<u8> {
     let error_output = dumper::begin(pid, c"ckpt-assist");
     let mut caller = Caller::wait(pid)?;
     let _ = caller.dismiss_keeper();
-    let result = match caller.api.request {
-        r if r == Request::Environment as u32 => environment(pid, &mut caller).map(|()| None),
-        r if r == Request::Configure as u32 => configure(pid, &mut caller).map(|()| None),
-        r if r == Request::Inspect as u32 => inspect(pid, &caller),
-        _ => Err(Error::new("the process asks for something unknown")),
+    let request = Request::try_from(caller.api.request);
+    let result = match request {
+        Ok(Request::Environment) => environment(pid, &mut caller).map(|()| None),
+        Ok(Request::Configure) => configure(pid, &mut caller).map(|()| None),
+        Ok(Request::Inspect) => inspect(pid, &caller),
+        Ok(Request::Signal | Request::Call) | Err(_) => {
+            Err(Error::new("the process asks for something unknown"))
+        }
     };
-    if let (Err(e), true) = (&result, caller.api.request == Request::Environment as u32) {
+    if let (Err(e), Ok(Request::Environment)) = (&result, request) {
         dumper::say(error_output.as_ref(), &format!("{e}; the default holds"));
     }
     caller.answer(result.as_ref().err());

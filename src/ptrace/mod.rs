@@ -29,8 +29,8 @@ pub mod waits;
 
 /// Holds one of the payload's numbers against libc's.
 macro_rules! same_number {
-    ($name:ident, $libc:ident) => {
-        const _: () = assert!(ckpt_abi::nr::$name as i64 == nix::libc::$libc as i64);
+    ($module:ident::$name:ident, $libc:ident) => {
+        const _: () = assert!(ckpt_abi::$module::$name as i64 == nix::libc::$libc as i64);
     };
 }
 ckpt_abi::each_system_call!(same_number);

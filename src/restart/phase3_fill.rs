@@ -156,20 +156,24 @@ fn is_final(saved: &Saved, record: &Vma) -> bool {
 fn map(record: &Vma, at: u64, index: usize, opened: &Opened, is_final: bool) -> Result<Mapping> {
     let len = record.end - record.start;
     let writable = record.prot | libc::PROT_WRITE as u32 | libc::PROT_READ as u32;
-    match record.kind {
-        k if k == VmaKind::Shared as u32 => {
+    let kind = VmaKind::try_from(record.kind)
+        .map_err(|number| Error::new(format!("a mapping is of an unknown kind ({number})")))?;
+    match kind {
+        VmaKind::Shared => {
             let (object, permitted) = opened.objects.to_map(record.object)?;
             Mapping::file(at, len, writable & permitted, true, object, record.offset)
         }
-        k if k == VmaKind::SharedFile as u32 || k == VmaKind::PrivateFile as u32 => {
-            let shared = k == VmaKind::SharedFile as u32;
+        VmaKind::SharedFile | VmaKind::PrivateFile => {
+            let shared = kind == VmaKind::SharedFile;
             let file = opened.mapped.get(index).and_then(Option::as_ref);
             let file = file.ok_or_else(|| Error::new("a mapping has no file"))?;
             let prot = if shared || is_final { record.prot } else { writable };
             Mapping::file(at, len, prot, shared, file, record.offset)
         }
-        _ if record.flags & vma_flag::DROPPABLE != 0 => Mapping::droppable(at, len),
-        _ => {
+        VmaKind::Private | VmaKind::Vdso if record.flags & vma_flag::DROPPABLE != 0 => {
+            Mapping::droppable(at, len)
+        }
+        VmaKind::Private | VmaKind::Vdso => {
             let mut flags = MapFlags::empty();
             if record.flags & vma_flag::NORESERVE != 0 || record.prot == 0 {
                 flags |= MapFlags::MAP_NORESERVE;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! What the C API (libckpt.so, ckpt.h) keeps in the region, and what its callers see.
 
-use crate::record;
 use crate::region::{Control, NAME_LEN, WAITS};
+use crate::{codes, record};
 
 /// The functions of ckpt.h, which libckpt.so exports.
 pub const FUNCTIONS: [&str; 17] = [
@@ -101,46 +101,46 @@ record! {
     }
 }
 
-/// What a process of ours is started for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum Request {
-    /// A checkpoint, because a signal came.
-    Signal = 0,
-    /// A checkpoint, for ckpt_ckpt().
-    Call = 1,
-    /// The configuration of the environment.
-    Environment = 2,
-    /// A changed configuration, for ckpt_config().
-    Configure = 3,
-    /// Whether a checkpoint can be restarted, for ckpt_restart().
-    Inspect = 4,
+codes! {
+    /// What a process of ours is started for.
+    Request: u32 {
+        /// A checkpoint, because a signal came.
+        Signal = 0,
+        /// A checkpoint, for ckpt_ckpt().
+        Call = 1,
+        /// The configuration of the environment.
+        Environment = 2,
+        /// A changed configuration, for ckpt_config().
+        Configure = 3,
+        /// Whether a checkpoint can be restarted, for ckpt_restart().
+        Inspect = 4,
+    }
 }
 
-/// What came of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum Answer {
-    /// Not known yet.
-    None = 0,
-    /// Done: the checkpoint is sealed.
-    Done = 1,
-    /// This is the restarted process.
-    Restarted = 2,
-    /// Failed, for the reason in [`Api::errno`] and [`Api::error`].
-    Failed = 3,
+codes! {
+    /// What came of it.
+    Answer: u32 {
+        /// Not known yet.
+        None = 0,
+        /// Done: the checkpoint is sealed.
+        Done = 1,
+        /// This is the restarted process.
+        Restarted = 2,
+        /// Failed, for the reason in [`Api::errno`] and [`Api::error`].
+        Failed = 3,
+    }
 }
 
-/// A dumper from outside has the callbacks called.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum Visit {
-    /// Nobody does.
-    None = 0,
-    /// The main thread was sent to call them.
-    Sent = 1,
-    /// They were called; the thread waits for the checkpoint.
-    Ready = 2,
+codes! {
+    /// A dumper from outside has the callbacks called.
+    Visit: u32 {
+        /// Nobody does.
+        None = 0,
+        /// The main thread was sent to call them.
+        Sent = 1,
+        /// They were called; the thread waits for the checkpoint.
+        Ready = 2,
+    }
 }
 
 /// When a callback is called.

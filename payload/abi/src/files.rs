@@ -2,7 +2,7 @@
 //! The records of what a saved process had open, and of what travels with it.
 
 use crate::image::Text;
-use crate::record;
+use crate::{codes, record};
 
 record! {
     /// A file whose content is in the image: one for each device and inode.
@@ -43,28 +43,15 @@ pub mod object_flag {
     pub const WHOLE: u32 = 1;
 }
 
-/// What an object is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum ObjectKind {
-    /// Memory that mappings or descriptors share (memfd_create(2), MAP_SHARED without a file).
-    Memory = 1,
-    /// A file that has no name any more.
-    Deleted = 2,
-    /// A file with a name, which travels along.
-    Embedded = 3,
-}
-
-impl TryFrom<u32> for ObjectKind {
-    type Error = u32;
-
-    fn try_from(number: u32) -> Result<Self, u32> {
-        Ok(match number {
-            1 => Self::Memory,
-            2 => Self::Deleted,
-            3 => Self::Embedded,
-            other => return Err(other),
-        })
+codes! {
+    /// What an object is.
+    ObjectKind: u32 {
+        /// Memory that mappings or descriptors share (memfd_create(2), MAP_SHARED without a file).
+        Memory = 1,
+        /// A file that has no name any more.
+        Deleted = 2,
+        /// A file with a name, which travels along.
+        Embedded = 3,
     }
 }
 
@@ -150,68 +137,42 @@ record! {
     }
 }
 
-/// What a descriptor is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum DescriptorKind {
-    /// Becomes what the restarter has under the number in [`Descriptor::value`] (0, 1 or 2).
-    Stdio = 1,
-    /// A file that is opened again by its path.
-    Path = 2,
-    /// A file without a name, which is an [`Object`].
-    Deleted = 3,
-    /// An [`Object`] of memory (memfd_create(2)).
-    Memfd = 4,
-    /// Not restored: the number answers EBADF after the restart.
-    Lost = 5,
-    /// eventfd(2): `value` is its count, `extra` 1 for EFD_SEMAPHORE.
-    Event = 6,
-    /// One end of a pipe(2) both of whose ends are in the program, or of a FIFO (then it has a path):
-    /// `content` is the section with what is in it, `value` its capacity in bytes.
-    Pipe = 7,
-    /// timerfd_create(2): `content` is the section with a [`TimerDescriptor`].
-    Timer = 8,
-    /// signalfd(2): `value` is its mask.
-    Signal = 9,
-    /// epoll_create(2): `content` is the section with its [`EpollEntry`]s.
-    Epoll = 10,
-    /// A directory, opened by its path.
-    Directory = 11,
-    /// A device, opened by its path.
-    Device = 12,
-    /// The controlling terminal (/dev/tty).
-    Terminal = 13,
-    /// A file of /proc about the process itself; the path begins with /proc/self or
-    /// /proc/thread-self.
-    Proc = 14,
-    /// A namespace of the process's own (/proc/self/ns/...), by the name in [`Descriptor::path`].
-    Namespace = 15,
-    /// A POSIX message queue (mq_overview(7)), by its name.
-    Queue = 16,
-}
-
-impl TryFrom<u32> for DescriptorKind {
-    type Error = u32;
-
-    fn try_from(number: u32) -> Result<Self, u32> {
-        Ok(match number {
-            1 => Self::Stdio,
-            2 => Self::Path,
-            3 => Self::Deleted,
-            4 => Self::Memfd,
-            5 => Self::Lost,
-            6 => Self::Event,
-            7 => Self::Pipe,
-            8 => Self::Timer,
-            9 => Self::Signal,
-            10 => Self::Epoll,
-            11 => Self::Directory,
-            12 => Self::Device,
-            13 => Self::Terminal,
-            14 => Self::Proc,
-            15 => Self::Namespace,
-            16 => Self::Queue,
-            other => return Err(other),
-        })
+codes! {
+    /// What a descriptor is.
+    DescriptorKind: u32 {
+        /// Becomes what the restarter has under the number in [`Descriptor::value`] (0, 1 or 2).
+        Stdio = 1,
+        /// A file that is opened again by its path.
+        Path = 2,
+        /// A file without a name, which is an [`Object`].
+        Deleted = 3,
+        /// An [`Object`] of memory (memfd_create(2)).
+        Memfd = 4,
+        /// Not restored: the number answers EBADF after the restart.
+        Lost = 5,
+        /// eventfd(2): `value` is its count, `extra` 1 for EFD_SEMAPHORE.
+        Event = 6,
+        /// One end of a pipe(2) both of whose ends are in the program, or of a FIFO (then it has a path):
+        /// `content` is the section with what is in it, `value` its capacity in bytes.
+        Pipe = 7,
+        /// timerfd_create(2): `content` is the section with a [`TimerDescriptor`].
+        Timer = 8,
+        /// signalfd(2): `value` is its mask.
+        Signal = 9,
+        /// epoll_create(2): `content` is the section with its [`EpollEntry`]s.
+        Epoll = 10,
+        /// A directory, opened by its path.
+        Directory = 11,
+        /// A device, opened by its path.
+        Device = 12,
+        /// The controlling terminal (/dev/tty).
+        Terminal = 13,
+        /// A file of /proc about the process itself; the path begins with /proc/self or
+        /// /proc/thread-self.
+        Proc = 14,
+        /// A namespace of the process's own (/proc/self/ns/...), by the name in [`Descriptor::path`].
+        Namespace = 15,
+        /// A POSIX message queue (mq_overview(7)), by its name.
+        Queue = 16,
     }
 }

@@ -20,7 +20,7 @@
 //! Records grow only at their end: a reader takes the bytes it knows and sees zeros for those an
 //! older writer did not have. What an older reader must not ignore sets a bit of [`Header::needs`].
 
-use crate::record;
+use crate::{codes, record};
 
 pub use crate::files::*;
 pub use crate::mem::*;
@@ -170,67 +170,56 @@ record! {
     }
 }
 
-/// How a chunk's content lies in the file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum Codec {
-    /// As it is.
-    Plain = 0,
-}
-
-impl TryFrom<u32> for Codec {
-    type Error = u32;
-
-    fn try_from(number: u32) -> Result<Self, u32> {
-        match number {
-            0 => Ok(Self::Plain),
-            other => Err(other),
-        }
+codes! {
+    /// How a chunk's content lies in the file.
+    Codec: u32 {
+        /// As it is.
+        Plain = 0,
     }
 }
 
-/// What a section holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum SectionKind {
-    /// Bytes that [`Text`] points into.
-    Strings = 1,
-    /// One [`Machine`].
-    Machine = 2,
-    /// One [`Process`]; those of all processes are the index of the image: they are numbered from 0 without gaps.
-    Process = 3,
-    /// [`Thread`]s, the main one first.
-    Threads = 4,
-    /// Bytes that [`Thread::xstate`] points into.
-    Xstate = 5,
-    /// [`Vma`]s by address.
-    Vmas = 6,
-    /// [`Chunk`]s.
-    Chunks = 7,
-    /// [`Descriptor`]s by number.
-    Descriptors = 8,
-    /// 64 [`SignalAction`]s, for signals 1 to 64.
-    SignalActions = 9,
-    /// [`PendingSignal`]s in the order of their queues.
-    PendingSignals = 10,
-    /// 16 [`Limit`]s by resource number.
-    Limits = 11,
-    /// What is in a descriptor of another kind than a file's; [`Section::index`] is [`Descriptor::content`].
-    Content = 12,
-    /// [`Object`]s: files whose content is in the image, and memory that VMAs or descriptors share.
-    Objects = 13,
-    /// [`Loss`]es: what was left out.
-    Losses = 14,
-    /// Interval and POSIX timers.
-    Timers = 15,
-    /// The auxiliary vector as the kernel gave it.
-    Auxv = 16,
-    /// [`Guard`]s by address.
-    Guards = 17,
-    /// [`Owner`]s: the robust mutexes that threads hold.
-    Owners = 18,
-    /// [`CpuLeaf`]s of the machine where the image was written.
-    Cpuid = 32,
+codes! {
+    /// What a section holds.
+    SectionKind: u32 {
+        /// Bytes that [`Text`] points into.
+        Strings = 1,
+        /// One [`Machine`].
+        Machine = 2,
+        /// One [`Process`]; those of all processes are the index of the image: they are numbered from 0 without gaps.
+        Process = 3,
+        /// [`Thread`]s, the main one first.
+        Threads = 4,
+        /// Bytes that [`Thread::xstate`] points into.
+        Xstate = 5,
+        /// [`Vma`]s by address.
+        Vmas = 6,
+        /// [`Chunk`]s.
+        Chunks = 7,
+        /// [`Descriptor`]s by number.
+        Descriptors = 8,
+        /// 64 [`SignalAction`]s, for signals 1 to 64.
+        SignalActions = 9,
+        /// [`PendingSignal`]s in the order of their queues.
+        PendingSignals = 10,
+        /// 16 [`Limit`]s by resource number.
+        Limits = 11,
+        /// What is in a descriptor of another kind than a file's; [`Section::index`] is [`Descriptor::content`].
+        Content = 12,
+        /// [`Object`]s: files whose content is in the image, and memory that VMAs or descriptors share.
+        Objects = 13,
+        /// [`Loss`]es: what was left out.
+        Losses = 14,
+        /// Interval and POSIX timers.
+        Timers = 15,
+        /// The auxiliary vector as the kernel gave it.
+        Auxv = 16,
+        /// [`Guard`]s by address.
+        Guards = 17,
+        /// [`Owner`]s: the robust mutexes that threads hold.
+        Owners = 18,
+        /// [`CpuLeaf`]s of the machine where the image was written.
+        Cpuid = 32,
+    }
 }
 
 impl SectionKind {

@@ -4,11 +4,28 @@
 //! Five agreements live here: [`region`], the memory that the payload occupies in somebody
 //! else's process; [`turn`], who may use it when; [`api`], what the C API keeps there; [`op`], the orders that the payload obeys;
 //! [`image`], [`mem`], [`state`] and [`files`], the
-//! records of a checkpoint file; [`nr`] has the kernel's numbers. All records are `repr(C)`, little-endian and without hidden padding.
+//! records of a checkpoint file; [`nr`] and [`errno`] have the kernel's numbers. All records are `repr(C)`, little-endian and without hidden padding.
 #![no_std]
 #![forbid(unsafe_code)]
 
+/// Declares numbers of one kind, and a macro that calls another with each name here and libc's.
+macro_rules! numbers {
+    ($d:tt $each:ident, $module:ident, $kind:literal, $ty:ty, { $($name:ident $libc:ident $value:literal,)* }) => {
+        $(
+            #[doc = concat!($kind, " (", stringify!($libc), ").")]
+            pub const $name: $ty = $value;
+        )*
+
+        /// Calls a macro with the name here and libc's of each number.
+        #[macro_export]
+        macro_rules! $each {
+            ($d check:ident) => { $($d check!($module::$name, $libc);)* };
+        }
+    };
+}
+
 pub mod api;
+pub mod errno;
 pub mod files;
 pub mod image;
 pub mod mem;
@@ -36,6 +53,36 @@ pub const fn mixed(mut hash: u64, text: &str, number: usize) -> u64 {
         i += 1;
     }
     (hash ^ number as u64).wrapping_mul(PRIME)
+}
+
+/// Declares an enum whose variants are numbers in records, orders or words of a region: the other way, from a number
+/// of any origin, goes by `TryFrom`, which gives one that nothing stands for back as the error.
+#[macro_export]
+macro_rules! codes {
+    ($(#[$meta:meta])* $name:ident : $ty:ty {
+        $($(#[$vmeta:meta])* $variant:ident = $number:literal,)*
+    }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr($ty)]
+        pub enum $name { $($(#[$vmeta])* $variant = $number,)* }
+
+        impl $name {
+            /// Each of them once.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+        }
+
+        impl TryFrom<$ty> for $name {
+            type Error = $ty;
+
+            fn try_from(number: $ty) -> Result<Self, $ty> {
+                match number {
+                    $($number => Ok(Self::$variant),)*
+                    other => Err(other),
+                }
+            }
+        }
+    };
 }
 
 /// Declares a record: a `repr(C)` plain-data struct that the host may view as bytes, with its

@@ -2,7 +2,7 @@
 //! The records of a saved process's memory.
 
 use crate::image::Text;
-use crate::record;
+use crate::{codes, record};
 
 record! {
     /// One mapping.
@@ -36,21 +36,21 @@ record! {
     }
 }
 
-/// How a VMA is restored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum VmaKind {
-    /// Private memory, all of whose content is in the image.
-    Private = 1,
-    /// A private mapping of a file that must be there at the restart; the image has the pages that
-    /// were written.
-    PrivateFile = 2,
-    /// A shared mapping of a file that must be there at the restart.
-    SharedFile = 3,
-    /// Memory shared through an [`Object`].
-    Shared = 4,
-    /// The vdso: all of its bytes are in the image.
-    Vdso = 5,
+codes! {
+    /// How a VMA is restored.
+    VmaKind: u32 {
+        /// Private memory, all of whose content is in the image.
+        Private = 1,
+        /// A private mapping of a file that must be there at the restart; the image has the pages that
+        /// were written.
+        PrivateFile = 2,
+        /// A shared mapping of a file that must be there at the restart.
+        SharedFile = 3,
+        /// Memory shared through an [`Object`].
+        Shared = 4,
+        /// The vdso: all of its bytes are in the image.
+        Vdso = 5,
+    }
 }
 
 /// Bits of [`Vma::flags`].
@@ -107,12 +107,12 @@ record! {
     }
 }
 
-/// Why pages cannot be touched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum GuardKind {
-    /// MADV_GUARD_INSTALL: SIGSEGV.
-    Installed = 1,
-    /// There is nothing to be mapped, as behind the end of a file: SIGBUS.
-    Absent = 2,
+codes! {
+    /// Why pages cannot be touched.
+    GuardKind: u32 {
+        /// MADV_GUARD_INSTALL: SIGSEGV.
+        Installed = 1,
+        /// There is nothing to be mapped, as behind the end of a file: SIGBUS.
+        Absent = 2,
+    }
 }

@@ -1,26 +1,10 @@
 // SPDX-License-Identifier: LGPL-2.1-only
-//! The kernel's numbers that the payload uses, by name: system calls and errors of x86-64.
+//! The numbers of the system calls that the payload makes (arch/x86/entry/syscalls/syscall_64.tbl), by name.
 //!
 //! The payload has no libc to take them from; the host holds each against libc's
 //! (`src/ptrace/mod.rs`).
 
-/// Declares numbers of one kind, and a macro that calls another with each name here and libc's.
-macro_rules! numbers {
-    ($d:tt $each:ident, $kind:literal, $ty:ty, { $($name:ident $libc:ident $value:literal,)* }) => {
-        $(
-            #[doc = concat!($kind, " (", stringify!($libc), ").")]
-            pub const $name: $ty = $value;
-        )*
-
-        /// Calls a macro with the name here and libc's of each number.
-        #[macro_export]
-        macro_rules! $each {
-            ($d check:ident) => { $($d check!($name, $libc);)* };
-        }
-    };
-}
-
-numbers! { $ each_system_call, "System call", u64, {
+numbers! { $ each_system_call, nr, "System call", u64, {
     READ SYS_read 0,
     WRITE SYS_write 1,
     CLOSE SYS_close 3,
@@ -62,14 +46,4 @@ numbers! { $ each_system_call, "System call", u64, {
     PIDFD_OPEN SYS_pidfd_open 434,
     CLONE3 SYS_clone3 435,
     CLOSE_RANGE SYS_close_range 436,
-} }
-
-numbers! { $ each_error, "Error number", i64, {
-    ESRCH ESRCH 3,
-    EINTR EINTR 4,
-    EIO EIO 5,
-    ECHILD ECHILD 10,
-    ENOMEM ENOMEM 12,
-    EINVAL EINVAL 22,
-    ENOSPC ENOSPC 28,
 } }

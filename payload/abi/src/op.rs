@@ -5,7 +5,7 @@
 //! [`Kind::Sigreturn`]) or to [`Kind::End`]. Every address and number in it was computed by the
 //! host; the payload takes no decision of its own.
 
-use crate::record;
+use crate::{codes, record};
 
 record! {
     /// One order.
@@ -24,35 +24,35 @@ record! {
     }
 }
 
-/// The kinds of order. Numbers, not an enum field in [`Op`], so that any bytes are a valid `Op`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u16)]
-pub enum Kind {
-    /// The list ends here: the caller of the interpreter goes on.
-    End = 0,
-    /// System call `nr` with `args`.
-    Syscall = 1,
-    /// clone(2): `nr` = flags, `args[0]` = top of the child's stack, `args[1]` = address of the
-    /// child's own list, `args[2]` = parent_tid pointer, `args[3]` = child_tid pointer.
-    Clone = 2,
-    /// clone3(2) with the struct clone_args at `args[0]` (length `nr`), whose child runs the list at
-    /// `args[1]` on the stack that clone_args names.
-    Clone3 = 3,
-    /// Store the low `nr` (4 or 8) bytes of `args[1]` at `args[0]`.
-    Store = 4,
-    /// Count one arrival at the u32 at `args[0]` and sleep until it has reached `args[1]`.
-    Barrier = 5,
-    /// rt_sigreturn(2) through the frame at `args[0]`: the thread becomes the program's.
-    Sigreturn = 6,
-    /// exit_group(2) with status `args[0]`.
-    Exit = 7,
-    /// Copy `args[2]` bytes from `args[1]` to `args[0]`.
-    Copy = 8,
-    /// Go on with the list at `args[0]`.
-    Goto = 9,
-    /// Make and delete POSIX timers until the one before number `args[0]` has been, with the struct sigevent
-    /// at `args[1]`; the word at `args[2]` is free for their numbers.
-    UseUpTimers = 10,
+codes! {
+    /// The kinds of order. Numbers, not an enum field in [`Op`], so that any bytes are a valid `Op`.
+    Kind: u16 {
+        /// The list ends here: the caller of the interpreter goes on.
+        End = 0,
+        /// System call `nr` with `args`.
+        Syscall = 1,
+        /// clone(2): `nr` = flags, `args[0]` = top of the child's stack, `args[1]` = address of the
+        /// child's own list, `args[2]` = parent_tid pointer, `args[3]` = child_tid pointer.
+        Clone = 2,
+        /// clone3(2) with the struct clone_args at `args[0]` (length `nr`), whose child runs the list at
+        /// `args[1]` on the stack that clone_args names.
+        Clone3 = 3,
+        /// Store the low `nr` (4 or 8) bytes of `args[1]` at `args[0]`.
+        Store = 4,
+        /// Count one arrival at the u32 at `args[0]` and sleep until it has reached `args[1]`.
+        Barrier = 5,
+        /// rt_sigreturn(2) through the frame at `args[0]`: the thread becomes the program's.
+        Sigreturn = 6,
+        /// exit_group(2) with status `args[0]`.
+        Exit = 7,
+        /// Copy `args[2]` bytes from `args[1]` to `args[0]`.
+        Copy = 8,
+        /// Go on with the list at `args[0]`.
+        Goto = 9,
+        /// Make and delete POSIX timers until the one before number `args[0]` has been, with the struct sigevent
+        /// at `args[1]`; the word at `args[2]` is free for their numbers.
+        UseUpTimers = 10,
+    }
 }
 
 /// Flags of an [`Op`].

@@ -26,50 +26,41 @@
 //! - A dumper is known by its id and the time it was started at, so that a number that was given to somebody else
 //!   names nobody.
 
-/// How far a checkpoint is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Phase {
-    /// Nobody takes one.
-    Idle = 0,
-    /// A thread of the program is about to start a dumper.
-    Starting = 1,
-    /// The dumper is at work; it may hold threads.
-    Holding = 2,
-    /// It lets the threads go.
-    Leaving = 3,
-    /// All run; it only writes.
-    Writing = 4,
-    /// It is over; the thread that asked has not read the answer yet.
-    Answered = 5,
-    /// The process is being restarted; the restorer sets it back.
-    Restoring = 6,
+use crate::codes;
+
+codes! {
+    /// How far a checkpoint is.
+    Phase: u8 {
+        /// Nobody takes one.
+        Idle = 0,
+        /// A thread of the program is about to start a dumper.
+        Starting = 1,
+        /// The dumper is at work; it may hold threads.
+        Holding = 2,
+        /// It lets the threads go.
+        Leaving = 3,
+        /// All run; it only writes.
+        Writing = 4,
+        /// It is over; the thread that asked has not read the answer yet.
+        Answered = 5,
+        /// The process is being restarted; the restorer sets it back.
+        Restoring = 6,
+    }
 }
 
-/// Who asked for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum By {
-    /// A signal.
-    Signal = 0,
-    /// The C API: a checkpoint, or an answer of an assistant.
-    Call = 1,
-    /// `ckpt save`.
-    Order = 2,
-    /// The monitor.
-    Period = 3,
+codes! {
+    /// Who asked for it.
+    By: u8 {
+        /// A signal.
+        Signal = 0,
+        /// The C API: a checkpoint, or an answer of an assistant.
+        Call = 1,
+        /// `ckpt save`.
+        Order = 2,
+        /// The monitor.
+        Period = 3,
+    }
 }
-
-const PHASES: [Phase; 7] = [
-    Phase::Idle,
-    Phase::Starting,
-    Phase::Holding,
-    Phase::Leaving,
-    Phase::Writing,
-    Phase::Answered,
-    Phase::Restoring,
-];
-const BY: [By; 4] = [By::Signal, By::Call, By::Order, By::Period];
 
 /// A process, also after its number was given to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -183,9 +174,8 @@ impl Turn {
     /// What stands in memory. What no [`step`] has made is nobody's turn.
     #[must_use]
     pub fn of(word: u64) -> Self {
-        let phase = PHASES.get((word & 15) as usize);
-        let by = BY.get((word >> 4 & 7) as usize);
-        let (Some(&phase), Some(&by)) = (phase, by) else { return Self::IDLE };
+        let (phase, by) = (Phase::try_from((word & 15) as u8), By::try_from((word >> 4 & 7) as u8));
+        let (Ok(phase), Ok(by)) = (phase, by) else { return Self::IDLE };
         let task = Task { pid: (word >> 8 & 0xff_ffff) as u32, start: (word >> 32) as u32 };
         Self { phase, by, kept: word >> 7 & 1 == 1, task }
     }
@@ -309,8 +299,10 @@ mod tests {
     }
 
     fn all() -> impl Iterator<Item = Turn> {
-        let kinds = BY.into_iter().flat_map(|by| [(by, false), (by, true)]);
-        kinds.flat_map(|(by, kept)| PHASES.into_iter().map(move |phase| turn(phase, by, kept)))
+        let kinds = By::ALL.iter().copied().flat_map(|by| [(by, false), (by, true)]);
+        kinds.flat_map(|(by, kept)| {
+            Phase::ALL.iter().copied().map(move |phase| turn(phase, by, kept))
+        })
     }
 
     #[test]
@@ -358,7 +350,7 @@ mod tests {
 
     #[test]
     fn a_dumper_claims() {
-        for by in BY {
+        for &by in By::ALL {
             let next = Turn { phase: Phase::Holding, by, kept: false, task: OTHER };
             let claimed = Event::Claim { by, task: OTHER, kept: false };
             for turn in all() {
@@ -387,7 +379,7 @@ mod tests {
 
     #[test]
     fn a_dumper_goes_its_way() {
-        for by in BY {
+        for &by in By::ALL {
             for kept in [false, true] {
                 let at = |phase| turn(phase, by, kept);
                 let over = if kept { at(Phase::Answered) } else { Turn::IDLE };
@@ -395,7 +387,7 @@ mod tests {
                 assert_eq!(go(Phase::Starting, Event::Start(OURS)), Ok(at(Phase::Holding)));
                 assert_eq!(go(Phase::Holding, Event::Leave(OURS)), Ok(at(Phase::Leaving)));
                 assert_eq!(go(Phase::Leaving, Event::Left(OURS)), Ok(at(Phase::Writing)));
-                for phase in PHASES {
+                for &phase in Phase::ALL {
                     let named = at(phase).has_task();
                     let own = |next| if named { Ok(next) } else { Err(Denied::NotYours) };
                     assert_eq!(go(phase, Event::End(OURS)), own(over));
