@@ -7,7 +7,7 @@
 //! own: addresses, the vdso's among them, ids, random bytes, names. Entries are never added.
 
 use super::phase1_check::Saved;
-use super::phase3_fill::{self, Placed};
+use super::placed::{self, Placed};
 use crate::error::Result;
 use crate::proc;
 use crate::resource::{cpu, xstate};
@@ -31,7 +31,7 @@ pub fn update(saved: &mut Saved, placed: &mut [Placed]) -> Result<()> {
         return Ok(());
     }
     if let Some(at) = on_stack(placed, saved.process.mm[START_STACK], &saved.auxv) {
-        phase3_fill::write(placed, at, &new)?;
+        placed::write(placed, at, &new)?;
     }
     saved.auxv = new;
     Ok(())
@@ -76,7 +76,7 @@ fn on_stack(placed: &[Placed], start: u64, auxv: &[u8]) -> Option<u64> {
     let read = |index: u64| {
         let mut bytes = [0; 8];
         let at = start.checked_add(index * 8)?;
-        phase3_fill::read(placed, at, &mut bytes).then(|| u64::from_ne_bytes(bytes))
+        placed::read(placed, at, &mut bytes).then(|| u64::from_ne_bytes(bytes))
     };
     let mut index = read(0)?.min(MOST_WORDS) + 2;
     while read(index)? != 0 && index < MOST_WORDS {
@@ -85,7 +85,7 @@ fn on_stack(placed: &[Placed], start: u64, auxv: &[u8]) -> Option<u64> {
     let end = auxv.chunks_exact(16).position(|pair| word(&pair[..8]) == 0)?;
     let at = start + (index + 1) * 8;
     let mut found = vec![0; end * 16];
-    (phase3_fill::read(placed, at, &mut found) && found == auxv[..end * 16]).then_some(at)
+    (placed::read(placed, at, &mut found) && found == auxv[..end * 16]).then_some(at)
 }
 
 #[cfg(test)]

@@ -19,8 +19,8 @@
 
 use super::machine::capable;
 use super::phase1_check::Saved;
-use super::phase3_fill::{Placed, read, write};
-use super::phase5_leave::be_alone;
+use super::phase7_leave::be_alone;
+use super::placed::{Placed, read, write};
 use crate::error::{Because, Result};
 use crate::proc;
 use crate::ptrace::waits;

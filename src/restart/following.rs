@@ -3,12 +3,12 @@
 //! others get what the image has.
 //!
 //! # Safety
-//! As in `phase3_fill`: slices of a mapping do not overlap, and it may be written until `finish`.
+//! As in `phase4_fill`: slices of a mapping do not overlap, and it may be written until `finish`.
 #![allow(unsafe_code)]
 
 use super::mapping::Mapping;
 use super::phase1_check::Saved;
-use super::phase3_fill::Placed;
+use super::placed::Placed;
 use crate::error::Result;
 use crate::image::PAGE;
 use crate::image::read::Image;

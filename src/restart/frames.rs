@@ -11,7 +11,7 @@
 use super::machine;
 use super::mapping::Mapping;
 use super::phase1_check::Saved;
-use super::phase3_fill::{Placed, read, write};
+use super::placed::{Placed, read, write};
 use super::space::Space;
 use crate::error::Result;
 use crate::image::PAGE;

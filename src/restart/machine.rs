@@ -2,14 +2,12 @@
 //! What this machine is beside the one in the image: refusals that name everything that is missing,
 //! and what is converted.
 
-use super::Options;
 use super::phase1_check::Saved;
-use crate::error::{Error, Result};
 use crate::image::read::Image;
 use crate::proc;
 use crate::resource::cpu::{self, Set};
 use crate::resource::xstate::{self, Layout};
-use ckpt_abi::image::{Thread, VmaKind, vma_flag};
+use ckpt_abi::image::Thread;
 
 /// End of addresses with 4-level paging.
 const FOUR_LEVELS: u64 = 1 << 47;
@@ -55,7 +53,7 @@ pub fn lacks(image: &Image, saved: &Saved) -> Vec<Lack> {
 
 /// Names the registers with values that this CPU does not have: those of features that the program may
 /// use, or the others. The latter are leftovers: the JVM tries AVX when it starts, whatever it was told.
-fn lost(saved: &Saved, usable: bool) -> String {
+pub(super) fn lost(saved: &Saved, usable: bool) -> String {
     let (from, to) = layouts(saved);
     let set = Set(saved.process.cpu);
     let lost = saved.threads.iter().flat_map(|t| xstate::lost(area(saved, t), &from, &to));
@@ -111,61 +109,7 @@ pub fn layouts(saved: &Saved) -> (Layout, Layout) {
     (Layout::new(from, saved.machine.xcr0), Layout::new(&leaves, cpu::xcr0() & dynamic))
 }
 
-fn area<'a>(saved: &'a Saved, thread: &Thread) -> &'a [u8] {
+pub(super) fn area<'a>(saved: &'a Saved, thread: &Thread) -> &'a [u8] {
     let (start, len) = (thread.xstate as usize, thread.xstate_len as usize);
     saved.xstate.get(start..start.saturating_add(len)).unwrap_or_default()
-}
-
-/// Refuses what cannot go on here, and brings the threads' extended state into this machine's layout.
-/// What is lost with that is a warning.
-///
-/// # Errors
-/// All that is missing; nothing has happened then.
-pub fn adapt(
-    image: &Image,
-    saved: &mut Saved,
-    options: &Options,
-    warnings: &mut Vec<String>,
-) -> Result<()> {
-    let lacks = lacks(image, saved);
-    let stays = lacks.iter().any(|l| !l.forcible);
-    if lacks.iter().any(|l| !(l.forcible && options.force_cpu)) {
-        let all: Vec<_> = lacks.iter().map(|l| l.what.as_str()).collect();
-        let error = Error::new(format!(
-            "cannot restart {} on this machine: {}",
-            image.path().display(),
-            all.join("; ")
-        ));
-        return Err(if stays {
-            error.hint("restart it where it was saved")
-        } else {
-            error.hint(format!(
-                "start the program with `ckpt --cpu {}` to have checkpoints that restart here, or try --force-cpu",
-                cpu::level_name(Set::here().level())
-            ))
-        });
-    }
-    warnings.extend(lacks.into_iter().map(|l| format!("forced: {}", l.what)));
-    let lost = lost(saved, false);
-    if !lost.is_empty() {
-        warnings.push(format!("values are lost that it may not use (--cpu): {lost}"));
-    }
-    saved.map_path = options.map_path.clone();
-    saved.exe = saved.map_path.apply(std::mem::take(&mut saved.exe));
-    saved.cwd = saved.map_path.apply(std::mem::take(&mut saved.cwd));
-    for vma in saved.vmas.iter_mut().filter(|v| v.flags & vma_flag::CARRIED != 0) {
-        if !saved.map_path.apply(super::path_of(image, vma.name)).exists() {
-            vma.kind = VmaKind::Private as u32;
-        }
-    }
-    let (from, to) = layouts(saved);
-    let mut converted = Vec::new();
-    for index in 0..saved.threads.len() {
-        let bytes = xstate::convert(area(saved, &saved.threads[index]), &from, &to);
-        let thread = &mut saved.threads[index];
-        (thread.xstate, thread.xstate_len) = (converted.len() as u64, bytes.len() as u64);
-        converted.extend_from_slice(&bytes);
-    }
-    saved.xstate = converted;
-    Ok(())
 }

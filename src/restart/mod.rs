@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Resuming a program from an image: the phases, in running order.
 //!
-//! [`phase1_check`] → [`phase2_open`] → [`phase3_fill`] → [`phase4_plan`] → [`phase5_leave`]. All
-//! that can fail is tried in the first four, in ordinary code, with nothing destroyed; the memory
-//! of the program is already filled when the last one, the point of no return, hands over to the
-//! restorer in the payload.
+//! [`phase1_check`] → [`phase2_adapt`] → [`phase3_open`] → [`phase4_fill`] → [`phase5_settle`] →
+//! [`phase6_plan`] → [`phase7_leave`]. All that can fail is tried in the first six, in ordinary code,
+//! with nothing destroyed; the memory of the program is already filled when the last one, the point
+//! of no return, hands over to the restorer in the payload.
 
 pub mod auxv;
 pub mod callers;
@@ -14,20 +14,23 @@ pub mod frames;
 pub mod machine;
 pub mod mapping;
 pub mod phase1_check;
-pub mod phase2_open;
-pub mod phase3_fill;
-pub mod phase4_plan;
-pub mod phase5_leave;
+pub mod phase2_adapt;
+pub mod phase3_open;
+pub mod phase4_fill;
+pub mod phase5_settle;
+pub mod phase6_plan;
+pub mod phase7_leave;
+mod placed;
+mod region;
 pub mod space;
+mod vdso;
 
 use crate::error::{Result, printable};
 use crate::fault::{Point, reach};
 use crate::image::read::Image;
 use crate::inject::monitor::Monitor;
-use crate::resource::descriptor::{grown, timerfd};
-use crate::resource::{process, scheduling, written};
+use crate::resource::descriptor::grown;
 use crate::settings::{self, Settings};
-use ckpt_abi::image::SectionKind;
 use std::convert::Infallible;
 use std::path::PathBuf;
 
@@ -58,31 +61,23 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
     let mut config = phase1_check::config(image, &saved, options)?;
     (config.run, config.before) = (settings::fresh_run(), image.header().run);
     mapping::set_signals_but(mask, config.asyncsig);
-    let mut warnings = Vec::from_iter(process::raise_limits(&saved.limits)?);
-    machine::adapt(image, &mut saved, options, &mut warnings)?;
-    let monitor = phase1_check::monitor(&config)?;
-    reach(Point::Watched);
-    warnings.extend(scheduling::denied(&saved.threads));
-    warnings.extend(written::restore(&saved.process));
-    let opened = phase2_open::open(image, &saved, phase2_open::Way::Restart, &mut warnings)?;
+    let mut warnings = Vec::new();
+    let monitor = phase2_adapt::adapt(image, &mut saved, &config, options, &mut warnings)?;
+    let opened = phase3_open::open(image, &saved, phase3_open::Way::Restart, &mut warnings)?;
     reach(Point::Reopened);
-    let mut filled = phase3_fill::fill(image, &mut saved, &opened, options)?;
+    let mut filled = phase4_fill::fill(image, &mut saved, &opened, options)?;
     reach(Point::Filled);
-    opened.objects.settle()?;
-    reach(Point::Settled);
-    clock::go_on(&mut saved, &mut filled.placed)?;
-    let content = |index| image.process(0).bytes(SectionKind::Content, index);
-    timerfd::arm_all(&opened.descriptors, content)?;
+    phase5_settle::settle(image, &mut saved, &opened, &mut filled)?;
     (filled.control.config.run, filled.control.config.before) = (config.run, config.before);
     filled.control.monitor = monitor.as_ref().map_or(0, Monitor::pid);
-    let plan = phase4_plan::plan(&saved, &opened, filled)?;
+    let plan = phase6_plan::plan(&saved, &opened, filled)?;
     // The last that can fail, for it alone changes something.
     let grown = grown::cut(&opened.descriptors, options.truncate_files, program_name)?;
     for warning in warnings.into_iter().chain(grown) {
         eprintln!("{program_name}: {}", printable(&warning));
     }
     reach(Point::Planned);
-    phase5_leave::leave(opened, plan)
+    phase7_leave::leave(opened, plan)
 }
 
 /// Whether [`restart`] would succeed in a process like this one, as far as can be seen without
@@ -92,7 +87,7 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
 /// Those of [`restart`].
 pub fn rehearse(image: &Image) -> Result<()> {
     let saved = phase1_check::check(image)?;
-    phase2_open::open(image, &saved, phase2_open::Way::Rehearsal, &mut Vec::new())?;
+    phase3_open::open(image, &saved, phase3_open::Way::Rehearsal, &mut Vec::new())?;
     image.verify()
 }
 

@@ -5,8 +5,6 @@ use super::{MapPath, Options};
 use crate::error::{Error, Result};
 use crate::image::PAGE;
 use crate::image::read::Image;
-use crate::image::stub;
-use crate::inject::{self, monitor::Monitor};
 use ckpt_abi::ABI_VERSION;
 use ckpt_abi::image::{
     Chunk, CpuLeaf, Descriptor, Guard, Limit, Machine, NO_OBJECT, Object, Owner, PendingSignal,
@@ -115,19 +113,6 @@ pub fn check(image: &Image) -> Result<Saved> {
         return Err(image.damaged("its guard pages overlap"));
     }
     Ok(saved)
-}
-
-/// Starts the monitor of a program that has periodic checkpoints: now, while this process is small
-/// and has one thread. It waits until the program is there.
-pub fn monitor(config: &Config) -> Result<Option<Monitor>> {
-    crate::settings::template(config)?;
-    if !inject::monitor::is_wanted(config) {
-        return Ok(None);
-    }
-    let own = std::process::id().cast_signed();
-    let monitor = inject::monitor::start(own, &stub::own()?, config)?;
-    monitor.allow();
-    Ok(Some(monitor))
 }
 
 /// The configuration that the program will have, but for what it is known by.

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: LGPL-2.1-only
-//! Phase 5, the point of no return: descriptors get their numbers, and the restorer takes over.
+//! Phase 7, the point of no return: descriptors get their numbers, and the restorer takes over.
 //!
 //! # Safety
 //! The one unsafe call ends this program; everything it needs was prepared.
 #![allow(unsafe_code)]
 
 use super::mapping;
-use super::phase2_open::Opened;
-use super::phase4_plan::Plan;
+use super::phase3_open::Opened;
+use super::phase6_plan::Plan;
 use crate::error::{Error, Result};
 use crate::fault::{Point, reach};
 use crate::proc;

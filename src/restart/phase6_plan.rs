@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: LGPL-2.1-only
-//! Phase 4: the orders for the restorer.
+//! Phase 6: the orders for the restorer.
 
 use super::phase1_check::Saved;
-use super::phase2_open::Opened;
-use super::phase3_fill::{Filled, Placed};
+use super::phase3_open::Opened;
+use super::phase4_fill::Filled;
+use super::placed::Placed;
 use crate::error::Result;
 use crate::resource::descriptor::{epoll, numbers};
 use crate::resource::plan::{Arena, Orders, Step};

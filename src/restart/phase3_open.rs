@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-only
-//! Phase 2: open every file that the program had open or mapped, and name all that are missing.
+//! Phase 3: open every file that the program had open or mapped, and name all that are missing.
 
 use super::callers;
 use super::phase1_check::Saved;

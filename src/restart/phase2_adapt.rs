@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! Phase 2: what this process and this machine are, beside what the program needs: refused, converted, warned of.
+
+use super::phase1_check::Saved;
+use super::{Options, machine};
+use crate::error::{Error, Result};
+use crate::fault::{Point, reach};
+use crate::image::read::Image;
+use crate::image::stub;
+use crate::inject::{self, monitor::Monitor};
+use crate::resource::cpu::{self, Set};
+use crate::resource::{process, scheduling, written, xstate};
+use ckpt_abi::image::{VmaKind, vma_flag};
+use ckpt_abi::region::Config;
+
+/// Adapts the records to this machine, and this process to the records; the program's monitor, if it has one.
+///
+/// # Errors
+/// All that is missing; nothing has happened then.
+pub fn adapt(
+    image: &Image,
+    saved: &mut Saved,
+    config: &Config,
+    options: &Options,
+    warnings: &mut Vec<String>,
+) -> Result<Option<Monitor>> {
+    warnings.extend(process::raise_limits(&saved.limits)?);
+    convert(image, saved, options, warnings)?;
+    let monitor = monitor(config)?;
+    reach(Point::Watched);
+    warnings.extend(scheduling::denied(&saved.threads));
+    warnings.extend(written::restore(&saved.process));
+    Ok(monitor)
+}
+
+/// Refuses what cannot go on here, and brings the threads' extended state into this machine's layout.
+/// What is lost with that is a warning.
+///
+/// # Errors
+/// All that is missing; nothing has happened then.
+fn convert(
+    image: &Image,
+    saved: &mut Saved,
+    options: &Options,
+    warnings: &mut Vec<String>,
+) -> Result<()> {
+    let lacks = machine::lacks(image, saved);
+    let stays = lacks.iter().any(|l| !l.forcible);
+    if lacks.iter().any(|l| !(l.forcible && options.force_cpu)) {
+        let all: Vec<_> = lacks.iter().map(|l| l.what.as_str()).collect();
+        let error = Error::new(format!(
+            "cannot restart {} on this machine: {}",
+            image.path().display(),
+            all.join("; ")
+        ));
+        return Err(if stays {
+            error.hint("restart it where it was saved")
+        } else {
+            error.hint(format!(
+                "start the program with `ckpt --cpu {}` to have checkpoints that restart here, or try --force-cpu",
+                cpu::level_name(Set::here().level())
+            ))
+        });
+    }
+    warnings.extend(lacks.into_iter().map(|l| format!("forced: {}", l.what)));
+    let lost = machine::lost(saved, false);
+    if !lost.is_empty() {
+        warnings.push(format!("values are lost that it may not use (--cpu): {lost}"));
+    }
+    saved.map_path = options.map_path.clone();
+    saved.exe = saved.map_path.apply(std::mem::take(&mut saved.exe));
+    saved.cwd = saved.map_path.apply(std::mem::take(&mut saved.cwd));
+    for vma in saved.vmas.iter_mut().filter(|v| v.flags & vma_flag::CARRIED != 0) {
+        if !saved.map_path.apply(super::path_of(image, vma.name)).exists() {
+            vma.kind = VmaKind::Private as u32;
+        }
+    }
+    let (from, to) = machine::layouts(saved);
+    let mut converted = Vec::new();
+    for index in 0..saved.threads.len() {
+        let bytes = xstate::convert(machine::area(saved, &saved.threads[index]), &from, &to);
+        let thread = &mut saved.threads[index];
+        (thread.xstate, thread.xstate_len) = (converted.len() as u64, bytes.len() as u64);
+        converted.extend_from_slice(&bytes);
+    }
+    saved.xstate = converted;
+    Ok(())
+}
+
+/// Starts the monitor of a program that has periodic checkpoints: now, while this process is small
+/// and has one thread. It waits until the program is there.
+fn monitor(config: &Config) -> Result<Option<Monitor>> {
+    crate::settings::template(config)?;
+    if !inject::monitor::is_wanted(config) {
+        return Ok(None);
+    }
+    let own = std::process::id().cast_signed();
+    let monitor = inject::monitor::start(own, &stub::own()?, config)?;
+    monitor.allow();
+    Ok(Some(monitor))
+}

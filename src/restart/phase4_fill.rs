@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! Phase 4: the program's memory, filled and checked, in this process.
+//!
+//! Whatever is free here is mapped where the program has it; the rest is filled elsewhere and
+//! moved by the restorer with its page tables.
+//!
+//! # Safety
+//! Mappings are written through slices that do not overlap, before their protection is final.
+#![allow(unsafe_code)]
+
+use super::Options;
+use super::callers::List;
+use super::mapping::Mapping;
+use super::phase1_check::Saved;
+use super::phase3_open::Opened;
+use super::placed::Placed;
+use super::space::Space;
+use super::vdso::Vdso;
+use super::{auxv, following, frames, placed, region, vdso};
+use crate::error::{Error, Result};
+use crate::image::read::Image;
+use crate::proc;
+use crate::resource::{cpu, resolver};
+use ckpt_abi::image::{Chunk, SignalAction, Vma, VmaKind, vma_flag};
+use ckpt_abi::region::Control;
+use ckpt_abi::turn::Turn;
+use nix::libc;
+use nix::sys::mman::MapFlags;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// The filled memory.
+pub struct Filled {
+    /// What the payload is told of missing files.
+    pub missing: Option<List>,
+    /// All mappings but the payload's copy of the executable.
+    pub placed: Vec<Placed>,
+    /// The payload's control page, as the program will have it.
+    pub control: Control,
+    /// Whose turn it is in the restarted program.
+    pub turn: Turn,
+    /// First address of the payload's region.
+    pub region: u64,
+    /// Dispositions, with the checkpoint signal's adapted.
+    pub actions: Vec<SignalAction>,
+    /// The vdso.
+    pub vdso: Vdso,
+    /// What is taken.
+    pub space: Space,
+}
+
+/// Maps and fills.
+pub fn fill(
+    image: &Image,
+    saved: &mut Saved,
+    opened: &Opened,
+    options: &Options,
+) -> Result<Filled> {
+    let own = proc::maps::read(std::process::id().cast_signed())?;
+    let mut stub_space = Space::default();
+    own.iter().for_each(|v| stub_space.take(v.start, v.end));
+    let mut space = stub_space.clone();
+    saved.vmas.iter().for_each(|v| space.take(v.start, v.end));
+    let region_end = saved.process.region + saved.process.region_len;
+    space.take(saved.process.region, region_end);
+    space.take(saved.process.vvar, saved.process.vvar + saved.process.vvar_len);
+
+    let mut placed = Vec::new();
+    let (vdso, patched) = vdso::place(image, saved, &own, &mut space)?;
+    for (i, record) in saved.vmas.iter().enumerate() {
+        if record.kind == VmaKind::Vdso as u32 && patched.is_none() {
+            continue;
+        }
+        let in_place = stub_space.is_free(record.start, record.end);
+        if !in_place && record.flags & vma_flag::REGION != 0 {
+            return Err(Error::new(format!(
+                "the addresses at {:#x}, which ckpt has in the program, are taken in this process",
+                record.start
+            ))
+            .hint("execute the checkpoint by itself (./foo.ckpt): not by way of ckpt, and without LD_PRELOAD"));
+        }
+        let len = record.end - record.start;
+        let at = if in_place { record.start } else { space.find(len, record.start)? };
+        let followed = following::map(image, saved, record, at);
+        let (follows, is_final) = (followed.is_some(), is_final(saved, record));
+        let mapping = match followed {
+            Some(mapping) => mapping,
+            None if is_final && record.kind == VmaKind::Private as u32 => {
+                Mapping::reservation(at, len, record.prot)?
+            }
+            None => map(record, at, i, opened, is_final)?,
+        };
+        let is_final = is_final && !follows;
+        placed.push(Placed { record: *record, mapping, borders: Vec::new(), is_final, follows });
+    }
+    if patched.is_some() {
+        placed.extend(vdso::data(saved, &stub_space, &mut space)?);
+        placed.sort_by_key(|p| p.record.start);
+    }
+    read_pages(image, saved, &placed)?;
+    placed.iter().filter(|home| home.follows).for_each(|home| following::clear(saved, home));
+    narrow_resolver(saved, &mut placed);
+    auxv::update(saved, &mut placed)?;
+    frames::convert(saved, &mut placed, &mut space)?;
+    if let Some(code) = patched {
+        let record = placed.iter_mut().find(|p| p.record.kind == VmaKind::Vdso as u32);
+        record.map(|p| p.mapping.write(0, &code)).transpose()?;
+    }
+    let missing = List::make(&opened.missing, &mut space)?;
+    let (control, actions) = region::fill(saved, &mut placed, options, missing.as_ref())?;
+    let base = saved.process.region;
+    let turn = region::renew_turns(base, &mut placed)?;
+    placed::finish(&mut placed, &saved.guards)?;
+    Ok(Filled { placed, control, turn, region: base, actions, vdso, space, missing })
+}
+
+/// Whether a mapping is one that the program cannot write to, and for which the image has nothing. Were it
+/// writable for a while, it would count as memory (the kernel's accountable_mapping), and the kernel would
+/// join it with its neighbours and put a huge page across the border.
+fn is_final(saved: &Saved, record: &Vma) -> bool {
+    let private = [VmaKind::Private as u32, VmaKind::PrivateFile as u32].contains(&record.kind);
+    let special =
+        record.flags & (vma_flag::REGION | vma_flag::GROWSDOWN | vma_flag::DROPPABLE) != 0;
+    if !private || record.prot & libc::PROT_WRITE as u32 != 0 || special {
+        return false;
+    }
+    let next = saved.memory.partition_point(|c| c.address + u64::from(c.len) <= record.start);
+    saved.memory.get(next).is_none_or(|chunk| chunk.address >= record.end)
+}
+
+fn map(record: &Vma, at: u64, index: usize, opened: &Opened, is_final: bool) -> Result<Mapping> {
+    let len = record.end - record.start;
+    let writable = record.prot | libc::PROT_WRITE as u32 | libc::PROT_READ as u32;
+    let kind = VmaKind::try_from(record.kind)
+        .map_err(|number| Error::new(format!("a mapping is of an unknown kind ({number})")))?;
+    match kind {
+        VmaKind::Shared => {
+            let (object, permitted) = opened.objects.to_map(record.object)?;
+            Mapping::file(at, len, writable & permitted, true, object, record.offset)
+        }
+        VmaKind::SharedFile | VmaKind::PrivateFile => {
+            let shared = kind == VmaKind::SharedFile;
+            let file = opened.mapped.get(index).and_then(Option::as_ref);
+            let file = file.ok_or_else(|| Error::new("a mapping has no file"))?;
+            let prot = if shared || is_final { record.prot } else { writable };
+            Mapping::file(at, len, prot, shared, file, record.offset)
+        }
+        VmaKind::Private | VmaKind::Vdso if record.flags & vma_flag::DROPPABLE != 0 => {
+            Mapping::droppable(at, len)
+        }
+        VmaKind::Private | VmaKind::Vdso => {
+            let mut flags = MapFlags::empty();
+            if record.flags & vma_flag::NORESERVE != 0 || record.prot == 0 {
+                flags |= MapFlags::MAP_NORESERVE;
+            }
+            if record.flags & vma_flag::GROWSDOWN != 0 {
+                flags |= MapFlags::MAP_GROWSDOWN;
+            }
+            Mapping::anonymous(at, len, flags)
+        }
+    }
+}
+
+/// Makes the dynamic linker save what it has room for ([`resolver`]).
+fn narrow_resolver(saved: &Saved, placed: &mut [Placed]) {
+    const EXEC: u32 = libc::PROT_EXEC as u32;
+    let components = saved.machine.xcr0;
+    if cpu::xcr0() & !components & resolver::SAVED == 0 {
+        return;
+    }
+    for home in placed.iter_mut().filter(|p| p.record.prot & EXEC != 0) {
+        let record = &home.record;
+        let ours = record.flags & vma_flag::REGION != 0;
+        if record.kind != VmaKind::Private as u32 || ours || home.is_final {
+            continue;
+        }
+        // SAFETY: the mapping is readable and writable until [`placed::finish`]; no other slice is alive.
+        let code = unsafe { home.mapping.slice(0, record.end - record.start) };
+        code.map(|code| resolver::narrow(code, components));
+    }
+}
+
+/// Reads all chunks into their mappings, checking each, with a few threads.
+fn read_pages(image: &Image, saved: &Saved, placed: &[Placed]) -> Result<()> {
+    let next = AtomicUsize::new(0);
+    let failure = Mutex::new(None);
+    let work = || {
+        while let Some(chunk) = saved.memory.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if let Err(e) = read_chunk(image, placed, chunk) {
+                failure.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(e);
+                return;
+            }
+        }
+    };
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get()).min(8);
+    std::thread::scope(|scope| {
+        // Where no thread can be made, this one does it all.
+        for _ in 1..cores {
+            let _ = std::thread::Builder::new().stack_size(256 << 10).spawn_scoped(scope, work);
+        }
+        work();
+    });
+    failure.into_inner().unwrap_or_else(|e| e.into_inner()).map_or(Ok(()), Err)
+}
+
+fn read_chunk(image: &Image, placed: &[Placed], chunk: &Chunk) -> Result<()> {
+    let index = placed.partition_point(|p| p.record.start <= chunk.address);
+    let home = index.checked_sub(1).and_then(|i| placed.get(i));
+    let shared = VmaKind::SharedFile as u32;
+    let home = home.filter(|p| chunk.address < p.record.end && p.record.kind != shared);
+    let Some(home) = home else {
+        // The vdso's bytes, when the fresh one is used instead, or those of a file that is there.
+        return image.read_chunk(chunk).map(drop);
+    };
+    if home.follows {
+        return following::fill(image, home, chunk);
+    }
+    // SAFETY: the mapping is readable and writable until [`placed::finish`], and the chunks of an image, as was
+    // checked, do not overlap.
+    let slice = unsafe { home.mapping.slice(chunk.address - home.record.start, chunk.len.into()) };
+    let slice = slice.ok_or_else(|| image.damaged("memory lies outside its mapping"))?;
+    image.read_chunk_into(chunk, slice)
+}
