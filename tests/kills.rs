@@ -143,6 +143,23 @@ fn a_dumper_of_threads_is_killed_at_each_step() {
     run.go();
 }
 
+/// What a dumper borrows of a program's text stays where it dies; there is room for some, also in a static program.
+#[test]
+fn some_that_die_while_they_inject_leave_room_for_the_next() {
+    for build in [Build::Musl, Build::Pie] {
+        let bench = Bench::new(Who::Nobody);
+        let mut run = bench.run(bench.subject("observer", build), &[]);
+        run.expect("ready");
+        for step in ["borrowed", "working", "mapped", "borrowed", "entered"] {
+            let line = ["save", &run.pid_text(), "-n", &bench.name("x.ckpt")];
+            assert!(is_killed(&bench, step, &line), "{step}");
+            run.check();
+        }
+        goes_on(&bench, &mut run, "them");
+        run.go();
+    }
+}
+
 /// A program that was started with CKPT_FAULT and put under ckpt without: only what it and its monitor start has it.
 #[track_caller]
 fn attached(bench: &Bench, step: &str, options: &[&str]) -> Run {

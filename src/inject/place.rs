@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Where things can lie in somebody else's address space.
 
+use super::PAGE;
 use super::elf::Payload;
 use crate::error::{Error, Result};
 use crate::proc::maps::Vma;
 use crate::ptrace::memory::Memory;
-use ckpt_abi::region::{HOLE_LEN, RANGES, next_base};
+use ckpt_abi::region::{HOLE_AREA, HOLE_LEN, RANGES, next_base};
 
 /// A free base for a region of `len` bytes.
 pub fn region(pid: i32, vmas: &[Vma], len: u64) -> Result<u64> {
@@ -54,12 +55,14 @@ pub struct Hole {
 impl Hole {
     /// Finds room for a hole and puts its code there.
     pub fn make(tid: i32, memory: &Memory, vmas: &[Vma], pid: i32) -> Result<Self> {
-        let addr = padding(memory, vmas).ok_or_else(|| {
+        let hole = Payload::embedded()?.hole();
+        let code = &hole[..HOLE_AREA as usize];
+        let addr = padding(memory, vmas, code).ok_or_else(|| {
             Error::new(format!(
                 "process {pid} has no executable memory in which ckpt could begin its work"
             ))
         })?;
-        memory.write_forced(tid, addr, &Payload::embedded()?.hole())?;
+        memory.write_forced(tid, addr, &hole)?;
         Ok(Self { addr })
     }
 
@@ -70,16 +73,53 @@ impl Hole {
 }
 
 /// The vdso first, which is the kernel's, then the ends of files. Not memory that a program has made
-/// executable itself, where a compiler may be about to write.
-fn padding(memory: &Memory, vmas: &[Vma]) -> Option<u64> {
-    const ROOM: usize = HOLE_LEN as usize + 64;
+/// executable itself, where a compiler may be about to write. In front of the holes of those that have died is room, too.
+fn padding(memory: &Memory, vmas: &[Vma], code: &[u8]) -> Option<u64> {
     let executable = vmas
         .iter()
         .filter(|v| v.exec && v.read && !v.write && !v.shared)
         .filter(|v| v.name == "[vdso]" || v.inode != 0);
     executable.rev().find_map(|vma| {
-        let mut tail = [0; ROOM];
-        memory.read(vma.end - ROOM as u64, &mut tail).ok()?;
-        tail.iter().all(|b| *b == 0).then_some((vma.end - HOLE_LEN) & !63)
+        let mut tail = [0; PAGE as usize];
+        memory.read(vma.end - PAGE, &mut tail).ok()?;
+        room(&tail, code).map(|at| vma.end - PAGE + at as u64)
     })
+}
+
+/// Where a hole may begin in the last page of a mapping, behind as many zeros as no text's end has by chance.
+fn room(tail: &[u8], code: &[u8]) -> Option<usize> {
+    const APART: usize = 64;
+    let mut at = (tail.len() - HOLE_LEN as usize) & !(APART - 1);
+    loop {
+        let before = at.checked_sub(APART)?;
+        if tail[before..at + HOLE_LEN as usize].iter().all(|byte| *byte == 0) {
+            return Some(at);
+        }
+        if !tail[at..].starts_with(code) {
+            return None;
+        }
+        at = at.checked_sub(HOLE_LEN as usize)?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holes_lie_in_front_of_each_other_in_zeros() {
+        let code = Payload::embedded().unwrap().hole();
+        let code = &code[..HOLE_AREA as usize];
+        let mut tail = vec![0; PAGE as usize];
+        tail[..2500].fill(0x90);
+        let mut holes = Vec::new();
+        while let Some(at) = room(&tail, code) {
+            assert!(at >= 2500 + 64 && at.is_multiple_of(64), "{at}");
+            assert!(tail[at..at + HOLE_LEN as usize].iter().all(|byte| *byte == 0));
+            tail[at..at + code.len()].copy_from_slice(code);
+            holes.push(at);
+        }
+        assert_eq!(holes.len(), (4096 - 2500 - 64) / HOLE_LEN as usize);
+        assert_eq!(room(&[0x90; 4096], code), None);
+    }
 }
