@@ -8,9 +8,13 @@
 use super::destination;
 use super::identity::{self, Identity};
 use crate::cli::{self, Resume};
-use crate::error::{Because, Error, NOT_FOUND, Result};
+use crate::error::{Because, CANNOT_EXECUTE, Error, NOT_FOUND, Result};
 use crate::image::stub;
-use crate::inject::launch::{launch, refuse_privileged};
+use crate::image::{file::is_checkpoint, read};
+use crate::inject::{
+    self,
+    launch::{launch, refuse_privileged},
+};
 use crate::resource::cpu::{
     Set,
     limit::{self, Limit},
@@ -33,6 +37,7 @@ pub fn run(
     replace: bool,
 ) -> Result<u8> {
     refuse_privileged(program)?;
+    refuse_checkpoint(program)?;
     let here = std::env::current_dir().because(|| "cannot find out the current directory")?;
     let own = Name::parse(&settings::default_name(program))?;
     let named = settings.name.is_some();
@@ -57,6 +62,19 @@ pub fn run(
     destination::check_said(&settings)?;
     let failed = launch(program, args, &config, &stub::own()?);
     match failed.map_err(|e| if e.status() == NOT_FOUND { e.or_else_meant(program) } else { e })? {}
+}
+
+/// Refuses a checkpoint in the place of a program: it brings its own ckpt, and restarts by that.
+fn refuse_checkpoint(program: &OsStr) -> Result<()> {
+    let path = inject::launch::executable(program);
+    let Some(path) = path.filter(|path| read::open(path).is_ok_and(|file| is_checkpoint(&file)))
+    else {
+        return Ok(());
+    };
+    let shown = path.display();
+    let sentence = format!("{shown} is a checkpoint, which restarts without the ckpt command");
+    let way_out = format!("run it directly: {shown} [OPTIONS...]; or ckpt restart {shown}");
+    Err(Error::new(sentence).hint(way_out).with_status(CANNOT_EXECUTE))
 }
 
 impl Error {

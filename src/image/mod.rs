@@ -3,6 +3,7 @@
 
 pub mod elf;
 pub mod file;
+mod front;
 #[cfg(test)]
 mod golden;
 mod head;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Writing an image, front to back except for its header.
 
-use super::{PAGE, elf, hash};
+use super::{PAGE, elf, front, hash};
 use crate::error::{Error, Result};
 use ckpt_abi::ABI_VERSION;
 use ckpt_abi::image::{
@@ -48,6 +48,7 @@ pub struct Writer<'a> {
 impl<'a> Writer<'a> {
     /// An image behind `stub`.
     pub fn new(sink: &'a mut dyn Sink, stub: Vec<u8>) -> Self {
+        let stub = front::put_before(stub);
         let start = (stub.len() as u64).next_multiple_of(PAGE);
         let (chunks, sections) = (Vec::new(), Vec::new());
         Self { sink, stub, start, at: start + PAGE, chunks, sections, runs: [[0; 2]; 2] }
@@ -170,6 +171,7 @@ impl<'a> Writer<'a> {
         self.sink.write_at(table_at + elf::LEN, trailer.as_bytes())?;
         let stub_len = self.stub.len() as u64;
         elf::refer_to_table(&mut self.stub, table_at);
+        front::set_length(&mut self.stub, file_len);
         self.stub.resize(self.start as usize, 0);
         self.sink.write_at(0, &self.stub)?;
         let header = self.header(stub_len, file_len, sections_at, hash(&sections));

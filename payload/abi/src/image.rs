@@ -2,7 +2,7 @@
 //! The records of a checkpoint file.
 //!
 //! ```text
-//! 0               stub              the ckpt executable, padded to a page
+//! 0               stub              a page that looks whether the file is whole, and the ckpt executable, padded
 //! header.start    Header            one page
 //!                 chunks            content, as the array of [`Chunk`] tells, without gaps
 //!                 sections          records and bytes, each padded to 8

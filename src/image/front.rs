@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! The first page of a checkpoint: a small program that looks whether all of the file is there, before anything
+//! behind that page is touched.
+//!
+//! The kernel maps an executable without a look at its length, and who touches a page behind the end of a file that was
+//! cut off dies of SIGBUS; so would the kernel itself, which clears what lies behind a segment's data in the last page
+//! of it (padzero in fs/binfmt_elf.c). So the executable in an image lies behind a page with an ELF header of its own,
+//! whose segments end with pages, and its code begins only when the file has the length that this page says.
+//!
+//! ```text
+//! 0        ELF header
+//! 64       length of the file, address of the real entry point, code
+//!          program headers: what is too short for them is refused by the kernel (ENOEXEC)
+//! 4096     the executable, with its addresses moved by a page
+//! ```
+//!
+//! Addresses that the C runtime takes from the program headers stay: it computes where it lies from PT_DYNAMIC and
+//! the true place of that (musl, ldso/dlstart.c and src/env/__init_tls.c).
+//!
+//! # Safety
+//! The assembly is data of ours, which is only copied here; its two symbols are its first byte and the one behind it.
+#![allow(unsafe_code)]
+
+use super::PAGE;
+use goblin::elf64::header::{ELFMAG, ET_DYN, Header};
+use goblin::elf64::program_header::{PF_R, PF_X, PT_GNU_STACK, PT_LOAD, ProgramHeader};
+use std::mem::{offset_of, size_of};
+
+// The kernel gives the stack as execve(2) says: the number of arguments, then their addresses.
+std::arch::global_asm!(
+    ".pushsection .rodata.ckpt_front, \"a\", @progbits",
+    ".balign 8",
+    ".globl ckpt_front_begin",
+    ".hidden ckpt_front_begin",
+    "ckpt_front_begin:",
+    ".quad 0",
+    ".quad 0",
+    "mov r8, rsp",
+    "sub rsp, 1024",
+    "lea rdi, [rip + 20f]",
+    "mov rsi, rsp",
+    "mov eax, {stat}",
+    "syscall",
+    "test eax, eax",
+    "jne 2f",
+    "mov rax, [rsp + {size}]",
+    "cmp rax, [rip + ckpt_front_begin]",
+    "jb 3f",
+    "2: mov rsp, r8",
+    "xor edx, edx",
+    "lea rax, [rip + ckpt_front_begin - {header}]",
+    "add rax, [rip + ckpt_front_begin + 8]",
+    "jmp rax",
+    // One line in one call: "ckpt: ", the name without control characters, and the reason.
+    "3: cld",
+    "mov rdi, rsp",
+    "lea rsi, [rip + 21f]",
+    "mov ecx, 6",
+    "rep movsb",
+    "mov rsi, [r8 + 8]",
+    "test rsi, rsi",
+    "je 7f",
+    "mov ecx, 700",
+    "4: lodsb",
+    "test al, al",
+    "je 7f",
+    "cmp al, 32",
+    "jb 5f",
+    "cmp al, 127",
+    "jne 6f",
+    "5: mov al, 63",
+    "6: stosb",
+    "dec ecx",
+    "jne 4b",
+    "7: lea rsi, [rip + 22f]",
+    "lea rcx, [rip + 23f]",
+    "sub rcx, rsi",
+    "rep movsb",
+    "mov rdx, rdi",
+    "sub rdx, rsp",
+    "mov rsi, rsp",
+    "mov edi, 2",
+    "mov eax, {write}",
+    "syscall",
+    "mov edi, {failed}",
+    "mov eax, {exit}",
+    "syscall",
+    "20: .asciz \"/proc/self/exe\"",
+    "21: .ascii \"ckpt: \"",
+    "22: .ascii \" was cut off: its end is missing; restart an older checkpoint or another copy\\n\"",
+    "23:",
+    ".globl ckpt_front_end",
+    ".hidden ckpt_front_end",
+    "ckpt_front_end:",
+    ".popsection",
+    stat = const nix::libc::SYS_stat,
+    size = const offset_of!(nix::libc::stat, st_size),
+    header = const size_of::<Header>(),
+    write = const nix::libc::SYS_write,
+    failed = const crate::error::FAILED,
+    exit = const nix::libc::SYS_exit_group,
+);
+
+unsafe extern "C" {
+    static ckpt_front_begin: u8;
+    static ckpt_front_end: u8;
+}
+
+/// Where the length of the file stands in the page.
+const LENGTH: usize = size_of::<Header>();
+/// Where the address of the real entry point does.
+const ENTRY: usize = LENGTH + 8;
+
+fn code() -> &'static [u8] {
+    let (begin, end) = (&raw const ckpt_front_begin, &raw const ckpt_front_end);
+    // SAFETY: both are of one piece of data, which lasts as long as we.
+    unsafe { std::slice::from_raw_parts(begin, end.addr() - begin.addr()) }
+}
+
+/// An executable behind such a page; as it is where it is none that could lie there.
+pub fn put_before(stub: Vec<u8>) -> Vec<u8> {
+    fronted(&stub).unwrap_or(stub)
+}
+
+/// Tells the page how long the file is.
+pub fn set_length(stub: &mut [u8], len: u64) {
+    if is_before(stub)
+        && let Some(place) = stub.get_mut(LENGTH..LENGTH + 8)
+    {
+        place.copy_from_slice(&len.to_le_bytes());
+    }
+}
+
+/// Takes the page away from an executable that has one.
+pub fn take_away(stub: &mut Vec<u8>) {
+    if is_before(stub) {
+        stub.drain(..PAGE as usize);
+    }
+}
+
+/// Whether an executable begins behind the first page: no other has another ELF header there.
+fn is_before(stub: &[u8]) -> bool {
+    let page = PAGE as usize;
+    stub.starts_with(ELFMAG) && stub.get(page..).is_some_and(|rest| rest.starts_with(ELFMAG))
+}
+
+fn fronted(stub: &[u8]) -> Option<Vec<u8>> {
+    let header = *Header::from_bytes(stub.first_chunk()?);
+    let (at, count) = (usize::try_from(header.e_phoff).ok()?, usize::from(header.e_phnum));
+    let table = stub.get(at..at.checked_add(count * size_of::<ProgramHeader>())?)?;
+    if !stub.starts_with(ELFMAG) || header.e_type != ET_DYN {
+        return None;
+    }
+    let mut segments = ProgramHeader::from_bytes(table, count);
+    let mut moved = [vec![0; PAGE as usize], stub.to_vec()].concat();
+    for segment in &mut segments {
+        whole_pages(segment, &mut moved)?;
+    }
+    let front = ProgramHeader {
+        p_type: PT_LOAD,
+        p_flags: PF_R | PF_X,
+        p_filesz: PAGE,
+        p_memsz: PAGE,
+        p_align: PAGE,
+        ..ProgramHeader::default()
+    };
+    segments.insert(0, front);
+    let code = code();
+    let table_at = (LENGTH + code.len()).next_multiple_of(8);
+    let table: Vec<u8> = segments.iter().flat_map(bytes).collect();
+    let page = moved.get_mut(..PAGE as usize)?;
+    page[..LENGTH].copy_from_slice(stub.get(..LENGTH)?);
+    let mut put = |at: usize, bytes: &[u8]| page[at..at + bytes.len()].copy_from_slice(bytes);
+    put(offset_of!(Header, e_entry), &(ENTRY as u64 + 8).to_le_bytes());
+    put(offset_of!(Header, e_phoff), &(table_at as u64).to_le_bytes());
+    put(offset_of!(Header, e_phnum), &(segments.len() as u16).to_le_bytes());
+    put(LENGTH, code);
+    put(ENTRY, &(header.e_entry + PAGE).to_le_bytes());
+    put(table_at, &table);
+    Some(moved)
+}
+
+/// Moves a segment by a page. What of it is to be mapped ends with a page, which the kernel then has nothing to clear
+/// in.
+fn whole_pages(segment: &mut ProgramHeader, file: &mut Vec<u8>) -> Option<()> {
+    if segment.p_type == PT_GNU_STACK {
+        return Some(());
+    }
+    segment.p_offset += PAGE;
+    if segment.p_type != PT_LOAD {
+        return Some(());
+    }
+    segment.p_vaddr += PAGE;
+    segment.p_paddr += PAGE;
+    if segment.p_memsz == segment.p_filesz {
+        return Some(());
+    }
+    let (start, end) = (segment.p_offset, segment.p_offset.checked_add(segment.p_filesz)?);
+    let whole = end.next_multiple_of(PAGE);
+    let (from, to) = (usize::try_from(end).ok()?, usize::try_from(whole).ok()?);
+    file.resize(file.len().max(to), 0);
+    file.get_mut(from..to)?.fill(0);
+    segment.p_filesz = whole - start;
+    segment.p_memsz = segment.p_memsz.max(segment.p_filesz);
+    Some(())
+}
+
+fn bytes(segment: &ProgramHeader) -> Vec<u8> {
+    let ProgramHeader { p_type, p_flags, p_offset, p_vaddr, p_paddr, p_filesz, p_memsz, p_align } =
+        *segment;
+    let words = [p_offset, p_vaddr, p_paddr, p_filesz, p_memsz, p_align].map(u64::to_le_bytes);
+    [&p_type.to_le_bytes()[..], &p_flags.to_le_bytes(), words.as_flattened()].concat()
+}
