@@ -9,7 +9,7 @@ use std::path::Path;
 use ckpt::error::Result;
 use ckpt::image::read::Image;
 use ckpt::image::write::Writer;
-use ckpt::restart::{Options, phase1_check};
+use ckpt::restart::{MapPath, Options, phase1_check};
 use ckpt::settings::server::ServerName;
 use ckpt::settings::{Name, Template, Values};
 use ckpt_abi::image::{SectionKind, WHOLE_IMAGE};
@@ -81,11 +81,11 @@ fn owner(kind: SectionKind) -> u32 {
 fn read(bytes: Vec<u8>) -> Result<()> {
     let image = Image::from_source(Box::new(bytes), Path::new("made up"))?;
     let whole = image.verify();
-    let saved = phase1_check::check(&image)?;
-    for object in &saved.objects {
+    let (of_all, saved) = phase1_check::check(&image, &MapPath::default())?;
+    for object in &of_all.objects {
         let _ = image.text(object.name);
     }
-    let _ = phase1_check::config(&image, &saved, &Options::default());
+    let _ = phase1_check::config(&saved, &Options::default());
     whole
 }
 

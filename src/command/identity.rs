@@ -113,8 +113,8 @@ impl Identity {
 /// The numbers that the program was launched with; 0 where the checkpoint has none that can be read.
 fn launched(image: &Image) -> [u64; 3] {
     let options = restart::Options::default();
-    let saved = phase1_check::check(image);
-    let config = saved.and_then(|saved| phase1_check::config(image, &saved, &options));
+    let saved = phase1_check::check(image, &options.map_path);
+    let config = saved.and_then(|(_, saved)| phase1_check::config(&saved, &options));
     config.map_or([0; 3], |config| config.launched)
 }
 

@@ -74,8 +74,8 @@ fn describe(image: &Image, json: bool) -> Result<Facts> {
     facts.add("mappings", vmas.len());
     facts.add_bytes("memory", vmas.iter().map(|v| v.end - v.start).sum());
     facts.add("descriptors", descriptors.len());
-    let saved = phase1_check::check(image)?;
-    facts.add("files", checkpoint::shown(&checkpoint::files(image, &saved, &MapPath::default())));
+    let (whole, saved) = phase1_check::check(image, &MapPath::default())?;
+    facts.add("files", checkpoint::shown(&checkpoint::files(&whole, &saved)));
     let embedded =
         descriptors.iter().filter(|d| d.kind == DescriptorKind::Path as u32 && d.extra == EMBEDDED);
     let embedded: BTreeSet<_> = embedded.map(|d| text(d.path)).collect();

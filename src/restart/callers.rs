@@ -7,7 +7,6 @@ use super::phase1_check::Saved;
 use super::space::Space;
 use crate::error::Result;
 use crate::image::PAGE;
-use crate::image::read::Image;
 use crate::resource::descriptor::Missing;
 use ckpt_abi::api::{API, Answer, Api, Missing as Record, Request, Visit, When};
 use nix::sys::mman::MapFlags;
@@ -19,9 +18,9 @@ use zerocopy::{FromBytes, IntoBytes};
 pub const END: usize = API as usize + size_of::<Api>();
 
 /// The API's part of the region in an image.
-pub fn of_image(image: &Image, saved: &Saved) -> Result<Option<Api>> {
+pub fn of_image(saved: &Saved<'_>) -> Result<Option<Api>> {
     let mut page = vec![0; END];
-    saved.read(image, saved.process.region, &mut page)?;
+    saved.read(saved.process.region, &mut page)?;
     Ok(read(&page))
 }
 
@@ -68,7 +67,7 @@ pub fn read(page: &[u8]) -> Option<Api> {
 }
 
 /// Renews it for the restarted process.
-pub fn renew(page: &mut [u8], saved: &Saved, list: Option<&List>) {
+pub fn renew(page: &mut [u8], saved: &Saved<'_>, list: Option<&List>) {
     let Some(mut api) = read(page) else { return };
     let due = due(&api);
     let locks = [&mut api.lock, &mut api.exclude_lock];

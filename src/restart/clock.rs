@@ -18,7 +18,7 @@
 #![allow(unsafe_code)]
 
 use super::machine::capable;
-use super::phase1_check::Saved;
+use super::phase1_check::{Saved, Whole};
 use super::phase7_leave::be_alone;
 use super::placed::{Placed, read, write};
 use crate::error::{Because, Result};
@@ -39,12 +39,12 @@ const SECOND: i64 = 1_000_000_000;
 
 /// Lets the clocks of the program go on from their saved values, or shifts what ckpt gives back itself to those that are
 /// here.
-pub fn go_on(saved: &mut Saved, placed: &mut [Placed]) -> Result<()> {
+pub fn go_on(whole: &Whole<'_>, saved: &mut Saved<'_>, placed: &mut [Placed]) -> Result<()> {
     // Only a process with one thread may enter a time namespace.
     be_alone()?;
     let here = proc::clocks(std::process::id().cast_signed())?;
     let later = |here: u64, there: u64| here.cast_signed().saturating_sub(there.cast_signed());
-    let machine = &saved.machine;
+    let machine = &whole.machine;
     let monotonic = later(here.since_boot[0], machine.monotonic);
     let boottime = later(here.since_boot[1], machine.boottime);
     let realtime = later(here.realtime, machine.realtime);
@@ -109,7 +109,7 @@ fn go_back(own: [i64; 2], behind: [i64; 2]) -> Option<()> {
 }
 
 /// Shifts what ckpt gives back itself.
-fn shift(saved: &mut Saved, placed: &mut [Placed], later: Later) -> Result<()> {
+fn shift(saved: &mut Saved<'_>, placed: &mut [Placed], later: Later) -> Result<()> {
     let region = saved.process.region;
     let base = region + WAITS;
     let mut notes = vec![Wait::new_zeroed(); WAIT_COUNT as usize];

@@ -7,7 +7,7 @@
 #![allow(unsafe_code)]
 
 use super::mapping::Mapping;
-use super::phase1_check::Saved;
+use super::phase1_check::{Saved, Whole};
 use super::placed::Placed;
 use crate::error::Result;
 use crate::image::PAGE;
@@ -17,11 +17,11 @@ use ckpt_abi::image::{Chunk, Vma, vma_flag};
 use nix::libc;
 
 /// Maps the file at `at`, if it is still there and lets itself be mapped.
-pub(super) fn map(image: &Image, saved: &Saved, record: &Vma, at: u64) -> Option<Mapping> {
+pub(super) fn map(whole: &Whole<'_>, record: &Vma, at: u64) -> Option<Mapping> {
     if record.flags & vma_flag::FOLLOWS == 0 {
         return None;
     }
-    let path = saved.map_path.apply(super::path_of(image, record.name));
+    let path = whole.path(record.name);
     let file = memory::open::same(&path, record)?;
     let prot = (libc::PROT_READ | libc::PROT_WRITE).cast_unsigned();
     Mapping::file(at, record.end - record.start, prot, false, &file, record.offset).ok()
@@ -45,7 +45,7 @@ pub(super) fn fill(image: &Image, home: &Placed, chunk: &Chunk) -> Result<()> {
 
 /// Makes the pages zeros that were zeros: those of which the image has nothing, up to the end that the file
 /// had, but for guards.
-pub(super) fn clear(saved: &Saved, home: &Placed) {
+pub(super) fn clear(saved: &Saved<'_>, home: &Placed) {
     let record = &home.record;
     let had = record.file_size.saturating_sub(record.offset).next_multiple_of(PAGE);
     let end = record.end.min(record.start.saturating_add(had));

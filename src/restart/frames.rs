@@ -10,7 +10,7 @@
 
 use super::machine;
 use super::mapping::Mapping;
-use super::phase1_check::Saved;
+use super::phase1_check::{Saved, Whole};
 use super::placed::{Placed, read, write};
 use super::space::Space;
 use crate::error::Result;
@@ -27,8 +27,13 @@ const REACH: u64 = 64 << 20;
 const ALIGN: u64 = 64;
 
 /// Brings the extended states of all frames into this machine's layout.
-pub fn convert(saved: &Saved, placed: &mut Vec<Placed>, space: &mut Space) -> Result<()> {
-    let (from, to) = machine::layouts(saved);
+pub fn convert(
+    whole: &Whole<'_>,
+    saved: &Saved<'_>,
+    placed: &mut Vec<Placed>,
+    space: &mut Space,
+) -> Result<()> {
+    let (from, to) = machine::layouts(whole, saved);
     if from == to {
         return Ok(());
     }
@@ -57,7 +62,7 @@ pub fn convert(saved: &Saved, placed: &mut Vec<Placed>, space: &mut Space) -> Re
 
 /// All frames that lie above the stack pointer of a thread, or of what such a frame interrupted: the
 /// address of their extended state, and its bytes.
-fn find(saved: &Saved, placed: &[Placed]) -> Vec<(u64, frame::Found, Vec<u8>)> {
+fn find(saved: &Saved<'_>, placed: &[Placed]) -> Vec<(u64, frame::Found, Vec<u8>)> {
     let mut stacks: Vec<u64> = saved.threads.iter().map(|t| threads::regs(t).rsp).collect();
     let mut frames: Vec<(u64, frame::Found, Vec<u8>)> = Vec::new();
     while let Some(stack) = stacks.pop() {

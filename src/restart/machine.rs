@@ -2,8 +2,7 @@
 //! What this machine is beside the one in the image: refusals that name everything that is missing,
 //! and what is converted.
 
-use super::phase1_check::Saved;
-use crate::image::read::Image;
+use super::phase1_check::{Saved, Whole};
 use crate::proc;
 use crate::resource::cpu::{self, Set};
 use crate::resource::xstate::{self, Layout};
@@ -24,12 +23,12 @@ pub struct Lack {
 }
 
 /// Everything that stands in the way of a restart on this machine, but files.
-pub fn lacks(image: &Image, saved: &Saved) -> Vec<Lack> {
+pub fn lacks(whole: &Whole<'_>, saved: &Saved<'_>) -> Vec<Lack> {
     let mut lacks = Vec::new();
     let mut add = |what: String, forcible| lacks.push(Lack { what, forcible });
     let missing = Set(saved.process.cpu).without(&Set::here());
     if !missing.is_empty() {
-        let from = image.text(saved.machine.processor);
+        let from = whole.image.text(whole.machine.processor);
         let here = cpu::name(&cpu::leaves());
         add(
             format!(
@@ -40,7 +39,7 @@ pub fn lacks(image: &Image, saved: &Saved) -> Vec<Lack> {
             true,
         );
     }
-    let lost = lost(saved, true);
+    let lost = lost(whole, saved, true);
     if !lost.is_empty() {
         add(format!("it has values in registers that this CPU has not ({lost})"), true);
     }
@@ -53,8 +52,8 @@ pub fn lacks(image: &Image, saved: &Saved) -> Vec<Lack> {
 
 /// Names the registers with values that this CPU does not have: those of features that the program may
 /// use, or the others. The latter are leftovers: the JVM tries AVX when it starts, whatever it was told.
-pub(super) fn lost(saved: &Saved, usable: bool) -> String {
-    let (from, to) = layouts(saved);
+pub(super) fn lost(whole: &Whole<'_>, saved: &Saved<'_>, usable: bool) -> String {
+    let (from, to) = layouts(whole, saved);
     let set = Set(saved.process.cpu);
     let lost = saved.threads.iter().flat_map(|t| xstate::lost(area(saved, t), &from, &to));
     let mut names: Vec<&str> = Vec::new();
@@ -66,7 +65,7 @@ pub(super) fn lost(saved: &Saved, usable: bool) -> String {
     names.join(", ")
 }
 
-fn addresses(saved: &Saved, add: &mut dyn FnMut(String, bool)) {
+fn addresses(saved: &Saved<'_>, add: &mut dyn FnMut(String, bool)) {
     let end = saved.vmas.last().map_or(0, |v| v.end);
     if end > FOUR_LEVELS && !five_levels() {
         let what = format!("it has memory at {end:#x}, which takes 5-level paging (la57)");
@@ -102,14 +101,14 @@ pub fn capable(capability: u32) -> bool {
 }
 
 /// The layouts of extended state there and here.
-pub fn layouts(saved: &Saved) -> (Layout, Layout) {
+pub fn layouts(whole: &Whole<'_>, saved: &Saved<'_>) -> (Layout, Layout) {
     let leaves = cpu::leaves();
-    let from = if saved.cpuid.is_empty() { &leaves } else { &saved.cpuid };
+    let from = if whole.cpuid.is_empty() { &leaves } else { &whole.cpuid };
     let dynamic = !xstate::DYNAMIC | saved.process.permitted;
-    (Layout::new(from, saved.machine.xcr0), Layout::new(&leaves, cpu::xcr0() & dynamic))
+    (Layout::new(from, whole.machine.xcr0), Layout::new(&leaves, cpu::xcr0() & dynamic))
 }
 
-pub(super) fn area<'a>(saved: &'a Saved, thread: &Thread) -> &'a [u8] {
+pub(super) fn area<'a>(saved: &'a Saved<'_>, thread: &Thread) -> &'a [u8] {
     let (start, len) = (thread.xstate as usize, thread.xstate_len as usize);
     saved.xstate.get(start..start.saturating_add(len)).unwrap_or_default()
 }

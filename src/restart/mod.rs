@@ -56,18 +56,18 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
     // is known which that is.
     let mask = mapping::block_all_signals();
     mapping::ignore_file_limit();
-    let mut saved = phase1_check::check(image)?;
+    let (whole, mut saved) = phase1_check::check(image, &options.map_path)?;
     reach(Point::Checked);
-    let mut config = phase1_check::config(image, &saved, options)?;
+    let mut config = phase1_check::config(&saved, options)?;
     (config.run, config.before) = (settings::fresh_run(), image.header().run);
     mapping::set_signals_but(mask, config.asyncsig);
     let mut warnings = Vec::new();
-    let monitor = phase2_adapt::adapt(image, &mut saved, &config, options, &mut warnings)?;
-    let opened = phase3_open::open(image, &saved, phase3_open::Way::Restart, &mut warnings)?;
+    let monitor = phase2_adapt::adapt(&whole, &mut saved, &config, options, &mut warnings)?;
+    let opened = phase3_open::open(&whole, &saved, phase3_open::Way::Restart, &mut warnings)?;
     reach(Point::Reopened);
-    let mut filled = phase4_fill::fill(image, &mut saved, &opened, options)?;
+    let mut filled = phase4_fill::fill(&whole, &mut saved, &opened, options)?;
     reach(Point::Filled);
-    phase5_settle::settle(image, &mut saved, &opened, &mut filled)?;
+    phase5_settle::settle(&whole, &mut saved, &opened, &mut filled)?;
     (filled.control.config.run, filled.control.config.before) = (config.run, config.before);
     filled.control.monitor = monitor.as_ref().map_or(0, Monitor::pid);
     let plan = phase6_plan::plan(&saved, &opened, filled)?;
@@ -86,14 +86,9 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
 /// # Errors
 /// Those of [`restart`].
 pub fn rehearse(image: &Image) -> Result<()> {
-    let saved = phase1_check::check(image)?;
-    phase3_open::open(image, &saved, phase3_open::Way::Rehearsal, &mut Vec::new())?;
+    let (whole, saved) = phase1_check::check(image, &MapPath::default())?;
+    phase3_open::open(&whole, &saved, phase3_open::Way::Rehearsal, &mut Vec::new())?;
     image.verify()
-}
-
-/// A path among the strings of an image.
-pub(crate) fn path_of(image: &Image, text: ckpt_abi::image::Text) -> PathBuf {
-    image.text(text).into()
 }
 
 /// Paths of the other machine and what they are here (`--map-path OLD=NEW`).

@@ -4,20 +4,36 @@
 use super::{MapPath, Options};
 use crate::error::{Error, Result};
 use crate::image::PAGE;
-use crate::image::read::Image;
+use crate::image::read::{Image, Part};
 use ckpt_abi::ABI_VERSION;
 use ckpt_abi::image::{
-    Chunk, CpuLeaf, Descriptor, Guard, Limit, Machine, NO_OBJECT, Object, Owner, PendingSignal,
-    Process, SectionKind, SignalAction, Thread, Timer, Vma, VmaKind,
+    Chunk, CpuLeaf, Descriptor, Guard, Limit, Machine, Object, Owner, PendingSignal, Process,
+    SectionKind, SignalAction, Text, Thread, Timer, Vma, VmaKind, WHOLE_IMAGE,
 };
 use ckpt_abi::region::{Config, Control, MAGIC};
 use std::path::PathBuf;
 use zerocopy::{FromZeros, IntoBytes};
 
-/// The records of an image.
-pub struct Saved {
+/// What an image says of the whole checkpoint, whichever of its processes is restarted.
+pub struct Whole<'a> {
+    /// The image.
+    pub image: &'a Image,
     /// Where it was taken.
     pub machine: Machine,
+    /// CPUID's answers there.
+    pub cpuid: Vec<CpuLeaf>,
+    /// Files whose content is in the image, and shared memory.
+    pub objects: Vec<Object>,
+    /// All content.
+    chunks: Vec<Chunk>,
+    /// Where files of the image are here.
+    map_path: MapPath,
+}
+
+/// The records of one process.
+pub struct Saved<'a> {
+    /// Where they are from.
+    pub part: Part<'a>,
     /// The process.
     pub process: Process,
     /// Its threads, the main one first.
@@ -30,12 +46,8 @@ pub struct Saved {
     pub vmas: Vec<Vma>,
     /// Its memory by address.
     pub memory: Vec<Chunk>,
-    /// Content of objects, by object and offset.
-    pub contents: Vec<Chunk>,
     /// Guard pages.
     pub guards: Vec<Guard>,
-    /// Shared memory.
-    pub objects: Vec<Object>,
     /// Descriptors by number.
     pub descriptors: Vec<Descriptor>,
     /// Signal dispositions.
@@ -48,98 +60,109 @@ pub struct Saved {
     pub limits: Vec<Limit>,
     /// Auxiliary vector.
     pub auxv: Vec<u8>,
-    /// CPUID's answers there.
-    pub cpuid: Vec<CpuLeaf>,
-    /// Where its files are here.
-    pub map_path: MapPath,
-    /// Path of the executable.
+    /// Path of the executable here.
     pub exe: PathBuf,
-    /// Working directory.
+    /// Working directory here.
     pub cwd: PathBuf,
 }
 
-/// Reads the records of an image and checks what the restart builds on.
-pub fn check(image: &Image) -> Result<Saved> {
-    if image.header().abi_version != ABI_VERSION {
-        return Err(Error::new(format!(
-            "{} was made by another version of ckpt",
-            image.path().display()
-        ))
-        .hint("execute the file itself, it carries its own"));
-    }
-    image.verify_frame()?;
+/// Reads the records of an image of one process and checks what the restart builds on.
+pub fn check<'a>(image: &'a Image, map_path: &MapPath) -> Result<(Whole<'a>, Saved<'a>)> {
+    let whole = Whole::check(image, map_path)?;
     let mut parts = image.processes();
-    let (Some(part), None) = (parts.next(), parts.next()) else {
-        return Err(Error::new(format!("{} holds several processes", image.path().display()))
-            .hint("this ckpt restarts one"));
+    let saved = match (parts.next(), parts.next()) {
+        (Some(part), None) => Saved::check(&whole, part)?,
+        (None, _) => return Err(image.damaged("it has no process")),
+        _ => {
+            let text = format!("{} holds several processes", image.path().display());
+            return Err(Error::new(text).hint("this ckpt restarts one"));
+        }
     };
-    let chunks = image.chunks()?;
-    let memory = part.memory(&chunks).to_vec();
-    let contents = chunks.into_iter().filter(|c| c.object != NO_OBJECT).collect();
-    let process: Process = part.record(SectionKind::Process)?;
-    let saved = Saved {
-        machine: image.record(SectionKind::Machine)?,
-        threads: part.records(SectionKind::Threads)?,
-        xstate: part.bytes(SectionKind::Xstate, 0)?,
-        owners: part.records(SectionKind::Owners)?,
-        vmas: part.records(SectionKind::Vmas)?,
-        memory,
-        contents,
-        guards: part.records(SectionKind::Guards)?,
-        objects: image.records(SectionKind::Objects)?,
-        descriptors: part.records(SectionKind::Descriptors)?,
-        actions: part.records(SectionKind::SignalActions)?,
-        pending: part.records(SectionKind::PendingSignals)?,
-        timers: part.records(SectionKind::Timers)?,
-        limits: part.records(SectionKind::Limits)?,
-        auxv: part.bytes(SectionKind::Auxv, 0)?,
-        // Older images do not have them.
-        cpuid: image.records(SectionKind::Cpuid).unwrap_or_default(),
-        map_path: MapPath::default(),
-        exe: super::path_of(image, process.exe),
-        cwd: super::path_of(image, process.cwd),
-        process,
-    };
-    if saved.threads.is_empty() {
-        return Err(image.damaged("it has no threads"));
-    }
-    let ordered = saved.vmas.windows(2).all(|pair| pair[0].end <= pair[1].start);
-    let sane = saved.vmas.iter().all(|v| v.start < v.end && v.end <= 1 << 56);
-    if !ordered || !sane {
-        return Err(image.damaged("its mappings overlap"));
-    }
-    let apart = saved.guards.windows(2).all(|pair| pair[0].end <= pair[1].start);
-    if !apart || saved.guards.iter().any(|g| g.start >= g.end || !g.start.is_multiple_of(PAGE)) {
-        return Err(image.damaged("its guard pages overlap"));
-    }
-    Ok(saved)
+    Ok((whole, saved))
 }
 
-/// The configuration that the program will have, but for what it is known by.
-pub fn config(image: &Image, saved: &Saved, options: &Options) -> Result<Config> {
-    Ok(options.settings.clone().apply(control(image, saved)?.config))
-}
-
-/// The payload's control page as it was saved.
-fn control(image: &Image, saved: &Saved) -> Result<Control> {
-    let base = saved.process.region;
-    let mut control = Control::new_zeroed();
-    let page = control.as_mut_bytes();
-    saved.read(image, base, page)?;
-    if control.magic != MAGIC {
-        return Err(image.damaged("it has no payload"));
+impl<'a> Whole<'a> {
+    fn check(image: &'a Image, map_path: &MapPath) -> Result<Self> {
+        if image.header().abi_version != ABI_VERSION {
+            return Err(Error::new(format!(
+                "{} was made by another version of ckpt",
+                image.path().display()
+            ))
+            .hint("execute the file itself, it carries its own"));
+        }
+        image.verify_frame()?;
+        Ok(Self {
+            image,
+            machine: image.record(SectionKind::Machine)?,
+            // Older images do not have them.
+            cpuid: image.records(SectionKind::Cpuid).unwrap_or_default(),
+            objects: image.records(SectionKind::Objects)?,
+            chunks: image.chunks()?,
+            map_path: map_path.clone(),
+        })
     }
-    Ok(control)
+
+    /// The content of an object, by offset.
+    pub fn content(&self, object: u32) -> &[Chunk] {
+        let first = self.chunks.partition_point(|c| (c.process, c.object) < (WHOLE_IMAGE, object));
+        let len = self.chunks[first..].partition_point(|c| c.object == object);
+        &self.chunks[first..first + len]
+    }
+
+    /// Where a file of the image is here.
+    pub fn path(&self, text: Text) -> PathBuf {
+        self.map_path.apply(self.image.text(text).into())
+    }
 }
 
-impl Saved {
+impl<'a> Saved<'a> {
+    fn check(whole: &Whole<'a>, part: Part<'a>) -> Result<Self> {
+        let process: Process = part.record(SectionKind::Process)?;
+        let saved = Self {
+            part,
+            threads: part.records(SectionKind::Threads)?,
+            xstate: part.bytes(SectionKind::Xstate, 0)?,
+            owners: part.records(SectionKind::Owners)?,
+            vmas: part.records(SectionKind::Vmas)?,
+            memory: part.memory(&whole.chunks).to_vec(),
+            guards: part.records(SectionKind::Guards)?,
+            descriptors: part.records(SectionKind::Descriptors)?,
+            actions: part.records(SectionKind::SignalActions)?,
+            pending: part.records(SectionKind::PendingSignals)?,
+            timers: part.records(SectionKind::Timers)?,
+            limits: part.records(SectionKind::Limits)?,
+            auxv: part.bytes(SectionKind::Auxv, 0)?,
+            exe: whole.path(process.exe),
+            cwd: whole.path(process.cwd),
+            process,
+        };
+        match saved.nonsense() {
+            Some(what) => Err(whole.image.damaged(what)),
+            None => Ok(saved),
+        }
+    }
+
+    /// What cannot be.
+    fn nonsense(&self) -> Option<&'static str> {
+        let ordered = self.vmas.windows(2).all(|pair| pair[0].end <= pair[1].start);
+        let sane = self.vmas.iter().all(|v| v.start < v.end && v.end <= 1 << 56);
+        let apart = self.guards.windows(2).all(|pair| pair[0].end <= pair[1].start);
+        let whole = self.guards.iter().all(|g| g.start < g.end && g.start.is_multiple_of(PAGE));
+        match () {
+            () if self.threads.is_empty() => Some("it has no threads"),
+            () if !ordered || !sane => Some("its mappings overlap"),
+            () if !apart || !whole => Some("its guard pages overlap"),
+            () => None,
+        }
+    }
+
     /// Reads memory of the program as it was saved; what no chunk has is zero.
-    pub fn read(&self, image: &Image, addr: u64, bytes: &mut [u8]) -> Result<()> {
+    pub fn read(&self, addr: u64, bytes: &mut [u8]) -> Result<()> {
         let end = addr.saturating_add(bytes.len() as u64);
         bytes.fill(0);
         let first = self.memory.partition_point(|c| c.address + u64::from(c.len) <= addr);
         for chunk in self.memory[first..].iter().take_while(|c| c.address < end) {
-            let content = image.read_chunk(chunk)?;
+            let content = self.part.image().read_chunk(chunk)?;
             let from = chunk.address.max(addr);
             let to = (chunk.address + u64::from(chunk.len)).min(end);
             let part = &content[(from - chunk.address) as usize..(to - chunk.address) as usize];
@@ -152,4 +175,21 @@ impl Saved {
     pub fn vdso(&self) -> Option<&Vma> {
         self.vmas.iter().find(|v| v.kind == VmaKind::Vdso as u32)
     }
+}
+
+/// The configuration that the program will have, but for what it is known by.
+pub fn config(saved: &Saved<'_>, options: &Options) -> Result<Config> {
+    Ok(options.settings.clone().apply(control(saved)?.config))
+}
+
+/// The payload's control page as it was saved.
+fn control(saved: &Saved<'_>) -> Result<Control> {
+    let base = saved.process.region;
+    let mut control = Control::new_zeroed();
+    let page = control.as_mut_bytes();
+    saved.read(base, page)?;
+    if control.magic != MAGIC {
+        return Err(saved.part.image().damaged("it has no payload"));
+    }
+    Ok(control)
 }

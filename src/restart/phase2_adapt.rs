@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Phase 2: what this process and this machine are, beside what the program needs: refused, converted, warned of.
 
-use super::phase1_check::Saved;
+use super::phase1_check::{Saved, Whole};
 use super::{Options, machine};
 use crate::error::{Error, Result};
 use crate::fault::{Point, reach};
-use crate::image::read::Image;
 use crate::image::stub;
 use crate::inject::{self, monitor::Monitor};
 use crate::resource::cpu::{self, Set};
@@ -18,14 +17,14 @@ use ckpt_abi::region::Config;
 /// # Errors
 /// All that is missing; nothing has happened then.
 pub fn adapt(
-    image: &Image,
-    saved: &mut Saved,
+    whole: &Whole<'_>,
+    saved: &mut Saved<'_>,
     config: &Config,
     options: &Options,
     warnings: &mut Vec<String>,
 ) -> Result<Option<Monitor>> {
     warnings.extend(process::raise_limits(&saved.limits)?);
-    convert(image, saved, options, warnings)?;
+    convert(whole, saved, options, warnings)?;
     let monitor = monitor(config)?;
     reach(Point::Watched);
     warnings.extend(scheduling::denied(&saved.threads));
@@ -39,18 +38,18 @@ pub fn adapt(
 /// # Errors
 /// All that is missing; nothing has happened then.
 fn convert(
-    image: &Image,
-    saved: &mut Saved,
+    whole: &Whole<'_>,
+    saved: &mut Saved<'_>,
     options: &Options,
     warnings: &mut Vec<String>,
 ) -> Result<()> {
-    let lacks = machine::lacks(image, saved);
+    let lacks = machine::lacks(whole, saved);
     let stays = lacks.iter().any(|l| !l.forcible);
     if lacks.iter().any(|l| !(l.forcible && options.force_cpu)) {
         let all: Vec<_> = lacks.iter().map(|l| l.what.as_str()).collect();
         let error = Error::new(format!(
             "cannot restart {} on this machine: {}",
-            image.path().display(),
+            whole.image.path().display(),
             all.join("; ")
         ));
         return Err(if stays {
@@ -63,19 +62,16 @@ fn convert(
         });
     }
     warnings.extend(lacks.into_iter().map(|l| format!("forced: {}", l.what)));
-    let lost = machine::lost(saved, false);
+    let lost = machine::lost(whole, saved, false);
     if !lost.is_empty() {
         warnings.push(format!("values are lost that it may not use (--cpu): {lost}"));
     }
-    saved.map_path = options.map_path.clone();
-    saved.exe = saved.map_path.apply(std::mem::take(&mut saved.exe));
-    saved.cwd = saved.map_path.apply(std::mem::take(&mut saved.cwd));
     for vma in saved.vmas.iter_mut().filter(|v| v.flags & vma_flag::CARRIED != 0) {
-        if !saved.map_path.apply(super::path_of(image, vma.name)).exists() {
+        if !whole.path(vma.name).exists() {
             vma.kind = VmaKind::Private as u32;
         }
     }
-    let (from, to) = machine::layouts(saved);
+    let (from, to) = machine::layouts(whole, saved);
     let mut converted = Vec::new();
     for index in 0..saved.threads.len() {
         let bytes = xstate::convert(machine::area(saved, &saved.threads[index]), &from, &to);

@@ -2,9 +2,8 @@
 //! Phase 3: open every file that the program had open or mapped, and name all that are missing.
 
 use super::callers;
-use super::phase1_check::Saved;
+use super::phase1_check::{Saved, Whole};
 use crate::error::{Because, Error, Result};
-use crate::image::read::Image;
 use crate::resource::descriptor::objects::Objects;
 use crate::resource::descriptor::{self, Missing, Restored, Sources, epoll, pollable, unread};
 use crate::resource::{memory, process};
@@ -31,29 +30,29 @@ pub struct Opened {
 }
 
 struct FromImage<'a> {
-    image: &'a Image,
-    saved: &'a Saved,
+    whole: &'a Whole<'a>,
+    saved: &'a Saved<'a>,
 }
 
 impl Sources for FromImage<'_> {
     fn text(&self, text: Text) -> OsString {
-        self.image.text(text)
+        self.whole.image.text(text)
     }
 
     fn place(&self, path: Text) -> PathBuf {
-        self.saved.map_path.apply(super::path_of(self.image, path))
+        self.whole.path(path)
     }
 
     fn content(&self, index: u32) -> Result<Vec<u8>> {
-        self.image.process(0).bytes(SectionKind::Content, index)
+        self.saved.part.bytes(SectionKind::Content, index)
     }
 
     fn fill(&self, object: u32, file: &File) -> Result<()> {
-        let record = self.saved.objects.get(object as usize);
-        let record = record.ok_or_else(|| self.image.damaged("a descriptor has no object"))?;
-        let first = self.saved.contents.partition_point(|c| c.object < object);
-        for chunk in self.saved.contents[first..].iter().take_while(|c| c.object == object) {
-            file.write_all_at(&self.image.read_chunk(chunk)?, chunk.address)
+        let Whole { image, objects, .. } = self.whole;
+        let record = objects.get(object as usize);
+        let record = record.ok_or_else(|| image.damaged("a descriptor has no object"))?;
+        for chunk in self.whole.content(object) {
+            file.write_all_at(&image.read_chunk(chunk)?, chunk.address)
                 .because(|| "cannot write it")?;
         }
         file.set_len(record.size).because(|| "cannot set its length")
@@ -70,13 +69,18 @@ pub enum Way {
 }
 
 /// Opens everything.
-pub fn open(image: &Image, saved: &Saved, way: Way, warnings: &mut Vec<String>) -> Result<Opened> {
+pub fn open(
+    whole: &Whole<'_>,
+    saved: &Saved<'_>,
+    way: Way,
+    warnings: &mut Vec<String>,
+) -> Result<Opened> {
     let mut failures = Vec::new();
-    let sources = FromImage { image, saved };
-    let mut objects = Objects::make(&saved.objects, &sources)?;
-    let mapped = mapped(image, saved, warnings, &mut failures);
+    let sources = FromImage { whole, saved };
+    let mut objects = Objects::make(&whole.objects, &sources)?;
+    let mapped = mapped(whole, saved, warnings, &mut failures);
     let mut missing = Vec::new();
-    let tolerated = callers::of_image(image, saved)?.filter(callers::due).map(|_| &mut missing);
+    let tolerated = callers::of_image(saved)?.filter(callers::due).map(|_| &mut missing);
     let mut descriptors =
         match descriptor::open_all(&saved.descriptors, &sources, &mut objects, warnings, tolerated)
         {
@@ -94,12 +98,12 @@ pub fn open(image: &Image, saved: &Saved, way: Way, warnings: &mut Vec<String>) 
         failures.dedup();
         return Err(Error::new(format!(
             "cannot restart {}: {}",
-            image.path().display(),
+            whole.image.path().display(),
             failures.join("; ")
         ))
         .hint("bring these back, or say where they are with --map-path OLD=NEW; nothing has been changed"));
     }
-    let content = |index| image.process(0).bytes(SectionKind::Content, index);
+    let content = |index| saved.part.bytes(SectionKind::Content, index);
     if way == Way::Restart {
         unread::put_first(&mut descriptors, content, warnings)?;
     }
@@ -114,14 +118,14 @@ pub fn open(image: &Image, saved: &Saved, way: Way, warnings: &mut Vec<String>) 
 
 /// The files of mappings, by index of the mapping; each is opened once, whatever maps it.
 fn mapped(
-    image: &Image,
-    saved: &Saved,
+    whole: &Whole<'_>,
+    saved: &Saved<'_>,
     warnings: &mut Vec<String>,
     failures: &mut Vec<String>,
 ) -> Vec<Option<Rc<File>>> {
     let mut opened: HashMap<(PathBuf, [u64; 5]), Rc<File>> = HashMap::new();
     let mut open = |vma: &Vma| -> Result<Rc<File>> {
-        let path = saved.map_path.apply(super::path_of(image, vma.name));
+        let path = whole.path(vma.name);
         let written = u64::from(vma.prot) & nix::libc::PROT_WRITE as u64;
         let may = vma.flags & vma_flag::MAY_WRITE;
         let mtime = vma.file_mtime.cast_unsigned();

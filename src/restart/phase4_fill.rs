@@ -11,7 +11,7 @@
 use super::Options;
 use super::callers::List;
 use super::mapping::Mapping;
-use super::phase1_check::Saved;
+use super::phase1_check::{Saved, Whole};
 use super::phase3_open::Opened;
 use super::placed::Placed;
 use super::space::Space;
@@ -51,8 +51,8 @@ pub struct Filled {
 
 /// Maps and fills.
 pub fn fill(
-    image: &Image,
-    saved: &mut Saved,
+    whole: &Whole<'_>,
+    saved: &mut Saved<'_>,
     opened: &Opened,
     options: &Options,
 ) -> Result<Filled> {
@@ -66,7 +66,7 @@ pub fn fill(
     space.take(saved.process.vvar, saved.process.vvar + saved.process.vvar_len);
 
     let mut placed = Vec::new();
-    let (vdso, patched) = vdso::place(image, saved, &own, &mut space)?;
+    let (vdso, patched) = vdso::place(saved, &own, &mut space)?;
     for (i, record) in saved.vmas.iter().enumerate() {
         if record.kind == VmaKind::Vdso as u32 && patched.is_none() {
             continue;
@@ -81,7 +81,7 @@ pub fn fill(
         }
         let len = record.end - record.start;
         let at = if in_place { record.start } else { space.find(len, record.start)? };
-        let followed = following::map(image, saved, record, at);
+        let followed = following::map(whole, record, at);
         let (follows, is_final) = (followed.is_some(), is_final(saved, record));
         let mapping = match followed {
             Some(mapping) => mapping,
@@ -97,11 +97,11 @@ pub fn fill(
         placed.extend(vdso::data(saved, &stub_space, &mut space)?);
         placed.sort_by_key(|p| p.record.start);
     }
-    read_pages(image, saved, &placed)?;
+    read_pages(whole.image, saved, &placed)?;
     placed.iter().filter(|home| home.follows).for_each(|home| following::clear(saved, home));
-    narrow_resolver(saved, &mut placed);
+    narrow_resolver(whole.machine.xcr0, &mut placed);
     auxv::update(saved, &mut placed)?;
-    frames::convert(saved, &mut placed, &mut space)?;
+    frames::convert(whole, saved, &mut placed, &mut space)?;
     if let Some(code) = patched {
         let record = placed.iter_mut().find(|p| p.record.kind == VmaKind::Vdso as u32);
         record.map(|p| p.mapping.write(0, &code)).transpose()?;
@@ -117,7 +117,7 @@ pub fn fill(
 /// Whether a mapping is one that the program cannot write to, and for which the image has nothing. Were it
 /// writable for a while, it would count as memory (the kernel's accountable_mapping), and the kernel would
 /// join it with its neighbours and put a huge page across the border.
-fn is_final(saved: &Saved, record: &Vma) -> bool {
+fn is_final(saved: &Saved<'_>, record: &Vma) -> bool {
     let private = [VmaKind::Private as u32, VmaKind::PrivateFile as u32].contains(&record.kind);
     let special =
         record.flags & (vma_flag::REGION | vma_flag::GROWSDOWN | vma_flag::DROPPABLE) != 0;
@@ -161,10 +161,9 @@ fn map(record: &Vma, at: u64, index: usize, opened: &Opened, is_final: bool) -> 
     }
 }
 
-/// Makes the dynamic linker save what it has room for ([`resolver`]).
-fn narrow_resolver(saved: &Saved, placed: &mut [Placed]) {
+/// Makes the dynamic linker save what it has room for ([`resolver`]): the state components of the first machine.
+fn narrow_resolver(components: u64, placed: &mut [Placed]) {
     const EXEC: u32 = libc::PROT_EXEC as u32;
-    let components = saved.machine.xcr0;
     if cpu::xcr0() & !components & resolver::SAVED == 0 {
         return;
     }
@@ -181,7 +180,7 @@ fn narrow_resolver(saved: &Saved, placed: &mut [Placed]) {
 }
 
 /// Reads all chunks into their mappings, checking each, with a few threads.
-fn read_pages(image: &Image, saved: &Saved, placed: &[Placed]) -> Result<()> {
+fn read_pages(image: &Image, saved: &Saved<'_>, placed: &[Placed]) -> Result<()> {
     let next = AtomicUsize::new(0);
     let failure = Mutex::new(None);
     let work = || {

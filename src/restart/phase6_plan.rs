@@ -42,7 +42,7 @@ pub struct Plan {
 }
 
 /// Writes the orders.
-pub fn plan(saved: &Saved, opened: &Opened, mut filled: Filled) -> Result<Plan> {
+pub fn plan(saved: &Saved<'_>, opened: &Opened, mut filled: Filled) -> Result<Plan> {
     let len = arena_len(saved, opened);
     let mut arena = Arena::map(filled.space.find(len, 0)?, len)?;
     let region = filled.region;
@@ -105,7 +105,7 @@ pub fn plan(saved: &Saved, opened: &Opened, mut filled: Filled) -> Result<Plan> 
     Ok(Plan { run: filled.control.run, stack: stack(1) - 64, orders: head, kept })
 }
 
-fn arena_len(saved: &Saved, opened: &Opened) -> u64 {
+fn arena_len(saved: &Saved<'_>, opened: &Opened) -> u64 {
     let per_mapping = 3 * 64 * saved.vmas.len() as u64 + 2 * 64 * saved.guards.len() as u64;
     let per_thread = (STACK + THREAD_ROOM) * saved.threads.len() as u64;
     let per_signal = 512 * saved.pending.len() as u64;
@@ -155,7 +155,7 @@ fn move_mappings(orders: &mut Orders, placed: &[Placed]) {
     }
 }
 
-fn lock(orders: &mut Orders, saved: &Saved) {
+fn lock(orders: &mut Orders, saved: &Saved<'_>) {
     for vma in
         saved.vmas.iter().filter(|v| v.flags & (vma_flag::LOCKED | vma_flag::LOCK_ON_FAULT) != 0)
     {
@@ -172,7 +172,7 @@ fn lock(orders: &mut Orders, saved: &Saved) {
 ///
 /// It gets its old id where we may choose it (CAP_CHECKPOINT_RESTORE) and it is free, else any.
 fn clone(
-    saved: &Saved,
+    saved: &Saved<'_>,
     thread: &Thread,
     arena: &mut Arena,
     main: &mut Orders,
@@ -217,7 +217,7 @@ struct Tails {
 }
 
 impl Tails {
-    fn write(&self, saved: &Saved, filled: &mut Filled, arena: &Arena) -> Result<()> {
+    fn write(&self, saved: &Saved<'_>, filled: &mut Filled, arena: &Arena) -> Result<()> {
         let mut last = Orders::default();
         if saved.threads.len() == 1 {
             last.call(Step::Leave, libc::SYS_munmap, &[arena.base(), arena.len()]);
@@ -249,7 +249,7 @@ struct Failure {
 }
 
 impl Failure {
-    fn prepare(saved: &Saved) -> Result<Self> {
+    fn prepare(saved: &Saved<'_>) -> Result<Self> {
         use crate::error::Because;
         let stub = File::open("/proc/self/exe").because(|| "cannot open our own executable")?;
         let stub = numbers::move_aside(stub.into(), &saved.descriptors)?;
@@ -285,7 +285,7 @@ impl Failure {
 }
 
 /// The program's own executable, for /proc/PID/exe where we have the privilege to set it.
-fn original(saved: &Saved) -> Result<Option<OwnedFd>> {
+fn original(saved: &Saved<'_>) -> Result<Option<OwnedFd>> {
     let file = File::open(&saved.exe).ok();
     file.map(|f| numbers::move_aside(f.into(), &saved.descriptors)).transpose()
 }

@@ -25,7 +25,7 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 /// Renews the payload: its control page, the checkpoint signal's disposition, and the copy of the
 /// executable.
 pub(super) fn fill(
-    saved: &Saved,
+    saved: &Saved<'_>,
     placed: &mut [Placed],
     options: &Options,
     missing: Option<&List>,
@@ -72,7 +72,12 @@ pub(super) fn renew_turns(base: u64, placed: &mut [Placed]) -> Result<Turn> {
     Ok(next(restoring, Event::Resume))
 }
 
-fn renew(control: &mut Control, actions: &mut [SignalAction], saved: &Saved, settings: &Settings) {
+fn renew(
+    control: &mut Control,
+    actions: &mut [SignalAction],
+    saved: &Saved<'_>,
+    settings: &Settings,
+) {
     let before = control.config.asyncsig;
     if control.owner != saved.process.pid {
         // A forked child keeps the name that its id had given it.

@@ -7,7 +7,6 @@ use super::phase1_check::Saved;
 use super::placed::Placed;
 use super::space::Space;
 use crate::error::{Because, Result};
-use crate::image::read::Image;
 use crate::proc;
 use crate::resource::vdso;
 use ckpt_abi::image::{Vma, VmaKind};
@@ -27,8 +26,7 @@ pub struct Vdso {
 /// Decides where the vdso goes, and how the saved one's code has to look if it differs from this
 /// kernel's.
 pub(super) fn place(
-    image: &Image,
-    saved: &Saved,
+    saved: &Saved<'_>,
     own: &[proc::maps::Vma],
     space: &mut Space,
 ) -> Result<(Vdso, Option<Vec<u8>>)> {
@@ -36,10 +34,10 @@ pub(super) fn place(
     let Some(record) = saved.vdso() else { return Ok((Vdso { map_at: None }, None)) };
     let len = record.end - record.start;
     if len > VDSO_MAX {
-        return Err(image.damaged("its vdso is too long"));
+        return Err(saved.part.image().damaged("its vdso is too long"));
     }
     let mut old = vec![0; len as usize];
-    saved.read(image, record.start, &mut old)?;
+    saved.read(record.start, &mut old)?;
     if here.is_empty() {
         vdso::redirect(&mut old, &[], 0)?;
         return Ok((Vdso { map_at: None }, Some(old)));
@@ -57,7 +55,7 @@ pub(super) fn place(
 /// Zeros where the saved vdso has its data. Code that a signal interrupted inside of the saved vdso
 /// finds a changed sequence count there and no clock that user space could read (VDSO_CLOCKMODE_NONE
 /// is 0, include/vdso/clocksource.h), so it makes the system call.
-pub(super) fn data(saved: &Saved, stub: &Space, space: &mut Space) -> Result<Option<Placed>> {
+pub(super) fn data(saved: &Saved<'_>, stub: &Space, space: &mut Space) -> Result<Option<Placed>> {
     let process = &saved.process;
     let (start, end) = (process.vvar, process.vvar + process.vvar_len);
     if start == end || saved.vmas.iter().any(|v| v.start < end && start < v.end) {
