@@ -3,8 +3,9 @@
 
 use super::Request;
 use crate::error::{Error, Kind, Result};
-use crate::proc;
+use crate::proc::{self, Process};
 use crate::ptrace::freeze::Frozen;
+use crate::ptrace::sandbox;
 use std::time::{Duration, Instant};
 
 /// How long the payload may take to allow us to trace it, after it has started us, and another
@@ -39,30 +40,17 @@ pub fn patiently(allowed_late: bool, freeze: impl Fn() -> Result<Frozen>) -> Res
     }
 }
 
-/// Refuses what must not even be touched: remote calls obey the target's seccomp filters, and in
-/// strict mode the first one would kill it.
+/// Refuses what must not even be touched.
 pub fn check(pid: i32) -> Result<()> {
     if pid == std::process::id().cast_signed() {
         return Err(Error::new("ckpt cannot save itself"));
     }
     proc::of_this_namespace()?;
     let status = proc::status(pid, pid)?;
-    let own = proc::status(std::process::id().cast_signed(), std::process::id().cast_signed())?;
     if status.state == 'Z' && status.threads > 1 {
         let text =
             format!("process {pid} cannot be saved: its main thread has ended while others run");
         return Err(Error::new(text).of(Kind::Obstacles).hint("it goes on unharmed"));
     }
-    if status.seccomp == 1 {
-        return Err(Error::new(format!("process {pid} is in seccomp's strict mode"))
-            .hint("it cannot be saved from outside"));
-    }
-    let filters = |s: &proc::status::Status| s.seccomp_filters.unwrap_or(u32::from(s.seccomp == 2));
-    if filters(&status) > filters(&own) {
-        return Err(Error::new(format!(
-            "process {pid} has installed seccomp filters, which could kill it for the system calls that a checkpoint needs"
-        ))
-        .hint("start it without its sandbox, if it has an option for that"));
-    }
-    Ok(())
+    sandbox::refuse(&Process::open(pid)?)
 }

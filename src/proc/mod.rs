@@ -11,6 +11,7 @@ pub mod fds;
 pub mod limits;
 pub mod links;
 pub mod maps;
+pub mod namespaces;
 pub mod numa;
 pub mod pagemap;
 pub mod pidfd;

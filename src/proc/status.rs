@@ -104,6 +104,19 @@ impl Process {
         decimal(field(&text, "voluntary_ctxt_switches")?).ok()
     }
 
+    /// How much of its memory is locked (VmLck), in units of 1024 bytes.
+    pub fn locked_memory(&self) -> u64 {
+        let text = self.thread_file(self.pid(), "status").unwrap_or_default();
+        field(&text, "VmLck").and_then(|size| decimal(words(size).next()?).ok()).unwrap_or(0)
+    }
+
+    /// Whether it has the processor ignore bits of addresses (Linux 6.4: untag_mask has zeros there).
+    pub fn tags_addresses(&self) -> bool {
+        let text = self.thread_file(self.pid(), "status").unwrap_or_default();
+        let mask = field(&text, "untag_mask").and_then(|mask| hex(mask.strip_prefix(b"0x")?).ok());
+        mask.is_some_and(|mask| mask != u64::MAX)
+    }
+
     /// What the process calls itself: its id in its own PID namespace (NSpid); ours where that is not told.
     pub fn inner_pid(&self) -> i32 {
         let text = self.thread_file(self.pid(), "status").unwrap_or_default();

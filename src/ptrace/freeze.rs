@@ -19,6 +19,7 @@ use super::memory::Memory;
 use super::raw::{self, State};
 use super::reaper;
 use super::regs::Regs;
+use super::sandbox;
 use super::seize::{Seized, seize, stubborn};
 use super::stopping::{Moving, await_hearing, gone};
 use super::thread::Thread;
@@ -95,7 +96,8 @@ impl Frozen {
     /// # Errors
     /// With everything running again: the process may not be traced, or another does ([`Kind::Busy`] if that is a
     /// ckpt); it has ended or executed another program ([`Kind::Gone`]); a thread does not stop within
-    /// [`PATIENCE`], and the sentence names it and its system call. Such a thread stays ours until this process
+    /// [`PATIENCE`], and the sentence names it and its system call; one has seccomp filters of its own
+    /// ([`Kind::Obstacles`]). A thread that does not stop stays ours until this process
     /// ends, as a running thread cannot be let go (ptrace(2)), and is taken over by the next attempt.
     pub fn freeze(pid: i32) -> Result<Self> {
         reaper::start()?;
@@ -113,6 +115,7 @@ impl Frozen {
             frozen.since = Instant::now();
             if frozen.attempt(patience)? {
                 frozen.sort();
+                frozen.look()?;
                 return Ok(frozen);
             }
             frozen.let_go();
@@ -145,6 +148,7 @@ impl Frozen {
                 frozen.settle(FIRST_ATTEMPT)?;
             }
             if !frozen.threads.is_empty() {
+                frozen.look()?;
                 return Ok(frozen);
             }
         }
@@ -154,10 +158,22 @@ impl Frozen {
             }
             frozen.settle(FIRST_ATTEMPT)?;
             if !frozen.threads.is_empty() {
+                frozen.look()?;
                 return Ok(frozen);
             }
         }
         Err(gone(pid))
+    }
+
+    /// Reads what the kernel says of the threads, and refuses one that may not work for us.
+    fn look(&mut self) -> Result<()> {
+        let own = sandbox::own()?;
+        for thread in &mut self.threads {
+            let status = self.process.status(thread.tid)?;
+            sandbox::refuse_thread(&self.process, thread.tid, &status, own)?;
+            thread.status = Some(status);
+        }
+        Ok(())
     }
 
     /// Since when the threads stand still, or are being stopped.

@@ -12,9 +12,11 @@ use super::sockets;
 use super::waits::{self, Interrupted};
 use crate::error::{Because, Result};
 use crate::fault::{Point, reach};
+use crate::proc::{self, status::Status};
 use ckpt_abi::api::{API, Api};
 use nix::errno::Errno;
 use nix::libc;
+use std::borrow::Cow;
 use std::mem::offset_of;
 use std::time::{Duration, Instant};
 
@@ -28,6 +30,8 @@ pub struct Thread {
     pub mask: u64,
     /// Signals blocked by the call in which the stop has found it, if that has a mask of its own ([`super::suspended`]).
     pub(super) blocked_by_call: u64,
+    /// What the kernel said of it when all stood still; None of one that was adopted.
+    pub(super) status: Option<Status>,
     /// Stop signal of a process that was already stopped (SIGSTOP and its kin), or 0.
     pub stopped_by: i32,
     /// How the thread has left its first stop to work for us.
@@ -39,6 +43,17 @@ pub struct Thread {
 }
 
 impl Thread {
+    /// What the kernel says of it.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn look(&self, pid: i32) -> Result<Cow<'_, Status>> {
+        match &self.status {
+            Some(status) => Ok(Cow::Borrowed(status)),
+            None => proc::status(pid, self.tid).map(Cow::Owned),
+        }
+    }
+
     pub(super) fn read(tid: i32, stopped_by: i32) -> std::result::Result<Self, Errno> {
         let regs = Regs::get(tid)?;
         // At once: should we die, the kernel sees to a call that has answered EINTR to the stop.
@@ -51,6 +66,7 @@ impl Thread {
             regs,
             mask: raw::get_mask(tid)?,
             blocked_by_call: 0,
+            status: None,
             stopped_by,
             lent: Lent::No,
             since: None,

@@ -7,14 +7,21 @@ use crate::proc;
 use crate::proc::status::Mitigation;
 use crate::ptrace::call::Caller;
 use crate::ptrace::memory::Memory;
+use crate::ptrace::thread::Thread as Stopped;
 use ckpt_abi::image::{Thread, thread_flag};
 use nix::libc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 const ARCH_GET_CPUID: u64 = 0x1011;
 const ARCH_SET_CPUID: u64 = 0x1012;
+const PR_GET_SPECULATION_CTRL: u64 = 52;
 const PR_SET_SPECULATION_CTRL: u64 = 53;
 const STORE_BYPASS: u64 = 0;
 const INDIRECT_BRANCH: u64 = 1;
+const L1D_FLUSH: u64 = 2;
+/// PR_SPEC_PRCTL and PR_SPEC_ENABLE.
+const BY_PRCTL: i64 = 1;
+const ENABLED: i64 = 2;
 
 /// What only the thread itself can say, as bits of [`thread_flag`].
 pub fn ask(caller: &mut Caller<'_>, memory: &Memory, scratch: u64) -> Result<u32> {
@@ -32,14 +39,29 @@ pub fn ask(caller: &mut Caller<'_>, memory: &Memory, scratch: u64) -> Result<u32
     if caller.call(libc::SYS_arch_prctl, &[ARCH_GET_CPUID, 0])? == 0 {
         flags |= thread_flag::NO_CPUID;
     }
+    if flushes(caller)? {
+        flags |= thread_flag::L1D_FLUSH;
+    }
     Ok(flags)
 }
 
+/// Whether the thread has its cache emptied, of which /proc/PID/status does not tell. Where the machine does not do that
+/// for one thread, it does for none, and only the first is asked.
+fn flushes(caller: &mut Caller<'_>) -> Result<bool> {
+    static NOT_HERE: AtomicBool = AtomicBool::new(false);
+    if NOT_HERE.load(Ordering::Relaxed) {
+        return Ok(false);
+    }
+    let ask = [PR_GET_SPECULATION_CTRL, L1D_FLUSH, 0, 0, 0];
+    let answer = caller.call(libc::SYS_prctl, &ask)?;
+    NOT_HERE.store(answer < 0 || answer & BY_PRCTL == 0, Ordering::Relaxed);
+    Ok(answer == BY_PRCTL | ENABLED)
+}
+
 /// Adds what can be seen from outside.
-pub fn save(pid: i32, record: &mut Thread) -> Result<()> {
-    let tid = record.tid.cast_signed();
-    let status = proc::status(pid, tid)?;
-    record.personality = proc::personality(pid, tid)? as u32;
+pub fn save(stopped: &Stopped, pid: i32, record: &mut Thread) -> Result<()> {
+    let status = stopped.look(pid)?;
+    record.personality = proc::personality(pid, stopped.tid)? as u32;
     let mut set = |holds, flag| record.flags |= if holds { flag } else { 0 };
     set(status.no_new_privs, thread_flag::NO_NEW_PRIVS);
     set(status.store_bypass == Mitigation::Asked, thread_flag::STORE_BYPASS);
@@ -70,6 +92,7 @@ pub fn restore(thread: &Thread, orders: &mut Orders) {
     set(thread_flag::STORE_BYPASS_FORCED, prctl, &mitigated(STORE_BYPASS, FORCE_DISABLE));
     set(thread_flag::INDIRECT_BRANCH, prctl, &mitigated(INDIRECT_BRANCH, DISABLE));
     set(thread_flag::INDIRECT_BRANCH_FORCED, prctl, &mitigated(INDIRECT_BRANCH, FORCE_DISABLE));
+    set(thread_flag::L1D_FLUSH, prctl, &mitigated(L1D_FLUSH, ENABLED.cast_unsigned()));
     let trapped = libc::PR_TSC_SIGSEGV as u64;
     set(thread_flag::NO_TSC, prctl, &[libc::PR_SET_TSC as u64, trapped]);
     set(thread_flag::NO_CPUID, libc::SYS_arch_prctl, &[ARCH_SET_CPUID, 0]);

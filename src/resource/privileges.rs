@@ -4,7 +4,7 @@
 
 use super::{Gathered, Target};
 use crate::error::Result;
-use crate::proc::{self, status::Status};
+use crate::proc::{self, namespaces::Namespaces, status::Status};
 use crate::ptrace::call::Caller;
 use crate::ptrace::raw;
 use nix::libc;
@@ -27,6 +27,10 @@ pub fn name(target: &Target<'_>, caller: &mut Caller<'_>, gathered: &mut Gathere
             "its capabilities, which were changed for it (CapEff {:x}): a restart has the restarter's",
             own.capabilities
         ));
+    }
+    let spaces = Namespaces::of(pid).unlike(&Namespaces::of(own.ppid));
+    if !spaces.is_empty() {
+        say(format!("its own namespaces ({}): a restart has the restarter's", spaces.join(", ")));
     }
     let securebits = caller.call(libc::SYS_prctl, &[libc::PR_GET_SECUREBITS as u64])?;
     if securebits > 0 {

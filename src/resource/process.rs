@@ -2,7 +2,7 @@
 //! What belongs to the process as a whole: its address-space marks, limits, umask, directory.
 
 use super::plan::{Arena, Orders, Step};
-use super::{Common, Gathered, Target, cpu, vdso, written, xstate};
+use super::{Common, Gathered, Target, cpu, memory, vdso, written, xstate};
 use crate::error::{Because, Result};
 use crate::proc;
 use crate::ptrace::call::Caller;
@@ -16,6 +16,12 @@ use zerocopy::FromZeros;
 const PR_SET_MM_MAP: u64 = 14;
 const PR_SET_MDWE: u64 = 65;
 const PR_GET_MDWE: u64 = 66;
+const PR_SET_IO_FLUSHER: u64 = 57;
+const PR_GET_IO_FLUSHER: u64 = 58;
+const PR_SET_MEMORY_MERGE: u64 = 67;
+const PR_GET_MEMORY_MERGE: u64 = 68;
+/// PR_THP_DISABLE_EXCEPT_ADVISED (Linux 6.18).
+const THP_EXCEPT_ADVISED: u64 = 2;
 /// prctl_mm_map.exe_fd that leaves /proc/PID/exe as it is, which needs no privilege.
 const NO_FD: u32 = u32::MAX;
 
@@ -39,6 +45,15 @@ pub fn save(
         gathered
             .losses
             .push(format!("its working directory {} does not exist any more", cwd.path.display()));
+    }
+    let root = proc::root(pid)?.path;
+    // Who was started in another root directory, with the process that started it, finds itself there again.
+    if proc::root(status.ppid).is_ok_and(|parents| parents.path != root) {
+        let text = format!(
+            "its root directory {} (chroot(2)): a restart has the restarter's",
+            root.display()
+        );
+        gathered.losses.push(text);
     }
     let strings = &mut common.strings;
     let process = Process {
@@ -78,8 +93,29 @@ pub fn save(
         ..Process::new_zeroed()
     };
     gathered.process = Some(process);
+    refuse_addressing(target, caller, gathered)?;
     gathered.auxv = proc::auxv(pid)?;
     gathered.limits = proc::limits(pid)?.iter().map(|&(soft, hard)| Limit { soft, hard }).collect();
+    Ok(())
+}
+
+/// Refuses what makes an address another one, and no restart gives back.
+fn refuse_addressing(
+    target: &Target<'_>,
+    caller: &mut Caller<'_>,
+    gathered: &mut Gathered,
+) -> Result<()> {
+    const READ: u64 = 0;
+    let scratch = target.region.base + STACKS;
+    // How many bytes of a table there are, of which it writes 8; an error where the kernel has none.
+    if caller.call(libc::SYS_modify_ldt, &[READ, scratch, 8])? > 0 {
+        gathered.obstacles.push("it has memory segments of its own (modify_ldt(2))".into());
+    }
+    if proc::Process::open(target.frozen.pid)?.tags_addresses() {
+        gathered
+            .obstacles
+            .push("it uses tagged addresses (arch_prctl(2), ARCH_ENABLE_TAGGED_ADDR)".into());
+    }
     Ok(())
 }
 
@@ -108,9 +144,20 @@ fn flags(target: &Target<'_>, caller: &mut Caller<'_>) -> Result<u32> {
     if caller.call(libc::SYS_prctl, &[libc::PR_GET_DUMPABLE as u64])? == 1 {
         flags |= process_flag::DUMPABLE;
     }
-    if caller.call(libc::SYS_prctl, &[libc::PR_GET_THP_DISABLE as u64])? == 1 {
-        flags |= process_flag::THP_DISABLE;
-    }
+    // Linux 6.18 answers with the flags of the request.
+    flags |= match caller.call(libc::SYS_prctl, &[libc::PR_GET_THP_DISABLE as u64])? {
+        ..=0 => 0,
+        answer if answer & THP_EXCEPT_ADVISED.cast_signed() != 0 => {
+            process_flag::THP_DISABLE | process_flag::THP_BY_ADVICE
+        }
+        _ => process_flag::THP_DISABLE,
+    };
+    let mut is_set = |what, flag| -> Result<u32> {
+        Ok(if caller.call(libc::SYS_prctl, &[what, 0, 0, 0, 0])? == 1 { flag } else { 0 })
+    };
+    flags |= is_set(PR_GET_MEMORY_MERGE, process_flag::MEMORY_MERGE)?;
+    flags |= is_set(PR_GET_IO_FLUSHER, process_flag::IO_FLUSHER)?;
+    flags |= memory::locked::future(target.frozen.pid, caller)?;
     // Before Linux 6.3 there is no such thing, and an error is no number of flags.
     let mdwe = caller.call(libc::SYS_prctl, &[PR_GET_MDWE, 0, 0, 0, 0])?;
     if let Ok(bits @ 1..=3) = u32::try_from(mdwe) {
@@ -185,7 +232,11 @@ pub fn restore(process: &Process, orders: &mut Orders) {
         }
     };
     set(process_flag::SUBREAPER, &[libc::PR_SET_CHILD_SUBREAPER as u64, 1]);
-    set(process_flag::THP_DISABLE, &[libc::PR_SET_THP_DISABLE as u64, 1]);
+    let advised = process.flags & process_flag::THP_BY_ADVICE != 0;
+    let how = if advised { THP_EXCEPT_ADVISED } else { 0 };
+    set(process_flag::THP_DISABLE, &[libc::PR_SET_THP_DISABLE as u64, 1, how, 0, 0]);
+    set(process_flag::MEMORY_MERGE, &[PR_SET_MEMORY_MERGE, 1, 0, 0, 0]);
+    set(process_flag::IO_FLUSHER, &[PR_SET_IO_FLUSHER, 1, 0, 0, 0]);
     if process.flags & process_flag::MDWE != 0 {
         let bits = if process.flags & process_flag::MDWE_NO_INHERIT != 0 { 3 } else { 1 };
         orders.try_call(step, libc::SYS_prctl, &[PR_SET_MDWE, bits]);

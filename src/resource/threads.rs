@@ -3,7 +3,7 @@
 
 use super::plan::{Arena, Orders, Step};
 use super::runtime::{self, Id, glibc, holding};
-use super::{Gathered, Target, attributes, scheduling, unsaved, vdso};
+use super::{Gathered, Target, attributes, scheduling, vdso};
 use crate::error::{Because, Error, Result};
 use crate::proc;
 use crate::ptrace::call::Caller;
@@ -103,11 +103,8 @@ pub fn save(
             None
         }
     });
-    if tid != pid {
-        unsaved::alone(pid, tid, gathered);
-    }
     scheduling::save(pid, &mut record)?;
-    attributes::save(pid, &mut record)?;
+    attributes::save(&target.frozen.threads[index], pid, &mut record)?;
     gathered.xstate.extend_from_slice(&xstate);
     gathered.threads.push(record);
     Ok(())

@@ -2,13 +2,16 @@
 //! State that an image cannot hold and a restart cannot give: it is named, so that nobody takes it for saved.
 
 use super::{Gathered, Target};
-use crate::proc;
+use crate::proc::status::Status;
+use crate::proc::{self, namespaces::Namespaces};
+use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
 use crate::ptrace::raw::{self, Share};
 
-/// Names what the process as a whole goes without.
+/// Names what the process goes without, and refuses what cannot be left out.
 pub fn name(target: &Target<'_>, gathered: &mut Gathered) {
     let pid = target.frozen.pid;
+    alone(target.frozen, gathered);
     if undoes(pid) {
         gathered.losses.push(
             "what it holds of System V semaphores, if that is with SEM_UNDO: the kernel gives it back when this run ends"
@@ -23,25 +26,48 @@ pub fn name(target: &Target<'_>, gathered: &mut Gathered) {
     }
 }
 
-/// Refuses a thread that does not share what all threads of the process get back together, and names what else it
-/// has of its own.
-pub fn alone(pid: i32, tid: i32, gathered: &mut Gathered) {
-    // Where the kernel has no kcmp(2), nobody can tell.
-    let own = |what| raw::share(pid, tid, what) == Ok(false);
-    if own(Share::Files) {
-        gathered
-            .obstacles
-            .push(format!("thread {tid} has descriptors of its own (unshare(2), CLONE_FILES)"));
+/// Refuses threads that do not share what all threads of the process get back together, and names what else they
+/// have of their own.
+fn alone(frozen: &Frozen, gathered: &mut Gathered) {
+    let pid = frozen.pid;
+    let Some(main) = frozen.threads.first().and_then(|thread| thread.look(pid).ok()) else {
+        return;
+    };
+    let spaces = Namespaces::of(pid);
+    for thread in frozen.threads.iter().skip(1) {
+        let tid = thread.tid;
+        // Where the kernel has no kcmp(2), nobody can tell.
+        let own = |what| raw::share(pid, tid, what) == Ok(false);
+        if own(Share::Files) {
+            let text = format!("thread {tid} has descriptors of its own (unshare(2), CLONE_FILES)");
+            gathered.obstacles.push(text);
+        }
+        if own(Share::Directory) {
+            gathered.obstacles.push(format!(
+                "thread {tid} has a working directory and a umask of its own (unshare(2), CLONE_FS)"
+            ));
+        }
+        let mut say = |what: &str| {
+            gathered.losses.push(format!("{what} that thread {tid} has of its own"));
+        };
+        let left = spaces.left_by(pid, tid);
+        if !left.is_empty() {
+            say(&format!("the namespaces ({})", left.join(", ")));
+        }
+        let Ok(status) = thread.look(pid) else { continue };
+        if (main.uid, main.gid, &main.groups) != (status.uid, status.gid, &status.groups) {
+            say("the user and group ids");
+        }
+        if sets(&main) != sets(&status) {
+            say("the capabilities");
+        }
     }
-    if own(Share::Directory) {
-        gathered.obstacles.push(format!(
-            "thread {tid} has a working directory and a umask of its own (unshare(2), CLONE_FS)"
-        ));
-    }
-    let (Ok(main), Ok(thread)) = (proc::status(pid, pid), proc::status(pid, tid)) else { return };
-    if (main.uid, main.gid, &main.groups) != (thread.uid, thread.gid, &thread.groups) {
-        gathered.losses.push(format!("the user and group ids that thread {tid} has of its own"));
-    }
+}
+
+/// The sets of capabilities.
+fn sets(status: &Status) -> [u64; 5] {
+    let Status { permitted, capabilities, inheritable, bounding, ambient, .. } = *status;
+    [permitted, capabilities, inheritable, bounding, ambient]
 }
 
 /// Whether the process is the last that has changed a System V semaphore. Nobody can see whether it did so with SEM_UNDO.

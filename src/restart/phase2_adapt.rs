@@ -8,6 +8,7 @@ use crate::fault::{Point, reach};
 use crate::image::stub;
 use crate::inject::{self, monitor::Monitor};
 use crate::resource::cpu::{self, Set};
+use crate::resource::memory::locked;
 use crate::resource::{process, scheduling, written, xstate};
 use ckpt_abi::image::{VmaKind, vma_flag};
 use ckpt_abi::region::Config;
@@ -28,6 +29,7 @@ pub fn adapt(
     let monitor = monitor(config)?;
     reach(Point::Watched);
     warnings.extend(scheduling::denied(&saved.threads));
+    warnings.extend(locked::denied(&saved.vmas)?);
     warnings.extend(written::restore(&saved.process));
     Ok(monitor)
 }

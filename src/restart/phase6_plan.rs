@@ -7,10 +7,11 @@ use super::phase4_fill::Filled;
 use super::placed::Placed;
 use crate::error::Result;
 use crate::resource::descriptor::{epoll, numbers};
+use crate::resource::memory::locked;
 use crate::resource::plan::{Arena, Orders, Step};
 use crate::resource::runtime::Id;
 use crate::resource::{process, signals, threads, timers};
-use ckpt_abi::image::{Thread, vma_flag};
+use ckpt_abi::image::Thread;
 use ckpt_abi::op::{Kind, Orders as Head, SPELLED};
 use ckpt_abi::region::{STACK_LEN, STACKS, TURNS, Turns};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -88,7 +89,7 @@ pub fn plan(saved: &Saved<'_>, opened: &Opened, mut filled: Filled) -> Result<Pl
     let ours: Vec<_> = failure.numbers().chain(exe_fd).collect();
     let spare = numbers::free(&saved.descriptors, &ours);
     epoll::restore_watches(&opened.watches, spare, &mut arena, &mut main)?;
-    lock(&mut main, saved);
+    locked::restore(&saved.vmas, saved.process.flags, &mut main);
     timers::restore(&saved.timers, &ids, &mut arena, &mut main)?;
     process::restore_limits(&saved.limits, &mut arena, &mut main)?;
     let head_value = failure.head(&mut arena)?;
@@ -152,18 +153,6 @@ fn move_mappings(orders: &mut Orders, placed: &[Placed]) {
                 (mapping.at() + part[0], record.start + part[0], part[1] - part[0]);
             orders.exact_call(Step::Move, libc::SYS_mremap, [from, len, len, flags, to], to);
         }
-    }
-}
-
-fn lock(orders: &mut Orders, saved: &Saved<'_>) {
-    for vma in
-        saved.vmas.iter().filter(|v| v.flags & (vma_flag::LOCKED | vma_flag::LOCK_ON_FAULT) != 0)
-    {
-        const MLOCK_ONFAULT: u64 = 1;
-        let on_fault = vma.flags & vma_flag::LOCK_ON_FAULT != 0;
-        let flags = if on_fault { MLOCK_ONFAULT } else { 0 };
-        let args = [vma.start, vma.end - vma.start, flags];
-        orders.try_call(Step::Process, libc::SYS_mlock2, &args);
     }
 }
 

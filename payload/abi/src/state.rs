@@ -127,6 +127,16 @@ pub mod process_flag {
     pub const MDWE_NO_INHERIT: u32 = 64;
     /// [`super::Process::coredump_filter`] is known.
     pub const COREDUMP_FILTER: u32 = 128;
+    /// PR_SET_THP_DISABLE with PR_THP_DISABLE_EXCEPT_ADVISED.
+    pub const THP_BY_ADVICE: u32 = 256;
+    /// PR_SET_MEMORY_MERGE: pages that are alike become one (KSM), also those to come.
+    pub const MEMORY_MERGE: u32 = 512;
+    /// PR_SET_IO_FLUSHER was set.
+    pub const IO_FLUSHER: u32 = 1024;
+    /// Mappings to come are locked (mlockall(2), MCL_FUTURE).
+    pub const LOCK_FUTURE: u32 = 2048;
+    /// They are when they are touched (MCL_ONFAULT).
+    pub const LOCK_FUTURE_ON_FAULT: u32 = 4096;
 }
 
 record! {
@@ -216,6 +226,8 @@ pub mod thread_flag {
     pub const INDIRECT_BRANCH: u32 = 2048;
     /// PR_SPEC_INDIRECT_BRANCH is disabled for ever.
     pub const INDIRECT_BRANCH_FORCED: u32 = 4096;
+    /// The first-level data cache is emptied when another task takes its processor (PR_SPEC_L1D_FLUSH).
+    pub const L1D_FLUSH: u32 = 8192;
 }
 
 record! {

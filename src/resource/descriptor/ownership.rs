@@ -6,7 +6,7 @@
 //! The system calls here take numbers, or pointers to two words of our own.
 #![allow(unsafe_code)]
 
-use super::{Look, Saving};
+use super::{Look, Saving, file_type};
 use crate::proc::fds::Fd;
 use crate::ptrace::raw;
 use ckpt_abi::image::Descriptor;
@@ -27,7 +27,9 @@ const F_OWNER_PID: i32 = 1;
 /// Saves owner and signal, and names the locks.
 pub fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) {
     name_locks(fd, saving);
-    if fd.flags.cast_signed() & libc::O_ASYNC == 0 {
+    // Nobody has anything to tell of a plain file but its lease, which is named.
+    let tells = fd.flags.cast_signed() & libc::O_ASYNC != 0;
+    if !tells && file_type(fd.mode) == libc::S_IFREG {
         return;
     }
     let Ok(ours) = raw::take_descriptor(look.pid, fd.number.cast_signed()) else { return };
@@ -43,6 +45,11 @@ pub fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) {
         let path = saving.path.display();
         saving.say(format!("signals for another process or thread about {path} (F_SETOWN)"));
         return;
+    }
+    // The kernel tells of it nowhere, but makes the process the owner (fs/notify/dnotify/dnotify.c).
+    if !tells && file_type(fd.mode) == libc::S_IFDIR {
+        let path = saving.path.display();
+        saving.say(format!("the notices of changes in {path} (fcntl(2), F_NOTIFY)"));
     }
     // SAFETY: numbers only.
     let signal = unsafe { libc::fcntl(ours.as_raw_fd(), F_GETSIG) };
@@ -72,7 +79,7 @@ fn name_locks(fd: &Fd, saving: &mut Saving) {
 /// Makes this process the owner that the program was. Only with all signals blocked: what comes before the
 /// program's handlers are there would end us.
 pub fn restore(fd: BorrowedFd<'_>, record: &Descriptor) {
-    if record.owner_type == NOBODY || record.flags.cast_signed() & libc::O_ASYNC == 0 {
+    if record.owner_type == NOBODY {
         return;
     }
     let owner = [record.owner_type, std::process::id().cast_signed()];

@@ -8,6 +8,7 @@
 
 pub mod advice;
 mod hidden;
+pub mod locked;
 mod mapped;
 pub mod open;
 

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! The namespaces of processes and threads (namespaces(7)).
+
+use std::path::{Path, PathBuf};
+
+/// The links of /proc/PID/ns, and what they are called in sentences. Time is not among them: a restart gives a program
+/// a namespace of that kind by itself.
+const KINDS: [(&str, &str); 7] = [
+    ("net", "network"),
+    ("uts", "host name"),
+    ("ipc", "IPC"),
+    ("mnt", "mounts"),
+    ("user", "user ids"),
+    ("cgroup", "cgroups"),
+    ("pid_for_children", "process ids of children"),
+];
+/// What a thread may have of its own while it shares its directory with the others (CLONE_FS).
+const OF_THREADS: usize = 3;
+
+/// Namespaces by their numbers; None of one that may not be looked at.
+pub struct Namespaces([Option<PathBuf>; KINDS.len()]);
+
+impl Namespaces {
+    /// Those of a process.
+    pub fn of(pid: i32) -> Self {
+        let directory = PathBuf::from(format!("/proc/{pid}/ns"));
+        Self(KINDS.map(|(name, _)| directory.join(name).read_link().ok()))
+    }
+
+    /// Those of this process in which another differs, in words.
+    pub fn unlike(&self, other: &Self) -> Vec<&'static str> {
+        let both = self.0.iter().zip(&other.0).zip(KINDS);
+        let different =
+            both.filter(|((own, other), _)| own.is_some() && other.is_some() && own != other);
+        different.map(|(_, (_, words))| words).collect()
+    }
+
+    /// Those in which a thread of the process differs, in words.
+    pub fn left_by(&self, pid: i32, tid: i32) -> Vec<&'static str> {
+        let directory = format!("/proc/{pid}/task/{tid}/ns");
+        let left = |own: &Option<PathBuf>, name: &str| {
+            let its = Path::new(&directory).join(name).read_link().ok();
+            its.is_some() && own.is_some() && its != *own
+        };
+        let kinds = self.0.iter().zip(KINDS).take(OF_THREADS);
+        kinds.filter(|(own, (name, _))| left(own, name)).map(|(_, (_, words))| words).collect()
+    }
+}

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! Threads that may not make every system call (seccomp(2)). A remote call obeys the filters of the thread that makes
+//! it, which may kill the process for it, and strict mode does. Each thread has filters of its own.
+
+use crate::error::{Error, Kind, Result};
+use crate::proc::Process;
+use crate::proc::status::Status;
+
+/// Refuses a process with such a thread, before one is touched.
+///
+/// # Errors
+/// Of [`Kind::Obstacles`]: there is one; or the process is gone.
+pub fn refuse(process: &Process) -> Result<()> {
+    let own = own()?;
+    for tid in process.tasks()? {
+        // One that is gone makes no calls.
+        if let Ok(status) = process.status(tid) {
+            refuse_thread(process, tid, &status, own)?;
+        }
+    }
+    Ok(())
+}
+
+/// How many filters we obey ourselves. Those of a container are the program's and ours, and allow what ckpt needs or
+/// would not let us begin.
+pub(super) fn own() -> Result<u32> {
+    let own = Process::own()?;
+    Ok(filters(&own.status(own.pid())?))
+}
+
+fn filters(status: &Status) -> u32 {
+    status.seccomp_filters.unwrap_or(u32::from(status.seccomp == 2))
+}
+
+/// Refuses one thread.
+pub(super) fn refuse_thread(process: &Process, tid: i32, status: &Status, own: u32) -> Result<()> {
+    let pid = process.pid();
+    let whose = if tid == pid {
+        format!("process {pid}")
+    } else {
+        format!("thread {tid} of process {pid}")
+    };
+    if status.seccomp == 1 {
+        return Err(Error::new(format!("{whose} is in seccomp's strict mode"))
+            .of(Kind::Obstacles)
+            .hint("it cannot be saved from outside"));
+    }
+    if filters(status) > own {
+        return Err(Error::new(format!(
+            "{whose} has installed seccomp filters, which could kill it for the system calls that a checkpoint needs"
+        ))
+        .of(Kind::Obstacles)
+        .hint("start it without its sandbox, if it has an option for that"));
+    }
+    Ok(())
+}

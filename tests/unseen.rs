@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! What a program has set that hardly anything shows: given back, named or refused, never silent and never its end.
+
+mod harness;
+
+use harness::{Bench, Build, Way, Who, survive};
+
+#[test]
+fn what_is_kept_saved() {
+    survive(Who::Nobody, Way::SaveStop, "unseen", Build::Pie, &["kept"]);
+}
+
+#[test]
+fn what_is_kept_launched() {
+    survive(Who::Me, Way::LaunchContinue, "unseen", Build::Static, &["kept"]);
+}
+
+/// The system calls of a checkpoint would end the program.
+#[test]
+fn a_thread_in_a_sandbox_is_refused() {
+    let kinds =
+        [("filter", "has installed seccomp filters"), ("strict", "is in seccomp's strict mode")];
+    for who in [Who::Me, Who::Nobody] {
+        for (kind, sentence) in kinds {
+            refused(who, kind, &format!(" of process PID {sentence}"));
+        }
+    }
+}
+
+#[test]
+fn segments_of_its_own_are_refused() {
+    refused(Who::Nobody, "segments", "process PID cannot be saved: it has memory segments");
+}
+
+/// `sentence` names the process as PID.
+#[track_caller]
+fn refused(who: Who, kind: &str, sentence: &str) {
+    let bench = Bench::new(who);
+    let mut run = bench.run(bench.subject("unseen", Build::Pie), &[kind]);
+    run.expect("ready");
+    let pid = run.pid_text();
+    for args in [["save", &pid, "-n", &bench.name("x.ckpt")], ["save", &pid, "--stop", "-n=x.ckpt"]]
+    {
+        let ended = bench.order(&args);
+        assert_eq!(ended.code(), Some(125), "{ended:?}");
+        assert!(ended.stderr.contains(&sentence.replace("PID", &pid)), "{ended:?}");
+        run.check();
+    }
+    run.go();
+}
+
+#[test]
+fn what_is_lost_is_named() {
+    for who in [Who::Nobody, Who::Me] {
+        let bench = Bench::new(who);
+        let inner = bench.subdirectory("inner");
+        let mut run = bench.run(bench.subject("unseen", Build::Static), &["lost"]);
+        run.expect("ready");
+        let saved = bench.must(&["save", &run.pid_text(), "-n", &bench.name("x.ckpt")]).stderr;
+        let root = who == Who::Me && nix::unistd::geteuid().is_root();
+        let named = |what: &str| saved.contains(&format!("not saved: {what}"));
+        assert!(named("the notices of changes in "), "{saved}");
+        assert_eq!(named("its own namespaces (IPC)"), root, "{saved}");
+        assert_eq!(named(&format!("its root directory {}", inner.display())), root, "{saved}");
+        assert_eq!(named("the namespaces (host name) that thread "), root, "{saved}");
+        assert_eq!(named("the capabilities that thread "), root, "{saved}");
+        run.check();
+        run.go();
+    }
+}
