@@ -344,7 +344,7 @@ fn the_example_of_the_readme_works() {
         (1..=5).for_each(|i| run.expect(&i.to_string()));
         run.ends_well();
         let mut run = desk.resume("count.ckpt");
-        run.expect("resumed from generation 1");
+        run.expect("restarted from generation 1");
         (6..=10).for_each(|i| run.expect(&i.to_string()));
         run.ends_well();
     }

@@ -11,7 +11,7 @@ use desk::{Desk, Libc, With};
 use harness::{Run, Who};
 use serving::{Server, insecure, keyed};
 
-fn saves_and_resumes(who: Who, libc: Libc, with_key: bool) {
+fn saves_and_restarts(who: Who, libc: Libc, with_key: bool) {
     let desk = Desk::new(who);
     let bench = &desk.bench;
     let options = if with_key { keyed(bench) } else { insecure() };
@@ -44,8 +44,8 @@ fn saves_and_resumes(who: Who, libc: Libc, with_key: bool) {
 }
 
 #[test]
-fn a_linked_program_saves_itself_to_a_server_and_resumes_from_there() {
-    saves_and_resumes(Who::Me, Libc::Glibc, true);
-    saves_and_resumes(Who::Nobody, Libc::Musl, true);
-    saves_and_resumes(Who::Nobody, Libc::Glibc, false);
+fn a_linked_program_saves_itself_to_a_server_and_restarts_from_there() {
+    saves_and_restarts(Who::Me, Libc::Glibc, true);
+    saves_and_restarts(Who::Nobody, Libc::Musl, true);
+    saves_and_restarts(Who::Nobody, Libc::Glibc, false);
 }

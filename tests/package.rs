@@ -25,7 +25,8 @@ fn the_lists_hold_what_a_build_reads() {
         let list = package(&["--list", "--package", package_name]);
         let inside = |path: &Path| path.strip_prefix(top).expect("inside").display().to_string();
         let mut missing: Vec<_> = places.iter().flat_map(|place| files(place)).collect();
-        missing.retain(|path| top != "" || !own.iter().any(|folder| path.starts_with(folder)));
+        missing
+            .retain(|path| !top.is_empty() || !own.iter().any(|folder| path.starts_with(folder)));
         missing.retain(|path| !list.lines().any(|line| line == inside(path)));
         missing
     };

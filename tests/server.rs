@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-only
-//! The checkpoint server: programs saved to it and resumed from it, its commands, its limits, and
+//! The checkpoint server: programs saved to it and restarted from it, its commands, its limits, and
 //! what is left when something fails.
 
 mod harness;
@@ -14,7 +14,7 @@ use nix::sys::signal::Signal::{SIGKILL, SIGTERM, SIGTSTP};
 use harness::{Bench, Build, Run, Who, until};
 use serving::{Server, all, image, insecure, keyed, noise};
 
-/// Saves a program to the server by signal and resumes it from there, twice, and on the server.
+/// Saves a program to the server by signal and restarts it from there, twice, and on the server.
 #[track_caller]
 fn saved_and_resumed(who: Who, options: impl Fn(&Bench) -> Vec<String>, more: &[&str]) {
     let bench = Bench::new(who);

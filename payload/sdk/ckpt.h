@@ -75,7 +75,7 @@ int ckpt_try_config(struct ckptconfig *cfg, struct ckptconfig *old);
  * checkpoint is sealed, and only the restarted process returns. EDEADLK: called by a callback. */
 int ckpt_ckpt(const char *name);
 /* Becomes the program in the checkpoint name; with %n in it, the one with the highest number.
- * Returns only if that is not there (ENOENT, EACCES) or cannot be resumed (EINVAL): -1. */
+ * Returns only if that is not there (ENOENT, EACCES) or cannot be restarted (EINVAL): -1. */
 void ckpt_restart(const char *name);
 int ckpt_try_restart(const char *name);
 

@@ -24,8 +24,8 @@ pub(super) enum Form {
     Completions,
     Serve,
     Keygen,
-    /// `ckpt restart`.
-    Resume,
+    /// `ckpt restart NAME`.
+    Restart,
     List,
     Get,
     Put,
@@ -35,7 +35,7 @@ pub(super) enum Form {
     Assist,
     Sdk,
     /// A checkpoint file, executed.
-    Restart,
+    Stub,
 }
 
 /// The word that is no option.

@@ -138,13 +138,13 @@ pub(super) const FORMS: &[Entry] = &[
         hidden: true,
     },
     Entry {
-        form: Form::Restart,
+        form: Form::Stub,
         word: None,
         operand: None,
-        help: "Resume the program from its checkpoint file",
-        long: "Executing the checkpoint file resumes the program where it was saved, any number \
+        help: "Restart the program from its checkpoint file",
+        long: "When the checkpoint file is executed the program goes on where it was saved, any number \
                of times. The environment of the program is the saved one; that of the caller is \
-               ignored, CKPT_* included. Options change the configuration of the resumed \
+               ignored, CKPT_* included. Options change the configuration of the restarted \
                program; what they do not say is as it was saved.",
         hidden: false,
     },

@@ -28,7 +28,7 @@ pub(super) const STATUSES: &[(&str, &str)] = &[
 
 /// "ckpt [-n NAME] … PROGRAM [ARGS…]", once for each form that users see.
 pub(super) fn synopses() -> Vec<String> {
-    let shown = |entry: &&Entry| !entry.hidden && entry.form != Form::Restart;
+    let shown = |entry: &&Entry| !entry.hidden && entry.form != Form::Stub;
     table::FORMS.iter().filter(shown).map(|entry| synopsis(entry, "ckpt")).collect()
 }
 
@@ -82,7 +82,7 @@ pub(super) fn usage() -> String {
 /// `ckpt --help`.
 pub(super) fn overview() -> String {
     let mut text =
-        "ckpt saves a running program to an executable file that resumes it.\n\nUsage:\n"
+        "ckpt saves a running program to an executable file that restarts it.\n\nUsage:\n"
             .to_owned();
     for line in synopses().iter().take(2) {
         let _ = writeln!(text, "  {line}");
@@ -136,8 +136,8 @@ pub(super) fn subcommand(entry: &Entry) -> String {
 }
 
 /// `./foo.ckpt --help`.
-pub(super) fn restart(file: &str) -> String {
-    let entry = table::entry(Form::Restart);
+pub(super) fn stub(file: &str) -> String {
+    let entry = table::entry(Form::Stub);
     let mut text = format!("{}.\n\nUsage: {}\n", entry.help, synopsis(entry, file));
     paragraphs(&mut text, entry.long);
     options(&mut text, entry);
@@ -158,7 +158,7 @@ fn options(text: &mut String, entry: &Entry) {
         for paragraph in opt.description.split("\n\n") {
             fill(text, paragraph, 6);
         }
-        if let (Some(env), true) = (&opt.env, entry.form != Form::Restart) {
+        if let (Some(env), true) = (&opt.env, entry.form != Form::Stub) {
             let _ = writeln!(text, "      Environment: {}={}", env.name, env.value);
         }
     }

@@ -11,7 +11,7 @@ pub fn man_page() -> String {
     let mut page = format!(".TH CKPT 1 \"\" \"{}\" \"User Commands\"\n", text(&version()));
     page.push_str(".nh\n.ad l\n");
     section(&mut page, "NAME");
-    page.push_str("ckpt \\- save a running program to an executable file that resumes it\n");
+    page.push_str("ckpt \\- save a running program to an executable file that restarts it\n");
     section(&mut page, "SYNOPSIS");
     for (index, line) in help::synopses().iter().enumerate() {
         let _ = writeln!(page, "{}{}", if index == 0 { "" } else { ".br\n" }, synopsis(line));
@@ -50,13 +50,13 @@ fn section(page: &mut String, title: &str) {
 }
 
 fn checkpoint_files(page: &mut String) {
-    let entry = table::entry(Form::Restart);
+    let entry = table::entry(Form::Stub);
     section(page, "CHECKPOINT FILES");
     let _ = writeln!(page, "{}", synopsis(&help::synopsis(entry, "./foo.ckpt")));
     page.push_str(".PP\n");
     paragraphs(page, entry.long);
     let (shared, own): (Vec<&Opt>, Vec<&Opt>) =
-        table::options(&[Form::Restart]).partition(|opt| opt.is_of(&[Form::Launch, Form::Attach]));
+        table::options(&[Form::Stub]).partition(|opt| opt.is_of(&[Form::Launch, Form::Attach]));
     let names: Vec<String> = shared.iter().map(|opt| bold(&help::flags(opt))).collect();
     let _ = writeln!(page, ".PP\nThe options {} are those of ckpt.", names.join("; "));
     for opt in own {

@@ -27,7 +27,7 @@ use crate::settings::server::{ServerName, Transfer};
 pub use completions::{Shell, completions};
 pub use man::man_page;
 pub use nearest::nearest_subcommand;
-pub use parse::{environment, parse, parse_ckptsrv, parse_restart};
+pub use parse::{environment, parse, parse_ckptsrv, parse_stub};
 
 /// What the ckpt command is asked to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,8 +107,8 @@ pub enum Command {
         /// The new file.
         file: PathBuf,
     },
-    /// Resume from a checkpoint file or a server.
-    Resume {
+    /// Execute a checkpoint by its name, in a file or on a server.
+    Restart {
         /// As it was written.
         name: OsString,
         /// From the options and the environment.
@@ -174,14 +174,14 @@ pub enum Command {
     Completions(Shell),
 }
 
-/// How a program is resumed from its checkpoint in place of being started.
+/// How a program is restarted from its checkpoint in place of being started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Resume {
     /// Also a checkpoint of another run.
     pub any: bool,
     /// Also one that others may have changed.
     pub trust: bool,
-    /// [`RestartOptions::truncate_files`].
+    /// [`StubOptions::truncate_files`].
     pub truncate_files: bool,
 }
 
@@ -212,9 +212,9 @@ pub struct ServeOptions {
 
 /// What a checkpoint file is asked to do when it is executed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RestartCommand {
-    /// Resume the program.
-    Restart(RestartOptions),
+pub enum StubCommand {
+    /// Restart the program.
+    Restart(StubOptions),
     /// Print this text on standard output.
     Help(String),
     /// Print [`version`].
@@ -223,7 +223,7 @@ pub enum RestartCommand {
 
 /// The options that a checkpoint file takes when it is executed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RestartOptions {
+pub struct StubOptions {
     /// Changes to the saved configuration.
     pub settings: Settings,
     /// Whether files that grew since the checkpoint are cut back.

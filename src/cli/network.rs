@@ -6,11 +6,11 @@ use crate::settings;
 
 pub(super) const FORMS: &[Entry] = &[
     Entry {
-        form: Form::Resume,
+        form: Form::Restart,
         word: Some("restart"),
         operand: Some(Operand { name: "NAME [OPTIONS...]", kind: Kind::File, optional: false }),
-        help: "Resume a checkpoint from a server or a file",
-        long: "Resumes the checkpoint NAME, which is cssrv://HOST[:PORT]/NAME or a file. One on a \
+        help: "Execute a checkpoint of a server or in a file",
+        long: "Executes the checkpoint NAME, which is cssrv://HOST[:PORT]/NAME or a file. One on a \
                server is fetched into memory and executed there. OPTIONS after NAME are those of \
                a checkpoint file that is executed.",
         hidden: false,
@@ -81,9 +81,9 @@ pub(super) const FORMS: &[Entry] = &[
 pub(super) const NETWORKED: &[Form] = &[
     Form::Launch,
     Form::Attach,
-    Form::Restart,
+    Form::Stub,
     Form::Save,
-    Form::Resume,
+    Form::Restart,
     Form::Verify,
     Form::Info,
     Form::Check,
@@ -96,9 +96,9 @@ pub(super) const NETWORKED: &[Form] = &[
 pub(super) const KEYED: &[Form] = &[
     Form::Launch,
     Form::Attach,
-    Form::Restart,
+    Form::Stub,
     Form::Save,
-    Form::Resume,
+    Form::Restart,
     Form::Verify,
     Form::Info,
     Form::Check,

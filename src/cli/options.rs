@@ -60,7 +60,7 @@ pub(super) const OPTIONS: &[Opt] = &[
                       others may write to, or that lies where others may put another in its place. \
                       It runs with all rights of whoever restarts it. Without this --resume refuses \
                       such a checkpoint, and ckpt restart does when root calls it.",
-        forms: &[Form::Launch, Form::Resume],
+        forms: &[Form::Launch, Form::Restart],
         set: Set::Draft(|draft, _| {
             draft.trust = true;
             Ok(())
@@ -107,7 +107,7 @@ pub(super) const OPTIONS: &[Opt] = &[
                       since the checkpoint back to their length at the checkpoint, so that the \
                       output becomes what an uninterrupted run writes. Without this a file that \
                       grew is named on standard error. With ckpt PROGRAM it goes with --resume.",
-        forms: &[Form::Launch, Form::Restart],
+        forms: &[Form::Launch, Form::Stub],
         set: Set::Draft(|draft, _| {
             draft.truncate_files = true;
             Ok(())
@@ -120,7 +120,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         help: "Find files elsewhere: OLD=NEW",
         description: "MAP is OLD=NEW: the program's files and directories that were OLD or in OLD \
                       are looked for in NEW. Repeatable; the longest OLD that fits counts.",
-        forms: &[Form::Restart, Form::Check],
+        forms: &[Form::Stub, Form::Check],
         set: Set::Draft(|draft, value| {
             draft.map_path.0.push(settings::parse_pair(value)?);
             Ok(())
@@ -132,7 +132,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         help: "Restart although the CPU lacks features",
         description: "Restarts although this CPU lacks features that the program may use. If it \
                       does use one, it dies of an illegal instruction (SIGILL).",
-        forms: &[Form::Restart],
+        forms: &[Form::Stub],
         set: Set::Draft(|draft, _| {
             draft.force_cpu = true;
             Ok(())
@@ -179,10 +179,10 @@ pub(super) const OPTIONS: &[Opt] = &[
             Form::Help,
             Form::Man,
             Form::Completions,
-            Form::Restart,
+            Form::Stub,
             Form::Serve,
             Form::Keygen,
-            Form::Resume,
+            Form::Restart,
             Form::List,
             Form::Get,
             Form::Put,
@@ -200,7 +200,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         help: "Show the version",
         description: "Shows the version of ckpt; of a checkpoint file, that of the ckpt which \
                       saved it.",
-        forms: &[Form::Launch, Form::Attach, Form::Restart],
+        forms: &[Form::Launch, Form::Attach, Form::Stub],
         set: Set::Draft(|draft, _| {
             draft.page = Some(Page::Version);
             Ok(())

@@ -8,7 +8,7 @@ use lexopt::{Arg, Parser};
 
 use super::nearest::{nearest_option, nearest_subcommand};
 use super::table::{self, Draft, Entry, Form, Opt, Page};
-use super::{Command, RestartCommand, RestartOptions, Resume, ServeOptions, Shell, help, network};
+use super::{Command, Resume, ServeOptions, Shell, StubCommand, StubOptions, help, network};
 use crate::error::{Because, Error, Result};
 use crate::settings::server::{Key, ServerName};
 use crate::settings::{self, Settings, parse_pid, quoted};
@@ -69,22 +69,22 @@ pub fn parse(
 ///
 /// # Errors
 /// A sentence that names the bad word, with exit status 125.
-pub fn parse_restart(args: impl Iterator<Item = OsString>) -> Result<RestartCommand> {
+pub fn parse_stub(args: impl Iterator<Item = OsString>) -> Result<StubCommand> {
     let args: Vec<OsString> = args.collect();
     let file = args.first().map_or("FILE".into(), |name| name.to_string_lossy().into_owned());
     let mut reader = Reader::new(args, file.clone());
-    let word = match reader.next(&[Form::Restart])? {
+    let word = match reader.next(&[Form::Stub])? {
         Next::Word(word) => Some(word),
         Next::Dashes => reader.raw(),
         Next::End => None,
-        Next::Page(Page::Help) => return Ok(RestartCommand::Help(help::restart(&file))),
-        Next::Page(Page::Version) => return Ok(RestartCommand::Version),
+        Next::Page(Page::Help) => return Ok(StubCommand::Help(help::stub(&file))),
+        Next::Page(Page::Version) => return Ok(StubCommand::Version),
     };
     match word {
         None => {
             let Draft { settings, truncate_files, force_cpu, map_path, .. } = reader.draft;
-            let options = RestartOptions { settings, truncate_files, force_cpu, map_path };
-            Ok(RestartCommand::Restart(options))
+            let options = StubOptions { settings, truncate_files, force_cpu, map_path };
+            Ok(StubCommand::Restart(options))
         }
         Some(word) => Err(reader.bad(format!(
             "{} is one word too many; the program goes on with the arguments that it was saved with",
@@ -129,7 +129,7 @@ fn subcommand(
     let mut words = Vec::new();
     loop {
         match reader.next(std::slice::from_ref(&entry.form))? {
-            Next::Word(word) if entry.form == Form::Resume => {
+            Next::Word(word) if entry.form == Form::Restart => {
                 words.push(word);
                 words.extend(reader.rest());
             }
@@ -157,7 +157,7 @@ fn subcommand(
 }
 
 fn build(entry: &'static Entry, reader: Reader, words: Vec<OsString>) -> Result<Command> {
-    if matches!(entry.form, Form::Resume | Form::List | Form::Get | Form::Put | Form::Remove) {
+    if matches!(entry.form, Form::Restart | Form::List | Form::Get | Form::Put | Form::Remove) {
         return networked(entry, reader, words);
     }
     if matches!(entry.form, Form::Verify | Form::Info | Form::Check) {
@@ -223,7 +223,7 @@ fn networked(entry: &'static Entry, reader: Reader, words: Vec<OsString>) -> Res
     let mut words = words.into_iter();
     let first = words.next().unwrap_or_default();
     Ok(match entry.form {
-        Form::Resume => Command::Resume { name: first, transfer, args: words.collect(), trust },
+        Form::Restart => Command::Restart { name: first, transfer, args: words.collect(), trust },
         Form::List => Command::List { folder: ServerName::parse_folder(&first)?, transfer, json },
         Form::Remove => Command::Remove { name: ServerName::parse(&first)?, transfer },
         Form::Put => {
@@ -337,7 +337,7 @@ impl Reader {
         };
         let Some(opt) = table::OPTIONS.iter().filter(|opt| opt.is_of(forms)).find(known) else {
             let elsewhere = table::OPTIONS.iter().find(known);
-            let restart = forms.contains(&Form::Restart);
+            let restart = forms.contains(&Form::Stub);
             let among = table::OPTIONS.iter().filter(|opt| opt.is_of(forms));
             let meant = written.strip_prefix("--").and_then(|long| nearest_option(long, among));
             return Err(self.unknown(written, elsewhere.filter(|_| !restart), meant));

@@ -23,8 +23,8 @@ pub(super) static OPTIONS: &[Opt] = &joined::<Opt, { 1 + SETTINGS.len() + REST }
 const REST: usize = own::OPTIONS.len() + network::OPTIONS.len();
 
 /// The forms whose options are the parameters of the original manual.
-const EQUIPPING: &[Form] = &[Form::Launch, Form::Attach, Form::Restart];
-const SAVING: &[Form] = &[Form::Launch, Form::Attach, Form::Restart, Form::Save];
+const EQUIPPING: &[Form] = &[Form::Launch, Form::Attach, Form::Stub];
+const SAVING: &[Form] = &[Form::Launch, Form::Attach, Form::Stub, Form::Save];
 
 const fn of_settings() -> [Opt; SETTINGS.len()] {
     let mut all = [Opt::SWITCH; SETTINGS.len()];

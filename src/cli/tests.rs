@@ -9,8 +9,8 @@ use std::os::unix::ffi::OsStringExt;
 
 use super::table::{self, FORMS, Form, OPTIONS, Opt};
 use super::{
-    Command, RestartCommand, RestartOptions, Resume, Shell, completions, help, man_page, parse,
-    parse_restart, version,
+    Command, Resume, Shell, StubCommand, StubOptions, completions, help, man_page, parse,
+    parse_stub, version,
 };
 use crate::resource::cpu::limit::Limit;
 use crate::restart::MapPath;
@@ -34,8 +34,8 @@ fn run(line: &[&str]) -> Result<Command, String> {
     with_env(line, &[])
 }
 
-fn restart(line: &[&str]) -> Result<RestartCommand, String> {
-    parse_restart(words("./foo.ckpt", line)).map_err(|error| {
+fn stub(line: &[&str]) -> Result<StubCommand, String> {
+    parse_stub(words("./foo.ckpt", line)).map_err(|error| {
         assert_eq!(error.status(), 125);
         error.to_string()
     })
@@ -117,9 +117,9 @@ fn spellings_of_options() {
         let line = [line, &["--embed-files", "64K", "--", "foo"]].concat();
         assert_eq!(run(&line), launch(all.clone(), "foo", &[]), "{line:?}");
     }
-    let options = RestartOptions { settings: all, ..RestartOptions::default() };
+    let options = StubOptions { settings: all, ..StubOptions::default() };
     let line = ["-n", "a", "-c", "-a", "USR1", "-z", "500", "--embed-files=64K"];
-    assert_eq!(restart(&line), Ok(RestartCommand::Restart(options)));
+    assert_eq!(stub(&line), Ok(StubCommand::Restart(options)));
 }
 
 #[test]
@@ -225,13 +225,13 @@ fn bad_restarts() {
         (&["--", "arg"], "'arg' is one word too many"),
         (&["-a"], "-a needs a SIGNAL"),
     ] {
-        let sentence = restart(line).unwrap_err();
+        let sentence = stub(line).unwrap_err();
         assert!(sentence.starts_with(part) || sentence.contains(part), "{line:?}: {sentence}");
         assert!(sentence.ends_with("; try './foo.ckpt --help'"), "{sentence}");
         assert!(!sentence.contains("ckpt save"), "{sentence}");
     }
-    assert_eq!(restart(&[]), Ok(RestartCommand::Restart(RestartOptions::default())));
-    assert_eq!(restart(&["--version", "x"]), Ok(RestartCommand::Version));
+    assert_eq!(stub(&[]), Ok(StubCommand::Restart(StubOptions::default())));
+    assert_eq!(stub(&["--version", "x"]), Ok(StubCommand::Version));
 }
 
 #[test]
@@ -310,7 +310,7 @@ fn every_option_is_in_every_help() {
     let overview = help_of(&["--help"]);
     assert_eq!(help_of(&["-h"]), overview);
     assert_eq!(help_of(&["help"]), overview);
-    for opt in OPTIONS.iter().filter(|opt| opt.forms != [Form::Restart]) {
+    for opt in OPTIONS.iter().filter(|opt| opt.forms != [Form::Stub]) {
         assert_option(&overview, opt, "ckpt --help");
         if let Some(env) = &opt.env {
             assert!(has_word(&overview, env.name));
@@ -327,8 +327,8 @@ fn every_option_is_in_every_help() {
         }
         assert!(has_word(&overview, word));
     }
-    let Ok(RestartCommand::Help(text)) = restart(&["--help"]) else { panic!("no help") };
-    for opt in table::options(&[Form::Restart]) {
+    let Ok(StubCommand::Help(text)) = stub(&["--help"]) else { panic!("no help") };
+    for opt in table::options(&[Form::Stub]) {
         assert_option(&text, opt, "./foo.ckpt --help");
     }
     assert!(text.contains("Usage: ./foo.ckpt [-n NAME]"), "{text}");
@@ -369,7 +369,7 @@ fn the_man_page_is_clean_roff() {
 fn every_option_is_in_every_completion() {
     for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
         let script = completions(shell);
-        for opt in OPTIONS.iter().filter(|opt| opt.forms.iter().any(|f| *f != Form::Restart)) {
+        for opt in OPTIONS.iter().filter(|opt| opt.forms.iter().any(|f| *f != Form::Stub)) {
             let long = opt.long;
             let value = opt.value.is_some();
             let expected = match (shell, opt.short) {
@@ -436,7 +436,7 @@ fn hidden_forms_are_nowhere() {
 
 #[test]
 fn help_fits_a_terminal() {
-    let mut texts = vec![help::overview(), help::usage(), help::restart("./foo.ckpt")];
+    let mut texts = vec![help::overview(), help::usage(), help::stub("./foo.ckpt")];
     texts.extend(table::subcommands().map(|(_, entry)| help::subcommand(entry)));
     for text in texts {
         for line in text.lines() {
@@ -462,8 +462,8 @@ fn the_table_is_sound() {
         Form::Assist,
         Form::Dump,
         Form::Monitor,
+        Form::Stub,
         Form::Restart,
-        Form::Resume,
         Form::Serve,
         Form::List,
         Form::Get,

@@ -95,7 +95,7 @@ fn apply(pid: i32, caller: &mut Caller, wanted: Settings) -> Result<()> {
     Ok(())
 }
 
-/// Whether ckpt_restart(3) would find a checkpoint that it can resume; the payload executes the file
+/// Whether ckpt_restart(3) would find a checkpoint that it can restart; the payload executes the file
 /// that it is told. One from a server is a file in our memory, which has to last until then.
 fn inspect(pid: i32, caller: &Caller) -> Result<Option<File>> {
     let name = Name::parse(&caller.name())?.resolve(&proc::cwd(pid)?.path)?;

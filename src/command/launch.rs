@@ -27,7 +27,7 @@ use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// Becomes the program, or resumes it from its checkpoint.
+/// Becomes the program, or its checkpoint.
 pub fn run(
     settings: &Settings,
     cpu: Option<&Limit>,

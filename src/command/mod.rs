@@ -20,6 +20,7 @@ mod save;
 mod sdk;
 mod serve;
 mod stored;
+mod stub;
 mod trust;
 
 use crate::cli::{self, Command};
@@ -43,7 +44,7 @@ pub fn main(args: Vec<OsString>) -> u8 {
 
 fn run(args: &[OsString]) -> Result<u8> {
     if args.get(1).is_some_and(|word| word == "__report") {
-        return restart::report(args.get(2), args.get(3));
+        return stub::report(args.get(2), args.get(3));
     }
     let own = File::open("/proc/self/exe")
         .map_err(|e| Error::new(format!("cannot open our own executable (/proc/self/exe): {e}")))?;
@@ -54,7 +55,7 @@ fn run(args: &[OsString]) -> Result<u8> {
         fault::arm()?;
     }
     if !ours && (elf::is_marked(&own) || Image::find(&own)?.is_some()) {
-        return restart::from_own_file(own, args);
+        return stub::from_own_file(own, args);
     }
     if serve::is_ckptsrv(args) {
         return serve::as_ckptsrv(cli::parse_ckptsrv(args.iter().cloned())?);
@@ -74,8 +75,8 @@ fn run(args: &[OsString]) -> Result<u8> {
         }
         Command::Serve(options) => serve::run(&options),
         Command::Keygen { file } => serve::keygen(&file),
-        Command::Resume { name, transfer, args, trust } => {
-            fetch::resume(&name, &transfer, &args, trust)
+        Command::Restart { name, transfer, args, trust } => {
+            restart::run(&name, &transfer, &args, trust)
         }
         Command::List { folder, transfer, json } => stored::list(&folder, &transfer, json),
         Command::Get { name, file, transfer } => stored::get(&name, file, &transfer),

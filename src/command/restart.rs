@@ -1,111 +1,88 @@
 // SPDX-License-Identifier: LGPL-2.1-only
-//! A checkpoint file that is executed.
+//! `ckpt restart NAME`: executes a checkpoint by its name, which is a file's or a server's.
 //!
 //! # Safety
-//! The name by which the kernel executed us is read once, before anything could have moved it. A number
-//! becomes a descriptor for a single call.
+//! execveat(2) is called with strings that live until it returns, which it does only on failure.
 #![allow(unsafe_code)]
 
-use crate::cli::{self, RestartCommand};
-use crate::error::{Because, Error, FAILED, Result};
-use crate::image::read::Image;
-use crate::resource::plan::Step;
-use crate::restart::{Options, restart};
-use ckpt_abi::op::{Report, read_spelled};
+use super::{fetch, stub, trust};
+use crate::error::{Because, CANNOT_EXECUTE, Error, NOT_FOUND, Result};
+use crate::image::read::{self, Image};
+use crate::settings::Name;
+use crate::settings::server::Transfer;
 use nix::errno::Errno;
-use std::ffi::{CString, OsString};
+use nix::libc;
+use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
-use std::os::fd::BorrowedFd;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use zerocopy::FromBytes;
 
-/// Resumes the program in our own file, or does what the arguments ask.
-pub fn from_own_file(own: File, args: &[OsString]) -> Result<u8> {
-    let name = args.first().cloned().unwrap_or_else(|| "checkpoint".into());
-    if executed_by_the_program() {
-        return execute_original(own, args);
+/// Executes the checkpoint `name`; `args` are options of the checkpoint file.
+///
+/// # Errors
+/// There is none, it is not to be trusted, or it cannot be executed.
+pub fn run(name: &OsStr, transfer: &Transfer, args: &[OsString], trusted: bool) -> Result<u8> {
+    match Name::parse(name)? {
+        Name::File(path) => {
+            let file = read::open(&path).because(|| format!("cannot open {}", path.display()));
+            let file = file.map_err(|e| e.with_status(NOT_FOUND))?;
+            let copy = file.try_clone().because(|| path.display().to_string())?;
+            Image::from_file(copy, &path).map_err(|e| e.with_status(CANNOT_EXECUTE))?;
+            // Anybody else may execute what he likes as himself, as if it were a program.
+            if nix::unistd::geteuid().is_root()
+                && !trusted
+                && let Some(why) = trust::judge(Some(&file), &path)?
+            {
+                return Err(why.sentence().hint(trust::WAY_OUT));
+            }
+            execute(file, &path, args)
+        }
+        Name::Server(server) => {
+            let file = fetch::fetch(&server, transfer)?;
+            execute(file, Path::new(name), args)
+        }
     }
-    let options = match cli::parse_restart(args.iter().cloned())? {
-        RestartCommand::Help(text) => return super::print(&text),
-        RestartCommand::Version => return super::print(&format!("{}\n", cli::version())),
-        RestartCommand::Restart(options) => options,
-    };
-    // Without options no name is relative, and a removed directory is as good as another.
-    let here = std::env::current_dir().or_else(|e| match args.len() {
-        ..=1 => Ok("/".into()),
-        _ => Err(e),
-    });
-    let here = here.because(|| "cannot find out the current directory")?;
-    let image = Image::from_file(own, Path::new(&name))?;
-    let cli::RestartOptions { settings, truncate_files, force_cpu, map_path } = options;
-    let settings = super::destination::with_usual_key(settings).resolve(&here)?;
-    super::destination::check_said(&settings)?;
-    let options = Options { settings, truncate_files, force_cpu, map_path };
-    match restart(&image, &options, "ckpt")? {}
 }
 
-/// Whether somebody executed /proc/…/exe: a restarted program that starts itself anew (busybox its
-/// applets), for which the checkpoint stands in the place of its executable.
-fn executed_by_the_program() -> bool {
-    const AT_EXECFN: u64 = 31;
-    // SAFETY: reads the auxiliary vector of this process.
-    let name = unsafe { nix::libc::getauxval(AT_EXECFN) };
-    if name == 0 {
-        return false;
+/// Becomes the checkpoint file: it carries the ckpt that made it. Where it may not be executed
+/// (vm.memfd_noexec, a file system mounted noexec), this ckpt does its work.
+///
+/// # Errors
+/// It cannot be executed, or this ckpt cannot restart it.
+pub fn execute(file: File, name: &Path, args: &[OsString]) -> Result<u8> {
+    let c_string = |text: &OsStr| CString::new(text.as_bytes()).unwrap_or_default();
+    let argv: Vec<CString> = std::iter::once(name.as_os_str())
+        .chain(args.iter().map(AsRef::as_ref))
+        .map(c_string)
+        .collect();
+    let envp: Vec<CString> = std::env::vars_os()
+        .map(|(name, value)| c_string(&[name, value].join(OsStr::new("="))))
+        .collect();
+    let argv = pointers(&argv);
+    let envp = pointers(&envp);
+    // SAFETY: both lists end with a null pointer, and their strings outlive the call.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            argv.as_ptr(),
+            envp.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    match Errno::last() {
+        Errno::EACCES | Errno::EPERM => {
+            let words: Vec<_> =
+                std::iter::once(name.as_os_str().to_owned()).chain(args.iter().cloned()).collect();
+            stub::restart_from(file, &words)
+        }
+        e => Err(Error::new(format!("cannot execute {}: {}", name.display(), e.desc()))
+            .with_status(CANNOT_EXECUTE)),
     }
-    let pointer: *const std::ffi::c_char = std::ptr::with_exposed_provenance(name as usize);
-    // SAFETY: the kernel put a C string there (execve(2)).
-    let name = unsafe { std::ffi::CStr::from_ptr(pointer) };
-    let name = name.to_bytes();
-    name.starts_with(b"/proc/") && name.ends_with(b"/exe")
 }
 
-fn execute_original(own: File, args: &[OsString]) -> Result<u8> {
-    use ckpt_abi::image::{Process, SectionKind};
-    let image = Image::from_file(own, Path::new("/proc/self/exe"))?;
-    let process: Process = image.process(0).record(SectionKind::Process)?;
-    let path = image.text(process.exe);
-    let c_string = |text: &std::ffi::OsStr| CString::new(text.as_bytes()).unwrap_or_default();
-    let argv: Vec<CString> = args.iter().map(|a| c_string(a)).collect();
-    let error = match nix::unistd::execv(&c_string(&path), &argv) {
-        Ok(never) => match never {},
-        Err(e) => e,
-    };
-    Err(Error::new(format!("cannot execute {}: {}", path.display(), error.desc())))
-}
-
-/// Turns the report that the restorer has spelled into a sentence, for descriptor `to`.
-pub fn report(letters: Option<&OsString>, to: Option<&OsString>) -> Result<u8> {
-    let report = letters.and_then(|l| read_spelled(l.as_bytes()));
-    let Some(report) = report.and_then(|bytes| Report::read_from_bytes(&bytes).ok()) else {
-        return Err(Error::new("__report is for the restorer alone"));
-    };
-    let sentence = format!("ckpt: {}\n", failure(&report));
-    let to = to.and_then(|fd| fd.to_str()).and_then(|fd| fd.parse().ok()).unwrap_or(2);
-    // SAFETY: the restorer has left it open for this; if not, the call fails with EBADF.
-    let to = unsafe { BorrowedFd::borrow_raw(to) };
-    if nix::unistd::write(to, sentence.as_bytes()).is_err() {
-        eprint!("{sentence}");
-    }
-    Ok(FAILED)
-}
-
-/// What the kernel refused, why, and what helps.
-fn failure(report: &Report) -> Error {
-    let step = Step::try_from(report.step);
-    let doing = step.map_or("go on", Step::describe);
-    let reason = match report.errno {
-        0 => "the kernel answered something else than asked for",
-        n => Errno::from_raw(n.cast_signed()).desc(),
-    };
-    let Report { nr, addr, len, index, .. } = report;
-    let error = Error::new(format!(
-        "cannot restart: the kernel did not let the program {doing}: {reason} (order {index}, system call {nr}, {addr:#x}, {len:#x})"
-    ));
-    match step.ok().and_then(|step| step.way_out(Errno::from_raw(report.errno.cast_signed()))) {
-        Some(hint) => error.hint(hint),
-        None => error
-            .hint("the checkpoint is unharmed, and ckpt check FILE says what this machine lacks"),
-    }
+fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
+    strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
 }

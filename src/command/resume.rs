@@ -172,7 +172,7 @@ fn become_it(image: &Image, settings: &Settings, resume: Resume) -> Result<()> {
     if let Some(words) = words(settings, resume) {
         let file = image.file().map(|file| file.try_clone()).transpose();
         if let Some(file) = file.because(|| "cannot keep the checkpoint open")? {
-            fetch::execute(file, image.path(), &words)?;
+            super::restart::execute(file, image.path(), &words)?;
         }
     }
     let settings = settings.clone();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-only
-//! Resuming a program from an image: the phases, in running order.
+//! A program is restarted from an image: the phases, in running order.
 //!
 //! [`phase1_check`] → [`phase2_adapt`] → [`phase3_open`] → [`phase4_fill`] → [`phase5_settle`] →
 //! [`phase6_plan`] → [`phase7_leave`]. All that can fail is tried in the first six, in ordinary code,

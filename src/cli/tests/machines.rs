@@ -18,10 +18,10 @@ fn other_machines() {
         check(Some("f"), map(), false)
     );
     let options =
-        RestartOptions { force_cpu: true, map_path: MapPath(map()), ..RestartOptions::default() };
+        StubOptions { force_cpu: true, map_path: MapPath(map()), ..StubOptions::default() };
     let line = ["--map-path", "/a=/b", "--force-cpu", "--map-path", "/c=/d"];
-    assert_eq!(restart(&line), Ok(RestartCommand::Restart(options)));
-    assert!(restart(&["--map-path", "x"]).unwrap_err().contains("OLD=NEW"));
+    assert_eq!(stub(&line), Ok(StubCommand::Restart(options)));
+    assert!(stub(&["--map-path", "x"]).unwrap_err().contains("OLD=NEW"));
     match run(&["--cpu", "x86-64-v2", "foo"]) {
         Ok(Command::Launch { cpu: Some(Limit::Level(2, avoided)), .. }) => {
             assert!(avoided.is_empty())

@@ -22,8 +22,8 @@ fn resuming() {
     assert_eq!(run(&[&["--truncate-files"], &line[..]].concat()), resumed(true));
     let sentence = run(&["--resume", "-p", "7"]).unwrap_err();
     assert!(sentence.contains("--resume does not go with 'ckpt -p'"), "{sentence}");
-    let options = RestartOptions { truncate_files: true, ..RestartOptions::default() };
-    assert_eq!(restart(&["--truncate-files"]), Ok(RestartCommand::Restart(options)));
+    let options = StubOptions { truncate_files: true, ..StubOptions::default() };
+    assert_eq!(stub(&["--truncate-files"]), Ok(StubCommand::Restart(options)));
     let how = |line: &[&str]| match run(line) {
         Ok(Command::Launch { resume, replace, .. }) => (resume, replace),
         other => panic!("{other:?}"),

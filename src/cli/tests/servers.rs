@@ -24,7 +24,7 @@ fn servers() {
     assert!(run(&["put", "f"]).is_err());
     let args = vec!["-n".into(), "y".into(), "--insecure".into()];
     let resumed =
-        Command::Resume { name: "x".into(), transfer: Transfer::default(), args, trust: false };
+        Command::Restart { name: "x".into(), transfer: Transfer::default(), args, trust: false };
     assert_eq!(run(&["restart", "x", "-n", "y", "--insecure"]), Ok(resumed));
     let options = ServeOptions {
         port: Some(0),

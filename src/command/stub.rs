@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! A checkpoint file that is executed: the stub restarts the program that rides on it.
+//!
+//! # Safety
+//! The name by which the kernel executed us is read once, before anything could have moved it. A number
+//! becomes a descriptor for a single call.
+#![allow(unsafe_code)]
+
+use crate::cli::{self, StubCommand, StubOptions};
+use crate::error::{Because, Error, FAILED, Result};
+use crate::image::read::Image;
+use crate::resource::plan::Step;
+use crate::restart::{Options, restart};
+use ckpt_abi::op::{Report, read_spelled};
+use nix::errno::Errno;
+use std::ffi::{CString, OsString};
+use std::fs::File;
+use std::os::fd::BorrowedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use zerocopy::FromBytes;
+
+/// Restarts the program in our own file, or does what the arguments ask.
+///
+/// # Errors
+/// As [`restart_from`].
+pub fn from_own_file(own: File, args: &[OsString]) -> Result<u8> {
+    if executed_by_the_program() {
+        return execute_original(own, args);
+    }
+    restart_from(own, args)
+}
+
+/// Does what a checkpoint file does when it is executed with these words, the first of which is its name.
+///
+/// # Errors
+/// The words are wrong, or the program cannot be restarted.
+pub fn restart_from(file: File, args: &[OsString]) -> Result<u8> {
+    let name = args.first().cloned().unwrap_or_else(|| "checkpoint".into());
+    let options = match cli::parse_stub(args.iter().cloned())? {
+        StubCommand::Help(text) => return super::print(&text),
+        StubCommand::Version => return super::print(&format!("{}\n", cli::version())),
+        StubCommand::Restart(options) => options,
+    };
+    // Without options no name is relative, and a removed directory is as good as another.
+    let here = std::env::current_dir().or_else(|e| match args.len() {
+        ..=1 => Ok("/".into()),
+        _ => Err(e),
+    });
+    let here = here.because(|| "cannot find out the current directory")?;
+    let image = Image::from_file(file, Path::new(&name))?;
+    let StubOptions { settings, truncate_files, force_cpu, map_path } = options;
+    let settings = super::destination::with_usual_key(settings).resolve(&here)?;
+    super::destination::check_said(&settings)?;
+    let options = Options { settings, truncate_files, force_cpu, map_path };
+    match restart(&image, &options, "ckpt")? {}
+}
+
+/// Whether somebody executed /proc/…/exe: a restarted program that starts itself anew (busybox its
+/// applets), for which the checkpoint stands in the place of its executable.
+fn executed_by_the_program() -> bool {
+    const AT_EXECFN: u64 = 31;
+    // SAFETY: reads the auxiliary vector of this process.
+    let name = unsafe { nix::libc::getauxval(AT_EXECFN) };
+    if name == 0 {
+        return false;
+    }
+    let pointer: *const std::ffi::c_char = std::ptr::with_exposed_provenance(name as usize);
+    // SAFETY: the kernel put a C string there (execve(2)).
+    let name = unsafe { std::ffi::CStr::from_ptr(pointer) };
+    let name = name.to_bytes();
+    name.starts_with(b"/proc/") && name.ends_with(b"/exe")
+}
+
+fn execute_original(own: File, args: &[OsString]) -> Result<u8> {
+    use ckpt_abi::image::{Process, SectionKind};
+    let image = Image::from_file(own, Path::new("/proc/self/exe"))?;
+    let process: Process = image.process(0).record(SectionKind::Process)?;
+    let path = image.text(process.exe);
+    let c_string = |text: &std::ffi::OsStr| CString::new(text.as_bytes()).unwrap_or_default();
+    let argv: Vec<CString> = args.iter().map(|a| c_string(a)).collect();
+    let error = match nix::unistd::execv(&c_string(&path), &argv) {
+        Ok(never) => match never {},
+        Err(e) => e,
+    };
+    Err(Error::new(format!("cannot execute {}: {}", path.display(), error.desc())))
+}
+
+/// Turns the report that the restorer has spelled into a sentence, for descriptor `to`.
+pub fn report(letters: Option<&OsString>, to: Option<&OsString>) -> Result<u8> {
+    let report = letters.and_then(|l| read_spelled(l.as_bytes()));
+    let Some(report) = report.and_then(|bytes| Report::read_from_bytes(&bytes).ok()) else {
+        return Err(Error::new("__report is for the restorer alone"));
+    };
+    let sentence = format!("ckpt: {}\n", failure(&report));
+    let to = to.and_then(|fd| fd.to_str()).and_then(|fd| fd.parse().ok()).unwrap_or(2);
+    // SAFETY: the restorer has left it open for this; if not, the call fails with EBADF.
+    let to = unsafe { BorrowedFd::borrow_raw(to) };
+    if nix::unistd::write(to, sentence.as_bytes()).is_err() {
+        eprint!("{sentence}");
+    }
+    Ok(FAILED)
+}
+
+/// What the kernel refused, why, and what helps.
+fn failure(report: &Report) -> Error {
+    let step = Step::try_from(report.step);
+    let doing = step.map_or("go on", Step::describe);
+    let reason = match report.errno {
+        0 => "the kernel answered something else than asked for",
+        n => Errno::from_raw(n.cast_signed()).desc(),
+    };
+    let Report { nr, addr, len, index, .. } = report;
+    let error = Error::new(format!(
+        "cannot restart: the kernel did not let the program {doing}: {reason} (order {index}, system call {nr}, {addr:#x}, {len:#x})"
+    ));
+    match step.ok().and_then(|step| step.way_out(Errno::from_raw(report.errno.cast_signed()))) {
+        Some(hint) => error.hint(hint),
+        None => error
+            .hint("the checkpoint is unharmed, and ckpt check FILE says what this machine lacks"),
+    }
+}
