@@ -122,9 +122,9 @@ fn a_spot_node_has_two_minutes() {
     let expected = expected();
     let bench = Bench::new(Who::Nobody);
     bench.subject("compute", Build::Pie);
-    let watcher = "until [ -e notice ]; do sleep 0.05; done; kill -USR1 $1";
+    let watcher = "until [ -e notice ]; do sleep 0.05; done; kill -TSTP $1";
     for part in 1..=3 {
-        let mut run = job(&bench, &["-a", "USR1", "-z", "100"]);
+        let mut run = job(&bench, &["-a", "TSTP", "-z", "100"]);
         let watching = bench.run("sh", &["-c", watcher, "sh", &run.pid_text()]);
         works(&mut run, &bench.dir, part, 5, &expected);
         bench.file("notice", "");

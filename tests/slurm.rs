@@ -66,12 +66,12 @@ impl Drop for Slurm {
 /// and after it; and how a signal reaches the program of each.
 const RECIPES: [(&str, &[&str]); 2] = [
     (
-        "exec ./ckpt --resume --truncate-files -z 300 -a USR1 --exit-status 85 -n job.ckpt ./compute.pie",
+        "exec ./ckpt --resume --truncate-files -z 300 -a TSTP --exit-status 85 -n job.ckpt ./compute.pie",
         &["--batch"],
     ),
     (
         "[ -e before ] || touch before\n\
-         srun ./ckpt --resume --truncate-files -z 300 -a USR1 --exit-status 85 -n job.ckpt ./compute.pie; rc=$?\n\
+         srun ./ckpt --resume --truncate-files -z 300 -a TSTP --exit-status 85 -n job.ckpt ./compute.pie; rc=$?\n\
          [ $rc = 0 ] && touch after\n\
          exit $rc",
         &[],
@@ -109,7 +109,7 @@ fn requeued_twice(slurm: &Slurm, line: &str, to: &[&str], expected: &[u8]) {
             assert!(!["COMPLETED", "FAILED"].contains(&&state[..]), "{state}: {}", said(&bench));
             (length() > mark).then_some(())
         });
-        slurm.order(&[&["scancel", "--signal=USR1"], to, &[&id[..]]].concat());
+        slurm.order(&[&["scancel", "--signal=TSTP"], to, &[&id[..]]].concat());
         until("the job is requeued", || {
             let state = slurm.field(&id, "JobState");
             assert_ne!(state, "COMPLETED", "it ended before the signal");

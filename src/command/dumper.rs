@@ -31,12 +31,7 @@ pub fn run(pid: i32) -> Result<u8> {
     let say = |sentence: &str| say(error_output.as_ref(), sentence);
     match result {
         Ok(outcome) => {
-            for loss in &outcome.losses {
-                say(&format!("not saved: {loss}"));
-            }
-            if let Some(why) = &outcome.diverted {
-                say(&format!("{why}; saved to {} instead", outcome.name.display()));
-            }
+            outcome.sentences().for_each(|sentence| say(&sentence));
             if outcome.stopped && error_output.as_ref().is_some_and(File::is_terminal) {
                 say(&format!("saved to {}", outcome.name.display()));
             }

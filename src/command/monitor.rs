@@ -25,6 +25,7 @@ use crate::inject::{self, region::Region};
 use crate::proc::{self, Process, pidfd::Pidfd};
 use crate::ptrace::memory::Memory;
 use crate::ptrace::raw;
+use crate::resource::signals;
 use crate::settings::{self, Settings, Values};
 use ckpt_abi::region::{Config, Control};
 use ckpt_abi::turn::Phase;
@@ -60,7 +61,8 @@ pub fn run(pid: i32) -> Result<u8> {
     {}
     drop(line);
     let process = Process::open(pid).ok();
-    let mut monitor = Monitor { pid, program, process, run, seen: None, said: HashSet::new() };
+    let mut monitor =
+        Monitor { pid, program, process, run, seen: None, uncaught: None, said: HashSet::new() };
     reach(Point::Watching);
     if monitor.watch()
         && let Some(run) = &monitor.run
@@ -84,6 +86,8 @@ struct Monitor {
     run: Option<Run>,
     /// The program's memory and the payload in it.
     seen: Option<(Memory, u64)>,
+    /// Since when the program does not catch the checkpoint signal.
+    uncaught: Option<Instant>,
     /// Sentences that are not said twice.
     said: HashSet<String>,
 }
@@ -142,7 +146,9 @@ impl Monitor {
                 Ok(None) => return Word::Another,
                 Err(_) if self.ended_within(Some(Duration::ZERO)) => return Word::Later,
                 Err(e) => {
-                    self.say(&format!("no periodic checkpoints: {e}"));
+                    if self.run.as_ref().is_none_or(|run| run.config.msperiod != 0) {
+                        self.say(&format!("no periodic checkpoints: {e}"));
+                    }
                     self.ended_within(Some(GLANCE));
                     return Word::Later;
                 }
@@ -161,10 +167,29 @@ impl Monitor {
             return Word::Leave;
         }
         self.run = run_of(self.pid, control.config).or(self.run.take());
+        self.look_at_signal(&control);
         match control.config.msperiod {
             0 if inject::monitor::is_wanted(&control.config) => Word::Watch,
             0 => Word::Leave,
             period => Word::Period(Duration::from_millis(period.into())),
+        }
+    }
+
+    /// Says when the program does not catch the checkpoint signal any more; that it has a handler of its own for it is
+    /// found by the next checkpoint. It has to last: whoever changes the configuration does so in two steps.
+    fn look_at_signal(&mut self, control: &Control) {
+        let signal = control.config.asyncsig;
+        let Some(bit) = signal.checked_sub(1) else { return };
+        let Ok(status) = proc::status(self.pid, self.pid) else { return };
+        if status.caught >> bit & 1 == 1 {
+            self.uncaught = None;
+            return;
+        }
+        let since = *self.uncaught.get_or_insert_with(Instant::now);
+        if since.elapsed() >= GLANCE {
+            let handler =
+                if status.ignored >> bit & 1 == 1 { libc::SIG_IGN } else { libc::SIG_DFL };
+            self.say(&signals::verdict(self.pid, signal, handler as u64, false));
         }
     }
 
@@ -291,13 +316,7 @@ fn take(pid: i32) -> (i32, String) {
         prune: super::destination::prune,
     };
     match dump(&request) {
-        Ok(outcome) => {
-            let losses = outcome.losses.iter().map(|loss| format!("not saved: {loss}\n"));
-            let diverted = outcome.diverted.iter();
-            let name = outcome.name.display();
-            let diverted = diverted.map(|why| format!("{why}; saved to {name} instead\n"));
-            (0, losses.chain(diverted).collect())
-        }
+        Ok(outcome) => (0, outcome.sentences().map(|sentence| format!("{sentence}\n")).collect()),
         Err(e) if crate::dump::is_busy(pid) => (BUSY, format!("no checkpoint: {e}\n")),
         Err(e) => (0, format!("no checkpoint: {e}\n")),
     }

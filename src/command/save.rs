@@ -14,13 +14,10 @@ pub fn run(pid: i32, stop: bool, settings: Settings) -> Result<u8> {
     let request =
         Request { pid, settings, stop: Some(stop), triggered: false, periodic: false, open, prune };
     let outcome = dump(&request)?;
-    for loss in &outcome.losses {
-        eprintln!("ckpt: not saved: {}", printable(loss));
+    for sentence in outcome.sentences() {
+        eprintln!("ckpt: {}", printable(&sentence));
     }
     let name = printable(&outcome.name.to_string_lossy());
-    if let Some(why) = &outcome.diverted {
-        eprintln!("ckpt: {}; saved to {name} instead", printable(why));
-    }
     println!(
         "{name}: {}, the program stood still for {:.1} ms{}",
         super::facts::size(outcome.bytes),

@@ -2,11 +2,13 @@
 //! What all processes of a checkpoint have in common: where it goes, its number, and what becomes of them.
 
 use super::phase2_equip::Equipped;
+use super::phase3_gather::Still;
 use super::place::{Place, Whose};
 use super::{Request as Asked, caller};
 use crate::error::Result;
 use crate::fault::{Point, reach};
 use crate::proc;
+use crate::resource::{Common, signals};
 use crate::settings::{Name, Template};
 use ckpt_abi::api::Request;
 use ckpt_abi::region::config_flag;
@@ -48,6 +50,27 @@ impl<'a> Checkpoint<'a> {
     pub fn runs(&self, equipped: &[Equipped]) -> [[u64; 2]; 2] {
         let config = equipped.first().map(|first| first.region.control.config);
         config.map_or([[0; 2]; 2], |config| [[config.run, self.generation], config.before])
+    }
+
+    /// What there is to say beside losses: what `--verbose` asks for, and, by the monitor, that the checkpoint signal is
+    /// the program's own by now.
+    pub fn notes(&self, processes: &[Still<'_>], common: &mut Common) -> Vec<String> {
+        let mut notes = std::mem::take(&mut common.trifles);
+        let control = processes.first().map(|first| &first.equipped.region.control);
+        let told = control.is_some_and(|control| control.config.flags & config_flag::VERBOSE != 0);
+        if !self.request.settings.verbose.unwrap_or(told) {
+            notes.clear();
+        }
+        for process in processes.iter().filter(|_| self.request.periodic) {
+            let control = &process.equipped.region.control;
+            let signal = control.config.asyncsig;
+            let at = (signal as usize).wrapping_sub(1);
+            let action = process.gathered.actions.get(at);
+            notes.extend(action.filter(|action| action.handler != control.handler).map(|action| {
+                signals::verdict(process.equipped.pid, signal, action.handler, false)
+            }));
+        }
+        notes
     }
 
     /// It is whole: the next one has the next number, and older ones may go.

@@ -92,8 +92,21 @@ pub struct Outcome {
     pub stopped: bool,
     /// What the image goes without.
     pub losses: Vec<String>,
+    /// What else there is to say.
+    pub notes: Vec<String>,
     /// Why the checkpoint is in the fallback file.
     pub diverted: Option<String>,
+}
+
+impl Outcome {
+    /// All that is to be said of it on standard error.
+    pub fn sentences(&self) -> impl Iterator<Item = String> {
+        let losses = self.losses.iter().map(|loss| format!("not saved: {loss}"));
+        let name = self.name.display();
+        let diverted = self.diverted.iter();
+        let diverted = diverted.map(move |why| format!("{why}; saved to {name} instead"));
+        losses.chain(self.notes.iter().cloned()).chain(diverted)
+    }
 }
 
 /// Whether another checkpoint of a process is being taken, or a thread is about to ask for one.
@@ -237,6 +250,7 @@ fn proceed(
         still.push(phase3_gather::gather(checkpoint, number, process, frozen, &mut common)?);
     }
     reach(Point::Gathered);
+    let notes = checkpoint.notes(&still, &mut common);
     phase4_refuse::refuse(&mut still)?;
 
     let runs = checkpoint.runs(equipped);
@@ -279,5 +293,5 @@ fn proceed(
         pause = start.elapsed();
     }
     let name = place.name.clone();
-    Ok(Outcome { name, bytes, pause, stopped: stop, losses, diverted: None })
+    Ok(Outcome { name, bytes, pause, stopped: stop, losses, notes, diverted: None })
 }

@@ -70,6 +70,8 @@ pub struct Common {
     pub objects: Vec<rec::Object>,
     /// The files among the objects.
     pub streams: Vec<Stream>,
+    /// What the image goes without and nobody is likely to miss, as sentences.
+    pub trifles: Vec<String>,
 }
 
 /// Everything that the image says of one process beside its pages.

@@ -6,6 +6,7 @@ use super::{Gathered, Target};
 use crate::error::{Because, Result};
 use crate::ptrace::call::Caller;
 use crate::ptrace::raw;
+use crate::settings::signal_name;
 use ckpt_abi::image::{PendingSignal, SignalAction, process_flag};
 use ckpt_abi::op::{Kind, flag};
 use ckpt_abi::region::STACKS;
@@ -121,4 +122,19 @@ pub fn restore_pending(
         }
     }
     Ok(())
+}
+
+/// What comes of the checkpoint signal in a process where it has this handler, which is the payload's (`ours`) or not.
+pub fn verdict(pid: i32, signal: u32, handler: u64, ours: bool) -> String {
+    let name = signal_name(signal);
+    let does = match handler as usize {
+        _ if ours => return format!("{name} makes a checkpoint"),
+        libc::SIG_DFL => "has given it back to the kernel, which stops or ends it then",
+        libc::SIG_IGN => "ignores it",
+        _ => "takes it for itself",
+    };
+    format!(
+        "{name} makes no checkpoint: the program {does}; choose another with ckpt -p {pid} -a \
+         SIGNAL, or use ckpt save {pid}"
+    )
 }

@@ -64,6 +64,8 @@ pub struct Settings {
     /// Whether checkpoints keep their names when the program has come to its normal end (true), or get
     /// another (false), as with `--resume`.
     pub keep_finished: Option<bool>,
+    /// CKPT_VERBOSE: whether checkpoints also tell what nobody is likely to miss.
+    pub verbose: Option<bool>,
 }
 
 impl Name {

@@ -106,7 +106,7 @@ impl Said {
 }
 
 /// All settings, in the order in which they are shown.
-pub(crate) static SETTINGS: [Setting; 12] = [
+pub(crate) static SETTINGS: [Setting; 13] = [
     Setting {
         short: Some('n'),
         long: "name",
@@ -312,6 +312,27 @@ pub(crate) static SETTINGS: [Setting; 12] = [
         inherit: |said, weaker| inherit(&mut said.embed, &weaker.embed),
         apply: |said, config| put(&mut config.embed, said.embed),
         read: |said, config| fill(&mut said.embed, Ok(config.embed)),
+    },
+    Setting {
+        short: None,
+        long: "verbose",
+        value: None,
+        optional: false,
+        env: Some(Variable { name: "CKPT_VERBOSE", value: "0 or 1" }),
+        default: Some("0"),
+        reach: Reach::Saves,
+        help: "Name also what nobody is likely to miss",
+        description: "Checkpoints also name on standard error the descriptors that are not saved and \
+                      that the program has only because whoever started it has them, under the same \
+                      numbers: pipes of a shell or of a batch system.",
+        parse: |said, value| fill(&mut said.verbose, parse_switch(value)),
+        written: |said| Said::switch(said.verbose),
+        inherit: |said, weaker| inherit(&mut said.verbose, &weaker.verbose),
+        apply: |said, config| put_flag(config, config_flag::VERBOSE, said.verbose),
+        read: |said, config| {
+            said.verbose = flag(config, config_flag::VERBOSE);
+            Ok(())
+        },
     },
     Setting {
         short: None,

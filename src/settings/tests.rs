@@ -139,6 +139,7 @@ fn configuration_and_back() {
         keep: Some(3),
         embed: Some(1 << 20),
         keep_finished: Some(false),
+        verbose: Some(true),
         transfer: Transfer {
             key: Some(server::Key::Said("/k".into())),
             insecure: Some(true),
@@ -155,6 +156,7 @@ fn configuration_and_back() {
     assert_eq!((config.asyncsig, config.continues, config.msperiod), (10, 0, 250));
     let flags = config_flag::CONTINUE_GIVEN
         | config_flag::SET_ASIDE
+        | config_flag::VERBOSE
         | config_flag::INSECURE
         | config_flag::COMPRESS;
     assert_eq!((config.flags, config.keep), (flags, 3));
@@ -212,6 +214,7 @@ fn words_say_everything() {
         keep: Some(3),
         embed: Some(1 << 20),
         keep_finished: Some(true),
+        verbose: Some(true),
         transfer: Transfer {
             key: Some(server::Key::Said("/k".into())),
             insecure: Some(true),

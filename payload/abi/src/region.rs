@@ -164,6 +164,8 @@ pub mod config_flag {
     pub const SET_ASIDE: u32 = 1 << 13;
     /// They stay as they are.
     pub const KEEP_FINISHED: u32 = 1 << 14;
+    /// Checkpoints also tell what nobody is likely to miss.
+    pub const VERBOSE: u32 = 1 << 15;
 }
 
 record! {

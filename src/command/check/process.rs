@@ -10,14 +10,15 @@ use crate::proc;
 use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
+use crate::resource::signals::verdict;
 use crate::settings::{Settings, signal_name};
 use ckpt_abi::region::STACKS;
 use nix::libc;
 
 /// Exit status when the process cannot be saved, or its signal does not save it.
 const NO: u8 = 1;
-const SIG_DFL: u64 = 0;
-const SIG_IGN: u64 = 1;
+const SIG_DFL: u64 = libc::SIG_DFL as u64;
+const SIG_IGN: u64 = libc::SIG_IGN as u64;
 
 /// Looks at a process; one that ckpt is in stands still for a moment if it has a handler for the
 /// checkpoint signal, since only the kernel knows whose that is.
@@ -97,19 +98,4 @@ fn disposition(pid: i32, memory: &Memory, region: &Region, signal: u32) -> Resul
     let action = memory.get::<[u64; 4]>(old)?;
     frozen.thaw();
     Ok(action[0])
-}
-
-/// What comes of the checkpoint signal.
-fn verdict(pid: i32, signal: u32, action: u64, ours: bool) -> String {
-    let name = signal_name(signal);
-    let does = match action {
-        _ if ours => return format!("{name} makes a checkpoint"),
-        SIG_DFL => "has given it back to the kernel, which stops or ends it then",
-        SIG_IGN => "ignores it",
-        _ => "takes it for itself",
-    };
-    format!(
-        "{name} makes no checkpoint: the program {does}; choose another with ckpt -p {pid} -a \
-         SIGNAL, or use ckpt save {pid}"
-    )
 }

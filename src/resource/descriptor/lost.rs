@@ -3,7 +3,7 @@
 //! (O_PATH), so that the next file which the program opens does not get it, and with it what the program
 //! still writes to the old one.
 
-use super::{Kind, Look, Opening, Origin, Saving, file_type, terminal};
+use super::{Kind, Look, Loss, Opening, Origin, Saving, file_type, terminal};
 use crate::error::{Because, Result};
 use crate::proc::fds::Fd;
 use ckpt_abi::image::Descriptor;
@@ -17,7 +17,11 @@ pub(super) const KIND: Kind = Kind { recognise: |_, _| true, save, open };
 fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
     saving.lose(why(fd));
     if is_inherited(fd, look) {
-        saving.losses.clear();
+        for loss in &mut saving.losses {
+            if let Loss::Descriptor(what) = loss {
+                *loss = Loss::Inherited(std::mem::take(what));
+            }
+        }
     }
     Ok(())
 }

@@ -136,6 +136,8 @@ pub struct Saving {
 pub enum Loss {
     /// A descriptor that will answer EBADF, and why.
     Descriptor(String),
+    /// The same of one that nobody is likely to miss.
+    Inherited(String),
     /// A file that is too large for --embed-files.
     Large(String),
     /// A sentence of its own.
@@ -210,6 +212,7 @@ pub fn save(target: &Target<'_>, gathered: &mut Gathered, common: &mut Common) -
         let cloexec = u32::from(fd.cloexec);
         gathered.descriptors.push(Descriptor { fd: fd.number, cloexec, ..record });
     }
+    common.trifles.extend(inherited(&losses));
     gathered.losses.extend(sentences(losses));
     Ok(())
 }
@@ -294,12 +297,25 @@ impl Leaders {
     }
 }
 
+/// What only --verbose tells, as a sentence.
+fn inherited(losses: &[Loss]) -> Option<String> {
+    let of = |loss: &Loss| match loss {
+        Loss::Inherited(what) => Some(what.clone()),
+        _ => None,
+    };
+    let list: Vec<String> = losses.iter().filter_map(of).collect();
+    (!list.is_empty()).then(|| {
+        format!("not saved, since its parent has them too: descriptors {}", list.join(", "))
+    })
+}
+
 /// Losses as sentences.
 fn sentences(losses: Vec<Loss>) -> Vec<String> {
     let (mut lost, mut large, mut sentences) = (Vec::new(), Vec::new(), Vec::new());
     for loss in losses {
         match loss {
             Loss::Descriptor(what) => lost.push(what),
+            Loss::Inherited(_) => {}
             Loss::Large(what) => large.push(what),
             Loss::Sentence(what) if sentences.contains(&what) => {}
             Loss::Sentence(what) => sentences.push(what),
