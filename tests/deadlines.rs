@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-only
-//! Waits until a moment: none is over before its time because the program was not there for a while.
+//! Time and thread ids after a restart: no wait until a moment is over because the program was not there for a while, and
+//! what knows a thread's id knows the new one.
 
 mod harness;
 mod toolchains;
@@ -8,7 +9,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use harness::{Bench, Build, Way, Who, until};
+use harness::{Bench, Build, Run, Way, Who, until};
 use nix::unistd::geteuid;
 use toolchains::Program;
 
@@ -56,6 +57,64 @@ fn moments_wait_for_the_program() {
 #[test]
 fn moments_wait_for_the_program_unprivileged() {
     moments_wait(Who::Nobody, Build::Pie, [Way::SaveStop, Way::SaveStop, Way::Save]);
+}
+
+/// The thread behind timers with functions has another id in each generation.
+#[track_caller]
+fn another_timer_can_be_made(build: Build) {
+    let bench = Bench::new(Who::Nobody);
+    let mut run = bench.run(bench.subject("helper", build), &[]);
+    run.expect("ready");
+    for generation in 0..6 {
+        let image = format!("{generation}.ckpt");
+        Way::SaveStop.save(&bench, &image, run);
+        run = bench.run(bench.path(&image), &[]);
+        run.check();
+    }
+    run.go();
+}
+
+#[test]
+fn another_timer_with_a_function_can_be_made() {
+    another_timer_can_be_made(Build::Pie);
+}
+
+#[test]
+fn another_timer_with_a_function_can_be_made_in_a_static_program() {
+    another_timer_can_be_made(Build::Static);
+}
+
+/// CPU time begins at 0 again: said of programs that have used some and may look.
+#[track_caller]
+fn spent_time_is_named(bench: &Bench, mut run: Run) {
+    const LOSS: &str = "not saved: the CPU time that it has used";
+    run.expect("ready");
+    let said = bench.must(&["save", &run.pid_text(), "--stop", "-n", &bench.name("x.ckpt")]);
+    assert!(said.stderr.contains(LOSS), "{said:?}");
+    run.ends_well();
+}
+
+#[test]
+fn time_spent_is_named() {
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        spent_time_is_named(&bench, bench.run(bench.subject("spent", Build::Pie), &[]));
+        bench.run(bench.path("x.ckpt"), &[]).go();
+    }
+}
+
+#[test]
+fn time_that_python_has_spent_is_named() {
+    let program =
+        "import time\nwhile time.process_time() < 0.6: pass\nprint('ready', flush=True)\ninput()";
+    let bench = Bench::new(Who::Nobody);
+    spent_time_is_named(&bench, bench.run("/usr/bin/python3", &["-c", program]));
+    // None has been spent in the second run.
+    let mut again = bench.run(bench.path("x.ckpt"), &[]);
+    let said = bench.must(&["save", &again.pid_text(), "-n", &bench.name("y.ckpt")]);
+    assert!(!said.stderr.contains("CPU time"), "{said:?}");
+    again.say("go");
+    again.ends_well();
 }
 
 const JAVA: Program = Program {

@@ -9,6 +9,7 @@ use crate::proc;
 use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
 use crate::resource::memory::Area;
+use crate::resource::runtime::loaded;
 use crate::resource::{
     Common, Gathered, Target, descriptor, memory, privileges, process, signals, threads, timers,
     unsaved,
@@ -39,7 +40,8 @@ pub fn gather<'a>(
     let vmas = proc::maps::read_with_flags(*pid)?;
     let obstacles = memory::obstacles(&vmas);
     let mut gathered = Gathered { number, obstacles, ..Gathered::default() };
-    let mut target = Target { frozen: &mut frozen, memory, vmas: &vmas, region };
+    let loaded = loaded::all(memory, *pid);
+    let mut target = Target { frozen: &mut frozen, memory, vmas: &vmas, loaded, region };
     let areas = read(&mut target, &mut gathered, common)?;
     let areas = excluded::cut(areas, &caller::read(memory, region)?.excluded);
     if checkpoint.stop {

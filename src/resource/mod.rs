@@ -31,6 +31,7 @@ use crate::proc::maps::Vma;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
 use ckpt_abi::image as rec;
+use runtime::loaded::Loaded;
 use std::path::PathBuf;
 
 /// A frozen process with the payload in it.
@@ -41,6 +42,8 @@ pub struct Target<'a> {
     pub memory: &'a Memory,
     /// Its mappings with their flags.
     pub vmas: &'a [Vma],
+    /// Its executable and libraries.
+    pub loaded: Vec<Loaded>,
     /// The payload.
     pub region: &'a Region,
 }

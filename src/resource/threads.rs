@@ -96,7 +96,7 @@ pub fn save(
     }
     gathered.owners.extend(places.owners(own));
     record.id_registers = places.bits();
-    gathered.owners.extend(match glibc::timer_helper(target, &next, own) {
+    gathered.owners.extend(match glibc::timer_helper(target, &next, record.mask, own) {
         Ok(word) => word.map(|address| Owner { tid: own, reserved: 0, address }),
         Err(in_doubt) => {
             gathered.losses.push(in_doubt.into());

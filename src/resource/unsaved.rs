@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! State that an image cannot hold and a restart cannot give: it is named, so that nobody takes it for saved.
 
+use super::runtime::loaded::Loaded;
 use super::{Gathered, Target};
 use crate::proc::status::Status;
 use crate::proc::{self, namespaces::Namespaces};
 use crate::ptrace::freeze::Frozen;
-use crate::ptrace::memory::Memory;
 use crate::ptrace::raw::{self, Share};
 
 /// Names what the process goes without, and refuses what cannot be left out.
@@ -79,23 +79,18 @@ fn undoes(pid: i32) -> bool {
     sets.any(|(set, count)| (0..count).any(|i| raw::last_user(set, i) == Ok(pid)))
 }
 
-/// Whether a program that has used half a second or more imports a function that tells how much.
+/// Whether a program that has used half a second or more imports a function that tells how much. Libraries are asked
+/// only where the executable is nothing but their front: others import such functions for all who use them.
 fn counts_cpu_time(target: &Target<'_>) -> bool {
     const HALF_A_SECOND: u64 = 50;
-    const FUNCTIONS: [&[u8]; 4] =
-        [b"\0clock\0", b"\0times\0", b"\0getrusage\0", b"\0clock_getcpuclockid\0"];
-    const NAMES: usize = 1 << 20;
-    let pid = target.frozen.pid;
-    let used = proc::Process::open(pid)
-        .ok()
-        .and_then(|p| p.cpu_time())
-        .is_some_and(|ticks| ticks >= HALF_A_SECOND);
-    let Some(exe) = proc::exe(pid).ok().filter(|_| used) else { return false };
-    let Some(first) = target.vmas.iter().find(|vma| *vma.name == *exe.path.as_os_str()) else {
-        return false;
+    const FUNCTIONS: [&str; 5] =
+        ["clock", "times", "getrusage", "clock_getcpuclockid", "pthread_getcpuclockid"];
+    const INTERPRETERS: [&str; 4] = ["libpython", "libperl", "liblua", "libruby"];
+    let process = proc::Process::open(target.frozen.pid).ok();
+    let used = process.and_then(|p| p.cpu_time()).is_some_and(|ticks| ticks >= HALF_A_SECOND);
+    let speaks = |it: &&Loaded| {
+        it.path.is_empty() || INTERPRETERS.iter().any(|name| it.file_name().starts_with(name))
     };
-    let mut names = vec![0; NAMES.min((first.end - first.start) as usize)];
-    let len = Memory::read_some(target.memory, first.start, &mut names).unwrap_or(0);
-    let names = &names[..len];
-    FUNCTIONS.iter().any(|function| names.windows(function.len()).any(|word| word == *function))
+    let mut speakers = target.loaded.iter().filter(speaks);
+    used && speakers.any(|it| it.names(target.memory, &FUNCTIONS))
 }

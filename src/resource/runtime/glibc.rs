@@ -8,6 +8,7 @@
 //! image gets: a word that is a thread's id, between what glibc writes around it.
 
 use super::holding;
+use crate::proc;
 use crate::ptrace::memory::Memory;
 use crate::ptrace::regs::Regs;
 use crate::resource::Target;
@@ -59,28 +60,33 @@ pub fn cached(memory: &Memory, pid: i32, thread: &Thread) -> u32 {
 
 /// The word in which glibc keeps the id of the thread that runs the functions of SIGEV_THREAD timers
 /// (sysdeps/unix/sysv/linux/timer_routines.c, __timer_helper_tid), for further timers; None if the thread is not
-/// that, or nothing has its id. Beside the word stands a pthread_once_t that is done.
+/// that, or nothing has its id. Beside the word stands a pthread_once_t that is done. The thread may be anywhere: it waits
+/// for a signal, or is just making a thread for one; but it always blocks that signal.
 ///
 /// # Errors
 /// What is lost, as a part of a sentence: several words could be it.
 pub fn timer_helper(
     target: &Target<'_>,
     regs: &Regs,
+    mask: u64,
     tid: u32,
 ) -> Result<Option<u64>, &'static str> {
     const DONE: u32 = 2;
-    if !waits_for_timers(target.memory, regs) {
+    const MOST: u64 = 16 << 20;
+    let blocks = mask >> (SIGTIMER - 1) & 1 != 0;
+    if !blocks || !(waits_for_timers(target.memory, regs) || is_woken(target.frozen.pid, tid)) {
         return Ok(None);
     }
     let mut all = Vec::new();
-    for vma in holding::library_data(target.vmas) {
-        let mut words = vec![0u32; (vma.end - vma.start) as usize / 4];
-        let Ok(len) = target.memory.read_some(vma.start, words.as_mut_bytes()) else { continue };
+    for range in holding::library_data(&target.loaded) {
+        let start = range.start.next_multiple_of(4);
+        let mut words = vec![0u32; range.end.saturating_sub(start).min(MOST) as usize / 4];
+        let Ok(len) = target.memory.read_some(start, words.as_mut_bytes()) else { continue };
         words.truncate(len / 4);
         let is_once = |at: usize| words.get(at) == Some(&DONE);
         let found = words.iter().enumerate().filter(|(_, word)| **word == tid);
         all.extend(found.map(|(at, _)| {
-            (vma.start + 4 * at as u64, is_once(at + 1) || at.checked_sub(1).is_some_and(is_once))
+            (start + 4 * at as u64, is_once(at + 1) || at.checked_sub(1).is_some_and(is_once))
         }));
     }
     let beside: Vec<u64> = all.iter().filter(|(_, once)| *once).map(|(at, _)| *at).collect();
@@ -93,9 +99,20 @@ pub fn timer_helper(
     }
 }
 
-/// Whether a thread waits for the signal by which glibc's timers wake their thread, and for no other.
+/// The signal by which glibc's timers wake their thread.
+const SIGTIMER: u32 = 32;
+
+/// Whether a timer wakes the thread by that signal.
+fn is_woken(pid: i32, tid: u32) -> bool {
+    let timers = proc::posix_timers(pid).unwrap_or_default();
+    timers.iter().any(|timer| {
+        timer.notify & libc::SIGEV_THREAD_ID != 0
+            && (timer.signal, timer.target) == (SIGTIMER.cast_signed(), tid.cast_signed())
+    })
+}
+
+/// Whether a thread waits for that signal, and for no other.
 fn waits_for_timers(memory: &Memory, regs: &Regs) -> bool {
-    const SIGTIMER: u32 = 32;
     // Or one that begins it anew by itself, after EINTR.
     let answer = regs.rax.cast_signed();
     let waits = answer == libc::SYS_rt_sigtimedwait || answer == -i64::from(libc::EINTR);

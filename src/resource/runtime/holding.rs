@@ -7,8 +7,8 @@
 //! the handler of a signal, so the place is found and rewritten after the restart.
 
 use super::glibc::{self, Use};
+use super::loaded::Loaded;
 use super::{DISTINCT, musl};
-use crate::proc::maps::Vma;
 use crate::ptrace::frame::{offset, registers};
 use crate::ptrace::memory::Memory;
 use crate::ptrace::regs::Regs;
@@ -16,7 +16,7 @@ use crate::resource::{Target, frame};
 use ckpt_abi::image::Owner;
 use nix::libc;
 use std::mem::offset_of;
-use std::path::Path;
+use std::ops::Range;
 use zerocopy::IntoBytes;
 
 /// The registers that hold what a program computes with, by their offset in [`Regs`].
@@ -103,7 +103,7 @@ pub fn is_on_its_way(target: &Target<'_>, regs: &Regs, ids: &[u32], tid: u32) ->
     let memory = target.memory;
     holding(regs, tid, &GENERAL).next().is_some()
         && memory.get::<[u8; 2]>(regs.rip).is_ok_and(|code| code != SYSCALL)
-        && is_c_library(target.vmas, regs.rip)
+        && is_c_library(&target.loaded, regs.rip)
         && has_a_lock(memory, regs, ids)
 }
 
@@ -161,35 +161,16 @@ fn just_taken(memory: &Memory, regs: &Regs, tid: u32) -> Vec<u64> {
 }
 
 /// Whether code belongs to the C library: to its file, or to a program that has none.
-fn is_c_library(vmas: &[Vma], code: u64) -> bool {
-    let home = vmas.iter().find(|vma| (vma.start..vma.end).contains(&code));
-    home.is_some_and(of_library) || !vmas.iter().any(of_library)
+fn is_c_library(loaded: &[Loaded], code: u64) -> bool {
+    let home = loaded.iter().find(|it| it.code.iter().any(|range| range.contains(&code)));
+    home.is_some_and(Loaded::is_c_library) || !loaded.iter().any(Loaded::is_c_library)
 }
 
-fn of_library(vma: &Vma) -> bool {
-    const NAMES: [&str; 6] = ["libc.so", "libc-", "libpthread", "librt", "ld-musl", "ld-linux"];
-    let file = Path::new(&vma.name).file_name().and_then(|name| name.to_str());
-    file.is_some_and(|file| NAMES.iter().any(|name| file.starts_with(name)))
-}
-
-/// The data of the C library: the writable mappings of its file with what follows without a name (.bss). In a
-/// program that has none these are all such mappings of at most 16 MiB.
-pub fn library_data(vmas: &[Vma]) -> Vec<&Vma> {
-    const MOST: u64 = 16 << 20;
-    let linked = vmas.iter().any(of_library);
-    let belongs = |vma: &Vma| {
-        if linked { of_library(vma) } else { vma.name.as_encoded_bytes().starts_with(b"/") }
-    };
-    let mut data = Vec::new();
-    let mut end = 0;
-    for vma in vmas.iter().filter(|vma| vma.end - vma.start <= MOST) {
-        let follows = vma.start == end && (vma.name.is_empty() || vma.name == "[heap]");
-        if belongs(vma) || follows {
-            end = vma.end;
-            data.extend((vma.write && !vma.shared).then_some(vma));
-        }
-    }
-    data
+/// The data of the C library, or of a program that has none of its own.
+pub fn library_data(loaded: &[Loaded]) -> impl Iterator<Item = &Range<u64>> {
+    let linked = loaded.iter().any(Loaded::is_c_library);
+    let homes = loaded.iter().filter(move |it| !linked || it.is_c_library());
+    homes.flat_map(|it| &it.data)
 }
 
 /// The places where a thread that sleeps for a mutex has its id; None if it does not.

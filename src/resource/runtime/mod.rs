@@ -10,6 +10,7 @@
 pub mod glibc;
 mod go;
 pub mod holding;
+pub mod loaded;
 mod musl;
 
 use super::plan::{Orders, Step};
