@@ -6,9 +6,10 @@ mod harness;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use nix::sys::signal::Signal::{SIGKILL, SIGTSTP, SIGUSR1};
+use nix::sys::signal::Signal::{SIGCONT, SIGKILL, SIGSTOP, SIGTSTP, SIGUSR1};
 
-use harness::{Bench, Build, Run, Way, Who, catches, until};
+use harness::faults::is_killed;
+use harness::{Bench, Build, Run, Way, Who, catches, status_line, until};
 
 const SIGTSTP_NUMBER: i32 = 20;
 
@@ -298,4 +299,37 @@ fn nothing_of_ours_is_left_when_the_program_is_killed() {
             .all(|n| ["ckpt", "sparse.pie", "sparse.pie.ckpt"].contains(&&n[..]))
             .then_some(())
     });
+}
+
+/// A sleep that a batch system has stopped and let go on, or a dumper that was killed: it shows neither which it is nor how
+/// long it has still to go, but it does not end with a signal that nobody has sent.
+#[test]
+fn a_sleep_that_somebody_else_has_stopped_goes_on_after_a_restart() {
+    for call in ["nanosleep", "futex"] {
+        for step in ["", "frozen"] {
+            let bench = Bench::new(Who::Nobody);
+            let mut run = bench.run(bench.subject("blocked", Build::Pie), &[call]);
+            run.expect("ready");
+            until("its sleep", || {
+                (status_line(run.pid(), "State")?.starts_with('S')).then_some(())
+            });
+            let save = ["save", &run.pid_text(), "-n", &bench.name("x.ckpt")];
+            if step.is_empty() {
+                run.signal(SIGSTOP);
+                until("its stop", || {
+                    (status_line(run.pid(), "State")?.starts_with('T')).then_some(())
+                });
+                run.signal(SIGCONT);
+            } else {
+                assert!(is_killed(&bench, step, &save));
+            }
+            until("its sleep", || {
+                (status_line(run.pid(), "State")?.starts_with('S')).then_some(())
+            });
+            let said = bench.must(&save);
+            assert!(said.stderr.contains("its time-out begins anew"), "{call}: {said:?}");
+            bench.run(bench.path("x.ckpt"), &[]).ends_well();
+            run.ends_well();
+        }
+    }
 }

@@ -195,7 +195,8 @@ mod tests {
         assert_eq!((next.rax.cast_signed(), next.rip), (EINTR, 0x1002));
         let place = waits::Place::Timespec(0);
         let timeout = Some((place, u64::MAX - 1));
-        let wait = Interrupted { call: libc::SYS_nanosleep, timeout, until: None };
+        let wait =
+            Interrupted { call: libc::SYS_nanosleep, timeout, until: None, begins_anew: false };
         let (next, lost) = revived(&regs, Some(&wait), 0x4100);
         assert!(!lost);
         assert_eq!((next.rax, next.rip), (libc::SYS_nanosleep.cast_unsigned(), 0x1000));

@@ -19,6 +19,7 @@ pub mod raw;
 mod reaper;
 pub mod regs;
 pub mod rest;
+mod resumed;
 pub mod sandbox;
 mod seize;
 pub mod sequence;

@@ -7,6 +7,7 @@
 
 use super::memory::Memory;
 use super::regs::Regs;
+use super::resumed;
 use super::sockets;
 use crate::error::Result;
 use crate::proc::{self, Process};
@@ -186,6 +187,8 @@ pub struct Interrupted {
     pub timeout: Option<(Place, u64)>,
     /// The moment until which it waits, as the program gave it.
     pub until: Option<(Until, [u64; 2])>,
+    /// Nobody knows how long it has waited already: the time-out is as if it began now.
+    pub begins_anew: bool,
 }
 
 /// [`Slot::deadline`] of a wait without a time-out.
@@ -205,15 +208,20 @@ pub fn interrupted(
     let args = arguments(regs);
     if call == libc::SYS_restart_syscall {
         let same = |n: &&Slot| n.tid == tid.cast_unsigned() && n.rsp == regs.rsp;
-        let note = notes.iter().find(same)?;
+        let Some(note) = notes.iter().find(same) else {
+            let regs =
+                Regs { orig_rax: resumed::stands_for(&args, memory)?.cast_unsigned(), ..*regs };
+            return interrupted(tid, &regs, None, memory, &[]);
+        };
         let call = i64::from(note.call);
         let timeout = place(call, &args).filter(|_| note.deadline != NEVER);
         let (timeout, until) = (timeout.map(|p| (p, note.deadline)), moment(call, &args, memory));
-        return Some(Interrupted { call, timeout, until });
+        return Some(Interrupted { call, timeout, until, begins_anew: false });
     }
     let until = moment(call, &args, memory);
+    let mut begins_anew = false;
     let Some(place) = place(call, &args) else {
-        return Some(Interrupted { call, timeout: None, until });
+        return Some(Interrupted { call, timeout: None, until, begins_anew: false });
     };
     let timeout = match place {
         Place::Millis(i) if (args[i] as i32) < 0 => None,
@@ -225,19 +233,29 @@ pub fn interrupted(
         }
     };
     let deadline = match (timeout, since) {
-        (None, _) => return Some(Interrupted { call, timeout: None, until }),
+        (None, _) => return Some(Interrupted { call, timeout: None, until, begins_anew }),
         (Some(timeout), Some(since)) => since.saturating_add(timeout).min(NEVER - 1),
         // Not known from the scheduler: it may be a wait that the last dump has made to begin anew.
         (Some(timeout), None) => {
             let same = |n: &&Slot| {
                 n.tid == tid.cast_unsigned() && n.rsp == regs.rsp && i64::from(n.call) == call
             };
-            let note = notes.iter().find(same)?;
-            let left = note.left[0] * 1_000_000_000 + note.left[1];
-            Some(note.deadline).filter(|_| left.abs_diff(timeout) < 1_000_000)?
+            let left = |note: &Slot| note.left[0] * 1_000_000_000 + note.left[1];
+            let note = notes.iter().find(same);
+            let noted = note.filter(|note| left(note).abs_diff(timeout) < 1_000_000);
+            let rest =
+                || resumed::rest_of_a_sleep(call, &args, memory).filter(|rest| *rest <= timeout);
+            match (noted, rest) {
+                (Some(note), _) => note.deadline,
+                (None, rest) => {
+                    let rest = rest();
+                    begins_anew = rest.is_none();
+                    now().saturating_add(rest.unwrap_or(timeout)).min(NEVER - 1)
+                }
+            }
         }
     };
-    Some(Interrupted { call, timeout: Some((place, deadline)), until })
+    Some(Interrupted { call, timeout: Some((place, deadline)), until, begins_anew })
 }
 
 /// The moment until which a call waits.
@@ -381,6 +399,7 @@ mod tests {
     fn a_slot_that_registers_point_to_stays_the_threads_own() {
         let place = Until { argument: 2, clock: libc::CLOCK_MONOTONIC };
         let wait = Interrupted {
+            begins_anew: false,
             call: libc::SYS_clock_nanosleep,
             timeout: None,
             until: Some((place, [1, 0])),

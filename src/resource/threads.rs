@@ -54,6 +54,11 @@ pub fn save(
     let xstate =
         regs::xstate(tid).because(|| format!("cannot read the extended state of thread {tid}"))?;
     let (wait, slot) = thread.wait.map_or((None, 0), |(wait, slot)| (Some(wait), slot));
+    if wait.is_some_and(|wait| wait.begins_anew) {
+        gathered.losses.push(format!(
+            "how long thread {tid} has slept or waited already (after a restart its time-out begins anew)"
+        ));
+    }
     let (mut next, interrupted) = interrupted::revived(&thread.regs, wait.as_ref(), slot);
     let desk = region.desk();
     let rseq = rseq(thread, memory, &desk)?;
