@@ -63,7 +63,7 @@ fn moments_wait_for_the_program_unprivileged() {
 #[track_caller]
 fn another_timer_can_be_made(build: Build) {
     let bench = Bench::new(Who::Nobody);
-    let mut run = bench.run(bench.subject("helper", build), &[]);
+    let mut run = bench.run(bench.subject("functions", build), &[]);
     run.expect("ready");
     for generation in 0..6 {
         let image = format!("{generation}.ckpt");

@@ -4,17 +4,18 @@
 
 use crate::proc;
 use crate::ptrace::memory::Memory;
-use goblin::elf64::dynamic::{DT_DEBUG, DT_NULL, DT_STRSZ, DT_STRTAB};
-use goblin::elf64::header::{ELFMAG, Header, SIZEOF_EHDR};
-use goblin::elf64::program_header::{PF_W, PF_X, PT_DYNAMIC, PT_LOAD, ProgramHeader};
+use goblin::elf64::dynamic::{DT_DEBUG, DT_STRSZ, DT_STRTAB};
+use goblin::elf64::header::{ELFMAG, SIZEOF_EHDR};
+use goblin::elf64::program_header::{PF_W, PF_X, PT_DYNAMIC, PT_LOAD};
 use std::ops::Range;
 use std::path::Path;
+use zerocopy::IntoBytes;
 
 const AT_PHDR: u64 = 3;
 /// A list may be damaged.
 const MOST: usize = 4096;
-/// Bytes of a program header.
-const HEADER: usize = 56;
+/// struct Elf64_Phdr: p_type and p_flags, p_offset, p_vaddr, p_paddr, p_filesz, p_memsz, p_align.
+type Segment = [u64; 7];
 
 /// An executable or a library, where it lies.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,7 +29,7 @@ pub struct Loaded {
     /// The names of what it exports and imports.
     pub names: Range<u64>,
     /// Its dynamic section.
-    dynamic: u64,
+    dynamic: Range<u64>,
 }
 
 impl Loaded {
@@ -58,7 +59,7 @@ impl Loaded {
 pub fn all(memory: &Memory, pid: i32) -> Vec<Loaded> {
     let Some(executable) = executable(memory, pid) else { return Vec::new() };
     // struct r_debug: version, first struct link_map.
-    let first = dynamic(memory, executable.dynamic, DT_DEBUG)
+    let first = value(&dynamic(memory, &executable.dynamic), DT_DEBUG)
         .and_then(|debug| memory.get::<u64>(debug + 8).ok());
     let mut all = vec![executable];
     let mut next = first.unwrap_or(0);
@@ -88,40 +89,50 @@ fn executable(memory: &Memory, pid: i32) -> Option<Loaded> {
 
 /// What lies at an address.
 fn at(memory: &Memory, start: u64) -> Option<Loaded> {
-    let head = Header::from_bytes(&memory.get::<[u8; SIZEOF_EHDR]>(start).ok()?).to_owned();
-    if head.e_ident[..4] != ELFMAG[..] || usize::from(head.e_phentsize) != HEADER {
+    // struct Elf64_Ehdr (elf.h): what it begins with, e_phoff, and at its end e_phentsize and e_phnum.
+    let head: [u64; 8] = memory.get(start).ok()?;
+    let (len, count) = ((head[6] >> 48) as u16, head[7] as u16);
+    if !head[0].to_le_bytes().starts_with(ELFMAG) || usize::from(len) != size_of::<Segment>() {
         return None;
     }
-    let mut bytes = vec![0; HEADER * usize::from(head.e_phnum)];
-    memory.read(start.checked_add(head.e_phoff)?, &mut bytes).ok()?;
-    let headers = ProgramHeader::from_bytes(&bytes, head.e_phnum.into());
-    let first = headers.iter().find(|h| h.p_type == PT_LOAD && h.p_offset == 0)?;
-    let bias = start.wrapping_sub(first.p_vaddr);
+    let mut headers = vec![Segment::default(); count.into()];
+    memory.read(start.checked_add(head[4])?, headers.as_mut_bytes()).ok()?;
+    let kind = |segment: &Segment| segment[0] as u32;
+    let first = headers.iter().find(|segment| kind(segment) == PT_LOAD && segment[1] == 0)?;
+    let bias = start.wrapping_sub(first[2]);
     let mut loaded = Loaded::default();
-    for header in &headers {
-        let place = bias.wrapping_add(header.p_vaddr);
-        let range = place..place.saturating_add(header.p_memsz);
-        match header.p_type {
-            PT_LOAD if header.p_flags & PF_W != 0 => loaded.data.push(range),
-            PT_LOAD if header.p_flags & PF_X != 0 => loaded.code.push(range),
-            PT_DYNAMIC => loaded.dynamic = place,
+    for segment in &headers {
+        let flags = (segment[0] >> 32) as u32;
+        let place = bias.wrapping_add(segment[2]);
+        let range = place..place.saturating_add(segment[5]);
+        match kind(segment) {
+            PT_LOAD if flags & PF_W != 0 => loaded.data.push(range),
+            PT_LOAD if flags & PF_X != 0 => loaded.code.push(range),
+            PT_DYNAMIC => loaded.dynamic = range,
             _ => {}
         }
     }
     // glibc's loader makes an address of this one, musl's does not.
     let absolute = |value: u64| if value < start { value.wrapping_add(bias) } else { value };
-    let value = |tag| dynamic(memory, loaded.dynamic, tag);
-    if let (Some(names), Some(len)) = (value(DT_STRTAB).map(absolute), value(DT_STRSZ)) {
+    let entries = dynamic(memory, &loaded.dynamic);
+    if let (Some(names), Some(len)) = (value(&entries, DT_STRTAB), value(&entries, DT_STRSZ)) {
+        let names = absolute(names);
         loaded.names = names..names.saturating_add(len);
     }
     Some(loaded)
 }
 
-/// The value of an entry of a dynamic section.
-fn dynamic(memory: &Memory, section: u64, tag: u64) -> Option<u64> {
-    let entries = (0..MOST as u64).map(|i| memory.get::<[u64; 2]>(section + 16 * i).ok());
-    let known = entries.map_while(|entry| entry.filter(|[tag, _]| *tag != DT_NULL));
-    known.into_iter().find(|[found, _]| *found == tag && section != 0).map(|[_, value]| value)
+/// The entries of a dynamic section, tag and value.
+fn dynamic(memory: &Memory, section: &Range<u64>) -> Vec<[u64; 2]> {
+    let len = (section.end - section.start) as usize / size_of::<[u64; 2]>();
+    let mut entries = vec![[0; 2]; len.min(MOST)];
+    let read = memory.read_some(section.start, entries.as_mut_bytes()).unwrap_or(0);
+    entries.truncate(read / size_of::<[u64; 2]>());
+    entries
+}
+
+fn value(entries: &[[u64; 2]], tag: u64) -> Option<u64> {
+    entries.iter().find(|[found, _]| *found == tag).map(|[_, value]| *value)
 }
 
 fn text(memory: &Memory, address: u64) -> String {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-only
-// helper: a timer whose function a thread runs (SIGEV_THREAD), ten thousand times a second: the thread that waits for its
+// functions: a timer whose function a thread runs (SIGEV_THREAD), ten thousand times a second: the thread that waits for its
 // signals is seldom found waiting. Each check makes another such timer, which needs to know that thread's id.
 #include "subject.h"
 #include <signal.h>
