@@ -7,7 +7,6 @@ use super::place::{Place, Whose};
 use super::{Request as Asked, caller};
 use crate::error::Result;
 use crate::fault::{Point, reach};
-use crate::proc;
 use crate::resource::{Common, signals};
 use crate::settings::{Name, Template};
 use ckpt_abi::api::Request;
@@ -67,7 +66,7 @@ impl<'a> Checkpoint<'a> {
             let at = (signal as usize).wrapping_sub(1);
             let action = process.gathered.actions.get(at);
             notes.extend(action.filter(|action| action.handler != control.handler).map(|action| {
-                signals::verdict(process.equipped.pid, signal, action.handler, false)
+                signals::verdict(process.equipped.process.pid(), signal, action.handler, false)
             }));
         }
         notes
@@ -92,7 +91,7 @@ fn template(request: &Asked, first: &Equipped) -> Result<Template> {
     }
     let mut name = first.region.name()?;
     if forked(first) {
-        name.as_mut_os_string().push(format!(".{}", first.pid));
+        name.as_mut_os_string().push(format!(".{}", first.process.pid()));
     }
     Template::parse(&name)
 }
@@ -105,10 +104,10 @@ fn called(request: &Asked, first: &Equipped) -> Result<Option<Name>> {
         return Ok(None);
     }
     let name = Name::parse(std::ffi::OsStr::from_bytes(&api.name[..len]))?;
-    name.resolve(&proc::cwd(first.pid)?.path).map(Some)
+    name.resolve(&first.process.cwd()?.path).map(Some)
 }
 
 /// Whether the process has inherited its payload from the one that it was made for.
-fn forked(process: &Equipped) -> bool {
-    process.region.control.owner != proc::inner_pid(process.pid).cast_unsigned()
+fn forked(first: &Equipped) -> bool {
+    first.region.control.owner != first.process.inner_pid().cast_unsigned()
 }

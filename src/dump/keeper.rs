@@ -6,8 +6,7 @@
 
 use crate::error::Result;
 use crate::inject::region::Region;
-use crate::proc;
-use crate::proc::pidfd::Pidfd;
+use crate::proc::{self, Process, pidfd::Pidfd};
 use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
@@ -44,9 +43,8 @@ pub fn dismiss(frozen: &mut Frozen, memory: &Memory, region: &Region) -> Result<
 /// Whether orphans come to the program itself: the first process of its PID namespace, or one that has asked for
 /// them. One of another namespace than ours would get them under numbers that mean nothing here.
 fn adopts(frozen: &mut Frozen, memory: &Memory, region: &Region) -> Result<bool> {
-    let pid = frozen.pid;
-    let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
-    if proc::inner_pid(pid) == 1 || namespace(&pid.to_string()) != namespace("self") {
+    let process = frozen.process();
+    if process.inner_pid() == 1 || process.namespace("pid") != Process::own()?.namespace("pid") {
         return Ok(true);
     }
     let Some(first) = frozen.threads.first_mut() else { return Ok(true) };
@@ -81,7 +79,7 @@ fn init_reaps(pid: i32) -> bool {
 fn has_zombies() -> bool {
     /// In clock ticks.
     const LONG: u64 = 10 * 100;
-    let now = proc::stat(std::process::id().cast_signed(), std::process::id().cast_signed());
+    let now = Process::own().and_then(|own| own.stat(own.pid()));
     let Ok(now) = now.map(|own| own.starttime) else { return false };
     let dead = |child: &i32| {
         proc::stat(*child, *child).is_ok_and(|stat| {
@@ -89,5 +87,5 @@ fn has_zombies() -> bool {
             ours && stat.state == 'Z' && stat.starttime.saturating_add(LONG) < now
         })
     };
-    super::sharers::children(1).iter().any(dead)
+    Process::open(1).is_ok_and(|init| init.children().iter().any(dead))
 }

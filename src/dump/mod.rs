@@ -188,7 +188,7 @@ fn divert(checkpoint: &Checkpoint<'_>, equipped: &[Equipped], error: Error) -> R
 fn anew(checkpoint: &Checkpoint<'_>, equipped: &[Equipped]) -> Result<Outcome> {
     let mut frozen = Vec::new();
     for process in equipped {
-        frozen.push(phase1_freeze::freeze(checkpoint.request, process.pid)?);
+        frozen.push(phase1_freeze::freeze(checkpoint.request, process.process.pid())?);
     }
     for process in equipped {
         process.claim_again()?;
@@ -277,7 +277,7 @@ fn proceed(
     reach(Point::Written);
 
     if checkpoint.request.periodic {
-        phase7_seal::still_wanted(checkpoint.request.pid)?;
+        phase7_seal::still_wanted(&equipped[0].process)?;
     }
     let (held, gathered): (Vec<_>, _) = pictured.into_iter().map(Pictured::take_apart).unzip();
     let (bytes, losses) = phase7_seal::seal(writing, gathered)?;

@@ -9,7 +9,7 @@ use crate::image::read::Image;
 use crate::inject;
 use crate::inject::region::Region;
 use crate::inject::turns::{self, own_task};
-use crate::proc::{self, maps::Vma};
+use crate::proc::{self, Process, maps::Vma};
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
 use crate::settings::{self, Name, Settings};
@@ -24,8 +24,8 @@ const RESTART: Duration = Duration::from_secs(5);
 
 /// A process of the checkpoint with a payload that is ours, until it is finished with.
 pub struct Equipped {
-    /// Its id.
-    pub pid: i32,
+    /// The process.
+    pub process: Process,
     /// Its memory.
     pub memory: Memory,
     /// The payload.
@@ -45,8 +45,9 @@ pub fn equip(
     whose: &Whose,
 ) -> Result<Option<Equipped>> {
     let pid = frozen.pid;
+    let process = Process::open(pid)?;
     let memory = Memory::open(pid)?;
-    let vmas = proc::maps::read(pid)?;
+    let vmas = process.maps()?;
     if is_stub(pid, &vmas) {
         return Err(restarting(pid));
     }
@@ -66,7 +67,7 @@ pub fn equip(
     // For this checkpoint alone: only our copy of the configuration changes.
     let embed = &mut region.control.config.embed;
     *embed = request.settings.embed.unwrap_or(*embed);
-    Ok(Some(Equipped { pid, memory, region, orphans_leave, task }))
+    Ok(Some(Equipped { process, memory, region, orphans_leave, task }))
 }
 
 /// The configuration of a process that had none: its name comes from its own and its directory.
@@ -185,20 +186,20 @@ impl Equipped {
     /// Makes the turn ours again: the process may have run since it was equipped, and stands still again.
     pub fn claim_again(&self) -> Result<()> {
         let event = Event::Claim { by: By::Order, task: self.task, kept: false };
-        match self.region.step(&self.memory, self.pid, event)? {
+        match self.region.step(&self.memory, self.process.pid(), event)? {
             Ok(_) => Ok(()),
-            Err(_) => Err(phase0_visit::turn_of_another(self.pid)),
+            Err(_) => Err(phase0_visit::turn_of_another(self.process.pid())),
         }
     }
 
     /// Tells the payload that its threads are about to be let go.
     pub fn leaves(&self) -> Result<()> {
-        self.region.step(&self.memory, self.pid, Event::Leave(self.task)).map(drop)
+        self.region.step(&self.memory, self.process.pid(), Event::Leave(self.task)).map(drop)
     }
 
     /// Tells the payload that all of its threads run; from now on a signal may end this dumper.
     pub fn has_left(&self) -> Result<()> {
-        self.region.step(&self.memory, self.pid, Event::Left(self.task)).map(drop)
+        self.region.step(&self.memory, self.process.pid(), Event::Left(self.task)).map(drop)
     }
 
     /// The checkpoint of this number is whole: the next one has the next.
@@ -213,6 +214,6 @@ impl Equipped {
             caller::answer(&self.memory, &self.region, error);
             reach(Point::Answered);
         }
-        let _ = self.region.step(&self.memory, self.pid, Event::End(self.task));
+        let _ = self.region.step(&self.memory, self.process.pid(), Event::End(self.task));
     }
 }

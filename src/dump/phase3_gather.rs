@@ -5,7 +5,6 @@ use super::checkpoint::Checkpoint;
 use super::phase2_equip::Equipped;
 use super::{caller, excluded};
 use crate::error::Result;
-use crate::proc;
 use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
 use crate::resource::memory::Area;
@@ -35,12 +34,12 @@ pub fn gather<'a>(
     mut frozen: Frozen,
     common: &mut Common,
 ) -> Result<Still<'a>> {
-    let Equipped { pid, memory, region, .. } = equipped;
+    let Equipped { process, memory, region, .. } = equipped;
     frozen.attend(memory, &region.desk(), region.base)?;
-    let vmas = proc::maps::read_with_flags(*pid)?;
+    let vmas = process.maps_with_flags()?;
     let obstacles = memory::obstacles(&vmas);
     let mut gathered = Gathered { number, obstacles, ..Gathered::default() };
-    let loaded = loaded::all(memory, *pid);
+    let loaded = loaded::all(memory, process.pid());
     let mut target = Target { frozen: &mut frozen, memory, vmas: &vmas, loaded, region };
     let areas = read(&mut target, &mut gathered, common)?;
     let areas = excluded::cut(areas, &caller::read(memory, region)?.excluded);
@@ -75,7 +74,7 @@ fn read(
     signals::save_stop(target, gathered);
     descriptor::save(target, gathered, common)?;
     memory::leave_to_streams(&mut areas, gathered, common);
-    gathered.clocks = proc::clocks(target.frozen.pid)?;
+    gathered.clocks = target.process().clocks()?;
     Ok(areas)
 }
 

@@ -4,15 +4,14 @@
 use super::phase3_gather::Still;
 use super::sharers;
 use crate::error::{Error, Kind, Result};
-use crate::proc;
+use crate::proc::{self, Process};
 use crate::resource::Gathered;
 use nix::sys::signal::Signal;
 
 /// Names the program's children, which an image does not hold. Processes of ours have another exit
 /// signal.
-fn declare_children(pid: i32, gathered: &mut Gathered) {
-    let stats =
-        sharers::children(pid).into_iter().filter_map(|child| proc::stat(child, child).ok());
+fn declare_children(process: &Process, gathered: &mut Gathered) {
+    let stats = process.children().into_iter().filter_map(|child| proc::stat(child, child).ok());
     let mut names: Vec<String> = Vec::new();
     for stat in stats.filter(|stat| stat.exit_signal == Signal::SIGCHLD as i32) {
         let name = stat.comm.to_string_lossy().into_owned();
@@ -50,16 +49,17 @@ pub fn refuse_shared(pid: i32) -> Result<()> {
 pub fn refuse(processes: &mut [Still<'_>]) -> Result<()> {
     let mut refusals = Vec::new();
     for process in processes {
-        let pid = process.equipped.pid;
-        declare_children(pid, &mut process.gathered);
-        let mut obstacles = process.gathered.obstacles.clone();
-        for thread in proc::tasks(pid)? {
-            let dead = proc::status(pid, thread).is_ok_and(|s| s.state == 'Z');
+        let Still { equipped, gathered, .. } = process;
+        let (pid, process) = (equipped.process.pid(), &equipped.process);
+        declare_children(process, gathered);
+        let mut obstacles = gathered.obstacles.clone();
+        for thread in process.tasks()? {
+            let dead = process.status(thread).is_ok_and(|s| s.state == 'Z');
             if dead && thread == pid {
                 obstacles.push("its main thread has ended while others run".into());
             }
         }
-        obstacles.extend(sharers::near(pid).into_iter().map(shared));
+        obstacles.extend(sharers::near(process).into_iter().map(shared));
         if !obstacles.is_empty() {
             refusals.push(format!("process {pid} cannot be saved: {}", obstacles.join("; ")));
         }

@@ -10,6 +10,7 @@ use super::phase2_equip::Equipped;
 use super::phase3_gather::Still;
 use crate::error::{Because, Result};
 use crate::fault::{Point, reach};
+use crate::proc::Process;
 use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
@@ -32,18 +33,16 @@ const CLONE_UNTRACED: u64 = libc::CLONE_UNTRACED as u64;
 pub struct Snapshot(i32);
 
 impl Snapshot {
-    /// Its process id.
-    pub fn pid(&self) -> i32 {
-        self.0
-    }
-
-    /// Its memory.
-    pub fn memory(&self) -> Result<Memory> {
+    /// The process and its memory.
+    pub fn open(&self) -> Result<(Process, Memory)> {
+        let process = Process::open(self.0)?;
         // Under Yama the snapshot itself has to allow us first.
         let deadline = Instant::now() + Duration::from_secs(5);
         loop {
             match Memory::open(self.0) {
-                Ok(memory) if memory.read_some(STACKS, &mut []).is_ok() => return Ok(memory),
+                Ok(memory) if memory.read_some(STACKS, &mut []).is_ok() => {
+                    return Ok((process, memory));
+                }
                 Err(e) if Instant::now() > deadline => return Err(e),
                 _ => std::thread::sleep(Duration::from_micros(200)),
             }

@@ -9,7 +9,7 @@ use crate::error::{Because, Error, Result};
 use crate::image::PAGE;
 use crate::image::write::{Sink, Writer};
 use crate::image::zeros::nonzero;
-use crate::proc::{self, pagemap::Pagemap};
+use crate::proc::{Process, pagemap::Pagemap};
 use crate::ptrace::memory::Memory;
 use crate::resource::memory::{self, Area, Pages};
 use crate::resource::runtime::glibc::Search;
@@ -55,7 +55,8 @@ impl<'a> Writing<'a> {
         for (addr, bytes) in std::mem::take(&mut process.gathered.hidden) {
             self.writer.memory(process.gathered.number, addr, &bytes, [0, 0])?;
         }
-        self.pages(&process.equipped.memory, &now, &mut process.gathered)
+        let Equipped { process: own, memory, .. } = process.equipped;
+        self.pages(own, memory, &now, &mut process.gathered)
     }
 
     /// Writes the rest, from the picture if there is one.
@@ -63,22 +64,29 @@ impl<'a> Writing<'a> {
         let areas = std::mem::take(&mut process.areas);
         match &process.snapshot {
             Some(snapshot) => {
-                self.pages(&snapshot.memory()?, &areas, &mut process.gathered)?;
+                let (own, memory) = snapshot.open()?;
+                self.pages(&own, &memory, &areas, &mut process.gathered)?;
                 unchanged(&process.gathered)?;
-                look_at_policies(snapshot.pid(), &mut process.gathered);
+                look_at_policies(&own, &mut process.gathered);
             }
             None => {
-                let Equipped { pid, memory, .. } = process.equipped;
-                self.pages(memory, &areas, &mut process.gathered)?;
-                look_at_policies(*pid, &mut process.gathered);
+                let Equipped { process: own, memory, .. } = process.equipped;
+                self.pages(own, memory, &areas, &mut process.gathered)?;
+                look_at_policies(own, &mut process.gathered);
             }
         }
         Ok(())
     }
 
     /// Writes the pages of some areas, read from the process or its snapshot.
-    fn pages(&mut self, memory: &Memory, areas: &[Area], gathered: &mut Gathered) -> Result<()> {
-        let pagemap = Pagemap::open(memory.pid())?;
+    fn pages(
+        &mut self,
+        process: &Process,
+        memory: &Memory,
+        areas: &[Area],
+        gathered: &mut Gathered,
+    ) -> Result<()> {
+        let pagemap = Pagemap::of(process)?;
         let from = From { memory, locks: Search::new(&gathered.threads) };
         for area in areas {
             let ranges = match area.pages {
@@ -231,8 +239,8 @@ fn untouchable(page: u64, area: &Area, guards: &mut Vec<Guard>) -> Result<()> {
 }
 
 /// Names the NUMA policies of a process, or of its snapshot, which has the same.
-fn look_at_policies(pid: i32, gathered: &mut Gathered) {
-    let policies = proc::numa::policies(pid);
+fn look_at_policies(process: &Process, gathered: &mut Gathered) {
+    let policies = process.policies();
     if !policies.is_empty() {
         let what = format!("NUMA policies (set_mempolicy(2), mbind(2)): {}", policies.join(", "));
         gathered.losses.push(what);
@@ -269,7 +277,6 @@ fn read(memory: &Memory, addr: u64, buffer: &mut [u8], area: &Area) -> usize {
 /// The machine, as the first process sees its clocks.
 fn machine(common: &mut Common, first: &Gathered) -> Result<Machine> {
     let names = nix::sys::utsname::uname().because(|| "uname")?;
-    let process = first.process.ok_or_else(|| Error::new("nothing was gathered"))?;
     let strings = &mut common.strings;
     Ok(Machine {
         host: strings.add(names.nodename()),
@@ -279,7 +286,7 @@ fn machine(common: &mut Common, first: &Gathered) -> Result<Machine> {
         boottime: first.clocks.since_boot[1],
         xcr0: cpu::xcr0(),
         version: strings.add(env!("CARGO_PKG_VERSION")),
-        boot: proc::boot(process.pid.cast_signed()),
+        boot: first.clocks.boot,
         processor: strings.add(cpu::name(&cpu::leaves())),
         ..Machine::new_zeroed()
     })

@@ -5,7 +5,7 @@ use super::phase2_equip::Equipped;
 use super::phase6_write::Writing;
 use crate::error::{Error, Kind, Result};
 use crate::inject::monitor;
-use crate::proc;
+use crate::proc::Process;
 use crate::ptrace::freeze::Frozen;
 use crate::resource::Gathered;
 
@@ -16,8 +16,9 @@ pub fn seal(writing: Writing<'_>, processes: Vec<Gathered>) -> Result<(u64, Vec<
 
 /// Refuses a periodic checkpoint of a program that has ended while it was written: somebody may
 /// have restarted an older one already, and this would take the place of that run's checkpoints.
-pub fn still_wanted(pid: i32) -> Result<()> {
-    match proc::stat(pid, pid) {
+pub fn still_wanted(process: &Process) -> Result<()> {
+    let pid = process.pid();
+    match process.stat(pid) {
         Ok(stat) if !matches!(stat.state, 'Z' | 'X') => Ok(()),
         _ => Err(Error::new(format!("process {pid} has ended meanwhile")).of(Kind::Gone)),
     }

@@ -2,35 +2,28 @@
 //! Other processes that live in the program's memory (clone(2) with CLONE_VM): what a checkpoint does to it, and
 //! what a restart makes of it, it would do to both.
 
-use crate::proc;
+use crate::proc::{self, Process};
 use crate::ptrace::raw;
 use std::time::{Duration, Instant};
 
 /// How long a process of ours may still share the program's memory: the one that makes a snapshot.
 const MOMENT: Duration = Duration::from_millis(100);
 
-/// The children of all threads of a process (CONFIG_PROC_CHILDREN).
-pub fn children(pid: i32) -> Vec<i32> {
-    let list = |tid: i32| std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/children"));
-    let lists = proc::tasks(pid).unwrap_or_default().into_iter().filter_map(|tid| list(tid).ok());
-    lists
-        .flat_map(|l| l.split_whitespace().filter_map(|c| c.parse().ok()).collect::<Vec<_>>())
-        .collect()
-}
-
 /// Those among its relatives, for a look while it stands still.
-pub fn near(pid: i32) -> Vec<i32> {
-    let parent = proc::status(pid, pid).map_or(0, |status| status.ppid);
-    patiently(pid, || children(pid).into_iter().chain([parent]).collect())
+pub fn near(process: &Process) -> Vec<i32> {
+    let pid = process.pid();
+    let parent = process.status(pid).map_or(0, |status| status.ppid);
+    patiently(pid, || process.children().into_iter().chain([parent]).collect())
 }
 
 /// Those among all processes, for a look before anything is touched: relatives may be gone that made them. The child
 /// of a thread in vfork(2) is not meant: that is waited for, as the thread cannot be stopped before.
 pub fn anywhere(pid: i32) -> Vec<i32> {
+    let Ok(process) = Process::open(pid) else { return Vec::new() };
     patiently(pid, || {
-        let waits = |tid: &i32| proc::stat(pid, *tid).is_ok_and(|stat| stat.state == 'D');
-        let vforked = proc::tasks(pid).is_ok_and(|tasks| tasks.iter().any(waits));
-        let spared = if vforked { children(pid) } else { Vec::new() };
+        let waits = |tid: &i32| process.state(*tid) == Some('D');
+        let vforked = process.tasks().is_ok_and(|tasks| tasks.iter().any(waits));
+        let spared = if vforked { process.children() } else { Vec::new() };
         let entries = std::fs::read_dir("/proc").into_iter().flatten();
         let all = entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok());
         all.filter(|other| !spared.contains(other)).collect()

@@ -6,13 +6,14 @@
 //! files is consistent only of a frozen target. Sources: proc(5) and its pages, and fs/proc of
 //! the kernel.
 
+pub mod clocks;
 pub mod exec;
 pub mod fds;
 pub mod limits;
 pub mod links;
 pub mod maps;
 pub mod namespaces;
-pub mod numa;
+mod numa;
 pub mod pagemap;
 pub mod pidfd;
 pub mod process;
@@ -21,11 +22,14 @@ mod scan;
 pub mod sparse;
 pub mod stat;
 pub mod status;
+pub mod sysv;
 mod text;
 pub mod thread;
 pub mod timers;
 pub mod vmflags;
+mod written;
 
+pub use clocks::{Clocks, clock_offsets, clock_skew};
 pub use exec::auxv_value;
 pub use process::Process;
 pub use process::{
@@ -40,7 +44,6 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 
 use nix::libc;
-use nix::time::{ClockId, clock_gettime};
 
 use crate::error::{Because, Error, Kind, Result};
 
@@ -107,12 +110,14 @@ fn parsed<T>(result: Result<T>, path: impl FnOnce() -> String) -> Result<T> {
 /// Has every parser read the same bytes: they must come back from any, and take no memory for what a text
 /// only claims.
 pub fn parse_anything(bytes: &[u8]) {
+    clocks::parse_anything(bytes);
     exec::parse_anything(bytes);
     fds::parse_anything(bytes);
     limits::parse_anything(bytes);
     maps::parse_anything(bytes);
     stat::parse_anything(bytes);
     status::parse_anything(bytes);
+    sysv::parse_anything(bytes);
     thread::parse_anything(bytes);
     timers::parse_anything(bytes);
     let _ = split_deleted(bytes);
@@ -144,65 +149,6 @@ fn confirmed(bare: OsString, deleted: bool, inode: u64) -> (OsString, bool) {
         Ok(file) if file.ino() == inode => (whole, false),
         _ => (bare, true),
     }
-}
-
-/// A number that tells the monotonic clock of a process from others: of another boot or machine
-/// (random(4), boot_id), or of another time namespace (time_namespaces(7)); 0 when it cannot be read.
-pub fn boot(pid: i32) -> u64 {
-    let mut id = fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    if id.is_empty() {
-        return 0;
-    }
-    for offset in clock_offsets(pid) {
-        id.extend_from_slice(&offset.to_le_bytes());
-    }
-    xxhash_rust::xxh3::xxh3_64(&id)
-}
-
-/// By how many nanoseconds the time namespace of a process shifts CLOCK_MONOTONIC and CLOCK_BOOTTIME.
-pub fn clock_offsets(pid: i32) -> [i64; 2] {
-    let text = fs::read_to_string(format!("/proc/{pid}/timens_offsets")).unwrap_or_default();
-    let offset = |name: &str| {
-        let line = text.lines().find_map(|l| l.strip_prefix(name))?;
-        let mut words = line.split_whitespace().map(|w| w.parse::<i64>().ok());
-        words.next()??.checked_mul(1_000_000_000)?.checked_add(words.next()??)
-    };
-    ["monotonic", "boottime"].map(|name| offset(name).unwrap_or(0))
-}
-
-/// The clocks as a process sees them, in nanoseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Clocks {
-    /// CLOCK_REALTIME.
-    pub realtime: u64,
-    /// CLOCK_MONOTONIC and CLOCK_BOOTTIME.
-    pub since_boot: [u64; 2],
-}
-
-/// The clocks of a process now. It may be in another time namespace than we.
-///
-/// # Errors
-/// They cannot be read.
-pub fn clocks(pid: i32) -> Result<Clocks> {
-    let now = |clock| -> Result<u64> {
-        let time = clock_gettime(clock).because(|| "cannot read a clock")?;
-        Ok(time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)
-    };
-    let (own, theirs) = (clock_offsets(std::process::id().cast_signed()), clock_offsets(pid));
-    let seen = |clock, i: usize| -> Result<u64> {
-        Ok(now(clock)?.saturating_add_signed(theirs[i].saturating_sub(own[i])))
-    };
-    Ok(Clocks {
-        realtime: now(ClockId::CLOCK_REALTIME)?,
-        since_boot: [seen(ClockId::CLOCK_MONOTONIC, 0)?, seen(ClockId::CLOCK_BOOTTIME, 1)?],
-    })
-}
-
-/// By how many nanoseconds a process's CLOCK_MONOTONIC is ahead of ours, which may be in another time
-/// namespace.
-pub fn clock_skew(pid: i32) -> i64 {
-    let own = clock_offsets(std::process::id().cast_signed());
-    clock_offsets(pid)[0].saturating_sub(own[0])
 }
 
 /// A number that a file of /proc/sys holds.

@@ -4,20 +4,27 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 
-/// The policies other than the default one that hold for memory of a process, each once, as the kernel writes
-/// them ("bind:0"); none where the kernel has no NUMA or does not let us see.
-///
-/// The kernel walks all page tables for it: nothing to be done while somebody waits.
-pub fn policies(pid: i32) -> Vec<String> {
-    let mut found: Vec<String> = Vec::new();
-    let Ok(file) = File::open(format!("/proc/{pid}/numa_maps")) else { return found };
-    for line in BufReader::new(file).split(b'\n').map_while(Result::ok) {
-        let policy = policy(&line);
-        if policy != "default" && !policy.is_empty() && found.iter().all(|known| *known != policy) {
-            found.push(policy.into_owned());
+use super::process::Process;
+
+impl Process {
+    /// The policies other than the default one that hold for memory of a process, each once, as the kernel writes
+    /// them ("bind:0"); none where the kernel has no NUMA or does not let us see.
+    ///
+    /// The kernel walks all page tables for it: nothing to be done while somebody waits.
+    pub fn policies(&self) -> Vec<String> {
+        let mut found: Vec<String> = Vec::new();
+        let Ok(file) = File::open(self.path("numa_maps")) else { return found };
+        for line in BufReader::new(file).split(b'\n').map_while(Result::ok) {
+            let policy = policy(&line);
+            if policy != "default"
+                && !policy.is_empty()
+                && found.iter().all(|known| *known != policy)
+            {
+                found.push(policy.into_owned());
+            }
         }
+        found
     }
-    found
 }
 
 /// "7f0000000000 bind:0 anon=1 dirty=1 N0=1 kernelpagesize_kB=4"

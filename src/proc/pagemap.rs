@@ -84,10 +84,17 @@ impl Pagemap {
     /// # Errors
     /// The process is gone or may not be read (ptrace access, PTRACE_MODE_READ).
     pub fn open(pid: i32) -> Result<Self> {
-        let process = Process::open(pid)?;
-        let why = |e| failed(&process, None, &process.called("pagemap"), &e);
+        Self::of(&Process::open(pid)?)
+    }
+
+    /// Opens that of a process.
+    ///
+    /// # Errors
+    /// As [`Pagemap::open`].
+    pub fn of(process: &Process) -> Result<Self> {
+        let why = |e| failed(process, None, &process.called("pagemap"), &e);
         let file = File::open(process.path("pagemap")).map_err(why)?;
-        Ok(Self { file, pid })
+        Ok(Self { file, pid: process.pid() })
     }
 
     /// Whether the kernel has PAGEMAP_SCAN (Linux 6.7).

@@ -10,6 +10,7 @@ use super::limits::Limit;
 use super::links::Link;
 use super::stat::Stat;
 use super::status::Status;
+use super::text::{decimal, words};
 use super::thread::{Sched, Wchan};
 use super::timers::PosixTimer;
 use super::{failed, slurp};
@@ -74,6 +75,11 @@ impl Process {
         format!("/proc/self/fd/{}/{name}", self.directory.as_raw_fd())
     }
 
+    /// Where what a descriptor of it shows can be opened, by way of our descriptor of its directory.
+    pub fn fd(&self, number: u32) -> String {
+        self.path(&format!("fd/{number}"))
+    }
+
     /// What `name` is called in sentences.
     pub(super) fn called(&self, name: &str) -> String {
         format!("/proc/{}/{name}", self.pid)
@@ -109,6 +115,21 @@ impl Process {
     /// The process is gone.
     pub fn tasks(&self) -> Result<Vec<i32>> {
         self.numbered("task")
+    }
+
+    /// Its children, of all of its threads; none where the kernel does not tell (CONFIG_PROC_CHILDREN).
+    pub fn children(&self) -> Vec<i32> {
+        let lists = self.tasks().unwrap_or_default().into_iter();
+        let lists = lists.filter_map(|tid| self.thread_file(tid, "children").ok());
+        lists
+            .flat_map(|list| words(&list).filter_map(|w| decimal(w).ok()).collect::<Vec<_>>())
+            .collect()
+    }
+
+    /// Which namespace of a kind it is in, as the text "pid:[4026531836]" (namespaces(7)); None if that may not be
+    /// read.
+    pub fn namespace(&self, kind: &str) -> Option<std::path::PathBuf> {
+        fs::read_link(self.path(&format!("ns/{kind}"))).ok()
     }
 
     /// The numeric names in the directory /proc/PID/`name`, in ascending order.

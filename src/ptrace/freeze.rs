@@ -165,6 +165,11 @@ impl Frozen {
         Err(gone(pid))
     }
 
+    /// What /proc says of it.
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
     /// Reads what the kernel says of the threads, and refuses one that may not work for us.
     fn look(&mut self) -> Result<()> {
         let own = sandbox::own()?;
@@ -207,7 +212,7 @@ impl Frozen {
     /// Works out the waits that the stops have interrupted and leaves notes about them in the
     /// payload's region, for the image and for the next dump.
     fn note_waits(&mut self, memory: &Memory, region: u64) -> Result<()> {
-        let skew = proc::clock_skew(self.pid);
+        let skew = proc::clock_skew(&self.process);
         let notes = waits::notes(memory, region, skew);
         let mut found = Vec::new();
         for (index, thread) in self.threads.iter_mut().enumerate() {
@@ -240,7 +245,7 @@ impl Frozen {
             return;
         }
         let Ok(memory) = Memory::open(self.pid) else { return };
-        let skew = proc::clock_skew(self.pid);
+        let skew = proc::clock_skew(&self.process);
         for thread in &self.threads {
             if let Some((wait, slot)) = &thread.wait {
                 let _ = memory.put(*slot, &wait.slot(thread.tid, thread.regs.rsp, skew));

@@ -69,14 +69,12 @@ fn refused(pid: i32, error: Errno, tracer: i32) -> Error {
     if tracer != 0 {
         return traced(pid, tracer);
     }
-    let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
-    match scope.trim() {
-        "1" => refusal.hint(
+    match proc::setting("kernel/yama/ptrace_scope") {
+        Some(1) => refusal.hint(
             "kernel.yama.ptrace_scope is 1: start the program with `ckpt PROGRAM`, or run this as root",
         ),
-        "2" | "3" => refusal.hint(format!(
-            "kernel.yama.ptrace_scope is {}: only root may, or nobody",
-            scope.trim()
+        Some(scope @ 2..=3) => refusal.hint(format!(
+            "kernel.yama.ptrace_scope is {scope}: only root may, or nobody"
         )),
         _ => refusal
             .hint("it must be a process of your own, without set-user-ID and without having forbidden this (PR_SET_DUMPABLE in prctl(2)); else root can"),

@@ -3,7 +3,7 @@
 
 use super::plan::{Orders, Step};
 use crate::error::Result;
-use crate::proc;
+use crate::proc::Process;
 use crate::proc::status::Mitigation;
 use crate::ptrace::call::Caller;
 use crate::ptrace::memory::Memory;
@@ -59,9 +59,9 @@ fn flushes(caller: &mut Caller<'_>) -> Result<bool> {
 }
 
 /// Adds what can be seen from outside.
-pub fn save(stopped: &Stopped, pid: i32, record: &mut Thread) -> Result<()> {
-    let status = stopped.look(pid)?;
-    record.personality = proc::personality(pid, stopped.tid)? as u32;
+pub fn save(stopped: &Stopped, process: &Process, record: &mut Thread) -> Result<()> {
+    let status = stopped.look(process.pid())?;
+    record.personality = process.personality(stopped.tid)? as u32;
     let mut set = |holds, flag| record.flags |= if holds { flag } else { 0 };
     set(status.no_new_privs, thread_flag::NO_NEW_PRIVS);
     set(status.store_bypass == Mitigation::Asked, thread_flag::STORE_BYPASS);

@@ -27,6 +27,7 @@ pub mod xstate;
 use crate::image::strings::Strings;
 use crate::inject::region::Region;
 use crate::proc::Clocks;
+use crate::proc::Process;
 use crate::proc::maps::Vma;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
@@ -46,6 +47,13 @@ pub struct Target<'a> {
     pub loaded: Vec<Loaded>,
     /// The payload.
     pub region: &'a Region,
+}
+
+impl Target<'_> {
+    /// What /proc says of it.
+    pub fn process(&self) -> &Process {
+        self.frozen.process()
+    }
 }
 
 /// What travels in the image for a descriptor of a small kind.

@@ -12,7 +12,7 @@ use nix::libc;
 /// Names what is the program's own; `caller` is its main thread.
 pub fn name(target: &Target<'_>, caller: &mut Caller<'_>, gathered: &mut Gathered) -> Result<()> {
     let pid = target.frozen.pid;
-    let own = proc::status(pid, pid)?;
+    let own = target.process().status(pid)?;
     // Without a parent that we see there is nothing to compare with.
     let parent = proc::status(own.ppid, own.ppid).ok();
     let mut say = |what: String| gathered.losses.push(what);

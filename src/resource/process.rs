@@ -33,14 +33,15 @@ pub fn save(
     common: &mut Common,
 ) -> Result<()> {
     let pid = target.frozen.pid;
-    let stat = proc::stat(pid, pid)?;
-    let status = proc::status(pid, pid)?;
+    let process = target.process();
+    let stat = process.stat(pid)?;
+    let status = process.status(pid)?;
     let brk = caller.expect(libc::SYS_brk, &[0], "cannot read the program break")?;
     let place = vdso::Place::find(target.vmas);
-    let arguments = proc::cmdline(pid)?;
+    let arguments = process.cmdline()?;
     let joined = arguments.iter().map(|a| a.as_bytes()).collect::<Vec<_>>().join(&0);
-    let own = written::save(pid, status.ppid);
-    let (exe, cwd) = (proc::exe(pid)?, proc::cwd(pid)?);
+    let own = written::save(process, status.ppid);
+    let (exe, cwd) = (process.exe()?, process.cwd()?);
     if cwd.deleted {
         gathered
             .losses
@@ -94,8 +95,9 @@ pub fn save(
     };
     gathered.process = Some(process);
     refuse_addressing(target, caller, gathered)?;
-    gathered.auxv = proc::auxv(pid)?;
-    gathered.limits = proc::limits(pid)?.iter().map(|&(soft, hard)| Limit { soft, hard }).collect();
+    gathered.auxv = target.process().auxv()?;
+    let limits = target.process().limits()?;
+    gathered.limits = limits.iter().map(|&(soft, hard)| Limit { soft, hard }).collect();
     Ok(())
 }
 
@@ -111,7 +113,7 @@ fn refuse_addressing(
     if caller.call(libc::SYS_modify_ldt, &[READ, scratch, 8])? > 0 {
         gathered.obstacles.push("it has memory segments of its own (modify_ldt(2))".into());
     }
-    if proc::Process::open(target.frozen.pid)?.tags_addresses() {
+    if target.process().tags_addresses() {
         gathered
             .obstacles
             .push("it uses tagged addresses (arch_prctl(2), ARCH_ENABLE_TAGGED_ADDR)".into());

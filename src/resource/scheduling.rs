@@ -22,9 +22,9 @@ const IOPRIO_WHO_PROCESS: u64 = 1;
 const IOPRIO_CLASS_SHIFT: u32 = 13;
 
 /// Saves the scheduling of a thread into its record.
-pub fn save(pid: i32, record: &mut Thread) -> Result<()> {
+pub fn save(process: &proc::Process, record: &mut Thread) -> Result<()> {
     let tid = record.tid.cast_signed();
-    let stat = proc::stat(pid, tid)?;
+    let stat = process.stat(tid)?;
     record.policy = raw::policy(tid).unwrap_or(stat.policy);
     record.io_priority = explicit(raw::io_priority(tid).unwrap_or(0));
     record.priority = stat.rt_priority;

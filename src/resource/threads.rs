@@ -44,6 +44,7 @@ pub fn save(
     let code = vdso.vdso..vdso.vdso + vdso.vdso_len;
     thread.leave(code).because(|| format!("cannot step thread {tid} out of the vdso"))?;
     settle(target, index, ids).because(|| format!("cannot let thread {tid} take a lock"))?;
+    let comm = target.process().comm(tid)?;
     let thread = &mut target.frozen.threads[index];
     if thread.regs.cs != USER_CS {
         gathered.obstacles.push(format!("thread {tid} runs 32-bit code"));
@@ -68,7 +69,6 @@ pub fn save(
     let answers = ask(thread, memory, region.base + STACKS, &desk)?;
     thread.take_back().because(|| format!("cannot give thread {tid} its registers back"))?;
     let mut name = [0; 16];
-    let comm = proc::comm(pid, tid)?;
     let len = comm.len().min(15);
     name[..len].copy_from_slice(&comm.as_bytes()[..len]);
     let mut record = Thread {
@@ -108,8 +108,8 @@ pub fn save(
             None
         }
     });
-    scheduling::save(pid, &mut record)?;
-    attributes::save(&target.frozen.threads[index], pid, &mut record)?;
+    scheduling::save(target.process(), &mut record)?;
+    attributes::save(&target.frozen.threads[index], target.process(), &mut record)?;
     gathered.xstate.extend_from_slice(&xstate);
     gathered.threads.push(record);
     Ok(())

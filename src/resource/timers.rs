@@ -46,7 +46,7 @@ pub fn save(target: &Target<'_>, caller: &mut Caller<'_>, gathered: &mut Gathere
             gathered.timers.push(Timer { kind, left, period, ..Timer::new_zeroed() });
         }
     }
-    let timers = match proc::posix_timers(target.frozen.pid) {
+    let timers = match target.process().posix_timers() {
         Ok(timers) => timers,
         Err(e) => {
             gathered.losses.push(format!("POSIX timers, if there are any: {e}"));

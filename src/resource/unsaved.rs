@@ -72,11 +72,8 @@ fn sets(status: &Status) -> [u64; 5] {
 
 /// Whether the process is the last that has changed a System V semaphore. Nobody can see whether it did so with SEM_UNDO.
 fn undoes(pid: i32) -> bool {
-    let sets = std::fs::read_to_string("/proc/sysvipc/sem").unwrap_or_default();
-    let number = |line: &str, at| line.split_whitespace().nth(at)?.parse::<i32>().ok();
-    let mut sets =
-        sets.lines().skip(1).filter_map(|line| Some((number(line, 1)?, number(line, 3)?)));
-    sets.any(|(set, count)| (0..count).any(|i| raw::last_user(set, i) == Ok(pid)))
+    let sets = proc::sysv::semaphores();
+    sets.into_iter().any(|(set, count)| (0..count).any(|i| raw::last_user(set, i) == Ok(pid)))
 }
 
 /// Whether a program that has used half a second or more imports a function that tells how much. Libraries are asked
@@ -86,8 +83,7 @@ fn counts_cpu_time(target: &Target<'_>) -> bool {
     const FUNCTIONS: [&str; 5] =
         ["clock", "times", "getrusage", "clock_getcpuclockid", "pthread_getcpuclockid"];
     const INTERPRETERS: [&str; 4] = ["libpython", "libperl", "liblua", "libruby"];
-    let process = proc::Process::open(target.frozen.pid).ok();
-    let used = process.and_then(|p| p.cpu_time()).is_some_and(|ticks| ticks >= HALF_A_SECOND);
+    let used = target.process().cpu_time().is_some_and(|ticks| ticks >= HALF_A_SECOND);
     let speaks = |it: &&Loaded| {
         it.path.is_empty() || INTERPRETERS.iter().any(|name| it.file_name().starts_with(name))
     };

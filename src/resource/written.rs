@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! What a process sets by writing to its files in /proc, and a restart by writing to its own.
 
+use crate::proc;
 use ckpt_abi::image::{Process, process_flag};
 use std::fs;
 
@@ -15,9 +16,10 @@ pub struct Written {
 }
 
 /// Reads it. An oom_score_adj that is also its parent's belongs to where it runs, not to it.
-pub fn save(pid: i32, parent: i32) -> Written {
-    let (score, filter) = (oom_score(pid), coredump_filter(pid));
-    let own = score.is_some() && score != oom_score(parent);
+pub fn save(process: &proc::Process, parent: i32) -> Written {
+    let (score, filter) = (process.oom_score(), process.coredump_filter());
+    let parents = proc::Process::open(parent).ok().and_then(|parent| parent.oom_score());
+    let own = score.is_some() && score != parents;
     let flag = |holds, flag| if holds { flag } else { 0 };
     Written {
         flags: flag(own, process_flag::OOM_SCORE)
@@ -31,18 +33,19 @@ pub fn save(pid: i32, parent: i32) -> Written {
 ///
 /// The filter lasts as its memory does; the score goes down only with CAP_SYS_RESOURCE, and up always (proc(5)).
 pub fn restore(process: &Process) -> Option<String> {
-    let own = std::process::id().cast_signed();
+    let own = proc::Process::own().ok();
+    let own = own.as_ref();
     let write = |name: &str, value: String| fs::write(format!("/proc/self/{name}"), value).is_ok();
     let mut denied = Vec::new();
     let (score, filter) = (process.oom_score, process.coredump_filter);
     if process.flags & process_flag::OOM_SCORE != 0
-        && oom_score(own).is_some_and(|own| own != score)
+        && own.and_then(proc::Process::oom_score).is_some_and(|own| own != score)
         && !write("oom_score_adj", score.to_string())
     {
         denied.push(format!("oom_score_adj {score}"));
     }
     if process.flags & process_flag::COREDUMP_FILTER != 0
-        && coredump_filter(own).is_some_and(|own| own != filter)
+        && own.and_then(proc::Process::coredump_filter).is_some_and(|own| own != filter)
         && !write("coredump_filter", format!("{filter:#x}"))
     {
         denied.push(format!("coredump_filter {filter:#x}"));
@@ -53,14 +56,4 @@ pub fn restore(process: &Process) -> Option<String> {
             "the program had {denied} in /proc, which the kernel does not let it set again here"
         )
     })
-}
-
-fn oom_score(pid: i32) -> Option<i32> {
-    fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).ok()?.trim().parse().ok()
-}
-
-/// None where the kernel writes no core dumps (CONFIG_ELF_CORE).
-fn coredump_filter(pid: i32) -> Option<u32> {
-    let text = fs::read_to_string(format!("/proc/{pid}/coredump_filter")).ok()?;
-    u32::from_str_radix(text.trim(), 16).ok()
 }

@@ -22,7 +22,7 @@ use super::phase1_check::{Saved, Whole};
 use super::phase7_leave::be_alone;
 use super::placed::{Placed, read, write};
 use crate::error::{Because, Result};
-use crate::proc;
+use crate::proc::Process;
 use crate::ptrace::waits;
 use crate::resource::threads;
 use ckpt_abi::region::{WAIT_COUNT, WAITS, Wait};
@@ -42,7 +42,7 @@ const SECOND: i64 = 1_000_000_000;
 pub fn go_on(whole: &Whole<'_>, saved: &mut Saved<'_>, placed: &mut [Placed]) -> Result<()> {
     // Only a process with one thread may enter a time namespace.
     be_alone()?;
-    let here = proc::clocks(std::process::id().cast_signed())?;
+    let here = Process::own()?.clocks()?;
     let later = |here: u64, there: u64| here.cast_signed().saturating_sub(there.cast_signed());
     let machine = &whole.machine;
     let monotonic = later(here.since_boot[0], machine.monotonic);
@@ -78,7 +78,7 @@ fn enter_namespace(behind: [i64; 2]) -> Result<bool> {
         return Ok(false);
     }
     // The offsets are those from the first namespace's clocks.
-    let own = proc::clock_offsets(std::process::id().cast_signed());
+    let own = Process::own()?.clock_offsets();
     // SAFETY: changes the namespace of children only.
     if unsafe { libc::unshare(CLONE_NEWTIME) } != 0 {
         return Ok(false);

@@ -94,10 +94,8 @@ fn five_levels() -> bool {
 
 /// Whether this process has a capability (CapEff in /proc/PID/status).
 pub fn capable(capability: u32) -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|l| l.strip_prefix("CapEff:"));
-    let set = line.and_then(|l| u64::from_str_radix(l.trim(), 16).ok());
-    set.is_some_and(|set| set >> capability & 1 != 0)
+    let status = proc::Process::own().and_then(|own| own.status(own.pid()));
+    status.is_ok_and(|status| status.capabilities >> capability & 1 != 0)
 }
 
 /// The layouts of extended state there and here.

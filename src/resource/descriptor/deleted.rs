@@ -22,7 +22,7 @@ fn recognise(fd: &Fd, look: &Look<'_>) -> bool {
 }
 
 fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
-    if File::open(format!("/proc/{}/fd/{}", look.pid, fd.number)).is_err() {
+    if File::open(look.process.fd(fd.number)).is_err() {
         saving.lose("a file without a name that cannot be read");
         return Ok(());
     }

@@ -65,7 +65,7 @@ fn source(epoll: &Fd, entry: &EpollEntry, nth: u32, look: &Look<'_>) -> Option<u
     }
     let others = look.all.iter().filter(|f| f.number != entry.fd && f.inode == entry.inode);
     for fd in own.into_iter().chain(others) {
-        match raw::is_watched(look.pid, fd.number, epoll.number, entry.fd, nth) {
+        match raw::is_watched(look.process.pid(), fd.number, epoll.number, entry.fd, nth) {
             Ok(true) => return Some(fd.number),
             Ok(false) => {}
             // Without kcmp(2) the number is taken at its word.

@@ -30,7 +30,7 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
 /// own pipe, which nobody misses.
 fn is_inherited(fd: &Fd, look: &Look<'_>) -> bool {
     let of_program = !fd.cloexec && fd.number > 2;
-    let parent = crate::proc::stat(look.pid, look.pid).map_or(0, |stat| stat.ppid);
+    let parent = look.process.stat(look.process.pid()).map_or(0, |stat| stat.ppid);
     let place = format!("/proc/{parent}/fd/{}", fd.number);
     let same = |m: std::fs::Metadata| (m.dev(), m.ino()) == (fd.device, fd.inode);
     of_program && parent > 1 && std::fs::metadata(place).is_ok_and(same)

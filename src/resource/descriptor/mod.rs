@@ -36,7 +36,7 @@ pub mod unread;
 
 use super::{Common, Content, Gathered, Target};
 use crate::error::Result;
-use crate::proc::{self, fds::Fd};
+use crate::proc::{Process, fds::Fd};
 use crate::ptrace::raw;
 use ckpt_abi::image::{Descriptor, DescriptorKind, ObjectKind};
 use nix::libc;
@@ -104,9 +104,9 @@ pub fn of(kind: DescriptorKind) -> &'static Kind {
 /// What a kind may look at when it saves.
 pub struct Look<'a> {
     /// The process.
-    pub pid: i32,
+    pub process: &'a Process,
     /// Its number in its own PID namespace, as its /proc has it.
-    pub inner_pid: Option<i32>,
+    pub inner_pid: i32,
     /// All its descriptors.
     pub all: &'a [Fd],
     /// What its standard streams were when it began: device, inode, access mode.
@@ -173,9 +173,10 @@ pub fn needs_path(record: &Descriptor) -> bool {
 /// Saves every descriptor of the target.
 pub fn save(target: &Target<'_>, gathered: &mut Gathered, common: &mut Common) -> Result<()> {
     let pid = target.frozen.pid;
-    let all = proc::fds(pid)?;
+    let process = target.process();
+    let all = process.fds()?;
     let control = &target.region.control;
-    let (inner_pid, terminal) = (inner_pid(pid), terminal::of(pid));
+    let (inner_pid, terminal) = (process.inner_pid(), terminal::of(process));
     let mut leaders = Leaders::default();
     let mut losses = Vec::new();
     for fd in &all {
@@ -190,7 +191,7 @@ pub fn save(target: &Target<'_>, gathered: &mut Gathered, common: &mut Common) -
             }
             None => {
                 let look = Look {
-                    pid,
+                    process,
                     inner_pid,
                     all: &all,
                     at_start: &control.standard,
@@ -215,13 +216,6 @@ pub fn save(target: &Target<'_>, gathered: &mut Gathered, common: &mut Common) -
     common.trifles.extend(inherited(&losses));
     gathered.losses.extend(sentences(losses));
     Ok(())
-}
-
-/// The process's number in the innermost PID namespace (proc_pid_status(5), NSpid).
-fn inner_pid(pid: i32) -> Option<i32> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
-    line.split_whitespace().next_back()?.parse().ok()
 }
 
 fn describe(fd: &Fd, look: &Look<'_>) -> Result<Saving> {

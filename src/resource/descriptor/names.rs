@@ -2,7 +2,7 @@
 //! Finding the path by which an open file can be opened again.
 
 use super::Look;
-use crate::proc::{self, fds::Fd};
+use crate::proc::fds::Fd;
 use std::fs::{self, Metadata};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirEntryExt, MetadataExt};
@@ -22,7 +22,7 @@ pub fn locate(fd: &Fd, look: &Look<'_>) -> Option<PathBuf> {
     if !told.is_absolute() || is_silly(told) {
         return None;
     }
-    let inside = PathBuf::from(format!("/proc/{}/root", look.pid));
+    let inside = PathBuf::from(look.process.path("root"));
     let within = told.strip_prefix("/").map(|rest| inside.join(rest)).ok();
     let places = std::iter::once(told.to_path_buf()).chain(within);
     if places.into_iter().any(|place| is_file(&place, fd)) {
@@ -31,7 +31,7 @@ pub fn locate(fd: &Fd, look: &Look<'_>) -> Option<PathBuf> {
     if fd.nlink == 0 {
         return None;
     }
-    let cwd = proc::cwd(look.pid).ok().map(|cwd| cwd.path);
+    let cwd = look.process.cwd().ok().map(|cwd| cwd.path);
     let directories = told.parent().map(Path::to_path_buf).into_iter().chain(cwd);
     directories.into_iter().find_map(|directory| search(&directory, fd))
 }

@@ -15,7 +15,7 @@ pub(super) const KIND: Kind = Kind { recognise, save, open };
 fn own(fd: &Fd, look: &Look<'_>) -> Option<String> {
     let text = fd.target.to_str()?;
     let (name, _) = text.strip_suffix(']')?.split_once(":[")?;
-    let place = format!("/proc/{}/ns/{name}", look.pid);
+    let place = look.process.path(&format!("ns/{name}"));
     let same = std::fs::metadata(&place).is_ok_and(|m| (m.dev(), m.ino()) == (fd.device, fd.inode));
     same.then(|| name.to_owned())
 }

@@ -32,7 +32,9 @@ pub fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) {
     if !tells && file_type(fd.mode) == libc::S_IFREG {
         return;
     }
-    let Ok(ours) = raw::take_descriptor(look.pid, fd.number.cast_signed()) else { return };
+    let Ok(ours) = raw::take_descriptor(look.process.pid(), fd.number.cast_signed()) else {
+        return;
+    };
     let mut owner = [0i32; 2];
     let at: *mut i32 = owner.as_mut_ptr();
     // SAFETY: the kernel writes struct f_owner_ex, two words.
@@ -41,7 +43,7 @@ pub fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) {
     if !known || id == 0 {
         return;
     }
-    if id != look.pid || !matches!(kind, F_OWNER_TID | F_OWNER_PID) {
+    if id != look.process.pid() || !matches!(kind, F_OWNER_TID | F_OWNER_PID) {
         let path = saving.path.display();
         saving.say(format!("signals for another process or thread about {path} (F_SETOWN)"));
         return;

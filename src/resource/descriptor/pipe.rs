@@ -47,7 +47,7 @@ fn recognise(fd: &Fd, look: &Look<'_>) -> bool {
     }
     let same = |f: &&Fd| (f.device, f.inode) == (fd.device, fd.inode);
     let outside = look.all.iter().filter(same).any(|f| standard::number(f, look).is_some());
-    !outside && (has_both_ends(fd, look.all) || is_last(fd, look.pid))
+    !outside && (has_both_ends(fd, look.all) || is_last(fd, look.process.pid()))
 }
 
 /// Whether nobody has the other end of a pipe any more: then a restart makes one of which the same is true.
@@ -71,7 +71,7 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
     let reader = ends().find(|f| access(f.flags) != libc::O_WRONLY).map(|f| f.number);
     let number = reader.unwrap_or(fd.number);
     let why = || format!("cannot look into the pipe behind descriptor {number}");
-    let ours = raw::take_descriptor(look.pid, number.cast_signed()).because(why)?;
+    let ours = raw::take_descriptor(look.process.pid(), number.cast_signed()).because(why)?;
     let capacity = fcntl(&ours, FcntlArg::F_GETPIPE_SZ).because(why)?;
     saving.record.value = capacity.unsigned_abs().into();
     if saving.record.content == fd.number {

@@ -41,13 +41,13 @@ fn recognise(fd: &Fd, look: &Look<'_>) -> bool {
     if !fd.target.as_encoded_bytes().starts_with(b"/proc/") {
         return false;
     }
-    let there = statfs(format!("/proc/{}/fd/{}", look.pid, fd.number).as_str());
+    let there = statfs(look.process.fd(fd.number).as_str());
     there.is_ok_and(|fs| fs.filesystem_type() == PROC_SUPER_MAGIC)
         && about(Path::new(&fd.target)) != About::Machine
 }
 
 fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
-    let own = |pid: i32| pid == look.pid || Some(pid) == look.inner_pid;
+    let own = |pid: i32| pid == look.process.pid() || pid == look.inner_pid;
     let (place, rest) = match about(Path::new(&fd.target)) {
         About::Process(pid, rest) if own(pid) && !rest.starts_with("fdinfo") => {
             ("/proc/self", rest)

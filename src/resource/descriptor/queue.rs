@@ -22,7 +22,7 @@ pub(super) const KIND: Kind = Kind { recognise, save, open };
 const MAGIC: FsType = FsType(0x1980_0202);
 
 fn recognise(fd: &Fd, look: &Look<'_>) -> bool {
-    let there = statfs(format!("/proc/{}/fd/{}", look.pid, fd.number).as_str());
+    let there = statfs(look.process.fd(fd.number).as_str());
     fd.target.as_bytes().starts_with(b"/") && there.is_ok_and(|fs| fs.filesystem_type() == MAGIC)
 }
 

@@ -63,9 +63,9 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
         return Ok(());
     }
     let why = || "cannot look into the pipe of standard input";
-    let ours = raw::take_descriptor(look.pid, fd.number.cast_signed()).because(why)?;
+    let ours = raw::take_descriptor(look.process.pid(), fd.number.cast_signed()).because(why)?;
     let bytes = pipe::peek(&ours)?.concat();
-    if !pipe::is_last(fd, look.pid) {
+    if !pipe::is_last(fd, look.process.pid()) {
         let there = match bytes.len() {
             0 => "a restart does not find it".into(),
             n => format!("{n} bytes that are in it already are saved"),

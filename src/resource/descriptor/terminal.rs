@@ -3,7 +3,7 @@
 
 use super::{Kind, Look, Opening, Origin, Saving, file_type, open};
 use crate::error::Result;
-use crate::proc::{self, fds::Fd};
+use crate::proc::{Process, fds::Fd};
 use ckpt_abi::image::Descriptor;
 use nix::libc;
 use nix::sys::stat::{major, makedev, minor};
@@ -12,9 +12,10 @@ use std::path::Path;
 pub(super) const KIND: Kind = Kind { recognise, save, open: again };
 
 /// The device number of a process's controlling terminal, or 0.
-pub fn of(pid: i32) -> u64 {
+pub fn of(process: &Process) -> u64 {
     // The kernel's new_encode_dev(): eight bits of the minor number, the major, and the rest of the minor.
-    let number = proc::stat(pid, pid).map_or(0, |stat| u64::from(stat.tty_nr.cast_unsigned()));
+    let number =
+        process.stat(process.pid()).map_or(0, |stat| u64::from(stat.tty_nr.cast_unsigned()));
     match number {
         0 => 0,
         n => makedev((n >> 8) & 0xfff, (n & 0xff) | ((n >> 12) & 0xfff00)),

@@ -106,7 +106,7 @@ pub fn save(
         }
         // Linux 6.13 and 6.14 have guards but do not tell; then they come back as ordinary pages.
         if vma.flags.has("gu") {
-            let guards = Pagemap::open(target.frozen.pid)?.guards(vma.start, vma.end)?;
+            let guards = Pagemap::of(target.process())?.guards(vma.start, vma.end)?;
             let kind = GuardKind::Installed as u32;
             let guard = |r: &Range<u64>| Guard { start: r.start, end: r.end, kind, reserved: 0 };
             gathered.guards.extend(guards.iter().map(guard));

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! The clocks of a process, which may be in another time namespace than we (time_namespaces(7)).
+
+use std::fs;
+
+use nix::time::{ClockId, clock_gettime};
+
+use super::process::Process;
+use super::text::{decimal, lines, words};
+use crate::error::{Because, Result};
+
+const SECOND: i64 = 1_000_000_000;
+
+/// The clocks as a process sees them, in nanoseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Clocks {
+    /// CLOCK_REALTIME.
+    pub realtime: u64,
+    /// CLOCK_MONOTONIC and CLOCK_BOOTTIME.
+    pub since_boot: [u64; 2],
+    /// A number that tells them from others: of another boot or machine (random(4), boot_id), or of another time
+    /// namespace; 0 when it cannot be read.
+    pub boot: u64,
+}
+
+impl Process {
+    /// Its clocks now.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn clocks(&self) -> Result<Clocks> {
+        let now = |clock| -> Result<u64> {
+            let time = clock_gettime(clock).because(|| "cannot read a clock")?;
+            Ok(time.tv_sec() as u64 * SECOND as u64 + time.tv_nsec() as u64)
+        };
+        let (own, theirs) = (own_offsets(), self.clock_offsets());
+        let seen = |clock, i: usize| -> Result<u64> {
+            Ok(now(clock)?.saturating_add_signed(theirs[i].saturating_sub(own[i])))
+        };
+        Ok(Clocks {
+            realtime: now(ClockId::CLOCK_REALTIME)?,
+            since_boot: [seen(ClockId::CLOCK_MONOTONIC, 0)?, seen(ClockId::CLOCK_BOOTTIME, 1)?],
+            boot: boot(theirs),
+        })
+    }
+
+    /// By how many nanoseconds its time namespace shifts CLOCK_MONOTONIC and CLOCK_BOOTTIME.
+    pub fn clock_offsets(&self) -> [i64; 2] {
+        parse(&self.file("timens_offsets").unwrap_or_default())
+    }
+}
+
+fn boot(offsets: [i64; 2]) -> u64 {
+    let mut id = fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    if id.is_empty() {
+        return 0;
+    }
+    for offset in offsets {
+        id.extend_from_slice(&offset.to_le_bytes());
+    }
+    xxhash_rust::xxh3::xxh3_64(&id)
+}
+
+fn own_offsets() -> [i64; 2] {
+    clock_offsets(std::process::id().cast_signed())
+}
+
+/// [`Process::clock_offsets`] of a process that is looked at once.
+pub fn clock_offsets(pid: i32) -> [i64; 2] {
+    Process::open(pid).map_or([0; 2], |process| process.clock_offsets())
+}
+
+/// By how many nanoseconds a process's CLOCK_MONOTONIC is ahead of ours.
+pub fn clock_skew(process: &Process) -> i64 {
+    process.clock_offsets()[0].saturating_sub(own_offsets()[0])
+}
+
+/// "monotonic           -86400         0": seconds and nanoseconds.
+fn parse(text: &[u8]) -> [i64; 2] {
+    let offset = |name: &[u8]| {
+        let line = lines(text).find_map(|line| line.strip_prefix(name))?;
+        let mut numbers = words(line).map(|word| decimal::<i64>(word).ok());
+        numbers.next()??.checked_mul(SECOND)?.checked_add(numbers.next()??)
+    };
+    [&b"monotonic"[..], b"boottime"].map(|name| offset(name).unwrap_or(0))
+}
+
+/// See [`super::parse_anything`].
+pub(super) fn parse_anything(bytes: &[u8]) {
+    let _ = parse(bytes);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn offsets_are_seconds_and_nanoseconds() {
+        let text = b"monotonic         -5         7\nboottime           3         0\n";
+        assert_eq!(parse(text), [-5 * SECOND + 7, 3 * SECOND]);
+        assert_eq!(parse(b"monotonic 9223372036854775807 0\nboottime x 0"), [0, 0]);
+        assert_eq!(parse(b""), [0, 0]);
+    }
+
+    #[test]
+    fn our_own_are_those_that_we_read() {
+        let own = Process::own().unwrap();
+        let before = own.clocks().unwrap();
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap();
+        let after = own.clocks().unwrap();
+        let now = now.tv_sec() as u64 * SECOND as u64 + now.tv_nsec() as u64;
+        assert!(before.since_boot[0] <= now && now <= after.since_boot[0]);
+        assert_eq!(before.boot, after.boot);
+    }
+}
