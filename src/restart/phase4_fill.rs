@@ -72,7 +72,8 @@ pub fn fill(
             continue;
         }
         let in_place = stub_space.is_free(record.start, record.end);
-        if !in_place && record.flags & vma_flag::REGION != 0 {
+        let fixed = record.flags & vma_flag::REGION != 0;
+        if !in_place && fixed {
             return Err(Error::new(format!(
                 "the addresses at {:#x}, which ckpt has in the program, are taken in this process",
                 record.start
@@ -80,18 +81,31 @@ pub fn fill(
             .hint("execute the checkpoint by itself (./foo.ckpt): not by way of ckpt, and without LD_PRELOAD"));
         }
         let len = record.end - record.start;
-        let at = if in_place { record.start } else { space.find(len, record.start)? };
-        let followed = following::map(whole, record, at);
-        let (follows, is_final) = (followed.is_some(), is_final(saved, record));
-        let mapping = match followed {
-            Some(mapping) => mapping,
-            None if is_final && record.kind == VmaKind::Private as u32 => {
-                Mapping::reservation(at, len, record.prot)?
-            }
-            None => map(record, at, i, opened, is_final)?,
+        let is_final = is_final(saved, record);
+        let lay = |at: u64| -> Result<Placed> {
+            let followed = following::map(whole, record, at);
+            let follows = followed.is_some();
+            let mapping = match followed {
+                Some(mapping) => mapping,
+                None if is_final && record.kind == VmaKind::Private as u32 => {
+                    Mapping::reservation(at, len, record.prot)?
+                }
+                None => map(record, at, i, opened, is_final)?,
+            };
+            let is_final = is_final && !follows;
+            Ok(Placed { record: *record, mapping, borders: Vec::new(), is_final, follows })
         };
-        let is_final = is_final && !follows;
-        placed.push(Placed { record: *record, mapping, borders: Vec::new(), is_final, follows });
+        let home = match in_place {
+            true => lay(record.start),
+            false => lay(space.find(len, record.start)?),
+        };
+        placed.push(match home {
+            // What this process itself has taken since its mappings were read, by allocating.
+            Err(e) if in_place && !fixed && e.errno() == libc::EEXIST => {
+                lay(space.find(len, record.start)?)?
+            }
+            home => home?,
+        });
     }
     if patched.is_some() {
         placed.extend(vdso::data(saved, &stub_space, &mut space)?);
