@@ -3,7 +3,7 @@
 //! restart.
 //!
 //! When the restart callbacks run, the host has opened again what it could, and says which files
-//! it could not ([`Missing`]). What the callbacks then want otherwise is done here.
+//! it could not ([`Unopened`]). What the callbacks then want otherwise is done here.
 //!
 //! # Safety
 //! The table is memory of our own; its rows are those of the C structs in ckpt.h, and what the
@@ -18,7 +18,7 @@ use crate::listing::{
 };
 use crate::trigger::say;
 use crate::{clib, sys};
-use ckpt_abi::api::{Api, Missing};
+use ckpt_abi::api::{Api, Unopened};
 use ckpt_abi::errno;
 use core::mem::offset_of;
 use core::sync::atomic::Ordering;
@@ -171,9 +171,9 @@ pub fn table(page: Page) -> u64 {
     made
 }
 
-fn missing_at(page: Page, index: u64) -> Missing {
+fn missing_at(page: Page, index: u64) -> Unopened {
     let start = page.api_long(offset_of!(Api, missing)).load(Ordering::Acquire);
-    let at = (start as *const Missing).wrapping_add(index as usize);
+    let at = (start as *const Unopened).wrapping_add(index as usize);
     // SAFETY: the host has written that many.
     unsafe { at.read() }
 }

@@ -7,7 +7,7 @@
 #![allow(unsafe_code)]
 
 use crate::sys;
-use ckpt_abi::op::{Kind, Op, Orders, Report, SPELLED, flag, spell};
+use ckpt_abi::op::{Kind, ListHead, Op, Report, SPELLED, flag, spell};
 use core::sync::atomic::{AtomicU32, Ordering};
 
 /// The exit status of a process that nobody can explain.
@@ -15,7 +15,7 @@ const LOST: u64 = 125;
 
 /// Runs the list of `orders`; a list that comes to its end exits the task with status 0.
 #[unsafe(no_mangle)]
-extern "C" fn ckpt_run(orders: *const Orders) -> ! {
+extern "C" fn ckpt_run(orders: *const ListHead) -> ! {
     // SAFETY: the host wrote the orders for this task.
     let orders = unsafe { orders.read() };
     run_list(&orders, orders.ops as *const Op);
@@ -26,16 +26,16 @@ extern "C" fn ckpt_run(orders: *const Orders) -> ! {
 /// words it needs lie at the address in its argument.
 extern "C" fn enter_child(words: u64) -> ! {
     let words = words as *const [u64; 2];
-    // SAFETY: `args[1]` of the clone order points to the pair (address of Orders, of the first op).
+    // SAFETY: `args[1]` of the clone order points to the pair (address of ListHead, of the first op).
     let [orders, ops] = unsafe { words.read() };
     // SAFETY: as in `ckpt_run`.
-    let orders = unsafe { (orders as *const Orders).read() };
+    let orders = unsafe { (orders as *const ListHead).read() };
     run_list(&orders, ops as *const Op);
     sys::exit(0)
 }
 
 /// What an order leads to.
-enum Outcome {
+enum Then {
     /// The list is over.
     End,
     /// Another list goes on.
@@ -44,19 +44,19 @@ enum Outcome {
     Next(i64),
 }
 
-fn run_list(orders: &Orders, mut first: *const Op) {
+fn run_list(orders: &ListHead, mut first: *const Op) {
     let mut index = 0u64;
     loop {
         // SAFETY: the list goes on until an order that ends it.
         let op = unsafe { first.wrapping_add(index as usize).read() };
         let op = resolve(op);
         let result = match obey(&op) {
-            Outcome::End => return,
-            Outcome::Goto(list) => {
+            Then::End => return,
+            Then::Goto(list) => {
                 (first, index) = (list, 0);
                 continue;
             }
-            Outcome::Next(result) => result,
+            Then::Next(result) => result,
         };
         if op.flags & flag::OR_NEXT != 0 {
             let skipped = if sys::failed(result) { 1 } else { 2 };
@@ -88,13 +88,13 @@ fn resolve(mut op: Op) -> Op {
     op
 }
 
-fn obey(op: &Op) -> Outcome {
+fn obey(op: &Op) -> Then {
     let [a, b, c, d, _, _] = op.args;
     // No host of this version writes another number.
     let Ok(kind) = Kind::try_from(op.kind) else { sys::exit_group(LOST) };
-    Outcome::Next(match kind {
-        Kind::End => return Outcome::End,
-        Kind::Goto => return Outcome::Goto(a as *const Op),
+    Then::Next(match kind {
+        Kind::End => return Then::End,
+        Kind::Goto => return Then::Goto(a as *const Op),
         // SAFETY: ordered by the host.
         Kind::Syscall => unsafe { sys::call(op.nr, &op.args) },
         // SAFETY: ordered by the host.
@@ -162,7 +162,7 @@ fn barrier(word: u64, all: u32) -> i64 {
 }
 
 /// Says which order failed and makes way for the executable that puts it into a sentence.
-fn give_up(orders: &Orders, op: &Op, index: u64, result: i64) -> ! {
+fn give_up(orders: &ListHead, op: &Op, index: u64, result: i64) -> ! {
     let errno = if sys::failed(result) { result.wrapping_neg() as u32 } else { 0 };
     let [addr, len, ..] = op.args;
     let report = Report { step: op.step, errno, index, nr: op.nr, addr, len };

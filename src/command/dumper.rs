@@ -6,7 +6,7 @@
 //! Ignoring a signal installs no code, and reading the time stamp counter harms no memory.
 #![allow(unsafe_code)]
 
-use crate::dump::{Request, dump};
+use crate::dump::{Demand, dump};
 use crate::error::{Result, printable};
 use crate::ptrace::raw;
 use crate::settings::Settings;
@@ -18,7 +18,7 @@ use std::io::{IsTerminal, Write};
 /// Saves the process that started us.
 pub fn run(pid: i32) -> Result<u8> {
     let error_output = begin(pid, c"ckpt-dump");
-    let request = Request {
+    let request = Demand {
         pid,
         settings: Settings::default(),
         stop: None,

@@ -17,7 +17,7 @@
 use super::dumper;
 use super::finish::Run;
 use crate::dump::place::Whose;
-use crate::dump::{Request, dump};
+use crate::dump::{Demand, dump};
 use crate::error::{Because, Result, printable};
 use crate::fault::{self, Point, reach};
 use crate::image::file;
@@ -306,7 +306,7 @@ impl Dumper {
 
 /// One checkpoint: the exit status and what there is to say.
 fn take(pid: i32) -> (i32, String) {
-    let request = Request {
+    let request = Demand {
         pid,
         settings: Settings::default(),
         stop: None,

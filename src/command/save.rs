@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! `ckpt save PID`
 
-use crate::dump::{Request, dump};
+use crate::dump::{Demand, dump};
 use crate::error::{Because, Result, printable};
 use crate::settings::Settings;
 
@@ -12,7 +12,7 @@ pub fn run(pid: i32, stop: bool, settings: Settings) -> Result<u8> {
     super::dumper::prepare();
     let (open, prune) = (super::destination::open, super::destination::prune);
     let request =
-        Request { pid, settings, stop: Some(stop), triggered: false, periodic: false, open, prune };
+        Demand { pid, settings, stop: Some(stop), triggered: false, periodic: false, open, prune };
     let outcome = dump(&request)?;
     for sentence in outcome.sentences() {
         eprintln!("ckpt: {}", printable(&sentence));

@@ -4,7 +4,7 @@
 use super::phase2_equip::Equipped;
 use super::phase3_gather::Still;
 use super::place::{Place, Whose};
-use super::{Request as Asked, caller};
+use super::{Demand, caller};
 use crate::error::Result;
 use crate::fault::{Point, reach};
 use crate::resource::{Common, signals};
@@ -17,7 +17,7 @@ use std::path::Path;
 /// A checkpoint that is being taken.
 pub struct Checkpoint<'a> {
     /// What was asked for.
-    pub request: &'a Asked,
+    pub request: &'a Demand,
     /// Where it goes.
     pub place: Place,
     /// Whether the processes end after it.
@@ -31,7 +31,7 @@ impl<'a> Checkpoint<'a> {
     ///
     /// # Errors
     /// Those of [`Place::find`], and a name that is none.
-    pub fn of(request: &'a Asked, whose: Whose, first: &Equipped) -> Result<Self> {
+    pub fn of(request: &'a Demand, whose: Whose, first: &Equipped) -> Result<Self> {
         let control = &first.region.control;
         let template = template(request, first)?;
         let mut newest = control.generation;
@@ -82,7 +82,7 @@ impl<'a> Checkpoint<'a> {
 
 /// The name of the checkpoint: for this call, else as configured; a forked child's has its id
 /// appended, so that a signal to the whole group does not make two write one file.
-fn template(request: &Asked, first: &Equipped) -> Result<Template> {
+fn template(request: &Demand, first: &Equipped) -> Result<Template> {
     if let Some(name) = called(request, first)? {
         return Template::parse(Path::new(&name.written()));
     }
@@ -97,7 +97,7 @@ fn template(request: &Asked, first: &Equipped) -> Result<Template> {
 }
 
 /// The name that the program has given to ckpt_ckpt().
-fn called(request: &Asked, first: &Equipped) -> Result<Option<Name>> {
+fn called(request: &Demand, first: &Equipped) -> Result<Option<Name>> {
     let api = caller::read(&first.memory, &first.region)?;
     let len = api.name.iter().position(|b| *b == 0).unwrap_or(0);
     if !request.triggered || api.request != Request::Call as u32 || len == 0 {

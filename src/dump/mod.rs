@@ -50,7 +50,7 @@ pub type Open = fn(&Name, &Transfer) -> Result<Box<dyn Sink>>;
 pub type Prune = fn(&Name, &Transfer, &place::Keep);
 
 /// What is asked of a dump.
-pub struct Request {
+pub struct Demand {
     /// The process.
     pub pid: i32,
     /// Overrides of the process's configuration, for this checkpoint alone; a payload that has to
@@ -69,7 +69,7 @@ pub struct Request {
     pub prune: Prune,
 }
 
-impl Request {
+impl Demand {
     /// Who asks.
     fn by(&self) -> By {
         match (self.triggered, self.periodic) {
@@ -125,7 +125,7 @@ pub fn is_busy(pid: i32) -> bool {
 ///
 /// # Errors
 /// Why there is none; the program goes on, unless it has ended ([`Kind::Gone`]).
-pub fn dump(request: &Request) -> Result<Outcome> {
+pub fn dump(request: &Demand) -> Result<Outcome> {
     let pid = request.pid;
     take(request).map_err(|e| match e.kind() {
         // Whatever failed first: a process that ends takes everything away.
@@ -137,7 +137,7 @@ pub fn dump(request: &Request) -> Result<Outcome> {
     })
 }
 
-fn take(request: &Request) -> Result<Outcome> {
+fn take(request: &Demand) -> Result<Outcome> {
     reach(Point::Begun);
     let processes = phase1_freeze::processes(request);
     let executable = stub::own()?;
@@ -166,7 +166,7 @@ fn take(request: &Request) -> Result<Outcome> {
 }
 
 /// Looks at a process before anything of it is touched.
-fn look(request: &Request, pid: i32) -> Result<()> {
+fn look(request: &Demand, pid: i32) -> Result<()> {
     phase1_freeze::check(pid)?;
     phase4_refuse::refuse_shared(pid)?;
     match request.triggered || request.periodic {
@@ -203,7 +203,7 @@ struct Begun<'a> {
     frozen: Vec<Frozen>,
 }
 
-fn begin<'a>(request: &'a Request, processes: &[i32], executable: &[u8]) -> Result<Begun<'a>> {
+fn begin<'a>(request: &'a Demand, processes: &[i32], executable: &[u8]) -> Result<Begun<'a>> {
     let whose = place::Whose::of(request.pid, request.settings.name.is_some())?;
     let deadline = Instant::now() + TURN;
     loop {

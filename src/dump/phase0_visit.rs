@@ -5,7 +5,7 @@
 //! callbacks before it started us. For a checkpoint from outside, the main thread is sent to call
 //! them as a signal would send it: with a frame on its stack through which it comes back.
 
-use super::Request as Asked;
+use super::Demand;
 use super::{caller, phase1_freeze, phase2_equip};
 use crate::error::{Because, Error, Kind, Result};
 use crate::fault::{Point, reach};
@@ -25,12 +25,12 @@ const LOOK: Duration = Duration::from_millis(1);
 const TURN: Duration = Duration::from_secs(10);
 
 /// Whether a process has called its callbacks before it started us.
-fn called_itself(request: &Asked, pid: i32) -> bool {
+fn called_itself(request: &Demand, pid: i32) -> bool {
     request.triggered && pid == request.pid
 }
 
 /// Sends the main thread of a process to the callbacks, if there are any, and waits for it.
-pub fn visit(request: &Asked, pid: i32) -> Result<()> {
+pub fn visit(request: &Demand, pid: i32) -> Result<()> {
     if called_itself(request, pid) {
         return Ok(());
     }
@@ -86,7 +86,7 @@ pub fn turn_of_another(pid: i32) -> Error {
 }
 
 /// Whether one of the frozen processes is in a critical section after all (ckpt_hold).
-pub fn held(request: &Asked, processes: &mut [Frozen]) -> Result<bool> {
+pub fn held(request: &Demand, processes: &mut [Frozen]) -> Result<bool> {
     let mut held = false;
     for frozen in processes.iter_mut().filter(|frozen| !called_itself(request, frozen.pid)) {
         let Some(found) = caller::Caller::find(frozen.pid)? else { continue };
@@ -112,7 +112,7 @@ fn await_word(found: &caller::Caller, so_far: impl Fn(&Api) -> bool) -> Result<(
 
 /// Makes the payload ours until the main thread has read our answer, which was free while all stood still. The turn comes
 /// last, behind the thread that gives it back: should we die before, it is nobody's.
-fn claim(request: &Asked, found: &caller::Caller) -> Result<()> {
+fn claim(request: &Demand, found: &caller::Caller) -> Result<()> {
     let (memory, region, pid) = (&found.memory, &found.region, found.pid);
     let put = |offset, value: u32| caller::put(memory, region, offset, &value);
     put(offset_of!(Api, answer), Answer::None as u32)?;
@@ -124,13 +124,13 @@ fn claim(request: &Asked, found: &caller::Caller) -> Result<()> {
     Ok(())
 }
 
-fn our_claim(request: &Asked, pid: i32) -> Event {
+fn our_claim(request: &Demand, pid: i32) -> Event {
     Event::Claim { by: request.by(), task: own_task(pid), kept: true }
 }
 
 /// Whether the payload can be made ours; false while the monitor's dumper works, whose callbacks are to be called to the
 /// end, and while a thread has its turn.
-fn is_free(request: &Asked, found: &caller::Caller) -> Result<bool> {
+fn is_free(request: &Demand, found: &caller::Caller) -> Result<bool> {
     let pid = found.pid;
     match found.region.would_step(&found.memory, pid, our_claim(request, pid))? {
         Ok(_) => Ok(true),
@@ -145,7 +145,7 @@ fn is_free(request: &Asked, found: &caller::Caller) -> Result<bool> {
 /// extended state behind it is.
 ///
 /// False when the program is in a critical section by now, or another thread's turn begins or ends.
-fn send(request: &Asked, found: &caller::Caller) -> Result<bool> {
+fn send(request: &Demand, found: &caller::Caller) -> Result<bool> {
     const RED_ZONE: u64 = 128;
     let (pid, memory) = (found.pid, &found.memory);
     let what = || format!("cannot call the callbacks of process {pid}");

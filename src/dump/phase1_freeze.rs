@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Phase 1: stop every thread of every process of the checkpoint.
 
-use super::Request;
+use super::Demand;
 use crate::error::{Error, Kind, Result};
 use crate::proc::{self, Process};
 use crate::ptrace::freeze::Frozen;
@@ -13,12 +13,12 @@ use std::time::{Duration, Instant};
 const PERMISSION: Duration = Duration::from_secs(2);
 
 /// The processes of the checkpoint, the one that is asked for first.
-pub fn processes(request: &Request) -> Vec<i32> {
+pub fn processes(request: &Demand) -> Vec<i32> {
     vec![request.pid]
 }
 
 /// Freezes a process of the checkpoint.
-pub fn freeze(request: &Request, pid: i32) -> Result<Frozen> {
+pub fn freeze(request: &Demand, pid: i32) -> Result<Frozen> {
     check(pid)?;
     patiently(request.triggered && pid == request.pid, || Frozen::freeze(pid))
 }

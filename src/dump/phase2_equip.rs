@@ -2,7 +2,7 @@
 //! Phase 2: find the payload, or inject it, and claim it for this dump.
 
 use super::place::Whose;
-use super::{Request as Asked, caller, keeper, phase0_visit};
+use super::{Demand, caller, keeper, phase0_visit};
 use crate::error::{Error, Kind, Result};
 use crate::fault::{Point, reach};
 use crate::image::read::Image;
@@ -39,7 +39,7 @@ pub struct Equipped {
 /// Finds or injects the payload; None when a thread of the program has its turn, which has to run for that to change.
 /// What was claimed stays so, and can be claimed again.
 pub fn equip(
-    request: &Asked,
+    request: &Demand,
     frozen: &mut Frozen,
     executable: &[u8],
     whose: &Whose,
@@ -163,7 +163,7 @@ pub fn busy(pid: i32, other: Task) -> Error {
 }
 
 /// Makes the turn ours, every thread standing still; None when it may be in a moment.
-fn claim(request: &Asked, pid: i32, region: &Region, memory: &Memory) -> Result<Option<Task>> {
+fn claim(request: &Demand, pid: i32, region: &Region, memory: &Memory) -> Result<Option<Task>> {
     if request.periodic && region.turns(memory)?.handlers != 0 {
         let text = "the checkpoint signal has just come, whose checkpoint goes first";
         return Err(Error::new(text).of(Kind::Busy));

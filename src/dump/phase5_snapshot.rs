@@ -17,7 +17,7 @@ use crate::ptrace::memory::Memory;
 use crate::resource::Gathered;
 use crate::resource::memory::Area;
 use crate::resource::plan::{Orders, Step};
-use ckpt_abi::op::{Kind, Orders as Head};
+use ckpt_abi::op::{Kind, ListHead};
 use ckpt_abi::region::{STACK_LEN, STACKS};
 use nix::libc;
 use nix::sys::signal::{Signal, kill};
@@ -154,7 +154,7 @@ fn write_orders(memory: &Memory, data: u64, stack: u64) -> Result<u64> {
     memory.put(request, &poll_request)?;
     memory.write(name, b"ckpt-snapshot\0\0\0")?;
     memory.put(words, &[head, snapshot])?;
-    let orders = Head { ops: intermediate, report: 0, exec_fd: -1, argv: 0, envp: 0, empty: 0 };
+    let orders = ListHead { ops: intermediate, report: 0, exec_fd: -1, argv: 0, envp: 0, empty: 0 };
     memory.write(head, orders.as_bytes()).because(|| "cannot prepare the snapshot")?;
     Ok(head)
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Where a checkpoint goes, and with whose rights it gets there.
 
-use super::Request as Asked;
+use super::Demand;
 use crate::error::Result;
 use crate::image::write::Sink;
 use crate::rights::{self, Compared, Rights};
@@ -80,7 +80,7 @@ impl Place {
     /// # Errors
     /// A directory that cannot be looked through, or a configuration that says nothing.
     pub fn find(
-        request: &Asked,
+        request: &Demand,
         whose: Whose,
         template: Template,
         config: &Config,
@@ -143,7 +143,7 @@ impl Place {
 
 /// How it gets to a server: as the process is configured and the caller asks; the key of the caller's home
 /// is not for a process that may not read it.
-fn transfer(request: &Asked, config: &Config, foreign: bool) -> Result<Transfer> {
+fn transfer(request: &Demand, config: &Config, foreign: bool) -> Result<Transfer> {
     let mut transfer = request.settings.transfer.clone();
     if foreign && matches!(transfer.key, Some(server::Key::Usual(_))) {
         transfer.key = None;

@@ -19,7 +19,7 @@ use crate::fault::{Point, reach};
 use crate::proc::maps::Vma;
 use crate::ptrace::call::Caller;
 use crate::ptrace::memory::Memory;
-use crate::ptrace::thread::Thread;
+use crate::ptrace::thread::StoppedThread;
 use ckpt_abi::api::{API, Api};
 use ckpt_abi::region::{
     Config, Control, MAGIC, PAYLOAD, TURNS, Turns, UNFINISHED, VERSION, config_flag, is_base,
@@ -50,7 +50,7 @@ pub fn pages(len: u64) -> u64 {
 /// When the thread cannot map memory; what was mapped until then is unmapped again.
 pub fn inject(
     pid: i32,
-    thread: &mut Thread,
+    thread: &mut StoppedThread,
     memory: &Memory,
     vmas: &[Vma],
     config: &Config,
@@ -89,7 +89,7 @@ struct Injection<'a> {
 
 impl Injection<'_> {
     /// Maps and fills the region; all that the thread does for it, it does in the hole.
-    fn make(&self, thread: &mut Thread, hole: u64, vmas: &[Vma]) -> Result<()> {
+    fn make(&self, thread: &mut StoppedThread, hole: u64, vmas: &[Vma]) -> Result<()> {
         let (memory, Region { base, control }) = (self.memory, &self.region);
         let tid = thread.tid;
         let mut caller = Caller::in_hole(thread, memory, hole)?;
@@ -145,7 +145,7 @@ impl Injection<'_> {
     }
 
     /// Removes what was mapped. Where that fails too it is UNFINISHED, and goes the next time.
-    fn undo(&self, thread: &mut Thread, hole: u64) {
+    fn undo(&self, thread: &mut StoppedThread, hole: u64) {
         let Region { base, control } = self.region;
         let magic = self.memory.get::<[u8; 8]>(base);
         let there = magic.is_ok_and(|magic| [MAGIC, UNFINISHED].contains(&magic));

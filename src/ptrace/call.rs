@@ -10,7 +10,7 @@ use super::memory::Memory;
 use super::raw::{self, State};
 use super::regs::Regs;
 use super::sequence::leave_sequence;
-use super::thread::Thread;
+use super::thread::StoppedThread;
 use crate::error::{Because, Error, Kind, Result};
 use crate::fault::{Point, reach};
 use ckpt_abi::region::SLOT_FRAME;
@@ -19,7 +19,7 @@ use zerocopy::IntoBytes;
 
 /// A stopped thread that works for us.
 pub struct Caller<'a> {
-    thread: &'a mut Thread,
+    thread: &'a mut StoppedThread,
     thunk: u64,
     clone_thunk: u64,
     /// Where its frame is, for the thunks.
@@ -28,7 +28,7 @@ pub struct Caller<'a> {
 
 impl<'a> Caller<'a> {
     /// Borrows a stopped thread of a process with a payload.
-    pub fn new(thread: &'a mut Thread, memory: &Memory, desk: &Desk) -> Result<Self> {
+    pub fn new(thread: &'a mut StoppedThread, memory: &Memory, desk: &Desk) -> Result<Self> {
         if let Lent::Slot(slot) = thread.lent {
             return Ok(Self::at(thread, desk, slot));
         }
@@ -41,13 +41,13 @@ impl<'a> Caller<'a> {
         Ok(caller)
     }
 
-    fn at(thread: &'a mut Thread, desk: &Desk, slot: u64) -> Self {
+    fn at(thread: &'a mut StoppedThread, desk: &Desk, slot: u64) -> Self {
         let (thunk, clone_thunk) = (desk.thunk, desk.clone_thunk);
         Self { thread, thunk, clone_thunk, frame: Some(slot + SLOT_FRAME) }
     }
 
     /// Borrows a stopped thread of a process without a payload; a hole was made for it at `hole`.
-    pub fn in_hole(thread: &'a mut Thread, memory: &Memory, hole: u64) -> Result<Self> {
+    pub fn in_hole(thread: &'a mut StoppedThread, memory: &Memory, hole: u64) -> Result<Self> {
         if thread.lent == Lent::No {
             prepare(thread, memory)?;
             let area = lend::hole_area(thread);
@@ -174,7 +174,7 @@ impl<'a> Caller<'a> {
 }
 
 /// Sends a thread that is inside a restartable sequence to its abort handler, for the kernel forgets the sequence.
-fn prepare(thread: &mut Thread, memory: &Memory) -> Result<()> {
+fn prepare(thread: &mut StoppedThread, memory: &Memory) -> Result<()> {
     refuse_dispatch(thread.tid)?;
     if let Ok(rseq) = raw::rseq_configuration(thread.tid)
         && rseq.pointer != 0

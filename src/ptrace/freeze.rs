@@ -22,7 +22,7 @@ use super::regs::Regs;
 use super::sandbox;
 use super::seize::{Seized, seize, stubborn};
 use super::stopping::{Moving, await_hearing, gone};
-use super::thread::Thread;
+use super::thread::StoppedThread;
 use super::waits;
 use crate::error::{Because, Error, Result};
 use crate::fault::{Point, reach};
@@ -53,7 +53,7 @@ pub struct Frozen {
     /// Process id.
     pub pid: i32,
     /// Its threads, the main one first if it lives.
-    pub threads: Vec<Thread>,
+    pub threads: Vec<StoppedThread>,
     /// All that we trace: these, and those on their way.
     pub(super) seized: HashSet<i32>,
     pub(super) moving: Vec<Moving>,
@@ -188,8 +188,8 @@ impl Frozen {
 
     /// Takes over a thread that is already traced and stopped (at its exec).
     pub fn adopt(tid: i32) -> Result<Self> {
-        let thread =
-            Thread::read(tid, 0).because(|| format!("cannot read the registers of {tid}"))?;
+        let thread = StoppedThread::read(tid, 0)
+            .because(|| format!("cannot read the registers of {tid}"))?;
         let mut frozen = Self::new(tid)?;
         frozen.seized.insert(tid);
         frozen.threads.push(thread);
@@ -332,7 +332,7 @@ impl Frozen {
                             self.welcome(moving.tid);
                         }
                         let signal = if event == 0 && signal & 0x80 == 0 { signal } else { 0 };
-                        Thread::dismiss(moving.tid, signal);
+                        StoppedThread::dismiss(moving.tid, signal);
                     }
                     Ok(State::Ended) | Err(_) => {}
                 }

@@ -14,7 +14,7 @@ use super::interrupted;
 use super::memory::Memory;
 use super::raw;
 use super::regs::{self, Regs};
-use super::thread::Thread;
+use super::thread::StoppedThread;
 use crate::error::{Because, Error, Kind, Result};
 use crate::proc;
 use ckpt_abi::nr;
@@ -63,7 +63,7 @@ pub enum Lent {
 }
 
 /// Writes what the thread is into a free slot; its address.
-pub(super) fn lend(thread: &Thread, memory: &Memory, desk: &Desk) -> Result<u64> {
+pub(super) fn lend(thread: &StoppedThread, memory: &Memory, desk: &Desk) -> Result<u64> {
     let pid = memory.pid();
     let what = || format!("cannot write down the state of thread {}", thread.tid);
     let at = free_slot(memory, desk, thread.tid)?;
@@ -85,7 +85,7 @@ pub(super) fn lend(thread: &Thread, memory: &Memory, desk: &Desk) -> Result<u64>
 
 /// The registers with which a thread goes home by itself. rt_sigreturn(2) ends what the kernel knows of an interrupted
 /// sleep (restart_block), so that begins anew with the rest of its time, as after a restart.
-fn home(thread: &Thread) -> Regs {
+fn home(thread: &StoppedThread) -> Regs {
     if interrupted::has_restart_block(&thread.regs) {
         let (wait, slot) = thread.wait.map_or((None, 0), |(wait, slot)| (Some(wait), slot));
         interrupted::revived(&thread.regs, wait.as_ref(), slot).0
@@ -95,7 +95,7 @@ fn home(thread: &Thread) -> Regs {
 }
 
 /// What a thread in a hole gets back.
-pub(super) fn hole_area(thread: &Thread) -> HoleArea {
+pub(super) fn hole_area(thread: &StoppedThread) -> HoleArea {
     let regs = interrupted::rewound(&thread.regs);
     HoleArea {
         mask: thread.mask,
@@ -152,7 +152,7 @@ fn began(pid: i32) -> Result<u64> {
 ///
 /// # Errors
 /// [`Kind::Busy`]: the program is just being started.
-pub(super) fn recover(threads: &mut [Thread], memory: &Memory, desk: &Desk) -> Result<()> {
+pub(super) fn recover(threads: &mut [StoppedThread], memory: &Memory, desk: &Desk) -> Result<()> {
     let began = began(memory.pid())?;
     for index in 0..SLOT_COUNT {
         let at = desk.slot(index);
@@ -175,7 +175,7 @@ pub(super) fn recover(threads: &mut [Thread], memory: &Memory, desk: &Desk) -> R
 
 /// A thread that waits for a child, or made one, does so to the end: nobody else would reap it. Any other gets back what
 /// the slot holds, as if we had lent it.
-fn come_home(thread: &mut Thread, desk: &Desk, at: u64, slot: &Slot) -> Result<()> {
+fn come_home(thread: &mut StoppedThread, desk: &Desk, at: u64, slot: &Slot) -> Result<()> {
     const ATTEMPTS: u32 = 2000;
     let tid = thread.tid;
     let what = || format!("cannot bring thread {tid} home");

@@ -4,7 +4,7 @@
 use super::freeze::{FIRST_ATTEMPT, Frozen};
 use super::raw::{self, State};
 use super::seize::{Seized, deaf, is_deaf_still, seize, stubborn};
-use super::thread::Thread;
+use super::thread::StoppedThread;
 use super::waits::{self, Look};
 use crate::error::{Because, Error, Kind, Result};
 use crate::fault::{Point, reach};
@@ -156,7 +156,7 @@ impl Frozen {
                 let _ = raw::detach(tid);
             }
             State::Stopped { signal, event: raw::EVENT_STOP } => {
-                match Thread::read(tid, if signal == libc::SIGTRAP { 0 } else { signal }) {
+                match StoppedThread::read(tid, if signal == libc::SIGTRAP { 0 } else { signal }) {
                     Ok(mut thread) => {
                         thread.look_at_mask(&self.process);
                         thread.since = moving.look.map(|look| look.since(&self.process, tid));

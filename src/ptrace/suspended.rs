@@ -11,7 +11,7 @@ use super::interrupted;
 use super::memory::Memory;
 use super::raw;
 use super::regs::Regs;
-use super::thread::Thread;
+use super::thread::StoppedThread;
 use super::waits::{IO_PGETEVENTS, arguments};
 use crate::error::{Because, Result};
 use crate::proc::Process;
@@ -36,7 +36,7 @@ const CALLS: [i64; 6] = [
     IO_PGETEVENTS,
 ];
 
-impl Thread {
+impl StoppedThread {
     /// Looks at the mask in force, which is the call's until something sets another.
     pub(super) fn look_at_mask(&mut self, process: &Process) {
         if interrupted::call_in_progress(&self.regs).is_some_and(|call| CALLS.contains(&call)) {

@@ -21,7 +21,7 @@ use std::mem::offset_of;
 use std::time::{Duration, Instant};
 
 /// A stopped thread.
-pub struct Thread {
+pub struct StoppedThread {
     /// Thread id.
     pub tid: i32,
     /// Registers as the stop found them.
@@ -42,7 +42,7 @@ pub struct Thread {
     pub wait: Option<(Interrupted, u64)>,
 }
 
-impl Thread {
+impl StoppedThread {
     /// What the kernel says of it.
     ///
     /// # Errors

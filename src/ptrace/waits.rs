@@ -11,7 +11,7 @@ use super::resumed;
 use super::sockets;
 use crate::error::Result;
 use crate::proc::{self, Process};
-use ckpt_abi::region::{WAIT_COUNT, WAITS, Wait as Slot};
+use ckpt_abi::region::{WAIT_COUNT, WAITS, Wait};
 use nix::libc;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::time::{ClockId, clock_gettime};
@@ -191,7 +191,7 @@ pub struct Interrupted {
     pub begins_anew: bool,
 }
 
-/// [`Slot::deadline`] of a wait without a time-out.
+/// [`Wait::deadline`] of a wait without a time-out.
 const NEVER: u64 = u64::MAX;
 
 /// Works out the wait of a stopped thread; None when that cannot be known. `notes` are what an
@@ -202,12 +202,12 @@ pub fn interrupted(
     regs: &Regs,
     since: Option<u64>,
     memory: &Memory,
-    notes: &[Slot],
+    notes: &[Wait],
 ) -> Option<Interrupted> {
     let call = regs.orig_rax.cast_signed();
     let args = arguments(regs);
     if call == libc::SYS_restart_syscall {
-        let same = |n: &&Slot| n.tid == tid.cast_unsigned() && n.rsp == regs.rsp;
+        let same = |n: &&Wait| n.tid == tid.cast_unsigned() && n.rsp == regs.rsp;
         let Some(note) = notes.iter().find(same) else {
             let regs =
                 Regs { orig_rax: resumed::stands_for(&args, memory)?.cast_unsigned(), ..*regs };
@@ -237,10 +237,10 @@ pub fn interrupted(
         (Some(timeout), Some(since)) => since.saturating_add(timeout).min(NEVER - 1),
         // Not known from the scheduler: it may be a wait that the last dump has made to begin anew.
         (Some(timeout), None) => {
-            let same = |n: &&Slot| {
+            let same = |n: &&Wait| {
                 n.tid == tid.cast_unsigned() && n.rsp == regs.rsp && i64::from(n.call) == call
             };
-            let left = |note: &Slot| note.left[0] * 1_000_000_000 + note.left[1];
+            let left = |note: &Wait| note.left[0] * 1_000_000_000 + note.left[1];
             let note = notes.iter().find(same);
             let noted = note.filter(|note| left(note).abs_diff(timeout) < 1_000_000);
             let rest =
@@ -280,10 +280,10 @@ impl Interrupted {
     }
 
     /// Notes for the next dump, and the time left for a call that begins anew; `skew` as in [`notes`].
-    pub fn slot(&self, tid: i32, rsp: u64, skew: i64) -> Slot {
+    pub fn slot(&self, tid: i32, rsp: u64, skew: i64) -> Wait {
         let left = self.left();
         let relative = [left / 1_000_000_000, left % 1_000_000_000];
-        Slot {
+        Wait {
             left: self.until.map_or(relative, |(_, moment)| moment),
             pointer: self.until.map_or(0, |(until, _)| until.argument as u32 + 1),
             clock: self.until.map_or(0, |(until, _)| until.clock.cast_unsigned()),
@@ -291,15 +291,15 @@ impl Interrupted {
             call: self.call as u32,
             rsp,
             deadline: self.timeout.map_or(NEVER, |(_, at)| at.saturating_add_signed(skew)),
-            ..Slot::new_zeroed()
+            ..Wait::new_zeroed()
         }
     }
 }
 
 /// Reads the notes of the last dump. Their deadlines are on the program's clock, which is `skew`
 /// nanoseconds ahead of ours; here they become deadlines on ours.
-pub fn notes(memory: &Memory, region: u64, skew: i64) -> Vec<Slot> {
-    let mut notes = vec![Slot::new_zeroed(); WAIT_COUNT as usize];
+pub fn notes(memory: &Memory, region: u64, skew: i64) -> Vec<Wait> {
+    let mut notes = vec![Wait::new_zeroed(); WAIT_COUNT as usize];
     if memory.read(region + WAITS, notes.as_mut_bytes()).is_err() {
         notes.clear();
     }
@@ -311,11 +311,11 @@ pub fn notes(memory: &Memory, region: u64, skew: i64) -> Vec<Slot> {
 
 /// Empties the slots of old notes but for those that are used anew: one of an earlier wait would be taken for that of a
 /// later one, which has the same stack pointer.
-pub fn forget(memory: &Memory, region: u64, notes: &[Slot], used: &[Option<usize>]) -> Result<()> {
+pub fn forget(memory: &Memory, region: u64, notes: &[Wait], used: &[Option<usize>]) -> Result<()> {
     let used: HashSet<usize> = used.iter().copied().flatten().collect();
     let old = notes.iter().enumerate().filter(|(slot, note)| note.tid != 0 && !used.contains(slot));
     old.into_iter().try_for_each(|(slot, _)| {
-        memory.put(slot_address(region, slot) + offset_of!(Slot, tid) as u64, &0u32)
+        memory.put(slot_address(region, slot) + offset_of!(Wait, tid) as u64, &0u32)
     })
 }
 
@@ -344,13 +344,13 @@ pub fn shorten_in_place(regs: &mut Regs, since: Option<u64>) {
 
 /// Address of a slot.
 pub fn slot_address(region: u64, index: usize) -> u64 {
-    region + WAITS + (index * size_of::<Slot>()) as u64
+    region + WAITS + (index * size_of::<Wait>()) as u64
 }
 
 /// The slot that lies at an address.
 fn slot_at(region: u64, address: u64) -> Option<usize> {
     let offset = address.checked_sub(region + WAITS)?;
-    let (index, rest) = (offset / size_of::<Slot>() as u64, offset % size_of::<Slot>() as u64);
+    let (index, rest) = (offset / size_of::<Wait>() as u64, offset % size_of::<Wait>() as u64);
     (rest == 0 && index < WAIT_COUNT).then_some(index as usize)
 }
 

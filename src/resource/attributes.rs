@@ -7,7 +7,7 @@ use crate::proc::Process;
 use crate::proc::status::Mitigation;
 use crate::ptrace::call::Caller;
 use crate::ptrace::memory::Memory;
-use crate::ptrace::thread::Thread as Stopped;
+use crate::ptrace::thread::StoppedThread;
 use ckpt_abi::image::{Thread, thread_flag};
 use nix::libc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -59,7 +59,7 @@ fn flushes(caller: &mut Caller<'_>) -> Result<bool> {
 }
 
 /// Adds what can be seen from outside.
-pub fn save(stopped: &Stopped, process: &Process, record: &mut Thread) -> Result<()> {
+pub fn save(stopped: &StoppedThread, process: &Process, record: &mut Thread) -> Result<()> {
     let status = stopped.look(process.pid())?;
     record.personality = process.personality(stopped.tid)? as u32;
     let mut set = |holds, flag| record.flags |= if holds { flag } else { 0 };

@@ -14,7 +14,7 @@ use crate::ptrace::memory::Memory;
 use crate::ptrace::raw;
 use crate::ptrace::regs::{self, Regs, USER_CS};
 use crate::ptrace::sequence::leave_sequence;
-use crate::ptrace::thread::Thread as Stopped;
+use crate::ptrace::thread::StoppedThread;
 use ckpt_abi::image::{Owner, Thread, thread_flag};
 use ckpt_abi::op::Kind;
 use ckpt_abi::region::STACKS;
@@ -142,7 +142,7 @@ struct Answers {
     flags: u32,
 }
 
-fn ask(thread: &mut Stopped, memory: &Memory, scratch: u64, desk: &Desk) -> Result<Answers> {
+fn ask(thread: &mut StoppedThread, memory: &Memory, scratch: u64, desk: &Desk) -> Result<Answers> {
     let mut caller = Caller::new(thread, memory, desk)?;
     caller.expect(libc::SYS_sigaltstack, &[0, scratch], "cannot read the alternate stack")?;
     let altstack: [u64; 3] = memory.get(scratch)?;
@@ -160,7 +160,11 @@ fn ask(thread: &mut Stopped, memory: &Memory, scratch: u64, desk: &Desk) -> Resu
 }
 
 /// The rseq registration; before Linux 5.13 only a search can find it.
-fn rseq(thread: &mut Stopped, memory: &Memory, desk: &Desk) -> Result<raw::RseqConfiguration> {
+fn rseq(
+    thread: &mut StoppedThread,
+    memory: &Memory,
+    desk: &Desk,
+) -> Result<raw::RseqConfiguration> {
     match raw::rseq_configuration(thread.tid) {
         Ok(configuration) => Ok(configuration),
         Err(Errno::EIO | Errno::EINVAL) => search_rseq(thread, memory, desk),
@@ -171,7 +175,7 @@ fn rseq(thread: &mut Stopped, memory: &Memory, desk: &Desk) -> Result<raw::RseqC
 /// Looks for the rseq area near the thread pointer, where glibc has it: unregistering with a wrong
 /// signature changes nothing and answers EPERM only for the right address (kernel/rseq.c).
 fn search_rseq(
-    thread: &mut Stopped,
+    thread: &mut StoppedThread,
     memory: &Memory,
     desk: &Desk,
 ) -> Result<raw::RseqConfiguration> {

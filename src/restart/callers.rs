@@ -8,7 +8,7 @@ use super::space::Space;
 use crate::error::Result;
 use crate::image::PAGE;
 use crate::resource::descriptor::Missing;
-use ckpt_abi::api::{API, Answer, Api, Missing as Record, Request, Visit, When};
+use ckpt_abi::api::{API, Answer, Api, Request, Unopened, Visit, When};
 use nix::sys::mman::MapFlags;
 use std::mem::size_of;
 use std::os::unix::ffi::OsStrExt;
@@ -38,13 +38,13 @@ impl List {
             return Ok(None);
         }
         let paths: usize = missing.iter().map(|m| m.path.as_os_str().len() + 1).sum();
-        let records = size_of::<Record>() * missing.len();
+        let records = size_of::<Unopened>() * missing.len();
         let len = ((records + paths) as u64).next_multiple_of(PAGE);
         let at = space.find(len, 0)?;
         let mut mapping = Mapping::anonymous(at, len, MapFlags::empty())?;
         let mut path = records as u64;
         for (i, missed) in missing.iter().enumerate() {
-            let record = Record {
+            let record = Unopened {
                 fd: missed.record.fd,
                 errno: missed.errno.cast_unsigned(),
                 flags: missed.record.flags,
@@ -52,7 +52,7 @@ impl List {
                 position: missed.record.position,
                 path: at + path,
             };
-            mapping.write((i * size_of::<Record>()) as u64, record.as_bytes())?;
+            mapping.write((i * size_of::<Unopened>()) as u64, record.as_bytes())?;
             let text = missed.path.as_os_str().as_bytes();
             mapping.write(path, text)?;
             path += text.len() as u64 + 1;

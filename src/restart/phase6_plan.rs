@@ -12,7 +12,7 @@ use crate::resource::plan::{Arena, Orders, Step};
 use crate::resource::runtime::Id;
 use crate::resource::{process, signals, threads, timers};
 use ckpt_abi::image::Thread;
-use ckpt_abi::op::{Kind, Orders as Head, SPELLED};
+use ckpt_abi::op::{Kind, ListHead, SPELLED};
 use ckpt_abi::region::{STACK_LEN, STACKS, TURNS, Turns};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
@@ -63,7 +63,7 @@ pub fn plan(saved: &Saved<'_>, opened: &Opened, mut filled: Filled) -> Result<Pl
     process::restore(&saved.process, &mut main);
     process::restore_permissions(saved.process.permitted, &mut main);
     signals::restore_actions(&filled.actions, &mut arena, &mut main)?;
-    let head = arena.room(size_of::<Head>() as u64, 64)?;
+    let head = arena.room(size_of::<ListHead>() as u64, 64)?;
     let barrier = arena.value(&0u32)?;
     let all = saved.threads.len() as u64;
     let mut ids = HashMap::new();
@@ -101,7 +101,7 @@ pub fn plan(saved: &Saved<'_>, opened: &Opened, mut filled: Filled) -> Result<Pl
     main.push(Kind::Goto, 0, Step::Leave, 0, &[tails.orders]);
     tails.write(saved, &mut filled, &arena)?;
 
-    let head_value = Head { ops: main.store(&mut arena)?, ..head_value };
+    let head_value = ListHead { ops: main.store(&mut arena)?, ..head_value };
     arena.write(head, zerocopy::IntoBytes::as_bytes(&head_value))?;
     Ok(Plan { run: filled.control.run, stack: stack(1) - 64, orders: head, kept })
 }
@@ -256,13 +256,13 @@ impl Failure {
     }
 
     /// The head of the orders, but for the first: what happens when one of them fails.
-    fn head(&self, arena: &mut Arena) -> Result<Head> {
+    fn head(&self, arena: &mut Arena) -> Result<ListHead> {
         let report = arena.room((size_of::<u64>() + SPELLED + 1) as u64, 64)?;
         let complaints = self.complaints.as_ref().map_or(2, AsRawFd::as_raw_fd);
         let mut text = |word: &str| arena.bytes(format!("{word}\0").as_bytes());
         let letters = report + size_of::<u64>() as u64;
         let words = [text("ckpt")?, text("__report")?, letters, text(&complaints.to_string())?, 0];
-        Ok(Head {
+        Ok(ListHead {
             ops: 0,
             report,
             exec_fd: self.stub.as_raw_fd().into(),

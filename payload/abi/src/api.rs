@@ -68,7 +68,7 @@ record! {
         callbacks: u64,
         /// Address of the table of descriptors that ckpt_fds() has made, or 0.
         table: u64,
-        /// Address of the descriptors that a restart could not open ([`Missing`]).
+        /// Address of the descriptors that a restart could not open ([`Unopened`]).
         missing: u64,
         /// How many these are.
         missing_count: u64,
@@ -157,7 +157,7 @@ pub enum When {
 
 record! {
     /// A descriptor that a restart could not open.
-    Missing, 32, {
+    Unopened, 32, {
         /// Its number.
         fd: u32,
         /// Error number.

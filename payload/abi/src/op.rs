@@ -115,7 +115,7 @@ pub fn read_spelled(letters: &[u8]) -> Option<[u8; SPELLED / 2]> {
 
 record! {
     /// How a list is run: the argument of the payload's `run` entry.
-    Orders, 48, {
+    ListHead, 48, {
         /// Address of the first [`Op`].
         ops: u64,
         /// Address of a word, 0 until an order fails, and behind it of [`SPELLED`] bytes for the letters of

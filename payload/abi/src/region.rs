@@ -12,7 +12,7 @@
 //! + exe_start     the ckpt executable  read-only copy: the dumper, and the stub of images
 //! ```
 
-use crate::api::{API, Api, Missing};
+use crate::api::{API, Api, Unopened};
 use crate::{ABI_VERSION, mixed, record};
 
 /// Where regions may lie: start, end, and what they begin at multiples of.
@@ -85,7 +85,7 @@ pub const VERSION: u32 = {
         Rest::LAYOUT,
         Slot::LAYOUT,
         Api::LAYOUT,
-        Missing::LAYOUT,
+        Unopened::LAYOUT,
     ];
     let (mut hash, mut i) = (ABI_VERSION as u64, 0);
     while i < places.len() {
@@ -194,7 +194,7 @@ record! {
         handler: u64,
         /// Address of its return trampoline (sa_restorer).
         restorer: u64,
-        /// Address of the interpreter of orders: `extern "C" fn(*const Orders) -> !`.
+        /// Address of the interpreter of orders: `extern "C" fn(*const ListHead) -> !`.
         run: u64,
         /// How many checkpoints precede this run in the chain of restarts and saves.
         generation: u64,
