@@ -129,6 +129,8 @@ fn requeued_twice(slurm: &Slurm, line: &str, to: &[&str], expected: &[u8]) {
     assert_eq!(slurm.field(&id, "ExitCode"), "0:0", "{}", said(&bench));
     assert!(fs::read(&result).expect("a result") == expected, "the results differ");
     assert_eq!(bench.path("before").exists(), bench.path("after").exists());
+    // The batch system ends what a job has left, but not before that was set aside.
+    until("the checkpoint is set aside", || bench.path("job.ckpt.finished").exists().then_some(()));
 }
 
 fn said(bench: &Bench) -> String {

@@ -26,6 +26,9 @@ use std::time::{Duration, Instant};
 /// How long those are waited for that are just setting checkpoints aside.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How often the kernel is asked for an exit status.
+const ATTEMPTS: usize = 50;
+
 /// What a monitor knows of its program when that has ended.
 pub struct Run {
     /// The configuration as it was seen last.
@@ -141,8 +144,14 @@ fn was_saved() -> bool {
 
 /// The wait status of the program. Before Linux 6.15 only as long as its parent has not waited for it.
 fn wait_status(program: &Pidfd, process: Option<&Process>) -> Option<i32> {
-    // In this order: it is gone from /proc only when the pidfd knows.
-    process.and_then(Process::wait_status).or_else(|| program.wait_status())
+    // While it is being reaped /proc has it no more and the pidfd answers ESRCH.
+    let ask = || process.and_then(Process::wait_status).or_else(|| program.wait_status());
+    (0..ATTEMPTS).find_map(|_| {
+        ask().or_else(|| {
+            std::thread::sleep(Duration::from_millis(1));
+            None
+        })
+    })
 }
 
 /// Waits for the monitors of programs that have ended, which set checkpoints of this name aside now.

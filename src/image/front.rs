@@ -9,13 +9,13 @@
 //!
 //! ```text
 //! 0        ELF header
-//! 64       length of the file, address of the real entry point, code
+//! 64       length of the file, the ways from this page to the real entry point and to the program headers, code
 //!          program headers: what is too short for them is refused by the kernel (ENOEXEC)
-//! 4096     the executable, with its addresses moved by a page
+//! 4096     the executable
 //! ```
 //!
-//! Addresses that the C runtime takes from the program headers stay: it computes where it lies from PT_DYNAMIC and
-//! the true place of that (musl, ldso/dlstart.c and src/env/__init_tls.c).
+//! The page is mapped behind all else, so that the executable's addresses stay as they are. Before Linux 5.18 AT_PHDR is
+//! wrong then (load_addr in fs/binfmt_elf.c); the code sets it.
 //!
 //! # Safety
 //! The assembly is data of ours, which is only copied here; its two symbols are its first byte and the one behind it.
@@ -35,9 +35,10 @@ std::arch::global_asm!(
     "ckpt_front_begin:",
     ".quad 0",
     ".quad 0",
+    ".quad 0",
     "mov r8, rsp",
     "sub rsp, 1024",
-    "lea rdi, [rip + 20f]",
+    "lea rdi, [rip + 32f]",
     "mov rsi, rsp",
     "mov eax, {stat}",
     "syscall",
@@ -46,15 +47,30 @@ std::arch::global_asm!(
     "mov rax, [rsp + {size}]",
     "cmp rax, [rip + ckpt_front_begin]",
     "jb 3f",
-    "2: mov rsp, r8",
+    "2: lea rsi, [rip + ckpt_front_begin - {header}]",
+    "mov rcx, [r8]",
+    "lea rdi, [r8 + rcx * 8 + 16]",
+    "22: add rdi, 8",
+    "cmp qword ptr [rdi - 8], 0",
+    "jne 22b",
+    "23: mov rax, [rdi]",
+    "test rax, rax",
+    "je 25f",
+    "cmp rax, {phdr}",
+    "je 24f",
+    "add rdi, 16",
+    "jmp 23b",
+    "24: mov rax, rsi",
+    "add rax, [rip + ckpt_front_begin + 16]",
+    "mov [rdi + 8], rax",
+    "25: mov rsp, r8",
     "xor edx, edx",
-    "lea rax, [rip + ckpt_front_begin - {header}]",
-    "add rax, [rip + ckpt_front_begin + 8]",
-    "jmp rax",
+    "add rsi, [rip + ckpt_front_begin + 8]",
+    "jmp rsi",
     // One line in one call: "ckpt: ", the name without control characters, and the reason.
     "3: cld",
     "mov rdi, rsp",
-    "lea rsi, [rip + 21f]",
+    "lea rsi, [rip + 33f]",
     "mov ecx, 6",
     "rep movsb",
     "mov rsi, [r8 + 8]",
@@ -72,8 +88,8 @@ std::arch::global_asm!(
     "6: stosb",
     "dec ecx",
     "jne 4b",
-    "7: lea rsi, [rip + 22f]",
-    "lea rcx, [rip + 23f]",
+    "7: lea rsi, [rip + 34f]",
+    "lea rcx, [rip + 35f]",
     "sub rcx, rsi",
     "rep movsb",
     "mov rdx, rdi",
@@ -85,10 +101,10 @@ std::arch::global_asm!(
     "mov edi, {failed}",
     "mov eax, {exit}",
     "syscall",
-    "20: .asciz \"/proc/self/exe\"",
-    "21: .ascii \"ckpt: \"",
-    "22: .ascii \" was cut off: its end is missing; restart an older checkpoint or another copy\\n\"",
-    "23:",
+    "32: .asciz \"/proc/self/exe\"",
+    "33: .ascii \"ckpt: \"",
+    "34: .ascii \" was cut off: its end is missing; restart an older checkpoint or another copy\\n\"",
+    "35:",
     ".globl ckpt_front_end",
     ".hidden ckpt_front_end",
     "ckpt_front_end:",
@@ -96,6 +112,7 @@ std::arch::global_asm!(
     stat = const nix::libc::SYS_stat,
     size = const offset_of!(nix::libc::stat, st_size),
     header = const size_of::<Header>(),
+    phdr = const nix::libc::AT_PHDR,
     write = const nix::libc::SYS_write,
     failed = const crate::error::FAILED,
     exit = const nix::libc::SYS_exit_group,
@@ -108,8 +125,12 @@ unsafe extern "C" {
 
 /// Where the length of the file stands in the page.
 const LENGTH: usize = size_of::<Header>();
-/// Where the address of the real entry point does.
+/// Where the way to the real entry point does.
 const ENTRY: usize = LENGTH + 8;
+/// Where the way to the program headers does.
+const TABLE: usize = ENTRY + 8;
+/// Where the code begins.
+const CODE: usize = TABLE + 8;
 
 fn code() -> &'static [u8] {
     let (begin, end) = (&raw const ckpt_front_begin, &raw const ckpt_front_end);
@@ -156,43 +177,45 @@ fn fronted(stub: &[u8]) -> Option<Vec<u8>> {
     for segment in &mut segments {
         whole_pages(segment, &mut moved)?;
     }
+    let loads = segments.iter().filter(|segment| segment.p_type == PT_LOAD);
+    let end = loads.map(|segment| segment.p_vaddr.saturating_add(segment.p_memsz)).max()?;
+    let place = end.checked_next_multiple_of(PAGE)?;
     let front = ProgramHeader {
         p_type: PT_LOAD,
         p_flags: PF_R | PF_X,
+        p_vaddr: place,
+        p_paddr: place,
         p_filesz: PAGE,
         p_memsz: PAGE,
         p_align: PAGE,
         ..ProgramHeader::default()
     };
-    segments.insert(0, front);
+    // The kernel wants them in the order of their addresses (elf(5)).
+    segments.push(front);
     let code = code();
     let table_at = (LENGTH + code.len()).next_multiple_of(8);
     let table: Vec<u8> = segments.iter().flat_map(bytes).collect();
     let page = moved.get_mut(..PAGE as usize)?;
     page[..LENGTH].copy_from_slice(stub.get(..LENGTH)?);
     let mut put = |at: usize, bytes: &[u8]| page[at..at + bytes.len()].copy_from_slice(bytes);
-    put(offset_of!(Header, e_entry), &(ENTRY as u64 + 8).to_le_bytes());
+    put(offset_of!(Header, e_entry), &(place + CODE as u64).to_le_bytes());
     put(offset_of!(Header, e_phoff), &(table_at as u64).to_le_bytes());
     put(offset_of!(Header, e_phnum), &(segments.len() as u16).to_le_bytes());
     put(LENGTH, code);
-    put(ENTRY, &(header.e_entry + PAGE).to_le_bytes());
+    put(ENTRY, &header.e_entry.wrapping_sub(place).to_le_bytes());
+    put(TABLE, &(table_at as u64).to_le_bytes());
     put(table_at, &table);
     Some(moved)
 }
 
-/// Moves a segment by a page. What of it is to be mapped ends with a page, which the kernel then has nothing to clear
+/// Moves a segment by a page of the file. What of it is to be mapped ends with a page, which the kernel then has nothing to clear
 /// in.
 fn whole_pages(segment: &mut ProgramHeader, file: &mut Vec<u8>) -> Option<()> {
     if segment.p_type == PT_GNU_STACK {
         return Some(());
     }
     segment.p_offset += PAGE;
-    if segment.p_type != PT_LOAD {
-        return Some(());
-    }
-    segment.p_vaddr += PAGE;
-    segment.p_paddr += PAGE;
-    if segment.p_memsz == segment.p_filesz {
+    if segment.p_type != PT_LOAD || segment.p_memsz == segment.p_filesz {
         return Some(());
     }
     let (start, end) = (segment.p_offset, segment.p_offset.checked_add(segment.p_filesz)?);

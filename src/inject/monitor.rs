@@ -192,7 +192,9 @@ impl Found {
         let own = std::process::id().cast_signed();
         let (here, inside) = (namespace(own), namespace(pid));
         let there = namespace(id);
-        (there == here && program == pid) || (there == inside && program == proc::inner_pid(pid))
+        there.is_some()
+            && ((there == here && program == pid)
+                || (there == inside && program == proc::inner_pid(pid)))
     }
 }
 
