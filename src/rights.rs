@@ -122,6 +122,8 @@ struct CapabilitySet {
     inheritable: u32,
 }
 
+const _: () = assert!(size_of::<CapabilitySet>() == 12);
+
 /// The capabilities that overrule permissions of files (CAP_FS_SET of the kernel): CAP_CHOWN to
 /// CAP_FSETID, CAP_LINUX_IMMUTABLE, CAP_MKNOD and CAP_MAC_OVERRIDE.
 const ABOUT_FILES: u64 = 0b1_1111 | 1 << 9 | 1 << 27 | 1 << 32;

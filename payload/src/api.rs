@@ -41,6 +41,12 @@ struct CkptInfo {
     error: [u8; ERROR_LEN],
 }
 
+/// As in ckpt.h.
+const _: () = {
+    assert!(size_of::<CkptConfig>() == 4112 && offset_of!(CkptConfig, asyncsig) == 4100);
+    assert!(size_of::<CkptInfo>() == 528 && offset_of!(CkptInfo, error) == 12);
+};
+
 /// Keeps the text of an error for ckpt_info(); its number.
 fn refuse(page: Page, errno: u32, text: &[u8]) -> u32 {
     page.set_error(text);

@@ -60,6 +60,8 @@ struct Region {
     categories: u64,
 }
 
+const _: () = assert!(size_of::<ScanArg>() == 96 && size_of::<Region>() == 24);
+
 /// Which pages to find.
 #[derive(Clone, Copy)]
 pub(super) struct Want {

@@ -116,6 +116,7 @@ pub fn peek_siginfo(tid: i32, shared: bool) -> Result<Vec<SigInfo>> {
         flags: u32,
         count: i32,
     }
+    const _: () = assert!(size_of::<Args>() == 16);
     const CHUNK: usize = 16;
     let mut queue = Vec::new();
     loop {
@@ -146,6 +147,8 @@ pub struct RseqConfiguration {
     pub flags: u32,
     pad: u32,
 }
+
+const _: () = assert!(size_of::<RseqConfiguration>() == 24);
 
 /// PTRACE_GET_RSEQ_CONFIGURATION (Linux 5.13).
 pub fn rseq_configuration(tid: i32) -> Result<RseqConfiguration> {
@@ -200,6 +203,9 @@ pub struct SchedAttr {
     /// thing (CONFIG_UCLAMP_TASK).
     pub clamps: [u32; 2],
 }
+
+/// SCHED_ATTR_SIZE_VER1 (include/uapi/linux/sched/types.h).
+const _: () = assert!(size_of::<SchedAttr>() == 56);
 
 /// sched_getattr(2) of another thread, or of this one (0).
 pub fn scheduling(tid: i32) -> Result<SchedAttr> {

@@ -15,6 +15,8 @@ struct Sequence {
     abort: u64,
 }
 
+const _: () = assert!(size_of::<Sequence>() == 32);
+
 /// Sends a thread that is inside a sequence to its abort handler, as any preemption does; `area` is
 /// the address of its struct rseq.
 ///
