@@ -14,33 +14,19 @@ use ckpt::settings::server::ServerName;
 use ckpt::settings::{Name, Template, Values};
 use ckpt_abi::image::{SectionKind, WHOLE_IMAGE};
 
-const KINDS: [SectionKind; 18] = [
-    SectionKind::Strings,
-    SectionKind::Machine,
-    SectionKind::Process,
-    SectionKind::Threads,
-    SectionKind::Xstate,
-    SectionKind::Vmas,
-    SectionKind::Descriptors,
-    SectionKind::SignalActions,
-    SectionKind::PendingSignals,
-    SectionKind::Limits,
-    SectionKind::Content,
-    SectionKind::Objects,
-    SectionKind::Losses,
-    SectionKind::Timers,
-    SectionKind::Auxv,
-    SectionKind::Guards,
-    SectionKind::Owners,
-    SectionKind::Cpuid,
-];
+/// The kinds of sections that a writer writes as they are given to it: the chunks are its own.
+fn kinds() -> Vec<SectionKind> {
+    let all = SectionKind::ALL.iter().copied();
+    all.filter(|kind| *kind != SectionKind::Chunks).collect()
+}
 
 /// An image whose checksums are right and whose records are the input's: (kind, form, length) and so
 /// many bytes, again and again.
 fn made_of(mut input: &[u8]) -> Result<Vec<u8>> {
     let mut sink = Vec::new();
     let mut writer = Writer::new(&mut sink, vec![0x7f; 64]);
-    let mut missing: Vec<SectionKind> = KINDS.to_vec();
+    let kinds = kinds();
+    let mut missing = kinds.clone();
     while let [kind, form, low, high, rest @ ..] = input {
         let len = usize::from(u16::from_le_bytes([*low, *high])).min(rest.len());
         let (bytes, rest) = rest.split_at(len);
@@ -50,7 +36,7 @@ fn made_of(mut input: &[u8]) -> Result<Vec<u8>> {
             writer.memory(0, address, &page, [0, 0])?;
             continue;
         }
-        let kind = KINDS[usize::from(*kind) % KINDS.len()];
+        let kind = kinds[usize::from(*kind) % kinds.len()];
         if kind == SectionKind::Process && !missing.contains(&kind) {
             // A second one of the same process ends every reading.
             continue;

@@ -93,21 +93,15 @@ pub(super) const NETWORKED: &[Form] = &[
     Form::Remove,
 ];
 /// And the server.
-pub(super) const KEYED: &[Form] = &[
-    Form::Launch,
-    Form::Attach,
-    Form::Stub,
-    Form::Save,
-    Form::Restart,
-    Form::Verify,
-    Form::Info,
-    Form::Check,
-    Form::List,
-    Form::Get,
-    Form::Put,
-    Form::Remove,
-    Form::Serve,
-];
+pub(super) const KEYED: &[Form] = &{
+    let mut all = [Form::Serve; NETWORKED.len() + 1];
+    let mut i = 0;
+    while i < NETWORKED.len() {
+        all[i] = NETWORKED[i];
+        i += 1;
+    }
+    all
+};
 
 pub(super) const OPTIONS: &[Opt] = &[
     Opt {

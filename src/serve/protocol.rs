@@ -56,6 +56,7 @@
 //! [`PIECE`]) and an LZ4 block. The checksum is XXH3 with 128 bits over all `Data` frames in the
 //! order of their sending: offset (u64), plain length (u32), plain bytes.
 
+use ckpt_abi::codes;
 use std::io::{Error, ErrorKind, Result};
 
 use xxhash_rust::xxh3::Xxh3;
@@ -77,38 +78,35 @@ pub const PREAMBLE: usize = 16;
 /// Bytes of a [`Header`].
 pub const HEADER: usize = 16;
 
-/// What a server says to a preamble.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Welcome {
-    /// Go on.
-    Yes = 0,
-    /// The server does not speak this version.
-    OtherVersion = 1,
-    /// The server has a key, and the client came without.
-    NeedsKey = 2,
-    /// The client has a key, and the server none.
-    HasNoKey = 3,
-    /// The server has enough clients.
-    Busy = 4,
+codes! {
+    /// What a server says to a preamble.
+    Welcome: u8 {
+        /// Go on.
+        Yes = 0,
+        /// The server does not speak this version.
+        OtherVersion = 1,
+        /// The server has a key, and the client came without.
+        NeedsKey = 2,
+        /// The client has a key, and the server none.
+        HasNoKey = 3,
+        /// The server has enough clients.
+        Busy = 4,
+    }
 }
 
-/// What follows the preambles.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Mode {
-    /// Frames in the clear.
-    Plain = 0,
-    /// Noise with ChaCha20-Poly1305.
-    ChaCha = 1,
-    /// Noise with AES-256-GCM.
-    Aes = 2,
+codes! {
+    /// What follows the preambles.
+    Mode: u8 {
+        /// Frames in the clear.
+        Plain = 0,
+        /// Noise with ChaCha20-Poly1305.
+        ChaCha = 1,
+        /// Noise with AES-256-GCM.
+        Aes = 2,
+    }
 }
 
 impl Mode {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Plain, Self::ChaCha, Self::Aes];
-
     /// The encrypted one that is faster here: AES where the processor has instructions for it, and for
     /// GCM's multiplication.
     pub fn encrypted() -> Self {
@@ -153,7 +151,7 @@ impl Preamble {
     /// # Errors
     /// `InvalidData` for what begins otherwise or has an unknown mode.
     pub fn read(bytes: &[u8; PREAMBLE]) -> Result<Self> {
-        let mode = Mode::ALL.into_iter().find(|mode| *mode as u8 == bytes[10]);
+        let mode = Mode::try_from(bytes[10]).ok();
         let version = u16::from_le_bytes([bytes[8], bytes[9]]);
         let preamble = mode.map(|mode| Self { version, mode, welcome: bytes[11] });
         preamble
@@ -162,47 +160,33 @@ impl Preamble {
     }
 }
 
-/// What a frame is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Kind {
-    /// Request: store a checkpoint.
-    Put = 1,
-    /// A piece of an image.
-    Data = 2,
-    /// The end of an image.
-    Seal = 3,
-    /// Request: send a checkpoint.
-    Get = 4,
-    /// Request: the names.
-    List = 5,
-    /// Request: remove a checkpoint.
-    Remove = 6,
-    /// Request: set a checkpoint aside whose program has come to its end.
-    Finish = 7,
-    /// Answer: it is done.
-    Done = 128,
-    /// Answer: no, with a sentence.
-    Refused = 129,
-    /// Answer: one name.
-    Entry = 130,
-    /// Still at work.
-    Wait = 131,
+codes! {
+    /// What a frame is.
+    Kind: u8 {
+        /// Request: store a checkpoint.
+        Put = 1,
+        /// A piece of an image.
+        Data = 2,
+        /// The end of an image.
+        Seal = 3,
+        /// Request: send a checkpoint.
+        Get = 4,
+        /// Request: the names.
+        List = 5,
+        /// Request: remove a checkpoint.
+        Remove = 6,
+        /// Request: set a checkpoint aside whose program has come to its end.
+        Finish = 7,
+        /// Answer: it is done.
+        Done = 128,
+        /// Answer: no, with a sentence.
+        Refused = 129,
+        /// Answer: one name.
+        Entry = 130,
+        /// Still at work.
+        Wait = 131,
+    }
 }
-
-const KINDS: [Kind; 11] = [
-    Kind::Put,
-    Kind::Data,
-    Kind::Seal,
-    Kind::Get,
-    Kind::List,
-    Kind::Remove,
-    Kind::Finish,
-    Kind::Done,
-    Kind::Refused,
-    Kind::Entry,
-    Kind::Wait,
-];
 
 /// The head of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -233,8 +217,8 @@ impl Header {
     /// # Errors
     /// `InvalidData` for unknown kinds and flags, and payloads longer than [`PAYLOAD_MAX`].
     pub fn read(bytes: &[u8; HEADER]) -> Result<Self> {
-        let kind = KINDS.into_iter().find(|kind| *kind as u8 == bytes[0]);
-        let kind = kind.ok_or_else(|| broken("a frame of an unknown kind came"))?;
+        let kind = Kind::try_from(bytes[0]);
+        let kind = kind.map_err(|_| broken("a frame of an unknown kind came"))?;
         let [.., a, b, c, d] = *bytes.first_chunk::<8>().unwrap_or(&[0; 8]);
         let len = u32::from_le_bytes([a, b, c, d]);
         if bytes[1] & !COMPRESSED != 0 || bytes[2] != 0 || bytes[3] != 0 {
@@ -394,7 +378,7 @@ mod tests {
         let bytes = *b"\x02\x01\0\0\x03\x02\x01\0\x0b\x0a\0\0\0\0\0\0";
         assert_eq!(data.bytes(), bytes);
         assert_eq!(Header::read(&bytes).unwrap(), data);
-        let kinds = KINDS.map(|kind| kind as u8);
+        let kinds: Vec<_> = Kind::ALL.iter().map(|kind| *kind as u8).collect();
         assert_eq!(kinds, [1, 2, 3, 4, 5, 6, 7, 128, 129, 130, 131]);
         for (at, value) in [(0, 0), (0, 8), (0, 132), (1, 2), (2, 1), (3, 1), (6, 4), (7, 1)] {
             let mut wrong = bytes;

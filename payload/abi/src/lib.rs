@@ -75,7 +75,7 @@ macro_rules! codes {
         impl TryFrom<$ty> for $name {
             type Error = $ty;
 
-            fn try_from(number: $ty) -> Result<Self, $ty> {
+            fn try_from(number: $ty) -> core::result::Result<Self, $ty> {
                 match number {
                     $($number => Ok(Self::$variant),)*
                     other => Err(other),
