@@ -9,7 +9,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use harness::{Bench, Build, Run, Way, Who, until};
+use harness::{Bench, Build, Run, Way, Who, survive, until};
 use nix::unistd::geteuid;
 use toolchains::Program;
 
@@ -115,6 +115,45 @@ fn time_that_python_has_spent_is_named() {
     assert!(!said.stderr.contains("CPU time"), "{said:?}");
     again.say("go");
     again.ends_well();
+}
+
+/// Every sort of lock that names its owner, with new ids for owners and for who waits.
+mod held_locks {
+    use super::*;
+
+    #[test]
+    fn saved() {
+        survive(Who::Nobody, Way::SaveStop, "held", Build::Pie, &[]);
+    }
+
+    #[test]
+    fn saved_by_root() {
+        survive(Who::Me, Way::Save, "held", Build::Pie, &[]);
+    }
+
+    #[test]
+    fn launched() {
+        survive(Who::Nobody, Way::LaunchContinue, "held", Build::Static, &[]);
+    }
+
+    #[test]
+    fn static_musl() {
+        survive(Who::Nobody, Way::Attach, "held", Build::Musl, &[]);
+    }
+}
+
+/// What is in it travels with standard input.
+#[test]
+fn a_fifo_may_be_standard_input_and_something_else() {
+    let bench = Bench::new(Who::Nobody);
+    bench.subject("spent", Build::Pie);
+    bench.file("make", "mkfifo fifo; exec 7<>fifo <fifo ./spent.pie");
+    let mut run = bench.run("/bin/sh", &["make"]);
+    run.expect("ready");
+    Way::SaveStop.save(&bench, "x.ckpt", run);
+    let mut again = bench.run(bench.path("x.ckpt"), &[]);
+    again.check();
+    again.go();
 }
 
 const JAVA: Program = Program {

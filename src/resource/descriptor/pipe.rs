@@ -64,7 +64,10 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
         saving.path = path.into();
     }
     let ends = || look.all.iter().filter(|f| (f.device, f.inode) == (fd.device, fd.inode));
-    saving.record.content = ends().next().map_or(fd.number, |f| f.number);
+    // What is in the pipe of a standard stream travels with that ([`super::unread`]).
+    let mut own = ends().filter(|f| standard::number(f, look).is_none());
+    saving.record.content = own.next().map_or(fd.number, |f| f.number);
+    let elsewhere = ends().any(|f| standard::number(f, look).is_some());
     if ends().any(|f| f.flags.cast_signed() & libc::O_DIRECT != 0) {
         saving.record.extra = PACKETS;
     }
@@ -75,7 +78,8 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
     let capacity = fcntl(&ours, FcntlArg::F_GETPIPE_SZ).because(why)?;
     saving.record.value = capacity.unsigned_abs().into();
     if saving.record.content == fd.number {
-        let pieces = reader.map(|_| peek(&ours)).transpose()?.unwrap_or_default();
+        let pieces = reader.filter(|_| !elsewhere).map(|_| peek(&ours)).transpose()?;
+        let pieces = pieces.unwrap_or_default();
         let bytes = framed(&pieces);
         saving.content = Some(Content { index: fd.number, bytes });
     }

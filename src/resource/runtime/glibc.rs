@@ -171,7 +171,10 @@ fn mutex(mutex: &Mutex, tid: u32) -> Option<bool> {
     let held = if inherits { lock & ID == tid } else { is_taken(lock, kind) };
     let counted = match kind & TYPE {
         RECURSIVE => count != 0,
-        ERROR_CHECKING => count == 0,
+        // Only where a priority is looked at the mutex is counted, too (__pthread_mutex_lock_full).
+        ERROR_CHECKING => {
+            count == 0 || count == 1 && kind & (INHERITS_PRIORITY | PROTECTS_PRIORITY) != 0
+        }
         _ => inherits,
     };
     let known = kind & !(TYPE | INHERITS_PRIORITY | PROTECTS_PRIORITY | SHARED | ELISION) == 0;
@@ -237,6 +240,7 @@ mod tests {
         assert_eq!(mutex(&[1, 0, 77, 1, ERROR_CHECKING | SHARED, 0, 0, 0, 0, 0], 77), Some(false));
         let waiters = 0x8000_0000;
         assert_eq!(mutex(&[77 | waiters, 1, 77, 1, 32 | 512, 0, 0, 0, 0, 0], 77), Some(true));
+        assert_eq!(mutex(&[77 | waiters, 1, 77, 1, 32 | 2, 0, 0, 0, 0, 0], 77), Some(true));
     }
 
     #[test]
