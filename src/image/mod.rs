@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Checkpoint files: writing, reading, checking. The format itself is in `ckpt_abi::image`.
 
+mod codec;
 pub mod elf;
 pub mod file;
 mod front;

@@ -3,7 +3,7 @@
 //! taken for a length that the file only claims.
 
 use super::source::Source;
-use super::{elf, hash, head, layout, strings};
+use super::{codec, elf, hash, head, layout, strings};
 use crate::error::{Because, Error, Kind, Result};
 use ckpt_abi::image::{
     CHUNK_MAX, Chunk, Codec, Header, Section, SectionKind, Text, Trailer, WHOLE_IMAGE,
@@ -218,22 +218,26 @@ impl Image {
             (WHOLE_IMAGE, object) => format!("file {object} at {:#x}", chunk.address),
             _ => format!("the memory at {:#x}", chunk.address),
         };
-        let Ok(Codec::Plain) = Codec::try_from(chunk.codec) else {
+        let Ok(codec) = Codec::try_from(chunk.codec) else {
             return Err(Error::new(format!(
                 "{}: this ckpt cannot read {place}",
                 self.path.display()
             )));
         };
         let wrong = || self.damaged(&format!("the checksum of {place} is wrong"));
-        if chunk.stored == chunk.len && bytes.len() as u64 == u64::from(chunk.len) {
+        if codec == Codec::Plain
+            && chunk.stored == chunk.len
+            && bytes.len() as u64 == u64::from(chunk.len)
+        {
             self.read(chunk.offset, bytes)?;
             return if hash(bytes) == chunk.hash { Ok(()) } else { Err(wrong()) };
         }
         let mut stored = vec![0; u64::from(chunk.stored).min(CHUNK_MAX) as usize];
         self.read(chunk.offset, &mut stored)?;
-        let content = stored.get(..bytes.len()).filter(|_| hash(&stored) == chunk.hash);
-        bytes.copy_from_slice(content.ok_or_else(wrong)?);
-        Ok(())
+        if hash(&stored) != chunk.hash {
+            return Err(wrong());
+        }
+        codec::restore(codec, &stored, bytes).ok_or_else(wrong)
     }
 
     /// An error about this file.

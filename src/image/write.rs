@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Writing an image, front to back except for its header.
 
-use super::{PAGE, elf, front, hash};
+use super::{PAGE, codec, elf, front, hash};
 use crate::error::{Error, Result};
 use ckpt_abi::ABI_VERSION;
 use ckpt_abi::image::{
-    Chunk, FORMAT, HEADER_MAGIC, Header, NO_OBJECT, Section, SectionKind, TRAILER_MAGIC, Trailer,
-    WHOLE_IMAGE, needs,
+    Chunk, Codec, FORMAT, HEADER_MAGIC, Header, NO_OBJECT, Section, SectionKind, TRAILER_MAGIC,
+    Trailer, WHOLE_IMAGE, needs,
 };
 use zerocopy::{FromZeros, Immutable, IntoBytes};
 
@@ -70,25 +70,23 @@ impl<'a> Writer<'a> {
     /// Adds a piece of an object, at most [`ckpt_abi::image::CHUNK_MAX`] bytes at a multiple of the page size.
     pub fn content(&mut self, object: u32, offset: u64, bytes: &[u8]) -> Result<()> {
         let known = Chunk { process: WHOLE_IMAGE, object, ..Chunk::new_zeroed() };
-        let whole = bytes.len().next_multiple_of(PAGE as usize);
-        if whole == bytes.len() {
-            return self.chunk(known, offset, bytes);
-        }
-        let mut padded = bytes.to_vec();
-        padded.resize(whole, 0);
-        self.chunk(known, offset, &padded)?;
-        if let Some(chunk) = self.chunks.last_mut() {
-            chunk.len = bytes.len() as u32;
-        }
-        Ok(())
+        self.chunk(known, offset, bytes)
     }
 
     fn chunk(&mut self, known: Chunk, address: u64, bytes: &[u8]) -> Result<()> {
-        self.sink.write_at(self.at, bytes)?;
-        let len = bytes.len() as u32;
-        let (offset, hash) = (self.at, hash(bytes));
-        self.chunks.push(Chunk { address, offset, hash, len, stored: len, ..known });
-        self.at += u64::from(len);
+        let codec = Codec::Plain;
+        let stored = codec::store(codec, bytes);
+        self.sink.write_at(self.at, &stored)?;
+        self.chunks.push(Chunk {
+            address,
+            offset: self.at,
+            hash: hash(&stored),
+            len: bytes.len() as u32,
+            stored: stored.len() as u32,
+            codec: codec as u32,
+            ..known
+        });
+        self.at += stored.len() as u64;
         Ok(())
     }
 

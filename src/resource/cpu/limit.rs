@@ -4,18 +4,18 @@
 //! There is no way to hide a feature from a program that asks the processor itself; but nearly all
 //! asking is done by few libraries, and they take orders from the environment:
 //!
-//! - glibc, by GLIBC_TUNABLES=glibc.cpu.hwcaps ("Hardware Capability Tunables" in its manual). Names it
-//!   does not know are ignored, so those of all versions can stand in one list. Without XSAVE and
-//!   XSAVEC its lazy resolver saves registers by FXSAVE, in 512 bytes on every machine. Where AVX is
-//!   wanted it cannot; LD_BIND_NOW then leaves it nothing to do.
+//! - glibc (GLIBC_TUNABLES, `runtime/tunables.rs`). Without XSAVE and XSAVEC its lazy resolver saves
+//!   registers by FXSAVE, in 512 bytes on every machine. Where AVX is wanted it cannot; LD_BIND_NOW
+//!   then leaves it nothing to do.
 //! - OpenBLAS (OPENBLAS_CORETYPE), OpenSSL (OPENSSL_ia32cap, a mask of CPUID bits), the Intel MKL
-//!   (MKL_ENABLE_INSTRUCTIONS), numpy (NPY_DISABLE_CPU_FEATURES), and the JVM (JAVA_TOOL_OPTIONS, which it reports on standard error).
+//!   (MKL_ENABLE_INSTRUCTIONS), numpy (NPY_DISABLE_CPU_FEATURES), and the JVM (JAVA_TOOL_OPTIONS, `runtime/java.rs`).
 //!
 //! What the user has set himself stays.
 
 use super::table::{FEATURES, Register};
 use super::{Set, level_name};
 use crate::error::{Error, Result};
+use crate::resource::runtime::{java, tunables};
 use std::ffi::{OsStr, OsString};
 
 /// What `--cpu` says.
@@ -106,7 +106,8 @@ pub fn environment(
     if avoided.is_empty() {
         return Vec::new();
     }
-    let mut variables = vec![("GLIBC_TUNABLES", tunables(&avoided, current("GLIBC_TUNABLES")))];
+    let mut variables =
+        vec![("GLIBC_TUNABLES", tunables::without(&avoided, current("GLIBC_TUNABLES")))];
     let mut set = |name: &'static str, value: String| {
         if current(name).is_none() {
             variables.push((name, value.into()));
@@ -124,32 +125,10 @@ pub fn environment(
     set("MKL_ENABLE_INSTRUCTIONS", instructions.into());
     set("NPY_DISABLE_CPU_FEATURES", numpy(level).into());
     set("OPENSSL_ia32cap", openssl(&avoided));
-    if let Some(options) = java(allowed, &avoided, current("JAVA_TOOL_OPTIONS")) {
+    if let Some(options) = java::options(allowed, &avoided, current("JAVA_TOOL_OPTIONS")) {
         variables.push(("JAVA_TOOL_OPTIONS", options));
     }
     variables
-}
-
-/// Our list before the user's own, whose words win: glibc takes the last value of a tunable.
-fn tunables(avoided: &Set, current: Option<OsString>) -> OsString {
-    const NAME: &str = "glibc.cpu.hwcaps=";
-    let current = current.map(|c| c.to_string_lossy().into_owned()).unwrap_or_default();
-    let mut words = Vec::new();
-    for feature in avoided.features().filter(|f| !f.glibc.is_empty()) {
-        words.push(format!("-{}", feature.glibc));
-        if feature.usable {
-            words.push(format!("-{}_Usable", feature.glibc));
-        }
-    }
-    // glibc decides this one before it reads the list, and its memcpy believes it.
-    if avoided.has("avx2") {
-        words.push("-AVX_Fast_Unaligned_Load".into());
-    }
-    let (own, others): (Vec<&str>, Vec<&str>) =
-        current.split(':').filter(|t| !t.is_empty()).partition(|t| t.starts_with(NAME));
-    words.extend(own.iter().map(|t| t[NAME.len()..].to_string()));
-    let ours = format!("{NAME}{}", words.join(","));
-    others.into_iter().map(str::to_string).chain([ours]).collect::<Vec<_>>().join(":").into()
 }
 
 /// OPENSSL_ia32cap(3): "~" clears the bits of a mask; the first word is CPUID 1 (EDX, then ECX), the
@@ -182,48 +161,6 @@ fn numpy(level: u8) -> &'static str {
         3 => NAMES.find("AVX512F").map_or("", |at| &NAMES[at..]),
         _ => NAMES.find("AVX512_KNL").map_or("", |at| &NAMES[at..]),
     }
-}
-
-/// The JVM's levels leave its other instructions alone. LZCNT and TZCNT do not even fault on an older
-/// processor, which takes them for BSR and BSF: wrong results. No option keeps the second compiler from
-/// BZHI (x86_64.ad, convI2LAndL_reg_immIbitmask), so below the third level the first one does it all; and
-/// none that all versions have keeps CRC32C from PCLMULQDQ, but that there is no SSE4. These options
-/// exist since JDK 8.
-fn java(allowed: &Set, avoided: &Set, current: Option<OsString>) -> Option<OsString> {
-    // Its multiplication of long numbers takes MULX and ADX together.
-    const OPTIONS: [(&str, &str); 9] = [
-        ("popcnt", "PopCountInstruction"),
-        ("abm", "CountLeadingZerosInstruction"),
-        ("bmi1", "CountTrailingZerosInstruction"),
-        ("bmi1", "BMI1Instructions"),
-        ("bmi2", "BMI2Instructions"),
-        ("adx", "BMI2Instructions"),
-        ("aes", "AES"),
-        ("sha_ni", "SHA"),
-        ("pclmulqdq", "CLMUL"),
-    ];
-    let mut options = match allowed.level() {
-        1 => "-XX:UseSSE=2 -XX:UseAVX=0 -XX:TieredStopAtLevel=1",
-        2 => "-XX:UseSSE=3 -XX:UseAVX=0 -XX:TieredStopAtLevel=1",
-        3 => "-XX:UseAVX=2",
-        _ => "",
-    }
-    .to_string();
-    for (_, option) in OPTIONS.into_iter().filter(|(feature, _)| avoided.has(feature)) {
-        if !options.contains(option) {
-            options += " -XX:-Use";
-            options += option;
-        }
-    }
-    let mut options = OsString::from(options.trim_start());
-    if options.is_empty() {
-        return None;
-    }
-    if let Some(current) = current.filter(|c| !c.is_empty()) {
-        options.push(" ");
-        options.push(current);
-    }
-    Some(options)
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ pub mod locked;
 mod mapped;
 pub mod open;
 
+use super::runtime::java;
 use super::{Common, Gathered, Target};
 use crate::error::Result;
 use crate::image::PAGE;
@@ -24,7 +25,6 @@ use ckpt_abi::image::{
 use ckpt_abi::region::{STACK_LEN, STACKS};
 use nix::libc;
 use std::ops::Range;
-use std::path::Path;
 use zerocopy::FromZeros;
 
 pub use mapped::Files;
@@ -254,7 +254,7 @@ fn classify_shared(
     common: &mut Common,
     files: &mut Files,
 ) -> (VmaKind, Pages) {
-    let file = if is_counters_of_java(vma) { None } else { files.get(vma) };
+    let file = if java::is_counters(vma) { None } else { files.get(vma) };
     if let Some(file) = file {
         describe(&file, record);
         record.name = common.strings.add(&file.path);
@@ -290,14 +290,6 @@ fn classify_shared(
     record.object = index as u32;
     // Pages of shared memory that are swapped out cannot be told from absent ones.
     (VmaKind::Shared, if vma.swapped == 0 { Pages::Populated } else { Pages::Whole })
-}
-
-/// Whether a mapping is /tmp/hsperfdata_USER/PID: the counters of a Java virtual machine, a file only so
-/// that jstat(1) finds them. A virtual machine removes its own when it ends, and those of all that
-/// do not live any more when it begins, so the file is hardly ever there at a restart.
-fn is_counters_of_java(vma: &Vma) -> bool {
-    let directory = Path::new(&vma.name).parent().and_then(Path::file_name);
-    directory.is_some_and(|name| name.as_encoded_bytes().starts_with(b"hsperfdata_"))
 }
 
 fn classify_file(vma: &Vma, record: &mut VmaRecord, area: &mut Area, files: &mut Files) -> VmaKind {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-only
-//! What is known of runtimes: where C libraries and Go keep the ids of threads.
+//! What is known of runtimes: where C libraries and Go keep the ids of threads, and what they and the Java virtual
+//! machine take orders by.
 //!
 //! The kernel gives a restored thread its old id only where we may ask for it (clone3(2), set_tid). Where the
 //! id changes, the words are rewritten that held the saved one: caches in the runtime's struct of a thread, the
@@ -10,8 +11,10 @@
 pub mod glibc;
 mod go;
 pub mod holding;
+pub mod java;
 pub mod loaded;
 mod musl;
+pub mod tunables;
 
 use super::plan::{Orders, Step};
 use crate::ptrace::memory::Memory;
