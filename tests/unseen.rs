@@ -15,6 +15,13 @@ fn what_is_kept_launched() {
     survive(Who::Me, Way::LaunchContinue, "unseen", Build::Static, &["kept"]);
 }
 
+/// Pages of a private mapping that were not written follow the memfd, and its holes stay holes.
+#[test]
+fn a_private_mapping_follows_its_memfd() {
+    survive(Who::Nobody, Way::Save, "unseen", Build::Pie, &["shown"]);
+    survive(Who::Me, Way::Launch, "unseen", Build::Static, &["shown"]);
+}
+
 /// The system calls of a checkpoint would end the program.
 #[test]
 fn a_thread_in_a_sandbox_is_refused() {

@@ -74,6 +74,7 @@ fn read(
     signals::save_stop(target, gathered);
     descriptor::save(target, gathered, common)?;
     memory::leave_to_streams(&mut areas, gathered, common);
+    memory::shown::save(target, &mut areas, gathered, common)?;
     gathered.clocks = target.process().clocks()?;
     Ok(areas)
 }

@@ -52,7 +52,7 @@ pub fn convert(
         let index = placed.partition_point(|p| p.record.start < start);
         placed.insert(
             index,
-            Placed { record, mapping, borders: Vec::new(), is_final: false, follows: false },
+            Placed { record, mapping, borders: Vec::new(), is_final: false, follows: None },
         );
         let pointer = at - frame.head as u64 + frame::FPSTATE as u64;
         write(placed, pointer, &start.to_le_bytes())?;

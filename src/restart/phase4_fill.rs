@@ -83,16 +83,14 @@ pub fn fill(
         let len = record.end - record.start;
         let is_final = is_final(saved, record);
         let lay = |at: u64| -> Result<Placed> {
-            let followed = following::map(whole, record, at);
-            let follows = followed.is_some();
-            let mapping = match followed {
-                Some(mapping) => mapping,
+            let (mapping, follows) = match following::map(whole, &opened.objects, record, at) {
+                Some((mapping, shown)) => (mapping, Some(shown)),
                 None if is_final && record.kind == VmaKind::Private as u32 => {
-                    Mapping::reservation(at, len, record.prot)?
+                    (Mapping::reservation(at, len, record.prot)?, None)
                 }
-                None => map(record, at, i, opened, is_final)?,
+                None => (map(record, at, i, opened, is_final)?, None),
             };
-            let is_final = is_final && !follows;
+            let is_final = is_final && follows.is_none();
             Ok(Placed { record: *record, mapping, borders: Vec::new(), is_final, follows })
         };
         let home = match in_place {
@@ -112,7 +110,7 @@ pub fn fill(
         placed.sort_by_key(|p| p.record.start);
     }
     read_pages(whole.image, saved, &placed)?;
-    placed.iter().filter(|home| home.follows).for_each(|home| following::clear(saved, home));
+    placed.iter().for_each(|home| following::clear(saved, home));
     narrow_resolver(whole.machine.xcr0, &mut placed);
     auxv::update(saved, &mut placed)?;
     frames::convert(whole, saved, &mut placed, &mut space)?;
@@ -225,7 +223,7 @@ fn read_chunk(image: &Image, placed: &[Placed], chunk: &Chunk) -> Result<()> {
         // The vdso's bytes, when the fresh one is used instead, or those of a file that is there.
         return image.read_chunk(chunk).map(drop);
     };
-    if home.follows {
+    if home.follows.is_some() {
         return following::fill(image, home, chunk);
     }
     // SAFETY: the mapping is readable and writable until [`placed::finish`], and the chunks of an image, as was

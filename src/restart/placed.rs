@@ -5,6 +5,7 @@
 //! Mappings are read through slices of which no other is alive, before their protection is final.
 #![allow(unsafe_code)]
 
+use super::following::Shown;
 use super::mapping::{self, Mapping};
 use crate::error::Result;
 use crate::resource::memory;
@@ -20,8 +21,8 @@ pub struct Placed {
     pub borders: Vec<u64>,
     /// It has its final protection and holds nothing.
     pub is_final: bool,
-    /// It shows the file that it showed when it was saved.
-    pub follows: bool,
+    /// The file that it showed when it was saved, which it shows again.
+    pub follows: Option<Shown>,
 }
 
 /// Reads filled memory that the program may read; false where there is none.
@@ -62,7 +63,7 @@ pub(super) fn finish(placed: &mut [Placed], guards: &[Guard]) -> Result<()> {
             let split = match guard.kind == GuardKind::Installed as u32 {
                 true => mapping.guard(offset, len)?,
                 // A file that is there has its own end.
-                false if record.kind != VmaKind::Private as u32 || *follows => false,
+                false if record.kind != VmaKind::Private as u32 || follows.is_some() => false,
                 false => mapping.make_absent(offset, len, record.prot).map(|()| true)?,
             };
             if split {

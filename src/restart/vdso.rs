@@ -70,7 +70,7 @@ pub(super) fn data(saved: &Saved<'_>, stub: &Space, space: &mut Space) -> Result
     };
     let at = if stub.is_free(start, end) { start } else { space.find(end - start, start)? };
     let mapping = Mapping::anonymous(at, end - start, MapFlags::MAP_NORESERVE)?;
-    Ok(Some(Placed { record, mapping, borders: Vec::new(), is_final: false, follows: false }))
+    Ok(Some(Placed { record, mapping, borders: Vec::new(), is_final: false, follows: None }))
 }
 
 fn own_bytes(addr: u64, len: u64) -> Result<Vec<u8>> {

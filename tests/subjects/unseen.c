@@ -5,6 +5,7 @@
 //   filter    one thread has a seccomp filter that kills for most system calls
 //   strict    one thread is in strict mode
 //   segments  modify_ldt(2)
+//   shown     a memfd with holes, mapped privately: pages that were not written show what is written to it
 #include "subject.h"
 #include <asm/ldt.h>
 #include <fcntl.h>
@@ -17,6 +18,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 
 #define SET_MERGE 67
@@ -26,6 +28,12 @@ static const char *kind;
 static _Atomic int set;
 static volatile unsigned long turns;
 static int pages, merge, locked, ends[2];
+
+// Pages of the memfd: one that the program has written in its private view, one that it has not, and the last; between them is a hole.
+enum { OWN, SHOWN, LAST = 2047, SIZE };
+static int file;
+static char *view;
+static unsigned char number;
 
 static int is(const char *word) { return !strcmp(kind, word); }
 
@@ -75,6 +83,31 @@ static void lose(void) {
   CHECK(!unshare(CLONE_NEWIPC) && !chroot("inner") && !chdir("/"), "%m");
 }
 
+static void put_page(int page, char byte) {
+  char bytes[4096];
+  memset(bytes, byte, sizeof bytes);
+  CHECK(pwrite(file, bytes, sizeof bytes, page * 4096L) == sizeof bytes, "%m");
+}
+
+static void show(void) {
+  file = memfd_create("shown", MFD_CLOEXEC);
+  CHECK(file >= 0 && !ftruncate(file, SIZE * 4096L), "%m");
+  put_page(OWN, 'f'), put_page(SHOWN, 'f'), put_page(LAST, 'f');
+  view = mmap(0, SIZE * 4096L, PROT_READ | PROT_WRITE, MAP_PRIVATE, file, 0);
+  CHECK(view != MAP_FAILED, "%m");
+  memset(view + OWN * 4096L, 'o', 4096);
+}
+
+static void check_shown(void) {
+  struct stat now;
+  CHECK(!fstat(file, &now) && now.st_blocks == 3 * 8, "%ld blocks", (long)now.st_blocks);
+  CHECK(view[LAST * 4096L] == (number ? number : 'f'), "%d", view[LAST * 4096L]);
+  number = number % 100 + 1;
+  put_page(OWN, number), put_page(SHOWN, number), put_page(LAST, number);
+  CHECK(view[OWN * 4096L] == 'o' && view[OWN * 4096L + 4095] == 'o', "%d", view[OWN * 4096L]);
+  CHECK(view[SHOWN * 4096L] == number && view[LAST * 4096L + 4095] == number, "%d", view[SHOWN * 4096L]);
+}
+
 // VmLck in units of 1024 bytes.
 static long locked_memory(void) {
   char line[128];
@@ -96,6 +129,10 @@ static void check(void) {
     CHECK(!munmap(page, 4096), "%m");
     return;
   }
+  if (is("shown")) {
+    check_shown();
+    return;
+  }
   if (is("segments")) {
     char table[8];
     CHECK(syscall(SYS_modify_ldt, 0, table, sizeof table) > 0, "%m");
@@ -110,6 +147,7 @@ int main(int argc, char **argv) {
   kind = argv[1];
   if (is("kept")) keep();
   if (is("lost")) lose();
+  if (is("shown")) show();
   if (is("segments")) {
     struct user_desc segment = {.entry_number = 3, .limit = 4095, .seg_32bit = 1, .useable = 1};
     CHECK(!syscall(SYS_modify_ldt, 1, &segment, sizeof segment), "%m");

@@ -11,6 +11,7 @@ mod hidden;
 pub mod locked;
 mod mapped;
 pub mod open;
+pub mod shown;
 
 use super::runtime::java;
 use super::{Common, Gathered, Target};
