@@ -7,7 +7,7 @@
 #![allow(unsafe_code)]
 
 use crate::dump::{Demand, dump};
-use crate::error::{Result, printable};
+use crate::error::{Kind, Result, printable};
 use crate::ptrace::raw;
 use crate::settings::Settings;
 use nix::libc;
@@ -37,6 +37,7 @@ pub fn run(pid: i32) -> Result<u8> {
             }
             Ok(0)
         }
+        Err(e) if e.kind() == Kind::Superseded => Ok(0),
         Err(e) => {
             say(&format!("no checkpoint: {e}"));
             Ok(e.status())

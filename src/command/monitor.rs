@@ -21,6 +21,7 @@ use crate::dump::{Demand, dump};
 use crate::error::{Because, Result, printable};
 use crate::fault::{self, Point, reach};
 use crate::image::file;
+use crate::inject::enter;
 use crate::inject::{self, region::Region};
 use crate::proc::{self, Process, pidfd::Pidfd};
 use crate::ptrace::memory::Memory;
@@ -61,6 +62,7 @@ pub fn run(pid: i32) -> Result<u8> {
     {}
     drop(line);
     let process = Process::open(pid).ok();
+    let pid = enter::meant(pid);
     let mut monitor =
         Monitor { pid, program, process, run, seen: None, uncaught: None, said: HashSet::new() };
     reach(Point::Watching);
@@ -306,6 +308,10 @@ impl Dumper {
 
 /// One checkpoint: the exit status and what there is to say.
 fn take(pid: i32) -> (i32, String) {
+    let pid = match enter::enter(pid) {
+        Ok(pid) => pid,
+        Err(e) => return (0, format!("no checkpoint: {e}\n")),
+    };
     let request = Demand {
         pid,
         settings: Settings::default(),

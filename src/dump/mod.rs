@@ -27,9 +27,11 @@ use crate::error::{Error, Kind, Result};
 use crate::fault::{Point, reach};
 use crate::image::stub;
 use crate::image::write::Sink;
-use crate::ptrace::freeze::Frozen;
+use crate::inject::region::Region;
+use crate::ptrace::forest::Forest;
 use crate::ptrace::memory::Memory;
 use crate::resource::Common;
+use crate::resource::descriptor::Tables;
 use crate::settings::server::Transfer;
 use crate::settings::{Name, Settings};
 use checkpoint::Checkpoint;
@@ -38,6 +40,12 @@ use phase2_equip::Equipped;
 use phase5_snapshot::Pictured;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
+
+/// How often a checkpoint is begun anew when something has changed under it.
+const AGAIN: usize = 3;
+
+/// How long the processes go on between two attempts at most.
+const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 
 /// How long threads of the program may have their turn.
 const TURN: Duration = Duration::from_secs(2);
@@ -113,7 +121,7 @@ impl Outcome {
 pub fn is_busy(pid: i32) -> bool {
     let turns = Memory::open(pid).and_then(|memory| {
         let vmas = crate::proc::maps::read(pid)?;
-        let region = crate::inject::region::Region::find(&memory, &vmas);
+        let region = Region::find(&memory, &vmas);
         region.map(|region| region.turns(&memory)).transpose()
     });
     let Ok(Some(turns)) = turns else { return false };
@@ -139,30 +147,71 @@ pub fn dump(request: &Demand) -> Result<Outcome> {
 
 fn take(request: &Demand) -> Result<Outcome> {
     reach(Point::Begun);
-    let processes = phase1_freeze::processes(request);
     let executable = stub::own()?;
-    let ready = processes.iter().try_for_each(|pid| look(request, *pid));
-    let begun = ready.and_then(|()| begin(request, &processes, &executable));
-    if let Err(e) = &begun {
-        processes.iter().for_each(|pid| phase0_visit::leave(*pid, e));
+    if request.triggered && is_forebears(request.pid) {
+        let text = "the checkpoint of the process that it was forked from holds it";
+        let error = Error::new(text).of(Kind::Superseded);
+        phase0_visit::leave(request.pid, &error);
+        return Err(error);
     }
-    let Begun { mut checkpoint, equipped, frozen } = begun?;
-    let result = proceed(&checkpoint, &equipped, frozen, executable);
-    let result = match result {
-        // By now the file is known as one that is being written.
-        Err(e) if e.kind() == Kind::Changed => anew(&checkpoint, &equipped),
-        result => result,
-    };
+    let begun = look(request, request.pid).and_then(|()| begin(request, &executable));
+    if let Err(e) = &begun {
+        phase0_visit::leave(request.pid, e);
+    }
+    let Begun { mut checkpoint, mut equipped, still } = begun?;
+    let mut result = proceed(&checkpoint, &equipped, still, executable);
+    for _ in 0..AGAIN {
+        let changed = match &result {
+            // By now the file is known as one that is being written.
+            Err(e) if e.kind() == Kind::Changed => true,
+            Err(_) => {
+                equipped.iter().skip(1).any(|process| crate::proc::has_ended(process.process.pid()))
+            }
+            Ok(_) => false,
+        };
+        if !changed {
+            break;
+        }
+        result = anew(&checkpoint, &mut equipped);
+    }
     let result = match (result, checkpoint.place.fallback()) {
         (Err(e), Some(file)) => {
             checkpoint.place.name = file;
-            divert(&checkpoint, &equipped, e)
+            divert(&checkpoint, &mut equipped, e)
         }
         (result, _) => result,
     };
     reach(Point::Ending);
     equipped.iter().for_each(|process| process.finish(result.as_ref().err()));
     result
+}
+
+/// Whether the payload's owner, from which the process was forked, is an ancestor that just takes a checkpoint of them
+/// both: a signal to a whole group comes to each.
+fn is_forebears(pid: i32) -> bool {
+    let owner = || {
+        let found = caller::Caller::find(pid).ok()?;
+        if found.is_some_and(|found| found.api.request == ckpt_abi::api::Request::Call as u32) {
+            return None;
+        }
+        let (memory, vmas) = (Memory::open(pid).ok()?, crate::proc::maps::read(pid).ok()?);
+        let region = Region::find(&memory, &vmas)?;
+        Some(region.control.owner.cast_signed())
+    };
+    let Some(owner) = owner().filter(|owner| *owner != crate::proc::inner_pid(pid)) else {
+        return false;
+    };
+    let mut at = pid;
+    while let Ok(kin) = crate::proc::tree::kin(at) {
+        if kin.parent == owner {
+            return is_busy(owner);
+        }
+        if kin.parent <= 1 {
+            return false;
+        }
+        at = kin.parent;
+    }
+    false
 }
 
 /// Looks at a process before anything of it is touched.
@@ -176,7 +225,11 @@ fn look(request: &Demand, pid: i32) -> Result<()> {
 }
 
 /// Takes the checkpoint anew for the fallback file: what the server got of the first is lost.
-fn divert(checkpoint: &Checkpoint<'_>, equipped: &[Equipped], error: Error) -> Result<Outcome> {
+fn divert(
+    checkpoint: &Checkpoint<'_>,
+    equipped: &mut Vec<Equipped>,
+    error: Error,
+) -> Result<Outcome> {
     match anew(checkpoint, equipped) {
         Ok(outcome) => Ok(Outcome { diverted: Some(error.to_string()), ..outcome }),
         Err(second) if second == error => Err(error),
@@ -185,73 +238,86 @@ fn divert(checkpoint: &Checkpoint<'_>, equipped: &[Equipped], error: Error) -> R
 }
 
 /// Takes the checkpoint once more.
-fn anew(checkpoint: &Checkpoint<'_>, equipped: &[Equipped]) -> Result<Outcome> {
-    let mut frozen = Vec::new();
-    for process in equipped {
-        frozen.push(phase1_freeze::freeze(checkpoint.request, process.process.pid())?);
+fn anew(checkpoint: &Checkpoint<'_>, equipped: &mut Vec<Equipped>) -> Result<Outcome> {
+    let request = checkpoint.request;
+    let executable = stub::own()?;
+    let mut still = phase1_freeze::freeze(request)?;
+    let mut before = std::mem::take(equipped);
+    for frozen in &mut still.processes {
+        let known = before.iter().position(|process| process.process.pid() == frozen.pid);
+        let process = match known.map(|index| before.swap_remove(index)) {
+            Some(process) => process.claim_again().map(|()| process)?,
+            None => phase2_equip::equip(request, frozen, &executable, &checkpoint.place.whose)?
+                .ok_or_else(|| phase0_visit::turn_of_another(frozen.pid))?,
+        };
+        equipped.push(process);
     }
-    for process in equipped {
-        process.claim_again()?;
-    }
-    proceed(checkpoint, equipped, frozen, stub::own()?)
+    proceed(checkpoint, equipped, still, executable)
 }
 
-/// A checkpoint whose processes stand still and have payloads that are ours; in the order of the image.
+/// A checkpoint whose processes stand still and have payloads that are ours.
 struct Begun<'a> {
     checkpoint: Checkpoint<'a>,
     equipped: Vec<Equipped>,
-    frozen: Vec<Frozen>,
+    still: Forest,
 }
 
-fn begin<'a>(request: &'a Demand, processes: &[i32], executable: &[u8]) -> Result<Begun<'a>> {
+fn begin<'a>(request: &'a Demand, executable: &[u8]) -> Result<Begun<'a>> {
     let whose = place::Whose::of(request.pid, request.settings.name.is_some())?;
     let deadline = Instant::now() + TURN;
+    let mut pause = Duration::from_millis(1);
     loop {
-        for pid in processes {
-            phase0_visit::visit(request, *pid)?;
-        }
-        let mut frozen = Vec::new();
-        for pid in processes {
-            frozen.push(phase1_freeze::freeze(request, *pid)?);
-        }
+        phase0_visit::visit(request, request.pid)?;
+        let mut still = phase1_freeze::freeze(request)?;
         reach(Point::Frozen);
-        if phase0_visit::held(request, &mut frozen)? {
+        if phase0_visit::held(request, &mut still.processes)? {
             continue;
         }
         let mut equipped = Vec::new();
-        for process in &mut frozen {
-            equipped.extend(phase2_equip::equip(request, process, executable, &whose)?);
+        for frozen in &mut still.processes {
+            match phase2_equip::equip(request, frozen, executable, &whose) {
+                Ok(process) => equipped.extend(process),
+                // Somebody has killed it where it stood.
+                Err(_) if frozen.pid != request.pid && crate::proc::has_ended(frozen.pid) => break,
+                // A signal to a whole group has come to it, too.
+                Err(e) if frozen.pid != request.pid && e.kind() == Kind::Busy => break,
+                Err(e) => return Err(e),
+            }
         }
-        if let Some(first) = equipped.first().filter(|_| equipped.len() == processes.len()) {
+        phase2_equip::look_at_reapers(&mut equipped)?;
+        if let Some(first) = equipped.first().filter(|_| equipped.len() == still.processes.len()) {
             let checkpoint = Checkpoint::of(request, whose, first)?;
             reach(Point::Claimed);
-            return Ok(Begun { checkpoint, equipped, frozen });
+            return Ok(Begun { checkpoint, equipped, still });
         }
-        frozen.into_iter().for_each(Frozen::thaw);
+        equipped.iter().skip(1).for_each(|process| process.finish(None));
+        still.thaw();
         if request.periodic || Instant::now() > deadline {
             return Err(phase0_visit::turn_of_another(request.pid));
         }
-        std::thread::sleep(Duration::from_millis(1));
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
 
 fn proceed(
     checkpoint: &Checkpoint<'_>,
     equipped: &[Equipped],
-    frozen: Vec<Frozen>,
+    Forest { processes, dead, since }: Forest,
     executable: Vec<u8>,
 ) -> Result<Outcome> {
     let (place, stop) = (&checkpoint.place, checkpoint.stop);
-    let start = frozen.iter().map(Frozen::since).min().unwrap_or_else(Instant::now);
     let mut sink = place.open(checkpoint.request.open)?;
     reach(Point::Opened);
-    let (mut common, mut still) = (Common::default(), Vec::new());
-    for ((number, process), frozen) in (0..).zip(equipped).zip(frozen) {
+    let at_start = equipped.first().map_or([[0; 3]; 3], |first| first.region.control.standard);
+    let tables = Tables::read(equipped.iter().map(|process| process.process.pid()), at_start)?;
+    let (mut common, mut still) = (Common { tables, ..Common::default() }, Vec::new());
+    for ((number, process), frozen) in (0..).zip(equipped).zip(processes) {
         still.push(phase3_gather::gather(checkpoint, number, process, frozen, &mut common)?);
     }
     reach(Point::Gathered);
     let notes = checkpoint.notes(&still, &mut common);
-    phase4_refuse::refuse(&mut still)?;
+    common.members = phase4_refuse::refuse(&mut still, &dead)?;
 
     let runs = checkpoint.runs(equipped);
     let mut writing = phase6_write::Writing::begin(&mut *sink, executable, common, runs);
@@ -270,7 +336,7 @@ fn proceed(
     for process in &mut pictured {
         process.thaw()?;
     }
-    let mut pause = start.elapsed();
+    let mut pause = since.elapsed();
     for process in &mut pictured {
         writing.rest(process)?;
     }
@@ -283,14 +349,14 @@ fn proceed(
     let (bytes, losses) = phase7_seal::seal(writing, gathered)?;
     reach(Point::Sealed);
     checkpoint.sealed(equipped);
-    for (process, frozen) in equipped.iter().zip(held) {
+    for (process, frozen) in equipped.iter().zip(held).rev() {
         let Some(frozen) = frozen else { continue };
         if stop {
             phase7_seal::end(frozen, process)?;
         } else {
             frozen.thaw();
         }
-        pause = start.elapsed();
+        pause = since.elapsed();
     }
     let name = place.name.clone();
     Ok(Outcome { name, bytes, pause, stopped: stop, losses, notes, diverted: None })

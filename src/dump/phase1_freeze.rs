@@ -3,30 +3,53 @@
 
 use super::Demand;
 use crate::error::{Error, Kind, Result};
+use crate::inject::region::Region;
 use crate::proc::{self, Process};
+use crate::ptrace::forest::{Apart, Forest};
 use crate::ptrace::freeze::Frozen;
+use crate::ptrace::memory::Memory;
 use crate::ptrace::sandbox;
+use ckpt_abi::region::config_flag;
 use std::time::{Duration, Instant};
 
 /// How long the payload may take to allow us to trace it, after it has started us, and another
 /// ckpt to have done with the process.
 const PERMISSION: Duration = Duration::from_secs(2);
 
-/// The processes of the checkpoint, the one that is asked for first.
-pub fn processes(request: &Demand) -> Vec<i32> {
-    vec![request.pid]
+/// Freezes the processes of the checkpoint, the one that is asked for first.
+pub fn freeze(request: &Demand) -> Result<Forest> {
+    check(request.pid)?;
+    let alone = is_alone(request);
+    patiently(request.triggered, || match alone {
+        true => Frozen::freeze(request.pid).map(Forest::of),
+        false => {
+            let forest = Forest::freeze(request.pid, &Apart::ours())?;
+            let descendants = forest.processes.iter().skip(1);
+            let refused: Vec<_> = descendants
+                .filter_map(|frozen| check(frozen.pid).err())
+                .map(|e| e.to_string())
+                .collect();
+            match refused.is_empty() {
+                true => Ok(forest),
+                false => Err(Error::new(refused.join("; ")).of(Kind::Obstacles)),
+            }
+        }
+    })
 }
 
-/// Freezes a process of the checkpoint.
-pub fn freeze(request: &Demand, pid: i32) -> Result<Frozen> {
-    check(pid)?;
-    patiently(request.triggered && pid == request.pid, || Frozen::freeze(pid))
+/// Whether the descendants stay out, as is asked for now or as the process is configured.
+fn is_alone(request: &Demand) -> bool {
+    let configured = || {
+        let (memory, vmas) = (Memory::open(request.pid).ok()?, proc::maps::read(request.pid).ok()?);
+        Some(Region::find(&memory, &vmas)?.control.config.flags & config_flag::ALONE != 0)
+    };
+    request.settings.alone.unwrap_or_else(|| configured().unwrap_or(false))
 }
 
 /// Tries again while another ckpt traces the process (the monitor's dumper does for some
 /// milliseconds each period), and where `allowed_late`: under Yama the thread that started us names
 /// us as tracer only once it knows our id.
-pub fn patiently(allowed_late: bool, freeze: impl Fn() -> Result<Frozen>) -> Result<Frozen> {
+pub fn patiently<T>(allowed_late: bool, freeze: impl Fn() -> Result<T>) -> Result<T> {
     let deadline = Instant::now() + PERMISSION;
     let may_pass =
         |e: &Error| e.kind() == Kind::Busy || (allowed_late && e.kind() == Kind::NotPermitted);

@@ -5,11 +5,10 @@ use super::place::Whose;
 use super::{Demand, caller, keeper, phase0_visit};
 use crate::error::{Error, Kind, Result};
 use crate::fault::{Point, reach};
-use crate::image::read::Image;
-use crate::inject;
 use crate::inject::region::Region;
 use crate::inject::turns::{self, own_task};
-use crate::proc::{self, Process, maps::Vma};
+use crate::inject::{self, enter};
+use crate::proc::{self, Process, tree};
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
 use crate::settings::{self, Name, Settings};
@@ -48,7 +47,7 @@ pub fn equip(
     let process = Process::open(pid)?;
     let memory = Memory::open(pid)?;
     let vmas = process.maps()?;
-    if is_stub(pid, &vmas) {
+    if enter::is_stub(pid, &vmas) {
         return Err(restarting(pid));
     }
     let mut region = match Region::find(&memory, &vmas) {
@@ -58,6 +57,8 @@ pub fn equip(
             let told = if whose.is_its() { &request.settings } else { &Settings::default() };
             // A checkpoint by `ckpt save` is one; the program was never asked to give a signal away for more of them.
             let config = inject::unsignalled(configuration(pid, told)?);
+            // What a descendant needs of us it needs only while we are there.
+            let executable = if pid == request.pid { executable } else { &[] };
             inject::inject(pid, &mut frozen.threads[0], &memory, &vmas, &config, executable)?
         }
     };
@@ -86,15 +87,6 @@ pub fn configuration(pid: i32, settings: &Settings) -> Result<Config> {
     let settings = settings.clone().or(Settings { name: Some(own), ..Settings::default() });
     let config = settings.resolve(&cwd)?.apply(settings::default_config());
     Ok(Config { run: settings::fresh_run(), ..config })
-}
-
-/// Whether the process is a checkpoint that has not yet become the program; whatever it has of a
-/// payload is not ready. The program, once there, has no mapping of its checkpoint.
-fn is_stub(pid: i32, vmas: &[Vma]) -> bool {
-    let Ok(exe) = std::fs::read_link(format!("/proc/{pid}/exe")) else { return false };
-    let runs = vmas.iter().any(|vma| vma.exec && vma.name == exe.as_os_str());
-    let file = std::fs::File::open(format!("/proc/{pid}/exe"));
-    runs && file.is_ok_and(|file| matches!(Image::find(&file), Ok(Some(_))))
 }
 
 /// Waits while a launch or a restart of the process is going on: traced by us, ckpt could not become its program.
@@ -144,7 +136,7 @@ fn is_launching(pid: i32) -> bool {
 fn is_restarting(pid: i32) -> bool {
     let (Ok(memory), Ok(vmas)) = (Memory::open(pid), proc::maps::read(pid)) else { return false };
     let turn = || Region::find(&memory, &vmas)?.turn(&memory).ok();
-    is_stub(pid, &vmas) || turn().is_some_and(|turn| turn.phase == Phase::Restoring)
+    enter::is_stub(pid, &vmas) || turn().is_some_and(|turn| turn.phase == Phase::Restoring)
 }
 
 /// Why not now, while a restart of the process goes on.
@@ -180,6 +172,18 @@ fn claim(request: &Demand, pid: i32, region: &Region, memory: &Memory) -> Result
             Err(Denied::Soon | Denied::NotYours) => return Ok(None),
         }
     }
+}
+
+/// Whose orphans come to a process of the tree, or to nobody, of that there is no snapshot: its picture would be met.
+pub fn look_at_reapers(equipped: &mut [Equipped]) -> Result<()> {
+    for index in 1..equipped.len() {
+        let parent = tree::kin(equipped[index].process.pid())?.parent;
+        // Parents come first; an orphan's is outside.
+        let above = equipped[..index].iter().find(|above| above.process.pid() == parent);
+        let leave = above.is_none_or(|parent| parent.orphans_leave);
+        equipped[index].orphans_leave &= leave;
+    }
+    Ok(())
 }
 
 impl Equipped {

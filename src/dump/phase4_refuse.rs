@@ -4,8 +4,11 @@
 use super::phase3_gather::Still;
 use super::sharers;
 use crate::error::{Error, Kind, Result};
+use crate::proc::tree::{self, Kin};
 use crate::proc::{self, Process};
 use crate::resource::Gathered;
+use crate::resource::kinship::{self, Found};
+use ckpt_abi::image::{Member, process_flag};
 use nix::sys::signal::Signal;
 
 /// Names the program's children, which an image does not hold. Processes of ours have another exit
@@ -45,13 +48,18 @@ pub fn refuse_shared(pid: i32) -> Result<()> {
     }
 }
 
-/// Fails when something stands in the way of a checkpoint: all of it, of all processes.
-pub fn refuse(processes: &mut [Still<'_>]) -> Result<()> {
+/// Fails when something stands in the way of a checkpoint: all of it, of all processes. How they are related, if there
+/// are several.
+pub fn refuse(processes: &mut [Still<'_>], dead: &[Kin]) -> Result<Vec<Member>> {
     let mut refusals = Vec::new();
-    for process in processes {
+    let mut found = Vec::new();
+    let alone = processes.len() == 1 && dead.is_empty();
+    for process in processes.iter_mut() {
         let Still { equipped, gathered, .. } = process;
         let (pid, process) = (equipped.process.pid(), &equipped.process);
-        declare_children(process, gathered);
+        if alone {
+            declare_children(process, gathered);
+        }
         let mut obstacles = gathered.obstacles.clone();
         for thread in process.tasks()? {
             let dead = process.status(thread).is_ok_and(|s| s.state == 'Z');
@@ -63,9 +71,18 @@ pub fn refuse(processes: &mut [Still<'_>]) -> Result<()> {
         if !obstacles.is_empty() {
             refusals.push(format!("process {pid} cannot be saved: {}", obstacles.join("; ")));
         }
+        let flags = gathered.process.map_or(0, |process| process.flags);
+        found.push(Found { kin: tree::kin(pid)?, reaps: flags & process_flag::SUBREAPER != 0 });
     }
+    let members = match alone {
+        true => Vec::new(),
+        false => kinship::save(&found, dead).unwrap_or_else(|obstacles| {
+            refusals.extend(obstacles);
+            Vec::new()
+        }),
+    };
     match refusals.is_empty() {
-        true => Ok(()),
+        true => Ok(members),
         false => {
             Err(Error::new(refusals.join("; ")).of(Kind::Obstacles).hint("it goes on unharmed"))
         }

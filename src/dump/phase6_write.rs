@@ -179,6 +179,9 @@ impl<'a> Writing<'a> {
         }
         let losses = losses(processes);
         let (w, strings) = (&mut self.writer, &mut self.common.strings);
+        if !self.common.members.is_empty() {
+            w.records(SectionKind::Tree, &self.common.members)?;
+        }
         w.records(SectionKind::Objects, &self.common.objects)?;
         let texts: Vec<_> = losses.iter().map(|loss| Loss { what: strings.add(loss) }).collect();
         w.records(SectionKind::Losses, &texts)?;

@@ -59,7 +59,7 @@ pub struct Place {
     /// How it gets to a server.
     transfer: Transfer,
     keep: Keep,
-    whose: Whose,
+    pub(super) whose: Whose,
 }
 
 /// Which checkpoints of a name stay.

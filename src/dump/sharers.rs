@@ -24,8 +24,7 @@ pub fn anywhere(pid: i32) -> Vec<i32> {
         let waits = |tid: &i32| process.state(*tid) == Some('D');
         let vforked = process.tasks().is_ok_and(|tasks| tasks.iter().any(waits));
         let spared = if vforked { process.children() } else { Vec::new() };
-        let entries = std::fs::read_dir("/proc").into_iter().flatten();
-        let all = entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok());
+        let all = proc::tree::pids().unwrap_or_default().into_iter();
         all.filter(|other| !spared.contains(other)).collect()
     })
 }

@@ -319,6 +319,16 @@ impl Image {
 }
 
 impl<'a> Part<'a> {
+    /// Which process of the image it is, from 0.
+    pub fn number(self) -> u32 {
+        self.index
+    }
+
+    /// Whether it is the one that the others descend from.
+    pub fn is_first(self) -> bool {
+        self.index == 0
+    }
+
     /// The image.
     pub fn image(self) -> &'a Image {
         self.image

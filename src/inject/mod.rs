@@ -7,6 +7,7 @@
 //! takes periodic checkpoints; [`turns`] says whose turn it is.
 
 pub mod elf;
+pub mod enter;
 pub mod launch;
 pub mod library;
 pub mod monitor;

@@ -26,6 +26,7 @@ pub mod sysv;
 mod text;
 pub mod thread;
 pub mod timers;
+pub mod tree;
 pub mod vmflags;
 mod written;
 

@@ -38,7 +38,7 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 /// How long those that stand still wait for the next one in a first attempt; each attempt doubles it, up to
 /// [`LAST_ATTEMPT`], for on a busy machine a thread may only be waiting for a processor.
 pub(super) const FIRST_ATTEMPT: Duration = Duration::from_millis(20);
-const LAST_ATTEMPT: Duration = Duration::from_millis(320);
+pub(super) const LAST_ATTEMPT: Duration = Duration::from_millis(320);
 
 /// Attempts may hold the program for one part of so many of the time that they take, but for what a first one or two
 /// need.
@@ -133,6 +133,23 @@ impl Frozen {
             }
             patience = (patience * 2).min(LAST_ATTEMPT);
         }
+    }
+
+    /// One attempt of [`Frozen::freeze`], for a caller that holds others meanwhile; None, with everything running
+    /// again, when a thread does not stop within `patience`.
+    ///
+    /// # Errors
+    /// Those of [`Frozen::freeze`].
+    pub(super) fn soon(pid: i32, patience: Duration) -> Result<Option<Self>> {
+        reaper::start()?;
+        reaper::watch(pid);
+        let mut frozen = Self::new(pid)?;
+        if !frozen.attempt(patience)? {
+            frozen.let_go();
+            return Ok(None);
+        }
+        frozen.sort();
+        Ok(Some(frozen))
     }
 
     /// Stops only one thread of `pid`, for work that needs no other to stand still.

@@ -10,6 +10,7 @@
 
 pub mod call;
 pub mod fdkind;
+pub mod forest;
 pub mod frame;
 pub mod freeze;
 pub mod interrupted;

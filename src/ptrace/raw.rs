@@ -236,11 +236,11 @@ pub fn robust_list(tid: i32) -> Result<(u64, u64)> {
     Ok((head, len))
 }
 
-/// kcmp(2) with KCMP_FILE: the order of the open file descriptions behind two descriptors of a process, the
+/// kcmp(2) with KCMP_FILE: the order of the open file descriptions behind two descriptors, each of a process, the
 /// same for all comparisons until the next boot.
-pub fn file_order(pid: i32, a: u32, b: u32) -> Result<std::cmp::Ordering> {
+pub fn file_order(a: (i32, u32), b: (i32, u32)) -> Result<std::cmp::Ordering> {
     // SAFETY: kcmp reads nothing of ours.
-    let result = unsafe { libc::syscall(libc::SYS_kcmp, pid, pid, 0, a, b) };
+    let result = unsafe { libc::syscall(libc::SYS_kcmp, a.0, b.0, 0, a.1, b.1) };
     Ok(match Errno::result(result)? {
         0 => std::cmp::Ordering::Equal,
         1 => std::cmp::Ordering::Less,

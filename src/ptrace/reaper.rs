@@ -16,15 +16,14 @@ use crate::error::{Because, Result};
 use crate::proc;
 use nix::libc;
 use nix::sys::signal::{SigSet, Signal};
-use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Barrier, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The process that has a reaper: a child made by fork(2) has none.
 static OWNER: Mutex<u32> = Mutex::new(0);
 
-/// The process whose threads are traced, or 0.
-static TARGET: AtomicI32 = AtomicI32::new(0);
+/// The processes whose threads are traced.
+static TARGETS: Mutex<Vec<i32>> = Mutex::new(Vec::new());
 
 /// A leader without an exit signal whose last thread was traced by nobody ends without a SIGCHLD to us.
 const LOOK: Duration = Duration::from_secs(1);
@@ -65,10 +64,13 @@ pub fn start() -> Result<()> {
     Ok(())
 }
 
-/// Names the process all of whose threads are about to be traced. Without that only the threads are buried of which
+/// Names a process all of whose threads are about to be traced. Without that only the threads are buried of which
 /// SIGCHLD tells, without allocating memory: a fork(2) of the caller then finds its heap whole.
 pub fn watch(pid: i32) {
-    TARGET.store(pid, Ordering::Relaxed);
+    let mut targets = TARGETS.lock().unwrap_or_else(PoisonError::into_inner);
+    if !targets.contains(&pid) {
+        targets.push(pid);
+    }
 }
 
 fn attend() -> ! {
@@ -87,11 +89,16 @@ fn attend() -> ! {
     }
 }
 
-/// Buries all dead threads of the process, and again, as the end of a thread may let its leader end.
+/// Buries all dead threads of the processes, and again, as the end of a thread may let its leader end. A process that is
+/// gone is forgotten.
 fn sweep() {
-    let pid = TARGET.load(Ordering::Relaxed);
     let dead = |tids: Vec<i32>| tids.into_iter().filter(|tid| bury(*tid)).count();
-    while pid != 0 && proc::tasks(pid).is_ok_and(|tids| dead(tids) != 0) {}
+    let targets: Vec<_> = TARGETS.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    for pid in targets {
+        while proc::tasks(pid).is_ok_and(|tids| dead(tids) != 0) {}
+    }
+    let mut targets = TARGETS.lock().unwrap_or_else(PoisonError::into_inner);
+    targets.retain(|pid| proc::stat::glance(*pid).is_some());
 }
 
 /// Waits for a thread if it is dead and no child of ours, for which somebody else waits.

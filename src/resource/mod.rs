@@ -9,6 +9,7 @@ pub mod attributes;
 pub mod cpu;
 pub mod descriptor;
 pub mod frame;
+pub(crate) mod kinship;
 pub mod memory;
 pub mod plan;
 pub mod privileges;
@@ -83,6 +84,10 @@ pub struct Common {
     pub streams: Vec<Stream>,
     /// What the image goes without and nobody is likely to miss, as sentences.
     pub trifles: Vec<String>,
+    /// The descriptors of all processes.
+    pub tables: descriptor::Tables,
+    /// How the processes are related, if there are several.
+    pub members: Vec<rec::Member>,
 }
 
 /// Everything that the image says of one process beside its pages.

@@ -183,6 +183,17 @@ pub fn restore_stop(process: &Process, orders: &mut Orders) {
     }
 }
 
+/// Sees that there is a directory that may be a current one.
+///
+/// # Errors
+/// There is none, or it may not be entered.
+pub fn find_directory(cwd: &std::path::Path) -> Result<()> {
+    use nix::unistd::{AccessFlags, eaccess};
+    // The dot is in a directory alone.
+    eaccess(&cwd.join("."), AccessFlags::X_OK)
+        .because(|| format!("cannot change to the program's directory {}", cwd.display()))
+}
+
 /// Changes to the saved working directory and umask. Nothing is lost when this fails.
 pub fn restore_directory(process: &Process, cwd: &std::path::Path) -> Result<()> {
     std::env::set_current_dir(cwd)

@@ -38,8 +38,13 @@ const CLONE_NEWTIME: i32 = 0x80;
 const SECOND: i64 = 1_000_000_000;
 
 /// Lets the clocks of the program go on from their saved values, or shifts what ckpt gives back itself to those that are
-/// here.
-pub fn go_on(whole: &Whole<'_>, saved: &mut Saved<'_>, placed: &mut [Placed]) -> Result<()> {
+/// here. The processes of a tree have one namespace, which was made before them ([`ahead`]).
+pub fn go_on(
+    whole: &Whole<'_>,
+    saved: &mut Saved<'_>,
+    placed: &mut [Placed],
+    alone: bool,
+) -> Result<()> {
     // Only a process with one thread may enter a time namespace.
     be_alone()?;
     let here = Process::own()?.clocks()?;
@@ -48,9 +53,22 @@ pub fn go_on(whole: &Whole<'_>, saved: &mut Saved<'_>, placed: &mut [Placed]) ->
     let monotonic = later(here.since_boot[0], machine.monotonic);
     let boottime = later(here.since_boot[1], machine.boottime);
     let realtime = later(here.realtime, machine.realtime);
-    let gone_on = enter_namespace([monotonic, boottime])?;
+    let gone_on = alone && enter_namespace([monotonic, boottime])?;
     let [monotonic, boottime] = if gone_on { [0, 0] } else { [monotonic, boottime] };
     shift(saved, placed, Later { monotonic, boottime, realtime })
+}
+
+/// By how many nanoseconds the clocks of a namespace have to be ahead of the first namespace's, so that they show what
+/// they did when the program was saved.
+pub fn ahead(whole: &Whole<'_>) -> Result<[i64; 2]> {
+    let own = Process::own()?;
+    let (here, offsets) = (own.clocks()?, own.clock_offsets());
+    let there = [whole.machine.monotonic, whole.machine.boottime];
+    let ahead = |i: usize| {
+        let gone = here.since_boot[i].cast_signed().saturating_sub(there[i].cast_signed());
+        offsets[i].saturating_sub(gone)
+    };
+    Ok([ahead(0), ahead(1)])
 }
 
 /// By how many nanoseconds the clocks that the program will see are ahead of what they were when it was saved.

@@ -5,6 +5,9 @@
 //! [`phase6_plan`] → [`phase7_leave`]. All that can fail is tried in the first six, in ordinary code,
 //! with nothing destroyed; the memory of the program is already filled when the last one, the point
 //! of no return, hands over to the restorer in the payload.
+//!
+//! Of an image of several processes the first three phases are done for all at once; then each process of the [`tree`]
+//! goes through the others by itself, and they meet before the last.
 
 pub mod auxv;
 pub mod callers;
@@ -22,7 +25,9 @@ pub mod phase6_plan;
 pub mod phase7_leave;
 mod placed;
 mod region;
+pub(crate) mod skeleton;
 pub mod space;
+mod tree;
 mod vdso;
 
 use crate::error::{Result, printable};
@@ -31,8 +36,13 @@ use crate::image::read::Image;
 use crate::inject::monitor::Monitor;
 use crate::resource::descriptor::grown;
 use crate::settings::{self, Settings};
+use ckpt_abi::region::Config;
+use phase1_check::{Saved, Whole};
+use phase3_open::Files;
+use skeleton::rendezvous::Stage;
 use std::convert::Infallible;
 use std::path::PathBuf;
+use tree::{Tree, Who};
 
 /// What the restarter asks for.
 #[derive(Default)]
@@ -56,28 +66,73 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
     // is known which that is.
     let mask = mapping::block_all_signals();
     mapping::ignore_file_limit();
-    let (whole, mut saved) = phase1_check::check(image, &options.map_path)?;
+    let (whole, mut all) = phase1_check::check_all(image, &options.map_path)?;
     reach(Point::Checked);
-    let mut config = phase1_check::config(&saved, options)?;
+    let mut config = phase1_check::config(&all[0], options)?;
     (config.run, config.before) = (settings::fresh_run(), image.header().run);
     mapping::set_signals_but(mask, config.asyncsig);
     let mut warnings = Vec::new();
-    let monitor = phase2_adapt::adapt(&whole, &mut saved, &config, options, &mut warnings)?;
-    let opened = phase3_open::open(&whole, &saved, phase3_open::Way::Restart, &mut warnings)?;
-    reach(Point::Reopened);
-    let mut filled = phase4_fill::fill(&whole, &mut saved, &opened, options)?;
-    reach(Point::Filled);
-    phase5_settle::settle(&whole, &mut saved, &opened, &mut filled)?;
-    (filled.control.config.run, filled.control.config.before) = (config.run, config.before);
-    filled.control.monitor = monitor.as_ref().map_or(0, Monitor::pid);
-    let plan = phase6_plan::plan(&saved, &opened, filled)?;
-    // The last that can fail, for it alone changes something.
-    let grown = grown::cut(&opened.descriptors, options.truncate_files, program_name)?;
-    for warning in warnings.into_iter().chain(grown) {
-        eprintln!("{program_name}: {}", printable(&warning));
+    for saved in &mut all {
+        phase2_adapt::convert(&whole, saved, options, &mut warnings)?;
     }
-    reach(Point::Planned);
-    phase7_leave::leave(opened, plan)
+    let start = Start { whole, options, program_name, config };
+    if let Some(tree) = Tree::of_image(image)? {
+        return tree.restart(&start, all, warnings);
+    }
+    let saved = all.swap_remove(0);
+    let monitor = phase2_adapt::monitor(&config)?;
+    phase2_adapt::adapt_to(&saved, &mut warnings)?;
+    let way = phase3_open::Way::Restart;
+    let files = phase3_open::open(&start.whole, &[&saved], way, &mut warnings)?;
+    reach(Point::Reopened);
+    let monitor = monitor.as_ref().map_or(0, Monitor::pid);
+    start.become_program(saved, files, monitor, Who::Alone, warnings)
+}
+
+/// A restart that has been asked for.
+struct Start<'a> {
+    whole: Whole<'a>,
+    options: &'a Options,
+    program_name: &'a str,
+    /// The configuration that the program will have.
+    config: Config,
+}
+
+impl Start<'_> {
+    /// Becomes one of the image's processes.
+    fn become_program(
+        &self,
+        mut saved: Saved<'_>,
+        files: Files,
+        monitor: u32,
+        who: Who<'_>,
+        warnings: Vec<String>,
+    ) -> Result<Infallible> {
+        let others = Settings::default();
+        let is_first = saved.part.is_first();
+        let settings = if is_first { &self.options.settings } else { &others };
+        let opened = files.of_process(&saved)?;
+        let mut filled = phase4_fill::fill(&self.whole, &mut saved, &opened, settings)?;
+        reach(Point::Filled);
+        who.meet(Stage::Filled)?;
+        phase5_settle::settle(&self.whole, &mut saved, &opened, &mut filled, who)?;
+        if is_first {
+            let config = &mut filled.control.config;
+            (config.run, config.before) = (self.config.run, self.config.before);
+            filled.control.monitor = monitor;
+        }
+        let plan = phase6_plan::plan(&saved, &opened, filled, who)?;
+        who.meet(Stage::Planned)?;
+        who.bury();
+        // The last that can fail, for it alone changes something.
+        let led = opened.descriptors.iter().filter(|r| opened.led.contains(&r.record.fd));
+        let grown = grown::cut(led, self.options.truncate_files, self.program_name)?;
+        for warning in warnings.into_iter().chain(grown) {
+            eprintln!("{}: {}", self.program_name, printable(&warning));
+        }
+        reach(Point::Planned);
+        phase7_leave::leave(opened, plan)
+    }
 }
 
 /// Whether [`restart`] would succeed in a process like this one, as far as can be seen without
@@ -86,8 +141,9 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
 /// # Errors
 /// Those of [`restart`].
 pub fn rehearse(image: &Image) -> Result<()> {
-    let (whole, saved) = phase1_check::check(image, &MapPath::default())?;
-    phase3_open::open(&whole, &saved, phase3_open::Way::Rehearsal, &mut Vec::new())?;
+    let (whole, all) = phase1_check::check_all(image, &MapPath::default())?;
+    let all: Vec<_> = all.iter().collect();
+    phase3_open::open(&whole, &all, phase3_open::Way::Rehearsal, &mut Vec::new())?;
     image.verify()
 }
 

@@ -66,19 +66,21 @@ pub struct Saved<'a> {
     pub cwd: PathBuf,
 }
 
-/// Reads the records of an image of one process and checks what the restart builds on.
+/// Reads the records of an image's first process and checks what the restart builds on.
 pub fn check<'a>(image: &'a Image, map_path: &MapPath) -> Result<(Whole<'a>, Saved<'a>)> {
+    let (whole, mut all) = check_all(image, map_path)?;
+    Ok((whole, all.swap_remove(0)))
+}
+
+/// Reads the records of an image, by process, of which there is one at least, and checks what the restart builds on.
+pub fn check_all<'a>(image: &'a Image, map_path: &MapPath) -> Result<(Whole<'a>, Vec<Saved<'a>>)> {
     let whole = Whole::check(image, map_path)?;
-    let mut parts = image.processes();
-    let saved = match (parts.next(), parts.next()) {
-        (Some(part), None) => Saved::check(&whole, part)?,
-        (None, _) => return Err(image.damaged("it has no process")),
-        _ => {
-            let text = format!("{} holds several processes", image.path().display());
-            return Err(Error::new(text).hint("this ckpt restarts one"));
-        }
-    };
-    Ok((whole, saved))
+    let all =
+        image.processes().map(|part| Saved::check(&whole, part)).collect::<Result<Vec<_>>>()?;
+    if all.is_empty() {
+        return Err(image.damaged("it has no process"));
+    }
+    Ok((whole, all))
 }
 
 impl<'a> Whole<'a> {

@@ -13,25 +13,16 @@ use crate::resource::{process, scheduling, written, xstate};
 use ckpt_abi::image::{VmaKind, vma_flag};
 use ckpt_abi::region::Config;
 
-/// Adapts the records to this machine, and this process to the records; the program's monitor, if it has one.
+/// Adapts this process to the records of the one that it becomes.
 ///
 /// # Errors
-/// All that is missing; nothing has happened then.
-pub fn adapt(
-    whole: &Whole<'_>,
-    saved: &mut Saved<'_>,
-    config: &Config,
-    options: &Options,
-    warnings: &mut Vec<String>,
-) -> Result<Option<Monitor>> {
+/// There is no /proc.
+pub fn adapt_to(saved: &Saved<'_>, warnings: &mut Vec<String>) -> Result<()> {
     warnings.extend(process::raise_limits(&saved.limits)?);
-    convert(whole, saved, options, warnings)?;
-    let monitor = monitor(config)?;
-    reach(Point::Watched);
     warnings.extend(scheduling::denied(&saved.threads));
     warnings.extend(locked::denied(&saved.vmas)?);
     warnings.extend(written::restore(&saved.process));
-    Ok(monitor)
+    Ok(())
 }
 
 /// Refuses what cannot go on here, and brings the threads' extended state into this machine's layout.
@@ -39,7 +30,7 @@ pub fn adapt(
 ///
 /// # Errors
 /// All that is missing; nothing has happened then.
-fn convert(
+pub fn convert(
     whole: &Whole<'_>,
     saved: &mut Saved<'_>,
     options: &Options,
@@ -87,7 +78,7 @@ fn convert(
 
 /// Starts the monitor of a program that has periodic checkpoints: now, while this process is small
 /// and has one thread. It waits until the program is there.
-fn monitor(config: &Config) -> Result<Option<Monitor>> {
+pub fn monitor(config: &Config) -> Result<Option<Monitor>> {
     crate::settings::template(config)?;
     if !inject::monitor::is_wanted(config) {
         return Ok(None);
@@ -95,5 +86,6 @@ fn monitor(config: &Config) -> Result<Option<Monitor>> {
     let own = std::process::id().cast_signed();
     let monitor = inject::monitor::start(own, &stub::own()?, config)?;
     monitor.allow();
+    reach(Point::Watched);
     Ok(Some(monitor))
 }

@@ -5,10 +5,12 @@ use super::callers;
 use super::phase1_check::{Saved, Whole};
 use crate::error::{Because, Error, Result};
 use crate::resource::descriptor::objects::Objects;
-use crate::resource::descriptor::{self, Missing, Restored, Sources, epoll, pollable, unread};
+use crate::resource::descriptor::{
+    self, Missing, Origin, Restored, Sources, epoll, pollable, shared, unread,
+};
 use crate::resource::{memory, process};
-use ckpt_abi::image::{SectionKind, Text, Vma, VmaKind, vma_flag};
-use std::collections::HashMap;
+use ckpt_abi::image::{EpollEntry, SectionKind, Text, Vma, VmaKind, vma_flag};
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -19,6 +21,8 @@ use std::rc::Rc;
 pub struct Opened {
     /// The program's descriptors.
     pub descriptors: Vec<Restored>,
+    /// The numbers of those that no other process has before it.
+    pub led: HashSet<u32>,
     /// Files of mappings, by index of the mapping.
     pub mapped: Vec<Option<Rc<File>>>,
     /// Files whose content is in the image, and shared memory.
@@ -31,7 +35,6 @@ pub struct Opened {
 
 struct FromImage<'a> {
     whole: &'a Whole<'a>,
-    saved: &'a Saved<'a>,
 }
 
 impl Sources for FromImage<'_> {
@@ -43,8 +46,8 @@ impl Sources for FromImage<'_> {
         self.whole.path(path)
     }
 
-    fn content(&self, index: u32) -> Result<Vec<u8>> {
-        self.saved.part.bytes(SectionKind::Content, index)
+    fn content(&self, process: u32, index: u32) -> Result<Vec<u8>> {
+        self.whole.image.process(process).bytes(SectionKind::Content, index)
     }
 
     fn fill(&self, object: u32, file: &File) -> Result<()> {
@@ -68,32 +71,37 @@ pub enum Way {
     Rehearsal,
 }
 
+/// What was opened for all processes of an image, before they are made: they inherit it.
+pub struct Files {
+    descriptors: Vec<Vec<Restored>>,
+    mapped: Vec<Vec<Option<Rc<File>>>>,
+    objects: Objects,
+    entries: Vec<Vec<(u32, EpollEntry)>>,
+    missing: Vec<Missing>,
+}
+
 /// Opens everything.
 pub fn open(
     whole: &Whole<'_>,
-    saved: &Saved<'_>,
+    all: &[&Saved<'_>],
     way: Way,
     warnings: &mut Vec<String>,
-) -> Result<Opened> {
+) -> Result<Files> {
     let mut failures = Vec::new();
-    let sources = FromImage { whole, saved };
+    let sources = FromImage { whole };
     let mut objects = Objects::make(&whole.objects, &sources)?;
-    let mapped = mapped(whole, saved, warnings, &mut failures);
+    let mapped = all.iter().map(|saved| mapped(whole, saved, warnings, &mut failures)).collect();
     let mut missing = Vec::new();
-    let tolerated = callers::of_image(saved)?.filter(callers::due).map(|_| &mut missing);
-    let mut descriptors =
-        match descriptor::open_all(&saved.descriptors, &sources, &mut objects, warnings, tolerated)
-        {
-            Ok(descriptors) => descriptors,
-            Err(e) => {
-                failures.push(e.to_string());
-                Vec::new()
-            }
-        };
-    // The directory last: until here relative paths are the restarter's.
-    if let Err(e) = process::restore_directory(&saved.process, &saved.cwd) {
+    let first = all.first().map(|first| callers::of_image(first)).transpose()?.flatten();
+    let tolerated = first.filter(callers::due).map(|_| &mut missing);
+    let records: Vec<_> = all.iter().map(|saved| &saved.descriptors[..]).collect();
+    let opened = descriptor::open_all(&records, &sources, &mut objects, warnings, tolerated);
+    let mut descriptors = opened.unwrap_or_else(|e| {
         failures.push(e.to_string());
-    }
+        Vec::new()
+    });
+    let directories = all.iter().map(|saved| process::find_directory(&saved.cwd));
+    failures.extend(directories.filter_map(Result::err).map(|e| e.to_string()));
     if !failures.is_empty() {
         failures.dedup();
         return Err(Error::new(format!(
@@ -103,17 +111,39 @@ pub fn open(
         ))
         .hint("bring these back, or say where they are with --map-path OLD=NEW; nothing has been changed"));
     }
-    let content = |index| saved.part.bytes(SectionKind::Content, index);
-    if way == Way::Restart {
-        unread::put_first(&mut descriptors, content, warnings)?;
+    let mut entries = Vec::new();
+    for (saved, descriptors) in all.iter().zip(&mut descriptors) {
+        let content = |index| saved.part.bytes(SectionKind::Content, index);
+        if way == Way::Restart {
+            unread::put_first(descriptors, content, warnings)?;
+        }
+        let own = epoll::entries(saved.part.number(), &saved.descriptors, content)?;
+        let watched = |fd| own.iter().any(|(_, entry)| entry.source == fd);
+        if way == Way::Restart {
+            pollable::make(descriptors, watched, warnings)?;
+        }
+        entries.push(own);
     }
-    let entries = epoll::entries(&saved.descriptors, content)?;
-    let watched = |fd| entries.iter().any(|(_, entry)| entry.source == fd);
-    if way == Way::Restart {
-        pollable::make(&mut descriptors, watched, warnings)?;
+    Ok(Files { descriptors, mapped, objects, entries, missing })
+}
+
+impl Files {
+    /// What a process has of it; called in that process, in whose directory it is from now on.
+    ///
+    /// # Errors
+    /// There is no such directory any more.
+    pub fn of_process(mut self, saved: &Saved<'_>) -> Result<Opened> {
+        process::restore_directory(&saved.process, &saved.cwd)?;
+        let (number, index) = (saved.part.number(), saved.part.number() as usize);
+        let own = self.descriptors.get(index).into_iter().flatten();
+        let led = own.filter(|r| matches!(r.origin, Origin::Own(_))).map(|r| r.record.fd).collect();
+        let descriptors = shared::of_process(self.descriptors, number);
+        let entries = self.entries.get(index).map(Vec::as_slice).unwrap_or_default();
+        let watches = epoll::watches(entries, &descriptors);
+        let missing = if saved.part.is_first() { self.missing } else { Vec::new() };
+        let mapped = self.mapped.swap_remove(index);
+        Ok(Opened { descriptors, led, mapped, objects: self.objects, watches, missing })
     }
-    let watches = epoll::watches(&entries, &descriptors);
-    Ok(Opened { descriptors, mapped, objects, watches, missing })
 }
 
 /// The files of mappings, by index of the mapping; each is opened once, whatever maps it.

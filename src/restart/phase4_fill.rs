@@ -8,7 +8,6 @@
 //! Mappings are written through slices that do not overlap, before their protection is final.
 #![allow(unsafe_code)]
 
-use super::Options;
 use super::callers::List;
 use super::mapping::Mapping;
 use super::phase1_check::{Saved, Whole};
@@ -21,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::image::read::Image;
 use crate::proc;
 use crate::resource::{cpu, resolver};
+use crate::settings::Settings;
 use ckpt_abi::image::{Chunk, SignalAction, Vma, VmaKind, vma_flag};
 use ckpt_abi::region::Control;
 use ckpt_abi::turn::Turn;
@@ -54,7 +54,7 @@ pub fn fill(
     whole: &Whole<'_>,
     saved: &mut Saved<'_>,
     opened: &Opened,
-    options: &Options,
+    settings: &Settings,
 ) -> Result<Filled> {
     let own = proc::maps::read(std::process::id().cast_signed())?;
     let mut stub_space = Space::default();
@@ -119,7 +119,7 @@ pub fn fill(
         record.map(|p| p.mapping.write(0, &code)).transpose()?;
     }
     let missing = List::make(&opened.missing, &mut space)?;
-    let (control, actions) = region::fill(saved, &mut placed, options, missing.as_ref())?;
+    let (control, actions) = region::fill(saved, &mut placed, settings, missing.as_ref())?;
     let base = saved.process.region;
     let turn = region::renew_turns(base, &mut placed)?;
     placed::finish(&mut placed, &saved.guards)?;

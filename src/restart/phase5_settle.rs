@@ -5,21 +5,25 @@ use super::clock;
 use super::phase1_check::{Saved, Whole};
 use super::phase3_open::Opened;
 use super::phase4_fill::Filled;
+use super::tree::Who;
 use crate::error::Result;
 use crate::fault::{Point, reach};
 use crate::resource::descriptor::timerfd;
 use ckpt_abi::image::SectionKind;
 
 /// Sets modes, owners, times and seals, and lets the program's clocks go on.
-pub fn settle(
+pub(super) fn settle(
     whole: &Whole<'_>,
     saved: &mut Saved<'_>,
     opened: &Opened,
     filled: &mut Filled,
+    who: Who<'_>,
 ) -> Result<()> {
-    opened.objects.settle()?;
+    if saved.part.is_first() {
+        opened.objects.settle()?;
+    }
     reach(Point::Settled);
-    clock::go_on(whole, saved, &mut filled.placed)?;
+    clock::go_on(whole, saved, &mut filled.placed, matches!(who, Who::Alone))?;
     let content = |index| saved.part.bytes(SectionKind::Content, index);
     timerfd::arm_all(&opened.descriptors, content)
 }

@@ -5,7 +5,9 @@ use super::phase1_check::Saved;
 use super::phase3_open::Opened;
 use super::phase4_fill::Filled;
 use super::placed::Placed;
+use super::tree::{Membership, Who};
 use crate::error::Result;
+use crate::image::PAGE;
 use crate::resource::descriptor::{epoll, numbers};
 use crate::resource::memory::locked;
 use crate::resource::plan::{Arena, Orders, Step};
@@ -43,7 +45,13 @@ pub struct Plan {
 }
 
 /// Writes the orders.
-pub fn plan(saved: &Saved<'_>, opened: &Opened, mut filled: Filled) -> Result<Plan> {
+pub(super) fn plan(
+    saved: &Saved<'_>,
+    opened: &Opened,
+    mut filled: Filled,
+    who: Who<'_>,
+) -> Result<Plan> {
+    let member = who.member();
     let len = arena_len(saved, opened);
     let mut arena = Arena::map(filled.space.find(len, 0)?, len)?;
     let region = filled.region;
@@ -53,7 +61,7 @@ pub fn plan(saved: &Saved<'_>, opened: &Opened, mut filled: Filled) -> Result<Pl
     let exe = original(saved)?;
 
     let mut main = Orders::default();
-    unmap(&mut main, &arena, &filled);
+    unmap(&mut main, &arena, &filled, member);
     move_mappings(&mut main, &filled.placed);
     if let Some(at) = filled.vdso.map_at {
         main.call(Step::Vdso, libc::SYS_arch_prctl, &[ARCH_MAP_VDSO_64, at]);
@@ -68,7 +76,7 @@ pub fn plan(saved: &Saved<'_>, opened: &Opened, mut filled: Filled) -> Result<Pl
     let all = saved.threads.len() as u64;
     let mut ids = HashMap::new();
     for thread in &saved.threads[1..] {
-        let word = clone(saved, thread, &mut arena, &mut main, head, barrier)?;
+        let word = clone(saved, thread, member, &mut arena, &mut main, head, barrier)?;
         ids.insert(thread.tid, word);
     }
     let pid = u64::from(std::process::id());
@@ -94,6 +102,13 @@ pub fn plan(saved: &Saved<'_>, opened: &Opened, mut filled: Filled) -> Result<Pl
     process::restore_limits(&saved.limits, &mut arena, &mut main)?;
     let head_value = failure.head(&mut arena)?;
     let kept = close(&mut main, failure, exe);
+    if let Some(member) = member {
+        let [page, restored] = member.page();
+        let living = u64::from(member.living);
+        main.push(Kind::Barrier, 0, Step::Leave, 0, &[restored, living]);
+        main.call(Step::Unmap, libc::SYS_munmap, &[page, PAGE]);
+        drop_capabilities(member, &mut arena, &mut main)?;
+    }
     process::restore_stop(&saved.process, &mut main);
     let turn = filled.region + TURNS + std::mem::offset_of!(Turns, turn) as u64;
     main.push(Kind::Store, 0, Step::Leave, 8, &[turn, filled.turn.word()]);
@@ -117,7 +132,7 @@ fn arena_len(saved: &Saved<'_>, opened: &Opened) -> u64 {
 }
 
 /// Orders that unmap all but the region, the arena and the program's memory.
-fn unmap(orders: &mut Orders, arena: &Arena, filled: &Filled) {
+fn unmap(orders: &mut Orders, arena: &Arena, filled: &Filled, member: Option<&Membership>) {
     let mut kept = vec![
         (arena.base(), arena.base() + arena.len()),
         (filled.region, filled.region + filled.control.region_len),
@@ -125,6 +140,7 @@ fn unmap(orders: &mut Orders, arena: &Arena, filled: &Filled) {
     kept.extend(filled.placed.iter().map(|p| (p.mapping.at(), p.mapping.at() + p.mapping.len())));
     let list = filled.missing.as_ref().map(|list| &list.mapping);
     kept.extend(list.map(|m| (m.at(), m.at() + m.len())));
+    kept.extend(member.map(Membership::page).map(|[page, _]| (page, page + PAGE)));
     kept.sort_unstable();
     let mut free = 0;
     for (start, end) in kept {
@@ -163,6 +179,7 @@ fn move_mappings(orders: &mut Orders, placed: &[Placed]) {
 fn clone(
     saved: &Saved<'_>,
     thread: &Thread,
+    member: Option<&Membership>,
     arena: &mut Arena,
     main: &mut Orders,
     head: u64,
@@ -184,6 +201,9 @@ fn clone(
     signals::restore_pending(&saved.pending, thread.tid, pid, word, arena, &mut list)?;
     let bytes = threads::frame(thread, &saved.xstate, frame)?;
     arena.write(frame, &bytes)?;
+    if let Some(member) = member {
+        drop_capabilities(member, arena, &mut list)?;
+    }
     let all = saved.threads.len() as u64;
     list.push(Kind::Barrier, 0, Step::Leave, 0, &[barrier, all]);
     list.push(Kind::Sigreturn, 0, Step::Leave, 0, &[frame]);
@@ -196,6 +216,16 @@ fn clone(
     main.call_or_next(Kind::Clone3, Step::Clone, CLONE_ARGS_LEN, &[args, words]);
     main.push(Kind::Clone, 0, Step::Clone, FLAGS as u64, &[stack, words, word, word]);
     Ok(word)
+}
+
+/// Orders that give up what a thread of a tree was allowed for its restart: all that its user namespace has.
+fn drop_capabilities(member: &Membership, arena: &mut Arena, orders: &mut Orders) -> Result<()> {
+    const VERSION_3: [u32; 2] = [0x2008_0522, 0];
+    if member.is_privileged {
+        let args = [arena.value(&VERSION_3)?, arena.value(&[0u32; 6])?];
+        orders.call(Step::Process, libc::SYS_capset, &args);
+    }
+    Ok(())
 }
 
 /// Where the last orders and the main thread's frame lie: in the region, because the arena is

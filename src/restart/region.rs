@@ -6,7 +6,6 @@
 //! Pages are changed through slices of which no other is alive, before their protection is final.
 #![allow(unsafe_code)]
 
-use super::Options;
 use super::callers::{self, List};
 use super::mapping::Mapping;
 use super::phase1_check::Saved;
@@ -27,7 +26,7 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 pub(super) fn fill(
     saved: &Saved<'_>,
     placed: &mut [Placed],
-    options: &Options,
+    settings: &Settings,
     missing: Option<&List>,
 ) -> Result<(Control, Vec<SignalAction>)> {
     let base = saved.process.region;
@@ -41,9 +40,13 @@ pub(super) fn fill(
     let page = &mut page[..size_of::<Control>()];
     control.as_mut_bytes().copy_from_slice(page);
     let mut actions = saved.actions.clone();
-    renew(&mut control, &mut actions, saved, &options.settings);
+    renew(&mut control, &mut actions, saved, settings);
     page.copy_from_slice(control.as_bytes());
 
+    // A descendant may have none.
+    if control.exe_len == 0 {
+        return Ok((control, actions));
+    }
     let executable = stub::own()?;
     let len = (executable.len() as u64).next_multiple_of(PAGE);
     control.exe_len = executable.len() as u64;
@@ -79,7 +82,7 @@ fn renew(
     settings: &Settings,
 ) {
     let before = control.config.asyncsig;
-    if control.owner != saved.process.pid {
+    if control.owner != saved.process.pid && saved.part.is_first() {
         // A forked child keeps the name that its id had given it.
         let end = control.config.name.iter().position(|b| *b == 0).unwrap_or(0);
         let suffix = format!(".{}", saved.process.pid);

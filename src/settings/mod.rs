@@ -64,6 +64,8 @@ pub struct Settings {
     /// Whether checkpoints keep their names when the program has come to its normal end (true), or get
     /// another (false), as with `--resume`.
     pub keep_finished: Option<bool>,
+    /// CKPT_ALONE: whether checkpoints hold the process without its descendants.
+    pub alone: Option<bool>,
     /// CKPT_VERBOSE: whether checkpoints also tell what nobody is likely to miss.
     pub verbose: Option<bool>,
 }

@@ -106,7 +106,7 @@ impl Said {
 }
 
 /// All settings, in the order in which they are shown.
-pub(crate) static SETTINGS: [Setting; 13] = [
+pub(crate) static SETTINGS: [Setting; 14] = [
     Setting {
         short: Some('n'),
         long: "name",
@@ -312,6 +312,26 @@ pub(crate) static SETTINGS: [Setting; 13] = [
         inherit: |said, weaker| inherit(&mut said.embed, &weaker.embed),
         apply: |said, config| put(&mut config.embed, said.embed),
         read: |said, config| fill(&mut said.embed, Ok(config.embed)),
+    },
+    Setting {
+        short: None,
+        long: "alone",
+        value: None,
+        optional: false,
+        env: Some(Variable { name: "CKPT_ALONE", value: "0 or 1" }),
+        default: Some("0"),
+        reach: Reach::Saves,
+        help: "Save the one process without its descendants",
+        description: "Checkpoints hold PROGRAM without the processes that it has started. A restart is \
+                      without them: what they would have done is missing, and wait(2) finds none.",
+        parse: |said, value| fill(&mut said.alone, parse_switch(value)),
+        written: |said| Said::switch(said.alone),
+        inherit: |said, weaker| inherit(&mut said.alone, &weaker.alone),
+        apply: |said, config| put_flag(config, config_flag::ALONE, said.alone),
+        read: |said, config| {
+            said.alone = flag(config, config_flag::ALONE);
+            Ok(())
+        },
     },
     Setting {
         short: None,

@@ -139,6 +139,7 @@ fn configuration_and_back() {
         keep: Some(3),
         embed: Some(1 << 20),
         keep_finished: Some(false),
+        alone: Some(true),
         verbose: Some(true),
         transfer: Transfer {
             key: Some(server::Key::Said("/k".into())),
@@ -156,6 +157,7 @@ fn configuration_and_back() {
     assert_eq!((config.asyncsig, config.continues, config.msperiod), (10, 0, 250));
     let flags = config_flag::CONTINUE_GIVEN
         | config_flag::SET_ASIDE
+        | config_flag::ALONE
         | config_flag::VERBOSE
         | config_flag::INSECURE
         | config_flag::COMPRESS;
@@ -214,6 +216,7 @@ fn words_say_everything() {
         keep: Some(3),
         embed: Some(1 << 20),
         keep_finished: Some(true),
+        alone: Some(true),
         verbose: Some(true),
         transfer: Transfer {
             key: Some(server::Key::Said("/k".into())),

@@ -68,7 +68,7 @@ record! {
         cloexec: u32,
         /// Offset in the file.
         position: u64,
-        /// Lowest descriptor that shares the open file description with this one.
+        /// The first descriptor that shares the open file description with this one, by process and number.
         shared_with: u32,
         /// st_mode.
         mode: u32,
@@ -95,8 +95,12 @@ record! {
         owner_type: i32,
         /// F_SETSIG.
         signal: u32,
+        /// Which process of the image has the descriptor `shared_with`.
+        shared_process: u32,
         /// Room to grow.
-        reserved: [u64; 3],
+        reserved: u32,
+        /// Room to grow.
+        reserved_more: [u64; 2],
     }
 }
 

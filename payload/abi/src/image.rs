@@ -25,6 +25,7 @@ use crate::{codes, record};
 pub use crate::files::*;
 pub use crate::mem::*;
 pub use crate::state::*;
+pub use crate::tree::*;
 
 /// First bytes of the header.
 pub const HEADER_MAGIC: [u8; 8] = *b"CKPTIMG\n";
@@ -217,6 +218,8 @@ codes! {
         Guards = 17,
         /// [`Owner`]s: the robust mutexes that threads hold.
         Owners = 18,
+        /// [`Member`]s: the processes of the tree, where there are several.
+        Tree = 19,
         /// [`CpuLeaf`]s of the machine where the image was written.
         Cpuid = 32,
     }
@@ -231,6 +234,7 @@ impl SectionKind {
             | Self::Chunks
             | Self::Objects
             | Self::Losses
+            | Self::Tree
             | Self::Cpuid => false,
             Self::Process
             | Self::Threads

@@ -3,7 +3,7 @@
 //!
 //! Five agreements live here: [`region`], the memory that the payload occupies in somebody
 //! else's process; [`turn`], who may use it when; [`api`], what the C API keeps there; [`op`], the orders that the payload obeys;
-//! [`image`], [`mem`], [`state`] and [`files`], the
+//! [`image`], [`mem`], [`state`], [`files`] and [`tree`], the
 //! records of a checkpoint file; [`nr`] and [`errno`] have the kernel's numbers. All records are `repr(C)`, little-endian and without hidden padding.
 #![no_std]
 #![forbid(unsafe_code)]
@@ -33,6 +33,7 @@ pub mod nr;
 pub mod op;
 pub mod region;
 pub mod state;
+pub mod tree;
 pub mod turn;
 
 /// Version of everything in this crate that two different builds of ckpt could meet over. A

@@ -166,6 +166,8 @@ pub mod config_flag {
     pub const KEEP_FINISHED: u32 = 1 << 14;
     /// Checkpoints also tell what nobody is likely to miss.
     pub const VERBOSE: u32 = 1 << 15;
+    /// Checkpoints hold the process without its descendants.
+    pub const ALONE: u32 = 1 << 16;
 }
 
 record! {

@@ -119,17 +119,18 @@ pub struct Watch {
     may_fail: bool,
 }
 
-/// The watched descriptors of all instances.
+/// The watched descriptors of all instances that are led by process `number` of the image, whose descriptors these are.
 ///
 /// # Errors
 /// A damaged image.
 pub fn entries(
+    number: u32,
     records: &[Descriptor],
     content: impl Fn(u32) -> Result<Vec<u8>>,
 ) -> Result<Vec<(u32, EpollEntry)>> {
     let mut found = Vec::new();
     for record in records {
-        if kind(record) != DescriptorKind::Epoll || record.shared_with != record.fd {
+        if kind(record) != DescriptorKind::Epoll || !super::is_first(record, number) {
             continue;
         }
         let bytes = content(record.content)?;
@@ -158,7 +159,7 @@ fn watch(epoll: u32, entry: EpollEntry, restored: &[Restored]) -> Option<Watch> 
     let file = match &leader.origin {
         Origin::Own(file) => Some(file.as_fd()),
         Origin::Standard(number) => standard(*number),
-        Origin::Shared(_) => None,
+        Origin::Shared(_) | Origin::Elsewhere(_) => None,
     };
     let fire = match entry.events & !PRIVATE {
         0 => file.map_or(Fire::No, |file| fire(file, leader)),

@@ -15,7 +15,11 @@ use std::path::Path;
 ///
 /// # Errors
 /// A file that cannot be cut; those before it are.
-pub fn cut(restored: &[Restored], truncate: bool, name: &str) -> Result<Vec<String>> {
+pub fn cut<'a>(
+    restored: impl Iterator<Item = &'a Restored>,
+    truncate: bool,
+    name: &str,
+) -> Result<Vec<String>> {
     let mut warnings = Vec::new();
     for Restored { record, origin } in restored {
         let writes = access(record.flags) != libc::O_RDONLY && !only_names(record.flags);

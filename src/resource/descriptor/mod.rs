@@ -28,8 +28,10 @@ pub mod pollable;
 pub mod proc_file;
 pub mod queue;
 pub mod regular;
+pub mod shared;
 pub mod signalfd;
 pub mod standard;
+pub mod tables;
 pub mod terminal;
 pub mod timerfd;
 pub mod unread;
@@ -37,14 +39,13 @@ pub mod unread;
 use super::{Common, Content, Gathered, Target};
 use crate::error::Result;
 use crate::proc::{Process, fds::Fd};
-use crate::ptrace::raw;
 use ckpt_abi::image::{Descriptor, DescriptorKind, ObjectKind};
 use nix::libc;
-use std::cmp::Ordering;
 use std::ffi::OsString;
 use zerocopy::FromZeros;
 
 pub use open::{Missing, Opening, Origin, Restored, Sources, open_all};
+pub use tables::{Place, Tables};
 
 /// What ckpt knows about one kind of descriptor.
 pub struct Kind {
@@ -109,7 +110,9 @@ pub struct Look<'a> {
     pub inner_pid: i32,
     /// All its descriptors.
     pub all: &'a [Fd],
-    /// What its standard streams were when it began: device, inode, access mode.
+    /// Those of all processes of the checkpoint.
+    pub tables: &'a Tables,
+    /// What the standard streams of the first process were when it began: device, inode, access mode.
     pub at_start: &'a [[u64; 3]; 3],
     /// How large a file with a name may be that travels along, in bytes; 0: none does.
     pub embed: u64,
@@ -172,18 +175,18 @@ pub fn needs_path(record: &Descriptor) -> bool {
 
 /// Saves every descriptor of the target.
 pub fn save(target: &Target<'_>, gathered: &mut Gathered, common: &mut Common) -> Result<()> {
+    let number = gathered.number;
     let pid = target.frozen.pid;
     let process = target.process();
-    let all = process.fds()?;
-    let control = &target.region.control;
+    let config = &target.region.control.config;
     let (inner_pid, terminal) = (process.inner_pid(), terminal::of(process));
-    let mut leaders = Leaders::default();
     let mut losses = Vec::new();
-    for fd in &all {
-        let record = match leaders.find(pid, &all, fd) {
+    let count = common.tables.of.get(number as usize).map_or(0, |table| table.fds.len());
+    for index in 0..count {
+        let Some(fd) = common.tables.of[number as usize].fds.get(index).cloned() else { break };
+        let record = match common.tables.leader(number, &fd) {
             Some(leader) => {
-                let shared = gathered.descriptors.iter().find(|d| d.fd == leader).copied();
-                let shared = shared.unwrap_or_else(Descriptor::new_zeroed);
+                let shared = common.tables.saved(leader).unwrap_or_else(Descriptor::new_zeroed);
                 if kind(&shared) == DescriptorKind::Lost {
                     losses.push(Loss::Descriptor(fd.number.to_string()));
                 }
@@ -193,20 +196,22 @@ pub fn save(target: &Target<'_>, gathered: &mut Gathered, common: &mut Common) -
                 let look = Look {
                     process,
                     inner_pid,
-                    all: &all,
-                    at_start: &control.standard,
-                    embed: control.config.embed,
+                    all: &common.tables.of[number as usize].fds,
+                    tables: &common.tables,
+                    at_start: &common.tables.at_start,
+                    embed: config.embed,
                     terminal,
                 };
-                let saved = describe(fd, &look)?;
+                let saved = describe(&fd, number, &look)?;
                 let mut record = saved.record;
                 record.path = common.strings.add(&saved.path);
                 if let Some(kind) = saved.file {
-                    record.content = objects::save(pid, fd, kind, record.path, common);
+                    record.content = objects::save(pid, &fd, kind, record.path, common);
                 }
                 losses.extend(saved.losses);
                 let known = |c: &Content| gathered.contents.iter().any(|k| k.index == c.index);
                 gathered.contents.extend(saved.content.filter(|c| !known(c)));
+                common.tables.keep(record);
                 record
             }
         };
@@ -218,12 +223,13 @@ pub fn save(target: &Target<'_>, gathered: &mut Gathered, common: &mut Common) -
     Ok(())
 }
 
-fn describe(fd: &Fd, look: &Look<'_>) -> Result<Saving> {
+fn describe(fd: &Fd, number: u32, look: &Look<'_>) -> Result<Saving> {
     let record = Descriptor {
         fd: fd.number,
         flags: fd.flags,
         position: fd.position,
         shared_with: fd.number,
+        shared_process: number,
         mode: fd.mode,
         rdev: fd.rdev,
         size: fd.size,
@@ -260,37 +266,6 @@ impl Saving {
     }
 }
 
-/// Descriptors that are the first of their description, by what all of a description have in common.
-#[derive(Default)]
-struct Leaders(std::collections::HashMap<(u64, u64, u32), Vec<u32>>);
-
-impl Leaders {
-    /// The first descriptor of the same description; None for the first itself.
-    ///
-    /// kcmp(2) orders descriptions, so a thousand eventfds, which all have one inode, are searched
-    /// in ten steps. Without it (CONFIG_KCMP), what looks the same is taken for the same.
-    fn find(&mut self, pid: i32, all: &[Fd], fd: &Fd) -> Option<u32> {
-        let group = self.0.entry((fd.device, fd.inode, fd.flags)).or_default();
-        let mut blind = false;
-        let mut found = group.binary_search_by(|&leader| {
-            let order = raw::file_order(pid, leader, fd.number);
-            blind |= order.is_err();
-            order.unwrap_or(Ordering::Less)
-        });
-        if blind {
-            let twin = |n: &u32| all.iter().any(|f| f.number == *n && f.position == fd.position);
-            found = group.iter().position(twin).ok_or(group.len());
-        }
-        match found {
-            Ok(at) => group.get(at).copied(),
-            Err(at) => {
-                group.insert(at, fd.number);
-                None
-            }
-        }
-    }
-}
-
 /// What only --verbose tells, as a sentence.
 fn inherited(losses: &[Loss]) -> Option<String> {
     let of = |loss: &Loss| match loss {
@@ -324,6 +299,11 @@ fn sentences(losses: Vec<Loss>) -> Vec<String> {
         sentences.push(format!("descriptors that a restart cannot open again: {list}"));
     }
     sentences
+}
+
+/// Whether a descriptor of process `number` is the first of its description.
+pub fn is_first(record: &Descriptor, number: u32) -> bool {
+    (record.shared_process, record.shared_with) == (number, record.fd)
 }
 
 /// The type of a file, of a mode as stat(2) has it.

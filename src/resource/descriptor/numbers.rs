@@ -23,12 +23,13 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 ///
 /// # Errors
 /// A number of the program's lies above even so.
-pub fn check(records: &[Descriptor]) -> Result<()> {
+pub fn check(processes: &[&[Descriptor]]) -> Result<()> {
     let limit = || getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
     let hard = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(_, hard)| hard);
-    let highest = records.iter().map(|r| u64::from(r.fd)).max().unwrap_or(0);
+    let records = || processes.iter().copied().flatten();
+    let highest = records().map(|r| u64::from(r.fd)).max().unwrap_or(0);
     // With privilege the hard limit is no limit.
-    let wanted = hard.max(highest + records.len() as u64 + 64);
+    let wanted = hard.max(highest + records().count() as u64 + 64);
     if setrlimit(Resource::RLIMIT_NOFILE, wanted, wanted).is_err() {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
@@ -74,7 +75,7 @@ pub fn install(restored: Vec<Restored>, kept: &[i32]) {
         .filter_map(|r| match &r.origin {
             Origin::Own(file) => Some((r.record.fd, file.as_raw_fd())),
             Origin::Standard(number) => Some((r.record.fd, number.cast_signed())),
-            Origin::Shared(_) => None,
+            Origin::Shared(_) | Origin::Elsewhere(_) => None,
         })
         .collect();
     let mut moves = Moves::default();
@@ -82,6 +83,8 @@ pub fn install(restored: Vec<Restored>, kept: &[i32]) {
     for Restored { record, origin } in restored {
         let (leader, set) = match origin {
             Origin::Shared(leader) => (leader, 0),
+            // Whoever leaves has asked for its own (`shared::of_process`).
+            Origin::Elsewhere(_) => continue,
             Origin::Own(file) => {
                 let _ = file.into_raw_fd();
                 (record.fd, OWN)

@@ -7,13 +7,14 @@
 #![allow(unsafe_code)]
 
 use super::objects::Objects;
-use super::{Kind, kind, numbers, of, pipe, regular};
+use super::{Kind, Place, kind, numbers, of, pipe, regular};
 use crate::error::{Because, Error, Result};
 use ckpt_abi::image::{Descriptor, DescriptorKind, Text};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::libc;
 use nix::sys::stat::Mode;
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -39,6 +40,8 @@ pub enum Origin {
     Standard(u32),
     /// That of the program's descriptor of this number, which is restored before.
     Shared(u32),
+    /// That of a descriptor of an earlier process of the tree.
+    Elsewhere(Place),
 }
 
 /// A descriptor of the restarting process that will become one of the program.
@@ -63,8 +66,8 @@ pub trait Sources {
     fn path(&self, record: &Descriptor) -> PathBuf {
         self.place(record.path)
     }
-    /// What is in it.
-    fn content(&self, index: u32) -> Result<Vec<u8>>;
+    /// What is in it, of a descriptor of process `process` of the image.
+    fn content(&self, process: u32, index: u32) -> Result<Vec<u8>>;
     /// Gives a new file the size and the content of an object.
     fn fill(&self, object: u32, file: &File) -> Result<()>;
 }
@@ -73,12 +76,21 @@ pub trait Sources {
 pub struct Opening<'a> {
     /// Names and contents.
     pub sources: &'a dyn Sources,
+    /// Which process of the image has what is being opened.
+    pub process: u32,
     /// Sentences for the restarter.
     pub warnings: Vec<String>,
     /// Files whose content is in the image.
     pub objects: &'a mut Objects,
     /// Pipes that were made so far.
     pub pipes: pipe::Made,
+}
+
+impl Opening<'_> {
+    /// What is in a descriptor of the process.
+    pub fn content(&self, record: &Descriptor) -> Result<Vec<u8>> {
+        self.sources.content(self.process, record.content)
+    }
 }
 
 /// A file that could not be opened, and that the program may not want.
@@ -92,44 +104,54 @@ pub struct Missing {
     pub path: PathBuf,
 }
 
-/// Opens everything the program had open; warnings are sentences. Where `missing` is given,
-/// regular files that cannot be opened go there, and /dev/null takes their numbers.
+/// Opens everything that the processes of an image had open, by process; warnings are sentences. Where `missing` is
+/// given, regular files of the first that cannot be opened go there, and /dev/null takes their numbers.
 ///
 /// # Errors
 /// All files that are missing or forbidden, at once; more descriptors than the limit allows.
 pub fn open_all(
-    records: &[Descriptor],
+    processes: &[&[Descriptor]],
     sources: &dyn Sources,
     objects: &mut Objects,
     warnings: &mut Vec<String>,
     mut missing: Option<&mut Vec<Missing>>,
-) -> Result<Vec<Restored>> {
-    numbers::check(records)?;
-    let mut restored: Vec<Restored> = Vec::new();
-    let mut failures = Vec::new();
-    let mut opening = Opening { sources, objects, warnings: Vec::new(), pipes: pipe::Made::new() };
-    for record in records {
-        let leader = record.shared_with != record.fd
-            && restored.iter().any(|r| r.record.fd == record.shared_with);
-        let origin = match leader {
-            true => Ok(Origin::Shared(record.shared_with)),
-            false => open_one(record, &mut opening),
-        };
-        match origin {
-            Ok(origin) => restored.push(Restored { record: *record, origin }),
-            Err(e) if replaceable(record) && missing.is_some() => {
-                let path = sources.path(record);
-                let missed = Missing { record: *record, errno: e.errno(), path };
-                missing.as_deref_mut().into_iter().for_each(|list| list.push(missed.clone()));
+) -> Result<Vec<Vec<Restored>>> {
+    let pipes = pipe::Made::new();
+    let mut opening = Opening { sources, process: 0, objects, warnings: Vec::new(), pipes };
+    let (mut all, mut failures) = (Vec::new(), Vec::new());
+    let mut led = HashSet::new();
+    numbers::check(processes)?;
+    for (number, records) in (0..).zip(processes) {
+        let mut restored: Vec<Restored> = Vec::new();
+        opening.process = number;
+        for record in *records {
+            let leader = Place { process: record.shared_process, fd: record.shared_with };
+            let own = Place { process: number, fd: record.fd };
+            let origin = match leader {
+                _ if leader == own || !led.contains(&leader) => open_one(record, &mut opening),
+                Place { process, fd } if process == number => Ok(Origin::Shared(fd)),
+                elsewhere => Ok(Origin::Elsewhere(elsewhere)),
+            };
+            match origin {
+                Ok(origin) => {
+                    led.insert(own);
+                    restored.push(Restored { record: *record, origin });
+                }
+                Err(e) if number == 0 && replaceable(record) && missing.is_some() => {
+                    let path = sources.path(record);
+                    let missed = Missing { record: *record, errno: e.errno(), path };
+                    missing.as_deref_mut().into_iter().for_each(|list| list.push(missed.clone()));
+                }
+                Err(e) => failures.push(format!("descriptor {}: {e}", record.fd)),
             }
-            Err(e) => failures.push(format!("descriptor {}: {e}", record.fd)),
         }
-    }
-    for Missing { record, .. } in missing.into_iter().flatten() {
-        restored.push(Restored { record: *record, origin: Origin::Own(stand_in()?) });
+        for Missing { record, .. } in missing.take().into_iter().flatten() {
+            restored.push(Restored { record: *record, origin: Origin::Own(stand_in()?) });
+        }
+        all.push(restored);
     }
     warnings.append(&mut opening.warnings);
-    if failures.is_empty() { Ok(restored) } else { Err(Error::new(failures.join("; "))) }
+    if failures.is_empty() { Ok(all) } else { Err(Error::new(failures.join("; "))) }
 }
 
 fn open_one(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Origin> {

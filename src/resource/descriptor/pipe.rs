@@ -21,10 +21,10 @@ pub(super) const KIND: Kind = Kind { recognise, save, open };
 /// [`Descriptor::extra`] of a pipe whose content is packets (pipe(2), O_DIRECT).
 const PACKETS: u32 = 1;
 
-/// Whether the program holds both ends of the pipe behind `fd`.
-pub fn has_both_ends(fd: &Fd, all: &[Fd]) -> bool {
+/// Whether the processes of the checkpoint hold both ends of the pipe behind `fd`.
+pub fn has_both_ends(fd: &Fd, look: &Look<'_>) -> bool {
     let end = |wanted: &[i32]| {
-        all.iter().any(|f| {
+        look.tables.everywhere().any(|(_, f)| {
             (f.device, f.inode) == (fd.device, fd.inode) && wanted.contains(&access(f.flags))
         })
     };
@@ -47,7 +47,7 @@ fn recognise(fd: &Fd, look: &Look<'_>) -> bool {
     }
     let same = |f: &&Fd| (f.device, f.inode) == (fd.device, fd.inode);
     let outside = look.all.iter().filter(same).any(|f| standard::number(f, look).is_some());
-    !outside && (has_both_ends(fd, look.all) || is_last(fd, look.process.pid()))
+    !outside && (has_both_ends(fd, look) || is_last(fd, look.process.pid()))
 }
 
 /// Whether nobody has the other end of a pipe any more: then a restart makes one of which the same is true.
@@ -63,21 +63,23 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
     if let Some(path) = is_named(fd).then(|| names::locate(fd, look)).flatten() {
         saving.path = path.into();
     }
-    let ends = || look.all.iter().filter(|f| (f.device, f.inode) == (fd.device, fd.inode));
+    let same = |(_, f): &(i32, &Fd)| (f.device, f.inode) == (fd.device, fd.inode);
+    let ends = || look.tables.everywhere().filter(same);
     // What is in the pipe of a standard stream travels with that ([`super::unread`]).
-    let mut own = ends().filter(|f| standard::number(f, look).is_none());
-    saving.record.content = own.next().map_or(fd.number, |f| f.number);
-    let elsewhere = ends().any(|f| standard::number(f, look).is_some());
-    if ends().any(|f| f.flags.cast_signed() & libc::O_DIRECT != 0) {
+    let mut own = ends().filter(|(_, f)| standard::number(f, look).is_none());
+    let first = own.next().map_or((look.process.pid(), fd.number), |(pid, f)| (pid, f.number));
+    saving.record.content = first.1;
+    let elsewhere = ends().any(|(_, f)| standard::number(f, look).is_some());
+    if ends().any(|(_, f)| f.flags.cast_signed() & libc::O_DIRECT != 0) {
         saving.record.extra = PACKETS;
     }
-    let reader = ends().find(|f| access(f.flags) != libc::O_WRONLY).map(|f| f.number);
-    let number = reader.unwrap_or(fd.number);
+    let reader = ends().find(|(_, f)| access(f.flags) != libc::O_WRONLY);
+    let (pid, number) = reader.map_or((look.process.pid(), fd.number), |(pid, f)| (pid, f.number));
     let why = || format!("cannot look into the pipe behind descriptor {number}");
-    let ours = raw::take_descriptor(look.process.pid(), number.cast_signed()).because(why)?;
+    let ours = raw::take_descriptor(pid, number.cast_signed()).because(why)?;
     let capacity = fcntl(&ours, FcntlArg::F_GETPIPE_SZ).because(why)?;
     saving.record.value = capacity.unsigned_abs().into();
-    if saving.record.content == fd.number {
+    if first == (look.process.pid(), fd.number) {
         let pieces = reader.filter(|_| !elsewhere).map(|_| peek(&ours)).transpose()?;
         let pieces = pieces.unwrap_or_default();
         let bytes = framed(&pieces);
@@ -143,7 +145,7 @@ fn open(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Origin> {
         Entry::Occupied(ends) => ends.into_mut(),
         Entry::Vacant(none) => {
             let ends = if path.is_absolute() { fifo(record, &path)? } else { anonymous()? };
-            let content = opening.sources.content(record.content)?;
+            let content = opening.sources.content(opening.process, record.content)?;
             fill(&ends, &content, record)?;
             none.insert(ends)
         }

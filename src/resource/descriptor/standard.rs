@@ -36,7 +36,7 @@ fn at_start(fd: &Fd) -> [u64; 3] {
 
 /// Whether a standard stream is a pipe that the program made itself and holds both ends of.
 fn is_own(fd: &Fd, look: &Look<'_>) -> bool {
-    pipe::has_both_ends(fd, look.all) && !look.at_start.contains(&at_start(fd))
+    pipe::has_both_ends(fd, look) && !look.at_start.contains(&at_start(fd))
 }
 
 /// [`Descriptor::extra`] of a standard input whose unread bytes are in the image.
@@ -48,13 +48,17 @@ fn recognise(fd: &Fd, look: &Look<'_>) -> bool {
 
 /// Whether this is the first descriptor of the pipe of standard input, which may be under another number than 0.
 fn is_input(fd: &Fd, look: &Look<'_>) -> bool {
-    let reads = |f: &&Fd| {
+    let reads = |(_, f): &(i32, &Fd)| {
         file_type(f.mode) == libc::S_IFIFO
             && access(f.flags) != libc::O_WRONLY
             && (f.device, f.inode) == (fd.device, fd.inode)
     };
     number(fd, look) == Some(0)
-        && look.all.iter().find(reads).is_some_and(|first| first.number == fd.number)
+        && look
+            .tables
+            .everywhere()
+            .find(reads)
+            .is_some_and(|(pid, first)| (pid, first.number) == (look.process.pid(), fd.number))
 }
 
 fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {

@@ -31,7 +31,7 @@ fn save(fd: &Fd, _: &Look<'_>, saving: &mut Saving) -> Result<()> {
 }
 
 fn open(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Origin> {
-    let saved = parse(&opening.sources.content(record.content)?)?;
+    let saved = parse(&opening.content(record)?)?;
     // SAFETY: numbers only.
     let result = unsafe { libc::syscall(libc::SYS_timerfd_create, saved.clock, libc::TFD_CLOEXEC) };
     owned(result).because(|| "cannot make a timerfd").map(Origin::Own)

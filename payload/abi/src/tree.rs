@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! The processes of a tree and how they are related.
+
+use crate::record;
+
+/// [`Member::parent`] of the root and of orphans, [`Member::process`] of the dead.
+pub const NOBODY: u32 = u32::MAX;
+
+record! {
+    /// A process of the tree, the root first; ids are those of the root's PID namespace.
+    Member, 80, {
+        /// Process id.
+        pid: u32,
+        /// Which member is its parent, from 0; [`NOBODY`]: the root's is outside, an orphan's is init.
+        parent: u32,
+        /// Process group; 0: the one that the root was in, which began outside of the tree.
+        group: u32,
+        /// Session; 0: that of the root, as above.
+        session: u32,
+        /// The signal that its parent gets when it ends (clone(2)).
+        exit_signal: u32,
+        /// Bits of [`member_flag`].
+        flags: u32,
+        /// Status of the dead, as wait(2) has it.
+        status: u32,
+        /// Which process of the image it is ([`crate::image::Section::process`]); [`NOBODY`] of the dead.
+        process: u32,
+        /// Its name (comm), NUL-padded.
+        name: [u8; 16],
+        /// Room to grow.
+        reserved: [u64; 4],
+    }
+}
+
+/// Bits of [`Member::flags`].
+pub mod member_flag {
+    /// It has ended, and its parent has not waited for it.
+    pub const DEAD: u32 = 1;
+    /// PR_SET_CHILD_SUBREAPER was set.
+    pub const REAPS: u32 = 2;
+}

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! Going where the processes of a restarted tree are: in a PID namespace of their own, whose ids the image has to hold.
+//!
+//! A dumper that works from outside enters the namespaces first, and then sees what the processes see. The owner of a
+//! user namespace has every capability in it (user_namespaces(7)), so the user who restarted the tree may. The PID
+//! namespace is only that of children (setns(2)), so a child works, and its maker ends as it does.
+//!
+//! # Safety
+//! The callers have one thread; a child that is made by a bare clone(2) may do all that its maker may.
+#![allow(unsafe_code)]
+
+use crate::error::{Because, Error, Result};
+use crate::image::read::Image;
+use crate::proc::{self, Process, maps::Vma};
+use nix::errno::Errno;
+use nix::libc;
+use nix::sched::{CloneFlags, setns};
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, Instant};
+
+/// How long a restart in progress is waited for.
+const RESTART: Duration = Duration::from_secs(5);
+
+/// Names of the processes that a restarter of a tree has beside the root.
+pub const WITNESS: &str = "ckpt-witness";
+/// See [`WITNESS`].
+pub const INIT: &str = "ckpt-init";
+
+/// Namespaces in the order in which they are entered: the first gives the right to the others.
+const KINDS: [(&str, CloneFlags); 3] = [
+    ("user", CloneFlags::CLONE_NEWUSER),
+    ("mnt", CloneFlags::CLONE_NEWNS),
+    ("pid", CloneFlags::CLONE_NEWPID),
+];
+
+/// The process that is meant by an id: of the restarter of a tree, which stands for its root, the root, as soon as it is
+/// there.
+pub fn meant(pid: i32) -> i32 {
+    let deadline = Instant::now() + RESTART;
+    loop {
+        let Ok(process) = Process::open(pid) else { return pid };
+        let children = process.children();
+        let is =
+            |child: &i32, name: &str| proc::comm(*child, *child).is_ok_and(|comm| comm == name);
+        let stands = children.iter().any(|child| is(child, WITNESS));
+        let root = children.iter().find(|child| !is(child, WITNESS) && !is(child, INIT));
+        // Its namespaces are not what they will be before it is the program.
+        let late = Instant::now() > deadline;
+        let becomes = |pid: i32| proc::maps::read(pid).is_ok_and(|vmas| is_stub(pid, &vmas));
+        match root.filter(|_| stands) {
+            Some(root) if late || !becomes(*root) => return *root,
+            None if late || !becomes(pid) => return pid,
+            _ => {}
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Whether the process is a checkpoint that has not yet become the program; whatever it has of a
+/// payload is not ready. The program, once there, has no mapping of its checkpoint.
+pub fn is_stub(pid: i32, vmas: &[Vma]) -> bool {
+    let Ok(exe) = fs::read_link(format!("/proc/{pid}/exe")) else { return false };
+    let runs = vmas.iter().any(|vma| vma.exec && vma.name == exe.as_os_str());
+    let file = File::open(format!("/proc/{pid}/exe"));
+    runs && file.is_ok_and(|file| matches!(Image::find(&file), Ok(Some(_))))
+}
+
+/// Enters the namespaces of a process, if its PID namespace is another than ours: its id there. Where that is so, only
+/// a child of the caller returns, and the caller ends with its status. The current directory stays, by its path.
+///
+/// # Errors
+/// They may not be entered.
+pub fn enter(pid: i32) -> Result<i32> {
+    let of =
+        |pid: &str, kind: &str| fs::metadata(format!("/proc/{pid}/ns/{kind}")).map(|m| m.ino());
+    let target = pid.to_string();
+    // Of a process that we may not look at, the trace itself says why.
+    let (Ok(own), Ok(theirs)) = (of("self", "pid"), of(&target, "pid")) else { return Ok(pid) };
+    if own == theirs {
+        return Ok(pid);
+    }
+    let inner = proc::inner_pid(pid);
+    let why = || format!("cannot enter the namespaces of process {pid}");
+    let mut others = Vec::new();
+    for (kind, flag) in KINDS {
+        if of("self", kind).because(why)? != of(&target, kind).because(why)? {
+            others.push((File::open(format!("/proc/{pid}/ns/{kind}")).because(why)?, flag));
+        }
+    }
+    let here = std::env::current_dir().because(|| "cannot find out the current directory")?;
+    for (namespace, flag) in others {
+        setns(namespace, flag).map_err(|errno| forbidden(pid, errno))?;
+    }
+    std::env::set_current_dir(&here)
+        .because(|| format!("there is no {} where process {pid} lives", here.display()))?;
+    match fork().because(why)? {
+        0 => Ok(inner),
+        child => wait_and_end(child),
+    }
+}
+
+fn forbidden(pid: i32, errno: Errno) -> Error {
+    Error::new(format!("cannot enter the namespaces of process {pid}: {}", errno.desc())).hint(
+        "the user who made them may, and root; a container's processes are saved from inside of it",
+    )
+}
+
+fn fork() -> nix::Result<i32> {
+    // SAFETY: this process has one thread.
+    let child = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
+    Errno::result(child).map(|child| child as i32)
+}
+
+/// Ends as a child does.
+fn wait_and_end(child: i32) -> ! {
+    let mut status = 0;
+    loop {
+        // SAFETY: waits for a child of ours.
+        let waited = unsafe { libc::waitpid(child, &mut status, 0) };
+        if Errno::result(waited) != Err(Errno::EINTR) {
+            break;
+        }
+    }
+    let status = match libc::WIFEXITED(status) {
+        true => libc::WEXITSTATUS(status),
+        false => 128 + libc::WTERMSIG(status),
+    };
+    // SAFETY: ends this process without running anything twice.
+    unsafe { libc::_exit(status) }
+}

@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! Who descends from whom: the processes of a job.
+//!
+//! The parent link tells, as long as it is there. Of a process whose parent has ended before it, init or a subreaper is
+//! the parent; it still belongs to the tree when its session or its process group is one that began in the tree
+//! (credentials(7)). What has left both (a daemon that began a session of its own and whose parent is gone) cannot be
+//! found.
+
+use super::stat;
+use crate::error::{Because, Result};
+use std::collections::{HashMap, HashSet};
+
+/// What the list of all processes says of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kin {
+    /// Process id.
+    pub pid: i32,
+    /// Its parent's, 0 of one in another PID namespace.
+    pub parent: i32,
+    /// Process group.
+    pub group: i32,
+    /// Session.
+    pub session: i32,
+    /// When it began, in ticks since boot.
+    pub start: u64,
+    /// It has ended, and nobody has waited for it.
+    pub dead: bool,
+    /// It is one of ours that the program must not meet: nameable by that, and without an exit signal.
+    pub ours: bool,
+}
+
+/// All processes that can be seen.
+///
+/// # Errors
+/// /proc cannot be read.
+pub fn everybody() -> Result<Vec<Kin>> {
+    Ok(pids()?.into_iter().filter_map(|pid| kin(pid).ok()).collect())
+}
+
+/// The numbers of all processes that can be seen.
+///
+/// # Errors
+/// /proc cannot be read.
+pub fn pids() -> Result<Vec<i32>> {
+    let entries = std::fs::read_dir("/proc").because(|| "cannot read /proc")?;
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    Ok(names.collect())
+}
+
+/// One process.
+///
+/// # Errors
+/// It is gone.
+pub fn kin(pid: i32) -> Result<Kin> {
+    let stat = stat(pid, pid)?;
+    let [parent, group, session] = [stat.ppid, stat.pgrp, stat.session];
+    let ours = stat.exit_signal == 0 && stat.comm.as_encoded_bytes().starts_with(b"ckpt-");
+    let dead = matches!(stat.state, 'Z' | 'X') && stat.num_threads <= 1;
+    Ok(Kin { pid, parent, group, session, start: stat.starttime, dead, ours })
+}
+
+/// The processes of the tree below `root`, parents before their children, `root` first. Whoever is in `known` belongs
+/// to it, also where the links are gone meanwhile.
+pub fn below(root: i32, known: &HashSet<i32>, all: &[Kin]) -> Vec<i32> {
+    let by_id: HashMap<i32, &Kin> = all.iter().map(|kin| (kin.pid, kin)).collect();
+    let Some(first) = by_id.get(&root) else { return Vec::new() };
+    let mut members = vec![root];
+    let mut inside: HashSet<i32> = [root].into();
+    let reapers = reapers(first, &by_id);
+    // What began in the tree has the id of a process that is no older than the root.
+    let began_here = |id: i32, inside: &HashSet<i32>| {
+        id != first.group
+            && id != first.session
+            && (inside.contains(&id) || !by_id.contains_key(&id))
+    };
+    let mut groups: HashSet<i32> = HashSet::new();
+    loop {
+        let before = members.len();
+        for kin in all {
+            let orphan = reapers.contains(&kin.parent) && kin.start >= first.start;
+            let related = orphan && (groups.contains(&kin.group) || groups.contains(&kin.session));
+            let belongs = inside.contains(&kin.parent) || known.contains(&kin.pid) || related;
+            if kin.pid != root && belongs && inside.insert(kin.pid) {
+                members.push(kin.pid);
+            }
+        }
+        for kin in members.iter().filter_map(|pid| by_id.get(pid)) {
+            groups
+                .extend([kin.group, kin.session].into_iter().filter(|id| began_here(*id, &inside)));
+        }
+        // The root's own group, which its maker has begun, is also that of whoever else stands in the pipeline: an
+        // orphan of it belongs to the tree only where the root leads it.
+        if first.group == root {
+            groups.insert(root);
+        }
+        if members.len() == before {
+            return members;
+        }
+    }
+}
+
+/// Who may have become the parent of the root's orphans: everybody above it, and init.
+fn reapers(root: &Kin, by_id: &HashMap<i32, &Kin>) -> HashSet<i32> {
+    let mut reapers: HashSet<i32> = [1].into();
+    let mut at = by_id.get(&root.parent);
+    // The parent itself has children of its own in the root's group.
+    while let Some(above) = at.and_then(|kin| by_id.get(&kin.parent)) {
+        if !reapers.insert(above.pid) {
+            break;
+        }
+        at = by_id.get(&above.pid);
+    }
+    reapers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kin(pid: i32, parent: i32, group: i32, session: i32) -> Kin {
+        Kin {
+            pid,
+            parent,
+            group,
+            session,
+            start: pid.unsigned_abs().into(),
+            dead: false,
+            ours: false,
+        }
+    }
+
+    fn members(all: &[Kin]) -> Vec<i32> {
+        below(50, &HashSet::new(), all)
+    }
+
+    #[test]
+    fn descendants_come_after_their_parents() {
+        let shell = [kin(1, 0, 1, 1), kin(40, 1, 40, 40)];
+        let tree =
+            [kin(50, 40, 50, 40), kin(60, 55, 50, 40), kin(55, 50, 50, 40), kin(70, 40, 70, 40)];
+        assert_eq!(members(&[&shell[..], &tree].concat()), [50, 55, 60]);
+    }
+
+    #[test]
+    fn orphans_are_found_by_what_began_in_the_tree() {
+        let all = [
+            kin(1, 0, 1, 1),
+            kin(40, 1, 40, 40),
+            kin(45, 1, 40, 40),
+            kin(50, 40, 50, 40),
+            // In the same pipeline, the shell's child.
+            kin(51, 40, 50, 40),
+            // The leader of its group lives in the tree; so does that of the next.
+            kin(61, 50, 61, 40),
+            kin(62, 1, 61, 40),
+            // Its session's leader is gone, and a member of the tree is in it.
+            kin(71, 50, 70, 70),
+            kin(72, 1, 70, 70),
+            // In the group that the root leads.
+            kin(80, 1, 50, 40),
+            // Older than the root, or of another job.
+            kin(30, 1, 61, 40),
+            kin(90, 1, 90, 90),
+        ];
+        let mut found = members(&all);
+        found.sort_unstable();
+        assert_eq!(found, [50, 61, 62, 71, 72, 80]);
+    }
+
+    #[test]
+    fn nobody_is_below_who_is_gone() {
+        assert_eq!(members(&[kin(1, 0, 1, 1)]), Vec::<i32>::new());
+    }
+}

@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! Freezing a process with all that descend from it.
+//!
+//! Parents before their children: who stands still makes no more. The freeze is final when a list of the tree, made
+//! while all that were found stand still, holds nobody else. A process that ends or executes another program on the
+//! way is looked for again; one that cannot be stopped soon (its child of vfork(2) has not executed yet) lets all
+//! others go on until it can be.
+
+use super::freeze::{FIRST_ATTEMPT, Frozen, LAST_ATTEMPT, PATIENCE};
+use super::stopping::await_hearing;
+use crate::error::{Error, Kind, Result};
+use crate::proc::Process;
+use crate::proc::tree::{self, Kin};
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+/// How long failed attempts may hold a job before it has to get its share.
+const AT_FIRST: Duration = Duration::from_millis(100);
+
+/// A process and its descendants, all stopped. Dropping it lets them go on.
+pub struct Forest {
+    /// Those that live, the root first.
+    pub processes: Vec<Frozen>,
+    /// Those that have ended, and that nobody has waited for.
+    pub dead: Vec<Kin>,
+    /// When the first of them stood still.
+    pub since: Instant,
+}
+
+/// Who is not a part of a tree.
+pub struct Apart {
+    /// Processes that stay out, with their descendants.
+    pub left_out: HashSet<i32>,
+}
+
+impl Apart {
+    /// The caller itself and what it came from, as far as that is below the root: a dumper that the program's payload
+    /// has started, and its keeper.
+    pub fn ours() -> Self {
+        Self { left_out: [std::process::id().cast_signed()].into() }
+    }
+}
+
+/// What came of an attempt.
+enum Attempt {
+    Whole(Forest),
+    /// The root's parent link or somebody on the way was gone: a new list tells.
+    Anew,
+    /// This one does not stop now.
+    Held(i32),
+}
+
+impl Forest {
+    /// Stops every process of the tree below `root`, also those that appear meanwhile.
+    ///
+    /// # Errors
+    /// With everything running again: those of [`Frozen::freeze`], of any of them; a tree that grows faster than it
+    /// can be stopped.
+    pub fn freeze(root: i32, apart: &Apart) -> Result<Self> {
+        let begun = Instant::now();
+        let deadline = begun + PATIENCE;
+        let mut held = Duration::ZERO;
+        let mut patience = FIRST_ATTEMPT;
+        loop {
+            await_all(root, apart, deadline)?;
+            let since = Instant::now();
+            let found = Self::attempt(root, apart, patience);
+            held += since.elapsed();
+            let holder = match found {
+                Ok(Attempt::Whole(forest)) => return Ok(forest),
+                Ok(Attempt::Held(pid)) => pid,
+                Ok(Attempt::Anew) => root,
+                Err(e) if e.kind() == Kind::Gone && tree::kin(root).is_ok() => root,
+                Err(e) => return Err(e),
+            };
+            if Instant::now() > deadline {
+                // Alone it has its own sentence, or all is well.
+                if holder != root {
+                    Frozen::freeze(holder)?.thaw();
+                }
+                let text = format!("the processes below {root} come and go too fast to be stopped");
+                return Err(Error::new(text).hint("try again when it makes fewer of them"));
+            }
+            patience = (patience * 2).min(LAST_ATTEMPT);
+            // The job runs three quarters of the time that failed attempts take.
+            let due = (held * 4).saturating_sub(begun.elapsed() + AT_FIRST);
+            std::thread::sleep(due.max(Duration::from_millis(1)));
+        }
+    }
+
+    fn attempt(root: i32, apart: &Apart, patience: Duration) -> Result<Attempt> {
+        let Some(first) = Frozen::soon(root, patience)? else { return Ok(Attempt::Held(root)) };
+        let mut forest = Self::of(first);
+        let mut known: HashSet<i32> = [root].into();
+        loop {
+            let members = members(root, &known, apart)?;
+            if members.is_empty() {
+                return Ok(Attempt::Anew);
+            }
+            forest.dead = members.iter().filter(|kin| kin.dead).copied().collect();
+            let alive = members.into_iter().filter(|kin| !kin.dead);
+            let news: Vec<_> = alive.filter(|kin| !known.contains(&kin.pid)).collect();
+            if news.is_empty() {
+                return Ok(Attempt::Whole(forest));
+            }
+            for kin in news {
+                match Frozen::soon(kin.pid, patience) {
+                    Ok(Some(frozen)) => {
+                        known.insert(kin.pid);
+                        forest.processes.push(frozen);
+                    }
+                    Ok(None) => return Ok(Attempt::Held(kin.pid)),
+                    Err(e) if e.kind() == Kind::Gone => {}
+                    Err(e) => return Err(e),
+                }
+            }
+        }
+    }
+
+    /// One process alone.
+    pub fn of(first: Frozen) -> Self {
+        let since = first.since();
+        Self { processes: vec![first], dead: Vec::new(), since }
+    }
+
+    /// Lets all go on.
+    pub fn thaw(self) {
+        // Children first: a parent finds them as they were.
+        self.processes.into_iter().rev().for_each(Frozen::thaw);
+    }
+}
+
+/// The tree, without those that stay apart.
+fn members(root: i32, known: &HashSet<i32>, apart: &Apart) -> Result<Vec<Kin>> {
+    let mut all = tree::everybody()?;
+    all.retain(|kin| !kin.ours && !apart.left_out.contains(&kin.pid));
+    let by_id: HashMap<i32, Kin> = all.iter().map(|kin| (kin.pid, *kin)).collect();
+    let members = tree::below(root, known, &all).into_iter();
+    Ok(members.filter_map(|pid| by_id.get(&pid).copied()).collect())
+}
+
+/// Waits, while nobody is touched, until every process of the tree can hear.
+fn await_all(root: i32, apart: &Apart, deadline: Instant) -> Result<()> {
+    for kin in members(root, &HashSet::new(), apart)?.iter().filter(|kin| !kin.dead) {
+        if let Ok(process) = Process::open(kin.pid) {
+            await_hearing(&process, deadline).or_else(|e| match e.kind() {
+                Kind::Gone => Ok(()),
+                _ => Err(e),
+            })?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::os::unix::process::CommandExt;
+    use std::process::{Child, Command, Stdio};
+
+    /// A script in a group of its own, all of which ends with it.
+    struct Job(Child);
+
+    impl Job {
+        fn start(script: &str) -> Self {
+            let mut command = Command::new("sh");
+            command.args(["-c", script]).stdout(Stdio::piped()).process_group(0);
+            let mut child = command.spawn().unwrap();
+            child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+            Self(child)
+        }
+
+        fn pid(&self) -> i32 {
+            self.0.id().cast_signed()
+        }
+    }
+
+    impl Drop for Job {
+        fn drop(&mut self) {
+            use nix::sys::signal::{Signal, killpg};
+            let _ = killpg(nix::unistd::Pid::from_raw(self.pid()), Signal::SIGKILL);
+            let _ = self.0.wait();
+        }
+    }
+
+    /// Nothing of the job moves or appears while it is frozen.
+    fn stands_still(job: &Job, forest: &Forest) {
+        let apart = Apart::ours();
+        let frozen: HashSet<i32> = forest.processes.iter().map(|frozen| frozen.pid).collect();
+        for kin in members(job.pid(), &HashSet::new(), &apart).unwrap() {
+            assert!(kin.dead || frozen.contains(&kin.pid), "{kin:?}");
+        }
+    }
+
+    #[test]
+    fn a_storm_of_forks_stands_still() {
+        let storm =
+            "echo x; while :; do true | /bin/true; (sh -c '/bin/true & wait'; :) & wait; done";
+        let job = Job::start(storm);
+        for _ in 0..100 {
+            let forest = Forest::freeze(job.pid(), &Apart::ours()).unwrap();
+            stands_still(&job, &forest);
+            std::thread::sleep(Duration::from_micros(300));
+            stands_still(&job, &forest);
+            forest.thaw();
+        }
+    }
+
+    #[test]
+    fn many_processes_stand_still_together() {
+        let job =
+            Job::start("i=0; while [ $i -lt 60 ]; do sleep 100 & i=$((i+1)); done; echo x; wait");
+        let forest = Forest::freeze(job.pid(), &Apart::ours()).unwrap();
+        assert_eq!(forest.processes.len(), 61);
+        assert_eq!(forest.processes[0].pid, job.pid());
+        stands_still(&job, &forest);
+        forest.thaw();
+    }
+}

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! The descriptor tables of all processes of a checkpoint, and which descriptors are one description.
+//!
+//! A description that several processes have is saved with the first of them; its further descriptors name that.
+
+use crate::error::Result;
+use crate::proc::{self, fds::Fd};
+use crate::ptrace::raw;
+use ckpt_abi::image::Descriptor;
+use std::cmp::Ordering;
+use std::collections::HashMap;
+
+/// The descriptors of one process.
+pub struct Table {
+    /// The process.
+    pub pid: i32,
+    /// By number.
+    pub fds: Vec<Fd>,
+}
+
+/// All of them, in the order of the image's processes.
+#[derive(Default)]
+pub struct Tables {
+    /// One for each process.
+    pub of: Vec<Table>,
+    /// What the standard streams of the first process were when it began: device, inode, access mode.
+    pub at_start: [[u64; 3]; 3],
+    leaders: HashMap<(u64, u64, u32), Vec<Place>>,
+    /// The records of those that are the first of their description.
+    saved: HashMap<Place, Descriptor>,
+}
+
+/// Where a descriptor is: in which process of the image, under which number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Place {
+    /// The process, from 0.
+    pub process: u32,
+    /// The number.
+    pub fd: u32,
+}
+
+impl Tables {
+    /// Reads the tables of processes that stand still; the first process's standard streams were `at_start` when it
+    /// began.
+    ///
+    /// # Errors
+    /// Those of [`proc::fds`].
+    pub fn read(pids: impl IntoIterator<Item = i32>, at_start: [[u64; 3]; 3]) -> Result<Self> {
+        let table = |pid| Ok(Table { pid, fds: proc::fds(pid)? });
+        let of = pids.into_iter().map(table).collect::<Result<_>>()?;
+        Ok(Self { of, at_start, ..Self::default() })
+    }
+
+    /// Every descriptor of every process, with the process's id; the first of a file comes first.
+    pub fn everywhere(&self) -> impl Iterator<Item = (i32, &Fd)> {
+        self.of.iter().flat_map(|table| table.fds.iter().map(|fd| (table.pid, fd)))
+    }
+
+    /// Keeps the record of a descriptor that is the first of its description.
+    pub fn keep(&mut self, record: Descriptor) {
+        let place = Place { process: record.shared_process, fd: record.shared_with };
+        self.saved.insert(place, record);
+    }
+
+    /// What was kept.
+    pub fn saved(&self, leader: Place) -> Option<Descriptor> {
+        self.saved.get(&leader).copied()
+    }
+
+    /// The first descriptor of the same description; None for the first itself. They are asked in order.
+    ///
+    /// kcmp(2) orders descriptions, so a thousand eventfds, which all have one inode, are searched
+    /// in ten steps. Without it (CONFIG_KCMP), what looks the same is taken for the same.
+    pub fn leader(&mut self, process: u32, fd: &Fd) -> Option<Place> {
+        let tables = &self.of;
+        let group = self.leaders.entry((fd.device, fd.inode, fd.flags)).or_default();
+        let pid = |process: u32| tables.get(process as usize).map_or(0, |table| table.pid);
+        let own = (pid(process), fd.number);
+        let mut blind = false;
+        let mut found = group.binary_search_by(|leader| {
+            let order = raw::file_order((pid(leader.process), leader.fd), own);
+            blind |= order.is_err();
+            order.unwrap_or(Ordering::Less)
+        });
+        if blind {
+            let twin = |place: &Place| {
+                let fds = tables.get(place.process as usize).map(|table| &table.fds);
+                let mut fds = fds.into_iter().flatten();
+                fds.any(|f| f.number == place.fd && f.position == fd.position)
+            };
+            found = group.iter().position(twin).ok_or(group.len());
+        }
+        match found {
+            Ok(at) => group.get(at).copied(),
+            Err(at) => {
+                group.insert(at, Place { process, fd: fd.number });
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! How the processes of a tree are related: parents, groups, sessions, and the dead that nobody has waited for.
+//!
+//! The root's own group and session began outside of the tree, with whoever started it; a restart puts the root into
+//! those of the restarter, with everybody who shared them. Every other group or session is kept by its number.
+
+pub(crate) mod plan;
+
+use crate::proc::tree::Kin;
+use crate::proc::{self};
+use ckpt_abi::image::{self as rec, NOBODY, member_flag};
+use std::collections::HashMap;
+use std::os::unix::ffi::OsStrExt;
+use zerocopy::FromZeros;
+
+/// A process of the tree, as it is found.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Found {
+    /// What /proc says.
+    pub(crate) kin: Kin,
+    /// Whether orphans come to it (PR_SET_CHILD_SUBREAPER).
+    pub(crate) reaps: bool,
+}
+
+/// The records of a tree: those that live in the order of the image's processes, the root first; then the dead.
+///
+/// # Errors
+/// What stands in the way of making them again, a sentence each.
+pub(crate) fn save(living: &[Found], dead: &[Kin]) -> Result<Vec<rec::Member>, Vec<String>> {
+    let Some(root) = living.first() else { return Ok(Vec::new()) };
+    let numbers: HashMap<i32, u32> =
+        (0..).zip(living).map(|(n, found)| (found.kin.pid, n)).collect();
+    let all =
+        living.iter().copied().chain(dead.iter().map(|kin| Found { kin: *kin, reaps: false }));
+    let record = |found: Found| {
+        let Kin { pid, parent, group, session, .. } = found.kin;
+        let own = |id: i32, roots: i32| if id == roots { plan::OUTSIDE } else { id }.unsigned_abs();
+        let parent = if pid == root.kin.pid { None } else { numbers.get(&parent) };
+        let flags = [(found.kin.dead, member_flag::DEAD), (found.reaps, member_flag::REAPS)];
+        let stat = proc::stat(pid, pid).ok();
+        let exit_signal = stat.as_ref().map_or(nix::libc::SIGCHLD, |stat| stat.exit_signal);
+        let mut name = [0; 16];
+        let comm = stat.as_ref().map(|stat| stat.comm.as_bytes()).unwrap_or_default();
+        name.iter_mut().zip(comm).for_each(|(to, from)| *to = *from);
+        rec::Member {
+            pid: pid.unsigned_abs(),
+            parent: parent.copied().unwrap_or(NOBODY),
+            group: own(group, root.kin.group),
+            session: own(session, root.kin.session),
+            exit_signal: exit_signal.unsigned_abs(),
+            flags: flags.into_iter().filter(|(set, _)| *set).map(|(_, flag)| flag).sum(),
+            status: stat.as_ref().map_or(0, |stat| stat.wait_status.cast_unsigned()),
+            process: numbers.get(&pid).copied().filter(|_| !found.kin.dead).unwrap_or(NOBODY),
+            name,
+            ..rec::Member::new_zeroed()
+        }
+    };
+    let members: Vec<_> = all.map(record).collect();
+    match plan::plan(&planned(&members)) {
+        Ok(_) => Ok(members),
+        Err(index) => {
+            let (pid, name) = members.get(index).map(named).unwrap_or_default();
+            Err(vec![format!(
+                "process {pid} ({name}) is in a session or a process group that a restart cannot make again"
+            )])
+        }
+    }
+}
+
+/// The id and the name of a member, for a sentence.
+pub(crate) fn named(member: &rec::Member) -> (u32, String) {
+    let end = member.name.iter().position(|byte| *byte == 0).unwrap_or(member.name.len());
+    (member.pid, String::from_utf8_lossy(&member.name[..end]).into_owned())
+}
+
+/// The members as the plan wants them.
+pub(crate) fn planned(members: &[rec::Member]) -> Vec<plan::Member> {
+    let one = |member: &rec::Member| plan::Member {
+        pid: member.pid.cast_signed(),
+        parent: (member.parent != NOBODY).then_some(member.parent as usize),
+        group: member.group.cast_signed(),
+        session: member.session.cast_signed(),
+        reaps: member.flags & member_flag::REAPS != 0,
+    };
+    members.iter().map(one).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kin(pid: i32, parent: i32, group: i32, session: i32) -> Kin {
+        Kin { pid, parent, group, session, start: 0, dead: false, ours: false }
+    }
+
+    #[test]
+    fn what_began_outside_stays_outside() {
+        let found = |kin| Found { kin, reaps: false };
+        let living = [
+            found(kin(50, 40, 50, 40)),
+            found(kin(51, 50, 51, 40)),
+            found(kin(52, 1, 51, 40)),
+            found(kin(53, 50, 50, 40)),
+        ];
+        let dead = [Kin { dead: true, ..kin(54, 51, 51, 40) }];
+        let members = save(&living, &dead).unwrap();
+        let ids = |m: &rec::Member| [m.parent, m.group, m.session, m.process];
+        let all: Vec<_> = members.iter().map(ids).collect();
+        assert_eq!(
+            all,
+            [
+                [NOBODY, 0, 0, 0],
+                [0, 51, 0, 1],
+                [NOBODY, 51, 0, 2],
+                [0, 0, 0, 3],
+                [1, 51, 0, NOBODY]
+            ]
+        );
+        assert_eq!(members[4].flags, member_flag::DEAD);
+    }
+}

@@ -1,0 +1,345 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! Who makes whom: a pure plan by which processes come to have their parents, sessions and groups.
+//!
+//! A child is born in its maker's session and group (credentials(7)). A session is only begun, by the process whose
+//! id it has (setsid(2)); a group of the own session can be joined (setpgid(2)). So a process makes the children that
+//! belong to its maker's session or to the group from outside before it begins its own, and the others after that.
+//! Orphans are made by an intermediate that ends, in a session and below a reaper (init, or PR_SET_CHILD_SUBREAPER) that
+//! are theirs. A session or group whose leader is gone is begun by a placeholder with the leader's id that ends.
+//!
+//! The plan simulates what the kernel does; what it cannot bring about is an error, so that it can be an obstacle when
+//! the checkpoint is taken.
+
+/// A session or group that begins outside of the tree: the restarter's own.
+pub(crate) const OUTSIDE: i32 = 0;
+
+/// A process of the tree, dead ones that nobody has waited for among them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Member {
+    /// Process id.
+    pub(crate) pid: i32,
+    /// Index of its parent; None of the root, and of orphans that init has.
+    pub(crate) parent: Option<usize>,
+    /// Process group, or [`OUTSIDE`].
+    pub(crate) group: i32,
+    /// Session, or [`OUTSIDE`].
+    pub(crate) session: i32,
+    /// Orphans among its descendants come to it (PR_SET_CHILD_SUBREAPER).
+    pub(crate) reaps: bool,
+}
+
+/// What a process does, in this order, before it becomes its member. Those of `group` come when all are made, those of
+/// `join` when all have done these.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Life {
+    pub(crate) steps: Vec<Step>,
+    /// A group without a leader that it begins again, by a placeholder.
+    pub(crate) revive: Option<i32>,
+    /// A group that it joins.
+    pub(crate) join: Option<i32>,
+}
+
+/// One step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// prctl(PR_SET_CHILD_SUBREAPER).
+    Reap,
+    /// Make a child: this member.
+    Make(usize),
+    /// Make an intermediate that makes this member and ends.
+    MakeOrphan(usize),
+    /// Make a placeholder of this id that begins a session, makes these members, and ends.
+    MakeSession(i32, Vec<usize>),
+    /// setsid(2).
+    LeadSession,
+    /// setpgid(2) with the own id.
+    LeadGroup,
+}
+
+/// Plans for all members, by index; the root is the first.
+///
+/// # Errors
+/// The index of a member that cannot come to its session, group or parent.
+pub(crate) fn plan(members: &[Member]) -> Result<Vec<Life>, usize> {
+    let mut planner = Planner {
+        members,
+        lives: vec![Life::default(); members.len()],
+        born: vec![None; members.len()],
+    };
+    planner.give_birth(0, State { session: OUTSIDE, group: OUTSIDE });
+    while let Some(orphan) = planner.unborn() {
+        planner.place(orphan)?;
+    }
+    planner.groups()?;
+    Ok(planner.lives)
+}
+
+/// Where a process is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct State {
+    session: i32,
+    group: i32,
+}
+
+struct Planner<'a> {
+    members: &'a [Member],
+    lives: Vec<Life>,
+    born: Vec<Option<State>>,
+}
+
+impl Planner<'_> {
+    /// Plans a member that is born in `state`, and all children that it can have by itself.
+    fn give_birth(&mut self, index: usize, state: State) {
+        let mut open = vec![(index, state)];
+        while let Some((index, state)) = open.pop() {
+            self.born[index] = Some(state);
+            let (turn, after) = self.turn(index, state);
+            let mut steps: Vec<_> =
+                self.members[index].reaps.then_some(Step::Reap).into_iter().collect();
+            let mut late = Vec::new();
+            for child in self.children(index) {
+                if fits(&self.members[child], after) {
+                    late.push(Step::Make(child));
+                    open.push((child, after));
+                } else if fits(&self.members[child], state) {
+                    steps.push(Step::Make(child));
+                    open.push((child, state));
+                }
+            }
+            steps.extend(turn);
+            steps.extend(late);
+            self.lives[index].steps = steps;
+        }
+    }
+
+    /// How a process begins what it leads, and where it is then.
+    fn turn(&self, index: usize, state: State) -> (Option<Step>, State) {
+        let Member { pid, group, session, .. } = self.members[index];
+        if session == pid && state.session != pid {
+            return (Some(Step::LeadSession), State { session: pid, group: pid });
+        }
+        if group == pid && state.group != pid {
+            return (Some(Step::LeadGroup), State { group: pid, ..state });
+        }
+        (None, state)
+    }
+
+    fn children(&self, index: usize) -> Vec<usize> {
+        let is_child = |child: &usize| self.members[*child].parent == Some(index);
+        (1..self.members.len()).filter(is_child).collect()
+    }
+
+    /// The first that nobody makes yet, but whose parent is there.
+    fn unborn(&self) -> Option<usize> {
+        let waits = |index: &usize| {
+            let parent = self.members[*index].parent;
+            self.born[*index].is_none() && parent.is_none_or(|parent| self.born[parent].is_some())
+        };
+        (1..self.members.len()).find(waits).or_else(|| self.born.iter().position(Option::is_none))
+    }
+
+    /// Who gets the orphans of a process's children.
+    fn reaper(&self, index: usize) -> Option<usize> {
+        let mut at = Some(index);
+        // A circle of parents would be damage.
+        for _ in 0..self.members.len() {
+            match at {
+                Some(index) if self.members[index].reaps => return Some(index),
+                Some(index) => at = self.members[index].parent,
+                None => return None,
+            }
+        }
+        None
+    }
+
+    /// Finds a maker for an orphan.
+    fn place(&mut self, orphan: usize) -> Result<(), usize> {
+        let member = self.members[orphan];
+        for maker in 0..self.members.len() {
+            let Some(state) = self.born[maker] else { continue };
+            if self.reaper(maker) != member.parent {
+                continue;
+            }
+            let (turn, after) = self.turn(maker, state);
+            if fits(&member, after) {
+                self.lives[maker].steps.push(Step::MakeOrphan(orphan));
+                self.give_birth(orphan, after);
+                return Ok(());
+            }
+            if fits(&member, state) {
+                let steps = &mut self.lives[maker].steps;
+                let at = turn.and_then(|turn| steps.iter().position(|step| *step == turn));
+                steps.insert(at.unwrap_or(steps.len()), Step::MakeOrphan(orphan));
+                self.give_birth(orphan, state);
+                return Ok(());
+            }
+        }
+        self.place_in_dead_session(orphan)
+    }
+
+    /// The leader of its session is gone, as that of a daemon: a placeholder begins it and makes all that are in it.
+    fn place_in_dead_session(&mut self, orphan: usize) -> Result<(), usize> {
+        let Member { session, parent, .. } = self.members[orphan];
+        let leads = |member: &Member| member.pid == session;
+        let maker = (0..self.members.len())
+            .find(|maker| self.born[*maker].is_some() && self.reaper(*maker) == parent);
+        let (Some(maker), false) = (maker, self.members.iter().any(leads) || session == OUTSIDE)
+        else {
+            return Err(orphan);
+        };
+        let state = State { session, group: session };
+        let belongs = |index: &usize| {
+            let member = &self.members[*index];
+            self.born[*index].is_none() && member.parent == parent && fits(member, state)
+        };
+        let all: Vec<_> = (1..self.members.len()).filter(belongs).collect();
+        if !all.contains(&orphan) {
+            return Err(orphan);
+        }
+        self.lives[maker].steps.push(Step::MakeSession(session, all.clone()));
+        all.into_iter().for_each(|index| self.give_birth(index, state));
+        Ok(())
+    }
+
+    /// Plans who joins which group when all are made.
+    fn groups(&mut self) -> Result<(), usize> {
+        let mut exist = vec![OUTSIDE];
+        for (index, member) in self.members.iter().enumerate() {
+            let state = self.born[index].ok_or(index)?;
+            let (_, after) = self.turn(index, state);
+            if after.session != member.session {
+                return Err(index);
+            }
+            exist.push(after.group);
+        }
+        for (index, member) in self.members.iter().enumerate() {
+            let state = self.born[index].ok_or(index)?;
+            let (_, after) = self.turn(index, state);
+            if after.group == member.group {
+                continue;
+            }
+            // A leader of a session leads its group for ever; nobody can name the group from outside.
+            if member.session == member.pid || member.group == OUTSIDE {
+                return Err(index);
+            }
+            if exist.contains(&member.group) && self.is_kept(member.group) {
+                self.lives[index].join = Some(member.group);
+            } else {
+                self.lives[index].revive = Some(member.group);
+                exist.push(member.group);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether somebody stays in a group from the start, so that others can join it, or begins it again.
+    fn is_kept(&self, group: i32) -> bool {
+        let stays = |(index, member): (usize, &Member)| {
+            let after = self.born[index].map(|state| self.turn(index, state).1);
+            let revives = self.lives[index].revive == Some(group);
+            revives || (member.group == group && after.is_some_and(|after| after.group == group))
+        };
+        self.members.iter().enumerate().any(stays)
+    }
+}
+
+/// Whether a process that is born in `state` can come to its session and group.
+fn fits(member: &Member, state: State) -> bool {
+    let session = member.session == member.pid || member.session == state.session;
+    let outside = member.group == OUTSIDE;
+    session && (!outside || state.group == OUTSIDE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn member(pid: i32, parent: Option<usize>, group: i32, session: i32) -> Member {
+        Member { pid, parent, group, session, reaps: false }
+    }
+
+    #[test]
+    fn a_script_with_commands_makes_them_in_turn() {
+        let all = [
+            member(50, None, 0, 0),
+            member(51, Some(0), 0, 0),
+            member(52, Some(0), 0, 0),
+            member(60, Some(1), 0, 0),
+        ];
+        let lives = plan(&all).unwrap();
+        assert_eq!(lives[0].steps, [Step::Make(1), Step::Make(2)]);
+        assert_eq!(lives[1].steps, [Step::Make(3)]);
+        assert!(lives.iter().all(|life| life.join.is_none() && life.revive.is_none()));
+    }
+
+    #[test]
+    fn a_child_of_the_old_session_is_made_before_the_new_one_begins() {
+        let all = [
+            member(50, None, 0, 0),
+            member(51, Some(0), 51, 51),
+            member(52, Some(1), 0, 0),
+            member(53, Some(1), 51, 51),
+        ];
+        let lives = plan(&all).unwrap();
+        assert_eq!(lives[1].steps, [Step::Make(2), Step::LeadSession, Step::Make(3)]);
+    }
+
+    #[test]
+    fn jobs_of_a_shell_lead_and_join_their_groups() {
+        let all = [
+            member(50, None, 0, 0),
+            member(51, Some(0), 51, 0),
+            member(52, Some(0), 51, 0),
+            member(53, Some(1), 0, 0),
+            member(54, Some(1), 51, 0),
+        ];
+        let lives = plan(&all).unwrap();
+        assert_eq!(lives[1].steps, [Step::Make(3), Step::LeadGroup, Step::Make(4)]);
+        assert_eq!(lives[2].join, Some(51));
+        assert_eq!(lives[4].join, None);
+    }
+
+    #[test]
+    fn a_group_whose_leader_is_gone_begins_again_once() {
+        let all = [member(50, None, 0, 0), member(52, Some(0), 51, 0), member(53, Some(0), 51, 0)];
+        let lives = plan(&all).unwrap();
+        assert_eq!((lives[1].revive, lives[1].join), (Some(51), None));
+        assert_eq!((lives[2].revive, lives[2].join), (None, Some(51)));
+    }
+
+    #[test]
+    fn a_daemon_is_an_orphan_of_a_session_without_a_leader() {
+        let all = [member(50, None, 0, 0), member(52, None, 51, 51), member(53, Some(1), 51, 51)];
+        let lives = plan(&all).unwrap();
+        assert_eq!(lives[0].steps, [Step::MakeSession(51, vec![1])]);
+        assert_eq!(lives[1].steps, [Step::Make(2)]);
+        assert!(lives.iter().all(|life| life.join.is_none() && life.revive.is_none()));
+    }
+
+    #[test]
+    fn an_orphan_comes_from_its_session_and_below_its_reaper() {
+        let mut all = [
+            member(50, None, 0, 0),
+            member(51, Some(0), 51, 51),
+            member(52, None, 51, 51),
+            member(53, Some(1), 0, 0),
+        ];
+        let lives = plan(&all).unwrap();
+        assert_eq!(lives[1].steps, [Step::Make(3), Step::LeadSession, Step::MakeOrphan(2)]);
+        all[0].reaps = true;
+        all[2].parent = Some(0);
+        let lives = plan(&all).unwrap();
+        assert_eq!(lives[0].steps, [Step::Reap, Step::Make(1)]);
+        assert_eq!(lives[1].steps, [Step::Make(3), Step::LeadSession, Step::MakeOrphan(2)]);
+    }
+
+    #[test]
+    fn what_the_kernel_does_not_allow_is_named() {
+        // In a session that neither its parent nor anybody else begins.
+        let all = [member(50, None, 0, 0), member(51, Some(0), 0, 0), member(52, Some(1), 77, 77)];
+        assert_eq!(plan(&all), Err(2));
+        // A leader of a session in another group.
+        let all = [member(50, None, 0, 0), member(51, Some(0), 50, 51)];
+        assert_eq!(plan(&all), Err(1));
+    }
+}

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! The first process of a PID namespace: it buries orphans, and does nothing else.
+//!
+//! The kernel ends all processes of the namespace when it ends, and it ends when the restarter is killed
+//! (PR_SET_PDEATHSIG; a signal from outside reaches even an init). When the program's root has ended well, the
+//! restarter lets it go: what outlives the root lives on, and init ends with the last of them.
+//!
+//! # Safety
+//! The process has one thread, and only calls that look at itself and its children.
+#![allow(unsafe_code)]
+
+use super::make::{clone, end};
+use super::rendezvous::Rendezvous;
+use crate::error::{Because, Error, Result};
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
+use nix::unistd::setsid;
+use std::time::Duration;
+
+/// What is said between init and the restarter, in [`Rendezvous::tell_init`].
+pub(crate) mod word {
+    /// Nothing yet.
+    pub(crate) const NONE: u32 = 0;
+    /// It is there.
+    pub(crate) const READY: u32 = 1;
+    /// The restarter goes; init need not.
+    pub(crate) const LEFT: u32 = 3;
+}
+
+/// How often it looks whether it is alone.
+const WHILE: Duration = Duration::from_millis(20);
+
+/// The signal by which the restarter says that it goes.
+const LEAVE: Signal = Signal::SIGUSR1;
+
+/// The first process of the namespace that the restarter has made.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Init {
+    pid: i32,
+}
+
+impl Init {
+    /// Makes it.
+    ///
+    /// # Errors
+    /// No process can be made.
+    pub(crate) fn start(rendezvous: Rendezvous) -> Result<Self> {
+        let what = || "cannot make the first process of a namespace";
+        let Some(pid) = clone(None, libc::SIGCHLD).because(what)? else { live(rendezvous) };
+        rendezvous.hear_init(word::NONE, super::make::no_child_ended)?;
+        if rendezvous.has_failed() {
+            return Err(Error::new(what()));
+        }
+        Ok(Self { pid })
+    }
+
+    /// Its id, as the restarter sees it.
+    pub(crate) fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Lets it outlive this process; returns when it will.
+    pub(crate) fn leave(&self, rendezvous: Rendezvous) {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid), LEAVE);
+        let _ = rendezvous.hear_init(word::READY, super::make::no_child_ended);
+    }
+}
+
+fn live(rendezvous: Rendezvous) -> ! {
+    let _ = prctl::set_pdeathsig(Signal::SIGKILL);
+    let _ = prctl::set_name(c"ckpt-init");
+    crate::restart::mapping::block_all_signals();
+    let _ = setsid();
+    // SAFETY: nothing that owns one is used again in this process.
+    unsafe { libc::syscall(libc::SYS_close_range, 0, u32::MAX, 0) };
+    let _ = std::env::set_current_dir("/");
+    rendezvous.tell_init(word::READY);
+    let mut alone = false;
+    loop {
+        let children = bury();
+        if alone && !children && is_empty() {
+            end(0);
+        }
+        // A dumper from outside, whose end nobody tells us, may have outlived the others.
+        let patience = if alone && !children { Some(WHILE) } else { None };
+        if hear(patience) == Some(LEAVE as i32) {
+            let _ = prctl::set_pdeathsig(None);
+            alone = true;
+            rendezvous.tell_init(word::LEFT);
+        }
+    }
+}
+
+/// Buries all who are dead; whether any child is left.
+fn bury() -> bool {
+    loop {
+        let flags = libc::WNOHANG | libc::__WALL;
+        // SAFETY: waits for children of this process, and writes nothing.
+        let waited = unsafe { libc::waitpid(-1, std::ptr::null_mut(), flags) };
+        match Errno::result(waited) {
+            Ok(0) => return true,
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(_) => return false,
+        }
+    }
+}
+
+/// Whether nobody else is in the namespace (kill(2): -1 means all but init).
+fn is_empty() -> bool {
+    use nix::sys::signal::kill;
+    kill(nix::unistd::Pid::from_raw(-1), None) == Err(Errno::ESRCH)
+}
+
+/// Waits for a child's end, or for the word of the restarter: only that one comes from outside (its sender is 0).
+fn hear(patience: Option<Duration>) -> Option<i32> {
+    let set: u64 = signal_bit(libc::SIGCHLD) | signal_bit(LEAVE as i32);
+    // SAFETY: zeros are a siginfo_t.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let (set, told): (*const u64, *mut libc::siginfo_t) = (&set, &mut info);
+    let nanoseconds = patience.map_or(0, |patience| i64::from(patience.subsec_nanos()));
+    let time = libc::timespec { tv_sec: 0, tv_nsec: nanoseconds };
+    let time: *const libc::timespec = if patience.is_some() { &time } else { std::ptr::null() };
+    // SAFETY: the kernel reads one word and fills in `info`.
+    let signal = unsafe { libc::syscall(libc::SYS_rt_sigtimedwait, set, told, time, 8) } as i32;
+    // SAFETY: what the kernel filled in has a sender, or is a child's.
+    let from = unsafe { info.si_pid() };
+    (signal > 0 && (signal != LEAVE as i32 || from == 0)).then_some(signal)
+}
+
+fn signal_bit(signal: i32) -> u64 {
+    1 << (signal - 1)
+}

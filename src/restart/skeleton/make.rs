@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! Making the processes of a tree, each with its own id (clone3(2) with set_tid, Linux 5.5).
+//!
+//! Every process of a restart is a fork of the restarter, with one thread, the image open and all descriptions of the
+//! tree in it. So `make` returns many times: in the restarter, and in each member.
+//!
+//! # Safety
+//! Processes are made by a bare clone3(2) without CLONE_VM by a process with one thread, so each may do all that its
+//! maker may. (The C library's notion of the thread's id stays its maker's; nothing here uses it.)
+#![allow(unsafe_code)]
+
+use super::rendezvous::{Rendezvous, Stage};
+use crate::error::{Because, Result};
+use crate::resource::kinship::plan::{Life, Member, Step};
+use nix::errno::Errno;
+use nix::libc;
+use nix::mount::{MsFlags, mount};
+use nix::sys::prctl;
+use nix::unistd::{Pid, setpgid, setsid};
+
+/// What has to be made.
+pub(crate) struct Tree<'a> {
+    /// The processes.
+    pub(crate) members: &'a [Member],
+    /// What each does ([`crate::resource::kinship::plan::plan`]).
+    pub(crate) lives: &'a [Life],
+    /// Signals that their parents get when they end.
+    pub(crate) exit_signals: &'a [i32],
+    /// Where they meet.
+    pub(crate) rendezvous: Rendezvous,
+    /// In a PID namespace of their own: the last id behind which new ones begin.
+    pub(crate) apart: Option<i32>,
+}
+
+/// Who returns from [`Tree::make`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// The restarter; the root's id as it sees it.
+    Restarter(i32),
+    /// The member of this index.
+    Member(usize),
+}
+
+impl Tree<'_> {
+    /// Makes the root, and every member those that it has to make; returns when all are in their sessions and groups.
+    ///
+    /// # Errors
+    /// In each process: an id is taken, or not permitted; or another process has failed.
+    pub(crate) fn make(&self) -> Result<Role> {
+        let flags = self.apart.map_or(0, |_| libc::CLONE_NEWNS);
+        match self.clone_member(0, flags)? {
+            Some(root) => Ok(Role::Restarter(root)),
+            None => {
+                if let Some(last) = self.apart {
+                    mount_proc(last);
+                }
+                let me = self.live(0).and_then(|me| self.find_group(me).map(|()| me));
+                me.map(Role::Member)
+            }
+        }
+    }
+
+    fn all(&self) -> u32 {
+        self.members.len() as u32
+    }
+
+    /// Does what a life holds; who this process is when all is done, for it may be one of those made on the way.
+    fn live(&self, mut me: usize) -> Result<usize> {
+        'life: loop {
+            for step in &self.lives[me].steps {
+                let born = match step {
+                    Step::Reap => {
+                        prctl::set_child_subreaper(true).because(|| "cannot adopt orphans")?;
+                        None
+                    }
+                    Step::Make(child) => self.clone_member(*child, 0)?.is_none().then_some(*child),
+                    Step::MakeOrphan(orphan) => self.by_another(None, &[*orphan])?,
+                    Step::MakeSession(id, members) => self.by_another(Some(*id), members)?,
+                    Step::LeadSession => {
+                        setsid().because(|| "cannot begin a session")?;
+                        None
+                    }
+                    Step::LeadGroup => {
+                        setpgid(Pid::from_raw(0), Pid::from_raw(0))
+                            .because(|| "cannot begin a process group")?;
+                        None
+                    }
+                };
+                if let Some(born) = born {
+                    me = born;
+                    continue 'life;
+                }
+            }
+            return Ok(me);
+        }
+    }
+
+    /// Makes a member; None in the member itself.
+    fn clone_member(&self, index: usize, flags: i32) -> Result<Option<i32>> {
+        let pid = self.members[index].pid;
+        clone_with(flags, Some(pid), self.exit_signals[index])
+            .because(|| format!("cannot have the process id {pid} again (clone3(2) with set_tid)"))
+    }
+
+    /// Lets another process make members and end, so that they become orphans; with an id it leads a session of it.
+    fn by_another(&self, leader: Option<i32>, members: &[usize]) -> Result<Option<usize>> {
+        let what = || match leader {
+            Some(id) => format!("cannot begin the session {id} again"),
+            None => "cannot make an orphan".to_owned(),
+        };
+        if let Some(other) = clone(leader, libc::SIGCHLD).because(what)? {
+            return reap(other).because(what).map(|()| None);
+        }
+        if leader.is_some() {
+            setsid().because(what)?;
+        }
+        for index in members {
+            if self.clone_member(*index, 0)?.is_none() {
+                return Ok(Some(*index));
+            }
+        }
+        end(0)
+    }
+
+    /// Brings this process into its group.
+    fn find_group(&self, me: usize) -> Result<()> {
+        let life = &self.lives[me];
+        self.rendezvous.meet(Stage::Made, self.all(), no_child_ended)?;
+        if let Some(group) = life.revive {
+            revive(group).because(|| format!("cannot begin the process group {group} again"))?;
+        }
+        self.rendezvous.meet(Stage::Revived, self.all(), no_child_ended)?;
+        if let Some(group) = life.join {
+            setpgid(Pid::from_raw(0), Pid::from_raw(group))
+                .because(|| format!("cannot join the process group {group}"))?;
+        }
+        self.rendezvous.meet(Stage::Joined, self.all(), no_child_ended)
+    }
+}
+
+/// Begins a group whose leader is gone: a child of its id leads it until we are in it.
+fn revive(group: i32) -> nix::Result<()> {
+    let own = Pid::from_raw(0);
+    let Some(leader) = clone(Some(group), libc::SIGCHLD)? else {
+        let led = setpgid(own, own);
+        end(i32::from(led.is_err()));
+    };
+    // Dead, but not yet reaped, it still keeps the group.
+    let ended = wait(leader, libc::WNOWAIT)?;
+    let joined = if ended == 0 { setpgid(own, Pid::from_raw(leader)) } else { Err(Errno::EPERM) };
+    reap(leader)?;
+    joined
+}
+
+/// Shows the PID namespace of the tree in /proc. Where that is not allowed (a container that masks a part of it), the
+/// tree goes on seeing the processes of its maker's namespace.
+fn mount_proc(last: i32) {
+    let nothing: Option<&str> = None;
+    // Else the new /proc would appear in the namespace that this one is a copy of.
+    let _ = mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing);
+    let kept = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    if mount(Some("proc"), "/proc", Some("proc"), kept, nothing).is_ok() {
+        let _ = std::fs::write("/proc/sys/kernel/ns_last_pid", last.to_string());
+    }
+}
+
+/// Makes a process; None in the process itself.
+pub(crate) fn clone(pid: Option<i32>, exit_signal: i32) -> nix::Result<Option<i32>> {
+    clone_with(0, pid, exit_signal)
+}
+
+/// The same with flags, and an id of choice.
+fn clone_with(flags: i32, pid: Option<i32>, exit_signal: i32) -> nix::Result<Option<i32>> {
+    let wanted = [pid.unwrap_or(0)];
+    let args = libc::clone_args {
+        flags: u64::from(flags.cast_unsigned()),
+        pidfd: 0,
+        child_tid: 0,
+        parent_tid: 0,
+        exit_signal: u64::from(exit_signal.unsigned_abs()),
+        stack: 0,
+        stack_size: 0,
+        tls: 0,
+        set_tid: if pid.is_some() { wanted.as_ptr().expose_provenance() as u64 } else { 0 },
+        set_tid_size: u64::from(pid.is_some()),
+        cgroup: 0,
+    };
+    let args: *const libc::clone_args = &args;
+    // SAFETY: the arguments live until the call returns, and a fork of a process with one thread goes on here.
+    let made = unsafe { libc::syscall(libc::SYS_clone3, args, size_of::<libc::clone_args>()) };
+    Errno::result(made).map(|made| (made != 0).then_some(made as i32))
+}
+
+/// Ends this process without running anything of its maker's.
+pub(crate) fn end(status: i32) -> ! {
+    // SAFETY: never returns.
+    unsafe { libc::_exit(status) }
+}
+
+fn reap(child: i32) -> nix::Result<()> {
+    wait(child, 0).map(drop)
+}
+
+/// Waits for the end of a child; its status as of exit(2), or 255 when a signal ended it.
+fn wait(child: i32, flags: i32) -> nix::Result<i32> {
+    // SAFETY: zeros are a siginfo_t.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let options = libc::WEXITED | libc::__WALL | flags;
+    loop {
+        // SAFETY: the kernel writes into `info`.
+        let waited = unsafe { libc::waitid(libc::P_PID, child.unsigned_abs(), &mut info, options) };
+        match Errno::result(waited) {
+            Err(Errno::EINTR) => {}
+            Err(error) => return Err(error),
+            Ok(_) => break,
+        }
+    }
+    // SAFETY: waitid(2) has filled it in.
+    let status = unsafe { info.si_status() };
+    Ok(if info.si_code == libc::CLD_EXITED { status } else { 255 })
+}
+
+/// Whether all children live: before the last meeting none may end.
+pub(crate) fn no_child_ended() -> bool {
+    // SAFETY: zeros are a siginfo_t.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL;
+    // SAFETY: the kernel writes into `info`.
+    let waited = unsafe { libc::waitid(libc::P_ALL, 0, &mut info, options) };
+    // SAFETY: waitid(2) has filled it in, or it is zeros.
+    waited != 0 || unsafe { info.si_pid() } == 0
+}

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! Where a tree can have its ids: here, or in namespaces of its own.
+//!
+//! In a new PID namespace every id is free (pid_namespaces(7)), and its maker may choose them (CAP_CHECKPOINT_RESTORE in
+//! the user namespace that owns it). An ordinary user gets such a namespace by way of a user namespace with its own ids
+//! (user_namespaces(7)). The restarter itself stays outside of the PID namespace, as the parent of the root.
+//!
+//! # Safety
+//! unshare(2) changes this process alone, which has one thread.
+#![allow(unsafe_code)]
+
+use crate::error::{Because, Error, Result};
+use crate::restart::machine::capable;
+use nix::errno::Errno;
+use nix::libc;
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::kill;
+use nix::unistd::{Pid, getegid, geteuid};
+use std::fs;
+
+const CLONE_NEWTIME: i32 = 0x80;
+const SECOND: i64 = 1_000_000_000;
+/// CAP_SYS_ADMIN, and CAP_CHECKPOINT_RESTORE (Linux 5.9).
+const MAY_CHOOSE: [u32; 2] = [21, 40];
+
+/// Where the processes of a tree live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// In the namespaces of the restarter.
+    Here,
+    /// In a PID namespace of their own.
+    Apart,
+    /// In one that a user namespace of their own owns.
+    AsUser,
+}
+
+impl Place {
+    /// Chooses the place that has the fewest effects, for these process and thread ids, groups and sessions.
+    pub(crate) fn choose(ids: &[i32]) -> Self {
+        if MAY_CHOOSE.iter().any(|&capability| capable(capability)) && ids.iter().all(is_free) {
+            Self::Here
+        } else if capable(MAY_CHOOSE[0]) {
+            Self::Apart
+        } else {
+            Self::AsUser
+        }
+    }
+
+    /// Makes the namespaces, for children of this process; the clocks of the tree are to be `ahead` of the first
+    /// namespace's by so many nanoseconds (CLOCK_MONOTONIC, CLOCK_BOOTTIME).
+    ///
+    /// # Errors
+    /// They are forbidden here, by what, and what helps.
+    pub(crate) fn enter(self, ahead: [i64; 2]) -> Result<()> {
+        let mut flags = CloneFlags::CLONE_NEWPID;
+        match self {
+            Self::Here => return Ok(()),
+            Self::Apart => {}
+            Self::AsUser => flags |= CloneFlags::CLONE_NEWUSER,
+        }
+        let (user, group) = (geteuid(), getegid());
+        unshare(flags).map_err(forbidden)?;
+        if self == Self::AsUser {
+            // Without it an ordinary user may not map a group (user_namespaces(7)).
+            let _ = fs::write("/proc/self/setgroups", "deny");
+            map("uid_map", user.as_raw())?;
+            map("gid_map", group.as_raw())?;
+        }
+        set_clocks(ahead)
+    }
+}
+
+/// Whether nobody here has an id, as a process, thread, group or session.
+fn is_free(id: &i32) -> bool {
+    let nobody = |pid| kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH);
+    nobody(*id) && nobody(-*id)
+}
+
+fn map(file: &str, id: u32) -> Result<()> {
+    fs::write(format!("/proc/self/{file}"), format!("{id} {id} 1"))
+        .map_err(|error| forbidden(error.raw_os_error().map_or(Errno::EPERM, Errno::from_raw)))
+}
+
+/// A time namespace for the children, where the kernel has one: the clocks go on from their saved values, so that
+/// every deadline holds (time_namespaces(7)).
+fn set_clocks(ahead: [i64; 2]) -> Result<()> {
+    if !std::path::Path::new("/proc/self/ns/time").exists() {
+        return Ok(());
+    }
+    // SAFETY: changes the namespace of children only.
+    Errno::result(unsafe { libc::unshare(CLONE_NEWTIME) }).map_err(forbidden)?;
+    let line = |name: &str, offset: i64| {
+        format!("{name} {} {}\n", offset.div_euclid(SECOND), offset.rem_euclid(SECOND))
+    };
+    let text = line("monotonic", ahead[0]) + &line("boottime", ahead[1]);
+    fs::write("/proc/self/timens_offsets", text)
+        .because(|| "cannot let the program's clocks go on (/proc/self/timens_offsets)")
+}
+
+/// The sentence about namespaces that are not to be had.
+fn forbidden(errno: Errno) -> Error {
+    let error = Error::new(format!(
+        "cannot make the namespaces in which the program's processes have their ids again: {}",
+        errno.desc()
+    ));
+    let why = match errno {
+        Errno::ENOSPC | Errno::EUSERS => {
+            "the number of namespaces is limited here (/proc/sys/user/max_user_namespaces, max_pid_namespaces)"
+        }
+        Errno::EINVAL => "this kernel was built without them (CONFIG_PID_NS, CONFIG_USER_NS)",
+        _ => {
+            "user namespaces are forbidden here: by kernel.unprivileged_userns_clone=0, kernel.apparmor_restrict_unprivileged_userns=1, or the filters of a container; restart it where they are allowed, or as root"
+        }
+    };
+    error.hint(why)
+}

@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! The restarter, when the tree runs: to its own parent it is the program.
+//!
+//! It stops and ends as the root does, and hands on what it alone is sent. It blocks all signals and takes them one by
+//! one. Those of the terminal come to the whole group, in which the root is, too ([`super::witness`]); those that
+//! somebody sends to the restarter's id are for the root.
+//!
+//! # Safety
+//! The process has one thread; its signal dispositions are its own.
+#![allow(unsafe_code)]
+
+use super::init::Init;
+use super::make::end;
+use super::rendezvous::Rendezvous;
+use super::witness::Witness;
+use crate::error::FAILED;
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, raise, sigaction};
+
+/// How a child has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Change {
+    Ended(i32),
+    Killed(i32),
+    Stopped(i32),
+    Continued,
+}
+
+/// A running tree.
+pub(crate) struct Proxy {
+    /// The root's id, as this process sees it.
+    pub(crate) root: i32,
+    /// The first process of its namespace.
+    pub(crate) init: Option<Init>,
+    /// Who else is in our group.
+    pub(crate) witness: Witness,
+    /// Where we speak with init.
+    pub(crate) rendezvous: Rendezvous,
+}
+
+impl Proxy {
+    /// Stands for the root until that ends, and ends as it does.
+    pub(crate) fn stand(mut self) -> ! {
+        loop {
+            match take_signal() {
+                Some(libc::SIGCHLD) => {
+                    while let Some(change) = change_of(self.root) {
+                        match change {
+                            Change::Ended(status) => {
+                                self.leave();
+                                end(status)
+                            }
+                            Change::Killed(signal) => {
+                                self.leave();
+                                die_by(signal)
+                            }
+                            Change::Stopped(signal) => self.stop(signal),
+                            Change::Continued => {}
+                        }
+                    }
+                }
+                Some(signal) => self.hand_on(signal),
+                None => {}
+            }
+        }
+    }
+
+    fn hand_on(&mut self, signal: i32) {
+        if !self.witness.has_seen(signal) {
+            send(self.root, signal);
+        }
+    }
+
+    /// Stops as the root has, so that our parent sees a stopped job; then the root goes on, if it was not told already.
+    fn stop(&mut self, signal: i32) {
+        // Who goes on when nobody has stopped him would wait for ever.
+        if is_pending(libc::SIGCONT) {
+            return;
+        }
+        default(signal);
+        unblocked(signal, || {
+            let _ = Signal::try_from(signal).map(raise);
+        });
+        if is_pending(libc::SIGCONT) {
+            take(libc::SIGCONT);
+        }
+        // SIGCONT to the group has reached the root; one that was for us alone has not.
+        if !self.witness.has_seen(libc::SIGCONT) {
+            send(self.root, libc::SIGCONT);
+        }
+    }
+
+    /// Lets go of those who watch over the tree.
+    fn leave(self) {
+        if let Some(init) = self.init {
+            init.leave(self.rendezvous);
+        }
+        self.witness.dismiss();
+    }
+}
+
+impl Proxy {
+    /// Ends all of a tree that could not be restarted, and this process; somebody has said why.
+    pub(crate) fn give_up(self, members: impl Iterator<Item = i32>) -> ! {
+        match self.init {
+            Some(init) => send(init.pid(), libc::SIGKILL),
+            None => members.for_each(|pid| send(pid, libc::SIGKILL)),
+        }
+        let Some(Change::Ended(status)) = wait_for_change(self.root) else { end(FAILED.into()) };
+        end(if status == 0 { FAILED.into() } else { status })
+    }
+}
+
+/// Ends as a process of the tree had ended (wait(2)'s status).
+pub(crate) fn die(status: i32) -> ! {
+    if libc::WIFSIGNALED(status) {
+        die_by(libc::WTERMSIG(status))
+    } else {
+        end(libc::WEXITSTATUS(status))
+    }
+}
+
+/// Waits until a child has ended, and leaves it to be waited for.
+pub(crate) fn await_end(child: i32) {
+    // SAFETY: zeros are a siginfo_t.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let options = libc::WEXITED | libc::WNOWAIT | libc::__WALL;
+    loop {
+        // SAFETY: the kernel writes into `info`.
+        let waited = unsafe { libc::waitid(libc::P_PID, child.unsigned_abs(), &mut info, options) };
+        if Errno::result(waited) != Err(Errno::EINTR) {
+            return;
+        }
+    }
+}
+
+/// Lets children be waited for, whatever was inherited.
+pub(crate) fn expect_children() {
+    default(libc::SIGCHLD);
+}
+
+/// Takes the signals that children have sent.
+pub(crate) fn forget_children() {
+    while wait_for(1 << (libc::SIGCHLD - 1), Some(0)).is_some() {}
+}
+
+/// Ends by a signal, as the root did; without a core file in the place of its own.
+fn die_by(signal: i32) -> ! {
+    let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
+    default(signal);
+    unblocked(signal, || {
+        send(std::process::id().cast_signed(), signal);
+    });
+    end(128 + signal)
+}
+
+fn send(pid: i32, signal: i32) {
+    // SAFETY: sends a signal; real-time ones have no name in the library.
+    unsafe { libc::kill(pid, signal) };
+}
+
+fn default(signal: i32) {
+    let action = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    if let Ok(signal) = Signal::try_from(signal) {
+        // SAFETY: no handler runs.
+        let _ = unsafe { sigaction(signal, &action) };
+    }
+}
+
+fn unblocked(signal: i32, act: impl FnOnce()) {
+    let change = |how: i32| {
+        let set: u64 = 1 << (signal - 1);
+        let (set, none): (*const u64, *mut u64) = (&set, std::ptr::null_mut());
+        // SAFETY: the kernel reads one word.
+        unsafe { libc::syscall(libc::SYS_rt_sigprocmask, how, set, none, 8) };
+    };
+    change(libc::SIG_UNBLOCK);
+    act();
+    change(libc::SIG_BLOCK);
+}
+
+/// Waits for a signal, of any.
+fn take_signal() -> Option<i32> {
+    wait_for(u64::MAX, None)
+}
+
+fn take(signal: i32) {
+    wait_for(1 << (signal - 1), Some(0));
+}
+
+fn wait_for(set: u64, nanoseconds: Option<i64>) -> Option<i32> {
+    let time = libc::timespec { tv_sec: 0, tv_nsec: nanoseconds.unwrap_or(0) };
+    let set: *const u64 = &set;
+    let none: *mut libc::siginfo_t = std::ptr::null_mut();
+    let time: *const libc::timespec = if nanoseconds.is_some() { &time } else { std::ptr::null() };
+    // SAFETY: the kernel reads a word and a time, and writes nothing.
+    let signal = unsafe { libc::syscall(libc::SYS_rt_sigtimedwait, set, none, time, 8) };
+    (signal > 0).then_some(signal as i32)
+}
+
+fn is_pending(signal: i32) -> bool {
+    let mut set = 0u64;
+    let pending: *mut u64 = &mut set;
+    // SAFETY: the kernel writes one word.
+    unsafe { libc::syscall(libc::SYS_rt_sigpending, pending, 8) };
+    set >> (signal - 1) & 1 != 0
+}
+
+/// What has become of a child, if anything; who has ended is reaped.
+fn change_of(child: i32) -> Option<Change> {
+    changed(child, libc::WSTOPPED | libc::WCONTINUED | libc::WNOHANG)
+}
+
+/// Waits for the end of a child.
+fn wait_for_change(child: i32) -> Option<Change> {
+    changed(child, 0)
+}
+
+fn changed(child: i32, more: i32) -> Option<Change> {
+    // SAFETY: zeros are a siginfo_t.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let options = libc::WEXITED | libc::__WALL | more;
+    // SAFETY: the kernel writes into `info`.
+    let waited = unsafe { libc::waitid(libc::P_PID, child.unsigned_abs(), &mut info, options) };
+    Errno::result(waited).ok()?;
+    // SAFETY: waitid(2) has filled it in, or it is zeros.
+    let pid = unsafe { info.si_pid() };
+    // SAFETY: as above.
+    let status = unsafe { info.si_status() };
+    (pid != 0).then_some(match info.si_code {
+        libc::CLD_EXITED => Change::Ended(status),
+        libc::CLD_STOPPED | libc::CLD_TRAPPED => Change::Stopped(status),
+        libc::CLD_CONTINUED => Change::Continued,
+        _ => Change::Killed(status),
+    })
+}

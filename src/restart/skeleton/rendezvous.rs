@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! A page that all processes of a restart share: where they wait for each other, and where one says that it failed.
+//!
+//! # Safety
+//! The page is mapped once, shared, and stays mapped in every process until that becomes its program. Its words are
+//! atomic.
+#![allow(unsafe_code)]
+
+use crate::error::{Because, Error, Result};
+use crate::image::PAGE;
+use nix::libc;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Meetings of all processes, in running order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub(crate) enum Stage {
+    /// Every process has been made.
+    Made = 0,
+    /// Groups without leaders have begun again.
+    Revived = 1,
+    /// Every process is in its group.
+    Joined = 2,
+    /// Memory is filled.
+    Filled = 3,
+    /// Orders are written: nothing can fail any more but what the kernel refuses.
+    Planned = 4,
+    /// The last one, in the restorers.
+    Restored = 5,
+}
+
+/// How many stages there are.
+const STAGES: usize = 6;
+
+/// How long a wait lasts before the waiter looks whether those it waits for still live, in nanoseconds.
+const LOOK: i64 = 20_000_000;
+
+#[repr(C)]
+struct Page {
+    /// 0, or 1 when a process has failed.
+    failed: AtomicU32,
+    /// What init says ([`super::init`]).
+    init: AtomicU32,
+    arrived: [AtomicU32; STAGES],
+}
+
+/// The page.
+#[derive(Clone, Copy)]
+pub(crate) struct Rendezvous {
+    page: &'static Page,
+}
+
+impl Rendezvous {
+    /// Maps the page at `at`, which is free here and in every program of the tree.
+    ///
+    /// # Errors
+    /// There is no memory there.
+    pub(crate) fn map(at: u64) -> Result<Self> {
+        let len = NonZeroUsize::new(PAGE as usize).unwrap_or(NonZeroUsize::MIN);
+        let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED_NOREPLACE;
+        // SAFETY: MAP_FIXED_NOREPLACE replaces nothing.
+        let mapped = unsafe { mmap_anonymous(NonZeroUsize::new(at as usize), len, prot, flags) };
+        let mapped = mapped.because(|| format!("cannot map a page at {at:#x}"))?;
+        // SAFETY: the page is zeros, which are a Page, and is never unmapped by us.
+        let page = unsafe { mapped.cast::<Page>().as_ref() };
+        Ok(Self { page })
+    }
+
+    /// Its address.
+    pub(crate) fn address(&self) -> u64 {
+        std::ptr::from_ref(self.page).expose_provenance() as u64
+    }
+
+    /// The address of the word that counts who has come to a stage, for an order of the restorer.
+    pub(crate) fn word(&self, stage: Stage) -> u64 {
+        std::ptr::from_ref(&self.page.arrived[stage as usize]).expose_provenance() as u64
+    }
+
+    /// Says that this process has failed: all others give up. Whether it is the first.
+    pub(crate) fn fail(&self) -> bool {
+        let first = self.page.failed.swap(1, Ordering::AcqRel) == 0;
+        for word in &self.page.arrived {
+            wake(word);
+        }
+        wake(&self.page.init);
+        first
+    }
+
+    /// Whether any process has failed.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.page.failed.load(Ordering::Acquire) != 0
+    }
+
+    /// Whether `all` have come to a stage.
+    pub(crate) fn is_over(&self, stage: Stage, all: u32) -> bool {
+        self.page.arrived[stage as usize].load(Ordering::Acquire) >= all
+    }
+
+    /// Comes to a stage and waits there for `all`; `lives` says now and then whether those that this process can see
+    /// still live.
+    ///
+    /// # Errors
+    /// Another process has failed, or is gone.
+    pub(crate) fn meet(&self, stage: Stage, all: u32, lives: impl FnMut() -> bool) -> Result<()> {
+        let word = &self.page.arrived[stage as usize];
+        if word.fetch_add(1, Ordering::AcqRel).saturating_add(1) >= all {
+            wake(word);
+        }
+        self.watch(stage, all, lives)
+    }
+
+    /// Waits as [`Rendezvous::meet`] does, without being one of them.
+    pub(crate) fn watch(
+        &self,
+        stage: Stage,
+        all: u32,
+        mut lives: impl FnMut() -> bool,
+    ) -> Result<()> {
+        let word = &self.page.arrived[stage as usize];
+        loop {
+            let here = word.load(Ordering::Acquire);
+            if here >= all {
+                return Ok(());
+            }
+            if !self.has_failed() && !lives() && !self.is_over(stage, all) {
+                self.fail();
+            }
+            if self.has_failed() {
+                return Err(Error::new("another process of the tree could not be restarted"));
+            }
+            wait(word, here);
+        }
+    }
+
+    /// Tells what init has to say, or what it is told.
+    pub(crate) fn tell_init(&self, word: u32) {
+        self.page.init.store(word, Ordering::Release);
+        wake(&self.page.init);
+    }
+
+    /// Waits until the word about init is another than `known`; `lives` as above.
+    ///
+    /// # Errors
+    /// It never will be.
+    pub(crate) fn hear_init(&self, known: u32, mut lives: impl FnMut() -> bool) -> Result<u32> {
+        loop {
+            match self.page.init.load(Ordering::Acquire) {
+                word if word != known => return Ok(word),
+                _ if !lives() => {
+                    return Err(Error::new("the first process of the namespace has ended"));
+                }
+                word => wait(&self.page.init, word),
+            }
+        }
+    }
+}
+
+/// Wakes all who wait for a word, in whatever process.
+fn wake(word: &AtomicU32) {
+    // SAFETY: the kernel only looks at the address.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, i32::MAX) };
+}
+
+/// Sleeps while a word is `value`, for [`LOOK`] at most.
+fn wait(word: &AtomicU32, value: u32) {
+    let time = libc::timespec { tv_sec: 0, tv_nsec: LOOK };
+    let time: *const libc::timespec = &time;
+    // SAFETY: the kernel reads the word and the time, which live until it returns.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, value, time) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_meet_and_a_failure_lets_nobody_wait() {
+        let page = Rendezvous::map(0x3000_0000_0000).unwrap();
+        std::thread::scope(|scope| {
+            let all = (0..3).map(|_| scope.spawn(|| page.meet(Stage::Made, 3, || true)));
+            let all: Vec<_> = all.collect();
+            assert!(all.into_iter().all(|one| one.join().unwrap().is_ok()));
+        });
+        assert!(page.is_over(Stage::Made, 3));
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| page.meet(Stage::Joined, 2, || true));
+            page.fail();
+            assert!(waits.join().unwrap().is_err());
+        });
+        assert!(page.meet(Stage::Planned, 2, || true).is_err());
+    }
+}

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! Trees of real processes, made as a restart makes them.
+
+use super::init::Init;
+use super::make::{Role, Tree, clone, end};
+use super::namespaces::Place;
+use super::rendezvous::{Rendezvous, Stage};
+use crate::resource::kinship::plan::{Member, OUTSIDE, plan};
+use nix::unistd::{Pid, getpgrp, getpid, getppid, getsid};
+use std::io::{PipeWriter, Read, Write};
+
+const PAGE: u64 = 0x3100_0000_0000;
+
+fn member(pid: i32, parent: Option<usize>, group: i32, session: i32) -> Member {
+    Member { pid, parent, group, session, reaps: false }
+}
+
+/// Makes the tree in namespaces of its own, and says what every process sees of itself: id, parent, group, session.
+fn made(members: &[Member]) -> Vec<[i32; 4]> {
+    let (mut hear, tell) = std::io::pipe().unwrap();
+    if clone(None, nix::libc::SIGCHLD).unwrap().is_none() {
+        drop(hear);
+        let done = restart(members, tell);
+        done.unwrap_or_else(|error| eprintln!("{error}"));
+        end(0);
+    }
+    drop(tell);
+    let mut lines = String::new();
+    hear.read_to_string(&mut lines).unwrap();
+    let numbers = |line: &str| line.split(' ').map(|n| n.parse().unwrap()).collect::<Vec<i32>>();
+    let mut seen: Vec<[i32; 4]> = lines.lines().map(|l| numbers(l).try_into().unwrap()).collect();
+    seen.sort_unstable();
+    seen
+}
+
+fn restart(members: &[Member], mut tell: PipeWriter) -> crate::error::Result<()> {
+    let rendezvous = Rendezvous::map(PAGE)?;
+    let place = if nix::unistd::geteuid().is_root() { Place::Apart } else { Place::AsUser };
+    place.enter([0, 0])?;
+    let last = members.iter().map(|m| m.pid).max().unwrap_or(0);
+    let init = Init::start(rendezvous)?;
+    assert!(init.pid() > 0);
+    let lives = plan(members).map_err(|at| crate::error::Error::new(format!("member {at}")))?;
+    let exit_signals = vec![nix::libc::SIGCHLD; members.len()];
+    let all = members.len() as u32;
+    let tree =
+        Tree { members, lives: &lives, exit_signals: &exit_signals, rendezvous, apart: Some(last) };
+    let watch = super::make::no_child_ended;
+    match tree.make()? {
+        Role::Restarter(_) => {
+            rendezvous.watch(Stage::Planned, all, watch)?;
+            // Each has the pipe, and says its line before it ends.
+            init.leave(rendezvous);
+        }
+        Role::Member(_) => {
+            let session = getsid(None).map_or(-1, Pid::as_raw);
+            let ids = [getpid(), getppid(), getpgrp()].map(Pid::as_raw);
+            let line = format!("{} {} {} {session}\n", ids[0], ids[1], ids[2]);
+            tell.write_all(line.as_bytes()).unwrap();
+            rendezvous.meet(Stage::Planned, all, watch)?;
+            end(0);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn every_process_is_who_it_was() {
+    let out = OUTSIDE;
+    let members = [
+        member(5000, None, out, out),
+        member(5001, Some(0), 5001, out),
+        member(5010, Some(1), 5001, out),
+        member(5002, Some(0), 5002, 5002),
+        member(5003, Some(3), out, out),
+        member(5020, None, out, out),
+        member(6001, None, 6000, 6000),
+        member(6002, Some(6), 6000, 6000),
+        member(7001, Some(0), 7000, out),
+        member(7002, Some(0), 7000, out),
+        member(301, Some(8), 5001, out),
+    ];
+    let expected = |m: &Member| {
+        let parent = m.parent.map_or(if m.pid == 5000 { 0 } else { 1 }, |p| members[p].pid);
+        [m.pid, parent, m.group, m.session]
+    };
+    let mut all: Vec<_> = members.iter().map(expected).collect();
+    all.sort_unstable();
+    assert_eq!(made(&members), all);
+}
+
+#[test]
+fn two_hundred_processes_meet() {
+    let mut members = vec![member(1000, None, OUTSIDE, OUTSIDE)];
+    members.extend((1..200).map(|i| member(1000 + i, Some(i as usize / 3), OUTSIDE, OUTSIDE)));
+    let seen = made(&members);
+    assert_eq!(seen.len(), 200);
+    assert!(seen.iter().zip(&members).all(|(seen, member)| seen[0] == member.pid));
+}
+
+#[test]
+fn an_id_that_is_taken_ends_them_all() {
+    let members = [
+        member(50, None, OUTSIDE, OUTSIDE),
+        member(51, Some(0), OUTSIDE, OUTSIDE),
+        member(51, Some(0), OUTSIDE, OUTSIDE),
+    ];
+    assert!(made(&members).len() < 3);
+}

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! The witness: a process in the restarter's process group that has nothing to do but to say whether a signal that the
+//! restarter got came to the whole group, and so to the root, too, or to the restarter alone.
+//!
+//! It is made before the namespaces, so that the tree never sees it. When the restarter is killed with SIGKILL, it
+//! ends what would be left where there is no namespace that ends with its init.
+//!
+//! # Safety
+//! The process has one thread, and only calls that look at itself, or end those it was told.
+#![allow(unsafe_code)]
+
+use super::make::{clone, end};
+use crate::error::{Because, Result};
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
+use std::io::{PipeReader, PipeWriter, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
+
+/// How long a signal to a group takes from its first member to its last.
+const SPREADS: Duration = Duration::from_millis(2);
+
+/// The process.
+pub(crate) struct Witness {
+    pid: i32,
+    ask: PipeWriter,
+    hear: PipeReader,
+}
+
+/// What it is asked.
+mod question {
+    /// Have you got the signal of this number, too?
+    pub(super) const SIGNALS: std::ops::RangeInclusive<u8> = 1..=64;
+    /// The restarter goes, all is well.
+    pub(super) const FAREWELL: u8 = 255;
+    /// A process id follows (four bytes): end it if the restarter is killed.
+    pub(super) const WARD: u8 = 254;
+}
+
+impl Witness {
+    /// Makes it; all signals are blocked in this process, and so in it.
+    ///
+    /// # Errors
+    /// No process or pipe can be made.
+    pub(crate) fn start() -> Result<Self> {
+        let what = || "cannot make a process beside the program's";
+        let (hears, ask) = std::io::pipe().because(what)?;
+        let (hear, tells) = std::io::pipe().because(what)?;
+        let restarter = std::process::id();
+        match clone(None, 0).because(what)? {
+            Some(pid) => Ok(Self { pid, ask, hear }),
+            None => {
+                drop((ask, hear));
+                live(restarter, hears, tells)
+            }
+        }
+    }
+
+    /// Whether a signal came to the whole group.
+    pub(crate) fn has_seen(&mut self, signal: i32) -> bool {
+        let mut answer = [0];
+        let asked = self.ask.write_all(&[signal as u8]);
+        asked.and_then(|()| self.hear.read_exact(&mut answer)).is_ok() && answer[0] == 1
+    }
+
+    /// Names a process that must not be left alone.
+    pub(crate) fn guard(&mut self, pid: i32) {
+        let _ = self.ask.write_all(&[question::WARD]);
+        let _ = self.ask.write_all(&pid.to_ne_bytes());
+    }
+
+    /// Lets it end.
+    pub(crate) fn dismiss(mut self) {
+        let _ = self.ask.write_all(&[question::FAREWELL]);
+        // SAFETY: waits for the child that was made here.
+        unsafe { libc::waitpid(self.pid, std::ptr::null_mut(), libc::__WCLONE) };
+    }
+}
+
+fn live(restarter: u32, mut hears: PipeReader, mut tells: PipeWriter) -> ! {
+    let _ = prctl::set_name(c"ckpt-witness");
+    keep_only([hears.as_raw_fd(), tells.as_raw_fd()]);
+    let _ = std::env::set_current_dir("/");
+    let mut wards = Vec::new();
+    loop {
+        let mut byte = [0];
+        // Nobody else has the other end: the restarter is gone.
+        if hears.read_exact(&mut byte).is_err() {
+            wards.iter().for_each(end_tree);
+            end(0);
+        }
+        match byte[0] {
+            signal if question::SIGNALS.contains(&signal) => {
+                let seen = u8::from(got(signal.into()));
+                if tells.write_all(&[seen]).is_err() {
+                    end(0);
+                }
+            }
+            question::WARD => {
+                let mut pid = [0; 4];
+                let told = hears.read_exact(&mut pid);
+                let descriptor = told.ok().and_then(|()| pidfd(i32::from_ne_bytes(pid)));
+                wards.extend(descriptor);
+            }
+            _ => end(0),
+        }
+        if std::os::unix::process::parent_id() != restarter {
+            wards.iter().for_each(end_tree);
+            end(0);
+        }
+    }
+}
+
+/// Whether a signal has come here, or does within [`SPREADS`]; it is taken.
+fn got(signal: i32) -> bool {
+    let set: u64 = 1 << (signal - 1);
+    let set: *const u64 = &set;
+    let time = libc::timespec { tv_sec: 0, tv_nsec: SPREADS.as_nanos() as i64 };
+    let (nothing, time): (*mut libc::siginfo_t, *const libc::timespec) =
+        (std::ptr::null_mut(), &time);
+    // SAFETY: the kernel reads a word and a time, and writes nothing.
+    let got = unsafe { libc::syscall(libc::SYS_rt_sigtimedwait, set, nothing, time, 8) };
+    got == i64::from(signal)
+}
+
+fn pidfd(pid: i32) -> Option<OwnedFd> {
+    use std::os::fd::FromRawFd;
+    // SAFETY: makes a descriptor or fails.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let fd = Errno::result(fd).ok()? as i32;
+    // SAFETY: the kernel has just made it for us.
+    Some(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn end_tree(process: &OwnedFd) {
+    let (kill, none) = (Signal::SIGKILL as i32, std::ptr::null_mut::<libc::siginfo_t>());
+    // SAFETY: a signal to the process that the descriptor stands for.
+    unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), kill, none, 0) };
+}
+
+/// Closes every descriptor but two: whoever reads from the others waits for their end.
+fn keep_only(mut kept: [i32; 2]) {
+    kept.sort_unstable();
+    let [first, second] = kept.map(i32::unsigned_abs);
+    for (from, to) in
+        [(0, first.wrapping_sub(1)), (first + 1, second.wrapping_sub(1)), (second + 1, u32::MAX)]
+    {
+        if from <= to && to != u32::MAX || from == second + 1 {
+            // SAFETY: nothing that owns one of these is used again in this process.
+            unsafe { libc::syscall(libc::SYS_close_range, from, to, 0) };
+        }
+    }
+}

@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! Restarting a tree: every process of it is a fork of this one that becomes its program, all at one moment.
+//!
+//! Here everything is checked and opened once; then come the witness, the namespaces, init, the root and whoever is
+//! below it ([`super::skeleton`]). Each fills its memory and plans; when all have, they leave, and when all restorers
+//! are done, they enter their saved states. A failure before that ends them all. This process stays, as a proxy.
+
+use super::phase1_check::Saved;
+use super::phase3_open::{self, Files};
+use super::skeleton::init::Init;
+use super::skeleton::make::{Role, Tree as Processes, end, no_child_ended};
+use super::skeleton::namespaces::Place;
+use super::skeleton::proxy::{self, Proxy};
+use super::skeleton::rendezvous::{Rendezvous, Stage};
+use super::skeleton::witness::Witness;
+use super::space::Space;
+use super::{Start, mapping, phase2_adapt};
+use crate::error::{Error, FAILED, Result, printable};
+use crate::fault::{Point, reach};
+use crate::image::PAGE;
+use crate::image::read::Image;
+use crate::inject::monitor::Monitor;
+use crate::proc;
+use crate::resource::kinship::{self, plan::plan};
+use ckpt_abi::image::{Member, NOBODY, SectionKind, member_flag};
+use std::convert::Infallible;
+
+/// The processes of an image.
+pub(crate) struct Tree {
+    members: Vec<Member>,
+}
+
+/// What every member has from the restarter.
+struct Inherited<'a> {
+    all: Vec<Saved<'a>>,
+    files: Files,
+    warnings: Vec<String>,
+    monitor: u32,
+}
+
+/// What a member of the tree knows of the others.
+pub(crate) struct Membership {
+    rendezvous: Rendezvous,
+    /// How many processes live.
+    pub(crate) living: u32,
+    /// Its children that have ended.
+    dead: Vec<i32>,
+    /// Whether it has capabilities only for its restart.
+    pub(crate) is_privileged: bool,
+}
+
+/// What a process of a restart is among others.
+#[derive(Clone, Copy)]
+pub(crate) enum Who<'a> {
+    /// The only one of its image.
+    Alone,
+    /// One of a tree.
+    Member(&'a Membership),
+}
+
+impl Who<'_> {
+    /// What it knows of the others.
+    pub(crate) fn member(&self) -> Option<&Membership> {
+        match self {
+            Self::Alone => None,
+            Self::Member(member) => Some(member),
+        }
+    }
+
+    /// Waits until all that live have come so far.
+    ///
+    /// # Errors
+    /// Another has failed.
+    pub(crate) fn meet(self, stage: Stage) -> Result<()> {
+        match self {
+            Self::Alone => Ok(()),
+            Self::Member(member) => member.rendezvous.meet(stage, member.living, no_child_ended),
+        }
+    }
+
+    /// Waits until the children are dead that were, and forgets the signals that told of them and of our own helpers.
+    pub(crate) fn bury(self) {
+        if let Self::Member(member) = self {
+            member.dead.iter().for_each(|pid| proxy::await_end(*pid));
+            proxy::forget_children();
+        }
+    }
+}
+
+impl Membership {
+    /// The address of the page that all share, and of the word that counts the restorers.
+    pub(crate) fn page(&self) -> [u64; 2] {
+        [self.rendezvous.address(), self.rendezvous.word(Stage::Restored)]
+    }
+}
+
+impl Tree {
+    /// The tree of an image; None of an image of one process without children.
+    ///
+    /// # Errors
+    /// A damaged image.
+    pub(crate) fn of_image(image: &Image) -> Result<Option<Self>> {
+        let members: Vec<Member> = image.records(SectionKind::Tree).unwrap_or_default();
+        let count = members.len() as u32;
+        let sane = |member: &Member| member.parent == NOBODY || member.parent < count;
+        match members.iter().all(sane) {
+            true => Ok((!members.is_empty()).then_some(Self { members })),
+            false => Err(image.damaged("its processes have no parents")),
+        }
+    }
+
+    /// Becomes all of its processes, and stands for the root.
+    ///
+    /// # Errors
+    /// Why it cannot be; nothing has happened then.
+    pub(super) fn restart(
+        &self,
+        start: &Start<'_>,
+        all: Vec<Saved<'_>>,
+        mut warnings: Vec<String>,
+    ) -> Result<Infallible> {
+        let Start { whole, program_name, .. } = start;
+        mapping::block_all_signals();
+        proxy::expect_children();
+        let records: Vec<_> = all.iter().collect();
+        let files = phase3_open::open(whole, &records, phase3_open::Way::Restart, &mut warnings)?;
+        reach(Point::Reopened);
+        let members = kinship::planned(&self.members);
+        let lives = plan(&members)
+            .map_err(|_| whole.image.damaged("its processes cannot be related so"))?;
+        let rendezvous = Rendezvous::map(place_for_all(&all)?)?;
+        let ids = self.ids(&all);
+        let place = Place::choose(&ids);
+        let monitor = phase2_adapt::monitor(&start.config)?;
+        let mut witness = Witness::start()?;
+        place.enter(super::clock::ahead(whole)?)?;
+        let init = if place == Place::Here { None } else { Some(Init::start(rendezvous)?) };
+        let exit_signals: Vec<_> =
+            self.members.iter().map(|m| m.exit_signal.cast_signed()).collect();
+        let processes = Processes {
+            members: &members,
+            lives: &lives,
+            exit_signals: &exit_signals,
+            rendezvous,
+            apart: (place != Place::Here).then(|| ids.last().copied().unwrap_or(0)),
+        };
+        match processes.make() {
+            Ok(Role::Restarter(root)) => {
+                drop((files, all));
+                if place == Place::Here {
+                    witness.guard(root);
+                }
+                self.stand(Proxy { root, init, witness, rendezvous }, monitor)
+            }
+            Ok(Role::Member(index)) => {
+                drop(witness);
+                let monitor = monitor.as_ref().map_or(0, Monitor::pid);
+                let membership = self.membership(index, rendezvous, place == Place::AsUser);
+                let inherited = Inherited { all, files, warnings, monitor };
+                let done = self.live(index, start, &membership, inherited);
+                match done {
+                    Ok(never) => match never {},
+                    Err(error) => give_up(rendezvous, program_name, &error),
+                }
+            }
+            Err(error) => give_up(rendezvous, program_name, &error),
+        }
+    }
+
+    /// All ids that the tree has.
+    fn ids(&self, all: &[Saved<'_>]) -> Vec<i32> {
+        let members = self.members.iter().flat_map(|m| [m.pid, m.group, m.session]);
+        let threads = all.iter().flat_map(|saved| saved.threads.iter().map(|thread| thread.tid));
+        let mut ids: Vec<_> = members.chain(threads).filter(|id| *id != 0).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids.into_iter().map(u32::cast_signed).collect()
+    }
+
+    fn membership(&self, index: usize, rendezvous: Rendezvous, is_privileged: bool) -> Membership {
+        let own = |m: &&Member| m.parent as usize == index && m.flags & member_flag::DEAD != 0;
+        let dead = self.members.iter().filter(own).map(|m| m.pid.cast_signed()).collect();
+        Membership { rendezvous, living: self.living().count() as u32, dead, is_privileged }
+    }
+
+    fn living(&self) -> impl Iterator<Item = &Member> {
+        self.members.iter().filter(|member| member.flags & member_flag::DEAD == 0)
+    }
+
+    /// The life of a member, up to its saved state.
+    fn live(
+        &self,
+        index: usize,
+        start: &Start<'_>,
+        membership: &Membership,
+        inherited: Inherited<'_>,
+    ) -> Result<Infallible> {
+        let member = &self.members[index];
+        if member.flags & member_flag::DEAD != 0 {
+            let rendezvous = membership.rendezvous;
+            let waited = rendezvous.watch(Stage::Planned, membership.living, || true);
+            waited.map_or_else(|_| end(FAILED.into()), |()| proxy::die(member.status.cast_signed()))
+        }
+        let number = member.process;
+        let Inherited { mut all, files, warnings, monitor } = inherited;
+        if number as usize >= all.len() {
+            return Err(start.whole.image.damaged("a process of its tree is missing"));
+        }
+        let saved = all.swap_remove(number as usize);
+        drop(all);
+        let mut warnings = if number == 0 { warnings } else { Vec::new() };
+        phase2_adapt::adapt_to(&saved, &mut warnings)?;
+        start.become_program(saved, files, monitor, Who::Member(membership), warnings)
+    }
+
+    /// Waits until all are there, and stands for the root.
+    fn stand(&self, proxy: Proxy, monitor: Option<Monitor>) -> ! {
+        let rendezvous = proxy.rendezvous;
+        let living = self.living().count() as u32;
+        // Nobody is anything before the first meeting; what fails there is found again in the next.
+        let _ = rendezvous.watch(Stage::Made, self.members.len() as u32, no_child_ended);
+        let wanted: Vec<_> = self.living().map(|member| member.pid.cast_signed()).collect();
+        let outer = seen(&wanted, proxy.root);
+        let alive = || outer.iter().all(|pid| lives(*pid));
+        let made = |stage| rendezvous.watch(stage, living, alive);
+        match made(Stage::Planned).and_then(|()| made(Stage::Restored)) {
+            Ok(()) => {
+                // It begins when nobody has the other end of its line.
+                drop(monitor);
+                proxy.stand()
+            }
+            Err(_) => {
+                let members = self.members.iter().map(|member| member.pid.cast_signed());
+                proxy.give_up(members);
+            }
+        }
+    }
+}
+
+/// The ids of those that live, as this process sees them.
+fn seen(wanted: &[i32], near: i32) -> Vec<i32> {
+    let namespace = |pid: i32| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    let theirs = namespace(near);
+    let all = proc::tree::pids().unwrap_or_default().into_iter();
+    let ours = all.filter(|pid| namespace(*pid) == theirs);
+    ours.filter(|pid| wanted.contains(&proc::inner_pid(*pid))).collect()
+}
+
+/// Whether a process is there and has not ended.
+fn lives(pid: i32) -> bool {
+    proc::stat::glance(pid).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'))
+}
+
+/// Ends a process of the tree whose restart has failed. The first to fail says why.
+fn give_up(rendezvous: Rendezvous, program_name: &str, error: &Error) -> ! {
+    if rendezvous.fail() {
+        eprintln!("{program_name}: {}", printable(&error.to_string()));
+    }
+    end(error.status().into())
+}
+
+/// An address that is free here and in every program.
+fn place_for_all(all: &[Saved<'_>]) -> Result<u64> {
+    let mut space = Space::default();
+    let own = proc::maps::read(std::process::id().cast_signed())?;
+    own.iter().for_each(|vma| space.take(vma.start, vma.end));
+    for saved in all {
+        saved.vmas.iter().for_each(|vma| space.take(vma.start, vma.end));
+    }
+    space.find(PAGE, 0)
+}

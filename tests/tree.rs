@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! A job of several processes: saved at one moment, restarted with its ids and all that its processes share.
+
+mod harness;
+
+use harness::{Bench, Build, Who};
+
+/// Subshells in a pipeline, in the background and in a substitution, each of which waits for a gate of its own;
+/// the shell waits for them by their ids.
+const JOBS: &str = r#"
+    gate() { until [ -e "$1" ]; do sleep 0.02; done; }
+    (gate a; echo "a in a pipe"; exit 4) | (read line; echo "got $line"; exit 3) & pipe=$!
+    (gate b; exit 5) & plain=$!
+    (exit 6) & dead=$!
+    echo ready $$
+    wait $plain; echo "plain $?"
+    wait $pipe; echo "pipe $?"
+    wait $dead; echo "dead $?"
+    x=$(gate c; echo "substituted"); echo "$x"
+    echo "end $$"
+"#;
+
+fn jobs_of(who: Who, shell: &str) {
+    let bench = Bench::new(who);
+    let mut run = bench.launch(&["-n", "a.ckpt"], shell, &["-c", JOBS]);
+    let ready = run.line();
+    let id = ready.strip_prefix("ready ").expect("an id").to_owned();
+    bench.must(&["save", "--stop", &run.pid_text(), "-n", &bench.name("a.ckpt")]);
+    run.ends_well();
+    let first = bench.run(bench.path("a.ckpt"), &[]);
+    bench.must(&["save", "--stop", &first.pid_text(), "-n", &bench.name("b.ckpt")]);
+    first.ends_well();
+    let mut run = bench.run(bench.path("b.ckpt"), &[]);
+    bench.file("b", "");
+    run.expect("plain 5");
+    bench.must(&["save", "--stop", &run.pid_text(), "-n", &bench.name("c.ckpt")]);
+    run.ends_well();
+    let mut run = bench.run(bench.path("c.ckpt"), &[]);
+    bench.file("a", "");
+    run.expect("got a in a pipe");
+    run.expect("pipe 3");
+    run.expect("dead 6");
+    bench.file("c", "");
+    run.expect("substituted");
+    run.expect(&format!("end {id}"));
+    run.ends_well();
+}
+
+#[test]
+fn jobs_of_bash_go_on_for_three_generations() {
+    jobs_of(Who::Me, "/bin/bash");
+}
+
+#[test]
+fn jobs_of_bash_go_on_unprivileged() {
+    jobs_of(Who::Nobody, "/bin/bash");
+}
+
+#[test]
+fn jobs_of_dash_go_on_unprivileged() {
+    jobs_of(Who::Nobody, "/bin/dash");
+}
+
+/// The job goes on after a checkpoint as if nothing had been, and what was saved last comes to the same end.
+#[test]
+fn a_job_is_not_disturbed_by_its_checkpoints() {
+    let bench = Bench::new(Who::Nobody);
+    let script = "i=0; echo ready; while [ $i -lt 60 ]; do i=$((i + 1)); \
+                  n=$(seq 1 2000 | sort -rn | head -1 | (read x; echo $x)); s=$((s + n)); done; \
+                  read x; echo sum $s";
+    let mut run = bench.launch(&["-c", "-n", "x.ckpt"], "/bin/bash", &["-c", script]);
+    run.expect("ready");
+    for _ in 0..8 {
+        bench.must(&["save", &run.pid_text(), "-n", &bench.name("x.ckpt")]);
+    }
+    assert_eq!(run.go().stdout, ["sum 120000"]);
+    let mut again = bench.run(bench.path("x.ckpt"), &[]);
+    again.say("go");
+    again.expect("sum 120000");
+    again.ends_well();
+}
+
+/// Locks, queues and shared memory between processes of python's multiprocessing.
+#[test]
+fn a_pool_of_python_goes_on() {
+    const POOL: &str = r#"
+import multiprocessing as mp, os, time
+def gate(name):
+    while not os.path.exists(name): time.sleep(0.02)
+def square(x):
+    gate("gate"); return x * x
+def count(lock, value, queue, n):
+    gate("gate")
+    for i in range(50):
+        with lock: value.value += 1
+    queue.put(n)
+if __name__ == "__main__":
+    queue, lock, value = mp.Queue(), mp.Lock(), mp.Value("i", 0)
+    all = [mp.Process(target=count, args=(lock, value, queue, n)) for n in range(3)]
+    for one in all: one.start()
+    with mp.Pool(3) as pool:
+        later = pool.map_async(square, range(40), chunksize=1)
+        print("ready", flush=True)
+        print(sum(later.get()), flush=True)
+    print(sorted(queue.get() for one in all), flush=True)
+    for one in all: one.join()
+    print(value.value, [one.exitcode for one in all], flush=True)
+"#;
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        bench.file("pool.py", POOL);
+        let mut run = bench.launch(&["-n", "a.ckpt"], "/usr/bin/python3", &["pool.py"]);
+        run.expect("ready");
+        bench.must(&["save", "--stop", &run.pid_text(), "-n", &bench.name("a.ckpt")]);
+        run.ends_well();
+        let run = bench.run(bench.path("a.ckpt"), &[]);
+        bench.must(&["save", "--stop", &run.pid_text(), "-n", &bench.name("b.ckpt")]);
+        run.ends_well();
+        let mut run = bench.run(bench.path("b.ckpt"), &[]);
+        bench.file("gate", "");
+        run.expect("20540");
+        run.expect("[0, 1, 2]");
+        run.expect("150 [0, 0, 0]");
+        run.ends_well();
+    }
+}
+
+/// The restarter ends as the root does, passes on what it alone is sent, and leaves nothing behind when it is killed.
+#[test]
+fn the_restarter_stands_for_the_root() {
+    use nix::sys::signal::Signal;
+    const SCRIPT: &str = "trap 'echo usr1' USR1; trap 'kill $!; trap - TERM; kill $$' TERM; \
+                          sleep 1000 & echo ready; while :; do wait; done";
+    let bench = Bench::new(Who::Nobody);
+    let mut run = bench.launch(&["-n", "x.ckpt"], "/bin/bash", &["-c", SCRIPT]);
+    run.expect("ready");
+    bench.must(&["save", "--stop", &run.pid_text(), "-n", &bench.name("x.ckpt")]);
+    run.ends_well();
+    let mut run = bench.run(bench.path("x.ckpt"), &[]);
+    // It is there when that has an answer.
+    bench.must(&["save", &run.pid_text(), "-n", &bench.name("y.ckpt")]);
+    run.signal(Signal::SIGUSR1);
+    run.expect("usr1");
+    run.signal(Signal::SIGTERM);
+    assert_eq!(run.end().signal(), Some(Signal::SIGTERM as i32));
+    let run = bench.run(bench.path("y.ckpt"), &[]);
+    bench.must(&["save", &run.pid_text(), "-n", &bench.name("z.ckpt")]);
+    run.signal(Signal::SIGKILL);
+    assert_eq!(run.end().signal(), Some(9));
+}
+
+/// An id that is taken by somebody else is had in namespaces of the tree's own; the rest of the world is as before.
+#[test]
+fn a_job_restarts_beside_the_one_that_goes_on() {
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        let mut run = bench.run(bench.subject("forked", Build::Pie), &["gate"]);
+        let line = run.line();
+        assert!(line.starts_with("child "), "{line}");
+        bench.must(&["save", &run.pid_text(), "-n", &bench.name("x.ckpt")]);
+        let mut again = bench.run(bench.path("x.ckpt"), &[]);
+        bench.must(&["save", &again.pid_text(), "-n", &bench.name("y.ckpt")]);
+        bench.file("gate", "");
+        for run in [&mut run, &mut again] {
+            run.expect("child goes on");
+            run.expect("ended 33");
+        }
+        run.ends_well();
+        again.ends_well();
+    }
+}
+
+/// With --alone the others are a loss, and named.
+#[test]
+fn alone_leaves_the_others_out() {
+    let bench = Bench::new(Who::Nobody);
+    let mut run = bench.run(bench.subject("forked", Build::Pie), &["gate"]);
+    run.line();
+    let said = bench.must(&["save", "--alone", &run.pid_text(), "-n", &bench.name("x.ckpt")]);
+    assert!(said.stderr.contains("not saved: child processes: forked"), "{said:?}");
+    bench.file("gate", "");
+    run.expect("child goes on");
+    run.expect("ended 33");
+    run.ends_well();
+}
