@@ -57,7 +57,13 @@ impl Run {
             if let Some(Name::Server(server)) = &settings.name
                 && config.flags & config_flag::SET_ASIDE != 0
             {
-                let _ = self.stored(server, &settings.transfer);
+                // A server that has too much to do just now may have time in a moment.
+                for attempt in 1..=3 {
+                    if self.stored(server, &settings.transfer).is_ok() {
+                        break;
+                    }
+                    std::thread::sleep(attempt * Duration::from_millis(200));
+                }
             }
         });
     }

@@ -155,10 +155,13 @@ pub fn all() -> Vec<Found> {
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let ids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     ids.filter_map(|id| {
-        let line = std::fs::read(format!("/proc/{id}/cmdline")).ok()?;
-        let program = line.strip_prefix(b"ckpt\0__monitor\0")?.strip_suffix(&[0])?;
+        let line = || std::fs::read(format!("/proc/{id}/cmdline")).ok();
+        let found = line()?;
+        let program = found.strip_prefix(b"ckpt\0__monitor\0")?.strip_suffix(&[0])?;
         let program = std::str::from_utf8(program).ok()?.parse().ok()?;
-        Some(Found { monitor: Pidfd::open(id).ok()?, ids: [id, program] })
+        let monitor = Pidfd::open(id).ok()?;
+        // The id may have been given to another process before it was opened.
+        (line()? == found).then_some(Found { monitor, ids: [id, program] })
     })
     .collect()
 }
@@ -203,8 +206,8 @@ fn namespace(pid: i32) -> Option<std::path::PathBuf> {
 }
 
 /// What tells a monitor that its program is ended by a checkpoint, whatever its exit status: a signal, which
-/// it has blocked as all others.
-pub const SAVED: Signal = Signal::SIGUSR1;
+/// it has blocked as all others. It is one that nobody else sends: a batch system's goes to all that is left of a job.
+pub const SAVED: Signal = Signal::SIGSTKFLT;
 
 /// Tells the monitors of a process that a checkpoint ends it.
 pub fn tell_saved(pid: i32) {
