@@ -42,14 +42,14 @@ impl Write for Memory<'_> {
 impl Wire for Memory<'_> {}
 
 /// A store in a temporary directory; removed when dropped.
-pub struct House {
+pub(crate) struct House {
     store: Store,
     outer: PathBuf,
 }
 
 impl House {
     /// A new one, with a file that no client may change and links that lead to it.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let outer = std::env::temp_dir().join(format!("ckpt-fuzz-{}", std::process::id()));
         let inner = outer.join("store");
         fs::create_dir_all(&inner).expect("a directory");
@@ -61,7 +61,7 @@ impl House {
     }
 
     /// Has the server answer, in the clear and with a key.
-    pub fn answer(&self, said: &[u8]) {
+    pub(crate) fn answer(&self, said: &[u8]) {
         for key in [None, Some(&[7; KEY])] {
             let mut stream = Memory { said, heard: 0 };
             let record = answer(&mut stream, key, &self.store, "fuzz".into());
@@ -79,7 +79,7 @@ impl House {
     }
 
     /// Bytes and number of the stored images.
-    pub fn stored(&self) -> (u64, u64) {
+    pub(crate) fn stored(&self) -> (u64, u64) {
         let mut sum = (0, 0);
         let mut add = |entry: Entry| {
             assert!(entry.len <= MAX_BYTES, "{entry:?}");

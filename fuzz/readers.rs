@@ -76,7 +76,7 @@ fn read(bytes: Vec<u8>) -> Result<()> {
 }
 
 /// An image that the input describes, and one that it is.
-pub fn image(input: &[u8]) {
+pub(crate) fn image(input: &[u8]) {
     if let Ok(made) = made_of(input) {
         let _ = read(made);
     }
@@ -84,12 +84,12 @@ pub fn image(input: &[u8]) {
 }
 
 /// Every parser of files in /proc.
-pub fn proc(input: &[u8]) {
+pub(crate) fn proc(input: &[u8]) {
     ckpt::proc::parse_anything(input);
 }
 
 /// Names of checkpoints and what their placeholders stand for.
-pub fn names(input: &[u8]) {
+pub(crate) fn names(input: &[u8]) {
     let text = OsStr::from_bytes(input);
     let _ = ServerName::parse(text);
     let _ = Name::from_bytes(input);

@@ -29,7 +29,7 @@ macro_rules! points {
     ($($who:literal: { $($(#[$meta:meta])* $point:ident = $name:literal,)* })*) => {
         /// A step.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum Point { $($($(#[$meta])* $point,)*)* }
+        pub(crate) enum Point { $($($(#[$meta])* $point,)*)* }
 
         /// All of them, by who comes there.
         const BY_WHO: &[(&str, &[Point])] = &[$(($who, &[$(Point::$point),*])),*];
@@ -187,7 +187,7 @@ static LEFT: AtomicU32 = AtomicU32::new(0);
 ///
 /// # Errors
 /// There is no point of that name.
-pub fn arm() -> Result<()> {
+pub(crate) fn arm() -> Result<()> {
     match std::env::var_os(VARIABLE) {
         Some(value) if !is_privileged() => set(&value),
         _ => Ok(()),
@@ -195,7 +195,7 @@ pub fn arm() -> Result<()> {
 }
 
 /// Arms what the environment names that the program `pid` was started with.
-pub fn arm_by_program(pid: i32) {
+pub(crate) fn arm_by_program(pid: i32) {
     if is_privileged() || !is_ours(pid) {
         return;
     }
@@ -222,7 +222,7 @@ fn set(value: &OsStr) -> Result<()> {
 }
 
 /// Ends this process if it was armed for this step.
-pub fn reach(point: Point) {
+pub(crate) fn reach(point: Point) {
     if ARMED.load(Ordering::Relaxed) == point as u32 + 1
         && LEFT.fetch_sub(1, Ordering::Relaxed) == 1
     {
@@ -232,7 +232,7 @@ pub fn reach(point: Point) {
 
 /// Says that a dumper made by fork(2) comes to the armed step in our stead, if it is one of a dumper's: the count is
 /// that of all dumpers.
-pub fn leave_to_child() {
+pub(crate) fn leave_to_child() {
     let armed = ARMED.load(Ordering::Relaxed);
     let dumpers = BY_WHO.first().map_or(&[][..], |(_, points)| points);
     if !dumpers.iter().any(|point| *point as u32 + 1 == armed) {

@@ -20,7 +20,7 @@ use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 use std::os::unix::fs::MetadataExt;
 
 /// Who may do more: we or a process.
-pub enum Compared {
+pub(crate) enum Compared {
     /// We may do nothing that the process may not.
     Equal,
     /// We may do more, and can do the work as the process would.
@@ -31,7 +31,7 @@ pub enum Compared {
 
 /// What a process may do with files.
 #[derive(Clone)]
-pub struct Rights {
+pub(crate) struct Rights {
     user: u32,
     group: u32,
     groups: Vec<u32>,
@@ -42,7 +42,7 @@ pub struct Rights {
 ///
 /// # Errors
 /// The process is gone.
-pub fn compare(pid: i32) -> Result<Compared> {
+pub(crate) fn compare(pid: i32) -> Result<Compared> {
     let own = std::process::id().cast_signed();
     let (ours, theirs) = (proc::status(own, own)?, proc::status(pid, pid)?);
     let related = |name: &str| {
@@ -85,7 +85,7 @@ fn readable_by_its_user(pid: i32, user: u32) -> bool {
 }
 
 /// The user as whom this thread touches files.
-pub fn file_user() -> u32 {
+pub(crate) fn file_user() -> u32 {
     // An id that is none changes nothing (setfsuid(2)).
     setfsuid(Uid::from_raw(u32::MAX)).as_raw()
 }
@@ -96,7 +96,7 @@ impl Rights {
     ///
     /// # Errors
     /// The kernel does not let us have them.
-    pub fn with<T>(&self, work: impl FnOnce() -> T) -> Result<T> {
+    pub(crate) fn with<T>(&self, work: impl FnOnce() -> T) -> Result<T> {
         let mut before = Before::now()?;
         before.take_on(self).because(|| "cannot act as the process's user").map_err(|e| {
             e.hint("say where the checkpoint goes with -n NAME, or save as that user or root")

@@ -36,7 +36,7 @@ fn ask(page: Page, request: Request, name: *const u8, then: impl FnOnce()) -> u3
 
 /// Becomes the checkpoint `name`; an error number where that is impossible. The assistant looks at
 /// it before anything is lost, and says which file to execute.
-pub fn restart(page: Page, name: *const u8) -> u32 {
+pub(crate) fn restart(page: Page, name: *const u8) -> u32 {
     let mut path = [0u8; NAME_LEN];
     let errno = ask(page, Request::Inspect, name, || {
         // SAFETY: the field of that length, which the assistant has written.
@@ -56,7 +56,12 @@ pub fn restart(page: Page, name: *const u8) -> u32 {
 /// number.
 ///
 /// What is wrong in an environment leaves the rest of it in force.
-pub fn configure(page: Page, request: Request, mut values: [u32; 4], name: *const u8) -> u32 {
+pub(crate) fn configure(
+    page: Page,
+    request: Request,
+    mut values: [u32; 4],
+    name: *const u8,
+) -> u32 {
     let current = page.control(offset_of!(Control, config.asyncsig));
     let partly = request == Request::Environment;
     if partly {
@@ -80,7 +85,7 @@ pub fn configure(page: Page, request: Request, mut values: [u32; 4], name: *cons
 }
 
 /// Puts a C string, or the empty one for null, into [`Api::name`].
-pub fn set_name(page: Page, name: *const u8) {
+pub(crate) fn set_name(page: Page, name: *const u8) {
     let to = page.api_name();
     let mut at = 0usize;
     while at < NAME_LEN - 1 && !name.is_null() {
@@ -98,12 +103,12 @@ pub fn set_name(page: Page, name: *const u8) {
 }
 
 /// No asynchronous checkpoint until the matching [`release`].
-pub fn hold(page: Page) {
+pub(crate) fn hold(page: Page) {
     page.api(offset_of!(Api, holds)).fetch_add(1, Ordering::AcqRel);
 }
 
 /// Ends a [`hold`] and takes the checkpoint that was asked for meanwhile; false without a hold.
-pub fn release(page: Page) -> bool {
+pub(crate) fn release(page: Page) -> bool {
     let holds = page.api(offset_of!(Api, holds));
     let less = |n: u32| n.checked_sub(1);
     let Ok(before) = holds.fetch_update(Ordering::AcqRel, Ordering::Acquire, less) else {

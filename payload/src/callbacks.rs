@@ -22,7 +22,7 @@ fn count(page: Page, when: When) -> u32 {
 }
 
 /// Whether any function is registered for this.
-pub fn any(page: Page, when: When) -> bool {
+pub(crate) fn any(page: Page, when: When) -> bool {
     count(page, when) != 0
 }
 
@@ -55,7 +55,7 @@ fn pair(table: u64, when: When, index: u32) -> u64 {
 }
 
 /// Registers `function`; 0, or the error number ENOMEM.
-pub fn add(page: Page, when: When, function: u64, argument: u64) -> u32 {
+pub(crate) fn add(page: Page, when: When, function: u64, argument: u64) -> u32 {
     let Some(table) = table(page) else { return errno::ENOMEM as u32 };
     let offset = offset_of!(Api, counts).wrapping_add((when as usize).wrapping_mul(4));
     let next = |n: u32| (n < CALLBACKS).then(|| n.wrapping_add(1));
@@ -69,7 +69,7 @@ pub fn add(page: Page, when: When, function: u64, argument: u64) -> u32 {
 }
 
 /// Calls the functions, in the order in which they were registered; for a restart in the reverse.
-pub fn run(page: Page, when: When) {
+pub(crate) fn run(page: Page, when: When) {
     let count = count(page, when);
     let table = page.api_long(offset_of!(Api, callbacks)).load(Ordering::Acquire);
     let mut done = 0u32;
@@ -91,7 +91,7 @@ pub fn run(page: Page, when: When) {
 }
 
 /// Does once in a restarted process what is due: the callbacks, then the descriptors.
-pub fn restarted(page: Page) {
+pub(crate) fn restarted(page: Page) {
     if page.api(offset_of!(Api, restart_due)).swap(0, Ordering::AcqRel) != 0 {
         run(page, When::Restart);
         files::settle(page);

@@ -45,7 +45,7 @@ unsafe extern "C" {
 }
 
 /// Sets errno and gives -1; 0 for the error number 0.
-pub fn fail(errno: u32) -> i32 {
+pub(crate) fn fail(errno: u32) -> i32 {
     if errno == 0 {
         return 0;
     }
@@ -61,7 +61,7 @@ pub fn fail(errno: u32) -> i32 {
 }
 
 /// malloc(3); null where there is none.
-pub fn malloc(len: usize) -> *mut u8 {
+pub(crate) fn malloc(len: usize) -> *mut u8 {
     let function = ckpt_clib_function(1);
     if function.is_null() {
         return core::ptr::null_mut();
@@ -72,7 +72,7 @@ pub fn malloc(len: usize) -> *mut u8 {
 }
 
 /// free(3).
-pub fn free(address: u64) {
+pub(crate) fn free(address: u64) {
     let function = ckpt_clib_function(2);
     if !function.is_null() {
         // SAFETY: see the head of this file.
@@ -82,6 +82,6 @@ pub fn free(address: u64) {
 }
 
 /// The address of environ(7); 0 where there is none.
-pub fn environment() -> u64 {
+pub(crate) fn environment() -> u64 {
     ckpt_clib_function(3) as u64
 }

@@ -20,17 +20,17 @@ unsafe extern "C" {
 
 /// The control page.
 #[derive(Clone, Copy)]
-pub struct Page(u64);
+pub(crate) struct Page(u64);
 
 impl Page {
     /// That of this payload.
-    pub fn own() -> Self {
+    pub(crate) fn own() -> Self {
         let image = &raw const __ehdr_start;
         Self((image as u64).wrapping_sub(PAYLOAD))
     }
 
     /// That of the region in this process, whoever made it.
-    pub fn find() -> Option<Self> {
+    pub(crate) fn find() -> Option<Self> {
         let mut base = next_base(0, 0);
         while base != 0 {
             if sys::readable(base) {
@@ -49,29 +49,29 @@ impl Page {
     }
 
     /// A word of the API's part; `offset` is that of a field of [`Api`].
-    pub fn api(self, offset: usize) -> &'static AtomicU32 {
+    pub(crate) fn api(self, offset: usize) -> &'static AtomicU32 {
         self.word((API as usize).wrapping_add(offset))
     }
 
     /// A long word of the API's part.
-    pub fn api_long(self, offset: usize) -> &'static AtomicU64 {
+    pub(crate) fn api_long(self, offset: usize) -> &'static AtomicU64 {
         let word = self.0.wrapping_add(API).wrapping_add(offset as u64) as *mut u64;
         // SAFETY: as in `word`.
         unsafe { AtomicU64::from_ptr(word) }
     }
 
     /// [`Api::name`], for one writer at a time.
-    pub fn api_name(self) -> *mut u8 {
+    pub(crate) fn api_name(self) -> *mut u8 {
         self.0.wrapping_add(API).wrapping_add(offset_of!(Api, name) as u64) as *mut u8
     }
 
     /// [`Control::config`]'s name, for one writer at a time.
-    pub fn config_name(self) -> *mut u8 {
+    pub(crate) fn config_name(self) -> *mut u8 {
         self.0.wrapping_add(offset_of!(Control, config.name) as u64) as *mut u8
     }
 
     /// Keeps the text of an error.
-    pub fn set_error(self, text: &[u8]) {
+    pub(crate) fn set_error(self, text: &[u8]) {
         let at = self.0.wrapping_add(API).wrapping_add(offset_of!(Api, error) as u64) as *mut u8;
         let ends = core::iter::once(&0);
         for (i, byte) in text.iter().take(ERROR_LEN - 1).chain(ends).enumerate() {
@@ -81,27 +81,27 @@ impl Page {
     }
 
     /// Address of the text of the last error.
-    pub fn error(self) -> u64 {
+    pub(crate) fn error(self) -> u64 {
         self.0.wrapping_add(API).wrapping_add(offset_of!(Api, error) as u64)
     }
 
     /// A word of [`Control`] by its offset.
-    pub fn control(self, offset: usize) -> &'static AtomicU32 {
+    pub(crate) fn control(self, offset: usize) -> &'static AtomicU32 {
         self.word(offset)
     }
 
     /// A long word of [`Control`] by its offset.
-    pub fn control_long(self, offset: usize) -> u64 {
+    pub(crate) fn control_long(self, offset: usize) -> u64 {
         self.long(offset)
     }
 
     /// The page at an address that [`Page::address`] gave.
-    pub fn at(address: u64) -> Self {
+    pub(crate) fn at(address: u64) -> Self {
         Self(address)
     }
 
     /// Its address.
-    pub fn address(self) -> u64 {
+    pub(crate) fn address(self) -> u64 {
         self.0
     }
 
@@ -119,12 +119,12 @@ impl Page {
     }
 
     /// [`Control::monitor`].
-    pub fn monitor(self) -> &'static AtomicU32 {
+    pub(crate) fn monitor(self) -> &'static AtomicU32 {
         self.word(offset_of!(Control, monitor))
     }
 
     /// [`Turns::turn`]; its low half, which changes with each step, serves as a futex.
-    pub fn turn(self) -> &'static AtomicU64 {
+    pub(crate) fn turn(self) -> &'static AtomicU64 {
         let word =
             self.0.wrapping_add(TURNS).wrapping_add(offset_of!(Turns, turn) as u64) as *mut u64;
         // SAFETY: as in `word`.
@@ -136,45 +136,45 @@ impl Page {
     }
 
     /// [`Turns::owner`].
-    pub fn owner(self) -> &'static AtomicU32 {
+    pub(crate) fn owner(self) -> &'static AtomicU32 {
         self.turns(offset_of!(Turns, owner))
     }
 
     /// [`Turns::handlers`].
-    pub fn handlers(self) -> &'static AtomicU32 {
+    pub(crate) fn handlers(self) -> &'static AtomicU32 {
         self.turns(offset_of!(Turns, handlers))
     }
 
     /// [`Config::continues`](ckpt_abi::region::Config::continues).
-    pub fn continues(self) -> &'static AtomicU32 {
+    pub(crate) fn continues(self) -> &'static AtomicU32 {
         self.word(offset_of!(Control, config.continues))
     }
 
     /// [`Control::target`].
-    pub fn target(self) -> &'static AtomicU32 {
+    pub(crate) fn target(self) -> &'static AtomicU32 {
         self.word(offset_of!(Control, target))
     }
 
     /// [`Turns::keeper`].
-    pub fn keeper(self) -> &'static AtomicU32 {
+    pub(crate) fn keeper(self) -> &'static AtomicU32 {
         self.turns(offset_of!(Turns, keeper))
     }
 
     /// [`Control::spawn_error`].
-    pub fn spawn_error(self) -> &'static AtomicI64 {
+    pub(crate) fn spawn_error(self) -> &'static AtomicI64 {
         let word = self.0.wrapping_add(offset_of!(Control, spawn_error) as u64) as *mut i64;
         // SAFETY: as in `word`.
         unsafe { AtomicI64::from_ptr(word) }
     }
 
     /// Address and length of the executable's copy.
-    pub fn executable(self) -> (u64, u64) {
+    pub(crate) fn executable(self) -> (u64, u64) {
         let start = self.0.wrapping_add(self.long(offset_of!(Control, exe_start)));
         (start, self.long(offset_of!(Control, exe_len)))
     }
 
     /// The checkpoint's name, with its final NUL somewhere.
-    pub fn name(self) -> [u8; NAME_LEN] {
+    pub(crate) fn name(self) -> [u8; NAME_LEN] {
         let name = self.0.wrapping_add(offset_of!(Control, config.name) as u64);
         let name = name as *const [u8; NAME_LEN];
         // SAFETY: as in `word`; a name that is just being changed only misleads the search for a
@@ -183,7 +183,7 @@ impl Page {
     }
 
     /// End of one of the small stacks.
-    pub fn stack(self, index: u64) -> u64 {
+    pub(crate) fn stack(self, index: u64) -> u64 {
         let end = STACK_LEN.wrapping_mul(index.wrapping_add(1));
         self.0.wrapping_add(STACKS).wrapping_add(end)
     }

@@ -34,7 +34,7 @@ fn set(page: Page, index: usize, start: u64, end: u64) {
 
 /// Works while no other thread does under the same lock, a word of [`Api`] at `offset`, with all
 /// signals blocked.
-pub fn alone<T>(page: Page, offset: usize, work: impl FnOnce() -> T) -> T {
+pub(crate) fn alone<T>(page: Page, offset: usize, work: impl FnOnce() -> T) -> T {
     let mask = sys::set_mask(u64::MAX);
     let word = page.api(offset);
     let own = sys::getpid();
@@ -72,7 +72,7 @@ fn put(page: Page, start: u64, end: u64) -> u32 {
 }
 
 /// Leaves a range out; 0 or an error number.
-pub fn exclude(page: Page, start: u64, len: u64) -> u32 {
+pub(crate) fn exclude(page: Page, start: u64, len: u64) -> u32 {
     match start.checked_add(len) {
         Some(end) if len != 0 => locked(page, || put(page, start, end)),
         _ => EINVAL,
@@ -80,7 +80,7 @@ pub fn exclude(page: Page, start: u64, len: u64) -> u32 {
 }
 
 /// Takes a range in again, whatever had excluded it; 0 or an error number.
-pub fn include(page: Page, start: u64, len: u64) -> u32 {
+pub(crate) fn include(page: Page, start: u64, len: u64) -> u32 {
     let Some(end) = start.checked_add(len).filter(|_| len != 0) else { return EINVAL };
     locked(page, || {
         let mut result = 0;

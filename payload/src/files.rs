@@ -108,7 +108,7 @@ fn each(table: *mut Table, mut visit: impl FnMut(*mut Row, *mut Shown)) {
 
 /// Before another checkpoint: treatments stay for descriptors that are the same file still; what was
 /// said of files held for the checkpoint before.
-pub fn keep(page: Page) {
+pub(crate) fn keep(page: Page) {
     let Some(table) = Table::of(page) else { return };
     each(table, |row, shown| {
         let (mut now, mut first) = both(row, shown);
@@ -137,7 +137,7 @@ fn forget(page: Page) {
 }
 
 /// ckpt_fds(): a new table, or null without memory. What callbacks have changed before stays.
-pub fn table(page: Page) -> u64 {
+pub(crate) fn table(page: Page) -> u64 {
     let Some(scratch) = sys::map(SCRATCH) else { return 0 };
     let missing = page.api_long(offset_of!(Api, missing_count)).load(Ordering::Acquire);
     let mut count = missing;
@@ -243,7 +243,7 @@ fn changed(regular: &Regular, shown: &Shown) -> bool {
 }
 
 /// Does what the table says, and ends the program with a sentence where that is impossible.
-pub fn settle(page: Page) {
+pub(crate) fn settle(page: Page) {
     let table = Table::of(page);
     let missing = page.api_long(offset_of!(Api, missing_count));
     for index in 0..missing.load(Ordering::Acquire) {
@@ -327,7 +327,7 @@ fn say_number(number: u64) {
 }
 
 /// Writes a C string on standard error.
-pub fn say_text(text: *const u8) {
+pub(crate) fn say_text(text: *const u8) {
     let mut len = 0usize;
     // SAFETY: a C string.
     while !text.is_null() && unsafe { text.wrapping_add(len).read() } != 0 {

@@ -16,7 +16,7 @@ const LIBRARY: &[u8] = b"libckpt.so";
 const PATH: usize = 1024;
 
 /// Has programs that this one spawns load the library whose first byte is at `image`.
-pub fn equip(image: u64) {
+pub(crate) fn equip(image: u64) {
     let place = clib::environment();
     if place == 0 {
         return;

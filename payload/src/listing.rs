@@ -9,12 +9,12 @@
 use crate::{clib, sys};
 
 /// CKPT_FD_IGNORE.
-pub const IGNORE: i32 = 0;
+pub(crate) const IGNORE: i32 = 0;
 /// CKPT_FD_RESTORE.
-pub const RESTORE: i32 = 1;
+pub(crate) const RESTORE: i32 = 1;
 
 /// CKPT_FD_REGULAR; the others follow.
-pub const REGULAR: i32 = 1;
+pub(crate) const REGULAR: i32 = 1;
 const DIRECTORY: i32 = 2;
 const TERMINAL: i32 = 3;
 const DEVICE: i32 = 4;
@@ -24,12 +24,12 @@ const UNNAMED: i32 = 7;
 const OTHER: i32 = 8;
 
 /// Bytes of the scratch memory.
-pub const SCRATCH: u64 = 16 << 10;
+pub(crate) const SCRATCH: u64 = 16 << 10;
 
 /// struct regular.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct Regular {
+pub(crate) struct Regular {
     /// malloc'ed.
     pub path: *mut u8,
     /// Flags for open(2).
@@ -39,7 +39,7 @@ pub struct Regular {
 }
 
 /// What there is to say about a descriptor.
-pub struct Description {
+pub(crate) struct Description {
     /// Its number.
     pub fd: i32,
     /// CKPT_FD_....
@@ -57,7 +57,7 @@ pub struct Description {
 }
 
 /// FNV-1a of a C string, by which a path that was overwritten in place is recognised too.
-pub fn hash(path: *const u8) -> u64 {
+pub(crate) fn hash(path: *const u8) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325u64;
     let mut at = path;
     while !at.is_null() {
@@ -73,7 +73,7 @@ pub fn hash(path: *const u8) -> u64 {
 }
 
 /// A copy that the program may free.
-pub fn duplicate(text: *const u8, most: usize) -> *mut u8 {
+pub(crate) fn duplicate(text: *const u8, most: usize) -> *mut u8 {
     let mut len = 0usize;
     // SAFETY: a C string, or `most` bytes.
     while len < most && unsafe { text.wrapping_add(len).read() } != 0 {
@@ -90,7 +90,7 @@ pub fn duplicate(text: *const u8, most: usize) -> *mut u8 {
 }
 
 /// Calls `visit` with every descriptor but the one that lists them.
-pub fn descriptors(scratch: u64, mut visit: impl FnMut(i32)) {
+pub(crate) fn descriptors(scratch: u64, mut visit: impl FnMut(i32)) {
     const DIRECTORY: u64 = 0o200_000;
     let list = sys::open(c"/proc/self/fd".as_ptr() as u64, DIRECTORY, 0);
     if list < 0 {
@@ -139,13 +139,13 @@ fn number(text: u64) -> Option<i32> {
 }
 
 /// Device and inode of what a descriptor is.
-pub fn identity(fd: i32) -> [u64; 2] {
+pub(crate) fn identity(fd: i32) -> [u64; 2] {
     let [device, inode, ..] = sys::stat(fd.into());
     [device, inode]
 }
 
 /// Looks at a descriptor; the second half of the scratch memory is at `scratch`.
-pub fn describe(fd: i32, scratch: u64) -> Description {
+pub(crate) fn describe(fd: i32, scratch: u64) -> Description {
     const LARGEFILE: u64 = 0o100_000;
     let number = fd as u64;
     let stat = sys::stat(fd.into());

@@ -43,7 +43,7 @@ unsafe extern "C" fn memset(to: *mut u8, byte: i32, len: usize) -> *mut u8 {
 /// # Safety
 /// As strlen(3).
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn strlen(text: *const u8) -> usize {
+pub(crate) unsafe extern "C" fn strlen(text: *const u8) -> usize {
     let rest: usize;
     // SAFETY: the caller gives a C string; the direction flag is clear (System V ABI).
     unsafe {

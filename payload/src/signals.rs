@@ -23,7 +23,7 @@ fn old_action(page: Page) -> u64 {
 }
 
 /// Installs the handler for the configured signal and keeps what was there.
-pub fn take(page: Page) {
+pub(crate) fn take(page: Page) {
     if signal(page) == 0 {
         return;
     }
@@ -35,14 +35,14 @@ pub fn take(page: Page) {
 }
 
 /// What a signal was before the handler took it.
-pub struct Disposition {
+pub(crate) struct Disposition {
     signal: u64,
     action: [u64; 4],
 }
 
 impl Disposition {
     /// That of the configured signal.
-    pub fn of(page: Page) -> Self {
+    pub(crate) fn of(page: Page) -> Self {
         let mut action = [0; 4];
         for (word, offset) in action.iter_mut().zip([0, 8, 16, 24]) {
             *word = page.control_long(offset_of!(Control, old_action).wrapping_add(offset));
@@ -51,7 +51,7 @@ impl Disposition {
     }
 
     /// Gives the signal back.
-    pub fn give_back(&self) {
+    pub(crate) fn give_back(&self) {
         if self.signal != 0 {
             // SAFETY: the program's own.
             unsafe { sys::set_action(self.signal, &self.action, 0) };

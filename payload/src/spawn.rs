@@ -55,7 +55,7 @@ impl Start {
 
 /// Starts a dumper for this process and lets it trace us; it is named in the turn, or
 /// `Control::spawn_error` says why there is none.
-pub fn dumper(page: Page) {
+pub(crate) fn dumper(page: Page) {
     let flags = CLONE_VM | CLONE_UNTRACED;
     let start = Start { page: page.address(), named: AtomicU32::new(0) };
     // SAFETY: the stack is kept for the keeper alone, and the one before was just reaped.
@@ -91,7 +91,7 @@ fn will_be_named(page: Page) -> bool {
 
 /// Reaps the keeper of a dumper that has ended, or that is about to and may take so many milliseconds. One that lasts
 /// longer, because a monitor is its child, is nobody's business any more; it needs no stack.
-pub fn reap_keeper(page: Page, milliseconds: u64) {
+pub(crate) fn reap_keeper(page: Page, milliseconds: u64) {
     let keeper = page.keeper().swap(0, Ordering::AcqRel);
     if keeper == 0 {
         return;
@@ -122,7 +122,7 @@ extern "C" fn keep(start: u64) -> ! {
 
 /// Lets the monitor trace us again: under Yama there is one process that may, and that was the
 /// dumper. The monitor's own dumpers may as its children (ptrace(2), PR_SET_PTRACER).
-pub fn allow_monitor(page: Page) {
+pub(crate) fn allow_monitor(page: Page) {
     let monitor = page.monitor().load(Ordering::Acquire);
     if monitor != 0 {
         sys::prctl(PR_SET_PTRACER, u64::from(monitor));
@@ -205,7 +205,7 @@ fn temporary(page: Page) -> i64 {
 }
 
 /// Writes `prefix` and the number as a C string that ends with the buffer; its address.
-pub fn decimal(mut number: u64, buffer: &mut [u8; 32], prefix: &[u8]) -> u64 {
+pub(crate) fn decimal(mut number: u64, buffer: &mut [u8; 32], prefix: &[u8]) -> u64 {
     let mut digits = 0usize;
     for byte in buffer.iter_mut().rev().skip(1) {
         *byte = b'0'.wrapping_add((number % 10) as u8);
@@ -245,7 +245,7 @@ fn execute(page: Page, fd: i64) -> i64 {
 }
 
 /// Executes the checkpoint file at `path`, a C string; a negative error number.
-pub fn restart(path: u64) -> i64 {
+pub(crate) fn restart(path: u64) -> i64 {
     let argv = [path, 0];
     let envp = (&raw const argv[1]) as u64;
     sys::execute_path(path, (&raw const argv) as u64, envp)

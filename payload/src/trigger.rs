@@ -48,7 +48,7 @@ extern "C" fn ckpt_handler(_signal: i32, _siginfo: u64, _ucontext: u64) {
 }
 
 /// Takes a checkpoint as the signal asks for it; all signals are blocked.
-pub fn checkpoint(page: Page) {
+pub(crate) fn checkpoint(page: Page) {
     page.handlers().fetch_add(1, Ordering::AcqRel);
     serve(page);
     page.handlers().fetch_sub(1, Ordering::AcqRel);
@@ -81,7 +81,7 @@ fn serve(page: Page) {
 }
 
 /// Waits for the answer and calls the callbacks that it asks for.
-pub fn conclude(page: Page) {
+pub(crate) fn conclude(page: Page) {
     let answer = await_answer(page);
     unclaim(page);
     match answer {
@@ -114,7 +114,7 @@ extern "C" fn ckpt_visited() {
 }
 
 /// Waits until the process that was started has answered, or is gone.
-pub fn await_answer(page: Page) -> Answer {
+pub(crate) fn await_answer(page: Page) -> Answer {
     /// How often to look for an answer, in nanoseconds, and after how many looks for its sender.
     const LOOK: u64 = 1_000_000;
     const LOOKS: u32 = 64;
@@ -182,14 +182,14 @@ fn await_dumper(page: Page) {
 }
 
 /// Waits until it is the caller's turn, which lasts until [`unclaim`].
-pub fn claim_patiently(page: Page) {
+pub(crate) fn claim_patiently(page: Page) {
     while !claim(page, By::Call, true) {
         turns::sleep(page, turns::now(page), MOMENT);
     }
 }
 
 /// Lets others have the payload.
-pub fn unclaim(page: Page) {
+pub(crate) fn unclaim(page: Page) {
     let request = page.api(offset_of!(Api, request)).swap(Request::Signal as u32, Ordering::AcqRel);
     while turns::change(page, Event::Release) == Err(Denied::Soon) {
         turns::sleep(page, turns::now(page), MOMENT);
@@ -261,6 +261,6 @@ fn reason(error: i64) -> &'static [u8] {
 }
 
 /// Writes on standard error.
-pub fn say(sentence: &[u8]) {
+pub(crate) fn say(sentence: &[u8]) {
     sys::write_all(2, sentence.as_ptr(), sentence.len());
 }

@@ -8,12 +8,12 @@ use ckpt_abi::turn::{Denied, Event, Seen, Task, Turn, step};
 use core::sync::atomic::Ordering;
 
 /// Whose turn it is now.
-pub fn now(page: Page) -> Turn {
+pub(crate) fn now(page: Page) -> Turn {
     Turn::of(page.turn().load(Ordering::Acquire))
 }
 
 /// Whether an event is possible now.
-pub fn allowed(page: Page, event: Event) -> Result<Turn, Denied> {
+pub(crate) fn allowed(page: Page, event: Event) -> Result<Turn, Denied> {
     let turn = now(page);
     step(turn, event, seen(page, turn))
 }
@@ -26,7 +26,7 @@ fn seen(page: Page, turn: Turn) -> Seen {
 }
 
 /// Makes a step; what it leads to.
-pub fn change(page: Page, event: Event) -> Result<Turn, Denied> {
+pub(crate) fn change(page: Page, event: Event) -> Result<Turn, Denied> {
     let word = page.turn();
     loop {
         let before = word.load(Ordering::Acquire);
@@ -42,7 +42,7 @@ pub fn change(page: Page, event: Event) -> Result<Turn, Denied> {
 }
 
 /// Notes when the dumper was started, which only one who has its id can find out.
-pub fn note_start(page: Page) {
+pub(crate) fn note_start(page: Page) {
     let word = page.turn();
     let before = word.load(Ordering::Acquire);
     let turn = Turn::of(before);
@@ -54,7 +54,7 @@ pub fn note_start(page: Page) {
 }
 
 /// Sleeps while the word says this, for at most `nanoseconds`.
-pub fn sleep(page: Page, turn: Turn, nanoseconds: u64) {
+pub(crate) fn sleep(page: Page, turn: Turn, nanoseconds: u64) {
     sys::futex_wait(page.turn().as_ptr().cast(), turn.word() as u32, nanoseconds);
 }
 
@@ -63,7 +63,7 @@ pub fn sleep(page: Page, turn: Turn, nanoseconds: u64) {
 ///
 /// A forked child has an empty page and makes it its own. Only the parent can share memory with such a one: who has
 /// none of its own was made by clone(2) from one whose page it would have found full.
-pub fn is_owner(page: Page) -> bool {
+pub(crate) fn is_owner(page: Page) -> bool {
     let (owner, own) = (page.owner(), sys::getpid());
     match owner.load(Ordering::Acquire) {
         0 => {}
@@ -78,7 +78,7 @@ pub fn is_owner(page: Page) -> bool {
 
 /// Whether a task runs: kill(2) would also find a zombie that its reaper neglects, poll(2) on a
 /// pidfd does not; and a number may have been given to somebody else.
-pub fn alive(task: Task) -> bool {
+pub(crate) fn alive(task: Task) -> bool {
     let fd = sys::pidfd(task.pid);
     if fd < 0 {
         // ESRCH: gone. Anything else (no free descriptor): it may live.

@@ -9,7 +9,7 @@ use crate::settings::SIGNALS;
 
 /// A shell that completions are made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shell {
+pub(crate) enum Shell {
     /// GNU bash, with or without the bash-completion package.
     Bash,
     /// zsh with compinit.
@@ -26,7 +26,7 @@ impl Shell {
 }
 
 /// The script that teaches a shell the command line of ckpt.
-pub fn completions(shell: Shell) -> String {
+pub(crate) fn completions(shell: Shell) -> String {
     match shell {
         Shell::Bash => bash(),
         Shell::Zsh => zsh(),

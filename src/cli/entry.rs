@@ -120,14 +120,14 @@ pub(super) enum Page {
 
 impl Operand {
     /// `PID` or `[SUBCOMMAND]`.
-    pub fn written(&self) -> String {
+    pub(super) fn written(&self) -> String {
         if self.optional { format!("[{}]", self.name) } else { self.name.to_owned() }
     }
 }
 
 impl Opt {
     /// What most options are in most of their fields; an entry says the others.
-    pub const SWITCH: Self = Self {
+    pub(super) const SWITCH: Self = Self {
         short: None,
         long: "",
         value: None,
@@ -142,7 +142,7 @@ impl Opt {
     };
 
     /// Takes a value, which a flag has as "1".
-    pub fn set(&self, draft: &mut Draft, value: &OsStr) -> Result<()> {
+    pub(super) fn set(&self, draft: &mut Draft, value: &OsStr) -> Result<()> {
         match self.set {
             Set::Setting(set) => set(&mut draft.settings, value),
             Set::Draft(set) => set(draft, value),
@@ -150,7 +150,7 @@ impl Opt {
     }
 
     /// "-n" or "--stop".
-    pub fn shortest(&self) -> String {
+    pub(super) fn shortest(&self) -> String {
         match self.short {
             Some(short) => format!("-{short}"),
             None => format!("--{}", self.long),
@@ -158,11 +158,11 @@ impl Opt {
     }
 
     /// Whether the option only shows a text; synopses leave those out.
-    pub fn is_page(&self) -> bool {
+    pub(super) fn is_page(&self) -> bool {
         matches!(self.long, "help" | "version")
     }
 
-    pub fn is_of(&self, forms: &[Form]) -> bool {
+    pub(super) fn is_of(&self, forms: &[Form]) -> bool {
         forms.iter().any(|form| self.forms.contains(form))
     }
 }

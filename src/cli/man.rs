@@ -7,7 +7,7 @@ use super::table::{self, Entry, Form, Opt};
 use super::{help, version};
 
 /// The manual page. It uses the macros of man(7) only.
-pub fn man_page() -> String {
+pub(crate) fn man_page() -> String {
     let mut page = format!(".TH CKPT 1 \"\" \"{}\" \"User Commands\"\n", text(&version()));
     page.push_str(".nh\n.ad l\n");
     section(&mut page, "NAME");

@@ -24,14 +24,14 @@ use crate::restart::MapPath;
 use crate::settings::Settings;
 use crate::settings::server::{ServerName, Transfer};
 
-pub use completions::{Shell, completions};
-pub use man::man_page;
-pub use nearest::nearest_subcommand;
-pub use parse::{environment, parse, parse_ckptsrv, parse_stub};
+pub(crate) use completions::{Shell, completions};
+pub(crate) use man::man_page;
+pub(crate) use nearest::nearest_subcommand;
+pub(crate) use parse::{environment, parse, parse_ckptsrv, parse_stub};
 
 /// What the ckpt command is asked to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Command {
+pub(crate) enum Command {
     /// Execute a program with checkpointing enabled.
     Launch {
         /// From the options and the environment.
@@ -176,7 +176,7 @@ pub enum Command {
 
 /// How a program is restarted from its checkpoint in place of being started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Resume {
+pub(crate) struct Resume {
     /// Also a checkpoint of another run.
     pub any: bool,
     /// Also one that others may have changed.
@@ -187,7 +187,7 @@ pub struct Resume {
 
 /// How a server is wanted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ServeOptions {
+pub(crate) struct ServeOptions {
     /// Called as ckptsrv: as in the original manual, without keys and in /tmp.
     pub original: bool,
     /// The port; None: 10301.
@@ -212,7 +212,7 @@ pub struct ServeOptions {
 
 /// What a checkpoint file is asked to do when it is executed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum StubCommand {
+pub(crate) enum StubCommand {
     /// Restart the program.
     Restart(StubOptions),
     /// Print this text on standard output.
@@ -223,7 +223,7 @@ pub enum StubCommand {
 
 /// The options that a checkpoint file takes when it is executed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct StubOptions {
+pub(crate) struct StubOptions {
     /// Changes to the saved configuration.
     pub settings: Settings,
     /// Whether files that grew since the checkpoint are cut back.
@@ -235,6 +235,6 @@ pub struct StubOptions {
 }
 
 /// "ckpt 0.1.0".
-pub fn version() -> String {
+pub(crate) fn version() -> String {
     format!("ckpt {}", env!("CARGO_PKG_VERSION"))
 }

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use super::table::{self, Opt};
 
 /// The subcommand that is spelt most like `word`, if one is near.
-pub fn nearest_subcommand(word: &OsStr) -> Option<&'static str> {
+pub(crate) fn nearest_subcommand(word: &OsStr) -> Option<&'static str> {
     nearest(word.as_bytes(), table::subcommands().map(|(known, _)| known))
 }
 

@@ -22,7 +22,7 @@ const UNDECIDED: &[Form] = &[Form::Launch, Form::Attach];
 ///
 /// # Errors
 /// A sentence that names the bad word, with exit status 125.
-pub fn parse(
+pub(crate) fn parse(
     args: impl Iterator<Item = OsString>,
     env: impl Fn(&str) -> Option<OsString>,
 ) -> Result<Command> {
@@ -69,7 +69,7 @@ pub fn parse(
 ///
 /// # Errors
 /// A sentence that names the bad word, with exit status 125.
-pub fn parse_stub(args: impl Iterator<Item = OsString>) -> Result<StubCommand> {
+pub(crate) fn parse_stub(args: impl Iterator<Item = OsString>) -> Result<StubCommand> {
     let args: Vec<OsString> = args.collect();
     let file = args.first().map_or("FILE".into(), |name| name.to_string_lossy().into_owned());
     let mut reader = Reader::new(args, file.clone());
@@ -95,7 +95,7 @@ pub fn parse_stub(args: impl Iterator<Item = OsString>) -> Result<StubCommand> {
 
 /// What the environment of a program with the C API says; what is wrong with it says the error,
 /// and does not hold.
-pub fn environment(env: impl Fn(&str) -> Option<OsString>) -> (Settings, Option<Error>) {
+pub(crate) fn environment(env: impl Fn(&str) -> Option<OsString>) -> (Settings, Option<Error>) {
     let (mut draft, mut problem) = (Draft::default(), None);
     for opt in table::OPTIONS.iter().filter(|opt| opt.is_of(&[Form::Launch])) {
         let Some(variable) = &opt.env else { continue };
@@ -241,7 +241,7 @@ fn networked(entry: &'static Entry, reader: Reader, words: Vec<OsString>) -> Res
 ///
 /// # Errors
 /// A sentence that names the bad word, with exit status 125.
-pub fn parse_ckptsrv(args: impl Iterator<Item = OsString>) -> Result<Command> {
+pub(crate) fn parse_ckptsrv(args: impl Iterator<Item = OsString>) -> Result<Command> {
     let mut reader = Reader::new(args.collect(), "ckptsrv".into());
     match reader.next(&[Form::Serve])? {
         Next::Page(_) => Ok(Command::Help(help::subcommand(table::entry(Form::Serve)))),

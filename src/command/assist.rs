@@ -22,7 +22,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// Does what the process asks for and answers.
-pub fn run(pid: i32) -> Result<u8> {
+pub(super) fn run(pid: i32) -> Result<u8> {
     let error_output = dumper::begin(pid, c"ckpt-assist");
     let mut caller = Caller::wait(pid)?;
     let _ = caller.dismiss_keeper();

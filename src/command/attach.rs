@@ -20,7 +20,7 @@ use ckpt_abi::region::{Config, config_flag};
 ///
 /// Periodic checkpoints get a new monitor each time, for nobody can say whether one that is there
 /// is not about to end; it ends when it sees the new one in its place.
-pub fn run(pid: i32, settings: &Settings) -> Result<u8> {
+pub(super) fn run(pid: i32, settings: &Settings) -> Result<u8> {
     let executable = stub::own()?;
     phase1_freeze::check(pid)?;
     phase2_equip::await_restart(pid)?;

@@ -15,7 +15,7 @@ use std::path::Path;
 ///
 /// # Errors
 /// A file that cannot be written. What is wrong with a server, the sink tells later.
-pub fn open(name: &Name, transfer: &Transfer) -> Result<Box<dyn Sink>> {
+pub(crate) fn open(name: &Name, transfer: &Transfer) -> Result<Box<dyn Sink>> {
     match name {
         Name::File(path) => Ok(Box::new(FileSink::create(path)?)),
         Name::Server(server) => Ok(Box::new(UploadSink::create(server.clone(), transfer.clone())?)),
@@ -24,7 +24,7 @@ pub fn open(name: &Name, transfer: &Transfer) -> Result<Box<dyn Sink>> {
 
 /// Deletes what is older than wanted, on the disk or on the server. What fails there leaves more than
 /// wanted.
-pub fn prune(name: &Name, transfer: &Transfer, keep: &Keep) {
+pub(crate) fn prune(name: &Name, transfer: &Transfer, keep: &Keep) {
     match name {
         Name::File(_) => file::prune(&keep.template, &keep.values, keep.count),
         Name::Server(server) => drop(prune_server(server, transfer, keep)),
@@ -47,7 +47,7 @@ fn prune_server(server: &ServerName, transfer: &Transfer, keep: &Keep) -> Result
 ///
 /// # Errors
 /// The server's.
-pub fn numbered(
+pub(crate) fn numbered(
     server: &ServerName,
     transfer: &Transfer,
     template: &Template,
@@ -66,7 +66,7 @@ pub fn numbered(
 ///
 /// # Errors
 /// The directory, or what has the name.
-pub fn check(template: &Template, values: &Values) -> Result<()> {
+pub(crate) fn check(template: &Template, values: &Values) -> Result<()> {
     let existing = if template.is_counted() { template.existing(values)? } else { Vec::new() };
     let highest = existing.first().map_or(0, |(number, _)| *number);
     file::check(&template.expand(values, highest + 1))
@@ -76,7 +76,7 @@ pub fn check(template: &Template, values: &Values) -> Result<()> {
 ///
 /// # Errors
 /// As [`check`].
-pub fn check_said(settings: &Settings) -> Result<()> {
+pub(crate) fn check_said(settings: &Settings) -> Result<()> {
     if let Some(file) = settings.name.as_ref().and_then(Name::file) {
         let values = Values::of(std::process::id().cast_signed());
         return check(&Template::parse(file)?, &values);
@@ -85,7 +85,7 @@ pub fn check_said(settings: &Settings) -> Result<()> {
 }
 
 /// The same with the key of our home, where nothing is said of a key.
-pub fn with_usual_key(mut settings: Settings) -> Settings {
+pub(crate) fn with_usual_key(mut settings: Settings) -> Settings {
     if settings.transfer.key.is_none() {
         settings.transfer.key = usual_key();
     }
@@ -93,7 +93,7 @@ pub fn with_usual_key(mut settings: Settings) -> Settings {
 }
 
 /// The key file of our home.
-pub fn usual_key() -> Option<Key> {
+pub(crate) fn usual_key() -> Option<Key> {
     let home = std::env::var_os("HOME").filter(|home| home.as_encoded_bytes().starts_with(b"/"))?;
     Some(Key::of_home(Path::new(&home)))
 }

@@ -16,7 +16,7 @@ use std::fs::File;
 use std::io::{IsTerminal, Write};
 
 /// Saves the process that started us.
-pub fn run(pid: i32) -> Result<u8> {
+pub(super) fn run(pid: i32) -> Result<u8> {
     let error_output = begin(pid, c"ckpt-dump");
     let request = Demand {
         pid,
@@ -47,7 +47,7 @@ pub fn run(pid: i32) -> Result<u8> {
 
 /// Makes us what the payload starts: named, and ready for what may come; the program's standard
 /// error, taken now, because a program that was ended has none any more.
-pub fn begin(pid: i32, name: &std::ffi::CStr) -> Option<File> {
+pub(super) fn begin(pid: i32, name: &std::ffi::CStr) -> Option<File> {
     keep_low_descriptors();
     prepare();
     // A thread without RDTSC (PR_SET_TSC) made us, and clock_gettime(2) of the vdso needs it.
@@ -58,14 +58,14 @@ pub fn begin(pid: i32, name: &std::ffi::CStr) -> Option<File> {
 }
 
 /// Writes a sentence where the program writes its own.
-pub fn say(output: Option<&File>, sentence: &str) {
+pub(super) fn say(output: Option<&File>, sentence: &str) {
     if let Some(mut file) = output {
         let _ = file.write_all(format!("ckpt: {}\n", printable(sentence)).as_bytes());
     }
 }
 
 /// Limits on files answer with errors instead of ending us.
-pub fn prepare() {
+pub(super) fn prepare() {
     for number in [Signal::SIGXFSZ, Signal::SIGPIPE] {
         ignore(number);
     }
@@ -77,7 +77,7 @@ fn ignore(number: Signal) {
 }
 
 /// Occupies 0, 1 and 2, so that no file of ours is taken for a standard stream.
-pub fn keep_low_descriptors() {
+pub(super) fn keep_low_descriptors() {
     while let Ok(file) = File::options().read(true).write(true).open("/dev/null") {
         use std::os::fd::{AsRawFd, IntoRawFd};
         if file.as_raw_fd() > 2 {

@@ -6,7 +6,7 @@ use crate::serve::log::quoted;
 use std::ffi::{OsStr, OsString};
 
 /// What is known under a name.
-pub enum Value {
+pub(super) enum Value {
     /// A text.
     Text(String),
     /// A number.
@@ -51,21 +51,21 @@ impl From<Vec<String>> for Value {
 
 /// Names and values in the order in which they are shown.
 #[derive(Default)]
-pub struct Facts(Vec<(&'static str, Value)>);
+pub(super) struct Facts(Vec<(&'static str, Value)>);
 
 impl Facts {
     /// Adds one.
-    pub fn add(&mut self, name: &'static str, value: impl Into<Value>) {
+    pub(super) fn add(&mut self, name: &'static str, value: impl Into<Value>) {
         self.0.push((name, value.into()));
     }
 
     /// Adds a number of bytes.
-    pub fn add_bytes(&mut self, name: &'static str, bytes: u64) {
+    pub(super) fn add_bytes(&mut self, name: &'static str, bytes: u64) {
         self.0.push((name, Value::Bytes(bytes)));
     }
 
     /// Prints all.
-    pub fn print(&self, json: bool) -> Result<()> {
+    pub(super) fn print(&self, json: bool) -> Result<()> {
         super::print(&if json { format!("{}\n", self.json()) } else { self.table() }).map(drop)
     }
 
@@ -93,7 +93,7 @@ impl Facts {
     }
 
     /// A JSON object without a newline at its end.
-    pub fn json(&self) -> String {
+    pub(super) fn json(&self) -> String {
         let value = |value: &Value| match value {
             Value::Text(text) => quoted(text),
             Value::Number(number) | Value::Bytes(number) => number.to_string(),
@@ -108,17 +108,17 @@ impl Facts {
 }
 
 /// Several objects as a JSON list.
-pub fn json_list(objects: &[String]) -> String {
+pub(super) fn json_list(objects: &[String]) -> String {
     format!("[{}]\n", objects.join(",\n"))
 }
 
 /// "1886016 bytes (1.8 MiB)"
-pub fn size(bytes: u64) -> String {
+pub(super) fn size(bytes: u64) -> String {
     if bytes < 1024 { short_size(bytes) } else { format!("{bytes} bytes ({})", short_size(bytes)) }
 }
 
 /// "1.8 MiB"
-pub fn short_size(bytes: u64) -> String {
+pub(super) fn short_size(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     if bytes < 1024 {
         return format!("{bytes} bytes");
@@ -135,7 +135,7 @@ pub fn short_size(bytes: u64) -> String {
 /// Shows what `look` says of each of `words`: for one word a table or an object, for several a table with a
 /// heading each, or a list. What is wrong with one is said and does not keep the others from being
 /// shown; the status is the worst.
-pub fn each(
+pub(super) fn each(
     words: &[OsString],
     json: bool,
     look: impl Fn(&OsStr) -> Result<(Facts, u8)>,

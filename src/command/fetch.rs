@@ -31,7 +31,7 @@ impl Sink for MemorySink {
 ///
 /// # Errors
 /// The server's, and what it has is no checkpoint.
-pub fn fetch(server: &ServerName, transfer: &Transfer) -> Result<File> {
+pub(super) fn fetch(server: &ServerName, transfer: &Transfer) -> Result<File> {
     let file = download(server, transfer)?;
     // Not executed before it is known to be a checkpoint, whatever the server says.
     Image::find(&file)
@@ -44,7 +44,7 @@ pub fn fetch(server: &ServerName, transfer: &Transfer) -> Result<File> {
 ///
 /// # Errors
 /// The server's.
-pub fn download(server: &ServerName, transfer: &Transfer) -> Result<File> {
+pub(super) fn download(server: &ServerName, transfer: &Transfer) -> Result<File> {
     let mut sink = MemorySink(memory()?);
     Client::connect(server, transfer)?.get(server.path(), &mut sink)?;
     Ok(sink.0)
@@ -54,7 +54,7 @@ pub fn download(server: &ServerName, transfer: &Transfer) -> Result<File> {
 ///
 /// # Errors
 /// It cannot be read, or is no checkpoint.
-pub fn image(word: &OsStr, transfer: &Transfer) -> Result<Image> {
+pub(super) fn image(word: &OsStr, transfer: &Transfer) -> Result<Image> {
     if !word.as_bytes().starts_with(SCHEME.as_bytes()) {
         let path = word.as_bytes().strip_prefix(b"file://").unwrap_or(word.as_bytes());
         return Image::open(Path::new(OsStr::from_bytes(path)));

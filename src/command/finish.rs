@@ -30,7 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const ATTEMPTS: usize = 50;
 
 /// What a monitor knows of its program when that has ended.
-pub struct Run {
+pub(super) struct Run {
     /// The configuration as it was seen last.
     pub config: Config,
     /// Whose names those in it are.
@@ -42,7 +42,7 @@ pub struct Run {
 impl Run {
     /// Sets the checkpoints of the run aside if it has come to its normal end: it has ended by itself, with
     /// status 0. Without `--resume` they keep their names, and are only marked.
-    pub fn settle(&self, program: &Pidfd, process: Option<&Process>) {
+    pub(super) fn settle(&self, program: &Pidfd, process: Option<&Process>) {
         let Self { config, whose, .. } = self;
         if config.run == 0
             || config.flags & config_flag::KEEP_FINISHED != 0
@@ -122,7 +122,7 @@ impl Run {
 }
 
 /// The newest checkpoint of a name that was set aside.
-pub fn earlier(settings: &Settings) -> Option<String> {
+pub(super) fn earlier(settings: &Settings) -> Option<String> {
     let values = Values::of(std::process::id().cast_signed());
     match settings.name.as_ref()? {
         Name::File(name) => {
@@ -161,7 +161,7 @@ fn wait_status(program: &Pidfd, process: Option<&Process>) -> Option<i32> {
 }
 
 /// Waits for the monitors of programs that have ended, which set checkpoints of this name aside now.
-pub fn await_others(settings: &Settings) {
+pub(super) fn await_others(settings: &Settings) {
     let deadline = Instant::now() + PATIENCE;
     let name = settings.apply(default_config()).name;
     for found in monitor::all().into_iter().filter(|found| found.is_finishing(&name)) {

@@ -19,7 +19,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 /// What a run is recognised by, as numbers: the content of its executable, its arguments, and the directory
 /// that it began in. All 0: of a program that ckpt did not start.
-pub struct Identity {
+pub(super) struct Identity {
     numbers: [u64; 3],
     command: String,
     args: Vec<OsString>,
@@ -32,7 +32,7 @@ impl Identity {
     ///
     /// # Errors
     /// The executable cannot be read.
-    pub fn of(program: &OsStr, args: &[OsString], directory: &Path) -> Result<Self> {
+    pub(super) fn of(program: &OsStr, args: &[OsString], directory: &Path) -> Result<Self> {
         let (executable, script) = match launch::executable(program) {
             Some(path) => content(&path).because(|| format!("cannot read {}", path.display()))?,
             // The launch says so.
@@ -54,7 +54,7 @@ impl Identity {
     }
 
     /// The numbers, for the region.
-    pub fn numbers(&self) -> [u64; 3] {
+    pub(super) fn numbers(&self) -> [u64; 3] {
         self.numbers
     }
 
@@ -62,7 +62,7 @@ impl Identity {
     ///
     /// # Errors
     /// The checkpoint cannot be read.
-    pub fn differences(&self, image: &Image) -> Result<Vec<String>> {
+    pub(super) fn differences(&self, image: &Image) -> Result<Vec<String>> {
         let process: Process = image.process(0).record(SectionKind::Process)?;
         let arguments = image.text(process.arguments);
         let saved =
@@ -92,7 +92,7 @@ impl Identity {
     ///
     /// # Errors
     /// The checkpoint cannot be read.
-    pub fn is_other_command(&self, image: &Image) -> Result<bool> {
+    pub(super) fn is_other_command(&self, image: &Image) -> Result<bool> {
         let process: Process = image.process(0).record(SectionKind::Process)?;
         let launched = launched(image);
         Ok(match launched[1] {
@@ -174,7 +174,7 @@ fn shown(text: &OsStr) -> String {
 ///
 /// # Errors
 /// There is such a checkpoint.
-pub fn refuse_to_replace(identity: &Identity, name: &Path) -> Result<()> {
+pub(super) fn refuse_to_replace(identity: &Identity, name: &Path) -> Result<()> {
     let Ok(image) = Image::open(name) else { return Ok(()) };
     if !identity.is_other_command(&image).unwrap_or(false) {
         return Ok(());

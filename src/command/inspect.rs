@@ -18,7 +18,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 
 /// Checks every byte of checkpoints; the status is the worst.
-pub fn verify(words: &[OsString], transfer: &Transfer) -> Result<u8> {
+pub(super) fn verify(words: &[OsString], transfer: &Transfer) -> Result<u8> {
     let mut worst = 0;
     for word in words {
         let whole = fetch::image(word, transfer)
@@ -37,7 +37,7 @@ pub fn verify(words: &[OsString], transfer: &Transfer) -> Result<u8> {
 }
 
 /// Shows what checkpoints hold.
-pub fn info(words: &[OsString], json: bool, transfer: &Transfer) -> Result<u8> {
+pub(super) fn info(words: &[OsString], json: bool, transfer: &Transfer) -> Result<u8> {
     facts::each(words, json, |word| Ok((describe(&fetch::image(word, transfer)?, json)?, 0)))
 }
 

@@ -28,7 +28,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// Becomes the program, or its checkpoint.
-pub fn run(
+pub(super) fn run(
     settings: &Settings,
     cpu: Option<&Limit>,
     program: &OsStr,

@@ -4,7 +4,7 @@
 mod assist;
 mod attach;
 mod check;
-pub mod destination;
+pub(crate) mod destination;
 mod dumper;
 mod elder;
 mod facts;

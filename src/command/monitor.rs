@@ -48,7 +48,7 @@ const LINE: i32 = 3;
 const BUSY: i32 = 3;
 
 /// Watches over a process until it ends.
-pub fn run(pid: i32) -> Result<u8> {
+pub(super) fn run(pid: i32) -> Result<u8> {
     let _ = nix::sys::prctl::set_name(c"ckpt-monitor");
     dumper::keep_low_descriptors();
     dumper::prepare();

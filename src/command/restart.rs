@@ -22,7 +22,12 @@ use std::path::Path;
 ///
 /// # Errors
 /// There is none, it is not to be trusted, or it cannot be executed.
-pub fn run(name: &OsStr, transfer: &Transfer, args: &[OsString], trusted: bool) -> Result<u8> {
+pub(super) fn run(
+    name: &OsStr,
+    transfer: &Transfer,
+    args: &[OsString],
+    trusted: bool,
+) -> Result<u8> {
     match Name::parse(name)? {
         Name::File(path) => {
             let file = read::open(&path).because(|| format!("cannot open {}", path.display()));
@@ -50,7 +55,7 @@ pub fn run(name: &OsStr, transfer: &Transfer, args: &[OsString], trusted: bool) 
 ///
 /// # Errors
 /// It cannot be executed, or this ckpt cannot restart it.
-pub fn execute(file: File, name: &Path, args: &[OsString]) -> Result<u8> {
+pub(super) fn execute(file: File, name: &Path, args: &[OsString]) -> Result<u8> {
     let c_string = |text: &OsStr| CString::new(text.as_bytes()).unwrap_or_default();
     let argv: Vec<CString> = std::iter::once(name.as_os_str())
         .chain(args.iter().map(AsRef::as_ref))

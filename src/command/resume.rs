@@ -23,7 +23,7 @@ use std::path::Path;
 /// # Errors
 /// A checkpoint or a server that cannot be reached: the program must not begin anew because of
 /// that, and then replace what it did before.
-pub fn resume(
+pub(super) fn resume(
     template: &Template,
     settings: &Settings,
     resume: Resume,

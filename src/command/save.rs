@@ -7,7 +7,7 @@ use crate::inject::enter;
 use crate::settings::Settings;
 
 /// Saves a process from outside and says what came of it.
-pub fn run(pid: i32, stop: bool, settings: Settings) -> Result<u8> {
+pub(super) fn run(pid: i32, stop: bool, settings: Settings) -> Result<u8> {
     let here = std::env::current_dir().because(|| "cannot find out the current directory")?;
     let settings = settings.resolve(&here)?;
     let pid = enter::enter(enter::meant(pid))?;

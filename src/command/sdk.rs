@@ -12,7 +12,7 @@ const PYTHON: &str = include_str!("../../payload/sdk/ckpt.py");
 const PAGE: &str = include_str!("../../payload/sdk/ckpt.3");
 
 /// Writes the library, its header and the rest below `dir`.
-pub fn run(dir: &Path) -> Result<u8> {
+pub(super) fn run(dir: &Path) -> Result<u8> {
     write(dir, "lib/libckpt.so", &library::with(&stub::own()?)?)?;
     write(dir, "include/ckpt.h", HEADER.as_bytes())?;
     write(dir, "lib/pkgconfig/ckpt.pc", description().as_bytes())?;

@@ -17,12 +17,12 @@ use std::time::Duration;
 const ORIGINAL: &str = "/tmp";
 
 /// Whether we were called by the name of the original server.
-pub fn is_ckptsrv(args: &[OsString]) -> bool {
+pub(super) fn is_ckptsrv(args: &[OsString]) -> bool {
     args.first().is_some_and(|name| Path::new(name).file_name().is_some_and(|n| n == "ckptsrv"))
 }
 
 /// What the command line of ckptsrv asks for.
-pub fn as_ckptsrv(command: Command) -> Result<u8> {
+pub(super) fn as_ckptsrv(command: Command) -> Result<u8> {
     match command {
         Command::Serve(options) => run(&options),
         Command::Help(text) => super::print(&text),
@@ -31,7 +31,7 @@ pub fn as_ckptsrv(command: Command) -> Result<u8> {
 }
 
 /// Serves until SIGTERM.
-pub fn run(options: &ServeOptions) -> Result<u8> {
+pub(super) fn run(options: &ServeOptions) -> Result<u8> {
     super::dumper::prepare();
     let key = shared_key(options)?;
     let here = if options.original { ORIGINAL } else { "." };
@@ -58,7 +58,7 @@ pub fn run(options: &ServeOptions) -> Result<u8> {
 }
 
 /// Makes a key.
-pub fn keygen(file: &Path) -> Result<u8> {
+pub(super) fn keygen(file: &Path) -> Result<u8> {
     key::make(file)?;
     Ok(0)
 }

@@ -15,7 +15,7 @@ use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 /// Lists a folder.
-pub fn list(folder: &ServerName, transfer: &Transfer, json: bool) -> Result<u8> {
+pub(super) fn list(folder: &ServerName, transfer: &Transfer, json: bool) -> Result<u8> {
     let entries = Client::connect(folder, transfer)?.list(folder.path())?;
     let (mut lines, mut objects) = (String::new(), Vec::new());
     for entry in entries {
@@ -31,7 +31,7 @@ pub fn list(folder: &ServerName, transfer: &Transfer, json: bool) -> Result<u8> 
 }
 
 /// Fetches an image into a file.
-pub fn get(name: &ServerName, file: Option<PathBuf>, transfer: &Transfer) -> Result<u8> {
+pub(super) fn get(name: &ServerName, file: Option<PathBuf>, transfer: &Transfer) -> Result<u8> {
     let last = name.path().rsplit('/').next().unwrap_or_default();
     let here = std::env::current_dir().because(|| "cannot find out the current directory")?;
     let mut file = here.join(file.unwrap_or_else(|| last.into()));
@@ -44,7 +44,7 @@ pub fn get(name: &ServerName, file: Option<PathBuf>, transfer: &Transfer) -> Res
 }
 
 /// Sends a file.
-pub fn put(file: &Path, name: &ServerName, transfer: &Transfer) -> Result<u8> {
+pub(super) fn put(file: &Path, name: &ServerName, transfer: &Transfer) -> Result<u8> {
     let why = || format!("cannot read {}", file.display());
     let mut source = File::open(file).because(why)?;
     let meta = source.metadata().because(why)?;
@@ -82,7 +82,7 @@ fn fill(source: &mut File, buffer: &mut [u8]) -> std::io::Result<usize> {
 }
 
 /// Removes an image.
-pub fn remove(name: &ServerName, transfer: &Transfer) -> Result<u8> {
+pub(super) fn remove(name: &ServerName, transfer: &Transfer) -> Result<u8> {
     Client::connect(name, transfer)?.remove(name.path())?;
     Ok(0)
 }

@@ -24,7 +24,7 @@ use zerocopy::FromBytes;
 ///
 /// # Errors
 /// As [`restart_from`].
-pub fn from_own_file(own: File, args: &[OsString]) -> Result<u8> {
+pub(super) fn from_own_file(own: File, args: &[OsString]) -> Result<u8> {
     if executed_by_the_program() {
         return execute_original(own, args);
     }
@@ -35,7 +35,7 @@ pub fn from_own_file(own: File, args: &[OsString]) -> Result<u8> {
 ///
 /// # Errors
 /// The words are wrong, or the program cannot be restarted.
-pub fn restart_from(file: File, args: &[OsString]) -> Result<u8> {
+pub(super) fn restart_from(file: File, args: &[OsString]) -> Result<u8> {
     let name = args.first().cloned().unwrap_or_else(|| "checkpoint".into());
     let options = match cli::parse_stub(args.iter().cloned())? {
         StubCommand::Help(text) => return super::print(&text),
@@ -87,7 +87,7 @@ fn execute_original(own: File, args: &[OsString]) -> Result<u8> {
 }
 
 /// Turns the report that the restorer has spelled into a sentence, for descriptor `to`.
-pub fn report(letters: Option<&OsString>, to: Option<&OsString>) -> Result<u8> {
+pub(super) fn report(letters: Option<&OsString>, to: Option<&OsString>) -> Result<u8> {
     let report = letters.and_then(|l| read_spelled(l.as_bytes()));
     let Some(report) = report.and_then(|bytes| Report::read_from_bytes(&bytes).ok()) else {
         return Err(Error::new("__report is for the restorer alone"));

@@ -11,7 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 /// Why not.
-pub enum Distrust {
+pub(super) enum Distrust {
     /// It is somebody else's.
     Foreign(Error),
     /// Others may write to it, or put another in its place.
@@ -19,11 +19,11 @@ pub enum Distrust {
 }
 
 /// For sentences.
-pub const WAY_OUT: &str = "if it is to be trusted, say --trust";
+pub(super) const WAY_OUT: &str = "if it is to be trusted, say --trust";
 
 impl Distrust {
     /// The reason.
-    pub fn sentence(self) -> Error {
+    pub(super) fn sentence(self) -> Error {
         let (Self::Foreign(why) | Self::Open(why)) = self;
         why
     }
@@ -33,7 +33,7 @@ impl Distrust {
 ///
 /// # Errors
 /// It or a directory cannot be looked at.
-pub fn judge(file: Option<&File>, path: &Path) -> Result<Option<Distrust>> {
+pub(super) fn judge(file: Option<&File>, path: &Path) -> Result<Option<Distrust>> {
     let shown = path.display();
     let meta = match file.map_or_else(|| std::fs::metadata(path), File::metadata) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 const PERMISSION: Duration = Duration::from_secs(2);
 
 /// A process with a payload, and its part of the C API.
-pub struct Caller {
+pub(crate) struct Caller {
     /// Process id.
     pub pid: i32,
     /// Its memory.
@@ -37,7 +37,7 @@ impl Caller {
     ///
     /// # Errors
     /// It may not be traced, or has no payload.
-    pub fn wait(pid: i32) -> Result<Self> {
+    pub(crate) fn wait(pid: i32) -> Result<Self> {
         let deadline = Instant::now() + PERMISSION;
         loop {
             match Self::find(pid) {
@@ -50,7 +50,7 @@ impl Caller {
     }
 
     /// The process `pid`; None without a payload.
-    pub fn find(pid: i32) -> Result<Option<Self>> {
+    pub(crate) fn find(pid: i32) -> Result<Option<Self>> {
         let memory = Memory::open(pid)?;
         let vmas = proc::maps::read(pid)?;
         let Some(region) = Region::find(&memory, &vmas) else { return Ok(None) };
@@ -59,14 +59,14 @@ impl Caller {
     }
 
     /// Writes the configuration.
-    pub fn configure(&mut self, config: &Config) -> Result<()> {
+    pub(crate) fn configure(&mut self, config: &Config) -> Result<()> {
         self.region.control.config = *config;
         self.region.set_config(&self.memory)?;
         put(&self.memory, &self.region, offset_of!(Api, values), &self.api.values)
     }
 
     /// Replaces the name that it has asked for.
-    pub fn rename(&self, path: &Path) -> Result<()> {
+    pub(crate) fn rename(&self, path: &Path) -> Result<()> {
         let bytes = path.as_os_str().as_bytes();
         let mut name = [0; NAME_LEN];
         let room = name[..NAME_LEN - 1].get_mut(..bytes.len());
@@ -77,7 +77,7 @@ impl Caller {
     }
 
     /// Names the process that takes its periodic checkpoints.
-    pub fn appoint(&self, monitor: u32) -> Result<()> {
+    pub(crate) fn appoint(&self, monitor: u32) -> Result<()> {
         self.memory.put(self.region.base + offset_of!(Control, monitor) as u64, &monitor)
     }
 
@@ -86,7 +86,7 @@ impl Caller {
     ///
     /// # Errors
     /// The program cannot be stopped; then it reaps that process itself.
-    pub fn dismiss_keeper(&self) -> Result<()> {
+    pub(crate) fn dismiss_keeper(&self) -> Result<()> {
         let mut frozen = Frozen::freeze(self.pid)?;
         frozen.attend(&self.memory, &self.region.desk(), self.region.base)?;
         keeper::dismiss(&mut frozen, &self.memory, &self.region)?;
@@ -95,23 +95,23 @@ impl Caller {
     }
 
     /// Says that nothing more will be done.
-    pub fn end_turn(&self) {
+    pub(crate) fn end_turn(&self) {
         let _ = self.region.step(&self.memory, self.pid, Event::End(own_task(self.pid)));
     }
 
     /// Says what came of it. A process that is gone needs no word.
-    pub fn answer(&self, error: Option<&Error>) {
+    pub(crate) fn answer(&self, error: Option<&Error>) {
         answer(&self.memory, &self.region, error);
     }
 }
 
 /// The C API's part of a region.
-pub fn read(memory: &Memory, region: &Region) -> Result<Api> {
+pub(crate) fn read(memory: &Memory, region: &Region) -> Result<Api> {
     memory.get(region.base + API)
 }
 
 /// Writes a field of it.
-pub fn put<T: zerocopy::IntoBytes + zerocopy::Immutable>(
+pub(crate) fn put<T: zerocopy::IntoBytes + zerocopy::Immutable>(
     memory: &Memory,
     region: &Region,
     offset: usize,
@@ -121,7 +121,7 @@ pub fn put<T: zerocopy::IntoBytes + zerocopy::Immutable>(
 }
 
 /// Tells a caller that the checkpoint is sealed, or why there is none.
-pub fn answer(memory: &Memory, region: &Region, error: Option<&Error>) {
+pub(crate) fn answer(memory: &Memory, region: &Region, error: Option<&Error>) {
     if let Some(error) = error {
         let mut text = [0; ERROR_LEN];
         let sentence = error.to_string();

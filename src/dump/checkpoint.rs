@@ -15,7 +15,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 /// A checkpoint that is being taken.
-pub struct Checkpoint<'a> {
+pub(crate) struct Checkpoint<'a> {
     /// What was asked for.
     pub request: &'a Demand,
     /// Where it goes.
@@ -31,7 +31,7 @@ impl<'a> Checkpoint<'a> {
     ///
     /// # Errors
     /// Those of [`Place::find`], and a name that is none.
-    pub fn of(request: &'a Demand, whose: Whose, first: &Equipped) -> Result<Self> {
+    pub(crate) fn of(request: &'a Demand, whose: Whose, first: &Equipped) -> Result<Self> {
         let control = &first.region.control;
         let template = template(request, first)?;
         let mut newest = control.generation;
@@ -46,14 +46,14 @@ impl<'a> Checkpoint<'a> {
     }
 
     /// The run that it is of, and what that began with, as [`ckpt_abi::image::Header::run`]: those of the first process.
-    pub fn runs(&self, equipped: &[Equipped]) -> [[u64; 2]; 2] {
+    pub(crate) fn runs(&self, equipped: &[Equipped]) -> [[u64; 2]; 2] {
         let config = equipped.first().map(|first| first.region.control.config);
         config.map_or([[0; 2]; 2], |config| [[config.run, self.generation], config.before])
     }
 
     /// What there is to say beside losses: what `--verbose` asks for, and, by the monitor, that the checkpoint signal is
     /// the program's own by now.
-    pub fn notes(&self, processes: &[Still<'_>], common: &mut Common) -> Vec<String> {
+    pub(crate) fn notes(&self, processes: &[Still<'_>], common: &mut Common) -> Vec<String> {
         let mut notes = std::mem::take(&mut common.trifles);
         let control = processes.first().map(|first| &first.equipped.region.control);
         let told = control.is_some_and(|control| control.config.flags & config_flag::VERBOSE != 0);
@@ -73,7 +73,7 @@ impl<'a> Checkpoint<'a> {
     }
 
     /// It is whole: the next one has the next number, and older ones may go.
-    pub fn sealed(&self, equipped: &[Equipped]) {
+    pub(crate) fn sealed(&self, equipped: &[Equipped]) {
         equipped.iter().for_each(|process| process.sealed(self.generation));
         reach(Point::Numbered);
         self.place.prune(self.request.prune);

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 /// Cuts the whole pages of the ranges out of the areas. A mapping of a big data file is left as it
 /// is: what the image does not hold of it would come back from the file.
-pub fn cut(areas: Vec<Area>, ranges: &[[u64; 2]]) -> Vec<Area> {
+pub(crate) fn cut(areas: Vec<Area>, ranges: &[[u64; 2]]) -> Vec<Area> {
     ranges.iter().fold(areas, |areas, [start, end]| {
         let start = start.checked_next_multiple_of(PAGE).unwrap_or(u64::MAX);
         let end = end - end % PAGE;

@@ -19,7 +19,7 @@ const END: Duration = Duration::from_secs(1);
 
 /// Whether orphans of the frozen program come to somebody who reaps them. If so, the keeper of this dumper is sent
 /// away: nobody but a stopped thread that we drive can meet its end.
-pub fn dismiss(frozen: &mut Frozen, memory: &Memory, region: &Region) -> Result<bool> {
+pub(super) fn dismiss(frozen: &mut Frozen, memory: &Memory, region: &Region) -> Result<bool> {
     let (pid, keeper) = (frozen.pid, region.turns(memory)?.keeper);
     let elsewhere = !adopts(frozen, memory, region)? && init_reaps(pid);
     let ours = keeper != 0 && nix::unistd::getppid().as_raw() == keeper.cast_signed();

@@ -7,19 +7,19 @@
 //! the program has changed (but for a payload that was injected), and whatever fails gives it back
 //! as it was.
 
-pub mod caller;
-pub mod checkpoint;
-pub mod excluded;
+pub(crate) mod caller;
+pub(crate) mod checkpoint;
+pub(crate) mod excluded;
 mod keeper;
-pub mod phase0_visit;
-pub mod phase1_freeze;
-pub mod phase2_equip;
-pub mod phase3_gather;
-pub mod phase4_refuse;
-pub mod phase5_snapshot;
-pub mod phase6_write;
-pub mod phase7_seal;
-pub mod place;
+pub(crate) mod phase0_visit;
+pub(crate) mod phase1_freeze;
+pub(crate) mod phase2_equip;
+pub(crate) mod phase3_gather;
+pub(crate) mod phase4_refuse;
+pub(crate) mod phase5_snapshot;
+pub(crate) mod phase6_write;
+pub(crate) mod phase7_seal;
+pub(crate) mod place;
 mod sharers;
 mod stream;
 
@@ -52,13 +52,13 @@ const TURN: Duration = Duration::from_secs(2);
 
 /// Makes the sink for a name. It is called while the target stands still, and must not wait for a
 /// network.
-pub type Open = fn(&Name, &Transfer) -> Result<Box<dyn Sink>>;
+pub(crate) type Open = fn(&Name, &Transfer) -> Result<Box<dyn Sink>>;
 
 /// Deletes what is older than wanted of a counted name, now that the checkpoint of that name is whole.
-pub type Prune = fn(&Name, &Transfer, &place::Keep);
+pub(crate) type Prune = fn(&Name, &Transfer, &place::Keep);
 
 /// What is asked of a dump.
-pub struct Demand {
+pub(crate) struct Demand {
     /// The process.
     pub pid: i32,
     /// Overrides of the process's configuration, for this checkpoint alone; a payload that has to
@@ -89,7 +89,7 @@ impl Demand {
 }
 
 /// What a dump did.
-pub struct Outcome {
+pub(crate) struct Outcome {
     /// The checkpoint.
     pub name: PathBuf,
     /// Its length in bytes.
@@ -108,7 +108,7 @@ pub struct Outcome {
 
 impl Outcome {
     /// All that is to be said of it on standard error.
-    pub fn sentences(&self) -> impl Iterator<Item = String> {
+    pub(crate) fn sentences(&self) -> impl Iterator<Item = String> {
         let losses = self.losses.iter().map(|loss| format!("not saved: {loss}"));
         let name = self.name.display();
         let diverted = self.diverted.iter();
@@ -118,7 +118,7 @@ impl Outcome {
 }
 
 /// Whether another checkpoint of a process is being taken, or a thread is about to ask for one.
-pub fn is_busy(pid: i32) -> bool {
+pub(crate) fn is_busy(pid: i32) -> bool {
     let turns = Memory::open(pid).and_then(|memory| {
         let vmas = crate::proc::maps::read(pid)?;
         let region = Region::find(&memory, &vmas);
@@ -133,7 +133,7 @@ pub fn is_busy(pid: i32) -> bool {
 ///
 /// # Errors
 /// Why there is none; the program goes on, unless it has ended ([`Kind::Gone`]).
-pub fn dump(request: &Demand) -> Result<Outcome> {
+pub(crate) fn dump(request: &Demand) -> Result<Outcome> {
     let pid = request.pid;
     take(request).map_err(|e| match e.kind() {
         // Whatever failed first: a process that ends takes everything away.

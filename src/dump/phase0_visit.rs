@@ -30,7 +30,7 @@ fn called_itself(request: &Demand, pid: i32) -> bool {
 }
 
 /// Sends the main thread of a process to the callbacks, if there are any, and waits for it.
-pub fn visit(request: &Demand, pid: i32) -> Result<()> {
+pub(crate) fn visit(request: &Demand, pid: i32) -> Result<()> {
     if called_itself(request, pid) {
         return Ok(());
     }
@@ -61,7 +61,7 @@ pub fn visit(request: &Demand, pid: i32) -> Result<()> {
 }
 
 /// Gives a program that waits for us its answer when there will be no checkpoint, and its turn back.
-pub fn leave(pid: i32, error: &Error) {
+pub(crate) fn leave(pid: i32, error: &Error) {
     let Ok(Some(found)) = caller::Caller::find(pid) else { return };
     if is_ours(&found).unwrap_or(false) {
         let asks = found.api.request == Request::Call as u32;
@@ -79,14 +79,14 @@ fn is_ours(found: &caller::Caller) -> Result<bool> {
 }
 
 /// Why not now, when a thread of the program has its turn.
-pub fn turn_of_another(pid: i32) -> Error {
+pub(crate) fn turn_of_another(pid: i32) -> Error {
     Error::new(format!("a thread of process {pid} takes a checkpoint"))
         .of(Kind::Busy)
         .hint("wait for it")
 }
 
 /// Whether one of the frozen processes is in a critical section after all (ckpt_hold).
-pub fn held(request: &Demand, processes: &mut [Frozen]) -> Result<bool> {
+pub(crate) fn held(request: &Demand, processes: &mut [Frozen]) -> Result<bool> {
     let mut held = false;
     for frozen in processes.iter_mut().filter(|frozen| !called_itself(request, frozen.pid)) {
         let Some(found) = caller::Caller::find(frozen.pid)? else { continue };

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 const PERMISSION: Duration = Duration::from_secs(2);
 
 /// Freezes the processes of the checkpoint, the one that is asked for first.
-pub fn freeze(request: &Demand) -> Result<Forest> {
+pub(crate) fn freeze(request: &Demand) -> Result<Forest> {
     check(request.pid)?;
     let alone = is_alone(request);
     patiently(request.triggered, || match alone {
@@ -49,7 +49,7 @@ fn is_alone(request: &Demand) -> bool {
 /// Tries again while another ckpt traces the process (the monitor's dumper does for some
 /// milliseconds each period), and where `allowed_late`: under Yama the thread that started us names
 /// us as tracer only once it knows our id.
-pub fn patiently<T>(allowed_late: bool, freeze: impl Fn() -> Result<T>) -> Result<T> {
+pub(crate) fn patiently<T>(allowed_late: bool, freeze: impl Fn() -> Result<T>) -> Result<T> {
     let deadline = Instant::now() + PERMISSION;
     let may_pass =
         |e: &Error| e.kind() == Kind::Busy || (allowed_late && e.kind() == Kind::NotPermitted);
@@ -64,7 +64,7 @@ pub fn patiently<T>(allowed_late: bool, freeze: impl Fn() -> Result<T>) -> Resul
 }
 
 /// Refuses what must not even be touched.
-pub fn check(pid: i32) -> Result<()> {
+pub(crate) fn check(pid: i32) -> Result<()> {
     if pid == std::process::id().cast_signed() {
         return Err(Error::new("ckpt cannot save itself"));
     }

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 const RESTART: Duration = Duration::from_secs(5);
 
 /// A process of the checkpoint with a payload that is ours, until it is finished with.
-pub struct Equipped {
+pub(crate) struct Equipped {
     /// The process.
     pub process: Process,
     /// Its memory.
@@ -37,7 +37,7 @@ pub struct Equipped {
 
 /// Finds or injects the payload; None when a thread of the program has its turn, which has to run for that to change.
 /// What was claimed stays so, and can be claimed again.
-pub fn equip(
+pub(crate) fn equip(
     request: &Demand,
     frozen: &mut Frozen,
     executable: &[u8],
@@ -72,7 +72,7 @@ pub fn equip(
 }
 
 /// The configuration of a process that had none: its name comes from its own and its directory.
-pub fn configuration(pid: i32, settings: &Settings) -> Result<Config> {
+pub(crate) fn configuration(pid: i32, settings: &Settings) -> Result<Config> {
     let arguments = proc::cmdline(pid)?;
     let program = match arguments.first().filter(|a| !a.is_empty()) {
         // A login shell's name begins with a dash.
@@ -93,7 +93,7 @@ pub fn configuration(pid: i32, settings: &Settings) -> Result<Config> {
 ///
 /// # Errors
 /// It is stopped in it, or takes more than [`RESTART`].
-pub fn await_restart(pid: i32) -> Result<()> {
+pub(crate) fn await_restart(pid: i32) -> Result<()> {
     let deadline = Instant::now() + RESTART;
     while is_launching(pid) {
         if Instant::now() > deadline {
@@ -140,14 +140,14 @@ fn is_restarting(pid: i32) -> bool {
 }
 
 /// Why not now, while a restart of the process goes on.
-pub fn restarting(pid: i32) -> Error {
+pub(crate) fn restarting(pid: i32) -> Error {
     Error::new(format!("process {pid} is just being restarted"))
         .of(Kind::Busy)
         .hint("try again in a moment")
 }
 
 /// Why not now, while another dumper works.
-pub fn busy(pid: i32, other: Task) -> Error {
+pub(crate) fn busy(pid: i32, other: Task) -> Error {
     let other = other.pid;
     Error::new(format!("a checkpoint of process {pid} is already being taken, by process {other}"))
         .of(Kind::Busy)
@@ -175,7 +175,7 @@ fn claim(request: &Demand, pid: i32, region: &Region, memory: &Memory) -> Result
 }
 
 /// Whose orphans come to a process of the tree, or to nobody, of that there is no snapshot: its picture would be met.
-pub fn look_at_reapers(equipped: &mut [Equipped]) -> Result<()> {
+pub(crate) fn look_at_reapers(equipped: &mut [Equipped]) -> Result<()> {
     for index in 1..equipped.len() {
         let parent = tree::kin(equipped[index].process.pid())?.parent;
         // Parents come first; an orphan's is outside.
@@ -188,7 +188,7 @@ pub fn look_at_reapers(equipped: &mut [Equipped]) -> Result<()> {
 
 impl Equipped {
     /// Makes the turn ours again: the process may have run since it was equipped, and stands still again.
-    pub fn claim_again(&self) -> Result<()> {
+    pub(crate) fn claim_again(&self) -> Result<()> {
         let event = Event::Claim { by: By::Order, task: self.task, kept: false };
         match self.region.step(&self.memory, self.process.pid(), event)? {
             Ok(_) => Ok(()),
@@ -197,23 +197,23 @@ impl Equipped {
     }
 
     /// Tells the payload that its threads are about to be let go.
-    pub fn leaves(&self) -> Result<()> {
+    pub(crate) fn leaves(&self) -> Result<()> {
         self.region.step(&self.memory, self.process.pid(), Event::Leave(self.task)).map(drop)
     }
 
     /// Tells the payload that all of its threads run; from now on a signal may end this dumper.
-    pub fn has_left(&self) -> Result<()> {
+    pub(crate) fn has_left(&self) -> Result<()> {
         self.region.step(&self.memory, self.process.pid(), Event::Left(self.task)).map(drop)
     }
 
     /// The checkpoint of this number is whole: the next one has the next.
-    pub fn sealed(&self, generation: u64) {
+    pub(crate) fn sealed(&self, generation: u64) {
         let _ = self.region.set_generation(&self.memory, generation);
     }
 
     /// The dump is over, well or not: a caller of the C API gets its answer, and gives the payload
     /// free itself; else the next signal may start another. A process that is gone needs no word.
-    pub fn finish(&self, error: Option<&Error>) {
+    pub(crate) fn finish(&self, error: Option<&Error>) {
         if self.region.turn(&self.memory).is_ok_and(|turn| turn.kept) {
             caller::answer(&self.memory, &self.region, error);
             reach(Point::Answered);

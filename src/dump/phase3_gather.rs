@@ -15,7 +15,7 @@ use crate::resource::{
 };
 
 /// A process of the checkpoint that stands still, with its records.
-pub struct Still<'a> {
+pub(crate) struct Still<'a> {
     /// The process.
     pub equipped: &'a Equipped,
     /// Its threads.
@@ -27,7 +27,7 @@ pub struct Still<'a> {
 }
 
 /// Gathers the records of the process of this number, and the areas whose pages are to be written.
-pub fn gather<'a>(
+pub(crate) fn gather<'a>(
     checkpoint: &Checkpoint<'_>,
     number: u32,
     equipped: &'a Equipped,

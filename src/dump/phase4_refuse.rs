@@ -37,7 +37,7 @@ fn shared(other: i32) -> String {
 }
 
 /// Refuses a program that shares its memory, before that is touched: a payload would come to both.
-pub fn refuse_shared(pid: i32) -> Result<()> {
+pub(crate) fn refuse_shared(pid: i32) -> Result<()> {
     match sharers::anywhere(pid).first() {
         Some(other) => {
             Err(Error::new(format!("process {pid} cannot be saved: {}", shared(*other)))
@@ -50,7 +50,7 @@ pub fn refuse_shared(pid: i32) -> Result<()> {
 
 /// Fails when something stands in the way of a checkpoint: all of it, of all processes. How they are related, if there
 /// are several.
-pub fn refuse(processes: &mut [Still<'_>], dead: &[Kin]) -> Result<Vec<Member>> {
+pub(crate) fn refuse(processes: &mut [Still<'_>], dead: &[Kin]) -> Result<Vec<Member>> {
     let mut refusals = Vec::new();
     let mut found = Vec::new();
     let alone = processes.len() == 1 && dead.is_empty();

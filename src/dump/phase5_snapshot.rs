@@ -30,11 +30,11 @@ const CLONE_PARENT_SETTID: u64 = libc::CLONE_PARENT_SETTID as u64;
 const CLONE_UNTRACED: u64 = libc::CLONE_UNTRACED as u64;
 
 /// A process of ours that holds the picture; it ends with this value.
-pub struct Snapshot(i32);
+pub(crate) struct Snapshot(i32);
 
 impl Snapshot {
     /// The process and its memory.
-    pub fn open(&self) -> Result<(Process, Memory)> {
+    pub(crate) fn open(&self) -> Result<(Process, Memory)> {
         let process = Process::open(self.0)?;
         // Under Yama the snapshot itself has to allow us first.
         let deadline = Instant::now() + Duration::from_secs(5);
@@ -57,7 +57,7 @@ impl Drop for Snapshot {
 }
 
 /// A process of the checkpoint of whose memory there is a picture, or that stands still until it is saved.
-pub struct Pictured<'a> {
+pub(crate) struct Pictured<'a> {
     /// The process.
     pub equipped: &'a Equipped,
     /// What the image says of it.
@@ -72,7 +72,7 @@ pub struct Pictured<'a> {
 
 /// Takes a picture of a process that goes on. Of one that ends, and where there can be none, it is the process itself
 /// that stands still.
-pub fn take(process: Still<'_>, goes_on: bool) -> Result<Pictured<'_>> {
+pub(crate) fn take(process: Still<'_>, goes_on: bool) -> Result<Pictured<'_>> {
     let Still { equipped, mut frozen, gathered, areas } = process;
     let snapshot = if goes_on { snapshot(&mut frozen, equipped)? } else { None };
     Ok(Pictured { equipped, gathered, areas, snapshot, frozen: Some(frozen) })
@@ -80,7 +80,7 @@ pub fn take(process: Still<'_>, goes_on: bool) -> Result<Pictured<'_>> {
 
 impl Pictured<'_> {
     /// Lets the process go on, if there is a picture.
-    pub fn thaw(&mut self) -> Result<()> {
+    pub(crate) fn thaw(&mut self) -> Result<()> {
         if self.snapshot.is_some()
             && let Some(frozen) = self.frozen.take()
         {
@@ -94,7 +94,7 @@ impl Pictured<'_> {
     }
 
     /// Its threads, if they stand still, and what the image says of it.
-    pub fn take_apart(self) -> (Option<Frozen>, Gathered) {
+    pub(crate) fn take_apart(self) -> (Option<Frozen>, Gathered) {
         (self.frozen, self.gathered)
     }
 }

@@ -19,7 +19,7 @@ use std::ops::Range;
 use zerocopy::FromZeros;
 
 /// An image that is being written.
-pub struct Writing<'a> {
+pub(crate) struct Writing<'a> {
     writer: Writer<'a>,
     common: Common,
     buffer: Vec<u8>,
@@ -36,7 +36,7 @@ impl<'a> Writing<'a> {
     /// Begins an image behind the stub: of the run that it is of, and with what that began ([`Header::run`]).
     ///
     /// [`Header::run`]: ckpt_abi::image::Header::run
-    pub fn begin(
+    pub(crate) fn begin(
         sink: &'a mut dyn Sink,
         stub: Vec<u8>,
         common: Common,
@@ -48,7 +48,7 @@ impl<'a> Writing<'a> {
 
     /// Writes what has to be read while the process stands still: all of its memory, if it ends, else what no
     /// picture holds.
-    pub fn at_once(&mut self, process: &mut Still<'_>, ends: bool) -> Result<()> {
+    pub(crate) fn at_once(&mut self, process: &mut Still<'_>, ends: bool) -> Result<()> {
         let areas = std::mem::take(&mut process.areas);
         let (now, later): (Vec<_>, _) = areas.into_iter().partition(|a| ends || a.at_once);
         process.areas = later;
@@ -60,7 +60,7 @@ impl<'a> Writing<'a> {
     }
 
     /// Writes the rest, from the picture if there is one.
-    pub fn rest(&mut self, process: &mut Pictured<'_>) -> Result<()> {
+    pub(crate) fn rest(&mut self, process: &mut Pictured<'_>) -> Result<()> {
         let areas = std::mem::take(&mut process.areas);
         match &process.snapshot {
             Some(snapshot) => {
@@ -156,7 +156,7 @@ impl<'a> Writing<'a> {
     }
 
     /// Writes the files that travel in the image while the processes stand still, a piece at a time.
-    pub fn streams(&mut self) -> Result<()> {
+    pub(crate) fn streams(&mut self) -> Result<()> {
         for stream in std::mem::take(&mut self.common.streams) {
             let object = self.common.objects.get(stream.object as usize);
             let object = object.ok_or_else(|| Error::new("a file is no object"))?;
@@ -168,7 +168,7 @@ impl<'a> Writing<'a> {
     }
 
     /// Writes the records of all processes and seals; the length of the image, and what it goes without.
-    pub fn finish(mut self, mut processes: Vec<Gathered>) -> Result<(u64, Vec<String>)> {
+    pub(crate) fn finish(mut self, mut processes: Vec<Gathered>) -> Result<(u64, Vec<String>)> {
         let first = processes.first().ok_or_else(|| Error::new("nothing was gathered"))?;
         let machine = machine(&mut self.common, first)?;
         self.writer.records(SectionKind::Machine, &[machine])?;

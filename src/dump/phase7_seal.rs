@@ -10,13 +10,13 @@ use crate::ptrace::freeze::Frozen;
 use crate::resource::Gathered;
 
 /// Seals the image of these processes; its length in bytes, and what it goes without.
-pub fn seal(writing: Writing<'_>, processes: Vec<Gathered>) -> Result<(u64, Vec<String>)> {
+pub(crate) fn seal(writing: Writing<'_>, processes: Vec<Gathered>) -> Result<(u64, Vec<String>)> {
     writing.finish(processes)
 }
 
 /// Refuses a periodic checkpoint of a program that has ended while it was written: somebody may
 /// have restarted an older one already, and this would take the place of that run's checkpoints.
-pub fn still_wanted(process: &Process) -> Result<()> {
+pub(crate) fn still_wanted(process: &Process) -> Result<()> {
     let pid = process.pid();
     match process.stat(pid) {
         Ok(stat) if !matches!(stat.state, 'Z' | 'X') => Ok(()),
@@ -25,7 +25,7 @@ pub fn still_wanted(process: &Process) -> Result<()> {
 }
 
 /// Ends a process, with the status that was configured, as by _exit(2).
-pub fn end(frozen: Frozen, equipped: &Equipped) -> Result<()> {
+pub(crate) fn end(frozen: Frozen, equipped: &Equipped) -> Result<()> {
     let control = &equipped.region.control;
     if monitor::is_wanted(&control.config) {
         monitor::tell_saved(frozen.pid);

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 /// Who says where a checkpoint goes.
 #[derive(Clone)]
-pub enum Whose {
+pub(crate) enum Whose {
     /// We do, of a process that may do less than we may: nothing of its configuration counts.
     Ours,
     /// The process does. Where we may do more, its files are touched with these rights of its own.
@@ -26,7 +26,7 @@ impl Whose {
     /// # Errors
     /// The process may do less than we may, it is not said where its checkpoint goes, and we cannot
     /// act with its rights; or it is gone.
-    pub fn of(pid: i32, named: bool) -> Result<Self> {
+    pub(crate) fn of(pid: i32, named: bool) -> Result<Self> {
         match (rights::compare(pid)?, named) {
             (Compared::Equal, _) => Ok(Self::Its(None)),
             (_, true) => Ok(Self::Ours),
@@ -36,7 +36,7 @@ impl Whose {
     }
 
     /// Whether the process's configuration counts.
-    pub fn is_its(&self) -> bool {
+    pub(crate) fn is_its(&self) -> bool {
         matches!(self, Self::Its(_))
     }
 
@@ -44,7 +44,7 @@ impl Whose {
     ///
     /// # Errors
     /// The kernel does not let us have these rights.
-    pub fn touch<T>(&self, work: impl FnOnce() -> T) -> Result<T> {
+    pub(crate) fn touch<T>(&self, work: impl FnOnce() -> T) -> Result<T> {
         match self {
             Self::Its(Some(rights)) => rights.with(work),
             _ => Ok(work()),
@@ -53,7 +53,7 @@ impl Whose {
 }
 
 /// The place of one checkpoint.
-pub struct Place {
+pub(crate) struct Place {
     /// As [`Name::written`].
     pub name: PathBuf,
     /// How it gets to a server.
@@ -63,7 +63,7 @@ pub struct Place {
 }
 
 /// Which checkpoints of a name stay.
-pub struct Keep {
+pub(crate) struct Keep {
     /// How many of a counted name are kept; 0: all.
     pub count: u32,
     /// What the name was made of.
@@ -79,7 +79,7 @@ impl Place {
     ///
     /// # Errors
     /// A directory that cannot be looked through, or a configuration that says nothing.
-    pub fn find(
+    pub(crate) fn find(
         request: &Demand,
         whose: Whose,
         template: Template,
@@ -110,7 +110,7 @@ impl Place {
     ///
     /// # Errors
     /// A file that cannot be written.
-    pub fn open(&self, open: super::Open) -> Result<Box<dyn Sink>> {
+    pub(crate) fn open(&self, open: super::Open) -> Result<Box<dyn Sink>> {
         let name = Name::from_bytes(self.name.as_os_str().as_bytes())?;
         let sink = self.whose.touch(|| open(&name, &self.transfer))??;
         Ok(Box::new(Guarded { sink: Some(sink), whose: self.whose.clone() }))
@@ -120,18 +120,18 @@ impl Place {
     ///
     /// # Errors
     /// As [`Whose::touch`].
-    pub fn touch<T>(&self, work: impl FnOnce() -> T) -> Result<T> {
+    pub(crate) fn touch<T>(&self, work: impl FnOnce() -> T) -> Result<T> {
         self.whose.touch(work)
     }
 
     /// The file for a checkpoint that a server did not take, if there is one.
-    pub fn fallback(&self) -> Option<PathBuf> {
+    pub(crate) fn fallback(&self) -> Option<PathBuf> {
         let server = self.name.as_os_str().as_bytes().starts_with(server::SCHEME.as_bytes());
         self.transfer.fallback.clone().filter(|_| server)
     }
 
     /// Deletes what is older than wanted, now that this one is whole.
-    pub fn prune(&self, prune: super::Prune) {
+    pub(crate) fn prune(&self, prune: super::Prune) {
         if let Ok(name) = Name::from_bytes(self.name.as_os_str().as_bytes())
             && self.keep.count > 0
             && self.keep.template.is_counted()

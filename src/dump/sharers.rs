@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 const MOMENT: Duration = Duration::from_millis(100);
 
 /// Those among its relatives, for a look while it stands still.
-pub fn near(process: &Process) -> Vec<i32> {
+pub(super) fn near(process: &Process) -> Vec<i32> {
     let pid = process.pid();
     let parent = process.status(pid).map_or(0, |status| status.ppid);
     patiently(pid, || process.children().into_iter().chain([parent]).collect())
@@ -18,7 +18,7 @@ pub fn near(process: &Process) -> Vec<i32> {
 
 /// Those among all processes, for a look before anything is touched: relatives may be gone that made them. The child
 /// of a thread in vfork(2) is not meant: that is waited for, as the thread cannot be stopped before.
-pub fn anywhere(pid: i32) -> Vec<i32> {
+pub(super) fn anywhere(pid: i32) -> Vec<i32> {
     let Ok(process) = Process::open(pid) else { return Vec::new() };
     patiently(pid, || {
         let waits = |tid: &i32| process.state(*tid) == Some('D');

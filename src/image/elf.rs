@@ -10,7 +10,7 @@ const NAMES: &[u8] = b"\0.ckpt.image\0.shstrtab\0";
 const HEADERS: usize = 3;
 
 /// Bytes of the table with its names, padded to 8.
-pub const LEN: u64 =
+pub(crate) const LEN: u64 =
     (NAMES.len().next_multiple_of(8) + HEADERS * size_of::<SectionHeader>()) as u64;
 
 /// What tells a checkpoint from the ckpt executable, also where its end is missing: the bytes of the ELF
@@ -21,21 +21,21 @@ const MARK: [u8; 7] = *b"\nexit;#";
 const MARK_AT: usize = 9;
 
 /// Makes a stub the ckpt executable: without a reference to a section table, and no checkpoint.
-pub fn forget_sections(stub: &mut [u8]) {
+pub(crate) fn forget_sections(stub: &mut [u8]) {
     refer(stub, 0, 0, 0);
     put(stub, MARK_AT, &[0; MARK.len()]);
 }
 
 /// Makes the ELF header of a stub refer to a table that starts at `offset` of the file, and the
 /// file a checkpoint.
-pub fn refer_to_table(stub: &mut [u8], offset: u64) {
+pub(crate) fn refer_to_table(stub: &mut [u8], offset: u64) {
     let headers = offset + NAMES.len().next_multiple_of(8) as u64;
     refer(stub, headers, HEADERS as u16, HEADERS as u16 - 1);
     put(stub, MARK_AT, &MARK);
 }
 
 /// Whether a file begins as a checkpoint does.
-pub fn is_marked(file: &dyn Source) -> bool {
+pub(crate) fn is_marked(file: &dyn Source) -> bool {
     let mut head = [0; MARK_AT + MARK.len()];
     file.read_at(0, &mut head).is_ok() && head.starts_with(ELFMAG) && head.ends_with(&MARK)
 }
@@ -56,7 +56,7 @@ fn refer(stub: &mut [u8], offset: u64, count: u16, names: u16) {
 }
 
 /// The table for an image in `[image, end)` of the file, to be written at `offset`.
-pub fn table(image: u64, end: u64, offset: u64) -> Vec<u8> {
+pub(crate) fn table(image: u64, end: u64, offset: u64) -> Vec<u8> {
     let name = |name: &[u8]| {
         NAMES.windows(name.len()).position(|window| window == name).unwrap_or(0) as u32
     };

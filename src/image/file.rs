@@ -31,7 +31,7 @@ const MODE: Mode = Mode::S_IRWXU;
 const MOST_LINKS: usize = 40;
 
 /// A file in the making.
-pub struct FileSink {
+pub(crate) struct FileSink {
     file: File,
     name: PathBuf,
     /// The temporary name that it has.
@@ -43,7 +43,7 @@ impl FileSink {
     ///
     /// # Errors
     /// It cannot be written there, or something that is no checkpoint has the name.
-    pub fn create(name: &Path) -> Result<Self> {
+    pub(crate) fn create(name: &Path) -> Result<Self> {
         let name = free(name)?;
         let dir = directory(&name);
         sweep(&name);
@@ -136,14 +136,14 @@ impl Drop for FileSink {
 ///
 /// # Errors
 /// As [`FileSink::create`].
-pub fn check(name: &Path) -> Result<()> {
+pub(crate) fn check(name: &Path) -> Result<()> {
     FileSink::create(name).map(drop)
 }
 
 /// Deletes older checkpoints of a counted name, now that a newer one is whole: all but the last
 /// `keep` of this user's, counting damaged ones as any other. What is no checkpoint, or somebody else's,
 /// neither counts nor goes.
-pub fn prune(template: &Template, values: &Values, keep: u32) {
+pub(crate) fn prune(template: &Template, values: &Values, keep: u32) {
     let us = file_user();
     let ours = |path: &PathBuf| {
         let mine = |file: &File| file.metadata().is_ok_and(|m| m.uid() == us && m.is_file());
@@ -156,10 +156,10 @@ pub fn prune(template: &Template, values: &Values, keep: u32) {
 }
 
 /// What the name of a checkpoint ends with whose program has come to its end.
-pub const FINISHED: &str = ".finished";
+pub(crate) const FINISHED: &str = ".finished";
 
 /// The name that a checkpoint gets when its program has come to its end.
-pub fn finished_name(name: &Path) -> PathBuf {
+pub(crate) fn finished_name(name: &Path) -> PathBuf {
     let mut name = name.as_os_str().to_owned();
     name.push(FINISHED);
     name.into()
@@ -170,7 +170,7 @@ pub fn finished_name(name: &Path) -> PathBuf {
 ///
 /// # Errors
 /// It is not under its name any more, or something that is no checkpoint has the new one.
-pub fn set_aside(name: &Path, file: &File) -> Result<PathBuf> {
+pub(crate) fn set_aside(name: &Path, file: &File) -> Result<PathBuf> {
     let moved = (|| {
         let name = free(name)?;
         let to = finished_name(&name);
@@ -193,17 +193,17 @@ pub fn set_aside(name: &Path, file: &File) -> Result<PathBuf> {
 ///
 /// # Errors
 /// It is somebody else's, or its file system has no such bit.
-pub fn mark_finished(file: &File) -> Result<()> {
+pub(crate) fn mark_finished(file: &File) -> Result<()> {
     nix::sys::stat::fchmod(file, MODE | Mode::S_ISVTX).because(|| "cannot mark a checkpoint")
 }
 
 /// Whether it is so marked.
-pub fn is_finished(file: &File) -> bool {
+pub(crate) fn is_finished(file: &File) -> bool {
     file.metadata().is_ok_and(|meta| meta.mode() & Mode::S_ISVTX.bits() != 0)
 }
 
 /// Whether a file is a checkpoint, be it damaged or cut off.
-pub fn is_checkpoint(file: &File) -> bool {
+pub(crate) fn is_checkpoint(file: &File) -> bool {
     elf::is_marked(file) || !matches!(Image::find(file), Ok(None))
 }
 
@@ -262,7 +262,7 @@ fn is_trusted(link: &Path, meta: &Metadata) -> bool {
 }
 
 /// Whether others cannot rename what others than they have in a directory.
-pub fn is_safe(dir: &Metadata) -> bool {
+pub(crate) fn is_safe(dir: &Metadata) -> bool {
     const STICKY: u32 = 0o1000;
     let others = if dir.gid() == dir.uid() { 0o002 } else { 0o022 };
     dir.mode() & others == 0 || dir.mode() & STICKY != 0
@@ -273,7 +273,7 @@ fn cannot(name: &Path) -> String {
 }
 
 /// The directory of a file's name.
-pub fn directory(name: &Path) -> &Path {
+pub(crate) fn directory(name: &Path) -> &Path {
     match name.parent() {
         Some(dir) if dir != Path::new("") => dir,
         _ => Path::new("."),
@@ -325,7 +325,7 @@ fn prefix() -> String {
 }
 
 /// Removes what this user's dumps to the directory of this name have left that died on this host.
-pub fn sweep(name: &Path) {
+pub(crate) fn sweep(name: &Path) {
     let (dir, prefix, us) = (directory(name), prefix(), file_user());
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let name = entry.file_name();

@@ -139,12 +139,12 @@ fn code() -> &'static [u8] {
 }
 
 /// An executable behind such a page; as it is where it is none that could lie there.
-pub fn put_before(stub: Vec<u8>) -> Vec<u8> {
+pub(super) fn put_before(stub: Vec<u8>) -> Vec<u8> {
     fronted(&stub).unwrap_or(stub)
 }
 
 /// Tells the page how long the file is.
-pub fn set_length(stub: &mut [u8], len: u64) {
+pub(super) fn set_length(stub: &mut [u8], len: u64) {
     if is_before(stub)
         && let Some(place) = stub.get_mut(LENGTH..LENGTH + 8)
     {
@@ -153,7 +153,7 @@ pub fn set_length(stub: &mut [u8], len: u64) {
 }
 
 /// Takes the page away from an executable that has one.
-pub fn take_away(stub: &mut Vec<u8>) {
+pub(super) fn take_away(stub: &mut Vec<u8>) {
     if is_before(stub) {
         stub.drain(..PAGE as usize);
     }

@@ -2,8 +2,8 @@
 //! Checkpoint files: writing, reading, checking. The format itself is in `ckpt_abi::image`.
 
 mod codec;
-pub mod elf;
-pub mod file;
+pub(crate) mod elf;
+pub(crate) mod file;
 mod front;
 #[cfg(test)]
 mod golden;
@@ -12,11 +12,11 @@ mod layout;
 pub mod read;
 #[cfg(test)]
 mod several;
-pub mod source;
-pub mod strings;
-pub mod stub;
+pub(crate) mod source;
+pub(crate) mod strings;
+pub(crate) mod stub;
 pub mod write;
-pub mod zeros;
+pub(crate) mod zeros;
 
 pub use ckpt_abi::image::PAGE;
 use xxhash_rust::xxh3::xxh3_64;

@@ -8,14 +8,14 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 /// Collects strings, each once.
 #[derive(Default)]
-pub struct Strings {
+pub(crate) struct Strings {
     bytes: Vec<u8>,
     known: HashMap<Vec<u8>, Text>,
 }
 
 impl Strings {
     /// Adds a string.
-    pub fn add(&mut self, string: impl AsRef<OsStr>) -> Text {
+    pub(crate) fn add(&mut self, string: impl AsRef<OsStr>) -> Text {
         let string = string.as_ref().as_bytes();
         if let Some(text) = self.known.get(string) {
             return *text;
@@ -27,18 +27,18 @@ impl Strings {
     }
 
     /// A string that was added.
-    pub fn get(&self, text: Text) -> OsString {
+    pub(crate) fn get(&self, text: Text) -> OsString {
         get(&self.bytes, text)
     }
 
     /// The section.
-    pub fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 }
 
 /// The string that a [`Text`] of an image refers to; empty where it points outside the section.
-pub fn get(section: &[u8], text: Text) -> OsString {
+pub(crate) fn get(section: &[u8], text: Text) -> OsString {
     let start = text.offset as usize;
     let piece = section.get(start..start.saturating_add(text.len as usize)).unwrap_or_default();
     OsString::from_vec(piece.to_vec())

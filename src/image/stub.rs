@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 
 /// The bytes of the running ckpt executable: without the image, when a checkpoint file runs, and
 /// without an ELF section table.
-pub fn own() -> Result<Vec<u8>> {
+pub(crate) fn own() -> Result<Vec<u8>> {
     let path = "/proc/self/exe";
     let file = File::open(path).because(|| format!("cannot read our own executable ({path})"))?;
     let header = Image::find(&file)?;

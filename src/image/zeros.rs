@@ -5,7 +5,7 @@ use super::PAGE;
 
 /// The stretches of a piece that are not pages of zeros, with their places in it. Pages are counted
 /// from the piece's start.
-pub fn nonzero(piece: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
+pub(crate) fn nonzero(piece: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
     let page = move |at: usize| &piece[at..(at + PAGE as usize).min(piece.len())];
     // Most pages show early that they are not; what adds up 64 bytes at a time uses wide registers.
     let zero = move |at: usize| page(at).chunks(64).all(|c| c.iter().fold(0, |a, b| a | b) == 0);

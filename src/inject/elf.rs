@@ -11,14 +11,14 @@ use nix::libc;
 static LIBCKPT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/libckpt.so"));
 
 /// The payload's shared object.
-pub struct Payload {
+pub(crate) struct Payload {
     elf: Elf<'static>,
     len: u64,
 }
 
 impl Payload {
     /// The one this binary carries.
-    pub fn embedded() -> Result<Self> {
+    pub(crate) fn embedded() -> Result<Self> {
         let elf = Elf::parse(LIBCKPT)
             .map_err(|e| Error::new(format!("the libckpt.so inside this ckpt is damaged: {e}")))?;
         let ends = elf.program_headers.iter().filter(|p| p.p_type == PT_LOAD);
@@ -27,24 +27,24 @@ impl Payload {
     }
 
     /// The shared object itself.
-    pub fn file() -> &'static [u8] {
+    pub(crate) fn file() -> &'static [u8] {
         LIBCKPT
     }
 
     /// Bytes in memory, whole pages.
-    pub fn memory_len(&self) -> u64 {
+    pub(crate) fn memory_len(&self) -> u64 {
         self.len
     }
 
     /// Offset of an exported symbol from the first byte of the image.
-    pub fn symbol(&self, name: &str) -> u64 {
+    pub(crate) fn symbol(&self, name: &str) -> u64 {
         let symbols = self.elf.dynsyms.iter();
         let mut named = symbols.filter(|s| self.elf.dynstrtab.get_at(s.st_name) == Some(name));
         named.next().map_or(0, |s| s.st_value)
     }
 
     /// The image as it has to be at `base`.
-    pub fn relocated(&self, base: u64) -> Vec<u8> {
+    pub(crate) fn relocated(&self, base: u64) -> Vec<u8> {
         let mut image = vec![0; self.len as usize];
         for header in self.elf.program_headers.iter().filter(|p| p.p_type == PT_LOAD) {
             let (to, from) = (header.p_vaddr as usize, header.p_offset as usize);
@@ -60,7 +60,7 @@ impl Payload {
     }
 
     /// Offset, length and PROT_ bits of every segment, in whole pages.
-    pub fn protections(&self) -> Vec<(u64, u64, u64)> {
+    pub(crate) fn protections(&self) -> Vec<(u64, u64, u64)> {
         let loads = self.elf.program_headers.iter().filter(|p| p.p_type == PT_LOAD);
         loads
             .map(|p| {
@@ -77,7 +77,7 @@ impl Payload {
     }
 
     /// The code for a hole and its area, for use where there is no payload yet.
-    pub fn hole(&self) -> Vec<u8> {
+    pub(crate) fn hole(&self) -> Vec<u8> {
         let start = self.symbol("ckpt_hole") as usize;
         let image = self.relocated(0);
         image[start..start + ckpt_abi::region::HOLE_LEN as usize].to_vec()

@@ -23,9 +23,9 @@ use std::time::{Duration, Instant};
 const RESTART: Duration = Duration::from_secs(5);
 
 /// Names of the processes that a restarter of a tree has beside the root.
-pub const WITNESS: &str = "ckpt-witness";
+pub(crate) const WITNESS: &str = "ckpt-witness";
 /// See [`WITNESS`].
-pub const INIT: &str = "ckpt-init";
+pub(crate) const INIT: &str = "ckpt-init";
 
 /// Namespaces in the order in which they are entered: the first gives the right to the others.
 const KINDS: [(&str, CloneFlags); 3] = [
@@ -36,7 +36,7 @@ const KINDS: [(&str, CloneFlags); 3] = [
 
 /// The process that is meant by an id: of the restarter of a tree, which stands for its root, the root, as soon as it is
 /// there.
-pub fn meant(pid: i32) -> i32 {
+pub(crate) fn meant(pid: i32) -> i32 {
     let deadline = Instant::now() + RESTART;
     loop {
         let Ok(process) = Process::open(pid) else { return pid };
@@ -59,7 +59,7 @@ pub fn meant(pid: i32) -> i32 {
 
 /// Whether the process is a checkpoint that has not yet become the program; whatever it has of a
 /// payload is not ready. The program, once there, has no mapping of its checkpoint.
-pub fn is_stub(pid: i32, vmas: &[Vma]) -> bool {
+pub(crate) fn is_stub(pid: i32, vmas: &[Vma]) -> bool {
     let Ok(exe) = fs::read_link(format!("/proc/{pid}/exe")) else { return false };
     let runs = vmas.iter().any(|vma| vma.exec && vma.name == exe.as_os_str());
     let file = File::open(format!("/proc/{pid}/exe"));
@@ -71,7 +71,7 @@ pub fn is_stub(pid: i32, vmas: &[Vma]) -> bool {
 ///
 /// # Errors
 /// They may not be entered.
-pub fn enter(pid: i32) -> Result<i32> {
+pub(crate) fn enter(pid: i32) -> Result<i32> {
     let of =
         |pid: &str, kind: &str| fs::metadata(format!("/proc/{pid}/ns/{kind}")).map(|m| m.ino());
     let target = pid.to_string();

@@ -34,7 +34,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 /// Becomes `program` with the payload in it; returns only on failure.
-pub fn launch(
+pub(crate) fn launch(
     program: &OsStr,
     args: &[OsString],
     config: &Config,
@@ -80,7 +80,7 @@ fn reap(child: i64) {
 }
 
 /// The file that [`launch`] will execute, if there is one that may be executed.
-pub fn executable(program: &OsStr) -> Option<PathBuf> {
+pub(crate) fn executable(program: &OsStr) -> Option<PathBuf> {
     use nix::unistd::{AccessFlags, access};
     let may = |path: &PathBuf| path.is_file() && access(path, AccessFlags::X_OK).is_ok();
     candidates(program).into_iter().find(may)
@@ -100,7 +100,7 @@ fn candidates(program: &OsStr) -> Vec<PathBuf> {
 ///
 /// # Errors
 /// With the status of a program that cannot be executed.
-pub fn refuse_privileged(program: &OsStr) -> Result<()> {
+pub(crate) fn refuse_privileged(program: &OsStr) -> Result<()> {
     let candidates = candidates(program);
     let found = candidates.iter().find_map(|path| Some((path, std::fs::metadata(path).ok()?)));
     let Some((path, meta)) = found.filter(|(_, meta)| meta.is_file()) else { return Ok(()) };

@@ -9,7 +9,7 @@ use goblin::elf::Elf;
 use goblin::elf::program_header::{PF_R, PT_GNU_RELRO, PT_LOAD, program_header64};
 
 /// The file's bytes, with `executable` inside.
-pub fn with(executable: &[u8]) -> Result<Vec<u8>> {
+pub(crate) fn with(executable: &[u8]) -> Result<Vec<u8>> {
     let payload = Payload::embedded()?;
     let mut file = Payload::file().to_vec();
     let damaged =

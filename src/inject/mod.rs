@@ -6,14 +6,14 @@
 //! linkers; [`launch`] starts a program with a payload in it; [`monitor`] starts the process that
 //! takes periodic checkpoints; [`turns`] says whose turn it is.
 
-pub mod elf;
-pub mod enter;
-pub mod launch;
-pub mod library;
-pub mod monitor;
-pub mod place;
-pub mod region;
-pub mod turns;
+pub(crate) mod elf;
+pub(crate) mod enter;
+pub(crate) mod launch;
+pub(crate) mod library;
+pub(crate) mod monitor;
+pub(crate) mod place;
+pub(crate) mod region;
+pub(crate) mod turns;
 
 use crate::error::{Because, Error, Result};
 use crate::fault::{Point, reach};
@@ -32,15 +32,15 @@ use std::mem::offset_of;
 use zerocopy::FromZeros;
 
 /// Page size of x86-64.
-pub const PAGE: u64 = 4096;
+pub(crate) const PAGE: u64 = 4096;
 
 /// A configuration without a signal, which the next one to come may choose.
-pub fn unsignalled(config: Config) -> Config {
+pub(crate) fn unsignalled(config: Config) -> Config {
     Config { asyncsig: 0, flags: config.flags | config_flag::SIGNAL_OPEN, ..config }
 }
 
 /// Rounds up to whole pages.
-pub fn pages(len: u64) -> u64 {
+pub(crate) fn pages(len: u64) -> u64 {
     len.next_multiple_of(PAGE)
 }
 
@@ -49,7 +49,7 @@ pub fn pages(len: u64) -> u64 {
 ///
 /// # Errors
 /// When the thread cannot map memory; what was mapped until then is unmapped again.
-pub fn inject(
+pub(crate) fn inject(
     pid: i32,
     thread: &mut StoppedThread,
     memory: &Memory,

@@ -43,26 +43,31 @@ const LINE: i32 = 3;
 const EXECUTABLE: i32 = 4;
 
 /// A monitor that waits for its program to begin: for the end of this value in every process.
-pub struct Monitor {
+pub(crate) struct Monitor {
     pid: u32,
     _line: PipeWriter,
 }
 
 impl Monitor {
     /// Its process id.
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.pid
     }
 
     /// Lets it trace the calling process, and what this becomes, also under Yama.
-    pub fn allow(&self) {
+    pub(crate) fn allow(&self) {
         // SAFETY: prctl with no memory arguments.
         unsafe { libc::prctl(libc::PR_SET_PTRACER, u64::from(self.pid)) };
     }
 
     /// Names it in the control page of a payload, so that one that was named there before ends,
     /// and lets it trace that process, also under Yama.
-    pub fn appoint(&self, caller: &mut Caller<'_>, memory: &Memory, region: &Region) -> Result<()> {
+    pub(crate) fn appoint(
+        &self,
+        caller: &mut Caller<'_>,
+        memory: &Memory,
+        region: &Region,
+    ) -> Result<()> {
         memory.put(region.base + offset_of!(Control, monitor) as u64, &self.pid)?;
         // Without Yama the option is unknown; in another namespace of process ids the number
         // means nothing, but who attaches from outside there is privileged.
@@ -72,7 +77,7 @@ impl Monitor {
 }
 
 /// Whether a process that is configured so needs one: for periodic checkpoints, or to see how it ends.
-pub fn is_wanted(config: &Config) -> bool {
+pub(crate) fn is_wanted(config: &Config) -> bool {
     config.msperiod != 0 || config.flags & config_flag::SET_ASIDE != 0
 }
 
@@ -81,7 +86,7 @@ pub fn is_wanted(config: &Config) -> bool {
 ///
 /// # Errors
 /// When no process can be made.
-pub fn start(target: i32, executable: &[u8], config: &Config) -> Result<Monitor> {
+pub(crate) fn start(target: i32, executable: &[u8], config: &Config) -> Result<Monitor> {
     let what =
         || "cannot start the monitor, which takes periodic checkpoints and sees the program's end";
     let (line, kept) = std::io::pipe().because(what)?;
@@ -133,7 +138,7 @@ fn spelled(config: &Config) -> String {
 }
 
 /// The configuration that a monitor was started with.
-pub fn given(monitor: i32) -> Option<Config> {
+pub(crate) fn given(monitor: i32) -> Option<Config> {
     let environment = std::fs::read(format!("/proc/{monitor}/environ")).ok()?;
     let text = environment.strip_prefix(CONFIG.as_bytes())?.strip_prefix(b"=")?;
     let (pairs, _) = text.as_chunks::<2>();
@@ -143,7 +148,7 @@ pub fn given(monitor: i32) -> Option<Config> {
 }
 
 /// A monitor that somebody has started.
-pub struct Found {
+pub(crate) struct Found {
     /// The monitor.
     pub monitor: Pidfd,
     /// Its own id, and that of its program as it is seen from there.
@@ -151,7 +156,7 @@ pub struct Found {
 }
 
 /// The monitors of this machine that we can see.
-pub fn all() -> Vec<Found> {
+pub(crate) fn all() -> Vec<Found> {
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let ids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     ids.filter_map(|id| {
@@ -169,7 +174,7 @@ pub fn all() -> Vec<Found> {
 impl Found {
     /// Whether it is of this user and PID namespace, and its program, which had this name for its checkpoints, has
     /// ended, while it has not.
-    pub fn is_finishing(&self, name: &[u8; NAME_LEN]) -> bool {
+    pub(crate) fn is_finishing(&self, name: &[u8; NAME_LEN]) -> bool {
         let [id, program] = self.ids;
         let own = std::process::id().cast_signed();
         let user = std::fs::metadata(format!("/proc/{id}")).map(|meta| meta.uid());
@@ -207,10 +212,10 @@ fn namespace(pid: i32) -> Option<std::path::PathBuf> {
 
 /// What tells a monitor that its program is ended by a checkpoint, whatever its exit status: a signal, which
 /// it has blocked as all others. It is one that nobody else sends: a batch system's goes to all that is left of a job.
-pub const SAVED: Signal = Signal::SIGSTKFLT;
+pub(crate) const SAVED: Signal = Signal::SIGSTKFLT;
 
 /// Tells the monitors of a process that a checkpoint ends it.
-pub fn tell_saved(pid: i32) {
+pub(crate) fn tell_saved(pid: i32) {
     for found in all().into_iter().filter(|found| found.watches(pid)) {
         found.monitor.signal(SAVED);
     }

@@ -9,7 +9,7 @@ use crate::ptrace::memory::Memory;
 use ckpt_abi::region::{HOLE_AREA, HOLE_LEN, RANGES, next_base};
 
 /// A free base for a region of `len` bytes.
-pub fn region(pid: i32, vmas: &[Vma], len: u64) -> Result<u64> {
+pub(crate) fn region(pid: i32, vmas: &[Vma], len: u64) -> Result<u64> {
     let places = std::iter::successors(Some(next_base(0, len)), |base| Some(next_base(*base, len)));
     let places = places.take_while(|base| *base != 0);
     let mut free =
@@ -47,14 +47,14 @@ fn has_shadow(pid: i32) -> bool {
 ///
 /// Should we die, they stay as they are then: a thread may still be there, or in a handler that comes back to it.
 /// So a hole is only ever made of zeros, and each maker makes its own.
-pub struct Hole {
+pub(crate) struct Hole {
     /// Its address.
     pub addr: u64,
 }
 
 impl Hole {
     /// Finds room for a hole and puts its code there.
-    pub fn make(tid: i32, memory: &Memory, vmas: &[Vma], pid: i32) -> Result<Self> {
+    pub(crate) fn make(tid: i32, memory: &Memory, vmas: &[Vma], pid: i32) -> Result<Self> {
         let hole = Payload::embedded()?.hole();
         let code = &hole[..HOLE_AREA as usize];
         let addr = padding(memory, vmas, code).ok_or_else(|| {
@@ -67,7 +67,7 @@ impl Hole {
     }
 
     /// Puts the zeros back; no thread may be in the hole any more.
-    pub fn fill(self, memory: &Memory, tid: i32) -> Result<()> {
+    pub(crate) fn fill(self, memory: &Memory, tid: i32) -> Result<()> {
         memory.write_forced(tid, self.addr, &[0; HOLE_LEN as usize])
     }
 }

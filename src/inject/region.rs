@@ -17,7 +17,7 @@ const SA_ONSTACK: u64 = 0x0800_0000;
 const SA_RESTART: u64 = 0x1000_0000;
 
 /// What the standard streams of a process are ([`Control::standard`]).
-pub fn standard(pid: i32) -> [[u64; 3]; 3] {
+pub(crate) fn standard(pid: i32) -> [[u64; 3]; 3] {
     let mut standard = [[0; 3]; 3];
     for fd in proc::fds(pid).unwrap_or_default().iter().filter(|fd| fd.number < 3) {
         let access = u64::from(fd.flags) & libc::O_ACCMODE as u64;
@@ -28,7 +28,7 @@ pub fn standard(pid: i32) -> [[u64; 3]; 3] {
 
 /// The region of a payload, as read when it was found.
 #[derive(Clone, Copy)]
-pub struct Region {
+pub(crate) struct Region {
     /// Its first address.
     pub base: u64,
     /// Its control page.
@@ -37,7 +37,7 @@ pub struct Region {
 
 impl Region {
     /// Looks for a region in a process.
-    pub fn find(memory: &Memory, vmas: &[Vma]) -> Option<Self> {
+    pub(crate) fn find(memory: &Memory, vmas: &[Vma]) -> Option<Self> {
         let candidates = vmas.iter().map(|v| v.start);
         candidates.filter(|start| is_base(*start)).find_map(|base| {
             let region = Self::read(memory, base).ok()?;
@@ -46,27 +46,27 @@ impl Region {
     }
 
     /// Reads the region at `base`.
-    pub fn read(memory: &Memory, base: u64) -> Result<Self> {
+    pub(crate) fn read(memory: &Memory, base: u64) -> Result<Self> {
         Ok(Self { base, control: memory.get(base)? })
     }
 
     /// What it has for threads that work for us.
-    pub fn desk(&self) -> Desk {
+    pub(crate) fn desk(&self) -> Desk {
         Desk::of(self.base, self.control.thunk, self.control.clone_thunk)
     }
 
     /// Whether an address belongs to the region.
-    pub fn contains(&self, addr: u64) -> bool {
+    pub(crate) fn contains(&self, addr: u64) -> bool {
         (self.base..self.base + self.control.region_len).contains(&addr)
     }
 
     /// Counts the checkpoints of this run and those that it came from.
-    pub fn set_generation(&self, memory: &Memory, generation: u64) -> Result<()> {
+    pub(crate) fn set_generation(&self, memory: &Memory, generation: u64) -> Result<()> {
         memory.put(self.base + offset_of!(Control, generation) as u64, &generation)
     }
 
     /// Writes the configuration.
-    pub fn set_config(&self, memory: &Memory) -> Result<()> {
+    pub(crate) fn set_config(&self, memory: &Memory) -> Result<()> {
         memory.put(self.base + offset_of!(Control, config) as u64, &self.control.config)?;
         memory.put(self.base + offset_of!(Control, generation) as u64, &self.control.generation)
     }
@@ -76,7 +76,7 @@ impl Region {
     ///
     /// # Errors
     /// The thread could not change a disposition, or the memory is gone.
-    pub fn configure(
+    pub(crate) fn configure(
         &mut self,
         caller: &mut Caller<'_>,
         memory: &Memory,
@@ -131,13 +131,13 @@ impl Region {
     /// The kernel's struct sigaction for the payload's handler: [`HANDLER_MASK`] blocked while it runs,
     /// on the alternate stack where there is one (goroutine stacks are tiny), system calls
     /// restarted.
-    pub fn action(&self) -> [u64; 4] {
+    pub(crate) fn action(&self) -> [u64; 4] {
         let flags = SA_SIGINFO | SA_RESTORER | SA_ONSTACK | SA_RESTART;
         [self.control.handler, flags, self.control.restorer, HANDLER_MASK]
     }
 
     /// The checkpoint's name.
-    pub fn name(&self) -> Result<std::path::PathBuf> {
+    pub(crate) fn name(&self) -> Result<std::path::PathBuf> {
         use std::os::unix::ffi::OsStrExt;
         let name = &self.control.config.name;
         let len = name.iter().position(|b| *b == 0).filter(|len| *len > 0);

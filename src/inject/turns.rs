@@ -14,7 +14,7 @@ use std::time::Duration;
 const TICK: i64 = 10_000_000;
 
 /// This process, as the program `pid` names it.
-pub fn own_task(pid: i32) -> Task {
+pub(crate) fn own_task(pid: i32) -> Task {
     let own = std::process::id();
     Task { pid: own, start: start_of(own.cast_signed(), pid).unwrap_or(0) }
 }
@@ -28,19 +28,19 @@ fn start_of(of: i32, pid: i32) -> Option<u32> {
 }
 
 /// Whether a task that the program `pid` names is there.
-pub fn lives(pid: i32, task: Task) -> bool {
+pub(crate) fn lives(pid: i32, task: Task) -> bool {
     let start = start_of(task.pid.cast_signed(), pid);
     start.is_some_and(|start| task.is(task.pid, start))
 }
 
 impl Region {
     /// What the process has that its children have not.
-    pub fn turns(&self, memory: &Memory) -> Result<Turns> {
+    pub(crate) fn turns(&self, memory: &Memory) -> Result<Turns> {
         memory.get(self.base + TURNS)
     }
 
     /// Whose turn it is.
-    pub fn turn(&self, memory: &Memory) -> Result<Turn> {
+    pub(crate) fn turn(&self, memory: &Memory) -> Result<Turn> {
         self.turns(memory).map(|turns| Turn::of(turns.turn))
     }
 
@@ -48,7 +48,7 @@ impl Region {
     ///
     /// # Errors
     /// The memory cannot be read or written. The inner ones are the protocol's.
-    pub fn step(
+    pub(crate) fn step(
         &self,
         memory: &Memory,
         pid: i32,
@@ -65,7 +65,7 @@ impl Region {
     ///
     /// # Errors
     /// As [`Region::step`].
-    pub fn would_step(
+    pub(crate) fn would_step(
         &self,
         memory: &Memory,
         pid: i32,
@@ -80,14 +80,14 @@ impl Region {
     }
 
     /// Says that no child is kept any more.
-    pub fn forget_keeper(&self, memory: &Memory) -> Result<()> {
+    pub(crate) fn forget_keeper(&self, memory: &Memory) -> Result<()> {
         memory.put(self.base + TURNS + offset_of!(Turns, keeper) as u64, &0u32)
     }
 }
 
 /// Ends a task that the program `pid` names, and waits until it is gone: what it had begun to write into the program
 /// must not come after what others write.
-pub fn end(pid: i32, task: Task) {
+pub(crate) fn end(pid: i32, task: Task) {
     const PATIENCE: Duration = Duration::from_secs(5);
     let Ok(process) = Pidfd::open(task.pid.cast_signed()) else { return };
     // By now the descriptor stands for it, or it is gone.

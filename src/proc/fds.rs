@@ -85,7 +85,7 @@ impl Process {
 ///
 /// # Errors
 /// As [`Process::fds`].
-pub fn one(pid: i32, number: u32) -> Result<Option<Fd>> {
+pub(crate) fn one(pid: i32, number: u32) -> Result<Option<Fd>> {
     descriptor(&Process::open(pid)?, number)
 }
 

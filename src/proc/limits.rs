@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::sys::resource::{Resource, setrlimit};
 
 /// Soft and hard limit; `u64::MAX` is RLIM_INFINITY.
-pub type Limit = (u64, u64);
+pub(crate) type Limit = (u64, u64);
 
 /// The names that proc_pid_limits (fs/proc/base.c) gives the limits, in order of their RLIMIT_
 /// numbers.
@@ -70,7 +70,7 @@ impl Process {
 }
 
 /// What proc_pid_limits calls the limit of this number.
-pub fn name(number: usize) -> &'static str {
+pub(crate) fn name(number: usize) -> &'static str {
     NAMES.get(number).unwrap_or(&"")
 }
 
@@ -78,7 +78,7 @@ pub fn name(number: usize) -> &'static str {
 ///
 /// # Errors
 /// Those of setrlimit(2).
-pub fn set(number: usize, (soft, hard): Limit) -> nix::Result<()> {
+pub(crate) fn set(number: usize, (soft, hard): Limit) -> nix::Result<()> {
     setrlimit(*RESOURCES.get(number).ok_or(Errno::EINVAL)?, soft, hard)
 }
 

@@ -10,7 +10,7 @@ use super::text::{decimal, hex, lines, words};
 use super::{confirmed, parsed, split_deleted};
 use crate::error::{Error, Result};
 
-pub use super::vmflags::VmFlags;
+pub(crate) use super::vmflags::VmFlags;
 
 /// One mapping, as a line of /proc/PID/maps tells it (proc_pid_maps(5)).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -115,7 +115,7 @@ fn load(process: &Process, file: &str) -> Result<Vec<Vma>> {
 ///
 /// # Errors
 /// As there, and there is none.
-pub fn read(pid: i32) -> Result<Vec<Vma>> {
+pub(crate) fn read(pid: i32) -> Result<Vec<Vma>> {
     Process::open(pid)?.maps()
 }
 
@@ -123,7 +123,8 @@ pub fn read(pid: i32) -> Result<Vec<Vma>> {
 ///
 /// # Errors
 /// As there, and there is none.
-pub fn read_with_flags(pid: i32) -> Result<Vec<Vma>> {
+#[cfg(test)]
+pub(crate) fn read_with_flags(pid: i32) -> Result<Vec<Vma>> {
     Process::open(pid)?.maps_with_flags()
 }
 

@@ -6,28 +6,28 @@
 //! files is consistent only of a frozen target. Sources: proc(5) and its pages, and fs/proc of
 //! the kernel.
 
-pub mod clocks;
-pub mod exec;
-pub mod fds;
-pub mod limits;
-pub mod links;
-pub mod maps;
-pub mod namespaces;
+pub(crate) mod clocks;
+pub(crate) mod exec;
+pub(crate) mod fds;
+pub(crate) mod limits;
+pub(crate) mod links;
+pub(crate) mod maps;
+pub(crate) mod namespaces;
 mod numa;
-pub mod pagemap;
-pub mod pidfd;
-pub mod process;
+pub(crate) mod pagemap;
+pub(crate) mod pidfd;
+pub(crate) mod process;
 pub mod room;
 mod scan;
-pub mod sparse;
-pub mod stat;
-pub mod status;
-pub mod sysv;
+pub(crate) mod sparse;
+pub(crate) mod stat;
+pub(crate) mod status;
+pub(crate) mod sysv;
 mod text;
-pub mod thread;
-pub mod timers;
-pub mod tree;
-pub mod vmflags;
+pub(crate) mod thread;
+pub(crate) mod timers;
+pub(crate) mod tree;
+pub(crate) mod vmflags;
 mod written;
 
 pub use clocks::{Clocks, clock_offsets, clock_skew};
@@ -172,7 +172,7 @@ mod tests {
     pub(super) struct Scratch(pub std::path::PathBuf);
 
     impl Scratch {
-        pub fn new(name: &str) -> Self {
+        pub(super) fn new(name: &str) -> Self {
             let path = std::env::temp_dir().join(format!("ckpt-proc-{name}-{}", me()));
             fs::create_dir(&path).unwrap();
             Self(path)
@@ -189,7 +189,7 @@ mod tests {
     pub(super) struct Zombie(std::process::Child);
 
     impl Zombie {
-        pub fn new() -> Self {
+        pub(super) fn new() -> Self {
             use nix::sys::wait::{Id, WaitPidFlag, waitid};
             let child = std::process::Command::new("true").spawn().unwrap();
             let pid = nix::unistd::Pid::from_raw(child.id().try_into().unwrap());
@@ -197,7 +197,7 @@ mod tests {
             Self(child)
         }
 
-        pub fn pid(&self) -> i32 {
+        pub(super) fn pid(&self) -> i32 {
             self.0.id().try_into().unwrap()
         }
     }
@@ -212,13 +212,13 @@ mod tests {
     pub(super) struct Cat(std::process::Child);
 
     impl Cat {
-        pub fn new() -> Self {
+        pub(super) fn new() -> Self {
             Self::start(&mut std::process::Command::new("cat"))
         }
 
         /// `command` must be one that runs cat. It has begun to copy when this returns: spawn
         /// alone comes back in the middle of execve(2), with half of the mappings made.
-        pub fn start(command: &mut std::process::Command) -> Self {
+        pub(super) fn start(command: &mut std::process::Command) -> Self {
             use std::io::Write;
             use std::process::Stdio;
             let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
@@ -228,7 +228,7 @@ mod tests {
             cat
         }
 
-        pub fn pid(&self) -> i32 {
+        pub(super) fn pid(&self) -> i32 {
             self.0.id().try_into().unwrap()
         }
     }

@@ -18,17 +18,17 @@ const KINDS: [(&str, &str); 7] = [
 const OF_THREADS: usize = 3;
 
 /// Namespaces by their numbers; None of one that may not be looked at.
-pub struct Namespaces([Option<PathBuf>; KINDS.len()]);
+pub(crate) struct Namespaces([Option<PathBuf>; KINDS.len()]);
 
 impl Namespaces {
     /// Those of a process.
-    pub fn of(pid: i32) -> Self {
+    pub(crate) fn of(pid: i32) -> Self {
         let directory = PathBuf::from(format!("/proc/{pid}/ns"));
         Self(KINDS.map(|(name, _)| directory.join(name).read_link().ok()))
     }
 
     /// Those of this process in which another differs, in words.
-    pub fn unlike(&self, other: &Self) -> Vec<&'static str> {
+    pub(crate) fn unlike(&self, other: &Self) -> Vec<&'static str> {
         let both = self.0.iter().zip(&other.0).zip(KINDS);
         let different =
             both.filter(|((own, other), _)| own.is_some() && other.is_some() && own != other);
@@ -36,7 +36,7 @@ impl Namespaces {
     }
 
     /// Those in which a thread of the process differs, in words.
-    pub fn left_by(&self, pid: i32, tid: i32) -> Vec<&'static str> {
+    pub(crate) fn left_by(&self, pid: i32, tid: i32) -> Vec<&'static str> {
         let directory = format!("/proc/{pid}/task/{tid}/ns");
         let left = |own: &Option<PathBuf>, name: &str| {
             let its = Path::new(&directory).join(name).read_link().ok();

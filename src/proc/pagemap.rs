@@ -17,43 +17,43 @@ use super::scan::{
 use crate::error::{Because, Result};
 
 /// The size of the pages that pagemap counts, in bytes; huge pages are many of them.
-pub const PAGE: u64 = 4096;
+pub(crate) const PAGE: u64 = 4096;
 
 /// One read of the file: 8192 entries, which are 32 MiB of memory.
 const CHUNK: usize = 64 << 10;
 
 /// One page as pagemap tells it (Documentation/admin-guide/mm/pagemap.rst).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Entry {
+pub(crate) struct Entry {
     /// The 64 bits. The number of the page frame in the lower 55 is 0 without CAP_SYS_ADMIN.
     pub raw: u64,
 }
 
 impl Entry {
     /// The page is in memory.
-    pub fn present(self) -> bool {
+    pub(crate) fn present(self) -> bool {
         self.raw >> 63 & 1 == 1
     }
 
     /// The page table names swap or another thing that is not memory: also of a page that is
     /// being migrated and of a [guard](Self::guard).
-    pub fn swapped(self) -> bool {
+    pub(crate) fn swapped(self) -> bool {
         self.raw >> 62 & 1 == 1
     }
 
     /// The page is of a file or of shared memory, not an anonymous page.
-    pub fn file_or_shared(self) -> bool {
+    pub(crate) fn file_or_shared(self) -> bool {
         self.raw >> 61 & 1 == 1
     }
 
     /// No other page table has the page; never so of the zero page.
-    pub fn exclusive(self) -> bool {
+    pub(crate) fn exclusive(self) -> bool {
         self.raw >> 56 & 1 == 1
     }
 
     /// The page is a guard (MADV_GUARD_INSTALL), which has no content and cannot be read. Linux
     /// 6.13 and 6.14 have guards and do not show them here.
-    pub fn guard(self) -> bool {
+    pub(crate) fn guard(self) -> bool {
         self.raw >> 58 & 1 == 1
     }
 
@@ -73,7 +73,7 @@ impl Entry {
 /// It shows the memory that the process had when this was opened: after an execve(2), and after
 /// the end of the process, that memory is empty.
 #[derive(Debug)]
-pub struct Pagemap {
+pub(crate) struct Pagemap {
     file: File,
     pid: i32,
 }
@@ -83,7 +83,7 @@ impl Pagemap {
     ///
     /// # Errors
     /// The process is gone or may not be read (ptrace access, PTRACE_MODE_READ).
-    pub fn open(pid: i32) -> Result<Self> {
+    pub(crate) fn open(pid: i32) -> Result<Self> {
         Self::of(&Process::open(pid)?)
     }
 
@@ -91,14 +91,14 @@ impl Pagemap {
     ///
     /// # Errors
     /// As [`Pagemap::open`].
-    pub fn of(process: &Process) -> Result<Self> {
+    pub(crate) fn of(process: &Process) -> Result<Self> {
         let why = |e| failed(process, None, &process.called("pagemap"), &e);
         let file = File::open(process.path("pagemap")).map_err(why)?;
         Ok(Self { file, pid: process.pid() })
     }
 
     /// Whether the kernel has PAGEMAP_SCAN (Linux 6.7).
-    pub fn has_scan(&self) -> bool {
+    pub(crate) fn has_scan(&self) -> bool {
         let first = Want { any: PAGE_IS_PRESENT, none: 0 };
         scan(&self.file, 0..PAGE, first).is_ok()
     }
@@ -108,7 +108,12 @@ impl Pagemap {
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn entries(&self, start: u64, end: u64, mut visit: impl FnMut(u64, Entry)) -> Result<()> {
+    pub(crate) fn entries(
+        &self,
+        start: u64,
+        end: u64,
+        mut visit: impl FnMut(u64, Entry),
+    ) -> Result<()> {
         let Range { start: mut address, end } = rounded(start, end);
         let mut chunk = vec![0; CHUNK];
         while address < end {
@@ -142,7 +147,12 @@ impl Pagemap {
     ///
     /// # Errors
     /// The file cannot be read, or the range leaves user memory.
-    pub fn populated(&self, start: u64, end: u64, private_only: bool) -> Result<Vec<Range<u64>>> {
+    pub(crate) fn populated(
+        &self,
+        start: u64,
+        end: u64,
+        private_only: bool,
+    ) -> Result<Vec<Range<u64>>> {
         let pages = rounded(start, end);
         let file = if private_only { PAGE_IS_FILE } else { 0 };
         let any = PAGE_IS_PRESENT | PAGE_IS_SWAPPED;
@@ -180,7 +190,7 @@ impl Pagemap {
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn guards(&self, start: u64, end: u64) -> Result<Vec<Range<u64>>> {
+    pub(crate) fn guards(&self, start: u64, end: u64) -> Result<Vec<Range<u64>>> {
         let pages = rounded(start, end);
         match scan(&self.file, pages.clone(), Want { any: PAGE_IS_GUARD, none: 0 }) {
             Err(Errno::EINVAL | Errno::ENOTTY) => Ok(Vec::new()),

@@ -13,14 +13,14 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 /// A process.
-pub struct Pidfd(OwnedFd);
+pub(crate) struct Pidfd(OwnedFd);
 
 impl Pidfd {
     /// That of this number.
     ///
     /// # Errors
     /// ESRCH where there is none, and what open(2) gives.
-    pub fn open(pid: i32) -> Result<Self, Errno> {
+    pub(crate) fn open(pid: i32) -> Result<Self, Errno> {
         // SAFETY: pidfd_open has no memory arguments.
         let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
         // SAFETY: the kernel just made this descriptor for us.
@@ -28,12 +28,12 @@ impl Pidfd {
     }
 
     /// Sends SIGKILL (pidfd_send_signal(2)). One that is gone needs none.
-    pub fn kill(&self) {
+    pub(crate) fn kill(&self) {
         self.signal(Signal::SIGKILL);
     }
 
     /// Sends a signal (pidfd_send_signal(2)), if we may.
-    pub fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         let fd = self.0.as_raw_fd();
         // SAFETY: the siginfo_t is left to the kernel.
         unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, signal as i32, 0, 0) };
@@ -41,7 +41,7 @@ impl Pidfd {
 
     /// The wait status (wait(2)) of a process that has ended and was waited for, where the kernel tells it
     /// (PIDFD_INFO_EXIT, Linux 6.15: include/uapi/linux/pidfd.h).
-    pub fn wait_status(&self) -> Option<i32> {
+    pub(crate) fn wait_status(&self) -> Option<i32> {
         // SAFETY: the record is numbers only.
         let mut info: libc::pidfd_info = unsafe { std::mem::zeroed() };
         let wanted = u64::from(libc::PIDFD_INFO_EXIT);
@@ -52,7 +52,7 @@ impl Pidfd {
     }
 
     /// Whether it has ended, or does in time.
-    pub fn ended_within(&self, limit: Duration) -> bool {
+    pub(crate) fn ended_within(&self, limit: Duration) -> bool {
         let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
         let mut polled = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
         matches!(poll(&mut polled, limit), Ok(1..))

@@ -11,7 +11,7 @@ use super::pagemap::PAGE;
 
 /// The ranges of the first `size` bytes of a file that are no holes, as whole pages where the file goes
 /// on. A file system that knows no holes shows one range.
-pub fn data(file: &File, size: u64) -> impl Iterator<Item = Range<u64>> {
+pub(crate) fn data(file: &File, size: u64) -> impl Iterator<Item = Range<u64>> {
     let mut at = 0;
     std::iter::from_fn(move || {
         let seek = |from: u64, whence| {

@@ -84,7 +84,7 @@ impl Process {
 }
 
 /// State and parent of a process or thread, dead or alive; None if there is none of that id. It allocates no memory.
-pub fn glance(tid: i32) -> Option<(char, i32)> {
+pub(crate) fn glance(tid: i32) -> Option<(char, i32)> {
     use std::io::{Read, Write};
     // Longer than the name and the fields up to the parent.
     let (mut path, mut line) = ([0; 32], [0; 256]);

@@ -4,7 +4,7 @@
 use super::text::{decimal, lines, words};
 
 /// The identifier of each set of semaphores, and how many are in it; none where there are none to be seen.
-pub fn semaphores() -> Vec<(i32, i32)> {
+pub(crate) fn semaphores() -> Vec<(i32, i32)> {
     parse(&std::fs::read("/proc/sysvipc/sem").unwrap_or_default())
 }
 

@@ -12,7 +12,7 @@ use std::collections::{HashMap, HashSet};
 
 /// What the list of all processes says of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Kin {
+pub(crate) struct Kin {
     /// Process id.
     pub pid: i32,
     /// Its parent's, 0 of one in another PID namespace.
@@ -33,7 +33,7 @@ pub struct Kin {
 ///
 /// # Errors
 /// /proc cannot be read.
-pub fn everybody() -> Result<Vec<Kin>> {
+pub(crate) fn everybody() -> Result<Vec<Kin>> {
     Ok(pids()?.into_iter().filter_map(|pid| kin(pid).ok()).collect())
 }
 
@@ -41,7 +41,7 @@ pub fn everybody() -> Result<Vec<Kin>> {
 ///
 /// # Errors
 /// /proc cannot be read.
-pub fn pids() -> Result<Vec<i32>> {
+pub(crate) fn pids() -> Result<Vec<i32>> {
     let entries = std::fs::read_dir("/proc").because(|| "cannot read /proc")?;
     let names = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     Ok(names.collect())
@@ -51,7 +51,7 @@ pub fn pids() -> Result<Vec<i32>> {
 ///
 /// # Errors
 /// It is gone.
-pub fn kin(pid: i32) -> Result<Kin> {
+pub(crate) fn kin(pid: i32) -> Result<Kin> {
     let stat = stat(pid, pid)?;
     let [parent, group, session] = [stat.ppid, stat.pgrp, stat.session];
     let ours = stat.exit_signal == 0 && stat.comm.as_encoded_bytes().starts_with(b"ckpt-");
@@ -61,7 +61,7 @@ pub fn kin(pid: i32) -> Result<Kin> {
 
 /// The processes of the tree below `root`, parents before their children, `root` first. Whoever is in `known` belongs
 /// to it, also where the links are gone meanwhile.
-pub fn below(root: i32, known: &HashSet<i32>, all: &[Kin]) -> Vec<i32> {
+pub(crate) fn below(root: i32, known: &HashSet<i32>, all: &[Kin]) -> Vec<i32> {
     let by_id: HashMap<i32, &Kin> = all.iter().map(|kin| (kin.pid, kin)).collect();
     let Some(first) = by_id.get(&root) else { return Vec::new() };
     let mut members = vec![root];

@@ -18,7 +18,7 @@ use nix::errno::Errno;
 use zerocopy::IntoBytes;
 
 /// A stopped thread that works for us.
-pub struct Caller<'a> {
+pub(crate) struct Caller<'a> {
     thread: &'a mut StoppedThread,
     thunk: u64,
     clone_thunk: u64,
@@ -28,7 +28,7 @@ pub struct Caller<'a> {
 
 impl<'a> Caller<'a> {
     /// Borrows a stopped thread of a process with a payload.
-    pub fn new(thread: &'a mut StoppedThread, memory: &Memory, desk: &Desk) -> Result<Self> {
+    pub(crate) fn new(thread: &'a mut StoppedThread, memory: &Memory, desk: &Desk) -> Result<Self> {
         if let Lent::Slot(slot) = thread.lent {
             return Ok(Self::at(thread, desk, slot));
         }
@@ -47,7 +47,11 @@ impl<'a> Caller<'a> {
     }
 
     /// Borrows a stopped thread of a process without a payload; a hole was made for it at `hole`.
-    pub fn in_hole(thread: &'a mut StoppedThread, memory: &Memory, hole: u64) -> Result<Self> {
+    pub(crate) fn in_hole(
+        thread: &'a mut StoppedThread,
+        memory: &Memory,
+        hole: u64,
+    ) -> Result<Self> {
         if thread.lent == Lent::No {
             prepare(thread, memory)?;
             let area = lend::hole_area(thread);
@@ -79,17 +83,17 @@ impl<'a> Caller<'a> {
     ///
     /// A call that could sleep or be interrupted must not be made: it would replace the thread's
     /// restart_block, and with it the rest of a nanosleep(2) that the program was in.
-    pub fn call(&mut self, number: i64, args: &[u64]) -> Result<i64> {
+    pub(crate) fn call(&mut self, number: i64, args: &[u64]) -> Result<i64> {
         self.call_at(self.thunk, number, args, 0)
     }
 
     /// As [`Caller::call`] by the thunk for clone(2), which a hole has not; the child's orders in `orders`.
-    pub fn clone(&mut self, args: &[u64], orders: u64) -> Result<i64> {
+    pub(crate) fn clone(&mut self, args: &[u64], orders: u64) -> Result<i64> {
         self.call_at(self.clone_thunk, nix::libc::SYS_clone, args, orders)
     }
 
     /// As [`Caller::call`], with an error number turned into an error about `what`.
-    pub fn expect(&mut self, number: i64, args: &[u64], what: &str) -> Result<u64> {
+    pub(crate) fn expect(&mut self, number: i64, args: &[u64], what: &str) -> Result<u64> {
         let result = self.call(number, args)?;
         if !(-4095..0).contains(&result) {
             return Ok(result.cast_unsigned());
@@ -100,7 +104,7 @@ impl<'a> Caller<'a> {
 
     /// Detaches from the thread at the beginning of a system call; when that is done, the thunk
     /// gives the thread back to its program.
-    pub fn leave_in_call(self, number: i64, args: &[u64]) -> Result<()> {
+    pub(crate) fn leave_in_call(self, number: i64, args: &[u64]) -> Result<()> {
         let tid = self.thread.tid;
         let regs = self.registers(self.thunk, number, args, 0);
         regs.set(tid)
@@ -185,7 +189,7 @@ fn prepare(thread: &mut StoppedThread, memory: &Memory) -> Result<()> {
 }
 
 /// Refuses a thread whose system calls somebody dispatches: the program's SIGSYS handler would get ours.
-pub fn refuse_dispatch(tid: i32) -> Result<()> {
+pub(crate) fn refuse_dispatch(tid: i32) -> Result<()> {
     if raw::dispatches_calls(tid) {
         let text = format!(
             "thread {tid} dispatches its system calls (PR_SET_SYSCALL_USER_DISPATCH, prctl(2))"

@@ -9,7 +9,7 @@ use nix::sys::termios::{LocalFlags, SpecialCharacterIndices, tcgetattr};
 
 /// Kinds of descriptors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Is {
+pub(crate) enum Is {
     /// A pipe or FIFO.
     Pipe,
     /// A socket of any kind.
@@ -24,7 +24,7 @@ pub enum Is {
 
 /// A descriptor, looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Found {
+pub(crate) struct Found {
     /// What it is.
     pub is: Is,
     /// O_NONBLOCK.
@@ -32,7 +32,7 @@ pub struct Found {
 }
 
 /// Looks at a descriptor of a process; None for kinds that matter to nobody here.
-pub fn look(pid: i32, fd: i32) -> Option<Found> {
+pub(crate) fn look(pid: i32, fd: i32) -> Option<Found> {
     const MEMORY: u64 = 1;
     const ENDLESS: [u64; 4] = [5, 7, 8, 9];
     let found = proc::fds::one(pid, u32::try_from(fd).ok()?).ok()??;
@@ -53,7 +53,7 @@ fn is_terminal(pid: i32, fd: i32) -> bool {
 }
 
 /// How many bytes a read(2) of a terminal waits for that is not in canonical mode and has no timer (VMIN, termios(3)).
-pub fn least_of_terminal(pid: i32, fd: i32) -> Option<u64> {
+pub(crate) fn least_of_terminal(pid: i32, fd: i32) -> Option<u64> {
     let settings = tcgetattr(&raw::take_descriptor(pid, fd).ok()?).ok()?;
     let [least, timer] = [SpecialCharacterIndices::VMIN, SpecialCharacterIndices::VTIME]
         .map(|i| settings.control_chars[i as usize]);

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 const AT_FIRST: Duration = Duration::from_millis(100);
 
 /// A process and its descendants, all stopped. Dropping it lets them go on.
-pub struct Forest {
+pub(crate) struct Forest {
     /// Those that live, the root first.
     pub processes: Vec<Frozen>,
     /// Those that have ended, and that nobody has waited for.
@@ -28,7 +28,7 @@ pub struct Forest {
 }
 
 /// Who is not a part of a tree.
-pub struct Apart {
+pub(crate) struct Apart {
     /// Processes that stay out, with their descendants.
     pub left_out: HashSet<i32>,
 }
@@ -36,7 +36,7 @@ pub struct Apart {
 impl Apart {
     /// The caller itself and what it came from, as far as that is below the root: a dumper that the program's payload
     /// has started, and its keeper.
-    pub fn ours() -> Self {
+    pub(crate) fn ours() -> Self {
         Self { left_out: [std::process::id().cast_signed()].into() }
     }
 }
@@ -56,7 +56,7 @@ impl Forest {
     /// # Errors
     /// With everything running again: those of [`Frozen::freeze`], of any of them; a tree that grows faster than it
     /// can be stopped.
-    pub fn freeze(root: i32, apart: &Apart) -> Result<Self> {
+    pub(crate) fn freeze(root: i32, apart: &Apart) -> Result<Self> {
         let begun = Instant::now();
         let deadline = begun + PATIENCE;
         let mut held = Duration::ZERO;
@@ -118,13 +118,13 @@ impl Forest {
     }
 
     /// One process alone.
-    pub fn of(first: Frozen) -> Self {
+    pub(crate) fn of(first: Frozen) -> Self {
         let since = first.since();
         Self { processes: vec![first], dead: Vec::new(), since }
     }
 
     /// Lets all go on.
-    pub fn thaw(self) {
+    pub(crate) fn thaw(self) {
         // Children first: a parent finds them as they were.
         self.processes.into_iter().rev().for_each(Frozen::thaw);
     }

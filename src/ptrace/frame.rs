@@ -16,23 +16,23 @@ const UC_FP_XSTATE: u64 = 1;
 const UC_SIGCONTEXT_SS: u64 = 2;
 const UC_STRICT_RESTORE_SS: u64 = 4;
 /// FP_XSTATE_MAGIC1.
-pub const MAGIC1: u32 = 0x4650_5853;
+pub(crate) const MAGIC1: u32 = 0x4650_5853;
 /// FP_XSTATE_MAGIC2.
-pub const MAGIC2: u32 = 0x4650_5845;
+pub(crate) const MAGIC2: u32 = 0x4650_5845;
 /// Bytes of the second.
-pub const TAIL: usize = 4;
+pub(crate) const TAIL: usize = 4;
 /// Offset of the kernel's software-reserved bytes in the legacy area.
-pub const SW_RESERVED: usize = 464;
+pub(crate) const SW_RESERVED: usize = 464;
 /// Offset of the stack pointer in a frame.
-pub const RSP: usize = 168;
+pub(crate) const RSP: usize = 168;
 /// Offset of the address of the extended state in a frame.
-pub const FPSTATE: usize = 232;
+pub(crate) const FPSTATE: usize = 232;
 /// Offset of the signal mask in a frame.
 const MASK: usize = 304;
 /// Bytes of the frame before the extended state: return address, ucontext, siginfo.
 const FRAME_HEAD: usize = 8 + 304 + 128;
 /// Where the extended state begins: the next multiple of 64.
-pub const XSTATE: usize = FRAME_HEAD.next_multiple_of(64);
+pub(crate) const XSTATE: usize = FRAME_HEAD.next_multiple_of(64);
 
 // libc's ucontext_t is what lies behind the frame's return address.
 const _: () = {
@@ -45,19 +45,19 @@ const _: () = {
 };
 
 /// Legacy area (FXSAVE).
-pub const LEGACY: usize = 512;
+pub(crate) const LEGACY: usize = 512;
 /// Legacy area and XSAVE header.
-pub const HEAD: usize = LEGACY + 64;
+pub(crate) const HEAD: usize = LEGACY + 64;
 /// Where ptrace(2) and we put the mask of the components that an area has room for
 /// (arch/x86/include/asm/fpu/xstate.h, XSTATE_BV is behind it).
-pub const COMPONENTS: usize = 464;
+pub(crate) const COMPONENTS: usize = 464;
 /// Bits of x87 and SSE, which are in the legacy area.
-pub const BASE: u64 = 3;
+pub(crate) const BASE: u64 = 3;
 /// The component of the protection keys' rights.
-pub const PKRU: u32 = 9;
+pub(crate) const PKRU: u32 = 9;
 
 /// An alternate stack that rt_sigreturn(2) refuses, so that the thread's stays as it is.
-pub const SAME_STACK: [u64; 3] = [0, 0xff, 0];
+pub(crate) const SAME_STACK: [u64; 3] = [0, 0xff, 0];
 
 /// Where struct sigcontext begins in a frame.
 const CONTEXT: usize = 48;
@@ -84,12 +84,12 @@ const ORDER: [usize; 18] = [
 ];
 
 /// Where in a frame the register is that is at an offset in [`Regs`].
-pub fn offset(register: usize) -> Option<usize> {
+pub(crate) fn offset(register: usize) -> Option<usize> {
     ORDER.iter().position(|r| *r == register).map(|i| CONTEXT + 8 * i)
 }
 
 /// The registers in the frame with which `memory` begins; others are 0.
-pub fn registers(memory: &[u8]) -> Option<Regs> {
+pub(crate) fn registers(memory: &[u8]) -> Option<Regs> {
     let mut regs = Regs::default();
     for (at, register) in (CONTEXT..).step_by(8).zip(ORDER) {
         let value = memory.get(at..at + 8)?;
@@ -99,7 +99,7 @@ pub fn registers(memory: &[u8]) -> Option<Regs> {
 }
 
 /// What a frame is made of.
-pub struct Frame<'a> {
+pub(crate) struct Frame<'a> {
     /// Registers.
     pub regs: &'a Regs,
     /// Extended state in this machine's layout.
@@ -112,7 +112,7 @@ pub struct Frame<'a> {
 
 impl Frame<'_> {
     /// The bytes of the frame for the address `at`, a multiple of 64.
-    pub fn bytes(&self, at: u64) -> Vec<u8> {
+    pub(crate) fn bytes(&self, at: u64) -> Vec<u8> {
         let xstate = self.xstate_bytes();
         let mut frame = vec![0; XSTATE];
         for (at, register) in (CONTEXT..).step_by(8).zip(ORDER) {
@@ -151,7 +151,7 @@ impl Frame<'_> {
 }
 
 /// The components that are not in their initial state.
-pub fn in_use(area: &[u8]) -> u64 {
+pub(crate) fn in_use(area: &[u8]) -> u64 {
     let word = area.get(LEGACY..LEGACY + 8).and_then(|b| b.try_into().ok());
     word.map_or(0, u64::from_le_bytes)
 }
@@ -182,7 +182,7 @@ fn end(components: u64) -> usize {
 }
 
 /// Puts what the kernel looks at into an area that holds some components, and behind it.
-pub fn sealed(mut area: Vec<u8>, components: u64) -> Vec<u8> {
+pub(crate) fn sealed(mut area: Vec<u8>, components: u64) -> Vec<u8> {
     let size = area.len() as u32;
     area[LEGACY + 8..HEAD].fill(0);
     let sw = &mut area[SW_RESERVED..LEGACY];

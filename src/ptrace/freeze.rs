@@ -33,7 +33,7 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 /// How long the threads may take to stop, all attempts together.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long those that stand still wait for the next one in a first attempt; each attempt doubles it, up to
 /// [`LAST_ATTEMPT`], for on a busy machine a thread may only be waiting for a processor.
@@ -49,7 +49,7 @@ const AT_FIRST: Duration = Duration::from_millis(200);
 const LETTING_GO: Duration = Duration::from_millis(20);
 
 /// A process all of whose threads are stopped. Dropping it lets them go on.
-pub struct Frozen {
+pub(crate) struct Frozen {
     /// Process id.
     pub pid: i32,
     /// Its threads, the main one first if it lives.
@@ -99,7 +99,7 @@ impl Frozen {
     /// [`PATIENCE`], and the sentence names it and its system call; one has seccomp filters of its own
     /// ([`Kind::Obstacles`]). A thread that does not stop stays ours until this process
     /// ends, as a running thread cannot be let go (ptrace(2)), and is taken over by the next attempt.
-    pub fn freeze(pid: i32) -> Result<Self> {
+    pub(crate) fn freeze(pid: i32) -> Result<Self> {
         reaper::start()?;
         reaper::watch(pid);
         let begun = Instant::now();
@@ -153,7 +153,7 @@ impl Frozen {
     }
 
     /// Stops only one thread of `pid`, for work that needs no other to stand still.
-    pub fn freeze_one(pid: i32) -> Result<Self> {
+    pub(crate) fn freeze_one(pid: i32) -> Result<Self> {
         reaper::start()?;
         let mut frozen = Self::new(pid)?;
         let deadline = Instant::now() + PATIENCE;
@@ -183,7 +183,7 @@ impl Frozen {
     }
 
     /// What /proc says of it.
-    pub fn process(&self) -> &Process {
+    pub(crate) fn process(&self) -> &Process {
         &self.process
     }
 
@@ -199,12 +199,12 @@ impl Frozen {
     }
 
     /// Since when the threads stand still, or are being stopped.
-    pub fn since(&self) -> Instant {
+    pub(crate) fn since(&self) -> Instant {
         self.since
     }
 
     /// Takes over a thread that is already traced and stopped (at its exec).
-    pub fn adopt(tid: i32) -> Result<Self> {
+    pub(crate) fn adopt(tid: i32) -> Result<Self> {
         let thread = StoppedThread::read(tid, 0)
             .because(|| format!("cannot read the registers of {tid}"))?;
         let mut frozen = Self::new(tid)?;
@@ -216,7 +216,7 @@ impl Frozen {
     /// Does what has to be done as soon as the payload is known: brings home the threads that an earlier host has left
     /// in it, and sees to the calls that the stops have interrupted ([`Frozen::note_waits`]). The second time it does
     /// nothing: a time-out in the notes would be shortened twice.
-    pub fn attend(&mut self, memory: &Memory, desk: &Desk, region: u64) -> Result<()> {
+    pub(crate) fn attend(&mut self, memory: &Memory, desk: &Desk, region: u64) -> Result<()> {
         if self.attended {
             return Ok(());
         }
@@ -271,13 +271,13 @@ impl Frozen {
     }
 
     /// Lets every thread go on as if nothing had been. When this returns all of them do, and none is traced.
-    pub fn thaw(mut self) {
+    pub(crate) fn thaw(mut self) {
         self.release();
     }
 
     /// Lets the only thread go on by way of the thunk, where it first waits for the child `child`,
     /// which has no exit signal (`__WCLONE`, wait(2)).
-    pub fn leave_waiting(mut self, desk: &Desk, memory: &Memory, child: i32) -> Result<()> {
+    pub(crate) fn leave_waiting(mut self, desk: &Desk, memory: &Memory, child: i32) -> Result<()> {
         for mut thread in self.threads.drain(..) {
             let caller = Caller::new(&mut thread, memory, desk)?;
             let args = [child.cast_unsigned().into(), 0, libc::__WCLONE as u32 as u64, 0];
@@ -290,7 +290,7 @@ impl Frozen {
     ///
     /// It stays traced meanwhile: a process that is stopped (SIGSTOP) would stop again, and the others, which the
     /// exit kills where they stand, would run on.
-    pub fn end(mut self, thunk: u64, status: u64) -> Result<()> {
+    pub(crate) fn end(mut self, thunk: u64, status: u64) -> Result<()> {
         let pid = self.pid;
         let mut threads = std::mem::take(&mut self.threads);
         let Some(first) = threads.first() else { return Ok(()) };

@@ -52,7 +52,7 @@ const ANSWER_EINTR: [i64; 27] = [
 ];
 
 /// The system call that the stop found the thread in, unless it had come to its own end.
-pub fn call_in_progress(regs: &Regs) -> Option<i64> {
+pub(crate) fn call_in_progress(regs: &Regs) -> Option<i64> {
     let call = regs.orig_rax.cast_signed();
     let result = regs.rax.cast_signed();
     let restarts =
@@ -62,19 +62,19 @@ pub fn call_in_progress(regs: &Regs) -> Option<i64> {
 }
 
 /// Whether the call answered EINTR to the stop, and has to be told to begin anew.
-pub fn answered_eintr(regs: &Regs) -> bool {
+pub(crate) fn answered_eintr(regs: &Regs) -> bool {
     regs.rax.cast_signed() == EINTR && call_in_progress(regs).is_some()
 }
 
 /// Whether the kernel knows by itself how the call goes on (restart_syscall(2)), until the thread makes another or
 /// returns from a handler.
-pub fn has_restart_block(regs: &Regs) -> bool {
+pub(crate) fn has_restart_block(regs: &Regs) -> bool {
     regs.rax.cast_signed() == ERESTART_RESTARTBLOCK && call_in_progress(regs).is_some()
 }
 
 /// Registers with which the thread runs on from a signal stop as if nothing had been; a time-out
 /// that begins anew has to be shortened besides ([`super::waits`]).
-pub fn undisturbed(regs: &Regs) -> Regs {
+pub(crate) fn undisturbed(regs: &Regs) -> Regs {
     let mut regs = *regs;
     if answered_eintr(&regs) {
         regs.rax = ERESTARTNOHAND.cast_unsigned();
@@ -84,7 +84,7 @@ pub fn undisturbed(regs: &Regs) -> Regs {
 
 /// Registers with which the thread goes on by itself, without the kernel's help: what the kernel
 /// does when no signal is pending (arch/x86/kernel/signal.c, arch_do_signal_or_restart).
-pub fn rewound(regs: &Regs) -> Regs {
+pub(crate) fn rewound(regs: &Regs) -> Regs {
     let mut regs = undisturbed(regs);
     if regs.orig_rax.cast_signed() < 0 {
         return regs;
@@ -106,7 +106,7 @@ pub fn rewound(regs: &Regs) -> Regs {
 
 /// Registers with which the thread goes on after a signal handler with SA_RESTART
 /// (arch/x86/kernel/signal.c, handle_signal).
-pub fn after_a_handler(regs: &Regs) -> Regs {
+pub(crate) fn after_a_handler(regs: &Regs) -> Regs {
     let mut next = *regs;
     if regs.orig_rax.cast_signed() >= 0 {
         match regs.rax.cast_signed() {
@@ -127,7 +127,7 @@ pub fn after_a_handler(regs: &Regs) -> Regs {
 /// it was or how long it still had to wait.
 ///
 /// `slot` is the address of a struct timespec with the time left.
-pub fn revived(regs: &Regs, wait: Option<&Interrupted>, slot: u64) -> (Regs, bool) {
+pub(crate) fn revived(regs: &Regs, wait: Option<&Interrupted>, slot: u64) -> (Regs, bool) {
     let mut next = rewound(regs);
     let blocked = regs.orig_rax.cast_signed() >= 0
         && (regs.rax.cast_signed() == ERESTART_RESTARTBLOCK || answered_eintr(regs));

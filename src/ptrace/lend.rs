@@ -27,7 +27,7 @@ use zerocopy::{FromZeros, IntoBytes};
 
 /// What a process has for threads that work for us.
 #[derive(Clone, Copy, Debug)]
-pub struct Desk {
+pub(crate) struct Desk {
     /// The thunk for one system call.
     pub thunk: u64,
     /// That for clone(2).
@@ -38,7 +38,7 @@ pub struct Desk {
 
 impl Desk {
     /// That of a region.
-    pub fn of(region: u64, thunk: u64, clone_thunk: u64) -> Self {
+    pub(crate) fn of(region: u64, thunk: u64, clone_thunk: u64) -> Self {
         Self { thunk, clone_thunk, slots: region + SLOTS }
     }
 
@@ -53,7 +53,7 @@ impl Desk {
 
 /// How a thread has left its first stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lent {
+pub(crate) enum Lent {
     /// Not at all.
     No,
     /// By a hole in somebody's text.

@@ -14,14 +14,14 @@ use std::os::unix::fs::FileExt;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// A process's memory by address.
-pub struct Memory {
+pub(crate) struct Memory {
     pid: i32,
     file: File,
 }
 
 impl Memory {
     /// Opens the memory of `pid`, which takes the right to trace it (ptrace(2)).
-    pub fn open(pid: i32) -> Result<Self> {
+    pub(crate) fn open(pid: i32) -> Result<Self> {
         let path = format!("/proc/{pid}/mem");
         let file = File::options()
             .read(true)
@@ -32,13 +32,17 @@ impl Memory {
     }
 
     /// The process.
-    pub fn pid(&self) -> i32 {
+    pub(crate) fn pid(&self) -> i32 {
         self.pid
     }
 
     /// Reads as much of `[addr, addr + buffer.len())` as there is from its start; the number of
     /// bytes read, short where the next page cannot be read.
-    pub fn read_some(&self, addr: u64, buffer: &mut [u8]) -> std::result::Result<usize, Errno> {
+    pub(crate) fn read_some(
+        &self,
+        addr: u64,
+        buffer: &mut [u8],
+    ) -> std::result::Result<usize, Errno> {
         let local = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
         let base = std::ptr::without_provenance_mut(addr as usize);
         let remote = libc::iovec { iov_base: base, iov_len: buffer.len() };
@@ -48,7 +52,7 @@ impl Memory {
     }
 
     /// Reads exactly `buffer.len()` bytes, also from pages that the process itself may not read.
-    pub fn read(&self, addr: u64, buffer: &mut [u8]) -> Result<()> {
+    pub(crate) fn read(&self, addr: u64, buffer: &mut [u8]) -> Result<()> {
         if self.read_some(addr, buffer) == Ok(buffer.len()) {
             return Ok(());
         }
@@ -58,19 +62,19 @@ impl Memory {
     }
 
     /// Reads as [`Memory::read_some`], through /proc/PID/mem, which ignores page protection.
-    pub fn read_forced(&self, addr: u64, buffer: &mut [u8]) -> std::io::Result<usize> {
+    pub(crate) fn read_forced(&self, addr: u64, buffer: &mut [u8]) -> std::io::Result<usize> {
         self.file.read_at(buffer, addr)
     }
 
     /// Reads one value.
-    pub fn get<T: FromBytes + IntoBytes>(&self, addr: u64) -> Result<T> {
+    pub(crate) fn get<T: FromBytes + IntoBytes>(&self, addr: u64) -> Result<T> {
         let mut value = T::new_zeroed();
         self.read(addr, value.as_mut_bytes())?;
         Ok(value)
     }
 
     /// Writes to pages that the process may write; for large pieces.
-    pub fn write(&self, addr: u64, bytes: &[u8]) -> Result<()> {
+    pub(crate) fn write(&self, addr: u64, bytes: &[u8]) -> Result<()> {
         let mut done = 0;
         while done < bytes.len() {
             let rest = &bytes[done..];
@@ -86,7 +90,7 @@ impl Memory {
     }
 
     /// Writes one value to pages that the process may write.
-    pub fn put<T: IntoBytes + Immutable>(&self, addr: u64, value: &T) -> Result<()> {
+    pub(crate) fn put<T: IntoBytes + Immutable>(&self, addr: u64, value: &T) -> Result<()> {
         self.write(addr, value.as_bytes())
     }
 
@@ -94,7 +98,7 @@ impl Memory {
     ///
     /// Since Linux 6.12 proc_mem.force_override can forbid this through /proc/PID/mem, then
     /// PTRACE_POKEDATA does it, word by word.
-    pub fn write_forced(&self, tid: i32, addr: u64, bytes: &[u8]) -> Result<()> {
+    pub(crate) fn write_forced(&self, tid: i32, addr: u64, bytes: &[u8]) -> Result<()> {
         if self.file.write_all_at(bytes, addr).is_ok() {
             return Ok(());
         }

@@ -8,27 +8,27 @@
 //! [`waits`] and [`sockets`] how long it still has to wait there, [`rest`] what is left of a call that was cut short
 //! ([`fdkind`]: by what it may wait for). [`lend`] brings a thread home whose host has died, by a signal [`frame`].
 
-pub mod call;
-pub mod fdkind;
-pub mod forest;
-pub mod frame;
-pub mod freeze;
-pub mod interrupted;
-pub mod lend;
-pub mod memory;
-pub mod raw;
+pub(crate) mod call;
+pub(crate) mod fdkind;
+pub(crate) mod forest;
+pub(crate) mod frame;
+pub(crate) mod freeze;
+pub(crate) mod interrupted;
+pub(crate) mod lend;
+pub(crate) mod memory;
+pub(crate) mod raw;
 mod reaper;
-pub mod regs;
-pub mod rest;
+pub(crate) mod regs;
+pub(crate) mod rest;
 mod resumed;
-pub mod sandbox;
+pub(crate) mod sandbox;
 mod seize;
-pub mod sequence;
-pub mod sockets;
+pub(crate) mod sequence;
+pub(crate) mod sockets;
 mod stopping;
 mod suspended;
-pub mod thread;
-pub mod waits;
+pub(crate) mod thread;
+pub(crate) mod waits;
 
 /// Holds one of the payload's numbers against libc's.
 macro_rules! same_number {

@@ -13,13 +13,13 @@ use std::ffi::c_void;
 type Result<T> = std::result::Result<T, Errno>;
 
 /// PTRACE_EVENT_STOP of a status from [`wait`], and its kin.
-pub const EVENT_STOP: i32 = 128;
+pub(crate) const EVENT_STOP: i32 = 128;
 /// PTRACE_EVENT_EXEC.
-pub const EVENT_EXEC: i32 = libc::PTRACE_EVENT_EXEC;
+pub(crate) const EVENT_EXEC: i32 = libc::PTRACE_EVENT_EXEC;
 /// PTRACE_EVENT_CLONE.
-pub const EVENT_CLONE: i32 = libc::PTRACE_EVENT_CLONE;
+pub(crate) const EVENT_CLONE: i32 = libc::PTRACE_EVENT_CLONE;
 /// Set of options that [`seize`] asks for: syscall stops that can be told from SIGTRAP.
-pub const OPTIONS: i32 = libc::PTRACE_O_TRACESYSGOOD;
+pub(crate) const OPTIONS: i32 = libc::PTRACE_O_TRACESYSGOOD;
 
 fn request(what: u32, tid: i32, addr: *mut c_void, data: *mut c_void) -> Result<i64> {
     // SAFETY: the callers below pass buffers they own, as long as the request says.
@@ -32,37 +32,37 @@ fn number(value: usize) -> *mut c_void {
 }
 
 /// PTRACE_SEIZE with the options given.
-pub fn seize(tid: i32, options: i32) -> Result<()> {
+pub(crate) fn seize(tid: i32, options: i32) -> Result<()> {
     request(libc::PTRACE_SEIZE as u32, tid, number(0), number(options as usize)).map(drop)
 }
 
 /// PTRACE_INTERRUPT.
-pub fn interrupt(tid: i32) -> Result<()> {
+pub(crate) fn interrupt(tid: i32) -> Result<()> {
     request(libc::PTRACE_INTERRUPT as u32, tid, number(0), number(0)).map(drop)
 }
 
 /// PTRACE_CONT, delivering `signal` (0: none).
-pub fn cont(tid: i32, signal: i32) -> Result<()> {
+pub(crate) fn cont(tid: i32, signal: i32) -> Result<()> {
     request(libc::PTRACE_CONT as u32, tid, number(0), number(signal as usize)).map(drop)
 }
 
 /// PTRACE_SYSCALL, delivering `signal` (0: none).
-pub fn syscall(tid: i32, signal: i32) -> Result<()> {
+pub(crate) fn syscall(tid: i32, signal: i32) -> Result<()> {
     request(libc::PTRACE_SYSCALL as u32, tid, number(0), number(signal as usize)).map(drop)
 }
 
 /// PTRACE_DETACH.
-pub fn detach(tid: i32) -> Result<()> {
+pub(crate) fn detach(tid: i32) -> Result<()> {
     detach_with(tid, 0)
 }
 
 /// PTRACE_DETACH, delivering `signal` (0: none).
-pub fn detach_with(tid: i32, signal: i32) -> Result<()> {
+pub(crate) fn detach_with(tid: i32, signal: i32) -> Result<()> {
     request(libc::PTRACE_DETACH as u32, tid, number(0), number(signal as usize)).map(drop)
 }
 
 /// PTRACE_GETEVENTMSG: the new thread's id at a PTRACE_EVENT_CLONE. Fails with ESRCH of a thread that is not in a stop.
-pub fn event_message(tid: i32) -> Result<u64> {
+pub(crate) fn event_message(tid: i32) -> Result<u64> {
     let mut message = 0u64;
     let data: *mut u64 = &mut message;
     request(libc::PTRACE_GETEVENTMSG as u32, tid, number(0), data.cast())?;
@@ -70,7 +70,7 @@ pub fn event_message(tid: i32) -> Result<u64> {
 }
 
 /// PTRACE_GETREGSET: fills `buffer` and says how many bytes the kernel had.
-pub fn get_regset(tid: i32, kind: usize, buffer: &mut [u8]) -> Result<usize> {
+pub(crate) fn get_regset(tid: i32, kind: usize, buffer: &mut [u8]) -> Result<usize> {
     let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     let data: *mut libc::iovec = &mut iov;
     request(libc::PTRACE_GETREGSET as u32, tid, number(kind), data.cast())?;
@@ -78,7 +78,7 @@ pub fn get_regset(tid: i32, kind: usize, buffer: &mut [u8]) -> Result<usize> {
 }
 
 /// PTRACE_SETREGSET.
-pub fn set_regset(tid: i32, kind: usize, buffer: &[u8]) -> Result<()> {
+pub(crate) fn set_regset(tid: i32, kind: usize, buffer: &[u8]) -> Result<()> {
     let mut iov =
         libc::iovec { iov_base: buffer.as_ptr().cast_mut().cast(), iov_len: buffer.len() };
     let data: *mut libc::iovec = &mut iov;
@@ -86,13 +86,13 @@ pub fn set_regset(tid: i32, kind: usize, buffer: &[u8]) -> Result<()> {
 }
 
 /// PTRACE_SINGLESTEP: one instruction, with `signal` delivered first unless it is 0.
-pub fn step(tid: i32, signal: i32) -> Result<()> {
+pub(crate) fn step(tid: i32, signal: i32) -> Result<()> {
     request(libc::PTRACE_SINGLESTEP as u32, tid, std::ptr::null_mut(), number(signal as usize))
         .map(drop)
 }
 
 /// PTRACE_GETSIGMASK: the thread's own mask, also inside sigsuspend(2) and its kin.
-pub fn get_mask(tid: i32) -> Result<u64> {
+pub(crate) fn get_mask(tid: i32) -> Result<u64> {
     let mut mask = 0u64;
     let data: *mut u64 = &mut mask;
     request(libc::PTRACE_GETSIGMASK, tid, number(8), data.cast())?;
@@ -100,16 +100,16 @@ pub fn get_mask(tid: i32) -> Result<u64> {
 }
 
 /// PTRACE_SETSIGMASK.
-pub fn set_mask(tid: i32, mut mask: u64) -> Result<()> {
+pub(crate) fn set_mask(tid: i32, mut mask: u64) -> Result<()> {
     let data: *mut u64 = &mut mask;
     request(libc::PTRACE_SETSIGMASK, tid, number(8), data.cast()).map(drop)
 }
 
 /// One siginfo_t as bytes.
-pub type SigInfo = [u8; 128];
+pub(crate) type SigInfo = [u8; 128];
 
 /// PTRACE_PEEKSIGINFO: the queue of the thread, or of its process.
-pub fn peek_siginfo(tid: i32, shared: bool) -> Result<Vec<SigInfo>> {
+pub(crate) fn peek_siginfo(tid: i32, shared: bool) -> Result<Vec<SigInfo>> {
     #[repr(C)]
     struct Args {
         off: u64,
@@ -136,7 +136,7 @@ pub fn peek_siginfo(tid: i32, shared: bool) -> Result<Vec<SigInfo>> {
 /// struct ptrace_rseq_configuration.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
-pub struct RseqConfiguration {
+pub(crate) struct RseqConfiguration {
     /// Address of the area; 0: not registered.
     pub pointer: u64,
     /// Length it was registered with.
@@ -151,7 +151,7 @@ pub struct RseqConfiguration {
 const _: () = assert!(size_of::<RseqConfiguration>() == 24);
 
 /// PTRACE_GET_RSEQ_CONFIGURATION (Linux 5.13).
-pub fn rseq_configuration(tid: i32) -> Result<RseqConfiguration> {
+pub(crate) fn rseq_configuration(tid: i32) -> Result<RseqConfiguration> {
     const REQUEST: u32 = 0x420f;
     let mut configuration = RseqConfiguration::default();
     let data: *mut RseqConfiguration = &mut configuration;
@@ -161,7 +161,7 @@ pub fn rseq_configuration(tid: i32) -> Result<RseqConfiguration> {
 
 /// PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG (Linux 6.4): whether the thread's system calls are dispatched; false where
 /// the kernel cannot say.
-pub fn dispatches_calls(tid: i32) -> bool {
+pub(crate) fn dispatches_calls(tid: i32) -> bool {
     const REQUEST: u32 = 0x4211;
     // struct ptrace_sud_config: mode, selector, offset, length.
     let mut config = [0u64; 4];
@@ -171,13 +171,13 @@ pub fn dispatches_calls(tid: i32) -> bool {
 }
 
 /// PTRACE_POKEDATA of one word, which also writes where the process itself may not.
-pub fn poke(tid: i32, addr: u64, word: u64) -> Result<()> {
+pub(crate) fn poke(tid: i32, addr: u64, word: u64) -> Result<()> {
     request(libc::PTRACE_POKEDATA as u32, tid, number(addr as usize), number(word as usize))
         .map(drop)
 }
 
 /// sched_getscheduler(2) of another thread: its policy, with SCHED_RESET_ON_FORK.
-pub fn policy(tid: i32) -> Result<u32> {
+pub(crate) fn policy(tid: i32) -> Result<u32> {
     // SAFETY: the call has no memory arguments. musl's function of that name refuses to make it.
     let result = unsafe { libc::syscall(libc::SYS_sched_getscheduler, tid) };
     Errno::result(result).map(|policy| policy as u32)
@@ -186,7 +186,7 @@ pub fn policy(tid: i32) -> Result<u32> {
 /// struct sched_attr (sched_setattr(2)) with what Linux 5.3 has added.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-pub struct SchedAttr {
+pub(crate) struct SchedAttr {
     /// Its size.
     pub size: u32,
     /// SCHED_…
@@ -208,7 +208,7 @@ pub struct SchedAttr {
 const _: () = assert!(size_of::<SchedAttr>() == 56);
 
 /// sched_getattr(2) of another thread, or of this one (0).
-pub fn scheduling(tid: i32) -> Result<SchedAttr> {
+pub(crate) fn scheduling(tid: i32) -> Result<SchedAttr> {
     let mut attr = SchedAttr::default();
     let at: *mut SchedAttr = &mut attr;
     let size = size_of::<SchedAttr>();
@@ -218,7 +218,7 @@ pub fn scheduling(tid: i32) -> Result<SchedAttr> {
 }
 
 /// ioprio_get(2) of another thread: class and level.
-pub fn io_priority(tid: i32) -> Result<u64> {
+pub(crate) fn io_priority(tid: i32) -> Result<u64> {
     const WHO_PROCESS: i32 = 1;
     // SAFETY: the call has no memory arguments.
     let result = unsafe { libc::syscall(libc::SYS_ioprio_get, WHO_PROCESS, tid) };
@@ -226,7 +226,7 @@ pub fn io_priority(tid: i32) -> Result<u64> {
 }
 
 /// get_robust_list(2) of another thread: head and length.
-pub fn robust_list(tid: i32) -> Result<(u64, u64)> {
+pub(crate) fn robust_list(tid: i32) -> Result<(u64, u64)> {
     let (mut head, mut len) = (0u64, 0u64);
     let head_at: *mut u64 = &mut head;
     let len_at: *mut u64 = &mut len;
@@ -238,7 +238,7 @@ pub fn robust_list(tid: i32) -> Result<(u64, u64)> {
 
 /// kcmp(2) with KCMP_FILE: the order of the open file descriptions behind two descriptors, each of a process, the
 /// same for all comparisons until the next boot.
-pub fn file_order(a: (i32, u32), b: (i32, u32)) -> Result<std::cmp::Ordering> {
+pub(crate) fn file_order(a: (i32, u32), b: (i32, u32)) -> Result<std::cmp::Ordering> {
     // SAFETY: kcmp reads nothing of ours.
     let result = unsafe { libc::syscall(libc::SYS_kcmp, a.0, b.0, 0, a.1, b.1) };
     Ok(match Errno::result(result)? {
@@ -250,7 +250,7 @@ pub fn file_order(a: (i32, u32), b: (i32, u32)) -> Result<std::cmp::Ordering> {
 
 /// kcmp(2) with KCMP_EPOLL_TFD: whether a descriptor is the file of an epoll instance's watch, the `nth`
 /// (from 0) of those that were set under `number`.
-pub fn is_watched(pid: i32, fd: u32, epoll: u32, number: u32, nth: u32) -> Result<bool> {
+pub(crate) fn is_watched(pid: i32, fd: u32, epoll: u32, number: u32, nth: u32) -> Result<bool> {
     const KCMP_EPOLL_TFD: i32 = 7;
     let slot = [epoll, number, nth];
     let at: *const u32 = slot.as_ptr();
@@ -260,7 +260,7 @@ pub fn is_watched(pid: i32, fd: u32, epoll: u32, number: u32, nth: u32) -> Resul
 }
 
 /// kcmp(2) with KCMP_VM: whether two processes share their address space.
-pub fn same_memory(a: i32, b: i32) -> Result<bool> {
+pub(crate) fn same_memory(a: i32, b: i32) -> Result<bool> {
     const KCMP_VM: i32 = 1;
     // SAFETY: kcmp reads nothing of ours.
     let result = unsafe { libc::syscall(libc::SYS_kcmp, a, b, KCMP_VM, 0, 0) };
@@ -270,7 +270,7 @@ pub fn same_memory(a: i32, b: i32) -> Result<bool> {
 /// What threads of a process mostly have together, by the numbers of kcmp(2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i32)]
-pub enum Share {
+pub(crate) enum Share {
     /// Descriptors (CLONE_FILES).
     Files = 2,
     /// Working directory, root and umask (CLONE_FS).
@@ -278,14 +278,14 @@ pub enum Share {
 }
 
 /// Whether two tasks share something, or both have none of it; an error where the kernel cannot tell.
-pub fn share(a: i32, b: i32, what: Share) -> Result<bool> {
+pub(crate) fn share(a: i32, b: i32, what: Share) -> Result<bool> {
     // SAFETY: kcmp reads nothing of ours.
     let result = unsafe { libc::syscall(libc::SYS_kcmp, a, b, what as i32, 0, 0) };
     Errno::result(result).map(|order| order == 0)
 }
 
 /// Whether a process may choose the numbers of its POSIX timers (Linux 6.15).
-pub fn chooses_timer_ids() -> bool {
+pub(crate) fn chooses_timer_ids() -> bool {
     const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;
     const GET: i32 = 2;
     // SAFETY: answers a number and changes nothing.
@@ -293,13 +293,13 @@ pub fn chooses_timer_ids() -> bool {
 }
 
 /// Which process was the last to change a System V semaphore (semctl(2), GETPID).
-pub fn last_user(set: i32, number: i32) -> Result<i32> {
+pub(crate) fn last_user(set: i32, number: i32) -> Result<i32> {
     // SAFETY: GETPID takes no argument and changes nothing.
     Errno::result(unsafe { libc::semctl(set, number, libc::GETPID) })
 }
 
 /// pidfd_getfd(2): a duplicate of another process's descriptor.
-pub fn take_descriptor(pid: i32, fd: i32) -> Result<std::os::fd::OwnedFd> {
+pub(crate) fn take_descriptor(pid: i32, fd: i32) -> Result<std::os::fd::OwnedFd> {
     use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
     // SAFETY: pidfd_open has no memory arguments.
     let pidfd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })? as i32;
@@ -314,7 +314,7 @@ pub fn take_descriptor(pid: i32, fd: i32) -> Result<std::os::fd::OwnedFd> {
 
 /// What became of a thread that was waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub(crate) enum State {
     /// Nothing yet (only without `block`).
     Running,
     /// Stopped by `signal`, with a PTRACE_EVENT number or 0.
@@ -329,7 +329,7 @@ pub enum State {
 }
 
 /// waitpid(2) with `__WALL` for one thread.
-pub fn wait(tid: i32, block: bool) -> Result<State> {
+pub(crate) fn wait(tid: i32, block: bool) -> Result<State> {
     let mut status = 0;
     let options = libc::__WALL | if block { 0 } else { libc::WNOHANG };
     loop {
@@ -349,7 +349,7 @@ pub fn wait(tid: i32, block: bool) -> Result<State> {
 }
 
 /// Lets SIGCHLD tell of ends only, not of stops, with its default disposition (sigaction(2), SA_NOCLDSTOP).
-pub fn deaths_alone() -> Result<()> {
+pub(crate) fn deaths_alone() -> Result<()> {
     use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
     let action = SigAction::new(SigHandler::SigDfl, SaFlags::SA_NOCLDSTOP, SigSet::empty());
     // SAFETY: the default disposition runs no code of ours.
@@ -358,7 +358,7 @@ pub fn deaths_alone() -> Result<()> {
 
 /// Waits until `signal`, which is blocked, is pending, and takes it; no longer than `limit`. The process or thread that
 /// it is about (si_pid), or None.
-pub fn await_signal(signal: i32, limit: std::time::Duration) -> Option<i32> {
+pub(crate) fn await_signal(signal: i32, limit: std::time::Duration) -> Option<i32> {
     let set: u64 = 1 << (signal - 1);
     let set: *const u64 = &set;
     let time =
@@ -376,7 +376,7 @@ pub fn await_signal(signal: i32, limit: std::time::Duration) -> Option<i32> {
 
 /// Waits for a traced thread that has ended, without blocking; whether that was done. It must be dead: of a living
 /// one this takes a stop, which waitid(2) reports whether it was asked for or not (kernel/exit.c, wait_task_stopped).
-pub fn bury(tid: i32) -> bool {
+pub(crate) fn bury(tid: i32) -> bool {
     let options = libc::WEXITED | libc::WNOHANG | libc::__WALL;
     // SAFETY: a siginfo_t may be all zeros.
     let mut found: libc::siginfo_t = unsafe { std::mem::zeroed() };

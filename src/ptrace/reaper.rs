@@ -35,7 +35,7 @@ const LATEST: Duration = Duration::from_millis(10);
 ///
 /// # Errors
 /// No thread can be made (RLIMIT_NPROC): then nothing may be seized.
-pub fn start() -> Result<()> {
+pub(super) fn start() -> Result<()> {
     let mut owner = OWNER.lock().unwrap_or_else(PoisonError::into_inner);
     if *owner == std::process::id() {
         return Ok(());
@@ -66,7 +66,7 @@ pub fn start() -> Result<()> {
 
 /// Names a process all of whose threads are about to be traced. Without that only the threads are buried of which
 /// SIGCHLD tells, without allocating memory: a fork(2) of the caller then finds its heap whole.
-pub fn watch(pid: i32) {
+pub(super) fn watch(pid: i32) {
     let mut targets = TARGETS.lock().unwrap_or_else(PoisonError::into_inner);
     if !targets.contains(&pid) {
         targets.push(pid);

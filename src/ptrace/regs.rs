@@ -19,7 +19,7 @@ const XSTATE_MAX: usize = 16384;
 )]
 #[repr(C)]
 #[allow(missing_docs)]
-pub struct Regs {
+pub(crate) struct Regs {
     pub r15: u64,
     pub r14: u64,
     pub r13: u64,
@@ -64,11 +64,11 @@ same_place! {
 }
 
 /// Code segment of 64-bit user code.
-pub const USER_CS: u64 = 0x33;
+pub(crate) const USER_CS: u64 = 0x33;
 
 impl Regs {
     /// Reads the registers of a stopped thread.
-    pub fn get(tid: i32) -> Result<Self, Errno> {
+    pub(crate) fn get(tid: i32) -> Result<Self, Errno> {
         let mut regs = Self::default();
         let len = raw::get_regset(tid, NT_PRSTATUS, regs.as_mut_bytes())?;
         // A thread of 32-bit code has a shorter register set.
@@ -76,14 +76,14 @@ impl Regs {
     }
 
     /// Writes the registers of a stopped thread.
-    pub fn set(&self, tid: i32) -> Result<(), Errno> {
+    pub(crate) fn set(&self, tid: i32) -> Result<(), Errno> {
         raw::set_regset(tid, NT_PRSTATUS, self.as_bytes())
     }
 }
 
 /// Extended state (x87, SSE, AVX, …, PKRU) in the non-compacted XSAVE layout; 512 bytes as FXSAVE
 /// gives them on a machine without XSAVE.
-pub fn xstate(tid: i32) -> Result<Vec<u8>, Errno> {
+pub(crate) fn xstate(tid: i32) -> Result<Vec<u8>, Errno> {
     let mut buffer = vec![0; XSTATE_MAX];
     let len = match raw::get_regset(tid, NT_X86_XSTATE, &mut buffer) {
         Err(Errno::ENODEV) => raw::get_regset(tid, NT_PRFPREG, &mut buffer)?,

@@ -63,7 +63,13 @@ impl From<Call> for Remainder {
 /// Registers with which a thread makes the rest of a call that the stop has cut short, when it did; what they point to
 /// is written. None also where the stack has no room for that. `entry` is the payload's code for it, `since` when
 /// the thread began to wait (CLOCK_MONOTONIC, nanoseconds), if that is known.
-pub fn of(pid: i32, regs: &Regs, since: Option<u64>, memory: &Memory, entry: u64) -> Option<Regs> {
+pub(crate) fn of(
+    pid: i32,
+    regs: &Regs,
+    since: Option<u64>,
+    memory: &Memory,
+    entry: u64,
+) -> Option<Regs> {
     let done = u64::try_from(regs.rax.cast_signed()).ok().filter(|done| *done > 0)?;
     let made = call(i64::try_from(regs.orig_rax).ok()?, &arguments(regs));
     if regs.orig_rax.cast_signed() < 0 {

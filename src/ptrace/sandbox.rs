@@ -10,7 +10,7 @@ use crate::proc::status::Status;
 ///
 /// # Errors
 /// Of [`Kind::Obstacles`]: there is one; or the process is gone.
-pub fn refuse(process: &Process) -> Result<()> {
+pub(crate) fn refuse(process: &Process) -> Result<()> {
     let own = own()?;
     for tid in process.tasks()? {
         // One that is gone makes no calls.

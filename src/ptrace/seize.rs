@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 /// What came of [`seize`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Seized {
+pub(super) enum Seized {
     /// It is traced from now on.
     Now,
     /// We traced it already: it was born of a traced thread, or an earlier attempt could not let it go.
@@ -25,7 +25,7 @@ pub enum Seized {
 ///
 /// # Errors
 /// Somebody else traces it ([`Kind::Busy`]), or it is not permitted.
-pub fn seize(process: &Process, tid: i32, options: i32) -> Result<Seized> {
+pub(super) fn seize(process: &Process, tid: i32, options: i32) -> Result<Seized> {
     /// A tracer that is gone when it is looked for left us in between; as many of them in a row are none.
     const TRIES: usize = 3;
     for again in 1..=TRIES {
@@ -100,7 +100,7 @@ fn traced(pid: i32, tracer: i32) -> Error {
 }
 
 /// The sentence about a thread that did not stop in time.
-pub fn stubborn(process: &Process, tid: i32) -> Error {
+pub(super) fn stubborn(process: &Process, tid: i32) -> Error {
     let pid = process.pid();
     let call = match process.syscall(tid) {
         Ok(Some((number, _))) => match number.cast_signed() {
@@ -129,7 +129,7 @@ pub fn stubborn(process: &Process, tid: i32) -> Error {
 
 /// One wait of a thread that cannot be stopped meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Deaf {
+pub(super) struct Deaf {
     /// The thread.
     pub tid: i32,
     /// How often it had given up its processor by itself: another number is another wait.
@@ -138,12 +138,12 @@ pub struct Deaf {
 
 /// A thread that cannot be stopped now, as far as can be seen without touching it: it sleeps where no stop wakes it (for
 /// its child of vfork(2), for a disk).
-pub fn deaf(process: &Process) -> Result<Option<Deaf>> {
+pub(super) fn deaf(process: &Process) -> Result<Option<Deaf>> {
     let tid = process.tasks()?.into_iter().find(|tid| process.state(*tid) == Some('D'));
     Ok(tid.map(|tid| Deaf { tid, switches: process.voluntary_switches(tid) }))
 }
 
 /// Whether a thread is still in that wait.
-pub fn is_deaf_still(process: &Process, deaf: Deaf) -> bool {
+pub(super) fn is_deaf_still(process: &Process, deaf: Deaf) -> bool {
     process.state(deaf.tid) == Some('D') && process.voluntary_switches(deaf.tid) == deaf.switches
 }

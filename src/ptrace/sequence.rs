@@ -22,7 +22,7 @@ const _: () = assert!(size_of::<Sequence>() == 32);
 ///
 /// The kernel does so only while the instruction pointer lies inside. A thread that works for us
 /// has another one meanwhile, and the kernel forgets the sequence (kernel/rseq.c, rseq_ip_fixup).
-pub fn leave_sequence(memory: &Memory, area: u64, regs: &mut Regs) {
+pub(crate) fn leave_sequence(memory: &Memory, area: u64, regs: &mut Regs) {
     let Ok(pointer) = memory.get::<u64>(area.wrapping_add(8)) else { return };
     if pointer == 0 {
         return;

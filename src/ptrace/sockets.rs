@@ -43,7 +43,7 @@ fn awaited(call: i64) -> Option<(i16, i32)> {
 }
 
 /// Whether a thread that makes this call may be waiting for a socket.
-pub fn concerns(pid: i32, call: i64, args: &[u64; 6]) -> bool {
+pub(crate) fn concerns(pid: i32, call: i64, args: &[u64; 6]) -> bool {
     awaited(call).is_some()
         && std::fs::read_link(format!("/proc/{pid}/fd/{}", args[0] as i32))
             .is_ok_and(|target| target.to_string_lossy().starts_with("socket:"))
@@ -52,7 +52,13 @@ pub fn concerns(pid: i32, call: i64, args: &[u64; 6]) -> bool {
 /// Registers with which a thread goes on that has waited for a socket since `since` (CLOCK_MONOTONIC, nanoseconds),
 /// when it has a time-out; what they point to is written. None also where its stack has no room for that: then the
 /// time-out begins anew. `entry` is the payload's code for it.
-pub fn wait_on(pid: i32, regs: &Regs, since: u64, memory: &Memory, entry: u64) -> Option<Regs> {
+pub(crate) fn wait_on(
+    pid: i32,
+    regs: &Regs,
+    since: u64,
+    memory: &Memory,
+    entry: u64,
+) -> Option<Regs> {
     let call = regs.orig_rax.cast_signed();
     let args = arguments(regs);
     let (events, error) = awaited(call)?;
@@ -84,7 +90,7 @@ pub fn wait_on(pid: i32, regs: &Regs, since: u64, memory: &Memory, entry: u64) -
 }
 
 /// Whether a call that a stop has cut short, having moved something, would have gone on: unless its time was over.
-pub fn goes_on(pid: i32, fd: i32, events: i16, since: Option<u64>) -> Option<()> {
+pub(crate) fn goes_on(pid: i32, fd: i32, events: i16, since: Option<u64>) -> Option<()> {
     match limit(pid, fd, events) {
         Some(limit) => (since?.saturating_add(limit) > now()).then_some(()),
         None => Some(()),
@@ -92,7 +98,7 @@ pub fn goes_on(pid: i32, fd: i32, events: i16, since: Option<u64>) -> Option<()>
 }
 
 /// Whether a descriptor is a socket of bytes (SOCK_STREAM).
-pub fn is_stream(pid: i32, fd: i32) -> bool {
+pub(crate) fn is_stream(pid: i32, fd: i32) -> bool {
     raw::take_descriptor(pid, fd)
         .is_ok_and(|socket| getsockopt(&socket, sockopt::SockType) == Ok(SockType::Stream))
 }

@@ -21,7 +21,7 @@ use std::mem::offset_of;
 use std::time::{Duration, Instant};
 
 /// A stopped thread.
-pub struct StoppedThread {
+pub(crate) struct StoppedThread {
     /// Thread id.
     pub tid: i32,
     /// Registers as the stop found them.
@@ -47,7 +47,7 @@ impl StoppedThread {
     ///
     /// # Errors
     /// It is gone.
-    pub fn look(&self, pid: i32) -> Result<Cow<'_, Status>> {
+    pub(crate) fn look(&self, pid: i32) -> Result<Cow<'_, Status>> {
         match &self.status {
             Some(status) => Ok(Cow::Borrowed(status)),
             None => proc::status(pid, self.tid).map(Cow::Owned),
@@ -111,7 +111,7 @@ impl StoppedThread {
 
     /// Makes the thread go on at `entry` with all signals blocked, on the stack below `stack`, as a
     /// signal handler begins.
-    pub fn enter(&mut self, entry: u64, stack: u64) -> Result<()> {
+    pub(crate) fn enter(&mut self, entry: u64, stack: u64) -> Result<()> {
         /// Trap, direction, resume and nested-task flags (x64_setup_rt_frame clears the first three).
         const FLAGS: u64 = 1 << 8 | 1 << 10 | 1 << 16 | 1 << 14;
         let flags = self.regs.eflags & !FLAGS;
@@ -127,7 +127,7 @@ impl StoppedThread {
 
     /// Lets the thread run on, an instruction at a time, until it is outside of `code`, whose
     /// instructions never wait. A thread in a system call or in a stop of its own stays.
-    pub fn leave(&mut self, code: std::ops::Range<u64>) -> std::result::Result<(), Errno> {
+    pub(crate) fn leave(&mut self, code: std::ops::Range<u64>) -> std::result::Result<(), Errno> {
         const STEPS: usize = 100_000;
         self.run_while(|regs| code.contains(&regs.rip), STEPS)
     }
@@ -135,7 +135,7 @@ impl StoppedThread {
     /// Lets the thread run on, an instruction at a time and at most `steps`, while `goes_on` says so of its
     /// registers, which it does not where the next instruction could wait. A thread in a system call or in a
     /// stop of its own stays.
-    pub fn run_while(
+    pub(crate) fn run_while(
         &mut self,
         goes_on: impl Fn(&Regs) -> bool,
         steps: usize,
@@ -171,7 +171,7 @@ impl StoppedThread {
     }
 
     /// Gives a thread that has worked for us its mask and registers back; it stays stopped.
-    pub fn take_back(&mut self) -> std::result::Result<(), Errno> {
+    pub(crate) fn take_back(&mut self) -> std::result::Result<(), Errno> {
         if self.lent == Lent::No {
             return Ok(());
         }

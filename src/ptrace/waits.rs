@@ -25,7 +25,7 @@ pub(super) const IO_PGETEVENTS: i64 = 333;
 
 /// What a look at a running thread has found, before it is interrupted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Look {
+pub(crate) enum Look {
     /// It is in no wait with a time-out.
     Awake,
     /// It fell asleep at this time, on CLOCK_MONOTONIC in nanoseconds, by this voluntary switch.
@@ -35,7 +35,7 @@ pub enum Look {
 impl Look {
     /// Since when the thread waits, if it does now that it is stopped. A wait that has begun after the look
     /// counts from now: it must not become shorter. The stop is one more voluntary switch.
-    pub fn since(self, process: &Process, tid: i32) -> u64 {
+    pub(crate) fn since(self, process: &Process, tid: i32) -> u64 {
         match self {
             Self::Asleep(since, switches)
                 if process.sched(tid).is_some_and(|now| now.switches == switches + 1) =>
@@ -49,7 +49,7 @@ impl Look {
 
 /// Where a system call has its time-out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub(crate) enum Place {
     /// Milliseconds in the register of this argument (from 0); negative: for ever.
     Millis(usize),
     /// A pointer to a struct timespec in the register of this argument; null: for ever.
@@ -57,13 +57,13 @@ pub enum Place {
 }
 
 /// Nanoseconds on CLOCK_MONOTONIC.
-pub fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     clock_gettime(ClockId::CLOCK_MONOTONIC)
         .map_or(0, |t| t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64)
 }
 
 /// Where the relative time-out of a call is; None for calls without one.
-pub fn place(call: i64, args: &[u64; 6]) -> Option<Place> {
+pub(crate) fn place(call: i64, args: &[u64; 6]) -> Option<Place> {
     const TIMER_ABSTIME: u64 = 1;
     const FUTEX_COMMAND: u64 = 127;
     match call {
@@ -82,7 +82,7 @@ pub fn place(call: i64, args: &[u64; 6]) -> Option<Place> {
 
 /// A wait until a moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Until {
+pub(crate) struct Until {
     /// Which argument (from 0) points to the struct timespec.
     pub argument: usize,
     /// Clock that it waits by.
@@ -90,7 +90,7 @@ pub struct Until {
 }
 
 /// Whether a call waits until a moment of a clock that goes on while the program is not there.
-pub fn until(call: i64, args: &[u64; 6]) -> Option<Until> {
+pub(crate) fn until(call: i64, args: &[u64; 6]) -> Option<Until> {
     const FUTEX_COMMAND: u64 = 127;
     const FUTEX_CLOCK_REALTIME: u64 = 256;
     const FUTEX_LOCK_PI: u64 = 6;
@@ -124,12 +124,12 @@ pub fn until(call: i64, args: &[u64; 6]) -> Option<Until> {
 }
 
 /// The six arguments of a system call.
-pub fn arguments(regs: &Regs) -> [u64; 6] {
+pub(crate) fn arguments(regs: &Regs) -> [u64; 6] {
     [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9]
 }
 
 /// Changes one argument.
-pub fn set_argument(regs: &mut Regs, index: usize, value: u64) {
+pub(crate) fn set_argument(regs: &mut Regs, index: usize, value: u64) {
     match index {
         0 => regs.rdi = value,
         1 => regs.rsi = value,
@@ -141,7 +141,7 @@ pub fn set_argument(regs: &mut Regs, index: usize, value: u64) {
 }
 
 /// Looks whether a running process's thread is in a wait with a time-out; None when that cannot be known.
-pub fn observe(process: &Process, tid: i32) -> Option<Look> {
+pub(crate) fn observe(process: &Process, tid: i32) -> Option<Look> {
     let Some((call, args)) = process.syscall(tid).ok()? else { return Some(Look::Awake) };
     let call = call.cast_signed();
     let timed = match place(call, &args) {
@@ -180,7 +180,7 @@ fn clock_of(cpu: usize) -> Option<u64> {
 
 /// What is known of the wait that a stop has interrupted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Interrupted {
+pub(crate) struct Interrupted {
     /// The system call; restart_syscall(2) is resolved to the call it stands for.
     pub call: i64,
     /// Where its time-out is and when that ends, on CLOCK_MONOTONIC in nanoseconds; None: never.
@@ -197,7 +197,7 @@ const NEVER: u64 = u64::MAX;
 /// Works out the wait of a stopped thread; None when that cannot be known. `notes` are what an
 /// earlier dump has left: a call that goes on by restart_syscall(2) shows neither its number nor the
 /// time it had left. `since`: [`Look::since`].
-pub fn interrupted(
+pub(crate) fn interrupted(
     tid: i32,
     regs: &Regs,
     since: Option<u64>,
@@ -266,7 +266,7 @@ fn moment(call: i64, args: &[u64; 6], memory: &Memory) -> Option<(Until, [u64; 2
 
 impl Interrupted {
     /// Which argument points to a struct timespec.
-    pub fn pointer(&self) -> Option<usize> {
+    pub(crate) fn pointer(&self) -> Option<usize> {
         match (self.timeout, self.until) {
             (_, Some((until, _))) => Some(until.argument),
             (Some((Place::Timespec(argument), _)), None) => Some(argument),
@@ -275,12 +275,12 @@ impl Interrupted {
     }
 
     /// Nanoseconds until the end.
-    pub fn left(&self) -> u64 {
+    pub(crate) fn left(&self) -> u64 {
         self.timeout.map_or(0, |(_, deadline)| deadline.saturating_sub(now()))
     }
 
     /// Notes for the next dump, and the time left for a call that begins anew; `skew` as in [`notes`].
-    pub fn slot(&self, tid: i32, rsp: u64, skew: i64) -> Wait {
+    pub(crate) fn slot(&self, tid: i32, rsp: u64, skew: i64) -> Wait {
         let left = self.left();
         let relative = [left / 1_000_000_000, left % 1_000_000_000];
         Wait {
@@ -298,7 +298,7 @@ impl Interrupted {
 
 /// Reads the notes of the last dump. Their deadlines are on the program's clock, which is `skew`
 /// nanoseconds ahead of ours; here they become deadlines on ours.
-pub fn notes(memory: &Memory, region: u64, skew: i64) -> Vec<Wait> {
+pub(crate) fn notes(memory: &Memory, region: u64, skew: i64) -> Vec<Wait> {
     let mut notes = vec![Wait::new_zeroed(); WAIT_COUNT as usize];
     if memory.read(region + WAITS, notes.as_mut_bytes()).is_err() {
         notes.clear();
@@ -311,7 +311,12 @@ pub fn notes(memory: &Memory, region: u64, skew: i64) -> Vec<Wait> {
 
 /// Empties the slots of old notes but for those that are used anew: one of an earlier wait would be taken for that of a
 /// later one, which has the same stack pointer.
-pub fn forget(memory: &Memory, region: u64, notes: &[Wait], used: &[Option<usize>]) -> Result<()> {
+pub(crate) fn forget(
+    memory: &Memory,
+    region: u64,
+    notes: &[Wait],
+    used: &[Option<usize>],
+) -> Result<()> {
     let used: HashSet<usize> = used.iter().copied().flatten().collect();
     let old = notes.iter().enumerate().filter(|(slot, note)| note.tid != 0 && !used.contains(slot));
     old.into_iter().try_for_each(|(slot, _)| {
@@ -321,7 +326,7 @@ pub fn forget(memory: &Memory, region: u64, notes: &[Wait], used: &[Option<usize
 
 /// Changes the registers so that the call, when it begins anew, waits `left` nanoseconds; a struct
 /// timespec for it lies at `slot`.
-pub fn shorten(regs: &mut Regs, place: Place, left: u64, slot: u64) {
+pub(crate) fn shorten(regs: &mut Regs, place: Place, left: u64, slot: u64) {
     match place {
         Place::Millis(i) => {
             set_argument(regs, i, left.div_ceil(1_000_000).min(i32::MAX as u64));
@@ -331,7 +336,7 @@ pub fn shorten(regs: &mut Regs, place: Place, left: u64, slot: u64) {
 }
 
 /// As [`shorten`], of a thread that waits since `since`, where no memory is at hand: only a time-out in a register.
-pub fn shorten_in_place(regs: &mut Regs, since: Option<u64>) {
+pub(crate) fn shorten_in_place(regs: &mut Regs, since: Option<u64>) {
     let args = arguments(regs);
     if let Some(Place::Millis(i)) = place(regs.orig_rax.cast_signed(), &args)
         && let Some(since) = since
@@ -343,7 +348,7 @@ pub fn shorten_in_place(regs: &mut Regs, since: Option<u64>) {
 }
 
 /// Address of a slot.
-pub fn slot_address(region: u64, index: usize) -> u64 {
+pub(crate) fn slot_address(region: u64, index: usize) -> u64 {
     region + WAITS + (index * size_of::<Wait>()) as u64
 }
 
@@ -356,7 +361,7 @@ fn slot_at(region: u64, address: u64) -> Option<usize> {
 
 /// Gives each of some waits, with the registers of its thread, a slot; None where there are not so many. One to which
 /// the registers point, for a call that begins anew reads its time there, stays the thread's own.
-pub fn slots(region: u64, waits: &[(Regs, Interrupted)]) -> Vec<Option<usize>> {
+pub(crate) fn slots(region: u64, waits: &[(Regs, Interrupted)]) -> Vec<Option<usize>> {
     let own =
         |(regs, wait): &(Regs, Interrupted)| slot_at(region, arguments(regs)[wait.pointer()?]);
     let mut slots: Vec<Option<usize>> = waits.iter().map(own).collect();

@@ -24,7 +24,7 @@ const BY_PRCTL: i64 = 1;
 const ENABLED: i64 = 2;
 
 /// What only the thread itself can say, as bits of [`thread_flag`].
-pub fn ask(caller: &mut Caller<'_>, memory: &Memory, scratch: u64) -> Result<u32> {
+pub(crate) fn ask(caller: &mut Caller<'_>, memory: &Memory, scratch: u64) -> Result<u32> {
     memory.put(scratch, &libc::PR_TSC_ENABLE)?;
     caller.call(libc::SYS_prctl, &[libc::PR_GET_TSC as u64, scratch])?;
     let mut flags = 0;
@@ -59,7 +59,7 @@ fn flushes(caller: &mut Caller<'_>) -> Result<bool> {
 }
 
 /// Adds what can be seen from outside.
-pub fn save(stopped: &StoppedThread, process: &Process, record: &mut Thread) -> Result<()> {
+pub(crate) fn save(stopped: &StoppedThread, process: &Process, record: &mut Thread) -> Result<()> {
     let status = stopped.look(process.pid())?;
     record.personality = process.personality(stopped.tid)? as u32;
     let mut set = |holds, flag| record.flags |= if holds { flag } else { 0 };
@@ -72,7 +72,7 @@ pub fn save(stopped: &StoppedThread, process: &Process, record: &mut Thread) -> 
 }
 
 /// Orders for the running thread. The main thread's come after those that make the others, which would inherit them.
-pub fn restore(thread: &Thread, orders: &mut Orders) {
+pub(crate) fn restore(thread: &Thread, orders: &mut Orders) {
     const SET: u64 = libc::PR_MCE_KILL_SET as u64;
     const DISABLE: u64 = 4;
     const FORCE_DISABLE: u64 = 8;

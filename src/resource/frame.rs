@@ -5,11 +5,11 @@ use super::xstate::{self, Layout};
 use crate::ptrace::frame::{
     BASE, HEAD, LEGACY, MAGIC1, MAGIC2, RSP, SW_RESERVED, XSTATE, in_use, sealed,
 };
-pub use crate::ptrace::frame::{FPSTATE, TAIL};
+pub(crate) use crate::ptrace::frame::{FPSTATE, TAIL};
 
 /// A frame that the kernel has left in memory.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Found {
+pub(crate) struct Found {
     /// Bytes of the frame before its extended state.
     pub head: usize,
     /// Bytes of the extended state.
@@ -19,7 +19,7 @@ pub struct Found {
 }
 
 /// The frame in `memory` whose extended state is at `offset` and has the address `addr`; None if there is none.
-pub fn find(memory: &[u8], offset: usize, addr: u64) -> Option<Found> {
+pub(crate) fn find(memory: &[u8], offset: usize, addr: u64) -> Option<Found> {
     let word = |at: usize| Some(u32::from_le_bytes(memory.get(at..at + 4)?.try_into().ok()?));
     let long = |at: usize| Some(u64::from_le_bytes(memory.get(at..at + 8)?.try_into().ok()?));
     let sw = offset + SW_RESERVED;
@@ -39,7 +39,7 @@ pub fn find(memory: &[u8], offset: usize, addr: u64) -> Option<Found> {
 
 /// The extended state of a frame as this machine's kernel takes it, without components in their
 /// initial state.
-pub fn converted(area: &[u8], from: &Layout, to: &Layout) -> Vec<u8> {
+pub(crate) fn converted(area: &[u8], from: &Layout, to: &Layout) -> Vec<u8> {
     let (mut new, mut used) = (xstate::convert(area, from, to), in_use(area));
     if new.len() < HEAD {
         return new;

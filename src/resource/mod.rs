@@ -5,25 +5,25 @@
 //! into descriptors and mappings of the restarting process and into [`plan`] orders for what can
 //! only be done when nothing of the stub is left.
 
-pub mod attributes;
-pub mod cpu;
-pub mod descriptor;
-pub mod frame;
+pub(crate) mod attributes;
+pub(crate) mod cpu;
+pub(crate) mod descriptor;
+pub(crate) mod frame;
 pub(crate) mod kinship;
-pub mod memory;
-pub mod plan;
-pub mod privileges;
-pub mod process;
-pub mod resolver;
-pub mod runtime;
-pub mod scheduling;
-pub mod signals;
-pub mod threads;
-pub mod timers;
-pub mod unsaved;
-pub mod vdso;
-pub mod written;
-pub mod xstate;
+pub(crate) mod memory;
+pub(crate) mod plan;
+pub(crate) mod privileges;
+pub(crate) mod process;
+pub(crate) mod resolver;
+pub(crate) mod runtime;
+pub(crate) mod scheduling;
+pub(crate) mod signals;
+pub(crate) mod threads;
+pub(crate) mod timers;
+pub(crate) mod unsaved;
+pub(crate) mod vdso;
+pub(crate) mod written;
+pub(crate) mod xstate;
 
 use crate::image::strings::Strings;
 use crate::inject::region::Region;
@@ -37,7 +37,7 @@ use runtime::loaded::Loaded;
 use std::path::PathBuf;
 
 /// A frozen process with the payload in it.
-pub struct Target<'a> {
+pub(crate) struct Target<'a> {
     /// Its stopped threads.
     pub frozen: &'a mut Frozen,
     /// Its memory.
@@ -52,13 +52,13 @@ pub struct Target<'a> {
 
 impl Target<'_> {
     /// What /proc says of it.
-    pub fn process(&self) -> &Process {
+    pub(crate) fn process(&self) -> &Process {
         self.frozen.process()
     }
 }
 
 /// What travels in the image for a descriptor of a small kind.
-pub struct Content {
+pub(crate) struct Content {
     /// [`rec::Descriptor::content`]: the descriptor's number.
     pub index: u32,
     /// The bytes.
@@ -66,7 +66,7 @@ pub struct Content {
 }
 
 /// A file whose content has to be written.
-pub struct Stream {
+pub(crate) struct Stream {
     /// The object that it is.
     pub object: u32,
     /// A path by which we can open it for reading (/proc/PID/fd/N).
@@ -75,7 +75,7 @@ pub struct Stream {
 
 /// What the processes of a checkpoint have in common: each refers to it.
 #[derive(Default)]
-pub struct Common {
+pub(crate) struct Common {
     /// Strings that the records refer to.
     pub strings: Strings,
     /// Files whose content is in the image, and memory that mappings share.
@@ -92,7 +92,7 @@ pub struct Common {
 
 /// Everything that the image says of one process beside its pages.
 #[derive(Default)]
-pub struct Gathered {
+pub(crate) struct Gathered {
     /// Which process of the image it is, from 0.
     pub number: u32,
     /// Threads, the main one first.

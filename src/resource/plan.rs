@@ -16,7 +16,7 @@ use std::num::NonZeroUsize;
 use zerocopy::{FromZeros, Immutable, IntoBytes};
 
 /// Memory at a fixed address that is filled from its start.
-pub struct Arena {
+pub(crate) struct Arena {
     base: u64,
     len: u64,
     used: u64,
@@ -24,7 +24,7 @@ pub struct Arena {
 
 impl Arena {
     /// Maps `len` bytes at `base`, which must be free.
-    pub fn map(base: u64, len: u64) -> Result<Self> {
+    pub(crate) fn map(base: u64, len: u64) -> Result<Self> {
         let addr = NonZeroUsize::new(base as usize);
         let len_at = NonZeroUsize::new(len as usize).ok_or_else(|| Error::new("an empty arena"))?;
         let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
@@ -36,17 +36,17 @@ impl Arena {
     }
 
     /// Its first address.
-    pub fn base(&self) -> u64 {
+    pub(crate) fn base(&self) -> u64 {
         self.base
     }
 
     /// Its length in bytes.
-    pub fn len(&self) -> u64 {
+    pub(crate) fn len(&self) -> u64 {
         self.len
     }
 
     /// Room for `len` bytes at a multiple of `align`; its address. The bytes are zero.
-    pub fn room(&mut self, len: u64, align: u64) -> Result<u64> {
+    pub(crate) fn room(&mut self, len: u64, align: u64) -> Result<u64> {
         let start = self.used.next_multiple_of(align);
         let end = start.checked_add(len).filter(|end| *end <= self.len);
         self.used = end.ok_or_else(|| Error::new("the restart's plan is too long"))?;
@@ -54,19 +54,19 @@ impl Arena {
     }
 
     /// Stores bytes; their address, a multiple of 64.
-    pub fn bytes(&mut self, bytes: &[u8]) -> Result<u64> {
+    pub(crate) fn bytes(&mut self, bytes: &[u8]) -> Result<u64> {
         let addr = self.room(bytes.len() as u64, 64)?;
         self.write(addr, bytes)?;
         Ok(addr)
     }
 
     /// Stores a value; its address.
-    pub fn value<T: IntoBytes + Immutable + ?Sized>(&mut self, value: &T) -> Result<u64> {
+    pub(crate) fn value<T: IntoBytes + Immutable + ?Sized>(&mut self, value: &T) -> Result<u64> {
         self.bytes(value.as_bytes())
     }
 
     /// Overwrites bytes that were stored.
-    pub fn write(&mut self, addr: u64, bytes: &[u8]) -> Result<()> {
+    pub(crate) fn write(&mut self, addr: u64, bytes: &[u8]) -> Result<()> {
         let end = addr.checked_add(bytes.len() as u64);
         if addr < self.base || end.is_none_or(|end| end > self.base + self.used) {
             return Err(Error::new("the restart's plan writes outside its arena"));
@@ -84,7 +84,7 @@ macro_rules! steps {
         /// What an order is for: its number travels in [`Op::step`] and comes back in a report.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[repr(u32)]
-        pub enum Step {
+        pub(crate) enum Step {
             $($(#[$doc])* $name = $number,)*
         }
 
@@ -101,7 +101,7 @@ macro_rules! steps {
 
         impl Step {
             /// What it is that failed, for the sentence "the kernel did not let the program …".
-            pub fn describe(self) -> &'static str {
+            pub(crate) fn describe(self) -> &'static str {
                 match self {
                     $(Self::$name => $refused,)*
                 }
@@ -143,7 +143,7 @@ steps! {
 
 impl Step {
     /// What the user can do about it.
-    pub fn way_out(self, errno: Errno) -> Option<&'static str> {
+    pub(crate) fn way_out(self, errno: Errno) -> Option<&'static str> {
         let again = match (self, errno) {
             (Self::Clone, _) => {
                 "raise the limit of processes and threads (ulimit -u, or pids.max of the cgroup)"
@@ -165,35 +165,35 @@ impl Step {
 
 /// A list of orders in the making.
 #[derive(Default)]
-pub struct Orders {
+pub(crate) struct Orders {
     ops: Vec<Op>,
 }
 
 impl Orders {
     /// Adds a system call that must succeed.
-    pub fn call(&mut self, step: Step, number: i64, args: &[u64]) {
+    pub(crate) fn call(&mut self, step: Step, number: i64, args: &[u64]) {
         self.push(Kind::Syscall, 0, step, number.cast_unsigned(), args);
     }
 
     /// Adds a system call whose failure does not matter.
-    pub fn try_call(&mut self, step: Step, number: i64, args: &[u64]) {
+    pub(crate) fn try_call(&mut self, step: Step, number: i64, args: &[u64]) {
         self.push(Kind::Syscall, flag::MAY_FAIL, step, number.cast_unsigned(), args);
     }
 
     /// Adds a system call that must give exactly `result`.
-    pub fn exact_call(&mut self, step: Step, number: i64, args: [u64; 5], result: u64) {
+    pub(crate) fn exact_call(&mut self, step: Step, number: i64, args: [u64; 5], result: u64) {
         let [a, b, c, d, e] = args;
         let args = [a, b, c, d, e, result];
         self.push(Kind::Syscall, flag::EXACT, step, number.cast_unsigned(), &args);
     }
 
     /// Adds a system call whose success makes the next order unnecessary.
-    pub fn call_or_next(&mut self, kind: Kind, step: Step, nr: u64, args: &[u64]) {
+    pub(crate) fn call_or_next(&mut self, kind: Kind, step: Step, nr: u64, args: &[u64]) {
         self.push(kind, flag::OR_NEXT, step, nr, args);
     }
 
     /// Adds any other order.
-    pub fn push(&mut self, kind: Kind, flags: u16, step: Step, nr: u64, args: &[u64]) {
+    pub(crate) fn push(&mut self, kind: Kind, flags: u16, step: Step, nr: u64, args: &[u64]) {
         let mut op = Op { kind: kind as u16, flags, step: step as u32, nr, args: [0; 6] };
         for (to, from) in op.args.iter_mut().zip(args) {
             *to = *from;
@@ -202,13 +202,13 @@ impl Orders {
     }
 
     /// Stores the list with an end mark; its address.
-    pub fn store(mut self, arena: &mut Arena) -> Result<u64> {
+    pub(crate) fn store(mut self, arena: &mut Arena) -> Result<u64> {
         self.ops.push(Op::new_zeroed());
         arena.value(self.ops.as_slice())
     }
 
     /// The orders as bytes.
-    pub fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         self.ops.as_bytes()
     }
 }

@@ -10,7 +10,11 @@ use crate::ptrace::raw;
 use nix::libc;
 
 /// Names what is the program's own; `caller` is its main thread.
-pub fn name(target: &Target<'_>, caller: &mut Caller<'_>, gathered: &mut Gathered) -> Result<()> {
+pub(crate) fn name(
+    target: &Target<'_>,
+    caller: &mut Caller<'_>,
+    gathered: &mut Gathered,
+) -> Result<()> {
     let pid = target.frozen.pid;
     let own = target.process().status(pid)?;
     // Without a parent that we see there is nothing to compare with.

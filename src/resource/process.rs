@@ -26,7 +26,7 @@ const THP_EXCEPT_ADVISED: u64 = 2;
 const NO_FD: u32 = u32::MAX;
 
 /// Saves the process; `caller` is its main thread.
-pub fn save(
+pub(crate) fn save(
     target: &Target<'_>,
     caller: &mut Caller<'_>,
     gathered: &mut Gathered,
@@ -176,7 +176,7 @@ fn flags(target: &Target<'_>, caller: &mut Caller<'_>) -> Result<u32> {
 
 /// Order that stops a program that was stopped when it was saved, before any of its threads enters it. All of them are
 /// in the restorer until SIGCONT comes.
-pub fn restore_stop(process: &Process, orders: &mut Orders) {
+pub(crate) fn restore_stop(process: &Process, orders: &mut Orders) {
     if process.flags & process_flag::STOPPED != 0 {
         let pid = u64::from(std::process::id());
         orders.call(Step::Leave, libc::SYS_kill, &[pid, libc::SIGSTOP as u64]);
@@ -187,7 +187,7 @@ pub fn restore_stop(process: &Process, orders: &mut Orders) {
 ///
 /// # Errors
 /// There is none, or it may not be entered.
-pub fn find_directory(cwd: &std::path::Path) -> Result<()> {
+pub(crate) fn find_directory(cwd: &std::path::Path) -> Result<()> {
     use nix::unistd::{AccessFlags, eaccess};
     // The dot is in a directory alone.
     eaccess(&cwd.join("."), AccessFlags::X_OK)
@@ -195,7 +195,7 @@ pub fn find_directory(cwd: &std::path::Path) -> Result<()> {
 }
 
 /// Changes to the saved working directory and umask. Nothing is lost when this fails.
-pub fn restore_directory(process: &Process, cwd: &std::path::Path) -> Result<()> {
+pub(crate) fn restore_directory(process: &Process, cwd: &std::path::Path) -> Result<()> {
     std::env::set_current_dir(cwd)
         .because(|| format!("cannot change to the program's directory {}", cwd.display()))?;
     let umask = nix::sys::stat::Mode::from_bits_truncate(process.umask);
@@ -207,7 +207,7 @@ pub fn restore_directory(process: &Process, cwd: &std::path::Path) -> Result<()>
 ///
 /// /proc/PID/exe becomes `exe` first, where we may (CAP_CHECKPOINT_RESTORE); without that privilege
 /// the same call without a descriptor does the rest.
-pub fn restore_mm(
+pub(crate) fn restore_mm(
     process: &Process,
     auxv: &[u8],
     exe: Option<i32>,
@@ -234,7 +234,7 @@ pub fn restore_mm(
 }
 
 /// Orders for the attributes of the process.
-pub fn restore(process: &Process, orders: &mut Orders) {
+pub(crate) fn restore(process: &Process, orders: &mut Orders) {
     let step = Step::Process;
     for bit in (0..32).map(|bit| 1u64 << bit).filter(|b| u64::from(process.membarrier) & b != 0) {
         orders.try_call(step, libc::SYS_membarrier, &[bit, 0, 0]);
@@ -259,7 +259,7 @@ pub fn restore(process: &Process, orders: &mut Orders) {
 }
 
 /// Orders that ask leave again for state components that take it (AMX).
-pub fn restore_permissions(permitted: u64, orders: &mut Orders) {
+pub(crate) fn restore_permissions(permitted: u64, orders: &mut Orders) {
     const ARCH_REQ_XCOMP_PERM: u64 = 0x1023;
     const AMX_TILE_DATA: u64 = 18;
     if permitted & xstate::DYNAMIC != 0 {
@@ -269,7 +269,7 @@ pub fn restore_permissions(permitted: u64, orders: &mut Orders) {
 
 /// Raises our hard limits to those that the program had, as far as we may (CAP_SYS_RESOURCE); a sentence
 /// about those that stay lower than what it had.
-pub fn raise_limits(saved: &[Limit]) -> Result<Option<String>> {
+pub(crate) fn raise_limits(saved: &[Limit]) -> Result<Option<String>> {
     let own = proc::limits(std::process::id().cast_signed())?;
     let mut lower = Vec::new();
     for (number, (limit, own)) in saved.iter().zip(own).enumerate() {
@@ -294,7 +294,11 @@ fn shown(limit: u64) -> String {
 ///
 /// A hard limit cannot be raised without privilege, so each is the lower of the saved one and the
 /// restarter's own.
-pub fn restore_limits(saved: &[Limit], arena: &mut Arena, orders: &mut Orders) -> Result<()> {
+pub(crate) fn restore_limits(
+    saved: &[Limit],
+    arena: &mut Arena,
+    orders: &mut Orders,
+) -> Result<()> {
     let own = proc::limits(std::process::id().cast_signed())?;
     for (number, (limit, own)) in saved.iter().zip(own).enumerate() {
         let hard = limit.hard.min(own.1);

@@ -10,7 +10,7 @@
 //! header, and one of xsave, xsavec, xrstor on the stack.
 
 /// The components that glibc saves: SSE, AVX, MPX, AVX-512, and APX from 2.41.
-pub const SAVED: u64 = 0xee | 1 << 19;
+pub(crate) const SAVED: u64 = 0xee | 1 << 19;
 
 /// Bytes of `mov $imm32, %eax; xor %edx, %edx`.
 const HEAD: usize = 7;
@@ -18,7 +18,7 @@ const HEAD: usize = 7;
 const REACH: usize = 96;
 
 /// Narrows the masks in a piece of code; how many were.
-pub fn narrow(code: &mut [u8], components: u64) -> usize {
+pub(crate) fn narrow(code: &mut [u8], components: u64) -> usize {
     let mut count = 0;
     for at in 0..code.len().saturating_sub(HEAD) {
         if code[at] != 0xb8 {

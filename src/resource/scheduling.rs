@@ -22,7 +22,7 @@ const IOPRIO_WHO_PROCESS: u64 = 1;
 const IOPRIO_CLASS_SHIFT: u32 = 13;
 
 /// Saves the scheduling of a thread into its record.
-pub fn save(process: &proc::Process, record: &mut Thread) -> Result<()> {
+pub(crate) fn save(process: &proc::Process, record: &mut Thread) -> Result<()> {
     let tid = record.tid.cast_signed();
     let stat = process.stat(tid)?;
     record.policy = raw::policy(tid).unwrap_or(stat.policy);
@@ -74,7 +74,7 @@ fn explicit(priority: u64) -> u64 {
 
 /// A sentence about real-time scheduling that a restart by this process goes without (sched(7), "Privileges and
 /// resource limits").
-pub fn denied(threads: &[Thread]) -> Option<String> {
+pub(crate) fn denied(threads: &[Thread]) -> Option<String> {
     const CAP_SYS_NICE: u64 = 1 << 23;
     let own = std::process::id().cast_signed();
     let nice = proc::status(own, own).is_ok_and(|status| status.capabilities & CAP_SYS_NICE != 0);
@@ -97,7 +97,7 @@ pub fn denied(threads: &[Thread]) -> Option<String> {
 
 /// Orders for the running thread. What the restarter may not do (a lower nice value, a real-time
 /// policy) or this machine does not have (a CPU) stays as it is.
-pub fn restore(thread: &Thread, arena: &mut Arena, orders: &mut Orders) -> Result<()> {
+pub(crate) fn restore(thread: &Thread, arena: &mut Arena, orders: &mut Orders) -> Result<()> {
     // sched_setattr(2) takes the nice value of the normal policies only.
     let nice = i64::from(thread.nice).cast_unsigned();
     let own = [libc::PRIO_PROCESS as u64, 0, nice];

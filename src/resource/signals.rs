@@ -13,11 +13,11 @@ use ckpt_abi::region::STACKS;
 use nix::libc;
 
 /// Number of signals.
-pub const COUNT: u64 = 64;
+pub(crate) const COUNT: u64 = 64;
 const UNCATCHABLE: [u64; 2] = [libc::SIGKILL as u64, libc::SIGSTOP as u64];
 
 /// Asks the target for its dispositions, through the thread of `caller`.
-pub fn save_actions(
+pub(crate) fn save_actions(
     target: &Target<'_>,
     caller: &mut Caller<'_>,
     gathered: &mut Gathered,
@@ -35,7 +35,7 @@ pub fn save_actions(
 }
 
 /// Reads the queues of the process and of every thread.
-pub fn save_pending(target: &Target<'_>, gathered: &mut Gathered) -> Result<()> {
+pub(crate) fn save_pending(target: &Target<'_>, gathered: &mut Gathered) -> Result<()> {
     let trigger = target.region.control.config.asyncsig.cast_signed();
     for (i, thread) in target.frozen.threads.iter().enumerate() {
         let mut add = |shared: bool| -> Result<()> {
@@ -62,7 +62,7 @@ pub fn save_pending(target: &Target<'_>, gathered: &mut Gathered) -> Result<()> 
 
 /// Marks a program that is stopped, or about to be by a SIGSTOP that waits: queued again, that would stop the restorer in
 /// the middle, for nobody can block it.
-pub fn save_stop(target: &Target<'_>, gathered: &mut Gathered) {
+pub(crate) fn save_stop(target: &Target<'_>, gathered: &mut Gathered) {
     let before = gathered.pending.len();
     gathered.pending.retain(|p| p.siginfo[..4] != libc::SIGSTOP.to_le_bytes());
     let stopped = target.frozen.threads.iter().any(|thread| thread.stopped_by != 0);
@@ -75,7 +75,7 @@ pub fn save_stop(target: &Target<'_>, gathered: &mut Gathered) {
 
 /// Leaves out a SIGTERM that waits in a program which its checkpoint ends. Schedulers send it
 /// together with the checkpoint signal; it meant this run, and would end the restarted one at once.
-pub fn forget_termination(gathered: &mut Gathered) {
+pub(crate) fn forget_termination(gathered: &mut Gathered) {
     let before = gathered.pending.len();
     gathered.pending.retain(|p| p.siginfo[..4] != libc::SIGTERM.to_le_bytes());
     if gathered.pending.len() < before {
@@ -84,7 +84,7 @@ pub fn forget_termination(gathered: &mut Gathered) {
 }
 
 /// Orders that install the dispositions.
-pub fn restore_actions(
+pub(crate) fn restore_actions(
     actions: &[SignalAction],
     arena: &mut Arena,
     orders: &mut Orders,
@@ -101,7 +101,7 @@ pub fn restore_actions(
 /// Orders that queue the signals of the thread `saved` (0: of the process) again; they run in the
 /// restored thread, whose id lies at the address `tid`, with all signals blocked. The kernel lets
 /// only a thread itself say who sent a signal.
-pub fn restore_pending(
+pub(crate) fn restore_pending(
     pending: &[PendingSignal],
     saved: u32,
     pid: u64,
@@ -125,7 +125,7 @@ pub fn restore_pending(
 }
 
 /// What comes of the checkpoint signal in a process where it has this handler, which is the payload's (`ours`) or not.
-pub fn verdict(pid: i32, signal: u32, handler: u64, ours: bool) -> String {
+pub(crate) fn verdict(pid: i32, signal: u32, handler: u64, ours: bool) -> String {
     let name = signal_name(signal);
     let does = match handler as usize {
         _ if ours => return format!("{name} makes a checkpoint"),

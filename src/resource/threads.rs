@@ -29,7 +29,7 @@ const ARCH_SET_FS: u64 = 0x1002;
 const SS_ONSTACK: u64 = 1;
 /// Reads what can be known of a stopped thread from outside, and asks the thread for the rest.
 /// `ids` are those of all threads.
-pub fn save(
+pub(crate) fn save(
     target: &mut Target<'_>,
     index: usize,
     ids: &[u32],
@@ -203,14 +203,14 @@ fn search_rseq(
 }
 
 /// The saved registers of a thread.
-pub fn regs(thread: &Thread) -> Regs {
+pub(crate) fn regs(thread: &Thread) -> Regs {
     let mut regs = Regs::default();
     regs.as_mut_bytes().copy_from_slice(thread.regs.as_bytes());
     regs
 }
 
 /// The frame through which a thread enters the program, for the address `at`.
-pub fn frame(thread: &Thread, xstate: &[u8], at: u64) -> Result<Vec<u8>> {
+pub(crate) fn frame(thread: &Thread, xstate: &[u8], at: u64) -> Result<Vec<u8>> {
     let start = thread.xstate as usize;
     let xstate = xstate.get(start..start.saturating_add(thread.xstate_len as usize));
     let xstate = xstate.ok_or_else(|| {
@@ -222,7 +222,7 @@ pub fn frame(thread: &Thread, xstate: &[u8], at: u64) -> Result<Vec<u8>> {
 }
 
 /// Orders that give the running thread what the kernel kept for the saved one.
-pub fn restore(
+pub(crate) fn restore(
     thread: &Thread,
     owners: &[Owner],
     pid: u64,

@@ -28,7 +28,11 @@ const OFF: u64 = 0;
 const SECOND: u64 = 1_000_000_000;
 
 /// Asks for all timers, through the thread of `caller`.
-pub fn save(target: &Target<'_>, caller: &mut Caller<'_>, gathered: &mut Gathered) -> Result<()> {
+pub(crate) fn save(
+    target: &Target<'_>,
+    caller: &mut Caller<'_>,
+    gathered: &mut Gathered,
+) -> Result<()> {
     let scratch = target.region.base + STACKS;
     for kind in 0..POSIX {
         caller.expect(
@@ -86,7 +90,7 @@ pub fn save(target: &Target<'_>, caller: &mut Caller<'_>, gathered: &mut Gathere
 /// program begins to run again.
 ///
 /// `ids` maps saved thread ids to the addresses of the words that hold the new ones.
-pub fn restore(
+pub(crate) fn restore(
     timers: &[Timer],
     ids: &HashMap<u32, u64>,
     arena: &mut Arena,

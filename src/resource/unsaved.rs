@@ -9,7 +9,7 @@ use crate::ptrace::freeze::Frozen;
 use crate::ptrace::raw::{self, Share};
 
 /// Names what the process goes without, and refuses what cannot be left out.
-pub fn name(target: &Target<'_>, gathered: &mut Gathered) {
+pub(crate) fn name(target: &Target<'_>, gathered: &mut Gathered) {
     let pid = target.frozen.pid;
     alone(target.frozen, gathered);
     if undoes(pid) {

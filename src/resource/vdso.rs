@@ -12,7 +12,7 @@ use goblin::elf::Elf;
 
 /// Where the kernel put a vdso.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Place {
+pub(crate) struct Place {
     /// First byte of the data pages, which come first.
     pub vvar: u64,
     /// Their length.
@@ -25,7 +25,7 @@ pub struct Place {
 
 impl Place {
     /// Finds vdso and data pages among the mappings of a process.
-    pub fn find(vmas: &[Vma]) -> Self {
+    pub(crate) fn find(vmas: &[Vma]) -> Self {
         let mut place = Self::default();
         for vma in vmas {
             if vma.name == "[vdso]" {
@@ -42,17 +42,17 @@ impl Place {
     }
 
     /// First address of both.
-    pub fn start(&self) -> u64 {
+    pub(crate) fn start(&self) -> u64 {
         if self.vvar_len == 0 { self.vdso } else { self.vvar }
     }
 
     /// Length of both.
-    pub fn len(&self) -> u64 {
+    pub(crate) fn len(&self) -> u64 {
         self.vdso + self.vdso_len - self.start()
     }
 
     /// Whether there is no vdso (kernel command line vdso=0).
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.vdso == 0
     }
 }
@@ -62,7 +62,7 @@ impl Place {
 ///
 /// # Errors
 /// When one of them is not an ELF object.
-pub fn redirect(saved: &mut [u8], other: &[u8], there: u64) -> Result<()> {
+pub(crate) fn redirect(saved: &mut [u8], other: &[u8], there: u64) -> Result<()> {
     let targets = if other.is_empty() { Vec::new() } else { functions(other)? };
     for (name, offset) in functions(saved)? {
         let target = targets.iter().find(|(n, _)| *n == name).map(|(_, at)| there + at);

@@ -6,7 +6,7 @@ use ckpt_abi::image::{Process, process_flag};
 use std::fs;
 
 /// What is saved of it.
-pub struct Written {
+pub(crate) struct Written {
     /// Bits of [`process_flag`].
     pub flags: u32,
     /// [`Process::oom_score`].
@@ -16,7 +16,7 @@ pub struct Written {
 }
 
 /// Reads it. An oom_score_adj that is also its parent's belongs to where it runs, not to it.
-pub fn save(process: &proc::Process, parent: i32) -> Written {
+pub(crate) fn save(process: &proc::Process, parent: i32) -> Written {
     let (score, filter) = (process.oom_score(), process.coredump_filter());
     let parents = proc::Process::open(parent).ok().and_then(|parent| parent.oom_score());
     let own = score.is_some() && score != parents;
@@ -32,7 +32,7 @@ pub fn save(process: &proc::Process, parent: i32) -> Written {
 /// Sets it for this process, which will be the program; a sentence about what the kernel does not allow.
 ///
 /// The filter lasts as its memory does; the score goes down only with CAP_SYS_RESOURCE, and up always (proc(5)).
-pub fn restore(process: &Process) -> Option<String> {
+pub(crate) fn restore(process: &Process) -> Option<String> {
     let own = proc::Process::own().ok();
     let own = own.as_ref();
     let write = |name: &str, value: String| fs::write(format!("/proc/self/{name}"), value).is_ok();

@@ -6,7 +6,7 @@
 //! the sizes of the machine that saved it, and put together with those of this one.
 
 use crate::ptrace::frame::PKRU;
-pub use crate::ptrace::frame::{BASE, COMPONENTS, HEAD, LEGACY, in_use};
+pub(crate) use crate::ptrace::frame::{BASE, COMPONENTS, HEAD, LEGACY, in_use};
 use ckpt_abi::image::CpuLeaf;
 
 /// What Linux gives a thread: keys but the first forbidden (arch/x86/mm/pkeys.c).
@@ -14,18 +14,18 @@ const PKRU_DEFAULT: u32 = 0x5555_5554;
 const MXCSR: usize = 24;
 const MXCSR_MASK: u32 = 0xffff;
 /// AMX tile data, which a process gets on demand (arch_prctl(2), ARCH_REQ_XCOMP_PERM).
-pub const DYNAMIC: u64 = 1 << 18;
+pub(crate) const DYNAMIC: u64 = 1 << 18;
 
 /// Where a machine has the components of a non-compacted XSAVE area.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Layout {
+pub(crate) struct Layout {
     components: u64,
     places: Vec<(u32, usize, usize)>,
 }
 
 impl Layout {
     /// The layout of a machine with these answers of CPUID for `components` of its XCR0.
-    pub fn new(leaves: &[CpuLeaf], components: u64) -> Self {
+    pub(crate) fn new(leaves: &[CpuLeaf], components: u64) -> Self {
         let sizes = leaves.iter().filter(|l| l.leaf == 0xd && l.subleaf >= 2);
         let places = sizes
             .filter(|l| l.subleaf < 63 && components >> l.subleaf & 1 != 0 && l.eax != 0)
@@ -35,12 +35,12 @@ impl Layout {
     }
 
     /// Bytes of an area; 512 on machines without XSAVE.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         if self.components == 0 { LEGACY } else { self.end(u64::MAX) }
     }
 
     /// Bytes of an area with some of the components.
-    pub fn end(&self, components: u64) -> usize {
+    pub(crate) fn end(&self, components: u64) -> usize {
         let places = self.places.iter().filter(|(i, ..)| components >> i & 1 != 0);
         places.map(|(_, offset, size)| offset + size).max().unwrap_or(0).max(HEAD)
     }
@@ -57,7 +57,7 @@ fn content<'a>(area: &'a [u8], layout: &Layout, component: u32) -> Option<&'a [u
 }
 
 /// The area as `to` has it. Components that it does not have are left out ([`lost`] names them).
-pub fn convert(area: &[u8], from: &Layout, to: &Layout) -> Vec<u8> {
+pub(crate) fn convert(area: &[u8], from: &Layout, to: &Layout) -> Vec<u8> {
     let mut out = vec![0; to.len()];
     let legacy = area.len().min(LEGACY);
     out[..legacy].copy_from_slice(&area[..legacy]);
@@ -87,7 +87,7 @@ pub fn convert(area: &[u8], from: &Layout, to: &Layout) -> Vec<u8> {
 
 /// The registers that hold something and that `to` does not have, each with the feature that uses them
 /// ([`super::cpu::table`]).
-pub fn lost(area: &[u8], from: &Layout, to: &Layout) -> Vec<(&'static str, &'static str)> {
+pub(crate) fn lost(area: &[u8], from: &Layout, to: &Layout) -> Vec<(&'static str, &'static str)> {
     const NAMES: [(u32, &str, &str); 6] = [
         (2, "AVX registers", "avx"),
         (5, "AVX-512 mask registers", "avx512f"),

@@ -24,7 +24,7 @@ const START_STACK: usize = 6;
 const MOST_WORDS: u64 = 1 << 20;
 
 /// Updates the vector in the records and on the restored stack.
-pub fn update(saved: &mut Saved<'_>, placed: &mut [Placed]) -> Result<()> {
+pub(crate) fn update(saved: &mut Saved<'_>, placed: &mut [Placed]) -> Result<()> {
     let here = proc::auxv(std::process::id().cast_signed())?;
     let new = adapted(&saved.auxv, &here, signal_frame(&here, &cpu::leaves()));
     if new == saved.auxv {

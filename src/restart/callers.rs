@@ -15,17 +15,17 @@ use std::os::unix::ffi::OsStrExt;
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Bytes of the region up to the end of the API's part.
-pub const END: usize = API as usize + size_of::<Api>();
+pub(crate) const END: usize = API as usize + size_of::<Api>();
 
 /// The API's part of the region in an image.
-pub fn of_image(saved: &Saved<'_>) -> Result<Option<Api>> {
+pub(crate) fn of_image(saved: &Saved<'_>) -> Result<Option<Api>> {
     let mut page = vec![0; END];
     saved.read(saved.process.region, &mut page)?;
     Ok(read(&page))
 }
 
 /// The list of missing files, in memory that the payload unmaps when it has done with it.
-pub struct List {
+pub(crate) struct List {
     /// The memory.
     pub mapping: Mapping,
     count: u64,
@@ -33,7 +33,7 @@ pub struct List {
 
 impl List {
     /// Writes the list, if there is anything to write.
-    pub fn make(missing: &[Missing], space: &mut Space) -> Result<Option<Self>> {
+    pub(crate) fn make(missing: &[Missing], space: &mut Space) -> Result<Option<Self>> {
         if missing.is_empty() {
             return Ok(None);
         }
@@ -62,12 +62,12 @@ impl List {
 }
 
 /// The API's part of a region's first bytes.
-pub fn read(page: &[u8]) -> Option<Api> {
+pub(crate) fn read(page: &[u8]) -> Option<Api> {
     Api::read_from_bytes(page.get(API as usize..END)?).ok()
 }
 
 /// Renews it for the restarted process.
-pub fn renew(page: &mut [u8], saved: &Saved<'_>, list: Option<&List>) {
+pub(crate) fn renew(page: &mut [u8], saved: &Saved<'_>, list: Option<&List>) {
     let Some(mut api) = read(page) else { return };
     let due = due(&api);
     let locks = [&mut api.lock, &mut api.exclude_lock];
@@ -92,6 +92,6 @@ pub fn renew(page: &mut [u8], saved: &Saved<'_>, list: Option<&List>) {
 
 /// Whether the program has a word in the matter: callbacks for the restart, or a table of
 /// descriptors that it may have changed.
-pub fn due(api: &Api) -> bool {
+pub(crate) fn due(api: &Api) -> bool {
     api.counts[When::Restart as usize] != 0 || api.table != 0
 }

@@ -39,7 +39,7 @@ const SECOND: i64 = 1_000_000_000;
 
 /// Lets the clocks of the program go on from their saved values, or shifts what ckpt gives back itself to those that are
 /// here. The processes of a tree have one namespace, which was made before them ([`ahead`]).
-pub fn go_on(
+pub(crate) fn go_on(
     whole: &Whole<'_>,
     saved: &mut Saved<'_>,
     placed: &mut [Placed],
@@ -60,7 +60,7 @@ pub fn go_on(
 
 /// By how many nanoseconds the clocks of a namespace have to be ahead of the first namespace's, so that they show what
 /// they did when the program was saved.
-pub fn ahead(whole: &Whole<'_>) -> Result<[i64; 2]> {
+pub(crate) fn ahead(whole: &Whole<'_>) -> Result<[i64; 2]> {
     let own = Process::own()?;
     let (here, offsets) = (own.clocks()?, own.clock_offsets());
     let there = [whole.machine.monotonic, whole.machine.boottime];

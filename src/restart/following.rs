@@ -20,7 +20,7 @@ use std::fs::File;
 use std::ops::Range;
 
 /// What a mapping that shows its file shows data of, by the addresses that the program has for it.
-pub struct Shown(Vec<Range<u64>>);
+pub(crate) struct Shown(Vec<Range<u64>>);
 
 /// Maps the file at `at`, if it is still there and lets itself be mapped; or the one that the image has brought along.
 pub(super) fn map(

@@ -27,7 +27,7 @@ const REACH: u64 = 64 << 20;
 const ALIGN: u64 = 64;
 
 /// Brings the extended states of all frames into this machine's layout.
-pub fn convert(
+pub(crate) fn convert(
     whole: &Whole<'_>,
     saved: &Saved<'_>,
     placed: &mut Vec<Placed>,

@@ -15,7 +15,7 @@ const MORE_MAPPINGS: u64 = 64;
 const CAP_SYS_RAWIO: u32 = 17;
 
 /// Something that this machine does not have.
-pub struct Lack {
+pub(crate) struct Lack {
     /// What, as a part of a sentence.
     pub what: String,
     /// Whether `--force-cpu` goes over it.
@@ -23,7 +23,7 @@ pub struct Lack {
 }
 
 /// Everything that stands in the way of a restart on this machine, but files.
-pub fn lacks(whole: &Whole<'_>, saved: &Saved<'_>) -> Vec<Lack> {
+pub(crate) fn lacks(whole: &Whole<'_>, saved: &Saved<'_>) -> Vec<Lack> {
     let mut lacks = Vec::new();
     let mut add = |what: String, forcible| lacks.push(Lack { what, forcible });
     let missing = Set(saved.process.cpu).without(&Set::here());
@@ -93,13 +93,13 @@ fn five_levels() -> bool {
 }
 
 /// Whether this process has a capability (CapEff in /proc/PID/status).
-pub fn capable(capability: u32) -> bool {
+pub(crate) fn capable(capability: u32) -> bool {
     let status = proc::Process::own().and_then(|own| own.status(own.pid()));
     status.is_ok_and(|status| status.capabilities >> capability & 1 != 0)
 }
 
 /// The layouts of extended state there and here.
-pub fn layouts(whole: &Whole<'_>, saved: &Saved<'_>) -> (Layout, Layout) {
+pub(crate) fn layouts(whole: &Whole<'_>, saved: &Saved<'_>) -> (Layout, Layout) {
     let leaves = cpu::leaves();
     let from = if whole.cpuid.is_empty() { &leaves } else { &whole.cpuid };
     let dynamic = !xstate::DYNAMIC | saved.process.permitted;

@@ -18,14 +18,14 @@ use std::os::fd::AsFd;
 use std::ptr::NonNull;
 
 /// A mapping of this process.
-pub struct Mapping {
+pub(crate) struct Mapping {
     at: u64,
     len: u64,
 }
 
 impl Mapping {
     /// Maps zeroed private memory that may be read and written.
-    pub fn anonymous(at: u64, len: u64, flags: MapFlags) -> Result<Self> {
+    pub(crate) fn anonymous(at: u64, len: u64, flags: MapFlags) -> Result<Self> {
         let (addr, size) = checked(at, len)?;
         let flags = flags | MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED_NOREPLACE;
         // SAFETY: MAP_FIXED_NOREPLACE replaces nothing.
@@ -35,7 +35,7 @@ impl Mapping {
 
     /// Maps memory that the kernel may take away (MAP_DROPPABLE, Linux 6.11), or ordinary memory where it
     /// does not know that.
-    pub fn droppable(at: u64, len: u64) -> Result<Self> {
+    pub(crate) fn droppable(at: u64, len: u64) -> Result<Self> {
         const MAP_DROPPABLE: i32 = 8;
         let (addr, size) = checked(at, len)?;
         // It is a type of mapping, in the place of MAP_PRIVATE.
@@ -49,7 +49,7 @@ impl Mapping {
 
     /// Maps private memory that cannot be written to and holds nothing; it counts nowhere, not even under
     /// vm.overcommit_memory=2 (the kernel's accountable_mapping).
-    pub fn reservation(at: u64, len: u64, prot: u32) -> Result<Self> {
+    pub(crate) fn reservation(at: u64, len: u64, prot: u32) -> Result<Self> {
         let (addr, size) = checked(at, len)?;
         let flags = MapFlags::MAP_NORESERVE | MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED_NOREPLACE;
         let prot = ProtFlags::from_bits_truncate(prot.cast_signed());
@@ -59,7 +59,7 @@ impl Mapping {
     }
 
     /// Maps a part of a file, privately or shared, with the protection given.
-    pub fn file(
+    pub(crate) fn file(
         at: u64,
         len: u64,
         prot: u32,
@@ -90,25 +90,20 @@ impl Mapping {
     }
 
     /// Its first address.
-    pub fn at(&self) -> u64 {
+    pub(crate) fn at(&self) -> u64 {
         self.at
     }
 
     /// Its length in bytes.
-    pub fn len(&self) -> u64 {
+    pub(crate) fn len(&self) -> u64 {
         self.len
-    }
-
-    /// Never: the kernel maps no empty ranges.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
     }
 
     /// Lends `len` bytes from `offset` of a mapping that may be written; None outside of it.
     ///
     /// # Safety
     /// The mapping may be written, and no two slices of the same bytes are alive at once.
-    pub unsafe fn slice(&self, offset: u64, len: u64) -> Option<&'static mut [u8]> {
+    pub(crate) unsafe fn slice(&self, offset: u64, len: u64) -> Option<&'static mut [u8]> {
         if offset.checked_add(len)? > self.len {
             return None;
         }
@@ -118,7 +113,7 @@ impl Mapping {
     }
 
     /// Overwrites bytes of a mapping that may be written.
-    pub fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+    pub(crate) fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
         // SAFETY: we are borrowed mutably, so nobody else has a slice from here.
         let slice = unsafe { self.slice(offset, bytes.len() as u64) };
         let slice = slice.ok_or_else(|| Error::new("a write outside of a mapping"))?;
@@ -127,7 +122,7 @@ impl Mapping {
     }
 
     /// Sets the final protection.
-    pub fn protect(&self, prot: u32) -> Result<()> {
+    pub(crate) fn protect(&self, prot: u32) -> Result<()> {
         let prot = ProtFlags::from_bits_truncate(prot.cast_signed());
         // SAFETY: the mapping is ours and no slice of it is alive.
         let result = unsafe { mprotect(self.pointer(), self.len as usize, prot) };
@@ -135,7 +130,7 @@ impl Mapping {
     }
 
     /// The same, with a protection key (pkeys(7)), which stays with the mapping when it is moved.
-    pub fn protect_by(&self, prot: u32, key: u32) -> Result<()> {
+    pub(crate) fn protect_by(&self, prot: u32, key: u32) -> Result<()> {
         let (at, len) = (self.pointer().as_ptr(), self.len as usize);
         // SAFETY: the mapping is ours and no slice of it is alive.
         let result = unsafe { libc::syscall(libc::SYS_pkey_mprotect, at, len, prot, key) };
@@ -145,14 +140,14 @@ impl Mapping {
     }
 
     /// Gives advice (madvise(2)) that the kernel may not know; then it is not needed either.
-    pub fn advise(&self, advice: i32) {
+    pub(crate) fn advise(&self, advice: i32) {
         // SAFETY: the advice used here changes no content.
         unsafe { libc::madvise(self.pointer().as_ptr(), self.len as usize, advice) };
     }
 
     /// Makes pages untouchable without a mapping of their own (MADV_GUARD_INSTALL, Linux 6.13), or
     /// with one where the kernel does not know that: then true.
-    pub fn guard(&self, offset: u64, len: u64) -> Result<bool> {
+    pub(crate) fn guard(&self, offset: u64, len: u64) -> Result<bool> {
         const MADV_GUARD_INSTALL: i32 = 102;
         let part = Self { at: self.at + offset, len };
         let at = part.pointer().as_ptr();
@@ -164,7 +159,7 @@ impl Mapping {
     }
 
     /// Puts nothing in the place of some pages: who touches them gets SIGBUS, as behind the end of a file.
-    pub fn make_absent(&self, offset: u64, len: u64, prot: u32) -> Result<()> {
+    pub(crate) fn make_absent(&self, offset: u64, len: u64, prot: u32) -> Result<()> {
         let part = Self { at: self.at + offset, len };
         let why = || format!("cannot leave {len} bytes at {:#x} without memory", part.at);
         let nothing = memfd_create(c"ckpt-absent", MFdFlags::MFD_CLOEXEC).because(why)?;
@@ -194,7 +189,7 @@ fn no_memory(what: String) -> Error {
 }
 
 /// Whether anything can be mapped at an address that is free; nothing stays there.
-pub fn is_possible(at: u64, len: u64) -> bool {
+pub(crate) fn is_possible(at: u64, len: u64) -> bool {
     let Ok((addr, size)) = checked(at, len) else { return false };
     let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE | MapFlags::MAP_FIXED_NOREPLACE;
     // SAFETY: MAP_FIXED_NOREPLACE replaces nothing.
@@ -220,7 +215,7 @@ fn checked(at: u64, len: u64) -> Result<(Option<NonZeroUsize>, NonZeroUsize)> {
 /// # Safety
 /// `run` is the payload's interpreter at its place, `stack` is free memory beside it, and nothing of
 /// this program is needed again.
-pub unsafe fn jump(run: u64, stack: u64, orders: u64) -> ! {
+pub(crate) unsafe fn jump(run: u64, stack: u64, orders: u64) -> ! {
     // SAFETY: as the caller promises.
     unsafe {
         std::arch::asm!("mov rsp, {stack}", "xor ebp, ebp", "call {run}", "ud2",
@@ -231,7 +226,7 @@ pub unsafe fn jump(run: u64, stack: u64, orders: u64) -> ! {
 
 /// Blocks one signal (0: none), or lets it come again: the checkpoint signal waits until the program is
 /// there, whose threads have their own masks.
-pub fn hold_signal(signal: u32, hold: bool) {
+pub(crate) fn hold_signal(signal: u32, hold: bool) {
     let Some(bit) = signal.checked_sub(1).filter(|bit| *bit < 64) else { return };
     let mask = 1u64 << bit;
     let set: *const u64 = &mask;
@@ -242,18 +237,18 @@ pub fn hold_signal(signal: u32, hold: bool) {
 }
 
 /// Lets a file that becomes too large be an error like others, until the program's dispositions come.
-pub fn ignore_file_limit() {
+pub(crate) fn ignore_file_limit() {
     // SAFETY: no handler runs.
     let _ = unsafe { nix::sys::signal::signal(Signal::SIGXFSZ, SigHandler::SigIgn) };
 }
 
 /// Blocks every signal, also those that libc would keep for itself; the mask before.
-pub fn block_all_signals() -> u64 {
+pub(crate) fn block_all_signals() -> u64 {
     set_signals(u64::MAX)
 }
 
 /// Sets the signal mask, but for one signal (0: none) that is blocked; the mask before.
-pub fn set_signals_but(mask: u64, blocked: u32) -> u64 {
+pub(crate) fn set_signals_but(mask: u64, blocked: u32) -> u64 {
     set_signals(mask | blocked.checked_sub(1).map_or(0, |bit| 1u64.checked_shl(bit).unwrap_or(0)))
 }
 
@@ -266,7 +261,7 @@ fn set_signals(mask: u64) -> u64 {
 }
 
 /// Allocates the first protection keys, of which this process has none yet.
-pub fn allocate_keys(count: u32) -> Result<()> {
+pub(crate) fn allocate_keys(count: u32) -> Result<()> {
     for key in 1..=count {
         // SAFETY: changes only what this thread may do with memory that gets the key.
         let got = unsafe { libc::syscall(libc::SYS_pkey_alloc, 0, 0) };

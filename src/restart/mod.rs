@@ -9,24 +9,24 @@
 //! Of an image of several processes the first three phases are done for all at once; then each process of the [`tree`]
 //! goes through the others by itself, and they meet before the last.
 
-pub mod auxv;
-pub mod callers;
-pub mod clock;
+pub(crate) mod auxv;
+pub(crate) mod callers;
+pub(crate) mod clock;
 mod following;
-pub mod frames;
-pub mod machine;
-pub mod mapping;
+pub(crate) mod frames;
+pub(crate) mod machine;
+pub(crate) mod mapping;
 pub mod phase1_check;
-pub mod phase2_adapt;
-pub mod phase3_open;
-pub mod phase4_fill;
-pub mod phase5_settle;
-pub mod phase6_plan;
-pub mod phase7_leave;
+pub(crate) mod phase2_adapt;
+pub(crate) mod phase3_open;
+pub(crate) mod phase4_fill;
+pub(crate) mod phase5_settle;
+pub(crate) mod phase6_plan;
+pub(crate) mod phase7_leave;
 mod placed;
 mod region;
 pub(crate) mod skeleton;
-pub mod space;
+pub(crate) mod space;
 mod tree;
 mod vdso;
 

@@ -17,7 +17,7 @@ use ckpt_abi::region::Config;
 ///
 /// # Errors
 /// There is no /proc.
-pub fn adapt_to(saved: &Saved<'_>, warnings: &mut Vec<String>) -> Result<()> {
+pub(crate) fn adapt_to(saved: &Saved<'_>, warnings: &mut Vec<String>) -> Result<()> {
     warnings.extend(process::raise_limits(&saved.limits)?);
     warnings.extend(scheduling::denied(&saved.threads));
     warnings.extend(locked::denied(&saved.vmas)?);
@@ -30,7 +30,7 @@ pub fn adapt_to(saved: &Saved<'_>, warnings: &mut Vec<String>) -> Result<()> {
 ///
 /// # Errors
 /// All that is missing; nothing has happened then.
-pub fn convert(
+pub(crate) fn convert(
     whole: &Whole<'_>,
     saved: &mut Saved<'_>,
     options: &Options,
@@ -78,7 +78,7 @@ pub fn convert(
 
 /// Starts the monitor of a program that has periodic checkpoints: now, while this process is small
 /// and has one thread. It waits until the program is there.
-pub fn monitor(config: &Config) -> Result<Option<Monitor>> {
+pub(crate) fn monitor(config: &Config) -> Result<Option<Monitor>> {
     crate::settings::template(config)?;
     if !inject::monitor::is_wanted(config) {
         return Ok(None);

@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 
 /// What was opened.
-pub struct Opened {
+pub(crate) struct Opened {
     /// The program's descriptors.
     pub descriptors: Vec<Restored>,
     /// The numbers of those that no other process has before it.
@@ -64,7 +64,7 @@ impl Sources for FromImage<'_> {
 
 /// Why everything is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub(crate) enum Way {
     /// The program follows.
     Restart,
     /// Only to see whether it could: nothing of the caller's is read.
@@ -72,7 +72,7 @@ pub enum Way {
 }
 
 /// What was opened for all processes of an image, before they are made: they inherit it.
-pub struct Files {
+pub(crate) struct Files {
     descriptors: Vec<Vec<Restored>>,
     mapped: Vec<Vec<Option<Rc<File>>>>,
     objects: Objects,
@@ -81,7 +81,7 @@ pub struct Files {
 }
 
 /// Opens everything.
-pub fn open(
+pub(crate) fn open(
     whole: &Whole<'_>,
     all: &[&Saved<'_>],
     way: Way,
@@ -132,7 +132,7 @@ impl Files {
     ///
     /// # Errors
     /// There is no such directory any more.
-    pub fn of_process(mut self, saved: &Saved<'_>) -> Result<Opened> {
+    pub(crate) fn of_process(mut self, saved: &Saved<'_>) -> Result<Opened> {
         process::restore_directory(&saved.process, &saved.cwd)?;
         let (number, index) = (saved.part.number(), saved.part.number() as usize);
         let own = self.descriptors.get(index).into_iter().flatten();

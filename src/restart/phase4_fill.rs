@@ -30,7 +30,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The filled memory.
-pub struct Filled {
+pub(crate) struct Filled {
     /// What the payload is told of missing files.
     pub missing: Option<List>,
     /// All mappings but the payload's copy of the executable.
@@ -50,7 +50,7 @@ pub struct Filled {
 }
 
 /// Maps and fills.
-pub fn fill(
+pub(crate) fn fill(
     whole: &Whole<'_>,
     saved: &mut Saved<'_>,
     opened: &Opened,

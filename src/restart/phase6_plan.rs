@@ -33,7 +33,7 @@ const STACK: u64 = 16 << 10;
 const THREAD_ROOM: u64 = 40 << 10;
 
 /// All is ready.
-pub struct Plan {
+pub(crate) struct Plan {
     /// Address of the restorer.
     pub run: u64,
     /// End of its stack.

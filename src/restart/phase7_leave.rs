@@ -16,7 +16,7 @@ use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 /// Leaves this program for the one in the image.
-pub fn leave(opened: Opened, plan: Plan) -> Result<Infallible> {
+pub(crate) fn leave(opened: Opened, plan: Plan) -> Result<Infallible> {
     be_alone()?;
     mapping::block_all_signals();
     numbers::install(opened.descriptors, &plan.kept);

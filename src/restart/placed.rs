@@ -12,7 +12,7 @@ use crate::resource::memory;
 use ckpt_abi::image::{Guard, GuardKind, Vma, VmaKind};
 
 /// A mapping of the program, where it is now.
-pub struct Placed {
+pub(crate) struct Placed {
     /// Its record.
     pub record: Vma,
     /// What was mapped.
@@ -26,7 +26,7 @@ pub struct Placed {
 }
 
 /// Reads filled memory that the program may read; false where there is none.
-pub fn read(placed: &[Placed], addr: u64, bytes: &mut [u8]) -> bool {
+pub(super) fn read(placed: &[Placed], addr: u64, bytes: &mut [u8]) -> bool {
     let inside = |p: &&Placed| {
         (p.record.start..p.record.end).contains(&addr) && p.record.prot != 0 && !p.is_final
     };
@@ -38,7 +38,7 @@ pub fn read(placed: &[Placed], addr: u64, bytes: &mut [u8]) -> bool {
 }
 
 /// Overwrites filled memory, where [`read`] has read.
-pub fn write(placed: &mut [Placed], addr: u64, bytes: &[u8]) -> Result<()> {
+pub(super) fn write(placed: &mut [Placed], addr: u64, bytes: &[u8]) -> Result<()> {
     let inside = |p: &&mut Placed| (p.record.start..p.record.end).contains(&addr);
     let Some(home) = placed.iter_mut().find(inside) else { return Ok(()) };
     let offset = addr - home.record.start;

@@ -6,7 +6,7 @@ use crate::image::PAGE;
 
 /// Ranges that are in use.
 #[derive(Clone, Default)]
-pub struct Space {
+pub(crate) struct Space {
     taken: Vec<(u64, u64)>,
 }
 
@@ -15,21 +15,21 @@ const SEARCH: (u64, u64) = (0x20_0000_0000, 0x4000_0000_0000);
 
 /// Free ranges are found at multiples of this plus the wanted remainder, so that page tables can be
 /// moved whole.
-pub const HUGE: u64 = 2 << 20;
+pub(crate) const HUGE: u64 = 2 << 20;
 
 impl Space {
     /// Marks a range as taken.
-    pub fn take(&mut self, start: u64, end: u64) {
+    pub(crate) fn take(&mut self, start: u64, end: u64) {
         self.taken.push((start, end));
     }
 
     /// Whether nothing lies in a range.
-    pub fn is_free(&self, start: u64, end: u64) -> bool {
+    pub(crate) fn is_free(&self, start: u64, end: u64) -> bool {
         !self.taken.iter().any(|(s, e)| *s < end && start < *e)
     }
 
     /// Takes a free range of `len` bytes whose start has the same remainder by [`HUGE`] as `like`.
-    pub fn find(&mut self, len: u64, like: u64) -> Result<u64> {
+    pub(crate) fn find(&mut self, len: u64, like: u64) -> Result<u64> {
         self.taken.sort_unstable();
         let fit = |from: u64| (from - like % HUGE).next_multiple_of(HUGE) + like % HUGE;
         let mut at = fit(SEARCH.0);

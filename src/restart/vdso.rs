@@ -18,7 +18,7 @@ use zerocopy::FromZeros;
 const VDSO_MAX: u64 = 1 << 20;
 
 /// Where the vdso will be.
-pub struct Vdso {
+pub(crate) struct Vdso {
     /// Address for ARCH_MAP_VDSO_64; None where one of the kernels has no vdso.
     pub map_at: Option<u64>,
 }

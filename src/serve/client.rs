@@ -37,14 +37,14 @@ impl Wire for TcpStream {
 }
 
 /// A connection to a server.
-pub struct Client {
+pub(crate) struct Client {
     channel: Channel<TcpStream>,
     server: String,
     compress: bool,
 }
 
 /// An image on its way to the server.
-pub struct Put {
+pub(crate) struct Put {
     client: Client,
     name: String,
     sum: Checksum,
@@ -55,7 +55,7 @@ pub struct Put {
 ///
 /// # Errors
 /// The key file is not there, or not only ours.
-pub fn shared_key(transfer: &Transfer) -> Result<Option<[u8; KEY]>> {
+pub(crate) fn shared_key(transfer: &Transfer) -> Result<Option<[u8; KEY]>> {
     if transfer.insecure == Some(true) {
         return Ok(None);
     }
@@ -74,7 +74,7 @@ impl Client {
     ///
     /// # Errors
     /// The server cannot be reached, or server and client do not accept each other.
-    pub fn connect(name: &ServerName, transfer: &Transfer) -> Result<Self> {
+    pub(crate) fn connect(name: &ServerName, transfer: &Transfer) -> Result<Self> {
         let key = shared_key(transfer)?;
         let begin = Instant::now();
         loop {
@@ -118,7 +118,7 @@ impl Client {
     ///
     /// # Errors
     /// The server refuses, or the connection ends.
-    pub fn put(mut self, name: &str) -> Result<Put> {
+    pub(crate) fn put(mut self, name: &str) -> Result<Put> {
         self.ask(Kind::Put, 0, name)?;
         self.expect(Kind::Done, name)?;
         Ok(Put { client: self, name: name.into(), sum: Checksum::default(), small: Vec::new() })
@@ -128,7 +128,7 @@ impl Client {
     ///
     /// # Errors
     /// The server refuses, the connection ends, the image arrives damaged, or the sink fails.
-    pub fn get(mut self, name: &str, sink: &mut dyn Sink) -> Result<u64> {
+    pub(crate) fn get(mut self, name: &str, sink: &mut dyn Sink) -> Result<u64> {
         let flags = if self.compress { COMPRESSED } else { 0 };
         self.ask(Kind::Get, flags, name)?;
         let header = self.expect(Kind::Done, name)?;
@@ -168,7 +168,7 @@ impl Client {
     ///
     /// # Errors
     /// The server refuses, or the connection ends.
-    pub fn list(mut self, folder: &str) -> Result<Vec<Entry>> {
+    pub(crate) fn list(mut self, folder: &str) -> Result<Vec<Entry>> {
         self.ask(Kind::List, 0, folder)?;
         let mut entries = Vec::new();
         loop {
@@ -188,7 +188,7 @@ impl Client {
     ///
     /// # Errors
     /// The server refuses, or the connection ends.
-    pub fn remove(mut self, name: &str) -> Result<()> {
+    pub(crate) fn remove(mut self, name: &str) -> Result<()> {
         self.ask(Kind::Remove, 0, name)?;
         self.expect(Kind::Done, name).map(drop)
     }
@@ -197,7 +197,7 @@ impl Client {
     ///
     /// # Errors
     /// It is another's, the server does not know this request, or the connection ends.
-    pub fn finish(mut self, name: &str, [run, number]: [u64; 2]) -> Result<()> {
+    pub(crate) fn finish(mut self, name: &str, [run, number]: [u64; 2]) -> Result<()> {
         self.ask(Kind::Finish, 0, &format!("{name}\n{run} {number}"))?;
         self.expect(Kind::Done, name).map(drop)
     }
@@ -240,7 +240,7 @@ impl Put {
     ///
     /// # Errors
     /// The server refuses, or the connection ends.
-    pub fn piece(&mut self, at: u64, piece: &[u8]) -> Result<()> {
+    pub(crate) fn piece(&mut self, at: u64, piece: &[u8]) -> Result<()> {
         for (begin, bytes) in nonzero(piece) {
             let offset = at + begin as u64;
             self.sum.add(offset, bytes);
@@ -269,7 +269,7 @@ impl Put {
     ///
     /// # Errors
     /// As before.
-    pub fn alive(&mut self) -> Result<()> {
+    pub(crate) fn alive(&mut self) -> Result<()> {
         if self.client.channel.stream().speaks() {
             return Err(self.refused());
         }
@@ -281,7 +281,7 @@ impl Put {
     ///
     /// # Errors
     /// As before; the server keeps what it had under this name.
-    pub fn seal(mut self, len: u64) -> Result<()> {
+    pub(crate) fn seal(mut self, len: u64) -> Result<()> {
         let seal = Seal { len, sum: self.sum.sum() }.bytes();
         let sent = self.client.channel.send(Kind::Seal, 0, 0, &seal);
         match sent {

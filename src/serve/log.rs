@@ -67,7 +67,7 @@ pub(crate) fn quoted(text: &str) -> String {
 }
 
 /// "2026-11-22T12:34:56Z"; days to dates as in Howard Hinnant's `civil_from_days`.
-pub fn date(seconds: u64) -> String {
+pub(crate) fn date(seconds: u64) -> String {
     let (days, rest) = (seconds / 86400 + 719_468, seconds % 86400);
     let (era, day) = (days / 146_097, days % 146_097);
     let year = (day - day / 1460 + day / 36524 - day / 146_096) / 365;

@@ -8,12 +8,12 @@
 //! how far a transfer is.
 
 pub mod channel;
-pub mod client;
+pub(crate) mod client;
 pub mod key;
-pub mod log;
-pub mod progress;
+pub(crate) mod log;
+pub(crate) mod progress;
 pub mod protocol;
-pub mod server;
+pub(crate) mod server;
 pub mod session;
 pub mod store;
-pub mod upload;
+pub(crate) mod upload;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 const STEP: Duration = Duration::from_millis(300);
 
 /// A line on standard error that changes; nothing where that is no terminal.
-pub struct Progress {
+pub(crate) struct Progress {
     what: String,
     total: Option<u64>,
     done: u64,
@@ -19,13 +19,13 @@ pub struct Progress {
 
 impl Progress {
     /// A transfer of `total` bytes, if known.
-    pub fn new(what: String, total: Option<u64>) -> Self {
+    pub(crate) fn new(what: String, total: Option<u64>) -> Self {
         let wanted = std::io::stderr().is_terminal();
         Self { what, total, done: 0, begin: Instant::now(), shown: None, wanted }
     }
 
     /// More bytes are done.
-    pub fn add(&mut self, bytes: u64) {
+    pub(crate) fn add(&mut self, bytes: u64) {
         self.done += bytes;
         if self.wanted && self.shown.unwrap_or(self.begin).elapsed() >= STEP {
             self.shown = Some(Instant::now());

@@ -23,7 +23,7 @@ use super::store::{Limits, Store};
 use crate::error::{Because, Error, Result};
 
 /// Bytes of stack of the threads.
-pub const STACK: usize = 512 << 10;
+pub(crate) const STACK: usize = 512 << 10;
 /// Longest time for a preamble and a handshake.
 const GREETING: Duration = Duration::from_secs(10);
 /// What a client must reach on average over its connection, in bytes a second, after [`LEASE`].
@@ -34,7 +34,7 @@ const LEASE: Duration = Duration::from_secs(300);
 const FAREWELL: Duration = Duration::from_secs(5);
 
 /// What a server is to do.
-pub struct Plan {
+pub(crate) struct Plan {
     /// Where it listens.
     pub listen: Vec<SocketAddr>,
     /// Where it stores.
@@ -70,7 +70,7 @@ struct Crowd {
 ///
 /// # Errors
 /// The directory or an address cannot be used.
-pub fn serve(plan: Plan, ready: impl FnOnce(&[SocketAddr])) -> Result<()> {
+pub(crate) fn serve(plan: Plan, ready: impl FnOnce(&[SocketAddr])) -> Result<()> {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTERM);
     signals.add(Signal::SIGINT);

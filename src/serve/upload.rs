@@ -28,7 +28,7 @@ enum Order {
 }
 
 /// An image on its way to a server.
-pub struct UploadSink {
+pub(crate) struct UploadSink {
     orders: Option<SyncSender<Order>>,
     empty: Receiver<Vec<u8>>,
     worker: Option<JoinHandle<Result<()>>>,
@@ -41,7 +41,7 @@ impl UploadSink {
     ///
     /// # Errors
     /// There is no thread to be had.
-    pub fn create(name: ServerName, transfer: Transfer) -> Result<Self> {
+    pub(crate) fn create(name: ServerName, transfer: Transfer) -> Result<Self> {
         let (orders, taken) = sync_channel(QUEUE);
         let (give_back, empty) = channel();
         let work = move || send(&name, &transfer, &taken, &give_back);

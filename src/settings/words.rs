@@ -79,7 +79,7 @@ pub fn parse_period(text: &OsStr) -> Result<u32> {
 }
 
 /// A period as users write it: "10m", "1500ms".
-pub fn period_text(milliseconds: u32) -> String {
+pub(crate) fn period_text(milliseconds: u32) -> String {
     let milliseconds = u64::from(milliseconds);
     let fits = |unit: &&(&str, u64)| milliseconds >= unit.1 && milliseconds.is_multiple_of(unit.1);
     let (name, length) = PERIODS.iter().rev().find(fits).unwrap_or(&PERIODS[0]);

@@ -10,14 +10,14 @@ use crate::harness::{Bench, Run, Who};
 
 /// A C library.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Libc {
+pub(crate) enum Libc {
     Glibc,
     Musl,
 }
 
 /// How a program gets the API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum With {
+pub(crate) enum With {
     /// Linked with -lckpt.
     Linked,
     /// Compiled with CKPT_OPTIONAL, and started with LD_PRELOAD.
@@ -27,7 +27,7 @@ pub enum With {
 }
 
 /// All pairs.
-pub const ALL: [(Libc, With); 6] = [
+pub(crate) const ALL: [(Libc, With); 6] = [
     (Libc::Glibc, With::Linked),
     (Libc::Glibc, With::Preloaded),
     (Libc::Glibc, With::Launched),
@@ -37,26 +37,26 @@ pub const ALL: [(Libc, With); 6] = [
 ];
 
 /// A bench with what `ckpt sdk` writes.
-pub struct Desk {
+pub(crate) struct Desk {
     /// Its directory.
     pub bench: Bench,
 }
 
 impl Desk {
     /// A bench of somebody's, with the kit.
-    pub fn new(who: Who) -> Self {
+    pub(crate) fn new(who: Who) -> Self {
         let bench = Bench::new(who);
         bench.must(&["sdk", &bench.name("sdk")]);
         Self { bench }
     }
 
     /// The preloadable library.
-    pub fn library(&self) -> String {
+    pub(crate) fn library(&self) -> String {
         self.bench.name("sdk/lib/libckpt.so")
     }
 
     /// Compiles `source` as `name`.
-    pub fn compile(&self, source: &Path, name: &str, libc: Libc, with: With) -> PathBuf {
+    pub(crate) fn compile(&self, source: &Path, name: &str, libc: Libc, with: With) -> PathBuf {
         let program = self.bench.path(name);
         let mut compiler = Command::new(if libc == Libc::Musl { "musl-gcc" } else { "gcc" });
         compiler.args(["-O1", "-Wall", "-Wextra", "-Werror", "-pthread"]);
@@ -75,12 +75,12 @@ impl Desk {
     }
 
     /// Starts a part of tests/api/calls.c.
-    pub fn start(&self, libc: Libc, with: With, part: &str) -> Run {
+    pub(crate) fn start(&self, libc: Libc, with: With, part: &str) -> Run {
         self.begin("calls", libc, with, part)
     }
 
     /// Starts a part of a source in tests/api.
-    pub fn begin(&self, name: &str, libc: Libc, with: With, part: &str) -> Run {
+    pub(crate) fn begin(&self, name: &str, libc: Libc, with: With, part: &str) -> Run {
         let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/api");
         let program = self.compile(&sources.join(format!("{name}.c")), name, libc, with);
         let mut command = match with {
@@ -99,18 +99,18 @@ impl Desk {
     }
 
     /// Executes a checkpoint.
-    pub fn resume(&self, image: &str) -> Run {
+    pub(crate) fn resume(&self, image: &str) -> Run {
         self.bench.run(self.bench.path(image), &[])
     }
 
     /// The text of a file.
-    pub fn read(&self, name: &str) -> String {
+    pub(crate) fn read(&self, name: &str) -> String {
         fs::read_to_string(self.bench.path(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
     }
 }
 
 /// Runs a part in every way.
-pub fn everywhere(test: impl Fn(&Desk, Libc, With)) {
+pub(crate) fn everywhere(test: impl Fn(&Desk, Libc, With)) {
     for who in [Who::Me, Who::Nobody] {
         for (libc, with) in ALL {
             println!("{who:?}, {libc:?}, {with:?}");

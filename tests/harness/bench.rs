@@ -27,7 +27,7 @@ const NOBODY: u32 = 65534;
 
 /// Who works on a bench.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Who {
+pub(crate) enum Who {
     /// The user who runs the tests.
     Me,
     /// Uid 65534 where root runs the tests; else the same as `Me`, who has no privileges then.
@@ -35,7 +35,7 @@ pub enum Who {
 }
 
 /// A temporary directory with a copy of `ckpt`; removed when dropped.
-pub struct Bench {
+pub(crate) struct Bench {
     /// The directory. Programs start in it.
     pub dir: PathBuf,
     /// Who runs the programs and owns the directory.
@@ -44,7 +44,7 @@ pub struct Bench {
 
 impl Bench {
     /// A new bench for `who`.
-    pub fn new(who: Who) -> Self {
+    pub(crate) fn new(who: Who) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         keep_descriptors_to_ourselves();
         let name =
@@ -59,22 +59,22 @@ impl Bench {
     }
 
     /// The path of the copy of ckpt.
-    pub fn ckpt(&self) -> PathBuf {
+    pub(crate) fn ckpt(&self) -> PathBuf {
         self.path("ckpt")
     }
 
     /// A path in the directory.
-    pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+    pub(crate) fn path(&self, name: impl AsRef<Path>) -> PathBuf {
         self.dir.join(name)
     }
 
     /// The same as an argument.
-    pub fn name(&self, name: &str) -> String {
+    pub(crate) fn name(&self, name: &str) -> String {
         self.path(name).into_os_string().into_string().expect("utf-8")
     }
 
     /// A directory in the directory, which `who` owns.
-    pub fn subdirectory(&self, name: &str) -> PathBuf {
+    pub(crate) fn subdirectory(&self, name: &str) -> PathBuf {
         let path = self.path(name);
         fs::create_dir(&path).expect("a directory");
         self.give(&path);
@@ -82,7 +82,7 @@ impl Bench {
     }
 
     /// A file in the directory, which `who` owns.
-    pub fn file(&self, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
+    pub(crate) fn file(&self, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
         let path = self.path(name);
         fs::write(&path, bytes).expect("a file");
         self.give(&path);
@@ -90,7 +90,7 @@ impl Bench {
     }
 
     /// A fresh copy of a subject, named `NAME.BUILD`.
-    pub fn subject(&self, name: &str, build: Build) -> PathBuf {
+    pub(crate) fn subject(&self, name: &str, build: Build) -> PathBuf {
         let from = subjects::subject(name, build);
         let to = self.path(from.file_name().expect("a file name"));
         fs::copy(&from, &to).expect("a copy of the subject");
@@ -99,7 +99,7 @@ impl Bench {
     }
 
     /// A command that `who` runs in the directory, with a small environment and null streams.
-    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+    pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
         command.current_dir(&self.dir).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         command.env("LC_ALL", "C").env("CKPT_TEST", "of the start").stdin(Stdio::null());
@@ -110,14 +110,19 @@ impl Bench {
     }
 
     /// Runs PROGRAM ARGS… without ckpt.
-    pub fn run(&self, program: impl AsRef<OsStr>, args: &[&str]) -> Run {
+    pub(crate) fn run(&self, program: impl AsRef<OsStr>, args: &[&str]) -> Run {
         let mut command = self.command(program);
         command.args(args);
         Run::start(command)
     }
 
     /// Runs `ckpt OPTIONS… -- PROGRAM ARGS…`.
-    pub fn launch(&self, options: &[&str], program: impl AsRef<OsStr>, args: &[&str]) -> Run {
+    pub(crate) fn launch(
+        &self,
+        options: &[&str],
+        program: impl AsRef<OsStr>,
+        args: &[&str],
+    ) -> Run {
         let mut command = self.command(self.ckpt());
         command.args(options).arg("--").arg(program).args(args);
         Run::start(command)
@@ -125,20 +130,20 @@ impl Bench {
 
     /// Runs `ckpt ARGS…` to its end.
     #[track_caller]
-    pub fn order(&self, args: &[&str]) -> Ended {
+    pub(crate) fn order(&self, args: &[&str]) -> Ended {
         self.run(self.ckpt(), args).end()
     }
 
     /// Runs `ckpt ARGS…` to its end, which must be a good one.
     #[track_caller]
-    pub fn must(&self, args: &[&str]) -> Ended {
+    pub(crate) fn must(&self, args: &[&str]) -> Ended {
         let ended = self.order(args);
         assert_eq!(ended.code(), Some(0), "ckpt {args:?}: {ended:?}");
         ended
     }
 
     /// The names in the directory that begin with `prefix`, sorted.
-    pub fn names(&self, prefix: &str) -> Vec<String> {
+    pub(crate) fn names(&self, prefix: &str) -> Vec<String> {
         let entries = fs::read_dir(&self.dir).expect("the directory");
         let names = entries.map(|e| e.expect("an entry").file_name().into_string().expect("utf-8"));
         let mut names: Vec<_> = names.filter(|n| n.starts_with(prefix)).collect();
@@ -147,12 +152,12 @@ impl Bench {
     }
 
     /// Whether programs run as another user than the test.
-    pub fn drops_privileges(&self) -> bool {
+    pub(crate) fn drops_privileges(&self) -> bool {
         self.who == Who::Nobody && geteuid().is_root()
     }
 
     /// Makes `who` the owner of a file.
-    pub fn give(&self, path: &Path) {
+    pub(crate) fn give(&self, path: &Path) {
         fs::set_permissions(path, PermissionsExt::from_mode(0o755)).expect("chmod");
         if self.drops_privileges() {
             let (uid, gid) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
@@ -162,7 +167,7 @@ impl Bench {
 
     /// Waits until no processes are here but these.
     #[track_caller]
-    pub fn alone(&self, but: &[u32]) {
+    pub(crate) fn alone(&self, but: &[u32]) {
         let left =
             || self.processes().into_iter().filter(|(pid, _)| !but.contains(&pid.cast_unsigned()));
         until("others to end", || (left().next().is_none()).then_some(()));

@@ -10,7 +10,7 @@ use super::{Bench, Run};
 
 /// The steps of `who`: "dumper", "monitor", …
 #[track_caller]
-pub fn steps(bench: &Bench, who: &str) -> Vec<String> {
+pub(crate) fn steps(bench: &Bench, who: &str) -> Vec<String> {
     let said = Run::start(armed(bench.command(bench.ckpt()), "?", &["--version"])).end().stderr;
     let list = said.split_once("one of: ").expect("a list of steps").1;
     let of = |part: &str| part.trim().strip_prefix(who)?.strip_prefix(": ").map(str::to_owned);
@@ -20,14 +20,14 @@ pub fn steps(bench: &Bench, who: &str) -> Vec<String> {
 }
 
 /// The command with arguments, to be killed at a step.
-pub fn armed(mut command: Command, step: &str, args: &[impl AsRef<OsStr>]) -> Command {
+pub(crate) fn armed(mut command: Command, step: &str, args: &[impl AsRef<OsStr>]) -> Command {
     command.args(args).env("CKPT_FAULT", step);
     command
 }
 
 /// Runs `ckpt ARGS…` with a step to be killed at; whether it was. Else it must have ended well.
 #[track_caller]
-pub fn is_killed(bench: &Bench, step: &str, args: &[&str]) -> bool {
+pub(crate) fn is_killed(bench: &Bench, step: &str, args: &[&str]) -> bool {
     let ended = Run::start(armed(bench.command(bench.ckpt()), step, args)).end();
     let killed = ended.signal() == Some(SIGKILL as i32);
     assert!(killed || ended.code() == Some(0), "{step}: {ended:?}");

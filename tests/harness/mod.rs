@@ -8,8 +8,8 @@
 #![allow(dead_code, unused_imports, unused_macros, reason = "each test file uses its part")]
 
 mod bench;
-pub mod faults;
-pub mod periods;
+pub(crate) mod faults;
+pub(crate) mod periods;
 mod programs;
 mod run;
 mod subjects;
@@ -17,18 +17,18 @@ mod ways;
 
 use std::time::{Duration, Instant};
 
-pub use bench::{Bench, Who};
-pub use programs::Program;
+pub(crate) use bench::{Bench, Who};
+pub(crate) use programs::Program;
 pub(crate) use programs::each_program;
-pub use run::{Ended, Run};
-pub use subjects::Build;
-pub use ways::{Way, saved_often, survive};
+pub(crate) use run::{Ended, Run};
+pub(crate) use subjects::Build;
+pub(crate) use ways::{Way, saved_often, survive};
 
 /// How long an event may take before a test gives up. Only a failing test waits so long.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Numbers from 0 on: so many, or for CKPT_SOAK_SECONDS where that is set (`scripts/test --soak`).
-pub fn rounds(usual: usize) -> impl Iterator<Item = usize> {
+pub(crate) fn rounds(usual: usize) -> impl Iterator<Item = usize> {
     let seconds = std::env::var("CKPT_SOAK_SECONDS").ok().and_then(|text| text.parse().ok());
     let (begin, time) = (Instant::now(), seconds.map(Duration::from_secs));
     (0..).take_while(move |round| time.map_or(*round < usual, |time| begin.elapsed() < time))
@@ -36,7 +36,7 @@ pub fn rounds(usual: usize) -> impl Iterator<Item = usize> {
 
 /// Waits until `ready` gives something; `what` names it in the failure.
 #[track_caller]
-pub fn until<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn until<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
     let begin = Instant::now();
     loop {
         if let Some(value) = ready() {
@@ -48,14 +48,14 @@ pub fn until<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
 }
 
 /// The value of a line of /proc/PID/status, or nothing when the process or the line is gone.
-pub fn status_line(pid: u32, name: &str) -> Option<String> {
+pub(crate) fn status_line(pid: u32, name: &str) -> Option<String> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':'))?;
     Some(line.trim().to_owned())
 }
 
 /// Whether the process catches the signal.
-pub fn catches(pid: u32, signal: i32) -> bool {
+pub(crate) fn catches(pid: u32, signal: i32) -> bool {
     let mask = status_line(pid, "SigCgt").expect("the process lives");
     u64::from_str_radix(&mask, 16).expect("a hexadecimal mask") >> (signal - 1) & 1 == 1
 }

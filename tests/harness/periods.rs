@@ -21,7 +21,7 @@ fn monitors(pid: u32) -> Vec<i32> {
 
 /// The one monitor of a process, when it is there.
 #[track_caller]
-pub fn one_monitor(pid: u32) -> i32 {
+pub(crate) fn one_monitor(pid: u32) -> i32 {
     until("one monitor", || match monitors(pid)[..] {
         [one] => Some(one),
         _ => None,
@@ -30,25 +30,25 @@ pub fn one_monitor(pid: u32) -> i32 {
 
 /// Waits until a process has no monitor.
 #[track_caller]
-pub fn no_monitor(pid: u32) {
+pub(crate) fn no_monitor(pid: u32) {
     until("the monitor's end", || monitors(pid).is_empty().then_some(()));
 }
 
 /// Waits until a file is there that was not there before or is another one now.
 #[track_caller]
-pub fn renewed(path: &Path, before: Option<u64>) -> u64 {
+pub(crate) fn renewed(path: &Path, before: Option<u64>) -> u64 {
     until(&format!("a new {}", path.display()), || {
         inode(path).filter(|inode| Some(*inode) != before)
     })
 }
 
 /// What a file is recognised by: another one of the same name differs in it.
-pub fn inode(path: &Path) -> Option<u64> {
+pub(crate) fn inode(path: &Path) -> Option<u64> {
     fs::metadata(path).ok().map(|m| m.ino() ^ m.mtime_nsec().cast_unsigned() << 20)
 }
 
 /// The numbers of the checkpoints x.N.ckpt.
-pub fn numbers(bench: &Bench) -> Vec<u64> {
+pub(crate) fn numbers(bench: &Bench) -> Vec<u64> {
     let names = bench.names("x.");
     let number = |name: &String| name.split('.').nth(1)?.parse().ok();
     let mut numbers: Vec<u64> = names.iter().filter_map(number).collect();

@@ -11,7 +11,7 @@ use super::{Bench, Build, Run, Who};
 
 /// A program, its arguments, and the file that it writes.
 #[derive(Clone, Copy)]
-pub struct Program {
+pub(crate) struct Program {
     /// What is executed: in PATH, or in the bench's directory.
     pub name: &'static str,
     /// Its arguments.
@@ -53,7 +53,7 @@ fn input(bench: &Bench) {
 
 impl Program {
     /// A bench with the scripts and, for the compiled ones, the subject.
-    pub fn bench(self, who: Who) -> Bench {
+    pub(crate) fn bench(self, who: Who) -> Bench {
         let bench = Bench::new(who);
         let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs");
         for entry in fs::read_dir(scripts).expect("tests/programs") {
@@ -73,7 +73,7 @@ impl Program {
     }
 
     /// Starts `LAUNCHER… PROGRAM ARGS…`; what writes to standard output writes to the result.
-    pub fn start(self, bench: &Bench, launcher: &[&str]) -> Run {
+    pub(crate) fn start(self, bench: &Bench, launcher: &[&str]) -> Run {
         let words = [launcher, &[self.name], self.args].concat();
         let mut command = bench.command(words[0]);
         command.args(&words[1..]);
@@ -87,7 +87,7 @@ impl Program {
 
     /// What an uninterrupted run leaves.
     #[track_caller]
-    pub fn expected(self, who: Who) -> Vec<u8> {
+    pub(crate) fn expected(self, who: Who) -> Vec<u8> {
         let bench = self.bench(who);
         self.start(&bench, &[]).ends_well();
         let result = fs::read(bench.path(self.result)).expect("a result");

@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 use super::{PATIENCE, until};
 
 /// A child with pipes for its standard streams; killed by its process id and reaped when dropped.
-pub struct Run {
+pub(crate) struct Run {
     child: Child,
     stdin: Option<ChildStdin>,
     lines: Receiver<String>,
@@ -26,7 +26,7 @@ pub struct Run {
 
 /// How a process ended.
 #[derive(Debug)]
-pub struct Ended {
+pub(crate) struct Ended {
     /// Its exit status.
     pub status: ExitStatus,
     /// The lines of its standard output that nobody had taken.
@@ -37,18 +37,18 @@ pub struct Ended {
 
 impl Ended {
     /// The exit status, if it was no signal.
-    pub fn code(&self) -> Option<i32> {
+    pub(crate) fn code(&self) -> Option<i32> {
         self.status.code()
     }
 
     /// The lines of its standard error but the one about the pipe of standard input, whose writer is the test.
-    pub fn complaints(&self) -> String {
+    pub(crate) fn complaints(&self) -> String {
         let ours = "what is written to the pipe of standard input";
         self.stderr.split_inclusive('\n').filter(|line| !line.contains(ours)).collect()
     }
 
     /// The signal that ended it.
-    pub fn signal(&self) -> Option<i32> {
+    pub(crate) fn signal(&self) -> Option<i32> {
         self.status.signal()
     }
 }
@@ -56,13 +56,13 @@ impl Ended {
 impl Run {
     /// Starts the command with three pipes.
     #[track_caller]
-    pub fn start(command: Command) -> Self {
+    pub(crate) fn start(command: Command) -> Self {
         Self::start_to(command, Stdio::piped())
     }
 
     /// Starts the command with standard output elsewhere than in a pipe.
     #[track_caller]
-    pub fn start_to(mut command: Command, stdout: Stdio) -> Self {
+    pub(crate) fn start_to(mut command: Command, stdout: Stdio) -> Self {
         let called = format!("{command:?}");
         command.stdin(Stdio::piped()).stdout(stdout).stderr(Stdio::piped());
         let mut child = match command.spawn() {
@@ -93,25 +93,30 @@ impl Run {
     }
 
     /// The process id.
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// The process id as an argument.
-    pub fn pid_text(&self) -> String {
+    pub(crate) fn pid_text(&self) -> String {
         self.pid().to_string()
     }
 
     /// Sends a signal.
     #[track_caller]
-    pub fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill(self.nix_pid(), signal).unwrap_or_else(|e| panic!("{signal} to {}: {e}", self.called));
     }
 
     /// Sends a signal again and again until something holds: a signal that comes while an earlier
     /// dump is being finished is ignored.
     #[track_caller]
-    pub fn signal_until(&mut self, signal: Signal, what: &str, holds: impl Fn(&mut Self) -> bool) {
+    pub(crate) fn signal_until(
+        &mut self,
+        signal: Signal,
+        what: &str,
+        holds: impl Fn(&mut Self) -> bool,
+    ) {
         until(&format!("{what}; {}", self.called), || {
             if self.lives() {
                 self.signal(signal);
@@ -125,13 +130,13 @@ impl Run {
     }
 
     /// What it has said on standard error so far.
-    pub fn stderr(&self) -> String {
+    pub(crate) fn stderr(&self) -> String {
         self.stderr.lock().expect("no panic").clone()
     }
 
     /// Waits until standard error contains `text`.
     #[track_caller]
-    pub fn complaint(&self, text: &str) {
+    pub(crate) fn complaint(&self, text: &str) {
         until(&format!("{text:?} on standard error of {}", self.called), || {
             self.stderr().contains(text).then_some(())
         });
@@ -139,7 +144,7 @@ impl Run {
 
     /// Writes a line to its standard input.
     #[track_caller]
-    pub fn say(&mut self, line: &str) {
+    pub(crate) fn say(&mut self, line: &str) {
         let pipe = self.stdin.as_mut().expect("standard input is open");
         if let Err(e) = pipe.write_all(format!("{line}\n").as_bytes()) {
             panic!("{} does not listen: {e}; {}", self.called, self.stderr());
@@ -148,7 +153,7 @@ impl Run {
 
     /// The next line of its standard output.
     #[track_caller]
-    pub fn line(&mut self) -> String {
+    pub(crate) fn line(&mut self) -> String {
         match self.lines.recv_timeout(PATIENCE) {
             Ok(line) => line,
             Err(RecvTimeoutError::Timeout) => {
@@ -162,31 +167,31 @@ impl Run {
     }
 
     /// The next line if it is there already.
-    pub fn line_now(&mut self) -> Option<String> {
+    pub(crate) fn line_now(&mut self) -> Option<String> {
         self.lines.try_recv().ok()
     }
 
     /// The next line, which must be this one.
     #[track_caller]
-    pub fn expect(&mut self, line: &str) {
+    pub(crate) fn expect(&mut self, line: &str) {
         let got = self.line();
         assert_eq!(got, line, "from {}; on standard error: {}", self.called, self.stderr());
     }
 
     /// Says "check" and expects "ok".
     #[track_caller]
-    pub fn check(&mut self) {
+    pub(crate) fn check(&mut self) {
         self.say("check");
         self.expect("ok");
     }
 
     /// Whether it runs still.
-    pub fn lives(&mut self) -> bool {
+    pub(crate) fn lives(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
 
     /// What became of it so far, for a failure's message.
-    pub fn fate(&mut self) -> String {
+    pub(crate) fn fate(&mut self) -> String {
         match self.child.try_wait() {
             Ok(Some(status)) => format!("ended ({status}): {}", self.stderr()),
             _ => format!("runs: {}", self.stderr()),
@@ -209,7 +214,7 @@ impl Run {
 
     /// Waits for its end. Its standard input stays open until then.
     #[track_caller]
-    pub fn end(mut self) -> Ended {
+    pub(crate) fn end(mut self) -> Ended {
         let status = self.wait();
         drop(self.stdin.take());
         let complaints = self.complaints.take().expect("only end takes it");
@@ -223,14 +228,14 @@ impl Run {
 
     /// Closes its standard input and waits for its end.
     #[track_caller]
-    pub fn finish(mut self) -> Ended {
+    pub(crate) fn finish(mut self) -> Ended {
         drop(self.stdin.take());
         self.end()
     }
 
     /// Waits for its end, which must be exit status 0.
     #[track_caller]
-    pub fn ends_well(self) -> Ended {
+    pub(crate) fn ends_well(self) -> Ended {
         let called = self.called.clone();
         let ended = self.end();
         assert_eq!(ended.code(), Some(0), "{called}: {ended:?}");
@@ -239,7 +244,7 @@ impl Run {
 
     /// Says "go" and expects a good end: the subject has checked itself.
     #[track_caller]
-    pub fn go(mut self) -> Ended {
+    pub(crate) fn go(mut self) -> Ended {
         self.say("go");
         self.ends_well()
     }

@@ -14,7 +14,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 /// How a subject is compiled and linked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Build {
+pub(crate) enum Build {
     /// Dynamic, position-independent, glibc.
     Pie,
     /// Dynamic at a fixed address, glibc.
@@ -27,7 +27,7 @@ pub enum Build {
 
 impl Build {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Pie, Self::NoPie, Self::Static, Self::Musl];
+    pub(crate) const ALL: [Self; 4] = [Self::Pie, Self::NoPie, Self::Static, Self::Musl];
 
     fn suffix(self) -> &'static str {
         match self {
@@ -51,7 +51,7 @@ impl Build {
 }
 
 /// The binary under test: CKPT_BIN, or what `cargo build --release` leaves.
-pub fn ckpt() -> PathBuf {
+pub(super) fn ckpt() -> PathBuf {
     if let Some(path) = std::env::var_os("CKPT_BIN") {
         return path.into();
     }
@@ -63,7 +63,7 @@ pub fn ckpt() -> PathBuf {
 }
 
 /// The path of a subject, compiled anew if its source is newer.
-pub fn subject(name: &str, build: Build) -> PathBuf {
+pub(super) fn subject(name: &str, build: Build) -> PathBuf {
     let file = format!("{name}.{}", build.suffix());
     if let Some(ready) = std::env::var_os("CKPT_SUBJECTS") {
         return Path::new(&ready).join(file);

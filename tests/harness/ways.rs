@@ -9,7 +9,7 @@ use super::{Bench, Build, Run, Who, until};
 
 /// How a program comes under ckpt and how it is saved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub(crate) enum Way {
     /// `ckpt PROGRAM`, then the signal.
     Launch,
     /// `ckpt -c PROGRAM`, then the signal: the program goes on.
@@ -24,12 +24,12 @@ pub enum Way {
 
 impl Way {
     /// Whether the program goes on after the checkpoint.
-    pub fn continues(self) -> bool {
+    pub(crate) fn continues(self) -> bool {
         matches!(self, Self::LaunchContinue | Self::Save)
     }
 
     /// Starts the program in this way, to be saved as `image`.
-    pub fn start(self, bench: &Bench, image: &str, program: &Path, args: &[&str]) -> Run {
+    pub(crate) fn start(self, bench: &Bench, image: &str, program: &Path, args: &[&str]) -> Run {
         let image = bench.name(image);
         match self {
             Self::Launch => bench.launch(&["-n", &image], program, args),
@@ -40,7 +40,7 @@ impl Way {
 
     /// Saves a program that this way has started; gives it back if it goes on.
     #[track_caller]
-    pub fn save(self, bench: &Bench, image: &str, run: Run) -> Option<Run> {
+    pub(crate) fn save(self, bench: &Bench, image: &str, run: Run) -> Option<Run> {
         let (pid, path, name) = (run.pid_text(), bench.path(image), bench.name(image));
         match self {
             Self::Launch | Self::LaunchContinue => run.signal(SIGTSTP),
@@ -64,7 +64,7 @@ impl Way {
 /// The round of a subject: start, "ready", checkpoint, perhaps "ok" from the one that goes on;
 /// restart, two checks, and a second generation in another way.
 #[track_caller]
-pub fn survive(who: Who, way: Way, name: &str, build: Build, args: &[&str]) {
+pub(crate) fn survive(who: Who, way: Way, name: &str, build: Build, args: &[&str]) {
     let bench = Bench::new(who);
     let mut run = way.start(&bench, "first.ckpt", &bench.subject(name, build), args);
     run.expect("ready");
@@ -84,7 +84,7 @@ pub fn survive(who: Who, way: Way, name: &str, build: Build, args: &[&str]) {
 
 /// Saves a running program again and again, and restarts the last `restarted` of the checkpoints.
 #[track_caller]
-pub fn saved_often(bench: &Bench, mut run: Run, saves: usize, restarted: usize) {
+pub(crate) fn saved_often(bench: &Bench, mut run: Run, saves: usize, restarted: usize) {
     let images: Vec<String> = (0..saves).map(|i| format!("{}.ckpt", i % restarted)).collect();
     for image in &images {
         bench.must(&["save", &run.pid_text(), "-n", &bench.name(image)]);

@@ -16,14 +16,14 @@ use nix::sys::signal::Signal::SIGTERM;
 use crate::harness::{Bench, Ended, Run, until};
 
 /// A server with its directory `store` on the bench.
-pub struct Server {
+pub(crate) struct Server {
     pub run: Run,
     pub port: u16,
     pub store: PathBuf,
 }
 
 /// Options of a side that has the bench's key.
-pub fn keyed(bench: &Bench) -> Vec<String> {
+pub(crate) fn keyed(bench: &Bench) -> Vec<String> {
     let key = bench.path("key");
     if !key.exists() {
         bench.must(&["keygen", &bench.name("key")]);
@@ -32,13 +32,13 @@ pub fn keyed(bench: &Bench) -> Vec<String> {
 }
 
 /// Options of a side without one.
-pub fn insecure() -> Vec<String> {
+pub(crate) fn insecure() -> Vec<String> {
     vec!["--insecure".into()]
 }
 
 impl Server {
     /// Starts `ckpt serve` on a free port of the loopback device.
-    pub fn start(bench: &Bench, options: &[String]) -> Self {
+    pub(crate) fn start(bench: &Bench, options: &[String]) -> Self {
         let store = bench.path("store");
         if !store.exists() {
             bench.subdirectory("store");
@@ -55,7 +55,7 @@ impl Server {
     }
 
     /// A server without a key in the place of this one, which has ended.
-    pub fn again(&self, bench: &Bench) -> Self {
+    pub(crate) fn again(&self, bench: &Bench) -> Self {
         let mut command = bench.command(bench.ckpt());
         command.args(["serve", "--insecure", "--listen", "127.0.0.1", "-p"]);
         command.arg(self.port.to_string()).arg("-d").arg(&self.store);
@@ -63,7 +63,7 @@ impl Server {
     }
 
     /// Takes a server that was just started and finds out its port.
-    pub fn watch(mut run: Run, store: PathBuf) -> Self {
+    pub(crate) fn watch(mut run: Run, store: PathBuf) -> Self {
         let port = until("the server's address", || {
             let said = run.stderr();
             assert!(run.lives(), "the server ended: {said}");
@@ -74,34 +74,34 @@ impl Server {
     }
 
     /// `cssrv://127.0.0.1:PORT/NAME`
-    pub fn name(&self, name: &str) -> String {
+    pub(crate) fn name(&self, name: &str) -> String {
         format!("cssrv://127.0.0.1:{}/{name}", self.port)
     }
 
     /// A stored file.
-    pub fn file(&self, name: &str) -> PathBuf {
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.store.join(name)
     }
 
     /// Uploads that are going on.
-    pub fn partial(&self) -> usize {
+    pub(crate) fn partial(&self) -> usize {
         fs::read_dir(self.store.join(".ckpt-serve")).map_or(0, Iterator::count)
     }
 
     /// A connection in the clear.
-    pub fn connect(&self) -> TcpStream {
+    pub(crate) fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(("127.0.0.1", self.port)).expect("a connection");
         stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a time limit");
         stream
     }
 
     /// A connection that has been welcomed.
-    pub fn channel(&self, key: Option<&[u8; KEY]>) -> Channel<TcpStream> {
+    pub(crate) fn channel(&self, key: Option<&[u8; KEY]>) -> Channel<TcpStream> {
         Channel::connect(self.connect(), key).expect("a welcome")
     }
 
     /// Begins an upload without a key.
-    pub fn begin(&self, name: &str) -> Uploading {
+    pub(crate) fn begin(&self, name: &str) -> Uploading {
         let mut channel = self.channel(None);
         channel.send(Kind::Put, 0, 0, name.as_bytes()).expect("sent");
         assert_eq!(channel.receive().expect("an answer").kind, Kind::Done);
@@ -110,7 +110,7 @@ impl Server {
 
     /// Ends it with SIGTERM: status 0 and no litter.
     #[track_caller]
-    pub fn stop(self) -> Ended {
+    pub(crate) fn stop(self) -> Ended {
         self.run.signal(SIGTERM);
         let ended = self.run.ends_well();
         assert!(!self.store.join(".ckpt-serve").exists(), "litter: {ended:?}");
@@ -119,7 +119,7 @@ impl Server {
 }
 
 /// An upload in steps.
-pub struct Uploading {
+pub(crate) struct Uploading {
     pub channel: Channel<TcpStream>,
     pub sum: Checksum,
     pub len: u64,
@@ -127,27 +127,27 @@ pub struct Uploading {
 
 impl Uploading {
     /// Sends a piece behind the last.
-    pub fn piece(&mut self, bytes: &[u8]) {
+    pub(crate) fn piece(&mut self, bytes: &[u8]) {
         self.sum.add(self.len, bytes);
         self.channel.send(Kind::Data, 0, self.len, bytes).expect("sent");
         self.len += bytes.len() as u64;
     }
 
     /// Ends the image.
-    pub fn seal(self) -> Header {
+    pub(crate) fn seal(self) -> Header {
         let seal = Seal { len: self.len, sum: self.sum.sum() };
         self.seal_with(seal)
     }
 
     /// Ends the image in this way; the answer.
-    pub fn seal_with(mut self, seal: Seal) -> Header {
+    pub(crate) fn seal_with(mut self, seal: Seal) -> Header {
         self.channel.send(Kind::Seal, 0, 0, &seal.bytes()).expect("sent");
         answer(&mut self.channel).0
     }
 }
 
 /// The next answer but "wait", with its payload as text.
-pub fn answer(channel: &mut Channel<TcpStream>) -> (Header, String) {
+pub(crate) fn answer(channel: &mut Channel<TcpStream>) -> (Header, String) {
     loop {
         let header = channel.receive().expect("an answer");
         if header.kind != Kind::Wait {
@@ -158,7 +158,7 @@ pub fn answer(channel: &mut Channel<TcpStream>) -> (Header, String) {
 }
 
 /// Bytes that no compression and no rule makes shorter.
-pub fn noise(len: usize, seed: u64) -> Vec<u8> {
+pub(crate) fn noise(len: usize, seed: u64) -> Vec<u8> {
     let mut state = seed | 1;
     let mut next = move || {
         state ^= state << 13;
@@ -173,17 +173,17 @@ pub fn noise(len: usize, seed: u64) -> Vec<u8> {
 }
 
 /// Reads the bench's key.
-pub fn key(path: &Path) -> [u8; KEY] {
+pub(crate) fn key(path: &Path) -> [u8; KEY] {
     ckpt::serve::key::read(path).expect("a key")
 }
 
 /// The options in one list.
-pub fn all<'a>(first: &[&'a str], options: &'a [String]) -> Vec<&'a str> {
+pub(crate) fn all<'a>(first: &[&'a str], options: &'a [String]) -> Vec<&'a str> {
     first.iter().copied().chain(options.iter().map(String::as_str)).collect()
 }
 
 /// A whole checkpoint with these bytes in front, where else ckpt is: clients send nothing else.
-pub fn image(bytes: impl AsRef<[u8]>) -> Vec<u8> {
+pub(crate) fn image(bytes: impl AsRef<[u8]>) -> Vec<u8> {
     let mut sink = Vec::new();
     let mut writer = Writer::new(&mut sink, bytes.as_ref().to_vec());
     writer.bytes(SectionKind::Strings, b"").expect("memory takes all");

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A source file.
-pub struct Source {
+pub(crate) struct Source {
     /// Its path from the top of the project.
     pub path: PathBuf,
     /// Its text.
@@ -14,7 +14,7 @@ pub struct Source {
 }
 
 /// The files below `start`, a directory or a file, in order; their paths are from the top of the project.
-pub fn files(start: &str) -> Vec<PathBuf> {
+pub(crate) fn files(start: &str) -> Vec<PathBuf> {
     let top = Path::new(env!("CARGO_MANIFEST_DIR"));
     let (mut found, mut open) = (Vec::new(), vec![top.join(start)]);
     while let Some(path) = open.pop() {
@@ -31,7 +31,7 @@ pub fn files(start: &str) -> Vec<PathBuf> {
 }
 
 /// The files below `directory` with one of the extensions, in order.
-pub fn sources(directory: &str, extensions: &[&str]) -> Vec<Source> {
+pub(crate) fn sources(directory: &str, extensions: &[&str]) -> Vec<Source> {
     let wanted = |path: &PathBuf| extension(path).is_some_and(|e| extensions.contains(&e));
     let read = |path: PathBuf| {
         let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(&path));
@@ -43,18 +43,18 @@ pub fn sources(directory: &str, extensions: &[&str]) -> Vec<Source> {
 }
 
 /// What follows the last dot of a file's name.
-pub fn extension(path: &Path) -> Option<&str> {
+pub(crate) fn extension(path: &Path) -> Option<&str> {
     path.extension()?.to_str()
 }
 
 impl Source {
     /// The lines without comments and without what stands between double quotes, with their numbers.
-    pub fn code(&self) -> impl Iterator<Item = (usize, String)> {
+    pub(crate) fn code(&self) -> impl Iterator<Item = (usize, String)> {
         self.text.lines().enumerate().map(|(n, line)| (n + 1, without_comment_and_strings(line)))
     }
 
     /// The inner attributes and the module documentation before the first item.
-    pub fn head(&self) -> String {
+    pub(crate) fn head(&self) -> String {
         let belongs =
             |l: &&str| l.is_empty() || l.starts_with("//") || l.starts_with("#![") || *l == ")]";
         self.text.lines().take_while(belongs).collect::<Vec<_>>().join("\n")
@@ -78,6 +78,6 @@ fn without_comment_and_strings(line: &str) -> String {
 }
 
 /// The identifiers of a line.
-pub fn words(line: &str) -> impl Iterator<Item = &str> {
+pub(crate) fn words(line: &str) -> impl Iterator<Item = &str> {
     line.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|w| !w.is_empty())
 }

@@ -11,7 +11,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 /// How a program comes about and is run.
 #[derive(Clone, Copy, Debug)]
-pub struct Program {
+pub(crate) struct Program {
     /// Its source in tests/runtimes, or a file that it compresses.
     pub source: &'static str,
     /// The command line of its compiler; `SOURCE` and `OUT` stand for paths. Empty: none is needed.
@@ -23,18 +23,18 @@ pub struct Program {
 }
 
 /// Where numpy lies if scripts/install has put it there.
-pub fn python_packages() -> PathBuf {
+pub(crate) fn python_packages() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).ancestors().nth(2).expect("the target").join("python")
 }
 
 impl Program {
     /// Its source.
-    pub fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/runtimes").join(self.source)
     }
 
     /// The files to be copied to where it runs.
-    pub fn files(&self) -> Vec<PathBuf> {
+    pub(crate) fn files(&self) -> Vec<PathBuf> {
         if self.compiler.is_empty() {
             return vec![self.path()];
         }

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 const NO: u8 = 1;
 
 /// Shows what a checkpoint expects, and whether this machine has it.
-pub fn check(image: &Image, map_path: &MapPath) -> Result<(Facts, u8)> {
+pub(crate) fn check(image: &Image, map_path: &MapPath) -> Result<(Facts, u8)> {
     image.verify()?;
     let (whole, saved) = phase1_check::check(image, map_path)?;
     let names = nix::sys::utsname::uname().because(|| "uname")?;
@@ -38,7 +38,7 @@ pub fn check(image: &Image, map_path: &MapPath) -> Result<(Facts, u8)> {
 }
 
 /// The files that must be there at a restart, by the names that they have here.
-pub fn files(whole: &Whole<'_>, saved: &Saved<'_>) -> Vec<PathBuf> {
+pub(crate) fn files(whole: &Whole<'_>, saved: &Saved<'_>) -> Vec<PathBuf> {
     let by_path = [VmaKind::SharedFile as u32, VmaKind::PrivateFile as u32];
     let needed = saved.vmas.iter().filter(|v| v.flags & vma_flag::CARRIED == 0);
     let mapped = needed.filter(|v| by_path.contains(&v.kind)).map(|v| v.name);
@@ -52,6 +52,6 @@ pub fn files(whole: &Whole<'_>, saved: &Saved<'_>) -> Vec<PathBuf> {
 }
 
 /// Paths as they are shown.
-pub fn shown<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> Vec<String> {
+pub(crate) fn shown<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> Vec<String> {
     paths.into_iter().map(|p| p.display().to_string()).collect()
 }

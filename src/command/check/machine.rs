@@ -19,7 +19,7 @@ const CAP_SYS_ADMIN: u32 = 21;
 const CAP_CHECKPOINT_RESTORE: u32 = 40;
 
 /// Shows what this machine can do.
-pub fn check(json: bool) -> Result<u8> {
+pub(crate) fn check(json: bool) -> Result<u8> {
     let names = nix::sys::utsname::uname().because(|| "uname")?;
     let here = Set::here();
     let mut facts = Facts::default();

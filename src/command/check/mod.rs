@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! `ckpt check`: what this machine can do, whether checkpoints can restart here, how processes are saved.
 
-pub mod checkpoint;
-pub mod machine;
-pub mod process;
+pub(super) mod checkpoint;
+pub(super) mod machine;
+pub(super) mod process;
 
 use super::{facts, fetch};
 use crate::error::Result;
@@ -14,7 +14,12 @@ use std::ffi::OsString;
 use std::path::Path;
 
 /// Looks at the machine, or at what `words` name: a number is a process if it is no file.
-pub fn run(words: &[OsString], map_path: &MapPath, json: bool, transfer: &Transfer) -> Result<u8> {
+pub(super) fn run(
+    words: &[OsString],
+    map_path: &MapPath,
+    json: bool,
+    transfer: &Transfer,
+) -> Result<u8> {
     if words.is_empty() {
         return machine::check(json);
     }

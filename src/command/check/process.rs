@@ -22,7 +22,7 @@ const SIG_IGN: u64 = libc::SIG_IGN as u64;
 
 /// Looks at a process; one that ckpt is in stands still for a moment if it has a handler for the
 /// checkpoint signal, since only the kernel knows whose that is.
-pub fn check(pid: i32) -> Result<(Facts, u8)> {
+pub(crate) fn check(pid: i32) -> Result<(Facts, u8)> {
     let status = proc::status(pid, pid)?;
     let words = proc::cmdline(pid)?;
     let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();

@@ -20,7 +20,7 @@ use std::ffi::{OsStr, OsString};
 
 /// What `--cpu` says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Limit {
+pub(crate) enum Limit {
     /// All that this machine has.
     Native,
     /// At most a level of the psABI, and some features less.
@@ -34,7 +34,7 @@ pub enum Limit {
 ///
 /// # Errors
 /// A word that is neither a level nor a feature.
-pub fn parse(text: &OsStr) -> Result<Limit> {
+pub(crate) fn parse(text: &OsStr) -> Result<Limit> {
     let text = text.to_string_lossy();
     if text == "native" {
         return Ok(Limit::Native);
@@ -62,7 +62,7 @@ pub fn parse(text: &OsStr) -> Result<Limit> {
 ///
 /// # Errors
 /// The level is above this machine's.
-pub fn allowed(limit: &Limit, here: &Set) -> Result<Set> {
+pub(crate) fn allowed(limit: &Limit, here: &Set) -> Result<Set> {
     let (mut set, avoided) = match limit {
         Limit::Native => (*here, [].as_slice()),
         Limit::Without(avoided) => (*here, avoided.as_slice()),
@@ -97,7 +97,7 @@ fn with_saving(mut set: Set, level: u8, here: &Set) -> Set {
 
 /// The variables that make libraries use only `allowed` of `here`; `current` looks up what the
 /// environment has.
-pub fn environment(
+pub(crate) fn environment(
     allowed: &Set,
     here: &Set,
     current: impl Fn(&str) -> Option<OsString>,

@@ -9,8 +9,8 @@
 //! The one instruction that needs it reads a register that the CPU was seen to have.
 #![allow(unsafe_code)]
 
-pub mod limit;
-pub mod table;
+pub(crate) mod limit;
+pub(crate) mod table;
 
 use ckpt_abi::image::CpuLeaf;
 use ckpt_abi::region::{Config, config_flag};
@@ -19,7 +19,7 @@ use table::{FEATURES, Feature, Register};
 
 /// A set of features: a bit for each in the order of [`FEATURES`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Set(pub [u64; 2]);
+pub(crate) struct Set(pub [u64; 2]);
 
 /// AVX and AVX-512 registers are of use only where the kernel saves them (XCR0).
 const AVX: u64 = 0b110;
@@ -30,7 +30,7 @@ const HWCAP2_FSGSBASE: u64 = 2;
 
 impl Set {
     /// Those of this machine that its kernel lets programs use.
-    pub fn here() -> Self {
+    pub(crate) fn here() -> Self {
         let leaves = leaves();
         let mut set = Self::of_leaves(&leaves, xcr0());
         // SAFETY: reads the auxiliary vector of this process.
@@ -58,7 +58,7 @@ impl Set {
     }
 
     /// Those of a level of the psABI, 1 to 4.
-    pub fn of_level(level: u8) -> Self {
+    pub(crate) fn of_level(level: u8) -> Self {
         let mut set = Self::default();
         for (index, feature) in FEATURES.iter().enumerate() {
             if feature.level != 0 && feature.level <= level {
@@ -69,12 +69,12 @@ impl Set {
     }
 
     /// What a payload's configuration says; the whole of this machine where it says nothing.
-    pub fn of_config(config: &Config) -> Self {
+    pub(crate) fn of_config(config: &Config) -> Self {
         if config.flags & config_flag::CPU_KNOWN != 0 { Self(config.cpu) } else { Self::here() }
     }
 
     /// Notes the set in a payload's configuration.
-    pub fn note(&self, config: &mut Config) {
+    pub(crate) fn note(&self, config: &mut Config) {
         config.cpu = self.0;
         config.flags |= config_flag::CPU_KNOWN;
     }
@@ -88,7 +88,7 @@ impl Set {
     }
 
     /// Takes a feature away, and all that need it.
-    pub fn remove(&mut self, name: &str) {
+    pub(crate) fn remove(&mut self, name: &str) {
         for (index, feature) in FEATURES.iter().enumerate() {
             if feature.name == name || feature.needs == Some(name) {
                 let had = self.has_index(index);
@@ -101,39 +101,39 @@ impl Set {
     }
 
     /// Whether a feature is among them.
-    pub fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         self.features().any(|f| f.name == name)
     }
 
     /// The features.
-    pub fn features(&self) -> impl Iterator<Item = &'static Feature> {
+    pub(crate) fn features(&self) -> impl Iterator<Item = &'static Feature> {
         let set = *self;
         FEATURES.iter().enumerate().filter(move |(i, _)| set.has_index(*i)).map(|(_, f)| f)
     }
 
     /// Those that `other` has not.
-    pub fn without(&self, other: &Self) -> Self {
+    pub(crate) fn without(&self, other: &Self) -> Self {
         Self([self.0[0] & !other.0[0], self.0[1] & !other.0[1]])
     }
 
     /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.0 == [0; 2]
     }
 
     /// Their names, separated by spaces.
-    pub fn names(&self) -> String {
+    pub(crate) fn names(&self) -> String {
         self.features().map(|f| f.name).collect::<Vec<_>>().join(" ")
     }
 
     /// The highest level of the psABI all of whose features are among them, 1 to 4.
-    pub fn level(&self) -> u8 {
+    pub(crate) fn level(&self) -> u8 {
         (1..=4).rev().find(|l| Self::of_level(*l).without(self).is_empty()).unwrap_or(1)
     }
 }
 
 /// "x86-64-v2"; the first level has no number in GCC's and glibc's names.
-pub fn level_name(level: u8) -> String {
+pub(crate) fn level_name(level: u8) -> String {
     format!("x86-64-v{level}")
 }
 
@@ -151,7 +151,7 @@ fn has(leaves: &[CpuLeaf], feature: &Feature) -> bool {
 }
 
 /// The answers of CPUID that matter to programs, the sizes of the XSAVE components among them.
-pub fn leaves() -> Vec<CpuLeaf> {
+pub(crate) fn leaves() -> Vec<CpuLeaf> {
     let basic = __cpuid(0).eax;
     let extended = __cpuid(0x8000_0000).eax;
     let mut wanted: Vec<(u32, u32)> =
@@ -167,7 +167,7 @@ pub fn leaves() -> Vec<CpuLeaf> {
 }
 
 /// The processor's own name.
-pub fn name(leaves: &[CpuLeaf]) -> String {
+pub(crate) fn name(leaves: &[CpuLeaf]) -> String {
     let mut bytes = Vec::new();
     for leaf in leaves.iter().filter(|l| (0x8000_0002..=0x8000_0004).contains(&l.leaf)) {
         for word in [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx] {
@@ -178,7 +178,7 @@ pub fn name(leaves: &[CpuLeaf]) -> String {
 }
 
 /// XCR0: the state components that the operating system has enabled; 0 without XSAVE.
-pub fn xcr0() -> u64 {
+pub(crate) fn xcr0() -> u64 {
     const OSXSAVE: u32 = 1 << 27;
     if __cpuid(1).ecx & OSXSAVE == 0 {
         return 0;

@@ -8,7 +8,7 @@
 
 /// The register of CPUID's answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Register {
+pub(crate) enum Register {
     /// EAX.
     A,
     /// EBX.
@@ -20,7 +20,7 @@ pub enum Register {
 }
 
 /// One feature.
-pub struct Feature {
+pub(crate) struct Feature {
     /// As in /proc/cpuinfo.
     pub name: &'static str,
     /// Leaf and subleaf of CPUID.
@@ -67,7 +67,7 @@ const AMD: (u32, u32) = (0x8000_0001, 0);
 const AMD8: (u32, u32) = (0x8000_0008, 0);
 
 /// All features. The place of one is its bit in an image's mask, so the table grows only at its end.
-pub static FEATURES: &[Feature] = &[
+pub(crate) static FEATURES: &[Feature] = &[
     f("pni", ONE, C, 0, 2, "", "SSE3"),
     f("ssse3", ONE, C, 9, 2, "", "SSSE3"),
     f("cx16", ONE, C, 13, 2, "", "CMPXCHG16B"),

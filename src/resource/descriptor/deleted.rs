@@ -38,7 +38,7 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
 
 /// A new file without a name: where its name once was, else in a directory for temporary files, else in
 /// memory; `fill` writes the content. It can be read and written by us alone until [`objects`] is done.
-pub fn nameless(path: &Path, fill: impl Fn(&File) -> Result<()>) -> Result<OwnedFd> {
+pub(crate) fn nameless(path: &Path, fill: impl Fn(&File) -> Result<()>) -> Result<OwnedFd> {
     let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
     let mode = Mode::from_bits_truncate(0o600);
     let own = path.parent().filter(|dir| dir.is_absolute());

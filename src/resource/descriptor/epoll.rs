@@ -109,7 +109,7 @@ enum Fire {
 }
 
 /// A watch to be set.
-pub struct Watch {
+pub(crate) struct Watch {
     epoll: u32,
     entry: EpollEntry,
     fire: Fire,
@@ -123,7 +123,7 @@ pub struct Watch {
 ///
 /// # Errors
 /// A damaged image.
-pub fn entries(
+pub(crate) fn entries(
     number: u32,
     records: &[Descriptor],
     content: impl Fn(u32) -> Result<Vec<u8>>,
@@ -142,7 +142,7 @@ pub fn entries(
 }
 
 /// The watches to be set, those first that have to fire when nothing else can.
-pub fn watches(entries: &[(u32, EpollEntry)], restored: &[Restored]) -> Vec<Watch> {
+pub(crate) fn watches(entries: &[(u32, EpollEntry)], restored: &[Restored]) -> Vec<Watch> {
     let watches = entries.iter().filter_map(|(epoll, entry)| watch(*epoll, *entry, restored));
     let mut watches: Vec<Watch> = watches.collect();
     watches.sort_by_key(|w| w.fire == Fire::No);
@@ -196,10 +196,10 @@ fn fire(file: BorrowedFd<'_>, leader: &Restored) -> Fire {
 }
 
 /// Bytes of the plan that one watch takes at most.
-pub const ROOM: u64 = 1024;
+pub(crate) const ROOM: u64 = 1024;
 
 /// Orders that set the watches; nobody has the number `spare`.
-pub fn restore_watches(
+pub(crate) fn restore_watches(
     watches: &[Watch],
     spare: u32,
     arena: &mut Arena,

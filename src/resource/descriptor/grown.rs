@@ -15,7 +15,7 @@ use std::path::Path;
 ///
 /// # Errors
 /// A file that cannot be cut; those before it are.
-pub fn cut<'a>(
+pub(crate) fn cut<'a>(
     restored: impl Iterator<Item = &'a Restored>,
     truncate: bool,
     name: &str,

@@ -15,7 +15,7 @@ use std::os::fd::OwnedFd;
 pub(super) const KIND: Kind = Kind { recognise, save, open: objects::open };
 
 /// What the kernel puts before the name.
-pub const PREFIX: &str = "/memfd:";
+pub(crate) const PREFIX: &str = "/memfd:";
 
 fn recognise(fd: &Fd, _: &Look<'_>) -> bool {
     let named = fd.target.as_encoded_bytes().starts_with(PREFIX.as_bytes());
@@ -29,7 +29,7 @@ fn save(_: &Fd, _: &Look<'_>, saving: &mut Saving) -> Result<()> {
 
 /// A memfd of `size` bytes, which may be executed if its mode says so, whatever vm.memfd_noexec makes the
 /// rule.
-pub fn memfd(name: &str, size: u64) -> Result<OwnedFd> {
+pub(crate) fn memfd(name: &str, size: u64) -> Result<OwnedFd> {
     /// MFD_EXEC (Linux 6.3).
     const EXEC: MFdFlags = MFdFlags::from_bits_retain(0x10);
     let name = CString::new(name).unwrap_or_default();

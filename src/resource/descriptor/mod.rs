@@ -9,32 +9,32 @@
 //! What was a terminal, pipe or socket under 0, 1 or 2 becomes what the restarter has there. What
 //! cannot be opened again is named at the checkpoint; its number answers EBADF afterwards.
 
-pub mod deleted;
-pub mod device;
-pub mod directory;
-pub mod epoll;
-pub mod eventfd;
-pub mod grown;
-pub mod lost;
-pub mod memfd;
-pub mod names;
-pub mod namespace;
-pub mod numbers;
-pub mod objects;
-pub mod open;
-pub mod ownership;
-pub mod pipe;
-pub mod pollable;
-pub mod proc_file;
-pub mod queue;
-pub mod regular;
-pub mod shared;
-pub mod signalfd;
-pub mod standard;
-pub mod tables;
-pub mod terminal;
-pub mod timerfd;
-pub mod unread;
+pub(crate) mod deleted;
+pub(crate) mod device;
+pub(crate) mod directory;
+pub(crate) mod epoll;
+pub(crate) mod eventfd;
+pub(crate) mod grown;
+pub(crate) mod lost;
+pub(crate) mod memfd;
+pub(crate) mod names;
+pub(crate) mod namespace;
+pub(crate) mod numbers;
+pub(crate) mod objects;
+pub(crate) mod open;
+pub(crate) mod ownership;
+pub(crate) mod pipe;
+pub(crate) mod pollable;
+pub(crate) mod proc_file;
+pub(crate) mod queue;
+pub(crate) mod regular;
+pub(crate) mod shared;
+pub(crate) mod signalfd;
+pub(crate) mod standard;
+pub(crate) mod tables;
+pub(crate) mod terminal;
+pub(crate) mod timerfd;
+pub(crate) mod unread;
 
 use super::{Common, Content, Gathered, Target};
 use crate::error::Result;
@@ -44,11 +44,11 @@ use nix::libc;
 use std::ffi::OsString;
 use zerocopy::FromZeros;
 
-pub use open::{Missing, Opening, Origin, Restored, Sources, open_all};
-pub use tables::{Place, Tables};
+pub(crate) use open::{Missing, Opening, Origin, Restored, Sources, open_all};
+pub(crate) use tables::{Place, Tables};
 
 /// What ckpt knows about one kind of descriptor.
-pub struct Kind {
+pub(crate) struct Kind {
     /// Whether a description is of this kind, if it is of none that [`ORDER`] has before.
     pub recognise: fn(&Fd, &Look<'_>) -> bool,
     /// Fills in the record and what travels beside it.
@@ -81,7 +81,7 @@ const ORDER: [DescriptorKind; 16] = {
 };
 
 /// The table of kinds.
-pub fn of(kind: DescriptorKind) -> &'static Kind {
+pub(crate) fn of(kind: DescriptorKind) -> &'static Kind {
     match kind {
         DescriptorKind::Stdio => &standard::KIND,
         DescriptorKind::Path => &regular::KIND,
@@ -103,7 +103,7 @@ pub fn of(kind: DescriptorKind) -> &'static Kind {
 }
 
 /// What a kind may look at when it saves.
-pub struct Look<'a> {
+pub(crate) struct Look<'a> {
     /// The process.
     pub process: &'a Process,
     /// Its number in its own PID namespace, as its /proc has it.
@@ -121,7 +121,7 @@ pub struct Look<'a> {
 }
 
 /// An open file description that is being saved.
-pub struct Saving {
+pub(crate) struct Saving {
     /// Its record; the path is set from `path`.
     pub record: Descriptor,
     /// Where it is opened again, or what it is called.
@@ -136,7 +136,7 @@ pub struct Saving {
 
 /// What a restart goes without; those of one sort become one sentence.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Loss {
+pub(crate) enum Loss {
     /// A descriptor that will answer EBADF, and why.
     Descriptor(String),
     /// The same of one that nobody is likely to miss.
@@ -148,12 +148,12 @@ pub enum Loss {
 }
 
 /// The kind of a record, if this build knows it.
-pub fn kind(record: &Descriptor) -> DescriptorKind {
+pub(crate) fn kind(record: &Descriptor) -> DescriptorKind {
     DescriptorKind::try_from(record.kind).unwrap_or(DescriptorKind::Lost)
 }
 
 /// Whether a restart opens this by a path that must be there.
-pub fn needs_path(record: &Descriptor) -> bool {
+pub(crate) fn needs_path(record: &Descriptor) -> bool {
     match kind(record) {
         DescriptorKind::Path => record.extra != regular::EMBEDDED,
         DescriptorKind::Directory | DescriptorKind::Device => true,
@@ -174,7 +174,11 @@ pub fn needs_path(record: &Descriptor) -> bool {
 }
 
 /// Saves every descriptor of the target.
-pub fn save(target: &Target<'_>, gathered: &mut Gathered, common: &mut Common) -> Result<()> {
+pub(crate) fn save(
+    target: &Target<'_>,
+    gathered: &mut Gathered,
+    common: &mut Common,
+) -> Result<()> {
     let number = gathered.number;
     let pid = target.frozen.pid;
     let process = target.process();
@@ -253,7 +257,7 @@ fn describe(fd: &Fd, number: u32, look: &Look<'_>) -> Result<Saving> {
 
 impl Saving {
     /// Gives up: the descriptor will answer EBADF.
-    pub fn lose(&mut self, why: &str) {
+    pub(crate) fn lose(&mut self, why: &str) {
         self.record.kind = DescriptorKind::Lost as u32;
         (self.content, self.file) = (None, None);
         let (fd, path) = (self.record.fd, self.path.display());
@@ -261,7 +265,7 @@ impl Saving {
     }
 
     /// Names a loss.
-    pub fn say(&mut self, sentence: String) {
+    pub(crate) fn say(&mut self, sentence: String) {
         self.losses.push(Loss::Sentence(sentence));
     }
 }
@@ -302,21 +306,21 @@ fn sentences(losses: Vec<Loss>) -> Vec<String> {
 }
 
 /// Whether a descriptor of process `number` is the first of its description.
-pub fn is_first(record: &Descriptor, number: u32) -> bool {
+pub(crate) fn is_first(record: &Descriptor, number: u32) -> bool {
     (record.shared_process, record.shared_with) == (number, record.fd)
 }
 
 /// The type of a file, of a mode as stat(2) has it.
-pub fn file_type(mode: u32) -> u32 {
+pub(crate) fn file_type(mode: u32) -> u32 {
     mode & libc::S_IFMT
 }
 
 /// How a description was opened: O_RDONLY, O_WRONLY or O_RDWR.
-pub fn access(flags: u32) -> i32 {
+pub(crate) fn access(flags: u32) -> i32 {
     flags.cast_signed() & libc::O_ACCMODE
 }
 
 /// Whether a description only names a file (O_PATH).
-pub fn only_names(flags: u32) -> bool {
+pub(crate) fn only_names(flags: u32) -> bool {
     flags.cast_signed() & libc::O_PATH != 0
 }

@@ -17,7 +17,7 @@ const LOOKED_AT: usize = 20_000;
 /// one name by which it was opened is gone: the file may have others (link(2), rename(2) on another
 /// client, O_TMPFILE with linkat(2)). These are looked for in the directory of the old name and in the
 /// working directory.
-pub fn locate(fd: &Fd, look: &Look<'_>) -> Option<PathBuf> {
+pub(crate) fn locate(fd: &Fd, look: &Look<'_>) -> Option<PathBuf> {
     let told = Path::new(&fd.target);
     if !told.is_absolute() || is_silly(told) {
         return None;

@@ -23,7 +23,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 ///
 /// # Errors
 /// A number of the program's lies above even so.
-pub fn check(processes: &[&[Descriptor]]) -> Result<()> {
+pub(crate) fn check(processes: &[&[Descriptor]]) -> Result<()> {
     let limit = || getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
     let hard = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(_, hard)| hard);
     let records = || processes.iter().copied().flatten();
@@ -44,14 +44,14 @@ pub fn check(processes: &[&[Descriptor]]) -> Result<()> {
 }
 
 /// The lowest number from 3 on that no descriptor of the program has, nor is in `taken`.
-pub fn free(records: &[Descriptor], taken: &[i32]) -> u32 {
+pub(crate) fn free(records: &[Descriptor], taken: &[i32]) -> u32 {
     let used: HashSet<u32> = records.iter().map(|r| r.fd).collect();
     let mut numbers = (3..).filter(|n: &u32| !used.contains(n));
     numbers.find(|n| !taken.contains(&n.cast_signed())).unwrap_or(u32::MAX)
 }
 
 /// Moves a descriptor of ours to a number that none of the program's will have.
-pub fn move_aside(file: OwnedFd, records: &[Descriptor]) -> Result<OwnedFd> {
+pub(crate) fn move_aside(file: OwnedFd, records: &[Descriptor]) -> Result<OwnedFd> {
     let used: HashSet<i32> = records.iter().map(|r| r.fd.cast_signed()).chain(0..3).collect();
     let mut from = 3;
     loop {
@@ -69,7 +69,7 @@ pub fn move_aside(file: OwnedFd, records: &[Descriptor]) -> Result<OwnedFd> {
 
 /// Gives every restored descriptor its number and closes all others but `kept`. From here on
 /// standard error is the program's.
-pub fn install(restored: Vec<Restored>, kept: &[i32]) {
+pub(crate) fn install(restored: Vec<Restored>, kept: &[i32]) {
     let by_number: HashMap<u32, i32> = restored
         .iter()
         .filter_map(|r| match &r.origin {
@@ -230,6 +230,6 @@ fn close_range(first: u32, last: u32) {
 }
 
 /// Gives up ownership of a descriptor that the restorer will close.
-pub fn leak(file: OwnedFd) -> i32 {
+pub(crate) fn leak(file: OwnedFd) -> i32 {
     file.into_raw_fd()
 }

@@ -22,7 +22,7 @@ use zerocopy::FromZeros;
 
 /// Makes an object of the file behind a descriptor; its index. What a mapping of it has said before is
 /// replaced by what the file itself says, and its content comes from the file.
-pub fn save(pid: i32, fd: &Fd, kind: ObjectKind, name: Text, common: &mut Common) -> u32 {
+pub(crate) fn save(pid: i32, fd: &Fd, kind: ObjectKind, name: Text, common: &mut Common) -> u32 {
     let objects = &mut common.objects;
     let known = objects.iter().position(|o| (o.device, o.inode) == (fd.device, fd.inode));
     let index = known.unwrap_or(objects.len());
@@ -59,7 +59,7 @@ fn seals(pid: i32, fd: &Fd) -> u32 {
 }
 
 /// The objects of an image, as a restart has made them.
-pub struct Objects {
+pub(crate) struct Objects {
     records: Vec<Object>,
     made: Vec<Option<OwnedFd>>,
     /// Some description of the program is the one that was made first.
@@ -71,7 +71,7 @@ impl Objects {
     ///
     /// # Errors
     /// No room, or a damaged image.
-    pub fn make(records: &[Object], sources: &dyn Sources) -> Result<Self> {
+    pub(crate) fn make(records: &[Object], sources: &dyn Sources) -> Result<Self> {
         let mut made = Vec::new();
         for (index, record) in (0u32..).zip(records) {
             made.push(match ObjectKind::try_from(record.kind) {
@@ -84,7 +84,7 @@ impl Objects {
     }
 
     /// Makes one that was not found under its name.
-    pub fn make_late(&mut self, index: u32, sources: &dyn Sources) -> Result<()> {
+    pub(crate) fn make_late(&mut self, index: u32, sources: &dyn Sources) -> Result<()> {
         let (Some(record), Some(made)) =
             (self.records.get(index as usize), self.made.get_mut(index as usize))
         else {
@@ -100,7 +100,7 @@ impl Objects {
     ///
     /// The first that reads and writes is the one that memfd_create(2) has made: a file that was opened for
     /// writing by its path cannot be executed (ETXTBSY), one that was made so can.
-    pub fn description(&mut self, index: u32, flags: u32) -> Result<OwnedFd> {
+    pub(crate) fn description(&mut self, index: u32, flags: u32) -> Result<OwnedFd> {
         const SYNC: i32 = libc::O_SYNC | libc::O_DSYNC;
         let index = index as usize;
         let file = self.made.get(index).and_then(Option::as_ref).ok_or_else(no_object)?;
@@ -116,7 +116,7 @@ impl Objects {
 
     /// A descriptor for a shared mapping, and the protection that it may have: what is sealed against
     /// writing must have no mapping that could be made writable.
-    pub fn to_map(&self, index: u32) -> Result<(OwnedFd, u32)> {
+    pub(crate) fn to_map(&self, index: u32) -> Result<(OwnedFd, u32)> {
         const READ: u32 = (libc::PROT_READ | libc::PROT_EXEC) as u32;
         let index = index as usize;
         let file = self.made.get(index).and_then(Option::as_ref).ok_or_else(no_object)?;
@@ -134,7 +134,7 @@ impl Objects {
     ///
     /// # Errors
     /// A seal that cannot be set: the program, or another that it gives the descriptor to, counts on it.
-    pub fn settle(&self) -> Result<()> {
+    pub(crate) fn settle(&self) -> Result<()> {
         for (record, file) in self.records.iter().zip(&self.made) {
             let Some(file) = file.as_ref().filter(|_| record.flags & object_flag::WHOLE != 0)
             else {

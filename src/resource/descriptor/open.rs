@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 
 /// Status flags that reopening a file keeps; what only matters at the first open is not among
 /// them (O_CREAT, O_EXCL, O_TRUNC).
-pub const KEPT: i32 = libc::O_ACCMODE
+pub(crate) const KEPT: i32 = libc::O_ACCMODE
     | libc::O_APPEND
     | libc::O_NONBLOCK
     | libc::O_DSYNC
@@ -33,7 +33,7 @@ pub const KEPT: i32 = libc::O_ACCMODE
     | libc::O_PATH;
 
 /// What a descriptor of the program will be a duplicate of.
-pub enum Origin {
+pub(crate) enum Origin {
     /// A description that was made for it.
     Own(OwnedFd),
     /// The restarter's 0, 1 or 2.
@@ -45,7 +45,7 @@ pub enum Origin {
 }
 
 /// A descriptor of the restarting process that will become one of the program.
-pub struct Restored {
+pub(crate) struct Restored {
     /// Its record.
     pub record: Descriptor,
     /// What it is now.
@@ -53,7 +53,7 @@ pub struct Restored {
 }
 
 /// Where the restored descriptors come from, besides the file system.
-pub trait Sources {
+pub(crate) trait Sources {
     /// A string of the image.
     fn text(&self, text: Text) -> OsString;
     /// A path of the image, on this machine.
@@ -73,7 +73,7 @@ pub trait Sources {
 }
 
 /// A restart that is opening descriptors.
-pub struct Opening<'a> {
+pub(crate) struct Opening<'a> {
     /// Names and contents.
     pub sources: &'a dyn Sources,
     /// Which process of the image has what is being opened.
@@ -88,14 +88,14 @@ pub struct Opening<'a> {
 
 impl Opening<'_> {
     /// What is in a descriptor of the process.
-    pub fn content(&self, record: &Descriptor) -> Result<Vec<u8>> {
+    pub(crate) fn content(&self, record: &Descriptor) -> Result<Vec<u8>> {
         self.sources.content(self.process, record.content)
     }
 }
 
 /// A file that could not be opened, and that the program may not want.
 #[derive(Clone)]
-pub struct Missing {
+pub(crate) struct Missing {
     /// Its record.
     pub record: Descriptor,
     /// Why it could not be.
@@ -109,7 +109,7 @@ pub struct Missing {
 ///
 /// # Errors
 /// All files that are missing or forbidden, at once; more descriptors than the limit allows.
-pub fn open_all(
+pub(crate) fn open_all(
     processes: &[&[Descriptor]],
     sources: &dyn Sources,
     objects: &mut Objects,
@@ -170,7 +170,7 @@ fn replaceable(record: &Descriptor) -> bool {
 }
 
 /// Opens a path with the flags of a record, and sees that it is the same type of file.
-pub fn by_path(record: &Descriptor, path: &Path) -> Result<OwnedFd> {
+pub(crate) fn by_path(record: &Descriptor, path: &Path) -> Result<OwnedFd> {
     let link = super::file_type(record.mode) == libc::S_IFLNK;
     let flags = OFlag::from_bits_retain(record.flags.cast_signed() & KEPT)
         | OFlag::O_CLOEXEC
@@ -187,7 +187,7 @@ pub fn by_path(record: &Descriptor, path: &Path) -> Result<OwnedFd> {
 }
 
 /// Another description of the file behind a descriptor of ours, as it was opened in the program.
-pub fn reopened(file: &OwnedFd, flags: u32) -> Result<OwnedFd> {
+pub(crate) fn reopened(file: &OwnedFd, flags: u32) -> Result<OwnedFd> {
     let kept = flags.cast_signed() & KEPT & !(libc::O_PATH | libc::O_DIRECTORY);
     let flags = OFlag::from_bits_retain(kept) | OFlag::O_CLOEXEC;
     let again = nix::fcntl::open(&place(file), flags, Mode::empty());
@@ -195,12 +195,12 @@ pub fn reopened(file: &OwnedFd, flags: u32) -> Result<OwnedFd> {
 }
 
 /// A path of what is behind a descriptor of ours.
-pub fn place(file: &OwnedFd) -> PathBuf {
+pub(crate) fn place(file: &OwnedFd) -> PathBuf {
     format!("/proc/self/fd/{}", file.as_raw_fd()).into()
 }
 
 /// Sets the offset.
-pub fn seek(file: &OwnedFd, record: &Descriptor, path: &Path) -> Result<()> {
+pub(crate) fn seek(file: &OwnedFd, record: &Descriptor, path: &Path) -> Result<()> {
     if super::only_names(record.flags) {
         return Ok(());
     }
@@ -211,14 +211,14 @@ pub fn seek(file: &OwnedFd, record: &Descriptor, path: &Path) -> Result<()> {
 }
 
 /// One of our standard streams, if it is open.
-pub fn standard(number: u32) -> Option<BorrowedFd<'static>> {
+pub(crate) fn standard(number: u32) -> Option<BorrowedFd<'static>> {
     // SAFETY: nobody closes the restarter's standard streams before the point of no return.
     let fd = unsafe { BorrowedFd::borrow_raw(number.cast_signed()) };
     nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_GETFD).is_ok().then_some(fd)
 }
 
 /// What a system call has made for us.
-pub fn owned(result: i64) -> nix::Result<OwnedFd> {
+pub(crate) fn owned(result: i64) -> nix::Result<OwnedFd> {
     let fd = Errno::result(result)? as i32;
     // SAFETY: the kernel has just made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })

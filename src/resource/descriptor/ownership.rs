@@ -15,7 +15,7 @@ use nix::libc;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// [`Descriptor::owner_type`] where there is no owner.
-pub const NOBODY: i32 = -1;
+pub(crate) const NOBODY: i32 = -1;
 
 const F_SETSIG: i32 = 10;
 const F_GETSIG: i32 = 11;
@@ -25,7 +25,7 @@ const F_OWNER_TID: i32 = 0;
 const F_OWNER_PID: i32 = 1;
 
 /// Saves owner and signal, and names the locks.
-pub fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) {
+pub(crate) fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) {
     name_locks(fd, saving);
     // Nobody has anything to tell of a plain file but its lease, which is named.
     let tells = fd.flags.cast_signed() & libc::O_ASYNC != 0;
@@ -80,7 +80,7 @@ fn name_locks(fd: &Fd, saving: &mut Saving) {
 
 /// Makes this process the owner that the program was. Only with all signals blocked: what comes before the
 /// program's handlers are there would end us.
-pub fn restore(fd: BorrowedFd<'_>, record: &Descriptor) {
+pub(crate) fn restore(fd: BorrowedFd<'_>, record: &Descriptor) {
     if record.owner_type == NOBODY {
         return;
     }

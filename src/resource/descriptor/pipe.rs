@@ -22,7 +22,7 @@ pub(super) const KIND: Kind = Kind { recognise, save, open };
 const PACKETS: u32 = 1;
 
 /// Whether the processes of the checkpoint hold both ends of the pipe behind `fd`.
-pub fn has_both_ends(fd: &Fd, look: &Look<'_>) -> bool {
+pub(crate) fn has_both_ends(fd: &Fd, look: &Look<'_>) -> bool {
     let end = |wanted: &[i32]| {
         look.tables.everywhere().any(|(_, f)| {
             (f.device, f.inode) == (fd.device, fd.inode) && wanted.contains(&access(f.flags))
@@ -51,7 +51,7 @@ fn recognise(fd: &Fd, look: &Look<'_>) -> bool {
 }
 
 /// Whether nobody has the other end of a pipe any more: then a restart makes one of which the same is true.
-pub fn is_last(fd: &Fd, pid: i32) -> bool {
+pub(crate) fn is_last(fd: &Fd, pid: i32) -> bool {
     let Ok(ours) = raw::take_descriptor(pid, fd.number.cast_signed()) else { return false };
     let mut polled = [PollFd::new(ours.as_fd(), PollFlags::empty())];
     let answered = poll(&mut polled, PollTimeout::ZERO).is_ok();
@@ -90,7 +90,7 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
 
 /// Copies what is in a pipe, which stays in it; `ours` is a duplicate of its reading end. Packets come
 /// as one piece each.
-pub fn peek(ours: &OwnedFd) -> Result<Vec<Vec<u8>>> {
+pub(crate) fn peek(ours: &OwnedFd) -> Result<Vec<Vec<u8>>> {
     let why = || "cannot look into a pipe";
     let capacity = fcntl(ours, FcntlArg::F_GETPIPE_SZ).because(why)?;
     let (copy, into) = pipe2(OFlag::O_NONBLOCK | OFlag::O_CLOEXEC).because(why)?;
@@ -129,7 +129,7 @@ fn unframed(mut bytes: &[u8]) -> Option<Vec<&[u8]>> {
 }
 
 /// A pipe that a restart has made or opened.
-pub struct Ends {
+pub(crate) struct Ends {
     reader: OwnedFd,
     writer: OwnedFd,
     /// Which of them a description of the program has become.
@@ -137,7 +137,7 @@ pub struct Ends {
 }
 
 /// The pipes of a restart by their saved device and inode number.
-pub type Made = HashMap<(u64, u64), Ends>;
+pub(crate) type Made = HashMap<(u64, u64), Ends>;
 
 fn open(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Origin> {
     let path = opening.sources.path(record);

@@ -18,7 +18,7 @@ const MOST: usize = 1 << 20;
 ///
 /// # Errors
 /// No pipe can be made.
-pub fn make(
+pub(crate) fn make(
     restored: &mut [Restored],
     watched: impl Fn(u32) -> bool,
     warnings: &mut Vec<String>,

@@ -18,7 +18,7 @@ use std::path::Path;
 pub(super) const KIND: Kind = Kind { recognise, save, open: again };
 
 /// [`Descriptor::extra`] of a file whose content is in the image as well.
-pub const EMBEDDED: u32 = 1;
+pub(crate) const EMBEDDED: u32 = 1;
 
 fn recognise(fd: &Fd, look: &Look<'_>) -> bool {
     let file = file_type(fd.mode) == libc::S_IFREG || only_names(fd.flags);

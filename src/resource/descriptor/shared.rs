@@ -12,7 +12,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 /// Of all that was opened for a tree, what process `number` has; called in that process. The descriptors of the others
 /// stay open, without an owner, until the process closes what is not its own ([`super::numbers::install`]).
-pub fn of_process(all: Vec<Vec<Restored>>, number: u32) -> Vec<Restored> {
+pub(crate) fn of_process(all: Vec<Vec<Restored>>, number: u32) -> Vec<Restored> {
     let mut led: HashMap<Place, Source> = HashMap::new();
     let mut own = Vec::new();
     for (process, restored) in (0..).zip(all) {

@@ -13,7 +13,7 @@ pub(super) const KIND: Kind = Kind { recognise, save, open };
 /// Which of 0, 1 and 2 a terminal, pipe or socket is: its own number, that of a standard stream it
 /// is a duplicate of, or that of one which it was when the program began: shells keep their
 /// standard output under a high number while a command is redirected.
-pub fn number(fd: &Fd, look: &Look<'_>) -> Option<u32> {
+pub(crate) fn number(fd: &Fd, look: &Look<'_>) -> Option<u32> {
     let tty = file_type(fd.mode) == libc::S_IFCHR && terminal::is_terminal(fd.rdev);
     if !tty && !matches!(file_type(fd.mode), libc::S_IFIFO | libc::S_IFSOCK) {
         return None;
@@ -40,7 +40,7 @@ fn is_own(fd: &Fd, look: &Look<'_>) -> bool {
 }
 
 /// [`Descriptor::extra`] of a standard input whose unread bytes are in the image.
-pub const UNREAD: u32 = 1;
+pub(crate) const UNREAD: u32 = 1;
 
 fn recognise(fd: &Fd, look: &Look<'_>) -> bool {
     number(fd, look).is_some()

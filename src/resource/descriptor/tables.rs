@@ -11,7 +11,7 @@ use std::cmp::Ordering;
 use std::collections::HashMap;
 
 /// The descriptors of one process.
-pub struct Table {
+pub(crate) struct Table {
     /// The process.
     pub pid: i32,
     /// By number.
@@ -20,7 +20,7 @@ pub struct Table {
 
 /// All of them, in the order of the image's processes.
 #[derive(Default)]
-pub struct Tables {
+pub(crate) struct Tables {
     /// One for each process.
     pub of: Vec<Table>,
     /// What the standard streams of the first process were when it began: device, inode, access mode.
@@ -32,7 +32,7 @@ pub struct Tables {
 
 /// Where a descriptor is: in which process of the image, under which number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Place {
+pub(crate) struct Place {
     /// The process, from 0.
     pub process: u32,
     /// The number.
@@ -45,25 +45,28 @@ impl Tables {
     ///
     /// # Errors
     /// Those of [`proc::fds`].
-    pub fn read(pids: impl IntoIterator<Item = i32>, at_start: [[u64; 3]; 3]) -> Result<Self> {
+    pub(crate) fn read(
+        pids: impl IntoIterator<Item = i32>,
+        at_start: [[u64; 3]; 3],
+    ) -> Result<Self> {
         let table = |pid| Ok(Table { pid, fds: proc::fds(pid)? });
         let of = pids.into_iter().map(table).collect::<Result<_>>()?;
         Ok(Self { of, at_start, ..Self::default() })
     }
 
     /// Every descriptor of every process, with the process's id; the first of a file comes first.
-    pub fn everywhere(&self) -> impl Iterator<Item = (i32, &Fd)> {
+    pub(crate) fn everywhere(&self) -> impl Iterator<Item = (i32, &Fd)> {
         self.of.iter().flat_map(|table| table.fds.iter().map(|fd| (table.pid, fd)))
     }
 
     /// Keeps the record of a descriptor that is the first of its description.
-    pub fn keep(&mut self, record: Descriptor) {
+    pub(crate) fn keep(&mut self, record: Descriptor) {
         let place = Place { process: record.shared_process, fd: record.shared_with };
         self.saved.insert(place, record);
     }
 
     /// What was kept.
-    pub fn saved(&self, leader: Place) -> Option<Descriptor> {
+    pub(crate) fn saved(&self, leader: Place) -> Option<Descriptor> {
         self.saved.get(&leader).copied()
     }
 
@@ -71,7 +74,7 @@ impl Tables {
     ///
     /// kcmp(2) orders descriptions, so a thousand eventfds, which all have one inode, are searched
     /// in ten steps. Without it (CONFIG_KCMP), what looks the same is taken for the same.
-    pub fn leader(&mut self, process: u32, fd: &Fd) -> Option<Place> {
+    pub(crate) fn leader(&mut self, process: u32, fd: &Fd) -> Option<Place> {
         let tables = &self.of;
         let group = self.leaders.entry((fd.device, fd.inode, fd.flags)).or_default();
         let pid = |process: u32| tables.get(process as usize).map_or(0, |table| table.pid);

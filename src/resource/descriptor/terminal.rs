@@ -12,7 +12,7 @@ use std::path::Path;
 pub(super) const KIND: Kind = Kind { recognise, save, open: again };
 
 /// The device number of a process's controlling terminal, or 0.
-pub fn of(process: &Process) -> u64 {
+pub(crate) fn of(process: &Process) -> u64 {
     // The kernel's new_encode_dev(): eight bits of the minor number, the major, and the rest of the minor.
     let number =
         process.stat(process.pid()).map_or(0, |stat| u64::from(stat.tty_nr.cast_unsigned()));
@@ -23,13 +23,13 @@ pub fn of(process: &Process) -> u64 {
 }
 
 /// Consoles and serial lines (major 4), /dev/tty (5, 0), and the pseudo-terminals of devpts (136 to 143).
-pub fn is_terminal(device: u64) -> bool {
+pub(crate) fn is_terminal(device: u64) -> bool {
     matches!(major(device), 4 | 136..=143) || is_own(device)
 }
 
 /// The ends of pseudo-terminals: /dev/ptmx (5, 2), whose opening makes another, and /dev/pts/N, which may be
 /// somebody else's by the time of a restart.
-pub fn is_pseudo(device: u64) -> bool {
+pub(crate) fn is_pseudo(device: u64) -> bool {
     matches!(major(device), 136..=143) || (major(device), minor(device)) == (5, 2)
 }
 

@@ -45,7 +45,10 @@ fn parse(bytes: &[u8]) -> Result<TimerDescriptor> {
 ///
 /// # Errors
 /// The image is damaged, or the kernel refuses a timer.
-pub fn arm_all(restored: &[Restored], content: impl Fn(u32) -> Result<Vec<u8>>) -> Result<()> {
+pub(crate) fn arm_all(
+    restored: &[Restored],
+    content: impl Fn(u32) -> Result<Vec<u8>>,
+) -> Result<()> {
     for Restored { record, origin } in restored {
         if let Origin::Own(fd) = origin
             && super::kind(record) == DescriptorKind::Timer

@@ -25,7 +25,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 ///
 /// # Errors
 /// No pipe or process can be made.
-pub fn put_first(
+pub(crate) fn put_first(
     restored: &mut [Restored],
     content: impl Fn(u32) -> Result<Vec<u8>>,
     warnings: &mut Vec<String>,

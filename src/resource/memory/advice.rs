@@ -26,7 +26,7 @@ pub(super) fn flags(vma: &Vma) -> u64 {
 }
 
 /// The madvise(2) advice that a restored mapping gets.
-pub fn advice(flags: u64) -> impl Iterator<Item = i32> {
+pub(crate) fn advice(flags: u64) -> impl Iterator<Item = i32> {
     const ADVICE: [(u64, i32); 8] = [
         (vma_flag::HUGEPAGE, libc::MADV_HUGEPAGE),
         (vma_flag::NOHUGEPAGE, libc::MADV_NOHUGEPAGE),

@@ -14,7 +14,7 @@ const LOCKED: u64 = vma_flag::LOCKED | vma_flag::LOCK_ON_FAULT;
 
 /// Whether mappings to come are locked, as bits of [`process_flag`]. Only a new mapping tells: the count of locked pages
 /// grows by it, and the page is there at once but for MCL_ONFAULT.
-pub fn future(pid: i32, caller: &mut Caller<'_>) -> Result<u32> {
+pub(crate) fn future(pid: i32, caller: &mut Caller<'_>) -> Result<u32> {
     let process = Process::open(pid)?;
     let before = process.locked_memory();
     let (prot, flags) =
@@ -41,7 +41,7 @@ pub fn future(pid: i32, caller: &mut Caller<'_>) -> Result<u32> {
 }
 
 /// Orders that lock memory again.
-pub fn restore(vmas: &[Vma], process: u32, orders: &mut Orders) {
+pub(crate) fn restore(vmas: &[Vma], process: u32, orders: &mut Orders) {
     const ON_FAULT: u64 = 1;
     for vma in vmas.iter().filter(|vma| vma.flags & LOCKED != 0) {
         let flags = if vma.flags & vma_flag::LOCK_ON_FAULT != 0 { ON_FAULT } else { 0 };
@@ -58,7 +58,7 @@ pub fn restore(vmas: &[Vma], process: u32, orders: &mut Orders) {
 
 /// Raises our limit on locked memory as far as we may; the program gets its own in the end. A sentence about memory
 /// that cannot be locked here.
-pub fn denied(vmas: &[Vma]) -> Result<Option<String>> {
+pub(crate) fn denied(vmas: &[Vma]) -> Result<Option<String>> {
     const CAP_IPC_LOCK: u64 = 1 << 14;
     const LIMIT: usize = libc::RLIMIT_MEMLOCK as usize;
     let own = std::process::id().cast_signed();

@@ -23,7 +23,7 @@ const HOT_CODE: Duration = Duration::from_secs(2);
 const LOOKED_AT: usize = 20_000;
 
 /// A mapped file that a path leads to.
-pub struct Mapped {
+pub(crate) struct Mapped {
     /// The path, as the target sees it.
     pub path: PathBuf,
     /// Size in bytes.
@@ -59,7 +59,7 @@ impl Mapped {
 }
 
 /// The files that a target maps, each looked at once.
-pub struct Files {
+pub(crate) struct Files {
     pid: i32,
     now: SystemTime,
     /// What is executed of it: device and inode.
@@ -70,13 +70,13 @@ pub struct Files {
 
 impl Files {
     /// For a process that stands still, with these mappings.
-    pub fn of(pid: i32, vmas: &[Vma]) -> Self {
+    pub(crate) fn of(pid: i32, vmas: &[Vma]) -> Self {
         let code = vmas.iter().filter(|vma| vma.exec).map(|vma| (vma.device, vma.inode)).collect();
         Self { pid, now: SystemTime::now(), code, known: HashMap::new(), trusted: Vec::new() }
     }
 
     /// The file of a mapping; None where no path leads to it.
-    pub fn get(&mut self, vma: &Vma) -> Option<Rc<Mapped>> {
+    pub(crate) fn get(&mut self, vma: &Vma) -> Option<Rc<Mapped>> {
         let key = (vma.device, vma.inode);
         if let Some(known) = self.known.get(&key) {
             return known.clone();
@@ -88,7 +88,7 @@ impl Files {
 
     /// Whether the content of a file can be read when the target goes on; it is seen afterwards whether the
     /// file has kept still ([`Files::unchanged`]).
-    pub fn trust(&mut self, file: &Rc<Mapped>) -> bool {
+    pub(crate) fn trust(&mut self, file: &Rc<Mapped>) -> bool {
         let cold = file.age >= if file.elf { HOT_CODE } else { HOT };
         if cold && !self.trusted.iter().any(|known| Rc::ptr_eq(known, file)) {
             self.trusted.push(file.clone());
@@ -100,7 +100,7 @@ impl Files {
     ///
     /// # Errors
     /// Of [`Kind::Changed`]: one has not.
-    pub fn unchanged(&self) -> Result<()> {
+    pub(crate) fn unchanged(&self) -> Result<()> {
         match self.trusted.iter().find(|file| file.has_changed()) {
             Some(file) => Err(Error::new(format!(
                 "the mapped file {} was changed while it was read",

@@ -6,12 +6,12 @@
 //! old bytes back where allocators expect zeros, and whoever deletes or rewrites a checkpoint would
 //! crash what was restarted from it.
 
-pub mod advice;
+pub(crate) mod advice;
 mod hidden;
-pub mod locked;
+pub(crate) mod locked;
 mod mapped;
-pub mod open;
-pub mod shown;
+pub(crate) mod open;
+pub(crate) mod shown;
 
 use super::runtime::java;
 use super::{Common, Gathered, Target};
@@ -28,7 +28,7 @@ use nix::libc;
 use std::ops::Range;
 use zerocopy::FromZeros;
 
-pub use mapped::Files;
+pub(crate) use mapped::Files;
 use mapped::Mapped;
 
 /// Private mappings of at most this many bytes are in the image whole, whatever file they map, so
@@ -37,7 +37,7 @@ const WHOLE_MAX: u64 = 16 << 20;
 
 /// Which pages of a mapping go into the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pages {
+pub(crate) enum Pages {
     /// Those that exist: present or swapped out.
     Populated,
     /// Those that the process wrote in a mapping of a file.
@@ -50,7 +50,7 @@ pub enum Pages {
 
 /// A mapping whose pages have to be written.
 #[derive(Clone, Debug)]
-pub struct Area {
+pub(crate) struct Area {
     /// First address.
     pub start: u64,
     /// End address.
@@ -74,7 +74,7 @@ pub struct Area {
 
 /// What stands in the way of reading the memory at all. Asked first, for a page that a userfaultfd(2)
 /// handler has to fill would let us wait for it, and it stands still.
-pub fn obstacles(vmas: &[Vma]) -> Vec<String> {
+pub(crate) fn obstacles(vmas: &[Vma]) -> Vec<String> {
     vmas.iter().filter(|vma| !is_kernels(vma)).filter_map(obstacle).collect()
 }
 
@@ -84,7 +84,7 @@ fn is_kernels(vma: &Vma) -> bool {
 }
 
 /// Sorts the mappings of a target into records and areas to write.
-pub fn save(
+pub(crate) fn save(
     target: &Target<'_>,
     gathered: &mut Gathered,
     common: &mut Common,
@@ -125,7 +125,7 @@ pub fn save(
 }
 
 /// Marks the areas whose content comes from a file that a descriptor shows.
-pub fn leave_to_streams(areas: &mut [Area], gathered: &Gathered, common: &Common) {
+pub(crate) fn leave_to_streams(areas: &mut [Area], gathered: &Gathered, common: &Common) {
     let streamed = |v: &&VmaRecord| {
         v.kind == VmaKind::Shared as u32 && common.streams.iter().any(|s| s.object == v.object)
     };
@@ -137,7 +137,7 @@ pub fn leave_to_streams(areas: &mut [Area], gathered: &Gathered, common: &Common
 
 /// Asks which pages of shared memory exist: a page table has only those that this process has
 /// touched itself, not what a parent or child put there (mincore(2)).
-pub fn look_into_shared(
+pub(crate) fn look_into_shared(
     target: &Target<'_>,
     caller: &mut Caller<'_>,
     areas: &mut [Area],

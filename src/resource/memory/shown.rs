@@ -13,7 +13,7 @@ use std::ops::Range;
 
 /// Notes which mappings show which object. Where that has holes they are not read, for to touch a hole of a memfd is to
 /// fill it.
-pub fn save(
+pub(crate) fn save(
     target: &Target<'_>,
     areas: &mut [Area],
     gathered: &mut Gathered,
@@ -52,7 +52,7 @@ pub fn save(
 }
 
 /// The addresses at which a mapping of a file from `offset` on shows data.
-pub fn data(
+pub(crate) fn data(
     file: &File,
     size: u64,
     at: Range<u64>,

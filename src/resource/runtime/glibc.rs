@@ -18,12 +18,12 @@ use zerocopy::IntoBytes;
 
 /// struct __pthread_mutex_s (sysdeps/x86/nptl/bits/struct_mutex.h): lock, count, owner, users, kind, spins and
 /// elision, list.
-pub type Mutex = [u32; 10];
+pub(crate) type Mutex = [u32; 10];
 /// struct __pthread_rwlock_arch_t (sysdeps/x86/nptl/bits/struct_rwlock.h) since glibc 2.25: readers, writers,
 /// two futexes, padding, the writer, shared, padding, flags.
-pub type ReadWrite = [u32; 13];
+pub(crate) type ReadWrite = [u32; 13];
 /// Where the owner stands in them.
-pub const OWNER: u64 = 8;
+pub(crate) const OWNER: u64 = 8;
 const WRITER: u64 = 24;
 
 /// Bits of a mutex's kind (nptl/pthreadP.h).
@@ -39,7 +39,7 @@ const SHARED: u32 = 128;
 /// Whether lock elision is wanted (PTHREAD_MUTEX_ELISION_NP, PTHREAD_MUTEX_NO_ELISION_NP).
 const ELISION: u32 = 256 | 512;
 /// The id in a lock word that the kernel shares (include/uapi/linux/futex.h, FUTEX_TID_MASK).
-pub const ID: u32 = 0x3fff_ffff;
+pub(crate) const ID: u32 = 0x3fff_ffff;
 /// What the lowest bits of `readers` are while a writer has the lock: PTHREAD_RWLOCK_WRPHASE and
 /// PTHREAD_RWLOCK_WRLOCKED.
 const WRITING: u32 = 3;
@@ -47,7 +47,7 @@ const READER_SHIFT: u32 = 3;
 
 /// [`thread_flag::TID_CACHED`] if struct pthread has the id of this thread, at the tid address, and
 /// [`thread_flag::PID_CACHED`] if the process's stands behind it, as before glibc 2.25.
-pub fn cached(memory: &Memory, pid: i32, thread: &Thread) -> u32 {
+pub(crate) fn cached(memory: &Memory, pid: i32, thread: &Thread) -> u32 {
     let has = |addr, id| memory.get::<u32>(addr).is_ok_and(|word| word == id);
     if thread.tid_address == 0 || !has(thread.tid_address, thread.tid) {
         return 0;
@@ -65,7 +65,7 @@ pub fn cached(memory: &Memory, pid: i32, thread: &Thread) -> u32 {
 ///
 /// # Errors
 /// What is lost, as a part of a sentence: several words could be it.
-pub fn timer_helper(
+pub(crate) fn timer_helper(
     target: &Target<'_>,
     regs: &Regs,
     mask: u64,
@@ -121,19 +121,19 @@ fn waits_for_timers(memory: &Memory, regs: &Regs) -> bool {
 
 /// The search for the locks that some threads hold.
 #[derive(Default)]
-pub struct Search {
+pub(crate) struct Search {
     ids: Vec<u32>,
 }
 
 impl Search {
     /// For the locks of these threads.
-    pub fn new(threads: &[Thread]) -> Self {
+    pub(crate) fn new(threads: &[Thread]) -> Self {
         Self { ids: threads.iter().map(|thread| thread.tid).collect() }
     }
 
     /// Adds the owners' words in memory that was read from `addr`, a multiple of 8. A lock may begin
     /// before or end behind it.
-    pub fn look(&self, memory: &Memory, addr: u64, bytes: &[u8], owners: &mut Vec<Owner>) {
+    pub(crate) fn look(&self, memory: &Memory, addr: u64, bytes: &[u8], owners: &mut Vec<Owner>) {
         let (Some(first), Some(last)) = (self.ids.iter().min(), self.ids.iter().max()) else {
             return;
         };
@@ -189,7 +189,7 @@ fn is_taken(lock: u32, kind: u32) -> bool {
 
 /// What a thread that is about to take a mutex, or to give it back, does with its id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Use {
+pub(crate) enum Use {
     /// It keeps the id that it has read before, and writes that when it has the mutex.
     Kept,
     /// It reads the id when it has the mutex, if it waits without a time limit.
@@ -199,7 +199,7 @@ pub enum Use {
 /// What a thread of `ids` does that takes this mutex, free or held; None if it is none that names its owner.
 /// `pthread_mutex_timedlock` of every kind, and whatever takes a robust, priority-inheriting or
 /// priority-protecting mutex, keeps the id (nptl/pthread_mutex_lock.c, pthread_mutex_timedlock.c).
-pub fn taken_by(mutex: &Mutex, ids: &[u32]) -> Option<Use> {
+pub(crate) fn taken_by(mutex: &Mutex, ids: &[u32]) -> Option<Use> {
     let [lock, _, owner, _, kind, spins, ..] = *mutex;
     let whole = ROBUST | INHERITS_PRIORITY | PROTECTS_PRIORITY;
     let known = kind & !(TYPE | whole | SHARED | ELISION) == 0 && spins == 0;
@@ -213,7 +213,7 @@ pub fn taken_by(mutex: &Mutex, ids: &[u32]) -> Option<Use> {
 }
 
 /// Whether this is a reader-writer lock that a writer has taken or is just taking.
-pub fn is_written(lock: &ReadWrite, ids: &[u32]) -> bool {
+pub(crate) fn is_written(lock: &ReadWrite, ids: &[u32]) -> bool {
     let writer = lock[WRITER as usize / 4];
     let mut settled = *lock;
     settled[WRITER as usize / 4] = ids.first().copied().unwrap_or(0);

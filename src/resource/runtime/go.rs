@@ -13,7 +13,7 @@ const M: u64 = 256;
 
 /// The address of runtime.m.procid: of a thread-local pointer to a g whose m has a g0 that points
 /// back to the same m.
-pub fn id(memory: &Memory, fs_base: u64, tid: u32) -> Option<u64> {
+pub(super) fn id(memory: &Memory, fs_base: u64, tid: u32) -> Option<u64> {
     let pointer = |addr: u64| memory.get::<u64>(addr).ok().filter(|p| p % 8 == 0 && *p > 4096);
     let mut tls = [0u64; TLS as usize / 8];
     memory.read(fs_base.checked_sub(TLS)?, zerocopy::IntoBytes::as_mut_bytes(&mut tls)).ok()?;

@@ -55,7 +55,7 @@ const SYSCALL: [u8; 2] = [0x0f, 0x05];
 
 /// Where a thread has its own id.
 #[derive(Default, Debug, PartialEq, Eq)]
-pub struct Places {
+pub(crate) struct Places {
     /// Offsets in [`Regs`].
     pub registers: Vec<usize>,
     /// Addresses of words.
@@ -73,18 +73,18 @@ impl Places {
     }
 
     /// The registers as bits of [`ckpt_abi::image::Thread::id_registers`].
-    pub fn bits(&self) -> u64 {
+    pub(crate) fn bits(&self) -> u64 {
         self.registers.iter().fold(0, |bits, offset| bits | 1 << (offset / 8))
     }
 
     /// The words as records.
-    pub fn owners(&self, tid: u32) -> impl Iterator<Item = Owner> + '_ {
+    pub(crate) fn owners(&self, tid: u32) -> impl Iterator<Item = Owner> + '_ {
         self.words.iter().map(move |&address| Owner { tid, reserved: 0, address })
     }
 }
 
 /// The offsets in a signal frame of the registers in such bits.
-pub fn in_frame(bits: u64) -> impl Iterator<Item = usize> {
+pub(crate) fn in_frame(bits: u64) -> impl Iterator<Item = usize> {
     GENERAL.into_iter().filter(move |offset| bits >> (offset / 8) & 1 != 0).filter_map(offset)
 }
 
@@ -99,7 +99,7 @@ fn holding<'a>(regs: &'a Regs, tid: u32, among: &'a [usize]) -> impl Iterator<It
 /// Whether a thread may be about to write its id into a lock, or to compare it with the owner: it is in the C
 /// library, with the id in one register and the address of such a lock in another. The next instruction is not
 /// the system call that waits for it.
-pub fn is_on_its_way(target: &Target<'_>, regs: &Regs, ids: &[u32], tid: u32) -> bool {
+pub(crate) fn is_on_its_way(target: &Target<'_>, regs: &Regs, ids: &[u32], tid: u32) -> bool {
     let memory = target.memory;
     holding(regs, tid, &GENERAL).next().is_some()
         && memory.get::<[u8; 2]>(regs.rip).is_ok_and(|code| code != SYSCALL)
@@ -122,7 +122,7 @@ fn is_lock(memory: &Memory, at: u64, ids: &[u32]) -> bool {
 
 /// The places of the id of a thread that goes on with `regs`, or in the frame of the payload's handler from which
 /// it will return to what it did.
-pub fn find(target: &Target<'_>, regs: &Regs, ids: &[u32], tid: u32) -> Places {
+pub(crate) fn find(target: &Target<'_>, regs: &Regs, ids: &[u32], tid: u32) -> Places {
     let (memory, base) = (target.memory, target.region.base);
     if !(base..base + target.region.control.region_len).contains(&regs.rip) {
         return of(target, regs, ids, tid);
@@ -167,7 +167,7 @@ fn is_c_library(loaded: &[Loaded], code: u64) -> bool {
 }
 
 /// The data of the C library, or of a program that has none of its own.
-pub fn library_data(loaded: &[Loaded]) -> impl Iterator<Item = &Range<u64>> {
+pub(crate) fn library_data(loaded: &[Loaded]) -> impl Iterator<Item = &Range<u64>> {
     let linked = loaded.iter().any(Loaded::is_c_library);
     let homes = loaded.iter().filter(move |it| !linked || it.is_c_library());
     homes.flat_map(|it| &it.data)

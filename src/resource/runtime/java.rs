@@ -9,7 +9,7 @@ use std::path::Path;
 /// Whether a mapping is /tmp/hsperfdata_USER/PID: the counters of a Java virtual machine, a file only so
 /// that jstat(1) finds them. A virtual machine removes its own when it ends, and those of all that
 /// do not live any more when it begins, so the file is hardly ever there at a restart.
-pub fn is_counters(vma: &Vma) -> bool {
+pub(crate) fn is_counters(vma: &Vma) -> bool {
     let directory = Path::new(&vma.name).parent().and_then(Path::file_name);
     directory.is_some_and(|name| name.as_encoded_bytes().starts_with(b"hsperfdata_"))
 }
@@ -22,7 +22,7 @@ pub fn is_counters(vma: &Vma) -> bool {
 /// BZHI (x86_64.ad, convI2LAndL_reg_immIbitmask), so below the third level the first one does it all; and
 /// none that all versions have keeps CRC32C from PCLMULQDQ, but that there is no SSE4. These options
 /// exist since JDK 8.
-pub fn options(allowed: &Set, avoided: &Set, current: Option<OsString>) -> Option<OsString> {
+pub(crate) fn options(allowed: &Set, avoided: &Set, current: Option<OsString>) -> Option<OsString> {
     // Its multiplication of long numbers takes MULX and ADX together.
     const OPTIONS: [(&str, &str); 9] = [
         ("popcnt", "PopCountInstruction"),

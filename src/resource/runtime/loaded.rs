@@ -19,7 +19,7 @@ type Segment = [u64; 7];
 
 /// An executable or a library, where it lies.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Loaded {
+pub(crate) struct Loaded {
     /// Its path as the loader knows it; empty for the executable.
     pub path: String,
     /// Its code.
@@ -34,18 +34,18 @@ pub struct Loaded {
 
 impl Loaded {
     /// Whether this is a part of the C library, or its loader.
-    pub fn is_c_library(&self) -> bool {
+    pub(crate) fn is_c_library(&self) -> bool {
         const NAMES: [&str; 6] = ["libc.so", "libc-", "libpthread", "librt", "ld-musl", "ld-linux"];
         NAMES.iter().any(|name| self.file_name().starts_with(name))
     }
 
     /// The last part of its path; empty for the executable.
-    pub fn file_name(&self) -> &str {
+    pub(crate) fn file_name(&self) -> &str {
         Path::new(&self.path).file_name().and_then(|name| name.to_str()).unwrap_or_default()
     }
 
     /// Whether one of these is among its names.
-    pub fn names(&self, memory: &Memory, wanted: &[&str]) -> bool {
+    pub(crate) fn names(&self, memory: &Memory, wanted: &[&str]) -> bool {
         const LONGEST: u64 = 16 << 20;
         let mut names = vec![0; (self.names.end - self.names.start).min(LONGEST) as usize];
         let len = memory.read_some(self.names.start, &mut names).unwrap_or(0);
@@ -56,7 +56,7 @@ impl Loaded {
 }
 
 /// The executable and its libraries, the executable first; empty if its memory does not tell.
-pub fn all(memory: &Memory, pid: i32) -> Vec<Loaded> {
+pub(crate) fn all(memory: &Memory, pid: i32) -> Vec<Loaded> {
     let Some(executable) = executable(memory, pid) else { return Vec::new() };
     // struct r_debug: version, first struct link_map.
     let first = value(&dynamic(memory, &executable.dynamic), DT_DEBUG)

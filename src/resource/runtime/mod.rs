@@ -8,13 +8,13 @@
 //! its stack. A word is only rewritten if it held the id and stands where the runtime puts it: ids are
 //! small numbers, in a container a dozen, and others must stay what they are.
 
-pub mod glibc;
+pub(crate) mod glibc;
 mod go;
-pub mod holding;
-pub mod java;
-pub mod loaded;
+pub(crate) mod holding;
+pub(crate) mod java;
+pub(crate) mod loaded;
 mod musl;
-pub mod tunables;
+pub(crate) mod tunables;
 
 use super::plan::{Orders, Step};
 use crate::ptrace::memory::Memory;
@@ -27,7 +27,7 @@ const DISTINCT: u32 = 1000;
 
 /// The id of a restored thread.
 #[derive(Clone, Copy)]
-pub enum Id {
+pub(crate) enum Id {
     /// Known before the restart.
     Known(u64),
     /// Written by the kernel at this address when the thread is made.
@@ -35,7 +35,7 @@ pub enum Id {
 }
 
 /// Finds the cached ids of a thread.
-pub fn save(memory: &Memory, pid: i32, fs_base: u64, thread: &mut Thread) {
+pub(crate) fn save(memory: &Memory, pid: i32, fs_base: u64, thread: &mut Thread) {
     thread.flags |= glibc::cached(memory, pid, thread);
     thread.flags |= musl::cached(memory, fs_base, thread);
     thread.go_id = go::id(memory, fs_base, thread.tid).unwrap_or(0);
@@ -44,7 +44,7 @@ pub fn save(memory: &Memory, pid: i32, fs_base: u64, thread: &mut Thread) {
 /// The owners' words of the mutexes in a thread's list: the futex, whose lower bits are the owner's id
 /// (get_robust_list(2), Documentation/locking/robust-futexes.rst), and glibc's own copy of it two words further.
 /// `head` is what the kernel knows: nothing in musl, until a mutex is shared between processes.
-pub fn listed(memory: &Memory, head: u64, fs_base: u64, thread: &Thread) -> Vec<Owner> {
+pub(crate) fn listed(memory: &Memory, head: u64, fs_base: u64, thread: &Thread) -> Vec<Owner> {
     // struct robust_list_head: first entry, offset of the futex from its entry, pending entry.
     let known = memory.get::<[u64; 3]>(head).ok().filter(|_| head != 0);
     let (mut entries, offset) = if let Some([first, offset, pending]) = known {
@@ -96,7 +96,7 @@ fn entries(memory: &Memory, first: u64, head: u64) -> (Vec<u64>, bool) {
 ///
 /// A futex loses FUTEX_WAITERS with its old id: its waiters ask anew after a restart, find another
 /// value than they expect, and set the bit again.
-pub fn restore(
+pub(crate) fn restore(
     thread: &Thread,
     owners: &[Owner],
     pid: u64,

@@ -7,9 +7,9 @@ use ckpt_abi::image::{Thread, thread_flag};
 
 /// Offset of `tid` in struct pthread (src/internal/pthread_impl.h, x86-64), to which the FS base points and whose
 /// first word points to itself.
-pub const TID: u64 = 0x30;
+pub(super) const TID: u64 = 0x30;
 /// Offset of the futex from its entry in the list of held mutexes: `_m_lock` from `_m_next`.
-pub const FUTEX: i64 = -28;
+pub(super) const FUTEX: i64 = -28;
 /// Where in struct pthread the head of that list is looked for: behind the thread's id. Its place differs
 /// from version to version; it is the word from which the list leads back to itself.
 const LIST: std::ops::Range<u64> = 0x38..0x180;
@@ -17,14 +17,14 @@ const LIST: std::ops::Range<u64> = 0x38..0x180;
 const PENDING: u64 = 16;
 
 /// [`thread_flag::MUSL`], if struct pthread has the id of this thread.
-pub fn cached(memory: &Memory, fs_base: u64, thread: &Thread) -> u32 {
+pub(super) fn cached(memory: &Memory, fs_base: u64, thread: &Thread) -> u32 {
     let points_to_itself = memory.get::<u64>(fs_base).is_ok_and(|word| word == fs_base);
     let held = memory.get::<u32>(fs_base + TID).is_ok_and(|word| word == thread.tid);
     if points_to_itself && held { thread_flag::MUSL } else { 0 }
 }
 
 /// The entries of the mutexes that a thread holds, or just takes.
-pub fn listed(memory: &Memory, fs_base: u64) -> Vec<u64> {
+pub(super) fn listed(memory: &Memory, fs_base: u64) -> Vec<u64> {
     let list = LIST.step_by(8).find_map(|at| {
         let head = fs_base + at;
         let (mut entries, whole) = entries(memory, memory.get(head).ok()?, head);
@@ -36,7 +36,7 @@ pub fn listed(memory: &Memory, fs_base: u64) -> Vec<u64> {
 
 /// Whether this is the beginning of a mutex that names its owner (struct pthread_mutex_t: type, lock): one
 /// whose type is not the normal one, free, or held by one of `ids`.
-pub fn names_its_owner(kind: u32, lock: u32, ids: &[u32]) -> bool {
+pub(super) fn names_its_owner(kind: u32, lock: u32, ids: &[u32]) -> bool {
     const KINDS: u32 = 0xff;
     const ID: u32 = 0x3fff_ffff;
     kind & 15 != 0 && kind & !KINDS == 0 && (lock == 0 || ids.contains(&(lock & ID)))

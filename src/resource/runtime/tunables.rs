@@ -6,7 +6,7 @@ use crate::resource::cpu::Set;
 use std::ffi::OsString;
 
 /// Our list before the user's own, whose words win: glibc takes the last value of a tunable.
-pub fn without(avoided: &Set, current: Option<OsString>) -> OsString {
+pub(crate) fn without(avoided: &Set, current: Option<OsString>) -> OsString {
     const NAME: &str = "glibc.cpu.hwcaps=";
     let current = current.map(|c| c.to_string_lossy().into_owned()).unwrap_or_default();
     let mut words = Vec::new();
