@@ -55,13 +55,14 @@ pub(super) fn run(pid: i32) -> Result<u8> {
     let program = Pidfd::open(pid).because(|| format!("cannot watch process {pid}"))?;
     let own = std::process::id().cast_signed();
     let run = inject::monitor::given(own).and_then(|config| run_of(pid, config));
+    let process = Process::open(pid).ok();
     let line = line();
+    inject::monitor::in_sight();
     reach(Point::Waiting);
     while let Some(line) = &line
         && !is_ready(&[line.as_fd(), program.as_fd()], None)
     {}
     drop(line);
-    let process = Process::open(pid).ok();
     let pid = enter::meant(pid);
     let mut monitor =
         Monitor { pid, program, process, run, seen: None, uncaught: None, said: HashSet::new() };

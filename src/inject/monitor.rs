@@ -41,6 +41,8 @@ const MFD_EXEC: u32 = 16;
 /// The numbers that the monitor finds its descriptors at.
 const LINE: i32 = 3;
 const EXECUTABLE: i32 = 4;
+/// The number of a pipe's end that the monitor closes when it has the program in sight ([`in_sight`]).
+const SIGHT: i32 = 5;
 
 /// A monitor that waits for its program to begin: for the end of this value in every process.
 pub(crate) struct Monitor {
@@ -104,7 +106,7 @@ pub(crate) fn start(target: i32, executable: &[u8], config: &Config) -> Result<M
     drop(order);
     let mut pid = [0; 4];
     let told = child.and_then(|child| {
-        // Until it is executed, by its end of this pipe: from then on others find it (`of_programs`).
+        // Until it has us in sight: a program that is over at once would be gone before.
         let told = answer.read_exact(&mut pid).and_then(|()| answer.read(&mut [0]));
         let told = told.map(drop).because(what);
         if !adopts() || told.is_err() {
@@ -145,6 +147,11 @@ pub(crate) fn given(monitor: i32) -> Option<Config> {
     let byte = |pair: &[u8; 2]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
     let bytes: Vec<u8> = pairs.iter().map_while(byte).collect();
     Config::read_from_bytes(&bytes).ok()
+}
+
+/// Tells whoever has started this monitor that it has the program in sight.
+pub(crate) fn in_sight() {
+    close_range(SIGHT as u32, SIGHT as u32);
 }
 
 /// A monitor that somebody has started.
@@ -277,16 +284,18 @@ fn adopts() -> bool {
 
 fn become_monitor(order: Order) -> ! {
     let target = CString::new(order.target.to_string()).unwrap_or_default();
-    // Both numbers above those they get, so that neither overwrites the other.
+    // All numbers above those they get, so that none overwrites another.
     let above = |fd: i32| {
         // SAFETY: duplicates a descriptor of this process, which has its own table.
-        unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, EXECUTABLE + 1) }
+        unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, SIGHT + 1) }
     };
     let (line, file) = (above(order.line.as_raw_fd()), above(order.file.as_raw_fd()));
+    let sight = above(order.tell.as_raw_fd());
     place(line, LINE, 0);
+    place(sight, SIGHT, 0);
     // ETXTBSY: a descriptor that can write to the file must not be open when it is executed.
     place(readable(file), EXECUTABLE, libc::O_CLOEXEC);
-    close_from(EXECUTABLE as u32 + 1);
+    close_from(SIGHT as u32 + 1);
     // The starter's streams: whoever reads from them waits for their end.
     close_range(0, 2);
     let _ = std::env::set_current_dir("/");
