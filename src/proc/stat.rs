@@ -90,7 +90,8 @@ pub(crate) fn glance(tid: i32) -> Option<(char, i32)> {
     let (mut path, mut line) = ([0; 32], [0; 256]);
     let room = path.len();
     let mut rest = &mut path[..];
-    write!(rest, "/proc/{tid}/stat").ok()?;
+    // The other one adds up the times of all threads of its process.
+    write!(rest, "/proc/{tid}/task/{tid}/stat").ok()?;
     let length = room - rest.len();
     let path = std::str::from_utf8(&path[..length]).ok()?;
     let length = std::fs::File::open(path).ok()?.read(&mut line).ok()?;
@@ -102,7 +103,7 @@ pub(crate) fn glance(tid: i32) -> Option<(char, i32)> {
 }
 
 impl Process {
-    /// The state of one thread; None if it is gone. Beside [`glance`] it does not add up the times of all threads.
+    /// The state of one thread; None if it is gone. Beside [`glance`] it may allocate.
     pub fn state(&self, tid: i32) -> Option<char> {
         let line = self.thread_file(tid, "stat").ok()?;
         let end = line.iter().rposition(|&b| b == b')')?;

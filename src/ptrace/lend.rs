@@ -64,7 +64,6 @@ pub(crate) enum Lent {
 
 /// Writes what the thread is into a free slot; its address.
 pub(super) fn lend(thread: &StoppedThread, memory: &Memory, desk: &Desk) -> Result<u64> {
-    let pid = memory.pid();
     let what = || format!("cannot write down the state of thread {}", thread.tid);
     let at = free_slot(memory, desk, thread.tid)?;
     let xstate = regs::xstate(thread.tid).because(what)?;
@@ -77,7 +76,7 @@ pub(super) fn lend(thread: &StoppedThread, memory: &Memory, desk: &Desk) -> Resu
     memory.write(at + SLOT_FRAME, &bytes)?;
     let mut slot = Slot::new_zeroed();
     slot.regs.as_mut_bytes().copy_from_slice(thread.regs.as_bytes());
-    (slot.mask, slot.began) = (thread.mask, began(pid)?);
+    (slot.mask, slot.began) = (thread.mask, memory.began()?);
     memory.put(at, &slot)?;
     memory.put(at, &[LENT, thread.tid.cast_unsigned()])?;
     Ok(at)
@@ -124,16 +123,18 @@ pub(super) fn give_back(tid: i32, slot: u64) -> std::result::Result<(), Errno> {
 
 fn free_slot(memory: &Memory, desk: &Desk, tid: i32) -> Result<u64> {
     let pid = memory.pid();
-    let began = began(pid)?;
+    let began = memory.began()?;
     for index in 0..SLOT_COUNT {
         let slot: Slot = memory.get(desk.slot(index))?;
-        let theirs = slot.began == began
-            && slot.tid != tid.cast_unsigned()
-            && proc::stat(pid, slot.tid.cast_signed()).is_ok();
+        let is_theirs = || {
+            slot.began == began
+                && slot.tid != tid.cast_unsigned()
+                && proc::stat(pid, slot.tid.cast_signed()).is_ok()
+        };
         let free = match slot.state {
             0 => true,
             BURNT => false,
-            _ => !theirs,
+            _ => !is_theirs(),
         };
         if free {
             return Ok(desk.slot(index));
@@ -143,17 +144,12 @@ fn free_slot(memory: &Memory, desk: &Desk, tid: i32) -> Result<u64> {
     Err(Error::new(text).of(Kind::Busy).hint("try again in a moment"))
 }
 
-/// When a process began, which tells a fork and a restarted program from those whose memory they have.
-fn began(pid: i32) -> Result<u64> {
-    Ok(proc::stat(pid, pid)?.starttime)
-}
-
 /// Brings home the stopped threads that a host has left in the payload's thunks.
 ///
 /// # Errors
 /// [`Kind::Busy`]: the program is just being started.
 pub(super) fn recover(threads: &mut [StoppedThread], memory: &Memory, desk: &Desk) -> Result<()> {
-    let began = began(memory.pid())?;
+    let began = memory.began()?;
     for index in 0..SLOT_COUNT {
         let at = desk.slot(index);
         let slot: Slot = memory.get(at)?;

@@ -7,16 +7,19 @@
 
 use super::raw;
 use crate::error::{Because, Result};
+use crate::proc;
 use nix::errno::Errno;
 use nix::libc;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// A process's memory by address.
 pub(crate) struct Memory {
     pid: i32,
     file: File,
+    began: OnceLock<u64>,
 }
 
 impl Memory {
@@ -28,12 +31,25 @@ impl Memory {
             .write(true)
             .open(&path)
             .because(|| format!("cannot open the memory of process {pid} ({path})"))?;
-        Ok(Self { pid, file })
+        Ok(Self { pid, file, began: OnceLock::new() })
     }
 
     /// The process.
     pub(crate) fn pid(&self) -> i32 {
         self.pid
+    }
+
+    /// When the process began, in clock ticks after boot (proc_pid_stat(5), field 22), which tells a fork and a restarted
+    /// program from those whose memory they have. It is looked at once.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub(super) fn began(&self) -> Result<u64> {
+        if let Some(began) = self.began.get() {
+            return Ok(*began);
+        }
+        let began = proc::stat(self.pid, self.pid)?.starttime;
+        Ok(*self.began.get_or_init(|| began))
     }
 
     /// Reads as much of `[addr, addr + buffer.len())` as there is from its start; the number of
