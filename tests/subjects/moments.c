@@ -11,7 +11,7 @@
 #include <sys/timerfd.h>
 #include <time.h>
 
-enum { LATE_MS = 2000, EARLY_MS = 700, EACH = 3 };
+enum { LATE_MS = 2000, EARLY_MS = 400, EACH = 3 };
 static struct timespec monotonic, boottime, of_day;
 static _Atomic int early_is_over;
 static volatile int word;
