@@ -66,6 +66,8 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
     // is known which that is.
     let mask = mapping::block_all_signals();
     mapping::ignore_file_limit();
+    // Our own memory is read by our number in /proc.
+    crate::proc::of_this_namespace()?;
     let (whole, mut all) = phase1_check::check_all(image, &options.map_path)?;
     reach(Point::Checked);
     let mut config = phase1_check::config(&all[0], options)?;
