@@ -43,6 +43,8 @@ impl<'a> Writing<'a> {
         [run, before]: [[u64; 2]; 2],
     ) -> Self {
         let writer = Writer::new(sink, stub).of_run(run, before);
+        let several = common.tables.of.len() > 1;
+        let writer = if several { writer.of_several() } else { writer };
         Self { writer, common, buffer: vec![0; CHUNK_MAX as usize] }
     }
 

@@ -48,6 +48,9 @@ pub(super) fn check(
 ) -> Verdict {
     let mut places: Vec<(u64, u64)> =
         chunks.iter().map(|c| (c.offset, u64::from(c.stored))).collect();
+    // What processes have in common lies there once.
+    places.sort_unstable();
+    places.dedup();
     places.extend(sections.iter().map(|s| (s.offset, s.len.next_multiple_of(8))));
     places.sort_unstable();
     let mut at = header.start + PAGE;

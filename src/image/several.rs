@@ -89,3 +89,30 @@ fn memory_of_no_process_is_refused() {
     };
     assert!(opened(&bytes).and_then(|image| image.verify()).is_err());
 }
+
+#[test]
+fn what_processes_have_in_common_lies_there_once() {
+    let made = |common: bool| {
+        let mut sink = Vec::new();
+        let writer = Writer::new(&mut sink, vec![0; 64]);
+        let mut writer = if common { writer.of_several() } else { writer };
+        for process in [0, 1] {
+            writer.memory(process, 0x7000, &[9; 8192], [0, 0]).unwrap();
+            writer.memory(process, 0xa000, &[process as u8 + 1; 4096], [0, 0]).unwrap();
+        }
+        for process in [0, 1] {
+            writer.records_of(process, SectionKind::Process, &[Process::new_zeroed()]).unwrap();
+        }
+        writer.bytes(SectionKind::Strings, b"").unwrap();
+        writer.seal().unwrap();
+        sink
+    };
+    let bytes = made(true);
+    assert_eq!(made(false).len() - bytes.len(), 8192);
+    let image = opened(&bytes).unwrap();
+    image.verify().unwrap();
+    for chunk in image.chunks().unwrap() {
+        let wanted = if chunk.address == 0x7000 { 9 } else { chunk.process as u8 + 1 };
+        assert!(image.read_chunk(&chunk).unwrap().iter().all(|byte| *byte == wanted), "{chunk:?}");
+    }
+}

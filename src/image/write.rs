@@ -8,6 +8,8 @@ use ckpt_abi::image::{
     Chunk, Codec, FORMAT, HEADER_MAGIC, Header, NO_OBJECT, Section, SectionKind, TRAILER_MAGIC,
     Trailer, WHOLE_IMAGE, needs,
 };
+use std::collections::HashMap;
+use xxhash_rust::xxh3::xxh3_128;
 use zerocopy::{FromZeros, Immutable, IntoBytes};
 
 /// Where an image goes to.
@@ -43,6 +45,8 @@ pub struct Writer<'a> {
     chunks: Vec<Chunk>,
     sections: Vec<Section>,
     runs: [[u64; 2]; 2],
+    /// Where content of several processes' memory lies, by its 128-bit xxh3 and its length.
+    shared: Option<HashMap<(u128, u32), Chunk>>,
 }
 
 impl<'a> Writer<'a> {
@@ -51,12 +55,19 @@ impl<'a> Writer<'a> {
         let stub = front::put_before(stub);
         let start = (stub.len() as u64).next_multiple_of(PAGE);
         let (chunks, sections) = (Vec::new(), Vec::new());
-        Self { sink, stub, start, at: start + PAGE, chunks, sections, runs: [[0; 2]; 2] }
+        let (runs, shared) = ([[0; 2]; 2], None);
+        Self { sink, stub, start, at: start + PAGE, chunks, sections, runs, shared }
     }
 
     /// Whose image it is ([`Header::run`]), and which one that run began with.
     pub fn of_run(self, run: [u64; 2], before: [u64; 2]) -> Self {
         Self { runs: [run, before], ..self }
+    }
+
+    /// Lets memory that has the same content in several processes (pages that they share since a fork(2), libraries)
+    /// lie in the image once.
+    pub(crate) fn of_several(self) -> Self {
+        Self { shared: Some(HashMap::new()), ..self }
     }
 
     /// Adds a piece of memory of a process: whole pages, at most [`ckpt_abi::image::CHUNK_MAX`] bytes. All
@@ -74,10 +85,17 @@ impl<'a> Writer<'a> {
     }
 
     fn chunk(&mut self, known: Chunk, address: u64, bytes: &[u8]) -> Result<()> {
+        let key = (known.object == NO_OBJECT && self.shared.is_some())
+            .then(|| (xxh3_128(bytes), bytes.len() as u32));
+        let twin = key.and_then(|key| self.shared.as_ref()?.get(&key));
+        if let Some(Chunk { offset, hash, len, stored, codec, .. }) = twin.copied() {
+            self.chunks.push(Chunk { address, offset, hash, len, stored, codec, ..known });
+            return Ok(());
+        }
         let codec = Codec::Plain;
         let stored = codec::store(codec, bytes);
         self.sink.write_at(self.at, &stored)?;
-        self.chunks.push(Chunk {
+        let chunk = Chunk {
             address,
             offset: self.at,
             hash: hash(&stored),
@@ -85,7 +103,11 @@ impl<'a> Writer<'a> {
             stored: stored.len() as u32,
             codec: codec as u32,
             ..known
-        });
+        };
+        self.chunks.push(chunk);
+        if let (Some(key), Some(shared)) = (key, &mut self.shared) {
+            shared.insert(key, chunk);
+        }
         self.at += stored.len() as u64;
         Ok(())
     }
