@@ -183,3 +183,53 @@ fn alone_leaves_the_others_out() {
     run.expect("ended 33");
     run.ends_well();
 }
+
+/// What workers share with the process that they were forked from lies in the image once, and in memory after a
+/// restart; what each has changed is its own.
+#[test]
+fn workers_share_what_they_shared() {
+    const POOL: &str = r#"
+import hashlib, multiprocessing as mp, os, time
+data = bytearray(os.urandom(32 << 20))
+def changed(n):
+    data[n << 20] ^= 255
+    return hashlib.sha256(data).hexdigest()
+def work(n, queue):
+    own = changed(n)
+    queue.put(None)
+    while not os.path.exists("gate"): time.sleep(0.02)
+    same = hashlib.sha256(data).hexdigest() == own
+    lines = open("/proc/self/smaps_rollup").read().split()
+    dirty = int(lines[lines.index("Private_Dirty:") + 1])
+    queue.put((n, same, dirty < 24 << 10))
+if __name__ == "__main__":
+    before, queue = hashlib.sha256(data).hexdigest(), mp.Queue()
+    all = [mp.Process(target=work, args=(n, queue)) for n in range(5)]
+    for one in all: one.start()
+    for one in all: queue.get()
+    print("ready", flush=True)
+    print(sorted(queue.get() for one in all), flush=True)
+    print(hashlib.sha256(data).hexdigest() == before, flush=True)
+"#;
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        bench.file("pool.py", POOL);
+        let mut run = bench.launch(&["-n", "a.ckpt"], "/usr/bin/python3", &["pool.py"]);
+        run.expect("ready");
+        bench.must(&["save", "--stop", &run.pid_text(), "-n", &bench.name("a.ckpt")]);
+        run.ends_well();
+        let run = bench.run(bench.path("a.ckpt"), &[]);
+        bench.must(&["save", "--stop", &run.pid_text(), "-n", &bench.name("b.ckpt")]);
+        run.ends_well();
+        for image in ["a.ckpt", "b.ckpt"] {
+            let len = std::fs::metadata(bench.path(image)).expect("an image").len();
+            assert!(len < 2 * (32 << 20), "{image}: {len} bytes");
+        }
+        let mut run = bench.run(bench.path("b.ckpt"), &[]);
+        bench.file("gate", "");
+        let all = (0..5).map(|n| format!("({n}, True, True)")).collect::<Vec<_>>();
+        run.expect(&format!("[{}]", all.join(", ")));
+        run.expect("True");
+        run.ends_well();
+    }
+}

@@ -46,15 +46,21 @@ pub(super) fn check(
     sections: &[Section],
     chunks: &[Chunk],
 ) -> Verdict {
-    let mut places: Vec<(u64, u64)> =
-        chunks.iter().map(|c| (c.offset, u64::from(c.stored))).collect();
-    // What processes have in common lies there once.
-    places.sort_unstable();
-    places.dedup();
-    places.extend(sections.iter().map(|s| (s.offset, s.len.next_multiple_of(8))));
-    places.sort_unstable();
-    let mut at = header.start + PAGE;
-    for (offset, len) in places {
+    let first = header.start + PAGE;
+    let mut at = first;
+    // What processes have in common lies there once: chunks may overlap.
+    let mut content: Vec<_> = chunks.iter().map(|c| (c.offset, u64::from(c.stored))).collect();
+    content.sort_unstable();
+    for (offset, len) in content {
+        if !(first..=at).contains(&offset) {
+            return Err(format!("there is a gap at {at:#x}"));
+        }
+        at = at.max(offset.saturating_add(len));
+    }
+    let mut records: Vec<_> =
+        sections.iter().map(|s| (s.offset, s.len.next_multiple_of(8))).collect();
+    records.sort_unstable();
+    for (offset, len) in records {
         if offset != at {
             return Err(format!("there is a gap at {at:#x}"));
         }

@@ -9,6 +9,7 @@ use ckpt_abi::image::{
     Trailer, WHOLE_IMAGE, needs,
 };
 use std::collections::HashMap;
+use std::ops::Range;
 use xxhash_rust::xxh3::xxh3_128;
 use zerocopy::{FromZeros, Immutable, IntoBytes};
 
@@ -36,6 +37,28 @@ impl Sink for Vec<u8> {
     }
 }
 
+/// Bytes of memory that are looked for as one; pieces begin at multiples of it, so that those of two processes match.
+const PIECE: usize = 16 << 10;
+
+/// A piece by its 128-bit xxh3 and its length.
+type Key = (u128, usize);
+
+fn key(piece: &[u8]) -> Key {
+    (xxh3_128(piece), piece.len())
+}
+
+/// The pieces of `len` bytes at `address`.
+fn pieces(address: u64, len: usize) -> impl Iterator<Item = Range<usize>> {
+    let first = PIECE - address as usize % PIECE;
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let end = if at == 0 { first } else { at + PIECE }.min(len);
+        let piece = at..end;
+        at = end;
+        (!piece.is_empty()).then_some(piece)
+    })
+}
+
 /// An image in the making.
 pub struct Writer<'a> {
     sink: &'a mut dyn Sink,
@@ -45,8 +68,8 @@ pub struct Writer<'a> {
     chunks: Vec<Chunk>,
     sections: Vec<Section>,
     runs: [[u64; 2]; 2],
-    /// Where content of several processes' memory lies, by its 128-bit xxh3 and its length.
-    shared: Option<HashMap<(u128, u32), Chunk>>,
+    /// Where pieces of several processes' memory lie.
+    shared: Option<HashMap<Key, u64>>,
 }
 
 impl<'a> Writer<'a> {
@@ -85,17 +108,83 @@ impl<'a> Writer<'a> {
     }
 
     fn chunk(&mut self, known: Chunk, address: u64, bytes: &[u8]) -> Result<()> {
-        let key = (known.object == NO_OBJECT && self.shared.is_some())
-            .then(|| (xxh3_128(bytes), bytes.len() as u32));
-        let twin = key.and_then(|key| self.shared.as_ref()?.get(&key));
-        if let Some(Chunk { offset, hash, len, stored, codec, .. }) = twin.copied() {
-            self.chunks.push(Chunk { address, offset, hash, len, stored, codec, ..known });
-            return Ok(());
+        // Whose locks lie in it has to be known of a whole piece.
+        if known.object != NO_OBJECT || known.locks != 0 || self.shared.is_none() {
+            return self.plain(known, address, bytes);
         }
+        let mut news: Option<Range<usize>> = None;
+        let mut old: Option<(u64, Range<usize>)> = None;
+        for piece in pieces(address, bytes.len()) {
+            let key = key(&bytes[piece.clone()]);
+            match self.shared.as_ref().and_then(|shared| shared.get(&key).copied()) {
+                Some(place) => {
+                    self.write_new(known, address, bytes, news.take())?;
+                    match &mut old {
+                        Some((start, run)) if *start + run.len() as u64 == place => {
+                            run.end = piece.end;
+                        }
+                        _ => {
+                            self.refer(known, address, bytes, old.take());
+                            old = Some((place, piece));
+                        }
+                    }
+                }
+                None => {
+                    self.refer(known, address, bytes, old.take());
+                    let start = news.as_ref().map_or(piece.start, |news| news.start);
+                    news = Some(start..piece.end);
+                }
+            }
+        }
+        self.refer(known, address, bytes, old);
+        self.write_new(known, address, bytes, news)
+    }
+
+    /// Adds a chunk of content that lies in the image already, at a place of its own or within another's.
+    fn refer(
+        &mut self,
+        known: Chunk,
+        address: u64,
+        bytes: &[u8],
+        old: Option<(u64, Range<usize>)>,
+    ) {
+        let Some((offset, run)) = old else { return };
+        let content = &bytes[run.clone()];
+        self.chunks.push(Chunk {
+            address: address + run.start as u64,
+            offset,
+            hash: hash(content),
+            len: content.len() as u32,
+            stored: content.len() as u32,
+            codec: Codec::Plain as u32,
+            ..known
+        });
+    }
+
+    /// Adds content that is new, and notes where its pieces lie.
+    fn write_new(
+        &mut self,
+        known: Chunk,
+        address: u64,
+        bytes: &[u8],
+        news: Option<Range<usize>>,
+    ) -> Result<()> {
+        let Some(run) = news else { return Ok(()) };
+        let (at, address) = (self.at, address + run.start as u64);
+        let content = &bytes[run];
+        self.plain(known, address, content)?;
+        let shared = self.shared.get_or_insert_default();
+        for piece in pieces(address, content.len()) {
+            shared.entry(key(&content[piece.clone()])).or_insert(at + piece.start as u64);
+        }
+        Ok(())
+    }
+
+    fn plain(&mut self, known: Chunk, address: u64, bytes: &[u8]) -> Result<()> {
         let codec = Codec::Plain;
         let stored = codec::store(codec, bytes);
         self.sink.write_at(self.at, &stored)?;
-        let chunk = Chunk {
+        self.chunks.push(Chunk {
             address,
             offset: self.at,
             hash: hash(&stored),
@@ -103,11 +192,7 @@ impl<'a> Writer<'a> {
             stored: stored.len() as u32,
             codec: codec as u32,
             ..known
-        };
-        self.chunks.push(chunk);
-        if let (Some(key), Some(shared)) = (key, &mut self.shared) {
-            shared.insert(key, chunk);
-        }
+        });
         self.at += stored.len() as u64;
         Ok(())
     }

@@ -24,6 +24,11 @@ pub(crate) struct Mapping {
 }
 
 impl Mapping {
+    /// A mapping that another value has made, in this process or in the one that this was forked from, and has left.
+    pub(super) fn of_another(at: u64, len: u64) -> Self {
+        Self { at, len }
+    }
+
     /// Maps zeroed private memory that may be read and written.
     pub(crate) fn anonymous(at: u64, len: u64, flags: MapFlags) -> Result<Self> {
         let (addr, size) = checked(at, len)?;

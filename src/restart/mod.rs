@@ -12,6 +12,7 @@
 pub(crate) mod auxv;
 pub(crate) mod callers;
 pub(crate) mod clock;
+mod common;
 mod following;
 pub(crate) mod frames;
 pub(crate) mod machine;
@@ -37,6 +38,7 @@ use crate::inject::monitor::Monitor;
 use crate::resource::descriptor::grown;
 use crate::settings::{self, Settings};
 use ckpt_abi::region::Config;
+use common::Kept;
 use phase1_check::{Saved, Whole};
 use phase3_open::Files;
 use skeleton::rendezvous::Stage;
@@ -88,7 +90,7 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
     let files = phase3_open::open(&start.whole, &[&saved], way, &mut warnings)?;
     reach(Point::Reopened);
     let monitor = monitor.as_ref().map_or(0, Monitor::pid);
-    start.become_program(saved, files, monitor, Who::Alone, warnings)
+    start.become_program(saved, files, monitor, &Kept::default(), Who::Alone, warnings)
 }
 
 /// A restart that has been asked for.
@@ -107,6 +109,7 @@ impl Start<'_> {
         mut saved: Saved<'_>,
         files: Files,
         monitor: u32,
+        kept: &Kept,
         who: Who<'_>,
         warnings: Vec<String>,
     ) -> Result<Infallible> {
@@ -114,7 +117,7 @@ impl Start<'_> {
         let is_first = saved.part.is_first();
         let settings = if is_first { &self.options.settings } else { &others };
         let opened = files.of_process(&saved)?;
-        let mut filled = phase4_fill::fill(&self.whole, &mut saved, &opened, settings)?;
+        let mut filled = phase4_fill::fill(&self.whole, &mut saved, &opened, settings, kept)?;
         reach(Point::Filled);
         who.meet(Stage::Filled)?;
         phase5_settle::settle(&self.whole, &mut saved, &opened, &mut filled, who)?;

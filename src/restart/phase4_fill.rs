@@ -9,6 +9,7 @@
 #![allow(unsafe_code)]
 
 use super::callers::List;
+use super::common::Kept;
 use super::mapping::Mapping;
 use super::phase1_check::{Saved, Whole};
 use super::phase3_open::Opened;
@@ -55,10 +56,11 @@ pub(crate) fn fill(
     saved: &mut Saved<'_>,
     opened: &Opened,
     settings: &Settings,
+    kept: &Kept,
 ) -> Result<Filled> {
     let own = proc::maps::read(std::process::id().cast_signed())?;
     let mut stub_space = Space::default();
-    own.iter().for_each(|v| stub_space.take(v.start, v.end));
+    own.iter().for_each(|v| stub_space.take_but(v.start, v.end, &kept.places));
     let mut space = stub_space.clone();
     saved.vmas.iter().for_each(|v| space.take(v.start, v.end));
     let region_end = saved.process.region + saved.process.region_len;
@@ -83,6 +85,9 @@ pub(crate) fn fill(
         let len = record.end - record.start;
         let is_final = is_final(saved, record);
         let lay = |at: u64| -> Result<Placed> {
+            if kept.has(record) {
+                return Ok(Placed::whole(record, Mapping::of_another(at, len)));
+            }
             let (mapping, follows) = match following::map(whole, &opened.objects, record, at) {
                 Some((mapping, shown)) => (mapping, Some(shown)),
                 None if is_final && record.kind == VmaKind::Private as u32 => {
@@ -109,7 +114,7 @@ pub(crate) fn fill(
         placed.extend(vdso::data(saved, &stub_space, &mut space)?);
         placed.sort_by_key(|p| p.record.start);
     }
-    read_pages(whole.image, saved, &placed)?;
+    read_pages(whole.image, &kept.missing(&saved.memory), &placed)?;
     placed.iter().for_each(|home| following::clear(saved, home));
     narrow_resolver(whole.machine.xcr0, &mut placed);
     auxv::update(saved, &mut placed)?;
@@ -191,12 +196,12 @@ fn narrow_resolver(components: u64, placed: &mut [Placed]) {
     }
 }
 
-/// Reads all chunks into their mappings, checking each, with a few threads.
-fn read_pages(image: &Image, saved: &Saved<'_>, placed: &[Placed]) -> Result<()> {
+/// Reads chunks into their mappings, checking each, with a few threads.
+pub(super) fn read_pages(image: &Image, chunks: &[Chunk], placed: &[Placed]) -> Result<()> {
     let next = AtomicUsize::new(0);
     let failure = Mutex::new(None);
     let work = || {
-        while let Some(chunk) = saved.memory.get(next.fetch_add(1, Ordering::Relaxed)) {
+        while let Some(chunk) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
             if let Err(e) = read_chunk(image, placed, chunk) {
                 failure.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(e);
                 return;

@@ -25,6 +25,13 @@ pub(crate) struct Placed {
     pub follows: Option<Shown>,
 }
 
+impl Placed {
+    /// A mapping in one piece.
+    pub(super) fn whole(record: &Vma, mapping: Mapping) -> Self {
+        Self { record: *record, mapping, borders: Vec::new(), is_final: false, follows: None }
+    }
+}
+
 /// Reads filled memory that the program may read; false where there is none.
 pub(super) fn read(placed: &[Placed], addr: u64, bytes: &mut [u8]) -> bool {
     let inside = |p: &&Placed| {

@@ -23,6 +23,22 @@ impl Space {
         self.taken.push((start, end));
     }
 
+    /// Marks a range as taken but for some parts of it.
+    pub(crate) fn take_but(&mut self, start: u64, end: u64, parts: &[(u64, u64)]) {
+        let mut inside: Vec<_> = parts.iter().filter(|(s, e)| *s < end && start < *e).collect();
+        inside.sort_unstable();
+        let mut at = start;
+        for (from, to) in inside {
+            if at < *from {
+                self.take(at, *from);
+            }
+            at = at.max(*to);
+        }
+        if at < end {
+            self.take(at, end);
+        }
+    }
+
     /// Whether nothing lies in a range.
     pub(crate) fn is_free(&self, start: u64, end: u64) -> bool {
         !self.taken.iter().any(|(s, e)| *s < end && start < *e)
