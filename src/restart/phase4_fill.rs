@@ -9,11 +9,11 @@
 #![allow(unsafe_code)]
 
 use super::callers::List;
-use super::common::Kept;
 use super::mapping::Mapping;
 use super::phase1_check::{Saved, Whole};
 use super::phase3_open::Opened;
 use super::placed::Placed;
+use super::pooled::Kept;
 use super::space::Space;
 use super::vdso::Vdso;
 use super::{auxv, following, frames, placed, region, vdso};

@@ -5,9 +5,9 @@
 //! below it ([`super::skeleton`]). Each fills its memory and plans; when all have, they leave, and when all restorers
 //! are done, they enter their saved states. A failure before that ends them all. This process stays, as a proxy.
 
-use super::common::Common;
 use super::phase1_check::Saved;
 use super::phase3_open::{self, Files};
+use super::pooled::Pooled;
 use super::skeleton::init::Init;
 use super::skeleton::make::{Role, Tree as Processes, end, no_child_ended};
 use super::skeleton::namespaces::Place;
@@ -37,7 +37,7 @@ struct Inherited<'a> {
     files: Files,
     warnings: Vec<String>,
     monitor: u32,
-    common: Option<Common>,
+    pooled: Option<Pooled>,
 }
 
 /// What a member of the tree knows of the others.
@@ -134,7 +134,7 @@ impl Tree {
         let ids = self.ids(&all);
         let place = Place::choose(&ids);
         let monitor = phase2_adapt::monitor(&start.config)?;
-        let common = Common::make(whole.image, &all)?;
+        let pooled = Pooled::make(whole.image, &all)?;
         let mut witness = Witness::start()?;
         place.enter(super::clock::ahead(whole)?)?;
         let init = if place == Place::Here { None } else { Some(Init::start(rendezvous)?) };
@@ -150,7 +150,7 @@ impl Tree {
         match processes.make() {
             Ok(Role::Restarter(root)) => {
                 drop((files, all));
-                common.iter().for_each(Common::give_up);
+                pooled.iter().for_each(Pooled::give_up);
                 if place == Place::Here {
                     witness.guard(root);
                 }
@@ -160,7 +160,7 @@ impl Tree {
                 drop(witness);
                 let monitor = monitor.as_ref().map_or(0, Monitor::pid);
                 let membership = self.membership(index, rendezvous, place == Place::AsUser);
-                let inherited = Inherited { all, files, warnings, monitor, common };
+                let inherited = Inherited { all, files, warnings, monitor, pooled };
                 let done = self.live(index, start, &membership, inherited);
                 match done {
                     Ok(never) => match never {},
@@ -206,7 +206,7 @@ impl Tree {
             waited.map_or_else(|_| end(FAILED.into()), |()| proxy::die(member.status.cast_signed()))
         }
         let number = member.process;
-        let Inherited { mut all, files, warnings, monitor, common } = inherited;
+        let Inherited { mut all, files, warnings, monitor, pooled } = inherited;
         if number as usize >= all.len() {
             return Err(start.whole.image.damaged("a process of its tree is missing"));
         }
@@ -214,7 +214,7 @@ impl Tree {
         drop(all);
         let mut warnings = if number == 0 { warnings } else { Vec::new() };
         phase2_adapt::adapt_to(&saved, &mut warnings)?;
-        let kept = common.map(|common| common.keep(&saved)).unwrap_or_default();
+        let kept = pooled.map(|pooled| pooled.keep(&saved)).unwrap_or_default();
         start.become_program(saved, files, monitor, &kept, Who::Member(membership), warnings)
     }
 

@@ -26,7 +26,7 @@ use std::collections::HashSet;
 const LEAST: u64 = 4 << 20;
 
 /// What was filled.
-pub(crate) struct Common {
+pub(crate) struct Pooled {
     areas: Vec<Vma>,
     /// The root's chunks in them, by address.
     chunks: Vec<Chunk>,
@@ -41,7 +41,7 @@ pub(crate) struct Kept {
     there: HashSet<u64>,
 }
 
-impl Common {
+impl Pooled {
     /// Maps and fills what the root and any other process have in common.
     ///
     /// # Errors
@@ -75,11 +75,11 @@ impl Common {
             .filter(|chunk| areas.iter().any(|vma| contains(vma, chunk)))
             .collect();
         let read = read_pages(image, &chunks, &placed).and_then(|()| be_alone());
-        let common = Self { areas, chunks };
+        let pooled = Self { areas, chunks };
         match read {
-            Ok(()) => Ok(Some(common)),
+            Ok(()) => Ok(Some(pooled)),
             Err(e) => {
-                common.give_up();
+                pooled.give_up();
                 Err(e)
             }
         }
