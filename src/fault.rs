@@ -16,7 +16,8 @@
 
 use crate::error::{Error, Result};
 use nix::libc;
-use nix::sys::signal::{Signal, raise};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::getpid;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -150,6 +151,22 @@ points! {
         /// The descriptors have their numbers.
         Installed = "installed",
     }
+    "restarter": {
+        /// The restarter of a tree has its witness.
+        Witnessed = "witnessed",
+        /// It has namespaces for the tree, and their first process.
+        Apart = "apart",
+        /// It has made the root.
+        Rooted = "rooted",
+        /// A member of the tree is made; those below it are not.
+        Born = "born",
+        /// All are made, and the restarter has named them to the witness.
+        Made = "made",
+        /// A member is in its group.
+        Grouped = "grouped",
+        /// All are in their programs.
+        Standing = "standing",
+    }
     "server": {
         /// The server has made a file for a new image.
         Uploading = "uploading",
@@ -182,6 +199,8 @@ fn list() -> String {
 /// The armed point as its index + 1, and how often it is still passed.
 static ARMED: AtomicU32 = AtomicU32::new(0);
 static LEFT: AtomicU32 = AtomicU32::new(0);
+/// How often it was at first.
+static COUNT: AtomicU32 = AtomicU32::new(0);
 
 /// Arms what our own environment names.
 ///
@@ -216,6 +235,7 @@ fn set(value: &OsStr) -> Result<()> {
         return Err(Error::new(text)
             .hint(format!("NAME or NAME:N with N from 1 on, and NAME one of: {}", list())));
     };
+    COUNT.store(count, Ordering::Relaxed);
     LEFT.store(count, Ordering::Relaxed);
     ARMED.store(point as u32 + 1, Ordering::Relaxed);
     Ok(())
@@ -226,7 +246,8 @@ pub(crate) fn reach(point: Point) {
     if ARMED.load(Ordering::Relaxed) == point as u32 + 1
         && LEFT.fetch_sub(1, Ordering::Relaxed) == 1
     {
-        let _ = raise(Signal::SIGKILL);
+        // Not raise(3): the C library remembers the id of who made a process by a bare clone(2).
+        let _ = kill(getpid(), Signal::SIGKILL);
     }
 }
 
@@ -239,6 +260,12 @@ pub(crate) fn leave_to_child() {
         return;
     }
     let _ = LEFT.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+}
+
+/// Counts the processes of a tree: the first of them comes to the armed step as it is counted, the next as for the
+/// next time, …
+pub(crate) fn become_member(index: u32) {
+    LEFT.store(COUNT.load(Ordering::Relaxed).saturating_sub(index), Ordering::Relaxed);
 }
 
 fn is_privileged() -> bool {

@@ -29,6 +29,7 @@ use crate::image::stub;
 use crate::image::write::Sink;
 use crate::inject::region::Region;
 use crate::ptrace::forest::Forest;
+use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
 use crate::resource::Common;
 use crate::resource::descriptor::Tables;
@@ -349,6 +350,10 @@ fn proceed(
     let (bytes, losses) = phase7_seal::seal(writing, gathered)?;
     reach(Point::Sealed);
     checkpoint.sealed(equipped);
+    if stop {
+        // Some ended and others not would be neither the job nor its checkpoint.
+        held.iter().flatten().for_each(Frozen::end_with_us);
+    }
     for (process, frozen) in equipped.iter().zip(held).rev() {
         let Some(frozen) = frozen else { continue };
         if stop {

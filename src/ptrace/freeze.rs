@@ -286,6 +286,15 @@ impl Frozen {
         Ok(())
     }
 
+    /// Lets the kernel end the process if this one ends before it (PTRACE_O_EXITKILL).
+    pub(crate) fn end_with_us(&self) {
+        let options = raw::OPTIONS | libc::PTRACE_O_TRACEEXEC | libc::PTRACE_O_EXITKILL;
+        for thread in &self.threads {
+            // A thread that is killed needs it no more.
+            let _ = raw::set_options(thread.tid, options);
+        }
+    }
+
     /// Ends the process with exit_group(2), issued by its first thread at `thunk`, and waits until it has ended.
     ///
     /// It stays traced meanwhile: a process that is stopped (SIGSTOP) would stop again, and the others, which the

@@ -46,6 +46,11 @@ pub(crate) fn cont(tid: i32, signal: i32) -> Result<()> {
     request(libc::PTRACE_CONT as u32, tid, number(0), number(signal as usize)).map(drop)
 }
 
+/// PTRACE_SETOPTIONS.
+pub(crate) fn set_options(tid: i32, options: i32) -> Result<()> {
+    request(libc::PTRACE_SETOPTIONS as u32, tid, number(0), number(options as usize)).map(drop)
+}
+
 /// PTRACE_SYSCALL, delivering `signal` (0: none).
 pub(crate) fn syscall(tid: i32, signal: i32) -> Result<()> {
     request(libc::PTRACE_SYSCALL as u32, tid, number(0), number(signal as usize)).map(drop)

@@ -124,6 +124,38 @@ pub(crate) fn restore_pending(
     Ok(())
 }
 
+/// Orders of a parent that wait until its children have stopped that were, so that the program is told of no stop that
+/// it knows. A SIGCHLD that waits is taken for one that tells of them.
+pub(crate) fn await_stops(
+    children: &[i32],
+    actions: &[SignalAction],
+    pending: &[PendingSignal],
+    arena: &mut Arena,
+    orders: &mut Orders,
+) -> Result<()> {
+    /// The kernel tells of a stop a moment after it can be seen.
+    const MOMENT: [i64; 2] = [0, 50_000_000];
+    if children.is_empty() {
+        return Ok(());
+    }
+    let told = |p: &PendingSignal| p.siginfo[..4] == libc::SIGCHLD.to_le_bytes();
+    let is_news = pending.iter().any(told);
+    let how = libc::WSTOPPED | if is_news { libc::WNOWAIT } else { 0 };
+    for child in children {
+        let args = [libc::P_PID.into(), u64::from(child.unsigned_abs()), 0, how as u64, 0];
+        orders.try_call(Step::Leave, libc::SYS_waitid, &args);
+    }
+    let quiet = actions.get(libc::SIGCHLD as usize - 1).is_some_and(|action| {
+        action.handler == libc::SIG_IGN as u64 || action.flags & libc::SA_NOCLDSTOP as u64 != 0
+    });
+    if !is_news && !quiet {
+        let set = arena.value(&(1u64 << (libc::SIGCHLD - 1)))?;
+        let time = arena.value(&MOMENT)?;
+        orders.try_call(Step::Leave, libc::SYS_rt_sigtimedwait, &[set, 0, time, 8]);
+    }
+    Ok(())
+}
+
 /// What comes of the checkpoint signal in a process where it has this handler, which is the payload's (`ours`) or not.
 pub(crate) fn verdict(pid: i32, signal: u32, handler: u64, ours: bool) -> String {
     let name = signal_name(signal);

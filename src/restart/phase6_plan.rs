@@ -13,7 +13,7 @@ use crate::resource::memory::locked;
 use crate::resource::plan::{Arena, Orders, Step};
 use crate::resource::runtime::Id;
 use crate::resource::{process, signals, threads, timers};
-use ckpt_abi::image::Thread;
+use ckpt_abi::image::{Thread, process_flag};
 use ckpt_abi::op::{Kind, ListHead, SPELLED};
 use ckpt_abi::region::{STACK_LEN, STACKS, TURNS, Turns};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -104,7 +104,16 @@ pub(super) fn plan(
     let kept = close(&mut main, failure, exe);
     if let Some(member) = member {
         let [page, restored] = member.page();
-        let living = u64::from(member.living);
+        signals::await_stops(
+            &member.stopped,
+            &filled.actions,
+            &saved.pending,
+            &mut arena,
+            &mut main,
+        )?;
+        // Who stops lets its parent see that before the parent enters the program, and so waits for nobody.
+        let stops = saved.process.flags & process_flag::STOPPED != 0 && member.has_parent;
+        let living = if stops { 0 } else { u64::from(member.living) };
         main.push(Kind::Barrier, 0, Step::Leave, 0, &[restored, living]);
         main.call(Step::Unmap, libc::SYS_munmap, &[page, PAGE]);
         drop_capabilities(member, &mut arena, &mut main)?;

@@ -23,7 +23,7 @@ use crate::image::read::Image;
 use crate::inject::monitor::Monitor;
 use crate::proc;
 use crate::resource::kinship::{self, plan::plan};
-use ckpt_abi::image::{Member, NOBODY, SectionKind, member_flag};
+use ckpt_abi::image::{Member, NOBODY, SectionKind, member_flag, process_flag};
 use std::convert::Infallible;
 
 /// The processes of an image.
@@ -47,6 +47,10 @@ pub(crate) struct Membership {
     pub(crate) living: u32,
     /// Its children that have ended.
     dead: Vec<i32>,
+    /// Its children that are stopped.
+    pub(crate) stopped: Vec<i32>,
+    /// Whether its parent belongs to the tree.
+    pub(crate) has_parent: bool,
     /// Whether it has capabilities only for its restart.
     pub(crate) is_privileged: bool,
 }
@@ -136,8 +140,10 @@ impl Tree {
         let monitor = phase2_adapt::monitor(&start.config)?;
         let pooled = Pooled::make(whole.image, &all)?;
         let mut witness = Witness::start()?;
+        reach(Point::Witnessed);
         place.enter(super::clock::ahead(whole)?)?;
         let init = if place == Place::Here { None } else { Some(Init::start(rendezvous)?) };
+        reach(Point::Apart);
         let exit_signals: Vec<_> =
             self.members.iter().map(|m| m.exit_signal.cast_signed()).collect();
         let processes = Processes {
@@ -145,6 +151,7 @@ impl Tree {
             lives: &lives,
             exit_signals: &exit_signals,
             rendezvous,
+            restarter: if place == Place::Here { std::process::id().cast_signed() } else { 0 },
             apart: (place != Place::Here).then(|| ids.last().copied().unwrap_or(0)),
         };
         match processes.make() {
@@ -154,12 +161,14 @@ impl Tree {
                 if place == Place::Here {
                     witness.guard(root);
                 }
-                self.stand(Proxy { root, init, witness, rendezvous }, monitor)
+                reach(Point::Rooted);
+                self.stand(program_name, Proxy { root, init, witness, rendezvous }, monitor)
             }
             Ok(Role::Member(index)) => {
                 drop(witness);
                 let monitor = monitor.as_ref().map_or(0, Monitor::pid);
-                let membership = self.membership(index, rendezvous, place == Place::AsUser);
+                let is_privileged = place == Place::AsUser;
+                let membership = self.membership(index, &all, rendezvous, is_privileged);
                 let inherited = Inherited { all, files, warnings, monitor, pooled };
                 let done = self.live(index, start, &membership, inherited);
                 match done {
@@ -181,10 +190,29 @@ impl Tree {
         ids.into_iter().map(u32::cast_signed).collect()
     }
 
-    fn membership(&self, index: usize, rendezvous: Rendezvous, is_privileged: bool) -> Membership {
-        let own = |m: &&Member| m.parent as usize == index && m.flags & member_flag::DEAD != 0;
-        let dead = self.members.iter().filter(own).map(|m| m.pid.cast_signed()).collect();
-        Membership { rendezvous, living: self.living().count() as u32, dead, is_privileged }
+    fn membership(
+        &self,
+        index: usize,
+        all: &[Saved<'_>],
+        rendezvous: Rendezvous,
+        is_privileged: bool,
+    ) -> Membership {
+        let children = |which: &dyn Fn(&&Member) -> bool| -> Vec<i32> {
+            let own = self.members.iter().filter(|m| m.parent as usize == index);
+            own.filter(which).map(|m| m.pid.cast_signed()).collect()
+        };
+        let is_stopped = |m: &&Member| {
+            let saved = all.get(m.process as usize);
+            saved.is_some_and(|saved| saved.process.flags & process_flag::STOPPED != 0)
+        };
+        Membership {
+            rendezvous,
+            living: self.living().count() as u32,
+            dead: children(&|m| m.flags & member_flag::DEAD != 0),
+            stopped: children(&is_stopped),
+            has_parent: self.members[index].parent != NOBODY,
+            is_privileged,
+        }
     }
 
     fn living(&self) -> impl Iterator<Item = &Member> {
@@ -219,24 +247,34 @@ impl Tree {
     }
 
     /// Waits until all are there, and stands for the root.
-    fn stand(&self, proxy: Proxy, monitor: Option<Monitor>) -> ! {
+    fn stand(&self, program_name: &str, mut proxy: Proxy, monitor: Option<Monitor>) -> ! {
         let rendezvous = proxy.rendezvous;
-        let living = self.living().count() as u32;
-        // Nobody is anything before the first meeting; what fails there is found again in the next.
-        let _ = rendezvous.watch(Stage::Made, self.members.len() as u32, no_child_ended);
+        let (all, living) = (self.members.len() as u32, self.living().count() as u32);
+        // Before that an id may be somebody else's.
+        let made = rendezvous.watch(Stage::Made, all, no_child_ended);
+        let ids = || self.members.iter().map(|member| member.pid.cast_signed());
+        if made.is_ok() && proxy.init.is_none() {
+            ids().for_each(|pid| proxy.witness.guard(pid));
+        }
+        reach(Point::Made);
         let wanted: Vec<_> = self.living().map(|member| member.pid.cast_signed()).collect();
         let outer = seen(&wanted, proxy.root);
         let alive = || outer.iter().all(|pid| lives(*pid));
-        let made = |stage| rendezvous.watch(stage, living, alive);
-        match made(Stage::Planned).and_then(|()| made(Stage::Restored)) {
+        let done = made.clone().and_then(|()| {
+            rendezvous.meet(Stage::Joined, all + 1, alive)?;
+            rendezvous.watch(Stage::Planned, living, alive)?;
+            rendezvous.watch(Stage::Restored, living, alive)
+        });
+        match done {
             Ok(()) => {
+                reach(Point::Standing);
                 // It begins when nobody has the other end of its line.
                 drop(monitor);
                 proxy.stand()
             }
-            Err(_) => {
-                let members = self.members.iter().map(|member| member.pid.cast_signed());
-                proxy.give_up(members);
+            Err(error) => {
+                complain(rendezvous, program_name, &error);
+                proxy.give_up(ids().filter(|_| made.is_ok()));
             }
         }
     }
@@ -258,10 +296,13 @@ fn lives(pid: i32) -> bool {
 
 /// Ends a process of the tree whose restart has failed. The first to fail says why.
 fn give_up(rendezvous: Rendezvous, program_name: &str, error: &Error) -> ! {
-    if rendezvous.fail() {
-        eprintln!("{program_name}: {}", printable(&error.to_string()));
-    }
+    complain(rendezvous, program_name, error);
     end(error.status().into())
+}
+
+/// Says why a restart fails, if nobody else has.
+fn complain(rendezvous: Rendezvous, program_name: &str, error: &Error) {
+    rendezvous.fail(|| eprintln!("{program_name}: {}", printable(&error.to_string())));
 }
 
 /// An address that is free here and in every program.

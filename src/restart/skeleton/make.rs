@@ -11,12 +11,13 @@
 
 use super::rendezvous::{Rendezvous, Stage};
 use crate::error::{Because, Result};
+use crate::fault::{Point, become_member, reach};
 use crate::resource::kinship::plan::{Life, Member, Step};
 use nix::errno::Errno;
 use nix::libc;
 use nix::mount::{MsFlags, mount};
 use nix::sys::prctl;
-use nix::unistd::{Pid, setpgid, setsid};
+use nix::unistd::{Pid, getppid, setpgid, setsid};
 
 /// What has to be made.
 pub(crate) struct Tree<'a> {
@@ -28,6 +29,8 @@ pub(crate) struct Tree<'a> {
     pub(crate) exit_signals: &'a [i32],
     /// Where they meet.
     pub(crate) rendezvous: Rendezvous,
+    /// The root's parent, as the root sees it.
+    pub(crate) restarter: i32,
     /// In a PID namespace of their own: the last id behind which new ones begin.
     pub(crate) apart: Option<i32>,
 }
@@ -51,11 +54,13 @@ impl Tree<'_> {
         match self.clone_member(0, flags)? {
             Some(root) => Ok(Role::Restarter(root)),
             None => {
+                reach(Point::Born);
                 if let Some(last) = self.apart {
                     mount_proc(last);
                 }
-                let me = self.live(0).and_then(|me| self.find_group(me).map(|()| me));
-                me.map(Role::Member)
+                let me = self.live(0).and_then(|me| self.find_group(me).map(|()| me))?;
+                reach(Point::Grouped);
+                Ok(Role::Member(me))
             }
         }
     }
@@ -87,6 +92,7 @@ impl Tree<'_> {
                     }
                 };
                 if let Some(born) = born {
+                    reach(Point::Born);
                     me = born;
                     continue 'life;
                 }
@@ -98,8 +104,13 @@ impl Tree<'_> {
     /// Makes a member; None in the member itself.
     fn clone_member(&self, index: usize, flags: i32) -> Result<Option<i32>> {
         let pid = self.members[index].pid;
-        clone_with(flags, Some(pid), self.exit_signals[index])
-            .because(|| format!("cannot have the process id {pid} again (clone3(2) with set_tid)"))
+        let made = clone_with(flags, Some(pid), self.exit_signals[index]).because(|| {
+            format!("cannot have the process id {pid} again (clone3(2) with set_tid)")
+        })?;
+        if made.is_none() {
+            become_member(index as u32);
+        }
+        Ok(made)
     }
 
     /// Lets another process make members and end, so that they become orphans; with an id it leads a session of it.
@@ -125,16 +136,19 @@ impl Tree<'_> {
     /// Brings this process into its group.
     fn find_group(&self, me: usize) -> Result<()> {
         let life = &self.lives[me];
-        self.rendezvous.meet(Stage::Made, self.all(), no_child_ended)?;
+        // A restarter that is killed before it has named the root to anybody leaves only that.
+        let lives = || no_child_ended() && (me != 0 || getppid().as_raw() == self.restarter);
+        self.rendezvous.meet(Stage::Made, self.all(), lives)?;
         if let Some(group) = life.revive {
             revive(group).because(|| format!("cannot begin the process group {group} again"))?;
         }
-        self.rendezvous.meet(Stage::Revived, self.all(), no_child_ended)?;
+        self.rendezvous.meet(Stage::Revived, self.all(), lives)?;
         if let Some(group) = life.join {
             setpgid(Pid::from_raw(0), Pid::from_raw(group))
                 .because(|| format!("cannot join the process group {group}"))?;
         }
-        self.rendezvous.meet(Stage::Joined, self.all(), no_child_ended)
+        // The restarter is one of them: whoever is made is guarded when it goes on.
+        self.rendezvous.meet(Stage::Joined, self.all() + 1, lives)
     }
 }
 

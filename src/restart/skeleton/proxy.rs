@@ -102,11 +102,12 @@ impl Proxy {
 }
 
 impl Proxy {
-    /// Ends all of a tree that could not be restarted, and this process; somebody has said why.
+    /// Ends all of a tree that could not be restarted, as far as they are `members`, and this process; somebody has
+    /// said why.
     pub(crate) fn give_up(self, members: impl Iterator<Item = i32>) -> ! {
         match self.init {
             Some(init) => send(init.pid(), libc::SIGKILL),
-            None => members.for_each(|pid| send(pid, libc::SIGKILL)),
+            None => members.chain([self.root]).for_each(|pid| send(pid, libc::SIGKILL)),
         }
         let Some(Change::Ended(status)) = wait_for_change(self.root) else { end(FAILED.into()) };
         end(if status == 0 { FAILED.into() } else { status })

@@ -37,9 +37,14 @@ const STAGES: usize = 6;
 /// How long a wait lasts before the waiter looks whether those it waits for still live, in nanoseconds.
 const LOOK: i64 = 20_000_000;
 
+/// A process has failed, and says why.
+const SPEAKS: u32 = 1;
+/// It has said so.
+const FAILED: u32 = 2;
+
 #[repr(C)]
 struct Page {
-    /// 0, or 1 when a process has failed.
+    /// 0, [`SPEAKS`] or [`FAILED`].
     failed: AtomicU32,
     /// What init says ([`super::init`]).
     init: AtomicU32,
@@ -79,19 +84,24 @@ impl Rendezvous {
         std::ptr::from_ref(&self.page.arrived[stage as usize]).expose_provenance() as u64
     }
 
-    /// Says that this process has failed: all others give up. Whether it is the first.
-    pub(crate) fn fail(&self) -> bool {
-        let first = self.page.failed.swap(1, Ordering::AcqRel) == 0;
+    /// Says that this process has failed: all others give up, and the first says why. Who sees it may be about to end
+    /// all of them, so it is not seen before that is said.
+    pub(crate) fn fail(&self, say: impl FnOnce()) {
+        let failed = &self.page.failed;
+        if failed.compare_exchange(0, SPEAKS, Ordering::AcqRel, Ordering::Acquire).is_err() {
+            return;
+        }
+        say();
+        failed.store(FAILED, Ordering::Release);
         for word in &self.page.arrived {
             wake(word);
         }
         wake(&self.page.init);
-        first
     }
 
     /// Whether any process has failed.
     pub(crate) fn has_failed(&self) -> bool {
-        self.page.failed.load(Ordering::Acquire) != 0
+        self.page.failed.load(Ordering::Acquire) == FAILED
     }
 
     /// Whether `all` have come to a stage.
@@ -125,11 +135,12 @@ impl Rendezvous {
             if here >= all {
                 return Ok(());
             }
-            if !self.has_failed() && !lives() && !self.is_over(stage, all) {
-                self.fail();
-            }
             if self.has_failed() {
                 return Err(Error::new("another process of the tree could not be restarted"));
+            }
+            if !lives() && !self.is_over(stage, all) {
+                // Who fails says so before it ends; for one that was killed whoever finds it speaks.
+                return Err(Error::new("a process of the tree was ended while it was restarted"));
             }
             wait(word, here);
         }
@@ -187,7 +198,7 @@ mod tests {
         assert!(page.is_over(Stage::Made, 3));
         std::thread::scope(|scope| {
             let waits = scope.spawn(|| page.meet(Stage::Joined, 2, || true));
-            page.fail();
+            page.fail(|| ());
             assert!(waits.join().unwrap().is_err());
         });
         assert!(page.meet(Stage::Planned, 2, || true).is_err());

@@ -43,11 +43,18 @@ fn restart(members: &[Member], mut tell: PipeWriter) -> crate::error::Result<()>
     let lives = plan(members).map_err(|at| crate::error::Error::new(format!("member {at}")))?;
     let exit_signals = vec![nix::libc::SIGCHLD; members.len()];
     let all = members.len() as u32;
-    let tree =
-        Tree { members, lives: &lives, exit_signals: &exit_signals, rendezvous, apart: Some(last) };
+    let tree = Tree {
+        members,
+        lives: &lives,
+        exit_signals: &exit_signals,
+        rendezvous,
+        restarter: 0,
+        apart: Some(last),
+    };
     let watch = super::make::no_child_ended;
     match tree.make()? {
         Role::Restarter(_) => {
+            rendezvous.meet(Stage::Joined, all + 1, watch)?;
             rendezvous.watch(Stage::Planned, all, watch)?;
             // Each has the pipe, and says its line before it ends.
             init.leave(rendezvous);

@@ -11,10 +11,11 @@
 
 use super::make::{clone, end};
 use crate::error::{Because, Result};
+use crate::proc::tree;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::prctl;
-use nix::sys::signal::Signal;
+use std::collections::HashSet;
 use std::io::{PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
@@ -82,13 +83,15 @@ impl Witness {
 fn live(restarter: u32, mut hears: PipeReader, mut tells: PipeWriter) -> ! {
     let _ = prctl::set_name(c"ckpt-witness");
     keep_only([hears.as_raw_fd(), tells.as_raw_fd()]);
+    let restarter_lives = pidfd(restarter.cast_signed());
     let _ = std::env::set_current_dir("/");
     let mut wards = Vec::new();
     loop {
         let mut byte = [0];
-        // Nobody else has the other end: the restarter is gone.
-        if hears.read_exact(&mut byte).is_err() {
-            wards.iter().for_each(end_tree);
+        // The tree may have the other end of the pipe still when the restarter is gone.
+        let said = await_word(&hears, restarter_lives.as_ref());
+        if !said || hears.read_exact(&mut byte).is_err() {
+            end_trees(&wards);
             end(0);
         }
         match byte[0] {
@@ -101,16 +104,47 @@ fn live(restarter: u32, mut hears: PipeReader, mut tells: PipeWriter) -> ! {
             question::WARD => {
                 let mut pid = [0; 4];
                 let told = hears.read_exact(&mut pid);
-                let descriptor = told.ok().and_then(|()| pidfd(i32::from_ne_bytes(pid)));
-                wards.extend(descriptor);
+                let pid = i32::from_ne_bytes(pid);
+                let descriptor = told.ok().and_then(|()| pidfd(pid));
+                wards.extend(descriptor.map(|descriptor| (pid, descriptor)));
             }
             _ => end(0),
         }
         if std::os::unix::process::parent_id() != restarter {
-            wards.iter().for_each(end_tree);
+            end_trees(&wards);
             end(0);
         }
     }
+}
+
+/// Waits for a word; whether there is one, for the restarter may have ended without.
+fn await_word(hears: &PipeReader, restarter: Option<&OwnedFd>) -> bool {
+    let watch = |fd: i32| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    let mut both = [watch(hears.as_raw_fd()), watch(restarter.map_or(-1, |fd| fd.as_raw_fd()))];
+    // SAFETY: the kernel writes into the two.
+    while unsafe { libc::poll(both.as_mut_ptr(), 2, -1) } < 0 {}
+    both[0].revents & libc::POLLIN != 0
+}
+
+/// Ends the wards with all that descend from them. Who is stopped makes no more.
+fn end_trees(wards: &[(i32, OwnedFd)]) {
+    let mut known: HashSet<i32> = HashSet::new();
+    loop {
+        let alive = wards.iter().filter(|(_, process)| tell(process, 0)).map(|(pid, _)| *pid);
+        let all = tree::everybody().unwrap_or_default();
+        let below = alive.flat_map(|pid| tree::below(pid, &HashSet::new(), &all));
+        let news: Vec<_> = below.filter(|pid| known.insert(*pid)).collect();
+        if news.is_empty() {
+            break;
+        }
+        news.into_iter().for_each(|pid| send(pid, libc::SIGSTOP));
+    }
+    known.into_iter().for_each(|pid| send(pid, libc::SIGKILL));
+}
+
+fn send(pid: i32, signal: i32) {
+    // SAFETY: sends a signal.
+    unsafe { libc::kill(pid, signal) };
 }
 
 /// Whether a signal has come here, or does within [`SPREADS`]; it is taken.
@@ -134,10 +168,12 @@ fn pidfd(pid: i32) -> Option<OwnedFd> {
     Some(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-fn end_tree(process: &OwnedFd) {
-    let (kill, none) = (Signal::SIGKILL as i32, std::ptr::null_mut::<libc::siginfo_t>());
-    // SAFETY: a signal to the process that the descriptor stands for.
-    unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), kill, none, 0) };
+/// Sends a signal to the process that the descriptor stands for; whether it is there.
+fn tell(process: &OwnedFd, signal: i32) -> bool {
+    let none = std::ptr::null_mut::<libc::siginfo_t>();
+    let call = libc::SYS_pidfd_send_signal;
+    // SAFETY: the kernel reads nothing.
+    unsafe { libc::syscall(call, process.as_raw_fd(), signal, none, 0) == 0 }
 }
 
 /// Closes every descriptor but two: whoever reads from the others waits for their end.

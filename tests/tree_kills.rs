@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! kill -9 of what saves and restarts a job of twenty processes, at every step that CKPT_FAULT names: the job goes on
+//! unharmed or has ended as a whole, and of a restart nothing is left.
+
+mod harness;
+
+use std::fs;
+
+use harness::faults::{armed, is_killed, steps};
+use harness::{Bench, Build, Run, Who, until};
+use nix::sys::signal::Signal::SIGKILL;
+
+fn clan(bench: &Bench, args: &[&str]) -> Run {
+    let program = match bench.path("clan.pie") {
+        program if program.exists() => program,
+        _ => bench.subject("clan", Build::Pie),
+    };
+    let mut run = bench.run(program, args);
+    run.expect("ready");
+    run
+}
+
+#[track_caller]
+fn is_right(bench: &Bench, name: &str) {
+    let mut again = bench.run(bench.path(name), &[]);
+    again.check();
+    again.go();
+}
+
+fn dumpers(who: Who, turn: u32) {
+    let bench = Bench::new(who);
+    let mut run = clan(&bench, &["running"]);
+    let (pid, x) = (run.pid_text(), bench.name("x.ckpt"));
+    let mut met = 0;
+    for step in steps(&bench, "dumper") {
+        let step = format!("{step}:{turn}");
+        if is_killed(&bench, &step, &["save", &pid, "-n", &x]) {
+            println!("killed at {step}");
+            run.check();
+            met += 1;
+        }
+    }
+    assert!(met >= 10, "{met} steps");
+    bench.must(&["save", &pid, "-n", &bench.name("after.ckpt")]);
+    run.go();
+    assert_eq!(bench.names(".ckpt-"), [""; 0]);
+    is_right(&bench, "x.ckpt");
+    is_right(&bench, "after.ckpt");
+}
+
+#[test]
+fn a_dumper_of_a_tree_is_killed_at_each_step() {
+    dumpers(Who::Me, 1);
+    // A process in the middle of the tree.
+    dumpers(Who::Nobody, 7);
+}
+
+/// Some of its processes ended and others not would be neither the job nor its checkpoint.
+#[test]
+fn a_job_ends_as_a_whole() {
+    let bench = Bench::new(Who::Nobody);
+    for step in ["sealed", "ended", "ended:7", "ending"] {
+        let mut run = clan(&bench, &[]);
+        let pid = run.pid_text();
+        assert!(is_killed(&bench, step, &["save", "--stop", &pid, "-n", &bench.name("x.ckpt")]));
+        if step == "sealed" {
+            run.check();
+            run.go();
+        } else {
+            until("the root's end", || (!run.lives()).then_some(()));
+            bench.alone(&[]);
+        }
+        is_right(&bench, "x.ckpt");
+    }
+}
+
+fn restarts(who: Who) {
+    let bench = Bench::new(who);
+    let run = clan(&bench, &[]);
+    let (pid, x) = (run.pid_text(), bench.name("x.ckpt"));
+    bench.must(&["-p", &pid, "-z", "100000", "-n", &x]);
+    bench.must(&["save", "--stop", &pid, "-n", &x]);
+    run.ends_well();
+    let before = (bench.names(""), fs::read(&x).expect("a checkpoint"));
+    let stub = steps(&bench, "stub").into_iter().map(|step| (step, 1));
+    let tree = steps(&bench, "restarter").into_iter().map(|step| (step, 1));
+    // Of a member, each comes to a step in its turn.
+    let members = ["born", "grouped", "filled", "planned", "installed"].map(|s| (s.to_owned(), 5));
+    for (step, turn) in stub.chain(tree).chain(members) {
+        let step = format!("{step}:{turn}");
+        println!("killed at {step}");
+        let ended = Run::start(armed(bench.command(&x), &step, &[""; 0])).end();
+        let by_us = ended.signal() == Some(SIGKILL as i32);
+        let said = ended.code() == Some(125) && ended.stderr.contains("a process of the tree");
+        assert!(by_us || said, "{step}: {ended:?}");
+        bench.alone(&[]);
+    }
+    assert!(before == (bench.names(""), fs::read(&x).expect("a checkpoint")), "other files");
+    is_right(&bench, "x.ckpt");
+}
+
+#[test]
+fn a_restart_of_a_tree_is_killed_at_each_step() {
+    restarts(Who::Me);
+    restarts(Who::Nobody);
+}
