@@ -27,6 +27,7 @@ mod text;
 pub(crate) mod thread;
 pub(crate) mod timers;
 pub(crate) mod tree;
+pub(crate) mod unix;
 pub(crate) mod vmflags;
 mod written;
 

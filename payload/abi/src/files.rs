@@ -141,6 +141,48 @@ record! {
     }
 }
 
+record! {
+    /// A unix socket. In its section come, each behind its length in four bytes: this, its name, its options (an option
+    /// of SOL_SOCKET and its value), and what can be read from it: the bytes of a stream as one piece, else of each
+    /// message the name of its sender and its bytes.
+    Socket, 64, {
+        /// SOCK_STREAM, SOCK_DGRAM or SOCK_SEQPACKET.
+        kind: u32,
+        /// A bit of [`socket_flag`], or several.
+        flags: u32,
+        /// The inode number of the socket that it is connected to, or whose queue it waits in; 0 if it is not.
+        peer: u64,
+        /// 1: it receives no more; 2: it sends no more.
+        shutdown: u32,
+        /// The length of a listening socket's queue.
+        backlog: u32,
+        /// Mode and owners of the file that it is bound to.
+        mode: u32,
+        /// st_uid.
+        user: u32,
+        /// st_gid.
+        group: u32,
+        /// Which place it has in the queue of its listener.
+        place: u32,
+        /// Room to grow.
+        reserved: [u64; 3],
+    }
+}
+
+/// Bits of [`Socket::flags`].
+pub mod socket_flag {
+    /// It listens.
+    pub const LISTENS: u32 = 1;
+    /// It is bound, to a file if there is a path.
+    pub const BOUND: u32 = 2;
+    /// Nobody has the other end any more.
+    pub const ABANDONED: u32 = 4;
+    /// The other end was left with something unread in it (ECONNRESET).
+    pub const RESET: u32 = 8;
+    /// It waits to be accepted.
+    pub const WAITS: u32 = 16;
+}
+
 codes! {
     /// What a descriptor is.
     DescriptorKind: u32 {
@@ -178,5 +220,7 @@ codes! {
         Namespace = 15,
         /// A POSIX message queue (mq_overview(7)), by its name.
         Queue = 16,
+        /// A unix socket: `content` is the section with a [`Socket`] and what belongs to it; the path is that of its file.
+        Socket = 17,
     }
 }

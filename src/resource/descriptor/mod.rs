@@ -30,6 +30,7 @@ pub(crate) mod queue;
 pub(crate) mod regular;
 pub(crate) mod shared;
 pub(crate) mod signalfd;
+pub(crate) mod socket;
 pub(crate) mod standard;
 pub(crate) mod tables;
 pub(crate) mod terminal;
@@ -58,7 +59,7 @@ pub(crate) struct Kind {
 }
 
 /// The kinds in the order in which they are asked: the last takes everything.
-const ORDER: [DescriptorKind; 16] = {
+const ORDER: [DescriptorKind; 17] = {
     use DescriptorKind as K;
     [
         K::Event,
@@ -76,6 +77,7 @@ const ORDER: [DescriptorKind; 16] = {
         K::Terminal,
         K::Device,
         K::Pipe,
+        K::Socket,
         K::Lost,
     ]
 };
@@ -99,6 +101,7 @@ pub(crate) fn of(kind: DescriptorKind) -> &'static Kind {
         DescriptorKind::Proc => &proc_file::KIND,
         DescriptorKind::Namespace => &namespace::KIND,
         DescriptorKind::Queue => &queue::KIND,
+        DescriptorKind::Socket => &socket::KIND,
     }
 }
 
@@ -132,6 +135,8 @@ pub(crate) struct Saving {
     pub file: Option<ObjectKind>,
     /// What a restart goes without, one phrase each.
     pub losses: Vec<Loss>,
+    /// What is in the way of a checkpoint.
+    pub obstacles: Vec<String>,
 }
 
 /// What a restart goes without; those of one sort become one sentence.
@@ -169,7 +174,8 @@ pub(crate) fn needs_path(record: &Descriptor) -> bool {
         | DescriptorKind::Terminal
         | DescriptorKind::Proc
         | DescriptorKind::Namespace
-        | DescriptorKind::Queue => false,
+        | DescriptorKind::Queue
+        | DescriptorKind::Socket => false,
     }
 }
 
@@ -213,6 +219,7 @@ pub(crate) fn save(
                     record.content = objects::save(pid, &fd, kind, record.path, common);
                 }
                 losses.extend(saved.losses);
+                gathered.obstacles.extend(saved.obstacles);
                 let known = |c: &Content| gathered.contents.iter().any(|k| k.index == c.index);
                 gathered.contents.extend(saved.content.filter(|c| !known(c)));
                 common.tables.keep(record);
@@ -244,7 +251,14 @@ fn describe(fd: &Fd, number: u32, look: &Look<'_>) -> Result<Saving> {
         ..Descriptor::new_zeroed()
     };
     let path = fd.target.clone();
-    let mut saving = Saving { record, path, content: None, file: None, losses: Vec::new() };
+    let mut saving = Saving {
+        record,
+        path,
+        content: None,
+        file: None,
+        losses: Vec::new(),
+        obstacles: Vec::new(),
+    };
     let found = ORDER.into_iter().find(|kind| (of(*kind).recognise)(fd, look));
     let kind = found.unwrap_or(DescriptorKind::Lost);
     saving.record.kind = kind as u32;

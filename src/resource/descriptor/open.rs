@@ -7,7 +7,7 @@
 #![allow(unsafe_code)]
 
 use super::objects::Objects;
-use super::{Kind, Place, kind, numbers, of, pipe, regular};
+use super::{Kind, Place, kind, numbers, of, pipe, regular, socket};
 use crate::error::{Because, Error, Result};
 use ckpt_abi::image::{Descriptor, DescriptorKind, Text};
 use nix::errno::Errno;
@@ -84,6 +84,10 @@ pub(crate) struct Opening<'a> {
     pub objects: &'a mut Objects,
     /// Pipes that were made so far.
     pub pipes: pipe::Made,
+    /// The descriptors of all processes of the image.
+    pub all: &'a [&'a [Descriptor]],
+    /// The sockets of all of them, which are made together.
+    pub(crate) sockets: Option<socket::Made>,
 }
 
 impl Opening<'_> {
@@ -117,7 +121,16 @@ pub(crate) fn open_all(
     mut missing: Option<&mut Vec<Missing>>,
 ) -> Result<Vec<Vec<Restored>>> {
     let pipes = pipe::Made::new();
-    let mut opening = Opening { sources, process: 0, objects, warnings: Vec::new(), pipes };
+    let warned = Vec::new();
+    let mut opening = Opening {
+        sources,
+        process: 0,
+        objects,
+        warnings: warned,
+        pipes,
+        all: processes,
+        sockets: None,
+    };
     let (mut all, mut failures) = (Vec::new(), Vec::new());
     let mut led = HashSet::new();
     numbers::check(processes)?;

@@ -112,12 +112,13 @@ pub(crate) fn peek(ours: &OwnedFd) -> Result<Vec<Vec<u8>>> {
 }
 
 /// Pieces one after the other, each behind its length in four bytes.
-fn framed(pieces: &[Vec<u8>]) -> Vec<u8> {
+pub(super) fn framed(pieces: &[Vec<u8>]) -> Vec<u8> {
     let frame = |piece: &Vec<u8>| [&(piece.len() as u32).to_le_bytes()[..], piece].concat();
     pieces.iter().flat_map(frame).collect()
 }
 
-fn unframed(mut bytes: &[u8]) -> Option<Vec<&[u8]>> {
+/// The pieces, if nothing is damaged.
+pub(super) fn unframed(mut bytes: &[u8]) -> Option<Vec<&[u8]>> {
     let mut pieces = Vec::new();
     while !bytes.is_empty() {
         let (len, rest) = bytes.split_first_chunk::<4>()?;

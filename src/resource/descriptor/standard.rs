@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Standard streams, and what else is one of them: what the restarter has there takes their place.
 
-use super::{Content, Kind, Look, Opening, Origin, Saving, access, file_type, pipe, terminal};
+use super::{
+    Content, Kind, Look, Opening, Origin, Saving, access, file_type, pipe, socket, terminal,
+};
 use crate::error::{Because, Result};
 use crate::proc::fds::Fd;
 use crate::ptrace::raw;
@@ -30,13 +32,15 @@ pub(crate) fn number(fd: &Fd, look: &Look<'_>) -> Option<u32> {
     look.all.iter().find(twin).map(|twin| twin.number).or(then.map(|n| n as u32))
 }
 
-fn at_start(fd: &Fd) -> [u64; 3] {
+/// What the first process's standard streams are compared with.
+pub(crate) fn at_start(fd: &Fd) -> [u64; 3] {
     [fd.device, fd.inode, u64::from(fd.flags) & libc::O_ACCMODE as u64]
 }
 
-/// Whether a standard stream is a pipe that the program made itself and holds both ends of.
+/// Whether a standard stream is a pipe or a connection that the program made itself and holds both ends of.
 fn is_own(fd: &Fd, look: &Look<'_>) -> bool {
-    pipe::has_both_ends(fd, look) && !look.at_start.contains(&at_start(fd))
+    let both = pipe::has_both_ends(fd, look) || socket::has_both_ends(fd, look);
+    both && !look.at_start.contains(&at_start(fd))
 }
 
 /// [`Descriptor::extra`] of a standard input whose unread bytes are in the image.

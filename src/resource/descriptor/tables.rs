@@ -4,9 +4,11 @@
 //! A description that several processes have is saved with the first of them; its further descriptors name that.
 
 use crate::error::Result;
+use crate::proc::unix::{self, Unix};
 use crate::proc::{self, fds::Fd};
 use crate::ptrace::raw;
 use ckpt_abi::image::Descriptor;
+use std::cell::OnceCell;
 use std::cmp::Ordering;
 use std::collections::HashMap;
 
@@ -26,6 +28,7 @@ pub(crate) struct Tables {
     /// What the standard streams of the first process were when it began: device, inode, access mode.
     pub at_start: [[u64; 3]; 3],
     leaders: HashMap<(u64, u64, u32), Vec<Place>>,
+    sockets: OnceCell<HashMap<u64, Unix>>,
     /// The records of those that are the first of their description.
     saved: HashMap<Place, Descriptor>,
 }
@@ -57,6 +60,11 @@ impl Tables {
     /// Every descriptor of every process, with the process's id; the first of a file comes first.
     pub(crate) fn everywhere(&self) -> impl Iterator<Item = (i32, &Fd)> {
         self.of.iter().flat_map(|table| table.fds.iter().map(|fd| (table.pid, fd)))
+    }
+
+    /// What the kernel tells of all unix sockets, by inode number; asked once, when the processes stand still.
+    pub(crate) fn sockets(&self) -> &HashMap<u64, Unix> {
+        self.sockets.get_or_init(|| unix::all().unwrap_or_default())
     }
 
     /// Keeps the record of a descriptor that is the first of its description.

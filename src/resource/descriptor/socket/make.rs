@@ -1,0 +1,461 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! Making the sockets of an image again, all of them together: connections need both ends, and a listener where one
+//! end has its name from there.
+
+use super::options;
+use super::queue::Message;
+use crate::error::{Because, Error, Result};
+use crate::proc::unix::{self, Unix};
+use crate::resource::descriptor::{Opening, is_first, kind, open::Sources, pipe::unframed};
+use ckpt_abi::image::{Descriptor, DescriptorKind, Socket, socket_flag};
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::socket::{
+    AddressFamily, Backlog, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, bind, connect,
+    listen, send, sendto, shutdown, socket, socketpair,
+};
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsStr;
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use zerocopy::FromBytes;
+
+/// The sockets of a restart by the inode numbers that they had.
+pub(crate) struct Made {
+    ends: Option<HashMap<u64, OwnedFd>>,
+}
+
+/// A socket of the image.
+struct Item {
+    socket: Socket,
+    name: Vec<u8>,
+    options: Vec<u8>,
+    messages: Vec<Message>,
+    /// The file that it is bound to, here.
+    file: Option<PathBuf>,
+    /// The directory that its name begins in.
+    directory: Option<PathBuf>,
+}
+
+impl Made {
+    /// Makes all of them, with what waits in them.
+    ///
+    /// # Errors
+    /// A name that is somebody else's here, and what the kernel refuses.
+    pub(super) fn of_all(opening: &mut Opening<'_>) -> Result<Self> {
+        let mut items = BTreeMap::new();
+        for (number, records) in (0..).zip(opening.all) {
+            let ours = |r: &&Descriptor| kind(r) == DescriptorKind::Socket && is_first(r, number);
+            for record in records.iter().filter(ours) {
+                let content = opening.sources.content(number, record.content)?;
+                let item = Item::read(record, &content, opening.sources);
+                items.insert(record.inode, item.ok_or_else(|| Error::new("a damaged socket"))?);
+            }
+        }
+        let mut make = Make { items, ends: HashMap::new(), ghosts: HashMap::new() };
+        make.unconnected()?;
+        opening.warnings.extend(make.connected()?);
+        make.set_options(&mut opening.warnings);
+        make.fill()?;
+        make.connect_one_way()?;
+        make.wait()?;
+        make.shut()?;
+        Ok(Self { ends: Some(make.ends) })
+    }
+
+    /// What there is when they could not be made.
+    pub(super) fn none() -> Self {
+        Self { ends: None }
+    }
+
+    /// The socket of a record; None if there are none, which was told.
+    ///
+    /// # Errors
+    /// A damaged image.
+    pub(super) fn descriptor(&self, record: &Descriptor) -> Result<Option<OwnedFd>> {
+        let Some(ends) = &self.ends else { return Ok(None) };
+        let end = ends.get(&record.inode).ok_or_else(|| Error::new("a damaged socket"))?;
+        end.try_clone().map(Some).because(|| "cannot duplicate a socket")
+    }
+}
+
+impl Item {
+    fn read(record: &Descriptor, content: &[u8], sources: &dyn Sources) -> Option<Self> {
+        let mut pieces = unframed(content)?.into_iter();
+        let (socket, _) = Socket::read_from_prefix(pieces.next()?).ok()?;
+        let (mut name, options) = (pieces.next()?.to_vec(), pieces.next()?.to_vec());
+        let apart = socket.kind.cast_signed() != libc::SOCK_STREAM;
+        let mut messages = Vec::new();
+        while let Some(first) = pieces.next() {
+            let from = if apart { first.to_vec() } else { Vec::new() };
+            let bytes = if apart { pieces.next()? } else { first }.to_vec();
+            messages.push(Message { from, bytes });
+        }
+        let (saved, here) = (sources.name(record), sources.path(record));
+        let file = here.is_absolute().then_some(here);
+        let mut directory = None;
+        if let Some(file) = &file {
+            let relative = name.first().is_some_and(|b| *b != b'/');
+            match Path::new(&saved) == file {
+                true if relative => directory = beginning(file, &name),
+                true => {}
+                false => name = file.as_os_str().as_bytes().to_vec(),
+            }
+        }
+        Some(Self { socket, name, options, messages, file, directory })
+    }
+
+    fn is(&self, flag: u32) -> bool {
+        self.socket.flags & flag != 0
+    }
+
+    fn kind(&self) -> SockType {
+        match self.socket.kind.cast_signed() {
+            libc::SOCK_DGRAM => SockType::Datagram,
+            libc::SOCK_SEQPACKET => SockType::SeqPacket,
+            _ => SockType::Stream,
+        }
+    }
+
+    fn has_datagrams(&self) -> bool {
+        self.kind() == SockType::Datagram
+    }
+
+    /// The name for people.
+    fn called(&self) -> String {
+        match self.name.split_first() {
+            Some((0, name)) => format!("the socket @{}", String::from_utf8_lossy(name)),
+            _ => format!("the socket {}", String::from_utf8_lossy(&self.name)),
+        }
+    }
+
+    /// A new socket of this kind.
+    fn make(&self) -> Result<OwnedFd> {
+        let flags = SockFlag::SOCK_CLOEXEC;
+        socket(AddressFamily::Unix, self.kind(), flags, None).because(|| "cannot make a socket")
+    }
+
+    fn pair(&self) -> Result<(OwnedFd, OwnedFd)> {
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let made = socketpair(AddressFamily::Unix, self.kind(), None, flags);
+        made.because(|| "cannot make a pair of sockets")
+    }
+
+    /// Does something with the name as an address, where a path begins.
+    fn by_name<T>(&self, act: impl FnOnce(&UnixAddr) -> nix::Result<T>) -> nix::Result<T> {
+        let address = match self.name.split_first() {
+            None => UnixAddr::new_unnamed(),
+            Some((0, name)) => UnixAddr::new_abstract(name)?,
+            Some(_) => UnixAddr::new(OsStr::from_bytes(&self.name))?,
+        };
+        let Some(directory) = &self.directory else { return act(&address) };
+        let before = fs::File::open(".");
+        nix::unistd::chdir(directory)?;
+        let done = act(&address);
+        if let Ok(before) = before {
+            nix::unistd::fchdir(before)?;
+        }
+        done
+    }
+
+    /// Binds a socket to the name; `others` are those of the machine.
+    fn bind(&self, end: &OwnedFd, others: Option<&HashMap<u64, Unix>>) -> Result<()> {
+        if let Some(file) = &self.file {
+            self.clear(file, others)?;
+        }
+        let bound = self.by_name(|address| bind(end.as_raw_fd(), address));
+        match bound {
+            // The kernel chose it (unix(7), autobind), so it may choose again.
+            Err(Errno::EADDRINUSE) if self.name.first() == Some(&0) && self.name.len() == 6 => {
+                let unnamed = UnixAddr::new_unnamed();
+                bind(end.as_raw_fd(), &unnamed).because(|| "cannot name a socket")?;
+            }
+            Err(Errno::EADDRINUSE) => return Err(self.taken()),
+            Err(e) => return Err(e).because(|| format!("cannot make {}", self.called())),
+            Ok(()) => {}
+        }
+        let Some(file) = &self.file else {
+            // A path whose file was removed: so is this one.
+            if self.name.first().is_some_and(|b| *b != 0) {
+                let _ = self.by_name(|address| address.path().map_or(Ok(()), nix::unistd::unlink));
+            }
+            return Ok(());
+        };
+        // Only root may give files away.
+        let _ = std::os::unix::fs::chown(file, Some(self.socket.user), Some(self.socket.group));
+        fs::set_permissions(file, fs::Permissions::from_mode(self.socket.mode))
+            .because(|| format!("cannot set the mode of {}", self.called()))
+    }
+
+    fn taken(&self) -> Error {
+        Error::new(format!("{} is in use by another program", self.called()))
+            .hint("end that first; it may be the program that was saved")
+    }
+
+    /// Removes the file of a socket that nobody has any more.
+    fn clear(&self, file: &Path, others: Option<&HashMap<u64, Unix>>) -> Result<()> {
+        let Ok(found) = fs::symlink_metadata(file) else { return Ok(()) };
+        if !found.file_type().is_socket() {
+            return Err(Error::new(format!(
+                "{} cannot be made: there is another file of that name",
+                self.called()
+            )));
+        }
+        let mut others = others.ok_or_else(|| self.taken())?.values();
+        let same = |it: &Unix| {
+            it.file == Some(found.ino() as u32)
+                || it.is_bound() && it.name == file.as_os_str().as_bytes()
+        };
+        if others.any(same) {
+            return Err(self.taken());
+        }
+        fs::remove_file(file).because(|| format!("cannot replace {}", self.called()))
+    }
+}
+
+/// The directory in which a relative name leads to a file.
+fn beginning(file: &Path, name: &[u8]) -> Option<PathBuf> {
+    let before = file.as_os_str().as_bytes().strip_suffix(name)?;
+    Some(PathBuf::from(OsStr::from_bytes(before)))
+}
+
+/// Sockets that are being made.
+struct Make {
+    items: BTreeMap<u64, Item>,
+    ends: HashMap<u64, OwnedFd>,
+    /// The other ends of those that nobody had any more.
+    ghosts: HashMap<u64, OwnedFd>,
+}
+
+impl Make {
+    /// The other end of a connection that both ends know.
+    fn partner(&self, inode: u64) -> Option<u64> {
+        let item = self.items.get(&inode)?;
+        let peer = self.items.get(&item.socket.peer)?;
+        let both = !item.is(socket_flag::WAITS) && peer.socket.peer == inode;
+        both.then_some(item.socket.peer)
+    }
+
+    fn is_bound_alone(&self, inode: u64, item: &Item) -> bool {
+        let tied = item.is(socket_flag::ABANDONED | socket_flag::WAITS);
+        !tied && self.partner(inode).is_none()
+    }
+
+    /// Those without another end.
+    fn unconnected(&mut self) -> Result<()> {
+        let others = unix::all();
+        for (inode, item) in &self.items {
+            if !self.is_bound_alone(*inode, item) {
+                continue;
+            }
+            let end = item.make()?;
+            if item.is(socket_flag::BOUND) {
+                item.bind(&end, others.as_ref())?;
+            }
+            if item.is(socket_flag::LISTENS) {
+                let backlog = Backlog::new(item.socket.backlog.cast_signed());
+                let listens = listen(&end, backlog.unwrap_or(Backlog::MAXCONN));
+                listens.because(|| format!("cannot make {}", item.called()))?;
+            }
+            self.ends.insert(*inode, end);
+        }
+        Ok(())
+    }
+
+    /// Connections, also those whose other end nobody has; names that could not be had, as sentences.
+    fn connected(&mut self) -> Result<Vec<String>> {
+        let (others, mut unnamed) = (unix::all(), Vec::new());
+        for (inode, item) in &self.items {
+            let partner = self.partner(*inode);
+            if partner.is_some_and(|partner| partner < *inode)
+                || partner.is_none() && !item.is(socket_flag::ABANDONED)
+            {
+                continue;
+            }
+            let other = partner.and_then(|partner| self.items.get(&partner));
+            let (one, two) = if item.has_datagrams() {
+                let pair = item.pair()?;
+                for (end, item) in [(&pair.0, Some(item)), (&pair.1, other)] {
+                    let bound = item.filter(|item| item.is(socket_flag::BOUND));
+                    bound.map(|item| item.bind(end, others.as_ref())).transpose()?;
+                }
+                pair
+            } else {
+                let accepted = [Some(item), other].map(|it| it.filter(|it| !it.name.is_empty()));
+                match accepted {
+                    [None, None] => item.pair()?,
+                    [Some(item), other] if other.is_none() || self.listener(item).is_some() => {
+                        let (client, server) = self.accepted(item, other, &mut unnamed)?;
+                        (server, client)
+                    }
+                    [client, Some(item)] => self.accepted(item, client, &mut unnamed)?,
+                    [Some(item), None] => item.pair()?,
+                }
+            };
+            self.ends.insert(*inode, one);
+            match partner {
+                Some(partner) => self.ends.insert(partner, two),
+                None => self.ghosts.insert(*inode, two),
+            };
+        }
+        Ok(unnamed)
+    }
+
+    /// The listener that an accepted socket has its name from.
+    fn listener(&self, accepted: &Item) -> Option<&OwnedFd> {
+        let named = |item: &Item| item.is(socket_flag::LISTENS) && item.name == accepted.name;
+        let same = |item: &Item| item.socket.kind == accepted.socket.kind;
+        let found = self.items.iter().find(|(_, item)| named(item) && same(item));
+        found.and_then(|(inode, _)| self.ends.get(inode))
+    }
+
+    /// A client and an accepted socket that has its name from a listener, which may be gone.
+    fn accepted(
+        &self,
+        server: &Item,
+        client: Option<&Item>,
+        unnamed: &mut Vec<String>,
+    ) -> Result<(OwnedFd, OwnedFd)> {
+        let own = match self.listener(server) {
+            Some(_) => None,
+            None => {
+                let own = server.make()?;
+                if server.by_name(|address| bind(own.as_raw_fd(), address)).is_err() {
+                    unnamed
+                        .push(format!("a connection is without the name of {}", server.called()));
+                    return server.pair();
+                }
+                listen(&own, Backlog::MAXCONN).because(|| "cannot make a listener")?;
+                Some(own)
+            }
+        };
+        let Some(listener) = own.as_ref().or_else(|| self.listener(server)) else {
+            return server.pair();
+        };
+        let why = || format!("cannot connect to {}", server.called());
+        let end = server.make()?;
+        if let Some(client) = client.filter(|client| !client.name.is_empty()) {
+            client.bind(&end, unix::all().as_ref())?;
+        }
+        server.by_name(|address| connect(end.as_raw_fd(), address)).because(why)?;
+        // Listener and connection have one type in the standard library, whatever the kind of socket.
+        let listener = UnixListener::from(listener.try_clone().because(why)?);
+        let (accepted, _) = listener.accept().because(why)?;
+        if own.is_some() {
+            let _ = server.by_name(|address| address.path().map_or(Ok(()), nix::unistd::unlink));
+        }
+        Ok((end, accepted.into()))
+    }
+
+    fn set_options(&self, warnings: &mut Vec<String>) {
+        for (inode, end) in &self.ends {
+            let options = self.items.get(inode).map(|item| &item.options[..]).unwrap_or_default();
+            if let Err(option) = options::restore(end, options) {
+                warnings.push(format!("a socket is without its option {option} (socket(7))"));
+            }
+        }
+    }
+
+    /// Sends what waits to be read, through the other end or one of the sender's name.
+    fn fill(&self) -> Result<()> {
+        for (inode, item) in &self.items {
+            let other = self.partner(*inode).and_then(|partner| self.ends.get(&partner));
+            let other = other.or_else(|| self.ghosts.get(inode));
+            for message in &item.messages {
+                let sent = match other {
+                    Some(other) => send_all(other, item, &message.bytes),
+                    None => self.send_to(item, message),
+                };
+                sent.because(|| format!("cannot bring back what waits in {}", item.called()))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn send_to(&self, item: &Item, message: &Message) -> Result<()> {
+        let from = |sender: &Item| sender.has_datagrams() && sender.name == message.from;
+        let mut named = self.items.iter().filter(|(_, it)| !message.from.is_empty() && from(it));
+        let sender = named.find_map(|(inode, _)| self.ends.get(inode));
+        let own = item.make()?;
+        let sender = sender.unwrap_or(&own).as_raw_fd();
+        let sent = item.by_name(|to| sendto(sender, &message.bytes, to, FLAGS));
+        sent.map(drop).because(|| "it cannot be sent")
+    }
+
+    /// Sockets that send to one that does not send to them.
+    fn connect_one_way(&self) -> Result<()> {
+        for (inode, item) in &self.items {
+            let (Some(end), Some(to)) = (self.ends.get(inode), self.items.get(&item.socket.peer))
+            else {
+                continue;
+            };
+            if item.has_datagrams() && self.partner(*inode).is_none() {
+                let connected = to.by_name(|address| connect(end.as_raw_fd(), address));
+                connected.because(|| format!("cannot connect to {}", to.called()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sockets in the queues of listeners, in their order.
+    fn wait(&mut self) -> Result<()> {
+        let waits = |(_, item): &(&u64, &Item)| item.is(socket_flag::WAITS);
+        let mut waiting: Vec<_> = self.items.iter().filter(waits).collect();
+        waiting.sort_by_key(|(_, item)| item.socket.place);
+        for (inode, item) in waiting {
+            let listener = self.items.get(&item.socket.peer);
+            let listener = listener.ok_or_else(|| Error::new("a damaged socket"))?;
+            let why = || format!("cannot connect to {}", listener.called());
+            let end = item.make()?;
+            if !item.name.is_empty() {
+                item.bind(&end, unix::all().as_ref())?;
+            }
+            let _ = options::restore(&end, &item.options);
+            nix::fcntl::fcntl(&end, nix::fcntl::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))
+                .because(why)?;
+            listener.by_name(|address| connect(end.as_raw_fd(), address)).because(why)?;
+            self.ends.insert(*inode, end);
+        }
+        Ok(())
+    }
+
+    /// Ends what had ended.
+    fn shut(&self) -> Result<()> {
+        for (inode, item) in &self.items {
+            let Some(end) = self.ends.get(inode) else { continue };
+            if item.is(socket_flag::RESET) {
+                let _ = send(end.as_raw_fd(), b"!", FLAGS);
+            }
+            let how = match item.socket.shutdown {
+                1 => Shutdown::Read,
+                2 => Shutdown::Write,
+                3 => Shutdown::Both,
+                _ => continue,
+            };
+            match shutdown(end.as_raw_fd(), how) {
+                // A socket that was never connected.
+                Ok(()) | Err(Errno::ENOTCONN) => {}
+                Err(e) => return Err(e).because(|| "cannot shut a socket down"),
+            }
+        }
+        Ok(())
+    }
+}
+
+const FLAGS: MsgFlags = MsgFlags::MSG_DONTWAIT.union(MsgFlags::MSG_NOSIGNAL);
+
+/// Sends a message, or the bytes of a stream.
+fn send_all(through: &impl AsFd, item: &Item, bytes: &[u8]) -> Result<()> {
+    let number = through.as_fd().as_raw_fd();
+    let mut done = 0;
+    loop {
+        done += send(number, &bytes[done..], FLAGS).because(|| "it does not fit")?;
+        if done >= bytes.len() || item.kind() != SockType::Stream {
+            return Ok(());
+        }
+    }
+}

@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! Unix sockets (unix(7)) that processes of the checkpoint have among themselves: pairs and connections with what is
+//! under way in them, those that listen or wait to be accepted, and ends that nobody has the other of.
+
+mod make;
+mod options;
+mod queue;
+
+use super::{Content, Kind, Look, Opening, Origin, Saving, file_type, pipe, standard};
+use crate::error::{Because, Result};
+use crate::proc::fds::Fd;
+use crate::proc::unix::{LISTENS, Unix};
+use crate::ptrace::raw;
+use ckpt_abi::image::{Descriptor, Socket, socket_flag};
+use nix::libc;
+use nix::poll::PollFlags;
+use queue::Waiting;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use zerocopy::{FromZeros, IntoBytes};
+
+pub(crate) use make::Made;
+
+pub(super) const KIND: Kind = Kind { recognise, save, open };
+
+/// What a socket is tied to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tie {
+    /// Nothing.
+    None,
+    /// The socket of this inode number, which is in the checkpoint.
+    Peer(u64),
+    /// An end that nobody has any more.
+    Abandoned,
+    /// It waits in the queue of this listener, at this place.
+    Waits(u64, u32),
+}
+
+/// Whether the checkpoint has a socket of its own: a standard stream of the first process is somebody else's.
+fn is_inside(inode: u64, look: &Look<'_>) -> bool {
+    let mut all = look.tables.everywhere().map(|(_, fd)| fd);
+    let same = |f: &&Fd| f.inode == inode && file_type(f.mode) == libc::S_IFSOCK;
+    all.find(same).is_some_and(|f| !look.at_start.contains(&standard::at_start(f)))
+}
+
+/// Whether the processes of the checkpoint hold both ends of a connection.
+pub(crate) fn has_both_ends(fd: &Fd, look: &Look<'_>) -> bool {
+    matches!(judge(fd, look), Some((_, Tie::Peer(_))))
+}
+
+/// What the kernel tells of a socket, if it can be made again.
+fn judge<'a>(fd: &Fd, look: &'a Look<'_>) -> Option<(&'a Unix, Tie)> {
+    const SHUT: u8 = 3;
+    if file_type(fd.mode) != libc::S_IFSOCK {
+        return None;
+    }
+    let sockets = look.tables.sockets();
+    let unix = sockets.get(&fd.inode)?;
+    let datagrams = i32::from(unix.kind) == libc::SOCK_DGRAM;
+    let waits = || {
+        let place = |(inode, it): (&u64, &Unix)| {
+            let place = it.waiting.iter().position(|waiting| *waiting == fd.inode)?;
+            Some((*inode, place as u32))
+        };
+        let found = sockets.iter().find_map(place);
+        found.filter(|(listener, _)| is_inside(*listener, look))
+    };
+    let tie = match unix.peer {
+        None if datagrams && unix.name.is_empty() && unix.readable > 0 => Tie::Abandoned,
+        None if datagrams || unix.state != 1 => Tie::None,
+        Some(peer) if sockets.contains_key(&peer) => {
+            is_inside(peer, look).then_some(Tie::Peer(peer))?
+        }
+        Some(_) if datagrams => Tie::Abandoned,
+        _ if unix.shutdown == SHUT => Tie::Abandoned,
+        _ => waits().map(|(listener, place)| Tie::Waits(listener, place))?,
+    };
+    Some((unix, tie))
+}
+
+fn recognise(fd: &Fd, look: &Look<'_>) -> bool {
+    judge(fd, look).is_some()
+}
+
+fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
+    let Some((unix, tie)) = judge(fd, look) else {
+        saving.lose("a connection");
+        return Ok(());
+    };
+    let why = || format!("cannot look into the socket behind descriptor {}", fd.number);
+    let ours = raw::take_descriptor(look.process.pid(), fd.number.cast_signed()).because(why)?;
+    let options = options::save(&ours);
+    let waiting = waiting(&ours, unix)?;
+    let mut socket =
+        Socket { kind: unix.kind.into(), shutdown: unix.shutdown.into(), ..Socket::new_zeroed() };
+    match tie {
+        Tie::None => {}
+        Tie::Peer(peer) => socket.peer = peer,
+        Tie::Abandoned => {
+            socket.flags |= socket_flag::ABANDONED;
+            let reset = queue::answers(&ours, PollFlags::POLLERR);
+            socket.flags |= if reset { socket_flag::RESET } else { 0 };
+        }
+        Tie::Waits(listener, place) => {
+            socket.flags |= socket_flag::WAITS;
+            (socket.peer, socket.place) = (listener, place);
+        }
+    }
+    if unix.state == LISTENS {
+        socket.flags |= socket_flag::LISTENS;
+        socket.backlog = unix.unread;
+    }
+    if let Some(file) = file(unix, look) {
+        let found = file.metadata().because(|| format!("cannot look at {}", file.display()))?;
+        (socket.mode, socket.user, socket.group) =
+            (found.mode() & 0o7777, found.uid(), found.gid());
+        saving.path = file.into();
+    }
+    if unix.is_bound() {
+        socket.flags |= socket_flag::BOUND;
+    }
+    name_what_is_left(unix, tie, &waiting, look, saving);
+    let mut pieces = vec![socket.as_bytes().to_vec(), unix.name.clone(), options];
+    for message in waiting.messages {
+        pieces.extend((!is_stream(unix)).then_some(message.from));
+        pieces.push(message.bytes);
+    }
+    saving.record.content = fd.number;
+    saving.content = Some(Content { index: fd.number, bytes: pipe::framed(&pieces) });
+    Ok(())
+}
+
+fn is_stream(unix: &Unix) -> bool {
+    i32::from(unix.kind) == libc::SOCK_STREAM
+}
+
+fn waiting(ours: &std::os::fd::OwnedFd, unix: &Unix) -> Result<Waiting> {
+    if unix.state == LISTENS {
+        return Ok(Waiting::default());
+    }
+    match is_stream(unix) {
+        true => queue::stream(ours, unix.readable as usize),
+        false => queue::messages(ours, unix.shutdown & 1 != 0),
+    }
+}
+
+/// The file that a socket is bound to, unless that is removed or another's.
+fn file(unix: &Unix, look: &Look<'_>) -> Option<PathBuf> {
+    if matches!(unix.name.first(), None | Some(0)) || unix.file.is_none() {
+        return None;
+    }
+    let name = Path::new(OsStr::from_bytes(&unix.name));
+    let path = match name.is_absolute() {
+        true => name.to_path_buf(),
+        false => look.process.cwd().ok()?.path.join(name),
+    };
+    let is_socket = std::fs::symlink_metadata(&path).is_ok_and(|m| m.file_type().is_socket());
+    is_socket.then_some(path)
+}
+
+/// What cannot be made again of a socket that can.
+fn name_what_is_left(
+    unix: &Unix,
+    tie: Tie,
+    waiting: &Waiting,
+    look: &Look<'_>,
+    saving: &mut Saving,
+) {
+    let called = match unix.name.split_first() {
+        None => saving.path.display().to_string(),
+        Some((0, name)) => format!("@{}", String::from_utf8_lossy(name)),
+        Some(_) => String::from_utf8_lossy(&unix.name).into_owned(),
+    };
+    if waiting.descriptors {
+        saving.obstacles.push(format!(
+            "{called} has been sent something that cannot be saved before it is read: descriptors (SCM_RIGHTS) or \
+             urgent data"
+        ));
+    }
+    if matches!(tie, Tie::Waits(..)) && unix.unread > 0 {
+        saving.obstacles.push(format!(
+            "{called} has sent data through a connection that nobody has accepted yet"
+        ));
+    }
+    let outside = unix.waiting.iter().filter(|inode| !is_inside(**inode, look)).count();
+    if outside > 0 {
+        saving.say(format!("{outside} connections of others that wait to be accepted at {called}"));
+    }
+    let known = |from: &[u8]| {
+        let mut named = look.tables.sockets().iter().filter(|(_, it)| it.name == from);
+        named.any(|(inode, _)| is_inside(*inode, look))
+    };
+    let lost = |m: &&queue::Message| !m.from.is_empty() && !known(&m.from);
+    let strange = waiting.messages.iter().filter(lost).count();
+    if strange > 0 || waiting.credentials {
+        saving.say(format!("who has sent what waits to be read from {called}"));
+    }
+}
+
+/// All are made when the first is asked for, and fail as one.
+fn open(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Origin> {
+    let made = match opening.sockets.take() {
+        Some(made) => made,
+        None => {
+            opening.sockets = Some(Made::none());
+            Made::of_all(opening)?
+        }
+    };
+    let own = made.descriptor(record);
+    opening.sockets = Some(made);
+    own?.map_or_else(|| (super::lost::KIND.open)(record, opening), |own| Ok(Origin::Own(own)))
+}

@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! What waits in a socket to be read. It stays there.
+//!
+//! # Safety
+//! The system call writes into buffers of our own, whose lengths it is given. Descriptors that come along are ours.
+#![allow(unsafe_code)]
+
+use super::options::{SO_PEEK_OFF, get, set};
+use crate::error::{Because, Result};
+use nix::errno::Errno;
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+
+/// A message; of a stream, all that there is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Message {
+    /// The name of its sender, if that has one.
+    pub(super) from: Vec<u8>,
+    /// The message.
+    pub(super) bytes: Vec<u8>,
+}
+
+/// What was found.
+#[derive(Debug, Default)]
+pub(super) struct Waiting {
+    /// The messages.
+    pub(super) messages: Vec<Message>,
+    /// Descriptors come with them (SCM_RIGHTS).
+    pub(super) descriptors: bool,
+    /// The reader would learn who has sent them (SCM_CREDENTIALS).
+    pub(super) credentials: bool,
+}
+
+/// Looks into a stream of which `readable` bytes can be read.
+///
+/// # Errors
+/// The kernel refuses.
+pub(super) fn stream(fd: &OwnedFd, readable: usize) -> Result<Waiting> {
+    let mut waiting = Waiting::default();
+    if readable == 0 {
+        return Ok(waiting);
+    }
+    let why = || "cannot look into a socket";
+    // One byte of urgent data lies beside the others.
+    let mut urgent = [0];
+    waiting.descriptors = look(fd, &mut urgent, libc::MSG_OOB).is_ok();
+    let mut bytes = vec![0; readable];
+    let mut done = 0;
+    // A look ends where another sender's bytes begin, if the reader learns who sends (SO_PASSCRED).
+    let mut offset = None;
+    while done < readable && !waiting.descriptors {
+        if done > 0 || get(fd, SO_PEEK_OFF, 4).is_some_and(|at| at[..4] != [0xff; 4]) {
+            let offset = offset.get_or_insert_with(|| Offset::of(fd));
+            offset.go(done).because(why)?;
+        }
+        let seen = look(fd, &mut bytes[done..], 0).because(why)?;
+        waiting.note(&seen);
+        if seen.len == 0 {
+            break;
+        }
+        done += seen.len;
+    }
+    bytes.truncate(done);
+    waiting.messages.push(Message { from: Vec::new(), bytes });
+    Ok(waiting)
+}
+
+/// Looks at the messages of a socket that keeps them apart; `ended` if it receives no more.
+///
+/// # Errors
+/// The kernel refuses.
+pub(super) fn messages(fd: &OwnedFd, ended: bool) -> Result<Waiting> {
+    let mut waiting = Waiting::default();
+    if !answers(fd, PollFlags::POLLIN) {
+        return Ok(waiting);
+    }
+    let why = || "cannot look into a socket";
+    let mut offset = Offset::of(fd);
+    let (mut at, mut buffer) = (0, vec![0; 1 << 16]);
+    while !waiting.descriptors {
+        offset.go(at).because(why)?;
+        let seen = match look(fd, &mut buffer, libc::MSG_TRUNC) {
+            Ok(seen) => seen,
+            Err(Errno::EAGAIN) => break,
+            Err(e) => return Err(e).because(why),
+        };
+        if seen.len > buffer.len() {
+            buffer.resize(seen.len, 0);
+            continue;
+        }
+        if seen.len == 0 && ended {
+            break;
+        }
+        waiting.note(&seen);
+        at += seen.len;
+        waiting.messages.push(Message { from: seen.from, bytes: buffer[..seen.len].to_vec() });
+    }
+    Ok(waiting)
+}
+
+/// Whether poll(2) answers one of these.
+pub(super) fn answers(fd: &OwnedFd, events: PollFlags) -> bool {
+    let mut polled = [PollFd::new(fd.as_fd(), events)];
+    let polls = poll(&mut polled, PollTimeout::ZERO).is_ok();
+    polls && polled[0].revents().is_some_and(|answer| answer.intersects(events))
+}
+
+impl Waiting {
+    fn note(&mut self, seen: &Seen) {
+        self.descriptors |= seen.descriptors;
+        self.credentials |= seen.credentials;
+    }
+}
+
+/// Where looks begin, which is the program's again in the end.
+struct Offset<'a> {
+    fd: &'a OwnedFd,
+    before: [u8; 4],
+}
+
+impl<'a> Offset<'a> {
+    fn of(fd: &'a OwnedFd) -> Self {
+        let before = get(fd, SO_PEEK_OFF, 4).map_or([0xff; 4], |v| [v[0], v[1], v[2], v[3]]);
+        Self { fd, before }
+    }
+
+    fn go(&mut self, at: usize) -> nix::Result<()> {
+        set(self.fd, SO_PEEK_OFF, &(at as i32).to_ne_bytes())
+    }
+}
+
+impl Drop for Offset<'_> {
+    fn drop(&mut self) {
+        let _ = set(self.fd, SO_PEEK_OFF, &self.before);
+    }
+}
+
+/// What a look has shown.
+struct Seen {
+    len: usize,
+    from: Vec<u8>,
+    descriptors: bool,
+    credentials: bool,
+}
+
+/// recvmsg(2) with MSG_PEEK.
+fn look(fd: &OwnedFd, buffer: &mut [u8], flags: i32) -> nix::Result<Seen> {
+    let mut name = [0u8; 128];
+    let mut control = [0u64; 256];
+    let mut piece = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: numbers and pointers, of which zeros are values.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_name = name.as_mut_ptr().cast();
+    header.msg_namelen = name.len() as u32;
+    header.msg_iov = &raw mut piece;
+    header.msg_iovlen = 1;
+    header.msg_control = control.as_mut_ptr().cast();
+    header.msg_controllen = size_of_val(&control) as _;
+    let flags = flags | libc::MSG_PEEK | libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+    // SAFETY: the kernel writes into the buffers above, within their lengths.
+    let result = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut header, flags) };
+    let len = Errno::result(result)?.unsigned_abs();
+    let control: Vec<u8> = control.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let control = &control[..(header.msg_controllen as usize).min(control.len())];
+    let (descriptors, credentials) = take(control);
+    let named = (header.msg_namelen as usize).clamp(2, name.len());
+    Ok(Seen { len, from: trimmed(&name[2..named]), descriptors, credentials })
+}
+
+/// A path without the zero byte behind it.
+fn trimmed(name: &[u8]) -> Vec<u8> {
+    match name.first() {
+        Some(0) | None => name.to_vec(),
+        Some(_) => name.split(|b| *b == 0).next().unwrap_or_default().to_vec(),
+    }
+}
+
+/// Closes the descriptors among control messages (cmsg(3)); whether some were sent along, and whether the sender is told.
+fn take(mut control: &[u8]) -> (bool, bool) {
+    const HEAD: usize = 16;
+    const PIDFD: i32 = 4;
+    let (mut descriptors, mut credentials) = (false, false);
+    while let Some((head, _)) = control.split_first_chunk::<HEAD>() {
+        let word = |at: usize| head[at..].first_chunk().map_or(0, |w| i32::from_ne_bytes(*w));
+        let len = (word(0).unsigned_abs() as usize).clamp(HEAD, control.len());
+        let (kind, value) = (word(12), &control[HEAD..len]);
+        descriptors |= kind == libc::SCM_RIGHTS;
+        credentials |= kind == libc::SCM_CREDENTIALS || kind == PIDFD;
+        if kind == libc::SCM_RIGHTS || kind == PIDFD {
+            for number in value.chunks_exact(4).filter_map(|n| n.first_chunk()) {
+                // SAFETY: the kernel has just made it for us.
+                drop(unsafe { OwnedFd::from_raw_fd(i32::from_ne_bytes(*number)) });
+            }
+        }
+        control = control.get(len.next_multiple_of(8)..).unwrap_or_default();
+    }
+    (descriptors, credentials)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::unix::net::{UnixDatagram, UnixStream};
+
+    #[test]
+    fn a_stream_stays() {
+        let (mut a, b) = UnixStream::pair().unwrap();
+        a.write_all(b"one").unwrap();
+        a.write_all(b"two").unwrap();
+        let b = OwnedFd::from(b);
+        for _ in 0..2 {
+            let waiting = stream(&b, 6).unwrap();
+            assert_eq!(waiting.messages[0].bytes, b"onetwo");
+            assert!(!waiting.descriptors && !waiting.credentials);
+        }
+        let mut six = [0; 6];
+        UnixStream::from(b).read_exact(&mut six).unwrap();
+        assert_eq!(&six, b"onetwo");
+    }
+
+    #[test]
+    fn messages_stay() {
+        let (a, b) = UnixDatagram::pair().unwrap();
+        let long = vec![7; 100_000];
+        for message in [&b"one"[..], &long, b"three"] {
+            a.send(message).unwrap();
+        }
+        let b = OwnedFd::from(b);
+        for _ in 0..2 {
+            let seen = messages(&b, false).unwrap().messages;
+            let seen: Vec<_> = seen.iter().map(|m| &m.bytes[..]).collect();
+            assert_eq!(seen, [&b"one"[..], &long, b"three"]);
+        }
+        assert_eq!(get(&b, SO_PEEK_OFF, 4).unwrap()[..4], [0xff; 4]);
+        let mut three = [0; 10];
+        assert_eq!(UnixDatagram::from(b).recv(&mut three).unwrap(), 3);
+    }
+}

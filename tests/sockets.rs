@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! Sockets that the processes of a job have among themselves go on, with what is under way in them.
+
+mod harness;
+
+use harness::{Bench, Build, Way, Who, survive};
+
+/// Every kind and state of a unix socket, in a process and to its child; also of the one that goes on.
+#[test]
+fn unix_sockets_survive() {
+    survive(Who::Me, Way::Save, "sockets", Build::Static, &["."]);
+    survive(Who::Nobody, Way::LaunchContinue, "sockets", Build::Pie, &["."]);
+}
+
+/// A path that somebody else listens on is not taken away.
+#[test]
+fn a_socket_in_use_is_left_alone() {
+    let bench = Bench::new(Who::Nobody);
+    let mut run = bench.run(bench.subject("sockets", Build::Pie), &["."]);
+    run.expect("ready");
+    bench.must(&["save", &run.pid_text(), "-n", &bench.name("x.ckpt")]);
+    let again = bench.run(bench.path("x.ckpt"), &[]).end();
+    assert_eq!(again.code(), Some(125), "{again:?}");
+    assert!(again.stderr.contains("is in use by another program"), "{again:?}");
+    run.check();
+    run.go();
+}
+
+/// A descriptor under way is in the way, and nothing has happened.
+#[test]
+fn descriptors_under_way_are_an_obstacle() {
+    const SEND: &str = "import socket, sys\n\
+        a, b = socket.socketpair()\n\
+        socket.send_fds(a, [b'one'], [0])\n\
+        print('ready', flush=True)\n\
+        sys.stdin.readline()\n\
+        print(socket.recv_fds(b, 10, 5)[0], flush=True)";
+    let bench = Bench::new(Who::Nobody);
+    let mut run = bench.run("/usr/bin/python3", &["-c", SEND]);
+    run.expect("ready");
+    let refused = bench.order(&["save", &run.pid_text(), "-n", &bench.name("x.ckpt")]);
+    assert_ne!(refused.code(), Some(0), "{refused:?}");
+    assert!(refused.stderr.contains("SCM_RIGHTS"), "{refused:?}");
+    run.say("go");
+    run.expect("b'one'");
+    run.ends_well();
+}
+
+/// Runs a python program to "ready", through three generations, opens the gate and compares what it says.
+fn python(who: Who, program: &str, wanted: &[&str]) {
+    let bench = Bench::new(who);
+    bench.file("job.py", program);
+    let mut run = bench.launch(&["-n", "0.ckpt"], "/usr/bin/python3", &["job.py"]);
+    run.expect("ready");
+    for generation in 0..3 {
+        let name = format!("{generation}.ckpt");
+        bench.must(&["save", "--stop", &run.pid_text(), "-n", &bench.name(&name)]);
+        run.ends_well();
+        run = bench.run(bench.path(&name), &[]);
+    }
+    bench.file("gate", "");
+    wanted.iter().for_each(|line| run.expect(line));
+    run.ends_well();
+}
+
+const MANAGER: &str = r#"
+import multiprocessing as mp, os, time
+def gate():
+    while not os.path.exists("gate"): time.sleep(0.02)
+def work(shared, queue, n):
+    shared[n] = "before"
+    queue.put(n)
+    gate()
+    shared[n] = n * n
+if __name__ == "__main__":
+    with mp.Manager() as manager:
+        shared, queue = manager.dict(), manager.Queue()
+        all = [mp.Process(target=work, args=(shared, queue, n)) for n in range(3)]
+        for one in all: one.start()
+        for one in all: queue.get()
+        print("ready", flush=True)
+        gate()
+        for one in all: one.join()
+        print(sorted(shared.items()), flush=True)
+        shared["later"] = 1
+        late = mp.Process(target=work, args=(shared, queue, 7)); late.start(); late.join()
+        print(shared[7], queue.get(), [one.exitcode for one in all], flush=True)
+"#;
+
+#[test]
+fn a_manager_of_python_goes_on() {
+    for who in [Who::Me, Who::Nobody] {
+        python(who, MANAGER, &["[(0, 0), (1, 1), (2, 4)]", "49 7 [0, 0, 0]"]);
+    }
+}
+
+/// The loop's own pair of sockets, a subprocess through pipes, a server and its client in one program.
+const ASYNCIO: &str = r#"
+import asyncio, os, sys
+async def gate():
+    while not os.path.exists("gate"): await asyncio.sleep(0.02)
+async def serve(reader, writer):
+    while line := await reader.readline():
+        writer.write(line.upper())
+    writer.close()
+async def main():
+    server = await asyncio.start_unix_server(serve, "server")
+    reader, writer = await asyncio.open_unix_connection("server")
+    cat = await asyncio.create_subprocess_exec("cat", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE)
+    cat.stdin.write(b"before\n")
+    print((await cat.stdout.readline()).decode().strip().replace("before", "ready"), flush=True)
+    writer.write(b"one\n")
+    await gate()
+    writer.write(b"two\n")
+    print(await reader.readline(), await reader.readline(), flush=True)
+    loop = asyncio.get_running_loop()
+    print(await loop.run_in_executor(None, lambda: "from a thread"), flush=True)
+    cat.stdin.write(b"after\n"); cat.stdin.close()
+    print(await cat.stdout.read(), await cat.wait(), flush=True)
+    again, more = await asyncio.open_unix_connection("server")
+    more.write(b"three\n")
+    print(await again.readline(), flush=True)
+asyncio.run(main())
+"#;
+
+#[test]
+fn asyncio_goes_on() {
+    let wanted = [r"b'ONE\n' b'TWO\n'", "from a thread", r"b'after\n' 0", r"b'THREE\n'"];
+    for who in [Who::Me, Who::Nobody] {
+        python(who, ASYNCIO, &wanted);
+    }
+}
+
+const FUTURES: &str = r#"
+import concurrent.futures as futures, multiprocessing, os, subprocess, sys, time
+def gate():
+    while not os.path.exists("gate"): time.sleep(0.02)
+def cube(n):
+    gate(); return n ** 3
+if __name__ == "__main__":
+    sums = []
+    spawn = multiprocessing.get_context("spawn")
+    with futures.ProcessPoolExecutor(2) as one, futures.ProcessPoolExecutor(2, mp_context=spawn) as two:
+        all = [pool.submit(cube, n) for pool in (one, two) for n in range(6)]
+        sort = subprocess.Popen(["sort"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        sort.stdin.write("b\na\n"); sort.stdin.flush()
+        print("ready", flush=True)
+        print(sum(one.result() for one in all), flush=True)
+        print(sort.communicate("0\n")[0].split(), sort.returncode, flush=True)
+"#;
+
+#[test]
+fn executors_of_python_go_on() {
+    for who in [Who::Me, Who::Nobody] {
+        python(who, FUTURES, &["450", "['0', 'a', 'b'] 0"]);
+    }
+}
