@@ -6,7 +6,7 @@ use std::ffi::OsStr;
 use super::ServeOptions;
 use crate::error::Result;
 use crate::resource::cpu::limit::Limit;
-use crate::restart::MapPath;
+use crate::restart::{Ids, MapPath};
 use crate::settings::Settings;
 pub(super) use crate::settings::table::{Kind, Variable};
 
@@ -107,6 +107,7 @@ pub(super) struct Draft {
     pub trust: bool,
     pub replace: bool,
     pub truncate_files: bool,
+    pub ids: Ids,
     pub serve: ServeOptions,
     pub page: Option<Page>,
 }

@@ -20,7 +20,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use crate::resource::cpu::limit::Limit;
-use crate::restart::MapPath;
+use crate::restart::{Ids, MapPath};
 use crate::settings::Settings;
 use crate::settings::server::{ServerName, Transfer};
 
@@ -183,6 +183,8 @@ pub(crate) struct Resume {
     pub trust: bool,
     /// [`StubOptions::truncate_files`].
     pub truncate_files: bool,
+    /// [`StubOptions::ids`].
+    pub ids: Ids,
 }
 
 /// How a server is wanted.
@@ -232,6 +234,8 @@ pub(crate) struct StubOptions {
     pub force_cpu: bool,
     /// Where files are here.
     pub map_path: MapPath,
+    /// Which process ids the program has.
+    pub ids: Ids,
 }
 
 /// "ckpt 0.1.0".

@@ -4,6 +4,7 @@
 use super::entry::{Form, Kind, Opt, Page, Set, Variable};
 use crate::error::Error;
 use crate::resource::cpu::limit;
+use crate::restart::Ids;
 use crate::settings;
 
 /// Stands before the settings, since it decides whose they are.
@@ -110,6 +111,24 @@ pub(super) const OPTIONS: &[Opt] = &[
         forms: &[Form::Launch, Form::Stub],
         set: Set::Draft(|draft, _| {
             draft.truncate_files = true;
+            Ok(())
+        }),
+        ..Opt::SWITCH
+    },
+    Opt {
+        long: "ids",
+        value: Some(("IDS", Kind::Number)),
+        default: Some("auto"),
+        help: "Process ids: keep, new or auto",
+        description: "Which process ids a restarted program has. With auto, several processes have those \
+                      that they had, in a PID namespace of their own if others have them by now (docs/jobs.md \
+                      says what that changes), and one process has that of the checkpoint file which was \
+                      executed. With keep, one process has its own, too; where that is forbidden nothing is \
+                      started. With new, only one process restarts. ckpt check tells what is possible here. \
+                      With ckpt PROGRAM it goes with --resume.",
+        forms: &[Form::Launch, Form::Stub],
+        set: Set::Draft(|draft, value| {
+            draft.ids = Ids::parse(value)?;
             Ok(())
         }),
         ..Opt::SWITCH

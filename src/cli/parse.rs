@@ -56,8 +56,9 @@ pub(crate) fn parse(
         (None, Some(program)) => {
             reader.heed(Form::Launch, env)?;
             let args = reader.rest();
-            let Draft { settings, cpu, resume, truncate_files, trust, replace, .. } = reader.draft;
-            let resume = resume.map(|any| Resume { truncate_files, any, trust });
+            let Draft { settings, cpu, resume, truncate_files, ids, trust, replace, .. } =
+                reader.draft;
+            let resume = resume.map(|any| Resume { truncate_files, any, trust, ids });
             Ok(Command::Launch { settings, cpu, program, args, resume, replace })
         }
         (None, None) => Err(reader.bad("there is no program to run after the options")),
@@ -82,8 +83,8 @@ pub(crate) fn parse_stub(args: impl Iterator<Item = OsString>) -> Result<StubCom
     };
     match word {
         None => {
-            let Draft { settings, truncate_files, force_cpu, map_path, .. } = reader.draft;
-            let options = StubOptions { settings, truncate_files, force_cpu, map_path };
+            let Draft { settings, truncate_files, force_cpu, map_path, ids, .. } = reader.draft;
+            let options = StubOptions { settings, truncate_files, force_cpu, map_path, ids };
             Ok(StubCommand::Restart(options))
         }
         Some(word) => Err(reader.bad(format!(

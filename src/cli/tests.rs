@@ -13,7 +13,7 @@ use super::{
     parse_stub, version,
 };
 use crate::resource::cpu::limit::Limit;
-use crate::restart::MapPath;
+use crate::restart::{Ids, MapPath};
 use crate::settings::server::Transfer;
 use crate::settings::{Name, Settings};
 

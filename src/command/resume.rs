@@ -179,6 +179,7 @@ fn become_it(image: &Image, settings: &Settings, resume: Resume) -> Result<()> {
     let options = restart::Options {
         settings,
         truncate_files: resume.truncate_files,
+        ids: resume.ids,
         ..restart::Options::default()
     };
     match restart(image, &options, "ckpt")? {}
@@ -188,5 +189,7 @@ fn become_it(image: &Image, settings: &Settings, resume: Resume) -> Result<()> {
 fn words(settings: &Settings, resume: Resume) -> Option<Vec<OsString>> {
     let mut words = settings.words()?;
     words.extend(resume.truncate_files.then(|| "--truncate-files".into()));
+    let ids = Some(resume.ids).filter(|ids| *ids != restart::Ids::Auto);
+    words.extend(ids.map(|ids| format!("--ids={}", ids.word()).into()));
     Some(words)
 }

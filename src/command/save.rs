@@ -10,7 +10,10 @@ use crate::settings::Settings;
 pub(super) fn run(pid: i32, stop: bool, settings: Settings) -> Result<u8> {
     let here = std::env::current_dir().because(|| "cannot find out the current directory")?;
     let settings = settings.resolve(&here)?;
-    let pid = enter::enter(enter::meant(pid))?;
+    let pid = enter::meant(pid);
+    let without = settings.without.map(|who| who.with_ids(|id| enter::inner(id, pid)));
+    let settings = Settings { without, ..settings };
+    let pid = enter::enter(pid)?;
     super::dumper::prepare();
     let (open, prune) = (super::destination::open, super::destination::prune);
     let request =

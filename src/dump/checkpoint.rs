@@ -7,7 +7,7 @@ use super::place::{Place, Whose};
 use super::{Demand, caller};
 use crate::error::Result;
 use crate::fault::{Point, reach};
-use crate::resource::{Common, signals};
+use crate::resource::signals;
 use crate::settings::{Name, Template};
 use ckpt_abi::api::Request;
 use ckpt_abi::region::config_flag;
@@ -53,8 +53,8 @@ impl<'a> Checkpoint<'a> {
 
     /// What there is to say beside losses: what `--verbose` asks for, and, by the monitor, that the checkpoint signal is
     /// the program's own by now.
-    pub(crate) fn notes(&self, processes: &[Still<'_>], common: &mut Common) -> Vec<String> {
-        let mut notes = std::mem::take(&mut common.trifles);
+    pub(crate) fn notes(&self, processes: &[Still<'_>], trifles: Option<String>) -> Vec<String> {
+        let mut notes = Vec::from_iter(trifles);
         let control = processes.first().map(|first| &first.equipped.region.control);
         let told = control.is_some_and(|control| control.config.flags & config_flag::VERBOSE != 0);
         if !self.request.settings.verbose.unwrap_or(told) {

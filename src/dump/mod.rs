@@ -31,8 +31,8 @@ use crate::inject::region::Region;
 use crate::ptrace::forest::Forest;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
-use crate::resource::Common;
 use crate::resource::descriptor::Tables;
+use crate::resource::{Common, losses};
 use crate::settings::server::Transfer;
 use crate::settings::{Name, Settings};
 use checkpoint::Checkpoint;
@@ -304,9 +304,11 @@ fn begin<'a>(request: &'a Demand, executable: &[u8]) -> Result<Begun<'a>> {
 fn proceed(
     checkpoint: &Checkpoint<'_>,
     equipped: &[Equipped],
-    Forest { processes, dead, since }: Forest,
+    forest: Forest,
     executable: Vec<u8>,
 ) -> Result<Outcome> {
+    let left_out = phase4_refuse::left_out(checkpoint, &forest)?;
+    let Forest { processes, dead, since, .. } = forest;
     let (place, stop) = (&checkpoint.place, checkpoint.stop);
     let mut sink = place.open(checkpoint.request.open)?;
     reach(Point::Opened);
@@ -317,8 +319,10 @@ fn proceed(
         still.push(phase3_gather::gather(checkpoint, number, process, frozen, &mut common)?);
     }
     reach(Point::Gathered);
-    let notes = checkpoint.notes(&still, &mut common);
-    common.members = phase4_refuse::refuse(&mut still, &dead)?;
+    common.members = phase4_refuse::refuse(&still, &dead)?;
+    common.losses.extend(left_out);
+    let all: Vec<_> = still.iter().map(|process| &process.gathered).collect();
+    let notes = checkpoint.notes(&still, losses::trifles(&all, &common.members));
 
     let runs = checkpoint.runs(equipped);
     let mut writing = phase6_write::Writing::begin(&mut *sink, executable, common, runs);

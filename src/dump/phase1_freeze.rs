@@ -9,7 +9,7 @@ use crate::ptrace::forest::{Apart, Forest};
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
 use crate::ptrace::sandbox;
-use ckpt_abi::region::config_flag;
+use crate::settings::{Settings, Without};
 use std::time::{Duration, Instant};
 
 /// How long the payload may take to allow us to trace it, after it has started us, and another
@@ -19,11 +19,12 @@ const PERMISSION: Duration = Duration::from_secs(2);
 /// Freezes the processes of the checkpoint, the one that is asked for first.
 pub(crate) fn freeze(request: &Demand) -> Result<Forest> {
     check(request.pid)?;
-    let alone = is_alone(request);
+    let (alone, without) = left_out(request);
+    let apart = Apart::ours().with(without);
     patiently(request.triggered, || match alone {
         true => Frozen::freeze(request.pid).map(Forest::of),
         false => {
-            let forest = Forest::freeze(request.pid, &Apart::ours())?;
+            let forest = Forest::freeze(request.pid, &apart)?;
             let descendants = forest.processes.iter().skip(1);
             let refused: Vec<_> = descendants
                 .filter_map(|frozen| check(frozen.pid).err())
@@ -37,13 +38,15 @@ pub(crate) fn freeze(request: &Demand) -> Result<Forest> {
     })
 }
 
-/// Whether the descendants stay out, as is asked for now or as the process is configured.
-fn is_alone(request: &Demand) -> bool {
+/// Whether all descendants stay out, and which, as is asked for now or as the process is configured.
+fn left_out(request: &Demand) -> (bool, Without) {
     let configured = || {
         let (memory, vmas) = (Memory::open(request.pid).ok()?, proc::maps::read(request.pid).ok()?);
-        Some(Region::find(&memory, &vmas)?.control.config.flags & config_flag::ALONE != 0)
+        Settings::from_config(&Region::find(&memory, &vmas)?.control.config).ok()
     };
-    request.settings.alone.unwrap_or_else(|| configured().unwrap_or(false))
+    let Settings { alone, without, .. } =
+        request.settings.clone().or(configured().unwrap_or_default());
+    (alone.unwrap_or(false), without.unwrap_or_default())
 }
 
 /// Tries again while another ckpt traces the process (the monitor's dumper does for some

@@ -1,19 +1,20 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Phase 4: refuse, naming every obstacle at once, before anything is done.
 
+use super::checkpoint::Checkpoint;
 use super::phase3_gather::Still;
 use super::sharers;
 use crate::error::{Error, Kind, Result};
 use crate::proc::tree::{self, Kin};
 use crate::proc::{self, Process};
-use crate::resource::Gathered;
+use crate::ptrace::forest::Forest;
 use crate::resource::kinship::{self, Found};
+use crate::resource::losses;
 use ckpt_abi::image::{Member, process_flag};
 use nix::sys::signal::Signal;
 
-/// Names the program's children, which an image does not hold. Processes of ours have another exit
-/// signal.
-fn declare_children(process: &Process, gathered: &mut Gathered) {
+/// The children of a process that is saved alone, by their names. Processes of ours have another exit signal.
+fn children(process: &Process) -> Vec<String> {
     let stats = process.children().into_iter().filter_map(|child| proc::stat(child, child).ok());
     let mut names: Vec<String> = Vec::new();
     for stat in stats.filter(|stat| stat.exit_signal == Signal::SIGCHLD as i32) {
@@ -22,13 +23,33 @@ fn declare_children(process: &Process, gathered: &mut Gathered) {
             names.push(name);
         }
     }
-    if !names.is_empty() {
-        gathered.losses.push(format!(
-            "child processes: {} (a restart is without them: what they would have done is missing, and \
-             wait(2) finds none)",
-            names.join(", ")
-        ));
+    names
+}
+
+/// Names the processes that stay out of the image.
+///
+/// # Errors
+/// The program would end, and nothing would go on with what they do; only whoever asks for that may say so.
+pub(crate) fn left_out(checkpoint: &Checkpoint<'_>, forest: &Forest) -> Result<Option<String>> {
+    let request = checkpoint.request;
+    let all = match forest.left_out.is_empty() {
+        false => losses::names(&forest.left_out),
+        true if forest.processes.len() > 1 || !forest.dead.is_empty() => return Ok(None),
+        true => children(&Process::open(request.pid)?).join(", "),
+    };
+    if all.is_empty() {
+        return Ok(None);
     }
+    let said = request.settings.alone == Some(true) || request.settings.without.is_some();
+    if request.stop == Some(true) && !said {
+        let text = format!(
+            "process {} would end, but its checkpoint would be without its child processes {all}: it is configured so",
+            request.pid
+        );
+        let way_out = "say --alone (or --without) again to end it all the same, CKPT_ALONE=0 to save them, too";
+        return Err(Error::new(text).of(Kind::Obstacles).hint(way_out));
+    }
+    Ok(Some(kinship::missing(&all)))
 }
 
 /// What is in the way when another process lives in the same memory.
@@ -50,16 +71,13 @@ pub(crate) fn refuse_shared(pid: i32) -> Result<()> {
 
 /// Fails when something stands in the way of a checkpoint: all of it, of all processes. How they are related, if there
 /// are several.
-pub(crate) fn refuse(processes: &mut [Still<'_>], dead: &[Kin]) -> Result<Vec<Member>> {
+pub(crate) fn refuse(processes: &[Still<'_>], dead: &[Kin]) -> Result<Vec<Member>> {
     let mut refusals = Vec::new();
     let mut found = Vec::new();
     let alone = processes.len() == 1 && dead.is_empty();
-    for process in processes.iter_mut() {
+    for process in processes {
         let Still { equipped, gathered, .. } = process;
         let (pid, process) = (equipped.process.pid(), &equipped.process);
-        if alone {
-            declare_children(process, gathered);
-        }
         let mut obstacles = gathered.obstacles.clone();
         for thread in process.tasks()? {
             let dead = process.status(thread).is_ok_and(|s| s.state == 'Z');

@@ -13,7 +13,7 @@ use crate::proc::{Process, pagemap::Pagemap};
 use crate::ptrace::memory::Memory;
 use crate::resource::memory::{self, Area, Pages};
 use crate::resource::runtime::glibc::Search;
-use crate::resource::{Common, Gathered, cpu};
+use crate::resource::{Common, Gathered, cpu, losses};
 use ckpt_abi::image::{CHUNK_MAX, Guard, GuardKind, Loss, Machine, SectionKind};
 use std::ops::Range;
 use zerocopy::FromZeros;
@@ -179,7 +179,8 @@ impl<'a> Writing<'a> {
             gathered.guards.sort_by_key(|guard| guard.start);
             records(&mut self.writer, gathered)?;
         }
-        let losses = losses(processes);
+        let mut losses = std::mem::take(&mut self.common.losses);
+        losses.extend(losses::sentences(&Vec::from_iter(&processes), &self.common.members));
         let (w, strings) = (&mut self.writer, &mut self.common.strings);
         if !self.common.members.is_empty() {
             w.records(SectionKind::Tree, &self.common.members)?;
@@ -211,17 +212,6 @@ fn records(w: &mut Writer<'_>, g: &Gathered) -> Result<()> {
         w.bytes_of(g.number, SectionKind::Content, content.index, &content.bytes)?;
     }
     Ok(())
-}
-
-/// What the image goes without. Where there are several processes it is said whose it was.
-fn losses(processes: Vec<Gathered>) -> Vec<String> {
-    let several = processes.len() > 1;
-    let all = processes.into_iter().flat_map(|gathered| {
-        let pid = gathered.process.map_or(0, |process| process.pid);
-        let named = move |loss| if several { format!("process {pid}: {loss}") } else { loss };
-        gathered.losses.into_iter().map(named)
-    });
-    all.collect()
 }
 
 /// Notes a page that cannot be read: a guard, or of a mapped file what is behind its end.

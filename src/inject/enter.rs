@@ -100,6 +100,15 @@ pub(crate) fn enter(pid: i32) -> Result<i32> {
     }
 }
 
+/// What a process id that the user says is in the PID namespace of `near`: an id of ours, or one of its own.
+pub(crate) fn inner(pid: i32, near: i32) -> i32 {
+    let namespace = |pid: i32| fs::metadata(format!("/proc/{pid}/ns/pid")).map(|m| m.ino()).ok();
+    match namespace(pid) {
+        Some(theirs) if Some(theirs) == namespace(near) => proc::inner_pid(pid),
+        _ => pid,
+    }
+}
+
 fn forbidden(pid: i32, errno: Errno) -> Error {
     Error::new(format!("cannot enter the namespaces of process {pid}: {}", errno.desc())).hint(
         "the user who made them may, and root; a container's processes are saved from inside of it",

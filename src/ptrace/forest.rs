@@ -9,8 +9,9 @@
 use super::freeze::{FIRST_ATTEMPT, Frozen, LAST_ATTEMPT, PATIENCE};
 use super::stopping::await_hearing;
 use crate::error::{Error, Kind, Result};
-use crate::proc::Process;
 use crate::proc::tree::{self, Kin};
+use crate::proc::{self, Process};
+use crate::settings::Without;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
@@ -23,21 +24,43 @@ pub(crate) struct Forest {
     pub processes: Vec<Frozen>,
     /// Those that have ended, and that nobody has waited for.
     pub dead: Vec<Kin>,
+    /// Those that stay out as was asked for, with their names.
+    pub left_out: Vec<(u32, String)>,
     /// When the first of them stood still.
     pub since: Instant,
 }
 
 /// Who is not a part of a tree.
 pub(crate) struct Apart {
-    /// Processes that stay out, with their descendants.
-    pub left_out: HashSet<i32>,
+    /// Ours, which nobody misses.
+    ours: HashSet<i32>,
+    /// Those whom the user leaves out, with their descendants.
+    without: Without,
+}
+
+/// The processes of a tree as /proc has them now.
+struct Listed {
+    /// Parents before their children.
+    members: Vec<Kin>,
+    /// Who would be a member but for [`Apart::without`].
+    left_out: Vec<i32>,
 }
 
 impl Apart {
     /// The caller itself and what it came from, as far as that is below the root: a dumper that the program's payload
     /// has started, and its keeper.
     pub(crate) fn ours() -> Self {
-        Self { left_out: [std::process::id().cast_signed()].into() }
+        let ours = [std::process::id().cast_signed()].into();
+        Self { ours, without: Without::default() }
+    }
+
+    /// The same, and whom the user leaves out.
+    pub(crate) fn with(self, without: Without) -> Self {
+        Self { without, ..self }
+    }
+
+    fn means(&self, pid: i32) -> bool {
+        proc::comm(pid, pid).is_ok_and(|comm| self.without.means(pid, &comm))
     }
 }
 
@@ -93,10 +116,11 @@ impl Forest {
         let mut forest = Self::of(first);
         let mut known: HashSet<i32> = [root].into();
         loop {
-            let members = members(root, &known, apart)?;
+            let Listed { members, left_out } = list(root, &known, apart)?;
             if members.is_empty() {
                 return Ok(Attempt::Anew);
             }
+            forest.left_out = left_out.into_iter().filter_map(named).collect();
             forest.dead = members.iter().filter(|kin| kin.dead).copied().collect();
             let alive = members.into_iter().filter(|kin| !kin.dead);
             let news: Vec<_> = alive.filter(|kin| !known.contains(&kin.pid)).collect();
@@ -120,7 +144,7 @@ impl Forest {
     /// One process alone.
     pub(crate) fn of(first: Frozen) -> Self {
         let since = first.since();
-        Self { processes: vec![first], dead: Vec::new(), since }
+        Self { processes: vec![first], dead: Vec::new(), left_out: Vec::new(), since }
     }
 
     /// Lets all go on.
@@ -131,17 +155,33 @@ impl Forest {
 }
 
 /// The tree, without those that stay apart.
-fn members(root: i32, known: &HashSet<i32>, apart: &Apart) -> Result<Vec<Kin>> {
+fn list(root: i32, known: &HashSet<i32>, apart: &Apart) -> Result<Listed> {
     let mut all = tree::everybody()?;
-    all.retain(|kin| !kin.ours && !apart.left_out.contains(&kin.pid));
+    all.retain(|kin| !kin.ours && !apart.ours.contains(&kin.pid));
+    let mut found = tree::below(root, known, &all);
+    let others = found.iter().filter(|pid| **pid != root);
+    let meant: HashSet<i32> = others.copied().filter(|pid| apart.means(*pid)).collect();
+    let mut left_out = Vec::new();
+    if !meant.is_empty() {
+        all.retain(|kin| !meant.contains(&kin.pid));
+        let with = std::mem::replace(&mut found, tree::below(root, known, &all));
+        let kept: HashSet<i32> = found.iter().copied().collect();
+        left_out.extend(with.into_iter().filter(|pid| !kept.contains(pid)));
+    }
     let by_id: HashMap<i32, Kin> = all.iter().map(|kin| (kin.pid, *kin)).collect();
-    let members = tree::below(root, known, &all).into_iter();
-    Ok(members.filter_map(|pid| by_id.get(&pid).copied()).collect())
+    let members = found.into_iter().filter_map(|pid| by_id.get(&pid).copied()).collect();
+    Ok(Listed { members, left_out })
+}
+
+/// A process with its name.
+fn named(pid: i32) -> Option<(u32, String)> {
+    let comm = proc::comm(pid, pid).ok()?;
+    Some((pid.unsigned_abs(), comm.to_string_lossy().into_owned()))
 }
 
 /// Waits, while nobody is touched, until every process of the tree can hear.
 fn await_all(root: i32, apart: &Apart, deadline: Instant) -> Result<()> {
-    for kin in members(root, &HashSet::new(), apart)?.iter().filter(|kin| !kin.dead) {
+    for kin in list(root, &HashSet::new(), apart)?.members.iter().filter(|kin| !kin.dead) {
         if let Ok(process) = Process::open(kin.pid) {
             await_hearing(&process, deadline).or_else(|e| match e.kind() {
                 Kind::Gone => Ok(()),
@@ -188,7 +228,7 @@ mod tests {
     fn stands_still(job: &Job, forest: &Forest) {
         let apart = Apart::ours();
         let frozen: HashSet<i32> = forest.processes.iter().map(|frozen| frozen.pid).collect();
-        for kin in members(job.pid(), &HashSet::new(), &apart).unwrap() {
+        for kin in list(job.pid(), &HashSet::new(), &apart).unwrap().members {
             assert!(kin.dead || frozen.contains(&kin.pid), "{kin:?}");
         }
     }

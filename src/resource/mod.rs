@@ -10,6 +10,7 @@ pub(crate) mod cpu;
 pub(crate) mod descriptor;
 pub(crate) mod frame;
 pub(crate) mod kinship;
+pub(crate) mod losses;
 pub(crate) mod memory;
 pub(crate) mod plan;
 pub(crate) mod privileges;
@@ -82,10 +83,10 @@ pub(crate) struct Common {
     pub objects: Vec<rec::Object>,
     /// The files among the objects.
     pub streams: Vec<Stream>,
-    /// What the image goes without and nobody is likely to miss, as sentences.
-    pub trifles: Vec<String>,
     /// The descriptors of all processes.
     pub tables: descriptor::Tables,
+    /// What the image as a whole goes without, in sentences.
+    pub losses: Vec<String>,
     /// How the processes are related, if there are several.
     pub members: Vec<rec::Member>,
 }
@@ -130,6 +131,8 @@ pub(crate) struct Gathered {
     pub process: Option<rec::Process>,
     /// What is in the way of a checkpoint, all of it.
     pub obstacles: Vec<String>,
-    /// What the image goes without.
+    /// What the image goes without, in sentences.
     pub losses: Vec<String>,
+    /// The same of what comes in numbers.
+    pub lists: Vec<(losses::List, String)>,
 }

@@ -14,6 +14,7 @@ pub(crate) mod callers;
 pub(crate) mod clock;
 mod following;
 pub(crate) mod frames;
+mod ids;
 pub(crate) mod machine;
 pub(crate) mod mapping;
 pub mod phase1_check;
@@ -38,13 +39,14 @@ use crate::inject::monitor::Monitor;
 use crate::resource::descriptor::grown;
 use crate::settings::{self, Settings};
 use ckpt_abi::region::Config;
+pub use ids::Ids;
 use phase1_check::{Saved, Whole};
 use phase3_open::Files;
 use pooled::Kept;
 use skeleton::rendezvous::Stage;
 use std::convert::Infallible;
 use std::path::PathBuf;
-use tree::{Tree, Who};
+use tree::Who;
 
 /// What the restarter asks for.
 #[derive(Default)]
@@ -57,6 +59,8 @@ pub struct Options {
     pub force_cpu: bool,
     /// Where files of the image are now.
     pub map_path: MapPath,
+    /// Which process ids the program has.
+    pub ids: Ids,
 }
 
 /// Replaces this process by the program in the image.
@@ -80,7 +84,8 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
         phase2_adapt::convert(&whole, saved, options, &mut warnings)?;
     }
     let start = Start { whole, options, program_name, config };
-    if let Some(tree) = Tree::of_image(image)? {
+    warnings.extend(phase1_check::missing(image)?);
+    if let Some(tree) = options.ids.tree(image, &all)? {
         return tree.restart(&start, all, warnings);
     }
     let saved = all.swap_remove(0);

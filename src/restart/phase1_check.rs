@@ -5,9 +5,10 @@ use super::{MapPath, Options};
 use crate::error::{Error, Result};
 use crate::image::PAGE;
 use crate::image::read::{Image, Part};
+use crate::resource::kinship;
 use ckpt_abi::ABI_VERSION;
 use ckpt_abi::image::{
-    Chunk, CpuLeaf, Descriptor, Guard, Limit, Machine, Object, Owner, PendingSignal, Process,
+    Chunk, CpuLeaf, Descriptor, Guard, Limit, Loss, Machine, Object, Owner, PendingSignal, Process,
     SectionKind, SignalAction, Text, Thread, Timer, Vma, VmaKind, WHOLE_IMAGE,
 };
 use ckpt_abi::region::{Config, Control, MAGIC};
@@ -194,4 +195,11 @@ fn control(saved: &Saved<'_>) -> Result<Control> {
         return Err(saved.part.image().damaged("it has no payload"));
     }
     Ok(control)
+}
+
+/// What is to be said again of the processes that the image goes without.
+pub(crate) fn missing(image: &Image) -> Result<Vec<String>> {
+    let losses: Vec<Loss> = image.records(SectionKind::Losses)?;
+    let losses = losses.iter().map(|loss| image.text(loss.what).to_string_lossy().into_owned());
+    Ok(losses.filter(|loss| kinship::is_missing(loss)).map(|l| format!("not saved: {l}")).collect())
 }

@@ -25,6 +25,7 @@ use crate::proc;
 use crate::resource::kinship::{self, plan::plan};
 use ckpt_abi::image::{Member, NOBODY, SectionKind, member_flag, process_flag};
 use std::convert::Infallible;
+use zerocopy::FromZeros;
 
 /// The processes of an image.
 pub(crate) struct Tree {
@@ -113,6 +114,13 @@ impl Tree {
             true => Ok((!members.is_empty()).then_some(Self { members })),
             false => Err(image.damaged("its processes have no parents")),
         }
+    }
+
+    /// A tree of one process without children.
+    pub(crate) fn of_one(pid: u32) -> Self {
+        let exit_signal = nix::libc::SIGCHLD.unsigned_abs();
+        let member = Member { pid, parent: NOBODY, exit_signal, ..Member::new_zeroed() };
+        Self { members: vec![member] }
     }
 
     /// Becomes all of its processes, and stands for the root.

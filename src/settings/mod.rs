@@ -11,6 +11,7 @@ pub(crate) mod table;
 mod template;
 #[cfg(test)]
 mod tests;
+mod without;
 mod words;
 
 use std::ffi::{OsStr, OsString};
@@ -18,7 +19,7 @@ use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use ckpt_abi::region::{Config, KEY_LEN, NAME_LEN};
+use ckpt_abi::region::{Config, KEY_LEN, NAME_LEN, WITHOUT_LEN};
 
 use crate::error::{Error, Result, printable};
 use server::{ServerName, Transfer};
@@ -26,6 +27,7 @@ use table::{SETTINGS, Said};
 
 pub use signal::{DEFAULT_SIGNAL, SIGNALS, parse_signal, signal_name};
 pub use template::{Template, Values};
+pub use without::Without;
 pub(crate) use words::period_text;
 pub use words::{parse_file, parse_host, parse_number, parse_pair, parse_period, parse_size};
 
@@ -66,6 +68,8 @@ pub struct Settings {
     pub keep_finished: Option<bool>,
     /// CKPT_ALONE: whether checkpoints hold the process without its descendants.
     pub alone: Option<bool>,
+    /// CKPT_WITHOUT: descendants that checkpoints leave out.
+    pub without: Option<Without>,
     /// CKPT_VERBOSE: whether checkpoints also tell what nobody is likely to miss.
     pub verbose: Option<bool>,
 }
@@ -263,6 +267,7 @@ pub fn default_config() -> Config {
         fallback: [0; NAME_LEN],
         run: 0,
         before: [0; 2],
+        without: [0; WITHOUT_LEN],
     }
 }
 

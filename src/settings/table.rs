@@ -9,7 +9,7 @@ use ckpt_abi::region::{Config, config_flag};
 
 use super::server::{self, Key};
 use super::signal::usable_signal;
-use super::{Name, Settings};
+use super::{Name, Settings, Without};
 use super::{no_status, no_switch, parse_file, parse_keep, parse_period, parse_signal};
 use super::{parse_size, parse_status, parse_switch, put_name};
 use crate::error::{Error, Result};
@@ -106,7 +106,7 @@ impl Said {
 }
 
 /// All settings, in the order in which they are shown.
-pub(crate) static SETTINGS: [Setting; 14] = [
+pub(crate) static SETTINGS: [Setting; 15] = [
     Setting {
         short: Some('n'),
         long: "name",
@@ -330,6 +330,32 @@ pub(crate) static SETTINGS: [Setting; 14] = [
         apply: |said, config| put_flag(config, config_flag::ALONE, said.alone),
         read: |said, config| {
             said.alone = flag(config, config_flag::ALONE);
+            Ok(())
+        },
+    },
+    Setting {
+        short: None,
+        long: "without",
+        value: Some(("WHO", Kind::Pid)),
+        optional: false,
+        env: Some(Variable { name: "CKPT_WITHOUT", value: "WHO,..." }),
+        default: None,
+        reach: Reach::Saves,
+        help: "Leave the descendant WHO out, and its own",
+        description: "Checkpoints leave out the descendants of PROGRAM that are called WHO (the name that \
+                      ps -o comm shows), or that have the process id WHO, with all that descend from them. \
+                      Repeatable. They are named; a restart is without them: what they would have done is \
+                      missing, and wait(2) finds none.",
+        parse: |said, value| Without::parse(&mut said.without, value),
+        written: |said| Said::value(said.without.as_ref().map(Without::written)),
+        inherit: |said, weaker| inherit(&mut said.without, &weaker.without),
+        apply: |said, config| {
+            if let Some(without) = &said.without {
+                without.put(&mut config.without);
+            }
+        },
+        read: |said, config| {
+            said.without = Without::from_bytes(&config.without)?;
             Ok(())
         },
     },

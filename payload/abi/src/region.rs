@@ -110,10 +110,12 @@ pub const UNFINISHED: [u8; 8] = *b"CKPTHALF";
 pub const NAME_LEN: usize = 4096;
 /// Longest name of the file with the checkpoint server's key, with its final NUL.
 pub const KEY_LEN: usize = 4096;
+/// Bytes for the names of descendants that stay out, with a final NUL.
+pub const WITHOUT_LEN: usize = 256;
 
 record! {
     /// The parameters of section 7.1 of the manual, and those that came later.
-    Config, 12384, {
+    Config, 12640, {
         /// CKPT_NAME, NUL-terminated; a file name is absolute.
         name: [u8; NAME_LEN],
         /// CKPT_ASYNCSIG; 0: no signal triggers a checkpoint.
@@ -143,6 +145,8 @@ record! {
         run: u64,
         /// The image that the process was restarted from, as [`crate::image::Header::run`]; 0: it was not.
         before: [u64; 2],
+        /// CKPT_WITHOUT: names and ids of descendants that stay out, between commas, NUL-terminated; empty: none does.
+        without: [u8; WITHOUT_LEN],
     }
 }
 
@@ -173,7 +177,7 @@ pub mod config_flag {
 record! {
     /// Head of the region. What comes before [`Self::thunk`] has its place in all versions: by it another version of
     /// ckpt finds the copy of this one, which it leaves the program to.
-    Control, 12672, {
+    Control, 12928, {
         /// [`MAGIC`].
         magic: [u8; 8],
         /// [`VERSION`] of the payload.

@@ -8,7 +8,7 @@ fn resuming() {
     let line = ["--resume", "--exit-status", "85", "--keep=3", "-n", "x%n", "foo"];
     let settings = Settings { exit_status: Some(85), keep: Some(3), ..named("x%n") };
     let resumed = |truncate_files| {
-        let resume = Some(Resume { truncate_files, any: false, trust: false });
+        let resume = Some(Resume { truncate_files, any: false, trust: false, ids: Ids::Auto });
         Ok(Command::Launch {
             settings: settings.clone(),
             cpu: None,
@@ -28,8 +28,13 @@ fn resuming() {
         Ok(Command::Launch { resume, replace, .. }) => (resume, replace),
         other => panic!("{other:?}"),
     };
-    let resume = Resume { truncate_files: false, any: true, trust: true };
+    let resume = Resume { truncate_files: false, any: true, trust: true, ids: Ids::Auto };
     assert_eq!(how(&["--resume=any", "--trust", "foo"]), (Some(resume), false));
     assert_eq!(how(&["--replace", "foo"]), (None, true));
     assert!(run(&["--resume=all", "foo"]).unwrap_err().contains("--resume=any"));
+    let resume = Resume { any: false, trust: false, ids: Ids::Keep, ..resume };
+    assert_eq!(how(&["--resume", "--ids=keep", "foo"]), (Some(resume), false));
+    let options = StubOptions { ids: Ids::New, ..StubOptions::default() };
+    assert_eq!(stub(&["--ids", "new"]), Ok(StubCommand::Restart(options)));
+    assert!(stub(&["--ids=old"]).unwrap_err().contains("keep, new and auto"));
 }

@@ -5,7 +5,7 @@
 
 use super::{Kind, Look, Loss, Opening, Origin, Saving, file_type, terminal};
 use crate::error::{Because, Result};
-use crate::proc::fds::Fd;
+use crate::proc::{self, fds::Fd};
 use ckpt_abi::image::Descriptor;
 use nix::fcntl::OFlag;
 use nix::libc;
@@ -27,10 +27,11 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
 }
 
 /// Whether the program has this only because whoever started it has it, under the same number: a shell's
-/// own pipe, which nobody misses.
+/// own pipe, which nobody misses. The descendants have it from there, too.
 fn is_inherited(fd: &Fd, look: &Look<'_>) -> bool {
     let of_program = !fd.cloexec && fd.number > 2;
-    let parent = look.process.stat(look.process.pid()).map_or(0, |stat| stat.ppid);
+    let root = look.tables.root().unwrap_or(look.process.pid());
+    let parent = proc::stat(root, root).map_or(0, |stat| stat.ppid);
     let place = format!("/proc/{parent}/fd/{}", fd.number);
     let same = |m: std::fs::Metadata| (m.dev(), m.ino()) == (fd.device, fd.inode);
     of_program && parent > 1 && std::fs::metadata(place).is_ok_and(same)

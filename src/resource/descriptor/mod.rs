@@ -37,6 +37,7 @@ pub(crate) mod terminal;
 pub(crate) mod timerfd;
 pub(crate) mod unread;
 
+use super::losses::List;
 use super::{Common, Content, Gathered, Target};
 use crate::error::Result;
 use crate::proc::{Process, fds::Fd};
@@ -197,9 +198,8 @@ pub(crate) fn save(
         let record = match common.tables.leader(number, &fd) {
             Some(leader) => {
                 let shared = common.tables.saved(leader).unwrap_or_else(Descriptor::new_zeroed);
-                if kind(&shared) == DescriptorKind::Lost {
-                    losses.push(Loss::Descriptor(fd.number.to_string()));
-                }
+                losses
+                    .extend(common.tables.lost(leader).map(|loss| loss.again(leader, number, &fd)));
                 shared
             }
             None => {
@@ -218,19 +218,18 @@ pub(crate) fn save(
                 if let Some(kind) = saved.file {
                     record.content = objects::save(pid, &fd, kind, record.path, common);
                 }
+                common.tables.keep(record, &saved.losses);
                 losses.extend(saved.losses);
                 gathered.obstacles.extend(saved.obstacles);
                 let known = |c: &Content| gathered.contents.iter().any(|k| k.index == c.index);
                 gathered.contents.extend(saved.content.filter(|c| !known(c)));
-                common.tables.keep(record);
                 record
             }
         };
         let cloexec = u32::from(fd.cloexec);
         gathered.descriptors.push(Descriptor { fd: fd.number, cloexec, ..record });
     }
-    common.trifles.extend(inherited(&losses));
-    gathered.losses.extend(sentences(losses));
+    tell(losses, gathered);
     Ok(())
 }
 
@@ -284,39 +283,35 @@ impl Saving {
     }
 }
 
-/// What only --verbose tells, as a sentence.
-fn inherited(losses: &[Loss]) -> Option<String> {
-    let of = |loss: &Loss| match loss {
-        Loss::Inherited(what) => Some(what.clone()),
-        _ => None,
-    };
-    let list: Vec<String> = losses.iter().filter_map(of).collect();
-    (!list.is_empty()).then(|| {
-        format!("not saved, since its parent has them too: descriptors {}", list.join(", "))
-    })
-}
-
-/// Losses as sentences.
-fn sentences(losses: Vec<Loss>) -> Vec<String> {
-    let (mut lost, mut large, mut sentences) = (Vec::new(), Vec::new(), Vec::new());
-    for loss in losses {
-        match loss {
-            Loss::Descriptor(what) => lost.push(what),
-            Loss::Inherited(_) => {}
-            Loss::Large(what) => large.push(what),
-            Loss::Sentence(what) if sentences.contains(&what) => {}
-            Loss::Sentence(what) => sentences.push(what),
+impl Loss {
+    /// The same of a further descriptor of what `leader` names first.
+    fn again(&self, leader: Place, number: u32, fd: &Fd) -> Self {
+        let what = |what: &String| match leader.process == number {
+            true => fd.number.to_string(),
+            false => {
+                let why = what.split_once(' ').map_or("", |(_, why)| why);
+                format!("{} {why}", fd.number)
+            }
+        };
+        match self {
+            Self::Inherited(text) => Self::Inherited(what(text)),
+            Self::Descriptor(text) => Self::Descriptor(what(text)),
+            other => other.clone(),
         }
     }
-    if !large.is_empty() {
-        let list = large.join(", ");
-        sentences.insert(0, format!("files above the limit of --embed-files: {list}"));
+}
+
+/// Says what the process goes without.
+fn tell(losses: Vec<Loss>, gathered: &mut Gathered) {
+    for loss in losses {
+        match loss {
+            Loss::Descriptor(what) => gathered.lists.push((List::Lost, what)),
+            Loss::Inherited(what) => gathered.lists.push((List::Inherited, what)),
+            Loss::Large(what) => gathered.lists.push((List::Large, what)),
+            Loss::Sentence(what) if gathered.losses.contains(&what) => {}
+            Loss::Sentence(what) => gathered.losses.push(what),
+        }
     }
-    if !lost.is_empty() {
-        let list = lost.join(", ");
-        sentences.push(format!("descriptors that a restart cannot open again: {list}"));
-    }
-    sentences
 }
 
 /// Whether a descriptor of process `number` is the first of its description.

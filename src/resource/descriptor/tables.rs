@@ -3,6 +3,7 @@
 //!
 //! A description that several processes have is saved with the first of them; its further descriptors name that.
 
+use super::Loss;
 use crate::error::Result;
 use crate::proc::unix::{self, Unix};
 use crate::proc::{self, fds::Fd};
@@ -31,6 +32,8 @@ pub(crate) struct Tables {
     sockets: OnceCell<HashMap<u64, Unix>>,
     /// The records of those that are the first of their description.
     saved: HashMap<Place, Descriptor>,
+    /// What was said of those that are lost.
+    lost: HashMap<Place, Loss>,
 }
 
 /// Where a descriptor is: in which process of the image, under which number.
@@ -67,10 +70,23 @@ impl Tables {
         self.sockets.get_or_init(|| unix::all().unwrap_or_default())
     }
 
-    /// Keeps the record of a descriptor that is the first of its description.
-    pub(crate) fn keep(&mut self, record: Descriptor) {
+    /// Keeps the record of a descriptor that is the first of its description, and why it is lost, if it is.
+    pub(crate) fn keep(&mut self, record: Descriptor, losses: &[Loss]) {
         let place = Place { process: record.shared_process, fd: record.shared_with };
         self.saved.insert(place, record);
+        let is_one = |loss: &&Loss| matches!(loss, Loss::Descriptor(_) | Loss::Inherited(_));
+        let lost = losses.iter().find(is_one).cloned();
+        self.lost.extend(lost.map(|loss| (place, loss)));
+    }
+
+    /// Why a description that was kept is lost, if it is.
+    pub(crate) fn lost(&self, leader: Place) -> Option<&Loss> {
+        self.lost.get(&leader)
+    }
+
+    /// The first process, whose maker started them all.
+    pub(crate) fn root(&self) -> Option<i32> {
+        self.of.first().map(|table| table.pid)
     }
 
     /// What was kept.

@@ -13,6 +13,9 @@ use std::collections::HashMap;
 use std::os::unix::ffi::OsStrExt;
 use zerocopy::FromZeros;
 
+/// How a sentence begins about those who were left out.
+const MISSING: &str = "child processes: ";
+
 /// A process of the tree, as it is found.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Found {
@@ -71,6 +74,18 @@ pub(crate) fn save(living: &[Found], dead: &[Kin]) -> Result<Vec<rec::Member>, V
 pub(crate) fn named(member: &rec::Member) -> (u32, String) {
     let end = member.name.iter().position(|byte| *byte == 0).unwrap_or(member.name.len());
     (member.pid, String::from_utf8_lossy(&member.name[..end]).into_owned())
+}
+
+/// The sentence about processes that an image goes without.
+pub(crate) fn missing(all: &str) -> String {
+    format!(
+        "{MISSING}{all} (a restart is without them: what they would have done is missing, and wait(2) finds none)"
+    )
+}
+
+/// Whether a sentence says that.
+pub(crate) fn is_missing(sentence: &str) -> bool {
+    sentence.starts_with(MISSING)
 }
 
 /// The members as the plan wants them.
