@@ -94,7 +94,7 @@ fn what_cannot_be_opened_again_is_named() {
             "import os; os.mkdir('d'); f = os.open('d', os.O_RDONLY); os.rmdir('d')",
             "a directory that was removed",
         ),
-        ("import socket; a, b = socket.socketpair()", "a connection"),
+        ("import socket; s = socket.create_server(('127.0.0.1', 0))", "a connection"),
     ] {
         let bench = Bench::new(Who::Nobody);
         let whole = format!("{script}\nprint('ready', flush=True)\ninput()");
