@@ -156,3 +156,46 @@ fn several_processes_have_no_new_ids() {
     run.ends_well();
     again.ends_well();
 }
+
+/// `ckpt info` shows every process, and sums up all; `ckpt check` knows them before and after.
+#[test]
+fn a_job_is_shown_as_a_tree() {
+    let bench = Bench::new(Who::Nobody);
+    let mut run = bench.run(bench.subject("forked", Build::Pie), &["gate"]);
+    let child = run.line()["child ".len()..].to_owned();
+    let pid = run.pid_text();
+    let said = bench.must(&["check", &pid]);
+    let descendants = format!("descendants      forked.pie ({child})");
+    assert!(said.stdout.contains(&descendants), "{said:?}");
+    bench.must(&["save", &pid, "-n", &bench.name("x.ckpt")]);
+    let said = bench.must(&["info", "x.ckpt"]);
+    let has = |line: &str| said.stdout.iter().any(|known| known == line);
+    assert!(has("processes        2") && has("threads          2"), "{said:?}");
+    let lines: Vec<_> = said.stdout.iter().filter(|line| line.starts_with("tree ")).collect();
+    assert_eq!(lines.len(), 2, "{said:?}");
+    let line =
+        format!("pid {child}, parent {pid}, name forked.pie, state alive, threads 1, memory ");
+    assert!(lines[1].contains(&line), "{said:?}");
+    let said = bench.must(&["info", "--json", "x.ckpt"]);
+    let json = said.stdout.join(" ");
+    assert!(json.contains("\"tree\": [{"), "{json}");
+    assert!(json.contains(&format!("\"pid\": {child},")), "{json}");
+    bench.must(&["check", "x.ckpt"]);
+    let said = bench.must(&["check"]);
+    assert!(said.stdout.iter().any(|line| line.starts_with("ids of jobs      yes")), "{said:?}");
+    bench.file("gate", "");
+    run.expect("child goes on");
+    run.expect("ended 33");
+    run.ends_well();
+}
+
+/// One process of a parallel program is not saved by itself.
+#[test]
+fn ckpt_below_mpirun_is_refused() {
+    let bench = Bench::new(Who::Nobody);
+    let mut command = bench.command(bench.ckpt());
+    command.args(["/bin/true"]).env("OMPI_COMM_WORLD_SIZE", "2");
+    let ended = Run::start(command).finish();
+    assert_eq!(ended.code(), Some(125), "{ended:?}");
+    assert!(ended.stderr.contains("ckpt mpirun -np 2 /bin/true"), "{ended:?}");
+}

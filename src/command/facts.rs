@@ -17,6 +17,8 @@ pub(super) enum Value {
     Flag(bool),
     /// Several texts.
     List(Vec<String>),
+    /// Several things, each with its own names and values.
+    Things(Vec<Facts>),
 }
 
 impl From<String> for Value {
@@ -43,9 +45,28 @@ impl From<bool> for Value {
     }
 }
 
+impl From<Vec<Facts>> for Value {
+    fn from(things: Vec<Facts>) -> Self {
+        Self::Things(things)
+    }
+}
+
 impl From<Vec<String>> for Value {
     fn from(list: Vec<String>) -> Self {
         Self::List(list)
+    }
+}
+
+impl Value {
+    fn json(&self) -> String {
+        let list = |all: Vec<String>| format!("[{}]", all.join(", "));
+        match self {
+            Self::Text(text) => quoted(text),
+            Self::Number(number) | Self::Bytes(number) => number.to_string(),
+            Self::Flag(flag) => flag.to_string(),
+            Self::List(texts) => list(texts.iter().map(|text| quoted(text)).collect()),
+            Self::Things(things) => list(things.iter().map(Facts::json).collect()),
+        }
     }
 }
 
@@ -81,9 +102,23 @@ impl Facts {
                 Value::Bytes(bytes) => line(name, &size(*bytes)),
                 Value::Flag(flag) => line(name, if *flag { "yes" } else { "no" }),
                 Value::List(list) => list.iter().for_each(|text| line(name, text)),
+                Value::Things(things) => things.iter().for_each(|it| line(name, &it.in_a_line())),
             }
         }
         table
+    }
+
+    /// Names and values behind each other.
+    fn in_a_line(&self) -> String {
+        let word = |(name, value): &(&'static str, Value)| match value {
+            Value::Text(text) => format!("{name} {text}"),
+            Value::Number(number) => format!("{name} {number}"),
+            Value::Bytes(bytes) => format!("{name} {}", short_size(*bytes)),
+            Value::Flag(flag) => format!("{name} {}", if *flag { "yes" } else { "no" }),
+            Value::List(list) => format!("{name} {}", list.join(" ")),
+            Value::Things(things) => format!("{name} {}", things.len()),
+        };
+        self.0.iter().map(word).collect::<Vec<_>>().join(", ")
     }
 
     /// The same with the word that they are about at their head.
@@ -94,15 +129,7 @@ impl Facts {
 
     /// A JSON object without a newline at its end.
     pub(super) fn json(&self) -> String {
-        let value = |value: &Value| match value {
-            Value::Text(text) => quoted(text),
-            Value::Number(number) | Value::Bytes(number) => number.to_string(),
-            Value::Flag(flag) => flag.to_string(),
-            Value::List(list) => {
-                format!("[{}]", list.iter().map(|t| quoted(t)).collect::<Vec<_>>().join(", "))
-            }
-        };
-        let members = self.0.iter().map(|(name, v)| format!("  {}: {}", quoted(name), value(v)));
+        let members = self.0.iter().map(|(name, v)| format!("  {}: {}", quoted(name), v.json()));
         format!("{{\n{}\n}}", members.collect::<Vec<_>>().join(",\n"))
     }
 }

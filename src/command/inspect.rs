@@ -5,14 +5,16 @@ use super::check::checkpoint;
 use super::facts::{self, Facts, size};
 use super::fetch;
 use crate::error::Result;
-use crate::image::read::Image;
+use crate::image::read::{Image, Part};
 use crate::resource::cpu::{Set, level_name};
 use crate::resource::descriptor::regular::EMBEDDED;
+use crate::resource::kinship;
 use crate::restart::{MapPath, phase1_check};
 use crate::serve::log::date;
 use crate::settings::server::Transfer;
 use ckpt_abi::image::{
-    Descriptor, DescriptorKind, Loss, Machine, Process, SectionKind, Thread, Vma,
+    Descriptor, DescriptorKind, Loss, Machine, Member, Process, SectionKind, Thread, Vma,
+    member_flag,
 };
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -45,9 +47,8 @@ fn describe(image: &Image, json: bool) -> Result<Facts> {
     let first = image.process(0);
     let process: Process = first.record(SectionKind::Process)?;
     let machine: Machine = image.record(SectionKind::Machine)?;
-    let threads: Vec<Thread> = first.records(SectionKind::Threads)?;
-    let vmas: Vec<Vma> = first.records(SectionKind::Vmas)?;
-    let descriptors: Vec<Descriptor> = first.records(SectionKind::Descriptors)?;
+    let parts = image.processes().map(|part| Sums::of(&part)).collect::<Result<Vec<_>>>()?;
+    let sum = |of: fn(&Sums) -> u64| parts.iter().map(of).sum::<u64>();
     let losses: Vec<Loss> = image.records(SectionKind::Losses)?;
     let text = |text| image.text(text).to_string_lossy().into_owned();
     let arguments: Vec<String> = text(process.arguments).split('\0').map(str::to_string).collect();
@@ -70,18 +71,63 @@ fn describe(image: &Image, json: bool) -> Result<Facts> {
     facts.add("cpu_level", level_name(cpu.level()));
     facts.add("cpu_features", cpu.names());
     facts.add("ckpt", text(machine.version));
-    facts.add("threads", threads.len());
-    facts.add("mappings", vmas.len());
-    facts.add_bytes("memory", vmas.iter().map(|v| v.end - v.start).sum());
+    facts.add("processes", parts.len());
+    facts.add("threads", sum(|part| part.threads));
+    facts.add("mappings", sum(|part| part.mappings));
+    facts.add_bytes("memory", sum(|part| part.memory));
+    let descriptors: Vec<&Descriptor> = parts.iter().flat_map(|part| &part.descriptors).collect();
     facts.add("descriptors", descriptors.len());
-    let (whole, saved) = phase1_check::check(image, &MapPath::default())?;
-    facts.add("files", checkpoint::shown(&checkpoint::files(&whole, &saved)));
+    let members: Vec<Member> = image.records(SectionKind::Tree).unwrap_or_default();
+    if !members.is_empty() {
+        facts.add("tree", members.iter().map(|m| shown(m, &members, &parts)).collect::<Vec<_>>());
+    }
+    let (whole, all) = phase1_check::check_all(image, &MapPath::default())?;
+    facts.add("files", checkpoint::shown(&checkpoint::files_of_all(&whole, &all)));
     let embedded =
         descriptors.iter().filter(|d| d.kind == DescriptorKind::Path as u32 && d.extra == EMBEDDED);
     let embedded: BTreeSet<_> = embedded.map(|d| text(d.path)).collect();
     facts.add("files_embedded", embedded.into_iter().collect::<Vec<_>>());
-    facts.add_bytes("page_bytes", saved.memory.iter().map(|c| u64::from(c.len)).sum());
+    facts.add_bytes(
+        "page_bytes",
+        all.iter().flat_map(|saved| &saved.memory).map(|c| u64::from(c.len)).sum(),
+    );
     facts.add_bytes("bytes", image.header().file_len);
     facts.add("not_saved", losses.iter().map(|loss| text(loss.what)).collect::<Vec<_>>());
     Ok(facts)
+}
+
+/// What one process of an image has.
+struct Sums {
+    threads: u64,
+    mappings: u64,
+    memory: u64,
+    descriptors: Vec<Descriptor>,
+}
+
+impl Sums {
+    fn of(part: &Part<'_>) -> Result<Self> {
+        let vmas: Vec<Vma> = part.records(SectionKind::Vmas)?;
+        Ok(Self {
+            threads: part.records::<Thread>(SectionKind::Threads)?.len() as u64,
+            mappings: vmas.len() as u64,
+            memory: vmas.iter().map(|v| v.end - v.start).sum(),
+            descriptors: part.records(SectionKind::Descriptors)?,
+        })
+    }
+}
+
+/// A process of a tree; the parent of the first and of orphans is outside, and 0.
+fn shown(member: &Member, members: &[Member], parts: &[Sums]) -> Facts {
+    let (pid, name) = kinship::named(member);
+    let parent = members.get(member.parent as usize).map_or(0, |parent| parent.pid);
+    let part = parts.get(member.process as usize);
+    let ended = member.flags & member_flag::DEAD != 0;
+    let mut facts = Facts::default();
+    facts.add("pid", u64::from(pid));
+    facts.add("parent", u64::from(parent));
+    facts.add("name", name);
+    facts.add("state", if ended { "ended" } else { "alive" }.to_owned());
+    facts.add("threads", part.map_or(0, |part| part.threads));
+    facts.add_bytes("memory", part.map_or(0, |part| part.memory));
+    facts
 }

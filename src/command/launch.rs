@@ -38,6 +38,7 @@ pub(super) fn run(
 ) -> Result<u8> {
     refuse_privileged(program)?;
     refuse_checkpoint(program)?;
+    refuse_rank(program, |name| std::env::var_os(name))?;
     let here = std::env::current_dir().because(|| "cannot find out the current directory")?;
     let own = Name::parse(&settings::default_name(program))?;
     let named = settings.name.is_some();
@@ -75,6 +76,31 @@ fn refuse_checkpoint(program: &OsStr) -> Result<()> {
     let sentence = format!("{shown} is a checkpoint, which restarts without the ckpt command");
     let way_out = format!("run it directly: {shown} [OPTIONS...]; or ckpt restart {shown}");
     Err(Error::new(sentence).hint(way_out).with_status(CANNOT_EXECUTE))
+}
+
+/// Refuses one of several processes of an MPI job: each would be saved by itself, at a moment of its own, and the
+/// messages between them would be lost.
+fn refuse_rank(program: &OsStr, env: impl Fn(&str) -> Option<OsString>) -> Result<()> {
+    // What says that there are several, and what says that they talk by MPI: OpenMPI, MPICH and its kin, Slurm with PMIx.
+    const SIZES: [(&str, &str); 3] = [
+        ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"),
+        ("PMI_SIZE", "PMI_SIZE"),
+        ("SLURM_STEP_NUM_TASKS", "PMIX_RANK"),
+    ];
+    let number = |name: &str| env(name)?.to_str()?.parse::<u32>().ok();
+    for (size, sign) in SIZES {
+        let Some(count) = number(size).filter(|count| *count > 1 && env(sign).is_some()) else {
+            continue;
+        };
+        let program = program.display();
+        let text = format!(
+            "{program} is one of {count} processes that mpirun or srun has started ({sign}), which must be saved together"
+        );
+        return Err(Error::new(text).hint(format!(
+            "let ckpt stand in front: ckpt mpirun -np {count} {program}; programs that do not talk to each other are started with env -u {sign}"
+        )));
+    }
+    Ok(())
 }
 
 impl Error {
@@ -120,4 +146,24 @@ fn restrict(limit: &Limit, config: &mut Config) -> Result<()> {
         unsafe { std::env::set_var(name, value) };
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rank_of_several_is_refused() {
+        let refused = |set: &[(&str, &str)]| {
+            let env = |name: &str| {
+                set.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).into())
+            };
+            refuse_rank(OsStr::new("ring"), env).err().map(|e| e.to_string())
+        };
+        assert_eq!(refused(&[("OMPI_COMM_WORLD_SIZE", "1"), ("SLURM_STEP_NUM_TASKS", "4")]), None);
+        let sentence = refused(&[("OMPI_COMM_WORLD_SIZE", "2")]).unwrap();
+        assert!(sentence.contains("ckpt mpirun -np 2 ring"), "{sentence}");
+        assert!(refused(&[("PMI_SIZE", "8"), ("PMI_RANK", "0")]).is_some());
+        assert!(refused(&[("SLURM_STEP_NUM_TASKS", "2"), ("PMIX_RANK", "0")]).is_some());
+    }
 }

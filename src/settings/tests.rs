@@ -128,6 +128,12 @@ fn default_names() {
     assert_eq!(bytes.as_bytes(), b"\xff.ckpt");
 }
 
+fn without(words: &str) -> Option<Without> {
+    let mut said = None;
+    Without::parse(&mut said, OsStr::new(words)).unwrap();
+    said
+}
+
 #[test]
 fn configuration_and_back() {
     let said = Settings {
@@ -140,6 +146,7 @@ fn configuration_and_back() {
         embed: Some(1 << 20),
         keep_finished: Some(false),
         alone: Some(true),
+        without: without("tail,12"),
         verbose: Some(true),
         transfer: Transfer {
             key: Some(server::Key::Said("/k".into())),
@@ -217,6 +224,7 @@ fn words_say_everything() {
         embed: Some(1 << 20),
         keep_finished: Some(true),
         alone: Some(true),
+        without: without("tail,12"),
         verbose: Some(true),
         transfer: Transfer {
             key: Some(server::Key::Said("/k".into())),

@@ -17,11 +17,20 @@ const NO: u8 = 1;
 /// Shows what a checkpoint expects, and whether this machine has it.
 pub(crate) fn check(image: &Image, map_path: &MapPath) -> Result<(Facts, u8)> {
     image.verify()?;
-    let (whole, saved) = phase1_check::check(image, map_path)?;
+    let (whole, all) = phase1_check::check_all(image, map_path)?;
     let names = nix::sys::utsname::uname().because(|| "uname")?;
-    let (needed, here) = (Set(saved.process.cpu), Set::here());
-    let lacks: Vec<_> = machine::lacks(&whole, &saved).into_iter().map(|l| l.what).collect();
-    let files = files(&whole, &saved);
+    let here = Set::here();
+    let needed = Set(all.first().map_or([0; 2], |first| first.process.cpu));
+    let mut lacks: Vec<String> = Vec::new();
+    for lack in all.iter().flat_map(|saved| machine::lacks(&whole, saved)) {
+        if !lacks.contains(&lack.what) {
+            lacks.push(lack.what);
+        }
+    }
+    if all.len() > 1 && !super::machine::keeps_ids() {
+        lacks.push("process ids cannot be kept here (ckpt check says why)".into());
+    }
+    let files = files_of_all(&whole, &all);
     let missing = shown(files.iter().filter(|path| !path.exists()));
     let can = lacks.is_empty() && missing.is_empty();
     let mut facts = Facts::default();
@@ -46,6 +55,14 @@ pub(crate) fn files(whole: &Whole<'_>, saved: &Saved<'_>) -> Vec<PathBuf> {
     let open = open.filter(|d| descriptor::needs_path(d));
     let paths = mapped.chain(open.map(|d| d.path)).map(|text| whole.path(text));
     let mut paths: Vec<PathBuf> = paths.chain([saved.cwd.clone()]).collect();
+    paths.sort();
+    paths.dedup();
+    paths
+}
+
+/// The same of all processes.
+pub(crate) fn files_of_all(whole: &Whole<'_>, all: &[Saved<'_>]) -> Vec<PathBuf> {
+    let mut paths: Vec<PathBuf> = all.iter().flat_map(|saved| files(whole, saved)).collect();
     paths.sort();
     paths.dedup();
     paths

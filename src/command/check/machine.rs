@@ -38,6 +38,7 @@ pub(crate) fn check(json: bool) -> Result<u8> {
     );
     facts.add("set_tid", by_capability("threads get new ids at a restart, C libraries are told"));
     facts.add("user_namespaces", user_namespaces());
+    facts.add("ids_of_jobs", ids_of_jobs());
     facts.add("time_namespaces", time_namespaces());
     facts.add("memfd_exec", memfd_exec());
     facts.add("overcommit", overcommit());
@@ -147,6 +148,25 @@ fn user_namespaces() -> String {
         0 => "yes".into(),
         _ => "no: see sysctl user.max_user_namespaces and kernel.unprivileged_userns_clone".into(),
     }
+}
+
+/// How a restart of several processes gets their ids again.
+fn ids_of_jobs() -> String {
+    if capable(CAP_SYS_ADMIN) {
+        return "yes: here if they are free, else in a PID namespace".into();
+    }
+    if !keeps_ids() {
+        return "no: a restart of several processes needs user namespaces, or root".into();
+    }
+    let here = if capable(CAP_CHECKPOINT_RESTORE) { "here if they are free, else " } else { "" };
+    format!(
+        "yes: {here}in a PID namespace and a user namespace (docs/jobs.md says what those change)"
+    )
+}
+
+/// Whether several processes can have their ids again.
+pub(crate) fn keeps_ids() -> bool {
+    capable(CAP_SYS_ADMIN) || user_namespaces() == "yes"
 }
 
 fn time_namespaces() -> String {

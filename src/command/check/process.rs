@@ -6,14 +6,16 @@ use crate::command::facts::Facts;
 use crate::dump::{phase1_freeze, phase2_equip};
 use crate::error::Result;
 use crate::inject::region::Region;
-use crate::proc;
+use crate::proc::{self, tree};
 use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
+use crate::resource::losses;
 use crate::resource::signals::verdict;
 use crate::settings::{Settings, signal_name};
 use ckpt_abi::region::STACKS;
 use nix::libc;
+use std::collections::HashSet;
 
 /// Exit status when the process cannot be saved, or its signal does not save it.
 const NO: u8 = 1;
@@ -78,9 +80,35 @@ pub(crate) fn check(pid: i32) -> Result<(Facts, u8)> {
     let others = (1..=64).filter(|signal| *signal != own && !matches!(signal, 32 | 33));
     let taken = others.filter(|signal| has(status.caught, *signal));
     facts.add("signals_taken", taken.map(signal_name).collect::<Vec<_>>().join(" "));
+    let tree = tree::everybody().map(|all| tree::below(pid, &HashSet::new(), &all))?;
+    let others = tree.iter().filter(|other| **other != pid);
+    let named: Vec<_> = others.clone().filter_map(|other| named(*other)).collect();
+    facts.add("descendants", losses::names(&named));
+    obstacles.extend(others.flat_map(|other| in_the_way(*other)));
     can &= obstacles.is_empty();
     facts.add("obstacles", obstacles);
     Ok((facts, if can { 0 } else { NO }))
+}
+
+fn named(pid: i32) -> Option<(u32, String)> {
+    let comm = proc::comm(pid, pid).ok()?;
+    Some((pid.unsigned_abs(), comm.to_string_lossy().into_owned()))
+}
+
+/// What can be seen from outside that is in the way of saving a descendant.
+fn in_the_way(pid: i32) -> Vec<String> {
+    let Ok(status) = proc::status(pid, pid) else { return Vec::new() };
+    if status.state == 'Z' && status.threads <= 1 {
+        return Vec::new();
+    }
+    let mut all = Vec::from_iter(phase1_freeze::check(pid).err().map(|e| e.to_string()));
+    if status.tracer != 0 {
+        all.push(format!("process {} (a debugger?) traces process {pid}", status.tracer));
+    }
+    if let Err(e) = Memory::open(pid) {
+        all.push(e.to_string());
+    }
+    all
 }
 
 fn has(set: u64, signal: u32) -> bool {

@@ -8,8 +8,16 @@ use crate::proc::fds::Fd;
 use ckpt_abi::image::Descriptor;
 use nix::libc;
 use nix::sys::stat::{major, minor};
+use std::ffi::OsStr;
 
 pub(super) const KIND: Kind = Kind { recognise, save, open };
+
+/// Whether the driver of a graphics processor is behind a path, by which programs compute: what is in its memory and
+/// in its queues nobody else can read.
+pub(crate) fn is_gpu(path: &OsStr) -> bool {
+    let path = path.as_encoded_bytes();
+    path.starts_with(b"/dev/nvidia") || path == b"/dev/kfd"
+}
 
 fn recognise(fd: &Fd, look: &Look<'_>) -> bool {
     let device = matches!(file_type(fd.mode), libc::S_IFCHR | libc::S_IFBLK);
@@ -40,4 +48,16 @@ fn open(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Origin> {
         super::open::seek(&file, record, &path)?;
     }
     Ok(Origin::Own(file))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drivers_of_graphics_processors() {
+        let all = ["/dev/nvidia0", "/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/kfd"];
+        assert!(all.iter().all(|path| is_gpu(OsStr::new(path))));
+        assert!(!is_gpu(OsStr::new("/dev/kfd2")) && !is_gpu(OsStr::new("/home/dev/nvidia0")));
+    }
 }

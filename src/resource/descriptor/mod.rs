@@ -195,6 +195,10 @@ pub(crate) fn save(
     let count = common.tables.of.get(number as usize).map_or(0, |table| table.fds.len());
     for index in 0..count {
         let Some(fd) = common.tables.of[number as usize].fds.get(index).cloned() else { break };
+        if device::is_gpu(&fd.target) {
+            let (path, fd) = (fd.target.display(), fd.number);
+            gathered.obstacles.push(format!("it uses a GPU ({path}, descriptor {fd})"));
+        }
         let record = match common.tables.leader(number, &fd) {
             Some(leader) => {
                 let shared = common.tables.saved(leader).unwrap_or_else(Descriptor::new_zeroed);

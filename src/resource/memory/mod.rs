@@ -13,6 +13,7 @@ mod mapped;
 pub(crate) mod open;
 pub(crate) mod shown;
 
+use super::descriptor::device;
 use super::runtime::java;
 use super::{Common, Gathered, Target};
 use crate::error::Result;
@@ -168,6 +169,9 @@ pub(crate) fn look_into_shared(
 fn obstacle(vma: &Vma) -> Option<String> {
     let name = vma.name.to_string_lossy();
     let at = format!("at {:#x}", vma.start);
+    if device::is_gpu(&vma.name) {
+        return Some(format!("it uses a GPU ({name}, mapped {at})"));
+    }
     if vma.flags.has("io") || vma.flags.has("pf") {
         return Some(format!("it maps device memory ({name}) {at}"));
     }
