@@ -104,3 +104,25 @@ fn a_restart_of_a_tree_is_killed_at_each_step() {
     restarts(Who::Me);
     restarts(Who::Nobody);
 }
+
+/// A script that saves itself waits for the ckpt that does it: after the restart that has ended well.
+#[test]
+fn a_script_may_save_itself() {
+    const SCRIPT: &str = "trap 'chld=1' CHLD; ./ckpt save $$ -n x.ckpt >/dev/null; echo \"a $?\"
+        (./ckpt save $$ -n y.ckpt >/dev/null; echo \"b $?\"; exit 7); echo \"c $?\"
+        out=$(./ckpt save $$ -n z.ckpt); echo \"d $?\"";
+    for shell in ["/bin/dash", "/bin/bash"] {
+        let bench = Bench::new(Who::Nobody);
+        let run = bench.launch(&["-n", "w.ckpt"], shell, &["-c", SCRIPT]);
+        let said = run.ends_well().stdout;
+        assert_eq!(said, ["a 0", "b 0", "c 7", "d 0"]);
+        for (name, said) in [("x.ckpt", &said[..]), ("y.ckpt", &said[1..]), ("z.ckpt", &said[3..])]
+        {
+            assert_eq!(
+                bench.run(bench.path(name), &[]).ends_well().stdout,
+                said,
+                "{shell}: {name}"
+            );
+        }
+    }
+}

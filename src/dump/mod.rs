@@ -319,7 +319,7 @@ fn proceed(
         still.push(phase3_gather::gather(checkpoint, number, process, frozen, &mut common)?);
     }
     reach(Point::Gathered);
-    common.members = phase4_refuse::refuse(&still, &dead)?;
+    common.members = phase4_refuse::refuse(&mut still, &dead)?;
     common.losses.extend(left_out);
     let all: Vec<_> = still.iter().map(|process| &process.gathered).collect();
     let notes = checkpoint.notes(&still, losses::trifles(&all, &common.members));

@@ -9,8 +9,9 @@ use crate::proc::tree::{self, Kin};
 use crate::proc::{self, Process};
 use crate::ptrace::forest::Forest;
 use crate::resource::kinship::{self, Found};
-use crate::resource::losses;
+use crate::resource::{losses, signals};
 use ckpt_abi::image::{Member, process_flag};
+use nix::libc;
 use nix::sys::signal::Signal;
 
 /// The children of a process that is saved alone, by their names. Processes of ours have another exit signal.
@@ -69,9 +70,26 @@ pub(crate) fn refuse_shared(pid: i32) -> Result<()> {
     }
 }
 
+/// Whether the parent of this very process will meet its end; it will be told of it as soon as it is restarted.
+fn will_meet(processes: &mut [Still<'_>], own: &Kin) -> bool {
+    let mut all = processes.iter_mut();
+    let Some(parent) = all.find(|p| p.equipped.process.pid() == own.parent) else { return false };
+    let reaps_itself =
+        parent.gathered.actions.get(libc::SIGCHLD as usize - 1).is_some_and(|action| {
+            action.handler == libc::SIG_IGN as u64 || action.flags & libc::SA_NOCLDWAIT as u64 != 0
+        });
+    if !reaps_itself {
+        parent.gathered.pending.push(signals::end_of_child(own.pid));
+    }
+    !reaps_itself
+}
+
 /// Fails when something stands in the way of a checkpoint: all of it, of all processes. How they are related, if there
 /// are several.
-pub(crate) fn refuse(processes: &[Still<'_>], dead: &[Kin]) -> Result<Vec<Member>> {
+pub(crate) fn refuse(processes: &mut [Still<'_>], dead: &[Kin]) -> Result<Vec<Member>> {
+    let mut dead = dead.to_vec();
+    dead.retain(|kin| kin.pid != std::process::id().cast_signed() || will_meet(processes, kin));
+    let dead = &dead;
     let mut refusals = Vec::new();
     let mut found = Vec::new();
     let alone = processes.len() == 1 && dead.is_empty();

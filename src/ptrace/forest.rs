@@ -22,7 +22,7 @@ const AT_FIRST: Duration = Duration::from_millis(100);
 pub(crate) struct Forest {
     /// Those that live, the root first.
     pub processes: Vec<Frozen>,
-    /// Those that have ended, and that nobody has waited for.
+    /// Those that have ended, and that nobody has waited for; and this process itself, if it is a child of one of them.
     pub dead: Vec<Kin>,
     /// Those that stay out as was asked for, with their names.
     pub left_out: Vec<(u32, String)>,
@@ -125,6 +125,7 @@ impl Forest {
             let alive = members.into_iter().filter(|kin| !kin.dead);
             let news: Vec<_> = alive.filter(|kin| !known.contains(&kin.pid)).collect();
             if news.is_empty() {
+                forest.dead.extend(own_ghost(&known));
                 return Ok(Attempt::Whole(forest));
             }
             for kin in news {
@@ -152,6 +153,13 @@ impl Forest {
         // Children first: a parent finds them as they were.
         self.processes.into_iter().rev().for_each(Frozen::thaw);
     }
+}
+
+/// This process, where somebody in the tree has started it and waits for it (`ckpt save $$` in a script): to a restart
+/// it is one that has ended well.
+fn own_ghost(living: &HashSet<i32>) -> Option<Kin> {
+    let own = tree::kin(std::process::id().cast_signed()).ok()?;
+    (!own.ours && living.contains(&own.parent)).then_some(Kin { dead: true, ..own })
 }
 
 /// The tree, without those that stay apart.

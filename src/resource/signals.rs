@@ -124,6 +124,16 @@ pub(crate) fn restore_pending(
     Ok(())
 }
 
+/// What tells a process that a child has ended well (sigaction(2), SIGCHLD).
+pub(crate) fn end_of_child(child: i32) -> PendingSignal {
+    let mut siginfo = [0; 128];
+    let user = nix::unistd::getuid().as_raw().cast_signed();
+    for (at, word) in [(0, libc::SIGCHLD), (8, libc::CLD_EXITED), (16, child), (20, user)] {
+        siginfo[at..at + 4].copy_from_slice(&word.to_le_bytes());
+    }
+    PendingSignal { tid: 0, reserved: 0, siginfo }
+}
+
 /// Orders of a parent that wait until its children have stopped that were, so that the program is told of no stop that
 /// it knows. A SIGCHLD that waits is taken for one that tells of them.
 pub(crate) fn await_stops(
