@@ -342,10 +342,8 @@ pub(crate) static SETTINGS: [Setting; 15] = [
         default: None,
         reach: Reach::Saves,
         help: "Leave the descendant WHO out, and its own",
-        description: "Checkpoints leave out the descendants of PROGRAM that are called WHO (the name that \
-                      ps -o comm shows), or that have the process id WHO, with all that descend from them. \
-                      Repeatable. They are named; a restart is without them: what they would have done is \
-                      missing, and wait(2) finds none.",
+        description: "Checkpoints leave out the descendants of PROGRAM whose name (of ps -o comm) or process id \
+                      is WHO, and what descends from them. Repeatable. They are named; a restart is without them.",
         parse: |said, value| Without::parse(&mut said.without, value),
         written: |said| Said::value(said.without.as_ref().map(Without::written)),
         inherit: |said, weaker| inherit(&mut said.without, &weaker.without),
