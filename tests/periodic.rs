@@ -115,7 +115,8 @@ fn monitors_come_and_go() {
         bench.must(&["-p", &pid, "-z", "70"]);
         until("a new monitor", || (one_monitor(run.pid()) != second).then_some(()));
         renewed(&image, Some(last));
-        bench.must(&["-p", &pid, "-z", "0"]);
+        // Without a signal to be followed with it needs none.
+        bench.must(&["-p", &pid, "-z", "0", "-a", "0"]);
         no_monitor(run.pid());
         run.check();
         run.go();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! `ckpt -p PID`
 
-use super::destination;
+use super::{destination, follow};
 use crate::dump::phase1_freeze;
 use crate::dump::phase2_equip::{self, configuration};
 use crate::dump::place::Whose;
@@ -24,6 +24,7 @@ pub(super) fn run(pid: i32, settings: &Settings) -> Result<u8> {
     let executable = stub::own()?;
     phase1_freeze::check(pid)?;
     phase2_equip::await_restart(pid)?;
+    follow::summon(pid, pid);
     let mut frozen = phase1_freeze::patiently(false, || Frozen::freeze_one(pid))?;
     let memory = Memory::open(pid)?;
     let vmas = proc::maps::read(pid)?;

@@ -10,7 +10,7 @@ use crate::dump::place::Whose;
 use crate::error::Result;
 use crate::image::file::{finished_name, is_checkpoint, mark_finished, set_aside};
 use crate::image::read::{self, Image};
-use crate::inject::monitor;
+use crate::inject::monitors;
 use crate::proc::{Process, pidfd::Pidfd};
 use crate::serve::client::Client;
 use crate::settings::server::{ServerName, Transfer};
@@ -145,7 +145,7 @@ fn was_saved() -> bool {
     unsafe { libc::sigpending(&mut pending) };
     // SAFETY: the set is the kernel's.
     let pending = unsafe { SigSet::from_sigset_t_unchecked(pending) };
-    pending.contains(monitor::SAVED)
+    pending.contains(monitors::SAVED)
 }
 
 /// The wait status of the program. Before Linux 6.15 only as long as its parent has not waited for it.
@@ -164,7 +164,7 @@ fn wait_status(program: &Pidfd, process: Option<&Process>) -> Option<i32> {
 pub(super) fn await_others(settings: &Settings) {
     let deadline = Instant::now() + PATIENCE;
     let name = settings.apply(default_config()).name;
-    for found in monitor::all().into_iter().filter(|found| found.is_finishing(&name)) {
+    for found in monitors::all().into_iter().filter(|found| found.is_finishing(&name)) {
         found.monitor.ended_within(deadline.saturating_duration_since(Instant::now()));
     }
 }

@@ -10,6 +10,7 @@ mod elder;
 mod facts;
 mod fetch;
 mod finish;
+mod follow;
 mod identity;
 mod inspect;
 mod launch;

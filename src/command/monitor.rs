@@ -14,18 +14,18 @@
 //! a number is the one that `inject::monitor` left.
 #![allow(unsafe_code)]
 
-use super::dumper;
 use super::finish::Run;
+use super::follow::Follower;
+use super::{dumper, follow};
 use crate::dump::place::Whose;
 use crate::dump::{Demand, dump};
 use crate::error::{Because, Result, printable};
 use crate::fault::{self, Point, reach};
 use crate::image::file;
 use crate::inject::enter;
-use crate::inject::{self, region::Region};
+use crate::inject::{monitor, monitors, region::Region};
 use crate::proc::{self, Process, pidfd::Pidfd};
 use crate::ptrace::memory::Memory;
-use crate::ptrace::raw;
 use crate::resource::signals;
 use crate::settings::{self, Settings, Values};
 use ckpt_abi::region::{Config, Control};
@@ -33,6 +33,8 @@ use ckpt_abi::turn::Phase;
 use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::SigSet;
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -49,26 +51,37 @@ const BUSY: i32 = 3;
 
 /// Watches over a process until it ends.
 pub(super) fn run(pid: i32) -> Result<u8> {
-    let _ = nix::sys::prctl::set_name(c"ckpt-monitor");
+    let _ = nix::sys::prctl::set_name(monitors::NAME);
     dumper::keep_low_descriptors();
     dumper::prepare();
     let program = Pidfd::open(pid).because(|| format!("cannot watch process {pid}"))?;
     let own = std::process::id().cast_signed();
-    let run = inject::monitor::given(own).and_then(|config| run_of(pid, config));
+    let run = monitor::given(own).and_then(|config| run_of(pid, config));
     let process = Process::open(pid).ok();
     let line = line();
-    inject::monitor::in_sight();
+    monitor::in_sight();
     reach(Point::Waiting);
     while let Some(line) = &line
         && !is_ready(&[line.as_fd(), program.as_fd()], None)
     {}
     drop(line);
     let pid = enter::meant(pid);
-    let mut monitor =
-        Monitor { pid, program, process, run, seen: None, uncaught: None, said: HashSet::new() };
+    let mut monitor = Monitor {
+        pid,
+        program,
+        process,
+        run,
+        generation: 0,
+        seen: None,
+        begun: Instant::now(),
+        follower: Follower::new(),
+        poked: poked().because(|| "cannot wait for a signal")?,
+        uncaught: None,
+        said: HashSet::new(),
+    };
     reach(Point::Watching);
     if monitor.watch()
-        && let Some(run) = &monitor.run
+        && let Some(run) = monitor.run.as_ref().filter(|run| monitor::sees_the_end(&run.config))
     {
         run.settle(&monitor.program, monitor.process.as_ref());
     }
@@ -87,8 +100,15 @@ struct Monitor {
     process: Option<Process>,
     /// As it was seen last.
     run: Option<Run>,
+    /// How many checkpoints there were of it.
+    generation: u64,
     /// The program's memory and the payload in it.
     seen: Option<(Memory, u64)>,
+    /// When the program that runs was first seen.
+    begun: Instant,
+    follower: Follower,
+    /// Tells of [`monitors::LOOK`].
+    poked: SignalFd,
     /// Since when the program does not catch the checkpoint signal.
     uncaught: Option<Instant>,
     /// Sentences that are not said twice.
@@ -101,7 +121,7 @@ enum Word {
     Period(Duration),
     /// Take none, but see how the program ends.
     Watch,
-    /// It has executed another program: there is nothing to ask any more.
+    /// It has executed another program, which has not been equipped.
     Another,
     /// Ask again later.
     Later,
@@ -116,8 +136,11 @@ impl Monitor {
         loop {
             let nap = match self.ask() {
                 Word::Leave => return false,
-                Word::Another => return self.ended_within(None),
-                Word::Watch => GLANCE,
+                Word::Another => match self.follow() {
+                    Some(nap) => nap,
+                    None => return false,
+                },
+                Word::Watch => self.glance(),
                 Word::Later => {
                     last = Instant::now();
                     NAP
@@ -128,7 +151,7 @@ impl Monitor {
                         last = self.checkpoint(period);
                         continue;
                     }
-                    due.min(GLANCE)
+                    due.min(self.glance())
                 }
             };
             if self.ended_within(Some(nap)) {
@@ -149,9 +172,7 @@ impl Monitor {
                 Ok(None) => return Word::Another,
                 Err(_) if self.ended_within(Some(Duration::ZERO)) => return Word::Later,
                 Err(e) => {
-                    if self.run.as_ref().is_none_or(|run| run.config.msperiod != 0) {
-                        self.say(&format!("no periodic checkpoints: {e}"));
-                    }
+                    self.say(&follow::out_of_reach(self.pid, &e));
                     self.ended_within(Some(GLANCE));
                     return Word::Later;
                 }
@@ -170,12 +191,49 @@ impl Monitor {
             return Word::Leave;
         }
         self.run = run_of(self.pid, control.config).or(self.run.take());
-        self.look_at_signal(&control);
+        self.generation = control.generation;
+        self.follower.note_stderr(self.pid);
+        if monitor::sees_the_end(&control.config) {
+            self.look_at_signal(&control);
+        }
         match control.config.msperiod {
-            0 if inject::monitor::is_wanted(&control.config) => Word::Watch,
+            0 if monitor::is_wanted(&control.config) => Word::Watch,
             0 => Word::Leave,
             period => Word::Period(Duration::from_millis(period.into())),
         }
+    }
+
+    /// How long to sleep. Whoever executes another program mostly does so soon.
+    fn glance(&self) -> Duration {
+        (self.begun.elapsed() / 8).clamp(follow::SETTLED, GLANCE)
+    }
+
+    /// Equips what the program has executed as it was itself; when to look again, or never.
+    fn follow(&mut self) -> Option<Duration> {
+        let own = std::process::id();
+        let Some(config) = self.run.as_ref().map(|run| run.config) else { return Some(GLANCE) };
+        if let Some(nap) = self.follower.nap(self.pid) {
+            return Some(nap);
+        }
+        let is_newer = |found: &monitors::Found| {
+            found.watches(self.pid) && found.is_younger_than(own.cast_signed())
+        };
+        if monitors::all().iter().any(is_newer) {
+            return None;
+        }
+        let (pid, generation) = (self.pid, self.generation);
+        let told = match Dumper::start(|| follow::equip(pid, &config, generation, own)) {
+            Ok(dumper) => self.attend(dumper),
+            Err(e) => Told { quiet: true, sentences: format!("{e}\n") },
+        };
+        for sentence in told.sentences.lines() {
+            self.say(sentence);
+        }
+        if told.quiet && !told.sentences.is_empty() {
+            self.follower.refuse();
+        }
+        self.begun = Instant::now();
+        Some(follow::SETTLED)
     }
 
     /// Says when the program does not catch the checkpoint signal any more; that it has a handler of its own for it is
@@ -200,8 +258,8 @@ impl Monitor {
     /// followed by a whole period, one that took longer than the period by a rest as long as it
     /// took: else a program with a very short period would do little but be copied.
     fn checkpoint(&mut self, period: Duration) -> Instant {
-        let start = Instant::now();
-        let told = match Dumper::start(self.pid) {
+        let (start, pid) = (Instant::now(), self.pid);
+        let told = match Dumper::start(|| take(pid)) {
             Ok(dumper) => {
                 reach(Point::Attending);
                 self.attend(dumper)
@@ -246,15 +304,17 @@ impl Monitor {
     /// Speaks through the program's standard error, once.
     fn say(&mut self, sentence: &str) {
         if self.said.insert(sentence.to_owned())
-            && let Ok(fd) = raw::take_descriptor(self.pid, 2)
+            && let Some(mut file) = self.follower.stderr(self.pid)
         {
-            let _ = std::fs::File::from(fd)
-                .write_all(format!("ckpt: {}\n", printable(sentence)).as_bytes());
+            let _ = file.write_all(format!("ckpt: {}\n", printable(sentence)).as_bytes());
         }
     }
 
+    /// Whether the program has ended, or does in time, which is over when we are to look.
     fn ended_within(&self, limit: Option<Duration>) -> bool {
-        is_ready(&[self.program.as_fd()], limit)
+        is_ready(&[self.program.as_fd(), self.poked.as_fd()], limit);
+        while let Ok(Some(_)) = self.poked.read_signal() {}
+        is_ready(&[self.program.as_fd()], Some(Duration::ZERO))
     }
 }
 
@@ -265,7 +325,7 @@ struct Told {
     sentences: String,
 }
 
-/// A child that takes one checkpoint.
+/// A child that takes one checkpoint, or equips the program.
 struct Dumper {
     pid: i32,
     /// What it says; ends with it.
@@ -273,7 +333,7 @@ struct Dumper {
 }
 
 impl Dumper {
-    fn start(target: i32) -> Result<Self> {
+    fn start(work: impl FnOnce() -> (i32, String)) -> Result<Self> {
         let what = || "cannot start a dumper";
         let (line, mut tell) = std::io::pipe().because(what)?;
         // SAFETY: this process has one thread.
@@ -285,7 +345,7 @@ impl Dumper {
             nix::unistd::ForkResult::Child => {
                 drop(line);
                 let _ = nix::sys::prctl::set_name(c"ckpt-dump");
-                let (status, sentences) = take(target);
+                let (status, sentences) = work();
                 let _ = tell.write_all(sentences.as_bytes());
                 // SAFETY: ends the child without running anything of the parent's.
                 unsafe { libc::_exit(status) }
@@ -327,6 +387,12 @@ fn take(pid: i32) -> (i32, String) {
         Err(e) if crate::dump::is_busy(pid) => (BUSY, format!("no checkpoint: {e}\n")),
         Err(e) => (0, format!("no checkpoint: {e}\n")),
     }
+}
+
+/// What becomes readable with [`monitors::LOOK`], which is blocked as all signals are.
+fn poked() -> nix::Result<SignalFd> {
+    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+    SignalFd::with_flags(&SigSet::from_iter([monitors::LOOK]), flags)
 }
 
 /// The pipe whose other ends close when the program has begun.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! `ckpt save PID`
 
+use super::follow;
 use crate::dump::{Demand, dump};
 use crate::error::{Because, Result, printable};
 use crate::inject::enter;
@@ -10,7 +11,9 @@ use crate::settings::Settings;
 pub(super) fn run(pid: i32, stop: bool, settings: Settings) -> Result<u8> {
     let here = std::env::current_dir().because(|| "cannot find out the current directory")?;
     let settings = settings.resolve(&here)?;
-    let pid = enter::meant(pid);
+    let meant = enter::meant(pid);
+    follow::summon(pid, meant);
+    let pid = meant;
     let without = settings.without.map(|who| who.with_ids(|id| enter::inner(id, pid)));
     let settings = Settings { without, ..settings };
     let pid = enter::enter(pid)?;

@@ -4,7 +4,7 @@
 use super::phase2_equip::Equipped;
 use super::phase6_write::Writing;
 use crate::error::{Error, Kind, Result};
-use crate::inject::monitor;
+use crate::inject::{monitor, monitors};
 use crate::proc::Process;
 use crate::ptrace::freeze::Frozen;
 use crate::resource::Gathered;
@@ -27,8 +27,8 @@ pub(crate) fn still_wanted(process: &Process) -> Result<()> {
 /// Ends a process, with the status that was configured, as by _exit(2).
 pub(crate) fn end(frozen: Frozen, equipped: &Equipped) -> Result<()> {
     let control = &equipped.region.control;
-    if monitor::is_wanted(&control.config) {
-        monitor::tell_saved(frozen.pid);
+    if monitor::sees_the_end(&control.config) {
+        monitors::tell_saved(frozen.pid);
     }
     frozen.end(control.thunk, u64::from(control.config.exit_status))
 }

@@ -45,17 +45,19 @@ pub(crate) fn launch(
     let (mut ours, theirs) = UnixStream::pair().because(|| "cannot make a socket pair")?;
     let parent = getpid().as_raw();
     // Before the injector, which names it to the payload.
-    let monitor = match monitor::is_wanted(config) {
+    let from_here = monitor::sees_the_end(config) || monitor::adopts();
+    let monitor = match from_here {
+        true => monitor::start_if_wanted(parent, executable, config)?,
         false => None,
-        true => Some(monitor::start(parent, executable, config)?),
     };
+    let follow = !from_here && monitor::is_wanted(config);
     // SAFETY: this process has one thread.
     let child = unsafe { libc::syscall(libc::SYS_clone, 0, 0, 0, 0, 0) };
     let child = Errno::result(child)
         .because(|| "cannot start a second process, which ckpt needs for a moment (ulimit -u)")?;
     if child == 0 {
         drop(ours);
-        injector(parent, theirs, config, executable, monitor);
+        injector(parent, theirs, Equipment { config, executable, monitor, follow });
     }
     drop(theirs);
     // Under Yama a child may trace its parent only with its leave.
@@ -180,24 +182,34 @@ fn c_string(text: &OsStr) -> CString {
     CString::new(text.as_bytes()).unwrap_or_default()
 }
 
-/// The child: waits for the exec, injects, ends.
-fn injector(
-    parent: i32,
-    mut line: UnixStream,
-    config: &Config,
-    executable: &[u8],
+/// What the injector gives the program.
+struct Equipment<'a> {
+    config: &'a Config,
+    executable: &'a [u8],
     monitor: Option<Monitor>,
-) -> ! {
+    /// It has yet to get a monitor, while it executes the program.
+    follow: bool,
+}
+
+/// The child: waits for the exec, injects, ends.
+fn injector(parent: i32, mut line: UnixStream, mut equipment: Equipment<'_>) -> ! {
     let mut start = [0];
     let seized = line.read_exact(&mut start).is_ok()
         && raw::seize(parent, raw::OPTIONS | libc::PTRACE_O_TRACEEXEC).is_ok();
     reach(Point::Tracing);
     let told = line.write_all(&[u8::from(!seized)]);
     drop(line);
+    if seized && told.is_ok() && equipment.follow {
+        let Equipment { config, executable, .. } = equipment;
+        match monitor::start_from_injector(parent, executable, config) {
+            Ok(monitor) => equipment.monitor = Some(monitor),
+            Err(e) => monitor::say_unfollowed(&e),
+        }
+    }
     if seized
         && told.is_ok()
         && wait_for_exec(parent)
-        && let Err(e) = equip(parent, config, executable, monitor.as_ref())
+        && let Err(e) = equip(parent, &equipment)
     {
         eprintln!("ckpt: {e}");
     }
@@ -227,7 +239,8 @@ fn wait_for_exec(parent: i32) -> bool {
 
 /// Injects into the program at its exec stop and makes it wait for us before it begins. When that
 /// fails the program is killed (SIGKILL) before its first instruction.
-fn equip(pid: i32, config: &Config, executable: &[u8], monitor: Option<&Monitor>) -> Result<()> {
+fn equip(pid: i32, equipment: &Equipment<'_>) -> Result<()> {
+    let Equipment { config, executable, monitor, .. } = equipment;
     reach(Point::Executed);
     let injected = (|| {
         let mut frozen =

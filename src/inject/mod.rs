@@ -4,13 +4,14 @@
 //! [`region`] finds and reads a payload that is there already; [`place`] finds room for a new one;
 //! [`elf`] turns the embedded libckpt.so into the bytes for that room, [`library`] into a file for
 //! linkers; [`launch`] starts a program with a payload in it; [`monitor`] starts the process that
-//! takes periodic checkpoints; [`turns`] says whose turn it is.
+//! takes periodic checkpoints, [`monitors`] finds those that run; [`turns`] says whose turn it is.
 
 pub(crate) mod elf;
 pub(crate) mod enter;
 pub(crate) mod launch;
 pub(crate) mod library;
 pub(crate) mod monitor;
+pub(crate) mod monitors;
 pub(crate) mod place;
 pub(crate) mod region;
 pub(crate) mod turns;

@@ -18,22 +18,26 @@
 //! their parent may.
 #![allow(unsafe_code)]
 
+use super::monitors;
 use super::region::Region;
 use crate::error::{Because, Error, Result};
-use crate::proc::{self, pidfd::Pidfd};
+use crate::proc::pidfd::Pidfd;
 use crate::ptrace::call::Caller;
 use crate::ptrace::memory::Memory;
-use ckpt_abi::region::{Config, Control, NAME_LEN, config_flag};
+use ckpt_abi::region::{Config, Control, config_flag};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
-use std::ffi::CString;
+use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::io::{PipeReader, PipeWriter, Read, Write};
 use std::mem::offset_of;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::time::Duration;
 use zerocopy::{FromBytes, IntoBytes};
 
 /// MFD_EXEC (Linux 6.3): the memfd is for executing, whatever vm.memfd_noexec prefers.
@@ -43,6 +47,8 @@ const LINE: i32 = 3;
 const EXECUTABLE: i32 = 4;
 /// The number of a pipe's end that the monitor closes when it has the program in sight ([`in_sight`]).
 const SIGHT: i32 = 5;
+/// How long a program has run before a monitor that only follows it is executed.
+const LATER: Duration = Duration::from_millis(20);
 
 /// A monitor that waits for its program to begin: for the end of this value in every process.
 pub(crate) struct Monitor {
@@ -70,16 +76,32 @@ impl Monitor {
         memory: &Memory,
         region: &Region,
     ) -> Result<()> {
-        memory.put(region.base + offset_of!(Control, monitor) as u64, &self.pid)?;
-        // Without Yama the option is unknown; in another namespace of process ids the number
-        // means nothing, but who attaches from outside there is privileged.
-        caller.call(libc::SYS_prctl, &[libc::PR_SET_PTRACER as u64, u64::from(self.pid)])?;
-        Ok(())
+        appoint(self.pid, caller, memory, region)
     }
 }
 
-/// Whether a process that is configured so needs one: for periodic checkpoints, or to see how it ends.
+/// [`Monitor::appoint`] for one that runs already.
+pub(crate) fn appoint(
+    monitor: u32,
+    caller: &mut Caller<'_>,
+    memory: &Memory,
+    region: &Region,
+) -> Result<()> {
+    memory.put(region.base + offset_of!(Control, monitor) as u64, &monitor)?;
+    // Without Yama the option is unknown; in another namespace of process ids the number
+    // means nothing, but who attaches from outside there is privileged.
+    caller.call(libc::SYS_prctl, &[libc::PR_SET_PTRACER as u64, u64::from(monitor)])?;
+    Ok(())
+}
+
+/// Whether a process that is configured so needs one: [`sees_the_end`], or to be followed through execve(2), which
+/// takes the handler of its signal away.
 pub(crate) fn is_wanted(config: &Config) -> bool {
+    sees_the_end(config) || config.asyncsig != 0
+}
+
+/// Whether it needs one for periodic checkpoints, or to see how it ends.
+pub(crate) fn sees_the_end(config: &Config) -> bool {
     config.msperiod != 0 || config.flags & config_flag::SET_ASIDE != 0
 }
 
@@ -89,26 +111,40 @@ pub(crate) fn is_wanted(config: &Config) -> bool {
 /// # Errors
 /// When no process can be made.
 pub(crate) fn start(target: i32, executable: &[u8], config: &Config) -> Result<Monitor> {
-    let what =
-        || "cannot start the monitor, which takes periodic checkpoints and sees the program's end";
+    let what = || "cannot start the monitor, which takes periodic checkpoints and sees what the program executes and how it ends";
     let (line, kept) = std::io::pipe().because(what)?;
     let (mut answer, tell) = std::io::pipe().because(what)?;
-    let file = executable_file(executable).because(what)?;
-    let config = CString::new(format!("{CONFIG}={}", spelled(config))).unwrap_or_default();
-    let order = Order { target, line, tell, file, config, starter_adopts: adopts() };
+    // Who only follows begins when the program has begun: a launch does not wait for it.
+    let at_once = sees_the_end(config);
+    let file = at_once.then(|| executable_file(executable)).transpose().because(what)?;
+    let config = spelled(config);
+    let stderr = spelled_stderr(target);
+    let order = Order {
+        target,
+        line,
+        file,
+        executable,
+        stderr,
+        config,
+        starter_adopts: adopts(),
+        sight: None,
+    };
     let mut before = SigSet::empty();
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::all()), Some(&mut before)).because(what)?;
     let child = bare_fork(0).because(what);
     if let Ok(0) = child {
         drop((kept, answer));
-        intermediate(order);
+        intermediate(order, tell);
     }
-    drop(order);
+    drop((order, tell));
     let mut pid = [0; 4];
     let told = child.and_then(|child| {
         // Until it has us in sight: a program that is over at once would be gone before.
-        let told = answer.read_exact(&mut pid).and_then(|()| answer.read(&mut [0]));
-        let told = told.map(drop).because(what);
+        let mut told = answer.read_exact(&mut pid);
+        if at_once && told.is_ok() {
+            told = answer.read(&mut [0]).map(drop);
+        }
+        let told = told.because(what);
         if !adopts() || told.is_err() {
             reap(child);
         }
@@ -122,21 +158,123 @@ pub(crate) fn start(target: i32, executable: &[u8], config: &Config) -> Result<M
     }
 }
 
-struct Order {
+/// Starts one that only follows, from a process that is about to end and is no subreaper's child: that saves the launch the
+/// intermediate, and the time of two more processes.
+///
+/// # Errors
+/// As [`start`].
+pub(crate) fn start_from_injector(
+    target: i32,
+    executable: &[u8],
+    config: &Config,
+) -> Result<Monitor> {
+    let what = || "cannot start the monitor, which sees what the program executes";
+    let (line, kept) = std::io::pipe().because(what)?;
+    let config = spelled(config);
+    let stderr = spelled_stderr(target);
+    let order = Order {
+        target,
+        line,
+        file: None,
+        executable,
+        stderr,
+        config,
+        starter_adopts: false,
+        sight: None,
+    };
+    let mut before = SigSet::empty();
+    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::all()), Some(&mut before)).because(what)?;
+    let child = bare_fork(libc::SIGCHLD).because(what);
+    if let Ok(0) = child {
+        drop(kept);
+        // SAFETY: a session of its own, as in `intermediate`.
+        unsafe { libc::setsid() };
+        become_monitor(order);
+    }
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None).because(what)?;
+    Ok(Monitor { pid: child? as u32, _line: kept })
+}
+
+/// [`start`] where one [`is_wanted`]. To be followed through execve(2) alone is nothing that a program must not begin without.
+///
+/// # Errors
+/// As [`start`].
+pub(crate) fn start_if_wanted(
+    target: i32,
+    executable: &[u8],
+    config: &Config,
+) -> Result<Option<Monitor>> {
+    if !is_wanted(config) {
+        return Ok(None);
+    }
+    match start(target, executable, config) {
+        Ok(monitor) => Ok(Some(monitor)),
+        Err(e) if sees_the_end(config) => Err(e),
+        Err(e) => {
+            say_unfollowed(&e);
+            Ok(None)
+        }
+    }
+}
+
+/// Says what is lost without a monitor that only follows.
+pub(crate) fn say_unfollowed(error: &Error) {
+    eprintln!("ckpt: {error}; what the program executes (exec) gets no checkpoints by a signal");
+}
+
+struct Order<'a> {
     target: i32,
     line: PipeReader,
-    tell: PipeWriter,
-    file: OwnedFd,
+    /// What to execute; else the monitor makes it itself, when it is time ([`LATER`]).
+    file: Option<OwnedFd>,
+    executable: &'a [u8],
     /// The program's configuration, in the environment: the program may be over before its memory is read.
     config: CString,
+    stderr: CString,
+    /// Which descriptor to close when the program is in sight.
+    sight: Option<i32>,
     starter_adopts: bool,
 }
 
 /// The variable with the configuration.
 const CONFIG: &str = "CKPT_MONITORED";
 
-fn spelled(config: &Config) -> String {
-    config.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect()
+fn spelled(config: &Config) -> CString {
+    let bytes: String = config.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+    CString::new(format!("{CONFIG}={bytes}")).unwrap_or_default()
+}
+
+/// The variable with what standard error is.
+const STDERR: &str = "CKPT_STDERR";
+
+/// A file as it can be found again: its name, device and inode.
+pub(crate) type Spot = (PathBuf, [u64; 2]);
+
+/// The standard error of a process.
+pub(crate) fn stderr_of(pid: i32) -> Option<Spot> {
+    let link = format!("/proc/{pid}/fd/2");
+    let meta = std::fs::metadata(&link).ok()?;
+    Some((std::fs::read_link(&link).ok()?, [meta.dev(), meta.ino()]))
+}
+
+/// The standard error of the process that becomes the program, in the environment of its monitor: the program may have
+/// executed one that does not tell before anybody looks.
+fn spelled_stderr(target: i32) -> CString {
+    let text = stderr_of(target).map(|(path, [device, inode])| {
+        let mut text = format!("{STDERR}={device} {inode} ").into_bytes();
+        text.extend_from_slice(path.as_os_str().as_bytes());
+        text
+    });
+    CString::new(text.unwrap_or_default()).unwrap_or_default()
+}
+
+/// The standard error that its program had when a monitor was started.
+pub(crate) fn given_stderr() -> Option<Spot> {
+    let text = std::env::var_os(STDERR)?;
+    let mut parts = text.as_bytes().splitn(3, |byte| *byte == b' ');
+    let mut number = || std::str::from_utf8(parts.next()?).ok()?.parse().ok();
+    let id = [number()?, number()?];
+    Some((OsStr::from_bytes(parts.next()?).into(), id))
 }
 
 /// The configuration that a monitor was started with.
@@ -152,80 +290,6 @@ pub(crate) fn given(monitor: i32) -> Option<Config> {
 /// Tells whoever has started this monitor that it has the program in sight.
 pub(crate) fn in_sight() {
     close_range(SIGHT as u32, SIGHT as u32);
-}
-
-/// A monitor that somebody has started.
-pub(crate) struct Found {
-    /// The monitor.
-    pub monitor: Pidfd,
-    /// Its own id, and that of its program as it is seen from there.
-    ids: [i32; 2],
-}
-
-/// The monitors of this machine that we can see.
-pub(crate) fn all() -> Vec<Found> {
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let ids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    ids.filter_map(|id| {
-        let line = || std::fs::read(format!("/proc/{id}/cmdline")).ok();
-        let found = line()?;
-        let program = found.strip_prefix(b"ckpt\0__monitor\0")?.strip_suffix(&[0])?;
-        let program = std::str::from_utf8(program).ok()?.parse().ok()?;
-        let monitor = Pidfd::open(id).ok()?;
-        // The id may have been given to another process before it was opened.
-        (line()? == found).then_some(Found { monitor, ids: [id, program] })
-    })
-    .collect()
-}
-
-impl Found {
-    /// Whether it is of this user and PID namespace, and its program, which had this name for its checkpoints, has
-    /// ended, while it has not.
-    pub(crate) fn is_finishing(&self, name: &[u8; NAME_LEN]) -> bool {
-        let [id, program] = self.ids;
-        let own = std::process::id().cast_signed();
-        let user = std::fs::metadata(format!("/proc/{id}")).map(|meta| meta.uid());
-        if user.ok() != Some(nix::unistd::geteuid().as_raw()) || namespace(id) != namespace(own) {
-            return false;
-        }
-        if given(id).is_some_and(|config| config.name != *name) {
-            return false;
-        }
-        match (proc::stat(id, id), proc::stat(program, program)) {
-            // Its id is another's if that began after the monitor.
-            (Ok(monitor), Ok(there)) => {
-                matches!(there.state, 'Z' | 'X') || there.starttime > monitor.starttime
-            }
-            (Ok(_), Err(_)) => true,
-            (Err(_), _) => false,
-        }
-    }
-
-    /// Whether this is the program that it watches.
-    fn watches(&self, pid: i32) -> bool {
-        let [id, program] = self.ids;
-        let own = std::process::id().cast_signed();
-        let (here, inside) = (namespace(own), namespace(pid));
-        let there = namespace(id);
-        there.is_some()
-            && ((there == here && program == pid)
-                || (there == inside && program == proc::inner_pid(pid)))
-    }
-}
-
-fn namespace(pid: i32) -> Option<std::path::PathBuf> {
-    std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok()
-}
-
-/// What tells a monitor that its program is ended by a checkpoint, whatever its exit status: a signal, which
-/// it has blocked as all others. It is one that nobody else sends: a batch system's goes to all that is left of a job.
-pub(crate) const SAVED: Signal = Signal::SIGSTKFLT;
-
-/// Tells the monitors of a process that a checkpoint ends it.
-pub(crate) fn tell_saved(pid: i32) {
-    for found in all().into_iter().filter(|found| found.watches(pid)) {
-        found.monitor.signal(SAVED);
-    }
 }
 
 /// A descriptor by which an executable in memory can be executed; nobody can write to it any more (ETXTBSY).
@@ -256,7 +320,8 @@ fn executable_file(executable: &[u8]) -> std::io::Result<OwnedFd> {
 }
 
 /// Makes the monitor and says its id, or 0.
-fn intermediate(order: Order) -> ! {
+fn intermediate(mut order: Order<'_>, mut tell: PipeWriter) -> ! {
+    order.sight = order.file.is_some().then(|| tell.as_raw_fd());
     // SAFETY: a session of our own, so that no terminal signal meets the monitor.
     unsafe { libc::setsid() };
     let child = bare_fork(libc::SIGCHLD);
@@ -264,7 +329,6 @@ fn intermediate(order: Order) -> ! {
         become_monitor(order);
     }
     let pid = child.as_ref().map_or(0, |&pid| pid as u32);
-    let mut tell = order.tell;
     let told = tell.write_all(&pid.to_ne_bytes());
     if told.is_ok() && pid != 0 && order.starter_adopts {
         close_from(0);
@@ -278,29 +342,39 @@ fn intermediate(order: Order) -> ! {
 }
 
 /// Whether orphans come to this process, and to the program that it becomes.
-fn adopts() -> bool {
+pub(crate) fn adopts() -> bool {
     std::process::id() == 1 || nix::sys::prctl::get_child_subreaper().unwrap_or(false)
 }
 
-fn become_monitor(order: Order) -> ! {
+fn become_monitor(order: Order<'_>) -> ! {
+    let _ = nix::sys::prctl::set_name(monitors::NAME);
     let target = CString::new(order.target.to_string()).unwrap_or_default();
     // All numbers above those they get, so that none overwrites another.
     let above = |fd: i32| {
         // SAFETY: duplicates a descriptor of this process, which has its own table.
         unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, SIGHT + 1) }
     };
-    let (line, file) = (above(order.line.as_raw_fd()), above(order.file.as_raw_fd()));
-    let sight = above(order.tell.as_raw_fd());
+    let line = above(order.line.as_raw_fd());
+    let file = order.file.as_ref().map(|file| above(file.as_raw_fd()));
+    // Without haste nobody waits for the pipe's end, but what has its number is closed.
+    let sight = above(order.sight.unwrap_or(line));
     place(line, LINE, 0);
     place(sight, SIGHT, 0);
-    // ETXTBSY: a descriptor that can write to the file must not be open when it is executed.
-    place(readable(file), EXECUTABLE, libc::O_CLOEXEC);
+    if let Some(file) = file {
+        // ETXTBSY: a descriptor that can write to the file must not be open when it is executed.
+        place(readable(file), EXECUTABLE, libc::O_CLOEXEC);
+    } else {
+        close_range(EXECUTABLE as u32, EXECUTABLE as u32);
+    }
     close_from(SIGHT as u32 + 1);
     // The starter's streams: whoever reads from them waits for their end.
     close_range(0, 2);
+    if file.is_none() {
+        make_executable(order.target, order.executable);
+    }
     let _ = std::env::set_current_dir("/");
     let argv = [c"ckpt".as_ptr(), c"__monitor".as_ptr(), target.as_ptr(), std::ptr::null()];
-    let envp = [order.config.as_ptr(), std::ptr::null()];
+    let envp = [order.config.as_ptr(), order.stderr.as_ptr(), std::ptr::null()];
     let (path, flags) = (c"".as_ptr(), libc::AT_EMPTY_PATH);
     // SAFETY: the arrays end with null pointers and live until the call.
     unsafe {
@@ -311,6 +385,23 @@ fn become_monitor(order: Order) -> ! {
     unsafe { libc::execve(path, argv.as_ptr(), envp.as_ptr()) };
     // SAFETY: ends the child without running anything of the parent's.
     unsafe { libc::_exit(0) }
+}
+
+/// Makes what a monitor without haste executes, some time after its program has begun; many a program has ended by then.
+fn make_executable(target: i32, executable: &[u8]) {
+    if Pidfd::open(target).is_ok_and(|program| program.ended_within(LATER)) {
+        // SAFETY: ends the child without running anything of the parent's.
+        unsafe { libc::_exit(0) };
+    }
+    // No low number is free but those of the streams, below the executable's.
+    if let Ok(file) = executable_file(executable) {
+        let above = SIGHT + 1;
+        // SAFETY: duplicates a descriptor of this process, which has its own table.
+        let file = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_DUPFD_CLOEXEC, above) };
+        place(readable(file), EXECUTABLE, libc::O_CLOEXEC);
+    }
+    close_from(SIGHT as u32 + 1);
+    close_range(0, 2);
 }
 
 /// The same file opened for reading, or as it is where that fails.

@@ -76,16 +76,15 @@ pub(crate) fn convert(
     Ok(())
 }
 
-/// Starts the monitor of a program that has periodic checkpoints: now, while this process is small
+/// Starts the monitor of a program that needs one: now, while this process is small
 /// and has one thread. It waits until the program is there.
 pub(crate) fn monitor(config: &Config) -> Result<Option<Monitor>> {
     crate::settings::template(config)?;
-    if !inject::monitor::is_wanted(config) {
-        return Ok(None);
-    }
     let own = std::process::id().cast_signed();
-    let monitor = inject::monitor::start(own, &stub::own()?, config)?;
-    monitor.allow();
-    reach(Point::Watched);
-    Ok(Some(monitor))
+    let monitor = inject::monitor::start_if_wanted(own, &stub::own()?, config)?;
+    if let Some(monitor) = &monitor {
+        monitor.allow();
+        reach(Point::Watched);
+    }
+    Ok(monitor)
 }

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! execve(2) is followed: what a program with a monitor executes is equipped as the program was.
+
+use crate::dump::{phase1_freeze, phase2_equip};
+use crate::error::{Error, Kind, Result};
+use crate::image::stub;
+use crate::inject::monitors::Found;
+use crate::inject::{self, enter, monitor, monitors, region::Region};
+use crate::proc;
+use crate::ptrace::call::Caller;
+use crate::ptrace::freeze::Frozen;
+use crate::ptrace::memory::Memory;
+use crate::ptrace::raw;
+use crate::resource::signals;
+use ckpt_abi::region::Config;
+use nix::libc;
+use std::fs::File;
+use std::io::{IsTerminal, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::time::{Duration, Instant};
+
+/// How long a program has to be there before it is touched. A wrapper executes the next one at once, and a process that
+/// is traced gets no rights of a set-user-ID file, without a word (execve(2)).
+pub(super) const SETTLED: Duration = Duration::from_millis(20);
+/// When to look again at a program that cannot be equipped: it may execute one that can.
+const REFUSED: Duration = Duration::from_secs(1);
+/// How long `ckpt save` waits for the monitor.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Exit status of a child that has to try again.
+const AGAIN: i32 = 3;
+/// Exit status of a child that has a sentence to say.
+const NEVER: i32 = 4;
+/// Where an executable tells its class, and that of 32 bits (elf(5)).
+const CLASS: usize = 4;
+const CLASS_32: u8 = 1;
+
+/// What a monitor knows of a program that it has not equipped.
+pub(super) struct Follower {
+    newcomer: Option<Newcomer>,
+    /// The program's standard error, which set-user-ID programs do not let us have.
+    stderr: Option<monitor::Spot>,
+}
+
+struct Newcomer {
+    /// Its memory: that of this program only, which its next execve(2) empties.
+    memory: Memory,
+    /// An address in it.
+    first: u64,
+    since: Instant,
+    refused: bool,
+}
+
+impl Newcomer {
+    fn of(pid: i32) -> Option<Self> {
+        let memory = Memory::open(pid).ok()?;
+        let first = proc::maps::read(pid).ok()?.iter().find(|vma| vma.read)?.start;
+        let new = Self { memory, first, since: Instant::now(), refused: false };
+        new.is_there().then_some(new)
+    }
+
+    fn is_there(&self) -> bool {
+        self.memory.get::<u8>(self.first).is_ok()
+    }
+}
+
+impl Follower {
+    /// With what the monitor was given.
+    pub(super) fn new() -> Self {
+        Self { newcomer: None, stderr: monitor::given_stderr() }
+    }
+
+    /// How long to wait before the program is equipped; None: it is time.
+    pub(super) fn nap(&mut self, pid: i32) -> Option<Duration> {
+        match self.newcomer.as_ref().filter(|new| new.is_there()) {
+            Some(new) if new.refused => Some(REFUSED),
+            Some(new) => Some(SETTLED.saturating_sub(new.since.elapsed())).filter(|d| !d.is_zero()),
+            None => {
+                self.newcomer = Newcomer::of(pid);
+                Some(SETTLED)
+            }
+        }
+    }
+
+    /// Leaves this one alone.
+    pub(super) fn refuse(&mut self) {
+        if let Some(new) = &mut self.newcomer {
+            new.refused = true;
+        }
+    }
+
+    /// Remembers where the program says what goes wrong.
+    pub(super) fn note_stderr(&mut self, pid: i32) {
+        self.stderr = monitor::stderr_of(pid);
+    }
+
+    /// The program's standard error; of one that may not be looked at, the terminal or file that it was.
+    pub(super) fn stderr(&self, pid: i32) -> Option<File> {
+        if let Ok(fd) = raw::take_descriptor(pid, 2) {
+            return Some(fd.into());
+        }
+        let (path, id) = self.stderr.as_ref()?;
+        let flags = libc::O_NOCTTY | libc::O_NONBLOCK;
+        let file = File::options().append(true).custom_flags(flags).open(path).ok()?;
+        let meta = file.metadata().ok()?;
+        let speaks = meta.is_file() || file.is_terminal();
+        (speaks && [meta.dev(), meta.ino()] == *id).then_some(file)
+    }
+}
+
+/// Why there are no checkpoints of a program whose memory may not be looked at.
+pub(super) fn out_of_reach(pid: i32, error: &Error) -> String {
+    let why =
+        "it has other rights than we (set-user-ID, a file that may not be read, another user)";
+    no_checkpoints(pid, &format!("{why}: {error}"))
+}
+
+fn no_checkpoints(pid: i32, why: &str) -> String {
+    let program = proc::comm(pid, pid).unwrap_or_default();
+    let program = program.to_string_lossy();
+    format!("no checkpoints of {program}, which process {pid} has executed: {why}")
+}
+
+/// The work of a monitor's child: equips the program as it was before. The exit status, and what there is to say.
+pub(super) fn equip(pid: i32, config: &Config, generation: u64, monitor: u32) -> (i32, String) {
+    match equipped(pid, config, generation, monitor) {
+        Ok(sentence) => (0, sentence.unwrap_or_default()),
+        Err(e) if matches!(e.kind(), Kind::Busy | Kind::Gone) => (AGAIN, String::new()),
+        Err(e) => (NEVER, no_checkpoints(pid, &e.to_string())),
+    }
+}
+
+fn equipped(outer: i32, config: &Config, generation: u64, monitor: u32) -> Result<Option<String>> {
+    if is_of_32_bits(outer) {
+        return Err(Error::new("it is a 32-bit program"));
+    }
+    let executable = stub::own()?;
+    let pid = enter::enter(outer)?;
+    phase1_freeze::check(pid)?;
+    phase2_equip::await_restart(pid)?;
+    let mut frozen = phase1_freeze::patiently(false, || Frozen::freeze_one(pid))?;
+    let memory = Memory::open(pid)?;
+    let vmas = proc::maps::read(pid)?;
+    if enter::is_stub(pid, &vmas) || Region::find(&memory, &vmas).is_some() {
+        return Ok(None);
+    }
+    let (config, sentence) = unused_signal(pid, outer, config)?;
+    let region = inject::inject(pid, &mut frozen.threads[0], &memory, &vmas, &config, &executable)?;
+    region.set_generation(&memory, generation)?;
+    frozen.attend(&memory, &region.desk(), region.base)?;
+    let mut caller = Caller::new(&mut frozen.threads[0], &memory, &region.desk())?;
+    monitor::appoint(monitor, &mut caller, &memory, &region)?;
+    frozen.thaw();
+    Ok(sentence)
+}
+
+fn is_of_32_bits(pid: i32) -> bool {
+    let mut begin = [0; CLASS + 1];
+    let read =
+        File::open(format!("/proc/{pid}/exe")).and_then(|mut exe| exe.read_exact(&mut begin));
+    read.is_ok() && begin[CLASS] == CLASS_32
+}
+
+/// The configuration without its signal, if the program has one use or another for that: what it has done so far it has
+/// done without us.
+fn unused_signal(pid: i32, outer: i32, config: &Config) -> Result<(Config, Option<String>)> {
+    let status = proc::status(pid, pid)?;
+    let Some(bit) = config.asyncsig.checked_sub(1) else { return Ok((*config, None)) };
+    let handler = match ((status.ignored >> bit) & 1, (status.caught >> bit) & 1) {
+        (0, 0) => return Ok((*config, None)),
+        (1, _) => libc::SIG_IGN as u64,
+        _ => u64::MAX,
+    };
+    let sentence = signals::verdict(outer, config.asyncsig, handler, false);
+    Ok((Config { asyncsig: 0, ..*config }, Some(sentence)))
+}
+
+/// Has the monitor of a process equip what that has executed, and waits for it. `meant` is the process, or that which
+/// `pid` stands for.
+pub(super) fn summon(pid: i32, meant: i32) {
+    if is_equipped(meant) {
+        return;
+    }
+    let deadline = Instant::now() + PATIENCE;
+    let watches = |found: &Found| found.watches(pid) || found.watches(meant);
+    let found = loop {
+        // Asked first: it may be executed meanwhile, and is found then.
+        let may_come = monitors::is_one_on_its_way() && Instant::now() < deadline;
+        match monitors::all().into_iter().find(watches) {
+            Some(found) => break found,
+            None if may_come => std::thread::sleep(Duration::from_millis(1)),
+            None => return,
+        }
+    };
+    found.poke();
+    while !is_equipped(meant) && Instant::now() < deadline {
+        if found.ends_within(Duration::from_millis(1)) {
+            return;
+        }
+    }
+}
+
+/// Whether there is a payload in it, or nobody can say.
+fn is_equipped(pid: i32) -> bool {
+    let found = || Some(Region::find(&Memory::open(pid).ok()?, &proc::maps::read(pid).ok()?));
+    found().is_none_or(|region| region.is_some())
+}

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! The monitors that run on this machine, and what they are told.
+
+use super::monitor;
+use crate::proc::{self, pidfd::Pidfd};
+use ckpt_abi::region::NAME_LEN;
+use nix::sys::signal::Signal;
+use std::ffi::CStr;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
+
+/// The name of monitors, also before they are executed.
+pub(crate) const NAME: &CStr = c"ckpt-monitor";
+
+/// How their arguments begin.
+const LINE: &[u8] = b"ckpt\0__monitor\0";
+
+/// A monitor that somebody has started.
+pub(crate) struct Found {
+    /// The monitor.
+    pub monitor: Pidfd,
+    /// Its own id, and that of its program as it is seen from there.
+    ids: [i32; 2],
+}
+
+/// The monitors of this machine that we can see.
+pub(crate) fn all() -> Vec<Found> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let ids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    ids.filter_map(|id| {
+        let line = || std::fs::read(format!("/proc/{id}/cmdline")).ok();
+        let found = line()?;
+        let program = found.strip_prefix(LINE)?.strip_suffix(&[0])?;
+        let program = std::str::from_utf8(program).ok()?.parse().ok()?;
+        let monitor = Pidfd::open(id).ok()?;
+        // The id may have been given to another process before it was opened.
+        (line()? == found).then_some(Found { monitor, ids: [id, program] })
+    })
+    .collect()
+}
+
+/// Whether there is a monitor that has yet to be executed: it cannot be found.
+pub(crate) fn is_one_on_its_way() -> bool {
+    let all = proc::tree::pids().unwrap_or_default();
+    all.into_iter().any(|id| {
+        let named = proc::comm(id, id).is_ok_and(|name| name.as_bytes() == NAME.to_bytes());
+        let is_alive = || proc::stat(id, id).is_ok_and(|stat| !matches!(stat.state, 'Z' | 'X'));
+        let line = || std::fs::read(format!("/proc/{id}/cmdline"));
+        named && is_alive() && line().is_ok_and(|line| !line.starts_with(LINE))
+    })
+}
+
+impl Found {
+    /// Whether it is of this user and PID namespace, and its program, which had this name for its checkpoints, has
+    /// ended, while it has not.
+    pub(crate) fn is_finishing(&self, name: &[u8; NAME_LEN]) -> bool {
+        let [id, program] = self.ids;
+        let own = std::process::id().cast_signed();
+        let user = std::fs::metadata(format!("/proc/{id}")).map(|meta| meta.uid());
+        if user.ok() != Some(nix::unistd::geteuid().as_raw()) || namespace(id) != namespace(own) {
+            return false;
+        }
+        if monitor::given(id).is_some_and(|config| config.name != *name) {
+            return false;
+        }
+        match (proc::stat(id, id), proc::stat(program, program)) {
+            // Its id is another's if that began after the monitor.
+            (Ok(monitor), Ok(there)) => {
+                matches!(there.state, 'Z' | 'X') || there.starttime > monitor.starttime
+            }
+            (Ok(_), Err(_)) => true,
+            (Err(_), _) => false,
+        }
+    }
+
+    /// Has it look at its program now.
+    pub(crate) fn poke(&self) {
+        self.monitor.signal(LOOK);
+    }
+
+    /// Whether it ends in time.
+    pub(crate) fn ends_within(&self, limit: Duration) -> bool {
+        self.monitor.ended_within(limit)
+    }
+
+    /// Whether it was started after the process `other`.
+    pub(crate) fn is_younger_than(&self, other: i32) -> bool {
+        let begun = |id| proc::stat(id, id).map(|stat| (stat.starttime, id)).ok();
+        self.ids[0] != other && begun(self.ids[0]) > begun(other)
+    }
+
+    /// Whether this is the program that it watches.
+    pub(crate) fn watches(&self, pid: i32) -> bool {
+        let [id, program] = self.ids;
+        let own = std::process::id().cast_signed();
+        let (here, inside) = (namespace(own), namespace(pid));
+        let there = namespace(id);
+        there.is_some()
+            && ((there == here && program == pid)
+                || (there == inside && program == proc::inner_pid(pid)))
+    }
+}
+
+fn namespace(pid: i32) -> Option<std::path::PathBuf> {
+    std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok()
+}
+
+/// What tells a monitor that its program is ended by a checkpoint, whatever its exit status: a signal, which
+/// it has blocked as all others. It is one that nobody else sends: a batch system's goes to all that is left of a job.
+pub(crate) const SAVED: Signal = Signal::SIGSTKFLT;
+
+/// What has a monitor look at once whether its program has executed another.
+pub(crate) const LOOK: Signal = Signal::SIGURG;
+
+/// Tells the monitors of a process that a checkpoint ends it.
+pub(crate) fn tell_saved(pid: i32) {
+    for found in all().into_iter().filter(|found| found.watches(pid)) {
+        found.monitor.signal(SAVED);
+    }
+}
