@@ -12,7 +12,7 @@ use crate::proc::{self, Process, tree};
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
 use crate::settings::{self, Name, Settings};
-use ckpt_abi::region::Config;
+use ckpt_abi::region::{Config, STACK_LEN, STACKS};
 use ckpt_abi::turn::{By, Denied, Event, Phase, Task};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -51,6 +51,7 @@ pub(crate) fn equip(
         return Err(restarting(pid));
     }
     let mut region = match Region::find(&memory, &vmas) {
+        Some(region) if is_entering(frozen, &region) => return Ok(None),
         Some(region) => region,
         None => {
             // A process that may do less than we may is not told where we save it to.
@@ -69,6 +70,15 @@ pub(crate) fn equip(
     let embed = &mut region.control.config.embed;
     *embed = request.settings.embed.unwrap_or(*embed);
     Ok(Some(Equipped { process, memory, region, orphans_leave, task }))
+}
+
+/// Whether a thread still obeys the restorer, whose phase ends before all have entered the program: its orders and stack
+/// are in no image.
+fn is_entering(frozen: &Frozen, region: &Region) -> bool {
+    let leftover = region.control.leftover..region.control.leftover + region.control.leftover_len;
+    let first = region.base + STACKS..region.base + STACKS + STACK_LEN;
+    let mut stacks = frozen.threads.iter().map(|thread| thread.regs.rsp);
+    stacks.any(|at| leftover.contains(&at) || first.contains(&at))
 }
 
 /// The configuration of a process that had none: its name comes from its own and its directory.
