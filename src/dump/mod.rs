@@ -165,9 +165,7 @@ fn take(request: &Demand) -> Result<Outcome> {
         let changed = match &result {
             // By now the file is known as one that is being written.
             Err(e) if e.kind() == Kind::Changed => true,
-            Err(_) => {
-                equipped.iter().skip(1).any(|process| crate::proc::has_ended(process.process.pid()))
-            }
+            Err(_) => equipped.iter().skip(1).any(|process| is_leaving(process.process.pid())),
             Ok(_) => false,
         };
         if !changed {
@@ -185,6 +183,11 @@ fn take(request: &Demand) -> Result<Outcome> {
     reach(Point::Ending);
     equipped.iter().for_each(|process| process.finish(result.as_ref().err()));
     result
+}
+
+/// Whether a process has ended, or is about to: its memory goes first.
+fn is_leaving(pid: i32) -> bool {
+    crate::proc::has_ended(pid) || crate::proc::maps::read(pid).is_ok_and(|vmas| vmas.is_empty())
 }
 
 /// Whether the payload's owner, from which the process was forked, is an ancestor that just takes a checkpoint of them
@@ -279,7 +282,7 @@ fn begin<'a>(request: &'a Demand, executable: &[u8]) -> Result<Begun<'a>> {
             match phase2_equip::equip(request, frozen, executable, &whose) {
                 Ok(process) => equipped.extend(process),
                 // Somebody has killed it where it stood.
-                Err(_) if frozen.pid != request.pid && crate::proc::has_ended(frozen.pid) => break,
+                Err(_) if frozen.pid != request.pid && is_leaving(frozen.pid) => break,
                 // A signal to a whole group has come to it, too.
                 Err(e) if frozen.pid != request.pid && e.kind() == Kind::Busy => break,
                 Err(e) => return Err(e),
