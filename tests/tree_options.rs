@@ -199,3 +199,18 @@ fn ckpt_below_mpirun_is_refused() {
     assert_eq!(ended.code(), Some(125), "{ended:?}");
     assert!(ended.stderr.contains("ckpt mpirun -np 2 /bin/true"), "{ended:?}");
 }
+
+/// A process that goes on, and executes another program or ends at once, has still been saved.
+#[test]
+fn short_lives_do_not_spoil_a_checkpoint() {
+    let bench = Bench::new(Who::Nobody);
+    let script = "echo ready; until [ -e gate ]; do sleep 0.001; done; echo end";
+    let mut run = bench.launch(&["-n", "x.ckpt"], "/bin/bash", &["-c", script]);
+    run.expect("ready");
+    for _ in 0..60 {
+        bench.must(&["save", &run.pid_text(), "-n", &bench.name("x.ckpt")]);
+    }
+    bench.file("gate", "");
+    run.expect("end");
+    run.ends_well();
+}
