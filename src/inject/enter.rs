@@ -46,7 +46,9 @@ pub(crate) fn meant(pid: i32) -> i32 {
         let stands = children.iter().any(|child| is(child, WITNESS));
         let root = children.iter().find(|child| !is(child, WITNESS) && !is(child, INIT));
         // Its namespaces are not what they will be before it is the program.
-        let late = Instant::now() > deadline;
+        // A restart that is stopped comes to nothing, which others say.
+        let is_stopped = proc::stat(pid, pid).is_ok_and(|stat| stat.state == 'T');
+        let late = is_stopped || Instant::now() > deadline;
         let becomes = |pid: i32| proc::maps::read(pid).is_ok_and(|vmas| is_stub(pid, &vmas));
         match root.filter(|_| stands) {
             Some(root) if late || !becomes(*root) => return *root,
