@@ -172,7 +172,9 @@ impl Frozen {
                 }
             }
             State::Stopped { event: raw::EVENT_EXEC, .. } => {
-                self.moving.push(moving);
+                // Told once: kept, it would stand there as long as we live.
+                self.seized.remove(&tid);
+                StoppedThread::dismiss(tid, 0);
                 return Err(disturbed(&self.process));
             }
             State::Stopped { event, signal } => {
