@@ -3,7 +3,7 @@
 
 mod harness;
 
-use harness::{Bench, Build, Who};
+use harness::{Bench, Build, Who, until};
 
 /// Subshells in a pipeline, in the background and in a substitution, each of which waits for a gate of its own;
 /// the shell waits for them by their ids.
@@ -231,5 +231,30 @@ if __name__ == "__main__":
         run.expect(&format!("[{}]", all.join(", ")));
         run.expect("True");
         run.ends_well();
+    }
+}
+
+/// A checkpoint that has ended a restarted job is where the next `--resume` goes on, also where the dumper lives in the
+/// job's namespaces and cannot speak with its monitor.
+#[test]
+fn what_has_ended_a_restarted_job_stays() {
+    const SCRIPT: &str = "sleep 1000 & echo ready; read line; kill $!; echo \"got $line\"";
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        let job = || bench.launch(&["--resume", "-n", "x.ckpt"], "/bin/sh", &["-c", SCRIPT]);
+        let mut run = job();
+        run.expect("ready");
+        for _ in 0..2 {
+            bench.must(&["save", "--stop", &run.pid_text(), "-n", &bench.name("x.ckpt")]);
+            run.ends_well();
+            assert_eq!(bench.names("x.ckpt"), ["x.ckpt"]);
+            run = job();
+        }
+        run.say("go");
+        run.expect("got go");
+        run.ends_well();
+        until("the end of the job", || {
+            (bench.names("x.ckpt") == ["x.ckpt.finished"]).then_some(())
+        });
     }
 }

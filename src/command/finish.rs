@@ -15,6 +15,7 @@ use crate::proc::{Process, pidfd::Pidfd};
 use crate::serve::client::Client;
 use crate::settings::server::{ServerName, Transfer};
 use crate::settings::{Name, Settings, Template, Values, default_config};
+use ckpt_abi::image::header_flag;
 use ckpt_abi::region::{Config, config_flag};
 use nix::libc;
 use nix::sys::signal::SigSet;
@@ -89,6 +90,10 @@ impl Run {
         let newest = found.iter().find_map(|(_, file)| Image::find(file).ok()?);
         let Some(newest) = newest else { return Ok(()) };
         if newest.run[0] != self.config.run && newest.run != self.config.before {
+            return Ok(());
+        }
+        // A dumper in the namespaces of a tree cannot tell us.
+        if newest.run[0] == self.config.run && newest.flags & header_flag::ENDED != 0 {
             return Ok(());
         }
         let us = crate::rights::file_user();

@@ -328,7 +328,7 @@ fn proceed(
     let notes = checkpoint.notes(&still, losses::trifles(&all, &common.members));
 
     let runs = checkpoint.runs(equipped);
-    let mut writing = phase6_write::Writing::begin(&mut *sink, executable, common, runs);
+    let mut writing = phase6_write::Writing::begin(&mut *sink, executable, common, runs, stop);
     for process in &mut still {
         writing.at_once(process, stop)?;
     }

@@ -41,8 +41,10 @@ impl<'a> Writing<'a> {
         stub: Vec<u8>,
         common: Common,
         [run, before]: [[u64; 2]; 2],
+        ends: bool,
     ) -> Self {
         let writer = Writer::new(sink, stub).of_run(run, before);
+        let writer = if ends { writer.of_ended() } else { writer };
         let several = common.tables.of.len() > 1;
         let writer = if several { writer.of_several() } else { writer };
         Self { writer, common, buffer: vec![0; CHUNK_MAX as usize] }

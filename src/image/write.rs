@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use ckpt_abi::ABI_VERSION;
 use ckpt_abi::image::{
     Chunk, Codec, FORMAT, HEADER_MAGIC, Header, NO_OBJECT, Section, SectionKind, TRAILER_MAGIC,
-    Trailer, WHOLE_IMAGE, needs,
+    Trailer, WHOLE_IMAGE, header_flag, needs,
 };
 use std::collections::HashMap;
 use std::ops::Range;
@@ -68,6 +68,7 @@ pub struct Writer<'a> {
     chunks: Vec<Chunk>,
     sections: Vec<Section>,
     runs: [[u64; 2]; 2],
+    flags: u64,
     /// Where pieces of several processes' memory lie.
     shared: Option<HashMap<Key, u64>>,
 }
@@ -79,12 +80,18 @@ impl<'a> Writer<'a> {
         let start = (stub.len() as u64).next_multiple_of(PAGE);
         let (chunks, sections) = (Vec::new(), Vec::new());
         let (runs, shared) = ([[0; 2]; 2], None);
-        Self { sink, stub, start, at: start + PAGE, chunks, sections, runs, shared }
+        let at = start + PAGE;
+        Self { sink, stub, start, at, chunks, sections, runs, flags: 0, shared }
     }
 
     /// Whose image it is ([`Header::run`]), and which one that run began with.
     pub fn of_run(self, run: [u64; 2], before: [u64; 2]) -> Self {
         Self { runs: [run, before], ..self }
+    }
+
+    /// An image whose processes end when it is whole.
+    pub(crate) fn of_ended(self) -> Self {
+        Self { flags: header_flag::ENDED, ..self }
     }
 
     /// Lets memory that has the same content in several processes (pages that they share since a fork(2), libraries)
@@ -315,6 +322,7 @@ impl<'a> Writer<'a> {
             stub_hash: hash(&self.stub),
             run: self.runs[0],
             before: self.runs[1],
+            flags: self.flags,
             ..Header::new_zeroed()
         };
         let mut page = header.as_bytes().to_vec();

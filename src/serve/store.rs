@@ -24,6 +24,7 @@ use crate::error::{Because, Error};
 use crate::fault::{Point, reach};
 use crate::image::{file::FINISHED, read::Image};
 use crate::settings::server::{OWN_FOLDER, check_stored};
+use ckpt_abi::image::header_flag;
 
 /// Folders deeper than any name can be are not listed.
 const DEPTH: usize = 512;
@@ -207,6 +208,10 @@ impl Store {
         let own = header.is_some_and(|h| fits(run, h.run[0]) && fits(number, h.run[1]));
         if !own {
             return Err("it is another run's by now".into());
+        }
+        // Who names the run alone asks for what this has saved while it went on.
+        if number == 0 && run != 0 && header.is_some_and(|h| h.flags & header_flag::ENDED != 0) {
+            return Err("the run was ended by it".into());
         }
         let (folder, last) = split(name);
         let parent = self.resolve(folder, OFlag::O_DIRECTORY).map_err(refusal)?;

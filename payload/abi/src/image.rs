@@ -90,11 +90,17 @@ record! {
         run: [u64; 2],
         /// The same of the image that this life began with.
         before: [u64; 2],
-        /// Room to grow.
-        reserved: u64,
+        /// Bits of [`header_flag`].
+        flags: u64,
         /// xxh3 of the header's page with this field zero.
         hash: u64,
     }
+}
+
+/// Bits of [`Header::flags`].
+pub mod header_flag {
+    /// Whoever wrote the image has ended its processes: that run did not come to an end of its own.
+    pub const ENDED: u64 = 1;
 }
 
 record! {
