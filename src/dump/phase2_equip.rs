@@ -15,7 +15,6 @@ use crate::settings::{self, Name, Settings};
 use ckpt_abi::region::{Config, STACK_LEN, STACKS};
 use ckpt_abi::turn::{By, Denied, Event, Phase, Task};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 /// How long a restart in progress is waited for.
@@ -105,7 +104,7 @@ pub(crate) fn configuration(pid: i32, settings: &Settings) -> Result<Config> {
 /// It is stopped in it, or takes more than [`RESTART`].
 pub(crate) fn await_restart(pid: i32) -> Result<()> {
     let deadline = Instant::now() + RESTART;
-    while is_launching(pid) {
+    while enter::is_launching(pid) {
         if Instant::now() > deadline {
             let text = format!("process {pid} is ckpt itself, which is no program to be saved");
             let hint = "if it is about to start one, try again in a moment";
@@ -126,21 +125,6 @@ pub(crate) fn await_restart(pid: i32) -> Result<()> {
         std::thread::sleep(Duration::from_millis(1));
     }
     Ok(())
-}
-
-/// Whether the process is this very ckpt, which executes the program that it was given.
-fn is_launching(pid: i32) -> bool {
-    let id = |pid: &str| {
-        std::fs::metadata(format!("/proc/{pid}/exe")).map(|m| (m.dev(), m.ino(), m.len()))
-    };
-    match (id("self"), id(&pid.to_string())) {
-        (Ok(own), Ok(other)) if own == other => true,
-        (Ok((.., len)), Ok((.., other))) if len == other => {
-            let bytes = |pid: &str| std::fs::read(format!("/proc/{pid}/exe")).ok();
-            bytes("self").is_some_and(|own| Some(own) == bytes(&pid.to_string()))
-        }
-        _ => false,
-    }
 }
 
 fn is_restarting(pid: i32) -> bool {

@@ -49,13 +49,29 @@ pub(crate) fn meant(pid: i32) -> i32 {
         // A restart that is stopped comes to nothing, which others say.
         let is_stopped = proc::stat(pid, pid).is_ok_and(|stat| stat.state == 'T');
         let late = is_stopped || Instant::now() > deadline;
-        let becomes = |pid: i32| proc::maps::read(pid).is_ok_and(|vmas| is_stub(pid, &vmas));
+        let becomes = |pid: i32| {
+            proc::maps::read(pid).is_ok_and(|vmas| is_stub(pid, &vmas)) || is_launching(pid)
+        };
         match root.filter(|_| stands) {
             Some(root) if late || !becomes(*root) => return *root,
             None if late || !becomes(pid) => return pid,
             _ => {}
         }
         std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Whether the process is this very ckpt, which executes the program that it was given.
+pub(crate) fn is_launching(pid: i32) -> bool {
+    let id =
+        |pid: &str| fs::metadata(format!("/proc/{pid}/exe")).map(|m| (m.dev(), m.ino(), m.len()));
+    match (id("self"), id(&pid.to_string())) {
+        (Ok(own), Ok(other)) if own == other => true,
+        (Ok((.., len)), Ok((.., other))) if len == other => {
+            let bytes = |pid: &str| fs::read(format!("/proc/{pid}/exe")).ok();
+            bytes("self").is_some_and(|own| Some(own) == bytes(&pid.to_string()))
+        }
+        _ => false,
     }
 }
 
