@@ -241,6 +241,9 @@ fn wait_for_exec(parent: i32) -> bool {
 /// fails the program is killed (SIGKILL) before its first instruction.
 fn equip(pid: i32, equipment: &Equipment<'_>) -> Result<()> {
     let Equipment { config, executable, monitor, .. } = equipment;
+    // Without us it would go on as a program without a payload, and with a dead child that `__WALL` finds.
+    let _ =
+        raw::set_options(pid, raw::OPTIONS | libc::PTRACE_O_TRACEEXEC | libc::PTRACE_O_EXITKILL);
     reach(Point::Executed);
     let injected = (|| {
         let mut frozen =
