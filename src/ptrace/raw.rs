@@ -361,22 +361,28 @@ pub(crate) fn deaths_alone() -> Result<()> {
     unsafe { sigaction(Signal::SIGCHLD, &action) }.map(drop)
 }
 
-/// Waits until `signal`, which is blocked, is pending, and takes it; no longer than `limit`. The process or thread that
-/// it is about (si_pid), or None.
-pub(crate) fn await_signal(signal: i32, limit: std::time::Duration) -> Option<i32> {
-    let set: u64 = 1 << (signal - 1);
+/// A set of signals as the kernel has it.
+pub(crate) const fn signal_set(signal: i32) -> u64 {
+    1 << (signal - 1)
+}
+
+/// Waits until a signal of `set`, all of which are blocked, is pending, and takes it; no longer than `limit` (None: for
+/// ever). The signal, and the process or thread that it is about or from (si_pid; 0 for one of another PID namespace).
+pub(crate) fn await_signal(set: u64, limit: Option<std::time::Duration>) -> Option<(i32, i32)> {
     let set: *const u64 = &set;
-    let time =
-        libc::timespec { tv_sec: limit.as_secs() as i64, tv_nsec: i64::from(limit.subsec_nanos()) };
-    let time: *const libc::timespec = &time;
+    let time = limit.map(|limit| libc::timespec {
+        tv_sec: limit.as_secs() as i64,
+        tv_nsec: i64::from(limit.subsec_nanos()),
+    });
+    let time: *const libc::timespec = time.as_ref().map_or(std::ptr::null(), |time| time);
     // SAFETY: a siginfo_t may be all zeros.
     let mut found: libc::siginfo_t = unsafe { std::mem::zeroed() };
     let details: *mut libc::siginfo_t = &mut found;
-    // SAFETY: the kernel reads a set of 8 bytes and the time, and fills in the structure.
+    // SAFETY: the kernel reads a set of 8 bytes and the time, if there is one, and fills in the structure.
     let got = unsafe { libc::syscall(libc::SYS_rt_sigtimedwait, set, details, time, 8usize) };
-    // SAFETY: SIGCHLD has this member; it is zero otherwise.
+    // SAFETY: what the kernel filled in has a sender, or is a child's; else it is zero.
     let about = unsafe { found.si_pid() };
-    (got == i64::from(signal)).then_some(about)
+    (got > 0).then_some((got as i32, about))
 }
 
 /// Waits for a traced thread that has ended, without blocking; whether that was done. It must be dead: of a living

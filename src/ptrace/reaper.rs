@@ -77,8 +77,8 @@ fn attend() -> ! {
     let mut news: Option<Instant> = None;
     loop {
         let rest = if news.is_some() { SOON } else { LOOK };
-        let dead = raw::await_signal(libc::SIGCHLD, rest);
-        if let Some(tid) = dead {
+        let dead = raw::await_signal(raw::signal_set(libc::SIGCHLD), Some(rest));
+        if let Some((_, tid)) = dead {
             bury(tid);
             news.get_or_insert_with(Instant::now);
         }

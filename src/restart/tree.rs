@@ -8,8 +8,9 @@
 use super::phase1_check::Saved;
 use super::phase3_open::{self, Files};
 use super::pooled::Pooled;
+use super::skeleton::children::{await_end, none_ended};
 use super::skeleton::init::Init;
-use super::skeleton::make::{Role, Tree as Processes, end, no_child_ended};
+use super::skeleton::make::{Role, Tree as Processes, end};
 use super::skeleton::namespaces::Place;
 use super::skeleton::proxy::{self, Proxy};
 use super::skeleton::rendezvous::{Rendezvous, Stage};
@@ -81,14 +82,14 @@ impl Who<'_> {
     pub(crate) fn meet(self, stage: Stage) -> Result<()> {
         match self {
             Self::Alone => Ok(()),
-            Self::Member(member) => member.rendezvous.meet(stage, member.living, no_child_ended),
+            Self::Member(member) => member.rendezvous.meet(stage, member.living, none_ended),
         }
     }
 
     /// Waits until the children are dead that were, and forgets the signals that told of them and of our own helpers.
     pub(crate) fn bury(self) {
         if let Self::Member(member) = self {
-            member.dead.iter().for_each(|pid| proxy::await_end(*pid));
+            member.dead.iter().for_each(|pid| await_end(*pid));
             proxy::forget_children();
         }
     }
@@ -259,7 +260,7 @@ impl Tree {
         let rendezvous = proxy.rendezvous;
         let (all, living) = (self.members.len() as u32, self.living().count() as u32);
         // Before that an id may be somebody else's.
-        let made = rendezvous.watch(Stage::Made, all, no_child_ended);
+        let made = rendezvous.watch(Stage::Made, all, none_ended);
         let ids = || self.members.iter().map(|member| member.pid.cast_signed());
         if made.is_ok() && proxy.init.is_none() {
             ids().for_each(|pid| proxy.witness.guard(pid));

@@ -202,7 +202,8 @@ fn restore_flags(fd: BorrowedFd<'_>, record: &Descriptor, set: i32) {
     }
 }
 
-fn close_others(mut kept: Vec<i32>) {
+/// Closes every descriptor but these: of a process that uses none of its others again.
+pub(crate) fn close_others(mut kept: Vec<i32>) {
     kept.sort_unstable();
     let mut next = 0u32;
     for fd in kept.iter().map(|fd| fd.cast_unsigned()) {

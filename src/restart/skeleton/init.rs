@@ -12,6 +12,8 @@
 use super::make::{clone, end};
 use super::rendezvous::Rendezvous;
 use crate::error::{Because, Error, Result};
+use crate::ptrace::raw::{await_signal, signal_set};
+use crate::resource::descriptor::numbers::close_others;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::prctl;
@@ -49,7 +51,7 @@ impl Init {
     pub(crate) fn start(rendezvous: Rendezvous) -> Result<Self> {
         let what = || "cannot make the first process of a namespace";
         let Some(pid) = clone(None, libc::SIGCHLD).because(what)? else { live(rendezvous) };
-        rendezvous.hear_init(word::NONE, super::make::no_child_ended)?;
+        rendezvous.hear_init(word::NONE, super::children::none_ended)?;
         if rendezvous.has_failed() {
             return Err(Error::new(what()));
         }
@@ -64,7 +66,7 @@ impl Init {
     /// Lets it outlive this process; returns when it will.
     pub(crate) fn leave(&self, rendezvous: Rendezvous) {
         let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid), LEAVE);
-        let _ = rendezvous.hear_init(word::READY, super::make::no_child_ended);
+        let _ = rendezvous.hear_init(word::READY, super::children::none_ended);
     }
 }
 
@@ -73,8 +75,7 @@ fn live(rendezvous: Rendezvous) -> ! {
     let _ = prctl::set_name(c"ckpt-init");
     crate::restart::mapping::block_all_signals();
     let _ = setsid();
-    // SAFETY: nothing that owns one is used again in this process.
-    unsafe { libc::syscall(libc::SYS_close_range, 0, u32::MAX, 0) };
+    close_others(Vec::new());
     let _ = std::env::set_current_dir("/");
     rendezvous.tell_init(word::READY);
     let mut alone = false;
@@ -115,20 +116,7 @@ fn is_empty() -> bool {
 
 /// Waits for a child's end, or for the word of the restarter: only that one comes from outside (its sender is 0).
 fn hear(patience: Option<Duration>) -> Option<i32> {
-    let set: u64 = signal_bit(libc::SIGCHLD) | signal_bit(LEAVE as i32);
-    // SAFETY: zeros are a siginfo_t.
-    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-    let (set, told): (*const u64, *mut libc::siginfo_t) = (&set, &mut info);
-    let nanoseconds = patience.map_or(0, |patience| i64::from(patience.subsec_nanos()));
-    let time = libc::timespec { tv_sec: 0, tv_nsec: nanoseconds };
-    let time: *const libc::timespec = if patience.is_some() { &time } else { std::ptr::null() };
-    // SAFETY: the kernel reads one word and fills in `info`.
-    let signal = unsafe { libc::syscall(libc::SYS_rt_sigtimedwait, set, told, time, 8) } as i32;
-    // SAFETY: what the kernel filled in has a sender, or is a child's.
-    let from = unsafe { info.si_pid() };
-    (signal > 0 && (signal != LEAVE as i32 || from == 0)).then_some(signal)
-}
-
-fn signal_bit(signal: i32) -> u64 {
-    1 << (signal - 1)
+    let set = signal_set(libc::SIGCHLD) | signal_set(LEAVE as i32);
+    let heard = await_signal(set, patience);
+    heard.filter(|&(signal, from)| signal != LEAVE as i32 || from == 0).map(|(signal, _)| signal)
 }

@@ -9,6 +9,7 @@
 //! maker may. (The C library's notion of the thread's id stays its maker's; nothing here uses it.)
 #![allow(unsafe_code)]
 
+use super::children::{Change, change, none_ended};
 use super::rendezvous::{Rendezvous, Stage};
 use crate::error::{Because, Result};
 use crate::fault::{Point, become_member, reach};
@@ -137,7 +138,7 @@ impl Tree<'_> {
     fn find_group(&self, me: usize) -> Result<()> {
         let life = &self.lives[me];
         // A restarter that is killed before it has named the root to anybody leaves only that.
-        let lives = || no_child_ended() && (me != 0 || getppid().as_raw() == self.restarter);
+        let lives = || none_ended() && (me != 0 || getppid().as_raw() == self.restarter);
         self.rendezvous.meet(Stage::Made, self.all(), lives)?;
         if let Some(group) = life.revive {
             revive(group).because(|| format!("cannot begin the process group {group} again"))?;
@@ -160,8 +161,12 @@ fn revive(group: i32) -> nix::Result<()> {
         end(i32::from(led.is_err()));
     };
     // Dead, but not yet reaped, it still keeps the group.
-    let ended = wait(leader, libc::WNOWAIT)?;
-    let joined = if ended == 0 { setpgid(own, Pid::from_raw(leader)) } else { Err(Errno::EPERM) };
+    let ended = change(Some(leader), libc::WEXITED | libc::WNOWAIT)?;
+    let joined = if ended == Some(Change::Ended(0)) {
+        setpgid(own, Pid::from_raw(leader))
+    } else {
+        Err(Errno::EPERM)
+    };
     reap(leader)?;
     joined
 }
@@ -212,35 +217,5 @@ pub(crate) fn end(status: i32) -> ! {
 }
 
 fn reap(child: i32) -> nix::Result<()> {
-    wait(child, 0).map(drop)
-}
-
-/// Waits for the end of a child; its status as of exit(2), or 255 when a signal ended it.
-fn wait(child: i32, flags: i32) -> nix::Result<i32> {
-    // SAFETY: zeros are a siginfo_t.
-    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-    let options = libc::WEXITED | libc::__WALL | flags;
-    loop {
-        // SAFETY: the kernel writes into `info`.
-        let waited = unsafe { libc::waitid(libc::P_PID, child.unsigned_abs(), &mut info, options) };
-        match Errno::result(waited) {
-            Err(Errno::EINTR) => {}
-            Err(error) => return Err(error),
-            Ok(_) => break,
-        }
-    }
-    // SAFETY: waitid(2) has filled it in.
-    let status = unsafe { info.si_status() };
-    Ok(if info.si_code == libc::CLD_EXITED { status } else { 255 })
-}
-
-/// Whether all children live: before the last meeting none may end.
-pub(crate) fn no_child_ended() -> bool {
-    // SAFETY: zeros are a siginfo_t.
-    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-    let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL;
-    // SAFETY: the kernel writes into `info`.
-    let waited = unsafe { libc::waitid(libc::P_ALL, 0, &mut info, options) };
-    // SAFETY: waitid(2) has filled it in, or it is zeros.
-    waited != 0 || unsafe { info.si_pid() } == 0
+    change(Some(child), libc::WEXITED).map(drop)
 }

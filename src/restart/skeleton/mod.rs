@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! The processes of a tree: with their ids, parents, groups and sessions, before any of them becomes its program.
 
+pub(crate) mod children;
 pub(crate) mod init;
 pub(crate) mod make;
 pub(crate) mod namespaces;

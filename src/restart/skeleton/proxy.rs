@@ -9,24 +9,17 @@
 //! The process has one thread; its signal dispositions are its own.
 #![allow(unsafe_code)]
 
+use super::children::{Change, change};
 use super::init::Init;
 use super::make::end;
 use super::rendezvous::Rendezvous;
 use super::witness::Witness;
 use crate::error::FAILED;
-use nix::errno::Errno;
+use crate::ptrace::raw::{await_signal, signal_set};
 use nix::libc;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, raise, sigaction};
-
-/// How a child has changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Change {
-    Ended(i32),
-    Killed(i32),
-    Stopped(i32),
-    Continued,
-}
+use std::time::Duration;
 
 /// A running tree.
 pub(crate) struct Proxy {
@@ -109,7 +102,9 @@ impl Proxy {
             Some(init) => send(init.pid(), libc::SIGKILL),
             None => members.chain([self.root]).for_each(|pid| send(pid, libc::SIGKILL)),
         }
-        let Some(Change::Ended(status)) = wait_for_change(self.root) else { end(FAILED.into()) };
+        let Ok(Some(Change::Ended(status))) = change(Some(self.root), libc::WEXITED) else {
+            end(FAILED.into())
+        };
         end(if status == 0 { FAILED.into() } else { status })
     }
 }
@@ -123,20 +118,6 @@ pub(crate) fn die(status: i32) -> ! {
     }
 }
 
-/// Waits until a child has ended, and leaves it to be waited for.
-pub(crate) fn await_end(child: i32) {
-    // SAFETY: zeros are a siginfo_t.
-    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-    let options = libc::WEXITED | libc::WNOWAIT | libc::__WALL;
-    loop {
-        // SAFETY: the kernel writes into `info`.
-        let waited = unsafe { libc::waitid(libc::P_PID, child.unsigned_abs(), &mut info, options) };
-        if Errno::result(waited) != Err(Errno::EINTR) {
-            return;
-        }
-    }
-}
-
 /// Lets children be waited for, whatever was inherited.
 pub(crate) fn expect_children() {
     default(libc::SIGCHLD);
@@ -144,7 +125,7 @@ pub(crate) fn expect_children() {
 
 /// Takes the signals that children have sent.
 pub(crate) fn forget_children() {
-    while wait_for(1 << (libc::SIGCHLD - 1), Some(0)).is_some() {}
+    while take(libc::SIGCHLD) {}
 }
 
 /// Ends by a signal, as the root did; without a core file in the place of its own.
@@ -172,7 +153,7 @@ fn default(signal: i32) {
 
 fn unblocked(signal: i32, act: impl FnOnce()) {
     let change = |how: i32| {
-        let set: u64 = 1 << (signal - 1);
+        let set = signal_set(signal);
         let (set, none): (*const u64, *mut u64) = (&set, std::ptr::null_mut());
         // SAFETY: the kernel reads one word.
         unsafe { libc::syscall(libc::SYS_rt_sigprocmask, how, set, none, 8) };
@@ -184,21 +165,12 @@ fn unblocked(signal: i32, act: impl FnOnce()) {
 
 /// Waits for a signal, of any.
 fn take_signal() -> Option<i32> {
-    wait_for(u64::MAX, None)
+    await_signal(u64::MAX, None).map(|(signal, _)| signal)
 }
 
-fn take(signal: i32) {
-    wait_for(1 << (signal - 1), Some(0));
-}
-
-fn wait_for(set: u64, nanoseconds: Option<i64>) -> Option<i32> {
-    let time = libc::timespec { tv_sec: 0, tv_nsec: nanoseconds.unwrap_or(0) };
-    let set: *const u64 = &set;
-    let none: *mut libc::siginfo_t = std::ptr::null_mut();
-    let time: *const libc::timespec = if nanoseconds.is_some() { &time } else { std::ptr::null() };
-    // SAFETY: the kernel reads a word and a time, and writes nothing.
-    let signal = unsafe { libc::syscall(libc::SYS_rt_sigtimedwait, set, none, time, 8) };
-    (signal > 0).then_some(signal as i32)
+/// Takes a signal that is pending.
+fn take(signal: i32) -> bool {
+    await_signal(signal_set(signal), Some(Duration::ZERO)).is_some()
 }
 
 fn is_pending(signal: i32) -> bool {
@@ -206,34 +178,11 @@ fn is_pending(signal: i32) -> bool {
     let pending: *mut u64 = &mut set;
     // SAFETY: the kernel writes one word.
     unsafe { libc::syscall(libc::SYS_rt_sigpending, pending, 8) };
-    set >> (signal - 1) & 1 != 0
+    set & signal_set(signal) != 0
 }
 
 /// What has become of a child, if anything; who has ended is reaped.
 fn change_of(child: i32) -> Option<Change> {
-    changed(child, libc::WSTOPPED | libc::WCONTINUED | libc::WNOHANG)
-}
-
-/// Waits for the end of a child.
-fn wait_for_change(child: i32) -> Option<Change> {
-    changed(child, 0)
-}
-
-fn changed(child: i32, more: i32) -> Option<Change> {
-    // SAFETY: zeros are a siginfo_t.
-    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-    let options = libc::WEXITED | libc::__WALL | more;
-    // SAFETY: the kernel writes into `info`.
-    let waited = unsafe { libc::waitid(libc::P_PID, child.unsigned_abs(), &mut info, options) };
-    Errno::result(waited).ok()?;
-    // SAFETY: waitid(2) has filled it in, or it is zeros.
-    let pid = unsafe { info.si_pid() };
-    // SAFETY: as above.
-    let status = unsafe { info.si_status() };
-    (pid != 0).then_some(match info.si_code {
-        libc::CLD_EXITED => Change::Ended(status),
-        libc::CLD_STOPPED | libc::CLD_TRAPPED => Change::Stopped(status),
-        libc::CLD_CONTINUED => Change::Continued,
-        _ => Change::Killed(status),
-    })
+    let options = libc::WEXITED | libc::WSTOPPED | libc::WCONTINUED | libc::WNOHANG;
+    change(Some(child), options).ok().flatten()
 }

@@ -51,7 +51,7 @@ fn restart(members: &[Member], mut tell: PipeWriter) -> crate::error::Result<()>
         restarter: 0,
         apart: Some(last),
     };
-    let watch = super::make::no_child_ended;
+    let watch = super::children::none_ended;
     match tree.make()? {
         Role::Restarter(_) => {
             rendezvous.meet(Stage::Joined, all + 1, watch)?;

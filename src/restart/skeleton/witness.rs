@@ -11,13 +11,14 @@
 
 use super::make::{clone, end};
 use crate::error::{Because, Result};
-use crate::proc::tree;
-use nix::errno::Errno;
+use crate::proc::{pidfd::Pidfd, tree};
+use crate::ptrace::raw::{await_signal, signal_set};
+use crate::resource::descriptor::numbers::close_others;
 use nix::libc;
 use nix::sys::prctl;
 use std::collections::HashSet;
 use std::io::{PipeReader, PipeWriter, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
 /// How long a signal to a group takes from its first member to its last.
@@ -82,8 +83,9 @@ impl Witness {
 
 fn live(restarter: u32, mut hears: PipeReader, mut tells: PipeWriter) -> ! {
     let _ = prctl::set_name(c"ckpt-witness");
-    keep_only([hears.as_raw_fd(), tells.as_raw_fd()]);
-    let restarter_lives = pidfd(restarter.cast_signed());
+    // Whoever reads from the others waits for their end.
+    close_others(vec![hears.as_raw_fd(), tells.as_raw_fd()]);
+    let restarter_lives = Pidfd::open(restarter.cast_signed()).ok();
     let _ = std::env::set_current_dir("/");
     let mut wards = Vec::new();
     loop {
@@ -105,7 +107,7 @@ fn live(restarter: u32, mut hears: PipeReader, mut tells: PipeWriter) -> ! {
                 let mut pid = [0; 4];
                 let told = hears.read_exact(&mut pid);
                 let pid = i32::from_ne_bytes(pid);
-                let descriptor = told.ok().and_then(|()| pidfd(pid));
+                let descriptor = told.ok().and_then(|()| Pidfd::open(pid).ok());
                 wards.extend(descriptor.map(|descriptor| (pid, descriptor)));
             }
             _ => end(0),
@@ -118,19 +120,23 @@ fn live(restarter: u32, mut hears: PipeReader, mut tells: PipeWriter) -> ! {
 }
 
 /// Waits for a word; whether there is one, for the restarter may have ended without.
-fn await_word(hears: &PipeReader, restarter: Option<&OwnedFd>) -> bool {
+fn await_word(hears: &PipeReader, restarter: Option<&Pidfd>) -> bool {
     let watch = |fd: i32| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-    let mut both = [watch(hears.as_raw_fd()), watch(restarter.map_or(-1, |fd| fd.as_raw_fd()))];
+    let mut both = [
+        watch(hears.as_raw_fd()),
+        watch(restarter.map_or(-1, |process| process.as_fd().as_raw_fd())),
+    ];
     // SAFETY: the kernel writes into the two.
     while unsafe { libc::poll(both.as_mut_ptr(), 2, -1) } < 0 {}
     both[0].revents & libc::POLLIN != 0
 }
 
 /// Ends the wards with all that descend from them. Who is stopped makes no more.
-fn end_trees(wards: &[(i32, OwnedFd)]) {
+fn end_trees(wards: &[(i32, Pidfd)]) {
     let mut known: HashSet<i32> = HashSet::new();
     loop {
-        let alive = wards.iter().filter(|(_, process)| tell(process, 0)).map(|(pid, _)| *pid);
+        let alive = wards.iter().filter(|(_, process)| !process.ended_within(Duration::ZERO));
+        let alive = alive.map(|(pid, _)| *pid);
         let all = tree::everybody().unwrap_or_default();
         let below = alive.flat_map(|pid| tree::below(pid, &HashSet::new(), &all));
         let news: Vec<_> = below.filter(|pid| known.insert(*pid)).collect();
@@ -149,43 +155,5 @@ fn send(pid: i32, signal: i32) {
 
 /// Whether a signal has come here, or does within [`SPREADS`]; it is taken.
 fn got(signal: i32) -> bool {
-    let set: u64 = 1 << (signal - 1);
-    let set: *const u64 = &set;
-    let time = libc::timespec { tv_sec: 0, tv_nsec: SPREADS.as_nanos() as i64 };
-    let (nothing, time): (*mut libc::siginfo_t, *const libc::timespec) =
-        (std::ptr::null_mut(), &time);
-    // SAFETY: the kernel reads a word and a time, and writes nothing.
-    let got = unsafe { libc::syscall(libc::SYS_rt_sigtimedwait, set, nothing, time, 8) };
-    got == i64::from(signal)
-}
-
-fn pidfd(pid: i32) -> Option<OwnedFd> {
-    use std::os::fd::FromRawFd;
-    // SAFETY: makes a descriptor or fails.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    let fd = Errno::result(fd).ok()? as i32;
-    // SAFETY: the kernel has just made it for us.
-    Some(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// Sends a signal to the process that the descriptor stands for; whether it is there.
-fn tell(process: &OwnedFd, signal: i32) -> bool {
-    let none = std::ptr::null_mut::<libc::siginfo_t>();
-    let call = libc::SYS_pidfd_send_signal;
-    // SAFETY: the kernel reads nothing.
-    unsafe { libc::syscall(call, process.as_raw_fd(), signal, none, 0) == 0 }
-}
-
-/// Closes every descriptor but two: whoever reads from the others waits for their end.
-fn keep_only(mut kept: [i32; 2]) {
-    kept.sort_unstable();
-    let [first, second] = kept.map(i32::unsigned_abs);
-    for (from, to) in
-        [(0, first.wrapping_sub(1)), (first + 1, second.wrapping_sub(1)), (second + 1, u32::MAX)]
-    {
-        if from <= to && to != u32::MAX || from == second + 1 {
-            // SAFETY: nothing that owns one of these is used again in this process.
-            unsafe { libc::syscall(libc::SYS_close_range, from, to, 0) };
-        }
-    }
+    await_signal(signal_set(signal), Some(SPREADS)).is_some()
 }

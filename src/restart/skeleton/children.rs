@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! What becomes of the processes that a process of a restart has made (waitid(2)).
+//!
+//! # Safety
+//! waitid(2) fills in a siginfo_t of ours, which may be all zeros before.
+#![allow(unsafe_code)]
+
+use nix::errno::Errno;
+use nix::libc;
+
+/// How a child has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    Ended(i32),
+    Killed(i32),
+    Stopped(i32),
+    Continued,
+}
+
+/// What has become of a child, or of any (None), and is asked for in `options`; None where nothing has (WNOHANG). Who
+/// has ended is reaped, unless WNOWAIT is among them.
+///
+/// # Errors
+/// ECHILD: there is none.
+pub(super) fn change(child: Option<i32>, options: i32) -> nix::Result<Option<Change>> {
+    let (kind, id) = child.map_or((libc::P_ALL, 0), |child| (libc::P_PID, child.unsigned_abs()));
+    // SAFETY: zeros are a siginfo_t.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    loop {
+        // SAFETY: the kernel writes into `info`.
+        let waited = unsafe { libc::waitid(kind, id, &mut info, options | libc::__WALL) };
+        match Errno::result(waited) {
+            Err(Errno::EINTR) => {}
+            Err(error) => return Err(error),
+            Ok(_) => break,
+        }
+    }
+    // SAFETY: waitid(2) has filled it in, or it is zeros.
+    let pid = unsafe { info.si_pid() };
+    // SAFETY: as above.
+    let status = unsafe { info.si_status() };
+    Ok((pid != 0).then_some(match info.si_code {
+        libc::CLD_EXITED => Change::Ended(status),
+        libc::CLD_STOPPED | libc::CLD_TRAPPED => Change::Stopped(status),
+        libc::CLD_CONTINUED => Change::Continued,
+        _ => Change::Killed(status),
+    }))
+}
+
+/// Whether all children live: before the last meeting none may end.
+pub(crate) fn none_ended() -> bool {
+    !matches!(change(None, libc::WEXITED | libc::WNOHANG | libc::WNOWAIT), Ok(Some(_)))
+}
+
+/// Waits until a child has ended, and leaves it to be waited for.
+pub(crate) fn await_end(child: i32) {
+    let _ = change(Some(child), libc::WEXITED | libc::WNOWAIT);
+}
