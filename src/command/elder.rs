@@ -6,8 +6,6 @@ use crate::error::{Because, Error, Kind, Result};
 use crate::image::stub;
 use crate::inject::monitor;
 use crate::inject::region::Region;
-use crate::proc;
-use crate::ptrace::memory::Memory;
 use crate::rights::{self, Compared};
 use ckpt_abi::region::VERSION;
 use std::ffi::{CString, OsString};
@@ -22,8 +20,7 @@ const LONGEST: u64 = 64 << 20;
 /// # Errors
 /// That ckpt is not to be executed: it lies in memory of somebody who may do less than we may, or it is none.
 pub(super) fn give_way(pid: i32, args: &[OsString]) -> Result<()> {
-    let (Ok(memory), Ok(vmas)) = (Memory::open(pid), proc::maps::read(pid)) else { return Ok(()) };
-    let Some(region) = Region::find(&memory, &vmas) else { return Ok(()) };
+    let Ok(Some((memory, region))) = Region::of(pid) else { return Ok(()) };
     let control = &region.control;
     if control.version == VERSION {
         return Ok(());

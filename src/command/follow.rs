@@ -201,6 +201,5 @@ pub(super) fn summon(pid: i32, meant: i32) {
 
 /// Whether there is a payload in it, or nobody can say.
 fn is_equipped(pid: i32) -> bool {
-    let found = || Some(Region::find(&Memory::open(pid).ok()?, &proc::maps::read(pid).ok()?));
-    found().is_none_or(|region| region.is_some())
+    Region::of(pid).map_or(true, |found| found.is_some())
 }

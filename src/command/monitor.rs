@@ -163,12 +163,8 @@ impl Monitor {
     /// Reads the control page. A program that executed another has none any more.
     fn ask(&mut self) -> Word {
         if self.seen.is_none() {
-            let found = Memory::open(self.pid).and_then(|memory| {
-                let region = Region::find(&memory, &proc::maps::read(self.pid)?);
-                Ok(region.map(|region| (memory, region.base)))
-            });
-            self.seen = match found {
-                Ok(Some(found)) => Some(found),
+            self.seen = match Region::of(self.pid) {
+                Ok(Some((memory, region))) => Some((memory, region.base)),
                 Ok(None) => return Word::Another,
                 Err(_) if self.ended_within(Some(Duration::ZERO)) => return Word::Later,
                 Err(e) => {

@@ -6,7 +6,6 @@ use super::keeper;
 use crate::error::{Because, Error, Result};
 use crate::inject::region::Region;
 use crate::inject::turns::own_task;
-use crate::proc;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
 use ckpt_abi::api::{API, Answer, Api, ERROR_LEN};
@@ -51,9 +50,7 @@ impl Caller {
 
     /// The process `pid`; None without a payload.
     pub(crate) fn find(pid: i32) -> Result<Option<Self>> {
-        let memory = Memory::open(pid)?;
-        let vmas = proc::maps::read(pid)?;
-        let Some(region) = Region::find(&memory, &vmas) else { return Ok(None) };
+        let Some((memory, region)) = Region::of(pid)? else { return Ok(None) };
         let api = read(&memory, &region)?;
         Ok(Some(Self { pid, memory, region, api }))
     }

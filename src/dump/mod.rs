@@ -30,7 +30,6 @@ use crate::image::write::Sink;
 use crate::inject::region::Region;
 use crate::ptrace::forest::Forest;
 use crate::ptrace::freeze::Frozen;
-use crate::ptrace::memory::Memory;
 use crate::resource::descriptor::Tables;
 use crate::resource::{Common, losses};
 use crate::settings::server::Transfer;
@@ -120,12 +119,8 @@ impl Outcome {
 
 /// Whether another checkpoint of a process is being taken, or a thread is about to ask for one.
 pub(crate) fn is_busy(pid: i32) -> bool {
-    let turns = Memory::open(pid).and_then(|memory| {
-        let vmas = crate::proc::maps::read(pid)?;
-        let region = Region::find(&memory, &vmas);
-        region.map(|region| region.turns(&memory)).transpose()
-    });
-    let Ok(Some(turns)) = turns else { return false };
+    let Ok(Some((memory, region))) = Region::of(pid) else { return false };
+    let Ok(turns) = region.turns(&memory) else { return false };
     let turn = Turn::of(turns.turn);
     turns.handlers != 0 || (turn.phase != Phase::Idle && turn.task.pid != std::process::id())
 }
@@ -193,18 +188,12 @@ fn is_leaving(pid: i32) -> bool {
 /// Whether the payload's owner, from which the process was forked, is an ancestor that just takes a checkpoint of them
 /// both: a signal to a whole group comes to each.
 fn is_forebears(pid: i32) -> bool {
-    let owner = || {
-        let found = caller::Caller::find(pid).ok()?;
-        if found.is_some_and(|found| found.api.request == ckpt_abi::api::Request::Call as u32) {
-            return None;
-        }
-        let (memory, vmas) = (Memory::open(pid).ok()?, crate::proc::maps::read(pid).ok()?);
-        let region = Region::find(&memory, &vmas)?;
-        Some(region.control.owner.cast_signed())
-    };
-    let Some(owner) = owner().filter(|owner| *owner != crate::proc::inner_pid(pid)) else {
+    let Ok(Some(found)) = caller::Caller::find(pid) else { return false };
+    let owner = found.region.control.owner.cast_signed();
+    let called = found.api.request == ckpt_abi::api::Request::Call as u32;
+    if called || owner == crate::proc::inner_pid(pid) {
         return false;
-    };
+    }
     let mut at = pid;
     while let Ok(kin) = crate::proc::tree::kin(at) {
         if kin.parent == owner {

@@ -5,9 +5,8 @@ use super::Demand;
 use crate::error::{Error, Kind, Result};
 use crate::inject::region::Region;
 use crate::proc::{self, Process};
-use crate::ptrace::forest::{Apart, Forest};
+use crate::ptrace::forest::Forest;
 use crate::ptrace::freeze::Frozen;
-use crate::ptrace::memory::Memory;
 use crate::ptrace::sandbox;
 use crate::settings::{Settings, Without};
 use std::time::{Duration, Instant};
@@ -20,11 +19,10 @@ const PERMISSION: Duration = Duration::from_secs(2);
 pub(crate) fn freeze(request: &Demand) -> Result<Forest> {
     check(request.pid)?;
     let (alone, without) = left_out(request);
-    let apart = Apart::ours().with(without);
     patiently(request.triggered, || match alone {
         true => Frozen::freeze(request.pid).map(Forest::of),
         false => {
-            let forest = Forest::freeze(request.pid, &apart)?;
+            let forest = Forest::freeze(request.pid, &without)?;
             let descendants = forest.processes.iter().skip(1);
             let refused: Vec<_> = descendants
                 .filter_map(|frozen| check(frozen.pid).err())
@@ -41,8 +39,8 @@ pub(crate) fn freeze(request: &Demand) -> Result<Forest> {
 /// Whether all descendants stay out, and which, as is asked for now or as the process is configured.
 fn left_out(request: &Demand) -> (bool, Without) {
     let configured = || {
-        let (memory, vmas) = (Memory::open(request.pid).ok()?, proc::maps::read(request.pid).ok()?);
-        Settings::from_config(&Region::find(&memory, &vmas)?.control.config).ok()
+        let (_, region) = Region::of(request.pid).ok()??;
+        Settings::from_config(&region.control.config).ok()
     };
     let Settings { alone, without, .. } =
         request.settings.clone().or(configured().unwrap_or_default());

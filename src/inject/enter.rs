@@ -90,19 +90,20 @@ pub(crate) fn is_stub(pid: i32, vmas: &[Vma]) -> bool {
 /// # Errors
 /// They may not be entered.
 pub(crate) fn enter(pid: i32) -> Result<i32> {
-    let of =
-        |pid: &str, kind: &str| fs::metadata(format!("/proc/{pid}/ns/{kind}")).map(|m| m.ino());
-    let target = pid.to_string();
+    let own = std::process::id().cast_signed();
+    let is_elsewhere = |kind: &str| {
+        let of = |pid| proc::namespace(pid, kind);
+        of(own).zip(of(pid)).map(|(own, theirs)| own != theirs)
+    };
     // Of a process that we may not look at, the trace itself says why.
-    let (Ok(own), Ok(theirs)) = (of("self", "pid"), of(&target, "pid")) else { return Ok(pid) };
-    if own == theirs {
+    if is_elsewhere("pid") != Some(true) {
         return Ok(pid);
     }
     let inner = proc::inner_pid(pid);
     let why = || format!("cannot enter the namespaces of process {pid}");
     let mut others = Vec::new();
     for (kind, flag) in KINDS {
-        if of("self", kind).because(why)? != of(&target, kind).because(why)? {
+        if is_elsewhere(kind).ok_or_else(|| Error::new(why()))? {
             others.push((File::open(format!("/proc/{pid}/ns/{kind}")).because(why)?, flag));
         }
     }
@@ -120,9 +121,10 @@ pub(crate) fn enter(pid: i32) -> Result<i32> {
 
 /// What a process id that the user says is in the PID namespace of `near`: an id of ours, or one of its own.
 pub(crate) fn inner(pid: i32, near: i32) -> i32 {
-    let namespace = |pid: i32| fs::metadata(format!("/proc/{pid}/ns/pid")).map(|m| m.ino()).ok();
-    match namespace(pid) {
-        Some(theirs) if Some(theirs) == namespace(near) => proc::inner_pid(pid),
+    match proc::namespace(pid, "pid") {
+        Some(theirs) if Some(&theirs) == proc::namespace(near, "pid").as_ref() => {
+            proc::inner_pid(pid)
+        }
         _ => pid,
     }
 }

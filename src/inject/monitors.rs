@@ -26,8 +26,7 @@ pub(crate) struct Found {
 
 /// The monitors of this machine that we can see.
 pub(crate) fn all() -> Vec<Found> {
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let ids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let ids = proc::tree::pids().unwrap_or_default().into_iter();
     ids.filter_map(|id| {
         let line = || std::fs::read(format!("/proc/{id}/cmdline")).ok();
         let found = line()?;
@@ -58,7 +57,9 @@ impl Found {
         let [id, program] = self.ids;
         let own = std::process::id().cast_signed();
         let user = std::fs::metadata(format!("/proc/{id}")).map(|meta| meta.uid());
-        if user.ok() != Some(nix::unistd::geteuid().as_raw()) || namespace(id) != namespace(own) {
+        if user.ok() != Some(nix::unistd::geteuid().as_raw())
+            || proc::namespace(id, "pid") != proc::namespace(own, "pid")
+        {
             return false;
         }
         if monitor::given(id).is_some_and(|config| config.name != *name) {
@@ -94,16 +95,12 @@ impl Found {
     pub(crate) fn watches(&self, pid: i32) -> bool {
         let [id, program] = self.ids;
         let own = std::process::id().cast_signed();
-        let (here, inside) = (namespace(own), namespace(pid));
-        let there = namespace(id);
+        let (here, inside) = (proc::namespace(own, "pid"), proc::namespace(pid, "pid"));
+        let there = proc::namespace(id, "pid");
         there.is_some()
             && ((there == here && program == pid)
                 || (there == inside && program == proc::inner_pid(pid)))
     }
-}
-
-fn namespace(pid: i32) -> Option<std::path::PathBuf> {
-    std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok()
 }
 
 /// What tells a monitor that its program is ended by a checkpoint, whatever its exit status: a signal, which

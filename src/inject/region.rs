@@ -45,6 +45,16 @@ impl Region {
         })
     }
 
+    /// The memory of a process, and the payload's region in it, if it has one.
+    ///
+    /// # Errors
+    /// The process may not be looked at, or is gone.
+    pub(crate) fn of(pid: i32) -> Result<Option<(Memory, Self)>> {
+        let (memory, vmas) = (Memory::open(pid)?, proc::maps::read(pid)?);
+        let region = Self::find(&memory, &vmas);
+        Ok(region.map(|region| (memory, region)))
+    }
+
     /// Reads the region at `base`.
     pub(crate) fn read(memory: &Memory, base: u64) -> Result<Self> {
         Ok(Self { base, control: memory.get(base)? })

@@ -35,8 +35,8 @@ pub use clocks::{Clocks, clock_offsets, clock_skew};
 pub use exec::auxv_value;
 pub use process::Process;
 pub use process::{
-    auxv, cmdline, comm, cwd, exe, fds, has_ended, inner_pid, limits, personality, posix_timers,
-    root, sched, stat, status, syscall, tasks, timer_slack, wchan_state,
+    auxv, cmdline, comm, cwd, exe, fds, has_ended, inner_pid, limits, namespace, personality,
+    posix_timers, root, sched, stat, status, syscall, tasks, timer_slack, wchan_state,
 };
 
 use std::ffi::OsString;

@@ -208,6 +208,11 @@ pub fn has_ended(pid: i32) -> bool {
     Process::open(pid).map_or(true, |process| process.has_ended())
 }
 
+/// [`Process::namespace`] of a process that is looked at once.
+pub fn namespace(pid: i32, kind: &str) -> Option<std::path::PathBuf> {
+    Process::open(pid).ok()?.namespace(kind)
+}
+
 /// [`Process::inner_pid`] of a process that is looked at once.
 pub fn inner_pid(pid: i32) -> i32 {
     Process::open(pid).map_or(pid, |process| process.inner_pid())

@@ -30,38 +30,12 @@ pub(crate) struct Forest {
     pub since: Instant,
 }
 
-/// Who is not a part of a tree.
-pub(crate) struct Apart {
-    /// Ours, which nobody misses.
-    ours: HashSet<i32>,
-    /// Those whom the user leaves out, with their descendants.
-    without: Without,
-}
-
 /// The processes of a tree as /proc has them now.
 struct Listed {
     /// Parents before their children.
     members: Vec<Kin>,
-    /// Who would be a member but for [`Apart::without`].
+    /// Who would be a member but for [`Without`].
     left_out: Vec<i32>,
-}
-
-impl Apart {
-    /// The caller itself and what it came from, as far as that is below the root: a dumper that the program's payload
-    /// has started, and its keeper.
-    pub(crate) fn ours() -> Self {
-        let ours = [std::process::id().cast_signed()].into();
-        Self { ours, without: Without::default() }
-    }
-
-    /// The same, and whom the user leaves out.
-    pub(crate) fn with(self, without: Without) -> Self {
-        Self { without, ..self }
-    }
-
-    fn means(&self, pid: i32) -> bool {
-        proc::comm(pid, pid).is_ok_and(|comm| self.without.means(pid, &comm))
-    }
 }
 
 /// What came of an attempt.
@@ -79,15 +53,15 @@ impl Forest {
     /// # Errors
     /// With everything running again: those of [`Frozen::freeze`], of any of them; a tree that grows faster than it
     /// can be stopped.
-    pub(crate) fn freeze(root: i32, apart: &Apart) -> Result<Self> {
+    pub(crate) fn freeze(root: i32, without: &Without) -> Result<Self> {
         let begun = Instant::now();
         let deadline = begun + PATIENCE;
         let mut held = Duration::ZERO;
         let mut patience = FIRST_ATTEMPT;
         loop {
-            await_all(root, apart, deadline)?;
+            await_all(root, without, deadline)?;
             let since = Instant::now();
-            let found = Self::attempt(root, apart, patience);
+            let found = Self::attempt(root, without, patience);
             held += since.elapsed();
             let holder = match found {
                 Ok(Attempt::Whole(forest)) => return Ok(forest),
@@ -111,12 +85,12 @@ impl Forest {
         }
     }
 
-    fn attempt(root: i32, apart: &Apart, patience: Duration) -> Result<Attempt> {
+    fn attempt(root: i32, without: &Without, patience: Duration) -> Result<Attempt> {
         let Some(first) = Frozen::soon(root, patience)? else { return Ok(Attempt::Held(root)) };
         let mut forest = Self::of(first);
         let mut known: HashSet<i32> = [root].into();
         loop {
-            let Listed { members, left_out } = list(root, &known, apart)?;
+            let Listed { members, left_out } = list(root, &known, without)?;
             if members.is_empty() {
                 return Ok(Attempt::Anew);
             }
@@ -162,13 +136,15 @@ fn own_ghost(living: &HashSet<i32>) -> Option<Kin> {
     (!own.ours && living.contains(&own.parent)).then_some(Kin { dead: true, ..own })
 }
 
-/// The tree, without those that stay apart.
-fn list(root: i32, known: &HashSet<i32>, apart: &Apart) -> Result<Listed> {
+/// The tree, without this process, what else is ours, and those whom the user leaves out with their descendants.
+fn list(root: i32, known: &HashSet<i32>, without: &Without) -> Result<Listed> {
     let mut all = tree::everybody()?;
-    all.retain(|kin| !kin.ours && !apart.ours.contains(&kin.pid));
+    let own = std::process::id().cast_signed();
+    all.retain(|kin| !kin.ours && kin.pid != own);
+    let is_meant = |pid| proc::comm(pid, pid).is_ok_and(|comm| without.means(pid, &comm));
     let mut found = tree::below(root, known, &all);
     let others = found.iter().filter(|pid| **pid != root);
-    let meant: HashSet<i32> = others.copied().filter(|pid| apart.means(*pid)).collect();
+    let meant: HashSet<i32> = others.copied().filter(|pid| is_meant(*pid)).collect();
     let mut left_out = Vec::new();
     if !meant.is_empty() {
         all.retain(|kin| !meant.contains(&kin.pid));
@@ -188,8 +164,8 @@ fn named(pid: i32) -> Option<(u32, String)> {
 }
 
 /// Waits, while nobody is touched, until every process of the tree can hear.
-fn await_all(root: i32, apart: &Apart, deadline: Instant) -> Result<()> {
-    for kin in list(root, &HashSet::new(), apart)?.members.iter().filter(|kin| !kin.dead) {
+fn await_all(root: i32, without: &Without, deadline: Instant) -> Result<()> {
+    for kin in list(root, &HashSet::new(), without)?.members.iter().filter(|kin| !kin.dead) {
         if let Ok(process) = Process::open(kin.pid) {
             await_hearing(&process, deadline).or_else(|e| match e.kind() {
                 Kind::Gone => Ok(()),
@@ -234,9 +210,9 @@ mod tests {
 
     /// Nothing of the job moves or appears while it is frozen.
     fn stands_still(job: &Job, forest: &Forest) {
-        let apart = Apart::ours();
+        let without = Without::default();
         let frozen: HashSet<i32> = forest.processes.iter().map(|frozen| frozen.pid).collect();
-        for kin in list(job.pid(), &HashSet::new(), &apart).unwrap().members {
+        for kin in list(job.pid(), &HashSet::new(), &without).unwrap().members {
             assert!(kin.dead || frozen.contains(&kin.pid), "{kin:?}");
         }
     }
@@ -247,7 +223,7 @@ mod tests {
             "echo x; while :; do true | /bin/true; (sh -c '/bin/true & wait'; :) & wait; done";
         let job = Job::start(storm);
         for _ in 0..100 {
-            let forest = Forest::freeze(job.pid(), &Apart::ours()).unwrap();
+            let forest = Forest::freeze(job.pid(), &Without::default()).unwrap();
             stands_still(&job, &forest);
             std::thread::sleep(Duration::from_micros(300));
             stands_still(&job, &forest);
@@ -259,7 +235,7 @@ mod tests {
     fn many_processes_stand_still_together() {
         let job =
             Job::start("i=0; while [ $i -lt 60 ]; do sleep 100 & i=$((i+1)); done; echo x; wait");
-        let forest = Forest::freeze(job.pid(), &Apart::ours()).unwrap();
+        let forest = Forest::freeze(job.pid(), &Without::default()).unwrap();
         assert_eq!(forest.processes.len(), 61);
         assert_eq!(forest.processes[0].pid, job.pid());
         stands_still(&job, &forest);

@@ -291,7 +291,7 @@ impl Tree {
 
 /// The ids of those that live, as this process sees them.
 fn seen(wanted: &[i32], near: i32) -> Vec<i32> {
-    let namespace = |pid: i32| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    let namespace = |pid: i32| proc::namespace(pid, "pid");
     let theirs = namespace(near);
     let all = proc::tree::pids().unwrap_or_default().into_iter();
     let ours = all.filter(|pid| namespace(*pid) == theirs);
