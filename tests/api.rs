@@ -331,11 +331,10 @@ fn cpp_programs_include_the_header() {
 }
 
 #[test]
-fn the_example_of_the_readme_works() {
+fn the_example_of_the_manual_works() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let readme = fs::read_to_string(root.join("README.md")).expect("README.md");
-    let section = readme.split("\n## ").find(|s| s.starts_with("C API")).expect("## C API");
-    let code = section.split("```c\n").nth(1).and_then(|s| s.split("```").next());
+    let page = fs::read_to_string(root.join("docs/api.md")).expect("docs/api.md");
+    let code = page.split("```c\n").nth(1).and_then(|s| s.split("```").next());
     let desk = Desk::new(Who::Nobody);
     let source = desk.bench.file("count.c", code.expect("an example in C"));
     for libc in [Libc::Glibc, Libc::Musl] {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! The contracts of batch systems, by small stand-ins: the same command line is started again and
 //! again, ended as such a system ends it, and comes to the right result. The recipes are those of
-//! README.md, but for names and periods. The real Slurm is in slurm.rs.
+//! docs/batch.md, but for names and periods. The real Slurm is in slurm.rs.
 
 mod harness;
 

@@ -62,7 +62,7 @@ impl Drop for Slurm {
     }
 }
 
-/// The recipes of README.md, but for the names: a job that becomes the program, and one with work before
+/// The recipes of docs/batch.md, but for the names: a job that becomes the program, and one with work before
 /// and after it; and how a signal reaches the program of each.
 const RECIPES: [(&str, &[&str]); 2] = [
     (
