@@ -11,6 +11,7 @@
 
 use crate::error::{Because, Error, Result};
 use crate::image::read::Image;
+use crate::proc::fork::fork;
 use crate::proc::{self, Process, maps::Vma};
 use nix::errno::Errno;
 use nix::libc;
@@ -113,9 +114,9 @@ pub(crate) fn enter(pid: i32) -> Result<i32> {
     }
     std::env::set_current_dir(&here)
         .because(|| format!("there is no {} where process {pid} lives", here.display()))?;
-    match fork().because(why)? {
-        0 => Ok(inner),
-        child => wait_and_end(child),
+    match fork(libc::SIGCHLD).because(why)? {
+        None => Ok(inner),
+        Some(child) => wait_and_end(child),
     }
 }
 
@@ -133,12 +134,6 @@ fn forbidden(pid: i32, errno: Errno) -> Error {
     Error::new(format!("cannot enter the namespaces of process {pid}: {}", errno.desc())).hint(
         "the user who made them may, and root; a container's processes are saved from inside of it",
     )
-}
-
-fn fork() -> nix::Result<i32> {
-    // SAFETY: this process has one thread.
-    let child = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
-    Errno::result(child).map(|child| child as i32)
 }
 
 /// Ends as a child does.

@@ -16,6 +16,7 @@ use super::inject;
 use super::monitor::{self, Monitor};
 use crate::error::{Because, CANNOT_EXECUTE, Error, NOT_FOUND, Result};
 use crate::fault::{Point, reach};
+use crate::proc::fork::fork;
 use crate::proc::{self, room};
 use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
@@ -51,14 +52,12 @@ pub(crate) fn launch(
         false => None,
     };
     let follow = !from_here && monitor::is_wanted(config);
-    // SAFETY: this process has one thread.
-    let child = unsafe { libc::syscall(libc::SYS_clone, 0, 0, 0, 0, 0) };
-    let child = Errno::result(child)
+    let child = fork(0)
         .because(|| "cannot start a second process, which ckpt needs for a moment (ulimit -u)")?;
-    if child == 0 {
+    let Some(child) = child else {
         drop(ours);
         injector(parent, theirs, Equipment { config, executable, monitor, follow });
-    }
+    };
     drop(theirs);
     // Under Yama a child may trace its parent only with its leave.
     // SAFETY: prctl with no memory arguments.
@@ -76,9 +75,9 @@ pub(crate) fn launch(
     Err(execute(program, args, &candidates))
 }
 
-fn reap(child: i64) {
+fn reap(child: i32) {
     // SAFETY: waits for the child that was just made.
-    unsafe { libc::waitpid(child as i32, std::ptr::null_mut(), libc::__WCLONE) };
+    unsafe { libc::waitpid(child, std::ptr::null_mut(), libc::__WCLONE) };
 }
 
 /// The file that [`launch`] will execute, if there is one that may be executed.

@@ -21,6 +21,7 @@
 use super::monitors;
 use super::region::Region;
 use crate::error::{Because, Error, Result};
+use crate::proc::fork::fork;
 use crate::proc::pidfd::Pidfd;
 use crate::ptrace::call::Caller;
 use crate::ptrace::memory::Memory;
@@ -131,8 +132,8 @@ pub(crate) fn start(target: i32, executable: &[u8], config: &Config) -> Result<M
     };
     let mut before = SigSet::empty();
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::all()), Some(&mut before)).because(what)?;
-    let child = bare_fork(0).because(what);
-    if let Ok(0) = child {
+    let child = fork(0).because(what);
+    if let Ok(None) = child {
         drop((kept, answer));
         intermediate(order, tell);
     }
@@ -146,7 +147,7 @@ pub(crate) fn start(target: i32, executable: &[u8], config: &Config) -> Result<M
         }
         let told = told.because(what);
         if !adopts() || told.is_err() {
-            reap(child);
+            child.into_iter().for_each(reap);
         }
         told
     });
@@ -184,15 +185,15 @@ pub(crate) fn start_from_injector(
     };
     let mut before = SigSet::empty();
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::all()), Some(&mut before)).because(what)?;
-    let child = bare_fork(libc::SIGCHLD).because(what);
-    if let Ok(0) = child {
+    let child = fork(libc::SIGCHLD).because(what);
+    if let Ok(None) = child {
         drop(kept);
         // SAFETY: a session of its own, as in `intermediate`.
         unsafe { libc::setsid() };
         become_monitor(order);
     }
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None).because(what)?;
-    Ok(Monitor { pid: child? as u32, _line: kept })
+    Ok(Monitor { pid: child?.map_or(0, i32::cast_unsigned), _line: kept })
 }
 
 /// [`start`] where one [`is_wanted`]. To be followed through execve(2) alone is nothing that a program must not begin without.
@@ -324,11 +325,11 @@ fn intermediate(mut order: Order<'_>, mut tell: PipeWriter) -> ! {
     order.sight = order.file.is_some().then(|| tell.as_raw_fd());
     // SAFETY: a session of our own, so that no terminal signal meets the monitor.
     unsafe { libc::setsid() };
-    let child = bare_fork(libc::SIGCHLD);
-    if let Ok(0) = child {
+    let child = fork(libc::SIGCHLD);
+    if let Ok(None) = child {
         become_monitor(order);
     }
-    let pid = child.as_ref().map_or(0, |&pid| pid as u32);
+    let pid = child.ok().flatten().map_or(0, i32::cast_unsigned);
     let told = tell.write_all(&pid.to_ne_bytes());
     if told.is_ok() && pid != 0 && order.starter_adopts {
         close_from(0);
@@ -432,13 +433,7 @@ fn close_range(first: u32, last: u32) {
     unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
 }
 
-/// fork(2) with an exit signal of choice; 0 in the child.
-fn bare_fork(exit_signal: i32) -> std::result::Result<i64, Errno> {
-    // SAFETY: this process has one thread.
-    Errno::result(unsafe { libc::syscall(libc::SYS_clone, exit_signal, 0, 0, 0, 0) })
-}
-
-fn reap(child: i64) {
+fn reap(child: i32) {
     // SAFETY: waits for the child that was just made.
-    unsafe { libc::waitpid(child as i32, std::ptr::null_mut(), libc::__WCLONE) };
+    unsafe { libc::waitpid(child, std::ptr::null_mut(), libc::__WCLONE) };
 }

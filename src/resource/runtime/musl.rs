@@ -5,9 +5,8 @@ use super::entries;
 use crate::ptrace::memory::Memory;
 use ckpt_abi::image::{Thread, thread_flag};
 
-/// Offset of `tid` in struct pthread (src/internal/pthread_impl.h, x86-64), to which the FS base points and whose
-/// first word points to itself.
-pub(super) const TID: u64 = 0x30;
+/// Offset of `tid` in struct pthread, to which the FS base points and whose first word points to itself.
+pub(super) const TID: u64 = crate::proc::fork::MUSL_TID as u64;
 /// Offset of the futex from its entry in the list of held mutexes: `_m_lock` from `_m_next`.
 pub(super) const FUTEX: i64 = -28;
 /// Where in struct pthread the head of that list is looked for: behind the thread's id. Its place differs

@@ -6,13 +6,14 @@
 //!
 //! # Safety
 //! Processes are made by a bare clone3(2) without CLONE_VM by a process with one thread, so each may do all that its
-//! maker may. (The C library's notion of the thread's id stays its maker's; nothing here uses it.)
+//! maker may.
 #![allow(unsafe_code)]
 
 use super::children::{Change, change, none_ended};
 use super::rendezvous::{Rendezvous, Stage};
 use crate::error::{Because, Result};
 use crate::fault::{Point, become_member, reach};
+use crate::proc::fork::own_id;
 use crate::resource::kinship::plan::{Life, Member, Step};
 use nix::errno::Errno;
 use nix::libc;
@@ -191,10 +192,12 @@ pub(crate) fn clone(pid: Option<i32>, exit_signal: i32) -> nix::Result<Option<i3
 /// The same with flags, and an id of choice.
 fn clone_with(flags: i32, pid: Option<i32>, exit_signal: i32) -> nix::Result<Option<i32>> {
     let wanted = [pid.unwrap_or(0)];
+    let own = own_id();
+    let flags = flags | own.map_or(0, |_| libc::CLONE_CHILD_SETTID);
     let args = libc::clone_args {
         flags: u64::from(flags.cast_unsigned()),
         pidfd: 0,
-        child_tid: 0,
+        child_tid: own.map_or(0, |word| word.as_ptr().expose_provenance() as u64),
         parent_tid: 0,
         exit_signal: u64::from(exit_signal.unsigned_abs()),
         stack: 0,

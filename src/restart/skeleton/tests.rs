@@ -60,6 +60,7 @@ fn restart(members: &[Member], mut tell: PipeWriter) -> crate::error::Result<()>
             init.leave(rendezvous);
         }
         Role::Member(_) => {
+            assert!(crate::proc::fork::own_id().is_some());
             let session = getsid(None).map_or(-1, Pid::as_raw);
             let ids = [getpid(), getppid(), getpgrp()].map(Pid::as_raw);
             let line = format!("{} {} {} {session}\n", ids[0], ids[1], ids[2]);
