@@ -31,7 +31,7 @@ use crate::inject::region::Region;
 use crate::ptrace::forest::Forest;
 use crate::ptrace::freeze::Frozen;
 use crate::resource::descriptor::Tables;
-use crate::resource::{Common, losses};
+use crate::resource::{Common, losses, memory};
 use crate::settings::server::Transfer;
 use crate::settings::{Name, Settings};
 use checkpoint::Checkpoint;
@@ -310,6 +310,7 @@ fn proceed(
     for ((number, process), frozen) in (0..).zip(equipped).zip(processes) {
         still.push(phase3_gather::gather(checkpoint, number, process, frozen, &mut common)?);
     }
+    memory::carried::carry(still.iter_mut().map(|s| (&mut s.gathered, &mut s.areas)), &mut common);
     reach(Point::Gathered);
     common.members = phase4_refuse::refuse(&mut still, &dead)?;
     common.losses.extend(left_out);
@@ -342,6 +343,7 @@ fn proceed(
     if checkpoint.request.periodic {
         phase7_seal::still_wanted(&equipped[0].process)?;
     }
+    writing.look_outside(equipped.iter().map(|process| process.process.pid()).collect());
     let (held, gathered): (Vec<_>, _) = pictured.into_iter().map(Pictured::take_apart).unzip();
     let (bytes, losses) = phase7_seal::seal(writing, gathered)?;
     reach(Point::Sealed);

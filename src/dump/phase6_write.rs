@@ -15,6 +15,7 @@ use crate::resource::memory::{self, Area, Pages};
 use crate::resource::runtime::glibc::Search;
 use crate::resource::{Common, Gathered, cpu, losses};
 use ckpt_abi::image::{CHUNK_MAX, Guard, GuardKind, Loss, Machine, SectionKind};
+use std::collections::HashSet;
 use std::ops::Range;
 use zerocopy::FromZeros;
 
@@ -169,6 +170,12 @@ impl<'a> Writing<'a> {
                 .because(|| format!("cannot read {}", name.display()))?;
         }
         Ok(())
+    }
+
+    /// Looks who else uses what the processes share by names; `inside` are the processes themselves.
+    pub(crate) fn look_outside(&mut self, inside: HashSet<i32>) {
+        let losses = memory::carried::look_outside(&mut self.common, &inside);
+        self.common.losses.extend(losses);
     }
 
     /// Writes the records of all processes and seals; the length of the image, and what it goes without.

@@ -134,7 +134,10 @@ impl Start<'_> {
         let plan = phase6_plan::plan(&saved, &opened, filled, who)?;
         who.meet(Stage::Planned)?;
         who.bury();
-        // The last that can fail, for it alone changes something.
+        // The last that can fail, for they alone change something.
+        if is_first {
+            opened.objects.name_all()?;
+        }
         let led = opened.descriptors.iter().filter(|r| opened.led.contains(&r.record.fd));
         let grown = grown::cut(led, self.options.truncate_files, self.program_name)?;
         for warning in warnings.into_iter().chain(grown) {

@@ -35,6 +35,7 @@ pub(crate) struct Opened {
 
 struct FromImage<'a> {
     whole: &'a Whole<'a>,
+    way: Way,
 }
 
 impl Sources for FromImage<'_> {
@@ -48,6 +49,10 @@ impl Sources for FromImage<'_> {
 
     fn content(&self, process: u32, index: u32) -> Result<Vec<u8>> {
         self.whole.image.process(process).bytes(SectionKind::Content, index)
+    }
+
+    fn is_rehearsal(&self) -> bool {
+        self.way == Way::Rehearsal
     }
 
     fn fill(&self, object: u32, file: &File) -> Result<()> {
@@ -88,7 +93,7 @@ pub(crate) fn open(
     warnings: &mut Vec<String>,
 ) -> Result<Files> {
     let mut failures = Vec::new();
-    let sources = FromImage { whole };
+    let sources = FromImage { whole, way };
     let mut objects = Objects::make(&whole.objects, &sources)?;
     let mapped = all.iter().map(|saved| mapped(whole, saved, warnings, &mut failures)).collect();
     let mut missing = Vec::new();

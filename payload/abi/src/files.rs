@@ -41,6 +41,8 @@ pub mod object_flag {
     /// The content, size, mode, owner and times are those of the file itself, which a descriptor showed;
     /// else the object is known by its mappings only, and the image has their pages.
     pub const WHOLE: u32 = 1;
+    /// Processes that are not in the image use it, too: it stays as it is, where it is there.
+    pub const OUTSIDE: u32 = 2;
 }
 
 codes! {
@@ -52,6 +54,8 @@ codes! {
         Deleted = 2,
         /// A file with a name, which travels along.
         Embedded = 3,
+        /// A file with a name that is memory of the processes: it is made anew under its name.
+        Named = 4,
     }
 }
 

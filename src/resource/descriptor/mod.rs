@@ -17,6 +17,7 @@ pub(crate) mod eventfd;
 pub(crate) mod grown;
 pub(crate) mod lost;
 pub(crate) mod memfd;
+mod named;
 pub(crate) mod names;
 pub(crate) mod namespace;
 pub(crate) mod numbers;

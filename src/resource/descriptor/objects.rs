@@ -5,7 +5,7 @@
 
 use super::deleted::nameless;
 use super::open::{reopened, seek};
-use super::{Opening, Origin, Sources, access, memfd};
+use super::{Opening, Origin, Sources, access, memfd, named};
 use crate::error::{Because, Error, Result};
 use crate::proc::fds::Fd;
 use crate::ptrace::raw;
@@ -64,6 +64,8 @@ pub(crate) struct Objects {
     made: Vec<Option<OwnedFd>>,
     /// Some description of the program is the one that was made first.
     given: Vec<bool>,
+    /// What gets a name when everything else is done.
+    names: Vec<named::Name>,
 }
 
 impl Objects {
@@ -72,15 +74,28 @@ impl Objects {
     /// # Errors
     /// No room, or a damaged image.
     pub(crate) fn make(records: &[Object], sources: &dyn Sources) -> Result<Self> {
-        let mut made = Vec::new();
+        let (mut made, mut names) = (Vec::new(), Vec::new());
         for (index, record) in (0u32..).zip(records) {
             made.push(match ObjectKind::try_from(record.kind) {
                 Ok(ObjectKind::Memory) => Some(memory(index, record, sources)?),
                 Ok(ObjectKind::Deleted) => Some(file(index, record, sources)?),
+                Ok(ObjectKind::Named) => {
+                    let (file, name) = named::make(index, record, sources)?;
+                    names.extend(name);
+                    Some(file)
+                }
                 Ok(ObjectKind::Embedded) | Err(_) => None,
             });
         }
-        Ok(Self { records: records.to_vec(), given: vec![false; made.len()], made })
+        Ok(Self { records: records.to_vec(), given: vec![false; made.len()], made, names })
+    }
+
+    /// Gives those names that have some.
+    ///
+    /// # Errors
+    /// A name cannot be given; those before it are.
+    pub(crate) fn name_all(&self) -> Result<()> {
+        self.names.iter().try_for_each(named::Name::give)
     }
 
     /// Makes one that was not found under its name.
@@ -136,10 +151,9 @@ impl Objects {
     /// A seal that cannot be set: the program, or another that it gives the descriptor to, counts on it.
     pub(crate) fn settle(&self) -> Result<()> {
         for (record, file) in self.records.iter().zip(&self.made) {
-            let Some(file) = file.as_ref().filter(|_| record.flags & object_flag::WHOLE != 0)
-            else {
-                continue;
-            };
+            let ours =
+                record.flags & object_flag::WHOLE != 0 && record.flags & object_flag::OUTSIDE == 0;
+            let Some(file) = file.as_ref().filter(|_| ours) else { continue };
             // Only root gives files away.
             let (user, group) = (Uid::from_raw(record.user), Gid::from_raw(record.group));
             let _ = fchown(file, Some(user), Some(group));

@@ -68,6 +68,8 @@ pub(crate) trait Sources {
     }
     /// What is in it, of a descriptor of process `process` of the image.
     fn content(&self, process: u32, index: u32) -> Result<Vec<u8>>;
+    /// Whether this is only to see if a program that still runs could be restarted.
+    fn is_rehearsal(&self) -> bool;
     /// Gives a new file the size and the content of an object.
     fn fill(&self, object: u32, file: &File) -> Result<()>;
 }

@@ -86,6 +86,12 @@ impl Files {
         found
     }
 
+    /// Where a file was found that was looked for.
+    pub(super) fn found(&self, id: (u64, u64)) -> Option<&Path> {
+        let mut all = self.known.values().flatten();
+        all.find(|file| file.id == id).map(|file| &*file.found)
+    }
+
     /// Whether the content of a file can be read when the target goes on; it is seen afterwards whether the
     /// file has kept still ([`Files::unchanged`]).
     pub(crate) fn trust(&mut self, file: &Rc<Mapped>) -> bool {

@@ -7,6 +7,7 @@
 //! crash what was restarted from it.
 
 pub(crate) mod advice;
+pub(crate) mod carried;
 mod hidden;
 pub(crate) mod locked;
 mod mapped;

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! Files with a name by which processes share memory: those in memory (/dev/shm: shm_open(3), sem_open(3)), and small
+//! ones that several processes of the checkpoint map and write. What they hold belongs to the processes, so it travels;
+//! a restart makes each anew, under its name. Data that is only read is left alone, however large it is.
+
+use super::{WHOLE_MAX, leave_to_streams};
+use crate::proc::{self, Process, tree};
+use crate::resource::descriptor::{access, kind, only_names};
+use crate::resource::{Common, Gathered, Stream};
+use ckpt_abi::image::{
+    DescriptorKind, Object, ObjectKind, Text, Vma, VmaKind, object_flag, vma_flag,
+};
+use nix::libc;
+use nix::sys::statfs::{TMPFS_MAGIC, statfs};
+use std::collections::{BTreeMap, HashSet};
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use zerocopy::FromZeros;
+
+/// Device and inode number.
+type Id = (u64, u64);
+
+/// A file that processes of the checkpoint map and share.
+struct Candidate {
+    name: Text,
+    found: PathBuf,
+    processes: u32,
+    writable: bool,
+}
+
+/// Makes objects of the files that travel: what shows them, in whatever process, refers to these.
+pub(crate) fn carry<'a>(
+    processes: impl IntoIterator<Item = (&'a mut Gathered, &'a mut Vec<super::Area>)>,
+    common: &mut Common,
+) {
+    let mut processes: Vec<_> = processes.into_iter().collect();
+    let mut candidates = candidates(processes.iter().map(|(gathered, _)| &**gathered));
+    candidates.retain(|_, file| file.travels());
+    let mut objects: BTreeMap<Id, u32> = BTreeMap::new();
+    for (id, file) in candidates {
+        let meta = File::open(&file.found).and_then(|opened| opened.metadata());
+        let Some(meta) = meta.ok().filter(|meta| (meta.dev(), meta.ino()) == id) else { continue };
+        let index = common.objects.len() as u32;
+        let time = |seconds: i64, rest| seconds.saturating_mul(1_000_000_000).saturating_add(rest);
+        common.objects.push(Object {
+            kind: ObjectKind::Named as u32,
+            mode: meta.mode(),
+            size: meta.len(),
+            inode: id.1,
+            device: id.0,
+            name: file.name,
+            user: meta.uid(),
+            group: meta.gid(),
+            accessed: time(meta.atime(), meta.atime_nsec()),
+            modified: time(meta.mtime(), meta.mtime_nsec()),
+            flags: object_flag::WHOLE,
+            ..Object::new_zeroed()
+        });
+        common.streams.push(Stream { object: index, path: file.found });
+        objects.insert(id, index);
+    }
+    if objects.is_empty() {
+        return;
+    }
+    for (gathered, areas) in &mut processes {
+        for vma in gathered.vmas.iter_mut().filter(|vma| is_shared(vma)) {
+            let Some(index) = objects.get(&(vma.file_device, vma.file_inode)) else { continue };
+            (vma.kind, vma.object) = (VmaKind::Shared as u32, *index);
+            vma.flags &= !(vma_flag::CARRIED | vma_flag::MAY_WRITE);
+        }
+        leave_to_streams(areas, gathered, common);
+        for fd in &mut gathered.descriptors {
+            let object = objects.get(&(fd.device, fd.inode));
+            let named = kind(fd) == DescriptorKind::Path && !only_names(fd.flags);
+            if let Some(index) = object.filter(|_| named) {
+                fd.kind = DescriptorKind::Deleted as u32;
+                (fd.content, fd.extra) = (*index, 0);
+            }
+        }
+    }
+}
+
+fn is_shared(vma: &Vma) -> bool {
+    vma.kind == VmaKind::SharedFile as u32
+}
+
+/// All files that are mapped and shared.
+fn candidates<'a>(processes: impl Iterator<Item = &'a Gathered>) -> BTreeMap<Id, Candidate> {
+    let mut all: BTreeMap<Id, Candidate> = BTreeMap::new();
+    let mut written: HashSet<Id> = HashSet::new();
+    for gathered in processes {
+        let mut own: HashSet<Id> = HashSet::new();
+        for vma in gathered.vmas.iter().filter(|vma| is_shared(vma)) {
+            let id = (vma.file_device, vma.file_inode);
+            let found = || gathered.files.as_ref().and_then(|files| files.found(id));
+            let Some(file) = (match all.contains_key(&id) {
+                true => all.get_mut(&id),
+                false => found().map(|found| {
+                    let (name, found) = (vma.name, found.to_path_buf());
+                    let new = Candidate { name, found, processes: 0, writable: false };
+                    all.entry(id).or_insert(new)
+                }),
+            }) else {
+                continue;
+            };
+            file.processes += u32::from(own.insert(id));
+            file.writable |= vma.flags & vma_flag::MAY_WRITE != 0;
+        }
+        let writers = gathered.descriptors.iter().filter(|fd| access(fd.flags) != libc::O_RDONLY);
+        written.extend(writers.map(|fd| (fd.device, fd.inode)));
+    }
+    all.iter_mut().for_each(|(id, file)| file.writable |= written.contains(id));
+    all
+}
+
+impl Candidate {
+    fn travels(&self) -> bool {
+        let in_memory = || statfs(&self.found).is_ok_and(|fs| fs.filesystem_type() == TMPFS_MAGIC);
+        let small = || fs::metadata(&self.found).is_ok_and(|meta| meta.len() <= WHOLE_MAX);
+        self.writable && (in_memory() || (self.processes > 1 && small()))
+    }
+}
+
+/// Marks what processes outside of the checkpoint use, too, and names it: it is not the checkpoint's alone. They are
+/// looked for among those that are older than this process, when the checkpoint's, `inside`, may go on already.
+pub(crate) fn look_outside(common: &mut Common, inside: &HashSet<i32>) -> Vec<String> {
+    let own = std::process::id().cast_signed();
+    let now = tree::kin(own).map_or(u64::MAX, |kin| kin.start);
+    let spared = |pid: i32| {
+        inside.contains(&pid) || tree::kin(pid).is_ok_and(|kin| kin.ours || kin.start >= now)
+    };
+    let mut losses = Vec::new();
+    for object in common.objects.iter_mut().filter(|o| o.kind == ObjectKind::Named as u32) {
+        let Some(who) = user((object.device, object.inode), spared) else { continue };
+        object.flags |= object_flag::OUTSIDE;
+        let name = common.strings.get(object.name);
+        losses.push(format!(
+            "what {} holds: {who} uses it, too, so a restart finds it as it is then",
+            name.display()
+        ));
+    }
+    losses
+}
+
+/// A process that has a file open or mapped, if one is to be seen, by its name and id.
+pub(crate) fn user(id: Id, spared: impl Fn(i32) -> bool) -> Option<String> {
+    let own = std::process::id().cast_signed();
+    let maps = |pid| proc::maps::read(pid).unwrap_or_default();
+    let has = |pid: i32| {
+        maps(pid).iter().any(|vma| (vma.device, vma.inode) == id)
+            || Process::open(pid).is_ok_and(|process| has_open(&process, id))
+    };
+    let mut others = tree::pids().unwrap_or_default().into_iter().filter(|pid| *pid != own);
+    let found = others.find(|pid| has(*pid) && !spared(*pid))?;
+    let name = proc::comm(found, found).unwrap_or_default();
+    Some(format!("process {found} ({})", AsRef::<OsStr>::as_ref(&name).display()))
+}
+
+fn has_open(process: &Process, id: Id) -> bool {
+    let entries = fs::read_dir(process.path("fd")).into_iter().flatten().flatten();
+    let is = |path: &Path| fs::metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == id);
+    entries.map(|entry| entry.path()).any(|path| is(&path))
+}

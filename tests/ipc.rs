@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! What the processes of a job talk by: shared memory with names, locks in it, process descriptors, System V objects.
+
+mod harness;
+
+use harness::{Bench, Build, Run, Who};
+
+/// Three generations, each of which looks at its state and goes on; the last comes to its end.
+fn generations(bench: &Bench, mut run: Run) {
+    for image in ["a.ckpt", "b.ckpt", "c.ckpt"] {
+        run.check();
+        let saved = bench.must(&["save", "--stop", &run.pid_text(), "-n", &bench.name(image)]);
+        assert_eq!(saved.complaints(), "", "{image}");
+        run.ends_well();
+        run = bench.run(bench.path(image), &[]);
+        run.check();
+    }
+    run.go();
+}
+
+fn start(bench: &Bench, args: &[&str]) -> Run {
+    let program = bench.subject("ipc", Build::Pie);
+    bench.launch(&["-c", "-n", "x.ckpt"], program.to_str().expect("a path"), args)
+}
+
+fn posix(bench: &Bench) -> Run {
+    let mut run = start(bench, &["posix", &bench.name("mapped")]);
+    run.expect("ready");
+    run
+}
+
+#[test]
+fn memory_with_names_and_locks_in_it() {
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        generations(&bench, posix(&bench));
+    }
+}
+
+/// The job goes on, changes all of it, and takes the names with it; its checkpoint has what was there before.
+#[test]
+fn memory_with_names_is_that_of_the_checkpoint() {
+    let bench = Bench::new(Who::Nobody);
+    let mut run = posix(&bench);
+    run.check();
+    bench.must(&["save", &run.pid_text(), "-n", &bench.name("a.ckpt")]);
+    let second = bench.run(bench.path("a.ckpt"), &[]).finish();
+    assert_eq!(second.code(), Some(125));
+    assert!(second.complaints().contains(" uses /dev/shm/"), "{}", second.complaints());
+    run.check();
+    run.go();
+    let mut again = bench.run(bench.path("a.ckpt"), &[]);
+    again.check();
+    again.go();
+}
