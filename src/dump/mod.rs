@@ -30,7 +30,7 @@ use crate::image::write::Sink;
 use crate::inject::region::Region;
 use crate::ptrace::forest::Forest;
 use crate::ptrace::freeze::Frozen;
-use crate::resource::descriptor::Tables;
+use crate::resource::descriptor::{Tables, socket};
 use crate::resource::{Common, losses, memory};
 use crate::settings::server::Transfer;
 use crate::settings::{Name, Settings};
@@ -313,6 +313,7 @@ fn proceed(
     memory::carried::carry(still.iter_mut().map(|s| (&mut s.gathered, &mut s.areas)), &mut common);
     reach(Point::Gathered);
     common.members = phase4_refuse::refuse(&mut still, &dead)?;
+    let connections = if stop { socket::connections(&common.tables) } else { Vec::new() };
     common.losses.extend(left_out);
     let all: Vec<_> = still.iter().map(|process| &process.gathered).collect();
     let notes = checkpoint.notes(&still, losses::trifles(&all, &common.members));
@@ -351,6 +352,7 @@ fn proceed(
     if stop {
         // Some ended and others not would be neither the job nor its checkpoint.
         held.iter().flatten().for_each(Frozen::end_with_us);
+        connections.into_iter().for_each(socket::end_at_once);
     }
     for (process, frozen) in equipped.iter().zip(held).rev() {
         let Some(frozen) = frozen else { continue };

@@ -14,6 +14,7 @@ pub(crate) mod limits;
 pub(crate) mod links;
 pub(crate) mod maps;
 pub(crate) mod namespaces;
+pub(crate) mod net;
 mod numa;
 pub(crate) mod pagemap;
 pub(crate) mod pidfd;
@@ -118,6 +119,7 @@ pub fn parse_anything(bytes: &[u8]) {
     fds::parse_anything(bytes);
     limits::parse_anything(bytes);
     maps::parse_anything(bytes);
+    net::parse_anything(bytes);
     stat::parse_anything(bytes);
     status::parse_anything(bytes);
     sysv::parse_anything(bytes);

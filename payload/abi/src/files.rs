@@ -146,9 +146,10 @@ record! {
 }
 
 record! {
-    /// A unix socket. In its section come, each behind its length in four bytes: this, its name, its options (an option
-    /// of SOL_SOCKET and its value), and what can be read from it: the bytes of a stream as one piece, else of each
-    /// message the name of its sender and its bytes.
+    /// A socket. In its section come, each behind its length in four bytes: this, its name, its options (level and option
+    /// as `level << 16 | option`, and 16 bytes of value), of TCP and UDP the name of the other end (names are struct
+    /// sockaddr there), and what can be read from it: the bytes of a stream as one piece, else of each message the name
+    /// of its sender and its bytes.
     Socket, 64, {
         /// SOCK_STREAM, SOCK_DGRAM or SOCK_SEQPACKET.
         kind: u32,
@@ -168,8 +169,12 @@ record! {
         group: u32,
         /// Which place it has in the queue of its listener.
         place: u32,
+        /// AF_INET or AF_INET6; 0 of a unix socket.
+        family: u32,
+        /// IPPROTO_TCP, IPPROTO_UDP or IPPROTO_MPTCP; 0 of a unix socket.
+        protocol: u32,
         /// Room to grow.
-        reserved: [u64; 3],
+        reserved: [u64; 2],
     }
 }
 

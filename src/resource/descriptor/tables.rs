@@ -3,8 +3,9 @@
 //!
 //! A description that several processes have is saved with the first of them; its further descriptors name that.
 
-use super::Loss;
+use super::{Loss, socket::Inet};
 use crate::error::Result;
+use crate::proc::net::{self, Tcp};
 use crate::proc::unix::{self, Unix};
 use crate::proc::{self, fds::Fd};
 use crate::ptrace::raw;
@@ -30,6 +31,8 @@ pub(crate) struct Tables {
     pub at_start: [[u64; 3]; 3],
     leaders: HashMap<(u64, u64, u32), Vec<Place>>,
     sockets: OnceCell<HashMap<u64, Unix>>,
+    inet: OnceCell<HashMap<u64, Inet>>,
+    tcp: OnceCell<Vec<Tcp>>,
     /// The records of those that are the first of their description.
     saved: HashMap<Place, Descriptor>,
     /// What was said of those that are lost.
@@ -68,6 +71,16 @@ impl Tables {
     /// What the kernel tells of all unix sockets, by inode number; asked once, when the processes stand still.
     pub(crate) fn sockets(&self) -> &HashMap<u64, Unix> {
         self.sockets.get_or_init(|| unix::all().unwrap_or_default())
+    }
+
+    /// The TCP and UDP sockets of the processes, by inode number; looked at once, when they stand still.
+    pub(crate) fn inet(&self) -> &HashMap<u64, Inet> {
+        self.inet.get_or_init(|| super::socket::inet(self))
+    }
+
+    /// What the kernel tells of all TCP sockets of the first process's network namespace.
+    pub(crate) fn tcp(&self) -> &[Tcp] {
+        self.tcp.get_or_init(|| self.root().map(net::tcp).unwrap_or_default())
     }
 
     /// Keeps the record of a descriptor that is the first of its description, and why it is lost, if it is.

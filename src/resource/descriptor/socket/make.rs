@@ -2,8 +2,8 @@
 //! Making the sockets of an image again, all of them together: connections need both ends, and a listener where one
 //! end has its name from there.
 
-use super::options;
 use super::queue::Message;
+use super::{connect, options};
 use crate::error::{Because, Error, Result};
 use crate::proc::unix::{self, Unix};
 use crate::resource::descriptor::{Opening, is_first, kind, open::Sources, pipe::unframed};
@@ -11,8 +11,8 @@ use ckpt_abi::image::{Descriptor, DescriptorKind, Socket, socket_flag};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{
-    AddressFamily, Backlog, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, bind, connect,
-    listen, send, sendto, shutdown, socket, socketpair,
+    AddressFamily, Backlog, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, bind, listen, send,
+    sendto, shutdown, socket, socketpair,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
@@ -47,13 +47,20 @@ impl Made {
     /// # Errors
     /// A name that is somebody else's here, and what the kernel refuses.
     pub(super) fn of_all(opening: &mut Opening<'_>) -> Result<Self> {
-        let mut items = BTreeMap::new();
+        let (mut items, mut inet) = (BTreeMap::new(), BTreeMap::new());
         for (number, records) in (0..).zip(opening.all) {
             let ours = |r: &&Descriptor| kind(r) == DescriptorKind::Socket && is_first(r, number);
             for record in records.iter().filter(ours) {
                 let content = opening.sources.content(number, record.content)?;
-                let item = Item::read(record, &content, opening.sources);
-                items.insert(record.inode, item.ok_or_else(|| Error::new("a damaged socket"))?);
+                let damaged = || Error::new("a damaged socket");
+                let pieces = unframed(&content).ok_or_else(damaged)?;
+                match connect::Item::read(&pieces) {
+                    Some(item) => drop(inet.insert(record.inode, item)),
+                    None => {
+                        let item = Item::read(record, pieces, opening.sources);
+                        items.insert(record.inode, item.ok_or_else(damaged)?);
+                    }
+                }
             }
         }
         let mut make = Make { items, ends: HashMap::new(), ghosts: HashMap::new() };
@@ -64,6 +71,7 @@ impl Made {
         make.connect_one_way()?;
         make.wait()?;
         make.shut()?;
+        make.ends.extend(connect::all(&inet, &mut opening.warnings)?);
         Ok(Self { ends: Some(make.ends) })
     }
 
@@ -84,8 +92,8 @@ impl Made {
 }
 
 impl Item {
-    fn read(record: &Descriptor, content: &[u8], sources: &dyn Sources) -> Option<Self> {
-        let mut pieces = unframed(content)?.into_iter();
+    fn read(record: &Descriptor, pieces: Vec<&[u8]>, sources: &dyn Sources) -> Option<Self> {
+        let mut pieces = pieces.into_iter();
         let (socket, _) = Socket::read_from_prefix(pieces.next()?).ok()?;
         let (mut name, options) = (pieces.next()?.to_vec(), pieces.next()?.to_vec());
         let apart = socket.kind.cast_signed() != libc::SOCK_STREAM;
@@ -341,7 +349,9 @@ impl Make {
         if let Some(client) = client.filter(|client| !client.name.is_empty()) {
             client.bind(&end, unix::all().as_ref())?;
         }
-        server.by_name(|address| connect(end.as_raw_fd(), address)).because(why)?;
+        server
+            .by_name(|address| nix::sys::socket::connect(end.as_raw_fd(), address))
+            .because(why)?;
         // Listener and connection have one type in the standard library, whatever the kind of socket.
         let listener = UnixListener::from(listener.try_clone().because(why)?);
         let (accepted, _) = listener.accept().because(why)?;
@@ -354,9 +364,7 @@ impl Make {
     fn set_options(&self, warnings: &mut Vec<String>) {
         for (inode, end) in &self.ends {
             let options = self.items.get(inode).map(|item| &item.options[..]).unwrap_or_default();
-            if let Err(option) = options::restore(end, options) {
-                warnings.push(format!("a socket is without its option {option} (socket(7))"));
-            }
+            set_options(end, options, warnings);
         }
     }
 
@@ -394,7 +402,8 @@ impl Make {
                 continue;
             };
             if item.has_datagrams() && self.partner(*inode).is_none() {
-                let connected = to.by_name(|address| connect(end.as_raw_fd(), address));
+                let connected =
+                    to.by_name(|address| nix::sys::socket::connect(end.as_raw_fd(), address));
                 connected.because(|| format!("cannot connect to {}", to.called()))?;
             }
         }
@@ -414,10 +423,12 @@ impl Make {
             if !item.name.is_empty() {
                 item.bind(&end, unix::all().as_ref())?;
             }
-            let _ = options::restore(&end, &item.options);
+            let _ = options::restore(&end, &item.options, &[]);
             nix::fcntl::fcntl(&end, nix::fcntl::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))
                 .because(why)?;
-            listener.by_name(|address| connect(end.as_raw_fd(), address)).because(why)?;
+            listener
+                .by_name(|address| nix::sys::socket::connect(end.as_raw_fd(), address))
+                .because(why)?;
             self.ends.insert(*inode, end);
         }
         Ok(())
@@ -443,6 +454,15 @@ impl Make {
             }
         }
         Ok(())
+    }
+}
+
+/// Sets all options of a socket.
+pub(super) fn set_options(end: &OwnedFd, saved: &[u8], warnings: &mut Vec<String>) {
+    if let Err((level, option)) = options::restore(end, saved, &[]) {
+        warnings.push(format!(
+            "a socket is without its option {option} of level {level} (setsockopt(2))"
+        ));
     }
 }
 

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: LGPL-2.1-only
-//! Unix sockets (unix(7)) that processes of the checkpoint have among themselves: pairs and connections with what is
-//! under way in them, those that listen or wait to be accepted, and ends that nobody has the other of.
+//! Sockets that processes of the checkpoint have among themselves: pairs and connections with what is under way in them,
+//! those that listen or wait to be accepted, and ends that nobody has the other of. Here those of unix(7).
 
+mod connect;
+mod drain;
+mod inet;
 mod make;
 mod options;
 mod queue;
@@ -13,7 +16,6 @@ use crate::proc::unix::{LISTENS, Unix};
 use crate::ptrace::raw;
 use ckpt_abi::image::{Descriptor, Socket, socket_flag};
 use nix::libc;
-use nix::poll::PollFlags;
 use queue::Waiting;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -21,6 +23,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use zerocopy::{FromZeros, IntoBytes};
 
+pub(crate) use inet::{Inet, all as inet, connections, end_at_once};
 pub(crate) use make::Made;
 
 pub(super) const KIND: Kind = Kind { recognise, save, open };
@@ -48,6 +51,7 @@ fn is_inside(inode: u64, look: &Look<'_>) -> bool {
 /// Whether the processes of the checkpoint hold both ends of a connection.
 pub(crate) fn has_both_ends(fd: &Fd, look: &Look<'_>) -> bool {
     matches!(judge(fd, look), Some((_, Tie::Peer(_))))
+        || matches!(inet::judge(fd, look), Some((_, Tie::Peer(_))))
 }
 
 /// What the kernel tells of a socket, if it can be made again.
@@ -81,10 +85,13 @@ fn judge<'a>(fd: &Fd, look: &'a Look<'_>) -> Option<(&'a Unix, Tie)> {
 }
 
 fn recognise(fd: &Fd, look: &Look<'_>) -> bool {
-    judge(fd, look).is_some()
+    judge(fd, look).is_some() || inet::judge(fd, look).is_some()
 }
 
 fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
+    if let Some((own, tie)) = inet::judge(fd, look) {
+        return inet::save(fd, own, tie, look, saving);
+    }
     let Some((unix, tie)) = judge(fd, look) else {
         saving.lose("a connection");
         return Ok(());
@@ -100,7 +107,7 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
         Tie::Peer(peer) => socket.peer = peer,
         Tie::Abandoned => {
             socket.flags |= socket_flag::ABANDONED;
-            let reset = queue::answers(&ours, PollFlags::POLLERR);
+            let reset = queue::answers(&ours, libc::POLLERR);
             socket.flags |= if reset { socket_flag::RESET } else { 0 };
         }
         Tie::Waits(listener, place) => {

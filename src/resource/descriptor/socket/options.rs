@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-only
-//! The options of a socket (socket(7), SOL_SOCKET).
+//! The options of a socket (socket(7), ip(7), ipv6(7), tcp(7), udp(7)).
 //!
 //! # Safety
 //! The system calls read or write buffers of our own, whose lengths they are given.
@@ -9,87 +9,216 @@ use nix::errno::Errno;
 use nix::libc;
 use std::os::fd::{AsFd, AsRawFd};
 
-/// Where a peek begins, or -1 (socket(7)).
-pub(super) const SO_PEEK_OFF: i32 = 42;
-/// The sender's pidfd (Linux 6.5).
-const SO_PASSPIDFD: i32 = 76;
+/// An option as the image has it.
+const fn of(level: i32, option: i32) -> i32 {
+    level << 16 | option
+}
 
-/// Those that are saved, with the size of their values: an int, a struct linger or a struct timeval.
-const OPTIONS: [(i32, usize); 17] = [
-    (libc::SO_SNDBUF, 4),
-    (libc::SO_RCVBUF, 4),
-    (libc::SO_PASSCRED, 4),
-    (libc::SO_PASSSEC, 4),
-    (SO_PASSPIDFD, 4),
-    (libc::SO_REUSEADDR, 4),
-    (libc::SO_KEEPALIVE, 4),
-    (libc::SO_OOBINLINE, 4),
-    (libc::SO_BROADCAST, 4),
-    (libc::SO_PRIORITY, 4),
-    (libc::SO_RCVLOWAT, 4),
-    (libc::SO_TIMESTAMP, 4),
-    (libc::SO_TIMESTAMPNS, 4),
-    (libc::SO_LINGER, 8),
-    (libc::SO_RCVTIMEO, 16),
-    (libc::SO_SNDTIMEO, 16),
-    (SO_PEEK_OFF, 4),
+const fn socket(option: i32) -> i32 {
+    of(libc::SOL_SOCKET, option)
+}
+
+/// Where a peek begins, or -1 (socket(7)).
+pub(super) const PEEK_OFF: i32 = socket(42);
+/// Which sizes of buffers the program has chosen (SO_BUF_LOCK, Linux 5.14): 1 of what is sent, 2 of what comes.
+pub(super) const LOCKS: i32 = socket(72);
+pub(super) const RCVBUF: i32 = socket(libc::SO_RCVBUF);
+pub(super) const SNDBUF: i32 = socket(libc::SO_SNDBUF);
+pub(super) const RCVLOWAT: i32 = socket(libc::SO_RCVLOWAT);
+pub(super) const REUSEADDR: i32 = socket(libc::SO_REUSEADDR);
+pub(super) const LINGER: i32 = socket(libc::SO_LINGER);
+pub(super) const SNDTIMEO: i32 = socket(libc::SO_SNDTIMEO);
+pub(super) const DOMAIN: i32 = socket(libc::SO_DOMAIN);
+pub(super) const TYPE: i32 = socket(libc::SO_TYPE);
+pub(super) const PROTOCOL: i32 = socket(libc::SO_PROTOCOL);
+pub(super) const LISTENS: i32 = socket(libc::SO_ACCEPTCONN);
+pub(super) const NODELAY: i32 = of(libc::IPPROTO_TCP, libc::TCP_NODELAY);
+pub(super) const QUICKACK: i32 = of(libc::IPPROTO_TCP, libc::TCP_QUICKACK);
+pub(super) const INFO: i32 = of(libc::IPPROTO_TCP, libc::TCP_INFO);
+/// What is bound can no more be changed in this.
+const V6ONLY: i32 = of(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY);
+/// Those that bind(2) looks at.
+pub(super) const BEFORE_BIND: [i32; 3] =
+    [V6ONLY, of(libc::IPPROTO_IP, libc::IP_FREEBIND), socket(libc::SO_REUSEPORT)];
+
+/// Those that are saved, by level: an int each, but for [`WIDE`]. The kernel has no other way to ask for many of them at
+/// once. What one sets another may change (IP_TOS and SO_PRIORITY): the last comes last.
+const SAVED: [(i32, &[u8]); 5] = [
+    // IP_TOS, TTL, PKTINFO, MTU_DISCOVER, RECVERR, RECVTTL, RECVTOS, FREEBIND, BIND_ADDRESS_NO_PORT, MULTICAST_IF, _TTL, _LOOP
+    (libc::IPPROTO_IP, &[1, 2, 8, 10, 11, 12, 13, 15, 24, 32, 33, 34]),
+    // IPV6_UNICAST_HOPS, MULTICAST_IF, _HOPS, _LOOP, MTU_DISCOVER, RECVERR, V6ONLY, RECVPKTINFO, RECVHOPLIMIT, DONTFRAG,
+    // RECVTCLASS, TCLASS
+    (libc::IPPROTO_IPV6, &[16, 17, 18, 19, 23, 25, 26, 49, 51, 62, 66, 67]),
+    // TCP_NODELAY, CORK, KEEPIDLE, KEEPINTVL, KEEPCNT, SYNCNT, LINGER2, DEFER_ACCEPT, CONGESTION, THIN_LINEAR_TIMEOUTS,
+    // USER_TIMEOUT, FASTOPEN, NOTSENT_LOWAT, INQ
+    (libc::IPPROTO_TCP, &[1, 3, 4, 5, 6, 7, 8, 9, 13, 16, 18, 23, 25, 36]),
+    // UDP_SEGMENT, GRO
+    (libc::IPPROTO_UDP, &[103, 104]),
+    // SO_REUSEADDR, DONTROUTE, BROADCAST, SNDBUF, RCVBUF, KEEPALIVE, OOBINLINE, NO_CHECK, PRIORITY, LINGER, REUSEPORT,
+    // PASSCRED, RCVLOWAT, RCVTIMEO, SNDTIMEO, BINDTODEVICE, TIMESTAMP, PASSSEC, TIMESTAMPNS, MARK, TIMESTAMPING, RXQ_OVFL,
+    // PEEK_OFF, ZEROCOPY, BUF_LOCK, PASSPIDFD
+    (
+        libc::SOL_SOCKET,
+        &[
+            2, 5, 6, 7, 8, 9, 10, 11, 12, 13, 15, 16, 18, 20, 21, 25, 29, 34, 35, 36, 37, 40, 42,
+            60, 72, 76,
+        ],
+    ),
 ];
 
-/// The option's number and a value.
+/// Those that no stream can be given; an accepted one has another value than a new one (net/ipv4/tcp_ipv4.c).
+const MULTICAST: [i32; 4] = [
+    of(libc::IPPROTO_IP, libc::IP_MULTICAST_IF),
+    of(libc::IPPROTO_IP, libc::IP_MULTICAST_TTL),
+    of(libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_IF),
+    of(libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS),
+];
+
+/// Those whose value is longer than an int: a struct linger, a struct timeval, a name.
+const WIDE: [(i32, usize); 5] = [
+    (LINGER, 8),
+    (socket(libc::SO_RCVTIMEO), 16),
+    (SNDTIMEO, 16),
+    (socket(libc::SO_BINDTODEVICE), 16),
+    (of(libc::IPPROTO_TCP, libc::TCP_CONGESTION), 16),
+];
+
+fn size(option: i32) -> usize {
+    WIDE.iter().find(|(wide, _)| *wide == option).map_or(4, |(_, size)| *size)
+}
+
+/// The option and a value.
 const ENTRY: usize = 4 + 16;
 
-/// Asks for one; None where the kernel does not know it.
-pub(super) fn get(fd: impl AsFd, option: i32, size: usize) -> Option<[u8; 16]> {
-    let mut value = [0u8; 16];
-    let mut len = size as libc::socklen_t;
+/// Asks for one into `value`; false where the kernel does not know it.
+pub(super) fn ask(fd: impl AsFd, option: i32, value: &mut [u8]) -> bool {
+    let mut len = value.len() as libc::socklen_t;
     let (at, number): (*mut u8, _) = (value.as_mut_ptr(), fd.as_fd().as_raw_fd());
+    let (level, name) = (option >> 16, option & 0xffff);
     // SAFETY: the kernel writes at most `len` bytes of the value, and the length.
-    let result =
-        unsafe { libc::getsockopt(number, libc::SOL_SOCKET, option, at.cast(), &raw mut len) };
-    (result == 0).then_some(value)
+    unsafe { libc::getsockopt(number, level, name, at.cast(), &raw mut len) == 0 }
+}
+
+/// An int.
+pub(super) fn get(fd: impl AsFd, option: i32) -> Option<i32> {
+    let mut value = [0; 4];
+    ask(fd, option, &mut value).then(|| i32::from_ne_bytes(value))
 }
 
 /// Sets one.
 pub(super) fn set(fd: impl AsFd, option: i32, value: &[u8]) -> nix::Result<()> {
     let (at, len) = (value.as_ptr(), value.len() as libc::socklen_t);
     let number = fd.as_fd().as_raw_fd();
+    let (level, name) = (option >> 16, option & 0xffff);
     // SAFETY: the kernel reads the value.
-    let result = unsafe { libc::setsockopt(number, libc::SOL_SOCKET, option, at.cast(), len) };
+    let result = unsafe { libc::setsockopt(number, level, name, at.cast(), len) };
     Errno::result(result).map(drop)
 }
 
-/// All of a socket.
-pub(super) fn save(fd: impl AsFd + Copy) -> Vec<u8> {
-    let asked =
-        OPTIONS.iter().filter_map(|(option, size)| Some((option, get(fd, *option, *size)?)));
-    asked.flat_map(|(option, value)| [&option.to_le_bytes()[..], &value].concat()).collect()
+/// Sets an int.
+pub(super) fn set_int(fd: impl AsFd, option: i32, value: i32) -> nix::Result<()> {
+    set(fd, option, &value.to_ne_bytes())
 }
 
-/// Sets those that a new socket does not have so.
-///
-/// # Errors
-/// The number of the option that the kernel refuses.
-pub(super) fn restore(fd: impl AsFd + Copy, saved: &[u8]) -> Result<(), i32> {
-    for entry in saved.chunks_exact(ENTRY) {
-        let (number, value) = entry.split_first_chunk().unwrap_or((&[0; 4], &[]));
-        let option = i32::from_le_bytes(*number);
-        let Some((_, size)) = OPTIONS.iter().find(|(known, _)| *known == option) else { continue };
-        let is = get(fd, option, *size);
-        if is.is_none_or(|is| is[..*size] != value[..*size]) {
-            change(fd, option, &value[..*size]).map_err(|_| option)?;
+/// All of a socket.
+pub(super) fn save(fd: impl AsFd) -> Vec<u8> {
+    let fd = fd.as_fd();
+    let mut bytes = Vec::new();
+    for (level, options) in SAVED {
+        for option in options {
+            let (option, mut value) = (of(level, (*option).into()), [0; 16]);
+            if ask(fd, option, &mut value[..size(option)]) {
+                bytes.extend(option.to_le_bytes());
+                bytes.extend(value);
+            }
         }
     }
-    Ok(())
+    bytes
+}
+
+/// Sets those that a new socket does not have so, or only those in `only`.
+///
+/// # Errors
+/// The option that the kernel refuses: its level and number.
+pub(super) fn restore(fd: impl AsFd, saved: &[u8], only: &[i32]) -> Result<(), (i32, i32)> {
+    let fd = fd.as_fd();
+    let find = |wanted| entries(saved).find(|(option, _)| *option == wanted);
+    let locks = find(LOCKS).and_then(|(_, value)| value.first().copied());
+    let stream = get(fd, TYPE) == Some(libc::SOCK_STREAM);
+    let mut refused = Ok(());
+    for (option, value) in entries(saved) {
+        let known = match only {
+            [] => option != LOCKS && option != V6ONLY && !(stream && MULTICAST.contains(&option)),
+            only => only.contains(&option),
+        };
+        let mut is = [0; 16];
+        let asked = ask(fd, option, &mut is[..value.len()]);
+        if known && (!asked || is[..value.len()] != *value) && chosen(fd, option, value, locks) {
+            let changed = change(fd, option, value).map_err(|_| (option >> 16, option & 0xffff));
+            refused = refused.and(changed);
+        }
+    }
+    if let Some(locks) = locks.filter(|_| only.is_empty()) {
+        let _ = set_int(fd, LOCKS, locks.into());
+    }
+    refused
+}
+
+fn entries(saved: &[u8]) -> impl Iterator<Item = (i32, &[u8])> {
+    saved.chunks_exact(ENTRY).filter_map(|entry| {
+        let (option, value) = entry.split_first_chunk()?;
+        let option = i32::from_le_bytes(*option);
+        Some((option, value.get(..size(option))?))
+    })
+}
+
+/// Whether the program has chosen the size of a buffer. That of a TCP connection changes by itself until it is set: where
+/// the kernel does not tell (SO_BUF_LOCK), one smaller than at the beginning was chosen.
+fn chosen(fd: impl AsFd + Copy, option: i32, value: &[u8], locks: Option<u8>) -> bool {
+    let lock = match option {
+        SNDBUF => 1,
+        RCVBUF => 2,
+        _ => return true,
+    };
+    let grows = matches!(get(fd, PROTOCOL), Some(libc::IPPROTO_TCP | libc::IPPROTO_MPTCP));
+    match locks {
+        _ if !grows => true,
+        Some(locks) => locks & lock != 0,
+        None => get(fd, option).is_some_and(|is| int(value) < is),
+    }
+}
+
+fn int(value: &[u8]) -> i32 {
+    value.first_chunk().map_or(0, |bytes| i32::from_le_bytes(*bytes))
 }
 
 /// The kernel doubles the sizes of buffers that it is given, and only privilege goes above its limits.
-fn change(fd: impl AsFd + Copy, option: i32, value: &[u8]) -> nix::Result<()> {
-    let forced = match option {
-        libc::SO_SNDBUF => libc::SO_SNDBUFFORCE,
-        libc::SO_RCVBUF => libc::SO_RCVBUFFORCE,
-        _ => return set(fd, option, value),
+pub(super) fn change(fd: impl AsFd + Copy, option: i32, value: &[u8]) -> nix::Result<()> {
+    if !matches!(option, SNDBUF | RCVBUF) {
+        return set(fd, option, value);
+    }
+    let half = int(value) / 2;
+    set_int(fd, forced(option), half).or_else(|_| set_int(fd, option, half))
+}
+
+/// Makes a buffer larger for `half` as many bytes, as far as the kernel lets.
+pub(super) fn enlarge(fd: impl AsFd + Copy, option: i32, half: i32) {
+    if set_int(fd, forced(option), half).is_ok() {
+        return;
+    }
+    let limit = match option {
+        SNDBUF => "/proc/sys/net/core/wmem_max",
+        _ => "/proc/sys/net/core/rmem_max",
     };
-    let size = value.first_chunk().map_or(0, |bytes| i32::from_le_bytes(*bytes));
-    let half = (size / 2).to_le_bytes();
-    set(fd, forced, &half).or_else(|_| set(fd, option, &half))
+    let limit = std::fs::read_to_string(limit).ok().and_then(|text| text.trim().parse().ok());
+    if get(fd, option).is_some_and(|is| is / 2 < limit.unwrap_or(0).min(half)) {
+        let _ = set_int(fd, option, half);
+    }
+}
+
+const fn forced(option: i32) -> i32 {
+    match option {
+        SNDBUF => socket(libc::SO_SNDBUFFORCE),
+        _ => socket(libc::SO_RCVBUFFORCE),
+    }
 }

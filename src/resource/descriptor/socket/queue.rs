@@ -5,17 +5,16 @@
 //! The system call writes into buffers of our own, whose lengths it is given. Descriptors that come along are ours.
 #![allow(unsafe_code)]
 
-use super::options::{SO_PEEK_OFF, get, set};
+use super::options::{PEEK_OFF, get, set_int};
 use crate::error::{Because, Result};
 use nix::errno::Errno;
 use nix::libc;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 /// A message; of a stream, all that there is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Message {
-    /// The name of its sender, if that has one.
+    /// The name of its sender, if that has one: of a unix socket alone, else with the family (struct sockaddr).
     pub(super) from: Vec<u8>,
     /// The message.
     pub(super) bytes: Vec<u8>,
@@ -50,7 +49,7 @@ pub(super) fn stream(fd: &OwnedFd, readable: usize) -> Result<Waiting> {
     // A look ends where another sender's bytes begin, if the reader learns who sends (SO_PASSCRED).
     let mut offset = None;
     while done < readable && !waiting.descriptors {
-        if done > 0 || get(fd, SO_PEEK_OFF, 4).is_some_and(|at| at[..4] != [0xff; 4]) {
+        if done > 0 || get(fd, PEEK_OFF).is_some_and(|at| at != -1) {
             let offset = offset.get_or_insert_with(|| Offset::of(fd));
             offset.go(done).because(why)?;
         }
@@ -72,7 +71,7 @@ pub(super) fn stream(fd: &OwnedFd, readable: usize) -> Result<Waiting> {
 /// The kernel refuses.
 pub(super) fn messages(fd: &OwnedFd, ended: bool) -> Result<Waiting> {
     let mut waiting = Waiting::default();
-    if !answers(fd, PollFlags::POLLIN) {
+    if !answers(fd, libc::POLLIN) {
         return Ok(waiting);
     }
     let why = || "cannot look into a socket";
@@ -100,10 +99,10 @@ pub(super) fn messages(fd: &OwnedFd, ended: bool) -> Result<Waiting> {
 }
 
 /// Whether poll(2) answers one of these.
-pub(super) fn answers(fd: &OwnedFd, events: PollFlags) -> bool {
-    let mut polled = [PollFd::new(fd.as_fd(), events)];
-    let polls = poll(&mut polled, PollTimeout::ZERO).is_ok();
-    polls && polled[0].revents().is_some_and(|answer| answer.intersects(events))
+pub(super) fn answers(fd: &OwnedFd, events: i16) -> bool {
+    let mut polled = libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
+    // SAFETY: the kernel writes the answer.
+    unsafe { libc::poll(&raw mut polled, 1, 0) > 0 && polled.revents & events != 0 }
 }
 
 impl Waiting {
@@ -116,23 +115,22 @@ impl Waiting {
 /// Where looks begin, which is the program's again in the end.
 struct Offset<'a> {
     fd: &'a OwnedFd,
-    before: [u8; 4],
+    before: i32,
 }
 
 impl<'a> Offset<'a> {
     fn of(fd: &'a OwnedFd) -> Self {
-        let before = get(fd, SO_PEEK_OFF, 4).map_or([0xff; 4], |v| [v[0], v[1], v[2], v[3]]);
-        Self { fd, before }
+        Self { fd, before: get(fd, PEEK_OFF).unwrap_or(-1) }
     }
 
     fn go(&mut self, at: usize) -> nix::Result<()> {
-        set(self.fd, SO_PEEK_OFF, &(at as i32).to_ne_bytes())
+        set_int(self.fd, PEEK_OFF, at as i32)
     }
 }
 
 impl Drop for Offset<'_> {
     fn drop(&mut self) {
-        let _ = set(self.fd, SO_PEEK_OFF, &self.before);
+        let _ = set_int(self.fd, PEEK_OFF, self.before);
     }
 }
 
@@ -164,8 +162,14 @@ fn look(fd: &OwnedFd, buffer: &mut [u8], flags: i32) -> nix::Result<Seen> {
     let control: Vec<u8> = control.iter().flat_map(|word| word.to_ne_bytes()).collect();
     let control = &control[..(header.msg_controllen as usize).min(control.len())];
     let (descriptors, credentials) = take(control);
-    let named = (header.msg_namelen as usize).clamp(2, name.len());
-    Ok(Seen { len, from: trimmed(&name[2..named]), descriptors, credentials })
+    let name = &name[..(header.msg_namelen as usize).min(name.len())];
+    let from = match name.split_first_chunk() {
+        Some((family, unix)) if i32::from(u16::from_ne_bytes(*family)) == libc::AF_UNIX => {
+            trimmed(unix)
+        }
+        _ => name.to_vec(),
+    };
+    Ok(Seen { len, from, descriptors, credentials })
 }
 
 /// A path without the zero byte behind it.
@@ -233,7 +237,7 @@ mod tests {
             let seen: Vec<_> = seen.iter().map(|m| &m.bytes[..]).collect();
             assert_eq!(seen, [&b"one"[..], &long, b"three"]);
         }
-        assert_eq!(get(&b, SO_PEEK_OFF, 4).unwrap()[..4], [0xff; 4]);
+        assert_eq!(get(&b, PEEK_OFF), Some(-1));
         let mut three = [0; 10];
         assert_eq!(UnixDatagram::from(b).recv(&mut three).unwrap(), 3);
     }

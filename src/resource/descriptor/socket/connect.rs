@@ -1,0 +1,451 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! Making the TCP and UDP sockets of an image again, all of them together.
+//!
+//! Connections come first, each through a listener of its own at the very address of one end, so that nobody else meets
+//! it; then what listens. Until then all have SO_REUSEADDR, without which their addresses would exclude each other, and
+//! connections keep it: if this restart fails, nothing that is left of them (TIME_WAIT) hinders the next.
+//!
+//! # Safety
+//! The system calls read names of our own, whose lengths they are given; a descriptor that one has made is ours.
+#![allow(unsafe_code)]
+
+use super::drain::{self, Room};
+use super::inet::{called, named, place};
+use super::make::set_options;
+use super::options::{self, BEFORE_BIND, LINGER, REUSEADDR, SNDBUF, SNDTIMEO};
+use super::queue::Message;
+use crate::error::{Because, Error, Result};
+use ckpt_abi::image::{Socket, socket_flag};
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::socket::{MsgFlags, Shutdown, send, shutdown};
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+use zerocopy::FromBytes;
+
+/// A socket of the image.
+pub(super) struct Item {
+    socket: Socket,
+    local: Vec<u8>,
+    options: Vec<u8>,
+    remote: Vec<u8>,
+    messages: Vec<Message>,
+}
+
+/// Sockets by the inode numbers that they had.
+type Ends = HashMap<u64, OwnedFd>;
+
+const FLAGS: MsgFlags = MsgFlags::MSG_DONTWAIT.union(MsgFlags::MSG_NOSIGNAL);
+
+/// How long a connection may take what waited in it.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+impl Item {
+    /// Reads the pieces of a record; None of another kind of socket.
+    pub(super) fn read(pieces: &[&[u8]]) -> Option<Self> {
+        let [record, local, options, remote, rest @ ..] = pieces else { return None };
+        let (socket, _) = Socket::read_from_prefix(record).ok()?;
+        let message =
+            |from: &[u8], bytes: &[u8]| Message { from: from.to_vec(), bytes: bytes.to_vec() };
+        let messages = match socket.kind as i32 {
+            libc::SOCK_STREAM => rest.iter().map(|bytes| message(&[], bytes)).collect(),
+            _ => rest.chunks_exact(2).map(|pair| message(pair[0], pair[1])).collect(),
+        };
+        let [local, options, remote] = [local, options, remote].map(|piece| piece.to_vec());
+        (socket.family != 0).then_some(Self { socket, local, options, remote, messages })
+    }
+
+    fn is(&self, flag: u32) -> bool {
+        self.socket.flags & flag != 0
+    }
+
+    fn is_stream(&self) -> bool {
+        self.socket.kind as i32 == libc::SOCK_STREAM
+    }
+
+    /// A new socket of this kind.
+    fn make(&self) -> Result<OwnedFd> {
+        let (kind, protocol) = (self.socket.kind as i32, self.socket.protocol as i32);
+        new(self.socket.family, kind, protocol).because(|| "cannot make a socket")
+    }
+
+    /// The connection for people.
+    fn line(&self) -> String {
+        format!("the connection from {} to {}", called(&self.remote), called(&self.local))
+    }
+}
+
+fn new(family: u32, kind: i32, protocol: i32) -> nix::Result<OwnedFd> {
+    // SAFETY: numbers only.
+    let fd = unsafe { libc::socket(family as i32, kind | libc::SOCK_CLOEXEC, protocol) };
+    let fd = Errno::result(fd)?;
+    // SAFETY: the kernel has just made it for us.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let _ = options::set_int(&fd, REUSEADDR, 1);
+    Ok(fd)
+}
+
+fn bind(fd: &OwnedFd, name: &[u8]) -> nix::Result<()> {
+    let at = name.as_ptr().cast();
+    // SAFETY: the kernel reads the name.
+    Errno::result(unsafe { libc::bind(fd.as_raw_fd(), at, name.len() as u32) }).map(drop)
+}
+
+/// Connects, which takes no time on one machine, unless something swallows the packets: then a second.
+fn connect(fd: &OwnedFd, name: &[u8]) -> nix::Result<()> {
+    let second = [1i64.to_ne_bytes(), [0; 8]];
+    let _ = options::set(fd, SNDTIMEO, second.as_flattened());
+    let at = name.as_ptr().cast();
+    // SAFETY: the kernel reads the name.
+    let connected = unsafe { libc::connect(fd.as_raw_fd(), at, name.len() as u32) };
+    let _ = options::set(fd, SNDTIMEO, &[0; 16]);
+    Errno::result(connected).map(drop)
+}
+
+fn listen(fd: &OwnedFd, backlog: u32) -> nix::Result<()> {
+    let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
+    // SAFETY: numbers only.
+    Errno::result(unsafe { libc::listen(fd.as_raw_fd(), backlog) }).map(drop)
+}
+
+/// The same name with this machine's own address and a port of the kernel's choice, for a socket of `family`.
+fn own_name(family: u32, like: &[u8]) -> Vec<u8> {
+    let four = place(like).is_some_and(|(ip, _)| ip.is_ipv4());
+    let mut name = (family as u16).to_ne_bytes().to_vec();
+    match (family as i32, four) {
+        (libc::AF_INET, _) => name.extend([0, 0, 127, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0]),
+        (_, mapped) => {
+            name.extend([0; 16]);
+            name.extend(if mapped { [255, 255, 127, 0, 0, 1] } else { [0, 0, 0, 0, 0, 1] });
+            name.extend([0; 4]);
+        }
+    }
+    name
+}
+
+/// A name as a socket of `family` has it.
+fn translated(name: &[u8], family: u32) -> Vec<u8> {
+    let Some((ip, port)) = place(name) else { return name.to_vec() };
+    let mut other = own_name(family, name);
+    other[2..4].copy_from_slice(&port.to_be_bytes());
+    match (ip, family as i32) {
+        (IpAddr::V4(ip), libc::AF_INET) => other[4..8].copy_from_slice(&ip.octets()),
+        (IpAddr::V4(ip), _) => other[20..24].copy_from_slice(&ip.octets()),
+        (IpAddr::V6(ip), _) => other[8..24].copy_from_slice(&ip.octets()),
+    }
+    other
+}
+
+/// Makes all of them, with what waits in them; sentences are told by `warnings`.
+///
+/// # Errors
+/// A port or an address that cannot be had, and what the kernel refuses.
+pub(super) fn all(items: &BTreeMap<u64, Item>, warnings: &mut Vec<String>) -> Result<Ends> {
+    let mut make =
+        Make { items, ends: HashMap::new(), ghosts: HashMap::new(), listeners: HashMap::new() };
+    make.connections(warnings)?;
+    make.listeners.clear();
+    make.bound()?;
+    make.fill()?;
+    make.connect_datagrams()?;
+    make.set_options(warnings);
+    make.wait(warnings)?;
+    make.shut();
+    Ok(make.ends)
+}
+
+/// Sockets that are being made.
+struct Make<'a> {
+    items: &'a BTreeMap<u64, Item>,
+    ends: Ends,
+    /// The other ends of those that nobody had any more.
+    ghosts: Ends,
+    /// Those through which connections are made, by their names.
+    listeners: HashMap<Vec<u8>, OwnedFd>,
+}
+
+impl<'a> Make<'a> {
+    /// The other end of a connection both of whose ends are here.
+    fn partner(&self, item: &Item) -> Option<(u64, &'a Item)> {
+        let peer = item.socket.peer;
+        let found = self.items.get(&peer).filter(|_| !item.is(socket_flag::WAITS));
+        found.map(|found| (peer, found))
+    }
+
+    fn listens_at(&self, name: &[u8]) -> bool {
+        let port = place(name).map(|(_, port)| port);
+        let mut all = self.items.values();
+        all.any(|item| item.is(socket_flag::LISTENS) && place(&item.local).map(|at| at.1) == port)
+    }
+
+    fn connections(&mut self, warnings: &mut Vec<String>) -> Result<()> {
+        for (inode, item) in self.items {
+            if self.ends.contains_key(inode) {
+                continue;
+            }
+            if item.is(socket_flag::ABANDONED) {
+                let (own, ghost) = self.connection(item, None, warnings)?;
+                self.ends.insert(*inode, own);
+                self.ghosts.insert(*inode, ghost);
+            } else if let Some((peer, other)) = self.partner(item) {
+                // The end that was accepted, where that can be seen, is accepted again.
+                let turned = self.listens_at(&other.local) && !self.listens_at(&item.local);
+                let (server, client) = if turned { (other, item) } else { (item, other) };
+                let (one, two) = self.connection(server, Some(client), warnings)?;
+                let (own, others) = if turned { (two, one) } else { (one, two) };
+                self.ends.insert(*inode, own);
+                self.ends.insert(peer, others);
+            }
+        }
+        Ok(())
+    }
+
+    /// The end that is accepted, and the other: with their names if these can be had.
+    fn connection(
+        &mut self,
+        server: &Item,
+        client: Option<&Item>,
+        warnings: &mut Vec<String>,
+    ) -> Result<(OwnedFd, OwnedFd)> {
+        let family = client.map_or(server.socket.family, |client| client.socket.family);
+        let (name, to) = (&server.remote[..], translated(&server.local, family));
+        let from = client.map_or(name, |client| &client.local);
+        if !server.remote.is_empty() {
+            match self.meet(server, &server.local, family, Some(from), &to) {
+                Ok(made) => return Ok(made),
+                Err(_) => {
+                    warnings.push(format!("{} has another port or address by now", server.line()))
+                }
+            }
+            if let Ok(made) = self.meet(server, &server.local, family, None, &to) {
+                return Ok(made);
+            }
+        }
+        let own = own_name(server.socket.family, &server.local);
+        self.meet(server, &own, family, None, &[])
+            .because(|| format!("cannot make {}", server.line()))
+    }
+
+    fn meet(
+        &mut self,
+        server: &Item,
+        at: &[u8],
+        family: u32,
+        from: Option<&[u8]>,
+        to: &[u8],
+    ) -> nix::Result<(OwnedFd, OwnedFd)> {
+        let known = self.listeners.remove(at);
+        let listener = match known {
+            Some(listener) => listener,
+            None => {
+                let listener = new(server.socket.family, libc::SOCK_STREAM, 0)?;
+                bind(&listener, at)?;
+                listen(&listener, 64)?;
+                listener
+            }
+        };
+        let client = new(family, libc::SOCK_STREAM, 0)?;
+        let met = from.map_or(Ok(()), |from| bind(&client, from)).and_then(|()| {
+            let listens = named(&listener, false);
+            let to = if to.is_empty() { translated(&listens, family) } else { to.to_vec() };
+            connect(&client, &to)
+        });
+        let accepted = met.and_then(|()| accept(&listener, &client));
+        self.listeners.insert(at.to_vec(), listener);
+        Ok((accepted?, client))
+    }
+
+    /// Those that are not connected.
+    fn bound(&mut self) -> Result<()> {
+        for (inode, item) in self.items {
+            if self.ends.contains_key(inode) || item.is(socket_flag::WAITS) {
+                continue;
+            }
+            let end = item.make()?;
+            let _ = options::restore(&end, &item.options, &BEFORE_BIND);
+            let name = || called(&item.local);
+            if item.is(socket_flag::BOUND) {
+                bind(&end, &item.local).map_err(|e| taken(e, &name()))?;
+            }
+            if item.is(socket_flag::LISTENS) {
+                listen(&end, item.socket.backlog).map_err(|e| taken(e, &name()))?;
+            }
+            self.ends.insert(*inode, end);
+        }
+        Ok(())
+    }
+
+    /// Brings back what waits to be read.
+    fn fill(&self) -> Result<()> {
+        for (inode, item) in self.items {
+            let Some(end) = self.ends.get(inode).filter(|_| !item.messages.is_empty()) else {
+                continue;
+            };
+            let why = || format!("cannot bring back what waits in {}", item.line());
+            if !item.is_stream() {
+                self.send_to(item, end);
+                continue;
+            }
+            let partner = self.partner(item).and_then(|(peer, _)| self.ends.get(&peer));
+            let Some(sender) = partner.or_else(|| self.ghosts.get(inode)) else { continue };
+            for message in &item.messages {
+                send_all(sender, end, &message.bytes).because(why)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends datagrams from where they came, if that can be had; a network may lose those of others.
+    fn send_to(&self, item: &Item, end: &OwnedFd) {
+        let wanted: usize = item.messages.iter().map(|message| message.bytes.len() + 1024).sum();
+        let room = Room::make(end, wanted * 2);
+        let to = named(end, false);
+        for Message { from, bytes } in &item.messages {
+            let sends = |other: &Item| !other.is_stream() && place(&other.local) == place(from);
+            let sender = self.items.iter().find(|(_, other)| sends(other));
+            let known = sender.and_then(|(inode, _)| self.ends.get(inode));
+            let own = known.is_none().then(|| {
+                let own = item.make()?;
+                bind(&own, from).map(|()| own).because(|| "no sender")
+            });
+            let own = own.and_then(Result::ok);
+            let Some(sender) = known.or(own.as_ref()) else { continue };
+            let to = addressed(&to, place(from), sender);
+            let (at, len) = (bytes.as_ptr().cast(), bytes.len());
+            let (name, size) = (to.as_ptr().cast(), to.len() as u32);
+            // SAFETY: the kernel reads the bytes and the name.
+            unsafe { libc::sendto(sender.as_raw_fd(), at, len, FLAGS.bits(), name, size) };
+        }
+        room.take_back();
+    }
+
+    fn set_options(&self, warnings: &mut Vec<String>) {
+        for (inode, end) in &self.ends {
+            let Some(item) = self.items.get(inode) else { continue };
+            set_options(end, &item.options, warnings);
+            if item.is_stream() && !item.remote.is_empty() {
+                let _ = options::set_int(end, REUSEADDR, 1);
+            }
+        }
+    }
+
+    fn connect_datagrams(&self) -> Result<()> {
+        for (inode, item) in self.items {
+            let Some(end) = self.ends.get(inode) else { continue };
+            if !item.is_stream() && !item.remote.is_empty() {
+                connect(end, &item.remote)
+                    .because(|| format!("cannot connect to {}", called(&item.remote)))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sockets in the queues of listeners, in their order.
+    fn wait(&mut self, warnings: &mut Vec<String>) -> Result<()> {
+        let mut waiting: Vec<_> =
+            self.items.iter().filter(|(_, item)| item.is(socket_flag::WAITS)).collect();
+        waiting.sort_by_key(|(_, item)| item.socket.place);
+        for (inode, item) in waiting {
+            let why = || format!("cannot connect to {}", called(&item.remote));
+            let end = item.make()?;
+            if bind(&end, &item.local).is_err() {
+                warnings.push(format!(
+                    "the connection from {} has another port by now",
+                    called(&item.local)
+                ));
+            }
+            connect(&end, &item.remote).because(why)?;
+            set_options(&end, &item.options, warnings);
+            self.ends.insert(*inode, end);
+        }
+        Ok(())
+    }
+
+    /// Ends what had ended.
+    fn shut(&mut self) {
+        for (inode, item) in self.items {
+            if let Some(ghost) = self.ghosts.remove(inode).filter(|_| item.is(socket_flag::RESET)) {
+                let at_once = [1i32.to_ne_bytes(), [0; 4]];
+                let _ = options::set(&ghost, LINGER, at_once.as_flattened());
+            }
+            let how = match item.socket.shutdown {
+                1 => Shutdown::Read,
+                2 => Shutdown::Write,
+                3 => Shutdown::Both,
+                _ => continue,
+            };
+            if let Some(end) = self.ends.get(inode) {
+                // What was reset is at its end already.
+                let _ = shutdown(end.as_raw_fd(), how);
+            }
+        }
+    }
+}
+
+/// A name to which `sender`, which the datagram is from, can send: a socket of any address is reached at the sender's.
+fn addressed(to: &[u8], from: Option<crate::proc::net::Place>, sender: &OwnedFd) -> Vec<u8> {
+    let family = options::get(sender, options::DOMAIN).unwrap_or(0) as u32;
+    match (place(to), from) {
+        (Some((ip, port)), Some((sender, _))) if ip.is_unspecified() => {
+            let mut name = own_name(family, to);
+            match (sender, family as i32) {
+                (IpAddr::V4(ip), libc::AF_INET) => name[4..8].copy_from_slice(&ip.octets()),
+                (IpAddr::V6(ip), libc::AF_INET6) => name[8..24].copy_from_slice(&ip.octets()),
+                _ => {}
+            }
+            name[2..4].copy_from_slice(&port.to_be_bytes());
+            name
+        }
+        _ => translated(to, family),
+    }
+}
+
+/// The connection of this client, of all that are made to a listener.
+fn accept(listener: &OwnedFd, client: &OwnedFd) -> nix::Result<OwnedFd> {
+    let wanted = place(&named(client, false));
+    loop {
+        let (name, len) = (std::ptr::null_mut(), std::ptr::null_mut());
+        // SAFETY: it writes nowhere.
+        let fd = unsafe { libc::accept4(listener.as_raw_fd(), name, len, libc::SOCK_CLOEXEC) };
+        let fd = Errno::result(fd)?;
+        // SAFETY: the kernel has just made it for us.
+        let accepted = unsafe { OwnedFd::from_raw_fd(fd) };
+        if place(&named(&accepted, true)) == wanted {
+            return Ok(accepted);
+        }
+    }
+}
+
+fn taken(errno: Errno, name: &str) -> Error {
+    match errno {
+        Errno::EADDRINUSE => Error::new(format!("the port of {name} is in use by another program")).hint(
+            "end that first (it may be the program that was saved); the kernel itself keeps a port for a minute after \
+             its connections were closed",
+        ),
+        Errno::EADDRNOTAVAIL => Error::new(format!("this machine has not the address {name}")),
+        errno => Error::new(format!("cannot make a socket at {name}: {}", errno.desc())),
+    }
+}
+
+/// Sends the bytes of a stream; what the reader has no room for stays with the sender.
+fn send_all(sender: &OwnedFd, reader: &OwnedFd, bytes: &[u8]) -> Result<()> {
+    let room = Room::make(reader, bytes.len() * 2);
+    let (begun, mut done) = (Instant::now(), 0);
+    while done < bytes.len() {
+        match send(sender.as_raw_fd(), &bytes[done..], FLAGS) {
+            Ok(sent) => done += sent,
+            Err(Errno::EAGAIN) if begun.elapsed() < PATIENCE => {
+                drain::peek(reader);
+                if begun.elapsed() > PATIENCE / 4 {
+                    options::enlarge(sender, SNDBUF, (bytes.len() - done) as i32);
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Err(e) => return Err(e).because(|| "it does not fit"),
+        }
+    }
+    room.take_back();
+    Ok(())
+}
