@@ -120,16 +120,26 @@ fn no_checkpoints(pid: i32, why: &str) -> String {
     format!("no checkpoints of {program}, which process {pid} has executed: {why}")
 }
 
+/// What is carried over an execve(2).
+pub(super) struct Before {
+    /// The configuration.
+    pub config: Config,
+    /// How many checkpoints there were.
+    pub generation: u64,
+    /// What the standard streams were at the very beginning: descendants may have them still.
+    pub standard: Option<[[u64; 3]; 3]>,
+}
+
 /// The work of a monitor's child: equips the program as it was before. The exit status, and what there is to say.
-pub(super) fn equip(pid: i32, config: &Config, generation: u64, monitor: u32) -> (i32, String) {
-    match equipped(pid, config, generation, monitor) {
+pub(super) fn equip(pid: i32, before: &Before, monitor: u32) -> (i32, String) {
+    match equipped(pid, before, monitor) {
         Ok(sentence) => (0, sentence.unwrap_or_default()),
         Err(e) if matches!(e.kind(), Kind::Busy | Kind::Gone) => (AGAIN, String::new()),
         Err(e) => (NEVER, no_checkpoints(pid, &e.to_string())),
     }
 }
 
-fn equipped(outer: i32, config: &Config, generation: u64, monitor: u32) -> Result<Option<String>> {
+fn equipped(outer: i32, before: &Before, monitor: u32) -> Result<Option<String>> {
     if is_of_32_bits(outer) {
         return Err(Error::new("it is a 32-bit program"));
     }
@@ -143,9 +153,12 @@ fn equipped(outer: i32, config: &Config, generation: u64, monitor: u32) -> Resul
     if enter::is_stub(pid, &vmas) || Region::find(&memory, &vmas).is_some() {
         return Ok(None);
     }
-    let (config, sentence) = unused_signal(pid, outer, config)?;
+    let (config, sentence) = unused_signal(pid, outer, &before.config)?;
     let region = inject::inject(pid, &mut frozen.threads[0], &memory, &vmas, &config, &executable)?;
-    region.set_generation(&memory, generation)?;
+    region.set_generation(&memory, before.generation)?;
+    if let Some(standard) = before.standard {
+        region.set_standard(&memory, &standard)?;
+    }
     frozen.attend(&memory, &region.desk(), region.base)?;
     let mut caller = Caller::new(&mut frozen.threads[0], &memory, &region.desk())?;
     monitor::appoint(monitor, &mut caller, &memory, &region)?;

@@ -73,6 +73,7 @@ pub(super) fn run(pid: i32) -> Result<u8> {
         run,
         generation: 0,
         seen: None,
+        standard: None,
         begun: Instant::now(),
         follower: Follower::new(),
         poked: poked().because(|| "cannot wait for a signal")?,
@@ -104,6 +105,8 @@ struct Monitor {
     generation: u64,
     /// The program's memory and the payload in it.
     seen: Option<(Memory, u64)>,
+    /// What its standard streams were when it began.
+    standard: Option<[[u64; 3]; 3]>,
     /// When the program that runs was first seen.
     begun: Instant,
     follower: Follower,
@@ -166,7 +169,9 @@ impl Monitor {
             self.seen = match Region::of(self.pid) {
                 Ok(Some((memory, region))) => Some((memory, region.base)),
                 Ok(None) => return Word::Another,
-                Err(_) if self.ended_within(Some(Duration::ZERO)) => return Word::Later,
+                Err(_) if self.ended_within(Some(Duration::ZERO)) || self.is_ending() => {
+                    return Word::Later;
+                }
                 Err(e) => {
                     self.say(&follow::out_of_reach(self.pid, &e));
                     self.ended_within(Some(GLANCE));
@@ -188,6 +193,7 @@ impl Monitor {
         }
         self.run = run_of(self.pid, control.config).or(self.run.take());
         self.generation = control.generation;
+        self.standard = Some(control.standard);
         self.follower.note_stderr(self.pid);
         if monitor::sees_the_end(&control.config) {
             self.look_at_signal(&control);
@@ -197,6 +203,11 @@ impl Monitor {
             0 => Word::Leave,
             period => Word::Period(Duration::from_millis(period.into())),
         }
+    }
+
+    /// Its memory goes before those who wait for it are told.
+    fn is_ending(&self) -> bool {
+        Process::open(self.pid).map_or(true, |process| process.is_ending())
     }
 
     /// How long to sleep. Whoever executes another program mostly does so soon.
@@ -217,8 +228,9 @@ impl Monitor {
         if monitors::all().iter().any(is_newer) {
             return None;
         }
-        let (pid, generation) = (self.pid, self.generation);
-        let told = match Dumper::start(|| follow::equip(pid, &config, generation, own)) {
+        let before =
+            follow::Before { config, generation: self.generation, standard: self.standard };
+        let told = match Dumper::start(|| follow::equip(self.pid, &before, own)) {
             Ok(dumper) => self.attend(dumper),
             Err(e) => Told { quiet: true, sentences: format!("{e}\n") },
         };

@@ -75,6 +75,11 @@ impl Region {
         memory.put(self.base + offset_of!(Control, generation) as u64, &generation)
     }
 
+    /// Writes what the standard streams were when the program began.
+    pub(crate) fn set_standard(&self, memory: &Memory, standard: &[[u64; 3]; 3]) -> Result<()> {
+        memory.put(self.base + offset_of!(Control, standard) as u64, standard)
+    }
+
     /// Writes the configuration.
     pub(crate) fn set_config(&self, memory: &Memory) -> Result<()> {
         memory.put(self.base + offset_of!(Control, config) as u64, &self.control.config)?;

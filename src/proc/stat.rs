@@ -118,6 +118,17 @@ impl Process {
         Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
     }
 
+    /// Whether the process is about to end: it has given its memory back, or does so, and is not yet a zombie to
+    /// those who wait for it. True of one that is gone.
+    pub fn is_ending(&self) -> bool {
+        // PF_EXITING of linux/sched.h in field 9, which everybody may read.
+        const EXITING: u64 = 4;
+        let Ok(text) = self.file("stat") else { return true };
+        let rest = text.rsplitn(2, |&b| b == b')').next().unwrap_or_default();
+        let flags = words(rest).nth(9 - 3).and_then(|word| decimal::<u64>(word).ok());
+        flags.is_none_or(|flags| flags & EXITING != 0)
+    }
+
     /// The stat line of thread `tid` of process `pid`.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 //! Pipes both of whose ends are in the program, and FIFOs, with what is in them.
 
 use super::open::{by_path, reopened};
-use super::{Content, Kind, Look, Opening, Origin, Saving, access, file_type, names, standard};
+use super::{Content, Kind, Look, Opening, Origin, Saving, access, file_type, names};
 use crate::error::{Because, Error, Result};
 use crate::proc::fds::Fd;
 use crate::ptrace::raw;
@@ -33,21 +33,12 @@ pub(crate) fn has_both_ends(fd: &Fd, look: &Look<'_>) -> bool {
         && end(&[libc::O_WRONLY, libc::O_RDWR])
 }
 
-/// A pipe with a name can be opened again whoever has its other end.
-fn is_named(fd: &Fd) -> bool {
-    Path::new(&fd.target).is_absolute()
-}
-
+/// A pipe with a name can be opened again whoever has its other end; a removed one is like one that has none.
 fn recognise(fd: &Fd, look: &Look<'_>) -> bool {
-    if file_type(fd.mode) != libc::S_IFIFO {
-        return false;
-    }
-    if is_named(fd) {
-        return names::locate(fd, look).is_some();
-    }
-    let same = |f: &&Fd| (f.device, f.inode) == (fd.device, fd.inode);
-    let outside = look.all.iter().filter(same).any(|f| standard::number(f, look).is_some());
-    !outside && (has_both_ends(fd, look) || is_last(fd, look.process.pid()))
+    file_type(fd.mode) == libc::S_IFIFO
+        && (names::locate(fd, look).is_some()
+            || has_both_ends(fd, look)
+            || is_last(fd, look.process.pid()))
 }
 
 /// Whether nobody has the other end of a pipe any more: then a restart makes one of which the same is true.
@@ -60,16 +51,15 @@ pub(crate) fn is_last(fd: &Fd, pid: i32) -> bool {
 }
 
 fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
-    if let Some(path) = is_named(fd).then(|| names::locate(fd, look)).flatten() {
-        saving.path = path.into();
-    }
+    saving.path = match names::locate(fd, look) {
+        Some(path) => path.into(),
+        None => format!("pipe:[{}]", fd.inode).into(),
+    };
     let same = |(_, f): &(i32, &Fd)| (f.device, f.inode) == (fd.device, fd.inode);
     let ends = || look.tables.everywhere().filter(same);
-    // What is in the pipe of a standard stream travels with that ([`super::unread`]).
-    let mut own = ends().filter(|(_, f)| standard::number(f, look).is_none());
-    let first = own.next().map_or((look.process.pid(), fd.number), |(pid, f)| (pid, f.number));
+    // Whoever opens it first fills it.
+    let first = ends().next().map_or((look.process.pid(), fd.number), |(pid, f)| (pid, f.number));
     saving.record.content = first.1;
-    let elsewhere = ends().any(|(_, f)| standard::number(f, look).is_some());
     if ends().any(|(_, f)| f.flags.cast_signed() & libc::O_DIRECT != 0) {
         saving.record.extra = PACKETS;
     }
@@ -80,7 +70,7 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
     let capacity = fcntl(&ours, FcntlArg::F_GETPIPE_SZ).because(why)?;
     saving.record.value = capacity.unsigned_abs().into();
     if first == (look.process.pid(), fd.number) {
-        let pieces = reader.filter(|_| !elsewhere).map(|_| peek(&ours)).transpose()?;
+        let pieces = reader.map(|_| peek(&ours)).transpose()?;
         let pieces = pieces.unwrap_or_default();
         let bytes = framed(&pieces);
         saving.content = Some(Content { index: fd.number, bytes });

@@ -12,22 +12,27 @@ use nix::libc;
 
 pub(super) const KIND: Kind = Kind { recognise, save, open };
 
-/// Which of 0, 1 and 2 a terminal, pipe or socket is: its own number, that of a standard stream it
-/// is a duplicate of, or that of one which it was when the program began: shells keep their
-/// standard output under a high number while a command is redirected.
+/// Which of 0, 1 and 2 a terminal, pipe or socket is: of a pipe or socket that of a standard stream of the first
+/// process, now or when that began, whatever process of the tree has it under whatever number: shells keep their
+/// standard output under a high number while a command is redirected. Another pipe under 0, 1 or 2 is none: it would
+/// read or write what is not meant for it. A terminal may also be the process's own.
 pub(crate) fn number(fd: &Fd, look: &Look<'_>) -> Option<u32> {
     let tty = file_type(fd.mode) == libc::S_IFCHR && terminal::is_terminal(fd.rdev);
     if !tty && !matches!(file_type(fd.mode), libc::S_IFIFO | libc::S_IFSOCK) {
         return None;
     }
-    if fd.number < 3 {
-        return (!is_own(fd, look)).then_some(fd.number);
+    if !tty {
+        if is_own(fd, look) {
+            return None;
+        }
+        // Where nobody is at the other end of what it has taken for one itself, such as a here-document, nothing comes.
+        let now = || (!pipe::is_last(fd, look.process.pid())).then(|| look.tables.standard_now(fd));
+        return look.tables.standard(fd).or_else(|| now().flatten());
     }
-    let twin = |s: &&Fd| {
-        let same = (s.device, s.inode, access(s.flags)) == (fd.device, fd.inode, access(fd.flags));
-        let terminal = tty && s.rdev == fd.rdev && file_type(s.mode) == libc::S_IFCHR;
-        s.number < 3 && (same || terminal) && !is_own(s, look)
-    };
+    if fd.number < 3 {
+        return Some(fd.number);
+    }
+    let twin = |s: &&Fd| s.number < 3 && s.rdev == fd.rdev && file_type(s.mode) == libc::S_IFCHR;
     let then = look.at_start.iter().position(|s| *s == at_start(fd));
     look.all.iter().find(twin).map(|twin| twin.number).or(then.map(|n| n as u32))
 }
@@ -37,10 +42,12 @@ pub(crate) fn at_start(fd: &Fd) -> [u64; 3] {
     [fd.device, fd.inode, u64::from(fd.flags) & libc::O_ACCMODE as u64]
 }
 
-/// Whether a standard stream is a pipe or a connection that the program made itself and holds both ends of.
+/// Whether it is a pipe or a connection that the program made itself and holds both ends of. What it was given as one
+/// end that is both is not.
 fn is_own(fd: &Fd, look: &Look<'_>) -> bool {
     let both = pipe::has_both_ends(fd, look) || socket::has_both_ends(fd, look);
-    both && !look.at_start.contains(&at_start(fd))
+    let given = || access(fd.flags) == libc::O_RDWR && look.at_start.contains(&at_start(fd));
+    both && !given()
 }
 
 /// [`Descriptor::extra`] of a standard input whose unread bytes are in the image.

@@ -3,7 +3,7 @@
 //!
 //! A description that several processes have is saved with the first of them; its further descriptors name that.
 
-use super::{Loss, socket::Inet};
+use super::{Loss, socket::Inet, standard};
 use crate::error::Result;
 use crate::proc::net::{self, Tcp};
 use crate::proc::unix::{self, Unix};
@@ -100,6 +100,20 @@ impl Tables {
     /// The first process, whose maker started them all.
     pub(crate) fn root(&self) -> Option<i32> {
         self.of.first().map(|table| table.pid)
+    }
+
+    /// Which standard stream of the first process a file was when that began.
+    pub(crate) fn standard(&self, fd: &Fd) -> Option<u32> {
+        let file = standard::at_start(fd);
+        let is = |number: &usize| self.at_start.get(*number) == Some(&file);
+        let number = Some(fd.number as usize).filter(is).or_else(|| (0..3).find(is));
+        number.map(|number| number as u32)
+    }
+
+    /// Which it is now.
+    pub(crate) fn standard_now(&self, fd: &Fd) -> Option<u32> {
+        let same = |f: &&Fd| f.number < 3 && standard::at_start(f) == standard::at_start(fd);
+        self.of.first()?.fds.iter().find(same).map(|f| f.number)
     }
 
     /// What was kept.

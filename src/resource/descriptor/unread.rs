@@ -30,8 +30,11 @@ pub(crate) fn put_first(
     content: impl Fn(u32) -> Result<Vec<u8>>,
     warnings: &mut Vec<String>,
 ) -> Result<()> {
+    // Its further descriptors, here and in other processes, follow the first.
     let unread = |r: &&mut Restored| {
-        kind(&r.record) == DescriptorKind::Stdio && r.record.extra == standard::UNREAD
+        kind(&r.record) == DescriptorKind::Stdio
+            && r.record.extra == standard::UNREAD
+            && matches!(r.origin, Origin::Standard(_))
     };
     for Restored { record, origin } in restored.iter_mut().filter(unread) {
         let bytes = content(record.content)?;

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! What people run: scripts of shells, make, python, perl and R, saved and restarted in the middle for three generations.
+
+mod harness;
+
+use std::ffi::OsStr;
+use std::fs;
+
+use harness::{Bench, Run, Who, until};
+
+/// A job, which stops at its gates 1, 2 and 3: a shell's script finds `gate NUMBER` as a command, others `./gate`. What
+/// it makes of files, its output among them, has to be what it makes without a checkpoint.
+struct Job {
+    words: &'static [&'static str],
+    files: &'static [(&'static str, &'static str)],
+}
+
+const GATE: (&str, &str) = ("gate", ": > at$1; until [ -e go$1 ]; do sleep 0.02; done");
+const GATES: [&str; 3] = ["1", "2", "3"];
+
+/// A bench with the files of a job.
+fn desk(who: Who, job: &Job) -> Bench {
+    let bench = Bench::new(who);
+    for (name, text) in job.files.iter().chain([&GATE]) {
+        bench.file(name, format!("#!/bin/sh\n{text}\n"));
+    }
+    bench
+}
+
+/// Starts a program with its output in a file.
+fn start(bench: &Bench, program: impl AsRef<OsStr>, words: &[&str]) -> Run {
+    if !bench.path("out").exists() {
+        bench.file("out", "");
+    }
+    let out = fs::File::options().append(true).open(bench.path("out"));
+    let mut command = bench.command(program);
+    command.args(words).env("HOME", &bench.dir);
+    Run::start_to(command, out.expect("a file").into())
+}
+
+/// What the job has made, by name, and how it ended.
+fn made(bench: &Bench, job: &Job, run: Run) -> (Option<i32>, Vec<(String, Vec<u8>)>) {
+    let ended = run.finish();
+    assert_eq!(ended.complaints(), "", "{:?}", job.words);
+    let given = |name: &String| job.files.iter().any(|(file, _)| file == name);
+    let names = bench.names("").into_iter();
+    let names = names.filter(|n| !["ckpt", "gate"].contains(&&n[..]) && !n.ends_with(".ckpt"));
+    let read = |name: String| (name.clone(), fs::read(bench.path(name)).unwrap_or_default());
+    (ended.code(), names.filter(|name| !given(name)).map(read).collect())
+}
+
+fn readable(made: &(Option<i32>, Vec<(String, Vec<u8>)>)) -> String {
+    let text = |(name, bytes): &(String, Vec<u8>)| {
+        format!("{name}:\n{}", String::from_utf8_lossy(&bytes[..bytes.len().min(2000)]))
+    };
+    format!("{:?}\n{}", made.0, made.1.iter().map(text).collect::<Vec<_>>().join("\n"))
+}
+
+/// The job is saved, ended and restarted at each of its gates.
+#[track_caller]
+fn goes_on(who: Who, job: &Job) {
+    let plain = desk(who, job);
+    GATES.iter().for_each(|gate| drop(plain.file(&format!("go{gate}"), "")));
+    let run = start(&plain, job.words[0], &job.words[1..]);
+    let expected = made(&plain, job, run);
+    let bench = desk(who, job);
+    let mut run = start(&bench, bench.ckpt(), &[&["-n", "first.ckpt", "--"], job.words].concat());
+    for gate in GATES {
+        until(&format!("gate {gate} of {:?}", job.words), || {
+            assert!(run.lives(), "{}", run.fate());
+            bench.path(format!("at{gate}")).exists().then_some(())
+        });
+        let name = format!("{gate}.ckpt");
+        let saved = bench.must(&["save", "--stop", &run.pid_text(), "-n", &bench.name(&name)]);
+        assert_eq!(saved.complaints(), "", "nothing is lost of {:?}", job.words);
+        run.ends_well();
+        run = start(&bench, bench.path(name), &[]);
+        bench.file(&format!("go{gate}"), "");
+    }
+    let got = made(&bench, job, run);
+    let (got_text, expected_text) = (readable(&got), readable(&expected));
+    assert!(got == expected, "{:?} as {who:?}: {got_text}\ninstead of {expected_text}", job.words);
+}
+
+/// A script for `sh -c` of the shell, as root and without privileges.
+#[track_caller]
+fn script_goes_on(shell: &'static str, script: &'static str) {
+    let words = Box::leak(Box::new([shell, "./job"]));
+    let files = Box::leak(Box::new([("job", script)]));
+    for who in [Who::Me, Who::Nobody] {
+        goes_on(who, &Job { words, files });
+    }
+}
+
+/// Pipes whose writer is gone, pipes with names and without, and descriptors that only descendants have.
+const PIPES: &str = r#"
+    gate() { . ./gate; }
+    { gate 1; cat; echo end; } <<END
+in a document with $(echo a substitution)
+END
+    while read line; do [ "$line" = b ] && gate 2; echo "<$line>"; done <<END
+a
+b
+c
+END
+    mkfifo to from gone
+    { gate 3; n=0; while read line; do n=$((n + line)); done; echo "sum $n"; } < to > from &
+    exec 5<> gone
+    rm gone
+    echo removed >&5
+    seq 1 30000 > to &
+    cat from
+    read line <&5; echo "$line"
+    wait
+    rm to from
+"#;
+
+#[test]
+fn pipes_of_bash() {
+    script_goes_on("/bin/bash", PIPES);
+}
+
+#[test]
+fn pipes_of_dash() {
+    script_goes_on("/bin/dash", PIPES);
+}
