@@ -64,6 +64,23 @@ fn a_program_that_nobody_may_trace() {
     assert_eq!(bench.names("x.ckpt"), [""; 0]);
 }
 
+/// A dumper is executed out of a file that the limit does not allow: there is none, and the program hears of it.
+#[test]
+fn no_room_for_a_dumper() {
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        let script = "ulimit -f 1000; echo ready; read line; echo ok";
+        let mut run = bench.launch(&["-n", "x.ckpt"], "/bin/sh", &["-c", script]);
+        run.expect("ready");
+        run.signal(SIGTSTP);
+        run.complaint("no checkpoint: the dumper could not be started: File too large");
+        run.say("");
+        run.expect("ok");
+        run.ends_well();
+        assert_eq!(bench.names("x.ckpt"), [""; 0]);
+    }
+}
+
 #[test]
 fn no_permission() {
     let bench = Bench::new(Who::Nobody);

@@ -140,8 +140,8 @@ extern "C" fn become_dumper(start: u64) -> ! {
     sys::futex_wake(named.as_ptr());
     sys::setsid();
     let error = execute(page, memfd(page));
-    page.spawn_error().store(error, Ordering::Release);
     execute(page, temporary(page));
+    page.spawn_error().store(error, Ordering::Release);
     let _ = turns::change(page, Event::End(own));
     sys::exit(0)
 }

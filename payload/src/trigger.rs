@@ -160,24 +160,24 @@ fn fail(page: Page) {
 ///
 /// In a restarted process the turn is nobody's, wherever the freeze met us.
 fn await_dumper(page: Page) {
-    let why = page.spawn_error().load(Ordering::Acquire);
     let own = turns::now(page);
-    if own.phase == Phase::Idle && why != 0 {
-        say(b"ckpt: no checkpoint: the dumper could not be started: ");
-        say(reason(why));
-        say(b"; the program goes on\n");
-        return;
-    }
     loop {
         let turn = turns::now(page);
         if turn.phase != Phase::Holding || turn.task.pid != own.task.pid {
-            return;
+            break;
         }
         turns::sleep(page, turn, PATIENCE);
         if turns::now(page) == turn && turns::change(page, Event::Lost).is_ok() {
             say(b"ckpt: no checkpoint: the dumper was killed, or may not trace this program, as only root may one \
                   that is not dumpable (prctl(2)); the program goes on\n");
         }
+    }
+    // Written before the turn was given back.
+    let why = page.spawn_error().load(Ordering::Acquire);
+    if why != 0 {
+        say(b"ckpt: no checkpoint: the dumper could not be started: ");
+        say(reason(why));
+        say(b"; the program goes on\n");
     }
 }
 
