@@ -34,6 +34,28 @@ fn a_thread_in_a_sandbox_is_refused() {
     }
 }
 
+/// The signal's handler makes no system call there, and the program is told why nothing comes of it.
+#[test]
+fn a_program_that_locks_itself_in_ignores_the_signal() {
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        let options = ["-n", &bench.name("x.ckpt")];
+        let mut run = bench.launch(&options, bench.subject("unseen", Build::Pie), &["locked"]);
+        run.expect("ready");
+        let pid = run.pid_text();
+        let why = format!(
+            "ckpt: no checkpoints by the signal: process {pid} has installed seccomp filters"
+        );
+        run.complaint(&why);
+        for _ in 0..5 {
+            run.signal(nix::sys::signal::Signal::SIGTSTP);
+            run.check();
+        }
+        assert!(bench.names("x.ckpt").is_empty());
+        run.go();
+    }
+}
+
 #[test]
 fn segments_of_its_own_are_refused() {
     refused(Who::Nobody, "segments", "process PID cannot be saved: it has memory segments");

@@ -13,6 +13,7 @@ use crate::control::Page;
 use crate::{assist, callbacks, files, spawn, sys, turns};
 use ckpt_abi::api::{Answer, Api, Request, Visit, When};
 use ckpt_abi::errno;
+use ckpt_abi::region::Control;
 use ckpt_abi::turn::{By, Denied, Event, Phase, Task};
 use core::mem::offset_of;
 use core::sync::atomic::Ordering;
@@ -30,6 +31,10 @@ const PAUSE: u64 = 2;
 #[unsafe(no_mangle)]
 extern "C" fn ckpt_handler(_signal: i32, _siginfo: u64, _ucontext: u64) {
     let page = Page::own();
+    // A filter may kill for any call but those that the program makes itself, which rt_sigreturn(2) is likely one of.
+    if page.control_long(offset_of!(Control, locked_in)) != 0 {
+        return;
+    }
     // Where somebody else answers our system calls there is nothing to be done for the program. A signal to a child that
     // shares our memory is mostly one to the whole group, and comes to its parent as well.
     if !sys::readable(page.address()) || !turns::is_owner(page) {

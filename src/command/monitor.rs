@@ -26,6 +26,7 @@ use crate::inject::enter;
 use crate::inject::{monitor, monitors, region::Region};
 use crate::proc::{self, Process, pidfd::Pidfd};
 use crate::ptrace::memory::Memory;
+use crate::ptrace::sandbox;
 use crate::resource::signals;
 use crate::settings::{self, Settings, Values};
 use ckpt_abi::region::{Config, Control};
@@ -37,6 +38,7 @@ use nix::sys::signal::SigSet;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use std::collections::HashSet;
 use std::io::{Read, Write};
+use std::mem::offset_of;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -195,6 +197,7 @@ impl Monitor {
         self.generation = control.generation;
         self.standard = Some(control.standard);
         self.follower.note_stderr(self.pid);
+        self.look_for_sandbox(&control);
         if monitor::sees_the_end(&control.config) {
             self.look_at_signal(&control);
         }
@@ -259,6 +262,20 @@ impl Monitor {
             let handler =
                 if status.ignored >> bit & 1 == 1 { libc::SIG_IGN } else { libc::SIG_DFL };
             self.say(&signals::verdict(self.pid, signal, handler as u64, false));
+        }
+    }
+
+    /// Keeps the handler of the checkpoint signal from making system calls that could kill the program.
+    fn look_for_sandbox(&mut self, control: &Control) {
+        let Some((memory, base)) = &self.seen else { return };
+        if control.config.asyncsig == 0 || control.locked_in != 0 {
+            return;
+        }
+        let process = Process::open(self.pid).ok();
+        let Some(why) = process.as_ref().and_then(sandbox::obstacle) else { return };
+        let at = base + offset_of!(Control, locked_in) as u64;
+        if memory.put(at, &1u64).is_ok() {
+            self.say(&format!("no checkpoints by the signal: {why}"));
         }
     }
 

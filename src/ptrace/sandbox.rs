@@ -21,6 +21,18 @@ pub(crate) fn refuse(process: &Process) -> Result<()> {
     Ok(())
 }
 
+/// What keeps remote calls and the handler of the checkpoint signal from a process: a sentence; None: nothing. Of a process
+/// with many threads only the main one is looked at, which takes signals first.
+pub(crate) fn obstacle(process: &Process) -> Option<String> {
+    const FEW: u32 = 16;
+    let (main, own) = (process.status(process.pid()).ok()?, own().ok()?);
+    let looked = match main.threads {
+        0..=FEW => refuse(process),
+        _ => refuse_thread(process, process.pid(), &main, own),
+    };
+    looked.err().filter(|e| e.kind() == Kind::Obstacles).map(|e| e.to_string())
+}
+
 /// How many filters we obey ourselves. Those of a container are the program's and ours, and allow what ckpt needs or
 /// would not let us begin.
 pub(super) fn own() -> Result<u32> {

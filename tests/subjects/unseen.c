@@ -3,6 +3,7 @@
 //   kept      what a restart gives back: huge pages, KSM, mappings to come that are locked, who is told of a pipe
 //   lost      what it does not: namespaces, the root directory, capabilities of a thread, notices of a directory
 //   filter    one thread has a seccomp filter that kills for most system calls
+//   locked    the only thread has a filter that kills for all but what it needs
 //   strict    one thread is in strict mode
 //   segments  modify_ldt(2)
 //   shown     a memfd with holes, mapped privately: pages that were not written show what is written to it
@@ -62,6 +63,20 @@ static void *alone(void *unused) {
   for (set = 1;; turns++)
     if (is("filter")) syscall(SYS_sched_yield);
   return unused;
+}
+
+static void lock(void) {
+#define ALLOW(call) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, call, 0, 1), BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)
+  struct sock_filter rules[] = {
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 0),
+      ALLOW(SYS_read),
+      ALLOW(SYS_write),
+      ALLOW(SYS_exit_group),
+      ALLOW(SYS_rt_sigreturn),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+  };
+  struct sock_fprog filter = {sizeof rules / sizeof *rules, rules};
+  CHECK(!prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) && !prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter), "%m");
 }
 
 static void keep(void) {
@@ -138,6 +153,7 @@ static void check(void) {
     CHECK(syscall(SYS_modify_ldt, 0, table, sizeof table) > 0, "%m");
     return;
   }
+  if (is("locked")) return;
   for (unsigned long before = turns; turns == before;) sched_yield();
 }
 
@@ -148,6 +164,7 @@ int main(int argc, char **argv) {
   if (is("kept")) keep();
   if (is("lost")) lose();
   if (is("shown")) show();
+  if (is("locked")) lock();
   if (is("segments")) {
     struct user_desc segment = {.entry_number = 3, .limit = 4095, .seg_32bit = 1, .useable = 1};
     CHECK(!syscall(SYS_modify_ldt, 1, &segment, sizeof segment), "%m");

@@ -221,8 +221,10 @@ record! {
         standard: [[u64; 3]; 3],
         /// Why the last dumper could not be started: a negative error number, or 0.
         spawn_error: i64,
+        /// 1: the program has locked itself in (seccomp(2)), so the handler makes no system call. The monitor writes it.
+        locked_in: u64,
         /// Room to grow.
-        reserved: [u64; 7],
+        reserved: [u64; 6],
         /// The parameters.
         config: Config,
     }
