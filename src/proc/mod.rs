@@ -21,6 +21,7 @@ pub(crate) mod pidfd;
 pub(crate) mod process;
 pub mod room;
 mod scan;
+mod shown;
 pub(crate) mod sparse;
 pub(crate) mod stat;
 pub(crate) mod status;
@@ -40,6 +41,7 @@ pub use process::{
     auxv, cmdline, comm, cwd, exe, fds, has_ended, inner_pid, limits, namespace, personality,
     posix_timers, root, sched, stat, status, syscall, tasks, timer_slack, wchan_state,
 };
+pub(crate) use shown::shown;
 
 use std::ffi::OsString;
 use std::fs;

@@ -2,7 +2,7 @@
 //! The files behind mappings: whether a path still leads to them, and whether they keep still.
 
 use crate::error::{Error, Kind, Result};
-use crate::proc::maps::Vma;
+use crate::proc::{self, maps::Vma};
 use nix::fcntl::OFlag;
 use nix::libc;
 use std::collections::{HashMap, HashSet};
@@ -66,13 +66,22 @@ pub(crate) struct Files {
     code: HashSet<(u64, u64)>,
     known: HashMap<(u64, u64), Option<Rc<Mapped>>>,
     trusted: Vec<Rc<Mapped>>,
+    /// Pairs of devices, as stat(2) and as /proc/PID/maps tell them, and whether both are one file system.
+    devices: HashMap<(u64, u64), bool>,
 }
 
 impl Files {
     /// For a process that stands still, with these mappings.
     pub(crate) fn of(pid: i32, vmas: &[Vma]) -> Self {
         let code = vmas.iter().filter(|vma| vma.exec).map(|vma| (vma.device, vma.inode)).collect();
-        Self { pid, now: SystemTime::now(), code, known: HashMap::new(), trusted: Vec::new() }
+        Self {
+            pid,
+            now: SystemTime::now(),
+            code,
+            known: HashMap::new(),
+            trusted: Vec::new(),
+            devices: HashMap::new(),
+        }
     }
 
     /// The file of a mapping; None where no path leads to it.
@@ -117,7 +126,7 @@ impl Files {
         }
     }
 
-    fn find(&self, vma: &Vma) -> Option<Mapped> {
+    fn find(&mut self, vma: &Vma) -> Option<Mapped> {
         let told = Path::new(&vma.name);
         let inner = told.strip_prefix("/").ok()?;
         if !vma.deleted {
@@ -136,14 +145,14 @@ impl Files {
         same.find_map(|path| self.look(&path, &path, vma).filter(|found| found.id.0 == vma.device))
     }
 
-    fn look(&self, place: &Path, path: &Path, vma: &Vma) -> Option<Mapped> {
+    fn look(&mut self, place: &Path, path: &Path, vma: &Vma) -> Option<Mapped> {
         let code = self.code.contains(&(vma.device, vma.inode));
         let flags = (OFlag::O_PATH | OFlag::O_NOFOLLOW).bits();
         let opened = || File::options().read(true).custom_flags(flags).open(place).ok();
         // There may be more files than descriptors.
         let file = if code { None } else { opened() };
         let meta = file.as_ref().map_or_else(|| std::fs::symlink_metadata(place), File::metadata);
-        let meta = meta.ok().filter(|meta| is_same(meta, vma))?;
+        let meta = meta.ok().filter(|meta| self.is_same(place, meta, vma))?;
         let (size, mtime, ctime) = times(&meta);
         let latest = u64::try_from(mtime.max(ctime)).unwrap_or(0);
         let changed = SystemTime::UNIX_EPOCH + Duration::from_nanos(latest);
@@ -161,6 +170,30 @@ impl Files {
             found: place.into(),
         })
     }
+
+    /// Whether a file is the mapped one. On btrfs and overlayfs stat(2) tells another device than /proc/PID/maps. Those
+    /// have no major number, as tmpfs has none, where numbers of inodes repeat: which two devices are the same is seen of
+    /// the file when it is mapped here.
+    fn is_same(&mut self, place: &Path, meta: &Metadata, vma: &Vma) -> bool {
+        let (device, nameless) = (meta.dev(), |device| libc::major(device) == 0);
+        if meta.ino() != vma.inode || !meta.is_file() {
+            return false;
+        }
+        if device == vma.device {
+            return true;
+        }
+        let shown = || {
+            let flags = (OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW).bits();
+            let file = File::options().read(true).custom_flags(flags).open(place).ok()?;
+            proc::shown(&file)
+        };
+        // What we may not read is taken for the file that its path and its number say it is.
+        (nameless(device) || nameless(vma.device))
+            && *self
+                .devices
+                .entry((device, vma.device))
+                .or_insert_with(|| shown().is_none_or(|shown| shown == (vma.device, vma.inode)))
+    }
 }
 
 fn times(meta: &Metadata) -> (u64, i64, i64) {
@@ -168,16 +201,34 @@ fn times(meta: &Metadata) -> (u64, i64, i64) {
     (meta.len(), time(meta.mtime(), meta.mtime_nsec()), time(meta.ctime(), meta.ctime_nsec()))
 }
 
-/// On btrfs and overlayfs stat(2) tells another device than /proc/PID/maps; those have no major number.
-fn is_same(meta: &Metadata, vma: &Vma) -> bool {
-    let nameless = |device| libc::major(device) == 0;
-    let device = meta.dev() == vma.device || nameless(meta.dev()) || nameless(vma.device);
-    meta.ino() == vma.inode && device && meta.is_file()
-}
-
 fn is_elf(path: &Path) -> bool {
     let mut magic = [0; 4];
     let flags = OFlag::O_NONBLOCK.bits();
     let file = File::options().read(true).custom_flags(flags).open(path);
     file.and_then(|mut f| f.read_exact(&mut magic)).is_ok() && magic == *b"\x7fELF"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two file systems in memory have files of one number, and no device that tells them apart by its major number.
+    #[test]
+    fn a_file_of_another_file_system_is_not_the_mapped_one() {
+        let path = PathBuf::from(format!("/dev/shm/ckpt-test-mapped-{}", std::process::id()));
+        std::fs::write(&path, b"content").expect("a file");
+        let file = File::open(&path).expect("the file");
+        let meta = file.metadata().expect("its numbers");
+        let shown = proc::shown(&file).expect("a mapping");
+        assert_eq!(shown, (meta.dev(), meta.ino()));
+        let own = std::process::id().cast_signed();
+        let mut vma = proc::maps::read(own).expect("maps").swap_remove(0);
+        (vma.name, vma.device, vma.inode) = (path.clone().into(), shown.0, shown.1);
+        let found = |vma: &Vma| Files::of(own, &[]).get(vma).is_some();
+        assert!(found(&vma));
+        vma.device ^= 1;
+        let other = found(&vma);
+        std::fs::remove_file(&path).expect("removed");
+        assert!(!other);
+    }
 }
