@@ -12,6 +12,7 @@ use crate::image::zeros::nonzero;
 use crate::proc::{Process, pagemap::Pagemap};
 use crate::ptrace::memory::Memory;
 use crate::resource::memory::{self, Area, Pages};
+use crate::resource::runtime::clocks;
 use crate::resource::runtime::glibc::Search;
 use crate::resource::{Common, Gathered, cpu, losses};
 use ckpt_abi::image::{CHUNK_MAX, Guard, GuardKind, Loss, Machine, SectionKind};
@@ -31,6 +32,7 @@ struct From<'a> {
     memory: &'a Memory,
     /// The locks that may be held.
     locks: Search,
+    clocks: clocks::Search,
 }
 
 impl<'a> Writing<'a> {
@@ -92,7 +94,13 @@ impl<'a> Writing<'a> {
         gathered: &mut Gathered,
     ) -> Result<()> {
         let pagemap = Pagemap::of(process)?;
-        let from = From { memory, locks: Search::new(&gathered.threads) };
+        let from = From {
+            memory,
+            locks: Search::new(&gathered.threads),
+            clocks: clocks::Search::new(&gathered.threads),
+        };
+        // Several processes restart with their ids.
+        gathered.clock_ids &= self.common.tables.of.len() < 2;
         for area in areas {
             let ranges = match area.pages {
                 _ if area.known.is_some() => area.known.clone().unwrap_or_default(),
@@ -152,6 +160,10 @@ impl<'a> Writing<'a> {
         let first = owners.len();
         if area.writable {
             from.locks.look(from.memory, addr, bytes, owners);
+            if gathered.clock_ids && from.clocks.is_in(bytes) {
+                gathered.clock_ids = false;
+                gathered.losses.push(clocks::LOSS.into());
+            }
         }
         if area.streamed {
             return Ok(());

@@ -125,6 +125,8 @@ pub(crate) struct Gathered {
     /// The program's clocks at the moment that the image shows: all that is left of its waits and timers was read before,
     /// so none of them ends early.
     pub clocks: Clocks,
+    /// Whether the program may keep ids of CPU clocks that a restart makes wrong.
+    pub clock_ids: bool,
     /// Interval and POSIX timers.
     pub timers: Vec<rec::Timer>,
     /// The process as a whole, but for its generation, which is the checkpoint's.

@@ -2,6 +2,7 @@
 //! Interval timers and POSIX timers, with the time that they had left.
 
 use super::plan::{Arena, Orders, Step};
+use super::runtime::clocks::{KIND, OF_THREAD, SCHED, id_of};
 use super::{Gathered, Target};
 use crate::error::{Error, Result};
 use crate::proc;
@@ -134,16 +135,8 @@ pub(crate) fn restore(
     Ok(())
 }
 
-/// The id of a CPU clock: its kind in the lowest bits, the complement of an id above (include/linux/posix-timers.h).
-const KIND: i32 = 7;
-const OF_THREAD: i32 = 4;
+/// The kind of a clock that a descriptor of a device stands for (CLOCKFD).
 const DESCRIPTOR: i32 = 3;
-/// CPUCLOCK_SCHED, of which CLOCK_PROCESS_CPUTIME_ID and CLOCK_THREAD_CPUTIME_ID are short forms.
-const SCHED: i32 = 2;
-
-fn cpu_clock(id: i32, kind: i32) -> i32 {
-    !id << 3 | kind
-}
 
 /// The clock of a timer, a thread's CPU clock with that thread's id. Clocks of others are lost.
 fn clock(timer: &proc::timers::PosixTimer, target: &Target<'_>, gathered: &mut Gathered) -> i32 {
@@ -163,7 +156,7 @@ fn clock(timer: &proc::timers::PosixTimer, target: &Target<'_>, gathered: &mut G
         if id != 0 && id != target.frozen.pid {
             gathered.losses.push(lost("the CPU time of another process; it counts its own"));
         }
-        return cpu_clock(0, kind);
+        return id_of(0, kind);
     }
     if id == 0 && !others.is_empty() && timer.notify & libc::SIGEV_THREAD_ID == 0 {
         gathered.losses.push(lost("the CPU time of the thread that made it, which is not known; it counts that of the main thread"));
@@ -177,9 +170,9 @@ fn clock(timer: &proc::timers::PosixTimer, target: &Target<'_>, gathered: &mut G
         gathered.losses.push(lost(
             "the CPU time of a thread that has ended; it counts that of the main thread",
         ));
-        return cpu_clock(target.frozen.pid, kind);
+        return id_of(target.frozen.pid, kind);
     }
-    cpu_clock(owner, kind)
+    id_of(owner, kind)
 }
 
 fn make(

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! State that an image cannot hold and a restart cannot give: it is named, so that nobody takes it for saved.
 
+use super::runtime::clocks;
 use super::runtime::loaded::Loaded;
 use super::{Gathered, Target};
 use crate::proc::status::Status;
@@ -18,6 +19,7 @@ pub(crate) fn name(target: &Target<'_>, gathered: &mut Gathered) {
                 .into(),
         );
     }
+    gathered.clock_ids = clocks::may_be_kept(target);
     if counts_cpu_time(target) {
         gathered.losses.push(
             "the CPU time that it has used, which it may look at: clock(3), times(2) and getrusage(2) begin at 0 again"
@@ -76,17 +78,25 @@ fn undoes(pid: i32) -> bool {
     sets.into_iter().any(|(set, count)| (0..count).any(|i| raw::last_user(set, i) == Ok(pid)))
 }
 
-/// Whether a program that has used half a second or more imports a function that tells how much. Libraries are asked
-/// only where the executable is nothing but their front: others import such functions for all who use them.
+/// Whether a program that has used some imports a function that tells how much: a tenth of a second, an interpreter half
+/// of one. Libraries are asked only where the executable is nothing but their front: others import such functions for all
+/// who use them.
 fn counts_cpu_time(target: &Target<'_>) -> bool {
-    const HALF_A_SECOND: u64 = 50;
+    const TENTH: u64 = 10;
+    const HALF: u64 = 50;
     const FUNCTIONS: [&str; 5] =
         ["clock", "times", "getrusage", "clock_getcpuclockid", "pthread_getcpuclockid"];
     const INTERPRETERS: [&str; 4] = ["libpython", "libperl", "liblua", "libruby"];
-    let used = target.process().cpu_time().is_some_and(|ticks| ticks >= HALF_A_SECOND);
-    let speaks = |it: &&Loaded| {
-        it.path.is_empty() || INTERPRETERS.iter().any(|name| it.file_name().starts_with(name))
+    // Of those that are an executable.
+    const ENTRIES: [&str; 4] = ["Py_BytesMain", "perl_run", "lua_newstate", "ruby_run_node"];
+    let used = target.process().cpu_time().unwrap_or(0);
+    let interprets = |it: &Loaded| match it.path.is_empty() {
+        true => it.names(target.memory, &ENTRIES),
+        false => INTERPRETERS.iter().any(|name| it.file_name().starts_with(name)),
     };
-    let mut speakers = target.loaded.iter().filter(speaks);
-    used && speakers.any(|it| it.names(target.memory, &FUNCTIONS))
+    let speaks = |it: &Loaded| it.path.is_empty() || interprets(it);
+    let mut speakers = target.loaded.iter().filter(|it| speaks(it));
+    used >= TENTH
+        && speakers
+            .any(|it| it.names(target.memory, &FUNCTIONS) && (used >= HALF || !interprets(it)))
 }

@@ -8,6 +8,7 @@
 //! its stack. A word is only rewritten if it held the id and stands where the runtime puts it: ids are
 //! small numbers, in a container a dozen, and others must stay what they are.
 
+pub(crate) mod clocks;
 pub(crate) mod glibc;
 mod go;
 pub(crate) mod holding;
