@@ -80,6 +80,8 @@ points! {
         Claimed = "claimed",
         /// The file or the connection for the image is open.
         Opened = "opened",
+        /// What is in the pseudo-terminals is read and put back, by another process.
+        Peeking = "peeking",
         /// All records are gathered, the last remote call was made.
         Gathered = "gathered",
         /// What a snapshot does not hold is written.

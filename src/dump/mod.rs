@@ -312,7 +312,7 @@ fn proceed(
     }
     memory::carried::carry(still.iter_mut().map(|s| (&mut s.gathered, &mut s.areas)), &mut common);
     reach(Point::Gathered);
-    common.members = phase4_refuse::refuse(&mut still, &dead)?;
+    common.members = phase4_refuse::refuse(&mut still, &dead, common.tables.ptys())?;
     let connections = if stop { socket::connections(&common.tables) } else { Vec::new() };
     common.losses.extend(left_out);
     let all: Vec<_> = still.iter().map(|process| &process.gathered).collect();

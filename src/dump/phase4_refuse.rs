@@ -8,6 +8,7 @@ use crate::error::{Error, Kind, Result};
 use crate::proc::tree::{self, Kin};
 use crate::proc::{self, Process};
 use crate::ptrace::forest::Forest;
+use crate::resource::descriptor::pty::Ptys;
 use crate::resource::kinship::{self, Found};
 use crate::resource::{losses, signals};
 use ckpt_abi::image::{Member, process_flag};
@@ -86,7 +87,11 @@ fn will_meet(processes: &mut [Still<'_>], own: &Kin) -> bool {
 
 /// Fails when something stands in the way of a checkpoint: all of it, of all processes. How they are related, if there
 /// are several.
-pub(crate) fn refuse(processes: &mut [Still<'_>], dead: &[Kin]) -> Result<Vec<Member>> {
+pub(crate) fn refuse(
+    processes: &mut [Still<'_>],
+    dead: &[Kin],
+    ptys: &Ptys,
+) -> Result<Vec<Member>> {
     let mut dead = dead.to_vec();
     dead.retain(|kin| kin.pid != std::process::id().cast_signed() || will_meet(processes, kin));
     let dead = &dead;
@@ -112,7 +117,7 @@ pub(crate) fn refuse(processes: &mut [Still<'_>], dead: &[Kin]) -> Result<Vec<Me
     }
     let members = match alone {
         true => Vec::new(),
-        false => kinship::save(&found, dead).unwrap_or_else(|obstacles| {
+        false => kinship::save(&found, dead, ptys).unwrap_or_else(|obstacles| {
             refusals.extend(obstacles);
             Vec::new()
         }),

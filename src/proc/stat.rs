@@ -27,6 +27,8 @@ pub struct Stat {
     pub session: i32,
     /// The device number of the controlling terminal in the old 32-bit encoding; 0 without one.
     pub tty_nr: i32,
+    /// The foreground process group of that; -1 without one.
+    pub tpgid: i32,
     /// When the thread started, after boot.
     pub starttime: u64,
     /// The nice value, -20 to 19.
@@ -156,6 +158,7 @@ fn parse(line: &[u8]) -> Result<Stat> {
         pgrp: fields.number(5)?,
         session: fields.number(6)?,
         tty_nr: fields.number(7)?,
+        tpgid: fields.number(8)?,
         nice: fields.number(19)?,
         num_threads: fields.number(20)?,
         starttime: fields.number(22)?,
@@ -220,6 +223,7 @@ mod tests {
                 pgrp: 5762,
                 session: 4525,
                 tty_nr: 34816,
+                tpgid: -1,
                 starttime: 126_322,
                 nice: -5,
                 num_threads: 3,

@@ -13,6 +13,7 @@ use ckpt_abi::image::{EpollEntry, SectionKind, Text, Vma, VmaKind, vma_flag};
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -133,6 +134,14 @@ pub(crate) fn open(
 }
 
 impl Files {
+    /// A slave of the pseudo-terminal that had this number, if it was made.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub(crate) fn terminal(&self, number: u32) -> Result<Option<OwnedFd>> {
+        descriptor::pty::slave_of(&self.descriptors, number)
+    }
+
     /// What a process has of it; called in that process, in whose directory it is from now on.
     ///
     /// # Errors

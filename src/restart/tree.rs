@@ -25,7 +25,9 @@ use crate::inject::monitor::Monitor;
 use crate::proc;
 use crate::resource::kinship::{self, plan::plan};
 use ckpt_abi::image::{Member, NOBODY, SectionKind, member_flag, process_flag};
+use std::collections::HashMap;
 use std::convert::Infallible;
+use std::os::fd::OwnedFd;
 use zerocopy::FromZeros;
 
 /// The processes of an image.
@@ -155,17 +157,19 @@ impl Tree {
         reach(Point::Apart);
         let exit_signals: Vec<_> =
             self.members.iter().map(|m| m.exit_signal.cast_signed()).collect();
+        let terminals = self.terminals(&files)?;
         let processes = Processes {
             members: &members,
             lives: &lives,
             exit_signals: &exit_signals,
             rendezvous,
             restarter: if place == Place::Here { std::process::id().cast_signed() } else { 0 },
+            terminals: &terminals,
             apart: (place != Place::Here).then(|| ids.last().copied().unwrap_or(0)),
         };
         match processes.make() {
             Ok(Role::Restarter(root)) => {
-                drop((files, all));
+                drop((files, all, terminals));
                 pooled.iter().for_each(Pooled::give_up);
                 if place == Place::Here {
                     witness.guard(root);
@@ -187,6 +191,17 @@ impl Tree {
             }
             Err(error) => give_up(rendezvous, program_name, &error),
         }
+    }
+
+    /// The controlling terminals of its sessions, with their foreground groups, by the member that leads one.
+    fn terminals(&self, files: &Files) -> Result<HashMap<usize, (OwnedFd, i32)>> {
+        let mut all = HashMap::new();
+        for (index, member) in self.members.iter().enumerate() {
+            let Some(number) = member.terminal.checked_sub(1) else { continue };
+            let group = member.foreground.cast_signed();
+            all.extend(files.terminal(number)?.map(|slave| (index, (slave, group))));
+        }
+        Ok(all)
     }
 
     /// All ids that the tree has.

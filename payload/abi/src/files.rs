@@ -192,6 +192,73 @@ pub mod socket_flag {
     pub const WAITS: u32 = 16;
 }
 
+record! {
+    /// struct termios2 of the kernel (ioctl_tty(2)).
+    Termios, 44, {
+        /// c_iflag.
+        input: u32,
+        /// c_oflag.
+        output: u32,
+        /// c_cflag.
+        control: u32,
+        /// c_lflag.
+        local: u32,
+        /// c_line.
+        line: u8,
+        /// c_cc.
+        chars: [u8; 19],
+        /// c_ispeed and c_ospeed.
+        speeds: [u32; 2],
+    }
+}
+
+record! {
+    /// A pseudo-terminal (pty(7)). In its section come, each behind its length in four bytes: this, what was typed and
+    /// waits in the line discipline, what was typed behind it, and what was shown and the master has not read.
+    Terminal, 96, {
+        /// The number N of /dev/pts/N.
+        number: u32,
+        /// Bits of [`terminal_flag`].
+        flags: u32,
+        /// Rows, columns and pixels (struct winsize).
+        window: [u16; 4],
+        /// Its settings.
+        termios: Termios,
+        /// How many bytes of whole lines were typed, ends of file not counted (FIONREAD in canonical mode).
+        lines: u32,
+        /// Room to grow.
+        reserved: [u64; 4],
+    }
+}
+
+/// Bits of [`Terminal::flags`].
+pub mod terminal_flag {
+    /// Packet mode of the master (TIOCPKT).
+    pub const PACKETS: u32 = 1;
+    /// No slave can be opened (TIOCSPTLCK).
+    pub const LOCKED: u32 = 2;
+    /// TIOCEXCL of the master.
+    pub const EXCLUSIVE_MASTER: u32 = 4;
+    /// TIOCEXCL of the slave.
+    pub const EXCLUSIVE_SLAVE: u32 = 8;
+    /// What is written to it waits (^S, tcflow(3)).
+    pub const STOPPED: u32 = 16;
+    /// The slave was open, and is no more.
+    pub const CLOSED: u32 = 32;
+    /// The slave was never opened.
+    pub const UNOPENED: u32 = 64;
+}
+
+/// What [`Descriptor::extra`] says of a [`DescriptorKind::Pty`].
+pub mod pty_end {
+    /// The end that programs like script(1) have.
+    pub const MASTER: u32 = 1;
+    /// The end that is a terminal.
+    pub const SLAVE: u32 = 2;
+    /// A terminal whose master is gone.
+    pub const HUNG_UP: u32 = 3;
+}
+
 codes! {
     /// What a descriptor is.
     DescriptorKind: u32 {
@@ -231,5 +298,8 @@ codes! {
         Queue = 16,
         /// A unix socket: `content` is the section with a [`Socket`] and what belongs to it; the path is that of its file.
         Socket = 17,
+        /// One end of a pseudo-terminal both of whose ends are in the checkpoint: `value` is its number, `extra` one of
+        /// [`pty_end`], `content` the section with the [`Terminal`].
+        Pty = 18,
     }
 }

@@ -27,8 +27,13 @@ record! {
         process: u32,
         /// Its name (comm), NUL-padded.
         name: [u8; 16],
+        /// Of a session's leader, one more than the number of its controlling terminal, if that is a pseudo-terminal of
+        /// the checkpoint; 0: it has none of these.
+        terminal: u32,
+        /// The foreground process group of that.
+        foreground: u32,
         /// Room to grow.
-        reserved: [u64; 4],
+        reserved: [u64; 3],
     }
 }
 

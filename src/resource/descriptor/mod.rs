@@ -27,6 +27,7 @@ pub(crate) mod ownership;
 pub(crate) mod pipe;
 pub(crate) mod pollable;
 pub(crate) mod proc_file;
+pub(crate) mod pty;
 pub(crate) mod queue;
 pub(crate) mod regular;
 pub(crate) mod shared;
@@ -61,7 +62,7 @@ pub(crate) struct Kind {
 }
 
 /// The kinds in the order in which they are asked: the last takes everything.
-const ORDER: [DescriptorKind; 17] = {
+const ORDER: [DescriptorKind; 18] = {
     use DescriptorKind as K;
     [
         K::Event,
@@ -75,6 +76,7 @@ const ORDER: [DescriptorKind; 17] = {
         K::Path,
         K::Deleted,
         K::Directory,
+        K::Pty,
         K::Stdio,
         K::Terminal,
         K::Device,
@@ -104,6 +106,7 @@ pub(crate) fn of(kind: DescriptorKind) -> &'static Kind {
         DescriptorKind::Namespace => &namespace::KIND,
         DescriptorKind::Queue => &queue::KIND,
         DescriptorKind::Socket => &socket::KIND,
+        DescriptorKind::Pty => &pty::KIND,
     }
 }
 
@@ -177,7 +180,8 @@ pub(crate) fn needs_path(record: &Descriptor) -> bool {
         | DescriptorKind::Proc
         | DescriptorKind::Namespace
         | DescriptorKind::Queue
-        | DescriptorKind::Socket => false,
+        | DescriptorKind::Socket
+        | DescriptorKind::Pty => false,
     }
 }
 
@@ -231,7 +235,8 @@ pub(crate) fn save(
                 record
             }
         };
-        let cloexec = u32::from(fd.cloexec);
+        let closes = fd.cloexec && common.tables.ptys().closes_on_exec(pid, fd.number);
+        let cloexec = u32::from(closes);
         gathered.descriptors.push(Descriptor { fd: fd.number, cloexec, ..record });
     }
     tell(losses, gathered);

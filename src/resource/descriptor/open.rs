@@ -7,7 +7,7 @@
 #![allow(unsafe_code)]
 
 use super::objects::Objects;
-use super::{Kind, Place, kind, numbers, of, pipe, regular, socket};
+use super::{Kind, Place, kind, numbers, of, pipe, pty, regular, socket};
 use crate::error::{Because, Error, Result};
 use ckpt_abi::image::{Descriptor, DescriptorKind, Text};
 use nix::errno::Errno;
@@ -86,6 +86,8 @@ pub(crate) struct Opening<'a> {
     pub objects: &'a mut Objects,
     /// Pipes that were made so far.
     pub pipes: pipe::Made,
+    /// And pseudo-terminals.
+    pub(crate) ptys: pty::Made,
     /// The descriptors of all processes of the image.
     pub all: &'a [&'a [Descriptor]],
     /// The sockets of all of them, which are made together.
@@ -130,6 +132,7 @@ pub(crate) fn open_all(
         objects,
         warnings: warned,
         pipes,
+        ptys: pty::Made::new(),
         all: processes,
         sockets: None,
     };
@@ -165,6 +168,7 @@ pub(crate) fn open_all(
         }
         all.push(restored);
     }
+    pty::finish(&opening.ptys);
     warnings.append(&mut opening.warnings);
     if failures.is_empty() { Ok(all) } else { Err(Error::new(failures.join("; "))) }
 }

@@ -2,7 +2,7 @@
 //! Standard streams, and what else is one of them: what the restarter has there takes their place.
 
 use super::{
-    Content, Kind, Look, Opening, Origin, Saving, access, file_type, pipe, socket, terminal,
+    Content, Kind, Look, Opening, Origin, Saving, access, file_type, pipe, pty, socket, terminal,
 };
 use crate::error::{Because, Result};
 use crate::proc::fds::Fd;
@@ -42,10 +42,12 @@ pub(crate) fn at_start(fd: &Fd) -> [u64; 3] {
     [fd.device, fd.inode, u64::from(fd.flags) & libc::O_ACCMODE as u64]
 }
 
-/// Whether it is a pipe or a connection that the program made itself and holds both ends of. What it was given as one
+/// Whether it is a pipe, a connection or a terminal that the program made itself and holds both ends of. What it was given as one
 /// end that is both is not.
 fn is_own(fd: &Fd, look: &Look<'_>) -> bool {
-    let both = pipe::has_both_ends(fd, look) || socket::has_both_ends(fd, look);
+    let both = pipe::has_both_ends(fd, look)
+        || socket::has_both_ends(fd, look)
+        || pty::has_both_ends(fd, look);
     let given = || access(fd.flags) == libc::O_RDWR && look.at_start.contains(&at_start(fd));
     both && !given()
 }

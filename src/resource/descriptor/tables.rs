@@ -3,6 +3,7 @@
 //!
 //! A description that several processes have is saved with the first of them; its further descriptors name that.
 
+use super::pty::Ptys;
 use super::{Loss, socket::Inet, standard};
 use crate::error::Result;
 use crate::proc::net::{self, Tcp};
@@ -33,6 +34,7 @@ pub(crate) struct Tables {
     sockets: OnceCell<HashMap<u64, Unix>>,
     inet: OnceCell<HashMap<u64, Inet>>,
     tcp: OnceCell<Vec<Tcp>>,
+    ptys: Ptys,
     /// The records of those that are the first of their description.
     saved: HashMap<Place, Descriptor>,
     /// What was said of those that are lost.
@@ -60,7 +62,14 @@ impl Tables {
     ) -> Result<Self> {
         let table = |pid| Ok(Table { pid, fds: proc::fds(pid)? });
         let of = pids.into_iter().map(table).collect::<Result<_>>()?;
-        Ok(Self { of, at_start, ..Self::default() })
+        let mut tables = Self { of, at_start, ..Self::default() };
+        tables.ptys = Ptys::find(&tables)?;
+        Ok(tables)
+    }
+
+    /// The pseudo-terminals that the processes have among themselves.
+    pub(crate) fn ptys(&self) -> &Ptys {
+        &self.ptys
     }
 
     /// Every descriptor of every process, with the process's id; the first of a file comes first.

@@ -13,10 +13,13 @@ pub(super) const KIND: Kind = Kind { recognise, save, open: again };
 
 /// The device number of a process's controlling terminal, or 0.
 pub(crate) fn of(process: &Process) -> u64 {
-    // The kernel's new_encode_dev(): eight bits of the minor number, the major, and the rest of the minor.
-    let number =
-        process.stat(process.pid()).map_or(0, |stat| u64::from(stat.tty_nr.cast_unsigned()));
-    match number {
+    process.stat(process.pid()).map_or(0, |stat| decoded(stat.tty_nr.cast_unsigned()))
+}
+
+/// A device number as the kernel's new_encode_dev() has it: eight bits of the minor number, the major, and the rest of
+/// the minor; or 0.
+pub(crate) fn decoded(number: u32) -> u64 {
+    match u64::from(number) {
         0 => 0,
         n => makedev((n >> 8) & 0xfff, (n & 0xff) | ((n >> 12) & 0xfff00)),
     }
@@ -34,7 +37,7 @@ pub(crate) fn is_pseudo(device: u64) -> bool {
 }
 
 /// /dev/tty: whichever is the process's own.
-fn is_own(device: u64) -> bool {
+pub(super) fn is_own(device: u64) -> bool {
     device == makedev(5, 0)
 }
 

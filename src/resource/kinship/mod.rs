@@ -8,6 +8,8 @@ pub(crate) mod plan;
 
 use crate::proc::tree::Kin;
 use crate::proc::{self};
+use crate::resource::descriptor::pty::{self, Ptys};
+use crate::resource::descriptor::terminal;
 use ckpt_abi::image::{self as rec, NOBODY, member_flag};
 use std::collections::HashMap;
 use std::os::unix::ffi::OsStrExt;
@@ -25,11 +27,16 @@ pub(crate) struct Found {
     pub(crate) reaps: bool,
 }
 
-/// The records of a tree: those that live in the order of the image's processes, the root first; then the dead.
+/// The records of a tree: those that live in the order of the image's processes, the root first; then the dead. The
+/// pseudo-terminals in `ptys` are made again.
 ///
 /// # Errors
 /// What stands in the way of making them again, a sentence each.
-pub(crate) fn save(living: &[Found], dead: &[Kin]) -> Result<Vec<rec::Member>, Vec<String>> {
+pub(crate) fn save(
+    living: &[Found],
+    dead: &[Kin],
+    ptys: &Ptys,
+) -> Result<Vec<rec::Member>, Vec<String>> {
     let Some(root) = living.first() else { return Ok(Vec::new()) };
     let numbers: HashMap<i32, u32> =
         (0..).zip(living).map(|(n, found)| (found.kin.pid, n)).collect();
@@ -42,6 +49,11 @@ pub(crate) fn save(living: &[Found], dead: &[Kin]) -> Result<Vec<rec::Member>, V
         let flags = [(found.kin.dead, member_flag::DEAD), (found.reaps, member_flag::REAPS)];
         let stat = proc::stat(pid, pid).ok();
         let exit_signal = stat.as_ref().map_or(nix::libc::SIGCHLD, |stat| stat.exit_signal);
+        let number = stat.as_ref().and_then(|stat| {
+            let device = terminal::decoded(stat.tty_nr.cast_unsigned());
+            pty::number_of(device).filter(|number| session == pid && ptys.has(*number))
+        });
+        let foreground = stat.as_ref().filter(|_| number.is_some()).map_or(0, |stat| stat.tpgid);
         let mut name = [0; 16];
         let comm = stat.as_ref().map(|stat| stat.comm.as_bytes()).unwrap_or_default();
         name.iter_mut().zip(comm).for_each(|(to, from)| *to = *from);
@@ -55,6 +67,8 @@ pub(crate) fn save(living: &[Found], dead: &[Kin]) -> Result<Vec<rec::Member>, V
             status: stat.as_ref().map_or(0, |stat| stat.wait_status.cast_unsigned()),
             process: numbers.get(&pid).copied().filter(|_| !found.kin.dead).unwrap_or(NOBODY),
             name,
+            terminal: number.map_or(0, |number| number + 1),
+            foreground: foreground.cast_unsigned(),
             ..rec::Member::new_zeroed()
         }
     };
@@ -118,7 +132,7 @@ mod tests {
             found(kin(53, 50, 50, 40)),
         ];
         let dead = [Kin { dead: true, ..kin(54, 51, 51, 40) }];
-        let members = save(&living, &dead).unwrap();
+        let members = save(&living, &dead, &Ptys::default()).unwrap();
         let ids = |m: &rec::Member| [m.parent, m.group, m.session, m.process];
         let all: Vec<_> = members.iter().map(ids).collect();
         assert_eq!(

@@ -14,12 +14,15 @@ use super::rendezvous::{Rendezvous, Stage};
 use crate::error::{Because, Result};
 use crate::fault::{Point, become_member, reach};
 use crate::proc::fork::own_id;
+use crate::resource::descriptor::pty;
 use crate::resource::kinship::plan::{Life, Member, Step};
 use nix::errno::Errno;
 use nix::libc;
 use nix::mount::{MsFlags, mount};
 use nix::sys::prctl;
 use nix::unistd::{Pid, getppid, setpgid, setsid};
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 
 /// What has to be made.
 pub(crate) struct Tree<'a> {
@@ -35,6 +38,8 @@ pub(crate) struct Tree<'a> {
     pub(crate) restarter: i32,
     /// In a PID namespace of their own: the last id behind which new ones begin.
     pub(crate) apart: Option<i32>,
+    /// The controlling terminals of sessions, by the member that leads one, with the foreground group of each.
+    pub(crate) terminals: &'a HashMap<usize, (OwnedFd, i32)>,
 }
 
 /// Who returns from [`Tree::make`].
@@ -85,6 +90,11 @@ impl Tree<'_> {
                     Step::MakeSession(id, members) => self.by_another(Some(*id), members)?,
                     Step::LeadSession => {
                         setsid().because(|| "cannot begin a session")?;
+                        // Its children have it by birth.
+                        if let Some((terminal, _)) = self.terminals.get(&me) {
+                            pty::control(terminal)
+                                .because(|| "cannot have a terminal (TIOCSCTTY)")?;
+                        }
                         None
                     }
                     Step::LeadGroup => {
@@ -150,7 +160,12 @@ impl Tree<'_> {
                 .because(|| format!("cannot join the process group {group}"))?;
         }
         // The restarter is one of them: whoever is made is guarded when it goes on.
-        self.rendezvous.meet(Stage::Joined, self.all() + 1, lives)
+        self.rendezvous.meet(Stage::Joined, self.all() + 1, lives)?;
+        if let Some((terminal, group)) = self.terminals.get(&me) {
+            // A group that nobody is in any more cannot be had again.
+            let _ = pty::set_foreground(terminal, *group);
+        }
+        Ok(())
     }
 }
 

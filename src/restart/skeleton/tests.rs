@@ -7,6 +7,7 @@ use super::namespaces::Place;
 use super::rendezvous::{Rendezvous, Stage};
 use crate::resource::kinship::plan::{Member, OUTSIDE, plan};
 use nix::unistd::{Pid, getpgrp, getpid, getppid, getsid};
+use std::collections::HashMap;
 use std::io::{PipeWriter, Read, Write};
 
 const PAGE: u64 = 0x3100_0000_0000;
@@ -50,6 +51,7 @@ fn restart(members: &[Member], mut tell: PipeWriter) -> crate::error::Result<()>
         rendezvous,
         restarter: 0,
         apart: Some(last),
+        terminals: &HashMap::new(),
     };
     let watch = super::children::none_ended;
     match tree.make()? {
