@@ -12,6 +12,7 @@ use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
 use ckpt_abi::region::STACKS;
 use nix::libc;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 /// How long a process that was killed may take to end.
@@ -58,10 +59,17 @@ fn adopts(frozen: &mut Frozen, memory: &Memory, region: &Region) -> Result<bool>
 /// Whether the first process of the namespace reaps what comes to it, as far as can be seen: it catches, ignores or
 /// awaits SIGCHLD, or stands in wait(2). A program that was never meant to be an init, as many containers have, may
 /// do none of that.
+///
+/// It is looked at once: a job has many processes, and one init.
 fn init_reaps(pid: i32) -> bool {
+    static REAPS: OnceLock<bool> = OnceLock::new();
+    pid == 1 || *REAPS.get_or_init(looks_like_a_reaper)
+}
+
+fn looks_like_a_reaper() -> bool {
     const CHILD: u64 = 1 << (libc::SIGCHLD - 1);
     let Ok(status) = proc::status(1, 1) else { return true };
-    if pid == 1 || (status.caught | status.ignored | status.blocked) & CHILD != 0 {
+    if (status.caught | status.ignored | status.blocked) & CHILD != 0 {
         return true;
     }
     let waits = |call: u64| {

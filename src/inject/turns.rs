@@ -22,8 +22,7 @@ pub(crate) fn own_task(pid: i32) -> Task {
 /// When a process was started that has not ended, on the clock of the program `pid`.
 fn start_of(of: i32, pid: i32) -> Option<u32> {
     let stat = proc::stat(of, of).ok().filter(|stat| !matches!(stat.state, 'Z' | 'X'))?;
-    let offset = |pid| proc::clock_offsets(pid)[1];
-    let skew = offset(pid).saturating_sub(offset(std::process::id().cast_signed())) / TICK;
+    let skew = proc::boot_skew(pid) / TICK;
     Some(stat.starttime.wrapping_add_signed(skew) as u32)
 }
 

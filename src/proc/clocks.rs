@@ -62,12 +62,17 @@ fn boot(offsets: [i64; 2]) -> u64 {
 }
 
 fn own_offsets() -> [i64; 2] {
-    clock_offsets(std::process::id().cast_signed())
+    parse(&super::slurp("/proc/self/timens_offsets").unwrap_or_default())
 }
 
 /// [`Process::clock_offsets`] of a process that is looked at once.
 pub fn clock_offsets(pid: i32) -> [i64; 2] {
-    Process::open(pid).map_or([0; 2], |process| process.clock_offsets())
+    Process::glimpse(pid).map_or([0; 2], |process| process.clock_offsets())
+}
+
+/// By how many nanoseconds a process's CLOCK_BOOTTIME is ahead of ours.
+pub fn boot_skew(pid: i32) -> i64 {
+    clock_offsets(pid)[1].saturating_sub(own_offsets()[1])
 }
 
 /// By how many nanoseconds a process's CLOCK_MONOTONIC is ahead of ours.

@@ -11,7 +11,7 @@ use nix::libc;
 
 use super::process::Process;
 use super::text::{decimal, lines, octal};
-use super::{confirmed, failed, parsed, slurp, split_deleted};
+use super::{confirmed, failed, parsed, slurp_piece, split_deleted};
 use crate::error::{Error, Result};
 
 /// One descriptor and the file behind it.
@@ -94,7 +94,7 @@ fn descriptor(process: &Process, number: u32) -> Result<Option<Fd>> {
     let target = unless_closed(process, &link, |path| fs::read_link(path))?;
     // stat(2) follows the link to the open file itself, wherever its path leads by now.
     let file = unless_closed(process, &link, |path| fs::metadata(path))?;
-    let lines = unless_closed(process, &text, slurp)?;
+    let lines = unless_closed(process, &text, slurp_piece)?;
     let (Some(target), Some(file), Some(lines)) = (target, file, lines) else { return Ok(None) };
     let FdText { position, flags, extra } = parsed(parse(&lines), || process.called(&text))?;
     let (target, deleted) = split_deleted(target.as_os_str().as_bytes());

@@ -34,7 +34,7 @@ pub(crate) mod unix;
 pub(crate) mod vmflags;
 mod written;
 
-pub use clocks::{Clocks, clock_offsets, clock_skew};
+pub use clocks::{Clocks, boot_skew, clock_offsets, clock_skew};
 pub use exec::auxv_value;
 pub use process::Process;
 pub use process::{
@@ -67,11 +67,29 @@ pub fn of_this_namespace() -> Result<()> {
 }
 
 /// Reads a file whose st_size is 0, in few system calls: the kernel makes the text anew for an
-/// open file, in pieces as large as the reads.
+/// open file, in pieces as large as the reads. The first piece is on the stack: of what the allocator gives it would take
+/// another system call each time.
 fn slurp(path: &str) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(1 << 14);
-    fs::File::open(path)?.read_to_end(&mut bytes)?;
-    Ok(bytes)
+    let mut file = fs::File::open(path)?;
+    let mut piece = [0; 1 << 14];
+    let mut bytes = Vec::new();
+    loop {
+        match file.read(&mut piece) {
+            Ok(0) => return Ok(bytes),
+            Ok(len) => bytes.extend_from_slice(&piece[..len]),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// As [`slurp`], of a file that the kernel makes as one piece: what is shorter than the room for it is all.
+fn slurp_piece(path: &str) -> io::Result<Vec<u8>> {
+    let mut piece = [0; 1 << 12];
+    match fs::File::open(path)?.read(&mut piece)? {
+        len if len < piece.len() => Ok(piece[..len].to_vec()),
+        _ => slurp(path),
+    }
 }
 
 /// The sentence for `path` of a process (and its thread `tid`) that could not be read.

@@ -13,7 +13,7 @@ use super::status::Status;
 use super::text::{decimal, words};
 use super::thread::{Sched, Wchan};
 use super::timers::PosixTimer;
-use super::{failed, slurp};
+use super::{failed, slurp, slurp_piece};
 use crate::error::{Error, Kind, Result};
 use nix::errno::Errno;
 use nix::libc;
@@ -42,6 +42,16 @@ impl Process {
         let pidfd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) }).ok();
         // SAFETY: the kernel just made this descriptor for us.
         let pidfd = pidfd.map(|fd| unsafe { OwnedFd::from_raw_fd(fd as i32) });
+        let process = Self { pidfd, ..Self::glimpse(pid)? };
+        // Between the two calls the id could have been given to another.
+        match process.pidfd.is_some() && process.is_reaped() {
+            true => Err(gone(pid)),
+            false => Ok(process),
+        }
+    }
+
+    /// A process for one look, in few system calls.
+    pub(super) fn glimpse(pid: i32) -> Result<Self> {
         let path = format!("/proc/{pid}");
         let mut options = File::options();
         options.read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY);
@@ -49,12 +59,7 @@ impl Process {
             io::ErrorKind::NotFound => gone(pid),
             _ => Error::new(format!("cannot open {path}: {e}")),
         })?;
-        let process = Self { pid, directory, pidfd };
-        // Between the two calls the id could have been given to another.
-        match process.pidfd.is_some() && process.is_reaped() {
-            true => Err(gone(pid)),
-            false => Ok(process),
-        }
+        Ok(Self { pid, directory, pidfd: None })
     }
 
     /// The process that asks.
@@ -154,7 +159,9 @@ impl Process {
     /// All of /proc/PID/task/TID/`name`.
     pub(super) fn thread_file(&self, tid: i32, name: &str) -> Result<Vec<u8>> {
         let name = format!("task/{tid}/{name}");
-        slurp(&self.path(&name)).map_err(|e| failed(self, Some(tid), &self.called(&name), &e))
+        let path = self.path(&name);
+        let text = if name.ends_with("children") { slurp(&path) } else { slurp_piece(&path) };
+        text.map_err(|e| failed(self, Some(tid), &self.called(&name), &e))
     }
 }
 
@@ -170,7 +177,7 @@ macro_rules! once {
         /// # Errors
         /// As there, and there is none.
         pub fn $name(pid: i32, $($argument: $kind),*) -> Result<$result> {
-            Process::open(pid)?.$name($($argument),*)
+            Process::glimpse(pid)?.$name($($argument),*)
         }
     )*};
 }
@@ -195,12 +202,12 @@ once! {
 
 /// [`Process::sched`] of a process that is looked at once.
 pub fn sched(pid: i32, tid: i32) -> Option<Sched> {
-    Process::open(pid).ok()?.sched(tid)
+    Process::glimpse(pid).ok()?.sched(tid)
 }
 
 /// [`Process::timer_slack`] of a process that is looked at once.
 pub fn timer_slack(pid: i32, tid: i32) -> u64 {
-    Process::open(pid).map_or(0, |process| process.timer_slack(tid))
+    Process::glimpse(pid).map_or(0, |process| process.timer_slack(tid))
 }
 
 /// [`Process::has_ended`] of a process that is looked at once.
@@ -210,10 +217,10 @@ pub fn has_ended(pid: i32) -> bool {
 
 /// [`Process::namespace`] of a process that is looked at once.
 pub fn namespace(pid: i32, kind: &str) -> Option<std::path::PathBuf> {
-    Process::open(pid).ok()?.namespace(kind)
+    Process::glimpse(pid).ok()?.namespace(kind)
 }
 
 /// [`Process::inner_pid`] of a process that is looked at once.
 pub fn inner_pid(pid: i32) -> i32 {
-    Process::open(pid).map_or(pid, |process| process.inner_pid())
+    Process::glimpse(pid).map_or(pid, |process| process.inner_pid())
 }

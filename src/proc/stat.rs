@@ -141,7 +141,7 @@ impl Process {
     }
 }
 
-fn parse(line: &[u8]) -> Result<Stat> {
+pub(super) fn parse(line: &[u8]) -> Result<Stat> {
     // The name may hold anything, parentheses and newlines too; after the last ")" come only a
     // letter and numbers.
     let open = line.iter().position(|&b| b == b'(');

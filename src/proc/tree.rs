@@ -34,7 +34,7 @@ pub(crate) struct Kin {
 /// # Errors
 /// /proc cannot be read.
 pub(crate) fn everybody() -> Result<Vec<Kin>> {
-    Ok(pids()?.into_iter().filter_map(|pid| kin(pid).ok()).collect())
+    Ok(pids()?.into_iter().filter_map(glance).collect())
 }
 
 /// The numbers of all processes that can be seen.
@@ -47,16 +47,26 @@ pub(crate) fn pids() -> Result<Vec<i32>> {
     Ok(names.collect())
 }
 
+/// One process; None if it is gone. Of all processes of a machine it is asked often, so without a pidfd: what it says
+/// is of whoever has the id now.
+fn glance(pid: i32) -> Option<Kin> {
+    let text = super::slurp_piece(&format!("/proc/{pid}/task/{pid}/stat")).ok()?;
+    Some(of_stat(pid, &stat::parse(&text).ok()?))
+}
+
 /// One process.
 ///
 /// # Errors
 /// It is gone.
 pub(crate) fn kin(pid: i32) -> Result<Kin> {
-    let stat = stat(pid, pid)?;
+    Ok(of_stat(pid, &stat(pid, pid)?))
+}
+
+fn of_stat(pid: i32, stat: &stat::Stat) -> Kin {
     let [parent, group, session] = [stat.ppid, stat.pgrp, stat.session];
     let ours = stat.exit_signal == 0 && stat.comm.as_encoded_bytes().starts_with(b"ckpt-");
     let dead = matches!(stat.state, 'Z' | 'X') && stat.num_threads <= 1;
-    Ok(Kin { pid, parent, group, session, start: stat.starttime, dead, ours })
+    Kin { pid, parent, group, session, start: stat.starttime, dead, ours }
 }
 
 /// The processes of the tree below `root`, parents before their children, `root` first. Whoever is in `known` belongs
