@@ -9,6 +9,8 @@
 //! own stack as everywhere, for rsp stays the thread's own until the thunk has blocked them itself. That the
 //! slot is read no more it says in the slot, behind the last moment for a handler.
 //!
+//! A list of calls (behind [`LIST_THUNK`]) is made in one go, and ends in a stop of its own making.
+//!
 //! Before there is a region the host borrows a hole in executable memory ([`ckpt_hole`]), once for each
 //! thread: what lies in it is only read, so a handler may interrupt it anywhere, and it stays where its host died.
 //!
@@ -17,7 +19,8 @@
 #![allow(unsafe_code)]
 
 use ckpt_abi::region::{
-    HOLE_AREA, HOLE_LEN, HoleArea, LEAVING, Rest, SLOT_FRAME, Slot, SocketWait, THUNK_LEN,
+    HOLE_AREA, HOLE_LEN, HoleArea, LEAVING, LIST_THUNK, LISTED, Rest, SLOT_FRAME, Slot, SocketWait,
+    THUNK_LEN,
 };
 use ckpt_abi::{errno, nr};
 use core::mem::offset_of;
@@ -43,6 +46,34 @@ core::arch::global_asm!(
     ".balign 8",
     ".Lckpt_all_signals:",
     ".quad -1",
+    // The calls of the list at r15. At its end r13 is a signal that the thread does not block and the process neither
+    // catches nor dies of: a tracer that waits for the end sees it, and without a tracer it is nothing.
+    ".org ckpt_thunk + {list_thunk}",
+    "2: mov rax, [r15]",
+    "test rax, rax",
+    "js 3f",
+    "mov rdi, [r15 + 8]",
+    "mov rsi, [r15 + 16]",
+    "mov rdx, [r15 + 24]",
+    "mov r10, [r15 + 32]",
+    "mov r8, [r15 + 40]",
+    "mov r9, [r15 + 48]",
+    "syscall",
+    "mov [r15 + 56], rax",
+    "add r15, {listed}",
+    "jmp 2b",
+    "3: test r13d, r13d",
+    "jz .Lckpt_home",
+    "mov eax, {getpid}",
+    "syscall",
+    "mov edi, eax",
+    "mov eax, {gettid}",
+    "syscall",
+    "mov esi, eax",
+    "mov edx, r13d",
+    "mov eax, {tgkill}",
+    "syscall",
+    "jmp .Lckpt_home",
     // clone(2): the child takes its stack from the kernel and its orders from r15. The parent is driven; else it
     // waits for the child, as its host would have, and goes home.
     ".balign 16",
@@ -167,6 +198,11 @@ core::arch::global_asm!(
     wait4 = const nr::WAIT4,
     state = const SLOT_FRAME as usize - offset_of!(Slot, state),
     leaving = const LEAVING,
+    list_thunk = const LIST_THUNK,
+    listed = const LISTED,
+    getpid = const nr::GETPID,
+    gettid = const nr::GETTID,
+    tgkill = const nr::TGKILL,
     thunk_len = const THUNK_LEN,
     hole_area = const HOLE_AREA,
     hole_len = const HOLE_LEN,

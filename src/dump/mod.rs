@@ -327,10 +327,7 @@ fn proceed(
     if !stop {
         reach(Point::Shared);
     }
-    let mut pictured = Vec::new();
-    for process in still {
-        pictured.push(phase5_snapshot::take(process, !stop)?);
-    }
+    let mut pictured = phase5_snapshot::take_all(still, !stop)?;
     reach(Point::Pictured);
     for process in &mut pictured {
         process.thaw()?;

@@ -25,7 +25,7 @@ pub(crate) fn freeze(request: &Demand) -> Result<Forest> {
             let forest = Forest::freeze(request.pid, &without)?;
             let descendants = forest.processes.iter().skip(1);
             let refused: Vec<_> = descendants
-                .filter_map(|frozen| check(frozen.pid).err())
+                .filter_map(|frozen| check_frozen(frozen).err())
                 .map(|e| e.to_string())
                 .collect();
             match refused.is_empty() {
@@ -64,6 +64,19 @@ pub(crate) fn patiently<T>(allowed_late: bool, freeze: impl Fn() -> Result<T>) -
     }
 }
 
+/// [`check`] of one that stands still.
+fn check_frozen(frozen: &Frozen) -> Result<()> {
+    if frozen.threads.first().is_some_and(|first| first.tid != frozen.pid) {
+        return Err(headless(frozen.pid));
+    }
+    frozen.refuse_sandbox()
+}
+
+fn headless(pid: i32) -> Error {
+    let text = format!("process {pid} cannot be saved: its main thread has ended while others run");
+    Error::new(text).of(Kind::Obstacles).hint("it goes on unharmed")
+}
+
 /// Refuses what must not even be touched.
 pub(crate) fn check(pid: i32) -> Result<()> {
     if pid == std::process::id().cast_signed() {
@@ -72,9 +85,7 @@ pub(crate) fn check(pid: i32) -> Result<()> {
     proc::of_this_namespace()?;
     let status = proc::status(pid, pid)?;
     if status.state == 'Z' && status.threads > 1 {
-        let text =
-            format!("process {pid} cannot be saved: its main thread has ended while others run");
-        return Err(Error::new(text).of(Kind::Obstacles).hint("it goes on unharmed"));
+        return Err(headless(pid));
     }
     sandbox::refuse(&Process::open(pid)?)
 }

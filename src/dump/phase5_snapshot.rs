@@ -70,12 +70,27 @@ pub(crate) struct Pictured<'a> {
     frozen: Option<Frozen>,
 }
 
-/// Takes a picture of a process that goes on. Of one that ends, and where there can be none, it is the process itself
-/// that stands still.
-pub(crate) fn take(process: Still<'_>, goes_on: bool) -> Result<Pictured<'_>> {
-    let Still { equipped, mut frozen, gathered, areas } = process;
-    let snapshot = if goes_on { snapshot(&mut frozen, equipped)? } else { None };
-    Ok(Pictured { equipped, gathered, areas, snapshot, frozen: Some(frozen) })
+/// Takes pictures of processes that go on, all at once: the kernel copies their page tables on as many processors as there
+/// are. Of those that end, and where there can be none, it is the process itself that stands still.
+pub(crate) fn take_all(processes: Vec<Still<'_>>, goes_on: bool) -> Result<Vec<Pictured<'_>>> {
+    let (mut pictured, mut begun) = (Vec::new(), Ok(()));
+    for process in processes {
+        let Still { equipped, mut frozen, gathered, areas } = process;
+        let mut data = None;
+        if goes_on && begun.is_ok() {
+            begun = begin(&mut frozen, equipped).map(|at| data = at);
+        }
+        let pictured_one =
+            Pictured { equipped, gathered, areas, snapshot: None, frozen: Some(frozen) };
+        pictured.push((pictured_one, data));
+    }
+    // What was begun has to be met, whatever has failed meanwhile.
+    for (process, data) in &mut pictured {
+        let (Some(data), Some(frozen)) = (*data, &mut process.frozen) else { continue };
+        let snapshot = finish(frozen, process.equipped, data);
+        begun = begun.and(snapshot.map(|snapshot| process.snapshot = snapshot));
+    }
+    begun.map(|()| pictured.into_iter().map(|(process, _)| process).collect())
 }
 
 impl Pictured<'_> {
@@ -100,9 +115,9 @@ impl Pictured<'_> {
     }
 }
 
-/// Makes a snapshot; None when the kernel allows no more processes or memory, and where orphans come to the target
-/// or to nobody ([`super::keeper`]): then the pages have to be written while the target stands still.
-fn snapshot(frozen: &mut Frozen, equipped: &Equipped) -> Result<Option<Snapshot>> {
+/// Begins to make a snapshot; where its id will be. None where orphans come to the target or to nobody
+/// ([`super::keeper`]): then the pages have to be written while the target stands still.
+fn begin(frozen: &mut Frozen, equipped: &Equipped) -> Result<Option<u64>> {
     if !equipped.orphans_leave {
         return Ok(None);
     }
@@ -112,9 +127,16 @@ fn snapshot(frozen: &mut Frozen, equipped: &Equipped) -> Result<Option<Snapshot>
     let data = stack(1);
     let head = write_orders(memory, data, stack(1) - 64)?;
     let mut caller = Caller::new(&mut frozen.threads[0], memory, &region.desk())?;
-    memory.put(data, &0u64)?;
     let flags = (libc::CLONE_VM | libc::CLONE_VFORK) as u64 | CLONE_UNTRACED;
-    let child = caller.clone(&[flags, stack(0) - 64], head)?;
+    caller.begin_clone(&[flags, stack(0) - 64], head)?;
+    Ok(Some(data))
+}
+
+/// The snapshot that was begun; None when the kernel allows no more processes or memory.
+fn finish(frozen: &mut Frozen, equipped: &Equipped, data: u64) -> Result<Option<Snapshot>> {
+    let Equipped { memory, region, .. } = equipped;
+    let mut caller = Caller::new(&mut frozen.threads[0], memory, &region.desk())?;
+    let child = caller.cloned()?;
     reach(Point::Cloned);
     if child > 0 {
         let wait = [child.cast_unsigned(), 0, libc::__WCLONE as u32 as u64, 0];

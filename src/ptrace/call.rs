@@ -6,6 +6,7 @@
 //! at any moment gives the thread back to its program.
 
 use super::lend::{self, Desk, Lent};
+use super::list::{Answers, List};
 use super::memory::Memory;
 use super::raw::{self, State};
 use super::regs::Regs;
@@ -13,7 +14,7 @@ use super::sequence::leave_sequence;
 use super::thread::StoppedThread;
 use crate::error::{Because, Error, Kind, Result};
 use crate::fault::{Point, reach};
-use ckpt_abi::region::SLOT_FRAME;
+use ckpt_abi::region::{LIST_THUNK, SLOT_FRAME, SLOT_LIST};
 use nix::errno::Errno;
 use zerocopy::IntoBytes;
 
@@ -72,7 +73,7 @@ impl<'a> Caller<'a> {
     fn block_signals(&self) -> Result<()> {
         const SIGSYS: u64 = 1 << (nix::libc::SIGSYS - 1);
         let tid = self.thread.tid;
-        let mask = !SIGSYS | self.thread.mask;
+        let mask = !(SIGSYS | self.thread.bell_set()) | self.thread.mask;
         let what = || format!("cannot borrow thread {tid}");
         self.registers(self.thunk, nix::libc::SYS_getpid, &[], 0).set(tid).because(what)?;
         reach(Point::Lending);
@@ -84,12 +85,23 @@ impl<'a> Caller<'a> {
     /// A call that could sleep or be interrupted must not be made: it would replace the thread's
     /// restart_block, and with it the rest of a nanosleep(2) that the program was in.
     pub(crate) fn call(&mut self, number: i64, args: &[u64]) -> Result<i64> {
-        self.call_at(self.thunk, number, args, 0)
+        self.drive(self.registers(self.thunk, number, args, 0)).because(|| self.failed(number))
     }
 
-    /// As [`Caller::call`] by the thunk for clone(2), which a hole has not; the child's orders in `orders`.
-    pub(crate) fn clone(&mut self, args: &[u64], orders: u64) -> Result<i64> {
-        self.call_at(self.clone_thunk, nix::libc::SYS_clone, args, orders)
+    /// Begins to make clone(2) by its thunk, which a hole has not; the child's orders in `orders`. With CLONE_VFORK that
+    /// may take a while, in which other threads can be driven. [`Caller::cloned`] has to follow, whatever else fails.
+    pub(crate) fn begin_clone(&mut self, args: &[u64], orders: u64) -> Result<()> {
+        let regs = self.registers(self.clone_thunk, nix::libc::SYS_clone, args, orders);
+        self.enter(regs).because(|| self.failed(nix::libc::SYS_clone))
+    }
+
+    /// The result of clone(2), when the thread comes out of it.
+    pub(crate) fn cloned(&mut self) -> Result<i64> {
+        self.leave().because(|| self.failed(nix::libc::SYS_clone))
+    }
+
+    fn failed(&self, number: i64) -> String {
+        format!("thread {} cannot make system call {number} for us", self.thread.tid)
     }
 
     /// As [`Caller::call`], with an error number turned into an error about `what`.
@@ -102,6 +114,52 @@ impl<'a> Caller<'a> {
         Err(Error::new(format!("{what} in thread {}: {}", self.thread.tid, errno.desc())))
     }
 
+    /// Issues the calls of a list, in one go where the thread has a signal for its end ([`StoppedThread::bell`]).
+    /// Of each what is said of [`Caller::call`] holds.
+    pub(crate) fn list(&mut self, memory: &Memory, list: &List) -> Result<Answers> {
+        let mut answers = Answers::default();
+        let Some(at) = self.frame.map(|frame| frame - SLOT_FRAME + SLOT_LIST) else {
+            return Err(Error::new("a thread in a hole makes no lists of calls"));
+        };
+        let tid = self.thread.tid;
+        for piece in list.pieces() {
+            let (mut bytes, end) = piece.bytes(at);
+            memory.write(at, &bytes)?;
+            let regs = self.registers(self.thunk + LIST_THUNK, nix::libc::SYS_getpid, &[], at);
+            let regs = Regs { r13: self.thread.bell.unsigned_abs().into(), ..regs };
+            self.drive_list(regs, end)
+                .because(|| format!("thread {tid} cannot make system calls for us"))?;
+            memory.read(at, &mut bytes)?;
+            answers.take(&piece, &bytes);
+        }
+        Ok(answers)
+    }
+
+    /// The end is where r15 points to `end`: all calls are made, and their results written.
+    fn drive_list(&mut self, regs: Regs, end: u64) -> std::result::Result<(), Errno> {
+        let (tid, bell) = (self.thread.tid, self.thread.bell);
+        regs.set(tid)?;
+        reach(Point::Working);
+        loop {
+            if bell != 0 {
+                raw::cont(tid, 0)?
+            } else {
+                raw::syscall(tid, 0)?
+            }
+            match raw::wait(tid, true)? {
+                State::Stopped { signal, event: 0 } if signal & 0x80 != 0 || signal == bell => {
+                    reach(Point::Entered);
+                    if Regs::get(tid)?.r15 == end {
+                        return Ok(());
+                    }
+                }
+                State::Stopped { event: raw::EVENT_STOP, .. } | State::Running => {}
+                State::Ended => return Err(Errno::ESRCH),
+                State::Stopped { signal, .. } => return Err(disturbed(signal)),
+            }
+        }
+    }
+
     /// Detaches from the thread at the beginning of a system call; when that is done, the thunk
     /// gives the thread back to its program.
     pub(crate) fn leave_in_call(self, number: i64, args: &[u64]) -> Result<()> {
@@ -110,12 +168,6 @@ impl<'a> Caller<'a> {
         regs.set(tid)
             .and_then(|()| raw::detach(tid))
             .because(|| format!("cannot let thread {tid} go"))
-    }
-
-    fn call_at(&mut self, thunk: u64, number: i64, args: &[u64], r15: u64) -> Result<i64> {
-        let regs = self.registers(thunk, number, args, r15);
-        let tid = self.thread.tid;
-        self.drive(regs).because(|| format!("thread {tid} cannot make system call {number} for us"))
     }
 
     fn registers(&self, thunk: u64, number: i64, args: &[u64], r15: u64) -> Regs {
@@ -139,41 +191,56 @@ impl<'a> Caller<'a> {
     }
 
     fn drive(&mut self, regs: Regs) -> std::result::Result<i64, Errno> {
+        self.enter(regs)?;
+        self.leave()
+    }
+
+    /// Brings the thread to the entry of a call and lets it make that.
+    fn enter(&self, regs: Regs) -> std::result::Result<(), Errno> {
         let tid = self.thread.tid;
         regs.set(tid)?;
         reach(Point::Working);
-        // The first stop is at the entry of the call, the second at its exit. A thread that was
-        // stopped at its execve passes the exit of that first.
-        let mut entered = false;
-        loop {
+        raw::syscall(tid, 0)?;
+        // A thread that was stopped at its execve passes the exit of that first.
+        while self.next_stop()?.rip == regs.rip {
+            regs.set(tid)?;
             raw::syscall(tid, 0)?;
+        }
+        reach(Point::Entered);
+        raw::syscall(tid, 0)
+    }
+
+    /// The result of the call that a thread has entered, when it comes out of it.
+    fn leave(&self) -> std::result::Result<i64, Errno> {
+        Ok(self.next_stop()?.rax.cast_signed())
+    }
+
+    /// The registers at the next entry or exit of a call, of a thread that runs.
+    fn next_stop(&self) -> std::result::Result<Regs, Errno> {
+        let tid = self.thread.tid;
+        loop {
             match raw::wait(tid, true)? {
                 State::Ended => return Err(Errno::ESRCH),
-                State::Stopped { signal, event: 0 } if signal & 0x80 != 0 => {
-                    let now = Regs::get(tid)?;
-                    if now.rip == regs.rip {
-                        regs.set(tid)?;
-                        continue;
-                    }
-                    if entered {
-                        return Ok(now.rax.cast_signed());
-                    }
-                    entered = true;
-                    reach(Point::Entered);
+                State::Stopped { signal, event: 0 } if signal & 0x80 != 0 => return Regs::get(tid),
+                // A stop signal for the whole process, an interrupt that came late, or what is nothing to the program.
+                State::Stopped { event: raw::EVENT_STOP, .. } => raw::syscall(tid, 0)?,
+                State::Stopped { signal, event: 0 } if signal == self.thread.bell => {
+                    raw::syscall(tid, 0)?;
                 }
-                // A stop signal for the whole process, or an interrupt that came late.
-                State::Stopped { event: raw::EVENT_STOP, .. } => {}
-                State::Stopped { signal, .. } => {
-                    return Err(match signal {
-                        nix::libc::SIGKILL => Errno::ESRCH,
-                        // Dispatched (see block_signals); it goes no further.
-                        nix::libc::SIGSYS => Errno::ENOSYS,
-                        _ => Errno::EFAULT,
-                    });
-                }
+                State::Stopped { signal, .. } => return Err(disturbed(signal)),
                 State::Running => {}
             }
         }
+    }
+}
+
+/// What a signal means that stops a thread which blocks all others.
+fn disturbed(signal: i32) -> Errno {
+    match signal {
+        nix::libc::SIGKILL => Errno::ESRCH,
+        // Dispatched (see block_signals); it goes no further.
+        nix::libc::SIGSYS => Errno::ENOSYS,
+        _ => Errno::EFAULT,
     }
 }
 

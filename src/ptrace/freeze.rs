@@ -59,6 +59,8 @@ pub(crate) struct Frozen {
     pub(super) moving: Vec<Moving>,
     pub(super) process: Process,
     attended: bool,
+    /// By how many nanoseconds its CLOCK_MONOTONIC is ahead of ours.
+    skew: i64,
     pub(super) since: Instant,
     /// Dropped last.
     _undelayed: Undelayed,
@@ -88,7 +90,17 @@ impl Frozen {
         let (seized, _undelayed) = (HashSet::new(), Undelayed::new());
         let process = Process::open(pid)?;
         let since = Instant::now();
-        Ok(Self { pid, threads, seized, moving, process, attended: false, since, _undelayed })
+        Ok(Self {
+            pid,
+            threads,
+            seized,
+            moving,
+            process,
+            attended: false,
+            skew: 0,
+            since,
+            _undelayed,
+        })
     }
 
     /// Stops every thread of `pid`, also those that appear meanwhile.
@@ -116,6 +128,8 @@ impl Frozen {
             if frozen.attempt(patience)? {
                 frozen.sort();
                 frozen.look()?;
+                frozen.refuse_sandbox()?;
+                frozen.find_bells();
                 return Ok(frozen);
             }
             frozen.let_go();
@@ -149,6 +163,8 @@ impl Frozen {
             return Ok(None);
         }
         frozen.sort();
+        frozen.look()?;
+        frozen.find_bells();
         Ok(Some(frozen))
     }
 
@@ -166,6 +182,7 @@ impl Frozen {
             }
             if !frozen.threads.is_empty() {
                 frozen.look()?;
+                frozen.refuse_sandbox()?;
                 return Ok(frozen);
             }
         }
@@ -176,6 +193,7 @@ impl Frozen {
             frozen.settle(FIRST_ATTEMPT)?;
             if !frozen.threads.is_empty() {
                 frozen.look()?;
+                frozen.refuse_sandbox()?;
                 return Ok(frozen);
             }
         }
@@ -187,15 +205,30 @@ impl Frozen {
         &self.process
     }
 
-    /// Reads what the kernel says of the threads, and refuses one that may not work for us.
+    /// Reads what the kernel says of the threads.
     fn look(&mut self) -> Result<()> {
-        let own = sandbox::own()?;
         for thread in &mut self.threads {
-            let status = self.process.status(thread.tid)?;
-            sandbox::refuse_thread(&self.process, thread.tid, &status, own)?;
-            thread.status = Some(status);
+            thread.status = Some(self.process.status(thread.tid)?);
         }
         Ok(())
+    }
+
+    /// Refuses a process one of whose threads may not work for us.
+    ///
+    /// # Errors
+    /// Of [`Kind::Obstacles`](crate::error::Kind): that.
+    pub(crate) fn refuse_sandbox(&self) -> Result<()> {
+        let own = sandbox::own()?;
+        for thread in &self.threads {
+            let status = thread.look(self.pid)?;
+            sandbox::refuse_thread(&self.process, thread.tid, &status, own)?;
+        }
+        Ok(())
+    }
+
+    /// As all threads stand still, nobody changes what a signal does.
+    fn find_bells(&mut self) {
+        self.threads.iter_mut().for_each(StoppedThread::find_bell);
     }
 
     /// Since when the threads stand still, or are being stopped.
@@ -229,7 +262,8 @@ impl Frozen {
     /// Works out the waits that the stops have interrupted and leaves notes about them in the
     /// payload's region, for the image and for the next dump.
     fn note_waits(&mut self, memory: &Memory, region: u64) -> Result<()> {
-        let skew = proc::clock_skew(&self.process);
+        self.skew = proc::clock_skew(&self.process);
+        let skew = self.skew;
         let notes = waits::notes(memory, region, skew);
         let mut found = Vec::new();
         for (index, thread) in self.threads.iter_mut().enumerate() {
@@ -262,10 +296,9 @@ impl Frozen {
             return;
         }
         let Ok(memory) = Memory::open(self.pid) else { return };
-        let skew = proc::clock_skew(&self.process);
         for thread in &self.threads {
             if let Some((wait, slot)) = &thread.wait {
-                let _ = memory.put(*slot, &wait.slot(thread.tid, thread.regs.rsp, skew));
+                let _ = memory.put(*slot, &wait.slot(thread.tid, thread.regs.rsp, self.skew));
             }
         }
     }

@@ -19,7 +19,8 @@ use crate::error::{Because, Error, Kind, Result};
 use crate::proc;
 use ckpt_abi::nr;
 use ckpt_abi::region::{
-    BURNT, HOLE_AREA, HoleArea, LENT, SLOT_COUNT, SLOT_FRAME, SLOT_LEN, SLOTS, Slot, THUNK_LEN,
+    BURNT, HOLE_AREA, HoleArea, LENT, SLOT_COUNT, SLOT_FRAME, SLOT_LEN, SLOT_LIST, SLOTS, Slot,
+    THUNK_LEN,
 };
 use nix::errno::Errno;
 use std::time::Duration;
@@ -70,14 +71,16 @@ pub(super) fn lend(thread: &StoppedThread, memory: &Memory, desk: &Desk) -> Resu
     let home = home(thread);
     let frame = Frame { regs: &home, xstate: &xstate, mask: thread.mask, altstack: SAME_STACK };
     let bytes = frame.bytes(at + SLOT_FRAME);
-    if bytes.len() as u64 > SLOT_LEN - SLOT_FRAME {
+    if bytes.len() as u64 > SLOT_LIST - SLOT_FRAME {
         return Err(Error::new(format!("{}: too many registers", what())));
     }
-    memory.write(at + SLOT_FRAME, &bytes)?;
     let mut slot = Slot::new_zeroed();
     slot.regs.as_mut_bytes().copy_from_slice(thread.regs.as_bytes());
     (slot.mask, slot.began) = (thread.mask, memory.began()?);
-    memory.put(at, &slot)?;
+    let mut whole = slot.as_bytes().to_vec();
+    whole.resize(SLOT_FRAME as usize, 0);
+    whole.extend(bytes);
+    memory.write(at, &whole)?;
     memory.put(at, &[LENT, thread.tid.cast_unsigned()])?;
     Ok(at)
 }
@@ -150,9 +153,9 @@ fn free_slot(memory: &Memory, desk: &Desk, tid: i32) -> Result<u64> {
 /// [`Kind::Busy`]: the program is just being started.
 pub(super) fn recover(threads: &mut [StoppedThread], memory: &Memory, desk: &Desk) -> Result<()> {
     let began = memory.began()?;
-    for index in 0..SLOT_COUNT {
+    let slots: [Slot; SLOT_COUNT as usize] = memory.get_each(desk.slot(0), SLOT_LEN)?;
+    for (index, slot) in (0..).zip(slots) {
         let at = desk.slot(index);
-        let slot: Slot = memory.get(at)?;
         if slot.state == 0 || slot.state == BURNT {
             continue;
         }

@@ -82,6 +82,32 @@ impl Memory {
         self.file.read_at(buffer, addr)
     }
 
+    /// Reads values that lie `stride` bytes apart, in one system call.
+    pub(super) fn get_each<T: FromBytes + IntoBytes, const N: usize>(
+        &self,
+        addr: u64,
+        stride: u64,
+    ) -> Result<[T; N]> {
+        let mut values: [T; N] = std::array::from_fn(|_| T::new_zeroed());
+        let len = size_of::<T>();
+        let remote: [libc::iovec; N] = std::array::from_fn(|i| {
+            let base = (addr + i as u64 * stride) as usize;
+            libc::iovec { iov_base: std::ptr::without_provenance_mut(base), iov_len: len }
+        });
+        let bytes = values.as_mut_bytes();
+        let local = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+        // SAFETY: writes into `values` only.
+        let n =
+            unsafe { libc::process_vm_readv(self.pid, &local, 1, remote.as_ptr(), N as u64, 0) };
+        if n.cast_unsigned() == len * N {
+            return Ok(values);
+        }
+        for (i, value) in values.iter_mut().enumerate() {
+            *value = self.get(addr + i as u64 * stride)?;
+        }
+        Ok(values)
+    }
+
     /// Reads one value.
     pub(crate) fn get<T: FromBytes + IntoBytes>(&self, addr: u64) -> Result<T> {
         let mut value = T::new_zeroed();

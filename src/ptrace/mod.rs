@@ -15,6 +15,7 @@ pub(crate) mod frame;
 pub(crate) mod freeze;
 pub(crate) mod interrupted;
 pub(crate) mod lend;
+pub(crate) mod list;
 pub(crate) mod memory;
 pub(crate) mod raw;
 mod reaper;

@@ -32,6 +32,8 @@ pub(crate) struct StoppedThread {
     pub(super) blocked_by_call: u64,
     /// What the kernel said of it when all stood still; None of one that was adopted.
     pub(super) status: Option<Status>,
+    /// A signal that is nothing to the process, for the end of a list of calls; 0: there is none ([`Self::find_bell`]).
+    pub(super) bell: i32,
     /// Stop signal of a process that was already stopped (SIGSTOP and its kin), or 0.
     pub stopped_by: i32,
     /// How the thread has left its first stop to work for us.
@@ -54,6 +56,22 @@ impl StoppedThread {
         }
     }
 
+    /// Looks for a signal that this thread may get at any moment without a consequence: nobody catches it, it ends and
+    /// stops nobody, and the thread does not block it, so it waits for no other. Only while all threads stand still does
+    /// that stay so.
+    pub(super) fn find_bell(&mut self) {
+        let Some(status) = &self.status else { return };
+        let taken =
+            self.mask | status.blocked | status.caught | status.pending | status.shared_pending;
+        let free = |signal: &i32| taken & raw::signal_set(*signal) == 0;
+        self.bell = [libc::SIGURG, libc::SIGWINCH].into_iter().find(free).unwrap_or(0);
+    }
+
+    /// [`Self::bell`] as a set of signals.
+    pub(super) fn bell_set(&self) -> u64 {
+        if self.bell == 0 { 0 } else { raw::signal_set(self.bell) }
+    }
+
     pub(super) fn read(tid: i32, stopped_by: i32) -> std::result::Result<Self, Errno> {
         let regs = Regs::get(tid)?;
         // At once: should we die, the kernel sees to a call that has answered EINTR to the stop.
@@ -67,6 +85,7 @@ impl StoppedThread {
             mask: raw::get_mask(tid)?,
             blocked_by_call: 0,
             status: None,
+            bell: 0,
             stopped_by,
             lent: Lent::No,
             since: None,

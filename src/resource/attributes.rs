@@ -5,8 +5,7 @@ use super::plan::{Orders, Step};
 use crate::error::Result;
 use crate::proc::Process;
 use crate::proc::status::Mitigation;
-use crate::ptrace::call::Caller;
-use crate::ptrace::memory::Memory;
+use crate::ptrace::list::{Answers, Asked, List};
 use crate::ptrace::thread::StoppedThread;
 use ckpt_abi::image::{Thread, thread_flag};
 use nix::libc;
@@ -23,39 +22,54 @@ const L1D_FLUSH: u64 = 2;
 const BY_PRCTL: i64 = 1;
 const ENABLED: i64 = 2;
 
-/// What only the thread itself can say, as bits of [`thread_flag`].
-pub(crate) fn ask(caller: &mut Caller<'_>, memory: &Memory, scratch: u64) -> Result<u32> {
-    memory.put(scratch, &libc::PR_TSC_ENABLE)?;
-    caller.call(libc::SYS_prctl, &[libc::PR_GET_TSC as u64, scratch])?;
-    let mut flags = 0;
-    if memory.get::<i32>(scratch)? == libc::PR_TSC_SIGSEGV {
-        flags |= thread_flag::NO_TSC;
-    }
-    flags |= match caller.call(libc::SYS_prctl, &[libc::PR_MCE_KILL_GET as u64, 0, 0, 0, 0])? {
-        policy if policy == i64::from(libc::PR_MCE_KILL_EARLY) => thread_flag::MCE_EARLY,
-        policy if policy == i64::from(libc::PR_MCE_KILL_LATE) => thread_flag::MCE_LATE,
-        _ => 0,
-    };
-    if caller.call(libc::SYS_arch_prctl, &[ARCH_GET_CPUID, 0])? == 0 {
-        flags |= thread_flag::NO_CPUID;
-    }
-    if flushes(caller)? {
-        flags |= thread_flag::L1D_FLUSH;
-    }
-    Ok(flags)
+/// What only the thread itself can say.
+pub(crate) struct Questions {
+    tsc: Asked,
+    mce: Asked,
+    cpuid: Asked,
+    flush: Option<Asked>,
 }
 
-/// Whether the thread has its cache emptied, of which /proc/PID/status does not tell. Where the machine does not do that
-/// for one thread, it does for none, and only the first is asked.
-fn flushes(caller: &mut Caller<'_>) -> Result<bool> {
-    static NOT_HERE: AtomicBool = AtomicBool::new(false);
-    if NOT_HERE.load(Ordering::Relaxed) {
-        return Ok(false);
+/// Where the machine does not empty caches for one thread, it does for none, and only the first is asked.
+static NO_FLUSH: AtomicBool = AtomicBool::new(false);
+
+/// Adds the questions to a thread's list.
+pub(crate) fn ask(list: &mut List) -> Questions {
+    let prctl = libc::SYS_prctl;
+    // Of an emptied cache /proc/PID/status does not tell.
+    let flush = [PR_GET_SPECULATION_CTRL, L1D_FLUSH, 0, 0, 0];
+    Questions {
+        tsc: list.reading(prctl, &[libc::PR_GET_TSC as u64, 0], 1, 4),
+        mce: list.call(prctl, &[libc::PR_MCE_KILL_GET as u64, 0, 0, 0, 0]),
+        cpuid: list.call(libc::SYS_arch_prctl, &[ARCH_GET_CPUID, 0]),
+        flush: (!NO_FLUSH.load(Ordering::Relaxed)).then(|| list.call(prctl, &flush)),
     }
-    let ask = [PR_GET_SPECULATION_CTRL, L1D_FLUSH, 0, 0, 0];
-    let answer = caller.call(libc::SYS_prctl, &ask)?;
-    NOT_HERE.store(answer < 0 || answer & BY_PRCTL == 0, Ordering::Relaxed);
-    Ok(answer == BY_PRCTL | ENABLED)
+}
+
+impl Questions {
+    /// The answers as bits of [`thread_flag`].
+    pub(crate) fn flags(&self, answers: &Answers) -> u32 {
+        let mut flags = 0;
+        if answers.get::<i32>(self.tsc) == libc::PR_TSC_SIGSEGV {
+            flags |= thread_flag::NO_TSC;
+        }
+        flags |= match answers.result(self.mce) {
+            policy if policy == i64::from(libc::PR_MCE_KILL_EARLY) => thread_flag::MCE_EARLY,
+            policy if policy == i64::from(libc::PR_MCE_KILL_LATE) => thread_flag::MCE_LATE,
+            _ => 0,
+        };
+        if answers.result(self.cpuid) == 0 {
+            flags |= thread_flag::NO_CPUID;
+        }
+        if let Some(flush) = self.flush {
+            let answer = answers.result(flush);
+            NO_FLUSH.store(answer < 0 || answer & BY_PRCTL == 0, Ordering::Relaxed);
+            if answer == BY_PRCTL | ENABLED {
+                flags |= thread_flag::L1D_FLUSH;
+            }
+        }
+        flags
+    }
 }
 
 /// Adds what can be seen from outside.

@@ -6,8 +6,13 @@ use super::{Gathered, Target};
 use crate::error::Result;
 use crate::proc::{self, namespaces::Namespaces, status::Status};
 use crate::ptrace::call::Caller;
+use crate::ptrace::list::List;
 use crate::ptrace::raw;
 use nix::libc;
+
+const KEYCTL_GET_KEYRING_ID: u64 = 0;
+const THREAD_KEYRING: i64 = -1;
+const PROCESS_KEYRING: i64 = -2;
 
 /// Names what is the program's own; `caller` is its main thread.
 pub(crate) fn name(
@@ -36,11 +41,19 @@ pub(crate) fn name(
     if !spaces.is_empty() {
         say(format!("its own namespaces ({}): a restart has the restarter's", spaces.join(", ")));
     }
-    let securebits = caller.call(libc::SYS_prctl, &[libc::PR_GET_SECUREBITS as u64])?;
+    let mut list = List::default();
+    let securebits = list.call(libc::SYS_prctl, &[libc::PR_GET_SECUREBITS as u64]);
+    // A session keyring, which execve(2) does not take away, is not looked for: the question gives one to a process that
+    // has none (security/keys/process_keys.c, lookup_user_key).
+    let keyrings = [PROCESS_KEYRING, THREAD_KEYRING].map(|which: i64| {
+        list.call(libc::SYS_keyctl, &[KEYCTL_GET_KEYRING_ID, which.cast_unsigned(), 0])
+    });
+    let answers = caller.list(target.memory, &list)?;
+    let securebits = answers.result(securebits);
     if securebits > 0 {
         say(format!("its securebits ({securebits:#x}): a restart has the restarter's"));
     }
-    if has_keys(caller)? {
+    if keyrings.into_iter().any(|asked| answers.result(asked) > 0) {
         say("the keys in its process or thread keyring (keyrings(7)): a restart has none".into());
     }
     for thread in target.frozen.threads.iter().map(|t| t.tid).chain([pid]) {
@@ -64,19 +77,6 @@ fn is_ordinary(own: &Status) -> bool {
 
 fn is_limited(own: &Status, parent: &Status) -> bool {
     own.bounding != parent.bounding || (own.ambient != parent.ambient && own.ambient != 0)
-}
-
-/// Whether it has keyrings that execve(2) takes away. A session keyring, which it does not, is not looked for: the
-/// question gives one to a process that has none (security/keys/process_keys.c, lookup_user_key).
-fn has_keys(caller: &mut Caller<'_>) -> Result<bool> {
-    const KEYCTL_GET_KEYRING_ID: u64 = 0;
-    const THREAD: i64 = -1;
-    const PROCESS: i64 = -2;
-    let mut has = |which: i64| {
-        let args = [KEYCTL_GET_KEYRING_ID, which.cast_unsigned(), 0];
-        caller.call(libc::SYS_keyctl, &args).map(|id| id > 0)
-    };
-    Ok(has(PROCESS)? || has(THREAD)?)
 }
 
 /// Whether a thread has clamps that are neither the default nor those of the process that made its own.

@@ -6,8 +6,8 @@ use super::{Common, Gathered, Target, cpu, memory, vdso, written, xstate};
 use crate::error::{Because, Result};
 use crate::proc;
 use crate::ptrace::call::Caller;
+use crate::ptrace::list::{Answers, Asked, List};
 use ckpt_abi::image::{Limit, Process, process_flag};
-use ckpt_abi::region::STACKS;
 use nix::libc;
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -36,7 +36,10 @@ pub(crate) fn save(
     let process = target.process();
     let stat = process.stat(pid)?;
     let status = process.status(pid)?;
-    let brk = caller.expect(libc::SYS_brk, &[0], "cannot read the program break")?;
+    let mut list = List::default();
+    let asked = Questions::add(&mut list);
+    let answers = caller.list(target.memory, &list)?;
+    let brk = answers.expect(asked.brk, "cannot read the program break")?;
     let place = vdso::Place::find(target.vmas);
     let arguments = process.cmdline()?;
     let joined = arguments.iter().map(|a| a.as_bytes()).collect::<Vec<_>>().join(&0);
@@ -83,95 +86,101 @@ pub(crate) fn save(
         vdso_len: place.vdso_len,
         vvar: place.vvar,
         vvar_len: place.vvar_len,
-        flags: flags(target, caller)? | own.flags,
+        flags: asked.flags(&answers)
+            | memory::locked::future(target.process(), caller)?
+            | own.flags,
         oom_score: own.oom_score,
         coredump_filter: own.coredump_filter,
-        membarrier: membarrier(caller)?,
+        membarrier: asked.membarrier(&answers),
         group: stat.pgrp.cast_unsigned(),
         session: stat.session.cast_unsigned(),
         cpu: cpu::Set::of_config(&target.region.control.config).0,
-        permitted: permitted(target, caller)?,
+        permitted: answers.get::<u64>(asked.permitted) & xstate::DYNAMIC,
         ..Process::new_zeroed()
     };
     gathered.process = Some(process);
-    refuse_addressing(target, caller, gathered)?;
+    // How many bytes of a table there are, of which it writes 8; an error where the kernel has none.
+    if answers.result(asked.segments) > 0 {
+        gathered.obstacles.push("it has memory segments of its own (modify_ldt(2))".into());
+    }
+    // An address would be another one, and no restart gives that back.
+    if target.process().tags_addresses() {
+        gathered
+            .obstacles
+            .push("it uses tagged addresses (arch_prctl(2), ARCH_ENABLE_TAGGED_ADDR)".into());
+    }
     gathered.auxv = target.process().auxv()?;
     let limits = target.process().limits()?;
     gathered.limits = limits.iter().map(|&(soft, hard)| Limit { soft, hard }).collect();
     Ok(())
 }
 
-/// Refuses what makes an address another one, and no restart gives back.
-fn refuse_addressing(
-    target: &Target<'_>,
-    caller: &mut Caller<'_>,
-    gathered: &mut Gathered,
-) -> Result<()> {
-    const READ: u64 = 0;
-    let scratch = target.region.base + STACKS;
-    // How many bytes of a table there are, of which it writes 8; an error where the kernel has none.
-    if caller.call(libc::SYS_modify_ldt, &[READ, scratch, 8])? > 0 {
-        gathered.obstacles.push("it has memory segments of its own (modify_ldt(2))".into());
-    }
-    if target.process().tags_addresses() {
-        gathered
-            .obstacles
-            .push("it uses tagged addresses (arch_prctl(2), ARCH_ENABLE_TAGGED_ADDR)".into());
-    }
-    Ok(())
+/// What only the process can say.
+struct Questions {
+    brk: Asked,
+    segments: Asked,
+    membarrier: Asked,
+    /// The state components that the process may use because it asked (AMX); 0 where the kernel has no such thing
+    /// (before 5.16).
+    permitted: Asked,
+    dumpable: Asked,
+    huge: Asked,
+    merge: Asked,
+    flusher: Asked,
+    mdwe: Asked,
+    reaper: Asked,
 }
 
-/// The registrations for membarrier(2). Before Linux 6.3 nobody can tell; the common one is assumed
-/// then, which costs little if it was not there.
-fn membarrier(caller: &mut Caller<'_>) -> Result<u32> {
-    const GET_REGISTRATIONS: u64 = 512;
-    const REGISTER_PRIVATE_EXPEDITED: u32 = 16;
-    let result = caller.call(libc::SYS_membarrier, &[GET_REGISTRATIONS])?;
-    Ok(u32::try_from(result).unwrap_or(REGISTER_PRIVATE_EXPEDITED))
-}
-
-/// The state components that the process may use because it asked (AMX); 0 where the kernel has no
-/// such thing (before 5.16).
-fn permitted(target: &Target<'_>, caller: &mut Caller<'_>) -> Result<u64> {
-    const ARCH_GET_XCOMP_PERM: u64 = 0x1022;
-    let scratch = target.region.base + STACKS;
-    target.memory.put(scratch, &0u64)?;
-    caller.call(libc::SYS_arch_prctl, &[ARCH_GET_XCOMP_PERM, scratch])?;
-    Ok(target.memory.get::<u64>(scratch)? & xstate::DYNAMIC)
-}
-
-fn flags(target: &Target<'_>, caller: &mut Caller<'_>) -> Result<u32> {
-    let scratch = target.region.base + STACKS;
-    let mut flags = 0;
-    if caller.call(libc::SYS_prctl, &[libc::PR_GET_DUMPABLE as u64])? == 1 {
-        flags |= process_flag::DUMPABLE;
-    }
-    // Linux 6.18 answers with the flags of the request.
-    flags |= match caller.call(libc::SYS_prctl, &[libc::PR_GET_THP_DISABLE as u64])? {
-        ..=0 => 0,
-        answer if answer & THP_EXCEPT_ADVISED.cast_signed() != 0 => {
-            process_flag::THP_DISABLE | process_flag::THP_BY_ADVICE
+impl Questions {
+    fn add(list: &mut List) -> Self {
+        const READ: u64 = 0;
+        const GET_REGISTRATIONS: u64 = 512;
+        const ARCH_GET_XCOMP_PERM: u64 = 0x1022;
+        let prctl = libc::SYS_prctl;
+        Self {
+            brk: list.call(libc::SYS_brk, &[0]),
+            segments: list.reading(libc::SYS_modify_ldt, &[READ, 0, 8], 1, 8),
+            membarrier: list.call(libc::SYS_membarrier, &[GET_REGISTRATIONS]),
+            permitted: list.reading(libc::SYS_arch_prctl, &[ARCH_GET_XCOMP_PERM, 0], 1, 8),
+            dumpable: list.call(prctl, &[libc::PR_GET_DUMPABLE as u64]),
+            huge: list.call(prctl, &[libc::PR_GET_THP_DISABLE as u64]),
+            merge: list.call(prctl, &[PR_GET_MEMORY_MERGE]),
+            flusher: list.call(prctl, &[PR_GET_IO_FLUSHER]),
+            mdwe: list.call(prctl, &[PR_GET_MDWE]),
+            reaper: list.reading(prctl, &[libc::PR_GET_CHILD_SUBREAPER as u64, 0], 1, 4),
         }
-        _ => process_flag::THP_DISABLE,
-    };
-    let mut is_set = |what, flag| -> Result<u32> {
-        Ok(if caller.call(libc::SYS_prctl, &[what, 0, 0, 0, 0])? == 1 { flag } else { 0 })
-    };
-    flags |= is_set(PR_GET_MEMORY_MERGE, process_flag::MEMORY_MERGE)?;
-    flags |= is_set(PR_GET_IO_FLUSHER, process_flag::IO_FLUSHER)?;
-    flags |= memory::locked::future(target.frozen.pid, caller)?;
-    // Before Linux 6.3 there is no such thing, and an error is no number of flags.
-    let mdwe = caller.call(libc::SYS_prctl, &[PR_GET_MDWE, 0, 0, 0, 0])?;
-    if let Ok(bits @ 1..=3) = u32::try_from(mdwe) {
-        flags |= if bits & 1 != 0 { process_flag::MDWE } else { 0 };
-        flags |= if bits & 2 != 0 { process_flag::MDWE_NO_INHERIT } else { 0 };
     }
-    target.memory.put(scratch, &0u32)?;
-    caller.call(libc::SYS_prctl, &[libc::PR_GET_CHILD_SUBREAPER as u64, scratch])?;
-    if target.memory.get::<u32>(scratch)? != 0 {
-        flags |= process_flag::SUBREAPER;
+
+    /// The registrations for membarrier(2). Before Linux 6.3 nobody can tell; the common one is assumed
+    /// then, which costs little if it was not there.
+    fn membarrier(&self, answers: &Answers) -> u32 {
+        const REGISTER_PRIVATE_EXPEDITED: u32 = 16;
+        u32::try_from(answers.result(self.membarrier)).unwrap_or(REGISTER_PRIVATE_EXPEDITED)
     }
-    Ok(flags)
+
+    fn flags(&self, answers: &Answers) -> u32 {
+        let is_set = |asked, flag| if answers.result(asked) == 1 { flag } else { 0 };
+        let mut flags = is_set(self.dumpable, process_flag::DUMPABLE)
+            | is_set(self.merge, process_flag::MEMORY_MERGE)
+            | is_set(self.flusher, process_flag::IO_FLUSHER);
+        // Linux 6.18 answers with the flags of the request.
+        flags |= match answers.result(self.huge) {
+            ..=0 => 0,
+            answer if answer & THP_EXCEPT_ADVISED.cast_signed() != 0 => {
+                process_flag::THP_DISABLE | process_flag::THP_BY_ADVICE
+            }
+            _ => process_flag::THP_DISABLE,
+        };
+        // Before Linux 6.3 there is no such thing, and an error is no number of flags.
+        if let Ok(bits @ 1..=3) = u32::try_from(answers.result(self.mdwe)) {
+            flags |= if bits & 1 != 0 { process_flag::MDWE } else { 0 };
+            flags |= if bits & 2 != 0 { process_flag::MDWE_NO_INHERIT } else { 0 };
+        }
+        if answers.get::<u32>(self.reaper) != 0 {
+            flags |= process_flag::SUBREAPER;
+        }
+        flags
+    }
 }
 
 /// Order that stops a program that was stopped when it was saved, before any of its threads enters it. All of them are

@@ -5,15 +5,17 @@ use super::plan::{Arena, Orders, Step};
 use super::{Gathered, Target};
 use crate::error::{Because, Result};
 use crate::ptrace::call::Caller;
+use crate::ptrace::list::List;
 use crate::ptrace::raw;
 use crate::settings::signal_name;
 use ckpt_abi::image::{PendingSignal, SignalAction, process_flag};
 use ckpt_abi::op::{Kind, flag};
-use ckpt_abi::region::STACKS;
 use nix::libc;
 
 /// Number of signals.
 pub(crate) const COUNT: u64 = 64;
+/// Bytes of a disposition, the kernel's struct sigaction.
+const ACTION: usize = size_of::<SignalAction>();
 const UNCATCHABLE: [u64; 2] = [libc::SIGKILL as u64, libc::SIGSTOP as u64];
 
 /// Asks the target for its dispositions, through the thread of `caller`.
@@ -22,14 +24,14 @@ pub(crate) fn save_actions(
     caller: &mut Caller<'_>,
     gathered: &mut Gathered,
 ) -> Result<()> {
-    let at = target.region.base + STACKS;
-    for signal in 1..=COUNT {
-        caller.expect(
-            libc::SYS_rt_sigaction,
-            &[signal, 0, at, 8],
-            "cannot read a signal's disposition",
-        )?;
-        gathered.actions.push(target.memory.get(at)?);
+    let mut list = List::default();
+    let all: Vec<_> = (1..=COUNT)
+        .map(|signal| list.reading(libc::SYS_rt_sigaction, &[signal, 0, 0, 8], 2, ACTION))
+        .collect();
+    let answers = caller.list(target.memory, &list)?;
+    for asked in all {
+        answers.expect(asked, "cannot read a signal's disposition")?;
+        gathered.actions.push(answers.get(asked));
     }
     Ok(())
 }

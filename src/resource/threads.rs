@@ -10,6 +10,7 @@ use crate::ptrace::call::Caller;
 use crate::ptrace::frame::Frame;
 use crate::ptrace::interrupted;
 use crate::ptrace::lend::Desk;
+use crate::ptrace::list::List;
 use crate::ptrace::memory::Memory;
 use crate::ptrace::raw;
 use crate::ptrace::regs::{self, Regs, USER_CS};
@@ -17,7 +18,6 @@ use crate::ptrace::sequence::leave_sequence;
 use crate::ptrace::thread::StoppedThread;
 use ckpt_abi::image::{Owner, Thread, thread_flag};
 use ckpt_abi::op::Kind;
-use ckpt_abi::region::STACKS;
 use nix::errno::Errno;
 use nix::libc;
 use std::os::unix::ffi::OsStrExt;
@@ -66,7 +66,7 @@ pub(crate) fn save(
     if rseq.pointer != 0 {
         leave_sequence(memory, rseq.pointer, &mut next);
     }
-    let answers = ask(thread, memory, region.base + STACKS, &desk)?;
+    let answers = ask(thread, memory, &desk)?;
     thread.take_back().because(|| format!("cannot give thread {tid} its registers back"))?;
     let mut name = [0; 16];
     let len = comm.len().min(15);
@@ -142,21 +142,25 @@ struct Answers {
     flags: u32,
 }
 
-fn ask(thread: &mut StoppedThread, memory: &Memory, scratch: u64, desk: &Desk) -> Result<Answers> {
-    let mut caller = Caller::new(thread, memory, desk)?;
-    caller.expect(libc::SYS_sigaltstack, &[0, scratch], "cannot read the alternate stack")?;
-    let altstack: [u64; 3] = memory.get(scratch)?;
-    memory.put(scratch, &0u64)?;
+fn ask(thread: &mut StoppedThread, memory: &Memory, desk: &Desk) -> Result<Answers> {
+    let mut list = List::default();
+    let prctl = libc::SYS_prctl;
+    let altstack = list.reading(libc::SYS_sigaltstack, &[0, 0], 1, 24);
     // EINVAL where the kernel lacks CONFIG_CHECKPOINT_RESTORE: the word stays unknown.
-    caller.call(libc::SYS_prctl, &[PR_GET_TID_ADDRESS, scratch])?;
-    let tid_address = memory.get(scratch)?;
-    caller.call(libc::SYS_prctl, &[libc::PR_GET_PDEATHSIG as u64, scratch])?;
+    let tid_address = list.reading(prctl, &[PR_GET_TID_ADDRESS, 0], 1, 8);
+    let death_signal = list.reading(prctl, &[libc::PR_GET_PDEATHSIG as u64, 0], 1, 4);
     // 0 for real-time threads, which have none.
-    let slack = caller.call(libc::SYS_prctl, &[libc::PR_GET_TIMERSLACK as u64])?;
-    let timer_slack = slack.max(0).cast_unsigned();
-    let death_signal = memory.get(scratch)?;
-    let flags = attributes::ask(&mut caller, memory, scratch)?;
-    Ok(Answers { altstack, tid_address, death_signal, timer_slack, flags })
+    let slack = list.call(prctl, &[libc::PR_GET_TIMERSLACK as u64]);
+    let attributes = attributes::ask(&mut list);
+    let answers = Caller::new(thread, memory, desk)?.list(memory, &list)?;
+    answers.expect(altstack, "cannot read a thread's alternate stack")?;
+    Ok(Answers {
+        altstack: answers.get(altstack),
+        tid_address: answers.get(tid_address),
+        death_signal: answers.get(death_signal),
+        timer_slack: answers.result(slack).max(0).cast_unsigned(),
+        flags: attributes.flags(&answers),
+    })
 }
 
 /// The rseq registration; before Linux 5.13 only a search can find it.

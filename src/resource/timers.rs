@@ -7,10 +7,10 @@ use super::{Gathered, Target};
 use crate::error::{Error, Result};
 use crate::proc;
 use crate::ptrace::call::Caller;
+use crate::ptrace::list::List;
 use crate::ptrace::raw;
 use ckpt_abi::image::Timer;
 use ckpt_abi::op::{Kind, flag};
-use ckpt_abi::region::STACKS;
 use nix::libc;
 use std::collections::HashMap;
 use zerocopy::FromZeros;
@@ -34,14 +34,24 @@ pub(crate) fn save(
     caller: &mut Caller<'_>,
     gathered: &mut Gathered,
 ) -> Result<()> {
-    let scratch = target.region.base + STACKS;
-    for kind in 0..POSIX {
-        caller.expect(
-            libc::SYS_getitimer,
-            &[u64::from(kind), scratch],
-            "cannot read an interval timer",
-        )?;
-        let [period_s, period_us, left_s, left_us]: [u64; 4] = target.memory.get(scratch)?;
+    let known = target.process().posix_timers();
+    let mut list = List::default();
+    let interval: Vec<_> = (0..u64::from(POSIX))
+        .map(|kind| list.reading(libc::SYS_getitimer, &[kind, 0], 1, 32))
+        .collect();
+    let asked: Vec<_> = known
+        .iter()
+        .flatten()
+        .map(|timer| {
+            let id = u64::from(timer.id.cast_unsigned());
+            let left = list.reading(libc::SYS_timer_gettime, &[id, 0], 1, 32);
+            (left, list.call(libc::SYS_timer_getoverrun, &[id]))
+        })
+        .collect();
+    let answers = caller.list(target.memory, &list)?;
+    for (kind, asked) in (0..POSIX).zip(interval) {
+        answers.expect(asked, "cannot read an interval timer")?;
+        let [period_s, period_us, left_s, left_us]: [u64; 4] = answers.get(asked);
         let (left, period) =
             (left_s * SECOND + left_us * 1000, period_s * SECOND + period_us * 1000);
         // ITIMER_REAL has no time left while its SIGALRM is pending, and goes on when that is taken
@@ -51,24 +61,23 @@ pub(crate) fn save(
             gathered.timers.push(Timer { kind, left, period, ..Timer::new_zeroed() });
         }
     }
-    let timers = match target.process().posix_timers() {
+    let timers = match known {
         Ok(timers) => timers,
         Err(e) => {
             gathered.losses.push(format!("POSIX timers, if there are any: {e}"));
             return Ok(());
         }
     };
-    for timer in timers {
+    for (timer, (left, overruns)) in timers.into_iter().zip(asked) {
         if timer.id > MOST && !raw::chooses_timer_ids() {
             gathered.obstacles.push(format!(
                 "a POSIX timer has the number {}, which a restart can only give from Linux 6.15 on",
                 timer.id
             ));
         }
-        let id = u64::from(timer.id.cast_unsigned());
-        caller.expect(libc::SYS_timer_gettime, &[id, scratch], "cannot read a POSIX timer")?;
-        let [period_s, period_ns, left_s, left_ns]: [u64; 4] = target.memory.get(scratch)?;
-        let overruns = caller.call(libc::SYS_timer_getoverrun, &[id])?;
+        answers.expect(left, "cannot read a POSIX timer")?;
+        let [period_s, period_ns, left_s, left_ns]: [u64; 4] = answers.get(left);
+        let overruns = answers.result(overruns);
         let clock = clock(&timer, target, gathered);
         gathered.timers.push(Timer {
             kind: POSIX,

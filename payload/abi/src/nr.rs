@@ -31,6 +31,7 @@ numbers! { $ each_system_call, nr, "System call", u64, {
     PRCTL SYS_prctl 157,
     GETTID SYS_gettid 186,
     FUTEX SYS_futex 202,
+    TGKILL SYS_tgkill 234,
     TIMER_CREATE SYS_timer_create 222,
     TIMER_DELETE SYS_timer_delete 226,
     GETDENTS64 SYS_getdents64 217,

@@ -66,6 +66,11 @@ pub const SLOT_LEN: u64 = 0x5000;
 pub const SLOT_COUNT: u64 = 16;
 /// Bytes from the beginning of a slot to its signal frame.
 pub const SLOT_FRAME: u64 = 256;
+/// Bytes from the beginning of a slot to the calls of a list, each of [`LISTED`] bytes: number, six arguments, result.
+/// A negative number ends it.
+pub const SLOT_LIST: u64 = 0x4000;
+/// Bytes of a call in a list.
+pub const LISTED: u64 = 64;
 /// Bytes from the base of the region to its [`Turns`].
 pub const TURNS: u64 = SLOTS + SLOT_LEN * SLOT_COUNT;
 /// Bytes from the base of the region to the ELF image of the payload.
@@ -74,7 +79,7 @@ pub const PAYLOAD: u64 = TURNS + 0x1000;
 /// Version of a region: what two different builds of ckpt could meet over in a running program. Made of the layout, so
 /// that it is another one with each change of that.
 pub const VERSION: u32 = {
-    let places = [API, WAITS, STACKS, SLOTS, TURNS, PAYLOAD];
+    let places = [API, WAITS, STACKS, SLOTS, SLOT_LIST, LIST_THUNK, TURNS, PAYLOAD];
     let records = [
         Config::LAYOUT,
         Control::LAYOUT,
@@ -370,8 +375,10 @@ pub const BURNT: u32 = 3;
 /// (PR_SET_SYSCALL_USER_DISPATCH, prctl(2)), and would die of it were it blocked (kernel/signal.c, force_sig_info_to_task).
 pub const HANDLER_MASK: u64 = !(1 << 30);
 
-/// Bytes from the first thunk to the end of the second, for clone(2).
-pub const THUNK_LEN: u64 = 128;
+/// Bytes from the thunk for one call to that for a list of them ([`SLOT_LIST`]).
+pub const LIST_THUNK: u64 = 64;
+/// Bytes from the first thunk to the end of the last, for clone(2).
+pub const THUNK_LEN: u64 = 256;
 
 record! {
     /// What a thread gets back that made its call in a hole: what a system call changes; it lies [`HOLE_AREA`] bytes
@@ -414,6 +421,7 @@ const _: () = {
     assert!(size_of::<Wait>() == 64);
     assert!(size_of::<Slot>() as u64 <= SLOT_FRAME);
     assert!(SLOT_FRAME.is_multiple_of(64) && SLOT_LEN.is_multiple_of(64));
+    assert!(SLOT_LIST < SLOT_LEN && SLOT_LIST.is_multiple_of(64));
     assert!(core::mem::offset_of!(Slot, state) == 0 && core::mem::offset_of!(Slot, tid) == 4);
     assert!(HOLE_AREA.is_multiple_of(8) && HOLE_LEN == HOLE_AREA + size_of::<HoleArea>() as u64);
 };

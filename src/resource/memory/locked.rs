@@ -14,8 +14,7 @@ const LOCKED: u64 = vma_flag::LOCKED | vma_flag::LOCK_ON_FAULT;
 
 /// Whether mappings to come are locked, as bits of [`process_flag`]. Only a new mapping tells: the count of locked pages
 /// grows by it, and the page is there at once but for MCL_ONFAULT.
-pub(crate) fn future(pid: i32, caller: &mut Caller<'_>) -> Result<u32> {
-    let process = Process::open(pid)?;
+pub(crate) fn future(process: &Process, caller: &mut Caller<'_>) -> Result<u32> {
     let before = process.locked_memory();
     let (prot, flags) =
         (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
@@ -29,7 +28,7 @@ pub(crate) fn future(pid: i32, caller: &mut Caller<'_>) -> Result<u32> {
     let locked = process.locked_memory() > before;
     let mut there = false;
     if locked {
-        let map = Pagemap::open(pid)?;
+        let map = Pagemap::open(process.pid())?;
         map.entries(at, at + PAGE, |_, entry| there |= entry.present() || entry.swapped())?;
     }
     caller.expect(libc::SYS_munmap, &[at, PAGE], "cannot unmap a page")?;
