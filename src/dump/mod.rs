@@ -266,14 +266,17 @@ fn begin<'a>(request: &'a Demand, executable: &[u8]) -> Result<Begun<'a>> {
         if phase0_visit::held(request, &mut still.processes)? {
             continue;
         }
-        let mut equipped = Vec::new();
+        let (mut equipped, mut busy) = (Vec::new(), None);
         for frozen in &mut still.processes {
             match phase2_equip::equip(request, frozen, executable, &whose) {
                 Ok(process) => equipped.extend(process),
                 // Somebody has killed it where it stood.
                 Err(_) if frozen.pid != request.pid && is_leaving(frozen.pid) => break,
                 // A signal to a whole group has come to it, too.
-                Err(e) if frozen.pid != request.pid && e.kind() == Kind::Busy => break,
+                Err(e) if frozen.pid != request.pid && e.kind() == Kind::Busy => {
+                    busy = Some(e);
+                    break;
+                }
                 Err(e) => return Err(e),
             }
         }
@@ -286,7 +289,7 @@ fn begin<'a>(request: &'a Demand, executable: &[u8]) -> Result<Begun<'a>> {
         equipped.iter().skip(1).for_each(|process| process.finish(None));
         still.thaw();
         if request.periodic || Instant::now() > deadline {
-            return Err(phase0_visit::turn_of_another(request.pid));
+            return Err(busy.unwrap_or_else(|| phase0_visit::turn_of_another(request.pid)));
         }
         std::thread::sleep(pause);
         pause = (pause * 2).min(LONGEST_PAUSE);

@@ -11,6 +11,7 @@ use crate::inject::{self, enter};
 use crate::proc::{self, Process, tree};
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
+use crate::ptrace::regs::Regs;
 use crate::settings::{self, Name, Settings};
 use ckpt_abi::region::{Config, STACK_LEN, STACKS};
 use ckpt_abi::turn::{By, Denied, Event, Phase, Task};
@@ -46,11 +47,14 @@ pub(crate) fn equip(
     let process = Process::open(pid)?;
     let memory = Memory::open(pid)?;
     let vmas = process.maps()?;
+    if frozen.is_halted() {
+        frozen.leave_holes(&memory, &inject::hole()?)?;
+    }
     if enter::is_stub(pid, &vmas) {
         return Err(restarting(pid));
     }
     let mut region = match Region::find(&memory, &vmas) {
-        Some(region) if is_entering(frozen, &region) => return Ok(None),
+        Some(region) if !has_entered(frozen, &region)? => return Ok(None),
         Some(region) => region,
         None => {
             // A process that may do less than we may is not told where we save it to.
@@ -71,13 +75,16 @@ pub(crate) fn equip(
     Ok(Some(Equipped { process, memory, region, orphans_leave, task }))
 }
 
-/// Whether a thread still obeys the restorer, whose phase ends before all have entered the program: its orders and stack
-/// are in no image.
-fn is_entering(frozen: &Frozen, region: &Region) -> bool {
+/// Whether no thread obeys the restorer, whose phase ends before all have entered the program: its orders and stack are
+/// in no image. Those of a program that was restarted as a stopped one would be there until SIGCONT.
+fn has_entered(frozen: &mut Frozen, region: &Region) -> Result<bool> {
     let leftover = region.control.leftover..region.control.leftover + region.control.leftover_len;
     let first = region.base + STACKS..region.base + STACKS + STACK_LEN;
-    let mut stacks = frozen.threads.iter().map(|thread| thread.regs.rsp);
-    stacks.any(|at| leftover.contains(&at) || first.contains(&at))
+    let obeys = |regs: &Regs| leftover.contains(&regs.rsp) || first.contains(&regs.rsp);
+    match frozen.threads.iter().any(|thread| obeys(&thread.regs)) {
+        true if frozen.is_halted() => frozen.come_home(obeys),
+        obey => Ok(!obey),
+    }
 }
 
 /// The configuration of a process that had none: its name comes from its own and its directory.

@@ -24,7 +24,8 @@ use crate::ptrace::memory::Memory;
 use crate::ptrace::thread::StoppedThread;
 use ckpt_abi::api::{API, Api};
 use ckpt_abi::region::{
-    Config, Control, MAGIC, PAYLOAD, TURNS, Turns, UNFINISHED, VERSION, config_flag, is_base,
+    Config, Control, HOLE_AREA, MAGIC, PAYLOAD, TURNS, Turns, UNFINISHED, VERSION, config_flag,
+    is_base,
 };
 
 use nix::libc;
@@ -38,6 +39,16 @@ pub(crate) const PAGE: u64 = 4096;
 /// A configuration without a signal, which the next one to come may choose.
 pub(crate) fn unsignalled(config: Config) -> Config {
     Config { asyncsig: 0, flags: config.flags | config_flag::SIGNAL_OPEN, ..config }
+}
+
+/// The code of a hole ([`place::Hole`]).
+///
+/// # Errors
+/// This ckpt has no payload.
+pub(crate) fn hole() -> Result<Vec<u8>> {
+    let mut hole = elf::Payload::embedded()?.hole();
+    hole.truncate(HOLE_AREA as usize);
+    Ok(hole)
 }
 
 /// Rounds up to whole pages.

@@ -10,6 +10,7 @@
 //! between two steps of a host that died there, and may come back: the slot is given up for this process.
 
 use super::frame::{Frame, SAME_STACK};
+use super::homing;
 use super::interrupted;
 use super::memory::Memory;
 use super::raw;
@@ -23,7 +24,6 @@ use ckpt_abi::region::{
     THUNK_LEN,
 };
 use nix::errno::Errno;
-use std::time::Duration;
 use zerocopy::{FromZeros, IntoBytes};
 
 /// What a process has for threads that work for us.
@@ -114,6 +114,12 @@ pub(super) fn hole_area(thread: &StoppedThread) -> HoleArea {
     }
 }
 
+/// The same again.
+pub(super) fn out_of_a_hole(regs: &Regs, area: &HoleArea) -> Regs {
+    let HoleArea { r8, r9, rdi, rsi, rdx, r10, rax, rcx, r11, rip, .. } = *area;
+    Regs { r8, r9, rdi, rsi, rdx, r10, rax, rcx, r11, rip, orig_rax: u64::MAX, ..*regs }
+}
+
 /// Address of the area of the hole at `hole`.
 pub(super) fn hole_area_at(hole: u64) -> u64 {
     hole + HOLE_AREA
@@ -175,21 +181,17 @@ pub(super) fn recover(threads: &mut [StoppedThread], memory: &Memory, desk: &Des
 /// A thread that waits for a child, or made one, does so to the end: nobody else would reap it. Any other gets back what
 /// the slot holds, as if we had lent it.
 fn come_home(thread: &mut StoppedThread, desk: &Desk, at: u64, slot: &Slot) -> Result<()> {
-    const ATTEMPTS: u32 = 2000;
     let tid = thread.tid;
     let what = || format!("cannot bring thread {tid} home");
-    for _ in 0..ATTEMPTS {
-        let waits = thread.regs.orig_rax == nr::WAIT4 || thread.regs.rax == nr::WAIT4;
-        if !waits && thread.regs.rip < desk.clone_thunk {
-            thread.regs.as_mut_bytes().copy_from_slice(slot.regs.as_bytes());
-            (thread.mask, thread.lent) = (slot.mask, Lent::Slot(at));
-            thread.since = None;
-            return Ok(());
-        }
-        thread.run_for(Duration::from_millis(1)).because(what)?;
-        if !desk.has(thread.regs.rip) {
-            return raw::poke(thread.tid, at, 0).because(what);
-        }
+    let waits = thread.regs.orig_rax == nr::WAIT4 || thread.regs.rax == nr::WAIT4;
+    if !waits && thread.regs.rip < desk.clone_thunk {
+        thread.regs.as_mut_bytes().copy_from_slice(slot.regs.as_bytes());
+        (thread.mask, thread.lent) = (slot.mask, Lent::Slot(at));
+        thread.since = None;
+        return Ok(());
     }
-    Err(Error::new(format!("process {} is just being started", thread.tid)).of(Kind::Busy))
+    if homing::bring_home(&mut [thread]).because(what)? {
+        return raw::poke(tid, at, 0).because(what);
+    }
+    Err(Error::new(format!("process {tid} is just being started")).of(Kind::Busy))
 }

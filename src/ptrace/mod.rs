@@ -6,13 +6,14 @@
 //! process. [`interrupted`] knows how a thread that was inside a system call has to go on, [`sequence`]
 //! one inside a restartable sequence,
 //! [`waits`] and [`sockets`] how long it still has to wait there, [`rest`] what is left of a call that was cut short
-//! ([`fdkind`]: by what it may wait for). [`lend`] brings a thread home whose host has died, by a signal [`frame`].
+//! ([`fdkind`]: by what it may wait for). [`lend`] and [`homing`] bring a thread home whose host has died, by a signal [`frame`].
 
 pub(crate) mod call;
 pub(crate) mod fdkind;
 pub(crate) mod forest;
 pub(crate) mod frame;
 pub(crate) mod freeze;
+mod homing;
 pub(crate) mod interrupted;
 pub(crate) mod lend;
 pub(crate) mod list;

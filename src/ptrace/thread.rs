@@ -207,13 +207,10 @@ impl StoppedThread {
         Ok(())
     }
 
-    /// Lets a thread that is not lent run for a while, and reads it again.
-    pub(super) fn run_for(&mut self, time: Duration) -> std::result::Result<(), Errno> {
-        raw::cont(self.tid, 0)?;
-        std::thread::sleep(time);
-        raw::interrupt(self.tid)?;
-        wait_event_stop(self.tid, Instant::now() + PATIENCE)?.ok_or(Errno::ESRCH)?;
+    /// Reads again a thread that is not lent and stands elsewhere than it did.
+    pub(super) fn read_again(&mut self) -> std::result::Result<(), Errno> {
         (self.regs, self.mask) = (Regs::get(self.tid)?, raw::get_mask(self.tid)?);
+        (self.status, self.since, self.wait) = (None, None, None);
         Ok(())
     }
 
@@ -253,7 +250,7 @@ impl StoppedThread {
 
 /// Brings a thread from a syscall stop to a signal stop, the only place from which the kernel
 /// restarts interrupted system calls; it runs no user code on the way.
-fn back_to_signal_stop(tid: i32) -> std::result::Result<(), Errno> {
+pub(super) fn back_to_signal_stop(tid: i32) -> std::result::Result<(), Errno> {
     raw::interrupt(tid)?;
     raw::cont(tid, 0)?;
     wait_event_stop(tid, Instant::now() + PATIENCE)?.map(drop).ok_or(Errno::ESRCH)

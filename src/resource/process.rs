@@ -183,8 +183,9 @@ impl Questions {
     }
 }
 
-/// Order that stops a program that was stopped when it was saved, before any of its threads enters it. All of them are
-/// in the restorer until SIGCONT comes.
+/// Order that stops a program that was stopped when it was saved, before any of its threads enters it: its restart is
+/// over then but for the way into the program. All of them are in the restorer until SIGCONT comes, or the next dump
+/// brings them home.
 pub(crate) fn restore_stop(process: &Process, orders: &mut Orders) {
     if process.flags & process_flag::STOPPED != 0 {
         let pid = u64::from(std::process::id());

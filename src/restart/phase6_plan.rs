@@ -118,9 +118,9 @@ pub(super) fn plan(
         main.call(Step::Unmap, libc::SYS_munmap, &[page, PAGE]);
         drop_capabilities(member, &mut arena, &mut main)?;
     }
-    process::restore_stop(&saved.process, &mut main);
     let turn = filled.region + TURNS + std::mem::offset_of!(Turns, turn) as u64;
     main.push(Kind::Store, 0, Step::Leave, 8, &[turn, filled.turn.word()]);
+    process::restore_stop(&saved.process, &mut main);
     main.push(Kind::Barrier, 0, Step::Leave, 0, &[barrier, all]);
     main.push(Kind::Goto, 0, Step::Leave, 0, &[tails.orders]);
     tails.write(saved, &mut filled, &arena)?;
