@@ -53,3 +53,27 @@ fn memory_with_names_is_that_of_the_checkpoint() {
     again.check();
     again.go();
 }
+
+/// A job that has System V objects; those of its first life stay in the kernel, as of any that is killed.
+fn of_system_v(kind: &str) {
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        let mut run = start(&bench, &[kind]);
+        let ids = run.line();
+        run.expect("ready");
+        generations(&bench, run);
+        let removed = std::process::Command::new("ipcrm").args(ids.split(' ').skip(1)).output();
+        assert!(removed.expect("ipcrm").status.success());
+    }
+}
+
+/// They have their identifiers and keys again, and what is in them.
+#[test]
+fn system_v_objects() {
+    of_system_v("sysv");
+}
+
+#[test]
+fn semaphores_are_given_back() {
+    of_system_v("undo");
+}

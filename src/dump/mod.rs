@@ -31,7 +31,7 @@ use crate::inject::region::Region;
 use crate::ptrace::forest::Forest;
 use crate::ptrace::freeze::Frozen;
 use crate::resource::descriptor::{Tables, socket};
-use crate::resource::{Common, losses, memory};
+use crate::resource::{Common, losses, memory, sysv};
 use crate::settings::server::Transfer;
 use crate::settings::{Name, Settings};
 use checkpoint::Checkpoint;
@@ -313,6 +313,7 @@ fn proceed(
     for ((number, process), frozen) in (0..).zip(equipped).zip(processes) {
         still.push(phase3_gather::gather(checkpoint, number, process, frozen, &mut common)?);
     }
+    sysv::save(still.iter_mut().map(|s| (&mut s.gathered, &mut s.areas)), &mut common);
     memory::carried::carry(still.iter_mut().map(|s| (&mut s.gathered, &mut s.areas)), &mut common);
     reach(Point::Gathered);
     common.members = phase4_refuse::refuse(&mut still, &dead, common.tables.ptys())?;

@@ -10,8 +10,8 @@ use crate::ptrace::freeze::Frozen;
 use crate::resource::memory::Area;
 use crate::resource::runtime::loaded;
 use crate::resource::{
-    Common, Gathered, Target, descriptor, memory, privileges, process, signals, threads, timers,
-    unsaved,
+    Common, Gathered, Target, descriptor, memory, privileges, process, signals, sysv, threads,
+    timers, unsaved,
 };
 
 /// A process of the checkpoint that stands still, with its records.
@@ -94,6 +94,7 @@ fn ask_main_thread(
         timers::save(target, &mut caller, gathered)?;
         memory::look_into_shared(target, &mut caller, areas, gathered)?;
         privileges::name(target, &mut caller, gathered)?;
+        sysv::undo::save(target, &mut caller, gathered, common)?;
         process::save(target, &mut caller, gathered, common)
     };
     let result = ask();

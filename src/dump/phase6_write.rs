@@ -206,6 +206,10 @@ impl<'a> Writing<'a> {
         if !self.common.members.is_empty() {
             w.records(SectionKind::Tree, &self.common.members)?;
         }
+        if !self.common.systemv.is_empty() {
+            w.records(SectionKind::SystemV, &self.common.systemv)?;
+            w.bytes(SectionKind::SystemVContent, &self.common.messages)?;
+        }
         w.records(SectionKind::Objects, &self.common.objects)?;
         let texts: Vec<_> = losses.iter().map(|loss| Loss { what: strings.add(loss) }).collect();
         w.records(SectionKind::Losses, &texts)?;
@@ -228,6 +232,9 @@ fn records(w: &mut Writer<'_>, g: &Gathered) -> Result<()> {
     w.records_of(g.number, SectionKind::PendingSignals, &g.pending)?;
     w.records_of(g.number, SectionKind::Timers, &g.timers)?;
     w.records_of(g.number, SectionKind::Limits, &g.limits)?;
+    if !g.undo.is_empty() {
+        w.records_of(g.number, SectionKind::Undo, &g.undo)?;
+    }
     w.bytes_of(g.number, SectionKind::Auxv, 0, &g.auxv)?;
     for content in &g.contents {
         w.bytes_of(g.number, SectionKind::Content, content.index, &content.bytes)?;

@@ -5,12 +5,15 @@ use crate::error::{Because, Result};
 use crate::image::write::Writer;
 use crate::image::zeros::nonzero;
 use crate::proc::sparse;
-use crate::resource::Stream;
+use crate::resource::sysv::calls::Attached;
+use crate::resource::{Segment, Stream};
 use ckpt_abi::image::CHUNK_MAX;
 use nix::fcntl::OFlag;
 use std::fs::File;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+
+const PAGE: usize = ckpt_abi::image::PAGE as usize;
 
 /// Writes what a file of `size` bytes holds; `buffer` is room that is not needed meanwhile.
 pub(super) fn write(
@@ -19,6 +22,9 @@ pub(super) fn write(
     size: u64,
     buffer: &mut Vec<u8>,
 ) -> Result<()> {
+    if let Some(segment) = stream.segment {
+        return attached(writer, stream.object, segment, size);
+    }
     // Opening anew, also through /proc, leaves the target's offset alone.
     let file = open(&stream.path).because(|| "it cannot be opened again")?;
     for data in sparse::data(&file, size) {
@@ -39,6 +45,33 @@ pub(super) fn write(
         }
     }
     buffer.resize(CHUNK_MAX as usize, 0);
+    Ok(())
+}
+
+/// Writes what is in System V shared memory.
+fn attached(writer: &mut Writer<'_>, object: u32, segment: Segment, size: u64) -> Result<()> {
+    let memory = Attached::new(segment.id, size as usize, false)
+        .because(|| format!("cannot map the System V shared memory {}", segment.id))?;
+    let resident = if segment.whole { Vec::new() } else { memory.resident() };
+    for (chunk, at) in
+        memory.bytes().chunks(CHUNK_MAX as usize).zip((0u64..).step_by(CHUNK_MAX as usize))
+    {
+        let there = |page: usize| resident.get(at as usize / PAGE + page).copied().unwrap_or(true);
+        // To look at a page that is not there is to make it.
+        let mut page = 0;
+        while page * PAGE < chunk.len() {
+            let from = page;
+            let pages = chunk.len().div_ceil(PAGE);
+            while page < pages && there(page) {
+                page += 1;
+            }
+            let present = &chunk[from * PAGE..(page * PAGE).min(chunk.len())];
+            for (start, bytes) in nonzero(present) {
+                writer.content(object, at + (from * PAGE + start) as u64, bytes)?;
+            }
+            page += 1;
+        }
+    }
     Ok(())
 }
 

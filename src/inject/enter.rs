@@ -29,10 +29,11 @@ pub(crate) const WITNESS: &str = "ckpt-witness";
 pub(crate) const INIT: &str = "ckpt-init";
 
 /// Namespaces in the order in which they are entered: the first gives the right to the others.
-const KINDS: [(&str, CloneFlags); 3] = [
+const KINDS: [(&str, CloneFlags); 4] = [
     ("user", CloneFlags::CLONE_NEWUSER),
     ("mnt", CloneFlags::CLONE_NEWNS),
     ("pid", CloneFlags::CLONE_NEWPID),
+    ("ipc", CloneFlags::CLONE_NEWIPC),
 ];
 
 /// The process that is meant by an id: of the restarter of a tree, which stands for its root, the root, as soon as it is
@@ -98,6 +99,12 @@ pub(crate) fn enter(pid: i32) -> Result<i32> {
     };
     // Of a process that we may not look at, the trace itself says why.
     if is_elsewhere("pid") != Some(true) {
+        // As root with all ids free a tree may have only that; what else is in it is seen without.
+        if is_elsewhere("ipc") == Some(true)
+            && let Ok(namespace) = File::open(format!("/proc/{pid}/ns/ipc"))
+        {
+            let _ = setns(namespace, CloneFlags::CLONE_NEWIPC);
+        }
         return Ok(pid);
     }
     let inner = proc::inner_pid(pid);

@@ -297,12 +297,6 @@ pub(crate) fn chooses_timer_ids() -> bool {
     unsafe { libc::prctl(PR_TIMER_CREATE_RESTORE_IDS, GET, 0, 0, 0) >= 0 }
 }
 
-/// Which process was the last to change a System V semaphore (semctl(2), GETPID).
-pub(crate) fn last_user(set: i32, number: i32) -> Result<i32> {
-    // SAFETY: GETPID takes no argument and changes nothing.
-    Errno::result(unsafe { libc::semctl(set, number, libc::GETPID) })
-}
-
 /// pidfd_getfd(2): a duplicate of another process's descriptor.
 pub(crate) fn take_descriptor(pid: i32, fd: i32) -> Result<std::os::fd::OwnedFd> {
     use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};

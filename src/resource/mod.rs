@@ -19,6 +19,7 @@ pub(crate) mod resolver;
 pub(crate) mod runtime;
 pub(crate) mod scheduling;
 pub(crate) mod signals;
+pub(crate) mod sysv;
 pub(crate) mod threads;
 pub(crate) mod timers;
 pub(crate) mod unsaved;
@@ -35,6 +36,7 @@ use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
 use ckpt_abi::image as rec;
 use runtime::loaded::Loaded;
+use std::cell::OnceCell;
 use std::path::PathBuf;
 
 /// A frozen process with the payload in it.
@@ -72,6 +74,17 @@ pub(crate) struct Stream {
     pub object: u32,
     /// A path by which we can open it for reading (/proc/PID/fd/N).
     pub path: PathBuf,
+    /// System V shared memory, which has none.
+    pub segment: Option<Segment>,
+}
+
+/// A segment of System V shared memory.
+#[derive(Clone, Copy)]
+pub(crate) struct Segment {
+    /// Its identifier.
+    pub id: i32,
+    /// It has pages that are not in memory, so which there are cannot be asked.
+    pub whole: bool,
 }
 
 /// What the processes of a checkpoint have in common: each refers to it.
@@ -89,6 +102,19 @@ pub(crate) struct Common {
     pub losses: Vec<String>,
     /// How the processes are related, if there are several.
     pub members: Vec<rec::Member>,
+    /// The System V objects that are theirs.
+    pub systemv: Vec<rec::SystemV>,
+    /// What is in them.
+    pub messages: Vec<u8>,
+    /// Read when it is first asked for.
+    pub semaphores: OnceCell<Vec<(u32, Vec<u16>)>>,
+}
+
+impl Common {
+    /// The sets of System V semaphores that the processes have changed last, with their values.
+    pub(crate) fn semaphores(&self) -> &[(u32, Vec<u16>)] {
+        self.semaphores.get_or_init(|| sysv::semaphores(&self.tables.pids()))
+    }
 }
 
 /// Everything that the image says of one process beside its pages.
@@ -110,6 +136,8 @@ pub(crate) struct Gathered {
     pub hidden: Vec<(u64, Vec<u8>)>,
     /// The files that mappings show.
     pub files: Option<memory::Files>,
+    /// What it is to give back of semaphores.
+    pub undo: Vec<rec::Undo>,
     /// Descriptors.
     pub descriptors: Vec<rec::Descriptor>,
     /// What is in descriptors of small kinds.

@@ -4,21 +4,14 @@
 use super::runtime::clocks;
 use super::runtime::loaded::Loaded;
 use super::{Gathered, Target};
+use crate::proc::namespaces::Namespaces;
 use crate::proc::status::Status;
-use crate::proc::{self, namespaces::Namespaces};
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::raw::{self, Share};
 
 /// Names what the process goes without, and refuses what cannot be left out.
 pub(crate) fn name(target: &Target<'_>, gathered: &mut Gathered) {
-    let pid = target.frozen.pid;
     alone(target.frozen, gathered);
-    if undoes(pid) {
-        gathered.losses.push(
-            "what it holds of System V semaphores, if that is with SEM_UNDO: the kernel gives it back when this run ends"
-                .into(),
-        );
-    }
     gathered.clock_ids = clocks::may_be_kept(target);
     if counts_cpu_time(target) {
         gathered.losses.push(
@@ -70,12 +63,6 @@ fn alone(frozen: &Frozen, gathered: &mut Gathered) {
 fn sets(status: &Status) -> [u64; 5] {
     let Status { permitted, capabilities, inheritable, bounding, ambient, .. } = *status;
     [permitted, capabilities, inheritable, bounding, ambient]
-}
-
-/// Whether the process is the last that has changed a System V semaphore. Nobody can see whether it did so with SEM_UNDO.
-fn undoes(pid: i32) -> bool {
-    let sets = proc::sysv::semaphores();
-    sets.into_iter().any(|(set, count)| (0..count).any(|i| raw::last_user(set, i) == Ok(pid)))
 }
 
 /// Whether a program that has used some imports a function that tells how much: a tenth of a second, an interpreter half

@@ -12,6 +12,7 @@ use super::tree::Tree;
 use crate::error::{Error, Result};
 use crate::image::read::Image;
 use crate::settings::quoted;
+use ckpt_abi::image::{SectionKind, SystemV};
 use std::ffi::OsStr;
 
 /// What was asked for.
@@ -66,7 +67,9 @@ impl Ids {
         // Who has the id already needs nothing else for it.
         let has_it =
             |saved: &Saved<'_>| saved.process.pid == std::process::id() && saved.threads.len() == 1;
-        let kept = one.filter(|saved| self == Self::Keep && !has_it(saved));
+        // System V objects need the namespace of a tree.
+        let furnished = self != Self::New && image.records::<SystemV>(SectionKind::SystemV).is_ok();
+        let kept = one.filter(|saved| furnished || (self == Self::Keep && !has_it(saved)));
         Ok(kept.map(|saved| Tree::of_one(saved.process.pid)))
     }
 }

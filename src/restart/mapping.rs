@@ -7,6 +7,7 @@
 #![allow(unsafe_code)]
 
 use crate::error::{Because, Error, Result};
+use crate::resource::sysv::calls::Attached;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -79,6 +80,25 @@ impl Mapping {
         // SAFETY: MAP_FIXED_NOREPLACE replaces nothing.
         let mapped = unsafe { mmap(addr, size, prot, flags, file, offset.cast_signed()) };
         Self::made(at, len, mapped)
+    }
+
+    /// Maps a part of System V shared memory.
+    pub(crate) fn segment(at: u64, len: u64, writable: bool, id: i32, offset: u64) -> Result<Self> {
+        let why = || format!("cannot map the System V shared memory {id}");
+        let whole = Attached::new(id, 0, writable).because(why)?;
+        let from: *mut c_void =
+            std::ptr::with_exposed_provenance_mut((whole.address() + offset) as usize);
+        let to: *mut c_void = std::ptr::with_exposed_provenance_mut(at as usize);
+        let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        // It is moved to where nothing is, as this sees.
+        Self::anonymous(at, len, MapFlags::MAP_NORESERVE)?;
+        // SAFETY: the part lies in the segment, and what is replaced was made a line above.
+        let moved = unsafe { libc::mremap(from, len as usize, len as usize, flags, to) };
+        if moved.addr() == usize::MAX {
+            Err(Errno::last()).because(why)
+        } else {
+            Ok(Self { at, len })
+        }
     }
 
     fn made(at: u64, len: u64, mapped: nix::Result<NonNull<c_void>>) -> Result<Self> {

@@ -32,12 +32,14 @@ pub(crate) mod space;
 mod tree;
 mod vdso;
 
-use crate::error::{Result, printable};
+use crate::error::{Because, Result, printable};
 use crate::fault::{Point, reach};
 use crate::image::read::Image;
 use crate::inject::monitor::Monitor;
 use crate::resource::descriptor::grown;
+use crate::resource::sysv;
 use crate::settings::{self, Settings};
+use ckpt_abi::image::SectionKind;
 use ckpt_abi::region::Config;
 pub use ids::Ids;
 use phase1_check::{Saved, Whole};
@@ -74,7 +76,7 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
     mapping::ignore_file_limit();
     // Our own memory is read by our number in /proc.
     crate::proc::of_this_namespace()?;
-    let (whole, mut all) = phase1_check::check_all(image, &options.map_path)?;
+    let (mut whole, mut all) = phase1_check::check_all(image, &options.map_path)?;
     reach(Point::Checked);
     let mut config = phase1_check::config(&all[0], options)?;
     (config.run, config.before) = (settings::fresh_run(), image.header().run);
@@ -83,9 +85,13 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
     for saved in &mut all {
         phase2_adapt::convert(&whole, saved, options, &mut warnings)?;
     }
+    let tree = options.ids.tree(image, &all)?;
+    if tree.is_none() {
+        whole.unfurnish(&mut warnings);
+    }
     let start = Start { whole, options, program_name, config };
     warnings.extend(phase1_check::missing(image)?);
-    if let Some(tree) = options.ids.tree(image, &all)? {
+    if let Some(tree) = tree {
         return tree.restart(&start, all, warnings);
     }
     let saved = all.swap_remove(0);
@@ -108,6 +114,20 @@ struct Start<'a> {
 }
 
 impl Start<'_> {
+    /// Makes the System V objects, in the first process, so that they know it as their maker.
+    fn furnish(&self, saved: &Saved<'_>, who: Who<'_>) -> Result<()> {
+        let records = &self.whole.systemv;
+        if records.is_empty() || who.member().is_none() {
+            return Ok(());
+        }
+        if saved.part.is_first() {
+            let content = self.whole.image.bytes(SectionKind::SystemVContent)?;
+            sysv::make::all(records, &content, |object, memory| self.whole.read(object, memory))?;
+        }
+        who.meet(Stage::Furnished)?;
+        sysv::undo::restore(&saved.undo).because(|| "cannot have semaphores given back (SEM_UNDO)")
+    }
+
     /// Becomes one of the image's processes.
     fn become_program(
         &self,
@@ -122,9 +142,13 @@ impl Start<'_> {
         let is_first = saved.part.is_first();
         let settings = if is_first { &self.options.settings } else { &others };
         let opened = files.of_process(&saved)?;
+        self.furnish(&saved, who)?;
         let mut filled = phase4_fill::fill(&self.whole, &mut saved, &opened, settings, kept)?;
         reach(Point::Filled);
         who.meet(Stage::Filled)?;
+        if is_first {
+            sysv::make::remove(&self.whole.systemv);
+        }
         phase5_settle::settle(&self.whole, &mut saved, &opened, &mut filled, who)?;
         if is_first {
             let config = &mut filled.control.config;

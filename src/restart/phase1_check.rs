@@ -8,8 +8,9 @@ use crate::image::read::{Image, Part};
 use crate::resource::kinship;
 use ckpt_abi::ABI_VERSION;
 use ckpt_abi::image::{
-    Chunk, CpuLeaf, Descriptor, Guard, Limit, Loss, Machine, Object, Owner, PendingSignal, Process,
-    SectionKind, SignalAction, Text, Thread, Timer, Vma, VmaKind, WHOLE_IMAGE,
+    Chunk, CpuLeaf, Descriptor, Guard, Limit, Loss, Machine, Object, ObjectKind, Owner,
+    PendingSignal, Process, SectionKind, SignalAction, SystemV, Text, Thread, Timer, Undo, Vma,
+    VmaKind, WHOLE_IMAGE,
 };
 use ckpt_abi::region::{Config, Control, MAGIC};
 use std::path::PathBuf;
@@ -25,6 +26,8 @@ pub struct Whole<'a> {
     pub cpuid: Vec<CpuLeaf>,
     /// Files whose content is in the image, and shared memory.
     pub objects: Vec<Object>,
+    /// The System V objects of the processes.
+    pub systemv: Vec<SystemV>,
     /// All content.
     chunks: Vec<Chunk>,
     /// Where files of the image are here.
@@ -57,6 +60,8 @@ pub struct Saved<'a> {
     pub pending: Vec<PendingSignal>,
     /// Timers.
     pub timers: Vec<Timer>,
+    /// What it is to give back of semaphores.
+    pub undo: Vec<Undo>,
     /// Resource limits.
     pub limits: Vec<Limit>,
     /// Auxiliary vector.
@@ -100,6 +105,7 @@ impl<'a> Whole<'a> {
             // Older images do not have them.
             cpuid: image.records(SectionKind::Cpuid).unwrap_or_default(),
             objects: image.records(SectionKind::Objects)?,
+            systemv: image.records(SectionKind::SystemV).unwrap_or_default(),
             chunks: image.chunks()?,
             map_path: map_path.clone(),
         })
@@ -110,6 +116,27 @@ impl<'a> Whole<'a> {
         let first = self.chunks.partition_point(|c| (c.process, c.object) < (WHOLE_IMAGE, object));
         let len = self.chunks[first..].partition_point(|c| c.object == object);
         &self.chunks[first..first + len]
+    }
+
+    /// Reads the content of an object into memory that is zero.
+    pub(crate) fn read(&self, object: u32, memory: &mut [u8]) -> Result<()> {
+        for chunk in self.content(object) {
+            let bytes = self.image.read_chunk(chunk)?;
+            let place = memory.get_mut(chunk.address as usize..).unwrap_or_default();
+            let len = bytes.len().min(place.len());
+            place[..len].copy_from_slice(&bytes[..len]);
+        }
+        Ok(())
+    }
+
+    /// Goes without the System V objects: what was mapped becomes memory of the program alone.
+    pub(crate) fn unfurnish(&mut self, warnings: &mut Vec<String>) {
+        if !self.systemv.is_empty() {
+            self.systemv.clear();
+            warnings.push("the program's System V objects are not made again (--ids new)".into());
+        }
+        let segments = self.objects.iter_mut().filter(|o| o.kind == ObjectKind::Segment as u32);
+        segments.for_each(|object| object.kind = ObjectKind::Memory as u32);
     }
 
     /// Where a file of the image is here.
@@ -133,6 +160,7 @@ impl<'a> Saved<'a> {
             actions: part.records(SectionKind::SignalActions)?,
             pending: part.records(SectionKind::PendingSignals)?,
             timers: part.records(SectionKind::Timers)?,
+            undo: part.records(SectionKind::Undo).unwrap_or_default(),
             limits: part.records(SectionKind::Limits)?,
             auxv: part.bytes(SectionKind::Auxv, 0)?,
             exe: whole.path(process.exe),

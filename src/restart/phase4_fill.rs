@@ -151,6 +151,10 @@ fn map(record: &Vma, at: u64, index: usize, opened: &Opened, is_final: bool) -> 
     let kind = VmaKind::try_from(record.kind)
         .map_err(|number| Error::new(format!("a mapping is of an unknown kind ({number})")))?;
     match kind {
+        VmaKind::Shared if let Some(id) = opened.objects.segment(record.object) => {
+            let writable = record.flags & vma_flag::MAY_WRITE != 0;
+            Mapping::segment(at, len, writable, id, record.offset)
+        }
         VmaKind::Shared => {
             let (object, permitted) = opened.objects.to_map(record.object)?;
             Mapping::file(at, len, writable & permitted, true, object, record.offset)

@@ -147,12 +147,13 @@ impl Tree {
             .map_err(|_| whole.image.damaged("its processes cannot be related so"))?;
         let rendezvous = Rendezvous::map(place_for_all(&all)?)?;
         let ids = self.ids(&all);
-        let place = Place::choose(&ids);
+        let furnished = !whole.systemv.is_empty();
+        let place = Place::choose(&ids, furnished);
         let monitor = phase2_adapt::monitor(&start.config)?;
         let pooled = Pooled::make(whole.image, &all)?;
         let mut witness = Witness::start()?;
         reach(Point::Witnessed);
-        place.enter(super::clock::ahead(whole)?)?;
+        place.enter(super::clock::ahead(whole)?, furnished)?;
         let init = if place == Place::Here { None } else { Some(Init::start(rendezvous)?) };
         reach(Point::Apart);
         let exit_signals: Vec<_> =

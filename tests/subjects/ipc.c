@@ -3,6 +3,7 @@
 // it; each check makes it do something, and compares what both see.
 //   posix FILE    shm_open(3), sem_open(3) and a mapped FILE, found by name again; locks of every kind between them
 //   sysv          shared memory with a key, without one and removed; semaphores; messages that wait
+//   undo          semaphores that the kernel gives back when their holder ends
 //   pidfd         process descriptors of a child, of one that is dead and of one that was waited for
 #include "subject.h"
 #include <fcntl.h>
@@ -243,6 +244,59 @@ static int sysv(void) {
   return 0;
 }
 
+static int orders[2], answers[2];
+
+static int owing(int number, int by) {
+  struct sembuf change = {number, by, SEM_UNDO};
+  return semop(semaphores, &change, 1);
+}
+
+static void holder(void) {
+  char order;
+  CHECK(!owing(0, -1) && !owing(1, 3) && !owing(2, -30000), "%m");
+  for (;;) {
+    CHECK(write(answers[1], "!", 1) == 1 && read(orders[0], &order, 1) == 1, "%m");
+    if (order == 'e') _exit(0);
+    // Let go and taken again, so that as much is owed as before.
+    CHECK(!owing(1, -2) && !owing(1, 2) && !owing(2, 30000) && !owing(2, -30000), "%m");
+  }
+}
+
+static void waiter(void) {
+  CHECK(!owing(0, -1), "%m");
+  CHECK(semctl(semaphores, 1, GETVAL) == 0, "it has %d", semctl(semaphores, 1, GETVAL));
+  CHECK(semctl(semaphores, 2, GETVAL) == 30000, "it has %d", semctl(semaphores, 2, GETVAL));
+  _exit(0);
+}
+
+static void check_undo(void) {
+  char answer;
+  CHECK(write(orders[1], "c", 1) == 1 && read(answers[0], &answer, 1) == 1, "%m");
+  unsigned short values[3];
+  CHECK(!semctl(semaphores, 0, GETALL, values), "%m");
+  CHECK(!values[0] && values[1] == 3 && !values[2], "%u %u %u", values[0], values[1], values[2]);
+}
+
+static int undo(void) {
+  char answer;
+  semaphores = semget(IPC_PRIVATE, 3, 0600);
+  CHECK(semaphores >= 0 && !pipe(orders) && !pipe(answers), "%m");
+  CHECK(!semctl(semaphores, 0, SETVAL, 1) && !semctl(semaphores, 2, SETVAL, 30000), "%m");
+  printf("ids -s %d\n", semaphores);
+  fflush(stdout);
+  pid_t pids[2];
+  if (!(pids[0] = fork())) holder();
+  CHECK(read(answers[0], &answer, 1) == 1, "%m");
+  if (!(pids[1] = fork())) waiter();
+  obey(check_undo);
+  CHECK(write(orders[1], "e", 1) == 1, "%m");
+  int status;
+  CHECK(waitpid(pids[0], &status, 0) == pids[0] && !status, "status %x", status);
+  CHECK(waitpid(pids[1], &status, 0) == pids[1] && !status, "status %x", status);
+  CHECK(!semctl(semaphores, 0, IPC_RMID), "%m");
+  return 0;
+}
+
 static int pidfd_of(pid_t pid) {
   return (int)syscall(SYS_pidfd_open, pid, 0);
 }
@@ -296,6 +350,7 @@ int main(int count, char **arguments) {
   int status = 1;
   if (!strcmp(kind, "posix")) status = posix(arguments[2]);
   if (!strcmp(kind, "sysv")) status = sysv();
+  if (!strcmp(kind, "undo")) status = undo();
   if (!strcmp(kind, "pidfd")) status = pidfd();
   if (child > 0) kill(child, SIGKILL);
   return status;

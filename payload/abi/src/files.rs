@@ -56,6 +56,64 @@ codes! {
         Embedded = 3,
         /// A file with a name that is memory of the processes: it is made anew under its name.
         Named = 4,
+        /// A segment of System V shared memory; `inode` is its identifier.
+        Segment = 5,
+    }
+}
+
+record! {
+    /// A System V object (sysvipc(7)).
+    SystemV, 80, {
+        /// A [`SystemVKind`] as a number.
+        kind: u32,
+        /// Its identifier.
+        id: u32,
+        /// Its key; 0 of IPC_PRIVATE.
+        key: u32,
+        /// Permissions, SHM_DEST and SHM_LOCKED.
+        mode: u32,
+        /// Owner.
+        user: u32,
+        /// Owner's group.
+        group: u32,
+        /// Bytes of a segment or of a queue's capacity, or how many semaphores.
+        size: u64,
+        /// The object that a segment is, else [`crate::image::NO_OBJECT`].
+        object: u32,
+        /// None is known.
+        flags: u32,
+        /// Where what is in it begins in the section of all contents.
+        content: u64,
+        /// How many bytes that is.
+        content_len: u64,
+        /// Room to grow.
+        reserved: [u64; 3],
+    }
+}
+
+codes! {
+    /// What a System V object is.
+    SystemVKind: u32 {
+        /// Shared memory.
+        Segment = 1,
+        /// A set of semaphores.
+        Semaphores = 2,
+        /// A message queue.
+        Messages = 3,
+    }
+}
+
+record! {
+    /// What a process is to give back of a semaphore when it ends (SEM_UNDO).
+    Undo, 16, {
+        /// The set.
+        set: u32,
+        /// Which semaphore of it.
+        number: u32,
+        /// How much it will be changed by.
+        adjust: i32,
+        /// Room to grow.
+        reserved: u32,
     }
 }
 

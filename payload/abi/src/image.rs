@@ -226,6 +226,12 @@ codes! {
         Owners = 18,
         /// [`Member`]s: the processes of the tree, where there are several.
         Tree = 19,
+        /// [`SystemV`] objects of the processes.
+        SystemV = 20,
+        /// What is in those: values of semaphores in two bytes each, messages behind their length in four bytes, type first.
+        SystemVContent = 21,
+        /// [`Undo`]s of a process.
+        Undo = 22,
         /// [`CpuLeaf`]s of the machine where the image was written.
         Cpuid = 32,
     }
@@ -241,6 +247,8 @@ impl SectionKind {
             | Self::Objects
             | Self::Losses
             | Self::Tree
+            | Self::SystemV
+            | Self::SystemVContent
             | Self::Cpuid => false,
             Self::Process
             | Self::Threads
@@ -254,7 +262,8 @@ impl SectionKind {
             | Self::Timers
             | Self::Auxv
             | Self::Guards
-            | Self::Owners => true,
+            | Self::Owners
+            | Self::Undo => true,
         }
     }
 }

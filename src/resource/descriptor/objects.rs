@@ -48,7 +48,7 @@ pub(crate) fn save(pid: i32, fd: &Fd, kind: ObjectKind, name: Text, common: &mut
         reserved: [0; 3],
     };
     let path = format!("/proc/{pid}/fd/{}", fd.number).into();
-    common.streams.push(Stream { object: index as u32, path });
+    common.streams.push(Stream { object: index as u32, path, segment: None });
     index as u32
 }
 
@@ -84,7 +84,7 @@ impl Objects {
                     names.extend(name);
                     Some(file)
                 }
-                Ok(ObjectKind::Embedded) | Err(_) => None,
+                Ok(ObjectKind::Embedded | ObjectKind::Segment) | Err(_) => None,
             });
         }
         Ok(Self { records: records.to_vec(), given: vec![false; made.len()], made, names })
@@ -127,6 +127,12 @@ impl Objects {
             }
             _ => reopened(file, flags),
         }
+    }
+
+    /// The identifier of System V shared memory.
+    pub(crate) fn segment(&self, index: u32) -> Option<i32> {
+        let record = self.records.get(index as usize)?;
+        (record.kind == ObjectKind::Segment as u32).then_some(record.inode as i32)
     }
 
     /// A descriptor for a shared mapping, and the protection that it may have: what is sealed against

@@ -106,6 +106,11 @@ impl Tables {
         self.lost.get(&leader)
     }
 
+    /// The processes.
+    pub(crate) fn pids(&self) -> Vec<i32> {
+        self.of.iter().map(|table| table.pid).collect()
+    }
+
     /// The first process, whose maker started them all.
     pub(crate) fn root(&self) -> Option<i32> {
         self.of.first().map(|table| table.pid)

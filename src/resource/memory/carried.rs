@@ -58,7 +58,7 @@ pub(crate) fn carry<'a>(
             flags: object_flag::WHOLE,
             ..Object::new_zeroed()
         });
-        common.streams.push(Stream { object: index, path: file.found });
+        common.streams.push(Stream { object: index, path: file.found, segment: None });
         objects.insert(id, index);
     }
     if objects.is_empty() {

@@ -231,7 +231,7 @@ fn classify(
         // MADV_WIPEONFORK memory is random state that must not repeat: it comes back as zeros.
         area.pages = Pages::None;
     } else if vma.shared {
-        (kind, area.pages) = classify_shared(vma, &mut record, gathered, common, files);
+        (kind, area.pages) = classify_shared(vma, &mut record, common, files);
     } else if vma.inode != 0 {
         kind = classify_file(vma, &mut record, &mut area, files);
     }
@@ -256,7 +256,6 @@ fn declare(vma: &Vma, gathered: &mut Gathered) {
 fn classify_shared(
     vma: &Vma,
     record: &mut VmaRecord,
-    gathered: &mut Gathered,
     common: &mut Common,
     files: &mut Files,
 ) -> (VmaKind, Pages) {
@@ -274,17 +273,16 @@ fn classify_shared(
         }
         return (VmaKind::SharedFile, Pages::None);
     }
-    if vma.name.to_string_lossy().starts_with("/SYSV") {
-        gathered.losses.push(format!(
-            "System V shared memory of {} bytes (after a restart it is memory of this program alone)",
-            vma.len()
-        ));
+    // Without a better word it is memory of the processes alone (`resource::sysv`).
+    let segment = vma.name.as_encoded_bytes().starts_with(b"/SYSV");
+    if segment && vma.flags.has("mw") {
+        record.flags |= vma_flag::MAY_WRITE;
     }
     let end = vma.offset + vma.len();
     let known = common.objects.iter().position(|o| (o.inode, o.device) == (vma.inode, vma.device));
     let index = known.unwrap_or_else(|| {
         common.objects.push(Object {
-            kind: ObjectKind::Memory as u32,
+            kind: if segment { ObjectKind::Segment } else { ObjectKind::Memory } as u32,
             inode: vma.inode,
             device: vma.device,
             name: common.strings.add(&vma.name),

@@ -35,9 +35,14 @@ pub(crate) enum Place {
 }
 
 impl Place {
-    /// Chooses the place that has the fewest effects, for these process and thread ids, groups and sessions.
-    pub(crate) fn choose(ids: &[i32]) -> Self {
-        if MAY_CHOOSE.iter().any(|&capability| capable(capability)) && ids.iter().all(is_free) {
+    /// Chooses the place that has the fewest effects, for these process and thread ids, groups and sessions; `furnished`
+    /// with System V objects, which need a namespace of their own in any case.
+    pub(crate) fn choose(ids: &[i32], furnished: bool) -> Self {
+        let may = !furnished || capable(MAY_CHOOSE[0]);
+        if may
+            && MAY_CHOOSE.iter().any(|&capability| capable(capability))
+            && ids.iter().all(is_free)
+        {
             Self::Here
         } else if capable(MAY_CHOOSE[0]) {
             Self::Apart
@@ -51,10 +56,11 @@ impl Place {
     ///
     /// # Errors
     /// They are forbidden here, by what, and what helps.
-    pub(crate) fn enter(self, ahead: [i64; 2]) -> Result<()> {
-        let mut flags = CloneFlags::CLONE_NEWPID;
+    pub(crate) fn enter(self, ahead: [i64; 2], furnished: bool) -> Result<()> {
+        let ipc = if furnished { CloneFlags::CLONE_NEWIPC } else { CloneFlags::empty() };
+        let mut flags = CloneFlags::CLONE_NEWPID | ipc;
         match self {
-            Self::Here => return Ok(()),
+            Self::Here => return unshare(ipc).map_err(forbidden),
             Self::Apart => {}
             Self::AsUser => flags |= CloneFlags::CLONE_NEWUSER,
         }

@@ -23,16 +23,18 @@ pub(crate) enum Stage {
     Revived = 1,
     /// Every process is in its group.
     Joined = 2,
+    /// The System V objects are there.
+    Furnished = 3,
     /// Memory is filled.
-    Filled = 3,
+    Filled = 4,
     /// Orders are written: nothing can fail any more but what the kernel refuses.
-    Planned = 4,
+    Planned = 5,
     /// The last one, in the restorers.
-    Restored = 5,
+    Restored = 6,
 }
 
 /// How many stages there are.
-const STAGES: usize = 6;
+const STAGES: usize = 7;
 
 /// How long a wait lasts before the waiter looks whether those it waits for still live, in nanoseconds.
 const LOOK: i64 = 20_000_000;

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! The System V objects of an image, made again in an IPC namespace where nobody else has any.
+
+use super::calls::{self, Attached, Owner};
+use super::{Kind, called, name};
+use crate::error::{Because, Error, Result};
+use ckpt_abi::image::SystemV;
+use std::fs;
+
+/// Permissions, of [`SystemV::mode`].
+const PERMISSIONS: u32 = 0o777;
+/// It goes with its last mapping (SHM_DEST).
+const REMOVED: u32 = 0o1000;
+/// It stays in memory (SHM_LOCKED).
+const LOCKED: u32 = 0o2000;
+/// How often an identifier is tried for.
+const TRIES: usize = 1 << 20;
+
+/// Makes all; `fill` writes the content of an object into memory, and `content` holds what is in the others.
+///
+/// # Errors
+/// An identifier, a key or memory is not to be had.
+pub(crate) fn all(
+    records: &[SystemV],
+    content: &[u8],
+    fill: impl Fn(u32, &mut [u8]) -> Result<()>,
+) -> Result<()> {
+    let mut records = records.to_vec();
+    // Where they can only be counted up to, the kernel gives them in this order.
+    records.sort_unstable_by_key(|record| record.id);
+    for record in &records {
+        let kind = kind(record)?;
+        let id = record.id.cast_signed();
+        let why = || format!("cannot make the System V {} {id} again", called(kind));
+        make(kind, record).because(why)?;
+        let from = record.content as usize;
+        let own = content.get(from..from + record.content_len as usize).ok_or_else(damaged)?;
+        let owner =
+            Owner { user: record.user, group: record.group, mode: record.mode & PERMISSIONS };
+        match kind {
+            Kind::Segment => {
+                let mut memory = Attached::new(id, record.size as usize, true).because(why)?;
+                fill(record.object, memory.bytes_mut())?;
+            }
+            Kind::Semaphores => {
+                let values: Vec<u16> =
+                    own.chunks_exact(2).map(|v| u16::from_le_bytes([v[0], v[1]])).collect();
+                if values.len() as u64 != record.size {
+                    return Err(damaged());
+                }
+                calls::set_values(id, &values).because(why)?;
+            }
+            Kind::Messages => {
+                let _ = calls::own(kind, id, &owner, record.size);
+                let mut rest = own;
+                while let Some((len, more)) = rest.split_first_chunk() {
+                    let len = u32::from_le_bytes(*len) as usize;
+                    let (message, more) = more.split_at_checked(len).ok_or_else(damaged)?;
+                    calls::send(id, message).because(why)?;
+                    rest = more;
+                }
+            }
+        }
+        // Only the permissions where the owner is unknown here.
+        let _ = calls::own(kind, id, &owner, record.size).or_else(|_| {
+            let (user, group) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+            calls::own(kind, id, &Owner { user, group, ..owner }, record.size)
+        });
+        if record.mode & LOCKED != 0 {
+            calls::lock(id);
+        }
+    }
+    Ok(())
+}
+
+/// Removes those that were to go, when all who had them have them.
+pub(crate) fn remove(records: &[SystemV]) {
+    for record in records.iter().filter(|record| record.mode & REMOVED != 0) {
+        calls::remove(Kind::Segment, record.id.cast_signed());
+    }
+}
+
+fn kind(record: &SystemV) -> Result<Kind> {
+    Kind::try_from(record.kind).map_err(|_| damaged())
+}
+
+fn damaged() -> Error {
+    Error::new("the image is damaged: a System V object is not whole")
+}
+
+/// Makes one with its identifier (/proc/sys/kernel/shm_next_id and kin), which an ordinary user may not choose before
+/// Linux 6.1: there it is counted up to.
+fn make(kind: Kind, record: &SystemV) -> Result<()> {
+    let (id, key) = (record.id.cast_signed(), record.key.cast_signed());
+    let chosen =
+        fs::write(format!("/proc/sys/kernel/{}_next_id", name(kind)), id.to_string()).is_ok();
+    for _ in 0..if chosen { 1 } else { TRIES } {
+        let made = calls::make(kind, key, record.size).because(|| "no room for it")?;
+        if made == id {
+            return Ok(());
+        }
+        calls::remove(kind, made);
+    }
+    Err(Error::new("its identifier cannot be had"))
+}

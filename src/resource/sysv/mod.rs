@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! System V shared memory, semaphores and message queues (sysvipc(7)).
+//!
+//! The kernel does not say who uses one, but for mappings and for the last process that did something: an object is the
+//! program's if a process of the checkpoint is among these and none that lives outside. What others use, too, stays
+//! where it is. A restart makes the program's in an IPC namespace of its own, where every identifier is free.
+
+pub(crate) mod calls;
+pub(crate) mod make;
+pub(crate) mod undo;
+
+use super::memory::{Area, leave_to_streams};
+use super::{Common, Gathered, Stream};
+use crate::proc::sysv::{self, Entry};
+use crate::proc::{self, stat::glance};
+use ckpt_abi::image::{NO_OBJECT, Object, ObjectKind, SystemV, SystemVKind as Kind, object_flag};
+use std::collections::HashMap;
+use zerocopy::FromZeros;
+
+/// How many semaphores of a set are asked for their last user.
+const ASKED: u64 = 1000;
+
+/// The name of each kind in /proc.
+const fn name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Segment => "shm",
+        Kind::Semaphores => "sem",
+        Kind::Messages => "msg",
+    }
+}
+
+/// What it is for people.
+const fn called(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Segment => "shared memory",
+        Kind::Semaphores => "semaphores",
+        Kind::Messages => "message queue",
+    }
+}
+
+/// An object that a process of the checkpoint uses, or may have made.
+struct Found {
+    kind: Kind,
+    entry: Entry,
+    /// Its index among the objects, of a segment that is mapped.
+    object: Option<u32>,
+    /// A process of the checkpoint is known to use it.
+    inside: bool,
+    /// Somebody else, as is seen.
+    outside: Option<String>,
+}
+
+/// The sets of semaphores that one of these processes has changed last, with their values.
+pub(crate) fn semaphores(pids: &[i32]) -> Vec<(u32, Vec<u16>)> {
+    let sets = sysv::all(name(Kind::Semaphores)).into_iter();
+    let own = sets.filter(|set| users(Kind::Semaphores, set).iter().any(|pid| pids.contains(pid)));
+    own.filter_map(|set| {
+        Some((set.id.cast_unsigned(), calls::values(set.id, set.size as usize).ok()?))
+    })
+    .collect()
+}
+
+/// Who has used one last.
+fn users(kind: Kind, entry: &Entry) -> Vec<i32> {
+    match kind {
+        Kind::Semaphores => {
+            let all = 0..entry.size.min(ASKED) as i32;
+            all.filter_map(|number| calls::last_user(entry.id, number).ok()).collect()
+        }
+        Kind::Segment | Kind::Messages => entry.users.to_vec(),
+    }
+}
+
+/// Finds the objects of the processes and what is in them.
+pub(crate) fn save<'a>(
+    processes: impl IntoIterator<Item = (&'a mut Gathered, &'a mut Vec<Area>)>,
+    common: &mut Common,
+) {
+    let mut processes: Vec<_> = processes.into_iter().collect();
+    let pids = common.tables.pids();
+    // Of each object how often it is mapped.
+    let mut mapped: HashMap<u32, u64> = HashMap::new();
+    for vma in processes.iter().flat_map(|(gathered, _)| &gathered.vmas) {
+        *mapped.entry(vma.object).or_default() += 1;
+    }
+    let of_segment = |entry: &Entry| {
+        let segment = ObjectKind::Segment as u32;
+        common.objects.iter().position(|o| o.kind == segment && o.inode == entry.id as u64)
+    };
+    let mut all = Vec::new();
+    for kind in Kind::ALL.iter().copied() {
+        for entry in sysv::all(name(kind)) {
+            let object = of_segment(&entry).filter(|_| kind == Kind::Segment).map(|o| o as u32);
+            let users = users(kind, &entry);
+            let inside = object.is_some() || users.iter().any(|pid| pids.contains(pid));
+            let more = object.is_some_and(|o| mapped.get(&o).is_none_or(|n| *n < entry.attached));
+            let outside =
+                stranger(&users, &pids).or_else(|| more.then(|| "another process".into()));
+            all.push(Found { kind, entry, object, inside, outside });
+        }
+    }
+    let own = || all.iter().filter(|found| found.inside);
+    if own().next().is_none() {
+        return;
+    }
+    let begun = begun(pids[0]);
+    let user = proc::status(pids[0], pids[0]).map_or(u32::MAX, |status| status.uid[1]);
+    let mut saved = Saved::default();
+    let mut why =
+        own().find_map(|found| Some(format!("{} uses them, too", found.outside.as_ref()?)));
+    if why.is_none() {
+        for found in &all {
+            // What a child that is gone has made, or nobody has used.
+            let young = found.entry.changed >= begun && found.entry.user == user;
+            if !found.inside && (!young || found.outside.is_some()) {
+                continue;
+            }
+            if saved.add(found, common).is_err() && found.inside {
+                why = Some("the kernel does not let us see what is in them".into());
+                break;
+            }
+        }
+    }
+    if let Some(why) = why {
+        let what: Vec<_> = own().map(|f| format!("{} {}", called(f.kind), f.entry.id)).collect();
+        common.losses.push(format!(
+            "System V objects ({}): {why}. A restart finds them as they are then, if at all, and has a copy of shared memory for itself",
+            what.join(", ")
+        ));
+        return;
+    }
+    common.streams.extend(saved.streams);
+    for (index, object) in saved.objects {
+        match common.objects.get_mut(index as usize) {
+            Some(known) => *known = Object { name: known.name, ..object },
+            None => common.objects.push(object),
+        }
+    }
+    (common.systemv, common.messages) = (saved.records, saved.content);
+    for (gathered, areas) in &mut processes {
+        leave_to_streams(areas, gathered, common);
+    }
+}
+
+/// What was read of them.
+#[derive(Default)]
+struct Saved {
+    records: Vec<SystemV>,
+    content: Vec<u8>,
+    objects: Vec<(u32, Object)>,
+    streams: Vec<Stream>,
+}
+
+impl Saved {
+    fn add(&mut self, found: &Found, common: &Common) -> nix::Result<()> {
+        let entry = &found.entry;
+        let id = entry.id;
+        let start = self.content.len();
+        let mut record = SystemV {
+            kind: found.kind as u32,
+            id: id.cast_unsigned(),
+            key: entry.key.cast_unsigned(),
+            mode: entry.mode,
+            user: entry.user,
+            group: entry.group,
+            size: entry.size,
+            object: NO_OBJECT,
+            content: start as u64,
+            ..SystemV::new_zeroed()
+        };
+        match found.kind {
+            Kind::Segment => {
+                calls::segment(id)?;
+                let new = self.objects.iter().filter(|(i, _)| *i as usize >= common.objects.len());
+                let next = (common.objects.len() + new.count()) as u32;
+                record.object = found.object.unwrap_or(next);
+                let object = Object {
+                    kind: ObjectKind::Segment as u32,
+                    size: entry.size,
+                    inode: id as u64,
+                    flags: object_flag::WHOLE,
+                    ..Object::new_zeroed()
+                };
+                self.objects.push((record.object, object));
+                let whole = entry.swapped != 0;
+                let segment = Some(super::Segment { id, whole });
+                let path = std::path::PathBuf::new();
+                self.streams.push(Stream { object: record.object, path, segment });
+            }
+            Kind::Semaphores => {
+                let values = calls::values(id, entry.size as usize)?;
+                self.content.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+            }
+            Kind::Messages => {
+                record.size = calls::capacity(id)?;
+                let mut number = 0;
+                while let Some(message) = calls::message(id, number)? {
+                    self.content.extend((message.len() as u32).to_le_bytes());
+                    self.content.extend(message);
+                    number += 1;
+                }
+            }
+        }
+        record.content_len = (self.content.len() - start) as u64;
+        self.records.push(record);
+        Ok(())
+    }
+}
+
+/// A process that lives outside of the checkpoint, among these.
+fn stranger(users: &[i32], pids: &[i32]) -> Option<String> {
+    let own = std::process::id().cast_signed();
+    let lives = |pid: i32| glance(pid).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'));
+    let other = |pid: &&i32| **pid > 0 && **pid != own && !pids.contains(pid) && lives(**pid);
+    let found = users.iter().find(other)?;
+    let name = proc::comm(*found, *found).unwrap_or_default();
+    Some(format!("process {found} ({})", name.display()))
+}
+
+/// When a process began, in seconds since 1970.
+fn begun(pid: i32) -> i64 {
+    const TICKS: u64 = 100;
+    let age = proc::stat(pid, pid).ok().zip(uptime());
+    let age = age.map_or(0, |(stat, up)| up.saturating_sub(stat.starttime / TICKS));
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(i64::MAX, |now| now.as_secs().saturating_sub(age + 1).cast_signed())
+}
+
+/// How long the machine has been up, in seconds.
+fn uptime() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/uptime").ok()?;
+    text.split('.').next()?.parse().ok()
+}
