@@ -77,3 +77,14 @@ fn system_v_objects() {
 fn semaphores_are_given_back() {
     of_system_v("undo");
 }
+
+/// Descriptors of a process that lives, of one that is dead, and of one that was waited for.
+#[test]
+fn descriptors_of_processes() {
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        let mut run = start(&bench, &["pidfd"]);
+        run.expect("ready");
+        generations(&bench, run);
+    }
+}

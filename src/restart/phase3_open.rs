@@ -6,7 +6,7 @@ use super::phase1_check::{Saved, Whole};
 use crate::error::{Because, Error, Result};
 use crate::resource::descriptor::objects::Objects;
 use crate::resource::descriptor::{
-    self, Missing, Origin, Restored, Sources, epoll, pollable, shared, unread,
+    self, Missing, Origin, Restored, Sources, epoll, pidfd, pollable, shared, unread,
 };
 use crate::resource::{memory, process};
 use ckpt_abi::image::{EpollEntry, SectionKind, Text, Vma, VmaKind, vma_flag};
@@ -145,13 +145,14 @@ impl Files {
     /// What a process has of it; called in that process, in whose directory it is from now on.
     ///
     /// # Errors
-    /// There is no such directory any more.
+    /// There is no such directory any more, or no process of which it has a descriptor.
     pub(crate) fn of_process(mut self, saved: &Saved<'_>) -> Result<Opened> {
         process::restore_directory(&saved.process, &saved.cwd)?;
         let (number, index) = (saved.part.number(), saved.part.number() as usize);
         let own = self.descriptors.get(index).into_iter().flatten();
         let led = own.filter(|r| matches!(r.origin, Origin::Own(_))).map(|r| r.record.fd).collect();
-        let descriptors = shared::of_process(self.descriptors, number);
+        let mut descriptors = shared::of_process(self.descriptors, number);
+        pidfd::open_all(&mut descriptors, saved.process.pid)?;
         let entries = self.entries.get(index).map(Vec::as_slice).unwrap_or_default();
         let watches = epoll::watches(entries, &descriptors);
         let missing = if saved.part.is_first() { self.missing } else { Vec::new() };

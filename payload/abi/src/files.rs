@@ -359,5 +359,7 @@ codes! {
         /// One end of a pseudo-terminal both of whose ends are in the checkpoint: `value` is its number, `extra` one of
         /// [`pty_end`], `content` the section with the [`Terminal`].
         Pty = 18,
+        /// A process of the checkpoint (pidfd_open(2)): `value` is its id, 0 of one that was waited for.
+        Process = 20,
     }
 }

@@ -10,6 +10,7 @@ use ckpt_abi::image::Descriptor;
 use nix::fcntl::OFlag;
 use nix::libc;
 use nix::sys::stat::Mode;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 
 pub(super) const KIND: Kind = Kind { recognise: |_, _| true, save, open };
@@ -52,7 +53,11 @@ fn why(fd: &Fd) -> &'static str {
 }
 
 fn open(_: &Descriptor, _: &mut Opening<'_>) -> Result<Origin> {
+    stand_in().map(Origin::Own)
+}
+
+/// A descriptor that refuses everything.
+pub(super) fn stand_in() -> Result<OwnedFd> {
     let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
-    let file = nix::fcntl::open("/dev/null", flags, Mode::empty());
-    file.map(Origin::Own).because(|| "cannot open /dev/null")
+    nix::fcntl::open("/dev/null", flags, Mode::empty()).because(|| "cannot open /dev/null")
 }

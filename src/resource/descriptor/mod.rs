@@ -24,6 +24,7 @@ pub(crate) mod numbers;
 pub(crate) mod objects;
 pub(crate) mod open;
 pub(crate) mod ownership;
+pub(crate) mod pidfd;
 pub(crate) mod pipe;
 pub(crate) mod pollable;
 pub(crate) mod proc_file;
@@ -62,13 +63,14 @@ pub(crate) struct Kind {
 }
 
 /// The kinds in the order in which they are asked: the last takes everything.
-const ORDER: [DescriptorKind; 18] = {
+const ORDER: [DescriptorKind; 19] = {
     use DescriptorKind as K;
     [
         K::Event,
         K::Signal,
         K::Timer,
         K::Epoll,
+        K::Process,
         K::Namespace,
         K::Proc,
         K::Queue,
@@ -107,6 +109,7 @@ pub(crate) fn of(kind: DescriptorKind) -> &'static Kind {
         DescriptorKind::Queue => &queue::KIND,
         DescriptorKind::Socket => &socket::KIND,
         DescriptorKind::Pty => &pty::KIND,
+        DescriptorKind::Process => &pidfd::KIND,
     }
 }
 
@@ -180,6 +183,7 @@ pub(crate) fn needs_path(record: &Descriptor) -> bool {
         | DescriptorKind::Proc
         | DescriptorKind::Namespace
         | DescriptorKind::Queue
+        | DescriptorKind::Process
         | DescriptorKind::Socket
         | DescriptorKind::Pty => false,
     }

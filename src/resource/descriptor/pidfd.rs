@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! Descriptors of processes (pidfd_open(2)). Those of processes of the checkpoint are opened when all these are there, by
+//! each that has them.
+//!
+//! # Safety
+//! The system calls take numbers, and a child that is made here ends at once.
+#![allow(unsafe_code)]
+
+use super::lost::stand_in;
+use super::open::owned;
+use super::{Kind, Look, Opening, Origin, Restored, Saving, kind};
+use crate::error::{Because, Result};
+use crate::proc::fds::Fd;
+use crate::proc::tree;
+use ckpt_abi::image::{Descriptor, DescriptorKind};
+use nix::errno::Errno;
+use nix::libc;
+use std::os::fd::OwnedFd;
+
+pub(super) const KIND: Kind = Kind { recognise, save, open };
+
+/// [`Descriptor::value`] of a process that is gone.
+const GONE: u64 = 0;
+
+fn recognise(fd: &Fd, _: &Look<'_>) -> bool {
+    fd.target == "anon_inode:[pidfd]" && fd.extra("Pid").is_some()
+}
+
+fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
+    let pid = fd.extra("Pid").and_then(|v| v.trim().parse::<i32>().ok()).unwrap_or(0);
+    let pids = look.tables.pids();
+    let is_dead = || tree::kin(pid).is_ok_and(|kin| kin.dead && pids.contains(&kin.parent));
+    match pid {
+        ..0 => saving.record.value = GONE,
+        _ if pids.contains(&pid) || is_dead() => {
+            saving.record.value = pid.unsigned_abs().into();
+        }
+        _ => saving.lose("a process, or a thread, that is not saved"),
+    }
+    Ok(())
+}
+
+fn open(_: &Descriptor, _: &mut Opening<'_>) -> Result<Origin> {
+    stand_in().map(Origin::Own)
+}
+
+/// Opens all, in a process that was `saved` as another id than it may have. Who has them is in the PID namespace of
+/// those: to processes of another one nothing can be sent (pidfd_send_signal(2)).
+///
+/// # Errors
+/// One is not there.
+pub(crate) fn open_all(restored: &mut [Restored], saved: u32) -> Result<()> {
+    let own = std::process::id();
+    for Restored { record, origin } in restored {
+        let Origin::Own(file) = origin else { continue };
+        if kind(record) != DescriptorKind::Process {
+            continue;
+        }
+        let pid = if record.value == u64::from(saved) { u64::from(own) } else { record.value };
+        *file = match pid {
+            GONE => gone()?,
+            _ => of(pid as i32).because(|| format!("cannot open process {pid} (pidfd_open(2))"))?,
+        };
+    }
+    Ok(())
+}
+
+fn of(pid: i32) -> nix::Result<OwnedFd> {
+    // SAFETY: numbers only.
+    owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })
+}
+
+/// A descriptor of a process that has ended and was waited for.
+fn gone() -> Result<OwnedFd> {
+    // SAFETY: a fork of a process with one thread, which ends at once; without an exit signal nobody else hears of it.
+    let child = unsafe { libc::syscall(libc::SYS_clone, 0, 0, 0, 0, 0) };
+    let why = || "cannot make a process";
+    if Errno::result(child).because(why)? == 0 {
+        // SAFETY: ends the child without running anything of its maker's.
+        unsafe { libc::_exit(0) };
+    }
+    let file = of(child as i32);
+    // SAFETY: waits for the child.
+    unsafe { libc::waitpid(child as i32, std::ptr::null_mut(), libc::__WALL) };
+    file.because(why)
+}
