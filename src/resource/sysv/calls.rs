@@ -5,6 +5,7 @@
 //! Each call gets memory of ours, as long as the call is told.
 #![allow(unsafe_code)]
 
+use super::Kind;
 use nix::Result;
 use nix::errno::Errno;
 use nix::libc;
@@ -52,12 +53,10 @@ pub(super) fn last_user(id: i32, number: i32) -> Result<i32> {
 
 /// How many bytes a queue takes.
 pub(super) fn capacity(id: i32) -> Result<u64> {
-    let mut status = MaybeUninit::<libc::msqid_ds>::zeroed();
-    // SAFETY: the kernel writes the structure, and zeros are a valid one.
-    let status = unsafe {
-        Errno::result(libc::msgctl(id, libc::IPC_STAT, status.as_mut_ptr()))?;
-        status.assume_init()
-    };
+    // SAFETY: numbers, of which zeros are some.
+    let mut status: libc::msqid_ds = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes the structure.
+    Errno::result(unsafe { libc::msgctl(id, libc::IPC_STAT, &raw mut status) })?;
     Ok(status.msg_qbytes as u64)
 }
 
@@ -127,27 +126,27 @@ impl Drop for Attached {
 }
 
 /// Makes an object that is not there yet: a segment of `size` bytes, a set of so many semaphores, or a queue.
-pub(super) fn make(kind: super::Kind, key: i32, size: u64) -> Result<i32> {
+pub(super) fn make(kind: Kind, key: i32, size: u64) -> Result<i32> {
     let flags = libc::IPC_CREAT | libc::IPC_EXCL | 0o600;
-    // SAFETY: numbers only.
-    Errno::result(unsafe {
-        match kind {
-            super::Kind::Segment => libc::shmget(key, size as usize, flags),
-            super::Kind::Semaphores => libc::semget(key, size as i32, flags),
-            super::Kind::Messages => libc::msgget(key, flags),
-        }
+    Errno::result(match kind {
+        // SAFETY: numbers only.
+        Kind::Segment => unsafe { libc::shmget(key, size as usize, flags) },
+        // SAFETY: numbers only.
+        Kind::Semaphores => unsafe { libc::semget(key, size as i32, flags) },
+        // SAFETY: numbers only.
+        Kind::Messages => unsafe { libc::msgget(key, flags) },
     })
 }
 
 /// Removes one.
-pub(super) fn remove(kind: super::Kind, id: i32) {
-    // SAFETY: numbers only.
-    unsafe {
-        match kind {
-            super::Kind::Segment => libc::shmctl(id, libc::IPC_RMID, std::ptr::null_mut()),
-            super::Kind::Semaphores => libc::semctl(id, 0, libc::IPC_RMID),
-            super::Kind::Messages => libc::msgctl(id, libc::IPC_RMID, std::ptr::null_mut()),
-        }
+pub(super) fn remove(kind: Kind, id: i32) {
+    match kind {
+        // SAFETY: numbers only.
+        Kind::Segment => unsafe { libc::shmctl(id, libc::IPC_RMID, std::ptr::null_mut()) },
+        // SAFETY: numbers only.
+        Kind::Semaphores => unsafe { libc::semctl(id, 0, libc::IPC_RMID) },
+        // SAFETY: numbers only.
+        Kind::Messages => unsafe { libc::msgctl(id, libc::IPC_RMID, std::ptr::null_mut()) },
     };
 }
 
@@ -172,32 +171,35 @@ pub(super) fn send(id: i32, message: &[u8]) -> Result<()> {
 }
 
 /// Sets owner and permissions, and how much a queue takes.
-pub(super) fn own(kind: super::Kind, id: i32, owner: &Owner, capacity: u64) -> Result<()> {
+pub(super) fn own(kind: Kind, id: i32, owner: &Owner, capacity: u64) -> Result<()> {
     let set = |perm: &mut libc::ipc_perm| {
         (perm.uid, perm.gid, perm.mode) = (owner.user, owner.group, owner.mode as _);
     };
-    // SAFETY: the structures are of numbers, and the kernel only reads them.
-    Errno::result(unsafe {
-        match kind {
-            super::Kind::Segment => {
-                let mut status: libc::shmid_ds = MaybeUninit::zeroed().assume_init();
-                set(&mut status.shm_perm);
-                libc::shmctl(id, libc::IPC_SET, &raw mut status)
-            }
-            super::Kind::Semaphores => {
-                let mut status: Semaphores = MaybeUninit::zeroed().assume_init();
-                set(&mut status.perm);
-                libc::semctl(id, 0, libc::IPC_SET, &raw mut status)
-            }
-            super::Kind::Messages => {
-                let mut status: libc::msqid_ds = MaybeUninit::zeroed().assume_init();
-                set(&mut status.msg_perm);
-                status.msg_qbytes = capacity as _;
-                libc::msgctl(id, libc::IPC_SET, &raw mut status)
-            }
+    let done = match kind {
+        Kind::Segment => {
+            // SAFETY: numbers, of which zeros are some.
+            let mut status: libc::shmid_ds = unsafe { std::mem::zeroed() };
+            set(&mut status.shm_perm);
+            // SAFETY: the kernel reads the structure.
+            unsafe { libc::shmctl(id, libc::IPC_SET, &raw mut status) }
         }
-    })
-    .map(drop)
+        Kind::Semaphores => {
+            // SAFETY: numbers, of which zeros are some.
+            let mut status: Semaphores = unsafe { std::mem::zeroed() };
+            set(&mut status.perm);
+            // SAFETY: the kernel reads the structure.
+            unsafe { libc::semctl(id, 0, libc::IPC_SET, &raw mut status) }
+        }
+        Kind::Messages => {
+            // SAFETY: numbers, of which zeros are some.
+            let mut status: libc::msqid_ds = unsafe { std::mem::zeroed() };
+            set(&mut status.msg_perm);
+            status.msg_qbytes = capacity as _;
+            // SAFETY: the kernel reads the structure.
+            unsafe { libc::msgctl(id, libc::IPC_SET, &raw mut status) }
+        }
+    };
+    Errno::result(done).map(drop)
 }
 
 /// Changes a semaphore in several steps at once (semop(2)).
