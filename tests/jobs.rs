@@ -15,14 +15,14 @@ struct Job {
     files: &'static [(&'static str, &'static str)],
 }
 
-const GATE: (&str, &str) = ("gate", ": > at$1; until [ -e go$1 ]; do sleep 0.02; done");
+const GATE: (&str, &str) = ("gate", "#!/bin/sh\n: > at$1; until [ -e go$1 ]; do sleep 0.02; done");
 const GATES: [&str; 3] = ["1", "2", "3"];
 
 /// A bench with the files of a job.
 fn desk(who: Who, job: &Job) -> Bench {
     let bench = Bench::new(who);
     for (name, text) in job.files.iter().chain([&GATE]) {
-        bench.file(name, format!("#!/bin/sh\n{text}\n"));
+        bench.file(name, text);
     }
     bench
 }
@@ -123,4 +123,61 @@ fn pipes_of_bash() {
 #[test]
 fn pipes_of_dash() {
     script_goes_on("/bin/dash", PIPES);
+}
+
+/// What two members hold of one file, by flock(2) on what they share and by fcntl(2) each for itself.
+const LOCKS: &str = r#"
+import fcntl, os, subprocess
+gate = lambda n: subprocess.run(["./gate", n])
+def free(how, *range):
+    try: how(*range)
+    except OSError: return "held"
+    return "free"
+part = lambda f, n: fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB, 10, n)
+own, whole = open("own", "w+"), open("whole", "w")
+part(own, 0)
+fcntl.flock(whole, fcntl.LOCK_EX)
+tell, told = os.pipe()
+child = os.fork()
+if child == 0:
+    other = open("own", "r+")
+    part(other, 20)
+    os.write(told, b"x")
+    fcntl.lockf(other, fcntl.LOCK_EX, 10, 0)
+    os._exit(3)
+os.read(tell, 1)
+again = open("whole")
+for n in "123":
+    gate(n)
+    print(free(part, own, 20), free(part, own, 40), free(fcntl.flock, again, fcntl.LOCK_SH | fcntl.LOCK_NB), flush=True)
+fcntl.lockf(own, fcntl.LOCK_UN, 10, 0)
+print(os.wait()[1] >> 8, free(part, own, 20), free(fcntl.flock, whole, fcntl.LOCK_UN))
+print(free(fcntl.flock, again, fcntl.LOCK_SH | fcntl.LOCK_NB))
+"#;
+
+#[test]
+fn locks_on_files() {
+    for who in [Who::Me, Who::Nobody] {
+        goes_on(who, &Job { words: &["/usr/bin/python3", "./job"], files: &[("job", LOCKS)] });
+    }
+}
+
+/// A lock that somebody else has taken since is a reason not to go on.
+#[test]
+fn a_lock_that_is_anothers_is_refused() {
+    let bench = Bench::new(Who::Nobody);
+    let run = |script: &str| bench.run("/bin/sh", &["-c", script]);
+    let mut job = run("exec 9> l; flock 9; echo ready; read x; echo $x");
+    job.expect("ready");
+    bench.must(&["save", "--stop", &job.pid_text(), "-n", &bench.name("x.ckpt")]);
+    let mut other = run("exec 9> l; flock 9; echo ready; read x");
+    other.expect("ready");
+    let refused = bench.run(bench.path("x.ckpt"), &[]).end();
+    assert_eq!(refused.code(), Some(125), "{refused:?}");
+    assert!(refused.stderr.contains("/l locked, and another process has"), "{refused:?}");
+    other.go();
+    let mut again = bench.run(bench.path("x.ckpt"), &[]);
+    again.say("go");
+    again.expect("go");
+    again.ends_well();
 }

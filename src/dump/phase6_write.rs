@@ -228,6 +228,7 @@ fn records(w: &mut Writer<'_>, g: &Gathered) -> Result<()> {
     w.records_of(g.number, SectionKind::Vmas, &g.vmas)?;
     w.records_of(g.number, SectionKind::Guards, &g.guards)?;
     w.records_of(g.number, SectionKind::Descriptors, &g.descriptors)?;
+    w.records_of(g.number, SectionKind::Locks, &g.locks)?;
     w.records_of(g.number, SectionKind::SignalActions, &g.actions)?;
     w.records_of(g.number, SectionKind::PendingSignals, &g.pending)?;
     w.records_of(g.number, SectionKind::Timers, &g.timers)?;

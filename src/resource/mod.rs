@@ -140,6 +140,8 @@ pub(crate) struct Gathered {
     pub undo: Vec<rec::Undo>,
     /// Descriptors.
     pub descriptors: Vec<rec::Descriptor>,
+    /// Locks on the files behind them.
+    pub locks: Vec<rec::FileLock>,
     /// What is in descriptors of small kinds.
     pub contents: Vec<Content>,
     /// Signal dispositions.

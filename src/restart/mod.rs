@@ -168,7 +168,7 @@ impl Start<'_> {
             eprintln!("{}: {}", self.program_name, printable(&warning));
         }
         reach(Point::Planned);
-        phase7_leave::leave(opened, plan)
+        phase7_leave::leave(opened, plan, &saved.locks)
     }
 }
 

@@ -8,7 +8,7 @@ use crate::image::read::{Image, Part};
 use crate::resource::kinship;
 use ckpt_abi::ABI_VERSION;
 use ckpt_abi::image::{
-    Chunk, CpuLeaf, Descriptor, Guard, Limit, Loss, Machine, Object, ObjectKind, Owner,
+    Chunk, CpuLeaf, Descriptor, FileLock, Guard, Limit, Loss, Machine, Object, ObjectKind, Owner,
     PendingSignal, Process, SectionKind, SignalAction, SystemV, Text, Thread, Timer, Undo, Vma,
     VmaKind, WHOLE_IMAGE,
 };
@@ -54,6 +54,8 @@ pub struct Saved<'a> {
     pub guards: Vec<Guard>,
     /// Descriptors by number.
     pub descriptors: Vec<Descriptor>,
+    /// Locks on files.
+    pub locks: Vec<FileLock>,
     /// Signal dispositions.
     pub actions: Vec<SignalAction>,
     /// Queued signals.
@@ -157,6 +159,7 @@ impl<'a> Saved<'a> {
             memory: part.memory(&whole.chunks).to_vec(),
             guards: part.records(SectionKind::Guards)?,
             descriptors: part.records(SectionKind::Descriptors)?,
+            locks: part.records(SectionKind::Locks)?,
             actions: part.records(SectionKind::SignalActions)?,
             pending: part.records(SectionKind::PendingSignals)?,
             timers: part.records(SectionKind::Timers)?,

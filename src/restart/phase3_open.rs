@@ -6,7 +6,7 @@ use super::phase1_check::{Saved, Whole};
 use crate::error::{Because, Error, Result};
 use crate::resource::descriptor::objects::Objects;
 use crate::resource::descriptor::{
-    self, Missing, Origin, Restored, Sources, epoll, pidfd, pollable, shared, unread,
+    self, Missing, Origin, Restored, Sources, epoll, locks, pidfd, pollable, shared, unread,
 };
 use crate::resource::{memory, process};
 use ckpt_abi::image::{EpollEntry, SectionKind, Text, Vma, VmaKind, vma_flag};
@@ -129,6 +129,10 @@ pub(crate) fn open(
             pollable::make(descriptors, watched, warnings)?;
         }
         entries.push(own);
+    }
+    if way == Way::Restart {
+        let held: Vec<_> = all.iter().map(|saved| &saved.locks[..]).collect();
+        locks::take(&descriptors, &held, |record| whole.path(record.path).display().to_string())?;
     }
     Ok(Files { descriptors, mapped, objects, entries, missing })
 }

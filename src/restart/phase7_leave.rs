@@ -11,15 +11,17 @@ use super::phase6_plan::Plan;
 use crate::error::{Error, Result};
 use crate::fault::{Point, reach};
 use crate::proc;
-use crate::resource::descriptor::numbers;
+use crate::resource::descriptor::{locks, numbers};
+use ckpt_abi::image::FileLock;
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 /// Leaves this program for the one in the image.
-pub(crate) fn leave(opened: Opened, plan: Plan) -> Result<Infallible> {
+pub(crate) fn leave(opened: Opened, plan: Plan, held: &[FileLock]) -> Result<Infallible> {
     be_alone()?;
     mapping::block_all_signals();
     numbers::install(opened.descriptors, &plan.kept);
+    locks::take_own(held)?;
     reach(Point::Installed);
     // SAFETY: the payload lies at its place with its orders, and nothing of ours is used again.
     unsafe { mapping::jump(plan.run, plan.stack, plan.orders) }

@@ -166,6 +166,36 @@ record! {
     }
 }
 
+codes! {
+    /// Whose a lock on a file is.
+    LockKind: u32 {
+        /// The description's, of the whole file (flock(2)).
+        File = 1,
+        /// The process's (fcntl(2), F_SETLK).
+        Process = 2,
+        /// The description's (fcntl(2), F_OFD_SETLK).
+        Description = 3,
+    }
+}
+
+record! {
+    /// A lock on a file.
+    FileLock, 32, {
+        /// A descriptor by which it is held.
+        fd: u32,
+        /// A [`LockKind`] as a number.
+        kind: u32,
+        /// 1: nobody else may have one; 0: for reading.
+        exclusive: u32,
+        /// Room to grow.
+        reserved: u32,
+        /// Its first byte.
+        start: u64,
+        /// How many bytes; 0: to the end, wherever that is.
+        len: u64,
+    }
+}
+
 record! {
     /// A timerfd.
     TimerDescriptor, 40, {

@@ -232,6 +232,8 @@ codes! {
         SystemVContent = 21,
         /// [`Undo`]s of a process.
         Undo = 22,
+        /// [`FileLock`]s.
+        Locks = 23,
         /// [`CpuLeaf`]s of the machine where the image was written.
         Cpuid = 32,
     }
@@ -262,6 +264,7 @@ impl SectionKind {
             | Self::Timers
             | Self::Auxv
             | Self::Guards
+            | Self::Locks
             | Self::Owners
             | Self::Undo => true,
         }

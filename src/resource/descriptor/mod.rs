@@ -15,6 +15,7 @@ pub(crate) mod directory;
 pub(crate) mod epoll;
 pub(crate) mod eventfd;
 pub(crate) mod grown;
+pub(crate) mod locks;
 pub(crate) mod lost;
 pub(crate) mod memfd;
 mod named;
@@ -244,6 +245,8 @@ pub(crate) fn save(
         gathered.descriptors.push(Descriptor { fd: fd.number, cloexec, ..record });
     }
     tell(losses, gathered);
+    let fds = common.tables.of.get(number as usize).map_or(&[][..], |table| &table.fds);
+    locks::save(number, fds, gathered);
     Ok(())
 }
 

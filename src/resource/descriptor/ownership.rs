@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-only
-//! Who is told when a description is ready (O_ASYNC with fcntl(2), F_SETOWN_EX and F_SETSIG), and the locks
-//! and leases that come with it.
+//! Who is told when a description is ready (O_ASYNC with fcntl(2), F_SETOWN_EX and F_SETSIG).
 //!
 //! # Safety
 //! The system calls here take numbers, or pointers to two words of our own.
@@ -24,9 +23,8 @@ const F_GETOWN_EX: i32 = 16;
 const F_OWNER_TID: i32 = 0;
 const F_OWNER_PID: i32 = 1;
 
-/// Saves owner and signal, and names the locks.
+/// Saves owner and signal.
 pub(crate) fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) {
-    name_locks(fd, saving);
     // Nobody has anything to tell of a plain file but its lease, which is named.
     let tells = fd.flags.cast_signed() & libc::O_ASYNC != 0;
     if !tells && file_type(fd.mode) == libc::S_IFREG {
@@ -57,25 +55,6 @@ pub(crate) fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) {
     let signal = unsafe { libc::fcntl(ours.as_raw_fd(), F_GETSIG) };
     saving.record.owner_type = kind;
     saving.record.signal = signal.max(0).unsigned_abs();
-}
-
-/// "1: POSIX  ADVISORY  WRITE 5797 fe:00:24 0 EOF" (proc_locks(5)).
-fn name_locks(fd: &Fd, saving: &mut Saving) {
-    let lines = fd.extra.iter().filter(|(key, _)| key == "lock");
-    let kinds = lines.filter_map(|(_, line)| line.split_whitespace().nth(1));
-    let mut kinds: Vec<&str> = kinds
-        .map(|kind| match kind {
-            "FLOCK" => "flock(2)",
-            "OFDLCK" => "fcntl(2), F_OFD_SETLK",
-            "LEASE" | "DELEG" => "a lease, fcntl(2), F_SETLEASE",
-            _ => "fcntl(2), F_SETLK",
-        })
-        .collect();
-    kinds.dedup();
-    if !kinds.is_empty() {
-        let path = saving.path.display();
-        saving.say(format!("the lock on {path} ({})", kinds.join("; ")));
-    }
 }
 
 /// Makes this process the owner that the program was. Only with all signals blocked: what comes before the

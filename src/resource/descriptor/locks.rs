@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! Locks on files: flock(2), and the two kinds of fcntl(2).
+//!
+//! Those of a description are taken when that is opened again, once for all that have it. Those of a process go with
+//! whatever descriptor of the file it closes first (fcntl_locking(2)): it takes them when it has its descriptors and
+//! closes no more. Whoever waits for a lock asks again when it goes on, and finds it held.
+//!
+//! # Safety
+//! The system calls here take numbers, or a pointer to a struct flock of our own.
+#![allow(unsafe_code)]
+
+use super::{Origin, Place, Restored, is_first, kind};
+use crate::error::{Error, Result};
+use crate::proc::fds::Fd;
+use crate::resource::Gathered;
+use ckpt_abi::image::{Descriptor, DescriptorKind, FileLock, LockKind};
+use nix::errno::Errno;
+use nix::libc;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use zerocopy::FromZeros;
+
+/// Saves the locks that come with the descriptors of process `number`, whose records were gathered, and names those
+/// that a restart cannot take.
+pub(crate) fn save(number: u32, fds: &[Fd], gathered: &mut Gathered) {
+    for (fd, record) in fds.iter().zip(&gathered.descriptors) {
+        for (_, line) in fd.extra.iter().filter(|(key, _)| key == "lock") {
+            let parsed = parse(line, fd.number);
+            let of_process = parsed.is_some_and(|lock| lock.kind == LockKind::Process as u32);
+            // One of a description is its first descriptor's.
+            if !of_process && !is_first(record, number) {
+                continue;
+            }
+            match parsed.filter(|_| can_lock(record)) {
+                Some(lock) => put(&mut gathered.locks, lock, fd, fds),
+                None => gathered.losses.push(format!(
+                    "the lock on {} ({})",
+                    fd.target.display(),
+                    called(line)
+                )),
+            }
+        }
+    }
+}
+
+/// The lock of a process shows at every descriptor of the file; one that may hold it serves.
+fn put(locks: &mut Vec<FileLock>, lock: FileLock, fd: &Fd, fds: &[Fd]) {
+    if lock.kind == LockKind::Process as u32 {
+        let other = if lock.exclusive == 1 { libc::O_RDONLY } else { libc::O_WRONLY };
+        let inode =
+            |number: u32| fds.iter().find(|f| f.number == number).map(|f| (f.device, f.inode));
+        let same = |l: &FileLock| {
+            (l.kind, l.start, l.len) == (lock.kind, lock.start, lock.len)
+                && inode(l.fd) == Some((fd.device, fd.inode))
+        };
+        if super::access(fd.flags) == other || locks.iter().any(same) {
+            return;
+        }
+    }
+    locks.push(lock);
+}
+
+fn can_lock(record: &Descriptor) -> bool {
+    !matches!(kind(record), DescriptorKind::Stdio | DescriptorKind::Lost | DescriptorKind::Terminal)
+}
+
+/// "1: POSIX  ADVISORY  WRITE 5797 fe:00:24 0 EOF" (proc_locks(5)).
+fn parse(line: &str, fd: u32) -> Option<FileLock> {
+    let mut words = line.split_whitespace();
+    let kind = match words.nth(1)? {
+        "FLOCK" => LockKind::File,
+        "POSIX" => LockKind::Process,
+        "OFDLCK" => LockKind::Description,
+        _ => return None,
+    };
+    let exclusive = match words.nth(1)? {
+        "WRITE" => 1,
+        "READ" => 0,
+        _ => return None,
+    };
+    let start: u64 = words.nth(2)?.parse().ok()?;
+    let len = match words.next()? {
+        "EOF" => 0,
+        end => end.parse::<u64>().ok()?.checked_sub(start)?.checked_add(1)?,
+    };
+    Some(FileLock { fd, kind: kind as u32, exclusive, start, len, ..FileLock::new_zeroed() })
+}
+
+fn called(line: &str) -> &'static str {
+    match line.split_whitespace().nth(1) {
+        Some("FLOCK") => "flock(2)",
+        Some("OFDLCK") => "fcntl(2), F_OFD_SETLK",
+        Some("LEASE" | "DELEG") => "a lease, fcntl(2), F_SETLEASE",
+        _ => "fcntl(2), F_SETLK",
+    }
+}
+
+/// Takes the locks of descriptions, and looks whether those of processes can be had; by process. `name` tells a
+/// descriptor's file.
+///
+/// # Errors
+/// All that somebody else has.
+pub(crate) fn take(
+    all: &[Vec<Restored>],
+    locks: &[&[FileLock]],
+    name: impl Fn(&Descriptor) -> String,
+) -> Result<()> {
+    let mut failures = Vec::new();
+    for (process, lock) in
+        (0..).zip(locks).flat_map(|(process, locks)| locks.iter().map(move |lock| (process, lock)))
+    {
+        let Some((record, fd)) = behind(all, Place { process, fd: lock.fd }) else { continue };
+        if let Err(e) = set(fd, lock, Moment::Opened) {
+            failures.push(format!("the program had {} locked, {}", name(record), refusal(e)));
+        }
+    }
+    failures.dedup();
+    if failures.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(format!("cannot restart: {}", failures.join("; ")))
+        .hint("lslocks(8) shows who holds a lock: wait for its end; nothing has been changed"))
+}
+
+fn refusal(e: Errno) -> String {
+    match e {
+        Errno::EAGAIN | Errno::EACCES => "and another process has locked it since".to_owned(),
+        e => format!("and it cannot be locked: {}", e.desc()),
+    }
+}
+
+/// Takes this process's own locks; descriptors have the numbers of the program, and none is closed after this.
+///
+/// # Errors
+/// Somebody else has one of them.
+pub(crate) fn take_own(locks: &[FileLock]) -> Result<()> {
+    for lock in locks.iter().filter(|lock| lock.kind == LockKind::Process as u32) {
+        // SAFETY: borrowed for the calls of `set`, which fail with EBADF where there is no such descriptor.
+        let fd = unsafe { BorrowedFd::borrow_raw(lock.fd.cast_signed()) };
+        set(fd, lock, Moment::Installed).map_err(|e| {
+            Error::new(format!("the lock of descriptor {} is lost, {}", lock.fd, refusal(e)))
+        })?;
+    }
+    Ok(())
+}
+
+/// The description that a place stands for, which was opened for the first place that has it.
+fn behind(all: &[Vec<Restored>], place: Place) -> Option<(&Descriptor, BorrowedFd<'_>)> {
+    use std::os::fd::AsFd;
+    let at = all.get(place.process as usize)?.iter().find(|r| r.record.fd == place.fd)?;
+    match &at.origin {
+        Origin::Own(file) => Some((&at.record, file.as_fd())),
+        Origin::Shared(fd) => behind(all, Place { fd: *fd, ..place }),
+        Origin::Elsewhere(leader) => behind(all, *leader),
+        Origin::Standard(_) => None,
+    }
+}
+
+/// When a lock is dealt with.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Moment {
+    Opened,
+    Installed,
+}
+
+fn set(fd: BorrowedFd<'_>, lock: &FileLock, moment: Moment) -> nix::Result<()> {
+    let of_process = lock.kind == LockKind::Process as u32;
+    if lock.kind == LockKind::File as u32 {
+        let how = if lock.exclusive == 1 { libc::LOCK_EX } else { libc::LOCK_SH };
+        // SAFETY: numbers only.
+        return Errno::result(unsafe { libc::flock(fd.as_raw_fd(), how | libc::LOCK_NB) })
+            .map(drop);
+    }
+    let how = if lock.exclusive == 1 { libc::F_WRLCK } else { libc::F_RDLCK };
+    let mut range = libc::flock {
+        l_type: how as i16,
+        l_whence: libc::SEEK_SET as i16,
+        l_start: lock.start.cast_signed(),
+        l_len: lock.len.cast_signed(),
+        l_pid: 0,
+    };
+    let command = match (of_process, moment) {
+        (false, _) => libc::F_OFD_SETLK,
+        (true, Moment::Opened) => libc::F_GETLK,
+        (true, Moment::Installed) => libc::F_SETLK,
+    };
+    let at: *mut libc::flock = &mut range;
+    // SAFETY: the kernel reads and writes struct flock.
+    Errno::result(unsafe { libc::fcntl(fd.as_raw_fd(), command, at) })?;
+    let free = command != libc::F_GETLK || i32::from(range.l_type) == libc::F_UNLCK;
+    if free { Ok(()) } else { Err(Errno::EAGAIN) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines() {
+        let lock = parse("1: POSIX  ADVISORY  WRITE 5797 fe:00:24 100 199", 7).unwrap();
+        assert_eq!((lock.fd, lock.exclusive, lock.start, lock.len), (7, 1, 100, 100));
+        let lock = parse("12: FLOCK  ADVISORY  READ 5797 fe:00:24 0 EOF", 3).unwrap();
+        assert_eq!((lock.kind, lock.exclusive, lock.len), (LockKind::File as u32, 0, 0));
+        assert!(parse("1: LEASE  ACTIVE    WRITE 5797 fe:00:24 0 EOF", 3).is_none());
+        assert!(parse("1: POSIX  ADVISORY  WRITE 5797 fe:00:24 9 1", 3).is_none());
+    }
+}
