@@ -37,7 +37,7 @@ fn made(members: &[Member]) -> Vec<[i32; 4]> {
 fn restart(members: &[Member], mut tell: PipeWriter) -> crate::error::Result<()> {
     let rendezvous = Rendezvous::map(PAGE)?;
     let place = if nix::unistd::geteuid().is_root() { Place::Apart } else { Place::AsUser };
-    place.enter([0, 0])?;
+    place.enter([0, 0], false)?;
     let last = members.iter().map(|m| m.pid).max().unwrap_or(0);
     let init = Init::start(rendezvous)?;
     assert!(init.pid() > 0);
