@@ -144,7 +144,10 @@ impl Before {
     }
 
     fn take_on(&mut self, rights: &Rights) -> std::result::Result<(), Errno> {
-        set_groups(&rights.groups)?;
+        // In a user namespace of an ordinary user nobody may, and both have the same (user_namespaces(7)).
+        if self.groups != rights.groups {
+            set_groups(&rights.groups)?;
+        }
         setfsgid(Gid::from_raw(rights.group));
         // Takes the capabilities that are about files with it, when it was 0 (capabilities(7)).
         setfsuid(Uid::from_raw(rights.user));

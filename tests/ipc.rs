@@ -7,12 +7,13 @@ use harness::{Bench, Build, Run, Who};
 
 /// Three generations, each of which looks at its state and goes on; the last comes to its end.
 fn generations(bench: &Bench, mut run: Run) {
-    for image in ["a.ckpt", "b.ckpt", "c.ckpt"] {
+    for generation in 1..4 {
         run.check();
-        let saved = bench.must(&["save", "--stop", &run.pid_text(), "-n", &bench.name(image)]);
-        assert_eq!(saved.complaints(), "", "{image}");
+        // As it is configured: in a user namespace, too, its file is touched with its own rights.
+        let saved = bench.must(&["save", "--stop", &run.pid_text()]);
+        assert_eq!(saved.complaints(), "", "generation {generation}");
         run.ends_well();
-        run = bench.run(bench.path(image), &[]);
+        run = bench.run(bench.path("x.ckpt"), &[]);
         run.check();
     }
     run.go();
