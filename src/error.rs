@@ -25,6 +25,8 @@ pub enum Kind {
     NotPermitted,
     /// The program has something that cannot be saved.
     Obstacles,
+    /// The same, but it usually goes by itself in a moment.
+    Passing,
     /// A checkpoint is not whole, or is none.
     Damaged,
     /// The checkpoint server does not answer.

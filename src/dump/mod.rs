@@ -47,6 +47,9 @@ const AGAIN: usize = 3;
 /// How long the processes go on between two attempts at most.
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 
+/// How long they do at first, when something is in the way that goes by itself.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+
 /// How long threads of the program may have their turn.
 const TURN: Duration = Duration::from_secs(2);
 
@@ -156,15 +159,18 @@ fn take(request: &Demand) -> Result<Outcome> {
     }
     let Begun { mut checkpoint, mut equipped, still } = begun?;
     let mut result = proceed(&checkpoint, &equipped, still, executable);
-    for _ in 0..AGAIN {
-        let changed = match &result {
+    let (mut again, mut pause, deadline) = (AGAIN, FIRST_PAUSE, Instant::now() + TURN);
+    loop {
+        match &result {
+            Err(e) if e.kind() == Kind::Passing && Instant::now() < deadline => {
+                std::thread::sleep(pause);
+                pause *= 2;
+            }
             // By now the file is known as one that is being written.
-            Err(e) if e.kind() == Kind::Changed => true,
-            Err(_) => equipped.iter().skip(1).any(|process| is_leaving(process.process.pid())),
-            Ok(_) => false,
-        };
-        if !changed {
-            break;
+            Err(e) if again > 0 && (e.kind() == Kind::Changed || is_thinned(&equipped)) => {
+                again -= 1
+            }
+            _ => break,
         }
         result = anew(&checkpoint, &mut equipped);
     }
@@ -178,6 +184,11 @@ fn take(request: &Demand) -> Result<Outcome> {
     reach(Point::Ending);
     equipped.iter().for_each(|process| process.finish(result.as_ref().err()));
     result
+}
+
+/// Whether a process of the job has ended, or is about to.
+fn is_thinned(equipped: &[Equipped]) -> bool {
+    equipped.iter().skip(1).any(|process| is_leaving(process.process.pid()))
 }
 
 /// Whether a process has ended, or is about to: its memory goes first.

@@ -95,7 +95,7 @@ pub(crate) fn refuse(
     let mut dead = dead.to_vec();
     dead.retain(|kin| kin.pid != std::process::id().cast_signed() || will_meet(processes, kin));
     let dead = &dead;
-    let mut refusals = Vec::new();
+    let (mut refusals, mut passing) = (Vec::new(), true);
     let mut found = Vec::new();
     let alone = processes.len() == 1 && dead.is_empty();
     for process in processes {
@@ -109,6 +109,8 @@ pub(crate) fn refuse(
             }
         }
         obstacles.extend(sharers::near(process).into_iter().map(shared));
+        passing &= obstacles.is_empty();
+        obstacles.extend_from_slice(&gathered.passing);
         if !obstacles.is_empty() {
             refusals.push(format!("process {pid} cannot be saved: {}", obstacles.join("; ")));
         }
@@ -119,13 +121,15 @@ pub(crate) fn refuse(
         true => Vec::new(),
         false => kinship::save(&found, dead, ptys).unwrap_or_else(|obstacles| {
             refusals.extend(obstacles);
+            passing = false;
             Vec::new()
         }),
     };
     match refusals.is_empty() {
         true => Ok(members),
         false => {
-            Err(Error::new(refusals.join("; ")).of(Kind::Obstacles).hint("it goes on unharmed"))
+            let kind = if passing { Kind::Passing } else { Kind::Obstacles };
+            Err(Error::new(refusals.join("; ")).of(kind).hint("it goes on unharmed"))
         }
     }
 }

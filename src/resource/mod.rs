@@ -163,6 +163,8 @@ pub(crate) struct Gathered {
     pub process: Option<rec::Process>,
     /// What is in the way of a checkpoint, all of it.
     pub obstacles: Vec<String>,
+    /// The same, of what usually goes by itself when the program goes on.
+    pub(crate) passing: Vec<String>,
     /// What the image goes without, in sentences.
     pub losses: Vec<String>,
     /// The same of what comes in numbers.

@@ -146,6 +146,8 @@ pub(crate) struct Saving {
     pub losses: Vec<Loss>,
     /// What is in the way of a checkpoint.
     pub obstacles: Vec<String>,
+    /// The same, of what usually goes by itself when the program goes on.
+    pub(crate) passing: Vec<String>,
 }
 
 /// What a restart goes without; those of one sort become one sentence.
@@ -235,6 +237,7 @@ pub(crate) fn save(
                 common.tables.keep(record, &saved.losses);
                 losses.extend(saved.losses);
                 gathered.obstacles.extend(saved.obstacles);
+                gathered.passing.extend(saved.passing);
                 let known = |c: &Content| gathered.contents.iter().any(|k| k.index == c.index);
                 gathered.contents.extend(saved.content.filter(|c| !known(c)));
                 record
@@ -274,6 +277,7 @@ fn describe(fd: &Fd, number: u32, look: &Look<'_>) -> Result<Saving> {
         file: None,
         losses: Vec::new(),
         obstacles: Vec::new(),
+        passing: Vec::new(),
     };
     let found = ORDER.into_iter().find(|kind| (of(*kind).recognise)(fd, look));
     let kind = found.unwrap_or(DescriptorKind::Lost);

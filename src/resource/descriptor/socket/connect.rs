@@ -15,6 +15,7 @@ use super::make::set_options;
 use super::options::{self, BEFORE_BIND, LINGER, REUSEADDR, SNDBUF, SNDTIMEO};
 use super::queue::Message;
 use crate::error::{Because, Error, Result};
+use crate::proc::net::{self, Tcp};
 use ckpt_abi::image::{Socket, socket_flag};
 use nix::errno::Errno;
 use nix::libc;
@@ -38,6 +39,9 @@ pub(super) struct Item {
 type Ends = HashMap<u64, OwnedFd>;
 
 const FLAGS: MsgFlags = MsgFlags::MSG_DONTWAIT.union(MsgFlags::MSG_NOSIGNAL);
+
+/// How long the kernel keeps the port of a closed connection (include/net/tcp.h, TCP_TIMEWAIT_LEN), and a little more.
+const TIME_WAIT: Duration = Duration::from_secs(65);
 
 /// How long a connection may take what waited in it.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -93,6 +97,42 @@ fn bind(fd: &OwnedFd, name: &[u8]) -> nix::Result<()> {
     Errno::result(unsafe { libc::bind(fd.as_raw_fd(), at, name.len() as u32) }).map(drop)
 }
 
+/// Binds a socket, once more where a connection that is over keeps the port (TIME_WAIT).
+fn bind_anyway(fd: &OwnedFd, name: &[u8]) -> nix::Result<()> {
+    match bind(fd, name) {
+        Err(Errno::EADDRINUSE) => {
+            clear(name);
+            bind(fd, name)
+        }
+        bound => bound,
+    }
+}
+
+/// Ends what the kernel keeps of connections of this machine with itself that are over, and had this port: a new one
+/// between the same ends is answered with an acknowledgement of the old, which the client resets (RFC 1337).
+fn clear(name: &[u8]) {
+    const TIME_WAIT: u8 = 6;
+    let port = place(name).map(|(_, port)| port);
+    let over = |tcp: &Tcp| tcp.state == TIME_WAIT && Some(tcp.local.1) == port;
+    for tcp in net::tcp(std::process::id().cast_signed()).into_iter().filter(over) {
+        let family = if tcp.local.0.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+        let [local, remote] = [tcp.local, tcp.remote].map(|end| name_of(end, family as u32));
+        let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK;
+        let Ok(end) = new(family as u32, kind, 0) else { continue };
+        if bind(&end, &remote).is_ok() {
+            let _ = connect(&end, &local);
+        }
+    }
+}
+
+/// Whether nobody has the port but the kernel, which keeps it for what may still be under way.
+fn is_left(name: &[u8]) -> bool {
+    let port = place(name).map(|(_, port)| port);
+    let all = net::tcp(std::process::id().cast_signed());
+    let mut there = all.iter().filter(|tcp| Some(tcp.local.1) == port).peekable();
+    there.peek().is_some() && there.all(|tcp| tcp.inode == 0)
+}
+
 /// Connects, which takes no time on one machine, unless something swallows the packets: then a second.
 fn connect(fd: &OwnedFd, name: &[u8]) -> nix::Result<()> {
     let second = [1i64.to_ne_bytes(), [0; 8]];
@@ -110,9 +150,9 @@ fn listen(fd: &OwnedFd, backlog: u32) -> nix::Result<()> {
     Errno::result(unsafe { libc::listen(fd.as_raw_fd(), backlog) }).map(drop)
 }
 
-/// The same name with this machine's own address and a port of the kernel's choice, for a socket of `family`.
-fn own_name(family: u32, like: &[u8]) -> Vec<u8> {
-    let four = place(like).is_some_and(|(ip, _)| ip.is_ipv4());
+/// A name with this machine's own address, of IPv4 if that is wanted, and a port of the kernel's choice, for a socket of
+/// `family`.
+fn own_name(family: u32, four: bool) -> Vec<u8> {
     let mut name = (family as u16).to_ne_bytes().to_vec();
     match (family as i32, four) {
         (libc::AF_INET, _) => name.extend([0, 0, 127, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0]),
@@ -127,15 +167,20 @@ fn own_name(family: u32, like: &[u8]) -> Vec<u8> {
 
 /// A name as a socket of `family` has it.
 fn translated(name: &[u8], family: u32) -> Vec<u8> {
-    let Some((ip, port)) = place(name) else { return name.to_vec() };
-    let mut other = own_name(family, name);
-    other[2..4].copy_from_slice(&port.to_be_bytes());
+    place(name).map_or_else(|| name.to_vec(), |at| name_of(at, family))
+}
+
+/// The name of an address and a port for a socket of `family`.
+fn name_of((ip, port): net::Place, family: u32) -> Vec<u8> {
+    let mut name = own_name(family, ip.is_ipv4());
+    name[2..4].copy_from_slice(&port.to_be_bytes());
     match (ip, family as i32) {
-        (IpAddr::V4(ip), libc::AF_INET) => other[4..8].copy_from_slice(&ip.octets()),
-        (IpAddr::V4(ip), _) => other[20..24].copy_from_slice(&ip.octets()),
-        (IpAddr::V6(ip), _) => other[8..24].copy_from_slice(&ip.octets()),
+        (IpAddr::V4(ip), libc::AF_INET) => name[4..8].copy_from_slice(&ip.octets()),
+        (IpAddr::V4(ip), _) => name[20..24].copy_from_slice(&ip.octets()),
+        (IpAddr::V6(ip), libc::AF_INET6) => name[8..24].copy_from_slice(&ip.octets()),
+        (IpAddr::V6(_), _) => {}
     }
-    other
+    name
 }
 
 /// Makes all of them, with what waits in them; sentences are told by `warnings`.
@@ -145,6 +190,7 @@ fn translated(name: &[u8], family: u32) -> Vec<u8> {
 pub(super) fn all(items: &BTreeMap<u64, Item>, warnings: &mut Vec<String>) -> Result<Ends> {
     let mut make =
         Make { items, ends: HashMap::new(), ghosts: HashMap::new(), listeners: HashMap::new() };
+    make.await_ports()?;
     make.connections(warnings)?;
     make.listeners.clear();
     make.bound()?;
@@ -178,6 +224,27 @@ impl<'a> Make<'a> {
         let port = place(name).map(|(_, port)| port);
         let mut all = self.items.values();
         all.any(|item| item.is(socket_flag::LISTENS) && place(&item.local).map(|at| at.1) == port)
+    }
+
+    /// Waits for ports that only the kernel has any more.
+    fn await_ports(&self) -> Result<()> {
+        let (begun, mut told) = (Instant::now(), false);
+        for item in self.items.values() {
+            let bound = item.is(socket_flag::BOUND) && item.is_stream();
+            while bound && bind_anyway(&item.make()?, &item.local) == Err(Errno::EADDRINUSE) {
+                let name = called(&item.local);
+                if !is_left(&item.local) || begun.elapsed() > TIME_WAIT {
+                    return Err(taken(Errno::EADDRINUSE, &name));
+                }
+                if !std::mem::replace(&mut told, true) {
+                    eprintln!(
+                        "ckpt: waits for the port of {name}, which the kernel keeps for a minute after its use"
+                    );
+                }
+                std::thread::sleep(TIME_WAIT / 500);
+            }
+        }
+        Ok(())
     }
 
     fn connections(&mut self, warnings: &mut Vec<String>) -> Result<()> {
@@ -223,7 +290,8 @@ impl<'a> Make<'a> {
                 return Ok(made);
             }
         }
-        let own = own_name(server.socket.family, &server.local);
+        let four = place(&server.local).is_some_and(|(ip, _)| ip.is_ipv4());
+        let own = own_name(server.socket.family, four);
         self.meet(server, &own, family, None, &[])
             .because(|| format!("cannot make {}", server.line()))
     }
@@ -241,13 +309,13 @@ impl<'a> Make<'a> {
             Some(listener) => listener,
             None => {
                 let listener = new(server.socket.family, libc::SOCK_STREAM, 0)?;
-                bind(&listener, at)?;
+                bind_anyway(&listener, at)?;
                 listen(&listener, 64)?;
                 listener
             }
         };
         let client = new(family, libc::SOCK_STREAM, 0)?;
-        let met = from.map_or(Ok(()), |from| bind(&client, from)).and_then(|()| {
+        let met = from.map_or(Ok(()), |from| bind_anyway(&client, from)).and_then(|()| {
             let listens = named(&listener, false);
             let to = if to.is_empty() { translated(&listens, family) } else { to.to_vec() };
             connect(&client, &to)
@@ -267,7 +335,7 @@ impl<'a> Make<'a> {
             let _ = options::restore(&end, &item.options, &BEFORE_BIND);
             let name = || called(&item.local);
             if item.is(socket_flag::BOUND) {
-                bind(&end, &item.local).map_err(|e| taken(e, &name()))?;
+                bind_anyway(&end, &item.local).map_err(|e| taken(e, &name()))?;
             }
             if item.is(socket_flag::LISTENS) {
                 listen(&end, item.socket.backlog).map_err(|e| taken(e, &name()))?;
@@ -300,7 +368,8 @@ impl<'a> Make<'a> {
     /// Sends datagrams from where they came, if that can be had; a network may lose those of others.
     fn send_to(&self, item: &Item, end: &OwnedFd) {
         let wanted: usize = item.messages.iter().map(|message| message.bytes.len() + 1024).sum();
-        let room = Room::make(end, wanted * 2);
+        let mut room = Room::of(end);
+        room.grow(wanted * 2);
         let to = named(end, false);
         for Message { from, bytes } in &item.messages {
             let sends = |other: &Item| !other.is_stream() && place(&other.local) == place(from);
@@ -385,18 +454,11 @@ impl<'a> Make<'a> {
 }
 
 /// A name to which `sender`, which the datagram is from, can send: a socket of any address is reached at the sender's.
-fn addressed(to: &[u8], from: Option<crate::proc::net::Place>, sender: &OwnedFd) -> Vec<u8> {
+fn addressed(to: &[u8], from: Option<net::Place>, sender: &OwnedFd) -> Vec<u8> {
     let family = options::get(sender, options::DOMAIN).unwrap_or(0) as u32;
     match (place(to), from) {
         (Some((ip, port)), Some((sender, _))) if ip.is_unspecified() => {
-            let mut name = own_name(family, to);
-            match (sender, family as i32) {
-                (IpAddr::V4(ip), libc::AF_INET) => name[4..8].copy_from_slice(&ip.octets()),
-                (IpAddr::V6(ip), libc::AF_INET6) => name[8..24].copy_from_slice(&ip.octets()),
-                _ => {}
-            }
-            name[2..4].copy_from_slice(&port.to_be_bytes());
-            name
+            name_of((sender, port), family)
         }
         _ => translated(to, family),
     }
@@ -420,10 +482,8 @@ fn accept(listener: &OwnedFd, client: &OwnedFd) -> nix::Result<OwnedFd> {
 
 fn taken(errno: Errno, name: &str) -> Error {
     match errno {
-        Errno::EADDRINUSE => Error::new(format!("the port of {name} is in use by another program")).hint(
-            "end that first (it may be the program that was saved); the kernel itself keeps a port for a minute after \
-             its connections were closed",
-        ),
+        Errno::EADDRINUSE => Error::new(format!("the port of {name} is in use by another program"))
+            .hint("end that first; it may be the program that was saved"),
         Errno::EADDRNOTAVAIL => Error::new(format!("this machine has not the address {name}")),
         errno => Error::new(format!("cannot make a socket at {name}: {}", errno.desc())),
     }
@@ -431,7 +491,8 @@ fn taken(errno: Errno, name: &str) -> Error {
 
 /// Sends the bytes of a stream; what the reader has no room for stays with the sender.
 fn send_all(sender: &OwnedFd, reader: &OwnedFd, bytes: &[u8]) -> Result<()> {
-    let room = Room::make(reader, bytes.len() * 2);
+    let mut room = Room::of(reader);
+    room.grow(bytes.len() * 2);
     let (begun, mut done) = (Instant::now(), 0);
     while done < bytes.len() {
         match send(sender.as_raw_fd(), &bytes[done..], FLAGS) {

@@ -17,7 +17,13 @@ use std::time::{Duration, Instant};
 
 /// How long the bytes may take: some only go when the sender looks again by its own timer (200 ms).
 const PATIENCE: Duration = Duration::from_millis(400);
-const PAUSE: Duration = Duration::from_micros(200);
+const PAUSE: Duration = Duration::from_micros(100);
+/// How long it is waited before more room is made.
+const STUCK: Duration = Duration::from_millis(2);
+/// The most that a connection is brought to hold, in bytes: the kernel's memory for all of them has its limits (tcp_mem).
+const AT_MOST: usize = 32 << 20;
+/// Room beside that of the bytes, which the kernel's own records take.
+const MARGIN: usize = 1 << 16;
 
 /// Bytes that can be read.
 pub(super) fn readable(fd: &OwnedFd) -> usize {
@@ -56,12 +62,25 @@ pub(super) fn drain(
     if under_way() == 0 {
         return true;
     }
-    let room = Room::make(reader, (readable(reader) + under_way()) * 2);
-    let begun = Instant::now();
+    let (begun, mut moved) = (Instant::now(), Instant::now());
+    let (mut room, mut before) = (Room::of(reader), usize::MAX);
+    let mut more = 0;
     while under_way() > 0 && begun.elapsed() < PATIENCE {
+        if under_way() < before {
+            (before, moved) = (under_way(), Instant::now());
+        } else if moved.elapsed() > STUCK {
+            (more, moved) = (more + 1, Instant::now());
+        }
+        if readable(reader) > AT_MOST {
+            break;
+        }
+        // What is told to the sender cannot be taken back: more than is needed would be filled, too.
+        room.grow((readable(reader) + under_way() + MARGIN) << more);
         peek(reader);
         push();
-        std::thread::sleep(PAUSE);
+        if under_way() > 0 {
+            std::thread::sleep(PAUSE);
+        }
     }
     room.take_back();
     under_way() == 0
@@ -96,21 +115,30 @@ pub(super) struct Room<'a> {
     reader: &'a OwnedFd,
     size: i32,
     locks: Option<i32>,
+    given: usize,
 }
 
 impl<'a> Room<'a> {
-    /// Gives a reader room for so many bytes, as far as the kernel lets.
+    /// What there is.
+    pub(super) fn of(reader: &'a OwnedFd) -> Self {
+        let size = get(reader, RCVBUF).unwrap_or(0);
+        Self { reader, size, locks: get(reader, LOCKS), given: 0 }
+    }
+
+    /// Gives the reader room for so many bytes, as far as the kernel lets.
     ///
     /// SO_RCVLOWAT makes the buffer larger without privilege, up to tcp_rmem (net/ipv4/tcp.c, tcp_set_rcvlowat), unless
     /// the program has chosen its size. The value itself must not stay: a child sets it and takes it back, so that it does
     /// not if somebody kills us.
-    pub(super) fn make(reader: &'a OwnedFd, wanted: usize) -> Self {
-        let room =
-            Self { reader, size: get(reader, RCVBUF).unwrap_or(0), locks: get(reader, LOCKS) };
-        let (least, wanted) = (get(reader, RCVLOWAT), i32::try_from(wanted).unwrap_or(i32::MAX));
-        let own = room.locks.filter(|locks| locks & 2 != 0);
+    pub(super) fn grow(&mut self, wanted: usize) {
+        if wanted <= self.given {
+            return;
+        }
+        self.given = wanted;
+        let (reader, wanted) = (self.reader, i32::try_from(wanted).unwrap_or(i32::MAX));
+        let own = self.locks.filter(|locks| locks & 2 != 0);
         own.map(|locks| set_int(reader, LOCKS, locks & !2));
-        if let Some(least) = least {
+        if let Some(least) = get(reader, RCVLOWAT) {
             aside(|| {
                 let _ = set_int(reader, RCVLOWAT, wanted);
                 let _ = set_int(reader, RCVLOWAT, least);
@@ -119,17 +147,16 @@ impl<'a> Room<'a> {
         if get(reader, RCVBUF).is_some_and(|size| size / 2 < wanted) {
             options::enlarge(reader, RCVBUF, wanted);
         }
-        room
     }
 
     /// The size is what it was: the bytes that are there stay.
     pub(super) fn take_back(self) {
-        let Self { reader, size, locks } = self;
+        let Self { reader, size, locks, given } = self;
         // Where the kernel does not tell whether the program has chosen a size, to set one would be to choose.
-        if locks.is_some() {
+        if let Some(locks) = locks.filter(|_| given > 0) {
             let _ = options::change(reader, RCVBUF, &size.to_ne_bytes());
+            let _ = set_int(reader, LOCKS, locks);
         }
-        locks.map(|locks| set_int(reader, LOCKS, locks));
     }
 }
 

@@ -305,7 +305,7 @@ fn of_stream(
             return Ok(Vec::new());
         }
         state::CONNECTING => {
-            saving.obstacles.push(format!(
+            saving.passing.push(format!(
                 "a connection is just being made (descriptor {}), which nobody has accepted yet",
                 saving.record.fd
             ));
@@ -334,7 +334,7 @@ fn of_stream(
         Tie::None => true,
     };
     if !all_come {
-        saving.obstacles.push(match tie {
+        saving.passing.push(match tie {
             Tie::Waits(..) => format!(
                 "{} has been sent data before it accepted the connection from {}: they can be saved when it has",
                 self::called(&own.remote), self::called(&own.local)

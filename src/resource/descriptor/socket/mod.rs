@@ -181,13 +181,13 @@ fn name_what_is_left(
         Some(_) => String::from_utf8_lossy(&unix.name).into_owned(),
     };
     if waiting.descriptors {
-        saving.obstacles.push(format!(
+        saving.passing.push(format!(
             "{called} has been sent something that cannot be saved before it is read: descriptors (SCM_RIGHTS) or \
              urgent data"
         ));
     }
     if matches!(tie, Tie::Waits(..)) && unix.unread > 0 {
-        saving.obstacles.push(format!(
+        saving.passing.push(format!(
             "{called} has sent data through a connection that nobody has accepted yet"
         ));
     }
