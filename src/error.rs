@@ -89,6 +89,12 @@ impl Error {
         if self.errno == 0 { Errno::EINVAL as i32 } else { self.errno }
     }
 
+    /// Whether somebody with other rights would have had another answer.
+    pub fn is_refusal(&self) -> bool {
+        let refused = [Errno::EPERM as i32, Errno::EACCES as i32].contains(&self.errno);
+        refused || self.kind == Kind::NotPermitted
+    }
+
     /// The exit status of the ckpt command.
     pub fn status(&self) -> u8 {
         self.status

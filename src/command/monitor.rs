@@ -174,11 +174,13 @@ impl Monitor {
                 Err(_) if self.ended_within(Some(Duration::ZERO)) || self.is_ending() => {
                     return Word::Later;
                 }
-                Err(e) => {
+                Err(e) if e.is_refusal() => {
                     self.say(&follow::out_of_reach(self.pid, &e));
                     self.ended_within(Some(GLANCE));
                     return Word::Later;
                 }
+                // Who ends loses its memory before it can be waited for.
+                Err(_) => return Word::Later,
             };
         }
         let Some((memory, base)) = &self.seen else { return Word::Leave };
