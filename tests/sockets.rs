@@ -54,9 +54,7 @@ fn python(who: Who, program: &str, wanted: &[&str]) {
     run.expect("ready");
     for generation in 0..3 {
         let name = format!("{generation}.ckpt");
-        bench.must(&["save", "--stop", &run.pid_text(), "-n", &bench.name(&name)]);
-        run.ends_well();
-        run = bench.run(bench.path(&name), &[]);
+        run = bench.reborn(&name, run);
     }
     bench.file("gate", "");
     wanted.iter().for_each(|line| run.expect(line));

@@ -25,17 +25,11 @@ fn jobs_of(who: Who, shell: &str) {
     let mut run = bench.launch(&["-n", "a.ckpt"], shell, &["-c", JOBS]);
     let ready = run.line();
     let id = ready.strip_prefix("ready ").expect("an id").to_owned();
-    bench.must(&["save", "--stop", &run.pid_text(), "-n", &bench.name("a.ckpt")]);
-    run.ends_well();
-    let first = bench.run(bench.path("a.ckpt"), &[]);
-    bench.must(&["save", "--stop", &first.pid_text(), "-n", &bench.name("b.ckpt")]);
-    first.ends_well();
-    let mut run = bench.run(bench.path("b.ckpt"), &[]);
+    let first = bench.reborn("a.ckpt", run);
+    let mut run = bench.reborn("b.ckpt", first);
     bench.file("b", "");
     run.expect("plain 5");
-    bench.must(&["save", "--stop", &run.pid_text(), "-n", &bench.name("c.ckpt")]);
-    run.ends_well();
-    let mut run = bench.run(bench.path("c.ckpt"), &[]);
+    let mut run = bench.reborn("c.ckpt", run);
     bench.file("a", "");
     run.expect("got a in a pipe");
     run.expect("pipe 3");
@@ -111,12 +105,8 @@ if __name__ == "__main__":
         bench.file("pool.py", POOL);
         let mut run = bench.launch(&["-n", "a.ckpt"], "/usr/bin/python3", &["pool.py"]);
         run.expect("ready");
-        bench.must(&["save", "--stop", &run.pid_text(), "-n", &bench.name("a.ckpt")]);
-        run.ends_well();
-        let run = bench.run(bench.path("a.ckpt"), &[]);
-        bench.must(&["save", "--stop", &run.pid_text(), "-n", &bench.name("b.ckpt")]);
-        run.ends_well();
-        let mut run = bench.run(bench.path("b.ckpt"), &[]);
+        let run = bench.reborn("a.ckpt", run);
+        let mut run = bench.reborn("b.ckpt", run);
         bench.file("gate", "");
         run.expect("20540");
         run.expect("[0, 1, 2]");
@@ -134,9 +124,7 @@ fn the_restarter_stands_for_the_root() {
     let bench = Bench::new(Who::Nobody);
     let mut run = bench.launch(&["-n", "x.ckpt"], "/bin/bash", &["-c", SCRIPT]);
     run.expect("ready");
-    bench.must(&["save", "--stop", &run.pid_text(), "-n", &bench.name("x.ckpt")]);
-    run.ends_well();
-    let mut run = bench.run(bench.path("x.ckpt"), &[]);
+    let mut run = bench.reborn("x.ckpt", run);
     // It is there when that has an answer.
     bench.must(&["save", &run.pid_text(), "-n", &bench.name("y.ckpt")]);
     run.signal(Signal::SIGUSR1);
@@ -216,9 +204,7 @@ if __name__ == "__main__":
         bench.file("pool.py", POOL);
         let mut run = bench.launch(&["-n", "a.ckpt"], "/usr/bin/python3", &["pool.py"]);
         run.expect("ready");
-        bench.must(&["save", "--stop", &run.pid_text(), "-n", &bench.name("a.ckpt")]);
-        run.ends_well();
-        let run = bench.run(bench.path("a.ckpt"), &[]);
+        let run = bench.reborn("a.ckpt", run);
         bench.must(&["save", "--stop", &run.pid_text(), "-n", &bench.name("b.ckpt")]);
         run.ends_well();
         for image in ["a.ckpt", "b.ckpt"] {

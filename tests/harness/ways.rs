@@ -61,6 +61,15 @@ impl Way {
     }
 }
 
+impl Bench {
+    /// Saves a program by `ckpt save --stop` as `image`, and restarts it.
+    #[track_caller]
+    pub(crate) fn reborn(&self, image: &str, run: Run) -> Run {
+        Way::SaveStop.save(self, image, run);
+        self.run(self.path(image), &[])
+    }
+}
+
 /// The round of a subject: start, "ready", checkpoint, perhaps "ok" from the one that goes on;
 /// restart, two checks, and a second generation in another way.
 #[track_caller]
