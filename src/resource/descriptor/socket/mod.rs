@@ -6,6 +6,7 @@ mod connect;
 mod drain;
 mod inet;
 mod make;
+mod name;
 mod options;
 mod queue;
 
