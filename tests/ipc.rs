@@ -10,6 +10,8 @@ fn generations(bench: &Bench, mut run: Run) {
     for generation in 1..4 {
         run.check();
         // As it is configured: in a user namespace, too, its file is touched with its own rights.
+        bench.must(&["save", &run.pid_text()]);
+        run.check();
         let saved = bench.must(&["save", "--stop", &run.pid_text()]);
         assert_eq!(saved.complaints(), "", "generation {generation}");
         run.ends_well();
