@@ -8,7 +8,7 @@ use crate::dump::place::Whose;
 use crate::error::Result;
 use crate::fault::{Point, reach};
 use crate::image::stub;
-use crate::inject::{self, monitor, region::Region};
+use crate::inject::{self, enter, monitor, region::Region};
 use crate::proc;
 use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
@@ -22,6 +22,7 @@ use ckpt_abi::region::{Config, config_flag};
 /// is not about to end; it ends when it sees the new one in its place.
 pub(super) fn run(pid: i32, settings: &Settings) -> Result<u8> {
     let executable = stub::own()?;
+    let pid = enter::meant(pid);
     phase1_freeze::check(pid)?;
     phase2_equip::await_restart(pid)?;
     follow::summon(pid, pid);

@@ -19,6 +19,7 @@ use crate::resource::cpu::{
     Set,
     limit::{self, Limit},
 };
+use crate::restart::skeleton::stay;
 use crate::settings::{self, Name, Settings, Values};
 use ckpt_abi::region::Config;
 use std::ffi::{OsStr, OsString};
@@ -36,6 +37,7 @@ pub(super) fn run(
     resume: Option<Resume>,
     replace: bool,
 ) -> Result<u8> {
+    stay::stay_if_needed(false)?;
     refuse_privileged(program)?;
     refuse_checkpoint(program)?;
     refuse_rank(program, |name| std::env::var_os(name))?;

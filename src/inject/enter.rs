@@ -13,6 +13,7 @@ use crate::error::{Because, Error, Result};
 use crate::image::read::Image;
 use crate::proc::fork::fork;
 use crate::proc::{self, Process, maps::Vma};
+use crate::ptrace::forest::{INIT, WITNESS};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sched::{CloneFlags, setns};
@@ -22,11 +23,6 @@ use std::time::{Duration, Instant};
 
 /// How long a restart in progress is waited for.
 const RESTART: Duration = Duration::from_secs(5);
-
-/// Names of the processes that a restarter of a tree has beside the root.
-pub(crate) const WITNESS: &str = "ckpt-witness";
-/// See [`WITNESS`].
-pub(crate) const INIT: &str = "ckpt-init";
 
 /// Namespaces in the order in which they are entered: the first gives the right to the others.
 const KINDS: [(&str, CloneFlags); 4] = [
@@ -40,12 +36,15 @@ const KINDS: [(&str, CloneFlags); 4] = [
 /// there.
 pub(crate) fn meant(pid: i32) -> i32 {
     let deadline = Instant::now() + RESTART;
+    // Below a ckpt that stays the root may be a restarter itself.
+    let mut at = pid;
     loop {
-        let Ok(process) = Process::open(pid) else { return pid };
+        let Ok(process) = Process::open(at) else { return at };
         let children = process.children();
         let is =
             |child: &i32, name: &str| proc::comm(*child, *child).is_ok_and(|comm| comm == name);
         let stands = children.iter().any(|child| is(child, WITNESS));
+        // Orphans that have come to it stand behind.
         let root = children.iter().find(|child| !is(child, WITNESS) && !is(child, INIT));
         // Its namespaces are not what they will be before it is the program.
         // A restart that is stopped comes to nothing, which others say.
@@ -55,11 +54,14 @@ pub(crate) fn meant(pid: i32) -> i32 {
             proc::maps::read(pid).is_ok_and(|vmas| is_stub(pid, &vmas)) || is_launching(pid)
         };
         match root.filter(|_| stands) {
-            Some(root) if late || !becomes(*root) => return *root,
-            None if late || !becomes(pid) => return pid,
-            _ => {}
+            Some(root) => at = *root,
+            None if late || !becomes(at) => return at,
+            // Who has no name yet is taken for another: all is looked at again.
+            None => {
+                std::thread::sleep(Duration::from_millis(1));
+                at = pid;
+            }
         }
-        std::thread::sleep(Duration::from_millis(1));
     }
 }
 

@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
+use super::forebear::what;
 use super::parsed;
 use super::process::Process;
 use super::text::hex;
@@ -56,7 +57,7 @@ impl Process {
     /// # Errors
     /// The thread is gone or may not be read (ptrace access, PTRACE_MODE_ATTACH).
     pub fn personality(&self, tid: i32) -> Result<u64> {
-        let text = self.thread_file(tid, "personality")?;
+        let text = self.guarded_file(tid, "personality", what::PERSONALITY)?;
         parsed(hex(text.trim_ascii()), || self.called("personality"))
     }
 }

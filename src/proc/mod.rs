@@ -9,6 +9,7 @@
 pub(crate) mod clocks;
 pub(crate) mod exec;
 pub(crate) mod fds;
+pub(crate) mod forebear;
 pub(crate) mod fork;
 pub(crate) mod limits;
 pub(crate) mod links;

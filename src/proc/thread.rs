@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
+use super::forebear::what;
 use super::process::Process;
 use super::text::{decimal, hex, lines, words};
 use super::{parsed, slurp};
@@ -45,7 +46,7 @@ impl Process {
     /// The process or the thread is gone or may not be read (ptrace access, PTRACE_MODE_ATTACH), or
     /// the kernel was built without this file (CONFIG_HAVE_ARCH_TRACEHOOK).
     pub fn syscall(&self, tid: i32) -> Result<Option<(u64, [u64; 6])>> {
-        let text = self.thread_file(tid, "syscall")?;
+        let text = self.guarded_file(tid, "syscall", what::CALL)?;
         parsed(parse_syscall(&text), || self.called(&format!("task/{tid}/syscall")))
     }
 }

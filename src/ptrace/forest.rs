@@ -15,6 +15,11 @@ use crate::settings::Without;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
+/// The name of the process that a restarter, or a ckpt that stays, has beside the root.
+pub(crate) const WITNESS: &str = "ckpt-witness";
+/// That of the first process in the PID namespace of a restarted tree.
+pub(crate) const INIT: &str = "ckpt-init";
+
 /// How long failed attempts may hold a job before it has to get its share.
 const AT_FIRST: Duration = Duration::from_millis(100);
 
@@ -140,6 +145,9 @@ fn own_ghost(living: &HashSet<i32>) -> Option<Kin> {
 fn list(root: i32, known: &HashSet<i32>, without: &Without) -> Result<Listed> {
     let mut all = tree::everybody()?;
     let own = std::process::id().cast_signed();
+    let mut known = known.clone();
+    known.extend(adopted(root, &all));
+    let known = &known;
     all.retain(|kin| !kin.ours && kin.pid != own);
     let is_meant = |pid| proc::comm(pid, pid).is_ok_and(|comm| without.means(pid, &comm));
     let mut found = tree::below(root, known, &all);
@@ -155,6 +163,32 @@ fn list(root: i32, known: &HashSet<i32>, without: &Without) -> Result<Listed> {
     let by_id: HashMap<i32, Kin> = all.iter().map(|kin| (kin.pid, *kin)).collect();
     let members = found.into_iter().filter_map(|pid| by_id.get(&pid).copied()).collect();
     Ok(Listed { members, left_out })
+}
+
+/// The orphans of the tree that a ckpt has which stays as the root's parent, or the init of a restarted tree: these have
+/// no other children but ours.
+fn adopted(root: i32, all: &[Kin]) -> Vec<i32> {
+    const OURS: [&str; 4] = ["ckpt-monitor", "ckpt-dump", "ckpt-assist", "ckpt-snapshot"];
+    let name = |kin: &Kin| proc::comm(kin.pid, kin.pid).unwrap_or_default();
+    // A name of ours is gone for a moment when a monitor is executed, from memory.
+    let is_ours = |kin: &Kin| {
+        let exe = proc::exe(kin.pid).map(|exe| exe.path).unwrap_or_default();
+        exe.as_os_str() == "/memfd:ckpt" || OURS.iter().any(|ours| name(kin) == *ours)
+    };
+    let Some(parent) = all.iter().find(|kin| kin.pid == root).map(|kin| kin.parent) else {
+        return Vec::new();
+    };
+    let has_witness = |kin: &&Kin| kin.ours && kin.parent == parent && name(kin) == WITNESS;
+    let is_init = |kin: &&Kin| kin.pid == 1 && name(kin) == INIT;
+    let parents: Vec<i32> = [
+        all.iter().find(has_witness).map(|kin| kin.parent),
+        all.iter().find(is_init).map(|kin| kin.pid),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    let adopted = all.iter().filter(|kin| parents.contains(&kin.parent) && kin.pid != root);
+    adopted.filter(|kin| !kin.ours && !is_ours(kin)).map(|kin| kin.pid).collect()
 }
 
 /// A process with its name.

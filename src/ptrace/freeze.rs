@@ -26,7 +26,7 @@ use super::thread::StoppedThread;
 use super::waits;
 use crate::error::{Because, Error, Result};
 use crate::fault::{Point, reach};
-use crate::proc::{self, Process};
+use crate::proc::{self, Process, forebear};
 use nix::libc;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use std::collections::HashSet;
@@ -112,6 +112,7 @@ impl Frozen {
     /// ([`Kind::Obstacles`]). A thread that does not stop stays ours until this process
     /// ends, as a running thread cannot be let go (ptrace(2)), and is taken over by the next attempt.
     pub(crate) fn freeze(pid: i32) -> Result<Self> {
+        forebear::engage(pid);
         reaper::start()?;
         reaper::watch(pid);
         let begun = Instant::now();
@@ -155,6 +156,7 @@ impl Frozen {
     /// # Errors
     /// Those of [`Frozen::freeze`].
     pub(super) fn soon(pid: i32, patience: Duration) -> Result<Option<Self>> {
+        forebear::engage(pid);
         reaper::start()?;
         reaper::watch(pid);
         let mut frozen = Self::new(pid)?;
@@ -170,6 +172,7 @@ impl Frozen {
 
     /// Stops only one thread of `pid`, for work that needs no other to stand still.
     pub(crate) fn freeze_one(pid: i32) -> Result<Self> {
+        forebear::engage(pid);
         reaper::start()?;
         let mut frozen = Self::new(pid)?;
         let deadline = Instant::now() + PATIENCE;

@@ -6,11 +6,14 @@
 #![allow(unsafe_code)]
 
 use super::raw;
+use super::seize::hinted;
 use crate::error::{Because, Result};
 use crate::proc;
+use crate::proc::forebear::{self, what};
 use nix::errno::Errno;
 use nix::libc;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -26,11 +29,17 @@ impl Memory {
     /// Opens the memory of `pid`, which takes the right to trace it (ptrace(2)).
     pub(crate) fn open(pid: i32) -> Result<Self> {
         let path = format!("/proc/{pid}/mem");
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .open(&path)
-            .because(|| format!("cannot open the memory of process {pid} ({path})"))?;
+        let open = || File::options().read(true).write(true).open(&path);
+        let file = open().or_else(|error| {
+            // Under Yama an ancestor may.
+            forebear::engage(pid);
+            let opened = forebear::open(what::MEMORY, pid, 0);
+            opened.map_or(Err(error), |opened| opened.map(File::from).map_err(Into::into))
+        });
+        let refused = |error: &std::io::Error| error.kind() == ErrorKind::PermissionDenied;
+        let is_refused = file.as_ref().is_err_and(refused);
+        let file = file.because(|| format!("cannot open the memory of process {pid} ({path})"));
+        let file = file.map_err(|error| if is_refused { hinted(error) } else { error })?;
         Ok(Self { pid, file, began: OnceLock::new() })
     }
 
@@ -64,7 +73,13 @@ impl Memory {
         let remote = libc::iovec { iov_base: base, iov_len: buffer.len() };
         // SAFETY: writes into `buffer` only.
         let n = unsafe { libc::process_vm_readv(self.pid, &local, 1, &remote, 1, 0) };
-        Errno::result(n).map(|n| n as usize)
+        match Errno::result(n) {
+            // Under Yama the file may be from one who may.
+            Err(Errno::EPERM) if !buffer.is_empty() => {
+                self.file.read_at(buffer, addr).map_err(|_| Errno::EFAULT)
+            }
+            result => result.map(|n| n as usize),
+        }
     }
 
     /// Reads exactly `buffer.len()` bytes, also from pages that the process itself may not read.
@@ -126,7 +141,11 @@ impl Memory {
             let remote = libc::iovec { iov_base: base, iov_len: rest.len() };
             // SAFETY: reads from `rest` only.
             let n = unsafe { libc::process_vm_writev(self.pid, &local, 1, &remote, 1, 0) };
-            done += Errno::result(n).because(|| self.cannot_write(addr, bytes.len()))? as usize;
+            done += match Errno::result(n) {
+                Err(Errno::EPERM) => self.file.write_at(rest, addr + done as u64),
+                result => result.map(|n| n as usize).map_err(Into::into),
+            }
+            .because(|| self.cannot_write(addr, bytes.len()))?;
         }
         Ok(())
     }

@@ -10,6 +10,7 @@
 
 pub(crate) mod call;
 pub(crate) mod fdkind;
+pub(crate) mod forebear;
 pub(crate) mod forest;
 pub(crate) mod frame;
 pub(crate) mod freeze;

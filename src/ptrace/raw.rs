@@ -6,9 +6,12 @@
 //! caller's intention, not a matter of memory safety in this process.
 #![allow(unsafe_code)]
 
+use crate::proc::forebear::{self, Answer, Ask, shape, what};
 use nix::errno::Errno;
 use nix::libc;
 use std::ffi::c_void;
+use std::time::Duration;
+use zerocopy::{FromBytes, IntoBytes};
 
 type Result<T> = std::result::Result<T, Errno>;
 
@@ -21,39 +24,70 @@ pub(crate) const EVENT_CLONE: i32 = libc::PTRACE_EVENT_CLONE;
 /// Set of options that [`seize`] asks for: syscall stops that can be told from SIGTRAP.
 pub(crate) const OPTIONS: i32 = libc::PTRACE_O_TRACESYSGOOD;
 
-fn request(what: u32, tid: i32, addr: *mut c_void, data: *mut c_void) -> Result<i64> {
-    // SAFETY: the callers below pass buffers they own, as long as the request says.
-    let result = unsafe { libc::ptrace(what.cast_signed() as _, tid, addr, data) };
-    Errno::result(result)
+/// A request of ptrace(2), made by this process or by its [`forebear`].
+fn request(asked: Ask, buffer: &mut [u8]) -> Result<i64> {
+    let asked = Ask { len: buffer.len() as u32, ..asked };
+    match forebear::ask(&asked, buffer) {
+        Some(answered) => answered.map(|answer| answer.result),
+        None => perform(&asked, buffer),
+    }
 }
 
-fn number(value: usize) -> *mut c_void {
-    std::ptr::without_provenance_mut(value)
+/// Makes a request itself.
+pub(super) fn perform(asked: &Ask, buffer: &mut [u8]) -> Result<i64> {
+    let Ask { what, id, addr, data, shape, .. } = *asked;
+    let (mut addr, mut data) = (number(addr), number(data));
+    let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    if shape & shape::VECTOR != 0 {
+        data = std::ptr::from_mut(&mut iov).cast();
+    } else if shape & shape::PAIR != 0 {
+        let (first, second) = buffer.split_at_mut_checked(16).ok_or(Errno::EINVAL)?;
+        (addr, data) = (first.as_mut_ptr().cast(), second.as_mut_ptr().cast());
+    } else if shape & (shape::IN | shape::OUT) != 0 {
+        data = buffer.as_mut_ptr().cast();
+    }
+    // SAFETY: what the kernel reads and writes is the buffer, which is as long as each request below says.
+    let result = Errno::result(unsafe { libc::ptrace(what.cast_signed() as _, id, addr, data) })?;
+    Ok(if shape & shape::VECTOR != 0 { iov.iov_len as i64 } else { result })
+}
+
+fn number(value: u64) -> *mut c_void {
+    std::ptr::without_provenance_mut(value as usize)
+}
+
+/// A request with numbers alone.
+fn order(what: u32, tid: i32, addr: u64, data: u64) -> Result<()> {
+    request(Ask { what, id: tid, addr, data, ..Ask::default() }, &mut []).map(drop)
+}
+
+/// A request that fills or reads a buffer.
+fn transfer(what: u32, tid: i32, addr: u64, shape: u32, buffer: &mut [u8]) -> Result<i64> {
+    request(Ask { what, id: tid, addr, shape, ..Ask::default() }, buffer)
 }
 
 /// PTRACE_SEIZE with the options given.
 pub(crate) fn seize(tid: i32, options: i32) -> Result<()> {
-    request(libc::PTRACE_SEIZE as u32, tid, number(0), number(options as usize)).map(drop)
+    order(libc::PTRACE_SEIZE as u32, tid, 0, options as u64)
 }
 
 /// PTRACE_INTERRUPT.
 pub(crate) fn interrupt(tid: i32) -> Result<()> {
-    request(libc::PTRACE_INTERRUPT as u32, tid, number(0), number(0)).map(drop)
+    order(libc::PTRACE_INTERRUPT as u32, tid, 0, 0)
 }
 
 /// PTRACE_CONT, delivering `signal` (0: none).
 pub(crate) fn cont(tid: i32, signal: i32) -> Result<()> {
-    request(libc::PTRACE_CONT as u32, tid, number(0), number(signal as usize)).map(drop)
+    order(libc::PTRACE_CONT as u32, tid, 0, signal as u64)
 }
 
 /// PTRACE_SETOPTIONS.
 pub(crate) fn set_options(tid: i32, options: i32) -> Result<()> {
-    request(libc::PTRACE_SETOPTIONS as u32, tid, number(0), number(options as usize)).map(drop)
+    order(libc::PTRACE_SETOPTIONS as u32, tid, 0, options as u64)
 }
 
 /// PTRACE_SYSCALL, delivering `signal` (0: none).
 pub(crate) fn syscall(tid: i32, signal: i32) -> Result<()> {
-    request(libc::PTRACE_SYSCALL as u32, tid, number(0), number(signal as usize)).map(drop)
+    order(libc::PTRACE_SYSCALL as u32, tid, 0, signal as u64)
 }
 
 /// PTRACE_DETACH.
@@ -63,51 +97,45 @@ pub(crate) fn detach(tid: i32) -> Result<()> {
 
 /// PTRACE_DETACH, delivering `signal` (0: none).
 pub(crate) fn detach_with(tid: i32, signal: i32) -> Result<()> {
-    request(libc::PTRACE_DETACH as u32, tid, number(0), number(signal as usize)).map(drop)
+    order(libc::PTRACE_DETACH as u32, tid, 0, signal as u64)
 }
 
 /// PTRACE_GETEVENTMSG: the new thread's id at a PTRACE_EVENT_CLONE. Fails with ESRCH of a thread that is not in a stop.
 pub(crate) fn event_message(tid: i32) -> Result<u64> {
     let mut message = 0u64;
-    let data: *mut u64 = &mut message;
-    request(libc::PTRACE_GETEVENTMSG as u32, tid, number(0), data.cast())?;
+    transfer(libc::PTRACE_GETEVENTMSG as u32, tid, 0, shape::OUT, message.as_mut_bytes())?;
     Ok(message)
 }
 
 /// PTRACE_GETREGSET: fills `buffer` and says how many bytes the kernel had.
 pub(crate) fn get_regset(tid: i32, kind: usize, buffer: &mut [u8]) -> Result<usize> {
-    let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
-    let data: *mut libc::iovec = &mut iov;
-    request(libc::PTRACE_GETREGSET as u32, tid, number(kind), data.cast())?;
-    Ok(iov.iov_len)
+    let shape = shape::OUT | shape::VECTOR;
+    let what = libc::PTRACE_GETREGSET as u32;
+    transfer(what, tid, kind as u64, shape, buffer).map(|len| len as usize)
 }
 
 /// PTRACE_SETREGSET.
 pub(crate) fn set_regset(tid: i32, kind: usize, buffer: &[u8]) -> Result<()> {
-    let mut iov =
-        libc::iovec { iov_base: buffer.as_ptr().cast_mut().cast(), iov_len: buffer.len() };
-    let data: *mut libc::iovec = &mut iov;
-    request(libc::PTRACE_SETREGSET as u32, tid, number(kind), data.cast()).map(drop)
+    let shape = shape::IN | shape::VECTOR;
+    let what = libc::PTRACE_SETREGSET as u32;
+    transfer(what, tid, kind as u64, shape, &mut buffer.to_vec()).map(drop)
 }
 
 /// PTRACE_SINGLESTEP: one instruction, with `signal` delivered first unless it is 0.
 pub(crate) fn step(tid: i32, signal: i32) -> Result<()> {
-    request(libc::PTRACE_SINGLESTEP as u32, tid, std::ptr::null_mut(), number(signal as usize))
-        .map(drop)
+    order(libc::PTRACE_SINGLESTEP as u32, tid, 0, signal as u64)
 }
 
 /// PTRACE_GETSIGMASK: the thread's own mask, also inside sigsuspend(2) and its kin.
 pub(crate) fn get_mask(tid: i32) -> Result<u64> {
     let mut mask = 0u64;
-    let data: *mut u64 = &mut mask;
-    request(libc::PTRACE_GETSIGMASK, tid, number(8), data.cast())?;
+    transfer(libc::PTRACE_GETSIGMASK, tid, 8, shape::OUT, mask.as_mut_bytes())?;
     Ok(mask)
 }
 
 /// PTRACE_SETSIGMASK.
 pub(crate) fn set_mask(tid: i32, mut mask: u64) -> Result<()> {
-    let data: *mut u64 = &mut mask;
-    request(libc::PTRACE_SETSIGMASK, tid, number(8), data.cast()).map(drop)
+    transfer(libc::PTRACE_SETSIGMASK, tid, 8, shape::IN, mask.as_mut_bytes()).map(drop)
 }
 
 /// One siginfo_t as bytes.
@@ -115,23 +143,24 @@ pub(crate) type SigInfo = [u8; 128];
 
 /// PTRACE_PEEKSIGINFO: the queue of the thread, or of its process.
 pub(crate) fn peek_siginfo(tid: i32, shared: bool) -> Result<Vec<SigInfo>> {
+    const CHUNK: usize = 16;
+    /// struct ptrace_peeksiginfo_args, and room for what it asks for.
+    #[derive(FromBytes, IntoBytes)]
     #[repr(C)]
-    struct Args {
+    struct Asked {
         off: u64,
         flags: u32,
         count: i32,
+        found: [SigInfo; CHUNK],
     }
-    const _: () = assert!(size_of::<Args>() == 16);
-    const CHUNK: usize = 16;
     let mut queue = Vec::new();
     loop {
-        let mut args =
-            Args { off: queue.len() as u64, flags: u32::from(shared), count: CHUNK as i32 };
-        let mut buffer = [[0u8; 128]; CHUNK];
-        let addr: *mut Args = &mut args;
-        let data = buffer.as_mut_ptr();
-        let n = request(libc::PTRACE_PEEKSIGINFO as u32, tid, addr.cast(), data.cast())? as usize;
-        queue.extend_from_slice(&buffer[..n.min(CHUNK)]);
+        let (off, flags, count) = (queue.len() as u64, u32::from(shared), CHUNK as i32);
+        let mut asked = Asked { off, flags, count, found: [[0; 128]; CHUNK] };
+        let shape = shape::IN | shape::OUT | shape::PAIR;
+        let what = libc::PTRACE_PEEKSIGINFO as u32;
+        let n = transfer(what, tid, 0, shape, asked.as_mut_bytes())? as usize;
+        queue.extend_from_slice(&asked.found[..n.min(CHUNK)]);
         if n < CHUNK {
             return Ok(queue);
         }
@@ -139,7 +168,7 @@ pub(crate) fn peek_siginfo(tid: i32, shared: bool) -> Result<Vec<SigInfo>> {
 }
 
 /// struct ptrace_rseq_configuration.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes)]
 #[repr(C)]
 pub(crate) struct RseqConfiguration {
     /// Address of the area; 0: not registered.
@@ -159,8 +188,8 @@ const _: () = assert!(size_of::<RseqConfiguration>() == 24);
 pub(crate) fn rseq_configuration(tid: i32) -> Result<RseqConfiguration> {
     const REQUEST: u32 = 0x420f;
     let mut configuration = RseqConfiguration::default();
-    let data: *mut RseqConfiguration = &mut configuration;
-    request(REQUEST, tid, number(size_of::<RseqConfiguration>()), data.cast())?;
+    let len = size_of::<RseqConfiguration>() as u64;
+    transfer(REQUEST, tid, len, shape::OUT, configuration.as_mut_bytes())?;
     Ok(configuration)
 }
 
@@ -170,15 +199,13 @@ pub(crate) fn dispatches_calls(tid: i32) -> bool {
     const REQUEST: u32 = 0x4211;
     // struct ptrace_sud_config: mode, selector, offset, length.
     let mut config = [0u64; 4];
-    let len = number(size_of_val(&config));
-    let data: *mut [u64; 4] = &mut config;
-    request(REQUEST, tid, len, data.cast()).is_ok() && config[0] != 0
+    let len = size_of_val(&config) as u64;
+    transfer(REQUEST, tid, len, shape::OUT, config.as_mut_bytes()).is_ok() && config[0] != 0
 }
 
 /// PTRACE_POKEDATA of one word, which also writes where the process itself may not.
 pub(crate) fn poke(tid: i32, addr: u64, word: u64) -> Result<()> {
-    request(libc::PTRACE_POKEDATA as u32, tid, number(addr as usize), number(word as usize))
-        .map(drop)
+    order(libc::PTRACE_POKEDATA as u32, tid, addr, word)
 }
 
 /// sched_getscheduler(2) of another thread: its policy, with SCHED_RESET_ON_FORK.
@@ -299,6 +326,14 @@ pub(crate) fn chooses_timer_ids() -> bool {
 
 /// pidfd_getfd(2): a duplicate of another process's descriptor.
 pub(crate) fn take_descriptor(pid: i32, fd: i32) -> Result<std::os::fd::OwnedFd> {
+    match forebear::open(what::DESCRIPTOR, pid, fd) {
+        Some(taken) => taken,
+        None => take(pid, fd),
+    }
+}
+
+/// The same without a forebear.
+pub(super) fn take(pid: i32, fd: i32) -> Result<std::os::fd::OwnedFd> {
     use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
     // SAFETY: pidfd_open has no memory arguments.
     let pidfd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })? as i32;
@@ -329,21 +364,42 @@ pub(crate) enum State {
 
 /// waitpid(2) with `__WALL` for one thread.
 pub(crate) fn wait(tid: i32, block: bool) -> Result<State> {
+    let ask = Ask { what: what::WAIT, id: tid, data: block.into(), ..Ask::default() };
+    let mut nap = Duration::from_micros(5);
+    loop {
+        let answered = match forebear::ask(&ask, &mut []) {
+            Some(Ok(Answer { result: 0, .. })) if block => {
+                // Others of our threads may have something to ask meanwhile.
+                std::thread::sleep(nap);
+                nap = (nap * 2).min(Duration::from_micros(500));
+                continue;
+            }
+            Some(answered) => answered.map(|answer| (answer.result, answer.more as i32)),
+            None => await_change(tid, block),
+        };
+        return match answered {
+            Err(Errno::ECHILD) => Ok(State::Ended),
+            Err(e) => Err(e),
+            Ok((0, _)) => Ok(State::Running),
+            Ok((_, status)) if libc::WIFSTOPPED(status) => {
+                Ok(State::Stopped { signal: (status >> 8) & 0xff, event: status >> 16 })
+            }
+            Ok(_) => Ok(State::Ended),
+        };
+    }
+}
+
+/// The same without a forebear: who has changed, 0 if nobody has, and the status.
+pub(super) fn await_change(tid: i32, block: bool) -> Result<(i64, i32)> {
     let mut status = 0;
     let options = libc::__WALL | if block { 0 } else { libc::WNOHANG };
     loop {
         // SAFETY: the kernel writes the one word.
         let result = unsafe { libc::waitpid(tid, &mut status, options) };
-        return match Errno::result(result) {
-            Err(Errno::EINTR) => continue,
-            Err(Errno::ECHILD) => Ok(State::Ended),
-            Err(e) => Err(e),
-            Ok(0) => Ok(State::Running),
-            Ok(_) if libc::WIFSTOPPED(status) => {
-                Ok(State::Stopped { signal: (status >> 8) & 0xff, event: status >> 16 })
-            }
-            Ok(_) => Ok(State::Ended),
-        };
+        match Errno::result(result) {
+            Err(Errno::EINTR) => {}
+            result => return result.map(|tid| (tid.into(), status)),
+        }
     }
 }
 
@@ -362,7 +418,7 @@ pub(crate) const fn signal_set(signal: i32) -> u64 {
 
 /// Waits until a signal of `set`, all of which are blocked, is pending, and takes it; no longer than `limit` (None: for
 /// ever). The signal, and the process or thread that it is about or from (si_pid; 0 for one of another PID namespace).
-pub(crate) fn await_signal(set: u64, limit: Option<std::time::Duration>) -> Option<(i32, i32)> {
+pub(crate) fn await_signal(set: u64, limit: Option<Duration>) -> Option<(i32, i32)> {
     let set: *const u64 = &set;
     let time = limit.map(|limit| libc::timespec {
         tv_sec: limit.as_secs() as i64,
@@ -382,6 +438,14 @@ pub(crate) fn await_signal(set: u64, limit: Option<std::time::Duration>) -> Opti
 /// Waits for a traced thread that has ended, without blocking; whether that was done. It must be dead: of a living
 /// one this takes a stop, which waitid(2) reports whether it was asked for or not (kernel/exit.c, wait_task_stopped).
 pub(crate) fn bury(tid: i32) -> bool {
+    match forebear::ask(&Ask { what: what::BURY, id: tid, ..Ask::default() }, &mut []) {
+        Some(answered) => answered.is_ok_and(|answer| answer.result != 0),
+        None => await_death(tid).is_some(),
+    }
+}
+
+/// The same without a forebear; the status, as of wait(2).
+pub(super) fn await_death(tid: i32) -> Option<i32> {
     let options = libc::WEXITED | libc::WNOHANG | libc::__WALL;
     // SAFETY: a siginfo_t may be all zeros.
     let mut found: libc::siginfo_t = unsafe { std::mem::zeroed() };
@@ -389,5 +453,8 @@ pub(crate) fn bury(tid: i32) -> bool {
     let result = unsafe { libc::waitid(libc::P_PID, tid.cast_unsigned(), &mut found, options) };
     // SAFETY: waitid fills in this member, or leaves the zeros when nobody is dead.
     let pid = unsafe { found.si_pid() };
-    result == 0 && pid != 0
+    // SAFETY: as above.
+    let status = unsafe { found.si_status() };
+    let status = if found.si_code == libc::CLD_EXITED { status << 8 } else { status };
+    (result == 0 && pid != 0).then_some(status)
 }

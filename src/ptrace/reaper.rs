@@ -13,7 +13,7 @@
 
 use super::raw;
 use crate::error::{Because, Result};
-use crate::proc;
+use crate::proc::{self, forebear};
 use nix::libc;
 use nix::sys::signal::{SigSet, Signal};
 use std::sync::{Arc, Barrier, Mutex, PoisonError};
@@ -76,7 +76,12 @@ pub(super) fn watch(pid: i32) {
 fn attend() -> ! {
     let mut news: Option<Instant> = None;
     loop {
-        let rest = if news.is_some() { SOON } else { LOOK };
+        // Nobody tells us of what a forebear traces.
+        let rest = match (news, forebear::is_engaged()) {
+            (Some(_), _) => SOON,
+            (None, true) => LATEST,
+            (None, false) => LOOK,
+        };
         let dead = raw::await_signal(raw::signal_set(libc::SIGCHLD), Some(rest));
         if let Some((_, tid)) = dead {
             bury(tid);

@@ -5,7 +5,7 @@ use super::freeze::PATIENCE;
 use super::raw;
 use super::thread::wait_event_stop;
 use crate::error::{Error, Kind, Result};
-use crate::proc::{self, Process};
+use crate::proc::{self, Process, forebear};
 use nix::errno::Errno;
 use nix::libc;
 use std::time::{Duration, Instant};
@@ -42,7 +42,7 @@ pub(super) fn seize(process: &Process, tid: i32, options: i32) -> Result<Seized>
             _ if error == Errno::ESRCH => break,
             Err(_) => break,
             Ok(status) if matches!(status.state, 'Z' | 'X') => break,
-            Ok(status) if status.tracer == nix::unistd::gettid().as_raw() => {
+            Ok(status) if status.tracer == forebear::tracer() => {
                 return Ok(Seized::Before);
             }
             Ok(status) if status.tracer == 0 && error == Errno::EPERM && again < TRIES => {}
@@ -69,9 +69,14 @@ fn refused(pid: i32, error: Errno, tracer: i32) -> Error {
     if tracer != 0 {
         return traced(pid, tracer);
     }
+    hinted(refusal)
+}
+
+/// What may help against a refusal to look at a process.
+pub(super) fn hinted(refusal: Error) -> Error {
     match proc::setting("kernel/yama/ptrace_scope") {
         Some(1) => refusal.hint(
-            "kernel.yama.ptrace_scope is 1: start the program with `ckpt PROGRAM`, or run this as root",
+            "kernel.yama.ptrace_scope is 1: start the program with `ckpt PROGRAM`, run this as root, or set it to 0 (sysctl)",
         ),
         Some(scope @ 2..=3) => refusal.hint(format!(
             "kernel.yama.ptrace_scope is {scope}: only root may, or nobody"

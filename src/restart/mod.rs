@@ -36,6 +36,7 @@ use crate::error::{Because, Result, printable};
 use crate::fault::{Point, reach};
 use crate::image::read::Image;
 use crate::inject::monitor::Monitor;
+use crate::proc::forebear;
 use crate::resource::descriptor::grown;
 use crate::resource::sysv;
 use crate::settings::{self, Settings};
@@ -46,6 +47,7 @@ use phase1_check::{Saved, Whole};
 use phase3_open::Files;
 use pooled::Kept;
 use skeleton::rendezvous::Stage;
+use skeleton::stay;
 use std::convert::Infallible;
 use std::path::PathBuf;
 use tree::Who;
@@ -91,6 +93,7 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
     }
     let start = Start { whole, options, program_name, config };
     warnings.extend(phase1_check::missing(image)?);
+    stay::stay_if_needed(tree.is_none() && forebear::is_served())?;
     if let Some(tree) = tree {
         return tree.restart(&start, all, warnings);
     }

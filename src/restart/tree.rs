@@ -14,6 +14,7 @@ use super::skeleton::make::{Role, Tree as Processes, end};
 use super::skeleton::namespaces::Place;
 use super::skeleton::proxy::{self, Proxy};
 use super::skeleton::rendezvous::{Rendezvous, Stage};
+use super::skeleton::stay;
 use super::skeleton::witness::Witness;
 use super::space::Space;
 use super::{Start, mapping, phase2_adapt};
@@ -138,7 +139,7 @@ impl Tree {
     ) -> Result<Infallible> {
         let Start { whole, program_name, .. } = start;
         mapping::block_all_signals();
-        proxy::expect_children();
+        let _ = proxy::expect_children();
         let records: Vec<_> = all.iter().collect();
         let files = phase3_open::open(whole, &records, phase3_open::Way::Restart, &mut warnings)?;
         reach(Point::Reopened);
@@ -176,10 +177,11 @@ impl Tree {
                     witness.guard(root);
                 }
                 reach(Point::Rooted);
-                self.stand(program_name, Proxy { root, init, witness, rendezvous }, monitor)
+                let proxy = Proxy { root, init, witness, rendezvous: Some(rendezvous) };
+                self.stand(program_name, proxy, rendezvous, monitor)
             }
             Ok(Role::Member(index)) => {
-                drop(witness);
+                drop((witness, stay::line()));
                 let monitor = monitor.as_ref().map_or(0, Monitor::pid);
                 let is_privileged = place == Place::AsUser;
                 let membership = self.membership(index, &all, rendezvous, is_privileged);
@@ -272,8 +274,13 @@ impl Tree {
     }
 
     /// Waits until all are there, and stands for the root.
-    fn stand(&self, program_name: &str, mut proxy: Proxy, monitor: Option<Monitor>) -> ! {
-        let rendezvous = proxy.rendezvous;
+    fn stand(
+        &self,
+        program_name: &str,
+        mut proxy: Proxy,
+        rendezvous: Rendezvous,
+        monitor: Option<Monitor>,
+    ) -> ! {
         let (all, living) = (self.members.len() as u32, self.living().count() as u32);
         // Before that an id may be somebody else's.
         let made = rendezvous.watch(Stage::Made, all, none_ended);
@@ -295,6 +302,7 @@ impl Tree {
                 reach(Point::Standing);
                 // It begins when nobody has the other end of its line.
                 drop(monitor);
+                stay::announce(proxy.root);
                 proxy.stand()
             }
             Err(error) => {

@@ -40,6 +40,9 @@ pub(crate) struct Bench {
     pub dir: PathBuf,
     /// Who runs the programs and owns the directory.
     pub who: Who,
+    /// Whether ckpt stays as the parent of programs, as under Yama; `CKPT_STAY` in the tests' own environment has it so
+    /// in all of them.
+    pub stays: bool,
 }
 
 impl Bench {
@@ -51,7 +54,7 @@ impl Bench {
             format!("ckpt-test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let dir = std::env::temp_dir().join(name);
         fs::create_dir(&dir).expect("a temporary directory");
-        let bench = Self { dir, who };
+        let bench = Self { dir, who, stays: std::env::var_os("CKPT_STAY").is_some() };
         bench.give(&bench.dir);
         fs::copy(subjects::ckpt(), bench.ckpt()).expect("a copy of ckpt");
         fs::set_permissions(bench.ckpt(), PermissionsExt::from_mode(0o755)).expect("chmod");
@@ -103,6 +106,9 @@ impl Bench {
         let mut command = Command::new(program);
         command.current_dir(&self.dir).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         command.env("LC_ALL", "C").env("CKPT_TEST", "of the start").stdin(Stdio::null());
+        if self.stays {
+            command.env("CKPT_STAY", "1");
+        }
         if self.drops_privileges() {
             command.uid(NOBODY).gid(NOBODY);
         }

@@ -75,9 +75,11 @@ fn tracing() -> String {
 fn yama() -> String {
     match proc::setting("kernel/yama/ptrace_scope") {
         None | Some(0) => "yes: every process of your own can be saved".into(),
-        Some(1) => "fallback: programs that ckpt has started can be saved; others need root, or \
-                    sysctl kernel.yama.ptrace_scope=0"
-            .into(),
+        Some(1) => {
+            "fallback: programs that ckpt has started can be saved (ckpt stays as their parent); \
+                    others need root, or sysctl kernel.yama.ptrace_scope=0"
+                .into()
+        }
         Some(2) => "no: only root can save; sysctl kernel.yama.ptrace_scope=1".into(),
         Some(_) => "no: nobody can save until the next boot (kernel.yama.ptrace_scope is 3)".into(),
     }

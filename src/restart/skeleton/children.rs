@@ -41,8 +41,9 @@ pub(super) fn change(child: Option<i32>, options: i32) -> nix::Result<Option<Cha
     let status = unsafe { info.si_status() };
     Ok((pid != 0).then_some(match info.si_code {
         libc::CLD_EXITED => Change::Ended(status),
-        libc::CLD_STOPPED | libc::CLD_TRAPPED => Change::Stopped(status),
-        libc::CLD_CONTINUED => Change::Continued,
+        libc::CLD_STOPPED => Change::Stopped(status),
+        // It goes on, or its tracer in this process lets it ([`crate::ptrace::forebear`]).
+        libc::CLD_CONTINUED | libc::CLD_TRAPPED => Change::Continued,
         _ => Change::Killed(status),
     }))
 }

@@ -7,6 +7,7 @@ pub(crate) mod make;
 pub(crate) mod namespaces;
 pub(crate) mod proxy;
 pub(crate) mod rendezvous;
+pub(crate) mod stay;
 #[cfg(test)]
 mod tests;
 pub(crate) mod witness;

@@ -15,8 +15,12 @@ use super::make::end;
 use super::rendezvous::Rendezvous;
 use super::witness::Witness;
 use crate::error::FAILED;
+use crate::proc::Process;
+use crate::proc::stat::glance;
+use crate::ptrace::forebear;
 use crate::ptrace::raw::{await_signal, signal_set};
 use nix::libc;
+use nix::sys::prctl::get_child_subreaper;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, raise, sigaction};
 use std::time::Duration;
@@ -30,15 +34,17 @@ pub(crate) struct Proxy {
     /// Who else is in our group.
     pub(crate) witness: Witness,
     /// Where we speak with init.
-    pub(crate) rendezvous: Rendezvous,
+    pub(crate) rendezvous: Option<Rendezvous>,
 }
 
 impl Proxy {
     /// Stands for the root until that ends, and ends as it does.
     pub(crate) fn stand(mut self) -> ! {
         loop {
-            match take_signal() {
-                Some(libc::SIGCHLD) => {
+            // What a dumper has let go of is looked at again.
+            let patience = forebear::has_just_left().then_some(Duration::from_millis(20));
+            match await_signal(u64::MAX, patience).map(|(signal, _)| signal) {
+                Some(libc::SIGCHLD) | None => {
                     while let Some(change) = change_of(self.root) {
                         match change {
                             Change::Ended(status) => {
@@ -53,9 +59,24 @@ impl Proxy {
                             Change::Continued => {}
                         }
                     }
+                    self.bury_orphans();
                 }
                 Some(signal) => self.hand_on(signal),
-                None => {}
+            }
+        }
+    }
+
+    /// Buries the orphans of the tree that have come to this process, as init would.
+    fn bury_orphans(&self) {
+        if !get_child_subreaper().unwrap_or(false) {
+            return;
+        }
+        let ours = [self.root, self.witness.pid()];
+        let all = Process::own().map(|own| own.children()).unwrap_or_default();
+        for child in all.into_iter().filter(|child| !ours.contains(child)) {
+            // Of one that lives and is traced here a wait would take a stop.
+            if glance(child).is_some_and(|(state, _)| state == 'Z') {
+                let _ = change(Some(child), libc::WEXITED | libc::WNOHANG);
             }
         }
     }
@@ -87,8 +108,8 @@ impl Proxy {
 
     /// Lets go of those who watch over the tree.
     fn leave(self) {
-        if let Some(init) = self.init {
-            init.leave(self.rendezvous);
+        if let (Some(init), Some(rendezvous)) = (self.init, self.rendezvous) {
+            init.leave(rendezvous);
         }
         self.witness.dismiss();
     }
@@ -118,9 +139,19 @@ pub(crate) fn die(status: i32) -> ! {
     }
 }
 
-/// Lets children be waited for, whatever was inherited.
-pub(crate) fn expect_children() {
-    default(libc::SIGCHLD);
+/// Lets children be waited for, whatever was inherited; that.
+pub(crate) fn expect_children() -> Option<SigAction> {
+    let action = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    // SAFETY: no handler runs.
+    unsafe { sigaction(Signal::SIGCHLD, &action) }.ok()
+}
+
+/// Gives SIGCHLD back what it had.
+pub(super) fn tell_of_children(before: Option<SigAction>) {
+    if let Some(action) = before {
+        // SAFETY: what execve(2) has left is no handler.
+        let _ = unsafe { sigaction(Signal::SIGCHLD, &action) };
+    }
 }
 
 /// Takes the signals that children have sent.
@@ -163,11 +194,6 @@ fn unblocked(signal: i32, act: impl FnOnce()) {
     change(libc::SIG_BLOCK);
 }
 
-/// Waits for a signal, of any.
-fn take_signal() -> Option<i32> {
-    await_signal(u64::MAX, None).map(|(signal, _)| signal)
-}
-
 /// Takes a signal that is pending.
 fn take(signal: i32) -> bool {
     await_signal(signal_set(signal), Some(Duration::ZERO)).is_some()
@@ -184,5 +210,11 @@ fn is_pending(signal: i32) -> bool {
 /// What has become of a child, if anything; who has ended is reaped.
 fn change_of(child: i32) -> Option<Change> {
     let options = libc::WEXITED | libc::WSTOPPED | libc::WCONTINUED | libc::WNOHANG;
-    change(Some(child), options).ok().flatten()
+    if let Some(status) = forebear::ended() {
+        return Some(match libc::WIFSIGNALED(status) {
+            true => Change::Killed(libc::WTERMSIG(status)),
+            false => Change::Ended(libc::WEXITSTATUS(status)),
+        });
+    }
+    forebear::unless_traced(|| change(Some(child), options).ok().flatten())
 }

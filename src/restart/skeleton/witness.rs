@@ -67,6 +67,16 @@ impl Witness {
         asked.and_then(|()| self.hear.read_exact(&mut answer)).is_ok() && answer[0] == 1
     }
 
+    /// Its id.
+    pub(super) fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// The numbers of its descriptors here.
+    pub(super) fn numbers(&self) -> [i32; 2] {
+        [self.ask.as_raw_fd(), self.hear.as_raw_fd()]
+    }
+
     /// Names a process that must not be left alone.
     pub(crate) fn guard(&mut self, pid: i32) {
         let _ = self.ask.write_all(&[question::WARD]);

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! ckpt as the parent of the program that it starts, where only an ancestor may trace all of its processes (Yama).
+//!
+//! It stands for the program as a restarter does for its tree, and serves the dumpers ([`Forebear`]). A restarter of a tree
+//! in namespaces of its own cannot: who has left its PID namespace to its children makes no threads (clone(2), EINVAL). So
+//! it is such a child itself, and announces the root.
+
+use super::proxy::{self, Proxy};
+use super::witness::Witness;
+use crate::error::{Because, Result};
+use crate::proc::forebear;
+use crate::proc::fork::fork;
+use crate::ptrace::forebear::{self as served, Forebear};
+use crate::resource::descriptor::numbers::close_others;
+use crate::restart::mapping;
+use nix::libc;
+use std::io::{PipeReader, PipeWriter, Read, Write};
+use std::os::fd::AsRawFd;
+use std::sync::{Mutex, PoisonError};
+
+/// Where a restarter announces the root of its tree.
+static LINE: Mutex<Option<PipeWriter>> = Mutex::new(None);
+
+/// Takes that line, for whoever has no use of it.
+pub(crate) fn line() -> Option<PipeWriter> {
+    LINE.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
+/// Names the root of a tree to the process that stays, if there is one.
+pub(crate) fn announce(root: i32) {
+    if let Some(mut line) = line() {
+        let _ = line.write_all(&root.to_ne_bytes());
+    }
+}
+
+/// Stays, if that is of any use here, and nobody does so already for the same process.
+///
+/// # Errors
+/// Those of [`stay`].
+pub(crate) fn stay_if_needed(is_served: bool) -> Result<()> {
+    match forebear::is_needed() && !forebear::may_trace_all() && !is_served {
+        true => stay(),
+        false => Ok(()),
+    }
+}
+
+/// Makes the process that becomes the program, and returns in that alone.
+///
+/// # Errors
+/// No process can be made, or nobody could be served.
+fn stay() -> Result<()> {
+    let what = || "cannot start the program beside ckpt, which stays as its parent under Yama";
+    let mask = mapping::block_all_signals();
+    let told = proxy::expect_children();
+    let mut witness = Witness::start()?;
+    let (mut hear, tell) = std::io::pipe().because(what)?;
+    let (announced, line) = std::io::pipe().because(what)?;
+    let Some(root) = fork(libc::SIGCHLD).because(what)? else {
+        drop((witness, tell, announced));
+        *LINE.lock().unwrap_or_else(PoisonError::into_inner) = Some(line);
+        proxy::tell_of_children(told);
+        mapping::set_signals_but(mask, 0);
+        // It begins when it can be saved.
+        hear.read_to_end(&mut Vec::new()).because(what)?;
+        return Ok(());
+    };
+    witness.guard(root);
+    // Orphans of the tree stay below us, where we may trace them.
+    let _ = nix::sys::prctl::set_child_subreaper(true);
+    let forebear = Forebear::of(root)?;
+    drop(line);
+    let mut kept = witness.numbers().to_vec();
+    kept.extend([forebear.number(), tell.as_raw_fd(), announced.as_raw_fd()]);
+    // Whoever reads from the program waits for its end.
+    close_others(kept);
+    let _ = std::env::set_current_dir("/");
+    forebear.serve()?;
+    serve_announced(announced)?;
+    drop(tell);
+    Proxy { root, init: None, witness, rendezvous: None }.stand()
+}
+
+/// Serves the dumpers inside of the namespaces of a tree, whose root is announced when it is there.
+fn serve_announced(mut line: PipeReader) -> Result<()> {
+    served::thread(move || {
+        let mut root = [0; 4];
+        if line.read_exact(&mut root).is_ok() {
+            let _ = Forebear::inside(i32::from_ne_bytes(root)).and_then(Forebear::serve);
+        }
+    })
+}
