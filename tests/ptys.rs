@@ -4,7 +4,8 @@
 mod harness;
 
 use harness::faults::is_killed;
-use harness::{Bench, Build, Way, Who, survive};
+use harness::{Bench, Build, Ended, PATIENCE, Run, Way, Who, survive, until};
+use std::time::Instant;
 
 /// Every state of a pseudo-terminal with what is under way in it; also of the program that goes on.
 #[test]
@@ -69,5 +70,96 @@ fn script_goes_on() {
         assert_eq!(lines[1..], ["then and more, 33 99"]);
         let log = std::fs::read_to_string(bench.path("log")).expect("a log");
         assert!(log.contains("ready") && log.contains("then and more, 33 99"), "{log}");
+    }
+}
+
+/// Each command comes after the answer to the one before.
+const DIALOGUE: &str = r#"
+    set timeout 60
+    spawn -noecho sh -c {stty -echo; echo begun; until [ -e gate ]; do sleep 0.02; done
+        while read x; do echo "got <$x>"; done; exit 7}
+    expect begun
+    puts "ready"
+    for {set i 0} {$i < 40} {incr i} {
+        send "word $i\r"
+        expect -re {got <word (\d+)>\r\n}
+        if {$expect_out(1,string) != $i} { puts "wrong $i"; exit 1 }
+    }
+    send "\004"
+    expect eof
+    puts "status [lindex [wait] 3]"
+"#;
+
+#[test]
+fn expect_goes_on() {
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        bench.file("dialogue", DIALOGUE);
+        let lines = three_generations(&bench, "expect", &["-f", "dialogue"], "");
+        assert_eq!(lines.last().map(String::as_str), Some("status 7"), "{lines:?}");
+    }
+}
+
+/// A server of tmux with a shell in it: another client attaches to it after each restart.
+struct Tmux<'a> {
+    bench: &'a Bench,
+    clients: Vec<Run>,
+}
+
+impl Tmux<'_> {
+    fn order(&self, args: &[&str]) -> Ended {
+        let args = [&["TERM=xterm", "tmux", "-N", "-S", "socket"], args].concat();
+        self.bench.run("env", &args).end()
+    }
+
+    /// Waits until the pane shows a text, which comes last.
+    #[track_caller]
+    fn shows(&self, text: &str) {
+        let shown = || self.order(&["capture-pane", "-p", "-t", "s"]).stdout.join("\n");
+        let begin = Instant::now();
+        while !shown().contains(text) {
+            assert!(begin.elapsed() < PATIENCE, "no {text} in {}", shown());
+        }
+    }
+
+    /// Types a line in a terminal of its own.
+    fn attach(&mut self, line: &str) {
+        let command = "stty rows 24 cols 80; TERM=xterm exec tmux -S socket attach";
+        let mut client = self.bench.run("script", &["-q", "-c", command, "/dev/null"]);
+        // It has the terminal to itself when it shows the session.
+        while !client.line().contains("sum ") {}
+        client.say(line);
+        self.clients.push(client);
+    }
+}
+
+#[test]
+fn tmux_is_attached_again() {
+    const SHELL: &str = r#"
+        while read x; do sum=$((sum + x)); echo "sum $sum."; done
+    "#;
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        bench.file("conf", "set -g default-shell /bin/sh\nset -g status off\n");
+        bench.file("shell", SHELL);
+        let args = ["-D", "-f", "conf", "-S", "socket"];
+        let mut server = bench.launch(&["-n", "0.ckpt"], "tmux", &args);
+        let mut tmux = Tmux { bench: &bench, clients: Vec::new() };
+        let session = ["new-session", "-d", "-s", "s", "-x", "80", "-y", "24", "exec sh shell"];
+        until("a session", || (tmux.order(&session).code() == Some(0)).then_some(()));
+        tmux.order(&["send-keys", "-t", "s", "1", "Enter"]);
+        tmux.shows("sum 1.");
+        for generation in 0..3 {
+            tmux.attach("2");
+            tmux.shows(&format!("sum {}.", 3 + generation * 2));
+            let name = format!("{generation}.ckpt");
+            bench.must(&["save", "--stop", &server.pid_text(), "-n", &bench.name(&name)]);
+            server.ends_well();
+            tmux.clients.clear();
+            server = bench.run(bench.path(&name), &[]);
+            tmux.shows(&format!("sum {}.", 3 + generation * 2));
+        }
+        tmux.order(&["kill-server"]);
+        server.ends_well();
     }
 }
