@@ -81,12 +81,15 @@ fn semaphores_are_given_back() {
     of_system_v("undo");
 }
 
-/// Descriptors of a process that lives, of one that is dead, and of one that was waited for.
+/// Descriptors of a process that lives, of one that is dead, and of one that was waited for; descriptors of events that two
+/// processes have.
 #[test]
-fn descriptors_of_processes() {
-    for who in [Who::Me, Who::Nobody] {
+fn descriptors_of_processes_and_events() {
+    for (who, kind) in
+        [(Who::Me, "pidfd"), (Who::Nobody, "pidfd"), (Who::Me, "events"), (Who::Nobody, "events")]
+    {
         let bench = Bench::new(who);
-        let mut run = start(&bench, &["pidfd"]);
+        let mut run = start(&bench, &[kind]);
         run.expect("ready");
         generations(&bench, run);
     }

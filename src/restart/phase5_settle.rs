@@ -25,5 +25,6 @@ pub(super) fn settle(
     reach(Point::Settled);
     clock::go_on(whole, saved, &mut filled.placed, matches!(who, Who::Alone))?;
     let content = |index| saved.part.bytes(SectionKind::Content, index);
-    timerfd::arm_all(&opened.descriptors, content)
+    let led = opened.descriptors.iter().filter(|r| opened.led.contains(&r.record.fd));
+    timerfd::arm_all(led, content)
 }

@@ -4,6 +4,7 @@
 //   posix FILE    shm_open(3), sem_open(3) and a mapped FILE, found by name again; locks of every kind between them
 //   sysv          shared memory with a key, without one and removed; semaphores; messages that wait
 //   undo          semaphores that the kernel gives back when their holder ends
+//   events        eventfd, timerfd and signalfd that both have
 //   pidfd         process descriptors of a child, of one that is dead and of one that was waited for
 #include "subject.h"
 #include <fcntl.h>
@@ -12,13 +13,16 @@
 #include <semaphore.h>
 #include <signal.h>
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/ipc.h>
 #include <sys/mman.h>
 #include <sys/msg.h>
 #include <sys/sem.h>
 #include <sys/shm.h>
+#include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/timerfd.h>
 #include <sys/wait.h>
 
 enum { SIZE = 300000 };
@@ -297,6 +301,49 @@ static int undo(void) {
   return 0;
 }
 
+static int counts[2], timer, signals;
+
+static uint64_t taken(int fd) {
+  uint64_t count = 0;
+  CHECK(read(fd, &count, sizeof count) == sizeof count, "%m");
+  return count;
+}
+
+static void give(int fd, uint64_t count) {
+  CHECK(write(fd, &count, sizeof count) == sizeof count, "%m");
+}
+
+static void other_events(void) {
+  for (;;) {
+    CHECK(taken(counts[0]) == 1, "a semaphore");
+    CHECK(taken(timer) >= 1, "a timer");
+    struct signalfd_siginfo info;
+    CHECK(read(signals, &info, sizeof info) == sizeof info && info.ssi_signo == SIGUSR1, "%m");
+    give(counts[1], 5);
+  }
+}
+
+static void check_events(void) {
+  give(counts[0], 1);
+  struct itimerspec soon = {{1000, 0}, {0, 1000}}, left;
+  CHECK(!timerfd_settime(timer, 0, &soon, 0), "%m");
+  CHECK(!kill(child, SIGUSR1), "%m");
+  CHECK(taken(counts[1]) == 5, "a count");
+  CHECK(!timerfd_gettime(timer, &left) && left.it_interval.tv_sec == 1000, "%m");
+}
+
+static int events(void) {
+  sigset_t set_;
+  sigemptyset(&set_);
+  sigaddset(&set_, SIGUSR1);
+  sigprocmask(SIG_BLOCK, &set_, 0);
+  counts[0] = eventfd(0, EFD_SEMAPHORE), counts[1] = eventfd(0, 0);
+  timer = timerfd_create(CLOCK_MONOTONIC, 0), signals = signalfd(-1, &set_, 0);
+  CHECK(counts[0] >= 0 && counts[1] >= 0 && timer >= 0 && signals >= 0, "%m");
+  if (!(child = fork())) other_events();
+  return obey(check_events);
+}
+
 static int pidfd_of(pid_t pid) {
   return (int)syscall(SYS_pidfd_open, pid, 0);
 }
@@ -351,6 +398,7 @@ int main(int count, char **arguments) {
   if (!strcmp(kind, "posix")) status = posix(arguments[2]);
   if (!strcmp(kind, "sysv")) status = sysv();
   if (!strcmp(kind, "undo")) status = undo();
+  if (!strcmp(kind, "events")) status = events();
   if (!strcmp(kind, "pidfd")) status = pidfd();
   if (child > 0) kill(child, SIGKILL);
   return status;

@@ -45,8 +45,8 @@ fn parse(bytes: &[u8]) -> Result<TimerDescriptor> {
 ///
 /// # Errors
 /// The image is damaged, or the kernel refuses a timer.
-pub(crate) fn arm_all(
-    restored: &[Restored],
+pub(crate) fn arm_all<'a>(
+    restored: impl Iterator<Item = &'a Restored>,
     content: impl Fn(u32) -> Result<Vec<u8>>,
 ) -> Result<()> {
     for Restored { record, origin } in restored {
