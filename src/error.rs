@@ -38,8 +38,12 @@ pub enum Kind {
 }
 
 /// What went wrong, as a sentence that names the thing, the reason and the way out.
+// One pointer: every result is as small as it can be, and failures cost nothing where there are none.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Error {
+pub struct Error(Box<Failure>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Failure {
     sentence: String,
     status: u8,
     errno: i32,
@@ -52,58 +56,93 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     /// An error with exit status 125.
     pub fn new(sentence: impl Into<String>) -> Self {
-        Self { sentence: sentence.into(), status: FAILED, errno: 0, kind: Kind::Other }
+        Self::made(sentence.into(), 0)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn made(sentence: String, errno: i32) -> Self {
+        Self(Box::new(Failure { sentence, status: FAILED, errno, kind: Kind::Other }))
+    }
+
+    /// "WHAT: WHY".
+    #[cold]
+    #[inline(never)]
+    fn told(what: &dyn fmt::Display, why: &dyn fmt::Display, errno: i32) -> Self {
+        Self::made(format!("{what}: {why}"), errno)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn of_io(what: &dyn fmt::Display, e: std::io::Error) -> Self {
+        match e.raw_os_error() {
+            Some(n) => Self::told(what, &Errno::from_raw(n).desc(), n),
+            None => Self::told(what, &e, 0),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn within(mut self, what: &dyn fmt::Display) -> Self {
+        self.0.sentence = format!("{what}: {}", self.0.sentence);
+        self
     }
 
     /// The same error with another exit status.
     pub fn with_status(mut self, status: u8) -> Self {
-        self.status = status;
+        self.0.status = status;
         self
     }
 
     /// The same error with the way out added: "…; HINT".
-    pub fn hint(mut self, hint: impl fmt::Display) -> Self {
-        self.sentence = format!("{}; {hint}", self.sentence);
+    pub fn hint(self, hint: impl fmt::Display) -> Self {
+        self.hinted(&hint)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn hinted(mut self, hint: &dyn fmt::Display) -> Self {
+        self.0.sentence = format!("{}; {hint}", self.0.sentence);
         self
     }
 
     /// The same error with the error number that programs get to see (errno(3)).
     pub fn with_errno(mut self, errno: i32) -> Self {
-        self.errno = errno;
+        self.0.errno = errno;
         self
     }
 
     /// The same error as one of a kind.
     pub fn of(mut self, kind: Kind) -> Self {
-        self.kind = kind;
+        self.0.kind = kind;
         self
     }
 
     /// Its kind.
     pub fn kind(&self) -> Kind {
-        self.kind
+        self.0.kind
     }
 
     /// The error number of the system call that failed; EINVAL where it was none.
     pub fn errno(&self) -> i32 {
-        if self.errno == 0 { Errno::EINVAL as i32 } else { self.errno }
+        if self.0.errno == 0 { Errno::EINVAL as i32 } else { self.0.errno }
     }
 
     /// Whether somebody with other rights would have had another answer.
     pub fn is_refusal(&self) -> bool {
-        let refused = [Errno::EPERM as i32, Errno::EACCES as i32].contains(&self.errno);
-        refused || self.kind == Kind::NotPermitted
+        let refused = [Errno::EPERM as i32, Errno::EACCES as i32].contains(&self.0.errno);
+        refused || self.0.kind == Kind::NotPermitted
     }
 
     /// The exit status of the ckpt command.
     pub fn status(&self) -> u8 {
-        self.status
+        self.0.status
     }
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&printable(&self.sentence))
+        f.write_str(&printable(&self.0.sentence))
     }
 }
 
@@ -134,23 +173,18 @@ pub trait Because<T> {
 
 impl<T> Because<T> for std::result::Result<T, Errno> {
     fn because<S: fmt::Display>(self, what: impl FnOnce() -> S) -> Result<T> {
-        self.map_err(|e| Error::new(format!("{}: {}", what(), e.desc())).with_errno(e as i32))
+        self.map_err(|e| Error::told(&what(), &e.desc(), e as i32))
     }
 }
 
 impl<T> Because<T> for std::io::Result<T> {
     fn because<S: fmt::Display>(self, what: impl FnOnce() -> S) -> Result<T> {
-        self.map_err(|e| match e.raw_os_error() {
-            Some(n) => {
-                Error::new(format!("{}: {}", what(), Errno::from_raw(n).desc())).with_errno(n)
-            }
-            None => Error::new(format!("{}: {e}", what())),
-        })
+        self.map_err(|e| Error::of_io(&what(), e))
     }
 }
 
 impl<T> Because<T> for Result<T> {
     fn because<S: fmt::Display>(self, what: impl FnOnce() -> S) -> Result<T> {
-        self.map_err(|e| Error { sentence: format!("{}: {}", what(), e.sentence), ..e })
+        self.map_err(|e| e.within(&what()))
     }
 }
