@@ -8,6 +8,7 @@ pub mod error;
 pub(crate) mod fault;
 pub mod image;
 pub(crate) mod inject;
+pub(crate) mod order;
 pub mod proc;
 pub(crate) mod ptrace;
 pub(crate) mod resource;

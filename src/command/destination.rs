@@ -5,6 +5,7 @@ use crate::dump::place::Keep;
 use crate::error::Result;
 use crate::image::file::{self, FileSink};
 use crate::image::write::Sink;
+use crate::order;
 use crate::serve::client::Client;
 use crate::serve::upload::UploadSink;
 use crate::settings::server::{Key, ServerName, Transfer};
@@ -58,7 +59,7 @@ pub(crate) fn numbered(
     let names = names.map(|entry| server.sibling(entry.name));
     let number = |name: &ServerName| template.number(values, name.to_string().as_bytes());
     let mut names: Vec<_> = names.filter_map(|name| Some((number(&name)?, name))).collect();
-    names.sort_by_key(|(number, _)| std::cmp::Reverse(*number));
+    order::by_key(&mut names, |(number, _)| (u64::MAX - *number, 0));
     Ok(names)
 }
 

@@ -9,6 +9,7 @@ use crate::error::{Because, Error, Result};
 use crate::image::PAGE;
 use crate::image::write::{Sink, Writer};
 use crate::image::zeros::nonzero;
+use crate::order;
 use crate::proc::{Process, pagemap::Pagemap};
 use crate::ptrace::memory::Memory;
 use crate::resource::memory::{self, Area, Pages};
@@ -197,7 +198,7 @@ impl<'a> Writing<'a> {
         self.writer.records(SectionKind::Machine, &[machine])?;
         self.writer.records(SectionKind::Cpuid, &cpu::leaves())?;
         for gathered in &mut processes {
-            gathered.guards.sort_by_key(|guard| guard.start);
+            order::by_key(&mut gathered.guards, |guard| (guard.start, 0));
             records(&mut self.writer, gathered)?;
         }
         let mut losses = std::mem::take(&mut self.common.losses);

@@ -3,6 +3,7 @@
 
 use super::{PAGE, codec, elf, front, hash};
 use crate::error::{Error, Result};
+use crate::order;
 use ckpt_abi::ABI_VERSION;
 use ckpt_abi::image::{
     Chunk, Codec, FORMAT, HEADER_MAGIC, Header, NO_OBJECT, Section, SectionKind, TRAILER_MAGIC,
@@ -269,7 +270,8 @@ impl<'a> Writer<'a> {
 
     /// Writes what remains and seals the image; its length in bytes.
     pub fn seal(mut self) -> Result<u64> {
-        self.chunks.sort_by_key(|chunk| (chunk.process, chunk.object, chunk.address));
+        let of = |chunk: &Chunk| u64::from(chunk.process) << 32 | u64::from(chunk.object);
+        order::by_key(&mut self.chunks, |chunk| (of(chunk), chunk.address));
         let chunks = std::mem::take(&mut self.chunks);
         self.records(SectionKind::Chunks, &chunks)?;
         let sections_at = self.at;

@@ -26,6 +26,7 @@ use super::thread::StoppedThread;
 use super::waits;
 use crate::error::{Because, Error, Result};
 use crate::fault::{Point, reach};
+use crate::order;
 use crate::proc::{self, Process, forebear};
 use nix::libc;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
@@ -366,7 +367,7 @@ impl Frozen {
 
     fn sort(&mut self) {
         let pid = self.pid;
-        self.threads.sort_by_key(|thread| (thread.tid != pid, thread.tid));
+        order::by_key(&mut self.threads, |t| ((t.tid != pid).into(), t.tid.cast_unsigned().into()));
     }
 
     /// Lets all go on that stand still, the first last.

@@ -5,6 +5,7 @@ use super::plan::{Arena, Orders, Step};
 use super::runtime::clocks::{KIND, OF_THREAD, SCHED, id_of};
 use super::{Gathered, Target};
 use crate::error::{Error, Result};
+use crate::order;
 use crate::proc;
 use crate::ptrace::call::Caller;
 use crate::ptrace::list::List;
@@ -113,7 +114,7 @@ pub(crate) fn restore(
         orders.call(Step::Timer, libc::SYS_setitimer, &[timer.kind.into(), at, 0]);
     }
     let mut posix: Vec<_> = timers.iter().filter(|t| t.kind == POSIX).collect();
-    posix.sort_by_key(|t| t.id);
+    order::by_key(&mut posix, |t| (t.id.cast_unsigned().into(), 0));
     let chosen = raw::chooses_timer_ids();
     if let Some(timer) = posix.last().filter(|t| !chosen && t.id > MOST) {
         return Err(Error::new(format!("a POSIX timer has the number {}", timer.id))

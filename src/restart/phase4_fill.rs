@@ -19,6 +19,7 @@ use super::vdso::Vdso;
 use super::{auxv, following, frames, placed, region, vdso};
 use crate::error::{Error, Result};
 use crate::image::read::Image;
+use crate::order;
 use crate::proc;
 use crate::resource::{cpu, resolver};
 use crate::settings::Settings;
@@ -112,7 +113,7 @@ pub(crate) fn fill(
     }
     if patched.is_some() {
         placed.extend(vdso::data(saved, &stub_space, &mut space)?);
-        placed.sort_by_key(|p| p.record.start);
+        order::by_key(&mut placed, |p| (p.record.start, 0));
     }
     read_pages(whole.image, &kept.missing(&saved.memory), &placed)?;
     placed.iter().for_each(|home| following::clear(saved, home));

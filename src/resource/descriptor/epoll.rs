@@ -9,6 +9,7 @@ use super::{
     Content, Kind, Look, Loss, Opening, Origin, Restored, Saving, access, file_type, kind,
 };
 use crate::error::{Because, Result};
+use crate::order;
 use crate::proc::fds::Fd;
 use crate::ptrace::raw;
 use crate::resource::plan::{Arena, Orders, Step};
@@ -145,7 +146,7 @@ pub(crate) fn entries(
 pub(crate) fn watches(entries: &[(u32, EpollEntry)], restored: &[Restored]) -> Vec<Watch> {
     let watches = entries.iter().filter_map(|(epoll, entry)| watch(*epoll, *entry, restored));
     let mut watches: Vec<Watch> = watches.collect();
-    watches.sort_by_key(|w| w.fire == Fire::No);
+    order::by_key(&mut watches, |w| ((w.fire == Fire::No).into(), 0));
     watches
 }
 

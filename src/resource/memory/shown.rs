@@ -4,6 +4,7 @@
 use super::Area;
 use crate::error::Result;
 use crate::image::PAGE;
+use crate::order;
 use crate::proc::maps::Vma;
 use crate::proc::{pagemap::Pagemap, sparse};
 use crate::resource::{Common, Gathered, Target};
@@ -68,7 +69,7 @@ pub(crate) fn data(
 
 fn joined(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
     ranges.retain(|range| !range.is_empty());
-    ranges.sort_unstable_by_key(|range| range.start);
+    order::by_key(&mut ranges, |range| (range.start, 0));
     let mut all: Vec<Range<u64>> = Vec::new();
     for range in ranges {
         match all.last_mut() {

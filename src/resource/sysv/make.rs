@@ -4,6 +4,7 @@
 use super::calls::{self, Attached, Owner};
 use super::{Kind, called, name};
 use crate::error::{Because, Error, Result};
+use crate::order;
 use ckpt_abi::image::SystemV;
 use std::fs;
 
@@ -27,7 +28,7 @@ pub(crate) fn all(
 ) -> Result<()> {
     let mut records = records.to_vec();
     // Where they can only be counted up to, the kernel gives them in this order.
-    records.sort_unstable_by_key(|record| record.id);
+    order::by_key(&mut records, |record| (record.id.into(), 0));
     for record in &records {
         let kind = kind(record)?;
         let id = record.id.cast_signed();

@@ -9,6 +9,7 @@ mod survey;
 use super::pipe::{framed, unframed};
 use super::{Content, Kind, Look, Opening, Origin, Restored, Saving, kind};
 use crate::error::{Because, Error, Result};
+use crate::order;
 use crate::proc::fds::Fd;
 use ckpt_abi::image::{Descriptor, DescriptorKind, Terminal, pty_end, terminal_flag};
 use nix::fcntl::OFlag;
@@ -188,7 +189,7 @@ pub(crate) fn slave_of(all: &[Vec<Restored>], number: u32) -> Result<Option<Owne
     let mut ends: Vec<_> = own.filter(|(record, _)| of_it(record)).collect();
     let reads = |record: &Descriptor| super::access(record.flags) != libc::O_WRONLY;
     ends.retain(|(record, _)| record.extra == pty_end::MASTER || reads(record));
-    ends.sort_by_key(|(record, _)| record.extra == pty_end::MASTER);
+    order::by_key(&mut ends, |(record, _)| ((record.extra == pty_end::MASTER).into(), 0));
     let slave = |(record, file): &(&Descriptor, &OwnedFd)| match record.extra {
         pty_end::MASTER => peer(file, OFlag::O_RDWR).because(|| "cannot open a pseudo-terminal"),
         _ => file.try_clone().because(|| "cannot duplicate a terminal"),

@@ -18,6 +18,7 @@ use super::name::{
 use super::options::{self, BEFORE_BIND, LINGER, REUSEADDR, SNDBUF};
 use super::queue::Message;
 use crate::error::{Because, Error, Result};
+use crate::order;
 use ckpt_abi::image::{Socket, socket_flag};
 use nix::errno::Errno;
 use nix::libc;
@@ -314,7 +315,7 @@ impl<'a> Make<'a> {
     fn wait(&mut self, warnings: &mut Vec<String>) -> Result<()> {
         let mut waiting: Vec<_> =
             self.items.iter().filter(|(_, item)| item.is(socket_flag::WAITS)).collect();
-        waiting.sort_by_key(|(_, item)| item.socket.place);
+        order::by_key(&mut waiting, |(_, item)| (item.socket.place.into(), 0));
         for (inode, item) in waiting {
             let why = || format!("cannot connect to {}", called(&item.remote));
             let end = item.make()?;

@@ -5,6 +5,7 @@
 use super::queue::Message;
 use super::{connect, options};
 use crate::error::{Because, Error, Result};
+use crate::order;
 use crate::proc::unix::{self, Unix};
 use crate::resource::descriptor::{Opening, is_first, kind, open::Sources, pipe::unframed};
 use ckpt_abi::image::{Descriptor, DescriptorKind, Socket, socket_flag};
@@ -414,7 +415,7 @@ impl Make {
     fn wait(&mut self) -> Result<()> {
         let waits = |(_, item): &(&u64, &Item)| item.is(socket_flag::WAITS);
         let mut waiting: Vec<_> = self.items.iter().filter(waits).collect();
-        waiting.sort_by_key(|(_, item)| item.socket.place);
+        order::by_key(&mut waiting, |(_, item)| (item.socket.place.into(), 0));
         for (inode, item) in waiting {
             let listener = self.items.get(&item.socket.peer);
             let listener = listener.ok_or_else(|| Error::new("a damaged socket"))?;
