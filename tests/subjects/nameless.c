@@ -10,7 +10,7 @@
 #define SIZE (1l << 20)
 #define FAR (3l << 30)
 
-static int part, twin, reader, sealed, script, gone, again, sparse, dated, locked, linked;
+static int part, twin, reader, sealed, script, gone, again, sparse, dated, locked, linked, late;
 static unsigned char *window, *shown, *frozen;
 static unsigned generation;
 static const struct timespec times[2] = {{1000000000, 123456789}, {1100000000, 987654321}};
@@ -92,6 +92,12 @@ static void check(void) {
   CHECK(named >= 0, "%m");
   same(named, linked, "a file that got its name later");
   close(named);
+
+  CHECK(pwrite(late, "x", 1, generation) == 1, "%m");
+  named = open("late.data", O_RDONLY);
+  CHECK(named >= 0, "%m");
+  same(named, late, "an O_TMPFILE that got a name");
+  close(named);
 }
 
 int main(void) {
@@ -143,5 +149,12 @@ int main(void) {
   unlink("linked.data");
   linked = open("first.data", O_RDWR | O_CREAT | O_TRUNC, 0644);
   CHECK(!link("first.data", "linked.data") && !unlink("first.data"), "%m");
+
+  char link[64];
+  unlink("late.data");
+  late = open(".", O_RDWR | O_TMPFILE, 0644);
+  CHECK(late >= 0, "%m");
+  snprintf(link, sizeof link, "/proc/self/fd/%d", late);
+  CHECK(!linkat(AT_FDCWD, link, AT_FDCWD, "late.data", AT_SYMLINK_FOLLOW), "%m");
   return obey(check);
 }

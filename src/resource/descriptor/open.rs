@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 
 /// Status flags that reopening a file keeps; what only matters at the first open is not among
 /// them (O_CREAT, O_EXCL, O_TRUNC).
-pub(crate) const KEPT: i32 = libc::O_ACCMODE
+const KEPT: i32 = libc::O_ACCMODE
     | libc::O_APPEND
     | libc::O_NONBLOCK
     | libc::O_DSYNC
@@ -188,10 +188,18 @@ fn replaceable(record: &Descriptor) -> bool {
     kind(record) == DescriptorKind::Path && super::file_type(record.mode) == libc::S_IFREG
 }
 
+/// The flags with which a file is opened once more. Of O_TMPFILE, which is not for a file that has a name by now, the
+/// kernel shows O_DIRECTORY, too.
+pub(crate) fn kept(record: &Descriptor) -> OFlag {
+    let directory = super::file_type(record.mode) == libc::S_IFDIR;
+    let not = if directory { 0 } else { libc::O_DIRECTORY };
+    OFlag::from_bits_retain(record.flags.cast_signed() & KEPT & !not)
+}
+
 /// Opens a path with the flags of a record, and sees that it is the same type of file.
 pub(crate) fn by_path(record: &Descriptor, path: &Path) -> Result<OwnedFd> {
     let link = super::file_type(record.mode) == libc::S_IFLNK;
-    let flags = OFlag::from_bits_retain(record.flags.cast_signed() & KEPT)
+    let flags = kept(record)
         | OFlag::O_CLOEXEC
         | OFlag::O_NOCTTY
         | if link { OFlag::O_NOFOLLOW } else { OFlag::empty() };

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Files with a name, opened again by it.
 
-use super::open::{self, KEPT, by_path, seek};
+use super::open::{self, by_path, seek};
 use super::{Kind, Look, Loss, Opening, Origin, Saving, access, file_type, names, only_names};
 use crate::error::{Because, Error, Result};
 use crate::proc::fds::Fd;
@@ -152,8 +152,11 @@ fn with_permission(record: &Descriptor, path: &Path) -> Option<OwnedFd> {
 fn absent(record: &Descriptor, path: &Path, opening: &mut Opening<'_>) -> Result<OwnedFd> {
     if access(record.flags) != libc::O_RDONLY {
         let mode = Mode::from_bits_truncate(record.mode & 0o7777);
-        let kept = OFlag::from_bits_retain(record.flags.cast_signed() & KEPT);
-        let new = kept | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
+        let new = open::kept(record)
+            | OFlag::O_CREAT
+            | OFlag::O_EXCL
+            | OFlag::O_CLOEXEC
+            | OFlag::O_NOCTTY;
         if let Ok(file) = nix::fcntl::open(path, new, mode) {
             let why = || format!("cannot write {}", path.display());
             let writer = File::options().write(true).open(path).because(why)?;
