@@ -5,6 +5,7 @@ mod harness;
 
 use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::process::CommandExt;
 
 use harness::{Bench, Run, Who, until};
 
@@ -34,7 +35,8 @@ fn start(bench: &Bench, program: impl AsRef<OsStr>, words: &[&str]) -> Run {
     }
     let out = fs::File::options().append(true).open(bench.path("out"));
     let mut command = bench.command(program);
-    command.args(words).env("HOME", &bench.dir);
+    // As a shell does that has job control, and a batch system.
+    command.args(words).env("HOME", &bench.dir).process_group(0);
     Run::start_to(command, out.expect("a file").into())
 }
 
@@ -179,5 +181,40 @@ fn a_lock_that_is_anothers_is_refused() {
     let mut again = bench.run(bench.path("x.ckpt"), &[]);
     again.say("go");
     again.expect("go");
+    again.ends_well();
+}
+
+/// Who was started by a shell that has ended, and daemons of a restarted job.
+const ORPHANS: &str = r#"
+    gate() { . ./gate; }
+    (sh -c 'until [ -e go3 ]; do sleep 0.02; done; echo orphan > first' &)
+    gate 1
+    gate 2
+    # Nobody finds it where all are in the namespaces of the machine, so root has another.
+    [ "$(id -u)" = 0 ] && own= || own=setsid
+    ($own sh -c 'until [ -e go3 ]; do sleep 0.02; done; echo daemon > second' &)
+    gate 3
+    until [ -s first ] && [ -s second ]; do sleep 0.02; done
+"#;
+
+#[test]
+fn orphans_of_a_shell() {
+    script_goes_on("/bin/bash", ORPHANS);
+}
+
+/// Whoever may belong to the job, or to whoever started that in its own process group, is named.
+#[test]
+fn a_doubtful_orphan_is_named() {
+    let bench = Bench::new(Who::Nobody);
+    let script = "(sh -c 'until [ -e end ]; do sleep 0.02; done' &); echo ready; read x";
+    let mut run = bench.launch(&["-n", "x.ckpt"], "/bin/sh", &["-c", script]);
+    run.expect("ready");
+    let saved = bench.must(&["save", "--stop", &run.pid_text(), "-n", &bench.name("x.ckpt")]);
+    assert!(saved.stderr.contains("what may belong to the job: sh ("), "{saved:?}");
+    bench.file("end", "");
+    run.ends_well();
+    let mut again = bench.run(bench.path("x.ckpt"), &[]);
+    again.complaint("what may belong to the job: sh (");
+    again.say("go");
     again.ends_well();
 }

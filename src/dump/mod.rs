@@ -314,6 +314,7 @@ fn proceed(
     executable: Vec<u8>,
 ) -> Result<Outcome> {
     let left_out = phase4_refuse::left_out(checkpoint, &forest)?;
+    let doubtful = phase4_refuse::doubtful(&forest);
     let Forest { processes, dead, since, .. } = forest;
     let (place, stop) = (&checkpoint.place, checkpoint.stop);
     let mut sink = place.open(checkpoint.request.open)?;
@@ -329,7 +330,7 @@ fn proceed(
     reach(Point::Gathered);
     common.members = phase4_refuse::refuse(&mut still, &dead, common.tables.ptys())?;
     let connections = if stop { socket::connections(&common.tables) } else { Vec::new() };
-    common.losses.extend(left_out);
+    common.losses.extend(left_out.into_iter().chain(doubtful));
     let all: Vec<_> = still.iter().map(|process| &process.gathered).collect();
     let notes = checkpoint.notes(&still, losses::trifles(&all, &common.members));
 

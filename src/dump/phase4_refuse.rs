@@ -54,6 +54,12 @@ pub(crate) fn left_out(checkpoint: &Checkpoint<'_>, forest: &Forest) -> Result<O
     Ok(Some(kinship::missing(&all)))
 }
 
+/// Names the processes of whom nobody can tell whether they belong to it.
+pub(crate) fn doubtful(forest: &Forest) -> Option<String> {
+    let all = &forest.doubtful;
+    (!all.is_empty()).then(|| kinship::doubtful(&losses::names(all)))
+}
+
 /// What is in the way when another process lives in the same memory.
 fn shared(other: i32) -> String {
     format!("process {other} shares its memory (vfork(2), or clone(2) with CLONE_VM)")

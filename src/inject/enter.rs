@@ -12,8 +12,8 @@
 use crate::error::{Because, Error, Result};
 use crate::image::read::Image;
 use crate::proc::fork::fork;
+use crate::proc::tree::{INIT, WITNESS};
 use crate::proc::{self, Process, maps::Vma};
-use crate::ptrace::forest::{INIT, WITNESS};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sched::{CloneFlags, setns};

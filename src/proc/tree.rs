@@ -6,9 +6,14 @@
 //! (credentials(7)). What has left both (a daemon that began a session of its own and whose parent is gone) cannot be
 //! found.
 
-use super::stat;
+use super::{comm, stat};
 use crate::error::{Because, Result};
 use std::collections::{HashMap, HashSet};
+
+/// The name of the process that a restarter, or a ckpt that stays, has beside the root.
+pub(crate) const WITNESS: &str = "ckpt-witness";
+/// That of the first process in the PID namespace of a restarted tree.
+pub(crate) const INIT: &str = "ckpt-init";
 
 /// What the list of all processes says of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,14 +88,17 @@ pub(crate) fn below(root: i32, known: &HashSet<i32>, all: &[Kin]) -> Vec<i32> {
             && id != first.session
             && (inside.contains(&id) || !by_id.contains_key(&id))
     };
-    let mut groups: HashSet<i32> = HashSet::new();
+    // The root's own group, which its maker has begun, is also that of whoever else stands in the pipeline: an
+    // orphan of it belongs to the tree only where the root leads it, or the restarter that stands for it.
+    let leads = first.group == root || first.group == first.parent && stands_for(first.parent, all);
+    let mut groups: HashSet<i32> = HashSet::from_iter(Some(first.group).filter(|_| leads));
     loop {
         let before = members.len();
         for kin in all {
             let orphan = reapers.contains(&kin.parent) && kin.start >= first.start;
             let related = orphan && (groups.contains(&kin.group) || groups.contains(&kin.session));
             let belongs = inside.contains(&kin.parent) || known.contains(&kin.pid) || related;
-            if kin.pid != root && belongs && inside.insert(kin.pid) {
+            if kin.pid != root && !kin.ours && belongs && inside.insert(kin.pid) {
                 members.push(kin.pid);
             }
         }
@@ -98,15 +106,38 @@ pub(crate) fn below(root: i32, known: &HashSet<i32>, all: &[Kin]) -> Vec<i32> {
             groups
                 .extend([kin.group, kin.session].into_iter().filter(|id| began_here(*id, &inside)));
         }
-        // The root's own group, which its maker has begun, is also that of whoever else stands in the pipeline: an
-        // orphan of it belongs to the tree only where the root leads it.
-        if first.group == root {
-            groups.insert(root);
-        }
         if members.len() == before {
             return members;
         }
     }
+}
+
+/// Whether a process is the restarter of a tree.
+fn stands_for(pid: i32, all: &[Kin]) -> bool {
+    let is = |kin: &Kin| comm(kin.pid, kin.pid).is_ok_and(|comm| comm == WITNESS);
+    all.iter().any(|kin| kin.parent == pid && kin.ours && is(kin))
+}
+
+/// Whether init is that of a namespace which a restart has made.
+pub(crate) fn is_made_for_a_tree() -> bool {
+    comm(1, 1).is_ok_and(|comm| comm == INIT)
+}
+
+/// Those of `all` of whom nobody can tell whether they descend from `root`: their parents have ended, and they have the
+/// process group that the root was given.
+pub(crate) fn doubtful(root: i32, members: &[i32], all: &[Kin]) -> Vec<i32> {
+    let by_id: HashMap<i32, &Kin> = all.iter().map(|kin| (kin.pid, kin)).collect();
+    let Some(first) = by_id.get(&root) else { return Vec::new() };
+    let reapers = reapers(first, &by_id);
+    let is = |kin: &&Kin| {
+        kin.group == first.group
+            && kin.start >= first.start
+            && !kin.dead
+            && !kin.ours
+            && reapers.contains(&kin.parent)
+            && !members.contains(&kin.pid)
+    };
+    all.iter().filter(is).map(|kin| kin.pid).collect()
 }
 
 /// Who may have become the parent of the root's orphans: everybody above it, and init.
@@ -175,6 +206,28 @@ mod tests {
         let mut found = members(&all);
         found.sort_unstable();
         assert_eq!(found, [50, 61, 62, 71, 72, 80]);
+        assert_eq!(doubtful(50, &found, &all), []);
+    }
+
+    #[test]
+    fn orphans_of_a_group_that_others_lead_are_doubtful() {
+        let all = [
+            kin(1, 0, 1, 1),
+            kin(40, 1, 40, 40),
+            kin(41, 40, 40, 40),
+            kin(30, 1, 40, 40),
+            kin(50, 40, 40, 40),
+            kin(60, 1, 40, 40),
+            kin(70, 1, 70, 40),
+        ];
+        assert_eq!(members(&all), [50]);
+        assert_eq!(doubtful(50, &[50], &all), [60]);
+    }
+
+    #[test]
+    fn an_orphan_needs_no_sibling() {
+        let all = [kin(1, 0, 1, 1), kin(40, 1, 40, 40), kin(50, 40, 50, 40), kin(60, 1, 50, 40)];
+        assert_eq!(members(&all), [50, 60]);
     }
 
     #[test]

@@ -9,16 +9,11 @@
 use super::freeze::{FIRST_ATTEMPT, Frozen, LAST_ATTEMPT, PATIENCE};
 use super::stopping::await_hearing;
 use crate::error::{Error, Kind, Result};
-use crate::proc::tree::{self, Kin};
+use crate::proc::tree::{self, INIT, Kin, WITNESS};
 use crate::proc::{self, Process};
 use crate::settings::Without;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
-
-/// The name of the process that a restarter, or a ckpt that stays, has beside the root.
-pub(crate) const WITNESS: &str = "ckpt-witness";
-/// That of the first process in the PID namespace of a restarted tree.
-pub(crate) const INIT: &str = "ckpt-init";
 
 /// How long failed attempts may hold a job before it has to get its share.
 const AT_FIRST: Duration = Duration::from_millis(100);
@@ -31,6 +26,8 @@ pub(crate) struct Forest {
     pub dead: Vec<Kin>,
     /// Those that stay out as was asked for, with their names.
     pub left_out: Vec<(u32, String)>,
+    /// Those of whom nobody can tell whether they belong to it.
+    pub doubtful: Vec<(u32, String)>,
     /// When the first of them stood still.
     pub since: Instant,
 }
@@ -41,6 +38,8 @@ struct Listed {
     members: Vec<Kin>,
     /// Who would be a member but for [`Without`].
     left_out: Vec<i32>,
+    /// Who may be one.
+    doubtful: Vec<i32>,
 }
 
 /// What came of an attempt.
@@ -95,11 +94,12 @@ impl Forest {
         let mut forest = Self::of(first);
         let mut known: HashSet<i32> = [root].into();
         loop {
-            let Listed { members, left_out } = list(root, &known, without)?;
+            let Listed { members, left_out, doubtful } = list(root, &known, without)?;
             if members.is_empty() {
                 return Ok(Attempt::Anew);
             }
             forest.left_out = left_out.into_iter().filter_map(named).collect();
+            forest.doubtful = doubtful.into_iter().filter_map(named).collect();
             forest.dead = members.iter().filter(|kin| kin.dead).copied().collect();
             let alive = members.into_iter().filter(|kin| !kin.dead);
             let news: Vec<_> = alive.filter(|kin| !known.contains(&kin.pid)).collect();
@@ -124,7 +124,8 @@ impl Forest {
     /// One process alone.
     pub(crate) fn of(first: Frozen) -> Self {
         let since = first.since();
-        Self { processes: vec![first], dead: Vec::new(), left_out: Vec::new(), since }
+        let (dead, left_out, doubtful) = Default::default();
+        Self { processes: vec![first], dead, left_out, doubtful, since }
     }
 
     /// Lets all go on.
@@ -148,7 +149,7 @@ fn list(root: i32, known: &HashSet<i32>, without: &Without) -> Result<Listed> {
     let mut known = known.clone();
     known.extend(adopted(root, &all));
     let known = &known;
-    all.retain(|kin| !kin.ours && kin.pid != own);
+    all.retain(|kin| kin.pid != own);
     let is_meant = |pid| proc::comm(pid, pid).is_ok_and(|comm| without.means(pid, &comm));
     let mut found = tree::below(root, known, &all);
     let others = found.iter().filter(|pid| **pid != root);
@@ -160,9 +161,10 @@ fn list(root: i32, known: &HashSet<i32>, without: &Without) -> Result<Listed> {
         let kept: HashSet<i32> = found.iter().copied().collect();
         left_out.extend(with.into_iter().filter(|pid| !kept.contains(pid)));
     }
+    let doubtful = tree::doubtful(root, &found, &all);
     let by_id: HashMap<i32, Kin> = all.iter().map(|kin| (kin.pid, *kin)).collect();
     let members = found.into_iter().filter_map(|pid| by_id.get(&pid).copied()).collect();
-    Ok(Listed { members, left_out })
+    Ok(Listed { members, left_out, doubtful })
 }
 
 /// The orphans of the tree that a ckpt has which stays as the root's parent, or the init of a restarted tree: these have

@@ -4,7 +4,7 @@
 
 use super::{Gathered, Target};
 use crate::error::Result;
-use crate::proc::{self, namespaces::Namespaces, status::Status};
+use crate::proc::{self, namespaces::Namespaces, status::Status, tree};
 use crate::ptrace::call::Caller;
 use crate::ptrace::list::List;
 use crate::ptrace::raw;
@@ -22,8 +22,9 @@ pub(crate) fn name(
 ) -> Result<()> {
     let pid = target.frozen.pid;
     let own = target.process().status(pid)?;
-    // Without a parent that we see there is nothing to compare with.
-    let parent = proc::status(own.ppid, own.ppid).ok();
+    // Without a parent that we see there is nothing to compare with, nor is ours one.
+    let above = if own.ppid == 1 && tree::is_made_for_a_tree() { 0 } else { own.ppid };
+    let parent = proc::status(above, above).ok();
     let mut say = |what: String| gathered.losses.push(what);
     if own.uid != [own.uid[0]; 4] || own.gid != [own.gid[0]; 4] {
         say(format!(
@@ -37,7 +38,7 @@ pub(crate) fn name(
             own.capabilities
         ));
     }
-    let spaces = Namespaces::of(pid).unlike(&Namespaces::of(own.ppid));
+    let spaces = Namespaces::of(pid).unlike(&Namespaces::of(above));
     if !spaces.is_empty() {
         say(format!("its own namespaces ({}): a restart has the restarter's", spaces.join(", ")));
     }

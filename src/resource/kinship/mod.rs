@@ -17,6 +17,8 @@ use zerocopy::FromZeros;
 
 /// How a sentence begins about those who were left out.
 const MISSING: &str = "child processes: ";
+/// How that of processes that may belong to it begins.
+const DOUBTFUL: &str = "what may belong to the job: ";
 
 /// A process of the tree, as it is found.
 #[derive(Clone, Copy, Debug)]
@@ -97,9 +99,16 @@ pub(crate) fn missing(all: &str) -> String {
     )
 }
 
-/// Whether a sentence says that.
+/// The sentence about processes that may belong to it.
+pub(crate) fn doubtful(all: &str) -> String {
+    format!(
+        "{DOUBTFUL}{all} (the parent has ended, and the process group is the one in which the job was started: nobody can tell. In a process group of its own, as with setsid -w ckpt PROGRAM, the job is saved with them)"
+    )
+}
+
+/// Whether a sentence says one of these.
 pub(crate) fn is_missing(sentence: &str) -> bool {
-    sentence.starts_with(MISSING)
+    sentence.starts_with(MISSING) || sentence.starts_with(DOUBTFUL)
 }
 
 /// The members as the plan wants them.
