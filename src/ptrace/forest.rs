@@ -42,6 +42,9 @@ struct Listed {
     doubtful: Vec<i32>,
 }
 
+/// What attempts that have failed leave for the next, by process.
+type Left = HashMap<i32, Frozen>;
+
 /// What came of an attempt.
 enum Attempt {
     Whole(Forest),
@@ -62,10 +65,11 @@ impl Forest {
         let deadline = begun + PATIENCE;
         let mut held = Duration::ZERO;
         let mut patience = FIRST_ATTEMPT;
+        let mut left = HashMap::new();
         loop {
             await_all(root, without, deadline)?;
             let since = Instant::now();
-            let found = Self::attempt(root, without, patience);
+            let found = Self::attempt(root, without, patience, &mut left);
             held += since.elapsed();
             let holder = match found {
                 Ok(Attempt::Whole(forest)) => return Ok(forest),
@@ -75,6 +79,7 @@ impl Forest {
                 Err(e) => return Err(e),
             };
             if Instant::now() > deadline {
+                left.clear();
                 // Alone it has its own sentence, or all is well.
                 if holder != root {
                     Frozen::freeze(holder)?.thaw();
@@ -89,31 +94,64 @@ impl Forest {
         }
     }
 
-    fn attempt(root: i32, without: &Without, patience: Duration) -> Result<Attempt> {
-        let Some(first) = Frozen::soon(root, patience)? else { return Ok(Attempt::Held(root)) };
-        let mut forest = Self::of(first);
+    /// One attempt, with what others have `left` of processes that could not all be stopped.
+    fn attempt(
+        root: i32,
+        without: &Without,
+        patience: Duration,
+        left: &mut Left,
+    ) -> Result<Attempt> {
+        let mut forest = match Frozen::soon(root, patience, left.remove(&root))? {
+            Ok(first) => Self::of(first),
+            Err(some) => {
+                left.insert(root, some);
+                return Ok(Attempt::Held(root));
+            }
+        };
+        let outcome = forest.grow(without, patience, left);
+        if matches!(outcome, Ok(None)) {
+            return Ok(Attempt::Whole(forest));
+        }
+        for mut frozen in forest.processes.into_iter().rev() {
+            frozen.give_up();
+            left.insert(frozen.pid, frozen);
+        }
+        outcome.map(|failed| failed.unwrap_or(Attempt::Anew))
+    }
+
+    /// Adds the root's descendants until a list holds nobody new; what came in between.
+    fn grow(
+        &mut self,
+        without: &Without,
+        patience: Duration,
+        left: &mut Left,
+    ) -> Result<Option<Attempt>> {
+        let root = self.processes.first().map_or(0, |first| first.pid);
         let mut known: HashSet<i32> = [root].into();
         loop {
             let Listed { members, left_out, doubtful } = list(root, &known, without)?;
             if members.is_empty() {
-                return Ok(Attempt::Anew);
+                return Ok(Some(Attempt::Anew));
             }
-            forest.left_out = left_out.into_iter().filter_map(named).collect();
-            forest.doubtful = doubtful.into_iter().filter_map(named).collect();
-            forest.dead = members.iter().filter(|kin| kin.dead).copied().collect();
+            self.left_out = left_out.into_iter().filter_map(named).collect();
+            self.doubtful = doubtful.into_iter().filter_map(named).collect();
+            self.dead = members.iter().filter(|kin| kin.dead).copied().collect();
             let alive = members.into_iter().filter(|kin| !kin.dead);
             let news: Vec<_> = alive.filter(|kin| !known.contains(&kin.pid)).collect();
             if news.is_empty() {
-                forest.dead.extend(own_ghost(&known));
-                return Ok(Attempt::Whole(forest));
+                self.dead.extend(own_ghost(&known));
+                return Ok(None);
             }
             for kin in news {
-                match Frozen::soon(kin.pid, patience) {
-                    Ok(Some(frozen)) => {
+                match Frozen::soon(kin.pid, patience, left.remove(&kin.pid)) {
+                    Ok(Ok(frozen)) => {
                         known.insert(kin.pid);
-                        forest.processes.push(frozen);
+                        self.processes.push(frozen);
                     }
-                    Ok(None) => return Ok(Attempt::Held(kin.pid)),
+                    Ok(Err(some)) => {
+                        left.insert(kin.pid, some);
+                        return Ok(Some(Attempt::Held(kin.pid)));
+                    }
                     Err(e) if e.kind() == Kind::Gone => {}
                     Err(e) => return Err(e),
                 }

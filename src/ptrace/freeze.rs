@@ -23,14 +23,14 @@ use super::sandbox;
 use super::seize::{Seized, seize, stubborn};
 use super::stopping::{Moving, await_hearing, gone};
 use super::thread::StoppedThread;
+use super::undelayed::Undelayed;
 use super::waits;
 use crate::error::{Because, Error, Result};
 use crate::fault::{Point, reach};
 use crate::order;
 use crate::proc::{self, Process, forebear};
 use nix::libc;
-use nix::sys::signal::{SigSet, SigmaskHow, Signal};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 /// How long the threads may take to stop, all attempts together.
@@ -46,9 +46,6 @@ pub(super) const LAST_ATTEMPT: Duration = Duration::from_millis(320);
 const SHARE: u32 = 4;
 const AT_FIRST: Duration = Duration::from_millis(200);
 
-/// How long letting go waits for a thread that runs and has to stop before it can be let go.
-const LETTING_GO: Duration = Duration::from_millis(20);
-
 /// A process all of whose threads are stopped. Dropping it lets them go on.
 pub(crate) struct Frozen {
     /// Process id.
@@ -58,6 +55,9 @@ pub(crate) struct Frozen {
     /// All that we trace: these, and those on their way.
     pub(super) seized: HashSet<i32>,
     pub(super) moving: Vec<Moving>,
+    /// Calls that the kernel goes on with by itself, in which an earlier attempt has found threads, and since when they
+    /// waited: the next stop finds only restart_syscall(2).
+    pub(super) earlier: HashMap<i32, (Regs, Option<u64>)>,
     pub(super) process: Process,
     attended: bool,
     /// By how many nanoseconds its CLOCK_MONOTONIC is ahead of ours.
@@ -65,24 +65,6 @@ pub(crate) struct Frozen {
     pub(super) since: Instant,
     /// Dropped last.
     _undelayed: Undelayed,
-}
-
-/// As long as it lives a ^Z at our terminal has to wait: stopped ourselves, we would leave the program frozen.
-struct Undelayed(Option<SigSet>);
-
-impl Undelayed {
-    fn new() -> Self {
-        let stops = SigSet::from_iter([Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU]);
-        Self(stops.thread_swap_mask(SigmaskHow::SIG_BLOCK).ok())
-    }
-}
-
-impl Drop for Undelayed {
-    fn drop(&mut self) {
-        if let Some(before) = &self.0 {
-            let _ = before.thread_set_mask();
-        }
-    }
 }
 
 impl Frozen {
@@ -96,6 +78,7 @@ impl Frozen {
             threads,
             seized,
             moving,
+            earlier: HashMap::new(),
             process,
             attended: false,
             skew: 0,
@@ -134,12 +117,12 @@ impl Frozen {
                 frozen.find_bells();
                 return Ok(frozen);
             }
-            frozen.let_go();
+            frozen.give_up();
             held += frozen.since.elapsed();
             frozen.await_moving(deadline)?;
             let due = (held * SHARE).saturating_sub(begun.elapsed() + AT_FIRST);
             if !due.is_zero() {
-                frozen.let_go();
+                frozen.give_up();
                 std::thread::sleep(due);
             }
             if Instant::now() > deadline {
@@ -151,24 +134,29 @@ impl Frozen {
         }
     }
 
-    /// One attempt of [`Frozen::freeze`], for a caller that holds others meanwhile; None, with everything running
-    /// again, when a thread does not stop within `patience`.
+    /// One attempt of [`Frozen::freeze`], for a caller that holds others meanwhile, with what the last attempt has left
+    /// ([`Frozen::give_up`]). An inner error is what this one leaves when a thread does not stop within `patience`.
     ///
     /// # Errors
     /// Those of [`Frozen::freeze`].
-    pub(super) fn soon(pid: i32, patience: Duration) -> Result<Option<Self>> {
+    pub(super) fn soon(
+        pid: i32,
+        patience: Duration,
+        left: Option<Self>,
+    ) -> Result<std::result::Result<Self, Self>> {
         forebear::engage(pid);
         reaper::start()?;
         reaper::watch(pid);
-        let mut frozen = Self::new(pid)?;
+        let mut frozen = left.map_or_else(|| Self::new(pid), Ok)?;
         if !frozen.attempt(patience)? {
-            frozen.let_go();
-            return Ok(None);
+            frozen.give_up();
+            frozen.meet_moving(true);
+            return Ok(Err(frozen));
         }
         frozen.sort();
         frozen.look()?;
         frozen.find_bells();
-        Ok(Some(frozen))
+        Ok(Ok(frozen))
     }
 
     /// Stops only one thread of `pid`, for work that needs no other to stand still.
@@ -295,7 +283,7 @@ impl Frozen {
     }
 
     /// The time left once more, now that it is about to begin.
-    fn renew_notes(&self) {
+    pub(super) fn renew_notes(&self) {
         if self.threads.iter().all(|t| t.wait.is_none()) {
             return;
         }
@@ -365,47 +353,9 @@ impl Frozen {
         }
     }
 
-    fn sort(&mut self) {
+    pub(super) fn sort(&mut self) {
         let pid = self.pid;
         order::by_key(&mut self.threads, |t| ((t.tid != pid).into(), t.tid.cast_unsigned().into()));
-    }
-
-    /// Lets all go on that stand still, the first last.
-    pub(super) fn let_go(&mut self) {
-        self.sort();
-        while let Some(thread) = self.threads.pop() {
-            self.seized.remove(&thread.tid);
-            thread.release();
-        }
-    }
-
-    fn release(&mut self) {
-        self.renew_notes();
-        let deadline = Instant::now() + LETTING_GO;
-        for moving in &self.moving {
-            let _ = raw::interrupt(moving.tid);
-        }
-        while !self.moving.is_empty() {
-            let left = std::mem::take(&mut self.moving);
-            for moving in left {
-                match raw::wait(moving.tid, false) {
-                    Ok(State::Running) => self.moving.push(moving),
-                    Ok(State::Stopped { signal, event }) => {
-                        if event == raw::EVENT_CLONE {
-                            self.welcome(moving.tid);
-                        }
-                        let signal = if event == 0 && signal & 0x80 == 0 { signal } else { 0 };
-                        StoppedThread::dismiss(moving.tid, signal);
-                    }
-                    Ok(State::Ended) | Err(_) => {}
-                }
-            }
-            if Instant::now() > deadline {
-                break;
-            }
-            std::thread::sleep(Duration::from_micros(50));
-        }
-        self.let_go();
     }
 }
 

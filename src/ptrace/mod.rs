@@ -17,6 +17,7 @@ pub(crate) mod freeze;
 mod homing;
 pub(crate) mod interrupted;
 pub(crate) mod lend;
+mod letting;
 pub(crate) mod list;
 pub(crate) mod memory;
 pub(crate) mod raw;
@@ -31,6 +32,7 @@ pub(crate) mod sockets;
 mod stopping;
 mod suspended;
 pub(crate) mod thread;
+mod undelayed;
 pub(crate) mod waits;
 
 /// Holds one of the payload's numbers against libc's.

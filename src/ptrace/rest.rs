@@ -60,6 +60,19 @@ impl From<Call> for Remainder {
     }
 }
 
+/// Whether the stop has cut a call short that would have gone on, for arguments as of [`of`].
+pub(super) fn is_cut(pid: i32, regs: &Regs, since: Option<u64>, memory: &Memory) -> bool {
+    cut(pid, regs, since, memory).is_some()
+}
+
+/// What was done of a call that was cut short, and what remains of it.
+fn cut(pid: i32, regs: &Regs, since: Option<u64>, memory: &Memory) -> Option<(u64, Remainder)> {
+    let done = u64::try_from(regs.rax.cast_signed()).ok().filter(|done| *done > 0)?;
+    let number = i64::try_from(regs.orig_rax).ok()?;
+    let made = call(number, &arguments(regs));
+    Some((done, remainder(pid, &made, done, since, memory)?))
+}
+
 /// Registers with which a thread makes the rest of a call that the stop has cut short, when it did; what they point to
 /// is written. None also where the stack has no room for that. `entry` is the payload's code for it, `since` when
 /// the thread began to wait (CLOCK_MONOTONIC, nanoseconds), if that is known.
@@ -70,12 +83,7 @@ pub(crate) fn of(
     memory: &Memory,
     entry: u64,
 ) -> Option<Regs> {
-    let done = u64::try_from(regs.rax.cast_signed()).ok().filter(|done| *done > 0)?;
-    let made = call(i64::try_from(regs.orig_rax).ok()?, &arguments(regs));
-    if regs.orig_rax.cast_signed() < 0 {
-        return None;
-    }
-    let rest = remainder(pid, &made, done, since, memory)?;
+    let (done, rest) = cut(pid, regs, since, memory)?;
     let again = regs.rip == entry;
     let (at, mut record) = if again {
         let record: Rest = memory.get(regs.rsp).ok()?;

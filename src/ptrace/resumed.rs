@@ -32,7 +32,7 @@ pub(super) fn stands_for(args: &[u64; 6], memory: &Memory) -> Option<i64> {
     let [first, second, third, fourth, ..] = *args;
     let is_there = |at: u64| memory.get::<u32>(at).is_ok();
     let is_time = |at: u64| time_at(at, memory).is_some();
-    let millis = (third as i32) > 0;
+    let millis = third as i32 > 0 || third as i32 == -1;
     if first < CLOCKS {
         return match second {
             0 if is_time(third) => Some(libc::SYS_clock_nanosleep),

@@ -160,6 +160,7 @@ impl Frozen {
                     Ok(mut thread) => {
                         thread.look_at_mask(&self.process);
                         thread.since = moving.look.map(|look| look.since(&self.process, tid));
+                        thread.recall(self.earlier.get(&tid));
                         self.threads.push(thread);
                     }
                     Err(e) => {
@@ -220,7 +221,7 @@ impl Frozen {
     /// the next.
     pub(super) fn await_moving(&mut self, deadline: Instant) -> Result<()> {
         while !self.settle(FIRST_ATTEMPT)? {
-            self.let_go();
+            self.give_up();
             if Instant::now() > deadline {
                 let mut tids = self.moving.iter().map(|moving| moving.tid);
                 let first = tids.clone().next().unwrap_or(self.pid);

@@ -67,6 +67,15 @@ impl StoppedThread {
         self.bell = [libc::SIGURG, libc::SIGWINCH].into_iter().find(free).unwrap_or(0);
     }
 
+    /// Takes over what an earlier stop has found, if this one has interrupted what the kernel went on with after that.
+    pub(super) fn recall(&mut self, earlier: Option<&(Regs, Option<u64>)>) {
+        let Some((regs, since)) = earlier else { return };
+        let restarted = libc::SYS_restart_syscall.cast_unsigned();
+        if self.regs.orig_rax == restarted && self.regs == (Regs { orig_rax: restarted, ..*regs }) {
+            (self.regs, self.since) = (*regs, *since);
+        }
+    }
+
     /// [`Self::bell`] as a set of signals.
     pub(super) fn bell_set(&self) -> u64 {
         if self.bell == 0 { 0 } else { raw::signal_set(self.bell) }
