@@ -6,6 +6,7 @@ pub mod command;
 pub(crate) mod dump;
 pub mod error;
 pub(crate) mod fault;
+mod heap;
 pub mod image;
 pub(crate) mod inject;
 pub(crate) mod order;

@@ -62,6 +62,7 @@ core::arch::global_asm!(
     "mov [r15 + 56], rax",
     "add r15, {listed}",
     "jmp 2b",
+    ".Lckpt_bell:",
     "3: test r13d, r13d",
     "jz .Lckpt_home",
     "mov eax, {getpid}",
@@ -74,14 +75,14 @@ core::arch::global_asm!(
     "mov eax, {tgkill}",
     "syscall",
     "jmp .Lckpt_home",
-    // clone(2): the child takes its stack from the kernel and its orders from r15. The parent is driven; else it
-    // waits for the child, as its host would have, and goes home.
+    // clone(2): the child takes its stack from the kernel and its orders from r15. The parent waits for the child, unless
+    // it is driven, and ends as a list does.
     ".balign 16",
     ".globl ckpt_clone_thunk",
     "ckpt_clone_thunk:",
     "syscall",
     "test rax, rax",
-    "js .Lckpt_home",
+    "js .Lckpt_bell",
     "jz 2f",
     "mov edi, eax",
     "xor esi, esi",
@@ -89,7 +90,7 @@ core::arch::global_asm!(
     "xor r10d, r10d",
     "mov eax, {wait4}",
     "syscall",
-    "jmp .Lckpt_home",
+    "jmp .Lckpt_bell",
     "2: xor ebp, ebp",
     "mov rdi, r15",
     "call ckpt_run",

@@ -5,8 +5,10 @@ use super::checkpoint::Checkpoint;
 use super::phase2_equip::Equipped;
 use super::{caller, excluded};
 use crate::error::Result;
+use crate::image::PAGE;
 use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
+use crate::ptrace::list::List;
 use crate::resource::memory::Area;
 use crate::resource::runtime::loaded;
 use crate::resource::{
@@ -79,6 +81,16 @@ fn read(
     Ok(areas)
 }
 
+/// The address of a page behind the region where nothing is. Nobody can map anything there while all stands still.
+fn free_page(target: &Target<'_>) -> u64 {
+    let mut free = target.region.end();
+    while let Some(there) = target.vmas.iter().find(|vma| vma.start < free + PAGE && vma.end > free)
+    {
+        free = there.end;
+    }
+    free
+}
+
 fn ask_main_thread(
     target: &mut Target<'_>,
     gathered: &mut Gathered,
@@ -90,12 +102,18 @@ fn ask_main_thread(
     let mut main = target.frozen.threads.remove(0);
     let mut ask = || {
         let mut caller = Caller::new(&mut main, target.memory, &desk)?;
-        signals::save_actions(target, &mut caller, gathered)?;
-        timers::save(target, &mut caller, gathered)?;
+        let mut list = List::default();
+        let actions = signals::ask(&mut list);
+        let clocks = timers::ask(target, &mut list);
+        let privileges = privileges::ask(&mut list);
+        let process = process::ProcessQuestions::add(&mut list, free_page(target));
+        let answers = caller.list(target.memory, &list)?;
+        signals::save_actions(&actions, &answers, gathered)?;
+        timers::save(clocks, &answers, target, gathered)?;
         memory::look_into_shared(target, &mut caller, areas, gathered)?;
-        privileges::name(target, &mut caller, gathered)?;
+        privileges::name(&privileges, &answers, target, gathered)?;
         sysv::undo::save(target, &mut caller, gathered, common)?;
-        process::save(target, &mut caller, gathered, common)
+        process::save(&process, &answers, target, gathered, common)
     };
     let result = ask();
     target.frozen.threads.insert(0, main);

@@ -136,12 +136,8 @@ fn begin(frozen: &mut Frozen, equipped: &Equipped) -> Result<Option<u64>> {
 fn finish(frozen: &mut Frozen, equipped: &Equipped, data: u64) -> Result<Option<Snapshot>> {
     let Equipped { memory, region, .. } = equipped;
     let mut caller = Caller::new(&mut frozen.threads[0], memory, &region.desk())?;
-    let child = caller.cloned()?;
+    caller.end_clone()?;
     reach(Point::Cloned);
-    if child > 0 {
-        let wait = [child.cast_unsigned(), 0, libc::__WCLONE as u32 as u64, 0];
-        caller.call(libc::SYS_wait4, &wait)?;
-    }
     let snapshot: u32 = memory.get(data)?;
     Ok((snapshot != 0).then_some(Snapshot(snapshot.cast_signed())))
 }

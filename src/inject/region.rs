@@ -70,6 +70,11 @@ impl Region {
         (self.base..self.base + self.control.region_len).contains(&addr)
     }
 
+    /// The address behind it, where nothing is unless the program has put it there.
+    pub(crate) fn end(&self) -> u64 {
+        self.base + self.control.region_len
+    }
+
     /// Counts the checkpoints of this run and those that it came from.
     pub(crate) fn set_generation(&self, memory: &Memory, generation: u64) -> Result<()> {
         memory.put(self.base + offset_of!(Control, generation) as u64, &generation)

@@ -7,7 +7,9 @@ use crate::proc::{self, pidfd::Pidfd};
 use crate::ptrace::memory::Memory;
 use ckpt_abi::region::{TURNS, Turns};
 use ckpt_abi::turn::{Denied, Event, Seen, Task, Turn, step};
+use std::collections::BTreeMap;
 use std::mem::offset_of;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// Nanoseconds of a clock tick (USER_HZ).
@@ -15,8 +17,12 @@ const TICK: i64 = 10_000_000;
 
 /// This process, as the program `pid` names it.
 pub(crate) fn own_task(pid: i32) -> Task {
+    /// By this process's id, which a child has not, and the program's.
+    static KNOWN: Mutex<BTreeMap<(u32, i32), Task>> = Mutex::new(BTreeMap::new());
     let own = std::process::id();
-    Task { pid: own, start: start_of(own.cast_signed(), pid).unwrap_or(0) }
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let task = || Task { pid: own, start: start_of(own.cast_signed(), pid).unwrap_or(0) };
+    *known.entry((own, pid)).or_insert_with(task)
 }
 
 /// When a process was started that has not ended, on the clock of the program `pid`.
@@ -28,6 +34,10 @@ fn start_of(of: i32, pid: i32) -> Option<u32> {
 
 /// Whether a task that the program `pid` names is there.
 pub(crate) fn lives(pid: i32, task: Task) -> bool {
+    if task.pid == std::process::id() {
+        let own = own_task(pid);
+        return task.is(own.pid, own.start);
+    }
     let start = start_of(task.pid.cast_signed(), pid);
     start.is_some_and(|start| task.is(task.pid, start))
 }

@@ -6,7 +6,7 @@
 //! at any moment gives the thread back to its program.
 
 use super::lend::{self, Desk, Lent};
-use super::list::{Answers, List};
+use super::list::{List, Replies};
 use super::memory::Memory;
 use super::raw::{self, State};
 use super::regs::Regs;
@@ -89,15 +89,28 @@ impl<'a> Caller<'a> {
     }
 
     /// Begins to make clone(2) by its thunk, which a hole has not; the child's orders in `orders`. With CLONE_VFORK that
-    /// may take a while, in which other threads can be driven. [`Caller::cloned`] has to follow, whatever else fails.
+    /// may take a while, in which other threads can be driven. [`Caller::end_clone`] has to follow, whatever else fails.
     pub(crate) fn begin_clone(&mut self, args: &[u64], orders: u64) -> Result<()> {
         let regs = self.registers(self.clone_thunk, nix::libc::SYS_clone, args, orders);
-        self.enter(regs).because(|| self.failed(nix::libc::SYS_clone))
+        let begun = match self.thread.bell() {
+            0 => self.enter(regs),
+            bell => self.ring_at_the_end(regs, bell),
+        };
+        begun.because(|| self.failed(nix::libc::SYS_clone))
     }
 
-    /// The result of clone(2), when the thread comes out of it.
-    pub(crate) fn cloned(&mut self) -> Result<i64> {
-        self.leave().because(|| self.failed(nix::libc::SYS_clone))
+    /// Waits until the thread has made clone(2), and has waited for the child, which has no exit signal.
+    pub(crate) fn end_clone(&mut self) -> Result<()> {
+        let what = |caller: &Self| caller.failed(nix::libc::SYS_clone);
+        if self.thread.bell() != 0 {
+            return self.await_bell().because(|| what(self));
+        }
+        let child = self.leave().because(|| what(self))?;
+        if child > 0 {
+            let wait = [child.cast_unsigned(), 0, nix::libc::__WCLONE as u32 as u64, 0];
+            self.call(nix::libc::SYS_wait4, &wait)?;
+        }
+        Ok(())
     }
 
     fn failed(&self, number: i64) -> String {
@@ -116,8 +129,8 @@ impl<'a> Caller<'a> {
 
     /// Issues the calls of a list, in one go where the thread has a signal for its end ([`StoppedThread::bell`]).
     /// Of each what is said of [`Caller::call`] holds.
-    pub(crate) fn list(&mut self, memory: &Memory, list: &List) -> Result<Answers> {
-        let mut answers = Answers::default();
+    pub(crate) fn list(&mut self, memory: &Memory, list: &List) -> Result<Replies> {
+        let mut answers = Replies::default();
         let Some(at) = self.frame.map(|frame| frame - SLOT_FRAME + SLOT_LIST) else {
             return Err(Error::new("a thread in a hole makes no lists of calls"));
         };
@@ -126,7 +139,6 @@ impl<'a> Caller<'a> {
             let (mut bytes, end) = piece.bytes(at);
             memory.write(at, &bytes)?;
             let regs = self.registers(self.thunk + LIST_THUNK, nix::libc::SYS_getpid, &[], at);
-            let regs = Regs { r13: self.thread.bell.unsigned_abs().into(), ..regs };
             self.drive_list(regs, end)
                 .because(|| format!("thread {tid} cannot make system calls for us"))?;
             memory.read(at, &mut bytes)?;
@@ -137,23 +149,43 @@ impl<'a> Caller<'a> {
 
     /// The end is where r15 points to `end`: all calls are made, and their results written.
     fn drive_list(&mut self, regs: Regs, end: u64) -> std::result::Result<(), Errno> {
-        let (tid, bell) = (self.thread.tid, self.thread.bell);
+        let (tid, bell) = (self.thread.tid, self.thread.bell());
+        if bell != 0 {
+            self.ring_at_the_end(regs, bell)?;
+            return self.await_bell();
+        }
         regs.set(tid)?;
         reach(Point::Working);
+        raw::syscall(tid, 0)?;
+        while self.next_stop()?.r15 != end {
+            reach(Point::Entered);
+            raw::syscall(tid, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Lets the thread run, with a signal for its end.
+    fn ring_at_the_end(&self, regs: Regs, bell: i32) -> std::result::Result<(), Errno> {
+        let tid = self.thread.tid;
+        Regs { r13: bell.unsigned_abs().into(), ..regs }.set(tid)?;
+        reach(Point::Working);
+        raw::cont(tid, 0)
+    }
+
+    /// Waits for the thread's own signal. The same from elsewhere comes in other calls, and is nothing to the program.
+    fn await_bell(&self) -> std::result::Result<(), Errno> {
+        let (tid, bell) = (self.thread.tid, self.thread.bell());
         loop {
-            if bell != 0 {
-                raw::cont(tid, 0)?
-            } else {
-                raw::syscall(tid, 0)?
-            }
             match raw::wait(tid, true)? {
-                State::Stopped { signal, event: 0 } if signal & 0x80 != 0 || signal == bell => {
+                State::Stopped { signal, event: 0 } if signal == bell => {
                     reach(Point::Entered);
-                    if Regs::get(tid)?.r15 == end {
+                    if Regs::get(tid)?.orig_rax == ckpt_abi::nr::TGKILL {
                         return Ok(());
                     }
+                    raw::cont(tid, 0)?;
                 }
-                State::Stopped { event: raw::EVENT_STOP, .. } | State::Running => {}
+                State::Stopped { event: raw::EVENT_STOP, .. } => raw::cont(tid, 0)?,
+                State::Running => {}
                 State::Ended => return Err(Errno::ESRCH),
                 State::Stopped { signal, .. } => return Err(disturbed(signal)),
             }
@@ -224,7 +256,7 @@ impl<'a> Caller<'a> {
                 State::Stopped { signal, event: 0 } if signal & 0x80 != 0 => return Regs::get(tid),
                 // A stop signal for the whole process, an interrupt that came late, or what is nothing to the program.
                 State::Stopped { event: raw::EVENT_STOP, .. } => raw::syscall(tid, 0)?,
-                State::Stopped { signal, event: 0 } if signal == self.thread.bell => {
+                State::Stopped { signal, event: 0 } if signal == self.thread.bell() => {
                     raw::syscall(tid, 0)?;
                 }
                 State::Stopped { signal, .. } => return Err(disturbed(signal)),

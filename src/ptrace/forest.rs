@@ -191,7 +191,8 @@ fn list(root: i32, known: &HashSet<i32>, without: &Without) -> Result<Listed> {
     let is_meant = |pid| proc::comm(pid, pid).is_ok_and(|comm| without.means(pid, &comm));
     let mut found = tree::below(root, known, &all);
     let others = found.iter().filter(|pid| **pid != root);
-    let meant: HashSet<i32> = others.copied().filter(|pid| is_meant(*pid)).collect();
+    let none = *without == Without::default();
+    let meant: HashSet<i32> = others.copied().filter(|pid| !none && is_meant(*pid)).collect();
     let mut left_out = Vec::new();
     if !meant.is_empty() {
         all.retain(|kin| !meant.contains(&kin.pid));

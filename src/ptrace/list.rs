@@ -36,25 +36,25 @@ pub(crate) struct List(Vec<Call>);
 
 /// Which call of a list.
 #[derive(Clone, Copy)]
-pub(crate) struct Asked(usize);
+pub(crate) struct Question(usize);
 
 impl List {
     /// Adds a call.
-    pub(crate) fn call(&mut self, number: i64, args: &[u64]) -> Asked {
+    pub(crate) fn call(&mut self, number: i64, args: &[u64]) -> Question {
         self.add(number, args, None)
     }
 
     /// Adds a call whose argument `at` (from 0) points to room for `len` bytes, zeros at first.
-    pub(crate) fn reading(&mut self, number: i64, args: &[u64], at: usize, len: usize) -> Asked {
+    pub(crate) fn reading(&mut self, number: i64, args: &[u64], at: usize, len: usize) -> Question {
         self.add(number, args, Some((at, len)))
     }
 
-    fn add(&mut self, number: i64, args: &[u64], written: Option<(usize, usize)>) -> Asked {
+    fn add(&mut self, number: i64, args: &[u64], written: Option<(usize, usize)>) -> Question {
         let mut words = [0; 7];
         words[0] = number.cast_unsigned();
         words[1..].iter_mut().zip(args).for_each(|(word, arg)| *word = *arg);
         self.0.push(Call { words, written });
-        Asked(self.0.len() - 1)
+        Question(self.0.len() - 1)
     }
 
     /// Pieces that have room in a slot.
@@ -96,9 +96,9 @@ impl Piece<'_> {
 
 /// What came of the calls of a list.
 #[derive(Default)]
-pub(crate) struct Answers(Vec<(i64, Vec<u8>)>);
+pub(crate) struct Replies(Vec<(i64, Vec<u8>)>);
 
-impl Answers {
+impl Replies {
     /// Adds those of a piece, of what lies there when it is done.
     pub(super) fn take(&mut self, piece: &Piece<'_>, bytes: &[u8]) {
         let mut behind = piece.0.len() * CALL + END;
@@ -113,12 +113,12 @@ impl Answers {
     }
 
     /// The result of a call, negative for an error number.
-    pub(crate) fn result(&self, asked: Asked) -> i64 {
+    pub(crate) fn result(&self, asked: Question) -> i64 {
         self.0.get(asked.0).map_or(-1, |answer| answer.0)
     }
 
     /// What a call has written; zeros if it failed.
-    pub(crate) fn get<T: FromBytes + IntoBytes>(&self, asked: Asked) -> T {
+    pub(crate) fn get<T: FromBytes + IntoBytes>(&self, asked: Question) -> T {
         let mut value = T::new_zeroed();
         let written = self.0.get(asked.0).map_or(&[][..], |answer| &answer.1);
         value.as_mut_bytes().iter_mut().zip(written).for_each(|(to, from)| *to = *from);
@@ -129,7 +129,7 @@ impl Answers {
     ///
     /// # Errors
     /// It has.
-    pub(crate) fn expect(&self, asked: Asked, what: &str) -> Result<u64> {
+    pub(crate) fn expect(&self, asked: Question, what: &str) -> Result<u64> {
         match self.result(asked) {
             errno @ -4095..0 => {
                 Err(Error::new(format!("{what}: {}", Errno::from_raw(-errno as i32).desc())))
@@ -147,7 +147,7 @@ mod tests {
     fn a_list_is_cut_into_pieces_that_have_room() {
         let mut list = List::default();
         let all: Vec<_> = (0..64).map(|n| list.reading(13, &[n, 0, 0, 8], 2, 32)).collect();
-        let mut answers = Answers::default();
+        let mut answers = Replies::default();
         for piece in list.pieces() {
             let (mut bytes, end) = piece.bytes(0x1000);
             assert!(bytes.len() <= ROOM);

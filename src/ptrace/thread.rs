@@ -33,7 +33,7 @@ pub(crate) struct StoppedThread {
     /// What the kernel said of it when all stood still; None of one that was adopted.
     pub(super) status: Option<Status>,
     /// A signal that is nothing to the process, for the end of a list of calls; 0: there is none ([`Self::find_bell`]).
-    pub(super) bell: i32,
+    bell: i32,
     /// Stop signal of a process that was already stopped (SIGSTOP and its kin), or 0.
     pub stopped_by: i32,
     /// How the thread has left its first stop to work for us.
@@ -76,9 +76,18 @@ impl StoppedThread {
         }
     }
 
+    /// The signal for the end of a list of calls; 0: there is none, also where the thread has got another mask since.
+    pub(super) fn bell(&self) -> i32 {
+        let blocked = self.bell != 0 && self.mask & raw::signal_set(self.bell) != 0;
+        if blocked { 0 } else { self.bell }
+    }
+
     /// [`Self::bell`] as a set of signals.
     pub(super) fn bell_set(&self) -> u64 {
-        if self.bell == 0 { 0 } else { raw::signal_set(self.bell) }
+        match self.bell() {
+            0 => 0,
+            bell => raw::signal_set(bell),
+        }
     }
 
     pub(super) fn read(tid: i32, stopped_by: i32) -> std::result::Result<Self, Errno> {

@@ -5,7 +5,7 @@ use super::plan::{Orders, Step};
 use crate::error::Result;
 use crate::proc::Process;
 use crate::proc::status::Mitigation;
-use crate::ptrace::list::{Answers, Asked, List};
+use crate::ptrace::list::{List, Question, Replies};
 use crate::ptrace::thread::StoppedThread;
 use ckpt_abi::image::{Thread, thread_flag};
 use nix::libc;
@@ -23,22 +23,22 @@ const BY_PRCTL: i64 = 1;
 const ENABLED: i64 = 2;
 
 /// What only the thread itself can say.
-pub(crate) struct Questions {
-    tsc: Asked,
-    mce: Asked,
-    cpuid: Asked,
-    flush: Option<Asked>,
+pub(crate) struct ThreadQuestions {
+    tsc: Question,
+    mce: Question,
+    cpuid: Question,
+    flush: Option<Question>,
 }
 
 /// Where the machine does not empty caches for one thread, it does for none, and only the first is asked.
 static NO_FLUSH: AtomicBool = AtomicBool::new(false);
 
 /// Adds the questions to a thread's list.
-pub(crate) fn ask(list: &mut List) -> Questions {
+pub(crate) fn ask(list: &mut List) -> ThreadQuestions {
     let prctl = libc::SYS_prctl;
     // Of an emptied cache /proc/PID/status does not tell.
     let flush = [PR_GET_SPECULATION_CTRL, L1D_FLUSH, 0, 0, 0];
-    Questions {
+    ThreadQuestions {
         tsc: list.reading(prctl, &[libc::PR_GET_TSC as u64, 0], 1, 4),
         mce: list.call(prctl, &[libc::PR_MCE_KILL_GET as u64, 0, 0, 0, 0]),
         cpuid: list.call(libc::SYS_arch_prctl, &[ARCH_GET_CPUID, 0]),
@@ -46,9 +46,9 @@ pub(crate) fn ask(list: &mut List) -> Questions {
     }
 }
 
-impl Questions {
+impl ThreadQuestions {
     /// The answers as bits of [`thread_flag`].
-    pub(crate) fn flags(&self, answers: &Answers) -> u32 {
+    pub(crate) fn flags(&self, answers: &Replies) -> u32 {
         let mut flags = 0;
         if answers.get::<i32>(self.tsc) == libc::PR_TSC_SIGSEGV {
             flags |= thread_flag::NO_TSC;

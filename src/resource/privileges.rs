@@ -5,8 +5,7 @@
 use super::{Gathered, Target};
 use crate::error::Result;
 use crate::proc::{self, namespaces::Namespaces, status::Status, tree};
-use crate::ptrace::call::Caller;
-use crate::ptrace::list::List;
+use crate::ptrace::list::{List, Question, Replies};
 use crate::ptrace::raw;
 use nix::libc;
 
@@ -14,10 +13,29 @@ const KEYCTL_GET_KEYRING_ID: u64 = 0;
 const THREAD_KEYRING: i64 = -1;
 const PROCESS_KEYRING: i64 = -2;
 
-/// Names what is the program's own; `caller` is its main thread.
+/// What is asked of privileges.
+pub(crate) struct PrivilegeQuestions {
+    securebits: Question,
+    keyrings: [Question; 2],
+}
+
+/// Asks for what only the process can say.
+pub(crate) fn ask(list: &mut List) -> PrivilegeQuestions {
+    PrivilegeQuestions {
+        securebits: list.call(libc::SYS_prctl, &[libc::PR_GET_SECUREBITS as u64]),
+        // A session keyring, which execve(2) does not take away, is not looked for: the question gives one to a process
+        // that has none (security/keys/process_keys.c, lookup_user_key).
+        keyrings: [PROCESS_KEYRING, THREAD_KEYRING].map(|which: i64| {
+            list.call(libc::SYS_keyctl, &[KEYCTL_GET_KEYRING_ID, which.cast_unsigned(), 0])
+        }),
+    }
+}
+
+/// Names what is the program's own.
 pub(crate) fn name(
+    asked: &PrivilegeQuestions,
+    answers: &Replies,
     target: &Target<'_>,
-    caller: &mut Caller<'_>,
     gathered: &mut Gathered,
 ) -> Result<()> {
     let pid = target.frozen.pid;
@@ -42,19 +60,11 @@ pub(crate) fn name(
     if !spaces.is_empty() {
         say(format!("its own namespaces ({}): a restart has the restarter's", spaces.join(", ")));
     }
-    let mut list = List::default();
-    let securebits = list.call(libc::SYS_prctl, &[libc::PR_GET_SECUREBITS as u64]);
-    // A session keyring, which execve(2) does not take away, is not looked for: the question gives one to a process that
-    // has none (security/keys/process_keys.c, lookup_user_key).
-    let keyrings = [PROCESS_KEYRING, THREAD_KEYRING].map(|which: i64| {
-        list.call(libc::SYS_keyctl, &[KEYCTL_GET_KEYRING_ID, which.cast_unsigned(), 0])
-    });
-    let answers = caller.list(target.memory, &list)?;
-    let securebits = answers.result(securebits);
+    let securebits = answers.result(asked.securebits);
     if securebits > 0 {
         say(format!("its securebits ({securebits:#x}): a restart has the restarter's"));
     }
-    if keyrings.into_iter().any(|asked| answers.result(asked) > 0) {
+    if asked.keyrings.into_iter().any(|asked| answers.result(asked) > 0) {
         say("the keys in its process or thread keyring (keyrings(7)): a restart has none".into());
     }
     for thread in target.frozen.threads.iter().map(|t| t.tid).chain([pid]) {

@@ -5,8 +5,7 @@ use super::plan::{Arena, Orders, Step};
 use super::{Common, Gathered, Target, cpu, memory, vdso, written, xstate};
 use crate::error::{Because, Result};
 use crate::proc;
-use crate::ptrace::call::Caller;
-use crate::ptrace::list::{Answers, Asked, List};
+use crate::ptrace::list::{List, Question, Replies};
 use ckpt_abi::image::{Limit, Process, process_flag};
 use nix::libc;
 use std::ffi::OsString;
@@ -25,10 +24,11 @@ const THP_EXCEPT_ADVISED: u64 = 2;
 /// prctl_mm_map.exe_fd that leaves /proc/PID/exe as it is, which needs no privilege.
 const NO_FD: u32 = u32::MAX;
 
-/// Saves the process; `caller` is its main thread.
+/// Saves the process.
 pub(crate) fn save(
+    asked: &ProcessQuestions,
+    answers: &Replies,
     target: &Target<'_>,
-    caller: &mut Caller<'_>,
     gathered: &mut Gathered,
     common: &mut Common,
 ) -> Result<()> {
@@ -36,9 +36,6 @@ pub(crate) fn save(
     let process = target.process();
     let stat = process.stat(pid)?;
     let status = process.status(pid)?;
-    let mut list = List::default();
-    let asked = Questions::add(&mut list);
-    let answers = caller.list(target.memory, &list)?;
     let brk = answers.expect(asked.brk, "cannot read the program break")?;
     let place = vdso::Place::find(target.vmas);
     let arguments = process.cmdline()?;
@@ -86,12 +83,10 @@ pub(crate) fn save(
         vdso_len: place.vdso_len,
         vvar: place.vvar,
         vvar_len: place.vvar_len,
-        flags: asked.flags(&answers)
-            | memory::locked::future(target.process(), caller)?
-            | own.flags,
+        flags: asked.flags(answers) | asked.locked.flags(answers) | own.flags,
         oom_score: own.oom_score,
         coredump_filter: own.coredump_filter,
-        membarrier: asked.membarrier(&answers),
+        membarrier: asked.membarrier(answers),
         group: stat.pgrp.cast_unsigned(),
         session: stat.session.cast_unsigned(),
         cpu: cpu::Set::of_config(&target.region.control.config).0,
@@ -116,28 +111,31 @@ pub(crate) fn save(
 }
 
 /// What only the process can say.
-struct Questions {
-    brk: Asked,
-    segments: Asked,
-    membarrier: Asked,
+pub(crate) struct ProcessQuestions {
+    locked: memory::locked::LockQuestions,
+    brk: Question,
+    segments: Question,
+    membarrier: Question,
     /// The state components that the process may use because it asked (AMX); 0 where the kernel has no such thing
     /// (before 5.16).
-    permitted: Asked,
-    dumpable: Asked,
-    huge: Asked,
-    merge: Asked,
-    flusher: Asked,
-    mdwe: Asked,
-    reaper: Asked,
+    permitted: Question,
+    dumpable: Question,
+    huge: Question,
+    merge: Question,
+    flusher: Question,
+    mdwe: Question,
+    reaper: Question,
 }
 
-impl Questions {
-    fn add(list: &mut List) -> Self {
+impl ProcessQuestions {
+    /// Asks; `free` is an address where nothing is.
+    pub(crate) fn add(list: &mut List, free: u64) -> Self {
         const READ: u64 = 0;
         const GET_REGISTRATIONS: u64 = 512;
         const ARCH_GET_XCOMP_PERM: u64 = 0x1022;
         let prctl = libc::SYS_prctl;
         Self {
+            locked: memory::locked::ask(list, free),
             brk: list.call(libc::SYS_brk, &[0]),
             segments: list.reading(libc::SYS_modify_ldt, &[READ, 0, 8], 1, 8),
             membarrier: list.call(libc::SYS_membarrier, &[GET_REGISTRATIONS]),
@@ -153,12 +151,12 @@ impl Questions {
 
     /// The registrations for membarrier(2). Before Linux 6.3 nobody can tell; the common one is assumed
     /// then, which costs little if it was not there.
-    fn membarrier(&self, answers: &Answers) -> u32 {
+    fn membarrier(&self, answers: &Replies) -> u32 {
         const REGISTER_PRIVATE_EXPEDITED: u32 = 16;
         u32::try_from(answers.result(self.membarrier)).unwrap_or(REGISTER_PRIVATE_EXPEDITED)
     }
 
-    fn flags(&self, answers: &Answers) -> u32 {
+    fn flags(&self, answers: &Replies) -> u32 {
         let is_set = |asked, flag| if answers.result(asked) == 1 { flag } else { 0 };
         let mut flags = is_set(self.dumpable, process_flag::DUMPABLE)
             | is_set(self.merge, process_flag::MEMORY_MERGE)

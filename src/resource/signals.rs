@@ -4,8 +4,7 @@
 use super::plan::{Arena, Orders, Step};
 use super::{Gathered, Target};
 use crate::error::{Because, Result};
-use crate::ptrace::call::Caller;
-use crate::ptrace::list::List;
+use crate::ptrace::list::{List, Question, Replies};
 use crate::ptrace::raw;
 use crate::settings::signal_name;
 use ckpt_abi::image::{PendingSignal, SignalAction, process_flag};
@@ -18,20 +17,21 @@ pub(crate) const COUNT: u64 = 64;
 const ACTION: usize = size_of::<SignalAction>();
 const UNCATCHABLE: [u64; 2] = [libc::SIGKILL as u64, libc::SIGSTOP as u64];
 
-/// Asks the target for its dispositions, through the thread of `caller`.
+/// Asks for the dispositions of all signals.
+pub(crate) fn ask(list: &mut List) -> Vec<Question> {
+    let ask = |signal| list.reading(libc::SYS_rt_sigaction, &[signal, 0, 0, 8], 2, ACTION);
+    (1..=COUNT).map(ask).collect()
+}
+
+/// Saves what was answered.
 pub(crate) fn save_actions(
-    target: &Target<'_>,
-    caller: &mut Caller<'_>,
+    asked: &[Question],
+    answers: &Replies,
     gathered: &mut Gathered,
 ) -> Result<()> {
-    let mut list = List::default();
-    let all: Vec<_> = (1..=COUNT)
-        .map(|signal| list.reading(libc::SYS_rt_sigaction, &[signal, 0, 0, 8], 2, ACTION))
-        .collect();
-    let answers = caller.list(target.memory, &list)?;
-    for asked in all {
-        answers.expect(asked, "cannot read a signal's disposition")?;
-        gathered.actions.push(answers.get(asked));
+    for asked in asked {
+        answers.expect(*asked, "cannot read a signal's disposition")?;
+        gathered.actions.push(answers.get(*asked));
     }
     Ok(())
 }

@@ -67,7 +67,10 @@ pub(crate) fn save(
         leave_sequence(memory, rseq.pointer, &mut next);
     }
     let answers = ask(thread, memory, &desk)?;
-    thread.take_back().because(|| format!("cannot give thread {tid} its registers back"))?;
+    // There are more threads than slots; the first is asked more.
+    if index != 0 {
+        thread.take_back().because(|| format!("cannot give thread {tid} its registers back"))?;
+    }
     let mut name = [0; 16];
     let len = comm.len().min(15);
     name[..len].copy_from_slice(&comm.as_bytes()[..len]);

@@ -6,9 +6,8 @@ use super::runtime::clocks::{KIND, OF_THREAD, SCHED, id_of};
 use super::{Gathered, Target};
 use crate::error::{Error, Result};
 use crate::order;
-use crate::proc;
-use crate::ptrace::call::Caller;
-use crate::ptrace::list::List;
+use crate::proc::{self, timers::PosixTimer};
+use crate::ptrace::list::{List, Question, Replies};
 use crate::ptrace::raw;
 use ckpt_abi::image::Timer;
 use ckpt_abi::op::{Kind, flag};
@@ -29,27 +28,37 @@ const OFF: u64 = 0;
 
 const SECOND: u64 = 1_000_000_000;
 
-/// Asks for all timers, through the thread of `caller`.
-pub(crate) fn save(
-    target: &Target<'_>,
-    caller: &mut Caller<'_>,
-    gathered: &mut Gathered,
-) -> Result<()> {
+/// What is asked of timers.
+pub(crate) struct TimerQuestions {
+    known: Result<Vec<PosixTimer>>,
+    interval: Vec<Question>,
+    /// The time left, and overruns.
+    posix: Vec<(Question, Question)>,
+}
+
+/// Asks for all timers.
+pub(crate) fn ask(target: &Target<'_>, list: &mut List) -> TimerQuestions {
     let known = target.process().posix_timers();
-    let mut list = List::default();
-    let interval: Vec<_> = (0..u64::from(POSIX))
+    let interval = (0..u64::from(POSIX))
         .map(|kind| list.reading(libc::SYS_getitimer, &[kind, 0], 1, 32))
         .collect();
-    let asked: Vec<_> = known
-        .iter()
-        .flatten()
-        .map(|timer| {
-            let id = u64::from(timer.id.cast_unsigned());
-            let left = list.reading(libc::SYS_timer_gettime, &[id, 0], 1, 32);
-            (left, list.call(libc::SYS_timer_getoverrun, &[id]))
-        })
-        .collect();
-    let answers = caller.list(target.memory, &list)?;
+    let mut ask = |timer: &PosixTimer| {
+        let id = u64::from(timer.id.cast_unsigned());
+        let left = list.reading(libc::SYS_timer_gettime, &[id, 0], 1, 32);
+        (left, list.call(libc::SYS_timer_getoverrun, &[id]))
+    };
+    let posix = known.iter().flatten().map(&mut ask).collect();
+    TimerQuestions { known, interval, posix }
+}
+
+/// Saves what was answered.
+pub(crate) fn save(
+    asked: TimerQuestions,
+    answers: &Replies,
+    target: &Target<'_>,
+    gathered: &mut Gathered,
+) -> Result<()> {
+    let TimerQuestions { known, interval, posix } = asked;
     for (kind, asked) in (0..POSIX).zip(interval) {
         answers.expect(asked, "cannot read an interval timer")?;
         let [period_s, period_us, left_s, left_us]: [u64; 4] = answers.get(asked);
@@ -69,7 +78,7 @@ pub(crate) fn save(
             return Ok(());
         }
     };
-    for (timer, (left, overruns)) in timers.into_iter().zip(asked) {
+    for (timer, (left, overruns)) in timers.into_iter().zip(posix) {
         if timer.id > MOST && !raw::chooses_timer_ids() {
             gathered.obstacles.push(format!(
                 "a POSIX timer has the number {}, which a restart can only give from Linux 6.15 on",
@@ -149,7 +158,7 @@ pub(crate) fn restore(
 const DESCRIPTOR: i32 = 3;
 
 /// The clock of a timer, a thread's CPU clock with that thread's id. Clocks of others are lost.
-fn clock(timer: &proc::timers::PosixTimer, target: &Target<'_>, gathered: &mut Gathered) -> i32 {
+fn clock(timer: &PosixTimer, target: &Target<'_>, gathered: &mut Gathered) -> i32 {
     let lost = |whose: &str| format!("the clock of POSIX timer {}: {whose}", timer.id);
     // All but the main one, which answers meanwhile.
     let others = &target.frozen.threads;

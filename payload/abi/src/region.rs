@@ -61,7 +61,7 @@ pub const STACK_COUNT: u64 = 4;
 /// Bytes from the base of the region to its [`Slot`]s.
 pub const SLOTS: u64 = STACKS + STACK_LEN * STACK_COUNT;
 /// Bytes of a slot: its head, and a signal frame with the largest extended state.
-pub const SLOT_LEN: u64 = 0x5000;
+pub const SLOT_LEN: u64 = 0x7000;
 /// How many slots there are.
 pub const SLOT_COUNT: u64 = 16;
 /// Bytes from the beginning of a slot to its signal frame.

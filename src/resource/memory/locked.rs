@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Memory that stays in memory: mlock(2), and mlockall(2) for mappings to come.
 
-use crate::proc::{self, Process, pagemap::Pagemap};
-use crate::ptrace::call::Caller;
+use crate::proc;
+use crate::ptrace::list::{List, Question, Replies};
 use crate::resource::plan::{Orders, Step};
 use ckpt_abi::image::{Vma, process_flag, vma_flag};
 use nix::libc;
@@ -12,31 +12,42 @@ use crate::image::PAGE;
 
 const LOCKED: u64 = vma_flag::LOCKED | vma_flag::LOCK_ON_FAULT;
 
-/// Whether mappings to come are locked, as bits of [`process_flag`]. Only a new mapping tells: the count of locked pages
-/// grows by it, and the page is there at once but for MCL_ONFAULT.
-pub(crate) fn future(process: &Process, caller: &mut Caller<'_>) -> Result<u32> {
-    let before = process.locked_memory();
-    let (prot, flags) =
-        (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-    let args = [0, PAGE, prot as u64, flags as u64, u64::MAX, 0];
-    // EAGAIN: it is locked, and no more may be (RLIMIT_MEMLOCK). ENOMEM: it has as many mappings as it may.
-    let at = match caller.call(libc::SYS_mmap, &args)? {
-        at if at > 0 => at.cast_unsigned(),
-        error if error == -i64::from(libc::EAGAIN) => return Ok(process_flag::LOCK_FUTURE),
-        _ => return Ok(0),
-    };
-    let locked = process.locked_memory() > before;
-    let mut there = false;
-    if locked {
-        let map = Pagemap::open(process.pid())?;
-        map.entries(at, at + PAGE, |_, entry| there |= entry.present() || entry.swapped())?;
+/// What is asked of mappings to come.
+pub(crate) struct LockQuestions {
+    mapped: Question,
+    there: Question,
+    emptied: Question,
+}
+
+/// Asks whether they are locked. Only a new mapping tells: the page of one that is locked cannot be given back (madvise(2),
+/// MADV_DONTNEED), and is there at once but for MCL_ONFAULT.
+///
+/// What is at that address is gone afterwards: nothing may be there.
+pub(crate) fn ask(list: &mut List, free: u64) -> LockQuestions {
+    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+    let args = [free, PAGE, prot as u64, flags as u64, u64::MAX, 0];
+    let mapped = list.call(libc::SYS_mmap, &args);
+    let there = list.reading(libc::SYS_mincore, &[free, PAGE, 0], 2, 1);
+    let emptied = list.call(libc::SYS_madvise, &[free, PAGE, libc::MADV_DONTNEED as u64]);
+    list.call(libc::SYS_munmap, &[free, PAGE]);
+    LockQuestions { mapped, there, emptied }
+}
+
+impl LockQuestions {
+    /// The answers as bits of [`process_flag`].
+    pub(crate) fn flags(&self, answers: &Replies) -> u32 {
+        let is = |asked, errno: i32| answers.result(asked) == -i64::from(errno);
+        // EAGAIN: it is locked, and no more may be (RLIMIT_MEMLOCK). ENOMEM: it has as many mappings as it may.
+        if is(self.mapped, libc::EAGAIN) {
+            return process_flag::LOCK_FUTURE;
+        }
+        match (is(self.emptied, libc::EINVAL), answers.get::<u8>(self.there) & 1) {
+            (true, 1) => process_flag::LOCK_FUTURE,
+            (true, _) => process_flag::LOCK_FUTURE | process_flag::LOCK_FUTURE_ON_FAULT,
+            _ => 0,
+        }
     }
-    caller.expect(libc::SYS_munmap, &[at, PAGE], "cannot unmap a page")?;
-    Ok(match (locked, there) {
-        (false, _) => 0,
-        (true, true) => process_flag::LOCK_FUTURE,
-        (true, false) => process_flag::LOCK_FUTURE | process_flag::LOCK_FUTURE_ON_FAULT,
-    })
 }
 
 /// Orders that lock memory again.
