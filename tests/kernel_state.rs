@@ -143,6 +143,8 @@ mod granted {
             let root = who == Who::Me && nix::unistd::geteuid().is_root();
             let named = |what: &str| saved.stderr.contains(&format!("not saved: {what}"));
             assert!(named("the keys in its process or thread keyring"), "{saved:?}");
+            // Who may do more than the program is no witness.
+            assert_eq!(named("the sandbox that it has locked itself in"), !root, "{saved:?}");
             assert_eq!(named("its capabilities, which were changed"), root, "{saved:?}");
             assert_eq!(named("its securebits (0x4)"), root, "{saved:?}");
             run.check();

@@ -112,6 +112,7 @@ fn ask_main_thread(
         timers::save(clocks, &answers, target, gathered)?;
         memory::look_into_shared(target, &mut caller, areas, gathered)?;
         privileges::name(&privileges, &answers, target, gathered)?;
+        privileges::name_sandbox(target, &mut caller, gathered)?;
         sysv::undo::save(target, &mut caller, gathered, common)?;
         process::save(&process, &answers, target, gathered, common)
     };

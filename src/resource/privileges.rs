@@ -5,10 +5,14 @@
 use super::{Gathered, Target};
 use crate::error::Result;
 use crate::proc::{self, namespaces::Namespaces, status::Status, tree};
+use crate::ptrace::call::Caller;
 use crate::ptrace::list::{List, Question, Replies};
 use crate::ptrace::raw;
+use ckpt_abi::image::thread_flag;
 use nix::libc;
 
+/// Whether two processes have one memory: KCMP_VM (kcmp(2)).
+const KCMP_VM: i32 = 1;
 const KEYCTL_GET_KEYRING_ID: u64 = 0;
 const THREAD_KEYRING: i64 = -1;
 const PROCESS_KEYRING: i64 = -2;
@@ -72,6 +76,41 @@ pub(crate) fn name(
             say(format!(
                 "how much of a CPU thread {thread} is taken to use (sched_setattr(2), SCHED_FLAG_UTIL_CLAMP)"
             ));
+        }
+    }
+    Ok(())
+}
+
+/// Names a sandbox of its own (Landlock(7)). Nothing shows it but what it forbids: to look at an equal outside (kcmp(2)).
+/// Whoever may do more than the program is no equal.
+pub(crate) fn name_sandbox(
+    target: &Target<'_>,
+    caller: &mut Caller<'_>,
+    gathered: &mut Gathered,
+) -> Result<()> {
+    let process = target.process();
+    let pid = process.pid();
+    if gathered.threads.first().is_none_or(|main| main.flags & thread_flag::NO_NEW_PRIVS == 0) {
+        return Ok(());
+    }
+    let own = process.status(pid)?;
+    let us = std::process::id().cast_signed();
+    for other in [us, own.ppid] {
+        let same = |kind| proc::namespace(pid, kind) == proc::namespace(other, kind);
+        let equal = proc::status(other, other).is_ok_and(|it| {
+            (it.uid, it.gid) == (own.uid, own.gid) && it.permitted & !own.permitted == 0
+        });
+        let ids = [process.inner_pid(), proc::inner_pid(other), KCMP_VM];
+        let args = ids.map(|id| i64::from(id).cast_unsigned());
+        if equal
+            && same("pid")
+            && same("user")
+            && caller.call(libc::SYS_kcmp, &args)? == -i64::from(libc::EPERM)
+        {
+            let text =
+                "the sandbox that it has locked itself in (Landlock(7)): a restart is not in it";
+            gathered.losses.push(text.into());
+            break;
         }
     }
     Ok(())
