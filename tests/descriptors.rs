@@ -38,9 +38,16 @@ fn limited(bench: &Bench, program: &std::path::Path, args: &[&str], most: u64) -
     Run::start(command)
 }
 
+/// Whether whoever runs the tests may have so many descriptors.
+fn may_have(most: u64) -> bool {
+    use nix::sys::resource::{Resource, getrlimit};
+    getrlimit(Resource::RLIMIT_NOFILE).is_ok_and(|(_, hard)| hard >= most)
+}
+
 #[test]
 fn no_number_above_the_programs_own_limit_is_needed() {
-    for (count, high, most) in [("600", "1023", 1024), ("2", "255", 256), ("240", "250", 256)] {
+    let limits = [("600", "1023", 1024), ("2", "255", 256), ("240", "250", 256)];
+    for (count, high, most) in limits.into_iter().filter(|(_, _, most)| may_have(*most)) {
         let bench = Bench::new(Who::Nobody);
         let mut run = limited(&bench, &bench.subject("many", Build::Pie), &[count, high], most);
         run.expect("ready");
@@ -54,6 +61,9 @@ fn no_number_above_the_programs_own_limit_is_needed() {
 
 #[test]
 fn a_number_above_the_limit_is_refused_with_the_way_out() {
+    if !may_have(1024) {
+        return;
+    }
     let bench = Bench::new(Who::Nobody);
     let run = bench.run(bench.subject("many", Build::Pie), &["3", "500"]);
     let mut run = run;

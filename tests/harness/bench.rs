@@ -8,6 +8,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io::ErrorKind;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -50,10 +51,17 @@ impl Bench {
     pub(crate) fn new(who: Who) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         keep_descriptors_to_ourselves();
-        let name =
-            format!("ckpt-test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let dir = std::env::temp_dir().join(name);
-        fs::create_dir(&dir).expect("a temporary directory");
+        let own = std::process::id();
+        let dir = loop {
+            let count = COUNT.fetch_add(1, Ordering::Relaxed);
+            let dir = std::env::temp_dir().join(format!("ckpt-test-{own}-{count}"));
+            match fs::create_dir(&dir) {
+                Ok(()) => break dir,
+                // Left by a test with this id that was killed.
+                Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
+                Err(e) => panic!("no temporary directory {}: {e}", dir.display()),
+            }
+        };
         let bench = Self { dir, who, stays: std::env::var_os("CKPT_STAY").is_some() };
         bench.give(&bench.dir);
         fs::copy(subjects::ckpt(), bench.ckpt()).expect("a copy of ckpt");
