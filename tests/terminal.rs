@@ -3,7 +3,7 @@
 
 mod harness;
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -51,6 +51,11 @@ impl Session {
 
     fn types(&mut self, keys: &[u8]) {
         self.keyboard.write_all(keys).expect("the terminal takes keys");
+    }
+
+    /// The screen from here on.
+    fn forget(&self) {
+        self.screen.lock().expect("no panic").clear();
     }
 
     #[track_caller]
@@ -112,4 +117,50 @@ fn control_z_under_an_interactive_shell() {
     shell.shows("again=0");
     shell.types(b"exit\n");
     shell.ends_with(0);
+}
+
+/// Children that the terminal stops with the rest of the job run to the checkpoint, and go on where the job does.
+#[test]
+fn control_z_of_a_job_under_an_interactive_shell() {
+    const STEP: &str = "import os, time\nprint('at', flush=True)\n\
+                        while not os.path.exists('gate'):\n    time.sleep(0.01)\n    \
+                        if os.path.exists('knock'):\n        os.unlink('knock')\n        print('here', flush=True)\n\
+                        print(6 * 7, flush=True)\n";
+    const LOOP: &str = "for i in 1 2; do python3 step.py; done; echo all of it $?";
+    const PIPE: &str =
+        "python3 step.py | (read a; echo $a; while read b; do echo $b; done); echo all of it $?";
+    for (who, script, options) in [
+        (Who::Me, LOOP, "-c "),
+        (Who::Nobody, LOOP, ""),
+        (Who::Me, PIPE, ""),
+        (Who::Nobody, PIPE, "-c "),
+    ] {
+        let bench = Bench::new(who);
+        bench.file("step.py", STEP);
+        bench.file("job.sh", format!("#!/bin/bash\n{script}\n"));
+        let mut shell = Session::start(&bench, &["bash", "--norc", "--noprofile", "-i"]);
+        shell.types(format!("./ckpt {options}-n x.ckpt ./job.sh; echo status=$?\n").as_bytes());
+        shell.shows("at\r\n");
+        shell.types(b"\x1a");
+        until("a checkpoint", || bench.path("x.ckpt").exists().then_some(()));
+        if options.is_empty() {
+            shell.shows("status=0");
+            for _ in 0..2 {
+                shell.forget();
+                shell.types(b"./x.ckpt; echo status=$?\n");
+                bench.file("knock", "");
+                shell.shows("here\r\n");
+                shell.types(b"\x1a");
+                shell.shows("status=0");
+            }
+            shell.forget();
+            shell.types(b"./x.ckpt; echo status=$?\n");
+        }
+        bench.file("gate", "");
+        shell.shows("42\r\n");
+        shell.shows("all of it 0");
+        shell.shows("status=0");
+        shell.types(b"exit\n");
+        shell.ends_with(0);
+    }
 }

@@ -6,6 +6,8 @@ mod harness;
 
 use harness::faults::{armed, steps};
 use harness::{Bench, Build, Run, Who, status_line, until};
+use std::os::unix::process::CommandExt;
+
 use nix::sys::signal::Signal::{SIGCONT, SIGSTOP};
 
 fn halted(bench: &Bench) -> Run {
@@ -82,10 +84,10 @@ fn a_killed_dumper_lets_no_stopped_child_go_on() {
 #[test]
 fn a_stopped_child_comes_out_of_a_hole() {
     let bench = Bench::new(Who::Nobody);
-    for step in ["borrowed:2", "lending:2", "working:50", "entered:80", "mapped:3", "injected:3"] {
+    for step in ["borrowed:2", "lending:2", "working:6", "entered:12", "mapped:3", "injected:3"] {
         let mut run = halted(&bench);
         let (pid, x) = (run.pid_text(), bench.name("x.ckpt"));
-        assert!(killed(&bench, step, &["save", &pid, "-n", &x]));
+        assert!(killed(&bench, step, &["save", &pid, "-n", &x]), "{step}");
         run.check();
         bench.must(&["save", &pid, "-n", &x]);
         run.check();
@@ -121,4 +123,93 @@ fn a_stopped_program_stays_stopped_for_three_generations() {
 
 fn is_stopped(run: &Run) -> bool {
     status_line(run.pid(), "State").is_some_and(|state| state.starts_with('T'))
+}
+
+/// A job that is a group of its own, to which it sends the checkpoint signal itself: its child has no handler, and must answer
+/// all the same, and wait(2) knows nothing of it.
+const GROUP: &str = r#"
+import os, signal, subprocess, sys
+child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+halted = subprocess.Popen(["sleep", "1000"])
+os.kill(halted.pid, signal.SIGSTOP)
+os.waitpid(halted.pid, os.WUNTRACED)
+print("ready", flush=True)
+for line in sys.stdin:
+    if line == "group\n":
+        os.killpg(0, signal.SIGTSTP)
+    child.stdin.write(b"x\n")
+    child.stdin.flush()
+    child.stdout.readline()
+    # A moment after it was held it stops again.
+    state = "R"
+    while state == "R":
+        with open(f"/proc/{halted.pid}/stat") as stat:
+            state = stat.read().rsplit(")")[1].split()[0].upper()
+    print(state, os.waitpid(-1, os.WNOHANG | os.WUNTRACED), flush=True)
+    if line == "go\n":
+        break
+halted.kill()
+child.stdin.close()
+sys.exit(child.wait())
+"#;
+
+/// Runs a program in a group of its own.
+fn grouped(bench: &Bench, program: &str, args: &[&str], step: &str) -> Run {
+    let mut command = bench.command(bench.path(program));
+    command.args(args).process_group(0);
+    Run::start(if step.is_empty() { command } else { armed(command, step, &[""; 0]) })
+}
+
+fn job(bench: &Bench, options: &[&str], step: &str) -> Run {
+    let args = [options, &["-n", "x.ckpt", "--", "/usr/bin/python3", "-c", GROUP]].concat();
+    let mut run = grouped(bench, "ckpt", &args, step);
+    run.expect("ready");
+    run
+}
+
+#[test]
+fn a_signal_to_the_group_stops_nobody() {
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        let mut run = job(&bench, &["-c"], "");
+        for _ in 0..3 {
+            run.say("group");
+            run.expect("T (0, 0)");
+        }
+        run.say("go");
+        run.expect("T (0, 0)");
+        run.ends_well();
+        let mut run = grouped(&bench, "x.ckpt", &[], "");
+        run.expect("T (0, 0)");
+        run.say("group");
+        run.expect("T (0, 0)");
+        run.say("go");
+        run.expect("T (0, 0)");
+        run.ends_well();
+        // Saved and ended.
+        let mut run = job(&bench, &[], "");
+        for _ in 0..3 {
+            run.say("group");
+            run.ends_well();
+            run = grouped(&bench, "x.ckpt", &[], "");
+            run.expect("T (0, 0)");
+        }
+        run.say("go");
+        run.expect("T (0, 0)");
+        run.ends_well();
+    }
+}
+
+/// Nor does it when there comes no checkpoint of it.
+#[test]
+fn a_signal_to_the_group_stops_nobody_whose_dumper_is_killed() {
+    let bench = Bench::new(Who::Nobody);
+    for step in ["begun", "seized:2", "frozen", "claimed", "cloned:2", "pictured"] {
+        let mut run = job(&bench, &["-c"], step);
+        run.say("group");
+        run.expect("T (0, 0)");
+        run.say("go");
+        run.expect("T (0, 0)");
+        run.ends_well();
+    }
 }

@@ -34,6 +34,17 @@ fn ask(page: Page, request: Request, name: *const u8, then: impl FnOnce()) -> u3
     if answer == Answer::Failed { errno.max(1) } else { 0 }
 }
 
+/// Lets go on what the checkpoint signal has stopped in other processes, where no dumper has come of it that does so: it
+/// was killed, or another was at work already.
+pub(crate) fn rescue(page: Page) {
+    /// SIGTSTP, SIGTTIN and SIGTTOU.
+    const STOPS: core::ops::RangeInclusive<u32> = 20..=22;
+    let signal = page.control(offset_of!(Control, config.asyncsig)).load(Ordering::Acquire);
+    if STOPS.contains(&signal) {
+        ask(page, Request::Rescue, core::ptr::null(), || {});
+    }
+}
+
 /// Becomes the checkpoint `name`; an error number where that is impossible. The assistant looks at
 /// it before anything is lost, and says which file to execute.
 pub(crate) fn restart(page: Page, name: *const u8) -> u32 {

@@ -63,11 +63,13 @@ fn serve(page: Page) {
     let waits = callbacks::any(page, When::After);
     let by = if waits { By::Call } else { By::Signal };
     if let Err(Denied::Busy(_)) = turns::allowed(page, Event::Ask { by, kept: waits }) {
+        assist::rescue(page);
         return;
     }
     files::keep(page);
     callbacks::run(page, When::Before);
     if !claim(page, by, waits) {
+        assist::rescue(page);
         return;
     }
     let request = if waits { Request::Call } else { Request::Signal };
@@ -76,17 +78,22 @@ fn serve(page: Page) {
     page.target().store(sys::getpid(), Ordering::Release);
     spawn::dumper(page);
     if waits {
-        conclude(page);
+        if conclude(page) == Answer::Failed {
+            assist::rescue(page);
+        }
         return;
     }
-    await_dumper(page);
+    let lost = await_dumper(page);
     spawn::reap_keeper(page, END);
     spawn::allow_monitor(page);
+    if lost {
+        assist::rescue(page);
+    }
     callbacks::restarted(page);
 }
 
-/// Waits for the answer and calls the callbacks that it asks for.
-pub(crate) fn conclude(page: Page) {
+/// Waits for the answer and calls the callbacks that it asks for; the answer.
+pub(crate) fn conclude(page: Page) -> Answer {
     let answer = await_answer(page);
     unclaim(page);
     match answer {
@@ -94,6 +101,7 @@ pub(crate) fn conclude(page: Page) {
         Answer::Restarted => callbacks::restarted(page),
         Answer::None | Answer::Failed => {}
     }
+    answer
 }
 
 /// Where a dumper from outside sends the main thread, as a signal would: it calls the callbacks
@@ -161,11 +169,12 @@ fn fail(page: Page) {
     page.set_error(text);
 }
 
-/// Waits until the dumper that this thread has started lets it go on.
+/// Waits until the dumper that this thread has started lets it go on; whether it was killed.
 ///
 /// In a restarted process the turn is nobody's, wherever the freeze met us.
-fn await_dumper(page: Page) {
+fn await_dumper(page: Page) -> bool {
     let own = turns::now(page);
+    let mut lost = false;
     loop {
         let turn = turns::now(page);
         if turn.phase != Phase::Holding || turn.task.pid != own.task.pid {
@@ -173,6 +182,7 @@ fn await_dumper(page: Page) {
         }
         turns::sleep(page, turn, PATIENCE);
         if turns::now(page) == turn && turns::change(page, Event::Lost).is_ok() {
+            lost = true;
             say(b"ckpt: no checkpoint: the dumper was killed, or may not trace this program, as only root may one \
                   that is not dumpable (prctl(2)); the program goes on\n");
         }
@@ -184,6 +194,7 @@ fn await_dumper(page: Page) {
         say(reason(why));
         say(b"; the program goes on\n");
     }
+    lost || why != 0
 }
 
 /// Waits until it is the caller's turn, which lasts until [`unclaim`].

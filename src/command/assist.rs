@@ -31,6 +31,10 @@ pub(super) fn run(pid: i32) -> Result<u8> {
         Ok(Request::Environment) => environment(pid, &mut caller).map(|()| None),
         Ok(Request::Configure) => configure(pid, &mut caller).map(|()| None),
         Ok(Request::Inspect) => inspect(pid, &caller),
+        Ok(Request::Rescue) => {
+            crate::dump::halted::rescue(pid);
+            Ok(None)
+        }
         Ok(Request::Signal | Request::Call) | Err(_) => {
             Err(Error::new("the process asks for something unknown"))
         }

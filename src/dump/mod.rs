@@ -10,6 +10,7 @@
 pub(crate) mod caller;
 pub(crate) mod checkpoint;
 pub(crate) mod excluded;
+pub(crate) mod halted;
 mod keeper;
 pub(crate) mod phase0_visit;
 pub(crate) mod phase1_freeze;
@@ -155,6 +156,9 @@ fn take(request: &Demand) -> Result<Outcome> {
     }
     let begun = look(request, request.pid).and_then(|()| begin(request, &executable));
     if let Err(e) = &begun {
+        if request.triggered {
+            halted::rescue(request.pid);
+        }
         phase0_visit::leave(request.pid, e);
     }
     let Begun { mut checkpoint, mut equipped, still } = begun?;
@@ -295,6 +299,9 @@ fn begin<'a>(request: &'a Demand, executable: &[u8]) -> Result<Begun<'a>> {
         if let Some(first) = equipped.first().filter(|_| equipped.len() == still.processes.len()) {
             let checkpoint = Checkpoint::of(request, whose, first)?;
             reach(Point::Claimed);
+            if request.triggered {
+                halted::release(&equipped, &mut still.processes)?;
+            }
             return Ok(Begun { checkpoint, equipped, still });
         }
         equipped.iter().skip(1).for_each(|process| process.finish(None));

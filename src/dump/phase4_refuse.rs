@@ -2,6 +2,7 @@
 //! Phase 4: refuse, naming every obstacle at once, before anything is done.
 
 use super::checkpoint::Checkpoint;
+use super::halted;
 use super::phase3_gather::Still;
 use super::sharers;
 use crate::error::{Error, Kind, Result};
@@ -104,7 +105,7 @@ pub(crate) fn refuse(
     let (mut refusals, mut passing) = (Vec::new(), true);
     let mut found = Vec::new();
     let alone = processes.len() == 1 && dead.is_empty();
-    for process in processes {
+    for process in processes.iter() {
         let Still { equipped, gathered, .. } = process;
         let (pid, process) = (equipped.process.pid(), &equipped.process);
         let mut obstacles = gathered.obstacles.clone();
@@ -121,8 +122,10 @@ pub(crate) fn refuse(
             refusals.push(format!("process {pid} cannot be saved: {}", obstacles.join("; ")));
         }
         let flags = gathered.process.map_or(0, |process| process.flags);
-        found.push(Found { kin: tree::kin(pid)?, reaps: flags & process_flag::SUBREAPER != 0 });
+        let reaps = flags & process_flag::SUBREAPER != 0;
+        found.push(Found { kin: tree::kin(pid)?, reaps, untold: false });
     }
+    halted::find_untold(processes, &mut found)?;
     let members = match alone {
         true => Vec::new(),
         false => kinship::save(&found, dead, ptys).unwrap_or_else(|obstacles| {

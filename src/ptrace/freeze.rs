@@ -60,6 +60,8 @@ pub(crate) struct Frozen {
     pub(super) earlier: HashMap<i32, (Regs, Option<u64>)>,
     pub(super) process: Process,
     attended: bool,
+    /// It was stopped, and we have told it to go on.
+    pub was_told: bool,
     /// By how many nanoseconds its CLOCK_MONOTONIC is ahead of ours.
     skew: i64,
     pub(super) since: Instant,
@@ -81,6 +83,7 @@ impl Frozen {
             earlier: HashMap::new(),
             process,
             attended: false,
+            was_told: false,
             skew: 0,
             since,
             _undelayed,

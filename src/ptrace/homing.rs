@@ -78,6 +78,12 @@ impl Frozen {
         self.threads.iter().any(|thread| thread.stopped_by != 0)
     }
 
+    /// The process was stopped, and is no more, for we have told it so (SIGCONT).
+    pub(crate) fn goes_on(&mut self) {
+        self.was_told = true;
+        self.threads.iter_mut().for_each(|thread| thread.stopped_by = 0);
+    }
+
     /// Brings those threads home that stand where `is_on_its_way` says; false when they do not come.
     ///
     /// # Errors

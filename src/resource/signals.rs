@@ -67,9 +67,13 @@ pub(crate) fn save_pending(target: &Target<'_>, gathered: &mut Gathered) -> Resu
 pub(crate) fn save_stop(target: &Target<'_>, gathered: &mut Gathered) {
     let before = gathered.pending.len();
     gathered.pending.retain(|p| p.siginfo[..4] != libc::SIGSTOP.to_le_bytes());
+    let stops = gathered.pending.len() < before;
+    if target.frozen.was_told {
+        gathered.pending.retain(|p| p.siginfo[..4] != libc::SIGCONT.to_le_bytes());
+    }
     let stopped = target.frozen.threads.iter().any(|thread| thread.stopped_by != 0);
     if let Some(process) = &mut gathered.process
-        && (stopped || gathered.pending.len() < before)
+        && (stopped || stops)
     {
         process.flags |= process_flag::STOPPED;
     }
@@ -136,10 +140,10 @@ pub(crate) fn end_of_child(child: i32) -> PendingSignal {
     PendingSignal { tid: 0, reserved: 0, siginfo }
 }
 
-/// Orders of a parent that wait until its children have stopped that were, so that the program is told of no stop that
-/// it knows. A SIGCHLD that waits is taken for one that tells of them.
+/// Orders of a parent that wait until its children have stopped that were (and whether it has yet to hear of that), so
+/// that the program is told of no stop that it knows.
 pub(crate) fn await_stops(
-    children: &[i32],
+    children: &[(i32, bool)],
     actions: &[SignalAction],
     pending: &[PendingSignal],
     arena: &mut Arena,
@@ -151,9 +155,9 @@ pub(crate) fn await_stops(
         return Ok(());
     }
     let told = |p: &PendingSignal| p.siginfo[..4] == libc::SIGCHLD.to_le_bytes();
-    let is_news = pending.iter().any(told);
-    let how = libc::WSTOPPED | if is_news { libc::WNOWAIT } else { 0 };
-    for child in children {
+    let is_news = pending.iter().any(told) || children.iter().any(|(_, untold)| *untold);
+    for (child, untold) in children {
+        let how = libc::WSTOPPED | if *untold { libc::WNOWAIT } else { 0 };
         let args = [libc::P_PID.into(), u64::from(child.unsigned_abs()), 0, how as u64, 0];
         orders.try_call(Step::Leave, libc::SYS_waitid, &args);
     }

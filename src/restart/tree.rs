@@ -28,6 +28,7 @@ use crate::resource::kinship::{self, plan::plan};
 use ckpt_abi::image::{Member, NOBODY, SectionKind, member_flag, process_flag};
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::io::Write;
 use std::os::fd::OwnedFd;
 use zerocopy::FromZeros;
 
@@ -52,8 +53,8 @@ pub(crate) struct Membership {
     pub(crate) living: u32,
     /// Its children that have ended.
     dead: Vec<i32>,
-    /// Its children that are stopped.
-    pub(crate) stopped: Vec<i32>,
+    /// Its children that are stopped, and whether it has yet to hear of that.
+    pub(crate) stopped: Vec<(i32, bool)>,
     /// Whether its parent belongs to the tree.
     pub(crate) has_parent: bool,
     /// Whether it has capabilities only for its restart.
@@ -224,10 +225,12 @@ impl Tree {
         rendezvous: Rendezvous,
         is_privileged: bool,
     ) -> Membership {
-        let children = |which: &dyn Fn(&&Member) -> bool| -> Vec<i32> {
+        let children = |which: &dyn Fn(&&Member) -> bool| -> Vec<&Member> {
             let own = self.members.iter().filter(|m| m.parent as usize == index);
-            own.filter(which).map(|m| m.pid.cast_signed()).collect()
+            own.filter(which).collect()
         };
+        let pid = |m: &Member| m.pid.cast_signed();
+        let dead = children(&|m| m.flags & member_flag::DEAD != 0);
         let is_stopped = |m: &&Member| {
             let saved = all.get(m.process as usize);
             saved.is_some_and(|saved| saved.process.flags & process_flag::STOPPED != 0)
@@ -235,8 +238,11 @@ impl Tree {
         Membership {
             rendezvous,
             living: self.living().count() as u32,
-            dead: children(&|m| m.flags & member_flag::DEAD != 0),
-            stopped: children(&is_stopped),
+            dead: dead.into_iter().map(pid).collect(),
+            stopped: children(&is_stopped)
+                .into_iter()
+                .map(|m| (pid(m), m.flags & member_flag::UNTOLD != 0))
+                .collect(),
             has_parent: self.members[index].parent != NOBODY,
             is_privileged,
         }
@@ -335,7 +341,11 @@ fn give_up(rendezvous: Rendezvous, program_name: &str, error: &Error) -> ! {
 
 /// Says why a restart fails, if nobody else has.
 fn complain(rendezvous: Rendezvous, program_name: &str, error: &Error) {
-    rendezvous.fail(|| eprintln!("{program_name}: {}", printable(&error.to_string())));
+    let line = format!("{program_name}: {}\n", printable(&error.to_string()));
+    rendezvous.fail(|| {
+        // In one piece: who speaks may be killed.
+        let _ = std::io::stderr().write_all(line.as_bytes());
+    });
 }
 
 /// An address that is free here and in every program.

@@ -114,6 +114,8 @@ codes! {
         Configure = 3,
         /// Whether a checkpoint can be restarted, for ckpt_restart().
         Inspect = 4,
+        /// That processes go on which the signal has stopped, as it went to them, too, without a checkpoint.
+        Rescue = 5,
     }
 }
 

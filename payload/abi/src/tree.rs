@@ -43,4 +43,6 @@ pub mod member_flag {
     pub const DEAD: u32 = 1;
     /// PR_SET_CHILD_SUBREAPER was set.
     pub const REAPS: u32 = 2;
+    /// It is stopped, and wait(2) would tell its parent so.
+    pub const UNTOLD: u32 = 4;
 }

@@ -27,6 +27,8 @@ pub(crate) struct Found {
     pub(crate) kin: Kin,
     /// Whether orphans come to it (PR_SET_CHILD_SUBREAPER).
     pub(crate) reaps: bool,
+    /// Whether it is stopped and wait(2) would tell its parent so.
+    pub(crate) untold: bool,
 }
 
 /// The records of a tree: those that live in the order of the image's processes, the root first; then the dead. The
@@ -42,13 +44,20 @@ pub(crate) fn save(
     let Some(root) = living.first() else { return Ok(Vec::new()) };
     let numbers: HashMap<i32, u32> =
         (0..).zip(living).map(|(n, found)| (found.kin.pid, n)).collect();
-    let all =
-        living.iter().copied().chain(dead.iter().map(|kin| Found { kin: *kin, reaps: false }));
+    let all = living.iter().copied().chain(dead.iter().map(|kin| Found {
+        kin: *kin,
+        reaps: false,
+        untold: false,
+    }));
     let record = |found: Found| {
         let Kin { pid, parent, group, session, .. } = found.kin;
         let own = |id: i32, roots: i32| if id == roots { plan::OUTSIDE } else { id }.unsigned_abs();
         let parent = if pid == root.kin.pid { None } else { numbers.get(&parent) };
-        let flags = [(found.kin.dead, member_flag::DEAD), (found.reaps, member_flag::REAPS)];
+        let flags = [
+            (found.kin.dead, member_flag::DEAD),
+            (found.reaps, member_flag::REAPS),
+            (found.untold, member_flag::UNTOLD),
+        ];
         let stat = proc::stat(pid, pid).ok();
         let exit_signal = stat.as_ref().map_or(nix::libc::SIGCHLD, |stat| stat.exit_signal);
         let number = stat.as_ref().and_then(|stat| {
@@ -133,7 +142,7 @@ mod tests {
 
     #[test]
     fn what_began_outside_stays_outside() {
-        let found = |kin| Found { kin, reaps: false };
+        let found = |kin| Found { kin, reaps: false, untold: false };
         let living = [
             found(kin(50, 40, 50, 40)),
             found(kin(51, 50, 51, 40)),

@@ -39,6 +39,9 @@ const STAGES: usize = 7;
 /// How long a wait lasts before the waiter looks whether those it waits for still live, in nanoseconds.
 const LOOK: i64 = 20_000_000;
 
+/// How long a sentence may take, in nanoseconds.
+const LONGEST_SPEECH: i64 = 2_000_000_000;
+
 /// A process has failed, and says why.
 const SPEAKS: u32 = 1;
 /// It has said so.
@@ -87,14 +90,20 @@ impl Rendezvous {
     }
 
     /// Says that this process has failed: all others give up, and the first says why. Who sees it may be about to end
-    /// all of them, so it is not seen before that is said.
+    /// all of them, so it is not seen before that is said; one that is killed while it speaks is spoken for.
     pub(crate) fn fail(&self, say: impl FnOnce()) {
         let failed = &self.page.failed;
         if failed.compare_exchange(0, SPEAKS, Ordering::AcqRel, Ordering::Acquire).is_err() {
-            return;
+            for _ in 0..LONGEST_SPEECH / LOOK {
+                if self.has_failed() {
+                    return;
+                }
+                wait(failed, SPEAKS);
+            }
         }
         say();
         failed.store(FAILED, Ordering::Release);
+        wake(failed);
         for word in &self.page.arrived {
             wake(word);
         }
