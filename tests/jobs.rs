@@ -218,3 +218,139 @@ fn a_doubtful_orphan_is_named() {
     again.say("go");
     again.ends_well();
 }
+
+/// Every way in which a shell waits, and what it notices of its children.
+const WAITS: &str = r#"
+    gate() { . ./gate; }
+    trap 'echo "exit $?"' EXIT
+    trap 'told=yes' USR1
+    gate 1 & first=$!
+    (gate 2; exit 4) & second=$!
+    (exit 5) & third=$!
+    (exit 6) & fourth=$!
+    (gate 3; kill -9 $(sh -c 'echo $PPID')) & fifth=$!
+    for id in $third $second $fifth $first; do
+        wait $id; echo "$?"
+    done 2> /dev/null
+    wait $fourth; echo "fourth $?"
+    kill -USR1 $$; echo "told $told"
+    timeout 20 sh -c 'exit 7'; echo "timeout $?"
+    nice -n 3 env A=b sh -c 'echo $A $(nice)'
+    exit 8
+"#;
+
+#[test]
+fn waits_of_bash() {
+    script_goes_on("/bin/bash", WAITS);
+}
+
+#[test]
+fn waits_of_dash() {
+    script_goes_on("/bin/dash", WAITS);
+}
+
+/// What only bash has: coprocesses, substituted processes, `wait -n`, job control.
+const BASH: &str = r#"
+    gate() { . ./gate; }
+    coproc SUM { while read a b; do echo $((a + b)); done; }
+    sum() { echo $1 $2 >&${SUM[1]}; read answer <&${SUM[0]}; echo $answer; }
+    sum 1 2
+    diff <(seq 5; gate 1) <(seq 2 5) || echo "differ"
+    sum 3 4
+    seq 1000 | tee >(md5sum > sums) > /dev/null
+    (gate 2; exit 3) & wait -n; echo "any $?"
+    set -m
+    sleep 100 & kill -STOP %%
+    trap 'children=1' CHLD
+    { gate 3; exit 4; } | cat
+    echo "pipe ${PIPESTATUS[0]}"
+    kill -CONT %%; kill %%; wait %% 2> /dev/null; echo "killed $?, $children"
+    mapfile -t lines <<< "$(seq 3)"; echo "${lines[@]}"
+    until [ -s sums ]; do sleep 0.02; done
+"#;
+
+#[test]
+fn only_bash() {
+    script_goes_on("/bin/bash", BASH);
+}
+
+/// Megabytes in flight in several pipes.
+const FLOOD: &str = r#"
+    gate() { . ./gate; }
+    gen() { seq 1 300000; gate $1 >&2; seq 1 100000; }
+    gen 1 | sort -n | gzip -n > flood.gz
+    gen 2 | tr 0-9 a-j | (sleep 0.3; cat) | md5sum
+    gen 3 | xargs -n 5000 echo | cksum
+"#;
+
+#[test]
+fn a_flood_in_pipes() {
+    script_goes_on("/bin/dash", FLOOD);
+}
+
+/// Many small files, with the jobserver's pipe between two makes.
+const MAKE: &str = "all:\n\t+@$(MAKE) -s -f sub\n";
+const SUB: &str = r#"
+N := $(shell seq 1 40)
+prog: $(N:%=f%.o) main.o
+	@gcc -o $@ $^ && ./prog && echo right && rm -f prog *.o *.c
+f%.o: f%.c
+	@case $* in 10) ./gate 1;; 20) ./gate 2;; 30) ./gate 3;; esac
+	@gcc -c -o $@ $<
+f%.c:
+	@echo "int f$*(void) { return $*; }" > $@
+main.c:
+	@(for i in $(N); do echo "int f$$i(void);"; done; echo 'int main(void) { int s = 0;'; \
+	  for i in $(N); do echo "s += f$$i();"; done; echo 'return s != 820; }') > $@
+"#;
+
+#[test]
+fn make_with_a_jobserver() {
+    let words = &["/usr/bin/make", "-s", "-j3", "-f", "top"];
+    goes_on(Who::Nobody, &Job { words, files: &[("top", MAKE), ("sub", SUB)] });
+}
+
+/// GNU parallel, which is perl, xargs, and perl's own ways to have children.
+const MANY: &str = r#"
+    seq 1 12 | xargs -P 3 -I N sh -c 'case N in 5) ./gate 1;; esac; echo $((N * N)) > xN'
+    cat $(ls x* | sort) | cksum; rm x*
+    perl -e '
+        my %n; $| = 1;
+        for my $n (1 .. 3) { my $p = fork // die; if (!$p) { exec "./gate", "2" if $n == 2; exit $n } $n{$p} = $n }
+        my %s; while ((my $p = wait) > 0) { $s{$n{$p}} = $? >> 8 } print join(" ", map { $s{$_} } 1 .. 3), "\n";
+        open my $f, "-|", "seq 3; ./gate 3; seq 2" or die; print while <$f>; close $f; print "$?\n"; '
+"#;
+
+#[test]
+fn xargs_and_perl() {
+    script_goes_on("/bin/sh", MANY);
+}
+
+/// Python's ways to run programs, and its executors with processes made in two ways.
+const PYTHON: &str = r#"
+import asyncio, concurrent.futures as futures, multiprocessing as mp, os, subprocess, time
+def work(n):
+    if n == 7 and not os.path.exists("at2"): subprocess.run(["./gate", "2"])
+    return n * n
+async def several():
+    async def one(n):
+        script = ("./gate 3; " if n == 1 else "") + f"echo {n}; exit {n}"
+        child = await asyncio.create_subprocess_exec("sh", "-c", script, stdout=subprocess.PIPE)
+        return (await child.communicate())[0], child.returncode
+    return await asyncio.gather(*(one(n) for n in range(4)))
+if __name__ == "__main__":
+    cat = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    print(subprocess.run("./gate 1; seq 3; exit 4", shell=True, capture_output=True))
+    for way in ["fork", "spawn"]:
+        with futures.ProcessPoolExecutor(2, mp_context=mp.get_context(way)) as pool:
+            print(sum(pool.map(work, range(20))))
+    print(asyncio.run(several()))
+    print(cat.communicate("x" * 100000)[0] == "x" * 100000, cat.returncode)
+"#;
+
+#[test]
+fn pythons_children() {
+    for who in [Who::Me, Who::Nobody] {
+        goes_on(who, &Job { words: &["/usr/bin/python3", "./job"], files: &[("job", PYTHON)] });
+    }
+}
