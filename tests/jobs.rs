@@ -354,3 +354,34 @@ fn pythons_children() {
         goes_on(who, &Job { words: &["/usr/bin/python3", "./job"], files: &[("job", PYTHON)] });
     }
 }
+
+/// A SIGTERM that a member has sent to another waits there still, and is no word to the job that was ended.
+const TERMINATION: &str = r#"
+import os, signal, subprocess
+gate = lambda n: subprocess.run(["./gate", n])
+children = []
+for n in range(3):
+    child = os.fork()
+    if child == 0:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        while not os.path.exists("free"): signal.sigtimedwait({signal.SIGUSR1}, 0.02)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        os._exit(5)
+    children.append(child)
+os.kill(children[0], signal.SIGTERM)
+gate("1")
+os.kill(children[1], signal.SIGTERM)
+gate("2"), gate("3")
+open("free", "w").close()
+print([os.waitpid(child, 0)[1] for child in children])
+"#;
+
+#[test]
+fn a_sigterm_of_the_job_itself() {
+    for who in [Who::Me, Who::Nobody] {
+        goes_on(
+            who,
+            &Job { words: &["/usr/bin/python3", "./job"], files: &[("job", TERMINATION)] },
+        );
+    }
+}

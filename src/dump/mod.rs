@@ -32,13 +32,14 @@ use crate::inject::region::Region;
 use crate::ptrace::forest::Forest;
 use crate::ptrace::freeze::Frozen;
 use crate::resource::descriptor::{Tables, socket};
-use crate::resource::{Common, losses, memory, sysv};
+use crate::resource::{Common, losses, memory, signals, sysv};
 use crate::settings::server::Transfer;
 use crate::settings::{Name, Settings};
 use checkpoint::Checkpoint;
 use ckpt_abi::turn::{By, Phase, Turn};
 use phase2_equip::Equipped;
 use phase5_snapshot::Pictured;
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -331,6 +332,11 @@ fn proceed(
     let (mut common, mut still) = (Common { tables, ..Common::default() }, Vec::new());
     for ((number, process), frozen) in (0..).zip(equipped).zip(processes) {
         still.push(phase3_gather::gather(checkpoint, number, process, frozen, &mut common)?);
+    }
+    if stop {
+        let ids = dead.iter().map(|kin| kin.pid);
+        let members: HashSet<i32> = common.tables.of.iter().map(|t| t.pid).chain(ids).collect();
+        still.iter_mut().for_each(|s| signals::forget_termination(&mut s.gathered, &members));
     }
     sysv::save(still.iter_mut().map(|s| (&mut s.gathered, &mut s.areas)), &mut common);
     memory::carried::carry(still.iter_mut().map(|s| (&mut s.gathered, &mut s.areas)), &mut common);

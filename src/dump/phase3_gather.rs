@@ -45,9 +45,6 @@ pub(crate) fn gather<'a>(
     let mut target = Target { frozen: &mut frozen, memory, vmas: &vmas, loaded, region };
     let areas = read(&mut target, &mut gathered, common)?;
     let areas = excluded::cut(areas, &caller::read(memory, region)?.excluded);
-    if checkpoint.stop {
-        signals::forget_termination(&mut gathered);
-    }
     if let Some(process) = &mut gathered.process {
         process.generation = checkpoint.generation;
     }

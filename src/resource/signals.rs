@@ -10,6 +10,7 @@ use crate::settings::signal_name;
 use ckpt_abi::image::{PendingSignal, SignalAction, process_flag};
 use ckpt_abi::op::{Kind, flag};
 use nix::libc;
+use std::collections::HashSet;
 
 /// Number of signals.
 pub(crate) const COUNT: u64 = 64;
@@ -80,13 +81,22 @@ pub(crate) fn save_stop(target: &Target<'_>, gathered: &mut Gathered) {
 }
 
 /// Leaves out a SIGTERM that waits in a program which its checkpoint ends. Schedulers send it
-/// together with the checkpoint signal; it meant this run, and would end the restarted one at once.
-pub(crate) fn forget_termination(gathered: &mut Gathered) {
+/// together with the checkpoint signal; it meant this run, and would end the restarted one at once. What one of `members`
+/// has sent to another means that.
+pub(crate) fn forget_termination(gathered: &mut Gathered, members: &HashSet<i32>) {
     let before = gathered.pending.len();
-    gathered.pending.retain(|p| p.siginfo[..4] != libc::SIGTERM.to_le_bytes());
+    gathered.pending.retain(|p| {
+        // si_signo, si_code and si_pid (sigaction(2)).
+        let [signal, code, sender] = [0, 8, 16].map(|at| i32_at(&p.siginfo, at));
+        signal != libc::SIGTERM || code <= 0 && members.contains(&sender)
+    });
     if gathered.pending.len() < before {
         gathered.losses.push("a SIGTERM that came while the program was saved and ended".into());
     }
+}
+
+fn i32_at(siginfo: &[u8; 128], at: usize) -> i32 {
+    siginfo[at..].first_chunk().map_or(0, |word| i32::from_le_bytes(*word))
 }
 
 /// Orders that install the dispositions.
