@@ -10,7 +10,7 @@ use crate::proc::tree::{self, Kin};
 use crate::proc::{self, Process};
 use crate::ptrace::forest::Forest;
 use crate::resource::descriptor::pty::Ptys;
-use crate::resource::kinship::{self, Found};
+use crate::resource::kinship::{self, Found, sharing};
 use crate::resource::{losses, signals};
 use ckpt_abi::image::{Member, process_flag};
 use nix::libc;
@@ -126,7 +126,7 @@ pub(crate) fn refuse(
         found.push(Found { kin: tree::kin(pid)?, reaps, untold: false });
     }
     halted::find_untold(processes, &mut found)?;
-    let members = match alone {
+    let mut members = match alone {
         true => Vec::new(),
         false => kinship::save(&found, dead, ptys).unwrap_or_else(|obstacles| {
             refusals.extend(obstacles);
@@ -134,6 +134,7 @@ pub(crate) fn refuse(
             Vec::new()
         }),
     };
+    refusals.extend(sharing::save(&mut members));
     match refusals.is_empty() {
         true => Ok(members),
         false => {

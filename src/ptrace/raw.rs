@@ -311,9 +311,18 @@ pub(crate) enum Share {
 
 /// Whether two tasks share something, or both have none of it; an error where the kernel cannot tell.
 pub(crate) fn share(a: i32, b: i32, what: Share) -> Result<bool> {
+    order_of(a, b, what).map(|order| order == std::cmp::Ordering::Equal)
+}
+
+/// The order of what two tasks have, the same for all comparisons until the next boot.
+pub(crate) fn order_of(a: i32, b: i32, what: Share) -> Result<std::cmp::Ordering> {
     // SAFETY: kcmp reads nothing of ours.
     let result = unsafe { libc::syscall(libc::SYS_kcmp, a, b, what as i32, 0, 0) };
-    Errno::result(result).map(|order| order == 0)
+    Ok(match Errno::result(result)? {
+        0 => std::cmp::Ordering::Equal,
+        1 => std::cmp::Ordering::Less,
+        _ => std::cmp::Ordering::Greater,
+    })
 }
 
 /// Whether a process may choose the numbers of its POSIX timers (Linux 6.15).

@@ -159,6 +159,7 @@ impl Start<'_> {
             filled.control.monitor = monitor;
         }
         let plan = phase6_plan::plan(&saved, &opened, filled, who)?;
+        phase7_leave::be_alone()?;
         who.meet(Stage::Planned)?;
         who.bury();
         // The last that can fail, for they alone change something.
@@ -171,7 +172,7 @@ impl Start<'_> {
             eprintln!("{}: {}", self.program_name, printable(&warning));
         }
         reach(Point::Planned);
-        phase7_leave::leave(opened, plan, &saved.locks)
+        phase7_leave::leave(opened, plan, &saved.locks, who)
     }
 }
 

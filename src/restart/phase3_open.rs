@@ -161,6 +161,8 @@ impl Files {
         let watches = epoll::watches(entries, &descriptors);
         let missing = if saved.part.is_first() { self.missing } else { Vec::new() };
         let mapped = self.mapped.swap_remove(index);
+        // Another process may have them under the same numbers, in the same table; who leaves closes what is not its own.
+        std::mem::forget(self.mapped);
         Ok(Opened { descriptors, led, mapped, objects: self.objects, watches, missing })
     }
 }

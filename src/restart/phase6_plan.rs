@@ -57,8 +57,9 @@ pub(super) fn plan(
     let region = filled.region;
     let stack = |index: u64| region + STACKS + STACK_LEN * index;
     let tails = Tails { orders: stack(1), frame: stack(2) };
-    let failure = Failure::prepare(saved)?;
-    let exe = original(saved)?;
+    // Whoever shares a table needs no number of it when all have planned.
+    let failure = if who.follows() { Failure::none() } else { Failure::prepare(saved)? };
+    let exe = if who.follows() { None } else { original(saved)? };
 
     let mut main = Orders::default();
     unmap(&mut main, &arena, &filled, member);
@@ -271,7 +272,7 @@ impl Tails {
 /// What is needed to explain an order that fails: nothing of this process is left then but the arena.
 struct Failure {
     /// The executable that makes a sentence of the report.
-    stub: OwnedFd,
+    stub: Option<OwnedFd>,
     /// Our standard error: the program's own may be elsewhere.
     complaints: Option<OwnedFd>,
 }
@@ -286,12 +287,17 @@ impl Failure {
         // It outlives the execution of the stub; what the program gets is closed before.
         let kept = complaints.as_ref().map(|fd| fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty())));
         let complaints = complaints.filter(|_| matches!(kept, Some(Ok(_))));
-        Ok(Self { stub, complaints })
+        Ok(Self { stub: Some(stub), complaints })
+    }
+
+    /// A failure without a sentence of its own.
+    fn none() -> Self {
+        Self { stub: None, complaints: None }
     }
 
     fn numbers(&self) -> impl Iterator<Item = i32> {
         let complaints = self.complaints.as_ref().map(AsRawFd::as_raw_fd);
-        std::iter::once(self.stub.as_raw_fd()).chain(complaints)
+        self.stub.as_ref().map(AsRawFd::as_raw_fd).into_iter().chain(complaints)
     }
 
     /// The head of the orders, but for the first: what happens when one of them fails.
@@ -304,7 +310,7 @@ impl Failure {
         Ok(ListHead {
             ops: 0,
             report,
-            exec_fd: self.stub.as_raw_fd().into(),
+            exec_fd: self.stub.as_ref().map_or(-1, |stub| stub.as_raw_fd().into()),
             argv: arena.value(&words)?,
             envp: arena.value(&0u64)?,
             empty: arena.value(&0u64)?,
@@ -321,7 +327,7 @@ fn original(saved: &Saved<'_>) -> Result<Option<OwnedFd>> {
 /// Orders that close what the restorer needed; the numbers.
 fn close(orders: &mut Orders, failure: Failure, exe: Option<OwnedFd>) -> Vec<i32> {
     let Failure { stub, complaints } = failure;
-    let all = std::iter::once(stub).chain(complaints).chain(exe);
+    let all = stub.into_iter().chain(complaints).chain(exe);
     let kept: Vec<i32> = all.map(numbers::leak).collect();
     for fd in &kept {
         orders.call(Step::Descriptor, libc::SYS_close, &[fd.unsigned_abs().into()]);

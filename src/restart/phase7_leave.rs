@@ -8,6 +8,7 @@
 use super::mapping;
 use super::phase3_open::Opened;
 use super::phase6_plan::Plan;
+use super::tree::Who;
 use crate::error::{Error, Result};
 use crate::fault::{Point, reach};
 use crate::proc;
@@ -17,11 +18,19 @@ use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 /// Leaves this program for the one in the image.
-pub(crate) fn leave(opened: Opened, plan: Plan, held: &[FileLock]) -> Result<Infallible> {
-    be_alone()?;
+pub(crate) fn leave(
+    opened: Opened,
+    plan: Plan,
+    held: &[FileLock],
+    who: Who<'_>,
+) -> Result<Infallible> {
     mapping::block_all_signals();
-    numbers::install(opened.descriptors, &plan.kept);
-    locks::take_own(held)?;
+    if who.follows() {
+        std::mem::forget(opened);
+    } else {
+        numbers::install(opened.descriptors, &plan.kept);
+        locks::take_own(held)?;
+    }
     reach(Point::Installed);
     // SAFETY: the payload lies at its place with its orders, and nothing of ours is used again.
     unsafe { mapping::jump(plan.run, plan.stack, plan.orders) }

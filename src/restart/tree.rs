@@ -24,7 +24,7 @@ use crate::image::PAGE;
 use crate::image::read::Image;
 use crate::inject::monitor::Monitor;
 use crate::proc;
-use crate::resource::kinship::{self, plan::plan};
+use crate::resource::kinship::{self, plan::plan, sharing};
 use ckpt_abi::image::{Member, NOBODY, SectionKind, member_flag, process_flag};
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -59,6 +59,8 @@ pub(crate) struct Membership {
     pub(crate) has_parent: bool,
     /// Whether it has capabilities only for its restart.
     pub(crate) is_privileged: bool,
+    /// Whether its descriptor table is that of its parent, which fills it (CLONE_FILES).
+    follows: bool,
 }
 
 /// What a process of a restart is among others.
@@ -77,6 +79,13 @@ impl Who<'_> {
             Self::Alone => None,
             Self::Member(member) => Some(member),
         }
+    }
+
+    /// Whether another process has the same descriptors, and gives them their numbers. Two processes work with one
+    /// table then: whoever follows closes nothing but what it has opened itself, and opens nothing more when all have
+    /// planned.
+    pub(crate) fn follows(&self) -> bool {
+        self.member().is_some_and(|member| member.follows)
     }
 
     /// Waits until all that live have come so far.
@@ -160,11 +169,13 @@ impl Tree {
         reach(Point::Apart);
         let exit_signals: Vec<_> =
             self.members.iter().map(|m| m.exit_signal.cast_signed()).collect();
+        let shares: Vec<_> = self.members.iter().map(sharing::flags).collect();
         let terminals = self.terminals(&files)?;
         let processes = Processes {
             members: &members,
             lives: &lives,
             exit_signals: &exit_signals,
+            shares: &shares,
             rendezvous,
             restarter: if place == Place::Here { std::process::id().cast_signed() } else { 0 },
             terminals: &terminals,
@@ -182,7 +193,12 @@ impl Tree {
                 self.stand(program_name, proxy, rendezvous, monitor)
             }
             Ok(Role::Member(index)) => {
-                drop((witness, stay::line()));
+                let follows = self.members[index].flags & member_flag::SHARES_FILES != 0;
+                match follows {
+                    // Its parent closes what they share.
+                    true => std::mem::forget((witness, stay::line())),
+                    false => drop((witness, stay::line())),
+                }
                 let monitor = monitor.as_ref().map_or(0, Monitor::pid);
                 let is_privileged = place == Place::AsUser;
                 let membership = self.membership(index, &all, rendezvous, is_privileged);
@@ -244,6 +260,7 @@ impl Tree {
                 .map(|m| (pid(m), m.flags & member_flag::UNTOLD != 0))
                 .collect(),
             has_parent: self.members[index].parent != NOBODY,
+            follows: self.members[index].flags & member_flag::SHARES_FILES != 0,
             is_privileged,
         }
     }

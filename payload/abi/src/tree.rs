@@ -45,4 +45,8 @@ pub mod member_flag {
     pub const REAPS: u32 = 2;
     /// It is stopped, and wait(2) would tell its parent so.
     pub const UNTOLD: u32 = 4;
+    /// Its descriptor table is that of its parent (clone(2), CLONE_FILES).
+    pub const SHARES_FILES: u32 = 8;
+    /// Its working directory and umask are those of its parent (CLONE_FS).
+    pub const SHARES_DIRECTORY: u32 = 16;
 }

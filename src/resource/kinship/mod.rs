@@ -5,6 +5,7 @@
 //! those of the restarter, with everybody who shared them. Every other group or session is kept by its number.
 
 pub(crate) mod plan;
+pub(crate) mod sharing;
 
 use crate::proc::tree::Kin;
 use crate::proc::{self};

@@ -32,6 +32,8 @@ pub(crate) struct Tree<'a> {
     pub(crate) lives: &'a [Life],
     /// Signals that their parents get when they end.
     pub(crate) exit_signals: &'a [i32],
+    /// What each shares with its maker ([`crate::resource::kinship::sharing::flags`]).
+    pub(crate) shares: &'a [i32],
     /// Where they meet.
     pub(crate) rendezvous: Rendezvous,
     /// The root's parent, as the root sees it.
@@ -85,7 +87,10 @@ impl Tree<'_> {
                         prctl::set_child_subreaper(true).because(|| "cannot adopt orphans")?;
                         None
                     }
-                    Step::Make(child) => self.clone_member(*child, 0)?.is_none().then_some(*child),
+                    Step::Make(child) => {
+                        let made = self.clone_member(*child, self.shares[*child])?;
+                        made.is_none().then_some(*child)
+                    }
                     Step::MakeOrphan(orphan) => self.by_another(None, &[*orphan])?,
                     Step::MakeSession(id, members) => self.by_another(Some(*id), members)?,
                     Step::LeadSession => {
@@ -138,6 +143,10 @@ impl Tree<'_> {
             setsid().because(what)?;
         }
         for index in members {
+            if self.shares[*index] != 0 {
+                // With its reaper, which is not its maker.
+                return Err(Errno::EINVAL).because(what);
+            }
             if self.clone_member(*index, 0)?.is_none() {
                 return Ok(Some(*index));
             }

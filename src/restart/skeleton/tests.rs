@@ -42,12 +42,14 @@ fn restart(members: &[Member], mut tell: PipeWriter) -> crate::error::Result<()>
     let init = Init::start(rendezvous)?;
     assert!(init.pid() > 0);
     let lives = plan(members).map_err(|at| crate::error::Error::new(format!("member {at}")))?;
+    let shares = vec![0; members.len()];
     let exit_signals = vec![nix::libc::SIGCHLD; members.len()];
     let all = members.len() as u32;
     let tree = Tree {
         members,
         lives: &lives,
         exit_signals: &exit_signals,
+        shares: &shares,
         rendezvous,
         restarter: 0,
         apart: Some(last),
