@@ -16,6 +16,10 @@ use std::fs::{self, DirBuilder, File};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How long who uses a file may take to die.
+const DYING: Duration = Duration::from_secs(1);
 
 /// A name that a file will have.
 pub(super) struct Name {
@@ -43,9 +47,7 @@ pub(super) fn make(
         return Ok((file, None));
     }
     let id = there.map(|meta| (meta.dev(), meta.ino()));
-    if let Some(who) =
-        id.filter(|_| !sources.is_rehearsal()).and_then(|id| carried::user(id, |_| false))
-    {
+    if let Some(who) = id.filter(|_| !sources.is_rehearsal()).and_then(user) {
         let text = format!("{who} uses {}, which the program has to have again", path.display());
         return Err(Error::new(text).hint("end that first"));
     }
@@ -60,6 +62,18 @@ pub(super) fn make(
     sources.fill(index, &file).because(why)?;
     let name = Name { number: file.as_raw_fd(), directory, path };
     Ok((file.into(), Some(name)))
+}
+
+/// Who uses a file, and goes on to: a job that was killed is not gone at once.
+fn user(id: (u64, u64)) -> Option<String> {
+    let deadline = Instant::now() + DYING;
+    loop {
+        let user = carried::user(id, |_| false);
+        if user.is_none() || Instant::now() > deadline {
+            return user;
+        }
+        std::thread::sleep(DYING / 50);
+    }
 }
 
 /// The directory of a file, which is made if it is not there.
