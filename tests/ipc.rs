@@ -82,15 +82,15 @@ fn semaphores_are_given_back() {
 }
 
 /// Descriptors of a process that lives, of one that is dead, and of one that was waited for; descriptors of events that two
-/// processes have.
+/// processes have; watches.
 #[test]
 fn descriptors_of_processes_and_events() {
-    for (who, kind) in
-        [(Who::Me, "pidfd"), (Who::Nobody, "pidfd"), (Who::Me, "events"), (Who::Nobody, "events")]
-    {
-        let bench = Bench::new(who);
-        let mut run = start(&bench, &[kind]);
-        run.expect("ready");
-        generations(&bench, run);
+    for who in [Who::Me, Who::Nobody] {
+        for kind in [&["pidfd"][..], &["events"], &["inotify", "watched"]] {
+            let bench = Bench::new(who);
+            let mut run = start(&bench, kind);
+            run.expect("ready");
+            generations(&bench, run);
+        }
     }
 }

@@ -5,6 +5,7 @@
 //   sysv          shared memory with a key, without one and removed; semaphores; messages that wait
 //   undo          semaphores that the kernel gives back when their holder ends
 //   events        eventfd, timerfd and signalfd that both have
+//   inotify DIR   watches on DIR and on an open file in it
 //   pidfd         process descriptors of a child, of one that is dead and of one that was waited for
 #include "subject.h"
 #include <fcntl.h>
@@ -14,6 +15,7 @@
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/inotify.h>
 #include <sys/ipc.h>
 #include <sys/mman.h>
 #include <sys/msg.h>
@@ -344,6 +346,45 @@ static int events(void) {
   return obey(check_events);
 }
 
+static int notices, opened, watches[2];
+static const char *directory;
+
+static void check_inotify(void) {
+  char made[200], room[4096] __attribute__((aligned(8)));
+  snprintf(made, sizeof made, "%s/made", directory);
+  int fd = open(made, O_CREAT | O_WRONLY, 0600);
+  CHECK(fd >= 0 && write(opened, "x", 1) == 1, "%m");
+  int seen[2] = {0, 0};
+  ssize_t got = read(notices, room, sizeof room);
+  CHECK(got > 0, "%m");
+  struct inotify_event *event;
+  for (char *at = room; at < room + got; at += sizeof *event + event->len) {
+    event = (struct inotify_event *)at;
+    if (event->wd == watches[0] && event->mask & IN_CREATE && !strcmp(event->name, "made")) seen[0]++;
+    else if (event->wd == watches[1] && event->mask & IN_MODIFY) seen[1]++;
+    else CHECK(0, "event %x of %d", event->mask, event->wd);
+  }
+  CHECK(seen[0] == 1 && seen[1] == 1, "%d %d", seen[0], seen[1]);
+  CHECK(!close(fd) && !unlink(made), "%m");
+}
+
+static int inotify(const char *where) {
+  directory = where;
+  char file_[200];
+  snprintf(file_, sizeof file_, "%s/file", directory);
+  CHECK(!mkdir(directory, 0700), "%m");
+  opened = open(file_, O_CREAT | O_APPEND | O_WRONLY, 0600), notices = inotify_init1(0);
+  CHECK(opened >= 0 && notices >= 0, "%m");
+  // Numbers that were given away before are not given again.
+  for (int i = 0; i < 3; i++) inotify_rm_watch(notices, inotify_add_watch(notices, "/", IN_CREATE));
+  watches[0] = inotify_add_watch(notices, directory, IN_CREATE);
+  watches[1] = inotify_add_watch(notices, file_, IN_MODIFY);
+  CHECK(watches[0] == 4 && watches[1] == 5, "%d %d", watches[0], watches[1]);
+  char room[4096];
+  CHECK(read(notices, room, sizeof room) > 0, "%m");
+  return obey(check_inotify);
+}
+
 static int pidfd_of(pid_t pid) {
   return (int)syscall(SYS_pidfd_open, pid, 0);
 }
@@ -399,6 +440,7 @@ int main(int count, char **arguments) {
   if (!strcmp(kind, "sysv")) status = sysv();
   if (!strcmp(kind, "undo")) status = undo();
   if (!strcmp(kind, "events")) status = events();
+  if (!strcmp(kind, "inotify")) status = inotify(arguments[2]);
   if (!strcmp(kind, "pidfd")) status = pidfd();
   if (child > 0) kill(child, SIGKILL);
   return status;

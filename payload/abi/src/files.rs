@@ -391,5 +391,8 @@ codes! {
         Pty = 18,
         /// A process of the checkpoint (pidfd_open(2)): `value` is its id, 0 of one that was waited for.
         Process = 20,
+        /// inotify_init(2): `content` is the section with its watches, each of number, mask and length in four bytes, and a
+        /// path.
+        Inotify = 21,
     }
 }

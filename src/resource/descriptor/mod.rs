@@ -15,6 +15,7 @@ pub(crate) mod directory;
 pub(crate) mod epoll;
 pub(crate) mod eventfd;
 pub(crate) mod grown;
+mod inotify;
 pub(crate) mod locks;
 pub(crate) mod lost;
 pub(crate) mod memfd;
@@ -64,7 +65,7 @@ pub(crate) struct Kind {
 }
 
 /// The kinds in the order in which they are asked: the last takes everything.
-const ORDER: [DescriptorKind; 19] = {
+const ORDER: [DescriptorKind; 20] = {
     use DescriptorKind as K;
     [
         K::Event,
@@ -72,6 +73,7 @@ const ORDER: [DescriptorKind; 19] = {
         K::Timer,
         K::Epoll,
         K::Process,
+        K::Inotify,
         K::Namespace,
         K::Proc,
         K::Queue,
@@ -111,6 +113,7 @@ pub(crate) fn of(kind: DescriptorKind) -> &'static Kind {
         DescriptorKind::Socket => &socket::KIND,
         DescriptorKind::Pty => &pty::KIND,
         DescriptorKind::Process => &pidfd::KIND,
+        DescriptorKind::Inotify => &inotify::KIND,
     }
 }
 
@@ -187,6 +190,7 @@ pub(crate) fn needs_path(record: &Descriptor) -> bool {
         | DescriptorKind::Namespace
         | DescriptorKind::Queue
         | DescriptorKind::Process
+        | DescriptorKind::Inotify
         | DescriptorKind::Socket
         | DescriptorKind::Pty => false,
     }
