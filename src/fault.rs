@@ -82,6 +82,8 @@ points! {
         Opened = "opened",
         /// What is in the pseudo-terminals is read and put back, by another process.
         Peeking = "peeking",
+        /// Who reads from a TCP connection has more room than it had.
+        Roomy = "roomy",
         /// All records are gathered, the last remote call was made.
         Gathered = "gathered",
         /// What a snapshot does not hold is written.

@@ -362,15 +362,17 @@ fn taken(errno: Errno, name: &str) -> Error {
     }
 }
 
-/// Sends the bytes of a stream; what the reader has no room for stays with the sender.
+/// Sends the bytes of a stream; what the reader has no room for stays with the sender, as it was, as far as that has
+/// room.
 fn send_all(sender: &OwnedFd, reader: &OwnedFd, bytes: &[u8]) -> Result<()> {
     let mut room = Room::of(reader);
-    room.grow(bytes.len() * 2);
     let (begun, mut done) = (Instant::now(), 0);
     while done < bytes.len() {
         match send(sender.as_raw_fd(), &bytes[done..], FLAGS) {
             Ok(sent) => done += sent,
             Err(Errno::EAGAIN) if begun.elapsed() < PATIENCE => {
+                let more = begun.elapsed().as_millis() / 20;
+                room.grow_for(bytes.len(), more as usize);
                 drain::peek(reader);
                 if begun.elapsed() > PATIENCE / 4 {
                     options::enlarge(sender, SNDBUF, (bytes.len() - done) as i32);

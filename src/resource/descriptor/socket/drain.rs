@@ -10,6 +10,7 @@
 #![allow(unsafe_code)]
 
 use super::options::{self, LOCKS, NODELAY, QUICKACK, RCVBUF, RCVLOWAT, get, set_int};
+use crate::fault::{Point, reach};
 use nix::errno::Errno;
 use nix::libc;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -19,7 +20,7 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_millis(400);
 const PAUSE: Duration = Duration::from_micros(100);
 /// How long it is waited before more room is made.
-const STUCK: Duration = Duration::from_millis(2);
+const STUCK: Duration = Duration::from_millis(20);
 /// The most that a connection is brought to hold, in bytes: the kernel's memory for all of them has its limits (tcp_mem).
 const AT_MOST: usize = 32 << 20;
 /// Room beside that of the bytes, which the kernel's own records take.
@@ -50,7 +51,9 @@ pub(super) fn drain(
     sender: Option<&OwnedFd>,
     under_way: impl Fn() -> usize,
 ) -> bool {
+    let restrain = |slow| sender.into_iter().for_each(|sender| options::restrain(sender, slow));
     if under_way() == 0 {
+        restrain(false);
         return true;
     }
     // They may all be there, and only not acknowledged, or wait to be sent with others (TCP_CORK).
@@ -75,7 +78,8 @@ pub(super) fn drain(
             break;
         }
         // What is told to the sender cannot be taken back: more than is needed would be filled, too.
-        room.grow((readable(reader) + under_way() + MARGIN) << more);
+        room.grow_for(readable(reader) + under_way(), more);
+        reach(Point::Roomy);
         peek(reader);
         push();
         if under_way() > 0 {
@@ -83,6 +87,7 @@ pub(super) fn drain(
         }
     }
     room.take_back();
+    restrain(true);
     under_way() == 0
 }
 
@@ -123,6 +128,12 @@ impl<'a> Room<'a> {
     pub(super) fn of(reader: &'a OwnedFd) -> Self {
         let size = get(reader, RCVBUF).unwrap_or(0);
         Self { reader, size, locks: get(reader, LOCKS), given: 0 }
+    }
+
+    /// Gives the reader room for so many bytes, and a quarter more each time that this was not enough. The kernel tells
+    /// of no room that is less than a sixteenth of all (net/ipv4/tcp_output.c, __tcp_select_window).
+    pub(super) fn grow_for(&mut self, bytes: usize, more: usize) {
+        self.grow(bytes + bytes / 8 + bytes / 4 * more + MARGIN);
     }
 
     /// Gives the reader room for so many bytes, as far as the kernel lets.

@@ -37,6 +37,10 @@ pub(super) const QUICKACK: i32 = of(libc::IPPROTO_TCP, libc::TCP_QUICKACK);
 pub(super) const INFO: i32 = of(libc::IPPROTO_TCP, libc::TCP_INFO);
 /// What is bound can no more be changed in this.
 const V6ONLY: i32 = of(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY);
+/// How much a sender may have that is not sent (tcp(7), TCP_NOTSENT_LOWAT).
+const UNSENT: i32 = of(libc::IPPROTO_TCP, 25);
+/// A value of [`UNSENT`] that is ours.
+const OURS: i32 = (1 << 17) - 1;
 /// Those that bind(2) looks at.
 pub(super) const BEFORE_BIND: [i32; 3] =
     [V6ONLY, of(libc::IPPROTO_IP, libc::IP_FREEBIND), socket(libc::SO_REUSEPORT)];
@@ -127,7 +131,7 @@ pub(super) fn save(fd: impl AsFd) -> Vec<u8> {
     for (level, options) in SAVED {
         for option in options {
             let (option, mut value) = (of(level, (*option).into()), [0; 16]);
-            if ask(fd, option, &mut value[..size(option)]) {
+            if ask(fd, option, &mut value[..size(option)]) && !is_ours(option, &value) {
                 bytes.extend(option.to_le_bytes());
                 bytes.extend(value);
             }
@@ -162,6 +166,20 @@ pub(super) fn restore(fd: impl AsFd, saved: &[u8], only: &[i32]) -> Result<(), (
         let _ = set_int(fd, LOCKS, locks.into());
     }
     refused
+}
+
+/// Lets a sender whose reader has got more room than its own fill that slowly, or as before: else each checkpoint of a
+/// job whose reader is slow would find more under way.
+pub(super) fn restrain(fd: impl AsFd + Copy, slow: bool) {
+    match get(fd, UNSENT) {
+        Some(0) if slow => drop(set_int(fd, UNSENT, OURS)),
+        Some(OURS) if !slow => drop(set_int(fd, UNSENT, 0)),
+        _ => {}
+    }
+}
+
+fn is_ours(option: i32, value: &[u8]) -> bool {
+    option == UNSENT && int(value) == OURS
 }
 
 fn entries(saved: &[u8]) -> impl Iterator<Item = (i32, &[u8])> {
