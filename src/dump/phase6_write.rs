@@ -31,6 +31,8 @@ pub(crate) struct Writing<'a> {
 /// Where pages of a process are read from.
 struct From<'a> {
     memory: &'a Memory,
+    /// Others have the same pages until one of them writes.
+    shares: bool,
     /// The locks that may be held.
     locks: Search,
     clocks: clocks::Search,
@@ -64,7 +66,7 @@ impl<'a> Writing<'a> {
             self.writer.memory(process.gathered.number, addr, &bytes, [0, 0])?;
         }
         let Equipped { process: own, memory, .. } = process.equipped;
-        self.pages(own, memory, &now, &mut process.gathered)
+        self.pages(false, own, memory, &now, &mut process.gathered)
     }
 
     /// Writes the rest, from the picture if there is one.
@@ -73,22 +75,23 @@ impl<'a> Writing<'a> {
         match &process.snapshot {
             Some(snapshot) => {
                 let (own, memory) = snapshot.open()?;
-                self.pages(&own, &memory, &areas, &mut process.gathered)?;
+                self.pages(true, &own, &memory, &areas, &mut process.gathered)?;
                 unchanged(&process.gathered)?;
                 look_at_policies(&own, &mut process.gathered);
             }
             None => {
                 let Equipped { process: own, memory, .. } = process.equipped;
-                self.pages(own, memory, &areas, &mut process.gathered)?;
+                self.pages(false, own, memory, &areas, &mut process.gathered)?;
                 look_at_policies(own, &mut process.gathered);
             }
         }
         Ok(())
     }
 
-    /// Writes the pages of some areas, read from the process or its snapshot.
+    /// Writes the pages of some areas, read from the process or its snapshot (`is_picture`).
     fn pages(
         &mut self,
+        is_picture: bool,
         process: &Process,
         memory: &Memory,
         areas: &[Area],
@@ -97,6 +100,7 @@ impl<'a> Writing<'a> {
         let pagemap = Pagemap::of(process)?;
         let from = From {
             memory,
+            shares: is_picture || self.common.tables.of.len() > 1,
             locks: Search::new(&gathered.threads),
             clocks: clocks::Search::new(&gathered.threads),
         };
@@ -130,7 +134,7 @@ impl<'a> Writing<'a> {
             let border = (at + 1).next_multiple_of(CHUNK_MAX);
             let len = (range.end.min(border) - at) as usize;
             let mut buffer = std::mem::take(&mut self.buffer);
-            let read = read(from.memory, at, &mut buffer[..len], area);
+            let read = read(from, at, &mut buffer[..len], area);
             let mut pieces = nonzero(&buffer[..read]);
             let written = pieces.try_for_each(|(start, bytes)| {
                 self.chunk(from, at + start as u64, bytes, area, gathered)
@@ -281,20 +285,29 @@ fn unchanged(gathered: &Gathered) -> Result<()> {
 }
 
 /// Reads up to the first page that cannot be read.
-fn read(memory: &Memory, addr: u64, buffer: &mut [u8], area: &Area) -> usize {
+///
+/// process_vm_readv(2) is the fastest way, and the worst where processes share pages until one writes: it pins what it
+/// reads, and so the kernel gives the process that is read a page of its own (mm/gup.c, gup_must_unshare). Forty workers
+/// would have forty copies of their common data after a checkpoint, and each snapshot the whole program.
+fn read(from: &From<'_>, addr: u64, buffer: &mut [u8], area: &Area) -> usize {
     let mut done = 0;
     while done < buffer.len() {
         let rest = &mut buffer[done..];
         let at = addr + done as u64;
-        let read = if area.unreadable { 0 } else { memory.read_some(at, rest).unwrap_or(0) };
-        done += match read {
-            // Memory without read permission, or a page that is not there.
-            0 => match memory.read_forced(at, rest) {
-                Ok(n) if n > 0 => n,
-                _ => break,
-            },
-            read => read,
+        let forced = |rest: &mut [u8]| from.memory.read_forced(at, rest).unwrap_or(0);
+        let readable = |rest: &mut [u8]| match area.unreadable {
+            true => 0,
+            false => from.memory.read_some(at, rest).unwrap_or(0),
         };
+        // Memory without read permission is read by force, or there is no page.
+        let read = match from.shares {
+            true => Some(forced(rest)).filter(|read| *read > 0).unwrap_or_else(|| readable(rest)),
+            false => Some(readable(rest)).filter(|read| *read > 0).unwrap_or_else(|| forced(rest)),
+        };
+        if read == 0 {
+            break;
+        }
+        done += read;
     }
     done - done % PAGE as usize
 }
