@@ -285,6 +285,19 @@ fn feature_size() -> u64 {
     proc::auxv_value(&auxv, AT_RSEQ_FEATURE_SIZE).unwrap_or(0)
 }
 
+/// What threads of an image, and their extended states, cannot be.
+pub(crate) fn nonsense(threads: &[Thread], xstate: &[u8]) -> Option<&'static str> {
+    let inside = |thread: &Thread| {
+        let end = thread.xstate.checked_add(thread.xstate_len);
+        end.is_some_and(|end| end <= xstate.len() as u64)
+    };
+    match () {
+        () if threads.is_empty() => Some("it has no threads"),
+        () if !threads.iter().all(inside) => Some("a thread has no extended state"),
+        () => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

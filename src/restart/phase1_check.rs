@@ -3,9 +3,8 @@
 
 use super::{MapPath, Options};
 use crate::error::{Error, Result};
-use crate::image::PAGE;
 use crate::image::read::{Image, Part};
-use crate::resource::kinship;
+use crate::resource::{kinship, memory, threads};
 use ckpt_abi::ABI_VERSION;
 use ckpt_abi::image::{
     Chunk, CpuLeaf, Descriptor, FileLock, Guard, Limit, Loss, Machine, Object, ObjectKind, Owner,
@@ -170,23 +169,11 @@ impl<'a> Saved<'a> {
             cwd: whole.path(process.cwd),
             process,
         };
-        match saved.nonsense() {
+        let nonsense = threads::nonsense(&saved.threads, &saved.xstate)
+            .or_else(|| memory::nonsense(&saved.vmas, &saved.guards));
+        match nonsense {
             Some(what) => Err(whole.image.damaged(what)),
             None => Ok(saved),
-        }
-    }
-
-    /// What cannot be.
-    fn nonsense(&self) -> Option<&'static str> {
-        let ordered = self.vmas.windows(2).all(|pair| pair[0].end <= pair[1].start);
-        let sane = self.vmas.iter().all(|v| v.start < v.end && v.end <= 1 << 56);
-        let apart = self.guards.windows(2).all(|pair| pair[0].end <= pair[1].start);
-        let whole = self.guards.iter().all(|g| g.start < g.end && g.start.is_multiple_of(PAGE));
-        match () {
-            () if self.threads.is_empty() => Some("it has no threads"),
-            () if !ordered || !sane => Some("its mappings overlap"),
-            () if !apart || !whole => Some("its guard pages overlap"),
-            () => None,
         }
     }
 

@@ -316,6 +316,19 @@ fn classify_file(vma: &Vma, record: &mut VmaRecord, area: &mut Area, files: &mut
     VmaKind::Private
 }
 
+/// What mappings and guards of an image cannot be.
+pub(crate) fn nonsense(vmas: &[VmaRecord], guards: &[Guard]) -> Option<&'static str> {
+    let ordered = vmas.windows(2).all(|pair| pair[0].end <= pair[1].start);
+    let sane = vmas.iter().all(|v| v.start < v.end && v.end <= 1 << 56);
+    let apart = guards.windows(2).all(|pair| pair[0].end <= pair[1].start);
+    let whole = guards.iter().all(|g| g.start < g.end && g.start.is_multiple_of(PAGE));
+    match () {
+        () if !ordered || !sane => Some("its mappings overlap"),
+        () if !apart || !whole => Some("its guard pages overlap"),
+        () => None,
+    }
+}
+
 fn describe(file: &Mapped, record: &mut VmaRecord) {
     (record.file_size, record.file_mtime) = (file.size, file.mtime);
     (record.file_device, record.file_inode) = file.id;
