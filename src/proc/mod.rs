@@ -68,11 +68,10 @@ pub fn of_this_namespace() -> Result<()> {
 }
 
 /// Reads a file whose st_size is 0, in few system calls: the kernel makes the text anew for an
-/// open file, in pieces as large as the reads. The first piece is on the stack: of what the allocator gives it would take
-/// another system call each time.
+/// open file, in pieces as large as the reads. Nothing of that is on the stack, which may be small.
 fn slurp(path: &str) -> io::Result<Vec<u8>> {
     let mut file = fs::File::open(path)?;
-    let mut piece = [0; 1 << 14];
+    let mut piece = vec![0; 1 << 14];
     let mut bytes = Vec::new();
     loop {
         match file.read(&mut piece) {
@@ -86,9 +85,12 @@ fn slurp(path: &str) -> io::Result<Vec<u8>> {
 
 /// As [`slurp`], of a file that the kernel makes as one piece: what is shorter than the room for it is all.
 fn slurp_piece(path: &str) -> io::Result<Vec<u8>> {
-    let mut piece = [0; 1 << 12];
+    let mut piece = vec![0; 1 << 12];
     match fs::File::open(path)?.read(&mut piece)? {
-        len if len < piece.len() => Ok(piece[..len].to_vec()),
+        len if len < piece.len() => {
+            piece.truncate(len);
+            Ok(piece)
+        }
         _ => slurp(path),
     }
 }

@@ -84,7 +84,7 @@ impl Regs {
 /// Extended state (x87, SSE, AVX, …, PKRU) in the non-compacted XSAVE layout; 512 bytes as FXSAVE
 /// gives them on a machine without XSAVE.
 pub(crate) fn xstate(tid: i32) -> Result<Vec<u8>, Errno> {
-    let mut buffer = [0; XSTATE_MAX];
+    let mut buffer = vec![0; XSTATE_MAX];
     let len = match raw::get_regset(tid, NT_X86_XSTATE, &mut buffer) {
         Err(Errno::ENODEV) => raw::get_regset(tid, NT_PRFPREG, &mut buffer)?,
         result => result?,
