@@ -67,6 +67,7 @@ fn a_database_and_its_clients_go_on() {
     let bench = Bench::new(Who::Nobody);
     let mut run = bench.launch(&["-n", "x.ckpt"], "/bin/bash", &["-c", SCRIPT]);
     run.expect("ready");
+    let lock = std::fs::read_to_string(bench.path("data/postmaster.pid")).expect("its lock");
     for _ in 0..3 {
         bench.must(&["save", "--stop", &run.pid_text()]);
         run.ends_well();
@@ -75,4 +76,8 @@ fn a_database_and_its_clients_go_on() {
     run.expect("800|t");
     run.expect("server 0");
     run.ends_well();
+    // The segment of its first life stays in the kernel, as of any that is killed.
+    let segment = lock.lines().nth(6).and_then(|line| line.split_whitespace().last());
+    let removed = Command::new("ipcrm").args(["-m", segment.expect("a segment")]).output();
+    assert!(removed.expect("ipcrm").status.success());
 }
