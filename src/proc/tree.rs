@@ -136,6 +136,9 @@ pub(crate) fn doubtful(root: i32, members: &[i32], all: &[Kin]) -> Vec<i32> {
             && !kin.ours
             && reapers.contains(&kin.parent)
             && !members.contains(&kin.pid)
+            // Nobody above the root descends from it, though both may have begun in one tick of the clock.
+            && kin.pid != first.parent
+            && !reapers.contains(&kin.pid)
     };
     all.iter().filter(is).map(|kin| kin.pid).collect()
 }
@@ -222,6 +225,14 @@ mod tests {
         ];
         assert_eq!(members(&all), [50]);
         assert_eq!(doubtful(50, &[50], &all), [60]);
+    }
+
+    #[test]
+    fn nobody_above_the_root_is_doubtful() {
+        // As of `timeout ckpt program` in the background of a script: all begin in one tick.
+        let of = |pid, parent| Kin { start: 7, ..kin(pid, parent, 40, 40) };
+        let all = [kin(1, 0, 1, 1), of(40, 1), of(41, 40), of(42, 41), of(50, 42)];
+        assert_eq!(doubtful(50, &[50], &all), []);
     }
 
     #[test]
