@@ -105,6 +105,31 @@ fn a_restart_of_a_tree_is_killed_at_each_step() {
     restarts(Who::Nobody);
 }
 
+/// A restart of several processes that cannot be says so once, and leaves nothing.
+#[test]
+fn a_restart_of_a_tree_that_fails_leaves_nothing() {
+    let bench = Bench::new(Who::Nobody);
+    bench.file("data", "text");
+    let script = "(read x; :) 3<data & (read x; :) 3<data & echo ready; read x <&4; wait";
+    let mut run = bench.run("/bin/bash", &["-c", &format!("exec 4<&0; {script}")]);
+    run.expect("ready");
+    let x = bench.name("x.ckpt");
+    bench.must(&["save", "--stop", &run.pid_text(), "-n", &x]);
+    run.ends_well();
+    let before = fs::read(&x).expect("a checkpoint");
+    let limited = format!("ulimit -u 1; exec {x}");
+    let ended = bench.run("/bin/bash", &["-c", &limited]).end();
+    assert!(ended.code() == Some(125) && ended.stderr.contains("ulimit -u"), "{ended:?}");
+    bench.alone(&[]);
+    fs::remove_file(bench.path("data")).expect("a file");
+    let ended = bench.run(&x, &[]).end();
+    let said = ended.stderr.matches("/data: No such file").count();
+    assert!(ended.code() == Some(125) && said == 1, "{ended:?}");
+    bench.alone(&[]);
+    assert!(before == fs::read(&x).expect("a checkpoint"));
+    assert_eq!(bench.names(".ckpt-"), [""; 0]);
+}
+
 /// A script that saves itself waits for the ckpt that does it: after the restart that has ended well.
 #[test]
 fn a_script_may_save_itself() {

@@ -160,7 +160,13 @@ pub(crate) fn open_all(
                     let missed = Missing { record: *record, errno: e.errno(), path };
                     missing.as_deref_mut().into_iter().for_each(|list| list.push(missed.clone()));
                 }
-                Err(e) => failures.push(format!("descriptor {}: {e}", record.fd)),
+                Err(e) => {
+                    // Whoever shares it fails the same way.
+                    let failure = format!("descriptor {}: {e}", record.fd);
+                    if !failures.contains(&failure) {
+                        failures.push(failure);
+                    }
+                }
             }
         }
         for Missing { record, .. } in missing.take().into_iter().flatten() {

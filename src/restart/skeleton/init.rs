@@ -9,9 +9,9 @@
 //! The process has one thread, and only calls that look at itself and its children.
 #![allow(unsafe_code)]
 
-use super::make::{clone, end};
+use super::make::{clone, end, made_or};
 use super::rendezvous::Rendezvous;
-use crate::error::{Because, Error, Result};
+use crate::error::{Error, Result};
 use crate::ptrace::raw::{await_signal, signal_set};
 use crate::resource::descriptor::numbers::close_others;
 use nix::errno::Errno;
@@ -50,7 +50,7 @@ impl Init {
     /// No process can be made.
     pub(crate) fn start(rendezvous: Rendezvous) -> Result<Self> {
         let what = || "cannot make the first process of a namespace";
-        let Some(pid) = clone(None, libc::SIGCHLD).because(what)? else { live(rendezvous) };
+        let Some(pid) = made_or(clone(None, libc::SIGCHLD), what)? else { live(rendezvous) };
         rendezvous.hear_init(word::NONE, super::children::none_ended)?;
         if rendezvous.has_failed() {
             return Err(Error::new(what()));

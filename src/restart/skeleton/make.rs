@@ -121,7 +121,8 @@ impl Tree<'_> {
     /// Makes a member; None in the member itself.
     fn clone_member(&self, index: usize, flags: i32) -> Result<Option<i32>> {
         let pid = self.members[index].pid;
-        let made = clone_with(flags, Some(pid), self.exit_signals[index]).because(|| {
+        let made = clone_with(flags, Some(pid), self.exit_signals[index]);
+        let made = made_or(made, || {
             format!("cannot have the process id {pid} again (clone3(2) with set_tid)")
         })?;
         if made.is_none() {
@@ -136,7 +137,7 @@ impl Tree<'_> {
             Some(id) => format!("cannot begin the session {id} again"),
             None => "cannot make an orphan".to_owned(),
         };
-        if let Some(other) = clone(leader, libc::SIGCHLD).because(what)? {
+        if let Some(other) = made_or(clone(leader, libc::SIGCHLD), what)? {
             return reap(other).because(what).map(|()| None);
         }
         if leader.is_some() {
@@ -206,6 +207,18 @@ fn mount_proc(last: i32) {
     if mount(Some("proc"), "/proc", Some("proc"), kept, nothing).is_ok() {
         let _ = std::fs::write("/proc/sys/kernel/ns_last_pid", last.to_string());
     }
+}
+
+/// What was made, or why it was not.
+pub(super) fn made_or<S: std::fmt::Display>(
+    made: nix::Result<Option<i32>>,
+    what: impl FnOnce() -> S,
+) -> Result<Option<i32>> {
+    let is_limited = made == Err(Errno::EAGAIN);
+    made.because(what).map_err(|error| match is_limited {
+        true => error.hint("the number of processes is limited here (ulimit -u): raise it"),
+        false => error,
+    })
 }
 
 /// Makes a process; None in the process itself.

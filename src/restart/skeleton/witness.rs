@@ -9,7 +9,7 @@
 //! The process has one thread, and only calls that look at itself, or end those it was told.
 #![allow(unsafe_code)]
 
-use super::make::{clone, end};
+use super::make::{clone, end, made_or};
 use crate::error::{Because, Result};
 use crate::proc::{pidfd::Pidfd, tree};
 use crate::ptrace::raw::{await_signal, signal_set};
@@ -51,7 +51,7 @@ impl Witness {
         let (hears, ask) = std::io::pipe().because(what)?;
         let (hear, tells) = std::io::pipe().because(what)?;
         let restarter = std::process::id();
-        match clone(None, 0).because(what)? {
+        match made_or(clone(None, 0), what)? {
             Some(pid) => Ok(Self { pid, ask, hear }),
             None => {
                 drop((ask, hear));
