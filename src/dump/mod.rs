@@ -342,7 +342,9 @@ fn proceed(
     memory::carried::carry(still.iter_mut().map(|s| (&mut s.gathered, &mut s.areas)), &mut common);
     reach(Point::Gathered);
     common.members = phase4_refuse::refuse(&mut still, &dead, common.tables.ptys())?;
-    let connections = if stop { socket::connections(&common.tables) } else { Vec::new() };
+    // Who goes on may have the same ones.
+    let ends_all = stop && left_out.is_none();
+    let connections = if ends_all { socket::connections(&common.tables) } else { Vec::new() };
     common.losses.extend(left_out.into_iter().chain(doubtful));
     let all: Vec<_> = still.iter().map(|process| &process.gathered).collect();
     let notes = checkpoint.notes(&still, losses::trifles(&all, &common.members));
