@@ -15,7 +15,7 @@ enum { LINES, BYTES, PACKETS, CLOSED, LOCKED, HUNG, WAITS, ALL };
 static struct { int master, slave; } pty[ALL];
 static int session[2], talk[2], answer[2];
 static const char *lines = "one\ntwo\4three\4\4par";
-static unsigned char typed[2000], shown[8000], seen[8001];
+static unsigned char typed[2000], shown[2000], seen[4001];
 
 static void raw(int fd, int least) {
   struct termios t;

@@ -54,7 +54,7 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
     }
     if pty.waiting.unseen {
         saving.say(format!(
-            "what was written to /dev/pts/{number} and is not yet read from its master"
+            "what is under way in /dev/pts/{number}: it could not be looked at without harm to the program"
         ));
     }
     let Waiting { typed, later, shown, .. } = &pty.waiting;

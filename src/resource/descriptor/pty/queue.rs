@@ -15,7 +15,7 @@ use super::settings::{START, STOP, flow, peer, readable, set_termios};
 use crate::error::{Because, Error, Result};
 use crate::fault::{Point, reach};
 use ckpt_abi::image::Termios;
-use nix::fcntl::OFlag;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
@@ -23,6 +23,7 @@ use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, fork, read, setsid, write};
 use std::io::{PipeWriter, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 /// A pseudo-terminal that is asked about.
 pub(super) struct Asked {
@@ -91,6 +92,16 @@ fn work(all: &[Asked], mut tell: PipeWriter) -> std::io::Result<()> {
 
 impl Asked {
     fn look(&self) -> Waiting {
+        // Where much is under way somebody is in the middle of a write, and who puts it back might find no room.
+        const LITTLE: usize = 2048;
+        let shown = readable(&self.master);
+        answers(&self.master, PollFlags::POLLIN);
+        let full = |slave: &OwnedFd| {
+            readable(slave) > LITTLE || shown > 0 && !answers(slave, PollFlags::POLLOUT)
+        };
+        if shown.max(readable(&self.master)) > LITTLE || self.slave.as_ref().is_some_and(full) {
+            return Waiting { unseen: true, ..Waiting::default() };
+        }
         // A description of our own, which does not block; but a locked or exclusive slave opens to nobody.
         let opened = (self.slave.is_some() || readable(&self.master) > 0)
             .then(|| peer(&self.master, OFlag::O_RDWR | OFlag::O_NONBLOCK).ok());
@@ -137,28 +148,36 @@ impl Waiting {
             let _ = flow(slave, STOP);
             let _ = flow(slave, START);
         }
-        let mut lost = put(slave, &self.shown);
+        let mut lost = put(slave, master, &self.shown);
+        let mut typed = self.typed.clone();
+        let mut whole = typed.len();
         if termios.is_canonical() {
-            let (settings, typed) = self.lines_of(termios, packets);
+            let settings;
+            (settings, typed, whole) = self.lines_of(termios, packets);
             let _ = set_termios(slave, &settings);
-            lost += put(master, &typed);
-        } else {
-            lost += put(master, &self.typed);
         }
-        // The line discipline has it when this has an answer.
-        answers(slave, PollFlags::POLLIN);
+        // The line discipline has to have it before its settings change.
+        let (lines, rest) = typed.split_at(whole);
+        lost += put(master, slave, lines);
+        let count = if termios.is_canonical() { self.lines as usize } else { whole };
+        soon(|| readable(slave) >= count);
+        lost += put(master, slave, rest);
+        if !rest.is_empty() && !lines.is_empty() {
+            // Nothing tells when half a line behind whole ones is there.
+            std::thread::sleep(Duration::from_millis(3));
+        }
         let _ = set_termios(slave, termios);
         if stop {
             let key = termios.chars[libc::VSTOP];
             let by_key = termios.input & libc::IXON != 0 && key != 0;
             let _ = if by_key { write(master, &[key]).map(drop) } else { flow(slave, STOP) };
         }
-        lost + put(master, &self.later)
+        lost + put(master, slave, &self.later)
     }
 
     /// Settings under which lines are typed without effect, and what to type: a key for the end of file that is not
-    /// among it.
-    fn lines_of(&self, termios: &Termios, packets: bool) -> (Termios, Vec<u8>) {
+    /// among it; and where half a line begins.
+    fn lines_of(&self, termios: &Termios, packets: bool) -> (Termios, Vec<u8>, usize) {
         let mut settings = termios.raw(packets);
         settings.local = libc::ICANON;
         let ends_line = |byte: u8| {
@@ -177,10 +196,12 @@ impl Waiting {
         keys.into_iter().chain(kept.into_iter().filter(|_| packets)).for_each(|(key, byte)| {
             settings.chars[key] = byte;
         });
-        let Some(end) = free.filter(|_| ends) else { return (settings, self.typed.clone()) };
+        let Some(end) = free.filter(|_| ends) else {
+            return (settings, self.typed.clone(), whole.len());
+        };
         settings.chars[libc::VEOF] = end;
         let typed = self.typed.iter().map(|byte| if *byte == 0 { end } else { *byte });
-        (settings, typed.collect())
+        (settings, typed.collect(), whole.len())
     }
 
     /// For an image, or another process.
@@ -256,14 +277,43 @@ fn drain(fd: &OwnedFd, packets: bool) -> Vec<u8> {
     bytes
 }
 
-/// Writes as much as there is room for; how much was left.
-fn put(fd: &OwnedFd, mut bytes: &[u8]) -> usize {
-    const PIECE: usize = 512;
-    while !bytes.is_empty() && answers(fd, PollFlags::POLLOUT) {
-        match write(fd, &bytes[..bytes.len().min(PIECE)]) {
-            Ok(n) => bytes = &bytes[n..],
-            Err(_) => break,
+/// Waits until something holds that the kernel brings about by itself, in another thread.
+fn soon(mut holds: impl FnMut() -> bool) -> bool {
+    const MOMENT: Duration = Duration::from_millis(1);
+    (0..1000).any(|_| {
+        let done = holds();
+        if !done {
+            std::thread::sleep(MOMENT);
         }
+        done
+    })
+}
+
+/// Writes as much as there is room for to one end, whose other takes it; how much was left. The kernel's buffers hold
+/// what they held before if it comes in as large pieces as they take at once, when the line discipline at the other end
+/// is full.
+fn put(fd: &OwnedFd, other: &OwnedFd, mut bytes: &[u8]) -> usize {
+    const DISCIPLINE: usize = 4095;
+    const PIECE: usize = 2048;
+    if bytes.is_empty() {
+        return 0;
+    }
+    let flags = fcntl(fd, FcntlArg::F_GETFL).map_or(OFlag::empty(), OFlag::from_bits_retain);
+    let _ = fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK));
+    let mut piece = DISCIPLINE;
+    let _ = soon(|| {
+        loop {
+            let written = write(fd, &bytes[..bytes.len().min(piece)]).unwrap_or(0);
+            bytes = &bytes[written..];
+            piece = PIECE;
+            answers(other, PollFlags::POLLIN);
+            if written == 0 || bytes.is_empty() {
+                return bytes.is_empty();
+            }
+        }
+    });
+    if !flags.contains(OFlag::O_NONBLOCK) {
+        let _ = fcntl(fd, FcntlArg::F_SETFL(flags));
     }
     bytes.len()
 }
