@@ -60,7 +60,8 @@ impl<'a> Checkpoint<'a> {
         if !self.request.settings.verbose.unwrap_or(told) {
             notes.clear();
         }
-        for process in processes.iter().filter(|_| self.request.periodic) {
+        // Of a descendant nobody expects it: between its fork and its exec each has given the signal back.
+        for process in processes.iter().take(1).filter(|_| self.request.periodic) {
             let control = &process.equipped.region.control;
             let signal = control.config.asyncsig;
             let at = (signal as usize).wrapping_sub(1);
