@@ -52,12 +52,21 @@ struct Found {
 
 /// The sets of semaphores that one of these processes has changed last, with their values.
 pub(crate) fn semaphores(pids: &[i32]) -> Vec<(u32, Vec<u16>)> {
+    if !is_ours(pids) {
+        return Vec::new();
+    }
     let sets = sysv::all(name(Kind::Semaphores)).into_iter();
     let own = sets.filter(|set| users(Kind::Semaphores, set).iter().any(|pid| pids.contains(pid)));
     own.filter_map(|set| {
         Some((set.id.cast_unsigned(), calls::values(set.id, set.size as usize).ok()?))
     })
     .collect()
+}
+
+/// Whether we see the objects that the processes see.
+fn is_ours(pids: &[i32]) -> bool {
+    let namespace = |pid| proc::namespace(pid, "ipc");
+    pids.first().is_some_and(|pid| namespace(*pid) == namespace(std::process::id().cast_signed()))
 }
 
 /// Who has used one last.
@@ -76,12 +85,32 @@ pub(crate) fn save<'a>(
     processes: impl IntoIterator<Item = (&'a mut Gathered, &'a mut Vec<Area>)>,
     common: &mut Common,
 ) {
+    find(processes, common);
+    // What does not travel as a segment is memory of the processes, and no restart may touch what has the identifier then.
+    let is_left =
+        |o: &&mut Object| o.kind == ObjectKind::Segment as u32 && o.flags & object_flag::WHOLE == 0;
+    for object in common.objects.iter_mut().filter(is_left) {
+        object.kind = ObjectKind::Memory as u32;
+    }
+}
+
+fn find<'a>(
+    processes: impl IntoIterator<Item = (&'a mut Gathered, &'a mut Vec<Area>)>,
+    common: &mut Common,
+) {
     let mut processes: Vec<_> = processes.into_iter().collect();
     let pids = common.tables.pids();
     // Of each object how often it is mapped.
     let mut mapped: HashMap<u32, u64> = HashMap::new();
     for vma in processes.iter().flat_map(|(gathered, _)| &gathered.vmas) {
         *mapped.entry(vma.object).or_default() += 1;
+    }
+    if !is_ours(&pids) {
+        let is_segment = |o: &&Object| o.kind == ObjectKind::Segment as u32;
+        if common.objects.iter().any(|object| is_segment(&object)) {
+            common.losses.push("System V objects of an IPC namespace that we cannot enter: shared memory becomes memory of the program alone".into());
+        }
+        return;
     }
     let of_segment = |entry: &Entry| {
         let segment = ObjectKind::Segment as u32;
