@@ -2,7 +2,7 @@
 //! Which process ids a restarted program has (`--ids`).
 //!
 //! Several processes know each other by their ids (the shell's `$!`, wait(2), locks, files with process ids), so a tree
-//! has its own again or is not restarted. One process alone takes the id of whoever restarts it, as execve(2) would
+//! has its own again wherever that is possible; where it is not, new ones after a sentence, or none (`keep`). One process alone takes the id of whoever restarts it, as execve(2) would
 //! leave it: what knows that id outside (a batch system, a shell) goes on knowing it, and nothing of the world that
 //! namespaces take away is missing. Its thread ids are kept where the kernel grants them, else corrected where the C
 //! libraries have them.
@@ -51,16 +51,9 @@ impl Ids {
     /// The tree as which the processes of an image restart; None: the restarter becomes the only one.
     ///
     /// # Errors
-    /// New ids of several processes, and a damaged image.
+    /// A damaged image.
     pub(super) fn tree(self, image: &Image, all: &[Saved<'_>]) -> Result<Option<Tree>> {
         let one = match Tree::of_image(image)? {
-            Some(_) if self == Self::New => {
-                let text = format!(
-                    "the {} processes of this checkpoint know each other by their ids, and restart with no others (--ids new)",
-                    all.len()
-                );
-                return Err(Error::new(text).hint("restart them without --ids"));
-            }
             Some(tree) => return Ok(Some(tree)),
             None => all.first(),
         };

@@ -88,7 +88,7 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
         phase2_adapt::convert(&whole, saved, options, &mut warnings)?;
     }
     let tree = options.ids.tree(image, &all)?;
-    if tree.is_none() {
+    if tree.is_none() || options.ids == Ids::New {
         whole.unfurnish(&mut warnings);
     }
     let start = Start { whole, options, program_name, config };

@@ -9,22 +9,23 @@ use super::phase1_check::Saved;
 use super::phase3_open::{self, Files};
 use super::pooled::Pooled;
 use super::skeleton::children::{await_end, none_ended};
+use super::skeleton::counted;
 use super::skeleton::init::Init;
 use super::skeleton::make::{Role, Tree as Processes, end};
-use super::skeleton::namespaces::Place;
+use super::skeleton::namespaces::{Place, as_user, remedy};
 use super::skeleton::proxy::{self, Proxy};
 use super::skeleton::rendezvous::{Rendezvous, Stage};
 use super::skeleton::stay;
 use super::skeleton::witness::Witness;
 use super::space::Space;
-use super::{Start, mapping, phase2_adapt};
+use super::{Ids, Start, mapping, phase2_adapt};
 use crate::error::{Error, FAILED, Result, printable};
 use crate::fault::{Point, reach};
 use crate::image::PAGE;
 use crate::image::read::Image;
 use crate::inject::monitor::Monitor;
 use crate::proc;
-use crate::resource::kinship::{self, plan::plan, sharing};
+use crate::resource::kinship::{self, numbers, plan::plan, sharing};
 use ckpt_abi::image::{Member, NOBODY, SectionKind, member_flag, process_flag};
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -159,13 +160,25 @@ impl Tree {
         let rendezvous = Rendezvous::map(place_for_all(&all)?)?;
         let ids = self.ids(&all);
         let furnished = !whole.systemv.is_empty();
-        let place = Place::choose(&ids, furnished);
+        let kept = start.options.ids == Ids::Keep;
+        let place = match start.options.ids {
+            Ids::New => Place::Anew,
+            _ => Place::choose(&ids, &self.made_ids(), furnished, kept)?,
+        };
+        match place {
+            Place::Counted => counted::begin(rendezvous, self.made_ids()),
+            Place::Anew => {
+                warnings.push(self.renumbered(start.options.ids));
+                numbers::begin_anew(ids.clone())?;
+            }
+            _ => {}
+        }
         let monitor = phase2_adapt::monitor(&start.config)?;
         let pooled = Pooled::make(whole.image, &all)?;
         let mut witness = Witness::start()?;
         reach(Point::Witnessed);
         place.enter(super::clock::ahead(whole)?, furnished)?;
-        let init = if place == Place::Here { None } else { Some(Init::start(rendezvous)?) };
+        let init = if place.is_apart() { Some(Init::start(rendezvous)?) } else { None };
         reach(Point::Apart);
         let exit_signals: Vec<_> =
             self.members.iter().map(|m| m.exit_signal.cast_signed()).collect();
@@ -177,15 +190,15 @@ impl Tree {
             exit_signals: &exit_signals,
             shares: &shares,
             rendezvous,
-            restarter: if place == Place::Here { std::process::id().cast_signed() } else { 0 },
+            restarter: if place.is_apart() { 0 } else { std::process::id().cast_signed() },
             terminals: &terminals,
-            apart: (place != Place::Here).then(|| ids.last().copied().unwrap_or(0)),
+            apart: place.is_apart().then(|| ids.last().copied().unwrap_or(0)),
         };
         match processes.make() {
             Ok(Role::Restarter(root)) => {
                 drop((files, all, terminals));
                 pooled.iter().for_each(Pooled::give_up);
-                if place == Place::Here {
+                if !place.is_apart() {
                     witness.guard(root);
                 }
                 reach(Point::Rooted);
@@ -224,6 +237,31 @@ impl Tree {
         Ok(all)
     }
 
+    /// The ids that processes are made with: their own, and those of sessions and groups whose leaders are gone.
+    fn made_ids(&self) -> Vec<i32> {
+        let mut ids: Vec<u32> = self.members.iter().map(|member| member.pid).collect();
+        for id in self.members.iter().flat_map(|member| [member.session, member.group]) {
+            if id != 0 && !ids.contains(&id) {
+                ids.push(id);
+            }
+        }
+        ids.into_iter().map(u32::cast_signed).collect()
+    }
+
+    /// What goes wrong with new ids, and what would change it.
+    fn renumbered(&self, asked: Ids) -> String {
+        let why = match as_user() {
+            Err(errno) if asked == Ids::Auto => {
+                format!("{}. --ids keep starts nothing then", remedy(errno))
+            }
+            _ => "--ids new asks for that".to_owned(),
+        };
+        format!(
+            "the {} processes have new process ids, so whatever remembers one goes wrong (`wait $!` and `kill $!` of shells, files with process ids): {why}",
+            self.members.len()
+        )
+    }
+
     /// All ids that the tree has.
     fn ids(&self, all: &[Saved<'_>]) -> Vec<i32> {
         let members = self.members.iter().flat_map(|m| [m.pid, m.group, m.session]);
@@ -245,7 +283,7 @@ impl Tree {
             let own = self.members.iter().filter(|m| m.parent as usize == index);
             own.filter(which).collect()
         };
-        let pid = |m: &Member| m.pid.cast_signed();
+        let pid = |m: &Member| numbers::here(m.pid.cast_signed());
         let dead = children(&|m| m.flags & member_flag::DEAD != 0);
         let is_stopped = |m: &&Member| {
             let saved = all.get(m.process as usize);
@@ -307,12 +345,13 @@ impl Tree {
         let (all, living) = (self.members.len() as u32, self.living().count() as u32);
         // Before that an id may be somebody else's.
         let made = rendezvous.watch(Stage::Made, all, none_ended);
-        let ids = || self.members.iter().map(|member| member.pid.cast_signed());
+        let here = |member: &Member| numbers::here(member.pid.cast_signed());
+        let ids = || self.members.iter().map(here);
         if made.is_ok() && proxy.init.is_none() {
             ids().for_each(|pid| proxy.witness.guard(pid));
         }
         reach(Point::Made);
-        let wanted: Vec<_> = self.living().map(|member| member.pid.cast_signed()).collect();
+        let wanted: Vec<_> = self.living().map(here).collect();
         let outer = seen(&wanted, proxy.root);
         let alive = || outer.iter().all(|pid| lives(*pid));
         let done = made.clone().and_then(|()| {

@@ -27,9 +27,6 @@ pub(crate) fn check(image: &Image, map_path: &MapPath) -> Result<(Facts, u8)> {
             lacks.push(lack.what);
         }
     }
-    if all.len() > 1 && !super::machine::keeps_ids() {
-        lacks.push("process ids cannot be kept here (ckpt check says why)".into());
-    }
     let files = files_of_all(&whole, &all);
     let missing = shown(files.iter().filter(|path| !path.exists()));
     let can = lacks.is_empty() && missing.is_empty();
@@ -40,6 +37,9 @@ pub(crate) fn check(image: &Image, map_path: &MapPath) -> Result<(Facts, u8)> {
     facts.add("cpu_level", level_name(needed.level()));
     facts.add("cpu_level_here", level_name(here.level()));
     facts.add("cpu_missing", needed.without(&here).names());
+    if all.len() > 1 {
+        facts.add("ids_of_jobs", super::machine::ids_of_jobs());
+    }
     facts.add("obstacles", lacks);
     facts.add("files", shown(&files));
     facts.add("files_missing", missing);

@@ -12,6 +12,7 @@ use crate::proc::pagemap::Pagemap;
 use crate::ptrace::raw;
 use crate::resource::cpu::{self, Set, level_name};
 use crate::restart::machine::capable;
+use crate::restart::skeleton::namespaces::{as_user, remedy};
 use nix::libc;
 use std::path::Path;
 
@@ -135,30 +136,21 @@ fn by_capability(fallback: &str) -> String {
 }
 
 fn user_namespaces() -> String {
-    // SAFETY: as in `tracing`; the child makes its namespace and ends.
-    let child = unsafe { libc::fork() };
-    if child == 0 {
-        // SAFETY: affects the child alone.
-        let result = unsafe { libc::unshare(libc::CLONE_NEWUSER) };
-        // SAFETY: ends the child without running anything of the parent's.
-        unsafe { libc::_exit(i32::from(result != 0)) };
-    }
-    let mut status = -1;
-    // SAFETY: waits for the child; where there is none the status stays.
-    unsafe { libc::waitpid(child, &mut status, 0) };
-    match status {
-        0 => "yes".into(),
-        _ => "no: see sysctl user.max_user_namespaces and kernel.unprivileged_userns_clone".into(),
+    match as_user() {
+        Ok(()) => "yes".into(),
+        Err(errno) => format!("no: {}", remedy(errno)),
     }
 }
 
 /// How a restart of several processes gets their ids again.
-fn ids_of_jobs() -> String {
+pub(crate) fn ids_of_jobs() -> String {
     if capable(CAP_SYS_ADMIN) {
         return "yes: here if they are free, else in a PID namespace".into();
     }
     if !keeps_ids() {
-        return "no: a restart of several processes needs user namespaces, or root".into();
+        return "fallback: here if they are free and the kernel gives them soon, else several processes have new ids \
+                and go wrong where they remember them (user namespaces or root keep them)"
+            .into();
     }
     let here = if capable(CAP_CHECKPOINT_RESTORE) { "here if they are free, else " } else { "" };
     format!(

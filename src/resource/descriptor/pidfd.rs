@@ -12,6 +12,7 @@ use super::{Kind, Look, Opening, Origin, Restored, Saving, kind};
 use crate::error::{Because, Result};
 use crate::proc::fds::Fd;
 use crate::proc::tree;
+use crate::resource::kinship::numbers;
 use ckpt_abi::image::{Descriptor, DescriptorKind};
 use nix::errno::Errno;
 use nix::libc;
@@ -59,7 +60,8 @@ pub(crate) fn open_all(restored: &mut [Restored], saved: u32) -> Result<()> {
         let pid = if record.value == u64::from(saved) { u64::from(own) } else { record.value };
         *file = match pid {
             GONE => gone()?,
-            _ => of(pid as i32).because(|| format!("cannot open process {pid} (pidfd_open(2))"))?,
+            _ => of(numbers::here(pid as i32))
+                .because(|| format!("cannot open process {pid} (pidfd_open(2))"))?,
         };
     }
     Ok(())

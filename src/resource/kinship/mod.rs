@@ -4,6 +4,7 @@
 //! The root's own group and session began outside of the tree, with whoever started it; a restart puts the root into
 //! those of the restarter, with everybody who shared them. Every other group or session is kept by its number.
 
+pub(crate) mod numbers;
 pub(crate) mod plan;
 pub(crate) mod sharing;
 

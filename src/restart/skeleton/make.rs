@@ -10,11 +10,13 @@
 #![allow(unsafe_code)]
 
 use super::children::{Change, change, none_ended};
+use super::counted;
 use super::rendezvous::{Rendezvous, Stage};
 use crate::error::{Because, Result};
 use crate::fault::{Point, become_member, reach};
-use crate::proc::fork::own_id;
+use crate::proc::fork::{fork, own_id};
 use crate::resource::descriptor::pty;
+use crate::resource::kinship::numbers;
 use crate::resource::kinship::plan::{Life, Member, Step};
 use nix::errno::Errno;
 use nix::libc;
@@ -122,10 +124,10 @@ impl Tree<'_> {
     fn clone_member(&self, index: usize, flags: i32) -> Result<Option<i32>> {
         let pid = self.members[index].pid;
         let made = clone_with(flags, Some(pid), self.exit_signals[index]);
-        let made = made_or(made, || {
-            format!("cannot have the process id {pid} again (clone3(2) with set_tid)")
-        })?;
+        let made = made_or(made, || format!("cannot have the process id {pid} again"))
+            .map_err(|e| e.hint("try again, or restart it with other ids (--ids new)"))?;
         if made.is_none() {
+            numbers::note(pid, own_pid());
             become_member(index as u32);
         }
         Ok(made)
@@ -140,8 +142,9 @@ impl Tree<'_> {
         if let Some(other) = made_or(clone(leader, libc::SIGCHLD), what)? {
             return reap(other).because(what).map(|()| None);
         }
-        if leader.is_some() {
+        if let Some(id) = leader {
             setsid().because(what)?;
+            numbers::note(id, own_pid());
         }
         for index in members {
             if self.shares[*index] != 0 {
@@ -166,14 +169,14 @@ impl Tree<'_> {
         }
         self.rendezvous.meet(Stage::Revived, self.all(), lives)?;
         if let Some(group) = life.join {
-            setpgid(Pid::from_raw(0), Pid::from_raw(group))
+            setpgid(Pid::from_raw(0), Pid::from_raw(numbers::here(group)))
                 .because(|| format!("cannot join the process group {group}"))?;
         }
         // The restarter is one of them: whoever is made is guarded when it goes on.
         self.rendezvous.meet(Stage::Joined, self.all() + 1, lives)?;
         if let Some((terminal, group)) = self.terminals.get(&me) {
             // A group that nobody is in any more cannot be had again.
-            let _ = pty::set_foreground(terminal, *group);
+            let _ = pty::set_foreground(terminal, numbers::here(*group));
         }
         Ok(())
     }
@@ -193,8 +196,13 @@ fn revive(group: i32) -> nix::Result<()> {
     } else {
         Err(Errno::EPERM)
     };
+    numbers::note(group, leader);
     reap(leader)?;
     joined
+}
+
+fn own_pid() -> i32 {
+    std::process::id().cast_signed()
 }
 
 /// Shows the PID namespace of the tree in /proc. Where that is not allowed (a container that masks a part of it), the
@@ -227,7 +235,18 @@ pub(crate) fn clone(pid: Option<i32>, exit_signal: i32) -> nix::Result<Option<i3
 }
 
 /// The same with flags, and an id of choice.
-fn clone_with(flags: i32, pid: Option<i32>, exit_signal: i32) -> nix::Result<Option<i32>> {
+pub(super) fn clone_with(
+    flags: i32,
+    pid: Option<i32>,
+    exit_signal: i32,
+) -> nix::Result<Option<i32>> {
+    let pid = pid.filter(|_| !numbers::are_new());
+    match pid {
+        Some(pid) if counted::is_begun() => return counted::clone_as(flags, pid, exit_signal),
+        // Filters of containers know no clone3(2).
+        None if flags == 0 => return fork(exit_signal),
+        _ => {}
+    }
     let wanted = [pid.unwrap_or(0)];
     let own = own_id();
     let flags = flags | own.map_or(0, |_| libc::CLONE_CHILD_SETTID);

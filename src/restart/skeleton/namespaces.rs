@@ -3,19 +3,24 @@
 //!
 //! In a new PID namespace every id is free (pid_namespaces(7)), and its maker may choose them (CAP_CHECKPOINT_RESTORE in
 //! the user namespace that owns it). An ordinary user gets such a namespace by way of a user namespace with its own ids
-//! (user_namespaces(7)). The restarter itself stays outside of the PID namespace, as the parent of the root.
+//! (user_namespaces(7)). The restarter itself stays outside of the PID namespace, as the parent of the root. Where that is
+//! forbidden, ids that are free are counted for ([`super::counted`]); else there are new ones.
 //!
 //! # Safety
 //! unshare(2) changes this process alone, which has one thread.
 #![allow(unsafe_code)]
 
+use super::children::{Change, change};
+use super::counted::is_near;
+use super::make::end;
 use crate::error::{Because, Error, Result};
+use crate::proc::fork::fork;
 use crate::restart::machine::capable;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::kill;
-use nix::unistd::{Pid, getegid, geteuid};
+use nix::unistd::{Gid, Pid, Uid, getegid, geteuid};
 use std::fs;
 
 const CLONE_NEWTIME: i32 = 0x80;
@@ -32,23 +37,40 @@ pub(crate) enum Place {
     Apart,
     /// In one that a user namespace of their own owns.
     AsUser,
+    /// In the namespaces of the restarter, which may choose no ids but waits until the kernel gives them.
+    Counted,
+    /// In the namespaces of the restarter, with new ids.
+    Anew,
 }
 
 impl Place {
     /// Chooses the place that has the fewest effects, for these process and thread ids, groups and sessions; `furnished`
     /// with System V objects, which need a namespace of their own in any case.
-    pub(crate) fn choose(ids: &[i32], furnished: bool) -> Self {
+    ///
+    /// # Errors
+    /// Their ids are to be `kept`, or there are System V objects, and no namespaces here.
+    pub(crate) fn choose(ids: &[i32], made: &[i32], furnished: bool, kept: bool) -> Result<Self> {
         let may = !furnished || capable(MAY_CHOOSE[0]);
         if may
             && MAY_CHOOSE.iter().any(|&capability| capable(capability))
             && ids.iter().all(is_free)
         {
-            Self::Here
-        } else if capable(MAY_CHOOSE[0]) {
-            Self::Apart
-        } else {
-            Self::AsUser
+            return Ok(Self::Here);
         }
+        if capable(MAY_CHOOSE[0]) {
+            return Ok(Self::Apart);
+        }
+        match as_user() {
+            Ok(()) => Ok(Self::AsUser),
+            Err(_) if !furnished && made.iter().all(is_free) && is_near(made) => Ok(Self::Counted),
+            Err(errno) if kept || furnished => Err(forbidden(errno)),
+            Err(_) => Ok(Self::Anew),
+        }
+    }
+
+    /// Whether they live in a PID namespace of their own.
+    pub(crate) fn is_apart(self) -> bool {
+        matches!(self, Self::Apart | Self::AsUser)
     }
 
     /// Makes the namespaces, for children of this process; the clocks of the tree are to be `ahead` of the first
@@ -60,20 +82,39 @@ impl Place {
         let ipc = if furnished { CloneFlags::CLONE_NEWIPC } else { CloneFlags::empty() };
         let mut flags = CloneFlags::CLONE_NEWPID | ipc;
         match self {
-            Self::Here => return unshare(ipc).map_err(forbidden),
+            Self::Here | Self::Counted | Self::Anew => return unshare(ipc).map_err(forbidden),
             Self::Apart => {}
             Self::AsUser => flags |= CloneFlags::CLONE_NEWUSER,
         }
         let (user, group) = (geteuid(), getegid());
         unshare(flags).map_err(forbidden)?;
         if self == Self::AsUser {
-            // Without it an ordinary user may not map a group (user_namespaces(7)).
-            let _ = fs::write("/proc/self/setgroups", "deny");
-            map("uid_map", user.as_raw())?;
-            map("gid_map", group.as_raw())?;
+            map_user(user, group).map_err(forbidden)?;
         }
         set_clocks(ahead)
     }
+}
+
+/// Whether an ordinary user gets the namespaces here, as a child tries it.
+pub(crate) fn as_user() -> nix::Result<()> {
+    let (user, group) = (geteuid(), getegid());
+    let Some(child) = fork(libc::SIGCHLD)? else {
+        let made = unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWUSER);
+        end(made.and_then(|()| map_user(user, group)).err().map_or(0, |errno| errno as i32))
+    };
+    match change(Some(child), libc::WEXITED)? {
+        Some(Change::Ended(0)) => Ok(()),
+        Some(Change::Ended(errno)) => Err(Errno::from_raw(errno)),
+        _ => Err(Errno::EPERM),
+    }
+}
+
+/// Maps one's own user and group in a user namespace that one has just made.
+fn map_user(user: Uid, group: Gid) -> nix::Result<()> {
+    // Without it an ordinary user may not map a group (user_namespaces(7)).
+    let _ = fs::write("/proc/self/setgroups", "deny");
+    map("uid_map", user.as_raw())?;
+    map("gid_map", group.as_raw())
 }
 
 /// Whether nobody here has an id, as a process, thread, group or session.
@@ -82,9 +123,9 @@ fn is_free(id: &i32) -> bool {
     nobody(*id) && nobody(-*id)
 }
 
-fn map(file: &str, id: u32) -> Result<()> {
+fn map(file: &str, id: u32) -> nix::Result<()> {
     fs::write(format!("/proc/self/{file}"), format!("{id} {id} 1"))
-        .map_err(|error| forbidden(error.raw_os_error().map_or(Errno::EPERM, Errno::from_raw)))
+        .map_err(|error| error.raw_os_error().map_or(Errno::EPERM, Errno::from_raw))
 }
 
 /// A time namespace for the children, where the kernel has one: the clocks go on from their saved values, so that
@@ -109,7 +150,12 @@ fn forbidden(errno: Errno) -> Error {
         "cannot make the namespaces in which the program's processes have their ids again: {}",
         errno.desc()
     ));
-    let why = match errno {
+    error.hint(remedy(errno))
+}
+
+/// What forbids them, and what would change it.
+pub(crate) fn remedy(errno: Errno) -> &'static str {
+    match errno {
         Errno::ENOSPC | Errno::EUSERS => {
             "the number of namespaces is limited here (/proc/sys/user/max_user_namespaces, max_pid_namespaces)"
         }
@@ -117,6 +163,5 @@ fn forbidden(errno: Errno) -> Error {
         _ => {
             "user namespaces are forbidden here: by kernel.unprivileged_userns_clone=0, kernel.apparmor_restrict_unprivileged_userns=1, or the filters of a container; restart it where they are allowed, or as root"
         }
-    };
-    error.hint(why)
+    }
 }

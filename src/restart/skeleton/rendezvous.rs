@@ -8,8 +8,11 @@
 
 use crate::error::{Because, Error, Result};
 use crate::image::PAGE;
+use nix::errno::Errno;
 use nix::libc;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -53,6 +56,8 @@ struct Page {
     failed: AtomicU32,
     /// What init says ([`super::init`]).
     init: AtomicU32,
+    /// Who has the turn ([`super::counted`]), or 0.
+    turn: AtomicU32,
     arrived: [AtomicU32; STAGES],
 }
 
@@ -155,6 +160,27 @@ impl Rendezvous {
             }
             wait(word, here);
         }
+    }
+
+    /// Waits until nobody else has the turn, or who has it is gone.
+    pub(super) fn take_turn(&self) {
+        let own = std::process::id();
+        while let Err(other) =
+            self.page.turn.compare_exchange(0, own, Ordering::AcqRel, Ordering::Acquire)
+        {
+            let process = Pid::from_raw(other.cast_signed());
+            if kill(process, None) == Err(Errno::ESRCH) {
+                let _ =
+                    self.page.turn.compare_exchange(other, 0, Ordering::AcqRel, Ordering::Acquire);
+            }
+            wait(&self.page.turn, other);
+        }
+    }
+
+    /// Lets the next have it.
+    pub(super) fn give_turn(&self) {
+        self.page.turn.store(0, Ordering::Release);
+        wake(&self.page.turn);
     }
 
     /// Tells what init has to say, or what it is told.

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! The ids of a tree that restarts with new ones: what each process, group and session of it has here, in a table that
+//! all of its processes share while they are made.
+//!
+//! # Safety
+//! The table is mapped once, shared, before the first process is made; its words are atomic.
+#![allow(unsafe_code)]
+
+use crate::error::{Because, Result};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
+use std::num::NonZeroUsize;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+struct Numbers {
+    /// The saved ids, sorted.
+    saved: Vec<i32>,
+    /// What they are here; 0 of one that is not there yet.
+    here: &'static [AtomicI32],
+}
+
+static NUMBERS: OnceLock<Numbers> = OnceLock::new();
+
+/// Begins to give new ids in the place of these, which are sorted.
+///
+/// # Errors
+/// No memory.
+pub(crate) fn begin_anew(saved: Vec<i32>) -> Result<()> {
+    let len = NonZeroUsize::MIN.saturating_add(saved.len() * size_of::<AtomicI32>());
+    let (protection, flags) = (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED);
+    // SAFETY: a new mapping, in the place of no other.
+    let table = unsafe { mmap_anonymous(None, len, protection, flags) };
+    let table = table.because(|| "cannot have a table of process ids")?.cast::<AtomicI32>();
+    // SAFETY: it has so many words, all zeros, and is never unmapped by this code.
+    let here = unsafe { std::slice::from_raw_parts(table.as_ptr(), saved.len()) };
+    let _ = NUMBERS.set(Numbers { saved, here });
+    Ok(())
+}
+
+/// Whether ids are new ones.
+pub(crate) fn are_new() -> bool {
+    NUMBERS.get().is_some()
+}
+
+/// Says what an id is here.
+pub(crate) fn note(saved: i32, here: i32) {
+    if let Some(word) = word(saved) {
+        word.store(here, Ordering::Release);
+    }
+}
+
+/// What a saved id is here: the same, unless ids are new ones.
+pub(crate) fn here(saved: i32) -> i32 {
+    match word(saved).map(|word| word.load(Ordering::Acquire)) {
+        // Of nobody who was made.
+        Some(0) => i32::MAX,
+        Some(here) => here,
+        None => saved,
+    }
+}
+
+fn word(saved: i32) -> Option<&'static AtomicI32> {
+    let numbers = NUMBERS.get()?;
+    numbers.here.get(numbers.saved.binary_search(&saved).ok()?)
+}

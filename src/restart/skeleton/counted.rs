@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! Process ids of choice where clone3(2) grants none: the kernel gives ids in turn, so those before the wanted one are used
+//! up, without making a process.
+//!
+//! A clone(2) that asks for a pidfd fails with EMFILE where no descriptor can be had (RLIMIT_NOFILE of 0), after it was
+//! given an id (kernel/fork.c, copy_process): some microseconds for each id. /proc/loadavg tells the last one given. The
+//! processes of a tree do so one after another.
+//!
+//! # Safety
+//! The clone shares memory and never succeeds: no descriptor is free.
+#![allow(unsafe_code)]
+
+use super::make::{clone_with, end};
+use super::rendezvous::Rendezvous;
+use crate::proc;
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+/// Ids below are given only before the first turn (RESERVED_PIDS, kernel/pid.c).
+const FIRST: i32 = 300;
+/// How many ids may be used up for a whole tree, and how long that may take.
+const MOST: u32 = 200_000;
+const LONGEST: Duration = Duration::from_secs(3);
+/// How many are used up to see how long one takes, and how often.
+const SAMPLE: u32 = 8;
+const SAMPLES: u32 = 8;
+/// How often one id is tried for, when others are faster.
+const TRIES: usize = 8;
+
+/// How long a process waits for those that have to be made before one of its own.
+const PATIENCE: Duration = Duration::from_millis(200);
+
+/// Where the processes take turns, and all ids in the order in which the kernel gives them; unset where ids are not
+/// counted for.
+static TURNS: OnceLock<(Rendezvous, Vec<i32>)> = OnceLock::new();
+
+/// The ids as the kernel gives them.
+struct Kernel {
+    loadavg: File,
+    most: i32,
+}
+
+impl Kernel {
+    fn open() -> Option<Self> {
+        let most = i32::try_from(proc::setting("kernel/pid_max")?).ok()?;
+        Some(Self { loadavg: File::open("/proc/loadavg").ok()?, most })
+    }
+
+    /// The last id that was given.
+    fn last(&self) -> Option<i32> {
+        let mut text = [0; 128];
+        let len = self.loadavg.read_at(&mut text, 0).ok()?;
+        let text = std::str::from_utf8(&text[..len]).ok()?;
+        text.split_ascii_whitespace().last()?.parse().ok()
+    }
+
+    /// How many ids are given before this one, when `last` was the last.
+    fn before(&self, wanted: i32, last: i32) -> Option<i32> {
+        match wanted - last - 1 {
+            ahead @ 0.. => Some(ahead),
+            _ if wanted < FIRST => None,
+            _ => Some((self.most - 1 - last).max(0) + wanted - FIRST),
+        }
+    }
+}
+
+/// Whether these ids can be had so, within seconds.
+pub(crate) fn is_near(ids: &[i32]) -> bool {
+    let near = || {
+        let kernel = Kernel::open()?;
+        let last = kernel.last()?;
+        let all = ids.iter().map(|id| kernel.before(*id, last)).collect::<Option<Vec<_>>>()?;
+        let all = all.into_iter().max()?.cast_unsigned();
+        if all <= SAMPLE || all > MOST {
+            return Some(all <= SAMPLE);
+        }
+        let sample = |_| {
+            let begun = Instant::now();
+            (0..SAMPLE).for_each(|_| use_up());
+            begun.elapsed()
+        };
+        // Others may have the processor meanwhile.
+        let least = without_descriptors(|| (0..SAMPLES).map(sample).min()).ok()??;
+        Some(least * (all / SAMPLE) < LONGEST)
+    };
+    near().unwrap_or(false)
+}
+
+/// Counts for ids of choice from now on, in this process and those that it makes.
+pub(crate) fn begin(rendezvous: Rendezvous, mut ids: Vec<i32>) {
+    let last = Kernel::open().and_then(|kernel| Some((kernel.last()?, kernel)));
+    ids.sort_by_key(|id| last.as_ref().and_then(|(last, kernel)| kernel.before(*id, *last)));
+    let _ = TURNS.set((rendezvous, ids));
+}
+
+/// Waits until those are there that come before this one: it would take a whole turn to go back to them.
+fn await_others(ids: &[i32], wanted: i32) {
+    let begun = Instant::now();
+    let before = ids.iter().take_while(|id| **id != wanted);
+    for id in before {
+        while kill(Pid::from_raw(*id), None) == Err(Errno::ESRCH) && begun.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+/// Whether ids are counted for.
+pub(super) fn is_begun() -> bool {
+    TURNS.get().is_some()
+}
+
+/// Makes a process with an id; None in the process itself.
+pub(super) fn clone_as(flags: i32, wanted: i32, exit_signal: i32) -> nix::Result<Option<i32>> {
+    let (turns, ids) = TURNS.get().ok_or(Errno::EPERM)?;
+    let kernel = Kernel::open().ok_or(Errno::ENOSYS)?;
+    await_others(ids, wanted);
+    turns.take_turn();
+    let mut made = Err(Errno::EEXIST);
+    for _ in 0..TRIES {
+        made = kernel.count_to(wanted).and_then(|()| clone_with(flags, None, exit_signal));
+        match made {
+            Ok(None) if std::process::id().cast_signed() != wanted => end(0),
+            // Its maker has the turn.
+            Ok(None) => return made,
+            Ok(Some(child)) if child != wanted => {
+                // SAFETY: waits for the child that was just made.
+                unsafe { libc::waitpid(child, std::ptr::null_mut(), libc::__WALL) };
+                made = Err(Errno::EEXIST);
+            }
+            _ => break,
+        }
+    }
+    turns.give_turn();
+    made
+}
+
+impl Kernel {
+    /// Uses up all ids before this one.
+    fn count_to(&self, wanted: i32) -> nix::Result<()> {
+        without_descriptors(|| self.count(wanted)).flatten()
+    }
+
+    fn count(&self, wanted: i32) -> nix::Result<()> {
+        // Others take some meanwhile.
+        const CARE: i32 = 32;
+        loop {
+            let last = self.last().ok_or(Errno::ENOSYS)?;
+            let left = self.before(wanted, last).filter(|left| left.cast_unsigned() <= MOST);
+            match left.ok_or(Errno::EEXIST)? {
+                0 => return Ok(()),
+                few @ ..=CARE => (0..few).for_each(|_| use_up()),
+                many => (CARE..many).for_each(|_| use_up()),
+            }
+        }
+    }
+}
+
+/// Works where no descriptor can be had.
+fn without_descriptors<T>(work: impl FnOnce() -> T) -> nix::Result<T> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, 0, hard)?;
+    let done = work();
+    setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?;
+    Ok(done)
+}
+
+/// Has the kernel give an id to nobody.
+fn use_up() {
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD;
+    let mut pidfd = 0i32;
+    let at: *mut i32 = &mut pidfd;
+    // SAFETY: it fails, as there is no descriptor for it.
+    unsafe { libc::syscall(libc::SYS_clone, flags, 0, at, 0, 0) };
+}

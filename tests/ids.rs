@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! Process ids where a restart may not choose them: new ones, or those that the kernel gives in turn.
+
+mod harness;
+
+use harness::{Bench, Who};
+use std::os::unix::process::CommandExt;
+
+/// Processes that remember no ids but by the kernel: two in a group that the first leads, one in a session of its own, which
+/// a pidfd watches.
+const FAMILY: &str = r#"
+import os, select, sys, time
+def gate():
+    while not os.path.exists("gate"): time.sleep(0.02)
+down, up = os.pipe()
+def child(begin, status):
+    pid = os.fork()
+    if pid == 0:
+        begin(); os.write(up, b"."); gate()
+        os._exit(status if right() else 99)
+    os.read(down, 1)
+    return pid
+right = lambda: os.getpgrp() == os.getpid()
+leader = child(lambda: os.setpgid(0, 0), 3)
+same, tell = os.pipe()
+right = lambda: os.getpgrp() not in (os.getpid(), os.getpgid(os.getppid())) and os.getsid(0) == os.getsid(os.getppid())
+child(lambda: os.setpgid(0, leader), 4)
+right = lambda: os.getsid(0) == os.getpgrp() == os.getpid()
+watch = os.pidfd_open(child(os.setsid, 5)) if hasattr(os, "pidfd_open") else None
+print("ready", flush=True)
+statuses = sorted(os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(3))
+print(statuses, watch is None or select.select([watch], [], [], 0)[0] == [watch], flush=True)
+"#;
+
+#[test]
+fn a_job_with_new_ids_is_related_as_it_was() {
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        bench.file("family.py", FAMILY);
+        let mut run = bench.launch(&["-n", "a.ckpt"], "/usr/bin/python3", &["family.py"]);
+        run.expect("ready");
+        bench.must(&["save", &run.pid_text(), "-n", &bench.name("a.ckpt")]);
+        // While the first lives, so that no id is free.
+        let again = bench.run(bench.path("a.ckpt"), &["--ids=new"]);
+        again.complaint("the 4 processes have new process ids");
+        bench.must(&["save", "--stop", &again.pid_text(), "-n", &bench.name("b.ckpt")]);
+        again.ends_well();
+        let mut again = bench.run(bench.path("b.ckpt"), &["--ids=new"]);
+        bench.file("gate", "");
+        for run in [&mut run, &mut again] {
+            run.expect("[3, 4, 5] True");
+        }
+        run.ends_well();
+        again.ends_well();
+    }
+}
+
+/// Two containers without namespaces of their own: a shell's children are known by their ids in the second, too.
+const CONTAINERS: &str = r#"
+    inside() {
+        rm -f go; mkfifo go
+        unshare -U sh -c "read x < go; exec setpriv --reuid 0 --regid 0 --clear-groups unshare -pf --mount-proc sh -c '
+            echo 0 > /proc/sys/user/max_user_namespaces
+            echo $1 > /proc/sys/kernel/ns_last_pid
+            setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps=-all $2; exit \$?'" & u=$!
+        while [ "$(readlink /proc/$u/ns/user)" = "$(readlink /proc/self/ns/user)" ]; do sleep 0.01; done
+        echo '0 0 65536' > /proc/$u/uid_map; echo '0 0 65536' > /proc/$u/gid_map
+        echo > go; wait $u
+    }
+    : > out; chmod 666 out
+    inside 5000 './ckpt -n x.ckpt sh job.sh' >> out 2>&1
+    : > gate
+    inside 50 './x.ckpt' >> out 2>&1; echo "counted $?" >> out
+    inside 6000 './x.ckpt --ids=keep' >> out 2>&1; echo "kept $?" >> out
+    inside 6000 './x.ckpt' >> out 2>&1; echo "new $?" >> out
+    cat out
+"#;
+
+#[test]
+fn ids_are_counted_for_where_namespaces_are_forbidden() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let bench = Bench::new(Who::Nobody);
+    bench.file(
+        "job.sh",
+        "(until [ -e gate ]; do sleep 0.02; done; exit 7) & child=$!\n./ckpt save --stop $$\n\
+         wait $child; echo \"child $?\"\n",
+    );
+    let mut command = bench.command("/bin/sh");
+    command.args(["-c", CONTAINERS]).uid(0).gid(0);
+    let ended = harness::Run::start(command).end();
+    let after = |word: &str| ended.stdout.iter().position(|line| line == word);
+    let (counted, new) = (after("counted 0"), after("new 0"));
+    assert!(counted.is_some() && new.is_some(), "{ended:?}");
+    let counted: Vec<_> = ended.stdout[..counted.unwrap_or(0)].iter().collect();
+    assert!(counted.iter().any(|line| *line == "child 7"), "{ended:?}");
+    assert!(!counted.iter().any(|line| line.contains("new process ids")), "{ended:?}");
+}
