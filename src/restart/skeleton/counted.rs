@@ -34,6 +34,9 @@ const SAMPLES: u32 = 8;
 /// How often one id is tried for, when others are faster.
 const TRIES: usize = 8;
 
+/// How long one id is counted for at most: the machine may be busier than when it was tried.
+const LIMIT: Duration = Duration::from_secs(15);
+
 /// How long a process waits for those that have to be made before one of its own.
 const PATIENCE: Duration = Duration::from_millis(200);
 
@@ -121,10 +124,14 @@ pub(super) fn clone_as(flags: i32, wanted: i32, exit_signal: i32) -> nix::Result
     let (turns, ids) = TURNS.get().ok_or(Errno::EPERM)?;
     let kernel = Kernel::open().ok_or(Errno::ENOSYS)?;
     await_others(ids, wanted);
-    turns.take_turn();
+    let begun = Instant::now();
+    let is_vain = || turns.has_failed() || begun.elapsed() > LIMIT;
+    if !turns.take_turn(is_vain) {
+        return Err(Errno::EEXIST);
+    }
     let mut made = Err(Errno::EEXIST);
     for _ in 0..TRIES {
-        made = kernel.count_to(wanted).and_then(|()| clone_with(flags, None, exit_signal));
+        made = kernel.count_to(wanted, is_vain).and_then(|()| clone_with(flags, None, exit_signal));
         match made {
             Ok(None) if std::process::id().cast_signed() != wanted => end(0),
             // Its maker has the turn.
@@ -142,15 +149,18 @@ pub(super) fn clone_as(flags: i32, wanted: i32, exit_signal: i32) -> nix::Result
 }
 
 impl Kernel {
-    /// Uses up all ids before this one.
-    fn count_to(&self, wanted: i32) -> nix::Result<()> {
-        without_descriptors(|| self.count(wanted)).flatten()
+    /// Uses up all ids before this one, unless that has become vain.
+    fn count_to(&self, wanted: i32, is_vain: impl Fn() -> bool) -> nix::Result<()> {
+        without_descriptors(|| self.count(wanted, is_vain)).flatten()
     }
 
-    fn count(&self, wanted: i32) -> nix::Result<()> {
+    fn count(&self, wanted: i32, is_vain: impl Fn() -> bool) -> nix::Result<()> {
         // Others take some meanwhile.
         const CARE: i32 = 32;
         loop {
+            if is_vain() {
+                return Err(Errno::EEXIST);
+            }
             let last = self.last().ok_or(Errno::ENOSYS)?;
             let left = self.before(wanted, last).filter(|left| left.cast_unsigned() <= MOST);
             match left.ok_or(Errno::EEXIST)? {

@@ -162,8 +162,8 @@ impl Rendezvous {
         }
     }
 
-    /// Waits until nobody else has the turn, or who has it is gone.
-    pub(super) fn take_turn(&self) {
+    /// Waits until nobody else has the turn, or who has it is gone; false if that has become vain.
+    pub(super) fn take_turn(&self, is_vain: impl Fn() -> bool) -> bool {
         let own = std::process::id();
         while let Err(other) =
             self.page.turn.compare_exchange(0, own, Ordering::AcqRel, Ordering::Acquire)
@@ -173,8 +173,12 @@ impl Rendezvous {
                 let _ =
                     self.page.turn.compare_exchange(other, 0, Ordering::AcqRel, Ordering::Acquire);
             }
+            if is_vain() {
+                return false;
+            }
             wait(&self.page.turn, other);
         }
+        true
     }
 
     /// Lets the next have it.
