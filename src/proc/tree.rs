@@ -135,6 +135,9 @@ pub(crate) fn doubtful(root: i32, members: &[i32], all: &[Kin]) -> Vec<i32> {
             && !kin.dead
             && !kin.ours
             && reapers.contains(&kin.parent)
+            // Who starts jobs in its own group, as a script does, is their parent; what adopts orphans (init, a session's or
+            // a batch system's manager) lives in a group of its own.
+            && by_id.get(&kin.parent).is_none_or(|parent| parent.group != first.group)
             && !members.contains(&kin.pid)
             // Nobody above the root descends from it, though both may have begun in one tick of the clock.
             && kin.pid != first.parent
@@ -233,6 +236,20 @@ mod tests {
         let of = |pid, parent| Kin { start: 7, ..kin(pid, parent, 40, 40) };
         let all = [kin(1, 0, 1, 1), of(40, 1), of(41, 40), of(42, 41), of(50, 42)];
         assert_eq!(doubtful(50, &[50], &all), []);
+    }
+
+    #[test]
+    fn what_a_script_starts_beside_the_root_is_not_doubtful() {
+        // As of `timeout ckpt program & other &`.
+        let all = [
+            kin(1, 0, 1, 1),
+            kin(40, 1, 40, 40),
+            kin(42, 40, 40, 40),
+            kin(50, 42, 40, 40),
+            kin(60, 40, 40, 40),
+            kin(61, 1, 40, 40),
+        ];
+        assert_eq!(doubtful(50, &[50], &all), [61]);
     }
 
     #[test]
