@@ -192,7 +192,15 @@ fn name_what_is_left(
             "{called} has sent data through a connection that nobody has accepted yet"
         ));
     }
-    let outside = unix.waiting.iter().filter(|inode| !is_inside(**inode, look)).count();
+    // Zero is the number of a client that is closed: nobody can tell whose it was, nor what it has sent.
+    if unix.waiting.contains(&0) {
+        saving.passing.push(format!(
+            "{called} has a client in its queue that was gone before it was accepted: it can be saved when it has \
+             accepted that"
+        ));
+    }
+    let waiting_open = unix.waiting.iter().filter(|inode| **inode != 0);
+    let outside = waiting_open.filter(|inode| !is_inside(**inode, look)).count();
     if outside > 0 {
         saving.say(format!("{outside} connections of others that wait to be accepted at {called}"));
     }
