@@ -164,11 +164,15 @@ fn a_set_user_id_program_is_told() {
     child.wait().expect("a child of ours");
 }
 
-/// A restarted program is followed as well.
+/// A restarted program is followed as well, and so is the root of a restarted tree.
 #[test]
 fn what_a_restarted_program_executes_is_followed() {
-    for who in BOTH {
-        let script = "echo begun; read x; exec ./waiter.pie";
+    let scripts = [
+        "echo begun; read x; exec ./waiter.pie",
+        // The subject is to have no child.
+        "sleep 1000 & echo begun; read x; kill $!; wait $! 2>&-; exec ./waiter.pie",
+    ];
+    for (who, script) in BOTH.into_iter().flat_map(|who| scripts.map(|script| (who, script))) {
         let bench = Bench::new(who);
         bench.subject("waiter", Build::Pie);
         let mut run = bench.launch(&["-n", "x.ckpt"], "/bin/sh", &["-c", script]);

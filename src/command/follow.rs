@@ -25,7 +25,7 @@ pub(super) const SETTLED: Duration = Duration::from_millis(20);
 /// When to look again at a program that cannot be equipped: it may execute one that can.
 const REFUSED: Duration = Duration::from_secs(1);
 /// How long `ckpt save` waits for the monitor.
-const PATIENCE: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Exit status of a child that has to try again.
 const AGAIN: i32 = 3;
 /// Exit status of a child that has a sentence to say.

@@ -185,7 +185,7 @@ pub(crate) fn start_from_injector(
     };
     let mut before = SigSet::empty();
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::all()), Some(&mut before)).because(what)?;
-    let child = fork(libc::SIGCHLD).because(what);
+    let child = fork_named(libc::SIGCHLD).because(what);
     if let Ok(None) = child {
         drop(kept);
         // SAFETY: a session of its own, as in `intermediate`.
@@ -325,7 +325,7 @@ fn intermediate(mut order: Order<'_>, mut tell: PipeWriter) -> ! {
     order.sight = order.file.is_some().then(|| tell.as_raw_fd());
     // SAFETY: a session of our own, so that no terminal signal meets the monitor.
     unsafe { libc::setsid() };
-    let child = fork(libc::SIGCHLD);
+    let child = fork_named(libc::SIGCHLD);
     if let Ok(None) = child {
         become_monitor(order);
     }
@@ -342,13 +342,23 @@ fn intermediate(mut order: Order<'_>, mut tell: PipeWriter) -> ! {
     unsafe { libc::_exit(0) }
 }
 
+/// A child that has the name of monitors from its first moment: whoever looks for it then may run before it does.
+fn fork_named(exit_signal: i32) -> nix::Result<Option<i32>> {
+    let name = nix::sys::prctl::get_name();
+    let _ = nix::sys::prctl::set_name(monitors::NAME);
+    let child = fork(exit_signal);
+    if let (Ok(Some(_)), Ok(name)) | (Err(_), Ok(name)) = (&child, name) {
+        let _ = nix::sys::prctl::set_name(&name);
+    }
+    child
+}
+
 /// Whether orphans come to this process, and to the program that it becomes.
 pub(crate) fn adopts() -> bool {
     std::process::id() == 1 || nix::sys::prctl::get_child_subreaper().unwrap_or(false)
 }
 
 fn become_monitor(order: Order<'_>) -> ! {
-    let _ = nix::sys::prctl::set_name(monitors::NAME);
     let target = CString::new(order.target.to_string()).unwrap_or_default();
     // All numbers above those they get, so that none overwrites another.
     let above = |fd: i32| {

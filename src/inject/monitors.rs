@@ -39,14 +39,19 @@ pub(crate) fn all() -> Vec<Found> {
     .collect()
 }
 
-/// Whether there is a monitor that has yet to be executed: it cannot be found.
+/// Whether there may be a monitor that has yet to be executed: it cannot be found. In the middle of an execve(2) a process
+/// has the name of the file (4, memfd:ckpt) and no command line yet, but an executable, unlike the dead and the kernel's threads.
 pub(crate) fn is_one_on_its_way() -> bool {
     let all = proc::tree::pids().unwrap_or_default();
     all.into_iter().any(|id| {
+        // In this order: who has lost the name has no command line, or the one by which it is found.
         let named = proc::comm(id, id).is_ok_and(|name| name.as_bytes() == NAME.to_bytes());
+        let Ok(line) = std::fs::read(format!("/proc/{id}/cmdline")) else { return false };
         let is_alive = || proc::stat(id, id).is_ok_and(|stat| !matches!(stat.state, 'Z' | 'X'));
-        let line = || std::fs::read(format!("/proc/{id}/cmdline"));
-        named && is_alive() && line().is_ok_and(|line| !line.starts_with(LINE))
+        match named {
+            true => !line.starts_with(LINE) && is_alive(),
+            false => line.is_empty() && std::fs::read_link(format!("/proc/{id}/exe")).is_ok(),
+        }
     })
 }
 
