@@ -288,8 +288,12 @@ fn begin<'a>(request: &'a Demand, executable: &[u8]) -> Result<Begun<'a>> {
                 Ok(process) => equipped.extend(process),
                 // Somebody has killed it where it stood.
                 Err(_) if frozen.pid != request.pid && is_leaving(frozen.pid) => break,
-                // A signal to a whole group has come to it, too.
-                Err(e) if frozen.pid != request.pid && e.kind() == Kind::Busy => {
+                // A signal to a whole group has come to it, too; or its restart has gone on since it was looked at.
+                Err(e)
+                    if e.kind() == Kind::Busy
+                        && (frozen.pid != request.pid
+                            || phase2_equip::is_restarting(frozen.pid)) =>
+                {
                     busy = Some(e);
                     break;
                 }

@@ -20,6 +20,8 @@ use std::time::{Duration, Instant};
 
 /// How long a restart in progress is waited for.
 const RESTART: Duration = Duration::from_secs(5);
+/// How long a process that may not be looked at: most that are so stay so.
+const CLOSED: Duration = Duration::from_secs(1);
 
 /// A process of the checkpoint with a payload that is ours, until it is finished with.
 pub(crate) struct Equipped {
@@ -110,7 +112,10 @@ pub(crate) fn configuration(pid: i32, settings: &Settings) -> Result<Config> {
 /// # Errors
 /// It is stopped in it, or takes more than [`RESTART`].
 pub(crate) fn await_restart(pid: i32) -> Result<()> {
-    let deadline = Instant::now() + RESTART;
+    let (opening, deadline) = (Instant::now() + CLOSED, Instant::now() + RESTART);
+    while Instant::now() < opening && enter::is_closed(pid) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
     while enter::is_launching(pid) {
         if Instant::now() > deadline {
             let text = format!("process {pid} is ckpt itself, which is no program to be saved");
@@ -134,7 +139,8 @@ pub(crate) fn await_restart(pid: i32) -> Result<()> {
     Ok(())
 }
 
-fn is_restarting(pid: i32) -> bool {
+/// Whether the process is a checkpoint, or has yet to leave the restorer.
+pub(super) fn is_restarting(pid: i32) -> bool {
     let (Ok(memory), Ok(vmas)) = (Memory::open(pid), proc::maps::read(pid)) else { return false };
     let turn = || Region::find(&memory, &vmas)?.turn(&memory).ok();
     enter::is_stub(pid, &vmas) || turn().is_some_and(|turn| turn.phase == Phase::Restoring)

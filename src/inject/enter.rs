@@ -55,7 +55,8 @@ pub(crate) fn meant(pid: i32) -> i32 {
         };
         match root.filter(|_| stands) {
             Some(root) => at = *root,
-            None if late || !becomes(at) => return at,
+            // Below its restarter it has no rights that we lack, but its files in /proc may be closed in between.
+            None if late || !(becomes(at) || at != pid && is_closed(at)) => return at,
             // Who has no name yet is taken for another: all is looked at again.
             None => {
                 std::thread::sleep(Duration::from_millis(1));
@@ -63,6 +64,11 @@ pub(crate) fn meant(pid: i32) -> i32 {
             }
         }
     }
+}
+
+/// Whether a process may not be looked at: for good, or while its restart gives it its ids (PR_SET_DUMPABLE in prctl(2)).
+pub(crate) fn is_closed(pid: i32) -> bool {
+    proc::maps::read(pid).is_err_and(|error| error.is_refusal())
 }
 
 /// Whether the process is this very ckpt, which executes the program that it was given.
