@@ -282,3 +282,22 @@ print(text, os.read(read, 10), flush=True)
     run.expect("b'x' b'through it'");
     run.ends_well();
 }
+
+/// A container's first process with children: nothing else can have its id, and that is said when it is saved.
+#[test]
+fn the_first_process_of_a_container_is_told_what_its_restart_needs() {
+    let bench = Bench::new(Who::Nobody);
+    let script = "sleep 1000 & echo ready $$; read line; kill $!";
+    let options = ["--user", "--map-root-user", "--pid", "--fork", "--mount-proc"];
+    let mut run = bench.run("unshare", &[&options[..], &["/bin/sh", "-c", script]].concat());
+    run.expect("ready 1");
+    let children = format!("/proc/{0}/task/{0}/children", run.pid());
+    let first = std::fs::read_to_string(children).unwrap();
+    let saved = bench.must(&["save", first.trim(), "-n", &bench.name("x.ckpt")]);
+    assert!(saved.stderr.contains("restarts with --ids new only"), "{saved:?}");
+    run.say("go");
+    run.ends_well();
+    let refused = bench.run(bench.name("x.ckpt"), &[]).finish();
+    assert_eq!(refused.code(), Some(125), "{refused:?}");
+    assert!(refused.stderr.contains("an init has that"), "{refused:?}");
+}

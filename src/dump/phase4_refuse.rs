@@ -136,10 +136,25 @@ pub(crate) fn refuse(
     };
     refusals.extend(sharing::save(&mut members));
     match refusals.is_empty() {
-        true => Ok(members),
+        true => {
+            name_first(processes, &members);
+            Ok(members)
+        }
         false => {
             let kind = if passing { Kind::Passing } else { Kind::Obstacles };
             Err(Error::new(refusals.join("; ")).of(kind).hint("it goes on unharmed"))
         }
+    }
+}
+
+/// The init of a namespace that a restart makes has the id 1 already, and so has the restarter in a container.
+fn name_first(processes: &mut [Still<'_>], members: &[Member]) {
+    let Some(root) = processes.first_mut().filter(|_| !members.is_empty()) else { return };
+    if root.equipped.process.inner_pid() == 1 {
+        root.gathered.losses.push(
+            "its process id 1, as the first process of a PID namespace (a container): the job restarts with --ids new \
+             only, and `wait $!` of a shell goes wrong; below an init (docker run --init) ids are kept"
+                .into(),
+        );
     }
 }

@@ -124,8 +124,13 @@ impl Tree<'_> {
     fn clone_member(&self, index: usize, flags: i32) -> Result<Option<i32>> {
         let pid = self.members[index].pid;
         let made = clone_with(flags, Some(pid), self.exit_signals[index]);
-        let made = made_or(made, || format!("cannot have the process id {pid} again"))
-            .map_err(|e| e.hint("try again, or restart it with other ids (--ids new)"))?;
+        let made =
+            made_or(made, || format!("cannot have the process id {pid} again")).map_err(|e| {
+                match pid {
+                    1 => e.hint("an init has that; restart it with other ids (--ids new)"),
+                    _ => e.hint("try again, or restart it with other ids (--ids new)"),
+                }
+            })?;
         if made.is_none() {
             numbers::note(pid, own_pid());
             become_member(index as u32);
