@@ -53,6 +53,16 @@ impl Session {
         self.keyboard.write_all(keys).expect("the terminal takes keys");
     }
 
+    /// Waits until a job is in the foreground.
+    fn gives_the_terminal_away(&self) {
+        let shell = self.child.id().cast_signed();
+        until("a job in the foreground", || {
+            nix::unistd::tcgetpgrp(&self.keyboard)
+                .is_ok_and(|it| it.as_raw() != shell)
+                .then_some(())
+        });
+    }
+
     /// The screen from here on.
     fn forget(&self) {
         self.screen.lock().expect("no panic").clear();
@@ -160,6 +170,50 @@ fn control_z_of_a_job_under_an_interactive_shell() {
         shell.shows("42\r\n");
         shell.shows("all of it 0");
         shell.shows("status=0");
+        shell.types(b"exit\n");
+        shell.ends_with(0);
+    }
+}
+
+/// ^Z stops a restarted job where another signal saves it, and it goes on in the background once it is told to.
+#[test]
+fn a_job_that_was_stopped_runs_in_the_background() {
+    const STEP: &str = "import os, time\nprint('at', flush=True)\n\
+                        while not os.path.exists('gate'):\n    time.sleep(0.01)\n    \
+                        if os.path.exists('knock'):\n        os.unlink('knock')\n        print('here', flush=True)\n";
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        bench.file("step.py", STEP);
+        bench.file("job.sh", "#!/bin/bash\necho $$ > pid\npython3 step.py\necho all of it $?\n");
+        let mut shell = Session::start(&bench, &["bash", "--norc", "--noprofile", "-i"]);
+        shell.types(b"./ckpt -a USR1 ./job.sh; echo status=$?\n");
+        shell.shows("at\r\n");
+        let pid = fs::read_to_string(bench.path("pid")).expect("an id");
+        bench.must(&["save", "--stop", pid.trim(), "-n", &bench.name("x.ckpt")]);
+        shell.shows("status=0");
+        shell.types(b"./x.ckpt; echo status=$?\n");
+        for round in 0..8 {
+            bench.file("knock", "");
+            shell.shows("here\r\n");
+            shell.gives_the_terminal_away();
+            shell.forget();
+            shell.types(b"\x1a");
+            shell.shows(if round == 0 { "status=148" } else { "Stopped" });
+            shell.forget();
+            shell.types(b"bg\n");
+            shell.shows("./x.ckpt &\r\n");
+            bench.file("knock", "");
+            shell.shows("here\r\n");
+            shell.forget();
+            // Only a job that runs can be stopped, and this comes after whatever has become of it.
+            shell.types(b"jobs; echo asked\n");
+            shell.shows("\nasked");
+            shell.shows("Running");
+            shell.forget();
+            shell.types(b"fg\n");
+        }
+        bench.file("gate", "");
+        shell.shows("all of it 0");
         shell.types(b"exit\n");
         shell.ends_with(0);
     }

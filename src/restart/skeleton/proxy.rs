@@ -22,8 +22,11 @@ use crate::ptrace::raw::{await_signal, signal_set};
 use nix::libc;
 use nix::sys::prctl::get_child_subreaper;
 use nix::sys::resource::{Resource, setrlimit};
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, raise, sigaction};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use std::time::Duration;
+
+/// Signals that stop, and can wait.
+const STOPS: [i32; 3] = [libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
 
 /// A running tree.
 pub(crate) struct Proxy {
@@ -82,28 +85,44 @@ impl Proxy {
     }
 
     fn hand_on(&mut self, signal: i32) {
-        if !self.witness.has_seen(signal) {
+        if self.is_for_us_alone(signal) {
             send(self.root, signal);
         }
+    }
+
+    /// Whether a signal came to this process and not to its group. Of stops and SIGCONT the later takes the earlier
+    /// away unseen, also from the witness (signal(7); kernel/signal.c, prepare_signal): what it undoes is for nobody.
+    fn is_for_us_alone(&mut self, signal: i32) -> bool {
+        let undone_by = match signal {
+            libc::SIGCONT => STOPS.into_iter().map(signal_set).sum(),
+            _ if STOPS.contains(&signal) => signal_set(libc::SIGCONT),
+            _ => 0,
+        };
+        !self.witness.has_seen(signal) && pending() & undone_by == 0
     }
 
     /// Stops as the root has, so that our parent sees a stopped job; then the root goes on, if it was not told already.
     fn stop(&mut self, signal: i32) {
         // Who goes on when nobody has stopped him would wait for ever.
-        if is_pending(libc::SIGCONT) {
+        if pending() & signal_set(libc::SIGCONT) != 0 {
             return;
         }
         default(signal);
-        unblocked(signal, || {
-            let _ = Signal::try_from(signal).map(raise);
-        });
-        if is_pending(libc::SIGCONT) {
-            take(libc::SIGCONT);
+        // Blocked, and to the process, it is one with the terminal's, which may wait already or be on its way: two would
+        // stop twice, the second time when the job goes on.
+        send(std::process::id().cast_signed(), signal);
+        // That took a SIGCONT away that came meanwhile; later ones take away the stop. The root has it before us.
+        let news = libc::WEXITED | libc::WCONTINUED | libc::WNOHANG | libc::WNOWAIT;
+        let news = || change(Some(self.root), news).ok().flatten();
+        if forebear::unless_traced(news).is_some() {
+            take(signal);
+            self.witness.has_seen(libc::SIGCONT);
+            return;
         }
+        unblocked(signal, || {});
+        take(libc::SIGCONT);
         // SIGCONT to the group has reached the root; one that was for us alone has not.
-        if !self.witness.has_seen(libc::SIGCONT) {
-            send(self.root, libc::SIGCONT);
-        }
+        self.hand_on(libc::SIGCONT);
     }
 
     /// Lets go of those who watch over the tree.
@@ -199,12 +218,13 @@ fn take(signal: i32) -> bool {
     await_signal(signal_set(signal), Some(Duration::ZERO)).is_some()
 }
 
-fn is_pending(signal: i32) -> bool {
+/// The signals that are pending.
+fn pending() -> u64 {
     let mut set = 0u64;
     let pending: *mut u64 = &mut set;
     // SAFETY: the kernel writes one word.
     unsafe { libc::syscall(libc::SYS_rt_sigpending, pending, 8) };
-    set & signal_set(signal) != 0
+    set
 }
 
 /// What has become of a child, if anything; who has ended is reaped.
