@@ -11,6 +11,7 @@ use crate::fault::{Point, reach};
 use crate::proc::{self, Process};
 use nix::errno::Errno;
 use nix::libc;
+use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 /// How many times longer than for one that sleeps those that stand still wait for a thread that is able to run: it is
@@ -175,8 +176,9 @@ impl Frozen {
             State::Stopped { event: raw::EVENT_EXEC, .. } => {
                 // Told once: kept, it would stand there as long as we live.
                 self.seized.remove(&tid);
+                let deprived = deprived(&self.process);
                 StoppedThread::dismiss(tid, 0);
-                return Err(disturbed(&self.process));
+                return Err(deprived.unwrap_or_else(|| disturbed(&self.process)));
             }
             State::Stopped { event, signal } => {
                 if event == raw::EVENT_CLONE {
@@ -271,4 +273,28 @@ fn disturbed(process: &Process) -> Error {
         return gone(pid);
     }
     Error::new(format!("process {pid} has just ended or executed another program")).of(Kind::Gone)
+}
+
+/// What there is to say of a process that has just executed a file while it was traced: where we have no privilege, the
+/// kernel gives it no rights of the file's owner or group (execve(2)), and nobody can give it those later.
+fn deprived(process: &Process) -> Option<Error> {
+    let pid = process.pid();
+    let file = std::fs::metadata(format!("/proc/{pid}/exe")).ok()?;
+    let status = process.status(pid).ok()?;
+    let set = |bits: u32| file.mode() & bits == bits;
+    let user = set(libc::S_ISUID) && status.uid[1] != file.uid();
+    let group = set(libc::S_ISGID | libc::S_IXGRP) && status.gid[1] != file.gid();
+    if status.no_new_privs || !(user || group) {
+        return None;
+    }
+    let name = status.name.display();
+    let text = format!(
+        "process {pid} ({name}) was executed without its set-user-ID or set-group-ID rights, since it was being \
+         stopped for a checkpoint in that moment: what it was to do may fail"
+    );
+    Some(
+        Error::new(text)
+            .of(Kind::NotPermitted)
+            .hint("save jobs that execute such programs as root"),
+    )
 }
