@@ -205,7 +205,7 @@ pub(super) fn summon(pid: i32, meant: i32) {
         }
     };
     found.poke();
-    while !is_equipped(meant) && Instant::now() < deadline {
+    while !is_equipped(meant) && !enter::stands(meant) && Instant::now() < deadline {
         if found.ends_within(Duration::from_millis(1)) {
             return;
         }

@@ -2,8 +2,8 @@
 //! `ckpt save PID`
 
 use super::follow;
-use crate::dump::{Demand, dump};
-use crate::error::{Because, Result, printable};
+use crate::dump::{Demand, Outcome, dump};
+use crate::error::{Because, Kind, Result, printable};
 use crate::inject::enter;
 use crate::settings::Settings;
 
@@ -11,17 +11,18 @@ use crate::settings::Settings;
 pub(super) fn run(pid: i32, stop: bool, settings: Settings) -> Result<u8> {
     let here = std::env::current_dir().because(|| "cannot find out the current directory")?;
     let settings = settings.resolve(&here)?;
-    let meant = enter::meant(pid);
-    follow::summon(pid, meant);
-    let pid = meant;
-    let without = settings.without.map(|who| who.with_ids(|id| enter::inner(id, pid)));
-    let settings = Settings { without, ..settings };
-    let pid = enter::enter(pid)?;
-    super::dumper::prepare();
-    let (open, prune) = (super::destination::open, super::destination::prune);
-    let request =
-        Demand { pid, settings, stop: Some(stop), triggered: false, periodic: false, open, prune };
-    let outcome = dump(&request)?;
+    let own = std::process::id();
+    let outcome = loop {
+        let meant = enter::meant(pid);
+        match save(pid, meant, stop, &settings) {
+            // What had yet to execute its checkpoint is a restarter that stands for another by now.
+            Err(e)
+                if e.kind() == Kind::Busy
+                    && std::process::id() == own
+                    && enter::meant(pid) != meant => {}
+            saved => break saved?,
+        }
+    };
     for sentence in outcome.sentences() {
         eprintln!("ckpt: {}", printable(&sentence));
     }
@@ -33,4 +34,23 @@ pub(super) fn run(pid: i32, stop: bool, settings: Settings) -> Result<u8> {
         if outcome.stopped { " and was ended" } else { "" }
     );
     Ok(0)
+}
+
+fn save(pid: i32, meant: i32, stop: bool, settings: &Settings) -> Result<Outcome> {
+    follow::summon(pid, meant);
+    let settings = settings.clone();
+    let without = settings.without.map(|who| who.with_ids(|id| enter::inner(id, meant)));
+    let settings = Settings { without, ..settings };
+    let pid = enter::enter(meant)?;
+    super::dumper::prepare();
+    let (open, prune) = (super::destination::open, super::destination::prune);
+    dump(&Demand {
+        pid,
+        settings,
+        stop: Some(stop),
+        triggered: false,
+        periodic: false,
+        open,
+        prune,
+    })
 }

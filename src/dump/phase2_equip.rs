@@ -131,7 +131,8 @@ pub(crate) fn await_restart(pid: i32) -> Result<()> {
             let hint = format!("let it go on first (kill -CONT {pid})");
             return Err(Error::new(text).hint(hint));
         }
-        if Instant::now() > deadline {
+        // Who stands for another stays as it is.
+        if Instant::now() > deadline || enter::stands(pid) {
             return Err(restarting(pid));
         }
         std::thread::sleep(Duration::from_millis(1));

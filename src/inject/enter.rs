@@ -66,6 +66,12 @@ pub(crate) fn meant(pid: i32) -> i32 {
     }
 }
 
+/// Whether the process is a restarter or a ckpt that stays, and stands for another.
+pub(crate) fn stands(pid: i32) -> bool {
+    let children = Process::open(pid).map(|process| process.children()).unwrap_or_default();
+    children.iter().any(|child| proc::comm(*child, *child).is_ok_and(|comm| comm == WITNESS))
+}
+
 /// Whether a process may not be looked at: for good, or while its restart gives it its ids (PR_SET_DUMPABLE in prctl(2)).
 pub(crate) fn is_closed(pid: i32) -> bool {
     proc::maps::read(pid).is_err_and(|error| error.is_refusal())
