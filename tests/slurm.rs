@@ -62,9 +62,14 @@ impl Drop for Slurm {
     }
 }
 
-/// The recipes of docs/batch.md, but for the names: a job that becomes the program, and one with work before
-/// and after it; and how a signal reaches the program of each.
-const RECIPES: [(&str, &[&str]); 2] = [
+/// A script of several steps, which waits for one by its process id, and hands on what it has read before.
+const STEPS: &str = "touch before; first=$(tr a-z A-Z <<< steps)
+    ./compute.pie & wait $! || exit 1
+    [ \"$first\" = STEPS ] && ls | grep -c result | { read n; [ $n = 1 ]; } && touch after";
+
+/// The recipes of docs/batch.md, but for the names: a job that becomes the program, one with work before
+/// and after it, and one that is saved with all its processes; and how a signal reaches the program of each.
+const RECIPES: [(&str, &[&str]); 3] = [
     (
         "exec ./ckpt --resume --truncate-files -z 300 -a TSTP --exit-status 85 -n job.ckpt ./compute.pie",
         &["--batch"],
@@ -75,6 +80,10 @@ const RECIPES: [(&str, &[&str]); 2] = [
          [ $rc = 0 ] && touch after\n\
          exit $rc",
         &[],
+    ),
+    (
+        "exec ./ckpt --resume --truncate-files -z 300 -a TSTP --exit-status 85 -n job.ckpt /bin/bash ./steps",
+        &["--batch"],
     ),
 ];
 
@@ -95,6 +104,7 @@ fn a_job_is_requeued_twice_and_finishes() {
 fn requeued_twice(slurm: &Slurm, line: &str, to: &[&str], expected: &[u8]) {
     let bench = Bench::new(Who::Me);
     bench.subject("compute", Build::Pie);
+    bench.file("steps", STEPS);
     let job = bench.file("job.sh", format!("#!/bin/sh\n{line}\n"));
     let (dir, job) = (bench.dir.to_str().expect("utf-8"), job.to_str().expect("utf-8"));
     let options = ["--parsable", "--requeue", "--open-mode=append", "-o", "out", "-D", dir];
