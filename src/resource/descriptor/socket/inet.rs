@@ -7,7 +7,7 @@
 //! The system calls write into buffers of our own, whose lengths they are given.
 #![allow(unsafe_code)]
 
-use super::{Tie, drain, is_inside, options, queue};
+use super::{Tie, drain, gone_client, is_inside, options, queue};
 use crate::error::{Because, Result};
 use crate::proc::fds::Fd;
 use crate::proc::net::{self, Place, Tcp, state};
@@ -355,10 +355,27 @@ fn of_stream(
 /// The most that a sender who is gone may have left, in bytes (tcp_wmem).
 const AT_MOST: usize = 4 << 20;
 
+/// Whether a client of this machine has closed its end before it was accepted: what it has sent is in nobody's hands.
+fn has_gone_client(own: &Inet, look: &Look<'_>) -> bool {
+    let (port, all) = (own.local().map(|local| local.1), look.tables.tcp());
+    let is_held = |it: &Tcp| {
+        let ends = (it.remote, it.local);
+        all.iter().any(|other| other.inode != 0 && (other.local, other.remote) == ends)
+    };
+    all.iter().any(|it| {
+        let here = it.remote.0.is_loopback() || it.remote.0 == it.local.0;
+        let waits = it.inode == 0 && it.state == state::CLOSE_WAIT && Some(it.local.1) == port;
+        waits && here && !is_held(it)
+    })
+}
+
 /// Connections that somebody else waits for.
 fn name_waiting(own: &Inet, look: &Look<'_>, saving: &mut Saving) {
     if own.queue[0] == 0 {
         return;
+    }
+    if has_gone_client(own, look) {
+        saving.passing.push(gone_client(&called(&own.local)));
     }
     let waits = |fd: &&Fd| matches!(judge(fd, look), Some((_, Tie::Waits(listener, _))) if listener == saving.record.inode);
     let mut inodes: Vec<u64> =

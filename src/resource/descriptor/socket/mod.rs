@@ -168,6 +168,12 @@ fn file(unix: &Unix, look: &Look<'_>) -> Option<PathBuf> {
     is_socket.then_some(path)
 }
 
+fn gone_client(called: &str) -> String {
+    format!(
+        "{called} has a client in its queue that was gone before it was accepted: it can be saved when it has accepted that"
+    )
+}
+
 /// What cannot be made again of a socket that can.
 fn name_what_is_left(
     unix: &Unix,
@@ -194,10 +200,7 @@ fn name_what_is_left(
     }
     // Zero is the number of a client that is closed: nobody can tell whose it was, nor what it has sent.
     if unix.waiting.contains(&0) {
-        saving.passing.push(format!(
-            "{called} has a client in its queue that was gone before it was accepted: it can be saved when it has \
-             accepted that"
-        ));
+        saving.passing.push(gone_client(&called));
     }
     let waiting_open = unix.waiting.iter().filter(|inode| **inode != 0);
     let outside = waiting_open.filter(|inode| !is_inside(**inode, look)).count();
