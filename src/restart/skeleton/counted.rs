@@ -12,6 +12,7 @@
 
 use super::make::{clone_with, end};
 use super::rendezvous::Rendezvous;
+use crate::order;
 use crate::proc;
 use nix::errno::Errno;
 use nix::libc;
@@ -99,7 +100,8 @@ pub(crate) fn is_near(ids: &[i32]) -> bool {
 /// Counts for ids of choice from now on, in this process and those that it makes.
 pub(crate) fn begin(rendezvous: Rendezvous, mut ids: Vec<i32>) {
     let last = Kernel::open().and_then(|kernel| Some((kernel.last()?, kernel)));
-    ids.sort_by_key(|id| last.as_ref().and_then(|(last, kernel)| kernel.before(*id, *last)));
+    let before = |id: i32| last.as_ref().and_then(|(last, kernel)| kernel.before(id, *last));
+    order::by_key(&mut ids, |id| before(*id).map_or((0, 0), |n| (1, n.cast_unsigned().into())));
     let _ = TURNS.set((rendezvous, ids));
 }
 
