@@ -170,33 +170,3 @@ fn what_is_in_the_way_is_named() {
     second.expect("b'late'");
     second.ends_well();
 }
-
-#[test]
-fn a_client_that_is_gone_before_it_was_accepted_is_waited_for() {
-    const SERVER: &str = r#"
-import socket, sys
-listener = socket.create_server(("127.0.0.1", 0))
-client = socket.create_connection(listener.getsockname())
-client.send(b"last words")
-client.close()
-print("ready", flush=True)
-sys.stdin.readline()
-server, _ = listener.accept()
-print("accepted", flush=True)
-sys.stdin.readline()
-print(server.recv(20), server.recv(20), flush=True)
-"#;
-    let bench = Bench::new(Who::Nobody);
-    bench.file("server.py", SERVER);
-    let mut run = bench.launch(&["-n", "a.ckpt"], "/usr/bin/python3", &["server.py"]);
-    run.expect("ready");
-    let refused = bench.order(&["save", &run.pid_text(), "-n", &bench.name("a.ckpt")]);
-    assert_eq!(refused.code(), Some(125), "{refused:?}");
-    assert!(refused.stderr.contains("gone before it was accepted"), "{refused:?}");
-    run.say("go");
-    run.expect("accepted");
-    let mut run = bench.reborn("a.ckpt", run);
-    run.say("go");
-    run.expect("b'last words' b''");
-    run.ends_well();
-}

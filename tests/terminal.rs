@@ -129,13 +129,15 @@ fn control_z_under_an_interactive_shell() {
     shell.ends_with(0);
 }
 
-/// Children that the terminal stops with the rest of the job run to the checkpoint, and go on where the job does.
-#[test]
-fn control_z_of_a_job_under_an_interactive_shell() {
-    const STEP: &str = "import os, time\nprint('at', flush=True)\n\
+/// One step of a job: says that it is there, each time that it is asked, until it may end.
+const STEP: &str = "import os, time\nprint('at', flush=True)\n\
                         while not os.path.exists('gate'):\n    time.sleep(0.01)\n    \
                         if os.path.exists('knock'):\n        os.unlink('knock')\n        print('here', flush=True)\n\
                         print(6 * 7, flush=True)\n";
+
+/// Children that the terminal stops with the rest of the job run to the checkpoint, and go on where the job does.
+#[test]
+fn control_z_of_a_job_under_an_interactive_shell() {
     const LOOP: &str = "for i in 1 2; do python3 step.py; done; echo all of it $?";
     const PIPE: &str =
         "python3 step.py | (read a; echo $a; while read b; do echo $b; done); echo all of it $?";
@@ -178,9 +180,6 @@ fn control_z_of_a_job_under_an_interactive_shell() {
 /// ^Z stops a restarted job where another signal saves it, and it goes on in the background once it is told to.
 #[test]
 fn a_job_that_was_stopped_runs_in_the_background() {
-    const STEP: &str = "import os, time\nprint('at', flush=True)\n\
-                        while not os.path.exists('gate'):\n    time.sleep(0.01)\n    \
-                        if os.path.exists('knock'):\n        os.unlink('knock')\n        print('here', flush=True)\n";
     for who in [Who::Me, Who::Nobody] {
         let bench = Bench::new(who);
         bench.file("step.py", STEP);

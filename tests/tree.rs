@@ -245,44 +245,6 @@ fn what_has_ended_a_restarted_job_stays() {
     }
 }
 
-/// A client that has left its message in a listener's queue and is gone, as of python's forkserver: what it sent is in
-/// nobody's hands until it is accepted, and a checkpoint waits for that or says so.
-#[test]
-fn a_client_that_is_gone_before_it_was_accepted_is_waited_for() {
-    const SERVER: &str = r#"
-import os, socket, sys
-listener, client = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
-listener.bind("\0ckpt %d" % os.getpid())
-listener.listen(8)
-client.connect(listener.getsockname())
-read, write = os.pipe()
-socket.send_fds(client, [b"x"], [write])
-client.close()
-os.close(write)
-print("ready", flush=True)
-sys.stdin.readline()
-server, _ = listener.accept()
-text, all, _, _ = socket.recv_fds(server, 10, 4)
-print("accepted", flush=True)
-sys.stdin.readline()
-os.write(all[0], b"through it")
-print(text, os.read(read, 10), flush=True)
-"#;
-    let bench = Bench::new(Who::Nobody);
-    bench.file("server.py", SERVER);
-    let mut run = bench.launch(&["-n", "a.ckpt"], "/usr/bin/python3", &["server.py"]);
-    run.expect("ready");
-    let refused = bench.order(&["save", &run.pid_text(), "-n", &bench.name("a.ckpt")]);
-    assert_eq!(refused.code(), Some(125), "{refused:?}");
-    assert!(refused.stderr.contains("gone before it was accepted"), "{refused:?}");
-    run.say("go");
-    run.expect("accepted");
-    let mut run = bench.reborn("a.ckpt", run);
-    run.say("go");
-    run.expect("b'x' b'through it'");
-    run.ends_well();
-}
-
 /// A container's first process with children: nothing else can have its id, and that is said when it is saved.
 #[test]
 fn the_first_process_of_a_container_is_told_what_its_restart_needs() {
