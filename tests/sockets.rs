@@ -61,6 +61,55 @@ fn python(who: Who, program: &str, wanted: &[&str]) {
     run.ends_well();
 }
 
+/// Empty messages, also before the end of a connection whose other end is gone, and of a sender who is.
+const EMPTY: &str = r#"
+import os, socket, time
+SEQPACKET, DGRAM, got = socket.SOCK_SEQPACKET, socket.SOCK_DGRAM, []
+def pair(kind, *messages, gone=False):
+    a, b = socket.socketpair(socket.AF_UNIX, kind)
+    for one in messages: a.send(one)
+    return b, None if gone else a
+def named(family, name):
+    a, b = socket.socket(family, DGRAM), socket.socket(family, DGRAM)
+    b.bind(name); a.connect(b.getsockname()); a.send(b"")
+    return b, a
+all = [pair(DGRAM, b""), pair(SEQPACKET, b""), pair(DGRAM, b"", gone=True), pair(DGRAM, b"", b"one"),
+       pair(SEQPACKET, b"one", b"", b"two", gone=True),
+       named(socket.AF_UNIX, "\0empty-%d" % os.getpid()), named(socket.AF_INET, ("127.0.0.1", 0))]
+print("ready", flush=True)
+while not os.path.exists("gate"): time.sleep(0.02)
+for one, _ in all:
+    these = []
+    try:
+        while len(these) < 3: these.append(one.recv(10, socket.MSG_DONTWAIT).decode())
+    except BlockingIOError: pass
+    got.append(these)
+print(got, flush=True)
+"#;
+
+/// The second checkpoint, of what the first has looked at, has them, too, or says which may be missing: one between others.
+#[test]
+fn empty_messages_are_not_lost() {
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        bench.file("job.py", EMPTY);
+        let mut run = bench.launch(&["-n", "0.ckpt"], "/usr/bin/python3", &["job.py"]);
+        run.expect("ready");
+        let x = bench.name("x.ckpt");
+        for generation in ["1.ckpt", "2.ckpt", "3.ckpt"] {
+            for again in [false, true] {
+                let saved = bench.must(&["save", &run.pid_text(), "-n", &x]);
+                let doubted = saved.stderr.contains("an empty message that waits at");
+                assert_eq!(doubted, again && generation == "1.ckpt", "{saved:?}");
+            }
+            run = bench.reborn(generation, run);
+        }
+        bench.file("gate", "");
+        run.expect("[[''], [''], [''], ['', 'one'], ['one', 'two', ''], [''], ['']]");
+        run.ends_well();
+    }
+}
+
 const MANAGER: &str = r#"
 import multiprocessing as mp, os, time
 def gate():

@@ -404,7 +404,10 @@ fn of_datagrams(
         ));
         return Ok(Vec::new());
     }
-    let messages = queue::messages(ours, false)?.messages;
+    let queue::Waiting { messages, doubtful, .. } = queue::messages(ours, None)?;
+    if doubtful {
+        saving.say(queue::doubt(&called(&own.local)));
+    }
     let known = |message: &&queue::Message| {
         let from = place(&message.from);
         from.is_some_and(|from| {

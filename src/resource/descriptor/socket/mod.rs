@@ -104,6 +104,9 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
     let mut socket =
         Socket { kind: unix.kind.into(), shutdown: unix.shutdown.into(), ..Socket::new_zeroed() };
     match tie {
+        Tie::None if unix.name.is_empty() && !waiting.messages.is_empty() => {
+            socket.flags |= socket_flag::ABANDONED;
+        }
         Tie::None => {}
         Tie::Peer(peer) => socket.peer = peer,
         Tie::Abandoned => {
@@ -150,7 +153,10 @@ fn waiting(ours: &std::os::fd::OwnedFd, unix: &Unix) -> Result<Waiting> {
     }
     match is_stream(unix) {
         true => queue::stream(ours, unix.readable as usize),
-        false => queue::messages(ours, unix.shutdown & 1 != 0),
+        false => {
+            let ended = unix.shutdown & 1 != 0 && i32::from(unix.kind) == libc::SOCK_SEQPACKET;
+            queue::messages(ours, ended.then_some(unix.readable as usize))
+        }
     }
 }
 
@@ -197,6 +203,9 @@ fn name_what_is_left(
         saving.passing.push(format!(
             "{called} has sent data through a connection that nobody has accepted yet"
         ));
+    }
+    if waiting.doubtful {
+        saving.say(queue::doubt(&called));
     }
     // Zero is the number of a client that is closed: nobody can tell whose it was, nor what it has sent.
     if unix.waiting.contains(&0) {

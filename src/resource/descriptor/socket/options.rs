@@ -18,7 +18,7 @@ const fn socket(option: i32) -> i32 {
     of(libc::SOL_SOCKET, option)
 }
 
-/// Where a peek begins, or -1 (socket(7)).
+/// Where a peek begins, or a negative number (socket(7)): below -1 it is ours ([`super::queue`]).
 pub(super) const PEEK_OFF: i32 = socket(42);
 /// Which sizes of buffers the program has chosen (SO_BUF_LOCK, Linux 5.14): 1 of what is sent, 2 of what comes.
 pub(super) const LOCKS: i32 = socket(72);
@@ -179,7 +179,7 @@ pub(super) fn restrain(fd: impl AsFd + Copy, slow: bool) {
 }
 
 fn is_ours(option: i32, value: &[u8]) -> bool {
-    option == UNSENT && int(value) == OURS
+    option == UNSENT && int(value) == OURS || option == PEEK_OFF && int(value) < -1
 }
 
 fn entries(saved: &[u8]) -> impl Iterator<Item = (i32, &[u8])> {

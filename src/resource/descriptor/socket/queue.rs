@@ -29,6 +29,8 @@ pub(super) struct Waiting {
     pub(super) descriptors: bool,
     /// The reader would learn who has sent them (SCM_CREDENTIALS).
     pub(super) credentials: bool,
+    /// An empty one that an earlier look has seen may be among them, or was read.
+    pub(super) doubtful: bool,
 }
 
 /// Looks into a stream of which `readable` bytes can be read.
@@ -65,19 +67,25 @@ pub(super) fn stream(fd: &OwnedFd, readable: usize) -> Result<Waiting> {
     Ok(waiting)
 }
 
-/// Looks at the messages of a socket that keeps them apart; `ended` if it receives no more.
+/// Looks at the messages of a socket that keeps them apart; `ended` says of one that receives no more how many bytes are
+/// left (behind the last one its reader sees its end, which is like an empty message).
+///
+/// An empty message is shown once to those who look at a place (SO_PEEK_OFF; net/core/datagram.c,
+/// __skb_try_recv_from_queue), later only where it comes first, to those who do not. So what was looked at is noted.
 ///
 /// # Errors
 /// The kernel refuses.
-pub(super) fn messages(fd: &OwnedFd, ended: bool) -> Result<Waiting> {
+pub(super) fn messages(fd: &OwnedFd, ended: Option<usize>) -> Result<Waiting> {
     let mut waiting = Waiting::default();
+    let mut offset = Offset::of(fd);
+    let known = offset.empties();
     if !answers(fd, libc::POLLIN) {
+        offset.note_empties(0);
         return Ok(waiting);
     }
     let why = || "cannot look into a socket";
-    let mut offset = Offset::of(fd);
     let (mut at, mut buffer) = (0, vec![0; 1 << 16]);
-    while !waiting.descriptors {
+    while !waiting.descriptors && ended.is_none_or(|all| at < all) {
         offset.go(at).because(why)?;
         let seen = match look(fd, &mut buffer, libc::MSG_TRUNC) {
             Ok(seen) => seen,
@@ -88,14 +96,33 @@ pub(super) fn messages(fd: &OwnedFd, ended: bool) -> Result<Waiting> {
             buffer.resize(seen.len, 0);
             continue;
         }
-        if seen.len == 0 && ended {
-            break;
-        }
         waiting.note(&seen);
         at += seen.len;
         waiting.messages.push(Message { from: seen.from, bytes: buffer[..seen.len].to_vec() });
     }
+    let is_empty = |message: &Message| message.bytes.is_empty();
+    let seen = waiting.messages.iter().filter(|message| is_empty(message)).count();
+    let mut hidden = 0;
+    if ended.is_none_or(|all| all > 0) && !waiting.messages.first().is_some_and(is_empty) {
+        offset.leave().because(why)?;
+        if let Ok(first) = look(fd, &mut buffer, libc::MSG_TRUNC)
+            && first.len == 0
+        {
+            hidden = 1;
+            waiting.messages.insert(0, Message { from: first.from, bytes: Vec::new() });
+        }
+    }
+    waiting.doubtful = known > hidden && !waiting.messages.is_empty();
+    let left = if waiting.doubtful { known } else { hidden };
+    offset.note_empties(left + seen);
     Ok(waiting)
+}
+
+/// What is said of a socket whose messages are doubtful.
+pub(super) fn doubt(called: &str) -> String {
+    format!(
+        "an empty message that waits at {called}, if that has not read it since an earlier checkpoint"
+    )
 }
 
 /// Whether poll(2) answers one of these.
@@ -112,7 +139,8 @@ impl Waiting {
     }
 }
 
-/// Where looks begin, which is the program's again in the end.
+/// Where looks begin, which is the program's again in the end. One that looks from the beginning has any negative number
+/// here: below -1 it says how many empty messages were looked at.
 struct Offset<'a> {
     fd: &'a OwnedFd,
     before: i32,
@@ -126,11 +154,27 @@ impl<'a> Offset<'a> {
     fn go(&mut self, at: usize) -> nix::Result<()> {
         set_int(self.fd, PEEK_OFF, at as i32)
     }
+
+    fn leave(&mut self) -> nix::Result<()> {
+        set_int(self.fd, PEEK_OFF, -1)
+    }
+
+    fn empties(&self) -> usize {
+        (-1i32).saturating_sub(self.before).max(0).unsigned_abs() as usize
+    }
+
+    fn note_empties(&mut self, number: usize) {
+        if self.before < 0 {
+            self.before = -1 - i32::try_from(number).unwrap_or(i32::MAX - 1);
+        }
+    }
 }
 
 impl Drop for Offset<'_> {
     fn drop(&mut self) {
-        let _ = set_int(self.fd, PEEK_OFF, self.before);
+        if get(self.fd, PEEK_OFF).is_some_and(|is| is != self.before) {
+            let _ = set_int(self.fd, PEEK_OFF, self.before);
+        }
     }
 }
 
@@ -233,12 +277,38 @@ mod tests {
         }
         let b = OwnedFd::from(b);
         for _ in 0..2 {
-            let seen = messages(&b, false).unwrap().messages;
+            let seen = messages(&b, None).unwrap().messages;
             let seen: Vec<_> = seen.iter().map(|m| &m.bytes[..]).collect();
             assert_eq!(seen, [&b"one"[..], &long, b"three"]);
         }
         assert_eq!(get(&b, PEEK_OFF), Some(-1));
         let mut three = [0; 10];
         assert_eq!(UnixDatagram::from(b).recv(&mut three).unwrap(), 3);
+    }
+
+    #[test]
+    fn empty_messages_are_seen_again_or_doubted() {
+        let (a, b) = UnixDatagram::pair().unwrap();
+        let sizes = |b: &OwnedFd| {
+            let waiting = messages(b, None).unwrap();
+            let sizes: Vec<_> = waiting.messages.iter().map(|m| m.bytes.len()).collect();
+            (sizes, waiting.doubtful)
+        };
+        a.send(b"").unwrap();
+        let b = OwnedFd::from(b);
+        assert_eq!(sizes(&b), (vec![0], false));
+        assert_eq!(sizes(&b), (vec![0], false));
+        a.send(b"one").unwrap();
+        a.send(b"").unwrap();
+        assert_eq!(sizes(&b), (vec![0, 3, 0], false));
+        // The last is nowhere to be seen.
+        assert_eq!(sizes(&b), (vec![0, 3], true));
+        let b = UnixDatagram::from(b);
+        for size in [0, 3, 0] {
+            assert_eq!(b.recv(&mut [0; 10]).unwrap(), size);
+        }
+        let b = OwnedFd::from(b);
+        assert_eq!(sizes(&b), (vec![], false));
+        assert_eq!(get(&b, PEEK_OFF), Some(-1));
     }
 }
