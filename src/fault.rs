@@ -15,6 +15,7 @@
 #![allow(unsafe_code)]
 
 use crate::error::{Error, Result};
+use crate::proc::Pid;
 use nix::libc;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::getpid;
@@ -218,7 +219,7 @@ pub(crate) fn arm() -> Result<()> {
 }
 
 /// Arms what the environment names that the program `pid` was started with.
-pub(crate) fn arm_by_program(pid: i32) {
+pub(crate) fn arm_by_program(pid: Pid) {
     if is_privileged() || !is_ours(pid) {
         return;
     }
@@ -277,7 +278,7 @@ fn is_privileged() -> bool {
     unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
 }
 
-fn is_ours(pid: i32) -> bool {
+fn is_ours(pid: Pid) -> bool {
     let user = nix::unistd::geteuid().as_raw();
     std::fs::metadata(format!("/proc/{pid}")).is_ok_and(|entry| entry.uid() == user)
 }

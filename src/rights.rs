@@ -13,6 +13,7 @@
 #![allow(unsafe_code)]
 
 use crate::error::{Because, Error, Result};
+use crate::proc::Pid;
 use crate::proc::{self, status::Status};
 use nix::errno::Errno;
 use nix::libc;
@@ -42,11 +43,12 @@ pub(crate) struct Rights {
 ///
 /// # Errors
 /// The process is gone.
-pub(crate) fn compare(pid: i32) -> Result<Compared> {
-    let own = std::process::id().cast_signed();
-    let (ours, theirs) = (proc::status(own, own)?, proc::status(pid, pid)?);
+pub(crate) fn compare(pid: Pid) -> Result<Compared> {
+    let own = Pid::own();
+    let (ours, theirs) =
+        (proc::status(own, own.main_thread())?, proc::status(pid, pid.main_thread())?);
     let related = |name: &str| {
-        let link = |pid: i32| std::fs::read_link(format!("/proc/{pid}/ns/{name}")).ok();
+        let link = |pid: Pid| std::fs::read_link(format!("/proc/{pid}/ns/{name}")).ok();
         link(own) == link(pid)
     };
     // Capabilities of another user namespace are none in ours (user_namespaces(7)).
@@ -63,7 +65,7 @@ pub(crate) fn compare(pid: i32) -> Result<Compared> {
 }
 
 /// Why its rights cannot be ours for a while.
-fn inimitable(pid: i32, theirs: &Status, same_mounts: bool) -> Option<Error> {
+fn inimitable(pid: Pid, theirs: &Status, same_mounts: bool) -> Option<Error> {
     let id = |path: String| std::fs::metadata(path).map(|m| (m.dev(), m.ino())).ok();
     let why = if !same_mounts || id(format!("/proc/{pid}/root")) != id("/".into()) {
         "it sees other files than we do under the same names"
@@ -80,7 +82,7 @@ fn inimitable(pid: i32, theirs: &Status, same_mounts: bool) -> Option<Error> {
 
 /// Whether the process is dumpable (PR_SET_DUMPABLE): else its files in /proc are root's
 /// (task_dump_owner in fs/proc/base.c).
-fn readable_by_its_user(pid: i32, user: u32) -> bool {
+fn readable_by_its_user(pid: Pid, user: u32) -> bool {
     std::fs::metadata(format!("/proc/{pid}/environ")).is_ok_and(|meta| meta.uid() == user)
 }
 
@@ -190,19 +192,16 @@ fn set_capabilities(sets: &[CapabilitySet; 2]) -> std::result::Result<(), Errno>
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn own() -> i32 {
-        std::process::id().cast_signed()
-    }
+    use crate::proc::Tid;
 
     #[test]
     fn nobody_may_more_than_himself() {
-        assert!(matches!(compare(own()), Ok(Compared::Equal)));
+        assert!(matches!(compare(Pid::own()), Ok(Compared::Equal)));
     }
 
     #[test]
     fn rights_come_back() {
-        let status = || proc::status(own(), nix::unistd::gettid().as_raw()).unwrap();
+        let status = || proc::status(Pid::own(), Tid::own()).unwrap();
         let before = status();
         let (user, group) = (before.uid[3], before.gid[3]);
         let foreign = if user == 0 { 65534 } else { user };

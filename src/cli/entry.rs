@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! What the table of forms and options is made of.
 
+use crate::proc::Pid;
 use std::ffi::OsStr;
 
 use super::ServeOptions;
@@ -100,7 +101,7 @@ pub(super) struct Draft {
     pub force_cpu: bool,
     pub map_path: MapPath,
     pub json: bool,
-    pub pid: Option<i32>,
+    pub pid: Option<Pid>,
     pub stop: bool,
     /// Some(true): also a checkpoint of another run.
     pub resume: Option<bool>,

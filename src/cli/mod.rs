@@ -16,6 +16,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+use crate::proc::Pid;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -50,14 +51,14 @@ pub(crate) enum Command {
     /// Enable checkpointing in a running process.
     Attach {
         /// The process id.
-        pid: i32,
+        pid: Pid,
         /// From the options and the environment.
         settings: Settings,
     },
     /// Save a running process now.
     Save {
         /// The process id.
-        pid: i32,
+        pid: Pid,
         /// End the process after the checkpoint.
         stop: bool,
         /// Only the name can be said here.
@@ -71,7 +72,7 @@ pub(crate) enum Command {
     /// The assistant of a program's C API, as the payload starts it.
     Assist {
         /// The process that it works for.
-        pid: i32,
+        pid: Pid,
     },
     /// Check every byte of checkpoints.
     Verify {
@@ -155,12 +156,12 @@ pub(crate) enum Command {
     /// The dumper, as the payload starts it.
     Dump {
         /// The process id.
-        pid: i32,
+        pid: Pid,
     },
     /// The monitor of a process.
     Monitor {
         /// The process id.
-        pid: i32,
+        pid: Pid,
     },
     /// Print this text on standard output.
     Help(String),

@@ -4,6 +4,7 @@ mod machines;
 mod resumes;
 mod servers;
 
+use crate::proc::Pid;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStringExt;
 
@@ -125,14 +126,17 @@ fn spellings_of_options() {
 #[test]
 fn attach_and_save() {
     let settings = Settings { continues: Some(true), ..Settings::default() };
-    assert_eq!(run(&["-p", "7", "-c"]), Ok(Command::Attach { pid: 7, settings: settings.clone() }));
-    assert_eq!(run(&["-c", "--pid=7", "--"]), Ok(Command::Attach { pid: 7, settings }));
-    let save = |stop, settings| Ok(Command::Save { pid: 7, stop, settings });
+    assert_eq!(
+        run(&["-p", "7", "-c"]),
+        Ok(Command::Attach { pid: Pid::new(7), settings: settings.clone() })
+    );
+    assert_eq!(run(&["-c", "--pid=7", "--"]), Ok(Command::Attach { pid: Pid::new(7), settings }));
+    let save = |stop, settings| Ok(Command::Save { pid: Pid::new(7), stop, settings });
     assert_eq!(run(&["save", "7"]), save(false, Settings::default()));
     assert_eq!(run(&["save", "--stop", "7", "-n", "x"]), save(true, named("x")));
     assert_eq!(run(&["-n", "x", "save", "7"]), save(false, named("x")));
     assert_eq!(run(&["save", "--", "7"]), save(false, Settings::default()));
-    assert_eq!(run(&["__dump", "7"]), Ok(Command::Dump { pid: 7 }));
+    assert_eq!(run(&["__dump", "7"]), Ok(Command::Dump { pid: Pid::new(7) }));
 }
 
 #[test]
@@ -253,9 +257,12 @@ fn environment() {
     };
     assert_eq!(with_env(&["foo"], &env), launch(said.clone(), "foo", &[]));
     let attach = with_env(&["-p", "7"], &env);
-    assert_eq!(attach, Ok(Command::Attach { pid: 7, settings: said.clone() }));
+    assert_eq!(attach, Ok(Command::Attach { pid: Pid::new(7), settings: said.clone() }));
     let save = with_env(&["save", "7"], &env);
-    assert_eq!(save, Ok(Command::Save { pid: 7, stop: false, settings: named("e.ckpt") }));
+    assert_eq!(
+        save,
+        Ok(Command::Save { pid: Pid::new(7), stop: false, settings: named("e.ckpt") })
+    );
     let won = Settings { continues: Some(true), asyncsig: Some(0), ..said };
     assert_eq!(with_env(&["-c", "-a0", "foo"], &env), launch(won, "foo", &[]));
 }

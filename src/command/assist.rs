@@ -9,6 +9,7 @@ use crate::image::read::Image;
 use crate::image::stub;
 use crate::inject::monitor;
 use crate::proc;
+use crate::proc::Pid;
 use crate::restart;
 use crate::settings::{self, Name, Settings, Template, Values};
 use ckpt_abi::api::{Request, config_bit};
@@ -22,7 +23,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// Does what the process asks for and answers.
-pub(super) fn run(pid: i32) -> Result<u8> {
+pub(super) fn run(pid: Pid) -> Result<u8> {
     let error_output = dumper::begin(pid, c"ckpt-assist");
     let mut caller = Caller::wait(pid)?;
     let _ = caller.dismiss_keeper();
@@ -51,7 +52,7 @@ pub(super) fn run(pid: i32) -> Result<u8> {
 }
 
 /// The environment that the program was started with.
-fn environment(pid: i32, caller: &mut Caller) -> Result<()> {
+fn environment(pid: Pid, caller: &mut Caller) -> Result<()> {
     let path = format!("/proc/{pid}/environ");
     let bytes = std::fs::read(&path).because(|| format!("cannot read {path}"))?;
     let value = |name: &str| -> Option<OsString> {
@@ -66,7 +67,7 @@ fn environment(pid: i32, caller: &mut Caller) -> Result<()> {
 }
 
 /// ckpt_config(3).
-fn configure(pid: i32, caller: &mut Caller) -> Result<()> {
+fn configure(pid: Pid, caller: &mut Caller) -> Result<()> {
     let [flags, signal, continues, period] = caller.api.values;
     let mut wanted = Settings::default();
     if flags & config_bit::NAME != 0 {
@@ -86,7 +87,7 @@ fn configure(pid: i32, caller: &mut Caller) -> Result<()> {
 
 /// Writes the configuration, all but the signal: the payload itself changes that, and learns from
 /// `values` what it is to be.
-fn apply(pid: i32, caller: &mut Caller, wanted: Settings) -> Result<()> {
+fn apply(pid: Pid, caller: &mut Caller, wanted: Settings) -> Result<()> {
     let current = caller.region.control.config;
     let config = wanted.resolve(&proc::cwd(pid)?.path)?.apply(current);
     caller.api.values[1] = config.asyncsig;
@@ -101,7 +102,7 @@ fn apply(pid: i32, caller: &mut Caller, wanted: Settings) -> Result<()> {
 
 /// Whether ckpt_restart(3) would find a checkpoint that it can restart; the payload executes the file
 /// that it is told. One from a server is a file in our memory, which has to last until then.
-fn inspect(pid: i32, caller: &Caller) -> Result<Option<File>> {
+fn inspect(pid: Pid, caller: &Caller) -> Result<Option<File>> {
     let name = Name::parse(&caller.name())?.resolve(&proc::cwd(pid)?.path)?;
     if let Name::Server(server) = &name {
         let transfer = Settings::from_config(&caller.region.control.config)?.transfer;
@@ -131,7 +132,7 @@ fn inspect(pid: i32, caller: &Caller) -> Result<Option<File>> {
 }
 
 /// Keeps a file of ours open until the process executes it, for as long as that may take.
-fn hold(pid: i32, file: &File) {
+fn hold(pid: Pid, file: &File) {
     const PATIENCE: Duration = Duration::from_secs(30);
     let id = |file: std::io::Result<std::fs::Metadata>| file.map(|m| (m.dev(), m.ino())).ok();
     let (ours, end) = (id(file.metadata()), Instant::now() + PATIENCE);
@@ -144,7 +145,7 @@ fn hold(pid: i32, file: &File) {
 }
 
 /// The file of a checkpoint's name; with %n, the one with the highest number.
-fn locate(pid: i32, name: &Name) -> Result<PathBuf> {
+fn locate(pid: Pid, name: &Name) -> Result<PathBuf> {
     let file = name.file().ok_or_else(|| Error::new(format!("{name} is no file")))?;
     let (template, values) = (Template::parse(file)?, Values::of(pid));
     if !template.is_counted() {

@@ -10,6 +10,7 @@ use crate::fault::{Point, reach};
 use crate::image::stub;
 use crate::inject::{self, enter, monitor, region::Region};
 use crate::proc;
+use crate::proc::Pid;
 use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
@@ -20,7 +21,7 @@ use ckpt_abi::region::{Config, config_flag};
 ///
 /// Periodic checkpoints get a new monitor each time, for nobody can say whether one that is there
 /// is not about to end; it ends when it sees the new one in its place.
-pub(super) fn run(pid: i32, settings: &Settings) -> Result<u8> {
+pub(super) fn run(pid: Pid, settings: &Settings) -> Result<u8> {
     let executable = stub::own()?;
     let pid = enter::meant(pid);
     phase1_freeze::check(pid)?;
@@ -73,7 +74,7 @@ pub(super) fn arrangement(config: &Config) -> Result<String> {
 
 /// Starts a monitor for the frozen process.
 fn watch(
-    pid: i32,
+    pid: Pid,
     frozen: &mut Frozen,
     memory: &Memory,
     region: &Region,
@@ -90,7 +91,7 @@ fn watch(
 }
 
 fn reconfigure(
-    pid: i32,
+    pid: Pid,
     frozen: &mut Frozen,
     memory: &Memory,
     mut region: Region,
@@ -112,8 +113,8 @@ fn reconfigure(
 }
 
 /// The settings with a signal: the usual one where none was named, unless the program has a use of its own for that.
-fn signalled(pid: i32, settings: &Settings) -> Result<Settings> {
-    let status = proc::status(pid, pid)?;
+fn signalled(pid: Pid, settings: &Settings) -> Result<Settings> {
+    let status = proc::status(pid, pid.main_thread())?;
     let used = (status.caught | status.ignored) >> (DEFAULT_SIGNAL - 1) & 1 == 1;
     if used && settings.asyncsig.is_none() {
         let signal = signal_name(DEFAULT_SIGNAL);
@@ -128,7 +129,7 @@ fn signalled(pid: i32, settings: &Settings) -> Result<Settings> {
 
 /// Says at once when the checkpoint could not be written: by the process itself, which the checkpoint
 /// signal makes do it, or by a monitor of ours with its rights.
-fn check_name(pid: i32, config: &Config) -> Result<()> {
+fn check_name(pid: Pid, config: &Config) -> Result<()> {
     let template = settings::template(config)?;
     // A server is not asked: it may be there when it is needed.
     if Settings::from_config(config)?.name.as_ref().and_then(Name::file).is_none() {

@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::image::file::{self, FileSink};
 use crate::image::write::Sink;
 use crate::order;
+use crate::proc::Pid;
 use crate::serve::client::Client;
 use crate::serve::upload::UploadSink;
 use crate::settings::server::{Key, ServerName, Transfer};
@@ -79,7 +80,7 @@ pub(crate) fn check(template: &Template, values: &Values) -> Result<()> {
 /// As [`check`].
 pub(crate) fn check_said(settings: &Settings) -> Result<()> {
     if let Some(file) = settings.name.as_ref().and_then(Name::file) {
-        let values = Values::of(std::process::id().cast_signed());
+        let values = Values::of(Pid::own());
         return check(&Template::parse(file)?, &values);
     }
     settings.transfer.fallback.as_deref().map_or(Ok(()), file::check)

@@ -8,6 +8,7 @@
 
 use crate::dump::{Demand, dump};
 use crate::error::{Kind, Result, printable};
+use crate::proc::Pid;
 use crate::ptrace::raw;
 use crate::settings::Settings;
 use nix::libc;
@@ -16,7 +17,7 @@ use std::fs::File;
 use std::io::{IsTerminal, Write};
 
 /// Saves the process that started us.
-pub(super) fn run(pid: i32) -> Result<u8> {
+pub(super) fn run(pid: Pid) -> Result<u8> {
     let error_output = begin(pid, c"ckpt-dump");
     let request = Demand {
         pid,
@@ -47,7 +48,7 @@ pub(super) fn run(pid: i32) -> Result<u8> {
 
 /// Makes us what the payload starts: named, and ready for what may come; the program's standard
 /// error, taken now, because a program that was ended has none any more.
-pub(super) fn begin(pid: i32, name: &std::ffi::CStr) -> Option<File> {
+pub(super) fn begin(pid: Pid, name: &std::ffi::CStr) -> Option<File> {
     keep_low_descriptors();
     prepare();
     // A thread without RDTSC (PR_SET_TSC) made us, and clock_gettime(2) of the vdso needs it.

@@ -6,6 +6,7 @@ use crate::error::{Because, Error, Kind, Result};
 use crate::image::stub;
 use crate::inject::monitor;
 use crate::inject::region::Region;
+use crate::proc::Pid;
 use crate::rights::{self, Compared};
 use ckpt_abi::region::VERSION;
 use std::ffi::{CString, OsString};
@@ -19,7 +20,7 @@ const LONGEST: u64 = 64 << 20;
 ///
 /// # Errors
 /// That ckpt is not to be executed: it lies in memory of somebody who may do less than we may, or it is none.
-pub(super) fn give_way(pid: i32, args: &[OsString]) -> Result<()> {
+pub(super) fn give_way(pid: Pid, args: &[OsString]) -> Result<()> {
     let Ok(Some((memory, region))) = Region::of(pid) else { return Ok(()) };
     let control = &region.control;
     if control.version == VERSION {

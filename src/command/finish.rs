@@ -11,6 +11,7 @@ use crate::error::Result;
 use crate::image::file::{finished_name, is_checkpoint, mark_finished, set_aside};
 use crate::image::read::{self, Image};
 use crate::inject::monitors;
+use crate::proc::Pid;
 use crate::proc::{Process, pidfd::Pidfd};
 use crate::serve::client::Client;
 use crate::settings::server::{ServerName, Transfer};
@@ -128,7 +129,7 @@ impl Run {
 
 /// The newest checkpoint of a name that was set aside.
 pub(super) fn earlier(settings: &Settings) -> Option<String> {
-    let values = Values::of(std::process::id().cast_signed());
+    let values = Values::of(Pid::own());
     match settings.name.as_ref()? {
         Name::File(name) => {
             let template = Template::parse(&finished_name(name)).ok()?;

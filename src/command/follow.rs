@@ -7,6 +7,7 @@ use crate::image::stub;
 use crate::inject::monitors::Found;
 use crate::inject::{self, enter, monitor, monitors, region::Region};
 use crate::proc;
+use crate::proc::Pid;
 use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
@@ -51,7 +52,7 @@ struct Newcomer {
 }
 
 impl Newcomer {
-    fn of(pid: i32) -> Option<Self> {
+    fn of(pid: Pid) -> Option<Self> {
         let memory = Memory::open(pid).ok()?;
         let first = proc::maps::read(pid).ok()?.iter().find(|vma| vma.read)?.start;
         let new = Self { memory, first, since: Instant::now(), refused: false };
@@ -70,7 +71,7 @@ impl Follower {
     }
 
     /// How long to wait before the program is equipped; None: it is time.
-    pub(super) fn nap(&mut self, pid: i32) -> Option<Duration> {
+    pub(super) fn nap(&mut self, pid: Pid) -> Option<Duration> {
         match self.newcomer.as_ref().filter(|new| new.is_there()) {
             Some(new) if new.refused => Some(REFUSED),
             Some(new) => Some(SETTLED.saturating_sub(new.since.elapsed())).filter(|d| !d.is_zero()),
@@ -89,12 +90,12 @@ impl Follower {
     }
 
     /// Remembers where the program says what goes wrong.
-    pub(super) fn note_stderr(&mut self, pid: i32) {
+    pub(super) fn note_stderr(&mut self, pid: Pid) {
         self.stderr = monitor::stderr_of(pid);
     }
 
     /// The program's standard error; of one that may not be looked at, the terminal or file that it was.
-    pub(super) fn stderr(&self, pid: i32) -> Option<File> {
+    pub(super) fn stderr(&self, pid: Pid) -> Option<File> {
         if let Ok(fd) = raw::take_descriptor(pid, 2) {
             return Some(fd.into());
         }
@@ -108,14 +109,14 @@ impl Follower {
 }
 
 /// Why there are no checkpoints of a program whose memory may not be looked at.
-pub(super) fn out_of_reach(pid: i32, error: &Error) -> String {
+pub(super) fn out_of_reach(pid: Pid, error: &Error) -> String {
     let why =
         "it has other rights than we (set-user-ID, a file that may not be read, another user)";
     no_checkpoints(pid, &format!("{why}: {error}"))
 }
 
-fn no_checkpoints(pid: i32, why: &str) -> String {
-    let program = proc::comm(pid, pid).unwrap_or_default();
+fn no_checkpoints(pid: Pid, why: &str) -> String {
+    let program = proc::comm(pid, pid.main_thread()).unwrap_or_default();
     let program = program.to_string_lossy();
     format!("no checkpoints of {program}, which process {pid} has executed: {why}")
 }
@@ -131,7 +132,7 @@ pub(super) struct Before {
 }
 
 /// The work of a monitor's child: equips the program as it was before. The exit status, and what there is to say.
-pub(super) fn equip(pid: i32, before: &Before, monitor: u32) -> (i32, String) {
+pub(super) fn equip(pid: Pid, before: &Before, monitor: u32) -> (i32, String) {
     match equipped(pid, before, monitor) {
         Ok(sentence) => (0, sentence.unwrap_or_default()),
         Err(e) if matches!(e.kind(), Kind::Busy | Kind::Gone) => (AGAIN, String::new()),
@@ -139,7 +140,7 @@ pub(super) fn equip(pid: i32, before: &Before, monitor: u32) -> (i32, String) {
     }
 }
 
-fn equipped(outer: i32, before: &Before, monitor: u32) -> Result<Option<String>> {
+fn equipped(outer: Pid, before: &Before, monitor: u32) -> Result<Option<String>> {
     if is_of_32_bits(outer) {
         return Err(Error::new("it is a 32-bit program"));
     }
@@ -166,7 +167,7 @@ fn equipped(outer: i32, before: &Before, monitor: u32) -> Result<Option<String>>
     Ok(sentence)
 }
 
-fn is_of_32_bits(pid: i32) -> bool {
+fn is_of_32_bits(pid: Pid) -> bool {
     let mut begin = [0; CLASS + 1];
     let read =
         File::open(format!("/proc/{pid}/exe")).and_then(|mut exe| exe.read_exact(&mut begin));
@@ -175,8 +176,8 @@ fn is_of_32_bits(pid: i32) -> bool {
 
 /// The configuration without its signal, if the program has one use or another for that: what it has done so far it has
 /// done without us.
-fn unused_signal(pid: i32, outer: i32, config: &Config) -> Result<(Config, Option<String>)> {
-    let status = proc::status(pid, pid)?;
+fn unused_signal(pid: Pid, outer: Pid, config: &Config) -> Result<(Config, Option<String>)> {
+    let status = proc::status(pid, pid.main_thread())?;
     let Some(bit) = config.asyncsig.checked_sub(1) else { return Ok((*config, None)) };
     let handler = match ((status.ignored >> bit) & 1, (status.caught >> bit) & 1) {
         (0, 0) => return Ok((*config, None)),
@@ -189,7 +190,7 @@ fn unused_signal(pid: i32, outer: i32, config: &Config) -> Result<(Config, Optio
 
 /// Has the monitor of a process equip what that has executed, and waits for it. `meant` is the process, or that which
 /// `pid` stands for.
-pub(super) fn summon(pid: i32, meant: i32) {
+pub(super) fn summon(pid: Pid, meant: Pid) {
     if is_equipped(meant) {
         return;
     }
@@ -213,6 +214,6 @@ pub(super) fn summon(pid: i32, meant: i32) {
 }
 
 /// Whether there is a payload in it, or nobody can say.
-fn is_equipped(pid: i32) -> bool {
+fn is_equipped(pid: Pid) -> bool {
     Region::of(pid).map_or(true, |found| found.is_some())
 }

@@ -15,6 +15,7 @@ use crate::inject::{
     self,
     launch::{launch, refuse_privileged},
 };
+use crate::proc::Pid;
 use crate::resource::cpu::{
     Set,
     limit::{self, Limit},
@@ -59,7 +60,7 @@ pub(super) fn run(
     if let Some(resume) = resume {
         super::resume::resume(&template, &settings, resume, &identity)?;
     } else if !named && !replace {
-        let values = Values::of(std::process::id().cast_signed());
+        let values = Values::of(Pid::own());
         identity::refuse_to_replace(&identity, &template.expand(&values, 1))?;
     }
     destination::check_said(&settings)?;

@@ -24,6 +24,7 @@ use crate::fault::{self, Point, reach};
 use crate::image::file;
 use crate::inject::enter;
 use crate::inject::{monitor, monitors, region::Region};
+use crate::proc::Pid;
 use crate::proc::{self, Process, pidfd::Pidfd};
 use crate::ptrace::memory::Memory;
 use crate::ptrace::sandbox;
@@ -52,12 +53,12 @@ const LINE: i32 = 3;
 const BUSY: i32 = 3;
 
 /// Watches over a process until it ends.
-pub(super) fn run(pid: i32) -> Result<u8> {
+pub(super) fn run(pid: Pid) -> Result<u8> {
     let _ = nix::sys::prctl::set_name(monitors::NAME);
     dumper::keep_low_descriptors();
     dumper::prepare();
     let program = Pidfd::open(pid).because(|| format!("cannot watch process {pid}"))?;
-    let own = std::process::id().cast_signed();
+    let own = Pid::own();
     let run = monitor::given(own).and_then(|config| run_of(pid, config));
     let process = Process::open(pid).ok();
     let line = line();
@@ -92,13 +93,13 @@ pub(super) fn run(pid: i32) -> Result<u8> {
 }
 
 /// What there is to know of the program if it ends now.
-fn run_of(pid: i32, config: Config) -> Option<Run> {
+fn run_of(pid: Pid, config: Config) -> Option<Run> {
     let whose = Whose::of(pid, false).ok()?;
     Some(Run { config, whose, values: Values::of(pid) })
 }
 
 struct Monitor {
-    pid: i32,
+    pid: Pid,
     program: Pidfd,
     process: Option<Process>,
     /// As it was seen last.
@@ -228,7 +229,7 @@ impl Monitor {
             return Some(nap);
         }
         let is_newer = |found: &monitors::Found| {
-            found.watches(self.pid) && found.is_younger_than(own.cast_signed())
+            found.watches(self.pid) && found.is_younger_than(Pid::of_word(own))
         };
         if monitors::all().iter().any(is_newer) {
             return None;
@@ -254,7 +255,7 @@ impl Monitor {
     fn look_at_signal(&mut self, control: &Control) {
         let signal = control.config.asyncsig;
         let Some(bit) = signal.checked_sub(1) else { return };
-        let Ok(status) = proc::status(self.pid, self.pid) else { return };
+        let Ok(status) = proc::status(self.pid, self.pid.main_thread()) else { return };
         if status.caught >> bit & 1 == 1 {
             self.uncaught = None;
             return;
@@ -354,7 +355,7 @@ struct Told {
 
 /// A child that takes one checkpoint, or equips the program.
 struct Dumper {
-    pid: i32,
+    pid: Pid,
     /// What it says; ends with it.
     line: std::io::PipeReader,
 }
@@ -367,7 +368,7 @@ impl Dumper {
         match unsafe { nix::unistd::fork() }.because(what)? {
             nix::unistd::ForkResult::Parent { child } => {
                 fault::leave_to_child();
-                Ok(Self { pid: child.as_raw(), line })
+                Ok(Self { pid: Pid::new(child.as_raw()), line })
             }
             nix::unistd::ForkResult::Child => {
                 drop(line);
@@ -381,7 +382,7 @@ impl Dumper {
     }
 
     fn kill(&self) {
-        let pid = nix::unistd::Pid::from_raw(self.pid);
+        let pid = self.pid.nix();
         let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
     }
 
@@ -389,13 +390,15 @@ impl Dumper {
     fn reap(&self) -> Option<i32> {
         let mut status = 0;
         // SAFETY: the kernel writes the one word.
-        while unsafe { libc::waitpid(self.pid, &mut status, 0) } < 0 && Errno::last_raw() == 4 {}
+        while unsafe { libc::waitpid(self.pid.get(), &mut status, 0) } < 0 && Errno::last_raw() == 4
+        {
+        }
         libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status))
     }
 }
 
 /// One checkpoint: the exit status and what there is to say.
-fn take(pid: i32) -> (i32, String) {
+fn take(pid: Pid) -> (i32, String) {
     let pid = match enter::enter(pid) {
         Ok(pid) => pid,
         Err(e) => return (0, format!("no checkpoint: {e}\n")),

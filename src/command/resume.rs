@@ -9,6 +9,7 @@ use crate::cli::Resume;
 use crate::error::{Because, Error, Result, printable};
 use crate::image::file::{is_finished, set_aside};
 use crate::image::read::{self, Image};
+use crate::proc::Pid;
 use crate::restart::mapping::hold_signal;
 use crate::restart::{self, restart};
 use crate::serve::client::Client;
@@ -127,7 +128,7 @@ fn nothing(why: Error) -> Error {
 
 /// The checkpoints of the name, the newest first; those for which a server was away among them.
 fn existing(template: &Template, settings: &Settings) -> Result<Vec<Name>> {
-    let values = Values::of(std::process::id().cast_signed());
+    let values = Values::of(Pid::own());
     let Some(Name::Server(server)) = &settings.name else {
         let found = template.existing(&values)?.into_iter();
         return Ok(found.map(|(_, path)| Name::File(path)).collect());

@@ -5,10 +5,11 @@ use super::follow;
 use crate::dump::{Demand, Outcome, dump};
 use crate::error::{Because, Kind, Result, printable};
 use crate::inject::enter;
+use crate::proc::Pid;
 use crate::settings::Settings;
 
 /// Saves a process from outside and says what came of it.
-pub(super) fn run(pid: i32, stop: bool, settings: Settings) -> Result<u8> {
+pub(super) fn run(pid: Pid, stop: bool, settings: Settings) -> Result<u8> {
     let here = std::env::current_dir().because(|| "cannot find out the current directory")?;
     let settings = settings.resolve(&here)?;
     let own = std::process::id();
@@ -36,7 +37,7 @@ pub(super) fn run(pid: i32, stop: bool, settings: Settings) -> Result<u8> {
     Ok(0)
 }
 
-fn save(pid: i32, meant: i32, stop: bool, settings: &Settings) -> Result<Outcome> {
+fn save(pid: Pid, meant: Pid, stop: bool, settings: &Settings) -> Result<Outcome> {
     follow::summon(pid, meant);
     let settings = settings.clone();
     let without = settings.without.map(|who| who.with_ids(|id| enter::inner(id, meant)));

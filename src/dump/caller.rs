@@ -6,6 +6,7 @@ use super::keeper;
 use crate::error::{Because, Error, Result};
 use crate::inject::region::Region;
 use crate::inject::turns::own_task;
+use crate::proc::Pid;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
 use ckpt_abi::api::{API, Answer, Api, ERROR_LEN};
@@ -22,7 +23,7 @@ const PERMISSION: Duration = Duration::from_secs(2);
 /// A process with a payload, and its part of the C API.
 pub(crate) struct Caller {
     /// Process id.
-    pub pid: i32,
+    pub pid: Pid,
     /// Its memory.
     pub memory: Memory,
     /// The payload.
@@ -36,7 +37,7 @@ impl Caller {
     ///
     /// # Errors
     /// It may not be traced, or has no payload.
-    pub(crate) fn wait(pid: i32) -> Result<Self> {
+    pub(crate) fn wait(pid: Pid) -> Result<Self> {
         let deadline = Instant::now() + PERMISSION;
         loop {
             match Self::find(pid) {
@@ -49,7 +50,7 @@ impl Caller {
     }
 
     /// The process `pid`; None without a payload.
-    pub(crate) fn find(pid: i32) -> Result<Option<Self>> {
+    pub(crate) fn find(pid: Pid) -> Result<Option<Self>> {
         let Some((memory, region)) = Region::of(pid)? else { return Ok(None) };
         let api = read(&memory, &region)?;
         Ok(Some(Self { pid, memory, region, api }))

@@ -8,6 +8,7 @@ use super::phase2_equip::Equipped;
 use super::phase3_gather::Still;
 use crate::error::Result;
 use crate::inject::region::Region;
+use crate::proc::Pid;
 use crate::proc::{self, tree};
 use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
@@ -16,7 +17,6 @@ use ckpt_abi::image::process_flag;
 use ckpt_abi::region::STACKS;
 use nix::libc;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use std::collections::HashSet;
 
 /// Signals that stop a process where they are not caught. SIGSTOP is none that saves.
@@ -62,7 +62,7 @@ pub(super) fn release(equipped: &[Equipped], processes: &mut [Frozen]) -> Result
 }
 
 /// The same where there will be no checkpoint, for the root's process group, as far as can be seen.
-pub(crate) fn rescue(root: i32) {
+pub(crate) fn rescue(root: Pid) {
     let Ok(Some((_, region))) = Region::of(root) else { return };
     let signal = region.control.config.asyncsig.cast_signed();
     let (Ok(first), Ok(all)) = (tree::kin(root), tree::everybody()) else { return };
@@ -70,7 +70,7 @@ pub(crate) fn rescue(root: i32) {
     let group =
         others.filter(|pid| all.iter().any(|kin| kin.pid == *pid && kin.group == first.group));
     for pid in group.filter(|_| STOPS.contains(&signal)) {
-        let is_stopped = proc::stat(pid, pid).is_ok_and(|stat| stat.state == 'T');
+        let is_stopped = proc::stat(pid, pid.main_thread()).is_ok_and(|stat| stat.state == 'T');
         if let Some(frozen) = is_stopped.then(|| Frozen::freeze_one(pid).ok()).flatten()
             && frozen.threads.iter().any(|thread| thread.stopped_by == signal)
         {
@@ -103,25 +103,24 @@ pub(super) fn find_untold(processes: &mut [Still<'_>], found: &mut [Found]) -> R
     Ok(())
 }
 
-fn go_on(pid: i32) {
-    let _ = kill(Pid::from_raw(pid), Signal::SIGCONT);
+fn go_on(pid: Pid) {
+    let _ = kill(pid.nix(), Signal::SIGCONT);
 }
 
 /// Whether the signal waits in a process and will stop it.
 fn is_about_to_stop(process: &Equipped, signal: i32) -> Result<bool> {
-    let status = process.process.status(process.process.pid())?;
+    let status = process.process.status(process.process.main_thread())?;
     let bit = 1u64 << (signal - 1);
     Ok((status.pending | status.shared_pending) & !(status.caught | status.ignored) & bit != 0)
 }
 
 /// Whether wait(2) tells a parent of a child so; unless WNOWAIT is asked for, once.
-fn tells(parent: &Equipped, frozen: &mut Frozen, child: i32, what: i32) -> Result<bool> {
+fn tells(parent: &Equipped, frozen: &mut Frozen, child: Pid, what: i32) -> Result<bool> {
     let Equipped { memory, region, .. } = parent;
     let Some(thread) = frozen.threads.first_mut() else { return Ok(false) };
     let at = region.base + STACKS;
     memory.put(at + SI_PID, &0u32)?;
-    let args =
-        [libc::P_PID.into(), child.unsigned_abs().into(), at, (what | libc::WNOHANG) as u64, 0];
+    let args = [libc::P_PID.into(), child.word().into(), at, (what | libc::WNOHANG) as u64, 0];
     let done = Caller::new(thread, memory, &region.desk())?.call(libc::SYS_waitid, &args)?;
     Ok(done == 0 && memory.get::<u32>(at + SI_PID)? != 0)
 }

@@ -6,6 +6,7 @@
 
 use crate::error::Result;
 use crate::inject::region::Region;
+use crate::proc::Pid;
 use crate::proc::{self, Process, pidfd::Pidfd};
 use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
@@ -27,7 +28,7 @@ pub(super) fn dismiss(frozen: &mut Frozen, memory: &Memory, region: &Region) -> 
     if keeper == 0 || (ours && !elsewhere) {
         return Ok(elsewhere);
     }
-    if let Some(process) = Pidfd::open(keeper.cast_signed()).ok().filter(|_| ours) {
+    if let Some(process) = Pidfd::open(Pid::of_word(keeper)).ok().filter(|_| ours) {
         process.kill();
         process.ended_within(END);
     }
@@ -45,7 +46,9 @@ pub(super) fn dismiss(frozen: &mut Frozen, memory: &Memory, region: &Region) -> 
 /// them. One of another namespace than ours would get them under numbers that mean nothing here.
 fn adopts(frozen: &mut Frozen, memory: &Memory, region: &Region) -> Result<bool> {
     let process = frozen.process();
-    if process.inner_pid() == 1 || process.namespace("pid") != Process::own()?.namespace("pid") {
+    if process.inner_pid() == Pid::INIT
+        || process.namespace("pid") != Process::own()?.namespace("pid")
+    {
         return Ok(true);
     }
     let Some(first) = frozen.threads.first_mut() else { return Ok(true) };
@@ -61,21 +64,21 @@ fn adopts(frozen: &mut Frozen, memory: &Memory, region: &Region) -> Result<bool>
 /// do none of that.
 ///
 /// It is looked at once: a job has many processes, and one init.
-fn init_reaps(pid: i32) -> bool {
+fn init_reaps(pid: Pid) -> bool {
     static REAPS: OnceLock<bool> = OnceLock::new();
-    pid == 1 || *REAPS.get_or_init(looks_like_a_reaper)
+    pid == Pid::INIT || *REAPS.get_or_init(looks_like_a_reaper)
 }
 
 fn looks_like_a_reaper() -> bool {
     const CHILD: u64 = 1 << (libc::SIGCHLD - 1);
-    let Ok(status) = proc::status(1, 1) else { return true };
+    let Ok(status) = proc::status(Pid::INIT, Pid::INIT.main_thread()) else { return true };
     if (status.caught | status.ignored | status.blocked) & CHILD != 0 {
         return true;
     }
     let waits = |call: u64| {
         matches!(call.cast_signed(), libc::SYS_wait4 | libc::SYS_waitid | libc::SYS_rt_sigtimedwait)
     };
-    match proc::syscall(1, 1) {
+    match proc::syscall(Pid::INIT, Pid::INIT.main_thread()) {
         Ok(Some((call, _))) => waits(call),
         // Running, or not to be looked at.
         _ => !has_zombies(),
@@ -87,13 +90,13 @@ fn looks_like_a_reaper() -> bool {
 fn has_zombies() -> bool {
     /// In clock ticks.
     const LONG: u64 = 10 * 100;
-    let now = Process::own().and_then(|own| own.stat(own.pid()));
+    let now = Process::own().and_then(|own| own.stat(own.main_thread()));
     let Ok(now) = now.map(|own| own.starttime) else { return false };
-    let dead = |child: &i32| {
-        proc::stat(*child, *child).is_ok_and(|stat| {
+    let dead = |child: &Pid| {
+        proc::stat(*child, (*child).main_thread()).is_ok_and(|stat| {
             let ours = stat.comm.as_encoded_bytes().starts_with(b"ckpt-");
             ours && stat.state == 'Z' && stat.starttime.saturating_add(LONG) < now
         })
     };
-    Process::open(1).is_ok_and(|init| init.children().iter().any(dead))
+    Process::open(Pid::INIT).is_ok_and(|init| init.children().iter().any(dead))
 }

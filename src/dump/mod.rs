@@ -29,6 +29,7 @@ use crate::fault::{Point, reach};
 use crate::image::stub;
 use crate::image::write::Sink;
 use crate::inject::region::Region;
+use crate::proc::Pid;
 use crate::ptrace::forest::Forest;
 use crate::ptrace::freeze::Frozen;
 use crate::resource::descriptor::{Tables, socket};
@@ -65,7 +66,7 @@ pub(crate) type Prune = fn(&Name, &Transfer, &place::Keep);
 /// What is asked of a dump.
 pub(crate) struct Demand {
     /// The process.
-    pub pid: i32,
+    pub pid: Pid,
     /// Overrides of the process's configuration, for this checkpoint alone; a payload that has to
     /// be injected first is configured with them.
     pub settings: Settings,
@@ -123,7 +124,7 @@ impl Outcome {
 }
 
 /// Whether another checkpoint of a process is being taken, or a thread is about to ask for one.
-pub(crate) fn is_busy(pid: i32) -> bool {
+pub(crate) fn is_busy(pid: Pid) -> bool {
     let Ok(Some((memory, region))) = Region::of(pid) else { return false };
     let Ok(turns) = region.turns(&memory) else { return false };
     let turn = Turn::of(turns.turn);
@@ -197,15 +198,15 @@ fn is_thinned(equipped: &[Equipped]) -> bool {
 }
 
 /// Whether a process has ended, or is about to: its memory goes first.
-fn is_leaving(pid: i32) -> bool {
+fn is_leaving(pid: Pid) -> bool {
     crate::proc::has_ended(pid) || crate::proc::maps::read(pid).is_ok_and(|vmas| vmas.is_empty())
 }
 
 /// Whether the payload's owner, from which the process was forked, is an ancestor that just takes a checkpoint of them
 /// both: a signal to a whole group comes to each.
-fn is_forebears(pid: i32) -> bool {
+fn is_forebears(pid: Pid) -> bool {
     let Ok(Some(found)) = caller::Caller::find(pid) else { return false };
-    let owner = found.region.control.owner.cast_signed();
+    let owner = Pid::of_word(found.region.control.owner);
     let called = found.api.request == ckpt_abi::api::Request::Call as u32;
     if called || owner == crate::proc::inner_pid(pid) {
         return false;
@@ -215,7 +216,7 @@ fn is_forebears(pid: i32) -> bool {
         if kin.parent == owner {
             return is_busy(owner);
         }
-        if kin.parent <= 1 {
+        if kin.parent <= Pid::INIT {
             return false;
         }
         at = kin.parent;
@@ -224,7 +225,7 @@ fn is_forebears(pid: i32) -> bool {
 }
 
 /// Looks at a process before anything of it is touched.
-fn look(request: &Demand, pid: i32) -> Result<()> {
+fn look(request: &Demand, pid: Pid) -> Result<()> {
     phase1_freeze::check(pid)?;
     phase4_refuse::refuse_shared(pid)?;
     match request.triggered || request.periodic {
@@ -339,7 +340,7 @@ fn proceed(
     }
     if stop {
         let ids = dead.iter().map(|kin| kin.pid);
-        let members: HashSet<i32> = common.tables.of.iter().map(|t| t.pid).chain(ids).collect();
+        let members: HashSet<Pid> = common.tables.of.iter().map(|t| t.pid).chain(ids).collect();
         still.iter_mut().for_each(|s| signals::forget_termination(&mut s.gathered, &members));
     }
     sysv::save(still.iter_mut().map(|s| (&mut s.gathered, &mut s.areas)), &mut common);

@@ -11,6 +11,7 @@ use crate::error::{Because, Error, Kind, Result};
 use crate::fault::{Point, reach};
 use crate::inject::turns::own_task;
 use crate::proc;
+use crate::proc::Pid;
 use crate::ptrace::frame::{Frame, SAME_STACK};
 use crate::ptrace::freeze::Frozen;
 use ckpt_abi::api::{Answer, Api, Request, Visit, When};
@@ -25,12 +26,12 @@ const LOOK: Duration = Duration::from_millis(1);
 const TURN: Duration = Duration::from_secs(10);
 
 /// Whether a process has called its callbacks before it started us.
-fn called_itself(request: &Demand, pid: i32) -> bool {
+fn called_itself(request: &Demand, pid: Pid) -> bool {
     request.triggered && pid == request.pid
 }
 
 /// Sends the main thread of a process to the callbacks, if there are any, and waits for it.
-pub(crate) fn visit(request: &Demand, pid: i32) -> Result<()> {
+pub(crate) fn visit(request: &Demand, pid: Pid) -> Result<()> {
     if called_itself(request, pid) {
         return Ok(());
     }
@@ -44,7 +45,7 @@ pub(crate) fn visit(request: &Demand, pid: i32) -> Result<()> {
         if !any || found.api.visit_entry == 0 || visits {
             return Ok(());
         }
-        if proc::stat(pid, pid).is_ok_and(|stat| stat.state == 'T') {
+        if proc::stat(pid, pid.main_thread()).is_ok_and(|stat| stat.state == 'T') {
             let text = format!("process {pid} is stopped and cannot run its callbacks");
             let hint = format!("let it go on first (kill -CONT {pid})");
             return Err(Error::new(text).hint(hint));
@@ -61,7 +62,7 @@ pub(crate) fn visit(request: &Demand, pid: i32) -> Result<()> {
 }
 
 /// Gives a program that waits for us its answer when there will be no checkpoint, and its turn back.
-pub(crate) fn leave(pid: i32, error: &Error) {
+pub(crate) fn leave(pid: Pid, error: &Error) {
     let Ok(Some(found)) = caller::Caller::find(pid) else { return };
     if is_ours(&found).unwrap_or(false) {
         let asks = found.api.request == Request::Call as u32;
@@ -79,7 +80,7 @@ fn is_ours(found: &caller::Caller) -> Result<bool> {
 }
 
 /// Why not now, when a thread of the program has its turn.
-pub(crate) fn turn_of_another(pid: i32) -> Error {
+pub(crate) fn turn_of_another(pid: Pid) -> Error {
     Error::new(format!("a thread of process {pid} takes a checkpoint"))
         .of(Kind::Busy)
         .hint("wait for it")
@@ -103,7 +104,7 @@ fn await_word(found: &caller::Caller, so_far: impl Fn(&Api) -> bool) -> Result<(
         if so_far(&caller::read(&found.memory, &found.region)?) {
             return Ok(());
         }
-        if proc::stat(found.pid, found.pid).map_or(true, |stat| stat.state == 'Z') {
+        if proc::stat(found.pid, found.pid.main_thread()).map_or(true, |stat| stat.state == 'Z') {
             return Err(Error::new(format!("process {} is gone", found.pid)).of(Kind::Gone));
         }
         std::thread::sleep(LOOK);
@@ -124,7 +125,7 @@ fn claim(request: &Demand, found: &caller::Caller) -> Result<()> {
     Ok(())
 }
 
-fn our_claim(request: &Demand, pid: i32) -> Event {
+fn our_claim(request: &Demand, pid: Pid) -> Event {
     Event::Claim { by: request.by(), task: own_task(pid), kept: true }
 }
 
@@ -155,13 +156,13 @@ fn send(request: &Demand, found: &caller::Caller) -> Result<bool> {
     let Some(thread) = frozen.threads.first_mut() else {
         return Err(Error::new(format!("process {pid} is gone")).of(Kind::Gone));
     };
-    if thread.tid != pid {
+    if thread.tid != pid.main_thread() {
         return Err(Error::new(format!("{}: its main thread has ended", what())));
     }
     if caller::read(memory, &found.region)?.holds != 0 {
         return Ok(false);
     }
-    let xstate = crate::ptrace::regs::xstate(pid).because(what)?;
+    let xstate = crate::ptrace::regs::xstate(pid.main_thread()).because(what)?;
     thread.take_back().because(what)?;
     let regs = crate::ptrace::interrupted::after_a_handler(&thread.regs);
     let frame = Frame { regs: &regs, xstate: &xstate, mask: thread.mask, altstack: SAME_STACK };

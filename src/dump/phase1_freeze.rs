@@ -4,6 +4,7 @@
 use super::Demand;
 use crate::error::{Error, Kind, Result};
 use crate::inject::region::Region;
+use crate::proc::Pid;
 use crate::proc::{self, Process};
 use crate::ptrace::forest::Forest;
 use crate::ptrace::freeze::Frozen;
@@ -66,24 +67,24 @@ pub(crate) fn patiently<T>(allowed_late: bool, freeze: impl Fn() -> Result<T>) -
 
 /// [`check`] of one that stands still.
 fn check_frozen(frozen: &Frozen) -> Result<()> {
-    if frozen.threads.first().is_some_and(|first| first.tid != frozen.pid) {
+    if frozen.threads.first().is_some_and(|first| first.tid != frozen.pid.main_thread()) {
         return Err(headless(frozen.pid));
     }
     frozen.refuse_sandbox()
 }
 
-fn headless(pid: i32) -> Error {
+fn headless(pid: Pid) -> Error {
     let text = format!("process {pid} cannot be saved: its main thread has ended while others run");
     Error::new(text).of(Kind::Obstacles).hint("it goes on unharmed")
 }
 
 /// Refuses what must not even be touched.
-pub(crate) fn check(pid: i32) -> Result<()> {
-    if pid == std::process::id().cast_signed() {
+pub(crate) fn check(pid: Pid) -> Result<()> {
+    if pid == Pid::own() {
         return Err(Error::new("ckpt cannot save itself"));
     }
     proc::of_this_namespace()?;
-    let status = proc::status(pid, pid)?;
+    let status = proc::status(pid, pid.main_thread())?;
     if status.state == 'Z' && status.threads > 1 {
         return Err(headless(pid));
     }

@@ -8,6 +8,7 @@ use crate::fault::{Point, reach};
 use crate::inject::region::Region;
 use crate::inject::turns::{self, own_task};
 use crate::inject::{self, enter};
+use crate::proc::Pid;
 use crate::proc::{self, Process, tree};
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
@@ -90,7 +91,7 @@ fn has_entered(frozen: &mut Frozen, region: &Region) -> Result<bool> {
 }
 
 /// The configuration of a process that had none: its name comes from its own and its directory.
-pub(crate) fn configuration(pid: i32, settings: &Settings) -> Result<Config> {
+pub(crate) fn configuration(pid: Pid, settings: &Settings) -> Result<Config> {
     let arguments = proc::cmdline(pid)?;
     let program = match arguments.first().filter(|a| !a.is_empty()) {
         // A login shell's name begins with a dash.
@@ -98,7 +99,7 @@ pub(crate) fn configuration(pid: i32, settings: &Settings) -> Result<Config> {
             let name = name.as_bytes();
             std::ffi::OsStr::from_bytes(name.strip_prefix(b"-").unwrap_or(name)).to_owned()
         }
-        None => proc::comm(pid, pid)?,
+        None => proc::comm(pid, pid.main_thread())?,
     };
     let cwd = proc::cwd(pid)?.path;
     let own = Name::parse(&settings::default_name(&program))?;
@@ -111,7 +112,7 @@ pub(crate) fn configuration(pid: i32, settings: &Settings) -> Result<Config> {
 ///
 /// # Errors
 /// It is stopped in it, or takes more than [`RESTART`].
-pub(crate) fn await_restart(pid: i32) -> Result<()> {
+pub(crate) fn await_restart(pid: Pid) -> Result<()> {
     let (opening, deadline) = (Instant::now() + CLOSED, Instant::now() + RESTART);
     while Instant::now() < opening && enter::is_closed(pid) {
         std::thread::sleep(Duration::from_millis(1));
@@ -125,7 +126,7 @@ pub(crate) fn await_restart(pid: i32) -> Result<()> {
         std::thread::sleep(Duration::from_millis(1));
     }
     while is_restarting(pid) {
-        let stopped = proc::stat(pid, pid).is_ok_and(|stat| stat.state == 'T');
+        let stopped = proc::stat(pid, pid.main_thread()).is_ok_and(|stat| stat.state == 'T');
         if stopped {
             let text = format!("process {pid} has been stopped since its restart");
             let hint = format!("let it go on first (kill -CONT {pid})");
@@ -141,21 +142,21 @@ pub(crate) fn await_restart(pid: i32) -> Result<()> {
 }
 
 /// Whether the process is a checkpoint, or has yet to leave the restorer.
-pub(super) fn is_restarting(pid: i32) -> bool {
+pub(super) fn is_restarting(pid: Pid) -> bool {
     let (Ok(memory), Ok(vmas)) = (Memory::open(pid), proc::maps::read(pid)) else { return false };
     let turn = || Region::find(&memory, &vmas)?.turn(&memory).ok();
     enter::is_stub(pid, &vmas) || turn().is_some_and(|turn| turn.phase == Phase::Restoring)
 }
 
 /// Why not now, while a restart of the process goes on.
-pub(crate) fn restarting(pid: i32) -> Error {
+pub(crate) fn restarting(pid: Pid) -> Error {
     Error::new(format!("process {pid} is just being restarted"))
         .of(Kind::Busy)
         .hint("try again in a moment")
 }
 
 /// Why not now, while another dumper works.
-pub(crate) fn busy(pid: i32, other: Task) -> Error {
+pub(crate) fn busy(pid: Pid, other: Task) -> Error {
     let other = other.pid;
     Error::new(format!("a checkpoint of process {pid} is already being taken, by process {other}"))
         .of(Kind::Busy)
@@ -163,7 +164,7 @@ pub(crate) fn busy(pid: i32, other: Task) -> Error {
 }
 
 /// Makes the turn ours, every thread standing still; None when it may be in a moment.
-fn claim(request: &Demand, pid: i32, region: &Region, memory: &Memory) -> Result<Option<Task>> {
+fn claim(request: &Demand, pid: Pid, region: &Region, memory: &Memory) -> Result<Option<Task>> {
     if request.periodic && region.turns(memory)?.handlers != 0 {
         let text = "the checkpoint signal has just come, whose checkpoint goes first";
         return Err(Error::new(text).of(Kind::Busy));

@@ -60,7 +60,7 @@ fn read(
         descriptor::save(target, gathered, common)?;
         return Ok(Vec::new());
     }
-    let ids: Vec<u32> = target.frozen.threads.iter().map(|t| t.tid.cast_unsigned()).collect();
+    let ids: Vec<u32> = target.frozen.threads.iter().map(|t| t.tid.word()).collect();
     for index in 0..ids.len() {
         threads::save(target, index, &ids, gathered)?;
     }

@@ -6,6 +6,7 @@ use super::halted;
 use super::phase3_gather::Still;
 use super::sharers;
 use crate::error::{Error, Kind, Result};
+use crate::proc::Pid;
 use crate::proc::tree::{self, Kin};
 use crate::proc::{self, Process};
 use crate::ptrace::forest::Forest;
@@ -18,7 +19,10 @@ use nix::sys::signal::Signal;
 
 /// The children of a process that is saved alone, by their names. Processes of ours have another exit signal.
 fn children(process: &Process) -> Vec<String> {
-    let stats = process.children().into_iter().filter_map(|child| proc::stat(child, child).ok());
+    let stats = process
+        .children()
+        .into_iter()
+        .filter_map(|child| proc::stat(child, child.main_thread()).ok());
     let mut names: Vec<String> = Vec::new();
     for stat in stats.filter(|stat| stat.exit_signal == Signal::SIGCHLD as i32) {
         let name = stat.comm.to_string_lossy().into_owned();
@@ -62,12 +66,12 @@ pub(crate) fn doubtful(forest: &Forest) -> Option<String> {
 }
 
 /// What is in the way when another process lives in the same memory.
-fn shared(other: i32) -> String {
+fn shared(other: Pid) -> String {
     format!("process {other} shares its memory (vfork(2), or clone(2) with CLONE_VM)")
 }
 
 /// Refuses a program that shares its memory, before that is touched: a payload would come to both.
-pub(crate) fn refuse_shared(pid: i32) -> Result<()> {
+pub(crate) fn refuse_shared(pid: Pid) -> Result<()> {
     match sharers::anywhere(pid).first() {
         Some(other) => {
             Err(Error::new(format!("process {pid} cannot be saved: {}", shared(*other)))
@@ -100,7 +104,7 @@ pub(crate) fn refuse(
     ptys: &Ptys,
 ) -> Result<Vec<Member>> {
     let mut dead = dead.to_vec();
-    dead.retain(|kin| kin.pid != std::process::id().cast_signed() || will_meet(processes, kin));
+    dead.retain(|kin| kin.pid != Pid::own() || will_meet(processes, kin));
     let dead = &dead;
     let (mut refusals, mut passing) = (Vec::new(), true);
     let mut found = Vec::new();
@@ -111,7 +115,7 @@ pub(crate) fn refuse(
         let mut obstacles = gathered.obstacles.clone();
         for thread in process.tasks()? {
             let dead = process.status(thread).is_ok_and(|s| s.state == 'Z');
-            if dead && thread == pid {
+            if dead && thread == pid.main_thread() {
                 obstacles.push("its main thread has ended while others run".into());
             }
         }
@@ -150,7 +154,7 @@ pub(crate) fn refuse(
 /// The init of a namespace that a restart makes has the id 1 already, and so has the restarter in a container.
 fn name_first(processes: &mut [Still<'_>], members: &[Member]) {
     let Some(root) = processes.first_mut().filter(|_| !members.is_empty()) else { return };
-    if root.equipped.process.inner_pid() == 1 {
+    if root.equipped.process.inner_pid() == Pid::INIT {
         root.gathered.losses.push(
             "its process id 1, as the first process of a PID namespace (a container): the job restarts with --ids new \
              only, and `wait $!` of a shell goes wrong; below an init (docker run --init) ids are kept"

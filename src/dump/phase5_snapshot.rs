@@ -10,6 +10,7 @@ use super::phase2_equip::Equipped;
 use super::phase3_gather::Still;
 use crate::error::{Because, Result};
 use crate::fault::{Point, reach};
+use crate::proc::Pid;
 use crate::proc::Process;
 use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
@@ -21,7 +22,6 @@ use ckpt_abi::op::{Kind, ListHead};
 use ckpt_abi::region::{STACK_LEN, STACKS};
 use nix::libc;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use std::time::{Duration, Instant};
 use zerocopy::IntoBytes;
 
@@ -30,7 +30,7 @@ const CLONE_PARENT_SETTID: u64 = libc::CLONE_PARENT_SETTID as u64;
 const CLONE_UNTRACED: u64 = libc::CLONE_UNTRACED as u64;
 
 /// A process of ours that holds the picture; it ends with this value.
-pub(crate) struct Snapshot(i32);
+pub(crate) struct Snapshot(Pid);
 
 impl Snapshot {
     /// The process and its memory.
@@ -52,7 +52,7 @@ impl Snapshot {
 
 impl Drop for Snapshot {
     fn drop(&mut self) {
-        let _ = kill(Pid::from_raw(self.0), Signal::SIGKILL);
+        let _ = kill(self.0.nix(), Signal::SIGKILL);
     }
 }
 
@@ -139,7 +139,7 @@ fn finish(frozen: &mut Frozen, equipped: &Equipped, data: u64) -> Result<Option<
     caller.end_clone()?;
     reach(Point::Cloned);
     let snapshot: u32 = memory.get(data)?;
-    Ok((snapshot != 0).then_some(Snapshot(snapshot.cast_signed())))
+    Ok((snapshot != 0).then_some(Snapshot(Pid::of_word(snapshot))))
 }
 
 /// Writes the lists of the intermediate and of the snapshot into the target; the address of the

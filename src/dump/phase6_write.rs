@@ -10,6 +10,7 @@ use crate::image::PAGE;
 use crate::image::write::{Sink, Writer};
 use crate::image::zeros::nonzero;
 use crate::order;
+use crate::proc::Pid;
 use crate::proc::{Process, pagemap::Pagemap};
 use crate::ptrace::memory::Memory;
 use crate::resource::memory::{self, Area, Pages};
@@ -190,7 +191,7 @@ impl<'a> Writing<'a> {
     }
 
     /// Looks who else uses what the processes share by names; `inside` are the processes themselves.
-    pub(crate) fn look_outside(&mut self, inside: HashSet<i32>) {
+    pub(crate) fn look_outside(&mut self, inside: HashSet<Pid>) {
         let losses = memory::carried::look_outside(&mut self.common, &inside);
         self.common.losses.extend(losses);
     }

@@ -18,7 +18,7 @@ pub(crate) fn seal(writing: Writing<'_>, processes: Vec<Gathered>) -> Result<(u6
 /// have restarted an older one already, and this would take the place of that run's checkpoints.
 pub(crate) fn still_wanted(process: &Process) -> Result<()> {
     let pid = process.pid();
-    match process.stat(pid) {
+    match process.stat(pid.main_thread()) {
         Ok(stat) if !matches!(stat.state, 'Z' | 'X') => Ok(()),
         _ => Err(Error::new(format!("process {pid} has ended meanwhile")).of(Kind::Gone)),
     }

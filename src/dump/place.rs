@@ -4,6 +4,7 @@
 use super::Demand;
 use crate::error::Result;
 use crate::image::write::Sink;
+use crate::proc::Pid;
 use crate::rights::{self, Compared, Rights};
 use crate::settings::server::{self, Transfer};
 use crate::settings::{Name, Settings, Template, Values};
@@ -26,7 +27,7 @@ impl Whose {
     /// # Errors
     /// The process may do less than we may, it is not said where its checkpoint goes, and we cannot
     /// act with its rights; or it is gone.
-    pub(crate) fn of(pid: i32, named: bool) -> Result<Self> {
+    pub(crate) fn of(pid: Pid, named: bool) -> Result<Self> {
         match (rights::compare(pid)?, named) {
             (Compared::Equal, _) => Ok(Self::Its(None)),
             (_, true) => Ok(Self::Ours),

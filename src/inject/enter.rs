@@ -11,6 +11,7 @@
 
 use crate::error::{Because, Error, Result};
 use crate::image::read::Image;
+use crate::proc::Pid;
 use crate::proc::fork::fork;
 use crate::proc::tree::{INIT, WITNESS};
 use crate::proc::{self, Process, maps::Vma};
@@ -34,23 +35,24 @@ const KINDS: [(&str, CloneFlags); 4] = [
 
 /// The process that is meant by an id: of the restarter of a tree, which stands for its root, the root, as soon as it is
 /// there.
-pub(crate) fn meant(pid: i32) -> i32 {
+pub(crate) fn meant(pid: Pid) -> Pid {
     let deadline = Instant::now() + RESTART;
     // Below a ckpt that stays the root may be a restarter itself.
     let mut at = pid;
     loop {
         let Ok(process) = Process::open(at) else { return at };
         let children = process.children();
-        let is =
-            |child: &i32, name: &str| proc::comm(*child, *child).is_ok_and(|comm| comm == name);
+        let is = |child: &Pid, name: &str| {
+            proc::comm(*child, (*child).main_thread()).is_ok_and(|comm| comm == name)
+        };
         let stands = children.iter().any(|child| is(child, WITNESS));
         // Orphans that have come to it stand behind.
         let root = children.iter().find(|child| !is(child, WITNESS) && !is(child, INIT));
         // Its namespaces are not what they will be before it is the program.
         // A restart that is stopped comes to nothing, which others say.
-        let is_stopped = proc::stat(pid, pid).is_ok_and(|stat| stat.state == 'T');
+        let is_stopped = proc::stat(pid, pid.main_thread()).is_ok_and(|stat| stat.state == 'T');
         let late = is_stopped || Instant::now() > deadline;
-        let becomes = |pid: i32| {
+        let becomes = |pid: Pid| {
             proc::maps::read(pid).is_ok_and(|vmas| is_stub(pid, &vmas)) || is_launching(pid)
         };
         match root.filter(|_| stands) {
@@ -67,18 +69,20 @@ pub(crate) fn meant(pid: i32) -> i32 {
 }
 
 /// Whether the process is a restarter or a ckpt that stays, and stands for another.
-pub(crate) fn stands(pid: i32) -> bool {
+pub(crate) fn stands(pid: Pid) -> bool {
     let children = Process::open(pid).map(|process| process.children()).unwrap_or_default();
-    children.iter().any(|child| proc::comm(*child, *child).is_ok_and(|comm| comm == WITNESS))
+    children
+        .iter()
+        .any(|child| proc::comm(*child, (*child).main_thread()).is_ok_and(|comm| comm == WITNESS))
 }
 
 /// Whether a process may not be looked at: for good, or while its restart gives it its ids (PR_SET_DUMPABLE in prctl(2)).
-pub(crate) fn is_closed(pid: i32) -> bool {
+pub(crate) fn is_closed(pid: Pid) -> bool {
     proc::maps::read(pid).is_err_and(|error| error.is_refusal())
 }
 
 /// Whether the process is this very ckpt, which executes the program that it was given.
-pub(crate) fn is_launching(pid: i32) -> bool {
+pub(crate) fn is_launching(pid: Pid) -> bool {
     let id =
         |pid: &str| fs::metadata(format!("/proc/{pid}/exe")).map(|m| (m.dev(), m.ino(), m.len()));
     match (id("self"), id(&pid.to_string())) {
@@ -93,7 +97,7 @@ pub(crate) fn is_launching(pid: i32) -> bool {
 
 /// Whether the process is a checkpoint that has not yet become the program; whatever it has of a
 /// payload is not ready. The program, once there, has no mapping of its checkpoint.
-pub(crate) fn is_stub(pid: i32, vmas: &[Vma]) -> bool {
+pub(crate) fn is_stub(pid: Pid, vmas: &[Vma]) -> bool {
     let Ok(exe) = fs::read_link(format!("/proc/{pid}/exe")) else { return false };
     let runs = vmas.iter().any(|vma| vma.exec && vma.name == exe.as_os_str());
     let file = File::open(format!("/proc/{pid}/exe"));
@@ -105,8 +109,8 @@ pub(crate) fn is_stub(pid: i32, vmas: &[Vma]) -> bool {
 ///
 /// # Errors
 /// They may not be entered.
-pub(crate) fn enter(pid: i32) -> Result<i32> {
-    let own = std::process::id().cast_signed();
+pub(crate) fn enter(pid: Pid) -> Result<Pid> {
+    let own = Pid::own();
     let is_elsewhere = |kind: &str| {
         let of = |pid| proc::namespace(pid, kind);
         of(own).zip(of(pid)).map(|(own, theirs)| own != theirs)
@@ -142,7 +146,7 @@ pub(crate) fn enter(pid: i32) -> Result<i32> {
 }
 
 /// What a process id that the user says is in the PID namespace of `near`: an id of ours, or one of its own.
-pub(crate) fn inner(pid: i32, near: i32) -> i32 {
+pub(crate) fn inner(pid: Pid, near: Pid) -> Pid {
     match proc::namespace(pid, "pid") {
         Some(theirs) if Some(&theirs) == proc::namespace(near, "pid").as_ref() => {
             proc::inner_pid(pid)
@@ -151,18 +155,18 @@ pub(crate) fn inner(pid: i32, near: i32) -> i32 {
     }
 }
 
-fn forbidden(pid: i32, errno: Errno) -> Error {
+fn forbidden(pid: Pid, errno: Errno) -> Error {
     Error::new(format!("cannot enter the namespaces of process {pid}: {}", errno.desc())).hint(
         "the user who made them may, and root; a container's processes are saved from inside of it",
     )
 }
 
 /// Ends as a child does.
-fn wait_and_end(child: i32) -> ! {
+fn wait_and_end(child: Pid) -> ! {
     let mut status = 0;
     loop {
         // SAFETY: waits for a child of ours.
-        let waited = unsafe { libc::waitpid(child, &mut status, 0) };
+        let waited = unsafe { libc::waitpid(child.get(), &mut status, 0) };
         if Errno::result(waited) != Err(Errno::EINTR) {
             break;
         }

@@ -16,6 +16,7 @@ use super::inject;
 use super::monitor::{self, Monitor};
 use crate::error::{Because, CANNOT_EXECUTE, Error, NOT_FOUND, Result};
 use crate::fault::{Point, reach};
+use crate::proc::Pid;
 use crate::proc::fork::fork;
 use crate::proc::{self, room};
 use crate::ptrace::call::Caller;
@@ -25,7 +26,7 @@ use crate::ptrace::raw::{self, State};
 use ckpt_abi::region::Config;
 use nix::errno::Errno;
 use nix::libc;
-use nix::unistd::{AccessFlags, execv, getpid};
+use nix::unistd::{AccessFlags, execv};
 use std::convert::Infallible;
 use std::ffi::{CString, OsStr, OsString};
 use std::io::{Read, Write};
@@ -44,7 +45,7 @@ pub(crate) fn launch(
     proc::of_this_namespace()?;
     let candidates = candidates(program);
     let (mut ours, theirs) = UnixStream::pair().because(|| "cannot make a socket pair")?;
-    let parent = getpid().as_raw();
+    let parent = Pid::own();
     // Before the injector, which names it to the payload.
     let from_here = monitor::sees_the_end(config) || monitor::adopts();
     let monitor = match from_here {
@@ -61,7 +62,7 @@ pub(crate) fn launch(
     drop(theirs);
     // Under Yama a child may trace its parent only with its leave.
     // SAFETY: prctl with no memory arguments.
-    unsafe { libc::prctl(libc::PR_SET_PTRACER, child) };
+    unsafe { libc::prctl(libc::PR_SET_PTRACER, child.get()) };
     let mut answer = [1];
     let seized = ours.write_all(b"!").and_then(|()| ours.read_exact(&mut answer));
     if seized.is_err() || answer != [0] {
@@ -75,9 +76,9 @@ pub(crate) fn launch(
     Err(execute(program, args, &candidates))
 }
 
-fn reap(child: i32) {
+fn reap(child: Pid) {
     // SAFETY: waits for the child that was just made.
-    unsafe { libc::waitpid(child, std::ptr::null_mut(), libc::__WCLONE) };
+    unsafe { libc::waitpid(child.get(), std::ptr::null_mut(), libc::__WCLONE) };
 }
 
 /// The file that [`launch`] will execute, if there is one that may be executed.
@@ -191,10 +192,10 @@ struct Equipment<'a> {
 }
 
 /// The child: waits for the exec, injects, ends.
-fn injector(parent: i32, mut line: UnixStream, mut equipment: Equipment<'_>) -> ! {
+fn injector(parent: Pid, mut line: UnixStream, mut equipment: Equipment<'_>) -> ! {
     let mut start = [0];
     let seized = line.read_exact(&mut start).is_ok()
-        && raw::seize(parent, raw::OPTIONS | libc::PTRACE_O_TRACEEXEC).is_ok();
+        && raw::seize(parent.main_thread(), raw::OPTIONS | libc::PTRACE_O_TRACEEXEC).is_ok();
     reach(Point::Tracing);
     let told = line.write_all(&[u8::from(!seized)]);
     drop(line);
@@ -221,15 +222,15 @@ fn exit() -> ! {
 }
 
 /// Waits for the successful execve; false when the parent ended instead.
-fn wait_for_exec(parent: i32) -> bool {
+fn wait_for_exec(parent: Pid) -> bool {
     loop {
-        match raw::wait(parent, true) {
+        match raw::wait(parent.main_thread(), true) {
             Ok(State::Stopped { event: raw::EVENT_EXEC, .. }) => return true,
             Ok(State::Stopped { signal, event: 0 }) => {
-                let _ = raw::cont(parent, signal & 0x7f);
+                let _ = raw::cont(parent.main_thread(), signal & 0x7f);
             }
             Ok(State::Stopped { .. }) => {
-                let _ = raw::cont(parent, 0);
+                let _ = raw::cont(parent.main_thread(), 0);
             }
             _ => return false,
         }
@@ -238,11 +239,13 @@ fn wait_for_exec(parent: i32) -> bool {
 
 /// Injects into the program at its exec stop and makes it wait for us before it begins. When that
 /// fails the program is killed (SIGKILL) before its first instruction.
-fn equip(pid: i32, equipment: &Equipment<'_>) -> Result<()> {
+fn equip(pid: Pid, equipment: &Equipment<'_>) -> Result<()> {
     let Equipment { config, executable, monitor, .. } = equipment;
     // Without us it would go on as a program without a payload, and with a dead child that `__WALL` finds.
-    let _ =
-        raw::set_options(pid, raw::OPTIONS | libc::PTRACE_O_TRACEEXEC | libc::PTRACE_O_EXITKILL);
+    let _ = raw::set_options(
+        pid.main_thread(),
+        raw::OPTIONS | libc::PTRACE_O_TRACEEXEC | libc::PTRACE_O_EXITKILL,
+    );
     reach(Point::Executed);
     let injected = (|| {
         let mut frozen =
@@ -255,7 +258,7 @@ fn equip(pid: i32, equipment: &Equipment<'_>) -> Result<()> {
             monitor.appoint(&mut caller, &memory, &region)?;
         }
         reach(Point::Equipped);
-        frozen.leave_waiting(&region.desk(), &memory, getpid().as_raw())
+        frozen.leave_waiting(&region.desk(), &memory, Pid::own())
     })();
     if injected.is_err() {
         end(pid);
@@ -263,7 +266,6 @@ fn equip(pid: i32, equipment: &Equipment<'_>) -> Result<()> {
     injected
 }
 
-fn end(pid: i32) {
-    let _ =
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+fn end(pid: Pid) {
+    let _ = nix::sys::signal::kill(pid.nix(), nix::sys::signal::Signal::SIGKILL);
 }

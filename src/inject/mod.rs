@@ -19,6 +19,7 @@ pub(crate) mod turns;
 use crate::error::{Because, Error, Result};
 use crate::fault::{Point, reach};
 use crate::proc::maps::Vma;
+use crate::proc::{Pid, Tid};
 use crate::ptrace::call::Caller;
 use crate::ptrace::memory::Memory;
 use crate::ptrace::thread::StoppedThread;
@@ -62,7 +63,7 @@ pub(crate) fn pages(len: u64) -> u64 {
 /// # Errors
 /// When the thread cannot map memory; what was mapped until then is unmapped again.
 pub(crate) fn inject(
-    pid: i32,
+    pid: Pid,
     thread: &mut StoppedThread,
     memory: &Memory,
     vmas: &[Vma],
@@ -138,7 +139,7 @@ impl Injection<'_> {
 
     /// Lays the payload's segments out. Code is mapped as such and then written by its tracer: memory that is
     /// made executable later is refused in many a process (PR_SET_MDWE, prctl(2)).
-    fn lay_out(&self, caller: &mut Caller<'_>, tid: i32) -> Result<()> {
+    fn lay_out(&self, caller: &mut Caller<'_>, tid: Tid) -> Result<()> {
         let start = self.region.base + PAYLOAD;
         let image = self.payload.relocated(start);
         self.memory.write(start, &image)?;
@@ -168,13 +169,13 @@ impl Injection<'_> {
     }
 }
 
-fn control(pid: i32, base: u64, payload: &elf::Payload, exe_len: u64, config: &Config) -> Control {
+fn control(pid: Pid, base: u64, payload: &elf::Payload, exe_len: u64, config: &Config) -> Control {
     let exe_start = PAYLOAD + payload.memory_len();
     let at = |symbol| base + PAYLOAD + payload.symbol(symbol);
     Control {
         magic: MAGIC,
         version: VERSION,
-        owner: pid.cast_unsigned(),
+        owner: pid.word(),
         region_len: exe_start + pages(exe_len),
         payload_len: payload.memory_len(),
         exe_start,

@@ -21,6 +21,7 @@
 use super::monitors;
 use super::region::Region;
 use crate::error::{Because, Error, Result};
+use crate::proc::Pid;
 use crate::proc::fork::fork;
 use crate::proc::pidfd::Pidfd;
 use crate::ptrace::call::Caller;
@@ -111,7 +112,7 @@ pub(crate) fn sees_the_end(config: &Config) -> bool {
 ///
 /// # Errors
 /// When no process can be made.
-pub(crate) fn start(target: i32, executable: &[u8], config: &Config) -> Result<Monitor> {
+pub(crate) fn start(target: Pid, executable: &[u8], config: &Config) -> Result<Monitor> {
     let what = || "cannot start the monitor, which takes periodic checkpoints and sees what the program executes and how it ends";
     let (line, kept) = std::io::pipe().because(what)?;
     let (mut answer, tell) = std::io::pipe().because(what)?;
@@ -165,7 +166,7 @@ pub(crate) fn start(target: i32, executable: &[u8], config: &Config) -> Result<M
 /// # Errors
 /// As [`start`].
 pub(crate) fn start_from_injector(
-    target: i32,
+    target: Pid,
     executable: &[u8],
     config: &Config,
 ) -> Result<Monitor> {
@@ -193,7 +194,7 @@ pub(crate) fn start_from_injector(
         become_monitor(order);
     }
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None).because(what)?;
-    Ok(Monitor { pid: child?.map_or(0, i32::cast_unsigned), _line: kept })
+    Ok(Monitor { pid: child?.map_or(0, Pid::word), _line: kept })
 }
 
 /// [`start`] where one [`is_wanted`]. To be followed through execve(2) alone is nothing that a program must not begin without.
@@ -201,7 +202,7 @@ pub(crate) fn start_from_injector(
 /// # Errors
 /// As [`start`].
 pub(crate) fn start_if_wanted(
-    target: i32,
+    target: Pid,
     executable: &[u8],
     config: &Config,
 ) -> Result<Option<Monitor>> {
@@ -224,7 +225,7 @@ pub(crate) fn say_unfollowed(error: &Error) {
 }
 
 struct Order<'a> {
-    target: i32,
+    target: Pid,
     line: PipeReader,
     /// What to execute; else the monitor makes it itself, when it is time ([`LATER`]).
     file: Option<OwnedFd>,
@@ -252,7 +253,7 @@ const STDERR: &str = "CKPT_STDERR";
 pub(crate) type Spot = (PathBuf, [u64; 2]);
 
 /// The standard error of a process.
-pub(crate) fn stderr_of(pid: i32) -> Option<Spot> {
+pub(crate) fn stderr_of(pid: Pid) -> Option<Spot> {
     let link = format!("/proc/{pid}/fd/2");
     let meta = std::fs::metadata(&link).ok()?;
     Some((std::fs::read_link(&link).ok()?, [meta.dev(), meta.ino()]))
@@ -260,7 +261,7 @@ pub(crate) fn stderr_of(pid: i32) -> Option<Spot> {
 
 /// The standard error of the process that becomes the program, in the environment of its monitor: the program may have
 /// executed one that does not tell before anybody looks.
-fn spelled_stderr(target: i32) -> CString {
+fn spelled_stderr(target: Pid) -> CString {
     let text = stderr_of(target).map(|(path, [device, inode])| {
         let mut text = format!("{STDERR}={device} {inode} ").into_bytes();
         text.extend_from_slice(path.as_os_str().as_bytes());
@@ -279,7 +280,7 @@ pub(crate) fn given_stderr() -> Option<Spot> {
 }
 
 /// The configuration that a monitor was started with.
-pub(crate) fn given(monitor: i32) -> Option<Config> {
+pub(crate) fn given(monitor: Pid) -> Option<Config> {
     let environment = std::fs::read(format!("/proc/{monitor}/environ")).ok()?;
     let text = environment.strip_prefix(CONFIG.as_bytes())?.strip_prefix(b"=")?;
     let (pairs, _) = text.as_chunks::<2>();
@@ -329,7 +330,7 @@ fn intermediate(mut order: Order<'_>, mut tell: PipeWriter) -> ! {
     if let Ok(None) = child {
         become_monitor(order);
     }
-    let pid = child.ok().flatten().map_or(0, i32::cast_unsigned);
+    let pid = child.ok().flatten().map_or(0, Pid::word);
     let told = tell.write_all(&pid.to_ne_bytes());
     if told.is_ok() && pid != 0 && order.starter_adopts {
         close_from(0);
@@ -343,7 +344,7 @@ fn intermediate(mut order: Order<'_>, mut tell: PipeWriter) -> ! {
 }
 
 /// A child that has the name of monitors from its first moment: whoever looks for it then may run before it does.
-fn fork_named(exit_signal: i32) -> nix::Result<Option<i32>> {
+fn fork_named(exit_signal: i32) -> nix::Result<Option<Pid>> {
     let name = nix::sys::prctl::get_name();
     let _ = nix::sys::prctl::set_name(monitors::NAME);
     let child = fork(exit_signal);
@@ -399,7 +400,7 @@ fn become_monitor(order: Order<'_>) -> ! {
 }
 
 /// Makes what a monitor without haste executes, some time after its program has begun; many a program has ended by then.
-fn make_executable(target: i32, executable: &[u8]) {
+fn make_executable(target: Pid, executable: &[u8]) {
     if Pidfd::open(target).is_ok_and(|program| program.ended_within(LATER)) {
         // SAFETY: ends the child without running anything of the parent's.
         unsafe { libc::_exit(0) };
@@ -443,7 +444,7 @@ fn close_range(first: u32, last: u32) {
     unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
 }
 
-fn reap(child: i32) {
+fn reap(child: Pid) {
     // SAFETY: waits for the child that was just made.
-    unsafe { libc::waitpid(child, std::ptr::null_mut(), libc::__WCLONE) };
+    unsafe { libc::waitpid(child.get(), std::ptr::null_mut(), libc::__WCLONE) };
 }

@@ -2,6 +2,7 @@
 //! The monitors that run on this machine, and what they are told.
 
 use super::monitor;
+use crate::proc::Pid;
 use crate::proc::{self, pidfd::Pidfd};
 use ckpt_abi::region::NAME_LEN;
 use nix::sys::signal::Signal;
@@ -21,7 +22,7 @@ pub(crate) struct Found {
     /// The monitor.
     pub monitor: Pidfd,
     /// Its own id, and that of its program as it is seen from there.
-    ids: [i32; 2],
+    ids: [Pid; 2],
 }
 
 /// The monitors of this machine that we can see.
@@ -45,9 +46,11 @@ pub(crate) fn is_one_on_its_way() -> bool {
     let all = proc::tree::pids().unwrap_or_default();
     all.into_iter().any(|id| {
         // In this order: who has lost the name has no command line, or the one by which it is found.
-        let named = proc::comm(id, id).is_ok_and(|name| name.as_bytes() == NAME.to_bytes());
+        let named =
+            proc::comm(id, id.main_thread()).is_ok_and(|name| name.as_bytes() == NAME.to_bytes());
         let Ok(line) = std::fs::read(format!("/proc/{id}/cmdline")) else { return false };
-        let is_alive = || proc::stat(id, id).is_ok_and(|stat| !matches!(stat.state, 'Z' | 'X'));
+        let is_alive =
+            || proc::stat(id, id.main_thread()).is_ok_and(|stat| !matches!(stat.state, 'Z' | 'X'));
         match named {
             true => !line.starts_with(LINE) && is_alive(),
             false => line.is_empty() && std::fs::read_link(format!("/proc/{id}/exe")).is_ok(),
@@ -60,7 +63,7 @@ impl Found {
     /// ended, while it has not.
     pub(crate) fn is_finishing(&self, name: &[u8; NAME_LEN]) -> bool {
         let [id, program] = self.ids;
-        let own = std::process::id().cast_signed();
+        let own = Pid::own();
         let user = std::fs::metadata(format!("/proc/{id}")).map(|meta| meta.uid());
         if user.ok() != Some(nix::unistd::geteuid().as_raw())
             || proc::namespace(id, "pid") != proc::namespace(own, "pid")
@@ -70,7 +73,7 @@ impl Found {
         if monitor::given(id).is_some_and(|config| config.name != *name) {
             return false;
         }
-        match (proc::stat(id, id), proc::stat(program, program)) {
+        match (proc::stat(id, id.main_thread()), proc::stat(program, program.main_thread())) {
             // Its id is another's if that began after the monitor.
             (Ok(monitor), Ok(there)) => {
                 matches!(there.state, 'Z' | 'X') || there.starttime > monitor.starttime
@@ -91,15 +94,15 @@ impl Found {
     }
 
     /// Whether it was started after the process `other`.
-    pub(crate) fn is_younger_than(&self, other: i32) -> bool {
-        let begun = |id| proc::stat(id, id).map(|stat| (stat.starttime, id)).ok();
+    pub(crate) fn is_younger_than(&self, other: Pid) -> bool {
+        let begun = |id| proc::stat(id, id.main_thread()).map(|stat| (stat.starttime, id)).ok();
         self.ids[0] != other && begun(self.ids[0]) > begun(other)
     }
 
     /// Whether this is the program that it watches.
-    pub(crate) fn watches(&self, pid: i32) -> bool {
+    pub(crate) fn watches(&self, pid: Pid) -> bool {
         let [id, program] = self.ids;
-        let own = std::process::id().cast_signed();
+        let own = Pid::own();
         let (here, inside) = (proc::namespace(own, "pid"), proc::namespace(pid, "pid"));
         let there = proc::namespace(id, "pid");
         there.is_some()
@@ -116,7 +119,7 @@ pub(crate) const SAVED: Signal = Signal::SIGSTKFLT;
 pub(crate) const LOOK: Signal = Signal::SIGURG;
 
 /// Tells the monitors of a process that a checkpoint ends it.
-pub(crate) fn tell_saved(pid: i32) {
+pub(crate) fn tell_saved(pid: Pid) {
     for found in all().into_iter().filter(|found| found.watches(pid)) {
         found.monitor.signal(SAVED);
     }

@@ -5,11 +5,12 @@ use super::PAGE;
 use super::elf::Payload;
 use crate::error::{Error, Result};
 use crate::proc::maps::Vma;
+use crate::proc::{Pid, Tid};
 use crate::ptrace::memory::Memory;
 use ckpt_abi::region::{HOLE_AREA, HOLE_LEN, RANGES, next_base};
 
 /// A free base for a region of `len` bytes.
-pub(crate) fn region(pid: i32, vmas: &[Vma], len: u64) -> Result<u64> {
+pub(crate) fn region(pid: Pid, vmas: &[Vma], len: u64) -> Result<u64> {
     let places = std::iter::successors(Some(next_base(0, len)), |base| Some(next_base(*base, len)));
     let places = places.take_while(|base| *base != 0);
     let mut free =
@@ -27,7 +28,7 @@ pub(crate) fn region(pid: i32, vmas: &[Vma], len: u64) -> Result<u64> {
 }
 
 /// Whether the program has a sanitizer with its own mind about addresses; a program that cannot be read has none.
-fn has_shadow(pid: i32) -> bool {
+fn has_shadow(pid: Pid) -> bool {
     const MARKS: [&str; 2] = ["__tsan_init", "__msan_init"];
     const LARGEST: u64 = 64 << 20;
     let path = format!("/proc/{pid}/exe");
@@ -54,7 +55,7 @@ pub(crate) struct Hole {
 
 impl Hole {
     /// Finds room for a hole and puts its code there.
-    pub(crate) fn make(tid: i32, memory: &Memory, vmas: &[Vma], pid: i32) -> Result<Self> {
+    pub(crate) fn make(tid: Tid, memory: &Memory, vmas: &[Vma], pid: Pid) -> Result<Self> {
         let hole = Payload::embedded()?.hole();
         let code = &hole[..HOLE_AREA as usize];
         let addr = padding(memory, vmas, code).ok_or_else(|| {
@@ -67,7 +68,7 @@ impl Hole {
     }
 
     /// Puts the zeros back; no thread may be in the hole any more.
-    pub(crate) fn fill(self, memory: &Memory, tid: i32) -> Result<()> {
+    pub(crate) fn fill(self, memory: &Memory, tid: Tid) -> Result<()> {
         memory.write_forced(tid, self.addr, &[0; HOLE_LEN as usize])
     }
 }

@@ -3,6 +3,7 @@
 
 use crate::error::{Error, Result};
 use crate::fault::{Point, reach};
+use crate::proc::Pid;
 use crate::proc::{self, maps::Vma};
 use crate::ptrace::call::Caller;
 use crate::ptrace::lend::Desk;
@@ -17,7 +18,7 @@ const SA_ONSTACK: u64 = 0x0800_0000;
 const SA_RESTART: u64 = 0x1000_0000;
 
 /// What the standard streams of a process are ([`Control::standard`]).
-pub(crate) fn standard(pid: i32) -> [[u64; 3]; 3] {
+pub(crate) fn standard(pid: Pid) -> [[u64; 3]; 3] {
     let mut standard = [[0; 3]; 3];
     for fd in proc::fds(pid).unwrap_or_default().iter().filter(|fd| fd.number < 3) {
         let access = u64::from(fd.flags) & libc::O_ACCMODE as u64;
@@ -49,7 +50,7 @@ impl Region {
     ///
     /// # Errors
     /// The process may not be looked at, or is gone.
-    pub(crate) fn of(pid: i32) -> Result<Option<(Memory, Self)>> {
+    pub(crate) fn of(pid: Pid) -> Result<Option<(Memory, Self)>> {
         let (memory, vmas) = (Memory::open(pid)?, proc::maps::read(pid)?);
         let region = Self::find(&memory, &vmas);
         Ok(region.map(|region| (memory, region)))

@@ -3,6 +3,7 @@
 
 use super::region::Region;
 use crate::error::Result;
+use crate::proc::Pid;
 use crate::proc::{self, pidfd::Pidfd};
 use crate::ptrace::memory::Memory;
 use ckpt_abi::region::{TURNS, Turns};
@@ -16,29 +17,30 @@ use std::time::Duration;
 const TICK: i64 = 10_000_000;
 
 /// This process, as the program `pid` names it.
-pub(crate) fn own_task(pid: i32) -> Task {
+pub(crate) fn own_task(pid: Pid) -> Task {
     /// By this process's id, which a child has not, and the program's.
-    static KNOWN: Mutex<BTreeMap<(u32, i32), Task>> = Mutex::new(BTreeMap::new());
+    static KNOWN: Mutex<BTreeMap<(u32, Pid), Task>> = Mutex::new(BTreeMap::new());
     let own = std::process::id();
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    let task = || Task { pid: own, start: start_of(own.cast_signed(), pid).unwrap_or(0) };
+    let task = || Task { pid: own, start: start_of(Pid::of_word(own), pid).unwrap_or(0) };
     *known.entry((own, pid)).or_insert_with(task)
 }
 
 /// When a process was started that has not ended, on the clock of the program `pid`.
-fn start_of(of: i32, pid: i32) -> Option<u32> {
-    let stat = proc::stat(of, of).ok().filter(|stat| !matches!(stat.state, 'Z' | 'X'))?;
+fn start_of(of: Pid, pid: Pid) -> Option<u32> {
+    let stat =
+        proc::stat(of, of.main_thread()).ok().filter(|stat| !matches!(stat.state, 'Z' | 'X'))?;
     let skew = proc::boot_skew(pid) / TICK;
     Some(stat.starttime.wrapping_add_signed(skew) as u32)
 }
 
 /// Whether a task that the program `pid` names is there.
-pub(crate) fn lives(pid: i32, task: Task) -> bool {
+pub(crate) fn lives(pid: Pid, task: Task) -> bool {
     if task.pid == std::process::id() {
         let own = own_task(pid);
         return task.is(own.pid, own.start);
     }
-    let start = start_of(task.pid.cast_signed(), pid);
+    let start = start_of(Pid::of_word(task.pid), pid);
     start.is_some_and(|start| task.is(task.pid, start))
 }
 
@@ -60,7 +62,7 @@ impl Region {
     pub(crate) fn step(
         &self,
         memory: &Memory,
-        pid: i32,
+        pid: Pid,
         event: Event,
     ) -> Result<std::result::Result<Turn, Denied>> {
         let next = self.would_step(memory, pid, event)?;
@@ -77,7 +79,7 @@ impl Region {
     pub(crate) fn would_step(
         &self,
         memory: &Memory,
-        pid: i32,
+        pid: Pid,
         event: Event,
     ) -> Result<std::result::Result<Turn, Denied>> {
         let turn = self.turn(memory)?;
@@ -96,9 +98,9 @@ impl Region {
 
 /// Ends a task that the program `pid` names, and waits until it is gone: what it had begun to write into the program
 /// must not come after what others write.
-pub(crate) fn end(pid: i32, task: Task) {
+pub(crate) fn end(pid: Pid, task: Task) {
     const PATIENCE: Duration = Duration::from_secs(5);
-    let Ok(process) = Pidfd::open(task.pid.cast_signed()) else { return };
+    let Ok(process) = Pidfd::open(Pid::of_word(task.pid)) else { return };
     // By now the descriptor stands for it, or it is gone.
     if lives(pid, task) {
         process.kill();

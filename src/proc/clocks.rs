@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! The clocks of a process, which may be in another time namespace than we (time_namespaces(7)).
 
+use super::id::Pid;
 use std::fs;
 
 use nix::time::{ClockId, clock_gettime};
@@ -66,12 +67,12 @@ fn own_offsets() -> [i64; 2] {
 }
 
 /// [`Process::clock_offsets`] of a process that is looked at once.
-pub fn clock_offsets(pid: i32) -> [i64; 2] {
+pub fn clock_offsets(pid: Pid) -> [i64; 2] {
     Process::glimpse(pid).map_or([0; 2], |process| process.clock_offsets())
 }
 
 /// By how many nanoseconds a process's CLOCK_BOOTTIME is ahead of ours.
-pub fn boot_skew(pid: i32) -> i64 {
+pub fn boot_skew(pid: Pid) -> i64 {
     clock_offsets(pid)[1].saturating_sub(own_offsets()[1])
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! What execve(2) gave the process: its arguments, its auxiliary vector and its personality.
 
+use super::id::Tid;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
@@ -56,7 +57,7 @@ impl Process {
     ///
     /// # Errors
     /// The thread is gone or may not be read (ptrace access, PTRACE_MODE_ATTACH).
-    pub fn personality(&self, tid: i32) -> Result<u64> {
+    pub fn personality(&self, tid: Tid) -> Result<u64> {
         let text = self.guarded_file(tid, "personality", what::PERSONALITY)?;
         parsed(hex(text.trim_ascii()), || self.called("personality"))
     }
@@ -102,7 +103,7 @@ mod tests {
         let uid = u64::from(nix::unistd::getuid().as_raw());
         assert_eq!(auxv_value(&auxv, libc::AT_UID), Some(uid));
         let own = nix::sys::personality::get().unwrap().bits();
-        assert_eq!(personality(me(), me()).unwrap(), u64::from(own.cast_unsigned()));
+        assert_eq!(personality(me(), me().main_thread()).unwrap(), u64::from(own.cast_unsigned()));
     }
 
     #[test]

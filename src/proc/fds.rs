@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! The file descriptors of a process: /proc/PID/fd and /proc/PID/fdinfo.
 
+use super::id::Pid;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
@@ -85,7 +86,7 @@ impl Process {
 ///
 /// # Errors
 /// As [`Process::fds`].
-pub(crate) fn one(pid: i32, number: u32) -> Result<Option<Fd>> {
+pub(crate) fn one(pid: Pid, number: u32) -> Result<Option<Fd>> {
     descriptor(&Process::open(pid)?, number)
 }
 

@@ -11,6 +11,7 @@
 //! A descriptor that a message brings is owned from the start.
 #![allow(unsafe_code)]
 
+use super::id::{Pid, Tid};
 use super::{Process, namespace, stat};
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -85,14 +86,15 @@ struct Line {
     /// The process that has made it: a fork(2) of it makes one of its own.
     owner: u32,
     /// Whose forebear was looked for.
-    of: i32,
+    of: Pid,
     /// None: there is no forebear.
     socket: Option<OwnedFd>,
     /// The thread that traces in our place.
-    tracer: i32,
+    tracer: Tid,
 }
 
-static LINE: Mutex<Line> = Mutex::new(Line { owner: 0, of: 0, socket: None, tracer: 0 });
+static LINE: Mutex<Line> =
+    Mutex::new(Line { owner: 0, of: Pid::NONE, socket: None, tracer: Tid::NONE });
 
 /// Whether processes here are traced by their ancestors alone: Yama is on (or a test wants to have it so).
 pub(crate) fn is_needed() -> bool {
@@ -102,26 +104,26 @@ pub(crate) fn is_needed() -> bool {
 /// Whether this process may trace whatever its user namespace has.
 pub(crate) fn may_trace_all() -> bool {
     const CAP_SYS_PTRACE: u32 = 19;
-    let own = Process::own().and_then(|own| own.status(own.pid()));
+    let own = Process::own().and_then(|own| own.status(own.main_thread()));
     own.is_ok_and(|own| own.capabilities >> CAP_SYS_PTRACE & 1 != 0)
 }
 
 /// The number of a process in [`address`] that those who ask do not see.
-pub(crate) const NAMELESS: i32 = 0;
+pub(crate) const NAMELESS: Pid = Pid::NONE;
 
 /// The name of the socket at which the parent of a process serves; its id and its PID namespace, as it sees them.
-pub(crate) fn address(id: i32, namespace: &Path) -> nix::Result<UnixAddr> {
+pub(crate) fn address(id: Pid, namespace: &Path) -> nix::Result<UnixAddr> {
     UnixAddr::new_abstract(format!("ckpt-forebear-{id}-{}", namespace.display()).as_bytes())
 }
 
 /// Looks for a forebear of a process that serves us from then on; whoever may trace every process of its user needs none.
-pub(crate) fn engage(pid: i32) {
+pub(crate) fn engage(pid: Pid) {
     let mut line = LINE.lock().unwrap_or_else(PoisonError::into_inner);
     if line.owner == std::process::id() && (line.of == pid || line.socket.is_some()) {
         return;
     }
-    *line = Line { owner: std::process::id(), of: pid, socket: None, tracer: 0 };
-    let own = std::process::id().cast_signed();
+    *line = Line { owner: std::process::id(), of: pid, socket: None, tracer: Tid::NONE };
+    let own = Pid::own();
     let Some(namespace) = namespace(own, "pid").filter(|_| !may_trace_all()) else { return };
     let mut at = pid;
     while line.socket.is_none() {
@@ -129,20 +131,21 @@ pub(crate) fn engage(pid: i32) {
         if at == NAMELESS {
             break;
         }
-        at = stat(at, at).map_or(NAMELESS, |stat| stat.ppid);
+        at = stat(at, at.main_thread()).map_or(NAMELESS, |stat| stat.ppid);
     }
     let ask = Ask { what: what::TRACER, ..Ask::default() };
-    line.tracer = exchange(&line, &ask, &mut []).map_or(0, |(answer, _)| answer.result as i32);
+    line.tracer = exchange(&line, &ask, &mut [])
+        .map_or(Tid::NONE, |(answer, _)| Tid::new(answer.result as i32));
 }
 
 /// Whether the parent of this process serves its dumpers already.
 pub(crate) fn is_served() -> bool {
-    let own = std::process::id().cast_signed();
+    let own = Pid::own();
     namespace(own, "pid").is_some_and(|namespace| reach(own, &namespace).is_some())
 }
 
 /// The socket of a forebear: of our own user, or of root.
-fn reach(pid: i32, namespace: &Path) -> Option<OwnedFd> {
+fn reach(pid: Pid, namespace: &Path) -> Option<OwnedFd> {
     let kind = SockType::SeqPacket;
     let socket = socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None).ok()?;
     connect(socket.as_raw_fd(), &address(pid, namespace).ok()?).ok()?;
@@ -152,11 +155,11 @@ fn reach(pid: i32, namespace: &Path) -> Option<OwnedFd> {
 }
 
 /// The thread that traces for this process: one of a forebear, or the caller.
-pub(crate) fn tracer() -> i32 {
+pub(crate) fn tracer() -> Tid {
     let line = LINE.lock().unwrap_or_else(PoisonError::into_inner);
     match line.socket {
         Some(_) if line.owner == std::process::id() => line.tracer,
-        _ => nix::unistd::gettid().as_raw(),
+        _ => Tid::own(),
     }
 }
 

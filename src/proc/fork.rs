@@ -9,6 +9,7 @@
 //! The caller has one thread, so that nothing is locked, and its child may do all that it may.
 #![allow(unsafe_code)]
 
+use super::id::{Pid, Tid};
 use nix::errno::Errno;
 use nix::libc;
 use std::ptr::NonNull;
@@ -23,27 +24,26 @@ pub(crate) fn own_id() -> Option<NonNull<i32>> {
     let word = NonNull::new(std::ptr::with_exposed_provenance_mut::<i32>(thread + MUSL_TID))?;
     // SAFETY: struct pthread is larger, and lives as long as the thread.
     let known = unsafe { word.read_volatile() };
-    (known == nix::unistd::gettid().as_raw()).then_some(word)
+    (known == Tid::own().get()).then_some(word)
 }
 
 /// fork(2) with an exit signal of choice; None in the child.
 ///
 /// # Errors
 /// Those of clone(2).
-pub(crate) fn fork(exit_signal: i32) -> nix::Result<Option<i32>> {
+pub(crate) fn fork(exit_signal: i32) -> nix::Result<Option<Pid>> {
     let word = own_id();
     let flags = word.map_or(0, |_| libc::CLONE_CHILD_SETTID) | exit_signal;
     let at: *mut i32 = word.map_or(std::ptr::null_mut(), NonNull::as_ptr);
     // SAFETY: as the file's beginning says; the kernel writes the child's own copy of the word.
     let child = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, at, 0) };
-    Errno::result(child).map(|child| (child != 0).then_some(child as i32))
+    Errno::result(child).map(|child| (child != 0).then_some(Pid::new(child as i32)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-    use nix::unistd::{Pid, gettid};
 
     #[test]
     fn a_child_knows_its_id() {
@@ -53,8 +53,8 @@ mod tests {
             // SAFETY: ends the child without running anything of the test's.
             unsafe { libc::_exit(i32::from(!knows)) }
         };
-        assert_ne!(child, gettid().as_raw());
-        let child = Pid::from_raw(child);
+        assert_ne!(child, Pid::own());
+        let child = child.nix();
         let ended = waitpid(child, Some(WaitPidFlag::__WALL));
         assert_eq!(ended, Ok(WaitStatus::Exited(child, 0)));
     }

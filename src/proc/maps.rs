@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! The VMAs of a process: /proc/PID/maps and /proc/PID/smaps.
 
+use super::id::Pid;
 use std::ffi::OsString;
 
 use nix::libc;
@@ -115,7 +116,7 @@ fn load(process: &Process, file: &str) -> Result<Vec<Vma>> {
 ///
 /// # Errors
 /// As there, and there is none.
-pub(crate) fn read(pid: i32) -> Result<Vec<Vma>> {
+pub(crate) fn read(pid: Pid) -> Result<Vec<Vma>> {
     Process::open(pid)?.maps()
 }
 
@@ -124,7 +125,7 @@ pub(crate) fn read(pid: i32) -> Result<Vec<Vma>> {
 /// # Errors
 /// As there, and there is none.
 #[cfg(test)]
-pub(crate) fn read_with_flags(pid: i32) -> Result<Vec<Vma>> {
+pub(crate) fn read_with_flags(pid: Pid) -> Result<Vec<Vma>> {
     Process::open(pid)?.maps_with_flags()
 }
 

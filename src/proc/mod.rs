@@ -11,6 +11,7 @@ pub(crate) mod exec;
 pub(crate) mod fds;
 pub(crate) mod forebear;
 pub(crate) mod fork;
+pub(crate) mod id;
 pub(crate) mod limits;
 pub(crate) mod links;
 pub(crate) mod maps;
@@ -37,6 +38,7 @@ mod written;
 
 pub use clocks::{Clocks, boot_skew, clock_offsets, clock_skew};
 pub use exec::auxv_value;
+pub use id::{Pid, Tid};
 pub use process::Process;
 pub use process::{
     auxv, cmdline, comm, cwd, exe, fds, has_ended, inner_pid, limits, namespace, personality,
@@ -99,7 +101,7 @@ fn slurp_piece(path: &str) -> io::Result<Vec<u8>> {
 ///
 /// ENOENT and ESRCH have two meanings, so they are told apart by what is still in /proc: the
 /// process or thread has vanished, or it is there but has no such file or no memory.
-fn failed(process: &Process, tid: Option<i32>, path: &str, error: &io::Error) -> Error {
+fn failed(process: &Process, tid: Option<Tid>, path: &str, error: &io::Error) -> Error {
     let pid = process.pid();
     let code = error.raw_os_error().unwrap_or(0);
     if matches!(code, libc::ENOENT | libc::ESRCH) {
@@ -189,10 +191,10 @@ mod tests {
     use super::*;
 
     /// Above every pid_max, so it never names a process.
-    pub(super) const NOBODY: i32 = i32::MAX;
+    pub(super) const NOBODY: Pid = Pid::new(i32::MAX);
 
-    pub(super) fn me() -> i32 {
-        std::process::id().try_into().unwrap()
+    pub(super) fn me() -> Pid {
+        Pid::own()
     }
 
     /// A directory that vanishes with the value.
@@ -224,8 +226,8 @@ mod tests {
             Self(child)
         }
 
-        pub(super) fn pid(&self) -> i32 {
-            self.0.id().try_into().unwrap()
+        pub(super) fn pid(&self) -> Pid {
+            Pid::of_word(self.0.id())
         }
     }
 
@@ -255,8 +257,8 @@ mod tests {
             cat
         }
 
-        pub(super) fn pid(&self) -> i32 {
-            self.0.id().try_into().unwrap()
+        pub(super) fn pid(&self) -> Pid {
+            Pid::of_word(self.0.id())
         }
     }
 
@@ -272,12 +274,12 @@ mod tests {
         let (tell, told) = std::sync::mpsc::channel();
         let (end, ended) = std::sync::mpsc::channel::<()>();
         let thread = std::thread::spawn(move || {
-            tell.send(nix::unistd::gettid().as_raw()).unwrap();
+            tell.send(Tid::own()).unwrap();
             ended.recv().unwrap_err();
         });
         let tid = told.recv().unwrap();
         let tids = tasks(me()).unwrap();
-        assert!(tids.contains(&tid) && tids.contains(&me()), "{tid} in {tids:?}");
+        assert!(tids.contains(&tid) && tids.contains(&me().main_thread()), "{tid} in {tids:?}");
         assert!(tids.is_sorted());
         drop(end);
         thread.join().unwrap();
@@ -294,20 +296,20 @@ mod tests {
         assert_eq!(tasks(NOBODY).unwrap_err().to_string(), gone);
         assert_eq!(maps::read(NOBODY).unwrap_err().to_string(), gone);
         assert_eq!(maps::read_with_flags(NOBODY).unwrap_err().to_string(), gone);
-        assert_eq!(status(NOBODY, NOBODY).unwrap_err().to_string(), gone);
-        assert_eq!(stat(NOBODY, NOBODY).unwrap_err().to_string(), gone);
+        assert_eq!(status(NOBODY, NOBODY.main_thread()).unwrap_err().to_string(), gone);
+        assert_eq!(stat(NOBODY, NOBODY.main_thread()).unwrap_err().to_string(), gone);
         assert_eq!(fds(NOBODY).unwrap_err().to_string(), gone);
         assert_eq!(pagemap::Pagemap::open(NOBODY).unwrap_err().to_string(), gone);
         assert_eq!(exe(NOBODY).unwrap_err().to_string(), gone);
         assert_eq!(cmdline(NOBODY).unwrap_err().to_string(), gone);
         assert_eq!(limits(NOBODY).unwrap_err().to_string(), gone);
         assert_eq!(posix_timers(NOBODY).unwrap_err().to_string(), gone);
-        assert_eq!(syscall(NOBODY, 1).unwrap_err().to_string(), gone);
+        assert_eq!(syscall(NOBODY, Tid::new(1)).unwrap_err().to_string(), gone);
     }
 
     #[test]
     fn a_vanished_thread_is_named() {
-        let sentence = status(me(), NOBODY).unwrap_err().to_string();
+        let sentence = status(me(), NOBODY.main_thread()).unwrap_err().to_string();
         assert_eq!(sentence, format!("thread {NOBODY} of process {} is gone", me()));
     }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! The namespaces of processes and threads (namespaces(7)).
 
+use super::id::{Pid, Tid};
 use std::path::{Path, PathBuf};
 
 /// The links of /proc/PID/ns, and what they are called in sentences. Time is not among them: a restart gives a program
@@ -22,7 +23,7 @@ pub(crate) struct Namespaces([Option<PathBuf>; KINDS.len()]);
 
 impl Namespaces {
     /// Those of a process.
-    pub(crate) fn of(pid: i32) -> Self {
+    pub(crate) fn of(pid: Pid) -> Self {
         let directory = PathBuf::from(format!("/proc/{pid}/ns"));
         Self(KINDS.map(|(name, _)| directory.join(name).read_link().ok()))
     }
@@ -36,7 +37,7 @@ impl Namespaces {
     }
 
     /// Those in which a thread of the process differs, in words.
-    pub(crate) fn left_by(&self, pid: i32, tid: i32) -> Vec<&'static str> {
+    pub(crate) fn left_by(&self, pid: Pid, tid: Tid) -> Vec<&'static str> {
         let directory = format!("/proc/{pid}/task/{tid}/ns");
         let left = |own: &Option<PathBuf>, name: &str| {
             let its = Path::new(&directory).join(name).read_link().ok();

@@ -2,6 +2,7 @@
 //! The TCP sockets of a process's network namespace, also those that no descriptor leads to (proc_net(5),
 //! /proc/PID/net/tcp and tcp6).
 
+use super::id::Pid;
 use super::slurp;
 use super::text::{decimal, hex, lines, words};
 use std::net::{IpAddr, Ipv6Addr};
@@ -34,7 +35,7 @@ pub(crate) struct Tcp {
 }
 
 /// All of them in the network namespace of a process.
-pub(crate) fn tcp(pid: i32) -> Vec<Tcp> {
+pub(crate) fn tcp(pid: Pid) -> Vec<Tcp> {
     let text = |name: &str| slurp(&format!("/proc/{pid}/net/{name}")).unwrap_or_default();
     [text("tcp"), text("tcp6")].iter().flat_map(|text| parse(text)).collect()
 }

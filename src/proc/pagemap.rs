@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Which pages of a process hold something: /proc/PID/pagemap.
 
+use super::id::Pid;
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -75,7 +76,7 @@ impl Entry {
 #[derive(Debug)]
 pub(crate) struct Pagemap {
     file: File,
-    pid: i32,
+    pid: Pid,
 }
 
 impl Pagemap {
@@ -83,7 +84,7 @@ impl Pagemap {
     ///
     /// # Errors
     /// The process is gone or may not be read (ptrace access, PTRACE_MODE_READ).
-    pub(crate) fn open(pid: i32) -> Result<Self> {
+    pub(crate) fn open(pid: Pid) -> Result<Self> {
         Self::of(&Process::open(pid)?)
     }
 
@@ -224,7 +225,7 @@ fn zero_frame() -> Option<u64> {
         std::hint::black_box((memory[0], memory[PAGE as usize]));
         let start = memory.as_ptr().addr() as u64;
         let mut frames = Vec::new();
-        Pagemap::open(std::process::id().try_into().ok()?)
+        Pagemap::open(Pid::own())
             .and_then(|own| own.entries(start, start + 2 * PAGE, |_, entry| frames.push(entry)))
             .ok()?;
         match frames[..] {

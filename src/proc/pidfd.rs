@@ -5,6 +5,7 @@
 //! The descriptor that is made an owner's is one that the kernel just made.
 #![allow(unsafe_code)]
 
+use super::id::Pid;
 use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -20,9 +21,9 @@ impl Pidfd {
     ///
     /// # Errors
     /// ESRCH where there is none, and what open(2) gives.
-    pub(crate) fn open(pid: i32) -> Result<Self, Errno> {
+    pub(crate) fn open(pid: Pid) -> Result<Self, Errno> {
         // SAFETY: pidfd_open has no memory arguments.
-        let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+        let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.get(), 0) })?;
         // SAFETY: the kernel just made this descriptor for us.
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd as i32) }))
     }

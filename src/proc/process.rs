@@ -7,6 +7,7 @@
 
 use super::fds::Fd;
 use super::forebear::{self, Ask, shape};
+use super::id::{Pid, Tid};
 use super::limits::Limit;
 use super::links::Link;
 use super::stat::Stat;
@@ -27,7 +28,7 @@ use std::os::unix::fs::OpenOptionsExt;
 /// A process by its pidfd (pidfd_open(2)) and the directory of /proc that was its when it was opened. What is read is
 /// this process's, or fails: the id may be another's by then.
 pub struct Process {
-    pid: i32,
+    pid: Pid,
     directory: File,
     /// None of a thread that leads no process.
     pidfd: Option<OwnedFd>,
@@ -38,9 +39,10 @@ impl Process {
     ///
     /// # Errors
     /// It is gone ([`Kind::Gone`]), or we have no more descriptors.
-    pub fn open(pid: i32) -> Result<Self> {
+    pub fn open(pid: Pid) -> Result<Self> {
         // SAFETY: the call has no memory arguments.
-        let pidfd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) }).ok();
+        let pidfd =
+            Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.get(), 0) }).ok();
         // SAFETY: the kernel just made this descriptor for us.
         let pidfd = pidfd.map(|fd| unsafe { OwnedFd::from_raw_fd(fd as i32) });
         let process = Self { pidfd, ..Self::glimpse(pid)? };
@@ -52,7 +54,7 @@ impl Process {
     }
 
     /// A process for one look, in few system calls.
-    pub(super) fn glimpse(pid: i32) -> Result<Self> {
+    pub(super) fn glimpse(pid: Pid) -> Result<Self> {
         let path = format!("/proc/{pid}");
         let mut options = File::options();
         options.read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY);
@@ -68,12 +70,17 @@ impl Process {
     /// # Errors
     /// There is no /proc, or we have no more descriptors.
     pub fn own() -> Result<Self> {
-        Self::open(std::process::id().cast_signed())
+        Self::open(Pid::own())
     }
 
     /// Its id, which is another's when it is gone.
-    pub fn pid(&self) -> i32 {
+    pub fn pid(&self) -> Pid {
         self.pid
+    }
+
+    /// The thread that it began with.
+    pub fn main_thread(&self) -> Tid {
+        self.pid.main_thread()
     }
 
     /// Where a file of it is found, by way of our descriptor of its directory.
@@ -97,7 +104,7 @@ impl Process {
     }
 
     /// Whether it has a thread of this id, dead or alive.
-    pub fn has(&self, tid: i32) -> bool {
+    pub fn has(&self, tid: Tid) -> bool {
         fs::metadata(self.path(&format!("task/{tid}"))).is_ok()
     }
 
@@ -119,12 +126,12 @@ impl Process {
     ///
     /// # Errors
     /// The process is gone.
-    pub fn tasks(&self) -> Result<Vec<i32>> {
+    pub fn tasks(&self) -> Result<Vec<Tid>> {
         self.numbered("task")
     }
 
     /// Its children, of all of its threads; none where the kernel does not tell (CONFIG_PROC_CHILDREN).
-    pub fn children(&self) -> Vec<i32> {
+    pub fn children(&self) -> Vec<Pid> {
         let lists = self.tasks().unwrap_or_default().into_iter();
         let lists = lists.filter_map(|tid| self.thread_file(tid, "children").ok());
         lists
@@ -158,7 +165,7 @@ impl Process {
     }
 
     /// All of /proc/PID/task/TID/`name`.
-    pub(super) fn thread_file(&self, tid: i32, name: &str) -> Result<Vec<u8>> {
+    pub(super) fn thread_file(&self, tid: Tid, name: &str) -> Result<Vec<u8>> {
         let name = format!("task/{tid}/{name}");
         let path = self.path(&name);
         let text = if name.ends_with("children") { slurp(&path) } else { slurp_piece(&path) };
@@ -166,9 +173,9 @@ impl Process {
     }
 
     /// The same of a file that only a tracer may read: by way of a forebear, if there is one.
-    pub(super) fn guarded_file(&self, tid: i32, name: &str, what: u32) -> Result<Vec<u8>> {
+    pub(super) fn guarded_file(&self, tid: Tid, name: &str, what: u32) -> Result<Vec<u8>> {
         let mut text = vec![0; 256];
-        let ask = Ask { what, id: tid, shape: shape::OUT, len: 256, ..Ask::default() };
+        let ask = Ask { what, id: tid.get(), shape: shape::OUT, len: 256, ..Ask::default() };
         match forebear::ask(&ask, &mut text) {
             Some(Ok(answer)) => text.truncate(answer.result as usize),
             _ => return self.thread_file(tid, name),
@@ -177,7 +184,7 @@ impl Process {
     }
 }
 
-fn gone(pid: i32) -> Error {
+fn gone(pid: Pid) -> Error {
     Error::new(format!("process {pid} is gone")).of(Kind::Gone)
 }
 
@@ -188,22 +195,22 @@ macro_rules! once {
         ///
         /// # Errors
         /// As there, and there is none.
-        pub fn $name(pid: i32, $($argument: $kind),*) -> Result<$result> {
+        pub fn $name(pid: Pid, $($argument: $kind),*) -> Result<$result> {
             Process::glimpse(pid)?.$name($($argument),*)
         }
     )*};
 }
 
 once! {
-    tasks() -> Vec<i32>;
-    stat(tid: i32) -> Stat;
-    status(tid: i32) -> Status;
-    comm(tid: i32) -> OsString;
-    syscall(tid: i32) -> Option<(u64, [u64; 6])>;
-    wchan_state(tid: i32) -> Wchan;
+    tasks() -> Vec<Tid>;
+    stat(tid: Tid) -> Stat;
+    status(tid: Tid) -> Status;
+    comm(tid: Tid) -> OsString;
+    syscall(tid: Tid) -> Option<(u64, [u64; 6])>;
+    wchan_state(tid: Tid) -> Wchan;
     cmdline() -> Vec<OsString>;
     auxv() -> Vec<u8>;
-    personality(tid: i32) -> u64;
+    personality(tid: Tid) -> u64;
     limits() -> [Limit; 16];
     posix_timers() -> Vec<PosixTimer>;
     exe() -> Link;
@@ -213,26 +220,26 @@ once! {
 }
 
 /// [`Process::sched`] of a process that is looked at once.
-pub fn sched(pid: i32, tid: i32) -> Option<Sched> {
+pub fn sched(pid: Pid, tid: Tid) -> Option<Sched> {
     Process::glimpse(pid).ok()?.sched(tid)
 }
 
 /// [`Process::timer_slack`] of a process that is looked at once.
-pub fn timer_slack(pid: i32, tid: i32) -> u64 {
+pub fn timer_slack(pid: Pid, tid: Tid) -> u64 {
     Process::glimpse(pid).map_or(0, |process| process.timer_slack(tid))
 }
 
 /// [`Process::has_ended`] of a process that is looked at once.
-pub fn has_ended(pid: i32) -> bool {
+pub fn has_ended(pid: Pid) -> bool {
     Process::open(pid).map_or(true, |process| process.has_ended())
 }
 
 /// [`Process::namespace`] of a process that is looked at once.
-pub fn namespace(pid: i32, kind: &str) -> Option<std::path::PathBuf> {
+pub fn namespace(pid: Pid, kind: &str) -> Option<std::path::PathBuf> {
     Process::glimpse(pid).ok()?.namespace(kind)
 }
 
 /// [`Process::inner_pid`] of a process that is looked at once.
-pub fn inner_pid(pid: i32) -> i32 {
+pub fn inner_pid(pid: Pid) -> Pid {
     Process::glimpse(pid).map_or(pid, |process| process.inner_pid())
 }

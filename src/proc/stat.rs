@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! A thread in numbers: /proc/PID/task/TID/stat.
 
+use super::id::{Pid, Tid};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
@@ -20,15 +21,15 @@ pub struct Stat {
     /// R, S, D, T (stopped), t (stopped by a tracer), X, Z, P or I.
     pub state: char,
     /// The parent of the process.
-    pub ppid: i32,
+    pub ppid: Pid,
     /// Its process group.
-    pub pgrp: i32,
+    pub pgrp: Pid,
     /// Its session.
-    pub session: i32,
+    pub session: Pid,
     /// The device number of the controlling terminal in the old 32-bit encoding; 0 without one.
     pub tty_nr: i32,
     /// The foreground process group of that; -1 without one.
-    pub tpgid: i32,
+    pub tpgid: Pid,
     /// When the thread started, after boot.
     pub starttime: u64,
     /// The nice value, -20 to 19.
@@ -71,12 +72,12 @@ impl Process {
     pub fn wait_status(&self) -> Option<i32> {
         let may = std::fs::read_link(self.path("ns/user")).is_ok();
         let over = |stat: &Stat| may && matches!(stat.state, 'Z' | 'X');
-        let stat = self.stat(self.pid()).ok().filter(over)?;
+        let stat = self.stat(self.main_thread()).ok().filter(over)?;
         Some(stat.wait_status)
     }
 
     /// The number of the CPU that a thread runs on or ran on last (field 39).
-    pub fn last_cpu(&self, tid: i32) -> Option<usize> {
+    pub fn last_cpu(&self, tid: Tid) -> Option<usize> {
         let text = self.thread_file(tid, "stat").ok()?;
         // The name ends with the last parenthesis; field 3 follows it.
         let rest = text.rsplitn(2, |&b| b == b')').next()?;
@@ -86,7 +87,7 @@ impl Process {
 }
 
 /// State and parent of a process or thread, dead or alive; None if there is none of that id. It allocates no memory.
-pub(crate) fn glance(tid: i32) -> Option<(char, i32)> {
+pub(crate) fn glance(tid: Tid) -> Option<(char, Pid)> {
     use std::io::{Read, Write};
     // Longer than the name and the fields up to the parent.
     let (mut path, mut line) = ([0; 32], [0; 256]);
@@ -106,7 +107,7 @@ pub(crate) fn glance(tid: i32) -> Option<(char, i32)> {
 
 impl Process {
     /// The state of one thread; None if it is gone. Beside [`glance`] it may allocate.
-    pub fn state(&self, tid: i32) -> Option<char> {
+    pub fn state(&self, tid: Tid) -> Option<char> {
         let line = self.thread_file(tid, "stat").ok()?;
         let end = line.iter().rposition(|&b| b == b')')?;
         line.get(end + 2).map(|&b| b.into())
@@ -135,7 +136,7 @@ impl Process {
     ///
     /// # Errors
     /// The process or the thread is gone.
-    pub fn stat(&self, tid: i32) -> Result<Stat> {
+    pub fn stat(&self, tid: Tid) -> Result<Stat> {
         let line = self.thread_file(tid, "stat")?;
         parsed(parse(&line), || self.called(&format!("task/{tid}/stat")))
     }
@@ -219,11 +220,11 @@ mod tests {
             Stat {
                 comm: "cat".into(),
                 state: 'S',
-                ppid: 5761,
-                pgrp: 5762,
-                session: 4525,
+                ppid: Pid::new(5761),
+                pgrp: Pid::new(5762),
+                session: Pid::new(4525),
                 tty_nr: 34816,
-                tpgid: -1,
+                tpgid: Pid::new(-1),
                 starttime: 126_322,
                 nice: -5,
                 num_threads: 3,
@@ -249,7 +250,7 @@ mod tests {
     fn nasty_names() {
         for name in ["", " ", ") R 1 2 (", "a b) (c", "x\ny", "((", "))"] {
             let stat = parse(format!("1 ({name}) {REST}").as_bytes()).unwrap();
-            assert_eq!((stat.comm.to_str(), stat.ppid), (Some(name), 5761));
+            assert_eq!((stat.comm.to_str(), stat.ppid), (Some(name), Pid::new(5761)));
         }
     }
 
@@ -264,10 +265,10 @@ mod tests {
 
     #[test]
     fn own_stat() {
-        let stat = stat(me(), me()).unwrap();
+        let stat = stat(me(), me().main_thread()).unwrap();
         let environ = std::env::vars_os().count();
-        assert_eq!(stat.ppid, nix::unistd::getppid().as_raw());
-        assert_eq!(stat.pgrp, nix::unistd::getpgrp().as_raw());
+        assert_eq!(stat.ppid.nix(), nix::unistd::getppid());
+        assert_eq!(stat.pgrp.nix(), nix::unistd::getpgrp());
         assert!(stat.env_end - stat.env_start >= environ as u64 && stat.arg_end > stat.arg_start);
         let code = own_stat as *const () as u64;
         assert!(stat.start_code <= code && code < stat.end_code);
@@ -277,10 +278,10 @@ mod tests {
     #[test]
     fn a_zombie_has_no_addresses() {
         let zombie = Zombie::new();
-        let stat = stat(zombie.pid(), zombie.pid()).unwrap();
+        let stat = stat(zombie.pid(), zombie.pid().main_thread()).unwrap();
         assert_eq!((stat.state, stat.start_brk, stat.ppid), ('Z', 0, me()));
-        assert_eq!(glance(zombie.pid()), Some(('Z', me())));
-        assert_eq!(glance(super::super::tests::NOBODY), None);
+        assert_eq!(glance(zombie.pid().main_thread()), Some(('Z', me())));
+        assert_eq!(glance(super::super::tests::NOBODY.main_thread()), None);
         assert_eq!(stat.exit_signal, nix::libc::SIGCHLD);
     }
 }

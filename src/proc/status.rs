@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! A thread in words: /proc/PID/task/TID/status.
 
+use super::id::{Pid, Tid};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
@@ -15,9 +16,9 @@ pub struct Status {
     /// The name of the thread (prctl PR_SET_NAME), at most 15 bytes.
     pub name: OsString,
     /// The process it is a thread of.
-    pub tgid: i32,
+    pub tgid: Pid,
     /// The parent of the process; 0 if that is outside our pid namespace.
-    pub ppid: i32,
+    pub ppid: Pid,
     /// R, S, D, T (stopped), t (stopped by a tracer), X, Z, P or I.
     pub state: char,
     /// Real, effective, saved and file system user id.
@@ -61,7 +62,7 @@ pub struct Status {
     /// Whether the thread's indirect branches are not predicted (PR_SPEC_INDIRECT_BRANCH).
     pub indirect_branch: Mitigation,
     /// Who traces it, 0 if nobody in our pid namespace.
-    pub tracer: i32,
+    pub tracer: Tid,
 }
 
 /// Whether a thread has asked for less speculation (prctl(2), PR_SET_SPECULATION_CTRL).
@@ -92,34 +93,34 @@ impl Process {
     ///
     /// # Errors
     /// The process or the thread is gone.
-    pub fn status(&self, tid: i32) -> Result<Status> {
+    pub fn status(&self, tid: Tid) -> Result<Status> {
         let text = self.thread_file(tid, "status")?;
         parsed(parse(&text), || self.called(&format!("task/{tid}/status")))
     }
 
     /// How often a thread has given up its processor by itself (voluntary_ctxt_switches), which it does when it falls
     /// asleep; None if it is gone.
-    pub fn voluntary_switches(&self, tid: i32) -> Option<u64> {
+    pub fn voluntary_switches(&self, tid: Tid) -> Option<u64> {
         let text = self.thread_file(tid, "status").ok()?;
         decimal(field(&text, "voluntary_ctxt_switches")?).ok()
     }
 
     /// How much of its memory is locked (VmLck), in units of 1024 bytes.
     pub fn locked_memory(&self) -> u64 {
-        let text = self.thread_file(self.pid(), "status").unwrap_or_default();
+        let text = self.thread_file(self.main_thread(), "status").unwrap_or_default();
         field(&text, "VmLck").and_then(|size| decimal(words(size).next()?).ok()).unwrap_or(0)
     }
 
     /// Whether it has the processor ignore bits of addresses (Linux 6.4: untag_mask has zeros there).
     pub fn tags_addresses(&self) -> bool {
-        let text = self.thread_file(self.pid(), "status").unwrap_or_default();
+        let text = self.thread_file(self.main_thread(), "status").unwrap_or_default();
         let mask = field(&text, "untag_mask").and_then(|mask| hex(mask.strip_prefix(b"0x")?).ok());
         mask.is_some_and(|mask| mask != u64::MAX)
     }
 
     /// What the process calls itself: its id in its own PID namespace (NSpid); ours where that is not told.
-    pub fn inner_pid(&self) -> i32 {
-        let text = self.thread_file(self.pid(), "status").unwrap_or_default();
+    pub fn inner_pid(&self) -> Pid {
+        let text = self.thread_file(self.main_thread(), "status").unwrap_or_default();
         let inner = field(&text, "NSpid").and_then(|ids| decimal(words(ids).last()?).ok());
         inner.unwrap_or(self.pid())
     }
@@ -239,8 +240,8 @@ SpeculationIndirectBranch:\tconditional force disabled
             status,
             Status {
                 name: OsString::from_vec(b" Pid: 7)\n\\n\xff".to_vec()),
-                tgid: 5766,
-                ppid: 5761,
+                tgid: Pid::new(5766),
+                ppid: Pid::new(5761),
                 state: 't',
                 uid: [1000, 1001, 1002, u32::MAX],
                 gid: [0, 1, 2, 3],
@@ -262,7 +263,7 @@ SpeculationIndirectBranch:\tconditional force disabled
                 seccomp_filters: Some(4),
                 store_bypass: Mitigation::Asked,
                 indirect_branch: Mitigation::Forced,
-                tracer: 99,
+                tracer: Tid::new(99),
             }
         );
     }
@@ -282,12 +283,12 @@ SpeculationIndirectBranch:\tconditional force disabled
         mask.add(Signal::SIGUSR2);
         let before = SigSet::thread_get_mask().unwrap();
         mask.thread_block().unwrap();
-        let tid = nix::unistd::gettid().as_raw();
+        let tid = Tid::own();
         let status = status(me(), tid);
         before.thread_set_mask().unwrap();
         let status = status.unwrap();
         assert_eq!(status.tgid, me());
-        assert_eq!(status.ppid, nix::unistd::getppid().as_raw());
+        assert_eq!(status.ppid.nix(), nix::unistd::getppid());
         assert_eq!(status.state, 'R');
         assert_eq!(status.uid[0], nix::unistd::getuid().as_raw());
         assert_eq!(status.gid[1], nix::unistd::getegid().as_raw());
@@ -298,7 +299,7 @@ SpeculationIndirectBranch:\tconditional force disabled
     #[test]
     fn a_zombie_has_no_umask() {
         let zombie = Zombie::new();
-        let status = status(zombie.pid(), zombie.pid()).unwrap();
+        let status = status(zombie.pid(), zombie.pid().main_thread()).unwrap();
         assert_eq!((status.state, status.umask), ('Z', None));
         assert_eq!((status.name.to_str(), status.ppid), (Some("true"), me()));
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! The System V objects of our IPC namespace (/proc/sysvipc, sysvipc(7)).
 
+use super::id::Pid;
 use super::text::{lines, words};
 
 /// What /proc/sysvipc says of an object; zero where a kind has no such thing.
@@ -23,7 +24,7 @@ pub(crate) struct Entry {
     /// Bytes of a segment that are swapped out.
     pub swapped: u64,
     /// Who has made or used it last, as process ids.
-    pub users: [i32; 2],
+    pub users: [Pid; 2],
     /// When it was made or its owner was changed, in seconds since 1970.
     pub changed: i64,
 }
@@ -53,8 +54,8 @@ fn parse(text: &[u8]) -> Vec<Entry> {
                 b"gid" => entry.group = number as u32,
                 b"nattch" => entry.attached = number.cast_unsigned(),
                 b"swap" => entry.swapped = number.cast_unsigned(),
-                b"cpid" | b"lspid" => entry.users[0] = number as i32,
-                b"lpid" | b"lrpid" => entry.users[1] = number as i32,
+                b"cpid" | b"lspid" => entry.users[0] = Pid::new(number as i32),
+                b"lpid" | b"lrpid" => entry.users[1] = Pid::new(number as i32),
                 b"ctime" => entry.changed = number,
                 _ => {}
             }
@@ -88,7 +89,7 @@ x
             group: 100,
             attached: 7,
             swapped: 8,
-            users: [7301, 7302],
+            users: [7301, 7302].map(Pid::new),
             changed: 1_790_000_007,
         };
         assert_eq!(parse(text), [entry]);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Small files of a single thread: its name, timer slack, system call and scheduling.
 
+use super::id::Tid;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
@@ -15,7 +16,7 @@ impl Process {
     ///
     /// # Errors
     /// The process or the thread is gone.
-    pub fn comm(&self, tid: i32) -> Result<OsString> {
+    pub fn comm(&self, tid: Tid) -> Result<OsString> {
         let mut name = self.thread_file(tid, "comm")?;
         // The kernel ends the line; a newline before that is a part of the name.
         if name.last() == Some(&b'\n') {
@@ -28,7 +29,7 @@ impl Process {
 impl Process {
     /// The timer slack of the thread in nanoseconds (prctl PR_SET_TIMERSLACK); 0 if it cannot be
     /// read, which of another process takes CAP_SYS_NICE. 0 is also what real-time threads have.
-    pub fn timer_slack(&self, tid: i32) -> u64 {
+    pub fn timer_slack(&self, tid: Tid) -> u64 {
         // Below task/ there is no such file, but /proc answers to the id of any thread.
         let own = self.thread_file(tid, "comm").and_then(|_| {
             let text = slurp(&format!("/proc/{tid}/timerslack_ns"));
@@ -45,7 +46,7 @@ impl Process {
     /// # Errors
     /// The process or the thread is gone or may not be read (ptrace access, PTRACE_MODE_ATTACH), or
     /// the kernel was built without this file (CONFIG_HAVE_ARCH_TRACEHOOK).
-    pub fn syscall(&self, tid: i32) -> Result<Option<(u64, [u64; 6])>> {
+    pub fn syscall(&self, tid: Tid) -> Result<Option<(u64, [u64; 6])>> {
         let text = self.guarded_file(tid, "syscall", what::CALL)?;
         parsed(parse_syscall(&text), || self.called(&format!("task/{tid}/syscall")))
     }
@@ -79,7 +80,7 @@ pub struct Sched {
 
 impl Process {
     /// Reads that of a thread. None without the file (CONFIG_SCHED_DEBUG) or the thread.
-    pub fn sched(&self, tid: i32) -> Option<Sched> {
+    pub fn sched(&self, tid: Tid) -> Option<Sched> {
         parse_sched(&self.thread_file(tid, "sched").ok()?)
     }
 }
@@ -118,7 +119,7 @@ impl Process {
     ///
     /// # Errors
     /// The process or the thread is gone.
-    pub fn wchan_state(&self, tid: i32) -> Result<Wchan> {
+    pub fn wchan_state(&self, tid: Tid) -> Result<Wchan> {
         let state = self.stat(tid)?.state;
         let function = self.thread_file(tid, "wchan").ok().and_then(|text| parse_wchan(&text));
         Ok(Wchan { state, function })
@@ -147,8 +148,8 @@ mod tests {
     use super::*;
     use nix::libc;
 
-    fn my_tid() -> i32 {
-        nix::unistd::gettid().as_raw()
+    fn my_tid() -> Tid {
+        Tid::own()
     }
 
     #[test]
@@ -213,7 +214,7 @@ mod tests {
                 assert_eq!(timer_slack(me(), my_tid()), 123_456);
             });
         });
-        assert_eq!(timer_slack(me(), NOBODY), 0);
+        assert_eq!(timer_slack(me(), NOBODY.main_thread()), 0);
     }
 
     #[test]
@@ -222,14 +223,15 @@ mod tests {
         let (pid, read) = (cat.pid(), u64::try_from(libc::SYS_read).unwrap());
         // The kernel shows a call only of a thread that has left the processor, and the pipe is
         // empty: once this is in a read it stays there.
-        while !matches!(syscall(pid, pid).unwrap(), Some((nr, [0, ..])) if nr == read) {
+        while !matches!(syscall(pid, pid.main_thread()).unwrap(), Some((nr, [0, ..])) if nr == read)
+        {
             std::thread::yield_now();
         }
-        assert_eq!(wchan_state(pid, pid).unwrap().state, 'S');
-        let slept = sched(pid, pid);
+        assert_eq!(wchan_state(pid, pid.main_thread()).unwrap().state, 'S');
+        let slept = sched(pid, pid.main_thread());
         assert!(slept.is_some_and(|s| s.ran > 0 && s.switches > 0), "{slept:?}");
-        assert_eq!(sched(pid, pid), slept);
-        assert_eq!(sched(NOBODY, NOBODY), None);
+        assert_eq!(sched(pid, pid.main_thread()), slept);
+        assert_eq!(sched(NOBODY, NOBODY.main_thread()), None);
     }
 
     #[test]
@@ -239,6 +241,6 @@ mod tests {
         assert_eq!(number, u64::try_from(libc::SYS_read).unwrap());
         assert_eq!(wchan_state(me(), my_tid()).unwrap(), Wchan { state: 'R', function: None });
         let zombie = Zombie::new();
-        assert_eq!(wchan_state(zombie.pid(), zombie.pid()).unwrap().state, 'Z');
+        assert_eq!(wchan_state(zombie.pid(), zombie.pid().main_thread()).unwrap().state, 'Z');
     }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! The POSIX timers of a process: /proc/PID/timers.
 
+use super::id::Tid;
 use nix::libc;
 
 use super::parsed;
@@ -20,8 +21,8 @@ pub struct PosixTimer {
     /// sigev_notify: SIGEV_SIGNAL, SIGEV_NONE or SIGEV_THREAD, with SIGEV_THREAD_ID where it is
     /// set.
     pub notify: i32,
-    /// The thread that is notified with SIGEV_THREAD_ID, else the process.
-    pub target: i32,
+    /// The thread that is notified with SIGEV_THREAD_ID, else the main one, whose id is the process's.
+    pub target: Tid,
     /// The clock (CLOCK_ constants; negative ones are clocks of a process, thread or device).
     pub clock: i32,
 }
@@ -48,7 +49,14 @@ fn parse(text: &[u8]) -> Result<Vec<PosixTimer>> {
         let (key, value) = text.split_once(": ").ok_or_else(wrong)?;
         if key == "ID" {
             let id = decimal(value.as_bytes())?;
-            timers.push(PosixTimer { id, signal: 0, value: 0, notify: 0, target: 0, clock: 0 });
+            timers.push(PosixTimer {
+                id,
+                signal: 0,
+                value: 0,
+                notify: 0,
+                target: Tid::NONE,
+                clock: 0,
+            });
         }
         let timer = timers.last_mut().ok_or_else(wrong)?;
         match key {
@@ -68,7 +76,7 @@ fn parse(text: &[u8]) -> Result<Vec<PosixTimer>> {
 }
 
 /// "signal/pid.5797": sigev_notify and the target.
-fn parse_notify(value: &str) -> Option<(i32, i32)> {
+fn parse_notify(value: &str) -> Option<(i32, Tid)> {
     let (how, whom) = value.split_once('/')?;
     let (kind, target) = whom.split_once('.')?;
     let how = match how {
@@ -118,7 +126,7 @@ Future: 1
             signal,
             value,
             notify,
-            target,
+            target: Tid::new(target),
             clock,
         };
         assert_eq!(

@@ -6,6 +6,7 @@
 //! (credentials(7)). What has left both (a daemon that began a session of its own and whose parent is gone) cannot be
 //! found.
 
+use super::id::Pid;
 use super::{comm, stat};
 use crate::error::{Because, Result};
 use std::collections::{HashMap, HashSet};
@@ -19,13 +20,13 @@ pub(crate) const INIT: &str = "ckpt-init";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Kin {
     /// Process id.
-    pub pid: i32,
+    pub pid: Pid,
     /// Its parent's, 0 of one in another PID namespace.
-    pub parent: i32,
+    pub parent: Pid,
     /// Process group.
-    pub group: i32,
+    pub group: Pid,
     /// Session.
-    pub session: i32,
+    pub session: Pid,
     /// When it began, in ticks since boot.
     pub start: u64,
     /// It has ended, and nobody has waited for it.
@@ -46,7 +47,7 @@ pub(crate) fn everybody() -> Result<Vec<Kin>> {
 ///
 /// # Errors
 /// /proc cannot be read.
-pub(crate) fn pids() -> Result<Vec<i32>> {
+pub(crate) fn pids() -> Result<Vec<Pid>> {
     let entries = std::fs::read_dir("/proc").because(|| "cannot read /proc")?;
     let names = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     Ok(names.collect())
@@ -54,7 +55,7 @@ pub(crate) fn pids() -> Result<Vec<i32>> {
 
 /// One process; None if it is gone. Of all processes of a machine it is asked often, so without a pidfd: what it says
 /// is of whoever has the id now.
-fn glance(pid: i32) -> Option<Kin> {
+fn glance(pid: Pid) -> Option<Kin> {
     let text = super::slurp_piece(&format!("/proc/{pid}/task/{pid}/stat")).ok()?;
     Some(of_stat(pid, &stat::parse(&text).ok()?))
 }
@@ -63,11 +64,11 @@ fn glance(pid: i32) -> Option<Kin> {
 ///
 /// # Errors
 /// It is gone.
-pub(crate) fn kin(pid: i32) -> Result<Kin> {
-    Ok(of_stat(pid, &stat(pid, pid)?))
+pub(crate) fn kin(pid: Pid) -> Result<Kin> {
+    Ok(of_stat(pid, &stat(pid, pid.main_thread())?))
 }
 
-fn of_stat(pid: i32, stat: &stat::Stat) -> Kin {
+fn of_stat(pid: Pid, stat: &stat::Stat) -> Kin {
     let [parent, group, session] = [stat.ppid, stat.pgrp, stat.session];
     let ours = stat.exit_signal == 0 && stat.comm.as_encoded_bytes().starts_with(b"ckpt-");
     let dead = matches!(stat.state, 'Z' | 'X') && stat.num_threads <= 1;
@@ -76,14 +77,14 @@ fn of_stat(pid: i32, stat: &stat::Stat) -> Kin {
 
 /// The processes of the tree below `root`, parents before their children, `root` first. Whoever is in `known` belongs
 /// to it, also where the links are gone meanwhile.
-pub(crate) fn below(root: i32, known: &HashSet<i32>, all: &[Kin]) -> Vec<i32> {
-    let by_id: HashMap<i32, &Kin> = all.iter().map(|kin| (kin.pid, kin)).collect();
+pub(crate) fn below(root: Pid, known: &HashSet<Pid>, all: &[Kin]) -> Vec<Pid> {
+    let by_id: HashMap<Pid, &Kin> = all.iter().map(|kin| (kin.pid, kin)).collect();
     let Some(first) = by_id.get(&root) else { return Vec::new() };
     let mut members = vec![root];
-    let mut inside: HashSet<i32> = [root].into();
+    let mut inside: HashSet<Pid> = [root].into();
     let reapers = reapers(first, &by_id);
     // What began in the tree has the id of a process that is no older than the root.
-    let began_here = |id: i32, inside: &HashSet<i32>| {
+    let began_here = |id: Pid, inside: &HashSet<Pid>| {
         id != first.group
             && id != first.session
             && (inside.contains(&id) || !by_id.contains_key(&id))
@@ -91,7 +92,7 @@ pub(crate) fn below(root: i32, known: &HashSet<i32>, all: &[Kin]) -> Vec<i32> {
     // The root's own group, which its maker has begun, is also that of whoever else stands in the pipeline: an
     // orphan of it belongs to the tree only where the root leads it, or the restarter that stands for it.
     let leads = first.group == root || first.group == first.parent && stands_for(first.parent, all);
-    let mut groups: HashSet<i32> = HashSet::from_iter(Some(first.group).filter(|_| leads));
+    let mut groups: HashSet<Pid> = HashSet::from_iter(Some(first.group).filter(|_| leads));
     loop {
         let before = members.len();
         for kin in all {
@@ -113,20 +114,20 @@ pub(crate) fn below(root: i32, known: &HashSet<i32>, all: &[Kin]) -> Vec<i32> {
 }
 
 /// Whether a process is the restarter of a tree.
-fn stands_for(pid: i32, all: &[Kin]) -> bool {
-    let is = |kin: &Kin| comm(kin.pid, kin.pid).is_ok_and(|comm| comm == WITNESS);
+fn stands_for(pid: Pid, all: &[Kin]) -> bool {
+    let is = |kin: &Kin| comm(kin.pid, kin.pid.main_thread()).is_ok_and(|comm| comm == WITNESS);
     all.iter().any(|kin| kin.parent == pid && kin.ours && is(kin))
 }
 
 /// Whether init is that of a namespace which a restart has made.
 pub(crate) fn is_made_for_a_tree() -> bool {
-    comm(1, 1).is_ok_and(|comm| comm == INIT)
+    comm(Pid::INIT, Pid::INIT.main_thread()).is_ok_and(|comm| comm == INIT)
 }
 
 /// Those of `all` of whom nobody can tell whether they descend from `root`: their parents have ended, and they have the
 /// process group that the root was given.
-pub(crate) fn doubtful(root: i32, members: &[i32], all: &[Kin]) -> Vec<i32> {
-    let by_id: HashMap<i32, &Kin> = all.iter().map(|kin| (kin.pid, kin)).collect();
+pub(crate) fn doubtful(root: Pid, members: &[Pid], all: &[Kin]) -> Vec<Pid> {
+    let by_id: HashMap<Pid, &Kin> = all.iter().map(|kin| (kin.pid, kin)).collect();
     let Some(first) = by_id.get(&root) else { return Vec::new() };
     let reapers = reapers(first, &by_id);
     let is = |kin: &&Kin| {
@@ -147,8 +148,8 @@ pub(crate) fn doubtful(root: i32, members: &[i32], all: &[Kin]) -> Vec<i32> {
 }
 
 /// Who may have become the parent of the root's orphans: everybody above it, and init.
-fn reapers(root: &Kin, by_id: &HashMap<i32, &Kin>) -> HashSet<i32> {
-    let mut reapers: HashSet<i32> = [1].into();
+fn reapers(root: &Kin, by_id: &HashMap<Pid, &Kin>) -> HashSet<Pid> {
+    let mut reapers: HashSet<Pid> = [Pid::INIT].into();
     let mut at = by_id.get(&root.parent);
     // The parent itself has children of its own in the root's group.
     while let Some(above) = at.and_then(|kin| by_id.get(&kin.parent)) {
@@ -165,19 +166,21 @@ mod tests {
     use super::*;
 
     fn kin(pid: i32, parent: i32, group: i32, session: i32) -> Kin {
-        Kin {
-            pid,
-            parent,
-            group,
-            session,
-            start: pid.unsigned_abs().into(),
-            dead: false,
-            ours: false,
-        }
+        let [pid, parent, group, session] = [pid, parent, group, session].map(Pid::new);
+        Kin { pid, parent, group, session, start: pid.word().into(), dead: false, ours: false }
+    }
+
+    fn numbers(ids: Vec<Pid>) -> Vec<i32> {
+        ids.into_iter().map(Pid::get).collect()
     }
 
     fn members(all: &[Kin]) -> Vec<i32> {
-        below(50, &HashSet::new(), all)
+        numbers(below(Pid::new(50), &HashSet::new(), all))
+    }
+
+    fn unsure(members: &[i32], all: &[Kin]) -> Vec<i32> {
+        let members: Vec<_> = members.iter().copied().map(Pid::new).collect();
+        numbers(doubtful(Pid::new(50), &members, all))
     }
 
     #[test]
@@ -212,7 +215,7 @@ mod tests {
         let mut found = members(&all);
         found.sort_unstable();
         assert_eq!(found, [50, 61, 62, 71, 72, 80]);
-        assert_eq!(doubtful(50, &found, &all), []);
+        assert_eq!(unsure(&found, &all), []);
     }
 
     #[test]
@@ -227,7 +230,7 @@ mod tests {
             kin(70, 1, 70, 40),
         ];
         assert_eq!(members(&all), [50]);
-        assert_eq!(doubtful(50, &[50], &all), [60]);
+        assert_eq!(unsure(&[50], &all), [60]);
     }
 
     #[test]
@@ -235,7 +238,7 @@ mod tests {
         // As of `timeout ckpt program` in the background of a script: all begin in one tick.
         let of = |pid, parent| Kin { start: 7, ..kin(pid, parent, 40, 40) };
         let all = [kin(1, 0, 1, 1), of(40, 1), of(41, 40), of(42, 41), of(50, 42)];
-        assert_eq!(doubtful(50, &[50], &all), []);
+        assert_eq!(unsure(&[50], &all), []);
     }
 
     #[test]
@@ -249,7 +252,7 @@ mod tests {
             kin(60, 40, 40, 40),
             kin(61, 1, 40, 40),
         ];
-        assert_eq!(doubtful(50, &[50], &all), [61]);
+        assert_eq!(unsure(&[50], &all), [61]);
     }
 
     #[test]

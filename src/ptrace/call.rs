@@ -14,6 +14,7 @@ use super::sequence::leave_sequence;
 use super::thread::StoppedThread;
 use crate::error::{Because, Error, Kind, Result};
 use crate::fault::{Point, reach};
+use crate::proc::Tid;
 use ckpt_abi::region::{LIST_THUNK, SLOT_FRAME, SLOT_LIST};
 use nix::errno::Errno;
 use zerocopy::IntoBytes;
@@ -288,7 +289,7 @@ fn prepare(thread: &mut StoppedThread, memory: &Memory) -> Result<()> {
 }
 
 /// Refuses a thread whose system calls somebody dispatches: the program's SIGSYS handler would get ours.
-pub(crate) fn refuse_dispatch(tid: i32) -> Result<()> {
+pub(crate) fn refuse_dispatch(tid: Tid) -> Result<()> {
     if raw::dispatches_calls(tid) {
         let text = format!(
             "thread {tid} dispatches its system calls (PR_SET_SYSCALL_USER_DISPATCH, prctl(2))"

@@ -3,6 +3,7 @@
 
 use super::raw;
 use crate::proc;
+use crate::proc::Pid;
 use nix::libc;
 use nix::sys::stat::{SFlag, major, minor};
 use nix::sys::termios::{LocalFlags, SpecialCharacterIndices, tcgetattr};
@@ -32,7 +33,7 @@ pub(crate) struct Found {
 }
 
 /// Looks at a descriptor of a process; None for kinds that matter to nobody here.
-pub(crate) fn look(pid: i32, fd: i32) -> Option<Found> {
+pub(crate) fn look(pid: Pid, fd: i32) -> Option<Found> {
     const MEMORY: u64 = 1;
     const ENDLESS: [u64; 4] = [5, 7, 8, 9];
     let found = proc::fds::one(pid, u32::try_from(fd).ok()?).ok()??;
@@ -48,12 +49,12 @@ pub(crate) fn look(pid: i32, fd: i32) -> Option<Found> {
     Some(Found { is, nonblocking: found.flags & libc::O_NONBLOCK as u32 != 0 })
 }
 
-fn is_terminal(pid: i32, fd: i32) -> bool {
+fn is_terminal(pid: Pid, fd: i32) -> bool {
     raw::take_descriptor(pid, fd).is_ok_and(|fd| tcgetattr(&fd).is_ok())
 }
 
 /// How many bytes a read(2) of a terminal waits for that is not in canonical mode and has no timer (VMIN, termios(3)).
-pub(crate) fn least_of_terminal(pid: i32, fd: i32) -> Option<u64> {
+pub(crate) fn least_of_terminal(pid: Pid, fd: i32) -> Option<u64> {
     let settings = tcgetattr(&raw::take_descriptor(pid, fd).ok()?).ok()?;
     let [least, timer] = [SpecialCharacterIndices::VMIN, SpecialCharacterIndices::VTIME]
         .map(|i| settings.control_chars[i as usize]);

@@ -16,6 +16,7 @@ use super::raw;
 use crate::error::{Because, Result};
 use crate::proc::forebear::{Answer, Ask, LONGEST, NAMELESS, address, shape, what};
 use crate::proc::{self, tree};
+use crate::proc::{Pid, Tid};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{
@@ -35,7 +36,7 @@ const TRIES: u32 = 50;
 
 /// What there is to know of the child for whose tree we serve.
 struct Child {
-    pid: i32,
+    pid: Pid,
     is_traced: bool,
     /// Its status, as of wait(2), if its end was seen here.
     ended: Option<i32>,
@@ -44,7 +45,7 @@ struct Child {
 }
 
 static CHILD: Mutex<Child> =
-    Mutex::new(Child { pid: 0, is_traced: false, ended: None, left: None });
+    Mutex::new(Child { pid: Pid::NONE, is_traced: false, ended: None, left: None });
 
 fn child() -> MutexGuard<'static, Child> {
     CHILD.lock().unwrap_or_else(PoisonError::into_inner)
@@ -70,7 +71,7 @@ pub(crate) fn has_just_left() -> bool {
 pub(crate) struct Forebear {
     socket: OwnedFd,
     /// The child, or a process whose PID namespace is that of those who ask.
-    near: i32,
+    near: Pid,
 }
 
 impl Forebear {
@@ -78,7 +79,7 @@ impl Forebear {
     ///
     /// # Errors
     /// There is no such socket here.
-    pub(crate) fn of(pid: i32) -> Result<Self> {
+    pub(crate) fn of(pid: Pid) -> Result<Self> {
         child().pid = pid;
         Self::at(pid, pid)
     }
@@ -87,11 +88,11 @@ impl Forebear {
     ///
     /// # Errors
     /// As [`Forebear::of`].
-    pub(crate) fn inside(near: i32) -> Result<Self> {
+    pub(crate) fn inside(near: Pid) -> Result<Self> {
         Self::at(NAMELESS, near)
     }
 
-    fn at(id: i32, near: i32) -> Result<Self> {
+    fn at(id: Pid, near: Pid) -> Result<Self> {
         let what = || "cannot serve the dumpers of the program";
         let namespace = proc::namespace(near, "pid").unwrap_or_default();
         let (kind, flags) = (SockType::SeqPacket, SockFlag::SOCK_CLOEXEC);
@@ -144,7 +145,7 @@ fn wake() {
 }
 
 /// Serves one dumper to its end.
-fn attend(line: &OwnedFd, near: i32) {
+fn attend(line: &OwnedFd, near: Pid) {
     let own = nix::unistd::geteuid().as_raw();
     let serves = |uid: u32| uid == own || uid == 0;
     if !getsockopt(line, sockopt::PeerCredentials).is_ok_and(|peer| serves(peer.uid())) {
@@ -176,20 +177,20 @@ fn attend(line: &OwnedFd, near: i32) {
 struct Numbers {
     /// The namespace, if it is another than ours.
     there: Option<std::path::PathBuf>,
-    known: HashMap<i32, i32>,
+    known: HashMap<Tid, Tid>,
 }
 
 impl Numbers {
-    fn of(near: i32) -> Self {
-        let own = proc::namespace(std::process::id().cast_signed(), "pid");
+    fn of(near: Pid) -> Self {
+        let own = proc::namespace(Pid::own(), "pid");
         let there = proc::namespace(near, "pid").filter(|there| Some(there) != own.as_ref());
         Self { there, known: HashMap::new() }
     }
 
     /// What a thread is here that has this id there.
-    fn here(&mut self, id: i32) -> i32 {
+    fn here(&mut self, id: Tid) -> Tid {
         let Some(there) = &self.there else { return id };
-        let fits = |at: &i32| proc::inner_pid(*at) == id;
+        let fits = |at: &Tid| proc::inner_pid(at.as_pid()) == id.as_pid();
         if let Some(known) = self.known.get(&id).filter(|known| fits(known)) {
             return *known;
         }
@@ -197,14 +198,14 @@ impl Numbers {
         let all = all.filter(|pid| proc::namespace(*pid, "pid").as_ref() == Some(there));
         let found = all.flat_map(|pid| proc::tasks(pid).unwrap_or_default()).find(fits);
         // Of one that is gone a number that no process has.
-        let found = found.unwrap_or(i32::MAX);
+        let found = found.unwrap_or(Tid::new(i32::MAX));
         self.known.insert(id, found);
         found
     }
 
     /// What a thread of ours is there.
-    fn there(&self, id: i32) -> i32 {
-        if self.there.is_some() { proc::inner_pid(id) } else { id }
+    fn there(&self, id: Tid) -> Tid {
+        if self.there.is_some() { proc::inner_pid(id.as_pid()).main_thread() } else { id }
     }
 }
 
@@ -216,11 +217,11 @@ fn answer(
 ) -> nix::Result<(Answer, Option<OwnedFd>)> {
     let plain = |result: i64| Ok((Answer { result, more: 0 }, None));
     if asked.what == what::TRACER {
-        let own = nix::unistd::gettid().as_raw();
+        let own = Tid::own();
         // Nobody sees in there who we are.
-        return plain(if numbers.there.is_some() { 0 } else { own.into() });
+        return plain(if numbers.there.is_some() { 0 } else { own.get().into() });
     }
-    let id = numbers.here(asked.id);
+    let id = numbers.here(Tid::new(asked.id));
     let errno = |e: std::io::Error| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EPERM));
     let open = |name: &str, writes: bool| {
         let opened = File::options().read(true).write(writes).open(format!("/proc/{id}/{name}"));
@@ -253,18 +254,18 @@ fn answer(
         what::CALL => plain(open("syscall", false)?.read(buffer).map_err(errno)? as i64),
         what::PERSONALITY => plain(open("personality", false)?.read(buffer).map_err(errno)? as i64),
         what::DESCRIPTOR => {
-            raw::take(id, asked.data as i32).map(|fd| (Answer::default(), Some(fd)))
+            raw::take(id.as_pid(), asked.data as i32).map(|fd| (Answer::default(), Some(fd)))
         }
         _ => {
             let mut child = child();
-            let result = raw::perform(&Ask { id, ..*asked }, buffer)?;
+            let result = raw::perform(&Ask { id: id.get(), ..*asked }, buffer)?;
             if asked.what == libc::PTRACE_GETEVENTMSG as u32
                 && let Ok((message, _)) = u64::read_from_prefix(buffer)
             {
-                let inner = numbers.there(message as i32) as u64;
+                let inner = numbers.there(Tid::new(message as i32)).get() as u64;
                 inner.write_to_prefix(buffer).map_err(|_| Errno::EINVAL)?;
             }
-            if id == child.pid {
+            if id == child.pid.main_thread() {
                 child.is_traced |= asked.what == libc::PTRACE_SEIZE as u32;
                 child.is_traced &= asked.what != libc::PTRACE_DETACH as u32;
             }
@@ -274,8 +275,8 @@ fn answer(
 }
 
 /// Remembers how the child has ended, for whoever waits for it.
-fn note_end(child: &mut Child, id: i32, status: i32) {
-    if id == child.pid {
+fn note_end(child: &mut Child, id: Tid, status: i32) {
+    if id == child.pid.main_thread() {
         (child.ended, child.is_traced) = (Some(status), false);
         wake();
     }

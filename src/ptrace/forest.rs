@@ -9,6 +9,7 @@
 use super::freeze::{FIRST_ATTEMPT, Frozen, LAST_ATTEMPT, PATIENCE};
 use super::stopping::await_hearing;
 use crate::error::{Error, Kind, Result};
+use crate::proc::Pid;
 use crate::proc::tree::{self, INIT, Kin, WITNESS};
 use crate::proc::{self, Process};
 use crate::settings::Without;
@@ -37,13 +38,13 @@ struct Listed {
     /// Parents before their children.
     members: Vec<Kin>,
     /// Who would be a member but for [`Without`].
-    left_out: Vec<i32>,
+    left_out: Vec<Pid>,
     /// Who may be one.
-    doubtful: Vec<i32>,
+    doubtful: Vec<Pid>,
 }
 
 /// What attempts that have failed leave for the next, by process.
-type Left = HashMap<i32, Frozen>;
+type Left = HashMap<Pid, Frozen>;
 
 /// What came of an attempt.
 enum Attempt {
@@ -51,7 +52,7 @@ enum Attempt {
     /// The root's parent link or somebody on the way was gone: a new list tells.
     Anew,
     /// This one does not stop now.
-    Held(i32),
+    Held(Pid),
 }
 
 impl Forest {
@@ -60,7 +61,7 @@ impl Forest {
     /// # Errors
     /// With everything running again: those of [`Frozen::freeze`], of any of them; a tree that grows faster than it
     /// can be stopped.
-    pub(crate) fn freeze(root: i32, without: &Without) -> Result<Self> {
+    pub(crate) fn freeze(root: Pid, without: &Without) -> Result<Self> {
         let begun = Instant::now();
         let deadline = begun + PATIENCE;
         let mut held = Duration::ZERO;
@@ -96,7 +97,7 @@ impl Forest {
 
     /// One attempt, with what others have `left` of processes that could not all be stopped.
     fn attempt(
-        root: i32,
+        root: Pid,
         without: &Without,
         patience: Duration,
         left: &mut Left,
@@ -126,8 +127,8 @@ impl Forest {
         patience: Duration,
         left: &mut Left,
     ) -> Result<Option<Attempt>> {
-        let root = self.processes.first().map_or(0, |first| first.pid);
-        let mut known: HashSet<i32> = [root].into();
+        let root = self.processes.first().map_or(Pid::NONE, |first| first.pid);
+        let mut known: HashSet<Pid> = [root].into();
         loop {
             let Listed { members, left_out, doubtful } = list(root, &known, without)?;
             if members.is_empty() {
@@ -175,42 +176,43 @@ impl Forest {
 
 /// This process, where somebody in the tree has started it and waits for it (`ckpt save $$` in a script): to a restart
 /// it is one that has ended well.
-fn own_ghost(living: &HashSet<i32>) -> Option<Kin> {
-    let own = tree::kin(std::process::id().cast_signed()).ok()?;
+fn own_ghost(living: &HashSet<Pid>) -> Option<Kin> {
+    let own = tree::kin(Pid::own()).ok()?;
     (!own.ours && living.contains(&own.parent)).then_some(Kin { dead: true, ..own })
 }
 
 /// The tree, without this process, what else is ours, and those whom the user leaves out with their descendants.
-fn list(root: i32, known: &HashSet<i32>, without: &Without) -> Result<Listed> {
+fn list(root: Pid, known: &HashSet<Pid>, without: &Without) -> Result<Listed> {
     let mut all = tree::everybody()?;
-    let own = std::process::id().cast_signed();
+    let own = Pid::own();
     let mut known = known.clone();
     known.extend(adopted(root, &all));
     let known = &known;
     all.retain(|kin| kin.pid != own);
-    let is_meant = |pid| proc::comm(pid, pid).is_ok_and(|comm| without.means(pid, &comm));
+    let is_meant =
+        |pid| proc::comm(pid, pid.main_thread()).is_ok_and(|comm| without.means(pid, &comm));
     let mut found = tree::below(root, known, &all);
     let others = found.iter().filter(|pid| **pid != root);
     let none = *without == Without::default();
-    let meant: HashSet<i32> = others.copied().filter(|pid| !none && is_meant(*pid)).collect();
+    let meant: HashSet<Pid> = others.copied().filter(|pid| !none && is_meant(*pid)).collect();
     let mut left_out = Vec::new();
     if !meant.is_empty() {
         all.retain(|kin| !meant.contains(&kin.pid));
         let with = std::mem::replace(&mut found, tree::below(root, known, &all));
-        let kept: HashSet<i32> = found.iter().copied().collect();
+        let kept: HashSet<Pid> = found.iter().copied().collect();
         left_out.extend(with.into_iter().filter(|pid| !kept.contains(pid)));
     }
     let doubtful = tree::doubtful(root, &found, &all);
-    let by_id: HashMap<i32, Kin> = all.iter().map(|kin| (kin.pid, *kin)).collect();
+    let by_id: HashMap<Pid, Kin> = all.iter().map(|kin| (kin.pid, *kin)).collect();
     let members = found.into_iter().filter_map(|pid| by_id.get(&pid).copied()).collect();
     Ok(Listed { members, left_out, doubtful })
 }
 
 /// The orphans of the tree that a ckpt has which stays as the root's parent, or the init of a restarted tree: these have
 /// no other children but ours.
-fn adopted(root: i32, all: &[Kin]) -> Vec<i32> {
+fn adopted(root: Pid, all: &[Kin]) -> Vec<Pid> {
     const OURS: [&str; 4] = ["ckpt-monitor", "ckpt-dump", "ckpt-assist", "ckpt-snapshot"];
-    let name = |kin: &Kin| proc::comm(kin.pid, kin.pid).unwrap_or_default();
+    let name = |kin: &Kin| proc::comm(kin.pid, kin.pid.main_thread()).unwrap_or_default();
     // A name of ours is gone for a moment when a monitor is executed, from memory.
     let is_ours = |kin: &Kin| {
         let exe = proc::exe(kin.pid).map(|exe| exe.path).unwrap_or_default();
@@ -220,8 +222,8 @@ fn adopted(root: i32, all: &[Kin]) -> Vec<i32> {
         return Vec::new();
     };
     let has_witness = |kin: &&Kin| kin.ours && kin.parent == parent && name(kin) == WITNESS;
-    let is_init = |kin: &&Kin| kin.pid == 1 && name(kin) == INIT;
-    let parents: Vec<i32> = [
+    let is_init = |kin: &&Kin| kin.pid == Pid::INIT && name(kin) == INIT;
+    let parents: Vec<Pid> = [
         all.iter().find(has_witness).map(|kin| kin.parent),
         all.iter().find(is_init).map(|kin| kin.pid),
     ]
@@ -233,13 +235,13 @@ fn adopted(root: i32, all: &[Kin]) -> Vec<i32> {
 }
 
 /// A process with its name.
-fn named(pid: i32) -> Option<(u32, String)> {
-    let comm = proc::comm(pid, pid).ok()?;
-    Some((pid.unsigned_abs(), comm.to_string_lossy().into_owned()))
+fn named(pid: Pid) -> Option<(u32, String)> {
+    let comm = proc::comm(pid, pid.main_thread()).ok()?;
+    Some((pid.word(), comm.to_string_lossy().into_owned()))
 }
 
 /// Waits, while nobody is touched, until every process of the tree can hear.
-fn await_all(root: i32, without: &Without, deadline: Instant) -> Result<()> {
+fn await_all(root: Pid, without: &Without, deadline: Instant) -> Result<()> {
     for kin in list(root, &HashSet::new(), without)?.members.iter().filter(|kin| !kin.dead) {
         if let Ok(process) = Process::open(kin.pid) {
             await_hearing(&process, deadline).or_else(|e| match e.kind() {
@@ -270,15 +272,15 @@ mod tests {
             Self(child)
         }
 
-        fn pid(&self) -> i32 {
-            self.0.id().cast_signed()
+        fn pid(&self) -> Pid {
+            Pid::of_word(self.0.id())
         }
     }
 
     impl Drop for Job {
         fn drop(&mut self) {
             use nix::sys::signal::{Signal, killpg};
-            let _ = killpg(nix::unistd::Pid::from_raw(self.pid()), Signal::SIGKILL);
+            let _ = killpg(self.pid().nix(), Signal::SIGKILL);
             let _ = self.0.wait();
         }
     }
@@ -286,7 +288,7 @@ mod tests {
     /// Nothing of the job moves or appears while it is frozen.
     fn stands_still(job: &Job, forest: &Forest) {
         let without = Without::default();
-        let frozen: HashSet<i32> = forest.processes.iter().map(|frozen| frozen.pid).collect();
+        let frozen: HashSet<Pid> = forest.processes.iter().map(|frozen| frozen.pid).collect();
         for kin in list(job.pid(), &HashSet::new(), &without).unwrap().members {
             assert!(kin.dead || frozen.contains(&kin.pid), "{kin:?}");
         }

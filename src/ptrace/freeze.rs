@@ -29,6 +29,7 @@ use crate::error::{Because, Error, Result};
 use crate::fault::{Point, reach};
 use crate::order;
 use crate::proc::{self, Process, forebear};
+use crate::proc::{Pid, Tid};
 use nix::libc;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -49,15 +50,15 @@ const AT_FIRST: Duration = Duration::from_millis(200);
 /// A process all of whose threads are stopped. Dropping it lets them go on.
 pub(crate) struct Frozen {
     /// Process id.
-    pub pid: i32,
+    pub pid: Pid,
     /// Its threads, the main one first if it lives.
     pub threads: Vec<StoppedThread>,
     /// All that we trace: these, and those on their way.
-    pub(super) seized: HashSet<i32>,
+    pub(super) seized: HashSet<Tid>,
     pub(super) moving: Vec<Moving>,
     /// Calls that the kernel goes on with by itself, in which an earlier attempt has found threads, and since when they
     /// waited: the next stop finds only restart_syscall(2).
-    pub(super) earlier: HashMap<i32, (Regs, Option<u64>)>,
+    pub(super) earlier: HashMap<Tid, (Regs, Option<u64>)>,
     pub(super) process: Process,
     attended: bool,
     /// It was stopped, and we have told it to go on.
@@ -70,7 +71,7 @@ pub(crate) struct Frozen {
 }
 
 impl Frozen {
-    fn new(pid: i32) -> Result<Self> {
+    fn new(pid: Pid) -> Result<Self> {
         let (threads, moving) = (Vec::new(), Vec::new());
         let (seized, _undelayed) = (HashSet::new(), Undelayed::new());
         let process = Process::open(pid)?;
@@ -98,7 +99,7 @@ impl Frozen {
     /// [`PATIENCE`], and the sentence names it and its system call; one has seccomp filters of its own
     /// ([`Kind::Obstacles`]). A thread that does not stop stays ours until this process
     /// ends, as a running thread cannot be let go (ptrace(2)), and is taken over by the next attempt.
-    pub(crate) fn freeze(pid: i32) -> Result<Self> {
+    pub(crate) fn freeze(pid: Pid) -> Result<Self> {
         forebear::engage(pid);
         reaper::start()?;
         reaper::watch(pid);
@@ -143,7 +144,7 @@ impl Frozen {
     /// # Errors
     /// Those of [`Frozen::freeze`].
     pub(super) fn soon(
-        pid: i32,
+        pid: Pid,
         patience: Duration,
         left: Option<Self>,
     ) -> Result<std::result::Result<Self, Self>> {
@@ -163,7 +164,7 @@ impl Frozen {
     }
 
     /// Stops only one thread of `pid`, for work that needs no other to stand still.
-    pub(crate) fn freeze_one(pid: i32) -> Result<Self> {
+    pub(crate) fn freeze_one(pid: Pid) -> Result<Self> {
         forebear::engage(pid);
         reaper::start()?;
         let mut frozen = Self::new(pid)?;
@@ -231,11 +232,12 @@ impl Frozen {
         self.since
     }
 
-    /// Takes over a thread that is already traced and stopped (at its exec).
-    pub(crate) fn adopt(tid: i32) -> Result<Self> {
+    /// Takes over a process that is already traced and stopped (at its exec).
+    pub(crate) fn adopt(pid: Pid) -> Result<Self> {
+        let tid = pid.main_thread();
         let thread = StoppedThread::read(tid, 0)
             .because(|| format!("cannot read the registers of {tid}"))?;
-        let mut frozen = Self::new(tid)?;
+        let mut frozen = Self::new(pid)?;
         frozen.seized.insert(tid);
         frozen.threads.push(thread);
         Ok(frozen)
@@ -305,10 +307,10 @@ impl Frozen {
 
     /// Lets the only thread go on by way of the thunk, where it first waits for the child `child`,
     /// which has no exit signal (`__WCLONE`, wait(2)).
-    pub(crate) fn leave_waiting(mut self, desk: &Desk, memory: &Memory, child: i32) -> Result<()> {
+    pub(crate) fn leave_waiting(mut self, desk: &Desk, memory: &Memory, child: Pid) -> Result<()> {
         for mut thread in self.threads.drain(..) {
             let caller = Caller::new(&mut thread, memory, desk)?;
-            let args = [child.cast_unsigned().into(), 0, libc::__WCLONE as u32 as u64, 0];
+            let args = [child.word().into(), 0, libc::__WCLONE as u32 as u64, 0];
             caller.leave_in_call(libc::SYS_wait4, &args)?;
         }
         Ok(())
@@ -358,7 +360,9 @@ impl Frozen {
 
     pub(super) fn sort(&mut self) {
         let pid = self.pid;
-        order::by_key(&mut self.threads, |t| ((t.tid != pid).into(), t.tid.cast_unsigned().into()));
+        order::by_key(&mut self.threads, |t| {
+            ((t.tid != pid.main_thread()).into(), t.tid.word().into())
+        });
     }
 }
 

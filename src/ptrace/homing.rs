@@ -10,6 +10,7 @@ use super::raw::{self, State};
 use super::regs::Regs;
 use super::thread::{StoppedThread, back_to_signal_stop, wait_event_stop};
 use crate::error::{Because, Result};
+use crate::proc::Tid;
 use ckpt_abi::nr;
 use ckpt_abi::region::{HOLE_AREA, HoleArea};
 use nix::errno::Errno;
@@ -22,7 +23,7 @@ const WAY: Duration = Duration::from_secs(2);
 /// so far within [`WAY`]. Then, too, all stand still.
 pub(super) fn bring_home(threads: &mut [&mut StoppedThread]) -> std::result::Result<bool, Errno> {
     let deadline = Instant::now() + WAY;
-    let mut away: Vec<(i32, bool)> = Vec::new();
+    let mut away: Vec<(Tid, bool)> = Vec::new();
     for thread in threads.iter() {
         raw::syscall(thread.tid, 0)?;
         away.push((thread.tid, false));
@@ -55,7 +56,7 @@ pub(super) fn bring_home(threads: &mut [&mut StoppedThread]) -> std::result::Res
 
 /// One step of a thread, if it has come to a stop: whether it `returns` to its program (it is in rt_sigreturn(2)); None
 /// when it has.
-fn step(tid: i32, returns: bool) -> std::result::Result<Option<bool>, Errno> {
+fn step(tid: Tid, returns: bool) -> std::result::Result<Option<bool>, Errno> {
     let (returns, signal) = match raw::wait(tid, false)? {
         State::Running => return Ok(Some(returns)),
         State::Ended => return Err(Errno::ESRCH),

@@ -18,6 +18,7 @@ use super::regs::{self, Regs};
 use super::thread::StoppedThread;
 use crate::error::{Because, Error, Kind, Result};
 use crate::proc;
+use crate::proc::Tid;
 use ckpt_abi::nr;
 use ckpt_abi::region::{
     BURNT, HOLE_AREA, HoleArea, LENT, SLOT_COUNT, SLOT_FRAME, SLOT_LEN, SLOT_LIST, SLOTS, Slot,
@@ -81,7 +82,7 @@ pub(super) fn lend(thread: &StoppedThread, memory: &Memory, desk: &Desk) -> Resu
     whole.resize(SLOT_FRAME as usize, 0);
     whole.extend(bytes);
     memory.write(at, &whole)?;
-    memory.put(at, &[LENT, thread.tid.cast_unsigned()])?;
+    memory.put(at, &[LENT, thread.tid.word()])?;
     Ok(at)
 }
 
@@ -126,19 +127,19 @@ pub(super) fn hole_area_at(hole: u64) -> u64 {
 }
 
 /// Says that the thread of a slot is home.
-pub(super) fn give_back(tid: i32, slot: u64) -> std::result::Result<(), Errno> {
+pub(super) fn give_back(tid: Tid, slot: u64) -> std::result::Result<(), Errno> {
     raw::poke(tid, slot, 0)
 }
 
-fn free_slot(memory: &Memory, desk: &Desk, tid: i32) -> Result<u64> {
+fn free_slot(memory: &Memory, desk: &Desk, tid: Tid) -> Result<u64> {
     let pid = memory.pid();
     let began = memory.began()?;
     for index in 0..SLOT_COUNT {
         let slot: Slot = memory.get(desk.slot(index))?;
         let is_theirs = || {
             slot.began == began
-                && slot.tid != tid.cast_unsigned()
-                && proc::stat(pid, slot.tid.cast_signed()).is_ok()
+                && slot.tid != tid.word()
+                && proc::stat(pid, Tid::of_word(slot.tid)).is_ok()
         };
         let free = match slot.state {
             0 => true,
@@ -165,7 +166,7 @@ pub(super) fn recover(threads: &mut [StoppedThread], memory: &Memory, desk: &Des
         if slot.state == 0 || slot.state == BURNT {
             continue;
         }
-        let thread = threads.iter_mut().find(|t| t.tid.cast_unsigned() == slot.tid);
+        let thread = threads.iter_mut().find(|t| t.tid.word() == slot.tid);
         let Some(thread) = thread.filter(|_| slot.began == began) else { continue };
         if desk.has(thread.regs.rip) {
             come_home(thread, desk, at, &slot)?;

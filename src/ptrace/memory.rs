@@ -10,6 +10,7 @@ use super::seize::hinted;
 use crate::error::{Because, Result};
 use crate::proc;
 use crate::proc::forebear::{self, what};
+use crate::proc::{Pid, Tid};
 use nix::errno::Errno;
 use nix::libc;
 use std::fs::File;
@@ -20,20 +21,20 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// A process's memory by address.
 pub(crate) struct Memory {
-    pid: i32,
+    pid: Pid,
     file: File,
     began: OnceLock<u64>,
 }
 
 impl Memory {
     /// Opens the memory of `pid`, which takes the right to trace it (ptrace(2)).
-    pub(crate) fn open(pid: i32) -> Result<Self> {
+    pub(crate) fn open(pid: Pid) -> Result<Self> {
         let path = format!("/proc/{pid}/mem");
         let open = || File::options().read(true).write(true).open(&path);
         let file = open().or_else(|error| {
             // Under Yama an ancestor may.
             forebear::engage(pid);
-            let opened = forebear::open(what::MEMORY, pid, 0);
+            let opened = forebear::open(what::MEMORY, pid.get(), 0);
             opened.map_or(Err(error), |opened| opened.map(File::from).map_err(Into::into))
         });
         let refused = |error: &std::io::Error| error.kind() == ErrorKind::PermissionDenied;
@@ -44,7 +45,7 @@ impl Memory {
     }
 
     /// The process.
-    pub(crate) fn pid(&self) -> i32 {
+    pub(crate) fn pid(&self) -> Pid {
         self.pid
     }
 
@@ -57,7 +58,7 @@ impl Memory {
         if let Some(began) = self.began.get() {
             return Ok(*began);
         }
-        let began = proc::stat(self.pid, self.pid)?.starttime;
+        let began = proc::stat(self.pid, self.pid.main_thread())?.starttime;
         Ok(*self.began.get_or_init(|| began))
     }
 
@@ -72,7 +73,7 @@ impl Memory {
         let base = std::ptr::without_provenance_mut(addr as usize);
         let remote = libc::iovec { iov_base: base, iov_len: buffer.len() };
         // SAFETY: writes into `buffer` only.
-        let n = unsafe { libc::process_vm_readv(self.pid, &local, 1, &remote, 1, 0) };
+        let n = unsafe { libc::process_vm_readv(self.pid.get(), &local, 1, &remote, 1, 0) };
         match Errno::result(n) {
             // Under Yama the file may be from one who may.
             Err(Errno::EPERM) if !buffer.is_empty() => {
@@ -112,8 +113,9 @@ impl Memory {
         let bytes = values.as_mut_bytes();
         let local = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
         // SAFETY: writes into `values` only.
-        let n =
-            unsafe { libc::process_vm_readv(self.pid, &local, 1, remote.as_ptr(), N as u64, 0) };
+        let n = unsafe {
+            libc::process_vm_readv(self.pid.get(), &local, 1, remote.as_ptr(), N as u64, 0)
+        };
         if n.cast_unsigned() == len * N {
             return Ok(values);
         }
@@ -140,7 +142,7 @@ impl Memory {
                 libc::iovec { iov_base: rest.as_ptr().cast_mut().cast(), iov_len: rest.len() };
             let remote = libc::iovec { iov_base: base, iov_len: rest.len() };
             // SAFETY: reads from `rest` only.
-            let n = unsafe { libc::process_vm_writev(self.pid, &local, 1, &remote, 1, 0) };
+            let n = unsafe { libc::process_vm_writev(self.pid.get(), &local, 1, &remote, 1, 0) };
             done += match Errno::result(n) {
                 Err(Errno::EPERM) => self.file.write_at(rest, addr + done as u64),
                 result => result.map(|n| n as usize).map_err(Into::into),
@@ -159,7 +161,7 @@ impl Memory {
     ///
     /// Since Linux 6.12 proc_mem.force_override can forbid this through /proc/PID/mem, then
     /// PTRACE_POKEDATA does it, word by word.
-    pub(crate) fn write_forced(&self, tid: i32, addr: u64, bytes: &[u8]) -> Result<()> {
+    pub(crate) fn write_forced(&self, tid: Tid, addr: u64, bytes: &[u8]) -> Result<()> {
         if self.file.write_all_at(bytes, addr).is_ok() {
             return Ok(());
         }

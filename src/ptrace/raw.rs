@@ -7,6 +7,7 @@
 #![allow(unsafe_code)]
 
 use crate::proc::forebear::{self, Answer, Ask, shape, what};
+use crate::proc::{Pid, Tid};
 use nix::errno::Errno;
 use nix::libc;
 use std::ffi::c_void;
@@ -56,85 +57,85 @@ fn number(value: u64) -> *mut c_void {
 }
 
 /// A request with numbers alone.
-fn order(what: u32, tid: i32, addr: u64, data: u64) -> Result<()> {
-    request(Ask { what, id: tid, addr, data, ..Ask::default() }, &mut []).map(drop)
+fn order(what: u32, tid: Tid, addr: u64, data: u64) -> Result<()> {
+    request(Ask { what, id: tid.get(), addr, data, ..Ask::default() }, &mut []).map(drop)
 }
 
 /// A request that fills or reads a buffer.
-fn transfer(what: u32, tid: i32, addr: u64, shape: u32, buffer: &mut [u8]) -> Result<i64> {
-    request(Ask { what, id: tid, addr, shape, ..Ask::default() }, buffer)
+fn transfer(what: u32, tid: Tid, addr: u64, shape: u32, buffer: &mut [u8]) -> Result<i64> {
+    request(Ask { what, id: tid.get(), addr, shape, ..Ask::default() }, buffer)
 }
 
 /// PTRACE_SEIZE with the options given.
-pub(crate) fn seize(tid: i32, options: i32) -> Result<()> {
+pub(crate) fn seize(tid: Tid, options: i32) -> Result<()> {
     order(libc::PTRACE_SEIZE as u32, tid, 0, options as u64)
 }
 
 /// PTRACE_INTERRUPT.
-pub(crate) fn interrupt(tid: i32) -> Result<()> {
+pub(crate) fn interrupt(tid: Tid) -> Result<()> {
     order(libc::PTRACE_INTERRUPT as u32, tid, 0, 0)
 }
 
 /// PTRACE_CONT, delivering `signal` (0: none).
-pub(crate) fn cont(tid: i32, signal: i32) -> Result<()> {
+pub(crate) fn cont(tid: Tid, signal: i32) -> Result<()> {
     order(libc::PTRACE_CONT as u32, tid, 0, signal as u64)
 }
 
 /// PTRACE_SETOPTIONS.
-pub(crate) fn set_options(tid: i32, options: i32) -> Result<()> {
+pub(crate) fn set_options(tid: Tid, options: i32) -> Result<()> {
     order(libc::PTRACE_SETOPTIONS as u32, tid, 0, options as u64)
 }
 
 /// PTRACE_SYSCALL, delivering `signal` (0: none).
-pub(crate) fn syscall(tid: i32, signal: i32) -> Result<()> {
+pub(crate) fn syscall(tid: Tid, signal: i32) -> Result<()> {
     order(libc::PTRACE_SYSCALL as u32, tid, 0, signal as u64)
 }
 
 /// PTRACE_DETACH.
-pub(crate) fn detach(tid: i32) -> Result<()> {
+pub(crate) fn detach(tid: Tid) -> Result<()> {
     detach_with(tid, 0)
 }
 
 /// PTRACE_DETACH, delivering `signal` (0: none).
-pub(crate) fn detach_with(tid: i32, signal: i32) -> Result<()> {
+pub(crate) fn detach_with(tid: Tid, signal: i32) -> Result<()> {
     order(libc::PTRACE_DETACH as u32, tid, 0, signal as u64)
 }
 
 /// PTRACE_GETEVENTMSG: the new thread's id at a PTRACE_EVENT_CLONE. Fails with ESRCH of a thread that is not in a stop.
-pub(crate) fn event_message(tid: i32) -> Result<u64> {
+pub(crate) fn event_message(tid: Tid) -> Result<u64> {
     let mut message = 0u64;
     transfer(libc::PTRACE_GETEVENTMSG as u32, tid, 0, shape::OUT, message.as_mut_bytes())?;
     Ok(message)
 }
 
 /// PTRACE_GETREGSET: fills `buffer` and says how many bytes the kernel had.
-pub(crate) fn get_regset(tid: i32, kind: usize, buffer: &mut [u8]) -> Result<usize> {
+pub(crate) fn get_regset(tid: Tid, kind: usize, buffer: &mut [u8]) -> Result<usize> {
     let shape = shape::OUT | shape::VECTOR;
     let what = libc::PTRACE_GETREGSET as u32;
     transfer(what, tid, kind as u64, shape, buffer).map(|len| len as usize)
 }
 
 /// PTRACE_SETREGSET.
-pub(crate) fn set_regset(tid: i32, kind: usize, buffer: &[u8]) -> Result<()> {
+pub(crate) fn set_regset(tid: Tid, kind: usize, buffer: &[u8]) -> Result<()> {
     let shape = shape::IN | shape::VECTOR;
     let what = libc::PTRACE_SETREGSET as u32;
     transfer(what, tid, kind as u64, shape, &mut buffer.to_vec()).map(drop)
 }
 
 /// PTRACE_SINGLESTEP: one instruction, with `signal` delivered first unless it is 0.
-pub(crate) fn step(tid: i32, signal: i32) -> Result<()> {
+pub(crate) fn step(tid: Tid, signal: i32) -> Result<()> {
     order(libc::PTRACE_SINGLESTEP as u32, tid, 0, signal as u64)
 }
 
 /// PTRACE_GETSIGMASK: the thread's own mask, also inside sigsuspend(2) and its kin.
-pub(crate) fn get_mask(tid: i32) -> Result<u64> {
+pub(crate) fn get_mask(tid: Tid) -> Result<u64> {
     let mut mask = 0u64;
     transfer(libc::PTRACE_GETSIGMASK, tid, 8, shape::OUT, mask.as_mut_bytes())?;
     Ok(mask)
 }
 
 /// PTRACE_SETSIGMASK.
-pub(crate) fn set_mask(tid: i32, mut mask: u64) -> Result<()> {
+pub(crate) fn set_mask(tid: Tid, mut mask: u64) -> Result<()> {
     transfer(libc::PTRACE_SETSIGMASK, tid, 8, shape::IN, mask.as_mut_bytes()).map(drop)
 }
 
@@ -142,7 +143,7 @@ pub(crate) fn set_mask(tid: i32, mut mask: u64) -> Result<()> {
 pub(crate) type SigInfo = [u8; 128];
 
 /// PTRACE_PEEKSIGINFO: the queue of the thread, or of its process.
-pub(crate) fn peek_siginfo(tid: i32, shared: bool) -> Result<Vec<SigInfo>> {
+pub(crate) fn peek_siginfo(tid: Tid, shared: bool) -> Result<Vec<SigInfo>> {
     const CHUNK: usize = 16;
     /// struct ptrace_peeksiginfo_args, and room for what it asks for.
     #[derive(FromBytes, IntoBytes)]
@@ -185,7 +186,7 @@ pub(crate) struct RseqConfiguration {
 const _: () = assert!(size_of::<RseqConfiguration>() == 24);
 
 /// PTRACE_GET_RSEQ_CONFIGURATION (Linux 5.13).
-pub(crate) fn rseq_configuration(tid: i32) -> Result<RseqConfiguration> {
+pub(crate) fn rseq_configuration(tid: Tid) -> Result<RseqConfiguration> {
     const REQUEST: u32 = 0x420f;
     let mut configuration = RseqConfiguration::default();
     let len = size_of::<RseqConfiguration>() as u64;
@@ -195,7 +196,7 @@ pub(crate) fn rseq_configuration(tid: i32) -> Result<RseqConfiguration> {
 
 /// PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG (Linux 6.4): whether the thread's system calls are dispatched; false where
 /// the kernel cannot say.
-pub(crate) fn dispatches_calls(tid: i32) -> bool {
+pub(crate) fn dispatches_calls(tid: Tid) -> bool {
     const REQUEST: u32 = 0x4211;
     // struct ptrace_sud_config: mode, selector, offset, length.
     let mut config = [0u64; 4];
@@ -204,14 +205,14 @@ pub(crate) fn dispatches_calls(tid: i32) -> bool {
 }
 
 /// PTRACE_POKEDATA of one word, which also writes where the process itself may not.
-pub(crate) fn poke(tid: i32, addr: u64, word: u64) -> Result<()> {
+pub(crate) fn poke(tid: Tid, addr: u64, word: u64) -> Result<()> {
     order(libc::PTRACE_POKEDATA as u32, tid, addr, word)
 }
 
 /// sched_getscheduler(2) of another thread: its policy, with SCHED_RESET_ON_FORK.
-pub(crate) fn policy(tid: i32) -> Result<u32> {
+pub(crate) fn policy(tid: Tid) -> Result<u32> {
     // SAFETY: the call has no memory arguments. musl's function of that name refuses to make it.
-    let result = unsafe { libc::syscall(libc::SYS_sched_getscheduler, tid) };
+    let result = unsafe { libc::syscall(libc::SYS_sched_getscheduler, tid.get()) };
     Errno::result(result).map(|policy| policy as u32)
 }
 
@@ -240,39 +241,39 @@ pub(crate) struct SchedAttr {
 const _: () = assert!(size_of::<SchedAttr>() == 56);
 
 /// sched_getattr(2) of another thread, or of this one (0).
-pub(crate) fn scheduling(tid: i32) -> Result<SchedAttr> {
+pub(crate) fn scheduling(tid: Tid) -> Result<SchedAttr> {
     let mut attr = SchedAttr::default();
     let at: *mut SchedAttr = &mut attr;
     let size = size_of::<SchedAttr>();
     // SAFETY: the kernel writes at most `size` bytes.
-    let result = unsafe { libc::syscall(libc::SYS_sched_getattr, tid, at, size, 0) };
+    let result = unsafe { libc::syscall(libc::SYS_sched_getattr, tid.get(), at, size, 0) };
     Errno::result(result).map(|_| attr)
 }
 
 /// ioprio_get(2) of another thread: class and level.
-pub(crate) fn io_priority(tid: i32) -> Result<u64> {
+pub(crate) fn io_priority(tid: Tid) -> Result<u64> {
     const WHO_PROCESS: i32 = 1;
     // SAFETY: the call has no memory arguments.
-    let result = unsafe { libc::syscall(libc::SYS_ioprio_get, WHO_PROCESS, tid) };
+    let result = unsafe { libc::syscall(libc::SYS_ioprio_get, WHO_PROCESS, tid.get()) };
     Errno::result(result).map(i64::cast_unsigned)
 }
 
 /// get_robust_list(2) of another thread: head and length.
-pub(crate) fn robust_list(tid: i32) -> Result<(u64, u64)> {
+pub(crate) fn robust_list(tid: Tid) -> Result<(u64, u64)> {
     let (mut head, mut len) = (0u64, 0u64);
     let head_at: *mut u64 = &mut head;
     let len_at: *mut u64 = &mut len;
     // SAFETY: the kernel writes the two words.
-    let result = unsafe { libc::syscall(libc::SYS_get_robust_list, tid, head_at, len_at) };
+    let result = unsafe { libc::syscall(libc::SYS_get_robust_list, tid.get(), head_at, len_at) };
     Errno::result(result)?;
     Ok((head, len))
 }
 
 /// kcmp(2) with KCMP_FILE: the order of the open file descriptions behind two descriptors, each of a process, the
 /// same for all comparisons until the next boot.
-pub(crate) fn file_order(a: (i32, u32), b: (i32, u32)) -> Result<std::cmp::Ordering> {
+pub(crate) fn file_order(a: (Pid, u32), b: (Pid, u32)) -> Result<std::cmp::Ordering> {
     // SAFETY: kcmp reads nothing of ours.
-    let result = unsafe { libc::syscall(libc::SYS_kcmp, a.0, b.0, 0, a.1, b.1) };
+    let result = unsafe { libc::syscall(libc::SYS_kcmp, a.0.get(), b.0.get(), 0, a.1, b.1) };
     Ok(match Errno::result(result)? {
         0 => std::cmp::Ordering::Equal,
         1 => std::cmp::Ordering::Less,
@@ -282,20 +283,21 @@ pub(crate) fn file_order(a: (i32, u32), b: (i32, u32)) -> Result<std::cmp::Order
 
 /// kcmp(2) with KCMP_EPOLL_TFD: whether a descriptor is the file of an epoll instance's watch, the `nth`
 /// (from 0) of those that were set under `number`.
-pub(crate) fn is_watched(pid: i32, fd: u32, epoll: u32, number: u32, nth: u32) -> Result<bool> {
+pub(crate) fn is_watched(pid: Pid, fd: u32, epoll: u32, number: u32, nth: u32) -> Result<bool> {
     const KCMP_EPOLL_TFD: i32 = 7;
     let slot = [epoll, number, nth];
     let at: *const u32 = slot.as_ptr();
     // SAFETY: kcmp reads the struct kcmp_epoll_slot.
-    let result = unsafe { libc::syscall(libc::SYS_kcmp, pid, pid, KCMP_EPOLL_TFD, fd, at) };
+    let result =
+        unsafe { libc::syscall(libc::SYS_kcmp, pid.get(), pid.get(), KCMP_EPOLL_TFD, fd, at) };
     Errno::result(result).map(|order| order == 0)
 }
 
 /// kcmp(2) with KCMP_VM: whether two processes share their address space.
-pub(crate) fn same_memory(a: i32, b: i32) -> Result<bool> {
+pub(crate) fn same_memory(a: Pid, b: Pid) -> Result<bool> {
     const KCMP_VM: i32 = 1;
     // SAFETY: kcmp reads nothing of ours.
-    let result = unsafe { libc::syscall(libc::SYS_kcmp, a, b, KCMP_VM, 0, 0) };
+    let result = unsafe { libc::syscall(libc::SYS_kcmp, a.get(), b.get(), KCMP_VM, 0, 0) };
     Errno::result(result).map(|order| order == 0)
 }
 
@@ -310,14 +312,14 @@ pub(crate) enum Share {
 }
 
 /// Whether two tasks share something, or both have none of it; an error where the kernel cannot tell.
-pub(crate) fn share(a: i32, b: i32, what: Share) -> Result<bool> {
+pub(crate) fn share(a: Tid, b: Tid, what: Share) -> Result<bool> {
     order_of(a, b, what).map(|order| order == std::cmp::Ordering::Equal)
 }
 
 /// The order of what two tasks have, the same for all comparisons until the next boot.
-pub(crate) fn order_of(a: i32, b: i32, what: Share) -> Result<std::cmp::Ordering> {
+pub(crate) fn order_of(a: Tid, b: Tid, what: Share) -> Result<std::cmp::Ordering> {
     // SAFETY: kcmp reads nothing of ours.
-    let result = unsafe { libc::syscall(libc::SYS_kcmp, a, b, what as i32, 0, 0) };
+    let result = unsafe { libc::syscall(libc::SYS_kcmp, a.get(), b.get(), what as i32, 0, 0) };
     Ok(match Errno::result(result)? {
         0 => std::cmp::Ordering::Equal,
         1 => std::cmp::Ordering::Less,
@@ -334,18 +336,18 @@ pub(crate) fn chooses_timer_ids() -> bool {
 }
 
 /// pidfd_getfd(2): a duplicate of another process's descriptor.
-pub(crate) fn take_descriptor(pid: i32, fd: i32) -> Result<std::os::fd::OwnedFd> {
-    match forebear::open(what::DESCRIPTOR, pid, fd) {
+pub(crate) fn take_descriptor(pid: Pid, fd: i32) -> Result<std::os::fd::OwnedFd> {
+    match forebear::open(what::DESCRIPTOR, pid.get(), fd) {
         Some(taken) => taken,
         None => take(pid, fd),
     }
 }
 
 /// The same without a forebear.
-pub(super) fn take(pid: i32, fd: i32) -> Result<std::os::fd::OwnedFd> {
+pub(super) fn take(pid: Pid, fd: i32) -> Result<std::os::fd::OwnedFd> {
     use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
     // SAFETY: pidfd_open has no memory arguments.
-    let pidfd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })? as i32;
+    let pidfd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.get(), 0) })? as i32;
     // SAFETY: the kernel just made this descriptor for us.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     // SAFETY: pidfd_getfd has no memory arguments.
@@ -372,8 +374,8 @@ pub(crate) enum State {
 }
 
 /// waitpid(2) with `__WALL` for one thread.
-pub(crate) fn wait(tid: i32, block: bool) -> Result<State> {
-    let ask = Ask { what: what::WAIT, id: tid, data: block.into(), ..Ask::default() };
+pub(crate) fn wait(tid: Tid, block: bool) -> Result<State> {
+    let ask = Ask { what: what::WAIT, id: tid.get(), data: block.into(), ..Ask::default() };
     let mut nap = Duration::from_micros(5);
     loop {
         let answered = match forebear::ask(&ask, &mut []) {
@@ -399,12 +401,12 @@ pub(crate) fn wait(tid: i32, block: bool) -> Result<State> {
 }
 
 /// The same without a forebear: who has changed, 0 if nobody has, and the status.
-pub(super) fn await_change(tid: i32, block: bool) -> Result<(i64, i32)> {
+pub(super) fn await_change(tid: Tid, block: bool) -> Result<(i64, i32)> {
     let mut status = 0;
     let options = libc::__WALL | if block { 0 } else { libc::WNOHANG };
     loop {
         // SAFETY: the kernel writes the one word.
-        let result = unsafe { libc::waitpid(tid, &mut status, options) };
+        let result = unsafe { libc::waitpid(tid.get(), &mut status, options) };
         match Errno::result(result) {
             Err(Errno::EINTR) => {}
             result => return result.map(|tid| (tid.into(), status)),
@@ -446,20 +448,20 @@ pub(crate) fn await_signal(set: u64, limit: Option<Duration>) -> Option<(i32, i3
 
 /// Waits for a traced thread that has ended, without blocking; whether that was done. It must be dead: of a living
 /// one this takes a stop, which waitid(2) reports whether it was asked for or not (kernel/exit.c, wait_task_stopped).
-pub(crate) fn bury(tid: i32) -> bool {
-    match forebear::ask(&Ask { what: what::BURY, id: tid, ..Ask::default() }, &mut []) {
+pub(crate) fn bury(tid: Tid) -> bool {
+    match forebear::ask(&Ask { what: what::BURY, id: tid.get(), ..Ask::default() }, &mut []) {
         Some(answered) => answered.is_ok_and(|answer| answer.result != 0),
         None => await_death(tid).is_some(),
     }
 }
 
 /// The same without a forebear; the status, as of wait(2).
-pub(super) fn await_death(tid: i32) -> Option<i32> {
+pub(super) fn await_death(tid: Tid) -> Option<i32> {
     let options = libc::WEXITED | libc::WNOHANG | libc::__WALL;
     // SAFETY: a siginfo_t may be all zeros.
     let mut found: libc::siginfo_t = unsafe { std::mem::zeroed() };
     // SAFETY: the kernel fills in the structure.
-    let result = unsafe { libc::waitid(libc::P_PID, tid.cast_unsigned(), &mut found, options) };
+    let result = unsafe { libc::waitid(libc::P_PID, tid.word(), &mut found, options) };
     // SAFETY: waitid fills in this member, or leaves the zeros when nobody is dead.
     let pid = unsafe { found.si_pid() };
     // SAFETY: as above.

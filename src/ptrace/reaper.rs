@@ -14,6 +14,7 @@
 use super::raw;
 use crate::error::{Because, Result};
 use crate::proc::{self, forebear};
+use crate::proc::{Pid, Tid};
 use nix::libc;
 use nix::sys::signal::{SigSet, Signal};
 use std::sync::{Arc, Barrier, Mutex, PoisonError};
@@ -23,7 +24,7 @@ use std::time::{Duration, Instant};
 static OWNER: Mutex<u32> = Mutex::new(0);
 
 /// The processes whose threads are traced.
-static TARGETS: Mutex<Vec<i32>> = Mutex::new(Vec::new());
+static TARGETS: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
 
 /// A leader without an exit signal whose last thread was traced by nobody ends without a SIGCHLD to us.
 const LOOK: Duration = Duration::from_secs(1);
@@ -66,7 +67,7 @@ pub(super) fn start() -> Result<()> {
 
 /// Names a process all of whose threads are about to be traced. Without that only the threads are buried of which
 /// SIGCHLD tells, without allocating memory: a fork(2) of the caller then finds its heap whole.
-pub(super) fn watch(pid: i32) {
+pub(super) fn watch(pid: Pid) {
     let mut targets = TARGETS.lock().unwrap_or_else(PoisonError::into_inner);
     if !targets.contains(&pid) {
         targets.push(pid);
@@ -84,7 +85,7 @@ fn attend() -> ! {
         };
         let dead = raw::await_signal(raw::signal_set(libc::SIGCHLD), Some(rest));
         if let Some((_, tid)) = dead {
-            bury(tid);
+            bury(Tid::new(tid));
             news.get_or_insert_with(Instant::now);
         }
         if dead.is_none() || news.is_some_and(|since| since.elapsed() > LATEST) {
@@ -97,18 +98,18 @@ fn attend() -> ! {
 /// Buries all dead threads of the processes, and again, as the end of a thread may let its leader end. A process that is
 /// gone is forgotten.
 fn sweep() {
-    let dead = |tids: Vec<i32>| tids.into_iter().filter(|tid| bury(*tid)).count();
+    let dead = |tids: Vec<Tid>| tids.into_iter().filter(|tid| bury(*tid)).count();
     let targets: Vec<_> = TARGETS.lock().unwrap_or_else(PoisonError::into_inner).clone();
     for pid in targets {
         while proc::tasks(pid).is_ok_and(|tids| dead(tids) != 0) {}
     }
     let mut targets = TARGETS.lock().unwrap_or_else(PoisonError::into_inner);
-    targets.retain(|pid| proc::stat::glance(*pid).is_some());
+    targets.retain(|pid| proc::stat::glance(pid.main_thread()).is_some());
 }
 
 /// Waits for a thread if it is dead and no child of ours, for which somebody else waits.
-fn bury(tid: i32) -> bool {
-    let own = std::process::id().cast_signed();
+fn bury(tid: Tid) -> bool {
+    let own = Pid::own();
     let traced =
         proc::stat::glance(tid).is_some_and(|(state, parent)| state == 'Z' && parent != own);
     traced && raw::bury(tid)

@@ -2,6 +2,7 @@
 //! General registers and extended state of a stopped thread.
 
 use super::raw;
+use crate::proc::Tid;
 use nix::errno::Errno;
 use std::mem::offset_of;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -68,7 +69,7 @@ pub(crate) const USER_CS: u64 = 0x33;
 
 impl Regs {
     /// Reads the registers of a stopped thread.
-    pub(crate) fn get(tid: i32) -> Result<Self, Errno> {
+    pub(crate) fn get(tid: Tid) -> Result<Self, Errno> {
         let mut regs = Self::default();
         let len = raw::get_regset(tid, NT_PRSTATUS, regs.as_mut_bytes())?;
         // A thread of 32-bit code has a shorter register set.
@@ -76,14 +77,14 @@ impl Regs {
     }
 
     /// Writes the registers of a stopped thread.
-    pub(crate) fn set(&self, tid: i32) -> Result<(), Errno> {
+    pub(crate) fn set(&self, tid: Tid) -> Result<(), Errno> {
         raw::set_regset(tid, NT_PRSTATUS, self.as_bytes())
     }
 }
 
 /// Extended state (x87, SSE, AVX, …, PKRU) in the non-compacted XSAVE layout; 512 bytes as FXSAVE
 /// gives them on a machine without XSAVE.
-pub(crate) fn xstate(tid: i32) -> Result<Vec<u8>, Errno> {
+pub(crate) fn xstate(tid: Tid) -> Result<Vec<u8>, Errno> {
     let mut buffer = vec![0; XSTATE_MAX];
     let len = match raw::get_regset(tid, NT_X86_XSTATE, &mut buffer) {
         Err(Errno::ENODEV) => raw::get_regset(tid, NT_PRFPREG, &mut buffer)?,

@@ -16,6 +16,7 @@ use super::memory::Memory;
 use super::regs::Regs;
 use super::sockets;
 use super::waits::{IO_PGETEVENTS, arguments, now};
+use crate::proc::Pid;
 use ckpt_abi::region::Rest;
 use nix::libc;
 use std::mem::offset_of;
@@ -61,12 +62,12 @@ impl From<Call> for Remainder {
 }
 
 /// Whether the stop has cut a call short that would have gone on, for arguments as of [`of`].
-pub(super) fn is_cut(pid: i32, regs: &Regs, since: Option<u64>, memory: &Memory) -> bool {
+pub(super) fn is_cut(pid: Pid, regs: &Regs, since: Option<u64>, memory: &Memory) -> bool {
     cut(pid, regs, since, memory).is_some()
 }
 
 /// What was done of a call that was cut short, and what remains of it.
-fn cut(pid: i32, regs: &Regs, since: Option<u64>, memory: &Memory) -> Option<(u64, Remainder)> {
+fn cut(pid: Pid, regs: &Regs, since: Option<u64>, memory: &Memory) -> Option<(u64, Remainder)> {
     let done = u64::try_from(regs.rax.cast_signed()).ok().filter(|done| *done > 0)?;
     let number = i64::try_from(regs.orig_rax).ok()?;
     let made = call(number, &arguments(regs));
@@ -77,7 +78,7 @@ fn cut(pid: i32, regs: &Regs, since: Option<u64>, memory: &Memory) -> Option<(u6
 /// is written. None also where the stack has no room for that. `entry` is the payload's code for it, `since` when
 /// the thread began to wait (CLOCK_MONOTONIC, nanoseconds), if that is known.
 pub(crate) fn of(
-    pid: i32,
+    pid: Pid,
     regs: &Regs,
     since: Option<u64>,
     memory: &Memory,
@@ -123,7 +124,7 @@ pub(crate) fn of(
 }
 
 fn remainder(
-    pid: i32,
+    pid: Pid,
     made: &Call,
     done: u64,
     since: Option<u64>,
@@ -178,12 +179,12 @@ fn remainder(
 }
 
 /// What a descriptor is, unless its calls do not wait.
-fn blocking(pid: i32, fd: u64) -> Option<Is> {
+fn blocking(pid: Pid, fd: u64) -> Option<Is> {
     fdkind::look(pid, fd as i32).filter(|found| !found.nonblocking).map(|found| found.is)
 }
 
 fn written(
-    pid: i32,
+    pid: Pid,
     made: &Call,
     done: u64,
     since: Option<u64>,
@@ -218,7 +219,7 @@ fn written(
     }
 }
 
-fn read(pid: i32, made: &Call, done: u64, memory: &Memory) -> Option<Remainder> {
+fn read(pid: Pid, made: &Call, done: u64, memory: &Memory) -> Option<Remainder> {
     let [fd, at, len, ..] = made.args;
     match blocking(pid, fd)? {
         // /dev/zero, /dev/urandom and kin look at signals from page to page (drivers/char/mem.c, random.c).
@@ -244,7 +245,7 @@ fn read(pid: i32, made: &Call, done: u64, memory: &Memory) -> Option<Remainder> 
 
 /// Sends the rest with flags of its own: a socket that was closed meanwhile raises SIGPIPE only where nothing was sent.
 fn sent(
-    pid: i32,
+    pid: Pid,
     made: &Call,
     done: u64,
     since: Option<u64>,
@@ -304,7 +305,7 @@ fn send(
 }
 
 fn received(
-    pid: i32,
+    pid: Pid,
     made: &Call,
     done: u64,
     since: Option<u64>,
@@ -341,7 +342,7 @@ fn received(
     Some(rest)
 }
 
-fn messages(pid: i32, made: &Call, done: u64, memory: &Memory) -> Option<Remainder> {
+fn messages(pid: Pid, made: &Call, done: u64, memory: &Memory) -> Option<Remainder> {
     let [fd, at, count, flags, timeout, _] = made.args;
     let short = (libc::MSG_WAITFORONE | libc::MSG_DONTWAIT) as u64;
     let rest = count.checked_sub(done).filter(|rest| *rest > 0 && flags & short == 0)?;

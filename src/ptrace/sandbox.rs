@@ -4,6 +4,7 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::proc::Process;
+use crate::proc::Tid;
 use crate::proc::status::Status;
 
 /// Refuses a process with such a thread, before one is touched.
@@ -25,10 +26,10 @@ pub(crate) fn refuse(process: &Process) -> Result<()> {
 /// with many threads only the main one is looked at, which takes signals first.
 pub(crate) fn obstacle(process: &Process) -> Option<String> {
     const FEW: u32 = 16;
-    let (main, own) = (process.status(process.pid()).ok()?, own().ok()?);
+    let (main, own) = (process.status(process.main_thread()).ok()?, own().ok()?);
     let looked = match main.threads {
         0..=FEW => refuse(process),
-        _ => refuse_thread(process, process.pid(), &main, own),
+        _ => refuse_thread(process, process.main_thread(), &main, own),
     };
     looked.err().filter(|e| e.kind() == Kind::Obstacles).map(|e| e.to_string())
 }
@@ -37,7 +38,7 @@ pub(crate) fn obstacle(process: &Process) -> Option<String> {
 /// would not let us begin.
 pub(super) fn own() -> Result<u32> {
     let own = Process::own()?;
-    Ok(filters(&own.status(own.pid())?))
+    Ok(filters(&own.status(own.main_thread())?))
 }
 
 fn filters(status: &Status) -> u32 {
@@ -45,9 +46,9 @@ fn filters(status: &Status) -> u32 {
 }
 
 /// Refuses one thread.
-pub(super) fn refuse_thread(process: &Process, tid: i32, status: &Status, own: u32) -> Result<()> {
+pub(super) fn refuse_thread(process: &Process, tid: Tid, status: &Status, own: u32) -> Result<()> {
     let pid = process.pid();
-    let whose = if tid == pid {
+    let whose = if tid == pid.main_thread() {
         format!("process {pid}")
     } else {
         format!("thread {tid} of process {pid}")

@@ -6,6 +6,7 @@ use super::raw;
 use super::thread::wait_event_stop;
 use crate::error::{Error, Kind, Result};
 use crate::proc::{self, Process, forebear};
+use crate::proc::{Pid, Tid};
 use nix::errno::Errno;
 use nix::libc;
 use std::time::{Duration, Instant};
@@ -25,7 +26,7 @@ pub(super) enum Seized {
 ///
 /// # Errors
 /// Somebody else traces it ([`Kind::Busy`]), or it is not permitted.
-pub(super) fn seize(process: &Process, tid: i32, options: i32) -> Result<Seized> {
+pub(super) fn seize(process: &Process, tid: Tid, options: i32) -> Result<Seized> {
     /// A tracer that is gone when it is looked for left us in between; as many of them in a row are none.
     const TRIES: usize = 3;
     for again in 1..=TRIES {
@@ -45,7 +46,7 @@ pub(super) fn seize(process: &Process, tid: i32, options: i32) -> Result<Seized>
             Ok(status) if status.tracer == forebear::tracer() => {
                 return Ok(Seized::Before);
             }
-            Ok(status) if status.tracer == 0 && error == Errno::EPERM && again < TRIES => {}
+            Ok(status) if status.tracer == Tid::NONE && error == Errno::EPERM && again < TRIES => {}
             Ok(status) => {
                 return Err(refused(process.pid(), error, status.tracer));
             }
@@ -55,7 +56,7 @@ pub(super) fn seize(process: &Process, tid: i32, options: i32) -> Result<Seized>
 }
 
 /// Lets go of a thread that got the id of one of the process's, which has ended since it was listed.
-fn give_up(tid: i32) {
+fn give_up(tid: Tid) {
     let deadline = Instant::now() + Duration::from_millis(100);
     let stopped = raw::interrupt(tid).and_then(|()| wait_event_stop(tid, deadline));
     if let Ok(Some(_)) = stopped {
@@ -63,10 +64,10 @@ fn give_up(tid: i32) {
     }
 }
 
-fn refused(pid: i32, error: Errno, tracer: i32) -> Error {
+fn refused(pid: Pid, error: Errno, tracer: Tid) -> Error {
     let refusal =
         Error::new(format!("cannot trace process {pid}: {}", error.desc())).of(Kind::NotPermitted);
-    if tracer != 0 {
+    if tracer != Tid::NONE {
         return traced(pid, tracer);
     }
     hinted(refusal)
@@ -86,8 +87,8 @@ pub(super) fn hinted(refusal: Error) -> Error {
     }
 }
 
-fn traced(pid: i32, tracer: i32) -> Error {
-    let Ok(name) = proc::comm(tracer, tracer) else {
+fn traced(pid: Pid, tracer: Tid) -> Error {
+    let Ok(name) = proc::comm(tracer.as_pid(), tracer) else {
         let text = format!("process {tracer}, which has just ended, has traced process {pid}");
         return Error::new(text).of(Kind::Busy).hint("try again");
     };
@@ -105,7 +106,7 @@ fn traced(pid: i32, tracer: i32) -> Error {
 }
 
 /// The sentence about a thread that did not stop in time.
-pub(super) fn stubborn(process: &Process, tid: i32) -> Error {
+pub(super) fn stubborn(process: &Process, tid: Tid) -> Error {
     let pid = process.pid();
     let call = match process.syscall(tid) {
         Ok(Some((number, _))) => match number.cast_signed() {
@@ -136,7 +137,7 @@ pub(super) fn stubborn(process: &Process, tid: i32) -> Error {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Deaf {
     /// The thread.
-    pub tid: i32,
+    pub tid: Tid,
     /// How often it had given up its processor by itself: another number is another wait.
     switches: Option<u64>,
 }

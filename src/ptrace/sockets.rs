@@ -12,6 +12,7 @@ use super::memory::Memory;
 use super::raw;
 use super::regs::Regs;
 use super::waits::{arguments, now};
+use crate::proc::Pid;
 use ckpt_abi::region::SocketWait;
 use nix::libc;
 use nix::sys::socket::{SockType, getsockopt, sockopt};
@@ -43,7 +44,7 @@ fn awaited(call: i64) -> Option<(i16, i32)> {
 }
 
 /// Whether a thread that makes this call may be waiting for a socket.
-pub(crate) fn concerns(pid: i32, call: i64, args: &[u64; 6]) -> bool {
+pub(crate) fn concerns(pid: Pid, call: i64, args: &[u64; 6]) -> bool {
     awaited(call).is_some()
         && std::fs::read_link(format!("/proc/{pid}/fd/{}", args[0] as i32))
             .is_ok_and(|target| target.to_string_lossy().starts_with("socket:"))
@@ -53,7 +54,7 @@ pub(crate) fn concerns(pid: i32, call: i64, args: &[u64; 6]) -> bool {
 /// when it has a time-out; what they point to is written. None also where its stack has no room for that: then the
 /// time-out begins anew. `entry` is the payload's code for it.
 pub(crate) fn wait_on(
-    pid: i32,
+    pid: Pid,
     regs: &Regs,
     since: u64,
     memory: &Memory,
@@ -90,7 +91,7 @@ pub(crate) fn wait_on(
 }
 
 /// Whether a call that a stop has cut short, having moved something, would have gone on: unless its time was over.
-pub(crate) fn goes_on(pid: i32, fd: i32, events: i16, since: Option<u64>) -> Option<()> {
+pub(crate) fn goes_on(pid: Pid, fd: i32, events: i16, since: Option<u64>) -> Option<()> {
     match limit(pid, fd, events) {
         Some(limit) => (since?.saturating_add(limit) > now()).then_some(()),
         None => Some(()),
@@ -98,13 +99,13 @@ pub(crate) fn goes_on(pid: i32, fd: i32, events: i16, since: Option<u64>) -> Opt
 }
 
 /// Whether a descriptor is a socket of bytes (SOCK_STREAM).
-pub(crate) fn is_stream(pid: i32, fd: i32) -> bool {
+pub(crate) fn is_stream(pid: Pid, fd: i32) -> bool {
     raw::take_descriptor(pid, fd)
         .is_ok_and(|socket| getsockopt(&socket, sockopt::SockType) == Ok(SockType::Stream))
 }
 
 /// The time-out of a socket in nanoseconds; None without one.
-fn limit(pid: i32, fd: i32, events: i16) -> Option<u64> {
+fn limit(pid: Pid, fd: i32, events: i16) -> Option<u64> {
     let socket = UdpSocket::from(raw::take_descriptor(pid, fd).ok()?);
     let limit = if events == libc::POLLIN { socket.read_timeout() } else { socket.write_timeout() };
     limit.ok()?.map(|limit| limit.as_nanos() as u64)

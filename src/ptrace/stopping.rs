@@ -9,6 +9,7 @@ use super::waits::{self, Look};
 use crate::error::{Because, Error, Kind, Result};
 use crate::fault::{Point, reach};
 use crate::proc::{self, Process};
+use crate::proc::{Pid, Tid};
 use nix::errno::Errno;
 use nix::libc;
 use std::os::unix::fs::MetadataExt;
@@ -20,7 +21,7 @@ const A_TURN: u32 = 3;
 
 /// A thread that is seized and does not stand still yet.
 pub(super) struct Moving {
-    pub(super) tid: i32,
+    pub(super) tid: Tid,
     pub(super) look: Option<Look>,
     /// Born of a thread of the process, but a process of its own (clone(2) without CLONE_THREAD).
     pub(super) stranger: bool,
@@ -54,7 +55,7 @@ impl Frozen {
 
     /// Seizes those that are not seized: who is, and whether one was dead that is not the leader. A dead leader stays in
     /// the list; in the stead of another the successor that it made may be counted, which is not listed.
-    fn seize_all(&mut self, tasks: &[i32]) -> Result<(Vec<i32>, bool)> {
+    fn seize_all(&mut self, tasks: &[Tid]) -> Result<(Vec<Tid>, bool)> {
         let options = raw::OPTIONS | libc::PTRACE_O_TRACEEXEC | libc::PTRACE_O_TRACECLONE;
         let (mut news, mut dead) = (Vec::new(), false);
         for tid in tasks {
@@ -62,7 +63,7 @@ impl Frozen {
                 continue;
             }
             match seize(&self.process, *tid, options) {
-                Ok(Seized::Dead) => dead |= *tid != self.pid,
+                Ok(Seized::Dead) => dead |= *tid != self.pid.main_thread(),
                 Ok(Seized::Now | Seized::Before) => {
                     self.seized.insert(*tid);
                     news.push(*tid);
@@ -79,7 +80,7 @@ impl Frozen {
     }
 
     /// Looks at threads that are seized, and then interrupts them. Later nobody can tell how long a wait has lasted.
-    pub(super) fn begin(&mut self, news: &[i32]) -> Result<()> {
+    pub(super) fn begin(&mut self, news: &[Tid]) -> Result<()> {
         let looks: Vec<_> = news.iter().map(|tid| waits::observe(&self.process, *tid)).collect();
         let moving = news.iter().zip(looks);
         self.moving.extend(moving.map(|(&tid, look)| Moving { tid, look, stranger: false }));
@@ -114,7 +115,7 @@ impl Frozen {
                 nap = (nap * 2).min(LONGEST_NAP);
                 // A leader that has ended is reported when the others have, too (delay_group_leader).
                 let (pid, process) = (self.pid, &self.process);
-                self.moving.retain(|moving| moving.tid != pid || !is_dead(process));
+                self.moving.retain(|moving| moving.tid != pid.main_thread() || !is_dead(process));
             }
         }
         Ok(true)
@@ -195,9 +196,9 @@ impl Frozen {
     }
 
     /// Takes over what a traced thread has just made: it is traced and stops before its first instruction.
-    pub(super) fn welcome(&mut self, maker: i32) {
+    pub(super) fn welcome(&mut self, maker: Tid) {
         let Ok(born) = raw::event_message(maker) else { return };
-        let tid = born as i32;
+        let tid = Tid::new(born as i32);
         if self.seized.insert(tid) {
             let stranger = !self.process.has(tid);
             self.moving.push(Moving { tid, look: None, stranger });
@@ -206,7 +207,7 @@ impl Frozen {
 
     /// Whether the stopped threads are all that there are, by the kernel's count, and are still stopped.
     fn is_whole(&self, listed: usize) -> Result<bool> {
-        let counted = self.process.status(self.pid)?.threads;
+        let counted = self.process.status(self.pid.main_thread())?.threads;
         for thread in &self.threads {
             let stands = raw::event_message(thread.tid).is_ok();
             if !stands || raw::wait(thread.tid, false) != Ok(State::Running) {
@@ -226,7 +227,7 @@ impl Frozen {
             self.give_up();
             if Instant::now() > deadline {
                 let mut tids = self.moving.iter().map(|moving| moving.tid);
-                let first = tids.clone().next().unwrap_or(self.pid);
+                let first = tids.clone().next().unwrap_or(self.pid.main_thread());
                 let tid = tids.find(|tid| sleeps_on(*tid)).unwrap_or(first);
                 return Err(stubborn(&self.process, tid));
             }
@@ -254,15 +255,15 @@ pub(super) fn await_hearing(process: &Process, deadline: Instant) -> Result<()> 
 
 /// Whether a thread sleeps where no stop wakes it. Any other that has been asked to stop does so as soon as it gets a
 /// processor.
-fn sleeps_on(tid: i32) -> bool {
+fn sleeps_on(tid: Tid) -> bool {
     proc::stat::glance(tid).is_some_and(|(state, _)| state == 'D')
 }
 
 fn is_dead(process: &Process) -> bool {
-    process.stat(process.pid()).map_or(true, |stat| matches!(stat.state, 'Z' | 'X'))
+    process.stat(process.main_thread()).map_or(true, |stat| matches!(stat.state, 'Z' | 'X'))
 }
 
-pub(super) fn gone(pid: i32) -> Error {
+pub(super) fn gone(pid: Pid) -> Error {
     Error::new(format!("process {pid} is gone")).of(Kind::Gone)
 }
 
@@ -280,7 +281,7 @@ fn disturbed(process: &Process) -> Error {
 fn deprived(process: &Process) -> Option<Error> {
     let pid = process.pid();
     let file = std::fs::metadata(format!("/proc/{pid}/exe")).ok()?;
-    let status = process.status(pid).ok()?;
+    let status = process.status(pid.main_thread()).ok()?;
     let set = |bits: u32| file.mode() & bits == bits;
     let user = set(libc::S_ISUID) && status.uid[1] != file.uid();
     let group = set(libc::S_ISGID | libc::S_IXGRP) && status.gid[1] != file.gid();

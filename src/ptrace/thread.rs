@@ -13,6 +13,7 @@ use super::waits::{self, Interrupted};
 use crate::error::{Because, Result};
 use crate::fault::{Point, reach};
 use crate::proc::{self, status::Status};
+use crate::proc::{Pid, Tid};
 use ckpt_abi::api::{API, Api};
 use nix::errno::Errno;
 use nix::libc;
@@ -23,7 +24,7 @@ use std::time::{Duration, Instant};
 /// A stopped thread.
 pub(crate) struct StoppedThread {
     /// Thread id.
-    pub tid: i32,
+    pub tid: Tid,
     /// Registers as the stop found them.
     pub regs: Regs,
     /// Signal mask, the thread's own also inside sigsuspend(2).
@@ -49,7 +50,7 @@ impl StoppedThread {
     ///
     /// # Errors
     /// It is gone.
-    pub(crate) fn look(&self, pid: i32) -> Result<Cow<'_, Status>> {
+    pub(crate) fn look(&self, pid: Pid) -> Result<Cow<'_, Status>> {
         match &self.status {
             Some(status) => Ok(Cow::Borrowed(status)),
             None => proc::status(pid, self.tid).map(Cow::Owned),
@@ -90,7 +91,7 @@ impl StoppedThread {
         }
     }
 
-    pub(super) fn read(tid: i32, stopped_by: i32) -> std::result::Result<Self, Errno> {
+    pub(super) fn read(tid: Tid, stopped_by: i32) -> std::result::Result<Self, Errno> {
         let regs = Regs::get(tid)?;
         // At once: should we die, the kernel sees to a call that has answered EINTR to the stop.
         let undisturbed = interrupted::undisturbed(&regs);
@@ -115,7 +116,7 @@ impl StoppedThread {
     /// for the rest of that.
     pub(super) fn waits_on_a_socket(
         &mut self,
-        pid: i32,
+        pid: Pid,
         memory: &Memory,
         region: u64,
     ) -> Result<bool> {
@@ -134,7 +135,7 @@ impl StoppedThread {
     }
 
     /// Sends a thread whose call the stop has cut short to make the rest of it.
-    pub(super) fn makes_the_rest(&mut self, pid: i32, memory: &Memory, region: u64) -> Result<()> {
+    pub(super) fn makes_the_rest(&mut self, pid: Pid, memory: &Memory, region: u64) -> Result<()> {
         let entry = memory.get(region + API + offset_of!(Api, rest) as u64)?;
         let Some(regs) = rest::of(pid, &self.regs, self.since, memory, entry) else {
             return Ok(());
@@ -255,7 +256,7 @@ impl StoppedThread {
     }
 
     /// Lets go of a thread that has stopped and of which nothing else is known, delivering `signal` (0: none).
-    pub(super) fn dismiss(tid: i32, signal: i32) {
+    pub(super) fn dismiss(tid: Tid, signal: i32) {
         if let Ok(regs) = Regs::get(tid) {
             let undisturbed = interrupted::undisturbed(&regs);
             if undisturbed != regs {
@@ -268,7 +269,7 @@ impl StoppedThread {
 
 /// Brings a thread from a syscall stop to a signal stop, the only place from which the kernel
 /// restarts interrupted system calls; it runs no user code on the way.
-pub(super) fn back_to_signal_stop(tid: i32) -> std::result::Result<(), Errno> {
+pub(super) fn back_to_signal_stop(tid: Tid) -> std::result::Result<(), Errno> {
     raw::interrupt(tid)?;
     raw::cont(tid, 0)?;
     wait_event_stop(tid, Instant::now() + PATIENCE)?.map(drop).ok_or(Errno::ESRCH)
@@ -276,7 +277,7 @@ pub(super) fn back_to_signal_stop(tid: i32) -> std::result::Result<(), Errno> {
 
 /// Waits for PTRACE_EVENT_STOP; its signal, or None when the thread ended.
 pub(super) fn wait_event_stop(
-    tid: i32,
+    tid: Tid,
     deadline: Instant,
 ) -> std::result::Result<Option<i32>, Errno> {
     let mut nap = Duration::from_micros(20);

@@ -11,11 +11,11 @@ use super::resumed;
 use super::sockets;
 use crate::error::Result;
 use crate::proc::{self, Process};
+use crate::proc::{Pid, Tid};
 use ckpt_abi::region::{WAIT_COUNT, WAITS, Wait};
 use nix::libc;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::time::{ClockId, clock_gettime};
-use nix::unistd::Pid;
 use std::collections::HashSet;
 use std::mem::offset_of;
 use zerocopy::{FromZeros, IntoBytes};
@@ -35,7 +35,7 @@ pub(crate) enum Look {
 impl Look {
     /// Since when the thread waits, if it does now that it is stopped. A wait that has begun after the look
     /// counts from now: it must not become shorter. The stop is one more voluntary switch.
-    pub(crate) fn since(self, process: &Process, tid: i32) -> u64 {
+    pub(crate) fn since(self, process: &Process, tid: Tid) -> u64 {
         match self {
             Self::Asleep(since, switches)
                 if process.sched(tid).is_some_and(|now| now.switches == switches + 1) =>
@@ -141,7 +141,7 @@ pub(crate) fn set_argument(regs: &mut Regs, index: usize, value: u64) {
 }
 
 /// Looks whether a running process's thread is in a wait with a time-out; None when that cannot be known.
-pub(crate) fn observe(process: &Process, tid: i32) -> Option<Look> {
+pub(crate) fn observe(process: &Process, tid: Tid) -> Option<Look> {
     let Some((call, args)) = process.syscall(tid).ok()? else { return Some(Look::Awake) };
     let call = call.cast_signed();
     let timed = match place(call, &args) {
@@ -162,7 +162,7 @@ pub(crate) fn observe(process: &Process, tid: i32) -> Option<Look> {
 
 /// The scheduler's clock of a CPU: ours, when we have just run there.
 fn clock_of(cpu: usize) -> Option<u64> {
-    let own = Pid::from_raw(0);
+    let own = nix::unistd::Pid::from_raw(0);
     let before = sched_getaffinity(own).ok()?;
     let mut there = CpuSet::new();
     there.set(cpu).ok()?;
@@ -170,8 +170,8 @@ fn clock_of(cpu: usize) -> Option<u64> {
     // Falling asleep and being chosen again brings se.exec_start up to date; sched_yield(2) does
     // not on a CPU with nothing else to run.
     std::thread::sleep(std::time::Duration::from_nanos(1));
-    let tid = nix::unistd::gettid().as_raw();
-    let clock = proc::sched(std::process::id().cast_signed(), tid).map(|sched| sched.ran);
+    let tid = Tid::own();
+    let clock = proc::sched(Pid::own(), tid).map(|sched| sched.ran);
     if moved {
         let _ = sched_setaffinity(own, &before);
     }
@@ -198,7 +198,7 @@ const NEVER: u64 = u64::MAX;
 /// earlier dump has left: a call that goes on by restart_syscall(2) shows neither its number nor the
 /// time it had left. `since`: [`Look::since`].
 pub(crate) fn interrupted(
-    tid: i32,
+    tid: Tid,
     regs: &Regs,
     since: Option<u64>,
     memory: &Memory,
@@ -207,7 +207,7 @@ pub(crate) fn interrupted(
     let call = regs.orig_rax.cast_signed();
     let args = arguments(regs);
     if call == libc::SYS_restart_syscall {
-        let same = |n: &&Wait| n.tid == tid.cast_unsigned() && n.rsp == regs.rsp;
+        let same = |n: &&Wait| n.tid == tid.word() && n.rsp == regs.rsp;
         let Some(note) = notes.iter().find(same) else {
             let regs =
                 Regs { orig_rax: resumed::stands_for(&args, memory)?.cast_unsigned(), ..*regs };
@@ -237,9 +237,8 @@ pub(crate) fn interrupted(
         (Some(timeout), Some(since)) => since.saturating_add(timeout).min(NEVER - 1),
         // Not known from the scheduler: it may be a wait that the last dump has made to begin anew.
         (Some(timeout), None) => {
-            let same = |n: &&Wait| {
-                n.tid == tid.cast_unsigned() && n.rsp == regs.rsp && i64::from(n.call) == call
-            };
+            let same =
+                |n: &&Wait| n.tid == tid.word() && n.rsp == regs.rsp && i64::from(n.call) == call;
             let left = |note: &Wait| note.left[0] * 1_000_000_000 + note.left[1];
             let note = notes.iter().find(same);
             let noted = note.filter(|note| left(note).abs_diff(timeout) < 1_000_000);
@@ -280,14 +279,14 @@ impl Interrupted {
     }
 
     /// Notes for the next dump, and the time left for a call that begins anew; `skew` as in [`notes`].
-    pub(crate) fn slot(&self, tid: i32, rsp: u64, skew: i64) -> Wait {
+    pub(crate) fn slot(&self, tid: Tid, rsp: u64, skew: i64) -> Wait {
         let left = self.left();
         let relative = [left / 1_000_000_000, left % 1_000_000_000];
         Wait {
             left: self.until.map_or(relative, |(_, moment)| moment),
             pointer: self.until.map_or(0, |(until, _)| until.argument as u32 + 1),
             clock: self.until.map_or(0, |(until, _)| until.clock.cast_unsigned()),
-            tid: tid.cast_unsigned(),
+            tid: tid.word(),
             call: self.call as u32,
             rsp,
             deadline: self.timeout.map_or(NEVER, |(_, at)| at.saturating_add_signed(skew)),

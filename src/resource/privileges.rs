@@ -5,6 +5,7 @@
 use super::{Gathered, Target};
 use crate::error::Result;
 use crate::proc::{self, namespaces::Namespaces, status::Status, tree};
+use crate::proc::{Pid, Tid};
 use crate::ptrace::call::Caller;
 use crate::ptrace::list::{List, Question, Replies};
 use crate::ptrace::raw;
@@ -43,10 +44,11 @@ pub(crate) fn name(
     gathered: &mut Gathered,
 ) -> Result<()> {
     let pid = target.frozen.pid;
-    let own = target.process().status(pid)?;
+    let own = target.process().status(pid.main_thread())?;
     // Without a parent that we see there is nothing to compare with, nor is ours one.
-    let above = if own.ppid == 1 && tree::is_made_for_a_tree() { 0 } else { own.ppid };
-    let parent = proc::status(above, above).ok();
+    let above =
+        if own.ppid == Pid::INIT && tree::is_made_for_a_tree() { Pid::NONE } else { own.ppid };
+    let parent = proc::status(above, above.main_thread()).ok();
     let mut say = |what: String| gathered.losses.push(what);
     if own.uid != [own.uid[0]; 4] || own.gid != [own.gid[0]; 4] {
         say(format!(
@@ -71,7 +73,7 @@ pub(crate) fn name(
     if asked.keyrings.into_iter().any(|asked| answers.result(asked) > 0) {
         say("the keys in its process or thread keyring (keyrings(7)): a restart has none".into());
     }
-    for thread in target.frozen.threads.iter().map(|t| t.tid).chain([pid]) {
+    for thread in target.frozen.threads.iter().map(|t| t.tid).chain([pid.main_thread()]) {
         if is_clamped(thread, own.ppid) {
             say(format!(
                 "how much of a CPU thread {thread} is taken to use (sched_setattr(2), SCHED_FLAG_UTIL_CLAMP)"
@@ -93,14 +95,14 @@ pub(crate) fn name_sandbox(
     if gathered.threads.first().is_none_or(|main| main.flags & thread_flag::NO_NEW_PRIVS == 0) {
         return Ok(());
     }
-    let own = process.status(pid)?;
-    let us = std::process::id().cast_signed();
+    let own = process.status(pid.main_thread())?;
+    let us = Pid::own();
     for other in [us, own.ppid] {
         let same = |kind| proc::namespace(pid, kind) == proc::namespace(other, kind);
-        let equal = proc::status(other, other).is_ok_and(|it| {
+        let equal = proc::status(other, other.main_thread()).is_ok_and(|it| {
             (it.uid, it.gid) == (own.uid, own.gid) && it.permitted & !own.permitted == 0
         });
-        let ids = [process.inner_pid(), proc::inner_pid(other), KCMP_VM];
+        let ids = [process.inner_pid().get(), proc::inner_pid(other).get(), KCMP_VM];
         let args = ids.map(|id| i64::from(id).cast_unsigned());
         if equal
             && same("pid")
@@ -130,11 +132,11 @@ fn is_limited(own: &Status, parent: &Status) -> bool {
 }
 
 /// Whether a thread has clamps that are neither the default nor those of the process that made its own.
-fn is_clamped(tid: i32, parent: i32) -> bool {
+fn is_clamped(tid: Tid, parent: Pid) -> bool {
     const DEFAULTS: [[u32; 2]; 3] = [[0, 0], [0, 1024], [1024, 1024]];
     let clamps = |tid| raw::scheduling(tid).map(|attr| attr.clamps).ok();
     let own = clamps(tid);
-    own.is_some_and(|own| !DEFAULTS.contains(&own)) && own != clamps(parent)
+    own.is_some_and(|own| !DEFAULTS.contains(&own)) && own != clamps(parent.main_thread())
 }
 
 #[cfg(test)]
@@ -143,7 +145,7 @@ mod tests {
 
     #[test]
     fn ordinary_capabilities() {
-        let own = std::process::id().cast_signed();
+        let own = Pid::own();
         let user = Status {
             uid: [1000; 4],
             permitted: 0,
@@ -151,7 +153,7 @@ mod tests {
             capabilities: 0,
             ambient: 0,
             bounding: 7,
-            ..proc::status(own, own).unwrap()
+            ..proc::status(own, own.main_thread()).unwrap()
         };
         let root = Status { uid: [0; 4], permitted: 15, capabilities: 15, ..user.clone() };
         assert!(is_ordinary(&user) && is_ordinary(&root));

@@ -5,6 +5,7 @@ use super::plan::{Arena, Orders, Step};
 use super::{Common, Gathered, Target, cpu, memory, vdso, written, xstate};
 use crate::error::{Because, Result};
 use crate::proc;
+use crate::proc::Pid;
 use crate::ptrace::list::{List, Question, Replies};
 use ckpt_abi::image::{Limit, Process, process_flag};
 use nix::libc;
@@ -34,8 +35,8 @@ pub(crate) fn save(
 ) -> Result<()> {
     let pid = target.frozen.pid;
     let process = target.process();
-    let stat = process.stat(pid)?;
-    let status = process.status(pid)?;
+    let stat = process.stat(pid.main_thread())?;
+    let status = process.status(pid.main_thread())?;
     let brk = answers.expect(asked.brk, "cannot read the program break")?;
     let place = vdso::Place::find(target.vmas);
     let arguments = process.cmdline()?;
@@ -58,7 +59,7 @@ pub(crate) fn save(
     }
     let strings = &mut common.strings;
     let process = Process {
-        pid: pid.cast_unsigned(),
+        pid: pid.word(),
         umask: status.umask.unwrap_or(0o022),
         region: target.region.base,
         region_len: target.region.control.region_len,
@@ -87,8 +88,8 @@ pub(crate) fn save(
         oom_score: own.oom_score,
         coredump_filter: own.coredump_filter,
         membarrier: asked.membarrier(answers),
-        group: stat.pgrp.cast_unsigned(),
-        session: stat.session.cast_unsigned(),
+        group: stat.pgrp.word(),
+        session: stat.session.word(),
         cpu: cpu::Set::of_config(&target.region.control.config).0,
         permitted: answers.get::<u64>(asked.permitted) & xstate::DYNAMIC,
         ..Process::new_zeroed()
@@ -278,7 +279,7 @@ pub(crate) fn restore_permissions(permitted: u64, orders: &mut Orders) {
 /// Raises our hard limits to those that the program had, as far as we may (CAP_SYS_RESOURCE); a sentence
 /// about those that stay lower than what it had.
 pub(crate) fn raise_limits(saved: &[Limit]) -> Result<Option<String>> {
-    let own = proc::limits(std::process::id().cast_signed())?;
+    let own = proc::limits(Pid::own())?;
     let mut lower = Vec::new();
     for (number, (limit, own)) in saved.iter().zip(own).enumerate() {
         if limit.hard > own.1
@@ -307,7 +308,7 @@ pub(crate) fn restore_limits(
     arena: &mut Arena,
     orders: &mut Orders,
 ) -> Result<()> {
-    let own = proc::limits(std::process::id().cast_signed())?;
+    let own = proc::limits(Pid::own())?;
     for (number, (limit, own)) in saved.iter().zip(own).enumerate() {
         let hard = limit.hard.min(own.1);
         let wanted = Limit { soft: limit.soft.min(hard), hard };

@@ -4,11 +4,11 @@
 use super::plan::{Arena, Orders, Step};
 use crate::error::Result;
 use crate::proc;
+use crate::proc::{Pid, Tid};
 use crate::ptrace::raw;
 use ckpt_abi::image::Thread;
 use nix::libc;
 use nix::sched::{CpuSet, sched_getaffinity};
-use nix::unistd::Pid;
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
 
@@ -23,7 +23,7 @@ const IOPRIO_CLASS_SHIFT: u32 = 13;
 
 /// Saves the scheduling of a thread into its record.
 pub(crate) fn save(process: &proc::Process, record: &mut Thread) -> Result<()> {
-    let tid = record.tid.cast_signed();
+    let tid = Tid::of_word(record.tid);
     let stat = process.stat(tid)?;
     record.policy = raw::policy(tid).unwrap_or(stat.policy);
     record.io_priority = explicit(raw::io_priority(tid).unwrap_or(0));
@@ -35,7 +35,7 @@ pub(crate) fn save(process: &proc::Process, record: &mut Thread) -> Result<()> {
         record.deadline = attr.deadline;
         record.deadline_flags = attr.flags as u32 & DEADLINE_FLAGS;
     }
-    let Ok(set) = sched_getaffinity(Pid::from_raw(tid)) else { return Ok(()) };
+    let Ok(set) = sched_getaffinity(tid.as_pid().nix()) else { return Ok(()) };
     let cpus = record.affinity.len() * 64;
     let has = |set: &CpuSet, cpu| set.is_set(cpu).unwrap_or(false);
     // A thread that may run everywhere here may run everywhere there.
@@ -76,8 +76,9 @@ fn explicit(priority: u64) -> u64 {
 /// resource limits").
 pub(crate) fn denied(threads: &[Thread]) -> Option<String> {
     const CAP_SYS_NICE: u64 = 1 << 23;
-    let own = std::process::id().cast_signed();
-    let nice = proc::status(own, own).is_ok_and(|status| status.capabilities & CAP_SYS_NICE != 0);
+    let own = Pid::own();
+    let nice = proc::status(own, own.main_thread())
+        .is_ok_and(|status| status.capabilities & CAP_SYS_NICE != 0);
     let limit = proc::limits(own).map_or(0, |limits| limits[libc::RLIMIT_RTPRIO as usize].0);
     let policy = |thread: &Thread| thread.policy & !SCHED_RESET_ON_FORK;
     let denied = threads.iter().find(|thread| match policy(thread) {

@@ -4,6 +4,7 @@
 use super::plan::{Arena, Orders, Step};
 use super::{Gathered, Target};
 use crate::error::{Because, Result};
+use crate::proc::Pid;
 use crate::ptrace::list::{List, Question, Replies};
 use crate::ptrace::raw;
 use crate::settings::signal_name;
@@ -49,7 +50,7 @@ pub(crate) fn save_pending(target: &Target<'_>, gathered: &mut Gathered) -> Resu
                 // A checkpoint signal that came while another was served must not end the
                 // program again as soon as it is restarted.
                 if signal != trigger {
-                    let tid = if shared { 0 } else { thread.tid.cast_unsigned() };
+                    let tid = if shared { 0 } else { thread.tid.word() };
                     gathered.pending.push(PendingSignal { tid, reserved: 0, siginfo });
                 }
             }
@@ -83,12 +84,12 @@ pub(crate) fn save_stop(target: &Target<'_>, gathered: &mut Gathered) {
 /// Leaves out a SIGTERM that waits in a program which its checkpoint ends. Schedulers send it
 /// together with the checkpoint signal; it meant this run, and would end the restarted one at once. What one of `members`
 /// has sent to another means that.
-pub(crate) fn forget_termination(gathered: &mut Gathered, members: &HashSet<i32>) {
+pub(crate) fn forget_termination(gathered: &mut Gathered, members: &HashSet<Pid>) {
     let before = gathered.pending.len();
     gathered.pending.retain(|p| {
         // si_signo, si_code and si_pid (sigaction(2)).
         let [signal, code, sender] = [0, 8, 16].map(|at| i32_at(&p.siginfo, at));
-        signal != libc::SIGTERM || code <= 0 && members.contains(&sender)
+        signal != libc::SIGTERM || code <= 0 && members.contains(&Pid::new(sender))
     });
     if gathered.pending.len() < before {
         gathered.losses.push("a SIGTERM that came while the program was saved and ended".into());
@@ -141,10 +142,10 @@ pub(crate) fn restore_pending(
 }
 
 /// What tells a process that a child has ended well (sigaction(2), SIGCHLD).
-pub(crate) fn end_of_child(child: i32) -> PendingSignal {
+pub(crate) fn end_of_child(child: Pid) -> PendingSignal {
     let mut siginfo = [0; 128];
     let user = nix::unistd::getuid().as_raw().cast_signed();
-    for (at, word) in [(0, libc::SIGCHLD), (8, libc::CLD_EXITED), (16, child), (20, user)] {
+    for (at, word) in [(0, libc::SIGCHLD), (8, libc::CLD_EXITED), (16, child.get()), (20, user)] {
         siginfo[at..at + 4].copy_from_slice(&word.to_le_bytes());
     }
     PendingSignal { tid: 0, reserved: 0, siginfo }
@@ -153,7 +154,7 @@ pub(crate) fn end_of_child(child: i32) -> PendingSignal {
 /// Orders of a parent that wait until its children have stopped that were (and whether it has yet to hear of that), so
 /// that the program is told of no stop that it knows.
 pub(crate) fn await_stops(
-    children: &[(i32, bool)],
+    children: &[(Pid, bool)],
     actions: &[SignalAction],
     pending: &[PendingSignal],
     arena: &mut Arena,
@@ -168,7 +169,7 @@ pub(crate) fn await_stops(
     let is_news = pending.iter().any(told) || children.iter().any(|(_, untold)| *untold);
     for (child, untold) in children {
         let how = libc::WSTOPPED | if *untold { libc::WNOWAIT } else { 0 };
-        let args = [libc::P_PID.into(), u64::from(child.unsigned_abs()), 0, how as u64, 0];
+        let args = [libc::P_PID.into(), u64::from(child.word()), 0, how as u64, 0];
         orders.try_call(Step::Leave, libc::SYS_waitid, &args);
     }
     let quiet = actions.get(libc::SIGCHLD as usize - 1).is_some_and(|action| {
@@ -183,7 +184,7 @@ pub(crate) fn await_stops(
 }
 
 /// What comes of the checkpoint signal in a process where it has this handler, which is the payload's (`ours`) or not.
-pub(crate) fn verdict(pid: i32, signal: u32, handler: u64, ours: bool) -> String {
+pub(crate) fn verdict(pid: Pid, signal: u32, handler: u64, ours: bool) -> String {
     let name = signal_name(signal);
     let does = match handler as usize {
         _ if ours => return format!("{name} makes a checkpoint"),

@@ -6,6 +6,7 @@ use super::runtime::{self, Id, glibc, holding};
 use super::{Gathered, Target, attributes, scheduling, vdso};
 use crate::error::{Because, Error, Result};
 use crate::proc;
+use crate::proc::Pid;
 use crate::ptrace::call::Caller;
 use crate::ptrace::frame::Frame;
 use crate::ptrace::interrupted;
@@ -75,7 +76,7 @@ pub(crate) fn save(
     let len = comm.len().min(15);
     name[..len].copy_from_slice(&comm.as_bytes()[..len]);
     let mut record = Thread {
-        tid: tid.cast_unsigned(),
+        tid: tid.word(),
         flags: answers.flags | if interrupted { thread_flag::INTERRUPTED } else { 0 },
         mask: thread.mask,
         altstack: answers.altstack,
@@ -95,7 +96,7 @@ pub(crate) fn save(
     record.regs.as_mut_bytes().copy_from_slice(next.as_bytes());
     runtime::save(memory, pid, next.fs_base, &mut record);
     gathered.owners.extend(runtime::listed(memory, robust_list, next.fs_base, &record));
-    let own = tid.cast_unsigned();
+    let own = tid.word();
     let places = holding::find(target, &next, ids, own);
     if places.in_doubt {
         gathered.losses.push(format!(
@@ -123,12 +124,12 @@ fn settle(target: &mut Target<'_>, index: usize, ids: &[u32]) -> std::result::Re
     /// How many instructions the functions that take and give a lock have.
     const LOCKING: usize = 400;
     let stopped = &target.frozen.threads[index];
-    if !holding::is_on_its_way(target, &stopped.regs, ids, stopped.tid.cast_unsigned()) {
+    if !holding::is_on_its_way(target, &stopped.regs, ids, stopped.tid.word()) {
         return Ok(());
     }
     // The thread is borrowed, the looks take the rest of the target.
     let mut thread = target.frozen.threads.remove(index);
-    let tid = thread.tid.cast_unsigned();
+    let tid = thread.tid.word();
     let unsettled = |regs: &Regs| holding::is_on_its_way(target, regs, ids, tid);
     let result = thread.run_while(unsettled, LOCKING);
     target.frozen.threads.insert(index, thread);
@@ -281,7 +282,7 @@ const RSEQ_SIZE: u64 = 32;
 /// Bytes of struct rseq that this kernel fills, 0 before Linux 6.3.
 fn feature_size() -> u64 {
     const AT_RSEQ_FEATURE_SIZE: u64 = 27;
-    let auxv = proc::auxv(std::process::id().cast_signed()).unwrap_or_default();
+    let auxv = proc::auxv(Pid::own()).unwrap_or_default();
     proc::auxv_value(&auxv, AT_RSEQ_FEATURE_SIZE).unwrap_or(0)
 }
 

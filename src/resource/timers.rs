@@ -7,6 +7,7 @@ use super::{Gathered, Target};
 use crate::error::{Error, Result};
 use crate::order;
 use crate::proc::{self, timers::PosixTimer};
+use crate::proc::{Pid, Tid};
 use crate::ptrace::list::{List, Question, Replies};
 use crate::ptrace::raw;
 use ckpt_abi::image::Timer;
@@ -97,7 +98,7 @@ pub(crate) fn save(
             clock,
             signal: timer.signal.cast_unsigned(),
             notify: timer.notify.cast_unsigned(),
-            tid: timer.target.cast_unsigned(),
+            tid: timer.target.word(),
             value: timer.value,
             overruns: overruns.max(0).cast_unsigned(),
             ..Timer::new_zeroed()
@@ -172,7 +173,7 @@ fn clock(timer: &PosixTimer, target: &Target<'_>, gathered: &mut Gathered) -> i3
         return libc::CLOCK_MONOTONIC;
     }
     if kind & OF_THREAD == 0 {
-        if id != 0 && id != target.frozen.pid {
+        if id != 0 && id != target.frozen.pid.get() {
             gathered.losses.push(lost("the CPU time of another process; it counts its own"));
         }
         return id_of(0, kind);
@@ -182,16 +183,16 @@ fn clock(timer: &PosixTimer, target: &Target<'_>, gathered: &mut Gathered) -> i3
     }
     let owner = match id {
         0 if timer.notify & libc::SIGEV_THREAD_ID != 0 => timer.target,
-        0 => target.frozen.pid,
-        id => id,
+        0 => target.frozen.pid.main_thread(),
+        id => Tid::new(id),
     };
-    if owner != target.frozen.pid && others.iter().all(|thread| thread.tid != owner) {
+    if owner != target.frozen.pid.main_thread() && others.iter().all(|thread| thread.tid != owner) {
         gathered.losses.push(lost(
             "the CPU time of a thread that has ended; it counts that of the main thread",
         ));
-        return id_of(target.frozen.pid, kind);
+        return id_of(target.frozen.pid.get(), kind);
     }
-    id_of(owner, kind)
+    id_of(owner.get(), kind)
 }
 
 fn make(
@@ -237,8 +238,8 @@ fn permitted(clock: i32) -> Result<i32> {
         libc::CLOCK_BOOTTIME_ALARM => libc::CLOCK_BOOTTIME,
         other => return Ok(other),
     };
-    let own = std::process::id().cast_signed();
-    let may = proc::status(own, own)?.capabilities >> CAP_WAKE_ALARM & 1 != 0;
+    let own = Pid::own();
+    let may = proc::status(own, own.main_thread())?.capabilities >> CAP_WAKE_ALARM & 1 != 0;
     Ok(if may { clock } else { plain })
 }
 

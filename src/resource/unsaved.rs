@@ -32,7 +32,7 @@ fn alone(frozen: &Frozen, gathered: &mut Gathered) {
     for thread in frozen.threads.iter().skip(1) {
         let tid = thread.tid;
         // Where the kernel has no kcmp(2), nobody can tell.
-        let own = |what| raw::share(pid, tid, what) == Ok(false);
+        let own = |what| raw::share(pid.main_thread(), tid, what) == Ok(false);
         if own(Share::Files) {
             let text = format!("thread {tid} has descriptors of its own (unshare(2), CLONE_FILES)");
             gathered.obstacles.push(text);

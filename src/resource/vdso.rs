@@ -121,11 +121,12 @@ fn fallback(name: &str) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proc::Pid;
 
     /// The vdso of this machine.
     fn own() -> Vec<u8> {
         use std::os::unix::fs::FileExt;
-        let pid = std::process::id().cast_signed();
+        let pid = Pid::own();
         let place = Place::find(&crate::proc::maps::read(pid).unwrap());
         let mut bytes = vec![0; place.vdso_len as usize];
         let memory = std::fs::File::open("/proc/self/mem").unwrap();

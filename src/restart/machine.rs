@@ -94,7 +94,7 @@ fn five_levels() -> bool {
 
 /// Whether this process has a capability (CapEff in /proc/PID/status).
 pub(crate) fn capable(capability: u32) -> bool {
-    let status = proc::Process::own().and_then(|own| own.status(own.pid()));
+    let status = proc::Process::own().and_then(|own| own.status(own.main_thread()));
     status.is_ok_and(|status| status.capabilities >> capability & 1 != 0)
 }
 

@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::fault::{Point, reach};
 use crate::image::stub;
 use crate::inject::{self, monitor::Monitor};
+use crate::proc::Pid;
 use crate::resource::cpu::{self, Set};
 use crate::resource::memory::locked;
 use crate::resource::{process, scheduling, written, xstate};
@@ -80,7 +81,7 @@ pub(crate) fn convert(
 /// and has one thread. It waits until the program is there.
 pub(crate) fn monitor(config: &Config) -> Result<Option<Monitor>> {
     crate::settings::template(config)?;
-    let own = std::process::id().cast_signed();
+    let own = Pid::own();
     let monitor = inject::monitor::start_if_wanted(own, &stub::own()?, config)?;
     if let Some(monitor) = &monitor {
         monitor.allow();

@@ -21,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::image::read::Image;
 use crate::order;
 use crate::proc;
+use crate::proc::Pid;
 use crate::resource::{cpu, resolver};
 use crate::settings::Settings;
 use ckpt_abi::image::{Chunk, SignalAction, Vma, VmaKind, vma_flag};
@@ -59,7 +60,7 @@ pub(crate) fn fill(
     settings: &Settings,
     kept: &Kept,
 ) -> Result<Filled> {
-    let own = proc::maps::read(std::process::id().cast_signed())?;
+    let own = proc::maps::read(Pid::own())?;
     let mut stub_space = Space::default();
     own.iter().for_each(|v| stub_space.take_but(v.start, v.end, &kept.places));
     let mut space = stub_space.clone();

@@ -12,6 +12,7 @@ use super::tree::Who;
 use crate::error::{Error, Result};
 use crate::fault::{Point, reach};
 use crate::proc;
+use crate::proc::Pid;
 use crate::resource::descriptor::{locks, numbers};
 use ckpt_abi::image::FileLock;
 use std::convert::Infallible;
@@ -39,7 +40,7 @@ pub(crate) fn leave(
 /// Waits until the threads that read the pages are gone: they were joined, but a joined thread
 /// still has a few instructions to run before its exit(2), in memory that is about to vanish.
 pub(super) fn be_alone() -> Result<()> {
-    let own = std::process::id().cast_signed();
+    let own = Pid::own();
     let deadline = Instant::now() + Duration::from_secs(10);
     while proc::tasks(own)?.len() > 1 {
         if Instant::now() > deadline {

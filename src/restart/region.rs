@@ -12,6 +12,7 @@ use super::phase1_check::Saved;
 use super::placed::Placed;
 use crate::error::{Error, Result};
 use crate::image::{PAGE, stub};
+use crate::proc::Pid;
 use crate::resource::cpu::Set;
 use crate::settings::Settings;
 use ckpt_abi::image::SignalAction;
@@ -94,7 +95,7 @@ fn renew(
     control.config = settings.apply(control.config);
     Set(saved.process.cpu).note(&mut control.config);
     control.owner = std::process::id();
-    control.standard = crate::inject::region::standard(std::process::id().cast_signed());
+    control.standard = crate::inject::region::standard(Pid::own());
     control.generation = saved.process.generation;
     (control.leftover, control.leftover_len) = (0, 0);
     let after = control.config.asyncsig;

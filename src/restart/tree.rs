@@ -25,6 +25,7 @@ use crate::image::PAGE;
 use crate::image::read::Image;
 use crate::inject::monitor::Monitor;
 use crate::proc;
+use crate::proc::Pid;
 use crate::resource::kinship::{self, numbers, plan::plan, sharing};
 use ckpt_abi::image::{Member, NOBODY, SectionKind, member_flag, process_flag};
 use std::collections::HashMap;
@@ -53,9 +54,9 @@ pub(crate) struct Membership {
     /// How many processes live.
     pub(crate) living: u32,
     /// Its children that have ended.
-    dead: Vec<i32>,
+    dead: Vec<Pid>,
     /// Its children that are stopped, and whether it has yet to hear of that.
-    pub(crate) stopped: Vec<(i32, bool)>,
+    pub(crate) stopped: Vec<(Pid, bool)>,
     /// Whether its parent belongs to the tree.
     pub(crate) has_parent: bool,
     /// Whether it has capabilities only for its restart.
@@ -190,9 +191,9 @@ impl Tree {
             exit_signals: &exit_signals,
             shares: &shares,
             rendezvous,
-            restarter: if place.is_apart() { 0 } else { std::process::id().cast_signed() },
+            restarter: if place.is_apart() { Pid::NONE } else { Pid::own() },
             terminals: &terminals,
-            apart: place.is_apart().then(|| ids.last().copied().unwrap_or(0)),
+            apart: place.is_apart().then(|| ids.last().copied().unwrap_or(Pid::NONE)),
         };
         match processes.make() {
             Ok(Role::Restarter(root)) => {
@@ -227,25 +228,25 @@ impl Tree {
     }
 
     /// The controlling terminals of its sessions, with their foreground groups, by the member that leads one.
-    fn terminals(&self, files: &Files) -> Result<HashMap<usize, (OwnedFd, i32)>> {
+    fn terminals(&self, files: &Files) -> Result<HashMap<usize, (OwnedFd, Pid)>> {
         let mut all = HashMap::new();
         for (index, member) in self.members.iter().enumerate() {
             let Some(number) = member.terminal.checked_sub(1) else { continue };
-            let group = member.foreground.cast_signed();
+            let group = Pid::of_word(member.foreground);
             all.extend(files.terminal(number)?.map(|slave| (index, (slave, group))));
         }
         Ok(all)
     }
 
     /// The ids that processes are made with: their own, and those of sessions and groups whose leaders are gone.
-    fn made_ids(&self) -> Vec<i32> {
+    fn made_ids(&self) -> Vec<Pid> {
         let mut ids: Vec<u32> = self.members.iter().map(|member| member.pid).collect();
         for id in self.members.iter().flat_map(|member| [member.session, member.group]) {
             if id != 0 && !ids.contains(&id) {
                 ids.push(id);
             }
         }
-        ids.into_iter().map(u32::cast_signed).collect()
+        ids.into_iter().map(Pid::of_word).collect()
     }
 
     /// What goes wrong with new ids, and what would change it.
@@ -263,13 +264,13 @@ impl Tree {
     }
 
     /// All ids that the tree has.
-    fn ids(&self, all: &[Saved<'_>]) -> Vec<i32> {
+    fn ids(&self, all: &[Saved<'_>]) -> Vec<Pid> {
         let members = self.members.iter().flat_map(|m| [m.pid, m.group, m.session]);
         let threads = all.iter().flat_map(|saved| saved.threads.iter().map(|thread| thread.tid));
         let mut ids: Vec<_> = members.chain(threads).filter(|id| *id != 0).collect();
         ids.sort_unstable();
         ids.dedup();
-        ids.into_iter().map(u32::cast_signed).collect()
+        ids.into_iter().map(Pid::of_word).collect()
     }
 
     fn membership(
@@ -283,7 +284,7 @@ impl Tree {
             let own = self.members.iter().filter(|m| m.parent as usize == index);
             own.filter(which).collect()
         };
-        let pid = |m: &Member| numbers::here(m.pid.cast_signed());
+        let pid = |m: &Member| numbers::here(Pid::of_word(m.pid));
         let dead = children(&|m| m.flags & member_flag::DEAD != 0);
         let is_stopped = |m: &&Member| {
             let saved = all.get(m.process as usize);
@@ -345,7 +346,7 @@ impl Tree {
         let (all, living) = (self.members.len() as u32, self.living().count() as u32);
         // Before that an id may be somebody else's.
         let made = rendezvous.watch(Stage::Made, all, none_ended);
-        let here = |member: &Member| numbers::here(member.pid.cast_signed());
+        let here = |member: &Member| numbers::here(Pid::of_word(member.pid));
         let ids = || self.members.iter().map(here);
         if made.is_ok() && proxy.init.is_none() {
             ids().for_each(|pid| proxy.witness.guard(pid));
@@ -376,8 +377,8 @@ impl Tree {
 }
 
 /// The ids of those that live, as this process sees them.
-fn seen(wanted: &[i32], near: i32) -> Vec<i32> {
-    let namespace = |pid: i32| proc::namespace(pid, "pid");
+fn seen(wanted: &[Pid], near: Pid) -> Vec<Pid> {
+    let namespace = |pid: Pid| proc::namespace(pid, "pid");
     let theirs = namespace(near);
     let all = proc::tree::pids().unwrap_or_default().into_iter();
     let ours = all.filter(|pid| namespace(*pid) == theirs);
@@ -385,8 +386,8 @@ fn seen(wanted: &[i32], near: i32) -> Vec<i32> {
 }
 
 /// Whether a process is there and has not ended.
-fn lives(pid: i32) -> bool {
-    proc::stat::glance(pid).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'))
+fn lives(pid: Pid) -> bool {
+    proc::stat::glance(pid.main_thread()).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'))
 }
 
 /// Ends a process of the tree whose restart has failed. The first to fail says why.
@@ -407,7 +408,7 @@ fn complain(rendezvous: Rendezvous, program_name: &str, error: &Error) {
 /// An address that is free here and in every program.
 fn place_for_all(all: &[Saved<'_>]) -> Result<u64> {
     let mut space = Space::default();
-    let own = proc::maps::read(std::process::id().cast_signed())?;
+    let own = proc::maps::read(Pid::own())?;
     own.iter().for_each(|vma| space.take(vma.start, vma.end));
     for saved in all {
         saved.vmas.iter().for_each(|vma| space.take(vma.start, vma.end));

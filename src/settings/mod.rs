@@ -14,6 +14,7 @@ mod tests;
 mod without;
 mod words;
 
+use crate::proc::Pid;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -350,9 +351,9 @@ pub fn template(config: &Config) -> Result<Template> {
 ///
 /// # Errors
 /// What cannot be one.
-pub fn parse_pid(text: &OsStr) -> Result<i32> {
+pub fn parse_pid(text: &OsStr) -> Result<Pid> {
     let number = text.to_str().and_then(digits).flatten();
-    number.and_then(|n| i32::try_from(n).ok()).filter(|&n| n > 0).ok_or_else(|| {
+    number.and_then(|n| i32::try_from(n).ok()).filter(|&n| n > 0).map(Pid::new).ok_or_else(|| {
         Error::new(format!("{} is not a process id, which is a number from 1 on", quoted(text)))
     })
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Names of checkpoints with placeholders: `%p`, `%n`, `%h` and `%%`.
 
+use crate::proc::Pid;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -26,9 +27,9 @@ pub struct Values {
 
 impl Values {
     /// For a process of this host.
-    pub fn of(pid: i32) -> Self {
+    pub fn of(pid: Pid) -> Self {
         let host = nix::unistd::gethostname().unwrap_or_default();
-        Self { pid: pid.cast_unsigned(), host }
+        Self { pid: pid.word(), host }
     }
 }
 

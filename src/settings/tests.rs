@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 use super::*;
+use crate::proc::Pid;
 use ckpt_abi::region::config_flag;
 
 fn name(text: &str) -> std::result::Result<Name, String> {
@@ -90,7 +91,7 @@ fn numbers() {
         let sentence = parse_period(OsStr::new(text)).unwrap_err().to_string();
         assert!(sentence.contains(&format!("'{text}'")), "{sentence}");
     }
-    assert_eq!(parse_pid(OsStr::new("2147483647")).unwrap(), i32::MAX);
+    assert_eq!(parse_pid(OsStr::new("2147483647")).unwrap(), Pid::new(i32::MAX));
     for text in ["0", "-5", "", "1x", "2147483648", "+7"] {
         let sentence = parse_pid(OsStr::new(text)).unwrap_err().to_string();
         assert!(sentence.contains(&format!("'{text}'")), "{sentence}");

@@ -3,6 +3,7 @@
 
 use super::quoted;
 use crate::error::{Error, Result};
+use crate::proc::Pid;
 use ckpt_abi::region::WITHOUT_LEN;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -68,7 +69,7 @@ impl Without {
     }
 
     /// The process ids among the words become what `inner` says.
-    pub(crate) fn with_ids(mut self, inner: impl Fn(i32) -> i32) -> Self {
+    pub(crate) fn with_ids(mut self, inner: impl Fn(Pid) -> Pid) -> Self {
         for word in &mut self.0 {
             if let Some(pid) = word.to_str().and_then(|word| word.parse().ok()) {
                 *word = inner(pid).to_string().into();
@@ -78,7 +79,7 @@ impl Without {
     }
 
     /// Whether a process of this id and name (comm) is meant.
-    pub(crate) fn means(&self, pid: i32, comm: &OsStr) -> bool {
+    pub(crate) fn means(&self, pid: Pid, comm: &OsStr) -> bool {
         let of = |word: &OsString| {
             let bytes = word.as_bytes();
             let number = word.to_str().is_some_and(|word| word.parse() == Ok(pid));
@@ -101,7 +102,7 @@ mod tests {
     #[test]
     fn words_are_names_and_ids() {
         let without = parsed(&["tail,12", "a-name-of-many-letters"]).unwrap();
-        let means = |pid, comm: &str| without.means(pid, OsStr::new(comm));
+        let means = |pid, comm: &str| without.means(Pid::new(pid), OsStr::new(comm));
         assert!(means(5, "tail") && means(12, "x") && means(5, "a-name-of-many-"));
         assert!(!means(5, "tai") && !means(1, "12x") && !means(5, "a-name"));
         let mut field = [0; WITHOUT_LEN];
@@ -109,8 +110,11 @@ mod tests {
         assert_eq!(Without::from_bytes(&field).unwrap(), Some(without.clone()));
         assert_eq!(Without::from_bytes(&[0; WITHOUT_LEN]).unwrap(), None);
         assert!(Without::from_bytes(&[b'x'; WITHOUT_LEN]).is_err());
-        let inner = without.with_ids(|pid| pid + 1);
-        assert!(inner.means(13, OsStr::new("x")) && !inner.means(12, OsStr::new("x")));
+        let inner = without.with_ids(|pid| Pid::new(pid.get() + 1));
+        assert!(
+            inner.means(Pid::new(13), OsStr::new("x"))
+                && !inner.means(Pid::new(12), OsStr::new("x"))
+        );
     }
 
     #[test]

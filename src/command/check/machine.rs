@@ -9,6 +9,7 @@ use crate::command::facts::Facts;
 use crate::error::{Because, Result};
 use crate::proc;
 use crate::proc::pagemap::Pagemap;
+use crate::proc::{Pid, Tid};
 use crate::ptrace::raw;
 use crate::resource::cpu::{self, Set, level_name};
 use crate::restart::machine::capable;
@@ -62,7 +63,7 @@ fn tracing() -> String {
     if child < 0 {
         return "unknown: no process can be made".into();
     }
-    let seized = raw::seize(child, raw::OPTIONS);
+    let seized = raw::seize(Tid::new(child), raw::OPTIONS);
     // SAFETY: ends the child that was made above.
     unsafe { libc::kill(child, libc::SIGKILL) };
     // SAFETY: waits for that child.
@@ -87,7 +88,7 @@ fn yama() -> String {
 }
 
 fn pagemap_scan() -> String {
-    let own = std::process::id().cast_signed();
+    let own = Pid::own();
     match Pagemap::open(own).map(|pagemap| pagemap.has_scan()) {
         Ok(true) => "yes".into(),
         Ok(false) => "fallback: page by page (Linux 6.7 has PAGEMAP_SCAN)".into(),

@@ -7,6 +7,7 @@ use crate::dump::{phase1_freeze, phase2_equip};
 use crate::error::Result;
 use crate::inject::region::Region;
 use crate::proc::{self, tree};
+use crate::proc::{Pid, Tid};
 use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
@@ -24,18 +25,18 @@ const SIG_IGN: u64 = libc::SIG_IGN as u64;
 
 /// Looks at a process; one that ckpt is in stands still for a moment if it has a handler for the
 /// checkpoint signal, since only the kernel knows whose that is.
-pub(crate) fn check(pid: i32) -> Result<(Facts, u8)> {
-    let status = proc::status(pid, pid)?;
+pub(crate) fn check(pid: Pid) -> Result<(Facts, u8)> {
+    let status = proc::status(pid, pid.main_thread())?;
     let words = proc::cmdline(pid)?;
     let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
     let mut facts = Facts::default();
-    facts.add("process", pid.unsigned_abs() as usize);
+    facts.add("process", pid.word() as usize);
     facts.add("program", words.join(" "));
     let (mut can, mut obstacles) = (true, Vec::new());
     if let Err(e) = phase1_freeze::check(pid) {
         obstacles.push(e.to_string());
     }
-    if status.tracer != 0 {
+    if status.tracer != Tid::NONE {
         obstacles.push(format!("process {} (a debugger?) traces it", status.tracer));
     }
     let opened = Memory::open(pid).and_then(|memory| Ok((proc::maps::read(pid)?, memory)));
@@ -90,19 +91,19 @@ pub(crate) fn check(pid: i32) -> Result<(Facts, u8)> {
     Ok((facts, if can { 0 } else { NO }))
 }
 
-fn named(pid: i32) -> Option<(u32, String)> {
-    let comm = proc::comm(pid, pid).ok()?;
-    Some((pid.unsigned_abs(), comm.to_string_lossy().into_owned()))
+fn named(pid: Pid) -> Option<(u32, String)> {
+    let comm = proc::comm(pid, pid.main_thread()).ok()?;
+    Some((pid.word(), comm.to_string_lossy().into_owned()))
 }
 
 /// What can be seen from outside that is in the way of saving a descendant.
-fn in_the_way(pid: i32) -> Vec<String> {
-    let Ok(status) = proc::status(pid, pid) else { return Vec::new() };
+fn in_the_way(pid: Pid) -> Vec<String> {
+    let Ok(status) = proc::status(pid, pid.main_thread()) else { return Vec::new() };
     if status.state == 'Z' && status.threads <= 1 {
         return Vec::new();
     }
     let mut all = Vec::from_iter(phase1_freeze::check(pid).err().map(|e| e.to_string()));
-    if status.tracer != 0 {
+    if status.tracer != Tid::NONE {
         all.push(format!("process {} (a debugger?) traces process {pid}", status.tracer));
     }
     if let Err(e) = Memory::open(pid) {
@@ -116,7 +117,7 @@ fn has(set: u64, signal: u32) -> bool {
 }
 
 /// The handler of a signal in a process that has a payload.
-fn disposition(pid: i32, memory: &Memory, region: &Region, signal: u32) -> Result<u64> {
+fn disposition(pid: Pid, memory: &Memory, region: &Region, signal: u32) -> Result<u64> {
     let mut frozen = phase1_freeze::patiently(false, || Frozen::freeze_one(pid))?;
     frozen.attend(memory, &region.desk(), region.base)?;
     let mut caller = Caller::new(&mut frozen.threads[0], memory, &region.desk())?;

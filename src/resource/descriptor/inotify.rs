@@ -9,6 +9,7 @@
 use super::open::owned;
 use super::{Content, Kind, Look, Opening, Origin, Saving};
 use crate::error::{Because, Error, Result};
+use crate::proc::Pid;
 use crate::proc::fds::Fd;
 use crate::ptrace::raw;
 use ckpt_abi::image::Descriptor;
@@ -86,7 +87,7 @@ fn paths(look: &Look<'_>) -> BTreeSet<PathBuf> {
     all
 }
 
-fn is_unread(pid: i32, fd: &Fd) -> bool {
+fn is_unread(pid: Pid, fd: &Fd) -> bool {
     let Ok(ours) = raw::take_descriptor(pid, fd.number.cast_signed()) else { return false };
     let mut waiting: libc::c_int = 0;
     // SAFETY: the kernel writes one number.

@@ -5,6 +5,7 @@
 
 use super::{Kind, Look, Loss, Opening, Origin, Saving, file_type, terminal};
 use crate::error::{Because, Result};
+use crate::proc::Pid;
 use crate::proc::{self, fds::Fd};
 use ckpt_abi::image::Descriptor;
 use nix::fcntl::OFlag;
@@ -32,10 +33,10 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
 fn is_inherited(fd: &Fd, look: &Look<'_>) -> bool {
     let of_program = !fd.cloexec && fd.number > 2;
     let root = look.tables.root().unwrap_or(look.process.pid());
-    let parent = proc::stat(root, root).map_or(0, |stat| stat.ppid);
+    let parent = proc::stat(root, root.main_thread()).map_or(Pid::NONE, |stat| stat.ppid);
     let place = format!("/proc/{parent}/fd/{}", fd.number);
     let same = |m: std::fs::Metadata| (m.dev(), m.ino()) == (fd.device, fd.inode);
-    of_program && parent > 1 && std::fs::metadata(place).is_ok_and(same)
+    of_program && parent > Pid::INIT && std::fs::metadata(place).is_ok_and(same)
 }
 
 /// What it is, for people.

@@ -45,6 +45,7 @@ pub(crate) mod unread;
 use super::losses::List;
 use super::{Common, Content, Gathered, Target};
 use crate::error::Result;
+use crate::proc::Pid;
 use crate::proc::{Process, fds::Fd};
 use ckpt_abi::image::{Descriptor, DescriptorKind, ObjectKind};
 use nix::libc;
@@ -122,7 +123,7 @@ pub(crate) struct Look<'a> {
     /// The process.
     pub process: &'a Process,
     /// Its number in its own PID namespace, as its /proc has it.
-    pub inner_pid: i32,
+    pub inner_pid: Pid,
     /// All its descriptors.
     pub all: &'a [Fd],
     /// Those of all processes of the checkpoint.

@@ -7,6 +7,7 @@ use super::deleted::nameless;
 use super::open::{reopened, seek};
 use super::{Opening, Origin, Sources, access, memfd, named};
 use crate::error::{Because, Error, Result};
+use crate::proc::Pid;
 use crate::proc::fds::Fd;
 use crate::ptrace::raw;
 use crate::resource::{Common, Stream};
@@ -22,7 +23,7 @@ use zerocopy::FromZeros;
 
 /// Makes an object of the file behind a descriptor; its index. What a mapping of it has said before is
 /// replaced by what the file itself says, and its content comes from the file.
-pub(crate) fn save(pid: i32, fd: &Fd, kind: ObjectKind, name: Text, common: &mut Common) -> u32 {
+pub(crate) fn save(pid: Pid, fd: &Fd, kind: ObjectKind, name: Text, common: &mut Common) -> u32 {
     let objects = &mut common.objects;
     let known = objects.iter().position(|o| (o.device, o.inode) == (fd.device, fd.inode));
     let index = known.unwrap_or(objects.len());
@@ -52,7 +53,7 @@ pub(crate) fn save(pid: i32, fd: &Fd, kind: ObjectKind, name: Text, common: &mut
     index as u32
 }
 
-fn seals(pid: i32, fd: &Fd) -> u32 {
+fn seals(pid: Pid, fd: &Fd) -> u32 {
     let ours = raw::take_descriptor(pid, fd.number.cast_signed());
     let seals = ours.and_then(|ours| fcntl(&ours, FcntlArg::F_GET_SEALS));
     seals.map_or(0, i32::cast_unsigned)

@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 use super::{Look, Saving, file_type};
+use crate::proc::Pid;
 use crate::proc::fds::Fd;
 use crate::ptrace::raw;
 use ckpt_abi::image::Descriptor;
@@ -41,7 +42,7 @@ pub(crate) fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) {
     if !known || id == 0 {
         return;
     }
-    if id != look.process.pid() || !matches!(kind, F_OWNER_TID | F_OWNER_PID) {
+    if id != look.process.pid().get() || !matches!(kind, F_OWNER_TID | F_OWNER_PID) {
         let path = saving.path.display();
         saving.say(format!("signals for another process or thread about {path} (F_SETOWN)"));
         return;
@@ -63,7 +64,7 @@ pub(crate) fn restore(fd: BorrowedFd<'_>, record: &Descriptor) {
     if record.owner_type == NOBODY {
         return;
     }
-    let owner = [record.owner_type, std::process::id().cast_signed()];
+    let owner = [record.owner_type, Pid::own().get()];
     let at: *const i32 = owner.as_ptr();
     // SAFETY: the kernel reads struct f_owner_ex, two words.
     let told = unsafe { libc::fcntl(fd.as_raw_fd(), F_SETOWN_EX, at) };

@@ -10,6 +10,7 @@ use super::lost::stand_in;
 use super::open::owned;
 use super::{Kind, Look, Opening, Origin, Restored, Saving, kind};
 use crate::error::{Because, Result};
+use crate::proc::Pid;
 use crate::proc::fds::Fd;
 use crate::proc::tree;
 use crate::resource::kinship::numbers;
@@ -28,13 +29,13 @@ fn recognise(fd: &Fd, _: &Look<'_>) -> bool {
 }
 
 fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
-    let pid = fd.extra("Pid").and_then(|v| v.trim().parse::<i32>().ok()).unwrap_or(0);
+    let pid = fd.extra("Pid").and_then(|v| v.trim().parse().ok()).unwrap_or(Pid::NONE);
     let pids = look.tables.pids();
     let is_dead = || tree::kin(pid).is_ok_and(|kin| kin.dead && pids.contains(&kin.parent));
     match pid {
-        ..0 => saving.record.value = GONE,
+        _ if pid.get() <= 0 => saving.record.value = GONE,
         _ if pids.contains(&pid) || is_dead() => {
-            saving.record.value = pid.unsigned_abs().into();
+            saving.record.value = pid.word().into();
         }
         _ => saving.lose("a process, or a thread, that is not saved"),
     }
@@ -60,16 +61,16 @@ pub(crate) fn open_all(restored: &mut [Restored], saved: u32) -> Result<()> {
         let pid = if record.value == u64::from(saved) { u64::from(own) } else { record.value };
         *file = match pid {
             GONE => gone()?,
-            _ => of(numbers::here(pid as i32))
+            _ => of(numbers::here(Pid::new(pid as i32)))
                 .because(|| format!("cannot open process {pid} (pidfd_open(2))"))?,
         };
     }
     Ok(())
 }
 
-fn of(pid: i32) -> nix::Result<OwnedFd> {
+fn of(pid: Pid) -> nix::Result<OwnedFd> {
     // SAFETY: numbers only.
-    owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })
+    owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.get(), 0) })
 }
 
 /// A descriptor of a process that has ended and was waited for.
@@ -81,7 +82,7 @@ fn gone() -> Result<OwnedFd> {
         // SAFETY: ends the child without running anything of its maker's.
         unsafe { libc::_exit(0) };
     }
-    let file = of(child as i32);
+    let file = of(Pid::new(child as i32));
     // SAFETY: waits for the child.
     unsafe { libc::waitpid(child as i32, std::ptr::null_mut(), libc::__WALL) };
     file.because(why)

@@ -4,6 +4,7 @@
 use super::open::{by_path, reopened};
 use super::{Content, Kind, Look, Opening, Origin, Saving, access, file_type, names};
 use crate::error::{Because, Error, Result};
+use crate::proc::Pid;
 use crate::proc::fds::Fd;
 use crate::ptrace::raw;
 use ckpt_abi::image::Descriptor;
@@ -42,7 +43,7 @@ fn recognise(fd: &Fd, look: &Look<'_>) -> bool {
 }
 
 /// Whether nobody has the other end of a pipe any more: then a restart makes one of which the same is true.
-pub(crate) fn is_last(fd: &Fd, pid: i32) -> bool {
+pub(crate) fn is_last(fd: &Fd, pid: Pid) -> bool {
     let Ok(ours) = raw::take_descriptor(pid, fd.number.cast_signed()) else { return false };
     let mut polled = [PollFd::new(ours.as_fd(), PollFlags::empty())];
     let answered = poll(&mut polled, PollTimeout::ZERO).is_ok();
@@ -55,7 +56,7 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
         Some(path) => path.into(),
         None => format!("pipe:[{}]", fd.inode).into(),
     };
-    let same = |(_, f): &(i32, &Fd)| (f.device, f.inode) == (fd.device, fd.inode);
+    let same = |(_, f): &(Pid, &Fd)| (f.device, f.inode) == (fd.device, fd.inode);
     let ends = || look.tables.everywhere().filter(same);
     // Whoever opens it first fills it.
     let first = ends().next().map_or((look.process.pid(), fd.number), |(pid, f)| (pid, f.number));

@@ -6,9 +6,11 @@ use super::open::{by_path, seek};
 use super::{Kind, Look, Opening, Origin, Saving};
 use crate::error::Result;
 use crate::proc::fds::Fd;
+use crate::proc::{Pid, Tid};
 use ckpt_abi::image::Descriptor;
 use nix::sys::statfs::{PROC_SUPER_MAGIC, statfs};
 use std::path::{Component, Path, PathBuf};
+use std::str::FromStr;
 
 pub(super) const KIND: Kind = Kind { recognise, save, open };
 
@@ -16,18 +18,22 @@ pub(super) const KIND: Kind = Kind { recognise, save, open };
 #[derive(Debug, PartialEq, Eq)]
 enum About {
     /// The process of this number, by its rest.
-    Process(i32, PathBuf),
+    Process(Pid, PathBuf),
     /// A thread of the process.
-    Thread(i32, i32, PathBuf),
+    Thread(Pid, Tid, PathBuf),
     /// No process: /proc/meminfo and the like.
     Machine,
 }
 
+fn number<N: FromStr>(part: Option<Component<'_>>) -> Option<N> {
+    part?.as_os_str().to_str()?.parse().ok()
+}
+
 fn about(path: &Path) -> About {
     let mut parts = path.strip_prefix("/proc").unwrap_or(Path::new("")).components();
-    let number =
-        |part: Option<Component<'_>>| -> Option<i32> { part?.as_os_str().to_str()?.parse().ok() };
-    let Some(pid) = number(parts.next()) else { return About::Machine };
+    let Some(pid) = number(parts.next()) else {
+        return About::Machine;
+    };
     let mut inner = parts.clone();
     if inner.next().is_some_and(|part| part.as_os_str() == "task")
         && let Some(tid) = number(inner.next())
@@ -47,12 +53,14 @@ fn recognise(fd: &Fd, look: &Look<'_>) -> bool {
 }
 
 fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
-    let own = |pid: i32| pid == look.process.pid() || pid == look.inner_pid;
+    let own = |pid: Pid| pid == look.process.pid() || pid == look.inner_pid;
     let (place, rest) = match about(Path::new(&fd.target)) {
         About::Process(pid, rest) if own(pid) && !rest.starts_with("fdinfo") => {
             ("/proc/self", rest)
         }
-        About::Thread(pid, tid, rest) if own(pid) && tid == pid => ("/proc/thread-self", rest),
+        About::Thread(pid, tid, rest) if own(pid) && tid == pid.main_thread() => {
+            ("/proc/thread-self", rest)
+        }
         About::Thread(pid, ..) if own(pid) => {
             saving.lose("about a thread, which may have another number after a restart");
             return Ok(());
@@ -88,10 +96,13 @@ mod tests {
     #[test]
     fn what_a_path_is_about() {
         let of = |path: &str| about(Path::new(path));
-        assert_eq!(of("/proc/12/statm"), About::Process(12, "statm".into()));
-        assert_eq!(of("/proc/12"), About::Process(12, "".into()));
-        assert_eq!(of("/proc/12/task"), About::Process(12, "task".into()));
-        assert_eq!(of("/proc/12/task/13/comm"), About::Thread(12, 13, "comm".into()));
+        assert_eq!(of("/proc/12/statm"), About::Process(Pid::new(12), "statm".into()));
+        assert_eq!(of("/proc/12"), About::Process(Pid::new(12), "".into()));
+        assert_eq!(of("/proc/12/task"), About::Process(Pid::new(12), "task".into()));
+        assert_eq!(
+            of("/proc/12/task/13/comm"),
+            About::Thread(Pid::new(12), Tid::new(13), "comm".into())
+        );
         assert_eq!(of("/proc/meminfo"), About::Machine);
         assert_eq!(of("/proc/sys/vm/swappiness"), About::Machine);
     }

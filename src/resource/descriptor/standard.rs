@@ -5,6 +5,7 @@ use super::{
     Content, Kind, Look, Opening, Origin, Saving, access, file_type, pipe, pty, socket, terminal,
 };
 use crate::error::{Because, Result};
+use crate::proc::Pid;
 use crate::proc::fds::Fd;
 use crate::ptrace::raw;
 use ckpt_abi::image::Descriptor;
@@ -61,7 +62,7 @@ fn recognise(fd: &Fd, look: &Look<'_>) -> bool {
 
 /// Whether this is the first descriptor of the pipe of standard input, which may be under another number than 0.
 fn is_input(fd: &Fd, look: &Look<'_>) -> bool {
-    let reads = |(_, f): &(i32, &Fd)| {
+    let reads = |(_, f): &(Pid, &Fd)| {
         file_type(f.mode) == libc::S_IFIFO
             && access(f.flags) != libc::O_WRONLY
             && (f.device, f.inode) == (fd.device, fd.inode)

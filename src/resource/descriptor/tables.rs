@@ -6,6 +6,7 @@
 use super::pty::Ptys;
 use super::{Loss, socket::Inet, standard};
 use crate::error::Result;
+use crate::proc::Pid;
 use crate::proc::net::{self, Tcp};
 use crate::proc::unix::{self, Unix};
 use crate::proc::{self, fds::Fd};
@@ -18,7 +19,7 @@ use std::collections::HashMap;
 /// The descriptors of one process.
 pub(crate) struct Table {
     /// The process.
-    pub pid: i32,
+    pub pid: Pid,
     /// By number.
     pub fds: Vec<Fd>,
 }
@@ -57,7 +58,7 @@ impl Tables {
     /// # Errors
     /// Those of [`proc::fds`].
     pub(crate) fn read(
-        pids: impl IntoIterator<Item = i32>,
+        pids: impl IntoIterator<Item = Pid>,
         at_start: [[u64; 3]; 3],
     ) -> Result<Self> {
         let table = |pid| Ok(Table { pid, fds: proc::fds(pid)? });
@@ -73,7 +74,7 @@ impl Tables {
     }
 
     /// Every descriptor of every process, with the process's id; the first of a file comes first.
-    pub(crate) fn everywhere(&self) -> impl Iterator<Item = (i32, &Fd)> {
+    pub(crate) fn everywhere(&self) -> impl Iterator<Item = (Pid, &Fd)> {
         self.of.iter().flat_map(|table| table.fds.iter().map(|fd| (table.pid, fd)))
     }
 
@@ -107,12 +108,12 @@ impl Tables {
     }
 
     /// The processes.
-    pub(crate) fn pids(&self) -> Vec<i32> {
+    pub(crate) fn pids(&self) -> Vec<Pid> {
         self.of.iter().map(|table| table.pid).collect()
     }
 
     /// The first process, whose maker started them all.
-    pub(crate) fn root(&self) -> Option<i32> {
+    pub(crate) fn root(&self) -> Option<Pid> {
         self.of.first().map(|table| table.pid)
     }
 
@@ -142,7 +143,7 @@ impl Tables {
     pub(crate) fn leader(&mut self, process: u32, fd: &Fd) -> Option<Place> {
         let tables = &self.of;
         let group = self.leaders.entry((fd.device, fd.inode, fd.flags)).or_default();
-        let pid = |process: u32| tables.get(process as usize).map_or(0, |table| table.pid);
+        let pid = |process: u32| tables.get(process as usize).map_or(Pid::NONE, |table| table.pid);
         let own = (pid(process), fd.number);
         let mut blind = false;
         let mut found = group.binary_search_by(|leader| {

@@ -13,7 +13,7 @@ pub(super) const KIND: Kind = Kind { recognise, save, open: again };
 
 /// The device number of a process's controlling terminal, or 0.
 pub(crate) fn of(process: &Process) -> u64 {
-    process.stat(process.pid()).map_or(0, |stat| decoded(stat.tty_nr.cast_unsigned()))
+    process.stat(process.main_thread()).map_or(0, |stat| decoded(stat.tty_nr.cast_unsigned()))
 }
 
 /// A device number as the kernel's new_encode_dev() has it: eight bits of the minor number, the major, and the rest of

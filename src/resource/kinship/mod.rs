@@ -8,6 +8,7 @@ pub(crate) mod numbers;
 pub(crate) mod plan;
 pub(crate) mod sharing;
 
+use crate::proc::Pid;
 use crate::proc::tree::Kin;
 use crate::proc::{self};
 use crate::resource::descriptor::pty::{self, Ptys};
@@ -44,7 +45,7 @@ pub(crate) fn save(
     ptys: &Ptys,
 ) -> Result<Vec<rec::Member>, Vec<String>> {
     let Some(root) = living.first() else { return Ok(Vec::new()) };
-    let numbers: HashMap<i32, u32> =
+    let numbers: HashMap<Pid, u32> =
         (0..).zip(living).map(|(n, found)| (found.kin.pid, n)).collect();
     let all = living.iter().copied().chain(dead.iter().map(|kin| Found {
         kin: *kin,
@@ -53,25 +54,26 @@ pub(crate) fn save(
     }));
     let record = |found: Found| {
         let Kin { pid, parent, group, session, .. } = found.kin;
-        let own = |id: i32, roots: i32| if id == roots { plan::OUTSIDE } else { id }.unsigned_abs();
+        let own = |id: Pid, roots: Pid| if id == roots { plan::OUTSIDE } else { id }.word();
         let parent = if pid == root.kin.pid { None } else { numbers.get(&parent) };
         let flags = [
             (found.kin.dead, member_flag::DEAD),
             (found.reaps, member_flag::REAPS),
             (found.untold, member_flag::UNTOLD),
         ];
-        let stat = proc::stat(pid, pid).ok();
+        let stat = proc::stat(pid, pid.main_thread()).ok();
         let exit_signal = stat.as_ref().map_or(nix::libc::SIGCHLD, |stat| stat.exit_signal);
         let number = stat.as_ref().and_then(|stat| {
             let device = terminal::decoded(stat.tty_nr.cast_unsigned());
             pty::number_of(device).filter(|number| session == pid && ptys.has(*number))
         });
-        let foreground = stat.as_ref().filter(|_| number.is_some()).map_or(0, |stat| stat.tpgid);
+        let foreground =
+            stat.as_ref().filter(|_| number.is_some()).map_or(Pid::NONE, |stat| stat.tpgid);
         let mut name = [0; 16];
         let comm = stat.as_ref().map(|stat| stat.comm.as_bytes()).unwrap_or_default();
         name.iter_mut().zip(comm).for_each(|(to, from)| *to = *from);
         rec::Member {
-            pid: pid.unsigned_abs(),
+            pid: pid.word(),
             parent: parent.copied().unwrap_or(NOBODY),
             group: own(group, root.kin.group),
             session: own(session, root.kin.session),
@@ -81,7 +83,7 @@ pub(crate) fn save(
             process: numbers.get(&pid).copied().filter(|_| !found.kin.dead).unwrap_or(NOBODY),
             name,
             terminal: number.map_or(0, |number| number + 1),
-            foreground: foreground.cast_unsigned(),
+            foreground: foreground.word(),
             ..rec::Member::new_zeroed()
         }
     };
@@ -125,10 +127,10 @@ pub(crate) fn is_missing(sentence: &str) -> bool {
 /// The members as the plan wants them.
 pub(crate) fn planned(members: &[rec::Member]) -> Vec<plan::Member> {
     let one = |member: &rec::Member| plan::Member {
-        pid: member.pid.cast_signed(),
+        pid: Pid::of_word(member.pid),
         parent: (member.parent != NOBODY).then_some(member.parent as usize),
-        group: member.group.cast_signed(),
-        session: member.session.cast_signed(),
+        group: Pid::of_word(member.group),
+        session: Pid::of_word(member.session),
         reaps: member.flags & member_flag::REAPS != 0,
     };
     members.iter().map(one).collect()
@@ -139,6 +141,7 @@ mod tests {
     use super::*;
 
     fn kin(pid: i32, parent: i32, group: i32, session: i32) -> Kin {
+        let [pid, parent, group, session] = [pid, parent, group, session].map(Pid::new);
         Kin { pid, parent, group, session, start: 0, dead: false, ours: false }
     }
 

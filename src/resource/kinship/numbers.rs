@@ -7,6 +7,7 @@
 #![allow(unsafe_code)]
 
 use crate::error::{Because, Result};
+use crate::proc::Pid;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 use std::num::NonZeroUsize;
 use std::sync::OnceLock;
@@ -14,7 +15,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 struct Numbers {
     /// The saved ids, sorted.
-    saved: Vec<i32>,
+    saved: Vec<Pid>,
     /// What they are here; 0 of one that is not there yet.
     here: &'static [AtomicI32],
 }
@@ -25,7 +26,7 @@ static NUMBERS: OnceLock<Numbers> = OnceLock::new();
 ///
 /// # Errors
 /// No memory.
-pub(crate) fn begin_anew(saved: Vec<i32>) -> Result<()> {
+pub(crate) fn begin_anew(saved: Vec<Pid>) -> Result<()> {
     let len = NonZeroUsize::MIN.saturating_add(saved.len() * size_of::<AtomicI32>());
     let (protection, flags) = (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED);
     // SAFETY: a new mapping, in the place of no other.
@@ -43,23 +44,23 @@ pub(crate) fn are_new() -> bool {
 }
 
 /// Says what an id is here.
-pub(crate) fn note(saved: i32, here: i32) {
+pub(crate) fn note(saved: Pid, here: Pid) {
     if let Some(word) = word(saved) {
-        word.store(here, Ordering::Release);
+        word.store(here.get(), Ordering::Release);
     }
 }
 
 /// What a saved id is here: the same, unless ids are new ones.
-pub(crate) fn here(saved: i32) -> i32 {
+pub(crate) fn here(saved: Pid) -> Pid {
     match word(saved).map(|word| word.load(Ordering::Acquire)) {
         // Of nobody who was made.
-        Some(0) => i32::MAX,
-        Some(here) => here,
+        Some(0) => Pid::new(i32::MAX),
+        Some(here) => Pid::new(here),
         None => saved,
     }
 }
 
-fn word(saved: i32) -> Option<&'static AtomicI32> {
+fn word(saved: Pid) -> Option<&'static AtomicI32> {
     let numbers = NUMBERS.get()?;
     numbers.here.get(numbers.saved.binary_search(&saved).ok()?)
 }

@@ -11,19 +11,21 @@
 //! the checkpoint is taken.
 
 /// A session or group that begins outside of the tree: the restarter's own.
-pub(crate) const OUTSIDE: i32 = 0;
+use crate::proc::Pid;
+
+pub(crate) const OUTSIDE: Pid = Pid::NONE;
 
 /// A process of the tree, dead ones that nobody has waited for among them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Member {
     /// Process id.
-    pub(crate) pid: i32,
+    pub(crate) pid: Pid,
     /// Index of its parent; None of the root, and of orphans that init has.
     pub(crate) parent: Option<usize>,
     /// Process group, or [`OUTSIDE`].
-    pub(crate) group: i32,
+    pub(crate) group: Pid,
     /// Session, or [`OUTSIDE`].
-    pub(crate) session: i32,
+    pub(crate) session: Pid,
     /// Orphans among its descendants come to it (PR_SET_CHILD_SUBREAPER).
     pub(crate) reaps: bool,
 }
@@ -34,9 +36,9 @@ pub(crate) struct Member {
 pub(crate) struct Life {
     pub(crate) steps: Vec<Step>,
     /// A group without a leader that it begins again, by a placeholder.
-    pub(crate) revive: Option<i32>,
+    pub(crate) revive: Option<Pid>,
     /// A group that it joins.
-    pub(crate) join: Option<i32>,
+    pub(crate) join: Option<Pid>,
 }
 
 /// One step.
@@ -49,7 +51,7 @@ pub(crate) enum Step {
     /// Make an intermediate that makes this member and ends.
     MakeOrphan(usize),
     /// Make a placeholder of this id that begins a session, makes these members, and ends.
-    MakeSession(i32, Vec<usize>),
+    MakeSession(Pid, Vec<usize>),
     /// setsid(2).
     LeadSession,
     /// setpgid(2) with the own id.
@@ -77,8 +79,8 @@ pub(crate) fn plan(members: &[Member]) -> Result<Vec<Life>, usize> {
 /// Where a process is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct State {
-    session: i32,
-    group: i32,
+    session: Pid,
+    group: Pid,
 }
 
 struct Planner<'a> {
@@ -233,7 +235,7 @@ impl Planner<'_> {
     }
 
     /// Whether somebody stays in a group from the start, so that others can join it, or begins it again.
-    fn is_kept(&self, group: i32) -> bool {
+    fn is_kept(&self, group: Pid) -> bool {
         let stays = |(index, member): (usize, &Member)| {
             let after = self.born[index].map(|state| self.turn(index, state).1);
             let revives = self.lives[index].revive == Some(group);
@@ -255,6 +257,7 @@ mod tests {
     use super::*;
 
     fn member(pid: i32, parent: Option<usize>, group: i32, session: i32) -> Member {
+        let [pid, group, session] = [pid, group, session].map(Pid::new);
         Member { pid, parent, group, session, reaps: false }
     }
 
@@ -295,7 +298,7 @@ mod tests {
         ];
         let lives = plan(&all).unwrap();
         assert_eq!(lives[1].steps, [Step::Make(3), Step::LeadGroup, Step::Make(4)]);
-        assert_eq!(lives[2].join, Some(51));
+        assert_eq!(lives[2].join, Some(Pid::new(51)));
         assert_eq!(lives[4].join, None);
     }
 
@@ -303,15 +306,15 @@ mod tests {
     fn a_group_whose_leader_is_gone_begins_again_once() {
         let all = [member(50, None, 0, 0), member(52, Some(0), 51, 0), member(53, Some(0), 51, 0)];
         let lives = plan(&all).unwrap();
-        assert_eq!((lives[1].revive, lives[1].join), (Some(51), None));
-        assert_eq!((lives[2].revive, lives[2].join), (None, Some(51)));
+        assert_eq!((lives[1].revive, lives[1].join), (Some(Pid::new(51)), None));
+        assert_eq!((lives[2].revive, lives[2].join), (None, Some(Pid::new(51))));
     }
 
     #[test]
     fn a_daemon_is_an_orphan_of_a_session_without_a_leader() {
         let all = [member(50, None, 0, 0), member(52, None, 51, 51), member(53, Some(1), 51, 51)];
         let lives = plan(&all).unwrap();
-        assert_eq!(lives[0].steps, [Step::MakeSession(51, vec![1])]);
+        assert_eq!(lives[0].steps, [Step::MakeSession(Pid::new(51), vec![1])]);
         assert_eq!(lives[1].steps, [Step::Make(2)]);
         assert!(lives.iter().all(|life| life.join.is_none() && life.revive.is_none()));
     }

@@ -3,6 +3,7 @@
 //! process can share them only with its maker, from birth.
 
 use super::named;
+use crate::proc::Tid;
 use crate::ptrace::raw::{Share, order_of, share};
 use ckpt_abi::image::{Member, member_flag};
 
@@ -21,7 +22,7 @@ pub(crate) fn save(members: &mut [Member]) -> Vec<String> {
             if members[index].flags & member_flag::DEAD != 0 {
                 continue;
             }
-            let pid = |index: usize| members[index].pid.cast_signed();
+            let pid = |index: usize| Tid::of_word(members[index].pid);
             // Without kcmp(2) nobody can tell.
             let order = |at: &usize| {
                 order_of(pid(*at), pid(index), what).unwrap_or_else(|_| at.cmp(&index))
@@ -35,7 +36,7 @@ pub(crate) fn save(members: &mut [Member]) -> Vec<String> {
             };
             let parent = members.get(members[index].parent as usize);
             let shares =
-                |parent: &Member| share(parent.pid.cast_signed(), pid(index), what) == Ok(true);
+                |parent: &Member| share(Tid::of_word(parent.pid), pid(index), what) == Ok(true);
             if parent.is_some_and(shares) {
                 members[index].flags |= flag;
                 continue;

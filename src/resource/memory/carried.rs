@@ -4,6 +4,7 @@
 //! a restart makes each anew, under its name. Data that is only read is left alone, however large it is.
 
 use super::{WHOLE_MAX, leave_to_streams};
+use crate::proc::Pid;
 use crate::proc::{self, Process, tree};
 use crate::resource::descriptor::{access, kind, only_names};
 use crate::resource::{Common, Gathered, Stream};
@@ -125,10 +126,10 @@ impl Candidate {
 
 /// Marks what processes outside of the checkpoint use, too, and names it: it is not the checkpoint's alone. They are
 /// looked for among those that are older than this process, when the checkpoint's, `inside`, may go on already.
-pub(crate) fn look_outside(common: &mut Common, inside: &HashSet<i32>) -> Vec<String> {
-    let own = std::process::id().cast_signed();
+pub(crate) fn look_outside(common: &mut Common, inside: &HashSet<Pid>) -> Vec<String> {
+    let own = Pid::own();
     let now = tree::kin(own).map_or(u64::MAX, |kin| kin.start);
-    let spared = |pid: i32| {
+    let spared = |pid: Pid| {
         inside.contains(&pid) || tree::kin(pid).is_ok_and(|kin| kin.ours || kin.start >= now)
     };
     let mut losses = Vec::new();
@@ -145,16 +146,16 @@ pub(crate) fn look_outside(common: &mut Common, inside: &HashSet<i32>) -> Vec<St
 }
 
 /// A process that has a file open or mapped, if one is to be seen, by its name and id.
-pub(crate) fn user(id: Id, spared: impl Fn(i32) -> bool) -> Option<String> {
-    let own = std::process::id().cast_signed();
+pub(crate) fn user(id: Id, spared: impl Fn(Pid) -> bool) -> Option<String> {
+    let own = Pid::own();
     let maps = |pid| proc::maps::read(pid).unwrap_or_default();
-    let has = |pid: i32| {
+    let has = |pid: Pid| {
         maps(pid).iter().any(|vma| (vma.device, vma.inode) == id)
             || Process::open(pid).is_ok_and(|process| has_open(&process, id))
     };
     let mut others = tree::pids().unwrap_or_default().into_iter().filter(|pid| *pid != own);
     let found = others.find(|pid| has(*pid) && !spared(*pid))?;
-    let name = proc::comm(found, found).unwrap_or_default();
+    let name = proc::comm(found, found.main_thread()).unwrap_or_default();
     Some(format!("process {found} ({})", AsRef::<OsStr>::as_ref(&name).display()))
 }
 

@@ -2,6 +2,7 @@
 //! The files behind mappings: whether a path still leads to them, and whether they keep still.
 
 use crate::error::{Error, Kind, Result};
+use crate::proc::Pid;
 use crate::proc::{self, maps::Vma};
 use nix::fcntl::OFlag;
 use nix::libc;
@@ -60,7 +61,7 @@ impl Mapped {
 
 /// The files that a target maps, each looked at once.
 pub(crate) struct Files {
-    pid: i32,
+    pid: Pid,
     now: SystemTime,
     /// What is executed of it: device and inode.
     code: HashSet<(u64, u64)>,
@@ -72,7 +73,7 @@ pub(crate) struct Files {
 
 impl Files {
     /// For a process that stands still, with these mappings.
-    pub(crate) fn of(pid: i32, vmas: &[Vma]) -> Self {
+    pub(crate) fn of(pid: Pid, vmas: &[Vma]) -> Self {
         let code = vmas.iter().filter(|vma| vma.exec).map(|vma| (vma.device, vma.inode)).collect();
         Self {
             pid,
@@ -221,7 +222,7 @@ mod tests {
         let meta = file.metadata().expect("its numbers");
         let shown = proc::shown(&file).expect("a mapping");
         assert_eq!(shown, (meta.dev(), meta.ino()));
-        let own = std::process::id().cast_signed();
+        let own = Pid::own();
         let mut vma = proc::maps::read(own).expect("maps").swap_remove(0);
         (vma.name, vma.device, vma.inode) = (path.clone().into(), shown.0, shown.1);
         let found = |vma: &Vma| Files::of(own, &[]).get(vma).is_some();

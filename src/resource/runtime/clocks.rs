@@ -6,11 +6,12 @@
 //! arrays of numbers the same values mean something else. (Of the ids of processes below 32768 a third is met by chance in
 //! 50 MiB of python's integers, nearly all in R's; of those above one in ten thousand.)
 
+use crate::proc::Pid;
 use crate::resource::Target;
 use ckpt_abi::image::Thread;
 
 /// Below this many ids are met by chance.
-const CROWDED: i32 = 32768;
+const CROWDED: Pid = Pid::new(32768);
 /// Functions that tell the id of a CPU clock.
 const FUNCTIONS: [&str; 2] = ["clock_getcpuclockid", "pthread_getcpuclockid"];
 

@@ -9,6 +9,7 @@
 
 use super::holding;
 use crate::proc;
+use crate::proc::{Pid, Tid};
 use crate::ptrace::memory::Memory;
 use crate::ptrace::regs::Regs;
 use crate::resource::Target;
@@ -47,12 +48,12 @@ const READER_SHIFT: u32 = 3;
 
 /// [`thread_flag::TID_CACHED`] if struct pthread has the id of this thread, at the tid address, and
 /// [`thread_flag::PID_CACHED`] if the process's stands behind it, as before glibc 2.25.
-pub(crate) fn cached(memory: &Memory, pid: i32, thread: &Thread) -> u32 {
+pub(crate) fn cached(memory: &Memory, pid: Pid, thread: &Thread) -> u32 {
     let has = |addr, id| memory.get::<u32>(addr).is_ok_and(|word| word == id);
     if thread.tid_address == 0 || !has(thread.tid_address, thread.tid) {
         return 0;
     }
-    match has(thread.tid_address + 4, pid.cast_unsigned()) {
+    match has(thread.tid_address + 4, pid.word()) {
         true => thread_flag::TID_CACHED | thread_flag::PID_CACHED,
         false => thread_flag::TID_CACHED,
     }
@@ -103,11 +104,11 @@ pub(crate) fn timer_helper(
 const SIGTIMER: u32 = 32;
 
 /// Whether a timer wakes the thread by that signal.
-fn is_woken(pid: i32, tid: u32) -> bool {
+fn is_woken(pid: Pid, tid: u32) -> bool {
     let timers = proc::posix_timers(pid).unwrap_or_default();
     timers.iter().any(|timer| {
         timer.notify & libc::SIGEV_THREAD_ID != 0
-            && (timer.signal, timer.target) == (SIGTIMER.cast_signed(), tid.cast_signed())
+            && (timer.signal, timer.target) == (SIGTIMER.cast_signed(), Tid::of_word(tid))
     })
 }
 

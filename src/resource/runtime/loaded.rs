@@ -3,6 +3,7 @@
 //! r_debug, link.h). /proc/PID/maps tells no names of a program that was restarted.
 
 use crate::proc;
+use crate::proc::Pid;
 use crate::ptrace::memory::Memory;
 use goblin::elf64::dynamic::{DT_DEBUG, DT_STRSZ, DT_STRTAB};
 use goblin::elf64::header::{ELFMAG, SIZEOF_EHDR};
@@ -56,7 +57,7 @@ impl Loaded {
 }
 
 /// The executable and its libraries, the executable first; empty if its memory does not tell.
-pub(crate) fn all(memory: &Memory, pid: i32) -> Vec<Loaded> {
+pub(crate) fn all(memory: &Memory, pid: Pid) -> Vec<Loaded> {
     let Some(executable) = executable(memory, pid) else { return Vec::new() };
     // struct r_debug: version, first struct link_map.
     let first = value(&dynamic(memory, &executable.dynamic), DT_DEBUG)
@@ -81,7 +82,7 @@ pub(crate) fn all(memory: &Memory, pid: i32) -> Vec<Loaded> {
     all
 }
 
-fn executable(memory: &Memory, pid: i32) -> Option<Loaded> {
+fn executable(memory: &Memory, pid: Pid) -> Option<Loaded> {
     let headers = proc::auxv_value(&proc::auxv(pid).ok()?, AT_PHDR)?;
     // They follow the ELF header at once in what all linkers make.
     at(memory, headers.checked_sub(SIZEOF_EHDR as u64)?)
@@ -148,7 +149,7 @@ mod tests {
 
     #[test]
     fn our_own_executable_is_found() {
-        let own = std::process::id().cast_signed();
+        let own = Pid::own();
         let memory = Memory::open(own).expect("our own memory");
         let all = all(&memory, own);
         let here = our_own_executable_is_found as *const () as u64;

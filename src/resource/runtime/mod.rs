@@ -18,6 +18,7 @@ mod musl;
 pub(crate) mod tunables;
 
 use super::plan::{Orders, Step};
+use crate::proc::Pid;
 use crate::ptrace::memory::Memory;
 use ckpt_abi::image::{Owner, Thread, thread_flag};
 use ckpt_abi::op::Kind;
@@ -36,7 +37,7 @@ pub(crate) enum Id {
 }
 
 /// Finds the cached ids of a thread.
-pub(crate) fn save(memory: &Memory, pid: i32, fs_base: u64, thread: &mut Thread) {
+pub(crate) fn save(memory: &Memory, pid: Pid, fs_base: u64, thread: &mut Thread) {
     thread.flags |= glibc::cached(memory, pid, thread);
     thread.flags |= musl::cached(memory, fs_base, thread);
     thread.go_id = go::id(memory, fs_base, thread.tid).unwrap_or(0);

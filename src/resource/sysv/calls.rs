@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 use super::Kind;
+use crate::proc::Pid;
 use nix::Result;
 use nix::errno::Errno;
 use nix::libc;
@@ -46,9 +47,9 @@ pub(super) fn values(id: i32, count: usize) -> Result<Vec<u16>> {
 }
 
 /// Which process was the last to change a semaphore.
-pub(super) fn last_user(id: i32, number: i32) -> Result<i32> {
+pub(super) fn last_user(id: i32, number: i32) -> Result<Pid> {
     // SAFETY: GETPID takes no argument and changes nothing.
-    Errno::result(unsafe { libc::semctl(id, number, libc::GETPID) })
+    Errno::result(unsafe { libc::semctl(id, number, libc::GETPID) }).map(Pid::new)
 }
 
 /// How many bytes a queue takes.

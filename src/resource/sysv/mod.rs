@@ -11,6 +11,7 @@ pub(crate) mod undo;
 
 use super::memory::{Area, leave_to_streams};
 use super::{Common, Gathered, Stream};
+use crate::proc::Pid;
 use crate::proc::sysv::{self, Entry};
 use crate::proc::{self, stat::glance};
 use ckpt_abi::image::{NO_OBJECT, Object, ObjectKind, SystemV, SystemVKind as Kind, object_flag};
@@ -51,7 +52,7 @@ struct Found {
 }
 
 /// The sets of semaphores that one of these processes has changed last, with their values.
-pub(crate) fn semaphores(pids: &[i32]) -> Vec<(u32, Vec<u16>)> {
+pub(crate) fn semaphores(pids: &[Pid]) -> Vec<(u32, Vec<u16>)> {
     if !is_ours(pids) {
         return Vec::new();
     }
@@ -64,13 +65,13 @@ pub(crate) fn semaphores(pids: &[i32]) -> Vec<(u32, Vec<u16>)> {
 }
 
 /// Whether we see the objects that the processes see.
-fn is_ours(pids: &[i32]) -> bool {
+fn is_ours(pids: &[Pid]) -> bool {
     let namespace = |pid| proc::namespace(pid, "ipc");
-    pids.first().is_some_and(|pid| namespace(*pid) == namespace(std::process::id().cast_signed()))
+    pids.first().is_some_and(|pid| namespace(*pid) == namespace(Pid::own()))
 }
 
 /// Who has used one last.
-fn users(kind: Kind, entry: &Entry) -> Vec<i32> {
+fn users(kind: Kind, entry: &Entry) -> Vec<Pid> {
     match kind {
         Kind::Semaphores => {
             let all = 0..entry.size.min(ASKED) as i32;
@@ -133,7 +134,8 @@ fn find<'a>(
         return;
     }
     let begun = begun(pids[0]);
-    let user = proc::status(pids[0], pids[0]).map_or(u32::MAX, |status| status.uid[1]);
+    let user =
+        proc::status(pids[0], pids[0].main_thread()).map_or(u32::MAX, |status| status.uid[1]);
     let mut saved = Saved::default();
     let mut why =
         own().find_map(|found| Some(format!("{} uses them, too", found.outside.as_ref()?)));
@@ -237,19 +239,20 @@ impl Saved {
 }
 
 /// A process that lives outside of the checkpoint, among these.
-fn stranger(users: &[i32], pids: &[i32]) -> Option<String> {
-    let own = std::process::id().cast_signed();
-    let lives = |pid: i32| glance(pid).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'));
-    let other = |pid: &&i32| **pid > 0 && **pid != own && !pids.contains(pid) && lives(**pid);
+fn stranger(users: &[Pid], pids: &[Pid]) -> Option<String> {
+    let own = Pid::own();
+    let lives =
+        |pid: Pid| glance(pid.main_thread()).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'));
+    let other = |pid: &&Pid| pid.get() > 0 && **pid != own && !pids.contains(pid) && lives(**pid);
     let found = users.iter().find(other)?;
-    let name = proc::comm(*found, *found).unwrap_or_default();
+    let name = proc::comm(*found, (*found).main_thread()).unwrap_or_default();
     Some(format!("process {found} ({})", name.display()))
 }
 
 /// When a process began, in seconds since 1970.
-fn begun(pid: i32) -> i64 {
+fn begun(pid: Pid) -> i64 {
     const TICKS: u64 = 100;
-    let age = proc::stat(pid, pid).ok().zip(uptime());
+    let age = proc::stat(pid, pid.main_thread()).ok().zip(uptime());
     let age = age.map_or(0, |(stat, up)| up.saturating_sub(stat.starttime / TICKS));
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     now.map_or(i64::MAX, |now| now.as_secs().saturating_sub(age + 1).cast_signed())

@@ -5,6 +5,7 @@
 //! waitid(2) fills in a siginfo_t of ours, which may be all zeros before.
 #![allow(unsafe_code)]
 
+use crate::proc::Pid;
 use nix::errno::Errno;
 use nix::libc;
 
@@ -22,8 +23,8 @@ pub(super) enum Change {
 ///
 /// # Errors
 /// ECHILD: there is none.
-pub(super) fn change(child: Option<i32>, options: i32) -> nix::Result<Option<Change>> {
-    let (kind, id) = child.map_or((libc::P_ALL, 0), |child| (libc::P_PID, child.unsigned_abs()));
+pub(super) fn change(child: Option<Pid>, options: i32) -> nix::Result<Option<Change>> {
+    let (kind, id) = child.map_or((libc::P_ALL, 0), |child| (libc::P_PID, child.word()));
     // SAFETY: zeros are a siginfo_t.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
     loop {
@@ -54,6 +55,6 @@ pub(crate) fn none_ended() -> bool {
 }
 
 /// Waits until a child has ended, and leaves it to be waited for.
-pub(crate) fn await_end(child: i32) {
+pub(crate) fn await_end(child: Pid) {
     let _ = change(Some(child), libc::WEXITED | libc::WNOWAIT);
 }

@@ -14,11 +14,11 @@ use super::make::{clone_with, end};
 use super::rendezvous::Rendezvous;
 use crate::order;
 use crate::proc;
+use crate::proc::Pid;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::kill;
-use nix::unistd::Pid;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
@@ -43,7 +43,7 @@ const PATIENCE: Duration = Duration::from_millis(200);
 
 /// Where the processes take turns, and all ids in the order in which the kernel gives them; unset where ids are not
 /// counted for.
-static TURNS: OnceLock<(Rendezvous, Vec<i32>)> = OnceLock::new();
+static TURNS: OnceLock<(Rendezvous, Vec<Pid>)> = OnceLock::new();
 
 /// The ids as the kernel gives them.
 struct Kernel {
@@ -58,7 +58,7 @@ impl Kernel {
     }
 
     /// The last id that was given.
-    fn last(&self) -> Option<i32> {
+    fn last(&self) -> Option<Pid> {
         let mut text = [0; 128];
         let len = self.loadavg.read_at(&mut text, 0).ok()?;
         let text = std::str::from_utf8(&text[..len]).ok()?;
@@ -66,7 +66,8 @@ impl Kernel {
     }
 
     /// How many ids are given before this one, when `last` was the last.
-    fn before(&self, wanted: i32, last: i32) -> Option<i32> {
+    fn before(&self, wanted: Pid, last: Pid) -> Option<i32> {
+        let (wanted, last) = (wanted.get(), last.get());
         match wanted - last - 1 {
             ahead @ 0.. => Some(ahead),
             _ if wanted < FIRST => None,
@@ -76,7 +77,7 @@ impl Kernel {
 }
 
 /// Whether these ids can be had so, within seconds.
-pub(crate) fn is_near(ids: &[i32]) -> bool {
+pub(crate) fn is_near(ids: &[Pid]) -> bool {
     let near = || {
         let kernel = Kernel::open()?;
         let last = kernel.last()?;
@@ -98,19 +99,19 @@ pub(crate) fn is_near(ids: &[i32]) -> bool {
 }
 
 /// Counts for ids of choice from now on, in this process and those that it makes.
-pub(crate) fn begin(rendezvous: Rendezvous, mut ids: Vec<i32>) {
+pub(crate) fn begin(rendezvous: Rendezvous, mut ids: Vec<Pid>) {
     let last = Kernel::open().and_then(|kernel| Some((kernel.last()?, kernel)));
-    let before = |id: i32| last.as_ref().and_then(|(last, kernel)| kernel.before(id, *last));
+    let before = |id: Pid| last.as_ref().and_then(|(last, kernel)| kernel.before(id, *last));
     order::by_key(&mut ids, |id| before(*id).map_or((0, 0), |n| (1, n.cast_unsigned().into())));
     let _ = TURNS.set((rendezvous, ids));
 }
 
 /// Waits until those are there that come before this one: it would take a whole turn to go back to them.
-fn await_others(ids: &[i32], wanted: i32) {
+fn await_others(ids: &[Pid], wanted: Pid) {
     let begun = Instant::now();
     let before = ids.iter().take_while(|id| **id != wanted);
     for id in before {
-        while kill(Pid::from_raw(*id), None) == Err(Errno::ESRCH) && begun.elapsed() < PATIENCE {
+        while kill(id.nix(), None) == Err(Errno::ESRCH) && begun.elapsed() < PATIENCE {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
@@ -122,7 +123,7 @@ pub(super) fn is_begun() -> bool {
 }
 
 /// Makes a process with an id; None in the process itself.
-pub(super) fn clone_as(flags: i32, wanted: i32, exit_signal: i32) -> nix::Result<Option<i32>> {
+pub(super) fn clone_as(flags: i32, wanted: Pid, exit_signal: i32) -> nix::Result<Option<Pid>> {
     let (turns, ids) = TURNS.get().ok_or(Errno::EPERM)?;
     let kernel = Kernel::open().ok_or(Errno::ENOSYS)?;
     await_others(ids, wanted);
@@ -135,12 +136,12 @@ pub(super) fn clone_as(flags: i32, wanted: i32, exit_signal: i32) -> nix::Result
     for _ in 0..TRIES {
         made = kernel.count_to(wanted, is_vain).and_then(|()| clone_with(flags, None, exit_signal));
         match made {
-            Ok(None) if std::process::id().cast_signed() != wanted => end(0),
+            Ok(None) if Pid::own() != wanted => end(0),
             // Its maker has the turn.
             Ok(None) => return made,
             Ok(Some(child)) if child != wanted => {
                 // SAFETY: waits for the child that was just made.
-                unsafe { libc::waitpid(child, std::ptr::null_mut(), libc::__WALL) };
+                unsafe { libc::waitpid(child.get(), std::ptr::null_mut(), libc::__WALL) };
                 made = Err(Errno::EEXIST);
             }
             _ => break,
@@ -152,11 +153,11 @@ pub(super) fn clone_as(flags: i32, wanted: i32, exit_signal: i32) -> nix::Result
 
 impl Kernel {
     /// Uses up all ids before this one, unless that has become vain.
-    fn count_to(&self, wanted: i32, is_vain: impl Fn() -> bool) -> nix::Result<()> {
+    fn count_to(&self, wanted: Pid, is_vain: impl Fn() -> bool) -> nix::Result<()> {
         without_descriptors(|| self.count(wanted, is_vain)).flatten()
     }
 
-    fn count(&self, wanted: i32, is_vain: impl Fn() -> bool) -> nix::Result<()> {
+    fn count(&self, wanted: Pid, is_vain: impl Fn() -> bool) -> nix::Result<()> {
         // Others take some meanwhile.
         const CARE: i32 = 32;
         loop {

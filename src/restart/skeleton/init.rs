@@ -12,6 +12,7 @@
 use super::make::{clone, end, made_or};
 use super::rendezvous::Rendezvous;
 use crate::error::{Error, Result};
+use crate::proc::Pid;
 use crate::ptrace::raw::{await_signal, signal_set};
 use crate::resource::descriptor::numbers::close_others;
 use nix::errno::Errno;
@@ -40,7 +41,7 @@ const LEAVE: Signal = Signal::SIGUSR1;
 /// The first process of the namespace that the restarter has made.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Init {
-    pid: i32,
+    pid: Pid,
 }
 
 impl Init {
@@ -59,13 +60,13 @@ impl Init {
     }
 
     /// Its id, as the restarter sees it.
-    pub(crate) fn pid(&self) -> i32 {
+    pub(crate) fn pid(&self) -> Pid {
         self.pid
     }
 
     /// Lets it outlive this process; returns when it will.
     pub(crate) fn leave(&self, rendezvous: Rendezvous) {
-        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid), LEAVE);
+        let _ = nix::sys::signal::kill(self.pid.nix(), LEAVE);
         let _ = rendezvous.hear_init(word::READY, super::children::none_ended);
     }
 }

@@ -14,6 +14,7 @@ use super::counted;
 use super::rendezvous::{Rendezvous, Stage};
 use crate::error::{Because, Result};
 use crate::fault::{Point, become_member, reach};
+use crate::proc::Pid;
 use crate::proc::fork::{fork, own_id};
 use crate::resource::descriptor::pty;
 use crate::resource::kinship::numbers;
@@ -22,7 +23,7 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::mount::{MsFlags, mount};
 use nix::sys::prctl;
-use nix::unistd::{Pid, getppid, setpgid, setsid};
+use nix::unistd::{getppid, setpgid, setsid};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 
@@ -39,18 +40,18 @@ pub(crate) struct Tree<'a> {
     /// Where they meet.
     pub(crate) rendezvous: Rendezvous,
     /// The root's parent, as the root sees it.
-    pub(crate) restarter: i32,
+    pub(crate) restarter: Pid,
     /// In a PID namespace of their own: the last id behind which new ones begin.
-    pub(crate) apart: Option<i32>,
+    pub(crate) apart: Option<Pid>,
     /// The controlling terminals of sessions, by the member that leads one, with the foreground group of each.
-    pub(crate) terminals: &'a HashMap<usize, (OwnedFd, i32)>,
+    pub(crate) terminals: &'a HashMap<usize, (OwnedFd, Pid)>,
 }
 
 /// Who returns from [`Tree::make`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
     /// The restarter; the root's id as it sees it.
-    Restarter(i32),
+    Restarter(Pid),
     /// The member of this index.
     Member(usize),
 }
@@ -105,7 +106,7 @@ impl Tree<'_> {
                         None
                     }
                     Step::LeadGroup => {
-                        setpgid(Pid::from_raw(0), Pid::from_raw(0))
+                        setpgid(nix::unistd::Pid::from_raw(0), nix::unistd::Pid::from_raw(0))
                             .because(|| "cannot begin a process group")?;
                         None
                     }
@@ -121,13 +122,13 @@ impl Tree<'_> {
     }
 
     /// Makes a member; None in the member itself.
-    fn clone_member(&self, index: usize, flags: i32) -> Result<Option<i32>> {
+    fn clone_member(&self, index: usize, flags: i32) -> Result<Option<Pid>> {
         let pid = self.members[index].pid;
         let made = clone_with(flags, Some(pid), self.exit_signals[index]);
         let made =
             made_or(made, || format!("cannot have the process id {pid} again")).map_err(|e| {
                 match pid {
-                    1 => e.hint("an init has that; restart it with other ids (--ids new)"),
+                    Pid::INIT => e.hint("an init has that; restart it with other ids (--ids new)"),
                     _ => e.hint("try again, or restart it with other ids (--ids new)"),
                 }
             })?;
@@ -139,7 +140,7 @@ impl Tree<'_> {
     }
 
     /// Lets another process make members and end, so that they become orphans; with an id it leads a session of it.
-    fn by_another(&self, leader: Option<i32>, members: &[usize]) -> Result<Option<usize>> {
+    fn by_another(&self, leader: Option<Pid>, members: &[usize]) -> Result<Option<usize>> {
         let what = || match leader {
             Some(id) => format!("cannot begin the session {id} again"),
             None => "cannot make an orphan".to_owned(),
@@ -167,14 +168,14 @@ impl Tree<'_> {
     fn find_group(&self, me: usize) -> Result<()> {
         let life = &self.lives[me];
         // A restarter that is killed before it has named the root to anybody leaves only that.
-        let lives = || none_ended() && (me != 0 || getppid().as_raw() == self.restarter);
+        let lives = || none_ended() && (me != 0 || getppid() == self.restarter.nix());
         self.rendezvous.meet(Stage::Made, self.all(), lives)?;
         if let Some(group) = life.revive {
             revive(group).because(|| format!("cannot begin the process group {group} again"))?;
         }
         self.rendezvous.meet(Stage::Revived, self.all(), lives)?;
         if let Some(group) = life.join {
-            setpgid(Pid::from_raw(0), Pid::from_raw(numbers::here(group)))
+            setpgid(nix::unistd::Pid::from_raw(0), numbers::here(group).nix())
                 .because(|| format!("cannot join the process group {group}"))?;
         }
         // The restarter is one of them: whoever is made is guarded when it goes on.
@@ -188,8 +189,8 @@ impl Tree<'_> {
 }
 
 /// Begins a group whose leader is gone: a child of its id leads it until we are in it.
-fn revive(group: i32) -> nix::Result<()> {
-    let own = Pid::from_raw(0);
+fn revive(group: Pid) -> nix::Result<()> {
+    let own = nix::unistd::Pid::from_raw(0);
     let Some(leader) = clone(Some(group), libc::SIGCHLD)? else {
         let led = setpgid(own, own);
         end(i32::from(led.is_err()));
@@ -197,7 +198,7 @@ fn revive(group: i32) -> nix::Result<()> {
     // Dead, but not yet reaped, it still keeps the group.
     let ended = change(Some(leader), libc::WEXITED | libc::WNOWAIT)?;
     let joined = if ended == Some(Change::Ended(0)) {
-        setpgid(own, Pid::from_raw(leader))
+        setpgid(own, leader.nix())
     } else {
         Err(Errno::EPERM)
     };
@@ -206,13 +207,13 @@ fn revive(group: i32) -> nix::Result<()> {
     joined
 }
 
-fn own_pid() -> i32 {
-    std::process::id().cast_signed()
+fn own_pid() -> Pid {
+    Pid::own()
 }
 
 /// Shows the PID namespace of the tree in /proc. Where that is not allowed (a container that masks a part of it), the
 /// tree goes on seeing the processes of its maker's namespace.
-fn mount_proc(last: i32) {
+fn mount_proc(last: Pid) {
     let nothing: Option<&str> = None;
     // Else the new /proc would appear in the namespace that this one is a copy of.
     let _ = mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing);
@@ -224,9 +225,9 @@ fn mount_proc(last: i32) {
 
 /// What was made, or why it was not.
 pub(super) fn made_or<S: std::fmt::Display>(
-    made: nix::Result<Option<i32>>,
+    made: nix::Result<Option<Pid>>,
     what: impl FnOnce() -> S,
-) -> Result<Option<i32>> {
+) -> Result<Option<Pid>> {
     let is_limited = made == Err(Errno::EAGAIN);
     made.because(what).map_err(|error| match is_limited {
         true => error.hint("the number of processes is limited here (ulimit -u): raise it"),
@@ -235,16 +236,16 @@ pub(super) fn made_or<S: std::fmt::Display>(
 }
 
 /// Makes a process; None in the process itself.
-pub(crate) fn clone(pid: Option<i32>, exit_signal: i32) -> nix::Result<Option<i32>> {
+pub(crate) fn clone(pid: Option<Pid>, exit_signal: i32) -> nix::Result<Option<Pid>> {
     clone_with(0, pid, exit_signal)
 }
 
 /// The same with flags, and an id of choice.
 pub(super) fn clone_with(
     flags: i32,
-    pid: Option<i32>,
+    pid: Option<Pid>,
     exit_signal: i32,
-) -> nix::Result<Option<i32>> {
+) -> nix::Result<Option<Pid>> {
     let pid = pid.filter(|_| !numbers::are_new());
     match pid {
         Some(pid) if counted::is_begun() => return counted::clone_as(flags, pid, exit_signal),
@@ -252,7 +253,7 @@ pub(super) fn clone_with(
         None if flags == 0 => return fork(exit_signal),
         _ => {}
     }
-    let wanted = [pid.unwrap_or(0)];
+    let wanted = [pid.unwrap_or(Pid::NONE)];
     let own = own_id();
     let flags = flags | own.map_or(0, |_| libc::CLONE_CHILD_SETTID);
     let args = libc::clone_args {
@@ -271,7 +272,7 @@ pub(super) fn clone_with(
     let args: *const libc::clone_args = &args;
     // SAFETY: the arguments live until the call returns, and a fork of a process with one thread goes on here.
     let made = unsafe { libc::syscall(libc::SYS_clone3, args, size_of::<libc::clone_args>()) };
-    Errno::result(made).map(|made| (made != 0).then_some(made as i32))
+    Errno::result(made).map(|made| (made != 0).then_some(Pid::new(made as i32)))
 }
 
 /// Ends this process without running anything of its maker's.
@@ -280,6 +281,6 @@ pub(crate) fn end(status: i32) -> ! {
     unsafe { libc::_exit(status) }
 }
 
-fn reap(child: i32) -> nix::Result<()> {
+fn reap(child: Pid) -> nix::Result<()> {
     change(Some(child), libc::WEXITED).map(drop)
 }

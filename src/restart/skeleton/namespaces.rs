@@ -14,13 +14,14 @@ use super::children::{Change, change};
 use super::counted::is_near;
 use super::make::end;
 use crate::error::{Because, Error, Result};
+use crate::proc::Pid;
 use crate::proc::fork::fork;
 use crate::restart::machine::capable;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::kill;
-use nix::unistd::{Gid, Pid, Uid, getegid, geteuid};
+use nix::unistd::{Gid, Uid, getegid, geteuid};
 use std::fs;
 
 const CLONE_NEWTIME: i32 = 0x80;
@@ -49,7 +50,7 @@ impl Place {
     ///
     /// # Errors
     /// Their ids are to be `kept`, or there are System V objects, and no namespaces here.
-    pub(crate) fn choose(ids: &[i32], made: &[i32], furnished: bool, kept: bool) -> Result<Self> {
+    pub(crate) fn choose(ids: &[Pid], made: &[Pid], furnished: bool, kept: bool) -> Result<Self> {
         let may = !furnished || capable(MAY_CHOOSE[0]);
         if may
             && MAY_CHOOSE.iter().any(|&capability| capable(capability))
@@ -118,9 +119,9 @@ fn map_user(user: Uid, group: Gid) -> nix::Result<()> {
 }
 
 /// Whether nobody here has an id, as a process, thread, group or session.
-fn is_free(id: &i32) -> bool {
-    let nobody = |pid| kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH);
-    nobody(*id) && nobody(-*id)
+fn is_free(id: &Pid) -> bool {
+    let nobody = |id: i32| kill(nix::unistd::Pid::from_raw(id), None) == Err(Errno::ESRCH);
+    nobody(id.get()) && nobody(-id.get())
 }
 
 fn map(file: &str, id: u32) -> nix::Result<()> {

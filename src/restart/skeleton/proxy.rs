@@ -15,6 +15,7 @@ use super::make::end;
 use super::rendezvous::Rendezvous;
 use super::witness::Witness;
 use crate::error::FAILED;
+use crate::proc::Pid;
 use crate::proc::Process;
 use crate::proc::stat::glance;
 use crate::ptrace::forebear;
@@ -31,7 +32,7 @@ const STOPS: [i32; 3] = [libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
 /// A running tree.
 pub(crate) struct Proxy {
     /// The root's id, as this process sees it.
-    pub(crate) root: i32,
+    pub(crate) root: Pid,
     /// The first process of its namespace.
     pub(crate) init: Option<Init>,
     /// Who else is in our group.
@@ -78,7 +79,7 @@ impl Proxy {
         let all = Process::own().map(|own| own.children()).unwrap_or_default();
         for child in all.into_iter().filter(|child| !ours.contains(child)) {
             // Of one that lives and is traced here a wait would take a stop.
-            if glance(child).is_some_and(|(state, _)| state == 'Z') {
+            if glance(child.main_thread()).is_some_and(|(state, _)| state == 'Z') {
                 let _ = change(Some(child), libc::WEXITED | libc::WNOHANG);
             }
         }
@@ -110,7 +111,7 @@ impl Proxy {
         default(signal);
         // Blocked, and to the process, it is one with the terminal's, which may wait already or be on its way: two would
         // stop twice, the second time when the job goes on.
-        send(std::process::id().cast_signed(), signal);
+        send(Pid::own(), signal);
         // That took a SIGCONT away that came meanwhile; later ones take away the stop. The root has it before us.
         let news = libc::WEXITED | libc::WCONTINUED | libc::WNOHANG | libc::WNOWAIT;
         let news = || change(Some(self.root), news).ok().flatten();
@@ -137,7 +138,7 @@ impl Proxy {
 impl Proxy {
     /// Ends all of a tree that could not be restarted, as far as they are `members`, and this process; somebody has
     /// said why.
-    pub(crate) fn give_up(self, members: impl Iterator<Item = i32>) -> ! {
+    pub(crate) fn give_up(self, members: impl Iterator<Item = Pid>) -> ! {
         match self.init {
             Some(init) => send(init.pid(), libc::SIGKILL),
             None => members.chain([self.root]).for_each(|pid| send(pid, libc::SIGKILL)),
@@ -183,14 +184,14 @@ fn die_by(signal: i32) -> ! {
     let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
     default(signal);
     unblocked(signal, || {
-        send(std::process::id().cast_signed(), signal);
+        send(Pid::own(), signal);
     });
     end(128 + signal)
 }
 
-fn send(pid: i32, signal: i32) {
+fn send(pid: Pid, signal: i32) {
     // SAFETY: sends a signal; real-time ones have no name in the library.
-    unsafe { libc::kill(pid, signal) };
+    unsafe { libc::kill(pid.get(), signal) };
 }
 
 fn default(signal: i32) {
@@ -228,7 +229,7 @@ fn pending() -> u64 {
 }
 
 /// What has become of a child, if anything; who has ended is reaped.
-fn change_of(child: i32) -> Option<Change> {
+fn change_of(child: Pid) -> Option<Change> {
     let options = libc::WEXITED | libc::WSTOPPED | libc::WCONTINUED | libc::WNOHANG;
     if let Some(status) = forebear::ended() {
         return Some(match libc::WIFSIGNALED(status) {

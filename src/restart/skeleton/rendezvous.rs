@@ -12,7 +12,6 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 use nix::sys::signal::kill;
-use nix::unistd::Pid;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -168,7 +167,7 @@ impl Rendezvous {
         while let Err(other) =
             self.page.turn.compare_exchange(0, own, Ordering::AcqRel, Ordering::Acquire)
         {
-            let process = Pid::from_raw(other.cast_signed());
+            let process = nix::unistd::Pid::from_raw(other.cast_signed());
             if kill(process, None) == Err(Errno::ESRCH) {
                 let _ =
                     self.page.turn.compare_exchange(other, 0, Ordering::AcqRel, Ordering::Acquire);

@@ -8,6 +8,7 @@
 use super::proxy::{self, Proxy};
 use super::witness::Witness;
 use crate::error::{Because, Result};
+use crate::proc::Pid;
 use crate::proc::forebear;
 use crate::proc::fork::fork;
 use crate::ptrace::forebear::{self as served, Forebear};
@@ -27,9 +28,9 @@ pub(crate) fn line() -> Option<PipeWriter> {
 }
 
 /// Names the root of a tree to the process that stays, if there is one.
-pub(crate) fn announce(root: i32) {
+pub(crate) fn announce(root: Pid) {
     if let Some(mut line) = line() {
-        let _ = line.write_all(&root.to_ne_bytes());
+        let _ = line.write_all(&root.get().to_ne_bytes());
     }
 }
 
@@ -85,7 +86,7 @@ fn serve_announced(mut line: PipeReader) -> Result<()> {
     served::thread(move || {
         let mut root = [0; 4];
         if line.read_exact(&mut root).is_ok() {
-            let _ = Forebear::inside(i32::from_ne_bytes(root)).and_then(Forebear::serve);
+            let _ = Forebear::inside(Pid::new(i32::from_ne_bytes(root))).and_then(Forebear::serve);
         }
     })
 }

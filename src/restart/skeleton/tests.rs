@@ -5,14 +5,16 @@ use super::init::Init;
 use super::make::{Role, Tree, clone, end};
 use super::namespaces::Place;
 use super::rendezvous::{Rendezvous, Stage};
+use crate::proc::Pid;
 use crate::resource::kinship::plan::{Member, OUTSIDE, plan};
-use nix::unistd::{Pid, getpgrp, getpid, getppid, getsid};
+use nix::unistd::{getpgrp, getpid, getppid, getsid};
 use std::collections::HashMap;
 use std::io::{PipeWriter, Read, Write};
 
 const PAGE: u64 = 0x3100_0000_0000;
 
 fn member(pid: i32, parent: Option<usize>, group: i32, session: i32) -> Member {
+    let [pid, group, session] = [pid, group, session].map(Pid::new);
     Member { pid, parent, group, session, reaps: false }
 }
 
@@ -38,9 +40,9 @@ fn restart(members: &[Member], mut tell: PipeWriter) -> crate::error::Result<()>
     let rendezvous = Rendezvous::map(PAGE)?;
     let place = if nix::unistd::geteuid().is_root() { Place::Apart } else { Place::AsUser };
     place.enter([0, 0], false)?;
-    let last = members.iter().map(|m| m.pid).max().unwrap_or(0);
+    let last = members.iter().map(|m| m.pid).max().unwrap_or(Pid::NONE);
     let init = Init::start(rendezvous)?;
-    assert!(init.pid() > 0);
+    assert!(init.pid() > Pid::NONE);
     let lives = plan(members).map_err(|at| crate::error::Error::new(format!("member {at}")))?;
     let shares = vec![0; members.len()];
     let exit_signals = vec![nix::libc::SIGCHLD; members.len()];
@@ -51,7 +53,7 @@ fn restart(members: &[Member], mut tell: PipeWriter) -> crate::error::Result<()>
         exit_signals: &exit_signals,
         shares: &shares,
         rendezvous,
-        restarter: 0,
+        restarter: Pid::NONE,
         apart: Some(last),
         terminals: &HashMap::new(),
     };
@@ -65,8 +67,8 @@ fn restart(members: &[Member], mut tell: PipeWriter) -> crate::error::Result<()>
         }
         Role::Member(_) => {
             assert!(crate::proc::fork::own_id().is_some());
-            let session = getsid(None).map_or(-1, Pid::as_raw);
-            let ids = [getpid(), getppid(), getpgrp()].map(Pid::as_raw);
+            let session = getsid(None).map_or(-1, nix::unistd::Pid::as_raw);
+            let ids = [getpid(), getppid(), getpgrp()].map(nix::unistd::Pid::as_raw);
             let line = format!("{} {} {} {session}\n", ids[0], ids[1], ids[2]);
             tell.write_all(line.as_bytes()).unwrap();
             rendezvous.meet(Stage::Planned, all, watch)?;
@@ -78,7 +80,7 @@ fn restart(members: &[Member], mut tell: PipeWriter) -> crate::error::Result<()>
 
 #[test]
 fn every_process_is_who_it_was() {
-    let out = OUTSIDE;
+    let out = OUTSIDE.get();
     let members = [
         member(5000, None, out, out),
         member(5001, Some(0), 5001, out),
@@ -93,8 +95,9 @@ fn every_process_is_who_it_was() {
         member(301, Some(8), 5001, out),
     ];
     let expected = |m: &Member| {
-        let parent = m.parent.map_or(if m.pid == 5000 { 0 } else { 1 }, |p| members[p].pid);
-        [m.pid, parent, m.group, m.session]
+        let alone = if m.pid == Pid::new(5000) { Pid::NONE } else { Pid::INIT };
+        let parent = m.parent.map_or(alone, |p| members[p].pid);
+        [m.pid, parent, m.group, m.session].map(Pid::get)
     };
     let mut all: Vec<_> = members.iter().map(expected).collect();
     all.sort_unstable();
@@ -103,19 +106,15 @@ fn every_process_is_who_it_was() {
 
 #[test]
 fn two_hundred_processes_meet() {
-    let mut members = vec![member(1000, None, OUTSIDE, OUTSIDE)];
-    members.extend((1..200).map(|i| member(1000 + i, Some(i as usize / 3), OUTSIDE, OUTSIDE)));
+    let mut members = vec![member(1000, None, 0, 0)];
+    members.extend((1..200).map(|i| member(1000 + i, Some(i as usize / 3), 0, 0)));
     let seen = made(&members);
     assert_eq!(seen.len(), 200);
-    assert!(seen.iter().zip(&members).all(|(seen, member)| seen[0] == member.pid));
+    assert!(seen.iter().zip(&members).all(|(seen, member)| seen[0] == member.pid.get()));
 }
 
 #[test]
 fn an_id_that_is_taken_ends_them_all() {
-    let members = [
-        member(50, None, OUTSIDE, OUTSIDE),
-        member(51, Some(0), OUTSIDE, OUTSIDE),
-        member(51, Some(0), OUTSIDE, OUTSIDE),
-    ];
+    let members = [member(50, None, 0, 0), member(51, Some(0), 0, 0), member(51, Some(0), 0, 0)];
     assert!(made(&members).len() < 3);
 }

@@ -11,6 +11,7 @@
 
 use super::make::{clone, end, made_or};
 use crate::error::{Because, Result};
+use crate::proc::Pid;
 use crate::proc::{pidfd::Pidfd, tree};
 use crate::ptrace::raw::{await_signal, signal_set};
 use crate::resource::descriptor::numbers::close_others;
@@ -26,7 +27,7 @@ const SPREADS: Duration = Duration::from_millis(2);
 
 /// The process.
 pub(crate) struct Witness {
-    pid: i32,
+    pid: Pid,
     ask: PipeWriter,
     hear: PipeReader,
 }
@@ -68,7 +69,7 @@ impl Witness {
     }
 
     /// Its id.
-    pub(super) fn pid(&self) -> i32 {
+    pub(super) fn pid(&self) -> Pid {
         self.pid
     }
 
@@ -78,16 +79,16 @@ impl Witness {
     }
 
     /// Names a process that must not be left alone.
-    pub(crate) fn guard(&mut self, pid: i32) {
+    pub(crate) fn guard(&mut self, pid: Pid) {
         let _ = self.ask.write_all(&[question::WARD]);
-        let _ = self.ask.write_all(&pid.to_ne_bytes());
+        let _ = self.ask.write_all(&pid.get().to_ne_bytes());
     }
 
     /// Lets it end.
     pub(crate) fn dismiss(mut self) {
         let _ = self.ask.write_all(&[question::FAREWELL]);
         // SAFETY: waits for the child that was made here.
-        unsafe { libc::waitpid(self.pid, std::ptr::null_mut(), libc::__WCLONE) };
+        unsafe { libc::waitpid(self.pid.get(), std::ptr::null_mut(), libc::__WCLONE) };
     }
 }
 
@@ -95,7 +96,7 @@ fn live(restarter: u32, mut hears: PipeReader, mut tells: PipeWriter) -> ! {
     let _ = prctl::set_name(c"ckpt-witness");
     // Whoever reads from the others waits for their end.
     close_others(vec![hears.as_raw_fd(), tells.as_raw_fd()]);
-    let restarter_lives = Pidfd::open(restarter.cast_signed()).ok();
+    let restarter_lives = Pidfd::open(Pid::of_word(restarter)).ok();
     let _ = std::env::set_current_dir("/");
     let mut wards = Vec::new();
     loop {
@@ -116,7 +117,7 @@ fn live(restarter: u32, mut hears: PipeReader, mut tells: PipeWriter) -> ! {
             question::WARD => {
                 let mut pid = [0; 4];
                 let told = hears.read_exact(&mut pid);
-                let pid = i32::from_ne_bytes(pid);
+                let pid = Pid::new(i32::from_ne_bytes(pid));
                 let descriptor = told.ok().and_then(|()| Pidfd::open(pid).ok());
                 wards.extend(descriptor.map(|descriptor| (pid, descriptor)));
             }
@@ -142,8 +143,8 @@ fn await_word(hears: &PipeReader, restarter: Option<&Pidfd>) -> bool {
 }
 
 /// Ends the wards with all that descend from them. Who is stopped makes no more.
-fn end_trees(wards: &[(i32, Pidfd)]) {
-    let mut known: HashSet<i32> = HashSet::new();
+fn end_trees(wards: &[(Pid, Pidfd)]) {
+    let mut known: HashSet<Pid> = HashSet::new();
     loop {
         let alive = wards.iter().filter(|(_, process)| !process.ended_within(Duration::ZERO));
         let alive = alive.map(|(pid, _)| *pid);
@@ -158,9 +159,9 @@ fn end_trees(wards: &[(i32, Pidfd)]) {
     known.into_iter().for_each(|pid| send(pid, libc::SIGKILL));
 }
 
-fn send(pid: i32, signal: i32) {
+fn send(pid: Pid, signal: i32) {
     // SAFETY: sends a signal.
-    unsafe { libc::kill(pid, signal) };
+    unsafe { libc::kill(pid.get(), signal) };
 }
 
 /// Whether a signal has come here, or does within [`SPREADS`]; it is taken.

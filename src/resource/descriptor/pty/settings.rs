@@ -5,6 +5,7 @@
 //! Each call reads or writes one value, whose type has the size that the request says.
 #![allow(unsafe_code)]
 
+use crate::proc::Pid;
 use ckpt_abi::image::Termios;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
@@ -129,6 +130,6 @@ pub(crate) fn control(fd: &impl AsFd) -> nix::Result<()> {
 ///
 /// # Errors
 /// EPERM, ESRCH: there is no such group in the session.
-pub(crate) fn set_foreground(fd: &impl AsFd, group: i32) -> nix::Result<()> {
-    tell(fd, libc::TIOCSPGRP as u64, &group)
+pub(crate) fn set_foreground(fd: &impl AsFd, group: Pid) -> nix::Result<()> {
+    tell(fd, libc::TIOCSPGRP as u64, &group.get())
 }

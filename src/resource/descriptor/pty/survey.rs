@@ -5,6 +5,7 @@ use super::super::{Tables, standard, terminal};
 use super::queue::{self, Asked, Waiting, answers};
 use super::settings::{EXCLUSIVE, LOCK, PACKETS, hides_cloexec, number, termios, window};
 use crate::error::Result;
+use crate::proc::Pid;
 use crate::proc::{self, fds::Fd};
 use crate::ptrace::raw;
 use ckpt_abi::image::{Terminal, Termios, pty_end, terminal_flag};
@@ -19,7 +20,7 @@ use std::path::Path;
 use zerocopy::FromZeros;
 
 /// A descriptor: process and number.
-type Of = (i32, u32);
+type Of = (Pid, u32);
 
 /// One of them.
 pub(super) struct Pty {
@@ -114,12 +115,12 @@ impl Ptys {
     }
 
     /// The number of the pseudo-terminal behind a descriptor, and which end it is.
-    pub(crate) fn end(&self, pid: i32, fd: u32) -> Option<(u32, u32)> {
+    pub(crate) fn end(&self, pid: Pid, fd: u32) -> Option<(u32, u32)> {
         self.ends.get(&(pid, fd)).copied()
     }
 
     /// Whether a descriptor closes on exec, of which /proc says so.
-    pub(crate) fn closes_on_exec(&self, pid: i32, fd: u32) -> bool {
+    pub(crate) fn closes_on_exec(&self, pid: Pid, fd: u32) -> bool {
         !self.inherited.contains(&(pid, fd))
     }
 
@@ -189,7 +190,7 @@ fn master_of(fd: &Fd) -> Option<u32> {
 
 /// The file system that has the slave of a master: the one in the folder `pts` beside where that was opened, or its own
 /// (devpts, /dev/pts/ptmx).
-fn instance(pid: i32, fd: &Fd) -> u64 {
+fn instance(pid: Pid, fd: &Fd) -> u64 {
     let folder = Path::new(&fd.target).parent().and_then(|folder| folder.strip_prefix("/").ok());
     let beside =
         folder.map(|folder| Path::new(&format!("/proc/{pid}/root")).join(folder).join("pts"));
@@ -199,7 +200,7 @@ fn instance(pid: i32, fd: &Fd) -> u64 {
 
 /// The numbers of the controlling terminals, and of what else is open, of all that are not in the checkpoint.
 fn terminals_outside(tables: &Tables) -> HashSet<u32> {
-    let inside: HashSet<i32> = tables.of.iter().map(|table| table.pid).collect();
+    let inside: HashSet<Pid> = tables.of.iter().map(|table| table.pid).collect();
     let all = proc::tree::pids().unwrap_or_default().into_iter();
     let mut numbers = HashSet::new();
     for pid in all.filter(|pid| !inside.contains(pid)) {

@@ -9,6 +9,7 @@
 
 use super::{Tie, drain, gone_client, is_inside, options, queue};
 use crate::error::{Because, Result};
+use crate::proc::Pid;
 use crate::proc::fds::Fd;
 use crate::proc::net::{self, Place, Tcp, state};
 use crate::ptrace::raw;
@@ -24,7 +25,7 @@ use zerocopy::{FromZeros, IntoBytes};
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Inet {
     /// A descriptor that leads to it, and whose.
-    at: (i32, u32),
+    at: (Pid, u32),
     family: i32,
     kind: i32,
     protocol: i32,
@@ -84,7 +85,7 @@ pub(crate) fn all(tables: &Tables) -> HashMap<u64, Inet> {
 }
 
 impl Inet {
-    fn of(fd: &OwnedFd, at: (i32, u32)) -> Option<Self> {
+    fn of(fd: &OwnedFd, at: (Pid, u32)) -> Option<Self> {
         let asked = |option| options::get(fd, option);
         let (family, kind) = (asked(options::DOMAIN)?, asked(options::TYPE)?);
         let protocol = asked(options::PROTOCOL)?;
@@ -151,14 +152,14 @@ impl Inet {
 }
 
 /// The connections both of whose ends are held: a process and a number of each end.
-pub(crate) fn connections(tables: &Tables) -> Vec<(i32, u32)> {
+pub(crate) fn connections(tables: &Tables) -> Vec<(Pid, u32)> {
     let all = tables.inet();
     let inside = |one: &&Inet| all.values().any(|other| one.is_peer(other));
     all.values().filter(inside).map(|one| one.at).collect()
 }
 
 /// Has a connection reset when it is closed: nothing is left that keeps its ports (TIME_WAIT).
-pub(crate) fn end_at_once((pid, fd): (i32, u32)) {
+pub(crate) fn end_at_once((pid, fd): (Pid, u32)) {
     let at_once: [[u8; 4]; 2] = [1i32.to_ne_bytes(), [0; 4]];
     if let Ok(ours) = raw::take_descriptor(pid, fd.cast_signed()) {
         let _ = options::set(&ours, options::LINGER, at_once.as_flattened());
