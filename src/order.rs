@@ -2,13 +2,14 @@
 //! Sorting by numbers. The standard library's sort is compiled anew for each type, 4 KiB each: here numbers are sorted, once
 //! for all, and the items follow.
 
+use ckpt_loops::records::sort;
+
 /// Sorts by a key of two numbers; items of one key stay in their order (as slice::sort_by_key).
 pub(crate) fn by_key<T>(items: &mut Vec<T>, key: impl Fn(&T) -> (u64, u64)) {
     let mut keys: Vec<_> = items.iter().enumerate().map(|(at, item)| (key(item), at)).collect();
-    if keys.is_sorted() {
+    if !sort(&mut keys) {
         return;
     }
-    keys.sort_unstable();
     let mut waiting: Vec<_> = items.drain(..).map(Some).collect();
     items.extend(keys.into_iter().filter_map(|(_, at)| waiting[at].take()));
 }

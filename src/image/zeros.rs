@@ -2,13 +2,13 @@
 //! Pages of zeros, which nobody writes or sends.
 
 use super::PAGE;
+use ckpt_loops::pages::is_zero;
 
 /// The stretches of a piece that are not pages of zeros, with their places in it. Pages are counted
 /// from the piece's start.
 pub(crate) fn nonzero(piece: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
     let page = move |at: usize| &piece[at..(at + PAGE as usize).min(piece.len())];
-    // Most pages show early that they are not; what adds up 64 bytes at a time uses wide registers.
-    let zero = move |at: usize| page(at).chunks(64).all(|c| c.iter().fold(0, |a, b| a | b) == 0);
+    let zero = move |at: usize| is_zero(page(at));
     let mut at = 0;
     std::iter::from_fn(move || {
         while at < piece.len() && zero(at) {

@@ -5,13 +5,13 @@ use super::id::Pid;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 
 use nix::libc;
 
 use super::process::Process;
-use super::text::{decimal, lines, octal};
+use super::text::{decimal, lines, octal, pair};
 use super::{confirmed, failed, parsed, slurp_piece, split_deleted};
 use crate::error::{Error, Result};
 
@@ -98,7 +98,7 @@ fn descriptor(process: &Process, number: u32) -> Result<Option<Fd>> {
     let lines = unless_closed(process, &text, slurp_piece)?;
     let (Some(target), Some(file), Some(lines)) = (target, file, lines) else { return Ok(None) };
     let FdText { position, flags, extra } = parsed(parse(&lines), || process.called(&text))?;
-    let (target, deleted) = split_deleted(target.as_os_str().as_bytes());
+    let (target, deleted) = split_deleted(target.into_os_string().into_vec());
     let (target, deleted) = confirmed(target, deleted, file.ino());
     let cloexec = libc::O_CLOEXEC as u32;
     Ok(Some(Fd {
@@ -145,8 +145,9 @@ struct FdText {
 fn parse(text: &[u8]) -> Result<FdText> {
     let (mut position, mut flags, mut extra) = (None, None, Vec::new());
     for line in lines(text) {
-        let (key, value) = split(line);
-        match key.as_str() {
+        let line = String::from_utf8_lossy(line);
+        let (key, value) = pair(&line);
+        match key {
             "pos" if position.is_none() => {
                 position = Some(decimal::<i64>(value.as_bytes())? as u64);
             }
@@ -154,28 +155,13 @@ fn parse(text: &[u8]) -> Result<FdText> {
                 let bits = octal(value.as_bytes())?;
                 flags = Some(u32::try_from(bits).map_err(|_| Error::new("flags are 32 bits"))?);
             }
-            _ => extra.push((key, value)),
+            _ => extra.push((key.to_owned(), value.to_owned())),
         }
     }
     match (position, flags) {
         (Some(position), Some(flags)) => Ok(FdText { position, flags, extra }),
         _ => Err(Error::new("it has no lines \"pos\" and \"flags\"")),
     }
-}
-
-/// Divides a line at the first colon that a blank or the end of the line follows ("clockid: 1",
-/// "settime flags: 00", "lock:\t1: POSIX ..."), else at the first blank ("inotify wd:1 ino:2").
-fn split(line: &[u8]) -> (String, String) {
-    let line = String::from_utf8_lossy(line);
-    let colon = line
-        .match_indices(':')
-        .map(|(at, _)| at)
-        .find(|at| line[at + 1..].chars().next().is_none_or(|next| next.is_ascii_whitespace()));
-    let (key, value) = match colon {
-        Some(at) => (&line[..at], &line[at + 1..]),
-        None => line.split_once(' ').unwrap_or((&line, "")),
-    };
-    (key.trim().to_owned(), value.trim().to_owned())
 }
 
 /// See [`super::parse_anything`].

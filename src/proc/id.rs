@@ -6,7 +6,7 @@
 //! [`Pid`], too. Records of an image and shared words keep plain numbers.
 
 use std::fmt;
-use std::num::ParseIntError;
+use std::num::{ParseIntError, TryFromIntError};
 use std::str::FromStr;
 
 /// Declares a kind of id.
@@ -58,6 +58,14 @@ macro_rules! id {
 
             fn from_str(text: &str) -> Result<Self, ParseIntError> {
                 text.parse().map(Self)
+            }
+        }
+
+        impl TryFrom<i128> for $name {
+            type Error = TryFromIntError;
+
+            fn try_from(number: i128) -> Result<Self, TryFromIntError> {
+                number.try_into().map(Self)
             }
         }
     };

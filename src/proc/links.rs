@@ -2,7 +2,7 @@
 //! The links of /proc/PID to files: exe, cwd and root.
 
 use std::fs;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
@@ -55,7 +55,7 @@ impl Process {
         let place = self.path(name);
         let target =
             fs::read_link(&place).map_err(|e| failed(self, None, &self.called(name), &e))?;
-        let (path, deleted) = split_deleted(target.as_os_str().as_bytes());
+        let (path, deleted) = split_deleted(target.into_os_string().into_vec());
         let inode = if deleted { fs::metadata(&place).map_or(0, |file| file.ino()) } else { 0 };
         let (path, deleted) = confirmed(path, deleted, inode);
         Ok(Link { path: path.into(), deleted })

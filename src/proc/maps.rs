@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use nix::libc;
 
 use super::process::Process;
-use super::text::{decimal, hex, lines, words};
+use super::text::{cut, decimal, hex, hex_pair, lines, mapped_name, words};
 use super::{confirmed, parsed, split_deleted};
 use crate::error::{Error, Result};
 
@@ -150,16 +150,17 @@ fn parse(text: &[u8]) -> Result<Vec<Vma>> {
 
 /// "7f0000000000-7f0000001000 rw-p 00002000 fe:00 247282      /some/name"
 fn parse_line(line: &[u8]) -> Option<Vma> {
-    let mut fields = line.splitn(6, |&b| b == b' ');
-    let (start, end) = pair(fields.next()?, b'-')?;
-    let &[r, w, x, s] = fields.next()? else { return None };
-    let offset = hex(fields.next()?).ok()?;
-    let (major, minor) = pair(fields.next()?, b':')?;
-    let inode = decimal(fields.next()?).ok()?;
-    let name = fields.next().unwrap_or_default();
-    // seq_pad fills up with blanks before the name; no name begins with one, many may end so.
-    let blanks = name.iter().take_while(|&&b| b == b' ').count();
-    let (name, deleted) = split_deleted(&unescape(&name[blanks..]));
+    let (range, rest) = cut(line, b' ')?;
+    let (mode, rest) = cut(rest, b' ')?;
+    let (offset, rest) = cut(rest, b' ')?;
+    let (device, rest) = cut(rest, b' ')?;
+    let (inode, name) = cut(rest, b' ').unwrap_or((rest, b""));
+    let (start, end) = hex_pair(range, b'-')?;
+    let &[r, w, x, s] = mode else { return None };
+    let offset = hex(offset).ok()?;
+    let (major, minor) = hex_pair(device, b':')?;
+    let inode = decimal(inode).ok()?;
+    let (name, deleted) = split_deleted(mapped_name(name));
     if end < start {
         return None;
     }
@@ -204,31 +205,6 @@ fn parse_detail(line: &[u8], vma: &mut Vma) -> Result<()> {
         _ => {}
     }
     Ok(())
-}
-
-/// Two hexadecimal numbers and what divides them.
-fn pair(word: &[u8], divider: u8) -> Option<(u64, u64)> {
-    let at = word.iter().position(|&b| b == divider)?;
-    Some((hex(&word[..at]).ok()?, hex(&word[at + 1..]).ok()?))
-}
-
-/// Turns `\012` back into a newline.
-///
-/// Nothing else: show_map_vma calls seq_path with "\n" as the only character to escape, so
-/// another octal escape is a part of the name.
-fn unescape(name: &[u8]) -> Vec<u8> {
-    let mut plain = Vec::with_capacity(name.len());
-    let mut rest = name;
-    while let Some((&first, tail)) = rest.split_first() {
-        if let Some(tail) = rest.strip_prefix(br"\012") {
-            plain.push(b'\n');
-            rest = tail;
-        } else {
-            plain.push(first);
-            rest = tail;
-        }
-    }
-    plain
 }
 
 /// See [`super::parse_anything`].

@@ -150,18 +150,22 @@ pub fn parse_anything(bytes: &[u8]) {
     sysv::parse_anything(bytes);
     thread::parse_anything(bytes);
     timers::parse_anything(bytes);
-    let _ = split_deleted(bytes);
+    let _ = split_deleted(bytes.to_vec());
 }
+
+/// The kernel's mark of an unlinked file.
+const DELETED: &str = " (deleted)";
 
 /// Takes the kernel's mark of an unlinked file off a name: the name and whether it was there.
 ///
 /// d_path (fs/d_path.c) adds " (deleted)" only to paths, which begin with a slash. The name of a
 /// file that exists may end so too: see [`confirmed`].
-fn split_deleted(name: &[u8]) -> (OsString, bool) {
-    match name.strip_suffix(b" (deleted)") {
-        Some(bare) if name.starts_with(b"/") => (OsString::from_vec(bare.to_vec()), true),
-        _ => (OsString::from_vec(name.to_vec()), false),
+fn split_deleted(mut name: Vec<u8>) -> (OsString, bool) {
+    let deleted = name.starts_with(b"/") && name.ends_with(DELETED.as_bytes());
+    if deleted {
+        name.truncate(name.len() - DELETED.len());
     }
+    (OsString::from_vec(name), deleted)
 }
 
 /// Corrects what [`split_deleted`] made of a name, by looking whether the file with this inode
@@ -174,7 +178,7 @@ fn confirmed(bare: OsString, deleted: bool, inode: u64) -> (OsString, bool) {
         return (bare, false);
     }
     let mut whole = bare.clone();
-    whole.push(" (deleted)");
+    whole.push(DELETED);
     match fs::symlink_metadata(&whole) {
         Ok(file) if file.ino() == inode => (whole, false),
         _ => (bare, true),
@@ -336,10 +340,11 @@ mod tests {
 
     #[test]
     fn deleted_is_split_off_paths_only() {
-        assert_eq!(split_deleted(b"/tmp/a (deleted)"), ("/tmp/a".into(), true));
-        assert_eq!(split_deleted(b"/tmp/a (deleted) "), ("/tmp/a (deleted) ".into(), false));
-        assert_eq!(split_deleted(b"/a (deleted) (deleted)"), ("/a (deleted)".into(), true));
-        assert_eq!(split_deleted(b"x (deleted)"), ("x (deleted)".into(), false));
-        assert_eq!(split_deleted(b""), ("".into(), false));
+        let split = |name: &[u8]| split_deleted(name.to_vec());
+        assert_eq!(split(b"/tmp/a (deleted)"), ("/tmp/a".into(), true));
+        assert_eq!(split(b"/tmp/a (deleted) "), ("/tmp/a (deleted) ".into(), false));
+        assert_eq!(split(b"/a (deleted) (deleted)"), ("/a (deleted)".into(), true));
+        assert_eq!(split(b"x (deleted)"), ("x (deleted)".into(), false));
+        assert_eq!(split(b""), ("".into(), false));
     }
 }

@@ -191,7 +191,7 @@ impl<'a> Fields<'a> {
         word.ok_or_else(|| Error::new(format!("it has no field {number}")))
     }
 
-    fn number<N: std::str::FromStr>(&self, number: usize) -> Result<N> {
+    fn number<N: TryFrom<i128>>(&self, number: usize) -> Result<N> {
         decimal(self.word(number)?)
     }
 }

@@ -14,6 +14,7 @@ use crate::ptrace::memory::Memory;
 use crate::ptrace::regs::Regs;
 use crate::resource::Target;
 use ckpt_abi::image::{Owner, Thread, thread_flag};
+use ckpt_loops::pages::find_half;
 use nix::libc;
 use zerocopy::IntoBytes;
 
@@ -140,11 +141,12 @@ impl Search {
         };
         let span = last - first;
         // An owner is the first half of an aligned word: one comparison tells most words from it.
-        for (word, at) in bytes.as_chunks::<8>().0.iter().zip((addr..).step_by(8)) {
-            let id = u32::from_le_bytes([word[0], word[1], word[2], word[3]]);
-            if id.wrapping_sub(*first) <= span && self.ids.contains(&id) {
-                self.suspect(memory, at, id, owners);
+        let mut at = 0;
+        while let Some((end, id)) = find_half(bytes, at, *first, span) {
+            if self.ids.contains(&id) {
+                self.suspect(memory, addr + end as u64 - 8, id, owners);
             }
+            at = end;
         }
     }
 
