@@ -3,16 +3,14 @@
 
 use super::id::Pid;
 use std::ffi::OsString;
-use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::MetadataExt;
 
 use nix::libc;
 
 use super::process::Process;
 use super::text::{decimal, lines, octal, pair};
-use super::{confirmed, failed, parsed, slurp_piece, split_deleted};
+use super::{confirmed, failed, parsed, split_deleted};
 use crate::error::{Error, Result};
 
 /// One descriptor and the file behind it.
@@ -77,7 +75,8 @@ impl Process {
             fds.extend(descriptor(self, number)?);
         }
         // A process that dies here looks like one that closes all its descriptors.
-        fs::metadata(self.path("fd")).map_err(|e| failed(self, None, &self.called("fd"), &e))?;
+        let fd = self.stat_of("fd").map_err(io::Error::from);
+        fd.map_err(|e| failed(self, None, &self.called("fd"), &e))?;
         Ok(fds)
     }
 }
@@ -92,14 +91,15 @@ pub(crate) fn one(pid: Pid, number: u32) -> Result<Option<Fd>> {
 
 fn descriptor(process: &Process, number: u32) -> Result<Option<Fd>> {
     let (link, text) = (format!("fd/{number}"), format!("fdinfo/{number}"));
-    let target = unless_closed(process, &link, |path| fs::read_link(path))?;
+    let target = unless_closed(process, &link, |name| Ok(process.link_of(name)?))?;
     // stat(2) follows the link to the open file itself, wherever its path leads by now.
-    let file = unless_closed(process, &link, |path| fs::metadata(path))?;
-    let lines = unless_closed(process, &text, slurp_piece)?;
+    let file = unless_closed(process, &link, |name| Ok(process.stat_of(name)?))?;
+    let lines = unless_closed(process, &text, |name| process.text(name))?;
     let (Some(target), Some(file), Some(lines)) = (target, file, lines) else { return Ok(None) };
     let FdText { position, flags, extra } = parsed(parse(&lines), || process.called(&text))?;
-    let (target, deleted) = split_deleted(target.into_os_string().into_vec());
-    let (target, deleted) = confirmed(target, deleted, file.ino());
+    let (target, deleted) = split_deleted(target.into_vec());
+    let (target, deleted) = confirmed(target, deleted, file.st_ino);
+    let time = |seconds: i64, rest: i64| seconds.saturating_mul(1_000_000_000).saturating_add(rest);
     let cloexec = libc::O_CLOEXEC as u32;
     Ok(Some(Fd {
         number,
@@ -109,16 +109,16 @@ fn descriptor(process: &Process, number: u32) -> Result<Option<Fd>> {
         flags: flags & !cloexec,
         cloexec: flags & cloexec != 0,
         extra,
-        mode: file.mode(),
-        device: file.dev(),
-        inode: file.ino(),
-        rdev: file.rdev(),
-        size: file.size(),
-        mtime_ns: file.mtime().saturating_mul(1_000_000_000).saturating_add(file.mtime_nsec()),
-        atime_ns: file.atime().saturating_mul(1_000_000_000).saturating_add(file.atime_nsec()),
-        user: file.uid(),
-        group: file.gid(),
-        nlink: file.nlink(),
+        mode: file.st_mode,
+        device: file.st_dev,
+        inode: file.st_ino,
+        rdev: file.st_rdev,
+        size: file.st_size.cast_unsigned(),
+        mtime_ns: time(file.st_mtime, file.st_mtime_nsec),
+        atime_ns: time(file.st_atime, file.st_atime_nsec),
+        user: file.st_uid,
+        group: file.st_gid,
+        nlink: file.st_nlink,
     }))
 }
 
@@ -127,7 +127,7 @@ fn unless_closed<T>(
     name: &str,
     ask: impl FnOnce(&str) -> io::Result<T>,
 ) -> Result<Option<T>> {
-    match ask(&process.path(name)) {
+    match ask(name) {
         Ok(value) => Ok(Some(value)),
         Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(None),
         Err(e) => Err(failed(process, None, &process.called(name), &e)),
@@ -174,8 +174,10 @@ mod tests {
     use super::super::fds;
     use super::super::tests::{Scratch, Zombie, me};
     use super::*;
+    use std::fs;
     use std::io::{Seek, SeekFrom, Write};
     use std::os::fd::AsRawFd;
+    use std::os::unix::fs::MetadataExt;
 
     fn extras(lines: &str) -> Vec<(String, String)> {
         let text = format!("pos:\t0\nflags:\t02\nmnt_id:\t17\n{lines}");

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! The links of /proc/PID to files: exe, cwd and root.
 
-use std::fs;
+use std::io;
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use super::process::Process;
@@ -52,11 +51,10 @@ impl Process {
 
 impl Process {
     fn link(&self, name: &str) -> Result<Link> {
-        let place = self.path(name);
-        let target =
-            fs::read_link(&place).map_err(|e| failed(self, None, &self.called(name), &e))?;
-        let (path, deleted) = split_deleted(target.into_os_string().into_vec());
-        let inode = if deleted { fs::metadata(&place).map_or(0, |file| file.ino()) } else { 0 };
+        let target = self.link_of(name).map_err(io::Error::from);
+        let target = target.map_err(|e| failed(self, None, &self.called(name), &e))?;
+        let (path, deleted) = split_deleted(target.into_vec());
+        let inode = if deleted { self.stat_of(name).map_or(0, |file| file.st_ino) } else { 0 };
         let (path, deleted) = confirmed(path, deleted, inode);
         Ok(Link { path: path.into(), deleted })
     }
@@ -67,6 +65,7 @@ mod tests {
     use super::super::tests::{Cat, Scratch, Zombie, me};
     use super::super::{cwd, exe, root};
     use super::*;
+    use std::fs;
 
     #[test]
     fn own_links() {

@@ -15,15 +15,16 @@ use super::status::Status;
 use super::text::{decimal, words};
 use super::thread::{Sched, Wchan};
 use super::timers::PosixTimer;
-use super::{failed, slurp, slurp_piece};
+use super::{failed, slurp_in, slurp_piece};
 use crate::error::{Error, Kind, Result};
 use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, readlinkat};
 use nix::libc;
+use nix::sys::stat::{FileStat, Mode, fstatat};
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
 
 /// A process by its pidfd (pidfd_open(2)) and the directory of /proc that was its when it was opened. What is read is
 /// this process's, or fails: the id may be another's by then.
@@ -56,13 +57,13 @@ impl Process {
     /// A process for one look, in few system calls.
     pub(super) fn glimpse(pid: Pid) -> Result<Self> {
         let path = format!("/proc/{pid}");
-        let mut options = File::options();
-        options.read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY);
-        let directory = options.open(&path).map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => gone(pid),
-            _ => Error::new(format!("cannot open {path}: {e}")),
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let directory = openat(AT_FDCWD, path.as_str(), flags, Mode::empty());
+        let directory = directory.map_err(|e| match e {
+            Errno::ENOENT => gone(pid),
+            _ => Error::new(format!("cannot open {path}: {}", e.desc())),
         })?;
-        Ok(Self { pid, directory, pidfd: None })
+        Ok(Self { pid, directory: directory.into(), pidfd: None })
     }
 
     /// The process that asks.
@@ -100,12 +101,12 @@ impl Process {
 
     /// Whether it was waited for, and its id may be another's.
     pub(super) fn is_reaped(&self) -> bool {
-        fs::metadata(self.path("stat")).is_err()
+        self.stat_of("stat").is_err()
     }
 
     /// Whether it has a thread of this id, dead or alive.
     pub fn has(&self, tid: Tid) -> bool {
-        fs::metadata(self.path(&format!("task/{tid}"))).is_ok()
+        self.stat_of(&format!("task/{tid}")).is_ok()
     }
 
     /// Whether all of it has ended (pidfd_open(2): the descriptor is readable then).
@@ -142,7 +143,27 @@ impl Process {
     /// Which namespace of a kind it is in, as the text "pid:[4026531836]" (namespaces(7)); None if that may not be
     /// read.
     pub fn namespace(&self, kind: &str) -> Option<std::path::PathBuf> {
-        fs::read_link(self.path(&format!("ns/{kind}"))).ok()
+        self.link_of(&format!("ns/{kind}")).ok().map(Into::into)
+    }
+
+    /// Where a link of /proc/PID leads.
+    pub(super) fn link_of(&self, name: &str) -> nix::Result<OsString> {
+        readlinkat(&self.directory, name)
+    }
+
+    /// What stat(2) says of /proc/PID/`name`, or of what it leads to.
+    pub(super) fn stat_of(&self, name: &str) -> nix::Result<FileStat> {
+        fstatat(&self.directory, name, AtFlags::empty())
+    }
+
+    /// Reads /proc/PID/`name`.
+    pub(super) fn text(&self, name: &str) -> io::Result<Vec<u8>> {
+        // Their entries come in any number of pieces.
+        const LISTS: [&str; 4] = ["maps", "smaps", "timers", "children"];
+        match LISTS.iter().any(|list| name.ends_with(list)) {
+            true => slurp_in(&self.directory, name),
+            false => slurp_piece(&self.directory, name),
+        }
     }
 
     /// The numeric names in the directory /proc/PID/`name`, in ascending order.
@@ -161,15 +182,13 @@ impl Process {
 
     /// All of /proc/PID/`name`.
     pub(super) fn file(&self, name: &str) -> Result<Vec<u8>> {
-        slurp(&self.path(name)).map_err(|e| failed(self, None, &self.called(name), &e))
+        self.text(name).map_err(|e| failed(self, None, &self.called(name), &e))
     }
 
     /// All of /proc/PID/task/TID/`name`.
     pub(super) fn thread_file(&self, tid: Tid, name: &str) -> Result<Vec<u8>> {
         let name = format!("task/{tid}/{name}");
-        let path = self.path(&name);
-        let text = if name.ends_with("children") { slurp(&path) } else { slurp_piece(&path) };
-        text.map_err(|e| failed(self, Some(tid), &self.called(&name), &e))
+        self.text(&name).map_err(|e| failed(self, Some(tid), &self.called(&name), &e))
     }
 
     /// The same of a file that only a tracer may read: by way of a forebear, if there is one.

@@ -9,6 +9,7 @@
 use super::id::Pid;
 use super::{comm, stat};
 use crate::error::{Because, Result};
+use nix::fcntl::AT_FDCWD;
 use std::collections::{HashMap, HashSet};
 
 /// The name of the process that a restarter, or a ckpt that stays, has beside the root.
@@ -56,7 +57,7 @@ pub(crate) fn pids() -> Result<Vec<Pid>> {
 /// One process; None if it is gone. Of all processes of a machine it is asked often, so without a pidfd: what it says
 /// is of whoever has the id now.
 fn glance(pid: Pid) -> Option<Kin> {
-    let text = super::slurp_piece(&format!("/proc/{pid}/task/{pid}/stat")).ok()?;
+    let text = super::slurp_piece(AT_FDCWD, &format!("/proc/{pid}/task/{pid}/stat")).ok()?;
     Some(of_stat(pid, &stat::parse(&text).ok()?))
 }
 

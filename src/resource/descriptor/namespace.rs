@@ -2,10 +2,11 @@
 //! Descriptors of namespaces (setns(2)): the process's own is that of the restarted process.
 
 use super::open::by_path;
-use super::{Kind, Look, Opening, Origin, Saving};
+use super::{Kind, Look, Opening, Origin, Saving, file_type};
 use crate::error::Result;
 use crate::proc::fds::Fd;
 use ckpt_abi::image::Descriptor;
+use nix::libc;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -15,6 +16,10 @@ pub(super) const KIND: Kind = Kind { recognise, save, open };
 fn own(fd: &Fd, look: &Look<'_>) -> Option<String> {
     let text = fd.target.to_str()?;
     let (name, _) = text.strip_suffix(']')?.split_once(":[")?;
+    // Pipes and sockets, of which there are many, are called so, too.
+    if file_type(fd.mode) != libc::S_IFREG {
+        return None;
+    }
     let place = look.process.path(&format!("ns/{name}"));
     let same = std::fs::metadata(&place).is_ok_and(|m| (m.dev(), m.ino()) == (fd.device, fd.inode));
     same.then(|| name.to_owned())
