@@ -9,7 +9,8 @@ use std::ops::Range;
 /// Cuts the whole pages of the ranges out of the areas. A mapping of a big data file is left as it
 /// is: what the image does not hold of it would come back from the file.
 pub(crate) fn cut(areas: Vec<Area>, ranges: &[[u64; 2]]) -> Vec<Area> {
-    ranges.iter().fold(areas, |areas, [start, end]| {
+    let used = ranges.iter().filter(|[start, end]| start < end);
+    used.fold(areas, |areas, [start, end]| {
         let start = start.checked_next_multiple_of(PAGE).unwrap_or(u64::MAX);
         let end = end - end % PAGE;
         areas.into_iter().flat_map(|area| without(area, start, end)).collect()

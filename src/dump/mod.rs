@@ -33,7 +33,7 @@ use crate::proc::Pid;
 use crate::ptrace::forest::Forest;
 use crate::ptrace::freeze::Frozen;
 use crate::resource::descriptor::{Tables, socket};
-use crate::resource::{Common, losses, memory, signals, sysv};
+use crate::resource::{Common, cpu, losses, memory, signals, sysv};
 use crate::settings::server::Transfer;
 use crate::settings::{Name, Settings};
 use checkpoint::Checkpoint;
@@ -150,6 +150,8 @@ pub(crate) fn dump(request: &Demand) -> Result<Outcome> {
 fn take(request: &Demand) -> Result<Outcome> {
     reach(Point::Begun);
     let executable = stub::own()?;
+    // Asked for before anybody stands still, as that takes long.
+    let _ = cpu::leaves();
     if request.triggered && is_forebears(request.pid) {
         let text = "the checkpoint of the process that it was forked from holds it";
         let error = Error::new(text).of(Kind::Superseded);

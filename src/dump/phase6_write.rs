@@ -201,7 +201,7 @@ impl<'a> Writing<'a> {
         let first = processes.first().ok_or_else(|| Error::new("nothing was gathered"))?;
         let machine = machine(&mut self.common, first)?;
         self.writer.records(SectionKind::Machine, &[machine])?;
-        self.writer.records(SectionKind::Cpuid, &cpu::leaves())?;
+        self.writer.records(SectionKind::Cpuid, cpu::leaves())?;
         for gathered in &mut processes {
             order::by_key(&mut gathered.guards, |guard| (guard.start, 0));
             records(&mut self.writer, gathered)?;
@@ -326,7 +326,7 @@ fn machine(common: &mut Common, first: &Gathered) -> Result<Machine> {
         xcr0: cpu::xcr0(),
         version: strings.add(env!("CARGO_PKG_VERSION")),
         boot: first.clocks.boot,
-        processor: strings.add(cpu::name(&cpu::leaves())),
+        processor: strings.add(cpu::name(cpu::leaves())),
         ..Machine::new_zeroed()
     })
 }

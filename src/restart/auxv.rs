@@ -27,7 +27,7 @@ const MOST_WORDS: u64 = 1 << 20;
 /// Updates the vector in the records and on the restored stack.
 pub(crate) fn update(saved: &mut Saved<'_>, placed: &mut [Placed]) -> Result<()> {
     let here = proc::auxv(Pid::own())?;
-    let new = adapted(&saved.auxv, &here, signal_frame(&here, &cpu::leaves()));
+    let new = adapted(&saved.auxv, &here, signal_frame(&here, cpu::leaves()));
     if new == saved.auxv {
         return Ok(());
     }
@@ -112,7 +112,7 @@ mod tests {
     #[test]
     fn the_frame_of_a_signal_is_not_underrated() {
         let here = proc::auxv(Pid::own()).unwrap();
-        let estimated = signal_frame(&[], &cpu::leaves());
+        let estimated = signal_frame(&[], cpu::leaves());
         let told = proc::auxv_value(&here, AT_MINSIGSTKSZ);
         assert!(told.is_none_or(|told| told <= estimated), "{told:?}, {estimated}");
         assert_eq!(signal_frame(&vector(&[(51, 1776)]), &[]), 1776);

@@ -29,7 +29,7 @@ pub(crate) fn lacks(whole: &Whole<'_>, saved: &Saved<'_>) -> Vec<Lack> {
     let missing = Set(saved.process.cpu).without(&Set::here());
     if !missing.is_empty() {
         let from = whole.image.text(whole.machine.processor);
-        let here = cpu::name(&cpu::leaves());
+        let here = cpu::name(cpu::leaves());
         add(
             format!(
                 "the program may use {}, which its CPU had ({}) and this one ({here}) has not",
@@ -101,9 +101,9 @@ pub(crate) fn capable(capability: u32) -> bool {
 /// The layouts of extended state there and here.
 pub(crate) fn layouts(whole: &Whole<'_>, saved: &Saved<'_>) -> (Layout, Layout) {
     let leaves = cpu::leaves();
-    let from = if whole.cpuid.is_empty() { &leaves } else { &whole.cpuid };
+    let from = if whole.cpuid.is_empty() { leaves } else { &whole.cpuid };
     let dynamic = !xstate::DYNAMIC | saved.process.permitted;
-    (Layout::new(from, whole.machine.xcr0), Layout::new(&leaves, cpu::xcr0() & dynamic))
+    (Layout::new(from, whole.machine.xcr0), Layout::new(leaves, cpu::xcr0() & dynamic))
 }
 
 pub(super) fn area<'a>(saved: &'a Saved<'_>, thread: &Thread) -> &'a [u8] {

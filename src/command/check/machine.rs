@@ -26,7 +26,7 @@ pub(crate) fn check(json: bool) -> Result<u8> {
     let here = Set::here();
     let mut facts = Facts::default();
     facts.add("kernel", names.release().to_string_lossy().into_owned());
-    facts.add("processor", cpu::name(&cpu::leaves()));
+    facts.add("processor", cpu::name(cpu::leaves()));
     facts.add("cpu_level", level_name(here.level()));
     facts.add("cpu_features", here.names());
     facts.add("ptrace", tracing());

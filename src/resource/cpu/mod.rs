@@ -15,6 +15,7 @@ pub(crate) mod table;
 use ckpt_abi::image::CpuLeaf;
 use ckpt_abi::region::{Config, config_flag};
 use std::arch::x86_64::{__cpuid, __cpuid_count};
+use std::sync::OnceLock;
 use table::{FEATURES, Feature, Register};
 
 /// A set of features: a bit for each in the order of [`FEATURES`].
@@ -31,8 +32,7 @@ const HWCAP2_FSGSBASE: u64 = 2;
 impl Set {
     /// Those of this machine that its kernel lets programs use.
     pub(crate) fn here() -> Self {
-        let leaves = leaves();
-        let mut set = Self::of_leaves(&leaves, xcr0());
+        let mut set = Self::of_leaves(leaves(), xcr0());
         // SAFETY: reads the auxiliary vector of this process.
         let hwcap2 = unsafe { nix::libc::getauxval(AT_HWCAP2) };
         if hwcap2 & HWCAP2_FSGSBASE == 0 {
@@ -150,8 +150,14 @@ fn has(leaves: &[CpuLeaf], feature: &Feature) -> bool {
     })
 }
 
-/// The answers of CPUID that matter to programs, the sizes of the XSAVE components among them.
-pub(crate) fn leaves() -> Vec<CpuLeaf> {
+/// The answers of CPUID that matter to programs, the sizes of the XSAVE components among them. They are asked for once:
+/// in a virtual machine each is an exit to its host, and all of them take a millisecond.
+pub(crate) fn leaves() -> &'static [CpuLeaf] {
+    static LEAVES: OnceLock<Vec<CpuLeaf>> = OnceLock::new();
+    LEAVES.get_or_init(ask)
+}
+
+fn ask() -> Vec<CpuLeaf> {
     let basic = __cpuid(0).eax;
     let extended = __cpuid(0x8000_0000).eax;
     let mut wanted: Vec<(u32, u32)> =
