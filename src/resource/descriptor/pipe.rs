@@ -24,11 +24,8 @@ const PACKETS: u32 = 1;
 
 /// Whether the processes of the checkpoint hold both ends of the pipe behind `fd`.
 pub(crate) fn has_both_ends(fd: &Fd, look: &Look<'_>) -> bool {
-    let end = |wanted: &[i32]| {
-        look.tables.everywhere().any(|(_, f)| {
-            (f.device, f.inode) == (fd.device, fd.inode) && wanted.contains(&access(f.flags))
-        })
-    };
+    let end =
+        |wanted: &[i32]| look.tables.of_file(fd).any(|(_, f)| wanted.contains(&access(f.flags)));
     file_type(fd.mode) == libc::S_IFIFO
         && end(&[libc::O_RDONLY, libc::O_RDWR])
         && end(&[libc::O_WRONLY, libc::O_RDWR])
@@ -56,8 +53,7 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
         Some(path) => path.into(),
         None => format!("pipe:[{}]", fd.inode).into(),
     };
-    let same = |(_, f): &(Pid, &Fd)| (f.device, f.inode) == (fd.device, fd.inode);
-    let ends = || look.tables.everywhere().filter(same);
+    let ends = || look.tables.of_file(fd);
     // Whoever opens it first fills it.
     let first = ends().next().map_or((look.process.pid(), fd.number), |(pid, f)| (pid, f.number));
     saving.record.content = first.1;

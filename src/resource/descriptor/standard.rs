@@ -63,14 +63,12 @@ fn recognise(fd: &Fd, look: &Look<'_>) -> bool {
 /// Whether this is the first descriptor of the pipe of standard input, which may be under another number than 0.
 fn is_input(fd: &Fd, look: &Look<'_>) -> bool {
     let reads = |(_, f): &(Pid, &Fd)| {
-        file_type(f.mode) == libc::S_IFIFO
-            && access(f.flags) != libc::O_WRONLY
-            && (f.device, f.inode) == (fd.device, fd.inode)
+        file_type(f.mode) == libc::S_IFIFO && access(f.flags) != libc::O_WRONLY
     };
     number(fd, look) == Some(0)
         && look
             .tables
-            .everywhere()
+            .of_file(fd)
             .find(reads)
             .is_some_and(|(pid, first)| (pid, first.number) == (look.process.pid(), fd.number))
 }

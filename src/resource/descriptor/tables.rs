@@ -31,6 +31,8 @@ pub(crate) struct Tables {
     pub of: Vec<Table>,
     /// What the standard streams of the first process were when it began: device, inode, access mode.
     pub at_start: [[u64; 3]; 3],
+    /// The descriptors of each file, by device and inode number, as places in `of`; in the order of [`Self::everywhere`].
+    files: HashMap<(u64, u64), Vec<(usize, usize)>>,
     leaders: HashMap<(u64, u64, u32), Vec<Place>>,
     sockets: OnceCell<HashMap<u64, Unix>>,
     inet: OnceCell<HashMap<u64, Inet>>,
@@ -62,8 +64,14 @@ impl Tables {
         at_start: [[u64; 3]; 3],
     ) -> Result<Self> {
         let table = |pid| Ok(Table { pid, fds: proc::fds(pid)? });
-        let of = pids.into_iter().map(table).collect::<Result<_>>()?;
-        let mut tables = Self { of, at_start, ..Self::default() };
+        let of: Vec<_> = pids.into_iter().map(table).collect::<Result<_>>()?;
+        let mut files: HashMap<_, Vec<_>> = HashMap::new();
+        for (process, table) in of.iter().enumerate() {
+            for (index, fd) in table.fds.iter().enumerate() {
+                files.entry((fd.device, fd.inode)).or_default().push((process, index));
+            }
+        }
+        let mut tables = Self { of, at_start, files, ..Self::default() };
         tables.ptys = Ptys::find(&tables)?;
         Ok(tables)
     }
@@ -76,6 +84,15 @@ impl Tables {
     /// Every descriptor of every process, with the process's id; the first of a file comes first.
     pub(crate) fn everywhere(&self) -> impl Iterator<Item = (Pid, &Fd)> {
         self.of.iter().flat_map(|table| table.fds.iter().map(|fd| (table.pid, fd)))
+    }
+
+    /// Those of them that are of one file.
+    pub(crate) fn of_file(&self, fd: &Fd) -> impl Iterator<Item = (Pid, &Fd)> {
+        let places = self.files.get(&(fd.device, fd.inode)).into_iter().flatten();
+        places.map(|(process, index)| {
+            let table = &self.of[*process];
+            (table.pid, &table.fds[*index])
+        })
     }
 
     /// What the kernel tells of all unix sockets, by inode number; asked once, when the processes stand still.
