@@ -15,6 +15,7 @@ use crate::resource::{
     Common, Gathered, Target, descriptor, memory, privileges, process, signals, sysv, threads,
     timers, unsaved,
 };
+use std::rc::Rc;
 
 /// A process of the checkpoint that stands still, with its records.
 pub(crate) struct Still<'a> {
@@ -42,7 +43,13 @@ pub(crate) fn gather<'a>(
     let obstacles = memory::obstacles(&vmas);
     let mut gathered = Gathered { number, obstacles, ..Gathered::default() };
     let loaded = loaded::all(memory, process.pid());
-    let mut target = Target { frozen: &mut frozen, memory, vmas: &vmas, loaded, region };
+    let status = match frozen.threads.first() {
+        Some(first) => first.look(frozen.pid)?,
+        None => Rc::new(process.status(process.main_thread())?),
+    };
+    let stat = process.stat(process.main_thread())?;
+    let mut target =
+        Target { frozen: &mut frozen, memory, vmas: &vmas, loaded, region, status, stat };
     let areas = read(&mut target, &mut gathered, common)?;
     let areas = excluded::cut(areas, &caller::read(memory, region)?.excluded);
     if let Some(process) = &mut gathered.process {
@@ -108,7 +115,7 @@ fn ask_main_thread(
         signals::save_actions(&actions, &answers, gathered)?;
         timers::save(clocks, &answers, target, gathered)?;
         memory::look_into_shared(target, &mut caller, areas, gathered)?;
-        privileges::name(&privileges, &answers, target, gathered)?;
+        privileges::name(&privileges, &answers, target, gathered, common);
         privileges::name_sandbox(target, &mut caller, gathered)?;
         sysv::undo::save(target, &mut caller, gathered, common)?;
         process::save(&process, &answers, target, gathered, common)

@@ -113,11 +113,8 @@ pub(crate) fn refuse(
         let Still { equipped, gathered, .. } = process;
         let (pid, process) = (equipped.process.pid(), &equipped.process);
         let mut obstacles = gathered.obstacles.clone();
-        for thread in process.tasks()? {
-            let dead = process.status(thread).is_ok_and(|s| s.state == 'Z');
-            if dead && thread == pid.main_thread() {
-                obstacles.push("its main thread has ended while others run".into());
-            }
+        if process.state(pid.main_thread()) == Some('Z') {
+            obstacles.push("its main thread has ended while others run".into());
         }
         obstacles.extend(sharers::near(process).into_iter().map(shared));
         passing &= obstacles.is_empty();

@@ -3,6 +3,7 @@
 
 use super::id::Pid;
 use std::fs;
+use std::sync::OnceLock;
 
 use nix::time::{ClockId, clock_gettime};
 
@@ -52,7 +53,9 @@ impl Process {
 }
 
 fn boot(offsets: [i64; 2]) -> u64 {
-    let mut id = fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    static ID: OnceLock<Vec<u8>> = OnceLock::new();
+    let read = || fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let mut id = ID.get_or_init(read).clone();
     if id.is_empty() {
         return 0;
     }

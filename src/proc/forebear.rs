@@ -89,12 +89,19 @@ struct Line {
     of: Pid,
     /// None: there is no forebear.
     socket: Option<OwnedFd>,
+    /// Nobody's is needed.
+    is_needless: bool,
     /// The thread that traces in our place.
     tracer: Tid,
 }
 
-static LINE: Mutex<Line> =
-    Mutex::new(Line { owner: 0, of: Pid::NONE, socket: None, tracer: Tid::NONE });
+static LINE: Mutex<Line> = Mutex::new(Line {
+    owner: 0,
+    of: Pid::NONE,
+    socket: None,
+    is_needless: false,
+    tracer: Tid::NONE,
+});
 
 /// Whether processes here are traced by their ancestors alone: Yama is on (or a test wants to have it so).
 pub(crate) fn is_needed() -> bool {
@@ -119,12 +126,15 @@ pub(crate) fn address(id: Pid, namespace: &Path) -> nix::Result<UnixAddr> {
 /// Looks for a forebear of a process that serves us from then on; whoever may trace every process of its user needs none.
 pub(crate) fn engage(pid: Pid) {
     let mut line = LINE.lock().unwrap_or_else(PoisonError::into_inner);
-    if line.owner == std::process::id() && (line.of == pid || line.socket.is_some()) {
+    let known = line.of == pid || line.socket.is_some() || line.is_needless;
+    if line.owner == std::process::id() && known {
         return;
     }
-    *line = Line { owner: std::process::id(), of: pid, socket: None, tracer: Tid::NONE };
+    let is_needless = may_trace_all();
+    *line =
+        Line { owner: std::process::id(), of: pid, socket: None, is_needless, tracer: Tid::NONE };
     let own = Pid::own();
-    let Some(namespace) = namespace(own, "pid").filter(|_| !may_trace_all()) else { return };
+    let Some(namespace) = namespace(own, "pid").filter(|_| !is_needless) else { return };
     let mut at = pid;
     while line.socket.is_none() {
         line.socket = reach(at, &namespace);

@@ -63,6 +63,10 @@ pub struct Status {
     pub indirect_branch: Mitigation,
     /// Who traces it, 0 if nobody in our pid namespace.
     pub tracer: Tid,
+    /// Its id in its own PID namespace (the last of NSpid); ours where that is not told.
+    pub inner_id: Pid,
+    /// It has the processor ignore bits of addresses (Linux 6.4: untag_mask has zeros there).
+    pub tags_addresses: bool,
 }
 
 /// Whether a thread has asked for less speculation (prctl(2), PR_SET_SPECULATION_CTRL).
@@ -111,19 +115,23 @@ impl Process {
         field(&text, "VmLck").and_then(|size| decimal(words(size).next()?).ok()).unwrap_or(0)
     }
 
-    /// Whether it has the processor ignore bits of addresses (Linux 6.4: untag_mask has zeros there).
-    pub fn tags_addresses(&self) -> bool {
-        let text = self.thread_file(self.main_thread(), "status").unwrap_or_default();
-        let mask = field(&text, "untag_mask").and_then(|mask| hex(mask.strip_prefix(b"0x")?).ok());
-        mask.is_some_and(|mask| mask != u64::MAX)
+    /// How many threads it has.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn count(&self) -> Result<u32> {
+        decimal(needed(&self.thread_file(self.main_thread(), "status")?, "Threads")?)
     }
 
     /// What the process calls itself: its id in its own PID namespace (NSpid); ours where that is not told.
     pub fn inner_pid(&self) -> Pid {
         let text = self.thread_file(self.main_thread(), "status").unwrap_or_default();
-        let inner = field(&text, "NSpid").and_then(|ids| decimal(words(ids).last()?).ok());
-        inner.unwrap_or(self.pid())
+        inner_id(&text).unwrap_or(self.pid())
     }
+}
+
+fn inner_id(text: &[u8]) -> Option<Pid> {
+    field(text, "NSpid").and_then(|ids| decimal(words(ids).last()?).ok())
 }
 
 fn parse(text: &[u8]) -> Result<Status> {
@@ -136,6 +144,7 @@ fn parse(text: &[u8]) -> Result<Status> {
         .ok_or_else(|| Error::new("it has no line \"Name\""))?;
     let state = needed(text, "State")?.first().copied().unwrap_or(b'?');
     let umask = field(text, "Umask").map(octal).transpose()?;
+    let mask = field(text, "untag_mask").and_then(|mask| hex(mask.strip_prefix(b"0x")?).ok());
     Ok(Status {
         name: OsString::from_vec(unescape(name)),
         tgid: decimal(needed(text, "Tgid")?)?,
@@ -162,6 +171,8 @@ fn parse(text: &[u8]) -> Result<Status> {
         store_bypass: Mitigation::of(field(text, "Speculation_Store_Bypass")),
         indirect_branch: Mitigation::of(field(text, "SpeculationIndirectBranch")),
         tracer: decimal(needed(text, "TracerPid")?)?,
+        inner_id: inner_id(text).map_or_else(|| decimal(needed(text, "Pid")?), Ok)?,
+        tags_addresses: mask.is_some_and(|mask| mask != u64::MAX),
     })
 }
 
@@ -211,7 +222,8 @@ Uid:\t1000\t1001\t1002\t4294967295
 Gid:\t0\t1\t2\t3
 FDSize:\t256
 Groups:\t4 20 
-NStgid:\t5766
+NStgid:\t5766\t5
+NSpid:\t5768\t7
 Kthread:\t0
 VmPeak:\t    3060 kB
 Threads:\t3
@@ -231,6 +243,7 @@ Seccomp:\t2
 Seccomp_filters:\t4
 Speculation_Store_Bypass:\tthread mitigated
 SpeculationIndirectBranch:\tconditional force disabled
+untag_mask:\t0x7fffffffffffffff
 ";
 
     #[test]
@@ -264,6 +277,8 @@ SpeculationIndirectBranch:\tconditional force disabled
                 store_bypass: Mitigation::Asked,
                 indirect_branch: Mitigation::Forced,
                 tracer: Tid::new(99),
+                inner_id: Pid::new(7),
+                tags_addresses: true,
             }
         );
     }

@@ -32,6 +32,7 @@ use crate::proc::{self, Process, forebear};
 use crate::proc::{Pid, Tid};
 use nix::libc;
 use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// How long the threads may take to stop, all attempts together.
@@ -204,7 +205,7 @@ impl Frozen {
     /// Reads what the kernel says of the threads.
     fn look(&mut self) -> Result<()> {
         for thread in &mut self.threads {
-            thread.status = Some(self.process.status(thread.tid)?);
+            thread.status = Some(Rc::new(self.process.status(thread.tid)?));
         }
         Ok(())
     }

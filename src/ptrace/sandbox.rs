@@ -6,6 +6,7 @@ use crate::error::{Error, Kind, Result};
 use crate::proc::Process;
 use crate::proc::Tid;
 use crate::proc::status::Status;
+use std::sync::OnceLock;
 
 /// Refuses a process with such a thread, before one is touched.
 ///
@@ -34,11 +35,16 @@ pub(crate) fn obstacle(process: &Process) -> Option<String> {
     looked.err().filter(|e| e.kind() == Kind::Obstacles).map(|e| e.to_string())
 }
 
-/// How many filters we obey ourselves. Those of a container are the program's and ours, and allow what ckpt needs or
-/// would not let us begin.
+/// How many filters we obey ourselves, which stays so. Those of a container are the program's and ours, and allow what
+/// ckpt needs or would not let us begin.
 pub(super) fn own() -> Result<u32> {
+    static FILTERS: OnceLock<u32> = OnceLock::new();
+    if let Some(known) = FILTERS.get() {
+        return Ok(*known);
+    }
     let own = Process::own()?;
-    Ok(filters(&own.status(own.main_thread())?))
+    let own = filters(&own.status(own.main_thread())?);
+    Ok(*FILTERS.get_or_init(|| own))
 }
 
 fn filters(status: &Status) -> u32 {

@@ -207,7 +207,7 @@ impl Frozen {
 
     /// Whether the stopped threads are all that there are, by the kernel's count, and are still stopped.
     fn is_whole(&self, listed: usize) -> Result<bool> {
-        let counted = self.process.status(self.pid.main_thread())?.threads;
+        let counted = self.process.count()?;
         for thread in &self.threads {
             let stands = raw::event_message(thread.tid).is_ok();
             if !stands || raw::wait(thread.tid, false) != Ok(State::Running) {

@@ -17,8 +17,8 @@ use crate::proc::{Pid, Tid};
 use ckpt_abi::api::{API, Api};
 use nix::errno::Errno;
 use nix::libc;
-use std::borrow::Cow;
 use std::mem::offset_of;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// A stopped thread.
@@ -32,7 +32,7 @@ pub(crate) struct StoppedThread {
     /// Signals blocked by the call in which the stop has found it, if that has a mask of its own ([`super::suspended`]).
     pub(super) blocked_by_call: u64,
     /// What the kernel said of it when all stood still; None of one that was adopted.
-    pub(super) status: Option<Status>,
+    pub(super) status: Option<Rc<Status>>,
     /// A signal that is nothing to the process, for the end of a list of calls; 0: there is none ([`Self::find_bell`]).
     bell: i32,
     /// Stop signal of a process that was already stopped (SIGSTOP and its kin), or 0.
@@ -50,10 +50,10 @@ impl StoppedThread {
     ///
     /// # Errors
     /// It is gone.
-    pub(crate) fn look(&self, pid: Pid) -> Result<Cow<'_, Status>> {
+    pub(crate) fn look(&self, pid: Pid) -> Result<Rc<Status>> {
         match &self.status {
-            Some(status) => Ok(Cow::Borrowed(status)),
-            None => proc::status(pid, self.tid).map(Cow::Owned),
+            Some(status) => Ok(Rc::clone(status)),
+            None => proc::status(pid, self.tid).map(Rc::new),
         }
     }
 

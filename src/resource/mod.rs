@@ -15,6 +15,7 @@ pub(crate) mod memory;
 pub(crate) mod plan;
 pub(crate) mod privileges;
 pub(crate) mod process;
+pub(crate) mod relatives;
 pub(crate) mod resolver;
 pub(crate) mod runtime;
 pub(crate) mod scheduling;
@@ -32,12 +33,16 @@ use crate::inject::region::Region;
 use crate::proc::Clocks;
 use crate::proc::Process;
 use crate::proc::maps::Vma;
+use crate::proc::stat::Stat;
+use crate::proc::status::Status;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
 use ckpt_abi::image as rec;
+use relatives::Relatives;
 use runtime::loaded::Loaded;
 use std::cell::OnceCell;
 use std::path::PathBuf;
+use std::rc::Rc;
 
 /// A frozen process with the payload in it.
 pub(crate) struct Target<'a> {
@@ -51,6 +56,9 @@ pub(crate) struct Target<'a> {
     pub loaded: Vec<Loaded>,
     /// The payload.
     pub region: &'a Region,
+    /// What the kernel says of its first thread, in words and in numbers.
+    pub status: Rc<Status>,
+    pub(crate) stat: Stat,
 }
 
 impl Target<'_> {
@@ -108,6 +116,8 @@ pub(crate) struct Common {
     pub messages: Vec<u8>,
     /// Read when it is first asked for.
     pub semaphores: OnceCell<Vec<(u32, Vec<u16>)>>,
+    /// The parents.
+    pub(crate) relatives: Relatives,
 }
 
 impl Common {

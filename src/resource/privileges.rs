@@ -2,7 +2,7 @@
 //! What the kernel grants a process beside its files and memory. After a restart it is the restarter's; it is named
 //! where a program started like this one would have something else.
 
-use super::{Gathered, Target};
+use super::{Common, Gathered, Target};
 use crate::error::Result;
 use crate::proc::{self, namespaces::Namespaces, status::Status, tree};
 use crate::proc::{Pid, Tid};
@@ -42,13 +42,13 @@ pub(crate) fn name(
     answers: &Replies,
     target: &Target<'_>,
     gathered: &mut Gathered,
-) -> Result<()> {
-    let pid = target.frozen.pid;
-    let own = target.process().status(pid.main_thread())?;
+    common: &mut Common,
+) {
+    let (pid, own) = (target.frozen.pid, &target.status);
     // Without a parent that we see there is nothing to compare with, nor is ours one.
     let above =
         if own.ppid == Pid::INIT && tree::is_made_for_a_tree() { Pid::NONE } else { own.ppid };
-    let parent = proc::status(above, above.main_thread()).ok();
+    let parent = common.relatives.of(above);
     let mut say = |what: String| gathered.losses.push(what);
     if own.uid != [own.uid[0]; 4] || own.gid != [own.gid[0]; 4] {
         say(format!(
@@ -56,13 +56,13 @@ pub(crate) fn name(
             own.uid[0], own.uid[1], own.gid[0], own.gid[1]
         ));
     }
-    if !is_ordinary(&own) || parent.is_some_and(|parent| is_limited(&own, &parent)) {
+    if !is_ordinary(own) || parent.status.as_ref().is_some_and(|parent| is_limited(own, parent)) {
         say(format!(
             "its capabilities, which were changed for it (CapEff {:x}): a restart has the restarter's",
             own.capabilities
         ));
     }
-    let spaces = Namespaces::of(pid).unlike(&Namespaces::of(above));
+    let spaces = Namespaces::of(pid).unlike(&parent.namespaces);
     if !spaces.is_empty() {
         say(format!("its own namespaces ({}): a restart has the restarter's", spaces.join(", ")));
     }
@@ -80,7 +80,6 @@ pub(crate) fn name(
             ));
         }
     }
-    Ok(())
 }
 
 /// Names a sandbox of its own (Landlock(7)). Nothing shows it but what it forbids: to look at an equal outside (kcmp(2)).
@@ -95,7 +94,7 @@ pub(crate) fn name_sandbox(
     if gathered.threads.first().is_none_or(|main| main.flags & thread_flag::NO_NEW_PRIVS == 0) {
         return Ok(());
     }
-    let own = process.status(pid.main_thread())?;
+    let own = &target.status;
     let us = Pid::own();
     for other in [us, own.ppid] {
         let same = |kind| proc::namespace(pid, kind) == proc::namespace(other, kind);

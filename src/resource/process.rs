@@ -35,22 +35,22 @@ pub(crate) fn save(
 ) -> Result<()> {
     let pid = target.frozen.pid;
     let process = target.process();
-    let stat = process.stat(pid.main_thread())?;
-    let status = process.status(pid.main_thread())?;
+    let (stat, status) = (&target.stat, &target.status);
+    let parent = common.relatives.of(status.ppid);
     let brk = answers.expect(asked.brk, "cannot read the program break")?;
     let place = vdso::Place::find(target.vmas);
     let arguments = process.cmdline()?;
     let joined = arguments.iter().map(|a| a.as_bytes()).collect::<Vec<_>>().join(&0);
-    let own = written::save(process, status.ppid);
+    let own = written::save(process, parent.oom_score);
     let (exe, cwd) = (process.exe()?, process.cwd()?);
     if cwd.deleted {
         gathered
             .losses
             .push(format!("its working directory {} does not exist any more", cwd.path.display()));
     }
-    let root = proc::root(pid)?.path;
+    let root = process.root()?.path;
     // Who was started in another root directory, with the process that started it, finds itself there again.
-    if proc::root(status.ppid).is_ok_and(|parents| parents.path != root) {
+    if parent.root.as_ref().is_some_and(|parents| *parents != root) {
         let text = format!(
             "its root directory {} (chroot(2)): a restart has the restarter's",
             root.display()
@@ -100,7 +100,7 @@ pub(crate) fn save(
         gathered.obstacles.push("it has memory segments of its own (modify_ldt(2))".into());
     }
     // An address would be another one, and no restart gives that back.
-    if target.process().tags_addresses() {
+    if status.tags_addresses {
         gathered
             .obstacles
             .push("it uses tagged addresses (arch_prctl(2), ARCH_ENABLE_TAGGED_ADDR)".into());

@@ -3,8 +3,7 @@
 
 use super::plan::{Arena, Orders, Step};
 use crate::error::Result;
-use crate::proc;
-use crate::proc::{Pid, Tid};
+use crate::proc::{self, Pid, Tid, stat::Stat};
 use crate::ptrace::raw;
 use ckpt_abi::image::Thread;
 use nix::libc;
@@ -21,10 +20,9 @@ const DEADLINE_FLAGS: u32 = 6;
 const IOPRIO_WHO_PROCESS: u64 = 1;
 const IOPRIO_CLASS_SHIFT: u32 = 13;
 
-/// Saves the scheduling of a thread into its record.
-pub(crate) fn save(process: &proc::Process, record: &mut Thread) -> Result<()> {
+/// Saves the scheduling of a thread into its record; `stat` is what /proc says of it.
+pub(crate) fn save(stat: &Stat, record: &mut Thread) {
     let tid = Tid::of_word(record.tid);
-    let stat = process.stat(tid)?;
     record.policy = raw::policy(tid).unwrap_or(stat.policy);
     record.io_priority = explicit(raw::io_priority(tid).unwrap_or(0));
     record.priority = stat.rt_priority;
@@ -35,17 +33,16 @@ pub(crate) fn save(process: &proc::Process, record: &mut Thread) -> Result<()> {
         record.deadline = attr.deadline;
         record.deadline_flags = attr.flags as u32 & DEADLINE_FLAGS;
     }
-    let Ok(set) = sched_getaffinity(tid.as_pid().nix()) else { return Ok(()) };
+    let Ok(set) = sched_getaffinity(tid.as_pid().nix()) else { return };
     let cpus = record.affinity.len() * 64;
     let has = |set: &CpuSet, cpu| set.is_set(cpu).unwrap_or(false);
     // A thread that may run everywhere here may run everywhere there.
     if (0..cpus).all(|cpu| has(&set, cpu) || !online().contains(&cpu)) {
-        return Ok(());
+        return;
     }
     for cpu in (0..cpus).filter(|cpu| has(&set, *cpu)) {
         record.affinity[cpu / 64] |= 1 << (cpu % 64);
     }
-    Ok(())
 }
 
 /// The CPUs of this machine that are online; looked up once, there are thousands of threads.

@@ -112,7 +112,11 @@ pub(crate) fn save(
             None
         }
     });
-    scheduling::save(target.process(), &mut record)?;
+    let stat = match index {
+        0 if tid == pid.main_thread() => &target.stat,
+        _ => &target.process().stat(tid)?,
+    };
+    scheduling::save(stat, &mut record);
     attributes::save(&target.frozen.threads[index], target.process(), &mut record)?;
     gathered.xstate.extend_from_slice(&xstate);
     gathered.threads.push(record);

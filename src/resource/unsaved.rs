@@ -28,6 +28,9 @@ fn alone(frozen: &Frozen, gathered: &mut Gathered) {
     let Some(main) = frozen.threads.first().and_then(|thread| thread.look(pid).ok()) else {
         return;
     };
+    if frozen.threads.len() < 2 {
+        return;
+    }
     let spaces = Namespaces::of(pid);
     for thread in frozen.threads.iter().skip(1) {
         let tid = thread.tid;

@@ -2,7 +2,6 @@
 //! What a process sets by writing to its files in /proc, and a restart by writing to its own.
 
 use crate::proc;
-use crate::proc::Pid;
 use ckpt_abi::image::{Process, process_flag};
 use std::fs;
 
@@ -17,9 +16,8 @@ pub(crate) struct Written {
 }
 
 /// Reads it. An oom_score_adj that is also its parent's belongs to where it runs, not to it.
-pub(crate) fn save(process: &proc::Process, parent: Pid) -> Written {
+pub(crate) fn save(process: &proc::Process, parents: Option<i32>) -> Written {
     let (score, filter) = (process.oom_score(), process.coredump_filter());
-    let parents = proc::Process::open(parent).ok().and_then(|parent| parent.oom_score());
     let own = score.is_some() && score != parents;
     let flag = |holds, flag| if holds { flag } else { 0 };
     Written {

@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! What the parents of a job's processes have, which these are compared with.
+
+use crate::proc::namespaces::Namespaces;
+use crate::proc::{self, Pid, Process, status::Status};
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+/// One of them, as far as it may be looked at.
+pub(crate) struct Relative {
+    pub(crate) status: Option<Status>,
+    pub(crate) namespaces: Namespaces,
+    /// Its root directory.
+    pub(crate) root: Option<PathBuf>,
+    pub(crate) oom_score: Option<i32>,
+}
+
+/// Those that were asked for, by their ids. Each is looked at once: who belongs to the job stands still.
+#[derive(Default)]
+pub(crate) struct Relatives(HashMap<Pid, Relative>);
+
+impl Relatives {
+    pub(crate) fn of(&mut self, pid: Pid) -> &Relative {
+        self.0.entry(pid).or_insert_with(|| Relative {
+            status: proc::status(pid, pid.main_thread()).ok(),
+            namespaces: Namespaces::of(pid),
+            root: proc::root(pid).ok().map(|root| root.path),
+            oom_score: Process::open(pid).ok().and_then(|process| process.oom_score()),
+        })
+    }
+}
