@@ -5,13 +5,23 @@
 use ckpt_loops::records::sort;
 
 /// Sorts by a key of two numbers; items of one key stay in their order (as slice::sort_by_key).
-pub(crate) fn by_key<T>(items: &mut Vec<T>, key: impl Fn(&T) -> (u64, u64)) {
+pub(crate) fn by_key<T>(items: &mut [T], key: impl Fn(&T) -> (u64, u64)) {
     let mut keys: Vec<_> = items.iter().enumerate().map(|(at, item)| (key(item), at)).collect();
     if !sort(&mut keys) {
         return;
     }
-    let mut waiting: Vec<_> = items.drain(..).map(Some).collect();
-    items.extend(keys.into_iter().filter_map(|(_, at)| waiting[at].take()));
+    // Round by round of those that change their places with each other, so that there is no second list of items.
+    for first in 0..keys.len() {
+        let mut to = first;
+        loop {
+            let from = std::mem::replace(&mut keys[to].1, to);
+            if from == first {
+                break;
+            }
+            items.swap(to, from);
+            to = from;
+        }
+    }
 }
 
 #[cfg(test)]

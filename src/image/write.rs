@@ -9,6 +9,7 @@ use ckpt_abi::image::{
     Chunk, Codec, FORMAT, HEADER_MAGIC, Header, NO_OBJECT, Section, SectionKind, TRAILER_MAGIC,
     Trailer, WHOLE_IMAGE, header_flag, needs,
 };
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
 use xxhash_rust::xxh3::xxh3_128;
@@ -251,8 +252,10 @@ impl<'a> Writer<'a> {
         if kind.is_of_process() == (process == WHOLE_IMAGE) {
             return Err(Error::new(format!("the section {kind:?} has the wrong owner")));
         }
-        let mut padded = bytes.to_vec();
-        padded.resize(bytes.len().next_multiple_of(8), 0);
+        let mut padded = Cow::from(bytes);
+        if !bytes.len().is_multiple_of(8) {
+            padded.to_mut().resize(bytes.len().next_multiple_of(8), 0);
+        }
         self.sink.write_at(self.at, &padded)?;
         self.sections.push(Section {
             kind: kind as u32,

@@ -27,6 +27,7 @@ pub(crate) mod phase7_leave;
 mod placed;
 mod pooled;
 mod region;
+mod shares;
 pub(crate) mod skeleton;
 pub(crate) mod space;
 mod tree;

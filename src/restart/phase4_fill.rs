@@ -62,7 +62,8 @@ pub(crate) fn fill(
 ) -> Result<Filled> {
     let own = proc::maps::read(Pid::own())?;
     let mut stub_space = Space::default();
-    own.iter().for_each(|v| stub_space.take_but(v.start, v.end, &kept.places));
+    let in_place = kept.in_place();
+    own.iter().for_each(|v| stub_space.take_but(v.start, v.end, &in_place));
     let mut space = stub_space.clone();
     saved.vmas.iter().for_each(|v| space.take(v.start, v.end));
     let region_end = saved.process.region + saved.process.region_len;
@@ -75,6 +76,11 @@ pub(crate) fn fill(
         if record.kind == VmaKind::Vdso as u32 && patched.is_none() {
             continue;
         }
+        let len = record.end - record.start;
+        if let Some(at) = kept.place(record) {
+            placed.push(Placed::whole(record, Mapping::of_another(at, len)));
+            continue;
+        }
         let in_place = stub_space.is_free(record.start, record.end);
         let fixed = record.flags & vma_flag::REGION != 0;
         if !in_place && fixed {
@@ -84,12 +90,8 @@ pub(crate) fn fill(
             ))
             .hint("execute the checkpoint by itself (./foo.ckpt): not by way of ckpt, and without LD_PRELOAD"));
         }
-        let len = record.end - record.start;
         let is_final = is_final(saved, record);
         let lay = |at: u64| -> Result<Placed> {
-            if kept.has(record) {
-                return Ok(Placed::whole(record, Mapping::of_another(at, len)));
-            }
             let (mapping, follows) = match following::map(whole, &opened.objects, record, at) {
                 Some((mapping, shown)) => (mapping, Some(shown)),
                 None if is_final && record.kind == VmaKind::Private as u32 => {

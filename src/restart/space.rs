@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Addresses that are taken: by the stub, by the program, or by what the restart itself maps.
 
+use super::phase1_check::Saved;
 use crate::error::{Error, Result};
 use crate::image::PAGE;
+use crate::proc::{self, Pid};
 
 /// Ranges that are in use.
 #[derive(Clone, Default)]
@@ -18,6 +20,22 @@ const SEARCH: (u64, u64) = (0x20_0000_0000, 0x4000_0000_0000);
 pub(crate) const HUGE: u64 = 2 << 20;
 
 impl Space {
+    /// What is taken in this process, and in each of those that are to be.
+    ///
+    /// # Errors
+    /// /proc is not there.
+    pub(crate) fn of_all(all: &[Saved<'_>]) -> Result<Self> {
+        let mut space = Self::default();
+        let own = proc::maps::read(Pid::own())?;
+        own.iter().for_each(|vma| space.take(vma.start, vma.end));
+        for saved in all {
+            saved.vmas.iter().for_each(|vma| space.take(vma.start, vma.end));
+            let region = saved.process.region;
+            space.take(region, region + saved.process.region_len);
+        }
+        Ok(space)
+    }
+
     /// Marks a range as taken.
     pub(crate) fn take(&mut self, start: u64, end: u64) {
         self.taken.push((start, end));

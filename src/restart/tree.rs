@@ -7,7 +7,7 @@
 
 use super::phase1_check::Saved;
 use super::phase3_open::{self, Files};
-use super::pooled::Pooled;
+use super::pooled::Pool;
 use super::skeleton::children::{await_end, none_ended};
 use super::skeleton::counted;
 use super::skeleton::init::Init;
@@ -45,7 +45,7 @@ struct Inherited<'a> {
     files: Files,
     warnings: Vec<String>,
     monitor: u32,
-    pooled: Option<Pooled>,
+    pool: Pool<'a>,
 }
 
 /// What a member of the tree knows of the others.
@@ -175,7 +175,7 @@ impl Tree {
             _ => {}
         }
         let monitor = phase2_adapt::monitor(&start.config)?;
-        let pooled = Pooled::make(whole.image, &all)?;
+        let mut pool = Pool::make(whole.image, &all, &self.members, &lives)?;
         let mut witness = Witness::start()?;
         reach(Point::Witnessed);
         place.enter(super::clock::ahead(whole)?, furnished)?;
@@ -195,10 +195,10 @@ impl Tree {
             terminals: &terminals,
             apart: place.is_apart().then(|| ids.last().copied().unwrap_or(Pid::NONE)),
         };
-        match processes.make() {
+        match processes.make(&mut pool) {
             Ok(Role::Restarter(root)) => {
                 drop((files, all, terminals));
-                pooled.iter().for_each(Pooled::give_up);
+                pool.give_up();
                 if !place.is_apart() {
                     witness.guard(root);
                 }
@@ -216,7 +216,7 @@ impl Tree {
                 let monitor = monitor.as_ref().map_or(0, Monitor::pid);
                 let is_privileged = place == Place::AsUser;
                 let membership = self.membership(index, &all, rendezvous, is_privileged);
-                let inherited = Inherited { all, files, warnings, monitor, pooled };
+                let inherited = Inherited { all, files, warnings, monitor, pool };
                 let done = self.live(index, start, &membership, inherited);
                 match done {
                     Ok(never) => match never {},
@@ -323,7 +323,7 @@ impl Tree {
             waited.map_or_else(|_| end(FAILED.into()), |()| proxy::die(member.status.cast_signed()))
         }
         let number = member.process;
-        let Inherited { mut all, files, warnings, monitor, pooled } = inherited;
+        let Inherited { mut all, files, warnings, monitor, pool } = inherited;
         if number as usize >= all.len() {
             return Err(start.whole.image.damaged("a process of its tree is missing"));
         }
@@ -331,7 +331,7 @@ impl Tree {
         drop(all);
         let mut warnings = if number == 0 { warnings } else { Vec::new() };
         phase2_adapt::adapt_to(&saved, &mut warnings)?;
-        let kept = pooled.map(|pooled| pooled.keep(&saved)).unwrap_or_default();
+        let kept = pool.keep(&saved)?;
         start.become_program(saved, files, monitor, &kept, Who::Member(membership), warnings)
     }
 
@@ -407,11 +407,5 @@ fn complain(rendezvous: Rendezvous, program_name: &str, error: &Error) {
 
 /// An address that is free here and in every program.
 fn place_for_all(all: &[Saved<'_>]) -> Result<u64> {
-    let mut space = Space::default();
-    let own = proc::maps::read(Pid::own())?;
-    own.iter().for_each(|vma| space.take(vma.start, vma.end));
-    for saved in all {
-        saved.vmas.iter().for_each(|vma| space.take(vma.start, vma.end));
-    }
-    space.find(PAGE, 0)
+    Space::of_all(all)?.find(PAGE, 0)
 }

@@ -41,6 +41,20 @@ pub(crate) struct Life {
     pub(crate) join: Option<Pid>,
 }
 
+impl Life {
+    /// Whom it makes, in this order.
+    pub(crate) fn made(&self) -> impl Iterator<Item = usize> {
+        self.steps
+            .iter()
+            .flat_map(|step| match step {
+                Step::Make(one) | Step::MakeOrphan(one) => std::slice::from_ref(one),
+                Step::MakeSession(_, all) => all,
+                Step::Reap | Step::LeadSession | Step::LeadGroup => &[],
+            })
+            .copied()
+    }
+}
+
 /// One step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Step {

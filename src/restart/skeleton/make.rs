@@ -19,6 +19,7 @@ use crate::proc::fork::{fork, own_id};
 use crate::resource::descriptor::pty;
 use crate::resource::kinship::numbers;
 use crate::resource::kinship::plan::{Life, Member, Step};
+use crate::restart::pooled::Pool;
 use nix::errno::Errno;
 use nix::libc;
 use nix::mount::{MsFlags, mount};
@@ -61,8 +62,9 @@ impl Tree<'_> {
     ///
     /// # Errors
     /// In each process: an id is taken, or not permitted; or another process has failed.
-    pub(crate) fn make(&self) -> Result<Role> {
+    pub(crate) fn make(&self, pool: &mut Pool<'_>) -> Result<Role> {
         let flags = self.apart.map_or(0, |_| libc::CLONE_NEWNS);
+        pool.bequeath();
         match self.clone_member(0, flags)? {
             Some(root) => Ok(Role::Restarter(root)),
             None => {
@@ -70,7 +72,7 @@ impl Tree<'_> {
                 if let Some(last) = self.apart {
                     mount_proc(last);
                 }
-                let me = self.live(0).and_then(|me| self.find_group(me).map(|()| me))?;
+                let me = self.live(0, pool).and_then(|me| self.find_group(me).map(|()| me))?;
                 reach(Point::Grouped);
                 Ok(Role::Member(me))
             }
@@ -82,7 +84,7 @@ impl Tree<'_> {
     }
 
     /// Does what a life holds; who this process is when all is done, for it may be one of those made on the way.
-    fn live(&self, mut me: usize) -> Result<usize> {
+    fn live(&self, mut me: usize, pool: &mut Pool<'_>) -> Result<usize> {
         'life: loop {
             for step in &self.lives[me].steps {
                 let born = match step {
@@ -91,11 +93,14 @@ impl Tree<'_> {
                         None
                     }
                     Step::Make(child) => {
+                        pool.before(Some(me), &[*child])?;
                         let made = self.clone_member(*child, self.shares[*child])?;
                         made.is_none().then_some(*child)
                     }
-                    Step::MakeOrphan(orphan) => self.by_another(None, &[*orphan])?,
-                    Step::MakeSession(id, members) => self.by_another(Some(*id), members)?,
+                    Step::MakeOrphan(orphan) => self.by_another(me, None, &[*orphan], pool)?,
+                    Step::MakeSession(id, members) => {
+                        self.by_another(me, Some(*id), members, pool)?
+                    }
                     Step::LeadSession => {
                         setsid().because(|| "cannot begin a session")?;
                         // Its children have it by birth.
@@ -112,6 +117,7 @@ impl Tree<'_> {
                     }
                 };
                 if let Some(born) = born {
+                    pool.born();
                     reach(Point::Born);
                     me = born;
                     continue 'life;
@@ -140,14 +146,22 @@ impl Tree<'_> {
     }
 
     /// Lets another process make members and end, so that they become orphans; with an id it leads a session of it.
-    fn by_another(&self, leader: Option<Pid>, members: &[usize]) -> Result<Option<usize>> {
+    fn by_another(
+        &self,
+        me: usize,
+        leader: Option<Pid>,
+        members: &[usize],
+        pool: &mut Pool<'_>,
+    ) -> Result<Option<usize>> {
         let what = || match leader {
             Some(id) => format!("cannot begin the session {id} again"),
             None => "cannot make an orphan".to_owned(),
         };
+        pool.before(Some(me), members)?;
         if let Some(other) = made_or(clone(leader, libc::SIGCHLD), what)? {
             return reap(other).because(what).map(|()| None);
         }
+        pool.born();
         if let Some(id) = leader {
             setsid().because(what)?;
             numbers::note(id, own_pid());
@@ -157,6 +171,7 @@ impl Tree<'_> {
                 // With its reaper, which is not its maker.
                 return Err(Errno::EINVAL).because(what);
             }
+            pool.before(None, std::slice::from_ref(index))?;
             if self.clone_member(*index, 0)?.is_none() {
                 return Ok(Some(*index));
             }

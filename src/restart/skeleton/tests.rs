@@ -7,6 +7,7 @@ use super::namespaces::Place;
 use super::rendezvous::{Rendezvous, Stage};
 use crate::proc::Pid;
 use crate::resource::kinship::plan::{Member, OUTSIDE, plan};
+use crate::restart::pooled::Pool;
 use nix::unistd::{getpgrp, getpid, getppid, getsid};
 use std::collections::HashMap;
 use std::io::{PipeWriter, Read, Write};
@@ -58,7 +59,7 @@ fn restart(members: &[Member], mut tell: PipeWriter) -> crate::error::Result<()>
         terminals: &HashMap::new(),
     };
     let watch = super::children::none_ended;
-    match tree.make()? {
+    match tree.make(&mut Pool::default())? {
         Role::Restarter(_) => {
             rendezvous.meet(Stage::Joined, all + 1, watch)?;
             rendezvous.watch(Stage::Planned, all, watch)?;
