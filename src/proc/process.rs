@@ -128,7 +128,7 @@ impl Process {
     /// # Errors
     /// The process is gone.
     pub fn tasks(&self) -> Result<Vec<Tid>> {
-        self.numbered("task")
+        Ok(self.numbered("task")?.into_iter().map(Tid::of_word).collect())
     }
 
     /// Its children, of all of its threads; none where the kernel does not tell (CONFIG_PROC_CHILDREN).
@@ -167,7 +167,7 @@ impl Process {
     }
 
     /// The numeric names in the directory /proc/PID/`name`, in ascending order.
-    pub(super) fn numbered<N: std::str::FromStr + Ord>(&self, name: &str) -> Result<Vec<N>> {
+    pub(super) fn numbered(&self, name: &str) -> Result<Vec<u32>> {
         let failed = |e| failed(self, None, &self.called(name), &e);
         let mut numbers = Vec::new();
         for entry in fs::read_dir(self.path(name)).map_err(failed)? {

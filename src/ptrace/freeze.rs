@@ -31,7 +31,7 @@ use crate::order;
 use crate::proc::{self, Process, forebear};
 use crate::proc::{Pid, Tid};
 use nix::libc;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -48,6 +48,28 @@ pub(super) const LAST_ATTEMPT: Duration = Duration::from_millis(320);
 const SHARE: u32 = 4;
 const AT_FIRST: Duration = Duration::from_millis(200);
 
+/// Threads in ascending order, as they are listed and let go. (A HashSet has 2.5 KiB of code for each type.)
+#[derive(Default)]
+pub(super) struct Row(Vec<Tid>);
+
+impl Row {
+    pub(super) fn contains(&self, tid: Tid) -> bool {
+        self.0.binary_search(&tid).is_ok()
+    }
+
+    /// Whether it was not there.
+    pub(super) fn insert(&mut self, tid: Tid) -> bool {
+        let found = self.0.binary_search(&tid);
+        found.err().map(|at| self.0.insert(at, tid)).is_some()
+    }
+
+    pub(super) fn remove(&mut self, tid: Tid) {
+        if let Ok(at) = self.0.binary_search(&tid) {
+            self.0.remove(at);
+        }
+    }
+}
+
 /// A process all of whose threads are stopped. Dropping it lets them go on.
 pub(crate) struct Frozen {
     /// Process id.
@@ -55,7 +77,7 @@ pub(crate) struct Frozen {
     /// Its threads, the main one first if it lives.
     pub threads: Vec<StoppedThread>,
     /// All that we trace: these, and those on their way.
-    pub(super) seized: HashSet<Tid>,
+    pub(super) seized: Row,
     pub(super) moving: Vec<Moving>,
     /// Calls that the kernel goes on with by itself, in which an earlier attempt has found threads, and since when they
     /// waited: the next stop finds only restart_syscall(2).
@@ -74,7 +96,7 @@ pub(crate) struct Frozen {
 impl Frozen {
     fn new(pid: Pid) -> Result<Self> {
         let (threads, moving) = (Vec::new(), Vec::new());
-        let (seized, _undelayed) = (HashSet::new(), Undelayed::new());
+        let (seized, _undelayed) = (Row::default(), Undelayed::new());
         let process = Process::open(pid)?;
         let since = Instant::now();
         Ok(Self {

@@ -47,7 +47,7 @@ impl Frozen {
     }
 
     fn let_one_go(&mut self, thread: StoppedThread) {
-        self.seized.remove(&thread.tid);
+        self.seized.remove(thread.tid);
         if interrupted::has_restart_block(&thread.regs) {
             self.earlier.insert(thread.tid, (thread.regs, thread.since));
         }
@@ -88,7 +88,7 @@ impl Frozen {
         let stopped = StoppedThread::read(tid, stopped_by).ok();
         let stopped = stopped.filter(|_| event == raw::EVENT_STOP && !moving.stranger);
         let Some(mut thread) = stopped else {
-            self.seized.remove(&tid);
+            self.seized.remove(tid);
             let signal = if event == 0 && signal & 0x80 == 0 { signal } else { 0 };
             return StoppedThread::dismiss(tid, signal);
         };

@@ -59,7 +59,7 @@ impl Frozen {
         let options = raw::OPTIONS | libc::PTRACE_O_TRACEEXEC | libc::PTRACE_O_TRACECLONE;
         let (mut news, mut dead) = (Vec::new(), false);
         for tid in tasks {
-            if self.seized.contains(tid) {
+            if self.seized.contains(*tid) {
                 continue;
             }
             match seize(&self.process, *tid, options) {
@@ -152,9 +152,9 @@ impl Frozen {
         let tid = moving.tid;
         match state {
             State::Running => self.moving.push(moving),
-            State::Ended => drop(self.seized.remove(&tid)),
+            State::Ended => self.seized.remove(tid),
             State::Stopped { .. } if moving.stranger => {
-                self.seized.remove(&tid);
+                self.seized.remove(tid);
                 let _ = raw::detach(tid);
             }
             State::Stopped { signal, event: raw::EVENT_STOP } => {
@@ -176,7 +176,7 @@ impl Frozen {
             }
             State::Stopped { event: raw::EVENT_EXEC, .. } => {
                 // Told once: kept, it would stand there as long as we live.
-                self.seized.remove(&tid);
+                self.seized.remove(tid);
                 let deprived = deprived(&self.process);
                 StoppedThread::dismiss(tid, 0);
                 return Err(deprived.unwrap_or_else(|| disturbed(&self.process)));

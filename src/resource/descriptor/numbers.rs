@@ -52,18 +52,19 @@ pub(crate) fn free(records: &[Descriptor], taken: &[i32]) -> u32 {
 
 /// Moves a descriptor of ours to a number that none of the program's will have.
 pub(crate) fn move_aside(file: OwnedFd, records: &[Descriptor]) -> Result<OwnedFd> {
-    let used: HashSet<i32> = records.iter().map(|r| r.fd.cast_signed()).chain(0..3).collect();
+    let used: HashSet<u32> = records.iter().map(|r| r.fd).chain(0..3).collect();
     let mut from = 3;
     loop {
         while used.contains(&from) {
             from += 1;
         }
-        let moved = fcntl(&file, FcntlArg::F_DUPFD_CLOEXEC(from)).map(own);
+        let moved = fcntl(&file, FcntlArg::F_DUPFD_CLOEXEC(from.cast_signed())).map(own);
         let moved = moved.because(|| "cannot duplicate a descriptor (ulimit -n)")?;
-        if !used.contains(&moved.as_raw_fd()) {
+        let number = moved.as_raw_fd().cast_unsigned();
+        if !used.contains(&number) {
             return Ok(moved);
         }
-        from = moved.as_raw_fd() + 1;
+        from = number + 1;
     }
 }
 
@@ -99,7 +100,8 @@ pub(crate) fn install(restored: Vec<Restored>, kept: &[i32]) {
     close_others(sources.chain(kept.iter().copied()).collect());
     let numbers = moves.targets.clone();
     moves.run();
-    close_others(numbers.into_iter().chain(kept.iter().copied()).collect());
+    let numbers = numbers.into_iter().map(u32::cast_signed);
+    close_others(numbers.chain(kept.iter().copied()).collect());
     for (record, set) in records.iter().filter(|(_, set)| *set != 0) {
         let fd = borrowed(record.fd.cast_signed());
         ownership::restore(fd, record);
@@ -122,12 +124,12 @@ struct Moves {
     /// How many pending moves need what has this number.
     uses: HashMap<i32, usize>,
     /// All numbers that are somebody's in the end.
-    targets: HashSet<i32>,
+    targets: HashSet<u32>,
 }
 
 impl Moves {
     fn add(&mut self, source: i32, target: i32, cloexec: bool) {
-        if self.targets.insert(target) {
+        if self.targets.insert(target.cast_unsigned()) {
             self.pending.insert(target, (source, cloexec));
             *self.uses.entry(source).or_default() += 1;
         }
@@ -167,7 +169,7 @@ impl Moves {
         }
         let left = self.uses.get_mut(&source)?;
         *left -= 1;
-        if *left == 0 && !self.targets.contains(&source) {
+        if *left == 0 && !self.targets.contains(&source.cast_unsigned()) {
             close_range(source.cast_unsigned(), source.cast_unsigned());
         }
         let waits = self.pending.contains_key(&source) && self.is_free(source);
