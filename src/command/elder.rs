@@ -37,7 +37,7 @@ pub(super) fn give_way(pid: Pid, args: &[OsString]) -> Result<()> {
     }
     let mut copy = vec![0; control.exe_len.min(LONGEST) as usize];
     memory.read(region.base + control.exe_start, &mut copy)?;
-    if !copy.starts_with(b"\x7fELF") || copy == stub::own()? {
+    if !copy.starts_with(b"\x7fELF") || copy == *stub::own()? {
         return Err(refused("and has no whole copy of it in its memory"));
     }
     let file = monitor::executable(&copy).because(|| "cannot make an executable in memory")?;

@@ -149,8 +149,9 @@ pub(crate) fn dump(request: &Demand) -> Result<Outcome> {
 
 fn take(request: &Demand) -> Result<Outcome> {
     reach(Point::Begun);
+    // Before anybody stands still, as that takes long.
     let executable = stub::own()?;
-    // Asked for before anybody stands still, as that takes long.
+    let front = stub::in_front(&executable);
     let _ = cpu::leaves();
     if request.triggered && is_forebears(request.pid) {
         let text = "the checkpoint of the process that it was forked from holds it";
@@ -166,7 +167,7 @@ fn take(request: &Demand) -> Result<Outcome> {
         phase0_visit::leave(request.pid, e);
     }
     let Begun { mut checkpoint, mut equipped, still } = begun?;
-    let mut result = proceed(&checkpoint, &equipped, still, executable);
+    let mut result = proceed(&checkpoint, &equipped, still, front);
     let (mut again, mut pause, deadline) = (AGAIN, FIRST_PAUSE, Instant::now() + TURN);
     loop {
         match &result {
@@ -253,6 +254,7 @@ fn divert(
 fn anew(checkpoint: &Checkpoint<'_>, equipped: &mut Vec<Equipped>) -> Result<Outcome> {
     let request = checkpoint.request;
     let executable = stub::own()?;
+    let front = stub::in_front(&executable);
     let mut still = phase1_freeze::freeze(request)?;
     let mut before = std::mem::take(equipped);
     for frozen in &mut still.processes {
@@ -264,7 +266,7 @@ fn anew(checkpoint: &Checkpoint<'_>, equipped: &mut Vec<Equipped>) -> Result<Out
         };
         equipped.push(process);
     }
-    proceed(checkpoint, equipped, still, executable)
+    proceed(checkpoint, equipped, still, front)
 }
 
 /// A checkpoint whose processes stand still and have payloads that are ours.
@@ -326,7 +328,7 @@ fn proceed(
     checkpoint: &Checkpoint<'_>,
     equipped: &[Equipped],
     forest: Forest,
-    executable: Vec<u8>,
+    front: Vec<u8>,
 ) -> Result<Outcome> {
     let left_out = phase4_refuse::left_out(checkpoint, &forest)?;
     let doubtful = phase4_refuse::doubtful(&forest);
@@ -357,7 +359,7 @@ fn proceed(
     let notes = checkpoint.notes(&still, losses::trifles(&all, &common.members));
 
     let runs = checkpoint.runs(equipped);
-    let mut writing = phase6_write::Writing::begin(&mut *sink, executable, common, runs, stop);
+    let mut writing = phase6_write::Writing::begin(&mut *sink, front, common, runs, stop);
     for process in &mut still {
         writing.at_once(process, stop)?;
     }

@@ -139,8 +139,8 @@ fn code() -> &'static [u8] {
 }
 
 /// An executable behind such a page; as it is where it is none that could lie there.
-pub(super) fn put_before(stub: Vec<u8>) -> Vec<u8> {
-    fronted(&stub).unwrap_or(stub)
+pub(super) fn put_before(stub: &[u8]) -> Vec<u8> {
+    fronted(stub).unwrap_or_else(|| stub.to_vec())
 }
 
 /// Tells the page how long the file is.
@@ -152,11 +152,9 @@ pub(super) fn set_length(stub: &mut [u8], len: u64) {
     }
 }
 
-/// Takes the page away from an executable that has one.
-pub(super) fn take_away(stub: &mut Vec<u8>) {
-    if is_before(stub) {
-        stub.drain(..PAGE as usize);
-    }
+/// How long the page is: 0 of an executable that has none.
+pub(super) fn len(stub: &[u8]) -> usize {
+    if is_before(stub) { PAGE as usize } else { 0 }
 }
 
 /// Whether an executable begins behind the first page: no other has another ELF header there.
@@ -173,7 +171,9 @@ fn fronted(stub: &[u8]) -> Option<Vec<u8>> {
         return None;
     }
     let mut segments = ProgramHeader::from_bytes(table, count);
-    let mut moved = [vec![0; PAGE as usize], stub.to_vec()].concat();
+    let mut moved = Vec::with_capacity(stub.len() + 3 * PAGE as usize);
+    moved.resize(PAGE as usize, 0);
+    moved.extend_from_slice(stub);
     for segment in &mut segments {
         whole_pages(segment, &mut moved)?;
     }

@@ -76,9 +76,8 @@ pub struct Writer<'a> {
 }
 
 impl<'a> Writer<'a> {
-    /// An image behind `stub`.
+    /// An image behind `stub`, which is as it begins an image.
     pub fn new(sink: &'a mut dyn Sink, stub: Vec<u8>) -> Self {
-        let stub = front::put_before(stub);
         let start = (stub.len() as u64).next_multiple_of(PAGE);
         let (chunks, sections) = (Vec::new(), Vec::new());
         let (runs, shared) = ([[0; 2]; 2], None);

@@ -52,6 +52,9 @@ pub(crate) fn hole() -> Result<Vec<u8>> {
     Ok(hole)
 }
 
+/// Size of the smallest huge page.
+pub(crate) const HUGE_PAGE: u64 = 2 << 20;
+
 /// Rounds up to whole pages.
 pub(crate) fn pages(len: u64) -> u64 {
     len.next_multiple_of(PAGE)
@@ -71,7 +74,7 @@ pub(crate) fn inject(
     executable: &[u8],
 ) -> Result<Region> {
     let payload = elf::Payload::embedded()?;
-    let len = PAYLOAD + payload.memory_len() + pages(executable.len() as u64);
+    let [_, len] = places(&payload, executable.len() as u64);
     let base = place::region(pid, vmas, len)?;
     // Whoever dies before the signal is taken leaves a payload that says that it has none.
     let unsignalled = unsignalled(*config);
@@ -120,9 +123,7 @@ impl Injection<'_> {
         entry(offset_of!(Api, suspended), "ckpt_suspended")?;
         entry(offset_of!(Api, rest), "ckpt_rest")?;
         self.lay_out(&mut caller, tid)?;
-        memory.write(base + control.exe_start, self.executable)?;
-        let exe = [base + control.exe_start, pages(control.exe_len), libc::PROT_READ as u64];
-        caller.expect(libc::SYS_mprotect, &exe, "cannot protect the payload")?;
+        self.copy_executable(&mut caller)?;
         let turns = [base + TURNS, PAGE, libc::MADV_WIPEONFORK as u64];
         caller.expect(
             libc::SYS_madvise,
@@ -135,6 +136,20 @@ impl Injection<'_> {
         reach(Point::Whole);
         let mut region = Region { base: *base, control: *control };
         region.configure(&mut caller, memory, self.config)
+    }
+
+    /// Copies the executable; into one huge page, if the kernel has one, which takes a tenth of the time.
+    fn copy_executable(&self, caller: &mut Caller<'_>) -> Result<()> {
+        let Region { base, control } = &self.region;
+        let (at, len) = (base + control.exe_start, control.region_len - control.exe_start);
+        if len == 0 {
+            return Ok(());
+        }
+        // Of a kernel without them it is an error.
+        caller.call(libc::SYS_madvise, &[at, len, libc::MADV_HUGEPAGE as u64])?;
+        self.memory.write(at, self.executable)?;
+        let protection = [at, len, libc::PROT_READ as u64];
+        caller.expect(libc::SYS_mprotect, &protection, "cannot protect the payload").map(drop)
     }
 
     /// Lays the payload's segments out. Code is mapped as such and then written by its tracer: memory that is
@@ -169,14 +184,21 @@ impl Injection<'_> {
     }
 }
 
+/// Where in a region the executable begins, and how long the region is. The executable has whole huge pages.
+fn places(payload: &elf::Payload, exe_len: u64) -> [u64; 2] {
+    let end = PAYLOAD + payload.memory_len();
+    let exe_start = if exe_len == 0 { end } else { end.next_multiple_of(HUGE_PAGE) };
+    [exe_start, exe_start + exe_len.next_multiple_of(HUGE_PAGE)]
+}
+
 fn control(pid: Pid, base: u64, payload: &elf::Payload, exe_len: u64, config: &Config) -> Control {
-    let exe_start = PAYLOAD + payload.memory_len();
+    let [exe_start, region_len] = places(payload, exe_len);
     let at = |symbol| base + PAYLOAD + payload.symbol(symbol);
     Control {
         magic: MAGIC,
         version: VERSION,
         owner: pid.word(),
-        region_len: exe_start + pages(exe_len),
+        region_len,
         payload_len: payload.memory_len(),
         exe_start,
         exe_len,

@@ -119,7 +119,6 @@ pub(crate) fn start(target: Pid, executable: &[u8], config: &Config) -> Result<M
     // Who only follows begins when the program has begun: a launch does not wait for it.
     let at_once = sees_the_end(config);
     let file = at_once.then(|| executable_file(executable)).transpose().because(what)?;
-    let config = spelled(config);
     let stderr = spelled_stderr(target);
     let order = Order {
         target,
@@ -172,7 +171,6 @@ pub(crate) fn start_from_injector(
 ) -> Result<Monitor> {
     let what = || "cannot start the monitor, which sees what the program executes";
     let (line, kept) = std::io::pipe().because(what)?;
-    let config = spelled(config);
     let stderr = spelled_stderr(target);
     let order = Order {
         target,
@@ -231,7 +229,7 @@ struct Order<'a> {
     file: Option<OwnedFd>,
     executable: &'a [u8],
     /// The program's configuration, in the environment: the program may be over before its memory is read.
-    config: CString,
+    config: &'a Config,
     stderr: CString,
     /// Which descriptor to close when the program is in sight.
     sight: Option<i32>,
@@ -242,8 +240,10 @@ struct Order<'a> {
 const CONFIG: &str = "CKPT_MONITORED";
 
 fn spelled(config: &Config) -> CString {
-    let bytes: String = config.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
-    CString::new(format!("{CONFIG}={bytes}")).unwrap_or_default()
+    let mut text = format!("{CONFIG}=").into_bytes();
+    let digit = |value: u8| b"0123456789abcdef"[usize::from(value)];
+    text.extend(config.as_bytes().iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]));
+    CString::new(text).unwrap_or_default()
 }
 
 /// The variable with what standard error is.
@@ -386,7 +386,8 @@ fn become_monitor(order: Order<'_>) -> ! {
     }
     let _ = std::env::set_current_dir("/");
     let argv = [c"ckpt".as_ptr(), c"__monitor".as_ptr(), target.as_ptr(), std::ptr::null()];
-    let envp = [order.config.as_ptr(), order.stderr.as_ptr(), std::ptr::null()];
+    let config = spelled(order.config);
+    let envp = [config.as_ptr(), order.stderr.as_ptr(), std::ptr::null()];
     let (path, flags) = (c"".as_ptr(), libc::AT_EMPTY_PATH);
     // SAFETY: the arrays end with null pointers and live until the call.
     unsafe {

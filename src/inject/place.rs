@@ -8,6 +8,11 @@ use crate::proc::maps::Vma;
 use crate::proc::{Pid, Tid};
 use crate::ptrace::memory::Memory;
 use ckpt_abi::region::{HOLE_AREA, HOLE_LEN, RANGES, next_base};
+use ckpt_loops::text::has_string;
+use goblin::elf64::header::{ELFMAG, Header, SIZEOF_EHDR};
+use goblin::elf64::section_header::{SHT_STRTAB, SectionHeader};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 
 /// A free base for a region of `len` bytes.
 pub(crate) fn region(pid: Pid, vmas: &[Vma], len: u64) -> Result<u64> {
@@ -29,18 +34,28 @@ pub(crate) fn region(pid: Pid, vmas: &[Vma], len: u64) -> Result<u64> {
 
 /// Whether the program has a sanitizer with its own mind about addresses; a program that cannot be read has none.
 fn has_shadow(pid: Pid) -> bool {
-    const MARKS: [&str; 2] = ["__tsan_init", "__msan_init"];
+    const MARKS: [&[u8]; 2] = [b"__tsan_init", b"__msan_init"];
+    let Ok(file) = File::open(format!("/proc/{pid}/exe")) else { return false };
+    let tables = string_tables(&file).unwrap_or_default();
+    tables.iter().any(|table| MARKS.iter().any(|mark| has_string(table, mark)))
+}
+
+/// The names of an executable's symbols: the string tables that its sections refer to.
+fn string_tables(file: &File) -> Option<Vec<Vec<u8>>> {
     const LARGEST: u64 = 64 << 20;
-    let path = format!("/proc/{pid}/exe");
-    if std::fs::metadata(&path).map_or(true, |meta| meta.len() > LARGEST) {
-        return false;
-    }
-    let Ok(file) = std::fs::read(path) else { return false };
-    let Ok(elf) = goblin::elf::Elf::parse(&file) else { return false };
-    let named = |symbols: &goblin::elf::Symtab<'_>, names: &goblin::strtab::Strtab<'_>| {
-        symbols.iter().any(|s| names.get_at(s.st_name).is_some_and(|n| MARKS.contains(&n)))
+    let read = |offset: u64, len: u64| {
+        let mut bytes = vec![0; usize::try_from(len).ok().filter(|_| len <= LARGEST)?];
+        file.read_exact_at(&mut bytes, offset).ok().map(|()| bytes)
     };
-    named(&elf.dynsyms, &elf.dynstrtab) || named(&elf.syms, &elf.strtab)
+    let header = *Header::from_bytes(read(0, SIZEOF_EHDR as u64)?.first_chunk()?);
+    let (size, count) = (size_of::<SectionHeader>(), usize::from(header.e_shnum));
+    if !header.e_ident.starts_with(ELFMAG) || usize::from(header.e_shentsize) != size {
+        return None;
+    }
+    let headers = read(header.e_shoff, (size * count) as u64)?;
+    let headers = SectionHeader::from_bytes(&headers, count);
+    let tables = headers.iter().filter(|section| section.sh_type == SHT_STRTAB);
+    Some(tables.filter_map(|table| read(table.sh_offset, table.sh_size)).collect())
 }
 
 /// A place for a thread to work for us in a process that has no payload yet: the zeros between the end of an executable

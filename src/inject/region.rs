@@ -4,7 +4,7 @@
 use crate::error::{Error, Result};
 use crate::fault::{Point, reach};
 use crate::proc::Pid;
-use crate::proc::{self, maps::Vma};
+use crate::proc::{self, Process, maps::Vma};
 use crate::ptrace::call::Caller;
 use crate::ptrace::lend::Desk;
 use crate::ptrace::memory::Memory;
@@ -20,9 +20,11 @@ const SA_RESTART: u64 = 0x1000_0000;
 /// What the standard streams of a process are ([`Control::standard`]).
 pub(crate) fn standard(pid: Pid) -> [[u64; 3]; 3] {
     let mut standard = [[0; 3]; 3];
-    for fd in proc::fds(pid).unwrap_or_default().iter().filter(|fd| fd.number < 3) {
-        let access = u64::from(fd.flags) & libc::O_ACCMODE as u64;
-        standard[fd.number as usize] = [fd.device, fd.inode, access];
+    let Ok(process) = Process::open(pid) else { return standard };
+    for (number, place) in (0..).zip(&mut standard) {
+        if let Ok(Some(fd)) = process.descriptor(number) {
+            *place = [fd.device, fd.inode, u64::from(fd.flags) & libc::O_ACCMODE as u64];
+        }
     }
     standard
 }

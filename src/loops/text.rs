@@ -79,6 +79,18 @@ pub fn field<'a>(text: &'a [u8], key: &str) -> Option<&'a [u8]> {
         .map(<[u8]>::trim_ascii)
 }
 
+/// Whether a table of strings, each with a NUL behind it, has this one.
+pub fn has_string(table: &[u8], string: &[u8]) -> bool {
+    let mut rest = table;
+    while let Some((first, others)) = cut(rest, 0) {
+        if first == string {
+            return true;
+        }
+        rest = others;
+    }
+    false
+}
+
 /// Divides a line at the first colon that a blank or the end of the line follows ("clockid: 1",
 /// "settime flags: 00", "lock:\t1: POSIX ..."), else at the first blank ("inotify wd:1 ino:2"). Without blanks around
 /// what it gives.
@@ -204,6 +216,13 @@ mod tests {
         assert_eq!(field(text, "PPid"), Some(&b"3"[..]));
         assert_eq!(field(text, "Uid"), Some(&b"0\t0"[..]));
         assert_eq!(field(text, "id"), None);
+    }
+
+    #[test]
+    fn strings_of_a_table_are_whole() {
+        let table = b"\0abc\0b\0ab";
+        assert!(has_string(table, b"abc") && has_string(table, b"b") && has_string(table, b""));
+        assert!(!has_string(table, b"bc") && !has_string(table, b"ab") && !has_string(b"", b""));
     }
 
     #[test]

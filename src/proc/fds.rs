@@ -72,12 +72,20 @@ impl Process {
     pub fn fds(&self) -> Result<Vec<Fd>> {
         let mut fds = Vec::new();
         for number in self.numbered("fd")? {
-            fds.extend(descriptor(self, number)?);
+            fds.extend(self.descriptor(number)?);
         }
         // A process that dies here looks like one that closes all its descriptors.
         let fd = self.stat_of("fd").map_err(io::Error::from);
         fd.map_err(|e| failed(self, None, &self.called("fd"), &e))?;
         Ok(fds)
+    }
+
+    /// One of them, none if it is not open.
+    ///
+    /// # Errors
+    /// As [`Process::fds`].
+    pub(crate) fn descriptor(&self, number: u32) -> Result<Option<Fd>> {
+        descriptor(self, number)
     }
 }
 
@@ -86,7 +94,7 @@ impl Process {
 /// # Errors
 /// As [`Process::fds`].
 pub(crate) fn one(pid: Pid, number: u32) -> Result<Option<Fd>> {
-    descriptor(&Process::open(pid)?, number)
+    Process::open(pid)?.descriptor(number)
 }
 
 fn descriptor(process: &Process, number: u32) -> Result<Option<Fd>> {

@@ -11,7 +11,8 @@ use super::mapping::Mapping;
 use super::phase1_check::Saved;
 use super::placed::Placed;
 use crate::error::{Error, Result};
-use crate::image::{PAGE, stub};
+use crate::image::stub;
+use crate::inject::HUGE_PAGE;
 use crate::proc::Pid;
 use crate::resource::cpu::Set;
 use crate::settings::Settings;
@@ -49,10 +50,11 @@ pub(super) fn fill(
         return Ok((control, actions));
     }
     let executable = stub::own()?;
-    let len = (executable.len() as u64).next_multiple_of(PAGE);
+    let len = (executable.len() as u64).next_multiple_of(HUGE_PAGE);
     control.exe_len = executable.len() as u64;
     control.region_len = control.exe_start + len;
     let mut copy = Mapping::anonymous(base + control.exe_start, len, MapFlags::empty())?;
+    copy.advise(libc::MADV_HUGEPAGE);
     copy.write(0, &executable)?;
     copy.protect(libc::PROT_READ as u32)?;
     page.copy_from_slice(control.as_bytes());
