@@ -14,6 +14,7 @@ use crate::proc::Pid;
 use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
+use crate::resource::kinship;
 use crate::settings::{self, DEFAULT_SIGNAL, Name, Settings, Values, period_text, signal_name};
 use ckpt_abi::region::{Config, config_flag};
 
@@ -105,6 +106,7 @@ fn reconfigure(
     let mut config = settings.apply(region.control.config);
     if config.run == 0 {
         config.run = settings::fresh_run();
+        config.begun = kinship::begun(pid);
     }
     check_name(pid, &config)?;
     let mut caller = Caller::new(&mut frozen.threads[0], memory, &region.desk())?;

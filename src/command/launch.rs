@@ -20,6 +20,7 @@ use crate::resource::cpu::{
     Set,
     limit::{self, Limit},
 };
+use crate::resource::kinship;
 use crate::restart::skeleton::stay;
 use crate::settings::{self, Name, Settings, Values};
 use ckpt_abi::region::Config;
@@ -54,6 +55,7 @@ pub(super) fn run(
     let identity = Identity::of(program, args, &here)?;
     config.launched = identity.numbers();
     config.run = settings::fresh_run();
+    config.begun = kinship::begun(Pid::own());
     if let Some(limit) = cpu {
         restrict(limit, &mut config)?;
     }

@@ -331,7 +331,10 @@ fn proceed(
     front: Vec<u8>,
 ) -> Result<Outcome> {
     let left_out = phase4_refuse::left_out(checkpoint, &forest)?;
-    let doubtful = phase4_refuse::doubtful(&forest);
+    let doubtful = match equipped.first() {
+        Some(root) => phase4_refuse::doubtful(&forest, root)?,
+        None => None,
+    };
     let Forest { processes, dead, since, .. } = forest;
     let (place, stop) = (&checkpoint.place, checkpoint.stop);
     let mut sink = place.open(checkpoint.request.open)?;

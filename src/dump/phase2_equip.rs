@@ -13,6 +13,7 @@ use crate::proc::{self, Process, tree};
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
 use crate::ptrace::regs::Regs;
+use crate::resource::kinship;
 use crate::settings::{self, Name, Settings};
 use ckpt_abi::region::{Config, STACK_LEN, STACKS};
 use ckpt_abi::turn::{By, Denied, Event, Phase, Task};
@@ -105,7 +106,7 @@ pub(crate) fn configuration(pid: Pid, settings: &Settings) -> Result<Config> {
     let own = Name::parse(&settings::default_name(&program))?;
     let settings = settings.clone().or(Settings { name: Some(own), ..Settings::default() });
     let config = settings.resolve(&cwd)?.apply(settings::default_config());
-    Ok(Config { run: settings::fresh_run(), ..config })
+    Ok(Config { run: settings::fresh_run(), begun: kinship::begun(pid), ..config })
 }
 
 /// Waits while a launch or a restart of the process is going on: traced by us, ckpt could not become its program.

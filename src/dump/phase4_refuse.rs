@@ -3,6 +3,7 @@
 
 use super::checkpoint::Checkpoint;
 use super::halted;
+use super::phase2_equip::Equipped;
 use super::phase3_gather::Still;
 use super::sharers;
 use crate::error::{Error, Kind, Result};
@@ -13,7 +14,8 @@ use crate::ptrace::forest::Forest;
 use crate::resource::descriptor::pty::Ptys;
 use crate::resource::kinship::{self, Found, sharing};
 use crate::resource::{losses, signals};
-use ckpt_abi::image::{Member, process_flag};
+use ckpt_abi::image::{Member, member_flag, process_flag};
+use ckpt_abi::region::Control;
 use nix::libc;
 use nix::sys::signal::Signal;
 
@@ -60,9 +62,22 @@ pub(crate) fn left_out(checkpoint: &Checkpoint<'_>, forest: &Forest) -> Result<O
 }
 
 /// Names the processes of whom nobody can tell whether they belong to it.
-pub(crate) fn doubtful(forest: &Forest) -> Option<String> {
-    let all = &forest.doubtful;
-    (!all.is_empty()).then(|| kinship::doubtful(&losses::names(all)))
+pub(crate) fn doubtful(forest: &Forest, root: &Equipped) -> Result<Option<String>> {
+    let mut all = forest.doubtful.clone();
+    let pid = root.process.pid();
+    let now = tree::kin(pid)?.group;
+    let group = begun(root).map(|begun| Pid::of_word(begun[1]));
+    if let Some(left) = group.filter(|group| *group > Pid::NONE && *group != now) {
+        let members: Vec<_> = forest.processes.iter().map(|frozen| frozen.pid).collect();
+        let everybody = tree::everybody()?;
+        let named = |pid: Pid| {
+            let comm = proc::comm(pid, pid.main_thread()).ok()?;
+            Some((pid.word(), comm.to_string_lossy().into_owned()))
+        };
+        let news = tree::doubtful_in(left, pid, &members, &everybody).into_iter();
+        all.extend(news.filter_map(named).filter(|one| !forest.doubtful.contains(one)));
+    }
+    Ok((!all.is_empty()).then(|| kinship::doubtful(&losses::names(&all))))
 }
 
 /// What is in the way when another process lives in the same memory.
@@ -127,18 +142,21 @@ pub(crate) fn refuse(
         found.push(Found { kin: tree::kin(pid)?, reaps, untold: false });
     }
     halted::find_untold(processes, &mut found)?;
-    let mut members = match alone {
-        true => Vec::new(),
-        false => kinship::save(&found, dead, ptys).unwrap_or_else(|obstacles| {
-            refusals.extend(obstacles);
-            passing = false;
-            Vec::new()
-        }),
-    };
+    let begun = processes.first().and_then(|root| begun(root.equipped));
+    let mut members = kinship::save(&found, dead, ptys, begun).unwrap_or_else(|obstacles| {
+        refusals.extend(obstacles);
+        passing = false;
+        Vec::new()
+    });
+    // One that is where it was started is restarted as such.
+    if alone && members.iter().all(|root| root.session == 0 && root.group == 0) {
+        members.clear();
+    }
     refusals.extend(sharing::save(&mut members));
     match refusals.is_empty() {
         true => {
             name_first(processes, &members);
+            name_spent(processes, &members);
             Ok(members)
         }
         false => {
@@ -148,9 +166,34 @@ pub(crate) fn refuse(
     }
 }
 
+/// The session and group in which a process was started; what a child has inherited says nothing of it.
+fn begun(root: &Equipped) -> Option<[u32; 2]> {
+    let Control { owner, config, .. } = root.region.control;
+    let known = config.run != 0 && Pid::of_word(owner) == root.process.inner_pid();
+    known.then_some(config.begun)
+}
+
+/// CPU time of the dead that is worth a word, in clock ticks.
+const SPENT: u64 = 100;
+
+/// Nobody can give a process the CPU time of another, which its parent is told (wait4(2), times(2)).
+fn name_spent(processes: &mut [Still<'_>], members: &[Member]) {
+    let Some(root) = processes.first_mut() else { return };
+    for member in members.iter().filter(|member| member.flags & member_flag::DEAD != 0) {
+        let dead = Process::open(Pid::of_word(member.pid)).ok();
+        if let Some(spent) = dead.and_then(|dead| dead.cpu_time()).filter(|spent| *spent >= SPENT) {
+            let (pid, name) = kinship::named(member);
+            root.gathered.losses.push(format!(
+                "the {} s of CPU time of process {pid} ({name}), which has ended: wait4(2) and times(2) tell its parent of none",
+                spent / 100
+            ));
+        }
+    }
+}
+
 /// The init of a namespace that a restart makes has the id 1 already, and so has the restarter in a container.
 fn name_first(processes: &mut [Still<'_>], members: &[Member]) {
-    let Some(root) = processes.first_mut().filter(|_| !members.is_empty()) else { return };
+    let Some(root) = processes.first_mut().filter(|_| members.len() > 1) else { return };
     if root.equipped.process.inner_pid() == Pid::INIT {
         root.gathered.losses.push(
             "its process id 1, as the first process of a PID namespace (a container): the job restarts with --ids new \

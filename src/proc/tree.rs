@@ -128,18 +128,24 @@ pub(crate) fn is_made_for_a_tree() -> bool {
 /// Those of `all` of whom nobody can tell whether they descend from `root`: their parents have ended, and they have the
 /// process group that the root was given.
 pub(crate) fn doubtful(root: Pid, members: &[Pid], all: &[Kin]) -> Vec<Pid> {
+    let first = all.iter().find(|kin| kin.pid == root);
+    first.map_or(Vec::new(), |first| doubtful_in(first.group, root, members, all))
+}
+
+/// The same of a process group that the root has left.
+pub(crate) fn doubtful_in(group: Pid, root: Pid, members: &[Pid], all: &[Kin]) -> Vec<Pid> {
     let by_id: HashMap<Pid, &Kin> = all.iter().map(|kin| (kin.pid, kin)).collect();
     let Some(first) = by_id.get(&root) else { return Vec::new() };
     let reapers = reapers(first, &by_id);
     let is = |kin: &&Kin| {
-        kin.group == first.group
+        kin.group == group
             && kin.start >= first.start
             && !kin.dead
             && !kin.ours
             && reapers.contains(&kin.parent)
             // Who starts jobs in its own group, as a script does, is their parent; what adopts orphans (init, a session's or
             // a batch system's manager) lives in a group of its own.
-            && by_id.get(&kin.parent).is_none_or(|parent| parent.group != first.group)
+            && by_id.get(&kin.parent).is_none_or(|parent| parent.group != group)
             && !members.contains(&kin.pid)
             // Nobody above the root descends from it, though both may have begun in one tick of the clock.
             && kin.pid != first.parent

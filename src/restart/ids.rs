@@ -53,15 +53,17 @@ impl Ids {
     /// # Errors
     /// A damaged image.
     pub(super) fn tree(self, image: &Image, all: &[Saved<'_>]) -> Result<Option<Tree>> {
+        let furnished = self != Self::New && image.records::<SystemV>(SectionKind::SystemV).is_ok();
         let one = match Tree::of_image(image)? {
-            Some(tree) => return Ok(Some(tree)),
-            None => all.first(),
+            Some(tree) if furnished || self == Self::Keep || !tree.can_be_us() => {
+                return Ok(Some(tree));
+            }
+            _ => all.first(),
         };
         // Who has the id already needs nothing else for it.
         let has_it =
             |saved: &Saved<'_>| saved.process.pid == std::process::id() && saved.threads.len() == 1;
         // System V objects need the namespace of a tree.
-        let furnished = self != Self::New && image.records::<SystemV>(SectionKind::SystemV).is_ok();
         let kept = one.filter(|saved| furnished || (self == Self::Keep && !has_it(saved)));
         Ok(kept.map(|saved| Tree::of_one(saved.process.pid)))
     }

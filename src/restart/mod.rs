@@ -17,6 +17,7 @@ pub(crate) mod frames;
 mod ids;
 pub(crate) mod machine;
 pub(crate) mod mapping;
+mod origin;
 pub mod phase1_check;
 pub(crate) mod phase2_adapt;
 pub(crate) mod phase3_open;
@@ -37,12 +38,13 @@ use crate::error::{Because, Result, printable};
 use crate::fault::{Point, reach};
 use crate::image::read::Image;
 use crate::inject::monitor::Monitor;
-use crate::proc::forebear;
+use crate::proc::{Pid, forebear};
 use crate::resource::descriptor::grown;
+use crate::resource::kinship;
 use crate::resource::sysv;
 use crate::settings::{self, Settings};
 use ckpt_abi::image::SectionKind;
-use ckpt_abi::region::Config;
+use ckpt_abi::region::{Config, GROUP_LEFT};
 pub use ids::Ids;
 use phase1_check::{Saved, Whole};
 use phase3_open::Files;
@@ -51,7 +53,7 @@ use skeleton::rendezvous::Stage;
 use skeleton::stay;
 use std::convert::Infallible;
 use std::path::PathBuf;
-use tree::Who;
+use tree::{Tree, Who};
 
 /// What the restarter asks for.
 #[derive(Default)]
@@ -83,12 +85,20 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
     reach(Point::Checked);
     let mut config = phase1_check::config(&all[0], options)?;
     (config.run, config.before) = (settings::fresh_run(), image.header().run);
+    config.begun = kinship::begun(Pid::own());
     mapping::set_signals_but(mask, config.asyncsig);
     let mut warnings = Vec::new();
     for saved in &mut all {
         phase2_adapt::convert(&whole, saved, options, &mut warnings)?;
     }
-    let tree = options.ids.tree(image, &all)?;
+    let mut tree = options.ids.tree(image, &all)?;
+    let takes_group = match &mut tree {
+        Some(tree) => tree.takes_group(),
+        None => Tree::of_image(image)?.is_some_and(|mut one| one.takes_group()),
+    };
+    if takes_group {
+        config.begun[1] = GROUP_LEFT;
+    }
     if tree.is_none() || options.ids == Ids::New {
         whole.unfurnish(&mut warnings);
     }
@@ -157,6 +167,7 @@ impl Start<'_> {
         if is_first {
             let config = &mut filled.control.config;
             (config.run, config.before) = (self.config.run, self.config.before);
+            config.begun = who.begun(self.config.begun);
             filled.control.monitor = monitor;
         }
         let plan = phase6_plan::plan(&saved, &opened, filled, who)?;
@@ -164,6 +175,9 @@ impl Start<'_> {
         who.meet(Stage::Planned)?;
         who.bury();
         // The last that can fail, for they alone change something.
+        if who.member().is_none() {
+            Tree::begin(self.whole.image)?;
+        }
         if is_first {
             opened.objects.name_all()?;
         }

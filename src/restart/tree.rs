@@ -28,6 +28,8 @@ use crate::proc;
 use crate::proc::Pid;
 use crate::resource::kinship::{self, numbers, plan::plan, sharing};
 use ckpt_abi::image::{Member, NOBODY, SectionKind, member_flag, process_flag};
+use nix::libc;
+use nix::sys::prctl::set_child_subreaper;
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io::Write;
@@ -36,7 +38,7 @@ use zerocopy::FromZeros;
 
 /// The processes of an image.
 pub(crate) struct Tree {
-    members: Vec<Member>,
+    pub(super) members: Vec<Member>,
 }
 
 /// What every member has from the restarter.
@@ -134,7 +136,7 @@ impl Tree {
 
     /// A tree of one process without children.
     pub(crate) fn of_one(pid: u32) -> Self {
-        let exit_signal = nix::libc::SIGCHLD.unsigned_abs();
+        let exit_signal = libc::SIGCHLD.unsigned_abs();
         let member = Member { pid, parent: NOBODY, exit_signal, ..Member::new_zeroed() };
         Self { members: vec![member] }
     }
@@ -158,6 +160,7 @@ impl Tree {
         let members = kinship::planned(&self.members);
         let lives = plan(&members)
             .map_err(|_| whole.image.damaged("its processes cannot be related so"))?;
+        warnings.extend(self.cores());
         let rendezvous = Rendezvous::map(place_for_all(&all)?)?;
         let ids = self.ids(&all);
         let furnished = !whole.systemv.is_empty();
@@ -195,6 +198,10 @@ impl Tree {
             terminals: &terminals,
             apart: place.is_apart().then(|| ids.last().copied().unwrap_or(Pid::NONE)),
         };
+        if !place.is_apart() {
+            // Orphans of the tree stay below us, where a checkpoint finds them.
+            let _ = set_child_subreaper(true);
+        }
         match processes.make(&mut pool) {
             Ok(Role::Restarter(root)) => {
                 drop((files, all, terminals));

@@ -269,6 +269,7 @@ pub fn default_config() -> Config {
         run: 0,
         before: [0; 2],
         without: [0; WITHOUT_LEN],
+        begun: [0; 2],
     }
 }
 

@@ -118,9 +118,12 @@ pub const KEY_LEN: usize = 4096;
 /// Bytes for the names of descendants that stay out, with a final NUL.
 pub const WITHOUT_LEN: usize = 256;
 
+/// No process group, in [`Config::begun`].
+pub const GROUP_LEFT: u32 = u32::MAX;
+
 record! {
     /// The parameters of section 7.1 of the manual, and those that came later.
-    Config, 12640, {
+    Config, 12648, {
         /// CKPT_NAME, NUL-terminated; a file name is absolute.
         name: [u8; NAME_LEN],
         /// CKPT_ASYNCSIG; 0: no signal triggers a checkpoint.
@@ -152,6 +155,9 @@ record! {
         before: [u64; 2],
         /// CKPT_WITHOUT: names and ids of descendants that stay out, between commas, NUL-terminated; empty: none does.
         without: [u8; WITHOUT_LEN],
+        /// The session and the process group that the process was in when that life began, as it sees them (0: of another
+        /// PID namespace). [`GROUP_LEFT`]: its group was another, which it led.
+        begun: [u32; 2],
     }
 }
 
@@ -182,7 +188,7 @@ pub mod config_flag {
 record! {
     /// Head of the region. What comes before [`Self::thunk`] has its place in all versions: by it another version of
     /// ckpt finds the copy of this one, which it leaves the program to.
-    Control, 12928, {
+    Control, 12936, {
         /// [`MAGIC`].
         magic: [u8; 8],
         /// [`VERSION`] of the payload.

@@ -13,9 +13,9 @@ record! {
         pid: u32,
         /// Which member is its parent, from 0; [`NOBODY`]: the root's is outside, an orphan's is init.
         parent: u32,
-        /// Process group; 0: the one that the root was in, which began outside of the tree.
+        /// Process group; 0: one that began outside of the tree, as the root's unless that has begun its own.
         group: u32,
-        /// Session; 0: that of the root, as above.
+        /// Session; 0: as above.
         session: u32,
         /// The signal that its parent gets when it ends (clone(2)).
         exit_signal: u32,
@@ -32,8 +32,12 @@ record! {
         terminal: u32,
         /// The foreground process group of that.
         foreground: u32,
+        /// Its place among the children of its parent, as wait(2) goes through them.
+        rank: u32,
         /// Room to grow.
-        reserved: [u64; 3],
+        spare: u32,
+        /// Likewise.
+        reserved: [u64; 2],
     }
 }
 

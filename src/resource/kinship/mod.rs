@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! How the processes of a tree are related: parents, groups, sessions, and the dead that nobody has waited for.
 //!
-//! The root's own group and session began outside of the tree, with whoever started it; a restart puts the root into
-//! those of the restarter, with everybody who shared them. Every other group or session is kept by its number.
+//! The group and session in which the root was started began outside of the tree; a restart has the restarter's in their
+//! place, for everybody who is in them. Every other group or session is kept by its number.
 
 pub(crate) mod numbers;
 pub(crate) mod plan;
 pub(crate) mod sharing;
 
-use crate::proc::Pid;
 use crate::proc::tree::Kin;
-use crate::proc::{self};
+use crate::proc::{self, Pid, Process};
 use crate::resource::descriptor::pty::{self, Ptys};
 use crate::resource::descriptor::terminal;
 use ckpt_abi::image::{self as rec, NOBODY, member_flag};
+use ckpt_abi::region::GROUP_LEFT;
 use std::collections::HashMap;
 use std::os::unix::ffi::OsStrExt;
 use zerocopy::FromZeros;
@@ -34,8 +34,56 @@ pub(crate) struct Found {
     pub(crate) untold: bool,
 }
 
+/// The session and the group of a process, for [`Config::begun`](ckpt_abi::region::Config::begun).
+pub(crate) fn begun(pid: Pid) -> [u32; 2] {
+    proc::tree::kin(pid).map_or([0; 2], |kin| [kin.session, kin.group].map(Pid::word))
+}
+
+/// How the numbers of sessions and groups are recorded.
+struct Numbers {
+    root: Kin,
+    begun: [Pid; 2],
+    /// Whether the root has begun its session, or its group, itself.
+    own: [bool; 2],
+}
+
+impl Numbers {
+    /// Of a tree whose root was in the session and group `begun`, if that is known. A root that has taken a terminal from
+    /// whoever started it (an interactive shell) takes that of the restarter as well, and so is in its group.
+    fn of(root: Kin, begun: Option<[u32; 2]>) -> Self {
+        let begun = begun.map_or([root.session, root.group], |begun| begun.map(Pid::of_word));
+        let session = root.session == root.pid && root.session != begun[0];
+        let leads = root.group == root.pid || begun[1].word() == GROUP_LEFT;
+        let has_terminal = || {
+            proc::stat(root.pid, root.pid.main_thread())
+                .is_ok_and(|stat| stat.tty_nr != 0 && stat.tpgid == root.group)
+        };
+        let group = session || root.group != begun[1] && leads && !has_terminal();
+        Self { root, begun, own: [session, group] }
+    }
+
+    fn recorded(&self, id: Pid, which: usize) -> u32 {
+        let outside = plan::OUTSIDE;
+        let roots = [self.root.session, self.root.group][which];
+        let number = match id {
+            id if id == roots && self.own[which] => self.root.pid,
+            id if id == roots || id == self.begun[which] => outside,
+            id => id,
+        };
+        number.word()
+    }
+}
+
+/// The place of each process among the children of its parent.
+fn ranks(living: &[Found]) -> HashMap<Pid, u32> {
+    let children =
+        |found: &Found| Process::open(found.kin.pid).map_or(Vec::new(), |p| p.children());
+    living.iter().flat_map(|found| children(found).into_iter().zip(0..)).collect()
+}
+
 /// The records of a tree: those that live in the order of the image's processes, the root first; then the dead. The
-/// pseudo-terminals in `ptys` are made again.
+/// root was in the session and group `begun` when it was started, if that is known. The pseudo-terminals in `ptys` are
+/// made again.
 ///
 /// # Errors
 /// What stands in the way of making them again, a sentence each.
@@ -43,6 +91,7 @@ pub(crate) fn save(
     living: &[Found],
     dead: &[Kin],
     ptys: &Ptys,
+    begun: Option<[u32; 2]>,
 ) -> Result<Vec<rec::Member>, Vec<String>> {
     let Some(root) = living.first() else { return Ok(Vec::new()) };
     let numbers: HashMap<Pid, u32> =
@@ -52,9 +101,9 @@ pub(crate) fn save(
         reaps: false,
         untold: false,
     }));
+    let (outer, ranks) = (Numbers::of(root.kin, begun), ranks(living));
     let record = |found: Found| {
         let Kin { pid, parent, group, session, .. } = found.kin;
-        let own = |id: Pid, roots: Pid| if id == roots { plan::OUTSIDE } else { id }.word();
         let parent = if pid == root.kin.pid { None } else { numbers.get(&parent) };
         let flags = [
             (found.kin.dead, member_flag::DEAD),
@@ -75,8 +124,8 @@ pub(crate) fn save(
         rec::Member {
             pid: pid.word(),
             parent: parent.copied().unwrap_or(NOBODY),
-            group: own(group, root.kin.group),
-            session: own(session, root.kin.session),
+            group: outer.recorded(group, 1),
+            session: outer.recorded(session, 0),
             exit_signal: exit_signal.unsigned_abs(),
             flags: flags.into_iter().filter(|(set, _)| *set).map(|(_, flag)| flag).sum(),
             status: stat.as_ref().map_or(0, |stat| stat.wait_status.cast_unsigned()),
@@ -84,6 +133,7 @@ pub(crate) fn save(
             name,
             terminal: number.map_or(0, |number| number + 1),
             foreground: foreground.word(),
+            rank: ranks.get(&pid).copied().unwrap_or_default(),
             ..rec::Member::new_zeroed()
         }
     };
@@ -132,6 +182,7 @@ pub(crate) fn planned(members: &[rec::Member]) -> Vec<plan::Member> {
         group: Pid::of_word(member.group),
         session: Pid::of_word(member.session),
         reaps: member.flags & member_flag::REAPS != 0,
+        rank: member.rank,
     };
     members.iter().map(one).collect()
 }
@@ -155,7 +206,7 @@ mod tests {
             found(kin(53, 50, 50, 40)),
         ];
         let dead = [Kin { dead: true, ..kin(54, 51, 51, 40) }];
-        let members = save(&living, &dead, &Ptys::default()).unwrap();
+        let members = save(&living, &dead, &Ptys::default(), None).unwrap();
         let ids = |m: &rec::Member| [m.parent, m.group, m.session, m.process];
         let all: Vec<_> = members.iter().map(ids).collect();
         assert_eq!(
@@ -169,5 +220,21 @@ mod tests {
             ]
         );
         assert_eq!(members[4].flags, member_flag::DEAD);
+    }
+
+    #[test]
+    fn what_the_root_has_begun_itself_is_its_own() {
+        let found = |kin| Found { kin, reaps: false, untold: false };
+        let ids = |living: &[Found], begun| {
+            let members = save(living, &[], &Ptys::default(), Some(begun)).unwrap();
+            members.iter().map(|m| [m.group, m.session]).collect::<Vec<_>>()
+        };
+        let daemon = [found(kin(50, 40, 50, 50)), found(kin(51, 50, 41, 40))];
+        assert_eq!(ids(&daemon, [40, 41]), [[50, 50], [0, 0]]);
+        assert_eq!(ids(&daemon[..1], [50, 50]), [[0, 0]]);
+        let group = [found(kin(50, 40, 50, 40)), found(kin(51, 50, 41, 40))];
+        assert_eq!(ids(&group, [40, 41]), [[50, 0], [0, 0]]);
+        // In a restarter's group, which stands for it.
+        assert_eq!(ids(&[found(kin(50, 40, 40, 30))], [30, GROUP_LEFT]), [[50, 0]]);
     }
 }

@@ -10,9 +10,10 @@
 //! The plan simulates what the kernel does; what it cannot bring about is an error, so that it can be an obstacle when
 //! the checkpoint is taken.
 
-/// A session or group that begins outside of the tree: the restarter's own.
+use crate::order;
 use crate::proc::Pid;
 
+/// A session or group that begins outside of the tree: the restarter's own.
 pub(crate) const OUTSIDE: Pid = Pid::NONE;
 
 /// A process of the tree, dead ones that nobody has waited for among them.
@@ -28,6 +29,8 @@ pub(crate) struct Member {
     pub(crate) session: Pid,
     /// Orphans among its descendants come to it (PR_SET_CHILD_SUBREAPER).
     pub(crate) reaps: bool,
+    /// Its place among the children of its parent, who are made in that order.
+    pub(crate) rank: u32,
 }
 
 /// What a process does, in this order, before it becomes its member. Those of `group` come when all are made, those of
@@ -142,7 +145,9 @@ impl Planner<'_> {
 
     fn children(&self, index: usize) -> Vec<usize> {
         let is_child = |child: &usize| self.members[*child].parent == Some(index);
-        (1..self.members.len()).filter(is_child).collect()
+        let mut children: Vec<_> = (1..self.members.len()).filter(is_child).collect();
+        order::by_key(&mut children, |child| (self.members[*child].rank.into(), 0));
+        children
     }
 
     /// The first that nobody makes yet, but whose parent is there.
@@ -272,7 +277,7 @@ mod tests {
 
     fn member(pid: i32, parent: Option<usize>, group: i32, session: i32) -> Member {
         let [pid, group, session] = [pid, group, session].map(Pid::new);
-        Member { pid, parent, group, session, reaps: false }
+        Member { pid, parent, group, session, reaps: false, rank: 0 }
     }
 
     #[test]
@@ -348,6 +353,14 @@ mod tests {
         let lives = plan(&all).unwrap();
         assert_eq!(lives[0].steps, [Step::Reap, Step::Make(1)]);
         assert_eq!(lives[1].steps, [Step::Make(3), Step::LeadSession, Step::MakeOrphan(2)]);
+    }
+
+    #[test]
+    fn children_come_in_the_order_in_which_their_parent_had_them() {
+        let mut all =
+            [member(50, None, 0, 0), member(51, Some(0), 0, 0), member(52, Some(0), 0, 0)];
+        all[1].rank = 1;
+        assert_eq!(plan(&all).unwrap()[0].steps, [Step::Make(2), Step::Make(1)]);
     }
 
     #[test]

@@ -9,10 +9,14 @@ use crate::proc::Pid;
 use nix::errno::Errno;
 use nix::libc;
 
+/// The bit of a status that tells of a core file.
+const CORE: i32 = 0x80;
+
 /// How a child has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Change {
     Ended(i32),
+    /// By a signal: the status of wait(2), with its bit for a core file.
     Killed(i32),
     Stopped(i32),
     Continued,
@@ -45,6 +49,7 @@ pub(super) fn change(child: Option<Pid>, options: i32) -> nix::Result<Option<Cha
         libc::CLD_STOPPED => Change::Stopped(status),
         // It goes on, or its tracer in this process lets it ([`crate::ptrace::forebear`]).
         libc::CLD_CONTINUED | libc::CLD_TRAPPED => Change::Continued,
+        libc::CLD_DUMPED => Change::Killed(status | CORE),
         _ => Change::Killed(status),
     }))
 }

@@ -2,6 +2,7 @@
 //! The processes of a tree: with their ids, parents, groups and sessions, before any of them becomes its program.
 
 pub(crate) mod children;
+pub(crate) mod corefile;
 pub(crate) mod counted;
 pub(crate) mod init;
 pub(crate) mod make;

@@ -111,7 +111,7 @@ pub(crate) fn as_user() -> nix::Result<()> {
 }
 
 /// Maps one's own user and group in a user namespace that one has just made.
-fn map_user(user: Uid, group: Gid) -> nix::Result<()> {
+pub(super) fn map_user(user: Uid, group: Gid) -> nix::Result<()> {
     // Without it an ordinary user may not map a group (user_namespaces(7)).
     let _ = fs::write("/proc/self/setgroups", "deny");
     map("uid_map", user.as_raw())?;

@@ -10,6 +10,7 @@
 #![allow(unsafe_code)]
 
 use super::children::{Change, change};
+use super::corefile;
 use super::init::Init;
 use super::make::end;
 use super::rendezvous::Rendezvous;
@@ -22,8 +23,8 @@ use crate::ptrace::forebear;
 use crate::ptrace::raw::{await_signal, signal_set};
 use nix::libc;
 use nix::sys::prctl::get_child_subreaper;
-use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use nix::unistd::{getpgid, getpgrp};
 use std::time::Duration;
 
 /// Signals that stop, and can wait.
@@ -55,9 +56,9 @@ impl Proxy {
                                 self.leave();
                                 end(status)
                             }
-                            Change::Killed(signal) => {
+                            Change::Killed(status) => {
                                 self.leave();
-                                die_by(signal)
+                                die_by(status, true)
                             }
                             Change::Stopped(signal) => self.stop(signal),
                             Change::Continued => {}
@@ -122,8 +123,11 @@ impl Proxy {
         }
         unblocked(signal, || {});
         take(libc::SIGCONT);
-        // SIGCONT to the group has reached the root; one that was for us alone has not.
-        self.hand_on(libc::SIGCONT);
+        // SIGCONT to the group has reached the root, if that is in it; one that was for us alone has not.
+        match getpgid(Some(self.root.nix())) == Ok(getpgrp()) {
+            true => self.hand_on(libc::SIGCONT),
+            false => send(self.root, libc::SIGCONT),
+        }
     }
 
     /// Lets go of those who watch over the tree.
@@ -152,11 +156,7 @@ impl Proxy {
 
 /// Ends as a process of the tree had ended (wait(2)'s status).
 pub(crate) fn die(status: i32) -> ! {
-    if libc::WIFSIGNALED(status) {
-        die_by(libc::WTERMSIG(status))
-    } else {
-        end(libc::WEXITSTATUS(status))
-    }
+    if libc::WIFSIGNALED(status) { die_by(status, false) } else { end(libc::WEXITSTATUS(status)) }
 }
 
 /// Lets children be waited for, whatever was inherited; that.
@@ -179,9 +179,15 @@ pub(crate) fn forget_children() {
     while take(libc::SIGCHLD) {}
 }
 
-/// Ends by a signal, as the root did; without a core file in the place of its own.
-fn die_by(signal: i32) -> ! {
-    let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
+/// Ends by a signal, as another did; without a core file in the place of its own. A program that collects them is told
+/// of the root's end (`tells`) by its restarter, as by a wrapper, and of nobody's who had ended before.
+fn die_by(status: i32, tells: bool) -> ! {
+    let signal = libc::WTERMSIG(status);
+    match libc::WCOREDUMP(status) {
+        true if tells && !corefile::may_be_left() => {}
+        true => corefile::leave_one(),
+        false => corefile::leave_none(),
+    }
     default(signal);
     unblocked(signal, || {
         send(Pid::own(), signal);
@@ -233,7 +239,7 @@ fn change_of(child: Pid) -> Option<Change> {
     let options = libc::WEXITED | libc::WSTOPPED | libc::WCONTINUED | libc::WNOHANG;
     if let Some(status) = forebear::ended() {
         return Some(match libc::WIFSIGNALED(status) {
-            true => Change::Killed(libc::WTERMSIG(status)),
+            true => Change::Killed(status & 0xff),
             false => Change::Ended(libc::WEXITSTATUS(status)),
         });
     }

@@ -16,7 +16,7 @@ const PAGE: u64 = 0x3100_0000_0000;
 
 fn member(pid: i32, parent: Option<usize>, group: i32, session: i32) -> Member {
     let [pid, group, session] = [pid, group, session].map(Pid::new);
-    Member { pid, parent, group, session, reaps: false }
+    Member { pid, parent, group, session, reaps: false, rank: 0 }
 }
 
 /// Makes the tree in namespaces of its own, and says what every process sees of itself: id, parent, group, session.
