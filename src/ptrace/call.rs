@@ -186,6 +186,9 @@ impl<'a> Caller<'a> {
                     raw::cont(tid, 0)?;
                 }
                 State::Stopped { event: raw::EVENT_STOP, .. } => raw::cont(tid, 0)?,
+                State::Stopped { signal: nix::libc::SIGSTOP, event: 0 } => {
+                    raw::cont(tid, nix::libc::SIGSTOP)?;
+                }
                 State::Running => {}
                 State::Ended => return Err(Errno::ESRCH),
                 State::Stopped { signal, .. } => return Err(disturbed(signal)),
@@ -257,6 +260,10 @@ impl<'a> Caller<'a> {
                 State::Stopped { signal, event: 0 } if signal & 0x80 != 0 => return Regs::get(tid),
                 // A stop signal for the whole process, an interrupt that came late, or what is nothing to the program.
                 State::Stopped { event: raw::EVENT_STOP, .. } => raw::syscall(tid, 0)?,
+                // Nobody can block it. The process is stopped by it, unless it is already; the thread goes on for us.
+                State::Stopped { signal: signal @ nix::libc::SIGSTOP, event: 0 } => {
+                    raw::syscall(tid, signal)?;
+                }
                 State::Stopped { signal, event: 0 } if signal == self.thread.bell() => {
                     raw::syscall(tid, 0)?;
                 }

@@ -57,6 +57,8 @@ int main(void) {
     while (!counts[i]) usleep(1000);
     CHECK(!kill(child[i], BY[i]), "%m");
     CHECK(waitpid(child[i], &status, WUNTRACED) == child[i] && WIFSTOPPED(status), "%m");
+    // It waits, and is nothing to who is stopped.
+    CHECK(!kill(child[i], SIGSTOP), "%m");
     known[i] = counts[i];
   }
   struct sigaction action = {.sa_handler = count, .sa_flags = SA_RESTART};
