@@ -5,7 +5,8 @@
 //! id it has (setsid(2)); a group of the own session can be joined (setpgid(2)). So a process makes the children that
 //! belong to its maker's session or to the group from outside before it begins its own, and the others after that.
 //! Orphans are made by an intermediate that ends, in a session and below a reaper (init, or PR_SET_CHILD_SUBREAPER) that
-//! are theirs. A session or group whose leader is gone is begun by a placeholder with the leader's id that ends.
+//! are theirs. A session or group whose leader is gone is begun by a placeholder with the leader's id that ends. Who is in
+//! another session than its parent was ever in is made by a brother or by such a placeholder (CLONE_PARENT).
 //!
 //! The plan simulates what the kernel does; what it cannot bring about is an error, so that it can be an obstacle when
 //! the checkpoint is taken.
@@ -50,7 +51,9 @@ impl Life {
         self.steps
             .iter()
             .flat_map(|step| match step {
-                Step::Make(one) | Step::MakeOrphan(one) => std::slice::from_ref(one),
+                Step::Make(one) | Step::MakeOrphan(one) | Step::MakeSibling(one) => {
+                    std::slice::from_ref(one)
+                }
                 Step::MakeSession(_, all) => all,
                 Step::Reap | Step::LeadSession | Step::LeadGroup => &[],
             })
@@ -67,6 +70,8 @@ pub(crate) enum Step {
     Make(usize),
     /// Make an intermediate that makes this member and ends.
     MakeOrphan(usize),
+    /// Make a child of the own parent: this member.
+    MakeSibling(usize),
     /// Make a placeholder of this id that begins a session, makes these members, and ends.
     MakeSession(Pid, Vec<usize>),
     /// setsid(2).
@@ -84,10 +89,19 @@ pub(crate) fn plan(members: &[Member]) -> Result<Vec<Life>, usize> {
         members,
         lives: vec![Life::default(); members.len()],
         born: vec![None; members.len()],
+        needs: needs(members),
     };
     planner.give_birth(0, State { session: OUTSIDE, group: OUTSIDE });
-    while let Some(orphan) = planner.unborn() {
-        planner.place(orphan)?;
+    loop {
+        // Where one can be made may depend on who is there by then.
+        let orphans: Vec<_> = planner.unborn().collect();
+        let Some(first) = orphans.first() else { break };
+        let mut each = orphans.iter();
+        let placed = each.clone().any(|orphan| planner.place(*orphan))
+            || each.any(|orphan| planner.place_in_dead_session(*orphan));
+        if !placed {
+            return Err(*first);
+        }
     }
     planner.groups()?;
     Ok(planner.lives)
@@ -100,10 +114,65 @@ struct State {
     group: Pid,
 }
 
+/// Where a process has to be born.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Need {
+    /// In this session.
+    session: Option<Pid>,
+    /// In the group from outside.
+    outside: bool,
+}
+
+impl Need {
+    fn is_met(self, state: State) -> bool {
+        self.session.is_none_or(|session| session == state.session)
+            && (!self.outside || state.group == OUTSIDE)
+    }
+}
+
+/// What each member needs. Who leads a session or a group is born where those of its children were that are elsewhere.
+fn needs(members: &[Member]) -> Vec<Need> {
+    let own = |member: &Member| Need {
+        session: (member.session != member.pid).then_some(member.session),
+        outside: member.group == OUTSIDE,
+    };
+    let mut needs: Vec<_> = members.iter().map(own).collect();
+    // A child is often listed behind its parent: from the end it is a matter of one round for most.
+    while (1..members.len()).rev().fold(false, |more, child| {
+        let Some(parent) = members[child].parent else { return more };
+        let (wanted, Member { pid, session, group, reaps, .. }) = (needs[child], members[parent]);
+        let mut need = needs[parent];
+        // Whoever reaps may have got the child from elsewhere.
+        let near =
+            |session: Pid| session == OUTSIDE || !reaps || is_above(members, parent, session);
+        if session == pid && need.session.is_none() {
+            need.session = wanted.session.filter(|session| *session != pid && near(*session));
+        }
+        need.outside |= wanted.outside && group == pid;
+        let news = std::mem::replace(&mut needs[parent], need) != need;
+        more || news
+    }) {}
+    needs
+}
+
+/// Whether an ancestor of a member is in a session.
+fn is_above(members: &[Member], index: usize, session: Pid) -> bool {
+    let mut at = members[index].parent;
+    for _ in 0..members.len() {
+        match at {
+            Some(above) if members[above].session == session => return true,
+            Some(above) => at = members[above].parent,
+            None => break,
+        }
+    }
+    false
+}
+
 struct Planner<'a> {
     members: &'a [Member],
     lives: Vec<Life>,
     born: Vec<Option<State>>,
+    needs: Vec<Need>,
 }
 
 impl Planner<'_> {
@@ -117,10 +186,10 @@ impl Planner<'_> {
                 self.members[index].reaps.then_some(Step::Reap).into_iter().collect();
             let mut late = Vec::new();
             for child in self.children(index) {
-                if fits(&self.members[child], after) {
+                if self.needs[child].is_met(after) {
                     late.push(Step::Make(child));
                     open.push((child, after));
-                } else if fits(&self.members[child], state) {
+                } else if self.needs[child].is_met(state) {
                     steps.push(Step::Make(child));
                     open.push((child, state));
                 }
@@ -150,13 +219,9 @@ impl Planner<'_> {
         children
     }
 
-    /// The first that nobody makes yet, but whose parent is there.
-    fn unborn(&self) -> Option<usize> {
-        let waits = |index: &usize| {
-            let parent = self.members[*index].parent;
-            self.born[*index].is_none() && parent.is_none_or(|parent| self.born[parent].is_some())
-        };
-        (1..self.members.len()).find(waits).or_else(|| self.born.iter().position(Option::is_none))
+    /// Those that nobody makes yet.
+    fn unborn(&self) -> impl Iterator<Item = usize> {
+        (1..self.members.len()).filter(|index| self.born[*index].is_none())
     }
 
     /// Who gets the orphans of a process's children.
@@ -173,53 +238,65 @@ impl Planner<'_> {
         None
     }
 
-    /// Finds a maker for an orphan.
-    fn place(&mut self, orphan: usize) -> Result<(), usize> {
-        let member = self.members[orphan];
+    /// Finds a maker for an orphan; false where there is none yet.
+    fn place(&mut self, orphan: usize) -> bool {
+        let (member, need) = (self.members[orphan], self.needs[orphan]);
         for maker in 0..self.members.len() {
             let Some(state) = self.born[maker] else { continue };
-            if self.reaper(maker) != member.parent {
-                continue;
-            }
+            let step = match member.parent {
+                Some(_) if self.members[maker].parent == member.parent => Step::MakeSibling(orphan),
+                parent if self.reaper(maker) == parent => Step::MakeOrphan(orphan),
+                _ => continue,
+            };
             let (turn, after) = self.turn(maker, state);
-            if fits(&member, after) {
-                self.lives[maker].steps.push(Step::MakeOrphan(orphan));
+            if need.is_met(after) {
+                self.lives[maker].steps.push(step);
                 self.give_birth(orphan, after);
-                return Ok(());
+                return true;
             }
-            if fits(&member, state) {
+            if need.is_met(state) {
                 let steps = &mut self.lives[maker].steps;
                 let at = turn.and_then(|turn| steps.iter().position(|step| *step == turn));
-                steps.insert(at.unwrap_or(steps.len()), Step::MakeOrphan(orphan));
+                steps.insert(at.unwrap_or(steps.len()), step);
                 self.give_birth(orphan, state);
-                return Ok(());
+                return true;
             }
         }
-        self.place_in_dead_session(orphan)
+        false
     }
 
-    /// The leader of its session is gone, as that of a daemon: a placeholder begins it and makes all that are in it.
-    fn place_in_dead_session(&mut self, orphan: usize) -> Result<(), usize> {
-        let Member { session, parent, .. } = self.members[orphan];
-        let leads = |member: &Member| member.pid == session;
-        let maker = (0..self.members.len())
-            .find(|maker| self.born[*maker].is_some() && self.reaper(*maker) == parent);
-        let (Some(maker), false) = (maker, self.members.iter().any(leads) || session == OUTSIDE)
-        else {
-            return Err(orphan);
+    /// The leader of its session is gone, as that of a daemon: a placeholder begins it and makes all that are in it. False
+    /// where that is not so.
+    fn place_in_dead_session(&mut self, orphan: usize) -> bool {
+        let parent = self.members[orphan].parent;
+        let Some(session) = self.needs[orphan].session.filter(|session| *session != OUTSIDE) else {
+            return false;
         };
+        let leads = |member: &Member| member.pid == session;
+        let makes = |maker: &usize| match parent {
+            Some(parent) => *maker == parent,
+            None => self.reaper(*maker).is_none(),
+        };
+        let maker =
+            (0..self.members.len()).find(|maker| self.born[*maker].is_some() && makes(maker));
+        let begun = |life: &Life| {
+            life.steps.iter().any(|step| matches!(step, Step::MakeSession(id, _) if *id == session))
+        };
+        let exists = self.members.iter().any(leads) || self.lives.iter().any(begun);
+        let (Some(maker), false) = (maker, exists) else { return false };
         let state = State { session, group: session };
         let belongs = |index: &usize| {
-            let member = &self.members[*index];
-            self.born[*index].is_none() && member.parent == parent && fits(member, state)
+            self.members[*index].parent == parent
+                && self.needs[*index].session == Some(session)
+                && self.needs[*index].is_met(state)
         };
-        let all: Vec<_> = (1..self.members.len()).filter(belongs).collect();
+        let all: Vec<_> = self.unborn().filter(belongs).collect();
         if !all.contains(&orphan) {
-            return Err(orphan);
+            return false;
         }
         self.lives[maker].steps.push(Step::MakeSession(session, all.clone()));
         all.into_iter().for_each(|index| self.give_birth(index, state));
-        Ok(())
+        true
     }
 
     /// Plans who joins which group when all are made.
@@ -262,13 +339,6 @@ impl Planner<'_> {
         };
         self.members.iter().enumerate().any(stays)
     }
-}
-
-/// Whether a process that is born in `state` can come to its session and group.
-fn fits(member: &Member, state: State) -> bool {
-    let session = member.session == member.pid || member.session == state.session;
-    let outside = member.group == OUTSIDE;
-    session && (!outside || state.group == OUTSIDE)
 }
 
 #[cfg(test)]
@@ -361,6 +431,50 @@ mod tests {
             [member(50, None, 0, 0), member(51, Some(0), 0, 0), member(52, Some(0), 0, 0)];
         all[1].rank = 1;
         assert_eq!(plan(&all).unwrap()[0].steps, [Step::Make(2), Step::Make(1)]);
+    }
+
+    #[test]
+    fn who_leads_a_session_is_born_where_its_children_were() {
+        // Each of them has begun a session when its child was there.
+        let all = [
+            member(50, None, 0, 0),
+            member(51, Some(0), 51, 51),
+            member(52, Some(1), 52, 52),
+            member(53, Some(2), 0, 0),
+        ];
+        let lives = plan(&all).unwrap();
+        for (index, child) in [(0, None), (1, Some(2)), (2, Some(3))] {
+            let steps = &lives[index].steps;
+            assert!(child.is_none_or(|child| steps[..] == [Step::Make(child), Step::LeadSession]));
+        }
+        // The same in a session whose leader is gone.
+        let all = [
+            member(50, None, 0, 0),
+            member(52, None, 52, 52),
+            member(53, Some(1), 51, 51),
+            member(54, None, 51, 51),
+        ];
+        let lives = plan(&all).unwrap();
+        assert_eq!(lives[0].steps, [Step::MakeSession(Pid::new(51), vec![1, 3])]);
+        assert_eq!(lives[1].steps, [Step::Make(2), Step::LeadSession]);
+        // Children of clone(2) with CLONE_PARENT, of one that lives and of one that is gone.
+        let all = [
+            member(50, None, 0, 0),
+            member(51, Some(0), 51, 51),
+            member(52, Some(0), 51, 51),
+            member(53, Some(0), 40, 40),
+        ];
+        let lives = plan(&all).unwrap();
+        let made = Step::MakeSession(Pid::new(40), vec![3]);
+        assert_eq!(lives[0].steps, [Step::Make(1), made]);
+        assert_eq!(lives[1].steps, [Step::LeadSession, Step::MakeSibling(2)]);
+        // Who reaps has got its child from elsewhere.
+        let mut all =
+            [member(50, None, 0, 0), member(51, Some(0), 51, 51), member(53, Some(1), 52, 52)];
+        all[1].reaps = true;
+        let lives = plan(&all).unwrap();
+        let made = Step::MakeSession(Pid::new(52), vec![2]);
+        assert_eq!(lives[1].steps, [Step::Reap, Step::LeadSession, made]);
     }
 
     #[test]

@@ -97,6 +97,11 @@ impl Tree<'_> {
                         let made = self.clone_member(*child, self.shares[*child])?;
                         made.is_none().then_some(*child)
                     }
+                    Step::MakeSibling(other) => {
+                        pool.before(Some(me), &[*other])?;
+                        let made = self.clone_apart(*other, libc::CLONE_PARENT)?;
+                        made.is_none().then_some(*other)
+                    }
                     Step::MakeOrphan(orphan) => self.by_another(me, None, &[*orphan], pool)?,
                     Step::MakeSession(id, members) => {
                         self.by_another(me, Some(*id), members, pool)?
@@ -130,7 +135,10 @@ impl Tree<'_> {
     /// Makes a member; None in the member itself.
     fn clone_member(&self, index: usize, flags: i32) -> Result<Option<Pid>> {
         let pid = self.members[index].pid;
-        let made = clone_with(flags, Some(pid), self.exit_signals[index]);
+        // A brother has the exit signal of who makes it.
+        let exit_signal =
+            if flags & libc::CLONE_PARENT == 0 { self.exit_signals[index] } else { 0 };
+        let made = clone_with(flags, Some(pid), exit_signal);
         let made =
             made_or(made, || format!("cannot have the process id {pid} again")).map_err(|e| {
                 match pid {
@@ -143,6 +151,15 @@ impl Tree<'_> {
             become_member(index as u32);
         }
         Ok(made)
+    }
+
+    /// Makes a member that is no child of this process.
+    fn clone_apart(&self, index: usize, flags: i32) -> Result<Option<Pid>> {
+        if self.shares[index] != 0 {
+            // With its parent, which is not its maker.
+            return Err(Errno::EINVAL).because(|| "cannot share what its parent has");
+        }
+        self.clone_member(index, flags)
     }
 
     /// Lets another process make members and end, so that they become orphans; with an id it leads a session of it.
@@ -167,12 +184,10 @@ impl Tree<'_> {
             numbers::note(id, own_pid());
         }
         for index in members {
-            if self.shares[*index] != 0 {
-                // With its reaper, which is not its maker.
-                return Err(Errno::EINVAL).because(what);
-            }
             pool.before(None, std::slice::from_ref(index))?;
-            if self.clone_member(*index, 0)?.is_none() {
+            let brother = leader.is_some() && self.members[*index].parent == Some(me);
+            let flags = if brother { libc::CLONE_PARENT } else { 0 };
+            if self.clone_apart(*index, flags)?.is_none() {
                 return Ok(Some(*index));
             }
         }
