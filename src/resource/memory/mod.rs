@@ -227,8 +227,8 @@ fn classify(
         record.flags |= vma_flag::REGION;
     } else if vma.name == "[vdso]" {
         (kind, area.pages) = (VmaKind::Vdso, Pages::Whole);
-    } else if vma.flags.has("wf") {
-        // MADV_WIPEONFORK memory is random state that must not repeat: it comes back as zeros.
+    } else if vma.flags.has("dp") {
+        // MAP_DROPPABLE memory may become zeros any moment: what is random there is not to repeat.
         area.pages = Pages::None;
     } else if vma.shared {
         (kind, area.pages) = classify_shared(vma, &mut record, common, files);
