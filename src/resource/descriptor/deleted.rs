@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Files without a name, whose content travels in the image.
 
+use super::open::reopened;
 use super::{Kind, Look, Saving, file_type, memfd, names, objects, only_names};
 use crate::error::{Because, Result};
 use crate::proc::fds::Fd;
@@ -48,10 +49,15 @@ pub(crate) fn nameless(path: &Path, fill: impl Fn(&File) -> Result<()>) -> Resul
         let file = File::from(file);
         // A full file system is not the last.
         if fill(&file).is_ok() {
-            return Ok(file.into());
+            return plain(file.into());
         }
     }
     let file = File::from(memfd::memfd("ckpt", 0)?);
     fill(&file).because(|| format!("cannot restore the deleted file {}", path.display()))?;
     Ok(file.into())
+}
+
+/// The same without O_TMPFILE, which fcntl(2) would show (F_GETFL).
+pub(super) fn plain(file: OwnedFd) -> Result<OwnedFd> {
+    reopened(&file, libc::O_RDWR as u32)
 }

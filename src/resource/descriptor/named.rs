@@ -4,7 +4,7 @@
 //! Each is made anew, without a name until nothing can fail any more (open(2), O_TMPFILE): whoever has mapped the one that
 //! bears the name keeps that, and a restart that fails leaves everything as it is.
 
-use super::Sources;
+use super::{Sources, deleted};
 use crate::error::{Because, Error, Result};
 use crate::resource::memory::carried;
 use ckpt_abi::image::{Object, object_flag};
@@ -60,8 +60,9 @@ pub(super) fn make(
         new => File::from(new.because(why)?),
     };
     sources.fill(index, &file).because(why)?;
+    let file = deleted::plain(file.into())?;
     let name = Name { number: file.as_raw_fd(), directory, path };
-    Ok((file.into(), Some(name)))
+    Ok((file, Some(name)))
 }
 
 /// Who uses a file, and goes on to: a job that was killed is not gone at once.
