@@ -42,15 +42,32 @@ impl Unix {
 
 /// All of them by inode number; None where the kernel does not tell (CONFIG_UNIX_DIAG).
 pub(crate) fn all() -> Option<HashMap<u64, Unix>> {
+    let mut found = HashMap::new();
+    ask(&request(), &mut |message| found.extend(one(message)))?;
+    Some(found)
+}
+
+/// The bits that shutdown(2) has set of UDP sockets, of those that have any; none where the kernel does not tell
+/// (CONFIG_INET_UDP_DIAG).
+pub(crate) fn shut_datagrams() -> HashMap<u64, u8> {
+    let mut found = HashMap::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        ask(&request_datagrams(family), &mut |message| found.extend(shut(message)));
+    }
+    found
+}
+
+/// Asks the kernel, and gives each of its messages to `take`; None where it does not answer.
+fn ask(request: &[u8], take: &mut dyn FnMut(&[u8])) -> Option<()> {
     let (family, flags) = (AddressFamily::Netlink, SockFlag::SOCK_CLOEXEC);
     let line = socket(family, SockType::Raw, flags, SockProtocol::NetlinkSockDiag).ok()?;
-    send(line.as_raw_fd(), &request(), MsgFlags::empty()).ok()?;
-    let (mut found, mut buffer) = (HashMap::new(), vec![0; 1 << 15]);
+    send(line.as_raw_fd(), request, MsgFlags::empty()).ok()?;
+    let mut buffer = vec![0; 1 << 15];
     loop {
         let n = recv(line.as_raw_fd(), &mut buffer, MsgFlags::empty()).ok()?;
-        match messages(&buffer[..n], &mut found) {
+        match messages(&buffer[..n], take) {
             Read::More => {}
-            Read::All => return Some(found),
+            Read::All => return Some(()),
             Read::Refused => return None,
         }
     }
@@ -64,30 +81,62 @@ enum Read {
     Refused,
 }
 
-/// struct nlmsghdr and struct unix_diag_req: names, files, peers, queues.
-fn request() -> [u8; 40] {
+/// struct nlmsghdr and the family that follows it.
+fn head<const LEN: usize>(family: AddressFamily) -> [u8; LEN] {
     const BY_FAMILY: u16 = 20;
     const REQUEST_DUMP: u16 = 0x301;
-    const SHOW: u32 = 0x1f;
-    let mut bytes = [0; 40];
-    bytes[0..4].copy_from_slice(&40u32.to_ne_bytes());
+    let mut bytes = [0; LEN];
+    bytes[0..4].copy_from_slice(&(LEN as u32).to_ne_bytes());
     bytes[4..6].copy_from_slice(&BY_FAMILY.to_ne_bytes());
     bytes[6..8].copy_from_slice(&REQUEST_DUMP.to_ne_bytes());
-    bytes[16] = AddressFamily::Unix as u8;
+    bytes[16] = family as u8;
+    bytes
+}
+
+/// struct inet_diag_req_v2: those of UDP in any state. What was shut down is told without being asked for.
+fn request_datagrams(family: AddressFamily) -> [u8; 72] {
+    let mut bytes = head(family);
+    bytes[17] = SockProtocol::Udp as u8;
+    bytes[20..24].copy_from_slice(&u32::MAX.to_ne_bytes());
+    bytes
+}
+
+/// struct inet_diag_msg and the attributes behind it: the inode number, and what was shut down.
+fn shut(message: &[u8]) -> Option<(u64, u8)> {
+    const SHUTDOWN: u16 = 8;
+    let inode = word(message, 68)?;
+    let (_, value) = attributes(message.get(72..)?).find(|(kind, _)| *kind == SHUTDOWN)?;
+    value.first().filter(|bits| **bits != 0).map(|bits| (inode.into(), *bits))
+}
+
+/// The attributes of a message.
+fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let (len, kind) = (half(rest, 0)?, half(rest, 2)?);
+        let value = rest.get(4..len.into())?;
+        rest = rest.get(usize::from(len).next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, value))
+    })
+}
+
+/// struct unix_diag_req: names, files, peers, queues.
+fn request() -> [u8; 40] {
+    const SHOW: u32 = 0x1f;
+    let mut bytes = head(AddressFamily::Unix);
     bytes[20..24].copy_from_slice(&u32::MAX.to_ne_bytes());
     bytes[28..32].copy_from_slice(&SHOW.to_ne_bytes());
     bytes
 }
 
 /// Reads what one datagram holds.
-fn messages(mut bytes: &[u8], found: &mut HashMap<u64, Unix>) -> Read {
+fn messages(mut bytes: &[u8], take: &mut dyn FnMut(&[u8])) -> Read {
     const ERROR: u16 = 2;
     const DONE: u16 = 3;
     while let (Some(len), Some(kind)) = (word(bytes, 0), half(bytes, 4)) {
         match (kind, bytes.get(16..len as usize)) {
             (DONE, _) => return Read::All,
             (ERROR, _) | (_, None) => return Read::Refused,
-            (_, Some(message)) => found.extend(one(message)),
+            (_, Some(message)) => take(message),
         }
         bytes = bytes.get((len as usize).next_multiple_of(4)..).unwrap_or_default();
     }
@@ -104,9 +153,7 @@ fn one(message: &[u8]) -> Option<(u64, Unix)> {
     const SHUTDOWN: u16 = 6;
     let mut unix = Unix { kind: *message.get(1)?, state: *message.get(2)?, ..Unix::default() };
     let inode = word(message, 4)?;
-    let mut rest = message.get(16..)?;
-    while let (Some(len), Some(kind)) = (half(rest, 0), half(rest, 2)) {
-        let value = rest.get(4..len.into())?;
+    for (kind, value) in attributes(message.get(16..)?) {
         match kind {
             NAME => unix.name = name(value),
             FILE => unix.file = word(value, 0),
@@ -119,7 +166,6 @@ fn one(message: &[u8]) -> Option<(u64, Unix)> {
             SHUTDOWN => unix.shutdown = *value.first()?,
             _ => {}
         }
-        rest = rest.get(usize::from(len).next_multiple_of(4)..).unwrap_or_default();
     }
     Some((inode.into(), unix))
 }
@@ -164,10 +210,23 @@ mod tests {
     }
 
     #[test]
+    fn datagrams_that_were_shut_down() {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.connect(socket.local_addr().unwrap()).unwrap();
+        let place = format!("/proc/self/fd/{}", socket.as_raw_fd());
+        let inode = std::fs::metadata(place).unwrap().ino();
+        let shut = || shut_datagrams().get(&inode).copied();
+        assert_eq!(shut(), None);
+        nix::sys::socket::shutdown(socket.as_raw_fd(), nix::sys::socket::Shutdown::Write).unwrap();
+        assert!(matches!(shut(), Some(2)) || all().is_none());
+    }
+
+    #[test]
     fn nonsense() {
-        let mut found = HashMap::new();
-        assert_eq!(messages(&[255; 64], &mut found), Read::Refused);
-        assert_eq!(messages(&[1, 2, 3], &mut found), Read::More);
-        assert!(found.is_empty());
+        let mut found = 0;
+        assert_eq!(messages(&[255; 64], &mut |_| found += 1), Read::Refused);
+        assert_eq!(messages(&[1, 2, 3], &mut |_| found += 1), Read::More);
+        assert_eq!(found, 0);
+        assert_eq!(attributes(&[1, 0, 2, 0, 9]).count(), 0);
     }
 }

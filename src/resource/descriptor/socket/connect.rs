@@ -11,7 +11,7 @@
 
 use super::drain::{self, Room};
 use super::inet::{called, named, place};
-use super::make::set_options;
+use super::make::{restore_filter, set_options};
 use super::name::{
     accept, addressed, bind, bind_anyway, connect, is_left, listen, new, own_name, translated,
 };
@@ -99,6 +99,10 @@ pub(super) fn all(items: &BTreeMap<u64, Item>, warnings: &mut Vec<String>) -> Re
     make.set_options(warnings);
     make.wait(warnings)?;
     make.shut();
+    for (inode, end) in &make.ends {
+        let options = items.get(inode).map(|item| &item.options[..]);
+        restore_filter(end, options, warnings);
+    }
     Ok(make.ends)
 }
 

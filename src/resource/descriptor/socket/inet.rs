@@ -12,6 +12,7 @@ use crate::error::{Because, Result};
 use crate::proc::Pid;
 use crate::proc::fds::Fd;
 use crate::proc::net::{self, Place, Tcp, state};
+use crate::proc::unix;
 use crate::ptrace::raw;
 use crate::resource::descriptor::{Content, Look, Saving, Tables, file_type, pipe};
 use ckpt_abi::image::{Socket, socket_flag};
@@ -39,6 +40,8 @@ pub(crate) struct Inet {
     queue: [u32; 2],
     /// A connection that has ended altogether.
     dead: bool,
+    /// Of UDP, what shutdown(2) has ended.
+    shut: u8,
 }
 
 /// The address and the port of a name.
@@ -71,7 +74,7 @@ pub(super) fn named(fd: &OwnedFd, peer: bool) -> Vec<u8> {
 
 /// Those of all processes that stand still, by inode number.
 pub(crate) fn all(tables: &Tables) -> HashMap<u64, Inet> {
-    let mut found = HashMap::new();
+    let mut found: HashMap<u64, Inet> = HashMap::new();
     for (pid, fd) in tables.everywhere() {
         let is_socket = file_type(fd.mode) == libc::S_IFSOCK;
         if is_socket && !tables.sockets().contains_key(&fd.inode) && !found.contains_key(&fd.inode)
@@ -80,6 +83,10 @@ pub(crate) fn all(tables: &Tables) -> HashMap<u64, Inet> {
             let one = ours.ok().and_then(|ours| Inet::of(&ours, (pid, fd.number)));
             found.extend(one.map(|one| (fd.inode, one)));
         }
+    }
+    if found.values().any(|one| !one.is_tcp()) {
+        let shut = unix::shut_datagrams();
+        found.iter_mut().for_each(|(inode, one)| one.shut = shut.get(inode).copied().unwrap_or(0));
     }
     found
 }
@@ -273,7 +280,10 @@ pub(super) fn save(
     if own.dead {
         socket.shutdown = 3;
     }
-    let options = options::save(&ours);
+    if !own.is_tcp() {
+        socket.shutdown = own.shut.into();
+    }
+    let options = super::save_options(&ours, saving);
     let mut pieces =
         vec![socket.as_bytes().to_vec(), own.local.clone(), options, own.remote.clone()];
     for message in waiting {

@@ -7,14 +7,18 @@ use super::{connect, options};
 use crate::error::{Because, Error, Result};
 use crate::order;
 use crate::proc::unix::{self, Unix};
-use crate::resource::descriptor::{Opening, is_first, kind, open::Sources, pipe::unframed};
+use crate::resource::descriptor::open::{Sources, place};
+use crate::resource::descriptor::{Opening, is_first, kind, pipe::unframed};
 use ckpt_abi::image::{Descriptor, DescriptorKind, Socket, socket_flag};
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::libc;
 use nix::sys::socket::{
-    AddressFamily, Backlog, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, bind, listen, send,
-    sendto, shutdown, socket, socketpair,
+    AddressFamily, Backlog, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, bind, getsockname,
+    listen, send, sendto, shutdown, socket, socketpair,
 };
+use nix::sys::stat::Mode;
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
 use std::fs;
@@ -40,6 +44,8 @@ struct Item {
     file: Option<PathBuf>,
     /// The directory that its name begins in.
     directory: Option<PathBuf>,
+    /// Where others find it whose file was removed: by that file, or where its name is taken, under another.
+    elsewhere: OnceCell<(UnixAddr, Option<OwnedFd>)>,
 }
 
 impl Made {
@@ -72,6 +78,18 @@ impl Made {
         make.connect_one_way()?;
         make.wait()?;
         make.shut()?;
+        for item in make.items.values() {
+            if let Some((_, None)) = item.elsewhere.get() {
+                let called = item.called();
+                opening
+                    .warnings
+                    .push(format!("{called}, whose file was removed, has another name"));
+            }
+        }
+        for (inode, end) in &make.ends {
+            let options = make.items.get(inode).map(|item| &item.options[..]);
+            restore_filter(end, options, &mut opening.warnings);
+        }
         make.ends.extend(connect::all(&inet, &mut opening.warnings)?);
         Ok(Self { ends: Some(make.ends) })
     }
@@ -115,7 +133,8 @@ impl Item {
                 false => name = file.as_os_str().as_bytes().to_vec(),
             }
         }
-        Some(Self { socket, name, options, messages, file, directory })
+        let elsewhere = OnceCell::new();
+        Some(Self { socket, name, options, messages, file, directory, elsewhere })
     }
 
     fn is(&self, flag: u32) -> bool {
@@ -171,8 +190,49 @@ impl Item {
         done
     }
 
+    /// Does something with an address that leads to the socket, which is bound.
+    fn by_place<T>(&self, act: impl FnOnce(&UnixAddr) -> nix::Result<T>) -> nix::Result<T> {
+        match self.elsewhere.get() {
+            Some((address, _)) => act(address),
+            None => self.by_name(act),
+        }
+    }
+
+    /// Whether it is bound to a path that leads elsewhere or nowhere by now.
+    fn is_removed(&self) -> bool {
+        self.file.is_none() && self.name.first().is_some_and(|b| *b != 0)
+    }
+
+    /// Binds a socket to a name whose file was removed, and removes it again.
+    fn bind_removed(&self, end: &OwnedFd) -> Result<()> {
+        let why = || format!("cannot make {}", self.called());
+        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+        let bound = self.by_name(|address| {
+            bind(end.as_raw_fd(), address)?;
+            let path = address.path().unwrap_or(Path::new(""));
+            let file = nix::fcntl::open(path, flags, Mode::empty());
+            nix::unistd::unlink(path)?;
+            file
+        });
+        let found = match bound {
+            Ok(file) => (UnixAddr::new(&place(&file)).because(why)?, Some(file)),
+            // Nobody finds it by the name; but one that listens has to have some.
+            Err(Errno::EADDRINUSE | Errno::ENOENT | Errno::ENOTDIR | Errno::EACCES) => {
+                let unnamed = UnixAddr::new_unnamed();
+                bind(end.as_raw_fd(), &unnamed).because(why)?;
+                (getsockname(end.as_raw_fd()).because(why)?, None)
+            }
+            Err(e) => return Err(e).because(why),
+        };
+        drop(self.elsewhere.set(found));
+        Ok(())
+    }
+
     /// Binds a socket to the name; `others` are those of the machine.
     fn bind(&self, end: &OwnedFd, others: Option<&HashMap<u64, Unix>>) -> Result<()> {
+        if self.is_removed() {
+            return self.bind_removed(end);
+        }
         if let Some(file) = &self.file {
             self.clear(file, others)?;
         }
@@ -187,13 +247,7 @@ impl Item {
             Err(e) => return Err(e).because(|| format!("cannot make {}", self.called())),
             Ok(()) => {}
         }
-        let Some(file) = &self.file else {
-            // A path whose file was removed: so is this one.
-            if self.name.first().is_some_and(|b| *b != 0) {
-                let _ = self.by_name(|address| address.path().map_or(Ok(()), nix::unistd::unlink));
-            }
-            return Ok(());
-        };
+        let Some(file) = &self.file else { return Ok(()) };
         // Only root may give files away.
         let _ = std::os::unix::fs::chown(file, Some(self.socket.user), Some(self.socket.group));
         fs::set_permissions(file, fs::Permissions::from_mode(self.socket.mode))
@@ -245,7 +299,9 @@ impl Make {
     fn partner(&self, inode: u64) -> Option<u64> {
         let item = self.items.get(&inode)?;
         let peer = self.items.get(&item.socket.peer)?;
-        let both = !item.is(socket_flag::WAITS) && peer.socket.peer == inode;
+        // One may send to itself.
+        let both =
+            !item.is(socket_flag::WAITS) && peer.socket.peer == inode && item.socket.peer != inode;
         both.then_some(item.socket.peer)
     }
 
@@ -257,10 +313,15 @@ impl Make {
     /// Those without another end.
     fn unconnected(&mut self) -> Result<()> {
         let others = unix::all();
-        for (inode, item) in &self.items {
-            if !self.is_bound_alone(*inode, item) {
-                continue;
-            }
+        let alone: Vec<_> =
+            self.items.iter().filter(|(inode, item)| self.is_bound_alone(**inode, item)).collect();
+        for (_, item) in &alone {
+            item.file.as_ref().map_or(Ok(()), |file| item.clear(file, others.as_ref()))?;
+        }
+        // Names that were removed are had before others have them.
+        let (removed, there): (Vec<_>, Vec<_>) =
+            alone.into_iter().partition(|(_, item)| item.is_removed());
+        for (inode, item) in removed.into_iter().chain(there) {
             let end = item.make()?;
             if item.is(socket_flag::BOUND) {
                 item.bind(&end, others.as_ref())?;
@@ -315,11 +376,11 @@ impl Make {
     }
 
     /// The listener that an accepted socket has its name from.
-    fn listener(&self, accepted: &Item) -> Option<&OwnedFd> {
+    fn listener(&self, accepted: &Item) -> Option<(&Item, &OwnedFd)> {
         let named = |item: &Item| item.is(socket_flag::LISTENS) && item.name == accepted.name;
         let same = |item: &Item| item.socket.kind == accepted.socket.kind;
-        let found = self.items.iter().find(|(_, item)| named(item) && same(item));
-        found.and_then(|(inode, _)| self.ends.get(inode))
+        let mut all = self.items.iter().filter(|(_, item)| named(item) && same(item));
+        all.find_map(|(inode, item)| Some((item, self.ends.get(inode)?)))
     }
 
     /// A client and an accepted socket that has its name from a listener, which may be gone.
@@ -329,7 +390,8 @@ impl Make {
         client: Option<&Item>,
         unnamed: &mut Vec<String>,
     ) -> Result<(OwnedFd, OwnedFd)> {
-        let own = match self.listener(server) {
+        let known = self.listener(server);
+        let own = match known {
             Some(_) => None,
             None => {
                 let own = server.make()?;
@@ -342,7 +404,7 @@ impl Make {
                 Some(own)
             }
         };
-        let Some(listener) = own.as_ref().or_else(|| self.listener(server)) else {
+        let Some(listener) = own.as_ref().or(known.map(|(_, end)| end)) else {
             return server.pair();
         };
         let why = || format!("cannot connect to {}", server.called());
@@ -350,8 +412,9 @@ impl Make {
         if let Some(client) = client.filter(|client| !client.name.is_empty()) {
             client.bind(&end, unix::all().as_ref())?;
         }
-        server
-            .by_name(|address| nix::sys::socket::connect(end.as_raw_fd(), address))
+        known
+            .map_or(server, |(item, _)| item)
+            .by_place(|address| nix::sys::socket::connect(end.as_raw_fd(), address))
             .because(why)?;
         // Listener and connection have one type in the standard library, whatever the kind of socket.
         let listener = UnixListener::from(listener.try_clone().because(why)?);
@@ -391,7 +454,7 @@ impl Make {
         let sender = named.find_map(|(inode, _)| self.ends.get(inode));
         let own = item.make()?;
         let sender = sender.unwrap_or(&own).as_raw_fd();
-        let sent = item.by_name(|to| sendto(sender, &message.bytes, to, FLAGS));
+        let sent = item.by_place(|to| sendto(sender, &message.bytes, to, FLAGS));
         sent.map(drop).because(|| "it cannot be sent")
     }
 
@@ -404,7 +467,7 @@ impl Make {
             };
             if item.has_datagrams() && self.partner(*inode).is_none() {
                 let connected =
-                    to.by_name(|address| nix::sys::socket::connect(end.as_raw_fd(), address));
+                    to.by_place(|address| nix::sys::socket::connect(end.as_raw_fd(), address));
                 connected.because(|| format!("cannot connect to {}", to.called()))?;
             }
         }
@@ -425,10 +488,9 @@ impl Make {
                 item.bind(&end, unix::all().as_ref())?;
             }
             let _ = options::restore(&end, &item.options, &[]);
-            nix::fcntl::fcntl(&end, nix::fcntl::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))
-                .because(why)?;
+            nix::fcntl::fcntl(&end, nix::fcntl::F_SETFL(OFlag::O_NONBLOCK)).because(why)?;
             listener
-                .by_name(|address| nix::sys::socket::connect(end.as_raw_fd(), address))
+                .by_place(|address| nix::sys::socket::connect(end.as_raw_fd(), address))
                 .because(why)?;
             self.ends.insert(*inode, end);
         }
@@ -464,6 +526,14 @@ pub(super) fn set_options(end: &OwnedFd, saved: &[u8], warnings: &mut Vec<String
         warnings.push(format!(
             "a socket is without its option {option} of level {level} (setsockopt(2))"
         ));
+    }
+}
+
+/// Gives a socket its filter.
+pub(super) fn restore_filter(end: &OwnedFd, saved: Option<&[u8]>, warnings: &mut Vec<String>) {
+    if let Err(errno) = options::restore_filter(end, saved.unwrap_or_default()) {
+        warnings
+            .push(format!("a socket is without its filter (SO_ATTACH_FILTER): {}", errno.desc()));
     }
 }
 

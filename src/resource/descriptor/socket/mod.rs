@@ -19,6 +19,7 @@ use ckpt_abi::image::{Descriptor, Socket, socket_flag};
 use nix::libc;
 use queue::Waiting;
 use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -99,7 +100,7 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
     };
     let why = || format!("cannot look into the socket behind descriptor {}", fd.number);
     let ours = raw::take_descriptor(look.process.pid(), fd.number.cast_signed()).because(why)?;
-    let options = options::save(&ours);
+    let options = save_options(&ours, saving);
     let waiting = waiting(&ours, unix)?;
     let mut socket =
         Socket { kind: unix.kind.into(), shutdown: unix.shutdown.into(), ..Socket::new_zeroed() };
@@ -143,11 +144,21 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
     Ok(())
 }
 
+/// The options of a socket, with its filter.
+fn save_options(ours: &OwnedFd, saving: &mut Saving) -> Vec<u8> {
+    let mut options = options::save(ours);
+    if !options::save_filter(ours, &mut options) {
+        let fd = saving.record.fd;
+        saving.say(format!("the BPF program that descriptor {fd}, a socket, has (SO_ATTACH_BPF)"));
+    }
+    options
+}
+
 fn is_stream(unix: &Unix) -> bool {
     i32::from(unix.kind) == libc::SOCK_STREAM
 }
 
-fn waiting(ours: &std::os::fd::OwnedFd, unix: &Unix) -> Result<Waiting> {
+fn waiting(ours: &OwnedFd, unix: &Unix) -> Result<Waiting> {
     if unix.state == LISTENS {
         return Ok(Waiting::default());
     }
@@ -170,8 +181,11 @@ fn file(unix: &Unix, look: &Look<'_>) -> Option<PathBuf> {
         true => name.to_path_buf(),
         false => look.process.cwd().ok()?.path.join(name),
     };
-    let is_socket = std::fs::symlink_metadata(&path).is_ok_and(|m| m.file_type().is_socket());
-    is_socket.then_some(path)
+    let found = std::fs::symlink_metadata(&path).ok().filter(|m| m.file_type().is_socket())?;
+    // An overlay may show another inode number than the kernel tells here; a later socket of that name shows its own.
+    let there = Some(found.ino() as u32);
+    let mut all = look.tables.sockets().values();
+    (unix.file == there || !all.any(|other| other.file == there)).then_some(path)
 }
 
 fn gone_client(called: &str) -> String {

@@ -41,6 +41,11 @@ const V6ONLY: i32 = of(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY);
 const UNSENT: i32 = of(libc::IPPROTO_TCP, 25);
 /// A value of [`UNSENT`] that is ours.
 const OURS: i32 = (1 << 17) - 1;
+/// A filter of what comes (SO_ATTACH_FILTER; to ask it is SO_GET_FILTER). The image has first how many instructions it
+/// has, then those, two in a value.
+const FILTER: i32 = socket(26);
+/// It stays for ever (SO_LOCK_FILTER).
+const FILTER_STAYS: i32 = socket(44);
 /// Those that bind(2) looks at.
 pub(super) const BEFORE_BIND: [i32; 3] =
     [V6ONLY, of(libc::IPPROTO_IP, libc::IP_FREEBIND), socket(libc::SO_REUSEPORT)];
@@ -182,11 +187,70 @@ fn is_ours(option: i32, value: &[u8]) -> bool {
     option == UNSENT && int(value) == OURS || option == PEEK_OFF && int(value) < -1
 }
 
+/// Adds the filter of a socket to its options; false: it has one that nobody can read (SO_ATTACH_BPF).
+pub(super) fn save_filter(fd: impl AsFd + Copy, saved: &mut Vec<u8>) -> bool {
+    let mut len = 0;
+    match filter(fd, &mut [], &mut len) {
+        Ok(()) if len == 0 => return true,
+        // A kernel without filters has nothing to say.
+        Err(Errno::ENOPROTOOPT | Errno::EOPNOTSUPP) => return true,
+        Ok(()) => {}
+        Err(_) => return false,
+    }
+    let mut code = vec![0; len as usize * INSTRUCTION];
+    if filter(fd, &mut code, &mut len).is_err() {
+        return false;
+    }
+    let stays = get(fd, FILTER_STAYS).unwrap_or(0);
+    let mut first = [0; 16];
+    first[..4].copy_from_slice(&len.to_le_bytes());
+    first[4..8].copy_from_slice(&stays.to_le_bytes());
+    for piece in std::iter::once(&first[..]).chain(code.chunks(16)) {
+        let mut value = [0; 16];
+        value[..piece.len()].copy_from_slice(piece);
+        saved.extend(FILTER.to_le_bytes());
+        saved.extend(value);
+    }
+    true
+}
+
+/// Gives a socket the filter that was saved, when what waits in it has come.
+pub(super) fn restore_filter(fd: impl AsFd + Copy, saved: &[u8]) -> nix::Result<()> {
+    let entries = saved.chunks_exact(ENTRY).filter(|entry| entry[..4] == FILTER.to_le_bytes());
+    let all: Vec<u8> = entries.flat_map(|entry| &entry[4..]).copied().collect();
+    let Some((first, code)) = all.split_first_chunk::<16>() else { return Ok(()) };
+    let (len, stays) = (int(first), int(&first[4..]));
+    if code.len() < len.unsigned_abs() as usize * INSTRUCTION {
+        return Err(Errno::EINVAL);
+    }
+    let at: *const u8 = code.as_ptr();
+    let program = libc::sock_fprog { len: len as u16, filter: at.cast_mut().cast() };
+    let (level, number) = (libc::SOL_SOCKET, fd.as_fd().as_raw_fd());
+    let (at, size): (*const libc::sock_fprog, _) = (&program, size_of_val(&program) as u32);
+    // SAFETY: the kernel reads the program, and as many instructions as it says, which are there.
+    let result = unsafe { libc::setsockopt(number, level, FILTER & 0xffff, at.cast(), size) };
+    Errno::result(result)?;
+    if stays != 0 { set_int(fd, FILTER_STAYS, 1) } else { Ok(()) }
+}
+
+/// Bytes of a struct sock_filter.
+const INSTRUCTION: usize = 8;
+
+/// Asks for the filter: for its length in instructions, or where `code` has room, for it.
+fn filter(fd: impl AsFd, code: &mut [u8], len: &mut u32) -> nix::Result<()> {
+    let at: *mut u8 = if code.is_empty() { std::ptr::null_mut() } else { code.as_mut_ptr() };
+    let (level, number) = (libc::SOL_SOCKET, fd.as_fd().as_raw_fd());
+    // SAFETY: the kernel writes no more than `len` instructions, for which there is room, and the length.
+    let result =
+        unsafe { libc::getsockopt(number, level, FILTER & 0xffff, at.cast(), &raw mut *len) };
+    Errno::result(result).map(drop)
+}
+
 fn entries(saved: &[u8]) -> impl Iterator<Item = (i32, &[u8])> {
     saved.chunks_exact(ENTRY).filter_map(|entry| {
         let (option, value) = entry.split_first_chunk()?;
         let option = i32::from_le_bytes(*option);
-        Some((option, value.get(..size(option))?))
+        (option != FILTER).then_some((option, value.get(..size(option))?))
     })
 }
 

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! What few programs do, and none may lose: processes in sessions that their parents have left, sockets whose names are
+//! gone, that send to themselves, that are half shut down or filtered, and what waits for a process that is stopped.
+
+mod harness;
+
+use harness::{Bench, Who};
+
+/// Runs a python program to "ready", through three generations, opens the gate and compares what it says.
+fn survives(program: &str, wanted: &str) {
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        bench.file("job.py", program);
+        let mut run = bench.launch(&["-n", "0.ckpt"], "/usr/bin/python3", &["job.py"]);
+        run.expect("ready");
+        for generation in 0..3 {
+            run = bench.reborn(&format!("{generation}.ckpt"), run);
+        }
+        bench.file("gate", "");
+        run.expect(wanted);
+        run.ends_well();
+    }
+}
+
+/// Three processes that began sessions when their children were there; a child and a sister's child of a session whose
+/// leader lives, and one of a session whose leader is gone.
+const SESSIONS: &str = r#"
+import ctypes, mmap, os, signal, time
+libc, ids = ctypes.CDLL(None), mmap.mmap(-1, 4096)
+def note(n): ids[8 * n:8 * n + 8] = os.getpid().to_bytes(8, "little")
+def pid(n): return int.from_bytes(ids[8 * n:8 * n + 8], "little")
+def stay(n):
+    note(n)
+    while True: time.sleep(1)
+def until(*all):
+    while not min(pid(n) for n in all): time.sleep(0.01)
+def fork(live, *args, brother=False):
+    made = libc.syscall(56, (0x8000 if brother else 0) | signal.SIGCHLD, 0, 0, 0, 0)
+    if made == 0:
+        try: live(*args)
+        finally: os._exit(0)
+    return made
+def chain(n, last):
+    if n == last: stay(n)
+    fork(chain, n + 1, last)
+    until(*range(n + 1, last + 1))
+    os.setsid()
+    stay(n)
+def leads(n):
+    os.setsid()
+    fork(stay, n + 1, brother=True)
+    until(n + 1)
+    stay(n)
+def gone(n):
+    os.setsid()
+    fork(stay, n, brother=True)
+    until(n)
+def state(): return [os.getsid(pid(n)) == os.getsid(0) or os.getsid(pid(n)) for n in range(1, 7)]
+fork(chain, 1, 3)
+fork(leads, 4)
+os.waitpid(fork(gone, 6), 0)
+until(*range(1, 7))
+before = state()
+print("ready", flush=True)
+while not os.path.exists("gate"): time.sleep(0.02)
+after = state()
+for n in range(1, 7): os.kill(pid(n), signal.SIGKILL)
+for n in (1, 4, 5, 6): os.waitpid(pid(n), 0)
+print("same" if before == after else (before, after), flush=True)
+"#;
+
+#[test]
+fn sessions_that_parents_have_left_are_kept() {
+    survives(SESSIONS, "same");
+}
+
+/// A socket that sends to itself, one that was shut down for one direction, sockets whose names are gone and taken, with
+/// those who send to them or wait to be accepted there, and filters.
+const SOCKETS: &str = r#"
+import ctypes, os, socket, struct, time
+UNIX, DGRAM, STREAM = socket.AF_UNIX, socket.SOCK_DGRAM, socket.SOCK_STREAM
+def named(kind, name):
+    s = socket.socket(UNIX, kind); s.bind(name); return s
+def to(kind, name):
+    s = socket.socket(UNIX, kind); s.connect(name); return s
+itself = named(DGRAM, "itself"); itself.connect("itself")
+os.mkdir("gone")
+ghosts = []
+for _ in range(2):
+    s = named(DGRAM, "gone/x"); ghosts.append((s, to(DGRAM, "gone/x"))); os.unlink("gone/x")
+taken = named(DGRAM, "gone/x")
+listener = named(STREAM, "gone/l"); listener.listen()
+client = to(STREAM, "gone/l"); server, _ = listener.accept(); waits = to(STREAM, "gone/l")
+os.unlink("gone/l"); open("gone/l", "w").close()
+one, two = socket.socket(socket.AF_INET, DGRAM), socket.socket(socket.AF_INET, DGRAM)
+for s in (one, two): s.bind(("127.0.0.1", 0)); s.settimeout(5)
+one.connect(two.getsockname()); two.connect(one.getsockname())
+one.shutdown(socket.SHUT_WR); two.shutdown(socket.SHUT_RD)
+pair = socket.socketpair(UNIX, DGRAM)
+for s, keep in (one, 11), (pair[1], 3):
+    held = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, keep) * 3)
+    s.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HxxxxxxQ", 3, ctypes.addressof(held)))
+pair[0].send(b"before")
+print("ready", flush=True)
+while not os.path.exists("gate"): time.sleep(0.02)
+said = []
+itself.send(b"self"); said.append(itself.recv(9))
+for a, b in ghosts: b.send(b"ghost"); said.append(a.recv(9))
+said += [a.getsockname() for a, _ in ghosts] + [taken.getsockname()]
+client.send(b"c"); said.append(server.recv(9))
+waits.send(b"w"); said.append(listener.accept()[0].recv(9))
+two.send(b"three"); said.append(one.recv(9))
+try: one.send(b"no")
+except OSError as e: said.append(e.errno)
+pair[0].send(b"after"); said += [pair[1].recv(9), pair[1].recv(9)]
+print(*(s.decode() if isinstance(s, bytes) else s for s in said), flush=True)
+"#;
+
+#[test]
+fn sockets_with_names_that_are_gone_go_on() {
+    survives(SOCKETS, "self ghost ghost gone/x gone/x gone/x c w thr 32 bef aft");
+}
+
+/// Memory that a fork does not inherit is not lost, and a file without a name was not opened as one.
+const MEMORY: &str = r#"
+import fcntl, mmap, os, time
+memory = mmap.mmap(-1, 8192, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory.madvise(18)
+memory[5000:5005] = b"fives"
+file = os.open("file", os.O_RDWR | os.O_CREAT); os.unlink("file")
+def state(): return bytes(memory[5000:5005]), hex(fcntl.fcntl(file, fcntl.F_GETFL))
+before = state()
+print("ready", flush=True)
+while not os.path.exists("gate"): time.sleep(0.02)
+if not os.fork(): os._exit(memory[5000])
+_, status = os.wait()
+print("same" if (before, 0) == (state(), status) else (before, state(), status), flush=True)
+"#;
+
+#[test]
+fn memory_that_no_fork_inherits_is_kept() {
+    survives(MEMORY, "same");
+}
