@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 
 /// The smallest size that is kept, as a power of two, and how many such powers are.
 const FIRST: u32 = 9;
-const CLASSES: usize = 8;
+const CLASSES: usize = 9;
 /// How many blocks of each size.
 const KEPT: usize = 4;
 /// All blocks are aligned so.

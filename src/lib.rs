@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 #![doc = include_str!("README.md")]
 
+pub(crate) mod abreast;
 pub(crate) mod cli;
 pub mod command;
 pub(crate) mod dump;

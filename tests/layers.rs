@@ -10,7 +10,10 @@ use sources::{Source, sources};
 
 /// The modules of the `ckpt` crate by layer, the highest last. Layer 0 is the crate `ckpt_abi`.
 const LAYERS: [&[&str]; 4] = [
-    &["loops", "proc", "ptrace", "error", "fault", "heap", "order", "rights", "settings"],
+    &[
+        "abreast", "loops", "proc", "ptrace", "error", "fault", "heap", "order", "rights",
+        "settings",
+    ],
     &["resource", "image", "inject"],
     &["dump", "restart", "serve"],
     &["main", "cli", "command"],

@@ -19,11 +19,14 @@ use std::time::Duration;
 /// How long a process that was killed may take to end.
 const END: Duration = Duration::from_secs(1);
 
-/// Whether orphans of the frozen program come to somebody who reaps them. If so, the keeper of this dumper is sent
-/// away: nobody but a stopped thread that we drive can meet its end.
+/// Whether orphans of the frozen program come to somebody who reaps them, as far as is known before it was asked
+/// whether it adopts them itself. If so, the keeper of this dumper is sent away: nobody but a stopped thread that we drive
+/// can meet its end.
 pub(super) fn dismiss(frozen: &mut Frozen, memory: &Memory, region: &Region) -> Result<bool> {
     let (pid, keeper) = (frozen.pid, region.turns(memory)?.keeper);
-    let elsewhere = !adopts(frozen, memory, region)? && init_reaps(pid);
+    let asks = keeper != 0;
+    let adopts = is_apart(frozen)? || (asks && adopts(frozen, memory, region)?);
+    let elsewhere = !adopts && init_reaps(pid);
     let ours = keeper != 0 && nix::unistd::getppid().as_raw() == keeper.cast_signed();
     if keeper == 0 || (ours && !elsewhere) {
         return Ok(elsewhere);
@@ -42,14 +45,21 @@ pub(super) fn dismiss(frozen: &mut Frozen, memory: &Memory, region: &Region) -> 
     Ok(elsewhere)
 }
 
-/// Whether orphans come to the program itself: the first process of its PID namespace, or one that has asked for
-/// them. One of another namespace than ours would get them under numbers that mean nothing here.
-fn adopts(frozen: &mut Frozen, memory: &Memory, region: &Region) -> Result<bool> {
+/// Whether orphans come to the program as the first process of its PID namespace. One of another namespace than ours would
+/// get them under numbers that mean nothing here.
+fn is_apart(frozen: &Frozen) -> Result<bool> {
     let process = frozen.process();
+    let inner = match frozen.threads.first() {
+        Some(first) => first.look(frozen.pid)?.inner_id,
+        None => process.inner_pid(),
+    };
     let ours = std::fs::read_link("/proc/self/ns/pid").ok();
-    if process.inner_pid() == Pid::INIT || process.namespace("pid") != ours {
-        return Ok(true);
-    }
+    Ok(inner == Pid::INIT || process.namespace("pid") != ours)
+}
+
+/// Whether the program has asked for orphans (PR_SET_CHILD_SUBREAPER in prctl(2)). Of one without a keeper that is asked
+/// with all else, before there is a snapshot.
+fn adopts(frozen: &mut Frozen, memory: &Memory, region: &Region) -> Result<bool> {
     let Some(first) = frozen.threads.first_mut() else { return Ok(true) };
     let mut caller = Caller::new(first, memory, &region.desk())?;
     let at = region.base + STACKS;
@@ -63,7 +73,7 @@ fn adopts(frozen: &mut Frozen, memory: &Memory, region: &Region) -> Result<bool>
 /// do none of that.
 ///
 /// It is looked at once: a job has many processes, and one init.
-fn init_reaps(pid: Pid) -> bool {
+pub(super) fn init_reaps(pid: Pid) -> bool {
     static REAPS: OnceLock<bool> = OnceLock::new();
     pid == Pid::INIT || *REAPS.get_or_init(looks_like_a_reaper)
 }

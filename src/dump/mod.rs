@@ -32,13 +32,13 @@ use crate::inject::region::Region;
 use crate::proc::Pid;
 use crate::ptrace::forest::Forest;
 use crate::ptrace::freeze::Frozen;
-use crate::resource::descriptor::{Tables, socket};
-use crate::resource::{Common, cpu, losses, memory, signals, sysv};
+use crate::resource::descriptor::socket;
+use crate::resource::{cpu, losses, memory, signals, sysv};
 use crate::settings::server::Transfer;
 use crate::settings::{Name, Settings};
 use checkpoint::Checkpoint;
 use ckpt_abi::turn::{By, Phase, Turn};
-use phase2_equip::Equipped;
+use phase2_equip::{Equipped, Seen};
 use phase5_snapshot::Pictured;
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -152,7 +152,7 @@ fn take(request: &Demand) -> Result<Outcome> {
     // Before anybody stands still, as that takes long.
     let executable = stub::own()?;
     let front = stub::in_front(&executable);
-    let _ = cpu::leaves();
+    let _ = (cpu::leaves(), keeper::init_reaps(request.pid));
     if request.triggered && is_forebears(request.pid) {
         let text = "the checkpoint of the process that it was forked from holds it";
         let error = Error::new(text).of(Kind::Superseded);
@@ -261,8 +261,11 @@ fn anew(checkpoint: &Checkpoint<'_>, equipped: &mut Vec<Equipped>) -> Result<Out
         let known = before.iter().position(|process| process.process.pid() == frozen.pid);
         let process = match known.map(|index| before.swap_remove(index)) {
             Some(process) => process.claim_again().map(|()| process)?,
-            None => phase2_equip::equip(request, frozen, &executable, &checkpoint.place.whose)?
-                .ok_or_else(|| phase0_visit::turn_of_another(frozen.pid))?,
+            None => {
+                let (seen, whose) = (Seen::of(frozen.pid)?, &checkpoint.place.whose);
+                phase2_equip::equip(request, frozen, seen, &executable, whose)?
+                    .ok_or_else(|| phase0_visit::turn_of_another(frozen.pid))?
+            }
         };
         equipped.push(process);
     }
@@ -284,12 +287,14 @@ fn begin<'a>(request: &'a Demand, executable: &[u8]) -> Result<Begun<'a>> {
         phase0_visit::visit(request, request.pid)?;
         let mut still = phase1_freeze::freeze(request)?;
         reach(Point::Frozen);
-        if phase0_visit::held(request, &mut still.processes)? {
+        let seen = phase2_equip::see(&still.processes);
+        if phase0_visit::held(request, &mut still.processes, &seen)? {
             continue;
         }
         let (mut equipped, mut busy) = (Vec::new(), None);
-        for frozen in &mut still.processes {
-            match phase2_equip::equip(request, frozen, executable, &whose) {
+        for (frozen, seen) in still.processes.iter_mut().zip(seen) {
+            let equip = |seen| phase2_equip::equip(request, frozen, seen, executable, &whose);
+            match seen.and_then(equip) {
                 Ok(process) => equipped.extend(process),
                 // Somebody has killed it where it stood.
                 Err(_) if frozen.pid != request.pid && is_leaving(frozen.pid) => break,
@@ -305,7 +310,6 @@ fn begin<'a>(request: &'a Demand, executable: &[u8]) -> Result<Begun<'a>> {
                 Err(e) => return Err(e),
             }
         }
-        phase2_equip::look_at_reapers(&mut equipped)?;
         if let Some(first) = equipped.first().filter(|_| equipped.len() == still.processes.len()) {
             let checkpoint = Checkpoint::of(request, whose, first)?;
             reach(Point::Claimed);
@@ -339,12 +343,7 @@ fn proceed(
     let (place, stop) = (&checkpoint.place, checkpoint.stop);
     let mut sink = place.open(checkpoint.request.open)?;
     reach(Point::Opened);
-    let at_start = equipped.first().map_or([[0; 3]; 3], |first| first.region.control.standard);
-    let tables = Tables::read(equipped.iter().map(|process| process.process.pid()), at_start)?;
-    let (mut common, mut still) = (Common { tables, ..Common::default() }, Vec::new());
-    for ((number, process), frozen) in (0..).zip(equipped).zip(processes) {
-        still.push(phase3_gather::gather(checkpoint, number, process, frozen, &mut common)?);
-    }
+    let (mut still, mut common) = phase3_gather::gather_all(checkpoint, equipped, processes)?;
     if stop {
         let ids = dead.iter().map(|kin| kin.pid);
         let members: HashSet<Pid> = common.tables.of.iter().map(|t| t.pid).chain(ids).collect();
@@ -363,15 +362,16 @@ fn proceed(
 
     let runs = checkpoint.runs(equipped);
     let mut writing = phase6_write::Writing::begin(&mut *sink, front, common, runs, stop);
-    for process in &mut still {
-        writing.at_once(process, stop)?;
-    }
-    place.touch(|| writing.streams())??;
+    let mut begun = phase5_snapshot::Begun::of(still, !stop);
+    // The kernel copies the page tables meanwhile. What has begun has to be met, whatever fails.
+    let mut written = begun.pictured.iter_mut().try_for_each(|one| writing.at_once(one, stop));
+    written = written.and_then(|()| place.touch(|| writing.streams())?);
     if !stop {
         reach(Point::Shared);
     }
-    let mut pictured = phase5_snapshot::take_all(still, !stop)?;
+    let mut pictured = begun.finish().and_then(|pictured| written.map(|()| pictured))?;
     reach(Point::Pictured);
+    pictured.iter_mut().for_each(Pictured::start_home);
     for process in &mut pictured {
         process.thaw()?;
     }

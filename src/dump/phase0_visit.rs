@@ -6,9 +6,11 @@
 //! them as a signal would send it: with a frame on its stack through which it comes back.
 
 use super::Demand;
+use super::phase2_equip::Seen;
 use super::{caller, phase1_freeze, phase2_equip};
 use crate::error::{Because, Error, Kind, Result};
 use crate::fault::{Point, reach};
+use crate::inject::region::Region;
 use crate::inject::turns::own_task;
 use crate::proc;
 use crate::proc::Pid;
@@ -87,12 +89,19 @@ pub(crate) fn turn_of_another(pid: Pid) -> Error {
 }
 
 /// Whether one of the frozen processes is in a critical section after all (ckpt_hold).
-pub(crate) fn held(request: &Demand, processes: &mut [Frozen]) -> Result<bool> {
+pub(crate) fn held(
+    request: &Demand,
+    processes: &mut [Frozen],
+    seen: &[Result<Seen>],
+) -> Result<bool> {
     let mut held = false;
-    for frozen in processes.iter_mut().filter(|frozen| !called_itself(request, frozen.pid)) {
-        let Some(found) = caller::Caller::find(frozen.pid)? else { continue };
-        if found.api.holds != 0 {
-            frozen.attend(&found.memory, &found.region.desk(), found.region.base)?;
+    for (frozen, seen) in processes.iter_mut().zip(seen) {
+        // Of one that is gone others say so.
+        let Ok(seen) = seen else { continue };
+        let region = Region::find(&seen.memory, &seen.vmas);
+        let Some(region) = region.filter(|_| !called_itself(request, frozen.pid)) else { continue };
+        if caller::read(&seen.memory, &region)?.holds != 0 {
+            frozen.attend(&seen.memory, &region.desk(), region.base)?;
             held = true;
         }
     }

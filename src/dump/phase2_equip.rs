@@ -3,13 +3,14 @@
 
 use super::place::Whose;
 use super::{Demand, caller, keeper, phase0_visit};
+use crate::abreast;
 use crate::error::{Error, Kind, Result};
 use crate::fault::{Point, reach};
 use crate::inject::region::Region;
 use crate::inject::turns::{self, own_task};
 use crate::inject::{self, enter};
 use crate::proc::Pid;
-use crate::proc::{self, Process, tree};
+use crate::proc::{self, Process, maps::Vma};
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
 use crate::ptrace::regs::Regs;
@@ -33,10 +34,39 @@ pub(crate) struct Equipped {
     pub memory: Memory,
     /// The payload.
     pub region: Region,
-    /// Whether orphans of the process come to somebody who reaps them, so that there can be a snapshot.
+    /// Whether orphans of the process come to somebody who reaps them, so that there can be a snapshot; unless it adopts
+    /// them itself, which is seen later ([`super::phase4_refuse::refuse`]).
     pub orphans_leave: bool,
     /// This dumper, as the payload names it.
     task: Task,
+}
+
+/// What there is of a process that stands still, before its payload is known.
+pub(crate) struct Seen {
+    process: Process,
+    pub(super) memory: Memory,
+    pub(super) vmas: Vec<Vma>,
+}
+
+impl Seen {
+    /// Looks at one.
+    ///
+    /// # Errors
+    /// It is gone, or may not be looked at.
+    pub(crate) fn of(pid: Pid) -> Result<Self> {
+        let (process, memory) = (Process::open(pid)?, Memory::open(pid)?);
+        let vmas = process.maps()?;
+        // Both are remembered.
+        memory.began()?;
+        let _ = own_task(pid);
+        Ok(Self { process, memory, vmas })
+    }
+}
+
+/// Looks at all, some abreast.
+pub(crate) fn see(processes: &[Frozen]) -> Vec<Result<Seen>> {
+    let pids: Vec<Pid> = processes.iter().map(|frozen| frozen.pid).collect();
+    abreast::each(&pids, |pid| Seen::of(*pid))
 }
 
 /// Finds or injects the payload; None when a thread of the program has its turn, which has to run for that to change.
@@ -44,13 +74,12 @@ pub(crate) struct Equipped {
 pub(crate) fn equip(
     request: &Demand,
     frozen: &mut Frozen,
+    seen: Seen,
     executable: &[u8],
     whose: &Whose,
 ) -> Result<Option<Equipped>> {
     let pid = frozen.pid;
-    let process = Process::open(pid)?;
-    let memory = Memory::open(pid)?;
-    let vmas = process.maps()?;
+    let Seen { process, memory, vmas } = seen;
     if frozen.is_halted() {
         frozen.leave_holes(&memory, &inject::hole()?)?;
     }
@@ -182,18 +211,6 @@ fn claim(request: &Demand, pid: Pid, region: &Region, memory: &Memory) -> Result
             Err(Denied::Soon | Denied::NotYours) => return Ok(None),
         }
     }
-}
-
-/// Whose orphans come to a process of the tree, or to nobody, of that there is no snapshot: its picture would be met.
-pub(crate) fn look_at_reapers(equipped: &mut [Equipped]) -> Result<()> {
-    for index in 1..equipped.len() {
-        let parent = tree::kin(equipped[index].process.pid())?.parent;
-        // Parents come first; an orphan's is outside.
-        let above = equipped[..index].iter().find(|above| above.process.pid() == parent);
-        let leave = above.is_none_or(|parent| parent.orphans_leave);
-        equipped[index].orphans_leave &= leave;
-    }
-    Ok(())
 }
 
 impl Equipped {

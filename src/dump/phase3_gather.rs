@@ -4,13 +4,15 @@
 use super::checkpoint::Checkpoint;
 use super::phase2_equip::Equipped;
 use super::{caller, excluded};
+use crate::abreast;
 use crate::error::Result;
 use crate::image::PAGE;
 use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::list::List;
+use crate::resource::descriptor::{Tables, tables::Table};
+use crate::resource::looked::Looked;
 use crate::resource::memory::Area;
-use crate::resource::runtime::loaded;
 use crate::resource::{
     Common, Gathered, Target, descriptor, memory, privileges, process, signals, sysv, threads,
     timers, unsaved,
@@ -27,35 +29,62 @@ pub(crate) struct Still<'a> {
     pub gathered: Gathered,
     /// What is to be written of its memory.
     pub areas: Vec<Area>,
+    /// Whether orphans of the process come to somebody who reaps them, so that there can be a snapshot.
+    pub orphans_leave: bool,
+}
+
+/// Gathers the records of all processes, and what they have in common.
+pub(crate) fn gather_all<'a>(
+    checkpoint: &Checkpoint<'_>,
+    equipped: &'a [Equipped],
+    mut processes: Vec<Frozen>,
+) -> Result<(Vec<Still<'a>>, Common)> {
+    for (frozen, Equipped { memory, region, .. }) in processes.iter_mut().zip(equipped) {
+        frozen.attend(memory, &region.desk(), region.base)?;
+    }
+    let looked = abreast::each(equipped, |one| Looked::at(&one.process, &one.memory));
+    let mut looked = looked.into_iter().collect::<Result<Vec<_>>>()?;
+    let table = |(one, looked): (&Equipped, &mut Looked)| Table {
+        pid: one.process.pid(),
+        fds: std::mem::take(&mut looked.fds),
+    };
+    let of = equipped.iter().zip(&mut looked).map(table).collect();
+    let at_start = equipped.first().map_or([[0; 3]; 3], |first| first.region.control.standard);
+    let mut common = Common { tables: Tables::new(of, at_start)?, ..Common::default() };
+    let mut still = Vec::new();
+    for (((number, one), frozen), looked) in (0..).zip(equipped).zip(processes).zip(looked) {
+        still.push(gather(checkpoint, number, one, frozen, looked, &mut common)?);
+    }
+    Ok((still, common))
 }
 
 /// Gathers the records of the process of this number, and the areas whose pages are to be written.
-pub(crate) fn gather<'a>(
+fn gather<'a>(
     checkpoint: &Checkpoint<'_>,
     number: u32,
     equipped: &'a Equipped,
     mut frozen: Frozen,
+    looked: Looked,
     common: &mut Common,
 ) -> Result<Still<'a>> {
     let Equipped { process, memory, region, .. } = equipped;
-    frozen.attend(memory, &region.desk(), region.base)?;
-    let vmas = process.maps_with_flags()?;
-    let obstacles = memory::obstacles(&vmas);
+    let Looked { vmas, obstacles, stat, rest, .. } = looked;
     let mut gathered = Gathered { number, obstacles, ..Gathered::default() };
-    let loaded = loaded::all(memory, process.pid());
+    let loaded = rest.as_ref().map_or(&[][..], |rest| &rest.loaded);
     let status = match frozen.threads.first() {
         Some(first) => first.look(frozen.pid)?,
         None => Rc::new(process.status(process.main_thread())?),
     };
-    let stat = process.stat(process.main_thread())?;
+    let (vmas, stat, rest) = (&vmas, &stat, rest.as_ref());
     let mut target =
-        Target { frozen: &mut frozen, memory, vmas: &vmas, loaded, region, status, stat };
+        Target { frozen: &mut frozen, memory, vmas, loaded, region, status, stat, rest };
     let areas = read(&mut target, &mut gathered, common)?;
     let areas = excluded::cut(areas, &caller::read(memory, region)?.excluded);
     if let Some(process) = &mut gathered.process {
         process.generation = checkpoint.generation;
     }
-    Ok(Still { equipped, frozen, gathered, areas })
+    let orphans_leave = equipped.orphans_leave;
+    Ok(Still { equipped, frozen, gathered, areas, orphans_leave })
 }
 
 fn read(

@@ -141,6 +141,7 @@ pub(crate) fn refuse(
         let reaps = flags & process_flag::SUBREAPER != 0;
         found.push(Found { kin: tree::kin(pid)?, reaps, untold: false });
     }
+    keep_orphans(processes, &found);
     halted::find_untold(processes, &mut found)?;
     let begun = processes.first().and_then(|root| begun(root.equipped));
     let mut members = kinship::save(&found, dead, ptys, begun).unwrap_or_else(|obstacles| {
@@ -188,6 +189,16 @@ fn name_spent(processes: &mut [Still<'_>], members: &[Member]) {
                 spent / 100
             ));
         }
+    }
+}
+
+/// Whose orphans come to a process of the tree, of that there is no snapshot: its picture would be met.
+fn keep_orphans(processes: &mut [Still<'_>], found: &[Found]) {
+    // Parents come first; an orphan's is outside.
+    for (index, own) in found.iter().enumerate() {
+        let above = found[..index].iter().position(|it| it.kin.pid == own.kin.parent);
+        let leave = above.is_none_or(|above| processes[above].orphans_leave);
+        processes[index].orphans_leave &= leave && !own.reaps;
     }
 }
 

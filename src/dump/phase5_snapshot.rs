@@ -15,6 +15,7 @@ use crate::proc::Process;
 use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
+use crate::ptrace::thread::StoppedThread;
 use crate::resource::Gathered;
 use crate::resource::memory::Area;
 use crate::resource::plan::{Orders, Step};
@@ -66,34 +67,61 @@ pub(crate) struct Pictured<'a> {
     pub areas: Vec<Area>,
     /// The picture, if there is one.
     pub snapshot: Option<Snapshot>,
+    /// Where the id of the picture will be, as long as it is only begun.
+    begun: Option<u64>,
     /// Its threads, as long as they stand still.
     frozen: Option<Frozen>,
 }
 
-/// Takes pictures of processes that go on, all at once: the kernel copies their page tables on as many processors as there
-/// are. Of those that end, and where there can be none, it is the process itself that stands still.
-pub(crate) fn take_all(processes: Vec<Still<'_>>, goes_on: bool) -> Result<Vec<Pictured<'_>>> {
-    let (mut pictured, mut begun) = (Vec::new(), Ok(()));
-    for process in processes {
-        let Still { equipped, mut frozen, gathered, areas } = process;
-        let mut data = None;
-        if goes_on && begun.is_ok() {
-            begun = begin(&mut frozen, equipped).map(|at| data = at);
+/// Pictures that are being taken of processes that go on, of all at once: the kernel copies their page tables on as many
+/// processors as there are. Of those that end, and where there can be none, it is the process itself that stands still.
+pub(crate) struct Begun<'a> {
+    /// The processes.
+    pub(crate) pictured: Vec<Pictured<'a>>,
+    outcome: Result<()>,
+}
+
+impl<'a> Begun<'a> {
+    /// Begins. [`Begun::finish`] has to follow, whatever fails meanwhile.
+    pub(crate) fn of(processes: Vec<Still<'a>>, goes_on: bool) -> Self {
+        let mut all = Self { pictured: Vec::new(), outcome: Ok(()) };
+        for process in processes {
+            let Still { equipped, mut frozen, gathered, areas, orphans_leave } = process;
+            let mut data = None;
+            if goes_on && orphans_leave && all.outcome.is_ok() {
+                all.outcome = begin(&mut frozen, equipped).map(|at| data = Some(at));
+            }
+            let (snapshot, frozen) = (None, Some(frozen));
+            let one = Pictured { equipped, gathered, areas, snapshot, begun: data, frozen };
+            all.pictured.push(one);
         }
-        let pictured_one =
-            Pictured { equipped, gathered, areas, snapshot: None, frozen: Some(frozen) };
-        pictured.push((pictured_one, data));
+        all
     }
-    // What was begun has to be met, whatever has failed meanwhile.
-    for (process, data) in &mut pictured {
-        let (Some(data), Some(frozen)) = (*data, &mut process.frozen) else { continue };
-        let snapshot = finish(frozen, process.equipped, data);
-        begun = begun.and(snapshot.map(|snapshot| process.snapshot = snapshot));
+
+    /// Waits until all are there.
+    ///
+    /// # Errors
+    /// One could not be begun, or its maker is gone.
+    pub(crate) fn finish(mut self) -> Result<Vec<Pictured<'a>>> {
+        for process in &mut self.pictured {
+            let (begun, frozen) = (process.begun.take(), process.frozen.as_mut());
+            let Some((data, frozen)) = begun.zip(frozen) else { continue };
+            let snapshot = finish(frozen, process.equipped, data);
+            let snapshot = snapshot.map(|snapshot| process.snapshot = snapshot);
+            self.outcome = self.outcome.and(snapshot);
+        }
+        self.outcome.map(|()| self.pictured)
     }
-    begun.map(|()| pictured.into_iter().map(|(process, _)| process).collect())
 }
 
 impl Pictured<'_> {
+    /// Has its threads begin to come back from our work, those of all processes abreast.
+    pub(crate) fn start_home(&mut self) {
+        if let Some(frozen) = self.frozen.as_mut().filter(|_| self.snapshot.is_some()) {
+            frozen.threads.iter_mut().for_each(StoppedThread::start_home);
+        }
+    }
+
     /// Lets the process go on, if there is a picture.
     pub(crate) fn thaw(&mut self) -> Result<()> {
         if self.snapshot.is_some()
@@ -115,12 +143,9 @@ impl Pictured<'_> {
     }
 }
 
-/// Begins to make a snapshot; where its id will be. None where orphans come to the target or to nobody
+/// Begins to make a snapshot; where its id will be. There is none where orphans come to the target or to nobody
 /// ([`super::keeper`]): then the pages have to be written while the target stands still.
-fn begin(frozen: &mut Frozen, equipped: &Equipped) -> Result<Option<u64>> {
-    if !equipped.orphans_leave {
-        return Ok(None);
-    }
+fn begin(frozen: &mut Frozen, equipped: &Equipped) -> Result<u64> {
     let Equipped { memory, region, .. } = equipped;
     let stack = |index: u64| region.base + STACKS + STACK_LEN * (index + 1);
     // The lists lie in the third stack, which nobody runs on now.
@@ -129,7 +154,7 @@ fn begin(frozen: &mut Frozen, equipped: &Equipped) -> Result<Option<u64>> {
     let mut caller = Caller::new(&mut frozen.threads[0], memory, &region.desk())?;
     let flags = (libc::CLONE_VM | libc::CLONE_VFORK) as u64 | CLONE_UNTRACED;
     caller.begin_clone(&[flags, stack(0) - 64], head)?;
-    Ok(Some(data))
+    Ok(data)
 }
 
 /// The snapshot that was begun; None when the kernel allows no more processes or memory.
@@ -156,7 +181,18 @@ fn write_orders(memory: &Memory, data: u64, stack: u64) -> Result<u64> {
     let flags = CLONE_PARENT_SETTID | CLONE_UNTRACED;
     list.push(Kind::Clone, ckpt_abi::op::flag::MAY_FAIL, step, flags, &[stack, words, data]);
     list.push(Kind::End, 0, step, 0, &[]);
-    memory.write(intermediate, list.bytes())?;
+    let orders = ListHead { ops: intermediate, report: 0, exec_fd: -1, argv: 0, envp: 0, empty: 0 };
+    let poll_request = (libc::POLLIN as u64) << 32;
+    let mut bytes = Vec::new();
+    let mut place = |at: u64, piece: &[u8]| {
+        bytes.resize((at - data) as usize, 0);
+        bytes.extend_from_slice(piece);
+    };
+    place(request, poll_request.as_bytes());
+    place(name, b"ckpt-snapshot\0\0\0");
+    place(words, [head, snapshot].as_bytes());
+    place(head, orders.as_bytes());
+    place(intermediate, list.bytes());
     let mut list = Orders::default();
     list.try_call(step, libc::SYS_prctl, &[PR_SET_PTRACER, dumper]);
     list.try_call(step, libc::SYS_setsid, &[]);
@@ -167,13 +203,7 @@ fn write_orders(memory: &Memory, data: u64, stack: u64) -> Result<u64> {
     list.call(step, libc::SYS_pidfd_open, &[dumper, 0]);
     list.call(step, libc::SYS_poll, &[request, 1, u64::MAX]);
     list.push(Kind::Exit, 0, step, 0, &[0]);
-    memory.write(snapshot, list.bytes())?;
-    memory.put(data, &0u64)?;
-    let poll_request = (libc::POLLIN as u64) << 32;
-    memory.put(request, &poll_request)?;
-    memory.write(name, b"ckpt-snapshot\0\0\0")?;
-    memory.put(words, &[head, snapshot])?;
-    let orders = ListHead { ops: intermediate, report: 0, exec_fd: -1, argv: 0, envp: 0, empty: 0 };
-    memory.write(head, orders.as_bytes()).because(|| "cannot prepare the snapshot")?;
+    place(snapshot, list.bytes());
+    memory.write(data, &bytes).because(|| "cannot prepare the snapshot")?;
     Ok(head)
 }

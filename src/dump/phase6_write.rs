@@ -2,7 +2,6 @@
 //! Phase 6: write the pages, then the records.
 
 use super::phase2_equip::Equipped;
-use super::phase3_gather::Still;
 use super::phase5_snapshot::Pictured;
 use super::stream;
 use crate::error::{Because, Error, Result};
@@ -59,7 +58,7 @@ impl<'a> Writing<'a> {
 
     /// Writes what has to be read while the process stands still: all of its memory, if it ends, else what no
     /// picture holds.
-    pub(crate) fn at_once(&mut self, process: &mut Still<'_>, ends: bool) -> Result<()> {
+    pub(crate) fn at_once(&mut self, process: &mut Pictured<'_>, ends: bool) -> Result<()> {
         let areas = std::mem::take(&mut process.areas);
         let (now, later): (Vec<_>, _) = areas.into_iter().partition(|a| ends || a.at_once);
         process.areas = later;

@@ -21,9 +21,13 @@ pub(crate) fn own_task(pid: Pid) -> Task {
     /// By this process's id, which a child has not, and the program's.
     static KNOWN: Mutex<BTreeMap<(u32, Pid), Task>> = Mutex::new(BTreeMap::new());
     let own = std::process::id();
-    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    let task = || Task { pid: own, start: start_of(Pid::of_word(own), pid).unwrap_or(0) };
-    *known.entry((own, pid)).or_insert_with(task)
+    let known = || KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(task) = known().get(&(own, pid)) {
+        return *task;
+    }
+    // Several threads may look for several programs.
+    let task = Task { pid: own, start: start_of(Pid::of_word(own), pid).unwrap_or(0) };
+    *known().entry((own, pid)).or_insert(task)
 }
 
 /// When a process was started that has not ended, on the clock of the program `pid`.

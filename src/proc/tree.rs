@@ -8,6 +8,7 @@
 
 use super::id::Pid;
 use super::{comm, stat};
+use crate::abreast;
 use crate::error::{Because, Result};
 use nix::fcntl::AT_FDCWD;
 use std::collections::{HashMap, HashSet};
@@ -41,7 +42,7 @@ pub(crate) struct Kin {
 /// # Errors
 /// /proc cannot be read.
 pub(crate) fn everybody() -> Result<Vec<Kin>> {
-    Ok(pids()?.into_iter().filter_map(glance).collect())
+    Ok(abreast::each(&pids()?, |pid| glance(*pid)).into_iter().flatten().collect())
 }
 
 /// The numbers of all processes that can be seen.

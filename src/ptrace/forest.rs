@@ -68,9 +68,9 @@ impl Forest {
         let mut patience = FIRST_ATTEMPT;
         let mut left = HashMap::new();
         loop {
-            await_all(root, without, deadline)?;
+            let before = await_all(root, without, deadline)?;
             let since = Instant::now();
-            let found = Self::attempt(root, without, patience, &mut left);
+            let found = Self::attempt(root, without, before, patience, &mut left);
             held += since.elapsed();
             let holder = match found {
                 Ok(Attempt::Whole(forest)) => return Ok(forest),
@@ -99,6 +99,7 @@ impl Forest {
     fn attempt(
         root: Pid,
         without: &Without,
+        before: Listed,
         patience: Duration,
         left: &mut Left,
     ) -> Result<Attempt> {
@@ -109,7 +110,7 @@ impl Forest {
                 return Ok(Attempt::Held(root));
             }
         };
-        let outcome = forest.grow(without, patience, left);
+        let outcome = forest.grow(without, before, patience, left);
         if matches!(outcome, Ok(None)) {
             return Ok(Attempt::Whole(forest));
         }
@@ -120,17 +121,22 @@ impl Forest {
         outcome.map(|failed| failed.unwrap_or(Attempt::Anew))
     }
 
-    /// Adds the root's descendants until a list holds nobody new; what came in between.
+    /// Adds the root's descendants, first those that a list had `before`, until a list holds nobody new; what came in
+    /// between.
     fn grow(
         &mut self,
         without: &Without,
+        before: Listed,
         patience: Duration,
         left: &mut Left,
     ) -> Result<Option<Attempt>> {
         let root = self.processes.first().map_or(Pid::NONE, |first| first.pid);
         let mut known: HashSet<Pid> = [root].into();
+        let mut before = Some(before);
         loop {
-            let Listed { members, left_out, doubtful } = list(root, &known, without)?;
+            let is_old = before.is_some();
+            let next = before.take().map_or_else(|| list(root, &known, without), Ok);
+            let Listed { members, left_out, doubtful } = next?;
             if members.is_empty() {
                 return Ok(Some(Attempt::Anew));
             }
@@ -139,7 +145,7 @@ impl Forest {
             self.dead = members.iter().filter(|kin| kin.dead).copied().collect();
             let alive = members.into_iter().filter(|kin| !kin.dead);
             let news: Vec<_> = alive.filter(|kin| !known.contains(&kin.pid)).collect();
-            if news.is_empty() {
+            if news.is_empty() && !is_old {
                 self.dead.extend(own_ghost(&known));
                 return Ok(None);
             }
@@ -240,9 +246,10 @@ fn named(pid: Pid) -> Option<(u32, String)> {
     Some((pid.word(), comm.to_string_lossy().into_owned()))
 }
 
-/// Waits, while nobody is touched, until every process of the tree can hear.
-fn await_all(root: Pid, without: &Without, deadline: Instant) -> Result<()> {
-    for kin in list(root, &HashSet::new(), without)?.members.iter().filter(|kin| !kin.dead) {
+/// Waits, while nobody is touched, until every process of the tree can hear; who they are.
+fn await_all(root: Pid, without: &Without, deadline: Instant) -> Result<Listed> {
+    let listed = list(root, &HashSet::new(), without)?;
+    for kin in listed.members.iter().filter(|kin| !kin.dead) {
         if let Ok(process) = Process::open(kin.pid) {
             await_hearing(&process, deadline).or_else(|e| match e.kind() {
                 Kind::Gone => Ok(()),
@@ -250,7 +257,7 @@ fn await_all(root: Pid, without: &Without, deadline: Instant) -> Result<()> {
             })?;
         }
     }
-    Ok(())
+    Ok(listed)
 }
 
 #[cfg(test)]

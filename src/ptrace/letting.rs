@@ -102,6 +102,7 @@ impl Frozen {
     }
 
     pub(super) fn release(&mut self) {
+        self.threads.iter_mut().for_each(StoppedThread::start_home);
         self.renew_notes();
         self.meet_moving(false);
         self.let_go();

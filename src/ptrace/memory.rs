@@ -54,7 +54,7 @@ impl Memory {
     ///
     /// # Errors
     /// It is gone.
-    pub(super) fn began(&self) -> Result<u64> {
+    pub(crate) fn began(&self) -> Result<u64> {
         if let Some(began) = self.began.get() {
             return Ok(*began);
         }

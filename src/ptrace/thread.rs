@@ -39,6 +39,8 @@ pub(crate) struct StoppedThread {
     pub stopped_by: i32,
     /// How the thread has left its first stop to work for us.
     pub(super) lent: Lent,
+    /// It is on its way to a signal stop ([`Self::start_home`]).
+    homeward: bool,
     /// Since when it waits, if it does (CLOCK_MONOTONIC, nanoseconds); None when that is not known.
     pub(super) since: Option<u64>,
     /// The wait that the stop has interrupted, and the slot for its notes.
@@ -107,6 +109,7 @@ impl StoppedThread {
             bell: 0,
             stopped_by,
             lent: Lent::No,
+            homeward: false,
             since: None,
             wait: None,
         })
@@ -208,12 +211,23 @@ impl StoppedThread {
         Ok(())
     }
 
+    /// Begins what [`Self::take_back`] ends, so that several threads do it abreast. Nothing else may be done with it in
+    /// between. What fails here fails there.
+    pub(crate) fn start_home(&mut self) {
+        if self.lent != Lent::No && !self.homeward {
+            self.homeward = leave_for_signal_stop(self.tid).is_ok();
+        }
+    }
+
     /// Gives a thread that has worked for us its mask and registers back; it stays stopped.
     pub(crate) fn take_back(&mut self) -> std::result::Result<(), Errno> {
         if self.lent == Lent::No {
             return Ok(());
         }
-        back_to_signal_stop(self.tid)?;
+        if !std::mem::take(&mut self.homeward) {
+            leave_for_signal_stop(self.tid)?;
+        }
+        arrive_at_signal_stop(self.tid)?;
         // The mask first: should we die in between, the thunk brings the thread home.
         raw::set_mask(self.tid, self.mask)?;
         reach(Point::Returning);
@@ -270,8 +284,16 @@ impl StoppedThread {
 /// Brings a thread from a syscall stop to a signal stop, the only place from which the kernel
 /// restarts interrupted system calls; it runs no user code on the way.
 pub(super) fn back_to_signal_stop(tid: Tid) -> std::result::Result<(), Errno> {
+    leave_for_signal_stop(tid)?;
+    arrive_at_signal_stop(tid)
+}
+
+fn leave_for_signal_stop(tid: Tid) -> std::result::Result<(), Errno> {
     raw::interrupt(tid)?;
-    raw::cont(tid, 0)?;
+    raw::cont(tid, 0)
+}
+
+fn arrive_at_signal_stop(tid: Tid) -> std::result::Result<(), Errno> {
     wait_event_stop(tid, Instant::now() + PATIENCE)?.map(drop).ok_or(Errno::ESRCH)
 }
 

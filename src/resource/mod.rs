@@ -10,6 +10,7 @@ pub(crate) mod cpu;
 pub(crate) mod descriptor;
 pub(crate) mod frame;
 pub(crate) mod kinship;
+pub(crate) mod looked;
 pub(crate) mod losses;
 pub(crate) mod memory;
 pub(crate) mod plan;
@@ -38,6 +39,7 @@ use crate::proc::status::Status;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
 use ckpt_abi::image as rec;
+use looked::Rest;
 use relatives::Relatives;
 use runtime::loaded::Loaded;
 use std::cell::OnceCell;
@@ -53,12 +55,14 @@ pub(crate) struct Target<'a> {
     /// Its mappings with their flags.
     pub vmas: &'a [Vma],
     /// Its executable and libraries.
-    pub loaded: Vec<Loaded>,
+    pub loaded: &'a [Loaded],
     /// The payload.
     pub region: &'a Region,
     /// What the kernel says of its first thread, in words and in numbers.
     pub status: Rc<Status>,
-    pub(crate) stat: Stat,
+    pub(crate) stat: &'a Stat,
+    /// What else was seen of it, if nothing is in the way.
+    pub(crate) rest: Option<&'a Rest>,
 }
 
 impl Target<'_> {

@@ -4,7 +4,7 @@
 
 use super::{Common, Gathered, Target};
 use crate::error::Result;
-use crate::proc::{self, namespaces::Namespaces, status::Status, tree};
+use crate::proc::{self, status::Status, tree};
 use crate::proc::{Pid, Tid};
 use crate::ptrace::call::Caller;
 use crate::ptrace::list::{List, Question, Replies};
@@ -62,7 +62,8 @@ pub(crate) fn name(
             own.capabilities
         ));
     }
-    let spaces = Namespaces::of(pid).unlike(&parent.namespaces);
+    let spaces = target.rest.map(|rest| rest.namespaces.unlike(&parent.namespaces));
+    let spaces = spaces.unwrap_or_default();
     if !spaces.is_empty() {
         say(format!("its own namespaces ({}): a restart has the restarter's", spaces.join(", ")));
     }

@@ -2,7 +2,8 @@
 //! What belongs to the process as a whole: its address-space marks, limits, umask, directory.
 
 use super::plan::{Arena, Orders, Step};
-use super::{Common, Gathered, Target, cpu, memory, vdso, written, xstate};
+use super::written::Written;
+use super::{Common, Gathered, Target, cpu, memory, vdso, xstate};
 use crate::error::{Because, Result};
 use crate::proc;
 use crate::proc::Pid;
@@ -11,6 +12,7 @@ use ckpt_abi::image::{Limit, Process, process_flag};
 use nix::libc;
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
 use zerocopy::FromZeros;
 
 const PR_SET_MM_MAP: u64 = 14;
@@ -34,23 +36,23 @@ pub(crate) fn save(
     common: &mut Common,
 ) -> Result<()> {
     let pid = target.frozen.pid;
-    let process = target.process();
-    let (stat, status) = (&target.stat, &target.status);
+    let Some(seen) = target.rest else { return Ok(()) };
+    let (stat, status) = (target.stat, &target.status);
     let parent = common.relatives.of(status.ppid);
     let brk = answers.expect(asked.brk, "cannot read the program break")?;
     let place = vdso::Place::find(target.vmas);
-    let arguments = process.cmdline()?;
+    let arguments = &seen.arguments;
     let joined = arguments.iter().map(|a| a.as_bytes()).collect::<Vec<_>>().join(&0);
-    let own = written::save(process, parent.oom_score);
-    let (exe, cwd) = (process.exe()?, process.cwd()?);
+    let own = Written::of(seen, parent);
+    let cwd = &seen.cwd;
     if cwd.deleted {
         gathered
             .losses
             .push(format!("its working directory {} does not exist any more", cwd.path.display()));
     }
-    let root = process.root()?.path;
+    let root = &seen.root.path;
     // Who was started in another root directory, with the process that started it, finds itself there again.
-    if parent.root.as_ref().is_some_and(|parents| *parents != root) {
+    if parent.root.as_ref().is_some_and(|parents| parents != root) {
         let text = format!(
             "its root directory {} (chroot(2)): a restart has the restarter's",
             root.display()
@@ -65,8 +67,8 @@ pub(crate) fn save(
         region_len: target.region.control.region_len,
         program: strings.add(arguments.first().cloned().unwrap_or_default()),
         arguments: strings.add(OsString::from_vec(joined)),
-        exe: strings.add(exe.path),
-        cwd: strings.add(if cwd.deleted { "/".into() } else { cwd.path }),
+        exe: strings.add(&seen.exe.path),
+        cwd: strings.add(if cwd.deleted { Path::new("/") } else { &cwd.path }),
         mm: [
             stat.start_code,
             stat.end_code,
@@ -105,9 +107,8 @@ pub(crate) fn save(
             .obstacles
             .push("it uses tagged addresses (arch_prctl(2), ARCH_ENABLE_TAGGED_ADDR)".into());
     }
-    gathered.auxv = target.process().auxv()?;
-    let limits = target.process().limits()?;
-    gathered.limits = limits.iter().map(|&(soft, hard)| Limit { soft, hard }).collect();
+    gathered.auxv.clone_from(&seen.auxv);
+    gathered.limits = seen.limits.iter().map(|&(soft, hard)| Limit { soft, hard }).collect();
     Ok(())
 }
 
@@ -196,7 +197,7 @@ pub(crate) fn restore_stop(process: &Process, orders: &mut Orders) {
 ///
 /// # Errors
 /// There is none, or it may not be entered.
-pub(crate) fn find_directory(cwd: &std::path::Path) -> Result<()> {
+pub(crate) fn find_directory(cwd: &Path) -> Result<()> {
     use nix::unistd::{AccessFlags, eaccess};
     // The dot is in a directory alone.
     eaccess(&cwd.join("."), AccessFlags::X_OK)
@@ -204,7 +205,7 @@ pub(crate) fn find_directory(cwd: &std::path::Path) -> Result<()> {
 }
 
 /// Changes to the saved working directory and umask. Nothing is lost when this fails.
-pub(crate) fn restore_directory(process: &Process, cwd: &std::path::Path) -> Result<()> {
+pub(crate) fn restore_directory(process: &Process, cwd: &Path) -> Result<()> {
     std::env::set_current_dir(cwd)
         .because(|| format!("cannot change to the program's directory {}", cwd.display()))?;
     let umask = nix::sys::stat::Mode::from_bits_truncate(process.umask);

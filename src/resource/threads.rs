@@ -38,13 +38,8 @@ pub(crate) fn save(
 ) -> Result<()> {
     let pid = target.frozen.pid;
     let (memory, region) = (target.memory, target.region);
-    let thread = &mut target.frozen.threads[index];
-    let tid = thread.tid;
-    // The vdso of another kernel does not go on in the middle of a function of this one's.
-    let vdso = vdso::Place::find(target.vmas);
-    let code = vdso.vdso..vdso.vdso + vdso.vdso_len;
-    thread.leave(code).because(|| format!("cannot step thread {tid} out of the vdso"))?;
-    settle(target, index, ids).because(|| format!("cannot let thread {tid} take a lock"))?;
+    step_on(target, index, ids)?;
+    let tid = target.frozen.threads[index].tid;
     let comm = target.process().comm(tid)?;
     let thread = &mut target.frozen.threads[index];
     if thread.regs.cs != USER_CS {
@@ -113,7 +108,7 @@ pub(crate) fn save(
         }
     });
     let stat = match index {
-        0 if tid == pid.main_thread() => &target.stat,
+        0 if tid == pid.main_thread() => target.stat,
         _ => &target.process().stat(tid)?,
     };
     scheduling::save(stat, &mut record);
@@ -121,6 +116,17 @@ pub(crate) fn save(
     gathered.xstate.extend_from_slice(&xstate);
     gathered.threads.push(record);
     Ok(())
+}
+
+/// Lets a thread run on that is where a restart could not go on.
+fn step_on(target: &mut Target<'_>, index: usize, ids: &[u32]) -> Result<()> {
+    let thread = &mut target.frozen.threads[index];
+    let tid = thread.tid;
+    // The vdso of another kernel does not go on in the middle of a function of this one's.
+    let vdso = vdso::Place::find(target.vmas);
+    let code = vdso.vdso..vdso.vdso + vdso.vdso_len;
+    thread.leave(code).because(|| format!("cannot step thread {tid} out of the vdso"))?;
+    settle(target, index, ids).because(|| format!("cannot let thread {tid} take a lock"))
 }
 
 /// Lets a thread run on that is in the middle of taking a lock.

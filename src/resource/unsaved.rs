@@ -4,14 +4,12 @@
 use super::runtime::clocks;
 use super::runtime::loaded::Loaded;
 use super::{Gathered, Target};
-use crate::proc::namespaces::Namespaces;
 use crate::proc::status::Status;
-use crate::ptrace::freeze::Frozen;
 use crate::ptrace::raw::{self, Share};
 
 /// Names what the process goes without, and refuses what cannot be left out.
 pub(crate) fn name(target: &Target<'_>, gathered: &mut Gathered) {
-    alone(target.frozen, gathered);
+    alone(target, gathered);
     gathered.clock_ids = clocks::may_be_kept(target);
     if counts_cpu_time(target) {
         gathered.losses.push(
@@ -23,15 +21,13 @@ pub(crate) fn name(target: &Target<'_>, gathered: &mut Gathered) {
 
 /// Refuses threads that do not share what all threads of the process get back together, and names what else they
 /// have of their own.
-fn alone(frozen: &Frozen, gathered: &mut Gathered) {
+fn alone(target: &Target<'_>, gathered: &mut Gathered) {
+    let frozen = &target.frozen;
     let pid = frozen.pid;
     let Some(main) = frozen.threads.first().and_then(|thread| thread.look(pid).ok()) else {
         return;
     };
-    if frozen.threads.len() < 2 {
-        return;
-    }
-    let spaces = Namespaces::of(pid);
+    let Some(spaces) = target.rest.map(|rest| &rest.namespaces) else { return };
     for thread in frozen.threads.iter().skip(1) {
         let tid = thread.tid;
         // Where the kernel has no kcmp(2), nobody can tell.
@@ -79,7 +75,7 @@ fn counts_cpu_time(target: &Target<'_>) -> bool {
     const INTERPRETERS: [&str; 4] = ["libpython", "libperl", "liblua", "libruby"];
     // Of those that are an executable.
     const ENTRIES: [&str; 4] = ["Py_BytesMain", "perl_run", "lua_newstate", "ruby_run_node"];
-    let used = target.process().cpu_time().unwrap_or(0);
+    let used = target.rest.map_or(0, |rest| rest.cpu_time);
     let interprets = |it: &Loaded| match it.path.is_empty() {
         true => it.names(target.memory, &ENTRIES),
         false => INTERPRETERS.iter().any(|name| it.file_name().starts_with(name)),

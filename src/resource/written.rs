@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! What a process sets by writing to its files in /proc, and a restart by writing to its own.
 
+use super::looked::Rest;
+use super::relatives::Relative;
 use crate::proc;
 use ckpt_abi::image::{Process, process_flag};
 use std::fs;
@@ -15,16 +17,18 @@ pub(crate) struct Written {
     pub coredump_filter: u32,
 }
 
-/// Reads it. An oom_score_adj that is also its parent's belongs to where it runs, not to it.
-pub(crate) fn save(process: &proc::Process, parents: Option<i32>) -> Written {
-    let (score, filter) = (process.oom_score(), process.coredump_filter());
-    let own = score.is_some() && score != parents;
-    let flag = |holds, flag| if holds { flag } else { 0 };
-    Written {
-        flags: flag(own, process_flag::OOM_SCORE)
-            | flag(filter.is_some(), process_flag::COREDUMP_FILTER),
-        oom_score: score.unwrap_or(0),
-        coredump_filter: filter.unwrap_or(0),
+impl Written {
+    /// An oom_score_adj that is also its parent's belongs to where it runs, not to it.
+    pub(crate) fn of(seen: &Rest, parent: &Relative) -> Self {
+        let (score, filter) = (seen.oom_score, seen.coredump_filter);
+        let own = score.is_some() && score != parent.oom_score;
+        let flag = |holds, flag| if holds { flag } else { 0 };
+        Self {
+            flags: flag(own, process_flag::OOM_SCORE)
+                | flag(filter.is_some(), process_flag::COREDUMP_FILTER),
+            oom_score: score.unwrap_or(0),
+            coredump_filter: filter.unwrap_or(0),
+        }
     }
 }
 

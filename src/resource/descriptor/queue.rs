@@ -7,7 +7,7 @@
 #![allow(unsafe_code)]
 
 use super::open::owned;
-use super::{Kind, Look, Opening, Origin, Saving};
+use super::{Kind, Look, Opening, Origin, Saving, file_type};
 use crate::error::{Because, Error, Result};
 use crate::proc::fds::Fd;
 use ckpt_abi::image::Descriptor;
@@ -22,8 +22,10 @@ pub(super) const KIND: Kind = Kind { recognise, save, open };
 const MAGIC: FsType = FsType(0x1980_0202);
 
 fn recognise(fd: &Fd, look: &Look<'_>) -> bool {
-    let there = statfs(look.process.fd(fd.number).as_str());
-    fd.target.as_bytes().starts_with(b"/") && there.is_ok_and(|fs| fs.filesystem_type() == MAGIC)
+    // Its files are regular ones (ipc/mqueue.c, mqueue_get_inode).
+    let named = file_type(fd.mode) == libc::S_IFREG && fd.target.as_bytes().starts_with(b"/");
+    let there = || statfs(look.process.fd(fd.number).as_str());
+    named && there().is_ok_and(|fs| fs.filesystem_type() == MAGIC)
 }
 
 fn save(fd: &Fd, _: &Look<'_>, saving: &mut Saving) -> Result<()> {

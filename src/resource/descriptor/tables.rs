@@ -7,9 +7,9 @@ use super::pty::Ptys;
 use super::{Loss, socket::Inet, standard};
 use crate::error::Result;
 use crate::proc::Pid;
+use crate::proc::fds::Fd;
 use crate::proc::net::{self, Tcp};
 use crate::proc::unix::{self, Unix};
-use crate::proc::{self, fds::Fd};
 use crate::ptrace::raw;
 use ckpt_abi::image::Descriptor;
 use std::cell::OnceCell;
@@ -54,17 +54,11 @@ pub(crate) struct Place {
 }
 
 impl Tables {
-    /// Reads the tables of processes that stand still; the first process's standard streams were `at_start` when it
-    /// began.
+    /// The tables of processes that stand still; the first process's standard streams were `at_start` when it began.
     ///
     /// # Errors
-    /// Those of [`proc::fds`].
-    pub(crate) fn read(
-        pids: impl IntoIterator<Item = Pid>,
-        at_start: [[u64; 3]; 3],
-    ) -> Result<Self> {
-        let table = |pid| Ok(Table { pid, fds: proc::fds(pid)? });
-        let of: Vec<_> = pids.into_iter().map(table).collect::<Result<_>>()?;
+    /// A pseudo-terminal cannot be looked at.
+    pub(crate) fn new(of: Vec<Table>, at_start: [[u64; 3]; 3]) -> Result<Self> {
         let mut files: HashMap<_, Vec<_>> = HashMap::new();
         for (process, table) in of.iter().enumerate() {
             for (index, fd) in table.fds.iter().enumerate() {

@@ -80,7 +80,7 @@ pub(crate) fn timer_helper(
         return Ok(None);
     }
     let mut all = Vec::new();
-    for range in holding::library_data(&target.loaded) {
+    for range in holding::library_data(target.loaded) {
         let start = range.start.next_multiple_of(4);
         let mut words = vec![0u32; range.end.saturating_sub(start).min(MOST) as usize / 4];
         let Ok(len) = target.memory.read_some(start, words.as_mut_bytes()) else { continue };

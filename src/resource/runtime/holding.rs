@@ -103,7 +103,7 @@ pub(crate) fn is_on_its_way(target: &Target<'_>, regs: &Regs, ids: &[u32], tid: 
     let memory = target.memory;
     holding(regs, tid, &GENERAL).next().is_some()
         && memory.get::<[u8; 2]>(regs.rip).is_ok_and(|code| code != SYSCALL)
-        && is_c_library(&target.loaded, regs.rip)
+        && is_c_library(target.loaded, regs.rip)
         && has_a_lock(memory, regs, ids)
 }
 

@@ -3,7 +3,6 @@
 //! r_debug, link.h). /proc/PID/maps tells no names of a program that was restarted.
 
 use crate::proc;
-use crate::proc::Pid;
 use crate::ptrace::memory::Memory;
 use goblin::elf64::dynamic::{DT_DEBUG, DT_STRSZ, DT_STRTAB};
 use goblin::elf64::header::{ELFMAG, SIZEOF_EHDR};
@@ -57,8 +56,8 @@ impl Loaded {
 }
 
 /// The executable and its libraries, the executable first; empty if its memory does not tell.
-pub(crate) fn all(memory: &Memory, pid: Pid) -> Vec<Loaded> {
-    let Some(executable) = executable(memory, pid) else { return Vec::new() };
+pub(crate) fn all(memory: &Memory, auxv: &[u8]) -> Vec<Loaded> {
+    let Some(executable) = executable(memory, auxv) else { return Vec::new() };
     // struct r_debug: version, first struct link_map.
     let first = value(&dynamic(memory, &executable.dynamic), DT_DEBUG)
         .and_then(|debug| memory.get::<u64>(debug + 8).ok());
@@ -82,8 +81,8 @@ pub(crate) fn all(memory: &Memory, pid: Pid) -> Vec<Loaded> {
     all
 }
 
-fn executable(memory: &Memory, pid: Pid) -> Option<Loaded> {
-    let headers = proc::auxv_value(&proc::auxv(pid).ok()?, AT_PHDR)?;
+fn executable(memory: &Memory, auxv: &[u8]) -> Option<Loaded> {
+    let headers = proc::auxv_value(auxv, AT_PHDR)?;
     // They follow the ELF header at once in what all linkers make.
     at(memory, headers.checked_sub(SIZEOF_EHDR as u64)?)
 }
@@ -146,12 +145,13 @@ fn text(memory: &Memory, address: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proc::Pid;
 
     #[test]
     fn our_own_executable_is_found() {
         let own = Pid::own();
         let memory = Memory::open(own).expect("our own memory");
-        let all = all(&memory, own);
+        let all = all(&memory, &proc::auxv(own).expect("our own vector"));
         let here = our_own_executable_is_found as *const () as u64;
         assert!(all[0].code.iter().any(|code| code.contains(&here)), "{all:?}");
         static mut WORD: u32 = 1;
