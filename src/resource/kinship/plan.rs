@@ -244,8 +244,8 @@ impl Planner<'_> {
         for maker in 0..self.members.len() {
             let Some(state) = self.born[maker] else { continue };
             let step = match member.parent {
-                Some(_) if self.members[maker].parent == member.parent => Step::MakeSibling(orphan),
                 parent if self.reaper(maker) == parent => Step::MakeOrphan(orphan),
+                Some(_) if self.members[maker].parent == member.parent => Step::MakeSibling(orphan),
                 _ => continue,
             };
             let (turn, after) = self.turn(maker, state);
@@ -479,9 +479,14 @@ mod tests {
 
     #[test]
     fn what_the_kernel_does_not_allow_is_named() {
-        // In a session that neither its parent nor anybody else begins.
-        let all = [member(50, None, 0, 0), member(51, Some(0), 0, 0), member(52, Some(1), 77, 77)];
-        assert_eq!(plan(&all), Err(2));
+        // In one session whose leader is gone, below two parents.
+        let all = [
+            member(50, None, 0, 0),
+            member(51, Some(0), 0, 0),
+            member(52, Some(1), 77, 77),
+            member(53, Some(0), 77, 77),
+        ];
+        assert_eq!(plan(&all), Err(3));
         // A leader of a session in another group.
         let all = [member(50, None, 0, 0), member(51, Some(0), 50, 51)];
         assert_eq!(plan(&all), Err(1));

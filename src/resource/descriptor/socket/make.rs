@@ -2,50 +2,26 @@
 //! Making the sockets of an image again, all of them together: connections need both ends, and a listener where one
 //! end has its name from there.
 
+use super::item::Item;
 use super::queue::Message;
 use super::{connect, options};
 use crate::error::{Because, Error, Result};
 use crate::order;
-use crate::proc::unix::{self, Unix};
-use crate::resource::descriptor::open::{Sources, place};
+use crate::proc::unix;
 use crate::resource::descriptor::{Opening, is_first, kind, pipe::unframed};
-use ckpt_abi::image::{Descriptor, DescriptorKind, Socket, socket_flag};
+use ckpt_abi::image::{Descriptor, DescriptorKind, socket_flag};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::libc;
 use nix::sys::socket::{
-    AddressFamily, Backlog, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, bind, getsockname,
-    listen, send, sendto, shutdown, socket, socketpair,
+    Backlog, MsgFlags, Shutdown, SockType, bind, listen, send, sendto, shutdown,
 };
-use nix::sys::stat::Mode;
-use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashMap};
-use std::ffi::OsStr;
-use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
-use zerocopy::FromBytes;
 
 /// The sockets of a restart by the inode numbers that they had.
 pub(crate) struct Made {
     ends: Option<HashMap<u64, OwnedFd>>,
-}
-
-/// A socket of the image.
-struct Item {
-    socket: Socket,
-    name: Vec<u8>,
-    options: Vec<u8>,
-    messages: Vec<Message>,
-    /// The file that it is bound to, here.
-    file: Option<PathBuf>,
-    /// The directory that its name begins in.
-    directory: Option<PathBuf>,
-    /// Where others find it whose file was removed: by that file, or where its name is taken, under another.
-    elsewhere: OnceCell<(UnixAddr, Option<OwnedFd>)>,
 }
 
 impl Made {
@@ -108,182 +84,6 @@ impl Made {
         let end = ends.get(&record.inode).ok_or_else(|| Error::new("a damaged socket"))?;
         end.try_clone().map(Some).because(|| "cannot duplicate a socket")
     }
-}
-
-impl Item {
-    fn read(record: &Descriptor, pieces: Vec<&[u8]>, sources: &dyn Sources) -> Option<Self> {
-        let mut pieces = pieces.into_iter();
-        let (socket, _) = Socket::read_from_prefix(pieces.next()?).ok()?;
-        let (mut name, options) = (pieces.next()?.to_vec(), pieces.next()?.to_vec());
-        let apart = socket.kind.cast_signed() != libc::SOCK_STREAM;
-        let mut messages = Vec::new();
-        while let Some(first) = pieces.next() {
-            let from = if apart { first.to_vec() } else { Vec::new() };
-            let bytes = if apart { pieces.next()? } else { first }.to_vec();
-            messages.push(Message { from, bytes });
-        }
-        let (saved, here) = (sources.name(record), sources.path(record));
-        let file = here.is_absolute().then_some(here);
-        let mut directory = None;
-        if let Some(file) = &file {
-            let relative = name.first().is_some_and(|b| *b != b'/');
-            match Path::new(&saved) == file {
-                true if relative => directory = beginning(file, &name),
-                true => {}
-                false => name = file.as_os_str().as_bytes().to_vec(),
-            }
-        }
-        let elsewhere = OnceCell::new();
-        Some(Self { socket, name, options, messages, file, directory, elsewhere })
-    }
-
-    fn is(&self, flag: u32) -> bool {
-        self.socket.flags & flag != 0
-    }
-
-    fn kind(&self) -> SockType {
-        match self.socket.kind.cast_signed() {
-            libc::SOCK_DGRAM => SockType::Datagram,
-            libc::SOCK_SEQPACKET => SockType::SeqPacket,
-            _ => SockType::Stream,
-        }
-    }
-
-    fn has_datagrams(&self) -> bool {
-        self.kind() == SockType::Datagram
-    }
-
-    /// The name for people.
-    fn called(&self) -> String {
-        match self.name.split_first() {
-            Some((0, name)) => format!("the socket @{}", String::from_utf8_lossy(name)),
-            _ => format!("the socket {}", String::from_utf8_lossy(&self.name)),
-        }
-    }
-
-    /// A new socket of this kind.
-    fn make(&self) -> Result<OwnedFd> {
-        let flags = SockFlag::SOCK_CLOEXEC;
-        socket(AddressFamily::Unix, self.kind(), flags, None).because(|| "cannot make a socket")
-    }
-
-    fn pair(&self) -> Result<(OwnedFd, OwnedFd)> {
-        let flags = SockFlag::SOCK_CLOEXEC;
-        let made = socketpair(AddressFamily::Unix, self.kind(), None, flags);
-        made.because(|| "cannot make a pair of sockets")
-    }
-
-    /// Does something with the name as an address, where a path begins.
-    fn by_name<T>(&self, act: impl FnOnce(&UnixAddr) -> nix::Result<T>) -> nix::Result<T> {
-        let address = match self.name.split_first() {
-            None => UnixAddr::new_unnamed(),
-            Some((0, name)) => UnixAddr::new_abstract(name)?,
-            Some(_) => UnixAddr::new(OsStr::from_bytes(&self.name))?,
-        };
-        let Some(directory) = &self.directory else { return act(&address) };
-        let before = fs::File::open(".");
-        nix::unistd::chdir(directory)?;
-        let done = act(&address);
-        if let Ok(before) = before {
-            nix::unistd::fchdir(before)?;
-        }
-        done
-    }
-
-    /// Does something with an address that leads to the socket, which is bound.
-    fn by_place<T>(&self, act: impl FnOnce(&UnixAddr) -> nix::Result<T>) -> nix::Result<T> {
-        match self.elsewhere.get() {
-            Some((address, _)) => act(address),
-            None => self.by_name(act),
-        }
-    }
-
-    /// Whether it is bound to a path that leads elsewhere or nowhere by now.
-    fn is_removed(&self) -> bool {
-        self.file.is_none() && self.name.first().is_some_and(|b| *b != 0)
-    }
-
-    /// Binds a socket to a name whose file was removed, and removes it again.
-    fn bind_removed(&self, end: &OwnedFd) -> Result<()> {
-        let why = || format!("cannot make {}", self.called());
-        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
-        let bound = self.by_name(|address| {
-            bind(end.as_raw_fd(), address)?;
-            let path = address.path().unwrap_or(Path::new(""));
-            let file = nix::fcntl::open(path, flags, Mode::empty());
-            nix::unistd::unlink(path)?;
-            file
-        });
-        let found = match bound {
-            Ok(file) => (UnixAddr::new(&place(&file)).because(why)?, Some(file)),
-            // Nobody finds it by the name; but one that listens has to have some.
-            Err(Errno::EADDRINUSE | Errno::ENOENT | Errno::ENOTDIR | Errno::EACCES) => {
-                let unnamed = UnixAddr::new_unnamed();
-                bind(end.as_raw_fd(), &unnamed).because(why)?;
-                (getsockname(end.as_raw_fd()).because(why)?, None)
-            }
-            Err(e) => return Err(e).because(why),
-        };
-        drop(self.elsewhere.set(found));
-        Ok(())
-    }
-
-    /// Binds a socket to the name; `others` are those of the machine.
-    fn bind(&self, end: &OwnedFd, others: Option<&HashMap<u64, Unix>>) -> Result<()> {
-        if self.is_removed() {
-            return self.bind_removed(end);
-        }
-        if let Some(file) = &self.file {
-            self.clear(file, others)?;
-        }
-        let bound = self.by_name(|address| bind(end.as_raw_fd(), address));
-        match bound {
-            // The kernel chose it (unix(7), autobind), so it may choose again.
-            Err(Errno::EADDRINUSE) if self.name.first() == Some(&0) && self.name.len() == 6 => {
-                let unnamed = UnixAddr::new_unnamed();
-                bind(end.as_raw_fd(), &unnamed).because(|| "cannot name a socket")?;
-            }
-            Err(Errno::EADDRINUSE) => return Err(self.taken()),
-            Err(e) => return Err(e).because(|| format!("cannot make {}", self.called())),
-            Ok(()) => {}
-        }
-        let Some(file) = &self.file else { return Ok(()) };
-        // Only root may give files away.
-        let _ = std::os::unix::fs::chown(file, Some(self.socket.user), Some(self.socket.group));
-        fs::set_permissions(file, fs::Permissions::from_mode(self.socket.mode))
-            .because(|| format!("cannot set the mode of {}", self.called()))
-    }
-
-    fn taken(&self) -> Error {
-        Error::new(format!("{} is in use by another program", self.called()))
-            .hint("end that first; it may be the program that was saved")
-    }
-
-    /// Removes the file of a socket that nobody has any more.
-    fn clear(&self, file: &Path, others: Option<&HashMap<u64, Unix>>) -> Result<()> {
-        let Ok(found) = fs::symlink_metadata(file) else { return Ok(()) };
-        if !found.file_type().is_socket() {
-            return Err(Error::new(format!(
-                "{} cannot be made: there is another file of that name",
-                self.called()
-            )));
-        }
-        let mut others = others.ok_or_else(|| self.taken())?.values();
-        let same = |it: &Unix| {
-            it.file == Some(found.ino() as u32)
-                || it.is_bound() && it.name == file.as_os_str().as_bytes()
-        };
-        if others.any(same) {
-            return Err(self.taken());
-        }
-        fs::remove_file(file).because(|| format!("cannot replace {}", self.called()))
-    }
-}
-
-/// The directory in which a relative name leads to a file.
-fn beginning(file: &Path, name: &[u8]) -> Option<PathBuf> {
-    let before = file.as_os_str().as_bytes().strip_suffix(name)?;
-    Some(PathBuf::from(OsStr::from_bytes(before)))
 }
 
 /// Sockets that are being made.

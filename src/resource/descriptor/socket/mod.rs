@@ -5,6 +5,7 @@
 mod connect;
 mod drain;
 mod inet;
+mod item;
 mod make;
 mod name;
 mod options;
