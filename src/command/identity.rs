@@ -121,11 +121,15 @@ fn launched(image: &Image) -> [u64; 3] {
 /// A number for the content of an executable: its build id, else all of it; and whether it is a script.
 fn content(path: &Path) -> std::io::Result<(u64, bool)> {
     let mut file = File::open(path)?;
-    let mut head = vec![0; 1 << 16];
-    let len = file.read_at(&mut head, 0)?;
-    head.truncate(len);
-    if let Some(id) = build_id(&head) {
-        return Ok((hash(id), false));
+    let mut head = Vec::new();
+    // Mostly it stands in the first page.
+    for len in [1 << 12, 1 << 16] {
+        head.resize(len, 0);
+        let len = file.read_at(&mut head, 0)?;
+        head.truncate(len);
+        if let Some(id) = build_id(&head) {
+            return Ok((hash(id), false));
+        }
     }
     let (mut sum, mut piece) = (Xxh3::new(), vec![0; 1 << 20]);
     loop {

@@ -45,8 +45,12 @@ impl FileSink {
     /// It cannot be written there, or something that is no checkpoint has the name.
     pub(crate) fn create(name: &Path) -> Result<Self> {
         let name = free(name)?;
-        let dir = directory(&name);
         sweep(&name);
+        Self::begin(name)
+    }
+
+    fn begin(name: PathBuf) -> Result<Self> {
+        let dir = directory(&name);
         room::keep_files_small();
         let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
         match nix::fcntl::open(dir, flags, MODE) {
@@ -137,7 +141,7 @@ impl Drop for FileSink {
 /// # Errors
 /// As [`FileSink::create`].
 pub(crate) fn check(name: &Path) -> Result<()> {
-    FileSink::create(name).map(drop)
+    FileSink::begin(free(name)?).map(drop)
 }
 
 /// Deletes older checkpoints of a counted name, now that a newer one is whole: all but the last

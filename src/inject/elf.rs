@@ -3,10 +3,12 @@
 
 use super::{PAGE, pages};
 use crate::error::{Error, Result};
+use ckpt_abi::region::HOLE_LEN;
 use goblin::elf::Elf;
 use goblin::elf::program_header::PT_LOAD;
 use goblin::elf::reloc::R_X86_64_RELATIVE;
 use nix::libc;
+use std::sync::OnceLock;
 
 static LIBCKPT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/libckpt.so"));
 
@@ -18,9 +20,16 @@ pub(crate) struct Payload {
 
 impl Payload {
     /// The one this binary carries.
-    pub(crate) fn embedded() -> Result<Self> {
-        let elf = Elf::parse(LIBCKPT)
-            .map_err(|e| Error::new(format!("the libckpt.so inside this ckpt is damaged: {e}")))?;
+    pub(crate) fn embedded() -> Result<&'static Self> {
+        static PAYLOAD: OnceLock<std::result::Result<Payload, String>> = OnceLock::new();
+        let parsed = PAYLOAD.get_or_init(|| Self::parse().map_err(|e| e.to_string()));
+        parsed
+            .as_ref()
+            .map_err(|e| Error::new(format!("the libckpt.so inside this ckpt is damaged: {e}")))
+    }
+
+    fn parse() -> goblin::error::Result<Self> {
+        let elf = Elf::parse(LIBCKPT)?;
         let ends = elf.program_headers.iter().filter(|p| p.p_type == PT_LOAD);
         let len = pages(ends.map(|p| p.p_vaddr + p.p_memsz).max().unwrap_or(0));
         Ok(Self { elf, len })
@@ -78,9 +87,12 @@ impl Payload {
 
     /// The code for a hole and its area, for use where there is no payload yet.
     pub(crate) fn hole(&self) -> Vec<u8> {
-        let start = self.symbol("ckpt_hole") as usize;
-        let image = self.relocated(0);
-        image[start..start + ckpt_abi::region::HOLE_LEN as usize].to_vec()
+        // It has no relocations.
+        let start = self.symbol("ckpt_hole");
+        let mut loads = self.elf.program_headers.iter().filter(|p| p.p_type == PT_LOAD);
+        let load = loads.find(|p| p.vm_range().contains(&(start as usize)));
+        let start = load.map_or(0, |p| start - p.p_vaddr + p.p_offset) as usize;
+        LIBCKPT[start..start + HOLE_LEN as usize].to_vec()
     }
 }
 

@@ -12,6 +12,7 @@
 //! parent may.
 #![allow(unsafe_code)]
 
+use super::elf::Payload;
 use super::inject;
 use super::monitor::{self, Monitor};
 use crate::error::{Because, CANNOT_EXECUTE, Error, NOT_FOUND, Result};
@@ -206,6 +207,8 @@ fn injector(parent: Pid, mut line: UnixStream, mut equipment: Equipment<'_>) -> 
             Err(e) => monitor::say_unfollowed(&e),
         }
     }
+    // While the program is executed.
+    let _ = Payload::embedded();
     if seized
         && told.is_ok()
         && wait_for_exec(parent)

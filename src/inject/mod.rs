@@ -18,6 +18,7 @@ pub(crate) mod turns;
 
 use crate::error::{Because, Error, Result};
 use crate::fault::{Point, reach};
+use crate::proc;
 use crate::proc::maps::Vma;
 use crate::proc::{Pid, Tid};
 use crate::ptrace::call::Caller;
@@ -74,11 +75,11 @@ pub(crate) fn inject(
     executable: &[u8],
 ) -> Result<Region> {
     let payload = elf::Payload::embedded()?;
-    let [_, len] = places(&payload, executable.len() as u64);
+    let [_, len] = places(payload, executable.len() as u64);
     let base = place::region(pid, vmas, len)?;
     // Whoever dies before the signal is taken leaves a payload that says that it has none.
     let unsignalled = unsignalled(*config);
-    let control = control(pid, base, &payload, executable.len() as u64, &unsignalled);
+    let control = control(pid, base, payload, executable.len() as u64, &unsignalled);
     let hole = place::Hole::make(thread.tid, memory, vmas, pid)?;
     reach(Point::Borrowed);
     let region = Region { base, control };
@@ -95,10 +96,13 @@ pub(crate) fn inject(
     Region::read(memory, base)
 }
 
+/// How a region is mapped at first.
+const WRITABLE: i32 = libc::PROT_READ | libc::PROT_WRITE;
+
 /// A region that is being made.
 struct Injection<'a> {
     memory: &'a Memory,
-    payload: elf::Payload,
+    payload: &'static elf::Payload,
     region: Region,
     executable: &'a [u8],
     config: &'a Config,
@@ -111,7 +115,7 @@ impl Injection<'_> {
         let tid = thread.tid;
         let mut caller = Caller::in_hole(thread, memory, hole)?;
         unmap_unfinished(&mut caller, memory, vmas)?;
-        map(&mut caller, *base, control.region_len, libc::PROT_READ | libc::PROT_WRITE)?;
+        map(&mut caller, *base, control.region_len, WRITABLE)?;
         reach(Point::Mapped);
         // Whoever finds the region must not take it for whole before it is.
         memory.put(*base, &Control { magic: UNFINISHED, ..*control })?;
@@ -130,7 +134,7 @@ impl Injection<'_> {
             &turns,
             "cannot keep the payload's state from children",
         )?;
-        let owner = caller.expect(libc::SYS_getpid, &[], "cannot ask for the process id")? as u32;
+        let owner = proc::inner_pid(memory.pid()).word();
         memory.put(base + TURNS + offset_of!(Turns, owner) as u64, &owner)?;
         memory.put(*base, &Control { owner, ..*control })?;
         reach(Point::Whole);
@@ -162,11 +166,14 @@ impl Injection<'_> {
             let at = start + offset;
             if prot & libc::PROT_EXEC as u64 == 0 {
                 let what = "cannot protect the payload";
-                caller.expect(libc::SYS_mprotect, &[at, len, prot], what)?;
+                if prot != WRITABLE as u64 {
+                    caller.expect(libc::SYS_mprotect, &[at, len, prot], what)?;
+                }
                 continue;
             }
-            caller.expect(libc::SYS_munmap, &[at, len], "cannot place the payload's code")?;
-            map(caller, at, len, prot as i32)?;
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+            let over = [at, len, prot, flags as u64, u64::MAX, 0];
+            caller.expect(libc::SYS_mmap, &over, "cannot place the payload's code")?;
             let code = &image[offset as usize..(offset + len) as usize];
             self.memory.write_forced(tid, at, code)?;
         }

@@ -303,6 +303,8 @@ pub(super) fn wait_event_stop(
     deadline: Instant,
 ) -> std::result::Result<Option<i32>, Errno> {
     let mut nap = Duration::from_micros(20);
+    // Mostly it stops within microseconds, and the shortest sleep takes a hundred.
+    let mut turns = 64;
     loop {
         match raw::wait(tid, false)? {
             State::Ended => return Ok(None),
@@ -310,6 +312,10 @@ pub(super) fn wait_event_stop(
             State::Stopped { signal, .. } if signal & 0x80 != 0 => raw::cont(tid, 0)?,
             State::Stopped { signal, event: 0 } => raw::cont(tid, signal)?,
             State::Stopped { .. } => raw::cont(tid, 0)?,
+            State::Running if turns > 0 => {
+                turns -= 1;
+                std::thread::yield_now();
+            }
             State::Running if Instant::now() > deadline => return Err(Errno::ETIMEDOUT),
             State::Running => {
                 std::thread::sleep(nap);
