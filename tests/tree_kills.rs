@@ -86,7 +86,9 @@ fn restarts(who: Who) {
     let tree = steps(&bench, "restarter").into_iter().map(|step| (step, 1));
     // Of a member, each comes to a step in its turn.
     let members = ["born", "grouped", "filled", "planned", "installed"].map(|s| (s.to_owned(), 5));
-    for (step, turn) in stub.chain(tree).chain(members) {
+    // One that has only to end with the status that its parent has yet to hear of.
+    let first = (1..=4).map(|turn| ("planned".to_owned(), turn));
+    for (step, turn) in stub.chain(tree).chain(members).chain(first) {
         let step = format!("{step}:{turn}");
         println!("killed at {step}");
         let ended = Run::start(armed(bench.command(&x), &step, &[""; 0])).end();

@@ -52,6 +52,7 @@ use pooled::Kept;
 use skeleton::rendezvous::Stage;
 use skeleton::stay;
 use std::convert::Infallible;
+use std::io::Write;
 use std::path::PathBuf;
 use tree::{Tree, Who};
 
@@ -173,7 +174,7 @@ impl Start<'_> {
         let plan = phase6_plan::plan(&saved, &opened, filled, who)?;
         phase7_leave::be_alone()?;
         who.meet(Stage::Planned)?;
-        who.bury();
+        who.bury()?;
         // The last that can fail, for they alone change something.
         if who.member().is_none() {
             Tree::begin(self.whole.image)?;
@@ -184,7 +185,11 @@ impl Start<'_> {
         let led = opened.descriptors.iter().filter(|r| opened.led.contains(&r.record.fd));
         let grown = grown::cut(led, self.options.truncate_files, self.program_name)?;
         for warning in warnings.into_iter().chain(grown) {
-            eprintln!("{}: {}", self.program_name, printable(&warning));
+            if who.is_news(&warning) {
+                // In one piece: others speak, too.
+                let line = format!("{}: {}\n", self.program_name, printable(&warning));
+                let _ = std::io::stderr().write_all(line.as_bytes());
+            }
         }
         reach(Point::Planned);
         phase7_leave::leave(opened, plan, &saved.locks, who)

@@ -120,7 +120,8 @@ pub(super) fn choices(holders: &[Holder], now: &[Now], birth: &Birth) -> Vec<(u6
     let mut all = Vec::new();
     for cell in cells {
         let has = now.binary_search_by_key(&cell, |now| now.cell).ok().map(|at| now[at]);
-        let gains = candidates.iter().map(|at| (gain(holders, has, cell, *at, birth), *at));
+        // Of equals the one that is made first.
+        let gains = candidates.iter().rev().map(|at| (gain(holders, has, cell, *at, birth), *at));
         if let Some((gain @ 1.., at)) = gains.max_by_key(|(gain, _)| *gain) {
             all.push((cell, at, gain.unsigned_abs()));
         }
@@ -224,7 +225,7 @@ mod tests {
     fn what_one_process_has_alone_is_its_own() {
         let all = [holder(0, &[1, 2]), holder(1, &[1, 3])];
         let first = Birth { young: 0..2, end: 2, maker: None };
-        assert_eq!(choices(&all, &[], &first), [(BASE, 1, CELL)]);
+        assert_eq!(choices(&all, &[], &first), [(BASE, 0, CELL)]);
     }
 
     #[test]

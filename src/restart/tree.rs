@@ -14,7 +14,7 @@ use super::skeleton::init::Init;
 use super::skeleton::make::{Role, Tree as Processes, end};
 use super::skeleton::namespaces::{Place, as_user, remedy};
 use super::skeleton::proxy::{self, Proxy};
-use super::skeleton::rendezvous::{Rendezvous, Stage};
+use super::skeleton::rendezvous::{Rendezvous, Stage, ended};
 use super::skeleton::stay;
 use super::skeleton::witness::Witness;
 use super::space::Space;
@@ -56,7 +56,7 @@ pub(crate) struct Membership {
     /// How many processes live.
     pub(crate) living: u32,
     /// Its children that have ended.
-    dead: Vec<Pid>,
+    dead: Vec<(Pid, i32)>,
     /// Its children that are stopped, and whether it has yet to hear of that.
     pub(crate) stopped: Vec<(Pid, bool)>,
     /// Whether its parent belongs to the tree.
@@ -103,12 +103,23 @@ impl Who<'_> {
         }
     }
 
+    /// Whether nobody has said a sentence yet.
+    pub(crate) fn is_news(self, sentence: &str) -> bool {
+        self.member().is_none_or(|member| member.rendezvous.is_news(sentence))
+    }
+
     /// Waits until the children are dead that were, and forgets the signals that told of them and of our own helpers.
-    pub(crate) fn bury(self) {
+    ///
+    /// # Errors
+    /// One of them has ended in another way.
+    pub(crate) fn bury(self) -> Result<()> {
         if let Self::Member(member) = self {
-            member.dead.iter().for_each(|pid| await_end(*pid));
+            if !member.dead.iter().all(|(pid, status)| await_end(*pid, *status)) {
+                return Err(ended());
+            }
             proxy::forget_children();
         }
+        Ok(())
     }
 }
 
@@ -300,7 +311,7 @@ impl Tree {
         Membership {
             rendezvous,
             living: self.living().count() as u32,
-            dead: dead.into_iter().map(pid).collect(),
+            dead: dead.into_iter().map(|m| (pid(m), m.status.cast_signed())).collect(),
             stopped: children(&is_stopped)
                 .into_iter()
                 .map(|m| (pid(m), m.flags & member_flag::UNTOLD != 0))
@@ -327,7 +338,11 @@ impl Tree {
         if member.flags & member_flag::DEAD != 0 {
             let rendezvous = membership.rendezvous;
             let waited = rendezvous.watch(Stage::Planned, membership.living, || true);
-            waited.map_or_else(|_| end(FAILED.into()), |()| proxy::die(member.status.cast_signed()))
+            let die = |()| {
+                reach(Point::Planned);
+                proxy::die(member.status.cast_signed())
+            };
+            waited.map_or_else(|_| end(FAILED.into()), die)
         }
         let number = member.process;
         let Inherited { mut all, files, warnings, monitor, pool } = inherited;

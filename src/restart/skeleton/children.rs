@@ -59,7 +59,14 @@ pub(crate) fn none_ended() -> bool {
     !matches!(change(None, libc::WEXITED | libc::WNOHANG | libc::WNOWAIT), Ok(Some(_)))
 }
 
-/// Waits until a child has ended, and leaves it to be waited for.
-pub(crate) fn await_end(child: Pid) {
-    let _ = change(Some(child), libc::WEXITED | libc::WNOWAIT);
+/// Waits until a child has ended, and leaves it to be waited for; whether it has this status (wait(2)), and was not killed
+/// meanwhile.
+pub(crate) fn await_end(child: Pid, status: i32) -> bool {
+    match change(Some(child), libc::WEXITED | libc::WNOWAIT) {
+        Ok(Some(Change::Ended(code))) => {
+            libc::WIFEXITED(status) && code == libc::WEXITSTATUS(status)
+        }
+        Ok(Some(Change::Killed(signal))) => signal == libc::WTERMSIG(status),
+        _ => false,
+    }
 }

@@ -260,7 +260,7 @@ pub(super) fn made_or<S: std::fmt::Display>(
 ) -> Result<Option<Pid>> {
     let is_limited = made == Err(Errno::EAGAIN);
     made.because(what).map_err(|error| match is_limited {
-        true => error.hint("the number of processes is limited here (ulimit -u): raise it"),
+        true => error.hint("the number of processes is limited here (ulimit -u, or pids.max of its cgroup): raise it"),
         false => error,
     })
 }

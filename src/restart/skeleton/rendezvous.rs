@@ -7,13 +7,13 @@
 #![allow(unsafe_code)]
 
 use crate::error::{Because, Error, Result};
-use crate::image::PAGE;
+use crate::image::{PAGE, hash};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 use nix::sys::signal::kill;
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// Meetings of all processes, in running order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +38,9 @@ pub(crate) enum Stage {
 /// How many stages there are.
 const STAGES: usize = 7;
 
+/// How many different sentences are said once only.
+const SENTENCES: usize = 64;
+
 /// How long a wait lasts before the waiter looks whether those it waits for still live, in nanoseconds.
 const LOOK: i64 = 20_000_000;
 
@@ -58,6 +61,8 @@ struct Page {
     /// Who has the turn ([`super::counted`]), or 0.
     turn: AtomicU32,
     arrived: [AtomicU32; STAGES],
+    /// Hashes of the sentences that were said.
+    said: [AtomicU64; SENTENCES],
 }
 
 /// The page.
@@ -119,6 +124,19 @@ impl Rendezvous {
         self.page.failed.load(Ordering::Acquire) == FAILED
     }
 
+    /// Whether nobody has said a sentence yet; it counts as said then.
+    pub(crate) fn is_news(&self, sentence: &str) -> bool {
+        let new = hash(sentence.as_bytes()) | 1;
+        let mut slots = self.page.said.iter();
+        let known = slots.find_map(|slot| {
+            match slot.compare_exchange(0, new, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => Some(false),
+                Err(old) => (old == new).then_some(true),
+            }
+        });
+        known != Some(true)
+    }
+
     /// Whether `all` have come to a stage.
     pub(crate) fn is_over(&self, stage: Stage, all: u32) -> bool {
         self.page.arrived[stage as usize].load(Ordering::Acquire) >= all
@@ -155,7 +173,7 @@ impl Rendezvous {
             }
             if !lives() && !self.is_over(stage, all) {
                 // Who fails says so before it ends; for one that was killed whoever finds it speaks.
-                return Err(Error::new("a process of the tree was ended while it was restarted"));
+                return Err(ended());
             }
             wait(word, here);
         }
@@ -209,6 +227,12 @@ impl Rendezvous {
     }
 }
 
+/// A process is gone that did not fail by itself.
+pub(crate) fn ended() -> Error {
+    Error::new("a process of the tree was ended while it was restarted")
+        .hint("somebody has killed it, or the kernel, for want of memory")
+}
+
 /// Wakes all who wait for a word, in whatever process.
 fn wake(word: &AtomicU32) {
     // SAFETY: the kernel only looks at the address.
@@ -242,5 +266,6 @@ mod tests {
             assert!(waits.join().unwrap().is_err());
         });
         assert!(page.meet(Stage::Planned, 2, || true).is_err());
+        assert!(page.is_news("a") && page.is_news("b") && !page.is_news("a"));
     }
 }
