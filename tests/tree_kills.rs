@@ -123,10 +123,19 @@ fn a_restart_of_a_tree_that_fails_leaves_nothing() {
     let ended = bench.run("/bin/bash", &["-c", &limited]).end();
     assert!(ended.code() == Some(125) && ended.stderr.contains("ulimit -u"), "{ended:?}");
     bench.alone(&[]);
+    let lower = format!("ulimit -f 1000000; exec {x}");
+    let run = bench.run("/bin/bash", &["-c", &lower]);
+    run.complaint("lower limits");
+    // It waits until the restart is over.
+    bench.must(&["save", &run.pid_text(), "-n", &bench.name("y.ckpt")]);
+    run.signal(SIGKILL);
+    let ended = run.end();
+    assert!(ended.stderr.matches("lower limits").count() == 1, "{ended:?}");
     fs::remove_file(bench.path("data")).expect("a file");
     let ended = bench.run(&x, &[]).end();
     let said = ended.stderr.matches("/data: No such file").count();
-    assert!(ended.code() == Some(125) && said == 1, "{ended:?}");
+    let named = ended.stderr.contains("of bash (");
+    assert!(ended.code() == Some(125) && said == 1 && named, "{ended:?}");
     bench.alone(&[]);
     assert!(before == fs::read(&x).expect("a checkpoint"));
     assert_eq!(bench.names(".ckpt-"), [""; 0]);

@@ -37,6 +37,31 @@ pub(crate) struct Opened {
 struct FromImage<'a> {
     whole: &'a Whole<'a>,
     way: Way,
+    /// What is said before a failure of each process.
+    whose: &'a [String],
+}
+
+/// What cannot be had, each once: who shares it fails in the same way.
+#[derive(Default)]
+struct Failures {
+    known: HashSet<String>,
+    said: Vec<String>,
+}
+
+impl Failures {
+    fn add(&mut self, whose: &str, error: &Error) {
+        let text = error.to_string();
+        if self.known.insert(text.clone()) {
+            self.said.push(format!("{whose}{text}"));
+        }
+    }
+}
+
+/// Which of several processes it is.
+fn whose(saved: &Saved<'_>) -> String {
+    let name = saved.threads.first().map_or(&[][..], |thread| &thread.name);
+    let name = String::from_utf8_lossy(name);
+    format!("of {} ({}), ", name.trim_end_matches('\0'), saved.process.pid)
 }
 
 impl Sources for FromImage<'_> {
@@ -50,6 +75,10 @@ impl Sources for FromImage<'_> {
 
     fn content(&self, process: u32, index: u32) -> Result<Vec<u8>> {
         self.whole.image.process(process).bytes(SectionKind::Content, index)
+    }
+
+    fn whose(&self, process: u32) -> &str {
+        self.whose.get(process as usize).map_or("", String::as_str)
     }
 
     fn is_rehearsal(&self) -> bool {
@@ -93,27 +122,35 @@ pub(crate) fn open(
     way: Way,
     warnings: &mut Vec<String>,
 ) -> Result<Files> {
-    let mut failures = Vec::new();
-    let sources = FromImage { whole, way };
+    let mut failures = Failures::default();
+    let several = all.len() > 1;
+    let names: Vec<_> =
+        all.iter().map(|saved| if several { whose(saved) } else { String::new() }).collect();
+    let sources = FromImage { whole, way, whose: &names };
     let mut objects = Objects::make(&whole.objects, &sources)?;
-    let mapped = all.iter().map(|saved| mapped(whole, saved, warnings, &mut failures)).collect();
+    let each = || all.iter().zip(&names);
+    let mapped = each().map(|(saved, whose)| {
+        mapped(whole, saved, warnings, &mut |error| failures.add(whose, &error))
+    });
+    let mapped = mapped.collect();
     let mut missing = Vec::new();
     let first = all.first().map(|first| callers::of_image(first)).transpose()?.flatten();
     let tolerated = first.filter(callers::due).map(|_| &mut missing);
     let records: Vec<_> = all.iter().map(|saved| &saved.descriptors[..]).collect();
     let opened = descriptor::open_all(&records, &sources, &mut objects, warnings, tolerated);
     let mut descriptors = opened.unwrap_or_else(|e| {
-        failures.push(e.to_string());
+        failures.add("", &e);
         Vec::new()
     });
-    let directories = all.iter().map(|saved| process::find_directory(&saved.cwd));
-    failures.extend(directories.filter_map(Result::err).map(|e| e.to_string()));
-    if !failures.is_empty() {
-        failures.dedup();
+    for (saved, whose) in each() {
+        let found = process::find_directory(&saved.cwd);
+        found.map_or_else(|error| failures.add(whose, &error), drop);
+    }
+    if !failures.said.is_empty() {
         return Err(Error::new(format!(
             "cannot restart {}: {}",
             whole.image.path().display(),
-            failures.join("; ")
+            failures.said.join("; ")
         ))
         .hint("bring these back, or say where they are with --map-path OLD=NEW; nothing has been changed"));
     }
@@ -172,7 +209,7 @@ fn mapped(
     whole: &Whole<'_>,
     saved: &Saved<'_>,
     warnings: &mut Vec<String>,
-    failures: &mut Vec<String>,
+    fails: &mut dyn FnMut(Error),
 ) -> Vec<Option<Rc<File>>> {
     let mut opened: HashMap<(PathBuf, [u64; 5]), Rc<File>> = HashMap::new();
     let mut open = |vma: &Vma| -> Result<Rc<File>> {
@@ -194,7 +231,7 @@ fn mapped(
             vma.kind == VmaKind::SharedFile as u32 || vma.kind == VmaKind::PrivateFile as u32;
         match by_path.then(|| open(vma)).transpose() {
             Ok(file) => mapped.push(file),
-            Err(e) => failures.push(e.to_string()),
+            Err(e) => fails(e),
         }
     }
     mapped

@@ -68,6 +68,8 @@ pub(crate) trait Sources {
     }
     /// What is in it, of a descriptor of process `process` of the image.
     fn content(&self, process: u32, index: u32) -> Result<Vec<u8>>;
+    /// What is said before a failure of a process, which names it among several.
+    fn whose(&self, process: u32) -> &str;
     /// Whether this is only to see if a program that still runs could be restarted.
     fn is_rehearsal(&self) -> bool;
     /// Gives a new file the size and the content of an object.
@@ -136,7 +138,7 @@ pub(crate) fn open_all(
         all: processes,
         sockets: None,
     };
-    let (mut all, mut failures) = (Vec::new(), Vec::new());
+    let (mut all, mut failures, mut said) = (Vec::new(), Vec::new(), Vec::new());
     let mut led = HashSet::new();
     numbers::check(processes)?;
     for (number, records) in (0..).zip(processes) {
@@ -164,6 +166,7 @@ pub(crate) fn open_all(
                     // Whoever shares it fails the same way.
                     let failure = format!("descriptor {}: {e}", record.fd);
                     if !failures.contains(&failure) {
+                        said.push(format!("{}{failure}", sources.whose(number)));
                         failures.push(failure);
                     }
                 }
@@ -176,7 +179,7 @@ pub(crate) fn open_all(
     }
     pty::finish(&opening.ptys);
     warnings.append(&mut opening.warnings);
-    if failures.is_empty() { Ok(all) } else { Err(Error::new(failures.join("; "))) }
+    if said.is_empty() { Ok(all) } else { Err(Error::new(said.join("; "))) }
 }
 
 fn open_one(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Origin> {
