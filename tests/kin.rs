@@ -195,14 +195,47 @@ fn orphans_of_a_restarted_job_are_found() {
     }
 }
 
+/// A daemon that is a fork of the program is found, wherever it has gone, and lives on after it.
+#[test]
+fn a_daemon_of_the_same_program_is_saved() {
+    const DAEMON: &str = r#"
+import os, time
+def gate(name):
+    while not os.path.exists(name): time.sleep(0.01)
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        gate("1")
+        print("daemon", flush=True)
+        gate("2")
+        print("lives on", flush=True)
+    os._exit(0)
+os.wait()
+print("ready", flush=True)
+gate("2")
+"#;
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        let mut run = launched(&bench, DAEMON, &[]);
+        for image in ["1.ckpt", "2.ckpt", "3.ckpt"] {
+            run = bench.reborn(image, run);
+        }
+        bench.file("1", "");
+        run.expect("daemon");
+        bench.file("2", "");
+        run.expect("lives on");
+        run.ends_well();
+    }
+}
+
 /// In the process group that a root has left there may be orphans of it.
 #[test]
 fn orphans_in_a_group_that_was_left_are_named() {
     const LEAVES: &str = r#"
-import os, sys, time
+import os, sys
 if os.fork() == 0:
     if os.fork() == 0:
-        while not os.path.exists("1"): time.sleep(0.01)
+        os.execlp("sh", "sh", "-c", "until [ -e 1 ]; do sleep 0.01; done")
     os._exit(0)
 os.wait()
 os.setsid()
@@ -212,7 +245,7 @@ sys.stdin.readline()
     let bench = Bench::new(Who::Nobody);
     let mut run = launched(&bench, LEAVES, &[]);
     let saved = bench.must(&["save", &run.pid_text(), "-n", &bench.name("x.ckpt")]);
-    assert!(saved.stderr.contains("what may belong to the job: python3"), "{saved:?}");
+    assert!(saved.stderr.contains("what may belong to the job: sh ("), "{saved:?}");
     bench.file("1", "");
     run.say("go");
     run.ends_well();

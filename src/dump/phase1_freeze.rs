@@ -8,8 +8,10 @@ use crate::proc::Pid;
 use crate::proc::{self, Process};
 use crate::ptrace::forest::Forest;
 use crate::ptrace::freeze::Frozen;
+use crate::ptrace::memory::Memory;
 use crate::ptrace::sandbox;
 use crate::settings::{Settings, Without};
+use ckpt_abi::region::Control;
 use std::time::{Duration, Instant};
 
 /// How long the payload may take to allow us to trace it, after it has started us, and another
@@ -20,10 +22,11 @@ const PERMISSION: Duration = Duration::from_secs(2);
 pub(crate) fn freeze(request: &Demand) -> Result<Forest> {
     check(request.pid)?;
     let (alone, without) = left_out(request);
+    let heirs = Heirs::of(request.pid);
     patiently(request.triggered, || match alone {
         true => Frozen::freeze(request.pid).map(Forest::of),
         false => {
-            let forest = Forest::freeze(request.pid, &without)?;
+            let forest = Forest::freeze(request.pid, &without, &|pid| heirs.are(pid))?;
             let descendants = forest.processes.iter().skip(1);
             let refused: Vec<_> = descendants
                 .filter_map(|frozen| check_frozen(frozen).err())
@@ -35,6 +38,29 @@ pub(crate) fn freeze(request: &Demand) -> Result<Forest> {
             }
         }
     })
+}
+
+/// Forks of a process, and their forks, have its payload until they execute another program, whoever is their parent.
+struct Heirs(Option<Region>);
+
+impl Heirs {
+    /// Of the process that the payload was configured for: a fork of that may have other forks of it beside itself.
+    fn of(root: Pid) -> Self {
+        let found = Region::of(root).ok().flatten().map(|(_, region)| region);
+        let is_its = |region: &Region| {
+            let Control { owner, config, .. } = region.control;
+            config.run != 0 && Pid::of_word(owner) == proc::inner_pid(root)
+        };
+        Self(found.filter(is_its))
+    }
+
+    fn are(&self, pid: Pid) -> bool {
+        let Some(Region { base, control }) = &self.0 else { return false };
+        let there = Memory::open(pid).and_then(|memory| memory.get::<Control>(*base));
+        there.is_ok_and(|there| {
+            there.magic == control.magic && there.config.run == control.config.run
+        })
+    }
 }
 
 /// Whether all descendants stay out, and which, as is asked for now or as the process is configured.

@@ -3,8 +3,8 @@
 //!
 //! The parent link tells, as long as it is there. Of a process whose parent has ended before it, init or a subreaper is
 //! the parent; it still belongs to the tree when its session or its process group is one that began in the tree
-//! (credentials(7)). What has left both (a daemon that began a session of its own and whose parent is gone) cannot be
-//! found.
+//! (credentials(7)). What has left both (a daemon that began a session of its own and whose parent is gone) is not found
+//! here.
 
 use super::id::Pid;
 use super::{comm, stat};
@@ -151,6 +151,18 @@ pub(crate) fn doubtful_in(group: Pid, root: Pid, members: &[Pid], all: &[Kin]) -
             // Nobody above the root descends from it, though both may have begun in one tick of the clock.
             && kin.pid != first.parent
             && !reapers.contains(&kin.pid)
+    };
+    all.iter().filter(is).map(|kin| kin.pid).collect()
+}
+
+/// Those of `all` that may be orphans of the root's tree.
+pub(crate) fn orphans(root: Pid, all: &[Kin]) -> Vec<Pid> {
+    let by_id: HashMap<Pid, &Kin> = all.iter().map(|kin| (kin.pid, kin)).collect();
+    let Some(first) = by_id.get(&root) else { return Vec::new() };
+    let reapers = reapers(first, &by_id);
+    let is = |kin: &&Kin| {
+        let alive = !kin.dead && !kin.ours && kin.pid != root;
+        alive && kin.start >= first.start && reapers.contains(&kin.parent)
     };
     all.iter().filter(is).map(|kin| kin.pid).collect()
 }

@@ -43,6 +43,15 @@ struct Listed {
     doubtful: Vec<Pid>,
 }
 
+/// Whether an orphan descends from the root, though no link tells; asked while all run.
+pub(crate) type IsHeir<'a> = dyn Fn(Pid) -> bool + 'a;
+
+/// Whom a tree has beside those whom the kernel's links tell.
+struct Wanted<'a> {
+    without: &'a Without,
+    heirs: HashSet<Pid>,
+}
+
 /// What attempts that have failed leave for the next, by process.
 type Left = HashMap<Pid, Frozen>;
 
@@ -61,16 +70,17 @@ impl Forest {
     /// # Errors
     /// With everything running again: those of [`Frozen::freeze`], of any of them; a tree that grows faster than it
     /// can be stopped.
-    pub(crate) fn freeze(root: Pid, without: &Without) -> Result<Self> {
+    pub(crate) fn freeze(root: Pid, without: &Without, is_heir: &IsHeir<'_>) -> Result<Self> {
         let begun = Instant::now();
         let deadline = begun + PATIENCE;
         let mut held = Duration::ZERO;
         let mut patience = FIRST_ATTEMPT;
         let mut left = HashMap::new();
         loop {
-            let before = await_all(root, without, deadline)?;
+            let wanted = Wanted { without, heirs: heirs(root, is_heir)? };
+            let before = await_all(root, &wanted, deadline)?;
             let since = Instant::now();
-            let found = Self::attempt(root, without, before, patience, &mut left);
+            let found = Self::attempt(root, &wanted, before, patience, &mut left);
             held += since.elapsed();
             let holder = match found {
                 Ok(Attempt::Whole(forest)) => return Ok(forest),
@@ -98,7 +108,7 @@ impl Forest {
     /// One attempt, with what others have `left` of processes that could not all be stopped.
     fn attempt(
         root: Pid,
-        without: &Without,
+        wanted: &Wanted<'_>,
         before: Listed,
         patience: Duration,
         left: &mut Left,
@@ -110,7 +120,7 @@ impl Forest {
                 return Ok(Attempt::Held(root));
             }
         };
-        let outcome = forest.grow(without, before, patience, left);
+        let outcome = forest.grow(wanted, before, patience, left);
         if matches!(outcome, Ok(None)) {
             return Ok(Attempt::Whole(forest));
         }
@@ -125,7 +135,7 @@ impl Forest {
     /// between.
     fn grow(
         &mut self,
-        without: &Without,
+        wanted: &Wanted<'_>,
         before: Listed,
         patience: Duration,
         left: &mut Left,
@@ -135,7 +145,7 @@ impl Forest {
         let mut before = Some(before);
         loop {
             let is_old = before.is_some();
-            let next = before.take().map_or_else(|| list(root, &known, without), Ok);
+            let next = before.take().map_or_else(|| list(root, &known, wanted), Ok);
             let Listed { members, left_out, doubtful } = next?;
             if members.is_empty() {
                 return Ok(Some(Attempt::Anew));
@@ -188,11 +198,13 @@ fn own_ghost(living: &HashSet<Pid>) -> Option<Kin> {
 }
 
 /// The tree, without this process, what else is ours, and those whom the user leaves out with their descendants.
-fn list(root: Pid, known: &HashSet<Pid>, without: &Without) -> Result<Listed> {
+fn list(root: Pid, known: &HashSet<Pid>, wanted: &Wanted<'_>) -> Result<Listed> {
+    let without = wanted.without;
     let mut all = tree::everybody()?;
     let own = Pid::own();
     let mut known = known.clone();
     known.extend(adopted(root, &all));
+    known.extend(&wanted.heirs);
     let known = &known;
     all.retain(|kin| kin.pid != own);
     let is_meant =
@@ -212,6 +224,12 @@ fn list(root: Pid, known: &HashSet<Pid>, without: &Without) -> Result<Listed> {
     let by_id: HashMap<Pid, Kin> = all.iter().map(|kin| (kin.pid, *kin)).collect();
     let members = found.into_iter().filter_map(|pid| by_id.get(&pid).copied()).collect();
     Ok(Listed { members, left_out, doubtful })
+}
+
+/// The orphans that descend from the root.
+fn heirs(root: Pid, is_heir: &IsHeir<'_>) -> Result<HashSet<Pid>> {
+    let orphans = tree::orphans(root, &tree::everybody()?).into_iter();
+    Ok(orphans.filter(|pid| is_heir(*pid)).collect())
 }
 
 /// The orphans of the tree that a ckpt has which stays as the root's parent, or the init of a restarted tree: these have
@@ -247,8 +265,8 @@ fn named(pid: Pid) -> Option<(u32, String)> {
 }
 
 /// Waits, while nobody is touched, until every process of the tree can hear; who they are.
-fn await_all(root: Pid, without: &Without, deadline: Instant) -> Result<Listed> {
-    let listed = list(root, &HashSet::new(), without)?;
+fn await_all(root: Pid, wanted: &Wanted<'_>, deadline: Instant) -> Result<Listed> {
+    let listed = list(root, &HashSet::new(), wanted)?;
     for kin in listed.members.iter().filter(|kin| !kin.dead) {
         if let Ok(process) = Process::open(kin.pid) {
             await_hearing(&process, deadline).or_else(|e| match e.kind() {
@@ -294,9 +312,9 @@ mod tests {
 
     /// Nothing of the job moves or appears while it is frozen.
     fn stands_still(job: &Job, forest: &Forest) {
-        let without = Without::default();
+        let wanted = Wanted { without: &Without::default(), heirs: HashSet::new() };
         let frozen: HashSet<Pid> = forest.processes.iter().map(|frozen| frozen.pid).collect();
-        for kin in list(job.pid(), &HashSet::new(), &without).unwrap().members {
+        for kin in list(job.pid(), &HashSet::new(), &wanted).unwrap().members {
             assert!(kin.dead || frozen.contains(&kin.pid), "{kin:?}");
         }
     }
@@ -307,7 +325,7 @@ mod tests {
             "echo x; while :; do true | /bin/true; (sh -c '/bin/true & wait'; :) & wait; done";
         let job = Job::start(storm);
         for _ in 0..100 {
-            let forest = Forest::freeze(job.pid(), &Without::default()).unwrap();
+            let forest = Forest::freeze(job.pid(), &Without::default(), &|_| false).unwrap();
             stands_still(&job, &forest);
             std::thread::sleep(Duration::from_micros(300));
             stands_still(&job, &forest);
@@ -319,7 +337,7 @@ mod tests {
     fn many_processes_stand_still_together() {
         let job =
             Job::start("i=0; while [ $i -lt 60 ]; do sleep 100 & i=$((i+1)); done; echo x; wait");
-        let forest = Forest::freeze(job.pid(), &Without::default()).unwrap();
+        let forest = Forest::freeze(job.pid(), &Without::default(), &|_| false).unwrap();
         assert_eq!(forest.processes.len(), 61);
         assert_eq!(forest.processes[0].pid, job.pid());
         stands_still(&job, &forest);
