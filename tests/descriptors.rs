@@ -108,10 +108,6 @@ fn what_cannot_be_opened_again_is_named() {
             "about a thread",
         ),
         (&*terminal, "a terminal that is not the program's own"),
-        (
-            "import os; os.mkdir('d'); f = os.open('d', os.O_RDONLY); os.rmdir('d')",
-            "a directory that was removed",
-        ),
         ("import socket; s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)", "a connection"),
     ] {
         let bench = Bench::new(Who::Nobody);

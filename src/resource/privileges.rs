@@ -62,6 +62,11 @@ pub(crate) fn name(
             own.capabilities
         ));
     }
+    let others = |parent: &Status| parent.uid == own.uid && sorted(parent) != sorted(own);
+    if parent.status.as_ref().is_some_and(others) {
+        say("its supplementary groups, which were changed for it: a restart has the restarter's"
+            .into());
+    }
     let spaces = target.rest.map(|rest| rest.namespaces.unlike(&parent.namespaces));
     let spaces = spaces.unwrap_or_default();
     if !spaces.is_empty() {
@@ -125,6 +130,12 @@ fn is_ordinary(own: &Status) -> bool {
         if real == 0 || effective == 0 { own.inheritable | own.bounding } else { own.ambient };
     let active = if effective == 0 { permitted } else { own.ambient };
     (own.permitted, own.capabilities) == (permitted, active)
+}
+
+fn sorted(status: &Status) -> Vec<u32> {
+    let mut groups = status.groups.clone();
+    groups.sort_unstable();
+    groups
 }
 
 fn is_limited(own: &Status, parent: &Status) -> bool {

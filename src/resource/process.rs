@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! What belongs to the process as a whole: its address-space marks, limits, umask, directory.
 
+use super::descriptor::directory;
 use super::plan::{Arena, Orders, Step};
 use super::written::Written;
 use super::{Common, Gathered, Target, cpu, memory, vdso, xstate};
@@ -8,7 +9,7 @@ use crate::error::{Because, Result};
 use crate::proc;
 use crate::proc::Pid;
 use crate::ptrace::list::{List, Question, Replies};
-use ckpt_abi::image::{Limit, Process, process_flag};
+use ckpt_abi::image::{Limit, Process, SignalAction, process_flag};
 use nix::libc;
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -45,11 +46,6 @@ pub(crate) fn save(
     let joined = arguments.iter().map(|a| a.as_bytes()).collect::<Vec<_>>().join(&0);
     let own = Written::of(seen, parent);
     let cwd = &seen.cwd;
-    if cwd.deleted {
-        gathered
-            .losses
-            .push(format!("its working directory {} does not exist any more", cwd.path.display()));
-    }
     let root = &seen.root.path;
     // Who was started in another root directory, with the process that started it, finds itself there again.
     if parent.root.as_ref().is_some_and(|parents| parents != root) {
@@ -68,7 +64,7 @@ pub(crate) fn save(
         program: strings.add(arguments.first().cloned().unwrap_or_default()),
         arguments: strings.add(OsString::from_vec(joined)),
         exe: strings.add(&seen.exe.path),
-        cwd: strings.add(if cwd.deleted { Path::new("/") } else { &cwd.path }),
+        cwd: strings.add(&cwd.path),
         mm: [
             stat.start_code,
             stat.end_code,
@@ -86,7 +82,10 @@ pub(crate) fn save(
         vdso_len: place.vdso_len,
         vvar: place.vvar,
         vvar_len: place.vvar_len,
-        flags: asked.flags(answers) | asked.locked.flags(answers) | own.flags,
+        flags: asked.flags(answers)
+            | asked.locked.flags(answers)
+            | own.flags
+            | if cwd.deleted { process_flag::NOWHERE } else { 0 },
         oom_score: own.oom_score,
         coredump_filter: own.coredump_filter,
         membarrier: asked.membarrier(answers),
@@ -183,22 +182,43 @@ impl ProcessQuestions {
     }
 }
 
-/// Order that stops a program that was stopped when it was saved, before any of its threads enters it: its restart is
+/// Orders that stop a program that was stopped when it was saved, before any of its threads enters it: its restart is
 /// over then but for the way into the program. All of them are in the restorer until SIGCONT comes, or the next dump
-/// brings them home.
-pub(crate) fn restore_stop(process: &Process, orders: &mut Orders) {
-    if process.flags & process_flag::STOPPED != 0 {
-        let pid = u64::from(std::process::id());
-        orders.call(Step::Leave, libc::SYS_kill, &[pid, libc::SIGSTOP as u64]);
+/// brings them home. `signal` is one that stops; another than SIGSTOP only where the kernel lets it (its process group is
+/// not orphaned, setpgid(2)), and where it has no handler.
+pub(crate) fn restore_stop(
+    process: &Process,
+    signal: i32,
+    actions: &[SignalAction],
+    arena: &mut Arena,
+    orders: &mut Orders,
+) -> Result<()> {
+    if process.flags & process_flag::STOPPED == 0 {
+        return Ok(());
     }
+    let (pid, number) = (u64::from(std::process::id()), u64::from(signal.unsigned_abs()));
+    let plain = actions.get(number as usize - 1).is_some_and(|action| action.handler == 0);
+    if signal == libc::SIGSTOP || !plain {
+        orders.call(Step::Leave, libc::SYS_kill, &[pid, libc::SIGSTOP as u64]);
+        return Ok(());
+    }
+    // All signals are blocked here: this one waits until it is not.
+    orders.call(Step::Leave, libc::SYS_kill, &[pid, number]);
+    let set = arena.value(&(1u64 << (number - 1)))?;
+    let args = [libc::SIG_UNBLOCK as u64, set, 0, 8];
+    orders.call(Step::Leave, libc::SYS_rt_sigprocmask, &args);
+    Ok(())
 }
 
 /// Sees that there is a directory that may be a current one.
 ///
 /// # Errors
 /// There is none, or it may not be entered.
-pub(crate) fn find_directory(cwd: &Path) -> Result<()> {
+pub(crate) fn find_directory(process: &Process, cwd: &Path) -> Result<()> {
     use nix::unistd::{AccessFlags, eaccess};
+    if process.flags & process_flag::NOWHERE != 0 {
+        return directory::removed(cwd, 0o700).map(drop);
+    }
     // The dot is in a directory alone.
     eaccess(&cwd.join("."), AccessFlags::X_OK)
         .because(|| format!("cannot change to the program's directory {}", cwd.display()))
@@ -206,8 +226,11 @@ pub(crate) fn find_directory(cwd: &Path) -> Result<()> {
 
 /// Changes to the saved working directory and umask. Nothing is lost when this fails.
 pub(crate) fn restore_directory(process: &Process, cwd: &Path) -> Result<()> {
-    std::env::set_current_dir(cwd)
-        .because(|| format!("cannot change to the program's directory {}", cwd.display()))?;
+    let why = || format!("cannot change to the program's directory {}", cwd.display());
+    match process.flags & process_flag::NOWHERE {
+        0 => std::env::set_current_dir(cwd).because(why)?,
+        _ => nix::unistd::fchdir(directory::removed(cwd, 0o700)?).because(why)?,
+    }
     let umask = nix::sys::stat::Mode::from_bits_truncate(process.umask);
     nix::sys::stat::umask(umask);
     Ok(())

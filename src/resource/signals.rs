@@ -73,11 +73,13 @@ pub(crate) fn save_stop(target: &Target<'_>, gathered: &mut Gathered) {
     if target.frozen.was_told {
         gathered.pending.retain(|p| p.siginfo[..4] != libc::SIGCONT.to_le_bytes());
     }
-    let stopped = target.frozen.threads.iter().any(|thread| thread.stopped_by != 0);
+    let stopped_by = target.frozen.threads.iter().map(|thread| thread.stopped_by).max();
+    let stopped_by = stopped_by.unwrap_or(0).unsigned_abs();
     if let Some(process) = &mut gathered.process
-        && (stopped || stops)
+        && (stopped_by != 0 || stops)
     {
         process.flags |= process_flag::STOPPED;
+        process.stopped_by = stopped_by;
     }
 }
 

@@ -121,7 +121,8 @@ pub(super) fn plan(
     }
     let turn = filled.region + TURNS + std::mem::offset_of!(Turns, turn) as u64;
     main.push(Kind::Store, 0, Step::Leave, 8, &[turn, filled.turn.word()]);
-    process::restore_stop(&saved.process, &mut main);
+    let signal = member.map_or(libc::SIGSTOP, |member| member.stop_signal);
+    process::restore_stop(&saved.process, signal, &filled.actions, &mut arena, &mut main)?;
     main.push(Kind::Barrier, 0, Step::Leave, 0, &[barrier, all]);
     main.push(Kind::Goto, 0, Step::Leave, 0, &[tails.orders]);
     tails.write(saved, &mut filled, &arena)?;

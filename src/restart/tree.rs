@@ -59,6 +59,8 @@ pub(crate) struct Membership {
     dead: Vec<(Pid, i32)>,
     /// Its children that are stopped, and whether it has yet to hear of that.
     pub(crate) stopped: Vec<(Pid, bool)>,
+    /// By which signal it is to be stopped, if it was.
+    pub(crate) stop_signal: i32,
     /// Whether its parent belongs to the tree.
     pub(crate) has_parent: bool,
     /// Whether it has capabilities only for its restart.
@@ -308,7 +310,12 @@ impl Tree {
             let saved = all.get(m.process as usize);
             saved.is_some_and(|saved| saved.process.flags & process_flag::STOPPED != 0)
         };
+        let own = all.get(self.members[index].process as usize);
+        let stopped_by = own.map_or(0, |own| own.process.stopped_by.cast_signed());
+        let by_terminal = matches!(stopped_by, libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU);
+        let keeps = by_terminal && !kinship::is_orphaned(&self.members, index);
         Membership {
+            stop_signal: if keeps { stopped_by } else { libc::SIGSTOP },
             rendezvous,
             living: self.living().count() as u32,
             dead: dead.into_iter().map(|m| (pid(m), m.status.cast_signed())).collect(),

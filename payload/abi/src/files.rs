@@ -314,8 +314,16 @@ record! {
         termios: Termios,
         /// How many bytes of whole lines were typed, ends of file not counted (FIONREAD in canonical mode).
         lines: u32,
+        /// st_mode of the slave, if it was open; else 0.
+        mode: u32,
+        /// Its owner.
+        user: u32,
+        /// Its group.
+        group: u32,
         /// Room to grow.
-        reserved: [u64; 4],
+        reserved: u32,
+        /// Room to grow.
+        reserved_more: [u64; 2],
     }
 }
 

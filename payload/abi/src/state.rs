@@ -104,8 +104,10 @@ record! {
         cpu: [u64; 2],
         /// State components that the program asked leave for (ARCH_GET_XCOMP_PERM).
         permitted: u64,
+        /// By which signal it was stopped, if that is known; else 0.
+        stopped_by: u32,
         /// Room to grow.
-        reserved: u64,
+        reserved: u32,
     }
 }
 
@@ -137,6 +139,8 @@ pub mod process_flag {
     pub const LOCK_FUTURE: u32 = 2048;
     /// They are when they are touched (MCL_ONFAULT).
     pub const LOCK_FUTURE_ON_FAULT: u32 = 4096;
+    /// Its working directory was removed.
+    pub const NOWHERE: u32 = 8192;
 }
 
 record! {

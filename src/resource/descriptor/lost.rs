@@ -45,7 +45,6 @@ fn why(fd: &Fd) -> &'static str {
         libc::S_IFSOCK => "a connection",
         libc::S_IFIFO => "a pipe to another program",
         libc::S_IFCHR if terminal::is_pseudo(fd.rdev) => "a terminal that is not the program's own",
-        libc::S_IFDIR if fd.deleted => "a directory that was removed",
         libc::S_IFREG | libc::S_IFDIR | libc::S_IFCHR | libc::S_IFBLK => {
             "its path leads elsewhere by now"
         }

@@ -17,6 +17,7 @@ use crate::resource::kinship::numbers;
 use ckpt_abi::image::{Descriptor, DescriptorKind};
 use nix::errno::Errno;
 use nix::libc;
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 
 pub(super) const KIND: Kind = Kind { recognise, save, open };
@@ -53,19 +54,21 @@ fn open(_: &Descriptor, _: &mut Opening<'_>) -> Result<Origin> {
 /// One is not there.
 pub(crate) fn open_all(restored: &mut [Restored], saved: u32) -> Result<()> {
     let own = std::process::id();
+    let mut gone: HashMap<u64, Vec<&mut OwnedFd>> = HashMap::new();
     for Restored { record, origin } in restored {
         let Origin::Own(file) = origin else { continue };
         if kind(record) != DescriptorKind::Process {
             continue;
         }
         let pid = if record.value == u64::from(saved) { u64::from(own) } else { record.value };
-        *file = match pid {
-            GONE => gone()?,
-            _ => of(numbers::here(Pid::new(pid as i32)))
-                .because(|| format!("cannot open process {pid} (pidfd_open(2))"))?,
-        };
+        if pid == GONE {
+            gone.entry(record.inode).or_default().push(file);
+            continue;
+        }
+        *file = of(numbers::here(Pid::new(pid as i32)))
+            .because(|| format!("cannot open process {pid} (pidfd_open(2))"))?;
     }
-    Ok(())
+    gone.into_values().try_for_each(open_gone)
 }
 
 fn of(pid: Pid) -> nix::Result<OwnedFd> {
@@ -73,8 +76,8 @@ fn of(pid: Pid) -> nix::Result<OwnedFd> {
     owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.get(), 0) })
 }
 
-/// A descriptor of a process that has ended and was waited for.
-fn gone() -> Result<OwnedFd> {
+/// Opens a process that has ended and was waited for, the same for all of these.
+fn open_gone(files: Vec<&mut OwnedFd>) -> Result<()> {
     // SAFETY: a fork of a process with one thread, which ends at once; without an exit signal nobody else hears of it.
     let child = unsafe { libc::syscall(libc::SYS_clone, 0, 0, 0, 0, 0) };
     let why = || "cannot make a process";
@@ -82,8 +85,11 @@ fn gone() -> Result<OwnedFd> {
         // SAFETY: ends the child without running anything of its maker's.
         unsafe { libc::_exit(0) };
     }
-    let file = of(Pid::new(child as i32));
+    let opened: nix::Result<()> = files.into_iter().try_for_each(|file| {
+        *file = of(Pid::new(child as i32))?;
+        Ok(())
+    });
     // SAFETY: waits for the child.
     unsafe { libc::waitpid(child as i32, std::ptr::null_mut(), libc::__WALL) };
-    file.because(why)
+    opened.because(|| "cannot open a process that has ended (pidfd_open(2))")
 }

@@ -149,6 +149,21 @@ pub(crate) fn save(
     }
 }
 
+/// Whether the process group of a member is orphaned (setpgid(2)), as far as its ancestors tell: signals of terminals do
+/// not stop it then.
+pub(crate) fn is_orphaned(members: &[rec::Member], index: usize) -> bool {
+    let Some(own) = members.get(index) else { return true };
+    let mut parent = own.parent as usize;
+    // A circle of parents would be damage.
+    for _ in 0..members.len() {
+        match members.get(parent) {
+            Some(above) if above.group == own.group => parent = above.parent as usize,
+            above => return above.is_none_or(|above| above.session != own.session),
+        }
+    }
+    true
+}
+
 /// The id and the name of a member, for a sentence.
 pub(crate) fn named(member: &rec::Member) -> (u32, String) {
     let end = member.name.iter().position(|byte| *byte == 0).unwrap_or(member.name.len());

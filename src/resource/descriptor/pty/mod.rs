@@ -15,6 +15,7 @@ use ckpt_abi::image::{Descriptor, DescriptorKind, Terminal, pty_end, terminal_fl
 use nix::fcntl::OFlag;
 use nix::libc;
 use nix::sys::stat::{Mode, fchmod, fstat, major, minor};
+use nix::unistd::{Gid, Uid};
 use queue::Waiting;
 use settings::{EXCLUSIVE, LOCK, PACKETS, peer};
 use std::collections::HashMap;
@@ -162,6 +163,10 @@ fn make(content: &[u8], warnings: &mut Vec<String>) -> Result<Pair> {
     }
     let slave = peer(&master, OFlag::O_RDWR | OFlag::O_NONBLOCK);
     let slave = slave.because(|| "cannot open a pseudo-terminal")?;
+    if record.mode != 0 && own(&slave, &record).is_err() {
+        warnings
+            .push(format!("the terminal /dev/pts/{number} has another owner or mode than it had"));
+    }
     let [typed, later, shown] = [typed, later, shown].map(|piece| piece.to_vec());
     let (lines, stopped) = (record.lines, is(terminal_flag::STOPPED));
     let waiting = Waiting { typed, later, shown, lines, stopped, unseen: false };
@@ -172,6 +177,19 @@ fn make(content: &[u8], warnings: &mut Vec<String>) -> Result<Pair> {
     }
     let _ = PACKETS.put(&master, is(terminal_flag::PACKETS));
     Ok(Pair { master, slave: Some(slave), record })
+}
+
+/// Gives a slave the owner and the mode that it had.
+fn own(slave: &OwnedFd, record: &Terminal) -> nix::Result<()> {
+    let is = fstat(slave)?;
+    if (is.st_uid, is.st_gid) != (record.user, record.group) {
+        let (user, group) = (Uid::from_raw(record.user), Gid::from_raw(record.group));
+        nix::unistd::fchown(slave, Some(user), Some(group))?;
+    }
+    match is.st_mode == record.mode {
+        true => Ok(()),
+        false => fchmod(slave, Mode::from_bits_truncate(record.mode & 0o7777)),
+    }
 }
 
 /// A slave of the pseudo-terminal that had this number, to become a controlling terminal; called when all are opened.

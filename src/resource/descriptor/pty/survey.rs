@@ -175,7 +175,10 @@ fn record(number: u32, master: &OwnedFd, slave: Option<&OwnedFd>, termios: Termi
     set(slave.is_none() && closed, terminal_flag::CLOSED);
     set(slave.is_none() && !closed, terminal_flag::UNOPENED);
     let window = window(master).unwrap_or_default();
-    Terminal { number, flags, window, termios, ..Terminal::new_zeroed() }
+    let of_slave = slave.and_then(|slave| nix::sys::stat::fstat(slave).ok());
+    let [mode, user, group] =
+        of_slave.map_or([0; 3], |stat| [stat.st_mode, stat.st_uid, stat.st_gid]);
+    Terminal { number, flags, window, termios, mode, user, group, ..Terminal::new_zeroed() }
 }
 
 fn is_character(fd: &Fd) -> bool {
