@@ -47,10 +47,7 @@ pub(crate) fn compare(pid: Pid) -> Result<Compared> {
     let own = Pid::own();
     let (ours, theirs) =
         (proc::status(own, own.main_thread())?, proc::status(pid, pid.main_thread())?);
-    let related = |name: &str| {
-        let link = |pid: Pid| std::fs::read_link(format!("/proc/{pid}/ns/{name}")).ok();
-        link(own) == link(pid)
-    };
+    let related = |name: &str| proc::namespace(own, name) == proc::namespace(pid, name);
     // Capabilities of another user namespace are none in ours (user_namespaces(7)).
     let capabilities = if related("user") { theirs.capabilities } else { 0 };
     let same_user = theirs.uid == [ours.uid[1]; 4];

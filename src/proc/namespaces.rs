@@ -18,6 +18,15 @@ const KINDS: [(&str, &str); 7] = [
 /// What a thread may have of its own while it shares its directory with the others (CLONE_FS).
 const OF_THREADS: usize = 3;
 
+/// What a link of /proc/PID/ns says; None if that is nothing: so Linux 5.10 answers who may not read it.
+pub(super) fn told(link: impl Into<PathBuf>) -> Option<PathBuf> {
+    Some(link.into()).filter(|link| !link.as_os_str().is_empty())
+}
+
+fn link(place: impl AsRef<Path>) -> Option<PathBuf> {
+    place.as_ref().read_link().ok().and_then(told)
+}
+
 /// Namespaces by their numbers; None of one that may not be looked at.
 pub(crate) struct Namespaces([Option<PathBuf>; KINDS.len()]);
 
@@ -25,7 +34,7 @@ impl Namespaces {
     /// Those of a process.
     pub(crate) fn of(pid: Pid) -> Self {
         let directory = PathBuf::from(format!("/proc/{pid}/ns"));
-        Self(KINDS.map(|(name, _)| directory.join(name).read_link().ok()))
+        Self(KINDS.map(|(name, _)| link(directory.join(name))))
     }
 
     /// Those of this process in which another differs, in words.
@@ -40,7 +49,7 @@ impl Namespaces {
     pub(crate) fn left_by(&self, pid: Pid, tid: Tid) -> Vec<&'static str> {
         let directory = format!("/proc/{pid}/task/{tid}/ns");
         let left = |own: &Option<PathBuf>, name: &str| {
-            let its = Path::new(&directory).join(name).read_link().ok();
+            let its = link(Path::new(&directory).join(name));
             its.is_some() && own.is_some() && its != *own
         };
         let kinds = self.0.iter().zip(KINDS).take(OF_THREADS);

@@ -143,7 +143,7 @@ impl Process {
     /// Which namespace of a kind it is in, as the text "pid:[4026531836]" (namespaces(7)); None if that may not be
     /// read.
     pub fn namespace(&self, kind: &str) -> Option<std::path::PathBuf> {
-        self.link_of(&format!("ns/{kind}")).ok().map(Into::into)
+        self.link_of(&format!("ns/{kind}")).ok().and_then(super::namespaces::told)
     }
 
     /// Where a link of /proc/PID leads.

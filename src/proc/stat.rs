@@ -70,7 +70,7 @@ impl Process {
     /// The wait status of one that has ended and is there still; None where we may not see it: whose
     /// namespaces are hidden from us, of that it is (ptrace(2), PTRACE_MODE_READ).
     pub fn wait_status(&self) -> Option<i32> {
-        let may = std::fs::read_link(self.path("ns/user")).is_ok();
+        let may = self.namespace("user").is_some();
         let over = |stat: &Stat| may && matches!(stat.state, 'Z' | 'X');
         let stat = self.stat(self.main_thread()).ok().filter(over)?;
         Some(stat.wait_status)
