@@ -8,8 +8,9 @@
 
 use crate::dump::{Demand, dump};
 use crate::error::{Kind, Result, printable};
+use crate::inject::monitor;
 use crate::proc::Pid;
-use crate::ptrace::raw;
+use crate::ptrace::borrowed;
 use crate::settings::Settings;
 use nix::libc;
 use nix::sys::signal::{SigHandler, Signal, signal};
@@ -55,7 +56,8 @@ pub(super) fn begin(pid: Pid, name: &std::ffi::CStr) -> Option<File> {
     // SAFETY: it changes no memory.
     let _ = unsafe { libc::prctl(libc::PR_SET_TSC, libc::PR_TSC_ENABLE) };
     let _ = nix::sys::prctl::set_name(name);
-    raw::take_descriptor(pid, 2).ok().map(File::from)
+    let taken = borrowed::take(pid, 2).ok().map(File::from);
+    taken.or_else(|| monitor::reopen_stderr(&monitor::stderr_of(pid)?))
 }
 
 /// Writes a sentence where the program writes its own.

@@ -8,16 +8,15 @@ use crate::inject::monitors::Found;
 use crate::inject::{self, enter, monitor, monitors, region::Region};
 use crate::proc;
 use crate::proc::Pid;
+use crate::ptrace::borrowed;
 use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
-use crate::ptrace::raw;
 use crate::resource::signals;
 use ckpt_abi::region::Config;
 use nix::libc;
 use std::fs::File;
-use std::io::{IsTerminal, Read};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::io::Read;
 use std::time::{Duration, Instant};
 
 /// How long a program has to be there before it is touched. A wrapper executes the next one at once, and a process that
@@ -96,15 +95,10 @@ impl Follower {
 
     /// The program's standard error; of one that may not be looked at, the terminal or file that it was.
     pub(super) fn stderr(&self, pid: Pid) -> Option<File> {
-        if let Ok(fd) = raw::take_descriptor(pid, 2) {
+        if let Ok(fd) = borrowed::take(pid, 2) {
             return Some(fd.into());
         }
-        let (path, id) = self.stderr.as_ref()?;
-        let flags = libc::O_NOCTTY | libc::O_NONBLOCK;
-        let file = File::options().append(true).custom_flags(flags).open(path).ok()?;
-        let meta = file.metadata().ok()?;
-        let speaks = meta.is_file() || file.is_terminal();
-        (speaks && [meta.dev(), meta.ino()] == *id).then_some(file)
+        monitor::reopen_stderr(self.stderr.as_ref()?)
     }
 }
 

@@ -21,9 +21,9 @@
 use super::monitors;
 use super::region::Region;
 use crate::error::{Because, Error, Result};
-use crate::proc::Pid;
 use crate::proc::fork::fork;
 use crate::proc::pidfd::Pidfd;
+use crate::proc::{Pid, of_this_namespace};
 use crate::ptrace::call::Caller;
 use crate::ptrace::memory::Memory;
 use ckpt_abi::region::{Config, Control, config_flag};
@@ -33,11 +33,11 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use std::ffi::{CString, OsStr};
 use std::fs::File;
-use std::io::{PipeReader, PipeWriter, Read, Write};
+use std::io::{IsTerminal, PipeReader, PipeWriter, Read, Write};
 use std::mem::offset_of;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::time::Duration;
 use zerocopy::{FromBytes, IntoBytes};
@@ -257,9 +257,19 @@ pub(crate) type Spot = (PathBuf, [u64; 2]);
 
 /// The standard error of a process.
 pub(crate) fn stderr_of(pid: Pid) -> Option<Spot> {
+    of_this_namespace().ok()?;
     let link = format!("/proc/{pid}/fd/2");
     let meta = std::fs::metadata(&link).ok()?;
     Some((std::fs::read_link(&link).ok()?, [meta.dev(), meta.ino()]))
+}
+
+/// Opens it anew, at its end, if it is a file or terminal still.
+pub(crate) fn reopen_stderr((path, id): &Spot) -> Option<File> {
+    let flags = libc::O_NOCTTY | libc::O_NONBLOCK;
+    let file = File::options().append(true).custom_flags(flags).open(path).ok()?;
+    let meta = file.metadata().ok()?;
+    let speaks = meta.is_file() || file.is_terminal();
+    (speaks && [meta.dev(), meta.ino()] == *id).then_some(file)
 }
 
 /// The standard error of the process that becomes the program, in the environment of its monitor: the program may have
@@ -336,6 +346,8 @@ fn intermediate(mut order: Order<'_>, mut tell: PipeWriter) -> ! {
     let pid = child.ok().flatten().map_or(0, Pid::word);
     let told = tell.write_all(&pid.to_ne_bytes());
     if told.is_ok() && pid != 0 && order.starter_adopts {
+        // No dumper takes it for one of the program's.
+        let _ = nix::sys::prctl::set_name(c"ckpt-between");
         close_from(0);
         // A dumper that outlives its monitor comes here too.
         let _ = nix::sys::prctl::set_child_subreaper(true);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! What a call on a descriptor may wait for.
 
-use super::raw;
+use super::borrowed;
 use crate::proc;
 use crate::proc::Pid;
 use nix::libc;
@@ -50,12 +50,12 @@ pub(crate) fn look(pid: Pid, fd: i32) -> Option<Found> {
 }
 
 fn is_terminal(pid: Pid, fd: i32) -> bool {
-    raw::take_descriptor(pid, fd).is_ok_and(|fd| tcgetattr(&fd).is_ok())
+    borrowed::take(pid, fd).is_ok_and(|fd| tcgetattr(&fd).is_ok())
 }
 
 /// How many bytes a read(2) of a terminal waits for that is not in canonical mode and has no timer (VMIN, termios(3)).
 pub(crate) fn least_of_terminal(pid: Pid, fd: i32) -> Option<u64> {
-    let settings = tcgetattr(&raw::take_descriptor(pid, fd).ok()?).ok()?;
+    let settings = tcgetattr(&borrowed::take(pid, fd).ok()?).ok()?;
     let [least, timer] = [SpecialCharacterIndices::VMIN, SpecialCharacterIndices::VTIME]
         .map(|i| settings.control_chars[i as usize]);
     let raw = !settings.local_flags.contains(LocalFlags::ICANON) && timer == 0;

@@ -8,6 +8,7 @@
 //! [`waits`] and [`sockets`] how long it still has to wait there, [`rest`] what is left of a call that was cut short
 //! ([`fdkind`]: by what it may wait for). [`lend`] and [`homing`] bring a thread home whose host has died, by a signal [`frame`].
 
+pub(crate) mod borrowed;
 pub(crate) mod call;
 pub(crate) mod fdkind;
 pub(crate) mod forebear;

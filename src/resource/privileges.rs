@@ -102,18 +102,21 @@ pub(crate) fn name_sandbox(
     }
     let own = &target.status;
     let us = Pid::own();
+    let mut compares = |other: Pid| {
+        let ids = [process.inner_pid().get(), proc::inner_pid(other).get(), KCMP_VM];
+        let args = ids.map(|id| i64::from(id).cast_unsigned());
+        caller.call(libc::SYS_kcmp, &args)
+    };
+    // A filter refuses it to look at oneself, too.
+    if compares(pid)? != 0 {
+        return Ok(());
+    }
     for other in [us, own.ppid] {
         let same = |kind| proc::namespace(pid, kind) == proc::namespace(other, kind);
         let equal = proc::status(other, other.main_thread()).is_ok_and(|it| {
             (it.uid, it.gid) == (own.uid, own.gid) && it.permitted & !own.permitted == 0
         });
-        let ids = [process.inner_pid().get(), proc::inner_pid(other).get(), KCMP_VM];
-        let args = ids.map(|id| i64::from(id).cast_unsigned());
-        if equal
-            && same("pid")
-            && same("user")
-            && caller.call(libc::SYS_kcmp, &args)? == -i64::from(libc::EPERM)
-        {
+        if equal && same("pid") && same("user") && compares(other)? == -i64::from(libc::EPERM) {
             let text =
                 "the sandbox that it has locked itself in (Landlock(7)): a restart is not in it";
             gathered.losses.push(text.into());

@@ -88,7 +88,8 @@ fn paths(look: &Look<'_>) -> BTreeSet<PathBuf> {
 }
 
 fn is_unread(pid: Pid, fd: &Fd) -> bool {
-    let Ok(ours) = raw::take_descriptor(pid, fd.number.cast_signed()) else { return false };
+    // Who may not look says that there is something.
+    let Ok(ours) = raw::take_descriptor(pid, fd.number.cast_signed()) else { return true };
     let mut waiting: libc::c_int = 0;
     // SAFETY: the kernel writes one number.
     let asked = unsafe { libc::ioctl(ours.as_raw_fd(), libc::FIONREAD, &raw mut waiting) };

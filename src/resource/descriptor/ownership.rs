@@ -32,6 +32,10 @@ pub(crate) fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) {
         return;
     }
     let Ok(ours) = raw::take_descriptor(look.process.pid(), fd.number.cast_signed()) else {
+        if tells {
+            let path = saving.path.display();
+            saving.say(format!("signals about {path} (F_SETOWN), which nobody may look for here"));
+        }
         return;
     };
     let mut owner = [0i32; 2];

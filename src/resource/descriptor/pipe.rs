@@ -6,7 +6,7 @@ use super::{Content, Kind, Look, Opening, Origin, Saving, access, file_type, nam
 use crate::error::{Because, Error, Result};
 use crate::proc::Pid;
 use crate::proc::fds::Fd;
-use crate::ptrace::raw;
+use crate::ptrace::borrowed;
 use ckpt_abi::image::Descriptor;
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, tee};
 use nix::libc;
@@ -41,7 +41,7 @@ fn recognise(fd: &Fd, look: &Look<'_>) -> bool {
 
 /// Whether nobody has the other end of a pipe any more: then a restart makes one of which the same is true.
 pub(crate) fn is_last(fd: &Fd, pid: Pid) -> bool {
-    let Ok(ours) = raw::take_descriptor(pid, fd.number.cast_signed()) else { return false };
+    let Ok(ours) = borrowed::take(pid, fd.number.cast_signed()) else { return false };
     let mut polled = [PollFd::new(ours.as_fd(), PollFlags::empty())];
     let answered = poll(&mut polled, PollTimeout::ZERO).is_ok();
     let gone = PollFlags::POLLHUP | PollFlags::POLLERR;
@@ -63,7 +63,7 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
     let reader = ends().find(|(_, f)| access(f.flags) != libc::O_WRONLY);
     let (pid, number) = reader.map_or((look.process.pid(), fd.number), |(pid, f)| (pid, f.number));
     let why = || format!("cannot look into the pipe behind descriptor {number}");
-    let ours = raw::take_descriptor(pid, number.cast_signed()).because(why)?;
+    let ours = borrowed::look_into(pid, number, why)?;
     let capacity = fcntl(&ours, FcntlArg::F_GETPIPE_SZ).because(why)?;
     saving.record.value = capacity.unsigned_abs().into();
     if first == (look.process.pid(), fd.number) {

@@ -4,10 +4,10 @@
 use super::{
     Content, Kind, Look, Opening, Origin, Saving, access, file_type, pipe, pty, socket, terminal,
 };
-use crate::error::{Because, Result};
+use crate::error::Result;
 use crate::proc::Pid;
 use crate::proc::fds::Fd;
-use crate::ptrace::raw;
+use crate::ptrace::borrowed;
 use ckpt_abi::image::Descriptor;
 use nix::libc;
 
@@ -78,8 +78,14 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
     if !is_input(fd, look) {
         return Ok(());
     }
-    let why = || "cannot look into the pipe of standard input";
-    let ours = raw::take_descriptor(look.process.pid(), fd.number.cast_signed()).because(why)?;
+    let why = || "cannot look into the pipe of standard input".to_owned();
+    let ours = match borrowed::look_into(look.process.pid(), fd.number, why) {
+        Ok(ours) => ours,
+        Err(error) => {
+            saving.say(format!("what is in the pipe of standard input, and comes: {error}"));
+            return Ok(());
+        }
+    };
     let bytes = pipe::peek(&ours)?.concat();
     if !pipe::is_last(fd, look.process.pid()) {
         let there = match bytes.len() {

@@ -150,7 +150,7 @@ impl Tables {
     /// The first descriptor of the same description; None for the first itself. They are asked in order.
     ///
     /// kcmp(2) orders descriptions, so a thousand eventfds, which all have one inode, are searched
-    /// in ten steps. Without it (CONFIG_KCMP), what looks the same is taken for the same.
+    /// in ten steps. Without it (CONFIG_KCMP, the filters of containers), what looks the same is taken for the same.
     pub(crate) fn leader(&mut self, process: u32, fd: &Fd) -> Option<Place> {
         let tables = &self.of;
         let group = self.leaders.entry((fd.device, fd.inode, fd.flags)).or_default();
@@ -166,7 +166,7 @@ impl Tables {
             let twin = |place: &Place| {
                 let fds = tables.get(place.process as usize).map(|table| &table.fds);
                 let mut fds = fds.into_iter().flatten();
-                fds.any(|f| f.number == place.fd && f.position == fd.position)
+                fds.any(|f| f.number == place.fd && looks_same(f, fd, place.process == process))
             };
             found = group.iter().position(twin).ok_or(group.len());
         }
@@ -177,5 +177,17 @@ impl Tables {
                 None
             }
         }
+    }
+}
+
+/// Whether two descriptors look as if they were of one description. All that have no inode of their own share one
+/// (fs/anon_inodes.c): of these an eventfd has an id, and others are the same where a child has its parent's.
+fn looks_same(one: &Fd, other: &Fd, in_one_process: bool) -> bool {
+    if !one.target.as_encoded_bytes().starts_with(b"anon_inode:") {
+        return one.position == other.position;
+    }
+    match (one.extra("eventfd-id"), other.extra("eventfd-id")) {
+        (Some(own), Some(others)) => own == others,
+        _ => !in_one_process && one.number == other.number && one.extra == other.extra,
     }
 }

@@ -7,7 +7,7 @@ use super::settings::{EXCLUSIVE, LOCK, PACKETS, hides_cloexec, number, termios, 
 use crate::error::Result;
 use crate::proc::Pid;
 use crate::proc::{self, fds::Fd};
-use crate::ptrace::raw;
+use crate::ptrace::{borrowed, raw};
 use ckpt_abi::image::{Terminal, Termios, pty_end, terminal_flag};
 use nix::errno::Errno;
 use nix::libc;
@@ -78,7 +78,7 @@ impl Ptys {
             if outer || !is_slave && (found.is_empty() || !terminal::is_own(fd.rdev)) {
                 continue;
             }
-            let Ok(slave) = raw::take_descriptor(pid, fd.number.cast_signed()) else { continue };
+            let Ok(slave) = borrowed::take(pid, fd.number.cast_signed()) else { continue };
             if is_slave && termios(&slave) == Err(Errno::EIO) {
                 ends.insert(of, (0, pty_end::HUNG_UP));
                 continue;

@@ -8,12 +8,12 @@
 #![allow(unsafe_code)]
 
 use super::{Tie, drain, gone_client, is_inside, options, queue};
-use crate::error::{Because, Result};
+use crate::error::Result;
 use crate::proc::Pid;
 use crate::proc::fds::Fd;
 use crate::proc::net::{self, Place, Tcp, state};
 use crate::proc::unix;
-use crate::ptrace::raw;
+use crate::ptrace::{borrowed, raw};
 use crate::resource::descriptor::{Content, Look, Saving, Tables, file_type, pipe};
 use ckpt_abi::image::{Socket, socket_flag};
 use nix::libc;
@@ -240,7 +240,7 @@ pub(super) fn save(
     saving: &mut Saving,
 ) -> Result<()> {
     let why = || format!("cannot look into the socket behind descriptor {}", fd.number);
-    let ours = raw::take_descriptor(look.process.pid(), fd.number.cast_signed()).because(why)?;
+    let ours = borrowed::look_into(look.process.pid(), fd.number, why)?;
     let mut socket = Socket {
         kind: own.kind as u32,
         family: own.family as u32,

@@ -15,7 +15,7 @@ use super::{Content, Kind, Look, Opening, Origin, Saving, file_type, pipe, stand
 use crate::error::{Because, Result};
 use crate::proc::fds::Fd;
 use crate::proc::unix::{LISTENS, Unix};
-use crate::ptrace::raw;
+use crate::ptrace::borrowed;
 use ckpt_abi::image::{Descriptor, Socket, socket_flag};
 use nix::libc;
 use queue::Waiting;
@@ -100,7 +100,7 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
         return Ok(());
     };
     let why = || format!("cannot look into the socket behind descriptor {}", fd.number);
-    let ours = raw::take_descriptor(look.process.pid(), fd.number.cast_signed()).because(why)?;
+    let ours = borrowed::look_into(look.process.pid(), fd.number, why)?;
     let options = save_options(&ours, saving);
     let waiting = waiting(&ours, unix)?;
     let mut socket =
