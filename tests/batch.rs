@@ -67,6 +67,65 @@ fn htcondor_carries_the_files_to_another_place() {
     assert!(fs::read(bench.path(RESULT)).expect("a result") == expected);
 }
 
+/// A script that waits for each of its steps, and takes what a step has written.
+const STEPS: &str = r#"
+    for step in 1 2 3 4; do
+        (seq 3; echo $step > step; until [ -e go.$step ] || ! kill -0 $$; do sleep 0.02; done; echo "step $step") > part &
+        wait $! || exit 9
+        sort part >> output
+    done
+"#;
+
+#[test]
+fn htcondor_vacates_a_script_of_several_steps() {
+    // By the signal that saves, which is the job's soft-kill signal (kill_sig), or is SIGTERM; or by a SIGTERM that
+    // saves nothing, after a periodic checkpoint.
+    let bench = Bench::new(Who::Nobody);
+    bench.file("steps.sh", STEPS);
+    let spool = bench.subdirectory("spool");
+    let job = |signal: &str| {
+        let options = ["--resume", "--truncate-files", "-z", "100", "-a", signal];
+        let rest = ["--exit-status", "85", "-n", "job.ckpt", "sh", "steps.sh"];
+        bench.run(bench.ckpt(), &[&options[..], &rest].concat())
+    };
+    for (step, saves, sent) in
+        [("1", "TSTP", SIGTSTP), ("2", "TERM", SIGTERM), ("3", "TSTP", SIGTERM)]
+    {
+        let mut run = job(saves);
+        until("the step", || {
+            assert!(run.lives(), "too late: it {}", run.fate());
+            let at = fs::read_to_string(bench.path("step")).unwrap_or_default();
+            (at.trim() == step).then_some(())
+        });
+        for _ in 0..2 {
+            let before = inode(&bench.path("job.ckpt"));
+            until("a periodic checkpoint", || {
+                (inode(&bench.path("job.ckpt")) != before).then_some(())
+            });
+        }
+        run.signal(sent);
+        let ended = run.end();
+        let is_right =
+            if step == "3" { ended.signal() == Some(15) } else { ended.code() == Some(85) };
+        assert!(is_right, "{ended:?}");
+        bench.alone(&[]);
+        // To the spool and back.
+        for name in
+            bench.names("").iter().filter(|name| !["ckpt", "spool"].contains(&name.as_str()))
+        {
+            fs::copy(bench.path(name), spool.join(name)).expect("to the spool");
+            fs::remove_file(bench.path(name)).expect("the sandbox is emptied");
+            fs::rename(spool.join(name), bench.path(name)).expect("from the spool");
+            bench.give(&bench.path(name));
+        }
+        bench.file(&format!("go.{step}"), "");
+    }
+    bench.file("go.4", "");
+    job("TSTP").ends_well();
+    let output = fs::read_to_string(bench.path("output")).expect("the output");
+    assert_eq!(output, (1..=4).map(|step| format!("1\n2\n3\nstep {step}\n")).collect::<String>());
+}
+
 #[test]
 fn kubernetes_sends_term_and_later_kill() {
     let expected = expected();

@@ -210,19 +210,25 @@ fn a_number_that_is_given_again_blocks_nobody() {
 #[test]
 fn no_zombies_are_left_where_nobody_reaps() {
     // The first process is the program itself, or one that reaps nothing.
-    let take = "n=0; rm -f s.ckpt; kill -USR1 $P; \
-                until [ -e s.ckpt ]; do sleep 0.01; n=$((n + 1)); [ $n -lt 2000 ] || exit 1; done";
-    let program = "./ckpt -c -a USR1 -n s.ckpt perl -e 'open F, q(>), q(up); sleep 1 while 1'";
+    let take = "n=0; rm -f s.ckpt; until [ -e s.ckpt ]; do [ $((n % 100)) != 0 ] || kill -USR1 $P; \
+                sleep 0.01; n=$((n + 1)); [ $n -lt 2000 ] || exit 1; done";
+    let (program, options) =
+        ("perl -e 'open F, q(>), q(up); sleep 1 while 1'", "-c -a USR1 -n s.ckpt");
     let up = "until [ -e up ]; do sleep 0.01; done";
     // Those who are about to end need a moment for it: the last dumper lives when its image has its name.
     let look = "n=0; while ps -eo stat=,comm= | grep -qe '^Z.*ckpt' -e ckpt-dump; do sleep 0.01; n=$((n + 1)); \
                 [ $n -lt 300 ] || break; done; ps -eo stat=,comm= | grep -c '^Z.*ckpt' > count; mv count seen";
     for script in [
         format!(
-            "(P=1; {up}; for i in 1 2 3 4 5; do {take}; done; {look}; sleep 1000) & exec {program}"
+            "(P=1; {up}; ./ckpt -p 1 {options}; for i in 1 2 3 4 5; do {take}; done; {look}; sleep 1000) & \
+             exec {program}"
+        ),
+        // ckpt stays as the first.
+        format!(
+            "(P=1; {up}; for i in 1 2 3 4 5; do {take}; done; {look}; sleep 1000) & exec ./ckpt {options} {program}"
         ),
         format!(
-            "({program} & P=$!; {up}; for i in 1 2 3 4 5; do {take}; done; {look}; sleep 1000) & \
+            "(./ckpt {options} {program} & P=$!; {up}; for i in 1 2 3 4 5; do {take}; done; {look}; sleep 1000) & \
              exec sleep 1000"
         ),
     ] {

@@ -39,7 +39,7 @@ pub(super) fn run(
     resume: Option<Resume>,
     replace: bool,
 ) -> Result<u8> {
-    stay::stay_if_needed(false)?;
+    stay::stay_if_needed(false, true)?;
     refuse_privileged(program)?;
     refuse_checkpoint(program)?;
     refuse_rank(program, |name| std::env::var_os(name))?;

@@ -47,8 +47,10 @@ fn run(args: &[OsString]) -> Result<u8> {
     if args.get(1).is_some_and(|word| word == "__report") {
         return stub::report(args.get(2), args.get(3));
     }
-    let own = File::open("/proc/self/exe")
-        .map_err(|e| Error::new(format!("cannot open our own executable (/proc/self/exe): {e}")))?;
+    let own = File::open("/proc/self/exe").map_err(|e| {
+        Error::new(format!("cannot open our own executable (/proc/self/exe): {e}"))
+            .hint("ckpt needs a /proc (mount -t proc proc /proc)")
+    })?;
     let ours = args
         .get(1)
         .is_some_and(|word| ["__dump", "__monitor", "__assist"].iter().any(|w| word == w));

@@ -202,13 +202,14 @@ fn keep_orphans(processes: &mut [Still<'_>], found: &[Found]) {
     }
 }
 
-/// The init of a namespace that a restart makes has the id 1 already, and so has the restarter in a container.
+/// The restarter of a container has the id 1 already.
 fn name_first(processes: &mut [Still<'_>], members: &[Member]) {
     let Some(root) = processes.first_mut().filter(|_| members.len() > 1) else { return };
     if root.equipped.process.inner_pid() == Pid::INIT {
         root.gathered.losses.push(
-            "its process id 1, as the first process of a PID namespace (a container): the job restarts with --ids new \
-             only, and `wait $!` of a shell goes wrong; below an init (docker run --init) ids are kept"
+            "its process id 1, as the first process of a PID namespace (a container), where a restart may make no namespaces: \
+             the job has new ids then, and `wait $!` of a shell goes wrong; started by ckpt, or below an init (docker run \
+             --init), ids are kept"
                 .into(),
         );
     }

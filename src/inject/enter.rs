@@ -47,7 +47,8 @@ pub(crate) fn meant(pid: Pid) -> Pid {
         };
         let stands = children.iter().any(|child| is(child, WITNESS));
         // Orphans that have come to it stand behind.
-        let root = children.iter().find(|child| !is(child, WITNESS) && !is(child, INIT));
+        let ours = |child: &Pid| proc::tree::kin(*child).is_ok_and(|kin| kin.ours);
+        let root = children.iter().find(|child| !ours(child) && !is(child, INIT));
         // Its namespaces are not what they will be before it is the program.
         // A restart that is stopped comes to nothing, which others say.
         let is_stopped = proc::stat(pid, pid.main_thread()).is_ok_and(|stat| stat.state == 'T');

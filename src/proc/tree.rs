@@ -33,7 +33,7 @@ pub(crate) struct Kin {
     pub start: u64,
     /// It has ended, and nobody has waited for it.
     pub dead: bool,
-    /// It is one of ours that the program must not meet: nameable by that, and without an exit signal.
+    /// It is one of ours that the program must not meet: nameable by that, and without an exit signal, or by its arguments.
     pub ours: bool,
 }
 
@@ -72,9 +72,19 @@ pub(crate) fn kin(pid: Pid) -> Result<Kin> {
 
 fn of_stat(pid: Pid, stat: &stat::Stat) -> Kin {
     let [parent, group, session] = [stat.ppid, stat.pgrp, stat.session];
-    let ours = stat.exit_signal == 0 && stat.comm.as_encoded_bytes().starts_with(b"ckpt-");
+    let named = stat.comm.as_encoded_bytes().starts_with(b"ckpt-");
+    // A monitor has that name from its birth, but for a moment when it has executed itself.
+    let ours =
+        named && stat.exit_signal == 0 || (named || stat.comm == "memfd:ckpt") && is_adopted(pid);
     let dead = matches!(stat.state, 'Z' | 'X') && stat.num_threads <= 1;
     Kin { pid, parent, group, session, start: stat.starttime, dead, ours }
+}
+
+/// Whether it is a monitor or dumper that has come to init, which gives it an exit signal (kernel/exit.c,
+/// reparent_leader).
+fn is_adopted(pid: Pid) -> bool {
+    let words = super::cmdline(pid).unwrap_or_default();
+    words.get(1).is_some_and(|word| word.as_encoded_bytes().starts_with(b"__"))
 }
 
 /// The processes of the tree below `root`, parents before their children, `root` first. Whoever is in `known` belongs

@@ -105,7 +105,7 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
     }
     let start = Start { whole, options, program_name, config };
     warnings.extend(phase1_check::missing(image)?);
-    stay::stay_if_needed(tree.is_none() && forebear::is_served())?;
+    stay::stay_if_needed(tree.is_none() && forebear::is_served(), tree.is_none())?;
     if let Some(tree) = tree {
         return tree.restart(&start, all, warnings);
     }

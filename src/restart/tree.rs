@@ -12,7 +12,7 @@ use super::skeleton::children::{await_end, none_ended};
 use super::skeleton::counted;
 use super::skeleton::init::Init;
 use super::skeleton::make::{Role, Tree as Processes, end};
-use super::skeleton::namespaces::{Place, as_user, remedy};
+use super::skeleton::namespaces::{Place, offered};
 use super::skeleton::proxy::{self, Proxy};
 use super::skeleton::rendezvous::{Rendezvous, Stage, ended};
 use super::skeleton::stay;
@@ -195,7 +195,9 @@ impl Tree {
         let mut witness = Witness::start()?;
         reach(Point::Witnessed);
         place.enter(super::clock::ahead(whole)?, furnished)?;
-        let init = if place.is_apart() { Some(Init::start(rendezvous)?) } else { None };
+        // Who was the first process of a namespace becomes that of this one.
+        let leads = place.is_apart() && members.first().is_some_and(|root| root.pid == Pid::INIT);
+        let init = (place.is_apart() && !leads).then(|| Init::start(rendezvous)).transpose()?;
         reach(Point::Apart);
         let exit_signals: Vec<_> =
             self.members.iter().map(|m| m.exit_signal.cast_signed()).collect();
@@ -219,9 +221,10 @@ impl Tree {
             Ok(Role::Restarter(root)) => {
                 drop((files, all, terminals));
                 pool.give_up();
-                if !place.is_apart() {
+                if init.is_none() {
                     witness.guard(root);
                 }
+                let init = init.or_else(|| leads.then(|| Init::root(root)));
                 reach(Point::Rooted);
                 let proxy = Proxy { root, init, witness, rendezvous: Some(rendezvous) };
                 self.stand(program_name, proxy, rendezvous, monitor)
@@ -271,9 +274,9 @@ impl Tree {
 
     /// What goes wrong with new ids, and what would change it.
     fn renumbered(&self, asked: Ids) -> String {
-        let why = match as_user() {
-            Err(errno) if asked == Ids::Auto => {
-                format!("{}. --ids keep starts nothing then", remedy(errno))
+        let why = match offered() {
+            Err(obstacle) if asked == Ids::Auto => {
+                format!("{}. --ids keep starts nothing then", obstacle.remedy())
             }
             _ => "--ids new asks for that".to_owned(),
         };

@@ -13,7 +13,7 @@ use crate::proc::{Pid, Tid};
 use crate::ptrace::raw;
 use crate::resource::cpu::{self, Set, level_name};
 use crate::restart::machine::capable;
-use crate::restart::skeleton::namespaces::{as_user, remedy};
+use crate::restart::skeleton::namespaces::{Place, offered};
 use nix::libc;
 use std::path::Path;
 
@@ -70,6 +70,10 @@ fn tracing() -> String {
     unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
     match seized {
         Ok(()) => "yes".into(),
+        // Yama says so itself.
+        Err(e) if proc::setting("kernel/yama/ptrace_scope") > Some(1) => {
+            format!("no: {}", e.desc())
+        }
         Err(e) => format!("no: {} (a container needs --cap-add SYS_PTRACE)", e.desc()),
     }
 }
@@ -137,18 +141,19 @@ fn by_capability(fallback: &str) -> String {
 }
 
 fn user_namespaces() -> String {
-    match as_user() {
-        Ok(()) => "yes".into(),
-        Err(errno) => format!("no: {}", remedy(errno)),
+    match offered() {
+        Ok(_) => "yes".into(),
+        Err(obstacle) => format!("no: {}", obstacle.remedy()),
     }
 }
 
 /// How a restart of several processes gets their ids again.
 pub(crate) fn ids_of_jobs() -> String {
-    if capable(CAP_SYS_ADMIN) {
+    let place = offered();
+    if place == Ok(Place::Apart) {
         return "yes: here if they are free, else in a PID namespace".into();
     }
-    if !keeps_ids() {
+    if place.is_err() {
         return "fallback: here if they are free and the kernel gives them soon, else several processes have new ids \
                 and go wrong where they remember them (user namespaces or root keep them)"
             .into();
@@ -157,11 +162,6 @@ pub(crate) fn ids_of_jobs() -> String {
     format!(
         "yes: {here}in a PID namespace and a user namespace (docs/jobs.md says what those change)"
     )
-}
-
-/// Whether several processes can have their ids again.
-pub(crate) fn keeps_ids() -> bool {
-    capable(CAP_SYS_ADMIN) || user_namespaces() == "yes"
 }
 
 fn time_namespaces() -> String {

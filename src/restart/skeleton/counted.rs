@@ -25,13 +25,15 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// Ids below are given only before the first turn (RESERVED_PIDS, kernel/pid.c).
-const FIRST: i32 = 300;
+pub(super) const FIRST: i32 = 300;
 /// How many ids may be used up for a whole tree, and how long that may take.
 const MOST: u32 = 200_000;
 const LONGEST: Duration = Duration::from_secs(3);
 /// How many are used up to see how long one takes, and how often.
 const SAMPLE: u32 = 8;
 const SAMPLES: u32 = 8;
+/// How many are used up without a sample.
+const UNTRIED: u32 = 20_000;
 /// How often one id is tried for, when others are faster.
 const TRIES: usize = 8;
 
@@ -82,9 +84,10 @@ pub(crate) fn is_near(ids: &[Pid]) -> bool {
         let kernel = Kernel::open()?;
         let last = kernel.last()?;
         let all = ids.iter().map(|id| kernel.before(*id, last)).collect::<Option<Vec<_>>>()?;
-        let all = all.into_iter().max()?.cast_unsigned();
-        if all <= SAMPLE || all > MOST {
-            return Some(all <= SAMPLE);
+        let (first, all) = (all.iter().min()?.cast_unsigned(), all.iter().max()?.cast_unsigned());
+        // What the samples use up must not be what is wanted.
+        if all > MOST || first <= SAMPLE * SAMPLES {
+            return Some(all <= UNTRIED);
         }
         let sample = |_| {
             let begun = Instant::now();
@@ -115,6 +118,14 @@ fn await_others(ids: &[Pid], wanted: Pid) {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
+}
+
+/// Uses up the ids that are given once: what is made next can have its id again.
+pub(super) fn pass_reserved() {
+    // A restarter needs some for its own.
+    const ENOUGH: i32 = FIRST + 32;
+    let last = Kernel::open().and_then(|kernel| kernel.last()).map_or(ENOUGH, Pid::get);
+    let _ = without_descriptors(|| (last..ENOUGH).for_each(|_| use_up()));
 }
 
 /// Whether ids are counted for.

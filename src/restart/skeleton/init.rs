@@ -42,6 +42,8 @@ const LEAVE: Signal = Signal::SIGUSR1;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Init {
     pid: Pid,
+    /// It is the root of the tree, which was a first process when it was saved.
+    is_root: bool,
 }
 
 impl Init {
@@ -56,7 +58,12 @@ impl Init {
         if rendezvous.has_failed() {
             return Err(Error::new(what()));
         }
-        Ok(Self { pid })
+        Ok(Self { pid, is_root: false })
+    }
+
+    /// The root of a tree, with which all ends.
+    pub(crate) fn root(pid: Pid) -> Self {
+        Self { pid, is_root: true }
     }
 
     /// Its id, as the restarter sees it.
@@ -66,6 +73,9 @@ impl Init {
 
     /// Lets it outlive this process; returns when it will.
     pub(crate) fn leave(&self, rendezvous: Rendezvous) {
+        if self.is_root {
+            return;
+        }
         let _ = nix::sys::signal::kill(self.pid.nix(), LEAVE);
         let _ = rendezvous.hear_init(word::READY, super::children::none_ended);
     }

@@ -11,6 +11,7 @@
 
 use super::children::{Change, change, none_ended};
 use super::counted;
+use super::namespaces::mount_proc;
 use super::rendezvous::{Rendezvous, Stage};
 use crate::error::{Because, Result};
 use crate::fault::{Point, become_member, reach};
@@ -22,7 +23,6 @@ use crate::resource::kinship::plan::{Life, Member, Step};
 use crate::restart::pooled::Pool;
 use nix::errno::Errno;
 use nix::libc;
-use nix::mount::{MsFlags, mount};
 use nix::sys::prctl;
 use nix::unistd::{getppid, setpgid, setsid};
 use std::collections::HashMap;
@@ -70,7 +70,12 @@ impl Tree<'_> {
             None => {
                 reach(Point::Born);
                 if let Some(last) = self.apart {
-                    mount_proc(last);
+                    if self.members[0].pid == Pid::INIT {
+                        // Nobody else ends it with the restarter, until that has told the witness.
+                        let _ = prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
+                    }
+                    mount_proc().because(|| "cannot mount a /proc for the program's processes")?;
+                    let _ = std::fs::write("/proc/sys/kernel/ns_last_pid", last.to_string());
                 }
                 let me = self.live(0, pool).and_then(|me| self.find_group(me).map(|()| me))?;
                 reach(Point::Grouped);
@@ -139,13 +144,8 @@ impl Tree<'_> {
         let exit_signal =
             if flags & libc::CLONE_PARENT == 0 { self.exit_signals[index] } else { 0 };
         let made = clone_with(flags, Some(pid), exit_signal);
-        let made =
-            made_or(made, || format!("cannot have the process id {pid} again")).map_err(|e| {
-                match pid {
-                    Pid::INIT => e.hint("an init has that; restart it with other ids (--ids new)"),
-                    _ => e.hint("try again, or restart it with other ids (--ids new)"),
-                }
-            })?;
+        let made = made_or(made, || format!("cannot have the process id {pid} again"))
+            .map_err(|e| e.hint("try again, or restart it with other ids (--ids new)"))?;
         if made.is_none() {
             numbers::note(pid, own_pid());
             become_member(index as u32);
@@ -210,6 +210,9 @@ impl Tree<'_> {
         }
         // The restarter is one of them: whoever is made is guarded when it goes on.
         self.rendezvous.meet(Stage::Joined, self.all() + 1, lives)?;
+        if me == 0 && self.members[0].pid == Pid::INIT {
+            let _ = prctl::set_pdeathsig(None);
+        }
         if let Some((terminal, group)) = self.terminals.get(&me) {
             // A group that nobody is in any more cannot be had again.
             let _ = pty::set_foreground(terminal, numbers::here(*group));
@@ -241,18 +244,6 @@ fn own_pid() -> Pid {
     Pid::own()
 }
 
-/// Shows the PID namespace of the tree in /proc. Where that is not allowed (a container that masks a part of it), the
-/// tree goes on seeing the processes of its maker's namespace.
-fn mount_proc(last: Pid) {
-    let nothing: Option<&str> = None;
-    // Else the new /proc would appear in the namespace that this one is a copy of.
-    let _ = mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing);
-    let kept = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    if mount(Some("proc"), "/proc", Some("proc"), kept, nothing).is_ok() {
-        let _ = std::fs::write("/proc/sys/kernel/ns_last_pid", last.to_string());
-    }
-}
-
 /// What was made, or why it was not.
 pub(super) fn made_or<S: std::fmt::Display>(
     made: nix::Result<Option<Pid>>,
@@ -280,7 +271,7 @@ pub(super) fn clone_with(
     match pid {
         Some(pid) if counted::is_begun() => return counted::clone_as(flags, pid, exit_signal),
         // Filters of containers know no clone3(2).
-        None if flags == 0 => return fork(exit_signal),
+        None => return fork(flags | exit_signal),
         _ => {}
     }
     let wanted = [pid.unwrap_or(Pid::NONE)];

@@ -13,12 +13,13 @@
 use super::children::{Change, change};
 use super::counted::is_near;
 use super::make::end;
-use crate::error::{Because, Error, Result};
+use crate::error::{Error, Result};
 use crate::proc::Pid;
 use crate::proc::fork::fork;
 use crate::restart::machine::capable;
 use nix::errno::Errno;
 use nix::libc;
+use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::kill;
 use nix::unistd::{Gid, Uid, getegid, geteuid};
@@ -53,18 +54,16 @@ impl Place {
     pub(crate) fn choose(ids: &[Pid], made: &[Pid], furnished: bool, kept: bool) -> Result<Self> {
         let may = !furnished || capable(MAY_CHOOSE[0]);
         if may
+            && has_clone3()
             && MAY_CHOOSE.iter().any(|&capability| capable(capability))
             && ids.iter().all(is_free)
         {
             return Ok(Self::Here);
         }
-        if capable(MAY_CHOOSE[0]) {
-            return Ok(Self::Apart);
-        }
-        match as_user() {
-            Ok(()) => Ok(Self::AsUser),
+        match offered() {
+            Ok(place) => Ok(place),
             Err(_) if !furnished && made.iter().all(is_free) && is_near(made) => Ok(Self::Counted),
-            Err(errno) if kept || furnished => Err(forbidden(errno)),
+            Err(obstacle) if kept || furnished => Err(obstacle.error()),
             Err(_) => Ok(Self::Anew),
         }
     }
@@ -80,34 +79,125 @@ impl Place {
     /// # Errors
     /// They are forbidden here, by what, and what helps.
     pub(crate) fn enter(self, ahead: [i64; 2], furnished: bool) -> Result<()> {
-        let ipc = if furnished { CloneFlags::CLONE_NEWIPC } else { CloneFlags::empty() };
-        let mut flags = CloneFlags::CLONE_NEWPID | ipc;
-        match self {
-            Self::Here | Self::Counted | Self::Anew => return unshare(ipc).map_err(forbidden),
-            Self::Apart => {}
-            Self::AsUser => flags |= CloneFlags::CLONE_NEWUSER,
+        let mut flags = CloneFlags::empty();
+        flags.set(CloneFlags::CLONE_NEWIPC, furnished);
+        // Filters refuse even the call that asks for nothing.
+        if !flags.is_empty() || self.is_apart() {
+            self.separate(flags).map_err(|errno| Obstacle::Refused(errno).error())?;
         }
+        if self.is_apart() {
+            set_clocks(ahead);
+        }
+        Ok(())
+    }
+
+    /// Takes this process out of namespaces.
+    fn separate(self, mut flags: CloneFlags) -> nix::Result<()> {
+        flags.set(CloneFlags::CLONE_NEWPID, self.is_apart());
+        flags.set(CloneFlags::CLONE_NEWUSER, self == Self::AsUser);
         let (user, group) = (geteuid(), getegid());
-        unshare(flags).map_err(forbidden)?;
-        if self == Self::AsUser {
-            map_user(user, group).map_err(forbidden)?;
-        }
-        set_clocks(ahead)
+        unshare(flags)?;
+        if self == Self::AsUser { map_user(user, group) } else { Ok(()) }
     }
 }
 
-/// Whether an ordinary user gets the namespaces here, as a child tries it.
-pub(crate) fn as_user() -> nix::Result<()> {
-    let (user, group) = (geteuid(), getegid());
-    let Some(child) = fork(libc::SIGCHLD)? else {
-        let made = unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWUSER);
-        end(made.and_then(|()| map_user(user, group)).err().map_or(0, |errno| errno as i32))
+/// Why there are no namespaces for a tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Obstacle {
+    /// The kernel refuses them.
+    Refused(Errno),
+    /// It shows no new /proc in them, where processes would find each other by their ids: it allows that to user
+    /// namespaces only where nothing hides a part of the one that is there (fs/namespace.c, mount_too_revealing).
+    Masked,
+}
+
+impl Obstacle {
+    /// What forbids them, and what would change it.
+    pub(crate) fn remedy(self) -> &'static str {
+        match self {
+            Self::Refused(Errno::ENOSPC | Errno::EUSERS) => {
+                "the number of namespaces is limited here (/proc/sys/user/max_user_namespaces, max_pid_namespaces)"
+            }
+            Self::Refused(Errno::EINVAL) => {
+                "this kernel was built without them (CONFIG_PID_NS, CONFIG_USER_NS)"
+            }
+            Self::Refused(_) => {
+                "user namespaces are forbidden here: by kernel.unprivileged_userns_clone=0, kernel.apparmor_restrict_unprivileged_userns=1, or the filters of a container; restart it where they are allowed, or as root"
+            }
+            Self::Masked => {
+                "parts of /proc are masked here, as in containers, and so a PID namespace could have none of its own; restart it where they are not (docker run --security-opt systempaths=unconfined, procMount: Unmasked of Kubernetes)"
+            }
+        }
+    }
+
+    fn error(self) -> Error {
+        let why = match self {
+            Self::Refused(errno) => errno.desc(),
+            Self::Masked => "they would see no /proc of their own",
+        };
+        let text =
+            "cannot make the namespaces in which the program's processes have their ids again";
+        Error::new(format!("{text}: {why}")).hint(self.remedy())
+    }
+}
+
+/// The namespaces that a tree can have here, as a child tries it.
+pub(crate) fn offered() -> std::result::Result<Place, Obstacle> {
+    const MASKED: i32 = 200;
+    let place = if capable(MAY_CHOOSE[0]) { Place::Apart } else { Place::AsUser };
+    let attempt = || {
+        let Some(child) = fork(libc::SIGCHLD)? else {
+            end(match place.separate(CloneFlags::empty()) {
+                Err(errno) => errno as i32,
+                Ok(()) => match sees_itself() {
+                    Ok(true) => 0,
+                    _ => MASKED,
+                },
+            })
+        };
+        ended(child)
     };
+    if !has_clone3() {
+        return Err(Obstacle::Refused(Errno::ENOSYS));
+    }
+    match attempt().map_err(Obstacle::Refused)? {
+        0 => Ok(place),
+        MASKED => Err(Obstacle::Masked),
+        errno => Err(Obstacle::Refused(Errno::from_raw(errno))),
+    }
+}
+
+/// Whether there is clone3(2), which alone takes ids: the filters of containers refuse it.
+fn has_clone3() -> bool {
+    // SAFETY: the kernel reads nothing of arguments that have no size.
+    let refused = Errno::result(unsafe { libc::syscall(libc::SYS_clone3, 0, 0) });
+    refused == Err(Errno::EINVAL)
+}
+
+/// Whether a child may show its PID namespace in /proc.
+fn sees_itself() -> nix::Result<bool> {
+    let Some(child) = fork(libc::SIGCHLD)? else {
+        let mounted = unshare(CloneFlags::CLONE_NEWNS).and_then(|()| mount_proc());
+        end(i32::from(mounted.is_err()))
+    };
+    ended(child).map(|status| status == 0)
+}
+
+/// The exit status of a child.
+fn ended(child: Pid) -> nix::Result<i32> {
     match change(Some(child), libc::WEXITED)? {
-        Some(Change::Ended(0)) => Ok(()),
-        Some(Change::Ended(errno)) => Err(Errno::from_raw(errno)),
+        Some(Change::Ended(status)) => Ok(status),
         _ => Err(Errno::EPERM),
     }
+}
+
+/// Shows the PID namespace of this process in /proc; its mounts are its own.
+pub(super) fn mount_proc() -> nix::Result<()> {
+    let nothing: Option<&str> = None;
+    // Else the new /proc would appear in the namespace that this one is a copy of.
+    mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing)?;
+    let kept = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("proc"), "/proc", Some("proc"), kept, nothing)
 }
 
 /// Maps one's own user and group in a user namespace that one has just made.
@@ -129,40 +219,16 @@ fn map(file: &str, id: u32) -> nix::Result<()> {
         .map_err(|error| error.raw_os_error().map_or(Errno::EPERM, Errno::from_raw))
 }
 
-/// A time namespace for the children, where the kernel has one: the clocks go on from their saved values, so that
-/// every deadline holds (time_namespaces(7)).
-fn set_clocks(ahead: [i64; 2]) -> Result<()> {
-    if !std::path::Path::new("/proc/self/ns/time").exists() {
-        return Ok(());
-    }
+/// A time namespace for the children, where one can be had: the clocks go on from their saved values, so that
+/// every deadline holds (time_namespaces(7)). Else what ckpt gives back itself is shifted ([`crate::restart::clock`]).
+fn set_clocks(ahead: [i64; 2]) {
     // SAFETY: changes the namespace of children only.
-    Errno::result(unsafe { libc::unshare(CLONE_NEWTIME) }).map_err(forbidden)?;
+    if unsafe { libc::unshare(CLONE_NEWTIME) } != 0 {
+        return;
+    }
     let line = |name: &str, offset: i64| {
         format!("{name} {} {}\n", offset.div_euclid(SECOND), offset.rem_euclid(SECOND))
     };
     let text = line("monotonic", ahead[0]) + &line("boottime", ahead[1]);
-    fs::write("/proc/self/timens_offsets", text)
-        .because(|| "cannot let the program's clocks go on (/proc/self/timens_offsets)")
-}
-
-/// The sentence about namespaces that are not to be had.
-fn forbidden(errno: Errno) -> Error {
-    let error = Error::new(format!(
-        "cannot make the namespaces in which the program's processes have their ids again: {}",
-        errno.desc()
-    ));
-    error.hint(remedy(errno))
-}
-
-/// What forbids them, and what would change it.
-pub(crate) fn remedy(errno: Errno) -> &'static str {
-    match errno {
-        Errno::ENOSPC | Errno::EUSERS => {
-            "the number of namespaces is limited here (/proc/sys/user/max_user_namespaces, max_pid_namespaces)"
-        }
-        Errno::EINVAL => "this kernel was built without them (CONFIG_PID_NS, CONFIG_USER_NS)",
-        _ => {
-            "user namespaces are forbidden here: by kernel.unprivileged_userns_clone=0, kernel.apparmor_restrict_unprivileged_userns=1, or the filters of a container; restart it where they are allowed, or as root"
-        }
-    }
+    let _ = fs::write("/proc/self/timens_offsets", text);
 }

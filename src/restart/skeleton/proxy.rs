@@ -73,7 +73,7 @@ impl Proxy {
 
     /// Buries the orphans of the tree that have come to this process, as init would.
     fn bury_orphans(&self) {
-        if !get_child_subreaper().unwrap_or(false) {
+        if !get_child_subreaper().unwrap_or(false) && Pid::own() != Pid::INIT {
             return;
         }
         let ours = [self.root, self.witness.pid()];
@@ -107,6 +107,10 @@ impl Proxy {
     fn stop(&mut self, signal: i32) {
         // Who goes on when nobody has stopped him would wait for ever.
         if pending() & signal_set(libc::SIGCONT) != 0 {
+            return;
+        }
+        // Nothing stops the first process of a namespace, and whoever has stopped the root lets it go on.
+        if Pid::own() == Pid::INIT {
             return;
         }
         default(signal);

@@ -5,6 +5,8 @@
 //! in namespaces of its own cannot: who has left its PID namespace to its children makes no threads (clone(2), EINVAL). So
 //! it is such a child itself, and announces the root.
 
+use super::counted;
+use super::namespaces;
 use super::proxy::{self, Proxy};
 use super::witness::Witness;
 use crate::error::{Because, Result};
@@ -34,15 +36,24 @@ pub(crate) fn announce(root: Pid) {
     }
 }
 
-/// Stays, if that is of any use here, and nobody does so already for the same process.
+/// Stays, if that is of any use here, and nobody does so already for the same process; whoever becomes it is `alone`, or
+/// has us in front of it anyhow.
 ///
 /// # Errors
 /// Those of [`stay`].
-pub(crate) fn stay_if_needed(is_served: bool) -> Result<()> {
-    match forebear::is_needed() && !forebear::may_trace_all() && !is_served {
+pub(crate) fn stay_if_needed(is_served: bool, alone: bool) -> Result<()> {
+    let for_yama = forebear::is_needed() && !forebear::may_trace_all() && !is_served;
+    match for_yama || alone && is_in_young_container() {
         true => stay(),
         false => Ok(()),
     }
+}
+
+/// Whether a process of this one's id could not have it again in the next container: every restarter there has it. Ids
+/// that small are given once, before the first turn.
+fn is_in_young_container() -> bool {
+    let own = Pid::own();
+    own == Pid::INIT || own.get() < counted::FIRST && namespaces::offered().is_err()
 }
 
 /// Makes the process that becomes the program, and returns in that alone.
@@ -54,6 +65,9 @@ fn stay() -> Result<()> {
     let mask = mapping::block_all_signals();
     let told = proxy::expect_children();
     let mut witness = Witness::start()?;
+    if Pid::own().get() < counted::FIRST {
+        counted::pass_reserved();
+    }
     let (mut hear, tell) = std::io::pipe().because(what)?;
     let (announced, line) = std::io::pipe().because(what)?;
     let Some(root) = fork(libc::SIGCHLD).because(what)? else {
