@@ -19,14 +19,8 @@ const SA_RESTART: u64 = 0x1000_0000;
 
 /// What the standard streams of a process are ([`Control::standard`]).
 pub(crate) fn standard(pid: Pid) -> [[u64; 3]; 3] {
-    let mut standard = [[0; 3]; 3];
-    let Ok(process) = Process::open(pid) else { return standard };
-    for (number, place) in (0..).zip(&mut standard) {
-        if let Ok(Some(fd)) = process.descriptor(number) {
-            *place = [fd.device, fd.inode, u64::from(fd.flags) & libc::O_ACCMODE as u64];
-        }
-    }
-    standard
+    let Ok(process) = Process::open(pid) else { return [[0; 3]; 3] };
+    [0, 1, 2].map(|number| process.open_file(number).unwrap_or_default())
 }
 
 /// The region of a payload, as read when it was found.

@@ -72,20 +72,12 @@ impl Process {
     pub fn fds(&self) -> Result<Vec<Fd>> {
         let mut fds = Vec::new();
         for number in self.numbered("fd")? {
-            fds.extend(self.descriptor(number)?);
+            fds.extend(descriptor(self, number)?);
         }
         // A process that dies here looks like one that closes all its descriptors.
         let fd = self.stat_of("fd").map_err(io::Error::from);
         fd.map_err(|e| failed(self, None, &self.called("fd"), &e))?;
         Ok(fds)
-    }
-
-    /// One of them, none if it is not open.
-    ///
-    /// # Errors
-    /// As [`Process::fds`].
-    pub(crate) fn descriptor(&self, number: u32) -> Result<Option<Fd>> {
-        descriptor(self, number)
     }
 }
 
@@ -94,7 +86,7 @@ impl Process {
 /// # Errors
 /// As [`Process::fds`].
 pub(crate) fn one(pid: Pid, number: u32) -> Result<Option<Fd>> {
-    Process::open(pid)?.descriptor(number)
+    descriptor(&Process::open(pid)?, number)
 }
 
 fn descriptor(process: &Process, number: u32) -> Result<Option<Fd>> {
@@ -240,6 +232,22 @@ mod tests {
                 pair("word", "")
             ]
         );
+    }
+
+    #[test]
+    fn the_link_tells_how_a_file_may_be_accessed() {
+        let scratch = Scratch::new("access");
+        let path = scratch.0.join("file");
+        fs::write(&path, "").unwrap();
+        let own = Process::own().unwrap();
+        for (reads, writes) in [(true, false), (false, true), (true, true)] {
+            let file = fs::File::options().read(reads).write(writes).open(&path).unwrap();
+            let number = file.as_raw_fd().cast_unsigned();
+            let fd = one(me(), number).unwrap().unwrap();
+            let access = u64::from(fd.flags) & libc::O_ACCMODE as u64;
+            assert_eq!(own.open_file(number), Some([fd.device, fd.inode, access]));
+        }
+        assert_eq!(own.open_file(1 << 20), None);
     }
 
     #[test]

@@ -156,6 +156,21 @@ impl Process {
         fstatat(&self.directory, name, AtFlags::empty())
     }
 
+    /// The device and the inode of the file that a descriptor shows, and how it may be accessed (O_ACCMODE), which the
+    /// permissions of the link tell (proc_pid_fd(5)); None if it is not open.
+    pub(crate) fn open_file(&self, number: u32) -> Option<[u64; 3]> {
+        let link = format!("fd/{number}");
+        let file = self.stat_of(&link).ok()?;
+        let mode =
+            fstatat(&self.directory, link.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW).ok()?.st_mode;
+        let access = match (mode & libc::S_IRUSR != 0, mode & libc::S_IWUSR != 0) {
+            (_, false) => libc::O_RDONLY,
+            (false, true) => libc::O_WRONLY,
+            (true, true) => libc::O_RDWR,
+        };
+        Some([file.st_dev, file.st_ino, access as u64])
+    }
+
     /// Reads /proc/PID/`name`.
     pub(super) fn text(&self, name: &str) -> io::Result<Vec<u8>> {
         // Their entries come in any number of pieces.
