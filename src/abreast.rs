@@ -9,12 +9,14 @@ use std::thread;
 
 /// More would wait for each other: the kernel makes texts of /proc under locks.
 const MOST: usize = 4;
-/// A thread costs as much as the work on half a thing.
-const LEAST: usize = 2;
 const STACK: usize = 256 << 10;
 
-/// What comes of `work` on each of the things, in their order.
-pub(crate) fn each<T: Sync, R: Send>(things: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+/// What comes of `work` on each of the things, in their order. `few` of them are as much work as a thread costs.
+pub(crate) fn each<T: Sync, R: Send>(
+    things: &[T],
+    few: usize,
+    work: impl Fn(&T) -> R + Sync,
+) -> Vec<R> {
     let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(things.len())));
     let run = || {
         while let Some((index, thing)) = take(things, &next) {
@@ -23,7 +25,7 @@ pub(crate) fn each<T: Sync, R: Send>(things: &[T], work: impl Fn(&T) -> R + Sync
         }
     };
     thread::scope(|scope| {
-        for _ in 1..processors().min(MOST).min(things.len() / LEAST) {
+        for _ in 1..processors().min(MOST).min(things.len() / few.max(1)) {
             // Where there may be no more of them (RLIMIT_NPROC), those that are there do it.
             if thread::Builder::new().stack_size(STACK).spawn_scoped(scope, run).is_err() {
                 break;
@@ -57,7 +59,7 @@ mod tests {
         for count in [0, 1, 2, 7, 100] {
             let things: Vec<usize> = (0..count).collect();
             let doubled: Vec<usize> = things.iter().map(|n| 2 * n).collect();
-            assert_eq!(each(&things, |n| 2 * n), doubled);
+            assert_eq!(each(&things, 1, |n| 2 * n), doubled);
         }
     }
 }

@@ -66,7 +66,7 @@ impl Seen {
 /// Looks at all, some abreast.
 pub(crate) fn see(processes: &[Frozen]) -> Vec<Result<Seen>> {
     let pids: Vec<Pid> = processes.iter().map(|frozen| frozen.pid).collect();
-    abreast::each(&pids, |pid| Seen::of(*pid))
+    abreast::each(&pids, 2, |pid| Seen::of(*pid))
 }
 
 /// Finds or injects the payload; None when a thread of the program has its turn, which has to run for that to change.

@@ -5,13 +5,13 @@ use super::checkpoint::Checkpoint;
 use super::phase2_equip::Equipped;
 use super::{caller, excluded};
 use crate::abreast;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::image::PAGE;
 use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::list::List;
 use crate::resource::descriptor::{Tables, tables::Table};
-use crate::resource::looked::Looked;
+use crate::resource::looked::{Looked, LookedThread};
 use crate::resource::memory::Area;
 use crate::resource::{
     Common, Gathered, Target, descriptor, memory, privileges, process, signals, sysv, threads,
@@ -42,8 +42,9 @@ pub(crate) fn gather_all<'a>(
     for (frozen, Equipped { memory, region, .. }) in processes.iter_mut().zip(equipped) {
         frozen.attend(memory, &region.desk(), region.base)?;
     }
-    let looked = abreast::each(equipped, |one| Looked::at(&one.process, &one.memory));
+    let looked = abreast::each(equipped, 1, |one| Looked::at(&one.process, &one.memory));
     let mut looked = looked.into_iter().collect::<Result<Vec<_>>>()?;
+    let mut threads = look_at_threads(equipped, &processes, &looked)?;
     let table = |(one, looked): (&Equipped, &mut Looked)| Table {
         pid: one.process.pid(),
         fds: std::mem::take(&mut looked.fds),
@@ -53,9 +54,26 @@ pub(crate) fn gather_all<'a>(
     let mut common = Common { tables: Tables::new(of, at_start)?, ..Common::default() };
     let mut still = Vec::new();
     for (((number, one), frozen), looked) in (0..).zip(equipped).zip(processes).zip(looked) {
-        still.push(gather(checkpoint, number, one, frozen, looked, &mut common)?);
+        let rest = threads.split_off(frozen.threads.len());
+        let own = std::mem::replace(&mut threads, rest);
+        still.push(gather(checkpoint, number, one, frozen, (looked, &own), &mut common)?);
     }
     Ok((still, common))
+}
+
+/// Looks at the threads of all processes, some abreast.
+fn look_at_threads(
+    equipped: &[Equipped],
+    processes: &[Frozen],
+    looked: &[Looked],
+) -> Result<Vec<LookedThread>> {
+    let mut all = Vec::new();
+    for ((one, looked), frozen) in equipped.iter().zip(looked).zip(processes) {
+        all.extend(frozen.threads.iter().map(|t| (&one.process, t.tid, looked.rest.as_ref())));
+    }
+    let looks =
+        abreast::each(&all, 8, |&(process, tid, rest)| LookedThread::at(process, tid, rest));
+    looks.into_iter().collect()
 }
 
 /// Gathers the records of the process of this number, and the areas whose pages are to be written.
@@ -64,20 +82,23 @@ fn gather<'a>(
     number: u32,
     equipped: &'a Equipped,
     mut frozen: Frozen,
-    looked: Looked,
+    (looked, threads): (Looked, &[LookedThread]),
     common: &mut Common,
 ) -> Result<Still<'a>> {
     let Equipped { process, memory, region, .. } = equipped;
-    let Looked { vmas, obstacles, stat, rest, .. } = looked;
+    let Looked { vmas, obstacles, rest, .. } = looked;
+    let Some(LookedThread { stat, .. }) = threads.first() else {
+        return Err(Error::new(format!("process {} is gone", frozen.pid)).of(Kind::Gone));
+    };
     let mut gathered = Gathered { number, obstacles, ..Gathered::default() };
     let loaded = rest.as_ref().map_or(&[][..], |rest| &rest.loaded);
     let status = match frozen.threads.first() {
         Some(first) => first.look(frozen.pid)?,
         None => Rc::new(process.status(process.main_thread())?),
     };
-    let (vmas, stat, rest) = (&vmas, &stat, rest.as_ref());
+    let (vmas, rest) = (&vmas, rest.as_ref());
     let mut target =
-        Target { frozen: &mut frozen, memory, vmas, loaded, region, status, stat, rest };
+        Target { frozen: &mut frozen, memory, vmas, loaded, region, status, stat, threads, rest };
     let areas = read(&mut target, &mut gathered, common)?;
     let areas = excluded::cut(areas, &caller::read(memory, region)?.excluded);
     if let Some(process) = &mut gathered.process {
@@ -97,9 +118,7 @@ fn read(
         return Ok(Vec::new());
     }
     let ids: Vec<u32> = target.frozen.threads.iter().map(|t| t.tid.word()).collect();
-    for index in 0..ids.len() {
-        threads::save(target, index, &ids, gathered)?;
-    }
+    threads::save(target, &ids, gathered)?;
     let mut areas = memory::save(target, gathered, common)?;
     if gathered.obstacles.is_empty() {
         ask_main_thread(target, gathered, common, &mut areas)?;

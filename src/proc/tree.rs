@@ -42,7 +42,7 @@ pub(crate) struct Kin {
 /// # Errors
 /// /proc cannot be read.
 pub(crate) fn everybody() -> Result<Vec<Kin>> {
-    Ok(abreast::each(&pids()?, |pid| glance(*pid)).into_iter().flatten().collect())
+    Ok(abreast::each(&pids()?, 16, |pid| glance(*pid)).into_iter().flatten().collect())
 }
 
 /// The numbers of all processes that can be seen.

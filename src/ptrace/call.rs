@@ -135,17 +135,47 @@ impl<'a> Caller<'a> {
         let Some(at) = self.frame.map(|frame| frame - SLOT_FRAME + SLOT_LIST) else {
             return Err(Error::new("a thread in a hole makes no lists of calls"));
         };
-        let tid = self.thread.tid;
         for piece in list.pieces() {
             let (mut bytes, end) = piece.bytes(at);
             memory.write(at, &bytes)?;
             let regs = self.registers(self.thunk + LIST_THUNK, nix::libc::SYS_getpid, &[], at);
-            self.drive_list(regs, end)
-                .because(|| format!("thread {tid} cannot make system calls for us"))?;
+            self.drive_list(regs, end).because(|| self.unable())?;
             memory.read(at, &mut bytes)?;
             answers.take(&piece, &bytes);
         }
         Ok(answers)
+    }
+
+    /// Begins to issue the calls of a list, so that several threads do so abreast; false where it has to be done at once
+    /// ([`Caller::list`]). [`Caller::end_list`] has to follow, whatever else fails.
+    pub(crate) fn begin_list(&mut self, memory: &Memory, list: &List) -> Result<bool> {
+        let pieces = list.pieces();
+        let ([piece], Some(frame), bell @ 1..) = (&pieces[..], self.frame, self.thread.bell())
+        else {
+            return Ok(false);
+        };
+        let at = frame - SLOT_FRAME + SLOT_LIST;
+        memory.write(at, &piece.bytes(at).0)?;
+        let regs = self.registers(self.thunk + LIST_THUNK, nix::libc::SYS_getpid, &[], at);
+        self.ring_at_the_end(regs, bell).because(|| self.unable())?;
+        Ok(true)
+    }
+
+    /// What came of the calls of a list that was begun.
+    pub(crate) fn end_list(&mut self, memory: &Memory, list: &List) -> Result<Replies> {
+        let mut answers = Replies::default();
+        self.await_bell().because(|| self.unable())?;
+        if let ([piece], Some(frame)) = (&list.pieces()[..], self.frame) {
+            let at = frame - SLOT_FRAME + SLOT_LIST;
+            let (mut bytes, _) = piece.bytes(at);
+            memory.read(at, &mut bytes)?;
+            answers.take(piece, &bytes);
+        }
+        Ok(answers)
+    }
+
+    fn unable(&self) -> String {
+        format!("thread {} cannot make system calls for us", self.thread.tid)
     }
 
     /// The end is where r15 points to `end`: all calls are made, and their results written.

@@ -25,6 +25,7 @@ use super::stopping::{Moving, await_hearing, gone};
 use super::thread::StoppedThread;
 use super::undelayed::Undelayed;
 use super::waits;
+use crate::abreast;
 use crate::error::{Because, Error, Result};
 use crate::fault::{Point, reach};
 use crate::order;
@@ -226,8 +227,10 @@ impl Frozen {
 
     /// Reads what the kernel says of the threads.
     fn look(&mut self) -> Result<()> {
-        for thread in &mut self.threads {
-            thread.status = Some(Rc::new(self.process.status(thread.tid)?));
+        let tids: Vec<Tid> = self.threads.iter().map(|thread| thread.tid).collect();
+        let all = abreast::each(&tids, 8, |tid| self.process.status(*tid));
+        for (thread, status) in self.threads.iter_mut().zip(all) {
+            thread.status = Some(Rc::new(status?));
         }
         Ok(())
     }

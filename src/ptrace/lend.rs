@@ -65,8 +65,9 @@ pub(crate) enum Lent {
 }
 
 /// Writes what the thread is into a free slot; its address.
-pub(super) fn lend(thread: &StoppedThread, memory: &Memory, desk: &Desk) -> Result<u64> {
-    let what = || format!("cannot write down the state of thread {}", thread.tid);
+pub(super) fn lend(thread: &mut StoppedThread, memory: &Memory, desk: &Desk) -> Result<u64> {
+    let tid = thread.tid;
+    let what = || format!("cannot write down the state of thread {tid}");
     let at = free_slot(memory, desk, thread.tid)?;
     let xstate = regs::xstate(thread.tid).because(what)?;
     let home = home(thread);
@@ -83,6 +84,7 @@ pub(super) fn lend(thread: &StoppedThread, memory: &Memory, desk: &Desk) -> Resu
     whole.extend(bytes);
     memory.write(at, &whole)?;
     memory.put(at, &[LENT, thread.tid.word()])?;
+    thread.xstate = Some(xstate);
     Ok(at)
 }
 
@@ -134,21 +136,17 @@ pub(super) fn give_back(tid: Tid, slot: u64) -> std::result::Result<(), Errno> {
 fn free_slot(memory: &Memory, desk: &Desk, tid: Tid) -> Result<u64> {
     let pid = memory.pid();
     let began = memory.began()?;
-    for index in 0..SLOT_COUNT {
-        let slot: Slot = memory.get(desk.slot(index))?;
-        let is_theirs = || {
-            slot.began == began
-                && slot.tid != tid.word()
-                && proc::stat(pid, Tid::of_word(slot.tid)).is_ok()
-        };
-        let free = match slot.state {
-            0 => true,
-            BURNT => false,
-            _ => !is_theirs(),
-        };
-        if free {
-            return Ok(desk.slot(index));
-        }
+    let slots: [Slot; SLOT_COUNT as usize] = memory.get_each(desk.slot(0), SLOT_LEN)?;
+    // Mostly there is one that nobody has, and who has the others need not be looked for.
+    let is_theirs = |slot: &Slot| {
+        slot.began == began
+            && slot.tid != tid.word()
+            && proc::stat(pid, Tid::of_word(slot.tid)).is_ok()
+    };
+    let unused = slots.iter().position(|slot| slot.state == 0);
+    let given_up = || slots.iter().position(|slot| slot.state != BURNT && !is_theirs(slot));
+    if let Some(index) = unused.or_else(given_up) {
+        return Ok(desk.slot(index as u64));
     }
     let text = format!("process {pid} was left by too many checkpoints that were killed");
     Err(Error::new(text).of(Kind::Busy).hint("try again in a moment"))

@@ -6,7 +6,7 @@ use super::interrupted;
 use super::lend::{self, Lent};
 use super::memory::Memory;
 use super::raw::{self, State};
-use super::regs::Regs;
+use super::regs::{self, Regs};
 use super::rest;
 use super::sockets;
 use super::waits::{self, Interrupted};
@@ -41,6 +41,8 @@ pub(crate) struct StoppedThread {
     pub(super) lent: Lent,
     /// It is on its way to a signal stop ([`Self::start_home`]).
     homeward: bool,
+    /// Its extended state, as it was when it was lent.
+    pub(super) xstate: Option<Vec<u8>>,
     /// Since when it waits, if it does (CLOCK_MONOTONIC, nanoseconds); None when that is not known.
     pub(super) since: Option<u64>,
     /// The wait that the stop has interrupted, and the slot for its notes.
@@ -110,6 +112,7 @@ impl StoppedThread {
             stopped_by,
             lent: Lent::No,
             homeward: false,
+            xstate: None,
             since: None,
             wait: None,
         })
@@ -211,6 +214,14 @@ impl StoppedThread {
         Ok(())
     }
 
+    /// Its extended state.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub(crate) fn xstate(&self) -> std::result::Result<Vec<u8>, Errno> {
+        self.xstate.clone().map_or_else(|| regs::xstate(self.tid), Ok)
+    }
+
     /// Begins what [`Self::take_back`] ends, so that several threads do it abreast. Nothing else may be done with it in
     /// between. What fails here fails there.
     pub(crate) fn start_home(&mut self) {
@@ -228,6 +239,7 @@ impl StoppedThread {
             leave_for_signal_stop(self.tid)?;
         }
         arrive_at_signal_stop(self.tid)?;
+        self.xstate = None;
         // The mask first: should we die in between, the thunk brings the thread home.
         raw::set_mask(self.tid, self.mask)?;
         reach(Point::Returning);

@@ -3,7 +3,7 @@
 
 use super::plan::{Orders, Step};
 use crate::error::Result;
-use crate::proc::Process;
+use crate::proc::Pid;
 use crate::proc::status::Mitigation;
 use crate::ptrace::list::{List, Question, Replies};
 use crate::ptrace::thread::StoppedThread;
@@ -73,9 +73,8 @@ impl ThreadQuestions {
 }
 
 /// Adds what can be seen from outside.
-pub(crate) fn save(stopped: &StoppedThread, process: &Process, record: &mut Thread) -> Result<()> {
-    let status = stopped.look(process.pid())?;
-    record.personality = process.personality(stopped.tid)? as u32;
+pub(crate) fn save(stopped: &StoppedThread, pid: Pid, record: &mut Thread) -> Result<()> {
+    let status = stopped.look(pid)?;
     let mut set = |holds, flag| record.flags |= if holds { flag } else { 0 };
     set(status.no_new_privs, thread_flag::NO_NEW_PRIVS);
     set(status.store_bypass == Mitigation::Asked, thread_flag::STORE_BYPASS);

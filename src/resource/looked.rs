@@ -7,14 +7,15 @@
 use super::memory;
 use super::runtime::loaded::{self, Loaded};
 use crate::error::Result;
-use crate::proc::Process;
 use crate::proc::fds::Fd;
 use crate::proc::limits::Limit;
 use crate::proc::links::Link;
 use crate::proc::maps::Vma;
 use crate::proc::namespaces::Namespaces;
 use crate::proc::stat::Stat;
+use crate::proc::{Process, Tid};
 use crate::ptrace::memory::Memory;
+use crate::ptrace::raw::{self, Share};
 use std::ffi::OsString;
 
 /// What was seen of one process.
@@ -25,8 +26,6 @@ pub(crate) struct Looked {
     pub vmas: Vec<Vma>,
     /// What of these is in the way.
     pub obstacles: Vec<String>,
-    /// What the kernel says of it, in numbers.
-    pub stat: Stat,
     /// The rest, if nothing is in the way of looking at its memory.
     pub rest: Option<Rest>,
 }
@@ -60,8 +59,36 @@ impl Looked {
             true => Some(Rest::of(process, memory)?),
             false => None,
         };
-        let stat = process.stat(process.main_thread())?;
-        Ok(Self { fds, vmas, obstacles, stat, rest })
+        Ok(Self { fds, vmas, obstacles, rest })
+    }
+}
+
+/// What was seen of one thread.
+pub(crate) struct LookedThread {
+    /// What the kernel says of it, in numbers.
+    pub stat: Stat,
+    pub(crate) personality: u32,
+    /// The namespaces that it has of its own, in words.
+    pub(crate) left: Vec<&'static str>,
+    /// Whether it has descriptors of its own, and a working directory. Where the kernel has no kcmp(2), nobody can tell.
+    pub(crate) apart: [bool; 2],
+}
+
+impl LookedThread {
+    /// Looks at a thread of a process of which the rest was seen.
+    ///
+    /// # Errors
+    /// It is gone, or may not be looked at.
+    pub(crate) fn at(process: &Process, tid: Tid, rest: Option<&Rest>) -> Result<Self> {
+        let main = process.main_thread();
+        let (mut left, mut apart) = (Vec::new(), [false; 2]);
+        if let Some(rest) = rest.filter(|_| tid != main) {
+            left = rest.namespaces.left_by(process.pid(), tid);
+            let own = |what| raw::share(main, tid, what) == Ok(false);
+            apart = [Share::Files, Share::Directory].map(own);
+        }
+        let personality = process.personality(tid)? as u32;
+        Ok(Self { stat: process.stat(tid)?, personality, left, apart })
     }
 }
 

@@ -39,7 +39,7 @@ use crate::proc::status::Status;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
 use ckpt_abi::image as rec;
-use looked::Rest;
+use looked::{LookedThread, Rest};
 use relatives::Relatives;
 use runtime::loaded::Loaded;
 use std::cell::OnceCell;
@@ -61,6 +61,8 @@ pub(crate) struct Target<'a> {
     /// What the kernel says of its first thread, in words and in numbers.
     pub status: Rc<Status>,
     pub(crate) stat: &'a Stat,
+    /// What was seen of the threads, in their order.
+    pub(crate) threads: &'a [LookedThread],
     /// What else was seen of it, if nothing is in the way.
     pub(crate) rest: Option<&'a Rest>,
 }

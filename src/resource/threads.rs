@@ -11,14 +11,15 @@ use crate::ptrace::call::Caller;
 use crate::ptrace::frame::Frame;
 use crate::ptrace::interrupted;
 use crate::ptrace::lend::Desk;
-use crate::ptrace::list::List;
+use crate::ptrace::list::{List, Question};
 use crate::ptrace::memory::Memory;
 use crate::ptrace::raw;
-use crate::ptrace::regs::{self, Regs, USER_CS};
+use crate::ptrace::regs::{Regs, USER_CS};
 use crate::ptrace::sequence::leave_sequence;
 use crate::ptrace::thread::StoppedThread;
 use ckpt_abi::image::{Owner, Thread, thread_flag};
 use ckpt_abi::op::Kind;
+use ckpt_abi::region::SLOT_COUNT;
 use nix::errno::Errno;
 use nix::libc;
 use std::os::unix::ffi::OsStrExt;
@@ -28,28 +29,38 @@ const PR_GET_TID_ADDRESS: u64 = 40;
 const ARCH_SET_GS: u64 = 0x1001;
 const ARCH_SET_FS: u64 = 0x1002;
 const SS_ONSTACK: u64 = 1;
-/// Reads what can be known of a stopped thread from outside, and asks the thread for the rest.
-/// `ids` are those of all threads.
-pub(crate) fn save(
+/// Reads what can be known of the stopped threads from outside, and asks them for the rest. `ids` are those of all.
+pub(crate) fn save(target: &mut Target<'_>, ids: &[u32], gathered: &mut Gathered) -> Result<()> {
+    for index in 0..ids.len() {
+        step_on(target, index, ids)?;
+    }
+    for thread in target.frozen.threads.iter().filter(|thread| thread.regs.cs != USER_CS) {
+        gathered.obstacles.push(format!("thread {} runs 32-bit code", thread.tid));
+    }
+    let mut next = 0;
+    while next < ids.len() && gathered.obstacles.is_empty() {
+        for answers in ask_some(target, next)? {
+            record(target, next, ids, answers, gathered)?;
+            next += 1;
+        }
+    }
+    Ok(())
+}
+
+/// Makes the record of a thread.
+fn record(
     target: &mut Target<'_>,
     index: usize,
     ids: &[u32],
+    answers: Answers,
     gathered: &mut Gathered,
 ) -> Result<()> {
-    let pid = target.frozen.pid;
-    let (memory, region) = (target.memory, target.region);
-    step_on(target, index, ids)?;
-    let tid = target.frozen.threads[index].tid;
-    let comm = target.process().comm(tid)?;
-    let thread = &mut target.frozen.threads[index];
-    if thread.regs.cs != USER_CS {
-        gathered.obstacles.push(format!("thread {tid} runs 32-bit code"));
-        return Ok(());
-    }
+    let (pid, memory) = (target.frozen.pid, target.memory);
+    let (thread, looked) = (&target.frozen.threads[index], &target.threads[index]);
+    let tid = thread.tid;
+    let Answers { xstate, rseq, .. } = answers;
     let (robust_list, robust_list_len) =
         raw::robust_list(tid).because(|| format!("cannot read the robust list of thread {tid}"))?;
-    let xstate =
-        regs::xstate(tid).because(|| format!("cannot read the extended state of thread {tid}"))?;
     let (wait, slot) = thread.wait.map_or((None, 0), |(wait, slot)| (Some(wait), slot));
     if wait.is_some_and(|wait| wait.begins_anew) {
         gathered.losses.push(format!(
@@ -57,16 +68,10 @@ pub(crate) fn save(
         ));
     }
     let (mut next, interrupted) = interrupted::revived(&thread.regs, wait.as_ref(), slot);
-    let desk = region.desk();
-    let rseq = rseq(thread, memory, &desk)?;
     if rseq.pointer != 0 {
         leave_sequence(memory, rseq.pointer, &mut next);
     }
-    let answers = ask(thread, memory, &desk)?;
-    // There are more threads than slots; the first is asked more.
-    if index != 0 {
-        thread.take_back().because(|| format!("cannot give thread {tid} its registers back"))?;
-    }
+    let comm = &looked.stat.comm;
     let mut name = [0; 16];
     let len = comm.len().min(15);
     name[..len].copy_from_slice(&comm.as_bytes()[..len]);
@@ -107,12 +112,9 @@ pub(crate) fn save(
             None
         }
     });
-    let stat = match index {
-        0 if tid == pid.main_thread() => target.stat,
-        _ => &target.process().stat(tid)?,
-    };
-    scheduling::save(stat, &mut record);
-    attributes::save(&target.frozen.threads[index], target.process(), &mut record)?;
+    scheduling::save(&looked.stat, &mut record);
+    record.personality = looked.personality;
+    attributes::save(&target.frozen.threads[index], pid, &mut record)?;
     gathered.xstate.extend_from_slice(&xstate);
     gathered.threads.push(record);
     Ok(())
@@ -146,8 +148,10 @@ fn settle(target: &mut Target<'_>, index: usize, ids: &[u32]) -> std::result::Re
     result
 }
 
-/// What only the thread itself can say.
+/// What only the thread itself can say, or its tracer.
 struct Answers {
+    xstate: Vec<u8>,
+    rseq: raw::RseqConfiguration,
     altstack: [u64; 3],
     tid_address: u64,
     death_signal: u32,
@@ -156,25 +160,104 @@ struct Answers {
     flags: u32,
 }
 
-fn ask(thread: &mut StoppedThread, memory: &Memory, desk: &Desk) -> Result<Answers> {
-    let mut list = List::default();
-    let prctl = libc::SYS_prctl;
-    let altstack = list.reading(libc::SYS_sigaltstack, &[0, 0], 1, 24);
-    // EINVAL where the kernel lacks CONFIG_CHECKPOINT_RESTORE: the word stays unknown.
-    let tid_address = list.reading(prctl, &[PR_GET_TID_ADDRESS, 0], 1, 8);
-    let death_signal = list.reading(prctl, &[libc::PR_GET_PDEATHSIG as u64, 0], 1, 4);
-    // 0 for real-time threads, which have none.
-    let slack = list.call(prctl, &[libc::PR_GET_TIMERSLACK as u64]);
-    let attributes = attributes::ask(&mut list);
-    let answers = Caller::new(thread, memory, desk)?.list(memory, &list)?;
-    answers.expect(altstack, "cannot read a thread's alternate stack")?;
-    Ok(Answers {
-        altstack: answers.get(altstack),
-        tid_address: answers.get(tid_address),
-        death_signal: answers.get(death_signal),
-        timer_slack: answers.result(slack).max(0).cast_unsigned(),
-        flags: attributes.flags(&answers),
-    })
+/// The questions to a thread.
+struct Asking {
+    list: List,
+    /// The thread makes the calls already.
+    runs: bool,
+    xstate: Vec<u8>,
+    rseq: raw::RseqConfiguration,
+    altstack: Question,
+    tid_address: Question,
+    death_signal: Question,
+    slack: Question,
+    attributes: attributes::ThreadQuestions,
+}
+
+/// Asks as many threads, from the one at `first` on, as there are slots to lend them to us; what they have answered. They
+/// make their calls abreast. All but the main thread, which is asked more, are as they were then.
+fn ask_some(target: &mut Target<'_>, first: usize) -> Result<Vec<Answers>> {
+    // The main thread has one.
+    const AT_ONCE: usize = SLOT_COUNT as usize - 1;
+    let (memory, desk) = (target.memory, target.region.desk());
+    let threads = target.frozen.threads[first..].iter_mut().take(AT_ONCE);
+    let (mut asked, mut outcome) = (Vec::new(), Ok(()));
+    for thread in threads {
+        match Asking::begin(thread, memory, &desk) {
+            Ok(asking) => asked.push((thread, asking)),
+            // Of one for which there was no slot another time it is said that there is none.
+            Err(error) => {
+                outcome = if asked.is_empty() { Err(error) } else { Ok(()) };
+                break;
+            }
+        }
+    }
+    let (mut answers, mut done) = (Vec::new(), Vec::new());
+    // What has begun has to be met, whatever fails.
+    for (index, (thread, asking)) in (first..).zip(asked) {
+        let answer = asking.end(thread, memory, &desk);
+        outcome = outcome.and(answer.map(|answer| answers.push(answer)));
+        if index != 0 {
+            thread.start_home();
+            done.push(thread);
+        }
+    }
+    for thread in done {
+        let tid = thread.tid;
+        let back = thread.take_back();
+        let back = back.because(|| format!("cannot give thread {tid} its registers back"));
+        outcome = outcome.and(back);
+    }
+    outcome.map(|()| answers)
+}
+
+impl Asking {
+    fn begin(thread: &mut StoppedThread, memory: &Memory, desk: &Desk) -> Result<Self> {
+        let tid = thread.tid;
+        let rseq = rseq(thread, memory, desk)?;
+        let mut list = List::default();
+        let prctl = libc::SYS_prctl;
+        let altstack = list.reading(libc::SYS_sigaltstack, &[0, 0], 1, 24);
+        // EINVAL where the kernel lacks CONFIG_CHECKPOINT_RESTORE: the word stays unknown.
+        let tid_address = list.reading(prctl, &[PR_GET_TID_ADDRESS, 0], 1, 8);
+        let death_signal = list.reading(prctl, &[libc::PR_GET_PDEATHSIG as u64, 0], 1, 4);
+        // 0 for real-time threads, which have none.
+        let slack = list.call(prctl, &[libc::PR_GET_TIMERSLACK as u64]);
+        let attributes = attributes::ask(&mut list);
+        Caller::new(thread, memory, desk)?;
+        let what = || format!("cannot read the extended state of thread {tid}");
+        let xstate = thread.xstate().because(what)?;
+        let runs = Caller::new(thread, memory, desk)?.begin_list(memory, &list)?;
+        Ok(Self {
+            list,
+            runs,
+            xstate,
+            rseq,
+            altstack,
+            tid_address,
+            death_signal,
+            slack,
+            attributes,
+        })
+    }
+
+    fn end(self, thread: &mut StoppedThread, memory: &Memory, desk: &Desk) -> Result<Answers> {
+        let mut caller = Caller::new(thread, memory, desk)?;
+        let answers = match self.runs {
+            true => caller.end_list(memory, &self.list)?,
+            false => caller.list(memory, &self.list)?,
+        };
+        answers.expect(self.altstack, "cannot read a thread's alternate stack")?;
+        Ok(Answers {
+            xstate: self.xstate,
+            rseq: self.rseq,
+            altstack: answers.get(self.altstack),
+            tid_address: answers.get(self.tid_address),
+            death_signal: answers.get(self.death_signal),
+            timer_slack: answers.result(self.slack).max(0).cast_unsigned(),
+            flags: self.attributes.flags(&answers),
+        })
+    }
 }
 
 /// The rseq registration; before Linux 5.13 only a search can find it.

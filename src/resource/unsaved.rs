@@ -5,7 +5,6 @@ use super::runtime::clocks;
 use super::runtime::loaded::Loaded;
 use super::{Gathered, Target};
 use crate::proc::status::Status;
-use crate::ptrace::raw::{self, Share};
 
 /// Names what the process goes without, and refuses what cannot be left out.
 pub(crate) fn name(target: &Target<'_>, gathered: &mut Gathered) {
@@ -27,16 +26,14 @@ fn alone(target: &Target<'_>, gathered: &mut Gathered) {
     let Some(main) = frozen.threads.first().and_then(|thread| thread.look(pid).ok()) else {
         return;
     };
-    let Some(spaces) = target.rest.map(|rest| &rest.namespaces) else { return };
-    for thread in frozen.threads.iter().skip(1) {
+    for (thread, looked) in frozen.threads.iter().zip(target.threads).skip(1) {
         let tid = thread.tid;
-        // Where the kernel has no kcmp(2), nobody can tell.
-        let own = |what| raw::share(pid.main_thread(), tid, what) == Ok(false);
-        if own(Share::Files) {
+        let [files, directory] = looked.apart;
+        if files {
             let text = format!("thread {tid} has descriptors of its own (unshare(2), CLONE_FILES)");
             gathered.obstacles.push(text);
         }
-        if own(Share::Directory) {
+        if directory {
             gathered.obstacles.push(format!(
                 "thread {tid} has a working directory and a umask of its own (unshare(2), CLONE_FS)"
             ));
@@ -44,9 +41,8 @@ fn alone(target: &Target<'_>, gathered: &mut Gathered) {
         let mut say = |what: &str| {
             gathered.losses.push(format!("{what} that thread {tid} has of its own"));
         };
-        let left = spaces.left_by(pid, tid);
-        if !left.is_empty() {
-            say(&format!("the namespaces ({})", left.join(", ")));
+        if !looked.left.is_empty() {
+            say(&format!("the namespaces ({})", looked.left.join(", ")));
         }
         let Ok(status) = thread.look(pid) else { continue };
         if (main.uid, main.gid, &main.groups) != (status.uid, status.gid, &status.groups) {
