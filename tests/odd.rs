@@ -122,7 +122,7 @@ fn sockets_with_names_that_are_gone_go_on() {
 }
 
 /// Memory that a fork does not inherit is not lost, a file without a name was not opened as one, a directory that was
-/// removed is one, and who was stopped by a signal of the terminal was not by another.
+/// removed is one, one of /proc is no copy, and who was stopped by a signal of the terminal was not by another.
 const STATE: &str = r#"
 import fcntl, mmap, os, signal, time
 gate = os.path.abspath("gate")
@@ -130,6 +130,7 @@ memory = mmap.mmap(-1, 8192, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 memory.madvise(18)
 memory[5000:5005] = b"fives"
 file = os.open("file", os.O_RDWR | os.O_CREAT); os.unlink("file")
+machine = os.open("/proc/uptime", os.O_RDONLY)
 os.mkdir("directory"); directory = os.open("directory", os.O_RDONLY)
 os.chdir("directory"); os.rmdir("../directory")
 def wait():
@@ -153,7 +154,8 @@ def state():
     try: where = os.getcwd()
     except OSError as e: where = e.errno
     flags = hex(fcntl.fcntl(file, fcntl.F_GETFL))
-    return bytes(memory[5000:5005]), flags, at.st_ino == same.st_ino, same.st_nlink, where
+    named = os.readlink("/proc/self/fd/%d" % machine)
+    return bytes(memory[5000:5005]), flags, named, at.st_ino == same.st_ino, same.st_nlink, where
 before = state()
 print("ready", flush=True)
 wait()

@@ -3,6 +3,7 @@
 
 use super::Look;
 use crate::proc::fds::Fd;
+use nix::sys::statfs::{PROC_SUPER_MAGIC, statfs};
 use std::fs::{self, Metadata};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirEntryExt, MetadataExt};
@@ -25,7 +26,7 @@ pub(crate) fn locate(fd: &Fd, look: &Look<'_>) -> Option<PathBuf> {
     let inside = PathBuf::from(look.process.path("root"));
     let within = told.strip_prefix("/").map(|rest| inside.join(rest)).ok();
     let places = std::iter::once(told.to_path_buf()).chain(within);
-    if places.into_iter().any(|place| is_file(&place, fd)) {
+    if places.into_iter().any(|place| is_file(&place, fd)) || is_of_machine(told, fd, look) {
         return Some(told.to_path_buf());
     }
     if fd.nlink == 0 {
@@ -34,6 +35,16 @@ pub(crate) fn locate(fd: &Fd, look: &Look<'_>) -> Option<PathBuf> {
     let cwd = look.process.cwd().ok().map(|cwd| cwd.path);
     let directories = told.parent().map(Path::to_path_buf).into_iter().chain(cwd);
     directories.into_iter().find_map(|directory| search(&directory, fd))
+}
+
+/// Whether this is a file of /proc about the machine, as another /proc shows it: a restarted tree has one of its own.
+fn is_of_machine(told: &Path, fd: &Fd, look: &Look<'_>) -> bool {
+    let is_proc =
+        |path: &Path| statfs(path).is_ok_and(|fs| fs.filesystem_type() == PROC_SUPER_MAGIC);
+    told.starts_with("/proc")
+        && fs::symlink_metadata(told).is_ok_and(|found| found.mode() == fd.mode)
+        && is_proc(told)
+        && is_proc(Path::new(look.process.fd(fd.number).as_str()))
 }
 
 /// Whether NFS gave the file this name because it was removed while open: it goes when the last descriptor
