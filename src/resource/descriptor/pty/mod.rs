@@ -179,12 +179,16 @@ fn make(content: &[u8], warnings: &mut Vec<String>) -> Result<Pair> {
     Ok(Pair { master, slave: Some(slave), record })
 }
 
+/// What a user namespace shows of ids that it does not map (user_namespaces(7)).
+const UNMAPPED: u32 = 65534;
+
 /// Gives a slave the owner and the mode that it had.
 fn own(slave: &OwnedFd, record: &Terminal) -> nix::Result<()> {
     let is = fstat(slave)?;
-    if (is.st_uid, is.st_gid) != (record.user, record.group) {
-        let (user, group) = (Uid::from_raw(record.user), Gid::from_raw(record.group));
-        nix::unistd::fchown(slave, Some(user), Some(group))?;
+    let other = |is: u32, was: u32| (was != is && was != UNMAPPED).then_some(was);
+    let (user, group) = (other(is.st_uid, record.user), other(is.st_gid, record.group));
+    if user.or(group).is_some() {
+        nix::unistd::fchown(slave, user.map(Uid::from_raw), group.map(Gid::from_raw))?;
     }
     match is.st_mode == record.mode {
         true => Ok(()),
