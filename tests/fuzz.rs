@@ -8,7 +8,7 @@ mod conversation;
 mod dice;
 mod harness;
 
-use ckpt::serve::protocol::{COMPRESSED, Checksum, Header, Kind, Mode, Preamble, Seal, compress};
+use ckpt::serve::protocol::{Checksum, Header, Kind, Mode, Preamble, Seal};
 use conversation::House;
 use dice::Dice;
 use harness::rounds;
@@ -46,9 +46,9 @@ fn name(dice: &mut Dice) -> Vec<u8> {
     name
 }
 
-fn frame(out: &mut Vec<u8>, kind: Kind, flags: u8, offset: u64, payload: &[u8]) {
+fn frame(out: &mut Vec<u8>, kind: Kind, offset: u64, payload: &[u8]) {
     let len = payload.len() as u32;
-    out.extend(Header { kind, flags, len, offset }.bytes());
+    out.extend(Header { kind, len, offset }.bytes());
     out.extend(payload);
 }
 
@@ -58,7 +58,7 @@ fn conversation(dice: &mut Dice) -> Vec<u8> {
     let kinds = [Kind::Put, Kind::Put, Kind::Put, Kind::Get, Kind::List, Kind::Remove, Kind::Data];
     let kind = kinds[dice.below(kinds.len() as u64) as usize];
     let name = name(dice);
-    frame(&mut said, kind, dice.below(2) as u8, 0, &name);
+    frame(&mut said, kind, 0, &name);
     if kind == Kind::Put {
         upload(dice, &mut said);
     }
@@ -68,7 +68,7 @@ fn conversation(dice: &mut Dice) -> Vec<u8> {
 }
 
 fn upload(dice: &mut Dice, said: &mut Vec<u8>) {
-    let (mut sum, mut end, mut packed) = (Checksum::default(), 0, Vec::new());
+    let (mut sum, mut end) = (Checksum::default(), 0);
     for _ in 0..dice.below(6) {
         let most = if dice.one_in(10) { 250_000 } else { 3000 };
         let piece = dice.bytes(most);
@@ -77,15 +77,11 @@ fn upload(dice: &mut Dice, said: &mut Vec<u8>) {
             if dice.one_in(20) { far[dice.below(3) as usize] } else { dice.below(100_000) };
         sum.add(offset, &piece);
         end = end.max(offset.saturating_add(piece.len() as u64));
-        if dice.one_in(3) && compress(&piece, &mut packed) {
-            frame(said, Kind::Data, COMPRESSED, offset, &packed);
-        } else {
-            frame(said, Kind::Data, 0, offset, &piece);
-        }
+        frame(said, Kind::Data, offset, &piece);
     }
     let len = if dice.one_in(10) { dice.next() } else { end };
     let seal = Seal { len, sum: sum.sum() };
-    frame(said, Kind::Seal, 0, 0, &seal.bytes());
+    frame(said, Kind::Seal, 0, &seal.bytes());
 }
 
 #[test]

@@ -122,15 +122,11 @@ fn put_ls_get_rm() {
     bytes[2_000_000..2_500_000].fill(b'x');
     let bytes = image(bytes);
     bench.file("in", &bytes);
-    for (name, more) in [("a/b", &[][..]), ("a/c", &["--compress"])] {
+    for name in ["a/b", "a/c"] {
         let name = server.name(name);
-        let mut line = all(&["put", "in", &name], &options);
-        line.extend(more);
-        bench.must(&line);
-        let mut line = all(&["get", &name, "out"], &options);
-        line.extend(more);
-        bench.must(&line);
-        assert!(fs::read(bench.path("out")).expect("out") == bytes, "{name} {more:?}");
+        bench.must(&all(&["put", "in", &name], &options));
+        bench.must(&all(&["get", &name, "out"], &options));
+        assert!(fs::read(bench.path("out")).expect("out") == bytes, "{name}");
         fs::remove_file(bench.path("out")).expect("rm");
     }
     let meta = fs::metadata(server.file("a/b")).expect("a/b");
@@ -383,14 +379,14 @@ fn names_that_lead_out() {
     for name in names {
         for kind in [Kind::Put, Kind::Get, Kind::Remove] {
             let mut channel = server.channel(None);
-            channel.send(kind, 0, 0, name.as_bytes()).expect("sent");
+            channel.send(kind, 0, name.as_bytes()).expect("sent");
             let (header, said) = serving::answer(&mut channel);
             assert_eq!(header.kind, Kind::Refused, "{kind:?} {name:?}: {said}");
         }
     }
     for kind in [Kind::Put, Kind::Get] {
         let mut channel = server.channel(None);
-        channel.send(kind, 0, 0, b"file").expect("sent");
+        channel.send(kind, 0, b"file").expect("sent");
         assert_eq!(serving::answer(&mut channel).0.kind, Kind::Refused, "{kind:?}");
     }
     assert_eq!(fs::read(bench.path("outside/secret")).expect("secret"), b"secret");

@@ -10,7 +10,7 @@ use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
 use ckpt::serve::channel::{Channel, KEY};
-use ckpt::serve::protocol::{HEADER, Header, Kind, Mode, PAYLOAD_MAX, Preamble};
+use ckpt::serve::protocol::{HEADER, Header, Kind, Mode, PIECE, Preamble};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use harness::{Bench, Build, Who, status_line, until};
@@ -120,7 +120,7 @@ fn both_ciphers_are_spoken_and_a_wrong_key_opens_neither() {
     for mode in [Mode::ChaCha, Mode::Aes] {
         let mut channel =
             Channel::connect_in(mode, server.connect(), Some(&key)).expect("a welcome");
-        channel.send(Kind::List, 0, 0, b"").expect("sent");
+        channel.send(Kind::List, 0, b"").expect("sent");
         assert_eq!(channel.receive().expect("an answer").kind, Kind::Done);
         assert!(Channel::connect_in(mode, server.connect(), Some(&[7; KEY])).is_err());
     }
@@ -183,11 +183,11 @@ fn impossible_claims() {
     let bench = Bench::new(Who::Nobody);
     let server = Server::start(&bench, &insecure());
     let hello = Preamble { version: 1, mode: Mode::Plain, welcome: 0 }.bytes();
-    let header = |kind, len: u32, offset| Header { kind, flags: 0, len, offset }.bytes();
+    let header = |kind, len: u32, offset| Header { kind, len, offset }.bytes();
     for bad in [
         header(Kind::Data, 0, 0),
         header(Kind::Put, u32::MAX, 0),
-        header(Kind::Get, PAYLOAD_MAX as u32 + 1, 0),
+        header(Kind::Get, PIECE as u32 + 1, 0),
         [0xff; HEADER],
         [0; HEADER],
     ] {
@@ -199,7 +199,7 @@ fn impossible_claims() {
     }
     for offset in [1 << 63, u64::MAX, u64::MAX - 4] {
         let mut upload = server.begin("x");
-        upload.channel.send(Kind::Data, 0, offset, b"12345").expect("sent");
+        upload.channel.send(Kind::Data, offset, b"12345").expect("sent");
         let (header, said) = serving::answer(&mut upload.channel);
         assert_eq!(header.kind, Kind::Refused, "{offset}: {said}");
     }
@@ -286,7 +286,7 @@ fn only_friends_hear_names() {
     let server = Server::start(&bench, &options);
     let key = key(&bench.path("key"));
     let mut channel = server.channel(Some(&key));
-    channel.send(Kind::List, 0, 0, b"").expect("sent");
+    channel.send(Kind::List, 0, b"").expect("sent");
     assert_eq!(serving::answer(&mut channel).0.kind, Kind::Done);
     let mut stream = server.connect();
     stream

@@ -77,8 +77,8 @@ pub(super) const FORMS: &[Entry] = &[
     },
 ];
 
-/// The forms that may talk to a server.
-pub(super) const NETWORKED: &[Form] = &[
+/// The forms that may talk to a server, and the server.
+pub(super) const KEYED: &[Form] = &[
     Form::Launch,
     Form::Attach,
     Form::Stub,
@@ -91,17 +91,8 @@ pub(super) const NETWORKED: &[Form] = &[
     Form::Get,
     Form::Put,
     Form::Remove,
+    Form::Serve,
 ];
-/// And the server.
-pub(super) const KEYED: &[Form] = &{
-    let mut all = [Form::Serve; NETWORKED.len() + 1];
-    let mut i = 0;
-    while i < NETWORKED.len() {
-        all[i] = NETWORKED[i];
-        i += 1;
-    }
-    all
-};
 
 pub(super) const OPTIONS: &[Opt] = &[
     Opt {

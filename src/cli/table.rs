@@ -43,7 +43,6 @@ const fn of_settings() -> [Opt; SETTINGS.len()] {
             forms: match setting.reach {
                 Reach::Equips => EQUIPPING,
                 Reach::Saves => SAVING,
-                Reach::Networked => network::NETWORKED,
                 Reach::Keyed => network::KEYED,
             },
             set: Set::Setting(setting.parse),

@@ -14,7 +14,7 @@ use crate::serve::log::date;
 use crate::settings::server::Transfer;
 use ckpt_abi::image::{
     Descriptor, DescriptorKind, Loss, Machine, Member, Process, SectionKind, Thread, Vma,
-    member_flag,
+    member_flag, needs,
 };
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -92,6 +92,8 @@ fn describe(image: &Image, json: bool) -> Result<Facts> {
         all.iter().flat_map(|saved| &saved.memory).map(|c| u64::from(c.len)).sum(),
     );
     facts.add_bytes("bytes", image.header().file_len);
+    let compressed = image.header().needs & needs::CODEC != 0;
+    facts.add("compression", if compressed { "LZ4" } else { "none" }.to_owned());
     facts.add("not_saved", losses.iter().map(|loss| text(loss.what)).collect::<Vec<_>>());
     Ok(facts)
 }

@@ -361,7 +361,8 @@ fn proceed(
     let notes = checkpoint.notes(&still, losses::trifles(&all, &common.members));
 
     let runs = checkpoint.runs(equipped);
-    let mut writing = phase6_write::Writing::begin(&mut *sink, front, common, runs, stop);
+    let image = place.image(&mut *sink, front);
+    let mut writing = phase6_write::Writing::begin(image, common, runs, stop);
     let mut begun = phase5_snapshot::Begun::of(still, !stop);
     // The kernel copies the page tables meanwhile. What has begun has to be met, whatever fails.
     let mut written = begun.pictured.iter_mut().try_for_each(|one| writing.at_once(one, stop));

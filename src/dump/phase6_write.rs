@@ -6,7 +6,7 @@ use super::phase5_snapshot::Pictured;
 use super::stream;
 use crate::error::{Because, Error, Result};
 use crate::image::PAGE;
-use crate::image::write::{Sink, Writer};
+use crate::image::write::Writer;
 use crate::image::zeros::nonzero;
 use crate::order;
 use crate::proc::Pid;
@@ -39,17 +39,16 @@ struct From<'a> {
 }
 
 impl<'a> Writing<'a> {
-    /// Begins an image behind the stub: of the run that it is of, and with what that began ([`Header::run`]).
+    /// Begins with an image: of the run that it is of, and with what that began ([`Header::run`]).
     ///
     /// [`Header::run`]: ckpt_abi::image::Header::run
     pub(crate) fn begin(
-        sink: &'a mut dyn Sink,
-        stub: Vec<u8>,
+        writer: Writer<'a>,
         common: Common,
         [run, before]: [[u64; 2]; 2],
         ends: bool,
     ) -> Self {
-        let writer = Writer::new(sink, stub).of_run(run, before);
+        let writer = writer.of_run(run, before);
         let writer = if ends { writer.of_ended() } else { writer };
         let several = common.tables.of.len() > 1;
         let writer = if several { writer.of_several() } else { writer };

@@ -3,7 +3,7 @@
 
 use super::Demand;
 use crate::error::Result;
-use crate::image::write::Sink;
+use crate::image::write::{Sink, Writer};
 use crate::proc::Pid;
 use crate::rights::{self, Compared, Rights};
 use crate::settings::server::{self, Transfer};
@@ -59,6 +59,8 @@ pub(crate) struct Place {
     pub name: PathBuf,
     /// How it gets to a server.
     transfer: Transfer,
+    /// Its content is compressed.
+    compress: bool,
     keep: Keep,
     pub(super) whose: Whose,
 }
@@ -96,15 +98,16 @@ impl Place {
         let highest = whose.touch(existing)??.first().map_or(0, |(number, _)| *number);
         *generation = (*generation).max(highest);
         let name = template.expand(&values, generation.saturating_add(1));
-        let (mut transfer, count) = match &whose {
-            Whose::Ours => (request.settings.transfer.clone(), 0),
-            Whose::Its(rights) => (transfer(request, config, rights.is_some())?, config.keep),
+        let (settings, count) = match &whose {
+            Whose::Ours => (request.settings.clone(), 0),
+            Whose::Its(rights) => (settings(request, config, rights.is_some())?, config.keep),
         };
+        let (mut transfer, compress) = (settings.transfer, settings.compress == Some(true));
         if let Some(file) = transfer.fallback.as_mut().filter(|_| forked) {
             file.as_mut_os_string().push(format!(".{}", request.pid));
         }
         let keep = Keep { count, template, values };
-        Ok(Self { name, transfer, keep, whose })
+        Ok(Self { name, transfer, compress, keep, whose })
     }
 
     /// Makes the sink.
@@ -115,6 +118,12 @@ impl Place {
         let name = Name::from_bytes(self.name.as_os_str().as_bytes())?;
         let sink = self.whose.touch(|| open(&name, &self.transfer))??;
         Ok(Box::new(Guarded { sink: Some(sink), whose: self.whose.clone() }))
+    }
+
+    /// Begins an image behind the stub.
+    pub(crate) fn image<'a>(&self, sink: &'a mut dyn Sink, stub: Vec<u8>) -> Writer<'a> {
+        let writer = Writer::new(sink, stub);
+        if self.compress { writer.compressed() } else { writer }
     }
 
     /// Reads what the process has open.
@@ -142,15 +151,16 @@ impl Place {
     }
 }
 
-/// How it gets to a server: as the process is configured and the caller asks; the key of the caller's home
-/// is not for a process that may not read it.
-fn transfer(request: &Demand, config: &Config, foreign: bool) -> Result<Transfer> {
+/// How it is written, and gets to a server: as the process is configured and the caller asks; the key of the caller's
+/// home is not for a process that may not read it.
+fn settings(request: &Demand, config: &Config, foreign: bool) -> Result<Settings> {
     let mut transfer = request.settings.transfer.clone();
     if foreign && matches!(transfer.key, Some(server::Key::Usual(_))) {
         transfer.key = None;
     }
-    let asked = Settings { transfer, ..Settings::default() };
-    Ok(Settings::from_config(&asked.apply(*config))?.transfer)
+    let compress = request.settings.compress;
+    let asked = Settings { transfer, compress, ..Settings::default() };
+    Settings::from_config(&asked.apply(*config))
 }
 
 /// A sink whose file is touched with the rights of who has named it.

@@ -7,18 +7,19 @@ use super::strings::Strings;
 use super::write::Writer;
 use crate::error::Result;
 use ckpt_abi::image::{
-    CHUNK_MAX, Chunk, FORMAT, Loss, NO_OBJECT, Object, ObjectKind, Process, SectionKind, Thread,
-    WHOLE_IMAGE,
+    CHUNK_MAX, Chunk, Codec, FORMAT, Loss, NO_OBJECT, Object, ObjectKind, Process, SectionKind,
+    Thread, WHOLE_IMAGE, needs,
 };
 use std::path::{Path, PathBuf};
 use zerocopy::{FromZeros, IntoBytes};
 
-fn made() -> Vec<u8> {
+fn made(compressed: bool) -> Vec<u8> {
     let mut sink = Vec::new();
-    let mut writer = Writer::new(
+    let writer = Writer::new(
         &mut sink,
         b"\x7fELF and no stub, but as long as its header is.....................".to_vec(),
     );
+    let mut writer = if compressed { writer.compressed() } else { writer };
     let mut strings = Strings::default();
     let page = [7u8; 4096];
     writer.memory(0, 0x7000, &page, [0, 0]).unwrap();
@@ -58,14 +59,19 @@ fn folder() -> PathBuf {
 
 #[test]
 fn images_of_all_times_are_read() {
-    let newest = folder().join(format!("format-{FORMAT}.ckpt"));
-    if std::env::var_os("CKPT_GOLDEN").is_some() {
-        std::fs::write(&newest, made()).unwrap();
+    for (compressed, codec) in [(false, ""), (true, "-lz4")] {
+        let newest = folder().join(format!("format-{FORMAT}{codec}.ckpt"));
+        if std::env::var_os("CKPT_GOLDEN").is_some() {
+            std::fs::write(&newest, made(compressed)).unwrap();
+        }
+        assert!(newest.exists());
     }
-    assert!(newest.exists());
     for entry in std::fs::read_dir(folder()).unwrap() {
-        let image = Image::open(&entry.unwrap().path()).unwrap();
+        let path = entry.unwrap().path();
+        let image = Image::open(&path).unwrap();
         image.verify().unwrap();
+        let compressed = path.to_str().unwrap().contains("lz4");
+        assert_eq!(image.header().needs, if compressed { needs::CODEC } else { 0 });
         let part = image.process(0);
         let process: Process = part.record(SectionKind::Process).unwrap();
         assert_eq!((process.pid, process.generation), (4711, 3));
@@ -82,6 +88,9 @@ fn images_of_all_times_are_read() {
             [(0, NO_OBJECT, 0x1000), (0, NO_OBJECT, 0x7000), (WHOLE_IMAGE, 0, 8192)]
         );
         assert_eq!((chunks[0].first_lock, chunks[0].locks), (2, 1));
+        let codecs =
+            if compressed { [Codec::Lz4, Codec::Lz4, Codec::Plain] } else { [Codec::Plain; 3] };
+        assert_eq!(chunks.iter().map(|c| c.codec).collect::<Vec<_>>(), codecs.map(|c| c as u32));
         assert_eq!(image.read_chunk(&chunks[1]).unwrap(), [7; 4096]);
         assert_eq!(image.read_chunk(&chunks[2]).unwrap(), b"the end of a file");
     }
@@ -89,11 +98,14 @@ fn images_of_all_times_are_read() {
 
 #[test]
 fn each_byte_counts() {
-    let good = made();
-    opened(&good).unwrap().verify().unwrap();
+    [false, true].map(made).iter().for_each(|good| each_byte_counts_of(good));
+}
+
+fn each_byte_counts_of(good: &[u8]) {
+    opened(good).unwrap().verify().unwrap();
     let pages_ends = |at: &usize| at % 4096 < 300 || at.is_multiple_of(13);
     for at in (0..good.len()).filter(pages_ends) {
-        let mut bad = good.clone();
+        let mut bad = good.to_vec();
         bad[at] ^= 0x10;
         let verdict = opened(&bad).and_then(|image| image.verify());
         assert!(verdict.is_err(), "byte {at:#x} does not count");
@@ -105,8 +117,8 @@ fn each_byte_counts() {
 }
 
 /// The image with one of its chunks changed, and every checksum right.
-fn forged(change: impl Fn(&mut [Chunk])) -> Vec<u8> {
-    let mut bytes = made();
+fn forged(compressed: bool, change: impl Fn(&mut [Chunk])) -> Vec<u8> {
+    let mut bytes = made(compressed);
     let image = opened(&bytes).unwrap();
     let mut chunks = image.chunks().unwrap();
     change(&mut chunks);
@@ -120,7 +132,12 @@ fn forged(change: impl Fn(&mut [Chunk])) -> Vec<u8> {
 
 #[test]
 fn forged_chunks_are_refused() {
-    opened(&forged(|_| {})).unwrap().verify().unwrap();
+    let verdict = |compressed, change: fn(&mut [Chunk])| {
+        opened(&forged(compressed, change)).and_then(|image| image.verify())
+    };
+    for compressed in [false, true] {
+        verdict(compressed, |_| {}).unwrap();
+    }
     let changes: [fn(&mut [Chunk]); 7] = [
         |c| c[1].address = c[0].address,
         |c| c[0].address += 1,
@@ -131,7 +148,18 @@ fn forged_chunks_are_refused() {
         |c| c[0].codec = 9,
     ];
     for (number, change) in changes.iter().enumerate() {
-        let verdict = opened(&forged(change)).and_then(|image| image.verify());
-        assert!(verdict.is_err(), "change {number}");
+        assert!(verdict(false, *change).is_err(), "change {number}");
+        assert!(verdict(true, *change).is_err(), "change {number} of a compressed one");
+    }
+    let changes: [fn(&mut [Chunk]); 6] = [
+        |c| c[0].codec = 0,
+        |c| c[0].whole = 8192,
+        |c| (c[0].whole, c[0].skip) = (8192, 4097),
+        |c| (c[0].whole, c[0].skip) = (u32::MAX, u32::MAX - 4095),
+        |c| c[0].skip = 4096,
+        |c| c[0].len = 8192,
+    ];
+    for (number, change) in changes.iter().enumerate() {
+        assert!(verdict(true, *change).is_err(), "change {number} of a block");
     }
 }

@@ -110,8 +110,8 @@ mod tests {
     #[test]
     fn what_is_not_understood_is_named() {
         assert!(understood(0).is_ok());
-        let sentence = understood(needs::SEALED | needs::CODEC).unwrap_err().to_string();
-        assert!(sentence.contains("compressed") && sentence.contains("encrypted"), "{sentence}");
+        let sentence = understood(needs::SEALED | needs::PARENT).unwrap_err().to_string();
+        assert!(sentence.contains("earlier") && sentence.contains("encrypted"), "{sentence}");
         assert!(understood(1 << 40).unwrap_err().to_string().contains("0x10000000000"));
     }
 }

@@ -17,14 +17,22 @@ pub(super) fn order(chunks: &[Chunk], processes: u32) -> Verdict {
         let len = u64::from(chunk.len);
         let memory = chunk.object == NO_OBJECT && chunk.process < processes;
         let object = chunk.object != NO_OBJECT && chunk.process == WHOLE_IMAGE;
-        let whole = object || len.is_multiple_of(PAGE);
-        let plain = chunk.codec != Codec::Plain as u32
-            || u64::from(chunk.stored) == len.next_multiple_of(PAGE);
+        let pages = object || len.is_multiple_of(PAGE);
+        let stored = u64::from(chunk.stored);
+        let whole = u64::from(chunk.whole);
+        let encoded = match Codec::try_from(chunk.codec) {
+            Ok(Codec::Plain) => whole == 0 && stored == len.next_multiple_of(PAGE),
+            _ => {
+                let end = u64::from(chunk.skip) + len;
+                stored < CHUNK_MAX
+                    && whole <= CHUNK_MAX
+                    && end <= if whole == 0 { len } else { whole }
+            }
+        };
         let sane = chunk.address.is_multiple_of(PAGE)
             && chunk.address.checked_add(len).is_some_and(|end| end <= 1 << 63)
-            && (1..=CHUNK_MAX).contains(&len)
-            && u64::from(chunk.stored) <= CHUNK_MAX + PAGE;
-        if !(sane && whole && plain && (memory || object)) {
+            && (1..=CHUNK_MAX).contains(&len);
+        if !(sane && pages && encoded && (memory || object)) {
             return Err(format!(
                 "a chunk at {:#x} has an impossible place or length",
                 chunk.address

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Checkpoint files: writing, reading, checking. The format itself is in `ckpt_abi::image`.
 
+mod blocks;
 mod codec;
 pub(crate) mod elf;
 pub(crate) mod file;

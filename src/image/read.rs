@@ -237,7 +237,7 @@ impl Image {
         if hash(&stored) != chunk.hash {
             return Err(wrong());
         }
-        codec::restore(codec, &stored, bytes).ok_or_else(wrong)
+        codec::restore(codec, chunk, &stored, bytes).ok_or_else(wrong)
     }
 
     /// An error about this file.

@@ -92,9 +92,10 @@ fn memory_of_no_process_is_refused() {
 
 #[test]
 fn what_processes_have_in_common_lies_there_once() {
-    let made = |common: bool| {
+    let made = |common: bool, compressed: bool| {
         let mut sink = Vec::new();
         let writer = Writer::new(&mut sink, vec![0; 64]);
+        let writer = if compressed { writer.compressed() } else { writer };
         let mut writer = if common { writer.of_several() } else { writer };
         for process in [0, 1] {
             let both = [[9; 4096], [8; 4096]].concat();
@@ -108,14 +109,54 @@ fn what_processes_have_in_common_lies_there_once() {
         writer.seal().unwrap();
         sink
     };
-    let bytes = made(true);
-    assert_eq!(made(false).len() - bytes.len(), 8192);
-    let image = opened(&bytes).unwrap();
-    image.verify().unwrap();
-    for process in [0, 1] {
+    assert_eq!(made(false, false).len() - made(true, false).len(), 8192);
+    for compressed in [false, true] {
+        let image = opened(&made(true, compressed)).unwrap();
+        image.verify().unwrap();
         let chunks = image.chunks().unwrap();
-        let own = image.process(process).memory(&chunks);
-        let all: Vec<u8> = own.iter().flat_map(|chunk| image.read_chunk(chunk).unwrap()).collect();
-        assert_eq!(all, [[9; 4096], [8; 4096], [process as u8 + 1; 4096]].concat());
+        for process in [0, 1] {
+            let own = image.process(process).memory(&chunks);
+            let all: Vec<u8> =
+                own.iter().flat_map(|chunk| image.read_chunk(chunk).unwrap()).collect();
+            assert_eq!(all, [[9; 4096], [8; 4096], [process as u8 + 1; 4096]].concat());
+        }
+    }
+}
+
+#[test]
+fn a_part_of_what_was_compressed_is_found() {
+    const PIECE: usize = 16 << 10;
+    let page = |n: usize| [n as u8; 4096];
+    let first: Vec<u8> = (0..16).flat_map(page).collect();
+    let mut second = first.clone();
+    second[PIECE + 100] = 99;
+    for compressed in [false, true] {
+        let mut sink = Vec::new();
+        let writer = Writer::new(&mut sink, vec![0; 64]).of_several();
+        let mut writer = if compressed { writer.compressed() } else { writer };
+        for (process, memory) in [(0, &first), (1, &second)] {
+            writer.memory(process, 0x40_0000, memory, [0, 0]).unwrap();
+            writer.memory(process, 0x80_0000, &memory[2 * PIECE..], [0, 0]).unwrap();
+        }
+        for process in [0, 1] {
+            writer.records_of(process, SectionKind::Process, &[Process::new_zeroed()]).unwrap();
+        }
+        writer.bytes(SectionKind::Strings, b"").unwrap();
+        writer.seal().unwrap();
+        let image = opened(&sink).unwrap();
+        image.verify().unwrap();
+        let chunks = image.chunks().unwrap();
+        for (process, memory) in [(0, &first), (1, &second)] {
+            let own = image.process(process).memory(&chunks);
+            let all: Vec<u8> =
+                own.iter().flat_map(|chunk| image.read_chunk(chunk).unwrap()).collect();
+            assert_eq!(all, [memory, &memory[2 * PIECE..]].concat());
+        }
+        let [zero, one] = [0, 1].map(|process| image.process(process).memory(&chunks));
+        // What both have from the same place, and what only one has.
+        let same: Vec<_> = one.iter().map(|c| c.origin() == zero[0].origin()).collect();
+        assert_eq!(same, [true, false, true, false]);
+        assert_eq!(one[3].origin(), zero[1].origin());
+        assert_eq!(one[2].whole, if compressed { first.len() as u32 } else { 0 });
     }
 }

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Writing an image, front to back except for its header.
 
-use super::{PAGE, codec, elf, front, hash};
+use super::blocks::{Blocks, Out};
+use super::{PAGE, elf, front, hash};
 use crate::error::{Error, Result};
 use crate::order;
 use ckpt_abi::ABI_VERSION;
 use ckpt_abi::image::{
-    Chunk, Codec, FORMAT, HEADER_MAGIC, Header, NO_OBJECT, Section, SectionKind, TRAILER_MAGIC,
-    Trailer, WHOLE_IMAGE, header_flag, needs,
+    Chunk, FORMAT, HEADER_MAGIC, Header, NO_OBJECT, Section, SectionKind, TRAILER_MAGIC, Trailer,
+    WHOLE_IMAGE, header_flag, needs,
 };
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -49,6 +50,9 @@ fn key(piece: &[u8]) -> Key {
     (xxh3_128(piece), piece.len())
 }
 
+/// A place in a block: its number, and bytes from its start.
+type Place = (usize, usize);
+
 /// The pieces of `len` bytes at `address`.
 fn pieces(address: u64, len: usize) -> impl Iterator<Item = Range<usize>> {
     let first = PIECE - address as usize % PIECE;
@@ -63,16 +67,17 @@ fn pieces(address: u64, len: usize) -> impl Iterator<Item = Range<usize>> {
 
 /// An image in the making.
 pub struct Writer<'a> {
-    sink: &'a mut dyn Sink,
+    out: Out<'a>,
     stub: Vec<u8>,
     start: u64,
-    at: u64,
+    blocks: Blocks,
+    /// Until the image is sealed, `offset` is the number of a block, and `hash` of a part of one that of its content.
     chunks: Vec<Chunk>,
     sections: Vec<Section>,
     runs: [[u64; 2]; 2],
     flags: u64,
     /// Where pieces of several processes' memory lie.
-    shared: Option<HashMap<Key, u64>>,
+    shared: Option<HashMap<Key, Place>>,
 }
 
 impl<'a> Writer<'a> {
@@ -81,8 +86,16 @@ impl<'a> Writer<'a> {
         let start = (stub.len() as u64).next_multiple_of(PAGE);
         let (chunks, sections) = (Vec::new(), Vec::new());
         let (runs, shared) = ([[0; 2]; 2], None);
-        let at = start + PAGE;
-        Self { sink, stub, start, at, chunks, sections, runs, flags: 0, shared }
+        let out = Out { sink, at: start + PAGE };
+        let blocks = Blocks::default();
+        Self { out, stub, start, blocks, chunks, sections, runs, flags: 0, shared }
+    }
+
+    /// Compresses content ([`ckpt_abi::image::Codec`]) where that makes it smaller; records stay as they are.
+    #[must_use]
+    pub fn compressed(mut self) -> Self {
+        self.blocks.compress();
+        self
     }
 
     /// Whose image it is ([`Header::run`]), and which one that run began with.
@@ -118,17 +131,17 @@ impl<'a> Writer<'a> {
     fn chunk(&mut self, known: Chunk, address: u64, bytes: &[u8]) -> Result<()> {
         // Whose locks lie in it has to be known of a whole piece.
         if known.object != NO_OBJECT || known.locks != 0 || self.shared.is_none() {
-            return self.plain(known, address, bytes);
+            return self.add(known, address, bytes).map(drop);
         }
         let mut news: Option<Range<usize>> = None;
-        let mut old: Option<(u64, Range<usize>)> = None;
+        let mut old: Option<(Place, Range<usize>)> = None;
         for piece in pieces(address, bytes.len()) {
             let key = key(&bytes[piece.clone()]);
             match self.shared.as_ref().and_then(|shared| shared.get(&key).copied()) {
                 Some(place) => {
                     self.write_new(known, address, bytes, news.take())?;
                     match &mut old {
-                        Some((start, run)) if *start + run.len() as u64 == place => {
+                        Some(((block, start), run)) if (*block, *start + run.len()) == place => {
                             run.end = piece.end;
                         }
                         _ => {
@@ -148,23 +161,22 @@ impl<'a> Writer<'a> {
         self.write_new(known, address, bytes, news)
     }
 
-    /// Adds a chunk of content that lies in the image already, at a place of its own or within another's.
+    /// Adds a chunk of content that lies in the image already, within a block.
     fn refer(
         &mut self,
         known: Chunk,
         address: u64,
         bytes: &[u8],
-        old: Option<(u64, Range<usize>)>,
+        old: Option<(Place, Range<usize>)>,
     ) {
-        let Some((offset, run)) = old else { return };
+        let Some(((block, skip), run)) = old else { return };
         let content = &bytes[run.clone()];
         self.chunks.push(Chunk {
             address: address + run.start as u64,
-            offset,
-            hash: hash(content),
+            offset: block as u64,
+            skip: skip as u32,
             len: content.len() as u32,
-            stored: content.len() as u32,
-            codec: Codec::Plain as u32,
+            hash: hash(content),
             ..known
         });
     }
@@ -178,31 +190,34 @@ impl<'a> Writer<'a> {
         news: Option<Range<usize>>,
     ) -> Result<()> {
         let Some(run) = news else { return Ok(()) };
-        let (at, address) = (self.at, address + run.start as u64);
+        let address = address + run.start as u64;
         let content = &bytes[run];
-        self.plain(known, address, content)?;
+        let block = self.add(known, address, content)?;
         let shared = self.shared.get_or_insert_default();
         for piece in pieces(address, content.len()) {
-            shared.entry(key(&content[piece.clone()])).or_insert(at + piece.start as u64);
+            shared.entry(key(&content[piece.clone()])).or_insert((block, piece.start));
         }
         Ok(())
     }
 
-    fn plain(&mut self, known: Chunk, address: u64, bytes: &[u8]) -> Result<()> {
-        let codec = Codec::Plain;
-        let stored = codec::store(codec, bytes);
-        self.sink.write_at(self.at, &stored)?;
-        self.chunks.push(Chunk {
-            address,
-            offset: self.at,
-            hash: hash(&stored),
-            len: bytes.len() as u32,
-            stored: stored.len() as u32,
-            codec: codec as u32,
-            ..known
-        });
-        self.at += stored.len() as u64;
-        Ok(())
+    /// Adds a chunk that is a block of its own; the block's number.
+    fn add(&mut self, known: Chunk, address: u64, bytes: &[u8]) -> Result<usize> {
+        let block = self.blocks.add(bytes, &mut self.out)?;
+        let len = bytes.len() as u32;
+        self.chunks.push(Chunk { address, offset: block as u64, len, ..known });
+        Ok(block)
+    }
+
+    /// The chunks as they lie in the file.
+    fn settled(&mut self) -> Result<Vec<Chunk>> {
+        self.blocks.settle(&mut self.out)?;
+        let mut chunks = std::mem::take(&mut self.chunks);
+        for chunk in &mut chunks {
+            self.blocks.locate(chunk.offset as usize, chunk.hash, chunk);
+        }
+        let of = |chunk: &Chunk| u64::from(chunk.process) << 32 | u64::from(chunk.object);
+        order::by_key(&mut chunks, |chunk| (of(chunk), chunk.address));
+        Ok(chunks)
     }
 
     /// Adds a section of records of the image as a whole.
@@ -251,48 +266,45 @@ impl<'a> Writer<'a> {
         if kind.is_of_process() == (process == WHOLE_IMAGE) {
             return Err(Error::new(format!("the section {kind:?} has the wrong owner")));
         }
+        self.blocks.settle(&mut self.out)?;
         let mut padded = Cow::from(bytes);
         if !bytes.len().is_multiple_of(8) {
             padded.to_mut().resize(bytes.len().next_multiple_of(8), 0);
         }
-        self.sink.write_at(self.at, &padded)?;
         self.sections.push(Section {
             kind: kind as u32,
             process,
-            offset: self.at,
+            offset: self.out.at,
             len: bytes.len() as u64,
             record_len,
             index,
             hash: hash(&padded),
             reserved: 0,
         });
-        self.at += padded.len() as u64;
-        Ok(())
+        self.out.write(&padded)
     }
 
     /// Writes what remains and seals the image; its length in bytes.
     pub fn seal(mut self) -> Result<u64> {
-        let of = |chunk: &Chunk| u64::from(chunk.process) << 32 | u64::from(chunk.object);
-        order::by_key(&mut self.chunks, |chunk| (of(chunk), chunk.address));
-        let chunks = std::mem::take(&mut self.chunks);
+        let chunks = self.settled()?;
         self.records(SectionKind::Chunks, &chunks)?;
-        let sections_at = self.at;
+        let sections_at = self.out.at;
         let sections = self.sections.as_bytes().to_vec();
-        self.sink.write_at(sections_at, &sections)?;
+        self.out.write(&sections)?;
         let table_at = sections_at + sections.len() as u64;
         let file_len = table_at + elf::LEN + size_of::<Trailer>() as u64;
         let table = elf::table(self.start, table_at, table_at);
-        self.sink.write_at(table_at, &table)?;
+        self.out.write(&table)?;
         let trailer = self.trailer(file_len, table_at, &table);
-        self.sink.write_at(table_at + elf::LEN, trailer.as_bytes())?;
+        self.out.write(trailer.as_bytes())?;
         let stub_len = self.stub.len() as u64;
         elf::refer_to_table(&mut self.stub, table_at);
         front::set_length(&mut self.stub, file_len);
         self.stub.resize(self.start as usize, 0);
-        self.sink.write_at(0, &self.stub)?;
+        self.out.sink.write_at(0, &self.stub)?;
         let header = self.header(stub_len, file_len, sections_at, hash(&sections));
-        self.sink.write_at(self.start, &header)?;
-        self.sink.seal(file_len)?;
+        self.out.sink.write_at(self.start, &header)?;
+        self.out.sink.seal(file_len)?;
         Ok(file_len)
     }
 
@@ -313,7 +325,8 @@ impl<'a> Writer<'a> {
         let processes = self.sections.iter().filter(|s| s.kind == SectionKind::Process as u32);
         let header = Header {
             magic: HEADER_MAGIC,
-            needs: if processes.count() > 1 { needs::PROCESSES } else { 0 },
+            needs: if processes.count() > 1 { needs::PROCESSES } else { 0 }
+                | if self.blocks.are_compressed() { needs::CODEC } else { 0 },
             format: FORMAT,
             abi_version: ABI_VERSION,
             start: self.start,

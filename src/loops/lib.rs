@@ -5,6 +5,7 @@
 //! `inline(never)`, for the same reason.
 #![forbid(unsafe_code)]
 
+pub mod lz4;
 pub mod pages;
 pub mod records;
 pub mod text;

@@ -299,7 +299,7 @@ fn mappings<'a>(saved: &'a Saved<'_>) -> impl Iterator<Item = (&'a Vma, Vec<Chun
         let first = saved.memory.partition_point(|chunk| chunk.address < vma.start);
         let len = saved.memory[first..].partition_point(|chunk| chunk.address < vma.end);
         let chunks = saved.memory[first..first + len].iter();
-        let chunks: Vec<Chunk> = chunks.filter(|c| shares::is_plain(c)).copied().collect();
+        let chunks: Vec<Chunk> = chunks.filter(|c| shares::is_sharable(c)).copied().collect();
         (!chunks.is_empty()).then_some((vma, chunks))
     })
 }

@@ -59,9 +59,9 @@ pub(super) fn cell_of(address: u64) -> u64 {
     address - address % CELL
 }
 
-/// Whether a chunk can be shared: it is in the image as it was in memory, in one cell.
-pub(super) fn is_plain(chunk: &Chunk) -> bool {
-    chunk.stored == chunk.len && cell_of(chunk.address) == cell_of(end(chunk) - 1)
+/// Whether a chunk can be shared: it lies in one cell.
+pub(super) fn is_sharable(chunk: &Chunk) -> bool {
+    cell_of(chunk.address) == cell_of(end(chunk) - 1)
 }
 
 /// The end of a cell.
@@ -87,7 +87,7 @@ impl Holder {
 pub(super) fn common(a: &[Chunk], b: &[Chunk]) -> u64 {
     let (mut a, mut b, mut sum) = (a.iter().peekable(), b.iter().peekable(), 0);
     while let (Some(x), Some(y)) = (a.peek(), b.peek()) {
-        if x.offset.wrapping_sub(x.address) == y.offset.wrapping_sub(y.address) {
+        if x.origin() == y.origin() {
             sum += end(x).min(end(y)).saturating_sub(x.address.max(y.address));
         }
         if end(x) < end(y) {

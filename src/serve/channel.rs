@@ -8,7 +8,7 @@ use ckpt_cipher::Resolver;
 use snow::{Builder, HandshakeState, TransportState};
 
 use super::protocol::{
-    HEADER, Header, Kind, Mode, PAYLOAD_MAX, PREAMBLE, Preamble, RECORD, VERSION, Welcome, broken,
+    HEADER, Header, Kind, Mode, PIECE, PREAMBLE, Preamble, RECORD, VERSION, Welcome, broken,
 };
 
 /// Bytes of the shared key.
@@ -162,9 +162,9 @@ impl<S: Wire> Channel<S> {
     ///
     /// # Errors
     /// Those of the stream.
-    pub fn send(&mut self, kind: Kind, flags: u8, offset: u64, payload: &[u8]) -> io::Result<()> {
-        debug_assert!(payload.len() <= PAYLOAD_MAX);
-        let header = Header { kind, flags, len: payload.len() as u32, offset }.bytes();
+    pub fn send(&mut self, kind: Kind, offset: u64, payload: &[u8]) -> io::Result<()> {
+        debug_assert!(payload.len() <= PIECE);
+        let header = Header { kind, len: payload.len() as u32, offset }.bytes();
         let Some(noise) = &mut self.noise else {
             return write_both(&mut self.stream, &header, payload);
         };

@@ -12,9 +12,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use super::channel::{Channel, KEY, Refusal, Wire, reason};
 use super::key;
 use super::progress::Progress;
-use super::protocol::{
-    COMPRESSED, Checksum, Entry, Header, Kind, Seal, Welcome, broken, compress, decompress,
-};
+use super::protocol::{Checksum, Entry, Header, Kind, Seal, Welcome, broken};
 use crate::error::{self, Because, Error, Result};
 use crate::image::write::Sink;
 use crate::image::zeros::nonzero;
@@ -40,7 +38,6 @@ impl Wire for TcpStream {
 pub(crate) struct Client {
     channel: Channel<TcpStream>,
     server: String,
-    compress: bool,
 }
 
 /// An image on its way to the server.
@@ -48,7 +45,6 @@ pub(crate) struct Put {
     client: Client,
     name: String,
     sum: Checksum,
-    small: Vec<u8>,
 }
 
 /// The shared key, if one is to be used.
@@ -79,10 +75,7 @@ impl Client {
         let begin = Instant::now();
         loop {
             match Self::try_connect(name, key.as_ref())? {
-                Ok(channel) => {
-                    let compress = transfer.compress == Some(true);
-                    return Ok(Self { channel, server: name.server(), compress });
-                }
+                Ok(channel) => return Ok(Self { channel, server: name.server() }),
                 Err(Refusal::Unwelcome(Welcome::Busy)) if begin.elapsed() < BUSY => {
                     std::thread::sleep(Duration::from_millis(200));
                 }
@@ -119,9 +112,9 @@ impl Client {
     /// # Errors
     /// The server refuses, or the connection ends.
     pub(crate) fn put(mut self, name: &str) -> Result<Put> {
-        self.ask(Kind::Put, 0, name)?;
+        self.ask(Kind::Put, name)?;
         self.expect(Kind::Done, name)?;
-        Ok(Put { client: self, name: name.into(), sum: Checksum::default(), small: Vec::new() })
+        Ok(Put { client: self, name: name.into(), sum: Checksum::default() })
     }
 
     /// Fetches an image into a sink; its length.
@@ -129,26 +122,19 @@ impl Client {
     /// # Errors
     /// The server refuses, the connection ends, the image arrives damaged, or the sink fails.
     pub(crate) fn get(mut self, name: &str, sink: &mut dyn Sink) -> Result<u64> {
-        let flags = if self.compress { COMPRESSED } else { 0 };
-        self.ask(Kind::Get, flags, name)?;
+        self.ask(Kind::Get, name)?;
         let header = self.expect(Kind::Done, name)?;
         let total = self.channel.payload(&header).first_chunk().map(|len| u64::from_le_bytes(*len));
         let mut progress = Progress::new(name.to_owned(), total);
-        let (mut sum, mut plain) = (Checksum::default(), Vec::new());
+        let mut sum = Checksum::default();
         loop {
             let header = self.hear(name)?;
             let payload = self.channel.payload(&header);
             match header.kind {
                 Kind::Data => {
-                    let packed = header.flags & COMPRESSED != 0;
-                    let piece = if packed {
-                        decompress(payload, &mut plain).map_err(|e| lost(&self.server, name, &e))?
-                    } else {
-                        payload
-                    };
-                    sum.add(header.offset, piece);
-                    sink.write_at(header.offset, piece)?;
-                    progress.add(piece.len() as u64);
+                    sum.add(header.offset, payload);
+                    sink.write_at(header.offset, payload)?;
+                    progress.add(payload.len() as u64);
                 }
                 Kind::Seal => {
                     let seal = Seal::read(payload).map_err(|e| lost(&self.server, name, &e))?;
@@ -169,7 +155,7 @@ impl Client {
     /// # Errors
     /// The server refuses, or the connection ends.
     pub(crate) fn list(mut self, folder: &str) -> Result<Vec<Entry>> {
-        self.ask(Kind::List, 0, folder)?;
+        self.ask(Kind::List, folder)?;
         let mut entries = Vec::new();
         loop {
             let header = self.hear(folder)?;
@@ -189,7 +175,7 @@ impl Client {
     /// # Errors
     /// The server refuses, or the connection ends.
     pub(crate) fn remove(mut self, name: &str) -> Result<()> {
-        self.ask(Kind::Remove, 0, name)?;
+        self.ask(Kind::Remove, name)?;
         self.expect(Kind::Done, name).map(drop)
     }
 
@@ -198,12 +184,12 @@ impl Client {
     /// # Errors
     /// It is another's, the server does not know this request, or the connection ends.
     pub(crate) fn finish(mut self, name: &str, [run, number]: [u64; 2]) -> Result<()> {
-        self.ask(Kind::Finish, 0, &format!("{name}\n{run} {number}"))?;
+        self.ask(Kind::Finish, &format!("{name}\n{run} {number}"))?;
         self.expect(Kind::Done, name).map(drop)
     }
 
-    fn ask(&mut self, kind: Kind, flags: u8, name: &str) -> Result<()> {
-        let sent = self.channel.send(kind, flags, 0, name.as_bytes());
+    fn ask(&mut self, kind: Kind, name: &str) -> Result<()> {
+        let sent = self.channel.send(kind, 0, name.as_bytes());
         sent.map_err(|e| lost(&self.server, name, &e))
     }
 
@@ -247,13 +233,7 @@ impl Put {
             if self.client.channel.stream().speaks() {
                 return Err(self.refused());
             }
-            let channel = &mut self.client.channel;
-            let sent = if self.client.compress && compress(bytes, &mut self.small) {
-                channel.send(Kind::Data, COMPRESSED, offset, &self.small)
-            } else {
-                channel.send(Kind::Data, 0, offset, bytes)
-            };
-            match sent {
+            match self.client.channel.send(Kind::Data, offset, bytes) {
                 Ok(()) => {}
                 // Its last words may still be there.
                 Err(e) if self.client.channel.stream().speaks() && !timed_out(&e) => {
@@ -273,7 +253,7 @@ impl Put {
         if self.client.channel.stream().speaks() {
             return Err(self.refused());
         }
-        let sent = self.client.channel.send(Kind::Wait, 0, 0, &[]);
+        let sent = self.client.channel.send(Kind::Wait, 0, &[]);
         sent.map_err(|e| lost(&self.client.server, &self.name, &e))
     }
 
@@ -283,7 +263,7 @@ impl Put {
     /// As before; the server keeps what it had under this name.
     pub(crate) fn seal(mut self, len: u64) -> Result<()> {
         let seal = Seal { len, sum: self.sum.sum() }.bytes();
-        let sent = self.client.channel.send(Kind::Seal, 0, 0, &seal);
+        let sent = self.client.channel.send(Kind::Seal, 0, &seal);
         match sent {
             Err(e) if timed_out(&e) => Err(lost(&self.client.server, &self.name, &e)),
             // Otherwise the answer says it better.

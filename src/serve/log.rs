@@ -14,7 +14,7 @@ pub struct Record {
     pub what: &'static str,
     /// The checkpoint's name.
     pub name: String,
-    /// Bytes of images that went over the wire, as they are without compression.
+    /// Bytes of images that went over the wire, as they are stored.
     pub bytes: u64,
     /// How long it took.
     pub time: Duration,

@@ -30,9 +30,8 @@
 //! | bytes | |
 //! |---|---|
 //! | 0 | [`Kind`] |
-//! | 1 | flags: 1 ([`COMPRESSED`]) |
-//! | 2..4 | 0 |
-//! | 4..8 | len: at most [`PAYLOAD_MAX`] |
+//! | 1..4 | 0 |
+//! | 4..8 | len: at most [`PIECE`] |
 //! | 8..16 | offset in the image, of `Data` frames; else 0 |
 //!
 //! **Requests.** `Put`, `Get` and `Remove` name a checkpoint in UTF-8
@@ -43,8 +42,7 @@
 //!   checksum). The server compares, writes to its disk, gives the image its name, and answers
 //!   `Done`. Until then either side may say `Wait`, to show that it lives. A connection that ends before
 //!   leaves nothing.
-//! - `Get`: the server answers `Done` with the length (u64), `Data` frames and `Seal`. The flag
-//!   [`COMPRESSED`] in the request allows it in the answers.
+//! - `Get`: the server answers `Done` with the length (u64), `Data` frames and `Seal`.
 //! - `List`: `Entry` frames ([`Entry`]), then `Done`.
 //! - `Remove`: `Done`.
 //! - `Finish`: the name, a line feed, and two numbers with a space between them: a run, or 0 for any, and the number of a
@@ -52,9 +50,9 @@
 //!   `.finished` to its name, in the place of an earlier one, and answers `Done`.
 //!
 //! In the place of any answer, and at any time during a `Put`, the server may say `Refused` with a
-//! sentence in UTF-8, and closes. A compressed `Data` payload is the plain length (u32, at most
-//! [`PIECE`]) and an LZ4 block. The checksum is XXH3 with 128 bits over all `Data` frames in the
-//! order of their sending: offset (u64), plain length (u32), plain bytes.
+//! sentence in UTF-8, and closes. The checksum is XXH3 with 128 bits over all `Data` frames in the
+//! order of their sending: offset (u64), length (u32), bytes. An image may be compressed, which is nothing to the
+//! protocol.
 
 use ckpt_abi::codes;
 use std::io::{Error, ErrorKind, Result};
@@ -67,12 +65,8 @@ pub const MAGIC: [u8; 8] = *b"CKPTSRV\n";
 pub const VERSION: u16 = 1;
 /// Bytes of plain text in one Noise message: whole pages.
 pub const RECORD: usize = 60 << 10;
-/// Most bytes of data in a frame.
+/// Most bytes of data in a frame, and of any payload.
 pub const PIECE: usize = 4 * RECORD;
-/// Most bytes of payload of a frame.
-pub const PAYLOAD_MAX: usize = PIECE + 4;
-/// Flag: the payload of a `Data` frame is compressed.
-pub const COMPRESSED: u8 = 1;
 /// Bytes of a [`Preamble`].
 pub const PREAMBLE: usize = 16;
 /// Bytes of a [`Header`].
@@ -193,8 +187,6 @@ codes! {
 pub struct Header {
     /// What the frame is.
     pub kind: Kind,
-    /// [`COMPRESSED`] or 0.
-    pub flags: u8,
     /// Bytes of payload.
     pub len: u32,
     /// Where the data belongs.
@@ -206,7 +198,6 @@ impl Header {
     pub fn bytes(self) -> [u8; HEADER] {
         let mut bytes = [0; HEADER];
         bytes[0] = self.kind as u8;
-        bytes[1] = self.flags;
         bytes[4..8].copy_from_slice(&self.len.to_le_bytes());
         bytes[8..].copy_from_slice(&self.offset.to_le_bytes());
         bytes
@@ -215,20 +206,20 @@ impl Header {
     /// Reads one.
     ///
     /// # Errors
-    /// `InvalidData` for unknown kinds and flags, and payloads longer than [`PAYLOAD_MAX`].
+    /// `InvalidData` for unknown kinds, and payloads longer than [`PIECE`].
     pub fn read(bytes: &[u8; HEADER]) -> Result<Self> {
         let kind = Kind::try_from(bytes[0]);
         let kind = kind.map_err(|_| broken("a frame of an unknown kind came"))?;
         let [.., a, b, c, d] = *bytes.first_chunk::<8>().unwrap_or(&[0; 8]);
         let len = u32::from_le_bytes([a, b, c, d]);
-        if bytes[1] & !COMPRESSED != 0 || bytes[2] != 0 || bytes[3] != 0 {
+        if bytes[1..4] != [0; 3] {
             return Err(broken("a frame with unknown flags came"));
         }
-        if len as usize > PAYLOAD_MAX {
+        if len as usize > PIECE {
             return Err(broken("a frame that is too long came"));
         }
         let offset = bytes.last_chunk::<8>().map_or(0, |tail| u64::from_le_bytes(*tail));
-        Ok(Self { kind, flags: bytes[1], len, offset })
+        Ok(Self { kind, len, offset })
     }
 }
 
@@ -315,39 +306,6 @@ impl Checksum {
     }
 }
 
-/// Compresses a piece behind its length; false where that does not make it smaller.
-pub fn compress(piece: &[u8], out: &mut Vec<u8>) -> bool {
-    let most = lz4_flex::block::get_maximum_output_size(piece.len());
-    out.resize(4 + most, 0);
-    out[..4].copy_from_slice(&(piece.len() as u32).to_le_bytes());
-    match lz4_flex::block::compress_into(piece, &mut out[4..]) {
-        Ok(len) if len + 4 < piece.len() => {
-            out.truncate(4 + len);
-            true
-        }
-        _ => false,
-    }
-}
-
-/// Undoes [`compress`].
-///
-/// # Errors
-/// `InvalidData` for what [`compress`] did not make and for more than [`PIECE`] bytes.
-pub fn decompress<'a>(payload: &[u8], out: &'a mut Vec<u8>) -> Result<&'a [u8]> {
-    let (len, block) = payload
-        .split_first_chunk::<4>()
-        .map(|(len, block)| (u32::from_le_bytes(*len) as usize, block))
-        .filter(|(len, _)| *len <= PIECE)
-        .ok_or_else(|| broken("a compressed piece of an impossible length came"))?;
-    if out.len() < len {
-        out.resize(len, 0);
-    }
-    match lz4_flex::block::decompress_into(block, &mut out[..len]) {
-        Ok(n) if n == len => Ok(&out[..len]),
-        _ => Err(broken("a compressed piece that is damaged came")),
-    }
-}
-
 /// The other side does not keep to the protocol.
 pub fn broken(what: &'static str) -> Error {
     Error::new(ErrorKind::InvalidData, what)
@@ -374,18 +332,18 @@ mod tests {
 
     #[test]
     fn golden_headers() {
-        let data = Header { kind: Kind::Data, flags: COMPRESSED, len: 0x1_0203, offset: 0xa0b };
-        let bytes = *b"\x02\x01\0\0\x03\x02\x01\0\x0b\x0a\0\0\0\0\0\0";
+        let data = Header { kind: Kind::Data, len: 0x1_0203, offset: 0xa0b };
+        let bytes = *b"\x02\0\0\0\x03\x02\x01\0\x0b\x0a\0\0\0\0\0\0";
         assert_eq!(data.bytes(), bytes);
         assert_eq!(Header::read(&bytes).unwrap(), data);
         let kinds: Vec<_> = Kind::ALL.iter().map(|kind| *kind as u8).collect();
         assert_eq!(kinds, [1, 2, 3, 4, 5, 6, 7, 128, 129, 130, 131]);
-        for (at, value) in [(0, 0), (0, 8), (0, 132), (1, 2), (2, 1), (3, 1), (6, 4), (7, 1)] {
+        for (at, value) in [(0, 0), (0, 8), (0, 132), (1, 1), (2, 1), (3, 1), (6, 4), (7, 1)] {
             let mut wrong = bytes;
             wrong[at] = value;
             assert!(Header::read(&wrong).is_err(), "{at} {value}");
         }
-        let longest = Header { len: PAYLOAD_MAX as u32, ..data };
+        let longest = Header { len: PIECE as u32, ..data };
         assert!(Header::read(&longest.bytes()).is_ok());
         assert!(Header::read(&Header { len: longest.len + 1, ..data }.bytes()).is_err());
     }
@@ -415,17 +373,5 @@ mod tests {
         split.add(3, b"pt");
         moved.add(2, b"ckpt");
         assert!(split.sum() != sum.sum() && moved.sum() != sum.sum());
-    }
-
-    #[test]
-    fn compression() {
-        let (mut packed, mut plain) = (Vec::new(), Vec::new());
-        assert!(compress(&[7; PIECE], &mut packed));
-        assert_eq!(packed[..4], (PIECE as u32).to_le_bytes());
-        assert_eq!(decompress(&packed, &mut plain).unwrap(), [7; PIECE]);
-        assert!(!compress(b"abc", &mut packed));
-        for broken in [&b""[..], b"\xff\xff\xff\xff", b"\x08\0\0\0", b"\x01\xc1\x03\0\0"] {
-            assert!(decompress(broken, &mut plain).is_err());
-        }
     }
 }

@@ -8,9 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::channel::{Channel, KEY, Refusal, Wire, reason};
 use super::log::Record;
-use super::protocol::{
-    COMPRESSED, Checksum, Entry, Header, Kind, PIECE, Seal, Welcome, compress, decompress,
-};
+use super::protocol::{Checksum, Entry, Header, Kind, PIECE, Seal, Welcome};
 use super::store::{Store, Upload};
 use crate::fault::{Point, reach};
 use crate::image::zeros::nonzero;
@@ -71,7 +69,7 @@ pub fn answer<S: Wire>(stream: S, key: Option<&[u8; KEY]>, store: &Store, who: S
         Ok(()) => Ok(()),
         Err(Failure::Lost(why)) => Err(why),
         Err(Failure::No(why)) => {
-            let _ = session.channel.send(Kind::Refused, 0, 0, why.as_bytes());
+            let _ = session.channel.send(Kind::Refused, 0, why.as_bytes());
             session.channel.stream().leave();
             Err(why)
         }
@@ -111,13 +109,8 @@ impl Writing<'_> {
         pieces: Receiver<(Header, Vec<u8>)>,
         give_back: Sender<Vec<u8>>,
     ) -> Result<(), Failure> {
-        let mut plain = Vec::new();
         for (header, buffer) in pieces {
-            let payload = &buffer[..header.len as usize];
-            let piece = match header.flags & COMPRESSED {
-                0 => payload,
-                _ => decompress(payload, &mut plain)?,
-            };
+            let piece = &buffer[..header.len as usize];
             self.sum.add(header.offset, piece);
             self.bytes += piece.len() as u64;
             self.upload.write(header.offset, piece)?;
@@ -153,7 +146,7 @@ impl<S: Wire> Session<'_, S> {
         let result = match header.kind {
             _ if !valid => Err(no("the name is too long, or not UTF-8")),
             Kind::Put => self.put(&name),
-            Kind::Get => self.get(&name, header.flags & COMPRESSED != 0),
+            Kind::Get => self.get(&name),
             Kind::List => self.list(&name),
             Kind::Finish => self.finish(&name, of),
             _ => self.remove(&name),
@@ -165,7 +158,7 @@ impl<S: Wire> Session<'_, S> {
     fn put(&mut self, name: &str) -> Result<(), Failure> {
         let mut writing =
             Writing { upload: self.store.begin(name)?, sum: Checksum::default(), bytes: 0 };
-        self.channel.send(Kind::Done, 0, 0, &[])?;
+        self.channel.send(Kind::Done, 0, &[])?;
         let (queue, pieces) = sync_channel(QUEUE);
         let (give_back, empty) = channel();
         let failed = AtomicBool::new(false);
@@ -240,7 +233,7 @@ impl<S: Wire> Session<'_, S> {
                 match settled.recv_timeout(WAIT) {
                     Ok(result) => return Ok(result?),
                     Err(RecvTimeoutError::Timeout) => {
-                        self.channel.send(Kind::Wait, 0, 0, &[])?;
+                        self.channel.send(Kind::Wait, 0, &[])?;
                     }
                     Err(RecvTimeoutError::Disconnected) => {
                         return Err(no("the server failed while it wrote to the disk"));
@@ -249,14 +242,14 @@ impl<S: Wire> Session<'_, S> {
             }
         })?;
         upload.commit()?;
-        Ok(self.channel.send(Kind::Done, 0, 0, &[])?)
+        Ok(self.channel.send(Kind::Done, 0, &[])?)
     }
 
-    fn get(&mut self, name: &str, packed: bool) -> Result<(), Failure> {
+    fn get(&mut self, name: &str) -> Result<(), Failure> {
         let (file, len) = self.store.read(name)?;
-        self.channel.send(Kind::Done, 0, 0, &len.to_le_bytes())?;
+        self.channel.send(Kind::Done, 0, &len.to_le_bytes())?;
         let mut sum = Checksum::default();
-        let (mut piece, mut small) = (vec![0; PIECE], Vec::new());
+        let mut piece = vec![0; PIECE];
         let mut at = 0;
         while at < len {
             reach(Point::Sending);
@@ -266,24 +259,20 @@ impl<S: Wire> Session<'_, S> {
             for (begin, bytes) in nonzero(bytes) {
                 let offset = at + begin as u64;
                 sum.add(offset, bytes);
-                if packed && compress(bytes, &mut small) {
-                    self.channel.send(Kind::Data, COMPRESSED, offset, &small)?;
-                } else {
-                    self.channel.send(Kind::Data, 0, offset, bytes)?;
-                }
+                self.channel.send(Kind::Data, offset, bytes)?;
                 self.bytes += bytes.len() as u64;
             }
             at += bytes.len() as u64;
         }
         let seal = Seal { len, sum: sum.sum() };
-        Ok(self.channel.send(Kind::Seal, 0, 0, &seal.bytes())?)
+        Ok(self.channel.send(Kind::Seal, 0, &seal.bytes())?)
     }
 
     fn list(&mut self, folder: &str) -> Result<(), Failure> {
         let channel = &mut self.channel;
         let mut lost = None;
         let mut tell = |entry: Entry| {
-            channel.send(Kind::Entry, 0, 0, &entry.bytes()).map_err(|e| {
+            channel.send(Kind::Entry, 0, &entry.bytes()).map_err(|e| {
                 let why = reason(&e);
                 lost = Some(why.clone());
                 why
@@ -294,18 +283,18 @@ impl<S: Wire> Session<'_, S> {
             return Err(Failure::Lost(why));
         }
         listed?;
-        Ok(self.channel.send(Kind::Done, 0, 0, &[])?)
+        Ok(self.channel.send(Kind::Done, 0, &[])?)
     }
 
     fn finish(&mut self, name: &str, of: Option<[u64; 2]>) -> Result<(), Failure> {
         let of = of.ok_or_else(|| no("it is not said whose checkpoint is meant"))?;
         self.store.finish(name, of)?;
-        Ok(self.channel.send(Kind::Done, 0, 0, &[])?)
+        Ok(self.channel.send(Kind::Done, 0, &[])?)
     }
 
     fn remove(&mut self, name: &str) -> Result<(), Failure> {
         self.store.remove(name)?;
-        Ok(self.channel.send(Kind::Done, 0, 0, &[])?)
+        Ok(self.channel.send(Kind::Done, 0, &[])?)
     }
 }
 

@@ -60,6 +60,8 @@ pub struct Settings {
     pub exit_status: Option<u8>,
     /// How many checkpoints of a counted name are kept; 0 for all.
     pub keep: Option<u32>,
+    /// CKPT_COMPRESS: whether the content of checkpoints is compressed.
+    pub compress: Option<bool>,
     /// How checkpoints travel to a server.
     pub transfer: Transfer,
     /// CKPT_EMBED_FILES: open files of at most so many bytes travel along; 0 for none.

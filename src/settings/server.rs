@@ -45,8 +45,6 @@ pub struct Transfer {
     pub key: Option<Key>,
     /// Neither encryption nor authentication.
     pub insecure: Option<bool>,
-    /// Compress on the wire.
-    pub compress: Option<bool>,
     /// CKPT_FALLBACK: the file for checkpoints that the server did not take.
     pub fallback: Option<PathBuf>,
 }

@@ -73,9 +73,7 @@ pub(crate) enum Reach {
     Equips,
     /// These, and `ckpt save`.
     Saves,
-    /// Whatever talks to a checkpoint server.
-    Networked,
-    /// These, and the server.
+    /// Whatever talks to a checkpoint server, and the server.
     Keyed,
 }
 
@@ -430,16 +428,18 @@ pub(crate) static SETTINGS: [Setting; 15] = [
         optional: false,
         env: Some(Variable { name: "CKPT_COMPRESS", value: "0 or 1" }),
         default: Some("0"),
-        reach: Reach::Networked,
-        help: "Compress on the way to the checkpoint server",
-        description: "Compresses checkpoints with LZ4 on their way to or from the server, \
-                      for slow networks. They are stored as they are.",
-        parse: |said, value| fill(&mut said.transfer.compress, parse_switch(value)),
-        written: |said| Said::switch(said.transfer.compress),
-        inherit: |said, weaker| inherit(&mut said.transfer.compress, &weaker.transfer.compress),
-        apply: |said, config| put_flag(config, config_flag::COMPRESS, said.transfer.compress),
+        reach: Reach::Saves,
+        help: "Compress checkpoints",
+        description: "Compresses memory and files in checkpoints (LZ4, pieces of at most 256 KiB, \
+                      those that get smaller by an eighth or more), with all processors. For slow \
+                      disks and networks; where these are fast it takes longer to save and to \
+                      restart.",
+        parse: |said, value| fill(&mut said.compress, parse_switch(value)),
+        written: |said| Said::switch(said.compress),
+        inherit: |said, weaker| inherit(&mut said.compress, &weaker.compress),
+        apply: |said, config| put_flag(config, config_flag::COMPRESS, said.compress),
         read: |said, config| {
-            said.transfer.compress = flag(config, config_flag::COMPRESS);
+            said.compress = flag(config, config_flag::COMPRESS);
             Ok(())
         },
     },

@@ -149,10 +149,10 @@ fn configuration_and_back() {
         alone: Some(true),
         without: without("tail,12"),
         verbose: Some(true),
+        compress: Some(true),
         transfer: Transfer {
             key: Some(server::Key::Said("/k".into())),
             insecure: Some(true),
-            compress: Some(true),
             fallback: Some("/f".into()),
         },
     };
@@ -227,10 +227,10 @@ fn words_say_everything() {
         alone: Some(true),
         without: without("tail,12"),
         verbose: Some(true),
+        compress: Some(true),
         transfer: Transfer {
             key: Some(server::Key::Said("/k".into())),
             insecure: Some(true),
-            compress: Some(true),
             fallback: Some("/f".into()),
         },
     };

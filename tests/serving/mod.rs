@@ -103,7 +103,7 @@ impl Server {
     /// Begins an upload without a key.
     pub(crate) fn begin(&self, name: &str) -> Uploading {
         let mut channel = self.channel(None);
-        channel.send(Kind::Put, 0, 0, name.as_bytes()).expect("sent");
+        channel.send(Kind::Put, 0, name.as_bytes()).expect("sent");
         assert_eq!(channel.receive().expect("an answer").kind, Kind::Done);
         Uploading { channel, sum: Checksum::default(), len: 0 }
     }
@@ -129,7 +129,7 @@ impl Uploading {
     /// Sends a piece behind the last.
     pub(crate) fn piece(&mut self, bytes: &[u8]) {
         self.sum.add(self.len, bytes);
-        self.channel.send(Kind::Data, 0, self.len, bytes).expect("sent");
+        self.channel.send(Kind::Data, self.len, bytes).expect("sent");
         self.len += bytes.len() as u64;
     }
 
@@ -141,7 +141,7 @@ impl Uploading {
 
     /// Ends the image in this way; the answer.
     pub(crate) fn seal_with(mut self, seal: Seal) -> Header {
-        self.channel.send(Kind::Seal, 0, 0, &seal.bytes()).expect("sent");
+        self.channel.send(Kind::Seal, 0, &seal.bytes()).expect("sent");
         answer(&mut self.channel).0
     }
 }

@@ -34,7 +34,7 @@ pub const TRAILER_MAGIC: [u8; 8] = *b"CKPTEND\n";
 /// Version of the file format.
 pub const FORMAT: u32 = 2;
 /// Bits of [`Header::needs`] that this build understands.
-pub const KNOWN_NEEDS: u64 = needs::PROCESSES;
+pub const KNOWN_NEEDS: u64 = needs::PROCESSES | needs::CODEC;
 /// Page size of the only architecture there is so far.
 pub const PAGE: u64 = 4096;
 /// Longest chunk in bytes: what one checksum covers, and one thread reads at a time.
@@ -162,7 +162,7 @@ record! {
         hash: u64,
         /// Bytes of content, at most [`CHUNK_MAX`]: of memory, whole pages.
         len: u32,
-        /// Bytes in the file. Of [`Codec::Plain`], `len` rounded up to whole pages with zeros.
+        /// Bytes in the file, at most [`CHUNK_MAX`]. Of [`Codec::Plain`], `len` rounded up to whole pages with zeros.
         stored: u32,
         /// A [`Codec`] as a number.
         codec: u32,
@@ -172,8 +172,22 @@ record! {
         first_lock: u32,
         /// None is known.
         flags: u32,
-        /// Room to grow.
-        reserved: u64,
+        /// Of another codec: bytes of content that were encoded as one, of which this is a part; 0: `len`.
+        whole: u32,
+        /// Where in these it begins.
+        skip: u32,
+    }
+}
+
+impl Chunk {
+    /// The same of two chunks that have the same content at each address that both have: that from the same place of
+    /// the file.
+    #[must_use]
+    pub fn origin(&self) -> (u64, u64) {
+        match self.codec == Codec::Plain as u32 {
+            true => (0, self.offset.wrapping_sub(self.address)),
+            false => (self.offset, u64::from(self.skip).wrapping_sub(self.address)),
+        }
     }
 }
 
@@ -182,6 +196,8 @@ codes! {
     Codec: u32 {
         /// As it is.
         Plain = 0,
+        /// An LZ4 block.
+        Lz4 = 1,
     }
 }
 

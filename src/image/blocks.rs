@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! What lies in the file as one, in the order in which it was given: the content of a chunk, or more than that where
+//! several chunks have parts of it. Where it is to be compressed, several are collected and compressed by several threads.
+
+use super::write::Sink;
+use super::{codec, hash};
+use crate::error::Result;
+use ckpt_abi::image::{Chunk, Codec};
+use std::sync::{Mutex, PoisonError};
+
+/// The stack of a thread that compresses; its tables are on the heap.
+const STACK: usize = 64 << 10;
+
+/// Most threads that compress; each has [`DEPTH`] blocks in memory, twice.
+const THREADS: usize = 8;
+const DEPTH: usize = 4;
+
+/// The file, front to back.
+pub(super) struct Out<'a> {
+    pub sink: &'a mut dyn Sink,
+    pub at: u64,
+}
+
+impl Out<'_> {
+    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.sink.write_at(self.at, bytes)?;
+        self.at += bytes.len() as u64;
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct Block {
+    /// Bytes of content.
+    len: u32,
+    /// As in a [`Chunk`], as the rest.
+    offset: u64,
+    hash: u64,
+    stored: u32,
+    codec: u32,
+}
+
+/// Room for one that waits to be compressed.
+#[derive(Default)]
+struct Waiting {
+    content: Vec<u8>,
+    packed: Vec<u8>,
+    is_smaller: bool,
+}
+
+/// The blocks of an image.
+#[derive(Default)]
+pub(super) struct Blocks {
+    all: Vec<Block>,
+    /// The last ones of these wait in the first `waits` of this room, which stays. There is none where nothing is
+    /// compressed.
+    room: Vec<Waiting>,
+    waits: usize,
+}
+
+impl Blocks {
+    /// Compresses from now on.
+    pub(super) fn compress(&mut self) {
+        let cores = std::thread::available_parallelism().map_or(1, |n| n.get()).min(THREADS);
+        self.room.resize_with(cores * DEPTH, Waiting::default);
+    }
+
+    /// Adds one; its number. Where it lies is known when nothing waits ([`Blocks::settle`]).
+    pub(super) fn add(&mut self, content: &[u8], out: &mut Out<'_>) -> Result<usize> {
+        let number = self.all.len();
+        self.all.push(Block { len: content.len() as u32, ..Block::default() });
+        match self.room.get_mut(self.waits) {
+            None => self.write(number, Codec::Plain, &codec::plain(content), out)?,
+            Some(free) => {
+                free.content.clear();
+                free.content.extend_from_slice(content);
+                self.waits += 1;
+            }
+        }
+        if self.waits > 0 && self.waits == self.room.len() {
+            self.settle(out)?;
+        }
+        Ok(number)
+    }
+
+    /// Writes what waits.
+    pub(super) fn settle(&mut self, out: &mut Out<'_>) -> Result<()> {
+        let mut room = std::mem::take(&mut self.room);
+        let waiting = &mut room[..std::mem::take(&mut self.waits)];
+        compress(waiting);
+        let first = self.all.len() - waiting.len();
+        for (number, one) in (first..).zip(waiting) {
+            match one.is_smaller {
+                true => self.write(number, Codec::Lz4, &one.packed, out)?,
+                false => self.write(number, Codec::Plain, &codec::plain(&one.content), out)?,
+            }
+        }
+        self.room = room;
+        Ok(())
+    }
+
+    fn write(
+        &mut self,
+        number: usize,
+        codec: Codec,
+        stored: &[u8],
+        out: &mut Out<'_>,
+    ) -> Result<()> {
+        let block = &mut self.all[number];
+        (block.offset, block.hash) = (out.at, hash(stored));
+        (block.stored, block.codec) = (stored.len() as u32, codec as u32);
+        out.write(stored)
+    }
+
+    /// Makes the record of a chunk that has `chunk.len` bytes of a block from `chunk.skip` on; `content` is the checksum
+    /// of these.
+    pub(super) fn locate(&self, number: usize, content: u64, chunk: &mut Chunk) {
+        let block = &self.all[number];
+        (chunk.offset, chunk.codec) = (block.offset, block.codec);
+        let is_part = chunk.len != block.len;
+        match is_part && block.codec == Codec::Plain as u32 {
+            true => {
+                chunk.offset += u64::from(std::mem::take(&mut chunk.skip));
+                (chunk.hash, chunk.stored) = (content, chunk.len);
+            }
+            false => {
+                (chunk.hash, chunk.stored) = (block.hash, block.stored);
+                chunk.whole = if is_part { block.len } else { 0 };
+            }
+        }
+    }
+
+    /// Whether some are compressed.
+    pub(super) fn are_compressed(&self) -> bool {
+        self.all.iter().any(|block| block.codec != Codec::Plain as u32)
+    }
+}
+
+fn compress(waiting: &mut [Waiting]) {
+    let threads = waiting.len().div_ceil(DEPTH);
+    let next = Mutex::new(waiting.iter_mut());
+    let work = || {
+        loop {
+            let one = next.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some(one) = one else { return };
+            one.is_smaller = codec::compress(&one.content, &mut one.packed);
+        }
+    };
+    std::thread::scope(|scope| {
+        // Where no thread can be made, this one does it all.
+        for _ in 1..threads {
+            let _ = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, work);
+        }
+        work();
+    });
+}
