@@ -176,25 +176,12 @@ impl Tree {
         warnings.extend(self.cores());
         let rendezvous = Rendezvous::map(place_for_all(&all)?)?;
         let ids = self.ids(&all);
-        let furnished = !whole.systemv.is_empty();
-        let kept = start.options.ids == Ids::Keep;
-        let place = match start.options.ids {
-            Ids::New => Place::Anew,
-            _ => Place::choose(&ids, &self.made_ids(), furnished, kept)?,
-        };
-        match place {
-            Place::Counted => counted::begin(rendezvous, self.made_ids()),
-            Place::Anew => {
-                warnings.push(self.renumbered(start.options.ids));
-                numbers::begin_anew(ids.clone())?;
-            }
-            _ => {}
-        }
+        let place = self.place(start, &ids, rendezvous, &mut warnings)?;
         let monitor = phase2_adapt::monitor(&start.config)?;
         let mut pool = Pool::make(whole.image, &all, &self.members, &lives)?;
         let mut witness = Witness::start()?;
         reach(Point::Witnessed);
-        place.enter(super::clock::ahead(whole)?, furnished)?;
+        place.enter(super::clock::ahead(whole)?, !whole.systemv.is_empty())?;
         // Who was the first process of a namespace becomes that of this one.
         let leads = place.is_apart() && members.first().is_some_and(|root| root.pid == Pid::INIT);
         let init = (place.is_apart() && !leads).then(|| Init::start(rendezvous)).transpose()?;
@@ -248,6 +235,30 @@ impl Tree {
             }
             Err(error) => give_up(rendezvous, program_name, &error),
         }
+    }
+
+    /// Where its processes will live with which ids, and what that takes.
+    fn place(
+        &self,
+        start: &Start<'_>,
+        ids: &[Pid],
+        rendezvous: Rendezvous,
+        warnings: &mut Vec<String>,
+    ) -> Result<Place> {
+        let (asked, furnished) = (start.options.ids, !start.whole.systemv.is_empty());
+        let place = match asked {
+            Ids::New => Place::Anew,
+            _ => Place::choose(ids, &self.made_ids(), furnished, asked == Ids::Keep)?,
+        };
+        match place {
+            Place::Counted => counted::begin(rendezvous, self.made_ids()),
+            Place::Anew => {
+                warnings.push(self.renumbered(asked));
+                numbers::begin_anew(ids.to_vec())?;
+            }
+            _ => {}
+        }
+        Ok(place)
     }
 
     /// The controlling terminals of its sessions, with their foreground groups, by the member that leads one.
