@@ -69,7 +69,7 @@ pub(super) fn make(
 fn user(id: (u64, u64)) -> Option<String> {
     let deadline = Instant::now() + DYING;
     loop {
-        let user = carried::user(id, |_| false);
+        let user = carried::user(id);
         if user.is_none() || Instant::now() > deadline {
             return user;
         }

@@ -13,11 +13,11 @@ use ckpt_abi::image::{
 };
 use nix::libc;
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use zerocopy::FromZeros;
 
 /// Device and inode number.
@@ -132,9 +132,13 @@ pub(crate) fn look_outside(common: &mut Common, inside: &HashSet<Pid>) -> Vec<St
     let spared = |pid: Pid| {
         inside.contains(&pid) || tree::kin(pid).is_ok_and(|kin| kin.ours || kin.start >= now)
     };
+    let named = |o: &Object| o.kind == ObjectKind::Named as u32;
+    let all: BTreeSet<Id> =
+        common.objects.iter().filter(|o| named(o)).map(|o| (o.device, o.inode)).collect();
+    let users = users(all, spared);
     let mut losses = Vec::new();
-    for object in common.objects.iter_mut().filter(|o| o.kind == ObjectKind::Named as u32) {
-        let Some(who) = user((object.device, object.inode), spared) else { continue };
+    for object in common.objects.iter_mut().filter(|o| named(o)) {
+        let Some(who) = users.get(&(object.device, object.inode)) else { continue };
         object.flags |= object_flag::OUTSIDE;
         let name = common.strings.get(object.name);
         losses.push(format!(
@@ -146,21 +150,39 @@ pub(crate) fn look_outside(common: &mut Common, inside: &HashSet<Pid>) -> Vec<St
 }
 
 /// A process that has a file open or mapped, if one is to be seen, by its name and id.
-pub(crate) fn user(id: Id, spared: impl Fn(Pid) -> bool) -> Option<String> {
-    let own = Pid::own();
-    let maps = |pid| proc::maps::read(pid).unwrap_or_default();
-    let has = |pid: Pid| {
-        maps(pid).iter().any(|vma| (vma.device, vma.inode) == id)
-            || Process::open(pid).is_ok_and(|process| has_open(&process, id))
-    };
-    let mut others = tree::pids().unwrap_or_default().into_iter().filter(|pid| *pid != own);
-    let found = others.find(|pid| has(*pid) && !spared(*pid))?;
-    let name = proc::comm(found, found.main_thread()).unwrap_or_default();
-    Some(format!("process {found} ({})", AsRef::<OsStr>::as_ref(&name).display()))
+pub(crate) fn user(id: Id) -> Option<String> {
+    users(BTreeSet::from([id]), |_| false).remove(&id)
 }
 
-fn has_open(process: &Process, id: Id) -> bool {
+/// For each of the files that a process has open or mapped: the first such one. Every process of the machine is looked at
+/// once, however many files there are.
+fn users(mut wanted: BTreeSet<Id>, spared: impl Fn(Pid) -> bool) -> BTreeMap<Id, String> {
+    let mut users = BTreeMap::new();
+    let own = Pid::own();
+    for pid in tree::pids().unwrap_or_default().into_iter().filter(|pid| *pid != own) {
+        if wanted.is_empty() {
+            break;
+        }
+        let mapped = proc::maps::read(pid).unwrap_or_default();
+        let mut has: Vec<Id> = mapped.iter().map(|vma| (vma.device, vma.inode)).collect();
+        if let Ok(process) = Process::open(pid) {
+            has.extend(open_files(&process));
+        }
+        has.retain(|id| wanted.contains(id));
+        if has.is_empty() || spared(pid) {
+            continue;
+        }
+        let name = proc::comm(pid, pid.main_thread()).unwrap_or_default();
+        let who = format!("process {pid} ({})", AsRef::<OsStr>::as_ref(&name).display());
+        for id in has {
+            wanted.remove(&id);
+            users.entry(id).or_insert_with(|| who.clone());
+        }
+    }
+    users
+}
+
+fn open_files(process: &Process) -> impl Iterator<Item = Id> {
     let entries = fs::read_dir(process.path("fd")).into_iter().flatten().flatten();
-    let is = |path: &Path| fs::metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == id);
-    entries.map(|entry| entry.path()).any(|path| is(&path))
+    entries.filter_map(|entry| fs::metadata(entry.path()).ok()).map(|meta| (meta.dev(), meta.ino()))
 }
