@@ -66,7 +66,7 @@ pub(crate) fn await_end(child: Pid, status: i32) -> bool {
         Ok(Some(Change::Ended(code))) => {
             libc::WIFEXITED(status) && code == libc::WEXITSTATUS(status)
         }
-        Ok(Some(Change::Killed(signal))) => signal == libc::WTERMSIG(status),
+        Ok(Some(Change::Killed(found))) => libc::WTERMSIG(found) == libc::WTERMSIG(status),
         _ => false,
     }
 }
