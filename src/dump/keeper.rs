@@ -95,16 +95,18 @@ fn looks_like_a_reaper() -> bool {
 }
 
 /// Whether a process of ours that came to init has ended and lies there since long: a slow init may leave it there
-/// for a while.
+/// for some seconds. When it ended nobody can see, but when it began: so those count that live for a moment only, and
+/// no monitor or init of a job that was there for hours.
 fn has_zombies() -> bool {
+    const BRIEF: [&[u8]; 3] = [b"ckpt-snapshot", b"ckpt-dump", b"ckpt-keeper"];
     /// In clock ticks.
-    const LONG: u64 = 10 * 100;
+    const LONG: u64 = 60 * 100;
     let now = Process::own().and_then(|own| own.stat(own.main_thread()));
     let Ok(now) = now.map(|own| own.starttime) else { return false };
     let dead = |child: &Pid| {
         proc::stat(*child, (*child).main_thread()).is_ok_and(|stat| {
-            let ours = stat.comm.as_encoded_bytes().starts_with(b"ckpt-");
-            ours && stat.state == 'Z' && stat.starttime.saturating_add(LONG) < now
+            let is_brief = BRIEF.contains(&stat.comm.as_encoded_bytes());
+            is_brief && stat.state == 'Z' && stat.starttime.saturating_add(LONG) < now
         })
     };
     Process::open(Pid::INIT).is_ok_and(|init| init.children().iter().any(dead))
