@@ -19,6 +19,8 @@ pub(super) enum Value {
     List(Vec<String>),
     /// Several things, each with its own names and values.
     Things(Vec<Facts>),
+    /// Sentences for people, and for programs what they are made of.
+    Told(Vec<String>, Vec<Facts>),
 }
 
 impl From<String> for Value {
@@ -65,7 +67,9 @@ impl Value {
             Self::Number(number) | Self::Bytes(number) => number.to_string(),
             Self::Flag(flag) => flag.to_string(),
             Self::List(texts) => list(texts.iter().map(|text| quoted(text)).collect()),
-            Self::Things(things) => list(things.iter().map(Facts::json).collect()),
+            Self::Things(things) | Self::Told(_, things) => {
+                list(things.iter().map(Facts::json).collect())
+            }
         }
     }
 }
@@ -85,6 +89,11 @@ impl Facts {
         self.0.push((name, Value::Bytes(bytes)));
     }
 
+    /// Adds sentences for people, and for programs what they are made of.
+    pub(super) fn add_told(&mut self, name: &'static str, told: Vec<String>, things: Vec<Self>) {
+        self.0.push((name, Value::Told(told, things)));
+    }
+
     /// Prints all.
     pub(super) fn print(&self, json: bool) -> Result<()> {
         super::print(&if json { format!("{}\n", self.json()) } else { self.table() }).map(drop)
@@ -101,7 +110,9 @@ impl Facts {
                 Value::Number(number) => line(name, &number.to_string()),
                 Value::Bytes(bytes) => line(name, &size(*bytes)),
                 Value::Flag(flag) => line(name, if *flag { "yes" } else { "no" }),
-                Value::List(list) => list.iter().for_each(|text| line(name, text)),
+                Value::List(list) | Value::Told(list, _) => {
+                    list.iter().for_each(|text| line(name, text));
+                }
                 Value::Things(things) => things.iter().for_each(|it| line(name, &it.in_a_line())),
             }
         }
@@ -115,7 +126,7 @@ impl Facts {
             Value::Number(number) => format!("{name} {number}"),
             Value::Bytes(bytes) => format!("{name} {}", short_size(*bytes)),
             Value::Flag(flag) => format!("{name} {}", if *flag { "yes" } else { "no" }),
-            Value::List(list) => format!("{name} {}", list.join(" ")),
+            Value::List(list) | Value::Told(list, _) => format!("{name} {}", list.join(" ")),
             Value::Things(things) => format!("{name} {}", things.len()),
         };
         self.0.iter().map(word).collect::<Vec<_>>().join(", ")

@@ -6,8 +6,8 @@ use crate::error::{Error, Kind, Result};
 use crate::image::stub;
 use crate::inject::monitors::Found;
 use crate::inject::{self, enter, monitor, monitors, region::Region};
-use crate::proc;
-use crate::proc::Pid;
+use crate::proc::exec::is_of_32_bits;
+use crate::proc::{self, Pid, Process};
 use crate::ptrace::borrowed;
 use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
@@ -16,7 +16,6 @@ use crate::resource::signals;
 use ckpt_abi::region::Config;
 use nix::libc;
 use std::fs::File;
-use std::io::Read;
 use std::time::{Duration, Instant};
 
 /// How long a program has to be there before it is touched. A wrapper executes the next one at once, and a process that
@@ -30,9 +29,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const AGAIN: i32 = 3;
 /// Exit status of a child that has a sentence to say.
 const NEVER: i32 = 4;
-/// Where an executable tells its class, and that of 32 bits (elf(5)).
-const CLASS: usize = 4;
-const CLASS_32: u8 = 1;
 
 /// What a monitor knows of a program that it has not equipped.
 pub(super) struct Follower {
@@ -135,7 +131,7 @@ pub(super) fn equip(pid: Pid, before: &Before, monitor: u32) -> (i32, String) {
 }
 
 fn equipped(outer: Pid, before: &Before, monitor: u32) -> Result<Option<String>> {
-    if is_of_32_bits(outer) {
+    if Process::open(outer).is_ok_and(|outer| is_of_32_bits(&outer)) {
         return Err(Error::new("it is a 32-bit program"));
     }
     let executable = stub::own()?;
@@ -159,13 +155,6 @@ fn equipped(outer: Pid, before: &Before, monitor: u32) -> Result<Option<String>>
     monitor::appoint(monitor, &mut caller, &memory, &region)?;
     frozen.thaw();
     Ok(sentence)
-}
-
-fn is_of_32_bits(pid: Pid) -> bool {
-    let mut begin = [0; CLASS + 1];
-    let read =
-        File::open(format!("/proc/{pid}/exe")).and_then(|mut exe| exe.read_exact(&mut begin));
-    read.is_ok() && begin[CLASS] == CLASS_32
 }
 
 /// The configuration without its signal, if the program has one use or another for that: what it has done so far it has

@@ -11,10 +11,7 @@ use crate::cli::{self, Resume};
 use crate::error::{Because, CANNOT_EXECUTE, Error, NOT_FOUND, Result};
 use crate::image::stub;
 use crate::image::{file::is_checkpoint, read};
-use crate::inject::{
-    self,
-    launch::{launch, refuse_privileged},
-};
+use crate::inject::{self, beforehand, launch::launch};
 use crate::proc::Pid;
 use crate::resource::cpu::{
     Set,
@@ -25,10 +22,7 @@ use crate::restart::skeleton::stay;
 use crate::settings::{self, Name, Settings, Values};
 use ckpt_abi::region::Config;
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
-use std::io::Read;
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Becomes the program, or its checkpoint.
 pub(super) fn run(
@@ -40,7 +34,7 @@ pub(super) fn run(
     replace: bool,
 ) -> Result<u8> {
     stay::stay_if_needed(false, true)?;
-    refuse_privileged(program)?;
+    beforehand::refuse(program)?;
     refuse_checkpoint(program)?;
     refuse_rank(program, |name| std::env::var_os(name))?;
     let here = std::env::current_dir().because(|| "cannot find out the current directory")?;
@@ -113,7 +107,9 @@ impl Error {
     fn or_else_meant(self, program: &OsStr) -> Self {
         let name = program.to_string_lossy();
         if name.contains('/') {
-            return match interpreter(Path::new(program)).map(|path| path.display().to_string()) {
+            return match beforehand::missing_interpreter(Path::new(program))
+                .map(|path| path.display().to_string())
+            {
                 Some(path) => self
                     .hint(format!("its interpreter {path}, named in its first line, is missing")),
                 None => self,
@@ -127,18 +123,6 @@ impl Error {
             None => self.hint("no directory of PATH has it"),
         }
     }
-}
-
-/// The interpreter of a script that is there (execve(2)), if that is missing: the kernel then says
-/// of the script that it is not found.
-fn interpreter(script: &Path) -> Option<PathBuf> {
-    const LONGEST_LINE: u64 = 256;
-    let mut begin = Vec::new();
-    File::open(script).ok()?.take(LONGEST_LINE).read_to_end(&mut begin).ok()?;
-    let line = begin.strip_prefix(b"#!")?.trim_ascii_start();
-    let end = line.iter().position(u8::is_ascii_whitespace).unwrap_or(line.len());
-    let path = Path::new(OsStr::from_bytes(&line[..end])).to_owned();
-    (!path.exists()).then_some(path)
 }
 
 /// Makes libraries of the program use no more of the CPU, and notes that for its checkpoints.

@@ -22,6 +22,8 @@ pub(crate) struct Checkpoint<'a> {
     pub place: Place,
     /// Whether the processes end after it.
     pub stop: bool,
+    /// Whether it may go without nothing.
+    pub strict: bool,
     /// Its number in the chain of checkpoints.
     pub generation: u64,
 }
@@ -42,7 +44,9 @@ impl<'a> Checkpoint<'a> {
             true => ends && control.config.flags & config_flag::CONTINUE_GIVEN != 0,
             false => request.stop.unwrap_or(ends),
         };
-        Ok(Self { request, place, stop, generation: newest + 1 })
+        let configured = control.config.flags & config_flag::STRICT != 0;
+        let strict = request.settings.strict.unwrap_or(configured);
+        Ok(Self { request, place, stop, strict, generation: newest + 1 })
     }
 
     /// The run that it is of, and what that began with, as [`ckpt_abi::image::Header::run`]: those of the first process.

@@ -12,6 +12,7 @@ pub(crate) mod checkpoint;
 pub(crate) mod excluded;
 pub(crate) mod halted;
 mod keeper;
+pub(crate) mod late;
 pub(crate) mod phase0_visit;
 pub(crate) mod phase1_freeze;
 pub(crate) mod phase2_equip;
@@ -23,6 +24,7 @@ pub(crate) mod phase7_seal;
 pub(crate) mod place;
 mod sharers;
 mod stream;
+pub(crate) mod survey;
 
 use crate::error::{Error, Kind, Result};
 use crate::fault::{Point, reach};
@@ -32,15 +34,15 @@ use crate::inject::region::Region;
 use crate::proc::Pid;
 use crate::ptrace::forest::Forest;
 use crate::ptrace::freeze::Frozen;
+use crate::ptrace::memory::Memory;
 use crate::resource::descriptor::socket;
-use crate::resource::{cpu, losses, memory, signals, sysv};
+use crate::resource::{cpu, losses};
 use crate::settings::server::Transfer;
 use crate::settings::{Name, Settings};
 use checkpoint::Checkpoint;
 use ckpt_abi::turn::{By, Phase, Turn};
 use phase2_equip::{Equipped, Seen};
 use phase5_snapshot::Pictured;
-use std::collections::HashSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -137,6 +139,7 @@ pub(crate) fn is_busy(pid: Pid) -> bool {
 /// Why there is none; the program goes on, unless it has ended ([`Kind::Gone`]).
 pub(crate) fn dump(request: &Demand) -> Result<Outcome> {
     let pid = request.pid;
+    phase1_freeze::alive(pid)?;
     take(request).map_err(|e| match e.kind() {
         // Whatever failed first: a process that ends takes everything away.
         kind if kind != Kind::Gone && crate::proc::has_ended(pid) => {
@@ -160,6 +163,10 @@ fn take(request: &Demand) -> Result<Outcome> {
         return Err(error);
     }
     let begun = look(request, request.pid).and_then(|()| begin(request, &executable));
+    let begun = begun.map_err(|e| match e.kind() {
+        Kind::Obstacles | Kind::NotPermitted => survey::completed(request, e),
+        _ => e,
+    });
     if let Err(e) = &begun {
         if request.triggered {
             halted::rescue(request.pid);
@@ -233,7 +240,7 @@ fn look(request: &Demand, pid: Pid) -> Result<()> {
     phase4_refuse::refuse_shared(pid)?;
     match request.triggered || request.periodic {
         true => Ok(()),
-        false => phase2_equip::await_restart(pid),
+        false => phase2_equip::await_restart(pid).and_then(|()| Memory::open(pid).map(drop)),
     }
 }
 
@@ -334,29 +341,28 @@ fn proceed(
     forest: Forest,
     front: Vec<u8>,
 ) -> Result<Outcome> {
-    let left_out = phase4_refuse::left_out(checkpoint, &forest)?;
-    let doubtful = match equipped.first() {
-        Some(root) => phase4_refuse::doubtful(&forest, root)?,
-        None => None,
-    };
+    let left_out = phase4_refuse::left_out(checkpoint.request, &forest, equipped)?;
+    let doubtful = phase4_refuse::doubtful(&forest, equipped)?;
     let Forest { processes, dead, since, .. } = forest;
     let (place, stop) = (&checkpoint.place, checkpoint.stop);
     let mut sink = place.open(checkpoint.request.open)?;
     reach(Point::Opened);
-    let (mut still, mut common) = phase3_gather::gather_all(checkpoint, equipped, processes)?;
-    if stop {
-        let ids = dead.iter().map(|kin| kin.pid);
-        let members: HashSet<Pid> = common.tables.of.iter().map(|t| t.pid).chain(ids).collect();
-        still.iter_mut().for_each(|s| signals::forget_termination(&mut s.gathered, &members));
-    }
-    sysv::save(still.iter_mut().map(|s| (&mut s.gathered, &mut s.areas)), &mut common);
-    memory::carried::carry(still.iter_mut().map(|s| (&mut s.gathered, &mut s.areas)), &mut common);
+    let (mut still, mut common) = phase3_gather::gather_all(
+        checkpoint.generation,
+        equipped,
+        processes,
+        (&dead, stop),
+        false,
+    )?;
     reach(Point::Gathered);
     common.members = phase4_refuse::refuse(&mut still, &dead, common.tables.ptys())?;
     // Who goes on may have the same ones.
     let ends_all = stop && left_out.is_none();
     let connections = if ends_all { socket::connections(&common.tables) } else { Vec::new() };
     common.losses.extend(left_out.into_iter().chain(doubtful));
+    if checkpoint.strict && late::any(&still, &common) {
+        return Err(phase4_refuse::strictly(&late::losses(still, common).sentences));
+    }
     let all: Vec<_> = still.iter().map(|process| &process.gathered).collect();
     let notes = checkpoint.notes(&still, losses::trifles(&all, &common.members));
 
@@ -387,7 +393,7 @@ fn proceed(
     }
     writing.look_outside(equipped.iter().map(|process| process.process.pid()).collect());
     let (held, gathered): (Vec<_>, _) = pictured.into_iter().map(Pictured::take_apart).unzip();
-    let (bytes, losses) = phase7_seal::seal(writing, gathered)?;
+    let (bytes, losses) = phase7_seal::seal(writing, gathered, checkpoint.strict)?;
     reach(Point::Sealed);
     checkpoint.sealed(equipped);
     if stop {

@@ -4,12 +4,11 @@
 use super::Demand;
 use crate::error::{Error, Kind, Result};
 use crate::inject::region::Region;
-use crate::proc::Pid;
-use crate::proc::{self, Process};
-use crate::ptrace::forest::Forest;
+use crate::proc::{self, Pid, Process, Tid, forebear};
+use crate::ptrace::forest::{self, Forest, Listed};
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
-use crate::ptrace::sandbox;
+use crate::ptrace::{sandbox, seize};
 use crate::settings::{Settings, Without};
 use ckpt_abi::region::Control;
 use std::time::{Duration, Instant};
@@ -38,6 +37,20 @@ pub(crate) fn freeze(request: &Demand) -> Result<Forest> {
             }
         }
     })
+}
+
+/// The processes of the checkpoint, none of which stands still.
+///
+/// # Errors
+/// /proc cannot be read, or the first is gone.
+pub(super) fn listed(request: &Demand) -> Result<Listed> {
+    let (alone, without) = left_out(request);
+    if alone {
+        let members = vec![proc::tree::kin(request.pid)?];
+        return Ok(Listed { members, ..Listed::default() });
+    }
+    let heirs = Heirs::of(request.pid);
+    forest::listed(request.pid, &without, &|pid| heirs.are(pid))
 }
 
 /// Forks of a process, and their forks, have its payload until they execute another program, whoever is their parent.
@@ -110,9 +123,46 @@ pub(crate) fn check(pid: Pid) -> Result<()> {
         return Err(Error::new("ckpt cannot save itself"));
     }
     proc::of_this_namespace()?;
-    let status = proc::status(pid, pid.main_thread())?;
-    if status.state == 'Z' && status.threads > 1 {
-        return Err(headless(pid));
-    }
+    alive(pid)?;
     sandbox::refuse(&Process::open(pid)?)
+}
+
+/// Refuses what is no program that could go on.
+pub(super) fn alive(pid: Pid) -> Result<()> {
+    let process = Process::open(pid)?;
+    let status = process.status(pid.main_thread())?;
+    let name = status.name.display();
+    match status.state {
+        'Z' if status.threads > 1 => Err(headless(pid)),
+        'Z' | 'X' => Err(Error::new(format!(
+            "process {pid} ({name}) has ended: it is a zombie, for which its parent {} has not waited yet",
+            status.ppid
+        ))
+        .of(Kind::Obstacles)
+        .hint("there is nothing left to save")),
+        _ if process.is_kernels() => {
+            Err(Error::new(format!("process {pid} ({name}) is a thread of the kernel, not a program"))
+                .of(Kind::Obstacles)
+                .hint("nothing of it can be saved"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// All that is in the way of saving a process, as far as it can be seen without touching it; nothing if it is gone.
+pub(super) fn outside(pid: Pid) -> Vec<Error> {
+    let (Ok(process), Ok(status)) = (Process::open(pid), proc::status(pid, pid.main_thread()))
+    else {
+        return Vec::new();
+    };
+    if let Err(e) = alive(pid) {
+        return vec![e];
+    }
+    let mut all = Vec::from_iter(sandbox::refuse(&process).err());
+    if status.tracer != Tid::NONE && status.tracer != forebear::tracer() {
+        all.push(seize::traced(pid, status.tracer));
+    }
+    all.extend(Memory::open(pid).err());
+    all.retain(|e| !matches!(e.kind(), Kind::Gone | Kind::Busy));
+    all
 }

@@ -108,6 +108,28 @@ pub(crate) fn equip(
     Ok(Some(Equipped { process, memory, region, orphans_leave, task }))
 }
 
+/// The same for a mere look, for which nobody has to be kept away: with the payload that is there, or none. Threads that
+/// stand still are ready to be asked then; `frozen` may have none.
+///
+/// # Errors
+/// It is just being restarted ([`Kind::Busy`]), or is gone.
+pub(crate) fn glimpse(frozen: &mut Frozen) -> Result<Equipped> {
+    let pid = frozen.pid;
+    let process = Process::open(pid)?;
+    let memory = Memory::open(pid)?;
+    let vmas = process.maps()?;
+    if enter::is_stub(pid, &vmas) {
+        return Err(restarting(pid));
+    }
+    let found = Region::find(&memory, &vmas).filter(|_| !frozen.threads.is_empty());
+    let region = match found {
+        Some(region) if !has_entered(frozen, &region)? => return Err(restarting(pid)),
+        Some(region) => region,
+        None => Region::none(pid, configuration(pid, &Settings::default())?),
+    };
+    Ok(Equipped { process, memory, region, orphans_leave: false, task: own_task(pid) })
+}
+
 /// Whether no thread obeys the restorer, whose phase ends before all have entered the program: its orders and stack are
 /// in no image. Those of a program that was restarted as a stopped one would be there until SIGCONT.
 fn has_entered(frozen: &mut Frozen, region: &Region) -> Result<bool> {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Phase 4: refuse, naming every obstacle at once, before anything is done.
 
-use super::checkpoint::Checkpoint;
+use super::Demand;
 use super::halted;
 use super::phase2_equip::Equipped;
 use super::phase3_gather::Still;
@@ -13,7 +13,7 @@ use crate::proc::{self, Process};
 use crate::ptrace::forest::Forest;
 use crate::resource::descriptor::pty::Ptys;
 use crate::resource::kinship::{self, Found, sharing};
-use crate::resource::{losses, signals};
+use crate::resource::{kinds, losses, signals};
 use ckpt_abi::image::{Member, member_flag, process_flag};
 use ckpt_abi::region::Control;
 use nix::libc;
@@ -35,15 +35,18 @@ fn children(process: &Process) -> Vec<String> {
     names
 }
 
-/// Names the processes that stay out of the image.
+/// Names the processes that stay out of the image of these others.
 ///
 /// # Errors
 /// The program would end, and nothing would go on with what they do; only whoever asks for that may say so.
-pub(crate) fn left_out(checkpoint: &Checkpoint<'_>, forest: &Forest) -> Result<Option<String>> {
-    let request = checkpoint.request;
+pub(crate) fn left_out(
+    request: &Demand,
+    forest: &Forest,
+    equipped: &[Equipped],
+) -> Result<Option<String>> {
     let all = match forest.left_out.is_empty() {
         false => losses::names(&forest.left_out),
-        true if forest.processes.len() > 1 || !forest.dead.is_empty() => return Ok(None),
+        true if equipped.len() > 1 || !forest.dead.is_empty() => return Ok(None),
         true => children(&Process::open(request.pid)?).join(", "),
     };
     if all.is_empty() {
@@ -62,13 +65,14 @@ pub(crate) fn left_out(checkpoint: &Checkpoint<'_>, forest: &Forest) -> Result<O
 }
 
 /// Names the processes of whom nobody can tell whether they belong to it.
-pub(crate) fn doubtful(forest: &Forest, root: &Equipped) -> Result<Option<String>> {
+pub(crate) fn doubtful(forest: &Forest, equipped: &[Equipped]) -> Result<Option<String>> {
+    let Some(root) = equipped.first() else { return Ok(None) };
     let mut all = forest.doubtful.clone();
     let pid = root.process.pid();
     let now = tree::kin(pid)?.group;
     let group = begun(root).map(|begun| Pid::of_word(begun[1]));
     if let Some(left) = group.filter(|group| *group > Pid::NONE && *group != now) {
-        let members: Vec<_> = forest.processes.iter().map(|frozen| frozen.pid).collect();
+        let members: Vec<_> = equipped.iter().map(|one| one.process.pid()).collect();
         let everybody = tree::everybody()?;
         let named = |pid: Pid| {
             let comm = proc::comm(pid, pid.main_thread()).ok()?;
@@ -81,7 +85,7 @@ pub(crate) fn doubtful(forest: &Forest, root: &Equipped) -> Result<Option<String
 }
 
 /// What is in the way when another process lives in the same memory.
-fn shared(other: Pid) -> String {
+pub(super) fn shared(other: Pid) -> String {
     format!("process {other} shares its memory (vfork(2), or clone(2) with CLONE_VM)")
 }
 
@@ -89,9 +93,8 @@ fn shared(other: Pid) -> String {
 pub(crate) fn refuse_shared(pid: Pid) -> Result<()> {
     match sharers::anywhere(pid).first() {
         Some(other) => {
-            Err(Error::new(format!("process {pid} cannot be saved: {}", shared(*other)))
-                .of(Kind::Obstacles)
-                .hint("it can be when that has ended or has executed a program"))
+            let why = kinds::advised(&shared(*other));
+            Err(Error::new(format!("process {pid} cannot be saved: {why}")).of(Kind::Obstacles))
         }
         None => Ok(()),
     }
@@ -111,18 +114,59 @@ fn will_meet(processes: &mut [Still<'_>], own: &Kin) -> bool {
     !reaps_itself
 }
 
-/// Fails when something stands in the way of a checkpoint: all of it, of all processes. How they are related, if there
-/// are several.
-pub(crate) fn refuse(
+/// What stands in the way of saving one of the processes, or all of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Obstacle {
+    /// The process; None: how they are related.
+    pub pid: Option<Pid>,
+    /// What it is.
+    pub what: String,
+    /// It usually goes by itself in a moment.
+    pub passing: bool,
+}
+
+impl Obstacle {
+    /// One that stays.
+    pub(crate) fn of(pid: Pid, what: String) -> Self {
+        Self { pid: Some(pid), what, passing: false }
+    }
+}
+
+/// One sentence of all of them.
+pub(crate) fn sentence(obstacles: &[Obstacle]) -> String {
+    let mut sentences: Vec<String> = Vec::new();
+    let mut last = None;
+    for Obstacle { pid, what, .. } in obstacles {
+        let what = &kinds::advised(what);
+        sentences.push(match pid {
+            // What a refusal says of a process names it already.
+            Some(pid) if *pid != last.unwrap_or(Pid::NONE) && !names_it(*pid, what) => {
+                format!("process {pid} cannot be saved: {what}")
+            }
+            _ => what.clone(),
+        });
+        last = *pid;
+    }
+    sentences.join("; ")
+}
+
+pub(crate) fn names_it(pid: Pid, what: &str) -> bool {
+    [format!("process {pid} "), format!("process {pid}:")].iter().any(|name| what.contains(name))
+}
+
+/// Looks for all that stands in the way of a checkpoint; how the processes are related, if there are several.
+///
+/// # Errors
+/// One is gone.
+pub(crate) fn judge(
     processes: &mut [Still<'_>],
     dead: &[Kin],
     ptys: &Ptys,
-) -> Result<Vec<Member>> {
+) -> Result<(Vec<Member>, Vec<Obstacle>)> {
     let mut dead = dead.to_vec();
     dead.retain(|kin| kin.pid != Pid::own() || will_meet(processes, kin));
     let dead = &dead;
-    let (mut refusals, mut passing) = (Vec::new(), true);
-    let mut found = Vec::new();
+    let (mut all, mut found) = (Vec::new(), Vec::new());
     let alone = processes.len() == 1 && dead.is_empty();
     for process in processes.iter() {
         let Still { equipped, gathered, .. } = process;
@@ -132,39 +176,60 @@ pub(crate) fn refuse(
             obstacles.push("its main thread has ended while others run".into());
         }
         obstacles.extend(sharers::near(process).into_iter().map(shared));
-        passing &= obstacles.is_empty();
-        obstacles.extend_from_slice(&gathered.passing);
-        if !obstacles.is_empty() {
-            refusals.push(format!("process {pid} cannot be saved: {}", obstacles.join("; ")));
-        }
+        all.extend(obstacles.into_iter().map(|what| Obstacle::of(pid, what)));
+        let passing = gathered.passing.iter().cloned();
+        all.extend(passing.map(|what| Obstacle { passing: true, ..Obstacle::of(pid, what) }));
         let flags = gathered.process.map_or(0, |process| process.flags);
         let reaps = flags & process_flag::SUBREAPER != 0;
         found.push(Found { kin: tree::kin(pid)?, reaps, untold: false });
     }
     keep_orphans(processes, &found);
     halted::find_untold(processes, &mut found)?;
+    let of_all = |what| Obstacle { pid: None, what, passing: false };
     let begun = processes.first().and_then(|root| begun(root.equipped));
     let mut members = kinship::save(&found, dead, ptys, begun).unwrap_or_else(|obstacles| {
-        refusals.extend(obstacles);
-        passing = false;
+        all.extend(obstacles.into_iter().map(of_all));
         Vec::new()
     });
     // One that is where it was started is restarted as such.
     if alone && members.iter().all(|root| root.session == 0 && root.group == 0) {
         members.clear();
     }
-    refusals.extend(sharing::save(&mut members));
-    match refusals.is_empty() {
-        true => {
-            name_first(processes, &members);
-            name_spent(processes, &members);
-            Ok(members)
-        }
-        false => {
-            let kind = if passing { Kind::Passing } else { Kind::Obstacles };
-            Err(Error::new(refusals.join("; ")).of(kind).hint("it goes on unharmed"))
-        }
+    all.extend(sharing::save(&mut members).into_iter().map(of_all));
+    name_first(processes, &members);
+    name_spent(processes, &members);
+    Ok((members, all))
+}
+
+/// [`judge`], for which nothing may be in the way.
+///
+/// # Errors
+/// Something is: all of it, of all processes.
+pub(crate) fn refuse(
+    processes: &mut [Still<'_>],
+    dead: &[Kin],
+    ptys: &Ptys,
+) -> Result<Vec<Member>> {
+    let (members, obstacles) = judge(processes, dead, ptys)?;
+    if obstacles.is_empty() {
+        return Ok(members);
     }
+    let passing = obstacles.iter().all(|obstacle| obstacle.passing);
+    let kind = if passing { Kind::Passing } else { Kind::Obstacles };
+    Err(Error::new(sentence(&obstacles)).of(kind).hint(UNHARMED))
+}
+
+/// What is said at the end of a refusal.
+pub(super) const UNHARMED: &str = "it goes on unharmed";
+
+/// Refuses to go without any of these, where nothing may be lost.
+pub(crate) fn strictly(losses: &[String]) -> Error {
+    let losses: Vec<_> = losses.iter().map(|loss| kinds::advised(loss)).collect();
+    let text = format!(
+        "a restart would go without something, and --strict (CKPT_STRICT=1) forbids that: {}",
+        losses.join("; ")
+    );
+    Error::new(text).of(Kind::Obstacles).hint(UNHARMED)
 }
 
 /// The session and group in which a process was started; what a child has inherited says nothing of it.

@@ -2,6 +2,7 @@
 //! Phase 6: write the pages, then the records.
 
 use super::phase2_equip::Equipped;
+use super::phase4_refuse;
 use super::phase5_snapshot::Pictured;
 use super::stream;
 use crate::error::{Because, Error, Result};
@@ -85,6 +86,31 @@ impl<'a> Writing<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Looks for what only pages tell, in a process that goes on; nothing is written.
+    pub(super) fn look(&mut self, process: &Equipped, areas: Vec<Area>, gathered: &mut Gathered) {
+        // To read a device may do something to it.
+        if gathered.clock_ids && gathered.obstacles.is_empty() {
+            let looked = |area| Area { streamed: true, ..area };
+            let areas: Vec<_> =
+                areas.into_iter().filter(|area| area.writable).map(looked).collect();
+            // Memory that is gone meanwhile holds nothing.
+            let _ = self.pages(true, &process.process, &process.memory, &areas, gathered);
+        }
+        look_at_policies(&process.process, gathered);
+    }
+
+    /// What it goes without as a whole.
+    pub(super) fn common_losses(&self) -> &[String] {
+        &self.common.losses
+    }
+
+    /// What the image goes without, in sentences.
+    pub(super) fn losses(&mut self, processes: &[Gathered]) -> Vec<String> {
+        let mut losses = std::mem::take(&mut self.common.losses);
+        losses.extend(losses::sentences(&Vec::from_iter(processes), &self.common.members));
+        losses
     }
 
     /// Writes the pages of some areas, read from the process or its snapshot (`is_picture`).
@@ -195,7 +221,14 @@ impl<'a> Writing<'a> {
     }
 
     /// Writes the records of all processes and seals; the length of the image, and what it goes without.
-    pub(crate) fn finish(mut self, mut processes: Vec<Gathered>) -> Result<(u64, Vec<String>)> {
+    ///
+    /// # Errors
+    /// Nothing is sealed: the sink fails, or it would go without something and must not (`strict`).
+    pub(crate) fn finish(
+        mut self,
+        mut processes: Vec<Gathered>,
+        strict: bool,
+    ) -> Result<(u64, Vec<String>)> {
         let first = processes.first().ok_or_else(|| Error::new("nothing was gathered"))?;
         let machine = machine(&mut self.common, first)?;
         self.writer.records(SectionKind::Machine, &[machine])?;
@@ -204,8 +237,10 @@ impl<'a> Writing<'a> {
             order::by_key(&mut gathered.guards, |guard| (guard.start, 0));
             records(&mut self.writer, gathered)?;
         }
-        let mut losses = std::mem::take(&mut self.common.losses);
-        losses.extend(losses::sentences(&Vec::from_iter(&processes), &self.common.members));
+        let losses = self.losses(&processes);
+        if strict && !losses.is_empty() {
+            return Err(phase4_refuse::strictly(&losses));
+        }
         let (w, strings) = (&mut self.writer, &mut self.common.strings);
         if !self.common.members.is_empty() {
             w.records(SectionKind::Tree, &self.common.members)?;

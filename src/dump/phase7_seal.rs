@@ -9,9 +9,13 @@ use crate::proc::Process;
 use crate::ptrace::freeze::Frozen;
 use crate::resource::Gathered;
 
-/// Seals the image of these processes; its length in bytes, and what it goes without.
-pub(crate) fn seal(writing: Writing<'_>, processes: Vec<Gathered>) -> Result<(u64, Vec<String>)> {
-    writing.finish(processes)
+/// Seals the image of these processes; its length in bytes, and what it goes without, which may be nothing if it is `strict`.
+pub(crate) fn seal(
+    writing: Writing<'_>,
+    processes: Vec<Gathered>,
+    strict: bool,
+) -> Result<(u64, Vec<String>)> {
+    writing.finish(processes, strict)
 }
 
 /// Refuses a periodic checkpoint of a program that has ended while it was written: somebody may

@@ -13,8 +13,8 @@
 #![allow(unsafe_code)]
 
 use super::elf::Payload;
-use super::inject;
 use super::monitor::{self, Monitor};
+use super::{beforehand, inject};
 use crate::error::{Because, CANNOT_EXECUTE, Error, NOT_FOUND, Result};
 use crate::fault::{Point, reach};
 use crate::proc::Pid;
@@ -27,12 +27,11 @@ use crate::ptrace::raw::{self, State};
 use ckpt_abi::region::Config;
 use nix::errno::Errno;
 use nix::libc;
-use nix::unistd::{AccessFlags, execv};
+use nix::unistd::execv;
 use std::convert::Infallible;
 use std::ffi::{CString, OsStr, OsString};
 use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -90,58 +89,12 @@ pub(crate) fn executable(program: &OsStr) -> Option<PathBuf> {
 }
 
 /// Where execvp(3) would look.
-fn candidates(program: &OsStr) -> Vec<PathBuf> {
+pub(super) fn candidates(program: &OsStr) -> Vec<PathBuf> {
     if program.as_bytes().contains(&b'/') {
         return vec![program.into()];
     }
     let path = std::env::var_os("PATH").unwrap_or_else(|| "/bin:/usr/bin".into());
     std::env::split_paths(&path).map(|dir| dir.join(program)).collect()
-}
-
-/// Refuses a program that the kernel would execute differently under a tracer: it gets no rights of its file, without
-/// a word (security/commoncap.c, cap_bprm_creds_from_file), or one that nobody may read, which nobody may trace.
-///
-/// # Errors
-/// With the status of a program that cannot be executed.
-pub(crate) fn refuse_privileged(program: &OsStr) -> Result<()> {
-    let candidates = candidates(program);
-    let found = candidates.iter().find_map(|path| Some((path, std::fs::metadata(path).ok()?)));
-    let Some((path, meta)) = found.filter(|(_, meta)| meta.is_file()) else { return Ok(()) };
-    let why = if nix::unistd::access(path, AccessFlags::X_OK).is_err() {
-        return Ok(());
-    } else if nix::unistd::access(path, AccessFlags::R_OK).is_err() {
-        "may be executed but not read, so it cannot be saved, and cannot run under ckpt"
-    } else if is_script(path) {
-        return Ok(());
-    } else if meta.mode() & libc::S_ISUID != 0 {
-        "is set-user-ID and cannot run under ckpt"
-    } else if nix::unistd::geteuid().is_root() {
-        return Ok(());
-    } else if meta.mode() & (libc::S_ISGID | libc::S_IXGRP) == libc::S_ISGID | libc::S_IXGRP
-        && meta.gid() != nix::unistd::getegid().as_raw()
-    {
-        "is set-group-ID and cannot run under ckpt"
-    } else if has_capabilities(path) {
-        "has capabilities of its own (setcap(8)) and cannot run under ckpt"
-    } else {
-        return Ok(());
-    };
-    Err(Error::new(format!("{} {why}", path.display()))
-        .hint("start it without ckpt")
-        .with_status(CANNOT_EXECUTE))
-}
-
-/// Whether the kernel gives the file to an interpreter, and so ignores whose it is.
-fn is_script(path: &Path) -> bool {
-    let mut begin = [0; 2];
-    let read = std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut begin));
-    read.is_ok() && begin == *b"#!"
-}
-
-fn has_capabilities(path: &Path) -> bool {
-    let (path, name) = (c_string(path.as_os_str()), c"security.capability");
-    // SAFETY: with no buffer the kernel only says how long the value is.
-    unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), std::ptr::null_mut(), 0) > 0 }
 }
 
 /// execvp(3) with musl's missing half: a file that is no program is given to the shell.
@@ -157,6 +110,13 @@ fn execute(program: &OsStr, args: &[OsString], candidates: &[PathBuf]) -> Error 
     for path in candidates {
         match execv(&c_string(path.as_os_str()), &argv) {
             Ok(never) => match never {},
+            Err(Errno::ENOEXEC) if beforehand::is_binary(path) => {
+                let text = format!(
+                    "cannot execute {}: it is of another kind of processor",
+                    path.display()
+                );
+                return Error::new(text).with_status(CANNOT_EXECUTE);
+            }
             Err(Errno::ENOEXEC) => return shell(path, &argv),
             Err(Errno::ENOENT | Errno::ENOTDIR) => {}
             Err(e) => worst = e,
@@ -178,7 +138,7 @@ fn shell(path: &Path, argv: &[CString]) -> Error {
         .with_status(CANNOT_EXECUTE)
 }
 
-fn c_string(text: &OsStr) -> CString {
+pub(super) fn c_string(text: &OsStr) -> CString {
     // Arguments came from argv and cannot hold a NUL.
     CString::new(text.as_bytes()).unwrap_or_default()
 }

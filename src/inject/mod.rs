@@ -6,7 +6,8 @@
 //! linkers; [`launch`] starts a program with a payload in it; [`monitor`] starts the process that
 //! takes periodic checkpoints, [`monitors`] finds those that run; [`turns`] says whose turn it is.
 
-pub(crate) mod elf;
+pub(crate) mod beforehand;
+mod elf;
 pub(crate) mod enter;
 pub(crate) mod launch;
 pub(crate) mod library;

@@ -11,6 +11,7 @@ use crate::ptrace::memory::Memory;
 use ckpt_abi::region::{Config, Control, HANDLER_MASK, MAGIC, STACKS, is_base};
 use nix::libc;
 use std::mem::offset_of;
+use zerocopy::FromZeros;
 
 const SA_SIGINFO: u64 = 4;
 const SA_RESTORER: u64 = 0x0400_0000;
@@ -50,6 +51,17 @@ impl Region {
         let (memory, vmas) = (Memory::open(pid)?, proc::maps::read(pid)?);
         let region = Self::find(&memory, &vmas);
         Ok(region.map(|region| (memory, region)))
+    }
+
+    /// None, for a process that has none: what one that is made for it would say of it.
+    pub(crate) fn none(pid: Pid, config: Config) -> Self {
+        let (owner, standard) = (proc::inner_pid(pid).word(), standard(pid));
+        Self { base: 0, control: Control { config, owner, standard, ..Control::new_zeroed() } }
+    }
+
+    /// Whether there is one.
+    pub(crate) fn is_there(&self) -> bool {
+        self.base != 0
     }
 
     /// Reads the region at `base`.

@@ -3,6 +3,8 @@
 
 use super::id::Tid;
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::Read;
 use std::os::unix::ffi::OsStringExt;
 
 use super::forebear::what;
@@ -20,6 +22,16 @@ impl Process {
     pub fn cmdline(&self) -> Result<Vec<OsString>> {
         Ok(parse_cmdline(&self.file("cmdline")?))
     }
+}
+
+/// Whether the program that a process executes is one of 32 bits (elf(5)); false of one whose file may not be read.
+pub(crate) fn is_of_32_bits(process: &Process) -> bool {
+    /// Where an executable tells its class, and that of 32 bits.
+    const CLASS: usize = 4;
+    const CLASS_32: u8 = 1;
+    let mut begin = [0; CLASS + 1];
+    let read = File::open(process.path("exe")).and_then(|mut exe| exe.read_exact(&mut begin));
+    read.is_ok() && begin.starts_with(b"\x7fELF") && begin[CLASS] == CLASS_32
 }
 
 /// Every argument ends with a null byte; the last may lack it where a program wrote over it.

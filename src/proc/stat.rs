@@ -124,12 +124,21 @@ impl Process {
     /// Whether the process is about to end: it has given its memory back, or does so, and is not yet a zombie to
     /// those who wait for it. True of one that is gone.
     pub fn is_ending(&self) -> bool {
-        // PF_EXITING of linux/sched.h in field 9, which everybody may read.
         const EXITING: u64 = 4;
-        let Ok(text) = self.file("stat") else { return true };
+        self.flags().is_none_or(|flags| flags & EXITING != 0)
+    }
+
+    /// Whether it is a thread of the kernel.
+    pub fn is_kernels(&self) -> bool {
+        const KTHREAD: u64 = 0x20_0000;
+        self.flags().is_some_and(|flags| flags & KTHREAD != 0)
+    }
+
+    /// PF_* of linux/sched.h (field 9), which everybody may read.
+    fn flags(&self) -> Option<u64> {
+        let text = self.file("stat").ok()?;
         let rest = text.rsplitn(2, |&b| b == b')').next().unwrap_or_default();
-        let flags = words(rest).nth(9 - 3).and_then(|word| decimal::<u64>(word).ok());
-        flags.is_none_or(|flags| flags & EXITING != 0)
+        words(rest).nth(9 - 3).and_then(|word| decimal(word).ok())
     }
 
     /// The stat line of thread `tid` of process `pid`.

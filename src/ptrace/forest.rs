@@ -34,13 +34,14 @@ pub(crate) struct Forest {
 }
 
 /// The processes of a tree as /proc has them now.
-struct Listed {
+#[derive(Default)]
+pub(crate) struct Listed {
     /// Parents before their children.
-    members: Vec<Kin>,
+    pub members: Vec<Kin>,
     /// Who would be a member but for [`Without`].
-    left_out: Vec<Pid>,
+    pub left_out: Vec<Pid>,
     /// Who may be one.
-    doubtful: Vec<Pid>,
+    pub doubtful: Vec<Pid>,
 }
 
 /// Whether an orphan descends from the root, though no link tells; asked while all run.
@@ -183,6 +184,14 @@ impl Forest {
         Self { processes: vec![first], dead, left_out, doubtful, since }
     }
 
+    /// Those that a list names, none of them stopped, but for the living ones, which have yet to come.
+    pub(crate) fn of_list(listed: &Listed) -> Self {
+        let dead = listed.members.iter().filter(|kin| kin.dead).copied().collect();
+        let all = |pids: &[Pid]| pids.iter().copied().filter_map(named).collect();
+        let (left_out, doubtful) = (all(&listed.left_out), all(&listed.doubtful));
+        Self { processes: Vec::new(), dead, left_out, doubtful, since: Instant::now() }
+    }
+
     /// Lets all go on.
     pub(crate) fn thaw(self) {
         // Children first: a parent finds them as they were.
@@ -195,6 +204,15 @@ impl Forest {
 fn own_ghost(living: &HashSet<Pid>) -> Option<Kin> {
     let own = tree::kin(Pid::own()).ok()?;
     (!own.ours && living.contains(&own.parent)).then_some(Kin { dead: true, ..own })
+}
+
+/// Those whom a list would name now, none of whom stands still.
+///
+/// # Errors
+/// /proc cannot be read.
+pub(crate) fn listed(root: Pid, without: &Without, is_heir: &IsHeir<'_>) -> Result<Listed> {
+    let wanted = Wanted { without, heirs: heirs(root, is_heir)? };
+    list(root, &HashSet::new(), &wanted)
 }
 
 /// The tree, without this process, what else is ours, and those whom the user leaves out with their descendants.
@@ -259,7 +277,7 @@ fn adopted(root: Pid, all: &[Kin]) -> Vec<Pid> {
 }
 
 /// A process with its name.
-fn named(pid: Pid) -> Option<(u32, String)> {
+pub(crate) fn named(pid: Pid) -> Option<(u32, String)> {
     let comm = proc::comm(pid, pid.main_thread()).ok()?;
     Some((pid.word(), comm.to_string_lossy().into_owned()))
 }

@@ -29,6 +29,7 @@ use crate::abreast;
 use crate::error::{Because, Error, Result};
 use crate::fault::{Point, reach};
 use crate::order;
+use crate::proc::status::Status;
 use crate::proc::{self, Process, forebear};
 use crate::proc::{Pid, Tid};
 use nix::libc;
@@ -218,6 +219,34 @@ impl Frozen {
             }
         }
         Err(gone(pid))
+    }
+
+    /// None of its threads, for what can be seen of a process that goes on.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub(crate) fn unstopped(pid: Pid) -> Result<Self> {
+        forebear::engage(pid);
+        Self::new(pid)
+    }
+
+    /// The ids of its threads, also where they go on; the first may work for us meanwhile.
+    pub(crate) fn tids(&self) -> Vec<Tid> {
+        match self.threads.is_empty() {
+            true => self.process.tasks().unwrap_or_default(),
+            false => self.threads.iter().map(|thread| thread.tid).collect(),
+        }
+    }
+
+    /// What the kernel says of one of its threads.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub(crate) fn status(&self, tid: Tid) -> Result<Rc<Status>> {
+        match self.threads.iter().find(|thread| thread.tid == tid) {
+            Some(thread) => thread.look(self.pid),
+            None => self.process.status(tid).map(Rc::new),
+        }
     }
 
     /// What /proc says of it.

@@ -96,9 +96,18 @@ impl Piece<'_> {
 
 /// What came of the calls of a list.
 #[derive(Default)]
-pub(crate) struct Replies(Vec<(i64, Vec<u8>)>);
+pub(crate) struct Replies {
+    all: Vec<(i64, Vec<u8>)>,
+    /// Nobody was asked.
+    unknown: bool,
+}
 
 impl Replies {
+    /// Those of a list that nobody has made: each call has failed, and none must have succeeded.
+    pub(crate) fn unknown() -> Self {
+        Self { unknown: true, ..Self::default() }
+    }
+
     /// Adds those of a piece, of what lies there when it is done.
     pub(super) fn take(&mut self, piece: &Piece<'_>, bytes: &[u8]) {
         let mut behind = piece.0.len() * CALL + END;
@@ -108,19 +117,19 @@ impl Replies {
             let len = call.written.map_or(0, |(_, len)| len);
             let written = bytes.get(behind..behind + len).unwrap_or_default().to_vec();
             behind += len.next_multiple_of(8);
-            self.0.push((result.map_or(-1, i64::from_le_bytes), written));
+            self.all.push((result.map_or(-1, i64::from_le_bytes), written));
         }
     }
 
     /// The result of a call, negative for an error number.
     pub(crate) fn result(&self, asked: Question) -> i64 {
-        self.0.get(asked.0).map_or(-1, |answer| answer.0)
+        self.all.get(asked.0).map_or(-1, |answer| answer.0)
     }
 
     /// What a call has written; zeros if it failed.
     pub(crate) fn get<T: FromBytes + IntoBytes>(&self, asked: Question) -> T {
         let mut value = T::new_zeroed();
-        let written = self.0.get(asked.0).map_or(&[][..], |answer| &answer.1);
+        let written = self.all.get(asked.0).map_or(&[][..], |answer| &answer.1);
         value.as_mut_bytes().iter_mut().zip(written).for_each(|(to, from)| *to = *from);
         value
     }
@@ -131,6 +140,7 @@ impl Replies {
     /// It has.
     pub(crate) fn expect(&self, asked: Question, what: &str) -> Result<u64> {
         match self.result(asked) {
+            _ if self.unknown => Ok(0),
             errno @ -4095..0 => {
                 Err(Error::new(format!("{what}: {}", Errno::from_raw(-errno as i32).desc())))
             }

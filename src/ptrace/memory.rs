@@ -40,7 +40,7 @@ impl Memory {
         let refused = |error: &std::io::Error| error.kind() == ErrorKind::PermissionDenied;
         let is_refused = file.as_ref().is_err_and(refused);
         let file = file.because(|| format!("cannot open the memory of process {pid} ({path})"));
-        let file = file.map_err(|error| if is_refused { hinted(error) } else { error })?;
+        let file = file.map_err(|error| if is_refused { hinted(pid, error) } else { error })?;
         Ok(Self { pid, file, began: OnceLock::new() })
     }
 

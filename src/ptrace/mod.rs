@@ -27,7 +27,7 @@ pub(crate) mod regs;
 pub(crate) mod rest;
 mod resumed;
 pub(crate) mod sandbox;
-mod seize;
+pub(crate) mod seize;
 pub(crate) mod sequence;
 pub(crate) mod sockets;
 mod stopping;

@@ -9,6 +9,7 @@ use crate::proc::{self, Process, forebear};
 use crate::proc::{Pid, Tid};
 use nix::errno::Errno;
 use nix::libc;
+use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 /// What came of [`seize`].
@@ -70,24 +71,43 @@ fn refused(pid: Pid, error: Errno, tracer: Tid) -> Error {
     if tracer != Tid::NONE {
         return traced(pid, tracer);
     }
-    hinted(refusal)
+    hinted(pid, refusal)
 }
 
 /// What may help against a refusal to look at a process.
-pub(super) fn hinted(refusal: Error) -> Error {
+pub(super) fn hinted(pid: Pid, refusal: Error) -> Error {
+    let own = nix::unistd::geteuid();
+    let users = proc::status(pid, pid.main_thread()).map(|status| status.uid).unwrap_or_default();
+    // Of a process that may not be looked at /proc is root's.
+    let owner = std::fs::metadata(format!("/proc/{pid}")).map(|m| m.uid()).unwrap_or(own.as_raw());
+    let other = users.iter().find(|user| **user != own.as_raw()).filter(|_| !own.is_root());
+    if let Some(other) = other {
+        return refusal.hint(format!(
+            "it is of user {other}, and only that user or root may (run this as root)"
+        ));
+    }
     match proc::setting("kernel/yama/ptrace_scope") {
-        Some(1) => refusal.hint(
+        _ if owner != users[1] && !own.is_root() => refusal.hint(
+            "it has forbidden that (PR_SET_DUMPABLE in prctl(2)), or has rights of its file (set-user-ID, capabilities), or \
+             that may not be read: root can",
+        ),
+        Some(1) if !own.is_root() => refusal.hint(
             "kernel.yama.ptrace_scope is 1: start the program with `ckpt PROGRAM`, run this as root, or set it to 0 (sysctl)",
         ),
-        Some(scope @ 2..=3) => refusal.hint(format!(
-            "kernel.yama.ptrace_scope is {scope}: only root may, or nobody"
-        )),
-        _ => refusal
-            .hint("it must be a process of your own, without set-user-ID and without having forbidden this (PR_SET_DUMPABLE in prctl(2)); else root can"),
+        Some(2) => refusal.hint(
+            "kernel.yama.ptrace_scope is 2: only root may (with CAP_SYS_PTRACE); sysctl kernel.yama.ptrace_scope=1 changes it",
+        ),
+        Some(3) => refusal
+            .hint("kernel.yama.ptrace_scope is 3: nobody may until the machine is started with another value"),
+        _ => refusal.hint(
+            "a container's rules, or those of SELinux or AppArmor, forbid ptrace(2), or it has rights that we lack (docker run \
+             --cap-add SYS_PTRACE; `ckpt check` shows more)",
+        ),
     }
 }
 
-fn traced(pid: Pid, tracer: Tid) -> Error {
+/// Why a process cannot be traced that somebody traces already.
+pub(crate) fn traced(pid: Pid, tracer: Tid) -> Error {
     let Ok(name) = proc::comm(tracer.as_pid(), tracer) else {
         let text = format!("process {tracer}, which has just ended, has traced process {pid}");
         return Error::new(text).of(Kind::Busy).hint("try again");

@@ -26,11 +26,11 @@ pub(crate) struct Looked {
     pub vmas: Vec<Vma>,
     /// What of these is in the way.
     pub obstacles: Vec<String>,
-    /// The rest, if nothing is in the way of looking at its memory.
+    /// The rest, if its memory can be looked at.
     pub rest: Option<Rest>,
 }
 
-/// What is only looked at where nothing is in the way.
+/// What is only looked at where its memory can be.
 pub(crate) struct Rest {
     /// Its executable and libraries.
     pub loaded: Vec<Loaded>,
@@ -55,9 +55,10 @@ impl Looked {
     pub(crate) fn at(process: &Process, memory: &Memory) -> Result<Self> {
         let (fds, vmas) = (process.fds()?, process.maps_with_flags()?);
         let obstacles = memory::obstacles(&vmas);
-        let rest = match obstacles.is_empty() {
-            true => Some(Rest::of(process, memory)?),
-            false => None,
+        // To read what a handler of the program has to fill first would be to wait for it.
+        let rest = match vmas.iter().any(memory::is_filled) {
+            true => None,
+            false => Some(Rest::of(process, memory)?),
         };
         Ok(Self { fds, vmas, obstacles, rest })
     }
@@ -65,6 +66,8 @@ impl Looked {
 
 /// What was seen of one thread.
 pub(crate) struct LookedThread {
+    /// Its id.
+    pub tid: Tid,
     /// What the kernel says of it, in numbers.
     pub stat: Stat,
     pub(crate) personality: u32,
@@ -88,7 +91,7 @@ impl LookedThread {
             apart = [Share::Files, Share::Directory].map(own);
         }
         let personality = process.personality(tid)? as u32;
-        Ok(Self { stat: process.stat(tid)?, personality, left, apart })
+        Ok(Self { tid, stat: process.stat(tid)?, personality, left, apart })
     }
 }
 

@@ -29,6 +29,11 @@ impl List {
     }
 }
 
+/// The sentence about one of a list.
+pub(crate) fn alone(list: List, what: &str) -> String {
+    format!("{} {what}", list.heading())
+}
+
 /// What is said without being asked for.
 pub(crate) fn sentences(processes: &[&Gathered], members: &[Member]) -> Vec<String> {
     let several = processes.len() > 1;

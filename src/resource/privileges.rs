@@ -9,7 +9,7 @@ use crate::proc::{Pid, Tid};
 use crate::ptrace::call::Caller;
 use crate::ptrace::list::{List, Question, Replies};
 use crate::ptrace::raw;
-use ckpt_abi::image::thread_flag;
+use ckpt_abi::image::{Process, thread_flag};
 use nix::libc;
 
 /// Whether two processes have one memory: KCMP_VM (kcmp(2)).
@@ -48,12 +48,22 @@ pub(crate) fn name(
     // Without a parent that we see there is nothing to compare with, nor is ours one.
     let above =
         if own.ppid == Pid::INIT && tree::is_made_for_a_tree() { Pid::NONE } else { own.ppid };
+    let root = common.tables.root().filter(|root| *root != pid);
+    let first = root.and_then(|root| common.relatives.of(root).status.clone());
     let parent = common.relatives.of(above);
     let mut say = |what: String| gathered.losses.push(what);
     if own.uid != [own.uid[0]; 4] || own.gid != [own.gid[0]; 4] {
         say(format!(
             "its user and group ids, which are not all the same (user {} as {}, group {} as {}): a restart has the restarter's",
             own.uid[0], own.uid[1], own.gid[0], own.gid[1]
+        ));
+    }
+    let same =
+        |first: &Status| (first.uid, first.gid, &first.groups) == (own.uid, own.gid, &own.groups);
+    if first.as_ref().is_some_and(|first| !same(first)) {
+        say(format!(
+            "its user and group ids, which are not those of the job's first process (user {}, group {}): a restart has one user for all",
+            own.uid[1], own.gid[1]
         ));
     }
     if !is_ordinary(own) || parent.status.as_ref().is_some_and(|parent| is_limited(own, parent)) {
@@ -79,13 +89,27 @@ pub(crate) fn name(
     if asked.keyrings.into_iter().any(|asked| answers.result(asked) > 0) {
         say("the keys in its process or thread keyring (keyrings(7)): a restart has none".into());
     }
-    for thread in target.frozen.threads.iter().map(|t| t.tid).chain([pid.main_thread()]) {
+    let others = target.frozen.tids().into_iter().filter(|tid| *tid != pid.main_thread());
+    for thread in others.chain([pid.main_thread()]) {
         if is_clamped(thread, own.ppid) {
             say(format!(
                 "how much of a CPU thread {thread} is taken to use (sched_setattr(2), SCHED_FLAG_UTIL_CLAMP)"
             ));
         }
     }
+}
+
+/// What is said where a restart gives a program another user than it had.
+pub(crate) fn another_user(saved: &Process) -> Option<String> {
+    use nix::unistd::{getegid, geteuid};
+    let own = [geteuid().as_raw(), getegid().as_raw()];
+    let (user, group) = (saved.user, saved.group_id);
+    (own != [user, group]).then(|| {
+        format!(
+            "the program was user {user} and group {group}, and goes on as user {} and group {}: that of whoever restarts it",
+            own[0], own[1]
+        )
+    })
 }
 
 /// Names a sandbox of its own (Landlock(7)). Nothing shows it but what it forbids: to look at an equal outside (kcmp(2)).

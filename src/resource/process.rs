@@ -93,6 +93,8 @@ pub(crate) fn save(
         session: stat.session.word(),
         cpu: cpu::Set::of_config(&target.region.control.config).0,
         permitted: answers.get::<u64>(asked.permitted) & xstate::DYNAMIC,
+        user: status.uid[1],
+        group_id: status.gid[1],
         ..Process::new_zeroed()
     };
     gathered.process = Some(process);

@@ -4,11 +4,12 @@
 use super::plan::{Arena, Orders, Step};
 use super::runtime::{self, Id, glibc, holding};
 use super::{Gathered, Target, attributes, scheduling, vdso};
-use crate::error::{Because, Error, Result};
+use crate::error::{Because, Error, Kind as ErrorKind, Result};
 use crate::proc;
-use crate::proc::Pid;
+use crate::proc::{Pid, Tid};
 use crate::ptrace::call::Caller;
 use crate::ptrace::frame::Frame;
+use crate::ptrace::freeze::Frozen;
 use crate::ptrace::interrupted;
 use crate::ptrace::lend::Desk;
 use crate::ptrace::list::{List, Question};
@@ -29,19 +30,39 @@ const PR_GET_TID_ADDRESS: u64 = 40;
 const ARCH_SET_GS: u64 = 0x1001;
 const ARCH_SET_FS: u64 = 0x1002;
 const SS_ONSTACK: u64 = 1;
+/// What is in the way of a process that goes on, as its executable tells.
+pub(crate) fn obstacles(frozen: &Frozen) -> Vec<String> {
+    let goes_on = frozen.threads.is_empty() && proc::exec::is_of_32_bits(frozen.process());
+    Vec::from_iter(goes_on.then(|| narrow(frozen.pid.main_thread())))
+}
+
+fn narrow(tid: Tid) -> String {
+    format!("thread {tid} runs 32-bit code")
+}
+
 /// Reads what can be known of the stopped threads from outside, and asks them for the rest. `ids` are those of all.
+///
+/// # Errors
+/// Their state cannot be read. That one may not work for us is in the way of the checkpoint, as other things are.
 pub(crate) fn save(target: &mut Target<'_>, ids: &[u32], gathered: &mut Gathered) -> Result<()> {
+    let before = gathered.obstacles.len();
     for index in 0..ids.len() {
         step_on(target, index, ids)?;
     }
-    for thread in target.frozen.threads.iter().filter(|thread| thread.regs.cs != USER_CS) {
-        gathered.obstacles.push(format!("thread {} runs 32-bit code", thread.tid));
-    }
+    let threads = target.frozen.threads.iter();
+    let of_32_bits = threads.filter(|thread| thread.regs.cs != USER_CS);
+    gathered.obstacles.extend(of_32_bits.map(|thread| narrow(thread.tid)));
     let mut next = 0;
-    while next < ids.len() && gathered.obstacles.is_empty() {
-        for answers in ask_some(target, next)? {
-            record(target, next, ids, answers, gathered)?;
-            next += 1;
+    while next < ids.len() && gathered.obstacles.len() == before {
+        match ask_some(target, next) {
+            Ok(some) => {
+                for answers in some {
+                    record(target, next, ids, answers, gathered)?;
+                    next += 1;
+                }
+            }
+            Err(e) if e.kind() == ErrorKind::Obstacles => gathered.obstacles.push(e.to_string()),
+            Err(e) => return Err(e),
         }
     }
     Ok(())

@@ -161,8 +161,9 @@ const DESCRIPTOR: i32 = 3;
 /// The clock of a timer, a thread's CPU clock with that thread's id. Clocks of others are lost.
 fn clock(timer: &PosixTimer, target: &Target<'_>, gathered: &mut Gathered) -> i32 {
     let lost = |whose: &str| format!("the clock of POSIX timer {}: {whose}", timer.id);
-    // All but the main one, which answers meanwhile.
-    let others = &target.frozen.threads;
+    // The main one answers meanwhile, and is not among those that stand still.
+    let main = target.frozen.pid.main_thread();
+    let others: Vec<Tid> = target.frozen.tids().into_iter().filter(|tid| *tid != main).collect();
     let (id, kind) = match timer.clock {
         libc::CLOCK_THREAD_CPUTIME_ID => (0, OF_THREAD | SCHED),
         clock if clock >= 0 => return clock,
@@ -186,7 +187,7 @@ fn clock(timer: &PosixTimer, target: &Target<'_>, gathered: &mut Gathered) -> i3
         0 => target.frozen.pid.main_thread(),
         id => Tid::new(id),
     };
-    if owner != target.frozen.pid.main_thread() && others.iter().all(|thread| thread.tid != owner) {
+    if owner != target.frozen.pid.main_thread() && !others.contains(&owner) {
         gathered.losses.push(lost(
             "the CPU time of a thread that has ended; it counts that of the main thread",
         ));

@@ -22,12 +22,10 @@ pub(crate) fn name(target: &Target<'_>, gathered: &mut Gathered) {
 /// have of their own.
 fn alone(target: &Target<'_>, gathered: &mut Gathered) {
     let frozen = &target.frozen;
-    let pid = frozen.pid;
-    let Some(main) = frozen.threads.first().and_then(|thread| thread.look(pid).ok()) else {
-        return;
-    };
-    for (thread, looked) in frozen.threads.iter().zip(target.threads).skip(1) {
-        let tid = thread.tid;
+    let Some(first) = target.threads.first() else { return };
+    let Ok(main) = frozen.status(first.tid) else { return };
+    for looked in target.threads.iter().skip(1) {
+        let tid = looked.tid;
         let [files, directory] = looked.apart;
         if files {
             let text = format!("thread {tid} has descriptors of its own (unshare(2), CLONE_FILES)");
@@ -44,7 +42,7 @@ fn alone(target: &Target<'_>, gathered: &mut Gathered) {
         if !looked.left.is_empty() {
             say(&format!("the namespaces ({})", looked.left.join(", ")));
         }
-        let Ok(status) = thread.look(pid) else { continue };
+        let Ok(status) = frozen.status(tid) else { continue };
         if (main.uid, main.gid, &main.groups) != (status.uid, status.gid, &status.groups) {
             say("the user and group ids");
         }

@@ -41,7 +41,7 @@ use crate::inject::monitor::Monitor;
 use crate::proc::{Pid, forebear};
 use crate::resource::descriptor::grown;
 use crate::resource::kinship;
-use crate::resource::sysv;
+use crate::resource::{privileges, sysv};
 use crate::settings::{self, Settings};
 use ckpt_abi::image::SectionKind;
 use ckpt_abi::region::{Config, GROUP_LEFT};
@@ -92,6 +92,7 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
     for saved in &mut all {
         phase2_adapt::convert(&whole, saved, options, &mut warnings)?;
     }
+    warnings.extend(all.first().and_then(|first| privileges::another_user(&first.process)));
     let mut tree = options.ids.tree(image, &all)?;
     let takes_group = match &mut tree {
         Some(tree) => tree.takes_group(),

@@ -75,6 +75,8 @@ pub struct Settings {
     pub without: Option<Without>,
     /// CKPT_VERBOSE: whether checkpoints also tell what nobody is likely to miss.
     pub verbose: Option<bool>,
+    /// CKPT_STRICT: whether what an image would go without is in the way of it.
+    pub strict: Option<bool>,
 }
 
 impl Name {

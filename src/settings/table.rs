@@ -104,7 +104,7 @@ impl Said {
 }
 
 /// All settings, in the order in which they are shown.
-pub(crate) static SETTINGS: [Setting; 15] = [
+pub(crate) static SETTINGS: [Setting; 16] = [
     Setting {
         short: Some('n'),
         long: "name",
@@ -373,6 +373,27 @@ pub(crate) static SETTINGS: [Setting; 15] = [
         apply: |said, config| put_flag(config, config_flag::VERBOSE, said.verbose),
         read: |said, config| {
             said.verbose = flag(config, config_flag::VERBOSE);
+            Ok(())
+        },
+    },
+    Setting {
+        short: None,
+        long: "strict",
+        value: None,
+        optional: false,
+        env: Some(Variable { name: "CKPT_STRICT", value: "0 or 1" }),
+        default: Some("0"),
+        reach: Reach::Saves,
+        help: "Take no checkpoint that would lose anything",
+        description: "Where a restart would go without something (ckpt check PID tells beforehand), no \
+                      checkpoint is taken: all of it is named, the program goes on, and an earlier \
+                      checkpoint stays. Without this it is named, and the checkpoint is taken.",
+        parse: |said, value| fill(&mut said.strict, parse_switch(value)),
+        written: |said| Said::switch(said.strict),
+        inherit: |said, weaker| inherit(&mut said.strict, &weaker.strict),
+        apply: |said, config| put_flag(config, config_flag::STRICT, said.strict),
+        read: |said, config| {
+            said.strict = flag(config, config_flag::STRICT);
             Ok(())
         },
     },

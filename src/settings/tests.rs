@@ -150,6 +150,7 @@ fn configuration_and_back() {
         without: without("tail,12"),
         verbose: Some(true),
         compress: Some(true),
+        strict: Some(true),
         transfer: Transfer {
             key: Some(server::Key::Said("/k".into())),
             insecure: Some(true),
@@ -167,6 +168,7 @@ fn configuration_and_back() {
         | config_flag::SET_ASIDE
         | config_flag::ALONE
         | config_flag::VERBOSE
+        | config_flag::STRICT
         | config_flag::INSECURE
         | config_flag::COMPRESS;
     assert_eq!((config.flags, config.keep), (flags, 3));
@@ -228,6 +230,7 @@ fn words_say_everything() {
         without: without("tail,12"),
         verbose: Some(true),
         compress: Some(true),
+        strict: Some(true),
         transfer: Transfer {
             key: Some(server::Key::Said("/k".into())),
             insecure: Some(true),

@@ -183,6 +183,8 @@ pub mod config_flag {
     pub const VERBOSE: u32 = 1 << 15;
     /// Checkpoints hold the process without its descendants.
     pub const ALONE: u32 = 1 << 16;
+    /// There is no checkpoint where one would go without something.
+    pub const STRICT: u32 = 1 << 17;
 }
 
 record! {

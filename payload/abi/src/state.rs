@@ -59,7 +59,7 @@ record! {
 
 record! {
     /// One process.
-    Process, 240, {
+    Process, 248, {
         /// Process id.
         pid: u32,
         /// umask(2).
@@ -106,6 +106,10 @@ record! {
         permitted: u64,
         /// By which signal it was stopped, if that is known; else 0.
         stopped_by: u32,
+        /// Its effective user id, and, below, its group id.
+        user: u32,
+        /// See `user`.
+        group_id: u32,
         /// Room to grow.
         reserved: u32,
     }

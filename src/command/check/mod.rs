@@ -4,6 +4,7 @@
 pub(super) mod checkpoint;
 pub(super) mod machine;
 pub(super) mod process;
+mod seen;
 
 use super::{facts, fetch};
 use crate::error::Result;
@@ -23,8 +24,10 @@ pub(super) fn run(
     if words.is_empty() {
         return machine::check(json);
     }
+    // Where a restarted job has namespaces of its own, the one that looks goes there for good.
+    let alone = words.len() == 1;
     facts::each(words, json, |word| match parse_pid(word) {
-        Ok(pid) if !Path::new(word).exists() => process::check(pid),
+        Ok(pid) if !Path::new(word).exists() => process::check(pid, alone),
         _ => checkpoint::check(&fetch::image(word, transfer)?, map_path),
     })
 }

@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! `ckpt check PID`: whether and how a running process is saved.
 
+use super::seen;
 use crate::command::attach::arrangement;
+use crate::command::destination;
 use crate::command::facts::Facts;
-use crate::dump::{phase1_freeze, phase2_equip};
+use crate::dump::survey::survey;
+use crate::dump::{Demand, phase1_freeze, phase2_equip};
 use crate::error::Result;
-use crate::inject::region::Region;
-use crate::proc::{self, tree};
-use crate::proc::{Pid, Tid};
+use crate::inject::{enter, region::Region};
+use crate::proc::{self, Pid, tree};
 use crate::ptrace::call::Caller;
+use crate::ptrace::forest::named;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
 use crate::resource::losses;
@@ -18,49 +21,42 @@ use ckpt_abi::region::STACKS;
 use nix::libc;
 use std::collections::HashSet;
 
-/// Exit status when the process cannot be saved, or its signal does not save it.
-const NO: u8 = 1;
+/// Exit status where a checkpoint would go without something, or the process's signal makes none.
+const LOSSES: u8 = 1;
+/// Exit status where there could be none.
+const OBSTACLES: u8 = 2;
 const SIG_DFL: u64 = libc::SIG_DFL as u64;
 const SIG_IGN: u64 = libc::SIG_IGN as u64;
 
-/// Looks at a process; one that ckpt is in stands still for a moment if it has a handler for the
-/// checkpoint signal, since only the kernel knows whose that is.
-pub(crate) fn check(pid: Pid) -> Result<(Facts, u8)> {
+/// Looks at a process and its descendants. Those that have a payload stand still for a moment, as for a checkpoint; nothing
+/// is done to any. Where they have namespaces of their own, this process goes there, if it may (`enters`).
+pub(crate) fn check(asked: Pid, enters: bool) -> Result<(Facts, u8)> {
+    let meant = enter::meant(asked);
+    let pid = if enters { enter::enter(meant)? } else { meant };
     let status = proc::status(pid, pid.main_thread())?;
     let words = proc::cmdline(pid)?;
     let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
     let mut facts = Facts::default();
-    facts.add("process", pid.word() as usize);
+    facts.add("process", u64::from(asked.word()));
     facts.add("program", words.join(" "));
-    let (mut can, mut obstacles) = (true, Vec::new());
-    if let Err(e) = phase1_freeze::check(pid) {
-        obstacles.push(e.to_string());
-    }
-    if status.tracer != Tid::NONE {
-        obstacles.push(format!("process {} (a debugger?) traces it", status.tracer));
-    }
+    let mut saves = true;
     let opened = Memory::open(pid).and_then(|memory| Ok((proc::maps::read(pid)?, memory)));
-    let region = match &opened {
-        Ok((vmas, memory)) => Region::find(memory, vmas),
-        Err(e) => {
-            obstacles.push(e.to_string());
-            None
-        }
-    };
+    let region = opened.as_ref().ok().and_then(|(vmas, memory)| Region::find(memory, vmas));
     facts.add("under_ckpt", region.is_some());
     if let (Some(region), Ok((_, memory))) = (region, &opened) {
         facts.add("arrangement", arrangement(&region.control.config)?);
         let signal = region.control.config.asyncsig;
         let caught = signal != 0 && has(status.caught, signal);
         let action = match caught {
-            true => disposition(pid, memory, &region, signal)?,
-            false if has(status.ignored, signal.max(1)) => SIG_IGN,
-            false => SIG_DFL,
+            // What keeps it from being asked is in the way of its checkpoint, too.
+            true => disposition(pid, memory, &region, signal).ok(),
+            false if has(status.ignored, signal.max(1)) => Some(SIG_IGN),
+            false => Some(SIG_DFL),
         };
-        if signal != 0 {
+        if let Some(action) = action.filter(|_| signal != 0) {
             let ours = action == region.control.handler;
-            can &= ours;
-            facts.add("signal", verdict(pid, signal, action, ours));
+            saves &= ours;
+            facts.add("signal", verdict(asked, signal, action, ours));
             if ours && has(status.blocked, signal) {
                 let name = signal_name(signal);
                 let note =
@@ -73,7 +69,7 @@ pub(crate) fn check(pid: Pid) -> Result<(Facts, u8)> {
         let name = name.unwrap_or_default();
         facts.add(
             "arrangement",
-            format!("none: ckpt save {pid} saves it, to {name} if no -n is said"),
+            format!("none: ckpt save {asked} saves it, to {name} if no -n is said"),
         );
     }
     let own = region.map_or(0, |region| region.control.config.asyncsig);
@@ -82,34 +78,25 @@ pub(crate) fn check(pid: Pid) -> Result<(Facts, u8)> {
     let taken = others.filter(|signal| has(status.caught, *signal));
     facts.add("signals_taken", taken.map(signal_name).collect::<Vec<_>>().join(" "));
     let tree = tree::everybody().map(|all| tree::below(pid, &HashSet::new(), &all))?;
-    let others = tree.iter().filter(|other| **other != pid);
-    let named: Vec<_> = others.clone().filter_map(|other| named(*other)).collect();
-    facts.add("descendants", losses::names(&named));
-    obstacles.extend(others.flat_map(|other| in_the_way(*other)));
-    can &= obstacles.is_empty();
-    facts.add("obstacles", obstacles);
-    Ok((facts, if can { 0 } else { NO }))
-}
-
-fn named(pid: Pid) -> Option<(u32, String)> {
-    let comm = proc::comm(pid, pid.main_thread()).ok()?;
-    Some((pid.word(), comm.to_string_lossy().into_owned()))
-}
-
-/// What can be seen from outside that is in the way of saving a descendant.
-fn in_the_way(pid: Pid) -> Vec<String> {
-    let Ok(status) = proc::status(pid, pid.main_thread()) else { return Vec::new() };
-    if status.state == 'Z' && status.threads <= 1 {
-        return Vec::new();
-    }
-    let mut all = Vec::from_iter(phase1_freeze::check(pid).err().map(|e| e.to_string()));
-    if status.tracer != Tid::NONE {
-        all.push(format!("process {} (a debugger?) traces process {pid}", status.tracer));
-    }
-    if let Err(e) = Memory::open(pid) {
-        all.push(e.to_string());
-    }
-    all
+    let others = tree.iter().filter(|other| ![pid, Pid::own()].contains(other));
+    let others: Vec<_> = others.filter_map(|other| named(*other)).collect();
+    facts.add("descendants", losses::names(&others));
+    let found = survey(&Demand {
+        pid,
+        settings: Settings::default(),
+        stop: None,
+        triggered: false,
+        periodic: false,
+        open: destination::open,
+        prune: destination::prune,
+    })?;
+    let status = match () {
+        () if !found.obstacles.is_empty() => OBSTACLES,
+        () if !found.losses.sentences.is_empty() || !saves => LOSSES,
+        () => 0,
+    };
+    seen::add(found, &mut facts);
+    Ok((facts, status))
 }
 
 fn has(set: u64, signal: u32) -> bool {

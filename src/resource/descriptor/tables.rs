@@ -31,6 +31,9 @@ pub(crate) struct Tables {
     pub of: Vec<Table>,
     /// What the standard streams of the first process were when it began: device, inode, access mode.
     pub at_start: [[u64; 3]; 3],
+    /// What is under way between the processes may not even be looked at where that takes more than a look: they may go
+    /// on, and find it moved, or looks beginning elsewhere.
+    pub(crate) untouched: bool,
     /// The descriptors of each file, by device and inode number, as places in `of`; in the order of [`Self::everywhere`].
     files: HashMap<(u64, u64), Vec<(usize, usize)>>,
     leaders: HashMap<(u64, u64, u32), Vec<Place>>,
@@ -54,18 +57,19 @@ pub(crate) struct Place {
 }
 
 impl Tables {
-    /// The tables of processes that stand still; the first process's standard streams were `at_start` when it began.
+    /// The tables of processes, which stand still unless all of it stays `untouched`; the first process's standard streams
+    /// were `at_start` when it began.
     ///
     /// # Errors
     /// A pseudo-terminal cannot be looked at.
-    pub(crate) fn new(of: Vec<Table>, at_start: [[u64; 3]; 3]) -> Result<Self> {
+    pub(crate) fn new(of: Vec<Table>, at_start: [[u64; 3]; 3], untouched: bool) -> Result<Self> {
         let mut files: HashMap<_, Vec<_>> = HashMap::new();
         for (process, table) in of.iter().enumerate() {
             for (index, fd) in table.fds.iter().enumerate() {
                 files.entry((fd.device, fd.inode)).or_default().push((process, index));
             }
         }
-        let mut tables = Self { of, at_start, files, ..Self::default() };
+        let mut tables = Self { of, at_start, untouched, files, ..Self::default() };
         tables.ptys = Ptys::find(&tables)?;
         Ok(tables)
     }

@@ -167,6 +167,11 @@ pub(crate) fn look_into_shared(
     hidden::save(target.memory, caller, areas, gathered)
 }
 
+/// Whether a userfaultfd(2) handler fills this memory.
+pub(crate) fn is_filled(vma: &Vma) -> bool {
+    ["um", "uw", "ui"].iter().any(|flag| vma.flags.has(flag))
+}
+
 fn obstacle(vma: &Vma) -> Option<String> {
     let name = vma.name.to_string_lossy();
     let at = format!("at {:#x}", vma.start);
@@ -185,7 +190,7 @@ fn obstacle(vma: &Vma) -> Option<String> {
     if name == "/secretmem" {
         return Some(format!("it has memory that nobody else may read (memfd_secret(2)) {at}"));
     }
-    if ["um", "uw", "ui"].iter().any(|flag| vma.flags.has(flag)) {
+    if is_filled(vma) {
         return Some(format!("it fills the memory {at} by itself (userfaultfd(2))"));
     }
     vma.flags.has("ss").then(|| format!("it has a shadow stack {at}"))

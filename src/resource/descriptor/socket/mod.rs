@@ -102,7 +102,7 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
     let why = || format!("cannot look into the socket behind descriptor {}", fd.number);
     let ours = borrowed::look_into(look.process.pid(), fd.number, why)?;
     let options = save_options(&ours, saving);
-    let waiting = waiting(&ours, unix)?;
+    let waiting = waiting(&ours, unix, look.tables.untouched)?;
     let mut socket =
         Socket { kind: unix.kind.into(), shutdown: unix.shutdown.into(), ..Socket::new_zeroed() };
     match tie {
@@ -159,9 +159,12 @@ fn is_stream(unix: &Unix) -> bool {
     i32::from(unix.kind) == libc::SOCK_STREAM
 }
 
-fn waiting(ours: &OwnedFd, unix: &Unix) -> Result<Waiting> {
+fn waiting(ours: &OwnedFd, unix: &Unix, untouched: bool) -> Result<Waiting> {
     if unix.state == LISTENS {
         return Ok(Waiting::default());
+    }
+    if untouched {
+        return Ok(queue::glance(ours));
     }
     match is_stream(unix) {
         true => queue::stream(ours, unix.readable as usize),

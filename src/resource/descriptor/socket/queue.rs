@@ -67,6 +67,20 @@ pub(super) fn stream(fd: &OwnedFd, readable: usize) -> Result<Waiting> {
     Ok(waiting)
 }
 
+/// What comes first to be read, of a socket whose users go on: to look further, where looks begin would have to change
+/// (SO_PEEK_OFF), which they share.
+pub(super) fn glance(fd: &OwnedFd) -> Waiting {
+    let mut waiting = Waiting::default();
+    let mut buffer = [0; 1];
+    if get(fd, PEEK_OFF).is_none_or(|at| at < 0)
+        && answers(fd, libc::POLLIN)
+        && let Ok(seen) = look(fd, &mut buffer, libc::MSG_TRUNC)
+    {
+        waiting.note(&seen);
+    }
+    waiting
+}
+
 /// Looks at the messages of a socket that keeps them apart; `ended` says of one that receives no more how many bytes are
 /// left (behind the last one its reader sees its end, which is like an empty message).
 ///

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! What a checkpoint would meet, looked at without taking one: phases 1, 3 and 4, and nothing of it is kept.
+//!
+//! Who has a payload stands still for it as for a checkpoint, and is asked by it. Who has none is not touched at all, not
+//! even stopped: a stop may cut a call short, and the rest of that can only be made in a payload (`ptrace/rest.rs`). What
+//! only its threads can tell of such a process is not known, and that is said.
+
+use super::late::{self, Losses};
+use super::phase2_equip::{self, Equipped};
+use super::phase4_refuse::{self, Obstacle};
+use super::{AGAIN, Demand, phase1_freeze, phase3_gather, sharers};
+use crate::error::{Error, Kind, Result};
+use crate::inject::region::Region;
+use crate::proc::tree::Kin;
+use crate::proc::{self, Pid};
+use crate::ptrace::forest::{self, Forest};
+use crate::ptrace::freeze::Frozen;
+use crate::ptrace::memory::Memory;
+
+/// What was seen.
+pub(crate) struct Survey {
+    /// What is in the way.
+    pub obstacles: Vec<Obstacle>,
+    /// What the checkpoint would go without.
+    pub losses: Losses,
+    /// Those whose threads were not asked.
+    pub unasked: Vec<(u32, String)>,
+}
+
+/// How a survey looks at the processes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Who has a payload stands still.
+    Asking,
+    /// Nobody does.
+    Watching,
+}
+
+/// Looks at a process and all that would be saved with it.
+///
+/// # Errors
+/// It is gone, or just being saved or restarted.
+pub(crate) fn survey(request: &Demand) -> Result<Survey> {
+    look(request, Way::Asking)
+}
+
+/// Adds to a refusal that came before all could be looked at what else is in the way.
+pub(super) fn completed(request: &Demand, refusal: Error) -> Error {
+    let (said, kind) = (refusal.to_string(), refusal.kind());
+    let Ok(survey) = look(request, Way::Watching) else { return refusal };
+    let mut more = survey.obstacles;
+    more.retain(|obstacle| !obstacle.passing && !said.contains(&obstacle.what));
+    match more.is_empty() {
+        true => refusal,
+        false => Error::new(format!("{said}; {}", phase4_refuse::sentence(&more)))
+            .of(kind)
+            .with_errno(refusal.errno()),
+    }
+}
+
+fn look(request: &Demand, way: Way) -> Result<Survey> {
+    proc::of_this_namespace()?;
+    let open = |()| Memory::open(request.pid).map(drop);
+    if let Err(e) = phase1_freeze::alive(request.pid).and_then(open) {
+        return match e.kind() {
+            _ if e.kind() == Kind::Obstacles || e.is_refusal() => Ok(Survey {
+                obstacles: vec![Obstacle::of(request.pid, e.to_string())],
+                losses: Losses { sentences: Vec::new(), each: Vec::new() },
+                unasked: Vec::new(),
+            }),
+            _ => Err(e),
+        };
+    }
+    let mut again = AGAIN;
+    loop {
+        match attempt(request, way) {
+            // Descriptors, mappings and processes come and go under the eyes of who only looks.
+            Err(e) if again > 0 && e.kind() != Kind::Busy && !proc::has_ended(request.pid) => {
+                again -= 1;
+            }
+            result => return result,
+        }
+    }
+}
+
+fn attempt(request: &Demand, way: Way) -> Result<Survey> {
+    let listed = phase1_freeze::listed(request)?;
+    let living = listed.members.iter().filter(|kin| !kin.dead || kin.pid == request.pid);
+    let (mut obstacles, mut open) = (Vec::new(), Vec::new());
+    for pid in living.map(|kin| kin.pid) {
+        let outside = phase1_freeze::outside(pid);
+        let refused: Vec<_> = outside.iter().map(|e| e.to_string()).collect();
+        // A zombie has no memory, nor has a thread of the kernel.
+        if Memory::open(pid).is_ok() {
+            let others = sharers::anywhere(pid).into_iter().map(phase4_refuse::shared);
+            obstacles.extend(others.map(|what| Obstacle::of(pid, what)));
+            open.push((pid, refused.is_empty()));
+        }
+        obstacles.extend(refused.into_iter().map(|what| Obstacle::of(pid, what)));
+    }
+    let forest = Forest::of_list(&listed);
+    let (mut equipped, mut frozen, mut unasked) = (Vec::new(), Vec::new(), Vec::new());
+    for (pid, untroubled) in open {
+        let may_stop = untroubled && way == Way::Asking;
+        let (one, stopped) = match meet(pid, may_stop) {
+            // It cannot be stopped.
+            Err(e) if may_stop && e.kind() == Kind::Other => {
+                obstacles.push(Obstacle::of(pid, e.to_string()));
+                meet(pid, false)?
+            }
+            met => met?,
+        };
+        if !one.region.is_there() {
+            unasked.extend(forest::named(pid));
+        }
+        equipped.push(one);
+        frozen.push(stopped);
+    }
+    let dead: Vec<Kin> = forest.dead.iter().filter(|kin| kin.pid != request.pid).copied().collect();
+    let losses = if equipped.first().is_some_and(|first| first.process.pid() == request.pid) {
+        let (mut still, mut common) =
+            phase3_gather::gather_all(0, &equipped, frozen, (&dead, false), true)?;
+        let (members, judged) = phase4_refuse::judge(&mut still, &dead, common.tables.ptys())?;
+        common.members = members;
+        let known = |new: &Obstacle| obstacles.iter().any(|old| old.what.contains(&new.what));
+        let news: Vec<_> = judged.into_iter().filter(|new| !known(new)).collect();
+        obstacles.extend(news);
+        let missing = phase4_refuse::left_out(request, &forest, &equipped)?;
+        let doubtful = phase4_refuse::doubtful(&forest, &equipped)?;
+        common.losses.extend(missing.into_iter().chain(doubtful));
+        late::losses(still, common)
+    } else {
+        Losses { sentences: Vec::new(), each: Vec::new() }
+    };
+    Ok(Survey { obstacles, losses, unasked })
+}
+
+/// A process, which stands still if it may be `stopped` and has a payload.
+fn meet(pid: Pid, may_stop: bool) -> Result<(Equipped, Frozen)> {
+    let has_payload = || Ok::<_, Error>(may_stop && Region::of(pid)?.is_some());
+    let mut frozen = match has_payload()? {
+        true => phase1_freeze::patiently(false, || Frozen::freeze(pid))?,
+        false => Frozen::unstopped(pid)?,
+    };
+    let equipped = phase2_equip::glimpse(&mut frozen)?;
+    Ok((equipped, frozen))
+}

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+// kinds KIND...: has something that is in the way of a checkpoint, or that it goes without; several of them with children
+// of their own, one each after the first. Says "none" instead of "ready" where the kernel has no such thing.
+#include "subject.h"
+#include <fcntl.h>
+#include <linux/capability.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <linux/userfaultfd.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/file.h>
+#include <sys/inotify.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+#define NONE(holds)                                                            \
+  do {                                                                         \
+    if (!(holds)) {                                                            \
+      say("none\n");                                                           \
+      exit(0);                                                                 \
+    }                                                                          \
+  } while (0)
+
+static _Atomic int ready;
+static const char *kind;
+
+static int is(const char *word) { return !strcmp(kind, word); }
+
+static char *page(void) {
+  char *at = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  CHECK(at != MAP_FAILED, "%m");
+  return at;
+}
+
+static void *thread(void *unused) {
+  if (is("files")) CHECK(!unshare(CLONE_FILES), "%m");
+  if (is("umask")) CHECK(!unshare(CLONE_FS), "%m");
+  if (is("owner")) CHECK(!syscall(SYS_setresuid, 65534, 65534, 65534), "%m");
+  for (ready = 1;;) pause();
+  return unused;
+}
+
+static int sleeper(void *unused) {
+  (void)unused;
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
+  for (;;) pause();
+  return 0;
+}
+
+static void install(void) {
+  struct sock_filter rule = BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+  struct sock_fprog filter = {1, &rule};
+  CHECK(!prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) && !prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter), "%m");
+}
+
+// What has to be root's is none for others.
+static void begin(void) {
+  int root = !geteuid();
+  if (is("aio")) {
+    unsigned long context = 0;
+    NONE(!syscall(SYS_io_setup, 4, &context));
+  } else if (is("uring")) {
+    unsigned parameters[30] = {0};
+    long ring = syscall(425, 4, parameters);
+    NONE(ring >= 0);
+    NONE(mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, ring, 0) != MAP_FAILED);
+  } else if (is("uffd")) {
+    int fd = syscall(SYS_userfaultfd, O_CLOEXEC | 1);
+    struct uffdio_api api = {UFFD_API, 0, 0};
+    NONE(fd >= 0 && !ioctl(fd, UFFDIO_API, &api));
+    struct uffdio_register area = {{(unsigned long)page(), 4096}, UFFDIO_REGISTER_MODE_MISSING, 0};
+    CHECK(!ioctl(fd, UFFDIO_REGISTER, &area), "%m");
+  } else if (is("secret")) {
+    int fd = syscall(447, 0);
+    NONE(fd >= 0 && !ftruncate(fd, 4096));
+    NONE(mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) != MAP_FAILED);
+  } else if (is("seal")) {
+    NONE(!syscall(462, page(), 4096, 0));
+  } else if (is("watch")) {
+    int fd = inotify_init();
+    CHECK(!mkdir("deep", 0755) && !mkdir("deep/er", 0755), "%m");
+    CHECK(inotify_add_watch(fd, "deep/er", IN_CREATE) > 0, "%m");
+  } else if (is("notices")) {
+    signal(SIGIO, SIG_IGN);
+    int here = open(".", O_RDONLY | O_DIRECTORY);
+    CHECK(!fcntl(here, F_NOTIFY, DN_DELETE | DN_MULTISHOT), "%m");
+  } else if (is("cwd")) {
+    CHECK(!mkdir("gone", 0755) && !chdir("gone") && !rmdir("../gone"), "%m");
+  } else if (is("child") || is("fork")) {
+    pid_t child = fork();
+    if (!child) sleeper(0);
+  } else if (is("memory")) {
+    static char stack[1 << 14];
+    CHECK(clone(sleeper, stack + sizeof stack, CLONE_VM | SIGCHLD, 0) > 0, "%m");
+  } else if (is("traced")) {
+    pid_t child = fork();
+    if (!child) {
+      prctl(PR_SET_PDEATHSIG, SIGKILL);
+      CHECK(!ptrace(PTRACE_TRACEME), "%m");
+      raise(SIGSTOP);
+      for (;;) pause();
+    }
+    int status;
+    CHECK(waitpid(child, &status, 0) == child && WIFSTOPPED(status), "%m");
+  } else if (is("files") || is("umask") || (is("owner") && root)) {
+    pthread_t made;
+    CHECK(!pthread_create(&made, 0, thread, 0), "%m");
+    while (!ready) sched_yield();
+  } else if (is("user") && root) {
+    pid_t child = fork();
+    if (!child) {
+      CHECK(!setgid(65534) && !setuid(65534), "%m");
+      sleeper(0);
+    }
+    // Until its directory in /proc is another's.
+    char name[64];
+    struct stat it;
+    snprintf(name, sizeof name, "/proc/%d/status", child);
+    for (char line[256]; !line[0] || strncmp(line, "Uid:\t65534", 10);) {
+      FILE *file = fopen(name, "r");
+      do line[0] = 0;
+      while (fgets(line, sizeof line, file) && strncmp(line, "Uid:", 4));
+      fclose(file);
+    }
+    (void)it;
+  } else if (is("root") && root) {
+    CHECK(!mkdir("inner", 0755) && !chroot("inner") && !chdir("/"), "%m");
+  } else if (is("spaces") && root) {
+    CHECK(!unshare(CLONE_NEWUTS), "%m");
+  } else if (is("securebits") && root) {
+    CHECK(!prctl(PR_SET_SECUREBITS, 1 << 4, 0, 0, 0), "%m");
+  } else if (is("capabilities") && root) {
+    struct __user_cap_header_struct head = {_LINUX_CAPABILITY_VERSION_3, 0};
+    struct __user_cap_data_struct some[2];
+    CHECK(!syscall(SYS_capget, &head, some), "%m");
+    some[0].effective &= ~(1u << 5);
+    CHECK(!syscall(SYS_capset, &head, some), "%m");
+  } else if (is("segments")) {
+    struct { unsigned number, base, limit, flags; } segment = {3, 0, 4095, 1 | 1 << 6};
+    NONE(!syscall(SYS_modify_ldt, 1, &segment, sizeof segment));
+  } else if (is("filter")) {
+    install();
+  } else if (!is("nothing")) {
+    NONE(0);
+  }
+}
+
+static void check(void) {}
+
+int main(int argc, char **argv) {
+  CHECK(argc > 1, "usage: kinds KIND...");
+  for (int i = 2; i < argc; i++) {
+    int ends[2];
+    CHECK(!pipe(ends), "%m");
+    pid_t child = fork();
+    if (!child) {
+      prctl(PR_SET_PDEATHSIG, SIGKILL);
+      kind = argv[i];
+      begin();
+      CHECK(write(ends[1], "x", 1) == 1, "%m");
+      close(ends[0]), close(ends[1]);
+      for (;;) pause();
+    }
+    char byte;
+    close(ends[1]);
+    NONE(read(ends[0], &byte, 1) == 1);
+    close(ends[0]);
+  }
+  kind = argv[1];
+  begin();
+  return obey(check);
+}
