@@ -143,12 +143,15 @@ impl Forest {
     ) -> Result<Option<Attempt>> {
         let root = self.processes.first().map_or(Pid::NONE, |first| first.pid);
         let mut known: HashSet<Pid> = [root].into();
+        let mut starts = HashMap::new();
         let mut before = Some(before);
         loop {
             let is_old = before.is_some();
             let next = before.take().map_or_else(|| list(root, &known, wanted), Ok);
             let Listed { members, left_out, doubtful } = next?;
-            if members.is_empty() {
+            // Whoever was listed may have ended before it was stopped, and its id be another's.
+            let is_other = |kin: &Kin| starts.get(&kin.pid).is_some_and(|was| *was != kin.start);
+            if members.is_empty() || members.iter().any(is_other) {
                 return Ok(Some(Attempt::Anew));
             }
             self.left_out = left_out.into_iter().filter_map(named).collect();
@@ -164,6 +167,7 @@ impl Forest {
                 match Frozen::soon(kin.pid, patience, left.remove(&kin.pid)) {
                     Ok(Ok(frozen)) => {
                         known.insert(kin.pid);
+                        starts.insert(kin.pid, kin.start);
                         self.processes.push(frozen);
                     }
                     Ok(Err(some)) => {
@@ -349,6 +353,21 @@ mod tests {
             stands_still(&job, &forest);
             forest.thaw();
         }
+    }
+
+    #[test]
+    fn a_stranger_with_the_id_of_somebody_who_has_ended_is_none_of_them() {
+        let (job, stranger) = (Job::start("echo x; sleep 100"), Job::start("echo x; sleep 100"));
+        let wanted = Wanted { without: &Without::default(), heirs: HashSet::new() };
+        let mut before = list(job.pid(), &HashSet::new(), &wanted).unwrap();
+        let other = tree::kin(stranger.pid()).unwrap();
+        before.members.push(Kin { start: other.start - 1, parent: job.pid(), ..other });
+        let mut left = HashMap::new();
+        let tried = Forest::attempt(job.pid(), &wanted, before, PATIENCE, &mut left);
+        assert!(matches!(tried, Ok(Attempt::Anew)));
+        left.clear();
+        let forest = Forest::freeze(job.pid(), &Without::default(), &|_| false).unwrap();
+        assert!(forest.processes.iter().all(|frozen| frozen.pid != stranger.pid()));
     }
 
     #[test]
