@@ -25,7 +25,6 @@ const DECLARED: &[(&str, &str)] = &[
     ("seal", "the seal (mseal(2))"),
     ("watch", "what inotify descriptor"),
     ("notices", "the notices of changes in"),
-    ("cwd", "its working directory"),
     ("owner", "the user and group ids"),
     ("user", "its user and group ids"),
     ("root", "its root directory"),
@@ -179,11 +178,11 @@ fn a_strict_job_loses_nothing() {
     const SENTENCE: &str = "--strict (CKPT_STRICT=1) forbids that: ";
     for who in BOTH {
         let bench = Bench::new(who);
-        let Some(mut run) = start(&bench, &["notices", "cwd"], false) else { continue };
+        let Some(mut run) = start(&bench, &["notices", "watch"], false) else { continue };
         let pid = run.pid_text();
         let saved = bench.order(&["save", "--strict", "--stop", &pid, "-n", &bench.name("y.ckpt")]);
         assert_eq!(saved.code(), Some(125), "{saved:?}");
-        for piece in [SENTENCE, "the notices of changes", "its working directory"] {
+        for piece in [SENTENCE, "the notices of changes", "what inotify descriptor"] {
             assert!(saved.stderr.contains(piece), "{piece}: {saved:?}");
         }
         assert!(!bench.path("y.ckpt").exists());

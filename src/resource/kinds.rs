@@ -69,7 +69,6 @@ const DECLARED: &[(&str, &str)] = &[
     ("the sandbox that it has locked itself in (Landlock(7))", "restart it in one"),
     ("SCHED_FLAG_UTIL_CLAMP", "set it again (uclampset)"),
     ("its root directory", "restart it in that (chroot(8))"),
-    ("its working directory", "make that again"),
     ("to a mutex that it is just taking", ""),
     ("has slept or waited already", ""),
     ("System V objects", "start all that use them below one ckpt"),

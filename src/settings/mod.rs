@@ -5,6 +5,7 @@
 //! The command line, the environment and a running program's [`Config`] all meet here, so that a
 //! value is accepted or refused in one place and in the same words.
 
+mod fields;
 pub mod server;
 mod signal;
 pub(crate) mod table;

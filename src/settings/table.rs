@@ -7,6 +7,7 @@ use std::ffi::{OsStr, OsString};
 
 use ckpt_abi::region::{Config, config_flag};
 
+use super::fields::{fill, flag, inherit, put, put_flag};
 use super::server::{self, Key};
 use super::signal::usable_signal;
 use super::{Name, Settings, Without};
@@ -489,32 +490,3 @@ pub(crate) static SETTINGS: [Setting; 16] = [
         },
     },
 ];
-
-fn fill<T>(field: &mut Option<T>, value: Result<T>) -> Result<()> {
-    *field = Some(value?);
-    Ok(())
-}
-
-fn inherit<T: Clone>(field: &mut Option<T>, weaker: &Option<T>) {
-    if field.is_none() {
-        field.clone_from(weaker);
-    }
-}
-
-fn put<T>(field: &mut T, said: Option<T>) {
-    if let Some(value) = said {
-        *field = value;
-    }
-}
-
-fn put_flag(config: &mut Config, bit: u32, said: Option<bool>) {
-    match said {
-        Some(true) => config.flags |= bit,
-        Some(false) => config.flags &= !bit,
-        None => {}
-    }
-}
-
-fn flag(config: &Config, bit: u32) -> Option<bool> {
-    (config.flags & bit != 0).then_some(true)
-}

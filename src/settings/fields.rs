@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! What the entries of the table do with fields of settings and of a configuration.
+
+use crate::error::Result;
+use ckpt_abi::region::Config;
+
+pub(super) fn fill<T>(field: &mut Option<T>, value: Result<T>) -> Result<()> {
+    *field = Some(value?);
+    Ok(())
+}
+
+pub(super) fn inherit<T: Clone>(field: &mut Option<T>, weaker: &Option<T>) {
+    if field.is_none() {
+        field.clone_from(weaker);
+    }
+}
+
+pub(super) fn put<T>(field: &mut T, said: Option<T>) {
+    if let Some(value) = said {
+        *field = value;
+    }
+}
+
+pub(super) fn put_flag(config: &mut Config, bit: u32, said: Option<bool>) {
+    match said {
+        Some(true) => config.flags |= bit,
+        Some(false) => config.flags &= !bit,
+        None => {}
+    }
+}
+
+pub(super) fn flag(config: &Config, bit: u32) -> Option<bool> {
+    (config.flags & bit != 0).then_some(true)
+}
