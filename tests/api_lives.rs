@@ -158,17 +158,16 @@ fn what_a_launched_program_spawns_is_not_equipped_though_it_is_linked() {
     let desk = Desk::new(Who::Nobody);
     let mut run = desk.begin("lives", Libc::Glibc, With::Launched, "spawning");
     run.expect("-");
-    let children = format!("/proc/{0}/task/{0}/children", run.pid());
-    let mut below = None;
+    let child = |pid: u32| -> Option<u32> {
+        fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?.trim().parse().ok()
+    };
+    let is_sleep = |pid: &u32| {
+        fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == "sleep")
+    };
+    // The shell of system(3) executes it, or is its parent.
     let sleeper = until("sleep", || {
-        let list = below.clone().unwrap_or_else(|| children.clone());
-        let pid: u32 = fs::read_to_string(list).ok()?.trim().parse().ok()?;
-        let comm = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
-        if comm.trim() != "sleep" {
-            below = Some(format!("/proc/{pid}/task/{pid}/children"));
-            return None;
-        }
-        Some(pid)
+        let shell = child(run.pid())?;
+        Some(shell).filter(is_sleep).or_else(|| child(shell).filter(is_sleep))
     });
     assert!(!catches(sleeper, Signal::SIGTSTP as i32));
     assert_eq!(payloads(sleeper), 0);
