@@ -143,15 +143,12 @@ impl Forest {
     ) -> Result<Option<Attempt>> {
         let root = self.processes.first().map_or(Pid::NONE, |first| first.pid);
         let mut known: HashSet<Pid> = [root].into();
-        let mut starts = HashMap::new();
         let mut before = Some(before);
         loop {
             let is_old = before.is_some();
             let next = before.take().map_or_else(|| list(root, &known, wanted), Ok);
             let Listed { members, left_out, doubtful } = next?;
-            // Whoever was listed may have ended before it was stopped, and its id be another's.
-            let is_other = |kin: &Kin| starts.get(&kin.pid).is_some_and(|was| *was != kin.start);
-            if members.is_empty() || members.iter().any(is_other) {
+            if members.is_empty() {
                 return Ok(Some(Attempt::Anew));
             }
             self.left_out = left_out.into_iter().filter_map(named).collect();
@@ -164,10 +161,15 @@ impl Forest {
                 return Ok(None);
             }
             for kin in news {
+                // Who was listed may have ended by now, and its id be a stranger's.
+                let is_other = || tree::kin(kin.pid).is_ok_and(|now| now.start != kin.start);
+                if is_other() {
+                    return Ok(Some(Attempt::Anew));
+                }
                 match Frozen::soon(kin.pid, patience, left.remove(&kin.pid)) {
+                    Ok(_) | Err(_) if is_other() => return Ok(Some(Attempt::Anew)),
                     Ok(Ok(frozen)) => {
                         known.insert(kin.pid);
-                        starts.insert(kin.pid, kin.start);
                         self.processes.push(frozen);
                     }
                     Ok(Err(some)) => {
@@ -248,22 +250,25 @@ fn list(root: Pid, known: &HashSet<Pid>, wanted: &Wanted<'_>) -> Result<Listed> 
     Ok(Listed { members, left_out, doubtful })
 }
 
-/// The orphans that descend from the root.
+/// The orphans that descend from the root. A snapshot of it is one by its memory, which a dumper is reading.
 fn heirs(root: Pid, is_heir: &IsHeir<'_>) -> Result<HashSet<Pid>> {
     let orphans = tree::orphans(root, &tree::everybody()?).into_iter();
-    Ok(orphans.filter(|pid| is_heir(*pid)).collect())
+    Ok(orphans.filter(|pid| !is_ours(*pid) && is_heir(*pid)).collect())
+}
+
+/// Whether an orphan is one of our processes.
+fn is_ours(pid: Pid) -> bool {
+    const OURS: [&str; 4] = ["ckpt-monitor", "ckpt-dump", "ckpt-assist", "ckpt-snapshot"];
+    let name = proc::comm(pid, pid.main_thread()).unwrap_or_default();
+    // A name of ours is gone for a moment when a monitor is executed, from memory.
+    let from_memory = || proc::exe(pid).is_ok_and(|exe| exe.path.as_os_str() == "/memfd:ckpt");
+    OURS.iter().any(|ours| name == *ours) || from_memory()
 }
 
 /// The orphans of the tree that a ckpt has which stays as the root's parent, or the init of a restarted tree: these have
 /// no other children but ours.
 fn adopted(root: Pid, all: &[Kin]) -> Vec<Pid> {
-    const OURS: [&str; 4] = ["ckpt-monitor", "ckpt-dump", "ckpt-assist", "ckpt-snapshot"];
     let name = |kin: &Kin| proc::comm(kin.pid, kin.pid.main_thread()).unwrap_or_default();
-    // A name of ours is gone for a moment when a monitor is executed, from memory.
-    let is_ours = |kin: &Kin| {
-        let exe = proc::exe(kin.pid).map(|exe| exe.path).unwrap_or_default();
-        exe.as_os_str() == "/memfd:ckpt" || OURS.iter().any(|ours| name(kin) == *ours)
-    };
     let Some(parent) = all.iter().find(|kin| kin.pid == root).map(|kin| kin.parent) else {
         return Vec::new();
     };
@@ -277,7 +282,7 @@ fn adopted(root: Pid, all: &[Kin]) -> Vec<Pid> {
     .flatten()
     .collect();
     let adopted = all.iter().filter(|kin| parents.contains(&kin.parent) && kin.pid != root);
-    adopted.filter(|kin| !kin.ours && !is_ours(kin)).map(|kin| kin.pid).collect()
+    adopted.filter(|kin| !kin.ours && !is_ours(kin.pid)).map(|kin| kin.pid).collect()
 }
 
 /// A process with its name.
@@ -288,6 +293,7 @@ pub(crate) fn named(pid: Pid) -> Option<(u32, String)> {
 
 /// Waits, while nobody is touched, until every process of the tree can hear; who they are.
 fn await_all(root: Pid, wanted: &Wanted<'_>, deadline: Instant) -> Result<Listed> {
+    let begun = Instant::now();
     let listed = list(root, &HashSet::new(), wanted)?;
     for kin in listed.members.iter().filter(|kin| !kin.dead) {
         if let Ok(process) = Process::open(kin.pid) {
@@ -297,7 +303,11 @@ fn await_all(root: Pid, wanted: &Wanted<'_>, deadline: Instant) -> Result<Listed
             })?;
         }
     }
-    Ok(listed)
+    // After a wait it would name those who have long gone.
+    match begun.elapsed() < Duration::from_millis(100) {
+        true => Ok(listed),
+        false => list(root, &HashSet::new(), wanted),
+    }
 }
 
 #[cfg(test)]
