@@ -127,10 +127,19 @@ pub(crate) fn check(pid: Pid) -> Result<()> {
     sandbox::refuse(&Process::open(pid)?)
 }
 
+/// How long the threads of a process that ends may take.
+const ENDING: Duration = Duration::from_millis(200);
+
 /// Refuses what is no program that could go on.
 pub(super) fn alive(pid: Pid) -> Result<()> {
     let process = Process::open(pid)?;
-    let status = process.status(pid.main_thread())?;
+    let mut status = process.status(pid.main_thread())?;
+    // Of a process that ends, the main thread may be the first to be gone.
+    let deadline = Instant::now() + ENDING;
+    while status.state == 'Z' && status.threads > 1 && Instant::now() < deadline {
+        std::thread::sleep(ENDING / 100);
+        status = process.status(pid.main_thread())?;
+    }
     let name = status.name.display();
     match status.state {
         'Z' if status.threads > 1 => Err(headless(pid)),
