@@ -230,12 +230,14 @@ impl Frozen {
         Self::new(pid)
     }
 
-    /// The ids of its threads, also where they go on; the first may work for us meanwhile.
+    /// The ids of its threads, the main one first, also where they go on; the first may work for us meanwhile.
     pub(crate) fn tids(&self) -> Vec<Tid> {
-        match self.threads.is_empty() {
-            true => self.process.tasks().unwrap_or_default(),
-            false => self.threads.iter().map(|thread| thread.tid).collect(),
+        if !self.threads.is_empty() {
+            return self.threads.iter().map(|thread| thread.tid).collect();
         }
+        let mut all = self.process.tasks().unwrap_or_default();
+        order::by_key(&mut all, |tid| self.rank(*tid));
+        all
     }
 
     /// What the kernel says of one of its threads.
@@ -414,10 +416,14 @@ impl Frozen {
     }
 
     pub(super) fn sort(&mut self) {
-        let pid = self.pid;
-        order::by_key(&mut self.threads, |t| {
-            ((t.tid != pid.main_thread()).into(), t.tid.word().into())
-        });
+        let mut threads = std::mem::take(&mut self.threads);
+        order::by_key(&mut threads, |thread| self.rank(thread.tid));
+        self.threads = threads;
+    }
+
+    /// The place of a thread: ids wrap, so the main one need not have the lowest.
+    fn rank(&self, tid: Tid) -> (u64, u64) {
+        ((tid != self.pid.main_thread()).into(), tid.word().into())
     }
 }
 
