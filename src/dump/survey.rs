@@ -92,9 +92,11 @@ fn attempt(request: &Demand, way: Way) -> Result<Survey> {
         let refused: Vec<_> = outside.iter().map(|e| e.to_string()).collect();
         // A zombie has no memory, nor has a thread of the kernel.
         if Memory::open(pid).is_ok() {
-            let others = sharers::anywhere(pid).into_iter().map(phase4_refuse::shared);
+            let others = sharers::anywhere(pid);
+            // Whose memory is another's, too, is refused before it is touched, and its threads work for nobody.
+            open.push((pid, refused.is_empty() && others.is_empty()));
+            let others = others.into_iter().map(phase4_refuse::shared);
             obstacles.extend(others.map(|what| Obstacle::of(pid, what)));
-            open.push((pid, refused.is_empty()));
         }
         obstacles.extend(refused.into_iter().map(|what| Obstacle::of(pid, what)));
     }

@@ -6,7 +6,7 @@ use crate::command::attach::arrangement;
 use crate::command::destination;
 use crate::command::facts::Facts;
 use crate::dump::survey::survey;
-use crate::dump::{Demand, phase1_freeze, phase2_equip};
+use crate::dump::{Demand, phase1_freeze, phase2_equip, phase4_refuse};
 use crate::error::Result;
 use crate::inject::{enter, region::Region};
 use crate::proc::{self, Pid, tree};
@@ -105,6 +105,7 @@ fn has(set: u64, signal: u32) -> bool {
 
 /// The handler of a signal in a process that has a payload.
 fn disposition(pid: Pid, memory: &Memory, region: &Region, signal: u32) -> Result<u64> {
+    phase4_refuse::refuse_shared(pid)?;
     let mut frozen = phase1_freeze::patiently(false, || Frozen::freeze_one(pid))?;
     frozen.attend(memory, &region.desk(), region.base)?;
     let mut caller = Caller::new(&mut frozen.threads[0], memory, &region.desk())?;
