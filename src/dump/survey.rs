@@ -3,7 +3,8 @@
 //!
 //! Who has a payload stands still for it as for a checkpoint, and is asked by it. Who has none is not touched at all, not
 //! even stopped: a stop may cut a call short, and the rest of that can only be made in a payload (`ptrace/rest.rs`). What
-//! only its threads can tell of such a process is not known, and that is said.
+//! only its threads can tell of such a process is not known, and that is said. So it is of one that does not stop at once:
+//! nobody waits for it.
 
 use super::late::{self, Losses};
 use super::phase2_equip::{self, Equipped};
@@ -15,6 +16,7 @@ use crate::proc::tree::Kin;
 use crate::proc::{self, Pid};
 use crate::ptrace::forest::{self, Forest};
 use crate::ptrace::freeze::Frozen;
+use crate::ptrace::glance;
 use crate::ptrace::memory::Memory;
 
 /// What was seen.
@@ -101,23 +103,9 @@ fn attempt(request: &Demand, way: Way) -> Result<Survey> {
         obstacles.extend(refused.into_iter().map(|what| Obstacle::of(pid, what)));
     }
     let forest = Forest::of_list(&listed);
-    let (mut equipped, mut frozen, mut unasked) = (Vec::new(), Vec::new(), Vec::new());
-    for (pid, untroubled) in open {
-        let may_stop = untroubled && way == Way::Asking;
-        let (one, stopped) = match meet(pid, may_stop) {
-            // It cannot be stopped.
-            Err(e) if may_stop && e.kind() == Kind::Other => {
-                obstacles.push(Obstacle::of(pid, e.to_string()));
-                meet(pid, false)?
-            }
-            met => met?,
-        };
-        if !one.region.is_there() {
-            unasked.extend(forest::named(pid));
-        }
-        equipped.push(one);
-        frozen.push(stopped);
-    }
+    let (equipped, frozen) = meet(&open, way)?;
+    let without = equipped.iter().filter(|one| !one.region.is_there());
+    let unasked = without.filter_map(|one| forest::named(one.process.pid())).collect();
     let dead: Vec<Kin> = forest.dead.iter().filter(|kin| kin.pid != request.pid).copied().collect();
     let losses = if equipped.first().is_some_and(|first| first.process.pid() == request.pid) {
         let (mut still, mut common) =
@@ -137,13 +125,46 @@ fn attempt(request: &Demand, way: Way) -> Result<Survey> {
     Ok(Survey { obstacles, losses, unasked })
 }
 
-/// A process, which stands still if it may be `stopped` and has a payload.
-fn meet(pid: Pid, may_stop: bool) -> Result<(Equipped, Frozen)> {
-    let has_payload = || Ok::<_, Error>(may_stop && Region::of(pid)?.is_some());
-    let mut frozen = match has_payload()? {
-        true => phase1_freeze::patiently(false, || Frozen::freeze(pid))?,
-        false => Frozen::unstopped(pid)?,
-    };
-    let equipped = phase2_equip::glimpse(&mut frozen)?;
-    Ok((equipped, frozen))
+/// The processes, with whether they may be asked. Who may, has a payload, and stops soon stands still.
+fn meet(open: &[(Pid, bool)], way: Way) -> Result<(Vec<Equipped>, Vec<Frozen>)> {
+    let mut able = Vec::new();
+    for (pid, may_be_asked) in open {
+        if *may_be_asked && way == Way::Asking {
+            able.extend(Region::of(*pid)?.map(|(_, region)| (*pid, region.base)));
+        }
+    }
+    let mut stopped = phase1_freeze::patiently(false, || glance::stop(&able))?;
+    let (mut equipped, mut frozen, mut outcome) = (Vec::new(), Vec::new(), Ok(()));
+    for (pid, _) in open {
+        let mut one = match stopped.iter().position(|stopped| stopped.pid == *pid) {
+            Some(at) => stopped.swap_remove(at),
+            None => match Frozen::unstopped(*pid) {
+                Ok(one) => one,
+                Err(e) => {
+                    outcome = outcome.and(Err(e));
+                    continue;
+                }
+            },
+        };
+        match phase2_equip::glimpse(&mut one).and_then(|seen| attended(seen, &mut one)) {
+            Ok(seen) => equipped.push(seen),
+            Err(e) => outcome = outcome.and(Err(e)),
+        }
+        frozen.push(one);
+    }
+    outcome.map(|()| (equipped, frozen))
+}
+
+/// From here on nothing shows of a stop, whatever is met in other processes.
+fn attended(seen: Equipped, frozen: &mut Frozen) -> Result<Equipped> {
+    match seen.region.is_there() {
+        true => frozen.attend(&seen.memory, &seen.region.desk(), seen.region.base)?,
+        // It had a payload before it stood still.
+        false if !frozen.threads.is_empty() => {
+            let text = format!("process {} has just executed another program", frozen.pid);
+            return Err(Error::new(text).of(Kind::Gone));
+        }
+        false => {}
+    }
+    Ok(seen)
 }
