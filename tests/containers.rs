@@ -156,6 +156,34 @@ fn event_descriptors_are_told_apart_without_kcmp() {
     again.ends_well();
 }
 
+/// Two looks at one file from its begin may be one or two descriptions: who cannot ask says so.
+#[test]
+fn files_that_may_be_opened_apart_are_named_without_kcmp() {
+    let bench = Bench::new(Who::Nobody);
+    bench.file("data", "one\ntwo\n");
+    let filter = bench.subject("container", Build::Static);
+    let script = "import os, sys\na, b = os.open('data', os.O_RDONLY), os.open('data', os.O_RDONLY)\n\
+        if len(sys.argv) > 1: os.read(b, 4)\nprint('ready', flush=True)\nsys.stdin.readline()\n\
+        print(os.read(b, 3).decode(), flush=True)";
+    // A pipe of the one who runs the tests could not be opened anew.
+    let to_file = "exec 2> err; exec \"$@\"";
+    let start =
+        ["/bin/sh", "-c", to_file, "sh", "./ckpt", "-n", "x.ckpt", "/usr/bin/python3", "-c"];
+    for (words, is_said) in [(&[script][..], true), (&[script, "apart"], false)] {
+        let mut run = bench.run(&filter, &[&start[..], words].concat());
+        run.expect("ready");
+        run.signal(nix::sys::signal::Signal::SIGTSTP);
+        assert_eq!(run.end().code(), Some(0));
+        let said = std::fs::read_to_string(bench.path("err")).expect("what was said");
+        let is = said.contains("data) was opened apart from descriptor 3 of process");
+        assert_eq!(is, is_said, "{said}");
+        let mut again = bench.run(&filter, &["./x.ckpt"]);
+        again.say("");
+        again.expect(if is_said { "one" } else { "two" });
+        again.ends_well();
+    }
+}
+
 /// Without a /proc nothing works, which is said with what helps.
 #[test]
 fn there_is_no_proc() {

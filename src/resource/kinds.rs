@@ -98,6 +98,10 @@ const DECLARED: &[(&str, &str)] = &[
     ("who has sent what waits to be read", ""),
     ("an empty message that waits at", ""),
     ("an error that ", ""),
+    (
+        "was opened apart from descriptor",
+        "start the container with the right to trace (--cap-add SYS_PTRACE)",
+    ),
 ];
 
 /// The way out of what a sentence says, if that does not say it itself.

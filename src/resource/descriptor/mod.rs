@@ -217,7 +217,9 @@ pub(crate) fn save(
             let (path, fd) = (fd.target.display(), fd.number);
             gathered.obstacles.push(format!("it uses a GPU ({path}, descriptor {fd})"));
         }
-        let record = match common.tables.leader(number, &fd) {
+        let leader = common.tables.leader(number, &fd);
+        losses.extend(common.tables.guessed().map(Loss::Sentence));
+        let record = match leader {
             Some(leader) => {
                 let shared = common.tables.saved(leader).unwrap_or_else(Descriptor::new_zeroed);
                 losses

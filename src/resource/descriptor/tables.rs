@@ -4,7 +4,7 @@
 //! A description that several processes have is saved with the first of them; its further descriptors name that.
 
 use super::pty::Ptys;
-use super::{Loss, socket::Inet, standard};
+use super::{Loss, file_type, socket::Inet, standard};
 use crate::error::Result;
 use crate::proc::Pid;
 use crate::proc::fds::Fd;
@@ -12,6 +12,7 @@ use crate::proc::net::{self, Tcp};
 use crate::proc::unix::{self, Unix};
 use crate::ptrace::raw;
 use ckpt_abi::image::Descriptor;
+use nix::libc;
 use std::cell::OnceCell;
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -45,6 +46,8 @@ pub(crate) struct Tables {
     saved: HashMap<Place, Descriptor>,
     /// What was said of those that are lost.
     lost: HashMap<Place, Loss>,
+    /// What the last [`Self::leader`] could only guess, in words.
+    guess: Option<String>,
 }
 
 /// Where a descriptor is: in which process of the image, under which number.
@@ -151,9 +154,14 @@ impl Tables {
         self.saved.get(&leader).copied()
     }
 
+    /// What the last [`Self::leader`] has guessed, to be said as a loss.
+    pub(crate) fn guessed(&mut self) -> Option<String> {
+        self.guess.take()
+    }
+
     /// The first descriptor of the same description; None for the first itself. They are asked in order.
     ///
-    /// kcmp(2) orders descriptions, so a thousand eventfds, which all have one inode, are searched
+    /// What could only be guessed is in [`Self::guessed`] then. kcmp(2) orders descriptions, so a thousand eventfds, which all have one inode, are searched
     /// in ten steps. Without it (CONFIG_KCMP, the filters of containers), what looks the same is taken for the same.
     pub(crate) fn leader(&mut self, process: u32, fd: &Fd) -> Option<Place> {
         let tables = &self.of;
@@ -173,6 +181,18 @@ impl Tables {
                 fds.any(|f| f.number == place.fd && looks_same(f, fd, place.process == process))
             };
             found = group.iter().position(twin).ok_or(group.len());
+            let taken = found
+                .ok()
+                .and_then(|at| group.get(at))
+                .filter(|leader| is_doubtful(fd) && (leader.fd > 2 || fd.number > 2));
+            self.guess = taken.map(|leader| {
+                let (number, target, other) = (fd.number, fd.target.display(), leader.fd);
+                let whose = pid(leader.process);
+                format!(
+                    "whether descriptor {number} ({target}) was opened apart from descriptor {other} of process {whose}, \
+                     which this system lets nobody ask (kcmp(2)): a restart has one for both, with one offset"
+                )
+            });
         }
         match found {
             Ok(at) => group.get(at).copied(),
@@ -182,6 +202,15 @@ impl Tables {
             }
         }
     }
+}
+
+/// Whether descriptors that look the same may well have been opened apart: before the first byte of a file and at its end
+/// stands whoever reads it, and what has no inode of its own has no offset.
+fn is_doubtful(fd: &Fd) -> bool {
+    let is_file = matches!(file_type(fd.mode), libc::S_IFREG | libc::S_IFDIR);
+    let is_anonymous = fd.target.as_encoded_bytes().starts_with(b"anon_inode:");
+    is_file && (fd.position == 0 || fd.position == fd.size)
+        || is_anonymous && fd.extra("eventfd-id").is_none()
 }
 
 /// Whether two descriptors look as if they were of one description. All that have no inode of their own share one
