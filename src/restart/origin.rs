@@ -54,13 +54,11 @@ impl Tree {
             m.flags & member_flag::DEAD != 0 && libc::WCOREDUMP(m.status.cast_signed())
         };
         let all: Vec<_> = self.members.iter().filter(left).map(kinship::named).collect();
-        let lost = !all.is_empty() && !corefile::may_be_left();
-        lost.then(|| {
-            let all = losses::names(&all);
-            format!(
-                "what has ended with a core file ({all}) is told to its parent without that: core files go to a program here (/proc/sys/kernel/core_pattern)"
-            )
-        })
+        let why = (!all.is_empty()).then(corefile::obstacle).flatten()?;
+        let all = losses::names(&all);
+        Some(format!(
+            "what has ended with a core file ({all}) is told to its parent without that: {why}"
+        ))
     }
 }
 

@@ -188,7 +188,7 @@ pub(crate) fn forget_children() {
 fn die_by(status: i32, tells: bool) -> ! {
     let signal = libc::WTERMSIG(status);
     match libc::WCOREDUMP(status) {
-        true if tells && !corefile::may_be_left() => {}
+        true if tells && corefile::are_handed() => {}
         true => corefile::leave_one(),
         false => corefile::leave_none(),
     }
