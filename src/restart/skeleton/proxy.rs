@@ -130,7 +130,11 @@ impl Proxy {
         // SIGCONT to the group has reached the root, if that is in it; one that was for us alone has not.
         match getpgid(Some(self.root.nix())) == Ok(getpgrp()) {
             true => self.hand_on(libc::SIGCONT),
-            false => send(self.root, libc::SIGCONT),
+            false => {
+                // The witness's goes with it, or it would be taken for a later one's.
+                self.witness.has_seen(libc::SIGCONT);
+                send(self.root, libc::SIGCONT);
+            }
         }
     }
 
