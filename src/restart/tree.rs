@@ -176,7 +176,8 @@ impl Tree {
         warnings.extend(self.cores());
         let rendezvous = Rendezvous::map(place_for_all(&all)?)?;
         let ids = self.ids(&all);
-        let place = self.place(start, &ids, rendezvous, &mut warnings)?;
+        let made = counted::is_possible(&members, &lives).then(|| self.made_ids());
+        let place = self.place(start, &ids, made.as_deref(), rendezvous, &mut warnings)?;
         let monitor = phase2_adapt::monitor(&start.config)?;
         let mut pool = Pool::make(whole.image, &all, &self.members, &lives)?;
         let mut witness = Witness::start()?;
@@ -242,13 +243,14 @@ impl Tree {
         &self,
         start: &Start<'_>,
         ids: &[Pid],
+        made: Option<&[Pid]>,
         rendezvous: Rendezvous,
         warnings: &mut Vec<String>,
     ) -> Result<Place> {
         let (asked, furnished) = (start.options.ids, !start.whole.systemv.is_empty());
         let place = match asked {
             Ids::New => Place::Anew,
-            _ => Place::choose(ids, &self.made_ids(), furnished, asked == Ids::Keep)?,
+            _ => Place::choose(ids, made, furnished, asked == Ids::Keep)?,
         };
         match place {
             Place::Counted => counted::begin(rendezvous, self.made_ids()),

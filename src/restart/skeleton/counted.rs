@@ -15,6 +15,7 @@ use super::rendezvous::Rendezvous;
 use crate::order;
 use crate::proc;
 use crate::proc::Pid;
+use crate::resource::kinship::plan::{Life, Member, Step};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -76,6 +77,19 @@ impl Kernel {
             _ => Some((self.most - 1 - last).max(0) + wanted - FIRST),
         }
     }
+}
+
+/// Whether these lives can be counted for: a brother that got a wrong id would be left to its parent, who knows nothing
+/// of it.
+pub(crate) fn is_possible(members: &[Member], lives: &[Life]) -> bool {
+    let has_brother = |(me, life): (usize, &Life)| {
+        life.steps.iter().any(|step| match step {
+            Step::MakeSibling(_) => true,
+            Step::MakeSession(_, all) => all.iter().any(|one| members[*one].parent == Some(me)),
+            _ => false,
+        })
+    };
+    !lives.iter().enumerate().any(has_brother)
 }
 
 /// Whether these ids can be had so, within seconds.

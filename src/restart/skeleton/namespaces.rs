@@ -47,11 +47,17 @@ pub(crate) enum Place {
 
 impl Place {
     /// Chooses the place that has the fewest effects, for these process and thread ids, groups and sessions; `furnished`
-    /// with System V objects, which need a namespace of their own in any case.
+    /// with System V objects, which need a namespace of their own in any case. `made` are those that may be counted for.
     ///
     /// # Errors
     /// Their ids are to be `kept`, or there are System V objects, and no namespaces here.
-    pub(crate) fn choose(ids: &[Pid], made: &[Pid], furnished: bool, kept: bool) -> Result<Self> {
+    pub(crate) fn choose(
+        ids: &[Pid],
+        made: Option<&[Pid]>,
+        furnished: bool,
+        kept: bool,
+    ) -> Result<Self> {
+        let is_near = || made.is_some_and(|made| made.iter().all(is_free) && is_near(made));
         let may = !furnished || capable(MAY_CHOOSE[0]);
         if may
             && has_clone3()
@@ -62,7 +68,7 @@ impl Place {
         }
         match offered() {
             Ok(place) => Ok(place),
-            Err(_) if !furnished && made.iter().all(is_free) && is_near(made) => Ok(Self::Counted),
+            Err(_) if !furnished && is_near() => Ok(Self::Counted),
             Err(obstacle) if kept || furnished => Err(obstacle.error()),
             Err(_) => Ok(Self::Anew),
         }
