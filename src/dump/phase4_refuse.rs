@@ -169,13 +169,16 @@ pub(crate) fn judge(
     let (mut all, mut found) = (Vec::new(), Vec::new());
     let alone = processes.len() == 1 && dead.is_empty();
     for process in processes.iter() {
-        let Still { equipped, gathered, .. } = process;
+        let Still { equipped, gathered, frozen, .. } = process;
         let (pid, process) = (equipped.process.pid(), &equipped.process);
         let mut obstacles = gathered.obstacles.clone();
         if process.state(pid.main_thread()) == Some('Z') {
             obstacles.push("its main thread has ended while others run".into());
         }
-        obstacles.extend(sharers::near(process).into_iter().map(shared));
+        // Of who does not stand still that was asked before any did: a wait here holds the others.
+        if !frozen.threads.is_empty() {
+            obstacles.extend(sharers::near(process).into_iter().map(shared));
+        }
         all.extend(obstacles.into_iter().map(|what| Obstacle::of(pid, what)));
         let passing = gathered.passing.iter().cloned();
         all.extend(passing.map(|what| Obstacle { passing: true, ..Obstacle::of(pid, what) }));
