@@ -204,7 +204,7 @@ impl<'a> Caller<'a> {
     }
 
     /// Waits for the thread's own signal. The same from elsewhere comes in other calls, and is nothing to the program.
-    fn await_bell(&self) -> std::result::Result<(), Errno> {
+    fn await_bell(&mut self) -> std::result::Result<(), Errno> {
         let (tid, bell) = (self.thread.tid, self.thread.bell());
         loop {
             match raw::wait(tid, true)? {
@@ -215,7 +215,10 @@ impl<'a> Caller<'a> {
                     }
                     raw::cont(tid, 0)?;
                 }
-                State::Stopped { event: raw::EVENT_STOP, .. } => raw::cont(tid, 0)?,
+                State::Stopped { event: raw::EVENT_STOP, signal } => {
+                    self.thread.meet_stop(signal);
+                    raw::cont(tid, 0)?;
+                }
                 State::Stopped { signal: nix::libc::SIGSTOP, event: 0 } => {
                     raw::cont(tid, nix::libc::SIGSTOP)?;
                 }
@@ -262,7 +265,7 @@ impl<'a> Caller<'a> {
     }
 
     /// Brings the thread to the entry of a call and lets it make that.
-    fn enter(&self, regs: Regs) -> std::result::Result<(), Errno> {
+    fn enter(&mut self, regs: Regs) -> std::result::Result<(), Errno> {
         let tid = self.thread.tid;
         regs.set(tid)?;
         reach(Point::Working);
@@ -277,19 +280,22 @@ impl<'a> Caller<'a> {
     }
 
     /// The result of the call that a thread has entered, when it comes out of it.
-    fn leave(&self) -> std::result::Result<i64, Errno> {
+    fn leave(&mut self) -> std::result::Result<i64, Errno> {
         Ok(self.next_stop()?.rax.cast_signed())
     }
 
     /// The registers at the next entry or exit of a call, of a thread that runs.
-    fn next_stop(&self) -> std::result::Result<Regs, Errno> {
+    fn next_stop(&mut self) -> std::result::Result<Regs, Errno> {
         let tid = self.thread.tid;
         loop {
             match raw::wait(tid, true)? {
                 State::Ended => return Err(Errno::ESRCH),
                 State::Stopped { signal, event: 0 } if signal & 0x80 != 0 => return Regs::get(tid),
                 // A stop signal for the whole process, an interrupt that came late, or what is nothing to the program.
-                State::Stopped { event: raw::EVENT_STOP, .. } => raw::syscall(tid, 0)?,
+                State::Stopped { event: raw::EVENT_STOP, signal } => {
+                    self.thread.meet_stop(signal);
+                    raw::syscall(tid, 0)?;
+                }
                 // Nobody can block it. The process is stopped by it, unless it is already; the thread goes on for us.
                 State::Stopped { signal: signal @ nix::libc::SIGSTOP, event: 0 } => {
                     raw::syscall(tid, signal)?;

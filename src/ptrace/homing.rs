@@ -82,7 +82,9 @@ impl Frozen {
     /// The process was stopped, and is no more, for we have told it so (SIGCONT).
     pub(crate) fn goes_on(&mut self) {
         self.was_told = true;
-        self.threads.iter_mut().for_each(|thread| thread.stopped_by = 0);
+        for thread in &mut self.threads {
+            (thread.stopped_by, thread.halted_by) = (0, 0);
+        }
     }
 
     /// Brings those threads home that stand where `is_on_its_way` says; false when they do not come.

@@ -37,6 +37,8 @@ pub(crate) struct StoppedThread {
     bell: i32,
     /// Stop signal of a process that was already stopped (SIGSTOP and its kin), or 0.
     pub stopped_by: i32,
+    /// Stop signal that has come to the process since, and that a way which the thread went for us has taken, or 0.
+    pub halted_by: i32,
     /// How the thread has left its first stop to work for us.
     pub(super) lent: Lent,
     /// It is on its way to a signal stop ([`Self::start_home`]).
@@ -110,6 +112,7 @@ impl StoppedThread {
             status: None,
             bell: 0,
             stopped_by,
+            halted_by: 0,
             lent: Lent::No,
             homeward: false,
             xstate: None,
@@ -199,6 +202,10 @@ impl StoppedThread {
             signal = match raw::wait(self.tid, true)? {
                 State::Stopped { signal: libc::SIGTRAP, .. } => 0,
                 State::Stopped { signal, event: 0 } => signal & 0x7f,
+                State::Stopped { signal, event: raw::EVENT_STOP } => {
+                    self.meet_stop(signal);
+                    0
+                }
                 State::Stopped { .. } | State::Running => 0,
                 State::Ended => return Err(Errno::ESRCH),
             };
@@ -207,7 +214,9 @@ impl StoppedThread {
         if signal != 0 {
             // A signal that came on the way has to be delivered: the thread enters its handler.
             raw::step(self.tid, signal)?;
-            raw::wait(self.tid, true)?;
+            if let State::Stopped { signal, event: raw::EVENT_STOP } = raw::wait(self.tid, true)? {
+                self.meet_stop(signal);
+            }
             self.regs = Regs::get(self.tid)?;
         }
         self.mask = raw::get_mask(self.tid)?;
@@ -220,6 +229,13 @@ impl StoppedThread {
     /// It is gone.
     pub(crate) fn xstate(&self) -> std::result::Result<Vec<u8>, Errno> {
         self.xstate.clone().map_or_else(|| regs::xstate(self.tid), Ok)
+    }
+
+    /// Notes the signal of a stop of the thread: SIGTRAP is ours, any other has stopped the whole process (ptrace(2)).
+    pub(super) fn meet_stop(&mut self, signal: i32) {
+        if signal != libc::SIGTRAP {
+            self.halted_by = signal;
+        }
     }
 
     /// Begins what [`Self::take_back`] ends, so that several threads do it abreast. Nothing else may be done with it in
@@ -238,7 +254,8 @@ impl StoppedThread {
         if !std::mem::take(&mut self.homeward) {
             leave_for_signal_stop(self.tid)?;
         }
-        arrive_at_signal_stop(self.tid)?;
+        let signal = arrive_at_signal_stop(self.tid)?;
+        self.meet_stop(signal);
         self.xstate = None;
         // The mask first: should we die in between, the thunk brings the thread home.
         raw::set_mask(self.tid, self.mask)?;
@@ -297,7 +314,7 @@ impl StoppedThread {
 /// restarts interrupted system calls; it runs no user code on the way.
 pub(super) fn back_to_signal_stop(tid: Tid) -> std::result::Result<(), Errno> {
     leave_for_signal_stop(tid)?;
-    arrive_at_signal_stop(tid)
+    arrive_at_signal_stop(tid).map(drop)
 }
 
 fn leave_for_signal_stop(tid: Tid) -> std::result::Result<(), Errno> {
@@ -305,8 +322,8 @@ fn leave_for_signal_stop(tid: Tid) -> std::result::Result<(), Errno> {
     raw::cont(tid, 0)
 }
 
-fn arrive_at_signal_stop(tid: Tid) -> std::result::Result<(), Errno> {
-    wait_event_stop(tid, Instant::now() + PATIENCE)?.map(drop).ok_or(Errno::ESRCH)
+fn arrive_at_signal_stop(tid: Tid) -> std::result::Result<i32, Errno> {
+    wait_event_stop(tid, Instant::now() + PATIENCE)?.ok_or(Errno::ESRCH)
 }
 
 /// Waits for PTRACE_EVENT_STOP; its signal, or None when the thread ended.

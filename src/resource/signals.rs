@@ -65,16 +65,20 @@ pub(crate) fn save_pending(target: &Target<'_>, gathered: &mut Gathered) -> Resu
 }
 
 /// Marks a program that is stopped, or about to be by a SIGSTOP that waits: queued again, that would stop the restorer in
-/// the middle, for nobody can block it.
+/// the middle, for nobody can block it. A remote call may have taken one that came while all stood still; SIGCONT, if it
+/// waits, has come after it, for the kernel forgets the one when the other comes.
 pub(crate) fn save_stop(target: &Target<'_>, gathered: &mut Gathered) {
     let before = gathered.pending.len();
     gathered.pending.retain(|p| p.siginfo[..4] != libc::SIGSTOP.to_le_bytes());
     let stops = gathered.pending.len() < before;
+    let goes_on = gathered.pending.iter().any(|p| p.siginfo[..4] == libc::SIGCONT.to_le_bytes());
     if target.frozen.was_told {
         gathered.pending.retain(|p| p.siginfo[..4] != libc::SIGCONT.to_le_bytes());
     }
     let stopped_by = target.frozen.threads.iter().map(|thread| thread.stopped_by).max();
-    let stopped_by = stopped_by.unwrap_or(0).unsigned_abs();
+    let halted_by = target.frozen.threads.iter().map(|thread| thread.halted_by).max();
+    let halted_by = halted_by.filter(|_| !goes_on);
+    let stopped_by = stopped_by.filter(|by| *by != 0).or(halted_by).unwrap_or(0).unsigned_abs();
     if let Some(process) = &mut gathered.process
         && (stopped_by != 0 || stops)
     {
