@@ -168,3 +168,37 @@ print("same" if said == (b"21", 0, 0, before) else (before, said), flush=True)
 fn what_is_seldom_seen_is_kept() {
     survives(STATE, "same");
 }
+
+/// Where another user could put something else in the place of what root makes: removed directories of one name stay
+/// two with modes of their own, a link in their place leads to nothing, and sockets have their owner and mode.
+const OTHERS: &str = r#"
+import os, socket, stat, time
+os.mkdir("theirs"); os.chmod("theirs", 0o777)
+if os.getuid() == 0: os.chown("theirs", 65534, 65534)
+here = os.path.abspath("theirs")
+gone = []
+for mode in 0o751, 0o715:
+    os.mkdir("theirs/gone"); os.chmod("theirs/gone", mode)
+    gone.append(os.open("theirs/gone", os.O_RDONLY)); os.rmdir("theirs/gone")
+open("victim", "w").close(); os.chmod("victim", 0o600); os.symlink("../victim", "theirs/gone")
+s = socket.socket(socket.AF_UNIX); s.bind(here + "/socket"); s.listen()
+if os.getuid() == 0: os.chown("theirs/socket", 65534, 65533)
+os.chmod("theirs/socket", 0o640)
+def state():
+    all = [os.fstat(fd) for fd in gone]
+    modes = [oct(it.st_mode) for it in all] + [it.st_nlink for it in all]
+    name = os.lstat("theirs/socket")
+    named = oct(name.st_mode), name.st_uid, name.st_gid, s.getsockname()
+    return modes, all[0].st_ino == all[1].st_ino, named, oct(os.stat("victim").st_mode), sorted(os.listdir(here))
+def led(): return os.getuid() == 0 and any(os.readlink("/proc/self/fd/%d" % fd).startswith(here) for fd in gone)
+before = state()
+print("ready", flush=True)
+while not os.path.exists("gate"): time.sleep(0.02)
+after = state(), led()
+print("same" if (before, False) == after else (before, after), flush=True)
+"#;
+
+#[test]
+fn what_others_could_replace_is_made_safely() {
+    survives(OTHERS, "same");
+}

@@ -212,14 +212,14 @@ pub(crate) fn restore_stop(
     Ok(())
 }
 
-/// Sees that there is a directory that may be a current one.
+/// Sees that there is a directory that may be a current one; `makes` one that was removed.
 ///
 /// # Errors
 /// There is none, or it may not be entered.
-pub(crate) fn find_directory(process: &Process, cwd: &Path) -> Result<()> {
+pub(crate) fn find_directory(process: &Process, cwd: &Path, makes: bool) -> Result<()> {
     use nix::unistd::{AccessFlags, eaccess};
     if process.flags & process_flag::NOWHERE != 0 {
-        return directory::removed(cwd, 0o700).map(drop);
+        return if makes { directory::removed(cwd, None).map(drop) } else { Ok(()) };
     }
     // The dot is in a directory alone.
     eaccess(&cwd.join("."), AccessFlags::X_OK)
@@ -231,7 +231,7 @@ pub(crate) fn restore_directory(process: &Process, cwd: &Path) -> Result<()> {
     let why = || format!("cannot change to the program's directory {}", cwd.display());
     match process.flags & process_flag::NOWHERE {
         0 => std::env::set_current_dir(cwd).because(why)?,
-        _ => nix::unistd::fchdir(directory::removed(cwd, 0o700)?).because(why)?,
+        _ => nix::unistd::fchdir(directory::removed(cwd, None)?).because(why)?,
     }
     let umask = nix::sys::stat::Mode::from_bits_truncate(process.umask);
     nix::sys::stat::umask(umask);

@@ -143,7 +143,7 @@ pub(crate) fn open(
         Vec::new()
     });
     for (saved, whose) in each() {
-        let found = process::find_directory(&saved.process, &saved.cwd);
+        let found = process::find_directory(&saved.process, &saved.cwd, way == Way::Restart);
         found.map_or_else(|error| failures.add(whose, &error), drop);
     }
     if !failures.said.is_empty() {

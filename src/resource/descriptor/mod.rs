@@ -36,6 +36,7 @@ pub(crate) mod regular;
 pub(crate) mod shared;
 pub(crate) mod signalfd;
 pub(crate) mod socket;
+mod spot;
 pub(crate) mod standard;
 pub(crate) mod tables;
 pub(crate) mod terminal;

@@ -11,7 +11,7 @@ use ckpt_abi::image::{Object, object_flag};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat};
 use nix::sys::stat::Mode;
-use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
+use nix::unistd::{UnlinkatFlags, geteuid, linkat, unlinkat};
 use std::fs::{self, DirBuilder, File};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -41,10 +41,8 @@ pub(super) fn make(
 ) -> Result<(OwnedFd, Option<Name>)> {
     let path = sources.place(record.name);
     let there = fs::symlink_metadata(&path).ok();
-    let open = || File::options().read(true).write(true).open(&path).map(OwnedFd::from);
     if there.is_some() && record.flags & object_flag::OUTSIDE != 0 {
-        let file = open().because(|| format!("cannot open {}", path.display()))?;
-        return Ok((file, None));
+        return Ok((open(&path, record.user)?, None));
     }
     let id = there.map(|meta| (meta.dev(), meta.ino()));
     if let Some(who) = id.filter(|_| !sources.is_rehearsal()).and_then(user) {
@@ -56,13 +54,26 @@ pub(super) fn make(
     let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
     let file = match openat(&directory, c".", flags, Mode::from_bits_truncate(0o600)) {
         // A file system that knows no files without a name.
-        Err(Errno::EOPNOTSUPP) if id.is_some() => return Ok((open().because(why)?, None)),
+        Err(Errno::EOPNOTSUPP) if id.is_some() => return Ok((open(&path, record.user)?, None)),
         new => File::from(new.because(why)?),
     };
     sources.fill(index, &file).because(why)?;
     let file = deleted::plain(file.into())?;
     let name = Name { number: file.as_raw_fd(), directory, path };
     Ok((file, Some(name)))
+}
+
+/// Opens the one that is there: anybody may have made a file of that name in /dev/shm since.
+fn open(path: &Path, user: u32) -> Result<OwnedFd> {
+    let why = || format!("cannot open {}", path.display());
+    let flags = OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let file = File::from(nix::fcntl::open(path, flags, Mode::empty()).because(why)?);
+    let found = file.metadata().because(why)?;
+    if !found.is_file() || ![user, geteuid().as_raw()].contains(&found.uid()) {
+        let text = format!("{}, which the program used, is another user's file", path.display());
+        return Err(Error::new(text).hint("remove it, or start first who shares it"));
+    }
+    Ok(file.into())
 }
 
 /// Who uses a file, and goes on to: a job that was killed is not gone at once.

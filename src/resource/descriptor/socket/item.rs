@@ -5,21 +5,21 @@ use super::queue::Message;
 use crate::error::{Because, Error, Result};
 use crate::proc::unix::Unix;
 use crate::resource::descriptor::open::{Sources, place};
+use crate::resource::descriptor::spot::Spot;
 use ckpt_abi::image::{Descriptor, Socket};
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
 use nix::libc;
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, UnixAddr, bind, getsockname, socket, socketpair,
 };
-use nix::sys::stat::Mode;
+use nix::unistd::UnlinkatFlags;
 use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use zerocopy::FromBytes;
 
@@ -143,13 +143,12 @@ impl Item {
     /// Binds a socket to a name whose file was removed, and removes it again.
     fn bind_removed(&self, end: &OwnedFd) -> Result<()> {
         let why = || format!("cannot make {}", self.called());
-        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
         let bound = self.by_name(|address| {
+            let spot = Spot::of(address.path().unwrap_or(Path::new("")))?;
             bind(end.as_raw_fd(), address)?;
-            let path = address.path().unwrap_or(Path::new(""));
-            let file = nix::fcntl::open(path, flags, Mode::empty());
-            nix::unistd::unlink(path)?;
-            file
+            let file = spot.ours(libc::S_IFSOCK).map_err(|_| Errno::ESTALE)?;
+            spot.remove(UnlinkatFlags::NoRemoveDir)?;
+            Ok(file)
         });
         let found = match bound {
             Ok(file) => (UnixAddr::new(&place(&file)).because(why)?, Some(file)),
@@ -159,6 +158,7 @@ impl Item {
                 bind(end.as_raw_fd(), &unnamed).because(why)?;
                 (getsockname(end.as_raw_fd()).because(why)?, None)
             }
+            Err(Errno::ESTALE) => return Err(self.replaced()),
             Err(e) => return Err(e).because(why),
         };
         drop(self.elsewhere.set(found));
@@ -170,8 +170,10 @@ impl Item {
         if self.is_removed() {
             return self.bind_removed(end);
         }
-        if let Some(file) = &self.file {
-            self.clear(file, others)?;
+        let why = || format!("cannot make {}", self.called());
+        let spot = self.file.as_deref().map(Spot::of).transpose().because(why)?;
+        if let (Some(file), Some(spot)) = (&self.file, &spot) {
+            self.clear_spot(file, spot, others)?;
         }
         let bound = self.by_name(|address| bind(end.as_raw_fd(), address));
         match bound {
@@ -181,14 +183,22 @@ impl Item {
                 bind(end.as_raw_fd(), &unnamed).because(|| "cannot name a socket")?;
             }
             Err(Errno::EADDRINUSE) => return Err(self.taken()),
-            Err(e) => return Err(e).because(|| format!("cannot make {}", self.called())),
+            Err(e) => return Err(e).because(why),
             Ok(()) => {}
         }
-        let Some(file) = &self.file else { return Ok(()) };
+        let Some(spot) = spot else { return Ok(()) };
+        // The address was a path (getsockname(2) shows it), which others may have led elsewhere.
+        let made = spot.ours(libc::S_IFSOCK).map_err(|_| self.replaced())?;
+        let file = place(&made);
         // Only root may give files away.
-        let _ = std::os::unix::fs::chown(file, Some(self.socket.user), Some(self.socket.group));
+        let _ = std::os::unix::fs::chown(&file, Some(self.socket.user), Some(self.socket.group));
         fs::set_permissions(file, fs::Permissions::from_mode(self.socket.mode))
             .because(|| format!("cannot set the mode of {}", self.called()))
+    }
+
+    fn replaced(&self) -> Error {
+        Error::new(format!("{} was replaced while it was made", self.called()))
+            .hint("see to it that nobody else changes its directory meanwhile")
     }
 
     fn taken(&self) -> Error {
@@ -198,8 +208,17 @@ impl Item {
 
     /// Removes the file of a socket that nobody has any more.
     pub(super) fn clear(&self, file: &Path, others: Option<&HashMap<u64, Unix>>) -> Result<()> {
-        let Ok(found) = fs::symlink_metadata(file) else { return Ok(()) };
-        if !found.file_type().is_socket() {
+        Spot::of(file).map_or(Ok(()), |spot| self.clear_spot(file, &spot, others))
+    }
+
+    fn clear_spot(
+        &self,
+        file: &Path,
+        spot: &Spot,
+        others: Option<&HashMap<u64, Unix>>,
+    ) -> Result<()> {
+        let Ok(found) = spot.look() else { return Ok(()) };
+        if found.st_mode & libc::S_IFMT != libc::S_IFSOCK {
             return Err(Error::new(format!(
                 "{} cannot be made: there is another file of that name",
                 self.called()
@@ -207,13 +226,14 @@ impl Item {
         }
         let mut others = others.ok_or_else(|| self.taken())?.values();
         let same = |it: &Unix| {
-            it.file == Some(found.ino() as u32)
+            it.file == Some(found.st_ino as u32)
                 || it.is_bound() && it.name == file.as_os_str().as_bytes()
         };
         if others.any(same) {
             return Err(self.taken());
         }
-        fs::remove_file(file).because(|| format!("cannot replace {}", self.called()))
+        let removed = spot.remove(UnlinkatFlags::NoRemoveDir);
+        removed.because(|| format!("cannot replace {}", self.called()))
     }
 }
 

@@ -8,6 +8,7 @@ use super::{connect, options};
 use crate::error::{Because, Error, Result};
 use crate::order;
 use crate::proc::unix;
+use crate::resource::descriptor::spot::Spot;
 use crate::resource::descriptor::{Opening, is_first, kind, pipe::unframed};
 use ckpt_abi::image::{Descriptor, DescriptorKind, socket_flag};
 use nix::errno::Errno;
@@ -15,6 +16,7 @@ use nix::fcntl::OFlag;
 use nix::sys::socket::{
     Backlog, MsgFlags, Shutdown, SockType, bind, listen, send, sendto, shutdown,
 };
+use nix::unistd::UnlinkatFlags;
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
@@ -191,11 +193,16 @@ impl Make {
         unnamed: &mut Vec<String>,
     ) -> Result<(OwnedFd, OwnedFd)> {
         let known = self.listener(server);
+        let mut spot = None;
         let own = match known {
             Some(_) => None,
             None => {
                 let own = server.make()?;
-                if server.by_name(|address| bind(own.as_raw_fd(), address)).is_err() {
+                let bound = server.by_name(|address| {
+                    spot = address.path().map(Spot::of).transpose()?;
+                    bind(own.as_raw_fd(), address)
+                });
+                if bound.is_err() {
                     unnamed
                         .push(format!("a connection is without the name of {}", server.called()));
                     return server.pair();
@@ -219,8 +226,8 @@ impl Make {
         // Listener and connection have one type in the standard library, whatever the kind of socket.
         let listener = UnixListener::from(listener.try_clone().because(why)?);
         let (accepted, _) = listener.accept().because(why)?;
-        if own.is_some() {
-            let _ = server.by_name(|address| address.path().map_or(Ok(()), nix::unistd::unlink));
+        if let Some(spot) = spot {
+            let _ = spot.remove(UnlinkatFlags::NoRemoveDir);
         }
         Ok((end, accepted.into()))
     }
