@@ -6,6 +6,7 @@ mod harness;
 
 use harness::{Bench, Run, Way, Who, until};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
 
 const PYTHON: &str = "/usr/bin/python3";
 
@@ -248,5 +249,25 @@ sys.stdin.readline()
     assert!(saved.stderr.contains("what may belong to the job: sh ("), "{saved:?}");
     bench.file("1", "");
     run.say("go");
+    run.ends_well();
+}
+
+/// Who restarts a job in a group of its own, as a shell with job control has it, may have begun in the same tick of the
+/// clock as the job's root, and is none of the job. As root, where the job's ids are free again.
+#[test]
+fn a_restarter_is_none_of_the_job() {
+    let bench = Bench::new(Who::Me);
+    let script = "sleep 1000 & echo $!; read line; kill $!; echo done";
+    let mut run = bench.launch(&["-n", "0.ckpt"], "/bin/sh", &["-c", script]);
+    let child = format!("/proc/{}", run.line());
+    for number in 0..4 {
+        let name = bench.name(&format!("{number}.ckpt"));
+        bench.must(&["save", "--stop", &run.pid_text(), "-n", &name]);
+        run.end();
+        until("the end of the child", || (!Path::new(&child).exists()).then_some(()));
+        run = as_a_job(&bench, &format!("{number}.ckpt"));
+    }
+    run.say("");
+    run.expect("done");
     run.ends_well();
 }

@@ -109,7 +109,10 @@ pub(crate) fn below(root: Pid, known: &HashSet<Pid>, all: &[Kin]) -> Vec<Pid> {
         let before = members.len();
         for kin in all {
             let orphan = reapers.contains(&kin.parent) && kin.start >= first.start;
-            let related = orphan && (groups.contains(&kin.group) || groups.contains(&kin.session));
+            // Nobody above the root descends from it, though both may have begun in one tick of the clock.
+            let above = kin.pid == first.parent || reapers.contains(&kin.pid);
+            let in_group = groups.contains(&kin.group) || groups.contains(&kin.session);
+            let related = orphan && !above && in_group;
             let belongs = inside.contains(&kin.parent) || known.contains(&kin.pid) || related;
             if kin.pid != root && !kin.ours && belongs && inside.insert(kin.pid) {
                 members.push(kin.pid);
@@ -171,7 +174,8 @@ pub(crate) fn orphans(root: Pid, all: &[Kin]) -> Vec<Pid> {
     let Some(first) = by_id.get(&root) else { return Vec::new() };
     let reapers = reapers(first, &by_id);
     let is = |kin: &&Kin| {
-        let alive = !kin.dead && !kin.ours && kin.pid != root;
+        let above = kin.pid == first.parent || reapers.contains(&kin.pid);
+        let alive = !kin.dead && !kin.ours && kin.pid != root && !above;
         alive && kin.start >= first.start && reapers.contains(&kin.parent)
     };
     all.iter().filter(is).map(|kin| kin.pid).collect()
@@ -219,6 +223,15 @@ mod tests {
         let tree =
             [kin(50, 40, 50, 40), kin(60, 55, 50, 40), kin(55, 50, 50, 40), kin(70, 40, 70, 40)];
         assert_eq!(members(&[&shell[..], &tree].concat()), [50, 55, 60]);
+    }
+
+    #[test]
+    fn a_restarter_of_the_same_tick_is_no_orphan() {
+        let shell = [kin(1, 0, 1, 1), kin(40, 1, 40, 40)];
+        let restarted = [Kin { start: 50, ..kin(45, 40, 45, 40) }, kin(50, 45, 45, 40)];
+        let all = [&shell[..], &restarted].concat();
+        assert_eq!(orphans(Pid::new(50), &all), []);
+        assert_eq!(members(&all), [50]);
     }
 
     #[test]
