@@ -94,7 +94,7 @@ pub(crate) fn below(root: Pid, known: &HashSet<Pid>, all: &[Kin]) -> Vec<Pid> {
     let Some(first) = by_id.get(&root) else { return Vec::new() };
     let mut members = vec![root];
     let mut inside: HashSet<Pid> = [root].into();
-    let reapers = reapers(first, &by_id);
+    let descent = Descent::of(first, &by_id);
     // What began in the tree has the id of a process that is no older than the root.
     let began_here = |id: Pid, inside: &HashSet<Pid>| {
         id != first.group
@@ -108,11 +108,8 @@ pub(crate) fn below(root: Pid, known: &HashSet<Pid>, all: &[Kin]) -> Vec<Pid> {
     loop {
         let before = members.len();
         for kin in all {
-            let orphan = reapers.contains(&kin.parent) && kin.start >= first.start;
-            // Nobody above the root descends from it, though both may have begun in one tick of the clock.
-            let above = kin.pid == first.parent || reapers.contains(&kin.pid);
             let in_group = groups.contains(&kin.group) || groups.contains(&kin.session);
-            let related = orphan && !above && in_group;
+            let related = in_group && descent.may_be_orphan(kin);
             let belongs = inside.contains(&kin.parent) || known.contains(&kin.pid) || related;
             if kin.pid != root && !kin.ours && belongs && inside.insert(kin.pid) {
                 members.push(kin.pid);
@@ -150,20 +147,16 @@ pub(crate) fn doubtful(root: Pid, members: &[Pid], all: &[Kin]) -> Vec<Pid> {
 pub(crate) fn doubtful_in(group: Pid, root: Pid, members: &[Pid], all: &[Kin]) -> Vec<Pid> {
     let by_id: HashMap<Pid, &Kin> = all.iter().map(|kin| (kin.pid, kin)).collect();
     let Some(first) = by_id.get(&root) else { return Vec::new() };
-    let reapers = reapers(first, &by_id);
+    let descent = Descent::of(first, &by_id);
     let is = |kin: &&Kin| {
         kin.group == group
-            && kin.start >= first.start
             && !kin.dead
             && !kin.ours
-            && reapers.contains(&kin.parent)
+            && descent.may_be_orphan(kin)
             // Who starts jobs in its own group, as a script does, is their parent; what adopts orphans (init, a session's or
             // a batch system's manager) lives in a group of its own.
             && by_id.get(&kin.parent).is_none_or(|parent| parent.group != group)
             && !members.contains(&kin.pid)
-            // Nobody above the root descends from it, though both may have begun in one tick of the clock.
-            && kin.pid != first.parent
-            && !reapers.contains(&kin.pid)
     };
     all.iter().filter(is).map(|kin| kin.pid).collect()
 }
@@ -172,27 +165,39 @@ pub(crate) fn doubtful_in(group: Pid, root: Pid, members: &[Pid], all: &[Kin]) -
 pub(crate) fn orphans(root: Pid, all: &[Kin]) -> Vec<Pid> {
     let by_id: HashMap<Pid, &Kin> = all.iter().map(|kin| (kin.pid, kin)).collect();
     let Some(first) = by_id.get(&root) else { return Vec::new() };
-    let reapers = reapers(first, &by_id);
-    let is = |kin: &&Kin| {
-        let above = kin.pid == first.parent || reapers.contains(&kin.pid);
-        let alive = !kin.dead && !kin.ours && kin.pid != root && !above;
-        alive && kin.start >= first.start && reapers.contains(&kin.parent)
-    };
+    let descent = Descent::of(first, &by_id);
+    let is = |kin: &&Kin| !kin.dead && !kin.ours && descent.may_be_orphan(kin);
     all.iter().filter(is).map(|kin| kin.pid).collect()
 }
 
-/// Who may have become the parent of the root's orphans: everybody above it, and init.
-fn reapers(root: &Kin, by_id: &HashMap<Pid, &Kin>) -> HashSet<Pid> {
-    let mut reapers: HashSet<Pid> = [Pid::INIT].into();
-    let mut at = by_id.get(&root.parent);
-    // The parent itself has children of its own in the root's group.
-    while let Some(above) = at.and_then(|kin| by_id.get(&kin.parent)) {
-        if !reapers.insert(above.pid) {
-            break;
+/// Where the root comes from.
+struct Descent<'a> {
+    root: &'a Kin,
+    /// Who may have become the parent of its orphans: everybody above its parent, and init.
+    reapers: HashSet<Pid>,
+}
+
+impl<'a> Descent<'a> {
+    fn of(root: &'a Kin, by_id: &HashMap<Pid, &Kin>) -> Self {
+        let mut reapers: HashSet<Pid> = [Pid::INIT].into();
+        let mut at = by_id.get(&root.parent);
+        // The parent itself has children of its own in the root's group.
+        while let Some(above) = at.and_then(|kin| by_id.get(&kin.parent)) {
+            if !reapers.insert(above.pid) {
+                break;
+            }
+            at = by_id.get(&above.pid);
         }
-        at = by_id.get(&above.pid);
+        Self { root, reapers }
     }
-    reapers
+
+    /// Whether a process may be an orphan of the tree. Nobody above the root descends from it, though both may have begun
+    /// in one tick of the clock.
+    fn may_be_orphan(&self, kin: &Kin) -> bool {
+        let above = kin.pid == self.root.parent || self.reapers.contains(&kin.pid);
+        let no_older = kin.start >= self.root.start && kin.pid != self.root.pid;
+        no_older && !above && self.reapers.contains(&kin.parent)
+    }
 }
 
 #[cfg(test)]
