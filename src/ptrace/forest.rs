@@ -78,8 +78,8 @@ impl Forest {
         let mut patience = FIRST_ATTEMPT;
         let mut left = HashMap::new();
         loop {
-            let wanted = Wanted { without, heirs: heirs(root, is_heir)? };
-            let before = await_all(root, &wanted, deadline)?;
+            let (wanted, listed) = begin(root, without, is_heir)?;
+            let before = await_all(root, &wanted, listed, deadline)?;
             let since = Instant::now();
             let found = Self::attempt(root, &wanted, before, patience, &mut left);
             held += since.elapsed();
@@ -166,8 +166,11 @@ impl Forest {
                 if is_other() {
                     return Ok(Some(Attempt::Anew));
                 }
-                match Frozen::soon(kin.pid, patience, left.remove(&kin.pid)) {
-                    Ok(_) | Err(_) if is_other() => return Ok(Some(Attempt::Anew)),
+                let stopped = Frozen::soon(kin.pid, patience, left.remove(&kin.pid));
+                if is_other() {
+                    return Ok(Some(Attempt::Anew));
+                }
+                match stopped {
                     Ok(Ok(frozen)) => {
                         known.insert(kin.pid);
                         self.processes.push(frozen);
@@ -217,14 +220,28 @@ fn own_ghost(living: &HashSet<Pid>) -> Option<Kin> {
 /// # Errors
 /// /proc cannot be read.
 pub(crate) fn listed(root: Pid, without: &Without, is_heir: &IsHeir<'_>) -> Result<Listed> {
-    let wanted = Wanted { without, heirs: heirs(root, is_heir)? };
-    list(root, &HashSet::new(), &wanted)
+    begin(root, without, is_heir).map(|(_, listed)| listed)
+}
+
+/// Whom the tree has, and the first list of it.
+fn begin<'a>(
+    root: Pid,
+    without: &'a Without,
+    is_heir: &IsHeir<'_>,
+) -> Result<(Wanted<'a>, Listed)> {
+    let all = tree::everybody()?;
+    let wanted = Wanted { without, heirs: heirs(root, &all, is_heir) };
+    let listed = list_of(all, root, &HashSet::new(), &wanted);
+    Ok((wanted, listed))
 }
 
 /// The tree, without this process, what else is ours, and those whom the user leaves out with their descendants.
 fn list(root: Pid, known: &HashSet<Pid>, wanted: &Wanted<'_>) -> Result<Listed> {
+    Ok(list_of(tree::everybody()?, root, known, wanted))
+}
+
+fn list_of(mut all: Vec<Kin>, root: Pid, known: &HashSet<Pid>, wanted: &Wanted<'_>) -> Listed {
     let without = wanted.without;
-    let mut all = tree::everybody()?;
     let own = Pid::own();
     let mut known = known.clone();
     known.extend(adopted(root, &all));
@@ -247,13 +264,13 @@ fn list(root: Pid, known: &HashSet<Pid>, wanted: &Wanted<'_>) -> Result<Listed> 
     let doubtful = tree::doubtful(root, &found, &all);
     let by_id: HashMap<Pid, Kin> = all.iter().map(|kin| (kin.pid, *kin)).collect();
     let members = found.into_iter().filter_map(|pid| by_id.get(&pid).copied()).collect();
-    Ok(Listed { members, left_out, doubtful })
+    Listed { members, left_out, doubtful }
 }
 
 /// The orphans that descend from the root. A snapshot of it is one by its memory, which a dumper is reading.
-fn heirs(root: Pid, is_heir: &IsHeir<'_>) -> Result<HashSet<Pid>> {
-    let orphans = tree::orphans(root, &tree::everybody()?).into_iter();
-    Ok(orphans.filter(|pid| !is_ours(*pid) && is_heir(*pid)).collect())
+fn heirs(root: Pid, all: &[Kin], is_heir: &IsHeir<'_>) -> HashSet<Pid> {
+    let orphans = tree::orphans(root, all).into_iter();
+    orphans.filter(|pid| !is_ours(*pid) && is_heir(*pid)).collect()
 }
 
 /// Whether an orphan is one of our processes.
@@ -292,9 +309,8 @@ pub(crate) fn named(pid: Pid) -> Option<(u32, String)> {
 }
 
 /// Waits, while nobody is touched, until every process of the tree can hear; who they are.
-fn await_all(root: Pid, wanted: &Wanted<'_>, deadline: Instant) -> Result<Listed> {
+fn await_all(root: Pid, wanted: &Wanted<'_>, listed: Listed, deadline: Instant) -> Result<Listed> {
     let begun = Instant::now();
-    let listed = list(root, &HashSet::new(), wanted)?;
     for kin in listed.members.iter().filter(|kin| !kin.dead) {
         if let Ok(process) = Process::open(kin.pid) {
             await_hearing(&process, deadline).or_else(|e| match e.kind() {
