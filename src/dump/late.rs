@@ -9,6 +9,7 @@ use crate::resource::losses::{self, List};
 use crate::resource::{Common, Gathered};
 
 /// What there is.
+#[derive(Default)]
 pub(crate) struct Losses {
     /// As a checkpoint says it: a sentence for each kind.
     pub sentences: Vec<String>,

@@ -67,7 +67,7 @@ fn look(request: &Demand, way: Way) -> Result<Survey> {
         return match e.kind() {
             _ if e.kind() == Kind::Obstacles || e.is_refusal() => Ok(Survey {
                 obstacles: vec![Obstacle::of(request.pid, e.to_string())],
-                losses: Losses { sentences: Vec::new(), each: Vec::new() },
+                losses: Losses::default(),
                 unasked: Vec::new(),
             }),
             _ => Err(e),
@@ -120,7 +120,7 @@ fn attempt(request: &Demand, way: Way) -> Result<Survey> {
         common.losses.extend(missing.into_iter().chain(doubtful));
         late::losses(still, common)
     } else {
-        Losses { sentences: Vec::new(), each: Vec::new() }
+        Losses::default()
     };
     Ok(Survey { obstacles, losses, unasked })
 }
