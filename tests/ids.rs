@@ -97,3 +97,57 @@ fn ids_are_counted_for_where_namespaces_are_forbidden() {
     assert!(counted.iter().any(|line| *line == "child 7"), "{ended:?}");
     assert!(!counted.iter().any(|line| line.contains("new process ids")), "{ended:?}");
 }
+
+/// Holds an id as that of a session, whose leader and group are gone: who looks for it finds nobody (kill(2)), and yet it
+/// cannot be had, as if somebody had taken it since.
+const HOLDER: &str = r#"
+import os, sys, time
+wanted = int(sys.argv[1])
+def next_is(number): open("/proc/sys/kernel/ns_last_pid", "w").write(str(number - 1))
+while True:
+    # What comes behind it is wanted, too.
+    behind = os.getpid() + 1000
+    next_is(wanted)
+    child = os.fork()
+    next_is(behind)
+    if not child:
+        if os.getpid() != wanted: os._exit(1)
+        os.setsid()
+        if not os.fork():
+            os.setpgid(0, 0)
+            print("ready", flush=True)
+            sys.stdin.readline()
+        os._exit(0)
+    if os.waitpid(child, 0)[1] == 0: break
+sys.stdin.readline()
+"#;
+
+/// Of two restarts of one image, one after the other may find an id taken that was free when it looked.
+#[test]
+fn a_job_goes_elsewhere_when_an_id_is_taken_behind_its_look() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let bench = Bench::new(Who::Me);
+    let job = "sh -c 'echo $$; until [ -e gate ]; do sleep 0.02; done; exit 7' & child=$!\n\
+               echo $$; echo ready; wait $child; echo \"child $?\"\n";
+    bench.file("job.sh", job);
+    let mut run = bench.launch(&["-n", "a.ckpt"], "/bin/sh", &["job.sh"]);
+    let mut ids: Vec<String> = Vec::new();
+    while !ids.iter().any(|line| line == "ready") || ids.len() < 3 {
+        ids.push(run.line());
+    }
+    bench.must(&["save", "--stop", &run.pid_text(), "-n", &bench.name("a.ckpt")]);
+    run.ends_well();
+    for id in ids.iter().filter(|line| *line != "ready") {
+        let mut holder = bench.run("/usr/bin/python3", &["-c", HOLDER, id]);
+        holder.expect("ready");
+        let mut again = bench.run(bench.path("a.ckpt"), &["--ids=keep"]);
+        bench.file("gate", "");
+        again.expect("child 7");
+        again.ends_well();
+        std::fs::remove_file(bench.path("gate")).expect("the gate is there");
+        holder.say("go");
+        holder.ends_well();
+    }
+}

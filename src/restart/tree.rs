@@ -13,6 +13,7 @@ use super::skeleton::counted;
 use super::skeleton::init::Init;
 use super::skeleton::make::{Role, Tree as Processes, end};
 use super::skeleton::namespaces::{Place, offered};
+use super::skeleton::nursery::Nursery;
 use super::skeleton::proxy::{self, Proxy};
 use super::skeleton::rendezvous::{Rendezvous, Stage, ended};
 use super::skeleton::stay;
@@ -29,7 +30,6 @@ use crate::proc::Pid;
 use crate::resource::kinship::{self, numbers, plan::plan, sharing};
 use ckpt_abi::image::{Member, NOBODY, SectionKind, member_flag, process_flag};
 use nix::libc;
-use nix::sys::prctl::set_child_subreaper;
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io::Write;
@@ -177,80 +177,102 @@ impl Tree {
         let rendezvous = Rendezvous::map(place_for_all(&all)?)?;
         let ids = self.ids(&all);
         let made = counted::is_possible(&members, &lives).then(|| self.made_ids());
-        let place = self.place(start, &ids, made.as_deref(), rendezvous, &mut warnings)?;
+        let mut place =
+            self.place(start, &ids, made.as_deref(), false, rendezvous, &mut warnings)?;
         let monitor = phase2_adapt::monitor(&start.config)?;
         let mut pool = Pool::make(whole.image, &all, &self.members, &lives)?;
         let mut witness = Witness::start()?;
         reach(Point::Witnessed);
-        place.enter(super::clock::ahead(whole)?, !whole.systemv.is_empty())?;
-        // Who was the first process of a namespace becomes that of this one.
-        let leads = place.is_apart() && members.first().is_some_and(|root| root.pid == Pid::INIT);
-        let init = (place.is_apart() && !leads).then(|| Init::start(rendezvous)).transpose()?;
-        reach(Point::Apart);
         let exit_signals: Vec<_> =
             self.members.iter().map(|m| m.exit_signal.cast_signed()).collect();
         let shares: Vec<_> = self.members.iter().map(sharing::flags).collect();
         let terminals = self.terminals(&files)?;
-        let processes = Processes {
-            members: &members,
-            lives: &lives,
-            exit_signals: &exit_signals,
-            shares: &shares,
-            rendezvous,
-            restarter: if place.is_apart() { Pid::NONE } else { Pid::own() },
-            terminals: &terminals,
-            apart: place.is_apart().then(|| ids.last().copied().unwrap_or(Pid::NONE)),
-        };
-        if !place.is_apart() {
+        loop {
+            place.enter(super::clock::ahead(whole)?, !whole.systemv.is_empty())?;
+            // Who was the first process of a namespace becomes that of this one.
+            let leads =
+                place.is_apart() && members.first().is_some_and(|root| root.pid == Pid::INIT);
+            let init = (place.is_apart() && !leads).then(|| Init::start(rendezvous)).transpose()?;
+            reach(Point::Apart);
+            let processes = Processes {
+                members: &members,
+                lives: &lives,
+                exit_signals: &exit_signals,
+                shares: &shares,
+                rendezvous,
+                restarter: if place.is_apart() { Pid::NONE } else { Pid::own() },
+                terminals: &terminals,
+                apart: place.is_apart().then(|| ids.last().copied().unwrap_or(Pid::NONE)),
+                gives_way: place == Place::Here,
+            };
             // Orphans of the tree stay below us, where a checkpoint finds them.
-            let _ = set_child_subreaper(true);
-        }
-        match processes.make(&mut pool) {
-            Ok(Role::Restarter(root)) => {
-                drop((files, all, terminals));
-                pool.give_up();
-                if init.is_none() {
-                    witness.guard(root);
+            let nursery = Nursery::open(!place.is_apart());
+            let root = match processes.make(&mut pool) {
+                Ok(Role::Restarter(root)) => root,
+                Ok(Role::Member(index)) => {
+                    let monitor = monitor.as_ref().map_or(0, Monitor::pid);
+                    let inherited = Inherited { all, files, warnings, monitor, pool };
+                    self.become_member(index, start, (place, rendezvous), witness, inherited)
                 }
-                let init = init.or_else(|| leads.then(|| Init::root(root)));
-                reach(Point::Rooted);
-                let proxy = Proxy { root, init, witness, rendezvous: Some(rendezvous) };
-                self.stand(program_name, proxy, rendezvous, monitor)
+                Err(_) if rendezvous.has_given_way() => Pid::NONE,
+                Err(error) => give_up(rendezvous, program_name, &error),
+            };
+            if init.is_none() && root != Pid::NONE {
+                witness.guard(root);
             }
-            Ok(Role::Member(index)) => {
-                let follows = self.members[index].flags & member_flag::SHARES_FILES != 0;
-                match follows {
-                    // Its parent closes what they share.
-                    true => std::mem::forget((witness, stay::line())),
-                    false => drop((witness, stay::line())),
-                }
-                let monitor = monitor.as_ref().map_or(0, Monitor::pid);
-                let is_privileged = place == Place::AsUser;
-                let membership = self.membership(index, &all, rendezvous, is_privileged);
-                let inherited = Inherited { all, files, warnings, monitor, pool };
-                let done = self.live(index, start, &membership, inherited);
-                match done {
-                    Ok(never) => match never {},
-                    Err(error) => give_up(rendezvous, program_name, &error),
-                }
+            let all_made = rendezvous.watch(Stage::Made, self.members.len() as u32, none_ended);
+            if rendezvous.has_given_way() {
+                nursery.close();
+                rendezvous.begin_again();
+                place =
+                    self.place(start, &ids, made.as_deref(), true, rendezvous, &mut warnings)?;
+                continue;
             }
-            Err(error) => give_up(rendezvous, program_name, &error),
+            drop((files, all, terminals));
+            pool.give_up();
+            let init = init.or_else(|| leads.then(|| Init::root(root)));
+            reach(Point::Rooted);
+            let proxy = Proxy { root, init, witness, rendezvous: Some(rendezvous) };
+            self.stand(program_name, proxy, rendezvous, monitor, all_made)
         }
     }
 
-    /// Where its processes will live with which ids, and what that takes.
+    /// Becomes a member that was made.
+    fn become_member(
+        &self,
+        index: usize,
+        start: &Start<'_>,
+        (place, rendezvous): (Place, Rendezvous),
+        witness: Witness,
+        inherited: Inherited<'_>,
+    ) -> ! {
+        match self.members[index].flags & member_flag::SHARES_FILES != 0 {
+            // Its parent closes what they share.
+            true => std::mem::forget((witness, stay::line())),
+            false => drop((witness, stay::line())),
+        }
+        let is_privileged = place == Place::AsUser;
+        let membership = self.membership(index, &inherited.all, rendezvous, is_privileged);
+        match self.live(index, start, &membership, inherited) {
+            Ok(never) => match never {},
+            Err(error) => give_up(rendezvous, start.program_name, &error),
+        }
+    }
+
+    /// Where its processes will live with which ids, and what that takes; not here, if one is `taken` that was free.
     fn place(
         &self,
         start: &Start<'_>,
         ids: &[Pid],
         made: Option<&[Pid]>,
+        taken: bool,
         rendezvous: Rendezvous,
         warnings: &mut Vec<String>,
     ) -> Result<Place> {
         let (asked, furnished) = (start.options.ids, !start.whole.systemv.is_empty());
         let place = match asked {
             Ids::New => Place::Anew,
-            _ => Place::choose(ids, made, furnished, asked == Ids::Keep)?,
+            _ => Place::choose(ids, made, furnished, asked == Ids::Keep, taken)?,
         };
         match place {
             Place::Counted => counted::begin(rendezvous, self.made_ids()),
@@ -387,12 +409,12 @@ impl Tree {
         mut proxy: Proxy,
         rendezvous: Rendezvous,
         monitor: Option<Monitor>,
+        made: Result<()>,
     ) -> ! {
         let (all, living) = (self.members.len() as u32, self.living().count() as u32);
-        // Before that an id may be somebody else's.
-        let made = rendezvous.watch(Stage::Made, all, none_ended);
         let here = |member: &Member| numbers::here(Pid::of_word(member.pid));
         let ids = || self.members.iter().map(here);
+        // Before that an id may be somebody else's.
         if made.is_ok() && proxy.init.is_none() {
             ids().for_each(|pid| proxy.witness.guard(pid));
         }

@@ -44,6 +44,8 @@ pub(crate) struct Tree<'a> {
     pub(crate) restarter: Pid,
     /// In a PID namespace of their own: the last id behind which new ones begin.
     pub(crate) apart: Option<Pid>,
+    /// Whether there is another place for them if an id is taken.
+    pub(crate) gives_way: bool,
     /// The controlling terminals of sessions, by the member that leads one, with the foreground group of each.
     pub(crate) terminals: &'a HashMap<usize, (OwnedFd, Pid)>,
 }
@@ -143,7 +145,7 @@ impl Tree<'_> {
         // A brother has the exit signal of who makes it.
         let exit_signal =
             if flags & libc::CLONE_PARENT == 0 { self.exit_signals[index] } else { 0 };
-        let made = clone_with(flags, Some(pid), exit_signal);
+        let made = self.unless_taken(clone_with(flags, Some(pid), exit_signal));
         let made = made_or(made, || format!("cannot have the process id {pid} again"))
             .map_err(|e| e.hint("try again, or restart it with other ids (--ids new)"))?;
         if made.is_none() {
@@ -151,6 +153,14 @@ impl Tree<'_> {
             become_member(index as u32);
         }
         Ok(made)
+    }
+
+    /// What was made; others are told where somebody has taken its id since that was looked for.
+    fn unless_taken<T>(&self, made: nix::Result<T>) -> nix::Result<T> {
+        if self.gives_way && matches!(made, Err(Errno::EEXIST)) {
+            self.rendezvous.give_way();
+        }
+        made
     }
 
     /// Makes a member that is no child of this process.
@@ -175,7 +185,8 @@ impl Tree<'_> {
             None => "cannot make an orphan".to_owned(),
         };
         pool.before(Some(me), members)?;
-        if let Some(other) = made_or(clone(leader, libc::SIGCHLD), what)? {
+        let made = self.unless_taken(clone(leader, libc::SIGCHLD));
+        if let Some(other) = made_or(made, what)? {
             return reap(other).because(what).map(|()| None);
         }
         pool.born();
@@ -201,7 +212,8 @@ impl Tree<'_> {
         let lives = || none_ended() && (me != 0 || getppid() == self.restarter.nix());
         self.rendezvous.meet(Stage::Made, self.all(), lives)?;
         if let Some(group) = life.revive {
-            revive(group).because(|| format!("cannot begin the process group {group} again"))?;
+            self.unless_taken(revive(group))
+                .because(|| format!("cannot begin the process group {group} again"))?;
         }
         self.rendezvous.meet(Stage::Revived, self.all(), lives)?;
         if let Some(group) = life.join {

@@ -7,6 +7,7 @@ pub(crate) mod counted;
 pub(crate) mod init;
 pub(crate) mod make;
 pub(crate) mod namespaces;
+pub(crate) mod nursery;
 pub(crate) mod proxy;
 pub(crate) mod rendezvous;
 pub(crate) mod stay;

@@ -47,7 +47,8 @@ pub(crate) enum Place {
 
 impl Place {
     /// Chooses the place that has the fewest effects, for these process and thread ids, groups and sessions; `furnished`
-    /// with System V objects, which need a namespace of their own in any case. `made` are those that may be counted for.
+    /// with System V objects, which need a namespace of their own in any case. `made` are those that may be counted for. If
+    /// one was `taken` when it was wanted, it is not here.
     ///
     /// # Errors
     /// Their ids are to be `kept`, or there are System V objects, and no namespaces here.
@@ -56,9 +57,10 @@ impl Place {
         made: Option<&[Pid]>,
         furnished: bool,
         kept: bool,
+        taken: bool,
     ) -> Result<Self> {
         let is_near = || made.is_some_and(|made| made.iter().all(is_free) && is_near(made));
-        let may = !furnished || capable(MAY_CHOOSE[0]);
+        let may = !taken && (!furnished || capable(MAY_CHOOSE[0]));
         if may
             && has_clone3()
             && MAY_CHOOSE.iter().any(|&capability| capable(capability))

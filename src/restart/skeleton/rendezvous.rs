@@ -51,10 +51,12 @@ const LONGEST_SPEECH: i64 = 2_000_000_000;
 const SPEAKS: u32 = 1;
 /// It has said so.
 const FAILED: u32 = 2;
+/// An id was taken that had been free: there is another place for all of them.
+const TAKEN: u32 = 3;
 
 #[repr(C)]
 struct Page {
-    /// 0, [`SPEAKS`] or [`FAILED`].
+    /// 0, [`SPEAKS`], [`FAILED`] or [`TAKEN`].
     failed: AtomicU32,
     /// What init says ([`super::init`]).
     init: AtomicU32,
@@ -112,16 +114,35 @@ impl Rendezvous {
         }
         say();
         failed.store(FAILED, Ordering::Release);
-        wake(failed);
-        for word in &self.page.arrived {
-            wake(word);
-        }
-        wake(&self.page.init);
+        self.wake_all();
     }
 
     /// Whether any process has failed.
     pub(crate) fn has_failed(&self) -> bool {
-        self.page.failed.load(Ordering::Acquire) == FAILED
+        matches!(self.page.failed.load(Ordering::Acquire), FAILED | TAKEN)
+    }
+
+    /// Has all give up without a word, since an id is taken, unless somebody else has failed before.
+    pub(super) fn give_way(&self) {
+        let failed = &self.page.failed;
+        let _ = failed.compare_exchange(0, TAKEN, Ordering::AcqRel, Ordering::Acquire);
+        self.wake_all();
+    }
+
+    /// Whether all have given up for an id that is taken.
+    pub(crate) fn has_given_way(&self) -> bool {
+        self.page.failed.load(Ordering::Acquire) == TAKEN
+    }
+
+    /// Is as if nobody had been here, when they are gone.
+    pub(crate) fn begin_again(&self) {
+        for word in self.page.arrived.iter().chain([&self.page.failed, &self.page.init]) {
+            word.store(0, Ordering::Release);
+        }
+    }
+
+    fn wake_all(&self) {
+        self.page.arrived.iter().chain([&self.page.failed, &self.page.init]).for_each(wake);
     }
 
     /// Whether nobody has said a sentence yet; it counts as said then.
@@ -267,5 +288,9 @@ mod tests {
         });
         assert!(page.meet(Stage::Planned, 2, || true).is_err());
         assert!(page.is_news("a") && page.is_news("b") && !page.is_news("a"));
+        page.begin_again();
+        page.give_way();
+        page.fail(|| panic!("it was said"));
+        assert!(page.has_given_way() && page.meet(Stage::Made, 1, || true).is_ok());
     }
 }

@@ -56,6 +56,7 @@ fn restart(members: &[Member], mut tell: PipeWriter) -> crate::error::Result<()>
         rendezvous,
         restarter: Pid::NONE,
         apart: Some(last),
+        gives_way: false,
         terminals: &HashMap::new(),
     };
     let watch = super::children::none_ended;
