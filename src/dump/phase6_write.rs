@@ -211,6 +211,7 @@ impl<'a> Writing<'a> {
             stream::write(&mut self.writer, &stream, object.size, &mut self.buffer)
                 .because(|| format!("cannot read {}", name.display()))?;
         }
+        self.common.tables.flight.end();
         Ok(())
     }
 

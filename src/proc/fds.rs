@@ -13,6 +13,35 @@ use super::text::{decimal, lines, octal, pair};
 use super::{confirmed, failed, parsed, split_deleted};
 use crate::error::{Error, Result};
 
+/// The bit of a number that says: no process has the descriptor, it is under way in a socket (SCM_RIGHTS, unix(7)). The
+/// rest is the number that it has in this process, which has looked.
+pub(crate) const UNDER_WAY: u32 = 1 << 31;
+
+/// The process that has a descriptor for us, and its number there.
+pub(crate) fn holder(pid: Pid, number: u32) -> (Pid, u32) {
+    match number & UNDER_WAY {
+        0 => (pid, number),
+        _ => (Pid::own(), number & !UNDER_WAY),
+    }
+}
+
+/// What a descriptor is called in sentences.
+pub(crate) fn shown(number: u32) -> String {
+    match number & UNDER_WAY {
+        0 => number.to_string(),
+        _ => "one that is under way in a socket".to_owned(),
+    }
+}
+
+/// What this process has under a number, as of one that is under way.
+///
+/// # Errors
+/// As [`Process::fds`].
+pub(crate) fn under_way(number: u32) -> Result<Option<Fd>> {
+    let found = descriptor(&Process::own()?, number)?;
+    Ok(found.map(|fd| Fd { number: number | UNDER_WAY, ..fd }))
+}
+
 /// One descriptor and the file behind it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fd {

@@ -91,7 +91,10 @@ impl Process {
 
     /// Where what a descriptor of it shows can be opened, by way of our descriptor of its directory.
     pub fn fd(&self, number: u32) -> String {
-        self.path(&format!("fd/{number}"))
+        match super::fds::holder(self.pid, number) {
+            (_, here) if here != number => format!("/proc/self/fd/{here}"),
+            _ => self.path(&format!("fd/{number}")),
+        }
     }
 
     /// What `name` is called in sentences.

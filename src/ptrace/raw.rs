@@ -6,6 +6,7 @@
 //! caller's intention, not a matter of memory safety in this process.
 #![allow(unsafe_code)]
 
+use crate::proc::fds::holder;
 use crate::proc::forebear::{self, Answer, Ask, shape, what};
 use crate::proc::{Pid, Tid};
 use nix::errno::Errno;
@@ -272,6 +273,7 @@ pub(crate) fn robust_list(tid: Tid) -> Result<(u64, u64)> {
 /// kcmp(2) with KCMP_FILE: the order of the open file descriptions behind two descriptors, each of a process, the
 /// same for all comparisons until the next boot.
 pub(crate) fn file_order(a: (Pid, u32), b: (Pid, u32)) -> Result<std::cmp::Ordering> {
+    let [a, b] = [a, b].map(|(pid, fd)| holder(pid, fd));
     // SAFETY: kcmp reads nothing of ours.
     let result = unsafe { libc::syscall(libc::SYS_kcmp, a.0.get(), b.0.get(), 0, a.1, b.1) };
     Ok(match Errno::result(result)? {
@@ -287,9 +289,10 @@ pub(crate) fn is_watched(pid: Pid, fd: u32, epoll: u32, number: u32, nth: u32) -
     const KCMP_EPOLL_TFD: i32 = 7;
     let slot = [epoll, number, nth];
     let at: *const u32 = slot.as_ptr();
+    let (one, fd) = holder(pid, fd);
     // SAFETY: kcmp reads the struct kcmp_epoll_slot.
     let result =
-        unsafe { libc::syscall(libc::SYS_kcmp, pid.get(), pid.get(), KCMP_EPOLL_TFD, fd, at) };
+        unsafe { libc::syscall(libc::SYS_kcmp, one.get(), pid.get(), KCMP_EPOLL_TFD, fd, at) };
     Errno::result(result).map(|order| order == 0)
 }
 
@@ -337,6 +340,13 @@ pub(crate) fn chooses_timer_ids() -> bool {
 
 /// pidfd_getfd(2): a duplicate of another process's descriptor.
 pub(crate) fn take_descriptor(pid: Pid, fd: i32) -> Result<std::os::fd::OwnedFd> {
+    let (_, here) = holder(pid, fd.cast_unsigned());
+    if here != fd.cast_unsigned() {
+        // SAFETY: what is under way is held by us as long as anybody asks for it.
+        let ours = unsafe { std::os::fd::BorrowedFd::borrow_raw(here.cast_signed()) };
+        let copy = ours.try_clone_to_owned();
+        return copy.map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EMFILE)));
+    }
     match forebear::open(what::DESCRIPTOR, pid.get(), fd) {
         Some(taken) => taken,
         None => take(pid, fd),

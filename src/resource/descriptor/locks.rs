@@ -9,7 +9,8 @@
 //! The system calls here take numbers, or a pointer to a struct flock of our own.
 #![allow(unsafe_code)]
 
-use super::{Origin, Place, Restored, is_first, kind};
+use super::socket::flight::behind;
+use super::{Place, Restored, is_first, kind};
 use crate::error::{Error, Result};
 use crate::proc::fds::Fd;
 use crate::resource::Gathered;
@@ -141,18 +142,6 @@ pub(crate) fn take_own(locks: &[FileLock]) -> Result<()> {
         })?;
     }
     Ok(())
-}
-
-/// The description that a place stands for, which was opened for the first place that has it.
-fn behind(all: &[Vec<Restored>], place: Place) -> Option<(&Descriptor, BorrowedFd<'_>)> {
-    use std::os::fd::AsFd;
-    let at = all.get(place.process as usize)?.iter().find(|r| r.record.fd == place.fd)?;
-    match &at.origin {
-        Origin::Own(file) => Some((&at.record, file.as_fd())),
-        Origin::Shared(fd) => behind(all, Place { fd: *fd, ..place }),
-        Origin::Elsewhere(leader) => behind(all, *leader),
-        Origin::Standard(_) => None,
-    }
 }
 
 /// When a lock is dealt with.

@@ -47,7 +47,10 @@ use super::losses::List;
 use super::{Common, Content, Gathered, Target};
 use crate::error::Result;
 use crate::proc::Pid;
-use crate::proc::{Process, fds::Fd};
+use crate::proc::{
+    Process,
+    fds::{Fd, shown},
+};
 use ckpt_abi::image::{Descriptor, DescriptorKind, ObjectKind};
 use nix::libc;
 use std::ffi::OsString;
@@ -252,6 +255,8 @@ pub(crate) fn save(
                 record
             }
         };
+        let kind = kind(&record);
+        gathered.passing.extend(socket::flight::obstacle(&fd, kind, leader.is_none()));
         let closes = fd.cloexec && common.tables.ptys().closes_on_exec(pid, fd.number);
         let cloexec = u32::from(closes);
         gathered.descriptors.push(Descriptor { fd: fd.number, cloexec, ..record });
@@ -303,7 +308,7 @@ impl Saving {
     pub(crate) fn lose(&mut self, why: &str) {
         self.record.kind = DescriptorKind::Lost as u32;
         (self.content, self.file) = (None, None);
-        let (fd, path) = (self.record.fd, self.path.display());
+        let (fd, path) = (shown(self.record.fd), self.path.display());
         self.losses.push(Loss::Descriptor(format!("{fd} ({path}: {why})")));
     }
 
@@ -317,10 +322,10 @@ impl Loss {
     /// The same of a further descriptor of what `leader` names first.
     fn again(&self, leader: Place, number: u32, fd: &Fd) -> Self {
         let what = |what: &String| match leader.process == number {
-            true => fd.number.to_string(),
+            true => shown(fd.number),
             false => {
                 let why = what.split_once(' ').map_or("", |(_, why)| why);
-                format!("{} {why}", fd.number)
+                format!("{} {why}", shown(fd.number))
             }
         };
         match self {

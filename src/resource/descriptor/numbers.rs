@@ -9,9 +9,10 @@
 //! Numbers become descriptors only for single calls or where their owner is known.
 #![allow(unsafe_code)]
 
-use super::{Origin, Restored, ownership};
+use super::{Origin, Restored, kind, ownership};
 use crate::error::{Because, Error, Result};
-use ckpt_abi::image::Descriptor;
+use crate::proc::fds::UNDER_WAY;
+use ckpt_abi::image::{Descriptor, DescriptorKind};
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -27,7 +28,8 @@ pub(crate) fn check(processes: &[&[Descriptor]]) -> Result<()> {
     let limit = || getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
     let hard = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(_, hard)| hard);
     let records = || processes.iter().copied().flatten();
-    let highest = records().map(|r| u64::from(r.fd)).max().unwrap_or(0);
+    let own = records().filter(|r| r.fd & UNDER_WAY == 0);
+    let highest = own.map(|r| u64::from(r.fd)).max().unwrap_or(0);
     // With privilege the hard limit is no limit.
     let wanted = hard.max(highest + records().count() as u64 + 64);
     if setrlimit(Resource::RLIMIT_NOFILE, wanted, wanted).is_err() {
@@ -194,6 +196,13 @@ fn place(from: i32, to: i32, cloexec: bool) {
     let from = borrowed(from);
     let mut to = std::mem::ManuallyDrop::new(own(to));
     let _ = nix::unistd::dup3(from, &mut to, flags);
+}
+
+/// Sets the status flags of what is under way, which nobody has.
+pub(super) fn mark(fd: BorrowedFd<'_>, record: &Descriptor) {
+    if kind(record) != DescriptorKind::Stdio {
+        restore_flags(fd, record, OWN & !libc::O_ASYNC);
+    }
 }
 
 fn restore_flags(fd: BorrowedFd<'_>, record: &Descriptor, set: i32) {

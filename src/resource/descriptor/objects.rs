@@ -8,7 +8,7 @@ use super::open::{reopened, seek};
 use super::{Opening, Origin, Sources, access, memfd, named};
 use crate::error::{Because, Error, Result};
 use crate::proc::Pid;
-use crate::proc::fds::Fd;
+use crate::proc::fds::{self, Fd};
 use crate::ptrace::raw;
 use crate::resource::{Common, Stream};
 use ckpt_abi::image::{Descriptor, Object, ObjectKind, Text, object_flag};
@@ -48,7 +48,8 @@ pub(crate) fn save(pid: Pid, fd: &Fd, kind: ObjectKind, name: Text, common: &mut
         flags: object_flag::WHOLE,
         reserved: [0; 3],
     };
-    let path = format!("/proc/{pid}/fd/{}", fd.number).into();
+    let (holder, number) = fds::holder(pid, fd.number);
+    let path = format!("/proc/{holder}/fd/{number}").into();
     common.streams.push(Stream { object: index as u32, path, segment: None });
     index as u32
 }

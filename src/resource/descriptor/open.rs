@@ -9,6 +9,7 @@
 use super::objects::Objects;
 use super::{Kind, Place, kind, numbers, of, pipe, pty, regular, socket};
 use crate::error::{Because, Error, Result};
+use crate::proc::fds::shown;
 use ckpt_abi::image::{Descriptor, DescriptorKind, Text};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -164,7 +165,7 @@ pub(crate) fn open_all(
                 }
                 Err(e) => {
                     // Whoever shares it fails the same way.
-                    let failure = format!("descriptor {}: {e}", record.fd);
+                    let failure = format!("descriptor {}: {e}", shown(record.fd));
                     if !failures.contains(&failure) {
                         said.push(format!("{}{failure}", sources.whose(number)));
                         failures.push(failure);
@@ -176,6 +177,9 @@ pub(crate) fn open_all(
             restored.push(Restored { record: *record, origin: Origin::Own(stand_in()?) });
         }
         all.push(restored);
+    }
+    if let Some(sockets) = opening.sockets.take().filter(|_| said.is_empty()) {
+        sockets.finish(&all, &mut opening.warnings).unwrap_or_else(|e| said.push(e.to_string()));
     }
     pty::finish(&opening.ptys);
     warnings.append(&mut opening.warnings);

@@ -7,6 +7,7 @@
 #![allow(unsafe_code)]
 
 use super::{Origin, Place, Restored};
+use crate::proc::fds::UNDER_WAY;
 use std::collections::HashMap;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
@@ -24,7 +25,8 @@ pub(crate) fn of_process(all: Vec<Vec<Restored>>, number: u32) -> Vec<Restored> 
             };
             let place = Place { process, fd: record.fd };
             led.extend(source.map(|source| (place, source)));
-            if process == number {
+            // What was under way is so again, and nobody's.
+            if process == number && record.fd & UNDER_WAY == 0 {
                 own.push(Restored { record, origin });
             } else if let Origin::Own(file) = origin {
                 std::mem::forget(file);

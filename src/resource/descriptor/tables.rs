@@ -4,7 +4,8 @@
 //! A description that several processes have is saved with the first of them; its further descriptors name that.
 
 use super::pty::Ptys;
-use super::{Loss, file_type, socket::Inet, standard};
+use super::socket::{Inet, flight::Flight};
+use super::{Loss, file_type, standard};
 use crate::error::Result;
 use crate::proc::Pid;
 use crate::proc::fds::Fd;
@@ -35,6 +36,8 @@ pub(crate) struct Tables {
     /// What is under way between the processes may not even be looked at where that takes more than a look: they may go
     /// on, and find it moved, or looks beginning elsewhere.
     pub(crate) untouched: bool,
+    /// What is under way in sockets.
+    pub(crate) flight: Flight,
     /// The descriptors of each file, by device and inode number, as places in `of`; in the order of [`Self::everywhere`].
     files: HashMap<(u64, u64), Vec<(usize, usize)>>,
     leaders: HashMap<(u64, u64, u32), Vec<Place>>,
@@ -65,14 +68,23 @@ impl Tables {
     ///
     /// # Errors
     /// A pseudo-terminal cannot be looked at.
-    pub(crate) fn new(of: Vec<Table>, at_start: [[u64; 3]; 3], untouched: bool) -> Result<Self> {
+    pub(crate) fn new(
+        mut of: Vec<Table>,
+        at_start: [[u64; 3]; 3],
+        untouched: bool,
+    ) -> Result<Self> {
+        let (flight, sockets) = match untouched {
+            true => Default::default(),
+            false => Flight::find(&mut of, &at_start)?,
+        };
         let mut files: HashMap<_, Vec<_>> = HashMap::new();
         for (process, table) in of.iter().enumerate() {
             for (index, fd) in table.fds.iter().enumerate() {
                 files.entry((fd.device, fd.inode)).or_default().push((process, index));
             }
         }
-        let mut tables = Self { of, at_start, untouched, files, ..Self::default() };
+        let mut tables = Self { of, at_start, untouched, files, flight, ..Self::default() };
+        sockets.into_iter().for_each(|all| drop(tables.sockets.set(all)));
         tables.ptys = Ptys::find(&tables)?;
         Ok(tables)
     }

@@ -53,8 +53,7 @@ impl Item {
     pub(super) fn read(pieces: &[&[u8]]) -> Option<Self> {
         let [record, local, options, remote, rest @ ..] = pieces else { return None };
         let (socket, _) = Socket::read_from_prefix(record).ok()?;
-        let message =
-            |from: &[u8], bytes: &[u8]| Message { from: from.to_vec(), bytes: bytes.to_vec() };
+        let message = |from: &[u8], bytes: &[u8]| Message::of(from.to_vec(), bytes.to_vec());
         let messages = match socket.kind as i32 {
             libc::SOCK_STREAM => rest.iter().map(|bytes| message(&[], bytes)).collect(),
             _ => rest.chunks_exact(2).map(|pair| message(pair[0], pair[1])).collect(),
@@ -275,7 +274,7 @@ impl<'a> Make<'a> {
         let mut room = Room::of(end);
         room.grow(wanted * 2);
         let to = named(end, false);
-        for Message { from, bytes } in &item.messages {
+        for Message { from, bytes, .. } in &item.messages {
             let sends = |other: &Item| !other.is_stream() && place(&other.local) == place(from);
             let sender = self.items.iter().find(|(_, other)| sends(other));
             let known = sender.and_then(|(inode, _)| self.ends.get(inode));

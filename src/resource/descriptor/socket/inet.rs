@@ -10,7 +10,7 @@
 use super::{Tie, drain, gone_client, is_inside, options, queue};
 use crate::error::Result;
 use crate::proc::Pid;
-use crate::proc::fds::Fd;
+use crate::proc::fds::{Fd, UNDER_WAY};
 use crate::proc::net::{self, Place, Tcp, state};
 use crate::proc::unix;
 use crate::ptrace::{borrowed, raw};
@@ -162,7 +162,8 @@ impl Inet {
 pub(crate) fn connections(tables: &Tables) -> Vec<(Pid, u32)> {
     let all = tables.inet();
     let inside = |one: &&Inet| all.values().any(|other| one.is_peer(other));
-    all.values().filter(inside).map(|one| one.at).collect()
+    let is_held = |at: &(Pid, u32)| at.1 & UNDER_WAY == 0;
+    all.values().filter(inside).map(|one| one.at).filter(is_held).collect()
 }
 
 /// Has a connection reset when it is closed: nothing is left that keeps its ports (TIME_WAIT).
@@ -360,7 +361,7 @@ fn of_stream(
         false => queue::stream(ours, drain::readable(ours))?,
     };
     let urgent = queue::answers(ours, libc::POLLPRI);
-    if waiting.descriptors || urgent {
+    if waiting.unseen || urgent {
         saving
             .obstacles
             .push(format!("{} has been sent urgent data, which it has to read first", called()));

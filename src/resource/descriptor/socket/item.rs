@@ -25,6 +25,8 @@ use zerocopy::FromBytes;
 
 /// A socket of the image.
 pub(super) struct Item {
+    /// Whose of the image's processes it is.
+    pub(super) process: u32,
     pub(super) socket: Socket,
     pub(super) name: Vec<u8>,
     pub(super) options: Vec<u8>,
@@ -39,6 +41,7 @@ pub(super) struct Item {
 
 impl Item {
     pub(super) fn read(
+        process: u32,
         record: &Descriptor,
         pieces: Vec<&[u8]>,
         sources: &dyn Sources,
@@ -50,8 +53,10 @@ impl Item {
         let mut messages = Vec::new();
         while let Some(first) = pieces.next() {
             let from = if apart { first.to_vec() } else { Vec::new() };
-            let bytes = if apart { pieces.next()? } else { first }.to_vec();
-            messages.push(Message { from, bytes });
+            let rights = if apart { pieces.next()? } else { first }.chunks_exact(4);
+            let rights = rights.filter_map(|fd| Some(u32::from_le_bytes(fd.try_into().ok()?)));
+            let (rights, bytes) = (rights.collect(), pieces.next()?.to_vec());
+            messages.push(Message { from, bytes, rights });
         }
         let (saved, here) = (sources.name(record), sources.path(record));
         let file = here.is_absolute().then_some(here);
@@ -65,7 +70,7 @@ impl Item {
             }
         }
         let elsewhere = OnceCell::new();
-        Some(Self { socket, name, options, messages, file, directory, elsewhere })
+        Some(Self { process, socket, name, options, messages, file, directory, elsewhere })
     }
 
     pub(super) fn is(&self, flag: u32) -> bool {

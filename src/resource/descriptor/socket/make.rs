@@ -4,30 +4,35 @@
 
 use super::item::Item;
 use super::queue::Message;
-use super::{connect, options};
+use super::{connect, flight, options};
 use crate::error::{Because, Error, Result};
 use crate::order;
+use crate::proc::fds::UNDER_WAY;
 use crate::proc::unix;
 use crate::resource::descriptor::spot::Spot;
-use crate::resource::descriptor::{Opening, is_first, kind, pipe::unframed};
+use crate::resource::descriptor::{
+    Opening, Place, Restored, is_first, kind, numbers, pipe::unframed,
+};
 use ckpt_abi::image::{Descriptor, DescriptorKind, socket_flag};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::socket::{
-    Backlog, MsgFlags, Shutdown, SockType, bind, listen, send, sendto, shutdown,
+    Backlog, ControlMessage, MsgFlags, Shutdown, SockType, UnixAddr, bind, listen, send, sendmsg,
+    shutdown,
 };
 use nix::unistd::UnlinkatFlags;
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::time::Duration;
 
 /// The sockets of a restart by the inode numbers that they had.
 pub(crate) struct Made {
-    ends: Option<HashMap<u64, OwnedFd>>,
+    make: Option<Make>,
 }
 
 impl Made {
-    /// Makes all of them, with what waits in them.
+    /// Makes all of them; what waits in unix sockets comes last.
     ///
     /// # Errors
     /// A name that is somebody else's here, and what the kernel refuses.
@@ -42,20 +47,20 @@ impl Made {
                 match connect::Item::read(&pieces) {
                     Some(item) => drop(inet.insert(record.inode, item)),
                     None => {
-                        let item = Item::read(record, pieces, opening.sources);
+                        let item = Item::read(number, record, pieces, opening.sources);
                         items.insert(record.inode, item.ok_or_else(damaged)?);
                     }
                 }
             }
         }
+        await_collection(&items);
         let mut make = Make { items, ends: HashMap::new(), ghosts: HashMap::new() };
         make.unconnected()?;
         opening.warnings.extend(make.connected()?);
         make.set_options(&mut opening.warnings);
-        make.fill()?;
-        make.connect_one_way()?;
-        make.wait()?;
-        make.shut()?;
+        for (inode, end) in connect::all(&inet, &mut opening.warnings)? {
+            make.ends.insert(inode, end);
+        }
         for item in make.items.values() {
             if let Some((_, None)) = item.elsewhere.get() {
                 let called = item.called();
@@ -64,17 +69,35 @@ impl Made {
                     .push(format!("{called}, whose file was removed, has another name"));
             }
         }
-        for (inode, end) in &make.ends {
-            let options = make.items.get(inode).map(|item| &item.options[..]);
-            restore_filter(end, options, &mut opening.warnings);
+        // They are in the queues of listeners, not in anybody's hand, but others may send them.
+        make.wait()?;
+        Ok(Self { make: Some(make) })
+    }
+
+    /// Has all that waits in unix sockets wait there again, when all is open that may be under way in them.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub(in super::super) fn finish(
+        mut self,
+        all: &[Vec<Restored>],
+        warnings: &mut Vec<String>,
+    ) -> Result<()> {
+        let Some(make) = &mut self.make else { return Ok(()) };
+        make.fill(all)?;
+        make.connect_one_way()?;
+        make.shut()?;
+        for (inode, item) in &make.items {
+            if let Some(end) = make.ends.get(inode) {
+                restore_filter(end, Some(&item.options), warnings);
+            }
         }
-        make.ends.extend(connect::all(&inet, &mut opening.warnings)?);
-        Ok(Self { ends: Some(make.ends) })
+        Ok(())
     }
 
     /// What there is when they could not be made.
     pub(super) fn none() -> Self {
-        Self { ends: None }
+        Self { make: None }
     }
 
     /// The socket of a record; None if there are none, which was told.
@@ -82,8 +105,8 @@ impl Made {
     /// # Errors
     /// A damaged image.
     pub(super) fn descriptor(&self, record: &Descriptor) -> Result<Option<OwnedFd>> {
-        let Some(ends) = &self.ends else { return Ok(None) };
-        let end = ends.get(&record.inode).ok_or_else(|| Error::new("a damaged socket"))?;
+        let Some(make) = &self.make else { return Ok(None) };
+        let end = make.ends.get(&record.inode).ok_or_else(|| Error::new("a damaged socket"))?;
         end.try_clone().map(Some).because(|| "cannot duplicate a socket")
     }
 }
@@ -240,14 +263,15 @@ impl Make {
     }
 
     /// Sends what waits to be read, through the other end or one of the sender's name.
-    fn fill(&self) -> Result<()> {
+    fn fill(&self, all: &[Vec<Restored>]) -> Result<()> {
         for (inode, item) in &self.items {
             let other = self.partner(*inode).and_then(|partner| self.ends.get(&partner));
             let other = other.or_else(|| self.ghosts.get(inode));
             for message in &item.messages {
+                let rights = rights(item, message, all)?;
                 let sent = match other {
-                    Some(other) => send_all(other, item, &message.bytes),
-                    None => self.send_to(item, message),
+                    Some(other) => send_all(other, item, &message.bytes, &rights),
+                    None => self.send_to(item, message, &rights),
                 };
                 sent.because(|| format!("cannot bring back what waits in {}", item.called()))?;
             }
@@ -255,13 +279,13 @@ impl Make {
         Ok(())
     }
 
-    fn send_to(&self, item: &Item, message: &Message) -> Result<()> {
+    fn send_to(&self, item: &Item, message: &Message, rights: &[i32]) -> Result<()> {
         let from = |sender: &Item| sender.has_datagrams() && sender.name == message.from;
         let mut named = self.items.iter().filter(|(_, it)| !message.from.is_empty() && from(it));
         let sender = named.find_map(|(inode, _)| self.ends.get(inode));
         let own = item.make()?;
         let sender = sender.unwrap_or(&own).as_raw_fd();
-        let sent = item.by_place(|to| sendto(sender, &message.bytes, to, FLAGS));
+        let sent = item.by_place(|to| send_with(sender, &message.bytes, rights, Some(to)));
         sent.map(drop).because(|| "it cannot be sent")
     }
 
@@ -327,6 +351,21 @@ impl Make {
     }
 }
 
+/// Waits until the sockets of a program are gone that were under way in each other: the kernel looks for such when a
+/// socket is closed, and is not done by then (net/unix/garbage.c).
+fn await_collection(items: &BTreeMap<u64, Item>) {
+    let are_under_way = items.values().flat_map(|it| &it.messages).any(|m| !m.rights.is_empty());
+    let named = |name: &[u8]| !name.is_empty() && items.values().any(|item| item.name == name);
+    for _ in 0..if are_under_way { 20 } else { 0 } {
+        drop(UnixDatagram::pair());
+        let all = unix::all().unwrap_or_default();
+        if !all.values().any(|one| named(&one.name)) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// Sets all options of a socket.
 pub(super) fn set_options(end: &OwnedFd, saved: &[u8], warnings: &mut Vec<String>) {
     if let Err((level, option)) = options::restore(end, saved, &[]) {
@@ -346,12 +385,39 @@ pub(super) fn restore_filter(end: &OwnedFd, saved: Option<&[u8]>, warnings: &mut
 
 const FLAGS: MsgFlags = MsgFlags::MSG_DONTWAIT.union(MsgFlags::MSG_NOSIGNAL);
 
-/// Sends a message, or the bytes of a stream.
-fn send_all(through: &impl AsFd, item: &Item, bytes: &[u8]) -> Result<()> {
+/// The descriptors here that come with a message.
+fn rights(item: &Item, message: &Message, all: &[Vec<Restored>]) -> Result<Vec<i32>> {
+    let number = |fd: &u32| {
+        let place = Place { process: item.process, fd: *fd };
+        let (record, file) = flight::behind(all, place)?;
+        if record.fd & UNDER_WAY != 0 {
+            numbers::mark(file, record);
+        }
+        Some(file.as_raw_fd())
+    };
+    let found: Option<Vec<i32>> = message.rights.iter().map(number).collect();
+    found.ok_or_else(|| Error::new("a descriptor that was under way is missing"))
+}
+
+/// Sends a message, with descriptors.
+fn send_with(
+    through: i32,
+    bytes: &[u8],
+    rights: &[i32],
+    to: Option<&UnixAddr>,
+) -> nix::Result<usize> {
+    let with = [ControlMessage::ScmRights(rights)];
+    let with = if rights.is_empty() { &with[..0] } else { &with[..] };
+    sendmsg(through, &[std::io::IoSlice::new(bytes)], with, FLAGS, to)
+}
+
+/// Sends a message, or the bytes of a stream; descriptors go with the first of them.
+fn send_all(through: &impl AsFd, item: &Item, bytes: &[u8], rights: &[i32]) -> Result<()> {
     let number = through.as_fd().as_raw_fd();
     let mut done = 0;
     loop {
-        done += send(number, &bytes[done..], FLAGS).because(|| "it does not fit")?;
+        let rights = if done == 0 { rights } else { &[] };
+        done += send_with(number, &bytes[done..], rights, None).because(|| "it does not fit")?;
         if done >= bytes.len() || item.kind() != SockType::Stream {
             return Ok(());
         }

@@ -4,6 +4,7 @@
 
 mod connect;
 mod drain;
+pub(crate) mod flight;
 mod inet;
 mod item;
 mod make;
@@ -102,7 +103,8 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
     let why = || format!("cannot look into the socket behind descriptor {}", fd.number);
     let ours = borrowed::look_into(look.process.pid(), fd.number, why)?;
     let options = save_options(&ours, saving);
-    let waiting = waiting(&ours, unix, look.tables.untouched)?;
+    let known = look.tables.flight.take(fd.inode);
+    let waiting = known.map_or_else(|| waiting(&ours, unix, look.tables.untouched), Ok)?;
     let mut socket =
         Socket { kind: unix.kind.into(), shutdown: unix.shutdown.into(), ..Socket::new_zeroed() };
     match tie {
@@ -138,6 +140,7 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
     let mut pieces = vec![socket.as_bytes().to_vec(), unix.name.clone(), options];
     for message in waiting.messages {
         pieces.extend((!is_stream(unix)).then_some(message.from));
+        pieces.push(message.rights.iter().flat_map(|fd| fd.to_le_bytes()).collect());
         pieces.push(message.bytes);
     }
     saving.record.content = fd.number;
@@ -211,10 +214,10 @@ fn name_what_is_left(
         Some((0, name)) => format!("@{}", String::from_utf8_lossy(name)),
         Some(_) => String::from_utf8_lossy(&unix.name).into_owned(),
     };
-    if waiting.descriptors {
+    if waiting.unseen {
         saving.passing.push(format!(
-            "{called} has been sent something that cannot be saved before it is read: descriptors (SCM_RIGHTS) or \
-             urgent data"
+            "{called} has been sent something that cannot be saved before it is read: urgent data, or more \
+             descriptors (SCM_RIGHTS) than a process may have"
         ));
     }
     if matches!(tie, Tie::Waits(..)) && unix.unread > 0 {

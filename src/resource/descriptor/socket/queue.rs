@@ -7,6 +7,7 @@
 
 use super::options::{PEEK_OFF, get, set_int};
 use crate::error::{Because, Result};
+use crate::proc::fds::UNDER_WAY;
 use nix::errno::Errno;
 use nix::libc;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -18,6 +19,15 @@ pub(super) struct Message {
     pub(super) from: Vec<u8>,
     /// The message.
     pub(super) bytes: Vec<u8>,
+    /// The descriptors that come with it (SCM_RIGHTS), by their numbers, of which each has [`UNDER_WAY`].
+    pub(super) rights: Vec<u32>,
+}
+
+impl Message {
+    /// One without descriptors.
+    pub(super) fn of(from: Vec<u8>, bytes: Vec<u8>) -> Self {
+        Self { from, bytes, rights: Vec::new() }
+    }
 }
 
 /// What was found.
@@ -25,8 +35,10 @@ pub(super) struct Message {
 pub(super) struct Waiting {
     /// The messages.
     pub(super) messages: Vec<Message>,
-    /// Descriptors come with them (SCM_RIGHTS).
-    pub(super) descriptors: bool,
+    /// The descriptors that come with them, held by us.
+    pub(super) held: Vec<OwnedFd>,
+    /// More come with one than we could have, or urgent data lies beside them.
+    pub(super) unseen: bool,
     /// The reader would learn who has sent them (SCM_CREDENTIALS).
     pub(super) credentials: bool,
     /// An empty one that an earlier look has seen may be among them, or was read.
@@ -45,26 +57,66 @@ pub(super) fn stream(fd: &OwnedFd, readable: usize) -> Result<Waiting> {
     let why = || "cannot look into a socket";
     // One byte of urgent data lies beside the others.
     let mut urgent = [0];
-    waiting.descriptors = look(fd, &mut urgent, libc::MSG_OOB).is_ok();
+    waiting.unseen = look(fd, &mut urgent, libc::MSG_OOB).is_ok();
     let mut bytes = vec![0; readable];
     let mut done = 0;
-    // A look ends where another sender's bytes begin, if the reader learns who sends (SO_PASSCRED).
+    // A look ends where another sender's bytes begin, if the reader learns who sends (SO_PASSCRED), and behind those that
+    // were sent with descriptors.
     let mut offset = None;
-    while done < readable && !waiting.descriptors {
+    let mut plain = 0;
+    while done < readable && !waiting.unseen {
         if done > 0 || get(fd, PEEK_OFF).is_some_and(|at| at != -1) {
             let offset = offset.get_or_insert_with(|| Offset::of(fd));
             offset.go(done).because(why)?;
         }
         let seen = look(fd, &mut bytes[done..], 0).because(why)?;
-        waiting.note(&seen);
         if seen.len == 0 {
             break;
         }
+        if !seen.rights.is_empty() {
+            let offset = offset.get_or_insert_with(|| Offset::of(fd));
+            let begin = done + first_with_rights(offset, done, &mut bytes[done..done + seen.len])?;
+            if begin > plain {
+                waiting.messages.push(Message::of(Vec::new(), bytes[plain..begin].to_vec()));
+            }
+            plain = done + seen.len;
+            let rights = seen.rights.iter().map(number).collect();
+            let bytes = bytes[begin..plain].to_vec();
+            waiting.messages.push(Message { from: Vec::new(), bytes, rights });
+        }
         done += seen.len;
+        waiting.note(seen);
     }
-    bytes.truncate(done);
-    waiting.messages.push(Message { from: Vec::new(), bytes });
+    if done > plain || waiting.messages.is_empty() {
+        waiting.messages.push(Message::of(Vec::new(), bytes[plain..done].to_vec()));
+    }
     Ok(waiting)
+}
+
+/// Where the bytes begin that descriptors were sent with, at the end of those that a look at `at` shows: what was sent at
+/// once is copied whole, or not shown at all (EFAULT; net/unix/af_unix.c, unix_stream_read_generic).
+fn first_with_rights(offset: &mut Offset<'_>, at: usize, bytes: &mut [u8]) -> Result<usize> {
+    let nowhere = libc::iovec { iov_base: std::ptr::dangling_mut::<u8>().cast(), iov_len: 1 };
+    let room = bytes.len() - 1;
+    let room = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: room };
+    let mut pieces = [room, nowhere];
+    // SAFETY: numbers and pointers, of which zeros are values.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    (header.msg_iov, header.msg_iovlen) = (pieces.as_mut_ptr(), 2);
+    offset.go(at).because(|| "cannot look into a socket")?;
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    // SAFETY: the kernel writes into the buffer, and faults at the second piece: no page is at address 1.
+    let seen = unsafe { libc::recvmsg(offset.fd.as_raw_fd(), &raw mut header, flags) };
+    match Errno::result(seen) {
+        Ok(before) => Ok(before.unsigned_abs()),
+        Err(Errno::EFAULT) => Ok(0),
+        Err(e) => Err(e).because(|| "cannot look into a socket"),
+    }
+}
+
+/// The number of what is under way, for all who look.
+fn number(held: &OwnedFd) -> u32 {
+    held.as_raw_fd().cast_unsigned() | UNDER_WAY
 }
 
 /// What comes first to be read, of a socket whose users go on: to look further, where looks begin would have to change
@@ -76,8 +128,9 @@ pub(super) fn glance(fd: &OwnedFd) -> Waiting {
         && answers(fd, libc::POLLIN)
         && let Ok(seen) = look(fd, &mut buffer, libc::MSG_TRUNC)
     {
-        waiting.note(&seen);
+        waiting.note(seen);
     }
+    waiting.held.clear();
     waiting
 }
 
@@ -99,7 +152,7 @@ pub(super) fn messages(fd: &OwnedFd, ended: Option<usize>) -> Result<Waiting> {
     }
     let why = || "cannot look into a socket";
     let (mut at, mut buffer) = (0, vec![0; 1 << 16]);
-    while !waiting.descriptors && ended.is_none_or(|all| at < all) {
+    while !waiting.unseen && ended.is_none_or(|all| at < all) {
         offset.go(at).because(why)?;
         let seen = match look(fd, &mut buffer, libc::MSG_TRUNC) {
             Ok(seen) => seen,
@@ -110,9 +163,9 @@ pub(super) fn messages(fd: &OwnedFd, ended: Option<usize>) -> Result<Waiting> {
             buffer.resize(seen.len, 0);
             continue;
         }
-        waiting.note(&seen);
         at += seen.len;
-        waiting.messages.push(Message { from: seen.from, bytes: buffer[..seen.len].to_vec() });
+        waiting.messages.push(seen.message(&buffer));
+        waiting.note(seen);
     }
     let is_empty = |message: &Message| message.bytes.is_empty();
     let seen = waiting.messages.iter().filter(|message| is_empty(message)).count();
@@ -123,7 +176,8 @@ pub(super) fn messages(fd: &OwnedFd, ended: Option<usize>) -> Result<Waiting> {
             && first.len == 0
         {
             hidden = 1;
-            waiting.messages.insert(0, Message { from: first.from, bytes: Vec::new() });
+            waiting.messages.insert(0, first.message(&[]));
+            waiting.note(first);
         }
     }
     waiting.doubtful = known > hidden && !waiting.messages.is_empty();
@@ -147,9 +201,10 @@ pub(super) fn answers(fd: &OwnedFd, events: i16) -> bool {
 }
 
 impl Waiting {
-    fn note(&mut self, seen: &Seen) {
-        self.descriptors |= seen.descriptors;
+    fn note(&mut self, seen: Seen) {
+        self.unseen |= seen.truncated;
         self.credentials |= seen.credentials;
+        self.held.extend(seen.rights);
     }
 }
 
@@ -196,8 +251,17 @@ impl Drop for Offset<'_> {
 struct Seen {
     len: usize,
     from: Vec<u8>,
-    descriptors: bool,
+    rights: Vec<OwnedFd>,
+    /// There were more than this process may have.
+    truncated: bool,
     credentials: bool,
+}
+
+impl Seen {
+    fn message(&self, buffer: &[u8]) -> Message {
+        let rights = self.rights.iter().map(number).collect();
+        Message { from: self.from.clone(), bytes: buffer[..self.len].to_vec(), rights }
+    }
 }
 
 /// recvmsg(2) with MSG_PEEK.
@@ -219,7 +283,8 @@ fn look(fd: &OwnedFd, buffer: &mut [u8], flags: i32) -> nix::Result<Seen> {
     let len = Errno::result(result)?.unsigned_abs();
     let control: Vec<u8> = control.iter().flat_map(|word| word.to_ne_bytes()).collect();
     let control = &control[..(header.msg_controllen as usize).min(control.len())];
-    let (descriptors, credentials) = take(control);
+    let (rights, credentials) = take(control);
+    let truncated = header.msg_flags & libc::MSG_CTRUNC != 0;
     let name = &name[..(header.msg_namelen as usize).min(name.len())];
     let from = match name.split_first_chunk() {
         Some((family, unix)) if i32::from(u16::from_ne_bytes(*family)) == libc::AF_UNIX => {
@@ -227,7 +292,7 @@ fn look(fd: &OwnedFd, buffer: &mut [u8], flags: i32) -> nix::Result<Seen> {
         }
         _ => name.to_vec(),
     };
-    Ok(Seen { len, from, descriptors, credentials })
+    Ok(Seen { len, from, rights, truncated, credentials })
 }
 
 /// A path without the zero byte behind it.
@@ -238,26 +303,26 @@ fn trimmed(name: &[u8]) -> Vec<u8> {
     }
 }
 
-/// Closes the descriptors among control messages (cmsg(3)); whether some were sent along, and whether the sender is told.
-fn take(mut control: &[u8]) -> (bool, bool) {
+/// The descriptors among control messages (cmsg(3)) that were sent along, and whether the sender is told.
+fn take(mut control: &[u8]) -> (Vec<OwnedFd>, bool) {
     const HEAD: usize = 16;
     const PIDFD: i32 = 4;
-    let (mut descriptors, mut credentials) = (false, false);
+    let (mut rights, mut credentials) = (Vec::new(), false);
     while let Some((head, _)) = control.split_first_chunk::<HEAD>() {
         let word = |at: usize| head[at..].first_chunk().map_or(0, |w| i32::from_ne_bytes(*w));
         let len = (word(0).unsigned_abs() as usize).clamp(HEAD, control.len());
         let (kind, value) = (word(12), &control[HEAD..len]);
-        descriptors |= kind == libc::SCM_RIGHTS;
         credentials |= kind == libc::SCM_CREDENTIALS || kind == PIDFD;
         if kind == libc::SCM_RIGHTS || kind == PIDFD {
             for number in value.chunks_exact(4).filter_map(|n| n.first_chunk()) {
                 // SAFETY: the kernel has just made it for us.
-                drop(unsafe { OwnedFd::from_raw_fd(i32::from_ne_bytes(*number)) });
+                let ours = unsafe { OwnedFd::from_raw_fd(i32::from_ne_bytes(*number)) };
+                rights.extend((kind == libc::SCM_RIGHTS).then_some(ours));
             }
         }
         control = control.get(len.next_multiple_of(8)..).unwrap_or_default();
     }
-    (descriptors, credentials)
+    (rights, credentials)
 }
 
 #[cfg(test)]
@@ -275,11 +340,36 @@ mod tests {
         for _ in 0..2 {
             let waiting = stream(&b, 6).unwrap();
             assert_eq!(waiting.messages[0].bytes, b"onetwo");
-            assert!(!waiting.descriptors && !waiting.credentials);
+            assert!(!waiting.unseen && !waiting.credentials && waiting.held.is_empty());
         }
         let mut six = [0; 6];
         UnixStream::from(b).read_exact(&mut six).unwrap();
         assert_eq!(&six, b"onetwo");
+    }
+
+    #[test]
+    fn descriptors_come_with_their_bytes() {
+        use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+        let (mut a, b) = UnixStream::pair().unwrap();
+        let (number, b) = (a.as_raw_fd(), OwnedFd::from(b));
+        let send = |text: &[u8], rights: &[i32]| {
+            let (piece, rights) =
+                ([std::io::IoSlice::new(text)], [ControlMessage::ScmRights(rights)]);
+            sendmsg::<()>(number, &piece, &rights, MsgFlags::empty(), None).unwrap();
+        };
+        send(b"0123456", &[0]);
+        a.write_all(b"plain").unwrap();
+        a.write_all(b"more").unwrap();
+        send(b"with", &[0, 1]);
+        send(b"x", &[2]);
+        a.write_all(b"end").unwrap();
+        let waiting = stream(&b, 24).unwrap();
+        let seen = waiting.messages.iter().map(|m| (&m.bytes[..], m.rights.len()));
+        let wanted: [(&[u8], usize); 5] =
+            [(b"0123456", 1), (b"plainmore", 0), (b"with", 2), (b"x", 1), (b"end", 0)];
+        assert!(seen.eq(wanted));
+        assert_eq!(waiting.held.len(), 4);
+        assert_eq!(get(&b, PEEK_OFF), Some(-1));
     }
 
     #[test]
