@@ -131,7 +131,23 @@ impl Process {
     /// # Errors
     /// The process is gone.
     pub fn tasks(&self) -> Result<Vec<Tid>> {
+        // A leader that has ended while others run is counted.
+        if self.count()? == 1 {
+            return Ok(vec![self.main_thread()]);
+        }
         Ok(self.numbered("task")?.into_iter().map(Tid::of_word).collect())
+    }
+
+    /// How many threads it has: as many links more than any directory of it has the one of its threads (fs/proc/base.c,
+    /// proc_task_getattr).
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn count(&self) -> Result<u32> {
+        const OF_ITS_OWN: u64 = 2;
+        let links = self.stat_of("task").map_err(io::Error::from);
+        let links = links.map_err(|e| failed(self, None, &self.called("task"), &e))?.st_nlink;
+        Ok(links.saturating_sub(OF_ITS_OWN) as u32)
     }
 
     /// Its children, of all of its threads; none where the kernel does not tell (CONFIG_PROC_CHILDREN).

@@ -115,14 +115,6 @@ impl Process {
         field(&text, "VmLck").and_then(|size| decimal(words(size).next()?).ok()).unwrap_or(0)
     }
 
-    /// How many threads it has.
-    ///
-    /// # Errors
-    /// The process is gone.
-    pub fn count(&self) -> Result<u32> {
-        decimal(needed(&self.thread_file(self.main_thread(), "status")?, "Threads")?)
-    }
-
     /// What the process calls itself: its id in its own PID namespace (NSpid); ours where that is not told.
     pub fn inner_pid(&self) -> Pid {
         let text = self.thread_file(self.main_thread(), "status").unwrap_or_default();

@@ -6,7 +6,7 @@
 //! way is looked for again; one that cannot be stopped soon (its child of vfork(2) has not executed yet) lets all
 //! others go on until it can be.
 
-use super::freeze::{FIRST_ATTEMPT, Frozen, LAST_ATTEMPT, PATIENCE};
+use super::freeze::{FIRST_ATTEMPT, Frozen, LAST_ATTEMPT, PATIENCE, Stopping};
 use super::stopping::await_hearing;
 use crate::error::{Error, Kind, Result};
 use crate::proc::Pid;
@@ -160,30 +160,48 @@ impl Forest {
                 self.dead.extend(own_ghost(&known));
                 return Ok(None);
             }
-            for kin in news {
-                // Who was listed may have ended by now, and its id be a stranger's.
-                let is_other = || tree::kin(kin.pid).is_ok_and(|now| now.start != kin.start);
-                if is_other() {
-                    return Ok(Some(Attempt::Anew));
-                }
-                let stopped = Frozen::soon(kin.pid, patience, left.remove(&kin.pid));
-                if is_other() {
-                    return Ok(Some(Attempt::Anew));
-                }
-                match stopped {
-                    Ok(Ok(frozen)) => {
-                        known.insert(kin.pid);
-                        self.processes.push(frozen);
-                    }
-                    Ok(Err(some)) => {
-                        left.insert(kin.pid, some);
-                        return Ok(Some(Attempt::Held(kin.pid)));
-                    }
-                    Err(e) if e.kind() == Kind::Gone => {}
-                    Err(e) => return Err(e),
+            for generation in generations(&news) {
+                if let Some(failed) = self.stop(generation, patience, left)? {
+                    return Ok(Some(failed));
                 }
             }
+            known.extend(self.processes.iter().map(|frozen| frozen.pid));
         }
+    }
+
+    /// Stops some, none of whom is another's child, abreast; what came in between.
+    fn stop(
+        &mut self,
+        processes: &[Kin],
+        patience: Duration,
+        left: &mut Left,
+    ) -> Result<Option<Attempt>> {
+        let (mut begun, mut failed) = (Vec::new(), None);
+        for kin in processes {
+            // Who was listed may have ended by now, and its id be a stranger's.
+            match Stopping::begin_with(kin.pid, kin.start, left.remove(&kin.pid)) {
+                Ok(Some(stopping)) => begun.push((kin.pid, stopping)),
+                Ok(None) => failed = Some(Attempt::Anew),
+                Err(e) if e.kind() == Kind::Gone => {}
+                Err(e) => return Err(e),
+            }
+        }
+        for (pid, stopping) in begun {
+            if failed.is_some() {
+                left.insert(pid, stopping.give_up());
+                continue;
+            }
+            match stopping.end(patience) {
+                Ok(Ok(frozen)) => self.processes.push(frozen),
+                Ok(Err(some)) => {
+                    left.insert(pid, some);
+                    failed = Some(Attempt::Held(pid));
+                }
+                Err(e) if e.kind() == Kind::Gone => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(failed)
     }
 
     /// One process alone.
@@ -206,6 +224,22 @@ impl Forest {
         // Children first: a parent finds them as they were.
         self.processes.into_iter().rev().for_each(Frozen::thaw);
     }
+}
+
+/// Cuts a list, parents before their children, where a parent comes before its child: who stands still has no child in
+/// vfork(2), for whom it could not be stopped.
+fn generations(all: &[Kin]) -> Vec<&[Kin]> {
+    let (mut cut, mut begin, mut inside) = (Vec::new(), 0, HashSet::new());
+    for (index, kin) in all.iter().enumerate() {
+        if inside.contains(&kin.parent) {
+            cut.push(&all[begin..index]);
+            begin = index;
+            inside.clear();
+        }
+        inside.insert(kin.pid);
+    }
+    cut.push(&all[begin..]);
+    cut
 }
 
 /// This process, where somebody in the tree has started it and waits for it (`ckpt save $$` in a script): to a restart
@@ -365,6 +399,26 @@ mod tests {
         for kin in list(job.pid(), &HashSet::new(), &wanted).unwrap().members {
             assert!(kin.dead || frozen.contains(&kin.pid), "{kin:?}");
         }
+    }
+
+    #[test]
+    fn a_child_is_of_a_later_generation_than_its_parent() {
+        let pid = Pid::new;
+        let kin = |own: i32, parent: i32| Kin {
+            pid: pid(own),
+            parent: pid(parent),
+            group: pid(1),
+            session: pid(1),
+            start: 0,
+            dead: false,
+            ours: false,
+        };
+        let all = [kin(2, 1), kin(3, 2), kin(4, 2), kin(9, 1), kin(5, 4), kin(6, 3), kin(7, 6)];
+        let cut = generations(&all);
+        let pids: Vec<Vec<_>> =
+            cut.iter().map(|some| some.iter().map(|kin| kin.pid.get()).collect()).collect();
+        assert_eq!(pids, [vec![2], vec![3, 4, 9], vec![5, 6], vec![7]]);
+        assert_eq!(cut.concat(), all);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use super::reaper;
 use super::regs::Regs;
 use super::sandbox;
 use super::seize::{Seized, seize, stubborn};
-use super::stopping::{Moving, await_hearing, gone};
+use super::stopping::{Moving, Round, await_hearing, gone};
 use super::thread::StoppedThread;
 use super::undelayed::Undelayed;
 use super::waits;
@@ -33,6 +33,7 @@ use crate::proc::status::Status;
 use crate::proc::{self, Process, forebear};
 use crate::proc::{Pid, Tid};
 use nix::libc;
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -139,7 +140,8 @@ impl Frozen {
                 await_hearing(&frozen.process, deadline)?;
             }
             frozen.since = Instant::now();
-            if frozen.attempt(patience)? {
+            let round = frozen.begin_round()?;
+            if frozen.attempt(round, patience)? {
                 frozen.sort();
                 frozen.look()?;
                 frozen.refuse_sandbox()?;
@@ -173,19 +175,7 @@ impl Frozen {
         patience: Duration,
         left: Option<Self>,
     ) -> Result<std::result::Result<Self, Self>> {
-        forebear::engage(pid);
-        reaper::start()?;
-        reaper::watch(pid);
-        let mut frozen = left.map_or_else(|| Self::new(pid), Ok)?;
-        if !frozen.attempt(patience)? {
-            frozen.give_up();
-            frozen.meet_moving(true);
-            return Ok(Err(frozen));
-        }
-        frozen.sort();
-        frozen.look()?;
-        frozen.find_bells();
-        Ok(Ok(frozen))
+        Stopping::begin(pid, left)?.end(patience)
     }
 
     /// Stops only one thread of `pid`, for work that needs no other to stand still.
@@ -335,13 +325,15 @@ impl Frozen {
         // No slot is written before all are read: a time-out may lie in one.
         let (threads, found): (Vec<usize>, Vec<_>) = found.into_iter().unzip();
         let slots = waits::slots(region, &found);
+        waits::count(memory, region, notes.len(), &slots, Ordering::Greater)?;
         for ((index, (regs, wait)), slot) in threads.into_iter().zip(found).zip(&slots) {
             let Some(slot) = slot.map(|slot| waits::slot_address(region, slot)) else { continue };
             let thread = &mut self.threads[index];
             memory.put(slot, &wait.slot(thread.tid, regs.rsp, skew))?;
             thread.wait = Some((wait, slot));
         }
-        waits::forget(memory, region, &notes, &slots)
+        waits::forget(memory, region, &notes, &slots)?;
+        waits::count(memory, region, notes.len(), &slots, Ordering::Less)
     }
 
     /// The time left once more, now that it is about to begin.
@@ -424,6 +416,64 @@ impl Frozen {
     /// The place of a thread: ids wrap, so the main one need not have the lowest.
     fn rank(&self, tid: Tid) -> (u64, u64) {
         ((tid != self.pid.main_thread()).into(), tid.word().into())
+    }
+}
+
+/// A process whose threads are being stopped. Dropping it lets them go on.
+pub(super) struct Stopping {
+    frozen: Frozen,
+    round: Round,
+}
+
+impl Stopping {
+    /// Begins with [`Frozen::soon`], so that several processes stop abreast.
+    ///
+    /// # Errors
+    /// Those of [`Frozen::freeze`].
+    fn begin(pid: Pid, left: Option<Frozen>) -> Result<Self> {
+        forebear::engage(pid);
+        reaper::start()?;
+        reaper::watch(pid);
+        let mut frozen = left.map_or_else(|| Frozen::new(pid), Ok)?;
+        let round = frozen.begin_round()?;
+        Ok(Self { frozen, round })
+    }
+
+    /// The same of a process that has `begun` then (in ticks since boot); None: its id is another's by now.
+    ///
+    /// # Errors
+    /// Those of [`Frozen::freeze`].
+    pub(super) fn begin_with(pid: Pid, begun: u64, left: Option<Frozen>) -> Result<Option<Self>> {
+        let frozen = left.map_or_else(|| Frozen::new(pid), Ok)?;
+        let process = &frozen.process;
+        match process.stat(process.main_thread())?.starttime == begun {
+            true => Self::begin(pid, Some(frozen)).map(Some),
+            false => Ok(None),
+        }
+    }
+
+    /// Waits until all threads stand still.
+    ///
+    /// # Errors
+    /// Those of [`Frozen::freeze`].
+    pub(super) fn end(self, patience: Duration) -> Result<std::result::Result<Frozen, Frozen>> {
+        let Self { mut frozen, round } = self;
+        if !frozen.attempt(round, patience)? {
+            frozen.give_up();
+            frozen.meet_moving(true);
+            return Ok(Err(frozen));
+        }
+        frozen.sort();
+        frozen.look()?;
+        frozen.find_bells();
+        Ok(Ok(frozen))
+    }
+
+    /// What this attempt leaves.
+    pub(super) fn give_up(mut self) -> Frozen {
+        self.frozen.give_up();
+        self.frozen.meet_moving(true);
+        self.frozen
     }
 }
 

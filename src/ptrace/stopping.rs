@@ -27,29 +27,48 @@ pub(super) struct Moving {
     pub(super) stranger: bool,
 }
 
+/// A round of [`Frozen::attempt`] that was begun.
+pub(super) struct Round {
+    listed: usize,
+    has_news: bool,
+    dead: bool,
+}
+
 impl Frozen {
-    /// Stops all threads; false when one of them does not stop while the others have waited for `patience`, or the
-    /// list and the kernel's count do not agree for as long.
-    pub(super) fn attempt(&mut self, patience: Duration) -> Result<bool> {
+    /// Begins to stop all threads that a list of now has.
+    pub(super) fn begin_round(&mut self) -> Result<Round> {
+        let tasks = self.process.tasks()?;
+        let (news, dead) = self.seize_all(&tasks)?;
+        self.begin(&news)?;
+        Ok(Round { listed: tasks.len(), has_news: !news.is_empty(), dead })
+    }
+
+    /// Stops all threads, of which a round was begun; false when one of them does not stop while the others have waited for
+    /// `patience`, or the list and the kernel's count do not agree for as long.
+    pub(super) fn attempt(&mut self, mut round: Round, patience: Duration) -> Result<bool> {
         let mut news_at = Instant::now();
         loop {
-            let tasks = self.process.tasks()?;
-            let (news, dead) = self.seize_all(&tasks)?;
-            self.begin(&news)?;
             if !self.settle(patience)? {
                 return Ok(false);
             }
-            if !news.is_empty() {
-                news_at = Instant::now();
-                continue;
+            let Round { listed, has_news, dead } = round;
+            let is_old = !has_news && !dead;
+            let (counted, standing) = (self.counted()?, self.threads.len());
+            if standing == 0 && is_old {
+                return Err(gone(self.pid));
             }
-            if !dead && self.is_whole(tasks.len())? {
+            // Nobody else is counted, or nobody but a leader that has ended.
+            if counted == standing || is_old && counted == listed {
                 return Ok(true);
             }
-            if news_at.elapsed() > patience {
+            if has_news {
+                news_at = Instant::now();
+            } else if news_at.elapsed() > patience {
                 return Ok(false);
+            } else {
+                std::thread::sleep(Duration::from_micros(50));
             }
-            std::thread::sleep(Duration::from_micros(50));
+            round = self.begin_round()?;
         }
     }
 
@@ -205,8 +224,8 @@ impl Frozen {
         }
     }
 
-    /// Whether the stopped threads are all that there are, by the kernel's count, and are still stopped.
-    fn is_whole(&self, listed: usize) -> Result<bool> {
+    /// How many threads the kernel counts, while all that are stopped still are.
+    fn counted(&self) -> Result<usize> {
         let counted = self.process.count()?;
         for thread in &self.threads {
             let stands = raw::event_message(thread.tid).is_ok();
@@ -214,10 +233,7 @@ impl Frozen {
                 return Err(disturbed(&self.process));
             }
         }
-        if self.threads.is_empty() {
-            return Err(gone(self.pid));
-        }
-        Ok(counted as usize == listed)
+        Ok(counted as usize)
     }
 
     /// Waits for those whom an attempt could not stop, while the others run. One that stops is not kept waiting for

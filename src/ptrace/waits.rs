@@ -12,10 +12,11 @@ use super::sockets;
 use crate::error::Result;
 use crate::proc::{self, Process};
 use crate::proc::{Pid, Tid};
-use ckpt_abi::region::{WAIT_COUNT, WAITS, Wait};
+use ckpt_abi::region::{Control, WAIT_COUNT, WAITS, Wait};
 use nix::libc;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::time::{ClockId, clock_gettime};
+use std::cmp::Ordering;
 use std::collections::HashSet;
 use std::mem::offset_of;
 use zerocopy::{FromZeros, IntoBytes};
@@ -298,7 +299,9 @@ impl Interrupted {
 /// Reads the notes of the last dump. Their deadlines are on the program's clock, which is `skew`
 /// nanoseconds ahead of ours; here they become deadlines on ours.
 pub(crate) fn notes(memory: &Memory, region: u64, skew: i64) -> Vec<Wait> {
-    let mut notes = vec![Wait::new_zeroed(); WAIT_COUNT as usize];
+    // All of them would be many pages that nobody has touched.
+    let used = memory.get(region + offset_of!(Control, waits) as u64).unwrap_or(WAIT_COUNT);
+    let mut notes = vec![Wait::new_zeroed(); used.min(WAIT_COUNT) as usize];
     if memory.read(region + WAITS, notes.as_mut_bytes()).is_err() {
         notes.clear();
     }
@@ -306,6 +309,23 @@ pub(crate) fn notes(memory: &Memory, region: u64, skew: i64) -> Vec<Wait> {
         note.deadline = note.deadline.saturating_add_signed(skew.saturating_neg());
     }
     notes
+}
+
+/// Says how many slots may hold notes, as far as they are more than `before`: they are about to be written; or fewer, when
+/// those behind them are empty.
+pub(crate) fn count(
+    memory: &Memory,
+    region: u64,
+    before: usize,
+    used: &[Option<usize>],
+    order: Ordering,
+) -> Result<()> {
+    let last = used.iter().flatten().max();
+    let count = last.map_or(0, |slot| slot + 1);
+    match count.cmp(&before) == order {
+        true => memory.put(region + offset_of!(Control, waits) as u64, &(count as u64)),
+        false => Ok(()),
+    }
 }
 
 /// Empties the slots of old notes but for those that are used anew: one of an earlier wait would be taken for that of a

@@ -236,8 +236,10 @@ record! {
         spawn_error: i64,
         /// 1: the program has locked itself in (seccomp(2)), so the handler makes no system call. The monitor writes it.
         locked_in: u64,
+        /// How many of the first slots for waits may hold notes.
+        waits: u64,
         /// Room to grow.
-        reserved: [u64; 6],
+        reserved: [u64; 5],
         /// The parameters.
         config: Config,
     }
