@@ -36,6 +36,7 @@ use crate::ptrace::forest::Forest;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
 use crate::resource::descriptor::socket;
+use crate::resource::looked::Looked;
 use crate::resource::{cpu, losses};
 use crate::settings::server::Transfer;
 use crate::settings::{Name, Settings};
@@ -173,8 +174,8 @@ fn take(request: &Demand) -> Result<Outcome> {
         }
         phase0_visit::leave(request.pid, e);
     }
-    let Begun { mut checkpoint, mut equipped, still } = begun?;
-    let mut result = proceed(&checkpoint, &equipped, still, front);
+    let Begun { mut checkpoint, mut equipped, still, looked } = begun?;
+    let mut result = proceed(&checkpoint, &equipped, (still, looked), front);
     let (mut again, mut pause, deadline) = (AGAIN, FIRST_PAUSE, Instant::now() + TURN);
     loop {
         match &result {
@@ -272,11 +273,13 @@ fn anew(checkpoint: &Checkpoint<'_>, equipped: &mut Vec<Equipped>) -> Result<Out
                 let (seen, whose) = (Seen::of(frozen.pid)?, &checkpoint.place.whose);
                 phase2_equip::equip(request, frozen, seen, &executable, whose)?
                     .ok_or_else(|| phase0_visit::turn_of_another(frozen.pid))?
+                    .0
             }
         };
         equipped.push(process);
     }
-    proceed(checkpoint, equipped, still, front)
+    let looked = equipped.iter().map(|_| None).collect();
+    proceed(checkpoint, equipped, (still, looked), front)
 }
 
 /// A checkpoint whose processes stand still and have payloads that are ours.
@@ -284,6 +287,8 @@ struct Begun<'a> {
     checkpoint: Checkpoint<'a>,
     equipped: Vec<Equipped>,
     still: Forest,
+    /// What was seen of the processes since they stand still, where it is still so.
+    looked: Vec<Option<Looked>>,
 }
 
 fn begin<'a>(request: &'a Demand, executable: &[u8]) -> Result<Begun<'a>> {
@@ -298,11 +303,15 @@ fn begin<'a>(request: &'a Demand, executable: &[u8]) -> Result<Begun<'a>> {
         if phase0_visit::held(request, &mut still.processes, &seen)? {
             continue;
         }
-        let (mut equipped, mut busy) = (Vec::new(), None);
+        let (mut equipped, mut looked, mut busy) = (Vec::new(), Vec::new(), None);
         for (frozen, seen) in still.processes.iter_mut().zip(seen) {
             let equip = |seen| phase2_equip::equip(request, frozen, seen, executable, &whose);
             match seen.and_then(equip) {
-                Ok(process) => equipped.extend(process),
+                Ok(found) => {
+                    let (process, seen) = found.unzip();
+                    equipped.extend(process);
+                    looked.extend(seen);
+                }
                 // Somebody has killed it where it stood.
                 Err(_) if frozen.pid != request.pid && is_leaving(frozen.pid) => break,
                 // A signal to a whole group has come to it, too; or its restart has gone on since it was looked at.
@@ -323,7 +332,7 @@ fn begin<'a>(request: &'a Demand, executable: &[u8]) -> Result<Begun<'a>> {
             if request.triggered {
                 halted::release(&equipped, &mut still.processes)?;
             }
-            return Ok(Begun { checkpoint, equipped, still });
+            return Ok(Begun { checkpoint, equipped, still, looked });
         }
         equipped.iter().skip(1).for_each(|process| process.finish(None));
         still.thaw();
@@ -338,7 +347,7 @@ fn begin<'a>(request: &'a Demand, executable: &[u8]) -> Result<Begun<'a>> {
 fn proceed(
     checkpoint: &Checkpoint<'_>,
     equipped: &[Equipped],
-    forest: Forest,
+    (forest, looked): (Forest, Vec<Option<Looked>>),
     front: Vec<u8>,
 ) -> Result<Outcome> {
     let left_out = phase4_refuse::left_out(checkpoint.request, &forest, equipped)?;
@@ -350,7 +359,7 @@ fn proceed(
     let (mut still, mut common) = phase3_gather::gather_all(
         checkpoint.generation,
         equipped,
-        processes,
+        (processes, looked),
         (&dead, stop),
         false,
     )?;

@@ -10,7 +10,6 @@ use super::phase2_equip::Seen;
 use super::{caller, phase1_freeze, phase2_equip};
 use crate::error::{Because, Error, Kind, Result};
 use crate::fault::{Point, reach};
-use crate::inject::region::Region;
 use crate::inject::turns::own_task;
 use crate::proc;
 use crate::proc::Pid;
@@ -98,8 +97,8 @@ pub(crate) fn held(
     for (frozen, seen) in processes.iter_mut().zip(seen) {
         // Of one that is gone others say so.
         let Ok(seen) = seen else { continue };
-        let region = Region::find(&seen.memory, &seen.vmas);
-        let Some(region) = region.filter(|_| !called_itself(request, frozen.pid)) else { continue };
+        let region = seen.region.filter(|_| !called_itself(request, frozen.pid));
+        let Some(region) = region else { continue };
         if caller::read(&seen.memory, &region)?.holds != 0 {
             frozen.attend(&seen.memory, &region.desk(), region.base)?;
             held = true;

@@ -10,11 +10,12 @@ use crate::inject::region::Region;
 use crate::inject::turns::{self, own_task};
 use crate::inject::{self, enter};
 use crate::proc::Pid;
-use crate::proc::{self, Process, maps::Vma};
+use crate::proc::{self, Process};
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
 use crate::ptrace::regs::Regs;
 use crate::resource::kinship;
+use crate::resource::looked::Looked;
 use crate::settings::{self, Name, Settings};
 use ckpt_abi::region::{Config, STACK_LEN, STACKS};
 use ckpt_abi::turn::{By, Denied, Event, Phase, Task};
@@ -45,7 +46,9 @@ pub(crate) struct Equipped {
 pub(crate) struct Seen {
     process: Process,
     pub(super) memory: Memory,
-    pub(super) vmas: Vec<Vma>,
+    /// The payload, if it has one.
+    pub(super) region: Option<Region>,
+    looked: Looked,
 }
 
 impl Seen {
@@ -55,21 +58,22 @@ impl Seen {
     /// It is gone, or may not be looked at.
     pub(crate) fn of(pid: Pid) -> Result<Self> {
         let (process, memory) = (Process::open(pid)?, Memory::open(pid)?);
-        let vmas = process.maps()?;
+        let looked = Looked::at(&process, &memory)?;
+        let region = Region::find(&memory, &looked.vmas);
         // Both are remembered.
         memory.began()?;
         let _ = own_task(pid);
-        Ok(Self { process, memory, vmas })
+        Ok(Self { process, memory, region, looked })
     }
 }
 
 /// Looks at all, some abreast.
 pub(crate) fn see(processes: &[Frozen]) -> Vec<Result<Seen>> {
     let pids: Vec<Pid> = processes.iter().map(|frozen| frozen.pid).collect();
-    abreast::each(&pids, 2, |pid| Seen::of(*pid))
+    abreast::each(&pids, 1, |pid| Seen::of(*pid))
 }
 
-/// Finds or injects the payload; None when a thread of the program has its turn, which has to run for that to change.
+/// Takes over the payload, or injects one, and what was seen of the process if it is still so; None when a thread of the program has its turn, which has to run for that to change.
 /// What was claimed stays so, and can be claimed again.
 pub(crate) fn equip(
     request: &Demand,
@@ -77,18 +81,18 @@ pub(crate) fn equip(
     seen: Seen,
     executable: &[u8],
     whose: &Whose,
-) -> Result<Option<Equipped>> {
+) -> Result<Option<(Equipped, Option<Looked>)>> {
     let pid = frozen.pid;
-    let Seen { process, memory, vmas } = seen;
+    let Seen { process, memory, region, looked } = seen;
     if frozen.is_halted() {
         frozen.leave_holes(&memory, &inject::hole()?)?;
     }
-    if enter::is_stub(pid, &vmas) {
+    if enter::is_stub(pid, &looked.vmas) {
         return Err(restarting(pid));
     }
-    let mut region = match Region::find(&memory, &vmas) {
+    let (mut region, looked) = match region {
         Some(region) if !has_entered(frozen, &region)? => return Ok(None),
-        Some(region) => region,
+        Some(region) => (region, Some(looked)),
         None => {
             // A process that may do less than we may is not told where we save it to.
             let told = if whose.is_its() { &request.settings } else { &Settings::default() };
@@ -96,7 +100,8 @@ pub(crate) fn equip(
             let config = inject::unsignalled(configuration(pid, told)?);
             // What a descendant needs of us it needs only while we are there.
             let executable = if pid == request.pid { executable } else { &[] };
-            inject::inject(pid, &mut frozen.threads[0], &memory, &vmas, &config, executable)?
+            let first = &mut frozen.threads[0];
+            (inject::inject(pid, first, &memory, &looked.vmas, &config, executable)?, None)
         }
     };
     frozen.attend(&memory, &region.desk(), region.base)?;
@@ -105,7 +110,7 @@ pub(crate) fn equip(
     // For this checkpoint alone: only our copy of the configuration changes.
     let embed = &mut region.control.config.embed;
     *embed = request.settings.embed.unwrap_or(*embed);
-    Ok(Some(Equipped { process, memory, region, orphans_leave, task }))
+    Ok(Some((Equipped { process, memory, region, orphans_leave, task }, looked)))
 }
 
 /// The same for a mere look, for which nobody has to be kept away: with the payload that is there, or none. Threads that

@@ -6,11 +6,13 @@ use super::{caller, excluded};
 use crate::abreast;
 use crate::error::{Error, Kind, Result};
 use crate::image::PAGE;
+use crate::proc::stat::Stat;
+use crate::proc::status::Status;
 use crate::proc::tree::Kin;
 use crate::proc::{Pid, Tid};
 use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
-use crate::ptrace::list::{List, Replies};
+use crate::ptrace::list::{List, Question, Replies};
 use crate::resource::descriptor::{Tables, tables::Table};
 use crate::resource::looked::{Looked, LookedThread};
 use crate::resource::memory::Area;
@@ -28,6 +30,10 @@ pub(crate) struct Still<'a> {
     pub equipped: &'a Equipped,
     /// Its threads.
     pub frozen: Frozen,
+    /// What the kernel says of its first thread.
+    pub first: Stat,
+    /// Its children.
+    pub children: Vec<Pid>,
     /// What the image says of it.
     pub gathered: Gathered,
     /// What is to be written of its memory.
@@ -36,12 +42,13 @@ pub(crate) struct Still<'a> {
     pub orphans_leave: bool,
 }
 
-/// Gathers the records of all processes, and what they have in common; all of it may have to stay `untouched`
+/// Gathers the records of all processes, of which some were `looked` at since they stand still, and what they have in
+/// common; all of it may have to stay `untouched`
 /// ([`Tables::untouched`]). Of those who die by their end, if they `stop`, a SIGTERM is forgotten; `dead` are so by now.
 pub(crate) fn gather_all<'a>(
     generation: u64,
     equipped: &'a [Equipped],
-    mut processes: Vec<Frozen>,
+    (mut processes, looked): (Vec<Frozen>, Vec<Option<Looked>>),
     (dead, stop): (&[Kin], bool),
     untouched: bool,
 ) -> Result<(Vec<Still<'a>>, Common)> {
@@ -50,8 +57,7 @@ pub(crate) fn gather_all<'a>(
             frozen.attend(memory, &region.desk(), region.base)?;
         }
     }
-    let looked = abreast::each(equipped, 1, |one| Looked::at(&one.process, &one.memory));
-    let mut looked = looked.into_iter().collect::<Result<Vec<_>>>()?;
+    let mut looked = look(equipped, looked)?;
     let tids: Vec<_> = processes.iter().map(Frozen::tids).collect();
     let mut threads = look_at_threads(equipped, &tids, &looked)?;
     let table = |(one, looked): (&Equipped, &mut Looked)| Table {
@@ -61,13 +67,25 @@ pub(crate) fn gather_all<'a>(
     let of = equipped.iter().zip(&mut looked).map(table).collect();
     let at_start = equipped.first().map_or([[0; 3]; 3], |first| first.region.control.standard);
     let mut common = Common { tables: Tables::new(of, at_start, untouched)?, ..Common::default() };
-    let mut still = Vec::new();
+    let mut works = Vec::new();
     let all = (0..).zip(equipped).zip(processes).zip(looked).zip(&tids);
     for ((((number, one), frozen), looked), tids) in all {
         let rest = threads.split_off(tids.len());
         let own = std::mem::replace(&mut threads, rest);
-        still.push(gather(generation, number, one, frozen, (looked, &own), &mut common)?);
+        works.push(Work::new(number, one, frozen, looked, own)?);
     }
+    let (mut still, mut outcome) = (Vec::new(), Ok(()));
+    for work in &mut works {
+        outcome = outcome.and_then(|()| work.begin());
+    }
+    for mut work in works {
+        // What has begun has to be met, whatever fails.
+        let answers = work.meet();
+        outcome = outcome
+            .and_then(|()| work.end(answers?, generation, &mut common))
+            .map(|one| still.push(one));
+    }
+    outcome?;
     if stop {
         let ids = dead.iter().map(|kin| kin.pid);
         let members: HashSet<Pid> = common.tables.of.iter().map(|t| t.pid).chain(ids).collect();
@@ -76,6 +94,18 @@ pub(crate) fn gather_all<'a>(
     sysv::save(still.iter_mut().map(|s| (&mut s.gathered, &mut s.areas)), &mut common);
     memory::carried::carry(still.iter_mut().map(|s| (&mut s.gathered, &mut s.areas)), &mut common);
     Ok((still, common))
+}
+
+/// Looks at those that were not `looked` at yet, some abreast.
+fn look(equipped: &[Equipped], looked: Vec<Option<Looked>>) -> Result<Vec<Looked>> {
+    let left: Vec<_> = equipped.iter().zip(&looked).filter(|(_, seen)| seen.is_none()).collect();
+    let news = abreast::each(&left, 1, |(one, _)| Looked::at(&one.process, &one.memory));
+    let mut news = news.into_iter();
+    looked
+        .into_iter()
+        .map(|seen| seen.map_or_else(|| news.next().transpose(), |seen| Ok(Some(seen))))
+        .flat_map(Result::transpose)
+        .collect()
 }
 
 /// Looks at the threads of all processes, some abreast.
@@ -93,70 +123,161 @@ fn look_at_threads(
     looks.into_iter().collect()
 }
 
-/// Gathers the records of the process of this number, and the areas whose pages are to be written. Where there is no
-/// payload its threads are not asked, and where they do not stand still there are no records of them.
-fn gather<'a>(
-    generation: u64,
-    number: u32,
+/// A process whose records are being gathered. Where there is no payload its threads are not asked, and where they do not
+/// stand still there are no records of them.
+struct Work<'a> {
     equipped: &'a Equipped,
-    mut frozen: Frozen,
-    (looked, seen): (Looked, &[LookedThread]),
-    common: &mut Common,
-) -> Result<Still<'a>> {
-    let Equipped { process, memory, region, .. } = equipped;
-    let Looked { vmas, mut obstacles, rest, .. } = looked;
-    obstacles.extend(threads::obstacles(&frozen));
-    let Some(LookedThread { stat, .. }) = seen.first() else {
-        return Err(Error::new(format!("process {} is gone", frozen.pid)).of(Kind::Gone));
-    };
-    let mut gathered = Gathered { number, obstacles, ..Gathered::default() };
-    let loaded = rest.as_ref().map_or(&[][..], |rest| &rest.loaded);
-    let status = match frozen.threads.first() {
-        Some(first) => first.look(frozen.pid)?,
-        None => Rc::new(process.status(process.main_thread())?),
-    };
-    let (vmas, rest) = (&vmas, rest.as_ref());
-    let mut target = Target {
-        frozen: &mut frozen,
-        memory,
-        vmas,
-        loaded,
-        region,
-        status,
-        stat,
-        threads: seen,
-        rest,
-    };
-    let areas = read(&mut target, &mut gathered, common)?;
-    let excluded = match region.is_there() {
-        true => caller::read(memory, region)?.excluded,
-        false => [[0; 2]; EXCLUDED],
-    };
-    let areas = excluded::cut(areas, &excluded);
-    if let Some(process) = &mut gathered.process {
-        process.generation = generation;
+    frozen: Frozen,
+    looked: Looked,
+    threads: Vec<LookedThread>,
+    ids: Vec<u32>,
+    /// What the kernel says of its first thread.
+    status: Rc<Status>,
+    gathered: Gathered,
+    /// What its main thread is asked: for the process, and whether it answers already.
+    asked: Option<(Questions, Option<threads::Asking>)>,
+}
+
+/// What only the process itself can say.
+struct Questions {
+    actions: Vec<Question>,
+    timers: timers::TimerQuestions,
+    privileges: privileges::PrivilegeQuestions,
+    process: process::ProcessQuestions,
+}
+
+/// What it has said, and its main thread of itself.
+type Said = (Questions, Option<threads::Answers>, Replies);
+
+impl Questions {
+    fn ask(target: &Target<'_>, list: &mut List) -> Self {
+        Self {
+            actions: signals::ask(list),
+            timers: timers::ask(target, list),
+            privileges: privileges::ask(list),
+            process: process::ProcessQuestions::add(list, free_page(target)),
+        }
     }
-    let orphans_leave = equipped.orphans_leave;
-    Ok(Still { equipped, frozen, gathered, areas, orphans_leave })
+}
+
+impl<'a> Work<'a> {
+    fn new(
+        number: u32,
+        equipped: &'a Equipped,
+        frozen: Frozen,
+        mut looked: Looked,
+        threads: Vec<LookedThread>,
+    ) -> Result<Self> {
+        if threads.is_empty() {
+            return Err(Error::new(format!("process {} is gone", frozen.pid)).of(Kind::Gone));
+        }
+        let mut obstacles = std::mem::take(&mut looked.obstacles);
+        obstacles.extend(threads::obstacles(&frozen));
+        let gathered = Gathered { number, obstacles, ..Gathered::default() };
+        let process = &equipped.process;
+        let status = match frozen.threads.first() {
+            Some(first) => first.look(frozen.pid)?,
+            None => Rc::new(process.status(process.main_thread())?),
+        };
+        let ids = frozen.threads.iter().map(|thread| thread.tid.word()).collect();
+        Ok(Self { equipped, frozen, looked, threads, ids, status, gathered, asked: None })
+    }
+
+    fn target(&mut self) -> (Target<'_>, &[u32], &mut Gathered) {
+        let Equipped { memory, region, .. } = self.equipped;
+        let rest = self.looked.rest.as_ref();
+        let target = Target {
+            frozen: &mut self.frozen,
+            memory,
+            vmas: &self.looked.vmas,
+            loaded: rest.map_or(&[][..], |rest| &rest.loaded),
+            region,
+            status: Rc::clone(&self.status),
+            // There is one, else there would be no work.
+            stat: &self.threads[0].stat,
+            threads: &self.threads,
+            rest,
+        };
+        (target, &self.ids, &mut self.gathered)
+    }
+
+    /// Begins to ask the main thread, so that those of several processes answer abreast. [`Work::meet`] has to follow.
+    fn begin(&mut self) -> Result<()> {
+        // To read what a handler of the program has to fill first would be to wait for it.
+        if self.looked.rest.is_none() {
+            return Ok(());
+        }
+        let (mut target, ids, gathered) = self.target();
+        let before = gathered.obstacles.len();
+        threads::settle_all(&mut target, ids, gathered)?;
+        gathered.clocks = target.process().clocks()?;
+        let mut list = List::default();
+        let questions = Questions::ask(&target, &mut list);
+        let first = ids.first().filter(|_| gathered.obstacles.len() == before);
+        let asking = first.map(|_| threads::Asking::begin(&mut target, list, gathered));
+        let asking = asking.transpose()?.flatten();
+        // None of its threads may be unable to work for us.
+        if gathered.obstacles.len() == before {
+            self.asked = Some((questions, asking));
+        }
+        Ok(())
+    }
+
+    /// What the main thread answers; None if it was not asked.
+    fn meet(&mut self) -> Result<Option<Said>> {
+        let Some((questions, asking)) = self.asked.take() else { return Ok(None) };
+        let (mut target, ..) = self.target();
+        let answered = asking.map(|asking| asking.end(&mut target)).transpose()?;
+        let (own, replies) =
+            answered.map_or_else(|| (None, Replies::unknown()), |(own, all)| (Some(own), all));
+        Ok(Some((questions, own, replies)))
+    }
+
+    /// Gathers the records, and the areas whose pages are to be written.
+    fn end(
+        mut self,
+        said: Option<Said>,
+        generation: u64,
+        common: &mut Common,
+    ) -> Result<Still<'a>> {
+        let (mut target, ids, gathered) = self.target();
+        let areas = read(&mut target, ids, said, gathered, common)?;
+        let Equipped { memory, region, orphans_leave, .. } = self.equipped;
+        let excluded = match region.is_there() {
+            true => caller::read(memory, region)?.excluded,
+            false => [[0; 2]; EXCLUDED],
+        };
+        let areas = excluded::cut(areas, &excluded);
+        let Self { equipped, frozen, mut gathered, looked, .. } = self;
+        if let Some(process) = &mut gathered.process {
+            process.generation = generation;
+        }
+        let Looked { first, children, .. } = looked;
+        let orphans_leave = *orphans_leave;
+        Ok(Still { equipped, frozen, first, children, gathered, areas, orphans_leave })
+    }
 }
 
 fn read(
     target: &mut Target<'_>,
+    ids: &[u32],
+    said: Option<Said>,
     gathered: &mut Gathered,
     common: &mut Common,
 ) -> Result<Vec<Area>> {
-    // To read what a handler of the program has to fill first would be to wait for it.
     if target.rest.is_none() {
         descriptor::save(target, gathered, common)?;
         return Ok(Vec::new());
     }
     let before = gathered.obstacles.len();
-    let ids: Vec<u32> = target.frozen.threads.iter().map(|t| t.tid.word()).collect();
-    threads::save(target, &ids, gathered)?;
+    let said = said.map(|(questions, own, replies)| {
+        own.map(|own| threads::save(target, ids, own, gathered)).transpose()?;
+        Ok((questions, replies))
+    });
+    let said = said.transpose()?;
     let mut areas = memory::save(target, gathered, common)?;
-    // None of its threads may be unable to work for us.
-    if gathered.obstacles.len() == before {
-        ask_main_thread(target, gathered, common, &mut areas)?;
+    if let Some((questions, replies)) = said.filter(|_| gathered.obstacles.len() == before) {
+        save_answers(questions, &replies, target, gathered, (common, &mut areas))?;
     }
     unsaved::name(target, gathered);
     signals::save_pending(target, gathered)?;
@@ -164,7 +285,6 @@ fn read(
     descriptor::save(target, gathered, common)?;
     memory::leave_to_streams(&mut areas, gathered, common);
     memory::shown::save(target, &mut areas, gathered, common)?;
-    gathered.clocks = target.process().clocks()?;
     Ok(areas)
 }
 
@@ -178,41 +298,35 @@ fn free_page(target: &Target<'_>) -> u64 {
     free
 }
 
-fn ask_main_thread(
+/// Saves what the main thread has said of the process, and asks it what depends on that.
+fn save_answers(
+    questions: Questions,
+    answers: &Replies,
     target: &mut Target<'_>,
     gathered: &mut Gathered,
-    common: &mut Common,
-    areas: &mut [Area],
+    (common, areas): (&mut Common, &mut [Area]),
 ) -> Result<()> {
+    let Questions { actions, timers, privileges, process } = questions;
     let desk = target.region.desk();
     // The caller borrows the thread, the savers read the rest of the target.
     let stands = !target.frozen.threads.is_empty();
     let mut main = stands.then(|| target.frozen.threads.remove(0));
-    let mut ask = || {
+    let save = || {
         let main = main.as_mut();
         let mut caller = main.map(|main| Caller::new(main, target.memory, &desk)).transpose()?;
-        let mut list = List::default();
-        let actions = signals::ask(&mut list);
-        let clocks = timers::ask(target, &mut list);
-        let privileges = privileges::ask(&mut list);
-        let process = process::ProcessQuestions::add(&mut list, free_page(target));
-        let answers = match &mut caller {
-            Some(caller) => caller.list(target.memory, &list)?,
-            None => Replies::unknown(),
-        };
-        signals::save_actions(&actions, &answers, gathered)?;
-        timers::save(clocks, &answers, target, gathered)?;
+        signals::save_actions(&actions, answers, gathered)?;
+        timers::save(timers, answers, target, gathered)?;
         if let Some(caller) = &mut caller {
             memory::look_into_shared(target, caller, areas, gathered)?;
         }
-        privileges::name(&privileges, &answers, target, gathered, common);
+        privileges::name(&privileges, answers, target, gathered, common);
         if let Some(caller) = &mut caller {
             privileges::name_sandbox(target, caller, gathered)?;
             sysv::undo::save(target, caller, gathered, common)?;
         }
-        process::save(&process, &answers, target, gathered, common)
+        process::save(&process, answers, target, gathered, common)
     };
-    let result = ask();
+    let result = save();
     main.into_iter().for_each(|main| target.frozen.threads.insert(0, main));
     result
 }

@@ -169,22 +169,28 @@ pub(crate) fn judge(
     let (mut all, mut found) = (Vec::new(), Vec::new());
     let alone = processes.len() == 1 && dead.is_empty();
     for process in processes.iter() {
-        let Still { equipped, gathered, frozen, .. } = process;
+        let Still { equipped, gathered, frozen, first, children, .. } = process;
         let (pid, process) = (equipped.process.pid(), &equipped.process);
         let mut obstacles = gathered.obstacles.clone();
-        if process.state(pid.main_thread()) == Some('Z') {
+        if first.state == 'Z' {
             obstacles.push("its main thread has ended while others run".into());
         }
         // Of who does not stand still that was asked before any did: a wait here holds the others.
         if !frozen.threads.is_empty() {
-            obstacles.extend(sharers::near(process).into_iter().map(shared));
+            obstacles.extend(sharers::near(process, first.ppid, children).into_iter().map(shared));
         }
         all.extend(obstacles.into_iter().map(|what| Obstacle::of(pid, what)));
         let passing = gathered.passing.iter().cloned();
         all.extend(passing.map(|what| Obstacle { passing: true, ..Obstacle::of(pid, what) }));
         let flags = gathered.process.map_or(0, |process| process.flags);
         let reaps = flags & process_flag::SUBREAPER != 0;
-        found.push(Found { kin: tree::kin(pid)?, reaps, untold: false });
+        found.push(Found {
+            kin: tree::of_stat(pid, first),
+            stat: Some(first.clone()),
+            children: children.clone(),
+            reaps,
+            untold: false,
+        });
     }
     keep_orphans(processes, &found);
     halted::find_untold(processes, &mut found)?;

@@ -86,7 +86,7 @@ impl<'a> Begun<'a> {
     pub(crate) fn of(processes: Vec<Still<'a>>, goes_on: bool) -> Self {
         let mut all = Self { pictured: Vec::new(), outcome: Ok(()) };
         for process in processes {
-            let Still { equipped, mut frozen, gathered, areas, orphans_leave } = process;
+            let Still { equipped, mut frozen, gathered, areas, orphans_leave, .. } = process;
             let mut data = None;
             if goes_on && orphans_leave && all.outcome.is_ok() {
                 all.outcome = begin(&mut frozen, equipped).map(|at| data = Some(at));

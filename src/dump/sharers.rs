@@ -10,11 +10,14 @@ use std::time::{Duration, Instant};
 /// How long a process of ours may still share the program's memory: the one that makes a snapshot.
 const MOMENT: Duration = Duration::from_millis(100);
 
-/// Those among its relatives, for a look while it stands still.
-pub(super) fn near(process: &Process) -> Vec<Pid> {
+/// Those among its relatives, for a look while it stands still; its parent and its children as they were seen.
+pub(super) fn near(process: &Process, parent: Pid, children: &[Pid]) -> Vec<Pid> {
     let pid = process.pid();
-    let parent = process.status(pid.main_thread()).map_or(Pid::NONE, |status| status.ppid);
-    patiently(pid, || process.children().into_iter().chain([parent]).collect())
+    let shares = |other: &Pid| raw::same_memory(pid, *other).unwrap_or(false);
+    match children.iter().chain([&parent]).any(shares) {
+        true => patiently(pid, || process.children().into_iter().chain([parent]).collect()),
+        false => Vec::new(),
+    }
 }
 
 /// Those among all processes, for a look before anything is touched: relatives may be gone that made them. The child

@@ -108,8 +108,9 @@ fn attempt(request: &Demand, way: Way) -> Result<Survey> {
     let unasked = without.filter_map(|one| forest::named(one.process.pid())).collect();
     let dead: Vec<Kin> = forest.dead.iter().filter(|kin| kin.pid != request.pid).copied().collect();
     let losses = if equipped.first().is_some_and(|first| first.process.pid() == request.pid) {
+        let looked = equipped.iter().map(|_| None).collect();
         let (mut still, mut common) =
-            phase3_gather::gather_all(0, &equipped, frozen, (&dead, false), true)?;
+            phase3_gather::gather_all(0, &equipped, (frozen, looked), (&dead, false), true)?;
         let (members, judged) = phase4_refuse::judge(&mut still, &dead, common.tables.ptys())?;
         common.members = members;
         let known = |new: &Obstacle| obstacles.iter().any(|old| old.what.contains(&new.what));

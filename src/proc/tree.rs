@@ -70,7 +70,8 @@ pub(crate) fn kin(pid: Pid) -> Result<Kin> {
     Ok(of_stat(pid, &stat(pid, pid.main_thread())?))
 }
 
-fn of_stat(pid: Pid, stat: &stat::Stat) -> Kin {
+/// The same as the kernel says it of its first thread.
+pub(crate) fn of_stat(pid: Pid, stat: &stat::Stat) -> Kin {
     let [parent, group, session] = [stat.ppid, stat.pgrp, stat.session];
     let named = stat.comm.as_encoded_bytes().starts_with(b"ckpt-");
     // A monitor has that name from its birth, but for a moment when it has executed itself.

@@ -13,13 +13,17 @@ use crate::proc::links::Link;
 use crate::proc::maps::Vma;
 use crate::proc::namespaces::Namespaces;
 use crate::proc::stat::Stat;
-use crate::proc::{Process, Tid};
+use crate::proc::{Pid, Process, Tid};
 use crate::ptrace::memory::Memory;
 use crate::ptrace::raw::{self, Share};
 use std::ffi::OsString;
 
 /// What was seen of one process.
 pub(crate) struct Looked {
+    /// What the kernel says of its first thread.
+    pub first: Stat,
+    /// Its children.
+    pub children: Vec<Pid>,
     /// Its descriptors.
     pub fds: Vec<Fd>,
     /// Its mappings with their flags.
@@ -53,6 +57,7 @@ impl Looked {
     /// # Errors
     /// It is gone, or may not be looked at.
     pub(crate) fn at(process: &Process, memory: &Memory) -> Result<Self> {
+        let first = process.stat(process.main_thread())?;
         let (fds, vmas) = (process.fds()?, process.maps_with_flags()?);
         let obstacles = memory::obstacles(&vmas);
         // To read what a handler of the program has to fill first would be to wait for it.
@@ -60,7 +65,7 @@ impl Looked {
             true => None,
             false => Some(Rest::of(process, memory)?),
         };
-        Ok(Self { fds, vmas, obstacles, rest })
+        Ok(Self { first, children: process.children(), fds, vmas, obstacles, rest })
     }
 }
 

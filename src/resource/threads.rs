@@ -12,7 +12,7 @@ use crate::ptrace::frame::Frame;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::interrupted;
 use crate::ptrace::lend::Desk;
-use crate::ptrace::list::{List, Question};
+use crate::ptrace::list::{List, Question, Replies};
 use crate::ptrace::memory::Memory;
 use crate::ptrace::raw;
 use crate::ptrace::regs::{Regs, USER_CS};
@@ -40,19 +40,38 @@ fn narrow(tid: Tid) -> String {
     format!("thread {tid} runs 32-bit code")
 }
 
-/// Reads what can be known of the stopped threads from outside, and asks them for the rest. `ids` are those of all.
+/// Lets threads run on that are where a restart could not go on, `ids` being those of all, and sees which it could not
+/// make at all.
 ///
 /// # Errors
-/// Their state cannot be read. That one may not work for us is in the way of the checkpoint, as other things are.
-pub(crate) fn save(target: &mut Target<'_>, ids: &[u32], gathered: &mut Gathered) -> Result<()> {
-    let before = gathered.obstacles.len();
+/// One is gone.
+pub(crate) fn settle_all(
+    target: &mut Target<'_>,
+    ids: &[u32],
+    gathered: &mut Gathered,
+) -> Result<()> {
     for index in 0..ids.len() {
         step_on(target, index, ids)?;
     }
     let threads = target.frozen.threads.iter();
     let of_32_bits = threads.filter(|thread| thread.regs.cs != USER_CS);
     gathered.obstacles.extend(of_32_bits.map(|thread| narrow(thread.tid)));
-    let mut next = 0;
+    Ok(())
+}
+
+/// Saves what the main thread has answered, and asks the others.
+///
+/// # Errors
+/// Their state cannot be read. That one may not work for us is in the way of the checkpoint, as other things are.
+pub(crate) fn save(
+    target: &mut Target<'_>,
+    ids: &[u32],
+    main: Answers,
+    gathered: &mut Gathered,
+) -> Result<()> {
+    let before = gathered.obstacles.len();
+    record(target, 0, ids, main, gathered)?;
+    let mut next = 1;
     while next < ids.len() && gathered.obstacles.len() == before {
         match ask_some(target, next) {
             Ok(some) => {
@@ -170,7 +189,7 @@ fn settle(target: &mut Target<'_>, index: usize, ids: &[u32]) -> std::result::Re
 }
 
 /// What only the thread itself can say, or its tracer.
-struct Answers {
+pub(crate) struct Answers {
     xstate: Vec<u8>,
     rseq: raw::RseqConfiguration,
     altstack: [u64; 3],
@@ -182,7 +201,7 @@ struct Answers {
 }
 
 /// The questions to a thread.
-struct Asking {
+pub(crate) struct Asking {
     list: List,
     /// The thread makes the calls already.
     runs: bool,
@@ -195,16 +214,15 @@ struct Asking {
     attributes: attributes::ThreadQuestions,
 }
 
-/// Asks as many threads, from the one at `first` on, as there are slots to lend them to us; what they have answered. They
-/// make their calls abreast. All but the main thread, which is asked more, are as they were then.
+/// Asks as many threads, from the one at `first` on, as there are slots to lend them to us beside the main one; what they
+/// have answered. They make their calls abreast, and are as they were then.
 fn ask_some(target: &mut Target<'_>, first: usize) -> Result<Vec<Answers>> {
-    // The main thread has one.
     const AT_ONCE: usize = SLOT_COUNT as usize - 1;
     let (memory, desk) = (target.memory, target.region.desk());
     let threads = target.frozen.threads[first..].iter_mut().take(AT_ONCE);
     let (mut asked, mut outcome) = (Vec::new(), Ok(()));
     for thread in threads {
-        match Asking::begin(thread, memory, &desk) {
+        match Asking::of(thread, List::default(), memory, &desk) {
             Ok(asking) => asked.push((thread, asking)),
             // Of one for which there was no slot another time it is said that there is none.
             Err(error) => {
@@ -215,13 +233,11 @@ fn ask_some(target: &mut Target<'_>, first: usize) -> Result<Vec<Answers>> {
     }
     let (mut answers, mut done) = (Vec::new(), Vec::new());
     // What has begun has to be met, whatever fails.
-    for (index, (thread, asking)) in (first..).zip(asked) {
-        let answer = asking.end(thread, memory, &desk);
-        outcome = outcome.and(answer.map(|answer| answers.push(answer)));
-        if index != 0 {
-            thread.start_home();
-            done.push(thread);
-        }
+    for (thread, asking) in asked {
+        let answer = asking.answers(thread, memory, &desk);
+        outcome = outcome.and(answer.map(|(answer, _)| answers.push(answer)));
+        thread.start_home();
+        done.push(thread);
     }
     for thread in done {
         let tid = thread.tid;
@@ -233,10 +249,44 @@ fn ask_some(target: &mut Target<'_>, first: usize) -> Result<Vec<Answers>> {
 }
 
 impl Asking {
-    fn begin(thread: &mut StoppedThread, memory: &Memory, desk: &Desk) -> Result<Self> {
+    /// Begins to ask the main thread, behind what is in the list already; None where it may not work for us, which is in
+    /// the way then. [`Asking::end`] has to follow.
+    ///
+    /// # Errors
+    /// Its state cannot be read.
+    pub(crate) fn begin(
+        target: &mut Target<'_>,
+        list: List,
+        gathered: &mut Gathered,
+    ) -> Result<Option<Self>> {
+        let desk = target.region.desk();
+        match Self::of(&mut target.frozen.threads[0], list, target.memory, &desk) {
+            Ok(asking) => Ok(Some(asking)),
+            Err(e) if e.kind() == ErrorKind::Obstacles => {
+                gathered.obstacles.push(e.to_string());
+                Ok(None)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// What the main thread has answered, and all that was in the list.
+    ///
+    /// # Errors
+    /// It has not.
+    pub(crate) fn end(self, target: &mut Target<'_>) -> Result<(Answers, Replies)> {
+        let desk = target.region.desk();
+        self.answers(&mut target.frozen.threads[0], target.memory, &desk)
+    }
+
+    fn of(
+        thread: &mut StoppedThread,
+        mut list: List,
+        memory: &Memory,
+        desk: &Desk,
+    ) -> Result<Self> {
         let tid = thread.tid;
         let rseq = rseq(thread, memory, desk)?;
-        let mut list = List::default();
         let prctl = libc::SYS_prctl;
         let altstack = list.reading(libc::SYS_sigaltstack, &[0, 0], 1, 24);
         // EINVAL where the kernel lacks CONFIG_CHECKPOINT_RESTORE: the word stays unknown.
@@ -262,14 +312,19 @@ impl Asking {
         })
     }
 
-    fn end(self, thread: &mut StoppedThread, memory: &Memory, desk: &Desk) -> Result<Answers> {
+    fn answers(
+        self,
+        thread: &mut StoppedThread,
+        memory: &Memory,
+        desk: &Desk,
+    ) -> Result<(Answers, Replies)> {
         let mut caller = Caller::new(thread, memory, desk)?;
         let answers = match self.runs {
             true => caller.end_list(memory, &self.list)?,
             false => caller.list(memory, &self.list)?,
         };
         answers.expect(self.altstack, "cannot read a thread's alternate stack")?;
-        Ok(Answers {
+        let own = Answers {
             xstate: self.xstate,
             rseq: self.rseq,
             altstack: answers.get(self.altstack),
@@ -277,7 +332,8 @@ impl Asking {
             death_signal: answers.get(self.death_signal),
             timer_slack: answers.result(self.slack).max(0).cast_unsigned(),
             flags: self.attributes.flags(&answers),
-        })
+        };
+        Ok((own, answers))
     }
 }
 

@@ -9,7 +9,7 @@ pub(crate) mod plan;
 pub(crate) mod sharing;
 
 use crate::proc::tree::Kin;
-use crate::proc::{self, Pid, Process};
+use crate::proc::{self, Pid, stat::Stat};
 use crate::resource::descriptor::pty::{self, Ptys};
 use crate::resource::descriptor::terminal;
 use ckpt_abi::image::{self as rec, NOBODY, member_flag};
@@ -24,10 +24,14 @@ const MISSING: &str = "child processes: ";
 const DOUBTFUL: &str = "what may belong to the job: ";
 
 /// A process of the tree, as it is found.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Found {
     /// What /proc says.
     pub(crate) kin: Kin,
+    /// The same of its first thread; None if it is gone.
+    pub(crate) stat: Option<Stat>,
+    /// Its children, in the order in which it has them.
+    pub(crate) children: Vec<Pid>,
     /// Whether orphans come to it (PR_SET_CHILD_SUBREAPER).
     pub(crate) reaps: bool,
     /// Whether it is stopped and wait(2) would tell its parent so.
@@ -76,9 +80,7 @@ impl Numbers {
 
 /// The place of each process among the children of its parent.
 fn ranks(living: &[Found]) -> HashMap<Pid, u32> {
-    let children =
-        |found: &Found| Process::open(found.kin.pid).map_or(Vec::new(), |p| p.children());
-    living.iter().flat_map(|found| children(found).into_iter().zip(0..)).collect()
+    living.iter().flat_map(|found| found.children.iter().copied().zip(0..)).collect()
 }
 
 /// The records of a tree: those that live in the order of the image's processes, the root first; then the dead. The
@@ -96,8 +98,10 @@ pub(crate) fn save(
     let Some(root) = living.first() else { return Ok(Vec::new()) };
     let numbers: HashMap<Pid, u32> =
         (0..).zip(living).map(|(n, found)| (found.kin.pid, n)).collect();
-    let all = living.iter().copied().chain(dead.iter().map(|kin| Found {
+    let all = living.iter().cloned().chain(dead.iter().map(|kin| Found {
         kin: *kin,
+        stat: proc::stat(kin.pid, kin.pid.main_thread()).ok(),
+        children: Vec::new(),
         reaps: false,
         untold: false,
     }));
@@ -110,7 +114,7 @@ pub(crate) fn save(
             (found.reaps, member_flag::REAPS),
             (found.untold, member_flag::UNTOLD),
         ];
-        let stat = proc::stat(pid, pid.main_thread()).ok();
+        let stat = &found.stat;
         let exit_signal = stat.as_ref().map_or(nix::libc::SIGCHLD, |stat| stat.exit_signal);
         let number = stat.as_ref().and_then(|stat| {
             let device = terminal::decoded(stat.tty_nr.cast_unsigned());
@@ -213,7 +217,8 @@ mod tests {
 
     #[test]
     fn what_began_outside_stays_outside() {
-        let found = |kin| Found { kin, reaps: false, untold: false };
+        let found =
+            |kin| Found { kin, stat: None, children: Vec::new(), reaps: false, untold: false };
         let living = [
             found(kin(50, 40, 50, 40)),
             found(kin(51, 50, 51, 40)),
@@ -239,7 +244,8 @@ mod tests {
 
     #[test]
     fn what_the_root_has_begun_itself_is_its_own() {
-        let found = |kin| Found { kin, reaps: false, untold: false };
+        let found =
+            |kin| Found { kin, stat: None, children: Vec::new(), reaps: false, untold: false };
         let ids = |living: &[Found], begun| {
             let members = save(living, &[], &Ptys::default(), Some(begun)).unwrap();
             members.iter().map(|m| [m.group, m.session]).collect::<Vec<_>>()
