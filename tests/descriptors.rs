@@ -108,7 +108,10 @@ fn what_cannot_be_opened_again_is_named() {
             "about a thread",
         ),
         (&*terminal, "a terminal that is not the program's own"),
-        ("import socket; s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)", "a connection"),
+        (
+            "import socket; s = socket.socket(socket.AF_ALG, socket.SOCK_SEQPACKET)",
+            "of a kind that",
+        ),
     ] {
         let bench = Bench::new(Who::Nobody);
         let whole = format!("{script}\nprint('ready', flush=True)\ninput()");

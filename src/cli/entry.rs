@@ -7,7 +7,7 @@ use std::ffi::OsStr;
 use super::ServeOptions;
 use crate::error::Result;
 use crate::resource::cpu::limit::Limit;
-use crate::restart::{Ids, MapPath};
+use crate::restart::{Ids, MapPath, MapPort};
 use crate::settings::Settings;
 pub(super) use crate::settings::table::{Kind, Variable};
 
@@ -100,6 +100,7 @@ pub(super) struct Draft {
     pub cpu: Option<Limit>,
     pub force_cpu: bool,
     pub map_path: MapPath,
+    pub map_port: MapPort,
     pub json: bool,
     pub pid: Option<Pid>,
     pub stop: bool,

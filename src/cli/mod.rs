@@ -21,7 +21,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use crate::resource::cpu::limit::Limit;
-use crate::restart::{Ids, MapPath};
+use crate::restart::{Ids, MapPath, MapPort};
 use crate::settings::Settings;
 use crate::settings::server::{ServerName, Transfer};
 
@@ -176,7 +176,7 @@ pub(crate) enum Command {
 }
 
 /// How a program is restarted from its checkpoint in place of being started.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Resume {
     /// Also a checkpoint of another run.
     pub any: bool,
@@ -184,6 +184,8 @@ pub(crate) struct Resume {
     pub trust: bool,
     /// [`StubOptions::truncate_files`].
     pub truncate_files: bool,
+    /// [`StubOptions::map_port`].
+    pub map_port: MapPort,
     /// [`StubOptions::ids`].
     pub ids: Ids,
 }
@@ -217,7 +219,7 @@ pub(crate) struct ServeOptions {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum StubCommand {
     /// Restart the program.
-    Restart(StubOptions),
+    Restart(Box<StubOptions>),
     /// Print this text on standard output.
     Help(String),
     /// Print [`version`].
@@ -235,6 +237,8 @@ pub(crate) struct StubOptions {
     pub force_cpu: bool,
     /// Where files are here.
     pub map_path: MapPath,
+    /// Which ports it has here.
+    pub map_port: MapPort,
     /// Which process ids the program has.
     pub ids: Ids,
 }

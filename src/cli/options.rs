@@ -147,6 +147,22 @@ pub(super) const OPTIONS: &[Opt] = &[
         ..Opt::SWITCH
     },
     Opt {
+        long: "map-port",
+        value: Some(("PORTS", Kind::Number)),
+        env: Some(Variable { name: "CKPT_MAP_PORT", value: "OLD=NEW" }),
+        help: "Have other ports: OLD=NEW",
+        description: "PORTS is OLD=NEW, or several of these with commas between: what the program's TCP \
+                      and UDP sockets had port OLD becomes port NEW, so that several restarts of one \
+                      checkpoint may run on one machine. What the program itself remembers of its ports \
+                      stays. Repeatable. With ckpt PROGRAM it goes with --resume.",
+        forms: &[Form::Launch, Form::Stub],
+        set: Set::Draft(|draft, value| {
+            draft.map_port.0.extend(settings::parse_ports(value)?);
+            Ok(())
+        }),
+        ..Opt::SWITCH
+    },
+    Opt {
         long: "force-cpu",
         help: "Restart although the CPU lacks features",
         description: "Restarts although this CPU lacks features that the program may use. If it \

@@ -56,9 +56,10 @@ pub(crate) fn parse(
         (None, Some(program)) => {
             reader.heed(Form::Launch, env)?;
             let args = reader.rest();
-            let Draft { settings, cpu, resume, truncate_files, ids, trust, replace, .. } =
-                reader.draft;
-            let resume = resume.map(|any| Resume { truncate_files, any, trust, ids });
+            let Draft {
+                settings, cpu, resume, truncate_files, map_port, ids, trust, replace, ..
+            } = reader.draft;
+            let resume = resume.map(|any| Resume { truncate_files, any, trust, map_port, ids });
             Ok(Command::Launch { settings, cpu, program, args, resume, replace })
         }
         (None, None) => Err(reader.bad("there is no program to run after the options")),
@@ -83,9 +84,11 @@ pub(crate) fn parse_stub(args: impl Iterator<Item = OsString>) -> Result<StubCom
     };
     match word {
         None => {
-            let Draft { settings, truncate_files, force_cpu, map_path, ids, .. } = reader.draft;
-            let options = StubOptions { settings, truncate_files, force_cpu, map_path, ids };
-            Ok(StubCommand::Restart(options))
+            let Draft { settings, truncate_files, force_cpu, map_path, map_port, ids, .. } =
+                reader.draft;
+            let options =
+                StubOptions { settings, truncate_files, force_cpu, map_path, map_port, ids };
+            Ok(StubCommand::Restart(Box::new(options)))
         }
         Some(word) => Err(reader.bad(format!(
             "{} is one word too many; the program goes on with the arguments that it was saved with",

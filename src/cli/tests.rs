@@ -14,7 +14,7 @@ use super::{
     parse_stub, version,
 };
 use crate::resource::cpu::limit::Limit;
-use crate::restart::{Ids, MapPath};
+use crate::restart::{Ids, MapPath, MapPort};
 use crate::settings::server::Transfer;
 use crate::settings::{Name, Settings};
 
@@ -120,7 +120,7 @@ fn spellings_of_options() {
     }
     let options = StubOptions { settings: all, ..StubOptions::default() };
     let line = ["-n", "a", "-c", "-a", "USR1", "-z", "500", "--embed-files=64K"];
-    assert_eq!(stub(&line), Ok(StubCommand::Restart(options)));
+    assert_eq!(stub(&line), Ok(StubCommand::Restart(Box::new(options))));
 }
 
 #[test]
@@ -234,7 +234,7 @@ fn bad_restarts() {
         assert!(sentence.ends_with("; try './foo.ckpt --help'"), "{sentence}");
         assert!(!sentence.contains("ckpt save"), "{sentence}");
     }
-    assert_eq!(stub(&[]), Ok(StubCommand::Restart(StubOptions::default())));
+    assert_eq!(stub(&[]), Ok(StubCommand::Restart(Box::default())));
     assert_eq!(stub(&["--version", "x"]), Ok(StubCommand::Version));
 }
 

@@ -40,7 +40,7 @@ pub(super) fn run(
     let here = std::env::current_dir().because(|| "cannot find out the current directory")?;
     let own = Name::parse(&settings::default_name(program))?;
     let named = settings.name.is_some();
-    let keep_finished = resume.map(|_| false);
+    let keep_finished = resume.as_ref().map(|_| false);
     let usual = Settings { name: Some(own), keep_finished, ..Settings::default() };
     let settings = settings.clone().or(usual);
     let settings = settings.resolve(&here)?;
@@ -54,7 +54,7 @@ pub(super) fn run(
         restrict(limit, &mut config)?;
     }
     if let Some(resume) = resume {
-        super::resume::resume(&template, &settings, resume, &identity)?;
+        super::resume::resume(&template, &settings, &resume, &identity)?;
     } else if !named && !replace {
         let values = Values::of(Pid::own());
         identity::refuse_to_replace(&identity, &template.expand(&values, 1))?;

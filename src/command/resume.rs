@@ -27,7 +27,7 @@ use std::path::Path;
 pub(super) fn resume(
     template: &Template,
     settings: &Settings,
-    resume: Resume,
+    resume: &Resume,
     identity: &Identity,
 ) -> Result<()> {
     if template.has_pid() {
@@ -169,7 +169,7 @@ fn open(name: &Name, settings: &Settings) -> Result<Option<File>> {
 
 /// Executes the checkpoint, which carries its own ckpt, or restarts it if its options cannot say
 /// what is wanted.
-fn become_it(image: &Image, settings: &Settings, resume: Resume) -> Result<()> {
+fn become_it(image: &Image, settings: &Settings, resume: &Resume) -> Result<()> {
     if let Some(words) = words(settings, resume) {
         let file = image.file().map(|file| file.try_clone()).transpose();
         if let Some(file) = file.because(|| "cannot keep the checkpoint open")? {
@@ -180,6 +180,7 @@ fn become_it(image: &Image, settings: &Settings, resume: Resume) -> Result<()> {
     let options = restart::Options {
         settings,
         truncate_files: resume.truncate_files,
+        map_port: resume.map_port.clone(),
         ids: resume.ids,
         ..restart::Options::default()
     };
@@ -187,9 +188,11 @@ fn become_it(image: &Image, settings: &Settings, resume: Resume) -> Result<()> {
 }
 
 /// The options of a checkpoint file; None for what they cannot say.
-fn words(settings: &Settings, resume: Resume) -> Option<Vec<OsString>> {
+fn words(settings: &Settings, resume: &Resume) -> Option<Vec<OsString>> {
     let mut words = settings.words()?;
     words.extend(resume.truncate_files.then(|| "--truncate-files".into()));
+    let ports = resume.map_port.0.iter();
+    words.extend(ports.map(|(old, new)| format!("--map-port={old}={new}").into()));
     let ids = Some(resume.ids).filter(|ids| *ids != restart::Ids::Auto);
     words.extend(ids.map(|ids| format!("--ids={}", ids.word()).into()));
     Some(words)

@@ -49,6 +49,10 @@ const DECLARED: &[(&str, &str)] = &[
         "descriptors that a restart cannot open again",
         "let the program close them, or start what has their other ends below ckpt, too",
     ),
+    (
+        "connections to others, which a restart finds reset",
+        "the program has to connect again, as after any failure of the network",
+    ),
     ("files above the limit of --embed-files", "keep these files, or raise the limit"),
     ("child processes: ", "save them, too (no --alone, no --without)"),
     ("what may belong to the job", ""),

@@ -15,6 +15,8 @@ pub(crate) enum List {
     Large,
     /// Descriptors that will answer EBADF.
     Lost,
+    /// Connections that will be reset.
+    Reset,
     /// The same of those that nobody is likely to miss.
     Inherited,
 }
@@ -24,6 +26,7 @@ impl List {
         match self {
             Self::Large => "files above the limit of --embed-files:",
             Self::Lost => "descriptors that a restart cannot open again:",
+            Self::Reset => "connections to others, which a restart finds reset: descriptors",
             Self::Inherited => "not saved, since its parent has them too: descriptors",
         }
     }
@@ -46,7 +49,7 @@ pub(crate) fn sentences(processes: &[&Gathered], members: &[Member]) -> Vec<Stri
         false => loss.to_owned(),
     };
     let sentences = all.into_iter().map(sentence);
-    let lists = [List::Large, List::Lost].into_iter();
+    let lists = [List::Large, List::Lost, List::Reset].into_iter();
     sentences.chain(lists.filter_map(|list| listed(list, processes, members))).collect()
 }
 

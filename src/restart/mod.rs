@@ -67,6 +67,8 @@ pub struct Options {
     pub force_cpu: bool,
     /// Where files of the image are now.
     pub map_path: MapPath,
+    /// What its ports are now.
+    pub map_port: MapPort,
     /// Which process ids the program has.
     pub ids: Ids,
 }
@@ -83,6 +85,7 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
     // Our own memory is read by our number in /proc.
     crate::proc::of_this_namespace()?;
     let (mut whole, mut all) = phase1_check::check_all(image, &options.map_path)?;
+    whole.map_port.clone_from(&options.map_port);
     reach(Point::Checked);
     let mut config = phase1_check::config(&all[0], options)?;
     (config.run, config.before) = (settings::fresh_run(), image.header().run);
@@ -225,6 +228,17 @@ impl MapPath {
             Ok(rest) => new.join(rest),
             Err(_) => path,
         }
+    }
+}
+
+/// Ports of the image and what they are here (`--map-port OLD=NEW`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MapPort(pub Vec<(u16, u16)>);
+
+impl MapPort {
+    /// The port here.
+    pub fn apply(&self, port: u16) -> u16 {
+        self.0.iter().find(|(old, _)| *old == port).map_or(port, |(_, new)| *new)
     }
 }
 

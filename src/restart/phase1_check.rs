@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Phase 1: read all records and see that they make sense.
 
-use super::{MapPath, Options};
+use super::{MapPath, MapPort, Options};
 use crate::error::{Error, Result};
 use crate::image::read::{Image, Part};
 use crate::resource::{kinship, memory, threads};
@@ -31,6 +31,8 @@ pub struct Whole<'a> {
     chunks: Vec<Chunk>,
     /// Where files of the image are here.
     map_path: MapPath,
+    /// And its ports.
+    pub(crate) map_port: MapPort,
 }
 
 /// The records of one process.
@@ -109,6 +111,7 @@ impl<'a> Whole<'a> {
             systemv: image.records(SectionKind::SystemV).unwrap_or_default(),
             chunks: image.chunks()?,
             map_path: map_path.clone(),
+            map_port: MapPort::default(),
         })
     }
 

@@ -10,6 +10,7 @@ use crate::resource::descriptor::{
 };
 use crate::resource::{memory, process};
 use ckpt_abi::image::{EpollEntry, SectionKind, Text, Vma, VmaKind, vma_flag};
+use nix::errno::Errno;
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::fs::File;
@@ -46,6 +47,8 @@ struct FromImage<'a> {
 struct Failures {
     known: HashSet<String>,
     said: Vec<String>,
+    /// Whether something is missing: not only names and ports that others have.
+    missing: bool,
 }
 
 impl Failures {
@@ -53,6 +56,7 @@ impl Failures {
         let text = error.to_string();
         if self.known.insert(text.clone()) {
             self.said.push(format!("{whose}{text}"));
+            self.missing |= error.errno() != Errno::EADDRINUSE as i32;
         }
     }
 }
@@ -79,6 +83,10 @@ impl Sources for FromImage<'_> {
 
     fn whose(&self, process: u32) -> &str {
         self.whose.get(process as usize).map_or("", String::as_str)
+    }
+
+    fn port(&self, port: u16) -> u16 {
+        self.whole.map_port.apply(port)
     }
 
     fn is_rehearsal(&self) -> bool {
@@ -147,12 +155,11 @@ pub(crate) fn open(
         found.map_or_else(|error| failures.add(whose, &error), drop);
     }
     if !failures.said.is_empty() {
-        return Err(Error::new(format!(
-            "cannot restart {}: {}",
-            whole.image.path().display(),
-            failures.said.join("; ")
-        ))
-        .hint("bring these back, or say where they are with --map-path OLD=NEW; nothing has been changed"));
+        let (path, said) = (whole.image.path().display(), failures.said.join("; "));
+        return Err(Error::new(format!("cannot restart {path}: {said}")).hint(match failures.missing {
+            true => "bring these back, or say where they are with --map-path OLD=NEW; nothing has been changed",
+            false => "nothing has been changed",
+        }));
     }
     let mut entries = Vec::new();
     for (saved, descriptors) in all.iter().zip(&mut descriptors) {

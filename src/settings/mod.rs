@@ -31,7 +31,9 @@ pub use signal::{DEFAULT_SIGNAL, SIGNALS, parse_signal, signal_name};
 pub use template::{Template, Values};
 pub use without::Without;
 pub(crate) use words::period_text;
-pub use words::{parse_file, parse_host, parse_number, parse_pair, parse_period, parse_size};
+pub use words::{
+    parse_file, parse_host, parse_number, parse_pair, parse_period, parse_ports, parse_size,
+};
 
 /// Longest checkpoint name in bytes (PATH_MAX without its final NUL).
 pub const LONGEST_NAME: usize = NAME_LEN - 1;

@@ -101,6 +101,22 @@ pub fn parse_pair(text: &OsStr) -> Result<(PathBuf, PathBuf)> {
     Ok((old, new))
 }
 
+/// Reads OLD=NEW, two ports, or several of them with commas between.
+///
+/// # Errors
+/// What is none.
+pub fn parse_ports(text: &OsStr) -> Result<Vec<(u16, u16)>> {
+    let port = |text: &str| text.parse().ok().filter(|port| *port != 0);
+    let pair = |text: &str| {
+        let (old, new) = text.split_once('=')?;
+        Some((port(old)?, port(new)?))
+    };
+    let all: Option<Vec<_>> = text.to_str().and_then(|text| text.split(',').map(pair).collect());
+    all.ok_or_else(|| {
+        Error::new(format!("{} is not OLD=NEW with two ports from 1 to 65535", quoted(text)))
+    })
+}
+
 /// Reads an address to listen on.
 ///
 /// # Errors
@@ -115,6 +131,15 @@ pub fn parse_host(text: &OsStr) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ports() {
+        let ports = |text: &str| parse_ports(OsStr::new(text)).ok();
+        assert_eq!(ports("80=8080,443=8443"), Some(vec![(80, 8080), (443, 8443)]));
+        for wrong in ["", "80", "80=", "0=1", "1=65536", "1=2,", "a=b"] {
+            assert_eq!(ports(wrong), None, "{wrong}");
+        }
+    }
 
     #[test]
     fn sizes() {

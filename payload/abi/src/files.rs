@@ -278,6 +278,14 @@ pub mod socket_flag {
     pub const RESET: u32 = 8;
     /// It waits to be accepted.
     pub const WAITS: u32 = 16;
+    /// Somebody outside of the checkpoint has the other end, so a restart finds it reset.
+    pub const OUTSIDE: u32 = 32;
+    /// The other end has sent its end (shutdown(2)).
+    pub const ENDED: u32 = 64;
+    /// It is bound to an address that the machine did not have (IP_FREEBIND).
+    pub const FOREIGN: u32 = 128;
+    /// TCP: it is just connecting. unix: it sends to somebody outside, whose name comes behind the options.
+    pub const CONNECTS: u32 = 256;
 }
 
 record! {

@@ -20,7 +20,14 @@ fn other_machines() {
     let options =
         StubOptions { force_cpu: true, map_path: MapPath(map()), ..StubOptions::default() };
     let line = ["--map-path", "/a=/b", "--force-cpu", "--map-path", "/c=/d"];
-    assert_eq!(stub(&line), Ok(StubCommand::Restart(options)));
+    assert_eq!(stub(&line), Ok(StubCommand::Restart(Box::new(options))));
+    let options =
+        StubOptions { map_port: MapPort(vec![(1, 2), (3, 4), (5, 6)]), ..StubOptions::default() };
+    assert_eq!(
+        stub(&["--map-port", "1=2,3=4", "--map-port=5=6"]),
+        Ok(StubCommand::Restart(Box::new(options)))
+    );
+    assert!(stub(&["--map-port", "1"]).unwrap_err().contains("OLD=NEW"));
     assert!(stub(&["--map-path", "x"]).unwrap_err().contains("OLD=NEW"));
     match run(&["--cpu", "x86-64-v2", "foo"]) {
         Ok(Command::Launch { cpu: Some(Limit::Level(2, avoided)), .. }) => {

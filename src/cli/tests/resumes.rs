@@ -8,7 +8,13 @@ fn resuming() {
     let line = ["--resume", "--exit-status", "85", "--keep=3", "-n", "x%n", "foo"];
     let settings = Settings { exit_status: Some(85), keep: Some(3), ..named("x%n") };
     let resumed = |truncate_files| {
-        let resume = Some(Resume { truncate_files, any: false, trust: false, ids: Ids::Auto });
+        let resume = Some(Resume {
+            truncate_files,
+            any: false,
+            trust: false,
+            map_port: MapPort::default(),
+            ids: Ids::Auto,
+        });
         Ok(Command::Launch {
             settings: settings.clone(),
             cpu: None,
@@ -23,18 +29,24 @@ fn resuming() {
     let sentence = run(&["--resume", "-p", "7"]).unwrap_err();
     assert!(sentence.contains("--resume does not go with 'ckpt -p'"), "{sentence}");
     let options = StubOptions { truncate_files: true, ..StubOptions::default() };
-    assert_eq!(stub(&["--truncate-files"]), Ok(StubCommand::Restart(options)));
+    assert_eq!(stub(&["--truncate-files"]), Ok(StubCommand::Restart(Box::new(options))));
     let how = |line: &[&str]| match run(line) {
         Ok(Command::Launch { resume, replace, .. }) => (resume, replace),
         other => panic!("{other:?}"),
     };
-    let resume = Resume { truncate_files: false, any: true, trust: true, ids: Ids::Auto };
-    assert_eq!(how(&["--resume=any", "--trust", "foo"]), (Some(resume), false));
+    let resume = Resume {
+        truncate_files: false,
+        any: true,
+        trust: true,
+        map_port: MapPort::default(),
+        ids: Ids::Auto,
+    };
+    assert_eq!(how(&["--resume=any", "--trust", "foo"]), (Some(resume.clone()), false));
     assert_eq!(how(&["--replace", "foo"]), (None, true));
     assert!(run(&["--resume=all", "foo"]).unwrap_err().contains("--resume=any"));
     let resume = Resume { any: false, trust: false, ids: Ids::Keep, ..resume };
     assert_eq!(how(&["--resume", "--ids=keep", "foo"]), (Some(resume), false));
     let options = StubOptions { ids: Ids::New, ..StubOptions::default() };
-    assert_eq!(stub(&["--ids", "new"]), Ok(StubCommand::Restart(options)));
+    assert_eq!(stub(&["--ids", "new"]), Ok(StubCommand::Restart(Box::new(options))));
     assert!(stub(&["--ids=old"]).unwrap_err().contains("keep, new and auto"));
 }

@@ -17,7 +17,13 @@ use std::os::unix::fs::MetadataExt;
 pub(super) const KIND: Kind = Kind { recognise: |_, _| true, save, open };
 
 fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
-    saving.lose(why(fd));
+    lose(fd, look, saving, why(fd));
+    Ok(())
+}
+
+/// Gives up a descriptor.
+pub(super) fn lose(fd: &Fd, look: &Look<'_>, saving: &mut Saving, why: &str) {
+    saving.lose(why);
     if is_inherited(fd, look) {
         for loss in &mut saving.losses {
             if let Loss::Descriptor(what) = loss {
@@ -25,12 +31,11 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
             }
         }
     }
-    Ok(())
 }
 
 /// Whether the program has this only because whoever started it has it, under the same number: a shell's
 /// own pipe, which nobody misses. The descendants have it from there, too.
-fn is_inherited(fd: &Fd, look: &Look<'_>) -> bool {
+pub(super) fn is_inherited(fd: &Fd, look: &Look<'_>) -> bool {
     let of_program = !fd.cloexec && fd.number > 2;
     let root = look.tables.root().unwrap_or(look.process.pid());
     let parent = proc::stat(root, root.main_thread()).map_or(Pid::NONE, |stat| stat.ppid);
@@ -42,7 +47,7 @@ fn is_inherited(fd: &Fd, look: &Look<'_>) -> bool {
 /// What it is, for people.
 fn why(fd: &Fd) -> &'static str {
     match file_type(fd.mode) {
-        libc::S_IFSOCK => "a connection",
+        libc::S_IFSOCK => "a socket of a kind that cannot be saved",
         libc::S_IFIFO => "a pipe to another program",
         libc::S_IFCHR if terminal::is_pseudo(fd.rdev) => "a terminal that is not the program's own",
         libc::S_IFREG | libc::S_IFDIR | libc::S_IFCHR | libc::S_IFBLK => {

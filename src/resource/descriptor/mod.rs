@@ -165,6 +165,8 @@ pub(crate) enum Loss {
     Descriptor(String),
     /// The same of one that nobody is likely to miss.
     Inherited(String),
+    /// A connection that will be reset, and whose other end was outside.
+    Reset(String),
     /// A file that is too large for --embed-files.
     Large(String),
     /// A sentence of its own.
@@ -331,6 +333,7 @@ impl Loss {
         match self {
             Self::Inherited(text) => Self::Inherited(what(text)),
             Self::Descriptor(text) => Self::Descriptor(what(text)),
+            Self::Reset(text) => Self::Reset(what(text)),
             other => other.clone(),
         }
     }
@@ -342,6 +345,7 @@ fn tell(losses: Vec<Loss>, gathered: &mut Gathered) {
         match loss {
             Loss::Descriptor(what) => gathered.lists.push((List::Lost, what)),
             Loss::Inherited(what) => gathered.lists.push((List::Inherited, what)),
+            Loss::Reset(what) => gathered.lists.push((List::Reset, what)),
             Loss::Large(what) => gathered.lists.push((List::Large, what)),
             Loss::Sentence(what) if gathered.losses.contains(&what) => {}
             Loss::Sentence(what) => gathered.losses.push(what),

@@ -71,6 +71,8 @@ pub(crate) trait Sources {
     fn content(&self, process: u32, index: u32) -> Result<Vec<u8>>;
     /// What is said before a failure of a process, which names it among several.
     fn whose(&self, process: u32) -> &str;
+    /// What a port of the image is on this machine.
+    fn port(&self, port: u16) -> u16;
     /// Whether this is only to see if a program that still runs could be restarted.
     fn is_rehearsal(&self) -> bool;
     /// Gives a new file the size and the content of an object.
@@ -140,6 +142,8 @@ pub(crate) fn open_all(
         sockets: None,
     };
     let (mut all, mut failures, mut said) = (Vec::new(), Vec::new(), Vec::new());
+    // EADDRINUSE if there is nothing but that.
+    let mut taken = Errno::EADDRINUSE as i32;
     let mut led = HashSet::new();
     numbers::check(processes)?;
     for (number, records) in (0..).zip(processes) {
@@ -167,6 +171,9 @@ pub(crate) fn open_all(
                     // Whoever shares it fails the same way.
                     let failure = format!("descriptor {}: {e}", shown(record.fd));
                     if !failures.contains(&failure) {
+                        if e.errno() != taken {
+                            taken = 0;
+                        }
                         said.push(format!("{}{failure}", sources.whose(number)));
                         failures.push(failure);
                     }
@@ -183,7 +190,8 @@ pub(crate) fn open_all(
     }
     pty::finish(&opening.ptys);
     warnings.append(&mut opening.warnings);
-    if said.is_empty() { Ok(all) } else { Err(Error::new(said.join("; "))) }
+    let error = || Error::new(said.join("; ")).with_errno(taken);
+    if said.is_empty() { Ok(all) } else { Err(error()) }
 }
 
 fn open_one(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Origin> {

@@ -127,7 +127,9 @@ impl Tables {
     pub(crate) fn keep(&mut self, record: Descriptor, losses: &[Loss]) {
         let place = Place { process: record.shared_process, fd: record.shared_with };
         self.saved.insert(place, record);
-        let is_one = |loss: &&Loss| matches!(loss, Loss::Descriptor(_) | Loss::Inherited(_));
+        let is_one = |loss: &&Loss| {
+            matches!(loss, Loss::Descriptor(_) | Loss::Inherited(_) | Loss::Reset(_))
+        };
         let lost = losses.iter().find(is_one).cloned();
         self.lost.extend(lost.map(|loss| (place, loss)));
     }

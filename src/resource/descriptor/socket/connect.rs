@@ -13,14 +13,16 @@ use super::drain::{self, Room};
 use super::inet::{called, named, place};
 use super::make::{restore_filter, set_options};
 use super::name::{
-    accept, addressed, bind, bind_anyway, connect, is_left, listen, new, own_name, translated,
+    accept, addressed, bind, bind_anyway, connect, listen, new, own_name, translated,
 };
-use super::options::{self, BEFORE_BIND, LINGER, REUSEADDR, SNDBUF};
+use super::options::{self, BEFORE_BIND, FREEBIND, LINGER, REUSEADDR, REUSEPORT, SNDBUF};
+use super::ports;
 use super::queue::Message;
-use crate::error::{Because, Error, Result};
+use crate::error::{Because, Result};
 use crate::order;
 use ckpt_abi::image::{Socket, socket_flag};
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::libc;
 use nix::sys::socket::{MsgFlags, Shutdown, send, shutdown};
 use std::collections::{BTreeMap, HashMap};
@@ -30,20 +32,17 @@ use zerocopy::FromBytes;
 
 /// A socket of the image.
 pub(super) struct Item {
-    socket: Socket,
-    local: Vec<u8>,
-    options: Vec<u8>,
-    remote: Vec<u8>,
-    messages: Vec<Message>,
+    pub(super) socket: Socket,
+    pub(super) local: Vec<u8>,
+    pub(super) options: Vec<u8>,
+    pub(super) remote: Vec<u8>,
+    pub(super) messages: Vec<Message>,
 }
 
 /// Sockets by the inode numbers that they had.
 type Ends = HashMap<u64, OwnedFd>;
 
 const FLAGS: MsgFlags = MsgFlags::MSG_DONTWAIT.union(MsgFlags::MSG_NOSIGNAL);
-
-/// How long the kernel keeps the port of a closed connection (include/net/tcp.h, TCP_TIMEWAIT_LEN), and a little more.
-const TIME_WAIT: Duration = Duration::from_secs(65);
 
 /// How long a connection may take what waited in it.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -62,18 +61,30 @@ impl Item {
         (socket.family != 0).then_some(Self { socket, local, options, remote, messages })
     }
 
-    fn is(&self, flag: u32) -> bool {
+    pub(super) fn is(&self, flag: u32) -> bool {
         self.socket.flags & flag != 0
     }
 
-    fn is_stream(&self) -> bool {
+    pub(super) fn is_stream(&self) -> bool {
         self.socket.kind as i32 == libc::SOCK_STREAM
     }
 
     /// A new socket of this kind.
-    fn make(&self) -> Result<OwnedFd> {
+    pub(super) fn make(&self) -> Result<OwnedFd> {
         let (kind, protocol) = (self.socket.kind as i32, self.socket.protocol as i32);
         new(self.socket.family, kind, protocol).because(|| "cannot make a socket")
+    }
+
+    /// Shuts an end as it was.
+    fn shut(&self, end: &OwnedFd) {
+        let how = match self.socket.shutdown {
+            1 => Shutdown::Read,
+            2 => Shutdown::Write,
+            3 => Shutdown::Both,
+            _ => return,
+        };
+        // What was reset is at its end already.
+        let _ = shutdown(end.as_raw_fd(), how);
     }
 
     /// The connection for people.
@@ -89,14 +100,14 @@ impl Item {
 pub(super) fn all(items: &BTreeMap<u64, Item>, warnings: &mut Vec<String>) -> Result<Ends> {
     let mut make =
         Make { items, ends: HashMap::new(), ghosts: HashMap::new(), listeners: HashMap::new() };
-    make.await_ports()?;
     make.connections(warnings)?;
     make.listeners.clear();
-    make.bound()?;
+    make.bound(warnings)?;
     make.fill()?;
-    make.connect_datagrams()?;
+    make.connect_datagrams(warnings)?;
     make.set_options(warnings);
     make.wait(warnings)?;
+    make.connecting(warnings)?;
     make.shut();
     for (inode, end) in &make.ends {
         let options = items.get(inode).map(|item| &item.options[..]);
@@ -127,27 +138,6 @@ impl<'a> Make<'a> {
         let port = place(name).map(|(_, port)| port);
         let mut all = self.items.values();
         all.any(|item| item.is(socket_flag::LISTENS) && place(&item.local).map(|at| at.1) == port)
-    }
-
-    /// Waits for ports that only the kernel has any more.
-    fn await_ports(&self) -> Result<()> {
-        let (begun, mut told) = (Instant::now(), false);
-        for item in self.items.values() {
-            let bound = item.is(socket_flag::BOUND) && item.is_stream();
-            while bound && bind_anyway(&item.make()?, &item.local) == Err(Errno::EADDRINUSE) {
-                let name = called(&item.local);
-                if !is_left(&item.local) || begun.elapsed() > TIME_WAIT {
-                    return Err(taken(Errno::EADDRINUSE, &name));
-                }
-                if !std::mem::replace(&mut told, true) {
-                    eprintln!(
-                        "ckpt: waits for the port of {name}, which the kernel keeps for a minute after its use"
-                    );
-                }
-                std::thread::sleep(TIME_WAIT / 500);
-            }
-        }
-        Ok(())
     }
 
     fn connections(&mut self, warnings: &mut Vec<String>) -> Result<()> {
@@ -182,16 +172,18 @@ impl<'a> Make<'a> {
         let family = client.map_or(server.socket.family, |client| client.socket.family);
         let (name, to) = (&server.remote[..], translated(&server.local, family));
         let from = client.map_or(name, |client| &client.local);
-        if !server.remote.is_empty() {
-            match self.meet(server, &server.local, family, Some(from), &to) {
-                Ok(made) => return Ok(made),
-                Err(_) => {
-                    warnings.push(format!("{} has another port or address by now", server.line()))
-                }
-            }
-            if let Ok(made) = self.meet(server, &server.local, family, None, &to) {
-                return Ok(made);
-            }
+        let named = !server.remote.is_empty();
+        if named && let Ok(made) = self.meet(server, &server.local, family, Some(from), &to) {
+            return Ok(made);
+        }
+        // Nobody sees whom a connection that is reset has been to.
+        if named && !server.is(socket_flag::OUTSIDE | socket_flag::CONNECTS) {
+            warnings.push(format!("{} has another port or address by now", server.line()));
+        }
+        if place(&server.local).is_some_and(|(_, port)| port != 0)
+            && let Ok(made) = self.meet(server, &server.local, family, None, &to)
+        {
+            return Ok(made);
         }
         let four = place(&server.local).is_some_and(|(ip, _)| ip.is_ipv4());
         let own = own_name(server.socket.family, four);
@@ -229,19 +221,34 @@ impl<'a> Make<'a> {
     }
 
     /// Those that are not connected.
-    fn bound(&mut self) -> Result<()> {
+    fn bound(&mut self, warnings: &mut Vec<String>) -> Result<()> {
         for (inode, item) in self.items {
-            if self.ends.contains_key(inode) || item.is(socket_flag::WAITS) {
+            let otherwise = socket_flag::WAITS | socket_flag::CONNECTS;
+            if self.ends.contains_key(inode) || item.is(otherwise) {
                 continue;
             }
             let end = item.make()?;
             let _ = options::restore(&end, &item.options, &BEFORE_BIND);
-            let name = || called(&item.local);
-            if item.is(socket_flag::BOUND) {
-                bind_anyway(&end, &item.local).map_err(|e| taken(e, &name()))?;
+            if ports::is_crowded(item, self.items) {
+                let _ = options::set_int(&end, REUSEPORT, 1);
+            }
+            if item.is(socket_flag::FOREIGN) {
+                let _ = options::set_int(&end, FREEBIND, 1);
+            }
+            if item.is(socket_flag::BOUND)
+                && let Err(errno) = bind_anyway(&end, &item.local)
+            {
+                if !ports::sends_outside(item, self.items) {
+                    return Err(ports::refused(errno, &called(&item.local)));
+                }
+                warnings.push(format!(
+                    "the socket that sends to {} has another port or address by now",
+                    called(&item.remote)
+                ));
             }
             if item.is(socket_flag::LISTENS) {
-                listen(&end, item.socket.backlog).map_err(|e| taken(e, &name()))?;
+                listen(&end, item.socket.backlog)
+                    .map_err(|errno| ports::refused(errno, &called(&item.local)))?;
             }
             self.ends.insert(*inode, end);
         }
@@ -303,12 +310,17 @@ impl<'a> Make<'a> {
         }
     }
 
-    fn connect_datagrams(&self) -> Result<()> {
+    fn connect_datagrams(&self, warnings: &mut Vec<String>) -> Result<()> {
         for (inode, item) in self.items {
             let Some(end) = self.ends.get(inode) else { continue };
-            if !item.is_stream() && !item.remote.is_empty() {
-                connect(end, &item.remote)
-                    .because(|| format!("cannot connect to {}", called(&item.remote)))?;
+            if item.is_stream() || item.remote.is_empty() {
+                continue;
+            }
+            let why = || format!("cannot connect to {}", called(&item.remote));
+            let connected = connect(end, &item.remote).because(why);
+            match ports::sends_outside(item, self.items) {
+                true => warnings.extend(connected.err().map(|error| error.to_string())),
+                false => connected?,
             }
         }
         Ok(())
@@ -335,34 +347,67 @@ impl<'a> Make<'a> {
         Ok(())
     }
 
+    /// Those that were just connecting begin anew; what the kernel refuses at once becomes a reset connection.
+    fn connecting(&mut self, warnings: &mut Vec<String>) -> Result<()> {
+        for (inode, item) in self.items.iter().filter(|(_, item)| item.is(socket_flag::CONNECTS)) {
+            let end = item.make()?;
+            let _ = options::restore(&end, &item.options, &BEFORE_BIND);
+            let _ = bind(&end, &item.local);
+            set_options(&end, &item.options, warnings);
+            // The program's own flags come when it has its number.
+            let waits_not = nix::fcntl::F_SETFL(OFlag::O_NONBLOCK);
+            nix::fcntl::fcntl(&end, waits_not).because(|| "cannot set the flags of a socket")?;
+            let made = connect(&end, &item.remote);
+            set_options(&end, &item.options, warnings);
+            let end = match made {
+                Ok(()) | Err(Errno::EINPROGRESS) => end,
+                Err(_) => {
+                    let (own, ghost) = self.connection(item, None, warnings)?;
+                    end_at_once(ghost);
+                    own
+                }
+            };
+            self.ends.insert(*inode, end);
+        }
+        self.listeners.clear();
+        Ok(())
+    }
+
     /// Ends what had ended.
     fn shut(&mut self) {
         for (inode, item) in self.items {
-            if let Some(ghost) = self.ghosts.remove(inode).filter(|_| item.is(socket_flag::RESET)) {
-                let at_once = [1i32.to_ne_bytes(), [0; 4]];
-                let _ = options::set(&ghost, LINGER, at_once.as_flattened());
+            if item.is(socket_flag::OUTSIDE) {
+                self.reset(*inode, item);
+                continue;
             }
-            let how = match item.socket.shutdown {
-                1 => Shutdown::Read,
-                2 => Shutdown::Write,
-                3 => Shutdown::Both,
-                _ => continue,
-            };
+            if let Some(ghost) = self.ghosts.remove(inode).filter(|_| item.is(socket_flag::RESET)) {
+                end_at_once(ghost);
+            }
             if let Some(end) = self.ends.get(inode) {
-                // What was reset is at its end already.
-                let _ = shutdown(end.as_raw_fd(), how);
+                item.shut(end);
             }
         }
     }
+
+    /// Resets a connection whose other end was outside, when all has come that waits in it: that stays to be read
+    /// (net/ipv4/tcp.c, tcp_recvmsg_locked).
+    fn reset(&mut self, inode: u64, item: &Item) {
+        let (Some(ghost), Some(end)) = (self.ghosts.remove(&inode), self.ends.get(&inode)) else {
+            return;
+        };
+        drain::drain(end, Some(&ghost), || drain::unsent(&ghost));
+        if item.is(socket_flag::ENDED) {
+            let _ = shutdown(ghost.as_raw_fd(), Shutdown::Write);
+        }
+        item.shut(end);
+        end_at_once(ghost);
+    }
 }
 
-fn taken(errno: Errno, name: &str) -> Error {
-    match errno {
-        Errno::EADDRINUSE => Error::new(format!("the port of {name} is in use by another program"))
-            .hint("end that first; it may be the program that was saved"),
-        Errno::EADDRNOTAVAIL => Error::new(format!("this machine has not the address {name}")),
-        errno => Error::new(format!("cannot make a socket at {name}: {}", errno.desc())),
-    }
+/// Closes an end so that the other is reset.
+fn end_at_once(ghost: OwnedFd) {
+    let at_once = [1i32.to_ne_bytes(), [0; 4]];
+    let _ = options::set(&ghost, LINGER, at_once.as_flattened());
 }
 
 /// Sends the bytes of a stream; what the reader has no room for stays with the sender, as it was, as far as that has

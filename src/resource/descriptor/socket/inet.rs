@@ -7,7 +7,8 @@
 //! The system calls write into buffers of our own, whose lengths they are given.
 #![allow(unsafe_code)]
 
-use super::{Tie, drain, gone_client, is_inside, options, queue};
+use super::name::{bind, name_of, new};
+use super::{Tie, arrived, is_inside, options, queue};
 use crate::error::Result;
 use crate::proc::Pid;
 use crate::proc::fds::{Fd, UNDER_WAY};
@@ -16,6 +17,7 @@ use crate::proc::unix;
 use crate::ptrace::{borrowed, raw};
 use crate::resource::descriptor::{Content, Look, Saving, Tables, file_type, pipe};
 use ckpt_abi::image::{Socket, socket_flag};
+use nix::errno::Errno;
 use nix::libc;
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -26,20 +28,22 @@ use zerocopy::{FromZeros, IntoBytes};
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Inet {
     /// A descriptor that leads to it, and whose.
-    at: (Pid, u32),
+    pub(super) at: (Pid, u32),
     family: i32,
     kind: i32,
     protocol: i32,
     /// That of TCP; of UDP, ESTABLISHED or CLOSE.
-    state: u8,
+    pub(super) state: u8,
     /// Its name (struct sockaddr).
-    local: Vec<u8>,
+    pub(super) local: Vec<u8>,
     /// That of the other end, if it is connected.
-    remote: Vec<u8>,
+    pub(super) remote: Vec<u8>,
     /// Connections that wait to be accepted, and how many may.
-    queue: [u32; 2],
+    pub(super) queue: [u32; 2],
     /// A connection that has ended altogether.
     dead: bool,
+    /// TCP with nothing above it: neither MPTCP nor TLS of the kernel (TCP_ULP).
+    plain: bool,
     /// Of UDP, what shutdown(2) has ended.
     shut: u8,
 }
@@ -92,7 +96,7 @@ pub(crate) fn all(tables: &Tables) -> HashMap<u64, Inet> {
 }
 
 impl Inet {
-    fn of(fd: &OwnedFd, at: (Pid, u32)) -> Option<Self> {
+    pub(super) fn of(fd: &OwnedFd, at: (Pid, u32)) -> Option<Self> {
         let asked = |option| options::get(fd, option);
         let (family, kind) = (asked(options::DOMAIN)?, asked(options::TYPE)?);
         let protocol = asked(options::PROTOCOL)?;
@@ -117,17 +121,17 @@ impl Inet {
             one.state = state::LISTENS;
         }
         one.dead = one.state == state::CLOSE && queue::answers(fd, libc::POLLRDHUP);
-        let plain = one.protocol == libc::IPPROTO_TCP
-            || one.state == state::LISTENS
-            || one.state == state::CLOSE && !one.dead;
-        (known && plain).then_some(one)
+        let mut above = [0; 16];
+        options::ask(fd, options::ULP, &mut above);
+        one.plain = one.protocol == libc::IPPROTO_TCP && above[0] == 0;
+        known.then_some(one)
     }
 
-    fn is_tcp(&self) -> bool {
+    pub(super) fn is_tcp(&self) -> bool {
         self.kind == libc::SOCK_STREAM
     }
 
-    fn local(&self) -> Option<Place> {
+    pub(super) fn local(&self) -> Option<Place> {
         place(&self.local)
     }
 
@@ -136,17 +140,14 @@ impl Inet {
     }
 
     /// Whether what is sent there comes to this socket.
-    fn receives(&self, at: Place) -> bool {
+    pub(super) fn receives(&self, at: Place) -> bool {
         self.local().is_some_and(|(ip, port)| port == at.1 && (ip == at.0 || ip.is_unspecified()))
     }
 
     /// Whether it is the other end of a connection.
     fn is_peer(&self, of: &Self) -> bool {
         let ends = (self.local(), self.remote());
-        self.is_tcp()
-            && of.is_tcp()
-            && ends.1.is_some()
-            && (ends.1, ends.0) == (of.local(), of.remote())
+        self.plain && of.plain && ends.1.is_some() && (ends.1, ends.0) == (of.local(), of.remote())
     }
 
     /// Whether its other end is on this machine as far as its address tells.
@@ -186,51 +187,54 @@ pub(super) fn judge<'a>(fd: &Fd, look: &'a Look<'_>) -> Option<(&'a Inet, Tie)> 
     let tie = match own.state {
         state::LISTENS => Tie::None,
         state::CLOSE if own.dead => Tie::Abandoned,
-        state::CLOSE => Tie::None,
-        _ if !own.is_tcp() => {
-            let remote = own.remote()?;
-            let receives = |other: &Inet| !other.is_tcp() && other.receives(remote);
-            let found = inside.any(|(_, other)| receives(other)) || receives(own);
-            found.then_some(Tie::None)?
-        }
-        state::CONNECTING => {
-            let mut known = look.tables.tcp().iter();
-            let line = known.find(|line| line.inode == fd.inode)?;
-            (line.remote.0.is_loopback() || line.remote.0 == line.local.0).then_some(Tie::None)?
-        }
+        state::CLOSE | state::CONNECTING => Tie::None,
+        _ if !own.is_tcp() => Tie::None,
+        _ if !own.plain => Tie::Outside,
         _ => match inside.find(|(_, other)| own.is_peer(other)) {
             Some((inode, _)) => Tie::Peer(*inode),
-            None => alone(own, look)?,
+            None => alone(own, look),
         },
     };
     Some((own, tie))
 }
 
 /// The tie of a connection whose other end no process of the checkpoint has.
-fn alone(own: &Inet, look: &Look<'_>) -> Option<Tie> {
+fn alone(own: &Inet, look: &Look<'_>) -> Tie {
     if !own.is_local() {
-        return None;
+        return Tie::Outside;
     }
-    let Some(other) = other_end(own, look) else {
-        return (own.state == state::CLOSE_WAIT).then_some(Tie::Abandoned);
+    match other_end(own, look) {
+        None if own.state == state::CLOSE_WAIT => return Tie::Abandoned,
+        None => return Tie::Outside,
+        Some(other) if other.inode != 0 => return Tie::Outside,
+        Some(other) if !matches!(other.state, state::ESTABLISHED | state::CLOSE_WAIT) => {
+            return Tie::Abandoned;
+        }
+        Some(_) => {}
+    }
+    let Some(at) = own.remote() else { return Tie::Outside };
+    let mut all = look.tables.inet().iter();
+    let listens = |(inode, it): &(&u64, &Inet)| {
+        it.state == state::LISTENS && it.receives(at) && is_inside(**inode, look)
     };
-    if other.inode != 0 {
-        return None;
-    }
-    if !matches!(other.state, state::ESTABLISHED | state::CLOSE_WAIT) {
-        return Some(Tie::Abandoned);
-    }
-    let all = look.tables.inet();
-    let mut listeners =
-        all.iter().filter(|(_, it)| it.state == state::LISTENS && it.receives(other.local));
-    let (listener, _) = listeners.find(|(inode, _)| is_inside(**inode, look))?;
-    Some(Tie::Waits(*listener, 0))
+    all.find(listens).map_or(Tie::Outside, |(listener, _)| Tie::Waits(*listener, 0))
 }
 
 /// What the kernel tells of the other end of a connection that no process of the checkpoint has.
-fn other_end<'a>(own: &Inet, look: &'a Look<'_>) -> Option<&'a Tcp> {
+pub(super) fn other_end<'a>(own: &Inet, look: &'a Look<'_>) -> Option<&'a Tcp> {
     let ends = (own.local()?, own.remote()?);
     look.tables.tcp().iter().find(|other| (other.remote, other.local) == ends)
+}
+
+/// Whether a socket is bound to an address that this machine does not have (IP_FREEBIND).
+fn is_foreign(own: &Inet) -> bool {
+    if own.local().is_none_or(|(ip, _)| ip.is_unspecified() || ip.is_loopback()) {
+        return false;
+    }
+    let mut name = own.local.clone();
+    name[2..4].fill(0);
+    let made = new(own.family as u32, own.kind, own.protocol);
+    made.and_then(|made| bind(&made, &name)) == Err(Errno::EADDRNOTAVAIL)
 }
 
 pub(super) fn save(
@@ -255,8 +259,15 @@ pub(super) fn save(
             (socket.flags, socket.backlog) =
                 (socket_flag::LISTENS | socket_flag::BOUND, own.queue[1]);
         }
+        (_, state::CONNECTING) => socket.flags = socket_flag::CONNECTS,
         (Tie::None, _) => socket.flags = if bound { socket_flag::BOUND } else { 0 },
         (Tie::Peer(peer), _) => socket.peer = peer,
+        (Tie::Outside | Tie::Named(_), _) => {
+            let ended = matches!(own.state, state::CLOSE_WAIT | LAST_ACK | CLOSING);
+            socket.flags = socket_flag::ABANDONED | socket_flag::RESET | socket_flag::OUTSIDE;
+            socket.flags |= if ended { socket_flag::ENDED } else { 0 };
+            super::reset(fd, look, saving, &format!("TCP to {}", called(&own.remote)));
+        }
         (Tie::Abandoned, _) => {
             let reset = if polled(libc::POLLERR) { socket_flag::RESET } else { 0 };
             socket.flags = socket_flag::ABANDONED | reset;
@@ -267,11 +278,14 @@ pub(super) fn save(
                 (socket_flag::WAITS, listener, fd.inode as u32);
         }
     }
+    if socket.flags & socket_flag::BOUND != 0 && is_foreign(own) {
+        socket.flags |= socket_flag::FOREIGN;
+    }
     let waiting = match own.is_tcp() {
-        true => of_stream(own, &ours, tie, look, saving)?,
-        false => of_datagrams(own, &ours, look, saving)?,
+        true => arrived::of_stream(own, &ours, tie, look, saving)?,
+        false => arrived::of_datagrams(own, &ours, look, saving)?,
     };
-    if own.is_tcp() && !matches!(own.state, state::LISTENS | state::CLOSE) {
+    if own.is_tcp() && !matches!(own.state, state::LISTENS | state::CLOSE | state::CONNECTING) {
         // Of a connection that has not come to an end, only its own call ends what it receives.
         let ended = matches!(own.state, state::CLOSE_WAIT | LAST_ACK | CLOSING);
         socket.shutdown = u32::from(!ended && polled(libc::POLLRDHUP));
@@ -285,8 +299,15 @@ pub(super) fn save(
         socket.shutdown = own.shut.into();
     }
     let options = super::save_options(&ours, saving);
-    let mut pieces =
-        vec![socket.as_bytes().to_vec(), own.local.clone(), options, own.remote.clone()];
+    let remote = match own.state {
+        // It is not told before there is a connection.
+        state::CONNECTING => {
+            let line = look.tables.tcp().iter().find(|line| line.inode == fd.inode);
+            line.map(|line| name_of(line.remote, socket.family)).unwrap_or_default()
+        }
+        _ => own.remote.clone(),
+    };
+    let mut pieces = vec![socket.as_bytes().to_vec(), own.local.clone(), options, remote];
     for message in waiting {
         pieces.extend((!own.is_tcp()).then_some(message.from));
         pieces.push(message.bytes);
@@ -297,146 +318,7 @@ pub(super) fn save(
 }
 
 /// States of a connection that has sent its end (include/net/tcp_states.h).
-const FIN_WAIT1: u8 = 4;
-const FIN_WAIT2: u8 = 5;
-const LAST_ACK: u8 = 9;
-const CLOSING: u8 = 11;
-
-/// What can be read from a TCP socket, when all has come.
-fn of_stream(
-    own: &Inet,
-    ours: &OwnedFd,
-    tie: Tie,
-    look: &Look<'_>,
-    saving: &mut Saving,
-) -> Result<Vec<queue::Message>> {
-    let called = || format!("{} from {}", called(&own.local), called(&own.remote));
-    match own.state {
-        state::LISTENS => {
-            name_waiting(own, look, saving);
-            return Ok(Vec::new());
-        }
-        state::CONNECTING => {
-            saving.passing.push(format!(
-                "a connection is just being made (descriptor {}), which nobody has accepted yet",
-                saving.record.fd
-            ));
-            return Ok(Vec::new());
-        }
-        _ => {}
-    }
-    let untouched = look.tables.untouched;
-    let all_come = match tie {
-        Tie::Peer(_) | Tie::Abandoned if untouched => true,
-        Tie::Peer(peer) => {
-            let sender = look.tables.inet().get(&peer).map(|other| other.at);
-            let sender =
-                sender.and_then(|(pid, fd)| raw::take_descriptor(pid, fd.cast_signed()).ok());
-            let under_way = || sender.as_ref().map_or(0, drain::unsent);
-            drain::drain(ours, sender.as_ref(), under_way)
-        }
-        Tie::Abandoned => {
-            let state = || Inet::of(ours, own.at).map_or(state::CLOSE, |now| now.state);
-            let open = || matches!(state(), state::ESTABLISHED | FIN_WAIT1 | FIN_WAIT2);
-            drain::drain(ours, None, || if open() { AT_MOST } else { 0 })
-        }
-        Tie::Waits(..) => {
-            let other = other_end(own, look);
-            let end = u64::from(other.is_some_and(|other| other.state == state::CLOSE_WAIT));
-            other.is_none_or(|other| other.readable <= end) && drain::unsent(ours) == 0
-        }
-        Tie::None => true,
-    };
-    if !all_come {
-        saving.passing.push(match tie {
-            Tie::Waits(..) => format!(
-                "{} has been sent data before it accepted the connection from {}: they can be saved when it has",
-                self::called(&own.remote), self::called(&own.local)
-            ),
-            _ => format!("{} has no room for all that was sent to it: it has to read first", called()),
-        });
-    }
-    let waiting = match untouched {
-        true => queue::glance(ours),
-        false => queue::stream(ours, drain::readable(ours))?,
-    };
-    let urgent = queue::answers(ours, libc::POLLPRI);
-    if waiting.unseen || urgent {
-        saving
-            .obstacles
-            .push(format!("{} has been sent urgent data, which it has to read first", called()));
-    }
-    Ok(waiting.messages)
-}
-
-/// The most that a sender who is gone may have left, in bytes (tcp_wmem).
-const AT_MOST: usize = 4 << 20;
-
-/// Whether a client of this machine has closed its end before it was accepted: what it has sent is in nobody's hands.
-fn has_gone_client(own: &Inet, look: &Look<'_>) -> bool {
-    let (port, all) = (own.local().map(|local| local.1), look.tables.tcp());
-    let is_held = |it: &Tcp| {
-        let ends = (it.remote, it.local);
-        all.iter().any(|other| other.inode != 0 && (other.local, other.remote) == ends)
-    };
-    all.iter().any(|it| {
-        let here = it.remote.0.is_loopback() || it.remote.0 == it.local.0;
-        let waits = it.inode == 0 && it.state == state::CLOSE_WAIT && Some(it.local.1) == port;
-        waits && here && !is_held(it)
-    })
-}
-
-/// Connections that somebody else waits for.
-fn name_waiting(own: &Inet, look: &Look<'_>, saving: &mut Saving) {
-    if own.queue[0] == 0 {
-        return;
-    }
-    if has_gone_client(own, look) {
-        saving.passing.push(gone_client(&called(&own.local)));
-    }
-    let waits = |fd: &&Fd| matches!(judge(fd, look), Some((_, Tie::Waits(listener, _))) if listener == saving.record.inode);
-    let mut inodes: Vec<u64> =
-        look.tables.everywhere().map(|(_, fd)| fd).filter(waits).map(|fd| fd.inode).collect();
-    inodes.sort_unstable();
-    inodes.dedup();
-    let outside = (own.queue[0] as usize).saturating_sub(inodes.len());
-    if outside > 0 {
-        let called = called(&own.local);
-        saving.say(format!("{outside} connections of others that wait to be accepted at {called}"));
-    }
-}
-
-/// What waits at a UDP socket.
-fn of_datagrams(
-    own: &Inet,
-    ours: &OwnedFd,
-    look: &Look<'_>,
-    saving: &mut Saving,
-) -> Result<Vec<queue::Message>> {
-    // A look would take the error away.
-    if queue::answers(ours, libc::POLLERR) {
-        saving.say(format!(
-            "an error that {} has not been told, and what waits there",
-            called(&own.local)
-        ));
-        return Ok(Vec::new());
-    }
-    if look.tables.untouched {
-        return Ok(Vec::new());
-    }
-    let queue::Waiting { messages, doubtful, .. } = queue::messages(ours, None)?;
-    if doubtful {
-        saving.say(queue::doubt(&called(&own.local)));
-    }
-    let known = |message: &&queue::Message| {
-        let from = place(&message.from);
-        from.is_some_and(|from| {
-            look.tables.inet().values().any(|it| !it.is_tcp() && it.receives(from))
-        })
-    };
-    let strange = messages.iter().filter(|message| !known(message)).count();
-    if strange > 0 {
-        saving.say(format!("{strange} messages of others that wait at {}", called(&own.local)));
-    }
-    Ok(messages.iter().filter(known).cloned().collect())
-}
+pub(super) const FIN_WAIT1: u8 = 4;
+pub(super) const FIN_WAIT2: u8 = 5;
+pub(super) const LAST_ACK: u8 = 9;
+pub(super) const CLOSING: u8 = 11;

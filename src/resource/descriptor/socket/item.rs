@@ -6,7 +6,7 @@ use crate::error::{Because, Error, Result};
 use crate::proc::unix::Unix;
 use crate::resource::descriptor::open::{Sources, place};
 use crate::resource::descriptor::spot::Spot;
-use ckpt_abi::image::{Descriptor, Socket};
+use ckpt_abi::image::{Descriptor, Socket, socket_flag};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{
@@ -30,6 +30,8 @@ pub(super) struct Item {
     pub(super) socket: Socket,
     pub(super) name: Vec<u8>,
     pub(super) options: Vec<u8>,
+    /// The name of somebody outside to whom it sends, or nothing.
+    pub(super) sends_to: Vec<u8>,
     pub(super) messages: Vec<Message>,
     /// The file that it is bound to, here.
     pub(super) file: Option<PathBuf>,
@@ -49,6 +51,10 @@ impl Item {
         let mut pieces = pieces.into_iter();
         let (socket, _) = Socket::read_from_prefix(pieces.next()?).ok()?;
         let (mut name, options) = (pieces.next()?.to_vec(), pieces.next()?.to_vec());
+        let sends_to = match socket.flags & socket_flag::CONNECTS {
+            0 => Vec::new(),
+            _ => pieces.next()?.to_vec(),
+        };
         let apart = socket.kind.cast_signed() != libc::SOCK_STREAM;
         let mut messages = Vec::new();
         while let Some(first) = pieces.next() {
@@ -70,7 +76,17 @@ impl Item {
             }
         }
         let elsewhere = OnceCell::new();
-        Some(Self { process, socket, name, options, messages, file, directory, elsewhere })
+        Some(Self {
+            process,
+            socket,
+            name,
+            options,
+            sends_to,
+            messages,
+            file,
+            directory,
+            elsewhere,
+        })
     }
 
     pub(super) fn is(&self, flag: u32) -> bool {
@@ -107,6 +123,14 @@ impl Item {
         let flags = SockFlag::SOCK_CLOEXEC;
         let made = socketpair(AddressFamily::Unix, self.kind(), None, flags);
         made.because(|| "cannot make a pair of sockets")
+    }
+
+    /// The address of somebody outside to whom it sends.
+    pub(super) fn to(&self) -> Option<nix::Result<UnixAddr>> {
+        Some(match self.sends_to.split_first()? {
+            (0, name) => UnixAddr::new_abstract(name),
+            _ => UnixAddr::new(OsStr::from_bytes(&self.sends_to)),
+        })
     }
 
     /// Does something with the name as an address, where a path begins.
@@ -208,7 +232,6 @@ impl Item {
 
     fn taken(&self) -> Error {
         Error::new(format!("{} is in use by another program", self.called()))
-            .hint("end that first; it may be the program that was saved")
     }
 
     /// Removes the file of a socket that nobody has any more.
@@ -223,6 +246,18 @@ impl Item {
         others: Option<&HashMap<u64, Unix>>,
     ) -> Result<()> {
         let Ok(found) = spot.look() else { return Ok(()) };
+        self.judge(file, &found, others)?;
+        let removed = spot.remove(UnlinkatFlags::NoRemoveDir);
+        removed.because(|| format!("cannot replace {}", self.called()))
+    }
+
+    /// Whether the file that has the name is a socket that nobody has any more.
+    fn judge(
+        &self,
+        file: &Path,
+        found: &libc::stat,
+        others: Option<&HashMap<u64, Unix>>,
+    ) -> Result<()> {
         if found.st_mode & libc::S_IFMT != libc::S_IFSOCK {
             return Err(Error::new(format!(
                 "{} cannot be made: there is another file of that name",
@@ -234,11 +269,26 @@ impl Item {
             it.file == Some(found.st_ino as u32)
                 || it.is_bound() && it.name == file.as_os_str().as_bytes()
         };
-        if others.any(same) {
-            return Err(self.taken());
-        }
-        let removed = spot.remove(UnlinkatFlags::NoRemoveDir);
-        removed.because(|| format!("cannot replace {}", self.called()))
+        if others.any(same) { Err(self.taken()) } else { Ok(()) }
+    }
+
+    /// Why the name cannot be had, as far as a look tells.
+    pub(super) fn obstacle(&self, others: Option<&HashMap<u64, Unix>>) -> Option<String> {
+        const CHOSEN: usize = 6;
+        let judged = match (&self.file, self.name.first()) {
+            (Some(file), _) => {
+                let spot = Spot::of(file).ok()?;
+                let found = spot.look().ok()?;
+                self.judge(file, &found, others)
+            }
+            (None, Some(0)) if self.name.len() != CHOSEN => {
+                let mut all = others?.values();
+                let taken = all.any(|it| it.is_bound() && it.name == self.name);
+                if taken { Err(self.taken()) } else { Ok(()) }
+            }
+            _ => Ok(()),
+        };
+        judged.err().map(|error| error.to_string())
     }
 }
 

@@ -4,7 +4,7 @@
 
 use super::item::Item;
 use super::queue::Message;
-use super::{connect, flight, options};
+use super::{connect, flight, options, ports};
 use crate::error::{Because, Error, Result};
 use crate::order;
 use crate::proc::fds::UNDER_WAY;
@@ -54,7 +54,9 @@ impl Made {
             }
         }
         await_collection(&items);
+        ports::map(&mut inet, |port| opening.sources.port(port));
         let mut make = Make { items, ends: HashMap::new(), ghosts: HashMap::new() };
+        make.all_free(&inet)?;
         make.unconnected()?;
         opening.warnings.extend(make.connected()?);
         make.set_options(&mut opening.warnings);
@@ -85,7 +87,7 @@ impl Made {
     ) -> Result<()> {
         let Some(make) = &mut self.make else { return Ok(()) };
         make.fill(all)?;
-        make.connect_one_way()?;
+        make.connect_one_way(warnings)?;
         make.shut()?;
         for (inode, item) in &make.items {
             if let Some(end) = make.ends.get(inode) {
@@ -128,6 +130,27 @@ impl Make {
         let both =
             !item.is(socket_flag::WAITS) && peer.socket.peer == inode && item.socket.peer != inode;
         both.then_some(item.socket.peer)
+    }
+
+    /// Looks for names and ports that others have, all of them, before anything is made.
+    fn all_free(&self, inet: &BTreeMap<u64, connect::Item>) -> Result<()> {
+        let others = unix::all();
+        let alone = self.items.iter().filter(|(inode, item)| self.is_bound_alone(**inode, item));
+        let mut problems: Vec<String> =
+            alone.filter_map(|(_, item)| item.obstacle(others.as_ref())).collect();
+        let taken = ports::problems(inet)?;
+        let ports = !taken.is_empty();
+        problems.extend(taken);
+        if problems.is_empty() {
+            return Ok(());
+        }
+        let error = Error::new(problems.join("; ")).with_errno(Errno::EADDRINUSE as i32);
+        Err(match ports {
+            true => error.hint(
+                "end what has these, or choose other ports (--map-port OLD=NEW); it may be the program that was saved",
+            ),
+            false => error.hint("end what has these; it may be the program that was saved"),
+        })
     }
 
     fn is_bound_alone(&self, inode: u64, item: &Item) -> bool {
@@ -183,6 +206,11 @@ impl Make {
                 let accepted = [Some(item), other].map(|it| it.filter(|it| !it.name.is_empty()));
                 match accepted {
                     [None, None] => item.pair()?,
+                    [Some(item), None]
+                        if item.is(socket_flag::OUTSIDE) && self.listener(item).is_none() =>
+                    {
+                        item.pair()?
+                    }
                     [Some(item), other] if other.is_none() || self.listener(item).is_some() => {
                         let (client, server) = self.accepted(item, other, &mut unnamed)?;
                         (server, client)
@@ -290,8 +318,18 @@ impl Make {
     }
 
     /// Sockets that send to one that does not send to them.
-    fn connect_one_way(&self) -> Result<()> {
+    fn connect_one_way(&self, warnings: &mut Vec<String>) -> Result<()> {
         for (inode, item) in &self.items {
+            if let (Some(to), Some(end)) = (item.to(), self.ends.get(inode)) {
+                let connected = to.and_then(|to| nix::sys::socket::connect(end.as_raw_fd(), &to));
+                warnings.extend(connected.err().map(|errno| {
+                    let name = String::from_utf8_lossy(&item.sends_to).replace('\0', "@");
+                    format!(
+                        "a socket that sends to {name} is not connected to it: {}",
+                        errno.desc()
+                    )
+                }));
+            }
             let (Some(end), Some(to)) = (self.ends.get(inode), self.items.get(&item.socket.peer))
             else {
                 continue;

@@ -2,6 +2,7 @@
 //! Sockets that processes of the checkpoint have among themselves: pairs and connections with what is under way in them,
 //! those that listen or wait to be accepted, and ends that nobody has the other of. Here those of unix(7).
 
+mod arrived;
 mod connect;
 mod drain;
 pub(crate) mod flight;
@@ -10,9 +11,10 @@ mod item;
 mod make;
 mod name;
 mod options;
+mod ports;
 mod queue;
 
-use super::{Content, Kind, Look, Opening, Origin, Saving, file_type, pipe, standard};
+use super::{Content, Kind, Look, Loss, Opening, Origin, Saving, file_type, lost, pipe, standard};
 use crate::error::{Because, Result};
 use crate::proc::fds::Fd;
 use crate::proc::unix::{LISTENS, Unix};
@@ -41,6 +43,10 @@ enum Tie {
     Peer(u64),
     /// An end that nobody has any more.
     Abandoned,
+    /// An end that is not in the checkpoint: a restart finds the connection reset.
+    Outside,
+    /// The datagram socket of this inode number, which is not in the checkpoint; it is found again by its name.
+    Named(u64),
     /// It waits in the queue of this listener, at this place.
     Waits(u64, u32),
 }
@@ -78,12 +84,15 @@ fn judge<'a>(fd: &Fd, look: &'a Look<'_>) -> Option<(&'a Unix, Tie)> {
     let tie = match unix.peer {
         None if datagrams && unix.name.is_empty() && unix.readable > 0 => Tie::Abandoned,
         None if datagrams || unix.state != 1 => Tie::None,
-        Some(peer) if sockets.contains_key(&peer) => {
-            is_inside(peer, look).then_some(Tie::Peer(peer))?
-        }
-        Some(_) if datagrams => Tie::Abandoned,
+        Some(peer) if is_inside(peer, look) => Tie::Peer(peer),
+        Some(peer) if datagrams => match sockets.get(&peer) {
+            Some(other) if matches!(other.name.first(), Some(0 | b'/')) => Tie::Named(peer),
+            Some(_) => Tie::Outside,
+            None => Tie::Abandoned,
+        },
+        Some(peer) if sockets.contains_key(&peer) => Tie::Outside,
         _ if unix.shutdown == SHUT => Tie::Abandoned,
-        _ => waits().map(|(listener, place)| Tie::Waits(listener, place))?,
+        _ => waits().map_or(Tie::Outside, |(listener, place)| Tie::Waits(listener, place)),
     };
     Some((unix, tie))
 }
@@ -97,9 +106,12 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
         return inet::save(fd, own, tie, look, saving);
     }
     let Some((unix, tie)) = judge(fd, look) else {
-        saving.lose("a connection");
+        lost::lose(fd, look, saving, "a connection");
         return Ok(());
     };
+    if tie == Tie::Outside {
+        reset(fd, look, saving, "a unix socket");
+    }
     let why = || format!("cannot look into the socket behind descriptor {}", fd.number);
     let ours = borrowed::look_into(look.process.pid(), fd.number, why)?;
     let options = save_options(&ours, saving);
@@ -118,6 +130,10 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
             let reset = queue::answers(&ours, libc::POLLERR);
             socket.flags |= if reset { socket_flag::RESET } else { 0 };
         }
+        Tie::Outside => {
+            socket.flags |= socket_flag::ABANDONED | socket_flag::RESET | socket_flag::OUTSIDE;
+        }
+        Tie::Named(_) => socket.flags |= socket_flag::CONNECTS,
         Tie::Waits(listener, place) => {
             socket.flags |= socket_flag::WAITS;
             (socket.peer, socket.place) = (listener, place);
@@ -138,6 +154,9 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
     }
     name_what_is_left(unix, tie, &waiting, look, saving);
     let mut pieces = vec![socket.as_bytes().to_vec(), unix.name.clone(), options];
+    if let Tie::Named(peer) = tie {
+        pieces.push(look.tables.sockets().get(&peer).map(|it| it.name.clone()).unwrap_or_default());
+    }
     for message in waiting.messages {
         pieces.extend((!is_stream(unix)).then_some(message.from));
         pieces.push(message.rights.iter().flat_map(|fd| fd.to_le_bytes()).collect());
@@ -146,6 +165,15 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
     saving.record.content = fd.number;
     saving.content = Some(Content { index: fd.number, bytes: pipe::framed(&pieces) });
     Ok(())
+}
+
+/// Names a connection that a restart finds reset.
+fn reset(fd: &Fd, look: &Look<'_>, saving: &mut Saving, what: &str) {
+    let what = format!("{} ({what})", fd.number);
+    saving.losses.push(match lost::is_inherited(fd, look) {
+        true => Loss::Inherited(what),
+        false => Loss::Reset(what),
+    });
 }
 
 /// The options of a socket, with its filter.
@@ -214,6 +242,9 @@ fn name_what_is_left(
         Some((0, name)) => format!("@{}", String::from_utf8_lossy(name)),
         Some(_) => String::from_utf8_lossy(&unix.name).into_owned(),
     };
+    if tie == Tie::Outside {
+        return;
+    }
     if waiting.unseen {
         saving.passing.push(format!(
             "{called} has been sent something that cannot be saved before it is read: urgent data, or more \
@@ -259,5 +290,5 @@ fn open(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Origin> {
     };
     let own = made.descriptor(record);
     opening.sockets = Some(made);
-    own?.map_or_else(|| (super::lost::KIND.open)(record, opening), |own| Ok(Origin::Own(own)))
+    own?.map_or_else(|| (lost::KIND.open)(record, opening), |own| Ok(Origin::Own(own)))
 }

@@ -35,6 +35,10 @@ pub(super) const LISTENS: i32 = socket(libc::SO_ACCEPTCONN);
 pub(super) const NODELAY: i32 = of(libc::IPPROTO_TCP, libc::TCP_NODELAY);
 pub(super) const QUICKACK: i32 = of(libc::IPPROTO_TCP, libc::TCP_QUICKACK);
 pub(super) const INFO: i32 = of(libc::IPPROTO_TCP, libc::TCP_INFO);
+/// What a connection has above it (tcp(7), TCP_ULP): a name.
+pub(super) const ULP: i32 = of(libc::IPPROTO_TCP, 31);
+pub(super) const REUSEPORT: i32 = socket(libc::SO_REUSEPORT);
+pub(super) const FREEBIND: i32 = of(libc::IPPROTO_IP, libc::IP_FREEBIND);
 /// What is bound can no more be changed in this.
 const V6ONLY: i32 = of(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY);
 /// How much a sender may have that is not sent (tcp(7), TCP_NOTSENT_LOWAT).
@@ -47,8 +51,7 @@ const FILTER: i32 = socket(26);
 /// It stays for ever (SO_LOCK_FILTER).
 const FILTER_STAYS: i32 = socket(44);
 /// Those that bind(2) looks at.
-pub(super) const BEFORE_BIND: [i32; 3] =
-    [V6ONLY, of(libc::IPPROTO_IP, libc::IP_FREEBIND), socket(libc::SO_REUSEPORT)];
+pub(super) const BEFORE_BIND: [i32; 3] = [V6ONLY, FREEBIND, REUSEPORT];
 
 /// Those that are saved, by level: an int each, but for [`WIDE`]. The kernel has no other way to ask for many of them at
 /// once. What one sets another may change (IP_TOS and SO_PRIORITY): the last comes last.
