@@ -29,7 +29,7 @@ const REFUSED: &[(&str, &str)] = &[
         "it can be saved when that has ended or has executed a program",
     ),
     ("its main thread has ended", "it can be saved by no version of ckpt yet"),
-    ("which is not its parent", "leave one of both out (--without)"),
+    ("in a way that a restart cannot make again", "leave one of both out (--without)"),
     ("that a restart cannot make again", "leave it out (--without)"),
     ("has been sent urgent data", "try again when it has read that"),
     ("which a restart can only give from Linux 6.15 on", "save it under Linux 6.15 or later"),

@@ -27,7 +27,7 @@ use crate::image::read::Image;
 use crate::inject::monitor::Monitor;
 use crate::proc;
 use crate::proc::Pid;
-use crate::resource::kinship::{self, numbers, plan::plan, sharing};
+use crate::resource::kinship::{self, numbers, plan::plan, sharing::Births};
 use ckpt_abi::image::{Member, NOBODY, SectionKind, member_flag, process_flag};
 use nix::libc;
 use std::collections::HashMap;
@@ -65,7 +65,7 @@ pub(crate) struct Membership {
     pub(crate) has_parent: bool,
     /// Whether it has capabilities only for its restart.
     pub(crate) is_privileged: bool,
-    /// Whether its descriptor table is that of its parent, which fills it (CLONE_FILES).
+    /// Whether its descriptor table is that of an earlier process, which fills it (CLONE_FILES).
     follows: bool,
 }
 
@@ -140,10 +140,12 @@ impl Tree {
     pub(crate) fn of_image(image: &Image) -> Result<Option<Self>> {
         let members: Vec<Member> = image.records(SectionKind::Tree).unwrap_or_default();
         let count = members.len() as u32;
-        let sane = |member: &Member| member.parent == NOBODY || member.parent < count;
+        let shares = |member: &Member| member.files.max(member.directory) <= count;
+        let sane =
+            |member: &Member| (member.parent == NOBODY || member.parent < count) && shares(member);
         match members.iter().all(sane) {
             true => Ok((!members.is_empty()).then_some(Self { members })),
-            false => Err(image.damaged("its processes have no parents")),
+            false => Err(image.damaged("its processes are related to none")),
         }
     }
 
@@ -185,7 +187,8 @@ impl Tree {
         reach(Point::Witnessed);
         let exit_signals: Vec<_> =
             self.members.iter().map(|m| m.exit_signal.cast_signed()).collect();
-        let shares: Vec<_> = self.members.iter().map(sharing::flags).collect();
+        let births = Births::of_all(&self.members, &lives)
+            .map_err(|_| whole.image.damaged("its processes cannot share what they share"))?;
         let terminals = self.terminals(&files)?;
         loop {
             place.enter(super::clock::ahead(whole)?, !whole.systemv.is_empty())?;
@@ -198,7 +201,7 @@ impl Tree {
                 members: &members,
                 lives: &lives,
                 exit_signals: &exit_signals,
-                shares: &shares,
+                births: &births,
                 rendezvous,
                 restarter: if place.is_apart() { Pid::NONE } else { Pid::own() },
                 terminals: &terminals,
@@ -246,8 +249,8 @@ impl Tree {
         witness: Witness,
         inherited: Inherited<'_>,
     ) -> ! {
-        match self.members[index].flags & member_flag::SHARES_FILES != 0 {
-            // Its parent closes what they share.
+        match self.members[index].files != 0 {
+            // Another closes what they share.
             true => std::mem::forget((witness, stay::line())),
             false => drop((witness, stay::line())),
         }
@@ -362,7 +365,7 @@ impl Tree {
                 .map(|m| (pid(m), m.flags & member_flag::UNTOLD != 0))
                 .collect(),
             has_parent: self.members[index].parent != NOBODY,
-            follows: self.members[index].flags & member_flag::SHARES_FILES != 0,
+            follows: self.members[index].files != 0,
             is_privileged,
         }
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 // tables: processes that have a descriptor table (CLONE_FILES), or a working directory and umask (CLONE_FS), or both
-// together: what one opens, closes or changes the others see. And one that has neither.
+// together: what one opens, closes or changes the others see. And one that has neither. And brothers that have both
+// with each other, and not with their parent, and an orphan that has them, too.
 #include "subject.h"
 #include <fcntl.h>
 #include <sched.h>
@@ -8,10 +9,11 @@
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 
-enum { FILES, FS, BOTH, NEITHER, ALL };
+enum { FILES, FS, BOTH, NEITHER, ALL, PARENT = ALL, BROTHER, OTHER, ORPHAN, EVERYBODY };
 static const unsigned long flags[ALL] = {CLONE_FILES, CLONE_FS, CLONE_FILES | CLONE_FS, 0};
-static int ask[ALL][2], answer[ALL][2], round_;
+static int ask[EVERYBODY][2], answer[EVERYBODY][2], round_;
 static char home[150];
 
 // What a child does: opens a file under a number, goes to a directory, sets its umask; and says what it finds there.
@@ -52,6 +54,67 @@ static void tell(int i, const struct order *order, struct found *found) {
   CHECK(read(answer[i][0], found, sizeof *found) == sizeof *found, "child %d: %m", i);
 }
 
+static pid_t made(unsigned long how) {
+  pid_t child = (pid_t)syscall(SYS_clone, how | SIGCHLD, 0, 0, 0, 0);
+  CHECK(child >= 0, "%m");
+  return child;
+}
+
+// Brothers, of whom one makes the other and an orphan; their parent, which has shared with all, does so no more.
+static void beget(void) {
+  const unsigned long both = CLONE_FILES | CLONE_FS;
+  if (made(0)) return;
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
+  prctl(PR_SET_CHILD_SUBREAPER, 1);
+  pid_t parent = getpid();
+  if (!made(both)) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (!made(both | CLONE_PARENT)) {
+      prctl(PR_SET_PDEATHSIG, SIGKILL);
+      serve(OTHER);
+    }
+    if (!made(both)) {
+      if (!made(both)) {
+        while (getppid() != parent) usleep(1000);
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        serve(ORPHAN);
+      }
+      _exit(0);
+    }
+    CHECK(wait(0) > 0, "%m");
+    serve(BROTHER);
+  }
+  struct order order = {0};
+  struct found found;
+  // When all of them are there.
+  for (int i = BROTHER; i < EVERYBODY; i++) {
+    CHECK(write(ask[i][1], &order, sizeof order) == sizeof order, "%m");
+    CHECK(read(answer[i][0], &found, sizeof found) == sizeof found, "%m");
+  }
+  CHECK(!unshare(CLONE_FILES | CLONE_FS), "%m");
+  serve(PARENT);
+}
+
+static void check_brothers(void) {
+  static int last = -1;
+  struct order asks = {.number = 71};
+  struct found one, found;
+  for (int opens = last < 0; opens < 2; opens++) {
+    if (opens) {
+      asks = (struct order){.opens = ++round_, .number = 71, .mask = 1 + round_ % 62};
+      snprintf(asks.directory, sizeof asks.directory, "%s/%d", home, round_ % ALL);
+      last = round_;
+    }
+    tell(BROTHER + round_ % 3, &asks, &one);
+    asks.opens = 0;
+    CHECK(one.number == last, "%d in place of %d", one.number, last);
+    for (int i = PARENT; i < EVERYBODY; i++) {
+      tell(i, &asks, &found);
+      CHECK((i != PARENT) == (found.number == last && found.mask == one.mask && !strcmp(found.directory, one.directory)), "%d: %d %o %s", i, found.number, found.mask, found.directory);
+    }
+  }
+}
+
 static void check(void) {
   static int last[2];
   struct order asks = {0};
@@ -77,6 +140,7 @@ static void check(void) {
     if (flags[i] & CLONE_FILES) last[0] = round_;
     if (flags[i] & CLONE_FS) last[1] = asks.mask;
   }
+  check_brothers();
 }
 
 int main(void) {
@@ -85,12 +149,11 @@ int main(void) {
     char name[200];
     snprintf(name, sizeof name, "%s/%d", home, i);
     CHECK(!mkdir(name, 0755) || errno == EEXIST, "%m");
-    CHECK(!pipe(ask[i]) && !pipe(answer[i]), "%m");
   }
+  for (int i = 0; i < EVERYBODY; i++) CHECK(!pipe(ask[i]) && !pipe(answer[i]), "%m");
+  beget();
   for (int i = 0; i < ALL; i++) {
-    pid_t child = (pid_t)syscall(SYS_clone, flags[i] | SIGCHLD, 0, 0, 0, 0);
-    CHECK(child >= 0, "%m");
-    if (child) continue;
+    if (made(flags[i])) continue;
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     serve(i);
   }

@@ -34,10 +34,14 @@ record! {
         foreground: u32,
         /// Its place among the children of its parent, as wait(2) goes through them.
         rank: u32,
+        /// One more than the first member whose descriptor table it has, and which fills that (CLONE_FILES); 0: its own.
+        files: u32,
+        /// The same of the working directory and umask (CLONE_FS).
+        directory: u32,
         /// Room to grow.
         spare: u32,
         /// Likewise.
-        reserved: [u64; 2],
+        reserved: u64,
     }
 }
 
@@ -49,8 +53,4 @@ pub mod member_flag {
     pub const REAPS: u32 = 2;
     /// It is stopped, and wait(2) would tell its parent so.
     pub const UNTOLD: u32 = 4;
-    /// Its descriptor table is that of its parent (clone(2), CLONE_FILES).
-    pub const SHARES_FILES: u32 = 8;
-    /// Its working directory and umask are those of its parent (CLONE_FS).
-    pub const SHARES_DIRECTORY: u32 = 16;
 }

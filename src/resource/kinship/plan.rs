@@ -48,16 +48,7 @@ pub(crate) struct Life {
 impl Life {
     /// Whom it makes, in this order.
     pub(crate) fn made(&self) -> impl Iterator<Item = usize> {
-        self.steps
-            .iter()
-            .flat_map(|step| match step {
-                Step::Make(one) | Step::MakeOrphan(one) | Step::MakeSibling(one) => {
-                    std::slice::from_ref(one)
-                }
-                Step::MakeSession(_, all) => all,
-                Step::Reap | Step::LeadSession | Step::LeadGroup => &[],
-            })
-            .copied()
+        self.steps.iter().flat_map(Step::made).copied()
     }
 }
 
@@ -78,6 +69,19 @@ pub(crate) enum Step {
     LeadSession,
     /// setpgid(2) with the own id.
     LeadGroup,
+}
+
+impl Step {
+    /// Whom it makes, in this order.
+    pub(crate) fn made(&self) -> &[usize] {
+        match self {
+            Self::Make(one) | Self::MakeOrphan(one) | Self::MakeSibling(one) => {
+                std::slice::from_ref(one)
+            }
+            Self::MakeSession(_, all) => all,
+            Self::Reap | Self::LeadSession | Self::LeadGroup => &[],
+        }
+    }
 }
 
 /// Plans for all members, by index; the root is the first.
@@ -245,10 +249,18 @@ impl Planner<'_> {
             let Some(state) = self.born[maker] else { continue };
             let step = match member.parent {
                 parent if self.reaper(maker) == parent => Step::MakeOrphan(orphan),
+                _ if self.reaps_too_early(maker, orphan) => Step::MakeOrphan(orphan),
                 Some(_) if self.members[maker].parent == member.parent => Step::MakeSibling(orphan),
                 _ => continue,
             };
             let (turn, after) = self.turn(maker, state);
+            if step == Step::MakeOrphan(orphan) && self.reaps_too_early(maker, orphan) {
+                if !self.place_before_reaping(maker, orphan, turn, need.is_met(after)) {
+                    continue;
+                }
+                self.give_birth(orphan, after);
+                return true;
+            }
             if need.is_met(after) {
                 self.lives[maker].steps.push(step);
                 self.give_birth(orphan, after);
@@ -263,6 +275,38 @@ impl Planner<'_> {
             }
         }
         false
+    }
+
+    /// Whether an orphan would come to a maker that reaps, and belongs to whoever reaped before.
+    fn reaps_too_early(&self, maker: usize, orphan: usize) -> bool {
+        let Member { reaps, parent, .. } = self.members[maker];
+        let above = parent.and_then(|parent| self.reaper(parent));
+        let wanted = self.members[orphan].parent;
+        reaps && wanted != Some(maker) && above == wanted
+    }
+
+    /// Has a maker make an orphan that belongs to whoever reaped before it: when it leads its session, and before it reaps,
+    /// which comes before all others. False where that cannot be.
+    fn place_before_reaping(
+        &mut self,
+        maker: usize,
+        orphan: usize,
+        turn: Option<Step>,
+        fits: bool,
+    ) -> bool {
+        let steps = &mut self.lives[maker].steps;
+        let place = |steps: &[Step], wanted: &Step| steps.iter().position(|step| step == wanted);
+        let Some(mut at) = place(steps, &Step::Reap).filter(|_| fits) else { return false };
+        if let Some(turn) = turn.and_then(|turn| place(steps, &turn)).filter(|turn| at < *turn) {
+            if steps[..turn].iter().any(|step| !step.made().is_empty()) {
+                return false;
+            }
+            let reap = steps.remove(at);
+            steps.insert(turn, reap);
+            at = turn;
+        }
+        steps.insert(at, Step::MakeOrphan(orphan));
+        true
     }
 
     /// The leader of its session is gone, as that of a daemon: a placeholder begins it and makes all that are in it. False
@@ -423,6 +467,25 @@ mod tests {
         let lives = plan(&all).unwrap();
         assert_eq!(lives[0].steps, [Step::Reap, Step::Make(1)]);
         assert_eq!(lives[1].steps, [Step::Make(3), Step::LeadSession, Step::MakeOrphan(2)]);
+    }
+
+    #[test]
+    fn who_reaps_has_made_orphans_before() {
+        let mut all = [
+            member(50, None, 0, 0),
+            member(51, Some(0), 51, 51),
+            member(52, None, 51, 51),
+            member(53, Some(1), 51, 51),
+            member(54, None, 51, 51),
+        ];
+        all[1].reaps = true;
+        let orphans = [Step::MakeOrphan(2), Step::MakeOrphan(4)];
+        let [one, other] = orphans;
+        let wanted = [Step::LeadSession, one, other, Step::Reap, Step::Make(3)];
+        assert_eq!(plan(&all).unwrap()[1].steps, wanted);
+        // Below a child of it there is nobody who could make it.
+        all[2].session = Pid::new(0);
+        assert_eq!(plan(&all).unwrap()[0].steps, [Step::Make(1), Step::MakeOrphan(2)]);
     }
 
     #[test]

@@ -20,9 +20,11 @@ use crate::proc::fork::{fork, own_id};
 use crate::resource::descriptor::pty;
 use crate::resource::kinship::numbers;
 use crate::resource::kinship::plan::{Life, Member, Step};
+use crate::resource::kinship::sharing::Births;
 use crate::restart::pooled::Pool;
 use nix::errno::Errno;
 use nix::libc;
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
 use nix::unistd::{getppid, setpgid, setsid};
 use std::collections::HashMap;
@@ -36,8 +38,8 @@ pub(crate) struct Tree<'a> {
     pub(crate) lives: &'a [Life],
     /// Signals that their parents get when they end.
     pub(crate) exit_signals: &'a [i32],
-    /// What each shares with its maker ([`crate::resource::kinship::sharing::flags`]).
-    pub(crate) shares: &'a [i32],
+    /// What they share with their makers.
+    pub(crate) births: &'a Births,
     /// Where they meet.
     pub(crate) rendezvous: Rendezvous,
     /// The root's parent, as the root sees it.
@@ -101,12 +103,12 @@ impl Tree<'_> {
                     }
                     Step::Make(child) => {
                         pool.before(Some(me), &[*child])?;
-                        let made = self.clone_member(*child, self.shares[*child])?;
+                        let made = self.clone_member(*child, 0)?;
                         made.is_none().then_some(*child)
                     }
                     Step::MakeSibling(other) => {
                         pool.before(Some(me), &[*other])?;
-                        let made = self.clone_apart(*other, libc::CLONE_PARENT)?;
+                        let made = self.clone_member(*other, libc::CLONE_PARENT)?;
                         made.is_none().then_some(*other)
                     }
                     Step::MakeOrphan(orphan) => self.by_another(me, None, &[*orphan], pool)?,
@@ -135,6 +137,10 @@ impl Tree<'_> {
                     continue 'life;
                 }
             }
+            let left = CloneFlags::from_bits_retain(self.births.left_by(me));
+            if !left.is_empty() {
+                unshare(left).because(|| "cannot have what others have had, too (unshare(2))")?;
+            }
             return Ok(me);
         }
     }
@@ -142,6 +148,7 @@ impl Tree<'_> {
     /// Makes a member; None in the member itself.
     fn clone_member(&self, index: usize, flags: i32) -> Result<Option<Pid>> {
         let pid = self.members[index].pid;
+        let flags = flags | self.births.of(index);
         // A brother has the exit signal of who makes it.
         let exit_signal =
             if flags & libc::CLONE_PARENT == 0 { self.exit_signals[index] } else { 0 };
@@ -163,15 +170,6 @@ impl Tree<'_> {
         made
     }
 
-    /// Makes a member that is no child of this process.
-    fn clone_apart(&self, index: usize, flags: i32) -> Result<Option<Pid>> {
-        if self.shares[index] != 0 {
-            // With its parent, which is not its maker.
-            return Err(Errno::EINVAL).because(|| "cannot share what its parent has");
-        }
-        self.clone_member(index, flags)
-    }
-
     /// Lets another process make members and end, so that they become orphans; with an id it leads a session of it.
     fn by_another(
         &self,
@@ -185,7 +183,8 @@ impl Tree<'_> {
             None => "cannot make an orphan".to_owned(),
         };
         pool.before(Some(me), members)?;
-        let made = self.unless_taken(clone(leader, libc::SIGCHLD));
+        let flags = self.births.between(members);
+        let made = self.unless_taken(clone_with(flags, leader, libc::SIGCHLD));
         if let Some(other) = made_or(made, what)? {
             return reap(other).because(what).map(|()| None);
         }
@@ -198,7 +197,7 @@ impl Tree<'_> {
             pool.before(None, std::slice::from_ref(index))?;
             let brother = leader.is_some() && self.members[*index].parent == Some(me);
             let flags = if brother { libc::CLONE_PARENT } else { 0 };
-            if self.clone_apart(*index, flags)?.is_none() {
+            if self.clone_member(*index, flags)?.is_none() {
                 return Ok(Some(*index));
             }
         }

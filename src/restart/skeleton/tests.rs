@@ -7,6 +7,7 @@ use super::namespaces::Place;
 use super::rendezvous::{Rendezvous, Stage};
 use crate::proc::Pid;
 use crate::resource::kinship::plan::{Member, OUTSIDE, plan};
+use crate::resource::kinship::sharing::Births;
 use crate::restart::pooled::Pool;
 use nix::unistd::{getpgrp, getpid, getppid, getsid};
 use std::collections::HashMap;
@@ -45,14 +46,13 @@ fn restart(members: &[Member], mut tell: PipeWriter) -> crate::error::Result<()>
     let init = Init::start(rendezvous)?;
     assert!(init.pid() > Pid::NONE);
     let lives = plan(members).map_err(|at| crate::error::Error::new(format!("member {at}")))?;
-    let shares = vec![0; members.len()];
     let exit_signals = vec![nix::libc::SIGCHLD; members.len()];
     let all = members.len() as u32;
     let tree = Tree {
         members,
         lives: &lives,
         exit_signals: &exit_signals,
-        shares: &shares,
+        births: &Births::default(),
         rendezvous,
         restarter: Pid::NONE,
         apart: Some(last),
