@@ -8,6 +8,8 @@
 //! (/proc/PID/environ), if it is a program of the same user. A process with more rights than its caller (AT_SECURE,
 //! getauxval(3)) looks at neither.
 //!
+//! `CKPT_FAULT=-NAME` ends the whole process group, as kill(2) has it.
+//!
 //! A step belongs between any two effects that others can see: processes, files, the program's memory.
 //!
 //! # Safety
@@ -22,7 +24,7 @@ use nix::unistd::getpid;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// The variable.
 const VARIABLE: &str = "CKPT_FAULT";
@@ -204,6 +206,8 @@ fn list() -> String {
 /// The armed point as its index + 1, and how often it is still passed.
 static ARMED: AtomicU32 = AtomicU32::new(0);
 static LEFT: AtomicU32 = AtomicU32::new(0);
+/// Whether the whole process group ends there.
+static IN_GROUP: AtomicBool = AtomicBool::new(false);
 /// How often it was at first.
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
@@ -234,12 +238,15 @@ pub(crate) fn arm_by_program(pid: Pid) {
 fn set(value: &OsStr) -> Result<()> {
     let text = value.to_string_lossy();
     let (name, count) = text.split_once(':').unwrap_or((&text, "1"));
+    let group = name.strip_prefix('-');
+    let name = group.unwrap_or(name);
     let point = all().find(|point| point.name() == name);
     let (Some(point), Ok(count @ 1..)) = (point, count.parse::<u32>()) else {
         let text = format!("{VARIABLE}={text} names no step");
         return Err(Error::new(text)
             .hint(format!("NAME or NAME:N with N from 1 on, and NAME one of: {}", list())));
     };
+    IN_GROUP.store(group.is_some(), Ordering::Relaxed);
     COUNT.store(count, Ordering::Relaxed);
     LEFT.store(count, Ordering::Relaxed);
     ARMED.store(point as u32 + 1, Ordering::Relaxed);
@@ -251,6 +258,9 @@ pub(crate) fn reach(point: Point) {
     if ARMED.load(Ordering::Relaxed) == point as u32 + 1
         && LEFT.fetch_sub(1, Ordering::Relaxed) == 1
     {
+        if IN_GROUP.load(Ordering::Relaxed) {
+            let _ = kill(nix::unistd::Pid::from_raw(0), Signal::SIGKILL);
+        }
         // Not raise(3): the C library remembers the id of who made a process by a bare clone(2).
         let _ = kill(getpid(), Signal::SIGKILL);
     }

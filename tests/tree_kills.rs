@@ -5,6 +5,7 @@
 mod harness;
 
 use std::fs;
+use std::os::unix::process::CommandExt;
 
 use harness::faults::{armed, is_killed, steps};
 use harness::{Bench, Build, Run, Who, until};
@@ -105,6 +106,66 @@ fn restarts(who: Who) {
 fn a_restart_of_a_tree_is_killed_at_each_step() {
     restarts(Who::Me);
     restarts(Who::Nobody);
+}
+
+/// Whoever ends with the restarter: the witness and the root are in its group, others in groups of their own.
+fn groups(who: Who, ids: &str) {
+    let bench = Bench::new(who);
+    let mut command = bench.command(bench.subject("scattered", Build::Pie));
+    command.arg("stopped").process_group(0);
+    let mut run = Run::start(command);
+    run.expect("ready");
+    let (pid, x) = (run.pid_text(), bench.name("x.ckpt"));
+    bench.must(&["-p", &pid, "-z", "100000", "-n", &x]);
+    bench.must(&["save", "--stop", &pid, "-n", &x]);
+    run.ends_well();
+    let ids = format!("--ids={ids}");
+    let both = ["stub", "restarter"].into_iter().flat_map(|who| steps(&bench, who));
+    let members = ["born", "grouped", "filled", "planned", "installed"];
+    let members = members.iter().flat_map(|step| (2..5).map(move |turn| format!("{step}:{turn}")));
+    for step in both.chain(members) {
+        println!("killed at {step}");
+        let mut command = armed(bench.command(&x), &format!("-{step}"), &[&ids]);
+        command.process_group(0);
+        let ended = Run::start(command).end();
+        let said = ended.code() == Some(125);
+        assert!(ended.signal() == Some(SIGKILL as i32) || said, "{step}: {ended:?}");
+        bench.alone(&[]);
+    }
+    let mut again = bench.run(&x, &[&ids]);
+    again.check();
+    again.go();
+}
+
+#[test]
+fn a_restart_whose_group_is_killed_leaves_nothing() {
+    for who in [Who::Me, Who::Nobody] {
+        groups(who, "new");
+        groups(who, "keep");
+    }
+}
+
+/// An orphan of the job that has begun after the restart has nobody above it but the restarter.
+#[test]
+fn a_killed_restarter_takes_orphans_along() {
+    const SCRIPT: &str = "sleep 600 & echo ready; read x; (sleep 600 &); \
+                          (sleep 600 &); echo done; read x";
+    for ids in ["--ids=new", "--ids=keep"] {
+        let bench = Bench::new(Who::Me);
+        let mut run = bench.run("/bin/bash", &["-c", SCRIPT]);
+        run.expect("ready");
+        let x = bench.name("x.ckpt");
+        bench.must(&["save", "--stop", &run.pid_text(), "-n", &x]);
+        run.ends_well();
+        let mut command = bench.command(&x);
+        command.arg(ids).process_group(0);
+        let mut again = Run::start(command);
+        again.say("");
+        again.expect("done");
+        again.signal(SIGKILL);
+        again.end();
+        bench.alone(&[]);
+    }
 }
 
 /// A restart of several processes that cannot be says so once, and leaves nothing.

@@ -7,7 +7,8 @@
 #![allow(unsafe_code)]
 
 use crate::sys;
-use ckpt_abi::op::{Kind, ListHead, Op, Report, SPELLED, flag, spell};
+use ckpt_abi::errno;
+use ckpt_abi::op::{Kind, ListHead, OWNER_DIED, Op, Report, SPELLED, VAIN, flag, spell};
 use core::sync::atomic::{AtomicU32, Ordering};
 
 /// The exit status of a process that nobody can explain.
@@ -104,7 +105,7 @@ fn obey(op: &Op) -> Then {
         Kind::Store => store(op.nr, a, b),
         Kind::Copy => copy(a, b, c),
         Kind::UseUpTimers => use_up_timers(a, b, c),
-        Kind::Barrier => barrier(a, b as u32),
+        Kind::Barrier => barrier(a, b as u32, c),
         // SAFETY: the host built the frame.
         Kind::Sigreturn => unsafe { sys::sigreturn(a) },
         Kind::Exit => sys::exit_group(a),
@@ -146,19 +147,39 @@ fn copy(to: u64, from: u64, len: u64) -> i64 {
     0
 }
 
-fn barrier(word: u64, all: u32) -> i64 {
+/// How long a wait lasts before the waiter looks whether the owner still lives, in nanoseconds.
+const LOOK: u64 = 20_000_000;
+
+fn barrier(word: u64, all: u32, owner: u64) -> i64 {
     let word = word as *const u32;
     // SAFETY: the host set a word aside for this.
     let count = unsafe { AtomicU32::from_ptr(word.cast_mut()) };
+    let is_abandoned = || {
+        // SAFETY: as above.
+        owner != 0 && unsafe { (owner as *const u32).read_volatile() } & OWNER_DIED != 0
+    };
+    let patience = if owner == 0 { 0 } else { LOOK };
     let mut here = count.fetch_add(1, Ordering::AcqRel).wrapping_add(1);
     if here >= all {
         sys::futex_wake(word);
     }
-    while here < all {
-        sys::futex_wait(word, here, 0);
+    loop {
+        if here & VAIN != 0 {
+            return errno::ECANCELED.wrapping_neg();
+        }
+        // Whoever waits for nobody is awaited by all others.
+        let is_over = here >= all;
+        if (!is_over || all == 0) && is_abandoned() {
+            // The last to come, or the first to give up: one of them is seen by all.
+            let _ = count.compare_exchange(here, here | VAIN, Ordering::AcqRel, Ordering::Acquire);
+            sys::futex_wake(word);
+        } else if is_over {
+            return 0;
+        } else {
+            sys::futex_wait(word, here, patience);
+        }
         here = count.load(Ordering::Acquire);
     }
-    0
 }
 
 /// Says which order failed and makes way for the executable that puts it into a sentence.

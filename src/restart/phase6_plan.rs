@@ -6,7 +6,7 @@ use super::phase3_open::Opened;
 use super::phase4_fill::Filled;
 use super::placed::Placed;
 use super::tree::{Membership, Who};
-use crate::error::Result;
+use crate::error::{FAILED, Result};
 use crate::image::PAGE;
 use crate::resource::descriptor::{epoll, numbers};
 use crate::resource::memory::locked;
@@ -104,7 +104,7 @@ pub(super) fn plan(
     let head_value = failure.head(&mut arena)?;
     let kept = close(&mut main, failure, exe);
     if let Some(member) = member {
-        let [page, restored] = member.page();
+        let [page, restored, restarter] = member.page();
         signals::await_stops(
             &member.stopped,
             &filled.actions,
@@ -115,7 +115,9 @@ pub(super) fn plan(
         // Who stops lets its parent see that before the parent enters the program, and so waits for nobody.
         let stops = saved.process.flags & process_flag::STOPPED != 0 && member.has_parent;
         let living = if stops { 0 } else { u64::from(member.living) };
-        main.push(Kind::Barrier, 0, Step::Leave, 0, &[restored, living]);
+        let barrier = [restored, living, restarter];
+        main.call_or_next(Kind::Barrier, Step::Leave, 0, &barrier);
+        main.push(Kind::Goto, 0, Step::Leave, 0, &[in_vain(member, &mut arena)?]);
         main.call(Step::Unmap, libc::SYS_munmap, &[page, PAGE]);
         drop_capabilities(member, &mut arena, &mut main)?;
     }
@@ -151,7 +153,7 @@ fn unmap(orders: &mut Orders, arena: &Arena, filled: &Filled, member: Option<&Me
     kept.extend(filled.placed.iter().map(|p| (p.mapping.at(), p.mapping.at() + p.mapping.len())));
     let list = filled.missing.as_ref().map(|list| &list.mapping);
     kept.extend(list.map(|m| (m.at(), m.at() + m.len())));
-    kept.extend(member.map(Membership::page).map(|[page, _]| (page, page + PAGE)));
+    kept.extend(member.map(Membership::page).map(|[page, ..]| (page, page + PAGE)));
     kept.sort_unstable();
     let mut free = 0;
     for (start, end) in kept {
@@ -227,6 +229,17 @@ fn clone(
     main.call_or_next(Kind::Clone3, Step::Clone, CLONE_ARGS_LEN, &[args, words]);
     main.push(Kind::Clone, 0, Step::Clone, FLAGS as u64, &[stack, words, word, word]);
     Ok(word)
+}
+
+/// Orders for who comes to the last meeting when the restarter is gone: whom it has stopped nobody else ends.
+fn in_vain(member: &Membership, arena: &mut Arena) -> Result<u64> {
+    let mut list = Orders::default();
+    for (child, _) in &member.stopped {
+        let args = [u64::from(child.word()), libc::SIGKILL as u64];
+        list.try_call(Step::Leave, libc::SYS_kill, &args);
+    }
+    list.push(Kind::Exit, 0, Step::Leave, 0, &[FAILED.into()]);
+    list.store(arena)
 }
 
 /// Orders that give up what a thread of a tree was allowed for its restart: all that its user namespace has.

@@ -126,9 +126,10 @@ impl Who<'_> {
 }
 
 impl Membership {
-    /// The address of the page that all share, and of the word that counts the restorers.
-    pub(crate) fn page(&self) -> [u64; 2] {
-        [self.rendezvous.address(), self.rendezvous.word(Stage::Restored)]
+    /// The address of the page that all share, and of the words that count the restorers and tell of the restarter.
+    pub(crate) fn page(&self) -> [u64; 3] {
+        let page = self.rendezvous;
+        [page.address(), page.word(Stage::Restored), page.restarter()]
     }
 }
 
@@ -177,6 +178,7 @@ impl Tree {
             .map_err(|_| whole.image.damaged("its processes cannot be related so"))?;
         warnings.extend(self.cores());
         let rendezvous = Rendezvous::map(place_for_all(&all)?)?;
+        rendezvous.watch_over(self.living().count() as u32);
         let ids = self.ids(&all);
         let made = counted::is_possible(&members, &lives).then(|| self.made_ids());
         let mut place =
@@ -203,7 +205,6 @@ impl Tree {
                 exit_signals: &exit_signals,
                 births: &births,
                 rendezvous,
-                restarter: if place.is_apart() { Pid::NONE } else { Pid::own() },
                 terminals: &terminals,
                 apart: place.is_apart().then(|| ids.last().copied().unwrap_or(Pid::NONE)),
                 gives_way: place == Place::Here,

@@ -23,4 +23,5 @@ numbers! { $ each_error, errno, "Error number", i64, {
     EROFS EROFS 30,
     EDEADLK EDEADLK 35,
     ENOSYS ENOSYS 38,
+    ECANCELED ECANCELED 125,
 } }

@@ -39,7 +39,8 @@ codes! {
         Clone3 = 3,
         /// Store the low `nr` (4 or 8) bytes of `args[1]` at `args[0]`.
         Store = 4,
-        /// Count one arrival at the u32 at `args[0]` and sleep until it has reached `args[1]`.
+        /// Count one arrival at the u32 at `args[0]` and sleep until it has reached `args[1]`. It fails with
+        /// [`VAIN`] when the owner of the robust futex at `args[2]` (0: none) ends before that: then for all.
         Barrier = 5,
         /// rt_sigreturn(2) through the frame at `args[0]`: the thread becomes the program's.
         Sigreturn = 6,
@@ -54,6 +55,11 @@ codes! {
         UseUpTimers = 10,
     }
 }
+
+/// FUTEX_OWNER_DIED (linux/futex.h): what the kernel writes into a robust futex when its owner ends.
+pub const OWNER_DIED: u32 = 0x4000_0000;
+/// In a barrier's word: whoever comes there comes in vain.
+pub const VAIN: u32 = 1 << 31;
 
 /// Flags of an [`Op`].
 pub mod flag {

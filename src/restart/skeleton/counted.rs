@@ -153,7 +153,7 @@ pub(super) fn clone_as(flags: i32, wanted: Pid, exit_signal: i32) -> nix::Result
     let kernel = Kernel::open().ok_or(Errno::ENOSYS)?;
     await_others(ids, wanted);
     let begun = Instant::now();
-    let is_vain = || turns.has_failed() || begun.elapsed() > LIMIT;
+    let is_vain = || turns.is_vain() || begun.elapsed() > LIMIT;
     if !turns.take_turn(is_vain) {
         return Err(Errno::EEXIST);
     }

@@ -11,7 +11,7 @@
 
 use super::make::{clone, end, made_or};
 use super::rendezvous::Rendezvous;
-use crate::error::{Error, Result};
+use crate::error::{Error, FAILED, Result};
 use crate::proc::Pid;
 use crate::ptrace::raw::{await_signal, signal_set};
 use crate::resource::descriptor::numbers::close_others;
@@ -91,7 +91,12 @@ fn live(rendezvous: Rendezvous) -> ! {
     rendezvous.tell_init(word::READY);
     let mut alone = false;
     loop {
-        let children = bury();
+        let (children, buried) = bury();
+        // An orphan of the tree that was killed on the way is seen by nobody else. The restarter may have ended before it
+        // could be the cause of our death.
+        if !alone && (rendezvous.is_vain() || buried && rendezvous.needs_all()) {
+            end(FAILED.into());
+        }
         if alone && !children && is_empty() {
             end(0);
         }
@@ -105,16 +110,18 @@ fn live(rendezvous: Rendezvous) -> ! {
     }
 }
 
-/// Buries all who are dead; whether any child is left.
-fn bury() -> bool {
+/// Buries all who are dead; whether any child is left, and whether any was dead.
+fn bury() -> (bool, bool) {
+    let mut buried = false;
     loop {
         let flags = libc::WNOHANG | libc::__WALL;
         // SAFETY: waits for children of this process, and writes nothing.
         let waited = unsafe { libc::waitpid(-1, std::ptr::null_mut(), flags) };
         match Errno::result(waited) {
-            Ok(0) => return true,
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(_) => return false,
+            Ok(0) => return (true, buried),
+            Ok(_) => buried = true,
+            Err(Errno::EINTR) => {}
+            Err(_) => return (false, buried),
         }
     }
 }

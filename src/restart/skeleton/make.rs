@@ -26,7 +26,7 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
-use nix::unistd::{getppid, setpgid, setsid};
+use nix::unistd::{setpgid, setsid};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 
@@ -42,8 +42,6 @@ pub(crate) struct Tree<'a> {
     pub(crate) births: &'a Births,
     /// Where they meet.
     pub(crate) rendezvous: Rendezvous,
-    /// The root's parent, as the root sees it.
-    pub(crate) restarter: Pid,
     /// In a PID namespace of their own: the last id behind which new ones begin.
     pub(crate) apart: Option<Pid>,
     /// Whether there is another place for them if an id is taken.
@@ -207,20 +205,18 @@ impl Tree<'_> {
     /// Brings this process into its group.
     fn find_group(&self, me: usize) -> Result<()> {
         let life = &self.lives[me];
-        // A restarter that is killed before it has named the root to anybody leaves only that.
-        let lives = || none_ended() && (me != 0 || getppid() == self.restarter.nix());
-        self.rendezvous.meet(Stage::Made, self.all(), lives)?;
+        self.rendezvous.meet(Stage::Made, self.all(), none_ended)?;
         if let Some(group) = life.revive {
             self.unless_taken(revive(group))
                 .because(|| format!("cannot begin the process group {group} again"))?;
         }
-        self.rendezvous.meet(Stage::Revived, self.all(), lives)?;
+        self.rendezvous.meet(Stage::Revived, self.all(), none_ended)?;
         if let Some(group) = life.join {
             setpgid(nix::unistd::Pid::from_raw(0), numbers::here(group).nix())
                 .because(|| format!("cannot join the process group {group}"))?;
         }
         // The restarter is one of them: whoever is made is guarded when it goes on.
-        self.rendezvous.meet(Stage::Joined, self.all() + 1, lives)?;
+        self.rendezvous.meet(Stage::Joined, self.all() + 1, none_ended)?;
         if me == 0 && self.members[0].pid == Pid::INIT {
             let _ = prctl::set_pdeathsig(None);
         }

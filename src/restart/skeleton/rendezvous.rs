@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! A page that all processes of a restart share: where they wait for each other, and where one says that it failed.
 //!
+//! Whoever waits there sees when the restarter is gone, whatever has ended it and whoever ended with it: the kernel marks a
+//! word of the page when a process ends that has it in its list of robust futexes (get_robust_list(2); kernel/futex/core.c,
+//! handle_futex_death). That needs no descriptor, no signal and no parent, and holds from birth into the restorer.
+//!
 //! # Safety
 //! The page is mapped once, shared, and stays mapped in every process until that becomes its program. Its words are
 //! atomic.
@@ -8,6 +12,8 @@
 
 use crate::error::{Because, Error, Result};
 use crate::image::{PAGE, hash};
+use crate::proc::Tid;
+use ckpt_abi::op::OWNER_DIED;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
@@ -63,6 +69,12 @@ struct Page {
     /// Who has the turn ([`super::counted`]), or 0.
     turn: AtomicU32,
     arrived: [AtomicU32; STAGES],
+    /// The restarter's thread id, until the kernel marks it ([`OWNER_DIED`]).
+    restarter: AtomicU32,
+    /// How many processes live when all is done.
+    living: AtomicU32,
+    /// The restarter's struct robust_list_head, and the one entry of the list: their addresses are all that counts.
+    robust: [AtomicU64; 4],
     /// Hashes of the sentences that were said.
     said: [AtomicU64; SENTENCES],
 }
@@ -90,6 +102,42 @@ impl Rendezvous {
         Ok(Self { page })
     }
 
+    /// Has all others know when this process is gone, which restarts so many that live.
+    pub(crate) fn watch_over(&self, living: u32) {
+        const HEAD: usize = 3 * size_of::<u64>();
+        let page = self.page;
+        page.living.store(living, Ordering::Release);
+        let [next, offset, _, entry] = &page.robust;
+        let address = |word: &AtomicU64| word.as_ptr().expose_provenance() as u64;
+        let own = page.restarter.as_ptr().expose_provenance() as u64;
+        next.store(address(entry), Ordering::Release);
+        offset.store(own.wrapping_sub(address(entry)), Ordering::Release);
+        entry.store(address(next), Ordering::Release);
+        page.restarter.store(Tid::own().word(), Ordering::Release);
+        // SAFETY: the list lies in a page that is never unmapped here, and the C library has none.
+        unsafe { libc::syscall(libc::SYS_set_robust_list, address(next), HEAD) };
+    }
+
+    /// Whether the restarter is gone.
+    fn is_abandoned(&self) -> bool {
+        self.page.restarter.load(Ordering::Acquire) & OWNER_DIED != 0
+    }
+
+    /// The address of the word that tells so, for an order of the restorer.
+    pub(crate) fn restarter(&self) -> u64 {
+        self.page.restarter.as_ptr().expose_provenance() as u64
+    }
+
+    /// Whether this restart comes to nothing: somebody has failed, or the restarter is gone.
+    pub(crate) fn is_vain(&self) -> bool {
+        self.has_failed() || self.is_abandoned()
+    }
+
+    /// Whether no process may end yet that belongs to the restart.
+    pub(super) fn needs_all(&self) -> bool {
+        !self.is_over(Stage::Planned, self.page.living.load(Ordering::Acquire))
+    }
+
     /// Its address.
     pub(crate) fn address(&self) -> u64 {
         std::ptr::from_ref(self.page).expose_provenance() as u64
@@ -106,7 +154,7 @@ impl Rendezvous {
         let failed = &self.page.failed;
         if failed.compare_exchange(0, SPEAKS, Ordering::AcqRel, Ordering::Acquire).is_err() {
             for _ in 0..LONGEST_SPEECH / LOOK {
-                if self.has_failed() {
+                if self.is_vain() {
                     return;
                 }
                 wait(failed, SPEAKS);
@@ -164,7 +212,7 @@ impl Rendezvous {
     }
 
     /// Comes to a stage and waits there for `all`; `lives` says now and then whether those that this process can see
-    /// still live.
+    /// still live. The restarter is always seen.
     ///
     /// # Errors
     /// Another process has failed, or is gone.
@@ -192,7 +240,7 @@ impl Rendezvous {
             if self.has_failed() {
                 return Err(Error::new("another process of the tree could not be restarted"));
             }
-            if !lives() && !self.is_over(stage, all) {
+            if (self.is_abandoned() || !lives()) && !self.is_over(stage, all) {
                 // Who fails says so before it ends; for one that was killed whoever finds it speaks.
                 return Err(ended());
             }
@@ -239,7 +287,7 @@ impl Rendezvous {
         loop {
             match self.page.init.load(Ordering::Acquire) {
                 word if word != known => return Ok(word),
-                _ if !lives() => {
+                _ if self.is_abandoned() || !lives() => {
                     return Err(Error::new("the first process of the namespace has ended"));
                 }
                 word => wait(&self.page.init, word),

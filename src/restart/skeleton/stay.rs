@@ -6,10 +6,11 @@
 //! it is such a child itself, and announces the root.
 
 use super::counted;
+use super::make::end;
 use super::namespaces;
 use super::proxy::{self, Proxy};
 use super::witness::Witness;
-use crate::error::{Because, Result};
+use crate::error::{Because, FAILED, Result};
 use crate::proc::Pid;
 use crate::proc::forebear;
 use crate::proc::fork::fork;
@@ -68,7 +69,7 @@ fn stay() -> Result<()> {
     if Pid::own().get() < counted::FIRST {
         counted::pass_reserved();
     }
-    let (mut hear, tell) = std::io::pipe().because(what)?;
+    let (mut hear, mut tell) = std::io::pipe().because(what)?;
     let (announced, line) = std::io::pipe().because(what)?;
     let Some(root) = fork(libc::SIGCHLD).because(what)? else {
         drop((witness, tell, announced));
@@ -76,7 +77,10 @@ fn stay() -> Result<()> {
         proxy::tell_of_children(told);
         mapping::set_signals_but(mask, 0);
         // It begins when it can be saved.
-        hear.read_to_end(&mut Vec::new()).because(what)?;
+        if hear.read_exact(&mut [0]).is_err() {
+            // Who was to stay is gone.
+            end(FAILED.into());
+        }
         return Ok(());
     };
     witness.guard(root);
@@ -91,6 +95,7 @@ fn stay() -> Result<()> {
     let _ = std::env::set_current_dir("/");
     forebear.serve()?;
     serve_announced(announced)?;
+    let _ = tell.write_all(&[1]);
     drop(tell);
     Proxy { root, init: None, witness, rendezvous: None }.stand()
 }

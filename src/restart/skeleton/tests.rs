@@ -54,7 +54,6 @@ fn restart(members: &[Member], mut tell: PipeWriter) -> crate::error::Result<()>
         exit_signals: &exit_signals,
         births: &Births::default(),
         rendezvous,
-        restarter: Pid::NONE,
         apart: Some(last),
         gives_way: false,
         terminals: &HashMap::new(),

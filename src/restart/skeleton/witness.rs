@@ -12,7 +12,10 @@
 use super::make::{clone, end, made_or};
 use crate::error::{Because, Result};
 use crate::proc::Pid;
-use crate::proc::{pidfd::Pidfd, tree};
+use crate::proc::{
+    pidfd::Pidfd,
+    tree::{self, Kin},
+};
 use crate::ptrace::raw::{await_signal, signal_set};
 use crate::resource::descriptor::numbers::close_others;
 use nix::libc;
@@ -20,6 +23,7 @@ use nix::sys::prctl;
 use std::collections::HashSet;
 use std::io::{PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::process::parent_id;
 use std::time::Duration;
 
 /// How long a signal to a group takes from its first member to its last.
@@ -97,6 +101,10 @@ fn live(restarter: u32, mut hears: PipeReader, mut tells: PipeWriter) -> ! {
     // Whoever reads from the others waits for their end.
     close_others(vec![hears.as_raw_fd(), tells.as_raw_fd()]);
     let restarter_lives = Pidfd::open(Pid::of_word(restarter)).ok();
+    if parent_id() != restarter {
+        end(0);
+    }
+    let above = tree::kin(Pid::of_word(restarter)).ok();
     let _ = std::env::set_current_dir("/");
     let mut wards = Vec::new();
     loop {
@@ -104,7 +112,7 @@ fn live(restarter: u32, mut hears: PipeReader, mut tells: PipeWriter) -> ! {
         // The tree may have the other end of the pipe still when the restarter is gone.
         let said = await_word(&hears, restarter_lives.as_ref());
         if !said || hears.read_exact(&mut byte).is_err() {
-            end_trees(&wards);
+            end_trees(&wards, above);
             end(0);
         }
         match byte[0] {
@@ -123,8 +131,8 @@ fn live(restarter: u32, mut hears: PipeReader, mut tells: PipeWriter) -> ! {
             }
             _ => end(0),
         }
-        if std::os::unix::process::parent_id() != restarter {
-            end_trees(&wards);
+        if parent_id() != restarter {
+            end_trees(&wards, above);
             end(0);
         }
     }
@@ -142,14 +150,29 @@ fn await_word(hears: &PipeReader, restarter: Option<&Pidfd>) -> bool {
     both[0].revents & libc::POLLIN != 0
 }
 
-/// Ends the wards with all that descend from them. Who is stopped makes no more.
-fn end_trees(wards: &[(Pid, Pidfd)]) {
+/// Ends the wards with all that descend from them. Who is stopped makes no more. The restarter, which was `above`, is put
+/// in its place again: it tells whose a group is, also when the root has just ended.
+fn end_trees(wards: &[(Pid, Pidfd)], above: Option<Kin>) {
     let mut known: HashSet<Pid> = HashSet::new();
+    let root = wards.first().map(|(root, _)| *root);
     loop {
         let alive = wards.iter().filter(|(_, process)| !process.ended_within(Duration::ZERO));
         let alive = alive.map(|(pid, _)| *pid);
-        let all = tree::everybody().unwrap_or_default();
-        let below = alive.flat_map(|pid| tree::below(pid, &HashSet::new(), &all));
+        let mut all = tree::everybody().unwrap_or_default();
+        if let Some(above) = above {
+            all.retain(|kin| kin.pid != above.pid);
+            for kin in &mut all {
+                // Init has given us an exit signal, as to all that it adopts.
+                kin.ours |= kin.pid == Pid::own();
+                if kin.pid == Pid::own() || Some(kin.pid) == root {
+                    kin.parent = above.pid;
+                }
+            }
+            all.push(above);
+        }
+        let starts = alive.chain(above.map(|above| above.pid));
+        let below = starts.flat_map(|pid| tree::below(pid, &HashSet::new(), &all));
+        let below = below.filter(|pid| above.is_none_or(|above| above.pid != *pid));
         let news: Vec<_> = below.filter(|pid| known.insert(*pid)).collect();
         if news.is_empty() {
             break;
