@@ -25,8 +25,16 @@ impl Nursery {
 
     /// Waits until all are gone that were made since, who have been told to give up.
     pub(crate) fn close(self) {
-        while let Some(child) = children().iter().find(|child| !self.children.contains(child)) {
-            let _ = change(Some(*child), libc::WEXITED);
+        // The list misses some when one of them ends as it is read (proc_pid_children(5)).
+        let mut quiet = 0;
+        while quiet < 2 {
+            match children().iter().find(|child| !self.children.contains(child)) {
+                Some(child) => {
+                    let _ = change(Some(*child), libc::WEXITED);
+                    quiet = 0;
+                }
+                None => quiet += 1,
+            }
         }
         let _ = set_child_subreaper(self.reaped);
     }
