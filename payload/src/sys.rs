@@ -361,10 +361,14 @@ pub(crate) fn duplicate(fd: i64, to: u64, flags: u64) {
     unsafe { call(nr::DUP3, &[fd as u64, to, flags, 0, 0, 0]) };
 }
 
-/// Closes all descriptors from one to another (close_range(2)).
+/// Closes all descriptors from one to another (close_range(2)); the lower ones where the filter of a container refuses
+/// that.
 pub(crate) fn close_range(first: u64, last: u64) {
+    const LOWER: u64 = 4096;
     // SAFETY: touches no memory.
-    unsafe { call(nr::CLOSE_RANGE, &[first, last, 0, 0, 0, 0]) };
+    if unsafe { call(nr::CLOSE_RANGE, &[first, last, 0, 0, 0, 0]) } < 0 {
+        (first..=last.min(LOWER)).for_each(|fd| close(fd as i64));
+    }
 }
 
 /// What stat(2) says of a descriptor, as words of the struct stat; zeros for one that is not open.

@@ -21,6 +21,7 @@
 use super::monitors;
 use super::region::Region;
 use crate::error::{Because, Error, Result};
+use crate::proc::closing::close_range;
 use crate::proc::fork::fork;
 use crate::proc::pidfd::Pidfd;
 use crate::proc::{Pid, of_this_namespace};
@@ -453,11 +454,6 @@ fn place(from: i32, to: i32, flags: i32) {
 /// Closes all descriptors from `first` on.
 fn close_from(first: u32) {
     close_range(first, u32::MAX);
-}
-
-fn close_range(first: u32, last: u32) {
-    // SAFETY: nothing that owns one is used again in this process.
-    unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
 }
 
 fn reap(child: Pid) {

@@ -7,6 +7,7 @@
 //! the kernel.
 
 pub(crate) mod clocks;
+pub(crate) mod closing;
 pub(crate) mod exec;
 pub(crate) mod fds;
 pub(crate) mod forebear;

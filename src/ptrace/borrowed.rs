@@ -42,8 +42,9 @@ pub(crate) fn look_into(pid: Pid, number: u32, why: impl Fn() -> String) -> Resu
     })
 }
 
-fn is_refusal(error: Errno) -> bool {
-    matches!(error, Errno::EPERM | Errno::ENOSYS)
+/// Whether a call that this kernel knows is refused: to us, or to all by the filter of a container.
+pub(crate) fn is_refusal(error: Errno) -> bool {
+    matches!(error, Errno::EPERM | Errno::EACCES | Errno::ENOSYS)
 }
 
 fn reopen(pid: Pid, fd: i32) -> Option<OwnedFd> {

@@ -5,6 +5,7 @@
 //! process_vm_readv(2) and process_vm_writev(2) touch our memory only within the slices given.
 #![allow(unsafe_code)]
 
+use super::borrowed::is_refusal;
 use super::raw;
 use super::seize::hinted;
 use crate::error::{Because, Result};
@@ -76,7 +77,7 @@ impl Memory {
         let n = unsafe { libc::process_vm_readv(self.pid.get(), &local, 1, &remote, 1, 0) };
         match Errno::result(n) {
             // Under Yama the file may be from one who may.
-            Err(Errno::EPERM) if !buffer.is_empty() => {
+            Err(errno) if is_refusal(errno) && !buffer.is_empty() => {
                 self.file.read_at(buffer, addr).map_err(|_| Errno::EFAULT)
             }
             result => result.map(|n| n as usize),
@@ -144,7 +145,7 @@ impl Memory {
             // SAFETY: reads from `rest` only.
             let n = unsafe { libc::process_vm_writev(self.pid.get(), &local, 1, &remote, 1, 0) };
             done += match Errno::result(n) {
-                Err(Errno::EPERM) => self.file.write_at(rest, addr + done as u64),
+                Err(errno) if is_refusal(errno) => self.file.write_at(rest, addr + done as u64),
                 result => result.map(|n| n as usize).map_err(Into::into),
             }
             .because(|| self.cannot_write(addr, bytes.len()))?;

@@ -12,7 +12,7 @@ use super::skeleton::children::{await_end, none_ended};
 use super::skeleton::counted;
 use super::skeleton::init::Init;
 use super::skeleton::make::{Role, Tree as Processes, end};
-use super::skeleton::namespaces::{Place, offered};
+use super::skeleton::namespaces::Place;
 use super::skeleton::nursery::Nursery;
 use super::skeleton::proxy::{self, Proxy};
 use super::skeleton::rendezvous::{Rendezvous, Stage, ended};
@@ -46,6 +46,8 @@ struct Inherited<'a> {
     all: Vec<Saved<'a>>,
     files: Files,
     warnings: Vec<String>,
+    /// Why some ids may be new ones.
+    anew: String,
     monitor: u32,
     pool: Pool<'a>,
 }
@@ -181,8 +183,7 @@ impl Tree {
         rendezvous.watch_over(self.living().count() as u32);
         let ids = self.ids(&all);
         let made = counted::is_possible(&members, &lives).then(|| self.made_ids());
-        let mut place =
-            self.place(start, &ids, made.as_deref(), false, rendezvous, &mut warnings)?;
+        let (mut place, mut anew) = self.place(start, &ids, made.as_deref(), false, rendezvous)?;
         let monitor = phase2_adapt::monitor(&start.config)?;
         let mut pool = Pool::make(whole.image, &all, &self.members, &lives)?;
         let mut witness = Witness::start()?;
@@ -215,7 +216,7 @@ impl Tree {
                 Ok(Role::Restarter(root)) => root,
                 Ok(Role::Member(index)) => {
                     let monitor = monitor.as_ref().map_or(0, Monitor::pid);
-                    let inherited = Inherited { all, files, warnings, monitor, pool };
+                    let inherited = Inherited { all, files, warnings, anew, monitor, pool };
                     self.become_member(index, start, (place, rendezvous), witness, inherited)
                 }
                 Err(_) if rendezvous.has_given_way() => Pid::NONE,
@@ -228,8 +229,7 @@ impl Tree {
             if rendezvous.has_given_way() {
                 nursery.close();
                 rendezvous.begin_again();
-                place =
-                    self.place(start, &ids, made.as_deref(), true, rendezvous, &mut warnings)?;
+                (place, anew) = self.place(start, &ids, made.as_deref(), true, rendezvous)?;
                 continue;
             }
             drop((files, all, terminals));
@@ -263,7 +263,8 @@ impl Tree {
         }
     }
 
-    /// Where its processes will live with which ids, and what that takes; not here, if one is `taken` that was free.
+    /// Where its processes will live with which ids; not here, if one is `taken` that was free. And why, where some may be
+    /// new ones.
     fn place(
         &self,
         start: &Start<'_>,
@@ -271,22 +272,27 @@ impl Tree {
         made: Option<&[Pid]>,
         taken: bool,
         rendezvous: Rendezvous,
-        warnings: &mut Vec<String>,
-    ) -> Result<Place> {
+    ) -> Result<(Place, String)> {
         let (asked, furnished) = (start.options.ids, !start.whole.systemv.is_empty());
-        let place = match asked {
-            Ids::New => Place::Anew,
+        let (place, obstacle) = match asked {
+            Ids::New => (Place::Anew, None),
             _ => Place::choose(ids, made, furnished, asked == Ids::Keep, taken)?,
         };
         match place {
-            Place::Counted => counted::begin(rendezvous, self.made_ids()),
-            Place::Anew => {
-                warnings.push(self.renumbered(asked));
-                numbers::begin_anew(ids.to_vec())?;
+            Place::Counted => {
+                let kept = asked == Ids::Keep;
+                counted::begin(rendezvous, self.made_ids(), kept);
+                if !kept {
+                    numbers::begin_anew(ids.to_vec())?;
+                }
             }
+            Place::Anew => numbers::begin_anew(ids.to_vec())?,
             _ => {}
         }
-        Ok(place)
+        let why = obstacle.map_or("--ids new asks for that".to_owned(), |obstacle| {
+            format!("{}. --ids keep starts nothing then", obstacle.remedy())
+        });
+        Ok((place, why))
     }
 
     /// The controlling terminals of its sessions, with their foreground groups, by the member that leads one.
@@ -311,18 +317,17 @@ impl Tree {
         ids.into_iter().map(Pid::of_word).collect()
     }
 
-    /// What goes wrong with new ids, and what would change it.
-    fn renumbered(&self, asked: Ids) -> String {
-        let why = match offered() {
-            Err(obstacle) if asked == Ids::Auto => {
-                format!("{}. --ids keep starts nothing then", obstacle.remedy())
-            }
-            _ => "--ids new asks for that".to_owned(),
+    /// What goes wrong with new ids, where there are any, and why there are.
+    fn renumbered(&self, why: &str) -> Option<String> {
+        let is_new = |member: &&Member| {
+            let pid = Pid::of_word(member.pid);
+            numbers::here(pid) != pid
         };
-        format!(
-            "the {} processes have new process ids, so whatever remembers one goes wrong (`wait $!` and `kill $!` of shells, files with process ids): {why}",
-            self.members.len()
-        )
+        let (all, new) = (self.members.len(), self.members.iter().filter(is_new).count());
+        let of = if new < all { format!("{new} of ") } else { String::new() };
+        (new != 0).then(|| format!(
+            "{of}the {all} processes have new process ids, so whatever remembers one goes wrong (`wait $!` and `kill $!` of shells, files with process ids): {why}",
+        ))
     }
 
     /// All ids that the tree has.
@@ -394,13 +399,16 @@ impl Tree {
             waited.map_or_else(|_| end(FAILED.into()), die)
         }
         let number = member.process;
-        let Inherited { mut all, files, warnings, monitor, pool } = inherited;
+        let Inherited { mut all, files, warnings, anew, monitor, pool } = inherited;
         if number as usize >= all.len() {
             return Err(start.whole.image.damaged("a process of its tree is missing"));
         }
         let saved = all.swap_remove(number as usize);
         drop(all);
         let mut warnings = if number == 0 { warnings } else { Vec::new() };
+        if number == 0 {
+            warnings.extend(self.renumbered(&anew));
+        }
         phase2_adapt::adapt_to(&saved, &mut warnings)?;
         let kept = pool.keep(&saved)?;
         start.become_program(saved, files, monitor, &kept, Who::Member(membership), warnings)

@@ -57,7 +57,8 @@ fn described(pid: Option<Pid>, what: &str) -> Facts {
     if let Some(address) = word_after(what, "0x") {
         facts.add("address", format!("0x{address}"));
     }
-    if let Some(path) = path(what) {
+    let link = pid.zip(descriptor(what)).and_then(|(pid, number)| link(pid, number));
+    if let Some(path) = path(what, link.as_deref()) {
         facts.add("path", path);
     }
     if let Some(advice) = kinds::advice(what) {
@@ -79,13 +80,25 @@ fn word_after<'a>(what: &'a str, head: &str) -> Option<&'a str> {
     Some(&rest[..end]).filter(|word| !word.is_empty())
 }
 
-/// The path that a sentence names.
-fn path(what: &str) -> Option<String> {
+/// What a descriptor shows.
+fn link(pid: Pid, number: u64) -> Option<String> {
+    let target = std::fs::read_link(format!("/proc/{pid}/fd/{number}")).ok()?;
+    Some(target.to_string_lossy().trim_end_matches(" (deleted)").to_owned())
+}
+
+/// The path that a sentence names: what the descriptor shows that it is about (`link`), else the longest that there is,
+/// for names may have spaces in them.
+fn path(what: &str, link: Option<&str>) -> Option<String> {
     let mut starts = what.match_indices('/').map(|(at, _)| at);
     let start = starts.find(|at| *at == 0 || matches!(what.as_bytes()[at - 1], b' ' | b'('))?;
     let rest = &what[start..];
-    let end = rest.find([' ', ':', ',', ')', ';']).unwrap_or(rest.len());
-    Some(rest[..end].to_owned())
+    if let Some(link) = link.filter(|link| rest.starts_with(link)) {
+        return Some(link.to_owned());
+    }
+    let ends = rest.match_indices([' ', ':', ',', ')', ';']).map(|(at, _)| at);
+    let all: Vec<_> = ends.chain([rest.len()]).map(|end| &rest[..end]).collect();
+    let there = all.iter().rev().find(|path| std::fs::symlink_metadata(path).is_ok());
+    there.or(all.first()).map(|path| (*path).to_owned())
 }
 
 #[cfg(test)]
@@ -95,11 +108,22 @@ mod tests {
     #[test]
     fn sentences_are_taken_apart() {
         let what = "descriptors that a restart cannot open again: 5 (/dev/pts/3: a terminal)";
-        assert_eq!((descriptor(what), path(what).as_deref()), (Some(5), Some("/dev/pts/3")));
+        assert_eq!((descriptor(what), path(what, None).as_deref()), (Some(5), Some("/dev/pts/3")));
         let what = "it uses a GPU (/dev/nvidia0, descriptor 12)";
-        assert_eq!((descriptor(what), path(what).as_deref()), (Some(12), Some("/dev/nvidia0")));
+        assert_eq!(
+            (descriptor(what), path(what, None).as_deref()),
+            (Some(12), Some("/dev/nvidia0"))
+        );
         let what = "it fills the memory at 0x7f00 by itself (userfaultfd(2))";
-        assert_eq!((descriptor(what), path(what)), (None, None));
+        assert_eq!((descriptor(what), path(what, None)), (None, None));
         assert_eq!(word_after(what, "0x"), Some("7f00"));
+        let what = "the lock on /no/such file, any more (3), which";
+        assert_eq!(path(what, Some("/no/such file, any")).as_deref(), Some("/no/such file, any"));
+        assert_eq!(path(what, Some("/another")).as_deref(), Some("/no/such"));
+        let dir = std::env::temp_dir().join(format!("a b, c {}", std::process::id()));
+        std::fs::create_dir(&dir).unwrap();
+        let said = path(&format!("what has {} in it", dir.display()), None);
+        std::fs::remove_dir(&dir).unwrap();
+        assert_eq!(said.as_deref(), dir.to_str());
     }
 }

@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Memory with a descriptor (memfd_create(2)).
 
-use super::{Kind, Look, Saving, file_type, objects};
+use super::{Kind, Look, Saving, deleted, file_type, objects};
 use crate::error::{Because, Result};
 use crate::proc::fds::Fd;
+use crate::ptrace::borrowed::is_refusal;
 use ckpt_abi::image::ObjectKind;
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
 use nix::libc;
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::stat::Mode;
 use std::ffi::CString;
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -28,7 +31,7 @@ fn save(_: &Fd, _: &Look<'_>, saving: &mut Saving) -> Result<()> {
 }
 
 /// A memfd of `size` bytes, which may be executed if its mode says so, whatever vm.memfd_noexec makes the
-/// rule.
+/// rule. Where a filter refuses memfd_create(2) it is in /dev/shm.
 pub(crate) fn memfd(name: &str, size: u64) -> Result<OwnedFd> {
     /// MFD_EXEC (Linux 6.3).
     const EXEC: MFdFlags = MFdFlags::from_bits_retain(0x10);
@@ -38,7 +41,16 @@ pub(crate) fn memfd(name: &str, size: u64) -> Result<OwnedFd> {
         Err(Errno::EINVAL | Errno::EACCES) => memfd_create(name.as_c_str(), flags),
         made => made,
     };
-    let file = File::from(made.because(|| "cannot make a memfd")?);
+    let made = match made {
+        // A file without a name is as good, but that it cannot be sealed.
+        Err(errno) if is_refusal(errno) => {
+            let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
+            let made = open("/dev/shm", flags, Mode::from_bits_truncate(0o600));
+            made.map_err(|_| errno).because(|| "cannot make a memfd").and_then(deleted::plain)
+        }
+        made => made.because(|| "cannot make a memfd"),
+    };
+    let file = File::from(made?);
     file.set_len(size).because(|| "cannot make room in a memfd")?;
     Ok(file.into())
 }

@@ -11,6 +11,7 @@
 
 use super::{Origin, Restored, kind, ownership};
 use crate::error::{Because, Error, Result};
+use crate::proc::closing::close_range;
 use crate::proc::fds::UNDER_WAY;
 use ckpt_abi::image::{Descriptor, DescriptorKind};
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
@@ -234,11 +235,6 @@ fn borrowed(fd: i32) -> BorrowedFd<'static> {
 fn own(fd: i32) -> OwnedFd {
     // SAFETY: either fresh from fcntl, or wrapped so that it is never dropped.
     unsafe { OwnedFd::from_raw_fd(fd) }
-}
-
-fn close_range(first: u32, last: u32) {
-    // SAFETY: what is closed has no owner any more: the process is about to become another.
-    unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
 }
 
 /// Gives up ownership of a descriptor that the restorer will close.

@@ -12,6 +12,7 @@
 
 use super::{Origin, Restored, kind, open, standard};
 use crate::error::{Because, Result};
+use crate::proc::closing::close_range;
 use ckpt_abi::image::DescriptorKind;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
@@ -104,8 +105,7 @@ fn carry(input: BorrowedFd<'_>, output: OwnedFd) {
         return;
     };
     let rest = (input.as_raw_fd().max(output.as_raw_fd()) + 1).cast_unsigned();
-    // SAFETY: as above.
-    unsafe { libc::syscall(libc::SYS_close_range, rest, u32::MAX, 0) };
+    close_range(rest, u32::MAX);
     let mut buffer = [0; 1 << 16];
     loop {
         let (from, to) = (PollFlags::POLLIN, PollFlags::empty());

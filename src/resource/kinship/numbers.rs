@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-only
-//! The ids of a tree that restarts with new ones: what each process, group and session of it has here, in a table that
+//! The ids of a tree that restarts with new ones, or may have to: what each process, group and session of it has here, in a table that
 //! all of its processes share while they are made.
 //!
 //! # Safety
@@ -38,7 +38,7 @@ pub(crate) fn begin_anew(saved: Vec<Pid>) -> Result<()> {
     Ok(())
 }
 
-/// Whether ids are new ones.
+/// Whether ids may be new ones.
 pub(crate) fn are_new() -> bool {
     NUMBERS.get().is_some()
 }
@@ -50,7 +50,7 @@ pub(crate) fn note(saved: Pid, here: Pid) {
     }
 }
 
-/// What a saved id is here: the same, unless ids are new ones.
+/// What a saved id is here: the same, unless it is a new one.
 pub(crate) fn here(saved: Pid) -> Pid {
     match word(saved).map(|word| word.load(Ordering::Acquire)) {
         // Of nobody who was made.

@@ -44,9 +44,9 @@ const LIMIT: Duration = Duration::from_secs(15);
 /// How long a process waits for those that have to be made before one of its own.
 const PATIENCE: Duration = Duration::from_millis(200);
 
-/// Where the processes take turns, and all ids in the order in which the kernel gives them; unset where ids are not
-/// counted for.
-static TURNS: OnceLock<(Rendezvous, Vec<Pid>)> = OnceLock::new();
+/// Where the processes take turns, and all ids in the order in which the kernel gives them; until when they are counted
+/// for, if others will do. Unset where they are not.
+static TURNS: OnceLock<(Rendezvous, Vec<Pid>, Option<Instant>)> = OnceLock::new();
 
 /// The ids as the kernel gives them.
 struct Kernel {
@@ -115,12 +115,13 @@ pub(crate) fn is_near(ids: &[Pid]) -> bool {
     near().unwrap_or(false)
 }
 
-/// Counts for ids of choice from now on, in this process and those that it makes.
-pub(crate) fn begin(rendezvous: Rendezvous, mut ids: Vec<Pid>) {
+/// Counts for ids of choice from now on, in this process and those that it makes: each as long as it takes, or all of them
+/// for [`LIMIT`], where others will do (`kept`).
+pub(crate) fn begin(rendezvous: Rendezvous, mut ids: Vec<Pid>, kept: bool) {
     let last = Kernel::open().and_then(|kernel| Some((kernel.last()?, kernel)));
     let before = |id: Pid| last.as_ref().and_then(|(last, kernel)| kernel.before(id, *last));
     order::by_key(&mut ids, |id| before(*id).map_or((0, 0), |n| (1, n.cast_unsigned().into())));
-    let _ = TURNS.set((rendezvous, ids));
+    let _ = TURNS.set((rendezvous, ids, (!kept).then(|| Instant::now() + LIMIT)));
 }
 
 /// Waits until those are there that come before this one: it would take a whole turn to go back to them.
@@ -147,13 +148,18 @@ pub(super) fn is_begun() -> bool {
     TURNS.get().is_some()
 }
 
+/// Whether the restart has failed, so that no id is of use.
+pub(super) fn are_vain() -> bool {
+    TURNS.get().is_some_and(|(turns, ..)| turns.is_vain())
+}
+
 /// Makes a process with an id; None in the process itself.
 pub(super) fn clone_as(flags: i32, wanted: Pid, exit_signal: i32) -> nix::Result<Option<Pid>> {
-    let (turns, ids) = TURNS.get().ok_or(Errno::EPERM)?;
+    let (turns, ids, until) = TURNS.get().ok_or(Errno::EPERM)?;
     let kernel = Kernel::open().ok_or(Errno::ENOSYS)?;
     await_others(ids, wanted);
-    let begun = Instant::now();
-    let is_vain = || turns.is_vain() || begun.elapsed() > LIMIT;
+    let until = until.unwrap_or_else(|| Instant::now() + LIMIT);
+    let is_vain = || turns.is_vain() || Instant::now() > until;
     if !turns.take_turn(is_vain) {
         return Err(Errno::EEXIST);
     }

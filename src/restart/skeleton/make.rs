@@ -274,12 +274,18 @@ pub(super) fn clone_with(
     pid: Option<Pid>,
     exit_signal: i32,
 ) -> nix::Result<Option<Pid>> {
-    let pid = pid.filter(|_| !numbers::are_new());
     match pid {
-        Some(pid) if counted::is_begun() => return counted::clone_as(flags, pid, exit_signal),
+        Some(pid) if counted::is_begun() => match counted::clone_as(flags, pid, exit_signal) {
+            // Somebody else has it meanwhile.
+            Err(Errno::EEXIST) if numbers::are_new() && !counted::are_vain() => {
+                return fork(flags | exit_signal);
+            }
+            made => return made,
+        },
         // Filters of containers know no clone3(2).
         None => return fork(flags | exit_signal),
-        _ => {}
+        Some(_) if numbers::are_new() => return fork(flags | exit_signal),
+        Some(_) => {}
     }
     let wanted = [pid.unwrap_or(Pid::NONE)];
     let own = own_id();

@@ -49,6 +49,7 @@ impl Place {
     /// Chooses the place that has the fewest effects, for these process and thread ids, groups and sessions; `furnished`
     /// with System V objects, which need a namespace of their own in any case. `made` are those that may be counted for. If
     /// one was `taken` when it was wanted, it is not here.
+    /// And what keeps it from being one where no id can be another's.
     ///
     /// # Errors
     /// Their ids are to be `kept`, or there are System V objects, and no namespaces here.
@@ -58,7 +59,7 @@ impl Place {
         furnished: bool,
         kept: bool,
         taken: bool,
-    ) -> Result<Self> {
+    ) -> Result<(Self, Option<Obstacle>)> {
         let is_near = || made.is_some_and(|made| made.iter().all(is_free) && is_near(made));
         let may = !taken && (!furnished || capable(MAY_CHOOSE[0]));
         if may
@@ -66,13 +67,13 @@ impl Place {
             && MAY_CHOOSE.iter().any(|&capability| capable(capability))
             && ids.iter().all(is_free)
         {
-            return Ok(Self::Here);
+            return Ok((Self::Here, None));
         }
         match offered() {
-            Ok(place) => Ok(place),
-            Err(_) if !furnished && is_near() => Ok(Self::Counted),
+            Ok(place) => Ok((place, None)),
+            Err(obstacle) if !furnished && is_near() => Ok((Self::Counted, Some(obstacle))),
             Err(obstacle) if kept || furnished => Err(obstacle.error()),
-            Err(_) => Ok(Self::Anew),
+            Err(obstacle) => Ok((Self::Anew, Some(obstacle))),
         }
     }
 
@@ -114,6 +115,8 @@ impl Place {
 pub(crate) enum Obstacle {
     /// The kernel refuses them.
     Refused(Errno),
+    /// A filter refuses clone3(2), which alone gives ids of choice.
+    Filtered,
     /// It shows no new /proc in them, where processes would find each other by their ids: it allows that to user
     /// namespaces only where nothing hides a part of the one that is there (fs/namespace.c, mount_too_revealing).
     Masked,
@@ -124,13 +127,16 @@ impl Obstacle {
     pub(crate) fn remedy(self) -> &'static str {
         match self {
             Self::Refused(Errno::ENOSPC | Errno::EUSERS) => {
-                "the number of namespaces is limited here (/proc/sys/user/max_user_namespaces, max_pid_namespaces)"
+                "the number of namespaces is limited here (max_user_namespaces and its like in /proc/sys/user)"
+            }
+            Self::Filtered => {
+                "clone3(2), which alone gives a process an id of choice, is refused here, as by the filter of a container: restart it where that is allowed"
             }
             Self::Refused(Errno::EINVAL) => {
                 "this kernel was built without them (CONFIG_PID_NS, CONFIG_USER_NS)"
             }
             Self::Refused(_) => {
-                "user namespaces are forbidden here: by kernel.unprivileged_userns_clone=0, kernel.apparmor_restrict_unprivileged_userns=1, or the filters of a container; restart it where they are allowed, or as root"
+                "user namespaces, or mounts in them, are forbidden here: by kernel.unprivileged_userns_clone=0, kernel.apparmor_restrict_unprivileged_userns=1, or the filters of a container; restart it where they are allowed, or as root"
             }
             Self::Masked => {
                 "parts of /proc are masked here, as in containers, and so a PID namespace could have none of its own; restart it where they are not (docker run --security-opt systempaths=unconfined, procMount: Unmasked of Kubernetes)"
@@ -141,6 +147,7 @@ impl Obstacle {
     fn error(self) -> Error {
         let why = match self {
             Self::Refused(errno) => errno.desc(),
+            Self::Filtered => "the ids could not be chosen there",
             Self::Masked => "they would see no /proc of their own",
         };
         let text =
@@ -151,22 +158,18 @@ impl Obstacle {
 
 /// The namespaces that a tree can have here, as a child tries it.
 pub(crate) fn offered() -> std::result::Result<Place, Obstacle> {
-    const MASKED: i32 = 200;
     let place = if capable(MAY_CHOOSE[0]) { Place::Apart } else { Place::AsUser };
     let attempt = || {
         let Some(child) = fork(libc::SIGCHLD)? else {
             end(match place.separate(CloneFlags::empty()) {
                 Err(errno) => errno as i32,
-                Ok(()) => match sees_itself() {
-                    Ok(true) => 0,
-                    _ => MASKED,
-                },
+                Ok(()) => sees_itself().unwrap_or_else(|errno| errno as i32),
             })
         };
         ended(child)
     };
     if !has_clone3() {
-        return Err(Obstacle::Refused(Errno::ENOSYS));
+        return Err(Obstacle::Filtered);
     }
     match attempt().map_err(Obstacle::Refused)? {
         0 => Ok(place),
@@ -182,13 +185,21 @@ fn has_clone3() -> bool {
     refused == Err(Errno::EINVAL)
 }
 
-/// Whether a child may show its PID namespace in /proc.
-fn sees_itself() -> nix::Result<bool> {
+/// Not an error number.
+const MASKED: i32 = 200;
+
+/// Whether a child may show its PID namespace in /proc: 0, [`MASKED`] or an error number.
+fn sees_itself() -> nix::Result<i32> {
     let Some(child) = fork(libc::SIGCHLD)? else {
-        let mounted = unshare(CloneFlags::CLONE_NEWNS).and_then(|()| mount_proc());
-        end(i32::from(mounted.is_err()))
+        let separated = unshare(CloneFlags::CLONE_NEWNS).and_then(|()| separate_mounts());
+        end(match separated.map(|()| show_proc()) {
+            Ok(Ok(())) => 0,
+            // Who may mount nothing at all has failed before.
+            Ok(Err(Errno::EPERM)) => MASKED,
+            Err(errno) | Ok(Err(errno)) => errno as i32,
+        })
     };
-    ended(child).map(|status| status == 0)
+    ended(child)
 }
 
 /// The exit status of a child.
@@ -201,9 +212,17 @@ fn ended(child: Pid) -> nix::Result<i32> {
 
 /// Shows the PID namespace of this process in /proc; its mounts are its own.
 pub(super) fn mount_proc() -> nix::Result<()> {
+    separate_mounts().and_then(|()| show_proc())
+}
+
+/// Else what is mounted would appear in the namespace that this one is a copy of.
+fn separate_mounts() -> nix::Result<()> {
     let nothing: Option<&str> = None;
-    // Else the new /proc would appear in the namespace that this one is a copy of.
-    mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing)?;
+    mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing)
+}
+
+fn show_proc() -> nix::Result<()> {
+    let nothing: Option<&str> = None;
     let kept = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("proc"), "/proc", Some("proc"), kept, nothing)
 }
