@@ -135,6 +135,102 @@ fn what_is_forbidden_is_said() {
     }
 }
 
+/// An id that somebody else takes while it is counted for is a new one, unless it is to be kept.
+#[test]
+fn who_cannot_have_its_id_has_another() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let bench = Bench::new(Who::Nobody);
+    let filter = bench.subject("container", Build::Static);
+    let filter = filter.to_str().expect("utf-8");
+    let script = "$| = 1; pipe R, W; if (!fork) { close R; select undef, undef, undef, 0.02 until -e 'gate'; \
+        print W qq(A\n); exit 4 } close W; open F, '>ready'; print scalar <R>; wait; print $? >> 8, qq( end\n)";
+    let first = "true & wait; perl -e \"$0\" & perl=$!; until [ -e ready ]; do sleep 0.02; done; \
+        ./ckpt save --stop $perl -n x.ckpt; wait";
+    let within = |last: &[&str]| {
+        let words = [&["whole"][..], &AS_NOBODY, &[filter, "/bin/sh", "-c"], last].concat();
+        run(&bench, "-pfm", &words).end()
+    };
+    within(&[first, script]);
+    bench.file("gate", "");
+    // Its witness has the id of the first process.
+    let kept = within(&["./x.ckpt --ids keep; echo status $?"]);
+    assert_eq!(kept.stdout, ["status 125"], "{kept:?}");
+    assert!(kept.stderr.contains("cannot have the process id 3 again"), "{kept:?}");
+    let again = within(&["./x.ckpt; echo status $?"]);
+    assert_eq!(again.stdout, ["A", "4 end", "status 0"], "{again:?}");
+    assert!(again.stderr.contains("new process ids"), "{again:?}");
+    assert!(again.stderr.contains("clone3(2)"), "{again:?}");
+}
+
+/// Refused mounts are not taken for a /proc that is masked.
+#[test]
+fn why_there_are_no_namespaces_is_true() {
+    use nix::libc::{EACCES, ENOSYS, EPERM, SYS_clone3, SYS_mount};
+    let bench = Bench::new(Who::Nobody);
+    bench.subject("refuse", Build::Static);
+    for (filter, why) in [
+        ((SYS_mount, EPERM), "mounts in them, are forbidden"),
+        ((SYS_mount, EACCES), "mounts in them, are forbidden"),
+        (
+            (SYS_clone3, ENOSYS),
+            "clone3(2), which alone gives a process an id of choice, is refused",
+        ),
+    ] {
+        let check = under(&bench, filter, &["./ckpt", "check"]).ends_well();
+        let line = check.stdout.iter().find(|line| line.starts_with("user namespaces"));
+        assert!(line.is_some_and(|line| line.contains(why)), "{check:?}");
+    }
+}
+
+/// The words under a filter that answers one system call with an error.
+fn under(bench: &Bench, (call, errno): (i64, i32), words: &[&str]) -> Run {
+    let (errno, call) = (errno.to_string(), call.to_string());
+    bench.run(bench.path("refuse.static"), &[&[&*errno, &*call], words].concat())
+}
+
+/// What a filter may refuse is done in another way: with ckpt's monitor, a checkpoint of what goes on, three generations.
+#[test]
+fn what_filters_refuse_is_done_in_another_way() {
+    use nix::libc::{
+        ENOSYS, EPERM, SYS_close_range, SYS_memfd_create, SYS_pidfd_open, SYS_process_vm_readv,
+        SYS_process_vm_writev,
+    };
+    let script = "import mmap, os, sys\nm = mmap.mmap(-1, 4096)\nr, w = os.pipe()\n\
+        if not os.fork():\n  os.close(w); os.read(r, 1); m[:3] = b'two'; os._exit(0)\n\
+        os.close(r)\nopen = lambda: len(os.listdir('/proc/self/fd'))\nbefore = open()\n\
+        print('ready', flush=True)\nsys.stdin.readline()\n\
+        os.close(w); os.wait(); print(m[:3].decode(), open() - before, flush=True)";
+    for filter in [
+        (SYS_process_vm_readv, EPERM),
+        (SYS_process_vm_writev, ENOSYS),
+        (SYS_memfd_create, EPERM),
+        (SYS_close_range, ENOSYS),
+        (SYS_pidfd_open, EPERM),
+    ] {
+        let bench = Bench::new(Who::Nobody);
+        bench.subject("refuse", Build::Static);
+        let start = ["./ckpt", "-z", "60000", "-n", "x.ckpt", "/usr/bin/python3", "-c", script];
+        let mut run = under(&bench, filter, &start);
+        run.expect("ready");
+        let went_on = under(&bench, filter, &["./ckpt", "save", &run.pid_text(), "-n", "y.ckpt"]);
+        went_on.ends_well();
+        for _ in 0..2 {
+            let words = ["./ckpt", "save", "--stop", &run.pid_text(), "-n", "x.ckpt"];
+            let saved = under(&bench, filter, &words).ends_well();
+            assert!(!saved.stderr.contains("not saved: descriptors"), "{filter:?}: {saved:?}");
+            assert_eq!(run.end().code(), Some(0));
+            run = under(&bench, filter, &["./x.ckpt"]);
+        }
+        for mut run in [run, under(&bench, filter, &["./y.ckpt"])] {
+            run.say("go");
+            run.expect("two -1");
+            run.ends_well();
+        }
+    }
+}
+
 /// What looks the same is not the same: event descriptors without kcmp(2).
 #[test]
 fn event_descriptors_are_told_apart_without_kcmp() {

@@ -12,6 +12,8 @@ use crate::error::{Because, Result};
 use crate::fault::{Point, reach};
 use crate::proc::Pid;
 use crate::proc::Process;
+use crate::proc::closing;
+use crate::proc::pidfd::Pidfd;
 use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
@@ -41,11 +43,9 @@ impl Snapshot {
         let deadline = Instant::now() + Duration::from_secs(5);
         loop {
             match Memory::open(self.0) {
-                Ok(memory) if memory.read_some(STACKS, &mut []).is_ok() => {
-                    return Ok((process, memory));
-                }
+                Ok(memory) => return Ok((process, memory)),
                 Err(e) if Instant::now() > deadline => return Err(e),
-                _ => std::thread::sleep(Duration::from_micros(200)),
+                Err(_) => std::thread::sleep(Duration::from_micros(200)),
             }
         }
     }
@@ -85,6 +85,7 @@ impl<'a> Begun<'a> {
     /// Begins. [`Begun::finish`] has to follow, whatever fails meanwhile.
     pub(crate) fn of(processes: Vec<Still<'a>>, goes_on: bool) -> Self {
         let mut all = Self { pictured: Vec::new(), outcome: Ok(()) };
+        let goes_on = goes_on && are_possible();
         for process in processes {
             let Still { equipped, mut frozen, gathered, areas, orphans_leave, .. } = process;
             let mut data = None;
@@ -141,6 +142,12 @@ impl Pictured<'_> {
     pub(crate) fn take_apart(self) -> (Option<Frozen>, Gathered) {
         (self.frozen, self.gathered)
     }
+}
+
+/// Whether a snapshot may let go of what it inherits, and see the end of its dumper: the filter of a container, which is the
+/// program's, too, may refuse what that takes.
+fn are_possible() -> bool {
+    closing::is_possible() && Pidfd::open(Pid::own()).is_ok()
 }
 
 /// Begins to make a snapshot; where its id will be. There is none where orphans come to the target or to nobody

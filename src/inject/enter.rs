@@ -9,7 +9,7 @@
 //! The callers have one thread; a child that is made by a bare clone(2) may do all that its maker may.
 #![allow(unsafe_code)]
 
-use crate::error::{Because, Error, Result};
+use crate::error::{Because, Error, Kind, Result};
 use crate::image::read::Image;
 use crate::proc::Pid;
 use crate::proc::fork::fork;
@@ -130,9 +130,16 @@ pub(crate) fn enter(pid: Pid) -> Result<Pid> {
     let why = || format!("cannot enter the namespaces of process {pid}");
     let mut others = Vec::new();
     for (kind, flag) in KINDS {
-        if is_elsewhere(kind).ok_or_else(|| Error::new(why()))? {
-            others.push((File::open(format!("/proc/{pid}/ns/{kind}")).because(why)?, flag));
-        }
+        let opened = match is_elsewhere(kind) {
+            Some(false) => continue,
+            Some(true) => File::open(format!("/proc/{pid}/ns/{kind}")).ok(),
+            None => None,
+        };
+        let refused = || match proc::has_ended(pid) {
+            true => Error::new(format!("process {pid} is gone")).of(Kind::Gone),
+            false => forbidden(pid, Errno::EACCES),
+        };
+        others.push((opened.ok_or_else(refused)?, flag));
     }
     let here = std::env::current_dir().because(|| "cannot find out the current directory")?;
     for (namespace, flag) in others {

@@ -7,6 +7,12 @@
 
 use nix::libc;
 
+/// Whether close_range(2) is to be had.
+pub(crate) fn is_possible() -> bool {
+    // SAFETY: nobody has that number.
+    unsafe { libc::syscall(libc::SYS_close_range, u32::MAX, u32::MAX, 0) == 0 }
+}
+
 /// Closes all descriptors from one to another (close_range(2)); one by one where the filter of a container refuses that.
 pub(crate) fn close_range(first: u32, last: u32) {
     // SAFETY: nothing that owns one is used again in this process.

@@ -77,7 +77,7 @@ impl Memory {
         let n = unsafe { libc::process_vm_readv(self.pid.get(), &local, 1, &remote, 1, 0) };
         match Errno::result(n) {
             // Under Yama the file may be from one who may.
-            Err(errno) if is_refusal(errno) && !buffer.is_empty() => {
+            Err(errno) if is_refusal(errno) => {
                 self.file.read_at(buffer, addr).map_err(|_| Errno::EFAULT)
             }
             result => result.map(|n| n as usize),
