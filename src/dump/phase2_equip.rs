@@ -61,7 +61,7 @@ impl Seen {
         let looked = Looked::at(&process, &memory)?;
         let region = Region::find(&memory, &looked.vmas);
         // Both are remembered.
-        memory.began()?;
+        memory.note_began(looked.first.starttime);
         let _ = own_task(pid);
         Ok(Self { process, memory, region, looked })
     }

@@ -116,10 +116,10 @@ fn look_at_threads(
 ) -> Result<Vec<LookedThread>> {
     let mut all = Vec::new();
     for ((one, looked), tids) in equipped.iter().zip(looked).zip(tids) {
-        all.extend(tids.iter().map(|tid| (&one.process, *tid, looked.rest.as_ref())));
+        all.extend(tids.iter().map(|tid| (&one.process, *tid, looked)));
     }
     let looks =
-        abreast::each(&all, 8, |&(process, tid, rest)| LookedThread::at(process, tid, rest));
+        abreast::each(&all, 8, |&(process, tid, looked)| LookedThread::at(process, tid, looked));
     looks.into_iter().collect()
 }
 
@@ -210,7 +210,7 @@ impl<'a> Work<'a> {
         let (mut target, ids, gathered) = self.target();
         let before = gathered.obstacles.len();
         threads::settle_all(&mut target, ids, gathered)?;
-        gathered.clocks = target.process().clocks()?;
+        gathered.clocks = target.frozen.clocks()?;
         let mut list = List::default();
         let questions = Questions::ask(&target, &mut list);
         let first = ids.first().filter(|_| gathered.obstacles.len() == before);

@@ -59,6 +59,7 @@ impl<'a> Writing<'a> {
     /// Writes what has to be read while the process stands still: all of its memory, if it ends, else what no
     /// picture holds.
     pub(crate) fn at_once(&mut self, process: &mut Pictured<'_>, ends: bool) -> Result<()> {
+        self.forget_clock_ids(&mut process.gathered);
         let areas = std::mem::take(&mut process.areas);
         let (now, later): (Vec<_>, _) = areas.into_iter().partition(|a| ends || a.at_once);
         process.areas = later;
@@ -67,6 +68,11 @@ impl<'a> Writing<'a> {
         }
         let Equipped { process: own, memory, .. } = process.equipped;
         self.pages(false, own, memory, &now, &mut process.gathered)
+    }
+
+    /// Several processes restart with their ids, which are those of their clocks.
+    fn forget_clock_ids(&self, gathered: &mut Gathered) {
+        gathered.clock_ids &= self.common.tables.of.len() < 2;
     }
 
     /// Writes the rest, from the picture if there is one.
@@ -90,6 +96,7 @@ impl<'a> Writing<'a> {
 
     /// Looks for what only pages tell, in a process that goes on; nothing is written.
     pub(super) fn look(&mut self, process: &Equipped, areas: Vec<Area>, gathered: &mut Gathered) {
+        self.forget_clock_ids(gathered);
         // To read a device may do something to it.
         if gathered.clock_ids && gathered.obstacles.is_empty() {
             let looked = |area| Area { streamed: true, ..area };
@@ -122,6 +129,9 @@ impl<'a> Writing<'a> {
         areas: &[Area],
         gathered: &mut Gathered,
     ) -> Result<()> {
+        if areas.is_empty() {
+            return Ok(());
+        }
         let pagemap = Pagemap::of(process)?;
         let from = From {
             memory,
@@ -129,8 +139,6 @@ impl<'a> Writing<'a> {
             locks: Search::new(&gathered.threads),
             clocks: clocks::Search::new(&gathered.threads),
         };
-        // Several processes restart with their ids.
-        gathered.clock_ids &= self.common.tables.of.len() < 2;
         for area in areas {
             let ranges = match area.pages {
                 _ if area.known.is_some() => area.known.clone().unwrap_or_default(),

@@ -31,24 +31,38 @@ impl Process {
     /// # Errors
     /// They cannot be read.
     pub fn clocks(&self) -> Result<Clocks> {
-        let now = |clock| -> Result<u64> {
-            let time = clock_gettime(clock).because(|| "cannot read a clock")?;
-            Ok(time.tv_sec() as u64 * SECOND as u64 + time.tv_nsec() as u64)
-        };
-        let (own, theirs) = (own_offsets(), self.clock_offsets());
-        let seen = |clock, i: usize| -> Result<u64> {
-            Ok(now(clock)?.saturating_add_signed(theirs[i].saturating_sub(own[i])))
-        };
-        Ok(Clocks {
-            realtime: now(ClockId::CLOCK_REALTIME)?,
-            since_boot: [seen(ClockId::CLOCK_MONOTONIC, 0)?, seen(ClockId::CLOCK_BOOTTIME, 1)?],
-            boot: boot(theirs),
-        })
+        Clocks::shifted(self.shifts())
+    }
+
+    /// By how many nanoseconds the time namespaces of this process, and its own, shift CLOCK_MONOTONIC and CLOCK_BOOTTIME.
+    pub fn shifts(&self) -> [[i64; 2]; 2] {
+        [own_offsets(), self.clock_offsets()]
     }
 
     /// By how many nanoseconds its time namespace shifts CLOCK_MONOTONIC and CLOCK_BOOTTIME.
     pub fn clock_offsets(&self) -> [i64; 2] {
         parse(&self.file("timens_offsets").unwrap_or_default())
+    }
+}
+
+impl Clocks {
+    /// Those of a process with such [shifts](Process::shifts) now.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn shifted([own, theirs]: [[i64; 2]; 2]) -> Result<Self> {
+        let now = |clock| -> Result<u64> {
+            let time = clock_gettime(clock).because(|| "cannot read a clock")?;
+            Ok(time.tv_sec() as u64 * SECOND as u64 + time.tv_nsec() as u64)
+        };
+        let seen = |clock, i: usize| -> Result<u64> {
+            Ok(now(clock)?.saturating_add_signed(theirs[i].saturating_sub(own[i])))
+        };
+        Ok(Self {
+            realtime: now(ClockId::CLOCK_REALTIME)?,
+            since_boot: [seen(ClockId::CLOCK_MONOTONIC, 0)?, seen(ClockId::CLOCK_BOOTTIME, 1)?],
+            boot: boot(theirs),
+        })
     }
 }
 
@@ -77,11 +91,6 @@ pub fn clock_offsets(pid: Pid) -> [i64; 2] {
 /// By how many nanoseconds a process's CLOCK_BOOTTIME is ahead of ours.
 pub fn boot_skew(pid: Pid) -> i64 {
     clock_offsets(pid)[1].saturating_sub(own_offsets()[1])
-}
-
-/// By how many nanoseconds a process's CLOCK_MONOTONIC is ahead of ours.
-pub fn clock_skew(process: &Process) -> i64 {
-    process.clock_offsets()[0].saturating_sub(own_offsets()[0])
 }
 
 /// "monotonic           -86400         0": seconds and nanoseconds.

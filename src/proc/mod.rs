@@ -37,7 +37,7 @@ pub(crate) mod unix;
 pub(crate) mod vmflags;
 mod written;
 
-pub use clocks::{Clocks, boot_skew, clock_offsets, clock_skew};
+pub use clocks::{Clocks, boot_skew, clock_offsets};
 pub use exec::auxv_value;
 pub use id::{Pid, Tid};
 pub use process::Process;

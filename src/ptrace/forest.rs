@@ -6,12 +6,12 @@
 //! way is looked for again; one that cannot be stopped soon (its child of vfork(2) has not executed yet) lets all
 //! others go on until it can be.
 
-use super::freeze::{FIRST_ATTEMPT, Frozen, LAST_ATTEMPT, PATIENCE, Stopping};
+use super::freeze::{FIRST_ATTEMPT, Frozen, LAST_ATTEMPT, PATIENCE, Stopping, open_with};
 use super::stopping::await_hearing;
 use crate::error::{Error, Kind, Result};
+use crate::proc;
 use crate::proc::Pid;
 use crate::proc::tree::{self, INIT, Kin, WITNESS};
-use crate::proc::{self, Process};
 use crate::settings::Without;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -53,7 +53,7 @@ struct Wanted<'a> {
     heirs: HashSet<Pid>,
 }
 
-/// What attempts that have failed leave for the next, by process.
+/// What attempts that have failed leave for the next, and who was opened before the first, by process.
 type Left = HashMap<Pid, Frozen>;
 
 /// What came of an attempt.
@@ -79,7 +79,7 @@ impl Forest {
         let mut left = HashMap::new();
         loop {
             let (wanted, listed) = begin(root, without, is_heir)?;
-            let before = await_all(root, &wanted, listed, deadline)?;
+            let before = await_all(root, &wanted, listed, deadline, &mut left)?;
             let since = Instant::now();
             let found = Self::attempt(root, &wanted, before, patience, &mut left);
             held += since.elapsed();
@@ -343,14 +343,21 @@ pub(crate) fn named(pid: Pid) -> Option<(u32, String)> {
 }
 
 /// Waits, while nobody is touched, until every process of the tree can hear; who they are.
-fn await_all(root: Pid, wanted: &Wanted<'_>, listed: Listed, deadline: Instant) -> Result<Listed> {
+fn await_all(
+    root: Pid,
+    wanted: &Wanted<'_>,
+    listed: Listed,
+    deadline: Instant,
+    left: &mut Left,
+) -> Result<Listed> {
     let begun = Instant::now();
     for kin in listed.members.iter().filter(|kin| !kin.dead) {
-        if let Ok(process) = Process::open(kin.pid) {
+        if let Ok(Some(process)) = open_with(kin.pid, kin.start) {
             await_hearing(&process, deadline).or_else(|e| match e.kind() {
                 Kind::Gone => Ok(()),
                 _ => Err(e),
             })?;
+            left.entry(kin.pid).or_insert_with(|| Frozen::of(process));
         }
     }
     // After a wait it would name those who have long gone.

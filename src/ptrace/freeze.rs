@@ -30,7 +30,7 @@ use crate::error::{Because, Error, Result};
 use crate::fault::{Point, reach};
 use crate::order;
 use crate::proc::status::Status;
-use crate::proc::{self, Process, forebear};
+use crate::proc::{Clocks, Process, forebear};
 use crate::proc::{Pid, Tid};
 use nix::libc;
 use std::cmp::Ordering;
@@ -89,8 +89,8 @@ pub(crate) struct Frozen {
     attended: bool,
     /// It was stopped, and we have told it to go on.
     pub was_told: bool,
-    /// By how many nanoseconds its CLOCK_MONOTONIC is ahead of ours.
-    skew: i64,
+    /// By how much our clocks and its are shifted, once that was looked at ([`Process::shifts`]).
+    shifts: Option<[[i64; 2]; 2]>,
     pub(super) since: Instant,
     /// Dropped last.
     _undelayed: Undelayed,
@@ -98,11 +98,16 @@ pub(crate) struct Frozen {
 
 impl Frozen {
     fn new(pid: Pid) -> Result<Self> {
+        Process::open(pid).map(Self::of)
+    }
+
+    /// None of the threads of a process.
+    pub(super) fn of(process: Process) -> Self {
         let (threads, moving) = (Vec::new(), Vec::new());
         let (seized, _undelayed) = (Row::default(), Undelayed::new());
-        let process = Process::open(pid)?;
+        let pid = process.pid();
         let since = Instant::now();
-        Ok(Self {
+        Self {
             pid,
             threads,
             seized,
@@ -111,10 +116,10 @@ impl Frozen {
             process,
             attended: false,
             was_told: false,
-            skew: 0,
+            shifts: None,
             since,
             _undelayed,
-        })
+        }
     }
 
     /// Stops every thread of `pid`, also those that appear meanwhile.
@@ -306,8 +311,8 @@ impl Frozen {
     /// Works out the waits that the stops have interrupted and leaves notes about them in the
     /// payload's region, for the image and for the next dump.
     fn note_waits(&mut self, memory: &Memory, region: u64) -> Result<()> {
-        self.skew = proc::clock_skew(&self.process);
-        let skew = self.skew;
+        self.shifts = Some(self.process.shifts());
+        let skew = self.skew();
         let notes = waits::notes(memory, region, skew);
         let mut found = Vec::new();
         for (index, thread) in self.threads.iter_mut().enumerate() {
@@ -336,6 +341,19 @@ impl Frozen {
         waits::count(memory, region, notes.len(), &slots, Ordering::Less)
     }
 
+    /// By how many nanoseconds its CLOCK_MONOTONIC is ahead of ours.
+    fn skew(&self) -> i64 {
+        self.shifts.map_or(0, |[own, theirs]| theirs[0].saturating_sub(own[0]))
+    }
+
+    /// Its clocks now.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub(crate) fn clocks(&self) -> Result<Clocks> {
+        self.shifts.map_or_else(|| self.process.clocks(), Clocks::shifted)
+    }
+
     /// The time left once more, now that it is about to begin.
     pub(super) fn renew_notes(&self) {
         if self.threads.iter().all(|t| t.wait.is_none()) {
@@ -344,7 +362,7 @@ impl Frozen {
         let Ok(memory) = Memory::open(self.pid) else { return };
         for thread in &self.threads {
             if let Some((wait, slot)) = &thread.wait {
-                let _ = memory.put(*slot, &wait.slot(thread.tid, thread.regs.rsp, self.skew));
+                let _ = memory.put(*slot, &wait.slot(thread.tid, thread.regs.rsp, self.skew()));
             }
         }
     }
@@ -419,6 +437,16 @@ impl Frozen {
     }
 }
 
+/// A process that has `begun` then; None: its id is another's by now.
+///
+/// # Errors
+/// It is gone.
+pub(super) fn open_with(pid: Pid, begun: u64) -> Result<Option<Process>> {
+    let process = Process::open(pid)?;
+    let is_it = process.stat(process.main_thread())?.starttime == begun;
+    Ok(is_it.then_some(process))
+}
+
 /// A process whose threads are being stopped. Dropping it lets them go on.
 pub(super) struct Stopping {
     frozen: Frozen,
@@ -439,17 +467,20 @@ impl Stopping {
         Ok(Self { frozen, round })
     }
 
-    /// The same of a process that has `begun` then (in ticks since boot); None: its id is another's by now.
+    /// The same of a process that has `begun` then (in ticks since boot), as all have that are `left`; None: its id is
+    /// another's by now.
     ///
     /// # Errors
     /// Those of [`Frozen::freeze`].
     pub(super) fn begin_with(pid: Pid, begun: u64, left: Option<Frozen>) -> Result<Option<Self>> {
-        let frozen = left.map_or_else(|| Frozen::new(pid), Ok)?;
-        let process = &frozen.process;
-        match process.stat(process.main_thread())?.starttime == begun {
-            true => Self::begin(pid, Some(frozen)).map(Some),
-            false => Ok(None),
-        }
+        let frozen = match left {
+            Some(frozen) => frozen,
+            None => match open_with(pid, begun)? {
+                Some(process) => Frozen::of(process),
+                None => return Ok(None),
+            },
+        };
+        Self::begin(pid, Some(frozen)).map(Some)
     }
 
     /// Waits until all threads stand still.

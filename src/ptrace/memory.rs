@@ -63,6 +63,11 @@ impl Memory {
         Ok(*self.began.get_or_init(|| began))
     }
 
+    /// Says when the process began, for [`Memory::began`].
+    pub(crate) fn note_began(&self, began: u64) {
+        let _ = self.began.set(began);
+    }
+
     /// Reads as much of `[addr, addr + buffer.len())` as there is from its start; the number of
     /// bytes read, short where the next page cannot be read.
     pub(crate) fn read_some(

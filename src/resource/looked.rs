@@ -83,20 +83,22 @@ pub(crate) struct LookedThread {
 }
 
 impl LookedThread {
-    /// Looks at a thread of a process of which the rest was seen.
+    /// Looks at a thread of a process that was looked at.
     ///
     /// # Errors
     /// It is gone, or may not be looked at.
-    pub(crate) fn at(process: &Process, tid: Tid, rest: Option<&Rest>) -> Result<Self> {
+    pub(crate) fn at(process: &Process, tid: Tid, looked: &Looked) -> Result<Self> {
         let main = process.main_thread();
         let (mut left, mut apart) = (Vec::new(), [false; 2]);
-        if let Some(rest) = rest.filter(|_| tid != main) {
+        let is_first = tid == main;
+        if let Some(rest) = looked.rest.as_ref().filter(|_| !is_first) {
             left = rest.namespaces.left_by(process.pid(), tid);
             let own = |what| raw::share(main, tid, what) == Ok(false);
             apart = [Share::Files, Share::Directory].map(own);
         }
         let personality = process.personality(tid)? as u32;
-        Ok(Self { tid, stat: process.stat(tid)?, personality, left, apart })
+        let stat = if is_first { looked.first.clone() } else { process.stat(tid)? };
+        Ok(Self { tid, stat, personality, left, apart })
     }
 }
 

@@ -176,6 +176,10 @@ fn settle(target: &mut Target<'_>, index: usize, ids: &[u32]) -> std::result::Re
     /// How many instructions the functions that take and give a lock have.
     const LOCKING: usize = 400;
     let stopped = &target.frozen.threads[index];
+    // It takes none now, and is not let run on.
+    if interrupted::call_in_progress(&stopped.regs).is_some() {
+        return Ok(());
+    }
     if !holding::is_on_its_way(target, &stopped.regs, ids, stopped.tid.word()) {
         return Ok(());
     }
