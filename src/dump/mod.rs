@@ -22,6 +22,7 @@ pub(crate) mod phase5_snapshot;
 pub(crate) mod phase6_write;
 pub(crate) mod phase7_seal;
 pub(crate) mod place;
+mod reader;
 mod sharers;
 mod stream;
 pub(crate) mod survey;

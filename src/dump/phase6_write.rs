@@ -4,11 +4,11 @@
 use super::phase2_equip::Equipped;
 use super::phase4_refuse;
 use super::phase5_snapshot::Pictured;
+use super::reader::{Found, From, Read, Room};
 use super::stream;
 use crate::error::{Because, Error, Result};
 use crate::image::PAGE;
 use crate::image::write::Writer;
-use crate::image::zeros::nonzero;
 use crate::order;
 use crate::proc::Pid;
 use crate::proc::{Process, pagemap::Pagemap};
@@ -19,7 +19,6 @@ use crate::resource::runtime::glibc::Search;
 use crate::resource::{Common, Gathered, cpu, losses};
 use ckpt_abi::image::{CHUNK_MAX, Guard, GuardKind, Loss, Machine, SectionKind};
 use std::collections::HashSet;
-use std::ops::Range;
 use zerocopy::FromZeros;
 
 /// An image that is being written.
@@ -27,16 +26,7 @@ pub(crate) struct Writing<'a> {
     writer: Writer<'a>,
     common: Common,
     buffer: Vec<u8>,
-}
-
-/// Where pages of a process are read from.
-struct From<'a> {
-    memory: &'a Memory,
-    /// Others have the same pages until one of them writes.
-    shares: bool,
-    /// The locks that may be held.
-    locks: Search,
-    clocks: clocks::Search,
+    room: Room,
 }
 
 impl<'a> Writing<'a> {
@@ -53,7 +43,8 @@ impl<'a> Writing<'a> {
         let writer = if ends { writer.of_ended() } else { writer };
         let several = common.tables.of.len() > 1;
         let writer = if several { writer.of_several() } else { writer };
-        Self { writer, common, buffer: vec![0; CHUNK_MAX as usize] }
+        let (buffer, room) = (vec![0; CHUNK_MAX as usize], Room::default());
+        Self { writer, common, buffer, room }
     }
 
     /// Writes what has to be read while the process stands still: all of its memory, if it ends, else what no
@@ -137,8 +128,10 @@ impl<'a> Writing<'a> {
             memory,
             shares: is_picture || self.common.tables.of.len() > 1,
             locks: Search::new(&gathered.threads),
-            clocks: clocks::Search::new(&gathered.threads),
+            clocks: gathered.clock_ids.then(|| clocks::Search::new(&gathered.threads)),
+            keys: self.writer.is_of_several(),
         };
+        let mut room = std::mem::take(&mut self.room);
         for area in areas {
             let ranges = match area.pages {
                 _ if area.known.is_some() => area.known.clone().unwrap_or_default(),
@@ -147,67 +140,11 @@ impl<'a> Writing<'a> {
                 Pages::Whole => std::iter::once(area.start..area.end).collect(),
                 Pages::None => Vec::new(),
             };
-            for range in ranges {
-                self.range(&from, range, area, gathered)?;
-            }
+            let writer = &mut self.writer;
+            room.read(&from, area, &ranges, |read| write(writer, read, area, gathered))?;
         }
+        self.room = room;
         Ok(())
-    }
-
-    fn range(
-        &mut self,
-        from: &From<'_>,
-        range: Range<u64>,
-        area: &Area,
-        gathered: &mut Gathered,
-    ) -> Result<()> {
-        let mut at = range.start;
-        while at < range.end {
-            // Chunks end where those of the next checkpoint do.
-            let border = (at + 1).next_multiple_of(CHUNK_MAX);
-            let len = (range.end.min(border) - at) as usize;
-            let mut buffer = std::mem::take(&mut self.buffer);
-            let read = read(from, at, &mut buffer[..len], area);
-            let mut pieces = nonzero(&buffer[..read]);
-            let written = pieces.try_for_each(|(start, bytes)| {
-                self.chunk(from, at + start as u64, bytes, area, gathered)
-            });
-            drop(pieces);
-            self.buffer = buffer;
-            written?;
-            at += read as u64;
-            if read < len {
-                if !area.streamed {
-                    untouchable(at, area, &mut gathered.guards)?;
-                }
-                at += PAGE;
-            }
-        }
-        Ok(())
-    }
-
-    fn chunk(
-        &mut self,
-        from: &From<'_>,
-        addr: u64,
-        bytes: &[u8],
-        area: &Area,
-        gathered: &mut Gathered,
-    ) -> Result<()> {
-        let owners = &mut gathered.owners;
-        let first = owners.len();
-        if area.writable {
-            from.locks.look(from.memory, addr, bytes, owners);
-            if gathered.clock_ids && from.clocks.is_in(bytes) {
-                gathered.clock_ids = false;
-                gathered.losses.push(clocks::LOSS.into());
-            }
-        }
-        if area.streamed {
-            return Ok(());
-        }
-        let locks = [first, owners.len() - first].map(|n| n as u32);
-        self.writer.memory(gathered.number, addr, bytes, locks)
     }
 
     /// Writes the files that travel in the image while the processes stand still, a piece at a time.
@@ -291,6 +228,24 @@ fn records(w: &mut Writer<'_>, g: &Gathered) -> Result<()> {
     Ok(())
 }
 
+/// Writes what was read of an area.
+fn write(writer: &mut Writer<'_>, read: &Read, area: &Area, gathered: &mut Gathered) -> Result<()> {
+    for Found { address, bytes, owners, has_clock, pieces } in read.found() {
+        let locks = [gathered.owners.len(), owners.len()].map(|n| n as u32);
+        gathered.owners.extend_from_slice(owners);
+        if has_clock && std::mem::take(&mut gathered.clock_ids) {
+            gathered.losses.push(clocks::LOSS.into());
+        }
+        if !area.streamed {
+            writer.pieces(gathered.number, address, bytes, locks, pieces)?;
+        }
+    }
+    if area.streamed {
+        return Ok(());
+    }
+    read.untouchable.iter().try_for_each(|page| untouchable(*page, area, &mut gathered.guards))
+}
+
 /// Notes a page that cannot be read: a guard, or of a mapped file what is behind its end.
 fn untouchable(page: u64, area: &Area, guards: &mut Vec<Guard>) -> Result<()> {
     if guards.iter().any(|g| (g.start..g.end).contains(&page)) {
@@ -325,34 +280,6 @@ fn look_at_policies(process: &Process, gathered: &mut Gathered) {
 /// Of [`crate::error::Kind::Changed`]: one has not.
 fn unchanged(gathered: &Gathered) -> Result<()> {
     gathered.files.as_ref().map_or(Ok(()), memory::Files::unchanged)
-}
-
-/// Reads up to the first page that cannot be read.
-///
-/// process_vm_readv(2) is the fastest way, and the worst where processes share pages until one writes: it pins what it
-/// reads, and so the kernel gives the process that is read a page of its own (mm/gup.c, gup_must_unshare). Forty workers
-/// would have forty copies of their common data after a checkpoint, and each snapshot the whole program.
-fn read(from: &From<'_>, addr: u64, buffer: &mut [u8], area: &Area) -> usize {
-    let mut done = 0;
-    while done < buffer.len() {
-        let rest = &mut buffer[done..];
-        let at = addr + done as u64;
-        let forced = |rest: &mut [u8]| from.memory.read_forced(at, rest).unwrap_or(0);
-        let readable = |rest: &mut [u8]| match area.unreadable {
-            true => 0,
-            false => from.memory.read_some(at, rest).unwrap_or(0),
-        };
-        // Memory without read permission is read by force, or there is no page.
-        let read = match from.shares {
-            true => Some(forced(rest)).filter(|read| *read > 0).unwrap_or_else(|| readable(rest)),
-            false => Some(readable(rest)).filter(|read| *read > 0).unwrap_or_else(|| forced(rest)),
-        };
-        if read == 0 {
-            break;
-        }
-        done += read;
-    }
-    done - done % PAGE as usize
 }
 
 /// The machine, as the first process sees its clocks.

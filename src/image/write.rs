@@ -46,8 +46,13 @@ const PIECE: usize = 16 << 10;
 /// A piece by its 128-bit xxh3 and its length.
 type Key = (u128, usize);
 
-fn key(piece: &[u8]) -> Key {
-    (xxh3_128(piece), piece.len())
+/// A piece of some memory, as a range of that, with its key.
+pub(crate) type Piece = (Range<usize>, Key);
+
+/// The pieces of memory at `address`.
+pub(crate) fn keyed(address: u64, bytes: &[u8]) -> Vec<Piece> {
+    let key = |piece: &Range<usize>| (xxh3_128(&bytes[piece.clone()]), piece.len());
+    pieces(address, bytes.len()).map(|piece| (piece.clone(), key(&piece))).collect()
 }
 
 /// A place in a block: its number, and bytes from its start.
@@ -117,48 +122,64 @@ impl<'a> Writer<'a> {
     /// Adds a piece of memory of a process: whole pages, at most [`ckpt_abi::image::CHUNK_MAX`] bytes. All
     /// content comes before the first section. `locks` are the first of the owners' words in it, and how many.
     pub fn memory(&mut self, process: u32, addr: u64, bytes: &[u8], locks: [u32; 2]) -> Result<()> {
-        let [first_lock, locks] = locks;
+        let pieces = if self.shared.is_some() { keyed(addr, bytes) } else { Vec::new() };
+        self.pieces(process, addr, bytes, locks, &pieces)
+    }
+
+    /// The same of memory whose pieces are [`keyed`] already; there are none where [`Self::is_of_several`] is not so.
+    pub(crate) fn pieces(
+        &mut self,
+        process: u32,
+        addr: u64,
+        bytes: &[u8],
+        [first_lock, locks]: [u32; 2],
+        pieces: &[Piece],
+    ) -> Result<()> {
         let known = Chunk { process, object: NO_OBJECT, locks, first_lock, ..Chunk::new_zeroed() };
-        self.chunk(known, addr, bytes)
+        self.chunk(known, addr, bytes, pieces)
+    }
+
+    /// Whether memory is looked for in what is written already.
+    pub(crate) fn is_of_several(&self) -> bool {
+        self.shared.is_some()
     }
 
     /// Adds a piece of an object, at most [`ckpt_abi::image::CHUNK_MAX`] bytes at a multiple of the page size.
     pub fn content(&mut self, object: u32, offset: u64, bytes: &[u8]) -> Result<()> {
         let known = Chunk { process: WHOLE_IMAGE, object, ..Chunk::new_zeroed() };
-        self.chunk(known, offset, bytes)
+        self.add(known, offset, bytes).map(drop)
     }
 
-    fn chunk(&mut self, known: Chunk, address: u64, bytes: &[u8]) -> Result<()> {
+    fn chunk(&mut self, known: Chunk, address: u64, bytes: &[u8], pieces: &[Piece]) -> Result<()> {
         // Whose locks lie in it has to be known of a whole piece.
-        if known.object != NO_OBJECT || known.locks != 0 || self.shared.is_none() {
+        if known.locks != 0 || self.shared.is_none() || pieces.is_empty() {
             return self.add(known, address, bytes).map(drop);
         }
-        let mut news: Option<Range<usize>> = None;
+        // Which of the pieces are new, and which bytes are known.
+        let mut news = 0..0;
         let mut old: Option<(Place, Range<usize>)> = None;
-        for piece in pieces(address, bytes.len()) {
-            let key = key(&bytes[piece.clone()]);
-            match self.shared.as_ref().and_then(|shared| shared.get(&key).copied()) {
+        for (index, (piece, key)) in pieces.iter().enumerate() {
+            match self.shared.as_ref().and_then(|shared| shared.get(key).copied()) {
                 Some(place) => {
-                    self.write_new(known, address, bytes, news.take())?;
+                    self.write_new(known, address, bytes, &pieces[std::mem::take(&mut news)])?;
                     match &mut old {
                         Some(((block, start), run)) if (*block, *start + run.len()) == place => {
                             run.end = piece.end;
                         }
                         _ => {
                             self.refer(known, address, bytes, old.take());
-                            old = Some((place, piece));
+                            old = Some((place, piece.clone()));
                         }
                     }
                 }
                 None => {
                     self.refer(known, address, bytes, old.take());
-                    let start = news.as_ref().map_or(piece.start, |news| news.start);
-                    news = Some(start..piece.end);
+                    news = if news.is_empty() { index } else { news.start }..index + 1;
                 }
             }
         }
         self.refer(known, address, bytes, old);
-        self.write_new(known, address, bytes, news)
+        self.write_new(known, address, bytes, &pieces[news])
     }
 
     /// Adds a chunk of content that lies in the image already, within a block.
@@ -187,15 +208,15 @@ impl<'a> Writer<'a> {
         known: Chunk,
         address: u64,
         bytes: &[u8],
-        news: Option<Range<usize>>,
+        news: &[Piece],
     ) -> Result<()> {
-        let Some(run) = news else { return Ok(()) };
-        let address = address + run.start as u64;
-        let content = &bytes[run];
-        let block = self.add(known, address, content)?;
+        let (Some((first, _)), Some((last, _))) = (news.first(), news.last()) else {
+            return Ok(());
+        };
+        let block = self.add(known, address + first.start as u64, &bytes[first.start..last.end])?;
         let shared = self.shared.get_or_insert_default();
-        for piece in pieces(address, content.len()) {
-            shared.entry(key(&content[piece.clone()])).or_insert((block, piece.start));
+        for (piece, key) in news {
+            shared.entry(*key).or_insert((block, piece.start - first.start));
         }
         Ok(())
     }

@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! Memory of a process, read and looked through by several threads abreast: most of the work of a checkpoint. What they
+//! find is written in order by the one that asks for it.
+
+use crate::abreast;
+use crate::image::PAGE;
+use crate::image::write::{Piece, keyed};
+use crate::image::zeros::nonzero;
+use crate::ptrace::memory::Memory;
+use crate::resource::memory::Area;
+use crate::resource::runtime::{clocks, glibc};
+use ckpt_abi::image::{CHUNK_MAX, Owner};
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+/// How many chunks are read before the first is written.
+const AHEAD: usize = 16;
+/// With fewer bytes to read, threads are not worth it.
+const ENOUGH: u64 = 2 * CHUNK_MAX;
+
+/// Where pages of a process are read from.
+pub(super) struct From<'a> {
+    pub(super) memory: &'a Memory,
+    /// Others have the same pages until one of them writes.
+    pub(super) shares: bool,
+    /// The locks that may be held.
+    pub(super) locks: glibc::Search,
+    /// The clocks, if any may be there.
+    pub(super) clocks: Option<clocks::Search>,
+    /// Whether pieces are to be known again.
+    pub(super) keys: bool,
+}
+
+/// A chunk that was read.
+pub(super) struct Read {
+    at: u64,
+    buffer: Vec<u8>,
+    stretches: Vec<Stretch>,
+    /// Pages that cannot be read.
+    pub(super) untouchable: Vec<u64>,
+}
+
+/// What of a chunk is no page of zeros.
+struct Stretch {
+    place: Range<usize>,
+    owners: Vec<Owner>,
+    has_clock: bool,
+    pieces: Vec<Piece>,
+}
+
+/// What was found in a [`Stretch`].
+pub(super) struct Found<'a> {
+    pub(super) address: u64,
+    pub(super) bytes: &'a [u8],
+    /// The owners' words of locks in it.
+    pub(super) owners: &'a [Owner],
+    /// It names a clock of a thread.
+    pub(super) has_clock: bool,
+    pub(super) pieces: &'a [Piece],
+}
+
+impl Read {
+    pub(super) fn found(&self) -> impl Iterator<Item = Found<'_>> {
+        self.stretches.iter().map(|stretch| Found {
+            address: self.at + stretch.place.start as u64,
+            bytes: &self.buffer[stretch.place.clone()],
+            owners: &stretch.owners,
+            has_clock: stretch.has_clock,
+            pieces: &stretch.pieces,
+        })
+    }
+}
+
+/// Room for what is read.
+#[derive(Default)]
+pub(super) struct Room(Vec<Mutex<Vec<u8>>>);
+
+impl Room {
+    /// Reads ranges of an area; `take` gets what is in them, in order.
+    ///
+    /// # Errors
+    /// Those of `take`.
+    pub(super) fn read<E>(
+        &mut self,
+        from: &From<'_>,
+        area: &Area,
+        ranges: &[Range<u64>],
+        mut take: impl FnMut(&Read) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut chunks = ranges.iter().flat_map(chunks);
+        loop {
+            let some: Vec<_> = chunks.by_ref().take(AHEAD).collect();
+            if some.is_empty() {
+                return Ok(());
+            }
+            while self.0.len() < some.len() {
+                self.0.push(Mutex::new(vec![0; CHUNK_MAX as usize]));
+            }
+            let bytes: u64 = some.iter().map(|chunk| chunk.end - chunk.start).sum();
+            let few = if bytes < ENOUGH { some.len() } else { 2 };
+            let rooms: Vec<_> = some.iter().zip(&self.0).collect();
+            let read = abreast::each(&rooms, few, |(chunk, room)| {
+                let buffer =
+                    std::mem::take(&mut *room.lock().unwrap_or_else(PoisonError::into_inner));
+                from.chunk(chunk, buffer, area)
+            });
+            read.iter().try_for_each(&mut take)?;
+            for (room, read) in self.0.iter_mut().zip(read) {
+                *room = Mutex::new(read.buffer);
+            }
+        }
+    }
+}
+
+/// The chunks of a range: they end where those of the next checkpoint do.
+fn chunks(range: &Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
+    let (mut at, end) = (range.start, range.end);
+    std::iter::from_fn(move || {
+        let chunk = at..end.min((at + 1).next_multiple_of(CHUNK_MAX));
+        at = chunk.end;
+        (!chunk.is_empty()).then_some(chunk)
+    })
+}
+
+impl From<'_> {
+    fn chunk(&self, chunk: &Range<u64>, mut buffer: Vec<u8>, area: &Area) -> Read {
+        let len = (chunk.end - chunk.start) as usize;
+        let (mut stretches, mut untouchable, mut at) = (Vec::new(), Vec::new(), 0);
+        while at < len {
+            let read = self.bytes(chunk.start + at as u64, &mut buffer[at..len], area);
+            for (start, bytes) in nonzero(&buffer[at..at + read]) {
+                let address = chunk.start + (at + start) as u64;
+                stretches.push(self.stretch(address, at + start, bytes, area));
+            }
+            at += read;
+            if at < len {
+                untouchable.push(chunk.start + at as u64);
+                at += PAGE as usize;
+            }
+        }
+        Read { at: chunk.start, buffer, stretches, untouchable }
+    }
+
+    fn stretch(&self, address: u64, start: usize, bytes: &[u8], area: &Area) -> Stretch {
+        let mut owners = Vec::new();
+        if area.writable {
+            self.locks.look(self.memory, address, bytes, &mut owners);
+        }
+        let clocks = self.clocks.as_ref().filter(|_| area.writable);
+        let keys = self.keys && !area.streamed && owners.is_empty();
+        Stretch {
+            place: start..start + bytes.len(),
+            owners,
+            has_clock: clocks.is_some_and(|clocks| clocks.is_in(bytes)),
+            pieces: if keys { keyed(address, bytes) } else { Vec::new() },
+        }
+    }
+
+    /// Reads up to the first page that cannot be read.
+    ///
+    /// process_vm_readv(2) is the fastest way, and the worst where processes share pages until one writes: it pins what it
+    /// reads, and so the kernel gives the process that is read a page of its own (mm/gup.c, gup_must_unshare). Forty
+    /// workers would have forty copies of their common data after a checkpoint, and each snapshot the whole program.
+    fn bytes(&self, addr: u64, buffer: &mut [u8], area: &Area) -> usize {
+        let mut done = 0;
+        while done < buffer.len() {
+            let rest = &mut buffer[done..];
+            let at = addr + done as u64;
+            let forced = |rest: &mut [u8]| self.memory.read_forced(at, rest).unwrap_or(0);
+            let readable = |rest: &mut [u8]| match area.unreadable {
+                true => 0,
+                false => self.memory.read_some(at, rest).unwrap_or(0),
+            };
+            // Memory without read permission is read by force, or there is no page.
+            let read = match self.shares {
+                true => {
+                    Some(forced(rest)).filter(|read| *read > 0).unwrap_or_else(|| readable(rest))
+                }
+                false => {
+                    Some(readable(rest)).filter(|read| *read > 0).unwrap_or_else(|| forced(rest))
+                }
+            };
+            if read == 0 {
+                break;
+            }
+            done += read;
+        }
+        done - done % PAGE as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_end_at_multiples_of_their_size() {
+        let cut: Vec<_> = chunks(&(0x3f000..0xc1000)).collect();
+        assert_eq!(cut, [0x3f000..0x40000, 0x40000..0x80000, 0x80000..0xc0000, 0xc0000..0xc1000]);
+        assert_eq!(chunks(&(5..5)).count(), 0);
+    }
+}
