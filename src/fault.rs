@@ -85,6 +85,8 @@ points! {
         Opened = "opened",
         /// What is in the pseudo-terminals is read and put back, by another process.
         Peeking = "peeking",
+        /// Looks into a socket begin behind what was seen of it.
+        Looking = "looking",
         /// Who reads from a TCP connection has more room than it had.
         Roomy = "roomy",
         /// All records are gathered, the last remote call was made.

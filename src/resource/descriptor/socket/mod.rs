@@ -9,6 +9,7 @@ pub(crate) mod flight;
 mod inet;
 mod item;
 mod make;
+mod minder;
 mod name;
 mod options;
 mod ports;

@@ -5,8 +5,10 @@
 //! The system call writes into buffers of our own, whose lengths it is given. Descriptors that come along are ours.
 #![allow(unsafe_code)]
 
+use super::minder::Minder;
 use super::options::{PEEK_OFF, get, set_int};
 use crate::error::{Because, Result};
+use crate::fault::{Point, reach};
 use crate::proc::fds::UNDER_WAY;
 use nix::errno::Errno;
 use nix::libc;
@@ -213,15 +215,21 @@ impl Waiting {
 struct Offset<'a> {
     fd: &'a OwnedFd,
     before: i32,
+    minder: Option<Minder>,
 }
 
 impl<'a> Offset<'a> {
     fn of(fd: &'a OwnedFd) -> Self {
-        Self { fd, before: get(fd, PEEK_OFF).unwrap_or(-1) }
+        Self { fd, before: get(fd, PEEK_OFF).unwrap_or(-1), minder: None }
     }
 
     fn go(&mut self, at: usize) -> nix::Result<()> {
-        set_int(self.fd, PEEK_OFF, at as i32)
+        if self.minder.is_none() {
+            self.minder = Minder::of(self.fd, PEEK_OFF, self.before);
+        }
+        set_int(self.fd, PEEK_OFF, at as i32)?;
+        reach(Point::Looking);
+        Ok(())
     }
 
     fn leave(&mut self) -> nix::Result<()> {
