@@ -159,3 +159,42 @@ fn ports_that_others_have_are_named_at_once_and_can_be_mapped() {
     }
     bench.run(&name, &[]).expect("True True True");
 }
+
+/// Sockets without connections, as far as one may have them.
+const OTHERS: &str = r#"
+import os, socket, time
+net = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
+net.bind((0, 1)); net.setsockopt(270, 1, 5); net.setsockopt(270, 3, 1)
+all = [net]
+if os.geteuid() == 0:
+    raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+    raw.bind(("127.0.0.1", 0)); raw.setsockopt(255, 1, b"\x08\0\0\0"); raw.setsockopt(0, socket.IP_TTL, 9)
+    packet = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 8); packet.bind(("lo", 8))
+    packet.setsockopt(263, 8, 1)
+    all += [raw, packet]
+def state():
+    state = [s.getsockname() for s in all] + [net.getsockopt(270, n, 4) for n in (9, 3)]
+    if len(all) > 1: state += [raw.getsockopt(255, 1), raw.getsockopt(0, socket.IP_TTL), packet.getsockopt(263, 8)]
+    return state
+before = state()
+print("ready", flush=True)
+while not os.path.exists("gate"): time.sleep(0.02)
+print(state() == before, before, state(), flush=True)
+"#;
+
+#[test]
+fn sockets_without_connections_are_bound_again() {
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        bench.file("others.py", OTHERS);
+        let mut run = bench.run(PYTHON, &["others.py"]);
+        run.expect("ready");
+        for name in ["1.ckpt", "2.ckpt", "3.ckpt"] {
+            run = bench.reborn(name, run);
+        }
+        bench.file("gate", "");
+        let line = run.line();
+        assert!(line.starts_with("True"), "{line}");
+        run.ends_well();
+    }
+}

@@ -40,6 +40,12 @@ pub(crate) fn tcp(pid: Pid) -> Vec<Tcp> {
     [text("tcp"), text("tcp6")].iter().flat_map(|text| parse(text)).collect()
 }
 
+/// The raw sockets of that, in the same form (/proc/PID/net/raw and raw6).
+pub(crate) fn raw(pid: Pid) -> Vec<Tcp> {
+    let text = |name: &str| slurp(&format!("/proc/{pid}/net/{name}")).unwrap_or_default();
+    [text("raw"), text("raw6")].iter().flat_map(|text| parse(text)).collect()
+}
+
 fn parse(text: &[u8]) -> Vec<Tcp> {
     lines(text).skip(1).filter_map(one).collect()
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! The unix sockets of our network namespace, as the kernel tells of them (sock_diag(7), UNIX_DIAG).
 
+use nix::libc;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
 };
@@ -52,7 +53,10 @@ pub(crate) fn all() -> Option<HashMap<u64, Unix>> {
 pub(crate) fn shut_datagrams() -> HashMap<u64, u8> {
     let mut found = HashMap::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-        ask(&request_datagrams(family), &mut |message| found.extend(shut(message)));
+        for protocol in [libc::IPPROTO_UDP, libc::IPPROTO_UDPLITE] {
+            let request = request_datagrams(family, protocol as u8);
+            ask(&request, &mut |message| found.extend(shut(message)));
+        }
     }
     found
 }
@@ -94,9 +98,9 @@ fn head<const LEN: usize>(family: AddressFamily) -> [u8; LEN] {
 }
 
 /// struct inet_diag_req_v2: those of UDP in any state. What was shut down is told without being asked for.
-fn request_datagrams(family: AddressFamily) -> [u8; 72] {
+fn request_datagrams(family: AddressFamily, protocol: u8) -> [u8; 72] {
     let mut bytes = head(family);
-    bytes[17] = SockProtocol::Udp as u8;
+    bytes[17] = protocol;
     bytes[20..24].copy_from_slice(&u32::MAX.to_ne_bytes());
     bytes
 }

@@ -99,6 +99,7 @@ const DECLARED: &[(&str, &str)] = &[
     ("its process id 1", ""),
     ("connections of others that wait to be accepted", "they are closed"),
     ("messages of others that wait at", ""),
+    ("the groups that packet socket", "let it join them anew after a restart"),
     ("who has sent what waits to be read", ""),
     ("an empty message that waits at", ""),
     ("an error that ", ""),

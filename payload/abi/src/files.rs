@@ -235,11 +235,11 @@ record! {
 
 record! {
     /// A socket. In its section come, each behind its length in four bytes: this, its name, its options (level and option
-    /// as `level << 16 | option`, and 16 bytes of value), of TCP and UDP the name of the other end (names are struct
+    /// as `level << 16 | option`, and 32 bytes of value), of TCP and UDP the name of the other end (names are struct
     /// sockaddr there), and what can be read from it: the bytes of a stream as one piece, else of each message the name
     /// of its sender and its bytes.
     Socket, 64, {
-        /// SOCK_STREAM, SOCK_DGRAM or SOCK_SEQPACKET.
+        /// SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET or SOCK_RAW.
         kind: u32,
         /// A bit of [`socket_flag`], or several.
         flags: u32,
@@ -257,9 +257,9 @@ record! {
         group: u32,
         /// Which place it has in the queue of its listener.
         place: u32,
-        /// AF_INET or AF_INET6; 0 of a unix socket.
+        /// AF_INET, AF_INET6, AF_PACKET or AF_NETLINK; 0 of a unix socket.
         family: u32,
-        /// IPPROTO_TCP, IPPROTO_UDP or IPPROTO_MPTCP; 0 of a unix socket.
+        /// IPPROTO_TCP, IPPROTO_UDP and the like (SO_PROTOCOL); 0 of a unix socket.
         protocol: u32,
         /// Room to grow.
         reserved: [u64; 2],

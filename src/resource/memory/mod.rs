@@ -181,7 +181,7 @@ fn obstacle(vma: &Vma) -> Option<String> {
     if vma.flags.has("io") || vma.flags.has("pf") {
         return Some(format!("it maps device memory ({name}) {at}"));
     }
-    if name.starts_with("anon_inode:") {
+    if name.starts_with("anon_inode:") || name.starts_with("socket:[") {
         return Some(format!("it maps a kernel object ({name}) {at}"));
     }
     if name == "/[aio]" {

@@ -16,8 +16,8 @@ use super::name::{
     accept, addressed, bind, bind_anyway, connect, listen, new, own_name, translated,
 };
 use super::options::{self, BEFORE_BIND, FREEBIND, LINGER, REUSEADDR, REUSEPORT, SNDBUF};
-use super::ports;
 use super::queue::Message;
+use super::{plain, ports};
 use crate::error::{Because, Result};
 use crate::order;
 use ckpt_abi::image::{Socket, socket_flag};
@@ -69,6 +69,13 @@ impl Item {
         self.socket.kind as i32 == libc::SOCK_STREAM
     }
 
+    /// Whether it knows neither connections nor ports (raw(7), packet(7), netlink(7), ping sockets of icmp(7)).
+    pub(super) fn is_plain(&self) -> bool {
+        let protocol = self.socket.protocol as i32;
+        let udp = matches!(protocol, libc::IPPROTO_UDP | libc::IPPROTO_UDPLITE);
+        !(self.is_stream() || udp && self.socket.kind as i32 == libc::SOCK_DGRAM)
+    }
+
     /// A new socket of this kind.
     pub(super) fn make(&self) -> Result<OwnedFd> {
         let (kind, protocol) = (self.socket.kind as i32, self.socket.protocol as i32);
@@ -109,6 +116,9 @@ pub(super) fn all(items: &BTreeMap<u64, Item>, warnings: &mut Vec<String>) -> Re
     make.wait(warnings)?;
     make.connecting(warnings)?;
     make.shut();
+    for (inode, item) in items.iter().filter(|(_, item)| item.is_plain()) {
+        make.ends.insert(*inode, plain::make(item, warnings)?);
+    }
     for (inode, end) in &make.ends {
         let options = items.get(inode).map(|item| &item.options[..]);
         restore_filter(end, options, warnings);
@@ -224,7 +234,7 @@ impl<'a> Make<'a> {
     fn bound(&mut self, warnings: &mut Vec<String>) -> Result<()> {
         for (inode, item) in self.items {
             let otherwise = socket_flag::WAITS | socket_flag::CONNECTS;
-            if self.ends.contains_key(inode) || item.is(otherwise) {
+            if self.ends.contains_key(inode) || item.is(otherwise) || item.is_plain() {
                 continue;
             }
             let end = item.make()?;

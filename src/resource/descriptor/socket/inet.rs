@@ -8,7 +8,7 @@
 #![allow(unsafe_code)]
 
 use super::name::{bind, name_of, new};
-use super::{Tie, arrived, is_inside, options, queue};
+use super::{Tie, arrived, is_inside, options, plain, queue};
 use crate::error::Result;
 use crate::proc::Pid;
 use crate::proc::fds::{Fd, UNDER_WAY};
@@ -24,14 +24,17 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use zerocopy::{FromZeros, IntoBytes};
 
+/// The oldest kind of a packet socket (packet(7)), which has no name to bind it by.
+const SOCK_PACKET: i32 = 10;
+
 /// What a socket is.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Inet {
     /// A descriptor that leads to it, and whose.
     pub(super) at: (Pid, u32),
-    family: i32,
-    kind: i32,
-    protocol: i32,
+    pub(super) family: i32,
+    pub(super) kind: i32,
+    pub(super) protocol: i32,
     /// That of TCP; of UDP, ESTABLISHED or CLOSE.
     pub(super) state: u8,
     /// Its name (struct sockaddr).
@@ -100,12 +103,15 @@ impl Inet {
         let asked = |option| options::get(fd, option);
         let (family, kind) = (asked(options::DOMAIN)?, asked(options::TYPE)?);
         let protocol = asked(options::PROTOCOL)?;
-        let known = matches!(family, libc::AF_INET | libc::AF_INET6)
-            && matches!(
+        let known = match family {
+            libc::AF_INET | libc::AF_INET6 => matches!(
                 (kind, protocol),
                 (libc::SOCK_STREAM, libc::IPPROTO_TCP | libc::IPPROTO_MPTCP)
-                    | (libc::SOCK_DGRAM, libc::IPPROTO_UDP)
-            );
+                    | (libc::SOCK_DGRAM | libc::SOCK_RAW, _)
+            ),
+            libc::AF_PACKET => kind != SOCK_PACKET,
+            family => family == libc::AF_NETLINK,
+        };
         let (local, remote) = (named(fd, false), named(fd, true));
         let mut one = Self { at, family, kind, protocol, local, remote, ..Self::default() };
         if !one.is_tcp() {
@@ -139,9 +145,18 @@ impl Inet {
         place(&self.remote)
     }
 
+    /// Whether it is of UDP (udp(7), udplite(7)).
+    pub(super) fn is_udp(&self) -> bool {
+        self.kind == libc::SOCK_DGRAM
+            && matches!(self.protocol, libc::IPPROTO_UDP | libc::IPPROTO_UDPLITE)
+    }
+
     /// Whether what is sent there comes to this socket.
     pub(super) fn receives(&self, at: Place) -> bool {
-        self.local().is_some_and(|(ip, port)| port == at.1 && (ip == at.0 || ip.is_unspecified()))
+        (self.is_tcp() || self.is_udp())
+            && self
+                .local()
+                .is_some_and(|(ip, port)| port == at.1 && (ip == at.0 || ip.is_unspecified()))
     }
 
     /// Whether it is the other end of a connection.
@@ -253,7 +268,8 @@ pub(super) fn save(
         ..Socket::new_zeroed()
     };
     let polled = |events: i16| queue::answers(&ours, events);
-    let bound = own.local().is_some_and(|(_, port)| port != 0);
+    let ported = own.is_tcp() || own.is_udp();
+    let bound = ported && own.local().is_some_and(|(_, port)| port != 0);
     match (tie, own.state) {
         (_, state::LISTENS) => {
             (socket.flags, socket.backlog) =
@@ -283,7 +299,11 @@ pub(super) fn save(
     }
     let waiting = match own.is_tcp() {
         true => arrived::of_stream(own, &ours, tie, look, saving)?,
-        false => arrived::of_datagrams(own, &ours, look, saving)?,
+        false if own.is_udp() => arrived::of_datagrams(own, &ours, look, saving)?,
+        false => {
+            plain::name_losses(own, &ours, saving);
+            Vec::new()
+        }
     };
     if own.is_tcp() && !matches!(own.state, state::LISTENS | state::CLOSE | state::CONNECTING) {
         // Of a connection that has not come to an end, only its own call ends what it receives.
@@ -305,7 +325,8 @@ pub(super) fn save(
             let line = look.tables.tcp().iter().find(|line| line.inode == fd.inode);
             line.map(|line| name_of(line.remote, socket.family)).unwrap_or_default()
         }
-        _ => own.remote.clone(),
+        _ if ported => own.remote.clone(),
+        _ => plain::remote(own, fd.inode, look),
     };
     let mut pieces = vec![socket.as_bytes().to_vec(), own.local.clone(), options, remote];
     for message in waiting {

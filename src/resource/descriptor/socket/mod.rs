@@ -12,6 +12,7 @@ mod make;
 mod minder;
 mod name;
 mod options;
+mod plain;
 mod ports;
 mod queue;
 

@@ -55,17 +55,39 @@ pub(super) const BEFORE_BIND: [i32; 3] = [V6ONLY, FREEBIND, REUSEPORT];
 
 /// Those that are saved, by level: an int each, but for [`WIDE`]. The kernel has no other way to ask for many of them at
 /// once. What one sets another may change (IP_TOS and SO_PRIORITY): the last comes last.
-const SAVED: [(i32, &[u8]); 5] = [
-    // IP_TOS, TTL, PKTINFO, MTU_DISCOVER, RECVERR, RECVTTL, RECVTOS, FREEBIND, BIND_ADDRESS_NO_PORT, MULTICAST_IF, _TTL, _LOOP
-    (libc::IPPROTO_IP, &[1, 2, 8, 10, 11, 12, 13, 15, 24, 32, 33, 34]),
-    // IPV6_UNICAST_HOPS, MULTICAST_IF, _HOPS, _LOOP, MTU_DISCOVER, RECVERR, V6ONLY, RECVPKTINFO, RECVHOPLIMIT, DONTFRAG,
-    // RECVTCLASS, TCLASS
-    (libc::IPPROTO_IPV6, &[16, 17, 18, 19, 23, 25, 26, 49, 51, 62, 66, 67]),
+const SAVED: [(i32, &[u8]); 9] = [
+    // IP_TOS, TTL, HDRINCL, RECVOPTS, RETOPTS, PKTINFO, MTU_DISCOVER, RECVERR, RECVTTL, RECVTOS, FREEBIND, PASSSEC,
+    // TRANSPARENT, RECVORIGDSTADDR, MINTTL, NODEFRAG, CHECKSUM, BIND_ADDRESS_NO_PORT, RECVFRAGSIZE, RECVERR_RFC4884,
+    // MULTICAST_IF, _TTL, _LOOP, MULTICAST_ALL, UNICAST_IF, LOCAL_PORT_RANGE
+    (
+        libc::IPPROTO_IP,
+        &[
+            1, 2, 3, 6, 7, 8, 10, 11, 12, 13, 15, 18, 19, 20, 21, 22, 23, 24, 25, 26, 32, 33, 34,
+            49, 50, 51,
+        ],
+    ),
+    // IPV6_CHECKSUM, UNICAST_HOPS, MULTICAST_IF, _HOPS, _LOOP, MTU_DISCOVER, RECVERR, V6ONLY, MULTICAST_ALL,
+    // RECVERR_RFC4884, FLOWINFO_SEND, HDRINCL, RECVPKTINFO, RECVHOPLIMIT, RECVHOPOPTS, RECVRTHDR, RECVDSTOPTS, RECVPATHMTU,
+    // DONTFRAG, RECVTCLASS, TCLASS, MINHOPCOUNT, ORIGDSTADDR, TRANSPARENT, UNICAST_IF, RECVFRAGSIZE, FREEBIND
+    (
+        libc::IPPROTO_IPV6,
+        &[
+            7, 16, 17, 18, 19, 23, 25, 26, 29, 31, 33, 36, 49, 51, 53, 56, 58, 60, 62, 66, 67, 73,
+            74, 75, 76, 77, 78,
+        ],
+    ),
     // TCP_NODELAY, CORK, KEEPIDLE, KEEPINTVL, KEEPCNT, SYNCNT, LINGER2, DEFER_ACCEPT, CONGESTION, THIN_LINEAR_TIMEOUTS,
     // USER_TIMEOUT, FASTOPEN, NOTSENT_LOWAT, INQ
     (libc::IPPROTO_TCP, &[1, 3, 4, 5, 6, 7, 8, 9, 13, 16, 18, 23, 25, 36]),
-    // UDP_SEGMENT, GRO
-    (libc::IPPROTO_UDP, &[103, 104]),
+    // UDP_CORK, ENCAP, NO_CHECK6_TX, _RX, SEGMENT, GRO
+    (libc::IPPROTO_UDP, &[1, 100, 101, 102, 103, 104]),
+    // UDPLITE_SEND_CSCOV, RECV_CSCOV
+    (libc::IPPROTO_UDPLITE, &[10, 11]),
+    // ICMP_FILTER, and ICMPV6_FILTER
+    (SOL_RAW, &[1]),
+    (libc::IPPROTO_ICMPV6, &[1]),
+    // NETLINK_PKTINFO, BROADCAST_ERROR, NO_ENOBUFS, LISTEN_ALL_NSID, CAP_ACK, EXT_ACK, GET_STRICT_CHK
+    (libc::SOL_NETLINK, &[3, 4, 5, 8, 10, 11, 12]),
     // SO_REUSEADDR, DONTROUTE, BROADCAST, SNDBUF, RCVBUF, KEEPALIVE, OOBINLINE, NO_CHECK, PRIORITY, LINGER, REUSEPORT,
     // PASSCRED, RCVLOWAT, RCVTIMEO, SNDTIMEO, BINDTODEVICE, TIMESTAMP, PASSSEC, TIMESTAMPNS, MARK, TIMESTAMPING, RXQ_OVFL,
     // PEEK_OFF, ZEROCOPY, BUF_LOCK, PASSPIDFD
@@ -78,6 +100,16 @@ const SAVED: [(i32, &[u8]); 5] = [
     ),
 ];
 
+/// PACKET_AUXDATA, ORIGDEV, VERSION, RESERVE, LOSS, VNET_HDR, TIMESTAMP, FANOUT (which needs the others), QDISC_BYPASS,
+/// IGNORE_OUTGOING: of packet(7) alone.
+const PACKET: [u8; 10] = [8, 9, 10, 12, 14, 15, 17, 18, 20, 23];
+
+/// Options of raw(7).
+const SOL_RAW: i32 = 255;
+/// To be told of a group (netlink(7), NETLINK_ADD_MEMBERSHIP), and which those are (NETLINK_LIST_MEMBERSHIPS).
+const GROUP: i32 = of(libc::SOL_NETLINK, 1);
+const GROUPS: i32 = of(libc::SOL_NETLINK, 9);
+
 /// Those that no stream can be given; an accepted one has another value than a new one (net/ipv4/tcp_ipv4.c).
 const MULTICAST: [i32; 4] = [
     of(libc::IPPROTO_IP, libc::IP_MULTICAST_IF),
@@ -86,8 +118,9 @@ const MULTICAST: [i32; 4] = [
     of(libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS),
 ];
 
-/// Those whose value is longer than an int: a struct linger, a struct timeval, a name.
-const WIDE: [(i32, usize); 5] = [
+/// Those whose value is longer than an int: a struct icmp6_filter, a struct linger, a struct timeval, a name.
+const WIDE: [(i32, usize); 6] = [
+    (of(libc::IPPROTO_ICMPV6, 1), 32),
     (LINGER, 8),
     (socket(libc::SO_RCVTIMEO), 16),
     (SNDTIMEO, 16),
@@ -99,8 +132,10 @@ fn size(option: i32) -> usize {
     WIDE.iter().find(|(wide, _)| *wide == option).map_or(4, |(_, size)| *size)
 }
 
+/// The room that a value has.
+const VALUE: usize = 32;
 /// The option and a value.
-const ENTRY: usize = 4 + 16;
+const ENTRY: usize = 4 + VALUE;
 
 /// Asks for one into `value`; false where the kernel does not know it.
 pub(super) fn ask(fd: impl AsFd, option: i32, value: &mut [u8]) -> bool {
@@ -136,13 +171,28 @@ pub(super) fn set_int(fd: impl AsFd, option: i32, value: i32) -> nix::Result<()>
 pub(super) fn save(fd: impl AsFd) -> Vec<u8> {
     let fd = fd.as_fd();
     let mut bytes = Vec::new();
-    for (level, options) in SAVED {
+    let family = get(fd, DOMAIN);
+    let packet = (family == Some(libc::AF_PACKET)).then_some((libc::SOL_PACKET, &PACKET[..]));
+    for (level, options) in SAVED.into_iter().chain(packet) {
         for option in options {
-            let (option, mut value) = (of(level, (*option).into()), [0; 16]);
+            let (option, mut value) = (of(level, (*option).into()), [0; VALUE]);
             if ask(fd, option, &mut value[..size(option)]) && !is_ours(option, &value) {
                 bytes.extend(option.to_le_bytes());
                 bytes.extend(value);
             }
+        }
+    }
+    let mut groups = [0; 512];
+    if family == Some(libc::AF_NETLINK) && ask(fd, GROUPS, &mut groups) {
+        let has = |group: &u32| {
+            let at = *group as usize - 1;
+            groups[at / 8] >> (at % 8) & 1 != 0
+        };
+        for group in (1..=groups.len() as u32 * 8).filter(has) {
+            let mut value = [0; VALUE];
+            value[..4].copy_from_slice(&group.to_ne_bytes());
+            bytes.extend(GROUP.to_le_bytes());
+            bytes.extend(value);
         }
     }
     bytes
@@ -163,7 +213,7 @@ pub(super) fn restore(fd: impl AsFd, saved: &[u8], only: &[i32]) -> Result<(), (
             [] => option != LOCKS && option != V6ONLY && !(stream && MULTICAST.contains(&option)),
             only => only.contains(&option),
         };
-        let mut is = [0; 16];
+        let mut is = [0; VALUE];
         let asked = ask(fd, option, &mut is[..value.len()]);
         if known && (!asked || is[..value.len()] != *value) && chosen(fd, option, value, locks) {
             let changed = change(fd, option, value).map_err(|_| (option >> 16, option & 0xffff));
@@ -205,11 +255,11 @@ pub(super) fn save_filter(fd: impl AsFd + Copy, saved: &mut Vec<u8>) -> bool {
         return false;
     }
     let stays = get(fd, FILTER_STAYS).unwrap_or(0);
-    let mut first = [0; 16];
+    let mut first = [0; VALUE];
     first[..4].copy_from_slice(&len.to_le_bytes());
     first[4..8].copy_from_slice(&stays.to_le_bytes());
-    for piece in std::iter::once(&first[..]).chain(code.chunks(16)) {
-        let mut value = [0; 16];
+    for piece in std::iter::once(&first[..]).chain(code.chunks(VALUE)) {
+        let mut value = [0; VALUE];
         value[..piece.len()].copy_from_slice(piece);
         saved.extend(FILTER.to_le_bytes());
         saved.extend(value);
@@ -221,7 +271,7 @@ pub(super) fn save_filter(fd: impl AsFd + Copy, saved: &mut Vec<u8>) -> bool {
 pub(super) fn restore_filter(fd: impl AsFd + Copy, saved: &[u8]) -> nix::Result<()> {
     let entries = saved.chunks_exact(ENTRY).filter(|entry| entry[..4] == FILTER.to_le_bytes());
     let all: Vec<u8> = entries.flat_map(|entry| &entry[4..]).copied().collect();
-    let Some((first, code)) = all.split_first_chunk::<16>() else { return Ok(()) };
+    let Some((first, code)) = all.split_first_chunk::<VALUE>() else { return Ok(()) };
     let (len, stays) = (int(first), int(&first[4..]));
     if code.len() < len.unsigned_abs() as usize * INSTRUCTION {
         return Err(Errno::EINVAL);

@@ -23,6 +23,7 @@ impl Item {
     fn receives(&self, stream: bool, (ip, port): Place) -> bool {
         let here = place(&self.local);
         self.is_stream() == stream
+            && !self.is_plain()
             && here.is_some_and(|(own, at)| at == port && (own == ip || own.is_unspecified()))
     }
 }
@@ -46,8 +47,11 @@ pub(super) fn is_crowded(item: &Item, items: &Items) -> bool {
 
 /// Gives ports the numbers that they have here (`--map-port`), at all ends that are in the image.
 pub(super) fn map(items: &mut Items, new: impl Fn(u16) -> u16) {
-    let ends: Vec<(bool, Option<Place>)> =
-        items.values().map(|item| (item.is_stream(), place(&item.local))).collect();
+    let ends: Vec<(bool, Option<Place>)> = items
+        .values()
+        .filter(|item| !item.is_plain())
+        .map(|item| (item.is_stream(), place(&item.local)))
+        .collect();
     let is_end = |stream: bool, (ip, port): Place| {
         ends.iter().any(|(kind, end)| {
             let fits = |(own, at): &Place| {
@@ -61,7 +65,7 @@ pub(super) fn map(items: &mut Items, new: impl Fn(u16) -> u16) {
             name[2..4].copy_from_slice(&new(at.1).to_be_bytes());
         }
     };
-    for item in items.values_mut() {
+    for item in items.values_mut().filter(|item| !item.is_plain()) {
         let stream = item.is_stream();
         change(stream, &mut item.local);
         change(stream, &mut item.remote);
