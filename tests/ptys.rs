@@ -33,6 +33,30 @@ fn nothing_is_missing_when_a_dumper_is_killed() {
     }
 }
 
+/// Nearly as much is shown as a line discipline takes, in pieces.
+#[test]
+fn much_that_is_shown_survives() {
+    const SHOW: &str = r#"
+import os, time, tty
+ours, theirs = os.openpty()
+tty.setraw(theirs)
+shown = b"".join(b"%05d " % n for n in range(650))
+for at in range(0, len(shown), 130): os.write(theirs, shown[at:at + 130])
+print("ready", flush=True)
+while not os.path.exists("gate"): time.sleep(0.02)
+os.write(theirs, b"end")
+seen = b""
+while not seen.endswith(b"end"): seen += os.read(ours, 500)
+print(seen == shown + b"end", flush=True)
+"#;
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        let program = ["-c", SHOW];
+        let lines = three_generations(&bench, "/usr/bin/python3", &program, "");
+        assert_eq!(lines.last().map(String::as_str), Some("True"), "{lines:?}");
+    }
+}
+
 /// Runs a job to "ready", through three generations, opens the gate and says what came then.
 fn three_generations(bench: &Bench, program: &str, args: &[&str], keys: &str) -> Vec<String> {
     let mut run = bench.launch(&["-n", "0.ckpt"], program, args);

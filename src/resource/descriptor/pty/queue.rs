@@ -92,14 +92,16 @@ fn work(all: &[Asked], mut tell: PipeWriter) -> std::io::Result<()> {
 
 impl Asked {
     fn look(&self) -> Waiting {
-        // Where much is under way somebody is in the middle of a write, and who puts it back might find no room.
+        // Where much is under way somebody is in the middle of a write, and who puts it back might find no room. A line
+        // discipline that is not full (N_TTY_BUF_SIZE) has all of it, and takes that again.
         const LITTLE: usize = 2048;
+        const MORE: usize = 4000;
         let shown = readable(&self.master);
         answers(&self.master, PollFlags::POLLIN);
         let full = |slave: &OwnedFd| {
             readable(slave) > LITTLE || shown > 0 && !answers(slave, PollFlags::POLLOUT)
         };
-        if shown.max(readable(&self.master)) > LITTLE || self.slave.as_ref().is_some_and(full) {
+        if shown.max(readable(&self.master)) > MORE || self.slave.as_ref().is_some_and(full) {
             return Waiting { unseen: true, ..Waiting::default() };
         }
         // A description of our own, which does not block; but a locked or exclusive slave opens to nobody.

@@ -13,6 +13,7 @@ use crate::resource::descriptor::{Origin, Place, Restored, file_type, open::stan
 use crate::resource::descriptor::{standard, tables::Table};
 use ckpt_abi::image::{Descriptor, DescriptorKind};
 use nix::libc;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -49,6 +50,9 @@ impl Flight {
             return Ok((flight, None));
         }
         let sockets = unix::all().unwrap_or_default();
+        if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+            let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+        }
         loop {
             let is_ours = |(_, _, inode): &(usize, u32, u64)| {
                 let peer = sockets.get(inode).and_then(|unix| unix.peer);
