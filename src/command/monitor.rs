@@ -19,7 +19,7 @@ use super::follow::Follower;
 use super::{dumper, follow};
 use crate::dump::place::Whose;
 use crate::dump::{Demand, dump};
-use crate::error::{Because, Result, printable};
+use crate::error::{Because, Kind, Result, printable};
 use crate::fault::{self, Point, reach};
 use crate::image::file;
 use crate::inject::enter;
@@ -49,6 +49,8 @@ const GLANCE: Duration = Duration::from_secs(1);
 const NAP: Duration = Duration::from_millis(5);
 /// Descriptor that closes when the program has begun ([`crate::inject::monitor`]).
 const LINE: i32 = 3;
+/// How long those whom a dumper leaves are waited for.
+const REST: Duration = Duration::from_millis(200);
 /// Exit status of a dumper that found another at work.
 const BUSY: i32 = 3;
 
@@ -57,6 +59,8 @@ pub(super) fn run(pid: Pid) -> Result<u8> {
     let _ = nix::sys::prctl::set_name(monitors::NAME);
     dumper::keep_low_descriptors();
     dumper::prepare();
+    // What dumpers leave is no business of an init that may never wait for it.
+    let _ = nix::sys::prctl::set_child_subreaper(true);
     let program = Pidfd::open(pid).because(|| format!("cannot watch process {pid}"))?;
     let own = Pid::own();
     let run = monitor::given(own).and_then(|config| run_of(pid, config));
@@ -172,7 +176,7 @@ impl Monitor {
             self.seen = match Region::of(self.pid) {
                 Ok(Some((memory, region))) => Some((memory, region.base)),
                 Ok(None) => return Word::Another,
-                Err(_) if self.ended_within(Some(Duration::ZERO)) || self.is_ending() => {
+                Err(_) if self.ended_within(Some(Duration::ZERO)) || is_ending(self.pid) => {
                     return Word::Later;
                 }
                 Err(e) if e.is_refusal() => {
@@ -209,11 +213,6 @@ impl Monitor {
             0 => Word::Leave,
             period => Word::Period(Duration::from_millis(period.into())),
         }
-    }
-
-    /// Its memory goes before those who wait for it are told.
-    fn is_ending(&self) -> bool {
-        Process::open(self.pid).map_or(true, |process| process.is_ending())
     }
 
     /// How long to sleep. Whoever executes another program mostly does so soon.
@@ -386,15 +385,31 @@ impl Dumper {
         let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
     }
 
-    /// Waits for its end; the exit status, if it was no signal.
+    /// Waits for its end, and for those it leaves, who end with it or soon after; the exit status, if it was no signal.
     fn reap(&self) -> Option<i32> {
         let mut status = 0;
         // SAFETY: the kernel writes the one word.
         while unsafe { libc::waitpid(self.pid.get(), &mut status, 0) } < 0 && Errno::last_raw() == 4
         {
         }
+        let deadline = Instant::now() + REST;
+        while bury() && Instant::now() < deadline {
+            std::thread::sleep(NAP);
+        }
         libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status))
     }
+}
+
+/// Whether a process ends or has ended: its memory goes before those who wait for it are told.
+fn is_ending(pid: Pid) -> bool {
+    Process::open(pid).map_or(true, |process| process.is_ending())
+}
+
+/// Waits for one of those who have lost a dumper as their parent, if it has ended; whether there may be more.
+fn bury() -> bool {
+    // SAFETY: waits for children of this process, and writes nothing.
+    let waited = unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG | libc::__WALL) };
+    waited >= 0
 }
 
 /// One checkpoint: the exit status and what there is to say.
@@ -414,7 +429,11 @@ fn take(pid: Pid) -> (i32, String) {
     };
     match dump(&request) {
         Ok(outcome) => (0, outcome.sentences().map(|sentence| format!("{sentence}\n")).collect()),
-        Err(e) if crate::dump::is_busy(pid) => (BUSY, format!("no checkpoint: {e}\n")),
+        // The end of the program is no news; it may be a while before the monitor hears of it.
+        Err(e) if e.kind() == Kind::Gone && is_ending(pid) => (BUSY, String::new()),
+        Err(e) if e.kind() == Kind::Busy || crate::dump::is_busy(pid) => {
+            (BUSY, format!("no checkpoint: {e}\n"))
+        }
         Err(e) => (0, format!("no checkpoint: {e}\n")),
     }
 }
