@@ -17,6 +17,8 @@ use std::collections::{HashMap, HashSet};
 pub(crate) const WITNESS: &str = "ckpt-witness";
 /// That of the first process in the PID namespace of a restarted tree.
 pub(crate) const INIT: &str = "ckpt-init";
+/// That of a process's copy, from which a dumper reads.
+pub(crate) const SNAPSHOT: &str = "ckpt-snapshot";
 
 /// What the list of all processes says of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +35,8 @@ pub(crate) struct Kin {
     pub start: u64,
     /// It has ended, and nobody has waited for it.
     pub dead: bool,
-    /// It is one of ours that the program must not meet: nameable by that, and without an exit signal, or by its arguments.
+    /// It is one of ours that the program must not meet: nameable by that, and without an exit signal, or by its arguments,
+    /// which a snapshot has of the program.
     pub ours: bool,
 }
 
@@ -77,6 +80,7 @@ pub(crate) fn of_stat(pid: Pid, stat: &stat::Stat) -> Kin {
     // A monitor has that name from its birth, but for a moment when it has executed itself.
     let ours =
         named && stat.exit_signal == 0 || (named || stat.comm == "memfd:ckpt") && is_adopted(pid);
+    let ours = ours || stat.comm == SNAPSHOT;
     let dead = matches!(stat.state, 'Z' | 'X') && stat.num_threads <= 1;
     Kin { pid, parent, group, session, start: stat.starttime, dead, ours }
 }
@@ -221,6 +225,18 @@ mod tests {
     fn unsure(members: &[i32], all: &[Kin]) -> Vec<i32> {
         let members: Vec<_> = members.iter().copied().map(Pid::new).collect();
         numbers(doubtful(Pid::new(50), &members, all))
+    }
+
+    #[test]
+    fn a_snapshot_whose_original_has_ended_is_ours() {
+        let of = |comm: &str| {
+            let text = std::fs::read_to_string("/proc/self/stat").unwrap();
+            let (head, rest) = text.split_once('(').unwrap();
+            let (_, rest) = rest.rsplit_once(')').unwrap();
+            stat::parse(format!("{head}({comm}){rest}").as_bytes()).unwrap()
+        };
+        let ours = |comm: &str| of_stat(Pid::own(), &of(comm)).ours;
+        assert!(ours(SNAPSHOT) && !ours("ckpt-other"));
     }
 
     #[test]

@@ -155,8 +155,15 @@ impl Forest {
             self.doubtful = doubtful.into_iter().filter_map(named).collect();
             self.dead = members.iter().filter(|kin| kin.dead).copied().collect();
             let alive = members.into_iter().filter(|kin| !kin.dead);
-            let news: Vec<_> = alive.filter(|kin| !known.contains(&kin.pid)).collect();
+            let alive: Vec<_> = alive.collect();
+            let news: Vec<_> =
+                alive.iter().filter(|kin| !known.contains(&kin.pid)).copied().collect();
             if news.is_empty() && !is_old {
+                // Another dumper's snapshot has its name by the time that the root can be stopped, not before.
+                let listed: HashSet<Pid> = alive.iter().map(|kin| kin.pid).collect();
+                self.processes.retain(|frozen| {
+                    listed.contains(&frozen.pid) || !tree::kin(frozen.pid).is_ok_and(|kin| kin.ours)
+                });
                 self.dead.extend(own_ghost(&known));
                 return Ok(None);
             }
