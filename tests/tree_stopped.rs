@@ -129,17 +129,20 @@ fn is_stopped(run: &Run) -> bool {
 /// all the same, and wait(2) knows nothing of it.
 const GROUP: &str = r#"
 import os, signal, subprocess, sys
-child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+child = subprocess.Popen([sys.argv[1]], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 halted = subprocess.Popen(["sleep", "1000"])
 os.kill(halted.pid, signal.SIGSTOP)
 os.waitpid(halted.pid, os.WUNTRACED)
+def ask():
+    child.stdin.write(b"x\n")
+    child.stdin.flush()
+    child.stdout.readline()
+ask()
 print("ready", flush=True)
 for line in sys.stdin:
     if line == "group\n":
         os.killpg(0, signal.SIGTSTP)
-    child.stdin.write(b"x\n")
-    child.stdin.flush()
-    child.stdout.readline()
+    ask()
     # A moment after it was held it stops again.
     state = "R"
     while state == "R":
@@ -153,6 +156,33 @@ child.stdin.close()
 sys.exit(child.wait())
 "#;
 
+/// A child of a fork, which has the handler, too, gets the signal, and its parent some time later: there is one checkpoint,
+/// of both.
+const FORKED: &str = r#"
+import os, signal, sys
+ask, asked = os.pipe(), os.pipe()
+child = os.fork()
+if child == 0:
+    os.close(ask[1])
+    while os.read(ask[0], 1):
+        os.write(asked[1], b"y")
+    os._exit(7)
+os.close(ask[0])
+os.close(asked[1])
+print("ready", flush=True)
+for line in sys.stdin:
+    if line == "go\n":
+        break
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTSTP])
+    os.killpg(0, signal.SIGTSTP)
+    os.write(ask[1], b"x")
+    answer = os.read(asked[0], 1)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTSTP])
+    print(answer, flush=True)
+os.close(ask[1])
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"#;
+
 /// Runs a program in a group of its own.
 fn grouped(bench: &Bench, program: &str, args: &[&str], step: &str) -> Run {
     let mut command = bench.command(bench.path(program));
@@ -160,8 +190,9 @@ fn grouped(bench: &Bench, program: &str, args: &[&str], step: &str) -> Run {
     Run::start(if step.is_empty() { command } else { armed(command, step, &[""; 0]) })
 }
 
-fn job(bench: &Bench, options: &[&str], step: &str) -> Run {
-    let args = [options, &["-n", "x.ckpt", "--", "/usr/bin/python3", "-c", GROUP]].concat();
+fn job(bench: &Bench, options: &[&str], step: &str, child: &str) -> Run {
+    let job = ["-n", "x.ckpt", "--", "/usr/bin/python3", "-c", GROUP, child];
+    let args = [options, &job].concat();
     let mut run = grouped(bench, "ckpt", &args, step);
     run.expect("ready");
     run
@@ -170,33 +201,67 @@ fn job(bench: &Bench, options: &[&str], step: &str) -> Run {
 #[test]
 fn a_signal_to_the_group_stops_nobody() {
     for who in [Who::Me, Who::Nobody] {
+        stops_nobody(&Bench::new(who), "cat");
+    }
+}
+
+/// Not even who has a handler by which it stops itself.
+#[test]
+fn a_signal_to_the_group_lets_who_stops_itself_go_on() {
+    for who in [Who::Me, Who::Nobody] {
         let bench = Bench::new(who);
-        let mut run = job(&bench, &["-c"], "");
-        for _ in 0..3 {
-            run.say("group");
-            run.expect("T (0, 0)");
-        }
-        run.say("go");
-        run.expect("T (0, 0)");
-        run.ends_well();
-        let mut run = grouped(&bench, "x.ckpt", &[], "");
-        run.expect("T (0, 0)");
+        stops_nobody(&bench, bench.subject("stopper", Build::Pie).to_str().expect("utf-8"));
+    }
+}
+
+fn stops_nobody(bench: &Bench, child: &str) {
+    let mut run = job(bench, &["-c"], "", child);
+    for _ in 0..3 {
         run.say("group");
         run.expect("T (0, 0)");
-        run.say("go");
-        run.expect("T (0, 0)");
+    }
+    run.say("go");
+    run.expect("T (0, 0)");
+    run.ends_well();
+    let mut run = grouped(bench, "x.ckpt", &[], "");
+    run.expect("T (0, 0)");
+    run.say("group");
+    run.expect("T (0, 0)");
+    run.say("go");
+    run.expect("T (0, 0)");
+    run.ends_well();
+    // Saved and ended.
+    let mut run = job(bench, &[], "", child);
+    for _ in 0..3 {
+        run.say("group");
         run.ends_well();
-        // Saved and ended.
-        let mut run = job(&bench, &[], "");
+        run = grouped(bench, "x.ckpt", &[], "");
+        run.expect("T (0, 0)");
+    }
+    run.say("go");
+    run.expect("T (0, 0)");
+    run.ends_well();
+}
+
+/// Nor does it end a child of a fork alone.
+#[test]
+fn a_signal_to_the_group_is_one_checkpoint() {
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        let args = ["-n", "x.ckpt", "--", "/usr/bin/python3", "-c", FORKED];
+        let mut run = grouped(&bench, "ckpt", &args, "");
+        run.expect("ready");
         for _ in 0..3 {
             run.say("group");
             run.ends_well();
             run = grouped(&bench, "x.ckpt", &[], "");
-            run.expect("T (0, 0)");
+            run.expect("b'y'");
         }
         run.say("go");
-        run.expect("T (0, 0)");
-        run.ends_well();
+        let ended = run.finish();
+        assert_eq!((ended.code(), &ended.complaints()[..]), (Some(7), ""));
+        let of_child = bench.names("x.ckpt.");
+        assert!(of_child.is_empty(), "{of_child:?}");
     }
 }
 
@@ -205,7 +270,7 @@ fn a_signal_to_the_group_stops_nobody() {
 fn a_signal_to_the_group_stops_nobody_whose_dumper_is_killed() {
     let bench = Bench::new(Who::Nobody);
     for step in ["begun", "seized:2", "frozen", "claimed", "cloned:2", "pictured"] {
-        let mut run = job(&bench, &["-c"], step);
+        let mut run = job(&bench, &["-c"], step, "cat");
         run.say("group");
         run.expect("T (0, 0)");
         run.say("go");

@@ -2,28 +2,92 @@
 //! A checkpoint signal that went to a whole process group (^Z) has stopped those who have no handler for it.
 //!
 //! To the checkpoint they run. As soon as that is known they are told to go on (SIGCONT), while all are held, so that they
-//! do so whatever becomes of this dumper, and what their parents could see of it by wait(2) is taken away.
+//! do so whatever becomes of this dumper, and what their parents could see of it by wait(2) is taken away. So are those who
+//! have a handler of their own that stops them itself, by SIGSTOP (pv, top).
 
+use super::caller;
 use super::phase2_equip::Equipped;
 use super::phase3_gather::Still;
 use crate::error::Result;
 use crate::inject::region::Region;
 use crate::proc::Pid;
+use crate::proc::status::Status;
 use crate::proc::{self, tree};
 use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
+use crate::ptrace::raw::signal_set;
+use crate::ptrace::regs::Regs;
 use crate::resource::kinship::Found;
 use ckpt_abi::image::process_flag;
-use ckpt_abi::region::STACKS;
+use ckpt_abi::region::{Control, STACKS};
 use nix::libc;
 use nix::sys::signal::{Signal, kill};
 use std::collections::HashSet;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 /// Signals that stop a process where they are not caught. SIGSTOP is none that saves.
 const STOPS: [i32; 3] = [libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
 
+/// How long the few instructions may take that lie between a signal's handler and its first mark.
+const ENTRY: Duration = Duration::from_millis(500);
+
+/// How often to look for it.
+const LOOK: Duration = Duration::from_millis(1);
+
 /// Offset of si_pid in siginfo_t (sigaction(2)).
 const SI_PID: u64 = 16;
+
+/// Whether the payload's owner, from which the process was forked, just takes a checkpoint of them both, or is about to: a
+/// signal to a whole group comes to each, in no order.
+pub(super) fn is_forebears(pid: Pid) -> bool {
+    let Ok(Some(found)) = caller::Caller::find(pid) else { return false };
+    let control = found.region.control;
+    let owner = Pid::of_word(control.owner);
+    let called = found.api.request == ckpt_abi::api::Request::Call as u32;
+    if called || owner == proc::inner_pid(pid) {
+        return false;
+    }
+    // Who has the owner's id by now has not its payload.
+    let theirs = Region::of(owner).ok().flatten().map(|(_, region)| region);
+    let is_its = |region: &Region| {
+        let Control { config, owner, .. } = region.control;
+        (owner, region.base, config.run) == (control.owner, found.region.base, control.config.run)
+    };
+    theirs.is_some_and(|region| is_its(&region))
+        && serves(owner, control.config.asyncsig.cast_signed())
+}
+
+/// Whether a process takes a checkpoint, has the signal before it, or is between the two: in the handler, where all
+/// signals are blocked, but not yet so far that its page tells. Some programs block all for other reasons.
+fn serves(pid: Pid, signal: i32) -> bool {
+    const ALL: u64 = !(signal_set(libc::SIGKILL) | signal_set(libc::SIGSTOP));
+    let deadline = Instant::now() + ENTRY;
+    loop {
+        let Ok(tids) = proc::tasks(pid) else { return false };
+        let all: Vec<_> = tids.into_iter().filter_map(|tid| proc::status(pid, tid).ok()).collect();
+        let waits = |one: &Status| (one.pending | one.shared_pending) & signal_set(signal) != 0;
+        if all.iter().any(waits) || super::is_busy(pid) {
+            return true;
+        }
+        let is_inside = |one: &Status| one.blocked & ALL == ALL;
+        if !all.iter().any(is_inside) || Instant::now() > deadline {
+            return false;
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// Whether the signal waits in a descendant whose handler has yet to run, which it does as soon as it is let go.
+pub(super) fn has_yet_to_come(equipped: &[Equipped], processes: &[Frozen]) -> bool {
+    let signal = equipped.first().map_or(0, |root| root.region.control.config.asyncsig);
+    let signal = signal.cast_signed();
+    let comes = |(process, frozen): (&Equipped, &Frozen)| {
+        let waits = waiting(process).map(|(status, waits)| waits & status.caught & !status.blocked);
+        !frozen.is_halted() && waits.is_ok_and(|set| set & signal_set(signal) != 0)
+    };
+    signal != 0 && equipped.iter().zip(processes).skip(1).any(comes)
+}
 
 /// Lets those go on that the checkpoint signal has stopped, or is about to: in the root's process group, as the shell's fg
 /// would; in others, if their parents have not heard of it yet, for whom it may mean something else.
@@ -39,7 +103,8 @@ pub(super) fn release(equipped: &[Equipped], processes: &mut [Frozen]) -> Result
     let group = tree::kin(root.process.pid())?.group;
     for index in 1..processes.len() {
         let process = &processes[index];
-        let is_stopped = process.threads.iter().any(|thread| thread.stopped_by == signal);
+        let stops_itself = has_stopped_itself(process, signal);
+        let is_stopped = stops_itself || is_stopped_by(process, signal);
         // Of who is stopped by another signal, this one waits, and SIGCONT takes it away some day.
         if !is_stopped && (process.is_halted() || !is_about_to_stop(&equipped[index], signal)?) {
             continue;
@@ -56,7 +121,8 @@ pub(super) fn release(equipped: &[Equipped], processes: &mut [Frozen]) -> Result
         }
         go_on(kin.pid);
         tells(libc::WCONTINUED)?;
-        processes[index].goes_on();
+        // Who has stopped itself is told that it goes on.
+        processes[index].goes_on(!stops_itself);
     }
     Ok(())
 }
@@ -72,7 +138,7 @@ pub(crate) fn rescue(root: Pid) {
     for pid in group.filter(|_| STOPS.contains(&signal)) {
         let is_stopped = proc::stat(pid, pid.main_thread()).is_ok_and(|stat| stat.state == 'T');
         if let Some(frozen) = is_stopped.then(|| Frozen::freeze_one(pid).ok()).flatten()
-            && frozen.threads.iter().any(|thread| thread.stopped_by == signal)
+            && (is_stopped_by(&frozen, signal) || has_stopped_itself(&frozen, signal))
         {
             go_on(pid);
         }
@@ -103,15 +169,42 @@ pub(super) fn find_untold(processes: &mut [Still<'_>], found: &mut [Found]) -> R
     Ok(())
 }
 
+fn is_stopped_by(process: &Frozen, signal: i32) -> bool {
+    process.threads.iter().any(|thread| thread.stopped_by == signal)
+}
+
+/// Whether a process that has a handler of its own for the signal stands in the call by which it has stopped itself.
+fn has_stopped_itself(process: &Frozen, signal: i32) -> bool {
+    const STOP: u64 = libc::SIGSTOP as u64;
+    let catches = |status: Rc<Status>| status.caught & signal_set(signal) != 0;
+    process.threads.iter().any(|thread| {
+        let Regs { orig_rax, rdi, rsi, rdx, .. } = thread.regs;
+        let (own, tid) = (process.pid.word().into(), thread.tid.word().into());
+        let calls = match orig_rax.cast_signed() {
+            libc::SYS_kill => rdi == own && rsi == STOP,
+            libc::SYS_tkill => rdi == tid && rsi == STOP,
+            libc::SYS_tgkill => rdi == own && rsi == tid && rdx == STOP,
+            _ => false,
+        };
+        calls && thread.stopped_by == libc::SIGSTOP && thread.look(process.pid).is_ok_and(catches)
+    })
+}
+
 fn go_on(pid: Pid) {
     let _ = kill(pid.nix(), Signal::SIGCONT);
 }
 
 /// Whether the signal waits in a process and will stop it.
 fn is_about_to_stop(process: &Equipped, signal: i32) -> Result<bool> {
+    let (status, waits) = waiting(process)?;
+    Ok(waits & !(status.caught | status.ignored) & signal_set(signal) != 0)
+}
+
+/// What the kernel says of a process, and the signals that wait for it and its main thread.
+fn waiting(process: &Equipped) -> Result<(Status, u64)> {
     let status = process.process.status(process.process.main_thread())?;
-    let bit = 1u64 << (signal - 1);
-    Ok((status.pending | status.shared_pending) & !(status.caught | status.ignored) & bit != 0)
+    let waits = status.pending | status.shared_pending;
+    Ok((status, waits))
 }
 
 /// Whether wait(2) tells a parent of a child so; unless WNOWAIT is asked for, once.

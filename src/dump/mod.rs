@@ -158,7 +158,7 @@ fn take(request: &Demand) -> Result<Outcome> {
     let executable = stub::own()?;
     let front = stub::in_front(&executable);
     let _ = (cpu::leaves(), keeper::init_reaps(request.pid));
-    if request.triggered && is_forebears(request.pid) {
+    if request.triggered && halted::is_forebears(request.pid) {
         let text = "the checkpoint of the process that it was forked from holds it";
         let error = Error::new(text).of(Kind::Superseded);
         phase0_visit::leave(request.pid, &error);
@@ -212,28 +212,6 @@ fn is_thinned(equipped: &[Equipped]) -> bool {
 /// Whether a process has ended, or is about to: its memory goes first.
 fn is_leaving(pid: Pid) -> bool {
     crate::proc::has_ended(pid) || crate::proc::maps::read(pid).is_ok_and(|vmas| vmas.is_empty())
-}
-
-/// Whether the payload's owner, from which the process was forked, is an ancestor that just takes a checkpoint of them
-/// both: a signal to a whole group comes to each.
-fn is_forebears(pid: Pid) -> bool {
-    let Ok(Some(found)) = caller::Caller::find(pid) else { return false };
-    let owner = Pid::of_word(found.region.control.owner);
-    let called = found.api.request == ckpt_abi::api::Request::Call as u32;
-    if called || owner == crate::proc::inner_pid(pid) {
-        return false;
-    }
-    let mut at = pid;
-    while let Ok(kin) = crate::proc::tree::kin(at) {
-        if kin.parent == owner {
-            return is_busy(owner);
-        }
-        if kin.parent <= Pid::INIT {
-            return false;
-        }
-        at = kin.parent;
-    }
-    false
 }
 
 /// Looks at a process before anything of it is touched.
@@ -327,7 +305,13 @@ fn begin<'a>(request: &'a Demand, executable: &[u8]) -> Result<Begun<'a>> {
                 Err(e) => return Err(e),
             }
         }
-        if let Some(first) = equipped.first().filter(|_| equipped.len() == still.processes.len()) {
+        let is_settled = |equipped: &[Equipped]| {
+            equipped.len() == still.processes.len()
+                && !(request.triggered
+                    && Instant::now() < deadline
+                    && halted::has_yet_to_come(equipped, &still.processes))
+        };
+        if let Some(first) = equipped.first().filter(|_| is_settled(&equipped)) {
             let checkpoint = Checkpoint::of(request, whose, first)?;
             reach(Point::Claimed);
             if request.triggered {

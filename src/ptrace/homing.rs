@@ -79,9 +79,9 @@ impl Frozen {
         self.threads.iter().any(|thread| thread.stopped_by != 0)
     }
 
-    /// The process was stopped, and is no more, for we have told it so (SIGCONT).
-    pub(crate) fn goes_on(&mut self) {
-        self.was_told = true;
+    /// The process was stopped, and is no more, for we have told it so (SIGCONT), of which it hears or `unheard`.
+    pub(crate) fn goes_on(&mut self, unheard: bool) {
+        self.was_told = unheard;
         for thread in &mut self.threads {
             (thread.stopped_by, thread.halted_by) = (0, 0);
         }

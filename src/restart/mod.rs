@@ -169,8 +169,12 @@ impl Start<'_> {
             sysv::make::remove(&self.whole.systemv);
         }
         phase5_settle::settle(&self.whole, &mut saved, &opened, &mut filled, who)?;
+        let config = &mut filled.control.config;
+        if !is_first && config.run == self.config.before[0] {
+            // A fork of the first lives as long.
+            config.run = self.config.run;
+        }
         if is_first {
-            let config = &mut filled.control.config;
             (config.run, config.before) = (self.config.run, self.config.before);
             config.begun = who.begun(self.config.begun);
             filled.control.monitor = monitor;

@@ -15,6 +15,7 @@ use crate::image::stub;
 use crate::inject::HUGE_PAGE;
 use crate::proc::Pid;
 use crate::resource::cpu::Set;
+use crate::resource::kinship::numbers;
 use crate::settings::Settings;
 use ckpt_abi::image::SignalAction;
 use ckpt_abi::region::{Control, NAME_LEN, TURNS, Turns};
@@ -96,7 +97,10 @@ fn renew(
     }
     control.config = settings.apply(control.config);
     Set(saved.process.cpu).note(&mut control.config);
-    control.owner = std::process::id();
+    // A fork is still one of who was given the payload: a signal to them all is for that one.
+    let is_own = saved.part.is_first() || control.owner == saved.process.pid;
+    let owner = Pid::of_word(control.owner);
+    control.owner = if is_own { Pid::own() } else { numbers::here(owner) }.word();
     control.standard = crate::inject::region::standard(Pid::own());
     control.generation = saved.process.generation;
     (control.leftover, control.leftover_len) = (0, 0);
