@@ -19,6 +19,7 @@ use super::memory::Memory;
 use super::raw::{self, State};
 use super::reaper;
 use super::regs::Regs;
+use super::row::Row;
 use super::sandbox;
 use super::seize::{Seized, seize, stubborn};
 use super::stopping::{Moving, Round, await_hearing, gone};
@@ -50,28 +51,6 @@ pub(super) const LAST_ATTEMPT: Duration = Duration::from_millis(320);
 /// need.
 const SHARE: u32 = 4;
 const AT_FIRST: Duration = Duration::from_millis(200);
-
-/// Threads in ascending order, as they are listed and let go. (A HashSet has 2.5 KiB of code for each type.)
-#[derive(Default)]
-pub(super) struct Row(Vec<Tid>);
-
-impl Row {
-    pub(super) fn contains(&self, tid: Tid) -> bool {
-        self.0.binary_search(&tid).is_ok()
-    }
-
-    /// Whether it was not there.
-    pub(super) fn insert(&mut self, tid: Tid) -> bool {
-        let found = self.0.binary_search(&tid);
-        found.err().map(|at| self.0.insert(at, tid)).is_some()
-    }
-
-    pub(super) fn remove(&mut self, tid: Tid) {
-        if let Ok(at) = self.0.binary_search(&tid) {
-            self.0.remove(at);
-        }
-    }
-}
 
 /// A process all of whose threads are stopped. Dropping it lets them go on.
 pub(crate) struct Frozen {

@@ -27,6 +27,7 @@ mod reaper;
 pub(crate) mod regs;
 pub(crate) mod rest;
 mod resumed;
+mod row;
 pub(crate) mod sandbox;
 pub(crate) mod seize;
 pub(crate) mod sequence;
