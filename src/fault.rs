@@ -17,13 +17,12 @@
 #![allow(unsafe_code)]
 
 use crate::error::{Error, Result};
-use crate::proc::Pid;
+use crate::proc::{Pid, Process};
 use nix::libc;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::getpid;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// The variable.
@@ -226,10 +225,11 @@ pub(crate) fn arm() -> Result<()> {
 
 /// Arms what the environment names that the program `pid` was started with.
 pub(crate) fn arm_by_program(pid: Pid) {
-    if is_privileged() || !is_ours(pid) {
+    let Ok(program) = Process::glimpse(pid) else { return };
+    if is_privileged() || program.user() != Some(nix::unistd::geteuid().as_raw()) {
         return;
     }
-    let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    let environment = program.environment().unwrap_or_default();
     let mut variables = environment.split(|byte| *byte == 0);
     let prefix = format!("{VARIABLE}=");
     if let Some(value) = variables.find_map(|v| v.strip_prefix(prefix.as_bytes())) {
@@ -288,11 +288,6 @@ pub(crate) fn become_member(index: u32) {
 fn is_privileged() -> bool {
     // SAFETY: looks at a vector that the kernel has made.
     unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
-}
-
-fn is_ours(pid: Pid) -> bool {
-    let user = nix::unistd::geteuid().as_raw();
-    std::fs::metadata(format!("/proc/{pid}")).is_ok_and(|entry| entry.uid() == user)
 }
 
 #[cfg(test)]

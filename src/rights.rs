@@ -13,8 +13,7 @@
 #![allow(unsafe_code)]
 
 use crate::error::{Because, Error, Result};
-use crate::proc::Pid;
-use crate::proc::{self, status::Status};
+use crate::proc::{Process, status::Status};
 use nix::errno::Errno;
 use nix::libc;
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
@@ -43,18 +42,17 @@ pub(crate) struct Rights {
 ///
 /// # Errors
 /// The process is gone.
-pub(crate) fn compare(pid: Pid) -> Result<Compared> {
-    let own = Pid::own();
-    let (ours, theirs) =
-        (proc::status(own, own.main_thread())?, proc::status(pid, pid.main_thread())?);
-    let related = |name: &str| proc::namespace(own, name) == proc::namespace(pid, name);
+pub(crate) fn compare(process: &Process) -> Result<Compared> {
+    let own = Process::own()?;
+    let (ours, theirs) = (own.main_status()?, process.main_status()?);
+    let related = |name: &str| own.namespace(name) == process.namespace(name);
     // Capabilities of another user namespace are none in ours (user_namespaces(7)).
     let capabilities = if related("user") { theirs.capabilities } else { 0 };
     let same_user = theirs.uid == [ours.uid[1]; 4];
     if same_user && ours.capabilities & !capabilities == 0 {
         return Ok(Compared::Equal);
     }
-    if let Some(why) = inimitable(pid, &theirs, related("mnt")) {
+    if let Some(why) = inimitable(process, &theirs, related("mnt")) {
         return Ok(Compared::Other(why.hint("say where the checkpoint goes with -n NAME")));
     }
     let Status { uid, gid, groups, .. } = theirs;
@@ -62,25 +60,19 @@ pub(crate) fn compare(pid: Pid) -> Result<Compared> {
 }
 
 /// Why its rights cannot be ours for a while.
-fn inimitable(pid: Pid, theirs: &Status, same_mounts: bool) -> Option<Error> {
+fn inimitable(process: &Process, theirs: &Status, same_mounts: bool) -> Option<Error> {
     let id = |path: String| std::fs::metadata(path).map(|m| (m.dev(), m.ino())).ok();
-    let why = if !same_mounts || id(format!("/proc/{pid}/root")) != id("/".into()) {
+    let why = if !same_mounts || id(process.path("root")) != id("/".into()) {
         "it sees other files than we do under the same names"
     } else if theirs.uid != [theirs.uid[3]; 4] || theirs.gid != [theirs.gid[3]; 4] {
         "it has the rights of more than one user"
-    } else if !readable_by_its_user(pid, theirs.uid[3]) {
+    } else if process.owner() != Some(theirs.uid[3]) {
         "its user may not see its memory"
     } else {
         return None;
     };
-    let sentence = format!("process {pid} belongs to somebody else, and {why}");
+    let sentence = format!("process {} belongs to somebody else, and {why}", process.pid());
     Some(Error::new(sentence))
-}
-
-/// Whether the process is dumpable (PR_SET_DUMPABLE): else its files in /proc are root's
-/// (task_dump_owner in fs/proc/base.c).
-fn readable_by_its_user(pid: Pid, user: u32) -> bool {
-    std::fs::metadata(format!("/proc/{pid}/environ")).is_ok_and(|meta| meta.uid() == user)
 }
 
 /// The user as whom this thread touches files.
@@ -193,12 +185,12 @@ mod tests {
 
     #[test]
     fn nobody_may_more_than_himself() {
-        assert!(matches!(compare(Pid::own()), Ok(Compared::Equal)));
+        assert!(matches!(compare(&Process::own().unwrap()), Ok(Compared::Equal)));
     }
 
     #[test]
     fn rights_come_back() {
-        let status = || proc::status(Pid::own(), Tid::own()).unwrap();
+        let status = || Process::own().unwrap().status(Tid::own()).unwrap();
         let before = status();
         let (user, group) = (before.uid[3], before.gid[3]);
         let foreign = if user == 0 { 65534 } else { user };

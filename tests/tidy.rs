@@ -83,6 +83,30 @@ fn system_calls_of_the_payload_have_names() {
     assert_eq!(orders, 1, "the host's orders alone have a number");
 }
 
+/// Where a process is found by its id: whoever looks at one elsewhere has a `Process`, which stays the same one.
+const BY_ID: [&str; 4] =
+    ["src/proc/process.rs", "src/proc/stat.rs", "src/proc/thread.rs", "src/proc/tree.rs"];
+
+#[test]
+fn processes_are_looked_at_by_what_was_opened() {
+    let mut wrong = Vec::new();
+    for source in sources("src", &["rs"]) {
+        if BY_ID.iter().any(|path| source.path == Path::new(path)) {
+            continue;
+        }
+        // In a sentence it is only called so, and an id of our own is nobody else's.
+        let paths = |line: &str| line.contains("\"/proc/{") && !line.contains("process::id()");
+        let code = source.text.lines().take_while(|line| *line != "#[cfg(test)]");
+        let code = code.enumerate().filter(|(_, line)| paths(line));
+        wrong.extend(code.map(|(n, _)| format!("{}:{}", source.path.display(), n + 1)));
+    }
+    assert!(
+        wrong.is_empty(),
+        "/proc/PID by an id in place of a proc::Process:\n{}",
+        wrong.join("\n")
+    );
+}
+
 #[test]
 fn files_and_functions_stay_short() {
     let (mut wrong, mut long) = (Vec::new(), Vec::new());

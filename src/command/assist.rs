@@ -8,8 +8,7 @@ use crate::error::{Because, Error, Result};
 use crate::image::read::Image;
 use crate::image::stub;
 use crate::inject::monitor;
-use crate::proc;
-use crate::proc::Pid;
+use crate::proc::{Pid, Process};
 use crate::restart;
 use crate::settings::{self, Name, Settings, Template, Values};
 use ckpt_abi::api::{Request, config_bit};
@@ -25,15 +24,16 @@ use std::time::{Duration, Instant};
 /// Does what the process asks for and answers.
 pub(super) fn run(pid: Pid) -> Result<u8> {
     let error_output = dumper::begin(pid, c"ckpt-assist");
-    let mut caller = Caller::wait(pid)?;
+    let program = Process::open(pid)?;
+    let mut caller = Caller::wait(&program)?;
     let _ = caller.dismiss_keeper();
     let request = Request::try_from(caller.api.request);
     let result = match request {
-        Ok(Request::Environment) => environment(pid, &mut caller).map(|()| None),
-        Ok(Request::Configure) => configure(pid, &mut caller).map(|()| None),
-        Ok(Request::Inspect) => inspect(pid, &caller),
+        Ok(Request::Environment) => environment(&program, &mut caller).map(|()| None),
+        Ok(Request::Configure) => configure(&program, &mut caller).map(|()| None),
+        Ok(Request::Inspect) => inspect(&program, &caller),
         Ok(Request::Rescue) => {
-            crate::dump::halted::rescue(pid);
+            crate::dump::halted::rescue(&program);
             Ok(None)
         }
         Ok(Request::Signal | Request::Call) | Err(_) => {
@@ -46,15 +46,14 @@ pub(super) fn run(pid: Pid) -> Result<u8> {
     caller.answer(result.as_ref().err());
     caller.end_turn();
     if let Ok(Some(file)) = &result {
-        hold(pid, file);
+        hold(&program, file);
     }
     Ok(0)
 }
 
 /// The environment that the program was started with.
-fn environment(pid: Pid, caller: &mut Caller) -> Result<()> {
-    let path = format!("/proc/{pid}/environ");
-    let bytes = std::fs::read(&path).because(|| format!("cannot read {path}"))?;
+fn environment(program: &Process, caller: &mut Caller) -> Result<()> {
+    let bytes = program.environment()?;
     let value = |name: &str| -> Option<OsString> {
         let mut variables = bytes.split(|b| *b == 0);
         let prefix = format!("{name}=");
@@ -62,12 +61,12 @@ fn environment(pid: Pid, caller: &mut Caller) -> Result<()> {
             .find_map(|v| Some(OsString::from_vec(v.strip_prefix(prefix.as_bytes())?.to_vec())))
     };
     let (settings, problem) = cli::environment(value);
-    apply(pid, caller, settings)?;
+    apply(program, caller, settings)?;
     problem.map_or(Ok(()), Err)
 }
 
 /// ckpt_config(3).
-fn configure(pid: Pid, caller: &mut Caller) -> Result<()> {
+fn configure(program: &Process, caller: &mut Caller) -> Result<()> {
     let [flags, signal, continues, period] = caller.api.values;
     let mut wanted = Settings::default();
     if flags & config_bit::NAME != 0 {
@@ -82,19 +81,19 @@ fn configure(pid: Pid, caller: &mut Caller) -> Result<()> {
     if flags & config_bit::MSPERIOD != 0 {
         wanted.msperiod = Some(period);
     }
-    apply(pid, caller, wanted)
+    apply(program, caller, wanted)
 }
 
 /// Writes the configuration, all but the signal: the payload itself changes that, and learns from
 /// `values` what it is to be.
-fn apply(pid: Pid, caller: &mut Caller, wanted: Settings) -> Result<()> {
+fn apply(program: &Process, caller: &mut Caller, wanted: Settings) -> Result<()> {
     let current = caller.region.control.config;
-    let config = wanted.resolve(&proc::cwd(pid)?.path)?.apply(current);
+    let config = wanted.resolve(&program.cwd()?.path)?.apply(current);
     caller.api.values[1] = config.asyncsig;
     caller.configure(&Config { asyncsig: current.asyncsig, ..config })?;
     if config.msperiod != 0 && config.msperiod != current.msperiod {
         // The payload lets it trace the process when it goes on; a monitor that was there ends.
-        let monitor = monitor::start(pid, &stub::own()?, &config)?;
+        let monitor = monitor::start(program.pid(), &stub::own()?, &config)?;
         caller.appoint(monitor.pid())?;
     }
     Ok(())
@@ -102,8 +101,8 @@ fn apply(pid: Pid, caller: &mut Caller, wanted: Settings) -> Result<()> {
 
 /// Whether ckpt_restart(3) would find a checkpoint that it can restart; the payload executes the file
 /// that it is told. One from a server is a file in our memory, which has to last until then.
-fn inspect(pid: Pid, caller: &Caller) -> Result<Option<File>> {
-    let name = Name::parse(&caller.name())?.resolve(&proc::cwd(pid)?.path)?;
+fn inspect(program: &Process, caller: &Caller) -> Result<Option<File>> {
+    let name = Name::parse(&caller.name())?.resolve(&program.cwd()?.path)?;
     if let Name::Server(server) = &name {
         let transfer = Settings::from_config(&caller.region.control.config)?.transfer;
         let file = super::fetch::fetch(server, &transfer)?;
@@ -115,7 +114,7 @@ fn inspect(pid: Pid, caller: &Caller) -> Result<Option<File>> {
         caller.rename(&path)?;
         return Ok(Some(file));
     }
-    let path = locate(pid, &name)?;
+    let path = locate(program.pid(), &name)?;
     nix::unistd::access(&path, nix::unistd::AccessFlags::X_OK)
         .because(|| format!("cannot execute {}", path.display()))?;
     let image = Image::open(&path)?;
@@ -132,11 +131,11 @@ fn inspect(pid: Pid, caller: &Caller) -> Result<Option<File>> {
 }
 
 /// Keeps a file of ours open until the process executes it, for as long as that may take.
-fn hold(pid: Pid, file: &File) {
+fn hold(program: &Process, file: &File) {
     const PATIENCE: Duration = Duration::from_secs(30);
     let id = |file: std::io::Result<std::fs::Metadata>| file.map(|m| (m.dev(), m.ino())).ok();
     let (ours, end) = (id(file.metadata()), Instant::now() + PATIENCE);
-    while let Some(running) = id(std::fs::metadata(format!("/proc/{pid}/exe"))) {
+    while let Some(running) = id(std::fs::metadata(program.path("exe"))) {
         if Some(running) == ours || Instant::now() > end {
             return;
         }

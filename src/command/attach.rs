@@ -9,8 +9,7 @@ use crate::error::Result;
 use crate::fault::{Point, reach};
 use crate::image::stub;
 use crate::inject::{self, enter, monitor, region::Region};
-use crate::proc;
-use crate::proc::Pid;
+use crate::proc::{Pid, Process};
 use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
@@ -22,35 +21,35 @@ use ckpt_abi::region::{Config, config_flag};
 ///
 /// Periodic checkpoints get a new monitor each time, for nobody can say whether one that is there
 /// is not about to end; it ends when it sees the new one in its place.
-pub(super) fn run(pid: Pid, settings: &Settings) -> Result<u8> {
+pub(super) fn run(asked: &Process, settings: &Settings) -> Result<u8> {
     let executable = stub::own()?;
-    let pid = enter::meant(pid);
-    phase1_freeze::check(pid)?;
-    phase2_equip::await_restart(pid)?;
-    follow::summon(pid, pid);
-    let mut frozen = phase1_freeze::patiently(false, || Frozen::freeze_one(pid))?;
-    let memory = Memory::open(pid)?;
-    let vmas = proc::maps::read(pid)?;
+    let process = enter::meant_by(asked)?;
+    phase1_freeze::check(&process)?;
+    phase2_equip::await_restart(&process)?;
+    follow::summon(&process, &process);
+    let mut frozen = phase1_freeze::patiently(false, || Frozen::freeze_one(&process))?;
+    let memory = Memory::open(&process)?;
+    let vmas = process.maps()?;
     let region = match Region::find(&memory, &vmas) {
         Some(region) => {
             frozen.attend(&memory, &region.desk(), region.base)?;
-            reconfigure(pid, &mut frozen, &memory, region, settings)?
+            reconfigure(&process, &mut frozen, &memory, region, settings)?
         }
         None => {
-            let settings = signalled(pid, settings)?;
-            let config = configuration(pid, &settings)?;
-            check_name(pid, &config)?;
+            let settings = signalled(&process, settings)?;
+            let config = configuration(&process, &settings)?;
+            check_name(&process, &config)?;
             let thread = &mut frozen.threads[0];
-            let region = inject::inject(pid, thread, &memory, &vmas, &config, &executable)?;
+            let region = inject::inject(thread, &memory, &vmas, &config, &executable)?;
             frozen.attend(&memory, &region.desk(), region.base)?;
             region
         }
     };
     if monitor::is_wanted(&region.control.config) {
-        watch(pid, &mut frozen, &memory, &region, &executable)?;
+        watch(process.pid(), &mut frozen, &memory, &region, &executable)?;
     }
     frozen.thaw();
-    super::print(&format!("process {pid}: {}\n", arrangement(&region.control.config)?))
+    super::print(&format!("process {}: {}\n", process.pid(), arrangement(&region.control.config)?))
 }
 
 /// What a configuration comes to, in words.
@@ -92,7 +91,7 @@ fn watch(
 }
 
 fn reconfigure(
-    pid: Pid,
+    process: &Process,
     frozen: &mut Frozen,
     memory: &Memory,
     mut region: Region,
@@ -100,23 +99,23 @@ fn reconfigure(
 ) -> Result<Region> {
     let settings = match region.control.config.flags & config_flag::SIGNAL_OPEN {
         0 => settings.clone(),
-        _ => signalled(pid, settings)?,
+        _ => signalled(process, settings)?,
     };
-    let settings = settings.resolve(&proc::cwd(pid)?.path)?;
+    let settings = settings.resolve(&process.cwd()?.path)?;
     let mut config = settings.apply(region.control.config);
     if config.run == 0 {
         config.run = settings::fresh_run();
-        config.begun = kinship::begun(pid);
+        config.begun = kinship::begun(process.pid());
     }
-    check_name(pid, &config)?;
+    check_name(process, &config)?;
     let mut caller = Caller::new(&mut frozen.threads[0], memory, &region.desk())?;
     region.configure(&mut caller, memory, &config)?;
     Ok(region)
 }
 
 /// The settings with a signal: the usual one where none was named, unless the program has a use of its own for that.
-fn signalled(pid: Pid, settings: &Settings) -> Result<Settings> {
-    let status = proc::status(pid, pid.main_thread())?;
+fn signalled(process: &Process, settings: &Settings) -> Result<Settings> {
+    let (pid, status) = (process.pid(), process.main_status()?);
     let used = (status.caught | status.ignored) >> (DEFAULT_SIGNAL - 1) & 1 == 1;
     if used && settings.asyncsig.is_none() {
         let signal = signal_name(DEFAULT_SIGNAL);
@@ -131,14 +130,14 @@ fn signalled(pid: Pid, settings: &Settings) -> Result<Settings> {
 
 /// Says at once when the checkpoint could not be written: by the process itself, which the checkpoint
 /// signal makes do it, or by a monitor of ours with its rights.
-fn check_name(pid: Pid, config: &Config) -> Result<()> {
+fn check_name(process: &Process, config: &Config) -> Result<()> {
     let template = settings::template(config)?;
     // A server is not asked: it may be there when it is needed.
     if Settings::from_config(config)?.name.as_ref().and_then(Name::file).is_none() {
         return Ok(());
     }
-    match Whose::of(pid, false) {
-        Ok(whose) => whose.touch(|| destination::check(&template, &Values::of(pid)))?,
+    match Whose::of(process, false) {
+        Ok(whose) => whose.touch(|| destination::check(&template, &Values::of(process.pid())))?,
         Err(e) if config.msperiod != 0 => Err(e),
         Err(_) => Ok(()),
     }

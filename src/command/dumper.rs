@@ -9,7 +9,7 @@
 use crate::dump::{Demand, dump};
 use crate::error::{Kind, Result, printable};
 use crate::inject::monitor;
-use crate::proc::Pid;
+use crate::proc::{Pid, Process};
 use crate::ptrace::borrowed;
 use crate::settings::Settings;
 use nix::libc;
@@ -20,8 +20,8 @@ use std::io::{IsTerminal, Write};
 /// Saves the process that started us.
 pub(super) fn run(pid: Pid) -> Result<u8> {
     let error_output = begin(pid, c"ckpt-dump");
-    let request = Demand {
-        pid,
+    let request = |process| Demand {
+        process,
         settings: Settings::default(),
         stop: None,
         triggered: true,
@@ -29,7 +29,7 @@ pub(super) fn run(pid: Pid) -> Result<u8> {
         open: super::destination::open,
         prune: super::destination::prune,
     };
-    let result = dump(&request);
+    let result = super::named(pid).and_then(|process| dump(&request(process)));
     let say = |sentence: &str| say(error_output.as_ref(), sentence);
     match result {
         Ok(outcome) => {
@@ -57,7 +57,7 @@ pub(super) fn begin(pid: Pid, name: &std::ffi::CStr) -> Option<File> {
     let _ = unsafe { libc::prctl(libc::PR_SET_TSC, libc::PR_TSC_ENABLE) };
     let _ = nix::sys::prctl::set_name(name);
     let taken = borrowed::take(pid, 2).ok().map(File::from);
-    taken.or_else(|| monitor::reopen_stderr(&monitor::stderr_of(pid)?))
+    taken.or_else(|| monitor::reopen_stderr(&monitor::stderr_of(&Process::open(pid).ok()?)?))
 }
 
 /// Writes a sentence where the program writes its own.

@@ -6,7 +6,7 @@ use crate::error::{Because, Error, Kind, Result};
 use crate::image::stub;
 use crate::inject::monitor;
 use crate::inject::region::Region;
-use crate::proc::Pid;
+use crate::proc::Process;
 use crate::rights::{self, Compared};
 use ckpt_abi::region::VERSION;
 use std::ffi::{CString, OsString};
@@ -20,17 +20,18 @@ const LONGEST: u64 = 64 << 20;
 ///
 /// # Errors
 /// That ckpt is not to be executed: it lies in memory of somebody who may do less than we may, or it is none.
-pub(super) fn give_way(pid: Pid, args: &[OsString]) -> Result<()> {
-    let Ok(Some((memory, region))) = Region::of(pid) else { return Ok(()) };
+pub(super) fn give_way(process: &Process, args: &[OsString]) -> Result<()> {
+    let Ok(Some((memory, region))) = Region::of(process) else { return Ok(()) };
     let control = &region.control;
     if control.version == VERSION {
         return Ok(());
     }
     let refused = |why: &str| {
+        let pid = process.pid();
         let text = format!("process {pid} was started by another version of ckpt, {why}");
         Error::new(text).of(Kind::NotPermitted).hint("use that version, as the program's own user")
     };
-    if !matches!(rights::compare(pid)?, Compared::Equal) {
+    if !matches!(rights::compare(process)?, Compared::Equal) {
         return Err(refused(
             "whose copy in its memory is not executed with more rights than it has",
         ));

@@ -44,7 +44,7 @@ pub(super) struct Run {
 impl Run {
     /// Sets the checkpoints of the run aside if it has come to its normal end: it has ended by itself, with
     /// status 0. Without `--resume` they keep their names, and are only marked.
-    pub(super) fn settle(&self, program: &Pidfd, process: Option<&Process>) {
+    pub(super) fn settle(&self, program: &Pidfd, process: &Process) {
         let Self { config, whose, .. } = self;
         if config.run == 0
             || config.flags & config_flag::KEEP_FINISHED != 0
@@ -155,9 +155,9 @@ fn was_saved() -> bool {
 }
 
 /// The wait status of the program. Before Linux 6.15 only as long as its parent has not waited for it.
-fn wait_status(program: &Pidfd, process: Option<&Process>) -> Option<i32> {
+fn wait_status(program: &Pidfd, process: &Process) -> Option<i32> {
     // While it is being reaped /proc has it no more and the pidfd answers ESRCH.
-    let ask = || process.and_then(Process::wait_status).or_else(|| program.wait_status());
+    let ask = || process.wait_status().or_else(|| program.wait_status());
     (0..ATTEMPTS).find_map(|_| {
         ask().or_else(|| {
             std::thread::sleep(Duration::from_millis(1));

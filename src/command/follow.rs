@@ -7,7 +7,7 @@ use crate::image::stub;
 use crate::inject::monitors::Found;
 use crate::inject::{self, enter, monitor, monitors, region::Region};
 use crate::proc::exec::is_of_32_bits;
-use crate::proc::{self, Pid, Process};
+use crate::proc::{Pid, Process};
 use crate::ptrace::borrowed;
 use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
@@ -47,9 +47,9 @@ struct Newcomer {
 }
 
 impl Newcomer {
-    fn of(pid: Pid) -> Option<Self> {
-        let memory = Memory::open(pid).ok()?;
-        let first = proc::maps::read(pid).ok()?.iter().find(|vma| vma.read)?.start;
+    fn of(process: &Process) -> Option<Self> {
+        let memory = Memory::open(process).ok()?;
+        let first = process.maps().ok()?.iter().find(|vma| vma.read)?.start;
         let new = Self { memory, first, since: Instant::now(), refused: false };
         new.is_there().then_some(new)
     }
@@ -66,12 +66,12 @@ impl Follower {
     }
 
     /// How long to wait before the program is equipped; None: it is time.
-    pub(super) fn nap(&mut self, pid: Pid) -> Option<Duration> {
+    pub(super) fn nap(&mut self, program: &Process) -> Option<Duration> {
         match self.newcomer.as_ref().filter(|new| new.is_there()) {
             Some(new) if new.refused => Some(REFUSED),
             Some(new) => Some(SETTLED.saturating_sub(new.since.elapsed())).filter(|d| !d.is_zero()),
             None => {
-                self.newcomer = Newcomer::of(pid);
+                self.newcomer = Newcomer::of(program);
                 Some(SETTLED)
             }
         }
@@ -85,13 +85,16 @@ impl Follower {
     }
 
     /// Remembers where the program says what goes wrong.
-    pub(super) fn note_stderr(&mut self, pid: Pid) {
-        self.stderr = monitor::stderr_of(pid);
+    pub(super) fn note_stderr(&mut self, program: &Process) {
+        self.stderr = monitor::stderr_of(program);
     }
 
     /// The program's standard error; of one that may not be looked at, the terminal or file that it was.
-    pub(super) fn stderr(&self, pid: Pid) -> Option<File> {
-        if let Ok(fd) = borrowed::take(pid, 2) {
+    pub(super) fn stderr(&self, program: &Process) -> Option<File> {
+        // What was taken by the id is the program's if that is there still.
+        if let Ok(fd) = borrowed::take(program.pid(), 2)
+            && !program.is_reaped()
+        {
             return Some(fd.into());
         }
         monitor::reopen_stderr(self.stderr.as_ref()?)
@@ -99,16 +102,16 @@ impl Follower {
 }
 
 /// Why there are no checkpoints of a program whose memory may not be looked at.
-pub(super) fn out_of_reach(pid: Pid, error: &Error) -> String {
+pub(super) fn out_of_reach(program: &Process, error: &Error) -> String {
     let why =
         "it has other rights than we (set-user-ID, a file that may not be read, another user)";
-    no_checkpoints(pid, &format!("{why}: {error}"))
+    no_checkpoints(program, &format!("{why}: {error}"))
 }
 
-fn no_checkpoints(pid: Pid, why: &str) -> String {
-    let program = proc::comm(pid, pid.main_thread()).unwrap_or_default();
-    let program = program.to_string_lossy();
-    format!("no checkpoints of {program}, which process {pid} has executed: {why}")
+fn no_checkpoints(program: &Process, why: &str) -> String {
+    let (pid, name) = (program.pid(), program.name().unwrap_or_default());
+    let name = name.to_string_lossy();
+    format!("no checkpoints of {name}, which process {pid} has executed: {why}")
 }
 
 /// What is carried over an execve(2).
@@ -122,30 +125,30 @@ pub(super) struct Before {
 }
 
 /// The work of a monitor's child: equips the program as it was before. The exit status, and what there is to say.
-pub(super) fn equip(pid: Pid, before: &Before, monitor: u32) -> (i32, String) {
-    match equipped(pid, before, monitor) {
+pub(super) fn equip(program: &Process, before: &Before, monitor: u32) -> (i32, String) {
+    match equipped(program, before, monitor) {
         Ok(sentence) => (0, sentence.unwrap_or_default()),
         Err(e) if matches!(e.kind(), Kind::Busy | Kind::Gone) => (AGAIN, String::new()),
-        Err(e) => (NEVER, no_checkpoints(pid, &e.to_string())),
+        Err(e) => (NEVER, no_checkpoints(program, &e.to_string())),
     }
 }
 
-fn equipped(outer: Pid, before: &Before, monitor: u32) -> Result<Option<String>> {
-    if Process::open(outer).is_ok_and(|outer| is_of_32_bits(&outer)) {
+fn equipped(outer: &Process, before: &Before, monitor: u32) -> Result<Option<String>> {
+    if is_of_32_bits(outer) {
         return Err(Error::new("it is a 32-bit program"));
     }
     let executable = stub::own()?;
-    let pid = enter::enter(outer)?;
-    phase1_freeze::check(pid)?;
-    phase2_equip::await_restart(pid)?;
-    let mut frozen = phase1_freeze::patiently(false, || Frozen::freeze_one(pid))?;
-    let memory = Memory::open(pid)?;
-    let vmas = proc::maps::read(pid)?;
-    if enter::is_stub(pid, &vmas) || Region::find(&memory, &vmas).is_some() {
+    let process = enter::enter(outer.clone())?;
+    phase1_freeze::check(&process)?;
+    phase2_equip::await_restart(&process)?;
+    let mut frozen = phase1_freeze::patiently(false, || Frozen::freeze_one(&process))?;
+    let memory = Memory::open(&process)?;
+    let vmas = process.maps()?;
+    if enter::is_stub(&process, &vmas) || Region::find(&memory, &vmas).is_some() {
         return Ok(None);
     }
-    let (config, sentence) = unused_signal(pid, outer, &before.config)?;
-    let region = inject::inject(pid, &mut frozen.threads[0], &memory, &vmas, &config, &executable)?;
+    let (config, sentence) = unused_signal(&process, outer.pid(), &before.config)?;
+    let region = inject::inject(&mut frozen.threads[0], &memory, &vmas, &config, &executable)?;
     region.set_generation(&memory, before.generation)?;
     if let Some(standard) = before.standard {
         region.set_standard(&memory, &standard)?;
@@ -159,8 +162,12 @@ fn equipped(outer: Pid, before: &Before, monitor: u32) -> Result<Option<String>>
 
 /// The configuration without its signal, if the program has one use or another for that: what it has done so far it has
 /// done without us.
-fn unused_signal(pid: Pid, outer: Pid, config: &Config) -> Result<(Config, Option<String>)> {
-    let status = proc::status(pid, pid.main_thread())?;
+fn unused_signal(
+    process: &Process,
+    outer: Pid,
+    config: &Config,
+) -> Result<(Config, Option<String>)> {
+    let status = process.main_status()?;
     let Some(bit) = config.asyncsig.checked_sub(1) else { return Ok((*config, None)) };
     let handler = match ((status.ignored >> bit) & 1, (status.caught >> bit) & 1) {
         (0, 0) => return Ok((*config, None)),
@@ -172,13 +179,13 @@ fn unused_signal(pid: Pid, outer: Pid, config: &Config) -> Result<(Config, Optio
 }
 
 /// Has the monitor of a process equip what that has executed, and waits for it. `meant` is the process, or that which
-/// `pid` stands for.
-pub(super) fn summon(pid: Pid, meant: Pid) {
+/// `asked` stands for.
+pub(super) fn summon(asked: &Process, meant: &Process) {
     if is_equipped(meant) {
         return;
     }
     let deadline = Instant::now() + PATIENCE;
-    let watches = |found: &Found| found.watches(pid) || found.watches(meant);
+    let watches = |found: &Found| found.watches(asked) || found.watches(meant);
     let found = loop {
         // Asked first: it may be executed meanwhile, and is found then.
         let may_come = monitors::is_one_on_its_way() && Instant::now() < deadline;
@@ -197,6 +204,6 @@ pub(super) fn summon(pid: Pid, meant: Pid) {
 }
 
 /// Whether there is a payload in it, or nobody can say.
-fn is_equipped(pid: Pid) -> bool {
-    Region::of(pid).map_or(true, |found| found.is_some())
+fn is_equipped(process: &Process) -> bool {
+    Region::of(process).map_or(true, |found| found.is_some())
 }

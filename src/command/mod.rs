@@ -28,6 +28,7 @@ use crate::cli::{self, Command};
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::image::{elf, read::Image};
+use crate::proc::{self, Pid, Process};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::Write;
@@ -69,12 +70,14 @@ fn run(args: &[OsString]) -> Result<u8> {
             launch::run(&settings, cpu.as_ref(), &program, &args, resume, replace)
         }
         Command::Attach { pid, settings } => {
-            elder::give_way(pid, args)?;
-            attach::run(pid, &settings)
+            let process = named(pid)?;
+            elder::give_way(&process, args)?;
+            attach::run(&process, &settings)
         }
         Command::Save { pid, stop, settings } => {
-            elder::give_way(pid, args)?;
-            save::run(pid, stop, settings)
+            let process = named(pid)?;
+            elder::give_way(&process, args)?;
+            save::run(&process, stop, settings)
         }
         Command::Serve(options) => serve::run(&options),
         Command::Keygen { file } => serve::keygen(&file),
@@ -109,6 +112,15 @@ fn run(args: &[OsString]) -> Result<u8> {
             Ok(crate::error::FAILED)
         }
     }
+}
+
+/// The process that somebody has named by its id.
+///
+/// # Errors
+/// There is none, or our /proc is not where it would be.
+fn named(pid: Pid) -> Result<Process> {
+    proc::of_this_namespace()?;
+    Process::open(pid)
 }
 
 fn print(text: &str) -> Result<u8> {

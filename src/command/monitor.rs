@@ -24,8 +24,7 @@ use crate::fault::{self, Point, reach};
 use crate::image::file;
 use crate::inject::enter;
 use crate::inject::{monitor, monitors, region::Region};
-use crate::proc::Pid;
-use crate::proc::{self, Process, pidfd::Pidfd};
+use crate::proc::{Pid, Process, pidfd::Pidfd};
 use crate::ptrace::memory::Memory;
 use crate::ptrace::sandbox;
 use crate::resource::signals;
@@ -62,9 +61,9 @@ pub(super) fn run(pid: Pid) -> Result<u8> {
     // What dumpers leave is no business of an init that may never wait for it.
     let _ = nix::sys::prctl::set_child_subreaper(true);
     let program = Pidfd::open(pid).because(|| format!("cannot watch process {pid}"))?;
-    let own = Pid::own();
-    let run = monitor::given(own).and_then(|config| run_of(pid, config));
-    let process = Process::open(pid).ok();
+    let process = Process::open(pid)?;
+    let given = Process::own().ok().and_then(|own| monitor::given(&own));
+    let run = given.and_then(|config| run_of(&process, config));
     let line = line();
     monitor::in_sight();
     reach(Point::Waiting);
@@ -72,9 +71,10 @@ pub(super) fn run(pid: Pid) -> Result<u8> {
         && !is_ready(&[line.as_fd(), program.as_fd()], None)
     {}
     drop(line);
-    let pid = enter::meant(pid);
+    // Who is gone by now is gone.
+    let target = enter::meant_by(&process).unwrap_or_else(|_| process.clone());
     let mut monitor = Monitor {
-        pid,
+        target,
         program,
         process,
         run,
@@ -91,21 +91,23 @@ pub(super) fn run(pid: Pid) -> Result<u8> {
     if monitor.watch()
         && let Some(run) = monitor.run.as_ref().filter(|run| monitor::sees_the_end(&run.config))
     {
-        run.settle(&monitor.program, monitor.process.as_ref());
+        run.settle(&monitor.program, &monitor.process);
     }
     Ok(0)
 }
 
 /// What there is to know of the program if it ends now.
-fn run_of(pid: Pid, config: Config) -> Option<Run> {
-    let whose = Whose::of(pid, false).ok()?;
-    Some(Run { config, whose, values: Values::of(pid) })
+fn run_of(process: &Process, config: Config) -> Option<Run> {
+    let whose = Whose::of(process, false).ok()?;
+    Some(Run { config, whose, values: Values::of(process.pid()) })
 }
 
 struct Monitor {
-    pid: Pid,
+    /// The process that is saved: the one that was named, or the root for which that stands.
+    target: Process,
+    /// The one that was named, to be heard of and to be looked at.
     program: Pidfd,
-    process: Option<Process>,
+    process: Process,
     /// As it was seen last.
     run: Option<Run>,
     /// How many checkpoints there were of it.
@@ -173,14 +175,14 @@ impl Monitor {
     /// Reads the control page. A program that executed another has none any more.
     fn ask(&mut self) -> Word {
         if self.seen.is_none() {
-            self.seen = match Region::of(self.pid) {
+            self.seen = match Region::of(&self.target) {
                 Ok(Some((memory, region))) => Some((memory, region.base)),
                 Ok(None) => return Word::Another,
-                Err(_) if self.ended_within(Some(Duration::ZERO)) || is_ending(self.pid) => {
+                Err(_) if self.ended_within(Some(Duration::ZERO)) || self.target.is_ending() => {
                     return Word::Later;
                 }
                 Err(e) if e.is_refusal() => {
-                    self.say(&follow::out_of_reach(self.pid, &e));
+                    self.say(&follow::out_of_reach(&self.target, &e));
                     self.ended_within(Some(GLANCE));
                     return Word::Later;
                 }
@@ -200,10 +202,10 @@ impl Monitor {
         if control.magic != ckpt_abi::region::MAGIC || control.monitor != std::process::id() {
             return Word::Leave;
         }
-        self.run = run_of(self.pid, control.config).or(self.run.take());
+        self.run = run_of(&self.target, control.config).or(self.run.take());
         self.generation = control.generation;
         self.standard = Some(control.standard);
-        self.follower.note_stderr(self.pid);
+        self.follower.note_stderr(&self.target);
         self.look_for_sandbox(&control);
         if monitor::sees_the_end(&control.config) {
             self.look_at_signal(&control);
@@ -222,20 +224,19 @@ impl Monitor {
 
     /// Equips what the program has executed as it was itself; when to look again, or never.
     fn follow(&mut self) -> Option<Duration> {
-        let own = std::process::id();
+        let own = Process::own().ok()?;
         let Some(config) = self.run.as_ref().map(|run| run.config) else { return Some(GLANCE) };
-        if let Some(nap) = self.follower.nap(self.pid) {
+        if let Some(nap) = self.follower.nap(&self.target) {
             return Some(nap);
         }
-        let is_newer = |found: &monitors::Found| {
-            found.watches(self.pid) && found.is_younger_than(Pid::of_word(own))
-        };
+        let is_newer =
+            |found: &monitors::Found| found.watches(&self.target) && found.is_younger_than(&own);
         if monitors::all().iter().any(is_newer) {
             return None;
         }
         let before =
             follow::Before { config, generation: self.generation, standard: self.standard };
-        let told = match Dumper::start(|| follow::equip(self.pid, &before, own)) {
+        let told = match Dumper::start(|| follow::equip(&self.target, &before, own.pid().word())) {
             Ok(dumper) => self.attend(dumper),
             Err(e) => Told { quiet: true, sentences: format!("{e}\n") },
         };
@@ -254,7 +255,7 @@ impl Monitor {
     fn look_at_signal(&mut self, control: &Control) {
         let signal = control.config.asyncsig;
         let Some(bit) = signal.checked_sub(1) else { return };
-        let Ok(status) = proc::status(self.pid, self.pid.main_thread()) else { return };
+        let Ok(status) = self.target.main_status() else { return };
         if status.caught >> bit & 1 == 1 {
             self.uncaught = None;
             return;
@@ -263,7 +264,7 @@ impl Monitor {
         if since.elapsed() >= GLANCE {
             let handler =
                 if status.ignored >> bit & 1 == 1 { libc::SIG_IGN } else { libc::SIG_DFL };
-            self.say(&signals::verdict(self.pid, signal, handler as u64, false));
+            self.say(&signals::verdict(self.target.pid(), signal, handler as u64, false));
         }
     }
 
@@ -273,8 +274,7 @@ impl Monitor {
         if control.config.asyncsig == 0 || control.locked_in != 0 {
             return;
         }
-        let process = Process::open(self.pid).ok();
-        let Some(why) = process.as_ref().and_then(sandbox::obstacle) else { return };
+        let Some(why) = sandbox::obstacle(&self.target) else { return };
         let at = base + offset_of!(Control, locked_in) as u64;
         if memory.put(at, &1u64).is_ok() {
             self.say(&format!("no checkpoints by the signal: {why}"));
@@ -285,8 +285,8 @@ impl Monitor {
     /// followed by a whole period, one that took longer than the period by a rest as long as it
     /// took: else a program with a very short period would do little but be copied.
     fn checkpoint(&mut self, period: Duration) -> Instant {
-        let (start, pid) = (Instant::now(), self.pid);
-        let told = match Dumper::start(|| take(pid)) {
+        let (start, target) = (Instant::now(), self.target.clone());
+        let told = match Dumper::start(|| take(target)) {
             Ok(dumper) => {
                 reach(Point::Attending);
                 self.attend(dumper)
@@ -324,14 +324,14 @@ impl Monitor {
         let Some((memory, base)) = &self.seen else { return };
         let Ok(control) = memory.get::<Control>(*base) else { return };
         if let Ok(template) = settings::template(&control.config) {
-            file::sweep(&template.expand(&Values::of(self.pid), 1));
+            file::sweep(&template.expand(&Values::of(self.target.pid()), 1));
         }
     }
 
     /// Speaks through the program's standard error, once.
     fn say(&mut self, sentence: &str) {
         if self.said.insert(sentence.to_owned())
-            && let Some(mut file) = self.follower.stderr(self.pid)
+            && let Some(mut file) = self.follower.stderr(&self.target)
         {
             let _ = file.write_all(format!("ckpt: {}\n", printable(sentence)).as_bytes());
         }
@@ -400,11 +400,6 @@ impl Dumper {
     }
 }
 
-/// Whether a process ends or has ended: its memory goes before those who wait for it are told.
-fn is_ending(pid: Pid) -> bool {
-    Process::open(pid).map_or(true, |process| process.is_ending())
-}
-
 /// Waits for one of those who have lost a dumper as their parent, if it has ended; whether there may be more.
 fn bury() -> bool {
     // SAFETY: waits for children of this process, and writes nothing.
@@ -413,13 +408,13 @@ fn bury() -> bool {
 }
 
 /// One checkpoint: the exit status and what there is to say.
-fn take(pid: Pid) -> (i32, String) {
-    let pid = match enter::enter(pid) {
-        Ok(pid) => pid,
+fn take(target: Process) -> (i32, String) {
+    let process = match enter::enter(target) {
+        Ok(process) => process,
         Err(e) => return (0, format!("no checkpoint: {e}\n")),
     };
     let request = Demand {
-        pid,
+        process,
         settings: Settings::default(),
         stop: None,
         triggered: false,
@@ -430,8 +425,8 @@ fn take(pid: Pid) -> (i32, String) {
     match dump(&request) {
         Ok(outcome) => (0, outcome.sentences().map(|sentence| format!("{sentence}\n")).collect()),
         // The end of the program is no news; it may be a while before the monitor hears of it.
-        Err(e) if e.kind() == Kind::Gone && is_ending(pid) => (BUSY, String::new()),
-        Err(e) if e.kind() == Kind::Busy || crate::dump::is_busy(pid) => {
+        Err(e) if e.kind() == Kind::Gone && request.process.is_ending() => (BUSY, String::new()),
+        Err(e) if e.kind() == Kind::Busy || crate::dump::is_busy(&request.process) => {
             (BUSY, format!("no checkpoint: {e}\n"))
         }
         Err(e) => (0, format!("no checkpoint: {e}\n")),

@@ -5,22 +5,22 @@ use super::follow;
 use crate::dump::{Demand, Outcome, dump};
 use crate::error::{Because, Kind, Result, printable};
 use crate::inject::enter;
-use crate::proc::Pid;
+use crate::proc::Process;
 use crate::settings::Settings;
 
 /// Saves a process from outside and says what came of it.
-pub(super) fn run(pid: Pid, stop: bool, settings: Settings) -> Result<u8> {
+pub(super) fn run(process: &Process, stop: bool, settings: Settings) -> Result<u8> {
     let here = std::env::current_dir().because(|| "cannot find out the current directory")?;
     let settings = settings.resolve(&here)?;
     let own = std::process::id();
     let outcome = loop {
-        let meant = enter::meant(pid);
-        match save(pid, meant, stop, &settings) {
+        let meant = enter::meant_by(process)?;
+        match save(process, &meant, stop, &settings) {
             // What had yet to execute its checkpoint is a restarter that stands for another by now.
             Err(e)
                 if e.kind() == Kind::Busy
                     && std::process::id() == own
-                    && enter::meant(pid) != meant => {}
+                    && enter::meant_by(process).is_ok_and(|now| now.pid() != meant.pid()) => {}
             saved => break saved?,
         }
     };
@@ -37,16 +37,16 @@ pub(super) fn run(pid: Pid, stop: bool, settings: Settings) -> Result<u8> {
     Ok(0)
 }
 
-fn save(pid: Pid, meant: Pid, stop: bool, settings: &Settings) -> Result<Outcome> {
-    follow::summon(pid, meant);
+fn save(asked: &Process, meant: &Process, stop: bool, settings: &Settings) -> Result<Outcome> {
+    follow::summon(asked, meant);
     let settings = settings.clone();
     let without = settings.without.map(|who| who.with_ids(|id| enter::inner(id, meant)));
     let settings = Settings { without, ..settings };
-    let pid = enter::enter(meant)?;
+    let process = enter::enter(meant.clone())?;
     super::dumper::prepare();
     let (open, prune) = (super::destination::open, super::destination::prune);
     dump(&Demand {
-        pid,
+        process,
         settings,
         stop: Some(stop),
         triggered: false,

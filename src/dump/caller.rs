@@ -6,7 +6,7 @@ use super::keeper;
 use crate::error::{Because, Error, Result};
 use crate::inject::region::Region;
 use crate::inject::turns::own_task;
-use crate::proc::Pid;
+use crate::proc::{Pid, Process};
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
 use ckpt_abi::api::{API, Answer, Api, ERROR_LEN};
@@ -22,8 +22,6 @@ const PERMISSION: Duration = Duration::from_secs(2);
 
 /// A process with a payload, and its part of the C API.
 pub(crate) struct Caller {
-    /// Process id.
-    pub pid: Pid,
     /// Its memory.
     pub memory: Memory,
     /// The payload.
@@ -33,14 +31,20 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
+    /// Its process id.
+    pub(crate) fn pid(&self) -> Pid {
+        self.memory.pid()
+    }
+
     /// The process that has started us.
     ///
     /// # Errors
     /// It may not be traced, or has no payload.
-    pub(crate) fn wait(pid: Pid) -> Result<Self> {
+    pub(crate) fn wait(process: &Process) -> Result<Self> {
+        let pid = process.pid();
         let deadline = Instant::now() + PERMISSION;
         loop {
-            match Self::find(pid) {
+            match Self::find(process) {
                 Ok(Some(caller)) => return Ok(caller),
                 Ok(None) => return Err(Error::new(format!("process {pid} has no payload"))),
                 Err(e) if Instant::now() > deadline => return Err(e),
@@ -49,11 +53,11 @@ impl Caller {
         }
     }
 
-    /// The process `pid`; None without a payload.
-    pub(crate) fn find(pid: Pid) -> Result<Option<Self>> {
-        let Some((memory, region)) = Region::of(pid)? else { return Ok(None) };
+    /// A process; None without a payload.
+    pub(crate) fn find(process: &Process) -> Result<Option<Self>> {
+        let Some((memory, region)) = Region::of(process)? else { return Ok(None) };
         let api = read(&memory, &region)?;
-        Ok(Some(Self { pid, memory, region, api }))
+        Ok(Some(Self { memory, region, api }))
     }
 
     /// Writes the configuration.
@@ -85,7 +89,7 @@ impl Caller {
     /// # Errors
     /// The program cannot be stopped; then it reaps that process itself.
     pub(crate) fn dismiss_keeper(&self) -> Result<()> {
-        let mut frozen = Frozen::freeze(self.pid)?;
+        let mut frozen = Frozen::freeze(self.memory.process())?;
         frozen.attend(&self.memory, &self.region.desk(), self.region.base)?;
         keeper::dismiss(&mut frozen, &self.memory, &self.region)?;
         frozen.thaw();
@@ -94,7 +98,7 @@ impl Caller {
 
     /// Says that nothing more will be done.
     pub(crate) fn end_turn(&self) {
-        let _ = self.region.step(&self.memory, self.pid, Event::End(own_task(self.pid)));
+        let _ = self.region.step(&self.memory, self.pid(), Event::End(own_task(self.pid())));
     }
 
     /// Says what came of it. A process that is gone needs no word.

@@ -10,9 +10,7 @@ use super::phase2_equip::Equipped;
 use super::phase3_gather::Still;
 use crate::error::Result;
 use crate::inject::region::Region;
-use crate::proc::Pid;
-use crate::proc::status::Status;
-use crate::proc::{self, tree};
+use crate::proc::{Pid, Process, status::Status, tree};
 use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::raw::signal_set;
@@ -40,34 +38,35 @@ const SI_PID: u64 = 16;
 
 /// Whether the payload's owner, from which the process was forked, just takes a checkpoint of them both, or is about to: a
 /// signal to a whole group comes to each, in no order.
-pub(super) fn is_forebears(pid: Pid) -> bool {
-    let Ok(Some(found)) = caller::Caller::find(pid) else { return false };
+pub(super) fn is_forebears(process: &Process) -> bool {
+    let Ok(Some(found)) = caller::Caller::find(process) else { return false };
     let control = found.region.control;
     let owner = Pid::of_word(control.owner);
     let called = found.api.request == ckpt_abi::api::Request::Call as u32;
-    if called || owner == proc::inner_pid(pid) {
+    if called || owner == process.inner_pid() {
         return false;
     }
+    let Ok(owner) = Process::open(owner) else { return false };
     // Who has the owner's id by now has not its payload.
-    let theirs = Region::of(owner).ok().flatten().map(|(_, region)| region);
+    let theirs = Region::of(&owner).ok().flatten().map(|(_, region)| region);
     let is_its = |region: &Region| {
         let Control { config, owner, .. } = region.control;
         (owner, region.base, config.run) == (control.owner, found.region.base, control.config.run)
     };
     theirs.is_some_and(|region| is_its(&region))
-        && serves(owner, control.config.asyncsig.cast_signed())
+        && serves(&owner, control.config.asyncsig.cast_signed())
 }
 
 /// Whether a process takes a checkpoint, has the signal before it, or is between the two: in the handler, where all
 /// signals are blocked, but not yet so far that its page tells. Some programs block all for other reasons.
-fn serves(pid: Pid, signal: i32) -> bool {
+fn serves(process: &Process, signal: i32) -> bool {
     const ALL: u64 = !(signal_set(libc::SIGKILL) | signal_set(libc::SIGSTOP));
     let deadline = Instant::now() + ENTRY;
     loop {
-        let Ok(tids) = proc::tasks(pid) else { return false };
-        let all: Vec<_> = tids.into_iter().filter_map(|tid| proc::status(pid, tid).ok()).collect();
+        let Ok(tids) = process.tasks() else { return false };
+        let all: Vec<_> = tids.into_iter().filter_map(|tid| process.status(tid).ok()).collect();
         let waits = |one: &Status| (one.pending | one.shared_pending) & signal_set(signal) != 0;
-        if all.iter().any(waits) || super::is_busy(pid) {
+        if all.iter().any(waits) || super::is_busy(process) {
             return true;
         }
         let is_inside = |one: &Status| one.blocked & ALL == ALL;
@@ -128,16 +127,19 @@ pub(super) fn release(equipped: &[Equipped], processes: &mut [Frozen]) -> Result
 }
 
 /// The same where there will be no checkpoint, for the root's process group, as far as can be seen.
-pub(crate) fn rescue(root: Pid) {
+pub(crate) fn rescue(root: &Process) {
     let Ok(Some((_, region))) = Region::of(root) else { return };
     let signal = region.control.config.asyncsig.cast_signed();
-    let (Ok(first), Ok(all)) = (tree::kin(root), tree::everybody()) else { return };
-    let others = tree::below(root, &HashSet::new(), &all).into_iter().skip(1);
+    let (Ok(first), Ok(all)) = (tree::kin(root.pid()), tree::everybody()) else { return };
+    let others = tree::below(root.pid(), &HashSet::new(), &all).into_iter().skip(1);
     let group =
         others.filter(|pid| all.iter().any(|kin| kin.pid == *pid && kin.group == first.group));
     for pid in group.filter(|_| STOPS.contains(&signal)) {
-        let is_stopped = proc::stat(pid, pid.main_thread()).is_ok_and(|stat| stat.state == 'T');
-        if let Some(frozen) = is_stopped.then(|| Frozen::freeze_one(pid).ok()).flatten()
+        let stopped = Process::open(pid).ok().filter(Process::is_stopped);
+        // Who has the id of one that has ended since it was listed is in no group of the job.
+        let is_its = |it: &Process| it.main_stat().is_ok_and(|stat| stat.pgrp == first.group);
+        if let Some(process) = stopped.filter(is_its)
+            && let Ok(frozen) = Frozen::freeze_one(&process)
             && (is_stopped_by(&frozen, signal) || has_stopped_itself(&frozen, signal))
         {
             go_on(pid);

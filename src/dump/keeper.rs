@@ -6,8 +6,7 @@
 
 use crate::error::Result;
 use crate::inject::region::Region;
-use crate::proc::Pid;
-use crate::proc::{self, Process, pidfd::Pidfd};
+use crate::proc::{Pid, Process, pidfd::Pidfd};
 use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
@@ -80,34 +79,35 @@ pub(super) fn init_reaps(pid: Pid) -> bool {
 
 fn looks_like_a_reaper() -> bool {
     const CHILD: u64 = 1 << (libc::SIGCHLD - 1);
-    let Ok(status) = proc::status(Pid::INIT, Pid::INIT.main_thread()) else { return true };
+    let Ok(init) = Process::glimpse(Pid::INIT) else { return true };
+    let Ok(status) = init.main_status() else { return true };
     if (status.caught | status.ignored | status.blocked) & CHILD != 0 {
         return true;
     }
     let waits = |call: u64| {
         matches!(call.cast_signed(), libc::SYS_wait4 | libc::SYS_waitid | libc::SYS_rt_sigtimedwait)
     };
-    match proc::syscall(Pid::INIT, Pid::INIT.main_thread()) {
+    match init.syscall(init.main_thread()) {
         Ok(Some((call, _))) => waits(call),
         // Running, or not to be looked at.
-        _ => !has_zombies(),
+        _ => !has_zombies(&init),
     }
 }
 
 /// Whether a process of ours that came to init has ended and lies there since long: a slow init may leave it there
 /// for some seconds. When it ended nobody can see, but when it began: so those count that live for a moment only, and
 /// no monitor or init of a job that was there for hours.
-fn has_zombies() -> bool {
+fn has_zombies(init: &Process) -> bool {
     const BRIEF: [&[u8]; 3] = [b"ckpt-snapshot", b"ckpt-dump", b"ckpt-keeper"];
     /// In clock ticks.
     const LONG: u64 = 60 * 100;
-    let now = Process::own().and_then(|own| own.stat(own.main_thread()));
+    let now = Process::own().and_then(|own| own.main_stat());
     let Ok(now) = now.map(|own| own.starttime) else { return false };
     let dead = |child: &Pid| {
-        proc::stat(*child, (*child).main_thread()).is_ok_and(|stat| {
+        Process::glimpse(*child).and_then(|it| it.main_stat()).is_ok_and(|stat| {
             let is_brief = BRIEF.contains(&stat.comm.as_encoded_bytes());
             is_brief && stat.state == 'Z' && stat.starttime.saturating_add(LONG) < now
         })
     };
-    Process::open(Pid::INIT).is_ok_and(|init| init.children().iter().any(dead))
+    init.children().iter().any(dead)
 }

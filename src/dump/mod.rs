@@ -32,7 +32,7 @@ use crate::fault::{Point, reach};
 use crate::image::stub;
 use crate::image::write::Sink;
 use crate::inject::region::Region;
-use crate::proc::Pid;
+use crate::proc::{Pid, Process};
 use crate::ptrace::forest::Forest;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
@@ -69,8 +69,8 @@ pub(crate) type Prune = fn(&Name, &Transfer, &place::Keep);
 
 /// What is asked of a dump.
 pub(crate) struct Demand {
-    /// The process.
-    pub pid: Pid,
+    /// The process, opened when it was named: whatever is looked at later is of this one.
+    pub process: Process,
     /// Overrides of the process's configuration, for this checkpoint alone; a payload that has to
     /// be injected first is configured with them.
     pub settings: Settings,
@@ -88,6 +88,11 @@ pub(crate) struct Demand {
 }
 
 impl Demand {
+    /// The process's id.
+    pub(crate) fn pid(&self) -> Pid {
+        self.process.pid()
+    }
+
     /// Who asks.
     fn by(&self) -> By {
         match (self.triggered, self.periodic) {
@@ -128,8 +133,8 @@ impl Outcome {
 }
 
 /// Whether another checkpoint of a process is being taken, or a thread is about to ask for one.
-pub(crate) fn is_busy(pid: Pid) -> bool {
-    let Ok(Some((memory, region))) = Region::of(pid) else { return false };
+pub(crate) fn is_busy(process: &Process) -> bool {
+    let Ok(Some((memory, region))) = Region::of(process) else { return false };
     let Ok(turns) = region.turns(&memory) else { return false };
     let turn = Turn::of(turns.turn);
     turns.handlers != 0 || (turn.phase != Phase::Idle && turn.task.pid != std::process::id())
@@ -140,11 +145,11 @@ pub(crate) fn is_busy(pid: Pid) -> bool {
 /// # Errors
 /// Why there is none; the program goes on, unless it has ended ([`Kind::Gone`]).
 pub(crate) fn dump(request: &Demand) -> Result<Outcome> {
-    let pid = request.pid;
-    phase1_freeze::alive(pid)?;
+    let pid = request.pid();
+    phase1_freeze::alive(&request.process)?;
     take(request).map_err(|e| match e.kind() {
         // Whatever failed first: a process that ends takes everything away.
-        kind if kind != Kind::Gone && crate::proc::has_ended(pid) => {
+        kind if kind != Kind::Gone && request.process.has_ended() => {
             let text = format!("process {pid} is gone: it has ended before it was saved");
             Error::new(text).of(Kind::Gone)
         }
@@ -157,23 +162,23 @@ fn take(request: &Demand) -> Result<Outcome> {
     // Before anybody stands still, as that takes long.
     let executable = stub::own()?;
     let front = stub::in_front(&executable);
-    let _ = (cpu::leaves(), keeper::init_reaps(request.pid));
-    if request.triggered && halted::is_forebears(request.pid) {
+    let _ = (cpu::leaves(), keeper::init_reaps(request.pid()));
+    if request.triggered && halted::is_forebears(&request.process) {
         let text = "the checkpoint of the process that it was forked from holds it";
         let error = Error::new(text).of(Kind::Superseded);
-        phase0_visit::leave(request.pid, &error);
+        phase0_visit::leave(&request.process, &error);
         return Err(error);
     }
-    let begun = look(request, request.pid).and_then(|()| begin(request, &executable));
+    let begun = look(request).and_then(|()| begin(request, &executable));
     let begun = begun.map_err(|e| match e.kind() {
         Kind::Obstacles | Kind::NotPermitted => survey::completed(request, e),
         _ => e,
     });
     if let Err(e) = &begun {
         if request.triggered {
-            halted::rescue(request.pid);
+            halted::rescue(&request.process);
         }
-        phase0_visit::leave(request.pid, e);
+        phase0_visit::leave(&request.process, e);
     }
     let Begun { mut checkpoint, mut equipped, still, looked } = begun?;
     let mut result = proceed(&checkpoint, &equipped, (still, looked), front);
@@ -206,21 +211,24 @@ fn take(request: &Demand) -> Result<Outcome> {
 
 /// Whether a process of the job has ended, or is about to.
 fn is_thinned(equipped: &[Equipped]) -> bool {
-    equipped.iter().skip(1).any(|process| is_leaving(process.process.pid()))
+    equipped.iter().skip(1).any(|process| is_leaving(&process.process))
 }
 
 /// Whether a process has ended, or is about to: its memory goes first.
-fn is_leaving(pid: Pid) -> bool {
-    crate::proc::has_ended(pid) || crate::proc::maps::read(pid).is_ok_and(|vmas| vmas.is_empty())
+fn is_leaving(process: &Process) -> bool {
+    process.has_ended() || process.maps().is_ok_and(|vmas| vmas.is_empty())
 }
 
 /// Looks at a process before anything of it is touched.
-fn look(request: &Demand, pid: Pid) -> Result<()> {
-    phase1_freeze::check(pid)?;
-    phase4_refuse::refuse_shared(pid)?;
+fn look(request: &Demand) -> Result<()> {
+    let process = &request.process;
+    phase1_freeze::check(process)?;
+    phase4_refuse::refuse_shared(process)?;
     match request.triggered || request.periodic {
         true => Ok(()),
-        false => phase2_equip::await_restart(pid).and_then(|()| Memory::open(pid).map(drop)),
+        false => {
+            phase2_equip::await_restart(process).and_then(|()| Memory::open(process).map(drop))
+        }
     }
 }
 
@@ -249,7 +257,7 @@ fn anew(checkpoint: &Checkpoint<'_>, equipped: &mut Vec<Equipped>) -> Result<Out
         let process = match known.map(|index| before.swap_remove(index)) {
             Some(process) => process.claim_again().map(|()| process)?,
             None => {
-                let (seen, whose) = (Seen::of(frozen.pid)?, &checkpoint.place.whose);
+                let (seen, whose) = (Seen::of(frozen.process())?, &checkpoint.place.whose);
                 phase2_equip::equip(request, frozen, seen, &executable, whose)?
                     .ok_or_else(|| phase0_visit::turn_of_another(frozen.pid))?
                     .0
@@ -271,11 +279,11 @@ struct Begun<'a> {
 }
 
 fn begin<'a>(request: &'a Demand, executable: &[u8]) -> Result<Begun<'a>> {
-    let whose = place::Whose::of(request.pid, request.settings.name.is_some())?;
+    let whose = place::Whose::of(&request.process, request.settings.name.is_some())?;
     let deadline = Instant::now() + TURN;
     let mut pause = Duration::from_millis(1);
     loop {
-        phase0_visit::visit(request, request.pid)?;
+        phase0_visit::visit(request)?;
         let mut still = phase1_freeze::freeze(request)?;
         reach(Point::Frozen);
         let seen = phase2_equip::see(&still.processes);
@@ -292,12 +300,12 @@ fn begin<'a>(request: &'a Demand, executable: &[u8]) -> Result<Begun<'a>> {
                     looked.extend(seen);
                 }
                 // Somebody has killed it where it stood.
-                Err(_) if frozen.pid != request.pid && is_leaving(frozen.pid) => break,
+                Err(_) if frozen.pid != request.pid() && is_leaving(frozen.process()) => break,
                 // A signal to a whole group has come to it, too; or its restart has gone on since it was looked at.
                 Err(e)
                     if e.kind() == Kind::Busy
-                        && (frozen.pid != request.pid
-                            || phase2_equip::is_restarting(frozen.pid)) =>
+                        && (frozen.pid != request.pid()
+                            || phase2_equip::is_restarting(frozen.process())) =>
                 {
                     busy = Some(e);
                     break;
@@ -322,7 +330,7 @@ fn begin<'a>(request: &'a Demand, executable: &[u8]) -> Result<Begun<'a>> {
         equipped.iter().skip(1).for_each(|process| process.finish(None));
         still.thaw();
         if request.periodic || Instant::now() > deadline {
-            return Err(busy.unwrap_or_else(|| phase0_visit::turn_of_another(request.pid)));
+            return Err(busy.unwrap_or_else(|| phase0_visit::turn_of_another(request.pid())));
         }
         std::thread::sleep(pause);
         pause = (pause * 2).min(LONGEST_PAUSE);

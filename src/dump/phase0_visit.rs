@@ -11,8 +11,7 @@ use super::{caller, phase1_freeze, phase2_equip};
 use crate::error::{Because, Error, Kind, Result};
 use crate::fault::{Point, reach};
 use crate::inject::turns::own_task;
-use crate::proc;
-use crate::proc::Pid;
+use crate::proc::{Pid, Process};
 use crate::ptrace::frame::{Frame, SAME_STACK};
 use crate::ptrace::freeze::Frozen;
 use ckpt_abi::api::{Answer, Api, Request, Visit, When};
@@ -28,17 +27,18 @@ const TURN: Duration = Duration::from_secs(10);
 
 /// Whether a process has called its callbacks before it started us.
 fn called_itself(request: &Demand, pid: Pid) -> bool {
-    request.triggered && pid == request.pid
+    request.triggered && pid == request.pid()
 }
 
-/// Sends the main thread of a process to the callbacks, if there are any, and waits for it.
-pub(crate) fn visit(request: &Demand, pid: Pid) -> Result<()> {
+/// Sends the main thread of the process to the callbacks, if there are any, and waits for it.
+pub(crate) fn visit(request: &Demand) -> Result<()> {
+    let (process, pid) = (&request.process, request.pid());
     if called_itself(request, pid) {
         return Ok(());
     }
     let deadline = Instant::now() + TURN;
     loop {
-        let Some(found) = caller::Caller::find(pid)? else { return Ok(()) };
+        let Some(found) = caller::Caller::find(process)? else { return Ok(()) };
         await_word(&found, |api| api.holds == 0)?;
         let called = [When::Before, When::After, When::Restart];
         let any = called.iter().any(|when| found.api.counts[*when as usize] != 0);
@@ -46,7 +46,7 @@ pub(crate) fn visit(request: &Demand, pid: Pid) -> Result<()> {
         if !any || found.api.visit_entry == 0 || visits {
             return Ok(());
         }
-        if proc::stat(pid, pid.main_thread()).is_ok_and(|stat| stat.state == 'T') {
+        if process.is_stopped() {
             let text = format!("process {pid} is stopped and cannot run its callbacks");
             let hint = format!("let it go on first (kill -CONT {pid})");
             return Err(Error::new(text).hint(hint));
@@ -63,20 +63,20 @@ pub(crate) fn visit(request: &Demand, pid: Pid) -> Result<()> {
 }
 
 /// Gives a program that waits for us its answer when there will be no checkpoint, and its turn back.
-pub(crate) fn leave(pid: Pid, error: &Error) {
-    let Ok(Some(found)) = caller::Caller::find(pid) else { return };
+pub(crate) fn leave(process: &Process, error: &Error) {
+    let Ok(Some(found)) = caller::Caller::find(process) else { return };
     if is_ours(&found).unwrap_or(false) {
         let asks = found.api.request == Request::Call as u32;
         if asks && found.api.answer == Answer::None as u32 {
             found.answer(Some(error));
         }
-        let _ = found.region.step(&found.memory, pid, Event::End(own_task(pid)));
+        let _ = found.region.step(&found.memory, found.pid(), Event::End(own_task(found.pid())));
     }
 }
 
 fn is_ours(found: &caller::Caller) -> Result<bool> {
     let turn = found.region.turn(&found.memory)?;
-    let own = own_task(found.pid);
+    let own = own_task(found.pid());
     Ok(turn.has_task() && turn.task.is(own.pid, own.start))
 }
 
@@ -112,8 +112,8 @@ fn await_word(found: &caller::Caller, so_far: impl Fn(&Api) -> bool) -> Result<(
         if so_far(&caller::read(&found.memory, &found.region)?) {
             return Ok(());
         }
-        if proc::stat(found.pid, found.pid.main_thread()).map_or(true, |stat| stat.state == 'Z') {
-            return Err(Error::new(format!("process {} is gone", found.pid)).of(Kind::Gone));
+        if found.memory.process().main_stat().map_or(true, |stat| stat.state == 'Z') {
+            return Err(Error::new(format!("process {} is gone", found.pid())).of(Kind::Gone));
         }
         std::thread::sleep(LOOK);
     }
@@ -122,7 +122,7 @@ fn await_word(found: &caller::Caller, so_far: impl Fn(&Api) -> bool) -> Result<(
 /// Makes the payload ours until the main thread has read our answer, which was free while all stood still. The turn comes
 /// last, behind the thread that gives it back: should we die before, it is nobody's.
 fn claim(request: &Demand, found: &caller::Caller) -> Result<()> {
-    let (memory, region, pid) = (&found.memory, &found.region, found.pid);
+    let (memory, region, pid) = (&found.memory, &found.region, found.pid());
     let put = |offset, value: u32| caller::put(memory, region, offset, &value);
     put(offset_of!(Api, answer), Answer::None as u32)?;
     put(offset_of!(Api, request), Request::Call as u32)?;
@@ -140,7 +140,7 @@ fn our_claim(request: &Demand, pid: Pid) -> Event {
 /// Whether the payload can be made ours; false while the monitor's dumper works, whose callbacks are to be called to the
 /// end, and while a thread has its turn.
 fn is_free(request: &Demand, found: &caller::Caller) -> Result<bool> {
-    let pid = found.pid;
+    let pid = found.pid();
     match found.region.would_step(&found.memory, pid, our_claim(request, pid))? {
         Ok(_) => Ok(true),
         Err(Denied::Restoring) => Err(phase2_equip::restarting(pid)),
@@ -156,10 +156,10 @@ fn is_free(request: &Demand, found: &caller::Caller) -> Result<bool> {
 /// False when the program is in a critical section by now, or another thread's turn begins or ends.
 fn send(request: &Demand, found: &caller::Caller) -> Result<bool> {
     const RED_ZONE: u64 = 128;
-    let (pid, memory) = (found.pid, &found.memory);
+    let (pid, memory) = (found.pid(), &found.memory);
     let what = || format!("cannot call the callbacks of process {pid}");
     // No other thread may just be taking its turn.
-    let mut frozen = phase1_freeze::patiently(false, || Frozen::freeze(pid))?;
+    let mut frozen = phase1_freeze::patiently(false, || Frozen::freeze(memory.process()))?;
     frozen.attend(memory, &found.region.desk(), found.region.base)?;
     let Some(thread) = frozen.threads.first_mut() else {
         return Err(Error::new(format!("process {pid} is gone")).of(Kind::Gone));

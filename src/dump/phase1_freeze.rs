@@ -19,13 +19,13 @@ const PERMISSION: Duration = Duration::from_secs(2);
 
 /// Freezes the processes of the checkpoint, the one that is asked for first.
 pub(crate) fn freeze(request: &Demand) -> Result<Forest> {
-    check(request.pid)?;
+    check(&request.process)?;
     let (alone, without) = left_out(request);
-    let heirs = Heirs::of(request.pid);
+    let heirs = Heirs::of(&request.process);
     patiently(request.triggered, || match alone {
-        true => Frozen::freeze(request.pid).map(Forest::of),
+        true => Frozen::freeze(&request.process).map(Forest::of),
         false => {
-            let forest = Forest::freeze(request.pid, &without, &|pid| heirs.are(pid))?;
+            let forest = Forest::freeze(&request.process, &without, &|pid| heirs.are(pid))?;
             let descendants = forest.processes.iter().skip(1);
             let refused: Vec<_> = descendants
                 .filter_map(|frozen| check_frozen(frozen).err())
@@ -46,11 +46,11 @@ pub(crate) fn freeze(request: &Demand) -> Result<Forest> {
 pub(super) fn listed(request: &Demand) -> Result<Listed> {
     let (alone, without) = left_out(request);
     if alone {
-        let members = vec![proc::tree::kin(request.pid)?];
+        let members = vec![proc::tree::kin(request.pid())?];
         return Ok(Listed { members, ..Listed::default() });
     }
-    let heirs = Heirs::of(request.pid);
-    forest::listed(request.pid, &without, &|pid| heirs.are(pid))
+    let heirs = Heirs::of(&request.process);
+    forest::listed(request.pid(), &without, &|pid| heirs.are(pid))
 }
 
 /// Forks of a process, and their forks, have its payload until they execute another program, whoever is their parent.
@@ -58,18 +58,19 @@ struct Heirs(Option<Region>);
 
 impl Heirs {
     /// Of the process that the payload was configured for: a fork of that may have other forks of it beside itself.
-    fn of(root: Pid) -> Self {
+    fn of(root: &Process) -> Self {
         let found = Region::of(root).ok().flatten().map(|(_, region)| region);
         let is_its = |region: &Region| {
             let Control { owner, config, .. } = region.control;
-            config.run != 0 && Pid::of_word(owner) == proc::inner_pid(root)
+            config.run != 0 && Pid::of_word(owner) == root.inner_pid()
         };
         Self(found.filter(is_its))
     }
 
     fn are(&self, pid: Pid) -> bool {
         let Some(Region { base, control }) = &self.0 else { return false };
-        let there = Memory::open(pid).and_then(|memory| memory.get::<Control>(*base));
+        let opened = Process::glimpse(pid).and_then(|it| Memory::open(&it));
+        let there = opened.and_then(|memory| memory.get::<Control>(*base));
         there.is_ok_and(|there| {
             there.magic == control.magic && there.config.run == control.config.run
         })
@@ -79,7 +80,7 @@ impl Heirs {
 /// Whether all descendants stay out, and which, as is asked for now or as the process is configured.
 fn left_out(request: &Demand) -> (bool, Without) {
     let configured = || {
-        let (_, region) = Region::of(request.pid).ok()??;
+        let (_, region) = Region::of(&request.process).ok()??;
         Settings::from_config(&region.control.config).ok()
     };
     let Settings { alone, without, .. } =
@@ -118,27 +119,27 @@ fn headless(pid: Pid) -> Error {
 }
 
 /// Refuses what must not even be touched.
-pub(crate) fn check(pid: Pid) -> Result<()> {
-    if pid == Pid::own() {
+pub(crate) fn check(process: &Process) -> Result<()> {
+    if process.pid() == Pid::own() {
         return Err(Error::new("ckpt cannot save itself"));
     }
     proc::of_this_namespace()?;
-    alive(pid)?;
-    sandbox::refuse(&Process::open(pid)?)
+    alive(process)?;
+    sandbox::refuse(process)
 }
 
 /// How long the threads of a process that ends may take.
 const ENDING: Duration = Duration::from_millis(200);
 
 /// Refuses what is no program that could go on.
-pub(super) fn alive(pid: Pid) -> Result<()> {
-    let process = Process::open(pid)?;
-    let mut status = process.status(pid.main_thread())?;
+pub(super) fn alive(process: &Process) -> Result<()> {
+    let pid = process.pid();
+    let mut status = process.main_status()?;
     // Of a process that ends, the main thread may be the first to be gone.
     let deadline = Instant::now() + ENDING;
     while status.state == 'Z' && status.threads > 1 && Instant::now() < deadline {
         std::thread::sleep(ENDING / 100);
-        status = process.status(pid.main_thread())?;
+        status = process.main_status()?;
     }
     let name = status.name.display();
     match status.state {
@@ -159,19 +160,16 @@ pub(super) fn alive(pid: Pid) -> Result<()> {
 }
 
 /// All that is in the way of saving a process, as far as it can be seen without touching it; nothing if it is gone.
-pub(super) fn outside(pid: Pid) -> Vec<Error> {
-    let (Ok(process), Ok(status)) = (Process::open(pid), proc::status(pid, pid.main_thread()))
-    else {
-        return Vec::new();
-    };
-    if let Err(e) = alive(pid) {
+pub(super) fn outside(process: &Process) -> Vec<Error> {
+    let Ok(status) = process.main_status() else { return Vec::new() };
+    if let Err(e) = alive(process) {
         return vec![e];
     }
-    let mut all = Vec::from_iter(sandbox::refuse(&process).err());
+    let mut all = Vec::from_iter(sandbox::refuse(process).err());
     if status.tracer != Tid::NONE && status.tracer != forebear::tracer() {
-        all.push(seize::traced(pid, status.tracer));
+        all.push(seize::traced(process.pid(), status.tracer));
     }
-    all.extend(Memory::open(pid).err());
+    all.extend(Memory::open(process).err());
     all.retain(|e| !matches!(e.kind(), Kind::Gone | Kind::Busy));
     all
 }

@@ -9,8 +9,7 @@ use crate::fault::{Point, reach};
 use crate::inject::region::Region;
 use crate::inject::turns::{self, own_task};
 use crate::inject::{self, enter};
-use crate::proc::Pid;
-use crate::proc::{self, Process};
+use crate::proc::{Pid, Process};
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
 use crate::ptrace::regs::Regs;
@@ -56,21 +55,21 @@ impl Seen {
     ///
     /// # Errors
     /// It is gone, or may not be looked at.
-    pub(crate) fn of(pid: Pid) -> Result<Self> {
-        let (process, memory) = (Process::open(pid)?, Memory::open(pid)?);
+    pub(crate) fn of(process: &Process) -> Result<Self> {
+        let (process, memory) = (process.clone(), Memory::open(process)?);
         let looked = Looked::at(&process, &memory)?;
         let region = Region::find(&memory, &looked.vmas);
         // Both are remembered.
         memory.note_began(looked.first.starttime);
-        let _ = own_task(pid);
+        let _ = own_task(process.pid());
         Ok(Self { process, memory, region, looked })
     }
 }
 
 /// Looks at all, some abreast.
 pub(crate) fn see(processes: &[Frozen]) -> Vec<Result<Seen>> {
-    let pids: Vec<Pid> = processes.iter().map(|frozen| frozen.pid).collect();
-    abreast::each(&pids, 1, |pid| Seen::of(*pid))
+    let all: Vec<&Process> = processes.iter().map(Frozen::process).collect();
+    abreast::each(&all, 1, |process| Seen::of(process))
 }
 
 /// Takes over the payload, or injects one, and what was seen of the process if it is still so; None when a thread of the program has its turn, which has to run for that to change.
@@ -87,7 +86,7 @@ pub(crate) fn equip(
     if frozen.is_halted() {
         frozen.leave_holes(&memory, &inject::hole()?)?;
     }
-    if enter::is_stub(pid, &looked.vmas) {
+    if enter::is_stub(&process, &looked.vmas) {
         return Err(restarting(pid));
     }
     let (mut region, looked) = match region {
@@ -97,11 +96,11 @@ pub(crate) fn equip(
             // A process that may do less than we may is not told where we save it to.
             let told = if whose.is_its() { &request.settings } else { &Settings::default() };
             // A checkpoint by `ckpt save` is one; the program was never asked to give a signal away for more of them.
-            let config = inject::unsignalled(configuration(pid, told)?);
+            let config = inject::unsignalled(configuration(&process, told)?);
             // What a descendant needs of us it needs only while we are there.
-            let executable = if pid == request.pid { executable } else { &[] };
+            let executable = if pid == request.pid() { executable } else { &[] };
             let first = &mut frozen.threads[0];
-            (inject::inject(pid, first, &memory, &looked.vmas, &config, executable)?, None)
+            (inject::inject(first, &memory, &looked.vmas, &config, executable)?, None)
         }
     };
     frozen.attend(&memory, &region.desk(), region.base)?;
@@ -120,17 +119,17 @@ pub(crate) fn equip(
 /// It is just being restarted ([`Kind::Busy`]), or is gone.
 pub(crate) fn glimpse(frozen: &mut Frozen) -> Result<Equipped> {
     let pid = frozen.pid;
-    let process = Process::open(pid)?;
-    let memory = Memory::open(pid)?;
+    let process = frozen.process().clone();
+    let memory = Memory::open(&process)?;
     let vmas = process.maps()?;
-    if enter::is_stub(pid, &vmas) {
+    if enter::is_stub(&process, &vmas) {
         return Err(restarting(pid));
     }
     let found = Region::find(&memory, &vmas).filter(|_| !frozen.threads.is_empty());
     let region = match found {
         Some(region) if !has_entered(frozen, &region)? => return Err(restarting(pid)),
         Some(region) => region,
-        None => Region::none(pid, configuration(pid, &Settings::default())?),
+        None => Region::none(&process, configuration(&process, &Settings::default())?),
     };
     Ok(Equipped { process, memory, region, orphans_leave: false, task: own_task(pid) })
 }
@@ -148,33 +147,34 @@ fn has_entered(frozen: &mut Frozen, region: &Region) -> Result<bool> {
 }
 
 /// The configuration of a process that had none: its name comes from its own and its directory.
-pub(crate) fn configuration(pid: Pid, settings: &Settings) -> Result<Config> {
-    let arguments = proc::cmdline(pid)?;
+pub(crate) fn configuration(process: &Process, settings: &Settings) -> Result<Config> {
+    let arguments = process.cmdline()?;
     let program = match arguments.first().filter(|a| !a.is_empty()) {
         // A login shell's name begins with a dash.
         Some(name) => {
             let name = name.as_bytes();
             std::ffi::OsStr::from_bytes(name.strip_prefix(b"-").unwrap_or(name)).to_owned()
         }
-        None => proc::comm(pid, pid.main_thread())?,
+        None => process.name()?,
     };
-    let cwd = proc::cwd(pid)?.path;
+    let cwd = process.cwd()?.path;
     let own = Name::parse(&settings::default_name(&program))?;
     let settings = settings.clone().or(Settings { name: Some(own), ..Settings::default() });
     let config = settings.resolve(&cwd)?.apply(settings::default_config());
-    Ok(Config { run: settings::fresh_run(), begun: kinship::begun(pid), ..config })
+    Ok(Config { run: settings::fresh_run(), begun: kinship::begun(process.pid()), ..config })
 }
 
 /// Waits while a launch or a restart of the process is going on: traced by us, ckpt could not become its program.
 ///
 /// # Errors
 /// It is stopped in it, or takes more than [`RESTART`].
-pub(crate) fn await_restart(pid: Pid) -> Result<()> {
+pub(crate) fn await_restart(process: &Process) -> Result<()> {
+    let pid = process.pid();
     let (opening, deadline) = (Instant::now() + CLOSED, Instant::now() + RESTART);
-    while Instant::now() < opening && enter::is_closed(pid) {
+    while Instant::now() < opening && enter::is_closed(process) {
         std::thread::sleep(Duration::from_millis(1));
     }
-    while enter::is_launching(pid) {
+    while enter::is_launching(process) {
         if Instant::now() > deadline {
             let text = format!("process {pid} is ckpt itself, which is no program to be saved");
             let hint = "if it is about to start one, try again in a moment";
@@ -182,15 +182,14 @@ pub(crate) fn await_restart(pid: Pid) -> Result<()> {
         }
         std::thread::sleep(Duration::from_millis(1));
     }
-    while is_restarting(pid) {
-        let stopped = proc::stat(pid, pid.main_thread()).is_ok_and(|stat| stat.state == 'T');
-        if stopped {
+    while is_restarting(process) {
+        if process.is_stopped() {
             let text = format!("process {pid} has been stopped since its restart");
             let hint = format!("let it go on first (kill -CONT {pid})");
             return Err(Error::new(text).hint(hint));
         }
         // Who stands for another stays as it is.
-        if Instant::now() > deadline || enter::stands(pid) {
+        if Instant::now() > deadline || enter::stands(process) {
             return Err(restarting(pid));
         }
         std::thread::sleep(Duration::from_millis(1));
@@ -199,10 +198,10 @@ pub(crate) fn await_restart(pid: Pid) -> Result<()> {
 }
 
 /// Whether the process is a checkpoint, or has yet to leave the restorer.
-pub(super) fn is_restarting(pid: Pid) -> bool {
-    let (Ok(memory), Ok(vmas)) = (Memory::open(pid), proc::maps::read(pid)) else { return false };
+pub(super) fn is_restarting(process: &Process) -> bool {
+    let (Ok(memory), Ok(vmas)) = (Memory::open(process), process.maps()) else { return false };
     let turn = || Region::find(&memory, &vmas)?.turn(&memory).ok();
-    enter::is_stub(pid, &vmas) || turn().is_some_and(|turn| turn.phase == Phase::Restoring)
+    enter::is_stub(process, &vmas) || turn().is_some_and(|turn| turn.phase == Phase::Restoring)
 }
 
 /// Why not now, while a restart of the process goes on.

@@ -8,9 +8,9 @@ use super::phase3_gather::Still;
 use super::sharers;
 use crate::error::{Error, Kind, Result};
 use crate::proc::Pid;
+use crate::proc::Process;
 use crate::proc::tree::{self, Kin};
-use crate::proc::{self, Process};
-use crate::ptrace::forest::Forest;
+use crate::ptrace::forest::{self, Forest};
 use crate::resource::descriptor::pty::Ptys;
 use crate::resource::kinship::{self, Found, sharing};
 use crate::resource::{kinds, losses, signals};
@@ -24,7 +24,7 @@ fn children(process: &Process) -> Vec<String> {
     let stats = process
         .children()
         .into_iter()
-        .filter_map(|child| proc::stat(child, child.main_thread()).ok());
+        .filter_map(|child| Process::glimpse(child).and_then(|it| it.main_stat()).ok());
     let mut names: Vec<String> = Vec::new();
     for stat in stats.filter(|stat| stat.exit_signal == Signal::SIGCHLD as i32) {
         let name = stat.comm.to_string_lossy().into_owned();
@@ -47,7 +47,7 @@ pub(crate) fn left_out(
     let all = match forest.left_out.is_empty() {
         false => losses::names(&forest.left_out),
         true if equipped.len() > 1 || !forest.dead.is_empty() => return Ok(None),
-        true => children(&Process::open(request.pid)?).join(", "),
+        true => children(&request.process).join(", "),
     };
     if all.is_empty() {
         return Ok(None);
@@ -56,7 +56,7 @@ pub(crate) fn left_out(
     if request.stop == Some(true) && !said {
         let text = format!(
             "process {} would end, but its checkpoint would be without its child processes {all}: it is configured so",
-            request.pid
+            request.pid()
         );
         let way_out = "say --alone (or --without) again to end it all the same, CKPT_ALONE=0 to save them, too";
         return Err(Error::new(text).of(Kind::Obstacles).hint(way_out));
@@ -74,12 +74,8 @@ pub(crate) fn doubtful(forest: &Forest, equipped: &[Equipped]) -> Result<Option<
     if let Some(left) = group.filter(|group| *group > Pid::NONE && *group != now) {
         let members: Vec<_> = equipped.iter().map(|one| one.process.pid()).collect();
         let everybody = tree::everybody()?;
-        let named = |pid: Pid| {
-            let comm = proc::comm(pid, pid.main_thread()).ok()?;
-            Some((pid.word(), comm.to_string_lossy().into_owned()))
-        };
         let news = tree::doubtful_in(left, pid, &members, &everybody).into_iter();
-        all.extend(news.filter_map(named).filter(|one| !forest.doubtful.contains(one)));
+        all.extend(news.filter_map(forest::named).filter(|one| !forest.doubtful.contains(one)));
     }
     Ok((!all.is_empty()).then(|| kinship::doubtful(&losses::names(&all))))
 }
@@ -90,8 +86,9 @@ pub(super) fn shared(other: Pid) -> String {
 }
 
 /// Refuses a program that shares its memory, before that is touched: a payload would come to both.
-pub(crate) fn refuse_shared(pid: Pid) -> Result<()> {
-    match sharers::anywhere(pid).first() {
+pub(crate) fn refuse_shared(process: &Process) -> Result<()> {
+    let pid = process.pid();
+    match sharers::anywhere(process).first() {
         Some(other) => {
             let why = kinds::advised(&shared(*other));
             Err(Error::new(format!("process {pid} cannot be saved: {why}")).of(Kind::Obstacles))

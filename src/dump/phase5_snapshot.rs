@@ -42,7 +42,7 @@ impl Snapshot {
         // Under Yama the snapshot itself has to allow us first.
         let deadline = Instant::now() + Duration::from_secs(5);
         loop {
-            match Memory::open(self.0) {
+            match Memory::open(&process) {
                 Ok(memory) => return Ok((process, memory)),
                 Err(e) if Instant::now() > deadline => return Err(e),
                 Err(_) => std::thread::sleep(Duration::from_micros(200)),

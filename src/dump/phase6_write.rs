@@ -144,7 +144,7 @@ impl<'a> Writing<'a> {
             room.read(&from, area, &ranges, |read| write(writer, read, area, gathered))?;
         }
         self.room = room;
-        Ok(())
+        memory.was_its()
     }
 
     /// Writes the files that travel in the image while the processes stand still, a piece at a time.

@@ -32,7 +32,7 @@ pub(crate) fn still_wanted(process: &Process) -> Result<()> {
 pub(crate) fn end(frozen: Frozen, equipped: &Equipped) -> Result<()> {
     let control = &equipped.region.control;
     if monitor::sees_the_end(&control.config) {
-        monitors::tell_saved(frozen.pid);
+        monitors::tell_saved(frozen.process());
     }
     frozen.end(control.thunk, u64::from(control.config.exit_status))
 }

@@ -4,7 +4,7 @@
 use super::Demand;
 use crate::error::Result;
 use crate::image::write::{Sink, Writer};
-use crate::proc::Pid;
+use crate::proc::Process;
 use crate::rights::{self, Compared, Rights};
 use crate::settings::server::{self, Transfer};
 use crate::settings::{Name, Settings, Template, Values};
@@ -27,8 +27,8 @@ impl Whose {
     /// # Errors
     /// The process may do less than we may, it is not said where its checkpoint goes, and we cannot
     /// act with its rights; or it is gone.
-    pub(crate) fn of(pid: Pid, named: bool) -> Result<Self> {
-        match (rights::compare(pid)?, named) {
+    pub(crate) fn of(process: &Process, named: bool) -> Result<Self> {
+        match (rights::compare(process)?, named) {
             (Compared::Equal, _) => Ok(Self::Its(None)),
             (_, true) => Ok(Self::Ours),
             (Compared::More(rights), false) => Ok(Self::Its(Some(rights))),
@@ -90,7 +90,7 @@ impl Place {
         forked: bool,
         generation: &mut u64,
     ) -> Result<Self> {
-        let values = Values::of(request.pid);
+        let values = Values::of(request.pid());
         let existing = || match template.is_counted() {
             true => template.existing(&values),
             false => Ok(Vec::new()),
@@ -104,7 +104,7 @@ impl Place {
         };
         let (mut transfer, compress) = (settings.transfer, settings.compress == Some(true));
         if let Some(file) = transfer.fallback.as_mut().filter(|_| forked) {
-            file.as_mut_os_string().push(format!(".{}", request.pid));
+            file.as_mut_os_string().push(format!(".{}", request.pid()));
         }
         let keep = Keep { count, template, values };
         Ok(Self { name, transfer, compress, keep, whose })

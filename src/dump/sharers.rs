@@ -22,9 +22,8 @@ pub(super) fn near(process: &Process, parent: Pid, children: &[Pid]) -> Vec<Pid>
 
 /// Those among all processes, for a look before anything is touched: relatives may be gone that made them. The child
 /// of a thread in vfork(2) is not meant: that is waited for, as the thread cannot be stopped before.
-pub(super) fn anywhere(pid: Pid) -> Vec<Pid> {
-    let Ok(process) = Process::open(pid) else { return Vec::new() };
-    patiently(pid, || {
+pub(super) fn anywhere(process: &Process) -> Vec<Pid> {
+    patiently(process.pid(), || {
         let waits = |tid: &Tid| process.state(*tid) == Some('D');
         let vforked = process.tasks().is_ok_and(|tasks| tasks.iter().any(waits));
         let spared = if vforked { process.children() } else { Vec::new() };
@@ -49,5 +48,5 @@ fn patiently(pid: Pid, candidates: impl Fn() -> Vec<Pid>) -> Vec<Pid> {
 
 /// The keeper of a dumper that the payload has started (`payload/src/spawn.rs`), and that dumper before it executes.
 fn is_ours(pid: Pid) -> bool {
-    proc::comm(pid, pid.main_thread()).is_ok_and(|name| name == "ckpt-keeper")
+    proc::tree::is_named(pid, "ckpt-keeper")
 }

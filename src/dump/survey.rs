@@ -13,7 +13,7 @@ use super::{AGAIN, Demand, phase1_freeze, phase3_gather, sharers};
 use crate::error::{Error, Kind, Result};
 use crate::inject::region::Region;
 use crate::proc::tree::Kin;
-use crate::proc::{self, Pid};
+use crate::proc::{self, Process};
 use crate::ptrace::forest::{self, Forest};
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::glance;
@@ -62,11 +62,11 @@ pub(super) fn completed(request: &Demand, refusal: Error) -> Error {
 
 fn look(request: &Demand, way: Way) -> Result<Survey> {
     proc::of_this_namespace()?;
-    let open = |()| Memory::open(request.pid).map(drop);
-    if let Err(e) = phase1_freeze::alive(request.pid).and_then(open) {
+    let open = |()| Memory::open(&request.process).map(drop);
+    if let Err(e) = phase1_freeze::alive(&request.process).and_then(open) {
         return match e.kind() {
             _ if e.kind() == Kind::Obstacles || e.is_refusal() => Ok(Survey {
-                obstacles: vec![Obstacle::of(request.pid, e.to_string())],
+                obstacles: vec![Obstacle::of(request.pid(), e.to_string())],
                 losses: Losses::default(),
                 unasked: Vec::new(),
             }),
@@ -77,7 +77,7 @@ fn look(request: &Demand, way: Way) -> Result<Survey> {
     loop {
         match attempt(request, way) {
             // Descriptors, mappings and processes come and go under the eyes of who only looks.
-            Err(e) if again > 0 && e.kind() != Kind::Busy && !proc::has_ended(request.pid) => {
+            Err(e) if again > 0 && e.kind() != Kind::Busy && !request.process.has_ended() => {
                 again -= 1;
             }
             result => return result,
@@ -87,16 +87,17 @@ fn look(request: &Demand, way: Way) -> Result<Survey> {
 
 fn attempt(request: &Demand, way: Way) -> Result<Survey> {
     let listed = phase1_freeze::listed(request)?;
-    let living = listed.members.iter().filter(|kin| !kin.dead || kin.pid == request.pid);
+    let living = listed.members.iter().filter(|kin| !kin.dead || kin.pid == request.pid());
     let (mut obstacles, mut open) = (Vec::new(), Vec::new());
     for pid in living.map(|kin| kin.pid) {
-        let outside = phase1_freeze::outside(pid);
+        let Ok(process) = Process::open(pid) else { continue };
+        let outside = phase1_freeze::outside(&process);
         let refused: Vec<_> = outside.iter().map(|e| e.to_string()).collect();
         // A zombie has no memory, nor has a thread of the kernel.
-        if Memory::open(pid).is_ok() {
-            let others = sharers::anywhere(pid);
+        if Memory::open(&process).is_ok() {
+            let others = sharers::anywhere(&process);
             // Whose memory is another's, too, is refused before it is touched, and its threads work for nobody.
-            open.push((pid, refused.is_empty() && others.is_empty()));
+            open.push((process, refused.is_empty() && others.is_empty()));
             let others = others.into_iter().map(phase4_refuse::shared);
             obstacles.extend(others.map(|what| Obstacle::of(pid, what)));
         }
@@ -106,8 +107,9 @@ fn attempt(request: &Demand, way: Way) -> Result<Survey> {
     let (equipped, frozen) = meet(&open, way)?;
     let without = equipped.iter().filter(|one| !one.region.is_there());
     let unasked = without.filter_map(|one| forest::named(one.process.pid())).collect();
-    let dead: Vec<Kin> = forest.dead.iter().filter(|kin| kin.pid != request.pid).copied().collect();
-    let losses = if equipped.first().is_some_and(|first| first.process.pid() == request.pid) {
+    let dead: Vec<Kin> =
+        forest.dead.iter().filter(|kin| kin.pid != request.pid()).copied().collect();
+    let losses = if equipped.first().is_some_and(|first| first.process.pid() == request.pid()) {
         let looked = equipped.iter().map(|_| None).collect();
         let (mut still, mut common) =
             phase3_gather::gather_all(0, &equipped, (frozen, looked), (&dead, false), true)?;
@@ -127,25 +129,19 @@ fn attempt(request: &Demand, way: Way) -> Result<Survey> {
 }
 
 /// The processes, with whether they may be asked. Who may, has a payload, and stops soon stands still.
-fn meet(open: &[(Pid, bool)], way: Way) -> Result<(Vec<Equipped>, Vec<Frozen>)> {
+fn meet(open: &[(Process, bool)], way: Way) -> Result<(Vec<Equipped>, Vec<Frozen>)> {
     let mut able = Vec::new();
-    for (pid, may_be_asked) in open {
+    for (process, may_be_asked) in open {
         if *may_be_asked && way == Way::Asking {
-            able.extend(Region::of(*pid)?.map(|(_, region)| (*pid, region.base)));
+            able.extend(Region::of(process)?.map(|(_, region)| (process.clone(), region.base)));
         }
     }
     let mut stopped = phase1_freeze::patiently(false, || glance::stop(&able))?;
     let (mut equipped, mut frozen, mut outcome) = (Vec::new(), Vec::new(), Ok(()));
-    for (pid, _) in open {
-        let mut one = match stopped.iter().position(|stopped| stopped.pid == *pid) {
+    for (process, _) in open {
+        let mut one = match stopped.iter().position(|stopped| stopped.pid == process.pid()) {
             Some(at) => stopped.swap_remove(at),
-            None => match Frozen::unstopped(*pid) {
-                Ok(one) => one,
-                Err(e) => {
-                    outcome = outcome.and(Err(e));
-                    continue;
-                }
-            },
+            None => Frozen::unstopped(process),
         };
         match phase2_equip::glimpse(&mut one).and_then(|seen| attended(seen, &mut one)) {
             Ok(seen) => equipped.push(seen),

@@ -13,7 +13,7 @@ use crate::error::{Because, Error, Kind, Result};
 use crate::image::read::Image;
 use crate::proc::Pid;
 use crate::proc::fork::fork;
-use crate::proc::tree::{INIT, WITNESS};
+use crate::proc::tree::{INIT, WITNESS, is_named};
 use crate::proc::{self, Process, maps::Vma};
 use nix::errno::Errno;
 use nix::libc;
@@ -35,62 +35,77 @@ const KINDS: [(&str, CloneFlags); 4] = [
 
 /// The process that is meant by an id: of the restarter of a tree, which stands for its root, the root, as soon as it is
 /// there.
-pub(crate) fn meant(pid: Pid) -> Pid {
+///
+/// # Errors
+/// There is none.
+pub(crate) fn meant(pid: Pid) -> Result<Process> {
+    meant_by(&Process::open(pid)?)
+}
+
+/// The same of a process that is known.
+///
+/// # Errors
+/// It is gone.
+pub(crate) fn meant_by(asked: &Process) -> Result<Process> {
     let deadline = Instant::now() + RESTART;
     // Below a ckpt that stays the root may be a restarter itself.
-    let mut at = pid;
+    let mut at = asked.clone();
     loop {
-        let Ok(process) = Process::open(at) else { return at };
-        let children = process.children();
-        let is = |child: &Pid, name: &str| {
-            proc::comm(*child, (*child).main_thread()).is_ok_and(|comm| comm == name)
-        };
-        let stands = children.iter().any(|child| is(child, WITNESS));
+        let children = at.children();
+        let stands = children.iter().any(|child| is_named(*child, WITNESS));
         // Orphans that have come to it stand behind.
         let ours = |child: &Pid| proc::tree::kin(*child).is_ok_and(|kin| kin.ours);
-        let root = children.iter().find(|child| !ours(child) && !is(child, INIT));
+        let root = children.iter().find(|child| !ours(child) && !is_named(**child, INIT));
         // Its namespaces are not what they will be before it is the program.
         // A restart that is stopped comes to nothing, which others say.
-        let is_stopped = proc::stat(pid, pid.main_thread()).is_ok_and(|stat| stat.state == 'T');
-        let late = is_stopped || Instant::now() > deadline;
-        let becomes = |pid: Pid| {
-            proc::maps::read(pid).is_ok_and(|vmas| is_stub(pid, &vmas)) || is_launching(pid)
+        let late = asked.is_stopped() || Instant::now() > deadline;
+        let becomes = |process: &Process| {
+            process.maps().is_ok_and(|vmas| is_stub(process, &vmas)) || is_launching(process)
         };
-        match root.filter(|_| stands) {
-            Some(root) => at = *root,
+        let root = root.filter(|_| stands).and_then(|root| child_of(&at, *root));
+        match root {
+            Some(root) => at = root,
             // Below its restarter it has no rights that we lack, but its files in /proc may be closed in between.
-            None if late || !(becomes(at) || at != pid && is_closed(at)) => return at,
+            None if late || !(becomes(&at) || at.pid() != asked.pid() && is_closed(&at)) => {
+                return match at.is_reaped() {
+                    false => Ok(at),
+                    true => Process::open(at.pid()),
+                };
+            }
             // Who has no name yet is taken for another: all is looked at again.
             None => {
                 std::thread::sleep(Duration::from_millis(1));
-                at = pid;
+                at = asked.clone();
             }
         }
     }
 }
 
+/// A process that was in the list of another's children: as long as it is there and has that parent, its id is its own.
+fn child_of(parent: &Process, child: Pid) -> Option<Process> {
+    let child = Process::open(child).ok()?;
+    let is_its = child.main_stat().is_ok_and(|stat| stat.ppid == parent.pid());
+    (is_its && !parent.is_reaped()).then_some(child)
+}
+
 /// Whether the process is a restarter or a ckpt that stays, and stands for another.
-pub(crate) fn stands(pid: Pid) -> bool {
-    let children = Process::open(pid).map(|process| process.children()).unwrap_or_default();
-    children
-        .iter()
-        .any(|child| proc::comm(*child, (*child).main_thread()).is_ok_and(|comm| comm == WITNESS))
+pub(crate) fn stands(process: &Process) -> bool {
+    process.children().iter().any(|child| is_named(*child, WITNESS))
 }
 
 /// Whether a process may not be looked at: for good, or while its restart gives it its ids (PR_SET_DUMPABLE in prctl(2)).
-pub(crate) fn is_closed(pid: Pid) -> bool {
-    proc::maps::read(pid).is_err_and(|error| error.is_refusal())
+pub(crate) fn is_closed(process: &Process) -> bool {
+    process.maps().is_err_and(|error| error.is_refusal())
 }
 
 /// Whether the process is this very ckpt, which executes the program that it was given.
-pub(crate) fn is_launching(pid: Pid) -> bool {
-    let id =
-        |pid: &str| fs::metadata(format!("/proc/{pid}/exe")).map(|m| (m.dev(), m.ino(), m.len()));
-    match (id("self"), id(&pid.to_string())) {
+pub(crate) fn is_launching(process: &Process) -> bool {
+    let (own, other) = ("/proc/self/exe".to_string(), process.path("exe"));
+    let id = |path: &String| fs::metadata(path).map(|m| (m.dev(), m.ino(), m.len()));
+    match (id(&own), id(&other)) {
         (Ok(own), Ok(other)) if own == other => true,
-        (Ok((.., len)), Ok((.., other))) if len == other => {
-            let bytes = |pid: &str| fs::read(format!("/proc/{pid}/exe")).ok();
-            bytes("self").is_some_and(|own| Some(own) == bytes(&pid.to_string()))
+        (Ok((.., len)), Ok((.., there))) if len == there => {
+            fs::read(&own).is_ok_and(|own| fs::read(&other).is_ok_and(|other| own == other))
         }
         _ => false,
     }
@@ -98,11 +113,10 @@ pub(crate) fn is_launching(pid: Pid) -> bool {
 
 /// Whether the process is a checkpoint that has not yet become the program; whatever it has of a
 /// payload is not ready. The program, once there, has no mapping of its checkpoint.
-pub(crate) fn is_stub(pid: Pid, vmas: &[Vma]) -> bool {
-    let Ok(exe) = fs::read_link(format!("/proc/{pid}/exe")) else { return false };
+pub(crate) fn is_stub(process: &Process, vmas: &[Vma]) -> bool {
+    let Ok(exe) = fs::read_link(process.path("exe")) else { return false };
     let runs = vmas.iter().any(|vma| vma.exec && vma.name == exe.as_os_str());
-    let file = File::open(format!("/proc/{pid}/exe"));
-    runs && file.is_ok_and(|file| matches!(Image::find(&file), Ok(Some(_))))
+    runs && process.executable().is_ok_and(|file| matches!(Image::find(&file), Ok(Some(_))))
 }
 
 /// Enters the namespaces of a process, if its PID namespace is another than ours: its id there. Where that is so, only
@@ -110,32 +124,32 @@ pub(crate) fn is_stub(pid: Pid, vmas: &[Vma]) -> bool {
 ///
 /// # Errors
 /// They may not be entered.
-pub(crate) fn enter(pid: Pid) -> Result<Pid> {
-    let own = Pid::own();
+pub(crate) fn enter(process: Process) -> Result<Process> {
+    let (own, pid) = (Process::own()?, process.pid());
     let is_elsewhere = |kind: &str| {
-        let of = |pid| proc::namespace(pid, kind);
-        of(own).zip(of(pid)).map(|(own, theirs)| own != theirs)
+        let both = own.namespace(kind).zip(process.namespace(kind));
+        both.map(|(own, theirs)| own != theirs)
     };
     // Of a process that we may not look at, the trace itself says why.
     if is_elsewhere("pid") != Some(true) {
         // As root with all ids free a tree may have only that; what else is in it is seen without.
         if is_elsewhere("ipc") == Some(true)
-            && let Ok(namespace) = File::open(format!("/proc/{pid}/ns/ipc"))
+            && let Ok(namespace) = File::open(process.path("ns/ipc"))
         {
             let _ = setns(namespace, CloneFlags::CLONE_NEWIPC);
         }
-        return Ok(pid);
+        return Ok(process);
     }
-    let inner = proc::inner_pid(pid);
+    let inner = process.inner_pid();
     let why = || format!("cannot enter the namespaces of process {pid}");
     let mut others = Vec::new();
     for (kind, flag) in KINDS {
         let opened = match is_elsewhere(kind) {
             Some(false) => continue,
-            Some(true) => File::open(format!("/proc/{pid}/ns/{kind}")).ok(),
+            Some(true) => File::open(process.path(&format!("ns/{kind}"))).ok(),
             None => None,
         };
-        let refused = || match proc::has_ended(pid) {
+        let refused = || match process.has_ended() {
             true => Error::new(format!("process {pid} is gone")).of(Kind::Gone),
             false => forbidden(pid, Errno::EACCES),
         };
@@ -148,17 +162,23 @@ pub(crate) fn enter(pid: Pid) -> Result<Pid> {
     std::env::set_current_dir(&here)
         .because(|| format!("there is no {} where process {pid} lives", here.display()))?;
     match fork(libc::SIGCHLD).because(why)? {
-        None => Ok(inner),
+        None => {
+            let there = Process::open(inner)?;
+            // As long as the one that was meant is there, its id in there is its own, too.
+            match process.is_reaped() {
+                true => Err(Error::new(format!("process {pid} is gone")).of(Kind::Gone)),
+                false => Ok(there),
+            }
+        }
         Some(child) => wait_and_end(child),
     }
 }
 
 /// What a process id that the user says is in the PID namespace of `near`: an id of ours, or one of its own.
-pub(crate) fn inner(pid: Pid, near: Pid) -> Pid {
-    match proc::namespace(pid, "pid") {
-        Some(theirs) if Some(&theirs) == proc::namespace(near, "pid").as_ref() => {
-            proc::inner_pid(pid)
-        }
+pub(crate) fn inner(pid: Pid, near: &Process) -> Pid {
+    let Ok(process) = Process::glimpse(pid) else { return pid };
+    match process.namespace("pid") {
+        Some(theirs) if Some(&theirs) == near.namespace("pid").as_ref() => process.inner_pid(),
         _ => pid,
     }
 }

@@ -17,9 +17,9 @@ use super::monitor::{self, Monitor};
 use super::{beforehand, inject};
 use crate::error::{Because, CANNOT_EXECUTE, Error, NOT_FOUND, Result};
 use crate::fault::{Point, reach};
-use crate::proc::Pid;
 use crate::proc::fork::fork;
 use crate::proc::{self, room};
+use crate::proc::{Pid, Process};
 use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
@@ -211,11 +211,12 @@ fn equip(pid: Pid, equipment: &Equipment<'_>) -> Result<()> {
     );
     reach(Point::Executed);
     let injected = (|| {
-        let mut frozen =
-            Frozen::adopt(pid).map_err(|e| e.hint("a 32-bit program cannot run under ckpt"))?;
-        let memory = Memory::open(pid)?;
-        let vmas = proc::maps::read(pid)?;
-        let region = inject(pid, &mut frozen.threads[0], &memory, &vmas, config, executable)?;
+        let process = Process::open(pid)?;
+        let adopted = Frozen::adopt(&process);
+        let mut frozen = adopted.map_err(|e| e.hint("a 32-bit program cannot run under ckpt"))?;
+        let memory = Memory::open(&process)?;
+        let vmas = process.maps()?;
+        let region = inject(&mut frozen.threads[0], &memory, &vmas, config, executable)?;
         if let Some(monitor) = monitor {
             let mut caller = Caller::new(&mut frozen.threads[0], &memory, &region.desk())?;
             monitor.appoint(&mut caller, &memory, &region)?;

@@ -19,9 +19,9 @@ pub(crate) mod turns;
 
 use crate::error::{Because, Error, Result};
 use crate::fault::{Point, reach};
-use crate::proc;
+use crate::proc::Process;
+use crate::proc::Tid;
 use crate::proc::maps::Vma;
-use crate::proc::{Pid, Tid};
 use crate::ptrace::call::Caller;
 use crate::ptrace::memory::Memory;
 use crate::ptrace::thread::StoppedThread;
@@ -62,13 +62,12 @@ pub(crate) fn pages(len: u64) -> u64 {
     len.next_multiple_of(PAGE)
 }
 
-/// Injects the payload through a stopped thread of `pid`; `executable` is the file of this very
+/// Injects the payload through a stopped thread of the process that has the memory; `executable` is the file of this very
 /// ckpt, which travels along.
 ///
 /// # Errors
 /// When the thread cannot map memory; what was mapped until then is unmapped again.
 pub(crate) fn inject(
-    pid: Pid,
     thread: &mut StoppedThread,
     memory: &Memory,
     vmas: &[Vma],
@@ -77,11 +76,11 @@ pub(crate) fn inject(
 ) -> Result<Region> {
     let payload = elf::Payload::embedded()?;
     let [_, len] = places(payload, executable.len() as u64);
-    let base = place::region(pid, vmas, len)?;
+    let base = place::region(memory.process(), vmas, len)?;
     // Whoever dies before the signal is taken leaves a payload that says that it has none.
     let unsignalled = unsignalled(*config);
-    let control = control(pid, base, payload, executable.len() as u64, &unsignalled);
-    let hole = place::Hole::make(thread.tid, memory, vmas, pid)?;
+    let control = control(memory.process(), base, payload, executable.len() as u64, &unsignalled);
+    let hole = place::Hole::make(thread.tid, memory, vmas)?;
     reach(Point::Borrowed);
     let region = Region { base, control };
     let injection = Injection { memory, payload, region, executable, config };
@@ -135,7 +134,7 @@ impl Injection<'_> {
             &turns,
             "cannot keep the payload's state from children",
         )?;
-        let owner = proc::inner_pid(memory.pid()).word();
+        let owner = memory.process().inner_pid().word();
         memory.put(base + TURNS + offset_of!(Turns, owner) as u64, &owner)?;
         memory.put(*base, &Control { owner, ..*control })?;
         reach(Point::Whole);
@@ -199,13 +198,19 @@ fn places(payload: &elf::Payload, exe_len: u64) -> [u64; 2] {
     [exe_start, exe_start + exe_len.next_multiple_of(HUGE_PAGE)]
 }
 
-fn control(pid: Pid, base: u64, payload: &elf::Payload, exe_len: u64, config: &Config) -> Control {
+fn control(
+    process: &Process,
+    base: u64,
+    payload: &elf::Payload,
+    exe_len: u64,
+    config: &Config,
+) -> Control {
     let [exe_start, region_len] = places(payload, exe_len);
     let at = |symbol| base + PAYLOAD + payload.symbol(symbol);
     Control {
         magic: MAGIC,
         version: VERSION,
-        owner: pid.word(),
+        owner: process.pid().word(),
         region_len,
         payload_len: payload.memory_len(),
         exe_start,
@@ -215,7 +220,7 @@ fn control(pid: Pid, base: u64, payload: &elf::Payload, exe_len: u64, config: &C
         handler: at("ckpt_handler"),
         restorer: at("ckpt_restorer"),
         run: at("ckpt_run"),
-        standard: region::standard(pid),
+        standard: region::standard(process),
         config: *config,
         ..Control::new_zeroed()
     }

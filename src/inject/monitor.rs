@@ -24,7 +24,7 @@ use crate::error::{Because, Error, Result};
 use crate::proc::closing::close_range;
 use crate::proc::fork::fork;
 use crate::proc::pidfd::Pidfd;
-use crate::proc::{Pid, of_this_namespace};
+use crate::proc::{Pid, Process, of_this_namespace};
 use crate::ptrace::call::Caller;
 use crate::ptrace::memory::Memory;
 use ckpt_abi::region::{Config, Control, config_flag};
@@ -257,9 +257,9 @@ const STDERR: &str = "CKPT_STDERR";
 pub(crate) type Spot = (PathBuf, [u64; 2]);
 
 /// The standard error of a process.
-pub(crate) fn stderr_of(pid: Pid) -> Option<Spot> {
+pub(crate) fn stderr_of(process: &Process) -> Option<Spot> {
     of_this_namespace().ok()?;
-    let link = format!("/proc/{pid}/fd/2");
+    let link = process.fd(2);
     let meta = std::fs::metadata(&link).ok()?;
     Some((std::fs::read_link(&link).ok()?, [meta.dev(), meta.ino()]))
 }
@@ -276,7 +276,8 @@ pub(crate) fn reopen_stderr((path, id): &Spot) -> Option<File> {
 /// The standard error of the process that becomes the program, in the environment of its monitor: the program may have
 /// executed one that does not tell before anybody looks.
 fn spelled_stderr(target: Pid) -> CString {
-    let text = stderr_of(target).map(|(path, [device, inode])| {
+    let stderr = Process::glimpse(target).ok().and_then(|target| stderr_of(&target));
+    let text = stderr.map(|(path, [device, inode])| {
         let mut text = format!("{STDERR}={device} {inode} ").into_bytes();
         text.extend_from_slice(path.as_os_str().as_bytes());
         text
@@ -294,8 +295,8 @@ pub(crate) fn given_stderr() -> Option<Spot> {
 }
 
 /// The configuration that a monitor was started with.
-pub(crate) fn given(monitor: Pid) -> Option<Config> {
-    let environment = std::fs::read(format!("/proc/{monitor}/environ")).ok()?;
+pub(crate) fn given(monitor: &Process) -> Option<Config> {
+    let environment = monitor.environment().ok()?;
     let text = environment.strip_prefix(CONFIG.as_bytes())?.strip_prefix(b"=")?;
     let (pairs, _) = text.as_chunks::<2>();
     let byte = |pair: &[u8; 2]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();

@@ -2,13 +2,11 @@
 //! The monitors that run on this machine, and what they are told.
 
 use super::monitor;
-use crate::proc::Pid;
-use crate::proc::{self, pidfd::Pidfd};
+use crate::proc::{self, Pid, Process, pidfd::Pidfd};
 use ckpt_abi::region::NAME_LEN;
 use nix::sys::signal::Signal;
 use std::ffi::CStr;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 /// The name of monitors, also before they are executed.
@@ -19,23 +17,25 @@ const LINE: &[u8] = b"ckpt\0__monitor\0";
 
 /// A monitor that somebody has started.
 pub(crate) struct Found {
-    /// The monitor.
+    /// The monitor, to be heard of and told something.
     pub monitor: Pidfd,
-    /// Its own id, and that of its program as it is seen from there.
-    ids: [Pid; 2],
+    /// The same, to be looked at.
+    process: Process,
+    /// The id of its program as it is seen from there.
+    program: Pid,
 }
 
 /// The monitors of this machine that we can see.
 pub(crate) fn all() -> Vec<Found> {
     let ids = proc::tree::pids().unwrap_or_default().into_iter();
     ids.filter_map(|id| {
-        let line = || std::fs::read(format!("/proc/{id}/cmdline")).ok();
-        let found = line()?;
-        let program = found.strip_prefix(LINE)?.strip_suffix(&[0])?;
+        let process = Process::glimpse(id).ok()?;
+        let line = process.command_line().ok()?;
+        let program = line.strip_prefix(LINE)?.strip_suffix(&[0])?;
         let program = std::str::from_utf8(program).ok()?.parse().ok()?;
         let monitor = Pidfd::open(id).ok()?;
         // The id may have been given to another process before it was opened.
-        (line()? == found).then_some(Found { monitor, ids: [id, program] })
+        (!process.is_reaped()).then_some(Found { monitor, process, program })
     })
     .collect()
 }
@@ -45,35 +45,34 @@ pub(crate) fn all() -> Vec<Found> {
 pub(crate) fn is_one_on_its_way() -> bool {
     let all = proc::tree::pids().unwrap_or_default();
     all.into_iter().any(|id| {
+        let Ok(process) = Process::glimpse(id) else { return false };
         // In this order: who has lost the name has no command line, or the one by which it is found.
-        let named =
-            proc::comm(id, id.main_thread()).is_ok_and(|name| name.as_bytes() == NAME.to_bytes());
-        let Ok(line) = std::fs::read(format!("/proc/{id}/cmdline")) else { return false };
-        let is_alive =
-            || proc::stat(id, id.main_thread()).is_ok_and(|stat| !matches!(stat.state, 'Z' | 'X'));
+        let named = process.name().is_ok_and(|name| name.as_bytes() == NAME.to_bytes());
+        let Ok(line) = process.command_line() else { return false };
         match named {
-            true => !line.starts_with(LINE) && is_alive(),
-            false => line.is_empty() && std::fs::read_link(format!("/proc/{id}/exe")).is_ok(),
+            true => !line.starts_with(LINE) && lives(&process),
+            false => line.is_empty() && std::fs::read_link(process.path("exe")).is_ok(),
         }
     })
+}
+
+fn lives(process: &Process) -> bool {
+    process.main_stat().is_ok_and(|stat| !matches!(stat.state, 'Z' | 'X'))
 }
 
 impl Found {
     /// Whether it is of this user and PID namespace, and its program, which had this name for its checkpoints, has
     /// ended, while it has not.
     pub(crate) fn is_finishing(&self, name: &[u8; NAME_LEN]) -> bool {
-        let [id, program] = self.ids;
-        let own = Pid::own();
-        let user = std::fs::metadata(format!("/proc/{id}")).map(|meta| meta.uid());
-        if user.ok() != Some(nix::unistd::geteuid().as_raw())
-            || proc::namespace(id, "pid") != proc::namespace(own, "pid")
+        let own = Process::own().ok().and_then(|own| own.namespace("pid"));
+        if self.process.user() != Some(nix::unistd::geteuid().as_raw())
+            || self.process.namespace("pid") != own
+            || monitor::given(&self.process).is_some_and(|config| config.name != *name)
         {
             return false;
         }
-        if monitor::given(id).is_some_and(|config| config.name != *name) {
-            return false;
-        }
-        match (proc::stat(id, id.main_thread()), proc::stat(program, program.main_thread())) {
+        let program = Process::glimpse(self.program).and_then(|program| program.main_stat());
+        match (self.process.main_stat(), program) {
             // Its id is another's if that began after the monitor.
             (Ok(monitor), Ok(there)) => {
                 matches!(there.state, 'Z' | 'X') || there.starttime > monitor.starttime
@@ -94,20 +93,19 @@ impl Found {
     }
 
     /// Whether it was started after the process `other`.
-    pub(crate) fn is_younger_than(&self, other: Pid) -> bool {
-        let begun = |id| proc::stat(id, id.main_thread()).map(|stat| (stat.starttime, id)).ok();
-        self.ids[0] != other && begun(self.ids[0]) > begun(other)
+    pub(crate) fn is_younger_than(&self, other: &Process) -> bool {
+        let begun = |of: &Process| of.main_stat().map(|stat| (stat.starttime, of.pid())).ok();
+        self.process.pid() != other.pid() && begun(&self.process) > begun(other)
     }
 
     /// Whether this is the program that it watches.
-    pub(crate) fn watches(&self, pid: Pid) -> bool {
-        let [id, program] = self.ids;
-        let own = Pid::own();
-        let (here, inside) = (proc::namespace(own, "pid"), proc::namespace(pid, "pid"));
-        let there = proc::namespace(id, "pid");
+    pub(crate) fn watches(&self, program: &Process) -> bool {
+        let own = Process::own().ok().and_then(|own| own.namespace("pid"));
+        let (there, inside) = (self.process.namespace("pid"), program.namespace("pid"));
         there.is_some()
-            && ((there == here && program == pid)
-                || (there == inside && program == proc::inner_pid(pid)))
+            && !program.is_reaped()
+            && ((there == own && self.program == program.pid())
+                || (there == inside && self.program == program.inner_pid()))
     }
 }
 
@@ -119,8 +117,8 @@ pub(crate) const SAVED: Signal = Signal::SIGSTKFLT;
 pub(crate) const LOOK: Signal = Signal::SIGURG;
 
 /// Tells the monitors of a process that a checkpoint ends it.
-pub(crate) fn tell_saved(pid: Pid) {
-    for found in all().into_iter().filter(|found| found.watches(pid)) {
+pub(crate) fn tell_saved(process: &Process) {
+    for found in all().into_iter().filter(|found| found.watches(process)) {
         found.monitor.signal(SAVED);
     }
 }

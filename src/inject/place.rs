@@ -5,7 +5,7 @@ use super::PAGE;
 use super::elf::Payload;
 use crate::error::{Error, Result};
 use crate::proc::maps::Vma;
-use crate::proc::{Pid, Tid};
+use crate::proc::{Process, Tid};
 use crate::ptrace::memory::Memory;
 use ckpt_abi::region::{HOLE_AREA, HOLE_LEN, RANGES, next_base};
 use ckpt_loops::text::has_string;
@@ -15,13 +15,13 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 /// A free base for a region of `len` bytes.
-pub(crate) fn region(pid: Pid, vmas: &[Vma], len: u64) -> Result<u64> {
+pub(crate) fn region(process: &Process, vmas: &[Vma], len: u64) -> Result<u64> {
     let places = std::iter::successors(Some(next_base(0, len)), |base| Some(next_base(*base, len)));
     let places = places.take_while(|base| *base != 0);
     let mut free =
         places.filter(|&base| !vmas.iter().any(|v| v.start < base + len && base < v.end));
     let [_, [low, low_end, _]] = RANGES;
-    let found = match has_shadow(pid) {
+    let found = match has_shadow(process) {
         true => free.find(|base| (low..low_end).contains(base)),
         false => free.next(),
     };
@@ -33,9 +33,9 @@ pub(crate) fn region(pid: Pid, vmas: &[Vma], len: u64) -> Result<u64> {
 }
 
 /// Whether the program has a sanitizer with its own mind about addresses; a program that cannot be read has none.
-fn has_shadow(pid: Pid) -> bool {
+fn has_shadow(process: &Process) -> bool {
     const MARKS: [&[u8]; 2] = [b"__tsan_init", b"__msan_init"];
-    let Ok(file) = File::open(format!("/proc/{pid}/exe")) else { return false };
+    let Ok(file) = process.executable() else { return false };
     let tables = string_tables(&file).unwrap_or_default();
     tables.iter().any(|table| MARKS.iter().any(|mark| has_string(table, mark)))
 }
@@ -70,12 +70,13 @@ pub(crate) struct Hole {
 
 impl Hole {
     /// Finds room for a hole and puts its code there.
-    pub(crate) fn make(tid: Tid, memory: &Memory, vmas: &[Vma], pid: Pid) -> Result<Self> {
+    pub(crate) fn make(tid: Tid, memory: &Memory, vmas: &[Vma]) -> Result<Self> {
         let hole = Payload::embedded()?.hole();
         let code = &hole[..HOLE_AREA as usize];
         let addr = padding(memory, vmas, code).ok_or_else(|| {
             Error::new(format!(
-                "process {pid} has no executable memory in which ckpt could begin its work"
+                "process {} has no executable memory in which ckpt could begin its work",
+                memory.pid()
             ))
         })?;
         memory.write_forced(tid, addr, &hole)?;

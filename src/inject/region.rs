@@ -3,8 +3,7 @@
 
 use crate::error::{Error, Result};
 use crate::fault::{Point, reach};
-use crate::proc::Pid;
-use crate::proc::{self, Process, maps::Vma};
+use crate::proc::{Process, maps::Vma};
 use crate::ptrace::call::Caller;
 use crate::ptrace::lend::Desk;
 use crate::ptrace::memory::Memory;
@@ -19,8 +18,7 @@ const SA_ONSTACK: u64 = 0x0800_0000;
 const SA_RESTART: u64 = 0x1000_0000;
 
 /// What the standard streams of a process are ([`Control::standard`]).
-pub(crate) fn standard(pid: Pid) -> [[u64; 3]; 3] {
-    let Ok(process) = Process::open(pid) else { return [[0; 3]; 3] };
+pub(crate) fn standard(process: &Process) -> [[u64; 3]; 3] {
     [0, 1, 2].map(|number| process.open_file(number).unwrap_or_default())
 }
 
@@ -47,15 +45,15 @@ impl Region {
     ///
     /// # Errors
     /// The process may not be looked at, or is gone.
-    pub(crate) fn of(pid: Pid) -> Result<Option<(Memory, Self)>> {
-        let (memory, vmas) = (Memory::open(pid)?, proc::maps::read(pid)?);
+    pub(crate) fn of(process: &Process) -> Result<Option<(Memory, Self)>> {
+        let (memory, vmas) = (Memory::open(process)?, process.maps()?);
         let region = Self::find(&memory, &vmas);
         Ok(region.map(|region| (memory, region)))
     }
 
     /// None, for a process that has none: what one that is made for it would say of it.
-    pub(crate) fn none(pid: Pid, config: Config) -> Self {
-        let (owner, standard) = (proc::inner_pid(pid).word(), standard(pid));
+    pub(crate) fn none(process: &Process, config: Config) -> Self {
+        let (owner, standard) = (process.inner_pid().word(), standard(process));
         Self { base: 0, control: Control { config, owner, standard, ..Control::new_zeroed() } }
     }
 

@@ -3,8 +3,7 @@
 
 use super::region::Region;
 use crate::error::Result;
-use crate::proc::Pid;
-use crate::proc::{self, pidfd::Pidfd};
+use crate::proc::{self, Pid, Process, pidfd::Pidfd};
 use crate::ptrace::memory::Memory;
 use ckpt_abi::region::{TURNS, Turns};
 use ckpt_abi::turn::{Denied, Event, Seen, Task, Turn, step};
@@ -32,9 +31,9 @@ pub(crate) fn own_task(pid: Pid) -> Task {
 
 /// When a process was started that has not ended, on the clock of the program `pid`.
 fn start_of(of: Pid, pid: Pid) -> Option<u32> {
-    let stat =
-        proc::stat(of, of.main_thread()).ok().filter(|stat| !matches!(stat.state, 'Z' | 'X'))?;
-    let skew = proc::boot_skew(pid) / TICK;
+    let stat = Process::glimpse(of).and_then(|it| it.main_stat()).ok();
+    let stat = stat.filter(|stat| !matches!(stat.state, 'Z' | 'X'))?;
+    let skew = Process::glimpse(pid).map_or(0, |program| proc::boot_skew(&program)) / TICK;
     Some(stat.starttime.wrapping_add_signed(skew) as u32)
 }
 

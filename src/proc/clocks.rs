@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! The clocks of a process, which may be in another time namespace than we (time_namespaces(7)).
 
-use super::id::Pid;
 use std::fs;
 use std::sync::OnceLock;
 
@@ -83,14 +82,9 @@ fn own_offsets() -> [i64; 2] {
     parse(&super::slurp("/proc/self/timens_offsets").unwrap_or_default())
 }
 
-/// [`Process::clock_offsets`] of a process that is looked at once.
-pub fn clock_offsets(pid: Pid) -> [i64; 2] {
-    Process::glimpse(pid).map_or([0; 2], |process| process.clock_offsets())
-}
-
 /// By how many nanoseconds a process's CLOCK_BOOTTIME is ahead of ours.
-pub fn boot_skew(pid: Pid) -> i64 {
-    clock_offsets(pid)[1].saturating_sub(own_offsets()[1])
+pub fn boot_skew(process: &Process) -> i64 {
+    process.clock_offsets()[1].saturating_sub(own_offsets()[1])
 }
 
 /// "monotonic           -86400         0": seconds and nanoseconds.

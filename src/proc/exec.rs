@@ -3,7 +3,6 @@
 
 use super::id::Tid;
 use std::ffi::OsString;
-use std::fs::File;
 use std::io::Read;
 use std::os::unix::ffi::OsStringExt;
 
@@ -20,7 +19,15 @@ impl Process {
     /// # Errors
     /// The process is gone.
     pub fn cmdline(&self) -> Result<Vec<OsString>> {
-        Ok(parse_cmdline(&self.file("cmdline")?))
+        Ok(parse_cmdline(&self.command_line()?))
+    }
+
+    /// The same as it stands there.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn command_line(&self) -> Result<Vec<u8>> {
+        self.file("cmdline")
     }
 }
 
@@ -30,7 +37,7 @@ pub(crate) fn is_of_32_bits(process: &Process) -> bool {
     const CLASS: usize = 4;
     const CLASS_32: u8 = 1;
     let mut begin = [0; CLASS + 1];
-    let read = File::open(process.path("exe")).and_then(|mut exe| exe.read_exact(&mut begin));
+    let read = process.executable().and_then(|mut exe| exe.read_exact(&mut begin));
     read.is_ok() && begin.starts_with(b"\x7fELF") && begin[CLASS] == CLASS_32
 }
 
@@ -83,8 +90,7 @@ pub(super) fn parse_anything(bytes: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{Zombie, me};
-    use super::super::{auxv, cmdline, personality};
+    use super::super::tests::{Zombie, me, of, we};
     use super::*;
     use nix::libc;
 
@@ -109,18 +115,18 @@ mod tests {
 
     #[test]
     fn own_exec() {
-        assert_eq!(cmdline(me()).unwrap(), std::env::args_os().collect::<Vec<_>>());
-        let auxv = auxv(me()).unwrap();
+        assert_eq!(we().cmdline().unwrap(), std::env::args_os().collect::<Vec<_>>());
+        let auxv = we().auxv().unwrap();
         assert_eq!(auxv_value(&auxv, libc::AT_PAGESZ), Some(4096));
         let uid = u64::from(nix::unistd::getuid().as_raw());
         assert_eq!(auxv_value(&auxv, libc::AT_UID), Some(uid));
         let own = nix::sys::personality::get().unwrap().bits();
-        assert_eq!(personality(me(), me().main_thread()).unwrap(), u64::from(own.cast_unsigned()));
+        assert_eq!(we().personality(me().main_thread()).unwrap(), u64::from(own.cast_unsigned()));
     }
 
     #[test]
     fn a_zombie_has_no_arguments() {
         let zombie = Zombie::new();
-        assert!(cmdline(zombie.pid()).unwrap().is_empty());
+        assert!(of(zombie.pid()).cmdline().unwrap().is_empty());
     }
 }

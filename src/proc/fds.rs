@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! The file descriptors of a process: /proc/PID/fd and /proc/PID/fdinfo.
 
-use super::id::Pid;
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::OsStringExt;
 
 use nix::libc;
 
+use super::id::Pid;
 use super::process::Process;
 use super::text::{decimal, lines, octal, pair};
 use super::{confirmed, failed, parsed, split_deleted};
@@ -93,7 +93,7 @@ impl Fd {
 }
 
 impl Process {
-    /// The descriptors of process `pid`, by number; one that is closed meanwhile is left out.
+    /// Its descriptors, by number; one that is closed meanwhile is left out.
     ///
     /// # Errors
     /// The process is gone or may not be read (ptrace access, PTRACE_MODE_READ), or a file cannot be
@@ -108,14 +108,14 @@ impl Process {
         fd.map_err(|e| failed(self, None, &self.called("fd"), &e))?;
         Ok(fds)
     }
-}
 
-/// Descriptor `number` of the process that has this id now, none if it is not open.
-///
-/// # Errors
-/// As [`Process::fds`].
-pub(crate) fn one(pid: Pid, number: u32) -> Result<Option<Fd>> {
-    descriptor(&Process::open(pid)?, number)
+    /// Descriptor `number`, none if it is not open.
+    ///
+    /// # Errors
+    /// As [`Process::fds`].
+    pub fn descriptor(&self, number: u32) -> Result<Option<Fd>> {
+        descriptor(self, number)
+    }
 }
 
 fn descriptor(process: &Process, number: u32) -> Result<Option<Fd>> {
@@ -200,8 +200,7 @@ pub(super) fn parse_anything(bytes: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fds;
-    use super::super::tests::{Scratch, Zombie, me};
+    use super::super::tests::{Scratch, Zombie, of, we};
     use super::*;
     use std::fs;
     use std::io::{Seek, SeekFrom, Write};
@@ -272,7 +271,7 @@ mod tests {
         for (reads, writes) in [(true, false), (false, true), (true, true)] {
             let file = fs::File::options().read(reads).write(writes).open(&path).unwrap();
             let number = file.as_raw_fd().cast_unsigned();
-            let fd = one(me(), number).unwrap().unwrap();
+            let fd = we().descriptor(number).unwrap().unwrap();
             let access = u64::from(fd.flags) & libc::O_ACCMODE as u64;
             assert_eq!(own.open_file(number), Some([fd.device, fd.inode, access]));
         }
@@ -289,7 +288,7 @@ mod tests {
 
     fn own(file: &impl AsRawFd) -> Fd {
         let number = u32::try_from(file.as_raw_fd()).unwrap();
-        fds(me()).unwrap().into_iter().find(|fd| fd.number == number).unwrap()
+        we().fds().unwrap().into_iter().find(|fd| fd.number == number).unwrap()
     }
 
     #[test]
@@ -329,16 +328,16 @@ mod tests {
 
     #[test]
     fn in_order_and_without_closed_ones() {
-        let all = fds(me()).unwrap();
+        let all = we().fds().unwrap();
         assert!(all.len() >= 3 && all.is_sorted_by(|a, b| a.number < b.number));
-        assert_eq!(one(me(), u32::MAX / 2).unwrap(), None);
+        assert_eq!(we().descriptor(u32::MAX / 2).unwrap(), None);
     }
 
     #[test]
     fn a_zombie_has_none() {
         let zombie = Zombie::new();
         // A process without memory belongs to root in /proc.
-        match fds(zombie.pid()) {
+        match of(zombie.pid()).fds() {
             Ok(fds) => assert_eq!(fds, []),
             Err(e) => assert!(e.to_string().contains("Permission denied"), "{e}"),
         }

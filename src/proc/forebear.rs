@@ -11,8 +11,8 @@
 //! A descriptor that a message brings is owned from the start.
 #![allow(unsafe_code)]
 
+use super::Process;
 use super::id::{Pid, Tid};
-use super::{Process, namespace, stat};
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, connect,
@@ -20,7 +20,7 @@ use nix::sys::socket::{
 };
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -133,15 +133,14 @@ pub(crate) fn engage(pid: Pid) {
     let is_needless = may_trace_all();
     *line =
         Line { owner: std::process::id(), of: pid, socket: None, is_needless, tracer: Tid::NONE };
-    let own = Pid::own();
-    let Some(namespace) = namespace(own, "pid").filter(|_| !is_needless) else { return };
+    let Some(namespace) = own_namespace().filter(|_| !is_needless) else { return };
     let mut at = pid;
     while line.socket.is_none() {
         line.socket = reach(at, &namespace);
         if at == NAMELESS {
             break;
         }
-        at = stat(at, at.main_thread()).map_or(NAMELESS, |stat| stat.ppid);
+        at = Process::glimpse(at).and_then(|it| it.main_stat()).map_or(NAMELESS, |it| it.ppid);
     }
     let ask = Ask { what: what::TRACER, ..Ask::default() };
     line.tracer = exchange(&line, &ask, &mut [])
@@ -151,7 +150,11 @@ pub(crate) fn engage(pid: Pid) {
 /// Whether the parent of this process serves its dumpers already.
 pub(crate) fn is_served() -> bool {
     let own = Pid::own();
-    namespace(own, "pid").is_some_and(|namespace| reach(own, &namespace).is_some())
+    own_namespace().is_some_and(|namespace| reach(own, &namespace).is_some())
+}
+
+fn own_namespace() -> Option<PathBuf> {
+    Process::glimpse(Pid::own()).ok()?.namespace("pid")
 }
 
 /// The socket of a forebear: of our own user, or of root.

@@ -104,8 +104,7 @@ pub(super) fn parse_anything(bytes: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::limits;
-    use super::super::tests::me;
+    use super::super::tests::we;
     use super::*;
     use nix::sys::resource::{Resource, getrlimit};
 
@@ -152,7 +151,7 @@ Max realtime timeout      unlimited            unlimited            us
 
     #[test]
     fn own_limits_are_those_of_getrlimit() {
-        let limits = limits(me()).unwrap();
+        let limits = we().limits().unwrap();
         for (number, resource) in RESOURCES.into_iter().enumerate() {
             assert_eq!(number, resource as usize);
             assert_eq!(limits[resource as usize], getrlimit(resource).unwrap(), "{resource:?}");

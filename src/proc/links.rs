@@ -33,7 +33,7 @@ impl Process {
     /// The working directory of the process.
     ///
     /// # Errors
-    /// As [`exe`].
+    /// As [`Process::exe`].
     pub fn cwd(&self) -> Result<Link> {
         self.link("cwd")
     }
@@ -43,7 +43,7 @@ impl Process {
     /// The root directory of the process (chroot(2)).
     ///
     /// # Errors
-    /// As [`exe`].
+    /// As [`Process::exe`].
     pub fn root(&self) -> Result<Link> {
         self.link("root")
     }
@@ -62,19 +62,18 @@ impl Process {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{Cat, Scratch, Zombie, me};
-    use super::super::{cwd, exe, root};
+    use super::super::tests::{Cat, Scratch, Zombie, of, we};
     use super::*;
     use std::fs;
 
     #[test]
     fn own_links() {
-        assert_eq!(exe(me()).unwrap().path, std::env::current_exe().unwrap());
+        assert_eq!(we().exe().unwrap().path, std::env::current_exe().unwrap());
         assert_eq!(
-            cwd(me()).unwrap(),
+            we().cwd().unwrap(),
             Link { path: std::env::current_dir().unwrap(), deleted: false }
         );
-        assert_eq!(root(me()).unwrap(), Link { path: "/".into(), deleted: false });
+        assert_eq!(we().root().unwrap(), Link { path: "/".into(), deleted: false });
     }
 
     #[test]
@@ -84,13 +83,13 @@ mod tests {
         fs::create_dir(&path).unwrap();
         let cat = Cat::start(std::process::Command::new("cat").current_dir(&path));
         fs::remove_dir(&path).unwrap();
-        assert_eq!(cwd(cat.pid()).unwrap(), Link { path, deleted: true });
+        assert_eq!(of(cat.pid()).cwd().unwrap(), Link { path, deleted: true });
     }
 
     #[test]
     fn a_zombie_has_no_exe() {
         let zombie = Zombie::new();
-        let sentence = exe(zombie.pid()).unwrap_err().to_string();
+        let sentence = of(zombie.pid()).exe().unwrap_err().to_string();
         assert!(sentence.starts_with(&format!("cannot read /proc/{}/exe", zombie.pid())));
     }
 }

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! The VMAs of a process: /proc/PID/maps and /proc/PID/smaps.
 
-use super::id::Pid;
 use std::ffi::OsString;
 
 use nix::libc;
@@ -78,7 +77,7 @@ impl Vma {
 }
 
 impl Process {
-    /// The mappings of process `pid` in order of address, from /proc/PID/maps.
+    /// The mappings of the process in order of address, from /proc/PID/maps.
     ///
     /// Cheap: the kernel walks the VMAs and no page. Of a zombie some kernels give an empty list,
     /// others an error.
@@ -91,12 +90,12 @@ impl Process {
 }
 
 impl Process {
-    /// [`read`] with flags, protection keys and page sizes, from /proc/PID/smaps.
+    /// [`Process::maps`] with flags, protection keys and page sizes, from /proc/PID/smaps.
     ///
     /// Costs more: the kernel walks all page tables to count pages.
     ///
     /// # Errors
-    /// As [`read`].
+    /// As there.
     pub fn maps_with_flags(&self) -> Result<Vec<Vma>> {
         load(self, "smaps")
     }
@@ -110,23 +109,6 @@ fn load(process: &Process, file: &str) -> Result<Vec<Vma>> {
         (vma.name, vma.deleted) = confirmed(name, vma.deleted, vma.inode);
     }
     Ok(vmas)
-}
-
-/// [`Process::maps`] of the process that has this id now.
-///
-/// # Errors
-/// As there, and there is none.
-pub(crate) fn read(pid: Pid) -> Result<Vec<Vma>> {
-    Process::open(pid)?.maps()
-}
-
-/// [`Process::maps_with_flags`] of the process that has this id now.
-///
-/// # Errors
-/// As there, and there is none.
-#[cfg(test)]
-pub(crate) fn read_with_flags(pid: Pid) -> Result<Vec<Vma>> {
-    Process::open(pid)?.maps_with_flags()
 }
 
 /// Parses maps as well as smaps, which is maps with lines "Key: value" after each line.
@@ -214,7 +196,7 @@ pub(super) fn parse_anything(bytes: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{Cat, Scratch, Zombie, me};
+    use super::super::tests::{Cat, Scratch, Zombie, of, we};
     use super::*;
     use std::os::unix::process::CommandExt;
     use std::process::Command;
@@ -297,17 +279,17 @@ VmFlags: rd wr mr mw me gd ac
         let local = 0u8;
         let here = std::ptr::from_ref(&local).addr() as u64;
         let code = own_maps_and_smaps_agree as *const () as u64;
-        for vmas in [read(me()).unwrap(), read_with_flags(me()).unwrap()] {
+        for vmas in [we().maps().unwrap(), we().maps_with_flags().unwrap()] {
             assert!(vmas.is_sorted_by(|a, b| a.end <= b.start));
             let at = |addr| vmas.iter().find(|v| v.start <= addr && addr < v.end).unwrap();
             assert!(at(here).write && !at(here).shared);
             assert!(at(code).exec && !at(code).deleted);
             assert_eq!(at(code).name, std::env::current_exe().unwrap());
         }
-        let flags = read_with_flags(me()).unwrap();
+        let flags = we().maps_with_flags().unwrap();
         let stack = flags.iter().find(|v| v.name == "[stack]").unwrap();
         assert!(stack.flags.has("gd") && stack.flags.has("wr"), "{:?}", stack.flags);
-        assert!(read(me()).unwrap().iter().all(|v| v.flags == VmFlags::default()));
+        assert!(we().maps().unwrap().iter().all(|v| v.flags == VmFlags::default()));
     }
 
     #[test]
@@ -316,12 +298,12 @@ VmFlags: rd wr mr mw me gd ac
         let path = scratch.0.join("really\nthere (deleted)");
         // Copied by another process: were it open for writing here, a child that another test
         // forks meanwhile would have it open too, and executing it would be ETXTBSY.
-        let original = super::super::exe(Cat::new().pid()).unwrap().path;
+        let original = of(Cat::new().pid()).exe().unwrap().path;
         assert!(Command::new("cp").arg(original).arg(&path).status().unwrap().success());
         let cat = Cat::start(Command::new(&path).arg0("cat"));
         let look = || {
-            let vma = read(cat.pid()).unwrap().into_iter().find(|v| v.name == path).unwrap();
-            let exe = super::super::exe(cat.pid()).unwrap();
+            let vma = of(cat.pid()).maps().unwrap().into_iter().find(|v| v.name == path).unwrap();
+            let exe = of(cat.pid()).exe().unwrap();
             assert_eq!((exe.path, exe.deleted), (path.clone(), vma.deleted));
             vma.deleted
         };
@@ -333,7 +315,7 @@ VmFlags: rd wr mr mw me gd ac
     #[test]
     fn a_zombie_has_no_mappings() {
         let zombie = Zombie::new();
-        match read(zombie.pid()) {
+        match of(zombie.pid()).maps() {
             Ok(vmas) => assert_eq!(vmas, []),
             Err(e) => assert!(e.to_string().contains("has no memory of its own"), "{e}"),
         }

@@ -37,14 +37,10 @@ pub(crate) mod unix;
 pub(crate) mod vmflags;
 mod written;
 
-pub use clocks::{Clocks, boot_skew, clock_offsets};
+pub use clocks::{Clocks, boot_skew};
 pub use exec::auxv_value;
 pub use id::{Pid, Tid};
 pub use process::Process;
-pub use process::{
-    auxv, cmdline, comm, cwd, exe, fds, has_ended, inner_pid, limits, namespace, personality,
-    posix_timers, root, sched, stat, status, syscall, tasks, timer_slack, wchan_state,
-};
 pub(crate) use shown::shown;
 
 use std::ffi::OsString;
@@ -216,6 +212,14 @@ mod tests {
         Pid::own()
     }
 
+    pub(super) fn we() -> Process {
+        of(me())
+    }
+
+    pub(super) fn of(pid: Pid) -> Process {
+        Process::open(pid).unwrap()
+    }
+
     /// A directory that vanishes with the value.
     pub(super) struct Scratch(pub std::path::PathBuf);
 
@@ -297,7 +301,7 @@ mod tests {
             ended.recv().unwrap_err();
         });
         let tid = told.recv().unwrap();
-        let tids = tasks(me()).unwrap();
+        let tids = we().tasks().unwrap();
         assert!(tids.contains(&tid) && tids.contains(&me().main_thread()), "{tid} in {tids:?}");
         assert!(tids.is_sorted());
         drop(end);
@@ -306,35 +310,47 @@ mod tests {
 
     #[test]
     fn the_dead_have_ended() {
-        assert!(has_ended(NOBODY) && has_ended(Zombie::new().pid()) && !has_ended(me()));
+        let zombie = Zombie::new();
+        assert!(of(zombie.pid()).has_ended() && !we().has_ended());
     }
 
     #[test]
     fn a_vanished_process_is_gone() {
-        let gone = format!("process {NOBODY} is gone");
-        assert_eq!(tasks(NOBODY).unwrap_err().to_string(), gone);
-        assert_eq!(maps::read(NOBODY).unwrap_err().to_string(), gone);
-        assert_eq!(maps::read_with_flags(NOBODY).unwrap_err().to_string(), gone);
-        assert_eq!(status(NOBODY, NOBODY.main_thread()).unwrap_err().to_string(), gone);
-        assert_eq!(stat(NOBODY, NOBODY.main_thread()).unwrap_err().to_string(), gone);
-        assert_eq!(fds(NOBODY).unwrap_err().to_string(), gone);
-        assert_eq!(pagemap::Pagemap::open(NOBODY).unwrap_err().to_string(), gone);
-        assert_eq!(exe(NOBODY).unwrap_err().to_string(), gone);
-        assert_eq!(cmdline(NOBODY).unwrap_err().to_string(), gone);
-        assert_eq!(limits(NOBODY).unwrap_err().to_string(), gone);
-        assert_eq!(posix_timers(NOBODY).unwrap_err().to_string(), gone);
-        assert_eq!(syscall(NOBODY, Tid::new(1)).unwrap_err().to_string(), gone);
+        let gone = |pid: Pid| format!("process {pid} is gone");
+        assert_eq!(Process::open(NOBODY).err().unwrap().to_string(), gone(NOBODY));
+        let zombie = Zombie::new();
+        let (pid, process) = (zombie.pid(), Process::open(zombie.pid()).unwrap());
+        drop(zombie);
+        assert!(process.is_reaped() && process.has_ended());
+        let all = [
+            process.tasks().unwrap_err(),
+            process.maps().unwrap_err(),
+            process.maps_with_flags().unwrap_err(),
+            process.main_status().unwrap_err(),
+            process.main_stat().unwrap_err(),
+            process.fds().err().unwrap(),
+            pagemap::Pagemap::of(&process).unwrap_err(),
+            process.exe().unwrap_err(),
+            process.cmdline().unwrap_err(),
+            process.limits().unwrap_err(),
+            process.posix_timers().unwrap_err(),
+            process.syscall(Tid::new(1)).unwrap_err(),
+        ];
+        for error in all {
+            assert_eq!(error.to_string(), gone(pid));
+        }
     }
 
     #[test]
     fn a_vanished_thread_is_named() {
-        let sentence = status(me(), NOBODY.main_thread()).unwrap_err().to_string();
+        let sentence = we().status(NOBODY.main_thread());
+        let sentence = sentence.unwrap_err().to_string();
         assert_eq!(sentence, format!("thread {NOBODY} of process {} is gone", me()));
     }
 
     #[test]
     fn a_file_that_is_not_there_is_no_vanished_process() {
-        let sentence = Process::own().unwrap().file("nonsense").unwrap_err().to_string();
+        let sentence = we().file("nonsense").unwrap_err().to_string();
         assert_eq!(
             sentence,
             format!("cannot read /proc/{}/nonsense: No such file or directory", me())

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! The namespaces of processes and threads (namespaces(7)).
 
-use super::id::{Pid, Tid};
-use std::path::{Path, PathBuf};
+use super::id::Tid;
+use super::process::Process;
+use std::path::PathBuf;
 
 /// The links of /proc/PID/ns, and what they are called in sentences. Time is not among them: a restart gives a program
 /// a namespace of that kind by itself.
@@ -23,18 +24,14 @@ pub(super) fn told(link: impl Into<PathBuf>) -> Option<PathBuf> {
     Some(link.into()).filter(|link| !link.as_os_str().is_empty())
 }
 
-fn link(place: impl AsRef<Path>) -> Option<PathBuf> {
-    place.as_ref().read_link().ok().and_then(told)
-}
-
 /// Namespaces by their numbers; None of one that may not be looked at.
+#[derive(Default)]
 pub(crate) struct Namespaces([Option<PathBuf>; KINDS.len()]);
 
 impl Namespaces {
     /// Those of a process.
-    pub(crate) fn of(pid: Pid) -> Self {
-        let directory = PathBuf::from(format!("/proc/{pid}/ns"));
-        Self(KINDS.map(|(name, _)| link(directory.join(name))))
+    pub(crate) fn of(process: &Process) -> Self {
+        Self(KINDS.map(|(name, _)| process.namespace(name)))
     }
 
     /// Those of this process in which another differs, in words.
@@ -46,10 +43,9 @@ impl Namespaces {
     }
 
     /// Those in which a thread of the process differs, in words.
-    pub(crate) fn left_by(&self, pid: Pid, tid: Tid) -> Vec<&'static str> {
-        let directory = format!("/proc/{pid}/task/{tid}/ns");
+    pub(crate) fn left_by(&self, process: &Process, tid: Tid) -> Vec<&'static str> {
         let left = |own: &Option<PathBuf>, name: &str| {
-            let its = link(Path::new(&directory).join(name));
+            let its = process.link_of(&format!("task/{tid}/ns/{name}")).ok().and_then(told);
             its.is_some() && own.is_some() && its != *own
         };
         let kinds = self.0.iter().zip(KINDS).take(OF_THREADS);

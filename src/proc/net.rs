@@ -2,7 +2,7 @@
 //! The TCP sockets of a process's network namespace, also those that no descriptor leads to (proc_net(5),
 //! /proc/PID/net/tcp and tcp6).
 
-use super::id::Pid;
+use super::process::Process;
 use super::slurp;
 use super::text::{decimal, hex, lines, words};
 use std::net::{IpAddr, Ipv6Addr};
@@ -35,15 +35,18 @@ pub(crate) struct Tcp {
 }
 
 /// All of them in the network namespace of a process.
-pub(crate) fn tcp(pid: Pid) -> Vec<Tcp> {
-    let text = |name: &str| slurp(&format!("/proc/{pid}/net/{name}")).unwrap_or_default();
-    [text("tcp"), text("tcp6")].iter().flat_map(|text| parse(text)).collect()
+pub(crate) fn tcp(process: &Process) -> Vec<Tcp> {
+    both(process, ["tcp", "tcp6"])
 }
 
 /// The raw sockets of that, in the same form (/proc/PID/net/raw and raw6).
-pub(crate) fn raw(pid: Pid) -> Vec<Tcp> {
-    let text = |name: &str| slurp(&format!("/proc/{pid}/net/{name}")).unwrap_or_default();
-    [text("raw"), text("raw6")].iter().flat_map(|text| parse(text)).collect()
+pub(crate) fn raw(process: &Process) -> Vec<Tcp> {
+    both(process, ["raw", "raw6"])
+}
+
+fn both(process: &Process, names: [&str; 2]) -> Vec<Tcp> {
+    let text = |name: &str| slurp(&process.path(&format!("net/{name}"))).unwrap_or_default();
+    names.map(text).iter().flat_map(|text| parse(text)).collect()
 }
 
 fn parse(text: &[u8]) -> Vec<Tcp> {

@@ -80,18 +80,10 @@ pub(crate) struct Pagemap {
 }
 
 impl Pagemap {
-    /// Opens the pagemap of process `pid`.
-    ///
-    /// # Errors
-    /// The process is gone or may not be read (ptrace access, PTRACE_MODE_READ).
-    pub(crate) fn open(pid: Pid) -> Result<Self> {
-        Self::of(&Process::open(pid)?)
-    }
-
     /// Opens that of a process.
     ///
     /// # Errors
-    /// As [`Pagemap::open`].
+    /// The process is gone or may not be read (ptrace access, PTRACE_MODE_READ).
     pub(crate) fn of(process: &Process) -> Result<Self> {
         let why = |e| failed(process, None, &process.called("pagemap"), &e);
         let file = File::open(process.path("pagemap")).map_err(why)?;
@@ -225,7 +217,8 @@ fn zero_frame() -> Option<u64> {
         std::hint::black_box((memory[0], memory[PAGE as usize]));
         let start = memory.as_ptr().addr() as u64;
         let mut frames = Vec::new();
-        Pagemap::open(Pid::own())
+        Process::own()
+            .and_then(|own| Pagemap::of(&own))
             .and_then(|own| own.entries(start, start + 2 * PAGE, |_, entry| frames.push(entry)))
             .ok()?;
         match frames[..] {
@@ -237,8 +230,7 @@ fn zero_frame() -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::maps;
-    use super::super::tests::{Cat, me};
+    use super::super::tests::{Cat, of, we};
     use super::*;
     use memmap2::{Advice, MmapMut};
 
@@ -293,7 +285,7 @@ mod tests {
     fn written_pages_are_populated() {
         let (memory, start) = sixteen();
         let end = start + memory.len() as u64;
-        let map = Pagemap::open(me()).unwrap();
+        let map = Pagemap::of(&we()).unwrap();
         for private_only in [true, false] {
             let scanned = map.populated(start, end, private_only).unwrap();
             let walked = map.populated_by_entries(start..end, private_only).unwrap();
@@ -317,7 +309,7 @@ mod tests {
     fn the_scan_of_a_new_kernel_knows_the_zero_page() {
         let (memory, start) = sixteen();
         let end = start + memory.len() as u64;
-        let map = Pagemap::open(me()).unwrap();
+        let map = Pagemap::of(&we()).unwrap();
         let zeros = Want { any: PAGE_IS_PFNZERO, none: 0 };
         match scan(&map.file, start..end, zeros) {
             Ok(found) => {
@@ -340,7 +332,7 @@ mod tests {
             memory[2 * run * PAGE as usize] = 1;
         }
         let start = memory.as_ptr().addr() as u64;
-        let map = Pagemap::open(me()).unwrap();
+        let map = Pagemap::of(&we()).unwrap();
         let expected: Vec<_> = (0..runs as u64).map(|r| (2 * r, 2 * r + 1)).collect();
         let end = start + memory.len() as u64;
         assert_eq!(pages(start, &map.populated(start, end, true).unwrap()), expected);
@@ -355,7 +347,7 @@ mod tests {
         memory.fill(1);
         let start = memory.as_ptr().addr() as u64;
         let end = start + memory.len() as u64;
-        let map = Pagemap::open(me()).unwrap();
+        let map = Pagemap::of(&we()).unwrap();
         let whole = (0, 20_000);
         assert_eq!(pages(start, &map.populated(start, end, true).unwrap()), [whole]);
         assert_eq!(pages(start, &map.populated_by_entries(start..end, true).unwrap()), [whole]);
@@ -365,7 +357,7 @@ mod tests {
     fn entries_come_in_order_in_chunks() {
         let memory = MmapMut::map_anon(20_000 * PAGE as usize).unwrap();
         let start = memory.as_ptr().addr() as u64;
-        let map = Pagemap::open(me()).unwrap();
+        let map = Pagemap::of(&we()).unwrap();
         let mut next = start;
         let end = start + memory.len() as u64;
         map.entries(start, end, |address, entry| {
@@ -380,9 +372,9 @@ mod tests {
     #[test]
     fn program_text_is_of_a_file() {
         let code = program_text_is_of_a_file as *const () as u64;
-        let vmas = maps::read(me()).unwrap();
+        let vmas = we().maps().unwrap();
         let vma = vmas.iter().find(|v| v.start <= code && code < v.end).unwrap();
-        let map = Pagemap::open(me()).unwrap();
+        let map = Pagemap::of(&we()).unwrap();
         let all = map.populated(vma.start, vma.end, false).unwrap();
         assert!(all.iter().any(|r| r.contains(&code)), "{all:x?}");
         assert_eq!(map.populated(vma.start, vma.end, true).unwrap(), []);
@@ -391,7 +383,7 @@ mod tests {
 
     #[test]
     fn kernel_addresses_hold_nothing() {
-        let map = Pagemap::open(me()).unwrap();
+        let map = Pagemap::of(&we()).unwrap();
         let (start, end) = (0xffff_ffff_ff60_0000, 0xffff_ffff_ff60_1000);
         assert_eq!(map.populated(start, end, true).unwrap(), []);
         assert_eq!(map.guards(start, end).unwrap(), []);
@@ -401,9 +393,9 @@ mod tests {
     #[test]
     fn another_process() {
         let cat = Cat::new();
-        let vmas = maps::read(cat.pid()).unwrap();
+        let vmas = of(cat.pid()).maps().unwrap();
         let stack = vmas.iter().find(|v| v.name == "[stack]").unwrap();
-        let map = Pagemap::open(cat.pid()).unwrap();
+        let map = Pagemap::of(&of(cat.pid())).unwrap();
         assert!(!map.populated(stack.start, stack.end, true).unwrap().is_empty());
     }
 }

@@ -5,16 +5,11 @@
 //! The calls on a pidfd have no memory arguments, and the descriptors that the kernel makes are owned from the start.
 #![allow(unsafe_code)]
 
-use super::fds::Fd;
 use super::forebear::{self, Ask, shape};
 use super::id::{Pid, Tid};
-use super::limits::Limit;
-use super::links::Link;
 use super::stat::Stat;
 use super::status::Status;
 use super::text::{decimal, words};
-use super::thread::{Sched, Wchan};
-use super::timers::PosixTimer;
 use super::{failed, slurp_in, slurp_piece};
 use crate::error::{Error, Kind, Result};
 use nix::errno::Errno;
@@ -25,14 +20,17 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
 
 /// A process by its pidfd (pidfd_open(2)) and the directory of /proc that was its when it was opened. What is read is
-/// this process's, or fails: the id may be another's by then.
+/// this process's, or fails: the id may be another's by then. Whoever looks at a process at more than one moment opens it
+/// once and hands it on; a copy has the same descriptors.
+#[derive(Clone)]
 pub struct Process {
     pid: Pid,
-    directory: File,
-    /// None of a thread that leads no process.
-    pidfd: Option<OwnedFd>,
+    directory: Arc<File>,
+    /// None of a thread that leads no process, and of one that was opened for a look.
+    pidfd: Option<Arc<OwnedFd>>,
 }
 
 impl Process {
@@ -45,7 +43,7 @@ impl Process {
         let pidfd =
             Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.get(), 0) }).ok();
         // SAFETY: the kernel just made this descriptor for us.
-        let pidfd = pidfd.map(|fd| unsafe { OwnedFd::from_raw_fd(fd as i32) });
+        let pidfd = pidfd.map(|fd| Arc::new(unsafe { OwnedFd::from_raw_fd(fd as i32) }));
         let process = Self { pidfd, ..Self::glimpse(pid)? };
         // Between the two calls the id could have been given to another.
         match process.pidfd.is_some() && process.is_reaped() {
@@ -54,8 +52,12 @@ impl Process {
         }
     }
 
-    /// A process for one look, in few system calls.
-    pub(super) fn glimpse(pid: Pid) -> Result<Self> {
+    /// The process that has this id now, for a look in few system calls: without a pidfd, the end of one that nobody has
+    /// waited for yet is none ([`Process::has_ended`]).
+    ///
+    /// # Errors
+    /// As of [`Process::open`].
+    pub fn glimpse(pid: Pid) -> Result<Self> {
         let path = format!("/proc/{pid}");
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let directory = openat(AT_FDCWD, path.as_str(), flags, Mode::empty());
@@ -63,7 +65,7 @@ impl Process {
             Errno::ENOENT => gone(pid),
             _ => Error::new(format!("cannot open {path}: {}", e.desc())),
         })?;
-        Ok(Self { pid, directory: directory.into(), pidfd: None })
+        Ok(Self { pid, directory: Arc::new(directory.into()), pidfd: None })
     }
 
     /// The process that asks.
@@ -84,9 +86,59 @@ impl Process {
         self.pid.main_thread()
     }
 
+    /// What the kernel says of that thread in numbers.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn main_stat(&self) -> Result<Stat> {
+        self.stat(self.main_thread())
+    }
+
+    /// What the kernel says of that thread.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn main_status(&self) -> Result<Status> {
+        self.status(self.main_thread())
+    }
+
+    /// Its name: that of the main thread, at most 15 bytes.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn name(&self) -> Result<OsString> {
+        self.comm(self.main_thread())
+    }
+
     /// Where a file of it is found, by way of our descriptor of its directory.
     pub fn path(&self, name: &str) -> String {
         format!("/proc/self/fd/{}/{name}", self.directory.as_raw_fd())
+    }
+
+    /// Its effective user, which its directory belongs to whatever else holds (task_dump_owner in fs/proc/base.c).
+    pub fn user(&self) -> Option<u32> {
+        self.stat_of(".").ok().map(|entry| entry.st_uid)
+    }
+
+    /// Whom its other files in /proc belong to: its user, or root if that may not look at it (PR_SET_DUMPABLE).
+    pub fn owner(&self) -> Option<u32> {
+        self.stat_of("environ").ok().map(|entry| entry.st_uid)
+    }
+
+    /// The environment that it was executed with, as it stands in its memory now: NAME=VALUE with a null byte behind each.
+    ///
+    /// # Errors
+    /// It is gone or may not be looked at.
+    pub fn environment(&self) -> Result<Vec<u8>> {
+        self.file("environ")
+    }
+
+    /// The file that it executes.
+    ///
+    /// # Errors
+    /// It is gone or may not be looked at.
+    pub fn executable(&self) -> io::Result<File> {
+        File::open(self.path("exe"))
     }
 
     /// Where what a descriptor of it shows can be opened, by way of our descriptor of its directory.
@@ -98,12 +150,12 @@ impl Process {
     }
 
     /// What `name` is called in sentences.
-    pub(super) fn called(&self, name: &str) -> String {
+    pub fn called(&self, name: &str) -> String {
         format!("/proc/{}/{name}", self.pid)
     }
 
     /// Whether it was waited for, and its id may be another's.
-    pub(super) fn is_reaped(&self) -> bool {
+    pub fn is_reaped(&self) -> bool {
         self.stat_of("stat").is_err()
     }
 
@@ -167,12 +219,12 @@ impl Process {
 
     /// Where a link of /proc/PID leads.
     pub(super) fn link_of(&self, name: &str) -> nix::Result<OsString> {
-        readlinkat(&self.directory, name)
+        readlinkat(&*self.directory, name)
     }
 
     /// What stat(2) says of /proc/PID/`name`, or of what it leads to.
     pub(super) fn stat_of(&self, name: &str) -> nix::Result<FileStat> {
-        fstatat(&self.directory, name, AtFlags::empty())
+        fstatat(&*self.directory, name, AtFlags::empty())
     }
 
     /// The device and the inode of the file that a descriptor shows, and how it may be accessed (O_ACCMODE), which the
@@ -181,7 +233,7 @@ impl Process {
         let link = format!("fd/{number}");
         let file = self.stat_of(&link).ok()?;
         let mode =
-            fstatat(&self.directory, link.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW).ok()?.st_mode;
+            fstatat(&*self.directory, link.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW).ok()?.st_mode;
         let access = match (mode & libc::S_IRUSR != 0, mode & libc::S_IWUSR != 0) {
             (_, false) => libc::O_RDONLY,
             (false, true) => libc::O_WRONLY,
@@ -195,8 +247,8 @@ impl Process {
         // Their entries come in any number of pieces.
         const LISTS: [&str; 4] = ["maps", "smaps", "timers", "children"];
         match LISTS.iter().any(|list| name.ends_with(list)) {
-            true => slurp_in(&self.directory, name),
-            false => slurp_piece(&self.directory, name),
+            true => slurp_in(&*self.directory, name),
+            false => slurp_piece(&*self.directory, name),
         }
     }
 
@@ -239,60 +291,4 @@ impl Process {
 
 fn gone(pid: Pid) -> Error {
     Error::new(format!("process {pid} is gone")).of(Kind::Gone)
-}
-
-/// The same of a process that is looked at once.
-macro_rules! once {
-    ($($name:ident($($argument:ident: $kind:ty),*) -> $result:ty;)*) => {$(
-        #[doc = concat!("[`Process::", stringify!($name), "`] of the process that has this id now.")]
-        ///
-        /// # Errors
-        /// As there, and there is none.
-        pub fn $name(pid: Pid, $($argument: $kind),*) -> Result<$result> {
-            Process::glimpse(pid)?.$name($($argument),*)
-        }
-    )*};
-}
-
-once! {
-    tasks() -> Vec<Tid>;
-    stat(tid: Tid) -> Stat;
-    status(tid: Tid) -> Status;
-    comm(tid: Tid) -> OsString;
-    syscall(tid: Tid) -> Option<(u64, [u64; 6])>;
-    wchan_state(tid: Tid) -> Wchan;
-    cmdline() -> Vec<OsString>;
-    auxv() -> Vec<u8>;
-    personality(tid: Tid) -> u64;
-    limits() -> [Limit; 16];
-    posix_timers() -> Vec<PosixTimer>;
-    exe() -> Link;
-    cwd() -> Link;
-    root() -> Link;
-    fds() -> Vec<Fd>;
-}
-
-/// [`Process::sched`] of a process that is looked at once.
-pub fn sched(pid: Pid, tid: Tid) -> Option<Sched> {
-    Process::glimpse(pid).ok()?.sched(tid)
-}
-
-/// [`Process::timer_slack`] of a process that is looked at once.
-pub fn timer_slack(pid: Pid, tid: Tid) -> u64 {
-    Process::glimpse(pid).map_or(0, |process| process.timer_slack(tid))
-}
-
-/// [`Process::has_ended`] of a process that is looked at once.
-pub fn has_ended(pid: Pid) -> bool {
-    Process::open(pid).map_or(true, |process| process.has_ended())
-}
-
-/// [`Process::namespace`] of a process that is looked at once.
-pub fn namespace(pid: Pid, kind: &str) -> Option<std::path::PathBuf> {
-    Process::glimpse(pid).ok()?.namespace(kind)
-}
-
-/// [`Process::inner_pid`] of a process that is looked at once.
-pub fn inner_pid(pid: Pid) -> Pid {
-    Process::glimpse(pid).map_or(pid, |process| process.inner_pid())
 }

@@ -128,6 +128,11 @@ impl Process {
         self.flags().is_none_or(|flags| flags & EXITING != 0)
     }
 
+    /// Whether a signal has stopped it. False of one that is gone.
+    pub fn is_stopped(&self) -> bool {
+        self.main_stat().is_ok_and(|stat| stat.state == 'T')
+    }
+
     /// Whether it is a thread of the kernel.
     pub fn is_kernels(&self) -> bool {
         const KTHREAD: u64 = 0x20_0000;
@@ -212,8 +217,7 @@ pub(super) fn parse_anything(bytes: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::stat;
-    use super::super::tests::{Zombie, me};
+    use super::super::tests::{Zombie, me, of, we};
     use super::*;
 
     const REST: &str = "S 5761 5762 4525 34816 -1 4194304 102 0 0 0 0 0 0 0 20 -5 3 0 126322 \
@@ -274,7 +278,7 @@ mod tests {
 
     #[test]
     fn own_stat() {
-        let stat = stat(me(), me().main_thread()).unwrap();
+        let stat = we().stat(me().main_thread()).unwrap();
         let environ = std::env::vars_os().count();
         assert_eq!(stat.ppid.nix(), nix::unistd::getppid());
         assert_eq!(stat.pgrp.nix(), nix::unistd::getpgrp());
@@ -287,7 +291,7 @@ mod tests {
     #[test]
     fn a_zombie_has_no_addresses() {
         let zombie = Zombie::new();
-        let stat = stat(zombie.pid(), zombie.pid().main_thread()).unwrap();
+        let stat = of(zombie.pid()).stat(zombie.pid().main_thread()).unwrap();
         assert_eq!((stat.state, stat.start_brk, stat.ppid), ('Z', 0, me()));
         assert_eq!(glance(zombie.pid().main_thread()), Some(('Z', me())));
         assert_eq!(glance(super::super::tests::NOBODY.main_thread()), None);

@@ -197,8 +197,7 @@ pub(super) fn parse_anything(bytes: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::status;
-    use super::super::tests::{Zombie, me};
+    use super::super::tests::{Zombie, me, of, we};
     use super::*;
 
     const STATUS: &[u8] = b"\
@@ -291,7 +290,7 @@ untag_mask:\t0x7fffffffffffffff
         let before = SigSet::thread_get_mask().unwrap();
         mask.thread_block().unwrap();
         let tid = Tid::own();
-        let status = status(me(), tid);
+        let status = we().status(tid);
         before.thread_set_mask().unwrap();
         let status = status.unwrap();
         assert_eq!(status.tgid, me());
@@ -306,7 +305,7 @@ untag_mask:\t0x7fffffffffffffff
     #[test]
     fn a_zombie_has_no_umask() {
         let zombie = Zombie::new();
-        let status = status(zombie.pid(), zombie.pid().main_thread()).unwrap();
+        let status = of(zombie.pid()).status(zombie.pid().main_thread()).unwrap();
         assert_eq!((status.state, status.umask), ('Z', None));
         assert_eq!((status.name.to_str(), status.ppid), (Some("true"), me()));
     }

@@ -31,11 +31,10 @@ impl Process {
     /// read, which of another process takes CAP_SYS_NICE. 0 is also what real-time threads have.
     pub fn timer_slack(&self, tid: Tid) -> u64 {
         // Below task/ there is no such file, but /proc answers to the id of any thread.
-        let own = self.thread_file(tid, "comm").and_then(|_| {
-            let text = slurp(&format!("/proc/{tid}/timerslack_ns"));
-            decimal(text.unwrap_or_default().trim_ascii())
-        });
-        own.unwrap_or(0)
+        let text = slurp(&format!("/proc/{tid}/timerslack_ns")).ok();
+        // It is another's if it was not there in between.
+        let text = text.filter(|_| self.has(tid));
+        text.and_then(|text| decimal(text.trim_ascii()).ok()).unwrap_or(0)
     }
 }
 
@@ -143,8 +142,7 @@ pub(super) fn parse_anything(bytes: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{Cat, NOBODY, Zombie, me};
-    use super::super::{comm, sched, stat, syscall, timer_slack, wchan_state};
+    use super::super::tests::{Cat, NOBODY, Zombie, of, we};
     use super::*;
     use nix::libc;
 
@@ -194,9 +192,9 @@ mod tests {
                 std::fs::write(path, name).unwrap();
                 let tid = my_tid();
                 let names = [
-                    comm(me(), tid).unwrap(),
-                    stat(me(), tid).unwrap().comm,
-                    super::super::status(me(), tid).unwrap().name,
+                    we().comm(tid).unwrap(),
+                    we().stat(tid).unwrap().comm,
+                    we().status(tid).unwrap().name,
                 ];
                 assert_eq!(names, [name, name, name]);
             });
@@ -207,14 +205,14 @@ mod tests {
     #[test]
     fn own_timer_slack() {
         let slack = nix::sys::prctl::get_timerslack().unwrap();
-        assert_eq!(timer_slack(me(), my_tid()), u64::try_from(slack).unwrap());
+        assert_eq!(we().timer_slack(my_tid()), u64::try_from(slack).unwrap());
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 nix::sys::prctl::set_timerslack(123_456).unwrap();
-                assert_eq!(timer_slack(me(), my_tid()), 123_456);
+                assert_eq!(we().timer_slack(my_tid()), 123_456);
             });
         });
-        assert_eq!(timer_slack(me(), NOBODY.main_thread()), 0);
+        assert_eq!(we().timer_slack(NOBODY.main_thread()), 0);
     }
 
     #[test]
@@ -223,24 +221,24 @@ mod tests {
         let (pid, read) = (cat.pid(), u64::try_from(libc::SYS_read).unwrap());
         // The kernel shows a call only of a thread that has left the processor, and the pipe is
         // empty: once this is in a read it stays there.
-        while !matches!(syscall(pid, pid.main_thread()).unwrap(), Some((nr, [0, ..])) if nr == read)
+        while !matches!(of(pid).syscall(pid.main_thread()).unwrap(), Some((nr, [0, ..])) if nr == read)
         {
             std::thread::yield_now();
         }
-        assert_eq!(wchan_state(pid, pid.main_thread()).unwrap().state, 'S');
-        let slept = sched(pid, pid.main_thread());
+        assert_eq!(of(pid).wchan_state(pid.main_thread()).unwrap().state, 'S');
+        let slept = of(pid).sched(pid.main_thread());
         assert!(slept.is_some_and(|s| s.ran > 0 && s.switches > 0), "{slept:?}");
-        assert_eq!(sched(pid, pid.main_thread()), slept);
-        assert_eq!(sched(NOBODY, NOBODY.main_thread()), None);
+        assert_eq!(of(pid).sched(pid.main_thread()), slept);
+        assert_eq!(we().sched(NOBODY.main_thread()), None);
     }
 
     #[test]
     fn we_run() {
         // A thread that asks about itself is in the read that asks.
-        let (number, _) = syscall(me(), my_tid()).unwrap().unwrap();
+        let (number, _) = we().syscall(my_tid()).unwrap().unwrap();
         assert_eq!(number, u64::try_from(libc::SYS_read).unwrap());
-        assert_eq!(wchan_state(me(), my_tid()).unwrap(), Wchan { state: 'R', function: None });
+        assert_eq!(we().wchan_state(my_tid()).unwrap(), Wchan { state: 'R', function: None });
         let zombie = Zombie::new();
-        assert_eq!(wchan_state(zombie.pid(), zombie.pid().main_thread()).unwrap().state, 'Z');
+        assert_eq!(of(zombie.pid()).wchan_state(zombie.pid().main_thread()).unwrap().state, 'Z');
     }
 }

@@ -100,8 +100,7 @@ pub(super) fn parse_anything(bytes: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::posix_timers;
-    use super::super::tests::me;
+    use super::super::tests::we;
     use super::*;
 
     #[test]
@@ -156,6 +155,6 @@ Future: 1
 
     #[test]
     fn we_have_no_timers() {
-        assert_eq!(posix_timers(me()).unwrap(), []);
+        assert_eq!(we().posix_timers().unwrap(), []);
     }
 }

@@ -7,7 +7,8 @@
 //! here.
 
 use super::id::Pid;
-use super::{comm, stat};
+use super::process::Process;
+use super::stat;
 use crate::abreast;
 use crate::error::{Because, Result};
 use nix::fcntl::AT_FDCWD;
@@ -70,7 +71,7 @@ fn glance(pid: Pid) -> Option<Kin> {
 /// # Errors
 /// It is gone.
 pub(crate) fn kin(pid: Pid) -> Result<Kin> {
-    Ok(of_stat(pid, &stat(pid, pid.main_thread())?))
+    Ok(of_stat(pid, &Process::glimpse(pid)?.main_stat()?))
 }
 
 /// The same as the kernel says it of its first thread.
@@ -88,7 +89,7 @@ pub(crate) fn of_stat(pid: Pid, stat: &stat::Stat) -> Kin {
 /// Whether it is a monitor or dumper that has come to init, which gives it an exit signal (kernel/exit.c,
 /// reparent_leader).
 fn is_adopted(pid: Pid) -> bool {
-    let words = super::cmdline(pid).unwrap_or_default();
+    let words = Process::glimpse(pid).and_then(|it| it.cmdline()).unwrap_or_default();
     words.get(1).is_some_and(|word| word.as_encoded_bytes().starts_with(b"__"))
 }
 
@@ -132,13 +133,18 @@ pub(crate) fn below(root: Pid, known: &HashSet<Pid>, all: &[Kin]) -> Vec<Pid> {
 
 /// Whether a process is the restarter of a tree.
 fn stands_for(pid: Pid, all: &[Kin]) -> bool {
-    let is = |kin: &Kin| comm(kin.pid, kin.pid.main_thread()).is_ok_and(|comm| comm == WITNESS);
+    let is = |kin: &Kin| is_named(kin.pid, WITNESS);
     all.iter().any(|kin| kin.parent == pid && kin.ours && is(kin))
 }
 
 /// Whether init is that of a namespace which a restart has made.
 pub(crate) fn is_made_for_a_tree() -> bool {
-    comm(Pid::INIT, Pid::INIT.main_thread()).is_ok_and(|comm| comm == INIT)
+    is_named(Pid::INIT, INIT)
+}
+
+/// Whether the process that has an id now has this name.
+pub(crate) fn is_named(pid: Pid, name: &str) -> bool {
+    Process::glimpse(pid).and_then(|it| it.name()).is_ok_and(|own| own == name)
 }
 
 /// Those of `all` of whom nobody can tell whether they descend from `root`: their parents have ended, and they have the

@@ -7,7 +7,7 @@
 
 use super::raw;
 use crate::error::{Because, Result};
-use crate::proc::{Pid, fds, forebear, of_this_namespace};
+use crate::proc::{Pid, Process, forebear, of_this_namespace};
 use nix::errno::Errno;
 use nix::libc;
 use std::fs::{self, File};
@@ -49,7 +49,8 @@ pub(crate) fn is_refusal(error: Errno) -> bool {
 
 fn reopen(pid: Pid, fd: i32) -> Option<OwnedFd> {
     of_this_namespace().ok()?;
-    let path = format!("/proc/{pid}/fd/{fd}");
+    let process = Process::glimpse(pid).ok()?;
+    let path = process.fd(fd.cast_unsigned());
     let found = fs::metadata(&path).ok()?;
     let major = libc::major(found.rdev());
     let alike = match found.mode() & libc::S_IFMT {
@@ -57,7 +58,7 @@ fn reopen(pid: Pid, fd: i32) -> Option<OwnedFd> {
         libc::S_IFCHR => TERMINALS.iter().any(|majors| majors.contains(&major)),
         _ => false,
     };
-    let flags = fds::one(pid, fd.unsigned_abs()).ok()??.flags.cast_signed();
+    let flags = process.descriptor(fd.unsigned_abs()).ok()??.flags.cast_signed();
     let access = flags & libc::O_ACCMODE;
     let mut options = File::options();
     options.read(access != libc::O_WRONLY).write(access != libc::O_RDONLY);

@@ -2,8 +2,7 @@
 //! What a call on a descriptor may wait for.
 
 use super::borrowed;
-use crate::proc;
-use crate::proc::Pid;
+use crate::proc::{Pid, Process};
 use nix::libc;
 use nix::sys::stat::{SFlag, major, minor};
 use nix::sys::termios::{LocalFlags, SpecialCharacterIndices, tcgetattr};
@@ -36,7 +35,7 @@ pub(crate) struct Found {
 pub(crate) fn look(pid: Pid, fd: i32) -> Option<Found> {
     const MEMORY: u64 = 1;
     const ENDLESS: [u64; 4] = [5, 7, 8, 9];
-    let found = proc::fds::one(pid, u32::try_from(fd).ok()?).ok()??;
+    let found = Process::glimpse(pid).ok()?.descriptor(u32::try_from(fd).ok()?).ok()??;
     let device = (major(found.rdev), minor(found.rdev));
     let is = match SFlag::from_bits_truncate(found.mode) & SFlag::S_IFMT {
         SFlag::S_IFIFO => Is::Pipe,

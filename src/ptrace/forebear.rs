@@ -15,8 +15,8 @@
 use super::raw;
 use crate::error::{Because, Result};
 use crate::proc::forebear::{Answer, Ask, LONGEST, NAMELESS, address, shape, what};
-use crate::proc::{self, tree};
-use crate::proc::{Pid, Tid};
+use crate::proc::tree;
+use crate::proc::{Pid, Process, Tid};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{
@@ -94,7 +94,7 @@ impl Forebear {
 
     fn at(id: Pid, near: Pid) -> Result<Self> {
         let what = || "cannot serve the dumpers of the program";
-        let namespace = proc::namespace(near, "pid").unwrap_or_default();
+        let namespace = namespace(near).unwrap_or_default();
         let (kind, flags) = (SockType::SeqPacket, SockFlag::SOCK_CLOEXEC);
         let socket = socket(AddressFamily::Unix, kind, flags, None).because(what)?;
         let address = address(id, &namespace).because(what)?;
@@ -173,6 +173,16 @@ fn attend(line: &OwnedFd, near: Pid) {
     }
 }
 
+/// The PID namespace of the process that has this id now.
+fn namespace(pid: Pid) -> Option<std::path::PathBuf> {
+    Process::glimpse(pid).ok()?.namespace("pid")
+}
+
+/// What a thread of ours is in its own PID namespace.
+fn inner(id: Tid) -> Tid {
+    Process::glimpse(id.as_pid()).map_or(id, |it| it.inner_pid().main_thread())
+}
+
 /// Ids in the PID namespace of the tree and in ours.
 struct Numbers {
     /// The namespace, if it is another than ours.
@@ -182,21 +192,22 @@ struct Numbers {
 
 impl Numbers {
     fn of(near: Pid) -> Self {
-        let own = proc::namespace(Pid::own(), "pid");
-        let there = proc::namespace(near, "pid").filter(|there| Some(there) != own.as_ref());
+        let own = namespace(Pid::own());
+        let there = namespace(near).filter(|there| Some(there) != own.as_ref());
         Self { there, known: HashMap::new() }
     }
 
     /// What a thread is here that has this id there.
     fn here(&mut self, id: Tid) -> Tid {
         let Some(there) = &self.there else { return id };
-        let fits = |at: &Tid| proc::inner_pid(at.as_pid()) == id.as_pid();
+        let fits = |at: &Tid| inner(*at) == id;
         if let Some(known) = self.known.get(&id).filter(|known| fits(known)) {
             return *known;
         }
         let all = tree::pids().unwrap_or_default().into_iter();
-        let all = all.filter(|pid| proc::namespace(*pid, "pid").as_ref() == Some(there));
-        let found = all.flat_map(|pid| proc::tasks(pid).unwrap_or_default()).find(fits);
+        let all = all.filter(|pid| namespace(*pid).as_ref() == Some(there));
+        let tasks = |pid| Process::glimpse(pid).and_then(|it| it.tasks()).unwrap_or_default();
+        let found = all.flat_map(tasks).find(fits);
         // Of one that is gone a number that no process has.
         let found = found.unwrap_or(Tid::new(i32::MAX));
         self.known.insert(id, found);
@@ -205,7 +216,7 @@ impl Numbers {
 
     /// What a thread of ours is there.
     fn there(&self, id: Tid) -> Tid {
-        if self.there.is_some() { proc::inner_pid(id.as_pid()).main_thread() } else { id }
+        if self.there.is_some() { inner(id) } else { id }
     }
 }
 
@@ -224,7 +235,8 @@ fn answer(
     let id = numbers.here(Tid::new(asked.id));
     let errno = |e: std::io::Error| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EPERM));
     let open = |name: &str, writes: bool| {
-        let opened = File::options().read(true).write(writes).open(format!("/proc/{id}/{name}"));
+        let process = Process::glimpse(id.as_pid()).map_err(|_| Errno::ESRCH)?;
+        let opened = File::options().read(true).write(writes).open(process.path(name));
         opened.map_err(errno)
     };
     match asked.what {

@@ -9,8 +9,8 @@
 use super::freeze::{FIRST_ATTEMPT, Frozen, LAST_ATTEMPT, PATIENCE, Stopping, open_with};
 use super::stopping::await_hearing;
 use crate::error::{Error, Kind, Result};
-use crate::proc;
 use crate::proc::Pid;
+use crate::proc::Process;
 use crate::proc::tree::{self, INIT, Kin, WITNESS};
 use crate::settings::Without;
 use std::collections::{HashMap, HashSet};
@@ -71,7 +71,8 @@ impl Forest {
     /// # Errors
     /// With everything running again: those of [`Frozen::freeze`], of any of them; a tree that grows faster than it
     /// can be stopped.
-    pub(crate) fn freeze(root: Pid, without: &Without, is_heir: &IsHeir<'_>) -> Result<Self> {
+    pub(crate) fn freeze(first: &Process, without: &Without, is_heir: &IsHeir<'_>) -> Result<Self> {
+        let root = first.pid();
         let begun = Instant::now();
         let deadline = begun + PATIENCE;
         let mut held = Duration::ZERO;
@@ -81,20 +82,20 @@ impl Forest {
             let (wanted, listed) = begin(root, without, is_heir)?;
             let before = await_all(root, &wanted, listed, deadline, &mut left)?;
             let since = Instant::now();
-            let found = Self::attempt(root, &wanted, before, patience, &mut left);
+            let found = Self::attempt(first, &wanted, before, patience, &mut left);
             held += since.elapsed();
             let holder = match found {
                 Ok(Attempt::Whole(forest)) => return Ok(forest),
                 Ok(Attempt::Held(pid)) => pid,
                 Ok(Attempt::Anew) => root,
-                Err(e) if e.kind() == Kind::Gone && tree::kin(root).is_ok() => root,
+                Err(e) if e.kind() == Kind::Gone && !first.is_reaped() => root,
                 Err(e) => return Err(e),
             };
             if Instant::now() > deadline {
                 left.clear();
                 // Alone it has its own sentence, or all is well.
                 if holder != root {
-                    Frozen::freeze(holder)?.thaw();
+                    Frozen::freeze(&Process::open(holder)?)?.thaw();
                 }
                 let text = format!("the processes below {root} come and go too fast to be stopped");
                 return Err(Error::new(text).hint("try again when it makes fewer of them"));
@@ -108,13 +109,14 @@ impl Forest {
 
     /// One attempt, with what others have `left` of processes that could not all be stopped.
     fn attempt(
-        root: Pid,
+        first: &Process,
         wanted: &Wanted<'_>,
         before: Listed,
         patience: Duration,
         left: &mut Left,
     ) -> Result<Attempt> {
-        let mut forest = match Frozen::soon(root, patience, left.remove(&root))? {
+        let root = first.pid();
+        let mut forest = match Frozen::soon(first, patience, left.remove(&root))? {
             Ok(first) => Self::of(first),
             Err(some) => {
                 left.insert(root, some);
@@ -289,8 +291,9 @@ fn list_of(mut all: Vec<Kin>, root: Pid, known: &HashSet<Pid>, wanted: &Wanted<'
     known.extend(&wanted.heirs);
     let known = &known;
     all.retain(|kin| kin.pid != own);
-    let is_meant =
-        |pid| proc::comm(pid, pid.main_thread()).is_ok_and(|comm| without.means(pid, &comm));
+    let is_meant = |pid| {
+        Process::glimpse(pid).and_then(|it| it.name()).is_ok_and(|comm| without.means(pid, &comm))
+    };
     let mut found = tree::below(root, known, &all);
     let others = found.iter().filter(|pid| **pid != root);
     let none = *without == Without::default();
@@ -314,24 +317,27 @@ fn heirs(root: Pid, all: &[Kin], is_heir: &IsHeir<'_>) -> HashSet<Pid> {
     orphans.filter(|pid| !is_ours(*pid) && is_heir(*pid)).collect()
 }
 
-/// Whether an orphan is one of our processes.
+/// Whether an orphan is one of our processes. By the name alone, where [`Kin::ours`] wants evidence: a snapshot that has come
+/// to init has the program's arguments and init's exit signal, a monitor that has not executed itself yet its maker's.
+/// Nobody is lost by that who belongs to the tree by a link and has taken such a name.
 fn is_ours(pid: Pid) -> bool {
     const OURS: [&str; 4] = ["ckpt-monitor", "ckpt-dump", "ckpt-assist", "ckpt-snapshot"];
-    let name = proc::comm(pid, pid.main_thread()).unwrap_or_default();
+    let Ok(process) = Process::glimpse(pid) else { return false };
+    let name = process.name().unwrap_or_default();
     // A name of ours is gone for a moment when a monitor is executed, from memory.
-    let from_memory = || proc::exe(pid).is_ok_and(|exe| exe.path.as_os_str() == "/memfd:ckpt");
+    let from_memory = || process.exe().is_ok_and(|exe| exe.path.as_os_str() == "/memfd:ckpt");
     OURS.iter().any(|ours| name == *ours) || from_memory()
 }
 
 /// The orphans of the tree that a ckpt has which stays as the root's parent, or the init of a restarted tree: these have
 /// no other children but ours.
 fn adopted(root: Pid, all: &[Kin]) -> Vec<Pid> {
-    let name = |kin: &Kin| proc::comm(kin.pid, kin.pid.main_thread()).unwrap_or_default();
     let Some(parent) = all.iter().find(|kin| kin.pid == root).map(|kin| kin.parent) else {
         return Vec::new();
     };
-    let has_witness = |kin: &&Kin| kin.ours && kin.parent == parent && name(kin) == WITNESS;
-    let is_init = |kin: &&Kin| kin.pid == Pid::INIT && name(kin) == INIT;
+    let has_witness =
+        |kin: &&Kin| kin.ours && kin.parent == parent && tree::is_named(kin.pid, WITNESS);
+    let is_init = |kin: &&Kin| kin.pid == Pid::INIT && tree::is_named(kin.pid, INIT);
     let parents: Vec<Pid> = [
         all.iter().find(has_witness).map(|kin| kin.parent),
         all.iter().find(is_init).map(|kin| kin.pid),
@@ -345,7 +351,7 @@ fn adopted(root: Pid, all: &[Kin]) -> Vec<Pid> {
 
 /// A process with its name.
 pub(crate) fn named(pid: Pid) -> Option<(u32, String)> {
-    let comm = proc::comm(pid, pid.main_thread()).ok()?;
+    let comm = Process::glimpse(pid).and_then(|it| it.name()).ok()?;
     Some((pid.word(), comm.to_string_lossy().into_owned()))
 }
 
@@ -396,6 +402,10 @@ mod tests {
         fn pid(&self) -> Pid {
             Pid::of_word(self.0.id())
         }
+
+        fn process(&self) -> Process {
+            Process::open(self.pid()).unwrap()
+        }
     }
 
     impl Drop for Job {
@@ -441,7 +451,7 @@ mod tests {
             "echo x; while :; do true | /bin/true; (sh -c '/bin/true & wait'; :) & wait; done";
         let job = Job::start(storm);
         for _ in 0..100 {
-            let forest = Forest::freeze(job.pid(), &Without::default(), &|_| false).unwrap();
+            let forest = Forest::freeze(&job.process(), &Without::default(), &|_| false).unwrap();
             stands_still(&job, &forest);
             std::thread::sleep(Duration::from_micros(300));
             stands_still(&job, &forest);
@@ -457,10 +467,10 @@ mod tests {
         let other = tree::kin(stranger.pid()).unwrap();
         before.members.push(Kin { start: other.start - 1, parent: job.pid(), ..other });
         let mut left = HashMap::new();
-        let tried = Forest::attempt(job.pid(), &wanted, before, PATIENCE, &mut left);
+        let tried = Forest::attempt(&job.process(), &wanted, before, PATIENCE, &mut left);
         assert!(matches!(tried, Ok(Attempt::Anew)));
         left.clear();
-        let forest = Forest::freeze(job.pid(), &Without::default(), &|_| false).unwrap();
+        let forest = Forest::freeze(&job.process(), &Without::default(), &|_| false).unwrap();
         assert!(forest.processes.iter().all(|frozen| frozen.pid != stranger.pid()));
     }
 
@@ -468,7 +478,7 @@ mod tests {
     fn many_processes_stand_still_together() {
         let job =
             Job::start("i=0; while [ $i -lt 60 ]; do sleep 100 & i=$((i+1)); done; echo x; wait");
-        let forest = Forest::freeze(job.pid(), &Without::default(), &|_| false).unwrap();
+        let forest = Forest::freeze(&job.process(), &Without::default(), &|_| false).unwrap();
         assert_eq!(forest.processes.len(), 61);
         assert_eq!(forest.processes[0].pid, job.pid());
         stands_still(&job, &forest);

@@ -76,8 +76,8 @@ pub(crate) struct Frozen {
 }
 
 impl Frozen {
-    fn new(pid: Pid) -> Result<Self> {
-        Process::open(pid).map(Self::of)
+    fn new(process: &Process) -> Self {
+        Self::of(process.clone())
     }
 
     /// None of the threads of a process.
@@ -101,7 +101,7 @@ impl Frozen {
         }
     }
 
-    /// Stops every thread of `pid`, also those that appear meanwhile.
+    /// Stops every thread of a process, also those that appear meanwhile.
     ///
     /// # Errors
     /// With everything running again: the process may not be traced, or another does ([`Kind::Busy`] if that is a
@@ -109,7 +109,8 @@ impl Frozen {
     /// [`PATIENCE`], and the sentence names it and its system call; one has seccomp filters of its own
     /// ([`Kind::Obstacles`]). A thread that does not stop stays ours until this process
     /// ends, as a running thread cannot be let go (ptrace(2)), and is taken over by the next attempt.
-    pub(crate) fn freeze(pid: Pid) -> Result<Self> {
+    pub(crate) fn freeze(process: &Process) -> Result<Self> {
+        let pid = process.pid();
         forebear::engage(pid);
         reaper::start()?;
         reaper::watch(pid);
@@ -117,7 +118,7 @@ impl Frozen {
         let deadline = begun + PATIENCE;
         let mut patience = FIRST_ATTEMPT;
         let mut held = Duration::ZERO;
-        let mut frozen = Self::new(pid)?;
+        let mut frozen = Self::new(process);
         loop {
             // One for whom the last attempt waited in vain may stand still; nobody else does.
             if frozen.threads.is_empty() {
@@ -155,18 +156,19 @@ impl Frozen {
     /// # Errors
     /// Those of [`Frozen::freeze`].
     pub(super) fn soon(
-        pid: Pid,
+        process: &Process,
         patience: Duration,
         left: Option<Self>,
     ) -> Result<std::result::Result<Self, Self>> {
-        Stopping::begin(pid, left)?.end(patience)
+        Stopping::begin(process, left)?.end(patience)
     }
 
-    /// Stops only one thread of `pid`, for work that needs no other to stand still.
-    pub(crate) fn freeze_one(pid: Pid) -> Result<Self> {
+    /// Stops only one thread of a process, for work that needs no other to stand still.
+    pub(crate) fn freeze_one(process: &Process) -> Result<Self> {
+        let pid = process.pid();
         forebear::engage(pid);
         reaper::start()?;
-        let mut frozen = Self::new(pid)?;
+        let mut frozen = Self::new(process);
         let deadline = Instant::now() + PATIENCE;
         for tid in frozen.process.tasks()? {
             let options = raw::OPTIONS | libc::PTRACE_O_TRACEEXEC;
@@ -196,12 +198,9 @@ impl Frozen {
     }
 
     /// None of its threads, for what can be seen of a process that goes on.
-    ///
-    /// # Errors
-    /// It is gone.
-    pub(crate) fn unstopped(pid: Pid) -> Result<Self> {
-        forebear::engage(pid);
-        Self::new(pid)
+    pub(crate) fn unstopped(process: &Process) -> Self {
+        forebear::engage(process.pid());
+        Self::new(process)
     }
 
     /// The ids of its threads, the main one first, also where they go on; the first may work for us meanwhile.
@@ -264,11 +263,11 @@ impl Frozen {
     }
 
     /// Takes over a process that is already traced and stopped (at its exec).
-    pub(crate) fn adopt(pid: Pid) -> Result<Self> {
-        let tid = pid.main_thread();
+    pub(crate) fn adopt(process: &Process) -> Result<Self> {
+        let tid = process.main_thread();
         let thread = StoppedThread::read(tid, 0)
             .because(|| format!("cannot read the registers of {tid}"))?;
-        let mut frozen = Self::new(pid)?;
+        let mut frozen = Self::new(process);
         frozen.seized.insert(tid);
         frozen.threads.push(thread);
         Ok(frozen)
@@ -338,7 +337,7 @@ impl Frozen {
         if self.threads.iter().all(|t| t.wait.is_none()) {
             return;
         }
-        let Ok(memory) = Memory::open(self.pid) else { return };
+        let Ok(memory) = Memory::open(&self.process) else { return };
         for thread in &self.threads {
             if let Some((wait, slot)) = &thread.wait {
                 let _ = memory.put(*slot, &wait.slot(thread.tid, thread.regs.rsp, self.skew()));
@@ -437,11 +436,12 @@ impl Stopping {
     ///
     /// # Errors
     /// Those of [`Frozen::freeze`].
-    fn begin(pid: Pid, left: Option<Frozen>) -> Result<Self> {
+    fn begin(process: &Process, left: Option<Frozen>) -> Result<Self> {
+        let pid = process.pid();
         forebear::engage(pid);
         reaper::start()?;
         reaper::watch(pid);
-        let mut frozen = left.map_or_else(|| Frozen::new(pid), Ok)?;
+        let mut frozen = left.unwrap_or_else(|| Frozen::new(process));
         let round = frozen.begin_round()?;
         Ok(Self { frozen, round })
     }
@@ -459,7 +459,8 @@ impl Stopping {
                 None => return Ok(None),
             },
         };
-        Self::begin(pid, Some(frozen)).map(Some)
+        let process = frozen.process.clone();
+        Self::begin(&process, Some(frozen)).map(Some)
     }
 
     /// Waits until all threads stand still.

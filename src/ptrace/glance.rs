@@ -8,7 +8,7 @@ use super::freeze::{FIRST_ATTEMPT, Frozen};
 use super::memory::Memory;
 use super::stopping::await_hearing;
 use crate::error::{Kind, Result};
-use crate::proc::{Pid, Process};
+use crate::proc::Process;
 use std::time::{Duration, Instant};
 
 /// How long all together may take until they can hear, while nobody is touched.
@@ -22,15 +22,15 @@ const QUICK: Duration = Duration::from_millis(2);
 ///
 /// # Errors
 /// With everything running again: those of `Frozen::freeze`, but for a thread that does not stop.
-pub(crate) fn stop(all: &[(Pid, u64)]) -> Result<Vec<Frozen>> {
+pub(crate) fn stop(all: &[(Process, u64)]) -> Result<Vec<Frozen>> {
     let able = able(all)?;
     let (mut stopped, mut outcome, mut waited) = (Vec::new(), Ok(()), Duration::ZERO);
-    for (pid, region) in able {
+    for (process, region) in able {
         if outcome.is_err() || waited > WAIT {
             break;
         }
         let begun = Instant::now();
-        match Frozen::soon(pid, FIRST_ATTEMPT, None) {
+        match Frozen::soon(&process, FIRST_ATTEMPT, None) {
             Ok(Ok(frozen)) => {
                 outcome = frozen.refuse_sandbox();
                 stopped.push((frozen, region));
@@ -48,12 +48,12 @@ pub(crate) fn stop(all: &[(Pid, u64)]) -> Result<Vec<Frozen>> {
 }
 
 /// Those that can hear us, or can in a moment.
-fn able(all: &[(Pid, u64)]) -> Result<Vec<(Pid, u64)>> {
+fn able(all: &[(Process, u64)]) -> Result<Vec<(Process, u64)>> {
     let deadline = Instant::now() + HEARING;
     let mut able = Vec::new();
-    for &(pid, region) in all {
-        match await_hearing(&Process::open(pid)?, deadline) {
-            Ok(()) => able.push((pid, region)),
+    for (process, region) in all {
+        match await_hearing(process, deadline) {
+            Ok(()) => able.push((process.clone(), *region)),
             Err(e) if e.kind() == Kind::Other => {}
             Err(e) => return Err(e),
         }
@@ -64,7 +64,7 @@ fn able(all: &[(Pid, u64)]) -> Result<Vec<(Pid, u64)>> {
 /// Lets those threads go on that still stand.
 fn let_be(mut frozen: Frozen, region: u64) {
     let pid = frozen.pid;
-    if let Ok(memory) = Memory::open(pid) {
+    if let Ok(memory) = Memory::open(frozen.process()) {
         for thread in &mut frozen.threads {
             // Who is gone has no rest to make.
             let _ = thread.makes_the_rest(pid, &memory, region);

@@ -17,7 +17,6 @@ use super::raw;
 use super::regs::{self, Regs};
 use super::thread::StoppedThread;
 use crate::error::{Because, Error, Kind, Result};
-use crate::proc;
 use crate::proc::Tid;
 use ckpt_abi::nr;
 use ckpt_abi::region::{
@@ -134,21 +133,21 @@ pub(super) fn give_back(tid: Tid, slot: u64) -> std::result::Result<(), Errno> {
 }
 
 fn free_slot(memory: &Memory, desk: &Desk, tid: Tid) -> Result<u64> {
-    let pid = memory.pid();
     let began = memory.began()?;
     let slots: [Slot; SLOT_COUNT as usize] = memory.get_each(desk.slot(0), SLOT_LEN)?;
     // Mostly there is one that nobody has, and who has the others need not be looked for.
     let is_theirs = |slot: &Slot| {
         slot.began == began
             && slot.tid != tid.word()
-            && proc::stat(pid, Tid::of_word(slot.tid)).is_ok()
+            && memory.process().has(Tid::of_word(slot.tid))
     };
     let unused = slots.iter().position(|slot| slot.state == 0);
     let given_up = || slots.iter().position(|slot| slot.state != BURNT && !is_theirs(slot));
     if let Some(index) = unused.or_else(given_up) {
         return Ok(desk.slot(index as u64));
     }
-    let text = format!("process {pid} was left by too many checkpoints that were killed");
+    let text =
+        format!("process {} was left by too many checkpoints that were killed", memory.pid());
     Err(Error::new(text).of(Kind::Busy).hint("try again in a moment"))
 }
 

@@ -31,7 +31,7 @@ impl Frozen {
 
     /// Whether the stop has cut a thread's call short.
     fn cut(&self) -> impl Fn(&StoppedThread) -> bool + use<> {
-        let (pid, memory) = (self.pid, Memory::open(self.pid).ok());
+        let (pid, memory) = (self.pid, Memory::open(&self.process).ok());
         move |thread| {
             let memory = memory.as_ref();
             memory.is_some_and(|memory| rest::is_cut(pid, &thread.regs, thread.since, memory))

@@ -8,10 +8,10 @@
 use super::borrowed::is_refusal;
 use super::raw;
 use super::seize::hinted;
+use super::stopping::gone;
 use crate::error::{Because, Result};
-use crate::proc;
 use crate::proc::forebear::{self, what};
-use crate::proc::{Pid, Tid};
+use crate::proc::{Pid, Process, Tid};
 use nix::errno::Errno;
 use nix::libc;
 use std::fs::File;
@@ -22,15 +22,15 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// A process's memory by address.
 pub(crate) struct Memory {
-    pid: Pid,
+    process: Process,
     file: File,
     began: OnceLock<u64>,
 }
 
 impl Memory {
-    /// Opens the memory of `pid`, which takes the right to trace it (ptrace(2)).
-    pub(crate) fn open(pid: Pid) -> Result<Self> {
-        let path = format!("/proc/{pid}/mem");
+    /// Opens the memory of a process, which takes the right to trace it (ptrace(2)).
+    pub(crate) fn open(process: &Process) -> Result<Self> {
+        let (pid, path) = (process.pid(), process.path("mem"));
         let open = || File::options().read(true).write(true).open(&path);
         let file = open().or_else(|error| {
             // Under Yama an ancestor may.
@@ -40,14 +40,31 @@ impl Memory {
         });
         let refused = |error: &std::io::Error| error.kind() == ErrorKind::PermissionDenied;
         let is_refused = file.as_ref().is_err_and(refused);
-        let file = file.because(|| format!("cannot open the memory of process {pid} ({path})"));
-        let file = file.map_err(|error| if is_refused { hinted(pid, error) } else { error })?;
-        Ok(Self { pid, file, began: OnceLock::new() })
+        let path = || process.called("mem");
+        let file = file.because(|| format!("cannot open the memory of process {pid} ({})", path()));
+        let file = file.map_err(|error| if is_refused { hinted(process, error) } else { error })?;
+        Ok(Self { process: process.clone(), file, began: OnceLock::new() })
     }
 
     /// The process.
+    pub(crate) fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// Its id.
     pub(crate) fn pid(&self) -> Pid {
-        self.pid
+        self.process.pid()
+    }
+
+    /// Makes sure that what was read until now was this process's: the kernel's calls name it by its id.
+    ///
+    /// # Errors
+    /// It is gone, and another may have its id.
+    pub(crate) fn was_its(&self) -> Result<()> {
+        match self.process.is_reaped() {
+            true => Err(gone(self.pid())),
+            false => Ok(()),
+        }
     }
 
     /// When the process began, in clock ticks after boot (proc_pid_stat(5), field 22), which tells a fork and a restarted
@@ -59,7 +76,7 @@ impl Memory {
         if let Some(began) = self.began.get() {
             return Ok(*began);
         }
-        let began = proc::stat(self.pid, self.pid.main_thread())?.starttime;
+        let began = self.process.main_stat()?.starttime;
         Ok(*self.began.get_or_init(|| began))
     }
 
@@ -79,7 +96,7 @@ impl Memory {
         let base = std::ptr::without_provenance_mut(addr as usize);
         let remote = libc::iovec { iov_base: base, iov_len: buffer.len() };
         // SAFETY: writes into `buffer` only.
-        let n = unsafe { libc::process_vm_readv(self.pid.get(), &local, 1, &remote, 1, 0) };
+        let n = unsafe { libc::process_vm_readv(self.pid().get(), &local, 1, &remote, 1, 0) };
         match Errno::result(n) {
             // Under Yama the file may be from one who may.
             Err(errno) if is_refusal(errno) => {
@@ -95,7 +112,7 @@ impl Memory {
             return Ok(());
         }
         self.file.read_exact_at(buffer, addr).because(|| {
-            format!("cannot read {} bytes at {addr:#x} of process {}", buffer.len(), self.pid)
+            format!("cannot read {} bytes at {addr:#x} of process {}", buffer.len(), self.pid())
         })
     }
 
@@ -120,7 +137,7 @@ impl Memory {
         let local = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
         // SAFETY: writes into `values` only.
         let n = unsafe {
-            libc::process_vm_readv(self.pid.get(), &local, 1, remote.as_ptr(), N as u64, 0)
+            libc::process_vm_readv(self.pid().get(), &local, 1, remote.as_ptr(), N as u64, 0)
         };
         if n.cast_unsigned() == len * N {
             return Ok(values);
@@ -140,6 +157,8 @@ impl Memory {
 
     /// Writes to pages that the process may write; for large pieces.
     pub(crate) fn write(&self, addr: u64, bytes: &[u8]) -> Result<()> {
+        // Nothing is written to a stranger that has its id.
+        self.was_its()?;
         let mut done = 0;
         while done < bytes.len() {
             let rest = &bytes[done..];
@@ -148,7 +167,7 @@ impl Memory {
                 libc::iovec { iov_base: rest.as_ptr().cast_mut().cast(), iov_len: rest.len() };
             let remote = libc::iovec { iov_base: base, iov_len: rest.len() };
             // SAFETY: reads from `rest` only.
-            let n = unsafe { libc::process_vm_writev(self.pid.get(), &local, 1, &remote, 1, 0) };
+            let n = unsafe { libc::process_vm_writev(self.pid().get(), &local, 1, &remote, 1, 0) };
             done += match Errno::result(n) {
                 Err(errno) if is_refusal(errno) => self.file.write_at(rest, addr + done as u64),
                 result => result.map(|n| n as usize).map_err(Into::into),
@@ -185,6 +204,6 @@ impl Memory {
     }
 
     fn cannot_write(&self, addr: u64, len: usize) -> String {
-        format!("cannot write {len} bytes at {addr:#x} of process {}", self.pid)
+        format!("cannot write {len} bytes at {addr:#x} of process {}", self.pid())
     }
 }

@@ -14,7 +14,7 @@
 use super::raw;
 use crate::error::{Because, Result};
 use crate::proc::{self, forebear};
-use crate::proc::{Pid, Tid};
+use crate::proc::{Pid, Process, Tid};
 use nix::libc;
 use nix::sys::signal::{SigSet, Signal};
 use std::sync::{Arc, Barrier, Mutex, PoisonError};
@@ -101,7 +101,7 @@ fn sweep() {
     let dead = |tids: Vec<Tid>| tids.into_iter().filter(|tid| bury(*tid)).count();
     let targets: Vec<_> = TARGETS.lock().unwrap_or_else(PoisonError::into_inner).clone();
     for pid in targets {
-        while proc::tasks(pid).is_ok_and(|tids| dead(tids) != 0) {}
+        while Process::glimpse(pid).and_then(|it| it.tasks()).is_ok_and(|tids| dead(tids) != 0) {}
     }
     let mut targets = TARGETS.lock().unwrap_or_else(PoisonError::into_inner);
     targets.retain(|pid| proc::stat::glance(pid.main_thread()).is_some());

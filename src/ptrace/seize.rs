@@ -9,7 +9,6 @@ use crate::proc::{self, Process, forebear};
 use crate::proc::{Pid, Tid};
 use nix::errno::Errno;
 use nix::libc;
-use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 /// What came of [`seize`].
@@ -49,7 +48,7 @@ pub(super) fn seize(process: &Process, tid: Tid, options: i32) -> Result<Seized>
             }
             Ok(status) if status.tracer == Tid::NONE && error == Errno::EPERM && again < TRIES => {}
             Ok(status) => {
-                return Err(refused(process.pid(), error, status.tracer));
+                return Err(refused(process, error, status.tracer));
             }
         }
     }
@@ -65,21 +64,22 @@ fn give_up(tid: Tid) {
     }
 }
 
-fn refused(pid: Pid, error: Errno, tracer: Tid) -> Error {
+fn refused(process: &Process, error: Errno, tracer: Tid) -> Error {
+    let pid = process.pid();
     let refusal =
         Error::new(format!("cannot trace process {pid}: {}", error.desc())).of(Kind::NotPermitted);
     if tracer != Tid::NONE {
         return traced(pid, tracer);
     }
-    hinted(pid, refusal)
+    hinted(process, refusal)
 }
 
 /// What may help against a refusal to look at a process.
-pub(super) fn hinted(pid: Pid, refusal: Error) -> Error {
+pub(super) fn hinted(process: &Process, refusal: Error) -> Error {
     let own = nix::unistd::geteuid();
-    let users = proc::status(pid, pid.main_thread()).map(|status| status.uid).unwrap_or_default();
+    let users = process.main_status().map(|status| status.uid).unwrap_or_default();
     // Of a process that may not be looked at /proc is root's.
-    let owner = std::fs::metadata(format!("/proc/{pid}")).map(|m| m.uid()).unwrap_or(own.as_raw());
+    let owner = process.owner().unwrap_or(own.as_raw());
     let other = users.iter().find(|user| **user != own.as_raw()).filter(|_| !own.is_root());
     if let Some(other) = other {
         return refusal.hint(format!(
@@ -108,7 +108,7 @@ pub(super) fn hinted(pid: Pid, refusal: Error) -> Error {
 
 /// Why a process cannot be traced that somebody traces already.
 pub(crate) fn traced(pid: Pid, tracer: Tid) -> Error {
-    let Ok(name) = proc::comm(tracer.as_pid(), tracer) else {
+    let Ok(name) = Process::glimpse(tracer.as_pid()).and_then(|it| it.comm(tracer)) else {
         let text = format!("process {tracer}, which has just ended, has traced process {pid}");
         return Error::new(text).of(Kind::Busy).hint("try again");
     };

@@ -12,7 +12,7 @@ use super::memory::Memory;
 use super::raw;
 use super::regs::Regs;
 use super::waits::{arguments, now};
-use crate::proc::Pid;
+use crate::proc::{Pid, Process};
 use ckpt_abi::region::SocketWait;
 use nix::libc;
 use nix::sys::socket::{SockType, getsockopt, sockopt};
@@ -44,9 +44,9 @@ fn awaited(call: i64) -> Option<(i16, i32)> {
 }
 
 /// Whether a thread that makes this call may be waiting for a socket.
-pub(crate) fn concerns(pid: Pid, call: i64, args: &[u64; 6]) -> bool {
+pub(crate) fn concerns(process: &Process, call: i64, args: &[u64; 6]) -> bool {
     awaited(call).is_some()
-        && std::fs::read_link(format!("/proc/{pid}/fd/{}", args[0] as i32))
+        && std::fs::read_link(process.fd(args[0] as u32))
             .is_ok_and(|target| target.to_string_lossy().starts_with("socket:"))
 }
 

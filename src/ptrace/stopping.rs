@@ -296,7 +296,7 @@ fn disturbed(process: &Process) -> Error {
 /// kernel gives it no rights of the file's owner or group (execve(2)), and nobody can give it those later.
 fn deprived(process: &Process) -> Option<Error> {
     let pid = process.pid();
-    let file = std::fs::metadata(format!("/proc/{pid}/exe")).ok()?;
+    let file = std::fs::metadata(process.path("exe")).ok()?;
     let status = process.status(pid.main_thread()).ok()?;
     let set = |bits: u32| file.mode() & bits == bits;
     let user = set(libc::S_ISUID) && status.uid[1] != file.uid();

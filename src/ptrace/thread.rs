@@ -12,8 +12,8 @@ use super::sockets;
 use super::waits::{self, Interrupted};
 use crate::error::{Because, Result};
 use crate::fault::{Point, reach};
-use crate::proc::{self, status::Status};
 use crate::proc::{Pid, Tid};
+use crate::proc::{Process, status::Status};
 use ckpt_abi::api::{API, Api};
 use nix::errno::Errno;
 use nix::libc;
@@ -59,7 +59,7 @@ impl StoppedThread {
     pub(crate) fn look(&self, pid: Pid) -> Result<Rc<Status>> {
         match &self.status {
             Some(status) => Ok(Rc::clone(status)),
-            None => proc::status(pid, self.tid).map(Rc::new),
+            None => Process::glimpse(pid).and_then(|it| it.status(self.tid)).map(Rc::new),
         }
     }
 

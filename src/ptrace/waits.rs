@@ -10,8 +10,8 @@ use super::regs::Regs;
 use super::resumed;
 use super::sockets;
 use crate::error::Result;
-use crate::proc::{self, Process};
-use crate::proc::{Pid, Tid};
+use crate::proc::Process;
+use crate::proc::Tid;
 use ckpt_abi::region::{Control, WAIT_COUNT, WAITS, Wait};
 use nix::libc;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -148,7 +148,7 @@ pub(crate) fn observe(process: &Process, tid: Tid) -> Option<Look> {
     let timed = match place(call, &args) {
         Some(Place::Millis(i)) => args[i] as i32 >= 0,
         Some(Place::Timespec(i)) => args[i] != 0,
-        None => call == libc::SYS_restart_syscall || sockets::concerns(process.pid(), call, &args),
+        None => call == libc::SYS_restart_syscall || sockets::concerns(process, call, &args),
     };
     if !timed {
         return Some(Look::Awake);
@@ -172,7 +172,7 @@ fn clock_of(cpu: usize) -> Option<u64> {
     // not on a CPU with nothing else to run.
     std::thread::sleep(std::time::Duration::from_nanos(1));
     let tid = Tid::own();
-    let clock = proc::sched(Pid::own(), tid).map(|sched| sched.ran);
+    let clock = Process::own().ok().and_then(|own| own.sched(tid)).map(|sched| sched.ran);
     if moved {
         let _ = sched_setaffinity(own, &before);
     }

@@ -92,7 +92,7 @@ impl LookedThread {
         let (mut left, mut apart) = (Vec::new(), [false; 2]);
         let is_first = tid == main;
         if let Some(rest) = looked.rest.as_ref().filter(|_| !is_first) {
-            left = rest.namespaces.left_by(process.pid(), tid);
+            left = rest.namespaces.left_by(process, tid);
             let own = |what| raw::share(main, tid, what) == Ok(false);
             apart = [Share::Files, Share::Directory].map(own);
         }
@@ -115,7 +115,7 @@ impl Rest {
             limits: process.limits()?,
             oom_score: process.oom_score(),
             coredump_filter: process.coredump_filter(),
-            namespaces: Namespaces::of(process.pid()),
+            namespaces: Namespaces::of(process),
             cpu_time: process.cpu_time().unwrap_or(0),
         })
     }

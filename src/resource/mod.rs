@@ -87,8 +87,10 @@ pub(crate) struct Content {
 pub(crate) struct Stream {
     /// The object that it is.
     pub object: u32,
-    /// A path by which we can open it for reading (/proc/PID/fd/N).
+    /// A path by which we can open it for reading.
     pub path: PathBuf,
+    /// The process by way of which the path leads there, if one does: as long as it is open here.
+    pub _by: Option<Process>,
     /// System V shared memory, which has none.
     pub segment: Option<Segment>,
 }

@@ -120,27 +120,26 @@ pub(crate) fn name_sandbox(
     gathered: &mut Gathered,
 ) -> Result<()> {
     let process = target.process();
-    let pid = process.pid();
     if gathered.threads.first().is_none_or(|main| main.flags & thread_flag::NO_NEW_PRIVS == 0) {
         return Ok(());
     }
     let own = &target.status;
-    let us = Pid::own();
-    let mut compares = |other: Pid| {
-        let ids = [process.inner_pid().get(), proc::inner_pid(other).get(), KCMP_VM];
+    let mut compares = |other: &proc::Process| {
+        let ids = [process.inner_pid().get(), other.inner_pid().get(), KCMP_VM];
         let args = ids.map(|id| i64::from(id).cast_unsigned());
         caller.call(libc::SYS_kcmp, &args)
     };
     // A filter refuses it to look at oneself, too.
-    if compares(pid)? != 0 {
+    if compares(process)? != 0 {
         return Ok(());
     }
-    for other in [us, own.ppid] {
-        let same = |kind| proc::namespace(pid, kind) == proc::namespace(other, kind);
-        let equal = proc::status(other, other.main_thread()).is_ok_and(|it| {
+    for other in [Pid::own(), own.ppid] {
+        let Ok(other) = proc::Process::glimpse(other) else { continue };
+        let same = |kind| process.namespace(kind) == other.namespace(kind);
+        let equal = other.main_status().is_ok_and(|it| {
             (it.uid, it.gid) == (own.uid, own.gid) && it.permitted & !own.permitted == 0
         });
-        if equal && same("pid") && same("user") && compares(other)? == -i64::from(libc::EPERM) {
+        if equal && same("pid") && same("user") && compares(&other)? == -i64::from(libc::EPERM) {
             let text =
                 "the sandbox that it has locked itself in (Landlock(7)): a restart is not in it";
             gathered.losses.push(text.into());
@@ -183,7 +182,6 @@ mod tests {
 
     #[test]
     fn ordinary_capabilities() {
-        let own = Pid::own();
         let user = Status {
             uid: [1000; 4],
             permitted: 0,
@@ -191,7 +189,7 @@ mod tests {
             capabilities: 0,
             ambient: 0,
             bounding: 7,
-            ..proc::status(own, own.main_thread()).unwrap()
+            ..proc::Process::own().and_then(|own| own.main_status()).unwrap()
         };
         let root = Status { uid: [0; 4], permitted: 15, capabilities: 15, ..user.clone() };
         assert!(is_ordinary(&user) && is_ordinary(&root));

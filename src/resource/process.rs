@@ -7,7 +7,6 @@ use super::written::Written;
 use super::{Common, Gathered, Target, cpu, memory, vdso, xstate};
 use crate::error::{Because, Result};
 use crate::proc;
-use crate::proc::Pid;
 use crate::ptrace::list::{List, Question, Replies};
 use ckpt_abi::image::{Limit, Process, SignalAction, process_flag};
 use nix::libc;
@@ -305,7 +304,7 @@ pub(crate) fn restore_permissions(permitted: u64, orders: &mut Orders) {
 /// Raises our hard limits to those that the program had, as far as we may (CAP_SYS_RESOURCE); a sentence
 /// about those that stay lower than what it had.
 pub(crate) fn raise_limits(saved: &[Limit]) -> Result<Option<String>> {
-    let own = proc::limits(Pid::own())?;
+    let own = proc::Process::own()?.limits()?;
     let mut lower = Vec::new();
     for (number, (limit, own)) in saved.iter().zip(own).enumerate() {
         if limit.hard > own.1
@@ -334,7 +333,7 @@ pub(crate) fn restore_limits(
     arena: &mut Arena,
     orders: &mut Orders,
 ) -> Result<()> {
-    let own = proc::limits(Pid::own())?;
+    let own = proc::Process::own()?.limits()?;
     for (number, (limit, own)) in saved.iter().zip(own).enumerate() {
         let hard = limit.hard.min(own.1);
         let wanted = Limit { soft: limit.soft.min(hard), hard };

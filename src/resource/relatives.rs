@@ -2,7 +2,7 @@
 //! What the parents of a job's processes have, which these are compared with.
 
 use crate::proc::namespaces::Namespaces;
-use crate::proc::{self, Pid, Process, status::Status};
+use crate::proc::{Pid, Process, status::Status};
 use std::collections::HashMap;
 use std::path::PathBuf;
 
@@ -21,11 +21,15 @@ pub(crate) struct Relatives(HashMap<Pid, Relative>);
 
 impl Relatives {
     pub(crate) fn of(&mut self, pid: Pid) -> &Relative {
-        self.0.entry(pid).or_insert_with(|| Relative {
-            status: proc::status(pid, pid.main_thread()).ok(),
-            namespaces: Namespaces::of(pid),
-            root: proc::root(pid).ok().map(|root| root.path),
-            oom_score: Process::open(pid).ok().and_then(|process| process.oom_score()),
+        self.0.entry(pid).or_insert_with(|| {
+            let process = Process::glimpse(pid).ok();
+            let seen = process.as_ref();
+            Relative {
+                status: seen.and_then(|process| process.main_status().ok()),
+                namespaces: seen.map(Namespaces::of).unwrap_or_default(),
+                root: seen.and_then(|process| process.root().ok()).map(|root| root.path),
+                oom_score: seen.and_then(Process::oom_score),
+            }
         })
     }
 }

@@ -3,7 +3,7 @@
 
 use super::plan::{Arena, Orders, Step};
 use crate::error::Result;
-use crate::proc::{self, Pid, Tid, stat::Stat};
+use crate::proc::{Process, Tid, stat::Stat};
 use crate::ptrace::raw;
 use ckpt_abi::image::Thread;
 use nix::libc;
@@ -73,10 +73,12 @@ fn explicit(priority: u64) -> u64 {
 /// resource limits").
 pub(crate) fn denied(threads: &[Thread]) -> Option<String> {
     const CAP_SYS_NICE: u64 = 1 << 23;
-    let own = Pid::own();
-    let nice = proc::status(own, own.main_thread())
-        .is_ok_and(|status| status.capabilities & CAP_SYS_NICE != 0);
-    let limit = proc::limits(own).map_or(0, |limits| limits[libc::RLIMIT_RTPRIO as usize].0);
+    let own = Process::own();
+    let nice = own.as_ref().is_ok_and(|own| {
+        own.main_status().is_ok_and(|status| status.capabilities & CAP_SYS_NICE != 0)
+    });
+    let limit =
+        own.and_then(|own| own.limits()).map_or(0, |limits| limits[libc::RLIMIT_RTPRIO as usize].0);
     let policy = |thread: &Thread| thread.policy & !SCHED_RESET_ON_FORK;
     let denied = threads.iter().find(|thread| match policy(thread) {
         SCHED_DEADLINE => !nice,

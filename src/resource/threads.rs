@@ -5,8 +5,8 @@ use super::plan::{Arena, Orders, Step};
 use super::runtime::{self, Id, glibc, holding};
 use super::{Gathered, Target, attributes, scheduling, vdso};
 use crate::error::{Because, Error, Kind as ErrorKind, Result};
-use crate::proc;
-use crate::proc::{Pid, Tid};
+use crate::proc::Tid;
+use crate::proc::{self, Process};
 use crate::ptrace::call::Caller;
 use crate::ptrace::frame::Frame;
 use crate::ptrace::freeze::Frozen;
@@ -456,7 +456,7 @@ const RSEQ_SIZE: u64 = 32;
 /// Bytes of struct rseq that this kernel fills, 0 before Linux 6.3.
 fn feature_size() -> u64 {
     const AT_RSEQ_FEATURE_SIZE: u64 = 27;
-    let auxv = proc::auxv(Pid::own()).unwrap_or_default();
+    let auxv = Process::own().and_then(|own| own.auxv()).unwrap_or_default();
     proc::auxv_value(&auxv, AT_RSEQ_FEATURE_SIZE).unwrap_or(0)
 }
 

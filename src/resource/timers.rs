@@ -6,8 +6,8 @@ use super::runtime::clocks::{KIND, OF_THREAD, SCHED, id_of};
 use super::{Gathered, Target};
 use crate::error::{Error, Result};
 use crate::order;
-use crate::proc::{self, timers::PosixTimer};
-use crate::proc::{Pid, Tid};
+use crate::proc::Tid;
+use crate::proc::{Process, timers::PosixTimer};
 use crate::ptrace::list::{List, Question, Replies};
 use crate::ptrace::raw;
 use ckpt_abi::image::Timer;
@@ -239,8 +239,7 @@ fn permitted(clock: i32) -> Result<i32> {
         libc::CLOCK_BOOTTIME_ALARM => libc::CLOCK_BOOTTIME,
         other => return Ok(other),
     };
-    let own = Pid::own();
-    let may = proc::status(own, own.main_thread())?.capabilities >> CAP_WAKE_ALARM & 1 != 0;
+    let may = Process::own()?.main_status()?.capabilities >> CAP_WAKE_ALARM & 1 != 0;
     Ok(if may { clock } else { plain })
 }
 

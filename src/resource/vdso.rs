@@ -121,13 +121,13 @@ fn fallback(name: &str) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proc::Pid;
+    use crate::proc::Process;
 
     /// The vdso of this machine.
     fn own() -> Vec<u8> {
         use std::os::unix::fs::FileExt;
-        let pid = Pid::own();
-        let place = Place::find(&crate::proc::maps::read(pid).unwrap());
+        let own = Process::own().unwrap();
+        let place = Place::find(&own.maps().unwrap());
         let mut bytes = vec![0; place.vdso_len as usize];
         let memory = std::fs::File::open("/proc/self/mem").unwrap();
         memory.read_exact_at(&mut bytes, place.vdso).unwrap();

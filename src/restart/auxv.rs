@@ -9,8 +9,7 @@
 use super::phase1_check::Saved;
 use super::placed::{self, Placed};
 use crate::error::Result;
-use crate::proc;
-use crate::proc::Pid;
+use crate::proc::{self, Process};
 use crate::resource::{cpu, xstate};
 use ckpt_abi::image::CpuLeaf;
 
@@ -26,7 +25,7 @@ const MOST_WORDS: u64 = 1 << 20;
 
 /// Updates the vector in the records and on the restored stack.
 pub(crate) fn update(saved: &mut Saved<'_>, placed: &mut [Placed]) -> Result<()> {
-    let here = proc::auxv(Pid::own())?;
+    let here = Process::own()?.auxv()?;
     let new = adapted(&saved.auxv, &here, signal_frame(&here, cpu::leaves()));
     if new == saved.auxv {
         return Ok(());
@@ -111,7 +110,7 @@ mod tests {
 
     #[test]
     fn the_frame_of_a_signal_is_not_underrated() {
-        let here = proc::auxv(Pid::own()).unwrap();
+        let here = Process::own().and_then(|it| it.auxv()).unwrap();
         let estimated = signal_frame(&[], cpu::leaves());
         let told = proc::auxv_value(&here, AT_MINSIGSTKSZ);
         assert!(told.is_none_or(|told| told <= estimated), "{told:?}, {estimated}");

@@ -20,8 +20,7 @@ use super::{auxv, following, frames, placed, region, vdso};
 use crate::error::{Error, Result};
 use crate::image::read::Image;
 use crate::order;
-use crate::proc;
-use crate::proc::Pid;
+use crate::proc::Process;
 use crate::resource::{cpu, resolver};
 use crate::settings::Settings;
 use ckpt_abi::image::{Chunk, SignalAction, Vma, VmaKind, vma_flag};
@@ -60,7 +59,7 @@ pub(crate) fn fill(
     settings: &Settings,
     kept: &Kept,
 ) -> Result<Filled> {
-    let own = proc::maps::read(Pid::own())?;
+    let own = Process::own()?.maps()?;
     let mut stub_space = Space::default();
     let in_place = kept.in_place();
     own.iter().for_each(|v| stub_space.take_but(v.start, v.end, &in_place));

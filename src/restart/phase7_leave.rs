@@ -11,8 +11,7 @@ use super::phase6_plan::Plan;
 use super::tree::Who;
 use crate::error::{Error, Result};
 use crate::fault::{Point, reach};
-use crate::proc;
-use crate::proc::Pid;
+use crate::proc::Process;
 use crate::resource::descriptor::{locks, numbers};
 use ckpt_abi::image::FileLock;
 use std::convert::Infallible;
@@ -40,9 +39,9 @@ pub(crate) fn leave(
 /// Waits until the threads that read the pages are gone: they were joined, but a joined thread
 /// still has a few instructions to run before its exit(2), in memory that is about to vanish.
 pub(super) fn be_alone() -> Result<()> {
-    let own = Pid::own();
+    let own = Process::own()?;
     let deadline = Instant::now() + Duration::from_secs(10);
-    while proc::tasks(own)?.len() > 1 {
+    while own.tasks()?.len() > 1 {
         if Instant::now() > deadline {
             return Err(Error::new("a thread of the restart does not end"));
         }

@@ -13,7 +13,7 @@ use super::placed::Placed;
 use crate::error::{Error, Result};
 use crate::image::stub;
 use crate::inject::HUGE_PAGE;
-use crate::proc::Pid;
+use crate::proc::{Pid, Process};
 use crate::resource::cpu::Set;
 use crate::resource::kinship::numbers;
 use crate::settings::Settings;
@@ -101,7 +101,8 @@ fn renew(
     let is_own = saved.part.is_first() || control.owner == saved.process.pid;
     let owner = Pid::of_word(control.owner);
     control.owner = if is_own { Pid::own() } else { numbers::here(owner) }.word();
-    control.standard = crate::inject::region::standard(Pid::own());
+    control.standard =
+        Process::own().map_or([[0; 3]; 3], |own| crate::inject::region::standard(&own));
     control.generation = saved.process.generation;
     (control.leftover, control.leftover_len) = (0, 0);
     let after = control.config.asyncsig;

@@ -4,7 +4,7 @@
 use super::phase1_check::Saved;
 use crate::error::{Error, Result};
 use crate::image::PAGE;
-use crate::proc::{self, Pid};
+use crate::proc::Process;
 
 /// Ranges that are in use.
 #[derive(Clone, Default)]
@@ -26,7 +26,7 @@ impl Space {
     /// /proc is not there.
     pub(crate) fn of_all(all: &[Saved<'_>]) -> Result<Self> {
         let mut space = Self::default();
-        let own = proc::maps::read(Pid::own())?;
+        let own = Process::own()?.maps()?;
         own.iter().for_each(|vma| space.take(vma.start, vma.end));
         for saved in all {
             saved.vmas.iter().for_each(|vma| space.take(vma.start, vma.end));

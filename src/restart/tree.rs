@@ -25,8 +25,8 @@ use crate::fault::{Point, reach};
 use crate::image::PAGE;
 use crate::image::read::Image;
 use crate::inject::monitor::Monitor;
-use crate::proc;
 use crate::proc::Pid;
+use crate::proc::{self, Process};
 use crate::resource::kinship::{self, numbers, plan::plan, sharing::Births};
 use ckpt_abi::image::{Member, NOBODY, SectionKind, member_flag, process_flag};
 use nix::libc;
@@ -457,11 +457,10 @@ impl Tree {
 
 /// The ids of those that live, as this process sees them.
 fn seen(wanted: &[Pid], near: Pid) -> Vec<Pid> {
-    let namespace = |pid: Pid| proc::namespace(pid, "pid");
-    let theirs = namespace(near);
+    let theirs = Process::glimpse(near).ok().and_then(|near| near.namespace("pid"));
     let all = proc::tree::pids().unwrap_or_default().into_iter();
-    let ours = all.filter(|pid| namespace(*pid) == theirs);
-    ours.filter(|pid| wanted.contains(&proc::inner_pid(*pid))).collect()
+    let is_one = |it: &Process| it.namespace("pid") == theirs && wanted.contains(&it.inner_pid());
+    all.filter(|pid| Process::glimpse(*pid).is_ok_and(|it| is_one(&it))).collect()
 }
 
 /// Whether a process is there and has not ended.

@@ -7,9 +7,9 @@
 
 use crate::command::facts::Facts;
 use crate::error::{Because, Result};
-use crate::proc;
+use crate::proc::Tid;
 use crate::proc::pagemap::Pagemap;
-use crate::proc::{Pid, Tid};
+use crate::proc::{self, Process};
 use crate::ptrace::raw;
 use crate::resource::cpu::{self, Set, level_name};
 use crate::restart::machine::capable;
@@ -92,8 +92,7 @@ fn yama() -> String {
 }
 
 fn pagemap_scan() -> String {
-    let own = Pid::own();
-    match Pagemap::open(own).map(|pagemap| pagemap.has_scan()) {
+    match Process::own().and_then(|own| Pagemap::of(&own)).map(|pagemap| pagemap.has_scan()) {
         Ok(true) => "yes".into(),
         Ok(false) => "fallback: page by page (Linux 6.7 has PAGEMAP_SCAN)".into(),
         Err(e) => format!("no: {e}"),

@@ -9,7 +9,7 @@ use crate::dump::survey::survey;
 use crate::dump::{Demand, phase1_freeze, phase2_equip, phase4_refuse};
 use crate::error::Result;
 use crate::inject::{enter, region::Region};
-use crate::proc::{self, Pid, tree};
+use crate::proc::{Pid, tree};
 use crate::ptrace::call::Caller;
 use crate::ptrace::forest::named;
 use crate::ptrace::freeze::Frozen;
@@ -31,16 +31,16 @@ const SIG_IGN: u64 = libc::SIG_IGN as u64;
 /// Looks at a process and its descendants. Those that have a payload stand still for a moment, as for a checkpoint; nothing
 /// is done to any. Where they have namespaces of their own, this process goes there, if it may (`enters`).
 pub(crate) fn check(asked: Pid, enters: bool) -> Result<(Facts, u8)> {
-    let meant = enter::meant(asked);
-    let pid = if enters { enter::enter(meant)? } else { meant };
-    let status = proc::status(pid, pid.main_thread())?;
-    let words = proc::cmdline(pid)?;
+    let meant = enter::meant(asked)?;
+    let process = if enters { enter::enter(meant)? } else { meant };
+    let (pid, status) = (process.pid(), process.main_status()?);
+    let words = process.cmdline()?;
     let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
     let mut facts = Facts::default();
     facts.add("process", u64::from(asked.word()));
     facts.add("program", words.join(" "));
     let mut saves = true;
-    let opened = Memory::open(pid).and_then(|memory| Ok((proc::maps::read(pid)?, memory)));
+    let opened = Memory::open(&process).and_then(|memory| Ok((process.maps()?, memory)));
     let region = opened.as_ref().ok().and_then(|(vmas, memory)| Region::find(memory, vmas));
     facts.add("under_ckpt", region.is_some());
     if let (Some(region), Ok((_, memory))) = (region, &opened) {
@@ -49,7 +49,7 @@ pub(crate) fn check(asked: Pid, enters: bool) -> Result<(Facts, u8)> {
         let caught = signal != 0 && has(status.caught, signal);
         let action = match caught {
             // What keeps it from being asked is in the way of its checkpoint, too.
-            true => disposition(pid, memory, &region, signal).ok(),
+            true => disposition(memory, &region, signal).ok(),
             false if has(status.ignored, signal.max(1)) => Some(SIG_IGN),
             false => Some(SIG_DFL),
         };
@@ -64,7 +64,7 @@ pub(crate) fn check(asked: Pid, enters: bool) -> Result<(Facts, u8)> {
                 facts.add("signal_blocked", note);
             }
         }
-    } else if let Ok(config) = phase2_equip::configuration(pid, &Settings::default()) {
+    } else if let Ok(config) = phase2_equip::configuration(&process, &Settings::default()) {
         let name = Settings::from_config(&config)?.name.map(|name| name.to_string());
         let name = name.unwrap_or_default();
         facts.add(
@@ -82,7 +82,7 @@ pub(crate) fn check(asked: Pid, enters: bool) -> Result<(Facts, u8)> {
     let others: Vec<_> = others.filter_map(|other| named(*other)).collect();
     facts.add("descendants", losses::names(&others));
     let found = survey(&Demand {
-        pid,
+        process,
         settings: Settings::default(),
         stop: None,
         triggered: false,
@@ -104,9 +104,10 @@ fn has(set: u64, signal: u32) -> bool {
 }
 
 /// The handler of a signal in a process that has a payload.
-fn disposition(pid: Pid, memory: &Memory, region: &Region, signal: u32) -> Result<u64> {
-    phase4_refuse::refuse_shared(pid)?;
-    let mut frozen = phase1_freeze::patiently(false, || Frozen::freeze_one(pid))?;
+fn disposition(memory: &Memory, region: &Region, signal: u32) -> Result<u64> {
+    let process = memory.process();
+    phase4_refuse::refuse_shared(process)?;
+    let mut frozen = phase1_freeze::patiently(false, || Frozen::freeze_one(process))?;
     frozen.attend(memory, &region.desk(), region.base)?;
     let mut caller = Caller::new(&mut frozen.threads[0], memory, &region.desk())?;
     let old = region.base + STACKS;

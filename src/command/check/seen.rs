@@ -4,7 +4,8 @@
 use crate::command::facts::Facts;
 use crate::dump::phase4_refuse::names_it;
 use crate::dump::survey::Survey;
-use crate::proc::{self, Pid};
+use crate::proc::{Pid, Process};
+use crate::ptrace::forest;
 use crate::resource::kinds;
 use crate::resource::losses;
 
@@ -40,7 +41,7 @@ pub(super) fn add(found: Survey, facts: &mut Facts) {
 }
 
 fn name(pid: Pid) -> Option<String> {
-    Some(proc::comm(pid, pid.main_thread()).ok()?.to_string_lossy().into_owned())
+    forest::named(pid).map(|(_, name)| name)
 }
 
 /// One of them, taken apart.
@@ -82,7 +83,7 @@ fn word_after<'a>(what: &'a str, head: &str) -> Option<&'a str> {
 
 /// What a descriptor shows.
 fn link(pid: Pid, number: u64) -> Option<String> {
-    let target = std::fs::read_link(format!("/proc/{pid}/fd/{number}")).ok()?;
+    let target = std::fs::read_link(Process::glimpse(pid).ok()?.fd(number as u32)).ok()?;
     Some(target.to_string_lossy().trim_end_matches(" (deleted)").to_owned())
 }
 

@@ -5,8 +5,7 @@
 
 use super::{Kind, Look, Loss, Opening, Origin, Saving, file_type, terminal};
 use crate::error::{Because, Result};
-use crate::proc::Pid;
-use crate::proc::{self, fds::Fd};
+use crate::proc::{Pid, Process, fds::Fd};
 use ckpt_abi::image::Descriptor;
 use nix::fcntl::OFlag;
 use nix::libc;
@@ -38,10 +37,11 @@ pub(super) fn lose(fd: &Fd, look: &Look<'_>, saving: &mut Saving, why: &str) {
 pub(super) fn is_inherited(fd: &Fd, look: &Look<'_>) -> bool {
     let of_program = !fd.cloexec && fd.number > 2;
     let root = look.tables.root().unwrap_or(look.process.pid());
-    let parent = proc::stat(root, root.main_thread()).map_or(Pid::NONE, |stat| stat.ppid);
-    let place = format!("/proc/{parent}/fd/{}", fd.number);
+    let parent = Process::glimpse(root).and_then(|root| root.main_stat()).map(|stat| stat.ppid);
+    let parent = parent.and_then(Process::glimpse).ok().filter(|it| it.pid() > Pid::INIT);
     let same = |m: std::fs::Metadata| (m.dev(), m.ino()) == (fd.device, fd.inode);
-    of_program && parent > Pid::INIT && std::fs::metadata(place).is_ok_and(same)
+    let place = parent.filter(|_| of_program).map(|parent| parent.fd(fd.number));
+    place.is_some_and(|place| std::fs::metadata(place).is_ok_and(same))
 }
 
 /// What it is, for people.

@@ -246,7 +246,7 @@ pub(crate) fn save(
                 let mut record = saved.record;
                 record.path = common.strings.add(&saved.path);
                 if let Some(kind) = saved.file {
-                    record.content = objects::save(pid, &fd, kind, record.path, common);
+                    record.content = objects::save(process, &fd, kind, record.path, common);
                 }
                 common.tables.keep(record, &saved.losses);
                 losses.extend(saved.losses);

@@ -7,8 +7,8 @@ use super::deleted::nameless;
 use super::open::{reopened, seek};
 use super::{Opening, Origin, Sources, access, memfd, named};
 use crate::error::{Because, Error, Result};
-use crate::proc::Pid;
-use crate::proc::fds::{self, Fd};
+use crate::proc::fds::Fd;
+use crate::proc::{Pid, Process};
 use crate::ptrace::raw;
 use crate::resource::{Common, Stream};
 use ckpt_abi::image::{Descriptor, Object, ObjectKind, Text, object_flag};
@@ -23,7 +23,13 @@ use zerocopy::FromZeros;
 
 /// Makes an object of the file behind a descriptor; its index. What a mapping of it has said before is
 /// replaced by what the file itself says, and its content comes from the file.
-pub(crate) fn save(pid: Pid, fd: &Fd, kind: ObjectKind, name: Text, common: &mut Common) -> u32 {
+pub(crate) fn save(
+    process: &Process,
+    fd: &Fd,
+    kind: ObjectKind,
+    name: Text,
+    common: &mut Common,
+) -> u32 {
     let objects = &mut common.objects;
     let known = objects.iter().position(|o| (o.device, o.inode) == (fd.device, fd.inode));
     let index = known.unwrap_or(objects.len());
@@ -44,13 +50,12 @@ pub(crate) fn save(pid: Pid, fd: &Fd, kind: ObjectKind, name: Text, common: &mut
         group: fd.group,
         accessed: fd.atime_ns,
         modified: fd.mtime_ns,
-        seals: if kind == ObjectKind::Memory { seals(pid, fd) } else { 0 },
+        seals: if kind == ObjectKind::Memory { seals(process.pid(), fd) } else { 0 },
         flags: object_flag::WHOLE,
         reserved: [0; 3],
     };
-    let (holder, number) = fds::holder(pid, fd.number);
-    let path = format!("/proc/{holder}/fd/{number}").into();
-    common.streams.push(Stream { object: index as u32, path, segment: None });
+    let (path, _by) = (process.fd(fd.number).into(), Some(process.clone()));
+    common.streams.push(Stream { object: index as u32, path, _by, segment: None });
     index as u32
 }
 

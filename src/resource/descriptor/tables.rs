@@ -7,10 +7,10 @@ use super::pty::Ptys;
 use super::socket::{Inet, flight::Flight};
 use super::{Loss, file_type, standard};
 use crate::error::Result;
-use crate::proc::Pid;
 use crate::proc::fds::Fd;
 use crate::proc::net::{self, Tcp};
 use crate::proc::unix::{self, Unix};
+use crate::proc::{Pid, Process};
 use crate::ptrace::raw;
 use ckpt_abi::image::Descriptor;
 use nix::libc;
@@ -120,7 +120,10 @@ impl Tables {
 
     /// What the kernel tells of all TCP sockets of the first process's network namespace.
     pub(crate) fn tcp(&self) -> &[Tcp] {
-        self.tcp.get_or_init(|| self.root().map(net::tcp).unwrap_or_default())
+        self.tcp.get_or_init(|| {
+            let root = self.root().and_then(|root| Process::glimpse(root).ok());
+            root.map(|root| net::tcp(&root)).unwrap_or_default()
+        })
     }
 
     /// Keeps the record of a descriptor that is the first of its description, and why it is lost, if it is.

@@ -9,7 +9,7 @@ pub(crate) mod plan;
 pub(crate) mod sharing;
 
 use crate::proc::tree::Kin;
-use crate::proc::{self, Pid, stat::Stat};
+use crate::proc::{self, Pid, Process, stat::Stat};
 use crate::resource::descriptor::pty::{self, Ptys};
 use crate::resource::descriptor::terminal;
 use ckpt_abi::image::{self as rec, NOBODY, member_flag};
@@ -59,7 +59,8 @@ impl Numbers {
         let session = root.session == root.pid && root.session != begun[0];
         let leads = root.group == root.pid || begun[1].word() == GROUP_LEFT;
         let has_terminal = || {
-            proc::stat(root.pid, root.pid.main_thread())
+            Process::glimpse(root.pid)
+                .and_then(|it| it.main_stat())
                 .is_ok_and(|stat| stat.tty_nr != 0 && stat.tpgid == root.group)
         };
         let group = session || root.group != begun[1] && leads && !has_terminal();
@@ -100,7 +101,7 @@ pub(crate) fn save(
         (0..).zip(living).map(|(n, found)| (found.kin.pid, n)).collect();
     let all = living.iter().cloned().chain(dead.iter().map(|kin| Found {
         kin: *kin,
-        stat: proc::stat(kin.pid, kin.pid.main_thread()).ok(),
+        stat: Process::glimpse(kin.pid).and_then(|dead| dead.main_stat()).ok(),
         children: Vec::new(),
         reaps: false,
         untold: false,

@@ -5,7 +5,7 @@
 
 use super::{WHOLE_MAX, leave_to_streams};
 use crate::proc::Pid;
-use crate::proc::{self, Process, tree};
+use crate::proc::{Process, tree};
 use crate::resource::descriptor::{access, kind, only_names};
 use crate::resource::{Common, Gathered, Stream};
 use ckpt_abi::image::{
@@ -27,6 +27,7 @@ type Id = (u64, u64);
 struct Candidate {
     name: Text,
     found: PathBuf,
+    by: Process,
     processes: u32,
     writable: bool,
 }
@@ -59,7 +60,12 @@ pub(crate) fn carry<'a>(
             flags: object_flag::WHOLE,
             ..Object::new_zeroed()
         });
-        common.streams.push(Stream { object: index, path: file.found, segment: None });
+        common.streams.push(Stream {
+            object: index,
+            path: file.found,
+            _by: Some(file.by),
+            segment: None,
+        });
         objects.insert(id, index);
     }
     if objects.is_empty() {
@@ -98,9 +104,9 @@ fn candidates<'a>(processes: impl Iterator<Item = &'a Gathered>) -> BTreeMap<Id,
             let found = || gathered.files.as_ref().and_then(|files| files.found(id));
             let Some(file) = (match all.contains_key(&id) {
                 true => all.get_mut(&id),
-                false => found().map(|found| {
-                    let (name, found) = (vma.name, found.to_path_buf());
-                    let new = Candidate { name, found, processes: 0, writable: false };
+                false => found().map(|(found, by)| {
+                    let (name, found, by) = (vma.name, found.to_path_buf(), by.clone());
+                    let new = Candidate { name, found, by, processes: 0, writable: false };
                     all.entry(id).or_insert(new)
                 }),
             }) else {
@@ -163,16 +169,15 @@ fn users(mut wanted: BTreeSet<Id>, spared: impl Fn(Pid) -> bool) -> BTreeMap<Id,
         if wanted.is_empty() {
             break;
         }
-        let mapped = proc::maps::read(pid).unwrap_or_default();
+        let Ok(process) = Process::glimpse(pid) else { continue };
+        let mapped = process.maps().unwrap_or_default();
         let mut has: Vec<Id> = mapped.iter().map(|vma| (vma.device, vma.inode)).collect();
-        if let Ok(process) = Process::open(pid) {
-            has.extend(open_files(&process));
-        }
+        has.extend(open_files(&process));
         has.retain(|id| wanted.contains(id));
         if has.is_empty() || spared(pid) {
             continue;
         }
-        let name = proc::comm(pid, pid.main_thread()).unwrap_or_default();
+        let name = process.name().unwrap_or_default();
         let who = format!("process {pid} ({})", AsRef::<OsStr>::as_ref(&name).display());
         for id in has {
             wanted.remove(&id);

@@ -2,7 +2,7 @@
 //! Memory that stays in memory: mlock(2), and mlockall(2) for mappings to come.
 
 use crate::proc;
-use crate::proc::Pid;
+use crate::proc::Process;
 use crate::ptrace::list::{List, Question, Replies};
 use crate::resource::plan::{Orders, Step};
 use ckpt_abi::image::{Vma, process_flag, vma_flag};
@@ -72,12 +72,11 @@ pub(crate) fn restore(vmas: &[Vma], process: u32, orders: &mut Orders) {
 pub(crate) fn denied(vmas: &[Vma]) -> Result<Option<String>> {
     const CAP_IPC_LOCK: u64 = 1 << 14;
     const LIMIT: usize = libc::RLIMIT_MEMLOCK as usize;
-    let own = Pid::own();
+    let own = Process::own()?;
     let locked = vmas.iter().filter(|vma| vma.flags & LOCKED != 0);
     let locked: u64 = locked.map(|vma| vma.end - vma.start).sum();
-    let may = proc::status(own, own.main_thread())
-        .is_ok_and(|status| status.capabilities & CAP_IPC_LOCK != 0);
-    let (soft, hard) = proc::limits(own)?[LIMIT];
+    let may = own.main_status().is_ok_and(|status| status.capabilities & CAP_IPC_LOCK != 0);
+    let (soft, hard) = own.limits()?[LIMIT];
     if !may && locked != 0 && soft < hard {
         proc::limits::set(LIMIT, (hard, hard)).because(|| "cannot raise RLIMIT_MEMLOCK")?;
     }

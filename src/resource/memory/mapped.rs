@@ -2,8 +2,7 @@
 //! The files behind mappings: whether a path still leads to them, and whether they keep still.
 
 use crate::error::{Error, Kind, Result};
-use crate::proc::Pid;
-use crate::proc::{self, maps::Vma};
+use crate::proc::{self, Process, maps::Vma};
 use nix::fcntl::OFlag;
 use nix::libc;
 use std::collections::{HashMap, HashSet};
@@ -61,7 +60,7 @@ impl Mapped {
 
 /// The files that a target maps, each looked at once.
 pub(crate) struct Files {
-    pid: Pid,
+    process: Process,
     now: SystemTime,
     /// What is executed of it: device and inode.
     code: HashSet<(u64, u64)>,
@@ -73,10 +72,10 @@ pub(crate) struct Files {
 
 impl Files {
     /// For a process that stands still, with these mappings.
-    pub(crate) fn of(pid: Pid, vmas: &[Vma]) -> Self {
+    pub(crate) fn of(process: &Process, vmas: &[Vma]) -> Self {
         let code = vmas.iter().filter(|vma| vma.exec).map(|vma| (vma.device, vma.inode)).collect();
         Self {
-            pid,
+            process: process.clone(),
             now: SystemTime::now(),
             code,
             known: HashMap::new(),
@@ -96,10 +95,10 @@ impl Files {
         found
     }
 
-    /// Where a file was found that was looked for.
-    pub(super) fn found(&self, id: (u64, u64)) -> Option<&Path> {
+    /// Where a file was found that was looked for, as long as we have the process opened.
+    pub(super) fn found(&self, id: (u64, u64)) -> Option<(&Path, &Process)> {
         let mut all = self.known.values().flatten();
-        all.find(|file| file.id == id).map(|file| &*file.found)
+        all.find(|file| file.id == id).map(|file| (&*file.found, &self.process))
     }
 
     /// Whether the content of a file can be read when the target goes on; it is seen afterwards whether the
@@ -131,7 +130,7 @@ impl Files {
         let told = Path::new(&vma.name);
         let inner = told.strip_prefix("/").ok()?;
         if !vma.deleted {
-            let root = PathBuf::from(format!("/proc/{}/root", self.pid));
+            let root = PathBuf::from(self.process.path("root"));
             let places = [told.to_path_buf(), root.join(inner)];
             return places.iter().find_map(|place| self.look(place, told, vma));
         }
@@ -222,10 +221,10 @@ mod tests {
         let meta = file.metadata().expect("its numbers");
         let shown = proc::shown(&file).expect("a mapping");
         assert_eq!(shown, (meta.dev(), meta.ino()));
-        let own = Pid::own();
-        let mut vma = proc::maps::read(own).expect("maps").swap_remove(0);
+        let own = Process::own().expect("we are");
+        let mut vma = own.maps().expect("maps").swap_remove(0);
         (vma.name, vma.device, vma.inode) = (path.clone().into(), shown.0, shown.1);
-        let found = |vma: &Vma| Files::of(own, &[]).get(vma).is_some();
+        let found = |vma: &Vma| Files::of(&own, &[]).get(vma).is_some();
         assert!(found(&vma));
         vma.device ^= 1;
         let other = found(&vma);

@@ -92,7 +92,7 @@ pub(crate) fn save(
     common: &mut Common,
 ) -> Result<Vec<Area>> {
     let mut areas = Vec::new();
-    let mut files = Files::of(target.frozen.pid, target.vmas);
+    let mut files = Files::of(target.process(), target.vmas);
     let region = target.region;
     let exe = region.base + region.control.exe_start;
     let leftover = region.control.leftover..region.control.leftover + region.control.leftover_len;

@@ -40,8 +40,7 @@ pub(crate) fn save(
         let file = stream.and_then(|stream| File::open(&stream.path).ok());
         let area = areas.iter_mut().find(|area| area.start == vma.start);
         if let (Some(file), Some(area)) = (file, area) {
-            let mut ranges =
-                Pagemap::open(target.frozen.pid)?.populated(vma.start, vma.end, true)?;
+            let mut ranges = Pagemap::of(target.process())?.populated(vma.start, vma.end, true)?;
             ranges.extend(data(&file, size, vma.start..vma.end, vma.offset));
             // What is behind the end is found out by trying.
             let shown = size.saturating_sub(vma.offset).next_multiple_of(PAGE).min(vma.len());

@@ -8,7 +8,7 @@
 //! image gets: a word that is a thread's id, between what glibc writes around it.
 
 use super::holding;
-use crate::proc;
+use crate::proc::Process;
 use crate::proc::{Pid, Tid};
 use crate::ptrace::memory::Memory;
 use crate::ptrace::regs::Regs;
@@ -106,7 +106,7 @@ const SIGTIMER: u32 = 32;
 
 /// Whether a timer wakes the thread by that signal.
 fn is_woken(pid: Pid, tid: u32) -> bool {
-    let timers = proc::posix_timers(pid).unwrap_or_default();
+    let timers = Process::glimpse(pid).and_then(|it| it.posix_timers()).unwrap_or_default();
     timers.iter().any(|timer| {
         timer.notify & libc::SIGEV_THREAD_ID != 0
             && (timer.signal, timer.target) == (SIGTIMER.cast_signed(), Tid::of_word(tid))

@@ -145,13 +145,13 @@ fn text(memory: &Memory, address: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proc::Pid;
+    use crate::proc::Process;
 
     #[test]
     fn our_own_executable_is_found() {
-        let own = Pid::own();
-        let memory = Memory::open(own).expect("our own memory");
-        let all = all(&memory, &proc::auxv(own).expect("our own vector"));
+        let own = Process::own().expect("we are");
+        let memory = Memory::open(&own).expect("our own memory");
+        let all = all(&memory, &own.auxv().expect("our own vector"));
         let here = our_own_executable_is_found as *const () as u64;
         assert!(all[0].code.iter().any(|code| code.contains(&here)), "{all:?}");
         static mut WORD: u32 = 1;

@@ -11,9 +11,9 @@ pub(crate) mod undo;
 
 use super::memory::{Area, leave_to_streams};
 use super::{Common, Gathered, Stream};
-use crate::proc::Pid;
+use crate::proc::stat::glance;
 use crate::proc::sysv::{self, Entry};
-use crate::proc::{self, stat::glance};
+use crate::proc::{Pid, Process};
 use ckpt_abi::image::{NO_OBJECT, Object, ObjectKind, SystemV, SystemVKind as Kind, object_flag};
 use std::collections::HashMap;
 use zerocopy::FromZeros;
@@ -66,7 +66,7 @@ pub(crate) fn semaphores(pids: &[Pid]) -> Vec<(u32, Vec<u16>)> {
 
 /// Whether we see the objects that the processes see.
 fn is_ours(pids: &[Pid]) -> bool {
-    let namespace = |pid| proc::namespace(pid, "ipc");
+    let namespace = |pid| Process::glimpse(pid).ok().and_then(|it| it.namespace("ipc"));
     pids.first().is_some_and(|pid| namespace(*pid) == namespace(Pid::own()))
 }
 
@@ -134,8 +134,8 @@ fn find<'a>(
         return;
     }
     let begun = begun(pids[0]);
-    let user =
-        proc::status(pids[0], pids[0].main_thread()).map_or(u32::MAX, |status| status.uid[1]);
+    let user = Process::glimpse(pids[0]).and_then(|first| first.main_status());
+    let user = user.map_or(u32::MAX, |status| status.uid[1]);
     let mut saved = Saved::default();
     let mut why =
         own().find_map(|found| Some(format!("{} uses them, too", found.outside.as_ref()?)));
@@ -216,7 +216,7 @@ impl Saved {
                 let whole = entry.swapped != 0;
                 let segment = Some(super::Segment { id, whole });
                 let path = std::path::PathBuf::new();
-                self.streams.push(Stream { object: record.object, path, segment });
+                self.streams.push(Stream { object: record.object, path, _by: None, segment });
             }
             Kind::Semaphores => {
                 let values = calls::values(id, entry.size as usize)?;
@@ -245,14 +245,14 @@ fn stranger(users: &[Pid], pids: &[Pid]) -> Option<String> {
         |pid: Pid| glance(pid.main_thread()).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'));
     let other = |pid: &&Pid| pid.get() > 0 && **pid != own && !pids.contains(pid) && lives(**pid);
     let found = users.iter().find(other)?;
-    let name = proc::comm(*found, (*found).main_thread()).unwrap_or_default();
+    let name = Process::glimpse(*found).and_then(|it| it.name()).unwrap_or_default();
     Some(format!("process {found} ({})", name.display()))
 }
 
 /// When a process began, in seconds since 1970.
 fn begun(pid: Pid) -> i64 {
     const TICKS: u64 = 100;
-    let age = proc::stat(pid, pid.main_thread()).ok().zip(uptime());
+    let age = Process::glimpse(pid).and_then(|it| it.main_stat()).ok().zip(uptime());
     let age = age.map_or(0, |(stat, up)| up.saturating_sub(stat.starttime / TICKS));
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     now.map_or(i64::MAX, |now| now.as_secs().saturating_sub(age + 1).cast_signed())

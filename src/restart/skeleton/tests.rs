@@ -5,13 +5,16 @@ use super::init::Init;
 use super::make::{Role, Tree, clone, end};
 use super::namespaces::Place;
 use super::rendezvous::{Rendezvous, Stage};
-use crate::proc::Pid;
+use crate::proc::{Pid, Process};
+use crate::ptrace::freeze::Frozen;
+use crate::ptrace::memory::Memory;
 use crate::resource::kinship::plan::{Member, OUTSIDE, plan};
 use crate::resource::kinship::sharing::Births;
 use crate::restart::pooled::Pool;
 use nix::unistd::{getpgrp, getpid, getppid, getsid};
 use std::collections::HashMap;
 use std::io::{PipeWriter, Read, Write};
+use std::sync::atomic::AtomicU64;
 
 const PAGE: u64 = 0x3100_0000_0000;
 
@@ -118,4 +121,40 @@ fn two_hundred_processes_meet() {
 fn an_id_that_is_taken_ends_them_all() {
     let members = [member(50, None, 0, 0), member(51, Some(0), 0, 0), member(51, Some(0), 0, 0)];
     assert!(made(&members).len() < 3);
+}
+
+/// Ends a child and waits for it.
+fn bury(child: Pid) {
+    let _ = nix::sys::signal::kill(child.nix(), nix::sys::signal::Signal::SIGKILL);
+    let _ = nix::sys::wait::waitpid(child.nix(), None);
+}
+
+#[test]
+fn a_stranger_with_an_id_is_neither_read_nor_written() {
+    static WORD: AtomicU64 = AtomicU64::new(3);
+    let sleeper = |id: Option<Pid>| {
+        let made = clone(id, nix::libc::SIGCHLD);
+        if made == Ok(None) {
+            loop {
+                nix::unistd::pause();
+            }
+        }
+        made.ok().flatten()
+    };
+    let first = sleeper(None).unwrap();
+    let process = Process::open(first).unwrap();
+    let memory = Memory::open(&process).unwrap();
+    let at = WORD.as_ptr().addr() as u64;
+    memory.put(at, &4u64).unwrap();
+    bury(first);
+    // To choose an id takes a privilege.
+    let Some(other) = sleeper(Some(first)) else { return };
+    assert_eq!(other, first);
+    let stranger = Memory::open(&Process::open(other).unwrap()).unwrap();
+    let written = memory.put(at, &5u64);
+    let left = stranger.get::<u64>(at);
+    let (name, frozen) = (process.name().is_err(), Frozen::freeze_one(&process).is_err());
+    bury(other);
+    assert!(written.is_err() && memory.was_its().is_err() && name && frozen);
+    assert_eq!(left.unwrap(), 3);
 }

@@ -6,7 +6,7 @@ use super::queue::{self, Asked, Waiting, answers};
 use super::settings::{EXCLUSIVE, LOCK, PACKETS, hides_cloexec, number, termios, window};
 use crate::error::Result;
 use crate::proc::Pid;
-use crate::proc::{self, fds::Fd};
+use crate::proc::{self, Process, fds::Fd};
 use crate::ptrace::{borrowed, raw};
 use ckpt_abi::image::{Terminal, Termios, pty_end, terminal_flag};
 use nix::errno::Errno;
@@ -196,8 +196,9 @@ fn master_of(fd: &Fd) -> Option<u32> {
 /// (devpts, /dev/pts/ptmx).
 fn instance(pid: Pid, fd: &Fd) -> u64 {
     let folder = Path::new(&fd.target).parent().and_then(|folder| folder.strip_prefix("/").ok());
-    let beside =
-        folder.map(|folder| Path::new(&format!("/proc/{pid}/root")).join(folder).join("pts"));
+    let process = Process::glimpse(pid).ok();
+    let beside = process.as_ref().zip(folder);
+    let beside = beside.map(|(it, folder)| Path::new(&it.path("root")).join(folder).join("pts"));
     let found = beside.and_then(|path| std::fs::metadata(path).ok());
     found.map_or(fd.device, |found| found.dev())
 }
@@ -208,7 +209,7 @@ fn terminals_outside(tables: &Tables) -> HashSet<u32> {
     let all = proc::tree::pids().unwrap_or_default().into_iter();
     let mut numbers = HashSet::new();
     for pid in all.filter(|pid| !inside.contains(pid)) {
-        let Ok(process) = proc::Process::open(pid) else { continue };
+        let Ok(process) = Process::glimpse(pid) else { continue };
         numbers.extend(super::number_of(terminal::of(&process)));
         let open = process.fds().unwrap_or_default();
         numbers.extend(open.iter().filter_map(|fd| super::number_of(fd.rdev)));

@@ -7,7 +7,7 @@
 
 use super::inet::{named, place};
 use super::options::{self, REUSEADDR, SNDTIMEO};
-use crate::proc::Pid;
+use crate::proc::Process;
 use crate::proc::net::{self, Tcp};
 use nix::errno::Errno;
 use nix::libc;
@@ -47,7 +47,7 @@ pub(super) fn clear(name: &[u8]) {
     const TIME_WAIT: u8 = 6;
     let port = place(name).map(|(_, port)| port);
     let over = |tcp: &Tcp| tcp.state == TIME_WAIT && Some(tcp.local.1) == port;
-    for tcp in net::tcp(Pid::own()).into_iter().filter(over) {
+    for tcp in own().into_iter().filter(over) {
         let family = if tcp.local.0.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
         let [local, remote] = [tcp.local, tcp.remote].map(|end| name_of(end, family as u32));
         let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK;
@@ -58,10 +58,15 @@ pub(super) fn clear(name: &[u8]) {
     }
 }
 
+/// The connections of this machine.
+fn own() -> Vec<Tcp> {
+    Process::own().map(|own| net::tcp(&own)).unwrap_or_default()
+}
+
 /// Whether nobody has the port but the kernel, which keeps it for what may still be under way.
 pub(super) fn is_left(name: &[u8]) -> bool {
     let port = place(name).map(|(_, port)| port);
-    let all = net::tcp(Pid::own());
+    let all = own();
     let mut there = all.iter().filter(|tcp| Some(tcp.local.1) == port).peekable();
     there.peek().is_some() && there.all(|tcp| tcp.inode == 0)
 }

@@ -48,7 +48,7 @@ pub(super) fn remote(own: &Inet, inode: u64, look: &Look<'_>) -> Vec<u8> {
         }
         _ if own.kind == libc::SOCK_RAW && own.remote.is_empty() => {
             // getpeername(2) knows none without a port.
-            let all = net::raw(look.process.pid());
+            let all = net::raw(look.process);
             let line = all.iter().find(|line| line.inode == inode);
             let to = line.map(|line| line.remote).filter(|(ip, _)| !ip.is_unspecified());
             to.map_or_else(Vec::new, |to| name_of(to, own.family as u32))
