@@ -2,7 +2,6 @@
 //! Work on many things by a few threads abreast, which end with it.
 
 use nix::sched::{CpuSet, sched_getaffinity};
-use nix::unistd::Pid;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -17,6 +16,16 @@ pub(crate) fn each<T: Sync, R: Send>(
     few: usize,
     work: impl Fn(&T) -> R + Sync,
 ) -> Vec<R> {
+    by_at_most(MOST, things, few, work)
+}
+
+/// The same by so many threads, for work that does not ask the kernel.
+pub(crate) fn by_at_most<T: Sync, R: Send>(
+    most: usize,
+    things: &[T],
+    few: usize,
+    work: impl Fn(&T) -> R + Sync,
+) -> Vec<R> {
     let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(things.len())));
     let run = || {
         while let Some((index, thing)) = take(things, &next) {
@@ -25,7 +34,7 @@ pub(crate) fn each<T: Sync, R: Send>(
         }
     };
     thread::scope(|scope| {
-        for _ in 1..processors().min(MOST).min(things.len() / few.max(1)) {
+        for _ in 1..processors().min(most).min(things.len() / few.max(1)) {
             // Where there may be no more of them (RLIMIT_NPROC), those that are there do it.
             if thread::Builder::new().stack_size(STACK).spawn_scoped(scope, run).is_err() {
                 break;
@@ -46,7 +55,7 @@ fn take<'a, T>(things: &'a [T], next: &AtomicUsize) -> Option<(usize, &'a T)> {
 /// How many processors this thread may run on, in one system call: the standard library looks for limits of control
 /// groups, too, which do not forbid to be on several for a moment.
 fn processors() -> usize {
-    let Ok(set) = sched_getaffinity(Pid::from_raw(0)) else { return 1 };
+    let Ok(set) = sched_getaffinity(nix::unistd::Pid::from_raw(0)) else { return 1 };
     (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu) == Ok(true)).count()
 }
 

@@ -4,12 +4,10 @@
 
 use super::write::Sink;
 use super::{codec, hash};
+use crate::abreast;
 use crate::error::Result;
 use ckpt_abi::image::{Chunk, Codec};
 use std::sync::{Mutex, PoisonError};
-
-/// The stack of a thread that compresses; its tables are on the heap.
-const STACK: usize = 64 << 10;
 
 /// Most threads that compress; each has [`DEPTH`] blocks in memory, twice.
 const THREADS: usize = 8;
@@ -44,8 +42,8 @@ struct Block {
 #[derive(Default)]
 struct Waiting {
     content: Vec<u8>,
-    packed: Vec<u8>,
-    is_smaller: bool,
+    /// What becomes of it, and whether that is smaller; of the one thread that has it.
+    packed: Mutex<(Vec<u8>, bool)>,
 }
 
 /// The blocks of an image.
@@ -87,12 +85,16 @@ impl Blocks {
     pub(super) fn settle(&mut self, out: &mut Out<'_>) -> Result<()> {
         let mut room = std::mem::take(&mut self.room);
         let waiting = &mut room[..std::mem::take(&mut self.waits)];
-        compress(waiting);
+        abreast::by_at_most(THREADS, waiting, DEPTH, |one| {
+            let (packed, is_smaller) =
+                &mut *one.packed.lock().unwrap_or_else(PoisonError::into_inner);
+            *is_smaller = codec::compress(&one.content, packed);
+        });
         let first = self.all.len() - waiting.len();
         for (number, one) in (first..).zip(waiting) {
-            match one.is_smaller {
-                true => self.write(number, Codec::Lz4, &one.packed, out)?,
-                false => self.write(number, Codec::Plain, &codec::plain(&one.content), out)?,
+            match one.packed.get_mut().unwrap_or_else(PoisonError::into_inner) {
+                (packed, true) => self.write(number, Codec::Lz4, packed, out)?,
+                _ => self.write(number, Codec::Plain, &codec::plain(&one.content), out)?,
             }
         }
         self.room = room;
@@ -134,23 +136,4 @@ impl Blocks {
     pub(super) fn are_compressed(&self) -> bool {
         self.all.iter().any(|block| block.codec != Codec::Plain as u32)
     }
-}
-
-fn compress(waiting: &mut [Waiting]) {
-    let threads = waiting.len().div_ceil(DEPTH);
-    let next = Mutex::new(waiting.iter_mut());
-    let work = || {
-        loop {
-            let one = next.lock().unwrap_or_else(PoisonError::into_inner).next();
-            let Some(one) = one else { return };
-            one.is_smaller = codec::compress(&one.content, &mut one.packed);
-        }
-    };
-    std::thread::scope(|scope| {
-        // Where no thread can be made, this one does it all.
-        for _ in 1..threads {
-            let _ = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, work);
-        }
-        work();
-    });
 }

@@ -2,51 +2,26 @@
 //! Numbers and lines in the text that the kernel writes.
 
 /// The lines of a file; the newline at its end begins no further line.
-#[derive(Clone, Debug)]
-pub struct Lines<'a> {
-    rest: &'a [u8],
-}
-
-/// See [`Lines`].
-pub fn lines(text: &[u8]) -> Lines<'_> {
-    Lines { rest: text }
-}
-
-impl<'a> Iterator for Lines<'a> {
-    type Item = &'a [u8];
-
-    fn next(&mut self) -> Option<&'a [u8]> {
-        if self.rest.is_empty() {
+pub fn lines(mut rest: &[u8]) -> impl Iterator<Item = &[u8]> + Clone {
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
             return None;
         }
-        let (line, rest) = cut(self.rest, b'\n').unwrap_or((self.rest, &[]));
-        self.rest = rest;
+        let (line, after) = cut(rest, b'\n').unwrap_or((rest, &[]));
+        rest = after;
         Some(line)
-    }
+    })
 }
 
 /// The words of a line, which blanks and tabs divide.
-#[derive(Clone, Debug)]
-pub struct Words<'a> {
-    rest: &'a [u8],
-}
-
-/// See [`Words`].
-pub fn words(line: &[u8]) -> Words<'_> {
-    Words { rest: line }
-}
-
-impl<'a> Iterator for Words<'a> {
-    type Item = &'a [u8];
-
-    fn next(&mut self) -> Option<&'a [u8]> {
-        let begin = self.rest.iter().position(|b| !b.is_ascii_whitespace())?;
-        let rest = &self.rest[begin..];
+pub fn words(mut rest: &[u8]) -> impl Iterator<Item = &[u8]> + Clone {
+    std::iter::from_fn(move || {
+        rest = rest.trim_ascii_start();
         let end = rest.iter().position(u8::is_ascii_whitespace).unwrap_or(rest.len());
-        let (word, rest) = rest.split_at(end);
-        self.rest = rest;
-        Some(word)
-    }
+        let (word, after) = rest.split_at(end);
+        rest = after;
+        (!word.is_empty()).then_some(word)
+    })
 }
 
 /// What stands before the first such byte, and what behind it.
