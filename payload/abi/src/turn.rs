@@ -326,35 +326,36 @@ mod tests {
     }
 
     #[test]
-    fn a_signal_asks() {
-        let asked = Event::Ask { by: By::Signal, kept: false };
-        let next = turn(Phase::Starting, By::Signal, false);
-        for turn in all() {
-            for seen in [LIVES, DEAD, ENDS] {
-                let expected = match turn.phase {
-                    Phase::Idle => Ok(next),
-                    Phase::Starting => Err(Denied::Busy(Task::NONE)),
-                    Phase::Answered => Err(Denied::Soon),
-                    Phase::Restoring => Err(Denied::Restoring),
-                    _ if !seen.lives && turn.kept => Err(Denied::Soon),
-                    _ if !seen.lives => Ok(next),
-                    Phase::Writing if turn.by == By::Period => Err(Denied::After(OURS, true)),
-                    Phase::Writing if seen.ends => Err(Denied::After(OURS, false)),
-                    Phase::Leaving if turn.by == By::Period || seen.ends => Err(Denied::Soon),
-                    _ => Err(Denied::Busy(OURS)),
-                };
-                assert_eq!(step(turn, asked, seen), expected, "{turn:?} {seen:?}");
+    fn a_thread_asks() {
+        for (by, kept) in By::ALL.iter().flat_map(|by| [(*by, false), (*by, true)]) {
+            let asked = Event::Ask { by, kept };
+            let next = turn(Phase::Starting, by, kept);
+            for turn in all() {
+                for seen in [LIVES, DEAD, ENDS] {
+                    let expected = match turn.phase {
+                        Phase::Idle => Ok(next),
+                        Phase::Starting => Err(Denied::Busy(Task::NONE)),
+                        Phase::Answered => Err(Denied::Soon),
+                        Phase::Restoring => Err(Denied::Restoring),
+                        _ if !seen.lives && turn.kept => Err(Denied::Soon),
+                        _ if !seen.lives => Ok(next),
+                        Phase::Writing if turn.by == By::Period => Err(Denied::After(OURS, true)),
+                        Phase::Writing if seen.ends => Err(Denied::After(OURS, false)),
+                        Phase::Leaving if turn.by == By::Period || seen.ends => Err(Denied::Soon),
+                        _ => Err(Denied::Busy(OURS)),
+                    };
+                    assert_eq!(step(turn, asked, seen), expected, "{turn:?} {seen:?}");
+                }
             }
         }
     }
 
     #[test]
     fn a_dumper_claims() {
-        for &by in By::ALL {
-            let next = Turn { phase: Phase::Holding, by, kept: false, task: OTHER };
-            let claimed = Event::Claim { by, task: OTHER, kept: false };
+        for (by, kept) in By::ALL.iter().flat_map(|by| [(*by, false), (*by, true)]) {
+            let next = Turn { phase: Phase::Holding, by, kept, task: OTHER };
             for turn in all() {
-                for seen in [LIVES, DEAD] {
+                for seen in [LIVES, DEAD, ENDS] {
                     let expected = match turn.phase {
                         Phase::Idle => Ok(next),
                         Phase::Starting | Phase::Answered => Err(Denied::Soon),
@@ -366,42 +367,46 @@ mod tests {
                         }
                         _ => Err(Denied::Busy(OURS)),
                     };
+                    let claimed = Event::Claim { by, task: OTHER, kept };
                     assert_eq!(step(turn, claimed, seen), expected, "{turn:?} {seen:?} {by:?}");
+                    if turn.has_task() {
+                        let claimed = Event::Claim { by, task: OURS, kept };
+                        let expected = Turn { phase: Phase::Holding, ..turn };
+                        assert_eq!(step(turn, claimed, seen), Ok(expected), "its own");
+                    }
                 }
             }
-        }
-        let claimed = Event::Claim { by: By::Order, task: OURS, kept: false };
-        for own in all().filter(|t| t.has_task()) {
-            let expected = Turn { phase: Phase::Holding, ..own };
-            assert_eq!(step(own, claimed, LIVES), Ok(expected), "its own");
         }
     }
 
     #[test]
     fn a_dumper_goes_its_way() {
-        for &by in By::ALL {
-            for kept in [false, true] {
-                let at = |phase| turn(phase, by, kept);
-                let over = if kept { at(Phase::Answered) } else { Turn::IDLE };
-                let go = |from, event| step(at(from), event, LIVES);
-                assert_eq!(go(Phase::Starting, Event::Start(OURS)), Ok(at(Phase::Holding)));
-                assert_eq!(go(Phase::Holding, Event::Leave(OURS)), Ok(at(Phase::Leaving)));
-                assert_eq!(go(Phase::Leaving, Event::Left(OURS)), Ok(at(Phase::Writing)));
-                for &phase in Phase::ALL {
-                    let named = at(phase).has_task();
-                    let own = |next| if named { Ok(next) } else { Err(Denied::NotYours) };
-                    assert_eq!(go(phase, Event::End(OURS)), own(over));
-                    for event in [Event::Leave, Event::Left, Event::End] {
-                        assert_eq!(go(phase, event(OTHER)), Err(Denied::NotYours), "{phase:?}");
-                    }
-                    assert_eq!(step(at(phase), Event::Lost, DEAD), own(over));
-                    assert_eq!(go(phase, Event::Lost), Err(Denied::NotYours));
-                    let failed =
-                        if phase == Phase::Starting { Ok(over) } else { Err(Denied::NotYours) };
-                    assert_eq!(go(phase, Event::Fail), failed);
-                    if phase != Phase::Starting {
-                        assert_eq!(go(phase, Event::Start(OURS)), Err(Denied::NotYours));
-                    }
+        for before in all() {
+            let over = match before.kept {
+                true => turn(Phase::Answered, before.by, true),
+                false => Turn::IDLE,
+            };
+            let may = |is: bool, next| if is { Ok(next) } else { Err(Denied::NotYours) };
+            let to = |phase| Turn { phase, ..before };
+            let (named, starts) = (before.has_task(), before.phase == Phase::Starting);
+            let started = turn(Phase::Holding, before.by, before.kept);
+            for seen in [LIVES, DEAD, ENDS] {
+                for (event, expected) in [
+                    (Event::Start(OURS), may(starts, started)),
+                    (Event::Fail, may(starts, over)),
+                    (Event::Leave(OURS), may(named, to(Phase::Leaving))),
+                    (Event::Left(OURS), may(named, to(Phase::Writing))),
+                    (Event::End(OURS), may(named, over)),
+                    (Event::Leave(OTHER), Err(Denied::NotYours)),
+                    (Event::Left(OTHER), Err(Denied::NotYours)),
+                    (Event::End(OTHER), Err(Denied::NotYours)),
+                    (Event::Lost, may(named && !seen.lives, over)),
+                ] {
+                    assert_eq!(
+                        step(before, event, seen),
+                        expected,
+                        "{before:?} {event:?} {seen:?}"
+                    );
                 }
             }
         }
@@ -410,7 +415,7 @@ mod tests {
     #[test]
     fn who_keeps_it_gives_it_up() {
         for turn in all() {
-            for seen in [LIVES, DEAD] {
+            for seen in [LIVES, DEAD, ENDS] {
                 let expected = match turn.phase {
                     Phase::Answered => Ok(Turn::IDLE),
                     _ if turn.has_task() && turn.kept && seen.lives => Err(Denied::Soon),
@@ -424,12 +429,17 @@ mod tests {
 
     #[test]
     fn a_restart_brings_back_who_waits() {
-        for turn in all() {
-            let restoring = step(turn, Event::Restore, DEAD).expect("always");
-            assert_eq!((restoring.phase, restoring.task), (Phase::Restoring, Task::NONE));
-            let after = step(restoring, Event::Resume, DEAD).expect("always");
-            let expected = if turn.kept { Phase::Answered } else { Phase::Idle };
-            assert_eq!(after.phase, expected, "{turn:?}");
+        for before in all() {
+            let restoring = turn(Phase::Restoring, before.by, before.kept);
+            let over = match before.kept {
+                true => turn(Phase::Answered, before.by, true),
+                false => Turn::IDLE,
+            };
+            for seen in [LIVES, DEAD, ENDS] {
+                assert_eq!(step(before, Event::Restore, seen), Ok(restoring), "{before:?}");
+                assert_eq!(step(restoring, Event::Resume, seen), Ok(over), "{before:?}");
+                assert_eq!(step(before, Event::Resume, seen), Ok(over), "{before:?}");
+            }
         }
     }
 }
