@@ -60,6 +60,7 @@ const _: () = {
     assert!(offset_of!(Table, rows) == 8);
     assert!(size_of::<Row>() == 24 && offset_of!(Row, regular) == 16);
     assert!(size_of::<Regular>() == 24 && offset_of!(Regular, offset) == 16);
+    assert!(size_of::<Shown>() == 48 && offset_of!(Shown, identity) == 32);
 };
 
 const STRIDE: u64 = (size_of::<Row>() + size_of::<Regular>() + size_of::<Shown>()) as u64;

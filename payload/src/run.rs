@@ -8,7 +8,7 @@
 
 use crate::sys;
 use ckpt_abi::errno;
-use ckpt_abi::op::{Kind, ListHead, OWNER_DIED, Op, Report, SPELLED, VAIN, flag, spell};
+use ckpt_abi::op::{ListHead, OWNER_DIED, Op, OpKind, Report, SPELLED, VAIN, flag, spell};
 use core::sync::atomic::{AtomicU32, Ordering};
 
 /// The exit status of a process that nobody can explain.
@@ -92,23 +92,23 @@ fn resolve(mut op: Op) -> Op {
 fn obey(op: &Op) -> Then {
     let [a, b, c, d, _, _] = op.args;
     // No host of this version writes another number.
-    let Ok(kind) = Kind::try_from(op.kind) else { sys::exit_group(LOST) };
+    let Ok(kind) = OpKind::try_from(op.kind) else { sys::exit_group(LOST) };
     Then::Next(match kind {
-        Kind::End => return Then::End,
-        Kind::Goto => return Then::Goto(a as *const Op),
+        OpKind::End => return Then::End,
+        OpKind::Goto => return Then::Goto(a as *const Op),
         // SAFETY: ordered by the host.
-        Kind::Syscall => unsafe { sys::call(op.nr, &op.args) },
+        OpKind::Syscall => unsafe { sys::call(op.nr, &op.args) },
         // SAFETY: ordered by the host.
-        Kind::Clone => unsafe { sys::clone(op.nr, a, [c, d], enter_child, b) },
+        OpKind::Clone => unsafe { sys::clone(op.nr, a, [c, d], enter_child, b) },
         // SAFETY: ordered by the host.
-        Kind::Clone3 => unsafe { sys::clone3(a, op.nr, enter_child, b) },
-        Kind::Store => store(op.nr, a, b),
-        Kind::Copy => copy(a, b, c),
-        Kind::UseUpTimers => use_up_timers(a, b, c),
-        Kind::Barrier => barrier(a, b as u32, c),
+        OpKind::Clone3 => unsafe { sys::clone3(a, op.nr, enter_child, b) },
+        OpKind::Store => store(op.nr, a, b),
+        OpKind::Copy => copy(a, b, c),
+        OpKind::UseUpTimers => use_up_timers(a, b, c),
+        OpKind::Barrier => barrier(a, b as u32, c),
         // SAFETY: the host built the frame.
-        Kind::Sigreturn => unsafe { sys::sigreturn(a) },
-        Kind::Exit => sys::exit_group(a),
+        OpKind::Sigreturn => unsafe { sys::sigreturn(a) },
+        OpKind::Exit => sys::exit_group(a),
     })
 }
 

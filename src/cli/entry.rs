@@ -6,7 +6,7 @@ use std::ffi::OsStr;
 
 use super::ServeOptions;
 use crate::error::Result;
-use crate::resource::cpu::limit::Limit;
+use crate::resource::cpu::limit::CpuLimit;
 use crate::restart::{Ids, MapPath, MapPort};
 use crate::settings::Settings;
 pub(super) use crate::settings::table::{Kind, Variable};
@@ -97,7 +97,7 @@ pub(super) enum Set {
 #[derive(Default)]
 pub(super) struct Draft {
     pub settings: Settings,
-    pub cpu: Option<Limit>,
+    pub cpu: Option<CpuLimit>,
     pub force_cpu: bool,
     pub map_path: MapPath,
     pub map_port: MapPort,

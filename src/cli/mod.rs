@@ -20,7 +20,7 @@ use crate::proc::Pid;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use crate::resource::cpu::limit::Limit;
+use crate::resource::cpu::limit::CpuLimit;
 use crate::restart::{Ids, MapPath, MapPort};
 use crate::settings::Settings;
 use crate::settings::server::{ServerName, Transfer};
@@ -38,7 +38,7 @@ pub(crate) enum Command {
         /// From the options and the environment.
         settings: Settings,
         /// What the program may use of the CPU.
-        cpu: Option<Limit>,
+        cpu: Option<CpuLimit>,
         /// As it was written; looked up in PATH if it has no slash.
         program: OsString,
         /// The program's arguments, without its name.

@@ -13,7 +13,7 @@ use super::{
     Command, Resume, Shell, StubCommand, StubOptions, completions, help, man_page, parse,
     parse_stub, version,
 };
-use crate::resource::cpu::limit::Limit;
+use crate::resource::cpu::limit::CpuLimit;
 use crate::restart::{Ids, MapPath, MapPort};
 use crate::settings::server::Transfer;
 use crate::settings::{Name, Settings};

@@ -6,7 +6,7 @@ use crate::image::hash;
 use crate::image::read::Image;
 use crate::inject::launch;
 use crate::restart::{self, phase1_check};
-use ckpt_abi::image::{Process, SectionKind};
+use ckpt_abi::image::{ProcessRecord, SectionKind};
 use goblin::elf64::header::{ELFMAG, Header};
 use goblin::elf64::program_header::{PT_NOTE, ProgramHeader};
 use std::ffi::{OsStr, OsString};
@@ -63,7 +63,7 @@ impl Identity {
     /// # Errors
     /// The checkpoint cannot be read.
     pub(super) fn differences(&self, image: &Image) -> Result<Vec<String>> {
-        let process: Process = image.process(0).record(SectionKind::Process)?;
+        let process: ProcessRecord = image.process(0).record(SectionKind::Process)?;
         let arguments = image.text(process.arguments);
         let saved =
             shown(OsStr::from_bytes(arguments.as_bytes().trim_ascii_end())).replace("\\u{0}", " ");
@@ -93,7 +93,7 @@ impl Identity {
     /// # Errors
     /// The checkpoint cannot be read.
     pub(super) fn is_other_command(&self, image: &Image) -> Result<bool> {
-        let process: Process = image.process(0).record(SectionKind::Process)?;
+        let process: ProcessRecord = image.process(0).record(SectionKind::Process)?;
         let launched = launched(image);
         Ok(match launched[1] {
             0 => !self.has(&image.text(process.arguments)),
@@ -183,7 +183,7 @@ pub(super) fn refuse_to_replace(identity: &Identity, name: &Path) -> Result<()> 
     if !identity.is_other_command(&image).unwrap_or(false) {
         return Ok(());
     }
-    let process: Process = image.process(0).record(SectionKind::Process)?;
+    let process: ProcessRecord = image.process(0).record(SectionKind::Process)?;
     let saved = image.text(process.arguments);
     let saved = shown(&saved).replace("\\u{0}", " ");
     let sentence = format!(

@@ -13,8 +13,8 @@ use crate::restart::{MapPath, phase1_check};
 use crate::serve::log::date;
 use crate::settings::server::Transfer;
 use ckpt_abi::image::{
-    Descriptor, DescriptorKind, Loss, Machine, Member, Process, SectionKind, Thread, Vma,
-    member_flag, needs,
+    Descriptor, DescriptorKind, LossRecord, Machine, Member, ProcessRecord, SectionKind, Thread,
+    VmaRecord, member_flag, needs,
 };
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -45,11 +45,11 @@ pub(super) fn info(words: &[OsString], json: bool, transfer: &Transfer) -> Resul
 
 fn describe(image: &Image, json: bool) -> Result<Facts> {
     let first = image.process(0);
-    let process: Process = first.record(SectionKind::Process)?;
+    let process: ProcessRecord = first.record(SectionKind::Process)?;
     let machine: Machine = image.record(SectionKind::Machine)?;
     let parts = image.processes().map(|part| Sums::of(&part)).collect::<Result<Vec<_>>>()?;
     let sum = |of: fn(&Sums) -> u64| parts.iter().map(of).sum::<u64>();
-    let losses: Vec<Loss> = image.records(SectionKind::Losses)?;
+    let losses: Vec<LossRecord> = image.records(SectionKind::Losses)?;
     let text = |text| image.text(text).to_string_lossy().into_owned();
     let arguments: Vec<String> = text(process.arguments).split('\0').map(str::to_string).collect();
     let cpu = Set(process.cpu);
@@ -108,7 +108,7 @@ struct Sums {
 
 impl Sums {
     fn of(part: &Part<'_>) -> Result<Self> {
-        let vmas: Vec<Vma> = part.records(SectionKind::Vmas)?;
+        let vmas: Vec<VmaRecord> = part.records(SectionKind::Vmas)?;
         Ok(Self {
             threads: part.records::<Thread>(SectionKind::Threads)?.len() as u64,
             mappings: vmas.len() as u64,

@@ -15,7 +15,7 @@ use crate::inject::{self, beforehand, launch::launch};
 use crate::proc::Pid;
 use crate::resource::cpu::{
     Set,
-    limit::{self, Limit},
+    limit::{self, CpuLimit},
 };
 use crate::resource::kinship;
 use crate::restart::skeleton::stay;
@@ -27,7 +27,7 @@ use std::path::Path;
 /// Becomes the program, or its checkpoint.
 pub(super) fn run(
     settings: &Settings,
-    cpu: Option<&Limit>,
+    cpu: Option<&CpuLimit>,
     program: &OsStr,
     args: &[OsString],
     resume: Option<Resume>,
@@ -126,7 +126,7 @@ impl Error {
 }
 
 /// Makes libraries of the program use no more of the CPU, and notes that for its checkpoints.
-fn restrict(limit: &Limit, config: &mut Config) -> Result<()> {
+fn restrict(limit: &CpuLimit, config: &mut Config) -> Result<()> {
     let here = Set::here();
     let allowed = limit::allowed(limit, &here)?;
     allowed.note(config);

@@ -73,9 +73,9 @@ fn executed_by_the_program() -> bool {
 }
 
 fn execute_original(own: File, args: &[OsString]) -> Result<u8> {
-    use ckpt_abi::image::{Process, SectionKind};
+    use ckpt_abi::image::{ProcessRecord, SectionKind};
     let image = Image::from_file(own, Path::new("/proc/self/exe"))?;
-    let process: Process = image.process(0).record(SectionKind::Process)?;
+    let process: ProcessRecord = image.process(0).record(SectionKind::Process)?;
     let path = image.text(process.exe);
     let c_string = |text: &std::ffi::OsStr| CString::new(text.as_bytes()).unwrap_or_default();
     let argv: Vec<CString> = args.iter().map(|a| c_string(a)).collect();

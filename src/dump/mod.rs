@@ -180,7 +180,7 @@ fn take(request: &Demand) -> Result<Outcome> {
         }
         phase0_visit::leave(&request.process, e);
     }
-    let Begun { mut checkpoint, mut equipped, still, looked } = begun?;
+    let Entered { mut checkpoint, mut equipped, still, looked } = begun?;
     let mut result = proceed(&checkpoint, &equipped, (still, looked), front);
     let (mut again, mut pause, deadline) = (AGAIN, FIRST_PAUSE, Instant::now() + TURN);
     loop {
@@ -270,7 +270,7 @@ fn anew(checkpoint: &Checkpoint<'_>, equipped: &mut Vec<Equipped>) -> Result<Out
 }
 
 /// A checkpoint whose processes stand still and have payloads that are ours.
-struct Begun<'a> {
+struct Entered<'a> {
     checkpoint: Checkpoint<'a>,
     equipped: Vec<Equipped>,
     still: Forest,
@@ -278,7 +278,7 @@ struct Begun<'a> {
     looked: Vec<Option<Looked>>,
 }
 
-fn begin<'a>(request: &'a Demand, executable: &[u8]) -> Result<Begun<'a>> {
+fn begin<'a>(request: &'a Demand, executable: &[u8]) -> Result<Entered<'a>> {
     let whose = place::Whose::of(&request.process, request.settings.name.is_some())?;
     let deadline = Instant::now() + TURN;
     let mut pause = Duration::from_millis(1);
@@ -325,7 +325,7 @@ fn begin<'a>(request: &'a Demand, executable: &[u8]) -> Result<Begun<'a>> {
             if request.triggered {
                 halted::release(&equipped, &mut still.processes)?;
             }
-            return Ok(Begun { checkpoint, equipped, still, looked });
+            return Ok(Entered { checkpoint, equipped, still, looked });
         }
         equipped.iter().skip(1).for_each(|process| process.finish(None));
         still.thaw();

@@ -21,7 +21,7 @@ use crate::ptrace::thread::StoppedThread;
 use crate::resource::Gathered;
 use crate::resource::memory::Area;
 use crate::resource::plan::{Orders, Step};
-use ckpt_abi::op::{Kind, ListHead};
+use ckpt_abi::op::{ListHead, OpKind};
 use ckpt_abi::region::{STACK_LEN, STACKS};
 use nix::libc;
 use nix::sys::signal::{Signal, kill};
@@ -186,8 +186,8 @@ fn write_orders(memory: &Memory, data: u64, stack: u64) -> Result<u64> {
     let step = Step::Clone;
     let mut list = Orders::default();
     let flags = CLONE_PARENT_SETTID | CLONE_UNTRACED;
-    list.push(Kind::Clone, ckpt_abi::op::flag::MAY_FAIL, step, flags, &[stack, words, data]);
-    list.push(Kind::End, 0, step, 0, &[]);
+    list.push(OpKind::Clone, ckpt_abi::op::flag::MAY_FAIL, step, flags, &[stack, words, data]);
+    list.push(OpKind::End, 0, step, 0, &[]);
     let orders = ListHead { ops: intermediate, report: 0, exec_fd: -1, argv: 0, envp: 0, empty: 0 };
     let poll_request = (libc::POLLIN as u64) << 32;
     let mut bytes = Vec::new();
@@ -209,7 +209,7 @@ fn write_orders(memory: &Memory, data: u64, stack: u64) -> Result<u64> {
     // dumper ends.
     list.call(step, libc::SYS_pidfd_open, &[dumper, 0]);
     list.call(step, libc::SYS_poll, &[request, 1, u64::MAX]);
-    list.push(Kind::Exit, 0, step, 0, &[0]);
+    list.push(OpKind::Exit, 0, step, 0, &[0]);
     place(snapshot, list.bytes());
     memory.write(data, &bytes).because(|| "cannot prepare the snapshot")?;
     Ok(head)

@@ -17,7 +17,7 @@ use crate::resource::memory::{self, Area, Pages};
 use crate::resource::runtime::clocks;
 use crate::resource::runtime::glibc::Search;
 use crate::resource::{Common, Gathered, cpu, losses};
-use ckpt_abi::image::{CHUNK_MAX, Guard, GuardKind, Loss, Machine, SectionKind};
+use ckpt_abi::image::{CHUNK_MAX, Guard, GuardKind, LossRecord, Machine, SectionKind};
 use std::collections::HashSet;
 use zerocopy::FromZeros;
 
@@ -196,7 +196,8 @@ impl<'a> Writing<'a> {
             w.bytes(SectionKind::SystemVContent, &self.common.messages)?;
         }
         w.records(SectionKind::Objects, &self.common.objects)?;
-        let texts: Vec<_> = losses.iter().map(|loss| Loss { what: strings.add(loss) }).collect();
+        let texts: Vec<_> =
+            losses.iter().map(|loss| LossRecord { what: strings.add(loss) }).collect();
         w.records(SectionKind::Losses, &texts)?;
         w.bytes(SectionKind::Strings, strings.bytes())?;
         Ok((self.writer.seal()?, losses))

@@ -7,8 +7,8 @@ use super::strings::Strings;
 use super::write::Writer;
 use crate::error::Result;
 use ckpt_abi::image::{
-    CHUNK_MAX, Chunk, Codec, FORMAT, Loss, NO_OBJECT, Object, ObjectKind, Process, SectionKind,
-    Thread, WHOLE_IMAGE, needs,
+    CHUNK_MAX, Chunk, Codec, FORMAT, LossRecord, NO_OBJECT, Object, ObjectKind, ProcessRecord,
+    SectionKind, Thread, WHOLE_IMAGE, needs,
 };
 use std::path::{Path, PathBuf};
 use zerocopy::{FromZeros, IntoBytes};
@@ -25,11 +25,11 @@ fn made(compressed: bool) -> Vec<u8> {
     writer.memory(0, 0x7000, &page, [0, 0]).unwrap();
     writer.memory(0, 0x1000, &page, [2, 1]).unwrap();
     writer.content(0, 8192, b"the end of a file").unwrap();
-    let process = Process {
+    let process = ProcessRecord {
         pid: 4711,
         program: strings.add("golden"),
         generation: 3,
-        ..Process::new_zeroed()
+        ..ProcessRecord::new_zeroed()
     };
     let object = Object {
         kind: ObjectKind::Deleted as u32,
@@ -43,7 +43,7 @@ fn made(compressed: bool) -> Vec<u8> {
     writer.records_of(0, SectionKind::Threads, &threads).unwrap();
     writer.records(SectionKind::Objects, &[object]).unwrap();
     writer.bytes_of(0, SectionKind::Content, 5, b"in a pipe").unwrap();
-    writer.records(SectionKind::Losses, &[Loss { what: strings.add("a loss") }]).unwrap();
+    writer.records(SectionKind::Losses, &[LossRecord { what: strings.add("a loss") }]).unwrap();
     writer.bytes(SectionKind::Strings, strings.bytes()).unwrap();
     writer.seal().unwrap();
     sink
@@ -73,7 +73,7 @@ fn images_of_all_times_are_read() {
         let compressed = path.to_str().unwrap().contains("lz4");
         assert_eq!(image.header().needs, if compressed { needs::CODEC } else { 0 });
         let part = image.process(0);
-        let process: Process = part.record(SectionKind::Process).unwrap();
+        let process: ProcessRecord = part.record(SectionKind::Process).unwrap();
         assert_eq!((process.pid, process.generation), (4711, 3));
         assert_eq!(image.text(process.program), "golden");
         let threads: Vec<Thread> = part.records(SectionKind::Threads).unwrap();

@@ -4,7 +4,7 @@
 use super::golden::opened;
 use super::write::Writer;
 use crate::error::Result;
-use ckpt_abi::image::{Object, Process, SectionKind, Thread, WHOLE_IMAGE, needs};
+use ckpt_abi::image::{Object, ProcessRecord, SectionKind, Thread, WHOLE_IMAGE, needs};
 use zerocopy::FromZeros;
 
 const PIDS: [u32; 2] = [100, 200];
@@ -18,7 +18,7 @@ fn made(numbers: &[u32]) -> Result<Vec<u8>> {
     }
     writer.content(0, 0, b"of both")?;
     for (number, pid) in numbers.iter().zip(PIDS) {
-        let process = Process { pid, ..Process::new_zeroed() };
+        let process = ProcessRecord { pid, ..ProcessRecord::new_zeroed() };
         writer.records_of(*number, SectionKind::Process, &[process])?;
         let threads = [pid, pid + 1].map(|tid| Thread { tid, ..Thread::new_zeroed() });
         writer.records_of(*number, SectionKind::Threads, &threads)?;
@@ -38,7 +38,7 @@ fn each_process_has_its_own() {
     let chunks = image.chunks().unwrap();
     assert_eq!(image.processes().count(), 2);
     for (part, pid) in image.processes().zip(PIDS) {
-        let process: Process = part.record(SectionKind::Process).unwrap();
+        let process: ProcessRecord = part.record(SectionKind::Process).unwrap();
         let threads: Vec<Thread> = part.records(SectionKind::Threads).unwrap();
         assert_eq!((process.pid, threads[1].tid), (pid, pid + 1));
         assert_eq!(part.bytes(SectionKind::Content, 5).unwrap(), pid.to_le_bytes());
@@ -82,7 +82,7 @@ fn memory_of_no_process_is_refused() {
         let mut sink = Vec::new();
         let mut writer = Writer::new(&mut sink, vec![0; 64]);
         writer.memory(1, 0x7000, &[1; 4096], [0, 0]).unwrap();
-        writer.records_of(0, SectionKind::Process, &[Process::new_zeroed()]).unwrap();
+        writer.records_of(0, SectionKind::Process, &[ProcessRecord::new_zeroed()]).unwrap();
         writer.bytes(SectionKind::Strings, b"").unwrap();
         writer.seal().unwrap();
         sink
@@ -103,7 +103,9 @@ fn what_processes_have_in_common_lies_there_once() {
             writer.memory(process, 0xa000, &[process as u8 + 1; 4096], [0, 0]).unwrap();
         }
         for process in [0, 1] {
-            writer.records_of(process, SectionKind::Process, &[Process::new_zeroed()]).unwrap();
+            writer
+                .records_of(process, SectionKind::Process, &[ProcessRecord::new_zeroed()])
+                .unwrap();
         }
         writer.bytes(SectionKind::Strings, b"").unwrap();
         writer.seal().unwrap();
@@ -139,7 +141,9 @@ fn a_part_of_what_was_compressed_is_found() {
             writer.memory(process, 0x80_0000, &memory[2 * PIECE..], [0, 0]).unwrap();
         }
         for process in [0, 1] {
-            writer.records_of(process, SectionKind::Process, &[Process::new_zeroed()]).unwrap();
+            writer
+                .records_of(process, SectionKind::Process, &[ProcessRecord::new_zeroed()])
+                .unwrap();
         }
         writer.bytes(SectionKind::Strings, b"").unwrap();
         writer.seal().unwrap();

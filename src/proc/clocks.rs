@@ -87,6 +87,16 @@ pub fn boot_skew(process: &Process) -> i64 {
     process.clock_offsets()[1].saturating_sub(own_offsets()[1])
 }
 
+/// For how many seconds the machine has been up, as our time namespace has it.
+pub(crate) fn uptime() -> Option<u64> {
+    seconds(&super::slurp("/proc/uptime").ok()?)
+}
+
+/// "35.72 270.31": up, and idle.
+fn seconds(text: &[u8]) -> Option<u64> {
+    decimal(text.split(|byte| *byte == b'.').next()?).ok()
+}
+
 /// "monotonic           -86400         0": seconds and nanoseconds.
 fn parse(text: &[u8]) -> [i64; 2] {
     let offset = |name: &[u8]| {
@@ -100,6 +110,7 @@ fn parse(text: &[u8]) -> [i64; 2] {
 /// See [`super::parse_anything`].
 pub(super) fn parse_anything(bytes: &[u8]) {
     let _ = parse(bytes);
+    let _ = seconds(bytes);
 }
 
 #[cfg(test)]
@@ -112,6 +123,13 @@ mod tests {
         assert_eq!(parse(text), [-5 * SECOND + 7, 3 * SECOND]);
         assert_eq!(parse(b"monotonic 9223372036854775807 0\nboottime x 0"), [0, 0]);
         assert_eq!(parse(b""), [0, 0]);
+    }
+
+    #[test]
+    fn seconds_stand_before_the_point() {
+        assert_eq!(seconds(b"35.72 270.31\n"), Some(35));
+        assert_eq!((seconds(b""), seconds(b"up.1")), (None, None));
+        assert!(uptime() > Some(0));
     }
 
     #[test]

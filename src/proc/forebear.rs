@@ -75,11 +75,13 @@ pub(crate) struct Ask {
 /// Its answer.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
-pub(crate) struct Answer {
+pub(crate) struct Reply {
     /// The result, or a negative error number.
     pub(crate) result: i64,
     pub(crate) more: i64,
 }
+
+const _: () = assert!(size_of::<Ask>() == 32 && size_of::<Reply>() == 16);
 
 /// The way to a forebear.
 struct Line {
@@ -184,7 +186,7 @@ pub(crate) fn is_engaged() -> bool {
 
 /// Has the forebear make a call; None where there is none, and the caller makes it itself. Who has lost its forebear
 /// has lost all that it traced.
-pub(crate) fn ask(ask: &Ask, buffer: &mut [u8]) -> Option<nix::Result<Answer>> {
+pub(crate) fn ask(ask: &Ask, buffer: &mut [u8]) -> Option<nix::Result<Reply>> {
     let line = LINE.lock().unwrap_or_else(PoisonError::into_inner);
     if line.socket.is_none() || line.owner != std::process::id() {
         return None;
@@ -207,19 +209,19 @@ pub(crate) fn open(what: u32, id: i32, data: i32) -> Option<nix::Result<OwnedFd>
     }))
 }
 
-fn checked(answer: Answer) -> nix::Result<Answer> {
+fn checked(answer: Reply) -> nix::Result<Reply> {
     match answer.result {
         failed @ -4095..0 => Err(Errno::from_raw(-failed as i32)),
         _ => Ok(answer),
     }
 }
 
-fn exchange(line: &Line, ask: &Ask, buffer: &mut [u8]) -> nix::Result<(Answer, Option<OwnedFd>)> {
+fn exchange(line: &Line, ask: &Ask, buffer: &mut [u8]) -> nix::Result<(Reply, Option<OwnedFd>)> {
     let socket = line.socket.as_ref().ok_or(Errno::EBADF)?.as_raw_fd();
     let sent = if ask.shape & shape::IN == 0 { &[] } else { &*buffer };
     let pieces = [IoSlice::new(ask.as_bytes()), IoSlice::new(sent)];
     sendmsg::<()>(socket, &pieces, &[], MsgFlags::MSG_NOSIGNAL, None)?;
-    let mut answer = Answer::default();
+    let mut answer = Reply::default();
     let mut space = nix::cmsg_space!(std::os::fd::RawFd);
     let mut pieces = [IoSliceMut::new(answer.as_mut_bytes()), IoSliceMut::new(buffer)];
     let got = recvmsg::<()>(socket, &mut pieces, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
@@ -230,6 +232,6 @@ fn exchange(line: &Line, ask: &Ask, buffer: &mut [u8]) -> nix::Result<(Answer, O
             fd = all.first().map(|fd| unsafe { OwnedFd::from_raw_fd(*fd) });
         }
     }
-    let whole = got.bytes >= size_of::<Answer>();
+    let whole = got.bytes >= size_of::<Reply>();
     whole.then_some((answer, fd)).ok_or(Errno::EPIPE)
 }

@@ -37,6 +37,7 @@ pub(crate) mod unix;
 pub(crate) mod vmflags;
 mod written;
 
+pub(crate) use clocks::uptime;
 pub use clocks::{Clocks, boot_skew};
 pub use exec::auxv_value;
 pub use id::{Pid, Tid};

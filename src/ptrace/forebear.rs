@@ -14,7 +14,7 @@
 
 use super::raw;
 use crate::error::{Because, Result};
-use crate::proc::forebear::{Answer, Ask, LONGEST, NAMELESS, address, shape, what};
+use crate::proc::forebear::{Ask, LONGEST, NAMELESS, Reply, address, shape, what};
 use crate::proc::tree;
 use crate::proc::{Pid, Process, Tid};
 use nix::errno::Errno;
@@ -159,7 +159,7 @@ fn attend(line: &OwnedFd, near: Pid) {
         let buffer = &mut bytes[..(asked.len as usize).min(LONGEST)];
         let (answer, fd) = match answer(&asked, buffer, &mut numbers) {
             Ok(answered) => answered,
-            Err(errno) => (Answer { result: -i64::from(errno as i32), more: 0 }, None),
+            Err(errno) => (Reply { result: -i64::from(errno as i32), more: 0 }, None),
         };
         let back = if asked.shape & shape::OUT == 0 { &[] } else { &*buffer };
         let pieces = [IoSlice::new(answer.as_bytes()), IoSlice::new(back)];
@@ -225,8 +225,8 @@ fn answer(
     asked: &Ask,
     buffer: &mut [u8],
     numbers: &mut Numbers,
-) -> nix::Result<(Answer, Option<OwnedFd>)> {
-    let plain = |result: i64| Ok((Answer { result, more: 0 }, None));
+) -> nix::Result<(Reply, Option<OwnedFd>)> {
+    let plain = |result: i64| Ok((Reply { result, more: 0 }, None));
     if asked.what == what::TRACER {
         let own = Tid::own();
         // Nobody sees in there who we are.
@@ -254,7 +254,7 @@ fn answer(
             if found != 0 && !libc::WIFSTOPPED(status) {
                 note_end(&mut child, id, status);
             }
-            Ok((Answer { result: found, more: status.into() }, None))
+            Ok((Reply { result: found, more: status.into() }, None))
         }
         what::BURY => {
             let mut child = child();
@@ -262,11 +262,11 @@ fn answer(
             status.iter().for_each(|status| note_end(&mut child, id, *status));
             plain(status.is_some().into())
         }
-        what::MEMORY => Ok((Answer::default(), Some(open("mem", true)?.into()))),
+        what::MEMORY => Ok((Reply::default(), Some(open("mem", true)?.into()))),
         what::CALL => plain(open("syscall", false)?.read(buffer).map_err(errno)? as i64),
         what::PERSONALITY => plain(open("personality", false)?.read(buffer).map_err(errno)? as i64),
         what::DESCRIPTOR => {
-            raw::take(id.as_pid(), asked.data as i32).map(|fd| (Answer::default(), Some(fd)))
+            raw::take(id.as_pid(), asked.data as i32).map(|fd| (Reply::default(), Some(fd)))
         }
         _ => {
             let mut child = child();

@@ -7,7 +7,7 @@
 #![allow(unsafe_code)]
 
 use crate::proc::fds::holder;
-use crate::proc::forebear::{self, Answer, Ask, shape, what};
+use crate::proc::forebear::{self, Ask, Reply, shape, what};
 use crate::proc::{Pid, Tid};
 use nix::errno::Errno;
 use nix::libc;
@@ -155,6 +155,7 @@ pub(crate) fn peek_siginfo(tid: Tid, shared: bool) -> Result<Vec<SigInfo>> {
         count: i32,
         found: [SigInfo; CHUNK],
     }
+    const _: () = assert!(size_of::<Asked>() == 16 + 128 * CHUNK);
     let mut queue = Vec::new();
     loop {
         let (off, flags, count) = (queue.len() as u64, u32::from(shared), CHUNK as i32);
@@ -389,7 +390,7 @@ pub(crate) fn wait(tid: Tid, block: bool) -> Result<State> {
     let mut nap = Duration::from_micros(5);
     loop {
         let answered = match forebear::ask(&ask, &mut []) {
-            Some(Ok(Answer { result: 0, .. })) if block => {
+            Some(Ok(Reply { result: 0, .. })) if block => {
                 // Others of our threads may have something to ask meanwhile.
                 std::thread::sleep(nap);
                 nap = (nap * 2).min(Duration::from_micros(500));

@@ -128,11 +128,11 @@ pub(crate) fn names(all: &[(u32, String)]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ckpt_abi::image::Process;
+    use ckpt_abi::image::ProcessRecord;
     use zerocopy::FromZeros;
 
     fn process(number: u32, losses: &[&str], lost: &[&str]) -> Gathered {
-        let record = Process { pid: 50 + number, ..Process::new_zeroed() };
+        let record = ProcessRecord { pid: 50 + number, ..ProcessRecord::new_zeroed() };
         Gathered {
             number,
             process: Some(record),

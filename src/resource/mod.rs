@@ -148,7 +148,7 @@ pub(crate) struct Gathered {
     /// Robust mutexes that they hold.
     pub owners: Vec<rec::Owner>,
     /// Mappings.
-    pub vmas: Vec<rec::Vma>,
+    pub vmas: Vec<rec::VmaRecord>,
     /// Guard pages.
     pub guards: Vec<rec::Guard>,
     /// Shared memory that guards hide, by address.
@@ -168,7 +168,7 @@ pub(crate) struct Gathered {
     /// Queued signals.
     pub pending: Vec<rec::PendingSignal>,
     /// Resource limits.
-    pub limits: Vec<rec::Limit>,
+    pub limits: Vec<rec::LimitRecord>,
     /// The auxiliary vector.
     pub auxv: Vec<u8>,
     /// The program's clocks at the moment that the image shows: all that is left of its waits and timers was read before,
@@ -179,7 +179,7 @@ pub(crate) struct Gathered {
     /// Interval and POSIX timers.
     pub timers: Vec<rec::Timer>,
     /// The process as a whole, but for its generation, which is the checkpoint's.
-    pub process: Option<rec::Process>,
+    pub process: Option<rec::ProcessRecord>,
     /// What is in the way of a checkpoint, all of it.
     pub obstacles: Vec<String>,
     /// The same, of what usually goes by itself when the program goes on.

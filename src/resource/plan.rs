@@ -9,7 +9,7 @@
 #![allow(unsafe_code)]
 
 use crate::error::{Because, Error, Result};
-use ckpt_abi::op::{Kind, Op, flag};
+use ckpt_abi::op::{Op, OpKind, flag};
 use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 use std::num::NonZeroUsize;
@@ -172,28 +172,28 @@ pub(crate) struct Orders {
 impl Orders {
     /// Adds a system call that must succeed.
     pub(crate) fn call(&mut self, step: Step, number: i64, args: &[u64]) {
-        self.push(Kind::Syscall, 0, step, number.cast_unsigned(), args);
+        self.push(OpKind::Syscall, 0, step, number.cast_unsigned(), args);
     }
 
     /// Adds a system call whose failure does not matter.
     pub(crate) fn try_call(&mut self, step: Step, number: i64, args: &[u64]) {
-        self.push(Kind::Syscall, flag::MAY_FAIL, step, number.cast_unsigned(), args);
+        self.push(OpKind::Syscall, flag::MAY_FAIL, step, number.cast_unsigned(), args);
     }
 
     /// Adds a system call that must give exactly `result`.
     pub(crate) fn exact_call(&mut self, step: Step, number: i64, args: [u64; 5], result: u64) {
         let [a, b, c, d, e] = args;
         let args = [a, b, c, d, e, result];
-        self.push(Kind::Syscall, flag::EXACT, step, number.cast_unsigned(), &args);
+        self.push(OpKind::Syscall, flag::EXACT, step, number.cast_unsigned(), &args);
     }
 
     /// Adds a system call whose success makes the next order unnecessary.
-    pub(crate) fn call_or_next(&mut self, kind: Kind, step: Step, nr: u64, args: &[u64]) {
+    pub(crate) fn call_or_next(&mut self, kind: OpKind, step: Step, nr: u64, args: &[u64]) {
         self.push(kind, flag::OR_NEXT, step, nr, args);
     }
 
     /// Adds any other order.
-    pub(crate) fn push(&mut self, kind: Kind, flags: u16, step: Step, nr: u64, args: &[u64]) {
+    pub(crate) fn push(&mut self, kind: OpKind, flags: u16, step: Step, nr: u64, args: &[u64]) {
         let mut op = Op { kind: kind as u16, flags, step: step as u32, nr, args: [0; 6] };
         for (to, from) in op.args.iter_mut().zip(args) {
             *to = *from;

@@ -9,7 +9,7 @@ use crate::proc::{Pid, Tid};
 use crate::ptrace::call::Caller;
 use crate::ptrace::list::{List, Question, Replies};
 use crate::ptrace::raw;
-use ckpt_abi::image::{Process, thread_flag};
+use ckpt_abi::image::{ProcessRecord, thread_flag};
 use nix::libc;
 
 /// Whether two processes have one memory: KCMP_VM (kcmp(2)).
@@ -100,7 +100,7 @@ pub(crate) fn name(
 }
 
 /// What is said where a restart gives a program another user than it had.
-pub(crate) fn another_user(saved: &Process) -> Option<String> {
+pub(crate) fn another_user(saved: &ProcessRecord) -> Option<String> {
     use nix::unistd::{getegid, geteuid};
     let own = [geteuid().as_raw(), getegid().as_raw()];
     let (user, group) = (saved.user, saved.group_id);

@@ -8,7 +8,7 @@ use super::{Common, Gathered, Target, cpu, memory, vdso, xstate};
 use crate::error::{Because, Result};
 use crate::proc;
 use crate::ptrace::list::{List, Question, Replies};
-use ckpt_abi::image::{Limit, Process, SignalAction, process_flag};
+use ckpt_abi::image::{LimitRecord, ProcessRecord, SignalAction, process_flag};
 use nix::libc;
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -55,7 +55,7 @@ pub(crate) fn save(
         gathered.losses.push(text);
     }
     let strings = &mut common.strings;
-    let process = Process {
+    let process = ProcessRecord {
         pid: pid.word(),
         umask: status.umask.unwrap_or(0o022),
         region: target.region.base,
@@ -94,7 +94,7 @@ pub(crate) fn save(
         permitted: answers.get::<u64>(asked.permitted) & xstate::DYNAMIC,
         user: status.uid[1],
         group_id: status.gid[1],
-        ..Process::new_zeroed()
+        ..ProcessRecord::new_zeroed()
     };
     gathered.process = Some(process);
     // How many bytes of a table there are, of which it writes 8; an error where the kernel has none.
@@ -108,7 +108,7 @@ pub(crate) fn save(
             .push("it uses tagged addresses (arch_prctl(2), ARCH_ENABLE_TAGGED_ADDR)".into());
     }
     gathered.auxv.clone_from(&seen.auxv);
-    gathered.limits = seen.limits.iter().map(|&(soft, hard)| Limit { soft, hard }).collect();
+    gathered.limits = seen.limits.iter().map(|&(soft, hard)| LimitRecord { soft, hard }).collect();
     Ok(())
 }
 
@@ -188,7 +188,7 @@ impl ProcessQuestions {
 /// brings them home. `signal` is one that stops; another than SIGSTOP only where the kernel lets it (its process group is
 /// not orphaned, setpgid(2)), and where it has no handler.
 pub(crate) fn restore_stop(
-    process: &Process,
+    process: &ProcessRecord,
     signal: i32,
     actions: &[SignalAction],
     arena: &mut Arena,
@@ -215,7 +215,7 @@ pub(crate) fn restore_stop(
 ///
 /// # Errors
 /// There is none, or it may not be entered.
-pub(crate) fn find_directory(process: &Process, cwd: &Path, makes: bool) -> Result<()> {
+pub(crate) fn find_directory(process: &ProcessRecord, cwd: &Path, makes: bool) -> Result<()> {
     use nix::unistd::{AccessFlags, eaccess};
     if process.flags & process_flag::NOWHERE != 0 {
         return if makes { directory::removed(cwd, None).map(drop) } else { Ok(()) };
@@ -226,7 +226,7 @@ pub(crate) fn find_directory(process: &Process, cwd: &Path, makes: bool) -> Resu
 }
 
 /// Changes to the saved working directory and umask. Nothing is lost when this fails.
-pub(crate) fn restore_directory(process: &Process, cwd: &Path) -> Result<()> {
+pub(crate) fn restore_directory(process: &ProcessRecord, cwd: &Path) -> Result<()> {
     let why = || format!("cannot change to the program's directory {}", cwd.display());
     match process.flags & process_flag::NOWHERE {
         0 => std::env::set_current_dir(cwd).because(why)?,
@@ -242,7 +242,7 @@ pub(crate) fn restore_directory(process: &Process, cwd: &Path) -> Result<()> {
 /// /proc/PID/exe becomes `exe` first, where we may (CAP_CHECKPOINT_RESTORE); without that privilege
 /// the same call without a descriptor does the rest.
 pub(crate) fn restore_mm(
-    process: &Process,
+    process: &ProcessRecord,
     auxv: &[u8],
     exe: Option<i32>,
     arena: &mut Arena,
@@ -268,7 +268,7 @@ pub(crate) fn restore_mm(
 }
 
 /// Orders for the attributes of the process.
-pub(crate) fn restore(process: &Process, orders: &mut Orders) {
+pub(crate) fn restore(process: &ProcessRecord, orders: &mut Orders) {
     let step = Step::Process;
     for bit in (0..32).map(|bit| 1u64 << bit).filter(|b| u64::from(process.membarrier) & b != 0) {
         orders.try_call(step, libc::SYS_membarrier, &[bit, 0, 0]);
@@ -303,7 +303,7 @@ pub(crate) fn restore_permissions(permitted: u64, orders: &mut Orders) {
 
 /// Raises our hard limits to those that the program had, as far as we may (CAP_SYS_RESOURCE); a sentence
 /// about those that stay lower than what it had.
-pub(crate) fn raise_limits(saved: &[Limit]) -> Result<Option<String>> {
+pub(crate) fn raise_limits(saved: &[LimitRecord]) -> Result<Option<String>> {
     let own = proc::Process::own()?.limits()?;
     let mut lower = Vec::new();
     for (number, (limit, own)) in saved.iter().zip(own).enumerate() {
@@ -329,14 +329,14 @@ fn shown(limit: u64) -> String {
 /// A hard limit cannot be raised without privilege, so each is the lower of the saved one and the
 /// restarter's own.
 pub(crate) fn restore_limits(
-    saved: &[Limit],
+    saved: &[LimitRecord],
     arena: &mut Arena,
     orders: &mut Orders,
 ) -> Result<()> {
     let own = proc::Process::own()?.limits()?;
     for (number, (limit, own)) in saved.iter().zip(own).enumerate() {
         let hard = limit.hard.min(own.1);
-        let wanted = Limit { soft: limit.soft.min(hard), hard };
+        let wanted = LimitRecord { soft: limit.soft.min(hard), hard };
         if (wanted.soft, wanted.hard) != own {
             let at = arena.value(&wanted)?;
             orders.try_call(Step::Limit, libc::SYS_prlimit64, &[0, number as u64, at, 0]);

@@ -9,7 +9,7 @@ use crate::ptrace::list::{List, Question, Replies};
 use crate::ptrace::raw;
 use crate::settings::signal_name;
 use ckpt_abi::image::{PendingSignal, SignalAction, process_flag};
-use ckpt_abi::op::{Kind, flag};
+use ckpt_abi::op::{OpKind, flag};
 use nix::libc;
 use std::collections::HashSet;
 
@@ -141,7 +141,7 @@ pub(crate) fn restore_pending(
         } else {
             let args = [pid, tid, signal, at];
             let call = libc::SYS_rt_tgsigqueueinfo.cast_unsigned();
-            orders.push(Kind::Syscall, flag::INDIRECT, Step::PendingSignal, call, &args);
+            orders.push(OpKind::Syscall, flag::INDIRECT, Step::PendingSignal, call, &args);
         }
     }
     Ok(())

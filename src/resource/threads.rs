@@ -4,7 +4,7 @@
 use super::plan::{Arena, Orders, Step};
 use super::runtime::{self, Id, glibc, holding};
 use super::{Gathered, Target, attributes, scheduling, vdso};
-use crate::error::{Because, Error, Kind as ErrorKind, Result};
+use crate::error::{Because, Error, Kind, Result};
 use crate::proc::Tid;
 use crate::proc::{self, Process};
 use crate::ptrace::call::Caller;
@@ -19,7 +19,7 @@ use crate::ptrace::regs::{Regs, USER_CS};
 use crate::ptrace::sequence::leave_sequence;
 use crate::ptrace::thread::StoppedThread;
 use ckpt_abi::image::{Owner, Thread, thread_flag};
-use ckpt_abi::op::Kind;
+use ckpt_abi::op::OpKind;
 use ckpt_abi::region::SLOT_COUNT;
 use nix::errno::Errno;
 use nix::libc;
@@ -80,7 +80,7 @@ pub(crate) fn save(
                     next += 1;
                 }
             }
-            Err(e) if e.kind() == ErrorKind::Obstacles => gathered.obstacles.push(e.to_string()),
+            Err(e) if e.kind() == Kind::Obstacles => gathered.obstacles.push(e.to_string()),
             Err(e) => return Err(e),
         }
     }
@@ -266,7 +266,7 @@ impl Asking {
         let desk = target.region.desk();
         match Self::of(&mut target.frozen.threads[0], list, target.memory, &desk) {
             Ok(asking) => Ok(Some(asking)),
-            Err(e) if e.kind() == ErrorKind::Obstacles => {
+            Err(e) if e.kind() == Kind::Obstacles => {
                 gathered.obstacles.push(e.to_string());
                 Ok(None)
             }
@@ -435,7 +435,7 @@ pub(crate) fn restore(
     if thread.rseq != 0 {
         // cpu_id_start, and cpu_id for a kernel without rseq(2): registration failed, ask by
         // system call (include/uapi/linux/rseq.h). Others overwrite both.
-        orders.push(Kind::Store, 0, step, 8, &[thread.rseq, 0xffff_fffe << 32]);
+        orders.push(OpKind::Store, 0, step, 8, &[thread.rseq, 0xffff_fffe << 32]);
         let len = rseq_len(thread.rseq_len.into(), feature_size());
         let signature = u64::from(thread.rseq_signature);
         orders.try_call(step, libc::SYS_rseq, &[thread.rseq, len, 0, signature]);

@@ -11,7 +11,7 @@ use crate::proc::{Process, timers::PosixTimer};
 use crate::ptrace::list::{List, Question, Replies};
 use crate::ptrace::raw;
 use ckpt_abi::image::Timer;
-use ckpt_abi::op::{Kind, flag};
+use ckpt_abi::op::{OpKind, flag};
 use nix::libc;
 use std::collections::HashMap;
 use zerocopy::FromZeros;
@@ -142,9 +142,9 @@ pub(crate) fn restore(
     for timer in posix {
         let id = u64::from(timer.id.cast_unsigned());
         if chosen {
-            orders.push(Kind::Store, 0, Step::Timer, 4, &[made, id]);
+            orders.push(OpKind::Store, 0, Step::Timer, 4, &[made, id]);
         } else if next < timer.id {
-            orders.push(Kind::UseUpTimers, 0, Step::Timer, 0, &[id, dummy, made]);
+            orders.push(OpKind::UseUpTimers, 0, Step::Timer, 0, &[id, dummy, made]);
         }
         make(timer, ids, made, arena, orders)?;
         next = timer.id + 1;
@@ -207,7 +207,7 @@ fn make(
     if timer.notify & libc::SIGEV_THREAD_ID.cast_unsigned() != 0
         && let Some(word) = ids.get(&timer.tid)
     {
-        orders.push(Kind::Copy, 0, Step::Timer, 0, &[event_at + 16, *word, 4]);
+        orders.push(OpKind::Copy, 0, Step::Timer, 0, &[event_at + 16, *word, 4]);
     }
     let thread = !(timer.clock >> 3);
     let word = ids.get(&thread.cast_unsigned()).filter(|_| timer.clock < 0 && thread != 0);
@@ -215,10 +215,10 @@ fn make(
     if let Some(word) = word {
         let kind = i64::from(timer.clock & KIND).cast_unsigned();
         let args = [*word, event_at, made, kind];
-        orders.push(Kind::Syscall, flag::CLOCK_OF, Step::Timer, create, &args);
+        orders.push(OpKind::Syscall, flag::CLOCK_OF, Step::Timer, create, &args);
     } else {
         let clock = i64::from(permitted(timer.clock)?).cast_unsigned();
-        orders.push(Kind::Syscall, 0, Step::Timer, create, &[clock, event_at, made]);
+        orders.push(OpKind::Syscall, 0, Step::Timer, create, &[clock, event_at, made]);
     }
     if timer.left != 0 {
         let split = |ns: u64| [ns / SECOND, ns % SECOND];

@@ -4,16 +4,16 @@
 use super::looked::Rest;
 use super::relatives::Relative;
 use crate::proc;
-use ckpt_abi::image::{Process, process_flag};
+use ckpt_abi::image::{ProcessRecord, process_flag};
 use std::fs;
 
 /// What is saved of it.
 pub(crate) struct Written {
     /// Bits of [`process_flag`].
     pub flags: u32,
-    /// [`Process::oom_score`].
+    /// [`ProcessRecord::oom_score`].
     pub oom_score: i32,
-    /// [`Process::coredump_filter`].
+    /// [`ProcessRecord::coredump_filter`].
     pub coredump_filter: u32,
 }
 
@@ -35,7 +35,7 @@ impl Written {
 /// Sets it for this process, which will be the program; a sentence about what the kernel does not allow.
 ///
 /// The filter lasts as its memory does; the score goes down only with CAP_SYS_RESOURCE, and up always (proc(5)).
-pub(crate) fn restore(process: &Process) -> Option<String> {
+pub(crate) fn restore(process: &ProcessRecord) -> Option<String> {
     let own = proc::Process::own().ok();
     let own = own.as_ref();
     let write = |name: &str, value: String| fs::write(format!("/proc/self/{name}"), value).is_ok();

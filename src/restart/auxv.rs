@@ -18,7 +18,7 @@ const AT_HWCAP2: u64 = 26;
 const AT_RSEQ_FEATURE_SIZE: u64 = 27;
 const AT_RSEQ_ALIGN: u64 = 28;
 const AT_MINSIGSTKSZ: u64 = 51;
-/// Where [`ckpt_abi::image::Process::mm`] has start_stack, the address of argc.
+/// Where [`ckpt_abi::image::ProcessRecord::mm`] has start_stack, the address of argc.
 const START_STACK: usize = 6;
 /// Words of arguments and environment, at most.
 const MOST_WORDS: u64 = 1 << 20;

@@ -14,7 +14,7 @@ use crate::image::PAGE;
 use crate::image::read::Image;
 use crate::resource::descriptor::objects::Objects;
 use crate::resource::memory;
-use ckpt_abi::image::{Chunk, NO_OBJECT, Vma, vma_flag};
+use ckpt_abi::image::{Chunk, NO_OBJECT, VmaRecord, vma_flag};
 use nix::libc;
 use std::fs::File;
 use std::ops::Range;
@@ -26,7 +26,7 @@ pub(crate) struct Shown(Vec<Range<u64>>);
 pub(super) fn map(
     whole: &Whole<'_>,
     objects: &Objects,
-    record: &Vma,
+    record: &VmaRecord,
     at: u64,
 ) -> Option<(Mapping, Shown)> {
     if record.flags & vma_flag::FOLLOWS == 0 {

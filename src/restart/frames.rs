@@ -16,7 +16,7 @@ use super::space::Space;
 use crate::error::Result;
 use crate::image::PAGE;
 use crate::resource::{frame, threads};
-use ckpt_abi::image::{Vma, VmaKind};
+use ckpt_abi::image::{VmaKind, VmaRecord};
 use nix::libc;
 use nix::sys::mman::MapFlags;
 use zerocopy::FromZeros;
@@ -48,7 +48,7 @@ pub(crate) fn convert(
         let mut mapping = Mapping::anonymous(start, len, MapFlags::empty())?;
         mapping.write(0, &new)?;
         let (prot, kind) = ((libc::PROT_READ | libc::PROT_WRITE) as u32, VmaKind::Private as u32);
-        let record = Vma { start, end: start + len, prot, kind, ..Vma::new_zeroed() };
+        let record = VmaRecord { start, end: start + len, prot, kind, ..VmaRecord::new_zeroed() };
         let index = placed.partition_point(|p| p.record.start < start);
         placed.insert(
             index,

@@ -7,9 +7,9 @@ use crate::image::read::{Image, Part};
 use crate::resource::{kinship, memory, threads};
 use ckpt_abi::ABI_VERSION;
 use ckpt_abi::image::{
-    Chunk, CpuLeaf, Descriptor, FileLock, Guard, Limit, Loss, Machine, Object, ObjectKind, Owner,
-    PendingSignal, Process, SectionKind, SignalAction, SystemV, Text, Thread, Timer, Undo, Vma,
-    VmaKind, WHOLE_IMAGE,
+    Chunk, CpuLeaf, Descriptor, FileLock, Guard, LimitRecord, LossRecord, Machine, Object,
+    ObjectKind, Owner, PendingSignal, ProcessRecord, SectionKind, SignalAction, SystemV, Text,
+    Thread, Timer, Undo, VmaKind, VmaRecord, WHOLE_IMAGE,
 };
 use ckpt_abi::region::{Config, Control, MAGIC};
 use std::path::PathBuf;
@@ -40,7 +40,7 @@ pub struct Saved<'a> {
     /// Where they are from.
     pub part: Part<'a>,
     /// The process.
-    pub process: Process,
+    pub process: ProcessRecord,
     /// Its threads, the main one first.
     pub threads: Vec<Thread>,
     /// Their extended states.
@@ -48,7 +48,7 @@ pub struct Saved<'a> {
     /// Robust mutexes that they hold.
     pub owners: Vec<Owner>,
     /// Mappings by address.
-    pub vmas: Vec<Vma>,
+    pub vmas: Vec<VmaRecord>,
     /// Its memory by address.
     pub memory: Vec<Chunk>,
     /// Guard pages.
@@ -66,7 +66,7 @@ pub struct Saved<'a> {
     /// What it is to give back of semaphores.
     pub undo: Vec<Undo>,
     /// Resource limits.
-    pub limits: Vec<Limit>,
+    pub limits: Vec<LimitRecord>,
     /// Auxiliary vector.
     pub auxv: Vec<u8>,
     /// Path of the executable here.
@@ -151,7 +151,7 @@ impl<'a> Whole<'a> {
 
 impl<'a> Saved<'a> {
     fn check(whole: &Whole<'a>, part: Part<'a>) -> Result<Self> {
-        let process: Process = part.record(SectionKind::Process)?;
+        let process: ProcessRecord = part.record(SectionKind::Process)?;
         let saved = Self {
             part,
             threads: part.records(SectionKind::Threads)?,
@@ -196,7 +196,7 @@ impl<'a> Saved<'a> {
     }
 
     /// The saved vdso, if the program had one.
-    pub fn vdso(&self) -> Option<&Vma> {
+    pub fn vdso(&self) -> Option<&VmaRecord> {
         self.vmas.iter().find(|v| v.kind == VmaKind::Vdso as u32)
     }
 }
@@ -220,7 +220,7 @@ fn control(saved: &Saved<'_>) -> Result<Control> {
 
 /// What is to be said again of the processes that the image goes without.
 pub(crate) fn missing(image: &Image) -> Result<Vec<String>> {
-    let losses: Vec<Loss> = image.records(SectionKind::Losses)?;
+    let losses: Vec<LossRecord> = image.records(SectionKind::Losses)?;
     let losses = losses.iter().map(|loss| image.text(loss.what).to_string_lossy().into_owned());
     Ok(losses.filter(|loss| kinship::is_missing(loss)).map(|l| format!("not saved: {l}")).collect())
 }

@@ -9,7 +9,7 @@ use crate::resource::descriptor::{
     self, Missing, Origin, Restored, Sources, epoll, locks, pidfd, pollable, shared, unread,
 };
 use crate::resource::{memory, process};
-use ckpt_abi::image::{EpollEntry, SectionKind, Text, Vma, VmaKind, vma_flag};
+use ckpt_abi::image::{EpollEntry, SectionKind, Text, VmaKind, VmaRecord, vma_flag};
 use nix::errno::Errno;
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
@@ -219,7 +219,7 @@ fn mapped(
     fails: &mut dyn FnMut(Error),
 ) -> Vec<Option<Rc<File>>> {
     let mut opened: HashMap<(PathBuf, [u64; 5]), Rc<File>> = HashMap::new();
-    let mut open = |vma: &Vma| -> Result<Rc<File>> {
+    let mut open = |vma: &VmaRecord| -> Result<Rc<File>> {
         let path = whole.path(vma.name);
         let written = u64::from(vma.prot) & nix::libc::PROT_WRITE as u64;
         let may = vma.flags & vma_flag::MAY_WRITE;

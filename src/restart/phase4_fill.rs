@@ -23,7 +23,7 @@ use crate::order;
 use crate::proc::Process;
 use crate::resource::{cpu, resolver};
 use crate::settings::Settings;
-use ckpt_abi::image::{Chunk, SignalAction, Vma, VmaKind, vma_flag};
+use ckpt_abi::image::{Chunk, SignalAction, VmaKind, VmaRecord, vma_flag};
 use ckpt_abi::region::Control;
 use ckpt_abi::turn::Turn;
 use nix::libc;
@@ -137,7 +137,7 @@ pub(crate) fn fill(
 /// Whether a mapping is one that the program cannot write to, and for which the image has nothing. Were it
 /// writable for a while, it would count as memory (the kernel's accountable_mapping), and the kernel would
 /// join it with its neighbours and put a huge page across the border.
-fn is_final(saved: &Saved<'_>, record: &Vma) -> bool {
+fn is_final(saved: &Saved<'_>, record: &VmaRecord) -> bool {
     let private = [VmaKind::Private as u32, VmaKind::PrivateFile as u32].contains(&record.kind);
     let special =
         record.flags & (vma_flag::REGION | vma_flag::GROWSDOWN | vma_flag::DROPPABLE) != 0;
@@ -148,7 +148,13 @@ fn is_final(saved: &Saved<'_>, record: &Vma) -> bool {
     saved.memory.get(next).is_none_or(|chunk| chunk.address >= record.end)
 }
 
-fn map(record: &Vma, at: u64, index: usize, opened: &Opened, is_final: bool) -> Result<Mapping> {
+fn map(
+    record: &VmaRecord,
+    at: u64,
+    index: usize,
+    opened: &Opened,
+    is_final: bool,
+) -> Result<Mapping> {
     let len = record.end - record.start;
     let writable = record.prot | libc::PROT_WRITE as u32 | libc::PROT_READ as u32;
     let kind = VmaKind::try_from(record.kind)

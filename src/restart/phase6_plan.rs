@@ -14,7 +14,7 @@ use crate::resource::plan::{Arena, Orders, Step};
 use crate::resource::runtime::Id;
 use crate::resource::{process, signals, threads, timers};
 use ckpt_abi::image::{Thread, process_flag};
-use ckpt_abi::op::{Kind, ListHead, SPELLED};
+use ckpt_abi::op::{ListHead, OpKind, SPELLED};
 use ckpt_abi::region::{STACK_LEN, STACKS, TURNS, Turns};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
@@ -116,17 +116,17 @@ pub(super) fn plan(
         let stops = saved.process.flags & process_flag::STOPPED != 0 && member.has_parent;
         let living = if stops { 0 } else { u64::from(member.living) };
         let barrier = [restored, living, restarter];
-        main.call_or_next(Kind::Barrier, Step::Leave, 0, &barrier);
-        main.push(Kind::Goto, 0, Step::Leave, 0, &[in_vain(member, &mut arena)?]);
+        main.call_or_next(OpKind::Barrier, Step::Leave, 0, &barrier);
+        main.push(OpKind::Goto, 0, Step::Leave, 0, &[in_vain(member, &mut arena)?]);
         main.call(Step::Unmap, libc::SYS_munmap, &[page, PAGE]);
         drop_capabilities(member, &mut arena, &mut main)?;
     }
     let turn = filled.region + TURNS + std::mem::offset_of!(Turns, turn) as u64;
-    main.push(Kind::Store, 0, Step::Leave, 8, &[turn, filled.turn.word()]);
+    main.push(OpKind::Store, 0, Step::Leave, 8, &[turn, filled.turn.word()]);
     let signal = member.map_or(libc::SIGSTOP, |member| member.stop_signal);
     process::restore_stop(&saved.process, signal, &filled.actions, &mut arena, &mut main)?;
-    main.push(Kind::Barrier, 0, Step::Leave, 0, &[barrier, all]);
-    main.push(Kind::Goto, 0, Step::Leave, 0, &[tails.orders]);
+    main.push(OpKind::Barrier, 0, Step::Leave, 0, &[barrier, all]);
+    main.push(OpKind::Goto, 0, Step::Leave, 0, &[tails.orders]);
     tails.write(saved, &mut filled, &arena)?;
 
     let head_value = ListHead { ops: main.store(&mut arena)?, ..head_value };
@@ -218,16 +218,16 @@ fn clone(
         drop_capabilities(member, arena, &mut list)?;
     }
     let all = saved.threads.len() as u64;
-    list.push(Kind::Barrier, 0, Step::Leave, 0, &[barrier, all]);
-    list.push(Kind::Sigreturn, 0, Step::Leave, 0, &[frame]);
+    list.push(OpKind::Barrier, 0, Step::Leave, 0, &[barrier, all]);
+    list.push(OpKind::Sigreturn, 0, Step::Leave, 0, &[frame]);
     let list = list.store(arena)?;
     let words = arena.value(&[head, list])?;
     let stack = arena.room(STACK, 64)? + STACK;
     let id = arena.value(&thread.tid)?;
     let args: [u64; 11] = [FLAGS as u64, 0, word, word, 0, stack - STACK, STACK, 0, id, 1, 0];
     let args = arena.value(&args)?;
-    main.call_or_next(Kind::Clone3, Step::Clone, CLONE_ARGS_LEN, &[args, words]);
-    main.push(Kind::Clone, 0, Step::Clone, FLAGS as u64, &[stack, words, word, word]);
+    main.call_or_next(OpKind::Clone3, Step::Clone, CLONE_ARGS_LEN, &[args, words]);
+    main.push(OpKind::Clone, 0, Step::Clone, FLAGS as u64, &[stack, words, word, word]);
     Ok(word)
 }
 
@@ -238,7 +238,7 @@ fn in_vain(member: &Membership, arena: &mut Arena) -> Result<u64> {
         let args = [u64::from(child.word()), libc::SIGKILL as u64];
         list.try_call(Step::Leave, libc::SYS_kill, &args);
     }
-    list.push(Kind::Exit, 0, Step::Leave, 0, &[FAILED.into()]);
+    list.push(OpKind::Exit, 0, Step::Leave, 0, &[FAILED.into()]);
     list.store(arena)
 }
 
@@ -269,7 +269,7 @@ impl Tails {
             filled.control.leftover = arena.base();
             filled.control.leftover_len = arena.len();
         }
-        last.push(Kind::Sigreturn, 0, Step::Leave, 0, &[self.frame]);
+        last.push(OpKind::Sigreturn, 0, Step::Leave, 0, &[self.frame]);
         let frame = threads::frame(&saved.threads[0], &saved.xstate, self.frame)?;
         let region = filled.region;
         let control = filled.control;

@@ -9,12 +9,12 @@ use super::following::Shown;
 use super::mapping::{self, Mapping};
 use crate::error::Result;
 use crate::resource::memory;
-use ckpt_abi::image::{Guard, GuardKind, Vma, VmaKind};
+use ckpt_abi::image::{Guard, GuardKind, VmaKind, VmaRecord};
 
 /// A mapping of the program, where it is now.
 pub(crate) struct Placed {
     /// Its record.
-    pub record: Vma,
+    pub record: VmaRecord,
     /// What was mapped.
     pub mapping: Mapping,
     /// Offsets at which the kernel has another mapping by now, which has to be moved for itself.
@@ -27,7 +27,7 @@ pub(crate) struct Placed {
 
 impl Placed {
     /// A mapping in one piece.
-    pub(super) fn whole(record: &Vma, mapping: Mapping) -> Self {
+    pub(super) fn whole(record: &VmaRecord, mapping: Mapping) -> Self {
         Self { record: *record, mapping, borders: Vec::new(), is_final: false, follows: None }
     }
 }

@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::image::PAGE;
 use crate::image::read::Image;
 use crate::resource::kinship::plan::Life;
-use ckpt_abi::image::{Chunk, Member, Vma, VmaKind, vma_flag};
+use ckpt_abi::image::{Chunk, Member, VmaKind, VmaRecord, vma_flag};
 use nix::libc;
 use nix::sys::mman::MapFlags;
 use std::collections::HashSet;
@@ -207,11 +207,11 @@ impl Area<'_> {
 
     /// Fills it for the first time.
     fn fill(&mut self, chosen: &[(u64, usize, u64)]) -> Result<()> {
-        let whole = Vma {
+        let whole = VmaRecord {
             start: self.range.start,
             end: self.range.end,
             kind: VmaKind::Private as u32,
-            ..Vma::new_zeroed()
+            ..VmaRecord::new_zeroed()
         };
         let mapping = Mapping::of_another(self.at, whole.end - whole.start);
         mapping.advise(libc::MADV_DONTFORK);
@@ -274,7 +274,7 @@ impl Kept {
     }
 
     /// Where a mapping is already.
-    pub(super) fn place(&self, record: &Vma) -> Option<u64> {
+    pub(super) fn place(&self, record: &VmaRecord) -> Option<u64> {
         let place = self.places.iter().find(|(range, _)| *range == (record.start..record.end));
         place.map(|(_, at)| *at)
     }
@@ -287,14 +287,14 @@ impl Kept {
 }
 
 /// Memory without a file that has nothing special. What it may be used for is set at the end.
-fn is_plain(vma: &Vma) -> bool {
+fn is_plain(vma: &VmaRecord) -> bool {
     const SPECIAL: u64 =
         vma_flag::REGION | vma_flag::GROWSDOWN | vma_flag::DROPPABLE | vma_flag::FOLLOWS;
     vma.kind == VmaKind::Private as u32 && vma.pkey == 0 && vma.flags & SPECIAL == 0
 }
 
 /// The mappings of a process with content that may be others', too.
-fn mappings<'a>(saved: &'a Saved<'_>) -> impl Iterator<Item = (&'a Vma, Vec<Chunk>)> {
+fn mappings<'a>(saved: &'a Saved<'_>) -> impl Iterator<Item = (&'a VmaRecord, Vec<Chunk>)> {
     saved.vmas.iter().filter(|vma| is_plain(vma)).filter_map(|vma| {
         let first = saved.memory.partition_point(|chunk| chunk.address < vma.start);
         let len = saved.memory[first..].partition_point(|chunk| chunk.address < vma.end);

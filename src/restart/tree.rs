@@ -11,7 +11,7 @@ use super::pooled::Pool;
 use super::skeleton::children::{await_end, none_ended};
 use super::skeleton::counted;
 use super::skeleton::init::Init;
-use super::skeleton::make::{Role, Tree as Processes, end};
+use super::skeleton::make::{Processes, Role, end};
 use super::skeleton::namespaces::Place;
 use super::skeleton::nursery::Nursery;
 use super::skeleton::proxy::{self, Proxy};

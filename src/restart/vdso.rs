@@ -9,7 +9,7 @@ use super::space::Space;
 use crate::error::{Because, Result};
 use crate::proc;
 use crate::resource::vdso;
-use ckpt_abi::image::{Vma, VmaKind};
+use ckpt_abi::image::{VmaKind, VmaRecord};
 use nix::libc;
 use nix::sys::mman::MapFlags;
 use zerocopy::FromZeros;
@@ -61,12 +61,12 @@ pub(super) fn data(saved: &Saved<'_>, stub: &Space, space: &mut Space) -> Result
     if start == end || saved.vmas.iter().any(|v| v.start < end && start < v.end) {
         return Ok(None);
     }
-    let record = Vma {
+    let record = VmaRecord {
         start,
         end,
         prot: libc::PROT_READ as u32,
         kind: VmaKind::Private as u32,
-        ..Vma::new_zeroed()
+        ..VmaRecord::new_zeroed()
     };
     let at = if stub.is_free(start, end) { start } else { space.find(end - start, start)? };
     let mapping = Mapping::anonymous(at, end - start, MapFlags::MAP_NORESERVE)?;

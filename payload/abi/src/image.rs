@@ -41,7 +41,7 @@ pub const PAGE: u64 = 4096;
 pub const CHUNK_MAX: u64 = 256 << 10;
 /// [`Section::process`] and [`Chunk::process`] of what belongs to no process but to the image.
 pub const WHOLE_IMAGE: u32 = u32::MAX;
-/// [`Chunk::object`] of a process's memory, and [`Vma::object`] of what has no object.
+/// [`Chunk::object`] of a process's memory, and [`VmaRecord::object`] of what has no object.
 pub const NO_OBJECT: u32 = u32::MAX;
 
 /// Bits of [`Header::needs`].
@@ -208,13 +208,13 @@ codes! {
         Strings = 1,
         /// One [`Machine`].
         Machine = 2,
-        /// One [`Process`]; those of all processes are the index of the image: they are numbered from 0 without gaps.
+        /// One [`ProcessRecord`]; those of all processes are the index of the image: they are numbered from 0 without gaps.
         Process = 3,
         /// [`Thread`]s, the main one first.
         Threads = 4,
         /// Bytes that [`Thread::xstate`] points into.
         Xstate = 5,
-        /// [`Vma`]s by address.
+        /// [`VmaRecord`]s by address.
         Vmas = 6,
         /// [`Chunk`]s.
         Chunks = 7,
@@ -224,13 +224,13 @@ codes! {
         SignalActions = 9,
         /// [`PendingSignal`]s in the order of their queues.
         PendingSignals = 10,
-        /// 16 [`Limit`]s by resource number.
+        /// 16 [`LimitRecord`]s by resource number.
         Limits = 11,
         /// What is in a descriptor of another kind than a file's; [`Section::index`] is [`Descriptor::content`].
         Content = 12,
         /// [`Object`]s: files whose content is in the image, and memory that VMAs or descriptors share.
         Objects = 13,
-        /// [`Loss`]es: what was left out.
+        /// [`LossRecord`]s: what was left out.
         Losses = 14,
         /// Interval and POSIX timers.
         Timers = 15,

@@ -6,7 +6,7 @@ use crate::{codes, record};
 
 record! {
     /// One mapping.
-    Vma, 88, {
+    VmaRecord, 88, {
         /// First address.
         start: u64,
         /// End address.
@@ -53,7 +53,7 @@ codes! {
     }
 }
 
-/// Bits of [`Vma::flags`].
+/// Bits of [`VmaRecord::flags`].
 pub mod vma_flag {
     /// MAP_GROWSDOWN.
     pub const GROWSDOWN: u64 = 1;

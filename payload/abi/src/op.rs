@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Orders: the little programs that the host writes and the payload obeys.
 //!
-//! A list of [`Op`]s is run from its first entry to one that does not return ([`Kind::Exit`],
-//! [`Kind::Sigreturn`]) or to [`Kind::End`]. Every address and number in it was computed by the
+//! A list of [`Op`]s is run from its first entry to one that does not return ([`OpKind::Exit`],
+//! [`OpKind::Sigreturn`]) or to [`OpKind::End`]. Every address and number in it was computed by the
 //! host; the payload takes no decision of its own.
 
 use crate::{codes, record};
@@ -10,7 +10,7 @@ use crate::{codes, record};
 record! {
     /// One order.
     Op, 64, {
-        /// What to do: a [`Kind`] as a number.
+        /// What to do: an [`OpKind`] as a number.
         kind: u16,
         /// Bits of [`flag`].
         flags: u16,
@@ -26,7 +26,7 @@ record! {
 
 codes! {
     /// The kinds of order. Numbers, not an enum field in [`Op`], so that any bytes are a valid `Op`.
-    Kind: u16 {
+    OpKind: u16 {
         /// The list ends here: the caller of the interpreter goes on.
         End = 0,
         /// System call `nr` with `args`.

@@ -59,7 +59,7 @@ record! {
 
 record! {
     /// One process.
-    Process, 248, {
+    ProcessRecord, 248, {
         /// Process id.
         pid: u32,
         /// umask(2).
@@ -115,7 +115,7 @@ record! {
     }
 }
 
-/// Bits of [`Process::flags`].
+/// Bits of [`ProcessRecord::flags`].
 pub mod process_flag {
     /// prctl(PR_GET_DUMPABLE) was 1.
     pub const DUMPABLE: u32 = 1;
@@ -278,7 +278,7 @@ record! {
 
 record! {
     /// struct rlimit64.
-    Limit, 16, {
+    LimitRecord, 16, {
         /// Soft limit.
         soft: u64,
         /// Hard limit.
@@ -288,7 +288,7 @@ record! {
 
 record! {
     /// Something that was not saved.
-    Loss, 8, {
+    LossRecord, 8, {
         /// A sentence.
         what: Text,
     }

@@ -30,7 +30,7 @@ fn other_machines() {
     assert!(stub(&["--map-port", "1"]).unwrap_err().contains("OLD=NEW"));
     assert!(stub(&["--map-path", "x"]).unwrap_err().contains("OLD=NEW"));
     match run(&["--cpu", "x86-64-v2", "foo"]) {
-        Ok(Command::Launch { cpu: Some(Limit::Level(2, avoided)), .. }) => {
+        Ok(Command::Launch { cpu: Some(CpuLimit::Level(2, avoided)), .. }) => {
             assert!(avoided.is_empty())
         }
         other => panic!("{other:?}"),

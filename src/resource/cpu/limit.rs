@@ -20,7 +20,7 @@ use std::ffi::{OsStr, OsString};
 
 /// What `--cpu` says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Limit {
+pub(crate) enum CpuLimit {
     /// All that this machine has.
     Native,
     /// At most a level of the psABI, and some features less.
@@ -34,10 +34,10 @@ pub(crate) enum Limit {
 ///
 /// # Errors
 /// A word that is neither a level nor a feature.
-pub(crate) fn parse(text: &OsStr) -> Result<Limit> {
+pub(crate) fn parse(text: &OsStr) -> Result<CpuLimit> {
     let text = text.to_string_lossy();
     if text == "native" {
-        return Ok(Limit::Native);
+        return Ok(CpuLimit::Native);
     }
     let mut level = None;
     let mut avoided = Vec::new();
@@ -55,18 +55,18 @@ pub(crate) fn parse(text: &OsStr) -> Result<Limit> {
             }
         }
     }
-    Ok(level.map_or(Limit::Without(avoided.clone()), |level| Limit::Level(level, avoided)))
+    Ok(level.map_or(CpuLimit::Without(avoided.clone()), |level| CpuLimit::Level(level, avoided)))
 }
 
 /// What the program may use of `here`.
 ///
 /// # Errors
 /// The level is above this machine's.
-pub(crate) fn allowed(limit: &Limit, here: &Set) -> Result<Set> {
+pub(crate) fn allowed(limit: &CpuLimit, here: &Set) -> Result<Set> {
     let (mut set, avoided) = match limit {
-        Limit::Native => (*here, [].as_slice()),
-        Limit::Without(avoided) => (*here, avoided.as_slice()),
-        Limit::Level(level, avoided) => {
+        CpuLimit::Native => (*here, [].as_slice()),
+        CpuLimit::Without(avoided) => (*here, avoided.as_slice()),
+        CpuLimit::Level(level, avoided) => {
             let wanted = Set::of_level(*level);
             let missing = wanted.without(here);
             if !missing.is_empty() {
@@ -167,16 +167,16 @@ fn numpy(level: u8) -> &'static str {
 mod tests {
     use super::*;
 
-    fn parsed(text: &str) -> Limit {
+    fn parsed(text: &str) -> CpuLimit {
         parse(OsStr::new(text)).unwrap()
     }
 
     #[test]
     fn levels_and_features() {
-        assert_eq!(parsed("native"), Limit::Native);
-        assert_eq!(parsed("x86-64-v2"), Limit::Level(2, vec![]));
-        assert_eq!(parsed("v3,-aes"), Limit::Level(3, vec!["aes"]));
-        assert_eq!(parsed("AVX2,-avx512f"), Limit::Without(vec!["avx2", "avx512f"]));
+        assert_eq!(parsed("native"), CpuLimit::Native);
+        assert_eq!(parsed("x86-64-v2"), CpuLimit::Level(2, vec![]));
+        assert_eq!(parsed("v3,-aes"), CpuLimit::Level(3, vec!["aes"]));
+        assert_eq!(parsed("AVX2,-avx512f"), CpuLimit::Without(vec!["avx2", "avx512f"]));
         for bad in ["", "v5", "x86-64-v", "avx3", "v2,v3", "avx2,"] {
             assert!(parse(OsStr::new(bad)).is_err(), "{bad}");
         }
@@ -185,9 +185,9 @@ mod tests {
     #[test]
     fn a_level_above_the_machine_is_refused() {
         let here = Set::of_level(2);
-        let error = allowed(&Limit::Level(3, vec![]), &here).unwrap_err().to_string();
+        let error = allowed(&CpuLimit::Level(3, vec![]), &here).unwrap_err().to_string();
         assert!(error.contains("avx2") && error.contains("x86-64-v2"), "{error}");
-        assert_eq!(allowed(&Limit::Level(2, vec![]), &here).unwrap(), here);
+        assert_eq!(allowed(&CpuLimit::Level(2, vec![]), &here).unwrap(), here);
     }
 
     #[test]

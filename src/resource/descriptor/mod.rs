@@ -71,28 +71,27 @@ pub(crate) struct Kind {
 
 /// The kinds in the order in which they are asked: the last takes everything.
 const ORDER: [DescriptorKind; 20] = {
-    use DescriptorKind as K;
     [
-        K::Event,
-        K::Signal,
-        K::Timer,
-        K::Epoll,
-        K::Process,
-        K::Inotify,
-        K::Namespace,
-        K::Proc,
-        K::Queue,
-        K::Memfd,
-        K::Path,
-        K::Deleted,
-        K::Directory,
-        K::Pty,
-        K::Stdio,
-        K::Terminal,
-        K::Device,
-        K::Pipe,
-        K::Socket,
-        K::Lost,
+        DescriptorKind::Event,
+        DescriptorKind::Signal,
+        DescriptorKind::Timer,
+        DescriptorKind::Epoll,
+        DescriptorKind::Process,
+        DescriptorKind::Inotify,
+        DescriptorKind::Namespace,
+        DescriptorKind::Proc,
+        DescriptorKind::Queue,
+        DescriptorKind::Memfd,
+        DescriptorKind::Path,
+        DescriptorKind::Deleted,
+        DescriptorKind::Directory,
+        DescriptorKind::Pty,
+        DescriptorKind::Stdio,
+        DescriptorKind::Terminal,
+        DescriptorKind::Device,
+        DescriptorKind::Pipe,
+        DescriptorKind::Socket,
+        DescriptorKind::Lost,
     ]
 };
 

@@ -195,8 +195,8 @@ pub(crate) fn is_missing(sentence: &str) -> bool {
 }
 
 /// The members as the plan wants them.
-pub(crate) fn planned(members: &[rec::Member]) -> Vec<plan::Member> {
-    let one = |member: &rec::Member| plan::Member {
+pub(crate) fn planned(members: &[rec::Member]) -> Vec<plan::Node> {
+    let one = |member: &rec::Member| plan::Node {
         pid: Pid::of_word(member.pid),
         parent: (member.parent != NOBODY).then_some(member.parent as usize),
         group: Pid::of_word(member.group),

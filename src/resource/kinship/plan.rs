@@ -19,7 +19,7 @@ pub(crate) const OUTSIDE: Pid = Pid::NONE;
 
 /// A process of the tree, dead ones that nobody has waited for among them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Member {
+pub(crate) struct Node {
     /// Process id.
     pub(crate) pid: Pid,
     /// Index of its parent; None of the root, and of orphans that init has.
@@ -88,7 +88,7 @@ impl Step {
 ///
 /// # Errors
 /// The index of a member that cannot come to its session, group or parent.
-pub(crate) fn plan(members: &[Member]) -> Result<Vec<Life>, usize> {
+pub(crate) fn plan(members: &[Node]) -> Result<Vec<Life>, usize> {
     let mut planner = Planner {
         members,
         lives: vec![Life::default(); members.len()],
@@ -135,8 +135,8 @@ impl Need {
 }
 
 /// What each member needs. Who leads a session or a group is born where those of its children were that are elsewhere.
-fn needs(members: &[Member]) -> Vec<Need> {
-    let own = |member: &Member| Need {
+fn needs(members: &[Node]) -> Vec<Need> {
+    let own = |member: &Node| Need {
         session: (member.session != member.pid).then_some(member.session),
         outside: member.group == OUTSIDE,
     };
@@ -144,7 +144,7 @@ fn needs(members: &[Member]) -> Vec<Need> {
     // A child is often listed behind its parent: from the end it is a matter of one round for most.
     while (1..members.len()).rev().fold(false, |more, child| {
         let Some(parent) = members[child].parent else { return more };
-        let (wanted, Member { pid, session, group, reaps, .. }) = (needs[child], members[parent]);
+        let (wanted, Node { pid, session, group, reaps, .. }) = (needs[child], members[parent]);
         let mut need = needs[parent];
         // Whoever reaps may have got the child from elsewhere.
         let near =
@@ -160,7 +160,7 @@ fn needs(members: &[Member]) -> Vec<Need> {
 }
 
 /// Whether an ancestor of a member is in a session.
-fn is_above(members: &[Member], index: usize, session: Pid) -> bool {
+fn is_above(members: &[Node], index: usize, session: Pid) -> bool {
     let mut at = members[index].parent;
     for _ in 0..members.len() {
         match at {
@@ -173,7 +173,7 @@ fn is_above(members: &[Member], index: usize, session: Pid) -> bool {
 }
 
 struct Planner<'a> {
-    members: &'a [Member],
+    members: &'a [Node],
     lives: Vec<Life>,
     born: Vec<Option<State>>,
     needs: Vec<Need>,
@@ -206,7 +206,7 @@ impl Planner<'_> {
 
     /// How a process begins what it leads, and where it is then.
     fn turn(&self, index: usize, state: State) -> (Option<Step>, State) {
-        let Member { pid, group, session, .. } = self.members[index];
+        let Node { pid, group, session, .. } = self.members[index];
         if session == pid && state.session != pid {
             return (Some(Step::LeadSession), State { session: pid, group: pid });
         }
@@ -279,7 +279,7 @@ impl Planner<'_> {
 
     /// Whether an orphan would come to a maker that reaps, and belongs to whoever reaped before.
     fn reaps_too_early(&self, maker: usize, orphan: usize) -> bool {
-        let Member { reaps, parent, .. } = self.members[maker];
+        let Node { reaps, parent, .. } = self.members[maker];
         let above = parent.and_then(|parent| self.reaper(parent));
         let wanted = self.members[orphan].parent;
         reaps && wanted != Some(maker) && above == wanted
@@ -316,7 +316,7 @@ impl Planner<'_> {
         let Some(session) = self.needs[orphan].session.filter(|session| *session != OUTSIDE) else {
             return false;
         };
-        let leads = |member: &Member| member.pid == session;
+        let leads = |member: &Node| member.pid == session;
         let makes = |maker: &usize| match parent {
             Some(parent) => *maker == parent,
             None => self.reaper(*maker).is_none(),
@@ -376,7 +376,7 @@ impl Planner<'_> {
 
     /// Whether somebody stays in a group from the start, so that others can join it, or begins it again.
     fn is_kept(&self, group: Pid) -> bool {
-        let stays = |(index, member): (usize, &Member)| {
+        let stays = |(index, member): (usize, &Node)| {
             let after = self.born[index].map(|state| self.turn(index, state).1);
             let revives = self.lives[index].revive == Some(group);
             revives || (member.group == group && after.is_some_and(|after| after.group == group))

@@ -9,7 +9,7 @@ use crate::proc::{Process, tree};
 use crate::resource::descriptor::{access, kind, only_names};
 use crate::resource::{Common, Gathered, Stream};
 use ckpt_abi::image::{
-    DescriptorKind, Object, ObjectKind, Text, Vma, VmaKind, object_flag, vma_flag,
+    DescriptorKind, Object, ObjectKind, Text, VmaKind, VmaRecord, object_flag, vma_flag,
 };
 use nix::libc;
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
@@ -89,7 +89,7 @@ pub(crate) fn carry<'a>(
     }
 }
 
-fn is_shared(vma: &Vma) -> bool {
+fn is_shared(vma: &VmaRecord) -> bool {
     vma.kind == VmaKind::SharedFile as u32
 }
 

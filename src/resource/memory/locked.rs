@@ -5,7 +5,7 @@ use crate::proc;
 use crate::proc::Process;
 use crate::ptrace::list::{List, Question, Replies};
 use crate::resource::plan::{Orders, Step};
-use ckpt_abi::image::{Vma, process_flag, vma_flag};
+use ckpt_abi::image::{VmaRecord, process_flag, vma_flag};
 use nix::libc;
 
 use crate::error::{Because, Result};
@@ -52,7 +52,7 @@ impl LockQuestions {
 }
 
 /// Orders that lock memory again.
-pub(crate) fn restore(vmas: &[Vma], process: u32, orders: &mut Orders) {
+pub(crate) fn restore(vmas: &[VmaRecord], process: u32, orders: &mut Orders) {
     const ON_FAULT: u64 = 1;
     for vma in vmas.iter().filter(|vma| vma.flags & LOCKED != 0) {
         let flags = if vma.flags & vma_flag::LOCK_ON_FAULT != 0 { ON_FAULT } else { 0 };
@@ -69,7 +69,7 @@ pub(crate) fn restore(vmas: &[Vma], process: u32, orders: &mut Orders) {
 
 /// Raises our limit on locked memory as far as we may; the program gets its own in the end. A sentence about memory
 /// that cannot be locked here.
-pub(crate) fn denied(vmas: &[Vma]) -> Result<Option<String>> {
+pub(crate) fn denied(vmas: &[VmaRecord]) -> Result<Option<String>> {
     const CAP_IPC_LOCK: u64 = 1 << 14;
     const LIMIT: usize = libc::RLIMIT_MEMLOCK as usize;
     let own = Process::own()?;

@@ -23,7 +23,7 @@ use crate::proc::maps::Vma;
 use crate::proc::pagemap::Pagemap;
 use crate::ptrace::call::Caller;
 use ckpt_abi::image::{
-    Guard, GuardKind, NO_OBJECT, Object, ObjectKind, Vma as VmaRecord, VmaKind, vma_flag,
+    Guard, GuardKind, NO_OBJECT, Object, ObjectKind, VmaKind, VmaRecord, vma_flag,
 };
 use ckpt_abi::region::{STACK_LEN, STACKS};
 use nix::libc;

@@ -2,7 +2,7 @@
 //! Opening the files that restored mappings show.
 
 use crate::error::{Because, Error, Result};
-use ckpt_abi::image::{Vma, VmaKind, vma_flag};
+use ckpt_abi::image::{VmaKind, VmaRecord, vma_flag};
 use nix::libc;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -13,7 +13,7 @@ use std::path::Path;
 ///
 /// # Errors
 /// It cannot be opened, is shorter than it was, or (under a private mapping) has changed.
-pub(crate) fn file(path: &Path, vma: &Vma, warnings: &mut Vec<String>) -> Result<File> {
+pub(crate) fn file(path: &Path, vma: &VmaRecord, warnings: &mut Vec<String>) -> Result<File> {
     let shared = vma.kind == VmaKind::SharedFile as u32;
     let write = shared && vma.flags & vma_flag::MAY_WRITE != 0;
     let open = |write| File::options().read(true).write(write).open(path);
@@ -47,7 +47,7 @@ pub(crate) fn file(path: &Path, vma: &Vma, warnings: &mut Vec<String>) -> Result
 
 /// The file that a private mapping showed, if it is still the very same and no shorter; whatever else it holds,
 /// the pages of the image go before it.
-pub(crate) fn same(path: &Path, vma: &Vma) -> Option<File> {
+pub(crate) fn same(path: &Path, vma: &VmaRecord) -> Option<File> {
     let file = crate::image::read::open(path).ok()?;
     let meta = file.metadata().ok()?;
     let same = (meta.dev(), meta.ino()) == (vma.file_device, vma.file_inode);

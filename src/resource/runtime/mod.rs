@@ -21,7 +21,7 @@ use super::plan::{Orders, Step};
 use crate::proc::Pid;
 use crate::ptrace::memory::Memory;
 use ckpt_abi::image::{Owner, Thread, thread_flag};
-use ckpt_abi::op::Kind;
+use ckpt_abi::op::OpKind;
 
 /// Ids below are so common as values that two words with one are more likely different things. Above the
 /// first 300 the kernel gives ids in turn (kernel/pid.c, RESERVED_PIDS), and a machine is soon past a thousand.
@@ -109,8 +109,8 @@ pub(crate) fn restore(
     let fs_base = super::threads::regs(thread).fs_base;
     let step = Step::Thread;
     let mut store = |at: u64| match id {
-        Id::Known(tid) => orders.push(Kind::Store, 0, step, 4, &[at, tid]),
-        Id::At(word) => orders.push(Kind::Copy, 0, step, 0, &[at, word, 4]),
+        Id::Known(tid) => orders.push(OpKind::Store, 0, step, 4, &[at, tid]),
+        Id::At(word) => orders.push(OpKind::Copy, 0, step, 0, &[at, word, 4]),
     };
     if thread.flags & thread_flag::TID_CACHED != 0 {
         store(thread.tid_address);
@@ -124,6 +124,6 @@ pub(crate) fn restore(
     owners.iter().filter(|owner| owner.tid == thread.tid).for_each(|owner| store(owner.address));
     holding::in_frame(thread.id_registers).for_each(|offset| store(frame + offset as u64));
     if thread.flags & thread_flag::PID_CACHED != 0 {
-        orders.push(Kind::Store, 0, step, 4, &[thread.tid_address + 4, pid]);
+        orders.push(OpKind::Store, 0, step, 4, &[thread.tid_address + 4, pid]);
     }
 }

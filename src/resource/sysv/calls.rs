@@ -5,8 +5,8 @@
 //! Each call gets memory of ours, as long as the call is told.
 #![allow(unsafe_code)]
 
-use super::Kind;
 use crate::proc::Pid;
+use ckpt_abi::image::SystemVKind;
 use nix::Result;
 use nix::errno::Errno;
 use nix::libc;
@@ -30,6 +30,9 @@ struct Semaphores {
     perm: libc::ipc_perm,
     rest: [u64; 16],
 }
+
+// semctl(2) copies a struct semid64_ds, 104 bytes of it.
+const _: () = assert!(size_of::<Semaphores>() == 176);
 
 /// Whether we may look into a segment.
 pub(super) fn segment(id: i32) -> Result<()> {
@@ -127,27 +130,27 @@ impl Drop for Attached {
 }
 
 /// Makes an object that is not there yet: a segment of `size` bytes, a set of so many semaphores, or a queue.
-pub(super) fn make(kind: Kind, key: i32, size: u64) -> Result<i32> {
+pub(super) fn make(kind: SystemVKind, key: i32, size: u64) -> Result<i32> {
     let flags = libc::IPC_CREAT | libc::IPC_EXCL | 0o600;
     Errno::result(match kind {
         // SAFETY: numbers only.
-        Kind::Segment => unsafe { libc::shmget(key, size as usize, flags) },
+        SystemVKind::Segment => unsafe { libc::shmget(key, size as usize, flags) },
         // SAFETY: numbers only.
-        Kind::Semaphores => unsafe { libc::semget(key, size as i32, flags) },
+        SystemVKind::Semaphores => unsafe { libc::semget(key, size as i32, flags) },
         // SAFETY: numbers only.
-        Kind::Messages => unsafe { libc::msgget(key, flags) },
+        SystemVKind::Messages => unsafe { libc::msgget(key, flags) },
     })
 }
 
 /// Removes one.
-pub(super) fn remove(kind: Kind, id: i32) {
+pub(super) fn remove(kind: SystemVKind, id: i32) {
     match kind {
         // SAFETY: numbers only.
-        Kind::Segment => unsafe { libc::shmctl(id, libc::IPC_RMID, std::ptr::null_mut()) },
+        SystemVKind::Segment => unsafe { libc::shmctl(id, libc::IPC_RMID, std::ptr::null_mut()) },
         // SAFETY: numbers only.
-        Kind::Semaphores => unsafe { libc::semctl(id, 0, libc::IPC_RMID) },
+        SystemVKind::Semaphores => unsafe { libc::semctl(id, 0, libc::IPC_RMID) },
         // SAFETY: numbers only.
-        Kind::Messages => unsafe { libc::msgctl(id, libc::IPC_RMID, std::ptr::null_mut()) },
+        SystemVKind::Messages => unsafe { libc::msgctl(id, libc::IPC_RMID, std::ptr::null_mut()) },
     };
 }
 
@@ -172,26 +175,26 @@ pub(super) fn send(id: i32, message: &[u8]) -> Result<()> {
 }
 
 /// Sets owner and permissions, and how much a queue takes.
-pub(super) fn own(kind: Kind, id: i32, owner: &Owner, capacity: u64) -> Result<()> {
+pub(super) fn own(kind: SystemVKind, id: i32, owner: &Owner, capacity: u64) -> Result<()> {
     let set = |perm: &mut libc::ipc_perm| {
         (perm.uid, perm.gid, perm.mode) = (owner.user, owner.group, owner.mode as _);
     };
     let done = match kind {
-        Kind::Segment => {
+        SystemVKind::Segment => {
             // SAFETY: numbers, of which zeros are some.
             let mut status: libc::shmid_ds = unsafe { std::mem::zeroed() };
             set(&mut status.shm_perm);
             // SAFETY: the kernel reads the structure.
             unsafe { libc::shmctl(id, libc::IPC_SET, &raw mut status) }
         }
-        Kind::Semaphores => {
+        SystemVKind::Semaphores => {
             // SAFETY: numbers, of which zeros are some.
             let mut status: Semaphores = unsafe { std::mem::zeroed() };
             set(&mut status.perm);
             // SAFETY: the kernel reads the structure.
             unsafe { libc::semctl(id, 0, libc::IPC_SET, &raw mut status) }
         }
-        Kind::Messages => {
+        SystemVKind::Messages => {
             // SAFETY: numbers, of which zeros are some.
             let mut status: libc::msqid_ds = unsafe { std::mem::zeroed() };
             set(&mut status.msg_perm);

@@ -2,10 +2,10 @@
 //! The System V objects of an image, made again in an IPC namespace where nobody else has any.
 
 use super::calls::{self, Attached, Owner};
-use super::{Kind, called, name};
+use super::{called, name};
 use crate::error::{Because, Error, Result};
 use crate::order;
-use ckpt_abi::image::SystemV;
+use ckpt_abi::image::{SystemV, SystemVKind};
 use std::fs;
 
 /// Permissions, of [`SystemV::mode`].
@@ -39,11 +39,11 @@ pub(crate) fn all(
         let owner =
             Owner { user: record.user, group: record.group, mode: record.mode & PERMISSIONS };
         match kind {
-            Kind::Segment => {
+            SystemVKind::Segment => {
                 let mut memory = Attached::new(id, record.size as usize, true).because(why)?;
                 fill(record.object, memory.bytes_mut())?;
             }
-            Kind::Semaphores => {
+            SystemVKind::Semaphores => {
                 let values: Vec<u16> =
                     own.chunks_exact(2).map(|v| u16::from_le_bytes([v[0], v[1]])).collect();
                 if values.len() as u64 != record.size {
@@ -51,7 +51,7 @@ pub(crate) fn all(
                 }
                 calls::set_values(id, &values).because(why)?;
             }
-            Kind::Messages => {
+            SystemVKind::Messages => {
                 let _ = calls::own(kind, id, &owner, record.size);
                 let mut rest = own;
                 while let Some((len, more)) = rest.split_first_chunk() {
@@ -77,12 +77,12 @@ pub(crate) fn all(
 /// Removes those that were to go, when all who had them have them.
 pub(crate) fn remove(records: &[SystemV]) {
     for record in records.iter().filter(|record| record.mode & REMOVED != 0) {
-        calls::remove(Kind::Segment, record.id.cast_signed());
+        calls::remove(SystemVKind::Segment, record.id.cast_signed());
     }
 }
 
-fn kind(record: &SystemV) -> Result<Kind> {
-    Kind::try_from(record.kind).map_err(|_| damaged())
+fn kind(record: &SystemV) -> Result<SystemVKind> {
+    SystemVKind::try_from(record.kind).map_err(|_| damaged())
 }
 
 fn damaged() -> Error {
@@ -91,7 +91,7 @@ fn damaged() -> Error {
 
 /// Makes one with its identifier (/proc/sys/kernel/shm_next_id and kin), which an ordinary user may not choose before
 /// Linux 6.1: there it is counted up to.
-fn make(kind: Kind, record: &SystemV) -> Result<()> {
+fn make(kind: SystemVKind, record: &SystemV) -> Result<()> {
     let (id, key) = (record.id.cast_signed(), record.key.cast_signed());
     let chosen =
         fs::write(format!("/proc/sys/kernel/{}_next_id", name(kind)), id.to_string()).is_ok();

@@ -13,8 +13,8 @@ use super::memory::{Area, leave_to_streams};
 use super::{Common, Gathered, Stream};
 use crate::proc::stat::glance;
 use crate::proc::sysv::{self, Entry};
-use crate::proc::{Pid, Process};
-use ckpt_abi::image::{NO_OBJECT, Object, ObjectKind, SystemV, SystemVKind as Kind, object_flag};
+use crate::proc::{Pid, Process, uptime};
+use ckpt_abi::image::{NO_OBJECT, Object, ObjectKind, SystemV, SystemVKind, object_flag};
 use std::collections::HashMap;
 use zerocopy::FromZeros;
 
@@ -22,26 +22,26 @@ use zerocopy::FromZeros;
 const ASKED: u64 = 1000;
 
 /// The name of each kind in /proc.
-const fn name(kind: Kind) -> &'static str {
+const fn name(kind: SystemVKind) -> &'static str {
     match kind {
-        Kind::Segment => "shm",
-        Kind::Semaphores => "sem",
-        Kind::Messages => "msg",
+        SystemVKind::Segment => "shm",
+        SystemVKind::Semaphores => "sem",
+        SystemVKind::Messages => "msg",
     }
 }
 
 /// What it is for people.
-const fn called(kind: Kind) -> &'static str {
+const fn called(kind: SystemVKind) -> &'static str {
     match kind {
-        Kind::Segment => "shared memory",
-        Kind::Semaphores => "semaphores",
-        Kind::Messages => "message queue",
+        SystemVKind::Segment => "shared memory",
+        SystemVKind::Semaphores => "semaphores",
+        SystemVKind::Messages => "message queue",
     }
 }
 
 /// An object that a process of the checkpoint uses, or may have made.
 struct Found {
-    kind: Kind,
+    kind: SystemVKind,
     entry: Entry,
     /// Its index among the objects, of a segment that is mapped.
     object: Option<u32>,
@@ -56,8 +56,9 @@ pub(crate) fn semaphores(pids: &[Pid]) -> Vec<(u32, Vec<u16>)> {
     if !is_ours(pids) {
         return Vec::new();
     }
-    let sets = sysv::all(name(Kind::Semaphores)).into_iter();
-    let own = sets.filter(|set| users(Kind::Semaphores, set).iter().any(|pid| pids.contains(pid)));
+    let sets = sysv::all(name(SystemVKind::Semaphores)).into_iter();
+    let own =
+        sets.filter(|set| users(SystemVKind::Semaphores, set).iter().any(|pid| pids.contains(pid)));
     own.filter_map(|set| {
         Some((set.id.cast_unsigned(), calls::values(set.id, set.size as usize).ok()?))
     })
@@ -71,13 +72,13 @@ fn is_ours(pids: &[Pid]) -> bool {
 }
 
 /// Who has used one last.
-fn users(kind: Kind, entry: &Entry) -> Vec<Pid> {
+fn users(kind: SystemVKind, entry: &Entry) -> Vec<Pid> {
     match kind {
-        Kind::Semaphores => {
+        SystemVKind::Semaphores => {
             let all = 0..entry.size.min(ASKED) as i32;
             all.filter_map(|number| calls::last_user(entry.id, number).ok()).collect()
         }
-        Kind::Segment | Kind::Messages => entry.users.to_vec(),
+        SystemVKind::Segment | SystemVKind::Messages => entry.users.to_vec(),
     }
 }
 
@@ -118,9 +119,10 @@ fn find<'a>(
         common.objects.iter().position(|o| o.kind == segment && o.inode == entry.id as u64)
     };
     let mut all = Vec::new();
-    for kind in Kind::ALL.iter().copied() {
+    for kind in SystemVKind::ALL.iter().copied() {
         for entry in sysv::all(name(kind)) {
-            let object = of_segment(&entry).filter(|_| kind == Kind::Segment).map(|o| o as u32);
+            let object =
+                of_segment(&entry).filter(|_| kind == SystemVKind::Segment).map(|o| o as u32);
             let users = users(kind, &entry);
             let inside = object.is_some() || users.iter().any(|pid| pids.contains(pid));
             let more = object.is_some_and(|o| mapped.get(&o).is_none_or(|n| *n < entry.attached));
@@ -200,7 +202,7 @@ impl Saved {
             ..SystemV::new_zeroed()
         };
         match found.kind {
-            Kind::Segment => {
+            SystemVKind::Segment => {
                 calls::segment(id)?;
                 let new = self.objects.iter().filter(|(i, _)| *i as usize >= common.objects.len());
                 let next = (common.objects.len() + new.count()) as u32;
@@ -218,11 +220,11 @@ impl Saved {
                 let path = std::path::PathBuf::new();
                 self.streams.push(Stream { object: record.object, path, _by: None, segment });
             }
-            Kind::Semaphores => {
+            SystemVKind::Semaphores => {
                 let values = calls::values(id, entry.size as usize)?;
                 self.content.extend(values.iter().flat_map(|value| value.to_le_bytes()));
             }
-            Kind::Messages => {
+            SystemVKind::Messages => {
                 record.size = calls::capacity(id)?;
                 let mut number = 0;
                 while let Some(message) = calls::message(id, number)? {
@@ -256,10 +258,4 @@ fn begun(pid: Pid) -> i64 {
     let age = age.map_or(0, |(stat, up)| up.saturating_sub(stat.starttime / TICKS));
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     now.map_or(i64::MAX, |now| now.as_secs().saturating_sub(age + 1).cast_signed())
-}
-
-/// How long the machine has been up, in seconds.
-fn uptime() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/uptime").ok()?;
-    text.split('.').next()?.parse().ok()
 }

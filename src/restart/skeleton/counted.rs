@@ -15,7 +15,7 @@ use super::rendezvous::Rendezvous;
 use crate::order;
 use crate::proc;
 use crate::proc::Pid;
-use crate::resource::kinship::plan::{Life, Member, Step};
+use crate::resource::kinship::plan::{Life, Node, Step};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -81,7 +81,7 @@ impl Kernel {
 
 /// Whether these lives can be counted for: a brother that got a wrong id would be left to its parent, who knows nothing
 /// of it.
-pub(crate) fn is_possible(members: &[Member], lives: &[Life]) -> bool {
+pub(crate) fn is_possible(members: &[Node], lives: &[Life]) -> bool {
     let has_brother = |(me, life): (usize, &Life)| {
         life.steps.iter().any(|step| match step {
             Step::MakeSibling(_) => true,

@@ -19,7 +19,7 @@ use crate::proc::Pid;
 use crate::proc::fork::{fork, own_id};
 use crate::resource::descriptor::pty;
 use crate::resource::kinship::numbers;
-use crate::resource::kinship::plan::{Life, Member, Step};
+use crate::resource::kinship::plan::{Life, Node, Step};
 use crate::resource::kinship::sharing::Births;
 use crate::restart::pooled::Pool;
 use nix::errno::Errno;
@@ -31,9 +31,9 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 
 /// What has to be made.
-pub(crate) struct Tree<'a> {
+pub(crate) struct Processes<'a> {
     /// The processes.
-    pub(crate) members: &'a [Member],
+    pub(crate) members: &'a [Node],
     /// What each does ([`crate::resource::kinship::plan::plan`]).
     pub(crate) lives: &'a [Life],
     /// Signals that their parents get when they end.
@@ -50,7 +50,7 @@ pub(crate) struct Tree<'a> {
     pub(crate) terminals: &'a HashMap<usize, (OwnedFd, Pid)>,
 }
 
-/// Who returns from [`Tree::make`].
+/// Who returns from [`Processes::make`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
     /// The restarter; the root's id as it sees it.
@@ -59,7 +59,7 @@ pub(crate) enum Role {
     Member(usize),
 }
 
-impl Tree<'_> {
+impl Processes<'_> {
     /// Makes the root, and every member those that it has to make; returns when all are in their sessions and groups.
     ///
     /// # Errors

@@ -59,7 +59,7 @@ impl Place {
         furnished: bool,
         kept: bool,
         taken: bool,
-    ) -> Result<(Self, Option<Obstacle>)> {
+    ) -> Result<(Self, Option<Hindrance>)> {
         let is_near = || made.is_some_and(|made| made.iter().all(is_free) && is_near(made));
         let may = !taken && (!furnished || capable(MAY_CHOOSE[0]));
         if may
@@ -92,7 +92,7 @@ impl Place {
         flags.set(CloneFlags::CLONE_NEWIPC, furnished);
         // Filters refuse even the call that asks for nothing.
         if !flags.is_empty() || self.is_apart() {
-            self.separate(flags).map_err(|errno| Obstacle::Refused(errno).error())?;
+            self.separate(flags).map_err(|errno| Hindrance::Refused(errno).error())?;
         }
         if self.is_apart() {
             set_clocks(ahead);
@@ -112,7 +112,7 @@ impl Place {
 
 /// Why there are no namespaces for a tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Obstacle {
+pub(crate) enum Hindrance {
     /// The kernel refuses them.
     Refused(Errno),
     /// A filter refuses clone3(2), which alone gives ids of choice.
@@ -122,7 +122,7 @@ pub(crate) enum Obstacle {
     Masked,
 }
 
-impl Obstacle {
+impl Hindrance {
     /// What forbids them, and what would change it.
     pub(crate) fn remedy(self) -> &'static str {
         match self {
@@ -157,7 +157,7 @@ impl Obstacle {
 }
 
 /// The namespaces that a tree can have here, as a child tries it.
-pub(crate) fn offered() -> std::result::Result<Place, Obstacle> {
+pub(crate) fn offered() -> std::result::Result<Place, Hindrance> {
     let place = if capable(MAY_CHOOSE[0]) { Place::Apart } else { Place::AsUser };
     let attempt = || {
         let Some(child) = fork(libc::SIGCHLD)? else {
@@ -169,12 +169,12 @@ pub(crate) fn offered() -> std::result::Result<Place, Obstacle> {
         ended(child)
     };
     if !has_clone3() {
-        return Err(Obstacle::Filtered);
+        return Err(Hindrance::Filtered);
     }
-    match attempt().map_err(Obstacle::Refused)? {
+    match attempt().map_err(Hindrance::Refused)? {
         0 => Ok(place),
-        MASKED => Err(Obstacle::Masked),
-        errno => Err(Obstacle::Refused(Errno::from_raw(errno))),
+        MASKED => Err(Hindrance::Masked),
+        errno => Err(Hindrance::Refused(Errno::from_raw(errno))),
     }
 }
 

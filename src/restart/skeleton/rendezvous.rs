@@ -61,7 +61,7 @@ const FAILED: u32 = 2;
 const TAKEN: u32 = 3;
 
 #[repr(C)]
-struct Page {
+struct Board {
     /// 0, [`SPEAKS`], [`FAILED`] or [`TAKEN`].
     failed: AtomicU32,
     /// What init says ([`super::init`]).
@@ -79,10 +79,13 @@ struct Page {
     said: [AtomicU64; SENTENCES],
 }
 
+// One page is mapped for it.
+const _: () = assert!(size_of::<Board>() <= PAGE as usize);
+
 /// The page.
 #[derive(Clone, Copy)]
 pub(crate) struct Rendezvous {
-    page: &'static Page,
+    page: &'static Board,
 }
 
 impl Rendezvous {
@@ -97,8 +100,8 @@ impl Rendezvous {
         // SAFETY: MAP_FIXED_NOREPLACE replaces nothing.
         let mapped = unsafe { mmap_anonymous(NonZeroUsize::new(at as usize), len, prot, flags) };
         let mapped = mapped.because(|| format!("cannot map a page at {at:#x}"))?;
-        // SAFETY: the page is zeros, which are a Page, and is never unmapped by us.
-        let page = unsafe { mapped.cast::<Page>().as_ref() };
+        // SAFETY: the page is zeros, which are a Board, and is never unmapped by us.
+        let page = unsafe { mapped.cast::<Board>().as_ref() };
         Ok(Self { page })
     }
 

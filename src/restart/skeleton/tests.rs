@@ -2,13 +2,13 @@
 //! Trees of real processes, made as a restart makes them.
 
 use super::init::Init;
-use super::make::{Role, Tree, clone, end};
+use super::make::{Processes, Role, clone, end};
 use super::namespaces::Place;
 use super::rendezvous::{Rendezvous, Stage};
 use crate::proc::{Pid, Process};
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
-use crate::resource::kinship::plan::{Member, OUTSIDE, plan};
+use crate::resource::kinship::plan::{Node, OUTSIDE, plan};
 use crate::resource::kinship::sharing::Births;
 use crate::restart::pooled::Pool;
 use nix::unistd::{getpgrp, getpid, getppid, getsid};
@@ -18,13 +18,13 @@ use std::sync::atomic::AtomicU64;
 
 const PAGE: u64 = 0x3100_0000_0000;
 
-fn member(pid: i32, parent: Option<usize>, group: i32, session: i32) -> Member {
+fn member(pid: i32, parent: Option<usize>, group: i32, session: i32) -> Node {
     let [pid, group, session] = [pid, group, session].map(Pid::new);
-    Member { pid, parent, group, session, reaps: false, rank: 0 }
+    Node { pid, parent, group, session, reaps: false, rank: 0 }
 }
 
 /// Makes the tree in namespaces of its own, and says what every process sees of itself: id, parent, group, session.
-fn made(members: &[Member]) -> Vec<[i32; 4]> {
+fn made(members: &[Node]) -> Vec<[i32; 4]> {
     let (mut hear, tell) = std::io::pipe().unwrap();
     if clone(None, nix::libc::SIGCHLD).unwrap().is_none() {
         drop(hear);
@@ -41,7 +41,7 @@ fn made(members: &[Member]) -> Vec<[i32; 4]> {
     seen
 }
 
-fn restart(members: &[Member], mut tell: PipeWriter) -> crate::error::Result<()> {
+fn restart(members: &[Node], mut tell: PipeWriter) -> crate::error::Result<()> {
     let rendezvous = Rendezvous::map(PAGE)?;
     let place = if nix::unistd::geteuid().is_root() { Place::Apart } else { Place::AsUser };
     place.enter([0, 0], false)?;
@@ -51,7 +51,7 @@ fn restart(members: &[Member], mut tell: PipeWriter) -> crate::error::Result<()>
     let lives = plan(members).map_err(|at| crate::error::Error::new(format!("member {at}")))?;
     let exit_signals = vec![nix::libc::SIGCHLD; members.len()];
     let all = members.len() as u32;
-    let tree = Tree {
+    let tree = Processes {
         members,
         lives: &lives,
         exit_signals: &exit_signals,
@@ -98,7 +98,7 @@ fn every_process_is_who_it_was() {
         member(7002, Some(0), 7000, out),
         member(301, Some(8), 5001, out),
     ];
-    let expected = |m: &Member| {
+    let expected = |m: &Node| {
         let alone = if m.pid == Pid::new(5000) { Pid::NONE } else { Pid::INIT };
         let parent = m.parent.map_or(alone, |p| members[p].pid);
         [m.pid, parent, m.group, m.session].map(Pid::get)

@@ -3,9 +3,9 @@
 
 use super::*;
 
-fn member(pid: i32, parent: Option<usize>, group: i32, session: i32) -> Member {
+fn member(pid: i32, parent: Option<usize>, group: i32, session: i32) -> Node {
     let [pid, group, session] = [pid, group, session].map(Pid::new);
-    Member { pid, parent, group, session, reaps: false, rank: 0 }
+    Node { pid, parent, group, session, reaps: false, rank: 0 }
 }
 
 #[test]
