@@ -8,7 +8,8 @@
 //! (/proc/PID/environ), if it is a program of the same user. A process with more rights than its caller (AT_SECURE,
 //! getauxval(3)) looks at neither.
 //!
-//! `CKPT_FAULT=-NAME` ends the whole process group, as kill(2) has it.
+//! `CKPT_FAULT=-NAME` ends the whole process group, as kill(2) has it; `CKPT_FAULT=+NAME` only stops the process there
+//! (SIGSTOP), for something to happen meanwhile.
 //!
 //! A step belongs between any two effects that others can see: processes, files, the program's memory.
 //!
@@ -90,6 +91,8 @@ points! {
         Roomy = "roomy",
         /// All records are gathered, the last remote call was made.
         Gathered = "gathered",
+        /// An area of memory is about to be read.
+        Area = "area",
         /// What a snapshot does not hold is written.
         Shared = "shared",
         /// The process that made the snapshot is not reaped.
@@ -209,6 +212,8 @@ static ARMED: AtomicU32 = AtomicU32::new(0);
 static LEFT: AtomicU32 = AtomicU32::new(0);
 /// Whether the whole process group ends there.
 static IN_GROUP: AtomicBool = AtomicBool::new(false);
+/// Whether the process is only stopped there.
+static STOPS: AtomicBool = AtomicBool::new(false);
 /// How often it was at first.
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
@@ -241,7 +246,8 @@ fn set(value: &OsStr) -> Result<()> {
     let text = value.to_string_lossy();
     let (name, count) = text.split_once(':').unwrap_or((&text, "1"));
     let group = name.strip_prefix('-');
-    let name = group.unwrap_or(name);
+    let stop = name.strip_prefix('+');
+    let name = group.or(stop).unwrap_or(name);
     let point = all().find(|point| point.name() == name);
     let (Some(point), Ok(count @ 1..)) = (point, count.parse::<u32>()) else {
         let text = format!("{VARIABLE}={text} names no step");
@@ -249,13 +255,14 @@ fn set(value: &OsStr) -> Result<()> {
             .hint(format!("NAME or NAME:N with N from 1 on, and NAME one of: {}", list())));
     };
     IN_GROUP.store(group.is_some(), Ordering::Relaxed);
+    STOPS.store(stop.is_some(), Ordering::Relaxed);
     COUNT.store(count, Ordering::Relaxed);
     LEFT.store(count, Ordering::Relaxed);
     ARMED.store(point as u32 + 1, Ordering::Relaxed);
     Ok(())
 }
 
-/// Ends this process if it was armed for this step.
+/// Ends this process if it was armed for this step, or stops it.
 pub(crate) fn reach(point: Point) {
     if ARMED.load(Ordering::Relaxed) == point as u32 + 1
         && LEFT.fetch_sub(1, Ordering::Relaxed) == 1
@@ -263,8 +270,12 @@ pub(crate) fn reach(point: Point) {
         if IN_GROUP.load(Ordering::Relaxed) {
             let _ = kill(nix::unistd::Pid::from_raw(0), Signal::SIGKILL);
         }
+        let signal = match STOPS.load(Ordering::Relaxed) {
+            true => Signal::SIGSTOP,
+            false => Signal::SIGKILL,
+        };
         // Not raise(3): the C library remembers the id of who made a process by a bare clone(2).
-        let _ = kill(getpid(), Signal::SIGKILL);
+        let _ = kill(getpid(), signal);
     }
 }
 

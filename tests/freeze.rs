@@ -5,6 +5,7 @@ mod harness;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use harness::faults::armed;
 use harness::{Bench, Build, Run, Way, Who, rounds, saved_often, status_line, survive, until};
 use nix::sys::signal::Signal;
 
@@ -233,4 +234,64 @@ fn stays_stopped(who: Who, build: Build, threads: &str) {
 fn a_stopped_program_is_stopped_again() {
     stays_stopped(Who::Me, Build::Pie, "1");
     stays_stopped(Who::Nobody, Build::Musl, "20");
+}
+
+/// The snapshot of a dumper: its one descriptor shows that.
+fn snapshot_of(dumper: u32) -> Option<u32> {
+    std::fs::read_dir("/proc").expect("/proc").flatten().find_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        let name = std::fs::read_to_string(entry.path().join("comm")).ok()?;
+        let shown = std::fs::read_to_string(entry.path().join("fdinfo/0")).ok()?;
+        let is_its = shown.lines().any(|line| line == format!("Pid:\t{dumper}"));
+        (name == "ckpt-snapshot\n" && is_its).then_some(pid)
+    })
+}
+
+/// Whoever is killed while areas are written has no memory any more, which reads as memory without pages: `ckpt save` in
+/// that moment, with and without the kernel's own search for pages (deny 16 1 PAGEMAP_SCAN).
+#[track_caller]
+fn loses_its_memory(who: Who, more: Option<&str>, hides: bool) {
+    let bench = Bench::new(who);
+    let deny = bench.subject("deny", Build::Pie);
+    for area in [2, 4, 8] {
+        let mut run = bench.run(bench.subject("memory", Build::Pie), &[]);
+        run.expect("ready");
+        let (pid, x) = (run.pid_text(), bench.name("x.ckpt"));
+        bench.must(&["save", &pid, "-n", &x]);
+        let ckpt = bench.ckpt();
+        let scan: &[&str] = if hides { &["16", "1", "0xc0606610"] } else { &[] };
+        let mut command = bench.command(&deny);
+        command.args(scan).arg("--").arg(&ckpt);
+        let args: Vec<_> = ["save", &pid, "-n", &x].into_iter().chain(more).collect();
+        let dumper = Run::start(armed(command, &format!("+area:{area}"), &args));
+        let is_stopped =
+            || status_line(dumper.pid(), "State").filter(|state| state.starts_with('T'));
+        until("the dumper between two areas", is_stopped);
+        let victim = match more {
+            Some(_) => run.pid(),
+            // It is the process itself as long as that stands still.
+            None if status_line(run.pid(), "TracerPid").as_deref() != Some("0") => run.pid(),
+            None => until("the snapshot", || snapshot_of(dumper.pid())),
+        };
+        let kill = nix::sys::signal::kill;
+        kill(nix::unistd::Pid::from_raw(victim as i32), Signal::SIGKILL).expect("a kill");
+        until("the end of its memory", || status_line(victim, "VmSize").is_none().then_some(()));
+        dumper.signal(Signal::SIGCONT);
+        let ended = dumper.end();
+        assert!(ended.code().is_some_and(|code| code != 0), "area {area}: {ended:?}");
+        bench.must(&["verify", &x]);
+        let mut again = bench.run(bench.path("x.ckpt"), &["-z", "0"]);
+        again.check();
+        if victim != run.pid() {
+            run.check();
+        }
+    }
+}
+
+#[test]
+fn what_is_killed_while_it_is_written_is_no_checkpoint() {
+    for hides in [false, true] {
+        loses_its_memory(Who::Nobody, None, hides);
+        loses_its_memory(Who::Me, Some("--stop"), hides);
+    }
 }

@@ -7,6 +7,7 @@ use super::phase5_snapshot::Pictured;
 use super::reader::{Found, From, Read, Room};
 use super::stream;
 use crate::error::{Because, Error, Result};
+use crate::fault::{Point, reach};
 use crate::image::PAGE;
 use crate::image::write::Writer;
 use crate::order;
@@ -57,8 +58,14 @@ impl<'a> Writing<'a> {
         for (addr, bytes) in std::mem::take(&mut process.gathered.hidden) {
             self.writer.memory(process.gathered.number, addr, &bytes, [0, 0])?;
         }
-        let Equipped { process: own, memory, .. } = process.equipped;
-        self.pages(false, own, memory, &now, &mut process.gathered)
+        self.itself(process, &now)
+    }
+
+    /// Writes pages of a process that stands still.
+    fn itself(&mut self, process: &mut Pictured<'_>, areas: &[Area]) -> Result<()> {
+        let Equipped { process: own, memory, region, .. } = process.equipped;
+        let written = self.pages(false, own, memory, areas, &mut process.gathered);
+        memory.was_whole(region.base).and(written)
     }
 
     /// Several processes restart with their ids, which are those of their clocks.
@@ -72,14 +79,15 @@ impl<'a> Writing<'a> {
         match &process.snapshot {
             Some(snapshot) => {
                 let (own, memory) = snapshot.open()?;
-                self.pages(true, &own, &memory, &areas, &mut process.gathered)?;
+                let written = self.pages(true, &own, &memory, &areas, &mut process.gathered);
+                let whole = memory.was_whole(process.equipped.region.base);
+                whole.map_err(|_| snapshot_lost(process.equipped)).and(written)?;
                 unchanged(&process.gathered)?;
                 look_at_policies(&own, &mut process.gathered);
             }
             None => {
-                let Equipped { process: own, memory, .. } = process.equipped;
-                self.pages(false, own, memory, &areas, &mut process.gathered)?;
-                look_at_policies(own, &mut process.gathered);
+                self.itself(process, &areas)?;
+                look_at_policies(&process.equipped.process, &mut process.gathered);
             }
         }
         Ok(())
@@ -111,7 +119,8 @@ impl<'a> Writing<'a> {
         losses
     }
 
-    /// Writes the pages of some areas, read from the process or its snapshot (`is_picture`).
+    /// Writes the pages of some areas, read from the process or its snapshot (`is_picture`). That they were there to
+    /// the end ([`Memory::was_whole`]) is not known yet then.
     fn pages(
         &mut self,
         is_picture: bool,
@@ -133,6 +142,7 @@ impl<'a> Writing<'a> {
         };
         let mut room = std::mem::take(&mut self.room);
         for area in areas {
+            reach(Point::Area);
             let ranges = match area.pages {
                 _ if area.known.is_some() => area.known.clone().unwrap_or_default(),
                 Pages::Populated => pagemap.populated(area.start, area.end, false)?,
@@ -144,7 +154,7 @@ impl<'a> Writing<'a> {
             room.read(&from, area, &ranges, |read| write(writer, read, area, gathered))?;
         }
         self.room = room;
-        memory.was_its()
+        Ok(())
     }
 
     /// Writes the files that travel in the image while the processes stand still, a piece at a time.
@@ -264,6 +274,13 @@ fn untouchable(page: u64, area: &Area, guards: &mut Vec<Guard>) -> Result<()> {
         _ => guards.push(Guard { start: page, end: page + PAGE, kind: absent, reserved: 0 }),
     }
     Ok(())
+}
+
+/// The picture of a process that goes on has been killed.
+fn snapshot_lost(equipped: &Equipped) -> Error {
+    let pid = equipped.process.pid();
+    Error::new(format!("the copy of process {pid} that is saved (ckpt-snapshot) was killed before all of it was written"))
+        .hint("by somebody, or for lack of memory: with --stop there is no copy")
 }
 
 /// Names the NUMA policies of a process, or of its snapshot, which has the same.

@@ -15,13 +15,16 @@ use super::scan::{
     PAGE_IS_FILE, PAGE_IS_GUARD, PAGE_IS_PFNZERO, PAGE_IS_PRESENT, PAGE_IS_SWAPPED, Want, push,
     scan,
 };
-use crate::error::{Because, Result};
+use crate::error::{Because, Error, Kind, Result};
 
 /// The size of the pages that pagemap counts, in bytes; huge pages are many of them.
 pub(crate) const PAGE: u64 = 4096;
 
 /// One read of the file: 8192 entries, which are 32 MiB of memory.
 const CHUNK: usize = 64 << 10;
+
+/// Below is user memory on every machine with four levels of page tables, and with five, too.
+const USER_END: u64 = 0x7fff_ffff_f000;
 
 /// One page as pagemap tells it (Documentation/admin-guide/mm/pagemap.rst).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,7 +103,7 @@ impl Pagemap {
     /// Both are rounded outwards to pages. Ends early where user memory ends.
     ///
     /// # Errors
-    /// The file cannot be read.
+    /// The file cannot be read, or the memory is gone ([`Kind::Gone`]).
     pub(crate) fn entries(
         &self,
         start: u64,
@@ -115,9 +118,12 @@ impl Pagemap {
                 .file
                 .read_at(&mut chunk[..want], address / PAGE * 8)
                 .because(|| self.cannot(address..end))?;
-            // The kernel gives whole entries, and none beyond the end of user memory.
+            // The kernel gives whole entries, and none beyond the end of user memory or of an mm that has no users.
             if got < 8 {
-                break;
+                match address < USER_END {
+                    true => return Err(self.gone()),
+                    false => break,
+                }
             }
             for entry in chunk[..got].chunks_exact(8) {
                 let raw = u64::from_ne_bytes(entry.try_into().expect("chunks of 8 bytes"));
@@ -153,7 +159,7 @@ impl Pagemap {
         for guard in [PAGE_IS_GUARD, 0] {
             let want = Want { any, none: PAGE_IS_PFNZERO | file | guard };
             match scan(&self.file, pages.clone(), want) {
-                Err(Errno::EINVAL | Errno::ENOTTY) => {}
+                Err(errno) if is_unknown(errno) => {}
                 result => return result.because(|| self.cannot(pages)),
             }
         }
@@ -186,15 +192,24 @@ impl Pagemap {
     pub(crate) fn guards(&self, start: u64, end: u64) -> Result<Vec<Range<u64>>> {
         let pages = rounded(start, end);
         match scan(&self.file, pages.clone(), Want { any: PAGE_IS_GUARD, none: 0 }) {
-            Err(Errno::EINVAL | Errno::ENOTTY) => Ok(Vec::new()),
+            Err(errno) if is_unknown(errno) => Ok(Vec::new()),
             result => result.because(|| self.cannot(pages)),
         }
+    }
+
+    fn gone(&self) -> Error {
+        Error::new(format!("the memory of process {} is gone", self.pid)).of(Kind::Gone)
     }
 
     fn cannot(&self, pages: Range<u64>) -> String {
         let (pid, Range { start, end }) = (self.pid, pages);
         format!("cannot read /proc/{pid}/pagemap for the memory {start:#x} to {end:#x}")
     }
+}
+
+/// Whether the kernel has no such scan, or a container's filter refuses it: then entries tell.
+fn is_unknown(errno: Errno) -> bool {
+    matches!(errno, Errno::EINVAL | Errno::ENOTTY | Errno::EPERM)
 }
 
 /// The whole pages that have the bytes from `start` to `end`, none in the kernel's half of the

@@ -105,6 +105,9 @@ pub(crate) fn glance(tid: Tid) -> Option<(char, Pid)> {
     Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
 }
 
+/// PF_EXITING of linux/sched.h.
+const EXITING: u64 = 4;
+
 impl Process {
     /// The state of one thread; None if it is gone. Beside [`glance`] it may allocate.
     pub fn state(&self, tid: Tid) -> Option<char> {
@@ -124,8 +127,23 @@ impl Process {
     /// Whether the process is about to end: it has given its memory back, or does so, and is not yet a zombie to
     /// those who wait for it. True of one that is gone.
     pub fn is_ending(&self) -> bool {
-        const EXITING: u64 = 4;
         self.flags().is_none_or(|flags| flags & EXITING != 0)
+    }
+
+    /// Whether it has all of its memory until now: one of its threads neither ends nor has SIGKILL before it. The OOM
+    /// reaper and the end of the process take memory away long before [`Process::has_ended`] is true.
+    ///
+    /// A SIGKILL for the process stays in the shared set while its threads go to their end (get_signal).
+    pub fn is_whole(&self) -> bool {
+        const KILL: u64 = 1 << (nix::libc::SIGKILL - 1);
+        let lives = |tid: Tid| {
+            let status = self.status(tid);
+            status.is_ok_and(|status| (status.pending | status.shared_pending) & KILL == 0)
+                && self
+                    .flags_of(&format!("task/{tid}/stat"))
+                    .is_some_and(|flags| flags & EXITING == 0)
+        };
+        self.tasks().is_ok_and(|tids| tids.into_iter().any(lives))
     }
 
     /// Whether a signal has stopped it. False of one that is gone.
@@ -141,7 +159,11 @@ impl Process {
 
     /// PF_* of linux/sched.h (field 9), which everybody may read.
     fn flags(&self) -> Option<u64> {
-        let text = self.file("stat").ok()?;
+        self.flags_of("stat")
+    }
+
+    fn flags_of(&self, name: &str) -> Option<u64> {
+        let text = self.file(name).ok()?;
         let rest = text.rsplitn(2, |&b| b == b')').next().unwrap_or_default();
         words(rest).nth(9 - 3).and_then(|word| decimal(word).ok())
     }

@@ -12,10 +12,12 @@ use super::stopping::gone;
 use crate::error::{Because, Result};
 use crate::proc::forebear::{self, what};
 use crate::proc::{Pid, Process, Tid};
+use ckpt_abi::region::{Control, MAGIC};
 use nix::errno::Errno;
 use nix::libc;
 use std::fs::File;
 use std::io::ErrorKind;
+use std::mem::offset_of;
 use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -64,6 +66,21 @@ impl Memory {
         match self.process.is_reaped() {
             true => Err(gone(self.pid())),
             false => Ok(()),
+        }
+    }
+
+    /// Makes sure that what was read until now was all there, by the payload whose region begins at `region`. Memory that
+    /// a process that was killed gives back reads as holes, or not at all; its control page goes with it.
+    ///
+    /// # Errors
+    /// Some of it may have been gone.
+    pub(crate) fn was_whole(&self, region: u64) -> Result<()> {
+        let at = region + offset_of!(Control, magic) as u64;
+        let mut magic = [0; MAGIC.len()];
+        let is_there = self.file.read_exact_at(&mut magic, at).is_ok() && magic == MAGIC;
+        match is_there && self.process.is_whole() {
+            true => self.was_its(),
+            false => Err(gone(self.pid())),
         }
     }
 
