@@ -86,6 +86,10 @@ pub(crate) fn gather_all<'a>(
             .map(|one| still.push(one));
     }
     outcome?;
+    // Behind all that was asked how long anybody still has to wait: by a clock of before, waits would end too early.
+    if let Some(first) = still.first_mut() {
+        first.gathered.clocks = first.frozen.clocks()?;
+    }
     if stop {
         let ids = dead.iter().map(|kin| kin.pid);
         let members: HashSet<Pid> = common.tables.of.iter().map(|t| t.pid).chain(ids).collect();
@@ -210,7 +214,6 @@ impl<'a> Work<'a> {
         let (mut target, ids, gathered) = self.target();
         let before = gathered.obstacles.len();
         threads::settle_all(&mut target, ids, gathered)?;
-        gathered.clocks = target.frozen.clocks()?;
         let mut list = List::default();
         let questions = Questions::ask(&target, &mut list);
         let first = ids.first().filter(|_| gathered.obstacles.len() == before);
