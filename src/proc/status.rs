@@ -109,12 +109,6 @@ impl Process {
         decimal(field(&text, "voluntary_ctxt_switches")?).ok()
     }
 
-    /// How much of its memory is locked (VmLck), in units of 1024 bytes.
-    pub fn locked_memory(&self) -> u64 {
-        let text = self.thread_file(self.main_thread(), "status").unwrap_or_default();
-        field(&text, "VmLck").and_then(|size| decimal(words(size).next()?).ok()).unwrap_or(0)
-    }
-
     /// What the process calls itself: its id in its own PID namespace (NSpid); ours where that is not told.
     pub fn inner_pid(&self) -> Pid {
         let text = self.thread_file(self.main_thread(), "status").unwrap_or_default();

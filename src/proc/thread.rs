@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: LGPL-2.1-only
-//! Small files of a single thread: its name, timer slack, system call and scheduling.
+//! Small files of a single thread: its name, system call and scheduling.
 
 use super::id::Tid;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
 use super::forebear::what;
+use super::parsed;
 use super::process::Process;
 use super::text::{decimal, hex, lines, words};
-use super::{parsed, slurp};
 use crate::error::{Error, Result};
 
 impl Process {
@@ -23,18 +23,6 @@ impl Process {
             name.pop();
         }
         Ok(OsString::from_vec(name))
-    }
-}
-
-impl Process {
-    /// The timer slack of the thread in nanoseconds (prctl PR_SET_TIMERSLACK); 0 if it cannot be
-    /// read, which of another process takes CAP_SYS_NICE. 0 is also what real-time threads have.
-    pub fn timer_slack(&self, tid: Tid) -> u64 {
-        // Below task/ there is no such file, but /proc answers to the id of any thread.
-        let text = slurp(&format!("/proc/{tid}/timerslack_ns")).ok();
-        // It is another's if it was not there in between.
-        let text = text.filter(|_| self.has(tid));
-        text.and_then(|text| decimal(text.trim_ascii()).ok()).unwrap_or(0)
     }
 }
 
@@ -104,40 +92,11 @@ fn parse_exec_start(text: &[u8]) -> Option<u64> {
     whole.checked_mul(1_000_000)?.checked_add(decimal(digits).ok()?)
 }
 
-/// Why a thread waits.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wchan {
-    /// As in [`Stat::state`](super::stat::Stat::state); 'D' is a sleep that no signal ends.
-    pub state: char,
-    /// The kernel function it sleeps in; none if it does not, or if the kernel does not tell.
-    pub function: Option<String>,
-}
-
-impl Process {
-    /// State and wait channel of the thread: words for a report on one that will not stop.
-    ///
-    /// # Errors
-    /// The process or the thread is gone.
-    pub fn wchan_state(&self, tid: Tid) -> Result<Wchan> {
-        let state = self.stat(tid)?.state;
-        let function = self.thread_file(tid, "wchan").ok().and_then(|text| parse_wchan(&text));
-        Ok(Wchan { state, function })
-    }
-}
-
-fn parse_wchan(text: &[u8]) -> Option<String> {
-    match text.trim_ascii() {
-        b"" | b"0" => None,
-        name => Some(String::from_utf8_lossy(name).into_owned()),
-    }
-}
-
 /// See [`super::parse_anything`].
 pub(super) fn parse_anything(bytes: &[u8]) {
     let _ = parse_syscall(bytes);
     let _ = parse_sched(bytes);
     let _ = parse_exec_start(bytes);
-    let _ = parse_wchan(bytes);
 }
 
 #[cfg(test)]
@@ -177,13 +136,6 @@ mod tests {
     }
 
     #[test]
-    fn wait_channels() {
-        assert_eq!(parse_wchan(b"0"), None);
-        assert_eq!(parse_wchan(b""), None);
-        assert_eq!(parse_wchan(b"pipe_read").as_deref(), Some("pipe_read"));
-    }
-
-    #[test]
     fn names_may_hold_anything() {
         let name = "a) b\n\\n (";
         std::thread::scope(|scope| {
@@ -203,19 +155,6 @@ mod tests {
     }
 
     #[test]
-    fn own_timer_slack() {
-        let slack = nix::sys::prctl::get_timerslack().unwrap();
-        assert_eq!(we().timer_slack(my_tid()), u64::try_from(slack).unwrap());
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                nix::sys::prctl::set_timerslack(123_456).unwrap();
-                assert_eq!(we().timer_slack(my_tid()), 123_456);
-            });
-        });
-        assert_eq!(we().timer_slack(NOBODY.main_thread()), 0);
-    }
-
-    #[test]
     fn a_reader_sleeps_in_read() {
         let cat = Cat::new();
         let (pid, read) = (cat.pid(), u64::try_from(libc::SYS_read).unwrap());
@@ -225,7 +164,7 @@ mod tests {
         {
             std::thread::yield_now();
         }
-        assert_eq!(of(pid).wchan_state(pid.main_thread()).unwrap().state, 'S');
+        assert_eq!(of(pid).stat(pid.main_thread()).unwrap().state, 'S');
         let slept = of(pid).sched(pid.main_thread());
         assert!(slept.is_some_and(|s| s.ran > 0 && s.switches > 0), "{slept:?}");
         assert_eq!(of(pid).sched(pid.main_thread()), slept);
@@ -237,8 +176,8 @@ mod tests {
         // A thread that asks about itself is in the read that asks.
         let (number, _) = we().syscall(my_tid()).unwrap().unwrap();
         assert_eq!(number, u64::try_from(libc::SYS_read).unwrap());
-        assert_eq!(we().wchan_state(my_tid()).unwrap(), Wchan { state: 'R', function: None });
+        assert_eq!(we().stat(my_tid()).unwrap().state, 'R');
         let zombie = Zombie::new();
-        assert_eq!(of(zombie.pid()).wchan_state(zombie.pid().main_thread()).unwrap().state, 'Z');
+        assert_eq!(of(zombie.pid()).stat(zombie.pid().main_thread()).unwrap().state, 'Z');
     }
 }
