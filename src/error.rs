@@ -2,10 +2,14 @@
 //! The one error type: a sentence for the user and the exit status that goes with it.
 
 use nix::errno::Errno;
+use nix::libc;
 use std::fmt;
 
 /// Exit status when ckpt itself failed (as env, nohup and timeout have it).
 pub const FAILED: u8 = 125;
+/// The way out where ckpt itself has as many files open as it may.
+pub(crate) const OPEN_FILES: &str = "raise the limit of open files (ulimit -n)";
+
 /// Exit status when the program was found but cannot be executed.
 pub const CANNOT_EXECUTE: u8 = 126;
 /// Exit status when the program was not found.
@@ -69,7 +73,11 @@ impl Error {
     #[cold]
     #[inline(never)]
     fn told(what: &dyn fmt::Display, why: &dyn fmt::Display, errno: i32) -> Self {
-        Self::made(format!("{what}: {why}"), errno)
+        let made = Self::made(format!("{what}: {why}"), errno);
+        match errno {
+            libc::EMFILE => made.hint(OPEN_FILES),
+            _ => made,
+        }
     }
 
     #[cold]

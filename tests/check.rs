@@ -206,13 +206,21 @@ fn a_strict_job_loses_nothing() {
         assert!(ended.stderr.contains("not saved: what is written"), "{ended:?}");
         run.end();
 
-        let mut again = bench.run(bench.path("x.ckpt"), &["-z", "50"]);
-        again.check();
-        again.complaint(SENTENCE);
-        again.check();
-        let pid = again.pid_text();
-        assert_eq!(bench.order(&["save", &pid]).code(), Some(125));
-        again.go();
+        // It stays so from generation to generation.
+        for _ in 0..3 {
+            let mut again = bench.run(bench.path("x.ckpt"), &["-z", "50"]);
+            again.check();
+            again.complaint(SENTENCE);
+            again.check();
+            let pid = again.pid_text();
+            assert_eq!(bench.order(&["save", &pid]).code(), Some(125));
+            let mut command = bench.command("sh");
+            let line = format!("CKPT_STRICT=0 ./ckpt save --stop {pid} -n x.ckpt");
+            command.args(["-c", &line]);
+            Run::start(command).ends_well();
+            again.end();
+        }
+        bench.run(bench.path("x.ckpt"), &[]).go();
     }
 }
 
@@ -250,6 +258,80 @@ fn nothing_is_done_to_a_process() {
         run.say("go");
         run.expect("1048576");
         run.ends_well();
+    }
+}
+
+/// Who is just being saved has snapshots, which are none of its processes and no daemon.
+#[test]
+fn what_another_dumper_makes_is_none_of_the_job() {
+    for who in BOTH {
+        let bench = Bench::new(who);
+        let scale = bench.subject("scale", Build::Static);
+        let mut run = bench.launch(&["-z", "20", "-n", "x.ckpt"], scale, &["5", "2", "1"]);
+        run.expect("ready");
+        for _ in 0..15 {
+            let asked = bench.order(&["check", &run.pid_text()]);
+            let all = asked.stdout.join("\n");
+            assert!(!all.contains("ckpt-snapshot") && !all.contains("ckpt-dump"), "{asked:?}");
+        }
+        run.go();
+    }
+}
+
+/// What cannot be told apart without kcmp(2) is named before it is saved.
+#[test]
+fn guesses_are_named() {
+    for who in BOTH {
+        let bench = Bench::new(who);
+        bench.file("data", "one\ntwo\n");
+        let deny = bench.subject("deny", Build::Static);
+        let script = "a, b = open('data'), open('data')\nprint('ready', flush=True)\ninput()";
+        let mut run = bench.run("/usr/bin/python3", &["-c", script]);
+        run.expect("ready");
+        let pid = run.pid_text();
+        for (refused, is_said) in [("312", true), ("1000", false)] {
+            let asked = bench.run(&deny, &[refused, "-1", "0", "--", "./ckpt", "check", &pid]);
+            let all = lines(&asked.finish(), "losses");
+            let said = |it: &String| it.contains("data) was opened apart from descriptor");
+            assert_eq!(all.iter().any(said), is_said, "{all:?}");
+        }
+        run.say("");
+        run.ends_well();
+    }
+}
+
+/// Nobody waits for a thread that does not stop: what it would be asked is unknown, and it is in the way for a moment.
+#[test]
+fn who_does_not_stop_is_not_waited_for() {
+    use std::io::Write;
+    for who in BOTH {
+        let bench = Bench::new(who);
+        let gate = bench.path("gate");
+        nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::from_bits_truncate(0o666))
+            .expect("a FIFO");
+        bench.give(&gate);
+        let program = bench.subject("vfork", Build::Static);
+        let mut run = bench.launch(&["-n", "x.ckpt"], program, &["gate"]);
+        run.expect("ready");
+        until("the thread in vfork", || {
+            let tasks = std::fs::read_dir(format!("/proc/{}/task", run.pid())).ok()?;
+            let children =
+                |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("children"));
+            tasks
+                .flatten()
+                .any(|task| children(task).is_ok_and(|ids| !ids.is_empty()))
+                .then_some(())
+        });
+        let asked = bench.order(&["check", &run.pid_text()]);
+        assert_eq!(asked.code(), Some(2), "{asked:?}");
+        assert!(asked.stdout.join("\n").contains("vfork(2)"), "{asked:?}");
+        run.check();
+        std::fs::File::options()
+            .write(true)
+            .open(&gate)
+            .and_then(|mut f| f.write_all(b"x"))
+            .expect("a byte");
+        run.go();
     }
 }
 

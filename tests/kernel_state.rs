@@ -51,6 +51,41 @@ fn refusals_are_explained(who: Who) {
     again.go();
 }
 
+/// Of a job one process speaks for all, and nothing else is said.
+#[test]
+fn a_refusal_is_said_once_of_a_job() {
+    const JOB: &str = "import os, signal, sys\nsignal.pthread_sigmask(signal.SIG_BLOCK, [10])\nr, w = os.pipe()\n\
+        for i in range(4):\n if not os.fork():\n  os.close(w); os.kill(os.getpid(), 10); os.read(r, 1); os._exit(0)\n\
+        print('ready', flush=True)\nsys.stdin.readline()\nos.close(w)\n[os.wait() for i in range(4)]";
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        let deny = bench.subject("deny", Build::Static);
+        let mut run = bench.run("/usr/bin/python3", &["-c", JOB]);
+        run.expect("ready");
+        let (pid, image) = (run.pid_text(), bench.name("x.ckpt"));
+        // get_robust_list(2) and linkat(2) of the dumper.
+        let save = ["./ckpt", "save", &pid, "-n", &image];
+        let refused = bench.run(&deny, &[&["274", "-1", "0", "--"][..], &save].concat()).finish();
+        assert_eq!(refused.code(), Some(125), "{refused:?}");
+        assert!(refused.stderr.contains("a sandbox (seccomp) may forbid it"), "{refused:?}");
+        bench.run(&deny, &[&["265", "-1", "0", "--"][..], &save].concat()).ends_well();
+        run.say("go");
+        run.ends_well();
+        let ended = bench.run(&deny, &["129", "-1", "0", "--", &image]).finish();
+        assert_eq!(ended.code(), Some(125), "{ended:?}");
+        assert_eq!(
+            ended.stderr.matches("have the signals that were pending").count(),
+            1,
+            "{ended:?}"
+        );
+        assert!(!ended.stderr.contains("was ended while"), "{ended:?}");
+        assert_eq!(bench.names(".ckpt-"), Vec::<String>::new());
+        let mut again = bench.run(&image, &[]);
+        again.say("go");
+        again.ends_well();
+    }
+}
+
 #[test]
 fn refusals_behind_the_point_of_no_return_are_explained() {
     refusals_are_explained(Who::Me);

@@ -70,6 +70,31 @@ fn polls_that_others_have_stopped_go_on() {
     goes_on(Who::Me, Build::Musl, ["3", "9", "0"], true);
 }
 
+/// More processes than may be open files: the limit is raised as far as it goes, else said, and nothing happens.
+#[test]
+fn few_descriptors_are_enough_or_named() {
+    let bench = Bench::new(Who::Nobody);
+    let mut run = bench.run(bench.subject("scale", Build::Static), &["60", "1", "0"]);
+    run.expect("ready");
+    let limited = |limit: &str, words: &[&str]| {
+        let script = format!("ulimit {limit}; exec \"$@\"");
+        bench.run("sh", &[&["-c", &script, "sh"][..], words].concat())
+    };
+    let image = bench.name("x.ckpt");
+    let pid = run.pid_text();
+    let refused = limited("-n 40", &["./ckpt", "save", "--stop", &pid, "-n", &image]).finish();
+    assert_eq!(refused.code(), Some(125), "{refused:?}");
+    assert!(refused.stderr.contains("(ulimit -n)"), "{refused:?}");
+    for _ in 0..3 {
+        let pid = run.pid_text();
+        limited("-Sn 40", &["./ckpt", "save", "--stop", &pid, "-n", &image]).ends_well();
+        run.ends_well();
+        run = limited("-Sn 40", &[&image]);
+        bench.must(&["save", &run.pid_text(), "-n", &bench.name("y.ckpt")]);
+    }
+    run.go();
+}
+
 /// A script that runs others all the time is saved again and again meanwhile; each result is looked at. What was saved
 /// last comes to the same end.
 #[track_caller]

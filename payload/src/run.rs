@@ -8,7 +8,7 @@
 
 use crate::sys;
 use ckpt_abi::errno;
-use ckpt_abi::op::{ListHead, OWNER_DIED, Op, OpKind, Report, SPELLED, VAIN, flag, spell};
+use ckpt_abi::op::{ListHead, OWNER_DIED, Op, OpKind, REPORTS, Report, SPELLED, VAIN, flag, spell};
 use core::sync::atomic::{AtomicU32, Ordering};
 
 /// The exit status of a process that nobody can explain.
@@ -190,10 +190,31 @@ fn give_up(orders: &ListHead, op: &Op, index: u64, result: i64) -> ! {
     if orders.report != 0 {
         spell_out(orders.report, &report);
     }
-    if orders.exec_fd >= 0 {
+    if orders.exec_fd >= 0 && is_first(orders.told) {
         sys::execute(orders.exec_fd, orders.empty, orders.argv, orders.envp);
     }
     sys::exit_group(LOST)
+}
+
+/// How long the first to fail may take to say so, in nanoseconds: nobody else ends before, since the restarter ends all
+/// of them when it sees that.
+const SPEECH: u64 = 999_999_999;
+
+/// Whether no other process of this restart has failed before. Who is not the first returns when that one has spoken.
+fn is_first(told: u64) -> bool {
+    // SAFETY: the host set a word aside for this.
+    let word = if told == 0 { 0 } else { unsafe { (told as *const u64).read_volatile() } };
+    if word == 0 {
+        return true;
+    }
+    let word = word as *const u32;
+    // SAFETY: it lies in the page that all share, which is mapped while its address is told.
+    let state = unsafe { AtomicU32::from_ptr(word.cast_mut()) };
+    let first = state.compare_exchange(0, REPORTS, Ordering::AcqRel, Ordering::Acquire).is_ok();
+    if !first {
+        sys::futex_wait(word, REPORTS, SPEECH);
+    }
+    first
 }
 
 /// Writes the report where the host expects it. The first thread to fail is heard: it will execute, which

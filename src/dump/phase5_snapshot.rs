@@ -26,7 +26,7 @@ use ckpt_abi::region::{STACK_LEN, STACKS};
 use nix::libc;
 use nix::sys::signal::{Signal, kill};
 use std::time::{Duration, Instant};
-use zerocopy::IntoBytes;
+use zerocopy::{FromZeros, IntoBytes};
 
 const PR_SET_PTRACER: u64 = 0x5961_6d61;
 const CLONE_PARENT_SETTID: u64 = libc::CLONE_PARENT_SETTID as u64;
@@ -188,7 +188,7 @@ fn write_orders(memory: &Memory, data: u64, stack: u64) -> Result<u64> {
     let flags = CLONE_PARENT_SETTID | CLONE_UNTRACED;
     list.push(OpKind::Clone, ckpt_abi::op::flag::MAY_FAIL, step, flags, &[stack, words, data]);
     list.push(OpKind::End, 0, step, 0, &[]);
-    let orders = ListHead { ops: intermediate, report: 0, exec_fd: -1, argv: 0, envp: 0, empty: 0 };
+    let orders = ListHead { ops: intermediate, exec_fd: -1, ..ListHead::new_zeroed() };
     let poll_request = (libc::POLLIN as u64) << 32;
     let mut bytes = Vec::new();
     let mut place = |at: u64, piece: &[u8]| {

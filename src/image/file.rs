@@ -53,7 +53,7 @@ impl FileSink {
         let dir = directory(&name);
         room::keep_files_small();
         let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
-        match nix::fcntl::open(dir, flags, MODE) {
+        match may_link().and_then(|()| nix::fcntl::open(dir, flags, MODE)) {
             Ok(fd) => Ok(Self { file: fd.into(), name, temporary: None }),
             // What the kernels and file systems say that do not know O_TMPFILE (open(2)).
             Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::EINVAL) => {
@@ -289,6 +289,17 @@ fn sync_directory(name: &Path) {
     // file itself is on the disk.
     if let Ok(dir) = File::open(directory(name)) {
         let _ = dir.sync_all();
+    }
+}
+
+/// Whether linkat(2) may be called at all: what has no name gets none without it.
+///
+/// # Errors
+/// EOPNOTSUPP: a filter refuses it (seccomp(2)).
+fn may_link() -> nix::Result<()> {
+    match nix::unistd::linkat(AT_FDCWD, "", AT_FDCWD, "", AtFlags::empty()) {
+        Err(Errno::EPERM | Errno::EACCES | Errno::ENOSYS) => Err(Errno::EOPNOTSUPP),
+        _ => Ok(()),
     }
 }
 

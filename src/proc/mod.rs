@@ -139,6 +139,7 @@ fn failed(process: &Process, tid: Option<Tid>, path: &str, error: &io::Error) ->
         libc::EACCES | libc::EPERM => {
             sentence.hint(format!("only root and the user of process {pid} may"))
         }
+        libc::EMFILE => sentence.hint(crate::error::OPEN_FILES),
         _ => sentence,
     }
 }

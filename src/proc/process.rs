@@ -11,7 +11,7 @@ use super::stat::Stat;
 use super::status::Status;
 use super::text::{decimal, words};
 use super::{failed, slurp_in, slurp_piece};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Because, Error, Kind, Result};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, readlinkat};
 use nix::libc;
@@ -61,10 +61,10 @@ impl Process {
         let path = format!("/proc/{pid}");
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let directory = openat(AT_FDCWD, path.as_str(), flags, Mode::empty());
-        let directory = directory.map_err(|e| match e {
-            Errno::ENOENT => gone(pid),
-            _ => Error::new(format!("cannot open {path}: {}", e.desc())),
-        })?;
+        let directory = match directory {
+            Err(Errno::ENOENT) => return Err(gone(pid)),
+            directory => directory.because(|| format!("cannot open {path}"))?,
+        };
         Ok(Self { pid, directory: Arc::new(directory.into()), pidfd: None })
     }
 

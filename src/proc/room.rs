@@ -8,8 +8,13 @@ use nix::errno::Errno;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use std::sync::OnceLock;
 
-/// What counts against us: data, address space, and the size of a memfd or a file.
-const COUNTED: [Resource; 3] = [Resource::RLIMIT_DATA, Resource::RLIMIT_AS, Resource::RLIMIT_FSIZE];
+/// What counts against us: data, address space, descriptors (several for each process of a job), and the size of a memfd
+/// or a file.
+const COUNTED: [Resource; 4] =
+    [Resource::RLIMIT_DATA, Resource::RLIMIT_AS, Resource::RLIMIT_NOFILE, Resource::RLIMIT_FSIZE];
+
+/// As many descriptors as the kernel allows anybody, unless somebody has changed that (fs.nr_open, proc_sys_fs(5)).
+const MOST_OPEN: u64 = 1 << 20;
 
 /// Bytes of data and address space without which nothing can be done.
 const LEAST: u64 = 16 << 20;
@@ -17,7 +22,7 @@ const LEAST: u64 = 16 << 20;
 /// Bytes of stack that the deepest calls need, generously.
 pub const STACK: u64 = 1 << 20;
 
-static BEFORE: OnceLock<[(u64, u64); 3]> = OnceLock::new();
+static BEFORE: OnceLock<[(u64, u64); 4]> = OnceLock::new();
 
 /// Raises our limits as far as we may, before the first allocation; a sentence where that is too little.
 ///
@@ -27,7 +32,11 @@ pub fn make() -> Result<(), &'static [u8]> {
     BEFORE.get_or_init(|| COUNTED.map(|r| getrlimit(r).unwrap_or((RLIM_INFINITY, RLIM_INFINITY))));
     for resource in COUNTED {
         let Ok((_, hard)) = getrlimit(resource) else { continue };
-        if setrlimit(resource, RLIM_INFINITY, RLIM_INFINITY).is_err() {
+        let most = match resource {
+            Resource::RLIMIT_NOFILE => hard.max(MOST_OPEN),
+            _ => RLIM_INFINITY,
+        };
+        if setrlimit(resource, most, most).is_err() {
             let _ = setrlimit(resource, hard, hard);
         }
     }

@@ -99,8 +99,17 @@ fn record(
     let (thread, looked) = (&target.frozen.threads[index], &target.threads[index]);
     let tid = thread.tid;
     let Answers { xstate, rseq, .. } = answers;
-    let (robust_list, robust_list_len) =
-        raw::robust_list(tid).because(|| format!("cannot read the robust list of thread {tid}"))?;
+    let (robust_list, robust_list_len) = raw::robust_list(tid)
+        .because(|| {
+            format!("cannot read which locks thread {tid} would leave behind (get_robust_list(2))")
+        })
+        .map_err(|e| {
+            if e.is_refusal() || e.errno() == libc::ENOSYS {
+                e.hint("a sandbox (seccomp) may forbid it: save it from outside of that")
+            } else {
+                e
+            }
+        })?;
     let (wait, slot) = thread.wait.map_or((None, 0), |(wait, slot)| (Some(wait), slot));
     if wait.is_some_and(|wait| wait.begins_anew) {
         gathered.losses.push(format!(

@@ -101,10 +101,10 @@ pub(super) fn plan(
     locked::restore(&saved.vmas, saved.process.flags, &mut main);
     timers::restore(&saved.timers, &ids, &mut arena, &mut main)?;
     process::restore_limits(&saved.limits, &mut arena, &mut main)?;
-    let head_value = failure.head(&mut arena)?;
+    let head_value = failure.head(&mut arena, member)?;
     let kept = close(&mut main, failure, exe);
     if let Some(member) = member {
-        let [page, restored, restarter] = member.page();
+        let [page, restored, restarter, _] = member.page();
         signals::await_stops(
             &member.stopped,
             &filled.actions,
@@ -118,6 +118,7 @@ pub(super) fn plan(
         let barrier = [restored, living, restarter];
         main.call_or_next(OpKind::Barrier, Step::Leave, 0, &barrier);
         main.push(OpKind::Goto, 0, Step::Leave, 0, &[in_vain(member, &mut arena)?]);
+        main.push(OpKind::Store, 0, Step::Leave, 8, &[head_value.told, 0]);
         main.call(Step::Unmap, libc::SYS_munmap, &[page, PAGE]);
         drop_capabilities(member, &mut arena, &mut main)?;
     }
@@ -315,7 +316,7 @@ impl Failure {
     }
 
     /// The head of the orders, but for the first: what happens when one of them fails.
-    fn head(&self, arena: &mut Arena) -> Result<ListHead> {
+    fn head(&self, arena: &mut Arena, member: Option<&Membership>) -> Result<ListHead> {
         let report = arena.room((size_of::<u64>() + SPELLED + 1) as u64, 64)?;
         let complaints = self.complaints.as_ref().map_or(2, AsRawFd::as_raw_fd);
         let mut text = |word: &str| arena.bytes(format!("{word}\0").as_bytes());
@@ -328,6 +329,7 @@ impl Failure {
             argv: arena.value(&words)?,
             envp: arena.value(&0u64)?,
             empty: arena.value(&0u64)?,
+            told: arena.value(&member.map_or(0, |member| member.page()[3]))?,
         })
     }
 }

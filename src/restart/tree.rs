@@ -128,10 +128,11 @@ impl Who<'_> {
 }
 
 impl Membership {
-    /// The address of the page that all share, and of the words that count the restorers and tell of the restarter.
-    pub(crate) fn page(&self) -> [u64; 3] {
+    /// The address of the page that all share, and of the words that count the restorers, tell of the restarter, and tell
+    /// that one has failed.
+    pub(crate) fn page(&self) -> [u64; 4] {
         let page = self.rendezvous;
-        [page.address(), page.word(Stage::Restored), page.restarter()]
+        [page.address(), page.word(Stage::Restored), page.restarter(), page.failure()]
     }
 }
 

@@ -94,6 +94,10 @@ record! {
     }
 }
 
+/// A restorer has failed and executes what says so, unless the word that tells it was another than 0: whoever fails
+/// later waits and is silent.
+pub const REPORTS: u32 = 4;
+
 /// Bytes of a [`Report`] in letters.
 pub const SPELLED: usize = 2 * size_of::<Report>();
 
@@ -121,7 +125,7 @@ pub fn read_spelled(letters: &[u8]) -> Option<[u8; SPELLED / 2]> {
 
 record! {
     /// How a list is run: the argument of the payload's `run` entry.
-    ListHead, 48, {
+    ListHead, 56, {
         /// Address of the first [`Op`].
         ops: u64,
         /// Address of a word, 0 until an order fails, and behind it of [`SPELLED`] bytes for the letters of
@@ -135,5 +139,8 @@ record! {
         envp: u64,
         /// Address of an empty string.
         empty: u64,
+        /// Address of a word with the address of the word by which the processes of a restart tell that one
+        /// [`REPORTS`]; 0 in one of them: nobody asks.
+        told: u64,
     }
 }

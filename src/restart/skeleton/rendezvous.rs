@@ -13,7 +13,7 @@
 use crate::error::{Because, Error, Result};
 use crate::image::{PAGE, hash};
 use crate::proc::Tid;
-use ckpt_abi::op::OWNER_DIED;
+use ckpt_abi::op::{OWNER_DIED, REPORTS};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
@@ -62,7 +62,7 @@ const TAKEN: u32 = 3;
 
 #[repr(C)]
 struct Board {
-    /// 0, [`SPEAKS`], [`FAILED`] or [`TAKEN`].
+    /// 0, [`SPEAKS`], [`FAILED`], [`TAKEN`] or [`REPORTS`].
     failed: AtomicU32,
     /// What init says ([`super::init`]).
     init: AtomicU32,
@@ -131,6 +131,11 @@ impl Rendezvous {
         self.page.restarter.as_ptr().expose_provenance() as u64
     }
 
+    /// The address of the word by which the restorers tell that one has failed.
+    pub(crate) fn failure(&self) -> u64 {
+        self.page.failed.as_ptr().expose_provenance() as u64
+    }
+
     /// Whether this restart comes to nothing: somebody has failed, or the restarter is gone.
     pub(crate) fn is_vain(&self) -> bool {
         self.has_failed() || self.is_abandoned()
@@ -155,7 +160,13 @@ impl Rendezvous {
     /// all of them, so it is not seen before that is said; one that is killed while it speaks is spoken for.
     pub(crate) fn fail(&self, say: impl FnOnce()) {
         let failed = &self.page.failed;
-        if failed.compare_exchange(0, SPEAKS, Ordering::AcqRel, Ordering::Acquire).is_err() {
+        let first = failed.compare_exchange(0, SPEAKS, Ordering::AcqRel, Ordering::Acquire);
+        if first == Err(REPORTS) {
+            // Seen by its end, before which it has spoken.
+            failed.store(FAILED, Ordering::Release);
+            return self.wake_all();
+        }
+        if first.is_err() {
             for _ in 0..LONGEST_SPEECH / LOOK {
                 if self.is_vain() {
                     return;
