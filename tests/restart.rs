@@ -288,7 +288,7 @@ fn a_vanished_working_directory_stops_the_restart() {
 #[test]
 fn what_is_not_saved_is_named_and_closed_afterwards() {
     let bench = Bench::new(Who::Nobody);
-    let script = "use Socket; $| = 1; socket(A, 16, SOCK_RAW, 0); socket(B, 16, SOCK_RAW, 0); print qq(ready\\n); \
+    let script = "use Socket; $| = 1; socket(A, 40, SOCK_STREAM, 0); socket(B, 40, SOCK_STREAM, 0); print qq(ready\\n); \
                   $x = <STDIN>; syswrite(A, $x) or print qq(closed\\n); open(C, '<', '/dev/null'); \
                   print fileno(C) > fileno(B) ? qq(aside\\n) : qq(in its place\\n)";
     let mut run = bench.run("perl", &["-e", script]);
