@@ -32,6 +32,7 @@ const F_GETFD: u64 = 1;
 const F_SETFD: u64 = 2;
 const F_GETFL: u64 = 3;
 const RLIMIT_FSIZE: u64 = 1;
+const RLIMIT_NOFILE: u64 = 7;
 const SIGKILL: u64 = 9;
 
 /// A system call with six arguments, whose number an order has; the result is negative for an error number.
@@ -361,13 +362,17 @@ pub(crate) fn duplicate(fd: i64, to: u64, flags: u64) {
     unsafe { call(nr::DUP3, &[fd as u64, to, flags, 0, 0, 0]) };
 }
 
-/// Closes all descriptors from one to another (close_range(2)); the lower ones where the filter of a container refuses
-/// that.
+/// Closes all descriptors from one to another (close_range(2)); where the filter of a container refuses that, those below
+/// the limit, as far as that is one.
 pub(crate) fn close_range(first: u64, last: u64) {
-    const LOWER: u64 = 4096;
+    const LEAST: u64 = 4096;
+    const MOST: u64 = 1 << 20;
     // SAFETY: touches no memory.
     if unsafe { call(nr::CLOSE_RANGE, &[first, last, 0, 0, 0, 0]) } < 0 {
-        (first..=last.min(LOWER)).for_each(|fd| close(fd as i64));
+        let mut limit = [0u64; 2];
+        // SAFETY: the kernel writes the two words.
+        unsafe { call(nr::PRLIMIT64, &[0, RLIMIT_NOFILE, 0, (&raw mut limit) as u64, 0, 0]) };
+        (first..=last.min(limit[0].clamp(LEAST, MOST))).for_each(|fd| close(fd as i64));
     }
 }
 

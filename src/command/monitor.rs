@@ -46,6 +46,11 @@ use std::time::{Duration, Instant};
 const GLANCE: Duration = Duration::from_secs(1);
 /// How long it sleeps while the program is being restarted.
 const NAP: Duration = Duration::from_millis(5);
+/// What the kernel may add to a nap, in nanoseconds: what a process has by itself (PR_SET_TIMERSLACK).
+const SLACK: u64 = 50_000;
+/// For how long checkpoints that come to nothing since others are at work are no news, and how many of them at least.
+const PATIENCE: Duration = Duration::from_secs(60);
+const IN_VAIN: u32 = 3;
 /// Descriptor that closes when the program has begun ([`crate::inject::monitor`]).
 const LINE: i32 = 3;
 /// How long those whom a dumper leaves are waited for.
@@ -56,12 +61,14 @@ const BUSY: i32 = 3;
 /// Watches over a process until it ends.
 pub(super) fn run(pid: Pid) -> Result<u8> {
     let _ = nix::sys::prctl::set_name(monitors::NAME);
+    // Who has made us while something stood still may have had none.
+    let _ = nix::sys::prctl::set_timerslack(SLACK);
     dumper::keep_low_descriptors();
     dumper::prepare();
     // What dumpers leave is no business of an init that may never wait for it.
     let _ = nix::sys::prctl::set_child_subreaper(true);
     let program = Pidfd::open(pid).because(|| format!("cannot watch process {pid}"))?;
-    let process = Process::open(pid)?;
+    let process = opened(pid, &program)?;
     let given = Process::own().ok().and_then(|own| monitor::given(&own));
     let run = given.and_then(|config| run_of(&process, config));
     let line = line();
@@ -86,6 +93,7 @@ pub(super) fn run(pid: Pid) -> Result<u8> {
         poked: poked().because(|| "cannot wait for a signal")?,
         uncaught: None,
         said: HashSet::new(),
+        in_vain: None,
     };
     reach(Point::Watching);
     if monitor.watch()
@@ -94,6 +102,19 @@ pub(super) fn run(pid: Pid) -> Result<u8> {
         run.settle(&monitor.program, &monitor.process);
     }
     Ok(0)
+}
+
+/// The process that `program` is, as soon as there are descriptors for it.
+fn opened(pid: Pid, program: &Pidfd) -> Result<Process> {
+    loop {
+        match Process::open(pid) {
+            Err(e) if e.kind() == Kind::Gone || is_ready(&[program.as_fd()], Some(GLANCE)) => {
+                return Err(e);
+            }
+            Err(_) => {}
+            opened => return opened,
+        }
+    }
 }
 
 /// What there is to know of the program if it ends now.
@@ -125,6 +146,8 @@ struct Monitor {
     uncaught: Option<Instant>,
     /// Sentences that are not said twice.
     said: HashSet<String>,
+    /// Since when checkpoints have come to nothing quietly, and how many.
+    in_vain: Option<(Instant, u32)>,
 }
 
 /// What the control page says.
@@ -224,7 +247,8 @@ impl Monitor {
 
     /// Equips what the program has executed as it was itself; when to look again, or never.
     fn follow(&mut self) -> Option<Duration> {
-        let own = Process::own().ok()?;
+        // That no file can be opened for a moment says nothing of other monitors.
+        let Ok(own) = Process::own() else { return Some(GLANCE) };
         let Some(config) = self.run.as_ref().map(|run| run.config) else { return Some(GLANCE) };
         if let Some(nap) = self.follower.nap(&self.target) {
             return Some(nap);
@@ -293,14 +317,22 @@ impl Monitor {
             }
             Err(e) => Told { quiet: false, sentences: format!("no checkpoint: {e}") },
         };
+        let (since, times) = self.in_vain.take().unwrap_or((start, 0));
         if told.quiet {
-            return Instant::now();
+            self.in_vain = Some((since, times + 1));
+            // What does not pass is no other checkpoint's turn.
+            if times + 1 < IN_VAIN || since.elapsed() < PATIENCE {
+                return Instant::now();
+            }
         }
         for sentence in told.sentences.lines() {
             self.say(sentence);
         }
         let took = start.elapsed();
-        if took < period { start } else { Instant::now() + (took - period) }
+        match took < period && !told.quiet {
+            true => start,
+            false => Instant::now() + took.saturating_sub(period),
+        }
     }
 
     /// Waits for a dumper. If the program ends first, the dumper ends too: should the program be

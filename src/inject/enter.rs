@@ -140,7 +140,9 @@ pub(crate) fn enter(process: Process) -> Result<Process> {
         }
         return Ok(process);
     }
-    let inner = process.inner_pid();
+    // Our own number of it may be somebody else's in there.
+    let inner = process.main_status()?.inner_id;
+    let began = process.main_stat()?.starttime;
     let why = || format!("cannot enter the namespaces of process {pid}");
     let mut others = Vec::new();
     for (kind, flag) in KINDS {
@@ -164,10 +166,12 @@ pub(crate) fn enter(process: Process) -> Result<Process> {
     match fork(libc::SIGCHLD).because(why)? {
         None => {
             let there = Process::open(inner)?;
-            // As long as the one that was meant is there, its id in there is its own, too.
-            match process.is_reaped() {
-                true => Err(Error::new(format!("process {pid} is gone")).of(Kind::Gone)),
-                false => Ok(there),
+            // As long as the one that was meant is there, its id in there is its own, too. The time namespace in which we
+            // are told when it began is still ours.
+            let is_it = there.main_stat()?.starttime == began && !process.is_reaped();
+            match is_it {
+                true => Ok(there),
+                false => Err(Error::new(format!("process {pid} is gone")).of(Kind::Gone)),
             }
         }
         Some(child) => wait_and_end(child),

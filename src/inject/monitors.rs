@@ -92,10 +92,11 @@ impl Found {
         self.monitor.ended_within(limit)
     }
 
-    /// Whether it was started after the process `other`.
+    /// Whether it was started after the process `other`; false if that cannot be known.
     pub(crate) fn is_younger_than(&self, other: &Process) -> bool {
         let begun = |of: &Process| of.main_stat().map(|stat| (stat.starttime, of.pid())).ok();
-        self.process.pid() != other.pid() && begun(&self.process) > begun(other)
+        let both = begun(&self.process).zip(begun(other));
+        self.process.pid() != other.pid() && both.is_some_and(|(its, others)| its > others)
     }
 
     /// Whether this is the program that it watches.

@@ -39,14 +39,20 @@ impl Process {
     /// # Errors
     /// It is gone ([`Kind::Gone`]), or we have no more descriptors.
     pub fn open(pid: Pid) -> Result<Self> {
+        use Errno::{EACCES, EINVAL, ENOENT, ENOSYS, EPERM, ESRCH};
+        let mut process = Self::glimpse(pid)?;
         // SAFETY: the call has no memory arguments.
-        let pidfd =
-            Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.get(), 0) }).ok();
-        // SAFETY: the kernel just made this descriptor for us.
-        let pidfd = pidfd.map(|fd| Arc::new(unsafe { OwnedFd::from_raw_fd(fd as i32) }));
-        let process = Self { pidfd, ..Self::glimpse(pid)? };
-        // Between the two calls the id could have been given to another.
-        match process.pidfd.is_some() && process.is_reaped() {
+        let pidfd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.get(), 0) });
+        process.pidfd = match pidfd {
+            // SAFETY: the kernel just made this descriptor for us.
+            Ok(fd) => Some(Arc::new(unsafe { OwnedFd::from_raw_fd(fd as i32) })),
+            Err(EINVAL | ENOENT | ESRCH | ENOSYS | EPERM | EACCES) => None,
+            Err(e) => {
+                return Err(Error::new(format!("cannot watch process {pid}: {}", e.desc())));
+            }
+        };
+        // The directory is the older of the two: while it is not empty, the id has been given to nobody else.
+        match process.is_reaped() {
             true => Err(gone(pid)),
             false => Ok(process),
         }

@@ -54,7 +54,8 @@ impl Frozen {
             let Round { listed, has_news, dead } = round;
             let is_old = !has_news && !dead;
             let (counted, standing) = (self.counted()?, self.threads.len());
-            if standing == 0 && is_old {
+            // Nobody is not all of a process.
+            if standing == 0 && (is_old || counted == 0) {
                 return Err(gone(self.pid));
             }
             // Nobody else is counted, or nobody but a leader that has ended.

@@ -111,9 +111,11 @@ impl Noise {
             self.opened.resize(if direct { 0 } else { plain }, 0);
             self.taken = 0;
             let target = if direct { &mut bytes[..plain] } else { &mut self.opened[..] };
-            self.keys
-                .read_message(sealed, target)
-                .map_err(|_| broken("a message that was not encrypted with our key came"))?;
+            if self.keys.read_message(sealed, target).is_err() {
+                // It is nobody's word.
+                self.opened.clear();
+                return Err(broken("a message that was not encrypted with our key came"));
+            }
             if direct {
                 return Ok(plain);
             }
