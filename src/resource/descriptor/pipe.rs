@@ -81,9 +81,14 @@ pub(crate) fn peek(ours: &OwnedFd) -> Result<Vec<Vec<u8>>> {
     let why = || "cannot look into a pipe";
     let capacity = fcntl(ours, FcntlArg::F_GETPIPE_SZ).because(why)?;
     let (copy, into) = pipe2(OFlag::O_NONBLOCK | OFlag::O_CLOEXEC).because(why)?;
-    fcntl(&into, FcntlArg::F_SETPIPE_SZ(capacity)).because(why)?;
+    // Refused to a user who has much in pipes (pipe(7), pipe-user-pages-soft): a small one holds what there is, or is full.
+    let room = fcntl(&into, FcntlArg::F_SETPIPE_SZ(capacity));
     let size = capacity.unsigned_abs() as usize;
     match tee(ours, &into, size, SpliceFFlags::SPLICE_F_NONBLOCK) {
+        Ok(_) if room.is_err() && !is_writable(&into) => {
+            let hint = "this user's pipes have too much room together: save it as root, or raise fs.pipe-user-pages-soft";
+            return room.because(why).map(|_| Vec::new()).map_err(|e| e.hint(hint));
+        }
         Ok(_) => {}
         Err(nix::errno::Errno::EAGAIN) => return Ok(Vec::new()),
         Err(e) => return Err(e).because(why),
@@ -96,6 +101,11 @@ pub(crate) fn peek(ours: &OwnedFd) -> Result<Vec<Vec<u8>>> {
             n => pieces.push(buffer[..n].to_vec()),
         }
     }
+}
+
+/// Whether a pipe takes more.
+fn is_writable(end: &OwnedFd) -> bool {
+    poll(&mut [PollFd::new(end.as_fd(), PollFlags::POLLOUT)], PollTimeout::ZERO) == Ok(1)
 }
 
 /// Pieces one after the other, each behind its length in four bytes.
