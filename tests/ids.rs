@@ -151,3 +151,71 @@ fn a_job_goes_elsewhere_when_an_id_is_taken_behind_its_look() {
         holder.ends_well();
     }
 }
+
+/// Four processes, each of whom writes one line; the id of the last child is told.
+const BROTHERS: &str = r#"
+import os, time
+def life():
+    while not os.path.exists("gate"): time.sleep(0.02)
+    with open("lines", "a") as lines: lines.write("line\n")
+children = []
+for _ in range(3):
+    children.append(os.fork())
+    if not children[-1]:
+        life()
+        os._exit(0)
+print(children[-1], flush=True)
+life()
+for child in children: os.waitpid(child, 0)
+"#;
+
+/// A process in a group whose leader is gone; the id of that is told.
+const LEADERLESS: &str = r#"
+import os, time
+leader = os.fork()
+if not leader:
+    os.setpgid(0, 0)
+    time.sleep(600)
+os.setpgid(leader, leader)
+child = os.fork()
+if not child:
+    os.setpgid(0, leader)
+    while not os.path.exists("gate"): time.sleep(0.02)
+    with open("lines", "a") as lines: lines.write("line\n" * (os.getpgrp() == leader))
+    os._exit(0)
+while os.getpgid(child) != leader: time.sleep(0.02)
+os.kill(leader, 9)
+os.waitpid(leader, 0)
+print(leader, flush=True)
+os.waitpid(child, 0)
+"#;
+
+/// Whoever was made before somebody found an id taken ends before it becomes the program: nobody is there twice. And the
+/// id may be that of a group, which begins again when all are made.
+#[test]
+fn a_job_that_goes_elsewhere_is_there_once() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    for (job, lines) in [(BROTHERS, 4), (LEADERLESS, 1)] {
+        let bench = Bench::new(Who::Me);
+        bench.file("job.py", job);
+        let mut run = bench.launch(&["-n", "a.ckpt"], "/usr/bin/python3", &["job.py"]);
+        let id = run.line();
+        bench.must(&["save", "--stop", &run.pid_text(), "-n", &bench.name("a.ckpt")]);
+        run.ends_well();
+        let mut holder = bench.run("/usr/bin/python3", &["-c", HOLDER, &id]);
+        holder.expect("ready");
+        let again = bench.run(bench.path("a.ckpt"), &["--ids=keep"]);
+        bench.file("gate", "");
+        let ended = again.end();
+        holder.say("go");
+        holder.ends_well();
+        bench.alone(&[]);
+        let written = std::fs::read_to_string(bench.path("lines")).unwrap_or_default();
+        assert!(
+            ended.code() == Some(0) && written.lines().count() == lines,
+            "{ended:?}\n{written}"
+        );
+    }
+}

@@ -168,6 +168,38 @@ fn a_killed_restarter_takes_orphans_along() {
     }
 }
 
+/// Whoever stands in one pipeline with a restarter, whose shell is gone, is none of the tree's orphans.
+#[test]
+fn a_killed_restarter_takes_nobody_else_along() {
+    const PIPELINE: &str = "set -m; (echo $BASHPID; exec ./x.ckpt $0 <&4) | \
+        (read pid; echo $pid $BASHPID >&3; read x; (sleep 600 & echo $! >&3); exec sleep 600) &";
+    for ids in ["--ids=new", "--ids=keep"] {
+        let bench = Bench::new(Who::Me);
+        let script = "sleep 600 & echo ready; read x; echo works; read x";
+        let mut run = bench.run("/bin/bash", &["-c", script]);
+        run.expect("ready");
+        bench.must(&["save", "--stop", &run.pid_text(), "-n", &bench.name("x.ckpt")]);
+        run.ends_well();
+        let mut shell =
+            bench.run("/bin/bash", &["-c", &format!("exec 3>&1 4<&0; {PIPELINE}"), ids]);
+        let line = shell.line();
+        let mut both = line.split(' ').map(|pid| pid.parse::<i32>().expect("an id"));
+        let mut next = || nix::unistd::Pid::from_raw(both.next().expect("two ids"));
+        let (restarter, beside) = (next(), next());
+        shell.say("");
+        let child = shell.line().parse().map(nix::unistd::Pid::from_raw).expect("an id");
+        nix::sys::signal::kill(restarter, SIGKILL).expect("the restarter");
+        bench.alone(&[beside, child].map(|pid| pid.as_raw().unsigned_abs()));
+        for pid in [beside, child] {
+            let state = harness::status_line(pid.as_raw().unsigned_abs(), "State");
+            assert!(state.as_ref().is_some_and(|it| !it.contains("zombie")), "{ids}: {state:?}");
+            nix::sys::signal::kill(pid, SIGKILL).expect("it was left alone");
+        }
+        shell.end();
+        bench.alone(&[]);
+    }
+}
+
 /// A restart of several processes that cannot be says so once, and leaves nothing.
 #[test]
 fn a_restart_of_a_tree_that_fails_leaves_nothing() {

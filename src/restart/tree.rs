@@ -201,6 +201,8 @@ impl Tree {
                 place.is_apart() && members.first().is_some_and(|root| root.pid == Pid::INIT);
             let init = (place.is_apart() && !leads).then(|| Init::start(rendezvous)).transpose()?;
             reach(Point::Apart);
+            // Orphans of the tree stay below us, where a checkpoint finds them.
+            let nursery = Nursery::open(!place.is_apart());
             let processes = Processes {
                 members: &members,
                 lives: &lives,
@@ -209,25 +211,30 @@ impl Tree {
                 rendezvous,
                 terminals: &terminals,
                 apart: place.is_apart().then(|| ids.last().copied().unwrap_or(Pid::NONE)),
-                gives_way: place == Place::Here,
+                gives_way: place == Place::Here && nursery.sees(witness.pid()),
             };
-            // Orphans of the tree stay below us, where a checkpoint finds them.
-            let nursery = Nursery::open(!place.is_apart());
             let root = match processes.make(&mut pool) {
                 Ok(Role::Restarter(root)) => root,
-                Ok(Role::Member(index)) => {
+                Ok(Role::Member(Ok(index))) => {
                     let monitor = monitor.as_ref().map_or(0, Monitor::pid);
                     let inherited = Inherited { all, files, warnings, anew, monitor, pool };
                     self.become_member(index, start, (place, rendezvous), witness, inherited)
                 }
                 Err(_) if rendezvous.has_given_way() => Pid::NONE,
-                Err(error) => give_up(rendezvous, program_name, &error),
+                Ok(Role::Member(Err(error))) | Err(error) => {
+                    give_up(rendezvous, program_name, &error)
+                }
             };
             if init.is_none() && root != Pid::NONE {
                 witness.guard(root);
             }
-            let all_made = rendezvous.watch(Stage::Made, self.members.len() as u32, none_ended);
+            let all_made = rendezvous.watch_births(self.members.len() as u32, none_ended);
+            if let Err(error) = &all_made {
+                // Nobody gives way behind that.
+                complain(rendezvous, program_name, error);
+            }
             if rendezvous.has_given_way() {
+                witness.forget();
                 nursery.close();
                 rendezvous.begin_again();
                 (place, anew) = self.place(start, &ids, made.as_deref(), true, rendezvous)?;

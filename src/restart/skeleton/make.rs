@@ -51,39 +51,42 @@ pub(crate) struct Processes<'a> {
 }
 
 /// Who returns from [`Processes::make`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
     /// The restarter; the root's id as it sees it.
     Restarter(Pid),
-    /// The member of this index.
-    Member(usize),
+    /// The member of this index, or why a process that was to be one cannot be.
+    Member(Result<usize>),
 }
 
 impl Processes<'_> {
     /// Makes the root, and every member those that it has to make; returns when all are in their sessions and groups.
     ///
     /// # Errors
-    /// In each process: an id is taken, or not permitted; or another process has failed.
+    /// In the restarter alone: the root's id is taken, or not permitted. Who fails among those that are made must not take
+    /// itself for the restarter, so that is told in its [`Role`].
     pub(crate) fn make(&self, pool: &mut Pool<'_>) -> Result<Role> {
         let flags = self.apart.map_or(0, |_| libc::CLONE_NEWNS);
         pool.bequeath();
         match self.clone_member(0, flags)? {
             Some(root) => Ok(Role::Restarter(root)),
-            None => {
-                reach(Point::Born);
-                if let Some(last) = self.apart {
-                    if self.members[0].pid == Pid::INIT {
-                        // Nobody else ends it with the restarter, until that has told the witness.
-                        let _ = prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
-                    }
-                    mount_proc().because(|| "cannot mount a /proc for the program's processes")?;
-                    let _ = std::fs::write("/proc/sys/kernel/ns_last_pid", last.to_string());
-                }
-                let me = self.live(0, pool).and_then(|me| self.find_group(me).map(|()| me))?;
-                reach(Point::Grouped);
-                Ok(Role::Member(me))
-            }
+            None => Ok(Role::Member(self.become_one(pool))),
         }
+    }
+
+    /// Goes from the root's birth to the life of whoever this process becomes.
+    fn become_one(&self, pool: &mut Pool<'_>) -> Result<usize> {
+        reach(Point::Born);
+        if let Some(last) = self.apart {
+            if self.members[0].pid == Pid::INIT {
+                // Nobody else ends it with the restarter, until that has told the witness.
+                let _ = prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
+            }
+            mount_proc().because(|| "cannot mount a /proc for the program's processes")?;
+            let _ = std::fs::write("/proc/sys/kernel/ns_last_pid", last.to_string());
+        }
+        let me = self.live(0, pool).and_then(|me| self.find_group(me).map(|()| me))?;
+        reach(Point::Grouped);
+        Ok(me)
     }
 
     fn all(&self) -> u32 {

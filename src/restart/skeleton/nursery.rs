@@ -23,6 +23,12 @@ impl Nursery {
         nursery
     }
 
+    /// Whether the kernel lists children (CONFIG_PROC_CHILDREN, and a /proc that hides nothing), as this one. Where it does
+    /// not, nobody can tell when all are gone.
+    pub(crate) fn sees(&self, child: Pid) -> bool {
+        self.children.contains(&child)
+    }
+
     /// Waits until all are gone that were made since, who have been told to give up.
     pub(crate) fn close(self) {
         // The list misses some when one of them ends as it is read (proc_pid_children(5)).

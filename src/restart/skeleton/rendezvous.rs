@@ -262,6 +262,15 @@ impl Rendezvous {
         }
     }
 
+    /// Waits until `all` are made, and with them the groups whose leaders are gone: no id is wanted any more.
+    ///
+    /// # Errors
+    /// As of [`Rendezvous::meet`].
+    pub(crate) fn watch_births(&self, all: u32, mut lives: impl FnMut() -> bool) -> Result<()> {
+        self.watch(Stage::Made, all, &mut lives)?;
+        self.watch(Stage::Revived, all, lives)
+    }
+
     /// Waits until nobody else has the turn, or who has it is gone; false if that has become vain.
     pub(super) fn take_turn(&self, is_vain: impl Fn() -> bool) -> bool {
         let own = std::process::id();

@@ -69,7 +69,8 @@ fn restart(members: &[Node], mut tell: PipeWriter) -> crate::error::Result<()> {
             // Each has the pipe, and says its line before it ends.
             init.leave(rendezvous);
         }
-        Role::Member(_) => {
+        Role::Member(made) => {
+            made?;
             assert!(crate::proc::fork::own_id().is_some());
             let session = getsid(None).map_or(-1, nix::unistd::Pid::as_raw);
             let ids = [getpid(), getppid(), getpgrp()].map(nix::unistd::Pid::as_raw);

@@ -11,7 +11,7 @@
 
 use super::make::{clone, end, made_or};
 use crate::error::{Because, Result};
-use crate::proc::Pid;
+use crate::proc::{Pid, Process};
 use crate::proc::{
     pidfd::Pidfd,
     tree::{self, Kin},
@@ -20,7 +20,7 @@ use crate::ptrace::raw::{await_signal, signal_set};
 use crate::resource::descriptor::numbers::close_others;
 use nix::libc;
 use nix::sys::prctl;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io::{PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::process::parent_id;
@@ -42,8 +42,10 @@ mod question {
     pub(super) const SIGNALS: std::ops::RangeInclusive<u8> = 1..=64;
     /// The restarter goes, all is well.
     pub(super) const FAREWELL: u8 = 255;
-    /// A process id follows (four bytes): end it if the restarter is killed.
+    /// A process follows ([`super::told`]): end it if the restarter is killed.
     pub(super) const WARD: u8 = 254;
+    /// Those that were named are gone.
+    pub(super) const FORGET: u8 = 253;
 }
 
 impl Witness {
@@ -56,11 +58,12 @@ impl Witness {
         let (hears, ask) = std::io::pipe().because(what)?;
         let (hear, tells) = std::io::pipe().because(what)?;
         let restarter = std::process::id();
+        let before = Process::own().map(|own| own.children()).unwrap_or_default();
         match made_or(clone(None, 0), what)? {
             Some(pid) => Ok(Self { pid, ask, hear }),
             None => {
                 drop((ask, hear));
-                live(restarter, hears, tells)
+                live(restarter, &before, hears, tells)
             }
         }
     }
@@ -73,7 +76,7 @@ impl Witness {
     }
 
     /// Its id.
-    pub(super) fn pid(&self) -> Pid {
+    pub(crate) fn pid(&self) -> Pid {
         self.pid
     }
 
@@ -84,8 +87,16 @@ impl Witness {
 
     /// Names a process that must not be left alone.
     pub(crate) fn guard(&mut self, pid: Pid) {
-        let _ = self.ask.write_all(&[question::WARD]);
-        let _ = self.ask.write_all(&pid.get().to_ne_bytes());
+        let Ok(kin) = tree::kin(pid) else { return };
+        let mut word = [question::WARD; 13];
+        word[1..5].copy_from_slice(&pid.get().to_ne_bytes());
+        word[5..].copy_from_slice(&kin.start.to_ne_bytes());
+        let _ = self.ask.write_all(&word);
+    }
+
+    /// Has it forget whom it guards: they are about to be gone, and their ids may be anybody's.
+    pub(crate) fn forget(&mut self) {
+        let _ = self.ask.write_all(&[question::FORGET]);
     }
 
     /// Lets it end.
@@ -96,7 +107,29 @@ impl Witness {
     }
 }
 
-fn live(restarter: u32, mut hears: PipeReader, mut tells: PipeWriter) -> ! {
+/// A process that ends with the restarter. Its id may be another's when it is gone.
+struct Ward {
+    pid: Pid,
+    start: u64,
+    process: Pidfd,
+}
+
+impl Ward {
+    fn is(&self, kin: &Kin) -> bool {
+        (kin.pid, kin.start) == (self.pid, self.start)
+    }
+}
+
+/// The process that is named: its id (four bytes), and when it began (eight); None if it is gone.
+fn told(hears: &mut PipeReader) -> Option<Ward> {
+    let (mut pid, mut start) = ([0; 4], [0; 8]);
+    hears.read_exact(&mut pid).and_then(|()| hears.read_exact(&mut start)).ok()?;
+    let (pid, start) = (Pid::new(i32::from_ne_bytes(pid)), u64::from_ne_bytes(start));
+    let ward = Ward { pid, start, process: Pidfd::open(pid).ok()? };
+    tree::kin(pid).is_ok_and(|kin| ward.is(&kin)).then_some(ward)
+}
+
+fn live(restarter: u32, before: &[Pid], mut hears: PipeReader, mut tells: PipeWriter) -> ! {
     let _ = prctl::set_name(c"ckpt-witness");
     // Whoever reads from the others waits for their end.
     close_others(vec![hears.as_raw_fd(), tells.as_raw_fd()]);
@@ -107,12 +140,13 @@ fn live(restarter: u32, mut hears: PipeReader, mut tells: PipeWriter) -> ! {
     let above = tree::kin(Pid::of_word(restarter)).ok();
     let _ = std::env::set_current_dir("/");
     let mut wards = Vec::new();
+    let mut alone = false;
     loop {
         let mut byte = [0];
         // The tree may have the other end of the pipe still when the restarter is gone.
         let said = await_word(&hears, restarter_lives.as_ref());
         if !said || hears.read_exact(&mut byte).is_err() {
-            end_trees(&wards, above);
+            end_trees(&wards, above, alone);
             end(0);
         }
         match byte[0] {
@@ -123,16 +157,20 @@ fn live(restarter: u32, mut hears: PipeReader, mut tells: PipeWriter) -> ! {
                 }
             }
             question::WARD => {
-                let mut pid = [0; 4];
-                let told = hears.read_exact(&mut pid);
-                let pid = Pid::new(i32::from_ne_bytes(pid));
-                let descriptor = told.ok().and_then(|()| Pidfd::open(pid).ok());
-                wards.extend(descriptor.map(|descriptor| (pid, descriptor)));
+                if wards.is_empty() {
+                    // A list misses who is made meanwhile.
+                    alone = above.is_some_and(|above| (0..3).any(|_| is_alone(above, before)));
+                }
+                wards.extend(told(&mut hears));
+            }
+            question::FORGET => {
+                wards.clear();
+                alone = false;
             }
             _ => end(0),
         }
         if parent_id() != restarter {
-            end_trees(&wards, above);
+            end_trees(&wards, above, alone);
             end(0);
         }
     }
@@ -150,27 +188,49 @@ fn await_word(hears: &PipeReader, restarter: Option<&Pidfd>) -> bool {
     both[0].revents & libc::POLLIN != 0
 }
 
+/// Whether the restarter has begun its group, and nobody else is in it: of a pipeline all are, and what outlives the shell
+/// cannot be told from an orphan of the tree when the restarter is gone. What is below the restarter is of the tree,
+/// but for children from `before`, which a script has left that became the restarter.
+fn is_alone(above: Kin, before: &[Pid]) -> bool {
+    if above.group != above.pid {
+        return false;
+    }
+    let Ok(all) = tree::everybody() else { return false };
+    let parents: HashMap<Pid, Pid> = all.iter().map(|kin| (kin.pid, kin.parent)).collect();
+    let is_below = |kin: &Kin| {
+        let line = std::iter::successors(Some(kin.parent), |pid| parents.get(pid).copied());
+        line.take(parents.len()).any(|pid| pid == above.pid)
+    };
+    let is_other = |kin: &&Kin| kin.group == above.pid && kin.pid != above.pid && !kin.dead;
+    let mut others = all.iter().filter(is_other);
+    others.all(|kin| kin.ours || !before.contains(&kin.pid) && is_below(kin))
+}
+
 /// Ends the wards with all that descend from them. Who is stopped makes no more. The restarter, which was `above`, is put
-/// in its place again: it tells whose a group is, also when the root has just ended.
-fn end_trees(wards: &[(Pid, Pidfd)], above: Option<Kin>) {
+/// in its place again: it tells whose a group is, also when the root has just ended. An orphan in its own group is the
+/// tree's only where it was `alone` in it.
+fn end_trees(wards: &[Ward], above: Option<Kin>, alone: bool) {
     let mut known: HashSet<Pid> = HashSet::new();
-    let root = wards.first().map(|(root, _)| *root);
     loop {
-        let alive = wards.iter().filter(|(_, process)| !process.ended_within(Duration::ZERO));
-        let alive = alive.map(|(pid, _)| *pid);
+        let alive = wards.iter().filter(|ward| !ward.process.ended_within(Duration::ZERO));
+        let alive = alive.map(|ward| ward.pid);
         let mut all = tree::everybody().unwrap_or_default();
         if let Some(above) = above {
             all.retain(|kin| kin.pid != above.pid);
             for kin in &mut all {
                 // Init has given us an exit signal, as to all that it adopts.
                 kin.ours |= kin.pid == Pid::own();
-                if kin.pid == Pid::own() || Some(kin.pid) == root {
+                let is_root = wards.first().is_some_and(|root| root.is(kin));
+                if is_root {
                     kin.parent = above.pid;
+                } else if kin.pid == Pid::own() {
+                    // By its witness a restarter is known, whose group its tree's orphans are looked for in.
+                    kin.parent = if alone { above.pid } else { Pid::INIT };
                 }
             }
             all.push(above);
         }
-        let starts = alive.chain(above.map(|above| above.pid));
+        let starts = alive.chain(above.filter(|_| alone).map(|above| above.pid));
         let below = starts.flat_map(|pid| tree::below(pid, &HashSet::new(), &all));
         let below = below.filter(|pid| above.is_none_or(|above| above.pid != *pid));
         let news: Vec<_> = below.filter(|pid| known.insert(*pid)).collect();
