@@ -198,3 +198,52 @@ fn sockets_without_connections_are_bound_again() {
         run.ends_well();
     }
 }
+
+/// Sends descriptors to whoever connects, and to a socket that is connected to it.
+const SENDER: &str = r#"
+import os, socket
+far = socket.socket(socket.AF_UNIX); far.bind(os.path.abspath("far")); far.listen()
+grams = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); grams.bind(os.path.abspath("far.d"))
+print("listens", flush=True)
+kept, _ = far.accept(); file = os.open("/etc/passwd", os.O_RDONLY)
+socket.send_fds(kept, [b"hello"], [file])
+grams.recv(10); grams.connect(os.path.abspath("near.d")); socket.send_fds(grams, [b"hi"], [file, file])
+while True: grams.recv(10)
+"#;
+
+const RECEIVER: &str = r#"
+import os, socket, time
+far = socket.socket(socket.AF_UNIX); far.connect(os.path.abspath("far"))
+grams = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); grams.bind(os.path.abspath("near.d"))
+grams.connect(os.path.abspath("far.d")); grams.send(b"go")
+far.recv(1, socket.MSG_PEEK); grams.recv(1, socket.MSG_PEEK)
+print("ready", flush=True)
+while not os.path.exists("gate"): time.sleep(0.02)
+print(socket.recv_fds(far, 10, 4)[:2], socket.recv_fds(grams, 10, 4)[:2], flush=True)
+"#;
+
+#[test]
+fn descriptors_that_others_have_sent_are_a_named_loss() {
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        bench.file("sender.py", SENDER);
+        bench.file("receiver.py", RECEIVER);
+        let mut sender = bench.run(PYTHON, &["sender.py"]);
+        sender.expect("listens");
+        let mut run = bench.run(PYTHON, &["receiver.py"]);
+        run.expect("ready");
+        let said = bench.must(&["save", "-n", &bench.name("1.ckpt"), "--stop", &run.pid_text()]);
+        for fd in [3, 4] {
+            let lost = format!("descriptors that others have sent to descriptor {fd}");
+            assert!(said.stderr.contains(&lost), "{said:?}");
+        }
+        run.ends_well();
+        run = bench.run(bench.path("1.ckpt"), &[]);
+        for name in ["2.ckpt", "3.ckpt"] {
+            run = bench.reborn(name, run);
+        }
+        bench.file("gate", "");
+        run.expect("(b'hello', []) (b'hi', [])");
+        run.ends_well();
+    }
+}

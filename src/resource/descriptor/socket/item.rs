@@ -169,18 +169,23 @@ impl Item {
         self.file.is_none() && self.name.first().is_some_and(|b| *b != 0)
     }
 
-    /// Binds a socket to a name whose file was removed, and removes it again.
-    fn bind_removed(&self, end: &OwnedFd) -> Result<()> {
-        let why = || format!("cannot make {}", self.called());
-        let bound = self.by_name(|address| {
+    /// Binds a socket to its path and removes that at once: nobody finds it but by the address that this returns.
+    pub(super) fn bind_hidden(&self, end: &OwnedFd) -> nix::Result<(UnixAddr, OwnedFd)> {
+        let file = self.by_name(|address| {
             let spot = Spot::of(address.path().unwrap_or(Path::new("")))?;
             bind(end.as_raw_fd(), address)?;
             let file = spot.ours(libc::S_IFSOCK).map_err(|_| Errno::ESTALE)?;
             spot.remove(UnlinkatFlags::NoRemoveDir)?;
             Ok(file)
-        });
-        let found = match bound {
-            Ok(file) => (UnixAddr::new(&place(&file)).because(why)?, Some(file)),
+        })?;
+        Ok((UnixAddr::new(&place(&file))?, file))
+    }
+
+    /// Binds a socket to a name whose file was removed, and removes it again.
+    fn bind_removed(&self, end: &OwnedFd) -> Result<()> {
+        let why = || format!("cannot make {}", self.called());
+        let found = match self.bind_hidden(end) {
+            Ok((address, file)) => (address, Some(file)),
             // Nobody finds it by the name; but one that listens has to have some.
             Err(Errno::EADDRINUSE | Errno::ENOENT | Errno::ENOTDIR | Errno::EACCES) => {
                 let unnamed = UnixAddr::new_unnamed();

@@ -2,6 +2,7 @@
 //! Making the sockets of an image again, all of them together: connections need both ends, and a listener where one
 //! end has its name from there.
 
+use super::door::Door;
 use super::item::Item;
 use super::queue::Message;
 use super::{connect, flight, options, ports};
@@ -9,7 +10,6 @@ use crate::error::{Because, Error, Result};
 use crate::order;
 use crate::proc::fds::UNDER_WAY;
 use crate::proc::unix;
-use crate::resource::descriptor::spot::Spot;
 use crate::resource::descriptor::{
     Opening, Place, Restored, is_first, kind, numbers, pipe::unframed,
 };
@@ -17,13 +17,13 @@ use ckpt_abi::image::{Descriptor, DescriptorKind, socket_flag};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::socket::{
-    Backlog, ControlMessage, MsgFlags, Shutdown, SockType, UnixAddr, bind, listen, send, sendmsg,
+    Backlog, ControlMessage, MsgFlags, Shutdown, SockType, UnixAddr, listen, send, sendmsg,
     shutdown,
 };
-use nix::unistd::UnlinkatFlags;
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
 /// The sockets of a restart by the inode numbers that they had.
@@ -57,8 +57,9 @@ impl Made {
         ports::map(&mut inet, |port| opening.sources.port(port));
         let mut make = Make { items, ends: HashMap::new(), ghosts: HashMap::new() };
         make.all_free(&inet)?;
-        make.unconnected()?;
         opening.warnings.extend(make.connected()?);
+        make.unconnected()?;
+        make.paired()?;
         make.set_options(&mut opening.warnings);
         for (inode, end) in connect::all(&inet, &mut opening.warnings)? {
             make.ends.insert(inode, end);
@@ -86,7 +87,7 @@ impl Made {
         warnings: &mut Vec<String>,
     ) -> Result<()> {
         let Some(make) = &mut self.make else { return Ok(()) };
-        make.fill(all)?;
+        make.fill(all, warnings)?;
         make.connect_one_way(warnings)?;
         make.shut()?;
         for (inode, item) in &make.items {
@@ -184,43 +185,54 @@ impl Make {
         Ok(())
     }
 
-    /// Connections, also those whose other end nobody has; names that could not be had, as sentences.
+    /// Those of streams and packets, before anybody finds a listener of the program's.
     fn connected(&mut self) -> Result<Vec<String>> {
         let (others, mut unnamed) = (unix::all(), Vec::new());
+        let mut doors = HashMap::new();
         for (inode, item) in &self.items {
-            let partner = self.partner(*inode);
-            if partner.is_some_and(|partner| partner < *inode)
-                || partner.is_none() && !item.is(socket_flag::ABANDONED)
-            {
+            if item.has_datagrams() || !self.leads(*inode, item) {
                 continue;
             }
-            let other = partner.and_then(|partner| self.items.get(&partner));
-            let (one, two) = if item.has_datagrams() {
-                let pair = item.pair()?;
-                for (end, item) in [(&pair.0, Some(item)), (&pair.1, other)] {
-                    let bound = item.filter(|item| item.is(socket_flag::BOUND));
-                    bound.map(|item| item.bind(end, others.as_ref())).transpose()?;
-                }
-                pair
-            } else {
-                let accepted = [Some(item), other].map(|it| it.filter(|it| !it.name.is_empty()));
-                match accepted {
-                    [None, None] => item.pair()?,
-                    [Some(item), None]
-                        if item.is(socket_flag::OUTSIDE) && self.listener(item).is_none() =>
-                    {
-                        item.pair()?
+            let other = self.partner(*inode).and_then(|partner| self.items.get(&partner));
+            let named = [Some(item), other].map(|it| it.filter(|it| !it.name.is_empty()));
+            let (server, client, turned) = match named {
+                [Some(item), None] if !item.is(socket_flag::OUTSIDE) => (Some(item), other, false),
+                [Some(item), other] if self.listener(item).is_some() => (Some(item), other, false),
+                [client, Some(other)] => (Some(other), client, true),
+                _ => (None, None, false),
+            };
+            let pair = match server {
+                None => item.pair()?,
+                Some(server) => {
+                    let door =
+                        doors.entry((server.socket.kind, &server.name[..], server.file.as_ref()));
+                    let door = match door {
+                        Entry::Occupied(door) => door.into_mut(),
+                        Entry::Vacant(vacant) => {
+                            // The file of a listener that is to be made is in its way.
+                            if let Some((item, file)) = self
+                                .listener(server)
+                                .and_then(|item| Some((item, item.file.as_ref()?)))
+                            {
+                                item.clear(file, others.as_ref())?;
+                            }
+                            vacant.insert(Door::of(server)?)
+                        }
+                    };
+                    match door {
+                        Some(door) => door.connection(server, client, others.as_ref())?,
+                        None => {
+                            let called = server.called();
+                            unnamed.push(format!("a connection is without the name of {called}"));
+                            server.pair()?
+                        }
                     }
-                    [Some(item), other] if other.is_none() || self.listener(item).is_some() => {
-                        let (client, server) = self.accepted(item, other, &mut unnamed)?;
-                        (server, client)
-                    }
-                    [client, Some(item)] => self.accepted(item, client, &mut unnamed)?,
-                    [Some(item), None] => item.pair()?,
                 }
             };
+            let (client, accepted) = pair;
+            let (one, two) = if turned { (client, accepted) } else { (accepted, client) };
             self.ends.insert(*inode, one);
-            match partner {
+            match self.partner(*inode) {
                 Some(partner) => self.ends.insert(partner, two),
                 None => self.ghosts.insert(*inode, two),
             };
@@ -228,59 +240,40 @@ impl Make {
         Ok(unnamed)
     }
 
-    /// The listener that an accepted socket has its name from.
-    fn listener(&self, accepted: &Item) -> Option<(&Item, &OwnedFd)> {
-        let named = |item: &Item| item.is(socket_flag::LISTENS) && item.name == accepted.name;
-        let same = |item: &Item| item.socket.kind == accepted.socket.kind;
-        let mut all = self.items.iter().filter(|(_, item)| named(item) && same(item));
-        all.find_map(|(inode, item)| Some((item, self.ends.get(inode)?)))
+    /// Pairs of datagram sockets, also those whose other end nobody has.
+    fn paired(&mut self) -> Result<()> {
+        let others = unix::all();
+        for (inode, item) in &self.items {
+            if !item.has_datagrams() || !self.leads(*inode, item) {
+                continue;
+            }
+            let partner = self.partner(*inode);
+            let other = partner.and_then(|partner| self.items.get(&partner));
+            let (one, two) = item.pair()?;
+            for (end, item) in [(&one, Some(item)), (&two, other)] {
+                let bound = item.filter(|item| item.is(socket_flag::BOUND));
+                bound.map(|item| item.bind(end, others.as_ref())).transpose()?;
+            }
+            self.ends.insert(*inode, one);
+            match partner {
+                Some(partner) => self.ends.insert(partner, two),
+                None => self.ghosts.insert(*inode, two),
+            };
+        }
+        Ok(())
     }
 
-    /// A client and an accepted socket that has its name from a listener, which may be gone.
-    fn accepted(
-        &self,
-        server: &Item,
-        client: Option<&Item>,
-        unnamed: &mut Vec<String>,
-    ) -> Result<(OwnedFd, OwnedFd)> {
-        let known = self.listener(server);
-        let mut spot = None;
-        let own = match known {
-            Some(_) => None,
-            None => {
-                let own = server.make()?;
-                let bound = server.by_name(|address| {
-                    spot = address.path().map(Spot::of).transpose()?;
-                    bind(own.as_raw_fd(), address)
-                });
-                if bound.is_err() {
-                    unnamed
-                        .push(format!("a connection is without the name of {}", server.called()));
-                    return server.pair();
-                }
-                listen(&own, Backlog::MAXCONN).because(|| "cannot make a listener")?;
-                Some(own)
-            }
-        };
-        let Some(listener) = own.as_ref().or(known.map(|(_, end)| end)) else {
-            return server.pair();
-        };
-        let why = || format!("cannot connect to {}", server.called());
-        let end = server.make()?;
-        if let Some(client) = client.filter(|client| !client.name.is_empty()) {
-            client.bind(&end, unix::all().as_ref())?;
-        }
-        known
-            .map_or(server, |(item, _)| item)
-            .by_place(|address| nix::sys::socket::connect(end.as_raw_fd(), address))
-            .because(why)?;
-        // Listener and connection have one type in the standard library, whatever the kind of socket.
-        let listener = UnixListener::from(listener.try_clone().because(why)?);
-        let (accepted, _) = listener.accept().because(why)?;
-        if let Some(spot) = spot {
-            let _ = spot.remove(UnlinkatFlags::NoRemoveDir);
-        }
-        Ok((end, accepted.into()))
+    /// Whether a connection is made when this end of it comes: the first of two, or the only one.
+    fn leads(&self, inode: u64, item: &Item) -> bool {
+        let partner = self.partner(inode);
+        partner.map_or(item.is(socket_flag::ABANDONED), |partner| partner > inode)
+    }
+
+    /// The listener that an accepted socket has its name from.
+    fn listener(&self, accepted: &Item) -> Option<&Item> {
+        let named = |item: &&Item| item.is(socket_flag::LISTENS) && item.name == accepted.name;
+        let same = |item: &&Item| item.socket.kind == accepted.socket.kind;
+        self.items.values().find(|item| named(item) && same(item))
     }
 
     fn set_options(&self, warnings: &mut Vec<String>) {
@@ -291,12 +284,19 @@ impl Make {
     }
 
     /// Sends what waits to be read, through the other end or one of the sender's name.
-    fn fill(&self, all: &[Vec<Restored>]) -> Result<()> {
+    fn fill(&self, all: &[Vec<Restored>], warnings: &mut Vec<String>) -> Result<()> {
         for (inode, item) in &self.items {
             let other = self.partner(*inode).and_then(|partner| self.ends.get(&partner));
             let other = other.or_else(|| self.ghosts.get(inode));
             for message in &item.messages {
-                let rights = rights(item, message, all)?;
+                let strange = item.is(socket_flag::OUTSIDE | socket_flag::CONNECTS);
+                let rights = match rights(item, message, all) {
+                    Err(error) if strange => {
+                        warnings.push(format!("in {}, {error}", item.called()));
+                        Vec::new()
+                    }
+                    found => found?,
+                };
                 let sent = match other {
                     Some(other) => send_all(other, item, &message.bytes, &rights),
                     None => self.send_to(item, message, &rights),

@@ -4,6 +4,7 @@
 
 mod arrived;
 mod connect;
+mod door;
 mod drain;
 pub(crate) mod flight;
 mod inet;
@@ -117,8 +118,10 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
     let why = || format!("cannot look into the socket behind descriptor {}", fd.number);
     let ours = borrowed::look_into(look.process.pid(), fd.number, why)?;
     let options = save_options(&ours, saving);
-    let known = look.tables.flight.take(fd.inode);
-    let waiting = known.map_or_else(|| waiting(&ours, unix, look.tables.untouched), Ok)?;
+    let waiting = match look.tables.flight.take(fd.inode) {
+        Some(known) => known,
+        None => strange(waiting(&ours, unix, look.tables.untouched)?, saving),
+    };
     let mut socket =
         Socket { kind: unix.kind.into(), shutdown: unix.shutdown.into(), ..Socket::new_zeroed() };
     match tie {
@@ -192,6 +195,18 @@ fn is_stream(unix: &Unix) -> bool {
     i32::from(unix.kind) == libc::SOCK_STREAM
 }
 
+/// What waits in a socket without the descriptors that come along, of which nobody keeps a record.
+fn strange(mut waiting: Waiting, saving: &mut Saving) -> Waiting {
+    let all = waiting.messages.iter_mut().map(|message| std::mem::take(&mut message.rights).len());
+    if all.sum::<usize>() > 0 {
+        let fd = saving.record.fd;
+        saving.say(format!(
+            "descriptors that others have sent to descriptor {fd} and nobody has received (SCM_RIGHTS)"
+        ));
+    }
+    waiting
+}
+
 fn waiting(ours: &OwnedFd, unix: &Unix, untouched: bool) -> Result<Waiting> {
     if unix.state == LISTENS {
         return Ok(Waiting::default());
@@ -245,6 +260,10 @@ fn name_what_is_left(
         Some(_) => String::from_utf8_lossy(&unix.name).into_owned(),
     };
     if tie == Tie::Outside {
+        if waiting.unseen {
+            let fd = saving.record.fd;
+            saving.say(format!("what waits at descriptor {fd}, with urgent data among it"));
+        }
         return;
     }
     if waiting.unseen {
