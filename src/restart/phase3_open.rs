@@ -157,8 +157,8 @@ pub(crate) fn open(
     if !failures.said.is_empty() {
         let (path, said) = (whole.image.path().display(), failures.said.join("; "));
         return Err(Error::new(format!("cannot restart {path}: {said}")).hint(match failures.missing {
-            true => "bring these back, or say where they are with --map-path OLD=NEW; nothing has been changed",
-            false => "nothing has been changed",
+            true => "bring these back, or say where they are with --map-path OLD=NEW; nothing was started",
+            false => "nothing was started",
         }));
     }
     let mut entries = Vec::new();
