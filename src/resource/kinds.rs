@@ -99,6 +99,8 @@ const DECLARED: &[(&str, &str)] = &[
     ("its process id 1", ""),
     ("connections of others that wait to be accepted", "they are closed"),
     ("messages of others that wait at", ""),
+    ("descriptors that others have sent to descriptor", "let it ask for them again"),
+    ("what waits at descriptor", ""),
     ("the groups that packet socket", "let it join them anew after a restart"),
     ("who has sent what waits to be read", ""),
     ("an empty message that waits at", ""),
