@@ -103,6 +103,7 @@ fn ids_are_counted_for_where_namespaces_are_forbidden() {
 const HOLDER: &str = r#"
 import os, sys, time
 wanted = int(sys.argv[1])
+ends, holds = os.pipe()
 def next_is(number): open("/proc/sys/kernel/ns_last_pid", "w").write(str(number - 1))
 while True:
     # What comes behind it is wanted, too.
@@ -112,11 +113,12 @@ while True:
     next_is(behind)
     if not child:
         if os.getpid() != wanted: os._exit(1)
+        os.close(holds)
         os.setsid()
         if not os.fork():
             os.setpgid(0, 0)
             print("ready", flush=True)
-            sys.stdin.readline()
+            os.read(ends, 1)
         os._exit(0)
     if os.waitpid(child, 0)[1] == 0: break
 sys.stdin.readline()
