@@ -40,7 +40,8 @@ pub(super) fn is_inherited(fd: &Fd, look: &Look<'_>) -> bool {
     let parent = Process::glimpse(root).and_then(|root| root.main_stat()).map(|stat| stat.ppid);
     let parent = parent.and_then(Process::glimpse).ok().filter(|it| it.pid() > Pid::INIT);
     let same = |m: std::fs::Metadata| (m.dev(), m.ino()) == (fd.device, fd.inode);
-    let place = parent.filter(|_| of_program).map(|parent| parent.fd(fd.number));
+    // The path holds only as long as the parent is open.
+    let place = parent.as_ref().filter(|_| of_program).map(|parent| parent.fd(fd.number));
     place.is_some_and(|place| std::fs::metadata(place).is_ok_and(same))
 }
 
