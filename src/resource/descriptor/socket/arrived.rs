@@ -61,7 +61,11 @@ pub(super) fn of_stream(
     }
     let waiting = match untouched {
         true => queue::glance(ours),
-        false => queue::stream(ours, drain::readable(ours))?,
+        // What TLS of the kernel has not deciphered, or has for another call, cannot be looked at.
+        false => match queue::stream(ours, drain::readable(ours)) {
+            Err(_) if !own.plain => queue::Waiting::default(),
+            waiting => waiting?,
+        },
     };
     let urgent = waiting.unseen || queue::answers(ours, libc::POLLPRI);
     if urgent && tie != Tie::Outside {

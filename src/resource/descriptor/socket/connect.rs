@@ -115,7 +115,7 @@ pub(super) fn all(items: &BTreeMap<u64, Item>, warnings: &mut Vec<String>) -> Re
     make.set_options(warnings);
     make.wait(warnings)?;
     make.connecting(warnings)?;
-    make.shut();
+    make.shut(warnings);
     for (inode, item) in items.iter().filter(|(_, item)| item.is_plain()) {
         make.ends.insert(*inode, plain::make(item, warnings)?);
     }
@@ -384,10 +384,10 @@ impl<'a> Make<'a> {
     }
 
     /// Ends what had ended.
-    fn shut(&mut self) {
+    fn shut(&mut self, warnings: &mut Vec<String>) {
         for (inode, item) in self.items {
             if item.is(socket_flag::OUTSIDE) {
-                self.reset(*inode, item);
+                self.reset(*inode, item, warnings);
                 continue;
             }
             if let Some(ghost) = self.ghosts.remove(inode).filter(|_| item.is(socket_flag::RESET)) {
@@ -401,11 +401,20 @@ impl<'a> Make<'a> {
 
     /// Resets a connection whose other end was outside, when all has come that waits in it: that stays to be read
     /// (net/ipv4/tcp.c, tcp_recvmsg_locked).
-    fn reset(&mut self, inode: u64, item: &Item) {
+    fn reset(&mut self, inode: u64, item: &Item, warnings: &mut Vec<String>) {
         let (Some(ghost), Some(end)) = (self.ghosts.remove(&inode), self.ends.get(&inode)) else {
             return;
         };
-        drain::drain(end, Some(&ghost), || drain::unsent(&ghost));
+        // A machine may be slow, or give sockets less room than that of the save.
+        const TIMES: usize = 5;
+        let came = || drain::drain(end, Some(&ghost), || drain::unsent(&ghost));
+        if !(0..TIMES).any(|_| came()) {
+            let from = called(&item.remote);
+            warnings.push(format!(
+                "{} bytes that had come from {from} are lost: there is no room for them",
+                drain::unsent(&ghost)
+            ));
+        }
         if item.is(socket_flag::ENDED) {
             let _ = shutdown(ghost.as_raw_fd(), Shutdown::Write);
         }

@@ -46,7 +46,7 @@ pub(crate) struct Inet {
     /// A connection that has ended altogether.
     dead: bool,
     /// TCP with nothing above it: neither MPTCP nor TLS of the kernel (TCP_ULP).
-    plain: bool,
+    pub(super) plain: bool,
     /// Of UDP, what shutdown(2) has ended.
     shut: u8,
 }

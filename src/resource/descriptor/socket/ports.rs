@@ -10,6 +10,7 @@ use crate::proc::net::Place;
 use ckpt_abi::image::socket_flag;
 use nix::errno::Errno;
 use std::collections::BTreeMap;
+use std::net::{IpAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 /// Sockets by the inode numbers that they had.
@@ -45,6 +46,11 @@ pub(super) fn is_crowded(item: &Item, items: &Items) -> bool {
     items.values().filter(same).count() > 1
 }
 
+/// Whether this machine has an address.
+fn is_here(ip: IpAddr) -> bool {
+    ip.is_loopback() || UdpSocket::bind((ip, 0)).is_ok()
+}
+
 /// Gives ports the numbers that they have here (`--map-port`), at all ends that are in the image.
 pub(super) fn map(items: &mut Items, new: impl Fn(u16) -> u16) {
     let ends: Vec<(bool, Option<Place>)> = items
@@ -55,7 +61,7 @@ pub(super) fn map(items: &mut Items, new: impl Fn(u16) -> u16) {
     let is_end = |stream: bool, (ip, port): Place| {
         ends.iter().any(|(kind, end)| {
             let fits = |(own, at): &Place| {
-                *at == port && (*own == ip || own.is_unspecified() && ip.is_loopback())
+                *at == port && (*own == ip || own.is_unspecified() && is_here(ip))
             };
             *kind == stream && end.as_ref().is_some_and(fits)
         })
