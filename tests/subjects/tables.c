@@ -157,6 +157,8 @@ int main(void) {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     serve(i);
   }
+  // It has asked its children until then, whose answers it would take from us.
+  tell(PARENT, &(struct order){0}, &(struct found){0});
   check();
   return obey(check);
 }
