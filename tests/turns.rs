@@ -216,8 +216,8 @@ fn no_zombies_are_left_where_nobody_reaps() {
         ("perl -e 'open F, q(>), q(up); sleep 1 while 1'", "-c -a USR1 -n s.ckpt");
     let up = "until [ -e up ]; do sleep 0.01; done";
     // Those who are about to end need a moment for it: the last dumper lives when its image has its name.
-    let look = "n=0; while ps -eo stat=,comm= | grep -qe '^Z.*ckpt' -e ckpt-dump; do sleep 0.01; n=$((n + 1)); \
-                [ $n -lt 300 ] || break; done; ps -eo stat=,comm= | grep -c '^Z.*ckpt' > count; mv count seen";
+    let look = "n=0; while c=$(ps -eo stat=,comm= | grep -c -e '^Z.*ckpt' -e ckpt-dump); [ $c != 0 ] && [ $n -lt 300 ]; do \
+                sleep 0.01; n=$((n + 1)); done; echo $c > count; mv count seen";
     for script in [
         format!(
             "(P=1; {up}; ./ckpt -p 1 {options}; for i in 1 2 3 4 5; do {take}; done; {look}; sleep 1000) & \
