@@ -154,6 +154,8 @@ struct Equipment<'a> {
 
 /// The child: waits for the exec, injects, ends.
 fn injector(parent: Pid, mut line: UnixStream, mut equipment: Equipment<'_>) -> ! {
+    // By that a dumper knows one of ours: stopped as a child of the program, which waits for its end, it would keep both.
+    let _ = nix::sys::prctl::set_name(c"ckpt-injector");
     let mut start = [0];
     let seized = line.read_exact(&mut start).is_ok()
         && raw::seize(parent.main_thread(), raw::OPTIONS | libc::PTRACE_O_TRACEEXEC).is_ok();
