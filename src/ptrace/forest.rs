@@ -88,7 +88,7 @@ impl Forest {
                 Ok(Attempt::Whole(forest)) => return Ok(forest),
                 Ok(Attempt::Held(pid)) => pid,
                 Ok(Attempt::Anew) => root,
-                Err(e) if e.kind() == Kind::Gone && !first.is_reaped() => root,
+                Err(e) if e.kind() == Kind::Gone && !first.has_ended() => root,
                 Err(e) => return Err(e),
             };
             if Instant::now() > deadline {
