@@ -65,7 +65,7 @@ fn serves(process: &Process, signal: i32) -> bool {
     loop {
         let Ok(tids) = process.tasks() else { return false };
         let all: Vec<_> = tids.into_iter().filter_map(|tid| process.status(tid).ok()).collect();
-        let waits = |one: &Status| (one.pending | one.shared_pending) & signal_set(signal) != 0;
+        let waits = |one: &Status| one.waiting() & signal_set(signal) != 0;
         if all.iter().any(waits) || super::is_busy(process) {
             return true;
         }
@@ -82,7 +82,8 @@ pub(super) fn has_yet_to_come(equipped: &[Equipped], processes: &[Frozen]) -> bo
     let signal = equipped.first().map_or(0, |root| root.region.control.config.asyncsig);
     let signal = signal.cast_signed();
     let comes = |(process, frozen): (&Equipped, &Frozen)| {
-        let waits = waiting(process).map(|(status, waits)| waits & status.caught & !status.blocked);
+        let waits = process.process.main_status();
+        let waits = waits.map(|status| status.waiting() & status.caught & !status.blocked);
         !frozen.is_halted() && waits.is_ok_and(|set| set & signal_set(signal) != 0)
     };
     signal != 0 && equipped.iter().zip(processes).skip(1).any(comes)
@@ -198,15 +199,8 @@ fn go_on(pid: Pid) {
 
 /// Whether the signal waits in a process and will stop it.
 fn is_about_to_stop(process: &Equipped, signal: i32) -> Result<bool> {
-    let (status, waits) = waiting(process)?;
-    Ok(waits & !(status.caught | status.ignored) & signal_set(signal) != 0)
-}
-
-/// What the kernel says of a process, and the signals that wait for it and its main thread.
-fn waiting(process: &Equipped) -> Result<(Status, u64)> {
-    let status = process.process.status(process.process.main_thread())?;
-    let waits = status.pending | status.shared_pending;
-    Ok((status, waits))
+    let status = process.process.main_status()?;
+    Ok(status.waiting() & !(status.caught | status.ignored) & signal_set(signal) != 0)
 }
 
 /// Whether wait(2) tells a parent of a child so; unless WNOWAIT is asked for, once.

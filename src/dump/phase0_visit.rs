@@ -11,7 +11,7 @@ use super::{caller, phase1_freeze, phase2_equip};
 use crate::error::{Because, Error, Kind, Result};
 use crate::fault::{Point, reach};
 use crate::inject::turns::own_task;
-use crate::proc::{Pid, Process};
+use crate::proc::{Pid, Process, gone};
 use crate::ptrace::frame::{Frame, SAME_STACK};
 use crate::ptrace::freeze::Frozen;
 use ckpt_abi::api::{Answer, Api, Request, Visit, When};
@@ -162,7 +162,7 @@ fn send(request: &Demand, found: &caller::Caller) -> Result<bool> {
     let mut frozen = phase1_freeze::patiently(false, || Frozen::freeze(memory.process()))?;
     frozen.attend(memory, &found.region.desk(), found.region.base)?;
     let Some(thread) = frozen.threads.first_mut() else {
-        return Err(Error::new(format!("process {pid} is gone")).of(Kind::Gone));
+        return Err(gone(pid));
     };
     if thread.tid != pid.main_thread() {
         return Err(Error::new(format!("{}: its main thread has ended", what())));

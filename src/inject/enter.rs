@@ -9,12 +9,12 @@
 //! The callers have one thread; a child that is made by a bare clone(2) may do all that its maker may.
 #![allow(unsafe_code)]
 
-use crate::error::{Because, Error, Kind, Result};
+use crate::error::{Because, Error, Result};
 use crate::image::read::Image;
 use crate::proc::Pid;
 use crate::proc::fork::fork;
 use crate::proc::tree::{INIT, WITNESS, is_named};
-use crate::proc::{self, Process, maps::Vma};
+use crate::proc::{self, Process, gone, maps::Vma};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sched::{CloneFlags, setns};
@@ -152,7 +152,7 @@ pub(crate) fn enter(process: Process) -> Result<Process> {
             None => None,
         };
         let refused = || match process.has_ended() {
-            true => Error::new(format!("process {pid} is gone")).of(Kind::Gone),
+            true => gone(pid),
             false => forbidden(pid, Errno::EACCES),
         };
         others.push((opened.ok_or_else(refused)?, flag));
@@ -171,7 +171,7 @@ pub(crate) fn enter(process: Process) -> Result<Process> {
             let is_it = there.main_stat()?.starttime == began && !process.is_reaped();
             match is_it {
                 true => Ok(there),
-                false => Err(Error::new(format!("process {pid} is gone")).of(Kind::Gone)),
+                false => Err(gone(pid)),
             }
         }
         Some(child) => wait_and_end(child),

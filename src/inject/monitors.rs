@@ -2,7 +2,7 @@
 //! The monitors that run on this machine, and what they are told.
 
 use super::monitor;
-use crate::proc::{self, Pid, Process, pidfd::Pidfd};
+use crate::proc::{self, Pid, Process, forebear::own_namespace, pidfd::Pidfd};
 use ckpt_abi::region::NAME_LEN;
 use nix::sys::signal::Signal;
 use std::ffi::CStr;
@@ -64,7 +64,7 @@ impl Found {
     /// Whether it is of this user and PID namespace, and its program, which had this name for its checkpoints, has
     /// ended, while it has not.
     pub(crate) fn is_finishing(&self, name: &[u8; NAME_LEN]) -> bool {
-        let own = Process::own().ok().and_then(|own| own.namespace("pid"));
+        let own = own_namespace();
         if self.process.user() != Some(nix::unistd::geteuid().as_raw())
             || self.process.namespace("pid") != own
             || monitor::given(&self.process).is_some_and(|config| config.name != *name)
@@ -101,12 +101,10 @@ impl Found {
 
     /// Whether this is the program that it watches.
     pub(crate) fn watches(&self, program: &Process) -> bool {
-        let own = Process::own().ok().and_then(|own| own.namespace("pid"));
-        let (there, inside) = (self.process.namespace("pid"), program.namespace("pid"));
-        there.is_some()
-            && !program.is_reaped()
-            && ((there == own && self.program == program.pid())
-                || (there == inside && self.program == program.inner_pid()))
+        let there = self.process.namespace("pid");
+        let is_it = (self.program == program.pid() && there == own_namespace())
+            || (self.program == program.inner_pid() && there == program.namespace("pid"));
+        there.is_some() && is_it && !program.is_reaped()
     }
 }
 

@@ -19,6 +19,11 @@ pub(crate) fn close_range(first: u32, last: u32) {
     if unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } == 0 {
         return;
     }
+    if first == last {
+        // SAFETY: as above.
+        unsafe { libc::close(first.cast_signed()) };
+        return;
+    }
     let Ok(all) = std::fs::read_dir("/proc/self/fd") else { return };
     let number = |entry: std::fs::DirEntry| entry.file_name().to_str()?.parse::<u32>().ok();
     let all: Vec<_> = all.flatten().filter_map(number).collect();

@@ -155,7 +155,8 @@ pub(crate) fn is_served() -> bool {
     own_namespace().is_some_and(|namespace| reach(own, &namespace).is_some())
 }
 
-fn own_namespace() -> Option<PathBuf> {
+/// The PID namespace of this process.
+pub(crate) fn own_namespace() -> Option<PathBuf> {
     Process::glimpse(Pid::own()).ok()?.namespace("pid")
 }
 

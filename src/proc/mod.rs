@@ -42,6 +42,7 @@ pub use clocks::{Clocks, boot_skew};
 pub use exec::auxv_value;
 pub use id::{Pid, Tid};
 pub use process::Process;
+pub(crate) use process::gone;
 pub(crate) use shown::shown;
 
 use std::ffi::OsString;
@@ -118,7 +119,7 @@ fn failed(process: &Process, tid: Option<Tid>, path: &str, error: &io::Error) ->
     let code = error.raw_os_error().unwrap_or(0);
     if matches!(code, libc::ENOENT | libc::ESRCH) {
         if process.is_reaped() {
-            return Error::new(format!("process {pid} is gone")).of(Kind::Gone);
+            return gone(pid);
         }
         if let Some(tid) = tid.filter(|tid| !process.has(*tid)) {
             return Error::new(format!("thread {tid} of process {pid} is gone")).of(Kind::Gone);

@@ -1,12 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! A process that is looked at more than once.
-//!
-//! # Safety
-//! The calls on a pidfd have no memory arguments, and the descriptors that the kernel makes are owned from the start.
-#![allow(unsafe_code)]
 
 use super::forebear::{self, Ask, shape};
 use super::id::{Pid, Tid};
+use super::pidfd::Pidfd;
 use super::stat::Stat;
 use super::status::Status;
 use super::text::{decimal, words};
@@ -19,8 +16,9 @@ use nix::sys::stat::{FileStat, Mode, fstatat};
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A process by its pidfd (pidfd_open(2)) and the directory of /proc that was its when it was opened. What is read is
 /// this process's, or fails: the id may be another's by then. Whoever looks at a process at more than one moment opens it
@@ -30,7 +28,7 @@ pub struct Process {
     pid: Pid,
     directory: Arc<File>,
     /// None of a thread that leads no process, and of one that was opened for a look.
-    pidfd: Option<Arc<OwnedFd>>,
+    pidfd: Option<Arc<Pidfd>>,
 }
 
 impl Process {
@@ -41,11 +39,8 @@ impl Process {
     pub fn open(pid: Pid) -> Result<Self> {
         use Errno::{EACCES, EINVAL, ENOENT, ENOSYS, EPERM, ESRCH};
         let mut process = Self::glimpse(pid)?;
-        // SAFETY: the call has no memory arguments.
-        let pidfd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.get(), 0) });
-        process.pidfd = match pidfd {
-            // SAFETY: the kernel just made this descriptor for us.
-            Ok(fd) => Some(Arc::new(unsafe { OwnedFd::from_raw_fd(fd as i32) })),
+        process.pidfd = match Pidfd::open(pid) {
+            Ok(pidfd) => Some(Arc::new(pidfd)),
             Err(EINVAL | ENOENT | ESRCH | ENOSYS | EPERM | EACCES) => None,
             Err(e) => {
                 return Err(Error::new(format!("cannot watch process {pid}: {}", e.desc())));
@@ -172,12 +167,8 @@ impl Process {
 
     /// Whether all of it has ended (pidfd_open(2): the descriptor is readable then).
     pub fn has_ended(&self) -> bool {
-        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
         match &self.pidfd {
-            Some(fd) => {
-                let mut asked = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
-                poll(&mut asked, PollTimeout::ZERO).is_ok_and(|ready| ready != 0)
-            }
+            Some(pidfd) => pidfd.ended_within(Duration::ZERO),
             None => self.is_reaped(),
         }
     }
@@ -295,6 +286,7 @@ impl Process {
     }
 }
 
-fn gone(pid: Pid) -> Error {
+/// What is said of a process that is not there any more.
+pub(crate) fn gone(pid: Pid) -> Error {
     Error::new(format!("process {pid} is gone")).of(Kind::Gone)
 }

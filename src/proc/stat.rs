@@ -138,7 +138,7 @@ impl Process {
         const KILL: u64 = 1 << (nix::libc::SIGKILL - 1);
         let lives = |tid: Tid| {
             let status = self.status(tid);
-            status.is_ok_and(|status| (status.pending | status.shared_pending) & KILL == 0)
+            status.is_ok_and(|status| status.waiting() & KILL == 0)
                 && self
                     .flags_of(&format!("task/{tid}/stat"))
                     .is_some_and(|flags| flags & EXITING == 0)

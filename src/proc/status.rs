@@ -92,6 +92,13 @@ impl Mitigation {
     }
 }
 
+impl Status {
+    /// The signals that wait for this thread, or for its process.
+    pub fn waiting(&self) -> u64 {
+        self.pending | self.shared_pending
+    }
+}
+
 impl Process {
     /// The status of thread `tid` of process `pid`.
     ///

@@ -8,10 +8,9 @@
 use super::borrowed::is_refusal;
 use super::raw;
 use super::seize::hinted;
-use super::stopping::gone;
 use crate::error::{Because, Result};
 use crate::proc::forebear::{self, what};
-use crate::proc::{Pid, Process, Tid};
+use crate::proc::{Pid, Process, Tid, gone};
 use ckpt_abi::region::{Control, MAGIC};
 use nix::errno::Errno;
 use nix::libc;

@@ -356,15 +356,14 @@ pub(crate) fn take_descriptor(pid: Pid, fd: i32) -> Result<std::os::fd::OwnedFd>
 
 /// The same without a forebear.
 pub(super) fn take(pid: Pid, fd: i32) -> Result<std::os::fd::OwnedFd> {
-    use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-    // SAFETY: pidfd_open has no memory arguments.
-    let pidfd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.get(), 0) })? as i32;
-    // SAFETY: the kernel just made this descriptor for us.
-    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    use crate::proc::pidfd::Pidfd;
+    use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+    let pidfd = Pidfd::open(pid)?;
+    let number = pidfd.as_fd().as_raw_fd();
     // SAFETY: pidfd_getfd has no memory arguments.
-    let result = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) };
+    let result = unsafe { libc::syscall(libc::SYS_pidfd_getfd, number, fd, 0) };
     let fd = Errno::result(result)? as i32;
-    // SAFETY: as above.
+    // SAFETY: the kernel just made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 

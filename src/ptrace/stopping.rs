@@ -8,8 +8,8 @@ use super::thread::StoppedThread;
 use super::waits::{self, Look};
 use crate::error::{Because, Error, Kind, Result};
 use crate::fault::{Point, reach};
-use crate::proc::{self, Process};
-use crate::proc::{Pid, Tid};
+use crate::proc::Tid;
+use crate::proc::{self, Process, gone};
 use nix::errno::Errno;
 use nix::libc;
 use std::os::unix::fs::MetadataExt;
@@ -278,10 +278,6 @@ fn sleeps_on(tid: Tid) -> bool {
 
 fn is_dead(process: &Process) -> bool {
     process.stat(process.main_thread()).map_or(true, |stat| matches!(stat.state, 'Z' | 'X'))
-}
-
-pub(super) fn gone(pid: Pid) -> Error {
-    Error::new(format!("process {pid} is gone")).of(Kind::Gone)
 }
 
 /// Threads that stood still have ended: the process has, or one of its threads has executed another program.

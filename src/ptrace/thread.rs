@@ -68,8 +68,7 @@ impl StoppedThread {
     /// that stay so.
     pub(super) fn find_bell(&mut self) {
         let Some(status) = &self.status else { return };
-        let taken =
-            self.mask | status.blocked | status.caught | status.pending | status.shared_pending;
+        let taken = self.mask | status.blocked | status.caught | status.waiting();
         let free = |signal: &i32| taken & raw::signal_set(*signal) == 0;
         self.bell = [libc::SIGURG, libc::SIGWINCH].into_iter().find(free).unwrap_or(0);
     }

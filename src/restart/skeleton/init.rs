@@ -9,6 +9,7 @@
 //! The process has one thread, and only calls that look at itself and its children.
 #![allow(unsafe_code)]
 
+use super::children;
 use super::make::{clone, end, made_or};
 use super::rendezvous::Rendezvous;
 use crate::error::{Error, FAILED, Result};
@@ -54,7 +55,7 @@ impl Init {
     pub(crate) fn start(rendezvous: Rendezvous) -> Result<Self> {
         let what = || "cannot make the first process of a namespace";
         let Some(pid) = made_or(clone(None, libc::SIGCHLD), what)? else { live(rendezvous) };
-        rendezvous.hear_init(word::NONE, super::children::none_ended)?;
+        rendezvous.hear_init(word::NONE, children::none_ended)?;
         if rendezvous.has_failed() {
             return Err(Error::new(what()));
         }
@@ -77,7 +78,7 @@ impl Init {
             return;
         }
         let _ = nix::sys::signal::kill(self.pid.nix(), LEAVE);
-        let _ = rendezvous.hear_init(word::READY, super::children::none_ended);
+        let _ = rendezvous.hear_init(word::READY, children::none_ended);
     }
 }
 
@@ -114,13 +115,9 @@ fn live(rendezvous: Rendezvous) -> ! {
 fn bury() -> (bool, bool) {
     let mut buried = false;
     loop {
-        let flags = libc::WNOHANG | libc::__WALL;
-        // SAFETY: waits for children of this process, and writes nothing.
-        let waited = unsafe { libc::waitpid(-1, std::ptr::null_mut(), flags) };
-        match Errno::result(waited) {
-            Ok(0) => return (true, buried),
-            Ok(_) => buried = true,
-            Err(Errno::EINTR) => {}
+        match children::change(None, libc::WEXITED | libc::WNOHANG) {
+            Ok(Some(_)) => buried = true,
+            Ok(None) => return (true, buried),
             Err(_) => return (false, buried),
         }
     }
