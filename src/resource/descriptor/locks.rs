@@ -9,7 +9,7 @@
 //! The system calls here take numbers, or a pointer to a struct flock of our own.
 #![allow(unsafe_code)]
 
-use super::socket::flight::behind;
+use super::open::behind;
 use super::{Place, Restored, is_first, kind};
 use crate::error::{Error, Result};
 use crate::proc::fds::Fd;

@@ -35,13 +35,15 @@ pub(super) fn lose(fd: &Fd, look: &Look<'_>, saving: &mut Saving, why: &str) {
 /// Whether the program has this only because whoever started it has it, under the same number: a shell's
 /// own pipe, which nobody misses. The descendants have it from there, too.
 pub(super) fn is_inherited(fd: &Fd, look: &Look<'_>) -> bool {
-    let of_program = !fd.cloexec && fd.number > 2;
+    if fd.cloexec || fd.number <= 2 {
+        return false;
+    }
     let root = look.tables.root().unwrap_or(look.process.pid());
     let parent = Process::glimpse(root).and_then(|root| root.main_stat()).map(|stat| stat.ppid);
     let parent = parent.and_then(Process::glimpse).ok().filter(|it| it.pid() > Pid::INIT);
     let same = |m: std::fs::Metadata| (m.dev(), m.ino()) == (fd.device, fd.inode);
     // The path holds only as long as the parent is open.
-    let place = parent.as_ref().filter(|_| of_program).map(|parent| parent.fd(fd.number));
+    let place = parent.as_ref().map(|parent| parent.fd(fd.number));
     place.is_some_and(|place| std::fs::metadata(place).is_ok_and(same))
 }
 

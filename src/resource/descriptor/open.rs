@@ -18,7 +18,7 @@ use nix::sys::stat::Mode;
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs::File;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 /// Status flags that reopening a file keeps; what only matters at the first open is not among
@@ -263,6 +263,17 @@ pub(crate) fn standard(number: u32) -> Option<BorrowedFd<'static>> {
     // SAFETY: nobody closes the restarter's standard streams before the point of no return.
     let fd = unsafe { BorrowedFd::borrow_raw(number.cast_signed()) };
     nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_GETFD).is_ok().then_some(fd)
+}
+
+/// The description that a place stands for, which was opened for the first place that has it.
+pub(crate) fn behind(all: &[Vec<Restored>], place: Place) -> Option<(&Descriptor, BorrowedFd<'_>)> {
+    let at = all.get(place.process as usize)?.iter().find(|r| r.record.fd == place.fd)?;
+    match &at.origin {
+        Origin::Own(file) => Some((&at.record, file.as_fd())),
+        Origin::Shared(fd) => behind(all, Place { fd: *fd, ..place }),
+        Origin::Elsewhere(leader) => behind(all, *leader),
+        Origin::Standard(number) => standard(*number).map(|file| (&at.record, file)),
+    }
 }
 
 /// What a system call has made for us.

@@ -247,20 +247,19 @@ impl Planner<'_> {
         let (member, need) = (self.members[orphan], self.needs[orphan]);
         for maker in 0..self.members.len() {
             let Some(state) = self.born[maker] else { continue };
+            let (turn, after) = self.turn(maker, state);
+            if self.reaps_too_early(maker, orphan) {
+                if self.place_before_reaping(maker, orphan, turn, need.is_met(after)) {
+                    self.give_birth(orphan, after);
+                    return true;
+                }
+                continue;
+            }
             let step = match member.parent {
                 parent if self.reaper(maker) == parent => Step::MakeOrphan(orphan),
-                _ if self.reaps_too_early(maker, orphan) => Step::MakeOrphan(orphan),
                 Some(_) if self.members[maker].parent == member.parent => Step::MakeSibling(orphan),
                 _ => continue,
             };
-            let (turn, after) = self.turn(maker, state);
-            if step == Step::MakeOrphan(orphan) && self.reaps_too_early(maker, orphan) {
-                if !self.place_before_reaping(maker, orphan, turn, need.is_met(after)) {
-                    continue;
-                }
-                self.give_birth(orphan, after);
-                return true;
-            }
             if need.is_met(after) {
                 self.lives[maker].steps.push(step);
                 self.give_birth(orphan, after);

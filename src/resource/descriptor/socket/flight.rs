@@ -9,14 +9,14 @@ use crate::error::Result;
 use crate::proc::fds::{self, Fd, UNDER_WAY};
 use crate::proc::unix::{self, LISTENS, Unix};
 use crate::ptrace::borrowed;
-use crate::resource::descriptor::{Origin, Place, Restored, file_type, open::standard as stream};
+use crate::resource::descriptor::file_type;
 use crate::resource::descriptor::{standard, tables::Table};
-use ckpt_abi::image::{Descriptor, DescriptorKind};
+use ckpt_abi::image::DescriptorKind;
 use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 
 /// What waits in the sockets of the processes, until it is saved.
 #[derive(Default)]
@@ -112,15 +112,4 @@ pub(crate) fn obstacle(fd: &Fd, kind: DescriptorKind, leads: bool) -> Option<Str
             fd.target.display()
         )
     })
-}
-
-/// The description that a place stands for, which was opened for the first place that has it.
-pub(crate) fn behind(all: &[Vec<Restored>], place: Place) -> Option<(&Descriptor, BorrowedFd<'_>)> {
-    let at = all.get(place.process as usize)?.iter().find(|r| r.record.fd == place.fd)?;
-    match &at.origin {
-        Origin::Own(file) => Some((&at.record, file.as_fd())),
-        Origin::Shared(fd) => behind(all, Place { fd: *fd, ..place }),
-        Origin::Elsewhere(leader) => behind(all, *leader),
-        Origin::Standard(number) => stream(*number).map(|file| (&at.record, file)),
-    }
 }

@@ -5,11 +5,12 @@
 use super::door::Door;
 use super::item::Item;
 use super::queue::Message;
-use super::{connect, flight, options, ports};
+use super::{connect, options, ports};
 use crate::error::{Because, Error, Result};
 use crate::order;
 use crate::proc::fds::UNDER_WAY;
 use crate::proc::unix;
+use crate::resource::descriptor::open::behind;
 use crate::resource::descriptor::{
     Opening, Place, Restored, is_first, kind, numbers, pipe::unframed,
 };
@@ -427,7 +428,7 @@ const FLAGS: MsgFlags = MsgFlags::MSG_DONTWAIT.union(MsgFlags::MSG_NOSIGNAL);
 fn rights(item: &Item, message: &Message, all: &[Vec<Restored>]) -> Result<Vec<i32>> {
     let number = |fd: &u32| {
         let place = Place { process: item.process, fd: *fd };
-        let (record, file) = flight::behind(all, place)?;
+        let (record, file) = behind(all, place)?;
         if record.fd & UNDER_WAY != 0 {
             numbers::mark(file, record);
         }

@@ -213,9 +213,12 @@ pub(super) fn restore(fd: impl AsFd, saved: &[u8], only: &[i32]) -> Result<(), (
             [] => option != LOCKS && option != V6ONLY && !(stream && MULTICAST.contains(&option)),
             only => only.contains(&option),
         };
+        if !known {
+            continue;
+        }
         let mut is = [0; VALUE];
         let asked = ask(fd, option, &mut is[..value.len()]);
-        if known && (!asked || is[..value.len()] != *value) && chosen(fd, option, value, locks) {
+        if (!asked || is[..value.len()] != *value) && chosen(fd, option, value, locks) {
             let changed = change(fd, option, value).map_err(|_| (option >> 16, option & 0xffff));
             refused = refused.and(changed);
         }

@@ -67,7 +67,7 @@ pub(super) fn map(items: &mut Items, new: impl Fn(u16) -> u16) {
         })
     };
     let change = |stream: bool, name: &mut [u8]| {
-        if let Some(at) = place(name).filter(|at| is_end(stream, *at)) {
+        if let Some(at) = place(name).filter(|at| new(at.1) != at.1 && is_end(stream, *at)) {
             name[2..4].copy_from_slice(&new(at.1).to_be_bytes());
         }
     };
