@@ -87,8 +87,8 @@ pub(crate) fn gather_all<'a>(
     }
     outcome?;
     // Behind all that was asked how long anybody still has to wait: by a clock of before, waits would end too early.
-    if let Some(first) = still.first_mut() {
-        first.gathered.clocks = first.frozen.clocks()?;
+    if let Some(first) = still.first() {
+        common.clocks = first.frozen.clocks()?;
     }
     if stop {
         let ids = dead.iter().map(|kin| kin.pid);
@@ -105,11 +105,7 @@ fn look(equipped: &[Equipped], looked: Vec<Option<Looked>>) -> Result<Vec<Looked
     let left: Vec<_> = equipped.iter().zip(&looked).filter(|(_, seen)| seen.is_none()).collect();
     let news = abreast::each(&left, 1, |(one, _)| Looked::at(&one.process, &one.memory));
     let mut news = news.into_iter();
-    looked
-        .into_iter()
-        .map(|seen| seen.map_or_else(|| news.next().transpose(), |seen| Ok(Some(seen))))
-        .flat_map(Result::transpose)
-        .collect()
+    looked.into_iter().filter_map(|seen| seen.map(Ok).or_else(|| news.next())).collect()
 }
 
 /// Looks at the threads of all processes, some abreast.

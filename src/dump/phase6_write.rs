@@ -185,8 +185,10 @@ impl<'a> Writing<'a> {
         mut processes: Vec<Gathered>,
         strict: bool,
     ) -> Result<(u64, Vec<String>)> {
-        let first = processes.first().ok_or_else(|| Error::new("nothing was gathered"))?;
-        let machine = machine(&mut self.common, first)?;
+        if processes.is_empty() {
+            return Err(Error::new("nothing was gathered"));
+        }
+        let machine = machine(&mut self.common)?;
         self.writer.records(SectionKind::Machine, &[machine])?;
         self.writer.records(SectionKind::Cpuid, cpu::leaves())?;
         for gathered in &mut processes {
@@ -301,18 +303,18 @@ fn unchanged(gathered: &Gathered) -> Result<()> {
 }
 
 /// The machine, as the first process sees its clocks.
-fn machine(common: &mut Common, first: &Gathered) -> Result<Machine> {
+fn machine(common: &mut Common) -> Result<Machine> {
     let names = nix::sys::utsname::uname().because(|| "uname")?;
-    let strings = &mut common.strings;
+    let Common { strings, clocks, .. } = common;
     Ok(Machine {
         host: strings.add(names.nodename()),
         kernel: strings.add(names.release()),
-        realtime: first.clocks.realtime,
-        monotonic: first.clocks.since_boot[0],
-        boottime: first.clocks.since_boot[1],
+        realtime: clocks.realtime,
+        monotonic: clocks.since_boot[0],
+        boottime: clocks.since_boot[1],
         xcr0: cpu::xcr0(),
         version: strings.add(env!("CARGO_PKG_VERSION")),
-        boot: first.clocks.boot,
+        boot: clocks.boot,
         processor: strings.add(cpu::name(cpu::leaves())),
         ..Machine::new_zeroed()
     })

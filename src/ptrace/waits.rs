@@ -10,8 +10,7 @@ use super::regs::Regs;
 use super::resumed;
 use super::sockets;
 use crate::error::Result;
-use crate::proc::Process;
-use crate::proc::Tid;
+use crate::proc::{Pid, Process, Tid};
 use ckpt_abi::region::{Control, WAIT_COUNT, WAITS, Wait};
 use nix::libc;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -172,7 +171,8 @@ fn clock_of(cpu: usize) -> Option<u64> {
     // not on a CPU with nothing else to run.
     std::thread::sleep(std::time::Duration::from_nanos(1));
     let tid = Tid::own();
-    let clock = Process::own().ok().and_then(|own| own.sched(tid)).map(|sched| sched.ran);
+    let clock =
+        Process::glimpse(Pid::own()).ok().and_then(|own| own.sched(tid)).map(|sched| sched.ran);
     if moved {
         let _ = sched_setaffinity(own, &before);
     }

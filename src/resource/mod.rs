@@ -117,6 +117,9 @@ pub(crate) struct Common {
     pub tables: descriptor::Tables,
     /// What the image as a whole goes without, in sentences.
     pub losses: Vec<String>,
+    /// The first process's clocks at the moment that the image shows: all that is left of its waits and timers was read before,
+    /// so none of them ends early.
+    pub clocks: Clocks,
     /// How the processes are related, if there are several.
     pub members: Vec<rec::Member>,
     /// The System V objects that are theirs.
@@ -171,9 +174,6 @@ pub(crate) struct Gathered {
     pub limits: Vec<rec::LimitRecord>,
     /// The auxiliary vector.
     pub auxv: Vec<u8>,
-    /// The program's clocks at the moment that the image shows: all that is left of its waits and timers was read before,
-    /// so none of them ends early.
-    pub clocks: Clocks,
     /// Whether the program may keep ids of CPU clocks that a restart makes wrong.
     pub clock_ids: bool,
     /// Interval and POSIX timers.
