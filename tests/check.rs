@@ -22,7 +22,6 @@ const REFUSED: &[(&str, &str)] = &[
 
 /// What a checkpoint goes without.
 const DECLARED: &[(&str, &str)] = &[
-    ("seal", "the seal (mseal(2))"),
     ("watch", "what inotify descriptor"),
     ("notices", "the notices of changes in"),
     ("owner", "the user and group ids"),

@@ -280,6 +280,7 @@ fn read(
     }
     unsaved::name(target, gathered);
     signals::save_pending(target, gathered)?;
+    timers::name_overruns(gathered);
     signals::save_stop(target, gathered);
     descriptor::save(target, gathered, common)?;
     memory::leave_to_streams(&mut areas, gathered, common);

@@ -118,9 +118,19 @@ impl Process {
 
     /// The CPU time that the process has used, in clock ticks (fields 14 and 15).
     pub fn cpu_time(&self) -> Option<u64> {
+        self.ticks(14)
+    }
+
+    /// That of its children that it has waited for (fields 16 and 17).
+    pub fn childrens_cpu_time(&self) -> Option<u64> {
+        self.ticks(16)
+    }
+
+    /// The sum of two neighbouring fields.
+    fn ticks(&self, field: usize) -> Option<u64> {
         let text = self.file("stat").ok()?;
         let rest = text.rsplitn(2, |&b| b == b')').next()?;
-        let mut fields = std::str::from_utf8(rest).ok()?.split_ascii_whitespace().skip(14 - 3);
+        let mut fields = std::str::from_utf8(rest).ok()?.split_ascii_whitespace().skip(field - 3);
         Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
     }
 

@@ -60,7 +60,7 @@ const DECLARED: &[(&str, &str)] = &[
     ("the CPU time that it has used", "start its measurements anew after a restart"),
     ("the ids of CPU clocks", ""),
     ("huge pages of hugetlbfs", "it is only slower"),
-    ("the seal (mseal(2))", "it works without"),
+    ("has expired since its signal waits", ""),
     ("NUMA policies", "start the restart with numactl"),
     ("its user and group ids", "restart it as that user, in jobs of one user"),
     ("the user and group ids", ""),

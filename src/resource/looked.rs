@@ -49,6 +49,8 @@ pub(crate) struct Rest {
     pub(crate) namespaces: Namespaces,
     /// Its CPU time in clock ticks.
     pub(crate) cpu_time: u64,
+    /// That of its children that it has waited for.
+    pub(crate) childrens_cpu_time: u64,
 }
 
 impl Looked {
@@ -117,6 +119,7 @@ impl Rest {
             coredump_filter: process.coredump_filter(),
             namespaces: Namespaces::of(process),
             cpu_time: process.cpu_time().unwrap_or(0),
+            childrens_cpu_time: process.childrens_cpu_time().unwrap_or(0),
         })
     }
 }

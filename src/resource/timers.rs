@@ -107,6 +107,28 @@ pub(crate) fn save(
     Ok(())
 }
 
+/// Names what is to be told with signals that all threads let wait: nobody sees it before they are taken, and what a
+/// restart queues again does not count on.
+pub(crate) fn name_overruns(gathered: &mut Gathered) {
+    let timers = gathered.timers.iter().filter(|t| t.kind == POSIX && t.left != 0 && t.period != 0);
+    let waits = |timer: &&Timer| {
+        let word = |info: &[u8; 128], at: usize| {
+            info[at..].first_chunk().map_or(0, |bytes| i32::from_le_bytes(*bytes))
+        };
+        let is = |info: &[u8; 128]| (word(info, 8), word(info, 16)) == (libc::SI_TIMER, timer.id);
+        gathered.pending.iter().any(|pending| is(&pending.siginfo))
+            && gathered.threads.iter().all(|t| t.mask >> (timer.signal - 1) & 1 != 0)
+    };
+    let sentence = |timer: &Timer| {
+        let id = timer.id;
+        format!(
+            "how often POSIX timer {id} has expired since its signal waits (timer_getoverrun(2))"
+        )
+    };
+    let said: Vec<_> = timers.filter(waits).map(sentence).collect();
+    gathered.losses.extend(said);
+}
+
 /// Orders that make and arm the timers, for the end of the main thread's list: the time of the
 /// program begins to run again.
 ///

@@ -12,7 +12,7 @@ pub(crate) fn name(target: &Target<'_>, gathered: &mut Gathered) {
     gathered.clock_ids = clocks::may_be_kept(target);
     if counts_cpu_time(target) {
         gathered.losses.push(
-            "the CPU time that it has used, which it may look at: clock(3), times(2) and getrusage(2) begin at 0 again"
+            "the CPU time that it has used, or its children, which it may look at: clock(3), times(2) and getrusage(2) begin at 0 again"
                 .into(),
         );
     }
@@ -59,7 +59,7 @@ fn sets(status: &Status) -> [u64; 5] {
 }
 
 /// Whether a program that has used some imports a function that tells how much: a tenth of a second, an interpreter half
-/// of one. Libraries are asked only where the executable is nothing but their front: others import such functions for all
+/// of one, children that have ended a whole one. Libraries are asked only where the executable is nothing but their front: others import such functions for all
 /// who use them.
 fn counts_cpu_time(target: &Target<'_>) -> bool {
     const TENTH: u64 = 10;
@@ -69,14 +69,17 @@ fn counts_cpu_time(target: &Target<'_>) -> bool {
     const INTERPRETERS: [&str; 4] = ["libpython", "libperl", "liblua", "libruby"];
     // Of those that are an executable.
     const ENTRIES: [&str; 4] = ["Py_BytesMain", "perl_run", "lua_newstate", "ruby_run_node"];
+    const WHOLE: u64 = 100;
     let used = target.rest.map_or(0, |rest| rest.cpu_time);
+    let much = target.rest.map_or(0, |rest| rest.childrens_cpu_time) >= WHOLE;
     let interprets = |it: &Loaded| match it.path.is_empty() {
         true => it.names(target.memory, &ENTRIES),
         false => INTERPRETERS.iter().any(|name| it.file_name().starts_with(name)),
     };
     let speaks = |it: &Loaded| it.path.is_empty() || interprets(it);
     let mut speakers = target.loaded.iter().filter(|it| speaks(it));
-    used >= TENTH
-        && speakers
-            .any(|it| it.names(target.memory, &FUNCTIONS) && (used >= HALF || !interprets(it)))
+    (used >= TENTH || much)
+        && speakers.any(|it| {
+            it.names(target.memory, &FUNCTIONS) && (used >= HALF || much || !interprets(it))
+        })
 }

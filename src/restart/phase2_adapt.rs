@@ -9,7 +9,7 @@ use crate::image::stub;
 use crate::inject::{self, monitor::Monitor};
 use crate::proc::Pid;
 use crate::resource::cpu::{self, Set};
-use crate::resource::memory::locked;
+use crate::resource::memory::{advice, locked};
 use crate::resource::{process, scheduling, written, xstate};
 use ckpt_abi::image::{VmaKind, vma_flag};
 use ckpt_abi::region::Config;
@@ -22,6 +22,7 @@ pub(crate) fn adapt_to(saved: &Saved<'_>, warnings: &mut Vec<String>) -> Result<
     warnings.extend(process::raise_limits(&saved.limits)?);
     warnings.extend(scheduling::denied(&saved.threads));
     warnings.extend(locked::denied(&saved.vmas)?);
+    warnings.extend(advice::unsealed(&saved.vmas));
     warnings.extend(written::restore(&saved.process));
     Ok(())
 }

@@ -9,7 +9,7 @@ use super::tree::{Membership, Who};
 use crate::error::{FAILED, Result};
 use crate::image::PAGE;
 use crate::resource::descriptor::{epoll, numbers};
-use crate::resource::memory::locked;
+use crate::resource::memory::{advice, locked};
 use crate::resource::plan::{Arena, Orders, Step};
 use crate::resource::runtime::Id;
 use crate::resource::{process, signals, threads, timers};
@@ -99,6 +99,7 @@ pub(super) fn plan(
     let spare = numbers::free(&saved.descriptors, &ours);
     epoll::restore_watches(&opened.watches, spare, &mut arena, &mut main)?;
     locked::restore(&saved.vmas, saved.process.flags, &mut main);
+    advice::seal(&saved.vmas, &mut main);
     timers::restore(&saved.timers, &ids, &mut arena, &mut main)?;
     process::restore_limits(&saved.limits, &mut arena, &mut main)?;
     let head_value = failure.head(&mut arena, member)?;

@@ -175,6 +175,8 @@ codes! {
         Process = 2,
         /// The description's (fcntl(2), F_OFD_SETLK).
         Description = 3,
+        /// A lease (fcntl(2), F_SETLEASE).
+        Lease = 4,
     }
 }
 

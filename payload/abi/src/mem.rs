@@ -91,6 +91,8 @@ pub mod vma_flag {
     /// A private mapping of a data file: all of its content is in the image, but where the very file is
     /// still there, pages that are as they were show it.
     pub const FOLLOWS: u64 = 1 << 33;
+    /// mseal(2).
+    pub const SEALED: u64 = 1 << 34;
 }
 
 record! {

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: LGPL-2.1-only
-//! Locks on files: flock(2), and the two kinds of fcntl(2).
+//! Locks on files: flock(2), the two kinds of fcntl(2), and leases.
 //!
 //! Those of a description are taken when that is opened again, once for all that have it. Those of a process go with
 //! whatever descriptor of the file it closes first (fcntl_locking(2)): it takes them when it has its descriptors and
-//! closes no more. Whoever waits for a lock asks again when it goes on, and finds it held.
+//! closes no more. Whoever waits for a lock asks again when it goes on, and finds it held. So is a lease taken, which tells
+//! of the number that its descriptor has, and of a job one of flock(2) once more, for the kernel shows who took it.
 //!
 //! # Safety
 //! The system calls here take numbers, or a pointer to a struct flock of our own.
@@ -31,7 +32,7 @@ pub(crate) fn save(number: u32, fds: &[Fd], gathered: &mut Gathered) {
             if !of_process && !is_first(record, number) {
                 continue;
             }
-            match parsed.filter(|_| can_lock(record)) {
+            match parsed.filter(|lock| can_lock(record) && is_to_be_had(lock, fd)) {
                 Some(lock) => put(&mut gathered.locks, lock, fd, fds),
                 None => gathered.losses.push(format!(
                     "the lock on {} ({})",
@@ -60,6 +61,13 @@ fn put(locks: &mut Vec<FileLock>, lock: FileLock, fd: &Fd, fds: &[Fd]) {
     locks.push(lock);
 }
 
+/// No lease for reading is given to who can write, as one that is just broken may become.
+fn is_to_be_had(lock: &FileLock, fd: &Fd) -> bool {
+    lock.kind != LockKind::Lease as u32
+        || lock.exclusive == 1
+        || super::access(fd.flags) == libc::O_RDONLY
+}
+
 fn can_lock(record: &Descriptor) -> bool {
     !matches!(kind(record), DescriptorKind::Stdio | DescriptorKind::Lost | DescriptorKind::Terminal)
 }
@@ -71,8 +79,10 @@ fn parse(line: &str, fd: u32) -> Option<FileLock> {
         "FLOCK" => LockKind::File,
         "POSIX" => LockKind::Process,
         "OFDLCK" => LockKind::Description,
+        "LEASE" => LockKind::Lease,
         _ => return None,
     };
+    // Of a lease that is just broken it is what that comes to; nothing can be taken back.
     let exclusive = match words.nth(1)? {
         "WRITE" => 1,
         "READ" => 0,
@@ -90,6 +100,7 @@ fn called(line: &str) -> &'static str {
     match line.split_whitespace().nth(1) {
         Some("FLOCK") => "flock(2)",
         Some("OFDLCK") => "fcntl(2), F_OFD_SETLK",
+        Some("LEASE") if line.contains(" BREAK") => "a lease that is just broken",
         Some("LEASE" | "DELEG") => "a lease, fcntl(2), F_SETLEASE",
         _ => "fcntl(2), F_SETLK",
     }
@@ -122,19 +133,30 @@ pub(crate) fn take(
         .hint("lslocks(8) shows who holds a lock: wait for its end; nothing has been changed"))
 }
 
+/// Whether a description has a lease.
+pub(super) fn is_leased(fd: &Fd) -> bool {
+    fd.extra.iter().any(|(key, line)| key == "lock" && line.contains(" LEASE "))
+}
+
 fn refusal(e: Errno) -> String {
     match e {
-        Errno::EAGAIN | Errno::EACCES => "and another process has locked it since".to_owned(),
+        Errno::EAGAIN => "and another process has locked it since".to_owned(),
         e => format!("and it cannot be locked: {}", e.desc()),
     }
 }
 
-/// Takes this process's own locks; descriptors have the numbers of the program, and none is closed after this.
+/// Takes this process's own locks; descriptors have the numbers of the program, and none is closed after this. One of
+/// `several` also those that the restarter holds for it.
 ///
 /// # Errors
 /// Somebody else has one of them.
-pub(crate) fn take_own(locks: &[FileLock]) -> Result<()> {
-    for lock in locks.iter().filter(|lock| lock.kind == LockKind::Process as u32) {
+pub(crate) fn take_own(locks: &[FileLock], several: bool) -> Result<()> {
+    let is_own = |lock: &&FileLock| match LockKind::try_from(lock.kind) {
+        Ok(LockKind::File) => several,
+        Ok(LockKind::Description) | Err(_) => false,
+        Ok(LockKind::Process | LockKind::Lease) => true,
+    };
+    for lock in locks.iter().filter(is_own) {
         // SAFETY: borrowed for the calls of `set`, which fail with EBADF where there is no such descriptor.
         let fd = unsafe { BorrowedFd::borrow_raw(lock.fd.cast_signed()) };
         set(fd, lock, Moment::Installed).map_err(|e| {
@@ -152,14 +174,36 @@ enum Moment {
 }
 
 fn set(fd: BorrowedFd<'_>, lock: &FileLock, moment: Moment) -> nix::Result<()> {
-    let of_process = lock.kind == LockKind::Process as u32;
-    if lock.kind == LockKind::File as u32 {
-        let how = if lock.exclusive == 1 { libc::LOCK_EX } else { libc::LOCK_SH };
+    let call = |command: i32, arg: i32| {
         // SAFETY: numbers only.
-        return Errno::result(unsafe { libc::flock(fd.as_raw_fd(), how | libc::LOCK_NB) })
-            .map(drop);
-    }
-    let how = if lock.exclusive == 1 { libc::F_WRLCK } else { libc::F_RDLCK };
+        Errno::result(unsafe { libc::fcntl(fd.as_raw_fd(), command, arg) }).map(drop)
+    };
+    let whole = |how: i32| {
+        // SAFETY: numbers only.
+        Errno::result(unsafe { libc::flock(fd.as_raw_fd(), how | libc::LOCK_NB) }).map(drop)
+    };
+    let exclusive = lock.exclusive == 1;
+    let how = if exclusive { libc::F_WRLCK } else { libc::F_RDLCK };
+    let (command, may) = match (LockKind::try_from(lock.kind), moment) {
+        (Ok(LockKind::Lease), _) => {
+            call(libc::F_SETLEASE, how)?;
+            return match moment {
+                Moment::Opened => call(libc::F_SETLEASE, libc::F_UNLCK),
+                Moment::Installed => Ok(()),
+            };
+        }
+        (Ok(LockKind::File), Moment::Installed) => {
+            // Of the same kind it would stay the restarter's.
+            whole(if exclusive { libc::LOCK_SH } else { libc::LOCK_UN })?;
+            return whole(if exclusive { libc::LOCK_EX } else { libc::LOCK_SH });
+        }
+        (Ok(LockKind::File), Moment::Opened) => {
+            return whole(if exclusive { libc::LOCK_EX } else { libc::LOCK_SH });
+        }
+        (Ok(LockKind::Process), Moment::Opened) => (libc::F_GETLK, libc::F_UNLCK),
+        (Ok(LockKind::Process), Moment::Installed) => (libc::F_SETLK, how),
+        _ => (libc::F_OFD_SETLK, how),
+    };
     let mut range = libc::flock {
         l_type: how as i16,
         l_whence: libc::SEEK_SET as i16,
@@ -167,16 +211,10 @@ fn set(fd: BorrowedFd<'_>, lock: &FileLock, moment: Moment) -> nix::Result<()> {
         l_len: lock.len.cast_signed(),
         l_pid: 0,
     };
-    let command = match (of_process, moment) {
-        (false, _) => libc::F_OFD_SETLK,
-        (true, Moment::Opened) => libc::F_GETLK,
-        (true, Moment::Installed) => libc::F_SETLK,
-    };
     let at: *mut libc::flock = &mut range;
     // SAFETY: the kernel reads and writes struct flock.
     Errno::result(unsafe { libc::fcntl(fd.as_raw_fd(), command, at) })?;
-    let free = command != libc::F_GETLK || i32::from(range.l_type) == libc::F_UNLCK;
-    if free { Ok(()) } else { Err(Errno::EAGAIN) }
+    if i32::from(range.l_type) == may { Ok(()) } else { Err(Errno::EAGAIN) }
 }
 
 #[cfg(test)]
@@ -189,7 +227,9 @@ mod tests {
         assert_eq!((lock.fd, lock.exclusive, lock.start, lock.len), (7, 1, 100, 100));
         let lock = parse("12: FLOCK  ADVISORY  READ 5797 fe:00:24 0 EOF", 3).unwrap();
         assert_eq!((lock.kind, lock.exclusive, lock.len), (LockKind::File as u32, 0, 0));
-        assert!(parse("1: LEASE  ACTIVE    WRITE 5797 fe:00:24 0 EOF", 3).is_none());
+        let lease = parse("1: LEASE  BREAKING  READ 5797 fe:00:24 0 EOF", 3).unwrap();
+        assert_eq!((lease.kind, lease.exclusive), (LockKind::Lease as u32, 0));
+        assert!(parse("1: LEASE  BREAKING  UNLCK 5797 fe:00:24 0 EOF", 3).is_none());
         assert!(parse("1: POSIX  ADVISORY  WRITE 5797 fe:00:24 9 1", 3).is_none());
     }
 }

@@ -5,6 +5,7 @@
 //! The system calls here take numbers, or pointers to two words of our own.
 #![allow(unsafe_code)]
 
+use super::locks::is_leased;
 use super::{Look, Saving, file_type};
 use crate::proc::Pid;
 use crate::proc::fds::Fd;
@@ -26,8 +27,8 @@ const F_OWNER_PID: i32 = 1;
 
 /// Saves owner and signal.
 pub(crate) fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) {
-    // Nobody has anything to tell of a plain file but its lease, which is named.
-    let tells = fd.flags.cast_signed() & libc::O_ASYNC != 0;
+    // Nobody has anything to tell of a plain file but its lease.
+    let tells = fd.flags.cast_signed() & libc::O_ASYNC != 0 || is_leased(fd);
     if !tells && file_type(fd.mode) == libc::S_IFREG {
         return;
     }

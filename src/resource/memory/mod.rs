@@ -251,11 +251,6 @@ fn declare(vma: &Vma, gathered: &mut Gathered) {
     if vma.flags.has("ht") {
         gathered.losses.push(format!("huge pages of hugetlbfs at {at} become ordinary ones"));
     }
-    // Kernels seal the mappings of their own, too (CONFIG_MSEAL_SYSTEM_MAPPINGS).
-    let own = vma.name.to_string_lossy().starts_with("[v");
-    if vma.flags.has("sl") && !own {
-        gathered.losses.push(format!("the seal (mseal(2)) of the memory at {at}"));
-    }
 }
 
 fn classify_shared(

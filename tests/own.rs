@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! What the kernel keeps for a process and nobody else: leases, who holds a lock, seals; or a word about it.
+
+mod harness;
+
+use harness::{Bench, Build, Who};
+
+const BOTH: [Who; 2] = [Who::Me, Who::Nobody];
+
+/// Three generations of the subject, which looks at its state in each.
+#[track_caller]
+fn keeps(who: Who, kind: &str) {
+    let bench = Bench::new(who);
+    let mut run = bench.run(bench.subject("own", Build::Pie), &[kind]);
+    match run.line().as_str() {
+        "ready" => {}
+        "none" => return,
+        other => panic!("{other}"),
+    }
+    for image in ["1.ckpt", "2.ckpt", "3.ckpt"] {
+        run = bench.reborn(image, run);
+        run.check();
+    }
+    run.go();
+}
+
+#[test]
+fn leases() {
+    BOTH.into_iter().for_each(|who| keeps(who, "lease"));
+}
+
+#[test]
+fn who_holds_a_lock() {
+    BOTH.into_iter().for_each(|who| keeps(who, "flock"));
+}
+
+#[test]
+fn sealed_memory() {
+    BOTH.into_iter().for_each(|who| keeps(who, "seal"));
+}
+
+#[test]
+fn what_is_lost_is_named() {
+    for (kind, loss) in [
+        ("overrun", "how often POSIX timer 0 has expired since its signal waits"),
+        ("children", "the CPU time that it has used, or its children"),
+    ] {
+        let bench = Bench::new(Who::Nobody);
+        let mut run = bench.run(bench.subject("own", Build::Pie), &[kind]);
+        run.expect("ready");
+        let said = bench.must(&["save", &run.pid_text(), "-n", &bench.name("x.ckpt")]);
+        assert!(said.stderr.contains(loss), "{said:?}");
+        run.go();
+    }
+}

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+// own KIND: what the kernel keeps for a process and nobody else.
+//   lease     leases for reading and writing, which tell of being broken by a signal with the descriptor
+//   flock     a lock that a child took and both have: /proc shows one of them as its holder
+//   seal      memory that is sealed (mseal(2))
+//   overrun   a timer that has expired often, whose signal waits
+//   children  children that have used a second of CPU time
+#include "subject.h"
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+
+enum { PAGE = 4096 };
+static const char *kind;
+static int fd, other;
+static pid_t child;
+static char *memory;
+static volatile sig_atomic_t told, of;
+
+static int is(const char *word) { return !strcmp(kind, word); }
+
+static void on_break(int number, siginfo_t *info, void *unused) {
+  (void)unused;
+  of = info->si_fd;
+  told = number;
+}
+
+static void handle(int number) {
+  struct sigaction action = {.sa_sigaction = on_break, .sa_flags = SA_SIGINFO};
+  CHECK(!sigaction(number, &action, 0), "%m");
+}
+
+static int opened(const char *name, int flags) {
+  int made = open(name, flags | O_CREAT, 0644);
+  CHECK(made >= 0, "%s: %m", name);
+  return made;
+}
+
+static void lease(void) {
+  handle(SIGIO);
+  handle(SIGUSR1);
+  if (!fd) fd = opened("written", O_RDWR);
+  if (!other) {
+    close(opened("read", O_RDWR));
+    other = opened("read", O_RDONLY);
+  }
+  CHECK(!fcntl(fd, F_SETLEASE, F_WRLCK) && !fcntl(other, F_SETLEASE, F_RDLCK), "%m");
+  CHECK(!fcntl(other, F_SETSIG, SIGUSR1), "%m");
+}
+
+static void broken(const char *name, int flags, int number, int which) {
+  told = 0;
+  CHECK(open(name, flags | O_NONBLOCK) == -1 && errno == EWOULDBLOCK, "%s: %m", name);
+  for (int i = 0; i < 1000 && !told; i++) nanosleep(&(struct timespec){0, 1000000}, 0);
+  CHECK(told == number, "signal %d", told);
+  CHECK(number == SIGIO || of == which, "of %d", of);
+  CHECK(!fcntl(which, F_SETLEASE, F_UNLCK), "%m");
+}
+
+// Whom the kernel shows as the holder of a lock by flock(2) on a descriptor.
+static void held(int number) {
+  char name[64], line[256];
+  int owner = 0;
+  snprintf(name, sizeof name, "/proc/self/fdinfo/%d", number);
+  FILE *file = fopen(name, "r");
+  CHECK(file, "%m");
+  while (fgets(line, sizeof line, file)) sscanf(line, "lock:\t%*d: FLOCK ADVISORY WRITE %d", &owner);
+  fclose(file);
+  CHECK(owner == getpid() || owner == child, "held by %d", owner);
+}
+
+static void check(void) {
+  if (is("lease")) {
+    CHECK(fcntl(fd, F_GETLEASE) == F_WRLCK && fcntl(other, F_GETLEASE) == F_RDLCK, "leases are lost");
+    broken("written", O_RDONLY, SIGIO, fd);
+    broken("read", O_WRONLY, SIGUSR1, other);
+    lease();
+  } else if (is("flock")) {
+    held(fd);
+    int again = open("file", O_RDWR);
+    CHECK(again >= 0 && flock(again, LOCK_SH | LOCK_NB) == -1, "it is free");
+    close(again);
+  } else if (is("seal")) {
+    CHECK(memory[0] == 7 && memory[PAGE] == 8, "content");
+    CHECK(munmap(memory, PAGE) == -1 && errno == EPERM, "%m");
+    CHECK(!mprotect(memory + PAGE, PAGE, PROT_READ), "%m");
+  }
+}
+
+static void set(void) {
+  if (is("lease")) lease();
+  if (is("flock")) {
+    fd = opened("file", O_RDWR);
+    CHECK(!flock(fd, LOCK_EX), "%m");
+    child = fork();
+    if (!child)
+      for (;;) pause();
+  }
+  if (is("seal")) {
+    memory = mmap(0, 2 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(memory != MAP_FAILED, "%m");
+    memory[0] = 7;
+    memory[PAGE] = 8;
+    if (syscall(462, memory, PAGE, 0)) {
+      say("none\n");
+      exit(0);
+    }
+  }
+  if (is("overrun")) {
+    sigset_t blocked;
+    sigemptyset(&blocked);
+    sigaddset(&blocked, SIGUSR2);
+    CHECK(!sigprocmask(SIG_BLOCK, &blocked, 0), "%m");
+    struct sigevent event = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGUSR2};
+    struct itimerspec often = {{0, 1000000}, {0, 1000000}};
+    timer_t timer;
+    CHECK(!timer_create(CLOCK_MONOTONIC, &event, &timer) && !timer_settime(timer, 0, &often, 0), "%m");
+    for (sigset_t waits; sigpending(&waits), !sigismember(&waits, SIGUSR2);) {}
+  }
+  if (is("children")) {
+    if (!fork()) {
+      while (clock() < 11 * CLOCKS_PER_SEC / 10) {}
+      _exit(0);
+    }
+    struct rusage used;
+    CHECK(wait(0) > 0 && !getrusage(RUSAGE_CHILDREN, &used), "%m");
+  }
+}
+
+int main(int count, char **arguments) {
+  kind = count > 1 ? arguments[1] : "";
+  set();
+  int status = obey(check);
+  if (child) kill(child, SIGKILL);
+  return status;
+}
