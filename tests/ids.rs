@@ -96,6 +96,8 @@ fn ids_are_counted_for_where_namespaces_are_forbidden() {
     let counted: Vec<_> = ended.stdout[..counted.unwrap_or(0)].iter().collect();
     assert!(counted.iter().any(|line| *line == "child 7"), "{ended:?}");
     assert!(!counted.iter().any(|line| line.contains("new process ids")), "{ended:?}");
+    let why = "user.max_user_namespaces=0 forbids namespaces here";
+    assert_eq!(ended.stdout.iter().filter(|line| line.contains(why)).count(), 2, "{ended:?}");
 }
 
 /// Holds an id as that of a session, whose leader and group are gone: who looks for it finds nobody (kill(2)), and yet it

@@ -19,6 +19,7 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sched::{CloneFlags, setns};
 use std::fs::{self, File};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
@@ -158,8 +159,24 @@ pub(crate) fn enter(process: Process) -> Result<Process> {
         others.push((opened.ok_or_else(refused)?, flag));
     }
     let here = std::env::current_dir().because(|| "cannot find out the current directory")?;
+    let id = |place: &str| fs::metadata(place).map(|found| (found.dev(), found.ino())).ok();
+    let (root, theirs) = (id("/"), process.path("root"));
+    // Whose root directory is ours, too.
+    let shared = File::open(&theirs).ok().zip(File::open("/").ok()).filter(|_| id(&theirs) == root);
     for (namespace, flag) in others {
         setns(namespace, flag).map_err(|errno| forbidden(pid, errno))?;
+    }
+    // A mount namespace is entered at its own root, which is not that of a chroot (setns(2)).
+    if let Some((shared, left)) = shared
+        && id("/") != root
+    {
+        let link = |file: &File| format!("/proc/self/fd/{}", file.as_raw_fd());
+        fs::read_link(link(&left))
+            .map(|left| proc::paths_begin_behind(left.into()))
+            .because(why)?;
+        std::env::set_current_dir(link(&shared))
+            .and_then(|()| std::os::unix::fs::chroot("."))
+            .because(why)?;
     }
     std::env::set_current_dir(&here)
         .because(|| format!("there is no {} where process {pid} lives", here.display()))?;

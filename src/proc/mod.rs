@@ -51,6 +51,7 @@ use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
+use std::sync::OnceLock;
 
 use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use nix::libc;
@@ -167,6 +168,15 @@ pub fn parse_anything(bytes: &[u8]) {
     let _ = split_deleted(bytes.to_vec());
 }
 
+/// What paths begin with that lead through a mount namespace whose root directory we have left, which was not its own:
+/// no root of ours ends them there (fs/d_path.c, prepend_path).
+static BEFORE: OnceLock<Vec<u8>> = OnceLock::new();
+
+/// Takes this off all paths that are read from now on.
+pub(crate) fn paths_begin_behind(root: OsString) {
+    let _ = BEFORE.set(root.into_vec());
+}
+
 /// The kernel's mark of an unlinked file.
 const DELETED: &str = " (deleted)";
 
@@ -175,6 +185,11 @@ const DELETED: &str = " (deleted)";
 /// d_path (fs/d_path.c) adds " (deleted)" only to paths, which begin with a slash. The name of a
 /// file that exists may end so too: see [`confirmed`].
 fn split_deleted(mut name: Vec<u8>) -> (OsString, bool) {
+    if let Some(rest) = BEFORE.get().and_then(|before| name.strip_prefix(&before[..]))
+        && matches!(rest.first(), None | Some(b'/'))
+    {
+        name = if rest.is_empty() { b"/".to_vec() } else { rest.to_vec() };
+    }
     let deleted = name.starts_with(b"/") && name.ends_with(DELETED.as_bytes());
     if deleted {
         name.truncate(name.len() - DELETED.len());

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! The unix sockets of our network namespace, as the kernel tells of them (sock_diag(7), UNIX_DIAG).
 
+use super::process::Process;
+use super::slurp;
+use super::text::{decimal, lines, words};
 use nix::libc;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
 };
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::os::fd::AsRawFd;
 
 /// A socket that listens (include/net/tcp_states.h, TCP_LISTEN).
@@ -46,6 +49,18 @@ pub(crate) fn all() -> Option<HashMap<u64, Unix>> {
     let mut found = HashMap::new();
     ask(&request(), &mut |message| found.extend(one(message)))?;
     Some(found)
+}
+
+/// The inode numbers of those without a name in the network namespace of a process (/proc/PID/net/unix), which every
+/// kernel tells.
+pub(crate) fn unnamed(process: &Process) -> BTreeSet<u64> {
+    let text = slurp(&process.path("net/unix")).unwrap_or_default();
+    let one = |line| {
+        let mut words = words(line).skip(6);
+        let inode = decimal(words.next()?).ok()?;
+        words.next().is_none().then_some(inode)
+    };
+    lines(&text).skip(1).filter_map(one).collect()
 }
 
 /// The bits that shutdown(2) has set of UDP sockets, of those that have any; none where the kernel does not tell

@@ -5,7 +5,7 @@
 
 use super::{Kind, Look, Loss, Opening, Origin, Saving, file_type, terminal};
 use crate::error::{Because, Result};
-use crate::proc::{Pid, Process, fds::Fd};
+use crate::proc::{Pid, Process, fds::Fd, unix};
 use ckpt_abi::image::Descriptor;
 use nix::fcntl::OFlag;
 use nix::libc;
@@ -50,6 +50,9 @@ pub(super) fn is_inherited(fd: &Fd, look: &Look<'_>) -> bool {
 /// What it is, for people.
 fn why(fd: &Fd) -> &'static str {
     match file_type(fd.mode) {
+        libc::S_IFSOCK if unix::all().is_none() => {
+            "a socket of which this kernel does not tell what it is connected to: modprobe unix_diag"
+        }
         libc::S_IFSOCK => "a socket of a kind that cannot be saved",
         libc::S_IFIFO => "a pipe to another program",
         libc::S_IFCHR if terminal::is_pseudo(fd.rdev) => "a terminal that is not the program's own",

@@ -4,7 +4,7 @@
 //! A description that several processes have is saved with the first of them; its further descriptors name that.
 
 use super::pty::Ptys;
-use super::socket::{Inet, flight::Flight};
+use super::socket::{self, Inet, flight::Flight};
 use super::{Loss, file_type, standard};
 use crate::error::Result;
 use crate::proc::fds::Fd;
@@ -110,12 +110,12 @@ impl Tables {
 
     /// What the kernel tells of all unix sockets, by inode number; asked once, when the processes stand still.
     pub(crate) fn sockets(&self) -> &HashMap<u64, Unix> {
-        self.sockets.get_or_init(|| unix::all().unwrap_or_default())
+        self.sockets.get_or_init(|| unix::all().unwrap_or_else(|| socket::pairs(&self.of)))
     }
 
     /// The TCP and UDP sockets of the processes, by inode number; looked at once, when they stand still.
     pub(crate) fn inet(&self) -> &HashMap<u64, Inet> {
-        self.inet.get_or_init(|| super::socket::inet(self))
+        self.inet.get_or_init(|| socket::inet(self))
     }
 
     /// What the kernel tells of all TCP sockets of the first process's network namespace.

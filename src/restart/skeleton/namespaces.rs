@@ -14,8 +14,8 @@ use super::children::{Change, change};
 use super::counted::is_near;
 use super::make::end;
 use crate::error::{Error, Result};
-use crate::proc::Pid;
 use crate::proc::fork::fork;
+use crate::proc::{Pid, setting};
 use crate::restart::machine::capable;
 use nix::errno::Errno;
 use nix::libc;
@@ -23,6 +23,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::kill;
 use nix::unistd::{Gid, Uid, getegid, geteuid};
+use std::borrow::Cow;
 use std::fs;
 
 const CLONE_NEWTIME: i32 = 0x80;
@@ -124,7 +125,39 @@ pub(crate) enum Hindrance {
 
 impl Hindrance {
     /// What forbids them, and what would change it.
-    pub(crate) fn remedy(self) -> &'static str {
+    pub(crate) fn remedy(self) -> Cow<'static, str> {
+        match self.setting() {
+            Some(setting) => {
+                format!("{setting} forbids namespaces here: restart it where that is otherwise")
+                    .into()
+            }
+            None => self.usual_remedy().into(),
+        }
+    }
+
+    /// The setting that forbids them, as sysctl(8) has it.
+    fn setting(self) -> Option<&'static str> {
+        let all: &[&str] = match self {
+            Self::Refused(Errno::ENOSPC | Errno::EUSERS) => &[
+                "user.max_user_namespaces=0",
+                "user.max_pid_namespaces=0",
+                "user.max_mnt_namespaces=0",
+                "user.max_ipc_namespaces=0",
+            ],
+            Self::Refused(_) => &[
+                "kernel.unprivileged_userns_clone=0",
+                "kernel.apparmor_restrict_unprivileged_userns=1",
+            ],
+            _ => &[],
+        };
+        let is_so = |line: &&&str| {
+            let (name, value) = line.split_once('=').unwrap_or((line, ""));
+            setting(&name.replace('.', "/")).map(|now| now.to_string()).as_deref() == Some(value)
+        };
+        all.iter().find(is_so).copied()
+    }
+
+    fn usual_remedy(self) -> &'static str {
         match self {
             Self::Refused(Errno::ENOSPC | Errno::EUSERS) => {
                 "the number of namespaces is limited here (max_user_namespaces and its like in /proc/sys/user)"
@@ -136,7 +169,7 @@ impl Hindrance {
                 "this kernel was built without them (CONFIG_PID_NS, CONFIG_USER_NS)"
             }
             Self::Refused(_) => {
-                "user namespaces, or mounts in them, are forbidden here: by kernel.unprivileged_userns_clone=0, kernel.apparmor_restrict_unprivileged_userns=1, or the filters of a container; restart it where they are allowed, or as root"
+                "user namespaces, or mounts in them, are forbidden here, as in a chroot, or by AppArmor or the filter of a container; restart it where they are allowed, or as root"
             }
             Self::Masked => {
                 "parts of /proc are masked here, as in containers, and so a PID namespace could have none of its own; restart it where they are not (docker run --security-opt systempaths=unconfined, procMount: Unmasked of Kubernetes)"
@@ -218,7 +251,11 @@ pub(super) fn mount_proc() -> nix::Result<()> {
 /// Else what is mounted would appear in the namespace that this one is a copy of.
 fn separate_mounts() -> nix::Result<()> {
     let nothing: Option<&str> = None;
-    mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing)
+    let separate =
+        |place| mount(nothing, place, nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing);
+    // The root directory of a chroot need not be that of a mount.
+    separate("/")
+        .or_else(|errno| if errno == Errno::EINVAL { separate("/proc") } else { Err(errno) })
 }
 
 fn show_proc() -> nix::Result<()> {

@@ -4,7 +4,7 @@
 //! others; a restart opens them, sends them where they were, and gives them to nobody.
 
 use super::queue::Waiting;
-use super::waiting;
+use super::{pairs, waiting};
 use crate::error::Result;
 use crate::proc::fds::{self, Fd, UNDER_WAY};
 use crate::proc::unix::{self, LISTENS, Unix};
@@ -49,7 +49,7 @@ impl Flight {
         if left.is_empty() {
             return Ok((flight, None));
         }
-        let sockets = unix::all().unwrap_or_default();
+        let sockets = unix::all().unwrap_or_else(|| pairs::all(of));
         if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
             let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
         }

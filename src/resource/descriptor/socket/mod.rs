@@ -13,6 +13,7 @@ mod make;
 mod minder;
 mod name;
 mod options;
+mod pairs;
 mod plain;
 mod ports;
 mod queue;
@@ -34,6 +35,7 @@ use zerocopy::{FromZeros, IntoBytes};
 
 pub(crate) use inet::{Inet, all as inet, connections, end_at_once};
 pub(crate) use make::Made;
+pub(crate) use pairs::all as pairs;
 
 pub(super) const KIND: Kind = Kind { recognise, save, open };
 

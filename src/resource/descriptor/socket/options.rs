@@ -30,6 +30,8 @@ pub(super) const LINGER: i32 = socket(libc::SO_LINGER);
 pub(super) const SNDTIMEO: i32 = socket(libc::SO_SNDTIMEO);
 pub(super) const DOMAIN: i32 = socket(libc::SO_DOMAIN);
 pub(super) const TYPE: i32 = socket(libc::SO_TYPE);
+/// Who has made both ends of a pair (SO_PEERCRED).
+pub(super) const MAKER: i32 = socket(libc::SO_PEERCRED);
 pub(super) const PROTOCOL: i32 = socket(libc::SO_PROTOCOL);
 pub(super) const LISTENS: i32 = socket(libc::SO_ACCEPTCONN);
 pub(super) const NODELAY: i32 = of(libc::IPPROTO_TCP, libc::TCP_NODELAY);

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! Where programs are saved and restarted: chroots, kernels that tell less, file systems and limits that leave no room.
+
+mod harness;
+
+use harness::{Bench, Build, Who};
+
+/// A job in a chroot whose root directory is that of no mount, restarted while its ids are taken by an earlier one.
+const CHROOT: &str = r#"
+    mount --make-rprivate /
+    mkdir -p root/proc root/dev && mount --rbind /proc root/proc
+    : > root/dev/null && mount --bind /dev/null root/dev/null
+    cp "$(command -v busybox)" root/busybox && cp ckpt root/ckpt && chmod 777 root
+    cat > root/job <<'END'
+        (until [ -e gate ]; do /busybox sleep 0.05; done; exit 7) & child=$!
+        : > ready; wait $child; echo "child $?"
+END
+    chroot root /busybox sh -c '
+        /ckpt -n a.ckpt /busybox sh job & first=$!
+        until [ -e ready ]; do /busybox sleep 0.05; done
+        /ckpt save $first -n a.ckpt; ./a.ckpt & again=$!
+        /ckpt save --stop $again -n b.ckpt; wait $again; ./b.ckpt & again=$!
+        /ckpt save --stop $again -n c.ckpt; wait $again; ./c.ckpt & again=$!
+        : > third; wait' & all=$!
+    until [ -e root/third ]; do sleep 0.05; done
+    chmod 755 root/a.ckpt; chroot --userspec 65534:65534 root /a.ckpt --ids keep; echo "kept $?"
+    : > root/gate; wait $all
+"#;
+
+#[test]
+fn a_job_in_a_chroot_goes_on() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let bench = Bench::new(Who::Me);
+    let ended = bench.run("unshare", &["-m", "sh", "-c", CHROOT]).end();
+    let children = ended.stdout.iter().filter(|line| *line == "child 7").count();
+    assert_eq!(children, 2, "{ended:?}");
+    assert!(ended.stdout.iter().any(|line| line == "kept 125"), "{ended:?}");
+    assert!(ended.stderr.contains("forbidden here, as in a chroot"), "{ended:?}");
+    for wrong in ["new process ids", "descriptors", "a copy of its own"] {
+        assert!(!ended.stderr.contains(wrong), "{wrong}: {ended:?}");
+    }
+}
+
+/// Pairs of sockets of every kind, in a process and to its child, one with an end that is shut, one whose other end is gone.
+const PAIRS: &str = r#"
+import os, socket, time
+def pair(kind): return socket.socketpair(socket.AF_UNIX, kind)
+kinds = socket.SOCK_STREAM, socket.SOCK_SEQPACKET, socket.SOCK_DGRAM
+own = [pair(kind) for kind in kinds]
+for a, b in own: a.send(b"to b"); b.send(b"to a")
+down, up = pair(socket.SOCK_STREAM)
+shut, ended = pair(socket.SOCK_STREAM)
+shut.send(b"last"); shut.shutdown(socket.SHUT_WR)
+left, gone = pair(socket.SOCK_STREAM)
+gone.send(b"left"); gone.close()
+if not os.fork():
+    down.close()
+    up.send(up.recv(9) + b" back")
+    os._exit(0)
+up.close()
+print("ready", flush=True)
+while not os.path.exists("gate"): time.sleep(0.02)
+print(*[b.recv(9).decode() + a.recv(9).decode() for a, b in own])
+down.send(b"there"); print(down.recv(20).decode(), os.wait()[1])
+ended.send(b"other way")
+print(ended.recv(9), ended.recv(9), shut.recv(9), left.recv(9), left.recv(9), flush=True)
+"#;
+
+/// Where the kernel tells nothing of unix sockets (UNIX_DIAG), as where a filter refuses the question.
+#[test]
+fn pairs_of_sockets_go_on_where_the_kernel_does_not_tell() {
+    let refused = [nix::libc::EPERM, nix::libc::SYS_socket as i32].map(|word| word.to_string());
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        bench.file("job.py", PAIRS);
+        let filter = bench.subject("refuse", Build::Static);
+        let mut run = bench.launch(&["-n", "x.ckpt"], "/usr/bin/python3", &["job.py"]);
+        run.expect("ready");
+        for _ in 0..3 {
+            let save = ["./ckpt", "save", "--stop", &run.pid_text(), "-n", "x.ckpt"];
+            let words = [&[&*refused[0], &*refused[1]], &save[..]].concat();
+            let saved = bench.run(&filter, &words).ends_well();
+            assert!(!saved.stderr.contains("not saved: descriptors"), "{saved:?}");
+            run.ends_well();
+            run = bench.run(bench.path("x.ckpt"), &[]);
+        }
+        bench.file("gate", "");
+        run.expect("to bto a to bto a to bto a");
+        run.expect("there back 0");
+        run.expect("b'last' b'' b'other way' b'left' b''");
+        run.ends_well();
+    }
+}
