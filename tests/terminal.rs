@@ -10,7 +10,9 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
-use nix::pty::openpty;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::pty::{Winsize, openpty};
+use nix::sys::termios::{LocalFlags, tcgetattr};
 
 use harness::{Bench, Build, Who, until};
 
@@ -23,7 +25,14 @@ struct Session {
 
 impl Session {
     fn start(bench: &Bench, command: &[&str]) -> Self {
-        let pty = openpty(None, None).expect("a pseudo terminal");
+        Self::of_size(bench, command, (80, 24))
+    }
+
+    fn of_size(bench: &Bench, command: &[&str], (ws_col, ws_row): (u16, u16)) -> Self {
+        let size = Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 };
+        let pty = openpty(&size, None).expect("a pseudo terminal");
+        // The program has one end alone.
+        fcntl(&pty.master, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).expect("a flag");
         let stream = |fd: &OwnedFd| Stdio::from(fd.try_clone().expect("a duplicate"));
         let mut setsid: Command = bench.command("setsid");
         setsid.arg("--ctty").args(command);
@@ -60,6 +69,15 @@ impl Session {
             nix::unistd::tcgetpgrp(&self.keyboard)
                 .is_ok_and(|it| it.as_raw() != shell)
                 .then_some(())
+        });
+    }
+
+    /// Waits until a program of this name leads the group that is in the foreground.
+    fn shows_job(&self, name: &str) {
+        until("a job in the foreground", || {
+            let group = nix::unistd::tcgetpgrp(&self.keyboard).ok()?;
+            let is_it = |comm: String| comm.trim_end() == name;
+            fs::read_to_string(format!("/proc/{group}/comm")).is_ok_and(is_it).then_some(())
         });
     }
 
@@ -216,4 +234,119 @@ fn a_job_that_was_stopped_runs_in_the_background() {
         shell.types(b"exit\n");
         shell.ends_with(0);
     }
+}
+
+/// Programs that have the whole terminal, and shells, go on in another one: its settings are theirs, they show themselves,
+/// and whoever ends by a checkpoint leaves it usable.
+#[test]
+fn a_program_with_the_whole_terminal_goes_on_in_another() {
+    for (who, ids) in [(Who::Me, "new"), (Who::Nobody, "new"), (Who::Nobody, "keep")] {
+        let bench = Bench::new(who);
+        let program = bench.subject("screen", Build::Pie);
+        let [ckpt, image] = [bench.ckpt(), bench.path("x.ckpt")];
+        let mut session = Session::start(&bench, &[text(&ckpt), "-n", "x.ckpt", text(&program)]);
+        session.shows("painted 80x24");
+        session.shows("ready");
+        // The third terminal is as large as the second.
+        for (columns, rows) in [(100, 30), (100, 30), (70, 20)] {
+            session.types(b"m");
+            session.shows("modes ok");
+            let pid = session.child.id().to_string();
+            bench.must(&["save", "--stop", &pid, "-n", &bench.name("x.ckpt")]);
+            let modes = tcgetattr(&session.keyboard).expect("modes").local_flags;
+            assert!(modes.contains(LocalFlags::ICANON | LocalFlags::ECHO), "{modes:?}");
+            session.ends_with(0);
+            let line = [text(&image), "--ids", ids];
+            session = Session::of_size(&bench, &line, (columns, rows));
+            session.shows(&format!("painted {columns}x{rows}"));
+            session.shows("continued");
+        }
+        session.types(b"mq");
+        session.shows("modes ok");
+        session.ends_with(0);
+    }
+}
+
+/// An interactive shell has its terminal again, with the job that was in the foreground.
+#[test]
+fn an_interactive_shell_has_its_jobs_in_another_terminal() {
+    const SHELL: [&str; 4] = ["bash", "--norc", "--noprofile", "-i"];
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        let mut outer = Session::start(&bench, &SHELL);
+        outer.types(b"./ckpt -a 0 -n x.ckpt bash --norc --noprofile -i; echo left=$?\n");
+        outer.gives_the_terminal_away();
+        outer.types(b"echo $$ > pid; sleep 1000\n");
+        let pid = until("an id", || {
+            fs::read_to_string(bench.path("pid")).ok().filter(|s| s.ends_with('\n'))
+        });
+        for round in 0..3 {
+            outer.shows_job("sleep");
+            let target = if round == 0 { pid.trim().to_owned() } else { restarter(&outer) };
+            bench.must(&["save", "--stop", &target, "-n", &bench.name("x.ckpt")]);
+            outer.shows("left=0");
+            outer = Session::start(&bench, &SHELL);
+            outer.types(b"./x.ckpt; echo left=$?\n");
+        }
+        outer.shows_job("sleep");
+        outer.types(b"\x1a");
+        outer.shows("Stopped");
+        outer.types(b"fg\n");
+        outer.shows_job("sleep");
+        outer.types(b"\x03");
+        outer.types(b"echo job=$?; cat\n");
+        outer.shows("job=130");
+        outer.types(b"one\n");
+        outer.shows("one\r\none\r\n");
+        outer.types(b"\x04");
+        outer.types(b"exit 7\n");
+        outer.shows("left=7");
+        outer.types(b"exit\n");
+        outer.ends_with(0);
+    }
+}
+
+/// The restarter that a shell has started: its only child.
+fn restarter(shell: &Session) -> String {
+    let children = format!("/proc/{0}/task/{0}/children", shell.child.id());
+    fs::read_to_string(children).expect("children").trim().to_owned()
+}
+
+/// Without a terminal a program that reads keys from one is not restarted, unless that is asked for; of others it is said.
+#[test]
+fn there_may_be_no_terminal() {
+    let bench = Bench::new(Who::Nobody);
+    let program = bench.subject("screen", Build::Pie);
+    let (ckpt, image) = (bench.ckpt(), bench.path("x.ckpt"));
+    let save = |session: Session| {
+        let pid = session.child.id().to_string();
+        bench.must(&["save", "--stop", &pid, "-n", &bench.name("x.ckpt")]);
+        session.ends_with(0);
+    };
+    let session = Session::start(&bench, &[text(&ckpt), text(&program)]);
+    session.shows("ready");
+    save(session);
+    let restart = |words: &[&str]| {
+        let mut command = bench.command("setsid");
+        command.arg("-w").arg(&image).args(words).stdin(Stdio::null());
+        let ended = command.output().expect("an end");
+        let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+        (ended.status.code(), said)
+    };
+    let (status, said) = restart(&[]);
+    assert_eq!(status, Some(125), "{said}");
+    assert!(said.contains("reads keys from a terminal") && said.contains("--no-tty"), "{said}");
+    // Its standard input ends.
+    assert_eq!(restart(&["--no-tty"]), (Some(0), String::new()));
+
+    let session = Session::start(&bench, &[text(&ckpt), "cat"]);
+    until("cat", || {
+        let exe = fs::read_link(format!("/proc/{}/exe", session.child.id()));
+        exe.is_ok_and(|exe| exe.ends_with("cat")).then_some(())
+    });
+    save(session);
+    let (status, said) = restart(&[]);
+    assert_eq!(status, Some(0), "{said}");
+    assert!(said.contains("ran at a terminal, and there is none here"), "{said}");
+    assert_eq!(restart(&["--no-tty"]), (Some(0), String::new()));
 }

@@ -109,6 +109,7 @@ pub(super) struct Draft {
     pub trust: bool,
     pub replace: bool,
     pub truncate_files: bool,
+    pub no_tty: bool,
     pub ids: Ids,
     pub serve: ServeOptions,
     pub page: Option<Page>,

@@ -184,6 +184,8 @@ pub(crate) struct Resume {
     pub trust: bool,
     /// [`StubOptions::truncate_files`].
     pub truncate_files: bool,
+    /// [`StubOptions::no_tty`].
+    pub no_tty: bool,
     /// [`StubOptions::map_port`].
     pub map_port: MapPort,
     /// [`StubOptions::ids`].
@@ -233,6 +235,8 @@ pub(crate) struct StubOptions {
     pub settings: Settings,
     /// Whether files that grew since the checkpoint are cut back.
     pub truncate_files: bool,
+    /// Without a terminal.
+    pub no_tty: bool,
     /// Restart although the CPU lacks features.
     pub force_cpu: bool,
     /// Where files are here.

@@ -102,6 +102,20 @@ pub(super) const OPTIONS: &[Opt] = &[
         ..Opt::SWITCH
     },
     Opt {
+        long: "no-tty",
+        help: "Restart without a terminal",
+        description: "Leaves the terminal of the restart as it is, and needs none. Without this a \
+                      terminal gets the settings that the program's had (an editor's, a shell's), \
+                      where there is none that is said, and a program that reads keys as they are \
+                      pressed is not restarted. With ckpt PROGRAM it goes with --resume.",
+        forms: &[Form::Launch, Form::Stub],
+        set: Set::Draft(|draft, _| {
+            draft.no_tty = true;
+            Ok(())
+        }),
+        ..Opt::SWITCH
+    },
+    Opt {
         long: "truncate-files",
         help: "Cut files that grew since the checkpoint",
         description: "Cuts the files that the program has open for writing and that have grown \

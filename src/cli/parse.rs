@@ -57,9 +57,19 @@ pub(crate) fn parse(
             reader.heed(Form::Launch, env)?;
             let args = reader.rest();
             let Draft {
-                settings, cpu, resume, truncate_files, map_port, ids, trust, replace, ..
+                settings,
+                cpu,
+                resume,
+                truncate_files,
+                no_tty,
+                map_port,
+                ids,
+                trust,
+                replace,
+                ..
             } = reader.draft;
-            let resume = resume.map(|any| Resume { truncate_files, any, trust, map_port, ids });
+            let resume =
+                resume.map(|any| Resume { truncate_files, no_tty, any, trust, map_port, ids });
             Ok(Command::Launch { settings, cpu, program, args, resume, replace })
         }
         (None, None) => Err(reader.bad("there is no program to run after the options")),
@@ -84,10 +94,18 @@ pub(crate) fn parse_stub(args: impl Iterator<Item = OsString>) -> Result<StubCom
     };
     match word {
         None => {
-            let Draft { settings, truncate_files, force_cpu, map_path, map_port, ids, .. } =
-                reader.draft;
-            let options =
-                StubOptions { settings, truncate_files, force_cpu, map_path, map_port, ids };
+            let Draft {
+                settings, truncate_files, no_tty, force_cpu, map_path, map_port, ids, ..
+            } = reader.draft;
+            let options = StubOptions {
+                settings,
+                truncate_files,
+                no_tty,
+                force_cpu,
+                map_path,
+                map_port,
+                ids,
+            };
             Ok(StubCommand::Restart(Box::new(options)))
         }
         Some(word) => Err(reader.bad(format!(

@@ -180,6 +180,7 @@ fn become_it(image: &Image, settings: &Settings, resume: &Resume) -> Result<()> 
     let options = restart::Options {
         settings,
         truncate_files: resume.truncate_files,
+        no_tty: resume.no_tty,
         map_port: resume.map_port.clone(),
         ids: resume.ids,
         ..restart::Options::default()
@@ -191,6 +192,7 @@ fn become_it(image: &Image, settings: &Settings, resume: &Resume) -> Result<()> 
 fn words(settings: &Settings, resume: &Resume) -> Option<Vec<OsString>> {
     let mut words = settings.words()?;
     words.extend(resume.truncate_files.then(|| "--truncate-files".into()));
+    words.extend(resume.no_tty.then(|| "--no-tty".into()));
     let ports = resume.map_port.0.iter();
     words.extend(ports.map(|(old, new)| format!("--map-port={old}={new}").into()));
     let ids = Some(resume.ids).filter(|ids| *ids != restart::Ids::Auto);

@@ -36,7 +36,7 @@ use crate::proc::{Pid, Process};
 use crate::ptrace::forest::Forest;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
-use crate::resource::descriptor::socket;
+use crate::resource::descriptor::{pty::screen::Outer, socket};
 use crate::resource::looked::Looked;
 use crate::resource::{cpu, losses};
 use crate::settings::server::Transfer;
@@ -358,6 +358,8 @@ fn proceed(
     )?;
     reach(Point::Gathered);
     common.members = phase4_refuse::refuse(&mut still, &dead, common.tables.ptys())?;
+    let screen = Outer::look(&equipped[0].process, &common.tables, &common.members);
+    common.screen = screen.as_ref().map(|seen| seen.record);
     // Who goes on may have the same ones.
     let ends_all = stop && left_out.is_none();
     let connections = if ends_all { socket::connections(&common.tables) } else { Vec::new() };
@@ -402,6 +404,8 @@ fn proceed(
         // Some ended and others not would be neither the job nor its checkpoint.
         held.iter().flatten().for_each(Frozen::end_with_us);
         connections.into_iter().for_each(socket::end_at_once);
+        // Before whoever waits for its end has the terminal again.
+        screen.iter().for_each(Outer::calm);
     }
     for (process, frozen) in equipped.iter().zip(held).rev() {
         let Some(frozen) = frozen else { continue };

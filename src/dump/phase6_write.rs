@@ -203,6 +203,9 @@ impl<'a> Writing<'a> {
         if !self.common.members.is_empty() {
             w.records(SectionKind::Tree, &self.common.members)?;
         }
+        if let Some(screen) = self.common.screen {
+            w.records(SectionKind::Screen, &[screen])?;
+        }
         if !self.common.systemv.is_empty() {
             w.records(SectionKind::SystemV, &self.common.systemv)?;
             w.bytes(SectionKind::SystemVContent, &self.common.messages)?;

@@ -122,6 +122,8 @@ pub(crate) struct Common {
     pub clocks: Clocks,
     /// How the processes are related, if there are several.
     pub members: Vec<rec::Member>,
+    /// Their terminal, if it is somebody else's and they are in its foreground.
+    pub screen: Option<rec::Screen>,
     /// The System V objects that are theirs.
     pub systemv: Vec<rec::SystemV>,
     /// What is in them.

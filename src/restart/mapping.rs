@@ -277,7 +277,8 @@ pub(crate) fn set_signals_but(mask: u64, blocked: u32) -> u64 {
     set_signals(mask | blocked.checked_sub(1).map_or(0, |bit| 1u64.checked_shl(bit).unwrap_or(0)))
 }
 
-fn set_signals(mask: u64) -> u64 {
+/// Sets the signal mask; that before.
+pub(crate) fn set_signals(mask: u64) -> u64 {
     let mut old = 0u64;
     let (set, old_set): (*const u64, *mut u64) = (&mask, &mut old);
     // SAFETY: the kernel reads one word and writes another.

@@ -18,6 +18,7 @@ mod ids;
 pub(crate) mod machine;
 pub(crate) mod mapping;
 mod origin;
+mod painter;
 pub mod phase1_check;
 pub(crate) mod phase2_adapt;
 pub(crate) mod phase3_open;
@@ -39,7 +40,7 @@ use crate::fault::{Point, reach};
 use crate::image::read::Image;
 use crate::inject::monitor::Monitor;
 use crate::proc::{Pid, forebear};
-use crate::resource::descriptor::grown;
+use crate::resource::descriptor::{grown, pty::screen::Front};
 use crate::resource::kinship;
 use crate::resource::{privileges, sysv};
 use crate::settings::{self, Settings};
@@ -71,6 +72,8 @@ pub struct Options {
     pub map_port: MapPort,
     /// Which process ids the program has.
     pub ids: Ids,
+    /// Go on without a terminal, and leave the one that there is alone.
+    pub no_tty: bool,
 }
 
 /// Replaces this process by the program in the image.
@@ -107,7 +110,8 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
     if tree.is_none() || options.ids == Ids::New {
         whole.unfurnish(&mut warnings);
     }
-    let start = Start { whole, options, program_name, config };
+    let front = origin::front(image, options, &mut warnings)?;
+    let start = Start { whole, options, program_name, config, front };
     warnings.extend(phase1_check::missing(image)?);
     stay::stay_if_needed(tree.is_none() && forebear::is_served(), tree.is_none())?;
     if let Some(tree) = tree {
@@ -115,6 +119,7 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
     }
     let saved = all.swap_remove(0);
     let monitor = phase2_adapt::monitor(&config)?;
+    let _painter = painter::start(start.front.as_ref(), true);
     phase2_adapt::adapt_to(&saved, &mut warnings)?;
     let way = phase3_open::Way::Restart;
     let files = phase3_open::open(&start.whole, &[&saved], way, &mut warnings)?;
@@ -130,6 +135,8 @@ struct Start<'a> {
     program_name: &'a str,
     /// The configuration that the program will have.
     config: Config,
+    /// The terminal that it will have in the place of its own.
+    front: Option<Front>,
 }
 
 impl Start<'_> {
@@ -189,6 +196,9 @@ impl Start<'_> {
         }
         if is_first {
             opened.objects.name_all()?;
+            // Who begins a group of its own is in the background by now.
+            mapping::block_all_signals();
+            self.front.iter().for_each(Front::set);
         }
         let led = opened.descriptors.iter().filter(|r| opened.led.contains(&r.record.fd));
         let grown = grown::cut(led, self.options.truncate_files, self.program_name)?;

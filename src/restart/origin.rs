@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! What the root of a tree has of its restarter, and what it has begun itself: session and process group.
 
+use super::Options;
 use super::skeleton::corefile;
 use super::tree::{Tree, Who};
-use crate::error::{Because, Result};
+use crate::error::{Because, Error, Result};
 use crate::image::read::Image;
 use crate::proc::Pid;
+use crate::resource::descriptor::pty::screen::{Front, is_taken};
 use crate::resource::{kinship, losses};
-use ckpt_abi::image::{Member, member_flag};
+use ckpt_abi::image::{Member, SectionKind, member_flag};
 use ckpt_abi::region::GROUP_LEFT;
 use nix::libc;
 use nix::unistd::{getpgrp, getppid, setpgid, setsid};
@@ -17,7 +19,7 @@ impl Tree {
     /// group begins no session (setsid(2)).
     pub(super) fn can_be_us(&self) -> bool {
         match &self.members[..] {
-            [one] => one.terminal == 0 && (one.session == 0 || !leads()),
+            [one] => one.terminal == 0 && !self.governs() && (one.session == 0 || !leads()),
             _ => false,
         }
     }
@@ -41,11 +43,19 @@ impl Tree {
         let Some(Member { pid, session: 0, group, .. }) = self.members.first().copied() else {
             return false;
         };
-        let takes = pid == group && leads() && self.members.iter().all(|member| member.group != 0);
+        let takes = pid == group
+            && leads()
+            && !self.governs()
+            && self.members.iter().all(|member| member.group != 0);
         for member in self.members.iter_mut().filter(|member| takes && member.group == group) {
             member.group = 0;
         }
         takes
+    }
+
+    /// Whether the root has a group of its own, to which it takes the terminal back.
+    pub(super) fn governs(&self) -> bool {
+        self.members.first().is_some_and(|root| root.flags & member_flag::GOVERNS != 0)
     }
 
     /// Who has left a core file, and will seem not to have.
@@ -75,4 +85,26 @@ impl Who<'_> {
 /// Whether this process leads its process group.
 fn leads() -> bool {
     getpgrp() == Pid::own().nix()
+}
+
+/// The terminal for a program that had one; said where there is none, and refused where that is of no use.
+pub(super) fn front(
+    image: &Image,
+    options: &Options,
+    warnings: &mut Vec<String>,
+) -> Result<Option<Front>> {
+    let Ok(screen) = image.record(SectionKind::Screen) else { return Ok(None) };
+    if options.no_tty {
+        return Ok(None);
+    }
+    let front = Front::find(screen);
+    if front.is_none() && is_taken(&screen) {
+        let text = "the program reads keys from a terminal, as editors and shells do, and there is none here";
+        return Err(Error::new(text)
+            .hint("restart it at a terminal (script -c, ssh -t), or without one by --no-tty"));
+    }
+    if front.is_none() {
+        warnings.push("the program ran at a terminal, and there is none here: its standard streams are those of this restart (--no-tty says no more of it)".into());
+    }
+    Ok(front)
 }

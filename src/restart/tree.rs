@@ -19,7 +19,7 @@ use super::skeleton::rendezvous::{Rendezvous, Stage, ended};
 use super::skeleton::stay;
 use super::skeleton::witness::Witness;
 use super::space::Space;
-use super::{Ids, Start, mapping, phase2_adapt};
+use super::{Ids, Start, mapping, painter, phase2_adapt};
 use crate::error::{Error, FAILED, Result, printable};
 use crate::fault::{Point, reach};
 use crate::image::PAGE;
@@ -32,7 +32,7 @@ use ckpt_abi::image::{Member, NOBODY, SectionKind, member_flag, process_flag};
 use nix::libc;
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::io::Write;
+use std::io::{PipeWriter, Write};
 use std::os::fd::OwnedFd;
 use zerocopy::FromZeros;
 
@@ -186,6 +186,7 @@ impl Tree {
         let made = counted::is_possible(&members, &lives).then(|| self.made_ids());
         let (mut place, mut anew) = self.place(start, &ids, made.as_deref(), false, rendezvous)?;
         let monitor = phase2_adapt::monitor(&start.config)?;
+        let painter = painter::start(start.front.as_ref(), false);
         let mut pool = Pool::make(whole.image, &all, &self.members, &lives)?;
         let mut witness = Witness::start()?;
         reach(Point::Witnessed);
@@ -244,8 +245,9 @@ impl Tree {
             pool.give_up();
             let init = init.or_else(|| leads.then(|| Init::root(root)));
             reach(Point::Rooted);
-            let proxy = Proxy { root, init, witness, rendezvous: Some(rendezvous) };
-            self.stand(program_name, proxy, rendezvous, monitor, all_made)
+            let governs = self.governs();
+            let proxy = Proxy { root, init, witness, rendezvous: Some(rendezvous), governs };
+            self.stand(program_name, proxy, rendezvous, (monitor, painter), all_made)
         }
     }
 
@@ -428,7 +430,7 @@ impl Tree {
         program_name: &str,
         mut proxy: Proxy,
         rendezvous: Rendezvous,
-        monitor: Option<Monitor>,
+        waiting: (Option<Monitor>, Option<PipeWriter>),
         made: Result<()>,
     ) -> ! {
         let (all, living) = (self.members.len() as u32, self.living().count() as u32);
@@ -450,8 +452,8 @@ impl Tree {
         match done {
             Ok(()) => {
                 reach(Point::Standing);
-                // It begins when nobody has the other end of its line.
-                drop(monitor);
+                // They begin when nobody has the other ends of their lines.
+                drop(waiting);
                 stay::announce(proxy.root);
                 proxy.stand()
             }

@@ -337,6 +337,22 @@ record! {
     }
 }
 
+record! {
+    /// The terminal at which the processes ran in the foreground, and whose other end is not in the checkpoint.
+    Screen, 64, {
+        /// Its foreground process group, as [`crate::image::Member::group`] has it.
+        foreground: u32,
+        /// None is known.
+        flags: u32,
+        /// Rows, columns and pixels (struct winsize).
+        window: [u16; 4],
+        /// Its settings.
+        termios: Termios,
+        /// Room to grow.
+        reserved: u32,
+    }
+}
+
 /// Bits of [`Terminal::flags`].
 pub mod terminal_flag {
     /// Packet mode of the master (TIOCPKT).

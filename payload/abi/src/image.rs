@@ -250,6 +250,8 @@ codes! {
         Undo = 22,
         /// [`FileLock`]s.
         Locks = 23,
+        /// One [`Screen`], if the processes had a terminal that is somebody else's.
+        Screen = 24,
         /// [`CpuLeaf`]s of the machine where the image was written.
         Cpuid = 32,
     }
@@ -267,6 +269,7 @@ impl SectionKind {
             | Self::Tree
             | Self::SystemV
             | Self::SystemVContent
+            | Self::Screen
             | Self::Cpuid => false,
             Self::Process
             | Self::Threads

@@ -53,4 +53,6 @@ pub mod member_flag {
     pub const REAPS: u32 = 2;
     /// It is stopped, and wait(2) would tell its parent so.
     pub const UNTOLD: u32 = 4;
+    /// The root alone: it leads its process group, and gives the terminal to others, as shells with job control do.
+    pub const GOVERNS: u32 = 8;
 }

@@ -10,6 +10,7 @@ fn resuming() {
     let resumed = |truncate_files| {
         let resume = Some(Resume {
             truncate_files,
+            no_tty: false,
             any: false,
             trust: false,
             map_port: MapPort::default(),
@@ -36,15 +37,16 @@ fn resuming() {
     };
     let resume = Resume {
         truncate_files: false,
+        no_tty: true,
         any: true,
         trust: true,
         map_port: MapPort::default(),
         ids: Ids::Auto,
     };
-    assert_eq!(how(&["--resume=any", "--trust", "foo"]), (Some(resume.clone()), false));
+    assert_eq!(how(&["--resume=any", "--no-tty", "--trust", "foo"]), (Some(resume.clone()), false));
     assert_eq!(how(&["--replace", "foo"]), (None, true));
     assert!(run(&["--resume=all", "foo"]).unwrap_err().contains("--resume=any"));
-    let resume = Resume { any: false, trust: false, ids: Ids::Keep, ..resume };
+    let resume = Resume { any: false, no_tty: false, trust: false, ids: Ids::Keep, ..resume };
     assert_eq!(how(&["--resume", "--ids=keep", "foo"]), (Some(resume), false));
     let options = StubOptions { ids: Ids::New, ..StubOptions::default() };
     assert_eq!(stub(&["--ids", "new"]), Ok(StubCommand::Restart(Box::new(options))));

@@ -10,6 +10,7 @@ pub(crate) mod sharing;
 
 use crate::proc::tree::Kin;
 use crate::proc::{self, Pid, Process, stat::Stat};
+use crate::ptrace::raw::signal_set;
 use crate::resource::descriptor::pty::{self, Ptys};
 use crate::resource::descriptor::terminal;
 use ckpt_abi::image::{self as rec, NOBODY, member_flag};
@@ -53,8 +54,8 @@ struct Numbers {
 
 impl Numbers {
     /// Of a tree whose root was in the session and group `begun`, if that is known. A root that has taken a terminal from
-    /// whoever started it (an interactive shell) takes that of the restarter as well, and so is in its group.
-    fn of(root: Kin, begun: Option<[u32; 2]>) -> Self {
+    /// whoever started it takes that of the restarter as well, and so is in its group, unless it `governs`.
+    fn of(root: Kin, begun: Option<[u32; 2]>, governs: bool) -> Self {
         let begun = begun.map_or([root.session, root.group], |begun| begun.map(Pid::of_word));
         let session = root.session == root.pid && root.session != begun[0];
         let leads = root.group == root.pid || begun[1].word() == GROUP_LEFT;
@@ -63,7 +64,7 @@ impl Numbers {
                 .and_then(|it| it.main_stat())
                 .is_ok_and(|stat| stat.tty_nr != 0 && stat.tpgid == root.group)
         };
-        let group = session || root.group != begun[1] && leads && !has_terminal();
+        let group = session || governs || root.group != begun[1] && leads && !has_terminal();
         Self { root, begun, own: [session, group] }
     }
 
@@ -106,7 +107,8 @@ pub(crate) fn save(
         reaps: false,
         untold: false,
     }));
-    let (outer, ranks) = (Numbers::of(root.kin, begun), ranks(living));
+    let governs = governs(living, ptys);
+    let (outer, ranks) = (Numbers::of(root.kin, begun, governs), ranks(living));
     let record = |found: Found| {
         let Kin { pid, parent, group, session, .. } = found.kin;
         let parent = if pid == root.kin.pid { None } else { numbers.get(&parent) };
@@ -114,6 +116,7 @@ pub(crate) fn save(
             (found.kin.dead, member_flag::DEAD),
             (found.reaps, member_flag::REAPS),
             (found.untold, member_flag::UNTOLD),
+            (governs && pid == root.kin.pid, member_flag::GOVERNS),
         ];
         let stat = &found.stat;
         let exit_signal = stat.as_ref().map_or(nix::libc::SIGCHLD, |stat| stat.exit_signal);
@@ -152,6 +155,25 @@ pub(crate) fn save(
             )])
         }
     }
+}
+
+/// Whether the first gives its terminal, which is somebody else's, to process groups of its own making, and takes it back
+/// by the number of its own group: shells with job control do, and stop nothing when they do so in the background.
+fn governs(living: &[Found], ptys: &Ptys) -> bool {
+    let root = living.first().and_then(|root| Some((root.kin, root.stat.as_ref()?)));
+    root.is_some_and(|(kin, stat)| {
+        let number = pty::number_of(terminal::decoded(stat.tty_nr.cast_unsigned()));
+        let leads = stat.tty_nr != 0 && kin.group == kin.pid;
+        let ignores = || {
+            Process::glimpse(kin.pid)
+                .and_then(|it| it.main_status())
+                .is_ok_and(|status| status.ignored & signal_set(nix::libc::SIGTTOU) != 0)
+        };
+        let others = living.iter().map(|found| found.kin.group).filter(|it| *it != kin.group);
+        leads
+            && number.is_none_or(|number| !ptys.has(number))
+            && (others.into_iter().any(|group| group == stat.tpgid) || ignores())
+    })
 }
 
 /// Whether the process group of a member is orphaned (setpgid(2)), as far as its ancestors tell: signals of terminals do

@@ -21,6 +21,7 @@ use crate::proc::Process;
 use crate::proc::stat::glance;
 use crate::ptrace::forebear;
 use crate::ptrace::raw::{await_signal, signal_set};
+use crate::resource::descriptor::pty::screen::pass;
 use nix::libc;
 use nix::sys::prctl::get_child_subreaper;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
@@ -40,6 +41,8 @@ pub(crate) struct Proxy {
     pub(crate) witness: Witness,
     /// Where we speak with init.
     pub(crate) rendezvous: Option<Rendezvous>,
+    /// Whether the root has a group of its own, which has the terminal when ours is in the foreground.
+    pub(crate) governs: bool,
 }
 
 impl Proxy {
@@ -133,13 +136,25 @@ impl Proxy {
             false => {
                 // The witness's goes with it, or it would be taken for a later one's.
                 self.witness.has_seen(libc::SIGCONT);
+                self.pass(true);
                 send(self.root, libc::SIGCONT);
             }
         }
     }
 
+    /// Lets the root's group have the terminal that ours has, or the other way round.
+    fn pass(&self, to_root: bool) {
+        let own = Pid::new(getpgrp().as_raw());
+        match self.governs {
+            true if to_root => pass(own, self.root),
+            true => pass(self.root, own),
+            false => {}
+        }
+    }
+
     /// Lets go of those who watch over the tree.
     fn leave(self) {
+        self.pass(false);
         if let (Some(init), Some(rendezvous)) = (self.init, self.rendezvous) {
             init.leave(rendezvous);
         }

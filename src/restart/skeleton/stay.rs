@@ -97,7 +97,7 @@ fn stay() -> Result<()> {
     serve_announced(announced)?;
     let _ = tell.write_all(&[1]);
     drop(tell);
-    Proxy { root, init: None, witness, rendezvous: None }.stand()
+    Proxy { root, init: None, witness, rendezvous: None, governs: false }.stand()
 }
 
 /// Serves the dumpers inside of the namespaces of a tree, whose root is announced when it is there.

@@ -3,6 +3,7 @@
 //! their settings, and what is under way in them. A restart takes the number that each had, if nobody has that by then.
 
 mod queue;
+pub(crate) mod screen;
 mod settings;
 mod survey;
 

@@ -182,7 +182,7 @@ fn record(number: u32, master: &OwnedFd, slave: Option<&OwnedFd>, termios: Termi
     Terminal { number, flags, window, termios, mode, user, group, ..Terminal::new_zeroed() }
 }
 
-fn is_character(fd: &Fd) -> bool {
+pub(super) fn is_character(fd: &Fd) -> bool {
     super::super::file_type(fd.mode) == libc::S_IFCHR
 }
 
