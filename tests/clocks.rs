@@ -139,3 +139,26 @@ fn sleeps_go_on_after_the_restart_unprivileged() {
 fn sleeps_go_on_after_the_signal() {
     sleepers_sleep_on(Who::Nobody, Way::LaunchContinue);
 }
+
+/// What is noted about waits stays when one thread alone is stopped: the next checkpoint knows how long they have lasted.
+#[test]
+fn waits_of_threads_that_are_not_stopped_stay_known() {
+    const WAIT: &str = "import select, sys, threading\n\
+        wait = lambda: select.poll().poll(10**8)\n\
+        for _ in range(3): threading.Thread(target=wait, daemon=True).start()\n\
+        print('ready', flush=True)\n\
+        sys.stdin.readline()";
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        let mut run = bench.run("/usr/bin/python3", &["-c", WAIT]);
+        run.expect("ready");
+        let (pid, x) = (run.pid_text(), bench.name("x.ckpt"));
+        for _ in 0..2 {
+            let saved = bench.must(&["save", &pid, "-n", &x]);
+            assert!(!saved.stderr.contains("has slept or waited already"), "{saved:?}");
+            bench.must(&["-p", &pid, "-n", &x]);
+        }
+        run.say("go");
+        run.ends_well();
+    }
+}

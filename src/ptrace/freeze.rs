@@ -66,6 +66,8 @@ pub(crate) struct Frozen {
     pub(super) earlier: HashMap<Tid, (Regs, Option<u64>)>,
     pub(super) process: Process,
     attended: bool,
+    /// Whether only one thread was to be stopped.
+    one: bool,
     /// It was stopped, and we have told it to go on.
     pub was_told: bool,
     /// By how much our clocks and its are shifted, once that was looked at ([`Process::shifts`]).
@@ -94,6 +96,7 @@ impl Frozen {
             earlier: HashMap::new(),
             process,
             attended: false,
+            one: false,
             was_told: false,
             shifts: None,
             since,
@@ -169,6 +172,7 @@ impl Frozen {
         forebear::engage(pid);
         reaper::start()?;
         let mut frozen = Self::new(process);
+        frozen.one = true;
         let deadline = Instant::now() + PATIENCE;
         for tid in frozen.process.tasks()? {
             let options = raw::OPTIONS | libc::PTRACE_O_TRACEEXEC;
@@ -305,18 +309,21 @@ impl Frozen {
             let wait = waits::interrupted(thread.tid, &thread.regs, thread.since, memory, &notes);
             found.extend(wait.map(|wait| (index, (thread.regs, wait))));
         }
-        // No slot is written before all are read: a time-out may lie in one.
+        // No slot is written before all are read: a time-out may lie in one, also of a thread that goes on.
         let (threads, found): (Vec<usize>, Vec<_>) = found.into_iter().unzip();
-        let slots = waits::slots(region, &found);
-        waits::count(memory, region, notes.len(), &slots, Ordering::Greater)?;
+        let goes_on = |tid| self.one && self.threads.iter().all(|thread| thread.tid.word() != tid);
+        let kept: Vec<usize> = waits::of_threads(&notes, goes_on);
+        let slots = waits::slots(region, &found, &kept);
+        let used: Vec<usize> = slots.iter().flatten().chain(&kept).copied().collect();
+        waits::count(memory, region, notes.len(), &used, Ordering::Greater)?;
         for ((index, (regs, wait)), slot) in threads.into_iter().zip(found).zip(&slots) {
             let Some(slot) = slot.map(|slot| waits::slot_address(region, slot)) else { continue };
             let thread = &mut self.threads[index];
             memory.put(slot, &wait.slot(thread.tid, regs.rsp, skew))?;
             thread.wait = Some((wait, slot));
         }
-        waits::forget(memory, region, &notes, &slots)?;
-        waits::count(memory, region, notes.len(), &slots, Ordering::Less)
+        waits::forget(memory, region, &notes, &used)?;
+        waits::count(memory, region, notes.len(), &used, Ordering::Less)
     }
 
     /// By how many nanoseconds its CLOCK_MONOTONIC is ahead of ours.

@@ -317,10 +317,10 @@ pub(crate) fn count(
     memory: &Memory,
     region: u64,
     before: usize,
-    used: &[Option<usize>],
+    used: &[usize],
     order: Ordering,
 ) -> Result<()> {
-    let last = used.iter().flatten().max();
+    let last = used.iter().max();
     let count = last.map_or(0, |slot| slot + 1);
     match count.cmp(&before) == order {
         true => memory.put(region + offset_of!(Control, waits) as u64, &(count as u64)),
@@ -334,9 +334,9 @@ pub(crate) fn forget(
     memory: &Memory,
     region: u64,
     notes: &[Wait],
-    used: &[Option<usize>],
+    used: &[usize],
 ) -> Result<()> {
-    let used: HashSet<usize> = used.iter().copied().flatten().collect();
+    let used: HashSet<usize> = used.iter().copied().collect();
     let old = notes.iter().enumerate().filter(|(slot, note)| note.tid != 0 && !used.contains(slot));
     old.into_iter().try_for_each(|(slot, _)| {
         memory.put(slot_address(region, slot) + offset_of!(Wait, tid) as u64, &0u32)
@@ -378,13 +378,24 @@ fn slot_at(region: u64, address: u64) -> Option<usize> {
     (rest == 0 && index < WAIT_COUNT).then_some(index as usize)
 }
 
+/// The slots of notes about threads of which `wanted` says so.
+pub(crate) fn of_threads(notes: &[Wait], wanted: impl Fn(u32) -> bool) -> Vec<usize> {
+    let all = notes.iter().enumerate();
+    all.filter(|(_, note)| note.tid != 0 && wanted(note.tid)).map(|(slot, _)| slot).collect()
+}
+
 /// Gives each of some waits, with the registers of its thread, a slot; None where there are not so many. One to which
-/// the registers point, for a call that begins anew reads its time there, stays the thread's own.
-pub(crate) fn slots(region: u64, waits: &[(Regs, Interrupted)]) -> Vec<Option<usize>> {
+/// the registers point, for a call that begins anew reads its time there, stays the thread's own; nobody gets those in
+/// `kept`.
+pub(crate) fn slots(
+    region: u64,
+    waits: &[(Regs, Interrupted)],
+    kept: &[usize],
+) -> Vec<Option<usize>> {
     let own =
         |(regs, wait): &(Regs, Interrupted)| slot_at(region, arguments(regs)[wait.pointer()?]);
     let mut slots: Vec<Option<usize>> = waits.iter().map(own).collect();
-    let taken: HashSet<usize> = slots.iter().copied().flatten().collect();
+    let taken: HashSet<usize> = slots.iter().flatten().chain(kept).copied().collect();
     let mut free = (0..WAIT_COUNT as usize).filter(|slot| !taken.contains(slot));
     slots.iter_mut().filter(|slot| slot.is_none()).for_each(|slot| *slot = free.next());
     slots
