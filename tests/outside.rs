@@ -247,3 +247,55 @@ fn descriptors_that_others_have_sent_are_a_named_loss() {
         run.ends_well();
     }
 }
+
+/// A socket of any address, and two that share a port, but no address.
+const DATAGRAMS: &str = r#"
+import os, socket, time
+def bound(at): s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(at); return s
+wide = bound(("0.0.0.0", 0)); one = bound(("127.0.0.1", 0)); two = bound(("127.0.0.2", one.getsockname()[1]))
+print(wide.getsockname()[1], one.getsockname()[1], flush=True)
+while not os.path.exists("gate"): time.sleep(0.02)
+"#;
+
+/// Sends as from another machine, then takes a port with the willingness to share it.
+const MEDDLER: &str = r#"
+import socket, struct, sys
+wide, port = map(int, sys.argv[1:])
+udp = struct.pack("!4H", wide, wide, 15, 0) + b"strange"
+ends = socket.inet_aton("198.51.100.9") + socket.inet_aton("127.0.0.1")
+s = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+s.sendto(struct.pack("!2B3H2BH", 0x45, 0, 20 + len(udp), 0, 0, 64, 17, 0) + ends + udp, ("127.0.0.1", 0))
+print("sent", flush=True)
+sys.stdin.readline()
+t = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); t.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+t.bind(("127.0.0.1", port)); print("bound", flush=True)
+sys.stdin.readline()
+"#;
+
+/// A stranger's datagram is a named loss also where its port is that of a socket of ours; and a port is not shared with one.
+#[test]
+fn strangers_with_the_ports_of_ours_are_told_apart() {
+    let bench = Bench::new(Who::Me);
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    bench.file("job.py", DATAGRAMS);
+    bench.file("meddler.py", MEDDLER);
+    let mut run = bench.run(PYTHON, &["job.py"]);
+    let ports = run.line();
+    let ports: Vec<&str> = ports.split(' ').collect();
+    let mut meddler = bench.run(PYTHON, &["meddler.py", ports[0], ports[1]]);
+    meddler.expect("sent");
+    let saved = bench.must(&["save", "-n", &bench.name("1.ckpt"), "--stop", &run.pid_text()]);
+    assert!(saved.stderr.contains("1 messages of others that wait at 0.0.0.0:"), "{saved:?}");
+    run.ends_well();
+    meddler.say("bind");
+    meddler.expect("bound");
+    let refused = bench.run(bench.path("1.ckpt"), &[]).end();
+    assert_eq!(refused.code(), Some(125), "{refused:?}");
+    assert!(refused.stderr.contains("is in use by another program"), "{refused:?}");
+    meddler.say("end");
+    meddler.ends_well();
+    bench.file("gate", "");
+    bench.run(bench.path("1.ckpt"), &[]).ends_well();
+}

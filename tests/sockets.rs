@@ -265,3 +265,126 @@ print(server.recv(20), server.recv(20), flush=True)
         run.ends_well();
     }
 }
+
+/// Who has made a pair, connected, listened and sent, in every kind; some have ended by then.
+const PEERS: &str = r#"
+import os, socket, struct, time
+STREAM, SEQ, DGRAM = socket.SOCK_STREAM, socket.SOCK_SEQPACKET, socket.SOCK_DGRAM
+def peer(s): return struct.unpack("3i", s.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+def pair(kind): return socket.socketpair(socket.AF_UNIX, kind)
+def gate():
+    while not os.path.exists("gate"): time.sleep(0.02)
+def child(work):
+    pid = os.fork()
+    if pid == 0: os._exit(0 if work() else 1)
+    return pid
+root, (line, far), (r, w) = os.getpid(), pair(DGRAM), os.pipe()
+held = [end for kind in (STREAM, SEQ, DGRAM) for end in pair(kind)]
+names = [(kind, name + str(kind)) for kind in (STREAM, SEQ) for name in (os.getcwd() + "/meet", "\0peers-%s" % root)]
+reads = [pair(kind) for kind in (STREAM, SEQ, DGRAM)]
+for a, b in reads: b.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1); a.send(b"root")
+def made():
+    ends = [end for kind in (STREAM, SEQ, DGRAM) for end in pair(kind)]
+    for a, _ in reads: a.send(b"gone")
+    socket.send_fds(line, [b"x"], [end.fileno() for end in ends])
+    return True
+gone = child(made); os.waitpid(gone, 0)
+held += [socket.socket(fileno=fd) for fd in socket.recv_fds(far, 1, 9)[1]]
+def connect(name):
+    s = socket.socket(socket.AF_UNIX, name[0]); s.connect(name[1]); return s
+def listens():
+    ears = []
+    for kind, name in names:
+        ear = socket.socket(socket.AF_UNIX, kind); ear.bind(name); ear.listen(3); ears.append(ear)
+    os.write(w, b"x")
+    took = [ear.accept()[0] for ear in ears]
+    before = [peer(s) for s in took]; os.write(w, b"y"); gate()
+    return [peer(s) for s in took] + [peer(ear.accept()[0]) for ear in ears] == before + [root] * len(names)
+def connects():
+    ends = [connect(name) for name in names]
+    for a, _ in reads: a.send(b"kid")
+    os.write(w, b"y"); gate()
+    return [peer(s) for s in ends] == [server] * len(names)
+server = child(listens); os.read(r, 1)
+client = child(connects); seen = b""
+while len(seen) < 2: seen += os.read(r, 9)
+queued = [connect(name) for name in names]
+print("ready", flush=True)
+gate()
+print([peer(s) for s in held + queued] == [root] * 6 + [gone] * 6 + [server] * len(names), flush=True)
+told = []
+for _, b in reads:
+    for _ in range(3):
+        message, control, _, _ = b.recvmsg(99, 99, socket.MSG_DONTWAIT)
+        told.append((message, struct.unpack("3i", control[0][2])))
+ids = (os.getuid(), os.getgid())
+print(told == [(b"root", (root, *ids)), (b"gone", (gone, *ids)), (b"kid", (client, *ids))] * 3, flush=True)
+print([os.waitpid(pid, 0)[1] for pid in (server, client)], flush=True)
+"#;
+
+#[test]
+fn others_learn_the_same_ids() {
+    for who in [Who::Me, Who::Nobody] {
+        python(who, PEERS, &["True", "True", "[0, 0]"]);
+    }
+}
+
+/// Has many connections to itself at two names, and one at each that waits to be accepted.
+const CROWD: &str = r#"
+import os, socket, sys, time
+def line(name):
+    ear = socket.socket(socket.AF_UNIX); ear.bind(name); ear.listen(1); ends = []
+    for _ in range(41):
+        c = socket.socket(socket.AF_UNIX); c.connect(name); ends.append((c, ear.accept()[0] if len(ends) < 40 else None))
+    return ear, ends
+both = [line(os.path.abspath("meet")), line("\0" + sys.argv[1])]
+print("ready", flush=True)
+while not os.path.exists("gate"): time.sleep(0.02)
+said = set()
+for ear, ends in both:
+    for c, s in ends:
+        c.send(b"ours")
+        while s is None:
+            other = ear.accept()[0]
+            if other.recv(4, socket.MSG_PEEK) == b"ours": s = other
+        said.add(s.recv(4))
+print(said, flush=True)
+"#;
+
+/// Strangers who fill the queues of listeners that are being made neither come between nor hinder.
+#[test]
+fn a_crowd_does_not_come_between() {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixStream};
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::{Duration, Instant};
+    let bench = Bench::new(Who::Nobody);
+    bench.file("crowd.py", CROWD);
+    let name = format!("ckpt-crowd-{}", std::process::id());
+    let mut run = bench.run("/usr/bin/python3", &["crowd.py", &name]);
+    run.expect("ready");
+    bench.must(&["save", "-n", &bench.name("1.ckpt"), "--stop", &run.pid_text()]);
+    run.ends_well();
+    let path = SocketAddr::from_pathname(bench.path("meet")).expect("an address");
+    let hidden = SocketAddr::from_abstract_name(&name).expect("an address");
+    let over = AtomicBool::new(false);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let meddle = |at: &SocketAddr| {
+        while !over.load(Ordering::Relaxed) && Instant::now() < deadline {
+            // What is closed stays in the queue.
+            drop(UnixStream::connect_addr(at));
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| meddle(&path));
+        scope.spawn(|| meddle(&hidden));
+        let mut run = bench.run(bench.path("1.ckpt"), &[]);
+        bench.file("gate", "");
+        let line = run.line();
+        over.store(true, Ordering::Relaxed);
+        // Whoever waits in a full queue.
+        drop((UnixStream::connect_addr(&path), UnixStream::connect_addr(&hidden)));
+        assert_eq!(line, "{b'ours'}");
+        run.ends_well();
+    });
+}

@@ -330,12 +330,7 @@ pub(crate) fn count(
 
 /// Empties the slots of old notes but for those that are used anew: one of an earlier wait would be taken for that of a
 /// later one, which has the same stack pointer.
-pub(crate) fn forget(
-    memory: &Memory,
-    region: u64,
-    notes: &[Wait],
-    used: &[usize],
-) -> Result<()> {
+pub(crate) fn forget(memory: &Memory, region: u64, notes: &[Wait], used: &[usize]) -> Result<()> {
     let used: HashSet<usize> = used.iter().copied().collect();
     let old = notes.iter().enumerate().filter(|(slot, note)| note.tid != 0 && !used.contains(slot));
     old.into_iter().try_for_each(|(slot, _)| {

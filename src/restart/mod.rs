@@ -122,7 +122,8 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
     let _painter = painter::start(start.front.as_ref(), true);
     phase2_adapt::adapt_to(&saved, &mut warnings)?;
     let way = phase3_open::Way::Restart;
-    let files = phase3_open::open(&start.whole, &[&saved], way, &mut warnings)?;
+    let mut files = phase3_open::open(&start.whole, &[&saved], way, &mut warnings)?;
+    files.finish(&start.whole, None, &mut warnings)?;
     reach(Point::Reopened);
     let monitor = monitor.as_ref().map_or(0, Monitor::pid);
     start.become_program(saved, files, monitor, &Kept::default(), Who::Alone, warnings)
@@ -222,7 +223,9 @@ impl Start<'_> {
 pub fn rehearse(image: &Image) -> Result<()> {
     let (whole, all) = phase1_check::check_all(image, &MapPath::default())?;
     let all: Vec<_> = all.iter().collect();
-    phase3_open::open(&whole, &all, phase3_open::Way::Rehearsal, &mut Vec::new())?;
+    let mut said = Vec::new();
+    let mut files = phase3_open::open(&whole, &all, phase3_open::Way::Rehearsal, &mut said)?;
+    files.finish(&whole, None, &mut said)?;
     image.verify()
 }
 

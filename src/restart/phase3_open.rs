@@ -5,8 +5,9 @@ use super::callers;
 use super::phase1_check::{Saved, Whole};
 use crate::error::{Because, Error, Result};
 use crate::resource::descriptor::objects::Objects;
+use crate::resource::descriptor::socket::Deputy;
 use crate::resource::descriptor::{
-    self, Missing, Origin, Restored, Sources, epoll, locks, pidfd, pollable, shared, unread,
+    self, Missing, Origin, Restored, Sources, epoll, locks, pidfd, pollable, shared, socket, unread,
 };
 use crate::resource::{memory, process};
 use ckpt_abi::image::{EpollEntry, SectionKind, Text, VmaKind, VmaRecord, vma_flag};
@@ -121,9 +122,10 @@ pub(crate) struct Files {
     objects: Objects,
     entries: Vec<Vec<(u32, EpollEntry)>>,
     missing: Vec<Missing>,
+    sockets: Option<socket::Made>,
 }
 
-/// Opens everything.
+/// Opens everything but for what waits in sockets ([`Files::finish`]).
 pub(crate) fn open(
     whole: &Whole<'_>,
     all: &[&Saved<'_>],
@@ -146,9 +148,9 @@ pub(crate) fn open(
     let tolerated = first.filter(callers::due).map(|_| &mut missing);
     let records: Vec<_> = all.iter().map(|saved| &saved.descriptors[..]).collect();
     let opened = descriptor::open_all(&records, &sources, &mut objects, warnings, tolerated);
-    let mut descriptors = opened.unwrap_or_else(|e| {
+    let (mut descriptors, sockets) = opened.unwrap_or_else(|e| {
         failures.add("", &e);
-        Vec::new()
+        (Vec::new(), None)
     });
     for (saved, whose) in each() {
         let found = process::find_directory(&saved.process, &saved.cwd, way == Way::Restart);
@@ -178,10 +180,27 @@ pub(crate) fn open(
         let held: Vec<_> = all.iter().map(|saved| &saved.locks[..]).collect();
         locks::take(&descriptors, &held, |record| whole.path(record.path).display().to_string())?;
     }
-    Ok(Files { descriptors, mapped, objects, entries, missing })
+    Ok(Files { descriptors, mapped, objects, entries, missing, sockets })
 }
 
 impl Files {
+    /// Connects sockets and fills them, once, by processes of the ids that others learn from that, where they may be had.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub(crate) fn finish(
+        &mut self,
+        whole: &Whole<'_>,
+        deputy: Option<Deputy<'_>>,
+        warnings: &mut Vec<String>,
+    ) -> Result<()> {
+        let Some(sockets) = self.sockets.take() else { return Ok(()) };
+        sockets.finish(&self.descriptors, deputy, warnings).map_err(|error| {
+            let path = whole.image.path().display();
+            Error::new(format!("cannot restart {path}: {error}")).hint("nothing was started")
+        })
+    }
+
     /// A slave of the pseudo-terminal that had this number, if it was made.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ use super::phase3_open::{self, Files};
 use super::pooled::Pool;
 use super::skeleton::children::{await_end, none_ended};
 use super::skeleton::counted;
+use super::skeleton::deputy;
 use super::skeleton::init::Init;
 use super::skeleton::make::{Processes, Role, end};
 use super::skeleton::namespaces::Place;
@@ -174,7 +175,8 @@ impl Tree {
         mapping::block_all_signals();
         let _ = proxy::expect_children();
         let records: Vec<_> = all.iter().collect();
-        let files = phase3_open::open(whole, &records, phase3_open::Way::Restart, &mut warnings)?;
+        let mut files =
+            phase3_open::open(whole, &records, phase3_open::Way::Restart, &mut warnings)?;
         reach(Point::Reopened);
         let members = kinship::planned(&self.members);
         let lives = plan(&members)
@@ -202,6 +204,8 @@ impl Tree {
                 place.is_apart() && members.first().is_some_and(|root| root.pid == Pid::INIT);
             let init = (place.is_apart() && !leads).then(|| Init::start(rendezvous)).transpose()?;
             reach(Point::Apart);
+            let chosen = matches!(place, Place::Here | Place::Apart | Place::AsUser) && !leads;
+            files.finish(whole, chosen.then_some(&deputy::act), &mut warnings)?;
             // Orphans of the tree stay below us, where a checkpoint finds them.
             let nursery = Nursery::open(!place.is_apart());
             let processes = Processes {

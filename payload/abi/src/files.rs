@@ -239,7 +239,8 @@ record! {
     /// A socket. In its section come, each behind its length in four bytes: this, its name, its options (level and option
     /// as `level << 16 | option`, and 32 bytes of value), of TCP and UDP the name of the other end (names are struct
     /// sockaddr there), and what can be read from it: the bytes of a stream as one piece, else of each message the name
-    /// of its sender and its bytes.
+    /// of its sender and its bytes. Of a unix socket these have a piece before the bytes: the sender's process, user and
+    /// group (SCM_CREDENTIALS), then the numbers of descriptors.
     Socket, 64, {
         /// SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET or SOCK_RAW.
         kind: u32,
@@ -263,8 +264,10 @@ record! {
         family: u32,
         /// IPPROTO_TCP, IPPROTO_UDP and the like (SO_PROTOCOL); 0 of a unix socket.
         protocol: u32,
+        /// Of a unix socket, the process that its other end, or who connects to it, learns or has learnt of (SO_PEERCRED).
+        maker: u32,
         /// Room to grow.
-        reserved: [u64; 2],
+        reserved: [u32; 3],
     }
 }
 

@@ -192,7 +192,8 @@ impl Moves {
     }
 }
 
-fn place(from: i32, to: i32, cloexec: bool) {
+/// Has a number be another's duplicate.
+pub(super) fn place(from: i32, to: i32, cloexec: bool) {
     let flags = if cloexec { OFlag::O_CLOEXEC } else { OFlag::empty() };
     let from = borrowed(from);
     let mut to = std::mem::ManuallyDrop::new(own(to));

@@ -118,7 +118,8 @@ pub(crate) struct Missing {
 }
 
 /// Opens everything that the processes of an image had open, by process; warnings are sentences. Where `missing` is
-/// given, regular files of the first that cannot be opened go there, and /dev/null takes their numbers.
+/// given, regular files of the first that cannot be opened go there, and /dev/null takes their numbers. With the sockets
+/// that are to be finished then.
 ///
 /// # Errors
 /// All files that are missing or forbidden, at once; more descriptors than the limit allows.
@@ -128,7 +129,7 @@ pub(crate) fn open_all(
     objects: &mut Objects,
     warnings: &mut Vec<String>,
     mut missing: Option<&mut Vec<Missing>>,
-) -> Result<Vec<Vec<Restored>>> {
+) -> Result<(Vec<Vec<Restored>>, Option<socket::Made>)> {
     let pipes = pipe::Made::new();
     let warned = Vec::new();
     let mut opening = Opening {
@@ -185,13 +186,10 @@ pub(crate) fn open_all(
         }
         all.push(restored);
     }
-    if let Some(sockets) = opening.sockets.take().filter(|_| said.is_empty()) {
-        sockets.finish(&all, &mut opening.warnings).unwrap_or_else(|e| said.push(e.to_string()));
-    }
     pty::finish(&opening.ptys);
     warnings.append(&mut opening.warnings);
     let error = || Error::new(said.join("; ")).with_errno(taken);
-    if said.is_empty() { Ok(all) } else { Err(error()) }
+    if said.is_empty() { Ok((all, opening.sockets)) } else { Err(error()) }
 }
 
 fn open_one(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Origin> {

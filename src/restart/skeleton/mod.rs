@@ -4,6 +4,7 @@
 pub(crate) mod children;
 pub(crate) mod corefile;
 pub(crate) mod counted;
+pub(crate) mod deputy;
 pub(crate) mod init;
 pub(crate) mod make;
 pub(crate) mod namespaces;

@@ -236,7 +236,7 @@ fn sees_itself() -> nix::Result<i32> {
 }
 
 /// The exit status of a child.
-fn ended(child: Pid) -> nix::Result<i32> {
+pub(super) fn ended(child: Pid) -> nix::Result<i32> {
     match change(Some(child), libc::WEXITED)? {
         Some(Change::Ended(status)) => Ok(status),
         _ => Err(Errno::EPERM),

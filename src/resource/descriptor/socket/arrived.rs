@@ -2,6 +2,7 @@
 //! What has come to TCP and UDP sockets and waits to be read or accepted.
 
 use super::inet::{FIN_WAIT1, FIN_WAIT2, Inet, called, judge, other_end, place};
+use super::ports::is_here;
 use super::{Tie, drain, gone_client, inet, queue};
 use crate::error::Result;
 use crate::proc::fds::Fd;
@@ -135,11 +136,14 @@ pub(super) fn of_datagrams(
     if doubtful {
         saving.say(queue::doubt(&called(&own.local)));
     }
+    // One of any address sends from those that this machine has.
+    let sends = |it: &Inet, from| {
+        let exactly = it.local() == Some(from);
+        !it.is_tcp() && (exactly || it.receives(from) && is_here(from.0))
+    };
     let known = |message: &&queue::Message| {
         let from = place(&message.from);
-        from.is_some_and(|from| {
-            look.tables.inet().values().any(|it| !it.is_tcp() && it.receives(from))
-        })
+        from.is_some_and(|from| look.tables.inet().values().any(|it| sends(it, from)))
     };
     let strange = messages.iter().filter(|message| !known(message)).count();
     if strange > 0 {

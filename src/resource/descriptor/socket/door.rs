@@ -1,22 +1,30 @@
 // SPDX-License-Identifier: LGPL-2.1-only
-//! Connections of stream and packet sockets whose accepted end has its name from a listener: made before the program's own
-//! listeners are there, each through one of ours of that name, which others do not find or whose connections are told apart.
+//! Connections of stream and packet sockets whose accepted end has its name from a listener, each through one of ours of
+//! that name, which others do not find; or, of an abstract name, through the program's own, and told apart from others'.
 
 use super::item::Item;
-use super::options::{self, SNDTIMEO};
+use super::queue::answers;
 use crate::error::{Because, Result};
-use crate::proc::unix::Unix;
-use nix::sys::socket::{Backlog, UnixAddr, connect, getsockopt, listen, sockopt::PeerCredentials};
-use std::collections::HashMap;
+use crate::resource::descriptor::open::owned;
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::libc;
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::sys::socket::{Backlog, SockFlag, UnixAddr, accept4, connect, getsockopt, listen};
+use std::cell::Cell;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::net::UnixListener;
+use std::time::{Duration, Instant};
+
+/// How long others may be in the way.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A listener for connections of one name.
 pub(super) struct Door {
-    // The type of the standard library, whatever the kind of socket.
-    listener: UnixListener,
+    pub(super) listener: OwnedFd,
     /// Where it is found by us alone; one of an abstract name is found by that.
     hidden: Option<(UnixAddr, OwnedFd)>,
+    /// As which process it was last told to listen (SO_PEERCRED); 0: as nobody whose id matters.
+    pub(super) by: Cell<u32>,
 }
 
 impl Door {
@@ -25,49 +33,77 @@ impl Door {
     /// # Errors
     /// No socket can be made.
     pub(super) fn of(server: &Item) -> Result<Option<Self>> {
-        let end = server.make()?;
+        let listener = server.make()?;
         let hidden = match server.name.first() {
-            Some(0) => {
-                server.by_name(|name| nix::sys::socket::bind(end.as_raw_fd(), name)).map(|()| None)
-            }
-            _ => server.bind_hidden(&end).map(Some),
+            Some(0) => server
+                .by_name(|name| nix::sys::socket::bind(listener.as_raw_fd(), name))
+                .map(|()| None),
+            _ => server.bind_hidden(&listener).map(Some),
         };
         let Ok(hidden) = hidden else { return Ok(None) };
-        listen(&end, Backlog::MAXCONN).because(|| "cannot make a listener")?;
-        Ok(Some(Self { listener: end.into(), hidden }))
+        listen(&listener, Backlog::MAXCONN).because(|| "cannot make a listener")?;
+        Ok(Some(Self { listener, hidden, by: Cell::new(0) }))
     }
 
-    /// A client and what is accepted of it.
+    /// The program's own listener of an abstract name.
     ///
     /// # Errors
-    /// What the kernel refuses, as when others fill the queue.
-    pub(super) fn connection(
-        &self,
-        server: &Item,
-        client: Option<&Item>,
-        others: Option<&HashMap<u64, Unix>>,
-    ) -> Result<(OwnedFd, OwnedFd)> {
-        let why = || format!("cannot connect to {}", server.called());
-        let end = server.make()?;
-        if let Some(client) = client.filter(|client| !client.name.is_empty()) {
-            client.bind(&end, others)?;
-        }
+    /// Too many descriptors.
+    pub(super) fn at(listener: &OwnedFd) -> Result<Self> {
+        let listener = listener.try_clone().because(|| "cannot duplicate a socket")?;
+        Ok(Self { listener, hidden: None, by: Cell::new(0) })
+    }
+
+    /// Connects a socket; what is accepted of it.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub(super) fn connect(&self, server: &Item, end: &OwnedFd) -> nix::Result<OwnedFd> {
         let meet = |address: &UnixAddr| connect(end.as_raw_fd(), address);
-        let second = [1i64.to_ne_bytes(), [0; 8]];
-        let _ = options::set(&end, SNDTIMEO, second.as_flattened());
-        let met = match &self.hidden {
+        connect_through(&self.listener, end, true, &|| match &self.hidden {
             Some((address, _)) => meet(address),
             None => server.by_name(meet),
-        };
-        let _ = options::set(&end, SNDTIMEO, &[0; 16]);
-        met.because(why)?;
-        // Ours is in the queue, maybe behind others'.
+        })?;
+        // It is in the queue, maybe behind others'.
         loop {
-            let (accepted, _) = self.listener.accept().because(why)?;
+            let accepted = accepted(&self.listener)?;
             let from = getsockopt(&accepted, PeerCredentials);
-            if from.is_ok_and(|from| from.pid().cast_unsigned() == std::process::id()) {
-                return Ok((end, accepted.into()));
+            if from.is_ok_and(|from| from.pid() == nix::unistd::getpid().as_raw()) {
+                return Ok(accepted);
             }
         }
     }
+}
+
+/// Connects a socket to a listener. While its queue is full of others', these are sent away if they are `alone` there, as
+/// whoever came before there was a listener.
+///
+/// # Errors
+/// What the kernel refuses.
+pub(super) fn connect_through(
+    listener: &OwnedFd,
+    end: &OwnedFd,
+    alone: bool,
+    connect: &dyn Fn() -> nix::Result<()>,
+) -> nix::Result<()> {
+    let begun = Instant::now();
+    // The program's own flags come when it has its number.
+    fcntl(end, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    loop {
+        match connect() {
+            Err(Errno::EAGAIN) if begun.elapsed() < PATIENCE => {}
+            done => return fcntl(end, FcntlArg::F_SETFL(OFlag::empty())).and(done),
+        }
+        if !alone {
+            std::thread::sleep(Duration::from_millis(1));
+            continue;
+        }
+        while answers(listener, libc::POLLIN) {
+            drop(accepted(listener));
+        }
+    }
+}
+
+fn accepted(listener: &OwnedFd) -> nix::Result<OwnedFd> {
+    owned(accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC)?.into())
 }

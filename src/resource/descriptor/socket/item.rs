@@ -59,10 +59,12 @@ impl Item {
         let mut messages = Vec::new();
         while let Some(first) = pieces.next() {
             let from = if apart { first.to_vec() } else { Vec::new() };
-            let rights = if apart { pieces.next()? } else { first }.chunks_exact(4);
-            let rights = rights.filter_map(|fd| Some(u32::from_le_bytes(fd.try_into().ok()?)));
-            let (rights, bytes) = (rights.collect(), pieces.next()?.to_vec());
-            messages.push(Message { from, bytes, rights });
+            let numbers = if apart { pieces.next()? } else { first }.chunks_exact(4);
+            let numbers = numbers.filter_map(|fd| Some(u32::from_le_bytes(fd.try_into().ok()?)));
+            let numbers: Vec<u32> = numbers.collect();
+            let (sender, rights) = numbers.split_first_chunk()?;
+            let (sender, rights, bytes) = (*sender, rights.to_vec(), pieces.next()?.to_vec());
+            messages.push(Message { from, bytes, rights, sender });
         }
         let (saved, here) = (sources.name(record), sources.path(record));
         let file = here.is_absolute().then_some(here);
@@ -117,6 +119,15 @@ impl Item {
     pub(super) fn make(&self) -> Result<OwnedFd> {
         let flags = SockFlag::SOCK_CLOEXEC;
         socket(AddressFamily::Unix, self.kind(), flags, None).because(|| "cannot make a socket")
+    }
+
+    /// A new socket of this kind, with the name if it has one.
+    pub(super) fn make_named(&self, others: Option<&HashMap<u64, Unix>>) -> Result<OwnedFd> {
+        let end = self.make()?;
+        if !self.name.is_empty() {
+            self.bind(&end, others)?;
+        }
+        Ok(end)
     }
 
     pub(super) fn pair(&self) -> Result<(OwnedFd, OwnedFd)> {

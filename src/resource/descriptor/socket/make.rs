@@ -2,30 +2,38 @@
 //! Making the sockets of an image again, all of them together: connections need both ends, and a listener where one
 //! end has its name from there.
 
-use super::door::Door;
+use super::door::{Door, connect_through};
 use super::item::Item;
-use super::queue::Message;
 use super::{connect, options, ports};
 use crate::error::{Because, Error, Result};
 use crate::order;
-use crate::proc::fds::UNDER_WAY;
 use crate::proc::unix;
-use crate::resource::descriptor::open::behind;
 use crate::resource::descriptor::{
-    Opening, Place, Restored, is_first, kind, numbers, pipe::unframed,
+    Opening, Origin, Restored, is_first, kind, numbers, pipe::unframed,
 };
 use ckpt_abi::image::{Descriptor, DescriptorKind, socket_flag};
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
-use nix::sys::socket::{
-    Backlog, ControlMessage, MsgFlags, Shutdown, SockType, UnixAddr, listen, send, sendmsg,
-    shutdown,
-};
-use std::collections::hash_map::Entry;
+use nix::sys::socket::{Backlog, MsgFlags, Shutdown, listen, send, shutdown};
 use std::collections::{BTreeMap, HashMap};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
+
+/// Does work as the process of an id, with the descriptors of this one.
+pub(crate) type Deputy<'a> =
+    &'a dyn Fn(u32, &mut dyn FnMut() -> nix::Result<()>) -> nix::Result<()>;
+
+/// Does work as the process of an id, where there is a deputy and the id is known.
+pub(super) fn act(
+    deputy: Option<Deputy<'_>>,
+    pid: u32,
+    mut work: impl FnMut() -> nix::Result<()>,
+) -> nix::Result<()> {
+    match deputy {
+        Some(deputy) if pid != 0 => deputy(pid, &mut work),
+        _ => work(),
+    }
+}
 
 /// The sockets of a restart by the inode numbers that they had.
 pub(crate) struct Made {
@@ -33,7 +41,7 @@ pub(crate) struct Made {
 }
 
 impl Made {
-    /// Makes all of them; what waits in unix sockets comes last.
+    /// Makes all of them; those of unix as far as they can be before others are open.
     ///
     /// # Errors
     /// A name that is somebody else's here, and what the kernel refuses.
@@ -56,41 +64,45 @@ impl Made {
         }
         await_collection(&items);
         ports::map(&mut inet, |port| opening.sources.port(port));
-        let mut make = Make { items, ends: HashMap::new(), ghosts: HashMap::new() };
+        let (ends, ghosts, doors) = (HashMap::new(), HashMap::new(), Vec::new());
+        let mut make = Make { items, ends, ghosts, doors };
         make.all_free(&inet)?;
-        opening.warnings.extend(make.connected()?);
+        opening.warnings.extend(make.prepare()?);
         make.unconnected()?;
-        make.paired()?;
-        make.set_options(&mut opening.warnings);
         for (inode, end) in connect::all(&inet, &mut opening.warnings)? {
             make.ends.insert(inode, end);
         }
-        for item in make.items.values() {
-            if let Some((_, None)) = item.elsewhere.get() {
-                let called = item.called();
-                opening
-                    .warnings
-                    .push(format!("{called}, whose file was removed, has another name"));
-            }
-        }
-        // They are in the queues of listeners, not in anybody's hand, but others may send them.
-        make.wait()?;
         Ok(Self { make: Some(make) })
     }
 
-    /// Has all that waits in unix sockets wait there again, when all is open that may be under way in them.
+    /// Connects those of unix, and has all that waits in them wait there again, when all is open that may be under way in
+    /// them. Deputies do it whose ids others learn by that (SO_PEERCRED, SCM_CREDENTIALS).
     ///
     /// # Errors
     /// What the kernel refuses.
-    pub(in super::super) fn finish(
+    pub(crate) fn finish(
         mut self,
         all: &[Vec<Restored>],
+        deputy: Option<Deputy<'_>>,
         warnings: &mut Vec<String>,
     ) -> Result<()> {
         let Some(make) = &mut self.make else { return Ok(()) };
-        make.fill(all, warnings)?;
+        make.listen(deputy, true)?;
+        make.connect(deputy)?;
+        make.pair(deputy)?;
+        make.set_options(warnings);
+        for item in make.items.values() {
+            if let Some((_, None)) = item.elsewhere.get() {
+                let called = item.called();
+                warnings.push(format!("{called}, whose file was removed, has another name"));
+            }
+        }
+        make.wait(deputy)?;
+        make.hand_over(all);
+        make.fill(all, deputy, warnings)?;
         make.connect_one_way(warnings)?;
         make.shut()?;
+        make.listen(deputy, false)?;
         for (inode, item) in &make.items {
             if let Some(end) = make.ends.get(inode) {
                 restore_filter(end, Some(&item.options), warnings);
@@ -116,16 +128,18 @@ impl Made {
 }
 
 /// Sockets that are being made.
-struct Make {
-    items: BTreeMap<u64, Item>,
-    ends: HashMap<u64, OwnedFd>,
+pub(super) struct Make {
+    pub(super) items: BTreeMap<u64, Item>,
+    pub(super) ends: HashMap<u64, OwnedFd>,
     /// The other ends of those that nobody had any more.
-    ghosts: HashMap<u64, OwnedFd>,
+    pub(super) ghosts: HashMap<u64, OwnedFd>,
+    /// Where connections are made, by the inode number of one that is accepted there.
+    doors: Vec<(u64, Door)>,
 }
 
 impl Make {
     /// The other end of a connection that both ends know.
-    fn partner(&self, inode: u64) -> Option<u64> {
+    pub(super) fn partner(&self, inode: u64) -> Option<u64> {
         let item = self.items.get(&inode)?;
         let peer = self.items.get(&item.socket.peer)?;
         // One may send to itself.
@@ -176,92 +190,179 @@ impl Make {
             if item.is(socket_flag::BOUND) {
                 item.bind(&end, others.as_ref())?;
             }
-            if item.is(socket_flag::LISTENS) {
-                let backlog = Backlog::new(item.socket.backlog.cast_signed());
-                let listens = listen(&end, backlog.unwrap_or(Backlog::MAXCONN));
-                listens.because(|| format!("cannot make {}", item.called()))?;
-            }
             self.ends.insert(*inode, end);
         }
         Ok(())
     }
 
-    /// Those of streams and packets, before anybody finds a listener of the program's.
-    fn connected(&mut self) -> Result<Vec<String>> {
-        let (others, mut unnamed) = (unix::all(), Vec::new());
-        let mut doors = HashMap::new();
+    /// The accepted end of a connection that has a name, and whether that is the other one.
+    fn meeting(&self, inode: u64, item: &Item) -> Option<(u64, bool)> {
+        let other = self.partner(inode);
+        let other = other.filter(|it| self.items.get(it).is_some_and(|it| !it.name.is_empty()));
+        match (item.name.is_empty(), other) {
+            _ if item.has_datagrams() => None,
+            (false, None) if !item.is(socket_flag::OUTSIDE) => Some((inode, false)),
+            (false, _) if self.listener(item).is_some() => Some((inode, false)),
+            (_, Some(other)) => Some((other, true)),
+            _ => None,
+        }
+    }
+
+    /// Where connections are made that are accepted as this one is, of doors by the inode number of such a one.
+    fn door<'a, T>(&self, doors: &'a [(u64, T)], server: &Item) -> Option<&'a T> {
+        let same = |(inode, _): &&(u64, T)| {
+            let known = self.items.get(inode);
+            known.is_some_and(|it| {
+                (it.kind(), &it.name, &it.file) == (server.kind(), &server.name, &server.file)
+            })
+        };
+        doors.iter().find(same).map(|(_, door)| door)
+    }
+
+    /// Makes pairs, and connections as far as that goes before others find the program's listeners. Sentences of those
+    /// that have no name.
+    fn prepare(&mut self) -> Result<Vec<String>> {
+        let (others, mut unnamed, mut doors) = (unix::all(), Vec::new(), Vec::new());
+        let mut ends = HashMap::new();
         for (inode, item) in &self.items {
-            if item.has_datagrams() || !self.leads(*inode, item) {
+            if item.is(socket_flag::WAITS) {
+                let end = item.make_named(others.as_ref())?;
+                let _ = options::restore(&end, &item.options, &[]);
+                ends.insert(*inode, end);
+            }
+            if !self.leads(*inode, item) {
                 continue;
             }
-            let other = self.partner(*inode).and_then(|partner| self.items.get(&partner));
-            let named = [Some(item), other].map(|it| it.filter(|it| !it.name.is_empty()));
-            let (server, client, turned) = match named {
-                [Some(item), None] if !item.is(socket_flag::OUTSIDE) => (Some(item), other, false),
-                [Some(item), other] if self.listener(item).is_some() => (Some(item), other, false),
-                [client, Some(other)] => (Some(other), client, true),
-                _ => (None, None, false),
-            };
-            let pair = match server {
-                None => item.pair()?,
-                Some(server) => {
-                    let door =
-                        doors.entry((server.socket.kind, &server.name[..], server.file.as_ref()));
-                    let door = match door {
-                        Entry::Occupied(door) => door.into_mut(),
-                        Entry::Vacant(vacant) => {
-                            // The file of a listener that is to be made is in its way.
-                            if let Some((item, file)) = self
-                                .listener(server)
-                                .and_then(|item| Some((item, item.file.as_ref()?)))
-                            {
-                                item.clear(file, others.as_ref())?;
-                            }
-                            vacant.insert(Door::of(server)?)
-                        }
-                    };
-                    match door {
-                        Some(door) => door.connection(server, client, others.as_ref())?,
-                        None => {
-                            let called = server.called();
-                            unnamed.push(format!("a connection is without the name of {called}"));
-                            server.pair()?
-                        }
-                    }
+            let (mut one, mut two) = item.pair()?;
+            let partner = self.partner(*inode);
+            if let Some((at, turned)) = self.meeting(*inode, item)
+                && let Some(server) = self.items.get(&at)
+            {
+                let is_open =
+                    self.own_door(server).is_some() || self.door(&doors, server).is_some();
+                let door = if is_open { None } else { self.open(server)? };
+                if !is_open && door.is_none() {
+                    let called = server.called();
+                    unnamed.push(format!("a connection is without the name of {called}"));
+                } else {
+                    let client = if turned { Some(inode) } else { partner.as_ref() };
+                    let client = client.and_then(|client| self.items.get(client));
+                    let end = if turned { &mut one } else { &mut two };
+                    *end = client
+                        .map_or_else(|| server.make(), |it| it.make_named(others.as_ref()))?;
                 }
-            };
-            let (client, accepted) = pair;
-            let (one, two) = if turned { (client, accepted) } else { (accepted, client) };
-            self.ends.insert(*inode, one);
-            match self.partner(*inode) {
-                Some(partner) => self.ends.insert(partner, two),
+                doors.extend(door.map(|door| (at, door)));
+            }
+            ends.insert(*inode, one);
+            match partner {
+                Some(partner) => ends.insert(partner, two),
                 None => self.ghosts.insert(*inode, two),
             };
         }
+        (self.ends, self.doors) = (ends, doors);
         Ok(unnamed)
     }
 
-    /// Pairs of datagram sockets, also those whose other end nobody has.
-    fn paired(&mut self) -> Result<()> {
-        let others = unix::all();
-        for (inode, item) in &self.items {
-            if !item.has_datagrams() || !self.leads(*inode, item) {
-                continue;
-            }
-            let partner = self.partner(*inode);
-            let other = partner.and_then(|partner| self.items.get(&partner));
-            let (one, two) = item.pair()?;
-            for (end, item) in [(&one, Some(item)), (&two, other)] {
-                let bound = item.filter(|item| item.is(socket_flag::BOUND));
-                bound.map(|item| item.bind(end, others.as_ref())).transpose()?;
-            }
-            self.ends.insert(*inode, one);
-            match partner {
-                Some(partner) => self.ends.insert(partner, two),
-                None => self.ghosts.insert(*inode, two),
-            };
+    /// A listener for connections that are accepted as this one is; the file of the program's is in its way.
+    fn open(&self, server: &Item) -> Result<Option<Door>> {
+        let file = self.listener(server).and_then(|(_, item)| Some((item, item.file.as_ref()?)));
+        file.map_or(Ok(()), |(item, file)| item.clear(file, unix::all().as_ref()))?;
+        Door::of(server)
+    }
+
+    /// The program's own listener of an abstract name, which only one can have.
+    fn own_door(&self, server: &Item) -> Option<u64> {
+        let hidden = server.name.first() == Some(&0);
+        self.listener(server).filter(|_| hidden).map(|(inode, _)| inode)
+    }
+
+    /// Has listeners listen, with `room` for those who are in the way of ours, or as they did.
+    fn listen(&self, deputy: Option<Deputy<'_>>, room: bool) -> Result<()> {
+        let all = self.items.iter().filter(|(_, item)| item.is(socket_flag::LISTENS));
+        for (inode, item) in all {
+            let end = self.ends.get(inode);
+            let backlog = Backlog::new(item.socket.backlog.cast_signed());
+            let backlog = backlog.ok().filter(|_| !room).unwrap_or(Backlog::MAXCONN);
+            let listens =
+                act(deputy, item.socket.maker, || end.map_or(Ok(()), |end| listen(end, backlog)));
+            listens.because(|| format!("cannot make {}", item.called()))?;
         }
         Ok(())
+    }
+
+    /// Connections of streams and packets.
+    fn connect(&mut self, deputy: Option<Deputy<'_>>) -> Result<()> {
+        let mut doors = std::mem::take(&mut self.doors);
+        for (inode, item) in self.items.iter().filter(|(inode, item)| self.leads(**inode, item)) {
+            let Some((at, turned)) = self.meeting(*inode, item) else { continue };
+            let partner = self.partner(*inode);
+            let other = partner.map_or(self.ghosts.get(inode), |it| self.ends.get(&it));
+            let (Some(one), Some(two), Some(server)) =
+                (self.ends.get(inode), other, self.items.get(&at))
+            else {
+                continue;
+            };
+            if self.door(&doors, server).is_none()
+                && let Some(own) = self.own_door(server).and_then(|own| self.ends.get(&own))
+            {
+                doors.push((at, Door::at(own)?));
+            }
+            let Some(door) = self.door(&doors, server) else { continue };
+            let why = || format!("cannot connect to {}", server.called());
+            let client = if turned { Some(inode) } else { partner.as_ref() };
+            let listener = client.and_then(|it| self.items.get(it)).map_or(0, |it| it.socket.maker);
+            if door.by.replace(listener) != listener {
+                let listens = || listen(&door.listener, Backlog::MAXCONN);
+                act(deputy, listener, listens).because(why)?;
+            }
+            let (accepted, end) = if turned { (two, one) } else { (one, two) };
+            let connects = || {
+                let made = door.connect(server, end)?;
+                numbers::place(made.as_raw_fd(), accepted.as_raw_fd(), true);
+                Ok(())
+            };
+            act(deputy, server.socket.maker, connects).because(why)?;
+        }
+        Ok(())
+    }
+
+    /// Has pairs made by whom they were, and gives names to those of datagrams, also where nobody has the other end.
+    fn pair(&self, deputy: Option<Deputy<'_>>) -> Result<()> {
+        let others = unix::all();
+        for (inode, item) in self.items.iter().filter(|(inode, item)| self.leads(**inode, item)) {
+            let partner = self.partner(*inode);
+            let other = partner.map_or(self.ghosts.get(inode), |it| self.ends.get(&it));
+            let (Some(one), Some(two)) = (self.ends.get(inode), other) else { continue };
+            let is_pair = self.meeting(*inode, item).is_none();
+            if is_pair && deputy.is_some() {
+                let again = || {
+                    let pair = item.pair().map_err(|e| Errno::from_raw(e.errno()))?;
+                    numbers::place(pair.0.as_raw_fd(), one.as_raw_fd(), true);
+                    numbers::place(pair.1.as_raw_fd(), two.as_raw_fd(), true);
+                    Ok(())
+                };
+                let made = act(deputy, item.socket.maker, again);
+                made.because(|| "cannot make a pair of sockets")?;
+            }
+            let other = partner.and_then(|partner| self.items.get(&partner));
+            for (end, item) in [(one, Some(item)), (two, other)] {
+                let bound = item.filter(|it| it.has_datagrams() && it.is(socket_flag::BOUND));
+                bound.map(|item| item.bind(end, others.as_ref())).transpose()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whoever was given what stood for a socket has it now.
+    fn hand_over(&self, all: &[Vec<Restored>]) {
+        for Restored { record, origin } in all.iter().flatten() {
+            if let Origin::Own(file) = origin
+                && kind(record) == DescriptorKind::Socket
+                && let Some(end) = self.ends.get(&record.inode)
+            {
+                numbers::place(end.as_raw_fd(), file.as_raw_fd(), true);
+            }
+        }
     }
 
     /// Whether a connection is made when this end of it comes: the first of two, or the only one.
@@ -271,10 +372,11 @@ impl Make {
     }
 
     /// The listener that an accepted socket has its name from.
-    fn listener(&self, accepted: &Item) -> Option<&Item> {
-        let named = |item: &&Item| item.is(socket_flag::LISTENS) && item.name == accepted.name;
-        let same = |item: &&Item| item.socket.kind == accepted.socket.kind;
-        self.items.values().find(|item| named(item) && same(item))
+    fn listener(&self, accepted: &Item) -> Option<(u64, &Item)> {
+        let named = |item: &Item| item.is(socket_flag::LISTENS) && item.name == accepted.name;
+        let same = |item: &Item| item.socket.kind == accepted.socket.kind;
+        let mut all = self.items.iter().map(|(inode, item)| (*inode, item));
+        all.find(|(_, item)| named(item) && same(item))
     }
 
     fn set_options(&self, warnings: &mut Vec<String>) {
@@ -282,40 +384,6 @@ impl Make {
             let options = self.items.get(inode).map(|item| &item.options[..]).unwrap_or_default();
             set_options(end, options, warnings);
         }
-    }
-
-    /// Sends what waits to be read, through the other end or one of the sender's name.
-    fn fill(&self, all: &[Vec<Restored>], warnings: &mut Vec<String>) -> Result<()> {
-        for (inode, item) in &self.items {
-            let other = self.partner(*inode).and_then(|partner| self.ends.get(&partner));
-            let other = other.or_else(|| self.ghosts.get(inode));
-            for message in &item.messages {
-                let strange = item.is(socket_flag::OUTSIDE | socket_flag::CONNECTS);
-                let rights = match rights(item, message, all) {
-                    Err(error) if strange => {
-                        warnings.push(format!("in {}, {error}", item.called()));
-                        Vec::new()
-                    }
-                    found => found?,
-                };
-                let sent = match other {
-                    Some(other) => send_all(other, item, &message.bytes, &rights),
-                    None => self.send_to(item, message, &rights),
-                };
-                sent.because(|| format!("cannot bring back what waits in {}", item.called()))?;
-            }
-        }
-        Ok(())
-    }
-
-    fn send_to(&self, item: &Item, message: &Message, rights: &[i32]) -> Result<()> {
-        let from = |sender: &Item| sender.has_datagrams() && sender.name == message.from;
-        let mut named = self.items.iter().filter(|(_, it)| !message.from.is_empty() && from(it));
-        let sender = named.find_map(|(inode, _)| self.ends.get(inode));
-        let own = item.make()?;
-        let sender = sender.unwrap_or(&own).as_raw_fd();
-        let sent = item.by_place(|to| send_with(sender, &message.bytes, rights, Some(to)));
-        sent.map(drop).because(|| "it cannot be sent")
     }
 
     /// Sockets that send to one that does not send to them.
@@ -345,24 +413,25 @@ impl Make {
     }
 
     /// Sockets in the queues of listeners, in their order.
-    fn wait(&mut self) -> Result<()> {
+    fn wait(&self, deputy: Option<Deputy<'_>>) -> Result<()> {
         let waits = |(_, item): &(&u64, &Item)| item.is(socket_flag::WAITS);
         let mut waiting: Vec<_> = self.items.iter().filter(waits).collect();
         order::by_key(&mut waiting, |(_, item)| (item.socket.place.into(), 0));
+        let mut done: Vec<u64> = Vec::new();
         for (inode, item) in waiting {
-            let listener = self.items.get(&item.socket.peer);
-            let listener = listener.ok_or_else(|| Error::new("a damaged socket"))?;
-            let why = || format!("cannot connect to {}", listener.called());
-            let end = item.make()?;
-            if !item.name.is_empty() {
-                item.bind(&end, unix::all().as_ref())?;
-            }
-            let _ = options::restore(&end, &item.options, &[]);
-            nix::fcntl::fcntl(&end, nix::fcntl::F_SETFL(OFlag::O_NONBLOCK)).because(why)?;
-            listener
-                .by_place(|address| nix::sys::socket::connect(end.as_raw_fd(), address))
-                .because(why)?;
-            self.ends.insert(*inode, end);
+            let at = item.socket.peer;
+            let (Some(listener), Some(hears), Some(end)) =
+                (self.items.get(&at), self.ends.get(&at), self.ends.get(inode))
+            else {
+                return Err(Error::new("a damaged socket"));
+            };
+            let meet =
+                || listener.by_place(|address| nix::sys::socket::connect(end.as_raw_fd(), address));
+            let alone = !done.contains(&at);
+            let connects = || connect_through(hears, end, alone, &meet);
+            let met = act(deputy, item.socket.maker, connects);
+            met.because(|| format!("cannot connect to {}", listener.called()))?;
+            done.push(at);
         }
         Ok(())
     }
@@ -422,43 +491,4 @@ pub(super) fn restore_filter(end: &OwnedFd, saved: Option<&[u8]>, warnings: &mut
     }
 }
 
-const FLAGS: MsgFlags = MsgFlags::MSG_DONTWAIT.union(MsgFlags::MSG_NOSIGNAL);
-
-/// The descriptors here that come with a message.
-fn rights(item: &Item, message: &Message, all: &[Vec<Restored>]) -> Result<Vec<i32>> {
-    let number = |fd: &u32| {
-        let place = Place { process: item.process, fd: *fd };
-        let (record, file) = behind(all, place)?;
-        if record.fd & UNDER_WAY != 0 {
-            numbers::mark(file, record);
-        }
-        Some(file.as_raw_fd())
-    };
-    let found: Option<Vec<i32>> = message.rights.iter().map(number).collect();
-    found.ok_or_else(|| Error::new("a descriptor that was under way is missing"))
-}
-
-/// Sends a message, with descriptors.
-fn send_with(
-    through: i32,
-    bytes: &[u8],
-    rights: &[i32],
-    to: Option<&UnixAddr>,
-) -> nix::Result<usize> {
-    let with = [ControlMessage::ScmRights(rights)];
-    let with = if rights.is_empty() { &with[..0] } else { &with[..] };
-    sendmsg(through, &[std::io::IoSlice::new(bytes)], with, FLAGS, to)
-}
-
-/// Sends a message, or the bytes of a stream; descriptors go with the first of them.
-fn send_all(through: &impl AsFd, item: &Item, bytes: &[u8], rights: &[i32]) -> Result<()> {
-    let number = through.as_fd().as_raw_fd();
-    let mut done = 0;
-    loop {
-        let rights = if done == 0 { rights } else { &[] };
-        done += send_with(number, &bytes[done..], rights, None).because(|| "it does not fit")?;
-        if done >= bytes.len() || item.kind() != SockType::Stream {
-            return Ok(());
-        }
-    }
-}
+pub(super) const FLAGS: MsgFlags = MsgFlags::MSG_DONTWAIT.union(MsgFlags::MSG_NOSIGNAL);

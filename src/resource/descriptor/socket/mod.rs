@@ -6,6 +6,7 @@ mod arrived;
 mod connect;
 mod door;
 mod drain;
+mod fill;
 pub(crate) mod flight;
 mod inet;
 mod item;
@@ -25,6 +26,7 @@ use crate::proc::unix::{LISTENS, Unix};
 use crate::ptrace::borrowed;
 use ckpt_abi::image::{Descriptor, Socket, socket_flag};
 use nix::libc;
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use queue::Waiting;
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
@@ -34,7 +36,7 @@ use std::path::{Path, PathBuf};
 use zerocopy::{FromZeros, IntoBytes};
 
 pub(crate) use inet::{Inet, all as inet, connections, end_at_once};
-pub(crate) use make::Made;
+pub(crate) use make::{Deputy, Made};
 pub(crate) use pairs::all as pairs;
 
 pub(super) const KIND: Kind = Kind { recognise, save, open };
@@ -124,8 +126,9 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
         Some(known) => known,
         None => strange(waiting(&ours, unix, look.tables.untouched)?, saving),
     };
-    let mut socket =
-        Socket { kind: unix.kind.into(), shutdown: unix.shutdown.into(), ..Socket::new_zeroed() };
+    let maker = getsockopt(&ours, PeerCredentials).map_or(0, |maker| maker.pid().cast_unsigned());
+    let (kind, shutdown) = (unix.kind.into(), unix.shutdown.into());
+    let mut socket = Socket { kind, shutdown, maker, ..Socket::new_zeroed() };
     match tie {
         Tie::None if unix.name.is_empty() && !waiting.messages.is_empty() => {
             socket.flags |= socket_flag::ABANDONED;
@@ -144,6 +147,8 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
         Tie::Waits(listener, place) => {
             socket.flags |= socket_flag::WAITS;
             (socket.peer, socket.place) = (listener, place);
+            // Nobody can ask who has connected it.
+            socket.maker = look.inner_pid.word();
         }
     }
     if unix.state == LISTENS {
@@ -166,7 +171,8 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
     }
     for message in waiting.messages {
         pieces.extend((!is_stream(unix)).then_some(message.from));
-        pieces.push(message.rights.iter().flat_map(|fd| fd.to_le_bytes()).collect());
+        let numbers = message.sender.iter().chain(&message.rights);
+        pieces.push(numbers.flat_map(|number| number.to_le_bytes()).collect());
         pieces.push(message.bytes);
     }
     saving.record.content = fd.number;
@@ -297,7 +303,10 @@ fn name_what_is_left(
     };
     let lost = |m: &&queue::Message| !m.from.is_empty() && !known(&m.from);
     let strange = waiting.messages.iter().filter(lost).count();
-    if strange > 0 || waiting.credentials {
+    // One process has a new id, and nobody sends for others.
+    let is_own = |sender: u32| sender == 0 || sender == look.inner_pid.word();
+    let others = !waiting.messages.iter().all(|message| is_own(message.sender[0]));
+    if strange > 0 || waiting.unknown_sender || look.tables.of.len() == 1 && others {
         saving.say(format!("who has sent what waits to be read from {called}"));
     }
 }

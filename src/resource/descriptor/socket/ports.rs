@@ -35,19 +35,22 @@ pub(super) fn sends_outside(item: &Item, items: &Items) -> bool {
     to.is_some_and(|to| !items.values().any(|other| other.receives(false, to)))
 }
 
-/// Whether several sockets are bound to one port, as only those who all have SO_REUSEPORT may be at first.
+/// Whether several sockets are bound to one port of one address, or of all, as only those who all have SO_REUSEPORT may be
+/// at first.
 pub(super) fn is_crowded(item: &Item, items: &Items) -> bool {
-    let port = |it: &Item| place(&it.local).map(|(_, port)| port);
+    let Some((own, port)) = place(&item.local) else { return false };
+    let meets =
+        |(ip, at): Place| at == port && (ip == own || ip.is_unspecified() || own.is_unspecified());
     let same = |other: &&Item| {
         other.is(socket_flag::BOUND)
             && other.is_stream() == item.is_stream()
-            && port(other) == port(item)
+            && place(&other.local).is_some_and(meets)
     };
     items.values().filter(same).count() > 1
 }
 
 /// Whether this machine has an address.
-fn is_here(ip: IpAddr) -> bool {
+pub(super) fn is_here(ip: IpAddr) -> bool {
     ip.is_loopback() || UdpSocket::bind((ip, 0)).is_ok()
 }
 

@@ -23,12 +23,14 @@ pub(super) struct Message {
     pub(super) bytes: Vec<u8>,
     /// The descriptors that come with it (SCM_RIGHTS), by their numbers, of which each has [`UNDER_WAY`].
     pub(super) rights: Vec<u32>,
+    /// Its sender's process, user and group (SCM_CREDENTIALS); a process 0 of one that the reader does not learn.
+    pub(super) sender: [u32; 3],
 }
 
 impl Message {
     /// One without descriptors.
     pub(super) fn of(from: Vec<u8>, bytes: Vec<u8>) -> Self {
-        Self { from, bytes, rights: Vec::new() }
+        Self { from, bytes, ..Self::default() }
     }
 }
 
@@ -41,8 +43,8 @@ pub(super) struct Waiting {
     pub(super) held: Vec<OwnedFd>,
     /// More come with one than we could have, or urgent data lies beside them.
     pub(super) unseen: bool,
-    /// The reader would learn who has sent them (SCM_CREDENTIALS).
-    pub(super) credentials: bool,
+    /// The reader would learn that somebody has sent one whom nobody knows, or get a descriptor of the sender (SCM_PIDFD).
+    pub(super) unknown_sender: bool,
     /// An empty one that an earlier look has seen may be among them, or was read.
     pub(super) doubtful: bool,
 }
@@ -65,7 +67,9 @@ pub(super) fn stream(fd: &OwnedFd, readable: usize) -> Result<Waiting> {
     // A look ends where another sender's bytes begin, if the reader learns who sends (SO_PASSCRED), and behind those that
     // were sent with descriptors.
     let mut offset = None;
-    let mut plain = 0;
+    let (mut plain, mut sender) = (0, [0; 3]);
+    let message =
+        |sender, bytes: &[u8]| Message { sender, ..Message::of(Vec::new(), bytes.to_vec()) };
     while done < readable && !waiting.unseen {
         if done > 0 || get(fd, PEEK_OFF).is_some_and(|at| at != -1) {
             let offset = offset.get_or_insert_with(|| Offset::of(fd));
@@ -75,22 +79,27 @@ pub(super) fn stream(fd: &OwnedFd, readable: usize) -> Result<Waiting> {
         if seen.len == 0 {
             break;
         }
+        if seen.sender != sender {
+            if done > plain {
+                waiting.messages.push(message(sender, &bytes[plain..done]));
+            }
+            (plain, sender) = (done, seen.sender);
+        }
         if !seen.rights.is_empty() {
             let offset = offset.get_or_insert_with(|| Offset::of(fd));
             let begin = done + first_with_rights(offset, done, &mut bytes[done..done + seen.len])?;
             if begin > plain {
-                waiting.messages.push(Message::of(Vec::new(), bytes[plain..begin].to_vec()));
+                waiting.messages.push(message(sender, &bytes[plain..begin]));
             }
             plain = done + seen.len;
             let rights = seen.rights.iter().map(number).collect();
-            let bytes = bytes[begin..plain].to_vec();
-            waiting.messages.push(Message { from: Vec::new(), bytes, rights });
+            waiting.messages.push(Message { rights, ..message(sender, &bytes[begin..plain]) });
         }
         done += seen.len;
         waiting.note(seen);
     }
     if done > plain || waiting.messages.is_empty() {
-        waiting.messages.push(Message::of(Vec::new(), bytes[plain..done].to_vec()));
+        waiting.messages.push(message(sender, &bytes[plain..done]));
     }
     Ok(waiting)
 }
@@ -205,7 +214,7 @@ pub(super) fn answers(fd: &OwnedFd, events: i16) -> bool {
 impl Waiting {
     fn note(&mut self, seen: Seen) {
         self.unseen |= seen.truncated;
-        self.credentials |= seen.credentials;
+        self.unknown_sender |= seen.unknown_sender;
         self.held.extend(seen.rights);
     }
 }
@@ -262,13 +271,16 @@ struct Seen {
     rights: Vec<OwnedFd>,
     /// There were more than this process may have.
     truncated: bool,
-    credentials: bool,
+    /// As [`Message::sender`].
+    sender: [u32; 3],
+    unknown_sender: bool,
 }
 
 impl Seen {
     fn message(&self, buffer: &[u8]) -> Message {
         let rights = self.rights.iter().map(number).collect();
-        Message { from: self.from.clone(), bytes: buffer[..self.len].to_vec(), rights }
+        let (from, sender) = (self.from.clone(), self.sender);
+        Message { from, bytes: buffer[..self.len].to_vec(), rights, sender }
     }
 }
 
@@ -291,7 +303,8 @@ fn look(fd: &OwnedFd, buffer: &mut [u8], flags: i32) -> nix::Result<Seen> {
     let len = Errno::result(result)?.unsigned_abs();
     let control: Vec<u8> = control.iter().flat_map(|word| word.to_ne_bytes()).collect();
     let control = &control[..(header.msg_controllen as usize).min(control.len())];
-    let (rights, credentials) = take(control);
+    let (rights, sender, has_pidfd) = take(control);
+    let unknown_sender = has_pidfd || sender.is_some_and(|sender| sender[0] == 0);
     let truncated = header.msg_flags & libc::MSG_CTRUNC != 0;
     let name = &name[..(header.msg_namelen as usize).min(name.len())];
     let from = match name.split_first_chunk() {
@@ -300,7 +313,8 @@ fn look(fd: &OwnedFd, buffer: &mut [u8], flags: i32) -> nix::Result<Seen> {
         }
         _ => name.to_vec(),
     };
-    Ok(Seen { len, from, rights, truncated, credentials })
+    let sender = sender.unwrap_or_default();
+    Ok(Seen { len, from, rights, truncated, sender, unknown_sender })
 }
 
 /// A path without the zero byte behind it.
@@ -311,16 +325,22 @@ fn trimmed(name: &[u8]) -> Vec<u8> {
     }
 }
 
-/// The descriptors among control messages (cmsg(3)) that were sent along, and whether the sender is told.
-fn take(mut control: &[u8]) -> (Vec<OwnedFd>, bool) {
+/// The descriptors among control messages (cmsg(3)) that were sent along, who is told to be the sender, and whether a
+/// descriptor of that is among them.
+fn take(mut control: &[u8]) -> (Vec<OwnedFd>, Option<[u32; 3]>, bool) {
     const HEAD: usize = 16;
     const PIDFD: i32 = 4;
-    let (mut rights, mut credentials) = (Vec::new(), false);
+    let (mut rights, mut sender, mut has_pidfd) = (Vec::new(), None, false);
     while let Some((head, _)) = control.split_first_chunk::<HEAD>() {
         let word = |at: usize| head[at..].first_chunk().map_or(0, |w| i32::from_ne_bytes(*w));
         let len = (word(0).unsigned_abs() as usize).clamp(HEAD, control.len());
         let (kind, value) = (word(12), &control[HEAD..len]);
-        credentials |= kind == libc::SCM_CREDENTIALS || kind == PIDFD;
+        has_pidfd |= kind == PIDFD;
+        if kind == libc::SCM_CREDENTIALS {
+            let words = value.chunks_exact(4).filter_map(|n| n.first_chunk());
+            let words: Vec<u32> = words.map(|n| u32::from_ne_bytes(*n)).collect();
+            sender = words.first_chunk().copied();
+        }
         if kind == libc::SCM_RIGHTS || kind == PIDFD {
             for number in value.chunks_exact(4).filter_map(|n| n.first_chunk()) {
                 // SAFETY: the kernel has just made it for us.
@@ -330,7 +350,7 @@ fn take(mut control: &[u8]) -> (Vec<OwnedFd>, bool) {
         }
         control = control.get(len.next_multiple_of(8)..).unwrap_or_default();
     }
-    (rights, credentials)
+    (rights, sender, has_pidfd)
 }
 
 #[cfg(test)]
@@ -348,7 +368,7 @@ mod tests {
         for _ in 0..2 {
             let waiting = stream(&b, 6).unwrap();
             assert_eq!(waiting.messages[0].bytes, b"onetwo");
-            assert!(!waiting.unseen && !waiting.credentials && waiting.held.is_empty());
+            assert!(!waiting.unseen && !waiting.unknown_sender && waiting.held.is_empty());
         }
         let mut six = [0; 6];
         UnixStream::from(b).read_exact(&mut six).unwrap();
