@@ -171,8 +171,10 @@ fn a_killed_restarter_takes_orphans_along() {
 /// Whoever stands in one pipeline with a restarter, whose shell is gone, is none of the tree's orphans.
 #[test]
 fn a_killed_restarter_takes_nobody_else_along() {
-    const PIPELINE: &str = "set -m; (echo $BASHPID; exec ./x.ckpt $0 <&4) | \
-        (read pid; echo $pid $BASHPID >&3; read x; (sleep 600 & echo $! >&3); exec sleep 600) &";
+    // A shell may be that slow that the job runs before the other is there: nobody can tell that from an orphan.
+    const PIPELINE: &str = "set -m; mkfifo there; \
+        (read x <there; echo $BASHPID; exec ./x.ckpt $0 <&4) | (echo >there; read pid; \
+        echo $pid $BASHPID >&3; read x; (sleep 600 & echo $! >&3); exec sleep 600) &";
     for ids in ["--ids=new", "--ids=keep"] {
         let bench = Bench::new(Who::Me);
         let script = "sleep 600 & echo ready; read x; echo works; read x";

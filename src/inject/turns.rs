@@ -12,9 +12,6 @@ use std::mem::offset_of;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// Nanoseconds of a clock tick (USER_HZ).
-const TICK: i64 = 10_000_000;
-
 /// This process, as the program `pid` names it.
 pub(crate) fn own_task(pid: Pid) -> Task {
     /// By this process's id, which a child has not, and the program's.
@@ -33,7 +30,7 @@ pub(crate) fn own_task(pid: Pid) -> Task {
 fn start_of(of: Pid, pid: Pid) -> Option<u32> {
     let stat = Process::glimpse(of).and_then(|it| it.main_stat()).ok();
     let stat = stat.filter(|stat| !matches!(stat.state, 'Z' | 'X'))?;
-    let skew = Process::glimpse(pid).map_or(0, |program| proc::boot_skew(&program)) / TICK;
+    let skew = Process::glimpse(pid).map_or(0, |program| proc::boot_skew(&program)) / proc::TICK;
     Some(stat.starttime.wrapping_add_signed(skew) as u32)
 }
 

@@ -92,6 +92,17 @@ pub(crate) fn uptime() -> Option<u64> {
     seconds(&super::slurp("/proc/uptime").ok()?)
 }
 
+/// Nanoseconds of a clock tick (USER_HZ), the unit of [`super::stat::Stat::starttime`].
+pub(crate) const TICK: i64 = 10_000_000;
+
+/// For how many ticks the machine has been up.
+pub(crate) fn ticks() -> u64 {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |up| {
+        let ticks = up.tv_nsec() / TICK;
+        (up.tv_sec() * (1_000_000_000 / TICK) + ticks).cast_unsigned()
+    })
+}
+
 /// "35.72 270.31": up, and idle.
 fn seconds(text: &[u8]) -> Option<u64> {
     decimal(text.split(|byte| *byte == b'.').next()?).ok()

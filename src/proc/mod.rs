@@ -37,8 +37,8 @@ pub(crate) mod unix;
 pub(crate) mod vmflags;
 mod written;
 
-pub(crate) use clocks::uptime;
 pub use clocks::{Clocks, boot_skew};
+pub(crate) use clocks::{TICK, ticks, uptime};
 pub use exec::auxv_value;
 pub use id::{Pid, Tid};
 pub use process::Process;

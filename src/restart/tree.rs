@@ -448,6 +448,7 @@ impl Tree {
         let wanted: Vec<_> = self.living().map(here).collect();
         let outer = seen(&wanted, proxy.root);
         let alive = || outer.iter().all(|pid| lives(*pid));
+        let since = proc::ticks();
         let done = made.clone().and_then(|()| {
             rendezvous.meet(Stage::Joined, all + 1, alive)?;
             rendezvous.watch(Stage::Planned, living, alive)?;
@@ -459,6 +460,9 @@ impl Tree {
                 // They begin when nobody has the other ends of their lines.
                 drop(waiting);
                 stay::announce(proxy.root);
+                if proxy.init.is_none() {
+                    proxy.witness.running(since);
+                }
                 proxy.stand()
             }
             Err(error) => {

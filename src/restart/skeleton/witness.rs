@@ -28,6 +28,8 @@ use std::time::Duration;
 
 /// How long a signal to a group takes from its first member to its last.
 const SPREADS: Duration = Duration::from_millis(2);
+/// How long after the beginning of the tree it is looked again who else is in its group.
+const LATE: Duration = Duration::from_millis(100);
 
 /// The process.
 pub(crate) struct Witness {
@@ -46,6 +48,8 @@ mod question {
     pub(super) const WARD: u8 = 254;
     /// Those that were named are gone.
     pub(super) const FORGET: u8 = 253;
+    /// Those that were named run, since a time that follows (eight bytes, ticks since boot).
+    pub(super) const RUN: u8 = 252;
 }
 
 impl Witness {
@@ -99,6 +103,13 @@ impl Witness {
         let _ = self.ask.write_all(&[question::FORGET]);
     }
 
+    /// Tells it that those run whom it guards, and did not before a time, in ticks since boot.
+    pub(crate) fn running(&mut self, since: u64) {
+        let mut word = [question::RUN; 9];
+        word[1..].copy_from_slice(&since.to_ne_bytes());
+        let _ = self.ask.write_all(&word);
+    }
+
     /// Lets it end.
     pub(crate) fn dismiss(mut self) {
         let _ = self.ask.write_all(&[question::FAREWELL]);
@@ -140,14 +151,22 @@ fn live(restarter: u32, before: &[Pid], mut hears: PipeReader, mut tells: PipeWr
     let above = tree::kin(Pid::of_word(restarter)).ok();
     let _ = std::env::set_current_dir("/");
     let mut wards = Vec::new();
-    let mut alone = false;
+    // A list misses who is made meanwhile, and a shell may still be making the others of a pipeline.
+    let (mut alone, mut late) = (false, None);
+    let is_alone = |since| above.is_some_and(|above| is_alone(above, before, since));
     loop {
         let mut byte = [0];
         // The tree may have the other end of the pipe still when the restarter is gone.
-        let said = await_word(&hears, restarter_lives.as_ref());
-        if !said || hears.read_exact(&mut byte).is_err() {
-            end_trees(&wards, above, alone);
-            end(0);
+        match await_word(&hears, restarter_lives.as_ref(), late.map(|_| LATE)) {
+            None => {
+                alone = alone && is_alone(late.take());
+                continue;
+            }
+            Some(said) if said && hears.read_exact(&mut byte).is_ok() => {}
+            Some(_) => {
+                end_trees(&wards, above, alone);
+                end(0);
+            }
         }
         match byte[0] {
             signal if question::SIGNALS.contains(&signal) => {
@@ -158,14 +177,18 @@ fn live(restarter: u32, before: &[Pid], mut hears: PipeReader, mut tells: PipeWr
             }
             question::WARD => {
                 if wards.is_empty() {
-                    // A list misses who is made meanwhile.
-                    alone = above.is_some_and(|above| (0..3).any(|_| is_alone(above, before)));
+                    alone = (0..3).any(|_| is_alone(None));
                 }
                 wards.extend(told(&mut hears));
             }
             question::FORGET => {
                 wards.clear();
                 alone = false;
+            }
+            question::RUN => {
+                let mut since = [0; 8];
+                late = hears.read_exact(&mut since).ok().map(|()| u64::from_ne_bytes(since));
+                alone = alone && is_alone(late);
             }
             _ => end(0),
         }
@@ -176,34 +199,49 @@ fn live(restarter: u32, before: &[Pid], mut hears: PipeReader, mut tells: PipeWr
     }
 }
 
-/// Waits for a word; whether there is one, for the restarter may have ended without.
-fn await_word(hears: &PipeReader, restarter: Option<&Pidfd>) -> bool {
+/// Waits for a word, with some patience; whether there is one, for the restarter may have ended without.
+fn await_word(
+    hears: &PipeReader,
+    restarter: Option<&Pidfd>,
+    patience: Option<Duration>,
+) -> Option<bool> {
     let watch = |fd: i32| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
     let mut both = [
         watch(hears.as_raw_fd()),
         watch(restarter.map_or(-1, |process| process.as_fd().as_raw_fd())),
     ];
-    // SAFETY: the kernel writes into the two.
-    while unsafe { libc::poll(both.as_mut_ptr(), 2, -1) } < 0 {}
-    both[0].revents & libc::POLLIN != 0
+    let patience = patience.map_or(-1, |patience| patience.as_millis() as i32);
+    loop {
+        // SAFETY: the kernel writes into the two.
+        match unsafe { libc::poll(both.as_mut_ptr(), 2, patience) } {
+            0 => return None,
+            1.. => return Some(both[0].revents & libc::POLLIN != 0),
+            _ => {}
+        }
+    }
 }
 
 /// Whether the restarter has begun its group, and nobody else is in it: of a pipeline all are, and what outlives the shell
 /// cannot be told from an orphan of the tree when the restarter is gone. What is below the restarter is of the tree,
-/// but for children from `before`, which a script has left that became the restarter.
-fn is_alone(above: Kin, before: &[Pid]) -> bool {
+/// but for children from `before`, which a script has left that became the restarter; and, where the tree runs `since` a
+/// time (in ticks since boot), who has begun later and lost its parent.
+fn is_alone(above: Kin, before: &[Pid], since: Option<u64>) -> bool {
     if above.group != above.pid {
         return false;
     }
     let Ok(all) = tree::everybody() else { return false };
     let parents: HashMap<Pid, Pid> = all.iter().map(|kin| (kin.pid, kin.parent)).collect();
+    let orphans = since.map(|_| tree::orphans(above.pid, &all)).unwrap_or_default();
+    let is_orphan =
+        |kin: &Kin| since.is_some_and(|since| kin.start >= since) && orphans.contains(&kin.pid);
     let is_below = |kin: &Kin| {
         let line = std::iter::successors(Some(kin.parent), |pid| parents.get(pid).copied());
         line.take(parents.len()).any(|pid| pid == above.pid)
     };
     let is_other = |kin: &&Kin| kin.group == above.pid && kin.pid != above.pid && !kin.dead;
-    let mut others = all.iter().filter(is_other);
-    others.all(|kin| kin.ours || !before.contains(&kin.pid) && is_below(kin))
+    let is_ours =
+        |kin: &Kin| kin.ours || !before.contains(&kin.pid) && is_below(kin) || is_orphan(kin);
+    all.iter().filter(is_other).all(is_ours)
 }
 
 /// Ends the wards with all that descend from them. Who is stopped makes no more. The restarter, which was `above`, is put
