@@ -55,6 +55,47 @@ fn a_job_with_new_ids_is_related_as_it_was() {
     }
 }
 
+/// A parent and its child have files of /proc about themselves and each other, and the child a namespace of its own.
+const WATCHERS: &str = r#"
+import os, sys
+def status(f): f.seek(0); return int(next(l.split()[1] for l in f if l.startswith("Pid:")))
+mine, ends, up = open("/proc/self/status"), *os.pipe()
+child = os.fork()
+own = open("/proc/self/status")
+tasks = os.open("/proc/self/task", os.O_RDONLY)
+net = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+def right():
+    same = os.fstat(net).st_ino == os.stat("/proc/self/ns/net").st_ino
+    return same and status(own) == os.getpid() and os.path.exists(f"/proc/self/fd/{tasks}/{os.getpid()}")
+if child == 0:
+    os.read(ends, 1)
+    os._exit(3 if right() and status(mine) == os.getppid() else 4)
+theirs = open(f"/proc/{child}/status")
+print("ready", flush=True)
+sys.stdin.readline()
+assert right() and status(mine) == os.getpid() and status(theirs) == child
+os.write(up, b".")
+print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+"#;
+
+#[test]
+fn files_about_processes_are_about_the_same_ones() {
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        let mut run = bench.run("/usr/bin/python3", &["-c", WATCHERS]);
+        run.expect("ready");
+        for image in ["x.ckpt", "y.ckpt"] {
+            let said = bench.must(&["save", &run.pid_text(), "--stop", "-n", &bench.name(image)]);
+            assert!(!said.stderr.contains("/proc"), "{said:?}");
+            run.ends_well();
+            run = bench.run(bench.path(image), &[]);
+        }
+        run.say("");
+        run.expect("3");
+        run.ends_well();
+    }
+}
+
 /// Two containers without namespaces of their own: a shell's children are known by their ids in the second, too.
 const CONTAINERS: &str = r#"
     inside() {

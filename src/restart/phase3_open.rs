@@ -4,10 +4,11 @@
 use super::callers;
 use super::phase1_check::{Saved, Whole};
 use crate::error::{Because, Error, Result};
+use crate::proc::Pid;
 use crate::resource::descriptor::objects::Objects;
 use crate::resource::descriptor::socket::Deputy;
 use crate::resource::descriptor::{
-    self, Missing, Origin, Restored, Sources, epoll, locks, pidfd, pollable, shared, socket, unread,
+    self, Missing, Origin, Restored, Sources, epoll, late, locks, pollable, shared, socket, unread,
 };
 use crate::resource::{memory, process};
 use ckpt_abi::image::{EpollEntry, SectionKind, Text, VmaKind, VmaRecord, vma_flag};
@@ -219,7 +220,8 @@ impl Files {
         let own = self.descriptors.get(index).into_iter().flatten();
         let led = own.filter(|r| matches!(r.origin, Origin::Own(_))).map(|r| r.record.fd).collect();
         let mut descriptors = shared::of_process(self.descriptors, number);
-        pidfd::open_all(&mut descriptors, saved.process.pid)?;
+        let own = Pid::of_word(saved.process.pid);
+        late::open_all(&mut descriptors, own, |text| saved.part.image().text(text))?;
         let entries = self.entries.get(index).map(Vec::as_slice).unwrap_or_default();
         let watches = epoll::watches(entries, &descriptors);
         let missing = if saved.part.is_first() { self.missing } else { Vec::new() };

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Descriptors of namespaces (setns(2)): the process's own is that of the restarted process.
 
+use super::lost::stand_in;
 use super::open::by_path;
 use super::{Kind, Look, Opening, Origin, Saving, file_type};
 use crate::error::Result;
 use crate::proc::fds::Fd;
 use ckpt_abi::image::Descriptor;
 use nix::libc;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -34,7 +36,14 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
     Ok(())
 }
 
-fn open(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Origin> {
-    let path = Path::new("/proc/self/ns").join(opening.sources.name(record));
-    by_path(record, &path).map(Origin::Own)
+fn open(_: &Descriptor, _: &mut Opening<'_>) -> Result<Origin> {
+    stand_in().map(Origin::Own)
+}
+
+/// Opens it in the process that has it.
+///
+/// # Errors
+/// There is none of this name.
+pub(super) fn late(record: &Descriptor, name: &Path) -> Result<OwnedFd> {
+    by_path(record, &Path::new("/proc/self/ns").join(name))
 }

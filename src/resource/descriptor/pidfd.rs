@@ -8,22 +8,20 @@
 
 use super::lost::stand_in;
 use super::open::owned;
-use super::{Kind, Look, Opening, Origin, Restored, Saving, kind};
+use super::{Kind, Look, Opening, Origin, Saving};
 use crate::error::{Because, Result};
 use crate::proc::Pid;
 use crate::proc::fds::Fd;
 use crate::proc::tree;
-use crate::resource::kinship::numbers;
-use ckpt_abi::image::{Descriptor, DescriptorKind};
+use ckpt_abi::image::Descriptor;
 use nix::errno::Errno;
 use nix::libc;
-use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 
 pub(super) const KIND: Kind = Kind { recognise, save, open };
 
 /// [`Descriptor::value`] of a process that is gone.
-const GONE: u64 = 0;
+pub(super) const GONE: u64 = 0;
 
 fn recognise(fd: &Fd, _: &Look<'_>) -> bool {
     fd.target == "anon_inode:[pidfd]" && fd.extra("Pid").is_some()
@@ -47,28 +45,13 @@ fn open(_: &Descriptor, _: &mut Opening<'_>) -> Result<Origin> {
     stand_in().map(Origin::Own)
 }
 
-/// Opens all, in a process that was `saved` as another id than it may have. Who has them is in the PID namespace of
-/// those: to processes of another one nothing can be sent (pidfd_send_signal(2)).
+/// Opens one in the process that has it, which is in the PID namespace of those: to processes of another one nothing can be
+/// sent (pidfd_send_signal(2)).
 ///
 /// # Errors
-/// One is not there.
-pub(crate) fn open_all(restored: &mut [Restored], saved: u32) -> Result<()> {
-    let own = std::process::id();
-    let mut gone: HashMap<u64, Vec<&mut OwnedFd>> = HashMap::new();
-    for Restored { record, origin } in restored {
-        let Origin::Own(file) = origin else { continue };
-        if kind(record) != DescriptorKind::Process {
-            continue;
-        }
-        let pid = if record.value == u64::from(saved) { u64::from(own) } else { record.value };
-        if pid == GONE {
-            gone.entry(record.inode).or_default().push(file);
-            continue;
-        }
-        *file = of(numbers::here(Pid::new(pid as i32)))
-            .because(|| format!("cannot open process {pid} (pidfd_open(2))"))?;
-    }
-    gone.into_values().try_for_each(open_gone)
+/// It is not there.
+pub(super) fn late(pid: Pid) -> Result<OwnedFd> {
+    of(pid).because(|| format!("cannot open process {pid} (pidfd_open(2))"))
 }
 
 fn of(pid: Pid) -> nix::Result<OwnedFd> {
@@ -77,7 +60,10 @@ fn of(pid: Pid) -> nix::Result<OwnedFd> {
 }
 
 /// Opens a process that has ended and was waited for, the same for all of these.
-fn open_gone(files: Vec<&mut OwnedFd>) -> Result<()> {
+///
+/// # Errors
+/// No process can be made.
+pub(super) fn open_gone(files: Vec<&mut OwnedFd>) -> Result<()> {
     // SAFETY: a fork of a process with one thread, which ends at once; without an exit signal nobody else hears of it.
     let child = unsafe { libc::syscall(libc::SYS_clone, 0, 0, 0, 0, 0) };
     let why = || "cannot make a process";

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-only
-//! Files of /proc about the process itself: /proc/PID/... and /proc/PID/task/PID/... of the restarted
-//! process. Those about others would be about whoever has their numbers then.
+//! Files of /proc about processes of the checkpoint: /proc/PID/... and /proc/PID/task/PID/... of the restarted ones, which
+//! are opened when these are there. Those about others would be about whoever has their numbers then.
 
+use super::lost::stand_in;
 use super::open::{by_path, seek};
 use super::{Kind, Look, Opening, Origin, Saving};
 use crate::error::Result;
@@ -9,6 +10,7 @@ use crate::proc::fds::Fd;
 use crate::proc::{Pid, Tid};
 use ckpt_abi::image::Descriptor;
 use nix::sys::statfs::{PROC_SUPER_MAGIC, statfs};
+use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 
@@ -54,39 +56,52 @@ fn recognise(fd: &Fd, look: &Look<'_>) -> bool {
 
 fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
     let own = |pid: Pid| pid == look.process.pid() || pid == look.inner_pid;
-    let (place, rest) = match about(Path::new(&fd.target)) {
-        About::Process(pid, rest) if own(pid) && !rest.starts_with("fdinfo") => {
-            ("/proc/self", rest)
-        }
-        About::Thread(pid, tid, rest) if own(pid) && tid == pid.main_thread() => {
-            ("/proc/thread-self", rest)
-        }
-        About::Thread(pid, ..) if own(pid) => {
+    let pids = look.tables.pids();
+    let member = |pid: Pid| match own(pid) {
+        true => Some(look.process.pid()),
+        false => pids.contains(&pid).then_some(pid),
+    };
+    let (about, of_thread, rest) = match about(Path::new(&fd.target)) {
+        About::Process(pid, rest) => (pid, false, rest),
+        About::Thread(pid, tid, rest) if tid == pid.main_thread() => (pid, true, rest),
+        About::Thread(pid, ..) if member(pid).is_some() => {
             saving.lose("about a thread, which may have another number after a restart");
             return Ok(());
         }
-        About::Process(pid, _) if own(pid) => {
-            saving.lose("about a descriptor");
-            return Ok(());
-        }
-        _ => {
-            saving.lose("about another process");
-            return Ok(());
-        }
+        _ => (Pid::NONE, false, PathBuf::new()),
     };
-    saving.path = match rest.as_os_str().is_empty() {
-        true => place.into(),
-        false => Path::new(place).join(rest).into(),
-    };
+    match member(about) {
+        Some(_) if !of_thread && rest.starts_with("fdinfo") => saving.lose("about a descriptor"),
+        Some(pid) => {
+            saving.record.value = pid.word().into();
+            saving.record.extra = of_thread.into();
+            saving.path = rest.into();
+        }
+        None => saving.lose("about another process"),
+    }
     Ok(())
 }
 
-fn open(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Origin> {
-    let path = PathBuf::from(opening.sources.name(record));
+fn open(_: &Descriptor, _: &mut Opening<'_>) -> Result<Origin> {
+    stand_in().map(Origin::Own)
+}
+
+/// Opens it in the process that has it, where all others are, too; `rest` is its path below that of the process it is about,
+/// which has the id `pid`.
+///
+/// # Errors
+/// There is none.
+pub(super) fn late(record: &Descriptor, pid: Pid, rest: &Path) -> Result<OwnedFd> {
+    let process = Path::new("/proc").join(pid.to_string());
+    let place = match record.extra {
+        0 => process,
+        _ => process.join("task").join(pid.to_string()),
+    };
+    let path = if rest.as_os_str().is_empty() { place } else { place.join(rest) };
     let file = by_path(record, &path)?;
     // What these files say is made when it is read; a position that is none any more is that of the end.
     let _ = seek(&file, record, &path);
-    Ok(Origin::Own(file))
+    Ok(file)
 }
 
 #[cfg(test)]
