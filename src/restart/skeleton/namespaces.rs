@@ -95,9 +95,7 @@ impl Place {
         if !flags.is_empty() || self.is_apart() {
             self.separate(flags).map_err(|errno| Hindrance::Refused(errno).error())?;
         }
-        if self.is_apart() {
-            set_clocks(ahead);
-        }
+        set_clocks(ahead);
         Ok(())
     }
 
@@ -283,7 +281,7 @@ fn map(file: &str, id: u32) -> nix::Result<()> {
         .map_err(|error| error.raw_os_error().map_or(Errno::EPERM, Errno::from_raw))
 }
 
-/// A time namespace for the children, where one can be had: the clocks go on from their saved values, so that
+/// A time namespace for the children, where one can be had (CAP_SYS_ADMIN, also that of the tree's user namespace): the clocks go on from their saved values, so that
 /// every deadline holds (time_namespaces(7)). Else what ckpt gives back itself is shifted ([`crate::restart::clock`]).
 fn set_clocks(ahead: [i64; 2]) {
     // SAFETY: changes the namespace of children only.
