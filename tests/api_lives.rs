@@ -307,7 +307,7 @@ fn there_is_one_payload_whichever_ways_lead_to_it() {
             run.say("");
             run.expect("1 1 0");
             run.finish();
-            let mut run = desk.resume("attached.ckpt");
+            let mut run = desk.bench.run(desk.bench.path("attached.ckpt"), &["--ids=new"]);
             run.say("");
             run.expect("1 0 1");
             assert_eq!(payloads(run.pid()), 1);

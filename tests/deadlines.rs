@@ -118,32 +118,6 @@ fn time_that_python_has_spent_is_named() {
     again.ends_well();
 }
 
-/// They are made of process and thread ids: a restart with others cannot have them right, and the save says so.
-#[test]
-fn ids_of_cpu_clocks_are_named_and_may_be_kept() {
-    const LOSS: &str = "not saved: the ids of CPU clocks that it keeps";
-    for who in [Who::Me, Who::Nobody] {
-        let bench = Bench::new(who);
-        let mut run = bench.run(bench.subject("clockids", Build::Pie), &[]);
-        run.expect("ready");
-        for image in ["x.ckpt", "y.ckpt"] {
-            let pid = run.pid_text();
-            let said = bench.must(&["save", &pid, "--stop", "-n", &bench.name(image)]);
-            assert!(said.stderr.contains(LOSS), "{said:?}");
-            run.ends_well();
-            run = bench.run(bench.path(image), &["--ids", "keep"]);
-            run.check();
-        }
-        run.go();
-    }
-    let bench = Bench::new(Who::Me);
-    let mut run = bench.run(bench.subject("spent", Build::Pie), &[]);
-    run.expect("ready");
-    let said = bench.must(&["save", &run.pid_text(), "-n", &bench.name("x.ckpt")]);
-    assert!(!said.stderr.contains(LOSS), "{said:?}");
-    run.go();
-}
-
 /// Every sort of lock that names its owner, with new ids for owners and for who waits.
 mod held_locks {
     use super::*;

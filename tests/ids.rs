@@ -3,7 +3,8 @@
 
 mod harness;
 
-use harness::{Bench, Who};
+use harness::{Bench, Build, Who};
+use nix::sys::signal::Signal::SIGKILL;
 use std::os::unix::process::CommandExt;
 
 /// Processes that remember no ids but by the kernel: two in a group that the first leads, one in a session of its own, which
@@ -52,6 +53,74 @@ fn a_job_with_new_ids_is_related_as_it_was() {
         }
         run.ends_well();
         again.ends_well();
+    }
+}
+
+/// Each step of the loop asks whether it is still in the process that it began in.
+const LOOP: &str = "import asyncio, sys
+async def main():
+    print('ready', flush=True)
+    line = await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
+    asyncio.get_running_loop()
+    print('works', flush=True)
+    sys.stdin.readline()
+asyncio.run(main())";
+
+fn remembers(bench: &Bench, image: &str) -> bool {
+    let text = bench.must(&["info", "--json", &bench.name(image)]).stdout.concat();
+    assert!(text.contains("\"remembers_its_ids\""), "{text}");
+    text.contains("\"remembers_its_ids\": true") || text.contains("\"remembers_its_ids\":true")
+}
+
+#[test]
+fn one_that_remembers_its_id_has_it_again() {
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        let clocks = bench.subject("clockids", Build::Pie);
+        let python = ("/usr/bin/python3".into(), vec!["-c", LOOP]);
+        for (program, args) in [python, (clocks, Vec::new())] {
+            let mut run = bench.run(&program, &args);
+            run.expect("ready");
+            for image in ["x.ckpt", "y.ckpt"] {
+                let said =
+                    bench.must(&["save", &run.pid_text(), "--stop", "-n", &bench.name(image)]);
+                assert!(!said.stderr.contains("clocks"), "{said:?}");
+                run.ends_well();
+                assert!(remembers(&bench, image));
+                run = bench.run(bench.path(image), &[]);
+                if args.is_empty() {
+                    run.check();
+                }
+            }
+            run.say("go");
+            if !args.is_empty() {
+                run.expect("works");
+                run.say("go");
+            }
+            run.ends_well();
+            let again = bench.run(bench.path("y.ckpt"), &["--ids=new"]);
+            again.complaint("the program has a new process id");
+            again.signal(SIGKILL);
+            again.end();
+        }
+    }
+}
+
+#[test]
+fn one_that_remembers_no_id_is_the_restarter() {
+    let bench = Bench::new(Who::Nobody);
+    for (build, named) in [(Build::Pie, "fpu.pie"), (Build::Static, "fpu.static")] {
+        let mut run = bench.run(bench.subject("fpu", build), &[]);
+        run.expect("ready");
+        let pid = run.pid_text();
+        bench.must(&["save", &pid, "--stop", "-n", &bench.name("x.ckpt")]);
+        run.ends_well();
+        assert!(!remembers(&bench, "x.ckpt"));
+        let mut again = bench.run(bench.path("x.ckpt"), &[]);
+        again.check();
+        let name = std::fs::read_to_string(format!("/proc/{}/comm", again.pid_text()));
+        assert_eq!(name.expect("a name").trim(), named);
+        again.go();
     }
 }
 

@@ -130,8 +130,12 @@ fn seen_from_outside(run: &Run) {
 #[test]
 fn a_restarted_program_shows_nothing_either() {
     let bench = Bench::new(Who::Nobody);
-    let run = bench.launch(&[], bench.subject("observer", Build::Pie), &[]);
-    let mut run = saved_by_signal(&bench, run, "observer.pie.ckpt");
+    let mut run = bench.launch(&[], bench.subject("observer", Build::Pie), &[]);
+    run.expect("ready");
+    run.signal(SIGTSTP);
+    run.ends_well();
+    // It remembers its id, and would be a child of the restarter.
+    let mut run = bench.run(bench.path("observer.pie.ckpt"), &["--ids=new"]);
     run.check();
     seen_from_outside(&run);
     run.go();

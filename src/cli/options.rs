@@ -134,11 +134,12 @@ pub(super) const OPTIONS: &[Opt] = &[
         value: Some(("IDS", Kind::Number)),
         default: Some("auto"),
         help: "Process ids: keep, new or auto",
-        description: "Which process ids a restarted program has. With auto, several processes have those \
-                      that they had, in a PID namespace of their own if others have them by now (docs/jobs.md \
-                      says what that changes), and one process has that of the checkpoint file which was \
-                      executed. With keep, one process has its own, too; where that is forbidden nothing is \
-                      started. With new, only one process restarts. ckpt check tells what is possible here. \
+        description: "Which process ids a restarted program has. With auto, several processes, and one whose \
+                      memory shows that it remembers its id, have those that they had, in a PID namespace of \
+                      their own if others have them by now (docs/jobs.md says what that changes); one that does \
+                      not has that of the checkpoint file which was executed. With keep, all have their own; \
+                      where that is forbidden nothing is started. With new, none has. ckpt check tells what is \
+                      possible here, ckpt info what is remembered. \
                       With ckpt PROGRAM it goes with --resume.",
         forms: &[Form::Launch, Form::Stub],
         set: Set::Draft(|draft, value| {

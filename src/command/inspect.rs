@@ -14,7 +14,7 @@ use crate::serve::log::date;
 use crate::settings::server::Transfer;
 use ckpt_abi::image::{
     Descriptor, DescriptorKind, LossRecord, Machine, Member, ProcessRecord, SectionKind, Thread,
-    VmaRecord, member_flag, needs,
+    VmaRecord, member_flag, needs, process_flag,
 };
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -63,6 +63,7 @@ fn describe(image: &Image, json: bool) -> Result<Facts> {
     facts.add("executable", text(process.exe));
     facts.add("directory", text(process.cwd));
     facts.add("process", u64::from(process.pid));
+    facts.add("remembers_its_ids", process.flags & process_flag::REMEMBERS_IDS != 0);
     facts.add("generation", process.generation);
     facts.add("host", text(machine.host));
     facts.add("kernel", text(machine.kernel));

@@ -2,7 +2,7 @@
 //! What a checkpoint would go without, all of it, where none is written: also what is found only while one is.
 
 use super::phase3_gather::Still;
-use super::phase6_write::Writing;
+use super::phase6_write::{Writing, look_at_policies};
 use crate::image::write::Writer;
 use crate::proc::Pid;
 use crate::resource::losses::{self, List};
@@ -32,12 +32,12 @@ pub(super) fn losses(still: Vec<Still<'_>>, common: Common) -> Losses {
     let (mut all, mut pids) = (Vec::new(), Vec::new());
     // Children first: a parent finds them as they were.
     let mut looks = Vec::new();
-    for Still { equipped, frozen, gathered, areas, .. } in still.into_iter().rev() {
+    for Still { equipped, frozen, gathered, .. } in still.into_iter().rev() {
         frozen.thaw();
-        looks.push((equipped, gathered, areas));
+        looks.push((equipped, gathered));
     }
-    for (equipped, mut gathered, areas) in looks.into_iter().rev() {
-        writing.look(equipped, areas, &mut gathered);
+    for (equipped, mut gathered) in looks.into_iter().rev() {
+        look_at_policies(&equipped.process, &mut gathered);
         pids.push(equipped.process.pid());
         all.push(gathered);
     }

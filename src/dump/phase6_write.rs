@@ -15,10 +15,11 @@ use crate::proc::Pid;
 use crate::proc::{Process, pagemap::Pagemap};
 use crate::ptrace::memory::Memory;
 use crate::resource::memory::{self, Area, Pages};
-use crate::resource::runtime::clocks;
-use crate::resource::runtime::glibc::Search;
+use crate::resource::runtime::{glibc, remembered};
 use crate::resource::{Common, Gathered, cpu, losses};
-use ckpt_abi::image::{CHUNK_MAX, Guard, GuardKind, LossRecord, Machine, SectionKind};
+use ckpt_abi::image::{
+    CHUNK_MAX, Guard, GuardKind, LossRecord, Machine, SectionKind, process_flag,
+};
 use std::collections::HashSet;
 use zerocopy::FromZeros;
 
@@ -51,7 +52,6 @@ impl<'a> Writing<'a> {
     /// Writes what has to be read while the process stands still: all of its memory, if it ends, else what no
     /// picture holds.
     pub(crate) fn at_once(&mut self, process: &mut Pictured<'_>, ends: bool) -> Result<()> {
-        self.forget_clock_ids(&mut process.gathered);
         let areas = std::mem::take(&mut process.areas);
         let (now, later): (Vec<_>, _) = areas.into_iter().partition(|a| ends || a.at_once);
         process.areas = later;
@@ -66,11 +66,6 @@ impl<'a> Writing<'a> {
         let Equipped { process: own, memory, region, .. } = process.equipped;
         let written = self.pages(false, own, memory, areas, &mut process.gathered);
         memory.was_whole(region.base).and(written)
-    }
-
-    /// Several processes restart with their ids, which are those of their clocks.
-    fn forget_clock_ids(&self, gathered: &mut Gathered) {
-        gathered.clock_ids &= self.common.tables.of.len() < 2;
     }
 
     /// Writes the rest, from the picture if there is one.
@@ -91,20 +86,6 @@ impl<'a> Writing<'a> {
             }
         }
         Ok(())
-    }
-
-    /// Looks for what only pages tell, in a process that goes on; nothing is written.
-    pub(super) fn look(&mut self, process: &Equipped, areas: Vec<Area>, gathered: &mut Gathered) {
-        self.forget_clock_ids(gathered);
-        // To read a device may do something to it.
-        if gathered.clock_ids && gathered.obstacles.is_empty() {
-            let looked = |area| Area { streamed: true, ..area };
-            let areas: Vec<_> =
-                areas.into_iter().filter(|area| area.writable).map(looked).collect();
-            // Memory that is gone meanwhile holds nothing.
-            let _ = self.pages(true, &process.process, &process.memory, &areas, gathered);
-        }
-        look_at_policies(&process.process, gathered);
     }
 
     /// What it goes without as a whole.
@@ -136,8 +117,8 @@ impl<'a> Writing<'a> {
         let from = From {
             memory,
             shares: is_picture || self.common.tables.of.len() > 1,
-            locks: Search::new(&gathered.threads),
-            clocks: gathered.clock_ids.then(|| clocks::Search::new(&gathered.threads)),
+            locks: glibc::Search::new(&gathered.threads),
+            ids: self.looks_for_ids(gathered),
             keys: self.writer.is_of_several(),
         };
         let mut room = std::mem::take(&mut self.room);
@@ -155,6 +136,14 @@ impl<'a> Writing<'a> {
         }
         self.room = room;
         Ok(())
+    }
+
+    /// The search for ids that a single process remembers, until one is found. Several restart with theirs.
+    fn looks_for_ids(&self, gathered: &Gathered) -> Option<remembered::Search> {
+        let own = gathered.process?;
+        let looks = self.common.tables.of.len() < 2 && own.flags & process_flag::REMEMBERS_IDS == 0;
+        let region = own.region..own.region + own.region_len;
+        looks.then(|| remembered::Search::new(&gathered.threads, &gathered.owners, region))
     }
 
     /// Writes the files that travel in the image while the processes stand still, a piece at a time.
@@ -246,11 +235,11 @@ fn records(w: &mut Writer<'_>, g: &Gathered) -> Result<()> {
 
 /// Writes what was read of an area.
 fn write(writer: &mut Writer<'_>, read: &Read, area: &Area, gathered: &mut Gathered) -> Result<()> {
-    for Found { address, bytes, owners, has_clock, pieces } in read.found() {
+    for Found { address, bytes, owners, has_id, pieces } in read.found() {
         let locks = [gathered.owners.len(), owners.len()].map(|n| n as u32);
         gathered.owners.extend_from_slice(owners);
-        if has_clock && std::mem::take(&mut gathered.clock_ids) {
-            gathered.losses.push(clocks::LOSS.into());
+        if has_id && let Some(process) = &mut gathered.process {
+            process.flags |= process_flag::REMEMBERS_IDS;
         }
         if !area.streamed {
             writer.pieces(gathered.number, address, bytes, locks, pieces)?;
@@ -289,7 +278,7 @@ fn snapshot_lost(equipped: &Equipped) -> Error {
 }
 
 /// Names the NUMA policies of a process, or of its snapshot, which has the same.
-fn look_at_policies(process: &Process, gathered: &mut Gathered) {
+pub(super) fn look_at_policies(process: &Process, gathered: &mut Gathered) {
     let policies = process.policies();
     if !policies.is_empty() {
         let what = format!("NUMA policies (set_mempolicy(2), mbind(2)): {}", policies.join(", "));

@@ -8,7 +8,7 @@ use crate::image::write::{Piece, keyed};
 use crate::image::zeros::nonzero;
 use crate::ptrace::memory::Memory;
 use crate::resource::memory::Area;
-use crate::resource::runtime::{clocks, glibc};
+use crate::resource::runtime::{glibc, remembered};
 use ckpt_abi::image::{CHUNK_MAX, Owner};
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -25,8 +25,8 @@ pub(super) struct From<'a> {
     pub(super) shares: bool,
     /// The locks that may be held.
     pub(super) locks: glibc::Search,
-    /// The clocks, if any may be there.
-    pub(super) clocks: Option<clocks::Search>,
+    /// Its own ids, if it may remember any.
+    pub(super) ids: Option<remembered::Search>,
     /// Whether pieces are to be known again.
     pub(super) keys: bool,
 }
@@ -44,7 +44,7 @@ pub(super) struct Read {
 struct Stretch {
     place: Range<usize>,
     owners: Vec<Owner>,
-    has_clock: bool,
+    has_id: bool,
     pieces: Vec<Piece>,
 }
 
@@ -54,8 +54,8 @@ pub(super) struct Found<'a> {
     pub(super) bytes: &'a [u8],
     /// The owners' words of locks in it.
     pub(super) owners: &'a [Owner],
-    /// It names a clock of a thread.
-    pub(super) has_clock: bool,
+    /// The first id that it remembers is in it.
+    pub(super) has_id: bool,
     pub(super) pieces: &'a [Piece],
 }
 
@@ -65,7 +65,7 @@ impl Read {
             address: self.at + stretch.place.start as u64,
             bytes: &self.buffer[stretch.place.clone()],
             owners: &stretch.owners,
-            has_clock: stretch.has_clock,
+            has_id: stretch.has_id,
             pieces: &stretch.pieces,
         })
     }
@@ -146,12 +146,13 @@ impl From<'_> {
         if area.writable {
             self.locks.look(self.memory, address, bytes, &mut owners);
         }
-        let clocks = self.clocks.as_ref().filter(|_| area.writable);
+        let ids = self.ids.as_ref().filter(|_| area.writable);
+        let has_id = ids.is_some_and(|ids| ids.is_in(address, bytes, &owners));
         let keys = self.keys && !area.streamed && owners.is_empty();
         Stretch {
             place: start..start + bytes.len(),
             owners,
-            has_clock: clocks.is_some_and(|clocks| clocks.is_in(bytes)),
+            has_id,
             pieces: if keys { keyed(address, bytes) } else { Vec::new() },
         }
     }

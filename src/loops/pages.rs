@@ -18,6 +18,28 @@ pub fn find_half(bytes: &[u8], from: usize, least: u32, span: u32) -> Option<(us
     Some((from + 8 * (at + 1), half(&words[at])))
 }
 
+/// The first aligned word of 4 bytes at `from` or behind that is in one of the ranges (least and most): its offset. `from`
+/// is a multiple of 4.
+#[inline(never)]
+pub fn find_word<const N: usize>(
+    bytes: &[u8],
+    from: usize,
+    ranges: &[[u32; 2]; N],
+) -> Option<usize> {
+    let spans = ranges.map(|[least, most]| (least, most - least));
+    let is_one = |word: &[u8; 4]| {
+        let word = u32::from_le_bytes(*word);
+        spans.iter().fold(false, |sum, (least, span)| sum | (word.wrapping_sub(*least) <= *span))
+    };
+    // Nearly all blocks hold none: what looks at one as a whole uses wide registers.
+    let words = bytes.get(from..)?.as_chunks::<4>().0;
+    let block = words
+        .chunks(64)
+        .position(|block| block.iter().fold(false, |sum, word| sum | is_one(word)))?;
+    let at = 64 * block + words[64 * block..].iter().position(is_one)?;
+    Some(from + 4 * at)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -44,5 +66,20 @@ mod tests {
         assert_eq!(find_half(&bytes, 24, 7, 2), None);
         assert_eq!(find_half(&bytes, 24, 7, u32::MAX), Some((32, 12)));
         assert_eq!(find_half(&bytes, 48, 7, 2), None);
+    }
+
+    #[test]
+    fn words_are_found_in_turn() {
+        let mut bytes = [0; 1003];
+        for (at, word) in [(4, 7u32), (8, 6), (400, 9), (404, 20), (996, 8), (999, 7)] {
+            bytes[at..at + 4].copy_from_slice(&word.to_le_bytes());
+        }
+        let ranges = [[7, 9], [20, 20]];
+        let next = |from| find_word(&bytes, from, &ranges);
+        assert_eq!(
+            [next(0), next(4), next(8), next(404)],
+            [Some(4), Some(4), Some(400), Some(404)]
+        );
+        assert_eq!([next(408), next(1000), next(2000)], [None; 3]);
     }
 }

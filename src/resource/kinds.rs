@@ -58,7 +58,6 @@ const DECLARED: &[(&str, &str)] = &[
     ("what may belong to the job", ""),
     ("what is written to the pipe of standard input", "let its input come from a file"),
     ("the CPU time that it has used", "start its measurements anew after a restart"),
-    ("the ids of CPU clocks", ""),
     ("huge pages of hugetlbfs", "it is only slower"),
     ("has expired since its signal waits", ""),
     ("NUMA policies", "start the restart with numactl"),

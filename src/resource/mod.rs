@@ -176,8 +176,6 @@ pub(crate) struct Gathered {
     pub limits: Vec<rec::LimitRecord>,
     /// The auxiliary vector.
     pub auxv: Vec<u8>,
-    /// Whether the program may keep ids of CPU clocks that a restart makes wrong.
-    pub clock_ids: bool,
     /// Interval and POSIX timers.
     pub timers: Vec<rec::Timer>,
     /// The process as a whole, but for its generation, which is the checkpoint's.

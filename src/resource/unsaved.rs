@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! State that an image cannot hold and a restart cannot give: it is named, so that nobody takes it for saved.
 
-use super::runtime::clocks;
 use super::runtime::loaded::Loaded;
 use super::{Gathered, Target};
 use crate::proc::status::Status;
@@ -9,7 +8,6 @@ use crate::proc::status::Status;
 /// Names what the process goes without, and refuses what cannot be left out.
 pub(crate) fn name(target: &Target<'_>, gathered: &mut Gathered) {
     alone(target, gathered);
-    gathered.clock_ids = clocks::may_be_kept(target);
     if counts_cpu_time(target) {
         gathered.losses.push(
             "the CPU time that it has used, or its children, which it may look at: clock(3), times(2) and getrusage(2) begin at 0 again"

@@ -2,23 +2,25 @@
 //! Which process ids a restarted program has (`--ids`).
 //!
 //! Several processes know each other by their ids (the shell's `$!`, wait(2), locks, files with process ids), so a tree
-//! has its own again wherever that is possible; where it is not, new ones after a sentence, or none (`keep`). One process alone takes the id of whoever restarts it, as execve(2) would
-//! leave it: what knows that id outside (a batch system, a shell) goes on knowing it, and nothing of the world that
-//! namespaces take away is missing. Its thread ids are kept where the kernel grants them, else corrected where the C
-//! libraries have them.
+//! has its own again wherever that is possible; where it is not, new ones after a sentence, or none (`keep`). So has one
+//! process that remembers its id, or seems to: what goes wrong with another one goes wrong in silence (no running loop in
+//! asyncio, a join that fails in multiprocessing, a mutex that nobody owns), and what namespaces take away says so. One
+//! that remembers none takes the id of whoever restarts it, as execve(2) would leave it, and nothing of the world is
+//! missing. Its thread ids are kept where the kernel grants them, else corrected where the C libraries have them.
 
 use super::phase1_check::Saved;
+use super::skeleton::namespaces::Hindrance;
 use super::tree::Tree;
 use crate::error::{Error, Result};
 use crate::image::read::Image;
 use crate::settings::quoted;
-use ckpt_abi::image::{SectionKind, SystemV};
+use ckpt_abi::image::{SectionKind, SystemV, process_flag};
 use std::ffi::OsStr;
 
 /// What was asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Ids {
-    /// Those that it had, of several processes; a new one, of one.
+    /// Those that it had, of several processes and of one that remembers its own; else a new one.
     #[default]
     Auto,
     /// Those that it had.
@@ -48,23 +50,64 @@ impl Ids {
         }
     }
 
-    /// The tree as which the processes of an image restart; None: the restarter becomes the only one.
+    /// The tree as which the processes of an image restart; None: the restarter becomes the only one. What goes wrong
+    /// then, if it is known, is added to the warnings.
     ///
     /// # Errors
     /// A damaged image.
-    pub(super) fn tree(self, image: &Image, all: &[Saved<'_>]) -> Result<Option<Tree>> {
+    pub(super) fn tree(
+        self,
+        image: &Image,
+        all: &[Saved<'_>],
+        warnings: &mut Vec<String>,
+    ) -> Result<Option<Tree>> {
         let furnished = self != Self::New && image.records::<SystemV>(SectionKind::SystemV).is_ok();
-        let one = match Tree::of_image(image)? {
-            Some(tree) if furnished || self == Self::Keep || !tree.can_be_us() => {
-                return Ok(Some(tree));
-            }
-            _ => all.first(),
-        };
+        let known = Tree::of_image(image)?;
+        if known.as_ref().is_some_and(|tree| !tree.can_be_us()) {
+            return Ok(known);
+        }
+        let Some(saved) = all.first() else { return Ok(None) };
+        let tree = known.unwrap_or_else(|| Tree::of_one(saved.process.pid));
         // Who has the id already needs nothing else for it.
-        let has_it =
-            |saved: &Saved<'_>| saved.process.pid == std::process::id() && saved.threads.len() == 1;
-        // System V objects need the namespace of a tree.
-        let kept = one.filter(|saved| furnished || (self == Self::Keep && !has_it(saved)));
-        Ok(kept.map(|saved| Tree::of_one(saved.process.pid)))
+        let has_it = saved.process.pid == std::process::id() && saved.threads.len() == 1;
+        let remembers = saved.process.flags & process_flag::REMEMBERS_IDS != 0 && !has_it;
+        let why = match self {
+            // System V objects need the namespace of a tree.
+            _ if furnished => return Ok(Some(tree)),
+            Self::Keep => return Ok((!has_it).then_some(tree)),
+            Self::Auto if remembers => match tree.hindered(all)? {
+                Some(hindrance) => obstructed(hindrance),
+                None => return Ok(Some(tree)),
+            },
+            _ => ASKED.into(),
+        };
+        warnings.extend(remembers.then(|| renumbered(1, 1, &why)));
+        Ok(None)
     }
+}
+
+/// Why there are new ids, where nothing else is the reason.
+pub(super) const ASKED: &str = "--ids new asks for that";
+
+/// The same where ids cannot be kept.
+pub(super) fn obstructed(hindrance: Hindrance) -> String {
+    format!("{}. --ids keep starts nothing then", hindrance.remedy())
+}
+
+/// What goes wrong where some of all processes have new ids.
+pub(super) fn renumbered(new: usize, all: usize, why: &str) -> String {
+    let who = match (new, all) {
+        (_, 1) => "the program has a new process id".to_owned(),
+        _ if new == all => format!("the {all} processes have new process ids"),
+        _ => format!("{new} of the {all} processes have new process ids"),
+    };
+    let what = match all {
+        1 => {
+            "what it remembers of its old one goes wrong (asyncio and multiprocessing of python, ids of CPU clocks, `$$` of shells)"
+        }
+        _ => {
+            "whatever remembers one goes wrong (`wait $!` and `kill $!` of shells, files with process ids)"
+        }
+    };
+    format!("{who}, so {what}: {why}")
 }

@@ -99,7 +99,7 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
         phase2_adapt::convert(&whole, saved, options, &mut warnings)?;
     }
     warnings.extend(all.first().and_then(|first| privileges::another_user(&first.process)));
-    let mut tree = options.ids.tree(image, &all)?;
+    let mut tree = options.ids.tree(image, &all, &mut warnings)?;
     let takes_group = match &mut tree {
         Some(tree) => tree.takes_group(),
         None => Tree::of_image(image)?.is_some_and(|mut one| one.takes_group()),

@@ -5,6 +5,7 @@
 //! below it ([`super::skeleton`]). Each fills its memory and plans; when all have, they leave, and when all restorers
 //! are done, they enter their saved states. A failure before that ends them all. This process stays, as a proxy.
 
+use super::ids::{ASKED, Ids, obstructed, renumbered};
 use super::phase1_check::Saved;
 use super::phase3_open::{self, Files};
 use super::pooled::Pool;
@@ -13,14 +14,14 @@ use super::skeleton::counted;
 use super::skeleton::deputy;
 use super::skeleton::init::Init;
 use super::skeleton::make::{Processes, Role, end};
-use super::skeleton::namespaces::Place;
+use super::skeleton::namespaces::{Hindrance, Place};
 use super::skeleton::nursery::Nursery;
 use super::skeleton::proxy::{self, Proxy};
 use super::skeleton::rendezvous::{Rendezvous, Stage, ended};
 use super::skeleton::stay;
 use super::skeleton::witness::Witness;
 use super::space::Space;
-use super::{Ids, Start, mapping, painter, phase2_adapt};
+use super::{Start, mapping, painter, phase2_adapt};
 use crate::error::{Error, FAILED, Result, printable};
 use crate::fault::{Point, reach};
 use crate::image::PAGE;
@@ -159,6 +160,16 @@ impl Tree {
         let exit_signal = libc::SIGCHLD.unsigned_abs();
         let member = Member { pid, parent: NOBODY, exit_signal, ..Member::new_zeroed() };
         Self { members: vec![member] }
+    }
+
+    /// What keeps its processes from having their ids again, if anything does.
+    ///
+    /// # Errors
+    /// None that are known beforehand.
+    pub(super) fn hindered(&self, all: &[Saved<'_>]) -> Result<Option<Hindrance>> {
+        let made = self.made_ids();
+        let (place, obstacle) = Place::choose(&self.ids(all), Some(&made), false, false, false)?;
+        Ok(obstacle.filter(|_| place == Place::Anew))
     }
 
     /// Becomes all of its processes, and stands for the root.
@@ -303,9 +314,7 @@ impl Tree {
             Place::Anew => numbers::begin_anew(ids.to_vec())?,
             _ => {}
         }
-        let why = obstacle.map_or("--ids new asks for that".to_owned(), |obstacle| {
-            format!("{}. --ids keep starts nothing then", obstacle.remedy())
-        });
+        let why = obstacle.map_or_else(|| ASKED.to_owned(), obstructed);
         Ok((place, why))
     }
 
@@ -338,10 +347,7 @@ impl Tree {
             numbers::here(pid) != pid
         };
         let (all, new) = (self.members.len(), self.members.iter().filter(is_new).count());
-        let of = if new < all { format!("{new} of ") } else { String::new() };
-        (new != 0).then(|| format!(
-            "{of}the {all} processes have new process ids, so whatever remembers one goes wrong (`wait $!` and `kill $!` of shells, files with process ids): {why}",
-        ))
+        (new != 0).then(|| renumbered(new, all, why))
     }
 
     /// All ids that the tree has.

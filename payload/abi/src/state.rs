@@ -145,6 +145,8 @@ pub mod process_flag {
     pub const LOCK_FUTURE_ON_FAULT: u32 = 4096;
     /// Its working directory was removed.
     pub const NOWHERE: u32 = 8192;
+    /// It may remember ids of its own, outside of where a restart corrects them. Looked for in single processes.
+    pub const REMEMBERS_IDS: u32 = 16384;
 }
 
 record! {

@@ -26,6 +26,8 @@ pub(crate) type Mutex = [u32; 10];
 pub(crate) type ReadWrite = [u32; 13];
 /// Where the owner stands in them.
 pub(crate) const OWNER: u64 = 8;
+/// How far behind a thread's id struct pthread has the process's, before glibc 2.25.
+pub(super) const PID_BEHIND: u64 = 4;
 const WRITER: u64 = 24;
 
 /// Bits of a mutex's kind (nptl/pthreadP.h).
@@ -54,7 +56,7 @@ pub(crate) fn cached(memory: &Memory, pid: Pid, thread: &Thread) -> u32 {
     if thread.tid_address == 0 || !has(thread.tid_address, thread.tid) {
         return 0;
     }
-    match has(thread.tid_address + 4, pid.word()) {
+    match has(thread.tid_address + PID_BEHIND, pid.word()) {
         true => thread_flag::TID_CACHED | thread_flag::PID_CACHED,
         false => thread_flag::TID_CACHED,
     }

@@ -15,6 +15,7 @@ pub(crate) mod holding;
 pub(crate) mod java;
 pub(crate) mod loaded;
 mod musl;
+pub(crate) mod remembered;
 pub(crate) mod tunables;
 
 use super::plan::{Orders, Step};
@@ -124,6 +125,6 @@ pub(crate) fn restore(
     owners.iter().filter(|owner| owner.tid == thread.tid).for_each(|owner| store(owner.address));
     holding::in_frame(thread.id_registers).for_each(|offset| store(frame + offset as u64));
     if thread.flags & thread_flag::PID_CACHED != 0 {
-        orders.push(OpKind::Store, 0, step, 4, &[thread.tid_address + 4, pid]);
+        orders.push(OpKind::Store, 0, step, 4, &[thread.tid_address + glibc::PID_BEHIND, pid]);
     }
 }
