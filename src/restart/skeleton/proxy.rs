@@ -166,13 +166,18 @@ impl Proxy {
     /// Ends all of a tree that could not be restarted, as far as they are `members`, and this process; somebody has
     /// said why.
     pub(crate) fn give_up(self, members: impl Iterator<Item = Pid>) -> ! {
-        match self.init {
+        match &self.init {
             Some(init) => send(init.pid(), libc::SIGKILL),
             None => members.chain([self.root]).for_each(|pid| send(pid, libc::SIGKILL)),
         }
-        let Ok(Some(Change::Ended(status))) = change(Some(self.root), libc::WEXITED) else {
-            end(FAILED.into())
-        };
+        let root = change(Some(self.root), libc::WEXITED);
+        // Whoever sees this process end may write to the checkpoint, which they execute: with init all in its namespace
+        // have ended.
+        if let Some(init) = self.init.filter(|init| init.pid() != self.root) {
+            let _ = change(Some(init.pid()), libc::WEXITED);
+        }
+        self.witness.dismiss();
+        let Ok(Some(Change::Ended(status))) = root else { end(FAILED.into()) };
         end(if status == 0 { FAILED.into() } else { status })
     }
 }
