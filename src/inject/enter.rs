@@ -14,8 +14,7 @@ use crate::image::read::Image;
 use crate::proc::Pid;
 use crate::proc::fork::fork;
 use crate::proc::tree::{INIT, WITNESS, is_named};
-use crate::proc::{self, Process, gone, maps::Vma};
-use crate::resource::descriptor::pty::screen;
+use crate::proc::{self, Process, front, gone, maps::Vma};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sched::{CloneFlags, setns};
@@ -142,7 +141,7 @@ pub(crate) fn enter(process: Process) -> Result<Process> {
         }
         return Ok(process);
     }
-    screen::note_front(&process);
+    front::note(&process);
     // Our own number of it may be somebody else's in there.
     let inner = process.main_status()?.inner_id;
     let began = process.main_stat()?.starttime;

@@ -12,6 +12,7 @@ pub(crate) mod exec;
 pub(crate) mod fds;
 pub(crate) mod forebear;
 pub(crate) mod fork;
+pub(crate) mod front;
 pub(crate) mod id;
 pub(crate) mod limits;
 pub(crate) mod links;

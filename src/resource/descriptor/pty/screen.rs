@@ -10,7 +10,7 @@
 
 use super::super::{Tables, open, terminal};
 use super::settings::{set_foreground, set_termios, set_window, termios, window};
-use crate::proc::{Pid, Process};
+use crate::proc::{Pid, Process, front};
 use crate::ptrace::borrowed;
 use crate::resource::kinship::numbers;
 use ckpt_abi::image::{Member, Screen, Termios};
@@ -19,7 +19,6 @@ use nix::libc;
 use nix::sys::stat::Mode;
 use nix::unistd::{getpgrp, isatty, tcgetpgrp};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use zerocopy::FromZeros;
 
@@ -36,16 +35,6 @@ const LOCAL: u32 = libc::ISIG
     | libc::ECHOKE;
 /// Characters that line editors switch off: ^O, ^V.
 const USUAL: [(usize, u8); 2] = [(libc::VDISCARD, 15), (libc::VLNEXT, 22)];
-
-/// Whether the processes that this one looks at are in the foreground, as they are seen from outside of their PID
-/// namespace: in it, all groups outside are 0.
-static SEEN_IN_FRONT: AtomicBool = AtomicBool::new(false);
-
-/// Notes that for a process whose namespace is about to be entered.
-pub(crate) fn note_front(process: &Process) {
-    let front = process.main_stat().is_ok_and(|stat| stat.tty_nr != 0 && stat.tpgid == stat.pgrp);
-    SEEN_IN_FRONT.store(front, Ordering::Relaxed);
-}
 
 /// The terminal of the processes of a checkpoint, if they are in its foreground.
 pub(crate) struct Outer {
@@ -71,7 +60,7 @@ impl Outer {
             Pid::NONE => return None,
             group => members.iter().map(|member| member.group).find(|it| *it == group.word())?,
         };
-        let is_known = stat.tpgid != Pid::NONE || SEEN_IN_FRONT.load(Ordering::Relaxed);
+        let is_known = stat.tpgid != Pid::NONE || front::is_noted();
         let window = window(&tty).unwrap_or_default();
         let record = Screen { foreground, window, termios, ..Screen::new_zeroed() };
         (is_known || !is_taken(&record)).then_some(Self { tty, record })
