@@ -13,7 +13,6 @@
 //! it traced has disturbed nobody, and who can trace it finds the others free.
 
 use super::call::Caller;
-use super::interrupted;
 use super::lend::{self, Desk};
 use super::memory::Memory;
 use super::raw::{self, State};
@@ -25,7 +24,6 @@ use super::seize::{Seized, seize, stubborn};
 use super::stopping::{Moving, Round, await_hearing};
 use super::thread::StoppedThread;
 use super::undelayed::Undelayed;
-use super::waits;
 use crate::abreast;
 use crate::error::{Because, Error, Result};
 use crate::fault::{Point, reach};
@@ -34,7 +32,6 @@ use crate::proc::status::Status;
 use crate::proc::{Clocks, Process, forebear, gone};
 use crate::proc::{Pid, Tid};
 use nix::libc;
-use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -67,11 +64,11 @@ pub(crate) struct Frozen {
     pub(super) process: Process,
     attended: bool,
     /// Whether only one thread was to be stopped.
-    one: bool,
+    pub(super) one: bool,
     /// It was stopped, and we have told it to go on.
     pub was_told: bool,
     /// By how much our clocks and its are shifted, once that was looked at ([`Process::shifts`]).
-    shifts: Option<[[i64; 2]; 2]>,
+    pub(super) shifts: Option<[[i64; 2]; 2]>,
     pub(super) since: Instant,
     /// Dropped last.
     _undelayed: Undelayed,
@@ -278,7 +275,7 @@ impl Frozen {
     }
 
     /// Does what has to be done as soon as the payload is known: brings home the threads that an earlier host has left
-    /// in it, and sees to the calls that the stops have interrupted ([`Frozen::note_waits`]). The second time it does
+    /// in it, and sees to the calls that the stops have interrupted ([`super::noted`]). The second time it does
     /// nothing: a time-out in the notes would be shortened twice.
     pub(crate) fn attend(&mut self, memory: &Memory, desk: &Desk, region: u64) -> Result<()> {
         if self.attended {
@@ -290,44 +287,8 @@ impl Frozen {
         Ok(())
     }
 
-    /// Works out the waits that the stops have interrupted and leaves notes about them in the
-    /// payload's region, for the image and for the next dump.
-    fn note_waits(&mut self, memory: &Memory, region: u64) -> Result<()> {
-        self.shifts = Some(self.process.shifts());
-        let skew = self.skew();
-        let notes = waits::notes(memory, region, skew);
-        let mut found = Vec::new();
-        for (index, thread) in self.threads.iter_mut().enumerate() {
-            thread.makes_the_rest(self.pid, memory, region)?;
-            if interrupted::call_in_progress(&thread.regs).is_none() {
-                continue;
-            }
-            if thread.waits_on_a_socket(self.pid, memory, region)? {
-                continue;
-            }
-            thread.stay_suspended(memory, region)?;
-            let wait = waits::interrupted(thread.tid, &thread.regs, thread.since, memory, &notes);
-            found.extend(wait.map(|wait| (index, (thread.regs, wait))));
-        }
-        // No slot is written before all are read: a time-out may lie in one, also of a thread that goes on.
-        let (threads, found): (Vec<usize>, Vec<_>) = found.into_iter().unzip();
-        let goes_on = |tid| self.one && self.threads.iter().all(|thread| thread.tid.word() != tid);
-        let kept: Vec<usize> = waits::of_threads(&notes, goes_on);
-        let slots = waits::slots(region, &found, &kept);
-        let used: Vec<usize> = slots.iter().flatten().chain(&kept).copied().collect();
-        waits::count(memory, region, notes.len(), &used, Ordering::Greater)?;
-        for ((index, (regs, wait)), slot) in threads.into_iter().zip(found).zip(&slots) {
-            let Some(slot) = slot.map(|slot| waits::slot_address(region, slot)) else { continue };
-            let thread = &mut self.threads[index];
-            memory.put(slot, &wait.slot(thread.tid, regs.rsp, skew))?;
-            thread.wait = Some((wait, slot));
-        }
-        waits::forget(memory, region, &notes, &used)?;
-        waits::count(memory, region, notes.len(), &used, Ordering::Less)
-    }
-
     /// By how many nanoseconds its CLOCK_MONOTONIC is ahead of ours.
-    fn skew(&self) -> i64 {
+    pub(super) fn skew(&self) -> i64 {
         self.shifts.map_or(0, |[own, theirs]| theirs[0].saturating_sub(own[0]))
     }
 
@@ -337,19 +298,6 @@ impl Frozen {
     /// They cannot be read.
     pub(crate) fn clocks(&self) -> Result<Clocks> {
         self.shifts.map_or_else(|| self.process.clocks(), Clocks::shifted)
-    }
-
-    /// The time left once more, now that it is about to begin.
-    pub(super) fn renew_notes(&self) {
-        if self.threads.iter().all(|t| t.wait.is_none()) {
-            return;
-        }
-        let Ok(memory) = Memory::open(&self.process) else { return };
-        for thread in &self.threads {
-            if let Some((wait, slot)) = &thread.wait {
-                let _ = memory.put(*slot, &wait.slot(thread.tid, thread.regs.rsp, self.skew()));
-            }
-        }
     }
 
     /// Lets every thread go on as if nothing had been. When this returns all of them do, and none is traced.

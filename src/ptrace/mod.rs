@@ -22,6 +22,7 @@ pub(crate) mod lend;
 mod letting;
 pub(crate) mod list;
 pub(crate) mod memory;
+mod noted;
 pub(crate) mod raw;
 mod reaper;
 pub(crate) mod regs;

@@ -437,7 +437,8 @@ mod tests {
         let at = |rdx| (Regs { rdx, ..Regs::default() }, wait);
         let region = 0x4100_0000_0000;
         let waits = [at(0x1000), at(slot_address(region, 0)), at(slot_address(region, 7)), at(8)];
-        assert_eq!(slots(region, &waits), [Some(1), Some(0), Some(7), Some(2)]);
+        assert_eq!(slots(region, &waits, &[]), [Some(1), Some(0), Some(7), Some(2)]);
+        assert_eq!(slots(region, &waits, &[2]), [Some(1), Some(0), Some(7), Some(3)]);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::ids::{ASKED, Ids, obstructed, renumbered};
 use super::phase1_check::Saved;
 use super::phase3_open::{self, Files};
 use super::pooled::Pool;
-use super::skeleton::children::{await_end, none_ended};
+use super::skeleton::children::{await_end, lives, none_ended, seen};
 use super::skeleton::counted;
 use super::skeleton::deputy;
 use super::skeleton::init::Init;
@@ -27,8 +27,7 @@ use crate::fault::{Point, reach};
 use crate::image::PAGE;
 use crate::image::read::Image;
 use crate::inject::monitor::Monitor;
-use crate::proc::Pid;
-use crate::proc::{self, Process};
+use crate::proc::{self, Pid};
 use crate::resource::kinship::{self, numbers, plan::plan, sharing::Births};
 use ckpt_abi::image::{Member, NOBODY, SectionKind, member_flag, process_flag};
 use nix::libc;
@@ -477,19 +476,6 @@ impl Tree {
             }
         }
     }
-}
-
-/// The ids of those that live, as this process sees them.
-fn seen(wanted: &[Pid], near: Pid) -> Vec<Pid> {
-    let theirs = Process::glimpse(near).ok().and_then(|near| near.namespace("pid"));
-    let all = proc::tree::pids().unwrap_or_default().into_iter();
-    let is_one = |it: &Process| it.namespace("pid") == theirs && wanted.contains(&it.inner_pid());
-    all.filter(|pid| Process::glimpse(*pid).is_ok_and(|it| is_one(&it))).collect()
-}
-
-/// Whether a process is there and has not ended.
-fn lives(pid: Pid) -> bool {
-    proc::stat::glance(pid.main_thread()).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'))
 }
 
 /// Ends a process of the tree whose restart has failed. The first to fail says why.

@@ -5,7 +5,7 @@
 //! waitid(2) fills in a siginfo_t of ours, which may be all zeros before.
 #![allow(unsafe_code)]
 
-use crate::proc::Pid;
+use crate::proc::{self, Pid, Process};
 use nix::errno::Errno;
 use nix::libc;
 
@@ -69,4 +69,17 @@ pub(crate) fn await_end(child: Pid, status: i32) -> bool {
         Ok(Some(Change::Killed(found))) => libc::WTERMSIG(found) == libc::WTERMSIG(status),
         _ => false,
     }
+}
+
+/// The ids of those that live, as this process sees them.
+pub(crate) fn seen(wanted: &[Pid], near: Pid) -> Vec<Pid> {
+    let theirs = Process::glimpse(near).ok().and_then(|near| near.namespace("pid"));
+    let all = proc::tree::pids().unwrap_or_default().into_iter();
+    let is_one = |it: &Process| it.namespace("pid") == theirs && wanted.contains(&it.inner_pid());
+    all.filter(|pid| Process::glimpse(*pid).is_ok_and(|it| is_one(&it))).collect()
+}
+
+/// Whether a process is there and has not ended.
+pub(crate) fn lives(pid: Pid) -> bool {
+    proc::stat::glance(pid.main_thread()).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'))
 }
