@@ -25,10 +25,7 @@ const DECLARED: &[(&str, &str)] = &[
     ("watch", "what inotify descriptor"),
     ("notices", "the notices of changes in"),
     ("owner", "the user and group ids"),
-    ("user", "its user and group ids"),
-    ("root", "its root directory"),
     ("spaces", "its own namespaces (host name)"),
-    ("capabilities", "its capabilities"),
 ];
 
 /// The lines of a table under a name.
@@ -132,7 +129,7 @@ fn losses_are_the_same() {
 #[test]
 fn what_only_threads_tell_is_asked() {
     for (kind, name, sentence) in [
-        ("securebits", "losses", "its securebits"),
+        ("keys", "losses", "process or thread keyring"),
         ("segments", "obstacles", "memory segments of its own (modify_ldt(2))"),
     ] {
         let bench = Bench::new(Who::Me);

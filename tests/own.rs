@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-only
-//! What the kernel keeps for a process and nobody else: leases, who holds a lock, seals; or a word about it.
+//! What the kernel keeps for a process and nobody else: leases, who holds a lock, seals, rights; or a word about it.
 
 mod harness;
 
@@ -37,6 +37,36 @@ fn who_holds_a_lock() {
 #[test]
 fn sealed_memory() {
     BOTH.into_iter().for_each(|who| keeps(who, "seal"));
+}
+
+/// What root has given up, or to whom it has become, is not back after a restart by root.
+#[test]
+fn rights_and_root_directories() {
+    if nix::unistd::geteuid().is_root() {
+        ["rights", "dropped", "root"].into_iter().for_each(|kind| keeps(Who::Me, kind));
+    }
+}
+
+/// Who may not give it says so.
+#[test]
+fn rights_that_nobody_can_give_are_named() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let bench = Bench::new(Who::Me);
+    let program = bench.subject("own", Build::Pie);
+    for (kind, sentence) in
+        [("rights", "the program was user 0 and group 65533"), ("root", "had the root directory")]
+    {
+        let mut run = bench.run(&program, &[kind]);
+        run.expect("ready");
+        let image = bench.name(&format!("{kind}.ckpt"));
+        bench.must(&["save", "--stop", &run.pid_text(), "-n", &image]);
+        drop(run);
+        let weak = ["--bounding-set=-setuid,-setgid,-sys_chroot", &image];
+        let again = bench.run("/usr/bin/setpriv", &weak);
+        again.complaint(sentence);
+    }
 }
 
 #[test]

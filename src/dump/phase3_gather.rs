@@ -319,12 +319,13 @@ fn save_answers(
         if let Some(caller) = &mut caller {
             memory::look_into_shared(target, caller, areas, gathered)?;
         }
-        privileges::name(&privileges, answers, target, gathered, common);
         if let Some(caller) = &mut caller {
             privileges::name_sandbox(target, caller, gathered)?;
             sysv::undo::save(target, caller, gathered, common)?;
         }
-        process::save(&process, answers, target, gathered, common)
+        process::save(&process, answers, target, gathered, common)?;
+        privileges::save(&privileges, answers, target, gathered, common);
+        Ok(())
     };
     let result = save();
     main.into_iter().for_each(|main| target.frozen.threads.insert(0, main));

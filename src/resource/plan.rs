@@ -201,6 +201,16 @@ impl Orders {
         self.ops.push(op);
     }
 
+    /// Adds those of another list.
+    pub(crate) fn extend(&mut self, others: &Self) {
+        self.ops.extend_from_slice(&others.ops);
+    }
+
+    /// Whether there is none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.ops.is_empty()
+    }
+
     /// Stores the list with an end mark; its address.
     pub(crate) fn store(mut self, arena: &mut Arena) -> Result<u64> {
         self.ops.push(Op::new_zeroed());

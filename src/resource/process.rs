@@ -4,13 +4,13 @@
 use super::descriptor::directory;
 use super::plan::{Arena, Orders, Step};
 use super::written::Written;
-use super::{Common, Gathered, Target, cpu, memory, vdso, xstate};
+use super::{Common, Gathered, Target, cpu, memory, privileges, vdso, xstate};
 use crate::error::{Because, Result};
 use crate::proc;
 use crate::ptrace::list::{List, Question, Replies};
 use ckpt_abi::image::{LimitRecord, ProcessRecord, SignalAction, process_flag};
 use nix::libc;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 use zerocopy::FromZeros;
@@ -47,7 +47,8 @@ pub(crate) fn save(
     let cwd = &seen.cwd;
     let root = &seen.root.path;
     // Who was started in another root directory, with the process that started it, finds itself there again.
-    if parent.root.as_ref().is_some_and(|parents| parents != root) {
+    let has_left = parent.root.as_ref().is_some_and(|parents| parents != root);
+    if has_left && !privileges::are_given_again() {
         let text = format!(
             "its root directory {} (chroot(2)): a restart has the restarter's",
             root.display()
@@ -55,6 +56,7 @@ pub(crate) fn save(
         gathered.losses.push(text);
     }
     let strings = &mut common.strings;
+    let groups: Vec<u8> = status.groups.iter().flat_map(|group| group.to_le_bytes()).collect();
     let process = ProcessRecord {
         pid: pid.word(),
         umask: status.umask.unwrap_or(0o022),
@@ -94,6 +96,11 @@ pub(crate) fn save(
         permitted: answers.get::<u64>(asked.permitted) & xstate::DYNAMIC,
         user: status.uid[1],
         group_id: status.gid[1],
+        root: strings.add(if has_left { root.as_os_str() } else { OsStr::new("") }),
+        users: status.uid,
+        groups: status.gid,
+        supplementary: strings.add(OsStr::from_bytes(&groups)),
+        capabilities: privileges::sets(status),
         ..ProcessRecord::new_zeroed()
     };
     gathered.process = Some(process);
@@ -288,8 +295,14 @@ pub(crate) fn restore(process: &ProcessRecord, orders: &mut Orders) {
         let bits = if process.flags & process_flag::MDWE_NO_INHERIT != 0 { 3 } else { 1 };
         orders.try_call(step, libc::SYS_prctl, &[PR_SET_MDWE, bits]);
     }
+    restore_dumpable(process, orders);
+}
+
+/// The order that lets others look at the process, or not: behind every change of its users (commit_creds in
+/// kernel/cred.c).
+pub(crate) fn restore_dumpable(process: &ProcessRecord, orders: &mut Orders) {
     let dumpable = u64::from(process.flags & process_flag::DUMPABLE != 0);
-    orders.try_call(step, libc::SYS_prctl, &[libc::PR_SET_DUMPABLE as u64, dumpable]);
+    orders.try_call(Step::Process, libc::SYS_prctl, &[libc::PR_SET_DUMPABLE as u64, dumpable]);
 }
 
 /// Orders that ask leave again for state components that take it (AMX).

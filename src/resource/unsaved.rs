@@ -2,8 +2,7 @@
 //! State that an image cannot hold and a restart cannot give: it is named, so that nobody takes it for saved.
 
 use super::runtime::loaded::Loaded;
-use super::{Gathered, Target};
-use crate::proc::status::Status;
+use super::{Gathered, Target, privileges};
 
 /// Names what the process goes without, and refuses what cannot be left out.
 pub(crate) fn name(target: &Target<'_>, gathered: &mut Gathered) {
@@ -44,16 +43,10 @@ fn alone(target: &Target<'_>, gathered: &mut Gathered) {
         if (main.uid, main.gid, &main.groups) != (status.uid, status.gid, &status.groups) {
             say("the user and group ids");
         }
-        if sets(&main) != sets(&status) {
+        if privileges::sets(&main) != privileges::sets(&status) {
             say("the capabilities");
         }
     }
-}
-
-/// The sets of capabilities.
-fn sets(status: &Status) -> [u64; 5] {
-    let Status { permitted, capabilities, inheritable, bounding, ambient, .. } = *status;
-    [permitted, capabilities, inheritable, bounding, ambient]
 }
 
 /// Whether a program that has used some imports a function that tells how much: a tenth of a second, an interpreter half

@@ -98,7 +98,10 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
     for saved in &mut all {
         phase2_adapt::convert(&whole, saved, options, &mut warnings)?;
     }
-    warnings.extend(all.first().and_then(|first| privileges::another_user(&first.process)));
+    for saved in &all {
+        warnings.extend(privileges::denied(&saved.process));
+        warnings.extend(privileges::find_root(&saved.root)?);
+    }
     let mut tree = options.ids.tree(image, &all, &mut warnings)?;
     let takes_group = match &mut tree {
         Some(tree) => tree.takes_group(),

@@ -4,7 +4,7 @@
 use super::{MapPath, MapPort, Options};
 use crate::error::{Error, Result};
 use crate::image::read::{Image, Part};
-use crate::resource::{kinship, memory, threads};
+use crate::resource::{kinship, memory, privileges, threads};
 use ckpt_abi::ABI_VERSION;
 use ckpt_abi::image::{
     Chunk, CpuLeaf, Descriptor, FileLock, Guard, LimitRecord, LossRecord, Machine, Object,
@@ -73,6 +73,10 @@ pub struct Saved<'a> {
     pub exe: PathBuf,
     /// Working directory here.
     pub cwd: PathBuf,
+    /// Root directory here; empty: ours.
+    pub root: PathBuf,
+    /// Supplementary groups.
+    pub supplementary: Vec<u32>,
 }
 
 /// Reads the records of an image's first process and checks what the restart builds on.
@@ -170,6 +174,8 @@ impl<'a> Saved<'a> {
             auxv: part.bytes(SectionKind::Auxv, 0)?,
             exe: whole.path(process.exe),
             cwd: whole.path(process.cwd),
+            root: whole.path(process.root),
+            supplementary: privileges::groups(whole.image.text(process.supplementary)),
             process,
         };
         let nonsense = threads::nonsense(&saved.threads, &saved.xstate)

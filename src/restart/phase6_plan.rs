@@ -12,7 +12,7 @@ use crate::resource::descriptor::{epoll, numbers};
 use crate::resource::memory::{advice, locked};
 use crate::resource::plan::{Arena, Orders, Step};
 use crate::resource::runtime::Id;
-use crate::resource::{process, signals, threads, timers};
+use crate::resource::{privileges, process, signals, threads, timers};
 use ckpt_abi::image::{Thread, process_flag};
 use ckpt_abi::op::{ListHead, OpKind, SPELLED};
 use ckpt_abi::region::{STACK_LEN, STACKS, TURNS, Turns};
@@ -75,9 +75,10 @@ pub(super) fn plan(
     let head = arena.room(size_of::<ListHead>() as u64, 64)?;
     let barrier = arena.value(&0u32)?;
     let all = saved.threads.len() as u64;
+    let rights = rights(saved, member, &mut arena)?;
     let mut ids = HashMap::new();
     for thread in &saved.threads[1..] {
-        let word = clone(saved, thread, member, &mut arena, &mut main, head, barrier)?;
+        let word = clone(saved, thread, (member, &rights), &mut arena, &mut main, [head, barrier])?;
         ids.insert(thread.tid, word);
     }
     let pid = u64::from(std::process::id());
@@ -102,6 +103,9 @@ pub(super) fn plan(
     advice::seal(&saved.vmas, &mut main);
     timers::restore(&saved.timers, &ids, &mut arena, &mut main)?;
     process::restore_limits(&saved.limits, &mut arena, &mut main)?;
+    if member.is_none_or(|member| !member.is_led) {
+        privileges::restore_root(&saved.root, &mut arena, &mut main)?;
+    }
     let head_value = failure.head(&mut arena, member)?;
     let kept = close(&mut main, failure, exe);
     if let Some(member) = member {
@@ -116,18 +120,23 @@ pub(super) fn plan(
         // Who stops lets its parent see that before the parent enters the program, and so waits for nobody.
         let stops = saved.process.flags & process_flag::STOPPED != 0 && member.has_parent;
         let living = if stops { 0 } else { u64::from(member.living) };
+        // Nobody enters the program while another still has the restarter's.
+        give_privileges(&rights, first, &mut main);
         let barrier = [restored, living, restarter];
         main.call_or_next(OpKind::Barrier, Step::Leave, 0, &barrier);
         main.push(OpKind::Goto, 0, Step::Leave, 0, &[in_vain(member, &mut arena)?]);
         main.push(OpKind::Store, 0, Step::Leave, 8, &[head_value.told, 0]);
         main.call(Step::Unmap, libc::SYS_munmap, &[page, PAGE]);
         drop_capabilities(member, &mut arena, &mut main)?;
+    } else {
+        give_privileges(&rights, first, &mut main);
     }
     let turn = filled.region + TURNS + std::mem::offset_of!(Turns, turn) as u64;
     main.push(OpKind::Store, 0, Step::Leave, 8, &[turn, filled.turn.word()]);
     let signal = member.map_or(libc::SIGSTOP, |member| member.stop_signal);
     process::restore_stop(&saved.process, signal, &filled.actions, &mut arena, &mut main)?;
     main.push(OpKind::Barrier, 0, Step::Leave, 0, &[barrier, all]);
+    process::restore_dumpable(&saved.process, &mut main);
     main.push(OpKind::Goto, 0, Step::Leave, 0, &[tails.orders]);
     tails.write(saved, &mut filled, &arena)?;
 
@@ -194,11 +203,10 @@ fn move_mappings(orders: &mut Orders, placed: &[Placed]) {
 fn clone(
     saved: &Saved<'_>,
     thread: &Thread,
-    member: Option<&Membership>,
+    (member, rights): (Option<&Membership>, &Orders),
     arena: &mut Arena,
     main: &mut Orders,
-    head: u64,
-    barrier: u64,
+    [head, barrier]: [u64; 2],
 ) -> Result<u64> {
     const FLAGS: i32 = libc::CLONE_VM
         | libc::CLONE_FS
@@ -216,6 +224,7 @@ fn clone(
     signals::restore_pending(&saved.pending, thread.tid, pid, word, arena, &mut list)?;
     let bytes = threads::frame(thread, &saved.xstate, frame)?;
     arena.write(frame, &bytes)?;
+    give_privileges(rights, thread, &mut list);
     if let Some(member) = member {
         drop_capabilities(member, arena, &mut list)?;
     }
@@ -242,6 +251,24 @@ fn in_vain(member: &Membership, arena: &mut Arena) -> Result<u64> {
     }
     list.push(OpKind::Exit, 0, Step::Leave, 0, &[FAILED.into()]);
     list.store(arena)
+}
+
+/// Orders by which every thread gets its privileges.
+fn rights(saved: &Saved<'_>, member: Option<&Membership>, arena: &mut Arena) -> Result<Orders> {
+    match member.is_some_and(|member| member.is_privileged) {
+        true => Ok(Orders::default()),
+        false => privileges::restore(&saved.process, &saved.supplementary, arena),
+    }
+}
+
+/// Orders that give a thread its privileges. A change of users takes away the signal of its parent's end.
+fn give_privileges(rights: &Orders, thread: &Thread, orders: &mut Orders) {
+    orders.extend(rights);
+    let signal = thread.death_signal;
+    if !rights.is_empty() && signal != 0 {
+        let args = [libc::PR_SET_PDEATHSIG as u64, signal.into()];
+        orders.call(Step::Thread, libc::SYS_prctl, &args);
+    }
 }
 
 /// Orders that give up what a thread of a tree was allowed for its restart: all that its user namespace has.

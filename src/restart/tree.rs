@@ -70,6 +70,8 @@ pub(crate) struct Membership {
     pub(crate) is_privileged: bool,
     /// Whether its descriptor table is that of an earlier process, which fills it (CLONE_FILES).
     follows: bool,
+    /// Whether its directories are those of an earlier process (CLONE_FS).
+    pub(crate) is_led: bool,
 }
 
 /// What a process of a restart is among others.
@@ -391,6 +393,7 @@ impl Tree {
                 .collect(),
             has_parent: self.members[index].parent != NOBODY,
             follows: self.members[index].files != 0,
+            is_led: self.members[index].directory != 0,
             is_privileged,
         }
     }

@@ -4,13 +4,21 @@
 //   flock     a lock that a child took and both have: /proc shows one of them as its holder
 //   seal      memory that is sealed (mseal(2))
 //   overrun   a timer that has expired often, whose signal waits
+//   rights    (root) capabilities, securebits, users and groups of two threads; a child has others
+//   dropped   (root) becomes an ordinary user
+//   root      (root) a root directory
 //   children  children that have used a second of CPU time
 #include "subject.h"
 #include <fcntl.h>
+#include <grp.h>
+#include <linux/capability.h>
+#include <pthread.h>
 #include <signal.h>
 #include <sys/file.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -74,7 +82,68 @@ static void held(int number) {
   CHECK(owner == getpid() || owner == child, "held by %d", owner);
 }
 
+static volatile pid_t tid;
+static char had[3][1024];
+
+static void *stranger(void *unused) {
+  for (;;) {
+    tid = syscall(SYS_gettid);
+    nanosleep(&(struct timespec){0, 1000000}, 0);
+  }
+  return unused;
+}
+
+// What the kernel says of users, groups and capabilities.
+static void rights(const char *directory, pid_t id, char *text) {
+  char name[64], line[256];
+  *text = 0;
+  snprintf(name, sizeof name, "%s%d/status", directory, id);
+  FILE *file = fopen(name, "r");
+  CHECK(file, "%s: %m", name);
+  while (fgets(line, sizeof line, file))
+    if (!strncmp(line, "Uid", 3) || !strncmp(line, "Gid", 3) || !strncmp(line, "Groups", 6) || !strncmp(line, "Cap", 3))
+      strcat(text, line);
+  fclose(file);
+}
+
+static void look(char texts[3][1024]) {
+  for (tid = 0; !tid;) {}
+  rights("/proc/self/task/", getpid(), texts[0]);
+  rights("/proc/self/task/", tid, texts[1]);
+  if (child) rights("/proc/", child, texts[2]);
+}
+
+// Gives up some of what root has.
+static void give_up(void) {
+  struct __user_cap_header_struct head = {_LINUX_CAPABILITY_VERSION_3, 0};
+  struct __user_cap_data_struct data[2];
+  gid_t groups[] = {7, 8, 9};
+  CHECK(!syscall(SYS_capget, &head, data), "%m");
+  data[0].inheritable = 1 << CAP_KILL;
+  data[0].effective &= ~(1u << CAP_CHOWN);
+  CHECK(!syscall(SYS_capset, &head, data), "%m");
+  CHECK(!prctl(PR_CAPBSET_DROP, CAP_MKNOD), "%m");
+  CHECK(!prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_KILL, 0, 0), "%m");
+  CHECK(!prctl(PR_SET_SECUREBITS, 1 << 4), "%m");
+  CHECK(!setgroups(3, groups) && !setresgid(65534, 65533, 65532), "%m");
+  child = fork();
+  if (!child) {
+    CHECK(!setresuid(4711, 4711, 4711), "%m");
+    tid = 1;
+    for (;;) pause();
+  }
+  CHECK(!setresuid(65534, 0, 65533), "%m");
+}
+
 static void check(void) {
+  char has[3][1024] = {{0}};
+  if (is("rights") || is("dropped")) {
+    look(has);
+    for (int i = 0; i < 3; i++) CHECK(!strcmp(had[i], has[i]), "%d: %s became %s", i, had[i], has[i]);
+    CHECK(!is("rights") || prctl(PR_GET_SECUREBITS) == 1 << 4, "%x", prctl(PR_GET_SECUREBITS));
+    CHECK(!is("dropped") || prctl(PR_GET_DUMPABLE) == 1, "%d", prctl(PR_GET_DUMPABLE));
+  }
+  if (is("root")) CHECK(!access("/inside", F_OK), "%m");
   if (is("lease")) {
     CHECK(fcntl(fd, F_GETLEASE) == F_WRLCK && fcntl(other, F_GETLEASE) == F_RDLCK, "leases are lost");
     broken("written", O_RDONLY, SIGIO, fd);
@@ -93,6 +162,20 @@ static void check(void) {
 }
 
 static void set(void) {
+  if (is("root")) CHECK(!mkdir("d", 0755) && !mkdir("d/inside", 0755) && !chroot("d") && !chdir("/"), "%m");
+  if (is("rights")) give_up();
+  if (is("dropped")) {
+    CHECK(!setgroups(0, 0) && !setresgid(65533, 65533, 65533) && !setresuid(65533, 65533, 65533), "%m");
+    CHECK(!prctl(PR_SET_DUMPABLE, 1), "%m");
+  }
+  if (is("rights") || is("dropped")) {
+    pthread_t thread;
+    CHECK(!pthread_create(&thread, 0, stranger, 0), "no thread");
+    do {
+      nanosleep(&(struct timespec){0, 10000000}, 0);
+      look(had);
+    } while (child && !strstr(had[2], "4711\t4711\t4711\t4711"));
+  }
   if (is("lease")) lease();
   if (is("flock")) {
     fd = opened("file", O_RDWR);

@@ -59,7 +59,7 @@ record! {
 
 record! {
     /// One process.
-    ProcessRecord, 248, {
+    ProcessRecord, 336, {
         /// Process id.
         pid: u32,
         /// umask(2).
@@ -110,8 +110,19 @@ record! {
         user: u32,
         /// See `user`.
         group_id: u32,
-        /// Room to grow.
-        reserved: u32,
+        /// prctl(2), PR_GET_SECUREBITS.
+        securebits: u32,
+        /// Its root directory; empty: that of the process that started it.
+        root: Text,
+        /// Real, effective, saved and file system user id.
+        users: [u32; 4],
+        /// Group ids in the same order.
+        groups: [u32; 4],
+        /// Supplementary groups, four bytes each.
+        supplementary: Text,
+        /// Capabilities: effective, permitted, inheritable, bounding, ambient. They and `securebits` are its own if
+        /// [`process_flag::PRIVILEGES`] is set.
+        capabilities: [u64; 5],
     }
 }
 
@@ -147,6 +158,8 @@ pub mod process_flag {
     pub const NOWHERE: u32 = 8192;
     /// It may remember ids of its own, outside of where a restart corrects them. Looked for in single processes.
     pub const REMEMBERS_IDS: u32 = 16384;
+    /// It has other users, groups, capabilities or securebits than a program that its user starts.
+    pub const PRIVILEGES: u32 = 32768;
 }
 
 record! {
