@@ -10,6 +10,10 @@ pub const FAILED: u8 = 125;
 /// The way out where ckpt itself has as many files open as it may.
 pub(crate) const OPEN_FILES: &str = "raise the limit of open files (ulimit -n)";
 
+/// The way out where no process or thread can be made.
+const PROCESSES: &str =
+    "the number of processes is limited here (ulimit -u, or pids.max of its cgroup): raise it";
+
 /// Exit status when the program was found but cannot be executed.
 pub const CANNOT_EXECUTE: u8 = 126;
 /// Exit status when the program was not found.
@@ -112,6 +116,11 @@ impl Error {
     fn hinted(mut self, hint: &dyn fmt::Display) -> Self {
         self.0.sentence = format!("{}; {hint}", self.0.sentence);
         self
+    }
+
+    /// The same error of who could not make a process or a thread, with the way out.
+    pub(crate) fn of_making(self) -> Self {
+        if self.errno() == libc::EAGAIN { self.hint(PROCESSES) } else { self }
     }
 
     /// The same error with the error number that programs get to see (errno(3)).

@@ -3,7 +3,9 @@
 
 mod harness;
 
-use harness::{Bench, Build, Who};
+use harness::{Bench, Build, Run, Who};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 
 /// A job in a chroot whose root directory is that of no mount, restarted while its ids are taken by an earlier one.
 const CHROOT: &str = r#"
@@ -41,6 +43,35 @@ fn a_job_in_a_chroot_goes_on() {
     for wrong in ["new process ids", "descriptors", "a copy of its own"] {
         assert!(!ended.stderr.contains(wrong), "{wrong}: {ended:?}");
     }
+}
+
+/// Saved by and as a user who may have hardly more processes; whoever can make none harms nobody in its process group.
+const FEW: &str = r#"
+    for most in 3 4 5 6 7 8 9 10 11 12; do
+        prlimit --nproc=$most ./ckpt -n a.ckpt sleep 1000 & job=$!
+        while [ "$(cat /proc/$job/comm 2> /dev/null)" = ckpt ]; do :; done
+        prlimit --nproc=$most ./ckpt save $job -n $most.ckpt
+        echo "$most $?"
+        kill $job 2> /dev/null; wait $job
+    done
+    echo end
+"#;
+
+#[test]
+fn a_job_with_few_processes_goes_on() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    // Nobody else's count.
+    const USER: u32 = 64_321;
+    let bench = Bench::new(Who::Me);
+    std::fs::set_permissions(bench.path("."), std::fs::Permissions::from_mode(0o777))
+        .expect("chmod");
+    let mut command = bench.command("sh");
+    command.args(["-c", FEW]).uid(USER).gid(USER);
+    let ended = Run::start(command).end();
+    assert_eq!(ended.stdout.last().map(String::as_str), Some("end"), "{ended:?}");
+    assert!(ended.stdout.iter().any(|line| line.ends_with(" 0")), "{ended:?}");
 }
 
 /// Pairs of sockets of every kind, in a process and to its child, one with an end that is shut, one whose other end is gone.

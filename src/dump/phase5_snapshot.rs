@@ -53,7 +53,9 @@ impl Snapshot {
 
 impl Drop for Snapshot {
     fn drop(&mut self) {
-        let _ = kill(self.0.nix(), Signal::SIGKILL);
+        if self.0 > Pid::NONE {
+            let _ = kill(self.0.nix(), Signal::SIGKILL);
+        }
     }
 }
 
@@ -171,7 +173,8 @@ fn finish(frozen: &mut Frozen, equipped: &Equipped, data: u64) -> Result<Option<
     caller.end_clone()?;
     reach(Point::Cloned);
     let snapshot: u32 = memory.get(data)?;
-    Ok((snapshot != 0).then_some(Snapshot(Pid::of_word(snapshot))))
+    // Made only where there is one: what it drops as would end our own process group.
+    Ok((snapshot != 0).then(|| Snapshot(Pid::of_word(snapshot))))
 }
 
 /// Writes the lists of the intermediate and of the snapshot into the target; the address of the

@@ -12,7 +12,7 @@
 //! stops of traced threads, too.
 
 use super::raw;
-use crate::error::{Because, Result};
+use crate::error::{Because, Error, Result};
 use crate::proc::{self, forebear};
 use crate::proc::{Pid, Process, Tid};
 use nix::libc;
@@ -59,7 +59,8 @@ pub(super) fn start() -> Result<()> {
             drop(theirs);
             attend()
         })
-        .because(|| "cannot start a thread of our own")?;
+        .because(|| "cannot start a thread of our own")
+        .map_err(Error::of_making)?;
     begun.wait();
     *owner = std::process::id();
     Ok(())

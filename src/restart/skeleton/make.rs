@@ -13,7 +13,7 @@ use super::children::{Change, change, none_ended};
 use super::counted;
 use super::namespaces::mount_proc;
 use super::rendezvous::{Rendezvous, Stage};
-use crate::error::{Because, Result};
+use crate::error::{Because, Error, Result};
 use crate::fault::{Point, become_member, reach};
 use crate::proc::Pid;
 use crate::proc::fork::{fork, own_id};
@@ -259,11 +259,7 @@ pub(super) fn made_or<S: std::fmt::Display>(
     made: nix::Result<Option<Pid>>,
     what: impl FnOnce() -> S,
 ) -> Result<Option<Pid>> {
-    let is_limited = made == Err(Errno::EAGAIN);
-    made.because(what).map_err(|error| match is_limited {
-        true => error.hint("the number of processes is limited here (ulimit -u, or pids.max of its cgroup): raise it"),
-        false => error,
-    })
+    made.because(what).map_err(Error::of_making)
 }
 
 /// Makes a process; None in the process itself.

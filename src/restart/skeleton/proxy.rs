@@ -224,8 +224,11 @@ fn die_by(status: i32, tells: bool) -> ! {
 }
 
 fn send(pid: Pid, signal: i32) {
-    // SAFETY: sends a signal; real-time ones have no name in the library.
-    unsafe { libc::kill(pid.get(), signal) };
+    // Others than ids mean groups, and everybody (kill(2)).
+    if pid > Pid::NONE {
+        // SAFETY: sends a signal; real-time ones have no name in the library.
+        unsafe { libc::kill(pid.get(), signal) };
+    }
 }
 
 fn default(signal: i32) {
