@@ -98,3 +98,22 @@ fn what_is_lost_is_named() {
         run.go();
     }
 }
+
+/// NUMA policies of threads and of memory, also those that are what there is without any (BLAS libraries set them).
+#[test]
+fn numa_policies_are_kept() {
+    survive(Who::Me, Way::Save, "numa", Build::Pie, &[]);
+    survive(Who::Nobody, Way::LaunchContinue, "numa", Build::Static, &[]);
+    let bench = Bench::new(Who::Nobody);
+    let mut run = bench.run(bench.subject("numa", Build::Pie), &[]);
+    run.expect("ready");
+    for generation in 0..3 {
+        let name = bench.name(&format!("{generation}.ckpt"));
+        let saved = bench.must(&["save", "--stop", "-n", &name, &run.pid_text()]);
+        assert!(!saved.stderr.contains("NUMA"), "{saved:?}");
+        run.ends_well();
+        run = bench.run(name, &[]);
+        run.check();
+    }
+    run.go();
+}

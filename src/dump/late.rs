@@ -2,10 +2,11 @@
 //! What a checkpoint would go without, all of it, where none is written: also what is found only while one is.
 
 use super::phase3_gather::Still;
-use super::phase6_write::{Writing, look_at_policies};
+use super::phase6_write::Writing;
 use crate::image::write::Writer;
 use crate::proc::Pid;
 use crate::resource::losses::{self, List};
+use crate::resource::memory::policy;
 use crate::resource::{Common, Gathered};
 
 /// What there is.
@@ -37,7 +38,7 @@ pub(super) fn losses(still: Vec<Still<'_>>, common: Common) -> Losses {
         looks.push((equipped, gathered));
     }
     for (equipped, mut gathered) in looks.into_iter().rev() {
-        look_at_policies(&equipped.process, &mut gathered);
+        policy::save(&equipped.process, &mut gathered);
         pids.push(equipped.process.pid());
         all.push(gathered);
     }

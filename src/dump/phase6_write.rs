@@ -14,7 +14,7 @@ use crate::order;
 use crate::proc::Pid;
 use crate::proc::{Process, pagemap::Pagemap};
 use crate::ptrace::memory::Memory;
-use crate::resource::memory::{self, Area, Pages};
+use crate::resource::memory::{self, Area, Pages, policy};
 use crate::resource::runtime::{glibc, remembered};
 use crate::resource::{Common, Gathered, cpu, losses};
 use ckpt_abi::image::{
@@ -78,11 +78,11 @@ impl<'a> Writing<'a> {
                 let whole = memory.was_whole(process.equipped.region.base);
                 whole.map_err(|_| snapshot_lost(process.equipped)).and(written)?;
                 unchanged(&process.gathered)?;
-                look_at_policies(&own, &mut process.gathered);
+                policy::save(&own, &mut process.gathered);
             }
             None => {
                 self.itself(process, &areas)?;
-                look_at_policies(&process.equipped.process, &mut process.gathered);
+                policy::save(&process.equipped.process, &mut process.gathered);
             }
         }
         Ok(())
@@ -219,6 +219,7 @@ fn records(w: &mut Writer<'_>, g: &Gathered) -> Result<()> {
     w.records_of(g.number, SectionKind::Guards, &g.guards)?;
     w.records_of(g.number, SectionKind::Descriptors, &g.descriptors)?;
     w.records_of(g.number, SectionKind::Locks, &g.locks)?;
+    w.records_of(g.number, SectionKind::Policies, &g.policies)?;
     w.records_of(g.number, SectionKind::SignalActions, &g.actions)?;
     w.records_of(g.number, SectionKind::PendingSignals, &g.pending)?;
     w.records_of(g.number, SectionKind::Timers, &g.timers)?;
@@ -275,15 +276,6 @@ fn snapshot_lost(equipped: &Equipped) -> Error {
     let pid = equipped.process.pid();
     Error::new(format!("the copy of process {pid} that is saved (ckpt-snapshot) was killed before all of it was written"))
         .hint("by somebody, or for lack of memory: with --stop there is no copy")
-}
-
-/// Names the NUMA policies of a process, or of its snapshot, which has the same.
-pub(super) fn look_at_policies(process: &Process, gathered: &mut Gathered) {
-    let policies = process.policies();
-    if !policies.is_empty() {
-        let what = format!("NUMA policies (set_mempolicy(2), mbind(2)): {}", policies.join(", "));
-        gathered.losses.push(what);
-    }
 }
 
 /// Whether the files whose pages were read from a process that went on have kept still.

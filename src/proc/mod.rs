@@ -19,7 +19,7 @@ pub(crate) mod links;
 pub(crate) mod maps;
 pub(crate) mod namespaces;
 pub(crate) mod net;
-mod numa;
+pub(crate) mod numa;
 pub(crate) mod pagemap;
 pub(crate) mod pidfd;
 pub(crate) mod process;

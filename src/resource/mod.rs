@@ -19,6 +19,7 @@ pub(crate) mod privileges;
 pub(crate) mod process;
 pub(crate) mod relatives;
 pub(crate) mod resolver;
+mod rseq;
 pub(crate) mod runtime;
 pub(crate) mod scheduling;
 pub(crate) mod signals;
@@ -166,6 +167,8 @@ pub(crate) struct Gathered {
     pub descriptors: Vec<rec::Descriptor>,
     /// Locks on the files behind them.
     pub locks: Vec<rec::FileLock>,
+    /// NUMA policies.
+    pub policies: Vec<rec::NumaPolicy>,
     /// What is in descriptors of small kinds.
     pub contents: Vec<Content>,
     /// Signal dispositions.

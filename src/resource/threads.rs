@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Threads: registers, extended state, masks, and what the kernel keeps for a thread.
 
+use super::memory::policy::{self, PolicyQuestions};
 use super::plan::{Arena, Orders, Step};
+use super::rseq::{feature_size, rseq_len};
 use super::runtime::{self, Id, glibc, holding};
 use super::{Gathered, Target, attributes, scheduling, vdso};
 use crate::error::{Because, Error, Kind, Result};
+use crate::proc;
 use crate::proc::Tid;
-use crate::proc::{self, Process};
+use crate::proc::numa::Nodes;
 use crate::ptrace::call::Caller;
 use crate::ptrace::frame::Frame;
 use crate::ptrace::freeze::Frozen;
@@ -18,7 +21,7 @@ use crate::ptrace::raw;
 use crate::ptrace::regs::{Regs, USER_CS};
 use crate::ptrace::sequence::leave_sequence;
 use crate::ptrace::thread::StoppedThread;
-use ckpt_abi::image::{Owner, Thread, thread_flag};
+use ckpt_abi::image::{NumaPolicy, Owner, Thread, thread_flag};
 use ckpt_abi::op::OpKind;
 use ckpt_abi::region::SLOT_COUNT;
 use nix::errno::Errno;
@@ -110,6 +113,9 @@ fn record(
                 e
             }
         })?;
+    if let (mode @ 1.., nodes) = answers.policy {
+        gathered.policies.push(NumaPolicy { thread: tid.word(), mode, start: 0, end: 0, nodes });
+    }
     let (wait, slot) = thread.wait.map_or((None, 0), |(wait, slot)| (Some(wait), slot));
     if wait.is_some_and(|wait| wait.begins_anew) {
         gathered.losses.push(format!(
@@ -211,6 +217,8 @@ pub(crate) struct Answers {
     timer_slack: u64,
     /// Bits of [`thread_flag`].
     flags: u32,
+    /// NUMA: its mode, and nodes.
+    policy: (u32, Nodes),
 }
 
 /// The questions to a thread.
@@ -225,6 +233,7 @@ pub(crate) struct Asking {
     death_signal: Question,
     slack: Question,
     attributes: attributes::ThreadQuestions,
+    policy: PolicyQuestions,
 }
 
 /// Asks as many threads, from the one at `first` on, as there are slots to lend them to us beside the main one; what they
@@ -308,6 +317,7 @@ impl Asking {
         // 0 for real-time threads, which have none.
         let slack = list.call(prctl, &[libc::PR_GET_TIMERSLACK as u64]);
         let attributes = attributes::ask(&mut list);
+        let policy = policy::ask(&mut list);
         Caller::new(thread, memory, desk)?;
         let what = || format!("cannot read the extended state of thread {tid}");
         let xstate = thread.xstate().because(what)?;
@@ -322,6 +332,7 @@ impl Asking {
             death_signal,
             slack,
             attributes,
+            policy,
         })
     }
 
@@ -345,6 +356,7 @@ impl Asking {
             death_signal: answers.get(self.death_signal),
             timer_slack: answers.result(self.slack).max(0).cast_unsigned(),
             flags: self.attributes.flags(&answers),
+            policy: self.policy.policy(&answers),
         };
         Ok((own, answers))
     }
@@ -453,22 +465,6 @@ pub(crate) fn restore(
     Ok(())
 }
 
-/// The length that this kernel takes for an area registered with `len`: before Linux 6.3 only
-/// [`RSEQ_SIZE`], then that or anything from its own `feature` size on (kernel/rseq.c).
-fn rseq_len(len: u64, feature: u64) -> u64 {
-    if feature != 0 && len >= feature { len } else { RSEQ_SIZE }
-}
-
-/// Bytes of the first struct rseq; every area has them.
-const RSEQ_SIZE: u64 = 32;
-
-/// Bytes of struct rseq that this kernel fills, 0 before Linux 6.3.
-fn feature_size() -> u64 {
-    const AT_RSEQ_FEATURE_SIZE: u64 = 27;
-    let auxv = Process::own().and_then(|own| own.auxv()).unwrap_or_default();
-    proc::auxv_value(&auxv, AT_RSEQ_FEATURE_SIZE).unwrap_or(0)
-}
-
 /// What threads of an image, and their extended states, cannot be.
 pub(crate) fn nonsense(threads: &[Thread], xstate: &[u8]) -> Option<&'static str> {
     let inside = |thread: &Thread| {
@@ -479,19 +475,5 @@ pub(crate) fn nonsense(threads: &[Thread], xstate: &[u8]) -> Option<&'static str
         () if threads.is_empty() => Some("it has no threads"),
         () if !threads.iter().all(inside) => Some("a thread has no extended state"),
         () => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lengths_of_rseq_areas() {
-        assert_eq!(rseq_len(32, 0), 32);
-        assert_eq!(rseq_len(40, 0), 32);
-        assert_eq!(rseq_len(40, 28), 40);
-        assert_eq!(rseq_len(32, 40), 32);
-        assert_eq!(rseq_len(36, 40), 32);
     }
 }

@@ -7,9 +7,9 @@ use crate::image::read::{Image, Part};
 use crate::resource::{kinship, memory, privileges, threads};
 use ckpt_abi::ABI_VERSION;
 use ckpt_abi::image::{
-    Chunk, CpuLeaf, Descriptor, FileLock, Guard, LimitRecord, LossRecord, Machine, Object,
-    ObjectKind, Owner, PendingSignal, ProcessRecord, SectionKind, SignalAction, SystemV, Text,
-    Thread, Timer, Undo, VmaKind, VmaRecord, WHOLE_IMAGE,
+    Chunk, CpuLeaf, Descriptor, FileLock, Guard, LimitRecord, LossRecord, Machine, NumaPolicy,
+    Object, ObjectKind, Owner, PendingSignal, ProcessRecord, SectionKind, SignalAction, SystemV,
+    Text, Thread, Timer, Undo, VmaKind, VmaRecord, WHOLE_IMAGE,
 };
 use ckpt_abi::region::{Config, Control, MAGIC};
 use std::path::PathBuf;
@@ -57,6 +57,8 @@ pub struct Saved<'a> {
     pub descriptors: Vec<Descriptor>,
     /// Locks on files.
     pub locks: Vec<FileLock>,
+    /// NUMA policies.
+    pub policies: Vec<NumaPolicy>,
     /// Signal dispositions.
     pub actions: Vec<SignalAction>,
     /// Queued signals.
@@ -166,6 +168,7 @@ impl<'a> Saved<'a> {
             guards: part.records(SectionKind::Guards)?,
             descriptors: part.records(SectionKind::Descriptors)?,
             locks: part.records(SectionKind::Locks)?,
+            policies: part.records(SectionKind::Policies).unwrap_or_default(),
             actions: part.records(SectionKind::SignalActions)?,
             pending: part.records(SectionKind::PendingSignals)?,
             timers: part.records(SectionKind::Timers)?,
@@ -179,7 +182,8 @@ impl<'a> Saved<'a> {
             process,
         };
         let nonsense = threads::nonsense(&saved.threads, &saved.xstate)
-            .or_else(|| memory::nonsense(&saved.vmas, &saved.guards));
+            .or_else(|| memory::nonsense(&saved.vmas, &saved.guards))
+            .or_else(|| memory::policy::nonsense(&saved.policies, &saved.vmas));
         match nonsense {
             Some(what) => Err(whole.image.damaged(what)),
             None => Ok(saved),

@@ -9,7 +9,7 @@ use crate::image::stub;
 use crate::inject::{self, monitor::Monitor};
 use crate::proc::Pid;
 use crate::resource::cpu::{self, Set};
-use crate::resource::memory::{advice, locked};
+use crate::resource::memory::{advice, locked, policy};
 use crate::resource::{process, scheduling, written, xstate};
 use ckpt_abi::image::{VmaKind, vma_flag};
 use ckpt_abi::region::Config;
@@ -23,6 +23,8 @@ pub(crate) fn adapt_to(saved: &Saved<'_>, warnings: &mut Vec<String>) -> Result<
     warnings.extend(scheduling::denied(&saved.threads));
     warnings.extend(locked::denied(&saved.vmas)?);
     warnings.extend(advice::unsealed(&saved.vmas));
+    let main = saved.threads.first().map_or(0, |main| main.tid);
+    warnings.extend(policy::adopt(&saved.policies, main));
     warnings.extend(written::restore(&saved.process));
     Ok(())
 }

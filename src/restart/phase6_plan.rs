@@ -9,7 +9,7 @@ use super::tree::{Membership, Who};
 use crate::error::{FAILED, Result};
 use crate::image::PAGE;
 use crate::resource::descriptor::{epoll, numbers};
-use crate::resource::memory::{advice, locked};
+use crate::resource::memory::{advice, locked, policy};
 use crate::resource::plan::{Arena, Orders, Step};
 use crate::resource::runtime::Id;
 use crate::resource::{privileges, process, signals, threads, timers};
@@ -99,6 +99,8 @@ pub(super) fn plan(
     let ours: Vec<_> = failure.numbers().chain(exe_fd).collect();
     let spare = numbers::free(&saved.descriptors, &ours);
     epoll::restore_watches(&opened.watches, spare, &mut arena, &mut main)?;
+    policy::restore_thread(first, &saved.policies, &mut arena, &mut main)?;
+    policy::restore(&saved.policies, &mut arena, &mut main)?;
     locked::restore(&saved.vmas, saved.process.flags, &mut main);
     advice::seal(&saved.vmas, &mut main);
     timers::restore(&saved.timers, &ids, &mut arena, &mut main)?;
@@ -221,6 +223,7 @@ fn clone(
     let mut list = Orders::default();
     let frame = arena.room(THREAD_ROOM / 2, 64)?;
     threads::restore(thread, &saved.owners, pid, Id::At(word), frame, arena, &mut list)?;
+    policy::restore_thread(thread, &saved.policies, arena, &mut list)?;
     signals::restore_pending(&saved.pending, thread.tid, pid, word, arena, &mut list)?;
     let bytes = threads::frame(thread, &saved.xstate, frame)?;
     arena.write(frame, &bytes)?;

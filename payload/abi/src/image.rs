@@ -250,6 +250,8 @@ codes! {
         Undo = 22,
         /// [`FileLock`]s.
         Locks = 23,
+        /// [`NumaPolicy`]s: of threads, then of memory.
+        Policies = 25,
         /// One [`Screen`], if the processes had a terminal that is somebody else's.
         Screen = 24,
         /// [`CpuLeaf`]s of the machine where the image was written.
@@ -284,6 +286,7 @@ impl SectionKind {
             | Self::Auxv
             | Self::Guards
             | Self::Locks
+            | Self::Policies
             | Self::Owners
             | Self::Undo => true,
         }

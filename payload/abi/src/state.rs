@@ -4,6 +4,22 @@
 use crate::record;
 
 record! {
+    /// A NUMA policy (set_mempolicy(2), mbind(2)).
+    NumaPolicy, 152, {
+        /// The thread; 0 of a policy of memory.
+        thread: u32,
+        /// MPOL_BIND and so on, with its flags.
+        mode: u32,
+        /// Where the memory begins, and where it ends.
+        start: u64,
+        /// The first byte behind it.
+        end: u64,
+        /// Its nodes, one bit each.
+        nodes: [u64; 16],
+    }
+}
+
+record! {
     /// A piece of the section of strings.
     Text, 8, {
         /// Offset in [`crate::image::SectionKind::Strings`].

@@ -12,6 +12,7 @@ mod hidden;
 pub(crate) mod locked;
 mod mapped;
 pub(crate) mod open;
+pub(crate) mod policy;
 pub(crate) mod shown;
 
 use super::descriptor::device;

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! NUMA policies of threads (set_mempolicy(2)) and of memory (mbind(2)). Nobody can see a home node
+//! (set_mempolicy_home_node(2)).
+//!
+//! # Safety
+//! The system call reads a mask of ours.
+#![allow(unsafe_code)]
+
+use crate::error::Result;
+use crate::proc::Process;
+use crate::proc::numa::{Nodes, nodes};
+use crate::ptrace::list::{List, Question, Replies};
+use crate::resource::Gathered;
+use crate::resource::plan::{Arena, Orders, Step};
+use ckpt_abi::image::{NumaPolicy, Thread, VmaRecord};
+use nix::libc;
+
+const PREFERRED: u32 = 1;
+const LOCAL: u32 = 4;
+/// The nodes count from those that are allowed.
+const RELATIVE: u32 = 1 << 14;
+/// One more than there are bits (mm/mempolicy.c, get_nodes).
+const BITS: u64 = 1025;
+
+/// What a thread is asked.
+pub(crate) struct PolicyQuestions {
+    mode: Question,
+    nodes: Question,
+}
+
+pub(crate) fn ask(list: &mut List) -> PolicyQuestions {
+    let call = libc::SYS_get_mempolicy;
+    let mode = list.reading(call, &[0, 0, 0, 0, 0], 0, 4);
+    let nodes = list.reading(call, &[0, 0, BITS, 0, 0], 1, size_of::<Nodes>());
+    PolicyQuestions { mode, nodes }
+}
+
+impl PolicyQuestions {
+    /// The policy of a thread; mode 0 of one that has none, and where the kernel knows of none.
+    pub(crate) fn policy(&self, answers: &Replies) -> (u32, Nodes) {
+        let answered = answers.result(self.mode) == 0 && answers.result(self.nodes) == 0;
+        match answered {
+            true => uniform((answers.get::<u32>(self.mode), answers.get(self.nodes))),
+            false => (0, Nodes::default()),
+        }
+    }
+}
+
+/// Preferring no node is the older name of preferring the nearest.
+fn uniform((mode, nodes): (u32, Nodes)) -> (u32, Nodes) {
+    (if mode == PREFERRED && nodes == Nodes::default() { LOCAL } else { mode }, nodes)
+}
+
+/// Notes the policies of a process's memory, or of its snapshot's, which has the same; what cannot be had again is named.
+pub(crate) fn save(process: &Process, gathered: &mut Gathered) {
+    let main = gathered.threads.first().map_or(0, |main| main.tid);
+    let own = gathered.policies.iter().find(|policy| policy.thread == main);
+    let own = own.map_or((0, Nodes::default()), |own| (own.mode, own.nodes));
+    let mut strange: Vec<String> = Vec::new();
+    for (start, found) in process.policies() {
+        match found.map(uniform) {
+            Ok((0, _)) => {}
+            Ok(found) if found == own => {}
+            Ok((mode, nodes)) => {
+                let vma = gathered.vmas.iter().find(|vma| vma.start == start);
+                let of = |end| NumaPolicy { thread: 0, mode, start, end, nodes };
+                gathered.policies.extend(vma.map(|vma| of(vma.end)));
+            }
+            Err(text) if own.0 & RELATIVE != 0 || strange.contains(&text) => {}
+            Err(text) => strange.push(text),
+        }
+    }
+    if !strange.is_empty() {
+        let what = format!("NUMA policies (mbind(2)): {}", strange.join(", "));
+        gathered.losses.push(what);
+    }
+}
+
+/// Orders that give a thread its policy, if any thread has one.
+pub(crate) fn restore_thread(
+    thread: &Thread,
+    all: &[NumaPolicy],
+    arena: &mut Arena,
+    orders: &mut Orders,
+) -> Result<()> {
+    if all.iter().all(|policy| policy.thread == 0) {
+        return Ok(());
+    }
+    let own = all.iter().find(|policy| policy.thread == thread.tid);
+    let (mode, nodes) = own.map_or((0, Nodes::default()), |own| (own.mode, own.nodes));
+    let args = [mode.into(), mask(&nodes, arena)?, BITS];
+    orders.try_call(Step::Thread, libc::SYS_set_mempolicy, &args);
+    Ok(())
+}
+
+/// Orders that give memory its policies; what is there already moves.
+pub(crate) fn restore(all: &[NumaPolicy], arena: &mut Arena, orders: &mut Orders) -> Result<()> {
+    const MOVE: u64 = 2;
+    for policy in all.iter().filter(|policy| policy.thread == 0) {
+        let (len, mask) = (policy.end - policy.start, mask(&policy.nodes, arena)?);
+        let args = [policy.start, len, policy.mode.into(), mask, BITS, MOVE];
+        orders.try_call(Step::Process, libc::SYS_mbind, &args);
+    }
+    Ok(())
+}
+
+/// No nodes are no mask, as the kernel wants it of some modes.
+fn mask(nodes: &Nodes, arena: &mut Arena) -> Result<u64> {
+    if *nodes == Nodes::default() { Ok(0) } else { arena.value(nodes) }
+}
+
+/// Has the memory that is about to be filled be where the main thread's policy would have it. A sentence about nodes that
+/// are not here.
+pub(crate) fn adopt(all: &[NumaPolicy], main: u32) -> Option<String> {
+    if all.is_empty() {
+        return None;
+    }
+    if let Some(own) = all.iter().find(|policy| policy.thread == main) {
+        let (mode, at) = (own.mode, own.nodes.as_ptr());
+        // SAFETY: the kernel reads 1024 bits of the mask, which is so long.
+        unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, at, BITS) };
+    }
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let here = status.lines().find_map(|line| line.strip_prefix("Mems_allowed_list:"));
+    let here = nodes(here?.trim())?;
+    let is_here =
+        |policy: &NumaPolicy| policy.nodes.iter().zip(here).all(|(own, here)| own & !here == 0);
+    let strange = all.iter().filter(|policy| !is_here(policy)).count();
+    (strange != 0).then(|| {
+        format!("{strange} of its NUMA policies name nodes that it may not use here, so they hold for the others or not at all")
+    })
+}
+
+pub(crate) fn nonsense(all: &[NumaPolicy], vmas: &[VmaRecord]) -> Option<&'static str> {
+    let inside = |policy: &NumaPolicy| {
+        vmas.iter().any(|vma| vma.start <= policy.start && policy.end <= vma.end)
+    };
+    let sane =
+        |policy: &NumaPolicy| policy.thread != 0 || policy.start < policy.end && inside(policy);
+    (!all.iter().all(sane)).then_some("a NUMA policy is of no memory")
+}
