@@ -23,13 +23,16 @@ const PATIENCE: u64 = 250_000_000;
 /// How long to sleep for what is a matter of a moment, in nanoseconds.
 const MOMENT: u64 = 1_000_000;
 
+/// si_code of what the kernel sends (sigaction(2)).
+const SI_KERNEL: i32 = 0x80;
+
 /// How long a dumper that is done may take to end, in milliseconds.
 const END: u64 = 2000;
 /// How long to sleep for the end of a dumper before its phase is looked at, in milliseconds.
 const PAUSE: u64 = 2;
 
 #[unsafe(no_mangle)]
-extern "C" fn ckpt_handler(_signal: i32, _siginfo: u64, _ucontext: u64) {
+extern "C" fn ckpt_handler(_signal: i32, siginfo: u64, _ucontext: u64) {
     let page = Page::own();
     // A filter may kill for any call but those that the program makes itself, which rt_sigreturn(2) is likely one of.
     if page.control_long(offset_of!(Control, locked_in)) != 0 {
@@ -49,7 +52,12 @@ extern "C" fn ckpt_handler(_signal: i32, _siginfo: u64, _ucontext: u64) {
             return;
         }
     }
+    // SAFETY: the kernel passes a siginfo_t to each handler; si_code is its third word.
+    let code = unsafe { (siginfo as *const i32).wrapping_add(2).read() };
+    let by_terminal = page.control(offset_of!(Control, by_terminal));
+    by_terminal.store(u32::from(code == SI_KERNEL), Ordering::Release);
     checkpoint(page);
+    by_terminal.store(0, Ordering::Release);
 }
 
 /// Takes a checkpoint as the signal asks for it; all signals are blocked.

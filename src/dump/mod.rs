@@ -358,7 +358,9 @@ fn proceed(
     )?;
     reach(Point::Gathered);
     common.members = phase4_refuse::refuse(&mut still, &dead, common.tables.ptys())?;
-    let screen = Outer::look(&equipped[0].process, &common.tables, &common.members);
+    let first = &equipped[0];
+    let known = checkpoint.request.triggered && first.region.control.by_terminal != 0;
+    let screen = Outer::look(&first.process, &common.tables, &common.members, known);
     common.screen = screen.as_ref().map(|seen| seen.record);
     // Who goes on may have the same ones.
     let ends_all = stop && left_out.is_none();

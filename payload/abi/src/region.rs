@@ -238,8 +238,12 @@ record! {
         locked_in: u64,
         /// How many of the first slots for waits may hold notes.
         waits: u64,
+        /// 1: the checkpoint signal came from a terminal, which sends it to who is in the foreground.
+        by_terminal: u32,
         /// Room to grow.
-        reserved: [u64; 5],
+        spare: u32,
+        /// Likewise.
+        reserved: [u64; 4],
         /// The parameters.
         config: Config,
     }

@@ -43,8 +43,13 @@ pub(crate) struct Outer {
 }
 
 impl Outer {
-    /// Looks for it.
-    pub(crate) fn look(root: &Process, tables: &Tables, members: &[Member]) -> Option<Self> {
+    /// Looks for it. That they are in the foreground is `known`, where a terminal has asked for the checkpoint.
+    pub(crate) fn look(
+        root: &Process,
+        tables: &Tables,
+        members: &[Member],
+        known: bool,
+    ) -> Option<Self> {
         let stat = root.main_stat().ok()?;
         let device = terminal::decoded(stat.tty_nr.cast_unsigned());
         if device == 0 || super::number_of(device).is_some_and(|number| tables.ptys().has(number)) {
@@ -60,7 +65,7 @@ impl Outer {
             Pid::NONE => return None,
             group => members.iter().map(|member| member.group).find(|it| *it == group.word())?,
         };
-        let is_known = stat.tpgid != Pid::NONE || front::is_noted();
+        let is_known = known || stat.tpgid != Pid::NONE || front::is_noted();
         let window = window(&tty).unwrap_or_default();
         let record = Screen { foreground, window, termios, ..Screen::new_zeroed() };
         (is_known || !is_taken(&record)).then_some(Self { tty, record })
