@@ -113,7 +113,7 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
     if tree.is_none() || options.ids == Ids::New {
         whole.unfurnish(&mut warnings);
     }
-    let front = origin::front(image, options, &mut warnings)?;
+    let front = origin::front(image, &all, options, &mut warnings)?;
     let start = Start { whole, options, program_name, config, front };
     warnings.extend(phase1_check::missing(image)?);
     stay::stay_if_needed(tree.is_none() && forebear::is_served(), tree.is_none())?;

@@ -2,14 +2,16 @@
 //! What the root of a tree has of its restarter, and what it has begun itself: session and process group.
 
 use super::Options;
+use super::phase1_check::Saved;
 use super::skeleton::corefile;
 use super::tree::{Tree, Who};
 use crate::error::{Because, Error, Result};
 use crate::image::read::Image;
 use crate::proc::Pid;
+use crate::resource::descriptor::kind;
 use crate::resource::descriptor::pty::screen::{Front, is_taken};
 use crate::resource::{kinship, losses};
-use ckpt_abi::image::{Member, SectionKind, member_flag};
+use ckpt_abi::image::{Descriptor, DescriptorKind, Member, SectionKind, member_flag};
 use ckpt_abi::region::GROUP_LEFT;
 use nix::libc;
 use nix::unistd::{getpgrp, getppid, setpgid, setsid};
@@ -90,6 +92,7 @@ fn leads() -> bool {
 /// The terminal for a program that had one; said where there is none, and refused where that is of no use.
 pub(super) fn front(
     image: &Image,
+    all: &[Saved<'_>],
     options: &Options,
     warnings: &mut Vec<String>,
 ) -> Result<Option<Front>> {
@@ -97,7 +100,9 @@ pub(super) fn front(
     if options.no_tty {
         return Ok(None);
     }
-    let front = Front::find(screen);
+    let by_name = |record: &Descriptor| kind(record) == DescriptorKind::Terminal;
+    let opened = all.iter().flat_map(|saved| &saved.descriptors).any(by_name);
+    let front = Front::find(screen, opened);
     if front.is_none() && is_taken(&screen) {
         let text = "the program reads keys from a terminal, as editors and shells do, and there is none here";
         return Err(Error::new(text)

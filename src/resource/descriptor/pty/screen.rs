@@ -101,16 +101,18 @@ pub(crate) struct Front {
 }
 
 impl Front {
-    /// Finds the one at which this process was started: its own, or one that it has as a standard stream.
-    pub(crate) fn find(screen: Screen) -> Option<Self> {
+    /// Finds the one at which this process was started: its own, if that is one of its standard streams or the program has
+    /// `opened` it by a name, or else one that it has as such a stream.
+    pub(crate) fn find(screen: Screen, opened: bool) -> Option<Self> {
+        let standard = [0, 1, 2].into_iter().filter_map(open::standard);
+        let stream = standard.into_iter().find(|fd| isatty(fd).unwrap_or(false));
         let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
-        if let Ok(tty) = nix::fcntl::open("/dev/tty", flags, Mode::empty()) {
+        let own = nix::fcntl::open("/dev/tty", flags, Mode::empty());
+        if let Some(tty) = own.ok().filter(|_| opened || stream.is_some()) {
             let is_front = tcgetpgrp(&tty) == Ok(getpgrp());
             return Some(Self { tty, screen, is_front });
         }
-        let standard = [0, 1, 2].into_iter().filter_map(open::standard);
-        let tty = standard.into_iter().find(|fd| isatty(fd).unwrap_or(false))?;
-        Some(Self { tty: tty.try_clone_to_owned().ok()?, screen, is_front: true })
+        Some(Self { tty: stream?.try_clone_to_owned().ok()?, screen, is_front: true })
     }
 
     /// Gives it the settings and the foreground group that the saved one had; all signals are blocked. What tells how bytes go
