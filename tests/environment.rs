@@ -3,7 +3,7 @@
 
 mod harness;
 
-use harness::{Bench, Build, Run, Who};
+use harness::{Bench, Build, Run, Who, until};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 
@@ -72,6 +72,40 @@ fn a_job_with_few_processes_goes_on() {
     let ended = Run::start(command).end();
     assert_eq!(ended.stdout.last().map(String::as_str), Some("end"), "{ended:?}");
     assert!(ended.stdout.iter().any(|line| line.ends_with(" 0")), "{ended:?}");
+}
+
+/// Where memory runs out, be it only that of a control group, the program is not what the kernel ends.
+#[test]
+fn a_dumper_and_its_snapshot_end_before_the_program() {
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        let run =
+            bench.launch(&["-n", "x.ckpt"], bench.subject("compute", Build::Static), &["1000000"]);
+        bench.must(&["save", &run.pid_text()]);
+        let score = |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).ok();
+        let before = score(&run.pid_text());
+        let mut save = bench.command(bench.ckpt());
+        save.args(["save", &run.pid_text()]).env("CKPT_FAULT", "+thawed");
+        let save = Run::start(save);
+        let status = || std::fs::read_to_string(format!("/proc/{}/status", save.pid_text())).ok();
+        until("the step", || status()?.contains("T (stopped)").then_some(()));
+        let is_ours = |pid: &str| {
+            let file = |name| std::fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default();
+            let here = bench.name("compute.static");
+            file("comm") == b"ckpt-snapshot\n" && file("cmdline").starts_with(here.as_bytes())
+        };
+        let snapshot = until("a snapshot", || {
+            let mut all = std::fs::read_dir("/proc").ok()?.flatten();
+            all.find_map(|it| it.file_name().into_string().ok().filter(|pid| is_ours(pid)))
+        });
+        until("the mark of the snapshot", || (score(&snapshot)?.trim() == "1000").then_some(()));
+        assert_eq!(score(&save.pid_text()).as_deref(), Some("1000\n"));
+        assert_eq!(score(&run.pid_text()), before);
+        save.signal(nix::sys::signal::Signal::SIGCONT);
+        save.ends_well();
+        run.signal(nix::sys::signal::Signal::SIGKILL);
+        run.end();
+    }
 }
 
 /// Pairs of sockets of every kind, in a process and to its child, one with an end that is shut, one whose other end is gone.

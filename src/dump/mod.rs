@@ -159,6 +159,8 @@ pub(crate) fn dump(request: &Demand) -> Result<Outcome> {
 
 fn take(request: &Demand) -> Result<Outcome> {
     reach(Point::Begun);
+    // What we need beside the program shall not cost the program its life.
+    Process::own()?.ends_first();
     // Before anybody stands still, as that takes long.
     let executable = stub::own()?;
     let front = stub::in_front(&executable);

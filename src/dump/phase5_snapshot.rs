@@ -53,9 +53,7 @@ impl Snapshot {
 
 impl Drop for Snapshot {
     fn drop(&mut self) {
-        if self.0 > Pid::NONE {
-            let _ = kill(self.0.nix(), Signal::SIGKILL);
-        }
+        let _ = kill(self.0.nix(), Signal::SIGKILL);
     }
 }
 
@@ -173,8 +171,12 @@ fn finish(frozen: &mut Frozen, equipped: &Equipped, data: u64) -> Result<Option<
     caller.end_clone()?;
     reach(Point::Cloned);
     let snapshot: u32 = memory.get(data)?;
-    // Made only where there is one: what it drops as would end our own process group.
-    Ok((snapshot != 0).then(|| Snapshot(Pid::of_word(snapshot))))
+    if snapshot == 0 {
+        return Ok(None);
+    }
+    let snapshot = Snapshot(Pid::of_word(snapshot));
+    let _ = Process::glimpse(snapshot.0).map(|it| it.ends_first());
+    Ok(Some(snapshot))
 }
 
 /// Writes the lists of the intermediate and of the snapshot into the target; the address of the

@@ -11,6 +11,12 @@ impl Process {
         decimal(self.file("oom_score_adj").ok()?.trim_ascii()).ok()
     }
 
+    /// Has it end before all others when memory runs out, be it only that of its control group; whoever may not say that of
+    /// it lets it be.
+    pub(crate) fn ends_first(&self) {
+        let _ = std::fs::write(self.path("oom_score_adj"), "1000");
+    }
+
     /// Which mappings are in its core dumps (core(5)); None where the kernel writes none (CONFIG_ELF_CORE).
     pub fn coredump_filter(&self) -> Option<u32> {
         u32::try_from(hex(self.file("coredump_filter").ok()?.trim_ascii()).ok()?).ok()
