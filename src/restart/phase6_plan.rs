@@ -74,7 +74,6 @@ pub(super) fn plan(
     signals::restore_actions(&filled.actions, &mut arena, &mut main)?;
     let head = arena.room(size_of::<ListHead>() as u64, 64)?;
     let barrier = arena.value(&0u32)?;
-    let all = saved.threads.len() as u64;
     let rights = rights(saved, member, &mut arena)?;
     let mut ids = HashMap::new();
     for thread in &saved.threads[1..] {
@@ -99,8 +98,7 @@ pub(super) fn plan(
     let ours: Vec<_> = failure.numbers().chain(exe_fd).collect();
     let spare = numbers::free(&saved.descriptors, &ours);
     epoll::restore_watches(&opened.watches, spare, &mut arena, &mut main)?;
-    policy::restore_thread(first, &saved.policies, &mut arena, &mut main)?;
-    policy::restore(&saved.policies, &mut arena, &mut main)?;
+    policy::restore(first, &saved.policies, &mut arena, &mut main)?;
     locked::restore(&saved.vmas, saved.process.flags, &mut main);
     advice::seal(&saved.vmas, &mut main);
     timers::restore(&saved.timers, &ids, &mut arena, &mut main)?;
@@ -137,7 +135,7 @@ pub(super) fn plan(
     main.push(OpKind::Store, 0, Step::Leave, 8, &[turn, filled.turn.word()]);
     let signal = member.map_or(libc::SIGSTOP, |member| member.stop_signal);
     process::restore_stop(&saved.process, signal, &filled.actions, &mut arena, &mut main)?;
-    main.push(OpKind::Barrier, 0, Step::Leave, 0, &[barrier, all]);
+    main.push(OpKind::Barrier, 0, Step::Leave, 0, &[barrier, saved.threads.len() as u64]);
     process::restore_dumpable(&saved.process, &mut main);
     main.push(OpKind::Goto, 0, Step::Leave, 0, &[tails.orders]);
     tails.write(saved, &mut filled, &arena)?;
@@ -153,7 +151,8 @@ fn arena_len(saved: &Saved<'_>, opened: &Opened) -> u64 {
     let per_signal = 512 * saved.pending.len() as u64;
     let per_timer = 1024 * saved.timers.len() as u64;
     let per_watch = epoll::ROOM * opened.watches.len() as u64;
-    (per_mapping + per_thread + per_signal + per_timer + per_watch + (1 << 20))
+    let policies = policy::room(&saved.policies, &saved.threads);
+    (per_mapping + per_thread + per_signal + per_timer + per_watch + policies + (1 << 20))
         .next_multiple_of(4096)
 }
 

@@ -93,9 +93,22 @@ pub(crate) fn restore_thread(
     Ok(())
 }
 
-/// Orders that give memory its policies; what is there already moves.
-pub(crate) fn restore(all: &[NumaPolicy], arena: &mut Arena, orders: &mut Orders) -> Result<()> {
+/// How many bytes the orders take.
+pub(crate) fn room(all: &[NumaPolicy], threads: &[Thread]) -> u64 {
+    const EACH: usize = 64 + size_of::<Nodes>();
+    let threads = if all.is_empty() { 0 } else { threads.len() };
+    (EACH * (all.len() + threads)) as u64
+}
+
+/// Orders that give the main thread its policy, and memory: what is there already moves.
+pub(crate) fn restore(
+    main: &Thread,
+    all: &[NumaPolicy],
+    arena: &mut Arena,
+    orders: &mut Orders,
+) -> Result<()> {
     const MOVE: u64 = 2;
+    restore_thread(main, all, arena, orders)?;
     for policy in all.iter().filter(|policy| policy.thread == 0) {
         let (len, mask) = (policy.end - policy.start, mask(&policy.nodes, arena)?);
         let args = [policy.start, len, policy.mode.into(), mask, BITS, MOVE];
