@@ -211,7 +211,9 @@ fn with_other_libraries() {
 fn options_change_the_configuration() {
     let bench = Bench::new(Who::Nobody);
     let image = image_of(&bench, "observer", Build::Pie);
-    let mut run = bench.run(&image, &["-n", &bench.name("y.ckpt"), "-c", "-a", "USR1"]);
+    // It remembers its id, and would be a child of the restarter.
+    let mut run =
+        bench.run(&image, &["--ids=new", "-n", &bench.name("y.ckpt"), "-c", "-a", "USR1"]);
     run.check();
     assert!(!catches(run.pid(), 20) && catches(run.pid(), 10));
     run.signal(SIGUSR1);
@@ -221,7 +223,7 @@ fn options_change_the_configuration() {
     let refused = bench.run(&image, &["-a", "SIGNONE"]).end();
     assert_eq!(refused.code(), Some(125), "{refused:?}");
     assert!(refused.stderr.contains("SIGNONE"), "{refused:?}");
-    let mut run = bench.run(bench.path("y.ckpt"), &[]);
+    let mut run = bench.run(bench.path("y.ckpt"), &["--ids=new"]);
     run.check();
     assert!(catches(run.pid(), 10), "the new configuration is not in the new image");
     run.go();
@@ -231,7 +233,7 @@ fn options_change_the_configuration() {
 fn the_pid_is_the_restarters_and_comm_the_programs() {
     let bench = Bench::new(Who::Nobody);
     let image = image_of(&bench, "observer", Build::Pie);
-    let mut run = bench.run(&image, &[]);
+    let mut run = bench.run(&image, &["--ids=new"]);
     run.check();
     assert_eq!(status_line(run.pid(), "Name").as_deref(), Some("observer.pie"));
     assert_eq!(status_line(run.pid(), "Threads").as_deref(), Some("1"));

@@ -16,7 +16,7 @@ use crate::proc::{Process, pidfd::Pidfd};
 use crate::serve::client::Client;
 use crate::settings::server::{ServerName, Transfer};
 use crate::settings::{Name, Settings, Template, Values, default_config};
-use ckpt_abi::image::header_flag;
+use ckpt_abi::image::{Header, header_flag};
 use ckpt_abi::region::{Config, config_flag};
 use nix::libc;
 use nix::sys::signal::SigSet;
@@ -55,75 +55,90 @@ impl Run {
         }
         let Ok(settings) = Settings::from_config(config) else { return };
         let _ = whose.touch(|| {
-            let _ = self.files(&settings);
+            // A dumper in the namespaces of a tree cannot tell us: what it has written does.
+            let names = self.names(&settings);
+            if names.iter().any(|name| self.newest(name).is_some_and(|it| self.was_ended_by(&it))) {
+                return;
+            }
             if let Some(Name::Server(server)) = &settings.name
                 && config.flags & config_flag::SET_ASIDE != 0
             {
                 // A server that has too much to do just now may have time in a moment.
                 for attempt in 1..=3 {
-                    if self.stored(server, &settings.transfer).is_ok() {
-                        break;
+                    match self.stored(server, &settings.transfer) {
+                        Ok(false) => return,
+                        Ok(true) => break,
+                        Err(_) => std::thread::sleep(attempt * Duration::from_millis(200)),
                     }
-                    std::thread::sleep(attempt * Duration::from_millis(200));
                 }
             }
+            names.iter().for_each(|name| self.named(name));
         });
     }
 
-    fn files(&self, settings: &Settings) -> Result<()> {
+    /// The names of the run's checkpoints among files.
+    fn names(&self, settings: &Settings) -> Vec<Template> {
         let fallback = settings.transfer.fallback.iter();
         let fallback = fallback.map(|path| Template::escape(path.as_os_str()).into());
         let own = settings.name.as_ref().and_then(Name::file).map(Path::to_owned);
-        for name in own.into_iter().chain(fallback) {
-            self.named(&Template::parse(&name)?)?;
-        }
-        Ok(())
+        own.into_iter().chain(fallback).filter_map(|name| Template::parse(&name).ok()).collect()
+    }
+
+    /// The checkpoints of a name, the newest first.
+    fn existing(&self, template: &Template) -> Vec<(PathBuf, File)> {
+        let found = template.existing(&self.values).unwrap_or_default().into_iter();
+        found
+            .filter_map(|(_, path)| read::open(&path).ok().map(|file| (path, file)))
+            .filter(|(_, file)| is_checkpoint(file))
+            .collect()
+    }
+
+    /// The newest that can be read.
+    fn newest(&self, template: &Template) -> Option<Header> {
+        self.existing(template).iter().find_map(|(_, file)| Image::find(file).ok()?)
+    }
+
+    fn was_ended_by(&self, image: &Header) -> bool {
+        image.run[0] == self.config.run && image.flags & header_flag::ENDED != 0
     }
 
     /// All of a name, if the newest that can be read is one of this run, or the one that it came from. A
     /// checkpoint that somebody else has made since then says that the work goes on.
-    fn named(&self, template: &Template) -> Result<()> {
-        let found = template.existing(&self.values)?.into_iter();
-        let mut found: Vec<(PathBuf, File)> = found
-            .filter_map(|(_, path)| read::open(&path).ok().map(|file| (path, file)))
-            .filter(|(_, file)| is_checkpoint(file))
-            .collect();
-        let newest = found.iter().find_map(|(_, file)| Image::find(file).ok()?);
-        let Some(newest) = newest else { return Ok(()) };
+    fn named(&self, template: &Template) {
+        let Some(newest) = self.newest(template) else { return };
         if newest.run[0] != self.config.run && newest.run != self.config.before {
-            return Ok(());
+            return;
         }
-        // A dumper in the namespaces of a tree cannot tell us.
-        if newest.run[0] == self.config.run && newest.flags & header_flag::ENDED != 0 {
-            return Ok(());
-        }
+        let mut found = self.existing(template);
         let us = crate::rights::file_user();
         found.retain(|(_, file)| file.metadata().is_ok_and(|meta| meta.uid() == us));
         // The oldest first: whoever is killed in between leaves what belongs together.
         for (path, file) in found.iter().rev() {
             match self.config.flags & config_flag::SET_ASIDE {
-                0 => mark_finished(file)?,
+                0 => drop(mark_finished(file)),
                 _ => drop(set_aside(path, file)),
             }
         }
-        Ok(())
     }
 }
 
 impl Run {
-    /// The same on a server, which looks whose the newest is.
-    fn stored(&self, server: &ServerName, transfer: &Transfer) -> Result<()> {
+    /// The same on a server, which looks whose the newest is; false if the run was ended by that.
+    fn stored(&self, server: &ServerName, transfer: &Transfer) -> Result<bool> {
         let template = Template::parse(Path::new(&server.to_string()))?;
         let names = numbered(server, transfer, &template, &self.values)?;
-        let finish = |name: &ServerName, of| -> Result<()> {
-            Client::connect(name, transfer)?.finish(name.path(), of)
-        };
-        let Some(((_, newest), older)) = names.split_first() else { return Ok(()) };
-        finish(newest, [self.config.run, 0]).or_else(|e| match self.config.before {
-            [0, _] => Err(e),
-            before => finish(newest, before),
-        })?;
-        older.iter().try_for_each(|(_, name)| finish(name, [0; 2]))
+        let finish =
+            |name: &ServerName, of| Client::connect(name, transfer)?.finish(name.path(), of);
+        let Some(((_, newest), older)) = names.split_first() else { return Ok(true) };
+        let is_set_aside =
+            finish(newest, [self.config.run, 0]).or_else(|e| match self.config.before {
+                [0, _] => Err(e),
+                before => finish(newest, before),
+            })?;
+        if is_set_aside {
+            older.iter().try_for_each(|(_, name)| finish(name, [0; 2]).map(drop))?;
+        }
+        Ok(is_set_aside)
     }
 }
 

@@ -179,13 +179,15 @@ impl Client {
         self.expect(Kind::Done, name).map(drop)
     }
 
-    /// Sets a checkpoint aside whose program has come to its end, if it is of this run (0: any).
+    /// Sets a checkpoint aside whose program has come to its end, if it is of this run (0: any); false if the run that is
+    /// named alone was ended by it.
     ///
     /// # Errors
     /// It is another's, the server does not know this request, or the connection ends.
-    pub(crate) fn finish(mut self, name: &str, [run, number]: [u64; 2]) -> Result<()> {
+    pub(crate) fn finish(mut self, name: &str, [run, number]: [u64; 2]) -> Result<bool> {
         self.ask(Kind::Finish, &format!("{name}\n{run} {number}"))?;
-        self.expect(Kind::Done, name).map(drop)
+        let header = self.expect(Kind::Done, name)?;
+        Ok(self.channel.payload(&header) == [1])
     }
 
     fn ask(&mut self, kind: Kind, name: &str) -> Result<()> {

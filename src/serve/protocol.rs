@@ -47,7 +47,8 @@
 //! - `Remove`: `Done`.
 //! - `Finish`: the name, a line feed, and two numbers with a space between them: a run, or 0 for any, and the number of a
 //!   checkpoint of it, or 0 for any (`Header::run` of an image). If the checkpoint is such a one, the server appends
-//!   `.finished` to its name, in the place of an earlier one, and answers `Done`.
+//!   `.finished` to its name, in the place of an earlier one, and answers `Done` with a byte of 1; with 0, if the number is 0
+//!   and the run was ended by it, and nothing happens.
 //!
 //! In the place of any answer, and at any time during a `Put`, the server may say `Refused` with a
 //! sentence in UTF-8, and closes. The checksum is XXH3 with 128 bits over all `Data` frames in the

@@ -288,8 +288,8 @@ impl<S: Wire> Session<'_, S> {
 
     fn finish(&mut self, name: &str, of: Option<[u64; 2]>) -> Result<(), Failure> {
         let of = of.ok_or_else(|| no("it is not said whose checkpoint is meant"))?;
-        self.store.finish(name, of)?;
-        Ok(self.channel.send(Kind::Done, 0, &[])?)
+        let is_done = self.store.finish(name, of)?;
+        Ok(self.channel.send(Kind::Done, 0, &[u8::from(is_done)])?)
     }
 
     fn remove(&mut self, name: &str) -> Result<(), Failure> {

@@ -195,11 +195,11 @@ impl Store {
     }
 
     /// Sets an image aside ([`FINISHED`]) that is of this run ([`crate::image::Header::run`]; 0 for any), in the place of an
-    /// earlier one.
+    /// earlier one; false of one that has ended the run which is named alone: nothing happens.
     ///
     /// # Errors
     /// There is none such of this name, or the system does not let us.
-    pub fn finish(&self, name: &str, [run, number]: [u64; 2]) -> Result<()> {
+    pub fn finish(&self, name: &str, [run, number]: [u64; 2]) -> Result<bool> {
         let to = format!("{name}{FINISHED}");
         check_stored(&to).map_err(|why| format!("the name {why}"))?;
         let _names = locked(&self.names);
@@ -211,7 +211,7 @@ impl Store {
         }
         // Who names the run alone asks for what this has saved while it went on.
         if number == 0 && run != 0 && header.is_some_and(|h| h.flags & header_flag::ENDED != 0) {
-            return Err("the run was ended by it".into());
+            return Ok(false);
         }
         let (folder, last) = split(name);
         let parent = self.resolve(folder, OFlag::O_DIRECTORY).map_err(refusal)?;
@@ -223,7 +223,7 @@ impl Store {
         renameat(&parent, last, &parent, &*to).map_err(refusal)?;
         let _ = nix::unistd::fsync(&parent);
         self.give_back(earlier.map_or(0, |stat| stat.st_size.cast_unsigned()));
-        Ok(())
+        Ok(true)
     }
 
     /// Gives the images in a folder ("": all) to `each`, in no order.
