@@ -10,6 +10,9 @@
 #![no_main]
 #![allow(unsafe_code)]
 
+#[cfg(not(test))]
+mod unwinding;
+
 use ckpt::proc::room;
 use std::ffi::{CStr, OsStr, OsString, c_char, c_int};
 use std::os::unix::ffi::OsStrExt;
