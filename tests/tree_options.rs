@@ -125,7 +125,7 @@ fn one_process_keeps_its_id_where_it_is_asked_for() {
         let again = bench.run(bench.path("a.ckpt"), &["--ids", "keep"]);
         bench.must(&["save", "--stop", &again.pid_text(), "-n", &bench.name("b.ckpt")]);
         again.ends_well();
-        for (ids, kept) in [("keep", true), ("new", false), ("auto", false)] {
+        for (ids, kept) in [("keep", true), ("new", false), ("auto", true)] {
             let mut again = bench.run(bench.path("b.ckpt"), &["--ids", ids]);
             again.say("go");
             let line = again.line();

@@ -118,7 +118,7 @@ impl<'a> Writing<'a> {
             memory,
             shares: is_picture || self.common.tables.of.len() > 1,
             locks: glibc::Search::new(&gathered.threads),
-            ids: self.looks_for_ids(gathered),
+            ids: self.looks_for_ids(process, gathered),
             keys: self.writer.is_of_several(),
         };
         let mut room = std::mem::take(&mut self.room);
@@ -139,11 +139,12 @@ impl<'a> Writing<'a> {
     }
 
     /// The search for ids that a single process remembers, until one is found. Several restart with theirs.
-    fn looks_for_ids(&self, gathered: &Gathered) -> Option<remembered::Search> {
+    fn looks_for_ids(&self, process: &Process, gathered: &Gathered) -> Option<remembered::Search> {
         let own = gathered.process?;
         let looks = self.common.tables.of.len() < 2 && own.flags & process_flag::REMEMBERS_IDS == 0;
         let region = own.region..own.region + own.region_len;
-        looks.then(|| remembered::Search::new(&gathered.threads, &gathered.owners, region))
+        let text = process.main_stat().map_or(0..0, |stat| stat.arg_start..stat.env_end);
+        looks.then(|| remembered::Search::new(&gathered.threads, &gathered.owners, [region, text]))
     }
 
     /// Writes the files that travel in the image while the processes stand still, a piece at a time.

@@ -16,6 +16,9 @@ use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// Of more threads some id is met by chance: two letters and zeros behind them are such a number, too.
+const THREADS: usize = 64;
+
 /// The search for such ids.
 pub(crate) struct Search {
     /// Ids, and those of CPU clocks, in order.
@@ -25,17 +28,18 @@ pub(crate) struct Search {
     pid: u32,
     /// Where ids stand that are corrected.
     corrected: HashSet<u64>,
-    /// What ckpt has put there.
-    region: Range<u64>,
+    /// Where no program keeps any: ckpt's own, and the text of its arguments and environment.
+    apart: [Range<u64>; 2],
     found: AtomicBool,
 }
 
 impl Search {
-    /// For those of a process with these threads, the main one first, which hold some locks; not in its `region`.
-    pub(crate) fn new(all: &[Thread], owners: &[Owner], region: Range<u64>) -> Self {
+    /// For those of a process with these threads, the main one first, which hold some locks; what is `apart` is not
+    /// looked at.
+    pub(crate) fn new(all: &[Thread], owners: &[Owner], apart: [Range<u64>; 2]) -> Self {
         let pid = all.first().map_or(0, |main| main.tid);
         let of_thread = |tid: u32| id_of(tid.cast_signed(), OF_THREAD | SCHED);
-        let tids = || all.iter().map(|thread| thread.tid);
+        let tids = || all.iter().take(THREADS).map(|thread| thread.tid);
         let clocks = (0..KIND - OF_THREAD).map(|kind| id_of(pid.cast_signed(), kind));
         let clocks = tids().map(of_thread).chain(clocks).map(i32::cast_unsigned);
         let mut words: Vec<u32> = tids().chain(clocks).collect();
@@ -45,7 +49,7 @@ impl Search {
             boxed: [2 * pid + 1, (f64::from(pid).to_bits() >> 32) as u32],
             pid,
             corrected: all.iter().flat_map(kept).chain(owners.iter().map(|o| o.address)).collect(),
-            region,
+            apart,
             found: AtomicBool::new(false),
         }
     }
@@ -53,7 +57,7 @@ impl Search {
     /// Whether one is among these words of memory that were read from `addr`, a multiple of 8, but for the `owners` of locks
     /// in it; false if one was found before.
     pub(crate) fn is_in(&self, addr: u64, bytes: &[u8], owners: &[Owner]) -> bool {
-        if self.region.contains(&addr) || self.found.load(Ordering::Relaxed) {
+        if self.found.load(Ordering::Relaxed) {
             return false;
         }
         let Some(clocks) = self.words.iter().position(|word| word.cast_signed() < 0) else {
@@ -83,6 +87,9 @@ impl Search {
         let word = (whole >> (8 * half)) as u32;
         let is_corrected =
             || self.corrected.contains(&address) || owners.iter().any(|o| o.address == address);
+        if self.apart.iter().any(|range| range.contains(&address)) {
+            return false;
+        }
         let boxed = [u64::from(self.boxed[0]), f64::from(self.pid).to_bits()];
         match self.words.binary_search(&word) {
             Ok(_) => !is_corrected(),
@@ -115,7 +122,7 @@ mod tests {
     fn search() -> Search {
         let threads = [40_000, 40_007].map(|tid| Thread { tid, ..Thread::new_zeroed() });
         let held = Owner { tid: 40_000, reserved: 0, address: 0x1008 };
-        Search::new(&threads, &[held], 0x2000..0x3000)
+        Search::new(&threads, &[held], [0x2000..0x3000, 0..0])
     }
 
     fn is_in(words: [i32; 4]) -> bool {
@@ -151,6 +158,6 @@ mod tests {
         let search = search();
         let bytes = 40_000u64.to_le_bytes();
         assert!(search.is_in(0, &bytes, &[]) && !search.is_in(0, &bytes, &[]));
-        assert!(!Search::new(&[], &[], 0..0).is_in(0, &[1; 16], &[]));
+        assert!(!Search::new(&[], &[], [0..0, 0..0]).is_in(0, &[1; 16], &[]));
     }
 }
