@@ -8,13 +8,18 @@
 //! that remembers none takes the id of whoever restarts it, as execve(2) would leave it, and nothing of the world is
 //! missing. Its thread ids are kept where the kernel grants them, else corrected where the C libraries have them.
 
+use super::Start;
 use super::phase1_check::Saved;
-use super::skeleton::namespaces::Hindrance;
+use super::skeleton::counted;
+use super::skeleton::namespaces::{Hindrance, Place};
+use super::skeleton::rendezvous::Rendezvous;
 use super::tree::Tree;
 use crate::error::{Error, Result};
 use crate::image::read::Image;
+use crate::proc::Pid;
+use crate::resource::kinship::numbers;
 use crate::settings::quoted;
-use ckpt_abi::image::{SectionKind, SystemV, process_flag};
+use ckpt_abi::image::{Member, SectionKind, SystemV, process_flag};
 use std::ffi::OsStr;
 
 /// What was asked for.
@@ -87,15 +92,15 @@ impl Ids {
 }
 
 /// Why there are new ids, where nothing else is the reason.
-pub(super) const ASKED: &str = "--ids new asks for that";
+const ASKED: &str = "--ids new asks for that";
 
 /// The same where ids cannot be kept.
-pub(super) fn obstructed(hindrance: Hindrance) -> String {
+fn obstructed(hindrance: Hindrance) -> String {
     format!("{}. --ids keep starts nothing then", hindrance.remedy())
 }
 
 /// What goes wrong where some of all processes have new ids.
-pub(super) fn renumbered(new: usize, all: usize, why: &str) -> String {
+fn renumbered(new: usize, all: usize, why: &str) -> String {
     let who = match (new, all) {
         (_, 1) => "the program has a new process id".to_owned(),
         _ if new == all => format!("the {all} processes have new process ids"),
@@ -110,4 +115,77 @@ pub(super) fn renumbered(new: usize, all: usize, why: &str) -> String {
         }
     };
     format!("{who}, so {what}: {why}")
+}
+
+impl Tree {
+    /// What keeps its processes from having their ids again, if anything does.
+    ///
+    /// # Errors
+    /// None that are known beforehand.
+    fn hindered(&self, all: &[Saved<'_>]) -> Result<Option<Hindrance>> {
+        let made = self.made_ids();
+        let (place, obstacle) = Place::choose(&self.ids(all), Some(&made), false, false, false)?;
+        Ok(obstacle.filter(|_| place == Place::Anew))
+    }
+
+    /// Where its processes will live with which ids; not here, if one is `taken` that was free. And why, where some may be
+    /// new ones.
+    pub(super) fn place(
+        &self,
+        start: &Start<'_>,
+        ids: &[Pid],
+        made: Option<&[Pid]>,
+        taken: bool,
+        rendezvous: Rendezvous,
+    ) -> Result<(Place, String)> {
+        let (asked, furnished) = (start.options.ids, !start.whole.systemv.is_empty());
+        let (place, obstacle) = match asked {
+            Ids::New => (Place::Anew, None),
+            _ => Place::choose(ids, made, furnished, asked == Ids::Keep, taken)?,
+        };
+        match place {
+            Place::Counted => {
+                let kept = asked == Ids::Keep;
+                counted::begin(rendezvous, self.made_ids(), kept);
+                if !kept {
+                    numbers::begin_anew(ids.to_vec())?;
+                }
+            }
+            Place::Anew => numbers::begin_anew(ids.to_vec())?,
+            _ => {}
+        }
+        let why = obstacle.map_or_else(|| ASKED.to_owned(), obstructed);
+        Ok((place, why))
+    }
+
+    /// The ids that processes are made with: their own, and those of sessions and groups whose leaders are gone.
+    pub(super) fn made_ids(&self) -> Vec<Pid> {
+        let mut ids: Vec<u32> = self.members.iter().map(|member| member.pid).collect();
+        for id in self.members.iter().flat_map(|member| [member.session, member.group]) {
+            if id != 0 && !ids.contains(&id) {
+                ids.push(id);
+            }
+        }
+        ids.into_iter().map(Pid::of_word).collect()
+    }
+
+    /// What goes wrong with new ids, where there are any, and why there are.
+    pub(super) fn renumbered(&self, why: &str) -> Option<String> {
+        let is_new = |member: &&Member| {
+            let pid = Pid::of_word(member.pid);
+            numbers::here(pid) != pid
+        };
+        let (all, new) = (self.members.len(), self.members.iter().filter(is_new).count());
+        (new != 0).then(|| renumbered(new, all, why))
+    }
+
+    /// All ids that the tree has.
+    pub(super) fn ids(&self, all: &[Saved<'_>]) -> Vec<Pid> {
+        let members = self.members.iter().flat_map(|m| [m.pid, m.group, m.session]);
+        let threads = all.iter().flat_map(|saved| saved.threads.iter().map(|thread| thread.tid));
+        let mut ids: Vec<_> = members.chain(threads).filter(|id| *id != 0).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids.into_iter().map(Pid::of_word).collect()
+    }
 }

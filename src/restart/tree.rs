@@ -5,14 +5,13 @@
 //! below it ([`super::skeleton`]). Each fills its memory and plans; when all have, they leave, and when all restorers
 //! are done, they enter their saved states. A failure before that ends them all. This process stays, as a proxy.
 
-use super::ids::{ASKED, Ids, obstructed, renumbered};
 use super::phase1_check::Saved;
 use super::phase3_open::{self, Files};
 use super::pooled::Pool;
 use super::skeleton::children::{await_end, lives, none_ended, seen};
 use super::skeleton::init::Init;
 use super::skeleton::make::{Processes, Role, end};
-use super::skeleton::namespaces::{Hindrance, Place};
+use super::skeleton::namespaces::Place;
 use super::skeleton::nursery::Nursery;
 use super::skeleton::proxy::{self, Proxy};
 use super::skeleton::rendezvous::{Rendezvous, Stage, ended};
@@ -161,16 +160,6 @@ impl Tree {
         Self { members: vec![member] }
     }
 
-    /// What keeps its processes from having their ids again, if anything does.
-    ///
-    /// # Errors
-    /// None that are known beforehand.
-    pub(super) fn hindered(&self, all: &[Saved<'_>]) -> Result<Option<Hindrance>> {
-        let made = self.made_ids();
-        let (place, obstacle) = Place::choose(&self.ids(all), Some(&made), false, false, false)?;
-        Ok(obstacle.filter(|_| place == Place::Anew))
-    }
-
     /// Becomes all of its processes, and stands for the root.
     ///
     /// # Errors
@@ -287,36 +276,6 @@ impl Tree {
         }
     }
 
-    /// Where its processes will live with which ids; not here, if one is `taken` that was free. And why, where some may be
-    /// new ones.
-    fn place(
-        &self,
-        start: &Start<'_>,
-        ids: &[Pid],
-        made: Option<&[Pid]>,
-        taken: bool,
-        rendezvous: Rendezvous,
-    ) -> Result<(Place, String)> {
-        let (asked, furnished) = (start.options.ids, !start.whole.systemv.is_empty());
-        let (place, obstacle) = match asked {
-            Ids::New => (Place::Anew, None),
-            _ => Place::choose(ids, made, furnished, asked == Ids::Keep, taken)?,
-        };
-        match place {
-            Place::Counted => {
-                let kept = asked == Ids::Keep;
-                counted::begin(rendezvous, self.made_ids(), kept);
-                if !kept {
-                    numbers::begin_anew(ids.to_vec())?;
-                }
-            }
-            Place::Anew => numbers::begin_anew(ids.to_vec())?,
-            _ => {}
-        }
-        let why = obstacle.map_or_else(|| ASKED.to_owned(), obstructed);
-        Ok((place, why))
-    }
-
     /// The controlling terminals of its sessions, with their foreground groups, by the member that leads one.
     fn terminals(&self, files: &Files) -> Result<HashMap<usize, (OwnedFd, Pid)>> {
         let mut all = HashMap::new();
@@ -326,37 +285,6 @@ impl Tree {
             all.extend(files.terminal(number)?.map(|slave| (index, (slave, group))));
         }
         Ok(all)
-    }
-
-    /// The ids that processes are made with: their own, and those of sessions and groups whose leaders are gone.
-    fn made_ids(&self) -> Vec<Pid> {
-        let mut ids: Vec<u32> = self.members.iter().map(|member| member.pid).collect();
-        for id in self.members.iter().flat_map(|member| [member.session, member.group]) {
-            if id != 0 && !ids.contains(&id) {
-                ids.push(id);
-            }
-        }
-        ids.into_iter().map(Pid::of_word).collect()
-    }
-
-    /// What goes wrong with new ids, where there are any, and why there are.
-    fn renumbered(&self, why: &str) -> Option<String> {
-        let is_new = |member: &&Member| {
-            let pid = Pid::of_word(member.pid);
-            numbers::here(pid) != pid
-        };
-        let (all, new) = (self.members.len(), self.members.iter().filter(is_new).count());
-        (new != 0).then(|| renumbered(new, all, why))
-    }
-
-    /// All ids that the tree has.
-    fn ids(&self, all: &[Saved<'_>]) -> Vec<Pid> {
-        let members = self.members.iter().flat_map(|m| [m.pid, m.group, m.session]);
-        let threads = all.iter().flat_map(|saved| saved.threads.iter().map(|thread| thread.tid));
-        let mut ids: Vec<_> = members.chain(threads).filter(|id| *id != 0).collect();
-        ids.sort_unstable();
-        ids.dedup();
-        ids.into_iter().map(Pid::of_word).collect()
     }
 
     fn membership(
