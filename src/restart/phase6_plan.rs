@@ -13,7 +13,7 @@ use crate::resource::memory::{advice, locked, policy};
 use crate::resource::plan::{Arena, Orders, Step};
 use crate::resource::runtime::Id;
 use crate::resource::{privileges, process, signals, threads, timers};
-use ckpt_abi::image::{Thread, process_flag};
+use ckpt_abi::image::{SignalAction, Thread, process_flag};
 use ckpt_abi::op::{ListHead, OpKind, SPELLED};
 use ckpt_abi::region::{STACK_LEN, STACKS, TURNS, Turns};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -108,28 +108,12 @@ pub(super) fn plan(
     }
     let head_value = failure.head(&mut arena, member)?;
     let kept = close(&mut main, failure, exe);
-    if let Some(member) = member {
-        let [page, restored, restarter, _] = member.page();
-        signals::await_stops(
-            &member.stopped,
-            &filled.actions,
-            &saved.pending,
-            &mut arena,
-            &mut main,
-        )?;
-        // Who stops lets its parent see that before the parent enters the program, and so waits for nobody.
-        let stops = saved.process.flags & process_flag::STOPPED != 0 && member.has_parent;
-        let living = if stops { 0 } else { u64::from(member.living) };
-        // Nobody enters the program while another still has the restarter's.
-        give_privileges(&rights, first, &mut main);
-        let barrier = [restored, living, restarter];
-        main.call_or_next(OpKind::Barrier, Step::Leave, 0, &barrier);
-        main.push(OpKind::Goto, 0, Step::Leave, 0, &[in_vain(member, &mut arena)?]);
-        main.push(OpKind::Store, 0, Step::Leave, 8, &[head_value.told, 0]);
-        main.call(Step::Unmap, libc::SYS_munmap, &[page, PAGE]);
-        drop_capabilities(member, &mut arena, &mut main)?;
-    } else {
-        give_privileges(&rights, first, &mut main);
+    match member {
+        Some(member) => {
+            let said = (&rights, &head_value);
+            leave_together(saved, member, &filled.actions, said, &mut arena, &mut main)?;
+        }
+        None => give_privileges(&rights, first, &mut main),
     }
     let turn = filled.region + TURNS + std::mem::offset_of!(Turns, turn) as u64;
     main.push(OpKind::Store, 0, Step::Leave, 8, &[turn, filled.turn.word()]);
@@ -143,6 +127,30 @@ pub(super) fn plan(
     let head_value = ListHead { ops: main.store(&mut arena)?, ..head_value };
     arena.write(head, zerocopy::IntoBytes::as_bytes(&head_value))?;
     Ok(Plan { run: filled.control.run, stack: stack(1) - 64, orders: head, kept })
+}
+
+/// Orders by which a process of several lets the others know that it is there, and waits for them.
+fn leave_together(
+    saved: &Saved<'_>,
+    member: &Membership,
+    actions: &[SignalAction],
+    (rights, head_value): (&Orders, &ListHead),
+    arena: &mut Arena,
+    main: &mut Orders,
+) -> Result<()> {
+    let [page, restored, restarter, _] = member.page();
+    signals::await_stops(&member.stopped, actions, &saved.pending, arena, main)?;
+    // Who stops lets its parent see that before the parent enters the program, and so waits for nobody.
+    let stops = saved.process.flags & process_flag::STOPPED != 0 && member.has_parent;
+    let living = if stops { 0 } else { u64::from(member.living) };
+    // Nobody enters the program while another still has the restarter's.
+    give_privileges(rights, &saved.threads[0], main);
+    let barrier = [restored, living, restarter];
+    main.call_or_next(OpKind::Barrier, Step::Leave, 0, &barrier);
+    main.push(OpKind::Goto, 0, Step::Leave, 0, &[in_vain(member, arena)?]);
+    main.push(OpKind::Store, 0, Step::Leave, 8, &[head_value.told, 0]);
+    main.call(Step::Unmap, libc::SYS_munmap, &[page, PAGE]);
+    drop_capabilities(member, arena, main)
 }
 
 fn arena_len(saved: &Saved<'_>, opened: &Opened) -> u64 {
