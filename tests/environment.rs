@@ -108,6 +108,31 @@ fn a_dumper_and_its_snapshot_end_before_the_program() {
     }
 }
 
+/// The restarter opens for all; where it may not have so many files, one sentence says so.
+#[test]
+fn too_many_files_of_many_processes_are_one_sentence() {
+    const JOB: &str = "import os, time\n\
+        if [os.fork() for _ in range(2)][1]: print('ready', flush=True)\n\
+        all = [open(f'f{os.getpid()}.{n}', 'w') for n in range(60)]\n\
+        open(f'there{os.getpid()}', 'w').close()\n\
+        time.sleep(1000)";
+    let bench = Bench::new(Who::Nobody);
+    let mut run = bench.launch(&["-n", "x.ckpt"], "/usr/bin/python3", &["-c", JOB]);
+    run.expect("ready");
+    until("all files", || (bench.names("there").len() == 4).then_some(()));
+    bench.must(&["save", "--stop", &run.pid_text()]);
+    run.end();
+    let again = bench.run("prlimit", &["--nofile=200:200", "./x.ckpt"]).end();
+    assert_eq!(again.code(), Some(125), "{again:?}");
+    let said = "4 processes have 240 open files, which are opened by one of them for all, and a process may have only 200 here; raise the limit on open files (ulimit -Hn)";
+    assert!(again.stderr.contains(said), "{again:?}");
+    assert_eq!(
+        again.stderr.lines().filter(|line| line.contains("cannot restart")).count(),
+        1,
+        "{again:?}"
+    );
+}
+
 /// Pairs of sockets of every kind, in a process and to its child, one with an end that is shut, one whose other end is gone.
 const PAIRS: &str = r#"
 import os, socket, time

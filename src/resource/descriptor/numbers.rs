@@ -9,7 +9,7 @@
 //! Numbers become descriptors only for single calls or where their owner is known.
 #![allow(unsafe_code)]
 
-use super::{Origin, Restored, kind, ownership};
+use super::{Origin, Restored, is_first, kind, ownership};
 use crate::error::{Because, Error, Result};
 use crate::proc::closing::close_range;
 use crate::proc::fds::UNDER_WAY;
@@ -36,14 +36,22 @@ pub(crate) fn check(processes: &[&[Descriptor]]) -> Result<()> {
     if setrlimit(Resource::RLIMIT_NOFILE, wanted, wanted).is_err() {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
-    if highest < limit() {
-        return Ok(());
-    }
-    Err(Error::new(format!(
-        "the program has a descriptor {highest}, and only {} are allowed here",
-        limit()
-    ))
-    .hint("raise the limit on open files (ulimit -Hn)"))
+    let apart = |(process, records): (u32, &&[Descriptor])| {
+        records.iter().filter(|r| is_first(r, process) && kind(r) != DescriptorKind::Stdio).count()
+    };
+    let opened: usize = (0..).zip(processes).map(apart).sum();
+    let there = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+    let text = match limit() {
+        limit if highest >= limit => {
+            format!("the program has a descriptor {highest}, and only {limit} are allowed here")
+        }
+        limit if (opened + there) as u64 > limit => format!(
+            "the {} processes have {opened} open files, which are opened by one of them for all, and a process may have only {limit} here",
+            processes.len()
+        ),
+        _ => return Ok(()),
+    };
+    Err(Error::new(text).hint("raise the limit on open files (ulimit -Hn)"))
 }
 
 /// The lowest number from 3 on that no descriptor of the program has, nor is in `taken`.
