@@ -3,7 +3,7 @@
 
 mod harness;
 
-use harness::{Bench, Build, Who};
+use harness::{Bench, Build, Way, Who, survive};
 
 const BOTH: [Who; 2] = [Who::Me, Who::Nobody];
 
@@ -44,6 +44,43 @@ fn sealed_memory() {
 fn rights_and_root_directories() {
     if nix::unistd::geteuid().is_root() {
         ["rights", "dropped", "root"].into_iter().for_each(|kind| keeps(Who::Me, kind));
+    }
+}
+
+/// A main thread that has ended before the others has ended after a restart, too.
+mod headless {
+    use super::*;
+
+    #[test]
+    fn three_generations() {
+        BOTH.into_iter().for_each(|who| keeps(who, "headless"));
+    }
+
+    #[test]
+    fn launched() {
+        survive(Who::Nobody, Way::LaunchContinue, "own", Build::Static, &["headless"]);
+        survive(Who::Me, Way::Launch, "own", Build::Pie, &["headless"]);
+    }
+
+    /// With a parent, to which it is a child that lives.
+    #[test]
+    fn of_a_job() {
+        const JOB: &str = "mkfifo p; exec 3<>p; \"$0\" headless <&3 & read x; kill -0 $!; echo $?; \
+            read x; kill $!; wait $!; echo $?";
+        for who in BOTH {
+            let bench = Bench::new(who);
+            let program = bench.subject("own", Build::Pie);
+            let mut run = bench.run("/bin/bash", &["-c", JOB, &program.to_string_lossy()]);
+            run.expect("ready");
+            for image in ["1.ckpt", "2.ckpt"] {
+                run = bench.reborn(image, run);
+            }
+            run.say("");
+            run.expect("0");
+            run.say("");
+            run.expect("143");
+            run.ends_well();
+        }
     }
 }
 

@@ -198,6 +198,7 @@ impl Monitor {
     /// Reads the control page. A program that executed another has none any more.
     fn ask(&mut self) -> Word {
         if self.seen.is_none() {
+            self.target.find_head();
             self.seen = match Region::of(&self.target) {
                 Ok(Some((memory, region))) => Some((memory, region.base)),
                 Ok(None) => return Word::Another,

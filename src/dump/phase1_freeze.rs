@@ -107,15 +107,7 @@ pub(crate) fn patiently<T>(allowed_late: bool, freeze: impl Fn() -> Result<T>) -
 
 /// [`check`] of one that stands still.
 fn check_frozen(frozen: &Frozen) -> Result<()> {
-    if frozen.threads.first().is_some_and(|first| first.tid != frozen.pid.main_thread()) {
-        return Err(headless(frozen.pid));
-    }
     frozen.refuse_sandbox()
-}
-
-fn headless(pid: Pid) -> Error {
-    let text = format!("process {pid} cannot be saved: its main thread has ended while others run");
-    Error::new(text).of(Kind::Obstacles).hint("it goes on unharmed")
 }
 
 /// Refuses what must not even be touched.
@@ -137,13 +129,17 @@ pub(super) fn alive(process: &Process) -> Result<()> {
     let mut status = process.main_status()?;
     // Of a process that ends, the main thread may be the first to be gone.
     let deadline = Instant::now() + ENDING;
-    while status.state == 'Z' && status.threads > 1 && Instant::now() < deadline {
+    while status.state == 'Z'
+        && status.threads > 1
+        && process.is_ending()
+        && Instant::now() < deadline
+    {
         std::thread::sleep(ENDING / 100);
         status = process.main_status()?;
     }
     let name = status.name.display();
     match status.state {
-        'Z' if status.threads > 1 => Err(headless(pid)),
+        'Z' if status.threads > 1 => Ok(()),
         'Z' | 'X' => Err(Error::new(format!(
             "process {pid} ({name}) has ended: it is a zombie, for which its parent {} has not waited yet",
             status.ppid

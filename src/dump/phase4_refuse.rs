@@ -169,9 +169,6 @@ pub(crate) fn judge(
         let Still { equipped, gathered, frozen, first, children, .. } = process;
         let (pid, process) = (equipped.process.pid(), &equipped.process);
         let mut obstacles = gathered.obstacles.clone();
-        if first.state == 'Z' {
-            obstacles.push("its main thread has ended while others run".into());
-        }
         // Of who does not stand still that was asked before any did: a wait here holds the others.
         if !frozen.threads.is_empty() {
             obstacles.extend(sharers::near(process, first.ppid, children).into_iter().map(shared));

@@ -23,7 +23,7 @@ pub(crate) fn seal(
 pub(crate) fn still_wanted(process: &Process) -> Result<()> {
     let pid = process.pid();
     match process.stat(pid.main_thread()) {
-        Ok(stat) if !matches!(stat.state, 'Z' | 'X') => Ok(()),
+        Ok(stat) if !stat.has_ended() => Ok(()),
         _ => Err(Error::new(format!("process {pid} has ended meanwhile")).of(Kind::Gone)),
     }
 }

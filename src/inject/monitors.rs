@@ -57,7 +57,7 @@ pub(crate) fn is_one_on_its_way() -> bool {
 }
 
 fn lives(process: &Process) -> bool {
-    process.main_stat().is_ok_and(|stat| !matches!(stat.state, 'Z' | 'X'))
+    process.main_stat().is_ok_and(|stat| !stat.has_ended())
 }
 
 impl Found {
@@ -74,9 +74,7 @@ impl Found {
         let program = Process::glimpse(self.program).and_then(|program| program.main_stat());
         match (self.process.main_stat(), program) {
             // Its id is another's if that began after the monitor.
-            (Ok(monitor), Ok(there)) => {
-                matches!(there.state, 'Z' | 'X') || there.starttime > monitor.starttime
-            }
+            (Ok(monitor), Ok(there)) => there.has_ended() || there.starttime > monitor.starttime,
             (Ok(_), Err(_)) => true,
             (Err(_), _) => false,
         }

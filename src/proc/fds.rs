@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStringExt;
 use nix::libc;
 
 use super::id::Pid;
-use super::process::Process;
+use super::process::{Process, head};
 use super::text::{decimal, lines, octal, pair};
 use super::{confirmed, failed, parsed, split_deleted};
 use crate::error::{Error, Result};
@@ -20,7 +20,7 @@ pub(crate) const UNDER_WAY: u32 = 1 << 31;
 /// The process that has a descriptor for us, and its number there.
 pub(crate) fn holder(pid: Pid, number: u32) -> (Pid, u32) {
     match number & UNDER_WAY {
-        0 => (pid, number),
+        0 => (head(pid), number),
         _ => (Pid::own(), number & !UNDER_WAY),
     }
 }

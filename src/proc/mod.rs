@@ -43,7 +43,7 @@ pub(crate) use clocks::{TICK, ticks, uptime};
 pub use exec::auxv_value;
 pub use id::{Pid, Tid};
 pub use process::Process;
-pub(crate) use process::gone;
+pub(crate) use process::{gone, head};
 pub(crate) use shown::shown;
 
 use std::ffi::OsString;

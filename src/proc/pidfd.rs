@@ -22,8 +22,17 @@ impl Pidfd {
     /// # Errors
     /// ESRCH where there is none, and what open(2) gives.
     pub(crate) fn open(pid: Pid) -> Result<Self, Errno> {
+        Self::with(pid, 0)
+    }
+
+    /// That of a thread, whose descriptors can be had (Linux 6.9).
+    pub(crate) fn of_thread(tid: Pid) -> Result<Self, Errno> {
+        Self::with(tid, libc::O_EXCL)
+    }
+
+    fn with(pid: Pid, flags: i32) -> Result<Self, Errno> {
         // SAFETY: pidfd_open has no memory arguments.
-        let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.get(), 0) })?;
+        let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.get(), flags) })?;
         // SAFETY: the kernel just made this descriptor for us.
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd as i32) }))
     }

@@ -17,7 +17,7 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// A process by its pidfd (pidfd_open(2)) and the directory of /proc that was its when it was opened. What is read is
@@ -29,6 +29,16 @@ pub struct Process {
     directory: Arc<File>,
     /// None of a thread that leads no process, and of one that was opened for a look.
     pidfd: Option<Arc<Pidfd>>,
+}
+
+/// A living thread of each process whose main thread has ended.
+static HEADS: Mutex<Vec<(Pid, Pid)>> = Mutex::new(Vec::new());
+
+/// The id by which a process that was opened is asked for what a thread that has ended does not have any more
+/// (process_vm_readv(2), kcmp(2)).
+pub(crate) fn head(pid: Pid) -> Pid {
+    let heads = HEADS.lock().unwrap_or_else(PoisonError::into_inner);
+    heads.iter().find(|(of, _)| *of == pid).map_or(pid, |(_, head)| *head)
 }
 
 impl Process {
@@ -47,10 +57,35 @@ impl Process {
             }
         };
         // The directory is the older of the two: while it is not empty, the id has been given to nobody else.
-        match process.is_reaped() {
-            true => Err(gone(pid)),
-            false => Ok(process),
+        if process.is_reaped() {
+            return Err(gone(pid));
         }
+        process.find_head();
+        Ok(process)
+    }
+
+    /// Where the main thread has ended before others, files, memory and directories are those of one that lives, whose
+    /// directory has all of the process, too.
+    pub(crate) fn find_head(&mut self) {
+        if !matches!(self.link_of("exe"), Err(Errno::ENOENT | Errno::ESRCH)) {
+            return;
+        }
+        let Ok(leader) = Self::glimpse(self.pid) else { return };
+        let stands_for = |tid: &Tid| {
+            let lives = !matches!(leader.state(*tid), None | Some('Z' | 'X'));
+            let it = Self::glimpse(tid.as_pid()).ok().filter(|_| lives);
+            it.filter(|_| leader.has(*tid)).map(|it| (*tid, it.directory))
+        };
+        let all = leader.tasks().unwrap_or_default();
+        let Some((tid, directory)) = all.iter().find_map(stands_for) else { return };
+        // An id that is another's by now has led to a stranger.
+        if self.pidfd.is_some() && self.has_ended() {
+            return;
+        }
+        self.directory = directory;
+        let mut heads = HEADS.lock().unwrap_or_else(PoisonError::into_inner);
+        heads.retain(|(pid, _)| *pid != self.pid);
+        heads.push((self.pid, tid.as_pid()));
     }
 
     /// The process that has this id now, for a look in few system calls: without a pidfd, the end of one that nobody has

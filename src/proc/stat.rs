@@ -71,7 +71,7 @@ impl Process {
     /// namespaces are hidden from us, of that it is (ptrace(2), PTRACE_MODE_READ).
     pub fn wait_status(&self) -> Option<i32> {
         let may = self.namespace("user").is_some();
-        let over = |stat: &Stat| may && matches!(stat.state, 'Z' | 'X');
+        let over = |stat: &Stat| may && stat.has_ended();
         let stat = self.stat(self.main_thread()).ok().filter(over)?;
         Some(stat.wait_status)
     }
@@ -83,6 +83,23 @@ impl Process {
         let rest = text.rsplitn(2, |&b| b == b')').next()?;
         let field = std::str::from_utf8(rest).ok()?.split_ascii_whitespace().nth(39 - 3)?;
         field.parse().ok()
+    }
+}
+
+impl Stat {
+    /// Whether this is a process that has ended: of all its threads the first does not tell.
+    pub(crate) fn has_ended(&self) -> bool {
+        matches!(self.state, 'Z' | 'X') && self.num_threads <= 1
+    }
+}
+
+/// Whether a process is there and has not ended. It allocates no memory where the first of its threads lives.
+pub(crate) fn lives(pid: Pid) -> bool {
+    match glance(pid.main_thread()) {
+        Some(('Z' | 'X', _)) => {
+            Process::glimpse(pid).and_then(|it| it.count()).is_ok_and(|n| n > 1)
+        }
+        found => found.is_some(),
     }
 }
 
@@ -137,7 +154,10 @@ impl Process {
     /// Whether the process is about to end: it has given its memory back, or does so, and is not yet a zombie to
     /// those who wait for it. True of one that is gone.
     pub fn is_ending(&self) -> bool {
-        self.flags().is_none_or(|flags| flags & EXITING != 0)
+        let ends = |flags: Option<u64>| flags.is_none_or(|flags| flags & EXITING != 0);
+        let thread = |tid: &Tid| self.flags_of(&format!("task/{tid}/stat"));
+        // The main thread may end before others.
+        ends(self.flags()) && self.tasks().map_or(true, |all| all.iter().all(|it| ends(thread(it))))
     }
 
     /// Whether it has all of its memory until now: one of its threads neither ends nor has SIGKILL before it. The OOM

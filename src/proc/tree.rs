@@ -82,7 +82,7 @@ pub(crate) fn of_stat(pid: Pid, stat: &stat::Stat) -> Kin {
     let ours =
         named && stat.exit_signal == 0 || (named || stat.comm == "memfd:ckpt") && is_adopted(pid);
     let ours = ours || stat.comm == SNAPSHOT;
-    let dead = matches!(stat.state, 'Z' | 'X') && stat.num_threads <= 1;
+    let dead = stat.has_ended();
     Kin { pid, parent, group, session, start: stat.starttime, dead, ours }
 }
 

@@ -10,7 +10,7 @@ use super::raw;
 use super::seize::hinted;
 use crate::error::{Because, Result};
 use crate::proc::forebear::{self, what};
-use crate::proc::{Pid, Process, Tid, gone};
+use crate::proc::{Pid, Process, Tid, gone, head};
 use ckpt_abi::region::{Control, MAGIC};
 use nix::errno::Errno;
 use nix::libc;
@@ -112,7 +112,7 @@ impl Memory {
         let base = std::ptr::without_provenance_mut(addr as usize);
         let remote = libc::iovec { iov_base: base, iov_len: buffer.len() };
         // SAFETY: writes into `buffer` only.
-        let n = unsafe { libc::process_vm_readv(self.pid().get(), &local, 1, &remote, 1, 0) };
+        let n = unsafe { libc::process_vm_readv(head(self.pid()).get(), &local, 1, &remote, 1, 0) };
         match Errno::result(n) {
             // Under Yama the file may be from one who may.
             Err(errno) if is_refusal(errno) => {
@@ -153,7 +153,7 @@ impl Memory {
         let local = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
         // SAFETY: writes into `values` only.
         let n = unsafe {
-            libc::process_vm_readv(self.pid().get(), &local, 1, remote.as_ptr(), N as u64, 0)
+            libc::process_vm_readv(head(self.pid()).get(), &local, 1, remote.as_ptr(), N as u64, 0)
         };
         if n.cast_unsigned() == len * N {
             return Ok(values);
@@ -183,7 +183,9 @@ impl Memory {
                 libc::iovec { iov_base: rest.as_ptr().cast_mut().cast(), iov_len: rest.len() };
             let remote = libc::iovec { iov_base: base, iov_len: rest.len() };
             // SAFETY: reads from `rest` only.
-            let n = unsafe { libc::process_vm_writev(self.pid().get(), &local, 1, &remote, 1, 0) };
+            let n = unsafe {
+                libc::process_vm_writev(head(self.pid()).get(), &local, 1, &remote, 1, 0)
+            };
             done += match Errno::result(n) {
                 Err(errno) if is_refusal(errno) => self.file.write_at(rest, addr + done as u64),
                 result => result.map(|n| n as usize).map_err(Into::into),

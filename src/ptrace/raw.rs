@@ -8,7 +8,7 @@
 
 use crate::proc::fds::holder;
 use crate::proc::forebear::{self, Ask, Reply, shape, what};
-use crate::proc::{Pid, Tid};
+use crate::proc::{Pid, Tid, head};
 use nix::errno::Errno;
 use nix::libc;
 use std::ffi::c_void;
@@ -292,14 +292,16 @@ pub(crate) fn is_watched(pid: Pid, fd: u32, epoll: u32, number: u32, nth: u32) -
     let at: *const u32 = slot.as_ptr();
     let (one, fd) = holder(pid, fd);
     // SAFETY: kcmp reads the struct kcmp_epoll_slot.
-    let result =
-        unsafe { libc::syscall(libc::SYS_kcmp, one.get(), pid.get(), KCMP_EPOLL_TFD, fd, at) };
+    let result = unsafe {
+        libc::syscall(libc::SYS_kcmp, one.get(), head(pid).get(), KCMP_EPOLL_TFD, fd, at)
+    };
     Errno::result(result).map(|order| order == 0)
 }
 
 /// kcmp(2) with KCMP_VM: whether two processes share their address space.
 pub(crate) fn same_memory(a: Pid, b: Pid) -> Result<bool> {
     const KCMP_VM: i32 = 1;
+    let [a, b] = [a, b].map(head);
     // SAFETY: kcmp reads nothing of ours.
     let result = unsafe { libc::syscall(libc::SYS_kcmp, a.get(), b.get(), KCMP_VM, 0, 0) };
     Errno::result(result).map(|order| order == 0)
@@ -322,6 +324,7 @@ pub(crate) fn share(a: Tid, b: Tid, what: Share) -> Result<bool> {
 
 /// The order of what two tasks have, the same for all comparisons until the next boot.
 pub(crate) fn order_of(a: Tid, b: Tid, what: Share) -> Result<std::cmp::Ordering> {
+    let [a, b] = [a, b].map(|tid| head(tid.as_pid()));
     // SAFETY: kcmp reads nothing of ours.
     let result = unsafe { libc::syscall(libc::SYS_kcmp, a.get(), b.get(), what as i32, 0, 0) };
     Ok(match Errno::result(result)? {
@@ -358,7 +361,8 @@ pub(crate) fn take_descriptor(pid: Pid, fd: i32) -> Result<std::os::fd::OwnedFd>
 pub(super) fn take(pid: Pid, fd: i32) -> Result<std::os::fd::OwnedFd> {
     use crate::proc::pidfd::Pidfd;
     use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-    let pidfd = Pidfd::open(pid)?;
+    let head = head(pid);
+    let pidfd = if head == pid { Pidfd::open(pid) } else { Pidfd::of_thread(head) }?;
     let number = pidfd.as_fd().as_raw_fd();
     // SAFETY: pidfd_getfd has no memory arguments.
     let result = unsafe { libc::syscall(libc::SYS_pidfd_getfd, number, fd, 0) };

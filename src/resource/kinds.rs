@@ -28,7 +28,6 @@ const REFUSED: &[(&str, &str)] = &[
         "shares its memory (vfork(2)",
         "it can be saved when that has ended or has executed a program",
     ),
-    ("its main thread has ended", "it can be saved by no version of ckpt yet"),
     ("in a way that a restart cannot make again", "leave one of both out (--without)"),
     ("that a restart cannot make again", "leave it out (--without)"),
     ("has been sent urgent data", "try again when it has read that"),

@@ -9,6 +9,7 @@ pub(crate) mod attributes;
 pub(crate) mod cpu;
 pub(crate) mod descriptor;
 pub(crate) mod frame;
+pub(crate) mod headless;
 pub(crate) mod kinds;
 pub(crate) mod kinship;
 pub(crate) mod looked;

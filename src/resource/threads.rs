@@ -5,7 +5,7 @@ use super::memory::policy::{self, PolicyQuestions};
 use super::plan::{Arena, Orders, Step};
 use super::rseq::{feature_size, rseq_len};
 use super::runtime::{self, Id, glibc, holding};
-use super::{Gathered, Target, attributes, scheduling, vdso};
+use super::{Gathered, Target, attributes, headless, scheduling, vdso};
 use crate::error::{Because, Error, Kind, Result};
 use crate::proc;
 use crate::proc::Tid;
@@ -87,6 +87,11 @@ pub(crate) fn save(
             Err(e) => return Err(e),
         }
     }
+    let pid = target.frozen.pid;
+    if let Some(first) = gathered.threads.first().filter(|first| first.tid != pid.word()) {
+        let main = headless::record(first, pid, target.frozen.process().name()?.as_bytes());
+        gathered.threads.insert(0, main);
+    }
     Ok(())
 }
 
@@ -126,10 +131,6 @@ fn record(
     if rseq.pointer != 0 {
         leave_sequence(memory, rseq.pointer, &mut next);
     }
-    let comm = &looked.stat.comm;
-    let mut name = [0; 16];
-    let len = comm.len().min(15);
-    name[..len].copy_from_slice(&comm.as_bytes()[..len]);
     let mut record = Thread {
         tid: tid.word(),
         flags: answers.flags | if interrupted { thread_flag::INTERRUPTED } else { 0 },
@@ -141,7 +142,7 @@ fn record(
         rseq: rseq.pointer,
         rseq_len: rseq.size,
         rseq_signature: rseq.signature,
-        name,
+        name: headless::padded(looked.stat.comm.as_bytes()),
         xstate: gathered.xstate.len() as u64,
         xstate_len: xstate.len() as u64,
         death_signal: answers.death_signal,

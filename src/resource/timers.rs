@@ -184,7 +184,7 @@ const DESCRIPTOR: i32 = 3;
 fn clock(timer: &PosixTimer, target: &Target<'_>, gathered: &mut Gathered) -> i32 {
     let lost = |whose: &str| format!("the clock of POSIX timer {}: {whose}", timer.id);
     // The main one answers meanwhile, and is not among those that stand still.
-    let main = target.frozen.pid.main_thread();
+    let main = target.threads.first().map_or(target.frozen.pid.main_thread(), |it| it.tid);
     let others: Vec<Tid> = target.frozen.tids().into_iter().filter(|tid| *tid != main).collect();
     let (id, kind) = match timer.clock {
         libc::CLOCK_THREAD_CPUTIME_ID => (0, OF_THREAD | SCHED),

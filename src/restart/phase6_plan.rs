@@ -12,7 +12,7 @@ use crate::resource::descriptor::{epoll, numbers};
 use crate::resource::memory::{advice, locked, policy};
 use crate::resource::plan::{Arena, Orders, Step};
 use crate::resource::runtime::Id;
-use crate::resource::{privileges, process, signals, threads, timers};
+use crate::resource::{headless, privileges, process, signals, threads, timers};
 use ckpt_abi::image::{SignalAction, Thread, process_flag};
 use ckpt_abi::op::{ListHead, OpKind, SPELLED};
 use ckpt_abi::region::{STACK_LEN, STACKS, TURNS, Turns};
@@ -103,9 +103,7 @@ pub(super) fn plan(
     advice::seal(&saved.vmas, &mut main);
     timers::restore(&saved.timers, &ids, &mut arena, &mut main)?;
     process::restore_limits(&saved.limits, &mut arena, &mut main)?;
-    if member.is_none_or(|member| !member.is_led) {
-        privileges::restore_root(&saved.root, &mut arena, &mut main)?;
-    }
+    change_root(saved, member, &mut arena, &mut main)?;
     let head_value = failure.head(&mut arena, member)?;
     let kept = close(&mut main, failure, exe);
     match member {
@@ -263,6 +261,19 @@ fn in_vain(member: &Membership, arena: &mut Arena) -> Result<u64> {
     list.store(arena)
 }
 
+/// The order that changes to the root directory, if nobody else does it for this process.
+fn change_root(
+    saved: &Saved<'_>,
+    member: Option<&Membership>,
+    arena: &mut Arena,
+    orders: &mut Orders,
+) -> Result<()> {
+    match member.is_some_and(|member| member.led[1]) {
+        true => Ok(()),
+        false => privileges::restore_root(&saved.root, arena, orders),
+    }
+}
+
 /// Orders by which every thread gets its privileges.
 fn rights(saved: &Saved<'_>, member: Option<&Membership>, arena: &mut Arena) -> Result<Orders> {
     match member.is_some_and(|member| member.is_privileged) {
@@ -308,6 +319,7 @@ impl Tails {
             filled.control.leftover = arena.base();
             filled.control.leftover_len = arena.len();
         }
+        headless::end(&saved.threads[0], &mut last);
         last.push(OpKind::Sigreturn, 0, Step::Leave, 0, &[self.frame]);
         let frame = threads::frame(&saved.threads[0], &saved.xstate, self.frame)?;
         let region = filled.region;

@@ -8,7 +8,7 @@
 use super::phase1_check::Saved;
 use super::phase3_open::{self, Files};
 use super::pooled::Pool;
-use super::skeleton::children::{await_end, lives, none_ended, seen};
+use super::skeleton::children::{await_end, none_ended, seen};
 use super::skeleton::init::Init;
 use super::skeleton::make::{Processes, Role, end};
 use super::skeleton::namespaces::Place;
@@ -65,10 +65,8 @@ pub(crate) struct Membership {
     pub(crate) has_parent: bool,
     /// Whether it has capabilities only for its restart.
     pub(crate) is_privileged: bool,
-    /// Whether its descriptor table is that of an earlier process, which fills it (CLONE_FILES).
-    follows: bool,
-    /// Whether its directories are those of an earlier process (CLONE_FS).
-    pub(crate) is_led: bool,
+    /// Whether its descriptor table, and its directories, are an earlier process's, which sees to it (CLONE_FILES, CLONE_FS).
+    pub(crate) led: [bool; 2],
 }
 
 /// What a process of a restart is among others.
@@ -93,7 +91,7 @@ impl Who<'_> {
     /// table then: whoever follows closes nothing but what it has opened itself, and opens nothing more when all have
     /// planned.
     pub(crate) fn follows(&self) -> bool {
-        self.member().is_some_and(|member| member.follows)
+        self.member().is_some_and(|member| member.led[0])
     }
 
     /// Waits until all that live have come so far.
@@ -318,8 +316,7 @@ impl Tree {
                 .map(|m| (pid(m), m.flags & member_flag::UNTOLD != 0))
                 .collect(),
             has_parent: self.members[index].parent != NOBODY,
-            follows: self.members[index].files != 0,
-            is_led: self.members[index].directory != 0,
+            led: [self.members[index].files, self.members[index].directory].map(|led| led != 0),
             is_privileged,
         }
     }
@@ -381,7 +378,7 @@ impl Tree {
         reach(Point::Made);
         let wanted: Vec<_> = self.living().map(here).collect();
         let outer = seen(&wanted, proxy.root);
-        let alive = || outer.iter().all(|pid| lives(*pid));
+        let alive = || outer.iter().all(|pid| proc::stat::lives(*pid));
         let since = proc::ticks();
         let done = made.clone().and_then(|()| {
             rendezvous.meet(Stage::Joined, all + 1, alive)?;

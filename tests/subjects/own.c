@@ -7,6 +7,7 @@
 //   rights    (root) capabilities, securebits, users and groups of two threads; a child has others
 //   dropped   (root) becomes an ordinary user
 //   root      (root) a root directory
+//   headless  the main thread has ended, another goes on with pipes, sockets, a lock, a mapping and a timer
 //   children  children that have used a second of CPU time
 #include "subject.h"
 #include <fcntl.h>
@@ -18,6 +19,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -135,7 +137,67 @@ static void give_up(void) {
   CHECK(!setresuid(65534, 0, 65533), "%m");
 }
 
+static int ends[2], pair[2];
+static timer_t timer;
+static volatile int turns;
+
+static void *turner(void *unused) {
+  for (;; turns++) nanosleep(&(struct timespec){0, 1000000}, 0);
+  return unused;
+}
+
+static void await_end_of_head(void) {
+  for (char state = 0, name[64], text[256] = {0}; state != 'Z';) {
+    snprintf(name, sizeof name, "/proc/self/task/%d/stat", getpid());
+    FILE *file = fopen(name, "r");
+    CHECK(file && fgets(text, sizeof text, file), "%m");
+    fclose(file);
+    state = strrchr(text, ')')[2];
+    CHECK(!strncmp(strchr(text, '('), "(head)", 6), "%s", text);
+  }
+}
+
+static void without_head(void) {
+  await_end_of_head();
+  char got[2][4] = {{0}};
+  CHECK(read(ends[0], got[0], 3) == 3 && read(pair[1], got[1], 3) == 3, "%m");
+  CHECK(!strcmp(got[0], "one") && !strcmp(got[1], "two"), "%s %s", got[0], got[1]);
+  CHECK(write(ends[1], "one", 3) == 3 && write(pair[0], "two", 3) == 3, "%m");
+  CHECK(memory[0] == 7, "%d", memory[0]);
+  struct itimerspec left;
+  CHECK(!timer_gettime(timer, &left) && left.it_value.tv_sec > 800, "%m");
+  for (int before = turns; turns == before;) nanosleep(&(struct timespec){0, 1000000}, 0);
+  int again = open("file", O_RDWR);
+  CHECK(again >= 0 && flock(again, LOCK_SH | LOCK_NB) == -1, "it is free");
+  close(again);
+}
+
+static void check(void);
+static void *body(void *unused) {
+  await_end_of_head();
+  exit(obey(check));
+  return unused;
+}
+
+static void lose_head(void) {
+  struct sigevent event = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGUSR2};
+  CHECK(!pipe(ends) && !socketpair(AF_UNIX, SOCK_STREAM, 0, pair), "%m");
+  CHECK(write(ends[1], "one", 3) == 3 && write(pair[0], "two", 3) == 3, "%m");
+  fd = opened("file", O_RDWR);
+  CHECK(!flock(fd, LOCK_EX) && !ftruncate(fd, PAGE), "%m");
+  memory = mmap(0, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  CHECK(memory != MAP_FAILED, "%m");
+  memory[0] = 7;
+  CHECK(!timer_create(CLOCK_MONOTONIC, &event, &timer), "%m");
+  CHECK(!timer_settime(timer, 0, &(struct itimerspec){{0, 0}, {1000, 0}}, 0), "%m");
+  CHECK(!prctl(PR_SET_NAME, "head"), "%m");
+  pthread_t threads[2];
+  CHECK(!pthread_create(threads, 0, turner, 0) && !pthread_create(threads + 1, 0, body, 0), "no thread");
+  pthread_exit(0);
+}
+
 static void check(void) {
+  if (is("headless")) without_head();
   char has[3][1024] = {{0}};
   if (is("rights") || is("dropped")) {
     look(has);
@@ -162,6 +224,7 @@ static void check(void) {
 }
 
 static void set(void) {
+  if (is("headless")) lose_head();
   if (is("root")) CHECK(!mkdir("d", 0755) && !mkdir("d/inside", 0755) && !chroot("d") && !chdir("/"), "%m");
   if (is("rights")) give_up();
   if (is("dropped")) {

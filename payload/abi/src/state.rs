@@ -267,6 +267,8 @@ pub mod thread_flag {
     pub const INDIRECT_BRANCH_FORCED: u32 = 4096;
     /// The first-level data cache is emptied when another task takes its processor (PR_SPEC_L1D_FLUSH).
     pub const L1D_FLUSH: u32 = 8192;
+    /// The main thread, which has ended before others.
+    pub const ENDED: u32 = 16384;
 }
 
 record! {

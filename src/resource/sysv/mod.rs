@@ -11,7 +11,7 @@ pub(crate) mod undo;
 
 use super::memory::{Area, leave_to_streams};
 use super::{Common, Gathered, Stream};
-use crate::proc::stat::glance;
+use crate::proc::stat::lives;
 use crate::proc::sysv::{self, Entry};
 use crate::proc::{Pid, Process, uptime};
 use ckpt_abi::image::{NO_OBJECT, Object, ObjectKind, SystemV, SystemVKind, object_flag};
@@ -243,8 +243,6 @@ impl Saved {
 /// A process that lives outside of the checkpoint, among these.
 fn stranger(users: &[Pid], pids: &[Pid]) -> Option<String> {
     let own = Pid::own();
-    let lives =
-        |pid: Pid| glance(pid.main_thread()).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'));
     let other = |pid: &&Pid| pid.get() > 0 && **pid != own && !pids.contains(pid) && lives(**pid);
     let found = users.iter().find(other)?;
     let name = Process::glimpse(*found).and_then(|it| it.name()).unwrap_or_default();

@@ -78,8 +78,3 @@ pub(crate) fn seen(wanted: &[Pid], near: Pid) -> Vec<Pid> {
     let is_one = |it: &Process| it.namespace("pid") == theirs && wanted.contains(&it.inner_pid());
     all.filter(|pid| Process::glimpse(*pid).is_ok_and(|it| is_one(&it))).collect()
 }
-
-/// Whether a process is there and has not ended.
-pub(crate) fn lives(pid: Pid) -> bool {
-    proc::stat::glance(pid.main_thread()).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'))
-}
