@@ -270,7 +270,9 @@ print(server.recv(20), server.recv(20), flush=True)
 const PEERS: &str = r#"
 import os, socket, struct, time
 STREAM, SEQ, DGRAM = socket.SOCK_STREAM, socket.SOCK_SEQPACKET, socket.SOCK_DGRAM
-def peer(s): return struct.unpack("3i", s.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+def peer(s): return struct.unpack("3i", s.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+def drop():
+    if os.getuid() == 0: os.setgroups([]); os.setresgid(*[65533] * 3); os.setresuid(*[65534] * 3)
 def pair(kind): return socket.socketpair(socket.AF_UNIX, kind)
 def gate():
     while not os.path.exists("gate"): time.sleep(0.02)
@@ -284,6 +286,7 @@ names = [(kind, name + str(kind)) for kind in (STREAM, SEQ) for name in (os.getc
 reads = [pair(kind) for kind in (STREAM, SEQ, DGRAM)]
 for a, b in reads: b.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1); a.send(b"root")
 def made():
+    drop()
     ends = [end for kind in (STREAM, SEQ, DGRAM) for end in pair(kind)]
     for a, _ in reads: a.send(b"gone")
     socket.send_fds(line, [b"x"], [end.fileno() for end in ends])
@@ -296,29 +299,31 @@ def listens():
     ears = []
     for kind, name in names:
         ear = socket.socket(socket.AF_UNIX, kind); ear.bind(name); ear.listen(3); ears.append(ear)
+        if name[0] == "/": os.chmod(name, 0o777)
     os.write(w, b"x")
     took = [ear.accept()[0] for ear in ears]
     before = [peer(s) for s in took]; os.write(w, b"y"); gate()
-    return [peer(s) for s in took] + [peer(ear.accept()[0]) for ear in ears] == before + [root] * len(names)
+    return [peer(s) for s in took] + [peer(ear.accept()[0]) for ear in ears] == before + [me] * len(names)
 def connects():
+    drop()
     ends = [connect(name) for name in names]
     for a, _ in reads: a.send(b"kid")
     os.write(w, b"y"); gate()
-    return [peer(s) for s in ends] == [server] * len(names)
+    return [peer(s) for s in ends] == [(server, *me[1:])] * len(names)
+me = (root, os.getuid(), os.getgid()); other = (65534, 65533) if me[1] == 0 else me[1:]
 server = child(listens); os.read(r, 1)
 client = child(connects); seen = b""
 while len(seen) < 2: seen += os.read(r, 9)
 queued = [connect(name) for name in names]
 print("ready", flush=True)
 gate()
-print([peer(s) for s in held + queued] == [root] * 6 + [gone] * 6 + [server] * len(names), flush=True)
+print([peer(s) for s in held + queued] == [me] * 6 + [(gone, *other)] * 6 + [(server, *me[1:])] * len(names), flush=True)
 told = []
 for _, b in reads:
     for _ in range(3):
         message, control, _, _ = b.recvmsg(99, 99, socket.MSG_DONTWAIT)
         told.append((message, struct.unpack("3i", control[0][2])))
-ids = (os.getuid(), os.getgid())
-print(told == [(b"root", (root, *ids)), (b"gone", (gone, *ids)), (b"kid", (client, *ids))] * 3, flush=True)
+print(told == [(b"root", me), (b"gone", (gone, *other)), (b"kid", (client, *other))] * 3, flush=True)
 print([os.waitpid(pid, 0)[1] for pid in (server, client)], flush=True)
 "#;
 

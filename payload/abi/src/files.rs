@@ -264,10 +264,11 @@ record! {
         family: u32,
         /// IPPROTO_TCP, IPPROTO_UDP and the like (SO_PROTOCOL); 0 of a unix socket.
         protocol: u32,
-        /// Of a unix socket, the process that its other end, or who connects to it, learns or has learnt of (SO_PEERCRED).
-        maker: u32,
+        /// Of a unix socket, the process, user and group that its other end, or who connects to it, has had as it was made
+        /// (SO_PEERCRED).
+        maker: [u32; 3],
         /// Room to grow.
-        reserved: [u32; 3],
+        reserved: u32,
     }
 }
 

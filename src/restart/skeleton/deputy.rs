@@ -7,13 +7,17 @@ use crate::proc::Pid;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::prctl::{get_name, set_name};
+use nix::unistd::{Gid, Uid, getegid, geteuid, setegid, seteuid, setfsuid};
 
-/// Has a child of this id do something with the descriptors of this process, which both have; or does it, where somebody
-/// has the id.
+/// Has a child of this id, user and group do something with the descriptors of this process, which both have; or does it,
+/// where somebody has the id.
 ///
 /// # Errors
 /// Those of the work.
-pub(crate) fn act(pid: u32, work: &mut dyn FnMut() -> nix::Result<()>) -> nix::Result<()> {
+pub(crate) fn act(
+    [pid, user, group]: [u32; 3],
+    work: &mut dyn FnMut() -> nix::Result<()>,
+) -> nix::Result<()> {
     // Whoever looks for the root among our children has to know it from its birth.
     let own = get_name();
     let _ = set_name(c"ckpt-deputy");
@@ -22,11 +26,24 @@ pub(crate) fn act(pid: u32, work: &mut dyn FnMut() -> nix::Result<()>) -> nix::R
         let _ = own.and_then(|own| set_name(&own));
     }
     match made {
-        Ok(None) => end(work().map_or_else(|errno| errno as i32, |()| 0)),
+        Ok(None) => {
+            become_user(Uid::from_raw(user), Gid::from_raw(group));
+            end(work().map_or_else(|errno| errno as i32, |()| 0))
+        }
         Ok(Some(child)) => match ended(child)? {
             0 => Ok(()),
             errno => Err(Errno::from_raw(errno)),
         },
         Err(_) => work(),
+    }
+}
+
+/// Takes the user and group that others see (kernel/cred.c, euid), where that may be; files stay ours.
+fn become_user(user: Uid, group: Gid) {
+    let own = geteuid();
+    if (user, group) != (own, getegid()) {
+        let _ = setegid(group);
+        let _ = seteuid(user);
+        setfsuid(own);
     }
 }

@@ -23,8 +23,8 @@ pub(super) struct Door {
     pub(super) listener: OwnedFd,
     /// Where it is found by us alone; one of an abstract name is found by that.
     hidden: Option<(UnixAddr, OwnedFd)>,
-    /// As which process it was last told to listen (SO_PEERCRED); 0: as nobody whose id matters.
-    pub(super) by: Cell<u32>,
+    /// As whom it was last told to listen (SO_PEERCRED); 0: as nobody who matters.
+    pub(super) by: Cell<[u32; 3]>,
 }
 
 impl Door {
@@ -42,7 +42,7 @@ impl Door {
         };
         let Ok(hidden) = hidden else { return Ok(None) };
         listen(&listener, Backlog::MAXCONN).because(|| "cannot make a listener")?;
-        Ok(Some(Self { listener, hidden, by: Cell::new(0) }))
+        Ok(Some(Self { listener, hidden, by: Cell::new([0; 3]) }))
     }
 
     /// The program's own listener of an abstract name.
@@ -51,7 +51,7 @@ impl Door {
     /// Too many descriptors.
     pub(super) fn at(listener: &OwnedFd) -> Result<Self> {
         let listener = listener.try_clone().because(|| "cannot duplicate a socket")?;
-        Ok(Self { listener, hidden: None, by: Cell::new(0) })
+        Ok(Self { listener, hidden: None, by: Cell::new([0; 3]) })
     }
 
     /// Connects a socket; what is accepted of it.

@@ -36,7 +36,7 @@ impl Make {
                     }
                     found => found?,
                 };
-                let sent = act(deputy, message.sender[0], || match other {
+                let sent = act(deputy, message.sender, || match other {
                     Some(other) => send_all(other, item, message, &rights),
                     None => self.send_to(item, message, &rights),
                 });

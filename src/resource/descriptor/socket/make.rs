@@ -19,18 +19,18 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
-/// Does work as the process of an id, with the descriptors of this one.
+/// Does work as the process of an id, a user and a group, with the descriptors of this one.
 pub(crate) type Deputy<'a> =
-    &'a dyn Fn(u32, &mut dyn FnMut() -> nix::Result<()>) -> nix::Result<()>;
+    &'a dyn Fn([u32; 3], &mut dyn FnMut() -> nix::Result<()>) -> nix::Result<()>;
 
-/// Does work as the process of an id, where there is a deputy and the id is known.
+/// Does work as somebody else, where there is a deputy and the process is known.
 pub(super) fn act(
     deputy: Option<Deputy<'_>>,
-    pid: u32,
+    who: [u32; 3],
     mut work: impl FnMut() -> nix::Result<()>,
 ) -> nix::Result<()> {
     match deputy {
-        Some(deputy) if pid != 0 => deputy(pid, &mut work),
+        Some(deputy) if who[0] != 0 => deputy(who, &mut work),
         _ => work(),
     }
 }
@@ -310,7 +310,8 @@ impl Make {
             let Some(door) = self.door(&doors, server) else { continue };
             let why = || format!("cannot connect to {}", server.called());
             let client = if turned { Some(inode) } else { partner.as_ref() };
-            let listener = client.and_then(|it| self.items.get(it)).map_or(0, |it| it.socket.maker);
+            let listener =
+                client.and_then(|it| self.items.get(it)).map_or([0; 3], |it| it.socket.maker);
             if door.by.replace(listener) != listener {
                 let listens = || listen(&door.listener, Backlog::MAXCONN);
                 act(deputy, listener, listens).because(why)?;

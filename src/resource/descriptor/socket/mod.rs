@@ -126,7 +126,8 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
         Some(known) => known,
         None => strange(waiting(&ours, unix, look.tables.untouched)?, saving),
     };
-    let maker = getsockopt(&ours, PeerCredentials).map_or(0, |maker| maker.pid().cast_unsigned());
+    let maker = getsockopt(&ours, PeerCredentials);
+    let maker = maker.map_or([0; 3], |it| [it.pid().cast_unsigned(), it.uid(), it.gid()]);
     let (kind, shutdown) = (unix.kind.into(), unix.shutdown.into());
     let mut socket = Socket { kind, shutdown, maker, ..Socket::new_zeroed() };
     match tie {
@@ -148,7 +149,8 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
             socket.flags |= socket_flag::WAITS;
             (socket.peer, socket.place) = (listener, place);
             // Nobody can ask who has connected it.
-            socket.maker = look.inner_pid.word();
+            let status = look.process.main_status()?;
+            socket.maker = [look.inner_pid.word(), status.uid[1], status.gid[1]];
         }
     }
     if unix.state == LISTENS {
