@@ -16,7 +16,7 @@ const LAYERS: [&[&str]; 4] = [
     ],
     &["resource", "image", "inject"],
     &["dump", "restart", "serve"],
-    &["main", "cli", "command"],
+    &["main", "unwinding", "cli", "command"],
 ];
 
 /// The layer whose modules never see each other.
