@@ -36,6 +36,9 @@ pub(crate) struct FileSink {
     name: PathBuf,
     /// The temporary name that it has.
     temporary: Option<PathBuf>,
+    /// What others have left in its directory is removed at the end, by whoever ends it: at the beginning the program stands
+    /// still, and there may be thousands of entries.
+    has_swept: bool,
 }
 
 impl FileSink {
@@ -44,9 +47,7 @@ impl FileSink {
     /// # Errors
     /// It cannot be written there, or something that is no checkpoint has the name.
     pub(crate) fn create(name: &Path) -> Result<Self> {
-        let name = free(name)?;
-        sweep(&name);
-        Self::begin(name)
+        Self::begin(free(name)?)
     }
 
     fn begin(name: PathBuf) -> Result<Self> {
@@ -54,11 +55,11 @@ impl FileSink {
         room::keep_files_small();
         let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
         match may_link().and_then(|()| nix::fcntl::open(dir, flags, MODE)) {
-            Ok(fd) => Ok(Self { file: fd.into(), name, temporary: None }),
+            Ok(fd) => Ok(Self { file: fd.into(), name, temporary: None, has_swept: false }),
             // What the kernels and file systems say that do not know O_TMPFILE (open(2)).
             Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::EINVAL) => {
                 let (file, temporary) = named(dir).because(|| cannot(&name))?;
-                Ok(Self { file, name, temporary: Some(temporary) })
+                Ok(Self { file, name, temporary: Some(temporary), has_swept: false })
             }
             Err(e) => Err(e).because(|| cannot(&name)),
         }
@@ -124,7 +125,10 @@ impl Sink for FileSink {
 
     fn seal(&mut self, len: u64) -> Result<()> {
         self.file.set_len(len).because(|| cannot(&self.name))?;
-        self.publish()
+        self.publish()?;
+        self.has_swept = true;
+        sweep(&self.name);
+        Ok(())
     }
 }
 
@@ -132,6 +136,9 @@ impl Drop for FileSink {
     fn drop(&mut self) {
         if let Some(temporary) = &self.temporary {
             let _ = fs::remove_file(temporary);
+        }
+        if !self.has_swept {
+            sweep(&self.name);
         }
     }
 }
