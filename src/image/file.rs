@@ -53,9 +53,8 @@ impl FileSink {
     fn begin(name: PathBuf) -> Result<Self> {
         let dir = directory(&name);
         room::keep_files_small();
-        let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
-        match may_link().and_then(|()| nix::fcntl::open(dir, flags, MODE)) {
-            Ok(fd) => Ok(Self { file: fd.into(), name, temporary: None, has_swept: false }),
+        match may_link(dir).and_then(|()| nameless(dir)) {
+            Ok(file) => Ok(Self { file, name, temporary: None, has_swept: false }),
             // What the kernels and file systems say that do not know O_TMPFILE (open(2)).
             Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::EINVAL) => {
                 let (file, temporary) = named(dir).because(|| cannot(&name))?;
@@ -77,7 +76,7 @@ impl FileSink {
         let _ = reopened.try_lock_shared();
         self.file = reopened;
         if self.temporary.is_none() {
-            match self.link(&self.name) {
+            match link(&self.file, &self.name) {
                 Ok(()) => {
                     sync_directory(&self.name);
                     return Ok(());
@@ -99,15 +98,10 @@ impl FileSink {
         Ok(())
     }
 
-    fn link(&self, to: &Path) -> nix::Result<()> {
-        let own = format!("/proc/self/fd/{}", self.file.as_raw_fd());
-        nix::unistd::linkat(AT_FDCWD, own.as_str(), AT_FDCWD, to, AtFlags::AT_SYMLINK_FOLLOW)
-    }
-
     fn link_temporarily(&self) -> nix::Result<PathBuf> {
         loop {
             let temporary = temporary(directory(&self.name));
-            match self.link(&temporary) {
+            match link(&self.file, &temporary) {
                 Err(Errno::EEXIST) => {}
                 linked => return linked.map(|()| temporary),
             }
@@ -299,15 +293,38 @@ fn sync_directory(name: &Path) {
     }
 }
 
-/// Whether linkat(2) may be called at all: what has no name gets none without it.
+/// Whether what has no name there can be given one.
 ///
 /// # Errors
-/// EOPNOTSUPP: a filter refuses it (seccomp(2)).
-fn may_link() -> nix::Result<()> {
+/// EOPNOTSUPP: a filter refuses linkat(2) (seccomp(2)), or AppArmor, which takes such a file for a removed one unless its
+/// profile has the flag mediate_deleted (security/apparmor/path.c).
+fn may_link(dir: &Path) -> nix::Result<()> {
     match nix::unistd::linkat(AT_FDCWD, "", AT_FDCWD, "", AtFlags::empty()) {
-        Err(Errno::EPERM | Errno::EACCES | Errno::ENOSYS) => Err(Errno::EOPNOTSUPP),
-        _ => Ok(()),
+        Err(Errno::EPERM | Errno::EACCES | Errno::ENOSYS) => return Err(Errno::EOPNOTSUPP),
+        _ if !is_confined() => return Ok(()),
+        _ => {}
     }
+    let (probe, name) = (nameless(dir)?, temporary(dir));
+    link(&probe, &name).map_err(|_| Errno::EOPNOTSUPP)?;
+    let _ = fs::remove_file(name);
+    Ok(())
+}
+
+/// Whether AppArmor has a profile for us (Linux 5.8).
+fn is_confined() -> bool {
+    let profile = fs::read("/proc/self/attr/apparmor/current").unwrap_or_default();
+    !profile.is_empty() && !profile.starts_with(b"unconfined")
+}
+
+/// Makes a file without a name.
+fn nameless(dir: &Path) -> nix::Result<File> {
+    let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
+    nix::fcntl::open(dir, flags, MODE).map(File::from)
+}
+
+fn link(file: &File, to: &Path) -> nix::Result<()> {
+    let own = format!("/proc/self/fd/{}", file.as_raw_fd());
+    nix::unistd::linkat(AT_FDCWD, own.as_str(), AT_FDCWD, to, AtFlags::AT_SYMLINK_FOLLOW)
 }
 
 /// Makes a file under a temporary name, locked.
