@@ -316,6 +316,31 @@ fn an_interactive_shell_has_its_jobs_in_another_terminal() {
     }
 }
 
+/// One that was stopped is restarted so, and has the terminal when it goes on in the foreground.
+#[test]
+fn a_shell_that_was_stopped_goes_on_in_the_foreground() {
+    const SHELL: [&str; 4] = ["bash", "--norc", "--noprofile", "-i"];
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        let mut outer = Session::start(&bench, &SHELL);
+        outer.types(b"./ckpt -a 0 -n x.ckpt bash --norc --noprofile -i\n");
+        outer.gives_the_terminal_away();
+        outer.types(b"echo $$ > pid; suspend\n");
+        outer.shows("Stopped");
+        let pid = fs::read_to_string(bench.path("pid")).expect("an id");
+        bench.must(&["save", "--stop", pid.trim(), "-n", &bench.name("x.ckpt")]);
+        outer = Session::start(&bench, &SHELL);
+        outer.types(b"./x.ckpt\n");
+        outer.shows("Stopped");
+        outer.types(b"fg; echo left=$?\n");
+        outer.gives_the_terminal_away();
+        outer.types(b"exit 3\n");
+        outer.shows("left=3");
+        outer.types(b"exit\n");
+        outer.ends_with(0);
+    }
+}
+
 /// The restarter that a shell has started: its only child.
 fn restarter(shell: &Session) -> String {
     let children = format!("/proc/{0}/task/{0}/children", shell.child.id());

@@ -9,7 +9,7 @@ use crate::error::{Because, Error, Result};
 use crate::image::read::Image;
 use crate::proc::Pid;
 use crate::resource::descriptor::kind;
-use crate::resource::descriptor::pty::screen::{Front, is_taken};
+use crate::resource::descriptor::pty::screen::{Front, reads_keys};
 use crate::resource::{kinship, losses};
 use ckpt_abi::image::{Descriptor, DescriptorKind, Member, SectionKind, member_flag};
 use ckpt_abi::region::GROUP_LEFT;
@@ -103,7 +103,7 @@ pub(super) fn front(
     let by_name = |record: &Descriptor| kind(record) == DescriptorKind::Terminal;
     let opened = all.iter().flat_map(|saved| &saved.descriptors).any(by_name);
     let front = Front::find(screen, opened);
-    if front.is_none() && is_taken(&screen) {
+    if front.is_none() && reads_keys(&screen) {
         let text = "the program reads keys from a terminal, as editors and shells do, and there is none here";
         return Err(Error::new(text)
             .hint("restart it at a terminal (script -c, ssh -t), or without one by --no-tty"));

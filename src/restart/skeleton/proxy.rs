@@ -48,6 +48,8 @@ pub(crate) struct Proxy {
 impl Proxy {
     /// Stands for the root until that ends, and ends as it does.
     pub(crate) fn stand(mut self) -> ! {
+        // If another group had the terminal, that has it by now.
+        self.pass(true);
         loop {
             // What a dumper has let go of is looked at again.
             let patience = forebear::has_just_left().then_some(Duration::from_millis(20));

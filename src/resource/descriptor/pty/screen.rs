@@ -87,8 +87,13 @@ impl Outer {
     }
 }
 
-/// Whether a program reads keys as they are pressed, or shows none: without a terminal it is of no use.
-pub(crate) fn is_taken(screen: &Screen) -> bool {
+/// Whether a program reads keys as they are pressed: without a terminal it is of no use.
+pub(crate) fn reads_keys(screen: &Screen) -> bool {
+    screen.termios.local & libc::ICANON == 0
+}
+
+/// Whether it does, or has keys not shown.
+fn is_taken(screen: &Screen) -> bool {
     let all = libc::ICANON | libc::ECHO;
     screen.termios.local & all != all
 }
