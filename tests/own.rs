@@ -106,6 +106,28 @@ fn rights_that_nobody_can_give_are_named() {
     }
 }
 
+/// Where a program may have no more memory ckpt finds no place in it: said with the way out, and no harm done.
+#[test]
+fn limits_of_memory_are_explained() {
+    for who in BOTH {
+        let bench = Bench::new(who);
+        let program = bench.subject("own", Build::Static);
+        let mut run = bench.run(&program, &["narrow"]);
+        run.expect("ready");
+        let said = bench.order(&["save", &run.pid_text(), "-n", &bench.name("x.ckpt")]);
+        assert_eq!(said.code(), Some(125), "{said:?}");
+        assert!(said.stderr.contains("its limits of memory (ulimit -v, -d, -l)"), "{said:?}");
+        run.go();
+        let mut run = bench.launch(&["-n", "y.ckpt"], &program, &["narrow"]);
+        run.expect("ready");
+        bench.must(&["save", "--stop", &run.pid_text(), "-n", &bench.name("y.ckpt")]);
+        drop(run);
+        let mut again = bench.run(bench.path("y.ckpt"), &[]);
+        again.check();
+        again.go();
+    }
+}
+
 #[test]
 fn what_is_lost_is_named() {
     for (kind, loss) in [

@@ -31,6 +31,7 @@ use ckpt_abi::region::{
     is_base,
 };
 
+use nix::errno::Errno;
 use nix::libc;
 use region::Region;
 use std::mem::offset_of;
@@ -241,7 +242,20 @@ fn unmap_unfinished(caller: &mut Caller<'_>, memory: &Memory, vmas: &[Vma]) -> R
 fn map(caller: &mut Caller<'_>, at: u64, len: u64, prot: i32) -> Result<()> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
     let args = [at, len, prot as u64, flags as u64, u64::MAX, 0];
-    let mapped = caller.expect(libc::SYS_mmap, &args, "cannot map the payload")?;
+    let mapped = match caller.call(libc::SYS_mmap, &args)? {
+        result if result >= 0 => result.cast_unsigned(),
+        result => {
+            let errno = Errno::from_raw(-result as i32);
+            let error = Error::new(format!("cannot map what ckpt needs in it: {}", errno.desc()));
+            // Its limit of all memory, of data, and, where all of it is locked (mlockall(2)), of that.
+            return Err(match errno {
+                Errno::ENOMEM | Errno::EAGAIN => error.hint(
+                    "its limits of memory (ulimit -v, -d, -l) leave no room: raise them (prlimit(1)), or start it with `ckpt PROGRAM`; it goes on unharmed",
+                ),
+                _ => error,
+            });
+        }
+    };
     if mapped != at {
         caller.call(libc::SYS_munmap, &[mapped, len])?;
         return Err(Error::new("cannot map the payload: its address is taken"));

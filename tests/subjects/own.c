@@ -8,6 +8,7 @@
 //   dropped   (root) becomes an ordinary user
 //   root      (root) a root directory
 //   headless  the main thread has ended, another goes on with pipes, sockets, a lock, a mapping and a timer
+//   narrow    may have no more memory
 //   children  children that have used a second of CPU time
 #include "subject.h"
 #include <fcntl.h>
@@ -240,6 +241,7 @@ static void set(void) {
     } while (child && !strstr(had[2], "4711\t4711\t4711\t4711"));
   }
   if (is("lease")) lease();
+  if (is("narrow")) CHECK(!setrlimit(RLIMIT_AS, &(struct rlimit){PAGE, PAGE}), "%m");
   if (is("flock")) {
     fd = opened("file", O_RDWR);
     CHECK(!flock(fd, LOCK_EX), "%m");
