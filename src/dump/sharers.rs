@@ -7,15 +7,17 @@ use crate::proc::{Pid, Tid};
 use crate::ptrace::raw;
 use std::time::{Duration, Instant};
 
-/// How long a process of ours may still share the program's memory: the one that makes a snapshot.
+/// How long a process of ours may still share the program's memory, the one that makes a snapshot: while the program
+/// stands still, and while it runs. On a machine with too much to do it is long in ending.
 const MOMENT: Duration = Duration::from_millis(100);
+const WHILE: Duration = Duration::from_secs(2);
 
 /// Those among its relatives, for a look while it stands still; its parent and its children as they were seen.
 pub(super) fn near(process: &Process, parent: Pid, children: &[Pid]) -> Vec<Pid> {
     let pid = process.pid();
     let shares = |other: &Pid| raw::same_memory(pid, *other).unwrap_or(false);
     match children.iter().chain([&parent]).any(shares) {
-        true => patiently(pid, || process.children().into_iter().chain([parent]).collect()),
+        true => patiently(pid, MOMENT, || process.children().into_iter().chain([parent]).collect()),
         false => Vec::new(),
     }
 }
@@ -23,7 +25,7 @@ pub(super) fn near(process: &Process, parent: Pid, children: &[Pid]) -> Vec<Pid>
 /// Those among all processes, for a look before anything is touched: relatives may be gone that made them. The child
 /// of a thread in vfork(2) is not meant: that is waited for, as the thread cannot be stopped before.
 pub(super) fn anywhere(process: &Process) -> Vec<Pid> {
-    patiently(process.pid(), || {
+    patiently(process.pid(), WHILE, || {
         let waits = |tid: &Tid| process.state(*tid) == Some('D');
         let vforked = process.tasks().is_ok_and(|tasks| tasks.iter().any(waits));
         let spared = if vforked { process.children() } else { Vec::new() };
@@ -32,8 +34,8 @@ pub(super) fn anywhere(process: &Process) -> Vec<Pid> {
     })
 }
 
-fn patiently(pid: Pid, candidates: impl Fn() -> Vec<Pid>) -> Vec<Pid> {
-    let deadline = Instant::now() + MOMENT;
+fn patiently(pid: Pid, patience: Duration, candidates: impl Fn() -> Vec<Pid>) -> Vec<Pid> {
+    let deadline = Instant::now() + patience;
     loop {
         let all = candidates().into_iter().filter(|other| *other != pid && *other > Pid::NONE);
         let sharers: Vec<_> = all
