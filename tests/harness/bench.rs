@@ -95,8 +95,16 @@ impl Bench {
     /// A file in the directory, which `who` owns.
     pub(crate) fn file(&self, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
         let path = self.path(name);
-        fs::write(&path, bytes).expect("a file");
-        self.give(&path);
+        if path.exists() {
+            fs::write(&path, bytes).expect("a file");
+            self.give(&path);
+            return path;
+        }
+        // Whole at once: a program that waits for it may remove it again.
+        let new = self.path(&format!("{name}.new"));
+        fs::write(&new, bytes).expect("a file");
+        self.give(&new);
+        fs::rename(&new, &path).expect("rename");
         path
     }
 
