@@ -36,12 +36,10 @@ fn descriptors_under_way_survive() {
 
 /// One that is what it is by the process that has it is in the way, and nothing has happened.
 #[test]
-fn an_epoll_instance_under_way_is_an_obstacle() {
-    const SEND: &str = "import os, select, socket, sys\n\
+fn a_process_descriptor_under_way_is_an_obstacle() {
+    const SEND: &str = "import os, socket, sys\n\
         a, b = socket.socketpair()\n\
-        e = select.epoll()\n\
-        socket.send_fds(a, [b'one'], [e.fileno()])\n\
-        e.close()\n\
+        socket.send_fds(a, [b'one'], [os.pidfd_open(os.getpid())])\n\
         print('ready', flush=True)\n\
         sys.stdin.readline()\n\
         print(socket.recv_fds(b, 10, 5)[0], flush=True)";
@@ -54,6 +52,42 @@ fn an_epoll_instance_under_way_is_an_obstacle() {
     run.say("go");
     run.expect("b'one'");
     run.ends_well();
+}
+
+/// epoll instances that nobody has, with watches of what the receiver has, the sender alone, and another one under way.
+const EPOLLS: &str = r#"
+import os, select, socket, time
+def gate():
+    while not os.path.exists("gate"): time.sleep(0.02)
+a, b = socket.socketpair()
+pid = os.fork()
+if pid == 0:
+    a.close(); gate()
+    message, fds, _, _ = socket.recv_fds(b, 10, 5); got = [select.epoll.fromfd(fd) for fd in fds[:3]]
+    seen = [sorted(one.poll(5)) for one in got]
+    os.read(fds[3], 9)
+    print(message, [len(one) for one in seen], [events for one in seen for _, events in one], flush=True)
+    print([len(one.poll(0)) for one in got], flush=True)
+    os._exit(0)
+mine, other, under_way = os.pipe(), os.pipe(), os.pipe()
+for _, w in (mine, other, under_way): os.write(w, b"x")
+one, two, three = select.epoll(), select.epoll(), select.epoll()
+one.register(mine[0], select.EPOLLIN); one.register(a, select.EPOLLOUT | select.EPOLLET)
+copy = os.dup(other[0]); two.register(copy, select.EPOLLIN); os.close(copy)
+three.register(under_way[0], select.EPOLLIN)
+socket.send_fds(a, [b"one"], [one.fileno(), two.fileno(), three.fileno(), under_way[0]])
+for it in (one, two, three): it.close()
+os.close(under_way[0])
+print("ready", flush=True)
+gate()
+os.waitpid(pid, 0)
+"#;
+
+#[test]
+fn epoll_instances_under_way_survive() {
+    for who in [Who::Me, Who::Nobody] {
+        python(who, EPOLLS, &["b'one' [2, 1, 1] [4, 1, 1, 1]", "[1, 1, 0]"]);
+    }
 }
 
 /// Runs a python program to "ready", through three generations, opens the gate and compares what it says.

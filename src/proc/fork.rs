@@ -12,6 +12,7 @@
 use super::id::{Pid, Tid};
 use nix::errno::Errno;
 use nix::libc;
+use nix::sys::prctl::{get_name, set_name};
 use std::ptr::NonNull;
 
 /// Offset of `tid` in musl's struct pthread (src/internal/pthread_impl.h, x86-64).
@@ -38,6 +39,24 @@ pub(crate) fn fork(exit_signal: i32) -> nix::Result<Option<Pid>> {
     // SAFETY: as the file's beginning says; the kernel writes the child's own copy of the word.
     let child = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, at, 0) };
     Errno::result(child).map(|child| (child != 0).then_some(Pid::new(child as i32)))
+}
+
+/// Makes a helper, which has a name of ours from its birth: whoever looks for a restart's root among our children has to know
+/// it. None in the helper.
+pub(crate) fn helper(make: impl FnOnce() -> nix::Result<Option<Pid>>) -> nix::Result<Option<Pid>> {
+    let own = get_name();
+    let _ = set_name(c"ckpt-deputy");
+    let made = make();
+    if made != Ok(None) {
+        let _ = own.and_then(|own| set_name(&own));
+    }
+    made
+}
+
+/// Ends this process without running anything of its maker's.
+pub(crate) fn end(status: i32) -> ! {
+    // SAFETY: never returns.
+    unsafe { libc::_exit(status) }
 }
 
 #[cfg(test)]

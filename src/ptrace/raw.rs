@@ -284,17 +284,17 @@ pub(crate) fn file_order(a: (Pid, u32), b: (Pid, u32)) -> Result<std::cmp::Order
     })
 }
 
-/// kcmp(2) with KCMP_EPOLL_TFD: whether a descriptor is the file of an epoll instance's watch, the `nth`
-/// (from 0) of those that were set under `number`.
-pub(crate) fn is_watched(pid: Pid, fd: u32, epoll: u32, number: u32, nth: u32) -> Result<bool> {
+/// kcmp(2) with KCMP_EPOLL_TFD: whether a process's descriptor is the file of a watch of a process's epoll instance, the
+/// `nth` (from 0) of those that were set under `number`.
+pub(crate) fn is_watched(fd: (Pid, u32), epoll: (Pid, u32), number: u32, nth: u32) -> Result<bool> {
     const KCMP_EPOLL_TFD: i32 = 7;
+    let (other, epoll) = holder(epoll.0, epoll.1);
     let slot = [epoll, number, nth];
     let at: *const u32 = slot.as_ptr();
-    let (one, fd) = holder(pid, fd);
+    let (one, fd) = holder(fd.0, fd.1);
     // SAFETY: kcmp reads the struct kcmp_epoll_slot.
-    let result = unsafe {
-        libc::syscall(libc::SYS_kcmp, one.get(), head(pid).get(), KCMP_EPOLL_TFD, fd, at)
-    };
+    let result =
+        unsafe { libc::syscall(libc::SYS_kcmp, one.get(), other.get(), KCMP_EPOLL_TFD, fd, at) };
     Errno::result(result).map(|order| order == 0)
 }
 

@@ -196,7 +196,9 @@ impl Files {
         warnings: &mut Vec<String>,
     ) -> Result<()> {
         let Some(sockets) = self.sockets.take() else { return Ok(()) };
-        sockets.finish(&self.descriptors, deputy, warnings).map_err(|error| {
+        let all = &self.descriptors;
+        let watch = || epoll::watch_under_way(&self.entries, all);
+        sockets.finish(all, deputy, &watch, warnings).map_err(|error| {
             let path = whole.image.path().display();
             Error::new(format!("cannot restart {path}: {error}")).hint("nothing was started")
         })

@@ -230,8 +230,8 @@ record! {
         /// The descriptor that is the watched file: another than `fd` if that was closed, while a
         /// duplicate lives on.
         source: u32,
-        /// Room to grow.
-        reserved: u32,
+        /// Which process of the image has that, where nobody has the instance (it is under way in a socket).
+        process: u32,
     }
 }
 

@@ -4,20 +4,27 @@
 //! The kernel remembers a watched description together with the number it had when the watch was set, so
 //! the watches can only be set when the restored descriptors have their numbers: by the restorer.
 
-use super::open::{reopened, standard};
+use super::open::{behind, owned, reopened, standard};
+use super::tables::Table;
 use super::{
-    Content, Kind, Look, Loss, Opening, Origin, Restored, Saving, access, file_type, kind,
+    Content, Kind, Look, Loss, Opening, Origin, Place, Restored, Saving, access, file_type, kind,
+    numbers,
 };
 use crate::error::{Because, Result};
 use crate::order;
-use crate::proc::fds::Fd;
+use crate::proc::Pid;
+use crate::proc::fds::{Fd, UNDER_WAY, shown};
+use crate::proc::fork::{end, fork, helper};
 use crate::ptrace::raw;
 use crate::resource::plan::{Arena, Orders, Step};
 use ckpt_abi::image::{Descriptor, DescriptorKind, EpollEntry};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::epoll::{Epoll, EpollCreateFlags};
-use std::os::fd::{AsFd, BorrowedFd};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use zerocopy::{FromBytes, IntoBytes};
 
 pub(super) const KIND: Kind = Kind { recognise, save, open };
@@ -36,14 +43,23 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
     let mut entries: Vec<EpollEntry> = Vec::new();
     for mut entry in lines.filter_map(|(_, value)| entry(value)) {
         let nth = entries.iter().filter(|e| e.fd == entry.fd).count() as u32;
-        let source = source(fd, &entry, nth, look);
-        if source.is_none() {
+        let elsewhere =
+            || look.tables.of.iter().find_map(|table| source(fd, &entry, nth, table, look));
+        let of = |table: &&Table| table.pid == look.process.pid();
+        let own = look.tables.of.iter().find(of);
+        let mut found = own.and_then(|own| source(fd, &entry, nth, own, look));
+        if fd.number & UNDER_WAY != 0 {
+            found = found.or_else(elsewhere);
+        }
+        if found.is_none() {
             saving.losses.push(Loss::Sentence(format!(
                 "what epoll descriptor {} watches under the number {}, which another process has open",
-                fd.number, entry.fd
+                shown(fd.number), entry.fd
             )));
         }
-        entry.source = source.unwrap_or(NO_SOURCE);
+        let (pid, number) = found.unwrap_or((look.process.pid(), NO_SOURCE));
+        let process = look.tables.of.iter().position(|table| table.pid == pid);
+        (entry.source, entry.process) = (number, process.unwrap_or(0) as u32);
         entries.push(entry);
     }
     saving.record.content = fd.number;
@@ -54,23 +70,31 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
 /// [`EpollEntry::source`] of what the program has not open itself.
 const NO_SOURCE: u32 = u32::MAX;
 
-/// The descriptor that is the watched description: the number at the time of the watch may be closed, or
+/// The descriptor of a process that is the watched description: the number at the time of the watch may be closed, or
 /// another file's, while a duplicate lives on.
-fn source(epoll: &Fd, entry: &EpollEntry, nth: u32, look: &Look<'_>) -> Option<u32> {
-    let own = look.all.iter().find(|f| f.number == entry.fd && f.inode == entry.inode);
+fn source(
+    epoll: &Fd,
+    entry: &EpollEntry,
+    nth: u32,
+    table: &Table,
+    look: &Look<'_>,
+) -> Option<(Pid, u32)> {
+    let pid = table.pid;
+    let own = table.fds.iter().find(|f| f.number == entry.fd && f.inode == entry.inode);
     // A socket's inode is of one description alone.
     if let Some(own) = own
         && file_type(own.mode) == libc::S_IFSOCK
     {
-        return Some(own.number);
+        return Some((pid, own.number));
     }
-    let others = look.all.iter().filter(|f| f.number != entry.fd && f.inode == entry.inode);
+    let others = table.fds.iter().filter(|f| f.number != entry.fd && f.inode == entry.inode);
     for fd in own.into_iter().chain(others) {
-        match raw::is_watched(look.process.pid(), fd.number, epoll.number, entry.fd, nth) {
-            Ok(true) => return Some(fd.number),
+        let epoll = (look.process.pid(), epoll.number);
+        match raw::is_watched((pid, fd.number), epoll, entry.fd, nth) {
+            Ok(true) => return Some((pid, fd.number)),
             Ok(false) => {}
             // Without kcmp(2) the number is taken at its word.
-            Err(_) => return own.map(|own| own.number),
+            Err(_) => return own.map(|own| (pid, own.number)),
         }
     }
     None
@@ -89,13 +113,59 @@ fn entry(value: &str) -> Option<EpollEntry> {
     let events = field("events")? as u32;
     let data = field("data")?;
     let inode = field("ino").unwrap_or(0);
-    Some(EpollEntry { fd, events, data, inode, source: fd, reserved: 0 })
+    Some(EpollEntry { fd, events, data, inode, source: fd, process: 0 })
 }
 
 fn open(_: &Descriptor, _: &mut Opening<'_>) -> Result<Origin> {
     let epoll =
         Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).because(|| "cannot make an epoll instance")?;
     Ok(Origin::Own(epoll.0))
+}
+
+/// Sets the watches of instances that are under way in sockets: nobody will have these under a number.
+///
+/// # Errors
+/// What the kernel refuses.
+pub(crate) fn watch_under_way(
+    entries: &[Vec<(u32, EpollEntry)>],
+    all: &[Vec<Restored>],
+) -> Result<()> {
+    for (process, entries) in (0..).zip(entries) {
+        for (fd, entry) in entries.iter().filter(|(fd, _)| fd & UNDER_WAY != 0) {
+            let source = Place { process: entry.process, fd: entry.source };
+            let source = behind(all, source).filter(|it| kind(it.0) != DescriptorKind::Lost);
+            let epoll = behind(all, Place { process, fd: *fd });
+            let (Some((_, epoll)), Some((_, source))) = (epoll, source) else { continue };
+            watch_by_another(epoll, source, entry).because(|| {
+                format!("an epoll instance that is under way in a socket cannot watch {}", entry.fd)
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// Sets a watch under the number that it had, in a child: here somebody else has that.
+fn watch_by_another(
+    epoll: BorrowedFd<'_>,
+    source: BorrowedFd<'_>,
+    entry: &EpollEntry,
+) -> nix::Result<()> {
+    let watch = || {
+        let above = FcntlArg::F_DUPFD_CLOEXEC(entry.fd.cast_signed() + 1);
+        let epoll = Epoll(owned(fcntl(epoll, above)?.into())?);
+        numbers::place(source.as_raw_fd(), entry.fd.cast_signed(), true);
+        let watched = owned(entry.fd.into())?;
+        let flags = EpollFlags::from_bits_retain(entry.events.cast_signed());
+        epoll.add(watched, EpollEvent::new(flags, entry.data))
+    };
+    match helper(|| fork(0))? {
+        None => end(watch().map_or_else(|errno| errno as i32, |()| 0)),
+        Some(child) => match waitpid(child.nix(), Some(WaitPidFlag::__WALL))? {
+            WaitStatus::Exited(_, 0) => Ok(()),
+            WaitStatus::Exited(_, errno) => Err(Errno::from_raw(errno)),
+            _ => Err(Errno::EINTR),
+        },
+    }
 }
 
 /// How a watch is made that EPOLLONESHOT has disarmed: only by letting it fire.
@@ -144,7 +214,8 @@ pub(crate) fn entries(
 
 /// The watches to be set, those first that have to fire when nothing else can.
 pub(crate) fn watches(entries: &[(u32, EpollEntry)], restored: &[Restored]) -> Vec<Watch> {
-    let watches = entries.iter().filter_map(|(epoll, entry)| watch(*epoll, *entry, restored));
+    let held = entries.iter().filter(|(epoll, _)| epoll & UNDER_WAY == 0);
+    let watches = held.filter_map(|(epoll, entry)| watch(*epoll, *entry, restored));
     let mut watches: Vec<Watch> = watches.collect();
     order::by_key(&mut watches, |w| ((w.fire == Fire::No).into(), 0));
     watches
@@ -260,7 +331,7 @@ mod tests {
             data: 0xffff_ffff_ffff_ff00,
             inode: 0x61af,
             source: 5,
-            reserved: 0,
+            process: 0,
         };
         assert_eq!(entry(line), Some(wanted));
         assert_eq!(entry("nonsense"), None);

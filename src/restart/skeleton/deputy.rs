@@ -4,9 +4,9 @@
 use super::make::{clone_with, end};
 use super::namespaces::ended;
 use crate::proc::Pid;
+use crate::proc::fork::helper;
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::prctl::{get_name, set_name};
 use nix::unistd::{Gid, Uid, getegid, geteuid, setegid, seteuid, setfsuid};
 
 /// Has a child of this id, user and group do something with the descriptors of this process, which both have; or does it,
@@ -18,14 +18,8 @@ pub(crate) fn act(
     [pid, user, group]: [u32; 3],
     work: &mut dyn FnMut() -> nix::Result<()>,
 ) -> nix::Result<()> {
-    // Whoever looks for the root among our children has to know it from its birth.
-    let own = get_name();
-    let _ = set_name(c"ckpt-deputy");
-    let made = clone_with(libc::CLONE_FILES, Some(Pid::of_word(pid)), 0);
-    if made != Ok(None) {
-        let _ = own.and_then(|own| set_name(&own));
-    }
-    match made {
+    let born = || clone_with(libc::CLONE_FILES, Some(Pid::of_word(pid)), 0);
+    match helper(born) {
         Ok(None) => {
             become_user(Uid::from_raw(user), Gid::from_raw(group));
             end(work().map_or_else(|errno| errno as i32, |()| 0))

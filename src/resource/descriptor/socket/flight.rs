@@ -100,9 +100,9 @@ impl Flight {
 /// What stands in the way of saving a descriptor that is under way: some kinds are what they are by the process that has
 /// them. One that a process has, too, is opened for that.
 pub(crate) fn obstacle(fd: &Fd, kind: DescriptorKind, leads: bool) -> Option<String> {
-    use DescriptorKind::{Epoll, Inotify, Namespace, Proc, Process, Queue};
+    use DescriptorKind::{Inotify, Namespace, Proc, Process, Queue};
     let is_bound = match kind {
-        Epoll | Inotify => leads,
+        Inotify => leads,
         Process | Namespace | Proc | Queue => true,
         _ => false,
     };

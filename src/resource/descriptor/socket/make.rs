@@ -76,7 +76,8 @@ impl Made {
     }
 
     /// Connects those of unix, and has all that waits in them wait there again, when all is open that may be under way in
-    /// them. Deputies do it whose ids others learn by that (SO_PEERCRED, SCM_CREDENTIALS).
+    /// them. Deputies do it whose ids others learn by that (SO_PEERCRED, SCM_CREDENTIALS). In between, when all sockets are
+    /// what they will be, `watch` has what is under way watch them.
     ///
     /// # Errors
     /// What the kernel refuses.
@@ -84,6 +85,7 @@ impl Made {
         mut self,
         all: &[Vec<Restored>],
         deputy: Option<Deputy<'_>>,
+        watch: &dyn Fn() -> Result<()>,
         warnings: &mut Vec<String>,
     ) -> Result<()> {
         let Some(make) = &mut self.make else { return Ok(()) };
@@ -99,6 +101,7 @@ impl Made {
         }
         make.wait(deputy)?;
         make.hand_over(all);
+        watch()?;
         make.fill(all, deputy, warnings)?;
         make.connect_one_way(warnings)?;
         make.shut()?;
