@@ -101,7 +101,7 @@ impl Bench {
             return path;
         }
         // Whole at once: a program that waits for it may remove it again.
-        let new = self.path(&format!("{name}.new"));
+        let new = self.path(format!("{name}.new"));
         fs::write(&new, bytes).expect("a file");
         self.give(&new);
         fs::rename(&new, &path).expect("rename");
