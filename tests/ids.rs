@@ -102,6 +102,13 @@ fn one_that_remembers_its_id_has_it_again() {
             again.complaint("the program has a new process id");
             again.signal(SIGKILL);
             again.end();
+            if who == Who::Nobody {
+                let alone = "ulimit -u 1; exec ./y.ckpt";
+                let again = bench.run("/bin/bash", &["-c", alone]);
+                again.complaint("no process can be made beside it");
+                again.signal(SIGKILL);
+                again.end();
+            }
         }
     }
 }

@@ -11,7 +11,7 @@
 use super::Start;
 use super::phase1_check::Saved;
 use super::skeleton::counted;
-use super::skeleton::namespaces::{Hindrance, Place};
+use super::skeleton::namespaces::{Hindrance, NO_PROCESS, Place, can_make_one};
 use super::skeleton::rendezvous::Rendezvous;
 use super::tree::Tree;
 use crate::error::{Error, Result};
@@ -125,7 +125,9 @@ impl Tree {
     fn hindered(&self, all: &[Saved<'_>]) -> Result<Option<Hindrance>> {
         let made = self.made_ids();
         let (place, obstacle) = Place::choose(&self.ids(all), Some(&made), false, false, false)?;
-        Ok(obstacle.filter(|_| place == Place::Anew))
+        // What counts for them makes processes, too.
+        let obstacle = obstacle.filter(|it| place == Place::Anew || *it == NO_PROCESS);
+        Ok(obstacle.or_else(|| (!can_make_one()).then_some(NO_PROCESS)))
     }
 
     /// Where its processes will live with which ids; not here, if one is `taken` that was free. And why, where some may be

@@ -166,6 +166,9 @@ impl Hindrance {
             Self::Refused(Errno::EINVAL) => {
                 "this kernel was built without them (CONFIG_PID_NS, CONFIG_USER_NS)"
             }
+            NO_PROCESS => {
+                "no process can be made beside it: their number is limited here (ulimit -u, or pids.max of its cgroup)"
+            }
             Self::Refused(_) => {
                 "user namespaces, or mounts in them, are forbidden here, as in a chroot, or by AppArmor or the filter of a container; restart it where they are allowed, or as root"
             }
@@ -184,6 +187,18 @@ impl Hindrance {
         let text =
             "cannot make the namespaces in which the program's processes have their ids again";
         Error::new(format!("{text}: {why}")).hint(self.remedy())
+    }
+}
+
+/// Not even a process can be made.
+pub(crate) const NO_PROCESS: Hindrance = Hindrance::Refused(Errno::EAGAIN);
+
+/// Whether a process can be made.
+pub(crate) fn can_make_one() -> bool {
+    match fork(libc::SIGCHLD) {
+        Ok(None) => end(0),
+        Ok(Some(child)) => ended(child).is_ok(),
+        Err(_) => false,
     }
 }
 
