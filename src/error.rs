@@ -1,6 +1,15 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! The one error type: a sentence for the user and the exit status that goes with it.
 
+/// Says a line on standard error. The standard library's ends the process if that cannot be written to (a full disk, a
+/// reader that is gone); what was to be done is more than what is said of it.
+macro_rules! eprintln {
+    ($($words:tt)*) => {{
+        let line = format!("{}\n", format_args!($($words)*));
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
+    }};
+}
+
 use nix::errno::Errno;
 use nix::libc;
 use std::fmt;

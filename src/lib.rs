@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 #![doc = include_str!("README.md")]
 
+#[macro_use]
+pub mod error;
+
 pub(crate) mod abreast;
 pub(crate) mod cli;
 pub mod command;
 pub(crate) mod dump;
-pub mod error;
 pub(crate) mod fault;
 mod heap;
 pub mod image;

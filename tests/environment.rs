@@ -108,6 +108,23 @@ fn a_dumper_and_its_snapshot_end_before_the_program() {
     }
 }
 
+/// What cannot be said, because the disk is full that it would be written to, changes nothing else.
+#[test]
+fn a_full_disk_for_what_is_said_changes_no_status() {
+    const STEPS: &str = "\
+        ./ckpt -n a.ckpt sh -c '> ready; until [ -e gate ]; do sleep 0.05; done; exit 3' > out & job=$!\n\
+        until [ -e ready ]; do sleep 0.05; done\n\
+        ./ckpt save $job > /dev/full; echo $?\n\
+        ./ckpt save -n no/where.ckpt $job 2> /dev/full; echo $?\n\
+        ./ckpt save --stop $job 2>&1 | true; wait $job; echo $?\n\
+        echo more >> out; > gate; ./a.ckpt 2> /dev/full; echo $?";
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        let ended = bench.run("bash", &["-c", STEPS]).ends_well();
+        assert_eq!(ended.stdout, ["0", "125", "0", "3"], "{ended:?}");
+    }
+}
+
 /// The restarter opens for all; where it may not have so many files, one sentence says so.
 #[test]
 fn too_many_files_of_many_processes_are_one_sentence() {
@@ -126,6 +143,7 @@ fn too_many_files_of_many_processes_are_one_sentence() {
     assert_eq!(again.code(), Some(125), "{again:?}");
     let said = "4 processes have 240 open files, which are opened by one of them for all, and a process may have only 200 here; raise the limit on open files (ulimit -Hn)";
     assert!(again.stderr.contains(said), "{again:?}");
+    assert!(!again.stderr.contains("bring these back"), "{again:?}");
     assert_eq!(
         again.stderr.lines().filter(|line| line.contains("cannot restart")).count(),
         1,

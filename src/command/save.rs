@@ -28,12 +28,14 @@ pub(super) fn run(process: &Process, stop: bool, settings: Settings) -> Result<u
         eprintln!("ckpt: {}", printable(&sentence));
     }
     let name = printable(&outcome.name.to_string_lossy());
-    println!(
+    let line = format!(
         "{name}: {}, the program stood still for {:.1} ms{}",
         super::facts::size(outcome.bytes),
         outcome.pause.as_secs_f64() * 1000.0,
         if outcome.stopped { " and was ended" } else { "" }
     );
+    // The checkpoint is there, whatever becomes of this.
+    let _ = std::io::Write::write_all(&mut std::io::stdout(), format!("{line}\n").as_bytes());
     Ok(0)
 }
 

@@ -49,7 +49,7 @@ struct FromImage<'a> {
 struct Failures {
     known: HashSet<String>,
     said: Vec<String>,
-    /// Whether something is missing: not only names and ports that others have.
+    /// Whether something is missing: not only names and ports that others have, or room.
     missing: bool,
 }
 
@@ -58,7 +58,8 @@ impl Failures {
         let text = error.to_string();
         if self.known.insert(text.clone()) {
             self.said.push(format!("{whose}{text}"));
-            self.missing |= error.errno() != Errno::EADDRINUSE as i32;
+            let is_there = [Errno::EADDRINUSE as i32, Errno::EMFILE as i32];
+            self.missing |= !is_there.contains(&error.errno());
         }
     }
 }

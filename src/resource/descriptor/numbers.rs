@@ -51,7 +51,8 @@ pub(crate) fn check(processes: &[&[Descriptor]]) -> Result<()> {
         ),
         _ => return Ok(()),
     };
-    Err(Error::new(text).hint("raise the limit on open files (ulimit -Hn)"))
+    let error = Error::new(text).with_errno(libc::EMFILE);
+    Err(error.hint("raise the limit on open files (ulimit -Hn)"))
 }
 
 /// The lowest number from 3 on that no descriptor of the program has, nor is in `taken`.
