@@ -10,6 +10,12 @@ const BOTH: [Who; 2] = [Who::Me, Who::Nobody];
 /// Three generations of the subject, which looks at its state in each.
 #[track_caller]
 fn keeps(who: Who, kind: &str) {
+    keeps_by(who, kind, &[]);
+}
+
+/// The same with options of the restarts.
+#[track_caller]
+fn keeps_by(who: Who, kind: &str, options: &[&str]) {
     let bench = Bench::new(who);
     let mut run = bench.run(bench.subject("own", Build::Pie), &[kind]);
     match run.line().as_str() {
@@ -18,7 +24,8 @@ fn keeps(who: Who, kind: &str) {
         other => panic!("{other}"),
     }
     for image in ["1.ckpt", "2.ckpt", "3.ckpt"] {
-        run = bench.reborn(image, run);
+        Way::SaveStop.save(&bench, image, run);
+        run = bench.run(bench.path(image), options);
         run.check();
     }
     run.go();
@@ -44,6 +51,8 @@ fn sealed_memory() {
 fn rights_and_root_directories() {
     if nix::unistd::geteuid().is_root() {
         ["rights", "dropped", "root"].into_iter().for_each(|kind| keeps(Who::Me, kind));
+        // Also where no parent is seen that has others.
+        keeps_by(Who::Me, "groups", &["--ids", "keep"]);
     }
 }
 

@@ -61,6 +61,11 @@ pub(crate) fn save(
     let root = common.tables.root().filter(|root| *root != pid);
     let first = root.and_then(|root| common.relatives.of(root).status.clone());
     let parent = common.relatives.of(above);
+    // Whoever could give it all again stands for a parent that is not seen, as of a restarted program.
+    let standard = parent.status.clone().or_else(|| {
+        let ours = || proc::Process::own().and_then(|own| own.main_status()).ok();
+        are_given_again().then(ours).flatten()
+    });
     let mut lost = Vec::new();
     if own.uid != [own.uid[0]; 4] || own.gid != [own.gid[0]; 4] {
         lost.push(format!(
@@ -76,14 +81,14 @@ pub(crate) fn save(
             own.uid[1], own.gid[1]
         ));
     }
-    if !is_ordinary(own) || parent.status.as_ref().is_some_and(|parent| is_limited(own, parent)) {
+    if !is_ordinary(own) || standard.as_ref().is_some_and(|it| is_limited(own, it)) {
         lost.push(format!(
             "its capabilities, which were changed for it (CapEff {:x}): a restart has the restarter's",
             own.capabilities
         ));
     }
     let others = |parent: &Status| parent.uid == own.uid && sorted(parent) != sorted(own);
-    if parent.status.as_ref().is_some_and(others) {
+    if standard.as_ref().is_some_and(others) {
         lost.push(
             "its supplementary groups, which were changed for it: a restart has the restarter's"
                 .into(),
@@ -132,7 +137,7 @@ pub(crate) enum Way {
 }
 
 /// What can be given here of what a program had.
-pub(crate) fn way(saved: &ProcessRecord) -> Way {
+pub(crate) fn way(saved: &ProcessRecord, groups: &[u32]) -> Way {
     // CAP_SETGID, CAP_SETUID and CAP_SETPCAP.
     const NEEDED: u64 = 1 << 6 | 1 << 7 | 1 << 8;
     let Ok(own) = proc::Process::own().and_then(|own| own.main_status()) else {
@@ -141,10 +146,15 @@ pub(crate) fn way(saved: &ProcessRecord) -> Way {
     let [_, permitted, _, bounding, _] = saved.capabilities;
     let changed = saved.flags & process_flag::PRIVILEGES != 0;
     let has = permitted & !own.permitted == 0 && bounding & !own.bounding == 0;
+    let may = own.capabilities & NEEDED == NEEDED && are_known(saved);
+    let same = (own.uid, own.gid) == (saved.users, saved.groups);
+    // Who saved it may have seen no other that was started like it.
+    let same_groups = sorted(&own) == sorted(&Status { groups: groups.to_vec(), ..own.clone() });
+    let limited = has && saved.users[1] == 0 && sets(&own) != saved.capabilities;
     match () {
-        () if !changed && (own.uid, own.gid) == (saved.users, saved.groups) => Way::Given,
-        () if own.capabilities & NEEDED != NEEDED || !are_known(saved) => Way::Denied,
-        () if !changed => Way::Users,
+        () if !changed && same && !(may && (limited || !same_groups)) => Way::Given,
+        () if !may => Way::Denied,
+        () if !changed && !limited => Way::Users,
         () if has => Way::All,
         () => Way::Denied,
     }
@@ -172,9 +182,9 @@ pub(crate) fn groups(text: OsString) -> Vec<u32> {
 }
 
 /// What is said where a restart does not give a program what it had.
-pub(crate) fn denied(saved: &ProcessRecord) -> Option<String> {
+pub(crate) fn denied(saved: &ProcessRecord, groups: &[u32]) -> Option<String> {
     use nix::unistd::{getegid, geteuid};
-    if way(saved) != Way::Denied {
+    if way(saved, groups) != Way::Denied {
         return None;
     }
     let own = [geteuid().as_raw(), getegid().as_raw()];
@@ -195,7 +205,7 @@ pub(crate) fn restore(saved: &ProcessRecord, groups: &[u32], arena: &mut Arena) 
     const VERSION_3: [u32; 2] = [0x2008_0522, 0];
     const NO_SETUID_FIXUP: u64 = 1 << 2;
     const AMBIENT_RAISE: u64 = 2;
-    let way = way(saved);
+    let way = way(saved, groups);
     if matches!(way, Way::Given | Way::Denied) {
         return Ok(Orders::default());
     }

@@ -99,7 +99,7 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
         phase2_adapt::convert(&whole, saved, options, &mut warnings)?;
     }
     for saved in &all {
-        warnings.extend(privileges::denied(&saved.process));
+        warnings.extend(privileges::denied(&saved.process, &saved.supplementary));
         warnings.extend(privileges::find_root(&saved.root)?);
     }
     let mut tree = options.ids.tree(image, &all, &mut warnings)?;

@@ -5,6 +5,7 @@
 //   seal      memory that is sealed (mseal(2))
 //   overrun   a timer that has expired often, whose signal waits
 //   rights    (root) capabilities, securebits, users and groups of two threads; a child has others
+//   groups    (root) supplementary groups and the bounding set
 //   dropped   (root) becomes an ordinary user
 //   root      (root) a root directory
 //   headless  the main thread has ended, another goes on with pipes, sockets, a lock, a mapping and a timer
@@ -200,7 +201,7 @@ static void lose_head(void) {
 static void check(void) {
   if (is("headless")) without_head();
   char has[3][1024] = {{0}};
-  if (is("rights") || is("dropped")) {
+  if (is("rights") || is("groups") || is("dropped")) {
     look(has);
     for (int i = 0; i < 3; i++) CHECK(!strcmp(had[i], has[i]), "%d: %s became %s", i, had[i], has[i]);
     CHECK(!is("rights") || prctl(PR_GET_SECUREBITS) == 1 << 4, "%x", prctl(PR_GET_SECUREBITS));
@@ -232,7 +233,11 @@ static void set(void) {
     CHECK(!setgroups(0, 0) && !setresgid(65533, 65533, 65533) && !setresuid(65533, 65533, 65533), "%m");
     CHECK(!prctl(PR_SET_DUMPABLE, 1), "%m");
   }
-  if (is("rights") || is("dropped")) {
+  if (is("groups")) {
+    gid_t groups[] = {7, 8, 9};
+    CHECK(!setgroups(3, groups) && !prctl(PR_CAPBSET_DROP, CAP_MKNOD), "%m");
+  }
+  if (is("rights") || is("groups") || is("dropped")) {
     pthread_t thread;
     CHECK(!pthread_create(&thread, 0, stranger, 0), "no thread");
     do {
