@@ -341,6 +341,40 @@ fn a_shell_that_was_stopped_goes_on_in_the_foreground() {
     }
 }
 
+/// Nobody who is stopped goes on because another is told to show itself.
+#[test]
+fn who_is_stopped_beside_a_program_with_the_whole_terminal_stays_so() {
+    const PROGRAM: &str = r#"
+import os, signal, subprocess, tty
+tty.setcbreak(0)
+other = subprocess.Popen(["sleep", "1000"])
+os.kill(other.pid, signal.SIGSTOP)
+os.waitpid(other.pid, os.WUNTRACED)
+signal.signal(signal.SIGWINCH, lambda *_: print("resized", flush=True))
+print("ready", flush=True)
+while os.read(0, 1) == b"m":
+    print("state", open(f"/proc/{other.pid}/stat").read().split()[2], flush=True)
+other.kill()
+"#;
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        bench.file("p.py", PROGRAM);
+        let line = [text(&bench.ckpt()), "-n", "x.ckpt", "python3", "p.py"].map(str::to_owned);
+        let line: Vec<_> = line.iter().map(String::as_str).collect();
+        let session = Session::start(&bench, &line);
+        session.shows("ready");
+        let pid = session.child.id().to_string();
+        bench.must(&["save", "--stop", &pid, "-n", &bench.name("x.ckpt")]);
+        session.ends_with(0);
+        let mut session = Session::of_size(&bench, &[text(&bench.path("x.ckpt"))], (100, 30));
+        session.shows("resized");
+        session.types(b"m");
+        session.shows("state T");
+        session.types(b"q");
+        session.ends_with(0);
+    }
+}
+
 /// The restarter that a shell has started: its only child.
 fn restarter(shell: &Session) -> String {
     let children = format!("/proc/{0}/task/{0}/children", shell.child.id());

@@ -11,7 +11,7 @@ use crate::proc::Pid;
 use crate::resource::descriptor::kind;
 use crate::resource::descriptor::pty::screen::{Front, reads_keys};
 use crate::resource::{kinship, losses};
-use ckpt_abi::image::{Descriptor, DescriptorKind, Member, SectionKind, member_flag};
+use ckpt_abi::image::{Descriptor, DescriptorKind, Member, SectionKind, member_flag, process_flag};
 use ckpt_abi::region::GROUP_LEFT;
 use nix::libc;
 use nix::unistd::{getpgrp, getppid, setpgid, setsid};
@@ -102,7 +102,8 @@ pub(super) fn front(
     }
     let by_name = |record: &Descriptor| kind(record) == DescriptorKind::Terminal;
     let opened = all.iter().flat_map(|saved| &saved.descriptors).any(by_name);
-    let front = Front::find(screen, opened);
+    let stopped = |saved: &Saved<'_>| saved.process.flags & process_flag::STOPPED != 0;
+    let front = Front::find(screen, opened, !all.iter().any(stopped));
     if front.is_none() && reads_keys(&screen) {
         let text = "the program reads keys from a terminal, as editors and shells do, and there is none here";
         return Err(Error::new(text)

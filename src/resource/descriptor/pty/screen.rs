@@ -103,21 +103,24 @@ pub(crate) struct Front {
     tty: OwnedFd,
     screen: Screen,
     is_front: bool,
+    /// Whether everybody runs: SIGCONT does nothing but tell then.
+    all_run: bool,
 }
 
 impl Front {
     /// Finds the one at which this process was started: its own, if that is one of its standard streams or the program has
     /// `opened` it by a name, or else one that it has as such a stream.
-    pub(crate) fn find(screen: Screen, opened: bool) -> Option<Self> {
+    pub(crate) fn find(screen: Screen, opened: bool, all_run: bool) -> Option<Self> {
         let standard = [0, 1, 2].into_iter().filter_map(open::standard);
         let stream = standard.into_iter().find(|fd| isatty(fd).unwrap_or(false));
         let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
         let own = nix::fcntl::open("/dev/tty", flags, Mode::empty());
         if let Some(tty) = own.ok().filter(|_| opened || stream.is_some()) {
             let is_front = tcgetpgrp(&tty) == Ok(getpgrp());
-            return Some(Self { tty, screen, is_front });
+            return Some(Self { tty, screen, is_front, all_run });
         }
-        Some(Self { tty: stream?.try_clone_to_owned().ok()?, screen, is_front: true })
+        let tty = stream?.try_clone_to_owned().ok()?;
+        Some(Self { tty, screen, is_front: true, all_run })
     }
 
     /// Gives it the settings and the foreground group that the saved one had; all signals are blocked. What tells how bytes go
@@ -158,7 +161,7 @@ impl Front {
                 unsafe { libc::kill(-group, signal) };
             }
         };
-        if is_taken(&self.screen) {
+        if self.all_run && is_taken(&self.screen) {
             signal(libc::SIGCONT);
             std::thread::sleep(MOMENT / 3);
         }
