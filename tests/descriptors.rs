@@ -97,10 +97,6 @@ fn what_cannot_be_opened_again_is_named() {
         .expect("its mode");
     let terminal = format!("f = open({:?}, 'rb', 0)", name.to_str().expect("utf-8"));
     for (script, named) in [
-        (
-            "import fcntl; open('l', 'w'); f = open('l'); fcntl.fcntl(f, fcntl.F_SETLEASE, fcntl.F_RDLCK)",
-            "the lock on",
-        ),
         ("f = open('/proc/1/stat')", "about another process"),
         (
             "import os, threading; e = threading.Event(); t = threading.Thread(target=e.wait, daemon=True); \

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-only
-//! What waits in unix sockets is sent again: by whom it was (SCM_CREDENTIALS), with what was under way with it (SCM_RIGHTS).
+//! What waits in unix sockets is sent again: by whom it was (SCM_CREDENTIALS), with what was under way with it (SCM_RIGHTS); then
+//! what had ended ends again.
 
 use super::item::Item;
 use super::make::{Deputy, FLAGS, Make, act};
@@ -11,7 +12,8 @@ use crate::resource::descriptor::{Place, Restored, numbers};
 use ckpt_abi::image::socket_flag;
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::socket::{ControlMessage, SockType, UnixAddr, UnixCredentials, sendmsg};
+use nix::sys::socket::{ControlMessage, Shutdown, SockType, UnixAddr, UnixCredentials};
+use nix::sys::socket::{send, sendmsg, shutdown};
 use nix::unistd::{getgid, getpid, getuid};
 use std::io::IoSlice;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -41,6 +43,28 @@ impl Make {
                     None => self.send_to(item, message, &rights),
                 });
                 sent.because(|| format!("cannot bring back what waits in {}", item.called()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends what had ended.
+    pub(super) fn shut(&self) -> Result<()> {
+        for (inode, item) in &self.items {
+            let Some(end) = self.ends.get(inode) else { continue };
+            if item.is(socket_flag::RESET) {
+                let _ = send(end.as_raw_fd(), b"!", FLAGS);
+            }
+            let how = match item.socket.shutdown {
+                1 => Shutdown::Read,
+                2 => Shutdown::Write,
+                3 => Shutdown::Both,
+                _ => continue,
+            };
+            match shutdown(end.as_raw_fd(), how) {
+                // A socket that was never connected.
+                Ok(()) | Err(Errno::ENOTCONN) => {}
+                Err(e) => return Err(e).because(|| "cannot shut a socket down"),
             }
         }
         Ok(())

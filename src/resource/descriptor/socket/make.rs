@@ -13,7 +13,7 @@ use crate::resource::descriptor::{
 };
 use ckpt_abi::image::{Descriptor, DescriptorKind, socket_flag};
 use nix::errno::Errno;
-use nix::sys::socket::{Backlog, MsgFlags, Shutdown, listen, send, shutdown};
+use nix::sys::socket::{Backlog, MsgFlags, listen};
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
@@ -332,23 +332,31 @@ impl Make {
 
     /// Has pairs made by whom they were, and gives names to those of datagrams, also where nobody has the other end.
     fn pair(&self, deputy: Option<Deputy<'_>>) -> Result<()> {
-        let others = unix::all();
+        let (others, mut pairs) = (unix::all(), Vec::new());
         for (inode, item) in self.items.iter().filter(|(inode, item)| self.leads(**inode, item)) {
             let partner = self.partner(*inode);
             let other = partner.map_or(self.ghosts.get(inode), |it| self.ends.get(&it));
-            let (Some(one), Some(two)) = (self.ends.get(inode), other) else { continue };
-            let is_pair = self.meeting(*inode, item).is_none();
-            if is_pair && deputy.is_some() {
-                let again = || {
+            if let (Some(one), Some(two)) = (self.ends.get(inode), other)
+                && self.meeting(*inode, item).is_none()
+            {
+                pairs.push((item, one, two, partner.and_then(|it| self.items.get(&it))));
+            }
+        }
+        order::by_key(&mut pairs, |(item, ..)| (item.socket.maker[0].into(), 0));
+        for same in pairs.chunk_by(|a, b| a.0.socket.maker == b.0.socket.maker) {
+            let again = || {
+                same.iter().try_for_each(|(item, one, two, _)| {
                     let pair = item.pair().map_err(|e| Errno::from_raw(e.errno()))?;
                     numbers::place(pair.0.as_raw_fd(), one.as_raw_fd(), true);
                     numbers::place(pair.1.as_raw_fd(), two.as_raw_fd(), true);
                     Ok(())
-                };
-                let made = act(deputy, item.socket.maker, again);
-                made.because(|| "cannot make a pair of sockets")?;
-            }
-            let other = partner.and_then(|partner| self.items.get(&partner));
+                })
+            };
+            // Without a deputy they are what they will be.
+            let made = deputy.map_or(Ok(()), |_| act(deputy, same[0].0.socket.maker, again));
+            made.because(|| "cannot make a pair of sockets")?;
+        }
+        for (item, one, two, other) in pairs {
             for (end, item) in [(one, Some(item)), (two, other)] {
                 let bound = item.filter(|it| it.has_datagrams() && it.is(socket_flag::BOUND));
                 bound.map(|item| item.bind(end, others.as_ref())).transpose()?;
@@ -436,28 +444,6 @@ impl Make {
             let met = act(deputy, item.socket.maker, connects);
             met.because(|| format!("cannot connect to {}", listener.called()))?;
             done.push(at);
-        }
-        Ok(())
-    }
-
-    /// Ends what had ended.
-    fn shut(&self) -> Result<()> {
-        for (inode, item) in &self.items {
-            let Some(end) = self.ends.get(inode) else { continue };
-            if item.is(socket_flag::RESET) {
-                let _ = send(end.as_raw_fd(), b"!", FLAGS);
-            }
-            let how = match item.socket.shutdown {
-                1 => Shutdown::Read,
-                2 => Shutdown::Write,
-                3 => Shutdown::Both,
-                _ => continue,
-            };
-            match shutdown(end.as_raw_fd(), how) {
-                // A socket that was never connected.
-                Ok(()) | Err(Errno::ENOTCONN) => {}
-                Err(e) => return Err(e).because(|| "cannot shut a socket down"),
-            }
         }
         Ok(())
     }
