@@ -194,8 +194,10 @@ impl Tree {
         let births = Births::of_all(&self.members, &lives)
             .map_err(|_| whole.image.damaged("its processes cannot share what they share"))?;
         let terminals = self.terminals(&files)?;
+        // Behind the first attempt /proc shows the offsets of children that were not to be (timens_offsets).
+        let ahead = super::clock::ahead(whole)?;
         loop {
-            place.enter(super::clock::ahead(whole)?, !whole.systemv.is_empty())?;
+            place.enter(ahead, !whole.systemv.is_empty())?;
             // Who was the first process of a namespace becomes that of this one.
             let leads =
                 place.is_apart() && members.first().is_some_and(|root| root.pid == Pid::INIT);

@@ -95,7 +95,10 @@ impl Place {
         if !flags.is_empty() || self.is_apart() {
             self.separate(flags).map_err(|errno| Hindrance::Refused(errno).error())?;
         }
-        set_clocks(ahead);
+        // What counts for ids makes children that share memory, which no other time namespace allows (kernel/fork.c).
+        if self != Self::Counted {
+            set_clocks(ahead);
+        }
         Ok(())
     }
 
