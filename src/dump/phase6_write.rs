@@ -181,7 +181,14 @@ impl<'a> Writing<'a> {
         let machine = machine(&mut self.common)?;
         self.writer.records(SectionKind::Machine, &[machine])?;
         self.writer.records(SectionKind::Cpuid, cpu::leaves())?;
+        let alone = processes.len() == 1;
         for gathered in &mut processes {
+            if alone
+                && remembered::in_registers(&gathered.threads)
+                && let Some(process) = &mut gathered.process
+            {
+                process.flags |= process_flag::REMEMBERS_IDS;
+            }
             order::by_key(&mut gathered.guards, |guard| (guard.start, 0));
             records(&mut self.writer, gathered)?;
         }

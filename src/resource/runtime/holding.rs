@@ -96,6 +96,12 @@ fn holding<'a>(regs: &'a Regs, tid: u32, among: &'a [usize]) -> impl Iterator<It
     among.iter().copied().filter(move |offset| value(regs, *offset) == u64::from(tid))
 }
 
+/// Whether a register has this id that is not among those of `bits`. That of results is not looked at.
+pub(super) fn remembers(regs: &Regs, bits: u64, id: u32) -> bool {
+    let is_other = |at: &usize| bits >> (at / 8) & 1 == 0 && *at != offset_of!(Regs, rax);
+    holding(regs, id, &GENERAL).any(|at| is_other(&at))
+}
+
 /// Whether a thread may be about to write its id into a lock, or to compare it with the owner: it is in the C
 /// library, with the id in one register and the address of such a lock in another. The next instruction is not
 /// the system call that waits for it.

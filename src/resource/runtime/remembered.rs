@@ -8,7 +8,7 @@
 //! ids again. Text is not looked at: files with process ids are read by others.
 
 use super::clocks::{KIND, OF_THREAD, SCHED, id_of};
-use super::{glibc, musl};
+use super::{glibc, holding, musl};
 use crate::resource::threads;
 use ckpt_abi::image::{Owner, Thread, thread_flag};
 use ckpt_loops::pages::find_word;
@@ -96,6 +96,12 @@ impl Search {
             Err(_) => boxed.contains(&whole),
         }
     }
+}
+
+/// Whether a register of one of these threads, the main one first, has the process's id: it may stand nowhere else.
+pub(crate) fn in_registers(all: &[Thread]) -> bool {
+    let pid = all.first().map_or(0, |main| main.tid);
+    all.iter().any(|one| holding::remembers(&threads::regs(one), one.id_registers, pid))
 }
 
 /// Where a thread's C library or Go keeps its id.
