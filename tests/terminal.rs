@@ -419,3 +419,56 @@ fn there_may_be_no_terminal() {
     assert!(said.contains("ran at a terminal, and there is none here"), "{said}");
     assert_eq!(restart(&["--no-tty"]), (Some(0), String::new()));
 }
+
+/// A restart that fails at its last step leaves the terminal as it was: usable, of its size, and the shell's.
+#[test]
+fn a_restart_that_fails_gives_the_terminal_back() {
+    const PROGRAM: &str = r#"
+import os, subprocess, sys, tty
+other = subprocess.Popen(["sleep", "1000"]) if sys.argv[1] == "job" else None
+tty.setraw(0)
+print("ready", flush=True)
+os.read(0, 1)
+"#;
+    const SCRIPT: &str = r#"
+trap "echo resized" WINCH
+./x.ckpt $1
+echo "ended $?"
+modes() { stty -a | tr -s ' ;' '\n' | grep -cxE "icanon|echo|isig|opost" | sed "s/^/$1 /"; }
+modes atonce
+sleep 0.4
+modes later
+echo over
+"#;
+    for (who, kind, step) in [
+        (Who::Nobody, "job", "planned"),
+        (Who::Nobody, "job", "installed"),
+        (Who::Me, "job", "installed"),
+        (Who::Nobody, "one", "installed"),
+        (Who::Me, "one", "installed"),
+    ] {
+        let bench = Bench::new(who);
+        bench.file("p.py", PROGRAM);
+        bench.file("s.sh", SCRIPT);
+        let line =
+            [text(&bench.ckpt()), "-n", "x.ckpt", "python3", "p.py", kind].map(str::to_owned);
+        let line: Vec<_> = line.iter().map(String::as_str).collect();
+        let session = Session::start(&bench, &line);
+        session.shows("ready");
+        let pid = session.child.id().to_string();
+        bench.must(&["save", "--stop", &pid, "-n", &bench.name("x.ckpt")]);
+        session.ends_with(0);
+        let fault = format!("CKPT_FAULT={step}");
+        let ids = if kind == "job" { "--ids=auto" } else { "--ids=new" };
+        let session = Session::start(&bench, &["env", &fault, "bash", "s.sh", ids]);
+        session.shows("over");
+        let screen = session.screen.lock().expect("no panic").clone();
+        let all = format!("{who:?} {kind} {step}: {screen}");
+        assert!(!screen.contains("ended 0") && !screen.contains("resized"), "{all}");
+        assert!(
+            screen.contains("later 4") && (kind == "one" || screen.contains("atonce 4")),
+            "{all}"
+        );
+        session.ends_with(0);
+    }
+}

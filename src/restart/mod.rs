@@ -48,7 +48,7 @@ use ckpt_abi::image::SectionKind;
 use ckpt_abi::region::{Config, GROUP_LEFT};
 pub use ids::Ids;
 use phase1_check::{Saved, Whole};
-use phase3_open::Files;
+use phase3_open::{Files, Opened};
 use pooled::Kept;
 use skeleton::rendezvous::Stage;
 use skeleton::stay;
@@ -204,6 +204,18 @@ impl Start<'_> {
             mapping::block_all_signals();
             self.front.iter().for_each(Front::set);
         }
+        let left = self.cut_and_say(&opened, who, warnings).and_then(|()| {
+            reach(Point::Planned);
+            phase7_leave::leave(opened, plan, &saved.locks, who)
+        });
+        if who.member().is_none() {
+            self.front.iter().for_each(Front::give_back);
+        }
+        left
+    }
+
+    /// Cuts files back that grew, and says what there is to be said.
+    fn cut_and_say(&self, opened: &Opened, who: Who<'_>, warnings: Vec<String>) -> Result<()> {
         let led = opened.descriptors.iter().filter(|r| opened.led.contains(&r.record.fd));
         let grown = grown::cut(led, self.options.truncate_files, self.program_name)?;
         for warning in warnings.into_iter().chain(grown) {
@@ -213,8 +225,7 @@ impl Start<'_> {
                 let _ = std::io::stderr().write_all(line.as_bytes());
             }
         }
-        reach(Point::Planned);
-        phase7_leave::leave(opened, plan, &saved.locks, who)
+        Ok(())
     }
 }
 

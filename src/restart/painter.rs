@@ -8,8 +8,8 @@
 use super::mapping;
 use super::skeleton::make::end;
 use crate::inject::monitor;
-use crate::proc::Pid;
 use crate::proc::fork::fork;
+use crate::proc::{Pid, Process};
 use crate::resource::descriptor::numbers::close_others;
 use crate::resource::descriptor::pty::screen::Front;
 use nix::libc;
@@ -45,7 +45,10 @@ fn live(front: &Front, restarter: Pid, mut line: PipeReader) -> ! {
     let _ = setsid();
     // Whoever reads from the starter's descriptors waits for their end.
     close_others(vec![front.as_fd().as_raw_fd(), line.as_raw_fd()]);
+    let restarter = Process::glimpse(restarter);
     let _ = line.read(&mut [0]);
-    front.repaint(restarter);
+    if let Ok(restarter) = restarter {
+        front.repaint(&restarter);
+    }
     end(0)
 }

@@ -13,7 +13,7 @@ use super::skeleton::init::Init;
 use super::skeleton::make::{Processes, Role, end};
 use super::skeleton::namespaces::Place;
 use super::skeleton::nursery::Nursery;
-use super::skeleton::proxy::{self, Proxy};
+use super::skeleton::proxy::{self, Begun, Proxy};
 use super::skeleton::rendezvous::{Rendezvous, Stage, ended};
 use super::skeleton::witness::Witness;
 use super::skeleton::{counted, deputy, stay};
@@ -188,6 +188,7 @@ impl Tree {
         let painter = painter::start(start.front.as_ref(), false);
         let mut pool = Pool::make(whole.image, &all, &self.members, &lives)?;
         let mut witness = Witness::start()?;
+        let mut begun = Begun::with(&witness);
         reach(Point::Witnessed);
         let exit_signals: Vec<_> =
             self.members.iter().map(|m| m.exit_signal.cast_signed()).collect();
@@ -202,6 +203,7 @@ impl Tree {
             let leads =
                 place.is_apart() && members.first().is_some_and(|root| root.pid == Pid::INIT);
             let init = (place.is_apart() && !leads).then(|| Init::start(rendezvous)).transpose()?;
+            begun.init = init.as_ref().map(Init::pid);
             reach(Point::Apart);
             let chosen = matches!(place, Place::Here | Place::Apart | Place::AsUser) && !leads;
             files.finish(whole, chosen.then_some(&deputy::act), &mut warnings)?;
@@ -250,7 +252,7 @@ impl Tree {
             reach(Point::Rooted);
             let governs = self.governs();
             let proxy = Proxy { root, init, witness, rendezvous: Some(rendezvous), governs };
-            self.stand(program_name, proxy, rendezvous, (monitor, painter), all_made)
+            self.stand(start, (proxy, nursery), rendezvous, (monitor, painter), all_made)
         }
     }
 
@@ -364,8 +366,8 @@ impl Tree {
     /// Waits until all are there, and stands for the root.
     fn stand(
         &self,
-        program_name: &str,
-        mut proxy: Proxy,
+        start: &Start<'_>,
+        (mut proxy, nursery): (Proxy, Nursery),
         rendezvous: Rendezvous,
         waiting: (Option<Monitor>, Option<PipeWriter>),
         made: Result<()>,
@@ -399,8 +401,8 @@ impl Tree {
                 proxy.stand()
             }
             Err(error) => {
-                complain(rendezvous, program_name, &error);
-                proxy.give_up(ids().filter(|_| made.is_ok()));
+                complain(rendezvous, start.program_name, &error);
+                proxy.give_up(ids().filter(|_| made.is_ok()), nursery, start.front.as_ref());
             }
         }
     }

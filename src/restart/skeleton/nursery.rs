@@ -6,6 +6,8 @@ use super::children::change;
 use crate::proc::{Pid, Process};
 use nix::libc;
 use nix::sys::prctl::{get_child_subreaper, set_child_subreaper};
+use nix::sys::signal::{Signal, kill};
+use std::os::unix::fs::MetadataExt;
 
 /// What there was before the tree.
 pub(crate) struct Nursery {
@@ -31,18 +33,41 @@ impl Nursery {
 
     /// Waits until all are gone that were made since, who have been told to give up.
     pub(crate) fn close(self) {
+        self.wait(|child| {
+            let _ = change(Some(child), libc::WEXITED);
+            true
+        });
+        let _ = set_child_subreaper(self.reaped);
+    }
+
+    /// Ends those that were made since, with their orphans, and waits for them. What else has come here meanwhile (a
+    /// script's, that has become this process) executes another file.
+    pub(crate) fn clear(&self) {
+        let file = |pid: Pid| {
+            let file = std::fs::metadata(format!("/proc/{pid}/exe")).ok();
+            file.map(|file| (file.dev(), file.ino()))
+        };
+        let own = file(Pid::own());
+        self.wait(|child| {
+            let is_ours = own.is_some() && file(child) == own;
+            if is_ours {
+                let _ = kill(child.nix(), Signal::SIGKILL);
+                let _ = change(Some(child), libc::WEXITED);
+            }
+            is_ours
+        });
+    }
+
+    /// Has something done with those who were made since, as long as it does anything.
+    fn wait(&self, act: impl Fn(Pid) -> bool) {
         // The list misses some when one of them ends as it is read (proc_pid_children(5)).
         let mut quiet = 0;
         while quiet < 2 {
-            match children().iter().find(|child| !self.children.contains(child)) {
-                Some(child) => {
-                    let _ = change(Some(*child), libc::WEXITED);
-                    quiet = 0;
-                }
-                None => quiet += 1,
-            }
+            let all = children();
+            let news = all.into_iter().filter(|child| !self.children.contains(child));
+            // All of them, for an orphan of one may be a brother of the others.
+            quiet = if news.filter(|child| act(*child)).count() > 0 { 0 } else { quiet + 1 };
         }
-        let _ = set_child_subreaper(self.reaped);
     }
 }
 

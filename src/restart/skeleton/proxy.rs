@@ -13,6 +13,7 @@ use super::children::{Change, change};
 use super::corefile;
 use super::init::Init;
 use super::make::end;
+use super::nursery::Nursery;
 use super::rendezvous::Rendezvous;
 use super::witness::Witness;
 use crate::error::FAILED;
@@ -21,7 +22,7 @@ use crate::proc::Process;
 use crate::proc::stat::glance;
 use crate::ptrace::forebear;
 use crate::ptrace::raw::{await_signal, signal_set};
-use crate::resource::descriptor::pty::screen::pass;
+use crate::resource::descriptor::pty::screen::{Front, pass};
 use nix::libc;
 use nix::sys::prctl::get_child_subreaper;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
@@ -166,8 +167,13 @@ impl Proxy {
 
 impl Proxy {
     /// Ends all of a tree that could not be restarted, as far as they are `members`, and this process; somebody has
-    /// said why.
-    pub(crate) fn give_up(self, members: impl Iterator<Item = Pid>) -> ! {
+    /// said why. The terminal is as before then.
+    pub(crate) fn give_up(
+        self,
+        members: impl Iterator<Item = Pid>,
+        nursery: Nursery,
+        front: Option<&Front>,
+    ) -> ! {
         match &self.init {
             Some(init) => send(init.pid(), libc::SIGKILL),
             None => members.chain([self.root]).for_each(|pid| send(pid, libc::SIGKILL)),
@@ -178,9 +184,32 @@ impl Proxy {
         if let Some(init) = self.init.filter(|init| init.pid() != self.root) {
             let _ = change(Some(init.pid()), libc::WEXITED);
         }
+        nursery.clear();
         self.witness.dismiss();
+        front.into_iter().for_each(Front::give_back);
         let Ok(Some(Change::Ended(status))) = root else { end(FAILED.into()) };
         end(if status == 0 { FAILED.into() } else { status })
+    }
+}
+
+/// Helpers of a restart that may yet fail: they execute the file, and are gone before its end is seen.
+pub(crate) struct Begun {
+    witness: Pid,
+    pub(crate) init: Option<Pid>,
+}
+
+impl Begun {
+    pub(crate) fn with(witness: &Witness) -> Self {
+        Self { witness: witness.pid(), init: None }
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        for helper in self.init.into_iter().chain([self.witness]) {
+            send(helper, libc::SIGKILL);
+            let _ = change(Some(helper), libc::WEXITED);
+        }
     }
 }
 

@@ -10,12 +10,15 @@
 
 use super::super::{Tables, open, terminal};
 use super::settings::{set_foreground, set_termios, set_window, termios, window};
+use crate::proc::fork::fork;
 use crate::proc::{Pid, Process, front};
 use crate::ptrace::borrowed;
 use crate::resource::kinship::numbers;
 use ckpt_abi::image::{Member, Screen, Termios};
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::libc;
+use nix::sys::signal::killpg;
 use nix::sys::stat::Mode;
 use nix::unistd::{getpgrp, isatty, tcgetpgrp};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -105,6 +108,8 @@ pub(crate) struct Front {
     is_front: bool,
     /// Whether everybody runs: SIGCONT does nothing but tell then.
     all_run: bool,
+    /// Its settings and foreground group before.
+    before: (Option<Termios>, Pid),
 }
 
 impl Front {
@@ -117,10 +122,15 @@ impl Front {
         let own = nix::fcntl::open("/dev/tty", flags, Mode::empty());
         if let Some(tty) = own.ok().filter(|_| opened || stream.is_some()) {
             let is_front = tcgetpgrp(&tty) == Ok(getpgrp());
-            return Some(Self { tty, screen, is_front, all_run });
+            return Some(Self::of(tty, screen, is_front, all_run));
         }
         let tty = stream?.try_clone_to_owned().ok()?;
-        Some(Self { tty, screen, is_front: true, all_run })
+        Some(Self::of(tty, screen, true, all_run))
+    }
+
+    fn of(tty: OwnedFd, screen: Screen, is_front: bool, all_run: bool) -> Self {
+        let before = (termios(&tty).ok(), Pid::new(getpgrp().as_raw()));
+        Self { tty, screen, is_front, all_run, before }
     }
 
     /// Gives it the settings and the foreground group that the saved one had; all signals are blocked. What tells how bytes go
@@ -139,6 +149,24 @@ impl Front {
         }
     }
 
+    /// Takes that back where a restart has failed: settings that nobody has changed since, and the foreground from a group
+    /// that is gone, or ours. All signals are blocked.
+    pub(crate) fn give_back(&self) {
+        let (Some(before), group) = &self.before else { return };
+        if !self.is_front {
+            return;
+        }
+        let modes = |it: &Termios| (it.input, it.output, it.local, it.chars);
+        if termios(&self.tty).is_ok_and(|now| modes(&now) == modes(&self.screen.termios)) {
+            let _ = set_termios(&self.tty, before);
+        }
+        let Ok(now) = tcgetpgrp(&self.tty) else { return };
+        let is_gone = now.as_raw() > 0 && killpg(now, None) == Err(Errno::ESRCH);
+        if now != group.nix() && (is_gone || now == getpgrp()) {
+            let _ = set_foreground(&self.tty, *group);
+        }
+    }
+
     /// Whether somebody has to be told that the terminal shows nothing of it.
     pub(crate) fn is_blank(&self) -> bool {
         self.is_front && (is_taken(&self.screen) || self.has_another_size())
@@ -149,12 +177,14 @@ impl Front {
     }
 
     /// Has the program show itself, once it runs. Many do so only if the size is another than before; so for a moment it
-    /// is. `one` is of the terminal's session: whoever is of another may not ask it for its foreground group.
-    pub(crate) fn repaint(&self, one: Pid) {
+    /// is. The restarter is of the terminal's session: whoever is of another may not ask it for its foreground group. If
+    /// that is gone, there is no program; then the terminal is given back.
+    pub(crate) fn repaint(&self, restarter: &Process) {
         const MOMENT: Duration = Duration::from_millis(150);
         std::thread::sleep(MOMENT / 3);
-        let stat = Process::glimpse(one).and_then(|one| one.main_stat());
-        let group = stat.map_or(0, |stat| stat.tpgid.get());
+        let stat = restarter.main_stat().ok().filter(|stat| !matches!(stat.state, 'Z' | 'X'));
+        let Some(stat) = stat else { return self.give_back() };
+        let group = stat.tpgid.get();
         let signal = |signal: i32| {
             if group > 1 {
                 // SAFETY: sends a signal, which does nothing to who does not expect it.
@@ -169,6 +199,8 @@ impl Front {
         match here {
             Some(here) if !self.has_another_size() => {
                 let narrow = [here[0], here[1] - 1, here[2], here[3]];
+                // Two put it back: one may be killed.
+                let _ = fork(0);
                 let _ = set_window(&self.tty, narrow);
                 std::thread::sleep(MOMENT);
                 if window(&self.tty) == Ok(narrow) {
