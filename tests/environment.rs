@@ -201,3 +201,47 @@ fn pairs_of_sockets_go_on_where_the_kernel_does_not_tell() {
         run.ends_well();
     }
 }
+
+/// The id of the copy that is read is in the program's memory, which others of its user may write to.
+#[test]
+fn a_forged_id_of_the_snapshot_harms_nobody() {
+    use ckpt_abi::region::{MAGIC, STACK_LEN, STACKS};
+    use std::os::unix::fs::FileExt;
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        let mut run = bench.run(bench.subject("own", Build::Static), &["plain"]);
+        run.expect("ready");
+        bench.must(&["save", &run.pid_text(), "-n", "x.ckpt"]);
+        let victim = bench.run("sleep", &["1000"]);
+        let score =
+            || std::fs::read_to_string(format!("/proc/{}/oom_score_adj", victim.pid())).ok();
+        let before = score();
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", run.pid())).unwrap();
+        let mut options = std::fs::OpenOptions::new();
+        options.read(true).write(true);
+        let memory = options.open(format!("/proc/{}/mem", run.pid())).unwrap();
+        let starts = maps.lines().filter_map(|line| line.split_once('-'));
+        let mut starts = starts.filter_map(|(start, _)| u64::from_str_radix(start, 16).ok());
+        let mut magic = [0; MAGIC.len()];
+        let region = starts
+            .find(|at| memory.read_exact_at(&mut magic, *at).is_ok() && magic == MAGIC)
+            .unwrap();
+        // Others than these would harm whoever runs the test, should it fail.
+        for forged in [victim.pid(), 0] {
+            let mut save = bench.command(bench.ckpt());
+            save.args(["save", &run.pid_text(), "-n", "x.ckpt"]).env("CKPT_FAULT", "+cloned");
+            let save = Run::start(save);
+            let status =
+                || std::fs::read_to_string(format!("/proc/{}/status", save.pid_text())).ok();
+            until("the step", || status()?.contains("T (stopped)").then_some(()));
+            memory.write_all_at(&forged.to_ne_bytes(), region + STACKS + 2 * STACK_LEN).unwrap();
+            save.signal(nix::sys::signal::Signal::SIGCONT);
+            save.ends_well();
+            assert_eq!(score(), before);
+        }
+        run = bench.reborn("x.ckpt", run);
+        run.go();
+        victim.signal(nix::sys::signal::Signal::SIGTERM);
+        assert_eq!(victim.end().signal(), Some(15));
+    }
+}

@@ -10,10 +10,11 @@ use super::phase2_equip::Equipped;
 use super::phase3_gather::Still;
 use crate::error::{Because, Result};
 use crate::fault::{Point, reach};
-use crate::proc::Pid;
 use crate::proc::Process;
-use crate::proc::closing;
 use crate::proc::pidfd::Pidfd;
+use crate::proc::stat::Stat;
+use crate::proc::{Pid, Tid};
+use crate::proc::{clocks, closing};
 use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
@@ -24,7 +25,6 @@ use crate::resource::plan::{Orders, Step};
 use ckpt_abi::op::{ListHead, OpKind};
 use ckpt_abi::region::{STACK_LEN, STACKS};
 use nix::libc;
-use nix::sys::signal::{Signal, kill};
 use std::time::{Duration, Instant};
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -33,12 +33,12 @@ const CLONE_PARENT_SETTID: u64 = libc::CLONE_PARENT_SETTID as u64;
 const CLONE_UNTRACED: u64 = libc::CLONE_UNTRACED as u64;
 
 /// A process of ours that holds the picture; it ends with this value.
-pub(crate) struct Snapshot(Pid);
+pub(crate) struct Snapshot(Process);
 
 impl Snapshot {
     /// The process and its memory.
     pub(crate) fn open(&self) -> Result<(Process, Memory)> {
-        let process = Process::open(self.0)?;
+        let process = self.0.clone();
         // Under Yama the snapshot itself has to allow us first.
         let deadline = Instant::now() + Duration::from_secs(5);
         loop {
@@ -53,7 +53,7 @@ impl Snapshot {
 
 impl Drop for Snapshot {
     fn drop(&mut self) {
-        let _ = kill(self.0.nix(), Signal::SIGKILL);
+        self.0.kill();
     }
 }
 
@@ -68,9 +68,17 @@ pub(crate) struct Pictured<'a> {
     /// The picture, if there is one.
     pub snapshot: Option<Snapshot>,
     /// Where the id of the picture will be, as long as it is only begun.
-    begun: Option<u64>,
+    begun: Option<Asked>,
     /// Its threads, as long as they stand still.
     frozen: Option<Frozen>,
+}
+
+/// A picture that was asked for.
+struct Asked {
+    /// Where its id will be.
+    at: u64,
+    /// When, in ticks since boot.
+    since: u64,
 }
 
 /// Pictures that are being taken of processes that go on, of all at once: the kernel copies their page tables on as many
@@ -90,7 +98,7 @@ impl<'a> Begun<'a> {
             let Still { equipped, mut frozen, gathered, areas, orphans_leave, .. } = process;
             let mut data = None;
             if goes_on && orphans_leave && all.outcome.is_ok() {
-                all.outcome = begin(&mut frozen, equipped).map(|at| data = Some(at));
+                all.outcome = begin(&mut frozen, equipped).map(|asked| data = Some(asked));
             }
             let (snapshot, frozen) = (None, Some(frozen));
             let one = Pictured { equipped, gathered, areas, snapshot, begun: data, frozen };
@@ -106,8 +114,8 @@ impl<'a> Begun<'a> {
     pub(crate) fn finish(mut self) -> Result<Vec<Pictured<'a>>> {
         for process in &mut self.pictured {
             let (begun, frozen) = (process.begun.take(), process.frozen.as_mut());
-            let Some((data, frozen)) = begun.zip(frozen) else { continue };
-            let snapshot = finish(frozen, process.equipped, data);
+            let Some((asked, frozen)) = begun.zip(frozen) else { continue };
+            let snapshot = finish(frozen, process.equipped, &asked);
             let snapshot = snapshot.map(|snapshot| process.snapshot = snapshot);
             self.outcome = self.outcome.and(snapshot);
         }
@@ -150,33 +158,51 @@ fn are_possible() -> bool {
     closing::is_possible() && Pidfd::open(Pid::own()).is_ok()
 }
 
-/// Begins to make a snapshot; where its id will be. There is none where orphans come to the target or to nobody
+/// Begins to make a snapshot. There is none where orphans come to the target or to nobody
 /// ([`super::keeper`]): then the pages have to be written while the target stands still.
-fn begin(frozen: &mut Frozen, equipped: &Equipped) -> Result<u64> {
+fn begin(frozen: &mut Frozen, equipped: &Equipped) -> Result<Asked> {
     let Equipped { memory, region, .. } = equipped;
     let stack = |index: u64| region.base + STACKS + STACK_LEN * (index + 1);
     // The lists lie in the third stack, which nobody runs on now.
     let data = stack(1);
     let head = write_orders(memory, data, stack(1) - 64)?;
+    let asked = Asked { at: data, since: clocks::ticks() };
     let mut caller = Caller::new(&mut frozen.threads[0], memory, &region.desk())?;
     let flags = (libc::CLONE_VM | libc::CLONE_VFORK) as u64 | CLONE_UNTRACED;
     caller.begin_clone(&[flags, stack(0) - 64], head)?;
-    Ok(data)
+    Ok(asked)
 }
 
-/// The snapshot that was begun; None when the kernel allows no more processes or memory.
-fn finish(frozen: &mut Frozen, equipped: &Equipped, data: u64) -> Result<Option<Snapshot>> {
-    let Equipped { memory, region, .. } = equipped;
+/// The snapshot that was begun; None when the kernel allows no more processes or memory, and where there is none by the
+/// kernel's word.
+fn finish(frozen: &mut Frozen, equipped: &Equipped, asked: &Asked) -> Result<Option<Snapshot>> {
+    let Equipped { process, memory, region, .. } = equipped;
+    let maker = frozen.threads[0].tid;
     let mut caller = Caller::new(&mut frozen.threads[0], memory, &region.desk())?;
     caller.end_clone()?;
     reach(Point::Cloned);
-    let snapshot: u32 = memory.get(data)?;
-    if snapshot == 0 {
+    let pid = Pid::of_word(memory.get(asked.at)?);
+    if pid.get() <= Pid::INIT.get() || pid == process.pid() {
         return Ok(None);
     }
-    let snapshot = Snapshot(Pid::of_word(snapshot));
-    let _ = Process::glimpse(snapshot.0).map(|it| it.ends_first());
-    Ok(Some(snapshot))
+    let found = Process::open(pid).ok().filter(Process::is_held);
+    let snapshot = found.filter(|found| is_copy(found, process, maker, asked.since)).map(Snapshot);
+    snapshot.iter().for_each(|snapshot| snapshot.0.ends_first());
+    Ok(snapshot)
+}
+
+/// Whether a process is a copy that a thread of another has made since then, by what only the kernel writes: its id comes
+/// from memory that other processes of that user may write to (proc_pid_mem(5)), and name somebody else's process.
+fn is_copy(found: &Process, of: &Process, maker: Tid, since: u64) -> bool {
+    let places = |stat: &Stat| {
+        [stat.start_code, stat.start_stack, stat.start_brk, stat.arg_start, stat.env_end]
+    };
+    let seen = |process: &Process, tid: Tid| {
+        let stat = process.stat(tid).ok()?;
+        Some((stat.starttime, (process.status(tid).ok()?.uid, places(&stat))))
+    };
+    let both = seen(found, found.main_thread()).zip(seen(of, maker));
+    both.is_some_and(|((begun, copy), (_, own))| begun >= since && copy == own)
 }
 
 /// Writes the lists of the intermediate and of the snapshot into the target; the address of the

@@ -17,7 +17,7 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// A process by its pidfd (pidfd_open(2)) and the directory of /proc that was its when it was opened. What is read is
@@ -34,11 +34,14 @@ pub struct Process {
 /// A living thread of each process whose main thread has ended.
 static HEADS: Mutex<Vec<(Pid, Pid)>> = Mutex::new(Vec::new());
 
+fn heads() -> MutexGuard<'static, Vec<(Pid, Pid)>> {
+    HEADS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// The id by which a process that was opened is asked for what a thread that has ended does not have any more
 /// (process_vm_readv(2), kcmp(2)).
 pub(crate) fn head(pid: Pid) -> Pid {
-    let heads = HEADS.lock().unwrap_or_else(PoisonError::into_inner);
-    heads.iter().find(|(of, _)| *of == pid).map_or(pid, |(_, head)| *head)
+    heads().iter().find(|(of, _)| *of == pid).map_or(pid, |(_, head)| *head)
 }
 
 impl Process {
@@ -60,14 +63,23 @@ impl Process {
         if process.is_reaped() {
             return Err(gone(pid));
         }
-        process.find_head();
+        match process.lacks_main() {
+            true => process.find_head(),
+            // Whoever had this id before may have been entered.
+            false => heads().retain(|(of, _)| *of != pid),
+        }
         Ok(process)
+    }
+
+    /// Whether the thread has ended whose directory this is.
+    fn lacks_main(&self) -> bool {
+        matches!(self.link_of("exe"), Err(Errno::ENOENT | Errno::ESRCH))
     }
 
     /// Where the main thread has ended before others, files, memory and directories are those of one that lives, whose
     /// directory has all of the process, too.
     pub(crate) fn find_head(&mut self) {
-        if !matches!(self.link_of("exe"), Err(Errno::ENOENT | Errno::ESRCH)) {
+        if !self.lacks_main() {
             return;
         }
         let Ok(leader) = Self::glimpse(self.pid) else { return };
@@ -83,7 +95,7 @@ impl Process {
             return;
         }
         self.directory = directory;
-        let mut heads = HEADS.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut heads = heads();
         heads.retain(|(pid, _)| *pid != self.pid);
         heads.push((self.pid, tid.as_pid()));
     }
@@ -206,6 +218,16 @@ impl Process {
             Some(pidfd) => pidfd.ended_within(Duration::ZERO),
             None => self.is_reaped(),
         }
+    }
+
+    /// Whether it is held by a descriptor of its own, and not by its id.
+    pub(crate) fn is_held(&self) -> bool {
+        self.pidfd.is_some()
+    }
+
+    /// Ends it (SIGKILL), if it is held.
+    pub(crate) fn kill(&self) {
+        self.pidfd.iter().for_each(|pidfd| pidfd.kill());
     }
 
     /// The ids of its threads in our own PID namespace, the leader's among them, in ascending order.
