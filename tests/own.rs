@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-only
-//! What the kernel keeps for a process and nobody else: leases, who holds a lock, seals, rights; or a word about it.
+//! What the kernel keeps for a process and nobody else: leases, locks, seals, rights; or a word about it.
 
 mod harness;
 
@@ -37,7 +37,7 @@ fn leases() {
 }
 
 #[test]
-fn who_holds_a_lock() {
+fn a_lock_of_a_job() {
     BOTH.into_iter().for_each(|who| keeps(who, "flock"));
 }
 
@@ -69,6 +69,27 @@ mod headless {
     fn launched() {
         survive(Who::Nobody, Way::LaunchContinue, "own", Build::Static, &["headless"]);
         survive(Who::Me, Way::Launch, "own", Build::Pie, &["headless"]);
+    }
+
+    /// It has ended with the same status, which is the program's where the others end by themselves (before Linux 5.18).
+    #[test]
+    fn status() {
+        BOTH.into_iter().for_each(|who| keeps(who, "status"));
+    }
+
+    /// The restarted main thread ends once more, and children would be told.
+    #[test]
+    fn mourned() {
+        for who in BOTH {
+            let bench = Bench::new(who);
+            let mut run = bench.run(bench.subject("own", Build::Pie), &["mourned"]);
+            run.expect("ready");
+            let saved = bench.order(&["save", &run.pid_text(), "-n", "x.ckpt"]);
+            assert!(saved.stderr.contains("PR_SET_PDEATHSIG"), "{saved:?}");
+            assert!(!bench.path("x.ckpt").exists());
+            run.signal(nix::sys::signal::Signal::SIGKILL);
+            run.end();
+        }
     }
 
     /// With a parent, to which it is a child that lives.

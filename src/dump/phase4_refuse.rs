@@ -14,7 +14,7 @@ use crate::ptrace::forest::{self, Forest};
 use crate::resource::descriptor::pty::Ptys;
 use crate::resource::kinship::{self, Found, sharing};
 use crate::resource::{kinds, losses, signals};
-use ckpt_abi::image::{Member, member_flag, process_flag};
+use ckpt_abi::image::{Member, member_flag, process_flag, thread_flag};
 use ckpt_abi::region::Control;
 use nix::libc;
 use nix::sys::signal::Signal;
@@ -186,6 +186,7 @@ pub(crate) fn judge(
             untold: false,
         });
     }
+    all.extend(deaths(processes));
     keep_orphans(processes, &found);
     halted::find_untold(processes, &mut found)?;
     let of_all = |what| Obstacle { pid: None, what, passing: false };
@@ -202,6 +203,30 @@ pub(crate) fn judge(
     name_first(processes, &members);
     name_spent(processes, &members);
     Ok((members, all))
+}
+
+/// Whom the kernel tells of the end of a parent's thread, where that has ended by now: a restarted main thread makes all
+/// children and then ends, so they would be told of it (kernel/exit.c, forget_original_parent).
+fn deaths(processes: &[Still<'_>]) -> Vec<Obstacle> {
+    let has_ended = |parent: Pid| {
+        let parent = processes.iter().find(|process| process.equipped.process.pid() == parent);
+        let main = parent.and_then(|parent| parent.gathered.threads.first());
+        main.is_some_and(|main| main.flags & thread_flag::ENDED != 0)
+    };
+    let is_told = |process: &&Still<'_>| {
+        let threads = &process.gathered.threads;
+        threads.iter().any(|thread| thread.death_signal != 0) && has_ended(process.first.ppid)
+    };
+    let told = processes.iter().filter(is_told);
+    told.map(|process| {
+        let what = format!(
+            "it gets a signal when its parent ends (prctl(2), PR_SET_PDEATHSIG), and the main thread of that, process {}, \
+             has ended before others, in a way that a restart cannot make again",
+            process.first.ppid
+        );
+        Obstacle::of(process.equipped.process.pid(), what)
+    })
+    .collect()
 }
 
 /// [`judge`], for which nothing may be in the way.

@@ -89,7 +89,7 @@ pub(crate) fn save(
     }
     let pid = target.frozen.pid;
     if let Some(first) = gathered.threads.first().filter(|first| first.tid != pid.word()) {
-        let main = headless::record(first, pid, target.frozen.process().name()?.as_bytes());
+        let main = headless::record(first, pid, &target.frozen.process().main_stat()?);
         gathered.threads.insert(0, main);
     }
     Ok(())

@@ -29,7 +29,7 @@ pub(crate) fn leave(
         std::mem::forget(opened);
     } else {
         numbers::install(opened.descriptors, &plan.kept);
-        locks::take_own(held, who.member().is_some())?;
+        locks::take_own(held)?;
     }
     reach(Point::Installed);
     // SAFETY: the payload lies at its place with its orders, and nothing of ours is used again.

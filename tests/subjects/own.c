@@ -9,6 +9,8 @@
 //   dropped   (root) becomes an ordinary user
 //   root      (root) a root directory
 //   headless  the main thread has ended, another goes on with pipes, sockets, a lock, a mapping and a timer
+//   status    the main thread has ended with status 3
+//   mourned   as headless, with a child that is told of its parent's end, and dies of the main thread's when it is made
 //   narrow    may have no more memory
 //   children  children that have used a second of CPU time
 #include "subject.h"
@@ -74,18 +76,6 @@ static void broken(const char *name, int flags, int number, int which) {
   CHECK(!fcntl(which, F_SETLEASE, F_UNLCK), "%m");
 }
 
-// Whom the kernel shows as the holder of a lock by flock(2) on a descriptor.
-static void held(int number) {
-  char name[64], line[256];
-  int owner = 0;
-  snprintf(name, sizeof name, "/proc/self/fdinfo/%d", number);
-  FILE *file = fopen(name, "r");
-  CHECK(file, "%m");
-  while (fgets(line, sizeof line, file)) sscanf(line, "lock:\t%*d: FLOCK ADVISORY WRITE %d", &owner);
-  fclose(file);
-  CHECK(owner == getpid() || owner == child, "held by %d", owner);
-}
-
 static volatile pid_t tid;
 static char had[3][1024];
 
@@ -148,11 +138,13 @@ static void *turner(void *unused) {
   return unused;
 }
 
+static char head[1024];
+
 static void await_end_of_head(void) {
-  for (char state = 0, name[64], text[256] = {0}; state != 'Z';) {
+  for (char state = 0, name[64], *text = head; state != 'Z';) {
     snprintf(name, sizeof name, "/proc/self/task/%d/stat", getpid());
     FILE *file = fopen(name, "r");
-    CHECK(file && fgets(text, sizeof text, file), "%m");
+    CHECK(file && fgets(text, sizeof head, file), "%m");
     fclose(file);
     state = strrchr(text, ')')[2];
     CHECK(!strncmp(strchr(text, '('), "(head)", 6), "%s", text);
@@ -177,6 +169,8 @@ static void without_head(void) {
 static void check(void);
 static void *body(void *unused) {
   await_end_of_head();
+  if (is("mourned") && !fork() && !prctl(PR_SET_PDEATHSIG, SIGKILL))
+    for (;;) pause();
   exit(obey(check));
   return unused;
 }
@@ -198,8 +192,15 @@ static void lose_head(void) {
   pthread_exit(0);
 }
 
+static void with_status(void) {
+  int status = -1;
+  await_end_of_head();
+  CHECK(sscanf(strrchr(head, ' '), "%d", &status) == 1 && status == 3 << 8, "%s", head);
+}
+
 static void check(void) {
   if (is("headless")) without_head();
+  if (is("status")) with_status();
   char has[3][1024] = {{0}};
   if (is("rights") || is("groups") || is("dropped")) {
     look(has);
@@ -214,7 +215,6 @@ static void check(void) {
     broken("read", O_WRONLY, SIGUSR1, other);
     lease();
   } else if (is("flock")) {
-    held(fd);
     int again = open("file", O_RDWR);
     CHECK(again >= 0 && flock(again, LOCK_SH | LOCK_NB) == -1, "it is free");
     close(again);
@@ -225,8 +225,16 @@ static void check(void) {
   }
 }
 
+static void end_with_status(void) {
+  pthread_t thread;
+  CHECK(!prctl(PR_SET_NAME, "head"), "%m");
+  CHECK(!pthread_create(&thread, 0, body, 0), "no thread");
+  syscall(SYS_exit, 3);
+}
+
 static void set(void) {
-  if (is("headless")) lose_head();
+  if (is("headless") || is("mourned")) lose_head();
+  if (is("status")) end_with_status();
   if (is("root")) CHECK(!mkdir("d", 0755) && !mkdir("d/inside", 0755) && !chroot("d") && !chdir("/"), "%m");
   if (is("rights")) give_up();
   if (is("dropped")) {

@@ -202,7 +202,7 @@ record! {
         rseq: u64,
         /// Length it was registered with.
         rseq_len: u32,
-        /// Signature it was registered with.
+        /// Signature it was registered with; of a main thread that has ended its exit status.
         rseq_signature: u32,
         /// Thread name (comm), NUL-padded.
         name: [u8; 16],

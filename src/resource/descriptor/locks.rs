@@ -4,7 +4,8 @@
 //! Those of a description are taken when that is opened again, once for all that have it. Those of a process go with
 //! whatever descriptor of the file it closes first (fcntl_locking(2)): it takes them when it has its descriptors and
 //! closes no more. Whoever waits for a lock asks again when it goes on, and finds it held. So is a lease taken, which tells
-//! of the number that its descriptor has, and of a job one of flock(2) once more, for the kernel shows who took it.
+//! of the number that its descriptor has. One of flock(2) of a job is the restarter's for lslocks(8): to take it once more
+//! would need another kind of it meanwhile, and whoever waits gets it between the two (flock(2): no change is atomic).
 //!
 //! # Safety
 //! The system calls here take numbers, or a pointer to a struct flock of our own.
@@ -145,16 +146,13 @@ fn refusal(e: Errno) -> String {
     }
 }
 
-/// Takes this process's own locks; descriptors have the numbers of the program, and none is closed after this. One of
-/// `several` also those that the restarter holds for it.
+/// Takes this process's own locks; descriptors have the numbers of the program, and none is closed after this.
 ///
 /// # Errors
 /// Somebody else has one of them.
-pub(crate) fn take_own(locks: &[FileLock], several: bool) -> Result<()> {
-    let is_own = |lock: &&FileLock| match LockKind::try_from(lock.kind) {
-        Ok(LockKind::File) => several,
-        Ok(LockKind::Description) | Err(_) => false,
-        Ok(LockKind::Process | LockKind::Lease) => true,
+pub(crate) fn take_own(locks: &[FileLock]) -> Result<()> {
+    let is_own = |lock: &&FileLock| {
+        matches!(LockKind::try_from(lock.kind), Ok(LockKind::Process | LockKind::Lease))
     };
     for lock in locks.iter().filter(is_own) {
         // SAFETY: borrowed for the calls of `set`, which fail with EBADF where there is no such descriptor.
@@ -178,10 +176,6 @@ fn set(fd: BorrowedFd<'_>, lock: &FileLock, moment: Moment) -> nix::Result<()> {
         // SAFETY: numbers only.
         Errno::result(unsafe { libc::fcntl(fd.as_raw_fd(), command, arg) }).map(drop)
     };
-    let whole = |how: i32| {
-        // SAFETY: numbers only.
-        Errno::result(unsafe { libc::flock(fd.as_raw_fd(), how | libc::LOCK_NB) }).map(drop)
-    };
     let exclusive = lock.exclusive == 1;
     let how = if exclusive { libc::F_WRLCK } else { libc::F_RDLCK };
     let (command, may) = match (LockKind::try_from(lock.kind), moment) {
@@ -192,13 +186,11 @@ fn set(fd: BorrowedFd<'_>, lock: &FileLock, moment: Moment) -> nix::Result<()> {
                 Moment::Installed => Ok(()),
             };
         }
-        (Ok(LockKind::File), Moment::Installed) => {
-            // Of the same kind it would stay the restarter's.
-            whole(if exclusive { libc::LOCK_SH } else { libc::LOCK_UN })?;
-            return whole(if exclusive { libc::LOCK_EX } else { libc::LOCK_SH });
-        }
-        (Ok(LockKind::File), Moment::Opened) => {
-            return whole(if exclusive { libc::LOCK_EX } else { libc::LOCK_SH });
+        (Ok(LockKind::File), _) => {
+            let how = if exclusive { libc::LOCK_EX } else { libc::LOCK_SH };
+            // SAFETY: numbers only.
+            let taken = unsafe { libc::flock(fd.as_raw_fd(), how | libc::LOCK_NB) };
+            return Errno::result(taken).map(drop);
         }
         (Ok(LockKind::Process), Moment::Opened) => (libc::F_GETLK, libc::F_UNLCK),
         (Ok(LockKind::Process), Moment::Installed) => (libc::F_SETLK, how),
