@@ -28,6 +28,9 @@ use std::time::{Duration, Instant};
 /// How long those are waited for that are just setting checkpoints aside.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long a server that did not answer is left alone, times the number of the attempt.
+const MOMENT: Duration = Duration::from_millis(200);
+
 /// How often the kernel is asked for an exit status.
 const ATTEMPTS: usize = 50;
 
@@ -63,13 +66,14 @@ impl Run {
             if let Some(Name::Server(server)) = &settings.name
                 && config.flags & config_flag::SET_ASIDE != 0
             {
-                // A server that has too much to do just now may have time in a moment.
-                for attempt in 1..=3 {
-                    match self.stored(server, &settings.transfer) {
-                        Ok(false) => return,
-                        Ok(true) => break,
-                        Err(_) => std::thread::sleep(attempt * Duration::from_millis(200)),
-                    }
+                // A server that has too much to do just now may have time in a moment. What none has said of the run's
+                // end is not known: a checkpoint there may have been it, and then the files are what goes on.
+                let ended_well = (1..=3).find_map(|attempt| {
+                    let stored = self.stored(server, &settings.transfer);
+                    stored.inspect_err(|_| std::thread::sleep(attempt * MOMENT)).ok()
+                });
+                if ended_well != Some(true) {
+                    return;
                 }
             }
             names.iter().for_each(|name| self.named(name));

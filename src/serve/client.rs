@@ -187,7 +187,8 @@ impl Client {
     pub(crate) fn finish(mut self, name: &str, [run, number]: [u64; 2]) -> Result<bool> {
         self.ask(Kind::Finish, &format!("{name}\n{run} {number}"))?;
         let header = self.expect(Kind::Done, name)?;
-        Ok(self.channel.payload(&header) == [1])
+        // One that says nothing else has done it.
+        Ok(self.channel.payload(&header) != [0])
     }
 
     fn ask(&mut self, kind: Kind, name: &str) -> Result<()> {
