@@ -38,7 +38,7 @@ pub(super) fn losses(still: Vec<Still<'_>>, common: Common) -> Losses {
         looks.push((equipped, gathered));
     }
     for (equipped, mut gathered) in looks.into_iter().rev() {
-        policy::save(&equipped.process, &mut gathered);
+        policy::save(&equipped.process, &mut gathered, |_| true);
         pids.push(equipped.process.pid());
         all.push(gathered);
     }

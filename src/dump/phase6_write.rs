@@ -58,6 +58,10 @@ impl<'a> Writing<'a> {
         for (addr, bytes) in std::mem::take(&mut process.gathered.hidden) {
             self.writer.memory(process.gathered.number, addr, &bytes, [0, 0])?;
         }
+        if !process.gathered.vmas.iter().all(policy::is_forked) {
+            let own = &process.equipped.process;
+            policy::save(own, &mut process.gathered, |vma| !policy::is_forked(vma));
+        }
         self.itself(process, &now)
     }
 
@@ -78,11 +82,12 @@ impl<'a> Writing<'a> {
                 let whole = memory.was_whole(process.equipped.region.base);
                 whole.map_err(|_| snapshot_lost(process.equipped)).and(written)?;
                 unchanged(&process.gathered)?;
-                policy::save(&own, &mut process.gathered);
+                policy::save(&own, &mut process.gathered, policy::is_forked);
             }
             None => {
                 self.itself(process, &areas)?;
-                policy::save(&process.equipped.process, &mut process.gathered);
+                let own = &process.equipped.process;
+                policy::save(own, &mut process.gathered, policy::is_forked);
             }
         }
         Ok(())

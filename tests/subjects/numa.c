@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-only
-// NUMA policies: two threads and four areas of memory have their own, one as what BLAS libraries set. On a kernel without
+// NUMA policies: two threads and five areas of memory have their own, one as what BLAS libraries set. On a kernel without
 // NUMA there is nothing to check.
 #include "subject.h"
 #include <pthread.h>
@@ -9,7 +9,7 @@
 enum { DEFAULT, PREFERRED, BIND, INTERLEAVE, LOCAL, STATIC = 1 << 15, ADDRESS = 2, SIZE = 1 << 16 };
 
 static int known;
-static char *areas[4];
+static char *areas[5];
 static _Atomic int other;
 static _Atomic unsigned long turns;
 
@@ -35,8 +35,8 @@ static void *alone(void *unused) {
 static void check(void) {
   if (!known) return;
   CHECK(policy(0) == INTERLEAVE, "%x", policy(0));
-  int wanted[] = {LOCAL, BIND | STATIC, DEFAULT, LOCAL};
-  for (int i = 0; i < 4; i++) {
+  int wanted[] = {LOCAL, BIND | STATIC, DEFAULT, LOCAL, BIND};
+  for (int i = 0; i < 5; i++) {
     CHECK(policy(areas[i]) == wanted[i], "area %d has %x", i, policy(areas[i]));
     CHECK(areas[i][SIZE - 1] == i, "area %d has %d", i, areas[i][SIZE - 1]);
   }
@@ -48,7 +48,7 @@ int main(void) {
   unsigned long nodes[16] = {1};
   pthread_t thread;
   known = !syscall(SYS_set_mempolicy, INTERLEAVE, nodes, 1025);
-  for (int i = 0; i < 4; i++) {
+  for (int i = 0; i < 5; i++) {
     int flags = MAP_ANONYMOUS | (i == 1 ? MAP_SHARED : MAP_PRIVATE);
     areas[i] = mmap(0, SIZE, PROT_READ | PROT_WRITE, flags, -1, 0);
     CHECK(areas[i] != MAP_FAILED, "%m");
@@ -59,8 +59,10 @@ int main(void) {
     CHECK(!syscall(SYS_mbind, areas[0], SIZE, PREFERRED, 0, 0, 0), "%m");
     CHECK(!syscall(SYS_mbind, areas[1], SIZE, BIND | STATIC, nodes, 1025, 0), "%m");
     CHECK(!syscall(SYS_mbind, areas[3], SIZE, LOCAL, 0, 0, 0), "%m");
+    CHECK(!syscall(SYS_mbind, areas[4], SIZE, BIND, nodes, 1025, 0), "%m");
+    CHECK(!madvise(areas[4], SIZE, MADV_DONTFORK), "%m");
     CHECK(!pthread_create(&thread, 0, alone, 0), "%m");
   }
-  for (int i = 0; i < 4; i++) areas[i][SIZE - 1] = i;
+  for (int i = 0; i < 5; i++) areas[i][SIZE - 1] = i;
   return obey(check);
 }

@@ -12,7 +12,7 @@ use crate::proc::numa::{Nodes, nodes};
 use crate::ptrace::list::{List, Question, Replies};
 use crate::resource::Gathered;
 use crate::resource::plan::{Arena, Orders, Step};
-use ckpt_abi::image::{NumaPolicy, Thread, VmaRecord};
+use ckpt_abi::image::{NumaPolicy, Thread, VmaRecord, thread_flag, vma_flag};
 use nix::libc;
 
 const PREFERRED: u32 = 1;
@@ -51,20 +51,28 @@ fn uniform((mode, nodes): (u32, Nodes)) -> (u32, Nodes) {
     (if mode == PREFERRED && nodes == Nodes::default() { LOCAL } else { mode }, nodes)
 }
 
-/// Notes the policies of a process's memory, or of its snapshot's, which has the same; what cannot be had again is named.
-pub(crate) fn save(process: &Process, gathered: &mut Gathered) {
-    let main = gathered.threads.first().map_or(0, |main| main.tid);
-    let own = gathered.policies.iter().find(|policy| policy.thread == main);
+/// Whether a snapshot has this memory (MADV_DONTFORK).
+pub(crate) fn is_forked(vma: &VmaRecord) -> bool {
+    vma.flags & vma_flag::DONTFORK == 0
+}
+
+/// Notes the policies of some of a process's memory, or of its snapshot's, which has the same ([`is_forked`]); what cannot
+/// be had again is named.
+pub(crate) fn save(process: &Process, gathered: &mut Gathered, of: impl Fn(&VmaRecord) -> bool) {
+    // Memory without one is shown with that of the first thread that lives.
+    let first = gathered.threads.iter().find(|thread| thread.flags & thread_flag::ENDED == 0);
+    let first = first.map_or(0, |thread| thread.tid);
+    let own = gathered.policies.iter().find(|policy| policy.thread == first);
     let own = own.map_or((0, Nodes::default()), |own| (own.mode, own.nodes));
     let mut strange: Vec<String> = Vec::new();
     for (start, found) in process.policies() {
+        let vma = gathered.vmas.iter().find(|vma| vma.start == start && of(vma));
+        let Some(end) = vma.map(|vma| vma.end) else { continue };
         match found.map(uniform) {
             Ok((0, _)) => {}
             Ok(found) if found == own => {}
             Ok((mode, nodes)) => {
-                let vma = gathered.vmas.iter().find(|vma| vma.start == start);
-                let of = |end| NumaPolicy { thread: 0, mode, start, end, nodes };
-                gathered.policies.extend(vma.map(|vma| of(vma.end)));
+                gathered.policies.push(NumaPolicy { thread: 0, mode, start, end, nodes });
             }
             Err(text) if own.0 & RELATIVE != 0 || strange.contains(&text) => {}
             Err(text) => strange.push(text),
