@@ -127,7 +127,7 @@ pub(crate) fn release(page: Page) -> bool {
     };
     if before == 1 && page.api(offset_of!(Api, pending)).swap(0, Ordering::AcqRel) != 0 {
         let mask = sys::set_mask(u64::MAX);
-        trigger::checkpoint(page);
+        trigger::checkpoint(page, false);
         sys::set_mask(mask);
     }
     true

@@ -54,20 +54,17 @@ extern "C" fn ckpt_handler(_signal: i32, siginfo: u64, _ucontext: u64) {
     }
     // SAFETY: the kernel passes a siginfo_t to each handler; si_code is its third word.
     let code = unsafe { (siginfo as *const i32).wrapping_add(2).read() };
-    let by_terminal = page.control(offset_of!(Control, by_terminal));
-    by_terminal.store(u32::from(code == SI_KERNEL), Ordering::Release);
-    checkpoint(page);
-    by_terminal.store(0, Ordering::Release);
+    checkpoint(page, code == SI_KERNEL);
 }
 
-/// Takes a checkpoint as the signal asks for it; all signals are blocked.
-pub(crate) fn checkpoint(page: Page) {
+/// Takes a checkpoint as the signal asks for it, which a terminal may have sent; all signals are blocked.
+pub(crate) fn checkpoint(page: Page, by_terminal: bool) {
     page.handlers().fetch_add(1, Ordering::AcqRel);
-    serve(page);
+    serve(page, by_terminal);
     page.handlers().fetch_sub(1, Ordering::AcqRel);
 }
 
-fn serve(page: Page) {
+fn serve(page: Page, by_terminal: bool) {
     let waits = callbacks::any(page, When::After);
     let by = if waits { By::Call } else { By::Signal };
     if let Err(Denied::Busy(_)) = turns::allowed(page, Event::Ask { by, kept: waits }) {
@@ -80,6 +77,7 @@ fn serve(page: Page) {
         assist::rescue(page);
         return;
     }
+    page.control(offset_of!(Control, by_terminal)).store(by_terminal.into(), Ordering::Release);
     let request = if waits { Request::Call } else { Request::Signal };
     page.api(offset_of!(Api, request)).store(request as u32, Ordering::Release);
     assist::set_name(page, core::ptr::null());
@@ -242,6 +240,8 @@ fn claim(page: Page, by: By, kept: bool) -> bool {
     }
     spawn::reap_keeper(page, END);
     page.spawn_error().store(0, Ordering::Release);
+    // Who holds no turn writes none of this: it is read for whoever holds it.
+    page.control(offset_of!(Control, by_terminal)).store(0, Ordering::Release);
     page.api(offset_of!(Api, answer)).store(Answer::None as u32, Ordering::Release);
     true
 }
