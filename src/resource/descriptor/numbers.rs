@@ -31,24 +31,37 @@ pub(crate) fn check(processes: &[&[Descriptor]]) -> Result<()> {
     let records = || processes.iter().copied().flatten();
     let own = records().filter(|r| r.fd & UNDER_WAY == 0);
     let highest = own.map(|r| u64::from(r.fd)).max().unwrap_or(0);
+    // Both ends of a socket's connection are there until each has its own.
+    let weight = |r: &Descriptor| 1 + usize::from(kind(r) == DescriptorKind::Socket);
     // With privilege the hard limit is no limit.
-    let wanted = hard.max(highest + records().count() as u64 + 64);
+    let wanted = hard.max(highest + records().map(weight).sum::<usize>() as u64 + 64);
     if setrlimit(Resource::RLIMIT_NOFILE, wanted, wanted).is_err() {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
-    let apart = |(process, records): (u32, &&[Descriptor])| {
-        records.iter().filter(|r| is_first(r, process) && kind(r) != DescriptorKind::Stdio).count()
+    let opened = |(process, records): (u32, &&[Descriptor])| -> Vec<usize> {
+        let opened = |r: &&Descriptor| is_first(r, process) && kind(r) != DescriptorKind::Stdio;
+        records.iter().filter(opened).map(weight).collect()
     };
-    let opened: usize = (0..).zip(processes).map(apart).sum();
+    let opened: Vec<usize> = (0..).zip(processes).flat_map(opened).collect();
+    let needed: usize = opened.iter().sum();
     let there = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
     let text = match limit() {
         limit if highest >= limit => {
             format!("the program has a descriptor {highest}, and only {limit} are allowed here")
         }
-        limit if (opened + there) as u64 > limit => format!(
-            "the {} processes have {opened} open files, which are opened by one of them for all, and a process may have only {limit} here",
-            processes.len()
-        ),
+        limit if (needed + there) as u64 > limit => {
+            let who = match processes.len() {
+                1 => "the program has".to_owned(),
+                several => format!("the {several} processes have"),
+            };
+            let how =
+                if processes.len() > 1 { ", which are opened by one of them for all" } else { "" };
+            let twice = if needed > opened.len() { " (sockets count twice)" } else { "" };
+            format!(
+                "{who} {} open files{twice}{how}, and a process may have only {limit} here",
+                opened.len()
+            )
+        }
         _ => return Ok(()),
     };
     let error = Error::new(text).with_errno(libc::EMFILE);
