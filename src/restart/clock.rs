@@ -17,7 +17,7 @@
 //! The calls change namespaces of this process alone.
 #![allow(unsafe_code)]
 
-use super::machine::capable;
+use super::machine::{CAP_SYS_ADMIN, capable};
 use super::phase1_check::{Saved, Whole};
 use super::phase7_leave::be_alone;
 use super::placed::{Placed, read, write};
@@ -33,8 +33,6 @@ use std::io::Write;
 use std::os::fd::AsRawFd;
 use zerocopy::{FromZeros, IntoBytes};
 
-const CAP_SYS_ADMIN: u32 = 21;
-const CLONE_NEWTIME: i32 = 0x80;
 const SECOND: i64 = 1_000_000_000;
 
 /// Lets the clocks of the program go on from their saved values, or shifts what ckpt gives back itself to those that are
@@ -98,7 +96,7 @@ fn enter_namespace(behind: [i64; 2]) -> Result<bool> {
     // The offsets are those from the first namespace's clocks.
     let own = Process::own()?.clock_offsets();
     // SAFETY: changes the namespace of children only.
-    if unsafe { libc::unshare(CLONE_NEWTIME) } != 0 {
+    if unsafe { libc::unshare(libc::CLONE_NEWTIME) } != 0 {
         return Ok(false);
     }
     if go_back(own, behind).is_some() {
@@ -106,7 +104,7 @@ fn enter_namespace(behind: [i64; 2]) -> Result<bool> {
     }
     // With another namespace for its children than its own a process can make no threads.
     // SAFETY: the namespace of children is that of this process again.
-    let result = unsafe { libc::setns(present.as_raw_fd(), CLONE_NEWTIME) };
+    let result = unsafe { libc::setns(present.as_raw_fd(), libc::CLONE_NEWTIME) };
     Errno::result(result).because(|| "cannot go back to the clocks of this machine")?;
     Ok(false)
 }
@@ -123,7 +121,7 @@ fn go_back(own: [i64; 2], behind: [i64; 2]) -> Option<()> {
     offsets.write_all(text.as_bytes()).ok()?;
     let namespace = File::open("/proc/self/ns/time_for_children").ok()?;
     // SAFETY: enters the namespace that was just made; memory is as before but for the vdso's data.
-    (unsafe { libc::setns(namespace.as_raw_fd(), CLONE_NEWTIME) } == 0).then_some(())
+    (unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWTIME) } == 0).then_some(())
 }
 
 /// Shifts what ckpt gives back itself.

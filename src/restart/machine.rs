@@ -92,6 +92,11 @@ fn five_levels() -> bool {
     super::mapping::is_possible(FOUR_LEVELS, crate::image::PAGE)
 }
 
+/// Capabilities (linux/capability.h).
+pub(crate) const CAP_SYS_ADMIN: u32 = 21;
+/// From Linux 5.9 on.
+pub(crate) const CAP_CHECKPOINT_RESTORE: u32 = 40;
+
 /// Whether this process has a capability (CapEff in /proc/PID/status).
 pub(crate) fn capable(capability: u32) -> bool {
     let status = proc::Process::own().and_then(|own| own.status(own.main_thread()));

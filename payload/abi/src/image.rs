@@ -250,10 +250,10 @@ codes! {
         Undo = 22,
         /// [`FileLock`]s.
         Locks = 23,
-        /// [`NumaPolicy`]s: of threads, then of memory.
-        Policies = 25,
         /// One [`Screen`], if the processes had a terminal that is somebody else's.
         Screen = 24,
+        /// [`NumaPolicy`]s: of threads, then of memory.
+        Policies = 25,
         /// [`CpuLeaf`]s of the machine where the image was written.
         Cpuid = 32,
     }

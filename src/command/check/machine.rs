@@ -12,13 +12,10 @@ use crate::proc::pagemap::Pagemap;
 use crate::proc::{self, Process};
 use crate::ptrace::raw;
 use crate::resource::cpu::{self, Set, level_name};
-use crate::restart::machine::capable;
+use crate::restart::machine::{CAP_CHECKPOINT_RESTORE, CAP_SYS_ADMIN, capable};
 use crate::restart::skeleton::namespaces::{Place, offered};
 use nix::libc;
 use std::path::Path;
-
-const CAP_SYS_ADMIN: u32 = 21;
-const CAP_CHECKPOINT_RESTORE: u32 = 40;
 
 /// Shows what this machine can do.
 pub(crate) fn check(json: bool) -> Result<u8> {

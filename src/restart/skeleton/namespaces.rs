@@ -16,7 +16,7 @@ use super::make::end;
 use crate::error::{Error, Result};
 use crate::proc::fork::fork;
 use crate::proc::{Pid, setting};
-use crate::restart::machine::capable;
+use crate::restart::machine::{CAP_CHECKPOINT_RESTORE, CAP_SYS_ADMIN, capable};
 use nix::errno::Errno;
 use nix::libc;
 use nix::mount::{MsFlags, mount};
@@ -26,10 +26,8 @@ use nix::unistd::{Gid, Uid, getegid, geteuid};
 use std::borrow::Cow;
 use std::fs;
 
-const CLONE_NEWTIME: i32 = 0x80;
 const SECOND: i64 = 1_000_000_000;
-/// CAP_SYS_ADMIN, and CAP_CHECKPOINT_RESTORE (Linux 5.9).
-const MAY_CHOOSE: [u32; 2] = [21, 40];
+const MAY_CHOOSE: [u32; 2] = [CAP_SYS_ADMIN, CAP_CHECKPOINT_RESTORE];
 
 /// Where the processes of a tree live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -303,7 +301,7 @@ fn map(file: &str, id: u32) -> nix::Result<()> {
 /// every deadline holds (time_namespaces(7)). Else what ckpt gives back itself is shifted ([`crate::restart::clock`]).
 fn set_clocks(ahead: [i64; 2]) {
     // SAFETY: changes the namespace of children only.
-    if unsafe { libc::unshare(CLONE_NEWTIME) } != 0 {
+    if unsafe { libc::unshare(libc::CLONE_NEWTIME) } != 0 {
         return;
     }
     let line = |name: &str, offset: i64| {
