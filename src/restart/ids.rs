@@ -125,8 +125,9 @@ impl Tree {
     fn hindered(&self, all: &[Saved<'_>]) -> Result<Option<Hindrance>> {
         let made = self.made_ids();
         let (place, obstacle) = Place::choose(&self.ids(all), Some(&made), false, false, false)?;
+        let is_here = place == Place::Counted && counted::are_at_hand(&made);
         // What counts for them makes processes, too.
-        let obstacle = obstacle.filter(|it| place == Place::Anew || *it == NO_PROCESS);
+        let obstacle = obstacle.filter(|it| !is_here || *it == NO_PROCESS);
         Ok(obstacle.or_else(|| (!can_make_one()).then_some(NO_PROCESS)))
     }
 

@@ -35,6 +35,8 @@ const SAMPLE: u32 = 8;
 const SAMPLES: u32 = 8;
 /// How many are used up without a sample.
 const UNTRIED: u32 = 20_000;
+/// How many are for one process that may only seem to remember its id.
+const AT_HAND: u32 = 2_000;
 /// How often one id is tried for, when others are faster.
 const TRIES: usize = 8;
 
@@ -92,13 +94,23 @@ pub(crate) fn is_possible(members: &[Node], lives: &[Life]) -> bool {
     !lives.iter().enumerate().any(has_brother)
 }
 
+/// How many ids are given before the first of these, and before the last.
+fn distances(ids: &[Pid]) -> Option<[u32; 2]> {
+    let kernel = Kernel::open()?;
+    let last = kernel.last()?;
+    let all = ids.iter().map(|id| kernel.before(*id, last)).collect::<Option<Vec<_>>>()?;
+    Some([all.iter().min()?, all.iter().max()?].map(|number| number.cast_unsigned()))
+}
+
+/// Whether these ids can be had so in a moment, for a program that may do without.
+pub(crate) fn are_at_hand(ids: &[Pid]) -> bool {
+    distances(ids).is_some_and(|[_, all]| all <= AT_HAND)
+}
+
 /// Whether these ids can be had so, within seconds.
 pub(crate) fn is_near(ids: &[Pid]) -> bool {
     let near = || {
-        let kernel = Kernel::open()?;
-        let last = kernel.last()?;
-        let all = ids.iter().map(|id| kernel.before(*id, last)).collect::<Option<Vec<_>>>()?;
-        let (first, all) = (all.iter().min()?.cast_unsigned(), all.iter().max()?.cast_unsigned());
+        let [first, all] = distances(ids)?;
         // What the samples use up must not be what is wanted.
         if all > MOST || first <= SAMPLE * SAMPLES {
             return Some(all <= UNTRIED);
