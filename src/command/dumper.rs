@@ -6,7 +6,7 @@
 //! Ignoring a signal installs no code, and reading the time stamp counter harms no memory.
 #![allow(unsafe_code)]
 
-use crate::dump::{Demand, dump};
+use crate::dump::{Demand, Tell, dump};
 use crate::error::{Kind, Result, printable};
 use crate::inject::monitor;
 use crate::proc::{Pid, Process};
@@ -28,6 +28,10 @@ pub(super) fn run(pid: Pid) -> Result<u8> {
         periodic: false,
         open: super::destination::open,
         prune: super::destination::prune,
+        tell: error_output
+            .as_ref()
+            .and_then(|file| file.try_clone().ok())
+            .map(|file| -> Tell { Box::new(move |sentence| say(Some(&file), sentence)) }),
     };
     let result = super::named(pid).and_then(|process| dump(&request(process)));
     let say = |sentence: &str| say(error_output.as_ref(), sentence);

@@ -454,6 +454,7 @@ fn take(target: Process) -> (i32, String) {
         periodic: true,
         open: super::destination::open,
         prune: super::destination::prune,
+        tell: None,
     };
     match dump(&request) {
         Ok(outcome) => (0, outcome.sentences().map(|sentence| format!("{sentence}\n")).collect()),

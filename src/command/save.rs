@@ -55,5 +55,6 @@ fn save(asked: &Process, meant: &Process, stop: bool, settings: &Settings) -> Re
         periodic: false,
         open,
         prune,
+        tell: None,
     })
 }

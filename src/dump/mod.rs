@@ -67,6 +67,9 @@ pub(crate) type Open = fn(&Name, &Transfer) -> Result<Box<dyn Sink>>;
 /// Deletes what is older than wanted of a counted name, now that the checkpoint of that name is whole.
 pub(crate) type Prune = fn(&Name, &Transfer, &place::Keep);
 
+/// Says a sentence.
+pub(crate) type Tell = Box<dyn Fn(&str) + Send + Sync>;
+
 /// What is asked of a dump.
 pub(crate) struct Demand {
     /// The process, opened when it was named: whatever is looked at later is of this one.
@@ -85,6 +88,9 @@ pub(crate) struct Demand {
     pub open: Open,
     /// And what becomes of older ones.
     pub prune: Prune,
+    /// Says what there is to say of a checkpoint that ends the program, before it does: with the first process of a
+    /// container we end, too. Without it the outcome has it.
+    pub tell: Option<Tell>,
 }
 
 impl Demand {
@@ -122,6 +128,14 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
+    /// Says what there is to say, if it can be said here.
+    fn tell(&mut self, tell: Option<&Tell>) {
+        if let Some(tell) = tell {
+            self.sentences().for_each(|sentence| tell(&sentence));
+            (self.losses, self.notes) = (Vec::new(), Vec::new());
+        }
+    }
+
     /// All that is to be said of it on standard error.
     pub(crate) fn sentences(&self) -> impl Iterator<Item = String> {
         let losses = self.losses.iter().map(|loss| format!("not saved: {loss}"));
@@ -404,7 +418,10 @@ fn proceed(
     let (bytes, losses) = phase7_seal::seal(writing, gathered, checkpoint.strict)?;
     reach(Point::Sealed);
     checkpoint.sealed(equipped);
+    let name = place.name.clone();
+    let mut outcome = Outcome { name, bytes, pause, stopped: stop, losses, notes, diverted: None };
     if stop {
+        outcome.tell(checkpoint.request.tell.as_ref());
         // Some ended and others not would be neither the job nor its checkpoint.
         held.iter().flatten().for_each(Frozen::end_with_us);
         connections.into_iter().for_each(socket::end_at_once);
@@ -420,6 +437,5 @@ fn proceed(
         }
         pause = since.elapsed();
     }
-    let name = place.name.clone();
-    Ok(Outcome { name, bytes, pause, stopped: stop, losses, notes, diverted: None })
+    Ok(Outcome { pause, ..outcome })
 }
