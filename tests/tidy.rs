@@ -212,3 +212,20 @@ fn every_file_names_its_licence() {
     let wrong: Vec<_> = all.filter(|path| !named(path)).collect();
     assert!(wrong.is_empty(), "without a line \"{line}\": {wrong:#?}");
 }
+
+/// What a merge could not settle is in no file of text.
+#[test]
+fn nothing_of_a_conflict_is_left() {
+    let mut wrong = Vec::new();
+    let trees = [&TREES[..], &["docs", "scripts", "README.md", "CHANGELOG.md", "Cargo.toml"]];
+    for path in trees.concat().into_iter().flat_map(files) {
+        let text =
+            std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join(&path)).expect("a file");
+        let marks = ["<".repeat(7), ">".repeat(7), "|".repeat(7)];
+        let is_mark = |line: &[u8]| marks.iter().any(|mark| line.starts_with(mark.as_bytes()));
+        if !text.contains(&0) && text.split(|byte| *byte == b'\n').any(is_mark) {
+            wrong.push(path.display().to_string());
+        }
+    }
+    assert!(wrong.is_empty(), "marks of a conflict:\n{}", wrong.join("\n"));
+}

@@ -190,8 +190,6 @@ impl Tree {
         let mut witness = Witness::start()?;
         let mut begun = Begun::with(&witness);
         reach(Point::Witnessed);
-        let exit_signals: Vec<_> =
-            self.members.iter().map(|m| m.exit_signal.cast_signed()).collect();
         let births = Births::of_all(&self.members, &lives)
             .map_err(|_| whole.image.damaged("its processes cannot share what they share"))?;
         let terminals = self.terminals(&files)?;
@@ -212,7 +210,7 @@ impl Tree {
             let processes = Processes {
                 members: &members,
                 lives: &lives,
-                exit_signals: &exit_signals,
+                exit_signals: &self.exit_signals(),
                 births: &births,
                 rendezvous,
                 terminals: &terminals,
@@ -254,6 +252,10 @@ impl Tree {
             let proxy = Proxy { root, init, witness, rendezvous: Some(rendezvous), governs };
             self.stand(start, (proxy, nursery), rendezvous, (monitor, painter), all_made)
         }
+    }
+
+    fn exit_signals(&self) -> Vec<i32> {
+        self.members.iter().map(|member| member.exit_signal.cast_signed()).collect()
     }
 
     /// Becomes a member that was made.

@@ -44,8 +44,8 @@ impl Nursery {
     /// script's, that has become this process) executes another file.
     pub(crate) fn clear(&self) {
         let file = |pid: Pid| {
-            let file = std::fs::metadata(format!("/proc/{pid}/exe")).ok();
-            file.map(|file| (file.dev(), file.ino()))
+            let file = Process::glimpse(pid).ok()?.executable().ok()?;
+            file.metadata().ok().map(|file| (file.dev(), file.ino()))
         };
         let own = file(Pid::own());
         self.wait(|child| {
