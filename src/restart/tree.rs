@@ -198,8 +198,7 @@ impl Tree {
         loop {
             place.enter(ahead, !whole.systemv.is_empty())?;
             // Who was the first process of a namespace becomes that of this one.
-            let leads =
-                place.is_apart() && members.first().is_some_and(|root| root.pid == Pid::INIT);
+            let leads = place.is_apart() && self.was_init();
             let init = (place.is_apart() && !leads).then(|| Init::start(rendezvous)).transpose()?;
             begun.init = init.as_ref().map(Init::pid);
             reach(Point::Apart);
@@ -252,6 +251,11 @@ impl Tree {
             let proxy = Proxy { root, init, witness, rendezvous: Some(rendezvous), governs };
             self.stand(start, (proxy, nursery), rendezvous, (monitor, painter), all_made)
         }
+    }
+
+    /// Whether the root was the first process of its namespace.
+    fn was_init(&self) -> bool {
+        self.members.first().is_some_and(|root| Pid::of_word(root.pid) == Pid::INIT)
     }
 
     fn exit_signals(&self) -> Vec<i32> {
