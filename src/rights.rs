@@ -17,7 +17,10 @@ use crate::proc::{Process, status::Status};
 use nix::errno::Errno;
 use nix::libc;
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
+use std::fs;
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 /// Who may do more: we or a process.
 pub(crate) enum Compared {
@@ -61,7 +64,7 @@ pub(crate) fn compare(process: &Process) -> Result<Compared> {
 
 /// Why its rights cannot be ours for a while.
 fn inimitable(process: &Process, theirs: &Status, same_mounts: bool) -> Option<Error> {
-    let id = |path: String| std::fs::metadata(path).map(|m| (m.dev(), m.ino())).ok();
+    let id = |path: String| fs::metadata(path).map(|m| (m.dev(), m.ino())).ok();
     let why = if !same_mounts || id(process.path("root")) != id("/".into()) {
         "it sees other files than we do under the same names"
     } else if theirs.uid != [theirs.uid[3]; 4] || theirs.gid != [theirs.gid[3]; 4] {
@@ -81,7 +84,44 @@ pub(crate) fn file_user() -> u32 {
     setfsuid(Uid::from_raw(u32::MAX)).as_raw()
 }
 
+/// The securebits of this thread (capabilities(7)).
+pub(crate) fn securebits() -> u32 {
+    // SAFETY: it takes no pointer.
+    let bits = unsafe { libc::prctl(libc::PR_GET_SECUREBITS, 0, 0, 0, 0) };
+    bits.max(0).cast_unsigned()
+}
+
+/// Opens a file by its name as whom it is for, if that is somebody else. What he may not is opened with our rights if it
+/// is the very file of this device and inode number, and no link to it: he may have put another there.
+///
+/// # Errors
+/// Those of `open`; we cannot act as that user.
+pub(crate) fn open_for<F: AsFd>(
+    rights: Option<&Rights>,
+    path: &Path,
+    id: (u64, u64),
+    mut open: impl FnMut() -> Result<F>,
+) -> Result<F> {
+    let Some(rights) = rights else { return open() };
+    let refused = match rights.with(&mut open)? {
+        Err(error) if error.is_refusal() => error,
+        done => return done,
+    };
+    let same = |found: Option<(u64, u64)>| found == Some(id);
+    if !same(fs::symlink_metadata(path).ok().map(|meta| (meta.dev(), meta.ino()))) {
+        return Err(refused);
+    }
+    let file = open()?;
+    let stat = nix::sys::stat::fstat(file.as_fd()).ok();
+    if same(stat.map(|stat| (stat.st_dev, stat.st_ino))) { Ok(file) } else { Err(refused) }
+}
+
 impl Rights {
+    /// Those of a user and a group, with these supplementary groups and effective capabilities.
+    pub(crate) fn of((user, group): (u32, u32), groups: Vec<u32>, capabilities: u64) -> Self {
+        Self { user, group, groups, capabilities }
+    }
+
     /// Does something with these rights and those only; this thread's own are back afterwards. A thread
     /// that is made meanwhile keeps them.
     ///

@@ -56,6 +56,31 @@ fn rights_and_root_directories() {
     }
 }
 
+/// The same of its children, which differ from the restarter and not from their parent, or are others.
+#[test]
+fn rights_and_root_directories_of_children() {
+    if nix::unistd::geteuid().is_root() {
+        ["worker", "ambient", "jail"].into_iter().for_each(|kind| keeps(Who::Me, kind));
+    }
+}
+
+/// Who becomes an ordinary user gets files that this user may open, or the very ones that it had.
+#[test]
+fn files_are_opened_for_whom_they_are() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    keeps(Who::Me, "opened");
+    let bench = Bench::new(Who::Me);
+    let mut run = bench.run(bench.subject("own", Build::Pie), &["opened"]);
+    run.expect("ready");
+    Way::SaveStop.save(&bench, "1.ckpt", run);
+    std::fs::remove_file(bench.path("mine")).unwrap();
+    std::os::unix::fs::symlink("secret", bench.path("mine")).unwrap();
+    let again = bench.run(bench.path("1.ckpt"), &[]);
+    again.complaint("mine: Permission denied");
+}
+
 /// A main thread that has ended before the others has ended after a restart, too.
 mod headless {
     use super::*;

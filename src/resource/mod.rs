@@ -18,6 +18,7 @@ pub(crate) mod memory;
 pub(crate) mod plan;
 pub(crate) mod privileges;
 pub(crate) mod process;
+pub(crate) mod regained;
 pub(crate) mod relatives;
 pub(crate) mod resolver;
 mod rseq;

@@ -1,20 +1,19 @@
 // SPDX-License-Identifier: LGPL-2.1-only
-//! What the kernel grants a process beside its files and memory. Who restarts it gives it that as far as it may; else it
-//! is the restarter's, and named where a program started like this one would have something else.
+//! What the kernel grants a process beside its files and memory. Who restarts it gives it that as far as it may
+//! ([`super::regained`]); else it is the restarter's, and named where a program started like this one would have
+//! something else.
 
-use super::plan::{Arena, Orders, Step};
 use super::{Common, Gathered, Target};
-use crate::error::{Because, Result};
+use crate::error::Result;
 use crate::proc::{self, status::Status, tree};
 use crate::proc::{Pid, Tid};
 use crate::ptrace::call::Caller;
 use crate::ptrace::list::{List, Question, Replies};
 use crate::ptrace::raw;
-use ckpt_abi::image::{ProcessRecord, process_flag, thread_flag};
+use ckpt_abi::image::{process_flag, thread_flag};
 use nix::libc;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 
 /// Whether two processes have one memory: KCMP_VM (kcmp(2)).
 const KCMP_VM: i32 = 1;
@@ -123,161 +122,33 @@ pub(crate) fn save(
     }
 }
 
-/// What this process can give a program of its privileges.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Way {
-    /// It has them.
-    Given,
-    /// Its users and groups, which all else follows.
-    Users,
-    /// All of them.
-    All,
-    /// None.
-    Denied,
+/// Stands for a group that the user namespace of the checkpoint does not map, and so nobody could see.
+pub(crate) const UNSEEN: u32 = u32::MAX;
+
+/// The groups of a process, as they are saved.
+pub(crate) fn seen_groups(status: &Status) -> Vec<u32> {
+    let known = |id: &u32| if is_mapped("gid_map", *id) { *id } else { UNSEEN };
+    status.groups.iter().map(known).collect()
 }
 
-/// What can be given here of what a program had.
-pub(crate) fn way(saved: &ProcessRecord, groups: &[u32]) -> Way {
-    // CAP_SETGID, CAP_SETUID and CAP_SETPCAP.
-    const NEEDED: u64 = 1 << 6 | 1 << 7 | 1 << 8;
-    let Ok(own) = proc::Process::own().and_then(|own| own.main_status()) else {
-        return Way::Denied;
-    };
-    let [_, permitted, _, bounding, _] = saved.capabilities;
-    let changed = saved.flags & process_flag::PRIVILEGES != 0;
-    let has = permitted & !own.permitted == 0 && bounding & !own.bounding == 0;
-    let may = own.capabilities & NEEDED == NEEDED && are_known(saved);
-    let same = (own.uid, own.gid) == (saved.users, saved.groups);
-    // Who saved it may have seen no other that was started like it.
-    let same_groups = sorted(&own) == sorted(&Status { groups: groups.to_vec(), ..own.clone() });
-    let limited = has && saved.users[1] == 0 && sets(&own) != saved.capabilities;
-    match () {
-        () if !changed && same && !(may && (limited || !same_groups)) => Way::Given,
-        () if !may => Way::Denied,
-        () if !changed && !limited => Way::Users,
-        () if has => Way::All,
-        () => Way::Denied,
-    }
+pub(crate) fn seen(groups: &[u32]) -> impl Iterator<Item = u32> {
+    groups.iter().copied().filter(|group| *group != UNSEEN)
 }
 
-/// Whether the ids mean somebody in our user namespace.
-fn are_known(saved: &ProcessRecord) -> bool {
-    let known = |name: &str, ids: &[u32]| {
-        let map = std::fs::read_to_string(format!("/proc/self/{name}")).unwrap_or_default();
-        ids.iter().all(|id| {
-            map.lines().any(|line| {
-                let words = line.split_ascii_whitespace();
-                let numbers: Vec<u64> = words.filter_map(|word| word.parse().ok()).collect();
-                let [first, _, count] = numbers[..] else { return false };
-                (first..first.saturating_add(count)).contains(&(*id).into())
-            })
-        })
-    };
-    known("uid_map", &saved.users) && known("gid_map", &saved.groups)
+/// Whether an id means somebody in our user namespace, by the map of users or groups.
+pub(crate) fn is_mapped(name: &str, id: u32) -> bool {
+    let map = std::fs::read_to_string(format!("/proc/self/{name}")).unwrap_or_default();
+    map.lines().any(|line| {
+        let words = line.split_ascii_whitespace();
+        let numbers: Vec<u64> = words.filter_map(|word| word.parse().ok()).collect();
+        let [first, _, count] = numbers[..] else { return false };
+        (first..first.saturating_add(count)).contains(&id.into())
+    })
 }
 
 /// The groups of an image.
 pub(crate) fn groups(text: OsString) -> Vec<u32> {
     text.as_bytes().as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect()
-}
-
-/// What is said where a restart does not give a program what it had.
-pub(crate) fn denied(saved: &ProcessRecord, groups: &[u32]) -> Option<String> {
-    use nix::unistd::{getegid, geteuid};
-    if way(saved, groups) != Way::Denied {
-        return None;
-    }
-    let own = [geteuid().as_raw(), getegid().as_raw()];
-    let (user, group) = (saved.user, saved.group_id);
-    if own != [user, group] {
-        return Some(format!(
-            "the program was user {user} and group {group}, and goes on as user {} and group {}: that of whoever restarts it",
-            own[0], own[1]
-        ));
-    }
-    (saved.flags & process_flag::PRIVILEGES != 0).then(|| {
-        "the program had users, groups, capabilities or securebits of its own, and goes on with those of whoever restarts it: only root can give them".into()
-    })
-}
-
-/// Orders that give each thread that runs them what the program had; what depends on its user comes behind them.
-pub(crate) fn restore(saved: &ProcessRecord, groups: &[u32], arena: &mut Arena) -> Result<Orders> {
-    const VERSION_3: [u32; 2] = [0x2008_0522, 0];
-    const NO_SETUID_FIXUP: u64 = 1 << 2;
-    const AMBIENT_RAISE: u64 = 2;
-    let way = way(saved, groups);
-    if matches!(way, Way::Given | Way::Denied) {
-        return Ok(Orders::default());
-    }
-    let (step, mut orders) = (Step::Process, Orders::default());
-    let bits = |set: u64| (0..64).filter(move |bit| set >> bit & 1 != 0);
-    let [effective, permitted, inheritable, bounding, ambient] = saved.capabilities;
-    let prctl = |option: i32, value: u64| [option as u64, value, 0, 0, 0];
-    if way == Way::All {
-        let own = proc::Process::own()?.main_status()?;
-        for bit in bits(own.bounding & !bounding) {
-            orders.call(step, libc::SYS_prctl, &prctl(libc::PR_CAPBSET_DROP, bit));
-        }
-        let keep = prctl(libc::PR_SET_SECUREBITS, NO_SETUID_FIXUP);
-        orders.call(step, libc::SYS_prctl, &keep);
-    }
-    let list = arena.value(groups)?;
-    orders.call(step, libc::SYS_setgroups, &[groups.len() as u64, list]);
-    for (number, ids, fs) in [
-        (libc::SYS_setresgid, saved.groups, libc::SYS_setfsgid),
-        (libc::SYS_setresuid, saved.users, libc::SYS_setfsuid),
-    ] {
-        let [real, effective, set, file] = ids.map(u64::from);
-        orders.call(step, number, &[real, effective, set]);
-        orders.try_call(step, fs, &[file]);
-    }
-    if way == Way::All {
-        let secure = prctl(libc::PR_SET_SECUREBITS, saved.securebits.into());
-        orders.call(step, libc::SYS_prctl, &secure);
-        let halves = |set: u64, high: u32| (set >> (32 * high)) as u32;
-        let sets = [0, 1].map(|h| [effective, permitted, inheritable].map(|set| halves(set, h)));
-        let args = [arena.value(&VERSION_3)?, arena.value(&sets)?];
-        orders.call(step, libc::SYS_capset, &args);
-        for bit in bits(ambient) {
-            let raise = [libc::PR_CAP_AMBIENT as u64, AMBIENT_RAISE, bit, 0, 0];
-            orders.try_call(step, libc::SYS_prctl, &raise);
-        }
-    }
-    Ok(orders)
-}
-
-/// Sees whether a root directory can be had; a sentence where that takes other rights.
-///
-/// # Errors
-/// It is not there.
-pub(crate) fn find_root(root: &Path) -> Result<Option<String>> {
-    if root.as_os_str().is_empty() {
-        return Ok(None);
-    }
-    if !may_change_root() {
-        let root = root.display();
-        return Ok(Some(format!(
-            "the program had the root directory {root}, and goes on without: only root can give it"
-        )));
-    }
-    let why = || format!("cannot change to the program's root directory {}", root.display());
-    std::fs::read_dir(root).because(why)?;
-    Ok(None)
-}
-
-fn may_change_root() -> bool {
-    const CAP_SYS_CHROOT: u32 = 18;
-    let own = proc::Process::own().and_then(|own| own.main_status());
-    own.is_ok_and(|own| own.capabilities >> CAP_SYS_CHROOT & 1 != 0)
-}
-
-/// The order that changes to the root directory: behind all that needs a path.
-pub(crate) fn restore_root(root: &Path, arena: &mut Arena, orders: &mut Orders) -> Result<()> {
-    if !root.as_os_str().is_empty() && may_change_root() {
-        let path = arena.bytes(&[root.as_os_str().as_bytes(), b"\0"].concat())?;
-        orders.call(Step::Process, libc::SYS_chroot, &[path]);
-    }
-    Ok(())
 }
 
 /// The sets of capabilities: effective, permitted, inheritable, bounding, ambient.
@@ -294,7 +165,8 @@ pub(crate) fn name_sandbox(
     gathered: &mut Gathered,
 ) -> Result<()> {
     let process = target.process();
-    if gathered.threads.first().is_none_or(|main| main.flags & thread_flag::NO_NEW_PRIVS == 0) {
+    // Of a main thread that has ended nothing is known.
+    if !gathered.threads.iter().any(|thread| thread.flags & thread_flag::NO_NEW_PRIVS != 0) {
         return Ok(());
     }
     let own = &target.status;
@@ -332,7 +204,7 @@ fn is_ordinary(own: &Status) -> bool {
     (own.permitted, own.capabilities) == (permitted, active)
 }
 
-fn sorted(status: &Status) -> Vec<u32> {
+pub(crate) fn sorted(status: &Status) -> Vec<u32> {
     let mut groups = status.groups.clone();
     groups.sort_unstable();
     groups

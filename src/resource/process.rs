@@ -6,7 +6,7 @@ use super::plan::{Arena, Orders, Step};
 use super::written::Written;
 use super::{Common, Gathered, Target, cpu, memory, privileges, vdso, xstate};
 use crate::error::{Because, Result};
-use crate::proc;
+use crate::proc::{self, Pid};
 use crate::ptrace::list::{List, Question, Replies};
 use ckpt_abi::image::{LimitRecord, ProcessRecord, SignalAction, process_flag};
 use nix::libc;
@@ -38,6 +38,11 @@ pub(crate) fn save(
     let pid = target.frozen.pid;
     let Some(seen) = target.rest else { return Ok(()) };
     let (stat, status) = (target.stat, &target.status);
+    // Who is in another root directory than the process that started the job finds itself there again, and who is not
+    // stays where the job is.
+    let root_of_job = common.tables.root().unwrap_or(pid);
+    let above = common.relatives.of(root_of_job).status.as_ref().map_or(Pid::NONE, |it| it.ppid);
+    let outside = common.relatives.of(above).root.clone().unwrap_or_else(|| "/".into());
     let parent = common.relatives.of(status.ppid);
     let brk = answers.expect(asked.brk, "cannot read the program break")?;
     let place = vdso::Place::find(target.vmas);
@@ -46,8 +51,7 @@ pub(crate) fn save(
     let own = Written::of(seen, parent);
     let cwd = &seen.cwd;
     let root = &seen.root.path;
-    // Who was started in another root directory, with the process that started it, finds itself there again.
-    let has_left = parent.root.as_ref().is_some_and(|parents| parents != root);
+    let has_left = *root != outside;
     if has_left && !privileges::are_given_again() {
         let text = format!(
             "its root directory {} (chroot(2)): a restart has the restarter's",
@@ -56,7 +60,8 @@ pub(crate) fn save(
         gathered.losses.push(text);
     }
     let strings = &mut common.strings;
-    let groups: Vec<u8> = status.groups.iter().flat_map(|group| group.to_le_bytes()).collect();
+    let groups = privileges::seen_groups(status);
+    let groups: Vec<u8> = groups.iter().flat_map(|group| group.to_le_bytes()).collect();
     let process = ProcessRecord {
         pid: pid.word(),
         umask: status.umask.unwrap_or(0o022),

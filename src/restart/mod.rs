@@ -42,7 +42,7 @@ use crate::inject::monitor::Monitor;
 use crate::proc::{Pid, forebear};
 use crate::resource::descriptor::{grown, pty::screen::Front};
 use crate::resource::kinship;
-use crate::resource::{privileges, sysv};
+use crate::resource::{regained, sysv};
 use crate::settings::{self, Settings};
 use ckpt_abi::image::SectionKind;
 use ckpt_abi::region::{Config, GROUP_LEFT};
@@ -99,8 +99,7 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
         phase2_adapt::convert(&whole, saved, options, &mut warnings)?;
     }
     for saved in &all {
-        warnings.extend(privileges::denied(&saved.process, &saved.supplementary));
-        warnings.extend(privileges::find_root(&saved.root)?);
+        regained::find_root(&saved.root, false)?;
     }
     let mut tree = options.ids.tree(image, &all, &mut warnings)?;
     let takes_group = match &mut tree {
@@ -121,6 +120,7 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
         return tree.restart(&start, all, warnings);
     }
     let saved = all.swap_remove(0);
+    warnings.extend(saved.denied(false)?);
     let monitor = phase2_adapt::monitor(&config)?;
     let _painter = painter::start(start.front.as_ref(), true);
     phase2_adapt::adapt_to(&saved, &mut warnings)?;

@@ -4,7 +4,7 @@
 use super::{MapPath, MapPort, Options};
 use crate::error::{Error, Result};
 use crate::image::read::{Image, Part};
-use crate::resource::{kinship, memory, privileges, threads};
+use crate::resource::{kinship, memory, privileges, regained, threads};
 use ckpt_abi::ABI_VERSION;
 use ckpt_abi::image::{
     Chunk, CpuLeaf, Descriptor, FileLock, Guard, LimitRecord, LossRecord, Machine, NumaPolicy,
@@ -203,6 +203,15 @@ impl<'a> Saved<'a> {
             bytes[(from - addr) as usize..(to - addr) as usize].copy_from_slice(part);
         }
         Ok(())
+    }
+
+    /// What the kernel granted it that this restart does not give; `as_user` in [`regained::denied`].
+    ///
+    /// # Errors
+    /// Its root directory is not there.
+    pub(crate) fn denied(&self, as_user: bool) -> Result<impl Iterator<Item = String>> {
+        let rights = regained::denied(&self.process, &self.supplementary, as_user);
+        Ok(rights.into_iter().chain(regained::find_root(&self.root, as_user)?))
     }
 
     /// The saved vdso, if the program had one.

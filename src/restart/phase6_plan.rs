@@ -12,8 +12,8 @@ use crate::resource::descriptor::{epoll, numbers};
 use crate::resource::memory::{advice, locked, policy};
 use crate::resource::plan::{Arena, Orders, Step};
 use crate::resource::runtime::Id;
-use crate::resource::{headless, privileges, process, signals, threads, timers};
-use ckpt_abi::image::{SignalAction, Thread, process_flag};
+use crate::resource::{headless, process, regained, signals, threads, timers};
+use ckpt_abi::image::{Thread, process_flag};
 use ckpt_abi::op::{ListHead, OpKind, SPELLED};
 use ckpt_abi::region::{STACK_LEN, STACKS, TURNS, Turns};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -105,13 +105,15 @@ pub(super) fn plan(
     process::restore_limits(&saved.limits, &mut arena, &mut main)?;
     change_root(saved, member, &mut arena, &mut main)?;
     let head_value = failure.head(&mut arena, member)?;
+    if let Some(member) = member {
+        let Membership { stopped, .. } = member;
+        signals::await_stops(stopped, &filled.actions, &saved.pending, &mut arena, &mut main)?;
+    }
+    // Nobody enters the program while another still has the restarter's.
+    give_privileges(&rights, first, &mut main);
     let kept = close(&mut main, failure, exe);
-    match member {
-        Some(member) => {
-            let said = (&rights, &head_value);
-            leave_together(saved, member, &filled.actions, said, &mut arena, &mut main)?;
-        }
-        None => give_privileges(&rights, first, &mut main),
+    if let Some(member) = member {
+        leave_together(saved, member, &head_value, &mut arena, &mut main)?;
     }
     let turn = filled.region + TURNS + std::mem::offset_of!(Turns, turn) as u64;
     main.push(OpKind::Store, 0, Step::Leave, 8, &[turn, filled.turn.word()]);
@@ -131,24 +133,20 @@ pub(super) fn plan(
 fn leave_together(
     saved: &Saved<'_>,
     member: &Membership,
-    actions: &[SignalAction],
-    (rights, head_value): (&Orders, &ListHead),
+    head_value: &ListHead,
     arena: &mut Arena,
     main: &mut Orders,
 ) -> Result<()> {
     let [page, restored, restarter, _] = member.page();
-    signals::await_stops(&member.stopped, actions, &saved.pending, arena, main)?;
     // Who stops lets its parent see that before the parent enters the program, and so waits for nobody.
     let stops = saved.process.flags & process_flag::STOPPED != 0 && member.has_parent;
     let living = if stops { 0 } else { u64::from(member.living) };
-    // Nobody enters the program while another still has the restarter's.
-    give_privileges(rights, &saved.threads[0], main);
     let barrier = [restored, living, restarter];
     main.call_or_next(OpKind::Barrier, Step::Leave, 0, &barrier);
     main.push(OpKind::Goto, 0, Step::Leave, 0, &[in_vain(member, arena)?]);
     main.push(OpKind::Store, 0, Step::Leave, 8, &[head_value.told, 0]);
     main.call(Step::Unmap, libc::SYS_munmap, &[page, PAGE]);
-    drop_capabilities(member, arena, main)
+    drop_capabilities(saved, member, arena, main)
 }
 
 fn arena_len(saved: &Saved<'_>, opened: &Opened) -> u64 {
@@ -234,7 +232,7 @@ fn clone(
     arena.write(frame, &bytes)?;
     give_privileges(rights, thread, &mut list);
     if let Some(member) = member {
-        drop_capabilities(member, arena, &mut list)?;
+        drop_capabilities(saved, member, arena, &mut list)?;
     }
     let all = saved.threads.len() as u64;
     list.push(OpKind::Barrier, 0, Step::Leave, 0, &[barrier, all]);
@@ -268,9 +266,9 @@ fn change_root(
     arena: &mut Arena,
     orders: &mut Orders,
 ) -> Result<()> {
-    match member.is_some_and(|member| member.led[1]) {
+    match member.is_some_and(|member| member.led[1] || member.is_privileged) {
         true => Ok(()),
-        false => privileges::restore_root(&saved.root, arena, orders),
+        false => regained::restore_root(&saved.root, arena, orders),
     }
 }
 
@@ -278,7 +276,7 @@ fn change_root(
 fn rights(saved: &Saved<'_>, member: Option<&Membership>, arena: &mut Arena) -> Result<Orders> {
     match member.is_some_and(|member| member.is_privileged) {
         true => Ok(Orders::default()),
-        false => privileges::restore(&saved.process, &saved.supplementary, arena),
+        false => regained::restore(&saved.process, &saved.supplementary, arena),
     }
 }
 
@@ -293,13 +291,16 @@ fn give_privileges(rights: &Orders, thread: &Thread, orders: &mut Orders) {
 }
 
 /// Orders that give up what a thread of a tree was allowed for its restart: all that its user namespace has.
-fn drop_capabilities(member: &Membership, arena: &mut Arena, orders: &mut Orders) -> Result<()> {
-    const VERSION_3: [u32; 2] = [0x2008_0522, 0];
-    if member.is_privileged {
-        let args = [arena.value(&VERSION_3)?, arena.value(&[0u32; 6])?];
-        orders.call(Step::Process, libc::SYS_capset, &args);
+fn drop_capabilities(
+    saved: &Saved<'_>,
+    member: &Membership,
+    arena: &mut Arena,
+    orders: &mut Orders,
+) -> Result<()> {
+    match member.is_privileged {
+        true => regained::give_up(&saved.process, arena, orders),
+        false => Ok(()),
     }
-    Ok(())
 }
 
 /// Where the last orders and the main thread's frame lie: in the region, because the arena is

@@ -196,6 +196,9 @@ impl Tree {
         // Behind the first attempt /proc shows the offsets of children that were not to be (timens_offsets).
         let ahead = super::clock::ahead(whole)?;
         loop {
+            for saved in &all {
+                warnings.extend(saved.denied(place == Place::AsUser)?);
+            }
             place.enter(ahead, !whole.systemv.is_empty())?;
             // Who was the first process of a namespace becomes that of this one.
             let leads = place.is_apart() && self.was_init();

@@ -5,6 +5,10 @@
 //   seal      memory that is sealed (mseal(2))
 //   overrun   a timer that has expired often, whose signal waits
 //   rights    (root) capabilities, securebits, users and groups of two threads; a child has others
+//   worker    (root) has fewer capabilities, as has a child
+//   ambient   (root) the same, and the child is an ordinary user with one capability
+//   jail      (root) a root directory, in which a child is, too
+//   opened    (root) becomes an ordinary user that has a file open which is its own, and one which is root's
 //   groups    (root) supplementary groups and the bounding set
 //   dropped   (root) becomes an ordinary user
 //   root      (root) a root directory
@@ -129,6 +133,24 @@ static void give_up(void) {
   CHECK(!setresuid(65534, 0, 65533), "%m");
 }
 
+// Gives up capabilities and makes a child that is like this process, or has another user and one of them.
+static void make_worker(void) {
+  struct __user_cap_header_struct head = {_LINUX_CAPABILITY_VERSION_3, 0};
+  struct __user_cap_data_struct data[2], one[2] = {{1 << CAP_KILL, 1 << CAP_KILL, 1 << CAP_KILL}};
+  CHECK(!syscall(SYS_capget, &head, data), "%m");
+  CHECK(!prctl(PR_CAPBSET_DROP, CAP_MKNOD), "%m");
+  data[0].permitted = data[0].effective &= ~(1u << CAP_MKNOD | 1u << CAP_CHOWN);
+  CHECK(!syscall(SYS_capset, &head, data), "%m");
+  child = fork();
+  if (child) return;
+  if (is("ambient")) {
+    CHECK(!prctl(PR_SET_KEEPCAPS, 1) && !setresgid(4711, 4711, 4711) && !setresuid(4711, 4711, 4711), "%m");
+    CHECK(!syscall(SYS_capset, &head, one), "%m");
+    CHECK(!prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_KILL, 0, 0), "%m");
+  }
+  for (;;) pause();
+}
+
 static int ends[2], pair[2];
 static timer_t timer;
 static volatile int turns;
@@ -202,13 +224,18 @@ static void check(void) {
   if (is("headless")) without_head();
   if (is("status")) with_status();
   char has[3][1024] = {{0}};
-  if (is("rights") || is("groups") || is("dropped")) {
+  if (is("rights") || is("groups") || is("dropped") || is("worker") || is("ambient")) {
     look(has);
     for (int i = 0; i < 3; i++) CHECK(!strcmp(had[i], has[i]), "%d: %s became %s", i, had[i], has[i]);
     CHECK(!is("rights") || prctl(PR_GET_SECUREBITS) == 1 << 4, "%x", prctl(PR_GET_SECUREBITS));
     CHECK(!is("dropped") || prctl(PR_GET_DUMPABLE) == 1, "%d", prctl(PR_GET_DUMPABLE));
   }
-  if (is("root")) CHECK(!access("/inside", F_OK), "%m");
+  if (is("root") || is("jail")) CHECK(!access("/inside", F_OK), "%m");
+  if (is("jail")) {
+    char there = 0;
+    CHECK(write(pair[0], "?", 1) == 1 && read(pair[0], &there, 1) == 1 && there == 'y', "%c", there);
+  }
+  if (is("opened")) CHECK(geteuid() == 65533 && write(fd, "x", 1) == 1 && write(other, "x", 1) == 1, "%m");
   if (is("lease")) {
     CHECK(fcntl(fd, F_GETLEASE) == F_WRLCK && fcntl(other, F_GETLEASE) == F_RDLCK, "leases are lost");
     broken("written", O_RDONLY, SIGIO, fd);
@@ -235,8 +262,23 @@ static void end_with_status(void) {
 static void set(void) {
   if (is("headless") || is("mourned")) lose_head();
   if (is("status")) end_with_status();
-  if (is("root")) CHECK(!mkdir("d", 0755) && !mkdir("d/inside", 0755) && !chroot("d") && !chdir("/"), "%m");
+  if (is("root") || is("jail")) CHECK(!mkdir("d", 0755) && !mkdir("d/inside", 0755) && !chroot("d") && !chdir("/"), "%m");
   if (is("rights")) give_up();
+  if (is("worker") || is("ambient")) make_worker();
+  if (is("jail")) {
+    CHECK(!socketpair(AF_UNIX, SOCK_STREAM, 0, pair), "%m");
+    child = fork();
+    for (char asked; !child;) {
+      if (read(pair[1], &asked, 1) != 1) _exit(1);
+      if (write(pair[1], access("/inside", F_OK) ? "n" : "y", 1) != 1) _exit(1);
+    }
+  }
+  if (is("opened")) {
+    fd = opened("mine", O_RDWR);
+    other = opened("secret", O_RDWR);
+    CHECK(!fchown(fd, 65533, 65533) && !fchmod(other, 0600), "%m");
+    CHECK(!setgroups(0, 0) && !setresgid(65533, 65533, 65533) && !setresuid(65533, 65533, 65533), "%m");
+  }
   if (is("dropped")) {
     CHECK(!setgroups(0, 0) && !setresgid(65533, 65533, 65533) && !setresuid(65533, 65533, 65533), "%m");
     CHECK(!prctl(PR_SET_DUMPABLE, 1), "%m");
@@ -245,13 +287,14 @@ static void set(void) {
     gid_t groups[] = {7, 8, 9};
     CHECK(!setgroups(3, groups) && !prctl(PR_CAPBSET_DROP, CAP_MKNOD), "%m");
   }
-  if (is("rights") || is("groups") || is("dropped")) {
+  if (is("rights") || is("groups") || is("dropped") || is("worker") || is("ambient")) {
     pthread_t thread;
     CHECK(!pthread_create(&thread, 0, stranger, 0), "no thread");
     do {
       nanosleep(&(struct timespec){0, 10000000}, 0);
       look(had);
-    } while (child && !strstr(had[2], "4711\t4711\t4711\t4711"));
+    } while ((is("rights") && !strstr(had[2], "4711\t4711\t4711\t4711")) ||
+             (is("ambient") && !strstr(had[2], "CapAmb:\t0000000000000020")));
   }
   if (is("lease")) lease();
   if (is("narrow")) CHECK(!setrlimit(RLIMIT_AS, &(struct rlimit){PAGE, PAGE}), "%m");

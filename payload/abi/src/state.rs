@@ -128,16 +128,15 @@ record! {
         group_id: u32,
         /// prctl(2), PR_GET_SECUREBITS.
         securebits: u32,
-        /// Its root directory; empty: that of the process that started it.
+        /// Its root directory; empty: that of the process that started the job.
         root: Text,
         /// Real, effective, saved and file system user id.
         users: [u32; 4],
         /// Group ids in the same order.
         groups: [u32; 4],
-        /// Supplementary groups, four bytes each.
+        /// Supplementary groups, four bytes each; all ones: one that the user namespace of the checkpoint does not map.
         supplementary: Text,
-        /// Capabilities: effective, permitted, inheritable, bounding, ambient. They and `securebits` are its own if
-        /// [`process_flag::PRIVILEGES`] is set.
+        /// Capabilities: effective, permitted, inheritable, bounding, ambient.
         capabilities: [u64; 5],
     }
 }
