@@ -10,7 +10,8 @@ use crate::resource::descriptor::socket::Deputy;
 use crate::resource::descriptor::{
     self, Missing, Origin, Restored, Sources, epoll, late, locks, pollable, shared, socket, unread,
 };
-use crate::resource::{memory, process};
+use crate::resource::{memory, process, regained};
+use crate::rights::{Rights, open_for};
 use ckpt_abi::image::{EpollEntry, SectionKind, Text, VmaKind, VmaRecord, vma_flag};
 use nix::errno::Errno;
 use std::collections::{HashMap, HashSet};
@@ -42,6 +43,7 @@ struct FromImage<'a> {
     way: Way,
     /// What is said before a failure of each process.
     whose: &'a [String],
+    rights: &'a [Option<Rights>],
 }
 
 /// What cannot be had, each once: who shares it fails in the same way.
@@ -86,6 +88,10 @@ impl Sources for FromImage<'_> {
 
     fn whose(&self, process: u32) -> &str {
         self.whose.get(process as usize).map_or("", String::as_str)
+    }
+
+    fn rights(&self, process: u32) -> Option<&Rights> {
+        self.rights.get(process as usize)?.as_ref()
     }
 
     fn port(&self, port: u16) -> u16 {
@@ -138,11 +144,17 @@ pub(crate) fn open(
     let several = all.len() > 1;
     let names: Vec<_> =
         all.iter().map(|saved| if several { whose(saved) } else { String::new() }).collect();
-    let sources = FromImage { whole, way, whose: &names };
+    let rights = |saved: &&Saved<'_>| regained::rights(&saved.process, &saved.supplementary);
+    let rights: Vec<_> = match way {
+        Way::Restart => all.iter().map(rights).collect(),
+        Way::Rehearsal => Vec::new(),
+    };
+    let sources = FromImage { whole, way, whose: &names, rights: &rights };
     let mut objects = Objects::make(&whole.objects, &sources)?;
     let each = || all.iter().zip(&names);
     let mapped = each().map(|(saved, whose)| {
-        mapped(whole, saved, warnings, &mut |error| failures.add(whose, &error))
+        let rights = sources.rights(saved.part.number());
+        mapped(whole, saved, rights, warnings, &mut |error| failures.add(whose, &error))
     });
     let mapped = mapped.collect();
     let mut missing = Vec::new();
@@ -239,6 +251,7 @@ impl Files {
 fn mapped(
     whole: &Whole<'_>,
     saved: &Saved<'_>,
+    rights: Option<&Rights>,
     warnings: &mut Vec<String>,
     fails: &mut dyn FnMut(Error),
 ) -> Vec<Option<Rc<File>>> {
@@ -252,7 +265,10 @@ fn mapped(
         if let Some(file) = opened.get(&key) {
             return Ok(file.clone());
         }
-        let file = Rc::new(memory::open::file(&key.0, vma, warnings)?);
+        let file = open_for(rights, &key.0, (vma.file_device, vma.file_inode), || {
+            memory::open::file(&key.0, vma, warnings)
+        });
+        let file = Rc::new(file?);
         opened.insert(key, file.clone());
         Ok(file)
     };

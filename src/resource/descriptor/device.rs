@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Devices, opened by their path.
 
-use super::open::by_path;
 use super::{Kind, Look, Opening, Origin, Saving, file_type, names, only_names, terminal};
 use crate::error::Result;
 use crate::proc::fds::Fd;
@@ -43,7 +42,7 @@ fn is_stateless(fd: &Fd) -> bool {
 
 fn open(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Origin> {
     let path = opening.sources.path(record);
-    let file = by_path(record, &path)?;
+    let file = opening.by_path(record, &path)?;
     if file_type(record.mode) == libc::S_IFBLK {
         super::open::seek(&file, record, &path)?;
     }

@@ -47,7 +47,7 @@ fn open(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Origin> {
         let named = removed(&path, Some((id, record.mode)))?;
         return by_path(record, &place(&named)).map(Origin::Own);
     }
-    let file = by_path(record, &path)?;
+    let file = opening.by_path(record, &path)?;
     seek(&file, record, &path)?;
     Ok(Origin::Own(file))
 }

@@ -10,6 +10,7 @@ use super::objects::Objects;
 use super::{Kind, Place, kind, numbers, of, pipe, pty, regular, socket};
 use crate::error::{Because, Error, Result};
 use crate::proc::fds::shown;
+use crate::rights::{Rights, open_for};
 use ckpt_abi::image::{Descriptor, DescriptorKind, Text};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -57,6 +58,8 @@ pub(crate) struct Restored {
 pub(crate) trait Sources {
     /// A string of the image.
     fn text(&self, text: Text) -> OsString;
+    /// With whose rights the files of a process are opened, if not with ours.
+    fn rights(&self, process: u32) -> Option<&Rights>;
     /// A path of the image, on this machine.
     fn place(&self, path: Text) -> PathBuf;
     /// What a descriptor is called in the image.
@@ -103,6 +106,20 @@ impl Opening<'_> {
     /// What is in a descriptor of the process.
     pub(crate) fn content(&self, record: &Descriptor) -> Result<Vec<u8>> {
         self.sources.content(self.process, record.content)
+    }
+
+    /// Does something with the rights of the process.
+    pub(crate) fn acting<T>(&self, work: impl FnOnce() -> T) -> Result<T> {
+        match self.sources.rights(self.process) {
+            Some(rights) => rights.with(work),
+            None => Ok(work()),
+        }
+    }
+
+    /// [`by_path`], for the process.
+    pub(crate) fn by_path(&self, record: &Descriptor, path: &Path) -> Result<OwnedFd> {
+        let rights = self.sources.rights(self.process);
+        open_for(rights, path, (record.device, record.inode), || by_path(record, path))
     }
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Pipes both of whose ends are in the program, and FIFOs, with what is in them.
 
-use super::open::{by_path, reopened};
+use super::open::reopened;
 use super::{Content, Kind, Look, Opening, Origin, Saving, access, file_type, names};
 use crate::error::{Because, Error, Result};
 use crate::proc::Pid;
@@ -13,7 +13,6 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{pipe2, read, write};
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -139,15 +138,13 @@ pub(crate) type Made = HashMap<(u64, u64), Ends>;
 
 fn open(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Origin> {
     let path = opening.sources.path(record);
-    let ends = match opening.pipes.entry((record.device, record.inode)) {
-        Entry::Occupied(ends) => ends.into_mut(),
-        Entry::Vacant(none) => {
-            let ends = if path.is_absolute() { fifo(record, &path)? } else { anonymous()? };
-            let content = opening.sources.content(opening.process, record.content)?;
-            fill(&ends, &content, record)?;
-            none.insert(ends)
-        }
-    };
+    let id = (record.device, record.inode);
+    if !opening.pipes.contains_key(&id) {
+        let ends = if path.is_absolute() { fifo(record, &path, opening)? } else { anonymous()? };
+        fill(&ends, &opening.content(record)?, record)?;
+        opening.pipes.insert(id, ends);
+    }
+    let ends = opening.pipes.get_mut(&id).ok_or_else(|| Error::new("a pipe is not made"))?;
     // O_DIRECT is set later: open(2) does not know it of a pipe.
     let flags = record.flags & !(libc::O_DIRECT as u32);
     let (index, end) = match access(record.flags) {
@@ -168,9 +165,9 @@ fn anonymous() -> Result<Ends> {
 }
 
 /// Opened for both at first, a FIFO makes nobody wait (fifo(7)).
-fn fifo(record: &Descriptor, path: &Path) -> Result<Ends> {
+fn fifo(record: &Descriptor, path: &Path, opening: &Opening<'_>) -> Result<Ends> {
     const BOTH: u32 = (libc::O_RDWR | libc::O_NONBLOCK) as u32;
-    let both = |flags| by_path(&Descriptor { flags, ..*record }, path);
+    let both = |flags| opening.by_path(&Descriptor { flags, ..*record }, path);
     // Who may only read or write it cannot have both ends.
     let reader = both(BOTH).or_else(|_| both(record.flags | libc::O_NONBLOCK as u32))?;
     let writer = reader.try_clone().because(|| "cannot duplicate a pipe")?;

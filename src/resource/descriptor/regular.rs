@@ -5,6 +5,7 @@ use super::open::{self, by_path, seek};
 use super::{Kind, Look, Loss, Opening, Origin, Saving, access, file_type, names, only_names};
 use crate::error::{Because, Error, Result};
 use crate::proc::fds::Fd;
+use crate::rights::file_user;
 use ckpt_abi::image::{Descriptor, ObjectKind};
 use nix::fcntl::{AtFlags, OFlag};
 use nix::libc;
@@ -71,9 +72,10 @@ fn again(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Origin> {
         seek(&file, record, &path)?;
         return Ok(Origin::Own(file));
     }
-    let file = match by_path(record, &path) {
+    let file = match opening.by_path(record, &path) {
         Ok(file) => file,
-        Err(e) => match (standard_twin(record), with_permission(record, &path)) {
+        Err(e) => match (standard_twin(record), opening.acting(|| with_permission(record, &path))?)
+        {
             (_, Some(file)) => file,
             (Some(number), None) => return Ok(Origin::Standard(number)),
             (None, None) => return Err(e),
@@ -135,7 +137,7 @@ fn with_permission(record: &Descriptor, path: &Path) -> Option<OwnedFd> {
     };
     // What the mode allowed at the checkpoint, somebody has forbidden since.
     let since = stat.st_mode != record.mode || stat.st_mode & wanted == wanted;
-    if since || stat.st_uid != geteuid().as_raw() || stat.st_mode & libc::S_IFMT != libc::S_IFREG {
+    if since || stat.st_uid != file_user() || stat.st_mode & libc::S_IFMT != libc::S_IFREG {
         return None;
     }
     let place = open::place(&named);
@@ -157,9 +159,13 @@ fn absent(record: &Descriptor, path: &Path, opening: &mut Opening<'_>) -> Result
             | OFlag::O_EXCL
             | OFlag::O_CLOEXEC
             | OFlag::O_NOCTTY;
-        if let Ok(file) = nix::fcntl::open(path, new, mode) {
-            let why = || format!("cannot write {}", path.display());
-            let writer = File::options().write(true).open(path).because(why)?;
+        let why = || format!("cannot write {}", path.display());
+        let made = opening.acting(|| {
+            let file = nix::fcntl::open(path, new, mode).ok()?;
+            Some((file, File::options().write(true).open(path).because(why)))
+        })?;
+        if let Some((file, writer)) = made {
+            let writer = writer?;
             opening.sources.fill(record.content, &writer).because(why)?;
             return Ok(file);
         }
