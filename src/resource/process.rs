@@ -38,20 +38,14 @@ pub(crate) fn save(
     let pid = target.frozen.pid;
     let Some(seen) = target.rest else { return Ok(()) };
     let (stat, status) = (target.stat, &target.status);
-    // Who is in another root directory than the process that started the job finds itself there again, and who is not
-    // stays where the job is.
-    let root_of_job = common.tables.root().unwrap_or(pid);
-    let above = common.relatives.of(root_of_job).status.as_ref().map_or(Pid::NONE, |it| it.ppid);
-    let outside = common.relatives.of(above).root.clone().unwrap_or_else(|| "/".into());
-    let parent = common.relatives.of(status.ppid);
     let brk = answers.expect(asked.brk, "cannot read the program break")?;
     let place = vdso::Place::find(target.vmas);
     let arguments = &seen.arguments;
     let joined = arguments.iter().map(|a| a.as_bytes()).collect::<Vec<_>>().join(&0);
-    let own = Written::of(seen, parent);
+    let own = Written::of(seen, common.relatives.of(status.ppid));
     let cwd = &seen.cwd;
     let root = &seen.root.path;
-    let has_left = *root != outside;
+    let has_left = *root != outside(common, pid);
     if has_left && !privileges::are_given_again() {
         let text = format!(
             "its root directory {} (chroot(2)): a restart has the restarter's",
@@ -122,6 +116,14 @@ pub(crate) fn save(
     gathered.auxv.clone_from(&seen.auxv);
     gathered.limits = seen.limits.iter().map(|&(soft, hard)| LimitRecord { soft, hard }).collect();
     Ok(())
+}
+
+/// The root directory of the process that started the job: who is in another one finds itself there again, and who is not
+/// stays where the job is.
+fn outside(common: &mut Common, pid: Pid) -> OsString {
+    let root = common.tables.root().unwrap_or(pid);
+    let above = common.relatives.of(root).status.as_ref().map_or(Pid::NONE, |it| it.ppid);
+    common.relatives.of(above).root.clone().map_or_else(|| "/".into(), OsString::from)
 }
 
 /// What only the process can say.

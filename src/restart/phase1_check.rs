@@ -214,6 +214,15 @@ impl<'a> Saved<'a> {
         Ok(rights.into_iter().chain(regained::find_root(&self.root, as_user)?))
     }
 
+    /// The same of all.
+    ///
+    /// # Errors
+    /// A root directory is not there.
+    pub(crate) fn all_denied(all: &[Self], as_user: bool) -> Result<Vec<String>> {
+        let each = all.iter().map(|saved| saved.denied(as_user));
+        Ok(each.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+    }
+
     /// The saved vdso, if the program had one.
     pub fn vdso(&self) -> Option<&VmaRecord> {
         self.vmas.iter().find(|v| v.kind == VmaKind::Vdso as u32)

@@ -6,7 +6,7 @@
 //! are done, they enter their saved states. A failure before that ends them all. This process stays, as a proxy.
 
 use super::phase1_check::Saved;
-use super::phase3_open::{self, Files};
+use super::phase3_open::{self, Files, Way};
 use super::pooled::Pool;
 use super::skeleton::children::{await_end, none_ended, seen};
 use super::skeleton::init::Init;
@@ -172,8 +172,7 @@ impl Tree {
         mapping::block_all_signals();
         let _ = proxy::expect_children();
         let records: Vec<_> = all.iter().collect();
-        let mut files =
-            phase3_open::open(whole, &records, phase3_open::Way::Restart, &mut warnings)?;
+        let mut files = phase3_open::open(whole, &records, Way::Restart, &mut warnings)?;
         reach(Point::Reopened);
         let members = kinship::planned(&self.members);
         let lives = plan(&members)
@@ -196,9 +195,7 @@ impl Tree {
         // Behind the first attempt /proc shows the offsets of children that were not to be (timens_offsets).
         let ahead = super::clock::ahead(whole)?;
         loop {
-            for saved in &all {
-                warnings.extend(saved.denied(place == Place::AsUser)?);
-            }
+            warnings.extend(Saved::all_denied(&all, place == Place::AsUser)?);
             place.enter(ahead, !whole.systemv.is_empty())?;
             // Who was the first process of a namespace becomes that of this one.
             let leads = place.is_apart() && self.was_init();
