@@ -14,6 +14,7 @@ pub(crate) mod forebear;
 pub(crate) mod fork;
 pub(crate) mod front;
 pub(crate) mod id;
+pub(crate) mod idmap;
 pub(crate) mod limits;
 pub(crate) mod links;
 pub(crate) mod maps;

@@ -61,8 +61,14 @@ fn policy(text: &str) -> Option<(u32, Nodes)> {
     Some((mode, nodes(list)?))
 }
 
+/// The nodes whose memory this process may use; None where the kernel does not tell.
+pub(crate) fn allowed() -> Option<Nodes> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    nodes(status.lines().find_map(|line| line.strip_prefix("Mems_allowed_list:"))?.trim())
+}
+
 /// A list of nodes, as "0-3,8".
-pub(crate) fn nodes(list: &str) -> Option<Nodes> {
+fn nodes(list: &str) -> Option<Nodes> {
     let mut found = Nodes::default();
     for range in list.split(',').filter(|range| !range.is_empty()) {
         let (first, last) = range.split_once('-').unwrap_or((range, range));

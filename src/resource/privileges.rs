@@ -5,6 +5,7 @@
 
 use super::{Common, Gathered, Target};
 use crate::error::Result;
+use crate::proc::idmap::IdMap;
 use crate::proc::{self, status::Status, tree};
 use crate::proc::{Pid, Tid};
 use crate::ptrace::call::Caller;
@@ -127,23 +128,15 @@ pub(crate) const UNSEEN: u32 = u32::MAX;
 
 /// The groups of a process, as they are saved.
 pub(crate) fn seen_groups(status: &Status) -> Vec<u32> {
-    let known = |id: &u32| if is_mapped("gid_map", *id) { *id } else { UNSEEN };
-    status.groups.iter().map(known).collect()
+    if status.groups.is_empty() {
+        return Vec::new();
+    }
+    let map = IdMap::groups();
+    status.groups.iter().map(|id| if map.has(*id) { *id } else { UNSEEN }).collect()
 }
 
 pub(crate) fn seen(groups: &[u32]) -> impl Iterator<Item = u32> {
     groups.iter().copied().filter(|group| *group != UNSEEN)
-}
-
-/// Whether an id means somebody in our user namespace, by the map of users or groups.
-pub(crate) fn is_mapped(name: &str, id: u32) -> bool {
-    let map = std::fs::read_to_string(format!("/proc/self/{name}")).unwrap_or_default();
-    map.lines().any(|line| {
-        let words = line.split_ascii_whitespace();
-        let numbers: Vec<u64> = words.filter_map(|word| word.parse().ok()).collect();
-        let [first, _, count] = numbers[..] else { return false };
-        (first..first.saturating_add(count)).contains(&id.into())
-    })
 }
 
 /// The groups of an image.

@@ -2,8 +2,9 @@
 //! What a restart gives a process again of its users, groups, capabilities and root directory.
 
 use super::plan::{Arena, Orders, Step};
-use super::privileges::{UNSEEN, is_mapped, seen, sets, sorted};
+use super::privileges::{UNSEEN, seen, sets, sorted};
 use crate::error::{Because, Result};
+use crate::proc::idmap::{IdMap, are_groups_fixed};
 use crate::proc::{self, status::Status};
 use crate::rights::{self, Rights};
 use ckpt_abi::image::{ProcessRecord, process_flag};
@@ -98,12 +99,10 @@ pub(crate) fn rights(saved: &ProcessRecord, groups: &[u32]) -> Option<Rights> {
 
 /// Whether the ids mean somebody in our user namespace, and groups may be set there.
 fn are_known(saved: &ProcessRecord, groups: &[u32]) -> bool {
-    let refused = std::fs::read_to_string("/proc/self/setgroups")
-        .is_ok_and(|text| text.trim_ascii() == "deny");
-    let all = saved.groups.into_iter().chain(seen(groups));
-    !refused
-        && saved.users.iter().all(|id| is_mapped("uid_map", *id))
-        && all.into_iter().all(|id| is_mapped("gid_map", id))
+    let (users, known) = (IdMap::users(), IdMap::groups());
+    !are_groups_fixed()
+        && saved.users.iter().all(|id| users.has(*id))
+        && saved.groups.into_iter().chain(seen(groups)).all(|id| known.has(id))
 }
 
 /// What is said where a restart does not give a program what it had; `as_user`: in a user namespace that is made for it,

@@ -8,7 +8,7 @@
 
 use crate::error::Result;
 use crate::proc::Process;
-use crate::proc::numa::{Nodes, nodes};
+use crate::proc::numa::{self, Nodes};
 use crate::ptrace::list::{List, Question, Replies};
 use crate::resource::Gathered;
 use crate::resource::plan::{Arena, Orders, Step};
@@ -141,9 +141,7 @@ pub(crate) fn adopt(all: &[NumaPolicy], main: u32) -> Option<String> {
         // SAFETY: the kernel reads 1024 bits of the mask, which is so long.
         unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, at, BITS) };
     }
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let here = status.lines().find_map(|line| line.strip_prefix("Mems_allowed_list:"));
-    let here = nodes(here?.trim())?;
+    let here = numa::allowed()?;
     let is_here =
         |policy: &NumaPolicy| policy.nodes.iter().zip(here).all(|(own, here)| own & !here == 0);
     let strange = all.iter().filter(|policy| !is_here(policy)).count();
