@@ -60,7 +60,10 @@ impl Run {
         let _ = whose.touch(|| {
             // A dumper in the namespaces of a tree cannot tell us: what it has written does.
             let names = self.names(&settings);
-            if names.iter().any(|name| self.newest(name).is_some_and(|it| self.was_ended_by(&it))) {
+            if names
+                .iter()
+                .any(|name| newest(&self.existing(name)).is_some_and(|it| self.was_ended_by(&it)))
+            {
                 return;
             }
             if let Some(Name::Server(server)) = &settings.name
@@ -97,11 +100,6 @@ impl Run {
             .collect()
     }
 
-    /// The newest that can be read.
-    fn newest(&self, template: &Template) -> Option<Header> {
-        self.existing(template).iter().find_map(|(_, file)| Image::find(file).ok()?)
-    }
-
     fn was_ended_by(&self, image: &Header) -> bool {
         image.run[0] == self.config.run && image.flags & header_flag::ENDED != 0
     }
@@ -109,11 +107,11 @@ impl Run {
     /// All of a name, if the newest that can be read is one of this run, or the one that it came from. A
     /// checkpoint that somebody else has made since then says that the work goes on.
     fn named(&self, template: &Template) {
-        let Some(newest) = self.newest(template) else { return };
+        let mut found = self.existing(template);
+        let Some(newest) = newest(&found) else { return };
         if newest.run[0] != self.config.run && newest.run != self.config.before {
             return;
         }
-        let mut found = self.existing(template);
         let us = crate::rights::file_user();
         found.retain(|(_, file)| file.metadata().is_ok_and(|meta| meta.uid() == us));
         // The oldest first: whoever is killed in between leaves what belongs together.
@@ -124,6 +122,11 @@ impl Run {
             }
         }
     }
+}
+
+/// The newest of them that can be read.
+fn newest(found: &[(PathBuf, File)]) -> Option<Header> {
+    found.iter().find_map(|(_, file)| Image::find(file).ok()?)
 }
 
 impl Run {
