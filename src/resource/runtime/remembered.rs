@@ -67,7 +67,8 @@ impl Search {
         let span =
             |some: &[u32]| some.first().zip(some.last()).map(|(least, most)| [*least, *most]);
         let (Some(ids), Some(clocks)) = (span(ids), span(clocks)) else { return false };
-        let ranges = [ids, clocks, self.boxed.map(|_| self.boxed[0]), [self.boxed[1]; 2]];
+        let [odd, float] = self.boxed;
+        let ranges = [ids, clocks, [odd; 2], [float; 2]];
         let mut at = 0;
         while let Some(offset) = find_word(bytes, at, &ranges) {
             if self.is_one(addr + offset as u64, &bytes[offset & !7..], offset % 8, owners) {
