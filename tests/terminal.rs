@@ -277,15 +277,22 @@ fn a_program_with_the_whole_terminal_goes_on_in_another() {
     }
 }
 
+const SHELL: [&str; 4] = ["bash", "--norc", "--noprofile", "-i"];
+
+/// The terminal of a shell, below which runs another one with checkpointing.
+fn shell_in_a_shell(bench: &Bench) -> Session {
+    let mut outer = Session::start(bench, &SHELL);
+    outer.types(b"./ckpt -a 0 -n x.ckpt bash --norc --noprofile -i; echo left=$?\n");
+    outer.gives_the_terminal_away();
+    outer
+}
+
 /// An interactive shell has its terminal again, with the job that was in the foreground.
 #[test]
 fn an_interactive_shell_has_its_jobs_in_another_terminal() {
-    const SHELL: [&str; 4] = ["bash", "--norc", "--noprofile", "-i"];
     for who in [Who::Me, Who::Nobody] {
         let bench = Bench::new(who);
-        let mut outer = Session::start(&bench, &SHELL);
-        outer.types(b"./ckpt -a 0 -n x.ckpt bash --norc --noprofile -i; echo left=$?\n");
-        outer.gives_the_terminal_away();
+        let mut outer = shell_in_a_shell(&bench);
         outer.types(b"echo $$ > pid; sleep 1000\n");
         let pid = until("an id", || {
             fs::read_to_string(bench.path("pid")).ok().filter(|s| s.ends_with('\n'))
@@ -319,12 +326,9 @@ fn an_interactive_shell_has_its_jobs_in_another_terminal() {
 /// One that was stopped is restarted so, and has the terminal when it goes on in the foreground.
 #[test]
 fn a_shell_that_was_stopped_goes_on_in_the_foreground() {
-    const SHELL: [&str; 4] = ["bash", "--norc", "--noprofile", "-i"];
     for who in [Who::Me, Who::Nobody] {
         let bench = Bench::new(who);
-        let mut outer = Session::start(&bench, &SHELL);
-        outer.types(b"./ckpt -a 0 -n x.ckpt bash --norc --noprofile -i\n");
-        outer.gives_the_terminal_away();
+        let mut outer = shell_in_a_shell(&bench);
         outer.types(b"echo $$ > pid; suspend\n");
         outer.shows("Stopped");
         let pid = fs::read_to_string(bench.path("pid")).expect("an id");
