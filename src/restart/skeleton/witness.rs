@@ -151,15 +151,19 @@ fn live(restarter: u32, before: &[Pid], mut hears: PipeReader, mut tells: PipeWr
     let above = tree::kin(Pid::of_word(restarter)).ok();
     let _ = std::env::set_current_dir("/");
     let mut wards = Vec::new();
-    // A list misses who is made meanwhile, and a shell may still be making the others of a pipeline.
+    // A shell may still be making the others of a pipeline.
     let (mut alone, mut late) = (false, None);
-    let is_alone = |since| above.is_some_and(|above| is_alone(above, before, since));
+    // A list misses who is made meanwhile, and shows whose parent ends while it is made as nobody's.
+    let is_alone =
+        |since| above.is_some_and(|above| (0..3).any(|_| is_alone(above, before, since)));
+    // Without the restarter its tree is nobody's: what is seen then says nothing.
+    let is_still_alone = |since| is_alone(since) || parent_id() != restarter;
     loop {
         let mut byte = [0];
         // The tree may have the other end of the pipe still when the restarter is gone.
         match await_word(&hears, restarter_lives.as_ref(), late.map(|_| LATE)) {
             None => {
-                alone = alone && is_alone(late.take());
+                alone = alone && is_still_alone(late.take());
                 continue;
             }
             Some(said) if said && hears.read_exact(&mut byte).is_ok() => {}
@@ -177,7 +181,7 @@ fn live(restarter: u32, before: &[Pid], mut hears: PipeReader, mut tells: PipeWr
             }
             question::WARD => {
                 if wards.is_empty() {
-                    alone = (0..3).any(|_| is_alone(None));
+                    alone = is_alone(None);
                 }
                 wards.extend(told(&mut hears));
             }
@@ -188,7 +192,7 @@ fn live(restarter: u32, before: &[Pid], mut hears: PipeReader, mut tells: PipeWr
             question::RUN => {
                 let mut since = [0; 8];
                 late = hears.read_exact(&mut since).ok().map(|()| u64::from_ne_bytes(since));
-                alone = alone && is_alone(late);
+                alone = alone && is_still_alone(late);
             }
             _ => end(0),
         }
