@@ -2,9 +2,10 @@
 //! Work on many things by a few threads abreast, which end with it.
 
 use nix::sched::{CpuSet, sched_getaffinity};
+use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::thread;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, Scope};
 
 /// More would wait for each other: the kernel makes texts of /proc under locks.
 const MOST: usize = 4;
@@ -34,17 +35,144 @@ pub(crate) fn by_at_most<T: Sync, R: Send>(
         }
     };
     thread::scope(|scope| {
-        for _ in 1..processors().min(most).min(things.len() / few.max(1)) {
-            // Where there may be no more of them (RLIMIT_NPROC), those that are there do it.
-            if thread::Builder::new().stack_size(STACK).spawn_scoped(scope, run).is_err() {
-                break;
-            }
-        }
+        join_in(scope, processors().min(most).min(things.len() / few.max(1)), &run);
         run();
     });
     let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
     done.sort_unstable_by_key(|(index, _)| *index);
     done.into_iter().map(|(_, result)| result).collect()
+}
+
+/// Has so many threads, with the one that asks, do the same.
+fn join_in<'scope>(scope: &'scope Scope<'scope, '_>, all: usize, run: &'scope (impl Fn() + Sync)) {
+    for _ in 1..all {
+        // Where there may be no more of them (RLIMIT_NPROC), those that are there do it.
+        if thread::Builder::new().stack_size(STACK).spawn_scoped(scope, run).is_err() {
+            break;
+        }
+    }
+}
+
+/// Things that are worked on, and what came of it and is to be taken in their order.
+struct Line<I, R> {
+    things: I,
+    begun: usize,
+    taken: usize,
+    ready: Vec<(usize, R)>,
+    /// Nothing is begun any more.
+    is_over: bool,
+}
+
+/// A [`Line`] among threads.
+struct Shared<I, R> {
+    line: Mutex<Line<I, R>>,
+    /// Most things that are begun and not yet taken.
+    ahead: usize,
+    has_result: Condvar,
+    has_room: Condvar,
+}
+
+impl<I: Iterator, R> Shared<I, R> {
+    fn line(&self) -> MutexGuard<'_, Line<I, R>> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn may_begin(&self, line: &Line<I, R>) -> bool {
+        !line.is_over && line.begun - line.taken < self.ahead
+    }
+
+    /// Works on the next thing.
+    fn go_on<'a>(
+        &'a self,
+        mut line: MutexGuard<'a, Line<I, R>>,
+        work: &impl Fn(I::Item) -> R,
+    ) -> MutexGuard<'a, Line<I, R>> {
+        let Some(thing) = line.things.next() else {
+            line.is_over = true;
+            self.has_result.notify_all();
+            self.has_room.notify_all();
+            return line;
+        };
+        let index = line.begun;
+        line.begun += 1;
+        drop(line);
+        let result = work(thing);
+        let mut line = self.line();
+        line.ready.push((index, result));
+        self.has_result.notify_all();
+        line
+    }
+
+    fn help(&self, work: &impl Fn(I::Item) -> R) {
+        let mut line = self.line();
+        while !line.is_over {
+            line = match self.may_begin(&line) {
+                true => self.go_on(line, work),
+                false => self.has_room.wait(line).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+    }
+
+    /// Takes all results in order, and helps while none is there.
+    fn take<E>(
+        &self,
+        work: &impl Fn(I::Item) -> R,
+        mut take: impl FnMut(R) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut line = self.line();
+        loop {
+            let wanted = line.taken;
+            if let Some(at) = line.ready.iter().position(|(index, _)| *index == wanted) {
+                let (_, result) = line.ready.swap_remove(at);
+                drop(line);
+                let taken = take(result);
+                line = self.line();
+                line.taken += 1;
+                line.is_over |= taken.is_err();
+                self.has_room.notify_all();
+                taken?;
+            } else if self.may_begin(&line) {
+                line = self.go_on(line, work);
+            } else if line.begun == line.taken {
+                return Ok(());
+            } else {
+                line = self.has_result.wait(line).unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+    }
+}
+
+/// Works on things by a few threads; the one that asks takes what comes of it, in their order, while the others work on
+/// `ahead` things at most, and helps them. The others come when things that `weigh` more than `few` were begun.
+///
+/// # Errors
+/// Those of `take`: nothing is begun then any more.
+pub(crate) fn in_order<T: Send, R: Send, E>(
+    things: impl Iterator<Item = T> + Send,
+    ahead: usize,
+    (few, weigh): (u64, impl Fn(&T) -> u64),
+    work: impl Fn(T) -> R + Sync,
+    take: impl FnMut(R) -> Result<(), E>,
+) -> Result<(), E> {
+    let line = Line { things, begun: 0, taken: 0, ready: Vec::new(), is_over: false };
+    let shared = Shared {
+        line: Mutex::new(line),
+        ahead,
+        has_result: Condvar::new(),
+        has_room: Condvar::new(),
+    };
+    let (help, begun) = (|| shared.help(&work), Cell::new(0));
+    thread::scope(|scope| {
+        let weighed = |thing: T| {
+            let before = begun.get();
+            begun.set(before + weigh(&thing));
+            if before <= few && begun.get() > few {
+                join_in(scope, processors().min(MOST), &help);
+            }
+            work(thing)
+        };
+        shared.take(&weighed, take)
+    })
 }
 
 fn take<'a, T>(things: &'a [T], next: &AtomicUsize) -> Option<(usize, &'a T)> {
@@ -69,6 +197,26 @@ mod tests {
             let things: Vec<usize> = (0..count).collect();
             let doubled: Vec<usize> = things.iter().map(|n| 2 * n).collect();
             assert_eq!(each(&things, 1, |n| 2 * n), doubled);
+        }
+    }
+    #[test]
+    fn results_are_taken_in_order_until_one_is_refused() {
+        for (count, ahead, few) in
+            [(0, 3, 0), (5, 1, 0), (100, 3, 10), (100, 16, 0), (100, 4, 1000)]
+        {
+            let (mut taken, begun) = (Vec::new(), AtomicUsize::new(0));
+            let work = |n: u64| {
+                begun.fetch_add(1, Ordering::Relaxed);
+                2 * n
+            };
+            let take = |n| {
+                assert!(begun.load(Ordering::Relaxed) <= taken.len() + ahead);
+                taken.push(n);
+                if n == 120 { Err(n) } else { Ok(()) }
+            };
+            let result = in_order(0..count, ahead, (few, |_: &u64| 1), work, take);
+            assert_eq!(result, if count > 60 { Err(120) } else { Ok(()) });
+            assert_eq!(taken, (0..count.min(61)).map(|n| 2 * n).collect::<Vec<_>>());
         }
     }
 }

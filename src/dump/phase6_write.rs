@@ -7,7 +7,6 @@ use super::phase5_snapshot::Pictured;
 use super::reader::{Found, From, Read, Room};
 use super::stream;
 use crate::error::{Because, Error, Result};
-use crate::fault::{Point, reach};
 use crate::image::PAGE;
 use crate::image::write::Writer;
 use crate::order;
@@ -118,29 +117,17 @@ impl<'a> Writing<'a> {
         if areas.is_empty() {
             return Ok(());
         }
-        let pagemap = Pagemap::of(process)?;
         let from = From {
             memory,
+            pagemap: Pagemap::of(process)?,
             shares: is_picture || self.common.tables.of.len() > 1,
             locks: glibc::Search::new(&gathered.threads),
             ids: self.looks_for_ids(process, gathered),
             keys: self.writer.is_of_several(),
+            sums: !self.writer.compresses(),
         };
-        let mut room = std::mem::take(&mut self.room);
-        for area in areas {
-            reach(Point::Area);
-            let ranges = match area.pages {
-                _ if area.known.is_some() => area.known.clone().unwrap_or_default(),
-                Pages::Populated => pagemap.populated(area.start, area.end, false)?,
-                Pages::Written => pagemap.populated(area.start, area.end, true)?,
-                Pages::Whole => std::iter::once(area.start..area.end).collect(),
-                Pages::None => Vec::new(),
-            };
-            let writer = &mut self.writer;
-            room.read(&from, area, &ranges, |read| write(writer, read, area, gathered))?;
-        }
-        self.room = room;
-        Ok(())
+        let writer = &mut self.writer;
+        self.room.read(&from, areas, |area, read| write(writer, read, area, gathered))
     }
 
     /// The search for ids that a single process remembers, until one is found. Several restart with theirs.
@@ -249,14 +236,14 @@ fn records(w: &mut Writer<'_>, g: &Gathered) -> Result<()> {
 
 /// Writes what was read of an area.
 fn write(writer: &mut Writer<'_>, read: &Read, area: &Area, gathered: &mut Gathered) -> Result<()> {
-    for Found { address, bytes, owners, has_id, pieces } in read.found() {
+    for Found { address, bytes, owners, has_id, pieces, sum } in read.found() {
         let locks = [gathered.owners.len(), owners.len()].map(|n| n as u32);
         gathered.owners.extend_from_slice(owners);
         if has_id && let Some(process) = &mut gathered.process {
             process.flags |= process_flag::REMEMBERS_IDS;
         }
         if !area.streamed {
-            writer.pieces(gathered.number, address, bytes, locks, pieces)?;
+            writer.pieces(gathered.number, address, (bytes, sum), locks, pieces)?;
         }
     }
     if area.streamed {

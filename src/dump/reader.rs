@@ -3,15 +3,18 @@
 //! find is written in order by the one that asks for it.
 
 use crate::abreast;
-use crate::image::PAGE;
+use crate::error::Result;
+use crate::fault::{Point, reach};
 use crate::image::write::{Piece, keyed};
 use crate::image::zeros::nonzero;
+use crate::image::{PAGE, hash};
+use crate::proc::pagemap::Pagemap;
 use crate::ptrace::memory::Memory;
-use crate::resource::memory::Area;
+use crate::resource::memory::{Area, Pages};
 use crate::resource::runtime::{glibc, remembered};
 use ckpt_abi::image::{CHUNK_MAX, Owner};
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// How many chunks are read before the first is written.
 const AHEAD: usize = 16;
@@ -21,6 +24,7 @@ const ENOUGH: u64 = 2 * CHUNK_MAX;
 /// Where pages of a process are read from.
 pub(super) struct From<'a> {
     pub(super) memory: &'a Memory,
+    pub(super) pagemap: Pagemap,
     /// Others have the same pages until one of them writes.
     pub(super) shares: bool,
     /// The locks that may be held.
@@ -29,6 +33,8 @@ pub(super) struct From<'a> {
     pub(super) ids: Option<remembered::Search>,
     /// Whether pieces are to be known again.
     pub(super) keys: bool,
+    /// Whether what is written is what was read, so that its checksum can be had at once.
+    pub(super) sums: bool,
 }
 
 /// A chunk that was read.
@@ -46,6 +52,7 @@ struct Stretch {
     owners: Vec<Owner>,
     has_id: bool,
     pieces: Vec<Piece>,
+    sum: Option<u64>,
 }
 
 /// What was found in a [`Stretch`].
@@ -57,6 +64,8 @@ pub(super) struct Found<'a> {
     /// The first id that it remembers is in it.
     pub(super) has_id: bool,
     pub(super) pieces: &'a [Piece],
+    /// Their checksum.
+    pub(super) sum: Option<u64>,
 }
 
 impl Read {
@@ -67,54 +76,53 @@ impl Read {
             owners: &stretch.owners,
             has_id: stretch.has_id,
             pieces: &stretch.pieces,
+            sum: stretch.sum,
         })
     }
 }
 
-/// Room for what is read.
+/// Buffers for what is read, which nobody needs at the moment.
 #[derive(Default)]
-pub(super) struct Room(Vec<Mutex<Vec<u8>>>);
+pub(super) struct Room(Mutex<Vec<Vec<u8>>>);
 
 impl Room {
-    /// Reads ranges of an area; `take` gets what is in them, in order.
+    /// Reads areas of a process; `take` gets what is in them, in order, while more is read.
     ///
     /// # Errors
-    /// Those of `take`.
-    pub(super) fn read<E>(
-        &mut self,
+    /// Those of `take`, or pagemap cannot be read.
+    pub(super) fn read(
+        &self,
         from: &From<'_>,
-        area: &Area,
-        ranges: &[Range<u64>],
-        mut take: impl FnMut(&Read) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let mut chunks = ranges.iter().flat_map(chunks);
-        loop {
-            let some: Vec<_> = chunks.by_ref().take(AHEAD).collect();
-            if some.is_empty() {
-                return Ok(());
-            }
-            while self.0.len() < some.len() {
-                self.0.push(Mutex::new(vec![0; CHUNK_MAX as usize]));
-            }
-            let bytes: u64 = some.iter().map(|chunk| chunk.end - chunk.start).sum();
-            let few = if bytes < ENOUGH { some.len() } else { 2 };
-            let rooms: Vec<_> = some.iter().zip(&self.0).collect();
-            let read = abreast::each(&rooms, few, |(chunk, room)| {
-                let buffer =
-                    std::mem::take(&mut *room.lock().unwrap_or_else(PoisonError::into_inner));
-                from.chunk(chunk, buffer, area)
-            });
-            read.iter().try_for_each(&mut take)?;
-            for (room, read) in self.0.iter_mut().zip(read) {
-                *room = Mutex::new(read.buffer);
-            }
-        }
+        areas: &[Area],
+        mut take: impl FnMut(&Area, &Read) -> Result<()>,
+    ) -> Result<()> {
+        let all = areas.iter().flat_map(|area| from.chunks(area));
+        let weigh =
+            |chunk: &Result<Chunk<'_>>| chunk.as_ref().map_or(0, |(_, it)| it.end - it.start);
+        let read = |chunk| {
+            let (area, range): Chunk<'_> = chunk?;
+            Ok((area, from.chunk(&range, self.free(), area)))
+        };
+        abreast::in_order(all, AHEAD, (ENOUGH, weigh), read, |read| {
+            let (area, read) = read?;
+            take(area, &read)?;
+            self.buffers().push(read.buffer);
+            Ok(())
+        })
+    }
+
+    fn buffers(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn free(&self) -> Vec<u8> {
+        self.buffers().pop().unwrap_or_else(|| vec![0; CHUNK_MAX as usize])
     }
 }
 
 /// The chunks of a range: they end where those of the next checkpoint do.
-fn chunks(range: &Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
-    let (mut at, end) = (range.start, range.end);
+fn chunks(range: Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
+    let Range { start: mut at, end } = range;
     std::iter::from_fn(move || {
         let chunk = at..end.min((at + 1).next_multiple_of(CHUNK_MAX));
         at = chunk.end;
@@ -122,7 +130,32 @@ fn chunks(range: &Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
     })
 }
 
+/// A part of an area that is read as one.
+type Chunk<'a> = (&'a Area, Range<u64>);
+
 impl From<'_> {
+    /// The chunks of the pages of an area that are to be written.
+    fn chunks<'a>(
+        &self,
+        area: &'a Area,
+    ) -> Box<dyn Iterator<Item = Result<Chunk<'a>>> + Send + 'a> {
+        reach(Point::Area);
+        let populated = |written| self.pagemap.populated(area.start, area.end, written);
+        let ranges = match area.pages {
+            _ if area.known.is_some() => Ok(area.known.clone().unwrap_or_default()),
+            Pages::Populated => populated(false),
+            Pages::Written => populated(true),
+            Pages::Whole => Ok(std::iter::once(area.start..area.end).collect()),
+            Pages::None => Ok(Vec::new()),
+        };
+        match ranges {
+            Ok(all) => {
+                Box::new(all.into_iter().flat_map(chunks).map(move |chunk| Ok((area, chunk))))
+            }
+            Err(error) => Box::new(std::iter::once(Err(error))),
+        }
+    }
+
     fn chunk(&self, chunk: &Range<u64>, mut buffer: Vec<u8>, area: &Area) -> Read {
         let len = (chunk.end - chunk.start) as usize;
         let (mut stretches, mut untouchable, mut at) = (Vec::new(), Vec::new(), 0);
@@ -154,6 +187,7 @@ impl From<'_> {
             owners,
             has_id,
             pieces: if keys { keyed(address, bytes) } else { Vec::new() },
+            sum: (self.sums && !keys && !area.streamed).then(|| hash(bytes)),
         }
     }
 
@@ -196,8 +230,8 @@ mod tests {
 
     #[test]
     fn chunks_end_at_multiples_of_their_size() {
-        let cut: Vec<_> = chunks(&(0x3f000..0xc1000)).collect();
+        let cut: Vec<_> = chunks(0x3f000..0xc1000).collect();
         assert_eq!(cut, [0x3f000..0x40000, 0x40000..0x80000, 0x80000..0xc0000, 0xc0000..0xc1000]);
-        assert_eq!(chunks(&(5..5)).count(), 0);
+        assert_eq!(chunks(5..5).count(), 0);
     }
 }

@@ -63,12 +63,27 @@ impl Blocks {
         self.room.resize_with(cores * DEPTH, Waiting::default);
     }
 
-    /// Adds one; its number. Where it lies is known when nothing waits ([`Blocks::settle`]).
-    pub(super) fn add(&mut self, content: &[u8], out: &mut Out<'_>) -> Result<usize> {
+    /// Whether it does.
+    pub(super) fn compresses(&self) -> bool {
+        !self.room.is_empty()
+    }
+
+    /// Adds one, whose checksum may be known where nothing is compressed; its number. Where it lies is known when nothing
+    /// waits ([`Blocks::settle`]).
+    pub(super) fn add(
+        &mut self,
+        content: &[u8],
+        sum: Option<u64>,
+        out: &mut Out<'_>,
+    ) -> Result<usize> {
         let number = self.all.len();
         self.all.push(Block { len: content.len() as u32, ..Block::default() });
         match self.room.get_mut(self.waits) {
-            None => self.write(number, Codec::Plain, &codec::plain(content), out)?,
+            None => {
+                let stored = codec::plain(content);
+                let sum = sum.unwrap_or_else(|| hash(&stored));
+                self.write(number, Codec::Plain, (&stored, sum), out)?;
+            }
             Some(free) => {
                 free.content.clear();
                 free.content.extend_from_slice(content);
@@ -93,8 +108,11 @@ impl Blocks {
         let first = self.all.len() - waiting.len();
         for (number, one) in (first..).zip(waiting) {
             match one.packed.get_mut().unwrap_or_else(PoisonError::into_inner) {
-                (packed, true) => self.write(number, Codec::Lz4, packed, out)?,
-                _ => self.write(number, Codec::Plain, &codec::plain(&one.content), out)?,
+                (packed, true) => self.write(number, Codec::Lz4, (packed, hash(packed)), out)?,
+                _ => {
+                    let stored = codec::plain(&one.content);
+                    self.write(number, Codec::Plain, (&stored, hash(&stored)), out)?;
+                }
             }
         }
         self.room = room;
@@ -105,11 +123,11 @@ impl Blocks {
         &mut self,
         number: usize,
         codec: Codec,
-        stored: &[u8],
+        (stored, sum): (&[u8], u64),
         out: &mut Out<'_>,
     ) -> Result<()> {
         let block = &mut self.all[number];
-        (block.offset, block.hash) = (out.at, hash(stored));
+        (block.offset, block.hash) = (out.at, sum);
         (block.stored, block.codec) = (stored.len() as u32, codec as u32);
         out.write(stored)
     }

@@ -123,20 +123,21 @@ impl<'a> Writer<'a> {
     /// content comes before the first section. `locks` are the first of the owners' words in it, and how many.
     pub fn memory(&mut self, process: u32, addr: u64, bytes: &[u8], locks: [u32; 2]) -> Result<()> {
         let pieces = if self.shared.is_some() { keyed(addr, bytes) } else { Vec::new() };
-        self.pieces(process, addr, bytes, locks, &pieces)
+        self.pieces(process, addr, (bytes, None), locks, &pieces)
     }
 
-    /// The same of memory whose pieces are [`keyed`] already; there are none where [`Self::is_of_several`] is not so.
+    /// The same of memory whose pieces are [`keyed`] already; there are none where [`Self::is_of_several`] is not so. The
+    /// checksum of the whole may be known, where nothing is [compressed](Self::compresses).
     pub(crate) fn pieces(
         &mut self,
         process: u32,
         addr: u64,
-        bytes: &[u8],
+        content: (&[u8], Option<u64>),
         [first_lock, locks]: [u32; 2],
         pieces: &[Piece],
     ) -> Result<()> {
         let known = Chunk { process, object: NO_OBJECT, locks, first_lock, ..Chunk::new_zeroed() };
-        self.chunk(known, addr, bytes, pieces)
+        self.chunk(known, addr, content, pieces)
     }
 
     /// Whether memory is looked for in what is written already.
@@ -144,16 +145,27 @@ impl<'a> Writer<'a> {
         self.shared.is_some()
     }
 
+    /// Whether content is compressed, if that makes it smaller.
+    pub(crate) fn compresses(&self) -> bool {
+        self.blocks.compresses()
+    }
+
     /// Adds a piece of an object, at most [`ckpt_abi::image::CHUNK_MAX`] bytes at a multiple of the page size.
     pub fn content(&mut self, object: u32, offset: u64, bytes: &[u8]) -> Result<()> {
         let known = Chunk { process: WHOLE_IMAGE, object, ..Chunk::new_zeroed() };
-        self.add(known, offset, bytes).map(drop)
+        self.add(known, offset, bytes, None).map(drop)
     }
 
-    fn chunk(&mut self, known: Chunk, address: u64, bytes: &[u8], pieces: &[Piece]) -> Result<()> {
+    fn chunk(
+        &mut self,
+        known: Chunk,
+        address: u64,
+        (bytes, sum): (&[u8], Option<u64>),
+        pieces: &[Piece],
+    ) -> Result<()> {
         // Whose locks lie in it has to be known of a whole piece.
         if known.locks != 0 || self.shared.is_none() || pieces.is_empty() {
-            return self.add(known, address, bytes).map(drop);
+            return self.add(known, address, bytes, sum).map(drop);
         }
         // Which of the pieces are new, and which bytes are known.
         let mut news = 0..0;
@@ -213,7 +225,8 @@ impl<'a> Writer<'a> {
         let (Some((first, _)), Some((last, _))) = (news.first(), news.last()) else {
             return Ok(());
         };
-        let block = self.add(known, address + first.start as u64, &bytes[first.start..last.end])?;
+        let content = &bytes[first.start..last.end];
+        let block = self.add(known, address + first.start as u64, content, None)?;
         let shared = self.shared.get_or_insert_default();
         for (piece, key) in news {
             shared.entry(*key).or_insert((block, piece.start - first.start));
@@ -222,8 +235,8 @@ impl<'a> Writer<'a> {
     }
 
     /// Adds a chunk that is a block of its own; the block's number.
-    fn add(&mut self, known: Chunk, address: u64, bytes: &[u8]) -> Result<usize> {
-        let block = self.blocks.add(bytes, &mut self.out)?;
+    fn add(&mut self, known: Chunk, address: u64, bytes: &[u8], sum: Option<u64>) -> Result<usize> {
+        let block = self.blocks.add(bytes, sum, &mut self.out)?;
         let len = bytes.len() as u32;
         self.chunks.push(Chunk { address, offset: block as u64, len, ..known });
         Ok(block)
