@@ -106,6 +106,7 @@ fn obey(op: &Op) -> Then {
         OpKind::Copy => copy(a, b, c),
         OpKind::UseUpTimers => use_up_timers(a, b, c),
         OpKind::Barrier => barrier(a, b as u32, c),
+        OpKind::Turn => turn(a, b as u32, c as u32),
         // SAFETY: the host built the frame.
         OpKind::Sigreturn => unsafe { sys::sigreturn(a) },
         OpKind::Exit => sys::exit_group(a),
@@ -180,6 +181,17 @@ fn barrier(word: u64, all: u32, owner: u64) -> i64 {
         }
         here = count.load(Ordering::Acquire);
     }
+}
+
+/// A barrier for threads that may make no system call any more.
+fn turn(word: u64, all: u32, own: u32) -> i64 {
+    // SAFETY: the host set a word aside for this.
+    let count = unsafe { AtomicU32::from_ptr(word as *mut u32) };
+    count.fetch_add(own, Ordering::AcqRel);
+    while count.load(Ordering::Acquire) < all {
+        core::hint::spin_loop();
+    }
+    0
 }
 
 /// Says which order failed and makes way for the executable that puts it into a sentence.

@@ -13,6 +13,7 @@ use crate::proc::{Pid, Process};
 use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
+use crate::ptrace::sandbox;
 use crate::resource::kinship;
 use crate::settings::{self, DEFAULT_SIGNAL, Name, Settings, Values, period_text, signal_name};
 use ckpt_abi::region::{Config, config_flag};
@@ -25,6 +26,7 @@ pub(super) fn run(asked: &Process, settings: &Settings) -> Result<u8> {
     let executable = stub::own()?;
     let process = enter::meant_by(asked)?;
     phase1_freeze::check(&process)?;
+    sandbox::refuse(&process)?;
     phase2_equip::await_restart(&process)?;
     follow::summon(&process, &process);
     let mut frozen = phase1_freeze::patiently(false, || Frozen::freeze_one(&process))?;

@@ -12,6 +12,7 @@ use crate::ptrace::borrowed;
 use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
+use crate::ptrace::sandbox;
 use crate::resource::signals;
 use ckpt_abi::region::Config;
 use nix::libc;
@@ -140,6 +141,7 @@ fn equipped(outer: &Process, before: &Before, monitor: u32) -> Result<Option<Str
     let executable = stub::own()?;
     let process = enter::enter(outer.clone())?;
     phase1_freeze::check(&process)?;
+    sandbox::refuse(&process)?;
     phase2_equip::await_restart(&process)?;
     let mut frozen = phase1_freeze::patiently(false, || Frozen::freeze_one(&process))?;
     let memory = Memory::open(&process)?;

@@ -22,11 +22,18 @@ pub(crate) fn freeze(request: &Demand) -> Result<Forest> {
     check(&request.process)?;
     let (alone, without) = left_out(request);
     let heirs = Heirs::of(&request.process);
+    if !alone {
+        // Some could not even bear a stop: the kernel makes calls in their names behind it (restart_syscall(2)).
+        for kin in listed(request)?.members {
+            let closed = Process::open(kin.pid).and_then(|it| sandbox::refuse_closed(&it));
+            closed.or_else(|e| if e.kind() == Kind::Obstacles { Err(e) } else { Ok(()) })?;
+        }
+    }
     patiently(request.triggered, || match alone {
         true => Frozen::freeze(&request.process).map(Forest::of),
         false => {
-            let forest = Forest::freeze(&request.process, &without, &|pid| heirs.are(pid))?;
-            let descendants = forest.processes.iter().skip(1);
+            let mut forest = Forest::freeze(&request.process, &without, &|pid| heirs.are(pid))?;
+            let descendants = forest.processes.iter_mut();
             let refused: Vec<_> = descendants
                 .filter_map(|frozen| check_frozen(frozen).err())
                 .map(|e| e.to_string())
@@ -106,8 +113,8 @@ pub(crate) fn patiently<T>(allowed_late: bool, freeze: impl Fn() -> Result<T>) -
 }
 
 /// [`check`] of one that stands still.
-fn check_frozen(frozen: &Frozen) -> Result<()> {
-    frozen.refuse_sandbox()
+fn check_frozen(frozen: &mut Frozen) -> Result<()> {
+    frozen.open_sandbox()
 }
 
 /// Refuses what must not even be touched.
@@ -117,7 +124,7 @@ pub(crate) fn check(process: &Process) -> Result<()> {
     }
     proc::of_this_namespace()?;
     alive(process)?;
-    sandbox::refuse(process)
+    sandbox::refuse_closed(process)
 }
 
 /// How long the threads of a process that ends may take.
@@ -161,7 +168,7 @@ pub(super) fn outside(process: &Process) -> Vec<Error> {
     if let Err(e) = alive(process) {
         return vec![e];
     }
-    let mut all = Vec::from_iter(sandbox::refuse(process).err());
+    let mut all = Vec::from_iter(sandbox::refuse_closed(process).err());
     if status.tracer != Tid::NONE && status.tracer != forebear::tracer() {
         all.push(seize::traced(process.pid(), status.tracer));
     }

@@ -97,7 +97,9 @@ impl<'a> Begun<'a> {
         for process in processes {
             let Still { equipped, mut frozen, gathered, areas, orphans_leave, .. } = process;
             let mut data = None;
-            if goes_on && orphans_leave && all.outcome.is_ok() {
+            // Its picture would obey its filters, which nobody suspends.
+            let possible = goes_on && orphans_leave && !frozen.is_sandboxed();
+            if possible && all.outcome.is_ok() {
                 all.outcome = begin(&mut frozen, equipped).map(|asked| data = Some(asked));
             }
             let (snapshot, frozen) = (None, Some(frozen));

@@ -220,6 +220,10 @@ fn records(w: &mut Writer<'_>, g: &Gathered) -> Result<()> {
     w.records_of(g.number, SectionKind::Descriptors, &g.descriptors)?;
     w.records_of(g.number, SectionKind::Locks, &g.locks)?;
     w.records_of(g.number, SectionKind::Policies, &g.policies)?;
+    if !g.filters.is_empty() {
+        w.records_of(g.number, SectionKind::Filters, &g.filters)?;
+        w.bytes_of(g.number, SectionKind::FilterCode, 0, &g.filter_code)?;
+    }
     w.records_of(g.number, SectionKind::SignalActions, &g.actions)?;
     w.records_of(g.number, SectionKind::PendingSignals, &g.pending)?;
     w.records_of(g.number, SectionKind::Timers, &g.timers)?;

@@ -19,7 +19,7 @@ use super::raw::{self, State};
 use super::reaper;
 use super::regs::Regs;
 use super::row::Row;
-use super::sandbox;
+use super::sandbox::Sandbox;
 use super::seize::{Seized, seize, stubborn};
 use super::stopping::{Moving, Round, await_hearing};
 use super::thread::StoppedThread;
@@ -107,7 +107,7 @@ impl Frozen {
     /// With everything running again: the process may not be traced, or another does ([`Kind::Busy`] if that is a
     /// ckpt); it has ended or executed another program ([`Kind::Gone`]); a thread does not stop within
     /// [`PATIENCE`], and the sentence names it and its system call; one has seccomp filters of its own
-    /// ([`Kind::Obstacles`]). A thread that does not stop stays ours until this process
+    /// that we may not suspend ([`Kind::Obstacles`]). A thread that does not stop stays ours until this process
     /// ends, as a running thread cannot be let go (ptrace(2)), and is taken over by the next attempt.
     pub(crate) fn freeze(process: &Process) -> Result<Self> {
         let pid = process.pid();
@@ -129,7 +129,7 @@ impl Frozen {
             if frozen.attempt(round, patience)? {
                 frozen.sort();
                 frozen.look()?;
-                frozen.refuse_sandbox()?;
+                frozen.open_sandbox()?;
                 frozen.find_bells();
                 return Ok(frozen);
             }
@@ -180,7 +180,7 @@ impl Frozen {
             }
             if !frozen.threads.is_empty() {
                 frozen.look()?;
-                frozen.refuse_sandbox()?;
+                frozen.open_sandbox()?;
                 return Ok(frozen);
             }
         }
@@ -191,7 +191,7 @@ impl Frozen {
             frozen.settle(FIRST_ATTEMPT)?;
             if !frozen.threads.is_empty() {
                 frozen.look()?;
-                frozen.refuse_sandbox()?;
+                frozen.open_sandbox()?;
                 return Ok(frozen);
             }
         }
@@ -236,19 +236,6 @@ impl Frozen {
         let all = abreast::each(&tids, 8, |tid| self.process.status(*tid));
         for (thread, status) in self.threads.iter_mut().zip(all) {
             thread.status = Some(Rc::new(status?));
-        }
-        Ok(())
-    }
-
-    /// Refuses a process one of whose threads may not work for us.
-    ///
-    /// # Errors
-    /// Of [`Kind::Obstacles`](crate::error::Kind): that.
-    pub(crate) fn refuse_sandbox(&self) -> Result<()> {
-        let own = sandbox::own()?;
-        for thread in &self.threads {
-            let status = thread.look(self.pid)?;
-            sandbox::refuse_thread(&self.process, thread.tid, &status, own)?;
         }
         Ok(())
     }
@@ -318,8 +305,13 @@ impl Frozen {
 
     /// Lets the kernel end the process if this one ends before it (PTRACE_O_EXITKILL).
     pub(crate) fn end_with_us(&self) {
-        let options = raw::OPTIONS | libc::PTRACE_O_TRACEEXEC | libc::PTRACE_O_EXITKILL;
         for thread in &self.threads {
+            let suspends = match thread.sandbox {
+                Sandbox::None => 0,
+                _ => raw::SUSPEND_SECCOMP,
+            };
+            let options =
+                raw::OPTIONS | libc::PTRACE_O_TRACEEXEC | libc::PTRACE_O_EXITKILL | suspends;
             // A thread that is killed needs it no more.
             let _ = raw::set_options(thread.tid, options);
         }

@@ -31,8 +31,8 @@ pub(crate) fn stop(all: &[(Process, u64)]) -> Result<Vec<Frozen>> {
         }
         let begun = Instant::now();
         match Frozen::soon(&process, FIRST_ATTEMPT, None) {
-            Ok(Ok(frozen)) => {
-                outcome = frozen.refuse_sandbox();
+            Ok(Ok(mut frozen)) => {
+                outcome = frozen.open_sandbox();
                 stopped.push((frozen, region));
             }
             Ok(Err(some)) => let_be(some, region),

@@ -82,6 +82,11 @@ pub(crate) fn undisturbed(regs: &Regs) -> Regs {
     regs
 }
 
+/// Registers with which a call that the kernel knows how to go on with begins anew in full.
+pub(crate) fn anew(regs: &Regs) -> Regs {
+    Regs { rax: ERESTARTNOHAND.cast_unsigned(), ..*regs }
+}
+
 /// Registers with which the thread goes on by itself, without the kernel's help: what the kernel
 /// does when no signal is pending (arch/x86/kernel/signal.c, arch_do_signal_or_restart).
 pub(crate) fn rewound(regs: &Regs) -> Regs {

@@ -11,6 +11,7 @@
 pub(crate) mod borrowed;
 pub(crate) mod call;
 pub(crate) mod fdkind;
+pub(crate) mod filters;
 pub(crate) mod forebear;
 pub(crate) mod forest;
 pub(crate) mod frame;

@@ -1,14 +1,34 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Threads that may not make every system call (seccomp(2)). A remote call obeys the filters of the thread that makes
-//! it, which may kill the process for it, and strict mode does. Each thread has filters of its own.
+//! it, which may kill the process for it, and strict mode does; but a tracer that may look at filters may also suspend them
+//! (PTRACE_O_SUSPEND_SECCOMP), for as long as it traces. Each thread has filters of its own.
 
-use crate::error::{Error, Kind, Result};
+use super::filters::{self, Call, Filter};
+use super::freeze::Frozen;
+use super::interrupted;
+use super::raw;
+use super::thread::StoppedThread;
+use crate::error::{Because, Error, Kind, Result};
 use crate::proc::Process;
 use crate::proc::Tid;
 use crate::proc::status::Status;
+use nix::libc;
+use std::rc::Rc;
 use std::sync::OnceLock;
 
-/// Refuses a process with such a thread, before one is touched.
+/// What a stopped thread has locked itself in.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum Sandbox {
+    /// Nothing.
+    #[default]
+    None,
+    /// Strict mode.
+    Strict,
+    /// Filters, the first installed first.
+    Filters(Rc<Vec<Filter>>),
+}
+
+/// Refuses a process with such a thread.
 ///
 /// # Errors
 /// Of [`Kind::Obstacles`]: there is one; or the process is gone.
@@ -21,6 +41,24 @@ pub(crate) fn refuse(process: &Process) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Refuses a process with such a thread, before one is touched, if we cannot suspend what it is locked in.
+///
+/// # Errors
+/// Those of [`refuse`].
+pub(crate) fn refuse_closed(process: &Process) -> Result<()> {
+    if is_opener() { Ok(()) } else { refuse(process) }
+}
+
+/// Whether we may look at filters and suspend them (kernel/seccomp.c, seccomp_may_assign_mode and get_filter).
+fn is_opener() -> bool {
+    const CAP_SYS_ADMIN: u32 = 21;
+    let is_first = std::fs::read_to_string("/proc/self/uid_map")
+        .is_ok_and(|map| map.split_whitespace().eq(["0", "0", "4294967295"]));
+    let own = Process::own().and_then(|own| own.status(own.main_thread()));
+    let may = |own: Status| own.seccomp == 0 && own.capabilities >> CAP_SYS_ADMIN & 1 != 0;
+    is_first && own.is_ok_and(may)
 }
 
 /// What keeps remote calls and the handler of the checkpoint signal from a process: a sentence; None: nothing. Of a process
@@ -51,25 +89,106 @@ fn filters(status: &Status) -> u32 {
     status.seccomp_filters.unwrap_or(u32::from(status.seccomp == 2))
 }
 
-/// Refuses one thread.
-pub(super) fn refuse_thread(process: &Process, tid: Tid, status: &Status, own: u32) -> Result<()> {
+/// A thread in a sentence.
+pub(crate) fn named(process: &Process, tid: Tid) -> String {
     let pid = process.pid();
-    let whose = if tid == pid.main_thread() {
-        format!("process {pid}")
-    } else {
-        format!("thread {tid} of process {pid}")
-    };
-    if status.seccomp == 1 {
-        return Err(Error::new(format!("{whose} is in seccomp's strict mode"))
-            .of(Kind::Obstacles)
-            .hint("it cannot be saved from outside"));
+    match tid == pid.main_thread() {
+        true => format!("process {pid}"),
+        false => format!("thread {tid} of process {pid}"),
     }
-    if filters(status) > own {
-        return Err(Error::new(format!(
+}
+
+/// Refuses one thread.
+fn refuse_thread(process: &Process, tid: Tid, status: &Status, own: u32) -> Result<()> {
+    const OUT: &str = "save it as root outside of any container, or start it without its sandbox, if it has an option for that";
+    let whose = named(process, tid);
+    let what = match status.seccomp {
+        1 => format!("{whose} is in seccomp's strict mode"),
+        _ if filters(status) > own => format!(
             "{whose} has installed seccomp filters, which could kill it for the system calls that a checkpoint needs"
-        ))
-        .of(Kind::Obstacles)
-        .hint("start it without its sandbox, if it has an option for that"));
+        ),
+        _ => return Ok(()),
+    };
+    Err(Error::new(what).of(Kind::Obstacles).hint(OUT))
+}
+
+impl Frozen {
+    /// Suspends what its threads are locked in, so that they may work for us until we let go of them.
+    ///
+    /// # Errors
+    /// Of [`Kind::Obstacles`]: one may not.
+    pub(crate) fn open_sandbox(&mut self) -> Result<()> {
+        let own = own()?;
+        let mut known = Rc::default();
+        for index in 0..self.threads.len() {
+            let status = self.threads[index].look(self.pid)?;
+            let closed = refuse_thread(&self.process, self.threads[index].tid, &status, own);
+            if let Err(closed) = closed {
+                let options = raw::OPTIONS | self.options() | raw::SUSPEND_SECCOMP;
+                let thread = &mut self.threads[index];
+                if !is_opener() || raw::set_options(thread.tid, options).is_err() {
+                    return Err(closed);
+                }
+                open(thread, &status, &mut known)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn options(&self) -> i32 {
+        let births = if self.one { 0 } else { libc::PTRACE_O_TRACECLONE };
+        libc::PTRACE_O_TRACEEXEC | births
+    }
+
+    /// Whether a thread is locked in.
+    pub(crate) fn is_sandboxed(&self) -> bool {
+        self.threads.iter().any(|thread| !matches!(thread.sandbox, Sandbox::None))
+    }
+}
+
+/// Reads what a thread is locked in. Mostly that is what another has, too: `known`.
+fn open(thread: &mut StoppedThread, status: &Status, known: &mut Rc<Vec<Filter>>) -> Result<()> {
+    let tid = thread.tid;
+    if status.seccomp == 1 {
+        thread.sandbox = Sandbox::Strict;
+        return Ok(());
+    }
+    let found = filters::of(tid).because(|| format!("cannot read the filters of thread {tid}"));
+    let found = found.map_err(|e| e.of(Kind::Obstacles))?;
+    if **known != found {
+        *known = Rc::new(found);
+    }
+    thread.sandbox = Sandbox::Filters(Rc::clone(known));
+    // The kernel would make that call in the thread's name, and it be killed.
+    if interrupted::has_restart_block(&thread.regs) && !thread.may(&[libc::SYS_restart_syscall]) {
+        thread.regs = interrupted::anew(&thread.regs);
+        let told = thread.regs.set(tid);
+        told.because(|| format!("cannot tell thread {tid} how it goes on"))?;
     }
     Ok(())
+}
+
+impl StoppedThread {
+    /// Whether it may make system calls when it goes on, whatever their arguments.
+    pub(crate) fn may(&self, calls: &[i64]) -> bool {
+        let made = |number: &i64| Call { number: *number, at: self.regs.rip, ..Call::default() };
+        match &self.sandbox {
+            Sandbox::None => true,
+            Sandbox::Strict => false,
+            Sandbox::Filters(all) => calls.iter().all(|number| filters::allow(all, &made(number))),
+        }
+    }
+
+    /// Whether it may make the rest of its call in the payload, and come back from there.
+    pub(super) fn may_go_on_elsewhere(&self) -> bool {
+        const CALLS: [i64; 5] = [
+            libc::SYS_ppoll,
+            libc::SYS_rt_sigprocmask,
+            libc::SYS_rt_sigreturn,
+            libc::SYS_clock_gettime,
+            libc::SYS_restart_syscall,
+        ];
+        matches!(self.sandbox, Sandbox::None)
+            || self.may(&CALLS) && self.may(&[self.regs.orig_rax.cast_signed()])
+    }
 }

@@ -47,7 +47,7 @@ impl StoppedThread {
     /// Sends a thread that was stopped in such a call to make it in the payload, if the call blocks a signal that the
     /// thread does not. Its mask is full then, its registers are those of the payload's call.
     pub(super) fn stay_suspended(&mut self, memory: &Memory, region: u64) -> Result<()> {
-        if self.blocked_by_call & !self.mask & !NEVER == 0 {
+        if self.blocked_by_call & !self.mask & !NEVER == 0 || !self.may_go_on_elsewhere() {
             return Ok(());
         }
         let entry = memory.get(region + API + offset_of!(Api, suspended) as u64)?;

@@ -8,6 +8,7 @@ use super::memory::Memory;
 use super::raw::{self, State};
 use super::regs::{self, Regs};
 use super::rest;
+use super::sandbox::Sandbox;
 use super::sockets;
 use super::waits::{self, Interrupted};
 use crate::error::{Because, Result};
@@ -39,6 +40,8 @@ pub(crate) struct StoppedThread {
     pub stopped_by: i32,
     /// Stop signal that has come to the process since, and that a way which the thread went for us has taken, or 0.
     pub halted_by: i32,
+    /// What it has locked itself in, which is suspended ([`super::sandbox`]).
+    pub(crate) sandbox: Sandbox,
     /// How the thread has left its first stop to work for us.
     pub(super) lent: Lent,
     /// It is on its way to a signal stop ([`Self::start_home`]).
@@ -112,6 +115,7 @@ impl StoppedThread {
             bell: 0,
             stopped_by,
             halted_by: 0,
+            sandbox: Sandbox::None,
             lent: Lent::No,
             homeward: false,
             xstate: None,
@@ -128,7 +132,8 @@ impl StoppedThread {
         memory: &Memory,
         region: u64,
     ) -> Result<bool> {
-        let Some(since) = self.since.filter(|_| interrupted::answered_eintr(&self.regs)) else {
+        let may = self.may_go_on_elsewhere() && interrupted::answered_eintr(&self.regs);
+        let Some(since) = self.since.filter(|_| may) else {
             return Ok(false);
         };
         let entry = memory.get(region + API + offset_of!(Api, socket_wait) as u64)?;
@@ -144,6 +149,9 @@ impl StoppedThread {
 
     /// Sends a thread whose call the stop has cut short to make the rest of it.
     pub(super) fn makes_the_rest(&mut self, pid: Pid, memory: &Memory, region: u64) -> Result<()> {
+        if !self.may_go_on_elsewhere() {
+            return Ok(());
+        }
         let entry = memory.get(region + API + offset_of!(Api, rest) as u64)?;
         let Some(regs) = rest::of(pid, &self.regs, self.since, memory, entry) else {
             return Ok(());

@@ -23,6 +23,7 @@ pub(super) fn record(like: &Thread, pid: Pid, ended: &Stat) -> Thread {
         rseq_signature: (ended.wait_status >> 8 & 0xff).cast_unsigned(),
         name: padded(ended.comm.as_bytes()),
         go_id: 0,
+        filter: 0,
         id_registers: 0,
         ..*like
     }

@@ -24,6 +24,7 @@ pub(crate) mod resolver;
 mod rseq;
 pub(crate) mod runtime;
 pub(crate) mod scheduling;
+pub(crate) mod seccomp;
 pub(crate) mod signals;
 pub(crate) mod sysv;
 pub(crate) mod threads;
@@ -171,6 +172,10 @@ pub(crate) struct Gathered {
     pub locks: Vec<rec::FileLock>,
     /// NUMA policies.
     pub policies: Vec<rec::NumaPolicy>,
+    /// Filters of system calls, each behind those before it.
+    pub filters: Vec<rec::Filter>,
+    /// Their programs.
+    pub filter_code: Vec<u8>,
     /// What is in descriptors of small kinds.
     pub contents: Vec<Content>,
     /// Signal dispositions.

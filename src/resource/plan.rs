@@ -139,6 +139,8 @@ steps! {
     Leave = 13: "be entered";
     /// What an epoll instance watches.
     Watch = 14: "watch a descriptor (epoll_ctl)";
+    /// What its threads are locked in.
+    Filter = 15: "have its filters of system calls (seccomp)";
 }
 
 impl Step {
@@ -164,7 +166,7 @@ impl Step {
 }
 
 /// A list of orders in the making.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Orders {
     ops: Vec<Op>,
 }
@@ -204,6 +206,12 @@ impl Orders {
     /// Adds those of another list.
     pub(crate) fn extend(&mut self, others: &Self) {
         self.ops.extend_from_slice(&others.ops);
+    }
+
+    /// All but the last, and that.
+    pub(crate) fn split_last(&self) -> (Self, Self) {
+        let (first, last) = self.ops.split_at(self.ops.len().saturating_sub(1));
+        (Self { ops: first.to_vec() }, Self { ops: last.to_vec() })
     }
 
     /// Whether there is none.

@@ -5,7 +5,7 @@ use super::memory::policy::{self, PolicyQuestions};
 use super::plan::{Arena, Orders, Step};
 use super::rseq::{feature_size, rseq_len};
 use super::runtime::{self, Id, glibc, holding};
-use super::{Gathered, Target, attributes, headless, scheduling, vdso};
+use super::{Gathered, Target, attributes, headless, scheduling, seccomp, vdso};
 use crate::error::{Because, Error, Kind, Result};
 use crate::proc;
 use crate::proc::Tid;
@@ -171,6 +171,7 @@ fn record(
     scheduling::save(&looked.stat, &mut record);
     record.personality = looked.personality;
     attributes::save(&target.frozen.threads[index], pid, &mut record)?;
+    seccomp::save(target, index, &mut record, gathered);
     gathered.xstate.extend_from_slice(&xstate);
     gathered.threads.push(record);
     Ok(())

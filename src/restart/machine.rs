@@ -5,6 +5,7 @@
 use super::phase1_check::{Saved, Whole};
 use crate::proc;
 use crate::resource::cpu::{self, Set};
+use crate::resource::seccomp;
 use crate::resource::xstate::{self, Layout};
 use ckpt_abi::image::Thread;
 
@@ -45,6 +46,11 @@ pub(crate) fn lacks(whole: &Whole<'_>, saved: &Saved<'_>) -> Vec<Lack> {
     }
     if saved.vmas.iter().any(|v| v.pkey != 0) && cpu::xcr0() & 1 << 9 == 0 {
         add("its memory has protection keys (pkeys(7)), which this CPU has not".into(), false);
+    }
+    if seccomp::is_roots(&saved.threads) && !capable(CAP_SYS_ADMIN) {
+        let what =
+            "only root may put its seccomp filters in place again (it has not set no_new_privs)";
+        add(what.into(), false);
     }
     addresses(saved, &mut add);
     lacks

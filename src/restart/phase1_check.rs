@@ -4,12 +4,12 @@
 use super::{MapPath, MapPort, Options};
 use crate::error::{Error, Result};
 use crate::image::read::{Image, Part};
-use crate::resource::{kinship, memory, privileges, regained, threads};
+use crate::resource::{kinship, memory, privileges, regained, seccomp, threads};
 use ckpt_abi::ABI_VERSION;
 use ckpt_abi::image::{
-    Chunk, CpuLeaf, Descriptor, FileLock, Guard, LimitRecord, LossRecord, Machine, NumaPolicy,
-    Object, ObjectKind, Owner, PendingSignal, ProcessRecord, SectionKind, SignalAction, SystemV,
-    Text, Thread, Timer, Undo, VmaKind, VmaRecord, WHOLE_IMAGE,
+    Chunk, CpuLeaf, Descriptor, FileLock, Filter, Guard, LimitRecord, LossRecord, Machine,
+    NumaPolicy, Object, ObjectKind, Owner, PendingSignal, ProcessRecord, SectionKind, SignalAction,
+    SystemV, Text, Thread, Timer, Undo, VmaKind, VmaRecord, WHOLE_IMAGE,
 };
 use ckpt_abi::region::{Config, Control, MAGIC};
 use std::path::PathBuf;
@@ -59,6 +59,10 @@ pub struct Saved<'a> {
     pub locks: Vec<FileLock>,
     /// NUMA policies.
     pub policies: Vec<NumaPolicy>,
+    /// Filters of system calls.
+    pub filters: Vec<Filter>,
+    /// Their programs.
+    pub filter_code: Vec<u8>,
     /// Signal dispositions.
     pub actions: Vec<SignalAction>,
     /// Queued signals.
@@ -169,6 +173,8 @@ impl<'a> Saved<'a> {
             descriptors: part.records(SectionKind::Descriptors)?,
             locks: part.records(SectionKind::Locks)?,
             policies: part.records(SectionKind::Policies).unwrap_or_default(),
+            filters: part.records(SectionKind::Filters).unwrap_or_default(),
+            filter_code: part.bytes(SectionKind::FilterCode, 0).unwrap_or_default(),
             actions: part.records(SectionKind::SignalActions)?,
             pending: part.records(SectionKind::PendingSignals)?,
             timers: part.records(SectionKind::Timers)?,
@@ -183,7 +189,8 @@ impl<'a> Saved<'a> {
         };
         let nonsense = threads::nonsense(&saved.threads, &saved.xstate)
             .or_else(|| memory::nonsense(&saved.vmas, &saved.guards))
-            .or_else(|| memory::policy::nonsense(&saved.policies, &saved.vmas));
+            .or_else(|| memory::policy::nonsense(&saved.policies, &saved.vmas))
+            .or_else(|| seccomp::nonsense(&saved.threads, &saved.filters, &saved.filter_code));
         match nonsense {
             Some(what) => Err(whole.image.damaged(what)),
             None => Ok(saved),

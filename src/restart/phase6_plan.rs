@@ -12,6 +12,7 @@ use crate::resource::descriptor::{epoll, numbers};
 use crate::resource::memory::{advice, locked, policy};
 use crate::resource::plan::{Arena, Orders, Step};
 use crate::resource::runtime::Id;
+use crate::resource::seccomp::{self, Lock};
 use crate::resource::{headless, process, regained, signals, threads, timers};
 use ckpt_abi::image::{Thread, process_flag};
 use ckpt_abi::op::{ListHead, OpKind, SPELLED};
@@ -75,9 +76,11 @@ pub(super) fn plan(
     let head = arena.room(size_of::<ListHead>() as u64, 64)?;
     let barrier = arena.value(&0u32)?;
     let rights = rights(saved, member, &mut arena)?;
+    let lock = Lock::prepare(&saved.threads, &saved.filters, &saved.filter_code, &mut arena)?;
     let mut ids = HashMap::new();
     for thread in &saved.threads[1..] {
-        let word = clone(saved, thread, (member, &rights), &mut arena, &mut main, [head, barrier])?;
+        let with = (member, &rights, lock.as_ref());
+        let word = clone(saved, thread, with, &mut arena, &mut main, [head, barrier])?;
         ids.insert(thread.tid, word);
     }
     let pid = u64::from(std::process::id());
@@ -110,7 +113,7 @@ pub(super) fn plan(
         signals::await_stops(stopped, &filled.actions, &saved.pending, &mut arena, &mut main)?;
     }
     // Nobody enters the program while another still has the restarter's.
-    give_privileges(&rights, first, &mut main);
+    let last = give_privileges(&rights, first, saved, &mut main);
     let kept = close(&mut main, failure, exe);
     if let Some(member) = member {
         leave_together(saved, member, &head_value, &mut arena, &mut main)?;
@@ -121,6 +124,9 @@ pub(super) fn plan(
     process::restore_stop(&saved.process, signal, &filled.actions, &mut arena, &mut main)?;
     main.push(OpKind::Barrier, 0, Step::Leave, 0, &[barrier, saved.threads.len() as u64]);
     process::restore_dumpable(&saved.process, &mut main);
+    if let Some(lock) = &lock {
+        lock.close(first, true, &last, &mut main);
+    }
     main.push(OpKind::Goto, 0, Step::Leave, 0, &[tails.orders]);
     tails.write(saved, &mut filled, &arena)?;
 
@@ -155,7 +161,8 @@ fn arena_len(saved: &Saved<'_>, opened: &Opened) -> u64 {
     let per_signal = 512 * saved.pending.len() as u64;
     let per_timer = 1024 * saved.timers.len() as u64;
     let per_watch = epoll::ROOM * opened.watches.len() as u64;
-    let policies = policy::room(&saved.policies, &saved.threads);
+    let policies = policy::room(&saved.policies, &saved.threads)
+        + seccomp::room(&saved.threads, &saved.filters, &saved.filter_code);
     (per_mapping + per_thread + per_signal + per_timer + per_watch + policies + (1 << 20))
         .next_multiple_of(4096)
 }
@@ -208,7 +215,7 @@ fn move_mappings(orders: &mut Orders, placed: &[Placed]) {
 fn clone(
     saved: &Saved<'_>,
     thread: &Thread,
-    (member, rights): (Option<&Membership>, &Orders),
+    (member, rights, lock): (Option<&Membership>, &Orders, Option<&Lock<'_>>),
     arena: &mut Arena,
     main: &mut Orders,
     [head, barrier]: [u64; 2],
@@ -230,12 +237,15 @@ fn clone(
     signals::restore_pending(&saved.pending, thread.tid, pid, word, arena, &mut list)?;
     let bytes = threads::frame(thread, &saved.xstate, frame)?;
     arena.write(frame, &bytes)?;
-    give_privileges(rights, thread, &mut list);
+    let last = give_privileges(rights, thread, saved, &mut list);
     if let Some(member) = member {
         drop_capabilities(saved, member, arena, &mut list)?;
     }
     let all = saved.threads.len() as u64;
     list.push(OpKind::Barrier, 0, Step::Leave, 0, &[barrier, all]);
+    if let Some(lock) = lock {
+        lock.close(thread, false, &last, &mut list);
+    }
     list.push(OpKind::Sigreturn, 0, Step::Leave, 0, &[frame]);
     let list = list.store(arena)?;
     let words = arena.value(&[head, list])?;
@@ -280,14 +290,25 @@ fn rights(saved: &Saved<'_>, member: Option<&Membership>, arena: &mut Arena) -> 
     }
 }
 
-/// Orders that give a thread its privileges. A change of users takes away the signal of its parent's end.
-fn give_privileges(rights: &Orders, thread: &Thread, orders: &mut Orders) {
-    orders.extend(rights);
+/// Orders that give a thread its privileges; what of them comes behind its filters. A change of users takes away the signal of
+/// its parent's end.
+fn give_privileges(
+    rights: &Orders,
+    thread: &Thread,
+    saved: &Saved<'_>,
+    orders: &mut Orders,
+) -> Orders {
+    let (first, last) = match seccomp::is_late(thread, &saved.process) {
+        true => rights.split_last(),
+        false => (rights.clone(), Orders::default()),
+    };
+    orders.extend(&first);
     let signal = thread.death_signal;
     if !rights.is_empty() && signal != 0 {
         let args = [libc::PR_SET_PDEATHSIG as u64, signal.into()];
         orders.call(Step::Thread, libc::SYS_prctl, &args);
     }
+    last
 }
 
 /// Orders that give up what a thread of a tree was allowed for its restart: all that its user namespace has.
@@ -313,10 +334,10 @@ struct Tails {
 impl Tails {
     fn write(&self, saved: &Saved<'_>, filled: &mut Filled, arena: &Arena) -> Result<()> {
         let mut last = Orders::default();
-        if saved.threads.len() == 1 {
+        if saved.threads.len() == 1 && saved.threads[0].filter == 0 {
             last.call(Step::Leave, libc::SYS_munmap, &[arena.base(), arena.len()]);
         } else {
-            // The other threads' frames lie there, and nobody can say when they are read.
+            // The other threads' frames lie there, and nobody can say when they are read; or no call is allowed any more.
             filled.control.leftover = arena.base();
             filled.control.leftover_len = arena.len();
         }

@@ -105,6 +105,9 @@ fn renew(
         Process::own().map_or([[0; 3]; 3], |own| crate::inject::region::standard(&own));
     control.generation = saved.process.generation;
     (control.leftover, control.leftover_len) = (0, 0);
+    if saved.threads.iter().any(|thread| thread.filter != 0) {
+        control.locked_in = 1;
+    }
     let after = control.config.asyncsig;
     if before == after {
         return;

@@ -254,6 +254,10 @@ codes! {
         Screen = 24,
         /// [`NumaPolicy`]s: of threads, then of memory.
         Policies = 25,
+        /// [`Filter`]s, each behind those before it.
+        Filters = 26,
+        /// Their programs: struct sock_filter.
+        FilterCode = 27,
         /// [`CpuLeaf`]s of the machine where the image was written.
         Cpuid = 32,
     }
@@ -287,6 +291,8 @@ impl SectionKind {
             | Self::Guards
             | Self::Locks
             | Self::Policies
+            | Self::Filters
+            | Self::FilterCode
             | Self::Owners
             | Self::Undo => true,
         }

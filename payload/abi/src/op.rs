@@ -53,6 +53,9 @@ codes! {
         /// Make and delete POSIX timers until the one before number `args[0]` has been, with the struct sigevent
         /// at `args[1]`; the word at `args[2]` is free for their numbers.
         UseUpTimers = 10,
+        /// Count `args[2]` arrivals at the u32 at `args[0]`, and turn round until it has reached `args[1]`, without a system
+        /// call.
+        Turn = 11,
     }
 }
 

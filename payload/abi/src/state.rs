@@ -179,7 +179,7 @@ pub mod process_flag {
 
 record! {
     /// One thread.
-    Thread, 536, {
+    Thread, 544, {
         /// Thread id.
         tid: u32,
         /// Bits of [`thread_flag`].
@@ -233,7 +233,36 @@ record! {
         personality: u32,
         /// sched_attr.sched_flags that belong to SCHED_DEADLINE.
         deadline_flags: u32,
+        /// The last of its seccomp filters, as the number of a [`Filter`] from 1; 0: none; [`STRICT`].
+        filter: u32,
+        /// Room to grow.
+        spare: u32,
     }
+}
+
+/// [`Thread::filter`] of a thread in seccomp's strict mode.
+pub const STRICT: u32 = u32::MAX;
+
+record! {
+    /// A filter of system calls (seccomp(2)), which threads obey after those before it.
+    Filter, 24, {
+        /// The one before it, as the number of a [`Filter`] from 1; 0: none.
+        before: u32,
+        /// Bits of [`filter_flag`].
+        flags: u32,
+        /// Where its program is in [`crate::image::SectionKind::FilterCode`], in bytes.
+        start: u64,
+        /// Bytes of it.
+        len: u64,
+    }
+}
+
+/// Bits of [`Filter::flags`].
+pub mod filter_flag {
+    /// SECCOMP_FILTER_FLAG_LOG.
+    pub const LOG: u32 = 2;
+    /// Those before it let it be installed by prctl(2) alone.
+    pub const BY_PRCTL: u32 = 1 << 16;
 }
 
 /// Bits of [`Thread::flags`].

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! Programs that have locked themselves in (seccomp(2)): saved by root and put back, refused where that cannot be.
+
+mod harness;
+
+use harness::{Bench, Build, Run, Way, Who};
+
+fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+fn start(bench: &Bench, kind: &str) -> Run {
+    let mut run = bench.run(bench.subject("sandbox", Build::Pie), &[kind]);
+    run.expect("ready");
+    run
+}
+
+/// Three generations, of which the first goes on for a while.
+#[track_caller]
+fn keeps(kind: &str, options: &[&str]) {
+    let bench = Bench::new(Who::Me);
+    let mut run = start(&bench, kind);
+    let pid = run.pid_text();
+    bench.must(&["save", &pid, "-n", &bench.name("0.ckpt")]);
+    run.check();
+    for image in ["1.ckpt", "2.ckpt", "3.ckpt"] {
+        Way::SaveStop.save(&bench, image, run);
+        run = bench.run(bench.path(image), options);
+        run.check();
+    }
+    run.go();
+}
+
+#[test]
+fn root_saves_filters_and_puts_them_back() {
+    if is_root() {
+        ["chain", "threads", "apart", "strict", "child", "sleeps"]
+            .into_iter()
+            .for_each(|kind| keeps(kind, &[]));
+        keeps("chain", &["--ids", "keep"]);
+    }
+}
+
+/// Filters of who may install none any more.
+#[test]
+fn a_service_that_has_given_up_its_rights_keeps_its_filters() {
+    if is_root() {
+        keeps("dropped", &[]);
+    }
+}
+
+/// Who has set no_new_privs may install filters, whoever restarts it.
+#[test]
+fn anybody_restarts_what_root_has_saved() {
+    if !is_root() {
+        return;
+    }
+    let bench = Bench::new(Who::Nobody);
+    let run = start(&bench, "threads");
+    let pid = run.pid_text();
+    let ended = bench.order(&["save", &pid, "-n", &bench.name("x.ckpt")]);
+    assert_eq!(ended.code(), Some(125), "{ended:?}");
+    assert!(ended.stderr.contains("save it as root"), "{ended:?}");
+    let check = bench.order(&["check", &pid]);
+    assert_eq!(check.code(), Some(2), "{check:?}");
+    let name = bench.name("x.ckpt");
+    let saved = std::process::Command::new(bench.ckpt())
+        .args(["save", "--stop", &pid, "-n", &name])
+        .output()
+        .unwrap();
+    assert!(saved.status.success(), "{saved:?}");
+    run.ends_well();
+    std::os::unix::fs::chown(&name, Some(65534), Some(65534)).unwrap();
+    let mut again = bench.run(&name, &[]);
+    again.check();
+    again.go();
+}
+
+#[test]
+fn filters_that_cannot_be_put_back_are_refused() {
+    if !is_root() {
+        return;
+    }
+    for (kind, sentence) in [
+        ("notify", "leave calls to another process (SECCOMP_RET_USER_NOTIF)"),
+        ("mute", "forbid rt_sigreturn(2)"),
+    ] {
+        let bench = Bench::new(Who::Me);
+        let mut run = start(&bench, kind);
+        let pid = run.pid_text();
+        let name = format!("-n={}", bench.name("x.ckpt"));
+        for args in [&["save", &pid, &name][..], &["save", &pid, &name, "--stop"]] {
+            let ended = bench.order(args);
+            assert_eq!(ended.code(), Some(125), "{ended:?}");
+            let sentence = format!("process {pid} has seccomp filters that {sentence}");
+            assert!(ended.stderr.contains(&sentence), "{ended:?}");
+            run.check();
+        }
+        run.go();
+    }
+}

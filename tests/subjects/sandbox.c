@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+// sandbox KIND: what a program has locked itself in (seccomp(2)), with a look at that after each command.
+//   chain     three filters: the second logs, and lets the third be installed by prctl(2) only
+//   threads   all threads have a filter from one (TSYNC), which gives them another at each look
+//   apart     each of two threads has one of its own
+//   strict    strict mode, of the only thread
+//   dropped   a filter of root, which has given up its rights since and not set no_new_privs
+//   child     a filter in a child alone
+//   sleeps    a filter that ends the program for restart_syscall(2), and a thread that sleeps all the time
+//   notify    a call is left to a supervisor
+//   mute      rt_sigreturn(2) is forbidden
+#include "subject.h"
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+
+#define FORBID(call, how) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, call, 0, 1), BPF_STMT(BPF_RET | BPF_K, how)
+#define PRCTL ~0u
+
+static const char *kind;
+static _Atomic int ready, seen, turn;
+static pid_t child;
+
+static int is(const char *word) { return !strcmp(kind, word); }
+
+static int fails(long result, int error) { return result == -1 && errno == error; }
+
+// One call is answered in some way (an error number, if it is small), restart_syscall(2) ends the program.
+static long forbid(unsigned call, unsigned how, unsigned flags) {
+  struct sock_filter rules[] = {
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 0),
+      FORBID(call, how < 4096 ? SECCOMP_RET_ERRNO | how : how),
+      FORBID(SYS_restart_syscall, SECCOMP_RET_KILL_PROCESS),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+  };
+  struct sock_fprog filter = {sizeof rules / sizeof *rules, rules};
+  if (flags == PRCTL) return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter);
+  return syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &filter);
+}
+
+static int number(void) {
+  char line[256];
+  int found = -1;
+  FILE *file = fopen("/proc/thread-self/status", "r");
+  while (file && fgets(line, sizeof line, file)) sscanf(line, "Seccomp_filters: %d", &found);
+  if (file) fclose(file);
+  return found;
+}
+
+static void *other(void *own) {
+  if (own) CHECK(!forbid(SYS_getsid, 77, 0), "%m");
+  for (int last = 0;; last = turn) {
+    ready++;
+    while (turn == last) sched_yield();
+    CHECK(fails(syscall(SYS_getpgid, 0), 71) != is("apart"), "%m");
+    CHECK(fails(syscall(SYS_getsid, 0), 77) == is("apart"), "%m");
+    if (is("threads")) CHECK(fails(syscall(SYS_getppid), 100 + turn), "%m");
+    seen++;
+  }
+  return 0;
+}
+
+static void *sleeper(void *unused) {
+  for (ready = 1;;) {
+    struct timespec time = {0, 30 * 1000 * 1000};
+    CHECK(!syscall(SYS_nanosleep, &time, 0), "%m");
+  }
+  return unused;
+}
+
+static void check(void) {
+  if (!is("child")) CHECK(fails(syscall(SYS_getpgid, 0), 71), "%m");
+  if (is("chain")) {
+    CHECK(fails(syscall(SYS_getsid, 0), 72) && number() == 3, "%d", number());
+    CHECK(fails(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, 0), 73), "%m");
+  }
+  if (is("threads") || is("apart")) {
+    const int all = is("threads") ? 3 : 1;
+    if (is("threads")) CHECK(!forbid(SYS_getppid, (unsigned)(101 + turn), SECCOMP_FILTER_FLAG_TSYNC), "%m");
+    ready = 0;
+    seen = 0;
+    turn++;
+    while (seen < all || ready < all) sched_yield();
+    CHECK(is("threads") || getsid(0) >= 0, "%m");
+  }
+  if (is("dropped")) {
+    CHECK(!prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) && getuid() == 65534, "%m");
+    CHECK(fails(forbid(SYS_getsid, 72, 0), EACCES), "%m");
+  }
+  if (is("child")) CHECK(number() == 0 && waitpid(child, 0, WNOHANG) == 0, "%m");
+}
+
+static void be_strict(void) {
+  char line[64];
+  say("ready\n");
+  CHECK(!prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT), "%m");
+  for (;;) {
+    hear(line, sizeof line);
+    if (!strcmp(line, "go")) syscall(SYS_exit, 0);
+    say("ok\n");
+  }
+}
+
+int main(int argc, char **argv) {
+  CHECK(argc > 1, "no kind");
+  kind = argv[1];
+  pthread_t thread;
+  if (is("strict")) be_strict();
+  if (!is("dropped")) CHECK(!prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "%m");
+  const long threads = is("threads") ? 3 : is("apart");
+  for (long i = 0; i < threads; i++) CHECK(!pthread_create(&thread, 0, other, is("apart") ? &thread : 0), "%m");
+  while (ready < threads) sched_yield();
+  if (is("child") && !(child = fork())) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    CHECK(!forbid(SYS_getpgid, 71, 0), "%m");
+    for (;;) CHECK(!usleep(10000) && fails(syscall(SYS_getpgid, 0), 71), "%m");
+  }
+  if (is("sleeps")) {
+    CHECK(!pthread_create(&thread, 0, sleeper, 0), "%m");
+    while (!ready) sched_yield();
+  }
+  if (!is("child")) CHECK(!forbid(SYS_getpgid, 71, is("threads") || is("sleeps")), "%m");
+  if (is("chain")) CHECK(!forbid(SYS_seccomp, 73, SECCOMP_FILTER_FLAG_LOG) && !forbid(SYS_getsid, 72, PRCTL), "%m");
+  if (is("dropped")) CHECK(!setgid(65534) && !setuid(65534), "%m");
+  if (is("notify")) CHECK(forbid(SYS_getsid, SECCOMP_RET_USER_NOTIF, SECCOMP_FILTER_FLAG_NEW_LISTENER) > 0, "%m");
+  if (is("mute")) CHECK(!forbid(SYS_rt_sigreturn, 1, 0), "%m");
+  return obey(check);
+}
