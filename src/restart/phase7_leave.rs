@@ -28,7 +28,7 @@ pub(crate) fn leave(
     if who.follows() {
         std::mem::forget(opened);
     } else {
-        numbers::install(opened.descriptors, &plan.kept);
+        numbers::install(opened.descriptors, &plan.kept, who.member().is_none());
         locks::take_own(held)?;
     }
     reach(Point::Installed);

@@ -159,8 +159,8 @@ record! {
         signal: u32,
         /// Which process of the image has the descriptor `shared_with`.
         shared_process: u32,
-        /// Room to grow.
-        reserved: u32,
+        /// The id of the process that `owner_type` is about.
+        owner: u32,
         /// Room to grow.
         reserved_more: [u64; 2],
     }
@@ -189,8 +189,8 @@ record! {
         kind: u32,
         /// 1: nobody else may have one; 0: for reading.
         exclusive: u32,
-        /// Room to grow.
-        reserved: u32,
+        /// The process that /proc names as its holder, or 0.
+        holder: u32,
         /// Its first byte.
         start: u64,
         /// How many bytes; 0: to the end, wherever that is.

@@ -2,7 +2,7 @@
 //! Files without a name, whose content travels in the image.
 
 use super::open::reopened;
-use super::{Kind, Look, Saving, file_type, memfd, names, objects, only_names};
+use super::{Kind, Look, Saving, file_type, memfd, names, objects};
 use crate::error::{Because, Result};
 use crate::proc::fds::Fd;
 use ckpt_abi::image::ObjectKind;
@@ -17,7 +17,6 @@ pub(super) const KIND: Kind = Kind { recognise, save, open: objects::open };
 
 fn recognise(fd: &Fd, look: &Look<'_>) -> bool {
     file_type(fd.mode) == libc::S_IFREG
-        && !only_names(fd.flags)
         && Path::new(&fd.target).is_absolute()
         && names::locate(fd, look).is_none()
 }

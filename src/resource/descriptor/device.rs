@@ -1,13 +1,25 @@
 // SPDX-License-Identifier: LGPL-2.1-only
-//! Devices, opened by their path.
+//! Devices, opened by their path. Nodes that were removed are made anew and removed again: those of devices by root, FIFOs,
+//! sockets and symbolic links where they are only named (O_PATH).
 
-use super::{Kind, Look, Opening, Origin, Saving, file_type, names, only_names, terminal};
-use crate::error::Result;
+use super::open::{by_path, place};
+use super::spot::Spot;
+use super::{Content, Kind, Look, Opening, Origin, Saving};
+use super::{file_type, lost, names, only_names, terminal};
+use crate::error::{Because, Result};
 use crate::proc::fds::Fd;
+use crate::ptrace::raw;
 use ckpt_abi::image::Descriptor;
+use nix::fcntl::readlinkat;
 use nix::libc;
 use nix::sys::stat::{major, minor};
-use std::ffi::OsStr;
+use nix::unistd::{UnlinkatFlags, geteuid, mkdtemp};
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 pub(super) const KIND: Kind = Kind { recognise, save, open };
 
@@ -18,13 +30,36 @@ pub(crate) fn is_gpu(path: &OsStr) -> bool {
     path.starts_with(b"/dev/nvidia") || path == b"/dev/kfd"
 }
 
+/// [`Descriptor::extra`] of one that was removed.
+const REMOVED: u32 = 1;
+
+fn is_device(mode: u32) -> bool {
+    matches!(file_type(mode), libc::S_IFCHR | libc::S_IFBLK)
+}
+
 fn recognise(fd: &Fd, look: &Look<'_>) -> bool {
-    let device = matches!(file_type(fd.mode), libc::S_IFCHR | libc::S_IFBLK);
-    device && !terminal::is_pseudo(fd.rdev) && names::locate(fd, look).is_some()
+    let device = is_device(fd.mode) && !terminal::is_pseudo(fd.rdev);
+    let node = matches!(file_type(fd.mode), libc::S_IFLNK | libc::S_IFIFO | libc::S_IFSOCK);
+    let removed = fd.nlink == 0
+        && fd.target.as_encoded_bytes().starts_with(b"/")
+        && (device && geteuid().is_root() || node && only_names(fd.flags));
+    device && names::locate(fd, look).is_some() || removed
 }
 
 fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
-    saving.path = names::locate(fd, look).map_or_else(|| fd.target.clone(), Into::into);
+    match names::locate(fd, look) {
+        Some(path) => saving.path = path.into(),
+        None => saving.record.extra = REMOVED,
+    }
+    if file_type(fd.mode) == libc::S_IFLNK {
+        let link = raw::take_descriptor(look.process.pid(), fd.number.cast_signed());
+        let Some(leads) = link.ok().and_then(|link| readlinkat(&link, "").ok()) else {
+            saving.lose("a symbolic link that cannot be looked at");
+            return Ok(());
+        };
+        saving.record.content = fd.number;
+        saving.content = Some(Content { index: fd.number, bytes: leads.into_vec() });
+    }
     if file_type(fd.mode) == libc::S_IFCHR && !is_stateless(fd) {
         let path = saving.path.display();
         saving.say(format!("what the device {path} knows of the program: it is opened anew"));
@@ -42,9 +77,61 @@ fn is_stateless(fd: &Fd) -> bool {
 
 fn open(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Origin> {
     let path = opening.sources.path(record);
-    let file = opening.by_path(record, &path)?;
+    if needs_path(record) {
+        return named(record, &path, opening);
+    }
+    let leads = match file_type(record.mode) {
+        libc::S_IFLNK => opening.content(record)?,
+        _ => Vec::new(),
+    };
+    let made = match opening.sources.is_rehearsal() {
+        true => lost::stand_in(),
+        false => made(record, &OsString::from_vec(leads)),
+    };
+    let file = made.or_else(|why| {
+        let path = path.display();
+        opening.warnings.push(format!("the removed {path} cannot be had again: {why}"));
+        lost::stand_in()
+    })?;
+    Ok(Origin::Own(file))
+}
+
+/// Whether it has a name by which it is opened.
+pub(super) fn needs_path(record: &Descriptor) -> bool {
+    record.extra != REMOVED
+}
+
+/// Makes a node, opens it and removes it again.
+fn made(record: &Descriptor, leads: &OsStr) -> Result<OwnedFd> {
+    // Others than root may make none of devices, and many file systems show none (nodev).
+    let places: &[&str] = match is_device(record.mode) {
+        true => &["/dev/ckpt-XXXXXX", "/tmp/ckpt-XXXXXX"],
+        false => &["/tmp/ckpt-XXXXXX"],
+    };
+    let why = || "no directory for it";
+    let folder = places.iter().find_map(|place| mkdtemp(*place).ok());
+    let folder = folder.ok_or(nix::errno::Errno::EACCES).because(why)?;
+    let made = Spot::of(&folder.join("node")).because(why).and_then(|spot| {
+        let file_type = file_type(record.mode);
+        spot.make_node(file_type, record.rdev, leads).because(|| "it cannot be made")?;
+        let opened = spot.ours(file_type).because(|| "it is another").and_then(|node| {
+            if file_type != libc::S_IFLNK {
+                let mode = fs::Permissions::from_mode(record.mode & 0o7777);
+                let _ = fs::set_permissions(place(&node), mode);
+            }
+            if only_names(record.flags) { Ok(node) } else { by_path(record, &place(&node)) }
+        });
+        let _ = spot.remove(UnlinkatFlags::NoRemoveDir);
+        opened
+    });
+    let _ = fs::remove_dir(&folder);
+    made
+}
+
+fn named(record: &Descriptor, path: &Path, opening: &Opening<'_>) -> Result<Origin> {
+    let file = opening.by_path(record, path)?;
     if file_type(record.mode) == libc::S_IFBLK {
-        super::open::seek(&file, record, &path)?;
+        super::open::seek(&file, record, path)?;
     }
     Ok(Origin::Own(file))
 }

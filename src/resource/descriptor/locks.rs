@@ -4,33 +4,43 @@
 //! Those of a description are taken when that is opened again, once for all that have it. Those of a process go with
 //! whatever descriptor of the file it closes first (fcntl_locking(2)): it takes them when it has its descriptors and
 //! closes no more. Whoever waits for a lock asks again when it goes on, and finds it held. So is a lease taken, which tells
-//! of the number that its descriptor has. One of flock(2) of a job is the restarter's for lslocks(8): to take it once more
-//! would need another kind of it meanwhile, and whoever waits gets it between the two (flock(2): no change is atomic).
+//! of the number that its descriptor has. One of flock(2) is the restarter's for lslocks(8) until its holder takes it over.
 //!
 //! # Safety
 //! The system calls here take numbers, or a pointer to a struct flock of our own.
 #![allow(unsafe_code)]
 
 use super::open::behind;
-use super::{Place, Restored, is_first, kind};
+use super::{Place, Restored, Tables, is_first, kind};
 use crate::error::{Error, Result};
+use crate::proc::Pid;
 use crate::proc::fds::Fd;
 use crate::resource::Gathered;
+use crate::resource::kinship::numbers::here;
 use ckpt_abi::image::{Descriptor, DescriptorKind, FileLock, LockKind};
 use nix::errno::Errno;
 use nix::libc;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use zerocopy::FromZeros;
 
 /// Saves the locks that come with the descriptors of process `number`, whose records were gathered, and names those
 /// that a restart cannot take.
-pub(crate) fn save(number: u32, fds: &[Fd], gathered: &mut Gathered) {
+pub(crate) fn save(number: u32, tables: &Tables, gathered: &mut Gathered) {
+    let Some(table) = tables.of.get(number as usize) else { return };
+    let (pid, fds) = (table.pid.word(), &table.fds);
     for (fd, record) in fds.iter().zip(&gathered.descriptors) {
         for (_, line) in fd.extra.iter().filter(|(key, _)| key == "lock") {
-            let parsed = parse(line, fd.number);
+            let mut parsed = parse(line, fd.number);
             let of_process = parsed.is_some_and(|lock| lock.kind == LockKind::Process as u32);
-            // One of a description is its first descriptor's.
-            if !of_process && !is_first(record, number) {
+            // One of a description is its first descriptor's, and its holder's; where that has it no more the first holds it.
+            let first = is_first(record, number);
+            let file = parsed.as_mut().filter(|lock| lock.kind == LockKind::File as u32);
+            let holds = file.is_some_and(|lock| {
+                if first && !holds(tables, lock, fd) {
+                    lock.holder = pid;
+                }
+                lock.holder == pid
+            });
+            if !of_process && !first && !holds {
                 continue;
             }
             match parsed.filter(|lock| can_lock(record) && is_to_be_had(lock, fd)) {
@@ -43,6 +53,13 @@ pub(crate) fn save(number: u32, fds: &[Fd], gathered: &mut Gathered) {
             }
         }
     }
+}
+
+/// Whether the holder of a lock is in the checkpoint, and has the file still open.
+fn holds(tables: &Tables, lock: &FileLock, fd: &Fd) -> bool {
+    let same = |other: &Fd| (other.device, other.inode) == (fd.device, fd.inode);
+    let mut all = tables.of.iter().filter(|table| table.pid.word() == lock.holder);
+    all.any(|table| table.fds.iter().any(same))
 }
 
 /// The lock of a process shows at every descriptor of the file; one that may hold it serves.
@@ -89,12 +106,13 @@ fn parse(line: &str, fd: u32) -> Option<FileLock> {
         "READ" => 0,
         _ => return None,
     };
-    let start: u64 = words.nth(2)?.parse().ok()?;
+    let holder = words.next()?.parse().unwrap_or(0);
+    let start: u64 = words.nth(1)?.parse().ok()?;
     let len = match words.next()? {
         "EOF" => 0,
         end => end.parse::<u64>().ok()?.checked_sub(start)?.checked_add(1)?,
     };
-    Some(FileLock { fd, kind: kind as u32, exclusive, start, len, ..FileLock::new_zeroed() })
+    Some(FileLock { fd, kind: kind as u32, exclusive, holder, start, len })
 }
 
 fn called(line: &str) -> &'static str {
@@ -151,8 +169,10 @@ fn refusal(e: Errno) -> String {
 /// # Errors
 /// Somebody else has one of them.
 pub(crate) fn take_own(locks: &[FileLock]) -> Result<()> {
-    let is_own = |lock: &&FileLock| {
-        matches!(LockKind::try_from(lock.kind), Ok(LockKind::Process | LockKind::Lease))
+    let is_own = |lock: &&FileLock| match LockKind::try_from(lock.kind) {
+        Ok(LockKind::Process | LockKind::Lease) => true,
+        Ok(LockKind::File) => here(Pid::of_word(lock.holder)) == Pid::own(),
+        _ => false,
     };
     for lock in locks.iter().filter(is_own) {
         // SAFETY: borrowed for the calls of `set`, which fail with EBADF where there is no such descriptor.
@@ -187,10 +207,18 @@ fn set(fd: BorrowedFd<'_>, lock: &FileLock, moment: Moment) -> nix::Result<()> {
             };
         }
         (Ok(LockKind::File), _) => {
-            let how = if exclusive { libc::LOCK_EX } else { libc::LOCK_SH };
-            // SAFETY: numbers only.
-            let taken = unsafe { libc::flock(fd.as_raw_fd(), how | libc::LOCK_NB) };
-            return Errno::result(taken).map(drop);
+            let call = |how: i32| {
+                // SAFETY: numbers only.
+                Errno::result(unsafe { libc::flock(fd.as_raw_fd(), how | libc::LOCK_NB) }).map(drop)
+            };
+            let mut kinds = [libc::LOCK_SH, libc::LOCK_EX];
+            kinds.rotate_left(exclusive.into());
+            if moment == Moment::Installed {
+                // The kernel notes a new holder only with another kind of lock. One is put in the place of the other under
+                // a spin lock (fs/locks.c, flock_lock_inode): whoever waits for the kind in between alone may come first.
+                let _ = call(kinds[1]);
+            }
+            return call(kinds[0]);
         }
         (Ok(LockKind::Process), Moment::Opened) => (libc::F_GETLK, libc::F_UNLCK),
         (Ok(LockKind::Process), Moment::Installed) => (libc::F_SETLK, how),

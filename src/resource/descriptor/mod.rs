@@ -182,7 +182,8 @@ pub(crate) fn kind(record: &Descriptor) -> DescriptorKind {
 pub(crate) fn needs_path(record: &Descriptor) -> bool {
     match kind(record) {
         DescriptorKind::Path => record.extra != regular::EMBEDDED,
-        DescriptorKind::Directory | DescriptorKind::Device => true,
+        DescriptorKind::Device => device::needs_path(record),
+        DescriptorKind::Directory => true,
         DescriptorKind::Stdio
         | DescriptorKind::Deleted
         | DescriptorKind::Memfd
@@ -264,8 +265,7 @@ pub(crate) fn save(
         gathered.descriptors.push(Descriptor { fd: fd.number, cloexec, ..record });
     }
     tell(losses, gathered);
-    let fds = common.tables.of.get(number as usize).map_or(&[][..], |table| &table.fds);
-    locks::save(number, fds, gathered);
+    locks::save(number, &common.tables, gathered);
     Ok(())
 }
 

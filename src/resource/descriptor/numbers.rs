@@ -93,9 +93,9 @@ pub(crate) fn move_aside(file: OwnedFd, records: &[Descriptor]) -> Result<OwnedF
     }
 }
 
-/// Gives every restored descriptor its number and closes all others but `kept`. From here on
-/// standard error is the program's.
-pub(crate) fn install(restored: Vec<Restored>, kept: &[i32]) {
+/// Gives every restored descriptor of a process, which is the only one of its image or not, its number and closes all
+/// others but `kept`. From here on standard error is the program's.
+pub(crate) fn install(restored: Vec<Restored>, kept: &[i32], alone: bool) {
     let by_number: HashMap<u32, i32> = restored
         .iter()
         .filter_map(|r| match &r.origin {
@@ -129,7 +129,7 @@ pub(crate) fn install(restored: Vec<Restored>, kept: &[i32]) {
     close_others(numbers.chain(kept.iter().copied()).collect());
     for (record, set) in records.iter().filter(|(_, set)| *set != 0) {
         let fd = borrowed(record.fd.cast_signed());
-        ownership::restore(fd, record);
+        ownership::restore(fd, record, alone);
         restore_flags(fd, record, *set);
     }
 }

@@ -251,7 +251,7 @@ pub(crate) fn by_path(record: &Descriptor, path: &Path) -> Result<OwnedFd> {
 
 /// Another description of the file behind a descriptor of ours, as it was opened in the program.
 pub(crate) fn reopened(file: &OwnedFd, flags: u32) -> Result<OwnedFd> {
-    let kept = flags.cast_signed() & KEPT & !(libc::O_PATH | libc::O_DIRECTORY);
+    let kept = flags.cast_signed() & KEPT & !libc::O_DIRECTORY;
     let flags = OFlag::from_bits_retain(kept) | OFlag::O_CLOEXEC;
     let again = nix::fcntl::open(&place(file), flags, Mode::empty());
     again.because(|| "cannot open a file a second time (/proc/self/fd)")

@@ -10,6 +10,7 @@ use super::{Look, Saving, file_type};
 use crate::proc::Pid;
 use crate::proc::fds::Fd;
 use crate::ptrace::raw;
+use crate::resource::kinship::numbers::here;
 use ckpt_abi::image::Descriptor;
 use nix::errno::Errno;
 use nix::libc;
@@ -47,7 +48,8 @@ pub(crate) fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) {
     if !known || id == 0 {
         return;
     }
-    if id != look.process.pid().get() || !matches!(kind, F_OWNER_TID | F_OWNER_PID) {
+    let is_here = look.tables.of.iter().any(|table| table.pid.get() == id);
+    if !is_here || !matches!(kind, F_OWNER_TID | F_OWNER_PID) {
         let path = saving.path.display();
         saving.say(format!("signals for another process or thread about {path} (F_SETOWN)"));
         return;
@@ -59,17 +61,18 @@ pub(crate) fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) {
     }
     // SAFETY: numbers only.
     let signal = unsafe { libc::fcntl(ours.as_raw_fd(), F_GETSIG) };
-    saving.record.owner_type = kind;
+    (saving.record.owner_type, saving.record.owner) = (kind, id.unsigned_abs());
     saving.record.signal = signal.max(0).unsigned_abs();
 }
 
-/// Makes this process the owner that the program was. Only with all signals blocked: what comes before the
-/// program's handlers are there would end us.
-pub(crate) fn restore(fd: BorrowedFd<'_>, record: &Descriptor) {
+/// Gives a description the owner that it had, whoever of those that have it does so; of the only process of an image that
+/// is `alone`. Only with all signals blocked: what comes before the program's handlers are there would end us.
+pub(crate) fn restore(fd: BorrowedFd<'_>, record: &Descriptor, alone: bool) {
     if record.owner_type == NOBODY {
         return;
     }
-    let owner = [record.owner_type, Pid::own().get()];
+    let id = if alone { Pid::own() } else { here(Pid::of_word(record.owner)) };
+    let owner = [record.owner_type, id.get()];
     let at: *const i32 = owner.as_ptr();
     // SAFETY: the kernel reads struct f_owner_ex, two words.
     let told = unsafe { libc::fcntl(fd.as_raw_fd(), F_SETOWN_EX, at) };

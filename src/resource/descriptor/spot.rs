@@ -4,9 +4,9 @@
 
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::libc;
-use nix::sys::stat::{FileStat, Mode, fstat, fstatat, mkdirat};
-use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
-use std::ffi::OsString;
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, mkdirat, mknodat};
+use nix::unistd::{UnlinkatFlags, geteuid, symlinkat, unlinkat};
+use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
@@ -39,6 +39,23 @@ impl Spot {
 
     pub(super) fn make_directory(&self) -> nix::Result<()> {
         mkdirat(&self.directory, self.name.as_os_str(), Mode::S_IRWXU)
+    }
+
+    /// A device, a FIFO, a socket, or a symbolic link that leads to `leads`.
+    pub(super) fn make_node(
+        &self,
+        file_type: libc::mode_t,
+        device: u64,
+        leads: &OsStr,
+    ) -> nix::Result<()> {
+        let name = self.name.as_os_str();
+        match file_type {
+            libc::S_IFLNK => symlinkat(leads, &self.directory, name),
+            _ => {
+                let file_type = SFlag::from_bits_truncate(file_type);
+                mknodat(&self.directory, name, file_type, Mode::S_IRUSR | Mode::S_IWUSR, device)
+            }
+        }
     }
 
     /// What has the name (O_PATH), if it is of this type, ours, and has no other name: what we have just made.

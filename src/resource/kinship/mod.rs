@@ -53,11 +53,12 @@ struct Numbers {
 }
 
 impl Numbers {
-    /// Of a tree whose root was in the session and group `begun`, if that is known. A root that has taken a terminal from
-    /// whoever started it takes that of the restarter as well, and so is in its group, unless it `governs`.
-    fn of(root: Kin, begun: Option<[u32; 2]>, governs: bool) -> Self {
+    /// Of a tree whose root was in the session and group `begun`, if that is known, unless the session's terminal is one
+    /// of the tree's (`apart`). A root that has taken a terminal from whoever started it takes that of the restarter as
+    /// well, and so is in its group, unless it `governs`.
+    fn of(root: Kin, begun: Option<[u32; 2]>, apart: bool, governs: bool) -> Self {
         let begun = begun.map_or([root.session, root.group], |begun| begun.map(Pid::of_word));
-        let session = root.session == root.pid && root.session != begun[0];
+        let session = root.session == root.pid && (apart || root.session != begun[0]);
         let leads = root.group == root.pid || begun[1].word() == GROUP_LEFT;
         let has_terminal = || {
             Process::glimpse(root.pid)
@@ -108,7 +109,8 @@ pub(crate) fn save(
         untold: false,
     }));
     let governs = governs(living, ptys);
-    let (outer, ranks) = (Numbers::of(root.kin, begun, governs), ranks(living));
+    let apart = root.stat.as_ref().is_some_and(|stat| own_terminal(stat, ptys).is_some());
+    let (outer, ranks) = (Numbers::of(root.kin, begun, apart, governs), ranks(living));
     let record = |found: Found| {
         let Kin { pid, parent, group, session, .. } = found.kin;
         let parent = if pid == root.kin.pid { None } else { numbers.get(&parent) };
@@ -120,10 +122,8 @@ pub(crate) fn save(
         ];
         let stat = &found.stat;
         let exit_signal = stat.as_ref().map_or(nix::libc::SIGCHLD, |stat| stat.exit_signal);
-        let number = stat.as_ref().and_then(|stat| {
-            let device = terminal::decoded(stat.tty_nr.cast_unsigned());
-            pty::number_of(device).filter(|number| session == pid && ptys.has(*number))
-        });
+        let number = stat.as_ref().filter(|_| session == pid);
+        let number = number.and_then(|stat| own_terminal(stat, ptys));
         let foreground =
             stat.as_ref().filter(|_| number.is_some()).map_or(Pid::NONE, |stat| stat.tpgid);
         let mut name = [0; 16];
@@ -157,12 +157,17 @@ pub(crate) fn save(
     }
 }
 
+/// The number of a controlling terminal that is made again.
+fn own_terminal(stat: &Stat, ptys: &Ptys) -> Option<u32> {
+    let device = terminal::decoded(stat.tty_nr.cast_unsigned());
+    pty::number_of(device).filter(|number| ptys.has(*number))
+}
+
 /// Whether the first gives its terminal, which is somebody else's, to process groups of its own making, and takes it back
 /// by the number of its own group: shells with job control do, and stop nothing when they do so in the background.
 fn governs(living: &[Found], ptys: &Ptys) -> bool {
     let root = living.first().and_then(|root| Some((root.kin, root.stat.as_ref()?)));
     root.is_some_and(|(kin, stat)| {
-        let number = pty::number_of(terminal::decoded(stat.tty_nr.cast_unsigned()));
         let leads = stat.tty_nr != 0 && kin.group == kin.pid;
         let ignores = || {
             Process::glimpse(kin.pid)
@@ -171,7 +176,7 @@ fn governs(living: &[Found], ptys: &Ptys) -> bool {
         };
         let others = living.iter().map(|found| found.kin.group).filter(|it| *it != kin.group);
         leads
-            && number.is_none_or(|number| !ptys.has(number))
+            && own_terminal(stat, ptys).is_none()
             && (others.into_iter().any(|group| group == stat.tpgid) || ignores())
     })
 }
