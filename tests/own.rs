@@ -16,8 +16,13 @@ fn keeps(who: Who, kind: &str) {
 /// The same with options of the restarts.
 #[track_caller]
 fn keeps_by(who: Who, kind: &str, options: &[&str]) {
+    subject_keeps(who, "own", kind, options);
+}
+
+#[track_caller]
+fn subject_keeps(who: Who, subject: &str, kind: &str, options: &[&str]) {
     let bench = Bench::new(who);
-    let mut run = bench.run(bench.subject("own", Build::Pie), &[kind]);
+    let mut run = bench.run(bench.subject(subject, Build::Pie), &[kind]);
     match run.line().as_str() {
         "ready" => {}
         "none" => return,
@@ -29,6 +34,20 @@ fn keeps_by(who: Who, kind: &str, options: &[&str]) {
         run.check();
     }
     run.go();
+}
+
+/// What few descriptors and threads have.
+#[test]
+fn edges() {
+    for kind in ["fifo", "thread", "cancel", "slice"] {
+        BOTH.into_iter().for_each(|who| subject_keeps(who, "edges", kind, &[]));
+    }
+}
+
+/// The second dumper comes from within namespaces whose rights the restarted dead had.
+#[test]
+fn how_a_child_has_ended() {
+    BOTH.into_iter().for_each(|who| survive(who, Way::Launch, "edges", Build::Pie, &["dead"]));
 }
 
 #[test]

@@ -35,6 +35,8 @@ const LOOK: Duration = Duration::from_millis(1);
 
 /// Offset of si_pid in siginfo_t (sigaction(2)).
 const SI_PID: u64 = 16;
+const SI_CODE: u64 = 8;
+const SI_STATUS: u64 = 24;
 
 /// Whether the payload's owner, from which the process was forked, just takes a checkpoint of them both, or is about to: a
 /// signal to a whole group comes to each, in no order.
@@ -205,11 +207,43 @@ fn is_about_to_stop(process: &Equipped, signal: i32) -> Result<bool> {
 
 /// Whether wait(2) tells a parent of a child so; unless WNOWAIT is asked for, once.
 fn tells(parent: &Equipped, frozen: &mut Frozen, child: Pid, what: i32) -> Result<bool> {
+    Ok(told(parent, frozen, child, what)?.is_some())
+}
+
+/// What waitid(2) tells a parent of a child: its si_code and its si_status.
+fn told(parent: &Equipped, frozen: &mut Frozen, child: Pid, what: i32) -> Result<Option<[i32; 2]>> {
     let Equipped { memory, region, .. } = parent;
-    let Some(thread) = frozen.threads.first_mut() else { return Ok(false) };
+    let Some(thread) = frozen.threads.first_mut() else { return Ok(None) };
     let at = region.base + STACKS;
     memory.put(at + SI_PID, &0u32)?;
     let args = [libc::P_PID.into(), child.word().into(), at, (what | libc::WNOHANG) as u64, 0];
     let done = Caller::new(thread, memory, &region.desk())?.call(libc::SYS_waitid, &args)?;
-    Ok(done == 0 && memory.get::<u32>(at + SI_PID)? != 0)
+    if done != 0 || memory.get::<u32>(at + SI_PID)? == 0 {
+        return Ok(None);
+    }
+    Ok(Some([memory.get(at + SI_CODE)?, memory.get(at + SI_STATUS)?]))
+}
+
+/// Asks the parents how those have ended of whom /proc does not say so: to whom it hides their rights it shows 0
+/// (proc_pid_stat(5), exit_code).
+///
+/// # Errors
+/// A parent is gone.
+pub(super) fn find_ends(processes: &mut [Still<'_>], dead: &mut [Found]) -> Result<()> {
+    let hidden = |own: &&mut Found| own.stat.as_ref().is_some_and(|stat| stat.wait_status == 0);
+    for own in dead.iter_mut().filter(hidden) {
+        let parent = processes.iter_mut().find(|p| p.equipped.process.pid() == own.kin.parent);
+        let Some(Still { equipped, frozen, .. }) = parent else { continue };
+        let how = libc::WEXITED | libc::WNOWAIT | libc::__WALL;
+        if let Some([code, status]) = told(equipped, frozen, own.kin.pid, how)?
+            && let Some(stat) = &mut own.stat
+        {
+            stat.wait_status = match code {
+                libc::CLD_EXITED => status << 8,
+                libc::CLD_DUMPED => status | 0x80,
+                _ => status,
+            };
+        }
+    }
+    Ok(())
 }

@@ -191,7 +191,9 @@ pub(crate) fn judge(
     halted::find_untold(processes, &mut found)?;
     let of_all = |what| Obstacle { pid: None, what, passing: false };
     let begun = processes.first().and_then(|root| begun(root.equipped));
-    let mut members = kinship::save(&found, dead, ptys, begun).unwrap_or_else(|obstacles| {
+    let mut ended: Vec<_> = dead.iter().map(Found::dead).collect();
+    halted::find_ends(processes, &mut ended)?;
+    let mut members = kinship::save(&found, &ended, ptys, begun).unwrap_or_else(|obstacles| {
         all.extend(obstacles.into_iter().map(of_all));
         Vec::new()
     });

@@ -39,6 +39,14 @@ pub(crate) struct Found {
     pub(crate) untold: bool,
 }
 
+impl Found {
+    /// One that has ended, and that nobody has waited for.
+    pub(crate) fn dead(kin: &Kin) -> Self {
+        let stat = Process::glimpse(kin.pid).and_then(|dead| dead.main_stat()).ok();
+        Self { kin: *kin, stat, children: Vec::new(), reaps: false, untold: false }
+    }
+}
+
 /// The session and the group of a process, for [`Config::begun`](ckpt_abi::region::Config::begun).
 pub(crate) fn begun(pid: Pid) -> [u32; 2] {
     proc::tree::kin(pid).map_or([0; 2], |kin| [kin.session, kin.group].map(Pid::word))
@@ -94,20 +102,14 @@ fn ranks(living: &[Found]) -> HashMap<Pid, u32> {
 /// What stands in the way of making them again, a sentence each.
 pub(crate) fn save(
     living: &[Found],
-    dead: &[Kin],
+    dead: &[Found],
     ptys: &Ptys,
     begun: Option<[u32; 2]>,
 ) -> Result<Vec<rec::Member>, Vec<String>> {
     let Some(root) = living.first() else { return Ok(Vec::new()) };
     let numbers: HashMap<Pid, u32> =
         (0..).zip(living).map(|(n, found)| (found.kin.pid, n)).collect();
-    let all = living.iter().cloned().chain(dead.iter().map(|kin| Found {
-        kin: *kin,
-        stat: Process::glimpse(kin.pid).and_then(|dead| dead.main_stat()).ok(),
-        children: Vec::new(),
-        reaps: false,
-        untold: false,
-    }));
+    let all = living.iter().chain(dead).cloned();
     let governs = governs(living, ptys);
     let apart = root.stat.as_ref().is_some_and(|stat| own_terminal(stat, ptys).is_some());
     let (outer, ranks) = (Numbers::of(root.kin, begun, apart, governs), ranks(living));

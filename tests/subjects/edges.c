@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+// edges KIND: has something that few descriptors or threads have, and looks whether it still does. Says "none" instead of
+// "ready" where the kernel has no such thing.
+#include "subject.h"
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/timerfd.h>
+#include <sys/wait.h>
+#include <time.h>
+
+#define NONE(holds)                                                            \
+  do {                                                                         \
+    if (!(holds)) {                                                            \
+      say("none\n");                                                           \
+      exit(0);                                                                 \
+    }                                                                          \
+  } while (0)
+
+#define SLICE 5000000
+
+static const char *kind;
+static int fd = -1, other = -1;
+static pid_t dead;
+
+static int is(const char *word) { return !strcmp(kind, word); }
+
+// struct sched_attr (sched_setattr(2)).
+static struct attr {
+  unsigned size, policy;
+  unsigned long flags;
+  int nice;
+  unsigned priority;
+  unsigned long runtime, deadline, period;
+} attr;
+
+static int answers(int one) {
+  struct pollfd polled = {one, POLLIN, 0};
+  CHECK(poll(&polled, 1, 0) >= 0, "%m");
+  return polled.revents;
+}
+
+static void line_of(int one, const char *key, char *line, size_t room) {
+  char name[64];
+  snprintf(name, sizeof name, "/proc/self/fdinfo/%d", one);
+  FILE *file = fopen(name, "r");
+  CHECK(file, "%m");
+  while (fgets(line, room, file) && strncmp(line, key, strlen(key))) continue;
+  fclose(file);
+}
+
+static void check(void) {
+  char byte, line[128];
+  if (is("fifo")) {
+    // Nobody has written since it was opened: at its end, and yet not hung up.
+    CHECK(read(fd, &byte, 1) == 0, "%m");
+    CHECK(!answers(fd), "%x", answers(fd));
+    CHECK(fcntl(other, F_GETFL) == (0100000 & fcntl(other, F_GETFL)), "%x", fcntl(other, F_GETFL));
+    CHECK(!answers(other), "%x", answers(other));
+  }
+  if (is("thread")) CHECK(fcntl(fd, F_GETFL) & O_EXCL, "%x", fcntl(fd, F_GETFL));
+  if (is("cancel")) {
+    line_of(fd, "settime flags", line, sizeof line);
+    CHECK(strstr(line, "03"), "%s", line);
+    struct itimerspec left;
+    CHECK(!timerfd_gettime(fd, &left) && left.it_value.tv_sec > 3000 && left.it_value.tv_sec <= 3600,
+          "%ld", left.it_value.tv_sec);
+  }
+  if (is("slice")) {
+    CHECK(!syscall(SYS_sched_getattr, 0, &attr, sizeof attr, 0), "%m");
+    CHECK(attr.runtime == SLICE, "%lu", attr.runtime);
+  }
+  if (is("dead")) {
+    siginfo_t info = {0};
+    CHECK(!waitid(P_PID, dead, &info, WEXITED | WNOHANG | WNOWAIT), "%m");
+    CHECK(info.si_pid == dead && info.si_code == CLD_EXITED && info.si_status == 3, "%d %d", info.si_code,
+          info.si_status);
+  }
+}
+
+static void set(void) {
+  if (is("fifo")) {
+    CHECK(!mkfifo("fifo", 0600), "%m");
+    fd = open("fifo", O_RDONLY | O_NONBLOCK);
+    other = open("fifo", O_RDONLY | O_NONBLOCK);
+    CHECK(fd >= 0 && other >= 0 && !fcntl(other, F_SETFL, 0), "%m");
+  }
+  // PIDFD_THREAD
+  if (is("thread")) NONE((fd = syscall(SYS_pidfd_open, getpid(), O_EXCL)) >= 0);
+  if (is("cancel")) {
+    struct itimerspec at = {{0, 0}, {time(0) + 3600, 0}};
+    fd = timerfd_create(CLOCK_REALTIME, 0);
+    CHECK(!timerfd_settime(fd, TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET, &at, 0), "%m");
+  }
+  if (is("slice")) {
+    attr = (struct attr){.size = sizeof attr, .runtime = SLICE};
+    CHECK(!syscall(SYS_sched_setattr, 0, &attr, 0), "%m");
+    CHECK(!syscall(SYS_sched_getattr, 0, &attr, sizeof attr, 0), "%m");
+    NONE(attr.runtime == SLICE);
+  }
+  if (is("dead")) {
+    dead = fork();
+    if (!dead) _exit(3);
+    siginfo_t info;
+    CHECK(!waitid(P_PID, dead, &info, WEXITED | WNOWAIT), "%m");
+  }
+}
+
+int main(int count, char **arguments) {
+  kind = count > 1 ? arguments[1] : "";
+  set();
+  check();
+  return obey(check);
+}
