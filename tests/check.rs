@@ -25,6 +25,8 @@ const DECLARED: &[(&str, &str)] = &[
     ("watch", "what inotify descriptor"),
     ("notices", "the notices of changes in"),
     ("owner", "the user and group ids"),
+    ("closed", "which it has closed"),
+    ("attributes", "the extended attributes of "),
     ("spaces", "its own namespaces (host name)"),
 ];
 

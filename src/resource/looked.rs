@@ -61,7 +61,7 @@ impl Looked {
     pub(crate) fn at(process: &Process, memory: &Memory) -> Result<Self> {
         let first = process.stat(process.main_thread())?;
         let (fds, vmas) = (process.fds()?, process.maps_with_flags()?);
-        let obstacles = memory::obstacles(&vmas);
+        let obstacles = memory::obstacles(&vmas, &fds);
         // To read what a handler of the program has to fill first would be to wait for it.
         let rest = match vmas.iter().any(memory::is_filled) {
             true => None,

@@ -27,11 +27,13 @@ pub(crate) fn save(stat: &Stat, record: &mut Thread) {
     record.io_priority = explicit(raw::io_priority(tid).unwrap_or(0));
     record.priority = stat.rt_priority;
     record.nice = stat.nice;
-    if let Ok(attr) = raw::scheduling(tid)
-        && attr.policy == SCHED_DEADLINE
-    {
-        record.deadline = attr.deadline;
-        record.deadline_flags = attr.flags as u32 & DEADLINE_FLAGS;
+    match raw::scheduling(tid) {
+        Ok(attr) if attr.policy == SCHED_DEADLINE => {
+            record.deadline = attr.deadline;
+            record.deadline_flags = attr.flags as u32 & DEADLINE_FLAGS;
+        }
+        Ok(attr) => record.deadline[0] = attr.deadline[0],
+        Err(_) => {}
     }
     let Ok(set) = sched_getaffinity(tid.as_pid().nix()) else { return };
     let cpus = record.affinity.len() * 64;
@@ -110,7 +112,13 @@ pub(crate) fn restore(thread: &Thread, arena: &mut Arena, orders: &mut Orders) -
     attr.extend_from_slice(&flags.to_le_bytes());
     attr.extend_from_slice(&thread.nice.to_le_bytes());
     attr.extend_from_slice(&thread.priority.to_le_bytes());
-    attr.extend(thread.deadline.iter().flat_map(|time| time.to_le_bytes()));
+    let mut times = thread.deadline;
+    // A slice that is the kernel's own is not to be set as the thread's (kernel/sched/syscalls.c, __setparam_fair).
+    let own = raw::scheduling(Tid::of_word(0)).map_or(0, |own| own.deadline[0]);
+    if thread.policy & !SCHED_RESET_ON_FORK != SCHED_DEADLINE && times[0] == own {
+        times[0] = 0;
+    }
+    attr.extend(times.iter().flat_map(|time| time.to_le_bytes()));
     let at = arena.bytes(&attr)?;
     orders.try_call(Step::Thread, libc::SYS_sched_setattr, &[0, at, 0]);
     if thread.affinity != [0; 16] {

@@ -19,6 +19,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <sys/xattr.h>
 
 #define NONE(holds)                                                            \
   do {                                                                         \
@@ -66,11 +67,15 @@ static void begin(void) {
   if (is("aio")) {
     unsigned long context = 0;
     NONE(!syscall(SYS_io_setup, 4, &context));
-  } else if (is("uring")) {
+  } else if (is("uring") || is("closed")) {
     unsigned parameters[30] = {0};
     long ring = syscall(425, 4, parameters);
     NONE(ring >= 0);
     NONE(mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, ring, 0) != MAP_FAILED);
+    if (is("closed")) close(ring);
+  } else if (is("attributes")) {
+    int fd = open("removed", O_RDWR | O_CREAT, 0600);
+    NONE(!fsetxattr(fd, "user.of", "it", 2, 0) && !unlink("removed"));
   } else if (is("uffd")) {
     int fd = syscall(SYS_userfaultfd, O_CLOEXEC | 1);
     struct uffdio_api api = {UFFD_API, 0, 0};

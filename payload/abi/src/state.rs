@@ -221,7 +221,8 @@ record! {
         timer_slack: u64,
         /// ioprio_get(2); 0: none was set.
         io_priority: u64,
-        /// Run time, deadline and period of SCHED_DEADLINE in nanoseconds (sched_setattr(2)).
+        /// Run time, deadline and period of SCHED_DEADLINE in nanoseconds (sched_setattr(2)); of others the first is
+        /// their slice, if the kernel tells (Linux 6.12).
         deadline: [u64; 3],
         /// sched_setaffinity(2): CPUs 0 to 1023; all zero: not restricted.
         affinity: [u64; 16],

@@ -5,6 +5,7 @@ use super::open::reopened;
 use super::{Kind, Look, Saving, file_type, memfd, names, objects};
 use crate::error::{Because, Result};
 use crate::proc::fds::Fd;
+use crate::ptrace::raw;
 use ckpt_abi::image::ObjectKind;
 use nix::fcntl::OFlag;
 use nix::libc;
@@ -32,8 +33,17 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
             "the place of {path}, which has another name by now: a restart has a copy of its own"
         ));
     }
+    say_attributes(fd, look, saving);
     saving.file = Some(ObjectKind::Deleted);
     Ok(())
+}
+
+/// Names what of a file without a name does not travel.
+pub(super) fn say_attributes(fd: &Fd, look: &Look<'_>, saving: &mut Saving) {
+    if raw::has_attributes(&look.process.fd(fd.number)) {
+        let path = saving.path.display();
+        saving.say(format!("the extended attributes of {path}, which has no name (xattr(7))"));
+    }
 }
 
 /// A new file without a name: where its name once was, else in a directory for temporary files, else in

@@ -33,7 +33,7 @@ pub(crate) fn open_all(
             DescriptorKind::Process if record.value == pidfd::GONE => {
                 gone.entry(record.inode).or_default().push(file);
             }
-            DescriptorKind::Process => *file = pidfd::late(here(record.value))?,
+            DescriptorKind::Process => *file = pidfd::late(here(record.value), record.flags)?,
             DescriptorKind::Proc => {
                 *file = proc_file::late(record, here(record.value), Path::new(&name()))?;
             }

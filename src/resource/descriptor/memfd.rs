@@ -25,7 +25,8 @@ fn recognise(fd: &Fd, _: &Look<'_>) -> bool {
     named && fd.nlink == 0 && file_type(fd.mode) == libc::S_IFREG
 }
 
-fn save(_: &Fd, _: &Look<'_>, saving: &mut Saving) -> Result<()> {
+fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
+    deleted::say_attributes(fd, look, saving);
     saving.file = Some(ObjectKind::Memory);
     Ok(())
 }

@@ -20,6 +20,9 @@ use std::os::fd::OwnedFd;
 
 pub(super) const KIND: Kind = Kind { recognise, save, open };
 
+/// PIDFD_THREAD in [`Descriptor::flags`]: it stands for the thread alone (pidfd_open(2)).
+const THREAD: i32 = libc::O_EXCL;
+
 /// [`Descriptor::value`] of a process that is gone.
 pub(super) const GONE: u64 = 0;
 
@@ -50,13 +53,14 @@ fn open(_: &Descriptor, _: &mut Opening<'_>) -> Result<Origin> {
 ///
 /// # Errors
 /// It is not there.
-pub(super) fn late(pid: Pid) -> Result<OwnedFd> {
-    of(pid).because(|| format!("cannot open process {pid} (pidfd_open(2))"))
+pub(super) fn late(pid: Pid, flags: u32) -> Result<OwnedFd> {
+    of(pid, flags.cast_signed() & THREAD)
+        .because(|| format!("cannot open process {pid} (pidfd_open(2))"))
 }
 
-fn of(pid: Pid) -> nix::Result<OwnedFd> {
+fn of(pid: Pid, flags: i32) -> nix::Result<OwnedFd> {
     // SAFETY: numbers only.
-    owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.get(), 0) })
+    owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.get(), flags) })
 }
 
 /// Opens a process that has ended and was waited for, the same for all of these.
@@ -72,7 +76,7 @@ pub(super) fn open_gone(files: Vec<&mut OwnedFd>) -> Result<()> {
         unsafe { libc::_exit(0) };
     }
     let opened: nix::Result<()> = files.into_iter().try_for_each(|file| {
-        *file = of(Pid::new(child as i32))?;
+        *file = of(Pid::new(child as i32), 0)?;
         Ok(())
     });
     // SAFETY: waits for the child.

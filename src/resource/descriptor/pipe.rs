@@ -18,8 +18,11 @@ use std::path::Path;
 
 pub(super) const KIND: Kind = Kind { recognise, save, open };
 
-/// [`Descriptor::extra`] of a pipe whose content is packets (pipe(2), O_DIRECT).
+/// In [`Descriptor::extra`]: the content of the pipe is packets (pipe(2), O_DIRECT).
 const PACKETS: u32 = 1;
+/// The same of a FIFO's reading end that nobody has written to since it was opened: without a writer it is at its end, but
+/// does not answer POLLHUP (fs/pipe.c, pipe_poll).
+const QUIET: u32 = 2;
 
 /// Whether the processes of the checkpoint hold both ends of the pipe behind `fd`.
 pub(crate) fn has_both_ends(fd: &Fd, look: &Look<'_>) -> bool {
@@ -40,11 +43,16 @@ fn recognise(fd: &Fd, look: &Look<'_>) -> bool {
 
 /// Whether nobody has the other end of a pipe any more: then a restart makes one of which the same is true.
 pub(crate) fn is_last(fd: &Fd, pid: Pid) -> bool {
-    let Ok(ours) = borrowed::take(pid, fd.number.cast_signed()) else { return false };
+    hung_up(fd, pid) == Some(true)
+}
+
+/// Whether an end of a pipe answers POLLHUP or POLLERR, if anybody may ask.
+fn hung_up(fd: &Fd, pid: Pid) -> Option<bool> {
+    let ours = borrowed::take(pid, fd.number.cast_signed()).ok()?;
     let mut polled = [PollFd::new(ours.as_fd(), PollFlags::empty())];
-    let answered = poll(&mut polled, PollTimeout::ZERO).is_ok();
+    poll(&mut polled, PollTimeout::ZERO).ok()?;
     let gone = PollFlags::POLLHUP | PollFlags::POLLERR;
-    answered && polled[0].revents().is_some_and(|events| events.intersects(gone))
+    polled[0].revents().map(|events| events.intersects(gone))
 }
 
 fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
@@ -58,6 +66,13 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
     saving.record.content = first.1;
     if ends().any(|(_, f)| f.flags.cast_signed() & libc::O_DIRECT != 0) {
         saving.record.extra = PACKETS;
+    }
+    if access(fd.flags) == libc::O_RDONLY
+        && saving.path.as_encoded_bytes().starts_with(b"/")
+        && ends().all(|(_, f)| access(f.flags) == libc::O_RDONLY)
+        && hung_up(fd, look.process.pid()) == Some(false)
+    {
+        saving.record.extra |= QUIET;
     }
     let reader = ends().find(|(_, f)| access(f.flags) != libc::O_WRONLY);
     let (pid, number) = reader.map_or((look.process.pid(), fd.number), |(pid, f)| (pid, f.number));
@@ -142,11 +157,13 @@ fn open(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Origin> {
     if !opening.pipes.contains_key(&id) {
         let ends = if path.is_absolute() { fifo(record, &path, opening)? } else { anonymous()? };
         fill(&ends, &opening.content(record)?, record)?;
-        opening.pipes.insert(id, ends);
+        let quiet = record.extra & QUIET != 0;
+        opening.pipes.insert(id, if quiet { silenced(ends)? } else { ends });
     }
     let ends = opening.pipes.get_mut(&id).ok_or_else(|| Error::new("a pipe is not made"))?;
-    // O_DIRECT is set later: open(2) does not know it of a pipe.
-    let flags = record.flags & !(libc::O_DIRECT as u32);
+    // O_DIRECT is set later: open(2) does not know it of a pipe. So is it cleared again that nobody waits.
+    let waits = if record.extra & QUIET != 0 { libc::O_NONBLOCK as u32 } else { 0 };
+    let flags = record.flags & !(libc::O_DIRECT as u32) | waits;
     let (index, end) = match access(record.flags) {
         libc::O_RDONLY => (0, &ends.reader),
         libc::O_WRONLY => (1, &ends.writer),
@@ -174,6 +191,16 @@ fn fifo(record: &Descriptor, path: &Path, opening: &Opening<'_>) -> Result<Ends>
     Ok(Ends { reader, writer, given: [false; 2] })
 }
 
+/// A FIFO that is opened for reading while nobody has it open for writing; what is in it stays while somebody has it open.
+fn silenced(ends: Ends) -> Result<Ends> {
+    let flags = (libc::O_RDONLY | libc::O_NONBLOCK) as u32;
+    let holder = reopened(&ends.reader, flags)?;
+    drop(ends);
+    let reader = reopened(&holder, flags)?;
+    let writer = reader.try_clone().because(|| "cannot duplicate a pipe")?;
+    Ok(Ends { reader, writer, given: [false; 2] })
+}
+
 /// Puts the content in, unless there is some: another program may have kept a FIFO as it was.
 fn fill(ends: &Ends, content: &[u8], record: &Descriptor) -> Result<()> {
     let pieces = unframed(content).ok_or_else(|| Error::new("a damaged pipe"))?;
@@ -182,7 +209,7 @@ fn fill(ends: &Ends, content: &[u8], record: &Descriptor) -> Result<()> {
     if pieces.is_empty() || !peek(&ends.reader)?.is_empty() {
         return Ok(());
     }
-    let packets = if record.extra == PACKETS { OFlag::O_DIRECT } else { OFlag::empty() };
+    let packets = if record.extra & PACKETS != 0 { OFlag::O_DIRECT } else { OFlag::empty() };
     let why = || "cannot fill a pipe";
     fcntl(&ends.writer, FcntlArg::F_SETFL(packets | OFlag::O_NONBLOCK)).because(why)?;
     for piece in pieces {

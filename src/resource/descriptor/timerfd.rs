@@ -12,7 +12,9 @@ use crate::proc::fds::Fd;
 use ckpt_abi::image::{Descriptor, DescriptorKind, TimerDescriptor};
 use nix::errno::Errno;
 use nix::libc;
+use nix::time::{ClockId, clock_gettime};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 pub(super) const KIND: Kind = Kind { recognise, save, open };
@@ -65,7 +67,7 @@ fn state(fd: &Fd) -> TimerDescriptor {
     let octal = |key| fd.extra(key).and_then(|v| u32::from_str_radix(v.trim(), 8).ok());
     TimerDescriptor {
         clock: number("clockid") as i32,
-        // The time is given as what is left, whatever it was set as.
+        // The time is given as what is left, whatever it was set as, but where the kernel needs a moment: `arm`.
         flags: octal("settime flags").unwrap_or(0) & !(libc::TFD_TIMER_ABSTIME as u32),
         left: time(fd.extra("it_value")),
         period: time(fd.extra("it_interval")),
@@ -81,6 +83,11 @@ fn time(value: Option<&str>) -> u64 {
     parts.next().unwrap_or(0) * SECOND + parts.next().unwrap_or(0)
 }
 
+fn moment_now(clock: i32) -> Result<u64> {
+    let now = clock_gettime(ClockId::from_raw(clock)).because(|| "cannot read a clock")?;
+    Ok(Duration::from(now).as_nanos() as u64)
+}
+
 /// Arms a timerfd. Expirations that were not read yet need CONFIG_CHECKPOINT_RESTORE. A periodic
 /// one that has expired has nothing left until it is read, which arms it again (fs/timerfd.c,
 /// timerfd_read); so it expires here.
@@ -88,13 +95,17 @@ fn arm(fd: &OwnedFd, saved: &TimerDescriptor) -> Result<()> {
     const TFD_IOC_SET_TICKS: u64 = 0x4008_5400;
     let expired = saved.left == 0 && saved.period != 0 && saved.ticks != 0;
     let left = if expired { 1 } else { saved.left };
+    // Only one that expires at a moment of the clock is cancelled with it (timerfd_create(2)).
+    let moment = left != 0 && saved.flags & libc::TFD_TIMER_CANCEL_ON_SET as u32 != 0;
+    let flags = saved.flags | if moment { libc::TFD_TIMER_ABSTIME as u32 } else { 0 };
+    let now = if moment { moment_now(saved.clock)? } else { 0 };
+    let left = left.saturating_add(now);
     let times = [saved.period / SECOND, saved.period % SECOND, left / SECOND, left % SECOND];
     let times: *const u64 = times.as_ptr();
     let none: *mut u64 = std::ptr::null_mut();
     let number = fd.as_raw_fd();
     // SAFETY: the kernel reads one struct itimerspec.
-    let result =
-        unsafe { libc::syscall(libc::SYS_timerfd_settime, number, saved.flags, times, none) };
+    let result = unsafe { libc::syscall(libc::SYS_timerfd_settime, number, flags, times, none) };
     Errno::result(result).because(|| "cannot arm a timerfd")?;
     if expired {
         let mut poll = libc::pollfd { fd: number, events: libc::POLLIN, revents: 0 };

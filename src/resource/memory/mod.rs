@@ -20,6 +20,7 @@ use super::runtime::java;
 use super::{Common, Gathered, Target};
 use crate::error::Result;
 use crate::image::PAGE;
+use crate::proc::fds::Fd;
 use crate::proc::maps::Vma;
 use crate::proc::pagemap::Pagemap;
 use crate::ptrace::call::Caller;
@@ -28,6 +29,7 @@ use ckpt_abi::image::{
 };
 use ckpt_abi::region::{STACK_LEN, STACKS};
 use nix::libc;
+use std::ffi::OsStr;
 use std::ops::Range;
 use zerocopy::FromZeros;
 
@@ -77,8 +79,19 @@ pub(crate) struct Area {
 
 /// What stands in the way of reading the memory at all. Asked first, for a page that a userfaultfd(2)
 /// handler has to fill would let us wait for it, and it stands still.
-pub(crate) fn obstacles(vmas: &[Vma]) -> Vec<String> {
-    vmas.iter().filter(|vma| !is_kernels(vma)).filter_map(obstacle).collect()
+pub(crate) fn obstacles(vmas: &[Vma], fds: &[Fd]) -> Vec<String> {
+    let used = |vma: &&Vma| !is_kernels(vma) && !(is_ring(&vma.name) && has_no_ring(fds));
+    vmas.iter().filter(used).filter_map(obstacle).collect()
+}
+
+/// Whether this is called as what io_uring_setup(2) has made.
+fn is_ring(name: &OsStr) -> bool {
+    name == "anon_inode:[io_uring]"
+}
+
+/// Whether a process could use no ring any more, though it may still map some: it has closed them.
+fn has_no_ring(fds: &[Fd]) -> bool {
+    !fds.iter().any(|fd| is_ring(&fd.target))
 }
 
 /// Whether the kernel maps it anew by itself.
@@ -236,6 +249,8 @@ fn classify(
     } else if vma.flags.has("dp") {
         // MAP_DROPPABLE memory may become zeros any moment: what is random there is not to repeat.
         area.pages = Pages::None;
+    } else if is_ring(&vma.name) {
+        (area.pages, area.shared, area.at_once) = (Pages::None, false, false);
     } else if vma.shared {
         (kind, area.pages) = classify_shared(vma, &mut record, common, files);
     } else if vma.inode != 0 {
@@ -251,6 +266,11 @@ fn declare(vma: &Vma, gathered: &mut Gathered) {
     let at = format!("{:#x}", vma.start);
     if vma.flags.has("ht") {
         gathered.losses.push(format!("huge pages of hugetlbfs at {at} become ordinary ones"));
+    }
+    if is_ring(&vma.name) {
+        gathered
+            .losses
+            .push(format!("what is in the ring at {at} (io_uring(7)), which it has closed"));
     }
 }
 
