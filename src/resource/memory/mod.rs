@@ -80,18 +80,15 @@ pub(crate) struct Area {
 /// What stands in the way of reading the memory at all. Asked first, for a page that a userfaultfd(2)
 /// handler has to fill would let us wait for it, and it stands still.
 pub(crate) fn obstacles(vmas: &[Vma], fds: &[Fd]) -> Vec<String> {
-    let used = |vma: &&Vma| !is_kernels(vma) && !(is_ring(&vma.name) && has_no_ring(fds));
+    // A ring that it has closed it could not use any more.
+    let has_ring = fds.iter().any(|fd| is_ring(&fd.target));
+    let used = |vma: &&Vma| !is_kernels(vma) && (has_ring || !is_ring(&vma.name));
     vmas.iter().filter(used).filter_map(obstacle).collect()
 }
 
 /// Whether this is called as what io_uring_setup(2) has made.
 fn is_ring(name: &OsStr) -> bool {
     name == "anon_inode:[io_uring]"
-}
-
-/// Whether a process could use no ring any more, though it may still map some: it has closed them.
-fn has_no_ring(fds: &[Fd]) -> bool {
-    !fds.iter().any(|fd| is_ring(&fd.target))
 }
 
 /// Whether the kernel maps it anew by itself.
