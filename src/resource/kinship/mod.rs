@@ -255,7 +255,7 @@ mod tests {
             found(kin(52, 1, 51, 40)),
             found(kin(53, 50, 50, 40)),
         ];
-        let dead = [Kin { dead: true, ..kin(54, 51, 51, 40) }];
+        let dead = [Found::dead(&Kin { dead: true, ..kin(54, 51, 51, 40) })];
         let members = save(&living, &dead, &Ptys::default(), None).unwrap();
         let ids = |m: &rec::Member| [m.parent, m.group, m.session, m.process];
         let all: Vec<_> = members.iter().map(ids).collect();
