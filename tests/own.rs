@@ -60,6 +60,22 @@ fn a_lock_of_a_job() {
     BOTH.into_iter().for_each(|who| keeps(who, "flock"));
 }
 
+/// Rings of asynchronous I/O with events that nobody has taken.
+#[test]
+fn rings_of_asynchronous_io() {
+    for who in BOTH {
+        let bench = Bench::new(who);
+        let mut run = bench.run(bench.subject("aio", Build::Pie), &[]);
+        run.expect("ready");
+        for image in ["1.ckpt", "2.ckpt", "3.ckpt"] {
+            Way::SaveStop.save(&bench, image, run);
+            run = bench.run(bench.path(image), &[]);
+            run.check();
+        }
+        run.go();
+    }
+}
+
 #[test]
 fn sealed_memory() {
     BOTH.into_iter().for_each(|who| keeps(who, "seal"));

@@ -3,6 +3,7 @@
 
 use super::raw;
 use crate::proc::Tid;
+use crate::proc::forebear::shape;
 use nix::errno::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -14,6 +15,9 @@ const ACTION: u32 = 0xffff_0000;
 const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
 /// Bytes of struct seccomp_data.
 const DATA: u32 = 64;
+
+/// The most instructions that a filter has (BPF_MAXINSNS).
+const MOST: usize = 4096;
 
 /// struct sock_filter (linux/filter.h).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
@@ -52,16 +56,33 @@ pub(crate) struct Call {
 pub(super) fn of(tid: Tid) -> Result<Vec<Filter>, Errno> {
     let mut found = Vec::new();
     loop {
-        let mut program = [Instruction::default(); raw::FILTER_MAX];
-        match raw::filter(tid, found.len(), program.as_mut_bytes()) {
+        let mut program = [Instruction::default(); MOST];
+        match filter(tid, found.len(), program.as_mut_bytes()) {
             Ok(len) => {
                 let program = program.into_iter().take(len).collect();
-                found.push(Filter { program, logs: raw::filter_logs(tid, found.len()) });
+                found.push(Filter { program, logs: logs(tid, found.len()) });
             }
             Err(Errno::ENOENT) => return Ok(found),
             Err(e) => return Err(e),
         }
     }
+}
+
+/// PTRACE_SECCOMP_GET_FILTER: fills in a filter, by number from the first that was installed; how many instructions it has.
+fn filter(tid: Tid, index: usize, buffer: &mut [u8]) -> Result<usize, Errno> {
+    const REQUEST: u32 = 0x420c;
+    raw::transfer(REQUEST, tid, index as u64, shape::OUT, buffer).map(|len| len as usize)
+}
+
+/// PTRACE_SECCOMP_GET_METADATA (Linux 4.16): whether a filter has SECCOMP_FILTER_FLAG_LOG.
+fn logs(tid: Tid, index: usize) -> bool {
+    const REQUEST: u32 = 0x420d;
+    const LOG: u64 = 2;
+    // struct seccomp_metadata: which, flags.
+    let mut data = [index as u64, 0];
+    let len = size_of_val(&data) as u64;
+    let told = raw::transfer(REQUEST, tid, len, shape::IN | shape::OUT, data.as_mut_bytes());
+    told.is_ok() && data[1] & LOG != 0
 }
 
 impl Filter {

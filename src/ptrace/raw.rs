@@ -28,8 +28,6 @@ pub(crate) const OPTIONS: i32 = libc::PTRACE_O_TRACESYSGOOD;
 
 /// PTRACE_O_SUSPEND_SECCOMP.
 pub(crate) const SUSPEND_SECCOMP: i32 = 1 << 21;
-/// The most instructions that a filter has (BPF_MAXINSNS).
-pub(crate) const FILTER_MAX: usize = 4096;
 
 /// A request of ptrace(2), made by this process or by its [`forebear`].
 fn request(asked: Ask, buffer: &mut [u8]) -> Result<i64> {
@@ -68,7 +66,13 @@ fn order(what: u32, tid: Tid, addr: u64, data: u64) -> Result<()> {
 }
 
 /// A request that fills or reads a buffer.
-fn transfer(what: u32, tid: Tid, addr: u64, shape: u32, buffer: &mut [u8]) -> Result<i64> {
+pub(super) fn transfer(
+    what: u32,
+    tid: Tid,
+    addr: u64,
+    shape: u32,
+    buffer: &mut [u8],
+) -> Result<i64> {
     request(Ask { what, id: tid.get(), addr, shape, ..Ask::default() }, buffer)
 }
 
@@ -209,23 +213,6 @@ pub(crate) fn dispatches_calls(tid: Tid) -> bool {
     let mut config = [0u64; 4];
     let len = size_of_val(&config) as u64;
     transfer(REQUEST, tid, len, shape::OUT, config.as_mut_bytes()).is_ok() && config[0] != 0
-}
-
-/// PTRACE_SECCOMP_GET_FILTER: fills in a filter, by number from the first that was installed; how many instructions it has.
-pub(crate) fn filter(tid: Tid, index: usize, buffer: &mut [u8]) -> Result<usize> {
-    const REQUEST: u32 = 0x420c;
-    transfer(REQUEST, tid, index as u64, shape::OUT, buffer).map(|len| len as usize)
-}
-
-/// PTRACE_SECCOMP_GET_METADATA (Linux 4.16): whether a filter has SECCOMP_FILTER_FLAG_LOG.
-pub(crate) fn filter_logs(tid: Tid, index: usize) -> bool {
-    const REQUEST: u32 = 0x420d;
-    const LOG: u64 = 2;
-    // struct seccomp_metadata: which, flags.
-    let mut data = [index as u64, 0];
-    let len = size_of_val(&data) as u64;
-    let told = transfer(REQUEST, tid, len, shape::IN | shape::OUT, data.as_mut_bytes());
-    told.is_ok() && data[1] & LOG != 0
 }
 
 /// PTRACE_POKEDATA of one word, which also writes where the process itself may not.

@@ -86,19 +86,23 @@ impl Mapping {
     pub(crate) fn segment(at: u64, len: u64, writable: bool, id: i32, offset: u64) -> Result<Self> {
         let why = || format!("cannot map the System V shared memory {id}");
         let whole = Attached::new(id, 0, writable).because(why)?;
-        let from: *mut c_void =
-            std::ptr::with_exposed_provenance_mut((whole.address() + offset) as usize);
-        let to: *mut c_void = std::ptr::with_exposed_provenance_mut(at as usize);
+        // The part lies in the segment, and is moved to where nothing is, as this sees.
+        let home = Self::anonymous(at, len, MapFlags::MAP_NORESERVE)?;
+        home.replaced_by(whole.address() + offset).because(why)
+    }
+
+    /// Moves something of the same length here, which belongs to nobody else.
+    pub(crate) fn replaced_by(self, from: u64) -> Result<Self> {
+        let Self { at, len } = self;
+        let from: *mut c_void = std::ptr::with_exposed_provenance_mut(from as usize);
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-        // It is moved to where nothing is, as this sees.
-        Self::anonymous(at, len, MapFlags::MAP_NORESERVE)?;
-        // SAFETY: the part lies in the segment, and what is replaced was made a line above.
+        let to = self.pointer().as_ptr();
+        // SAFETY: what is moved is the caller's, and what is replaced is ours.
         let moved = unsafe { libc::mremap(from, len as usize, len as usize, flags, to) };
         if moved.addr() == usize::MAX {
-            Err(Errno::last()).because(why)
-        } else {
-            Ok(Self { at, len })
+            return Err(Errno::last()).because(|| format!("cannot move {len} bytes to {at:#x}"));
         }
+        Ok(Self { at, len })
     }
 
     fn made(at: u64, len: u64, mapped: nix::Result<NonNull<c_void>>) -> Result<Self> {

@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::image::read::Image;
 use crate::order;
 use crate::proc::Process;
-use crate::resource::{cpu, resolver};
+use crate::resource::{cpu, memory, resolver};
 use crate::settings::Settings;
 use ckpt_abi::image::{Chunk, SignalAction, VmaKind, VmaRecord, vma_flag};
 use ckpt_abi::region::Control;
@@ -96,6 +96,7 @@ pub(crate) fn fill(
                 None if is_final && record.kind == VmaKind::Private as u32 => {
                     (Mapping::reservation(at, len, record.prot)?, None)
                 }
+                None if record.kind == VmaKind::Ring as u32 => (ring(saved, record, at)?, None),
                 None => (map(record, at, i, opened, is_final)?, None),
             };
             let is_final = is_final && follows.is_none();
@@ -175,6 +176,7 @@ fn map(
             let prot = if shared || is_final { record.prot } else { writable };
             Mapping::file(at, len, prot, shared, file, record.offset)
         }
+        VmaKind::Ring => Err(Error::new("a ring is made otherwise")),
         VmaKind::Private | VmaKind::Vdso if record.flags & vma_flag::DROPPABLE != 0 => {
             Mapping::droppable(at, len)
         }
@@ -189,6 +191,16 @@ fn map(
             Mapping::anonymous(at, len, flags)
         }
     }
+}
+
+/// A ring of asynchronous I/O.
+fn ring(saved: &Saved<'_>, record: &VmaRecord, at: u64) -> Result<Mapping> {
+    let len = record.end - record.start;
+    let mut bytes = vec![0; len as usize];
+    saved.read(record.start, &mut bytes)?;
+    // The kernel puts it where nothing is.
+    let home = Mapping::anonymous(at, len, MapFlags::MAP_NORESERVE)?;
+    home.replaced_by(memory::ring::make(&bytes)?)
 }
 
 /// Makes the dynamic linker save what it has room for ([`resolver`]): the state components of the first machine.
@@ -235,8 +247,9 @@ pub(super) fn read_pages(image: &Image, chunks: &[Chunk], placed: &[Placed]) -> 
 fn read_chunk(image: &Image, placed: &[Placed], chunk: &Chunk) -> Result<()> {
     let index = placed.partition_point(|p| p.record.start <= chunk.address);
     let home = index.checked_sub(1).and_then(|i| placed.get(i));
-    let shared = VmaKind::SharedFile as u32;
-    let home = home.filter(|p| chunk.address < p.record.end && p.record.kind != shared);
+    // Those are as they have to be already.
+    let done = [VmaKind::SharedFile, VmaKind::Ring].map(|kind| kind as u32);
+    let home = home.filter(|p| chunk.address < p.record.end && !done.contains(&p.record.kind));
     let Some(home) = home else {
         // The vdso's bytes, when the fresh one is used instead, or those of a file that is there.
         return image.read_chunk(chunk).map(drop);

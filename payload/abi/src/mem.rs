@@ -50,6 +50,8 @@ codes! {
         Shared = 4,
         /// The vdso: all of its bytes are in the image.
         Vdso = 5,
+        /// The ring of an io_setup(2), with the events that nobody has taken.
+        Ring = 6,
     }
 }
 

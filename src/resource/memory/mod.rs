@@ -13,6 +13,7 @@ pub(crate) mod locked;
 mod mapped;
 pub(crate) mod open;
 pub(crate) mod policy;
+pub(crate) mod ring;
 pub(crate) mod shown;
 
 use super::descriptor::device;
@@ -195,9 +196,6 @@ fn obstacle(vma: &Vma) -> Option<String> {
     if name.starts_with("anon_inode:") || name.starts_with("socket:[") {
         return Some(format!("it maps a kernel object ({name}) {at}"));
     }
-    if name == "/[aio]" {
-        return Some(format!("it uses asynchronous I/O (io_setup(2)), whose ring is {at}"));
-    }
     if name == "/secretmem" {
         return Some(format!("it has memory that nobody else may read (memfd_secret(2)) {at}"));
     }
@@ -248,6 +246,9 @@ fn classify(
         area.pages = Pages::None;
     } else if is_ring(&vma.name) {
         (area.pages, area.shared, area.at_once) = (Pages::None, false, false);
+    } else if ring::is_ring(vma) {
+        (kind, area.pages) = (VmaKind::Ring, Pages::Whole);
+        ring::save(target, vma, gathered);
     } else if vma.shared {
         (kind, area.pages) = classify_shared(vma, &mut record, common, files);
     } else if vma.inode != 0 {
