@@ -71,6 +71,33 @@ fn a_root_stays_in_what_it_has_begun() {
     }
 }
 
+/// A daemon that is a fork of what ckpt has started leads the session that it has begun, also where the restarter leads one.
+#[test]
+fn a_daemon_leads_its_session_again() {
+    const DAEMON: &str = r#"
+import os, time
+if os.fork(): os._exit(0)
+os.setsid()
+print("ready", os.getpid(), flush=True)
+while not os.path.exists("go"): time.sleep(0.01)
+print(os.getsid(0) == os.getpid() == os.getpgrp(), flush=True)
+"#;
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        bench.file("job.py", DAEMON);
+        let mut run = bench.launch(&["-n", "0.ckpt"], PYTHON, &["job.py"]);
+        let line = run.line();
+        let pid = line.strip_prefix("ready ").unwrap();
+        bench.must(&["save", "--stop", pid, "-n", "1.ckpt"]);
+        bench.file("go", "");
+        let mut command = bench.command("/usr/bin/setsid");
+        command.arg("-w").arg(bench.path("1.ckpt"));
+        let mut run = Run::start(command);
+        run.expect("True");
+        run.ends_well();
+    }
+}
+
 /// In a shell with job control the restarter's group is the one that it has begun, and below a script it has one again; a
 /// session is begun in any case.
 #[test]

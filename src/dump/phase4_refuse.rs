@@ -262,11 +262,14 @@ pub(crate) fn strictly(losses: &[String]) -> Error {
     Error::new(text).of(Kind::Obstacles).hint(UNHARMED)
 }
 
-/// The session and group in which a process was started; what a child has inherited says nothing of it.
+/// The session and group in which a process was started. Of a child that says what it has inherited only where a session
+/// began: it leads none but one of its own.
 fn begun(root: &Equipped) -> Option<[u32; 2]> {
     let Control { owner, config, .. } = root.region.control;
-    let known = config.run != 0 && Pid::of_word(owner) == root.process.inner_pid();
-    known.then_some(config.begun)
+    let started = Pid::of_word(owner) == root.process.inner_pid();
+    let [session, group] = config.begun;
+    let group = if started { group } else { kinship::begun(root.process.pid())[1] };
+    (config.run != 0).then_some([session, group])
 }
 
 /// CPU time of the dead that is worth a word, in clock ticks.

@@ -4,11 +4,14 @@
 //   closed    the same, and nobody has that terminal open
 //   owner     pipes that children have, too, whose readiness is told to this process, and to a child
 //   nodes     nodes that were removed: a symbolic link, a FIFO, a socket and a file that are only named; root's device
+//   serial    root's device that is a terminal, with settings of its own
+//   watches   watches on a tree of directories of which it has none open
 //   holder    locks of flock(2) that a child has, too: /proc names this process
 #include "subject.h"
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/file.h>
+#include <sys/inotify.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -107,6 +110,42 @@ static void look_at_nodes(void) {
   if (nodes[DEVICE] >= 0) CHECK(write(nodes[DEVICE], "x", 1) == 1 && !read(nodes[DEVICE], text, 1), "%m");
 }
 
+static void settings(struct termios *of) {
+  CHECK(!tcgetattr(files[0], of), "%m");
+}
+
+static void open_serial(void) {
+  struct termios t;
+  files[0] = open("/dev/tty63", O_RDWR | O_NOCTTY | O_NONBLOCK);
+  if (files[0] < 0) {
+    say("none\n");
+    exit(0);
+  }
+  settings(&t);
+  t.c_cc[VERASE] = '#';
+  t.c_lflag &= (tcflag_t) ~(ICANON | ECHO);
+  CHECK(!tcsetattr(files[0], TCSANOW, &t), "%m");
+}
+
+static void watch(void) {
+  files[0] = inotify_init1(IN_NONBLOCK);
+  CHECK(!mkdir("tree", 0755) && !mkdir("tree/a", 0755) && !mkdir("tree/a/b", 0755), "%m");
+  static const char *all[] = {"tree/a/b", "tree/a", "tree"};
+  for (int i = 0; i < 3; i++) CHECK(inotify_add_watch(files[0], all[i], IN_CREATE) == i + 1, "%m");
+}
+
+static void look_at_watches(void) {
+  char bytes[512];
+  struct inotify_event *event = (void *)bytes;
+  int made = open("tree/a/b/file", O_CREAT | O_WRONLY, 0644);
+  CHECK(made >= 0 && !close(made) && !unlink("tree/a/b/file"), "%m");
+  ssize_t got = read(files[0], bytes, sizeof bytes);
+  CHECK(got > 0 && event->wd == 1 && !strcmp(event->name, "file"), "%zd %d: %m", got, event->wd);
+  CHECK(!mkdir("tree/c", 0755) && !rmdir("tree/c"), "%m");
+  got = read(files[0], bytes, sizeof bytes);
+  CHECK(got > 0 && event->wd == 3 && !strcmp(event->name, "c"), "%zd %d: %m", got, event->wd);
+}
+
 // The third is held by whoever has it, since who has taken it is gone.
 static void held(int fd, const char *how, pid_t by) {
   char name[64], line[256], wanted[64];
@@ -129,6 +168,12 @@ static void check(void) {
     owned(ends[1][0], children[0]);
   }
   if (is("nodes")) look_at_nodes();
+  if (is("watches")) look_at_watches();
+  if (is("serial")) {
+    struct termios t;
+    settings(&t);
+    CHECK(t.c_cc[VERASE] == '#' && !(t.c_lflag & (ICANON | ECHO)), "%d %o", t.c_cc[VERASE], t.c_lflag);
+  }
   if (is("holder")) {
     held(files[0], "WRITE", getpid());
     held(files[1], "READ", getpid());
@@ -142,6 +187,8 @@ int main(int count, char **arguments) {
   kind = count > 1 ? arguments[1] : "";
   if (is("terminal") || is("closed")) take_terminal();
   if (is("nodes")) make_nodes();
+  if (is("watches")) watch();
+  if (is("serial")) open_serial();
   if (is("owner")) CHECK(!pipe(ends[0]) && !pipe(ends[1]), "%m");
   if (is("holder")) {
     files[0] = open("0", O_RDWR | O_CREAT, 0644), files[1] = open("1", O_RDWR | O_CREAT, 0644);

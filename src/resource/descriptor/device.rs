@@ -5,11 +5,11 @@
 use super::open::{by_path, place};
 use super::spot::Spot;
 use super::{Content, Kind, Look, Opening, Origin, Saving};
-use super::{file_type, lost, names, only_names, terminal};
+use super::{file_type, lost, names, only_names, pty, terminal};
 use crate::error::{Because, Result};
 use crate::proc::fds::Fd;
 use crate::ptrace::raw;
-use ckpt_abi::image::Descriptor;
+use ckpt_abi::image::{Descriptor, Termios};
 use nix::fcntl::readlinkat;
 use nix::libc;
 use nix::sys::stat::{major, minor};
@@ -20,6 +20,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use zerocopy::{FromBytes, IntoBytes};
 
 pub(super) const KIND: Kind = Kind { recognise, save, open };
 
@@ -32,6 +33,8 @@ pub(crate) fn is_gpu(path: &OsStr) -> bool {
 
 /// [`Descriptor::extra`] of one that was removed.
 const REMOVED: u32 = 1;
+/// And of a terminal with its settings, as a serial line.
+const SET: u32 = 2;
 
 fn is_device(mode: u32) -> bool {
     matches!(file_type(mode), libc::S_IFCHR | libc::S_IFBLK)
@@ -51,14 +54,24 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
         Some(path) => saving.path = path.into(),
         None => saving.record.extra = REMOVED,
     }
+    let ours = || raw::take_descriptor(look.process.pid(), fd.number.cast_signed()).ok();
+    let mut content = None;
     if file_type(fd.mode) == libc::S_IFLNK {
-        let link = raw::take_descriptor(look.process.pid(), fd.number.cast_signed());
-        let Some(leads) = link.ok().and_then(|link| readlinkat(&link, "").ok()) else {
+        content = ours().and_then(|link| readlinkat(&link, "").ok()).map(OsString::into_vec);
+        if content.is_none() {
             saving.lose("a symbolic link that cannot be looked at");
             return Ok(());
-        };
+        }
+    } else if file_type(fd.mode) == libc::S_IFCHR
+        && saving.record.extra != REMOVED
+        && let Some(settings) = ours().and_then(|file| pty::termios(&file).ok())
+    {
+        saving.record.extra = SET;
+        content = Some(settings.as_bytes().to_vec());
+    }
+    if let Some(bytes) = content {
         saving.record.content = fd.number;
-        saving.content = Some(Content { index: fd.number, bytes: leads.into_vec() });
+        saving.content = Some(Content { index: fd.number, bytes });
     }
     if file_type(fd.mode) == libc::S_IFCHR && !is_stateless(fd) {
         let path = saving.path.display();
@@ -130,6 +143,13 @@ fn made(record: &Descriptor, leads: &OsStr) -> Result<OwnedFd> {
 
 fn named(record: &Descriptor, path: &Path, opening: &Opening<'_>) -> Result<Origin> {
     let file = opening.by_path(record, path)?;
+    if record.extra == SET {
+        let wanted = opening.content(record)?;
+        let other = pty::termios(&file).is_ok_and(|now| now.as_bytes() != wanted);
+        if other && let Ok((settings, _)) = Termios::read_from_prefix(&wanted) {
+            let _ = pty::set_termios(&file, &settings);
+        }
+    }
     if file_type(record.mode) == libc::S_IFBLK {
         super::open::seek(&file, record, path)?;
     }

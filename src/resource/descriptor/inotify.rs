@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! inotify(7) instances. The kernel tells what is watched by device and inode number; a path that leads there is looked
-//! for where programs have them from: what is open, the arguments, the working directory, and the directories above.
+//! for where programs have them from: what is open, the arguments, the working directory, and the directories above; then
+//! below what is known to be watched (whoever watches a whole tree does so), and below the arguments and the working directory.
 //!
 //! # Safety
 //! The system calls take numbers, C strings and buffers of ours.
@@ -15,13 +16,14 @@ use crate::ptrace::raw;
 use ckpt_abi::image::Descriptor;
 use nix::errno::Errno;
 use nix::libc;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::ffi::CString;
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 pub(super) const KIND: Kind = Kind { recognise, save, open };
 
@@ -35,16 +37,11 @@ fn recognise(fd: &Fd, _: &Look<'_>) -> bool {
 fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
     let number = fd.number;
     let mut bytes = Vec::new();
-    let mut known = None;
-    for (_, line) in fd.extra.iter().filter(|(key, _)| key == "inotify") {
-        let Some([wd, inode, device, mask]) = watch(line) else { continue };
-        let paths = known.get_or_insert_with(|| paths(look));
-        let device = libc::makedev((device >> 20) as u32, device as u32 & 0xf_ffff);
-        let is = |path: &&PathBuf| {
-            let it = fs::metadata(path);
-            it.is_ok_and(|it| it.ino() == inode && (it.dev() == device || libc::major(device) == 0))
-        };
-        let Some(path) = paths.iter().find(is) else {
+    let watches = fd.extra.iter().filter(|(key, _)| key == "inotify");
+    let watches: Vec<_> = watches.filter_map(|(_, line)| watch(line)).collect();
+    let found = if watches.is_empty() { HashMap::new() } else { find(&watches, look) };
+    for [wd, inode, device, mask] in watches {
+        let Some(path) = found.get(&(inode, device)) else {
             saving.say(format!(
                 "what inotify descriptor {number} watches as number {wd}: no path is known that leads there"
             ));
@@ -74,17 +71,82 @@ fn watch(line: &str) -> Option<[u64; 4]> {
     Some([field("wd")?, field("ino")?, field("sdev")?, field("mask")?])
 }
 
-/// Paths that a process may have had something watched by.
-fn paths(look: &Look<'_>) -> BTreeSet<PathBuf> {
+/// How many entries of directories are looked at, and for how long, while the program stands still.
+const LOOKED_AT: usize = 20_000;
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// An inode number, and its device as the kernel knows it.
+type Id = (u64, u64);
+
+/// What is watched and not found yet, by inode number, and paths that lead to what is.
+struct Search {
+    wanted: HashMap<u64, Vec<u64>>,
+    found: HashMap<Id, PathBuf>,
+}
+
+impl Search {
+    /// Whether a path leads to something that is looked for.
+    fn is_it(&mut self, path: &Path) -> bool {
+        let Ok(it) = fs::metadata(path) else { return false };
+        let Some(devices) = self.wanted.get_mut(&it.ino()) else { return false };
+        let same = |device: &u64| {
+            let device = libc::makedev((device >> 20) as u32, *device as u32 & 0xf_ffff);
+            // Some file systems show another device than the kernel knows (btrfs).
+            device == it.dev() || libc::major(device) == 0
+        };
+        let Some(at) = devices.iter().position(same) else { return false };
+        self.found.insert((it.ino(), devices.swap_remove(at)), path.to_path_buf());
+        if devices.is_empty() {
+            self.wanted.remove(&it.ino());
+        }
+        true
+    }
+}
+
+/// Paths that lead to what is watched.
+fn find(watches: &[[u64; 4]], look: &Look<'_>) -> HashMap<Id, PathBuf> {
+    let mut search = Search { wanted: HashMap::new(), found: HashMap::new() };
+    for [_, inode, device, _] in watches {
+        search.wanted.entry(*inode).or_default().push(*device);
+    }
+    let (near, far) = paths(look);
+    let mut below: VecDeque<_> = near.into_iter().filter(|path| search.is_it(path)).collect();
+    below.extend(far);
+    let (mut looked_at, begin) = (0, Instant::now());
+    while let Some(directory) = below.pop_front().filter(|_| !search.wanted.is_empty()) {
+        let Ok(entries) = fs::read_dir(directory) else { continue };
+        for entry in entries.flatten() {
+            looked_at += 1;
+            if looked_at > LOOKED_AT || begin.elapsed() > PATIENCE {
+                return search.found;
+            }
+            let path = entry.path();
+            let may_be = search.wanted.contains_key(&entry.ino());
+            let is_directory = entry.file_type().is_ok_and(|it| it.is_dir());
+            match may_be && search.is_it(&path) {
+                true if is_directory => below.push_front(path),
+                false if is_directory => below.push_back(path),
+                _ => {}
+            }
+        }
+    }
+    search.found
+}
+
+/// Paths that a process may have had something watched by, and below which such may be.
+fn paths(look: &Look<'_>) -> (BTreeSet<PathBuf>, Vec<PathBuf>) {
     let cwd = look.process.cwd().map(|cwd| cwd.path).unwrap_or_default();
     let files = look.tables.everywhere().map(|(_, fd)| PathBuf::from(&fd.target));
     let arguments = look.process.cmdline().unwrap_or_default().into_iter().map(|a| cwd.join(a));
+    let arguments: Vec<_> = arguments.collect();
     let mut all = BTreeSet::new();
-    for path in files.chain(arguments).filter(|path| path.is_absolute()) {
+    for path in files.chain(arguments.iter().cloned()).filter(|path| path.is_absolute()) {
         all.extend(path.ancestors().map(Path::to_path_buf));
     }
     all.extend(cwd.ancestors().map(Path::to_path_buf));
-    all
+    let mut below = arguments;
+    below.push(cwd);
+    (all, below)
 }
 
 fn is_unread(pid: Pid, fd: &Fd) -> bool {

@@ -24,6 +24,7 @@ use std::os::fd::OwnedFd;
 use zerocopy::{FromBytes, IntoBytes};
 
 pub(crate) use settings::{control, set_foreground};
+pub(super) use settings::{set_termios, termios};
 pub(crate) use survey::Ptys;
 
 pub(super) const KIND: Kind = Kind { recognise, save, open };
@@ -159,7 +160,7 @@ fn make(content: &[u8], warnings: &mut Vec<String>) -> Result<Pair> {
     }
     let _ = settings::set_window(&master, record.window);
     if is(terminal_flag::UNOPENED) {
-        let _ = settings::set_termios(&master, &record.termios);
+        let _ = set_termios(&master, &record.termios);
         return Ok(Pair { master, slave: None, record });
     }
     let slave = peer(&master, OFlag::O_RDWR | OFlag::O_NONBLOCK);

@@ -72,11 +72,11 @@ impl Word {
     }
 }
 
-pub(super) fn termios(fd: &impl AsFd) -> nix::Result<Termios> {
+pub(in super::super) fn termios(fd: &impl AsFd) -> nix::Result<Termios> {
     ask(fd, TCGETS2)
 }
 
-pub(super) fn set_termios(fd: &impl AsFd, termios: &Termios) -> nix::Result<()> {
+pub(in super::super) fn set_termios(fd: &impl AsFd, termios: &Termios) -> nix::Result<()> {
     tell(fd, TCSETS2, termios)
 }
 
