@@ -16,20 +16,18 @@ use super::placed::Placed;
 use super::pooled::Kept;
 use super::space::Space;
 use super::vdso::Vdso;
-use super::{auxv, following, frames, placed, region, vdso};
+use super::{auxv, following, frames, pages, placed, region, vdso};
 use crate::error::{Error, Result};
-use crate::image::read::Image;
 use crate::order;
 use crate::proc::Process;
 use crate::resource::{cpu, memory, resolver};
 use crate::settings::Settings;
-use ckpt_abi::image::{Chunk, SignalAction, VmaKind, VmaRecord, vma_flag};
+use ckpt_abi::image::{SignalAction, VmaKind, VmaRecord, vma_flag};
 use ckpt_abi::region::Control;
+use ckpt_abi::state::process_flag;
 use ckpt_abi::turn::Turn;
 use nix::libc;
 use nix::sys::mman::MapFlags;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The filled memory.
 pub(crate) struct Filled {
@@ -118,7 +116,8 @@ pub(crate) fn fill(
         placed.extend(vdso::data(saved, &stub_space, &mut space)?);
         order::by_key(&mut placed, |p| (p.record.start, 0));
     }
-    read_pages(whole.image, &kept.missing(&saved.memory), &placed)?;
+    let huge = saved.process.flags & process_flag::THP_DISABLE == 0;
+    pages::read(whole.image, &kept.missing(&saved.memory), &placed, huge)?;
     placed.iter().for_each(|home| following::clear(saved, home));
     narrow_resolver(whole.machine.xcr0, &mut placed);
     auxv::update(saved, &mut placed)?;
@@ -188,7 +187,11 @@ fn map(
             if record.flags & vma_flag::GROWSDOWN != 0 {
                 flags |= MapFlags::MAP_GROWSDOWN;
             }
-            Mapping::anonymous(at, len, flags)
+            let mapping = Mapping::anonymous(at, len, flags)?;
+            // It is for the pages that come now.
+            let huge = record.flags & (vma_flag::HUGEPAGE | vma_flag::NOHUGEPAGE);
+            memory::advice::advice(huge).for_each(|advice| mapping.advise(advice));
+            Ok(mapping)
         }
     }
 }
@@ -219,47 +222,4 @@ fn narrow_resolver(components: u64, placed: &mut [Placed]) {
         let code = unsafe { home.mapping.slice(0, record.end - record.start) };
         code.map(|code| resolver::narrow(code, components));
     }
-}
-
-/// Reads chunks into their mappings, checking each, with a few threads.
-pub(super) fn read_pages(image: &Image, chunks: &[Chunk], placed: &[Placed]) -> Result<()> {
-    let next = AtomicUsize::new(0);
-    let failure = Mutex::new(None);
-    let work = || {
-        while let Some(chunk) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if let Err(e) = read_chunk(image, placed, chunk) {
-                failure.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(e);
-                return;
-            }
-        }
-    };
-    let cores = std::thread::available_parallelism().map_or(1, |n| n.get()).min(8);
-    std::thread::scope(|scope| {
-        // Where no thread can be made, this one does it all.
-        for _ in 1..cores {
-            let _ = std::thread::Builder::new().stack_size(256 << 10).spawn_scoped(scope, work);
-        }
-        work();
-    });
-    failure.into_inner().unwrap_or_else(|e| e.into_inner()).map_or(Ok(()), Err)
-}
-
-fn read_chunk(image: &Image, placed: &[Placed], chunk: &Chunk) -> Result<()> {
-    let index = placed.partition_point(|p| p.record.start <= chunk.address);
-    let home = index.checked_sub(1).and_then(|i| placed.get(i));
-    // Those are as they have to be already.
-    let done = [VmaKind::SharedFile, VmaKind::Ring].map(|kind| kind as u32);
-    let home = home.filter(|p| chunk.address < p.record.end && !done.contains(&p.record.kind));
-    let Some(home) = home else {
-        // The vdso's bytes, when the fresh one is used instead, or those of a file that is there.
-        return image.read_chunk(chunk).map(drop);
-    };
-    if home.follows.is_some() {
-        return following::fill(image, home, chunk);
-    }
-    // SAFETY: the mapping is readable and writable until [`placed::finish`], and the chunks of an image, as was
-    // checked, do not overlap.
-    let slice = unsafe { home.mapping.slice(chunk.address - home.record.start, chunk.len.into()) };
-    let slice = slice.ok_or_else(|| image.damaged("memory lies outside its mapping"))?;
-    image.read_chunk_into(chunk, slice)
 }

@@ -12,8 +12,8 @@
 #![allow(unsafe_code)]
 
 use super::mapping::Mapping;
+use super::pages;
 use super::phase1_check::Saved;
-use super::phase4_fill::read_pages;
 use super::phase7_leave::be_alone;
 use super::placed::Placed;
 use super::shares::{self, Birth, Holder, Now, cell_end, common};
@@ -223,7 +223,7 @@ impl Area<'_> {
             given: false,
         };
         self.now = chosen.iter().map(now).collect();
-        read_pages(self.image, &chunks, &[Placed::whole(&whole, mapping)])
+        pages::read(self.image, &chunks, &[Placed::whole(&whole, mapping)], false)
     }
 
     /// Makes the content of a cell that of another holder. A page that is the same is not written to, for then it would

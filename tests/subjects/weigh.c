@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 // What scripts/bench weighs: a program of MIB megabytes and THREADS threads that obeys lines.
-//   weigh MIB THREADS      fills its memory (4K pages), starts its threads, says "ready"; then
+//   weigh MIB THREADS [plain|huge]  fills its memory (4K pages; as the machine gives them; huge ones), starts its threads, says "ready"; then
 //     fork       forks itself nine times and answers with the median, in microseconds
 //     gap [P]    spins until the next line, writing to P percent of its pages a second, and answers with
 //                the longest gap between two looks at the clock, in microseconds
@@ -81,7 +81,7 @@ static void *sleeper(void *ready) {
   return NULL;
 }
 
-static int serve(int threads) {
+static int serve(int threads, int advice) {
   pthread_barrier_t ready;
   pthread_barrier_init(&ready, NULL, threads);
   pthread_attr_t small;
@@ -92,7 +92,7 @@ static int serve(int threads) {
     CHECK(!pthread_create(&thread, &small, sleeper, &ready), "pthread_create");
   }
   pthread_barrier_wait(&ready);
-  memory = anonymous(size, MADV_NOHUGEPAGE);
+  memory = anonymous(size, advice);
   fill(memory, size, 1);
   say("ready\n");
   char line[64];
@@ -187,8 +187,10 @@ int main(int count, char **words) {
     }
     printf("\n");
   } else {
-    CHECK(count == 3, "see the head of this file");
+    CHECK(count == 3 || count == 4, "see the head of this file");
     size = (size_t)atol(words[1]) << 20;
-    return serve(atoi(words[2]));
+    const char *pages = count > 3 ? words[3] : "small";
+    int plain = !strcmp(pages, "plain"), huge = !strcmp(pages, "huge");
+    return serve(atoi(words[2]), plain ? MADV_NORMAL : huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
   }
 }

@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! Huge pages for memory that is filled from end to end, where the kernel gives them to whoever asks for them
+//! (transparent_hugepage/enabled is "madvise"): they take half of the time of ordinary ones. There is no more memory in use
+//! for it, as only what was full becomes one. A mapping that has asked for them (MADV_HUGEPAGE) never is again as one that
+//! has not, so they are filled elsewhere and moved: UFFDIO_MOVE (ioctl_userfaultfd(2), Linux 6.8). Where that may not be,
+//! pages are ordinary ones.
+//!
+//! # Safety
+//! Each ioctl has the structure that belongs to it in linux/userfaultfd.h, which lives during the call; addresses in it are
+//! numbers for the kernel.
+#![allow(unsafe_code)]
+
+use super::mapping::Mapping;
+use super::space::HUGE;
+use crate::error::{Because, Result};
+use ckpt_abi::image::{VmaKind, VmaRecord, vma_flag};
+use memmap2::{Advice, MmapMut};
+use nix::errno::Errno;
+use nix::libc;
+use std::fs;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+const ENABLED: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
+/// linux/userfaultfd.h
+const UFFD_USER_MODE_ONLY: i32 = 1;
+const UFFD_API: u64 = 0xaa;
+const UFFD_FEATURE_MOVE: u64 = 1 << 16;
+const UFFDIO_REGISTER_MODE_MISSING: u64 = 1;
+/// Numbers of requests.
+const API: u32 = 0x3f;
+const REGISTER: u32 = 0;
+const COPY: u32 = 3;
+const MOVE: u32 = 5;
+
+/// struct uffdio_api
+#[repr(C)]
+#[derive(Default)]
+struct Api {
+    api: u64,
+    features: u64,
+    ioctls: u64,
+}
+
+/// struct uffdio_register
+#[repr(C)]
+#[derive(Default)]
+struct Register {
+    start: u64,
+    len: u64,
+    mode: u64,
+    ioctls: u64,
+}
+
+/// struct uffdio_move, and struct uffdio_copy
+#[repr(C)]
+#[derive(Default)]
+struct Part {
+    to: u64,
+    from: u64,
+    len: u64,
+    mode: u64,
+    done: i64,
+}
+
+/// A userfaultfd(2) that moves pages. What is registered with it is as before when it is closed.
+pub(super) struct Mover(OwnedFd);
+
+impl Mover {
+    /// None where there is nothing to gain, or pages cannot be moved.
+    pub(super) fn new() -> Option<Self> {
+        fs::read_to_string(ENABLED).ok().filter(|it| it.contains("[madvise]"))?;
+        // SAFETY: userfaultfd(2) takes a number.
+        let fd =
+            unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | UFFD_USER_MODE_ONLY) };
+        let fd = Errno::result(fd).ok()?;
+        // SAFETY: the descriptor was just opened, for this value.
+        let mover = Self(unsafe { OwnedFd::from_raw_fd(fd as i32) });
+        let mut api = Api { api: UFFD_API, ..Api::default() };
+        mover.ioctl(API, &mut api)?;
+        (api.features & UFFD_FEATURE_MOVE != 0).then_some(mover)
+    }
+
+    fn ioctl<T>(&self, number: u32, argument: &mut T) -> Option<()> {
+        // _IOWR(0xaa, number, T)
+        let request = 3 << 30 | (size_of::<T>() as u32) << 16 | 0xaa << 8 | number;
+        // SAFETY: the argument is the structure of this request.
+        let result = unsafe {
+            libc::ioctl(self.0.as_raw_fd(), request as libc::Ioctl, std::ptr::from_mut(argument))
+        };
+        Errno::result(result).ok().map(drop)
+    }
+
+    /// Lets pages be moved into a mapping: whoever touches one of it that is not there gets SIGBUS until this is closed. The
+    /// kernel parts no mapping for it, as it is for a whole one.
+    pub(super) fn register(&self, mapping: &Mapping) -> bool {
+        let (start, len) = (mapping.at(), mapping.len());
+        let mode = UFFDIO_REGISTER_MODE_MISSING;
+        self.ioctl(REGISTER, &mut Register { start, len, mode, ..Register::default() }).is_some()
+    }
+
+    /// Moves what is in a room to an address where nothing is; what cannot be moved is copied.
+    ///
+    /// # Errors
+    /// There is no memory for a copy.
+    pub(super) fn take(&self, room: &Room, to: u64) -> Result<()> {
+        let mut done = 0;
+        // The kernel may be busy with a page at the moment (EAGAIN), and says how many bytes it has come.
+        for number in [MOVE, MOVE, COPY, COPY] {
+            let (from, len) = (room.at() + done, HUGE - done);
+            let mut part = Part { to: to + done, from, len, ..Part::default() };
+            if self.ioctl(number, &mut part).is_some() {
+                return Ok(());
+            }
+            done += part.done.max(0).cast_unsigned();
+        }
+        Err(Errno::last()).because(|| format!("cannot put memory at {to:#x}"))
+    }
+}
+
+/// Whether a mapping may have huge pages that its program has not asked for.
+pub(super) fn is_for(record: &VmaRecord) -> bool {
+    let others =
+        vma_flag::NOHUGEPAGE | vma_flag::GROWSDOWN | vma_flag::DROPPABLE | vma_flag::REGION;
+    record.kind == VmaKind::Private as u32 && record.flags & others == 0
+}
+
+/// Room for a huge page, which is made when it is written to.
+pub(super) struct Room(MmapMut);
+
+impl Room {
+    /// # Errors
+    /// There is no memory for it.
+    pub(super) fn new() -> Result<Self> {
+        // A mapping begins at a multiple of a small page.
+        let mapping = MmapMut::map_anon(2 * HUGE as usize).because(|| "cannot map memory")?;
+        let _ = mapping.advise(Advice::HugePage);
+        Ok(Self(mapping))
+    }
+
+    fn at(&self) -> u64 {
+        (self.0.as_ptr().addr() as u64).next_multiple_of(HUGE)
+    }
+
+    pub(super) fn bytes(&mut self) -> &mut [u8] {
+        let skip = self.at() as usize - self.0.as_ptr().addr();
+        &mut self.0[skip..][..HUGE as usize]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_moved_is_there_and_the_room_is_empty() {
+        let Some(mover) = Mover::new() else { return };
+        let mut room = Room::new().unwrap();
+        let mut target = Room::new().unwrap();
+        let mapping = Mapping::of_another(target.0.as_ptr().addr() as u64, 2 * HUGE);
+        assert!(mover.register(&mapping));
+        room.bytes().fill(7);
+        mover.take(&room, target.at()).unwrap();
+        assert!(mover.take(&room, target.at()).is_err(), "something is there");
+        assert!(room.bytes().iter().all(|byte| *byte == 0));
+        drop((mover, room));
+        assert!(target.bytes().iter().all(|byte| *byte == 7));
+    }
+}
