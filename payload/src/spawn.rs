@@ -152,11 +152,11 @@ extern "C" fn become_dumper(start: u64) -> ! {
 /// meanwhile: it is meant for what the dumper writes, not for the dumper.
 fn copy_executable(page: Page, fd: i64) -> i64 {
     // That of this task, which has its own: CLONE_THREAD was not asked for.
-    let limit = sys::file_size_limit();
-    sys::set_file_size_limit([limit[1]; 2]);
+    let limit = sys::limit(sys::RLIMIT_FSIZE);
+    sys::set_limit(sys::RLIMIT_FSIZE, [limit[1]; 2]);
     let (start, len) = page.executable();
     let written = sys::write_all(fd, start as *const u8, len as usize);
-    sys::set_file_size_limit(limit);
+    sys::set_limit(sys::RLIMIT_FSIZE, limit);
     if written < 0 { written } else { fd }
 }
 
@@ -234,6 +234,10 @@ fn execute(page: Page, fd: i64) -> i64 {
     }
     sys::close_range(0, EXECUTABLE_FD - 1);
     sys::close_range(EXECUTABLE_FD + 1, u32::MAX.into());
+    // The program's limits are not meant for the dumper, which may need more than they leave.
+    for what in [sys::RLIMIT_DATA, sys::RLIMIT_NOFILE, sys::RLIMIT_AS] {
+        sys::set_limit(what, [sys::limit(what)[1]; 2]);
+    }
     let target = page.target().load(Ordering::Acquire);
     let mut number = [0u8; 32];
     let pid = decimal(u64::from(target), &mut number, b"");

@@ -31,8 +31,10 @@ const AT_FDCWD: u64 = -100i64 as u64;
 const F_GETFD: u64 = 1;
 const F_SETFD: u64 = 2;
 const F_GETFL: u64 = 3;
-const RLIMIT_FSIZE: u64 = 1;
-const RLIMIT_NOFILE: u64 = 7;
+pub(crate) const RLIMIT_FSIZE: u64 = 1;
+pub(crate) const RLIMIT_DATA: u64 = 2;
+pub(crate) const RLIMIT_NOFILE: u64 = 7;
+pub(crate) const RLIMIT_AS: u64 = 9;
 const SIGKILL: u64 = 9;
 
 /// A system call with six arguments, whose number an order has; the result is negative for an error number.
@@ -227,18 +229,18 @@ pub(crate) fn execute_path(path: u64, argv: u64, envp: u64) -> i64 {
     unsafe { call(nr::EXECVE, &[path, argv, envp, 0, 0, 0]) }
 }
 
-/// The limit on the size of files of the calling task, soft and hard (getrlimit(2)).
-pub(crate) fn file_size_limit() -> [u64; 2] {
+/// A limit of the calling task, soft and hard (getrlimit(2)).
+pub(crate) fn limit(what: u64) -> [u64; 2] {
     let mut limit = [0u64; 2];
     // SAFETY: the kernel writes the two words.
-    unsafe { call(nr::PRLIMIT64, &[0, RLIMIT_FSIZE, 0, (&raw mut limit) as u64, 0, 0]) };
+    unsafe { call(nr::PRLIMIT64, &[0, what, 0, (&raw mut limit) as u64, 0, 0]) };
     limit
 }
 
 /// Sets it (setrlimit(2)).
-pub(crate) fn set_file_size_limit(limit: [u64; 2]) {
+pub(crate) fn set_limit(what: u64, limit: [u64; 2]) {
     // SAFETY: the kernel reads the two words.
-    unsafe { call(nr::PRLIMIT64, &[0, RLIMIT_FSIZE, (&raw const limit) as u64, 0, 0, 0]) };
+    unsafe { call(nr::PRLIMIT64, &[0, what, (&raw const limit) as u64, 0, 0, 0]) };
 }
 
 /// Makes a POSIX timer on the monotonic clock (timer_create(2)); the number is at `id` then.
@@ -369,9 +371,7 @@ pub(crate) fn close_range(first: u64, last: u64) {
     const MOST: u64 = 1 << 20;
     // SAFETY: touches no memory.
     if unsafe { call(nr::CLOSE_RANGE, &[first, last, 0, 0, 0, 0]) } < 0 {
-        let mut limit = [0u64; 2];
-        // SAFETY: the kernel writes the two words.
-        unsafe { call(nr::PRLIMIT64, &[0, RLIMIT_NOFILE, 0, (&raw mut limit) as u64, 0, 0]) };
+        let limit = limit(RLIMIT_NOFILE);
         (first..=last.min(limit[0].clamp(LEAST, MOST))).for_each(|fd| close(fd as i64));
     }
 }

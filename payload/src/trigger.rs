@@ -189,8 +189,8 @@ fn await_dumper(page: Page) -> bool {
         turns::sleep(page, turn, PATIENCE);
         if turns::now(page) == turn && turns::change(page, Event::Lost).is_ok() {
             lost = true;
-            say(b"ckpt: no checkpoint: the dumper was killed, or may not trace this program, as only root may one \
-                  that is not dumpable (prctl(2)); the program goes on\n");
+            say(b"ckpt: no checkpoint: the dumper was killed, has no room under this program's limits (ulimit -v, -d, \
+                  -n), or may not trace it, as only root may one that is not dumpable (prctl(2)); the program goes on\n");
         }
     }
     // Written before the turn was given back.

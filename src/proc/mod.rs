@@ -6,6 +6,7 @@
 //! files is consistent only of a frozen target. Sources: proc(5) and its pages, and fs/proc of
 //! the kernel.
 
+pub(crate) mod attributes;
 pub(crate) mod clocks;
 pub(crate) mod closing;
 pub(crate) mod exec;

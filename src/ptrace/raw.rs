@@ -11,7 +11,7 @@ use crate::proc::forebear::{self, Ask, Reply, shape, what};
 use crate::proc::{Pid, Tid, head};
 use nix::errno::Errno;
 use nix::libc;
-use std::ffi::{CString, c_void};
+use std::ffi::c_void;
 use std::time::Duration;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -467,17 +467,6 @@ pub(crate) fn await_signal(set: u64, limit: Option<Duration>) -> Option<(i32, i3
     // SAFETY: what the kernel filled in has a sender, or is a child's; else it is zero.
     let about = unsafe { found.si_pid() };
     (got > 0).then_some((got as i32, about))
-}
-
-/// Whether a file has attributes that its owner has set, or an access control list (xattr(7)).
-pub(crate) fn has_attributes(path: &str) -> bool {
-    let Ok(path) = CString::new(path) else { return false };
-    let mut names = [0u8; 4096];
-    // SAFETY: the kernel reads the C string, and writes into the buffer.
-    let len = unsafe { libc::listxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len()) };
-    let names = names.get(..len.max(0).cast_unsigned()).unwrap_or_default();
-    let own = |name: &[u8]| name.starts_with(b"user.") || name.starts_with(b"system.posix_acl_");
-    names.split(|byte| *byte == 0).any(own) || Errno::result(len) == Err(Errno::ERANGE)
 }
 
 /// Waits for a traced thread that has ended, without blocking; whether that was done. It must be dead: of a living

@@ -4,8 +4,7 @@
 use super::open::reopened;
 use super::{Kind, Look, Saving, file_type, memfd, names, objects};
 use crate::error::{Because, Result};
-use crate::proc::fds::Fd;
-use crate::ptrace::raw;
+use crate::proc::{attributes, fds::Fd};
 use ckpt_abi::image::ObjectKind;
 use nix::fcntl::OFlag;
 use nix::libc;
@@ -40,7 +39,7 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
 
 /// Names what of a file without a name does not travel.
 pub(super) fn say_attributes(fd: &Fd, look: &Look<'_>, saving: &mut Saving) {
-    if raw::has_attributes(&look.process.fd(fd.number)) {
+    if attributes::any(&look.process.fd(fd.number)) {
         let path = saving.path.display();
         saving.say(format!("the extended attributes of {path}, which has no name (xattr(7))"));
     }
