@@ -60,20 +60,68 @@ fn a_lock_of_a_job() {
     BOTH.into_iter().for_each(|who| keeps(who, "flock"));
 }
 
+/// The same of another subject, which may go on for a while before.
+#[track_caller]
+fn survives(who: Who, subject: &str, goes_on: usize) {
+    let bench = Bench::new(who);
+    let mut run = bench.run(bench.subject(subject, Build::Pie), &[]);
+    run.expect("ready");
+    for _ in 0..goes_on {
+        bench.must(&["save", &run.pid_text(), "-n", &bench.name("0.ckpt")]);
+        run.check();
+    }
+    for image in ["1.ckpt", "2.ckpt", "3.ckpt"] {
+        Way::SaveStop.save(&bench, image, run);
+        run = bench.run(bench.path(image), &[]);
+        run.check();
+    }
+    run.go();
+}
+
 /// Rings of asynchronous I/O with events that nobody has taken.
 #[test]
 fn rings_of_asynchronous_io() {
-    for who in BOTH {
-        let bench = Bench::new(who);
-        let mut run = bench.run(bench.subject("aio", Build::Pie), &[]);
-        run.expect("ready");
-        for image in ["1.ckpt", "2.ckpt", "3.ckpt"] {
-            Way::SaveStop.save(&bench, image, run);
-            run = bench.run(bench.path(image), &[]);
-            run.check();
-        }
-        run.go();
+    BOTH.into_iter().for_each(|who| survives(who, "aio", 0));
+}
+
+/// Neither a checkpoint nor a restart counts as the program's.
+#[test]
+fn timers_of_cpu_time() {
+    BOTH.into_iter().for_each(|who| survives(who, "ticks", 0));
+}
+
+/// The text of such a program has breakpoints that are the kernel's.
+#[test]
+fn a_program_that_is_probed_is_refused() {
+    let events = std::path::Path::new("/sys/kernel/tracing/uprobe_events");
+    let bench = Bench::new(Who::Me);
+    let subject = bench.path("probed");
+    std::fs::copy(bench.subject("ticks", Build::NoPie), &subject).unwrap();
+    let table = bench.command("nm").arg(&subject).output().unwrap();
+    let table = String::from_utf8(table.stdout).unwrap();
+    let line = table.lines().find(|line| line.ends_with(" left")).unwrap();
+    let at = u64::from_str_radix(line.split(' ').next().unwrap(), 16).unwrap() - 0x40_0000;
+    let name = format!("ckpt_test_{}", std::process::id());
+    let tell = |path: &std::path::Path, text: String| {
+        use std::io::Write;
+        let file = std::fs::OpenOptions::new().append(true).open(path);
+        file.and_then(|mut file| file.write_all(text.as_bytes()))
+    };
+    let probe = format!("p:{name}/{name} {}:{at:#x}\n", subject.display());
+    if tell(events, probe).is_err() {
+        return;
     }
+    let switch = events.with_file_name("events").join(&name).join("enable");
+    let on = tell(&switch, "1\n".into());
+    let mut run = bench.run(&subject, &[]);
+    run.expect("ready");
+    run.check();
+    let refused = bench.order(&["save", &run.pid_text(), "-n", &bench.name("x.ckpt")]);
+    run.go();
+    tell(&switch, "0\n".into()).and_then(|()| tell(events, format!("-:{name}/{name}\n"))).unwrap();
+    on.unwrap();
+    assert_eq!(refused.code(), Some(125), "{refused:?}");
+    assert!(refused.stderr.contains("somebody probes it (uprobes)"), "{refused:?}");
 }
 
 #[test]

@@ -4,8 +4,9 @@
 use std::fs;
 use std::sync::OnceLock;
 
-use nix::time::{ClockId, clock_gettime};
+use nix::time::{ClockId, clock_getres, clock_gettime};
 
+use super::id::Pid;
 use super::process::Process;
 use super::text::{decimal, lines, words};
 use crate::error::{Because, Result};
@@ -42,6 +43,21 @@ impl Process {
     pub fn clock_offsets(&self) -> [i64; 2] {
         parse(&self.file("timens_offsets").unwrap_or_default())
     }
+}
+
+/// The CPU time of a process in nanoseconds: of user and kernel in ticks, of the user, and of the scheduler's account, as
+/// CPUCLOCK_PROF, CPUCLOCK_VIRT and CPUCLOCK_SCHED number them.
+pub(crate) fn spent(pid: Pid) -> [i64; 3] {
+    [0, 1, 2].map(|kind| {
+        let time = clock_gettime(ClockId::from_raw(!pid.get() << 3 | kind));
+        time.map_or(0, |time| time.tv_sec() * SECOND + time.tv_nsec())
+    })
+}
+
+/// Nanoseconds of a tick of the kernel's clock.
+pub(crate) fn tick() -> u64 {
+    let tick = clock_getres(ClockId::CLOCK_REALTIME_COARSE);
+    tick.map_or(0, |tick| tick.tv_nsec().cast_unsigned())
 }
 
 impl Clocks {

@@ -5,6 +5,7 @@
 //! first change of its registers on it can come home without us ([`super::lend`]), so that our death
 //! at any moment gives the thread back to its program.
 
+use super::dispatch;
 use super::lend::{self, Desk, Lent};
 use super::list::{List, Replies};
 use super::memory::Memory;
@@ -333,7 +334,7 @@ fn prepare(thread: &mut StoppedThread, memory: &Memory) -> Result<()> {
 
 /// Refuses a thread whose system calls somebody dispatches: the program's SIGSYS handler would get ours.
 pub(crate) fn refuse_dispatch(tid: Tid) -> Result<()> {
-    if raw::dispatches_calls(tid) {
+    if dispatch::is_on(tid) {
         let text = format!(
             "thread {tid} dispatches its system calls (PR_SET_SYSCALL_USER_DISPATCH, prctl(2))"
         );

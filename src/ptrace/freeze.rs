@@ -29,7 +29,7 @@ use crate::error::{Because, Error, Result};
 use crate::fault::{Point, reach};
 use crate::order;
 use crate::proc::status::Status;
-use crate::proc::{Clocks, Process, forebear, gone};
+use crate::proc::{Clocks, Process, clocks, forebear, gone};
 use crate::proc::{Pid, Tid};
 use nix::libc;
 use std::collections::HashMap;
@@ -67,6 +67,8 @@ pub(crate) struct Frozen {
     pub(super) one: bool,
     /// It was stopped, and we have told it to go on.
     pub was_told: bool,
+    /// The CPU time that it had used when all stood still ([`clocks::spent`]).
+    pub(crate) spent: [i64; 3],
     /// By how much our clocks and its are shifted, once that was looked at ([`Process::shifts`]).
     pub(super) shifts: Option<[[i64; 2]; 2]>,
     pub(super) since: Instant,
@@ -95,6 +97,7 @@ impl Frozen {
             attended: false,
             one: false,
             was_told: false,
+            spent: [0; 3],
             shifts: None,
             since,
             _undelayed,
@@ -232,6 +235,7 @@ impl Frozen {
 
     /// Reads what the kernel says of the threads.
     fn look(&mut self) -> Result<()> {
+        self.spent = clocks::spent(self.pid);
         let tids: Vec<Tid> = self.threads.iter().map(|thread| thread.tid).collect();
         let all = abreast::each(&tids, 8, |tid| self.process.status(*tid));
         for (thread, status) in self.threads.iter_mut().zip(all) {

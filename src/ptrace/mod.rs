@@ -10,6 +10,7 @@
 
 pub(crate) mod borrowed;
 pub(crate) mod call;
+mod dispatch;
 pub(crate) mod fdkind;
 pub(crate) mod filters;
 pub(crate) mod forebear;

@@ -205,16 +205,6 @@ pub(crate) fn rseq_configuration(tid: Tid) -> Result<RseqConfiguration> {
     Ok(configuration)
 }
 
-/// PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG (Linux 6.4): whether the thread's system calls are dispatched; false where
-/// the kernel cannot say.
-pub(crate) fn dispatches_calls(tid: Tid) -> bool {
-    const REQUEST: u32 = 0x4211;
-    // struct ptrace_sud_config: mode, selector, offset, length.
-    let mut config = [0u64; 4];
-    let len = size_of_val(&config) as u64;
-    transfer(REQUEST, tid, len, shape::OUT, config.as_mut_bytes()).is_ok() && config[0] != 0
-}
-
 /// PTRACE_POKEDATA of one word, which also writes where the process itself may not.
 pub(crate) fn poke(tid: Tid, addr: u64, word: u64) -> Result<()> {
     order(libc::PTRACE_POKEDATA as u32, tid, addr, word)

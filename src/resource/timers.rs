@@ -6,8 +6,8 @@ use super::runtime::clocks::{KIND, OF_THREAD, SCHED, id_of};
 use super::{Gathered, Target};
 use crate::error::{Error, Result};
 use crate::order;
-use crate::proc::Tid;
 use crate::proc::{Process, timers::PosixTimer};
+use crate::proc::{Tid, clocks};
 use crate::ptrace::list::{List, Question, Replies};
 use crate::ptrace::raw;
 use ckpt_abi::image::Timer;
@@ -60,6 +60,14 @@ pub(crate) fn save(
     gathered: &mut Gathered,
 ) -> Result<()> {
     let TimerQuestions { known, interval, posix } = asked;
+    // What it has used to answer is ours.
+    let (before, now) = (target.frozen.spent, clocks::spent(target.frozen.pid));
+    let ours = |kind: usize| match target.frozen.threads.is_empty() {
+        true => 0,
+        false => (now[kind] - before[kind]).max(0).cast_unsigned(),
+    };
+    // ITIMER_VIRTUAL and ITIMER_PROF.
+    let of_interval = [0, ours(1), ours(0)];
     for (kind, asked) in (0..POSIX).zip(interval) {
         answers.expect(asked, "cannot read an interval timer")?;
         let [period_s, period_us, left_s, left_us]: [u64; 4] = answers.get(asked);
@@ -68,6 +76,8 @@ pub(crate) fn save(
         // ITIMER_REAL has no time left while its SIGALRM is pending, and goes on when that is taken
         // (kernel/signal.c, dequeue_signal); setitimer(2) with 0 would stop it for ever.
         let left = if kind == 0 && left == 0 { period } else { left };
+        let more = if left == 0 { 0 } else { of_interval[kind as usize] };
+        let left = left + more;
         if left != 0 {
             gathered.timers.push(Timer { kind, left, period, ..Timer::new_zeroed() });
         }
@@ -90,10 +100,12 @@ pub(crate) fn save(
         let [period_s, period_ns, left_s, left_ns]: [u64; 4] = answers.get(left);
         let overruns = answers.result(overruns);
         let clock = clock(&timer, target, gathered);
+        let left = left_s * SECOND + left_ns;
+        let more = if left == 0 { 0 } else { used(clock, target, ours) };
         gathered.timers.push(Timer {
             kind: POSIX,
             id: timer.id,
-            left: left_s * SECOND + left_ns,
+            left: left + more,
             period: period_s * SECOND + period_ns,
             clock,
             signal: timer.signal.cast_unsigned(),
@@ -105,6 +117,19 @@ pub(crate) fn save(
         });
     }
     Ok(())
+}
+
+/// How much of what a checkpoint has used itself a CPU clock has counted: the main thread answers it.
+fn used(clock: i32, target: &Target<'_>, ours: impl Fn(usize) -> u64) -> u64 {
+    let thread = !(clock >> 3);
+    let main = target.frozen.pid.get();
+    let counts = clock & OF_THREAD == 0 || thread == main || thread == 0;
+    match clock {
+        libc::CLOCK_PROCESS_CPUTIME_ID | libc::CLOCK_THREAD_CPUTIME_ID => ours(SCHED as usize),
+        0.. => 0,
+        clock if counts && clock & DESCRIPTOR != DESCRIPTOR => ours((clock & DESCRIPTOR) as usize),
+        _ => 0,
+    }
 }
 
 /// Names what is to be told with signals that all threads let wait: nobody sees it before they are taken, and what a
@@ -141,7 +166,10 @@ pub(crate) fn restore(
 ) -> Result<()> {
     for timer in timers.iter().filter(|t| t.kind < POSIX) {
         let micro = |ns: u64| [ns / SECOND, ns % SECOND / 1000];
-        let ([p0, p1], [l0, l1]) = (micro(timer.period), micro(timer.left.max(1000)));
+        // The kernel adds a tick to what is left by CPU time (kernel/time/itimer.c, set_cpu_itimer).
+        let tick = if timer.kind == 0 { 0 } else { clocks::tick() };
+        let left = timer.left.saturating_sub(tick).max(1000);
+        let ([p0, p1], [l0, l1]) = (micro(timer.period), micro(left));
         let at = arena.value(&[p0, p1, l0, l1])?;
         orders.call(Step::Timer, libc::SYS_setitimer, &[timer.kind.into(), at, 0]);
     }

@@ -190,6 +190,9 @@ fn obstacle(vma: &Vma) -> Option<String> {
     if device::is_gpu(&vma.name) {
         return Some(format!("it uses a GPU ({name}, mapped {at})"));
     }
+    if name == "[uprobes]" {
+        return Some(format!("somebody probes it (uprobes), with code {at}"));
+    }
     if vma.flags.has("io") || vma.flags.has("pf") {
         return Some(format!("it maps device memory ({name}) {at}"));
     }
