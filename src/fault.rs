@@ -107,6 +107,8 @@ points! {
         Thawed = "thawed",
         /// The pages are written.
         Written = "written",
+        /// TCP connections that go on hear nothing, and were looked at.
+        Deafened = "deafened",
         /// The whole image has a name for a moment.
         Linked = "linked",
         /// The image has its name.

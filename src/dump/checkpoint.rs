@@ -7,9 +7,12 @@ use super::place::{Place, Whose};
 use super::{Demand, caller};
 use crate::error::Result;
 use crate::fault::{Point, reach};
+use crate::resource::descriptor::socket;
+use crate::resource::losses::{self, List};
 use crate::resource::signals;
 use crate::settings::{Name, Template};
 use ckpt_abi::api::Request;
+use ckpt_abi::image::Member;
 use ckpt_abi::region::config_flag;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -24,6 +27,8 @@ pub(crate) struct Checkpoint<'a> {
     pub stop: bool,
     /// Whether it may go without nothing.
     pub strict: bool,
+    /// Whether TCP connections to others are to go on; then, whether we may have them do so.
+    pub keeps: Option<bool>,
     /// Its number in the chain of checkpoints.
     pub generation: u64,
 }
@@ -46,7 +51,8 @@ impl<'a> Checkpoint<'a> {
         };
         let configured = control.config.flags & config_flag::STRICT != 0;
         let strict = request.settings.strict.unwrap_or(configured);
-        Ok(Self { request, place, stop, strict, generation: newest + 1 })
+        let keeps = keeps(request, first, stop);
+        Ok(Self { request, place, stop, strict, keeps, generation: newest + 1 })
     }
 
     /// The run that it is of, and what that began with, as [`ckpt_abi::image::Header::run`]: those of the first process.
@@ -57,12 +63,19 @@ impl<'a> Checkpoint<'a> {
 
     /// What there is to say beside losses: what `--verbose` asks for, and, by the monitor, that the checkpoint signal is
     /// the program's own by now.
-    pub(crate) fn notes(&self, processes: &[Still<'_>], trifles: Option<String>) -> Vec<String> {
-        let mut notes = Vec::from_iter(trifles);
+    pub(crate) fn notes(&self, processes: &[Still<'_>], members: &[Member]) -> Vec<String> {
+        let all: Vec<_> = processes.iter().map(|process| &process.gathered).collect();
+        let mut notes = Vec::from_iter(losses::trifles(&all, members));
         let control = processes.first().map(|first| &first.equipped.region.control);
         let told = control.is_some_and(|control| control.config.flags & config_flag::VERBOSE != 0);
         if !self.request.settings.verbose.unwrap_or(told) {
             notes.clear();
+        }
+        let resets = |process: &Still<'_>| {
+            process.gathered.lists.iter().any(|(list, _)| *list == List::Reset)
+        };
+        if self.keeps == Some(false) && processes.iter().any(resets) {
+            notes.push(format!("connections to others are not kept: {}", socket::RIGHT));
         }
         // Of a descendant nobody expects it: between its fork and its exec each has given the signal back.
         for process in processes.iter().take(1).filter(|_| self.request.periodic) {
@@ -83,6 +96,14 @@ impl<'a> Checkpoint<'a> {
         reach(Point::Numbered);
         self.place.prune(self.request.prune);
     }
+}
+
+/// Whether TCP connections to others are to go on, which only those do whose program ends, as it may send more; then,
+/// whether we may have them do so.
+pub(super) fn keeps(request: &Demand, first: &Equipped, stop: bool) -> Option<bool> {
+    let configured = first.region.control.config.flags & config_flag::KEEP_TCP != 0;
+    let wanted = stop && request.settings.keep_tcp.unwrap_or(configured);
+    wanted.then(socket::is_allowed)
 }
 
 /// The name of the checkpoint: for this call, else as configured; a forked child's has its id

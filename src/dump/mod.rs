@@ -36,9 +36,9 @@ use crate::proc::{Pid, Process};
 use crate::ptrace::forest::Forest;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
+use crate::resource::cpu;
 use crate::resource::descriptor::{pty::screen::Outer, socket};
 use crate::resource::looked::Looked;
-use crate::resource::{cpu, losses};
 use crate::settings::server::Transfer;
 use crate::settings::{Name, Settings};
 use checkpoint::Checkpoint;
@@ -369,7 +369,7 @@ fn proceed(
         checkpoint.generation,
         equipped,
         (processes, looked),
-        (&dead, stop),
+        (&dead, stop, checkpoint.keeps == Some(true)),
         false,
     )?;
     reach(Point::Gathered);
@@ -385,8 +385,7 @@ fn proceed(
     if checkpoint.strict && late::any(&still, &common) {
         return Err(phase4_refuse::strictly(&late::losses(still, common).sentences));
     }
-    let all: Vec<_> = still.iter().map(|process| &process.gathered).collect();
-    let notes = checkpoint.notes(&still, losses::trifles(&all, &common.members));
+    let notes = checkpoint.notes(&still, &common.members);
 
     let runs = checkpoint.runs(equipped);
     let image = place.image(&mut *sink, front);
@@ -413,8 +412,13 @@ fn proceed(
     if checkpoint.request.periodic {
         phase7_seal::still_wanted(&equipped[0].process)?;
     }
-    writing.look_outside(equipped.iter().map(|process| process.process.pid()).collect());
-    let (held, gathered): (Vec<_>, _) = pictured.into_iter().map(Pictured::take_apart).unzip();
+    let pids: Vec<_> = equipped.iter().map(|process| process.process.pid()).collect();
+    writing.look_outside(pids.iter().copied().collect());
+    let (held, mut gathered): (Vec<_>, Vec<_>) =
+        pictured.into_iter().map(Pictured::take_apart).unzip();
+    // Dropped before whoever stands still goes on.
+    let keeping = stop.then(|| socket::keep(&mut gathered, &pids)).flatten();
+    reach(Point::Deafened);
     let (bytes, losses) = phase7_seal::seal(writing, gathered, checkpoint.strict)?;
     reach(Point::Sealed);
     checkpoint.sealed(equipped);
@@ -424,6 +428,7 @@ fn proceed(
         outcome.tell(checkpoint.request.tell.as_ref());
         // Some ended and others not would be neither the job nor its checkpoint.
         held.iter().flatten().for_each(Frozen::end_with_us);
+        keeping.into_iter().for_each(socket::Keeping::hold);
         connections.into_iter().for_each(socket::end_at_once);
         // Before whoever waits for its end has the terminal again.
         screen.iter().for_each(Outer::calm);

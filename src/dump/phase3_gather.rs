@@ -44,12 +44,13 @@ pub(crate) struct Still<'a> {
 
 /// Gathers the records of all processes, of which some were `looked` at since they stand still, and what they have in
 /// common; all of it may have to stay `untouched`
-/// ([`Tables::untouched`]). Of those who die by their end, if they `stop`, a SIGTERM is forgotten; `dead` are so by now.
+/// ([`Tables::untouched`]). Of those who die by their end, if they `stop`, a SIGTERM is forgotten; `dead` are so by now. TCP connections
+/// to others go on if it `keeps` them.
 pub(crate) fn gather_all<'a>(
     generation: u64,
     equipped: &'a [Equipped],
     (mut processes, looked): (Vec<Frozen>, Vec<Option<Looked>>),
-    (dead, stop): (&[Kin], bool),
+    (dead, stop, keeps): (&[Kin], bool, bool),
     untouched: bool,
 ) -> Result<(Vec<Still<'a>>, Common)> {
     for (frozen, Equipped { memory, region, .. }) in processes.iter_mut().zip(equipped) {
@@ -67,6 +68,7 @@ pub(crate) fn gather_all<'a>(
     let of = equipped.iter().zip(&mut looked).map(table).collect();
     let at_start = equipped.first().map_or([[0; 3]; 3], |first| first.region.control.standard);
     let mut common = Common { tables: Tables::new(of, at_start, untouched)?, ..Common::default() };
+    common.tables.keeps = keeps;
     let mut works = Vec::new();
     let all = (0..).zip(equipped).zip(processes).zip(looked).zip(&tids);
     for ((((number, one), frozen), looked), tids) in all {

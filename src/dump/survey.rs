@@ -9,7 +9,7 @@
 use super::late::{self, Losses};
 use super::phase2_equip::{self, Equipped};
 use super::phase4_refuse::{self, Obstacle};
-use super::{AGAIN, Demand, phase1_freeze, phase3_gather, sharers};
+use super::{AGAIN, Demand, checkpoint, phase1_freeze, phase3_gather, sharers};
 use crate::error::{Error, Kind, Result};
 use crate::inject::region::Region;
 use crate::proc::tree::Kin;
@@ -111,8 +111,10 @@ fn attempt(request: &Demand, way: Way) -> Result<Survey> {
         forest.dead.iter().filter(|kin| kin.pid != request.pid()).copied().collect();
     let losses = if equipped.first().is_some_and(|first| first.process.pid() == request.pid()) {
         let looked = equipped.iter().map(|_| None).collect();
+        let ends = equipped[0].region.control.config.continues == 0;
+        let keeps = checkpoint::keeps(request, &equipped[0], ends) == Some(true);
         let (mut still, mut common) =
-            phase3_gather::gather_all(0, &equipped, (frozen, looked), (&dead, false), true)?;
+            phase3_gather::gather_all(0, &equipped, (frozen, looked), (&dead, false, keeps), true)?;
         let (members, judged) = phase4_refuse::judge(&mut still, &dead, common.tables.ptys())?;
         common.members = members;
         let known = |new: &Obstacle| obstacles.iter().any(|old| old.what.contains(&new.what));

@@ -141,6 +141,8 @@ steps! {
     Watch = 14: "watch a descriptor (epoll_ctl)";
     /// What its threads are locked in.
     Filter = 15: "have its filters of system calls (seccomp)";
+    /// A TCP connection that goes on.
+    Connection = 16: "have a connection that was kept (--keep-tcp)";
 }
 
 impl Step {

@@ -91,6 +91,7 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
     crate::proc::of_this_namespace()?;
     let (mut whole, mut all) = phase1_check::check_all(image, &options.map_path)?;
     whole.map_port.clone_from(&options.map_port);
+    whole.keeps_tcp = options.settings.keep_tcp != Some(false);
     reach(Point::Checked);
     let mut config = phase1_check::config(&all[0], options)?;
     (config.run, config.before) = (settings::fresh_run(), image.header().run);

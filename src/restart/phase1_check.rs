@@ -33,6 +33,8 @@ pub struct Whole<'a> {
     map_path: MapPath,
     /// And its ports.
     pub(crate) map_port: MapPort,
+    /// Whether TCP connections to others go on that were saved so.
+    pub(crate) keeps_tcp: bool,
 }
 
 /// The records of one process.
@@ -122,6 +124,7 @@ impl<'a> Whole<'a> {
             chunks: image.chunks()?,
             map_path: map_path.clone(),
             map_port: MapPort::default(),
+            keeps_tcp: true,
         })
     }
 

@@ -98,6 +98,10 @@ impl Sources for FromImage<'_> {
         self.whole.map_port.apply(port)
     }
 
+    fn keeps_tcp(&self) -> bool {
+        self.whole.keeps_tcp && self.way == Way::Restart
+    }
+
     fn is_rehearsal(&self) -> bool {
         self.way == Way::Rehearsal
     }

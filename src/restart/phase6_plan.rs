@@ -8,7 +8,7 @@ use super::placed::Placed;
 use super::tree::{Membership, Who};
 use crate::error::{FAILED, Result};
 use crate::image::PAGE;
-use crate::resource::descriptor::{epoll, numbers};
+use crate::resource::descriptor::{epoll, numbers, socket};
 use crate::resource::memory::{advice, locked, policy};
 use crate::resource::plan::{Arena, Orders, Step};
 use crate::resource::runtime::Id;
@@ -28,6 +28,8 @@ const TASK_END: u64 = (1 << 47) - 4096;
 /// struct clone_args (clone3(2)) with set_tid, set_tid_size and cgroup.
 const CLONE_ARGS_LEN: u64 = 88;
 const ARCH_MAP_VDSO_64: u64 = 0x2003;
+/// CAP_NET_ADMIN, in a set of capabilities.
+const NET_ADMIN: u64 = 1 << 12;
 /// Bytes of a restorer's stack.
 const STACK: u64 = 16 << 10;
 /// Bytes for a thread's orders and frame.
@@ -112,11 +114,18 @@ pub(super) fn plan(
         let Membership { stopped, .. } = member;
         signals::await_stops(stopped, &filled.actions, &saved.pending, &mut arena, &mut main)?;
     }
+    let connections = socket::let_go(&opened.descriptors, &opened.led, &mut arena)?;
+    // Until then they are closed without a word.
+    let late = member.is_some() && saved.process.capabilities[0] & NET_ADMIN != 0;
+    if !late {
+        main.extend(&connections);
+    }
     // Nobody enters the program while another still has the restarter's.
     let last = give_privileges(&rights, first, saved, &mut main);
     let kept = close(&mut main, failure, exe);
     if let Some(member) = member {
-        leave_together(saved, member, &head_value, &mut arena, &mut main)?;
+        let connections = late.then_some(&connections);
+        leave_together(saved, (member, connections), &head_value, &mut arena, &mut main)?;
     }
     let turn = filled.region + TURNS + std::mem::offset_of!(Turns, turn) as u64;
     main.push(OpKind::Store, 0, Step::Leave, 8, &[turn, filled.turn.word()]);
@@ -135,10 +144,11 @@ pub(super) fn plan(
     Ok(Plan { run: filled.control.run, stack: stack(1) - 64, orders: head, kept })
 }
 
-/// Orders by which a process of several lets the others know that it is there, and waits for them.
+/// Orders by which a process of several lets the others know that it is there, and waits for them; `connections` are let go
+/// behind that.
 fn leave_together(
     saved: &Saved<'_>,
-    member: &Membership,
+    (member, connections): (&Membership, Option<&Orders>),
     head_value: &ListHead,
     arena: &mut Arena,
     main: &mut Orders,
@@ -152,6 +162,7 @@ fn leave_together(
     main.push(OpKind::Goto, 0, Step::Leave, 0, &[in_vain(member, arena)?]);
     main.push(OpKind::Store, 0, Step::Leave, 8, &[head_value.told, 0]);
     main.call(Step::Unmap, libc::SYS_munmap, &[page, PAGE]);
+    connections.into_iter().for_each(|connections| main.extend(connections));
     drop_capabilities(saved, member, arena, main)
 }
 
@@ -161,9 +172,17 @@ fn arena_len(saved: &Saved<'_>, opened: &Opened) -> u64 {
     let per_signal = 512 * saved.pending.len() as u64;
     let per_timer = 1024 * saved.timers.len() as u64;
     let per_watch = epoll::ROOM * opened.watches.len() as u64;
+    let per_descriptor = socket::ROOM * opened.descriptors.len() as u64;
     let policies = policy::room(&saved.policies, &saved.threads)
         + seccomp::room(&saved.threads, &saved.filters, &saved.filter_code);
-    (per_mapping + per_thread + per_signal + per_timer + per_watch + policies + (1 << 20))
+    (per_mapping
+        + per_thread
+        + per_signal
+        + per_timer
+        + per_watch
+        + per_descriptor
+        + policies
+        + (1 << 20))
         .next_multiple_of(4096)
 }
 

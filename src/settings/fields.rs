@@ -3,6 +3,33 @@
 
 use crate::error::Result;
 use ckpt_abi::region::Config;
+use std::ffi::OsString;
+
+/// What there is to hand on of a setting.
+pub(crate) enum Said {
+    /// Nothing was said.
+    Nothing,
+    /// `--LONG=VALUE`
+    Value(OsString),
+    /// `--LONG`
+    Switch,
+    /// What an option cannot say: a switch turned off.
+    Unsayable,
+}
+
+impl Said {
+    pub(super) fn value(value: Option<impl Into<OsString>>) -> Self {
+        value.map_or(Self::Nothing, |value| Self::Value(value.into()))
+    }
+
+    pub(super) fn number(value: Option<impl ToString>) -> Self {
+        Self::value(value.map(|number| number.to_string()))
+    }
+
+    pub(super) fn switch(value: Option<bool>) -> Self {
+        if value == Some(true) { Self::Switch } else { Self::Nothing }
+    }
+}
 
 pub(super) fn fill<T>(field: &mut Option<T>, value: Result<T>) -> Result<()> {
     *field = Some(value?);

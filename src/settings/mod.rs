@@ -24,8 +24,9 @@ use std::path::{Path, PathBuf};
 use ckpt_abi::region::{Config, KEY_LEN, NAME_LEN, WITHOUT_LEN};
 
 use crate::error::{Error, Result, printable};
+use fields::Said;
 use server::{ServerName, Transfer};
-use table::{SETTINGS, Said};
+use table::SETTINGS;
 
 pub use signal::{DEFAULT_SIGNAL, SIGNALS, parse_signal, signal_name};
 pub use template::{Template, Values};
@@ -80,6 +81,8 @@ pub struct Settings {
     pub verbose: Option<bool>,
     /// CKPT_STRICT: whether what an image would go without is in the way of it.
     pub strict: Option<bool>,
+    /// CKPT_KEEP_TCP: whether TCP connections to others go on after a checkpoint that ends the program.
+    pub keep_tcp: Option<bool>,
 }
 
 impl Name {

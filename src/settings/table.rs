@@ -3,11 +3,11 @@
 //! says of it, how it is laid down in the region of a process, and how it is handed on to a checkpoint
 //! file. A new setting is a field of [`Settings`] and an entry here.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 
 use ckpt_abi::region::{Config, config_flag};
 
-use super::fields::{fill, flag, inherit, put, put_flag};
+use super::fields::{Said, fill, flag, inherit, put, put_flag};
 use super::server::{self, Key};
 use super::signal::usable_signal;
 use super::{Name, Settings, Without};
@@ -78,34 +78,8 @@ pub(crate) enum Reach {
     Keyed,
 }
 
-/// What there is to hand on of a setting.
-pub(crate) enum Said {
-    /// Nothing was said.
-    Nothing,
-    /// `--LONG=VALUE`
-    Value(OsString),
-    /// `--LONG`
-    Switch,
-    /// What an option cannot say: a switch turned off.
-    Unsayable,
-}
-
-impl Said {
-    fn value(value: Option<impl Into<OsString>>) -> Self {
-        value.map_or(Self::Nothing, |value| Self::Value(value.into()))
-    }
-
-    fn number(value: Option<impl ToString>) -> Self {
-        Self::value(value.map(|number| number.to_string()))
-    }
-
-    fn switch(value: Option<bool>) -> Self {
-        if value == Some(true) { Self::Switch } else { Self::Nothing }
-    }
-}
-
 /// All settings, in the order in which they are shown.
-pub(crate) static SETTINGS: [Setting; 16] = [
+pub(crate) static SETTINGS: [Setting; 17] = [
     Setting {
         short: Some('n'),
         long: "name",
@@ -395,6 +369,29 @@ pub(crate) static SETTINGS: [Setting; 16] = [
         apply: |said, config| put_flag(config, config_flag::STRICT, said.strict),
         read: |said, config| {
             said.strict = flag(config, config_flag::STRICT);
+            Ok(())
+        },
+    },
+    Setting {
+        short: None,
+        long: "keep-tcp",
+        value: Some(("0", Kind::Number)),
+        optional: true,
+        env: Some(Variable { name: "CKPT_KEEP_TCP", value: "0 or 1" }),
+        default: Some("0"),
+        reach: Reach::Saves,
+        help: "Keep TCP connections to others (root)",
+        description: "TCP connections to others go on after a checkpoint that ends PROGRAM, as root \
+                      (CAP_NET_ADMIN), at the restart where the machine has the same address. For 15 minutes \
+                      a process (ckpt-tcp) keeps them alive where the program was; a restart later, or \
+                      elsewhere, needs a firewall rule until then, or the first segment of the other end resets \
+                      them (docs/saved.md). A restart with --keep-tcp=0 has them reset.",
+        parse: |said, value| fill(&mut said.keep_tcp, parse_switch(value)),
+        written: |said| Said::number(said.keep_tcp.map(u8::from)),
+        inherit: |said, weaker| inherit(&mut said.keep_tcp, &weaker.keep_tcp),
+        apply: |said, config| put_flag(config, config_flag::KEEP_TCP, said.keep_tcp),
+        read: |said, config| {
+            said.keep_tcp = flag(config, config_flag::KEEP_TCP);
             Ok(())
         },
     },

@@ -151,6 +151,7 @@ fn configuration_and_back() {
         verbose: Some(true),
         compress: Some(true),
         strict: Some(true),
+        keep_tcp: Some(true),
         transfer: Transfer {
             key: Some(server::Key::Said("/k".into())),
             insecure: Some(true),
@@ -169,6 +170,7 @@ fn configuration_and_back() {
         | config_flag::ALONE
         | config_flag::VERBOSE
         | config_flag::STRICT
+        | config_flag::KEEP_TCP
         | config_flag::INSECURE
         | config_flag::COMPRESS;
     assert_eq!((config.flags, config.keep), (flags, 3));
@@ -231,6 +233,7 @@ fn words_say_everything() {
         verbose: Some(true),
         compress: Some(true),
         strict: Some(true),
+        keep_tcp: Some(true),
         transfer: Transfer {
             key: Some(server::Key::Said("/k".into())),
             insecure: Some(true),

@@ -292,6 +292,37 @@ pub mod socket_flag {
     pub const FOREIGN: u32 = 128;
     /// TCP: it is just connecting. unix: it sends to somebody outside, whose name comes behind the options.
     pub const CONNECTS: u32 = 256;
+    /// A connection to somebody outside that goes on: a [`super::KeptTcp`] and what is sent and not acknowledged come before
+    /// what can be read. Whoever does not make it go on finds it reset, as without this.
+    pub const KEPT: u32 = 512;
+}
+
+record! {
+    /// A TCP connection that goes on (tcp(7), TCP_REPAIR). Sequence numbers are those of the first byte in each queue.
+    KeptTcp, 64, {
+        /// Names the process that holds the connections of the checkpoint for a while.
+        token: u64,
+        /// Which of them it is there.
+        place: u32,
+        /// Its state (include/net/tcp_states.h).
+        state: u32,
+        /// Sequence number of what is sent.
+        send: u32,
+        /// Of what has come; an end that has come counts before it.
+        receive: u32,
+        /// The largest segment that the other end takes (mss_clamp).
+        segment: u32,
+        /// What both ends can (tcpi_options of struct tcp_info).
+        options: u32,
+        /// Scale of the window of what is sent, and above 16 bits that of what comes.
+        scales: u32,
+        /// What TCP_TIMESTAMP has answered.
+        timestamp: u32,
+        /// struct tcp_repair_window.
+        window: [u32; 5],
+        /// Room to grow.
+        reserved: u32,
+    }
 }
 
 record! {

@@ -185,6 +185,8 @@ pub mod config_flag {
     pub const ALONE: u32 = 1 << 16;
     /// There is no checkpoint where one would go without something.
     pub const STRICT: u32 = 1 << 17;
+    /// TCP connections to others go on, with a checkpoint that ends the program.
+    pub const KEEP_TCP: u32 = 1 << 18;
 }
 
 record! {

@@ -76,6 +76,8 @@ pub(crate) trait Sources {
     fn whose(&self, process: u32) -> &str;
     /// What a port of the image is on this machine.
     fn port(&self, port: u16) -> u16;
+    /// Whether TCP connections to others go on that were saved so.
+    fn keeps_tcp(&self) -> bool;
     /// Whether this is only to see if a program that still runs could be restarted.
     fn is_rehearsal(&self) -> bool;
     /// Gives a new file the size and the content of an object.

@@ -36,6 +36,8 @@ pub(crate) struct Tables {
     /// What is under way between the processes may not even be looked at where that takes more than a look: they may go
     /// on, and find it moved, or looks beginning elsewhere.
     pub(crate) untouched: bool,
+    /// TCP connections to others go on.
+    pub(crate) keeps: bool,
     /// What is under way in sockets.
     pub(crate) flight: Flight,
     /// The descriptors of each file, by device and inode number, as places in `of`; in the order of [`Self::everywhere`].

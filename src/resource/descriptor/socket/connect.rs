@@ -17,10 +17,10 @@ use super::name::{
 };
 use super::options::{self, BEFORE_BIND, FREEBIND, LINGER, REUSEADDR, REUSEPORT, SNDBUF};
 use super::queue::Message;
-use super::{plain, ports};
+use super::{keep, plain, ports};
 use crate::error::{Because, Result};
 use crate::order;
-use ckpt_abi::image::{Socket, socket_flag};
+use ckpt_abi::image::{KeptTcp, Socket, socket_flag};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::libc;
@@ -37,6 +37,8 @@ pub(super) struct Item {
     pub(super) options: Vec<u8>,
     pub(super) remote: Vec<u8>,
     pub(super) messages: Vec<Message>,
+    /// Of one that goes on, what is known of it, and what it has sent.
+    pub(super) kept: Option<(KeptTcp, Vec<u8>)>,
 }
 
 /// Sockets by the inode numbers that they had.
@@ -52,13 +54,15 @@ impl Item {
     pub(super) fn read(pieces: &[&[u8]]) -> Option<Self> {
         let [record, local, options, remote, rest @ ..] = pieces else { return None };
         let (socket, _) = Socket::read_from_prefix(record).ok()?;
+        let mut rest = rest;
+        let kept = keep::recorded(&socket, &mut rest);
         let message = |from: &[u8], bytes: &[u8]| Message::of(from.to_vec(), bytes.to_vec());
         let messages = match socket.kind as i32 {
             libc::SOCK_STREAM => rest.iter().map(|bytes| message(&[], bytes)).collect(),
             _ => rest.chunks_exact(2).map(|pair| message(pair[0], pair[1])).collect(),
         };
         let [local, options, remote] = [local, options, remote].map(|piece| piece.to_vec());
-        (socket.family != 0).then_some(Self { socket, local, options, remote, messages })
+        (socket.family != 0).then_some(Self { socket, local, options, remote, messages, kept })
     }
 
     pub(super) fn is(&self, flag: u32) -> bool {
@@ -106,7 +110,7 @@ impl Item {
 /// A port or an address that cannot be had, and what the kernel refuses.
 pub(super) fn all(items: &BTreeMap<u64, Item>, warnings: &mut Vec<String>) -> Result<Ends> {
     let mut make =
-        Make { items, ends: HashMap::new(), ghosts: HashMap::new(), listeners: HashMap::new() };
+        Make { items, ends: keep::all(items)?, ghosts: HashMap::new(), listeners: HashMap::new() };
     make.connections(warnings)?;
     make.listeners.clear();
     make.bound(warnings)?;

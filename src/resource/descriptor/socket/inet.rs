@@ -8,7 +8,7 @@
 #![allow(unsafe_code)]
 
 use super::name::{bind, name_of, new};
-use super::{Tie, arrived, is_inside, options, plain, queue};
+use super::{Tie, arrived, is_inside, options, plain, queue, repair};
 use crate::error::Result;
 use crate::proc::Pid;
 use crate::proc::fds::{Fd, UNDER_WAY};
@@ -282,7 +282,11 @@ pub(super) fn save(
             let ended = matches!(own.state, state::CLOSE_WAIT | LAST_ACK | CLOSING);
             socket.flags = socket_flag::ABANDONED | socket_flag::RESET | socket_flag::OUTSIDE;
             socket.flags |= if ended { socket_flag::ENDED } else { 0 };
-            super::reset(fd, look, saving, &format!("TCP to {}", called(&own.remote)));
+            let may_go_on = own.plain && repair::is_known(own.state) && fd.number & UNDER_WAY == 0;
+            match look.tables.keeps && may_go_on && options::is_unfiltered(&ours) {
+                true => socket.flags |= socket_flag::KEPT,
+                false => super::reset(fd, look, saving, &format!("TCP to {}", called(&own.remote))),
+            }
         }
         (Tie::Abandoned, _) => {
             let reset = if polled(libc::POLLERR) { socket_flag::RESET } else { 0 };

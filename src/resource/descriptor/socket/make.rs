@@ -4,7 +4,7 @@
 
 use super::door::{Door, connect_through};
 use super::item::Item;
-use super::{connect, options, ports};
+use super::{connect, keep, options, ports};
 use crate::error::{Because, Error, Result};
 use crate::order;
 use crate::proc::unix;
@@ -62,6 +62,7 @@ impl Made {
                 }
             }
         }
+        keep::settle(&mut inet, opening.sources.keeps_tcp(), &mut opening.warnings);
         await_collection(&items);
         ports::map(&mut inet, |port| opening.sources.port(port));
         let (ends, ghosts, doors) = (HashMap::new(), HashMap::new(), Vec::new());
@@ -160,6 +161,8 @@ impl Make {
         let taken = ports::problems(inet)?;
         let ports = !taken.is_empty();
         problems.extend(taken);
+        let others = !problems.is_empty();
+        problems.extend(keep::problems(inet));
         if problems.is_empty() {
             return Ok(());
         }
@@ -168,7 +171,10 @@ impl Make {
             true => error.hint(
                 "end what has these, or choose other ports (--map-port OLD=NEW); it may be the program that was saved",
             ),
-            false => error.hint("end what has these; it may be the program that was saved"),
+            false if others => {
+                error.hint("end what has these; it may be the program that was saved")
+            }
+            false => error,
         })
     }
 

@@ -8,8 +8,10 @@ mod door;
 mod drain;
 mod fill;
 pub(crate) mod flight;
+mod hold;
 mod inet;
 mod item;
+mod keep;
 mod make;
 mod minder;
 mod name;
@@ -18,6 +20,7 @@ mod pairs;
 mod plain;
 mod ports;
 mod queue;
+mod repair;
 
 use super::{Content, Kind, Look, Loss, Opening, Origin, Saving, file_type, lost, pipe, standard};
 use crate::error::{Because, Result};
@@ -35,9 +38,12 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use zerocopy::{FromZeros, IntoBytes};
 
+pub(crate) use hold::Keeping;
 pub(crate) use inet::{Inet, all as inet, connections, end_at_once};
+pub(crate) use keep::{RIGHT, keep};
 pub(crate) use make::{Deputy, Made};
 pub(crate) use pairs::all as pairs;
+pub(crate) use repair::{ROOM, is_allowed, let_go};
 
 pub(super) const KIND: Kind = Kind { recognise, save, open };
 

@@ -20,6 +20,17 @@ const fn socket(option: i32) -> i32 {
 
 /// Where a peek begins, or a negative number (socket(7)): below -1 it is ours ([`super::queue`]).
 pub(super) const PEEK_OFF: i32 = socket(42);
+/// What can be done to a connection without the other end (tcp(7), TCP_REPAIR): on, one of its queues, where that begins,
+/// what both ends can, its clock, and its window.
+pub(super) const REPAIR: i32 = of(libc::IPPROTO_TCP, 19);
+pub(super) const REPAIR_QUEUE: i32 = of(libc::IPPROTO_TCP, 20);
+pub(super) const QUEUE_SEQ: i32 = of(libc::IPPROTO_TCP, 21);
+pub(super) const REPAIR_OPTIONS: i32 = of(libc::IPPROTO_TCP, 22);
+pub(super) const TIMESTAMP: i32 = of(libc::IPPROTO_TCP, 24);
+pub(super) const REPAIR_WINDOW: i32 = of(libc::IPPROTO_TCP, 29);
+pub(super) const MAXSEG: i32 = of(libc::IPPROTO_TCP, libc::TCP_MAXSEG);
+pub(super) const KEEPALIVE: i32 = socket(libc::SO_KEEPALIVE);
+pub(super) const DETACH: i32 = socket(libc::SO_DETACH_FILTER);
 /// Which sizes of buffers the program has chosen (SO_BUF_LOCK, Linux 5.14): 1 of what is sent, 2 of what comes.
 pub(super) const LOCKS: i32 = socket(72);
 pub(super) const RCVBUF: i32 = socket(libc::SO_RCVBUF);
@@ -281,14 +292,36 @@ pub(super) fn restore_filter(fd: impl AsFd + Copy, saved: &[u8]) -> nix::Result<
     if code.len() < len.unsigned_abs() as usize * INSTRUCTION {
         return Err(Errno::EINVAL);
     }
-    let at: *const u8 = code.as_ptr();
-    let program = libc::sock_fprog { len: len as u16, filter: at.cast_mut().cast() };
+    attach(fd, &code[..len.unsigned_abs() as usize * INSTRUCTION])?;
+    if stays != 0 { set_int(fd, FILTER_STAYS, 1) } else { Ok(()) }
+}
+
+/// Gives a socket a filter of these instructions.
+fn attach(fd: impl AsFd, code: &[u8]) -> nix::Result<()> {
+    let (at, len): (*const u8, _) = (code.as_ptr(), (code.len() / INSTRUCTION) as u16);
+    let program = libc::sock_fprog { len, filter: at.cast_mut().cast() };
     let (level, number) = (libc::SOL_SOCKET, fd.as_fd().as_raw_fd());
     let (at, size): (*const libc::sock_fprog, _) = (&program, size_of_val(&program) as u32);
     // SAFETY: the kernel reads the program, and as many instructions as it says, which are there.
     let result = unsafe { libc::setsockopt(number, level, FILTER & 0xffff, at.cast(), size) };
-    Errno::result(result)?;
-    if stays != 0 { set_int(fd, FILTER_STAYS, 1) } else { Ok(()) }
+    Errno::result(result).map(drop)
+}
+
+/// Whether nothing chooses what comes to a socket.
+pub(super) fn is_unfiltered(fd: impl AsFd) -> bool {
+    let mut len = 0;
+    match filter(fd, &mut [], &mut len) {
+        Ok(()) => len == 0,
+        Err(errno) => matches!(errno, Errno::ENOPROTOOPT | Errno::EOPNOTSUPP),
+    }
+}
+
+/// Has a socket that is unfiltered hear nothing, not even what would be answered with a reset if it were not there; or
+/// all again.
+pub(super) fn deafen(fd: impl AsFd, deaf: bool) -> nix::Result<()> {
+    // BPF_RET | BPF_K: keep 0 bytes.
+    const NOTHING: [u8; INSTRUCTION] = [6, 0, 0, 0, 0, 0, 0, 0];
+    if deaf { attach(fd, &NOTHING) } else { set_int(fd, DETACH, 0) }
 }
 
 /// Bytes of a struct sock_filter.

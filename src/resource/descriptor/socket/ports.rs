@@ -74,7 +74,7 @@ pub(super) fn map(items: &mut Items, new: impl Fn(u16) -> u16) {
             name[2..4].copy_from_slice(&new(at.1).to_be_bytes());
         }
     };
-    for item in items.values_mut().filter(|item| !item.is_plain()) {
+    for item in items.values_mut().filter(|item| !item.is_plain() && item.kept.is_none()) {
         let stream = item.is_stream();
         change(stream, &mut item.local);
         change(stream, &mut item.remote);

@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! The process that holds the connections of a checkpoint that ends its program (ckpt-tcp).
+//!
+//! It is made before anything is done to a connection. Should the dumper be killed, or fail, it gives the connections back
+//! to the program as they were. When it is told that the program ends, it keeps them from being answered for with a
+//! reset, and hands them to a restart on this machine, for as long as the other end would try (tcp_retries2 in tcp(7));
+//! then, or when it is killed, they are gone without a word. In a session of its own nothing ends it that ends a group.
+//!
+//! # Safety
+//! The child makes nothing but system calls, whose memory is its own: other threads of its maker may have held locks.
+#![allow(unsafe_code)]
+
+use super::{options, repair};
+use crate::proc::fork::end;
+use crate::resource::descriptor::numbers::close_others;
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::libc;
+use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, signal, sigprocmask};
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::sys::socket::{
+    AddressFamily, Backlog, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, bind,
+    connect, getsockopt, listen, recvmsg, socket,
+};
+use nix::unistd::{chdir, geteuid, pipe2, read, setsid, write};
+use std::io::IoSliceMut;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+/// How long connections are held.
+const PATIENCE: Duration = Duration::from_secs(15 * 60);
+/// How often it is looked whether a restart has taken them, in milliseconds.
+const LOOK: i32 = 50;
+/// What says that the program ends.
+const ENDS: u8 = 1;
+
+/// A connection, and whether its port could be had beside it (SO_REUSEADDR).
+pub(super) struct Held {
+    pub(super) fd: OwnedFd,
+    pub(super) reuse: i32,
+    /// Which of them it is in the image.
+    pub(super) place: u32,
+}
+
+/// Connections that hear nothing. They are given back when this is dropped.
+pub(crate) struct Keeping {
+    held: Vec<Held>,
+    holder: i32,
+    tell: Option<OwnedFd>,
+}
+
+/// Where a holder is found.
+fn place(token: u64) -> nix::Result<UnixAddr> {
+    UnixAddr::new_abstract(format!("ckpt-tcp-{token:016x}").as_bytes())
+}
+
+fn line() -> nix::Result<OwnedFd> {
+    socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)
+}
+
+impl Keeping {
+    /// Has a process see to these, which is found by a number.
+    ///
+    /// # Errors
+    /// None can be made.
+    pub(super) fn begin(held: Vec<Held>, token: u64) -> nix::Result<Self> {
+        let door = line()?;
+        bind(door.as_raw_fd(), &place(token)?)?;
+        listen(&door, Backlog::new(4)?)?;
+        let (hear, tell) = pipe2(OFlag::O_CLOEXEC)?;
+        let own = [door.as_raw_fd(), hear.as_raw_fd()];
+        let kept: Vec<i32> = held.iter().map(|one| one.fd.as_raw_fd()).chain(own).collect();
+        // SAFETY: a copy of this thread that goes on here, without an exit signal.
+        match unsafe { libc::syscall(libc::SYS_clone, 0, 0, 0, 0, 0) } {
+            0 => {
+                let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None);
+                let _ = setsid();
+                let _ = nix::sys::prctl::set_name(c"ckpt-tcp");
+                close_others(kept);
+                let mut byte = [0];
+                match read(&hear, &mut byte) {
+                    Ok(1) if byte[0] == ENDS => keep(held, &door),
+                    _ => give_back(&held),
+                }
+                end(0)
+            }
+            holder if holder > 0 => Ok(Self { held, holder: holder as i32, tell: Some(tell) }),
+            _ => Err(Errno::last()),
+        }
+    }
+
+    /// The connections.
+    pub(super) fn held(&self) -> &[Held] {
+        &self.held
+    }
+
+    /// The program ends, whatever becomes of us.
+    pub(crate) fn hold(mut self) {
+        if let Some(tell) = self.tell.take() {
+            let _ = write(&tell, &[ENDS]);
+        }
+    }
+}
+
+impl Drop for Keeping {
+    fn drop(&mut self) {
+        let Some(tell) = self.tell.take() else { return };
+        drop(tell);
+        let (mut status, mut waited);
+        loop {
+            status = 0;
+            // SAFETY: waits for the child.
+            waited = unsafe { libc::waitpid(self.holder, &raw mut status, libc::__WCLONE) };
+            if Errno::result(waited) != Err(Errno::EINTR) {
+                break;
+            }
+        }
+        // Somebody has killed it.
+        if waited != self.holder || status != 0 {
+            give_back(&self.held);
+        }
+    }
+}
+
+fn give_back(held: &[Held]) {
+    held.iter().for_each(|one| repair::undo(&one.fd, one.reuse));
+}
+
+/// Holds connections until a restart has them, or nobody wants them any more.
+fn keep(mut held: Vec<Held>, door: &OwnedFd) {
+    // What could not be looked at was given back.
+    held.retain(|one| !options::is_unfiltered(&one.fd));
+    held.iter().for_each(|one| repair::silence(&one.fd));
+    let _ = chdir(c"/");
+    // SAFETY: what the kernel does by itself.
+    let _ = unsafe { signal(Signal::SIGTERM, SigHandler::SigDfl) };
+    let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
+    let begun = Instant::now();
+    let mut line: Option<OwnedFd> = None;
+    let mut given = false;
+    while let Some(left) = PATIENCE.checked_sub(begun.elapsed()).filter(|_| !held.is_empty()) {
+        let wait = if given { LOOK } else { left.as_millis() as i32 + 1 };
+        let comes = hears(line.as_ref().unwrap_or(door), wait);
+        if given && held.iter().any(|one| !repair::is_silent(&one.fd)) {
+            return;
+        }
+        match (comes, line.is_some()) {
+            (false, _) => {}
+            // It was closed: nobody says anything there.
+            (true, true) => line = None,
+            (true, false) => {
+                line = accept(door);
+                given |= line.as_ref().is_some_and(|line| hand_over(&held, line));
+            }
+        }
+    }
+}
+
+fn hears(fd: &OwnedFd, wait: i32) -> bool {
+    let mut polled = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: the kernel writes the answer.
+    unsafe { libc::poll(&raw mut polled, 1, wait) > 0 }
+}
+
+/// A restart of the same user.
+fn accept(door: &OwnedFd) -> Option<OwnedFd> {
+    let none = std::ptr::null_mut();
+    // SAFETY: it writes nowhere.
+    let fd = unsafe { libc::accept4(door.as_raw_fd(), none, none.cast(), libc::SOCK_CLOEXEC) };
+    let fd = Errno::result(fd).ok()?;
+    // SAFETY: the kernel has just made it for us.
+    let line = unsafe { OwnedFd::from_raw_fd(fd) };
+    is_ours(&line).then_some(line)
+}
+
+fn is_ours(line: &OwnedFd) -> bool {
+    getsockopt(line, PeerCredentials).is_ok_and(|it| it.uid() == geteuid().as_raw())
+}
+
+/// Sends the connections, each with its place.
+fn hand_over(held: &[Held], line: &OwnedFd) -> bool {
+    held.iter().all(|one| {
+        let mut number = one.place.to_ne_bytes();
+        let mut piece = libc::iovec { iov_base: number.as_mut_ptr().cast(), iov_len: number.len() };
+        // A struct cmsghdr and a descriptor (cmsg(3)).
+        let mut control = [0u64; 3];
+        control[0] = 20;
+        control[1] = libc::SOL_SOCKET as u64 | (libc::SCM_RIGHTS as u64) << 32;
+        control[2] = u64::from(one.fd.as_raw_fd().cast_unsigned());
+        // SAFETY: numbers and pointers, of which zeros are values.
+        let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+        (header.msg_iov, header.msg_iovlen) = (&raw mut piece, 1);
+        (header.msg_control, header.msg_controllen) = (control.as_mut_ptr().cast(), 24);
+        // SAFETY: the kernel reads what is described above.
+        let sent =
+            unsafe { libc::sendmsg(line.as_raw_fd(), &raw const header, libc::MSG_NOSIGNAL) };
+        sent == number.len() as isize
+    })
+}
+
+/// The connections of a holder by their places, if there is one; it keeps them, and another restart from them, until they
+/// go on or we end.
+pub(super) fn taken(token: u64, count: usize) -> Vec<(u32, OwnedFd)> {
+    let mut all = Vec::new();
+    let Ok(line) = line() else { return all };
+    let met = place(token).and_then(|place| connect(line.as_raw_fd(), &place));
+    if met.is_err() || !is_ours(&line) {
+        return all;
+    }
+    // Another restart may have them.
+    const SOON: i32 = 2000;
+    while all.len() < count && hears(&line, SOON) {
+        let (mut number, mut space) = ([0; 4], nix::cmsg_space!(i32));
+        let mut pieces = [IoSliceMut::new(&mut number)];
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let Ok(got) = recvmsg::<()>(line.as_raw_fd(), &mut pieces, Some(&mut space), flags) else {
+            break;
+        };
+        let mut rights = got.cmsgs().into_iter().flatten();
+        let Some(ControlMessageOwned::ScmRights(fds)) = rights.next() else { break };
+        let Some(fd) = fds.first() else { break };
+        // SAFETY: the kernel has just made it for us.
+        let fd = unsafe { OwnedFd::from_raw_fd(*fd) };
+        all.push((u32::from_ne_bytes(number), fd));
+    }
+    // It closes when we end, or become the program.
+    std::mem::forget(line);
+    all
+}

@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! Connections to others that go on (`--keep-tcp`): last in a checkpoint that ends the program, when all else is written,
+//! they are made deaf, looked at, and held; first in a restart they are had from their holder, or made again.
+
+use super::connect::Item;
+use super::hold::{Held, Keeping, taken};
+use super::inet::called;
+use super::options::{self, REUSEADDR};
+use super::ports::is_here;
+use super::{inet, repair};
+use crate::error::{Error, Result};
+use crate::proc::Pid;
+use crate::ptrace::raw;
+use crate::resource::Gathered;
+use crate::resource::descriptor::{DescriptorKind, is_first, kind, pipe};
+use crate::resource::losses::List;
+use crate::settings::fresh_run;
+use ckpt_abi::image::{KeptTcp, Socket, socket_flag};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use zerocopy::{FromBytes, IntoBytes};
+
+/// A connection that is to go on: of which process, and where its record is.
+struct Wanted {
+    index: usize,
+    fd: u32,
+    inode: u64,
+}
+
+/// Looks at the connections that are to go on, whose processes stand still, and has them held; whatever cannot be is
+/// named as one that is reset.
+pub(crate) fn keep(all: &mut [Gathered], pids: &[Pid]) -> Option<Keeping> {
+    let wanted = wanted(all);
+    if wanted.is_empty() {
+        return None;
+    }
+    let strangers = strangers(&wanted, pids);
+    let (mut held, mut known) = (Vec::new(), Vec::new());
+    for one in wanted {
+        let ours = raw::take_descriptor(pids[one.index], one.fd.cast_signed());
+        match ours.ok().filter(|_| !strangers.contains(&one.inode)) {
+            Some(fd) => {
+                let reuse = options::get(&fd, REUSEADDR).unwrap_or(0);
+                held.push(Held { fd, reuse, place: held.len() as u32 });
+                known.push(one);
+            }
+            None => name_reset(&mut all[one.index], one.fd, "other processes have it, too"),
+        }
+    }
+    let token = fresh_run();
+    let keeping = (!held.is_empty()).then(|| Keeping::begin(held, token).ok()).flatten();
+    let Some(keeping) = keeping else {
+        let why = "no process can be made that holds it";
+        known.iter().for_each(|one| name_reset(&mut all[one.index], one.fd, why));
+        return None;
+    };
+    for (one, held) in known.iter().zip(keeping.held()) {
+        let captured = options::deafen(&held.fd, true)
+            .map_err(|errno| Error::new(errno.desc()))
+            .and_then(|()| repair::capture(&held.fd));
+        match captured {
+            Ok(mut captured) => {
+                (captured.kept.token, captured.kept.place) = (token, held.place);
+                put(&mut all[one.index], one.fd, &captured);
+            }
+            Err(error) => {
+                repair::undo(&held.fd, held.reuse);
+                name_reset(&mut all[one.index], one.fd, &error.to_string());
+            }
+        }
+    }
+    Some(keeping)
+}
+
+fn wanted(all: &[Gathered]) -> Vec<Wanted> {
+    let mut wanted = Vec::new();
+    for (index, gathered) in all.iter().enumerate() {
+        let ours = gathered.descriptors.iter().filter(|record| {
+            kind(record) == DescriptorKind::Socket && is_first(record, gathered.number)
+        });
+        for record in ours {
+            let is_kept = read(gathered, record.fd).is_some_and(|(socket, _)| {
+                socket.family != 0 && socket.flags & socket_flag::KEPT != 0
+            });
+            wanted.extend(is_kept.then_some(Wanted { index, fd: record.fd, inode: record.inode }));
+        }
+    }
+    wanted
+}
+
+/// The record of a socket, and all its pieces.
+fn read(gathered: &Gathered, fd: u32) -> Option<(Socket, Vec<Vec<u8>>)> {
+    let content = gathered.contents.iter().find(|content| content.index == fd)?;
+    let pieces = pipe::unframed(&content.bytes)?;
+    let (socket, _) = Socket::read_from_prefix(pieces.first()?).ok()?;
+    Some((socket, pieces.into_iter().map(<[u8]>::to_vec).collect()))
+}
+
+fn write(gathered: &mut Gathered, fd: u32, pieces: &[Vec<u8>]) {
+    let content = gathered.contents.iter_mut().find(|content| content.index == fd);
+    content.into_iter().for_each(|content| content.bytes = pipe::framed(pieces));
+}
+
+/// Writes down what was seen of a connection.
+fn put(gathered: &mut Gathered, fd: u32, captured: &repair::Captured) {
+    let Some((_, mut pieces)) = read(gathered, fd) else { return };
+    pieces.truncate(4);
+    pieces.push(captured.kept.as_bytes().to_vec());
+    pieces.extend([captured.sent.clone(), captured.come.clone()]);
+    write(gathered, fd, &pieces);
+}
+
+/// It is one that a restart finds reset.
+fn name_reset(gathered: &mut Gathered, fd: u32, why: &str) {
+    let Some((mut socket, mut pieces)) = read(gathered, fd) else { return };
+    socket.flags &= !socket_flag::KEPT;
+    let remote = pieces.get(3).map(|name| called(name)).unwrap_or_default();
+    pieces[0] = socket.as_bytes().to_vec();
+    write(gathered, fd, &pieces);
+    gathered.lists.push((List::Reset, format!("{fd} (TCP to {remote}: {why})")));
+}
+
+/// Those of the connections that processes outside have, too: these go on.
+fn strangers(wanted: &[Wanted], pids: &[Pid]) -> HashSet<u64> {
+    let inside: HashSet<u32> =
+        pids.iter().map(|pid| pid.word()).chain([std::process::id()]).collect();
+    let number = |name: &std::ffi::OsStr| name.to_str()?.parse::<u32>().ok();
+    let mut found = HashSet::new();
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    for process in processes {
+        if number(&process.file_name()).is_none_or(|pid| inside.contains(&pid)) {
+            continue;
+        }
+        for fd in std::fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten() {
+            let link = std::fs::read_link(fd.path()).unwrap_or_default();
+            let inode = link.as_os_str().as_bytes().strip_prefix(b"socket:[");
+            let inode = inode
+                .and_then(|rest| std::str::from_utf8(rest).ok()?.strip_suffix(']')?.parse().ok());
+            found.extend(inode.filter(|inode| wanted.iter().any(|one| one.inode == *inode)));
+        }
+    }
+    found
+}
+
+/// Of those of an image that go on, all are reset where that is asked for, or where we have not the right.
+pub(super) fn settle(items: &mut BTreeMap<u64, Item>, wanted: bool, warnings: &mut Vec<String>) {
+    let is_kept = |item: &Item| item.kept.is_some();
+    if !items.values().any(is_kept) {
+        return;
+    }
+    let allowed = repair::is_allowed();
+    if wanted && allowed {
+        return;
+    }
+    if wanted {
+        warnings.push(format!("connections to others are reset: {RIGHT}"));
+    }
+    items.values_mut().for_each(|item| item.kept = None);
+}
+
+/// What keeping them takes.
+pub(crate) const RIGHT: &str = "to keep them (--keep-tcp) takes the capability NET_ADMIN";
+
+/// The addresses of those that go on which this machine has not.
+pub(super) fn problems(items: &BTreeMap<u64, Item>) -> Vec<String> {
+    let kept = items.values().filter(|item| item.kept.is_some());
+    let absent = kept.filter(|item| inet::place(&item.local).is_some_and(|(ip, _)| !is_here(ip)));
+    let mut all: Vec<String> = absent
+        .map(|item| {
+            let (here, there) = (called(&item.local), called(&item.remote));
+            format!("this machine has not the address of the connection from {here} to {there}, which was kept: give it that, or say --keep-tcp=0, which has it reset")
+        })
+        .collect();
+    all.dedup();
+    all
+}
+
+/// Has those that go on from their holder, or makes them again.
+///
+/// # Errors
+/// One cannot be made.
+pub(super) fn all(items: &BTreeMap<u64, Item>) -> Result<HashMap<u64, OwnedFd>> {
+    let kept: Vec<_> =
+        items.iter().filter_map(|(inode, item)| Some((inode, item, item.kept.as_ref()?))).collect();
+    let Some((_, _, (first, _))) = kept.first() else { return Ok(HashMap::new()) };
+    let mut there: HashMap<u32, OwnedFd> = taken(first.token, kept.len()).into_iter().collect();
+    let mut ends = HashMap::new();
+    for (inode, item, (record, sent)) in kept {
+        let held = there.remove(&record.place).filter(|end| repair::is(end, item));
+        let end = held.map_or_else(|| repair::make(item, record, sent), Ok)?;
+        ends.insert(*inode, end);
+    }
+    Ok(ends)
+}
+
+/// What an image says of one, and what was sent: the first of what comes behind the name of the other end.
+pub(super) fn recorded(socket: &Socket, rest: &mut &[&[u8]]) -> Option<(KeptTcp, Vec<u8>)> {
+    if socket.flags & socket_flag::KEPT == 0 {
+        return None;
+    }
+    let [kept, sent, come @ ..] = *rest else { return None };
+    *rest = come;
+    Some((KeptTcp::read_from_prefix(kept).ok()?.0, sent.to_vec()))
+}

@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! `--keep-tcp`: connections to others go on, with what is under way in them.
+
+mod harness;
+
+use std::fs;
+use std::process::Command;
+
+use harness::faults::armed;
+use harness::{Bench, Ended, Run, Who, until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, geteuid};
+
+const PYTHON: &str = "/usr/bin/python3";
+
+/// Has the other ends. What a connection is for, its first byte says.
+const OUTSIDE: &str = r#"
+import hashlib, os, socket, sys, threading
+def echo(s):
+    while piece := s.recv(100000): s.sendall(piece)
+    s.close()
+def behind_gate(s):
+    gate.wait(); hash, count = hashlib.md5(), 0
+    while piece := s.recv(1 << 20): hash.update(piece); count += len(piece)
+    s.sendall(b"%d %s" % (count, hash.hexdigest().encode())); s.close()
+def tail(s):
+    s.sendall(b"tail"); s.shutdown(socket.SHUT_WR)
+    while s.recv(100): pass
+def flood(s):
+    s.sendall(b"0123456789" * 1000000); s.recv(1); s.close()
+def last(s):
+    while s.recv(100): pass
+    gate.wait(); s.sendall(b"last"); s.close()
+def serve(listener):
+    while True:
+        s = listener.accept()[0]
+        work = {b"e": echo, b"g": behind_gate, b"t": tail, b"f": flood, b"l": last}[s.recv(1)]
+        threading.Thread(target=work, args=(s,), daemon=True).start()
+gate = threading.Event()
+four = socket.create_server(("127.0.0.1", 0)); six = socket.create_server(("::1", 0), family=socket.AF_INET6)
+for one in four, six: threading.Thread(target=serve, args=(one,), daemon=True).start()
+print(four.getsockname()[1], six.getsockname()[1], flush=True)
+for line in sys.stdin:
+    if line == "open\n": gate.set()
+    else:
+        s = socket.create_connection(("127.0.0.1", int(line))); s.sendall(b"x"); threading.Thread(target=echo, args=(s,), daemon=True).start()
+"#;
+
+/// Has connections to it, in several states, one of them in a child.
+const INSIDE: &str = r#"
+import hashlib, os, random, select, socket, struct, sys
+one, two = map(int, sys.argv[1:])
+def to(kind, family=socket.AF_INET, name=("127.0.0.1", one)):
+    s = socket.socket(family); s.connect(name); s.sendall(kind); return s
+four, six = to(b"e"), to(b"e", socket.AF_INET6, ("::1", two)); mapped = to(b"e", socket.AF_INET6, ("::ffff:127.0.0.1", one))
+four.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1); six.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+mapped.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1); mapped.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
+full, tail, flood, last = to(b"g"), to(b"t"), to(b"f"), to(b"l")
+listener = socket.create_server(("127.0.0.1", 0)); print(listener.getsockname()[1], flush=True)
+accepted = listener.accept()[0]; accepted.recv(1)
+hash, count = hashlib.md5(), 0
+made = random.Random(1); full.setblocking(False)
+try:
+    while True:
+        piece = made.randbytes(100000); sent = full.send(piece); hash.update(piece[:sent]); count += sent
+except BlockingIOError: pass
+full.setblocking(True); last.shutdown(socket.SHUT_WR)
+while len(tail.recv(9, socket.MSG_PEEK)) < 4: pass
+while len(flood.recv(60000, socket.MSG_PEEK)) < 60000: pass
+names = [(s.getsockname(), s.getpeername()) for s in (four, six, mapped, accepted)]
+class End(Exception): pass
+def ping(*all):
+    for s in all:
+        piece = os.urandom(50000); s.sendall(piece)
+        assert s.recv(len(piece), socket.MSG_WAITALL) == piece
+ask, answer = os.pipe(), os.pipe()
+if os.fork() == 0:
+    os.close(ask[1]); os.close(answer[0])
+    own = to(b"e")
+    while os.read(ask[0], 1) == b"?": ping(own); os.write(answer[1], b"!")
+    os._exit(0)
+print("ready", flush=True)
+for line in sys.stdin:
+    assert names == [(s.getsockname(), s.getpeername()) for s in (four, six, mapped, accepted)]
+    assert four.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1 and six.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+    ping(four, six, mapped, accepted)
+    os.write(ask[1], b"?"); assert os.read(answer[0], 1) == b"!"
+    if line == "go\n": break
+    print("ok", flush=True)
+assert (tail.recv(9), tail.recv(9)) == (b"tail", b"")
+tail.sendall(b"x"); tail.close()
+assert flood.recv(10000000, socket.MSG_WAITALL) == b"0123456789" * 1000000
+flood.sendall(b"x"); assert flood.recv(1) == b""
+full.shutdown(socket.SHUT_WR)
+said = full.recv(1000, socket.MSG_WAITALL).decode(); assert said == f"{count} {hash.hexdigest()}", (said, count)
+assert last.recv(9, socket.MSG_WAITALL) == b"last"
+"#;
+
+/// Both at "ready".
+fn begin(bench: &Bench, options: &[&str]) -> (Run, Run) {
+    bench.file("outside.py", OUTSIDE);
+    bench.file("inside.py", INSIDE);
+    let mut outside = bench.run(PYTHON, &["outside.py"]);
+    let ports = outside.line();
+    let mut args = vec!["inside.py"];
+    args.extend(ports.split(' '));
+    let mut run = match options {
+        [] => bench.run(PYTHON, &args),
+        options => bench.launch(options, PYTHON, &args),
+    };
+    outside.say(&run.line());
+    run.expect("ready");
+    (outside, run)
+}
+
+/// Saves a program that ends by it, with its connections.
+#[track_caller]
+fn saved(bench: &Bench, name: &str, run: Run) -> Ended {
+    let said =
+        bench.must(&["save", "--keep-tcp", "--stop", "-n", &bench.name(name), &run.pid_text()]);
+    run.end();
+    said
+}
+
+/// The processes of a bench that hold connections.
+fn holders(bench: &Bench) -> Vec<i32> {
+    let read = |path: String| fs::read_to_string(path).unwrap_or_default();
+    let pids = fs::read_dir("/proc").expect("/proc").flatten();
+    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let ours = |pid: &i32| {
+        let exe = fs::read_link(format!("/proc/{pid}/exe"));
+        read(format!("/proc/{pid}/comm")) == "ckpt-tcp\n"
+            && exe.is_ok_and(|exe| exe.starts_with(&bench.dir))
+    };
+    pids.filter(ours).collect()
+}
+
+/// Nobody holds them any more.
+#[track_caller]
+fn let_go(bench: &Bench, by_force: bool) {
+    for pid in holders(bench).into_iter().filter(|_| by_force) {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+    until("the holder's end", || holders(bench).is_empty().then_some(()));
+}
+
+#[test]
+fn connections_go_on() {
+    if !geteuid().is_root() {
+        return;
+    }
+    let bench = Bench::new(Who::Me);
+    let (mut outside, mut run) = begin(&bench, &[]);
+    // Held by a process, made anew, and both once more.
+    for (name, by_force) in [("1", false), ("2", true), ("3", false), ("4", true)] {
+        let said = saved(&bench, name, run);
+        assert!(!said.stderr.contains("connections"), "{said:?}");
+        assert_eq!(holders(&bench).len(), 1);
+        if by_force {
+            let_go(&bench, true);
+        }
+        run = bench.run(bench.path(name), &[]);
+        run.check();
+        let_go(&bench, false);
+    }
+    outside.say("open");
+    let ended = run.go();
+    assert_eq!(ended.stderr, "", "{ended:?}");
+}
+
+#[test]
+fn a_restart_that_fails_can_be_tried_again() {
+    if !geteuid().is_root() {
+        return;
+    }
+    let bench = Bench::new(Who::Me);
+    let (mut outside, run) = begin(&bench, &["--keep-tcp", "-n", "1"]);
+    run.signal(Signal::SIGTSTP);
+    run.end();
+    // What is sent meanwhile is no harm, nor is a restarter that is killed.
+    for step in ["reopened", "filled", "planned"] {
+        let ended = Run::start(armed(bench.command(bench.path("1")), step, &[] as &[&str])).end();
+        assert_ne!(ended.code(), Some(0), "{step}: {ended:?}");
+    }
+    let mut run = bench.run(bench.path("1"), &[]);
+    run.check();
+    outside.say("open");
+    run.go();
+}
+
+/// The program goes on as if nothing had been.
+#[test]
+fn a_dumper_is_killed() {
+    if !geteuid().is_root() {
+        return;
+    }
+    let bench = Bench::new(Who::Me);
+    let (mut outside, mut run) = begin(&bench, &[]);
+    let (pid, name) = (run.pid_text(), bench.name("1"));
+    for step in ["written", "deafened", "sealed", "linked", "-deafened"] {
+        let args = ["save", "--keep-tcp", "--stop", "-n", &name, &pid];
+        let mut command = bench.command(bench.ckpt());
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        let ended = Run::start(armed(command, step, &args)).end();
+        assert_eq!(ended.signal(), Some(Signal::SIGKILL as i32), "{step}: {ended:?}");
+        run.check();
+        let_go(&bench, false);
+    }
+    outside.say("open");
+    run.go();
+}
+
+/// Without the option, of a checkpoint after which the program goes on, and where that is asked for at the restart.
+#[test]
+fn what_is_not_kept_is_reset() {
+    const RESET: &str = "connections to others, which a restart finds reset: descriptors ";
+    const RIGHT: &str = "to keep them (--keep-tcp) takes the capability NET_ADMIN";
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        let (_outside, mut run) = begin(&bench, &[]);
+        let (pid, name) = (run.pid_text(), bench.name("1"));
+        let said = bench.must(&["save", "--keep-tcp", "-n", &name, &pid]);
+        assert!(said.stderr.contains(RESET), "{said:?}");
+        run.check();
+        let said = saved(&bench, "1", run);
+        let may = geteuid().is_root() && who == Who::Me;
+        assert_eq!(said.stderr.contains(RESET), !may, "{said:?}");
+        assert_eq!(said.stderr.contains(RIGHT), !may, "{said:?}");
+        let mut run = bench.run(bench.path("1"), &["--keep-tcp=0"]);
+        run.say("check");
+        let ended = run.end();
+        assert!(ended.stderr.contains("not connected"), "{ended:?}");
+        let_go(&bench, true);
+    }
+}
+
+/// In a network of its own, whose address goes and comes back.
+#[test]
+fn the_address_has_to_be_there() {
+    const SCRIPT: &str = r#"
+        ip link set lo up && ip address add 10.88.0.1/32 dev lo
+        python3 -c '
+import socket
+s = socket.create_server(("10.88.0.1", 7001)).accept()[0]
+while piece := s.recv(10): s.sendall(piece)' &
+        python3 -c '
+import os, socket, time
+while True:
+    try: s = socket.create_connection(("10.88.0.1", 7001), source_address=("10.88.0.1", 7002)); break
+    except OSError: time.sleep(0.02)
+open("ready", "w").close()
+while not os.path.exists("gate"): time.sleep(0.02)
+s.sendall(b"ping"); print(s.recv(4), flush=True)' &
+        job=$!
+        until [ -e ready ]; do sleep 0.02; done
+        ./ckpt save --keep-tcp --stop -n x $job
+        ip address del 10.88.0.1/32 dev lo; ./x; echo $?
+        ip address add 10.88.0.1/32 dev lo; touch gate; ./x; echo $?; wait"#;
+    if !geteuid().is_root() || Command::new("ip").arg("-V").output().is_err() {
+        return;
+    }
+    let bench = Bench::new(Who::Me);
+    let ended = bench.run("unshare", &["-n", "sh", "-c", SCRIPT]).end();
+    let absent =
+        "this machine has not the address of the connection from 10.88.0.1:7002 to 10.88.0.1:7001";
+    assert!(ended.stderr.contains(absent), "{ended:?}");
+    assert_eq!(ended.stdout[1..], ["125", "b'ping'", "0"], "{ended:?}");
+}
