@@ -208,7 +208,7 @@ pub(super) fn taken(token: u64, count: usize) -> Vec<(u32, OwnedFd)> {
         return all;
     }
     // Another restart may have them.
-    const SOON: i32 = 2000;
+    const SOON: i32 = 10_000;
     while all.len() < count && hears(&line, SOON) {
         let (mut number, mut space) = ([0; 4], nix::cmsg_space!(i32));
         let mut pieces = [IoSliceMut::new(&mut number)];
