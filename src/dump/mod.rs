@@ -418,7 +418,6 @@ fn proceed(
         pictured.into_iter().map(Pictured::take_apart).unzip();
     // Dropped before whoever stands still goes on.
     let keeping = stop.then(|| socket::keep(&mut gathered, &pids)).flatten();
-    reach(Point::Deafened);
     let (bytes, losses) = phase7_seal::seal(writing, gathered, checkpoint.strict)?;
     reach(Point::Sealed);
     checkpoint.sealed(equipped);

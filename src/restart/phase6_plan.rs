@@ -114,18 +114,13 @@ pub(super) fn plan(
         let Membership { stopped, .. } = member;
         signals::await_stops(stopped, &filled.actions, &saved.pending, &mut arena, &mut main)?;
     }
-    let connections = socket::let_go(&opened.descriptors, &opened.led, &mut arena)?;
-    // Until then they are closed without a word.
-    let late = member.is_some() && saved.process.capabilities[0] & NET_ADMIN != 0;
-    if !late {
-        main.extend(&connections);
-    }
+    let [early, late] = connections(saved, opened, member, &mut arena)?;
+    main.extend(&early);
     // Nobody enters the program while another still has the restarter's.
     let last = give_privileges(&rights, first, saved, &mut main);
     let kept = close(&mut main, failure, exe);
     if let Some(member) = member {
-        let connections = late.then_some(&connections);
-        leave_together(saved, (member, connections), &head_value, &mut arena, &mut main)?;
+        leave_together(saved, (member, &late), &head_value, &mut arena, &mut main)?;
     }
     let turn = filled.region + TURNS + std::mem::offset_of!(Turns, turn) as u64;
     main.push(OpKind::Store, 0, Step::Leave, 8, &[turn, filled.turn.word()]);
@@ -144,11 +139,24 @@ pub(super) fn plan(
     Ok(Plan { run: filled.control.run, stack: stack(1) - 64, orders: head, kept })
 }
 
+/// Orders that let the connections go on that were kept, which until then are closed without a word: before a process has
+/// its own rights, or behind the last meeting if it may still.
+fn connections(
+    saved: &Saved<'_>,
+    opened: &Opened,
+    member: Option<&Membership>,
+    arena: &mut Arena,
+) -> Result<[Orders; 2]> {
+    let all = socket::let_go(&opened.descriptors, &opened.led, arena)?;
+    let late = member.is_some() && saved.process.capabilities[0] & NET_ADMIN != 0;
+    Ok(if late { [Orders::default(), all] } else { [all, Orders::default()] })
+}
+
 /// Orders by which a process of several lets the others know that it is there, and waits for them; `connections` are let go
 /// behind that.
 fn leave_together(
     saved: &Saved<'_>,
-    (member, connections): (&Membership, Option<&Orders>),
+    (member, connections): (&Membership, &Orders),
     head_value: &ListHead,
     arena: &mut Arena,
     main: &mut Orders,
@@ -162,7 +170,7 @@ fn leave_together(
     main.push(OpKind::Goto, 0, Step::Leave, 0, &[in_vain(member, arena)?]);
     main.push(OpKind::Store, 0, Step::Leave, 8, &[head_value.told, 0]);
     main.call(Step::Unmap, libc::SYS_munmap, &[page, PAGE]);
-    connections.into_iter().for_each(|connections| main.extend(connections));
+    main.extend(connections);
     drop_capabilities(saved, member, arena, main)
 }
 

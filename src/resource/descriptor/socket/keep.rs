@@ -9,6 +9,7 @@ use super::options::{self, REUSEADDR};
 use super::ports::is_here;
 use super::{inet, repair};
 use crate::error::{Error, Result};
+use crate::fault::{Point, reach};
 use crate::proc::Pid;
 use crate::ptrace::raw;
 use crate::resource::Gathered;
@@ -70,6 +71,7 @@ pub(crate) fn keep(all: &mut [Gathered], pids: &[Pid]) -> Option<Keeping> {
             }
         }
     }
+    reach(Point::Deafened);
     Some(keeping)
 }
 
