@@ -19,7 +19,7 @@ fn keeps(kind: &str) {
         }
         for image in ["1.ckpt", "2.ckpt", "3.ckpt"] {
             Way::SaveStop.save(&bench, image, run);
-            if kind == "serial" {
+            if ["serial", "console"].contains(&kind) {
                 // As another boot leaves it.
                 let sane = ["-F", "/dev/tty63", "sane"];
                 bench.run("/usr/bin/stty", &sane).ends_well();
@@ -51,6 +51,7 @@ fn nodes_without_a_name() {
 #[test]
 fn settings_of_serial_lines() {
     keeps("serial");
+    keeps("console");
 }
 
 #[test]

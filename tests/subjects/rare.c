@@ -5,6 +5,7 @@
 //   owner     pipes that children have, too, whose readiness is told to this process, and to a child
 //   nodes     nodes that were removed: a symbolic link, a FIFO, a socket and a file that are only named; root's device
 //   serial    root's device that is a terminal, with settings of its own
+//   console   the same, and it is the controlling terminal
 //   watches   watches on a tree of directories of which it has none open
 //   holder    locks of flock(2) that a child has, too: /proc names this process
 #include "subject.h"
@@ -116,7 +117,7 @@ static void settings(struct termios *of) {
 
 static void open_serial(void) {
   struct termios t;
-  files[0] = open("/dev/tty63", O_RDWR | O_NOCTTY | O_NONBLOCK);
+  files[0] = open("/dev/tty63", O_RDWR | O_NONBLOCK | (is("console") ? 0 : O_NOCTTY));
   if (files[0] < 0) {
     say("none\n");
     exit(0);
@@ -169,8 +170,10 @@ static void check(void) {
   }
   if (is("nodes")) look_at_nodes();
   if (is("watches")) look_at_watches();
-  if (is("serial")) {
+  if (is("serial") || is("console")) {
     struct termios t;
+    struct stat now;
+    CHECK(!fstat(files[0], &now) && now.st_rdev == 0x43f, "%lx", (long)now.st_rdev);
     settings(&t);
     CHECK(t.c_cc[VERASE] == '#' && !(t.c_lflag & (ICANON | ECHO)), "%d %o", t.c_cc[VERASE], t.c_lflag);
   }
@@ -188,7 +191,7 @@ int main(int count, char **arguments) {
   if (is("terminal") || is("closed")) take_terminal();
   if (is("nodes")) make_nodes();
   if (is("watches")) watch();
-  if (is("serial")) open_serial();
+  if (is("serial") || is("console")) open_serial();
   if (is("owner")) CHECK(!pipe(ends[0]) && !pipe(ends[1]), "%m");
   if (is("holder")) {
     files[0] = open("0", O_RDWR | O_CREAT, 0644), files[1] = open("1", O_RDWR | O_CREAT, 0644);

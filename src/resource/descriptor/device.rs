@@ -67,6 +67,10 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
         && let Some(settings) = ours().and_then(|file| pty::termios(&file).ok())
     {
         saving.record.extra = SET;
+        if terminal::of(look.process) == fd.rdev {
+            let path = saving.path.display();
+            saving.say(format!("what the device {path} is: its controlling terminal"));
+        }
         content = Some(settings.as_bytes().to_vec());
     }
     if let Some(bytes) = content {

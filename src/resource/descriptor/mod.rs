@@ -215,7 +215,7 @@ pub(crate) fn save(
     let process = target.process();
     let config = &target.region.control.config;
     let inner_pid = target.status.inner_id;
-    let terminal = terminal::decoded(target.stat.tty_nr.cast_unsigned());
+    let terminal = terminal::given(target.stat, &common.tables);
     let mut losses = Vec::new();
     let count = common.tables.of.get(number as usize).map_or(0, |table| table.fds.len());
     for index in 0..count {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! The controlling terminal under another number than 0, 1 and 2: that of the restarter, whatever its path.
 
-use super::{Kind, Look, Opening, Origin, Saving, file_type, open};
+use super::{Kind, Look, Opening, Origin, Saving, Tables, file_type, open, standard};
 use crate::error::Result;
-use crate::proc::{Process, fds::Fd};
+use crate::proc::{Process, fds::Fd, stat::Stat};
 use ckpt_abi::image::Descriptor;
 use nix::libc;
 use nix::sys::stat::{major, makedev, minor};
@@ -39,6 +39,18 @@ pub(crate) fn is_pseudo(device: u64) -> bool {
 /// /dev/tty: whichever is the process's own.
 pub(super) fn is_own(device: u64) -> bool {
     device == makedev(5, 0)
+}
+
+/// The device number of the controlling terminal of a process, or 0; 0 also where that is a line or a console that a leader of a session in the
+/// checkpoint has opened itself, as daemons do that are only about to talk to a device.
+pub(crate) fn given(stat: &Stat, tables: &Tables) -> u64 {
+    let device = decoded(stat.tty_nr.cast_unsigned());
+    let of_start = |fd: &Fd| fd.number < 3 || tables.at_start.contains(&standard::at_start(fd));
+    let was_there = || tables.everywhere().any(|(_, fd)| fd.rdev == device && of_start(fd));
+    let taken = !is_pseudo(device)
+        && tables.of.iter().any(|table| table.pid == stat.session)
+        && !was_there();
+    if taken { 0 } else { device }
 }
 
 fn recognise(fd: &Fd, look: &Look<'_>) -> bool {

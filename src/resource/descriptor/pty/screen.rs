@@ -54,7 +54,7 @@ impl Outer {
         known: bool,
     ) -> Option<Self> {
         let stat = root.main_stat().ok()?;
-        let device = terminal::decoded(stat.tty_nr.cast_unsigned());
+        let device = terminal::given(&stat, tables);
         if device == 0 || super::number_of(device).is_some_and(|number| tables.ptys().has(number)) {
             return None;
         }
