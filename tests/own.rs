@@ -90,6 +90,35 @@ fn timers_of_cpu_time() {
     BOTH.into_iter().for_each(|who| survives(who, "ticks", 0));
 }
 
+/// Huge pages of hugetlbfs, where they are free, and else a sentence.
+#[test]
+fn huge_pages() {
+    let pages = "/proc/sys/vm/nr_hugepages";
+    let before = std::fs::read_to_string(pages).unwrap();
+    let set = |number: &str| std::fs::write(pages, number).is_ok();
+    if before.trim() != "0" || !set("12") {
+        return;
+    }
+    let bench = Bench::new(Who::Me);
+    let mut run = bench.run(bench.subject("hugetlb", Build::Pie), &[]);
+    let mut kinds = Vec::new();
+    if run.line() == "ready" {
+        for image in ["0.ckpt", "1.ckpt", "2.ckpt"] {
+            Way::SaveStop.save(&bench, image, run);
+            set(if image == "2.ckpt" { "0" } else { "12" });
+            run = bench.run(bench.path(image), &[]);
+            run.check();
+            kinds.push(std::fs::read_to_string(bench.path("kind")).unwrap());
+        }
+        let said = run.stderr();
+        run.go();
+        set(&before);
+        assert_eq!(kinds, ["2048", "2048", "4"]);
+        assert!(said.contains("8 MiB of huge pages of hugetlbfs are not free here"), "{said}");
+    }
+    set(&before);
+}
+
 /// The text of such a program has breakpoints that are the kernel's.
 #[test]
 fn a_program_that_is_probed_is_refused() {

@@ -17,6 +17,12 @@ impl Process {
         let _ = std::fs::write(self.path("oom_score_adj"), "1000");
     }
 
+    /// One more than the user id of whom its session is (/proc/PID/loginuid); 0: none is set, or it cannot be read.
+    pub(crate) fn login(&self) -> u32 {
+        let text = self.file("loginuid").unwrap_or_default();
+        decimal::<u32>(text.trim_ascii()).map_or(0, |login| login.wrapping_add(1))
+    }
+
     /// Which mappings are in its core dumps (core(5)); None where the kernel writes none (CONFIG_ELF_CORE).
     pub fn coredump_filter(&self) -> Option<u32> {
         u32::try_from(hex(self.file("coredump_filter").ok()?.trim_ascii()).ok()?).ok()

@@ -6,6 +6,7 @@ use super::plan::{Arena, Orders, Step};
 use super::written::Written;
 use super::{Common, Gathered, Target, cpu, memory, privileges, vdso, xstate};
 use crate::error::{Because, Result};
+use crate::image::PAGE;
 use crate::proc::{self, Pid};
 use crate::ptrace::list::{List, Question, Replies};
 use ckpt_abi::image::{LimitRecord, ProcessRecord, SignalAction, process_flag};
@@ -42,7 +43,7 @@ pub(crate) fn save(
     let place = vdso::Place::find(target.vmas);
     let arguments = &seen.arguments;
     let joined = arguments.iter().map(|a| a.as_bytes()).collect::<Vec<_>>().join(&0);
-    let own = Written::of(seen, common.relatives.of(status.ppid));
+    let own = Written::of(seen, common.relatives.of(status.ppid), target.process().login());
     let cwd = &seen.cwd;
     let root = &seen.root.path;
     let has_left = *root != outside(common, pid);
@@ -100,6 +101,8 @@ pub(crate) fn save(
         groups: status.gid,
         supplementary: strings.add(OsStr::from_bytes(&groups)),
         capabilities: privileges::sets(status),
+        keys: asked.keys(answers),
+        login: own.login,
         ..ProcessRecord::new_zeroed()
     };
     gathered.process = Some(process);
@@ -131,6 +134,7 @@ pub(crate) struct ProcessQuestions {
     locked: memory::locked::LockQuestions,
     brk: Question,
     segments: Question,
+    keys: Vec<Question>,
     membarrier: Question,
     /// The state components that the process may use because it asked (AMX); 0 where the kernel has no such thing
     /// (before 5.16).
@@ -141,6 +145,14 @@ pub(crate) struct ProcessQuestions {
     flusher: Question,
     mdwe: Question,
     reaper: Question,
+}
+
+/// Asks for each protection key whether it is allocated: then it is missed that nothing is at the address `free`
+/// (mm/mprotect.c, do_mprotect_pkey). None where the CPU has no such thing.
+fn keys(list: &mut List, free: u64) -> Vec<Question> {
+    let count = if cpu::xcr0() & 1 << 9 == 0 { 0 } else { 15 };
+    let ask = |key| list.call(libc::SYS_pkey_mprotect, &[free, PAGE, 0, key]);
+    (1..=count).map(ask).collect()
 }
 
 impl ProcessQuestions {
@@ -154,6 +166,7 @@ impl ProcessQuestions {
             locked: memory::locked::ask(list, free),
             brk: list.call(libc::SYS_brk, &[0]),
             segments: list.reading(libc::SYS_modify_ldt, &[READ, 0, 8], 1, 8),
+            keys: keys(list, free),
             membarrier: list.call(libc::SYS_membarrier, &[GET_REGISTRATIONS]),
             permitted: list.reading(libc::SYS_arch_prctl, &[ARCH_GET_XCOMP_PERM, 0], 1, 8),
             dumpable: list.call(prctl, &[libc::PR_GET_DUMPABLE as u64]),
@@ -163,6 +176,13 @@ impl ProcessQuestions {
             mdwe: list.call(prctl, &[PR_GET_MDWE]),
             reaper: list.reading(prctl, &[libc::PR_GET_CHILD_SUBREAPER as u64, 0], 1, 4),
         }
+    }
+
+    /// The protection keys that are allocated, as bits.
+    fn keys(&self, answers: &Replies) -> u32 {
+        let allocated = |key: &Question| answers.result(*key) == -i64::from(libc::ENOMEM);
+        let keys = (1..).zip(&self.keys).filter(|(_, key)| allocated(key));
+        keys.fold(0, |all, (key, _): (u32, _)| all | 1 << key)
     }
 
     /// The registrations for membarrier(2). Before Linux 6.3 nobody can tell; the common one is assumed

@@ -15,11 +15,13 @@ pub(crate) struct Written {
     pub oom_score: i32,
     /// [`ProcessRecord::coredump_filter`].
     pub coredump_filter: u32,
+    /// [`ProcessRecord::login`].
+    pub login: u32,
 }
 
 impl Written {
     /// An oom_score_adj that is also its parent's belongs to where it runs, not to it.
-    pub(crate) fn of(seen: &Rest, parent: &Relative) -> Self {
+    pub(crate) fn of(seen: &Rest, parent: &Relative, login: u32) -> Self {
         let (score, filter) = (seen.oom_score, seen.coredump_filter);
         let own = score.is_some() && score != parent.oom_score;
         let flag = |holds, flag| if holds { flag } else { 0 };
@@ -28,6 +30,7 @@ impl Written {
                 | flag(filter.is_some(), process_flag::COREDUMP_FILTER),
             oom_score: score.unwrap_or(0),
             coredump_filter: filter.unwrap_or(0),
+            login,
         }
     }
 }
@@ -52,6 +55,11 @@ pub(crate) fn restore(process: &ProcessRecord) -> Option<String> {
         && !write("coredump_filter", format!("{filter:#x}"))
     {
         denied.push(format!("coredump_filter {filter:#x}"));
+    }
+    // Who may not is somebody else by the kernel's word.
+    let login = process.login.wrapping_sub(1);
+    if process.login != 0 && own.is_some_and(|own| own.login() != process.login) {
+        write("loginuid", login.to_string());
     }
     let denied = denied.join(" and ");
     (!denied.is_empty()).then(|| {

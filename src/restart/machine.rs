@@ -44,8 +44,9 @@ pub(crate) fn lacks(whole: &Whole<'_>, saved: &Saved<'_>) -> Vec<Lack> {
     if !lost.is_empty() {
         add(format!("it has values in registers that this CPU has not ({lost})"), true);
     }
-    if saved.vmas.iter().any(|v| v.pkey != 0) && cpu::xcr0() & 1 << 9 == 0 {
-        add("its memory has protection keys (pkeys(7)), which this CPU has not".into(), false);
+    let keys = saved.process.keys != 0 || saved.vmas.iter().any(|v| v.pkey != 0);
+    if keys && cpu::xcr0() & 1 << 9 == 0 {
+        add("it has protection keys (pkeys(7)), which this CPU has not".into(), false);
     }
     if seccomp::is_roots(&saved.threads) && !capable(CAP_SYS_ADMIN) {
         let what =

@@ -39,6 +39,12 @@ impl Mapping {
         Self::made(at, len, mapped)
     }
 
+    /// The same in huge pages of hugetlbfs, of `page` bytes each; an error of ENOMEM where not so many are free.
+    pub(crate) fn huge(at: u64, len: u64, page: u64) -> Result<Self> {
+        let size = (page.ilog2() as i32) << libc::MAP_HUGE_SHIFT;
+        Self::anonymous(at, len, MapFlags::MAP_HUGETLB | MapFlags::from_bits_retain(size))
+    }
+
     /// Maps memory that the kernel may take away (MAP_DROPPABLE, Linux 6.11), or ordinary memory where it
     /// does not know that.
     pub(crate) fn droppable(at: u64, len: u64) -> Result<Self> {
@@ -290,9 +296,10 @@ pub(crate) fn set_signals(mask: u64) -> u64 {
     old
 }
 
-/// Allocates the first protection keys, of which this process has none yet.
-pub(crate) fn allocate_keys(count: u32) -> Result<()> {
-    for key in 1..=count {
+/// Allocates protection keys, of which this process has none yet: bit N is key N.
+pub(crate) fn allocate_keys(keys: u32) -> Result<()> {
+    let last = keys.checked_ilog2().unwrap_or(0);
+    for key in 1..=last {
         // SAFETY: changes only what this thread may do with memory that gets the key.
         let got = unsafe { libc::syscall(libc::SYS_pkey_alloc, 0, 0) };
         if got != i64::from(key) {
@@ -301,6 +308,11 @@ pub(crate) fn allocate_keys(count: u32) -> Result<()> {
             ))
             .hint("restart it where it was saved"));
         }
+    }
+    // The kernel gives the lowest that is free.
+    for key in (1..=last).filter(|key| keys >> key & 1 == 0) {
+        // SAFETY: no memory has it.
+        unsafe { libc::syscall(libc::SYS_pkey_free, key) };
     }
     Ok(())
 }

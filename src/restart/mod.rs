@@ -44,6 +44,7 @@ use crate::inject::monitor::Monitor;
 use crate::proc::{Pid, forebear};
 use crate::resource::descriptor::{grown, pty::screen::Front};
 use crate::resource::kinship;
+use crate::resource::memory::hugetlb;
 use crate::resource::{regained, sysv};
 use crate::settings::{self, Settings};
 use ckpt_abi::image::SectionKind;
@@ -98,8 +99,10 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
     config.begun = kinship::begun(Pid::own());
     mapping::set_signals_but(mask, config.asyncsig);
     let mut warnings = Vec::new();
+    let mut huge = hugetlb::Free::default();
     for saved in &mut all {
         phase2_adapt::convert(&whole, saved, options, &mut warnings)?;
+        warnings.extend(huge.take(&mut saved.vmas));
     }
     for saved in &all {
         regained::find_root(&saved.root, false)?;

@@ -130,7 +130,7 @@ pub(crate) fn fill(
     let (control, actions) = region::fill(saved, &mut placed, settings, missing.as_ref())?;
     let base = saved.process.region;
     let turn = region::renew_turns(base, &mut placed)?;
-    placed::finish(&mut placed, &saved.guards)?;
+    placed::finish(&mut placed, &saved.guards, saved.process.keys)?;
     Ok(Filled { placed, control, turn, region: base, actions, vdso, space, missing })
 }
 
@@ -139,8 +139,9 @@ pub(crate) fn fill(
 /// join it with its neighbours and put a huge page across the border.
 fn is_final(saved: &Saved<'_>, record: &VmaRecord) -> bool {
     let private = [VmaKind::Private as u32, VmaKind::PrivateFile as u32].contains(&record.kind);
-    let special =
-        record.flags & (vma_flag::REGION | vma_flag::GROWSDOWN | vma_flag::DROPPABLE) != 0;
+    const SPECIAL: u64 =
+        vma_flag::REGION | vma_flag::GROWSDOWN | vma_flag::DROPPABLE | vma_flag::HUGETLB;
+    let special = record.flags & SPECIAL != 0;
     if !private || record.prot & libc::PROT_WRITE as u32 != 0 || special {
         return false;
     }
@@ -178,6 +179,11 @@ fn map(
         VmaKind::Ring => Err(Error::new("a ring is made otherwise")),
         VmaKind::Private | VmaKind::Vdso if record.flags & vma_flag::DROPPABLE != 0 => {
             Mapping::droppable(at, len)
+        }
+        // Only what is not moved: before Linux 5.16 it cannot be.
+        VmaKind::Private if record.flags & vma_flag::HUGETLB != 0 && at == record.start => {
+            Mapping::huge(at, len, record.file_size)
+                .or_else(|_| Mapping::anonymous(at, len, MapFlags::empty()))
         }
         VmaKind::Private | VmaKind::Vdso => {
             let mut flags = MapFlags::empty();

@@ -288,8 +288,11 @@ impl Kept {
 
 /// Memory without a file that has nothing special. What it may be used for is set at the end.
 fn is_plain(vma: &VmaRecord) -> bool {
-    const SPECIAL: u64 =
-        vma_flag::REGION | vma_flag::GROWSDOWN | vma_flag::DROPPABLE | vma_flag::FOLLOWS;
+    const SPECIAL: u64 = vma_flag::REGION
+        | vma_flag::GROWSDOWN
+        | vma_flag::DROPPABLE
+        | vma_flag::FOLLOWS
+        | vma_flag::HUGETLB;
     vma.kind == VmaKind::Private as u32 && vma.pkey == 0 && vma.flags & SPECIAL == 0
 }
 

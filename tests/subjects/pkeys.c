@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: LGPL-2.1-only
-// Two pages, each with a protection key: one cannot be written, one cannot be touched.
+// Two pages, each with a protection key: one cannot be written, one cannot be touched. Another key no memory has, and one was
+// given back.
 #include "subject.h"
 #include <setjmp.h>
 #include <signal.h>
 #include <sys/mman.h>
 
 static volatile unsigned char *page[2];
-static int key[2];
+static int key[2], spare, freed;
 static sigjmp_buf after;
 
 static void on_fault(int number, siginfo_t *info, void *context) {
@@ -45,6 +46,10 @@ static void check(void) {
 static void look(void) {
   CHECK(pkey_get(key[0]) == PKEY_DISABLE_WRITE && pkey_get(key[1]) == PKEY_DISABLE_ACCESS, "%d %d",
         pkey_get(key[0]), pkey_get(key[1]));
+  CHECK(pkey_get(spare) == PKEY_DISABLE_WRITE && pkey_free(freed) == -1, "%d", pkey_get(spare));
+  void *some = mmap(0, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  CHECK(pkey_mprotect(some, 4096, PROT_READ, freed) == -1, "key %d is allocated", freed);
+  CHECK(!pkey_mprotect(some, 4096, PROT_READ, spare) && !munmap(some, 4096), "%m");
   check();
 }
 
@@ -60,6 +65,9 @@ int main(void) {
     CHECK(key[i] > 0, "%m");
     CHECK(!pkey_mprotect((void *)page[i], 4096, PROT_READ | PROT_WRITE, key[i]), "%m");
   }
+  freed = pkey_alloc(0, 0);
+  spare = pkey_alloc(0, PKEY_DISABLE_WRITE);
+  CHECK(freed > 0 && spare > 0 && !pkey_free(freed), "%m");
   check();
   return obey(look);
 }

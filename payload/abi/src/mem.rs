@@ -95,6 +95,8 @@ pub mod vma_flag {
     pub const FOLLOWS: u64 = 1 << 33;
     /// mseal(2).
     pub const SEALED: u64 = 1 << 34;
+    /// Private memory without a file in huge pages of hugetlbfs, of [`super::VmaRecord::file_size`] bytes each.
+    pub const HUGETLB: u64 = 1 << 35;
 }
 
 record! {

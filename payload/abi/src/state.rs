@@ -75,7 +75,7 @@ record! {
 
 record! {
     /// One process.
-    ProcessRecord, 336, {
+    ProcessRecord, 344, {
         /// Process id.
         pid: u32,
         /// umask(2).
@@ -138,6 +138,10 @@ record! {
         supplementary: Text,
         /// Capabilities: effective, permitted, inheritable, bounding, ambient.
         capabilities: [u64; 5],
+        /// Protection keys that are allocated (pkey_alloc(2)): bit N is key N.
+        keys: u32,
+        /// One more than /proc/PID/loginuid; 0: none is set, or it is not known.
+        login: u32,
     }
 }
 

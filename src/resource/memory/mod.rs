@@ -9,6 +9,7 @@
 pub(crate) mod advice;
 pub(crate) mod carried;
 mod hidden;
+pub(crate) mod hugetlb;
 pub(crate) mod locked;
 mod mapped;
 pub(crate) mod open;
@@ -252,6 +253,11 @@ fn classify(
     } else if ring::is_ring(vma) {
         (kind, area.pages) = (VmaKind::Ring, Pages::Whole);
         ring::save(target, vma, gathered);
+    } else if hugetlb::is_plain(vma) {
+        record.flags |= vma_flag::HUGETLB;
+        record.file_size = vma.page_size;
+        // A copy of it would take as many again.
+        area.at_once = true;
     } else if vma.shared {
         (kind, area.pages) = classify_shared(vma, &mut record, common, files);
     } else if vma.inode != 0 {
@@ -265,7 +271,7 @@ fn classify(
 /// Names what a mapping is not any more after a restart.
 fn declare(vma: &Vma, gathered: &mut Gathered) {
     let at = format!("{:#x}", vma.start);
-    if vma.flags.has("ht") {
+    if vma.flags.has("ht") && !hugetlb::is_plain(vma) {
         gathered.losses.push(format!("huge pages of hugetlbfs at {at} become ordinary ones"));
     }
     if is_ring(&vma.name) {
