@@ -85,6 +85,7 @@ const DECLARED: &[(&str, &str)] = &[
     ("the clock of POSIX timer", ""),
     ("a SIGTERM that came", ""),
     ("what inotify descriptor", "let it look at its files anew after a restart"),
+    ("what fanotify descriptor", "let it mark its files anew after a restart"),
     ("the notices of changes in", "let it ask for them anew after a restart"),
     ("signals for another process or thread about", ""),
     ("the line discipline of /dev/pts/", ""),

@@ -5,6 +5,8 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/fanotify.h>
+#include <sys/inotify.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/timerfd.h>
@@ -68,6 +70,14 @@ static void check(void) {
     CHECK(!timerfd_gettime(fd, &left) && left.it_value.tv_sec > 3000 && left.it_value.tv_sec <= 3600,
           "%ld", left.it_value.tv_sec);
   }
+  if (is("marks") || is("point")) {
+    char events[4096], made[64];
+    CHECK(read(fd, events, sizeof events) < 0 && errno == EAGAIN, "%m");
+    snprintf(made, sizeof made, "%s/ckpt-test-%d", is("point") ? "/dev/shm" : "marked", getpid());
+    CHECK(!mkdir(made, 0700) && !rmdir(made), "%m");
+    CHECK(read(fd, events, sizeof events) > 0, "%m");
+    while (read(fd, events, sizeof events) > 0) continue;
+  }
   if (is("slice")) {
     CHECK(!syscall(SYS_sched_getattr, 0, &attr, sizeof attr, 0), "%m");
     CHECK(attr.runtime == SLICE, "%lu", attr.runtime);
@@ -99,6 +109,16 @@ static void set(void) {
     CHECK(!syscall(SYS_sched_setattr, 0, &attr, 0), "%m");
     CHECK(!syscall(SYS_sched_getattr, 0, &attr, sizeof attr, 0), "%m");
     NONE(attr.runtime == SLICE);
+  }
+  if (is("marks")) {
+    fd = fanotify_init(FAN_CLASS_NOTIF | FAN_NONBLOCK | FAN_REPORT_FID, O_RDONLY);
+    CHECK(!mkdir("marked", 0700), "%m");
+    NONE(fd >= 0 && !fanotify_mark(fd, FAN_MARK_ADD, FAN_CREATE | FAN_ONDIR, AT_FDCWD, "marked"));
+  }
+  // Far from all that it has open or was told: a mount point.
+  if (is("point")) {
+    fd = inotify_init1(IN_NONBLOCK);
+    NONE(inotify_add_watch(fd, "/dev/shm", IN_CREATE) > 0 && !access("/dev/shm", W_OK));
   }
   if (is("dead")) {
     dead = fork();

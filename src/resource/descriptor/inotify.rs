@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: LGPL-2.1-only
-//! inotify(7) instances. The kernel tells what is watched by device and inode number; a path that leads there is looked
-//! for where programs have them from: what is open, the arguments, the working directory, and the directories above; then
-//! below what is known to be watched (whoever watches a whole tree does so), and below the arguments and the working directory.
+//! inotify(7) instances; [`sought`] finds paths that lead to what is watched.
 //!
 //! # Safety
 //! The system calls take numbers, C strings and buffers of ours.
 #![allow(unsafe_code)]
 
 use super::open::owned;
-use super::{Content, Kind, Look, Opening, Origin, Saving};
+use super::sought::{self, Wanted, field};
+use super::{Content, Kind, Look, Opening, Origin, Saving, fanotify};
 use crate::error::{Because, Error, Result};
 use crate::proc::Pid;
 use crate::proc::fds::Fd;
@@ -16,32 +15,36 @@ use crate::ptrace::raw;
 use ckpt_abi::image::Descriptor;
 use nix::errno::Errno;
 use nix::libc;
-use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::ffi::CString;
-use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirEntryExt, MetadataExt};
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 pub(super) const KIND: Kind = Kind { recognise, save, open };
+
+/// [`Descriptor::extra`] of what is a fanotify(7) group.
+const FANOTIFY: u32 = 1;
 
 /// Most numbers of watches that are passed over to come to a saved one.
 const FAR: i32 = 1 << 16;
 
 fn recognise(fd: &Fd, _: &Look<'_>) -> bool {
-    fd.target == "anon_inode:inotify"
+    fd.target == "anon_inode:inotify" || fanotify::is(fd)
 }
 
 fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
+    if fanotify::is(fd) {
+        saving.record.extra = FANOTIFY;
+        fanotify::save(fd, look, saving);
+        return Ok(());
+    }
     let number = fd.number;
     let mut bytes = Vec::new();
-    let watches = fd.extra.iter().filter(|(key, _)| key == "inotify");
-    let watches: Vec<_> = watches.filter_map(|(_, line)| watch(line)).collect();
-    let found = if watches.is_empty() { HashMap::new() } else { find(&watches, look) };
-    for [wd, inode, device, mask] in watches {
-        let Some(path) = found.get(&(inode, device)) else {
+    let lines = fd.extra.iter().filter(|(key, _)| key == "inotify").map(|(_, line)| line);
+    let watch =
+        |line: &String| Some(([field(line, "wd")?, field(line, "mask")?], Wanted::of(line)?));
+    let (watches, wanted): (Vec<_>, Vec<_>) = lines.filter_map(watch).unzip();
+    for ([wd, mask], path) in watches.into_iter().zip(sought::find(look, &wanted)) {
+        let Some(path) = path else {
             saving.say(format!(
                 "what inotify descriptor {number} watches as number {wd}: no path is known that leads there"
             ));
@@ -61,95 +64,8 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
     Ok(())
 }
 
-/// "wd:1 ino:2f sdev:fe00000 mask:fce ignored_mask:0 ...": its number, inode, device and mask.
-fn watch(line: &str) -> Option<[u64; 4]> {
-    let field = |name: &str| {
-        let mut words = line.split_ascii_whitespace().filter_map(|word| word.split_once(':'));
-        let (_, value) = words.find(|(key, _)| *key == name)?;
-        u64::from_str_radix(value, 16).ok()
-    };
-    Some([field("wd")?, field("ino")?, field("sdev")?, field("mask")?])
-}
-
-/// How many entries of directories are looked at, and for how long, while the program stands still.
-const LOOKED_AT: usize = 20_000;
-const PATIENCE: Duration = Duration::from_millis(100);
-
-/// An inode number, and its device as the kernel knows it.
-type Id = (u64, u64);
-
-/// What is watched and not found yet, by inode number, and paths that lead to what is.
-struct Search {
-    wanted: HashMap<u64, Vec<u64>>,
-    found: HashMap<Id, PathBuf>,
-}
-
-impl Search {
-    /// Whether a path leads to something that is looked for.
-    fn is_it(&mut self, path: &Path) -> bool {
-        let Ok(it) = fs::metadata(path) else { return false };
-        let Some(devices) = self.wanted.get_mut(&it.ino()) else { return false };
-        let same = |device: &u64| {
-            let device = libc::makedev((device >> 20) as u32, *device as u32 & 0xf_ffff);
-            // Some file systems show another device than the kernel knows (btrfs).
-            device == it.dev() || libc::major(device) == 0
-        };
-        let Some(at) = devices.iter().position(same) else { return false };
-        self.found.insert((it.ino(), devices.swap_remove(at)), path.to_path_buf());
-        if devices.is_empty() {
-            self.wanted.remove(&it.ino());
-        }
-        true
-    }
-}
-
-/// Paths that lead to what is watched.
-fn find(watches: &[[u64; 4]], look: &Look<'_>) -> HashMap<Id, PathBuf> {
-    let mut search = Search { wanted: HashMap::new(), found: HashMap::new() };
-    for [_, inode, device, _] in watches {
-        search.wanted.entry(*inode).or_default().push(*device);
-    }
-    let (near, far) = paths(look);
-    let mut below: VecDeque<_> = near.into_iter().filter(|path| search.is_it(path)).collect();
-    below.extend(far);
-    let (mut looked_at, begin) = (0, Instant::now());
-    while let Some(directory) = below.pop_front().filter(|_| !search.wanted.is_empty()) {
-        let Ok(entries) = fs::read_dir(directory) else { continue };
-        for entry in entries.flatten() {
-            looked_at += 1;
-            if looked_at > LOOKED_AT || begin.elapsed() > PATIENCE {
-                return search.found;
-            }
-            let path = entry.path();
-            let may_be = search.wanted.contains_key(&entry.ino());
-            let is_directory = entry.file_type().is_ok_and(|it| it.is_dir());
-            match may_be && search.is_it(&path) {
-                true if is_directory => below.push_front(path),
-                false if is_directory => below.push_back(path),
-                _ => {}
-            }
-        }
-    }
-    search.found
-}
-
-/// Paths that a process may have had something watched by, and below which such may be.
-fn paths(look: &Look<'_>) -> (BTreeSet<PathBuf>, Vec<PathBuf>) {
-    let cwd = look.process.cwd().map(|cwd| cwd.path).unwrap_or_default();
-    let files = look.tables.everywhere().map(|(_, fd)| PathBuf::from(&fd.target));
-    let arguments = look.process.cmdline().unwrap_or_default().into_iter().map(|a| cwd.join(a));
-    let arguments: Vec<_> = arguments.collect();
-    let mut all = BTreeSet::new();
-    for path in files.chain(arguments.iter().cloned()).filter(|path| path.is_absolute()) {
-        all.extend(path.ancestors().map(Path::to_path_buf));
-    }
-    all.extend(cwd.ancestors().map(Path::to_path_buf));
-    let mut below = arguments;
-    below.push(cwd);
-    (all, below)
-}
-
-fn is_unread(pid: Pid, fd: &Fd) -> bool {
+/// Whether there are events that nobody has read.
+pub(super) fn is_unread(pid: Pid, fd: &Fd) -> bool {
     // Who may not look says that there is something.
     let Ok(ours) = raw::take_descriptor(pid, fd.number.cast_signed()) else { return true };
     let mut waiting: libc::c_int = 0;
@@ -159,6 +75,9 @@ fn is_unread(pid: Pid, fd: &Fd) -> bool {
 }
 
 fn open(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Origin> {
+    if record.extra == FANOTIFY {
+        return fanotify::open(record, opening);
+    }
     let content = opening.content(record)?;
     let flags = libc::IN_CLOEXEC | libc::IN_NONBLOCK;
     // SAFETY: numbers only.
@@ -211,16 +130,4 @@ fn add(inotify: &OwnedFd, wd: i32, mask: u32, path: &[u8]) -> nix::Result<()> {
 
 fn damaged() -> Error {
     Error::new("the image is damaged: an inotify instance is not whole")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn watches_of_fdinfo() {
-        let line = "wd:a ino:9e7e sdev:800013 mask:800afce ignored_mask:0 fhandle-bytes:8";
-        assert_eq!(watch(line), Some([10, 0x9e7e, 0x80_0013, 0x0800_afce]));
-        assert_eq!(watch("wd:1"), None);
-    }
 }

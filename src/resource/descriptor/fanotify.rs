@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! fanotify(7) groups: fdinfo has the flags that they were made with and all marks (fs/notify/fdinfo.c).
+//!
+//! # Safety
+//! The system calls take numbers and C strings.
+#![allow(unsafe_code)]
+
+use super::inotify::is_unread;
+use super::lost::stand_in;
+use super::open::owned;
+use super::sought::{self, Wanted, device, field};
+use super::{Content, Look, Opening, Origin, Saving};
+use crate::error::{Error, Result};
+use crate::proc::fds::Fd;
+use ckpt_abi::image::Descriptor;
+use nix::errno::Errno;
+use nix::libc;
+use std::ffi::CString;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+/// FAN_MARK_… and internal bits that the kernel shows and does not take.
+const MARK_MOUNT: u32 = 0x10;
+const MARK_IGNORED_MASK: u32 = 0x20;
+const MARK_SURVIVES: u32 = 0x40;
+const MARK_FILESYSTEM: u32 = 0x100;
+const MARK_IGNORE: u32 = 0x400;
+const INTERNAL_FLAG: u32 = 1 << 31;
+const OVERFLOW: u32 = 0x4000;
+
+pub(super) fn is(fd: &Fd) -> bool {
+    fd.target == "anon_inode:[fanotify]"
+}
+
+pub(super) fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) {
+    let number = fd.number;
+    let lines = || fd.extra.iter().filter(|(key, _)| key == "fanotify").map(|(_, line)| line);
+    let made = lines().find_map(|line| Some([field(line, "event-flags")?, field(line, "flags")?]));
+    let Some([events, flags]) = made else { return saving.lose("an object of the kernel") };
+    saving.record.value = events << 32 | flags & !u64::from(INTERNAL_FLAG);
+    let marks: Vec<_> = lines().filter(|line| field(line, "mask").is_some()).collect();
+    let wanted: Vec<_> = marks.iter().filter_map(|line| Wanted::of(line)).collect();
+    let (mut found, mounts) = (sought::find(look, &wanted).into_iter(), sought::mounts(look));
+    let mut bytes = Vec::new();
+    for line in marks {
+        let mount = |is: &dyn Fn(&sought::Mount) -> bool| {
+            mounts.iter().find(|mount| is(mount)).map(|mount| mount.point.clone())
+        };
+        let (how, path): (u32, Option<PathBuf>) = match field(line, "mnt_id") {
+            Some(id) => (MARK_MOUNT, mount(&|mount| mount.id == id)),
+            None if Wanted::of(line).is_some() => (0, found.next().flatten()),
+            None => (MARK_FILESYSTEM, mount(&|mount| device(line) == Some(mount.device))),
+        };
+        let Some(path) = path else {
+            saving.say(format!("what fanotify descriptor {number} watches ({line}): no path is known that leads there"));
+            continue;
+        };
+        let bits = |name| field(line, name).unwrap_or(0) as u32;
+        let path = path.as_os_str().as_bytes();
+        let head = [how | bits("mflags"), bits("mask"), bits("ignored_mask"), path.len() as u32];
+        bytes.extend(head.map(u32::to_le_bytes).as_flattened());
+        bytes.extend(path);
+    }
+    if is_unread(look.process.pid(), fd) {
+        saving.say(format!("what fanotify descriptor {number} has noticed and nobody has read"));
+    }
+    saving.record.content = number;
+    saving.content = Some(Content { index: number, bytes });
+}
+
+pub(super) fn open(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Origin> {
+    let content = opening.content(record)?;
+    let fd = record.fd;
+    let flags = record.value as u32 | libc::FAN_CLOEXEC;
+    // SAFETY: numbers only.
+    let made = unsafe { libc::syscall(libc::SYS_fanotify_init, flags, record.value >> 32) };
+    let group = match owned(made) {
+        Ok(group) => group,
+        Err(errno) => {
+            let why = errno.desc();
+            opening
+                .warnings
+                .push(format!("nothing is watched any more by fanotify descriptor {fd}: {why}"));
+            return stand_in().map(Origin::Own);
+        }
+    };
+    let mut rest = &content[..];
+    while let Some((head, more)) = rest.split_first_chunk::<16>() {
+        let [how, mask, ignored, len] =
+            [0, 4, 8, 12].map(|at| u32::from_le_bytes([0, 1, 2, 3].map(|byte| head[at + byte])));
+        let damaged = || Error::new("the image is damaged: a fanotify group is not whole");
+        let (path, more) = more.split_at_checked(len as usize).ok_or_else(damaged)?;
+        rest = more;
+        let name = CString::new(path).map_err(|_| damaged())?;
+        let mark = |how: u32, mask: u32| {
+            let how = how | libc::FAN_MARK_ADD;
+            let (at, mask, name) = (libc::AT_FDCWD, u64::from(mask & !OVERFLOW), name.as_ptr());
+            let group = group.as_raw_fd();
+            // SAFETY: the kernel reads the C string.
+            Errno::result(unsafe {
+                libc::syscall(libc::SYS_fanotify_mark, group, how, mask, at, name)
+            })
+        };
+        let kind = how & !(MARK_SURVIVES | MARK_IGNORE);
+        let ignores = if how & MARK_IGNORE != 0 { how } else { how | MARK_IGNORED_MASK };
+        let done = [(kind, mask), (ignores, ignored)].into_iter().filter(|(_, mask)| *mask != 0);
+        if let Err(errno) = done.into_iter().try_for_each(|(how, mask)| mark(how, mask).map(drop)) {
+            let (path, why) = (String::from_utf8_lossy(path), errno.desc());
+            opening
+                .warnings
+                .push(format!("{path} is not watched any more by fanotify descriptor {fd}: {why}"));
+        }
+    }
+    Ok(Origin::Own(group))
+}
