@@ -5,7 +5,7 @@ use nix::sched::{CpuSet, sched_getaffinity};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, Scope};
+use std::thread::{self, Scope, ScopedJoinHandle};
 
 /// More would wait for each other: the kernel makes texts of /proc under locks.
 const MOST: usize = 4;
@@ -51,6 +51,14 @@ fn join_in<'scope>(scope: &'scope Scope<'scope, '_>, all: usize, run: &'scope (i
             break;
         }
     }
+}
+
+/// What comes of some work that another thread does meanwhile; None where there may be no more of them.
+pub(crate) fn beside<'scope, R: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    work: &'scope (impl Fn() -> R + Sync),
+) -> Option<ScopedJoinHandle<'scope, R>> {
+    thread::Builder::new().stack_size(STACK).spawn_scoped(scope, work).ok()
 }
 
 /// Things that are worked on, and what came of it and is to be taken in their order.

@@ -4,7 +4,7 @@
 
 mod harness;
 
-use harness::{Bench, Build, Way, Who, survive};
+use harness::{Bench, Build, Way, Who, rounds, survive};
 
 macro_rules! mappings {
     ($($test:ident: $kind:literal;)*) => {$(
@@ -30,6 +30,30 @@ mappings! {
 fn untouched_pages_follow_their_file() {
     survive(Who::Me, Way::SaveStop, "mappings", Build::Pie, &["follow"]);
     survive(Who::Nobody, Way::Launch, "mappings", Build::Musl, &["follow"]);
+}
+
+/// What is known of mappings before the program stands still may be another thing then.
+#[test]
+fn advice_that_changes_under_a_checkpoint() {
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        let mut run = bench.run(bench.subject("advises", Build::Pie), &[]);
+        run.expect("ready");
+        bench.must(&["-p", &run.pid_text(), "-z", "100000"]);
+        for _ in rounds(4) {
+            let x = bench.name("x.ckpt");
+            bench.must(&["save", &run.pid_text(), "-n", &x]);
+            let mut again = bench.run(&x, &[]);
+            again.check();
+            bench.must(&["save", "--stop", &again.pid_text(), "-n", &x]);
+            again.ends_well();
+            let mut third = bench.run(&x, &[]);
+            third.check();
+            third.go();
+        }
+        run.check();
+        run.go();
+    }
 }
 
 /// A shell's limits are the restarter's, not the program's: they are no reason to crash.

@@ -39,6 +39,7 @@ use crate::ptrace::memory::Memory;
 use crate::resource::cpu;
 use crate::resource::descriptor::{pty::screen::Outer, socket};
 use crate::resource::looked::Looked;
+use crate::resource::presumed::Before;
 use crate::settings::server::Transfer;
 use crate::settings::{Name, Settings};
 use checkpoint::Checkpoint;
@@ -273,7 +274,7 @@ fn anew(checkpoint: &Checkpoint<'_>, equipped: &mut Vec<Equipped>) -> Result<Out
         let process = match known.map(|index| before.swap_remove(index)) {
             Some(process) => process.claim_again().map(|()| process)?,
             None => {
-                let (seen, whose) = (Seen::of(frozen.process())?, &checkpoint.place.whose);
+                let (seen, whose) = (Seen::of(frozen.process(), None)?, &checkpoint.place.whose);
                 phase2_equip::equip(request, frozen, seen, &executable, whose)?
                     .ok_or_else(|| phase0_visit::turn_of_another(frozen.pid))?
                     .0
@@ -300,9 +301,10 @@ fn begin<'a>(request: &'a Demand, executable: &[u8]) -> Result<Entered<'a>> {
     let mut pause = Duration::from_millis(1);
     loop {
         phase0_visit::visit(request)?;
+        let before = Before::of(&request.process);
         let mut still = phase1_freeze::freeze(request)?;
         reach(Point::Frozen);
-        let seen = phase2_equip::see(&still.processes);
+        let seen = phase2_equip::see(&still.processes, &before);
         if phase0_visit::held(request, &mut still.processes, &seen)? {
             continue;
         }

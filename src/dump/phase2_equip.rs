@@ -15,6 +15,7 @@ use crate::ptrace::memory::Memory;
 use crate::ptrace::regs::Regs;
 use crate::resource::kinship;
 use crate::resource::looked::Looked;
+use crate::resource::presumed::Before;
 use crate::settings::{self, Name, Settings};
 use ckpt_abi::region::{Config, STACK_LEN, STACKS};
 use ckpt_abi::turn::{By, Denied, Event, Phase, Task};
@@ -51,13 +52,13 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
-    /// Looks at one.
+    /// Looks at one, of whose mappings something may be known from before.
     ///
     /// # Errors
     /// It is gone, or may not be looked at.
-    pub(crate) fn of(process: &Process) -> Result<Self> {
+    pub(crate) fn of(process: &Process, before: Option<&Before>) -> Result<Self> {
         let (process, memory) = (process.clone(), Memory::open(process)?);
-        let looked = Looked::at(&process, &memory)?;
+        let looked = Looked::at(&process, &memory, before)?;
         let region = Region::find(&memory, &looked.vmas);
         // Both are remembered.
         memory.note_began(looked.first.starttime);
@@ -67,9 +68,9 @@ impl Seen {
 }
 
 /// Looks at all, some abreast.
-pub(crate) fn see(processes: &[Frozen]) -> Vec<Result<Seen>> {
+pub(crate) fn see(processes: &[Frozen], before: &Before) -> Vec<Result<Seen>> {
     let all: Vec<&Process> = processes.iter().map(Frozen::process).collect();
-    abreast::each(&all, 1, |process| Seen::of(process))
+    abreast::each(&all, 1, |process| Seen::of(process, Some(before)))
 }
 
 /// Takes over the payload, or injects one, and what was seen of the process if it is still so; None when a thread of the program has its turn, which has to run for that to change.

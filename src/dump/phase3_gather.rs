@@ -6,6 +6,7 @@ use super::{caller, excluded};
 use crate::abreast;
 use crate::error::{Error, Kind, Result};
 use crate::image::PAGE;
+use crate::proc::maps::Vma;
 use crate::proc::stat::Stat;
 use crate::proc::status::Status;
 use crate::proc::tree::Kin;
@@ -38,6 +39,8 @@ pub(crate) struct Still<'a> {
     pub gathered: Gathered,
     /// What is to be written of its memory.
     pub areas: Vec<Area>,
+    /// Its mappings, if these have to be confirmed ([`crate::resource::presumed`]).
+    pub presumed: Option<Vec<Vma>>,
     /// Whether orphans of the process come to somebody who reaps them, so that there can be a snapshot.
     pub orphans_leave: bool,
 }
@@ -105,7 +108,7 @@ pub(crate) fn gather_all<'a>(
 /// Looks at those that were not `looked` at yet, some abreast.
 fn look(equipped: &[Equipped], looked: Vec<Option<Looked>>) -> Result<Vec<Looked>> {
     let left: Vec<_> = equipped.iter().zip(&looked).filter(|(_, seen)| seen.is_none()).collect();
-    let news = abreast::each(&left, 1, |(one, _)| Looked::at(&one.process, &one.memory));
+    let news = abreast::each(&left, 1, |(one, _)| Looked::at(&one.process, &one.memory, None));
     let mut news = news.into_iter();
     looked.into_iter().filter_map(|seen| seen.map(Ok).or_else(|| news.next())).collect()
 }
@@ -253,9 +256,10 @@ impl<'a> Work<'a> {
         if let Some(process) = &mut gathered.process {
             process.generation = generation;
         }
-        let Looked { first, children, .. } = looked;
+        let Looked { first, children, vmas, presumed, .. } = looked;
+        let presumed = presumed.then_some(vmas);
         let orphans_leave = *orphans_leave;
-        Ok(Still { equipped, frozen, first, children, gathered, areas, orphans_leave })
+        Ok(Still { equipped, frozen, first, children, gathered, areas, presumed, orphans_leave })
     }
 }
 

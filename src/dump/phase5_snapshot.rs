@@ -11,6 +11,7 @@ use super::phase3_gather::Still;
 use crate::error::{Because, Result};
 use crate::fault::{Point, reach};
 use crate::proc::Process;
+use crate::proc::maps::Vma;
 use crate::proc::pidfd::Pidfd;
 use crate::proc::stat::Stat;
 use crate::proc::{Pid, Tid};
@@ -65,6 +66,8 @@ pub(crate) struct Pictured<'a> {
     pub gathered: Gathered,
     /// What is still to be written of its memory.
     pub areas: Vec<Area>,
+    /// Its mappings, as long as they have to be confirmed.
+    pub presumed: Option<Vec<Vma>>,
     /// The picture, if there is one.
     pub snapshot: Option<Snapshot>,
     /// Where the id of the picture will be, as long as it is only begun.
@@ -95,7 +98,8 @@ impl<'a> Begun<'a> {
         let mut all = Self { pictured: Vec::new(), outcome: Ok(()) };
         let goes_on = goes_on && are_possible();
         for process in processes {
-            let Still { equipped, mut frozen, gathered, areas, orphans_leave, .. } = process;
+            let Still { equipped, mut frozen, gathered, areas, presumed, orphans_leave, .. } =
+                process;
             let mut data = None;
             // Its picture would obey its filters, which nobody suspends.
             let possible = goes_on && orphans_leave && !frozen.is_sandboxed();
@@ -103,7 +107,8 @@ impl<'a> Begun<'a> {
                 all.outcome = begin(&mut frozen, equipped).map(|asked| data = Some(asked));
             }
             let (snapshot, frozen) = (None, Some(frozen));
-            let one = Pictured { equipped, gathered, areas, snapshot, begun: data, frozen };
+            let one =
+                Pictured { equipped, gathered, areas, presumed, snapshot, begun: data, frozen };
             all.pictured.push(one);
         }
         all

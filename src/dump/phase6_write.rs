@@ -6,20 +6,23 @@ use super::phase4_refuse;
 use super::phase5_snapshot::Pictured;
 use super::reader::{Found, From, Read, Room};
 use super::stream;
+use crate::abreast;
 use crate::error::{Because, Error, Result};
 use crate::image::PAGE;
 use crate::image::write::Writer;
 use crate::order;
 use crate::proc::Pid;
+use crate::proc::maps::Vma;
 use crate::proc::{Process, pagemap::Pagemap};
 use crate::ptrace::memory::Memory;
 use crate::resource::memory::{self, Area, Pages, policy};
 use crate::resource::runtime::{glibc, remembered};
-use crate::resource::{Common, Gathered, cpu, losses};
+use crate::resource::{Common, Gathered, cpu, losses, presumed};
 use ckpt_abi::image::{
     CHUNK_MAX, Guard, GuardKind, LossRecord, Machine, SectionKind, process_flag,
 };
 use std::collections::HashSet;
+use std::thread;
 use zerocopy::FromZeros;
 
 /// An image that is being written.
@@ -61,19 +64,34 @@ impl<'a> Writing<'a> {
             let own = &process.equipped.process;
             policy::save(own, &mut process.gathered, |vma| !policy::is_forked(vma));
         }
-        self.itself(process, &now)
+        let presumed = if ends { process.presumed.take() } else { None };
+        self.itself(process, &now, presumed)
     }
 
-    /// Writes pages of a process that stands still.
-    fn itself(&mut self, process: &mut Pictured<'_>, areas: &[Area]) -> Result<()> {
+    /// Writes pages of a process that stands still. If all of them are, its mappings are confirmed meanwhile.
+    fn itself(
+        &mut self,
+        process: &mut Pictured<'_>,
+        areas: &[Area],
+        presumed: Option<Vec<Vma>>,
+    ) -> Result<()> {
         let Equipped { process: own, memory, region, .. } = process.equipped;
-        let written = self.pages(false, own, memory, areas, &mut process.gathered);
-        memory.was_whole(region.base).and(written)
+        let confirm = || match &presumed {
+            Some(all) => presumed::confirm(all, own, false),
+            None => Ok(()),
+        };
+        thread::scope(|scope| {
+            let beside = presumed.as_ref().and_then(|_| abreast::beside(scope, &confirm));
+            let written = self.pages(false, own, memory, areas, &mut process.gathered);
+            let confirmed = beside.and_then(|thread| thread.join().ok()).unwrap_or_else(confirm);
+            memory.was_whole(region.base).and(confirmed).and(written)
+        })
     }
 
     /// Writes the rest, from the picture if there is one.
     pub(crate) fn rest(&mut self, process: &mut Pictured<'_>) -> Result<()> {
         let areas = std::mem::take(&mut process.areas);
+        let presumed = process.presumed.take();
         match &process.snapshot {
             Some(snapshot) => {
                 let (own, memory) = snapshot.open()?;
@@ -81,10 +99,11 @@ impl<'a> Writing<'a> {
                 let whole = memory.was_whole(process.equipped.region.base);
                 whole.map_err(|_| snapshot_lost(process.equipped)).and(written)?;
                 unchanged(&process.gathered)?;
+                presumed.map_or(Ok(()), |all| presumed::confirm(&all, &own, true))?;
                 policy::save(&own, &mut process.gathered, policy::is_forked);
             }
             None => {
-                self.itself(process, &areas)?;
+                self.itself(process, &areas, presumed)?;
                 let own = &process.equipped.process;
                 policy::save(own, &mut process.gathered, policy::is_forked);
             }

@@ -55,6 +55,8 @@ pub struct Status {
     pub no_new_privs: bool,
     /// 0 none, 1 strict, 2 filter (seccomp(2)).
     pub seccomp: u32,
+    /// How much memory is locked (mlock(2)), in kB.
+    pub locked: u64,
     /// How many seccomp filters it obeys; none before Linux 5.9.
     pub seccomp_filters: Option<u32>,
     /// Whether the thread's stores are never passed by loads (PR_SPEC_STORE_BYPASS).
@@ -160,6 +162,7 @@ fn parse(text: &[u8]) -> Result<Status> {
         caught: signals("SigCgt")?,
         no_new_privs: optional("NoNewPrivs")? == Some(1),
         seccomp: optional("Seccomp")?.unwrap_or(0),
+        locked: field(text, "VmLck").and_then(|kb| decimal(words(kb).next()?).ok()).unwrap_or(0),
         seccomp_filters: optional("Seccomp_filters")?,
         store_bypass: Mitigation::of(field(text, "Speculation_Store_Bypass")),
         indirect_branch: Mitigation::of(field(text, "SpeculationIndirectBranch")),
@@ -264,6 +267,7 @@ untag_mask:\t0x7fffffffffffffff
                 ignored: 0x1000,
                 caught: 0x1_8000_4202,
                 no_new_privs: true,
+                locked: 0,
                 seccomp: 2,
                 seccomp_filters: Some(4),
                 store_bypass: Mitigation::Asked,

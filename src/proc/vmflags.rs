@@ -23,6 +23,13 @@ impl VmFlags {
         self.0[bit / 64] >> (bit % 64) & 1 == 1
     }
 
+    /// The set without a code.
+    pub fn without(mut self, code: &str) -> Self {
+        let bit = bit(code.as_bytes());
+        self.0[bit / 64] &= !(1 << (bit % 64));
+        self
+    }
+
     /// The codes in the set, in alphabetical order, "??" last.
     pub fn codes(&self) -> impl Iterator<Item = String> + '_ {
         let letters = (b'a'..=b'z').flat_map(|a| (b'a'..=b'z').map(move |b| [a, b]));

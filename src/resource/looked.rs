@@ -5,6 +5,7 @@
 //! process goes on: its threads, which we let work for us, only ask.
 
 use super::memory;
+use super::presumed::Before;
 use super::runtime::loaded::{self, Loaded};
 use crate::error::Result;
 use crate::proc::fds::Fd;
@@ -28,6 +29,8 @@ pub(crate) struct Looked {
     pub fds: Vec<Fd>,
     /// Its mappings with their flags.
     pub vmas: Vec<Vma>,
+    /// These were read [before](super::presumed) it stood still.
+    pub presumed: bool,
     /// What of these is in the way.
     pub obstacles: Vec<String>,
     /// The rest, if its memory can be looked at.
@@ -54,20 +57,24 @@ pub(crate) struct Rest {
 }
 
 impl Looked {
-    /// Looks at a process that stands still.
+    /// Looks at a process that stands still, of whose mappings something may be known from before.
     ///
     /// # Errors
     /// It is gone, or may not be looked at.
-    pub(crate) fn at(process: &Process, memory: &Memory) -> Result<Self> {
+    pub(crate) fn at(process: &Process, memory: &Memory, before: Option<&Before>) -> Result<Self> {
         let first = process.stat(process.main_thread())?;
-        let (fds, vmas) = (process.fds()?, process.maps_with_flags()?);
+        let fds = process.fds()?;
+        let presumed = before.and_then(|before| before.presume(process, &fds));
+        let is_presumed = presumed.is_some();
+        let vmas = presumed.map_or_else(|| process.maps_with_flags(), Ok)?;
         let obstacles = memory::obstacles(&vmas, &fds);
         // To read what a handler of the program has to fill first would be to wait for it.
         let rest = match vmas.iter().any(memory::is_filled) {
             true => None,
             false => Some(Rest::of(process, memory)?),
         };
-        Ok(Self { first, children: process.children(), fds, vmas, obstacles, rest })
+        let (children, presumed) = (process.children(), is_presumed);
+        Ok(Self { first, children, fds, vmas, presumed, obstacles, rest })
     }
 }
 

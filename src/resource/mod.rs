@@ -16,6 +16,7 @@ pub(crate) mod looked;
 pub(crate) mod losses;
 pub(crate) mod memory;
 pub(crate) mod plan;
+pub(crate) mod presumed;
 pub(crate) mod privileges;
 pub(crate) mod process;
 pub(crate) mod regained;

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! Flags of mappings that were read before their process stood still, as they take longer than all the rest: the kernel
+//! tells them in /proc/PID/smaps alone, for which it counts all pages. Whether they were so at the stop is
+//! [confirmed](confirm) while the process goes on, by its copy, to which fork(2) gives the same mappings and flags.
+
+use crate::abreast;
+use crate::error::{Error, Kind, Result};
+use crate::proc::fds::Fd;
+use crate::proc::maps::Vma;
+use crate::proc::{Pid, Process};
+use nix::sys::sysinfo::sysinfo;
+use std::collections::HashMap;
+
+/// The mappings of some processes before they stood still.
+pub(crate) struct Before(HashMap<Pid, Vec<Vma>>);
+
+impl Before {
+    /// Reads those of a process and its descendants, as far as they can be read.
+    pub(crate) fn of(root: &Process) -> Self {
+        let mut all = vec![root.clone()];
+        let mut at = 0;
+        while let Some(process) = all.get(at) {
+            let children = process.children();
+            all.extend(children.into_iter().filter_map(|pid| Process::open(pid).ok()));
+            at += 1;
+        }
+        let read = |process: &Process| Some((process.pid(), process.maps_with_flags().ok()?));
+        Self(abreast::each(&all, 1, read).into_iter().flatten().collect())
+    }
+
+    /// The mappings of one that stands still by now, with the flags of before. None where some may have others that a
+    /// copy would not show, or have none of before.
+    pub(super) fn presume(&self, process: &Process, fds: &[Fd]) -> Option<Vec<Vma>> {
+        let before = self.0.get(&process.pid())?;
+        // What is locked or filled by somebody else is not so in a copy.
+        let locked = process.status(process.main_thread()).ok()?.locked;
+        let fills = |fd: &Fd| fd.target == "anon_inode:[userfaultfd]";
+        if locked != 0 || fds.iter().any(fills) {
+            return None;
+        }
+        let swaps = sysinfo().map_or(true, |info| info.swap_total() != 0);
+        let mut vmas = process.maps().ok()?;
+        for vma in &mut vmas {
+            let at = before.partition_point(|old| old.end <= vma.start);
+            let old = before.get(at).filter(|old| old.start < vma.end)?;
+            let file = |vma: &Vma| (vma.shared, vma.inode, vma.device);
+            // How much is swapped out of shared memory changes at any moment.
+            if file(old) != file(vma) || old.flags.has("lo") || (vma.shared && swaps) {
+                return None;
+            }
+            (vma.flags, vma.protection_key) = (old.flags, old.protection_key);
+            vma.page_size = old.page_size;
+        }
+        Some(vmas)
+    }
+}
+
+/// Makes sure that presumed mappings were so when their process stood still: it does so still, or is a copy of it.
+///
+/// # Errors
+/// Of [`Kind::Changed`]: they were not.
+pub(crate) fn confirm(presumed: &[Vma], process: &Process, is_copy: bool) -> Result<()> {
+    let seen = process.maps_with_flags()?;
+    // MADV_DONTFORK; and whether pages were written (soft-dirty) nobody asks.
+    let expected = presumed.iter().filter(|vma| !(is_copy && vma.flags.has("dc")));
+    let told = |vma: &Vma| {
+        let flags = vma.flags.without("sd");
+        (vma.start, vma.end, vma.prot(), vma.shared, flags, vma.protection_key, vma.page_size)
+    };
+    match expected.map(told).eq(seen.iter().map(told)) {
+        true => Ok(()),
+        false => {
+            let text = "what the program has told the kernel about its memory (madvise(2)) has changed while it was saved";
+            Err(Error::new(text).of(Kind::Changed))
+        }
+    }
+}
