@@ -106,19 +106,23 @@ pub(crate) fn save(
         ..ProcessRecord::new_zeroed()
     };
     gathered.process = Some(process);
-    // How many bytes of a table there are, of which it writes 8; an error where the kernel has none.
-    if answers.result(asked.segments) > 0 {
+    refuse(answers.result(asked.segments), status.tags_addresses, gathered);
+    gathered.auxv.clone_from(&seen.auxv);
+    gathered.limits = seen.limits.iter().map(|&(soft, hard)| LimitRecord { soft, hard }).collect();
+    Ok(())
+}
+
+/// Says what of a process no restart gives back: a table of segments, by its length in bytes or an error where the kernel has
+/// none, and addresses that would be others.
+fn refuse(segments: i64, tags_addresses: bool, gathered: &mut Gathered) {
+    if segments > 0 {
         gathered.obstacles.push("it has memory segments of its own (modify_ldt(2))".into());
     }
-    // An address would be another one, and no restart gives that back.
-    if status.tags_addresses {
+    if tags_addresses {
         gathered
             .obstacles
             .push("it uses tagged addresses (arch_prctl(2), ARCH_ENABLE_TAGGED_ADDR)".into());
     }
-    gathered.auxv.clone_from(&seen.auxv);
-    gathered.limits = seen.limits.iter().map(|&(soft, hard)| LimitRecord { soft, hard }).collect();
-    Ok(())
 }
 
 /// The root directory of the process that started the job: who is in another one finds itself there again, and who is not

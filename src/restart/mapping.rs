@@ -296,23 +296,31 @@ pub(crate) fn set_signals(mask: u64) -> u64 {
     old
 }
 
-/// Allocates protection keys, of which this process has none yet: bit N is key N.
+/// Allocates protection keys, bit N being key N, before any memory has one: the kernel takes the lowest that is free for memory
+/// that can only be executed.
 pub(crate) fn allocate_keys(keys: u32) -> Result<()> {
-    let last = keys.checked_ilog2().unwrap_or(0);
-    for key in 1..=last {
-        // SAFETY: changes only what this thread may do with memory that gets the key.
-        let got = unsafe { libc::syscall(libc::SYS_pkey_alloc, 0, 0) };
-        if got != i64::from(key) {
-            return Err(Error::new(format!(
-                "cannot have the protection key {key} (pkey_alloc(2))"
-            ))
-            .hint("restart it where it was saved"));
+    let give_back = |keys: u32| {
+        for key in (1..16).filter(|key| keys >> key & 1 != 0) {
+            // SAFETY: no memory has it.
+            unsafe { libc::syscall(libc::SYS_pkey_free, key) };
         }
+    };
+    let keys = keys & !1;
+    if keys == 0 {
+        return Ok(());
     }
-    // The kernel gives the lowest that is free.
-    for key in (1..=last).filter(|key| keys >> key & 1 == 0) {
-        // SAFETY: no memory has it.
-        unsafe { libc::syscall(libc::SYS_pkey_free, key) };
+    // Those of the process that this was forked from.
+    give_back(u32::MAX);
+    let mut got = 0u32;
+    while keys & !got != 0 {
+        // SAFETY: changes only what this thread may do with memory that gets the key.
+        let key = unsafe { libc::syscall(libc::SYS_pkey_alloc, 0, 0) };
+        let key = u32::try_from(key).ok().filter(|key| *key < 16).ok_or_else(|| {
+            Error::new(format!("cannot have the protection keys {:x} (pkey_alloc(2))", keys & !got))
+                .hint("restart it where it was saved")
+        })?;
+        got |= 1 << key;
     }
+    give_back(got & !keys);
     Ok(())
 }

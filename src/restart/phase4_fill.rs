@@ -9,7 +9,7 @@
 #![allow(unsafe_code)]
 
 use super::callers::List;
-use super::mapping::Mapping;
+use super::mapping::{self, Mapping};
 use super::phase1_check::{Saved, Whole};
 use super::phase3_open::Opened;
 use super::placed::Placed;
@@ -67,6 +67,8 @@ pub(crate) fn fill(
     space.take(saved.process.region, region_end);
     space.take(saved.process.vvar, saved.process.vvar + saved.process.vvar_len);
 
+    let used = saved.vmas.iter().map(|vma| 1u32.checked_shl(vma.pkey).unwrap_or(0));
+    mapping::allocate_keys(used.fold(saved.process.keys, |all, key| all | key))?;
     let mut placed = Vec::new();
     let (vdso, patched) = vdso::place(saved, &own, &mut space)?;
     for (i, record) in saved.vmas.iter().enumerate() {
@@ -130,7 +132,7 @@ pub(crate) fn fill(
     let (control, actions) = region::fill(saved, &mut placed, settings, missing.as_ref())?;
     let base = saved.process.region;
     let turn = region::renew_turns(base, &mut placed)?;
-    placed::finish(&mut placed, &saved.guards, saved.process.keys)?;
+    placed::finish(&mut placed, &saved.guards)?;
     Ok(Filled { placed, control, turn, region: base, actions, vdso, space, missing })
 }
 

@@ -6,7 +6,7 @@
 #![allow(unsafe_code)]
 
 use super::following::Shown;
-use super::mapping::{self, Mapping};
+use super::mapping::Mapping;
 use crate::error::Result;
 use crate::resource::memory;
 use ckpt_abi::image::{Guard, GuardKind, VmaKind, VmaRecord};
@@ -52,10 +52,8 @@ pub(super) fn write(placed: &mut [Placed], addr: u64, bytes: &[u8]) -> Result<()
     home.mapping.write(offset, bytes)
 }
 
-/// Final protection and advice; `keys` are allocated besides.
-pub(super) fn finish(placed: &mut [Placed], guards: &[Guard], keys: u32) -> Result<()> {
-    let used = placed.iter().map(|p| 1u32.checked_shl(p.record.pkey).unwrap_or(0));
-    mapping::allocate_keys(used.fold(keys, |all, key| all | key))?;
+/// Final protection and advice.
+pub(super) fn finish(placed: &mut [Placed], guards: &[Guard]) -> Result<()> {
     for Placed { record, mapping, borders, follows, .. } in placed {
         memory::advice::advice(record.flags).for_each(|advice| mapping.advise(advice));
         if record.kind != VmaKind::SharedFile as u32 {

@@ -28,6 +28,7 @@ static int forbidden(volatile unsigned char *byte, int write) {
 // A handler that is left by a jump leaves other rights behind.
 static void arm(void) {
   CHECK(!pkey_set(key[0], PKEY_DISABLE_WRITE) && !pkey_set(key[1], PKEY_DISABLE_ACCESS), "%m");
+  CHECK(!pkey_set(spare, PKEY_DISABLE_WRITE), "%m");
 }
 
 static void check(void) {
