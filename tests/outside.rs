@@ -299,3 +299,36 @@ fn strangers_with_the_ports_of_ours_are_told_apart() {
     bench.file("gate", "");
     bench.run(bench.path("1.ckpt"), &[]).ends_well();
 }
+
+/// Is in groups of both families, and hears what is sent there.
+const GROUPS: &str = r#"
+import os, socket, struct, time
+four = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); four.bind(("", 0))
+four.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, socket.inet_aton("239.7.7.7") + socket.inet_aton("127.0.0.1"))
+six = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM); six.bind(("::", 0)); lo = socket.if_nametoindex("lo")
+six.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, socket.inet_pton(socket.AF_INET6, "ff01::7:7") + struct.pack("I", lo))
+print("ready", flush=True)
+while not os.path.exists("gate"): time.sleep(0.02)
+import sys
+for s, level, filter, group in (four, 0, 42, b"\0\0" + socket.inet_aton("239.7.7.7")), (six, 41, 42, b"\0" * 6 + socket.inet_pton(socket.AF_INET6, "ff01::7:7")):
+    try: s.setsockopt(level, filter, struct.pack("IxxxxH", lo, s.family) + group.ljust(126, b"\0")); print("was not there")
+    except OSError as e: print(e.errno == 98)
+sys.stdout.flush()
+"#;
+
+#[test]
+fn multicast_groups_are_joined_again() {
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        bench.file("job.py", GROUPS);
+        let mut run = bench.launch(&["-n", "0.ckpt"], PYTHON, &["job.py"]);
+        run.expect("ready");
+        for name in ["1.ckpt", "2.ckpt", "3.ckpt"] {
+            run = bench.reborn(name, run);
+        }
+        bench.file("gate", "");
+        run.expect("True");
+        run.expect("True");
+        run.ends_well();
+    }
+}

@@ -84,6 +84,44 @@ pub(crate) fn ip(bytes: &[u8]) -> Option<IpAddr> {
     }
 }
 
+/// A multicast group that somebody on a network interface has joined.
+pub(crate) struct Group {
+    /// The interface's number.
+    pub(crate) interface: u32,
+    /// And its name.
+    pub(crate) name: Vec<u8>,
+    /// Four or sixteen bytes.
+    pub(crate) address: Vec<u8>,
+}
+
+/// All groups of all interfaces, of IPv4 or IPv6 (/proc/PID/net/igmp and igmp6).
+pub(crate) fn groups(process: &Process, six: bool) -> Vec<Group> {
+    let file = if six { "net/igmp6" } else { "net/igmp" };
+    let text = slurp(&process.path(file)).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let (mut found, mut interface, mut name) = (Vec::new(), 0, Vec::new());
+    for line in text.lines() {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let address = match (six, &words[..]) {
+            (true, [index, called, address, ..]) => {
+                (interface, name) = (index.parse().unwrap_or(0), called.as_bytes().to_vec());
+                u128::from_str_radix(address, 16).ok().map(|word| word.to_be_bytes().to_vec())
+            }
+            (false, [address, ..]) if line.starts_with('\t') => {
+                u32::from_str_radix(address, 16).ok().map(|word| word.to_ne_bytes().to_vec())
+            }
+            (false, [index, called, ..]) => {
+                let called = called.trim_end_matches(':');
+                (interface, name) = (index.parse().unwrap_or(0), called.as_bytes().to_vec());
+                None
+            }
+            _ => None,
+        };
+        found.extend(address.map(|address| Group { interface, name: name.clone(), address }));
+    }
+    found
+}
+
 pub(super) fn parse_anything(bytes: &[u8]) {
     parse(bytes);
 }

@@ -8,7 +8,7 @@
 #![allow(unsafe_code)]
 
 use super::name::{bind, name_of, new};
-use super::{Tie, arrived, is_inside, options, plain, queue, repair};
+use super::{Tie, arrived, is_inside, multicast, options, plain, queue, repair};
 use crate::error::Result;
 use crate::proc::Pid;
 use crate::proc::fds::{Fd, UNDER_WAY};
@@ -322,7 +322,10 @@ pub(super) fn save(
     if !own.is_tcp() {
         socket.shutdown = own.shut.into();
     }
-    let options = super::save_options(&ours, saving);
+    let mut options = super::save_options(&ours, saving);
+    if !own.is_tcp() {
+        multicast::save(&ours, look.process, &mut options, saving);
+    }
     let remote = match own.state {
         // It is not told before there is a connection.
         state::CONNECTING => {

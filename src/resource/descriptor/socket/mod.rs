@@ -14,6 +14,7 @@ mod item;
 mod keep;
 mod make;
 mod minder;
+mod multicast;
 mod name;
 mod options;
 mod pairs;

@@ -5,6 +5,7 @@
 //! The system calls read or write buffers of our own, whose lengths they are given.
 #![allow(unsafe_code)]
 
+use super::multicast;
 use nix::errno::Errno;
 use nix::libc;
 use std::os::fd::{AsFd, AsRawFd};
@@ -31,6 +32,9 @@ pub(super) const REPAIR_WINDOW: i32 = of(libc::IPPROTO_TCP, 29);
 pub(super) const MAXSEG: i32 = of(libc::IPPROTO_TCP, libc::TCP_MAXSEG);
 pub(super) const KEEPALIVE: i32 = socket(libc::SO_KEEPALIVE);
 pub(super) const DETACH: i32 = socket(libc::SO_DETACH_FILTER);
+/// To join a multicast group (MCAST_JOIN_GROUP). The image has the interface's name and the address.
+pub(super) const JOIN4: i32 = of(libc::IPPROTO_IP, 42);
+pub(super) const JOIN6: i32 = of(libc::IPPROTO_IPV6, 42);
 /// Which sizes of buffers the program has chosen (SO_BUF_LOCK, Linux 5.14): 1 of what is sent, 2 of what comes.
 pub(super) const LOCKS: i32 = socket(72);
 pub(super) const RCVBUF: i32 = socket(libc::SO_RCVBUF);
@@ -132,7 +136,9 @@ const MULTICAST: [i32; 4] = [
 ];
 
 /// Those whose value is longer than an int: a struct icmp6_filter, a struct linger, a struct timeval, a name.
-const WIDE: [(i32, usize); 6] = [
+const WIDE: [(i32, usize); 8] = [
+    (JOIN4, VALUE),
+    (JOIN6, VALUE),
     (of(libc::IPPROTO_ICMPV6, 1), 32),
     (LINGER, 8),
     (socket(libc::SO_RCVTIMEO), 16),
@@ -146,7 +152,7 @@ fn size(option: i32) -> usize {
 }
 
 /// The room that a value has.
-const VALUE: usize = 32;
+pub(super) const VALUE: usize = 32;
 /// The option and a value.
 const ENTRY: usize = 4 + VALUE;
 
@@ -227,6 +233,11 @@ pub(super) fn restore(fd: impl AsFd, saved: &[u8], only: &[i32]) -> Result<(), (
             only => only.contains(&option),
         };
         if !known {
+            continue;
+        }
+        if matches!(option, JOIN4 | JOIN6) {
+            let joined = multicast::join(fd, option, value);
+            refused = refused.and(joined.map_err(|_| (option >> 16, option & 0xffff)));
             continue;
         }
         let mut is = [0; VALUE];

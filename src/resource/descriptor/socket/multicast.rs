@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! Multicast groups that a socket has joined (ip(7), IP_ADD_MEMBERSHIP). The kernel lists them by network interface only
+//! (/proc/PID/net/igmp and igmp6); whether a socket is in one, its source filter tells (MCAST_MSFILTER, RFC 3678).
+//!
+//! # Safety
+//! The system call reads a name of our own.
+#![allow(unsafe_code)]
+
+use super::options::{JOIN4, JOIN6, VALUE, ask, set};
+use crate::proc::Process;
+use crate::proc::net::{Group, groups};
+use crate::resource::descriptor::Saving;
+use nix::errno::Errno;
+use nix::libc;
+use std::ffi::CStr;
+use std::os::fd::{AsFd, OwnedFd};
+
+/// MCAST_MSFILTER of a level.
+const FILTER: i32 = 48;
+/// struct group_req: an interface and a group (struct sockaddr_storage).
+const REQUEST: usize = 136;
+/// struct group_filter without sources: what a struct group_req has, a mode and a number of sources.
+const ASKED: usize = 144;
+/// Bytes of an interface's name in the image; the group's address comes behind it.
+const NAME: usize = libc::IF_NAMESIZE;
+
+/// The head of a request.
+fn request<const N: usize>(interface: u32, address: &[u8]) -> [u8; N] {
+    let mut request = [0; N];
+    request[..4].copy_from_slice(&interface.to_ne_bytes());
+    let (family, at) = match address.len() {
+        4 => (libc::AF_INET, 12),
+        _ => (libc::AF_INET6, 16),
+    };
+    request[8..10].copy_from_slice(&(family as u16).to_ne_bytes());
+    request[at..at + address.len()].copy_from_slice(address);
+    request
+}
+
+/// Adds the groups of a socket to its options; some sources alone are a loss.
+pub(super) fn save(fd: &OwnedFd, process: &Process, saved: &mut Vec<u8>, saving: &mut Saving) {
+    for join in [JOIN4, JOIN6] {
+        let filter = join >> 16 << 16 | FILTER;
+        for Group { interface, name, address } in groups(process, join == JOIN6) {
+            let mut asked: [u8; ASKED] = request(interface, &address);
+            if !ask(fd, filter, &mut asked) {
+                continue;
+            }
+            // All but no source (MCAST_EXCLUDE is 0).
+            if asked[REQUEST..].iter().any(|byte| *byte != 0) {
+                let fd = saving.record.fd;
+                saving.say(format!(
+                    "the sources of multicast groups that descriptor {fd}, a socket, has chosen"
+                ));
+                continue;
+            }
+            let mut value = [0; VALUE];
+            value[..name.len().min(NAME - 1)].copy_from_slice(&name[..name.len().min(NAME - 1)]);
+            value[NAME..NAME + address.len()].copy_from_slice(&address);
+            saved.extend(join.to_le_bytes());
+            saved.extend(value);
+        }
+    }
+}
+
+/// Joins a group again that an option of the image names.
+pub(super) fn join(fd: impl AsFd, option: i32, value: &[u8]) -> nix::Result<()> {
+    let name = CStr::from_bytes_until_nul(value).map_err(|_| Errno::EINVAL)?;
+    // SAFETY: it reads the name.
+    let interface = unsafe { libc::if_nametoindex(name.as_ptr()) };
+    if interface == 0 {
+        return Err(Errno::ENODEV);
+    }
+    let len = if option == JOIN6 { 16 } else { 4 };
+    let address = value.get(NAME..NAME + len).ok_or(Errno::EINVAL)?;
+    let request: [u8; REQUEST] = request(interface, address);
+    match set(fd, option, &request) {
+        Err(Errno::EADDRINUSE) => Ok(()),
+        joined => joined,
+    }
+}
