@@ -149,12 +149,14 @@ pub(super) fn mounts(look: &Look<'_>) -> Vec<Mount> {
 pub(super) fn find(look: &Look<'_>, wanted: &[Wanted]) -> Vec<Option<PathBuf>> {
     let (known, below) = known(look);
     let near = |one: &Wanted| known.iter().find(|path| one.is(path, true)).cloned();
-    let mut search =
-        Search { wanted, found: wanted.iter().map(near).collect(), seen: HashSet::new() };
+    let found = wanted.iter().map(near).collect();
+    let mut search = Search { wanted, found, seen: HashSet::new(), elsewhere: HashSet::new() };
     if search.is_done() {
         return search.found;
     }
-    let mounts = mounts(look);
+    let is_wanted = |mount: &Mount| wanted.iter().any(|one| one.device == mount.device);
+    let (mounts, others): (Vec<_>, Vec<_>) = mounts(look).into_iter().partition(is_wanted);
+    search.elsewhere = others.into_iter().map(|mount| mount.point).collect();
     for (one, place) in wanted.iter().zip(&mut search.found) {
         let points = || mounts.iter().map(|mount| &mount.point);
         let point = || points().find(|point| one.is(point, false)).cloned();
@@ -171,6 +173,8 @@ struct Search<'a> {
     found: Vec<Option<PathBuf>>,
     /// Directories that were looked at, by device and inode number.
     seen: HashSet<(u64, u64)>,
+    /// Where other file systems are mounted: of one whose server is gone a single look would never end.
+    elsewhere: HashSet<PathBuf>,
 }
 
 impl Search<'_> {
@@ -183,6 +187,9 @@ impl Search<'_> {
     fn walk(&mut self, mut queue: VecDeque<PathBuf>) {
         let (mut left, begin) = (LOOKED_AT, Instant::now());
         while let Some(directory) = queue.pop_front().filter(|_| !self.is_done()) {
+            if self.elsewhere.contains(&directory) {
+                continue;
+            }
             let Ok(data) = fs::symlink_metadata(&directory).map(|data| (data.dev(), data.ino()))
             else {
                 continue;
