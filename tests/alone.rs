@@ -40,6 +40,24 @@ fn meets_nobody(who: Who) {
     }
 }
 
+/// The dumper of a signal takes what the hard limits leave.
+#[test]
+fn soft_limits_are_the_programs() {
+    for who in [Who::Me, Who::Nobody] {
+        for kind in ["soft space", "soft files"] {
+            let bench = Bench::new(who);
+            let program = bench.subject("alone", Build::Static);
+            let mut run = bench.launch(&["-n", "x.ckpt"], &program, &[kind]);
+            run.expect("ready");
+            run.check();
+            Way::Launch.save(&bench, "x.ckpt", run);
+            let mut again = bench.run(bench.path("x.ckpt"), &[]);
+            again.check();
+            again.go();
+        }
+    }
+}
+
 #[test]
 fn a_program_meets_nobody() {
     meets_nobody(Who::Me);

@@ -39,7 +39,7 @@ fn subject_keeps(who: Who, subject: &str, kind: &str, options: &[&str]) {
 /// What few descriptors and threads have.
 #[test]
 fn edges() {
-    for kind in ["fifo", "thread", "cancel", "slice", "marks", "point"] {
+    for kind in ["fifo", "removed", "thread", "cancel", "slice", "marks", "point"] {
         BOTH.into_iter().for_each(|who| subject_keeps(who, "edges", kind, &[]));
     }
 }

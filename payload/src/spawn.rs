@@ -101,7 +101,12 @@ pub(crate) fn reap_keeper(page: Page, milliseconds: u64) {
         sys::is_readable(fd, milliseconds);
         sys::close(fd);
     }
-    sys::reap_clone(keeper);
+    // A program that may have no descriptor more waits without one; 0: it still lives.
+    let (never, mut left) = (AtomicU32::new(0), if fd < 0 { milliseconds } else { 0 });
+    while sys::reap_clone(keeper) == 0 && left > 0 {
+        sys::futex_wait(never.as_ptr(), 0, 1_000_000);
+        left = left.wrapping_sub(1);
+    }
 }
 
 extern "C" fn keep(start: u64) -> ! {
@@ -138,6 +143,10 @@ extern "C" fn become_dumper(start: u64) -> ! {
     }
     named.store(1, Ordering::Release);
     sys::futex_wake(named.as_ptr());
+    // The program's limits are not meant for the dumper, which may need more than they leave.
+    for what in [sys::RLIMIT_DATA, sys::RLIMIT_NOFILE, sys::RLIMIT_AS] {
+        sys::set_limit(what, [sys::limit(what)[1]; 2]);
+    }
     sys::setsid();
     let error = execute(page, memfd(page));
     execute(page, temporary(page));
@@ -234,10 +243,6 @@ fn execute(page: Page, fd: i64) -> i64 {
     }
     sys::close_range(0, EXECUTABLE_FD - 1);
     sys::close_range(EXECUTABLE_FD + 1, u32::MAX.into());
-    // The program's limits are not meant for the dumper, which may need more than they leave.
-    for what in [sys::RLIMIT_DATA, sys::RLIMIT_NOFILE, sys::RLIMIT_AS] {
-        sys::set_limit(what, [sys::limit(what)[1]; 2]);
-    }
     let target = page.target().load(Ordering::Acquire);
     let mut number = [0u8; 32];
     let pid = decimal(u64::from(target), &mut number, b"");

@@ -207,12 +207,12 @@ pub(crate) fn is_readable(fd: i64, milliseconds: u64) -> bool {
     unsafe { call(nr::POLL, &[(&raw mut request) as u64, 1, milliseconds, 0, 0, 0]) == 1 }
 }
 
-/// Reaps a child that has ended and whose exit signal is not SIGCHLD (wait4(2)).
-pub(crate) fn reap_clone(pid: u32) {
+/// Reaps a child that has ended and whose exit signal is not SIGCHLD; 0 if it lives (wait4(2)).
+pub(crate) fn reap_clone(pid: u32) -> i64 {
     const WNOHANG: u64 = 1;
     const WCLONE: u64 = 0x8000_0000;
     // SAFETY: touches no memory.
-    unsafe { call(nr::WAIT4, &[pid.into(), 0, WCLONE | WNOHANG, 0, 0, 0]) };
+    unsafe { call(nr::WAIT4, &[pid.into(), 0, WCLONE | WNOHANG, 0, 0, 0]) }
 }
 
 /// Executes the file of a descriptor, which becomes this process (execveat(2)); comes back with an error number alone.

@@ -43,7 +43,12 @@ static void check(void) {
 }
 
 static void limit(const char *word, int what, rlim_t value) {
+  struct rlimit now;
+  CHECK(!getrlimit(what, &now), "%m");
   if (is(word)) CHECK(!setrlimit(what, &(struct rlimit){value, value}), "%s: %m", word);
+  // "soft WORD": the hard limit stays.
+  if (!strncmp(kind, "soft ", 5) && !strcmp(kind + 5, word))
+    CHECK(!setrlimit(what, &(struct rlimit){value, now.rlim_max}), "%s: %m", word);
 }
 
 int main(int count, char **arguments) {

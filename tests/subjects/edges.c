@@ -62,6 +62,12 @@ static void check(void) {
     CHECK(fcntl(other, F_GETFL) == (0100000 & fcntl(other, F_GETFL)), "%x", fcntl(other, F_GETFL));
     CHECK(!answers(other), "%x", answers(other));
   }
+  if (is("removed")) {
+    struct stat found;
+    CHECK(!fstat(fd, &found) && !found.st_nlink && (found.st_mode & 0777) == 0640, "%o", found.st_mode);
+    CHECK(access("fifo", F_OK) && write(other, "x", 1) == 1 && read(fd, line, sizeof line) == 2, "%m");
+    CHECK(write(other, "y", 1) == 1, "%m");
+  }
   if (is("thread")) CHECK(fcntl(fd, F_GETFL) & O_EXCL, "%x", fcntl(fd, F_GETFL));
   if (is("cancel")) {
     line_of(fd, "settime flags", line, sizeof line);
@@ -96,6 +102,12 @@ static void set(void) {
     fd = open("fifo", O_RDONLY | O_NONBLOCK);
     other = open("fifo", O_RDONLY | O_NONBLOCK);
     CHECK(fd >= 0 && other >= 0 && !fcntl(other, F_SETFL, 0), "%m");
+  }
+  if (is("removed")) {
+    CHECK(!mkfifo("fifo", 0600) && !chmod("fifo", 0640), "%m");
+    fd = open("fifo", O_RDONLY | O_NONBLOCK);
+    other = open("fifo", O_WRONLY);
+    CHECK(write(other, "y", 1) == 1 && !unlink("fifo"), "%m");
   }
   // PIDFD_THREAD
   if (is("thread")) NONE((fd = syscall(SYS_pidfd_open, getpid(), O_EXCL)) >= 0);

@@ -119,7 +119,7 @@ pub(super) fn needs_path(record: &Descriptor) -> bool {
 }
 
 /// Makes a node, opens it and removes it again.
-fn made(record: &Descriptor, leads: &OsStr) -> Result<OwnedFd> {
+pub(super) fn made(record: &Descriptor, leads: &OsStr) -> Result<OwnedFd> {
     // Others than root may make none of devices, and many file systems show none (nodev).
     let places: &[&str] = match is_device(record.mode) {
         true => &["/dev/ckpt-XXXXXX", "/tmp/ckpt-XXXXXX"],

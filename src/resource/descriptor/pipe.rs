@@ -2,7 +2,7 @@
 //! Pipes both of whose ends are in the program, and FIFOs, with what is in them.
 
 use super::open::reopened;
-use super::{Content, Kind, Look, Opening, Origin, Saving, access, file_type, names};
+use super::{Content, Kind, Look, Opening, Origin, Saving, access, device, file_type, names};
 use crate::error::{Because, Error, Result};
 use crate::proc::Pid;
 use crate::proc::fds::Fd;
@@ -13,6 +13,7 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{pipe2, read, write};
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -23,6 +24,8 @@ const PACKETS: u32 = 1;
 /// The same of a FIFO's reading end that nobody has written to since it was opened: without a writer it is at its end, but
 /// does not answer POLLHUP (fs/pipe.c, pipe_poll).
 const QUIET: u32 = 2;
+/// The same of a FIFO that was removed.
+const REMOVED: u32 = 4;
 
 /// Whether the processes of the checkpoint hold both ends of the pipe behind `fd`.
 pub(crate) fn has_both_ends(fd: &Fd, look: &Look<'_>) -> bool {
@@ -58,6 +61,10 @@ fn hung_up(fd: &Fd, pid: Pid) -> Option<bool> {
 fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
     saving.path = match names::locate(fd, look) {
         Some(path) => path.into(),
+        None if fd.nlink == 0 && fd.target.as_encoded_bytes().starts_with(b"/") => {
+            saving.record.extra = REMOVED;
+            fd.target.clone()
+        }
         None => format!("pipe:[{}]", fd.inode).into(),
     };
     let ends = || look.tables.of_file(fd);
@@ -65,7 +72,7 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
     let first = ends().next().map_or((look.process.pid(), fd.number), |(pid, f)| (pid, f.number));
     saving.record.content = first.1;
     if ends().any(|(_, f)| f.flags.cast_signed() & libc::O_DIRECT != 0) {
-        saving.record.extra = PACKETS;
+        saving.record.extra |= PACKETS;
     }
     if access(fd.flags) == libc::O_RDONLY
         && saving.path.as_encoded_bytes().starts_with(b"/")
@@ -155,7 +162,12 @@ fn open(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Origin> {
     let path = opening.sources.path(record);
     let id = (record.device, record.inode);
     if !opening.pipes.contains_key(&id) {
-        let ends = if path.is_absolute() { fifo(record, &path, opening)? } else { anonymous()? };
+        let removed = record.extra & REMOVED != 0;
+        let ends = match path.is_absolute() {
+            true if removed && !opening.sources.is_rehearsal() => removed_fifo(record)?,
+            true if !removed => fifo(record, &path, opening)?,
+            _ => anonymous()?,
+        };
         fill(&ends, &opening.content(record)?, record)?;
         let quiet = record.extra & QUIET != 0;
         opening.pipes.insert(id, if quiet { silenced(ends)? } else { ends });
@@ -178,6 +190,15 @@ fn open(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Origin> {
 fn anonymous() -> Result<Ends> {
     let made = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK);
     let (reader, writer) = made.because(|| "cannot make a pipe")?;
+    Ok(Ends { reader, writer, given: [false; 2] })
+}
+
+/// Another without a name; where none can be made, a pipe is the same to whoever reads and writes.
+fn removed_fifo(record: &Descriptor) -> Result<Ends> {
+    let flags = (libc::O_RDWR | libc::O_NONBLOCK) as u32;
+    let made = device::made(&Descriptor { flags, ..*record }, OsStr::new(""));
+    let Ok(reader) = made else { return anonymous() };
+    let writer = reader.try_clone().because(|| "cannot duplicate a pipe")?;
     Ok(Ends { reader, writer, given: [false; 2] })
 }
 
