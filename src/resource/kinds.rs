@@ -105,6 +105,7 @@ const DECLARED: &[(&str, &str)] = &[
     ("messages of others that wait at", ""),
     ("descriptors that others have sent to descriptor", "let it ask for them again"),
     ("what waits at descriptor", ""),
+    ("the sources of multicast groups", "let it choose them anew after a restart"),
     ("the groups that packet socket", "let it join them anew after a restart"),
     ("who has sent what waits to be read", ""),
     ("an empty message that waits at", ""),

@@ -319,11 +319,9 @@ pub(super) fn save(
     if own.dead {
         socket.shutdown = 3;
     }
-    if !own.is_tcp() {
-        socket.shutdown = own.shut.into();
-    }
     let mut options = super::save_options(&ours, saving);
     if !own.is_tcp() {
+        socket.shutdown = own.shut.into();
         multicast::save(&ours, look.process, &mut options, saving);
     }
     let remote = match own.state {
