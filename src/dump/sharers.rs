@@ -39,13 +39,19 @@ fn patiently(pid: Pid, patience: Duration, candidates: impl Fn() -> Vec<Pid>) ->
     loop {
         let all = candidates().into_iter().filter(|other| *other != pid && *other > Pid::NONE);
         let sharers: Vec<_> = all
-            .filter(|other| raw::same_memory(pid, *other).unwrap_or(false) && !is_ours(*other))
+            .filter(|other| raw::same_memory(pid, *other).unwrap_or(false))
+            .filter(|other| has_memory(*other) && !is_ours(*other))
             .collect();
         if sharers.is_empty() || Instant::now() > deadline {
             return sharers;
         }
         std::thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// Of two that have none of it, as zombies and a process whose main thread ends just now, kcmp(2) says that they share it.
+fn has_memory(pid: Pid) -> bool {
+    Process::open(pid).is_ok_and(|process| process.maps().is_ok_and(|vmas| !vmas.is_empty()))
 }
 
 /// The keeper of a dumper that the payload has started (`payload/src/spawn.rs`), and that dumper before it executes.
