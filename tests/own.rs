@@ -99,24 +99,42 @@ fn huge_pages() {
     if before.trim() != "0" || !set("12") {
         return;
     }
-    let bench = Bench::new(Who::Me);
-    let mut run = bench.run(bench.subject("hugetlb", Build::Pie), &[]);
-    let mut kinds = Vec::new();
-    if run.line() == "ready" {
-        for image in ["0.ckpt", "1.ckpt", "2.ckpt"] {
-            Way::SaveStop.save(&bench, image, run);
-            set(if image == "2.ckpt" { "0" } else { "12" });
-            run = bench.run(bench.path(image), &[]);
-            run.check();
-            kinds.push(std::fs::read_to_string(bench.path("kind")).unwrap());
+    struct Without;
+    impl Drop for Without {
+        fn drop(&mut self) {
+            let _ = std::fs::write("/proc/sys/vm/nr_hugepages", "0");
         }
-        let said = run.stderr();
-        run.go();
-        set(&before);
-        assert_eq!(kinds, ["2048", "2048", "4"]);
+    }
+    let _without = Without;
+    // Memory that a child has filled is in no page table of the process.
+    let hows = [&["private"][..], &["shared"], &["shared", "child"], &["memfd", "child"]];
+    let hows = hows.into_iter().chain([&["sysv"][..], &["sysv", "child"]]);
+    let seen: Vec<_> = hows.map(|how| (how, huge_pages_of(how, &set))).collect();
+    for (how, (kinds, said)) in seen {
+        assert_eq!(kinds, ["2048", "2048", "4"], "{how:?} {said}");
         assert!(said.contains("8 MiB of huge pages of hugetlbfs are not free here"), "{said}");
     }
-    set(&before);
+}
+
+/// The pages that such memory has in three generations, for the last of which none are there, and what that says.
+fn huge_pages_of(how: &[&str], set: &dyn Fn(&str) -> bool) -> (Vec<String>, String) {
+    set("12");
+    let bench = Bench::new(Who::Me);
+    let mut run = bench.run(bench.subject("hugetlb", Build::Pie), how);
+    let mut kinds = Vec::new();
+    if run.line() != "ready" {
+        return (kinds, "no huge pages".into());
+    }
+    for image in ["0.ckpt", "1.ckpt", "2.ckpt"] {
+        Way::SaveStop.save(&bench, image, run);
+        set(if image == "2.ckpt" { "0" } else { "12" });
+        run = bench.run(bench.path(image), &[]);
+        run.check();
+        kinds.push(std::fs::read_to_string(bench.path("kind")).unwrap());
+    }
+    let said = run.stderr();
+    run.go();
+    (kinds, said)
 }
 
 /// The text of such a program has breakpoints that are the kernel's.

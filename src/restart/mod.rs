@@ -99,10 +99,8 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
     config.begun = kinship::begun(Pid::own());
     mapping::set_signals_but(mask, config.asyncsig);
     let mut warnings = Vec::new();
-    let mut huge = hugetlb::Free::default();
     for saved in &mut all {
         phase2_adapt::convert(&whole, saved, options, &mut warnings)?;
-        warnings.extend(huge.take(&mut saved.vmas));
     }
     for saved in &all {
         regained::find_root(&saved.root, false)?;
@@ -151,17 +149,22 @@ struct Start<'a> {
 
 impl Start<'_> {
     /// Makes the System V objects, in the first process, so that they know it as their maker.
-    fn furnish(&self, saved: &Saved<'_>, who: Who<'_>) -> Result<()> {
-        let records = &self.whole.systemv;
+    /// How many bytes of huge pages are ordinary ones then.
+    fn furnish(&self, saved: &Saved<'_>, who: Who<'_>) -> Result<u64> {
+        let (records, objects) = (&self.whole.systemv, &self.whole.objects);
         if records.is_empty() || who.member().is_none() {
-            return Ok(());
+            return Ok(0);
         }
+        let mut lacking = 0;
         if saved.part.is_first() {
             let content = self.whole.image.bytes(SectionKind::SystemVContent)?;
-            sysv::make::all(records, &content, |object, memory| self.whole.read(object, memory))?;
+            let page = |object: u32| objects.get(object as usize).map_or(0, |object| object.page);
+            let fill = |object, memory: &mut [u8]| self.whole.read(object, memory);
+            lacking = sysv::make::all(records, &content, fill, page)?;
         }
         who.meet(Stage::Furnished)?;
-        sysv::undo::restore(&saved.undo).because(|| "cannot have semaphores given back (SEM_UNDO)")
+        let undone = sysv::undo::restore(&saved.undo);
+        undone.because(|| "cannot have semaphores given back (SEM_UNDO)").map(|()| lacking)
     }
 
     /// Becomes one of the image's processes.
@@ -172,14 +175,15 @@ impl Start<'_> {
         monitor: u32,
         kept: &Kept,
         who: Who<'_>,
-        warnings: Vec<String>,
+        mut warnings: Vec<String>,
     ) -> Result<Infallible> {
         let others = Settings::default();
         let is_first = saved.part.is_first();
         let settings = if is_first { &self.options.settings } else { &others };
         let opened = files.of_process(&saved)?;
-        self.furnish(&saved, who)?;
+        let lacking = self.furnish(&saved, who)?;
         let mut filled = phase4_fill::fill(&self.whole, &mut saved, &opened, settings, kept)?;
+        warnings.extend(hugetlb::lacking(lacking + filled.lacking));
         reach(Point::Filled);
         who.meet(Stage::Filled)?;
         if is_first {

@@ -10,6 +10,7 @@ use crate::resource::descriptor::socket::Deputy;
 use crate::resource::descriptor::{
     self, Missing, Origin, Restored, Sources, epoll, late, locks, pollable, shared, socket, unread,
 };
+use crate::resource::memory::hugetlb;
 use crate::resource::{memory, process, regained};
 use crate::rights::{Rights, open_for};
 use ckpt_abi::image::{EpollEntry, SectionKind, Text, VmaKind, VmaRecord, vma_flag};
@@ -116,6 +117,10 @@ impl Sources for FromImage<'_> {
         }
         file.set_len(record.size).because(|| "cannot set its length")
     }
+
+    fn fill_memory(&self, object: u32, memory: &mut [u8]) -> Result<()> {
+        self.whole.read(object, memory)
+    }
 }
 
 /// Why everything is opened.
@@ -155,6 +160,7 @@ pub(crate) fn open(
     };
     let sources = FromImage { whole, way, whose: &names, rights: &rights };
     let mut objects = Objects::make(&whole.objects, &sources)?;
+    warnings.extend(hugetlb::lacking(objects.lacking));
     let each = || all.iter().zip(&names);
     let mapped = each().map(|(saved, whose)| {
         let rights = sources.rights(saved.part.number());

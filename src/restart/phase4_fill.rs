@@ -47,6 +47,8 @@ pub(crate) struct Filled {
     pub vdso: Vdso,
     /// What is taken.
     pub space: Space,
+    /// Bytes of huge pages of hugetlbfs for which there are ordinary ones.
+    pub lacking: u64,
 }
 
 /// Maps and fills.
@@ -69,7 +71,7 @@ pub(crate) fn fill(
 
     let used = saved.vmas.iter().map(|vma| 1u32.checked_shl(vma.pkey).unwrap_or(0));
     mapping::allocate_keys(used.fold(saved.process.keys, |all, key| all | key))?;
-    let mut placed = Vec::new();
+    let (mut placed, mut lacking) = (Vec::new(), 0);
     let (vdso, patched) = vdso::place(saved, &own, &mut space)?;
     for (i, record) in saved.vmas.iter().enumerate() {
         if record.kind == VmaKind::Vdso as u32 && patched.is_none() {
@@ -90,13 +92,16 @@ pub(crate) fn fill(
             .hint("execute the checkpoint by itself (./foo.ckpt): not by way of ckpt, and without LD_PRELOAD"));
         }
         let is_final = is_final(saved, record);
-        let lay = |at: u64| -> Result<Placed> {
+        let mut lay = |at: u64| -> Result<Placed> {
             let (mapping, follows) = match following::map(whole, &opened.objects, record, at) {
                 Some((mapping, shown)) => (mapping, Some(shown)),
                 None if is_final && record.kind == VmaKind::Private as u32 => {
                     (Mapping::reservation(at, len, record.prot)?, None)
                 }
                 None if record.kind == VmaKind::Ring as u32 => (ring(saved, record, at)?, None),
+                None if record.flags & vma_flag::HUGETLB != 0 => {
+                    (huge(record, at, &mut lacking)?, None)
+                }
                 None => (map(record, at, i, opened, is_final)?, None),
             };
             let is_final = is_final && follows.is_none();
@@ -133,7 +138,7 @@ pub(crate) fn fill(
     let base = saved.process.region;
     let turn = region::renew_turns(base, &mut placed)?;
     placed::finish(&mut placed, &saved.guards)?;
-    Ok(Filled { placed, control, turn, region: base, actions, vdso, space, missing })
+    Ok(Filled { placed, control, turn, region: base, actions, vdso, space, missing, lacking })
 }
 
 /// Whether a mapping is one that the program cannot write to, and for which the image has nothing. Were it
@@ -182,11 +187,6 @@ fn map(
         VmaKind::Private | VmaKind::Vdso if record.flags & vma_flag::DROPPABLE != 0 => {
             Mapping::droppable(at, len)
         }
-        // Only what is not moved: before Linux 5.16 it cannot be.
-        VmaKind::Private if record.flags & vma_flag::HUGETLB != 0 && at == record.start => {
-            Mapping::huge(at, len, record.file_size)
-                .or_else(|_| Mapping::anonymous(at, len, MapFlags::empty()))
-        }
         VmaKind::Private | VmaKind::Vdso => {
             let mut flags = MapFlags::empty();
             if record.flags & vma_flag::NORESERVE != 0 || record.prot == 0 {
@@ -202,6 +202,20 @@ fn map(
             Ok(mapping)
         }
     }
+}
+
+/// Private memory in huge pages of hugetlbfs where there are so many, and it need not be moved: before Linux 5.16 it cannot be.
+fn huge(record: &VmaRecord, at: u64, lacking: &mut u64) -> Result<Mapping> {
+    let len = record.end - record.start;
+    let made = (at == record.start).then(|| Mapping::huge(at, len, record.file_size));
+    made.and_then(Result::ok).map_or_else(
+        || {
+            let mapping = Mapping::anonymous(at, len, MapFlags::empty())?;
+            *lacking += len;
+            Ok(mapping)
+        },
+        Ok,
+    )
 }
 
 /// A ring of asynchronous I/O.

@@ -31,8 +31,10 @@ record! {
         seals: u32,
         /// Bits of [`object_flag`].
         flags: u32,
+        /// The size of its pages in bytes, of memory in huge pages of hugetlbfs; else 0.
+        page: u64,
         /// Room to grow.
-        reserved: [u64; 3],
+        reserved: [u64; 2],
     }
 }
 

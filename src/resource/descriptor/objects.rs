@@ -10,6 +10,7 @@ use crate::error::{Because, Error, Result};
 use crate::proc::fds::Fd;
 use crate::proc::{Pid, Process};
 use crate::ptrace::raw;
+use crate::resource::memory::hugetlb;
 use crate::resource::{Common, Stream};
 use ckpt_abi::image::{Descriptor, Object, ObjectKind, Text, object_flag};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
@@ -36,6 +37,10 @@ pub(crate) fn save(
     if known.is_none() {
         objects.push(Object::new_zeroed());
     }
+    let page = match kind {
+        ObjectKind::Memory => hugetlb::page_of(process.fd(fd.number)),
+        _ => 0,
+    };
     let Some(object) = objects.get_mut(index).filter(|o| o.flags & object_flag::WHOLE == 0) else {
         return index as u32;
     };
@@ -52,7 +57,8 @@ pub(crate) fn save(
         modified: fd.mtime_ns,
         seals: if kind == ObjectKind::Memory { seals(process.pid(), fd) } else { 0 },
         flags: object_flag::WHOLE,
-        reserved: [0; 3],
+        page,
+        reserved: [0; 2],
     };
     let (path, _by) = (process.fd(fd.number).into(), Some(process.clone()));
     common.streams.push(Stream { object: index as u32, path, _by, segment: None });
@@ -73,6 +79,8 @@ pub(crate) struct Objects {
     given: Vec<bool>,
     /// What gets a name when everything else is done.
     names: Vec<named::Name>,
+    /// Bytes of huge pages for which there are ordinary ones.
+    pub lacking: u64,
 }
 
 impl Objects {
@@ -81,10 +89,10 @@ impl Objects {
     /// # Errors
     /// No room, or a damaged image.
     pub(crate) fn make(records: &[Object], sources: &dyn Sources) -> Result<Self> {
-        let (mut made, mut names) = (Vec::new(), Vec::new());
+        let (mut made, mut names, mut lacking) = (Vec::new(), Vec::new(), 0);
         for (index, record) in (0u32..).zip(records) {
             made.push(match ObjectKind::try_from(record.kind) {
-                Ok(ObjectKind::Memory) => Some(memory(index, record, sources)?),
+                Ok(ObjectKind::Memory) => Some(memory(index, record, sources, &mut lacking)?),
                 Ok(ObjectKind::Deleted) => Some(file(index, record, sources)?),
                 Ok(ObjectKind::Named) => {
                     let (file, name) = named::make(index, record, sources)?;
@@ -94,7 +102,7 @@ impl Objects {
                 Ok(ObjectKind::Embedded | ObjectKind::Segment) | Err(_) => None,
             });
         }
-        Ok(Self { records: records.to_vec(), given: vec![false; made.len()], made, names })
+        Ok(Self { records: records.to_vec(), given: vec![false; made.len()], made, names, lacking })
     }
 
     /// Gives those names that have some.
@@ -192,10 +200,22 @@ fn time(nanoseconds: i64) -> TimeSpec {
     Duration::from_nanos(nanoseconds.max(0).cast_unsigned()).into()
 }
 
-fn memory(index: u32, record: &Object, sources: &dyn Sources) -> Result<OwnedFd> {
+fn memory(
+    index: u32,
+    record: &Object,
+    sources: &dyn Sources,
+    lacking: &mut u64,
+) -> Result<OwnedFd> {
     let name = sources.text(record.name);
     let name = name.to_string_lossy();
     let name = name.strip_prefix(memfd::PREFIX).unwrap_or("ckpt-shared");
+    if record.page != 0 {
+        if let Some((file, mut memory)) = hugetlb::make(name, record.size, record.page) {
+            sources.fill_memory(index, &mut memory)?;
+            return Ok(file);
+        }
+        *lacking += record.size;
+    }
     if record.flags & object_flag::WHOLE == 0 {
         return memfd::memfd(name, record.size);
     }

@@ -82,6 +82,8 @@ pub(crate) trait Sources {
     fn is_rehearsal(&self) -> bool;
     /// Gives a new file the size and the content of an object.
     fn fill(&self, object: u32, file: &File) -> Result<()>;
+    /// Gives the content of an object to memory of zeros.
+    fn fill_memory(&self, object: u32, memory: &mut [u8]) -> Result<()>;
 }
 
 /// A restart that is opening descriptors.

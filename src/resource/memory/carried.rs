@@ -3,7 +3,7 @@
 //! ones that several processes of the checkpoint map and write. What they hold belongs to the processes, so it travels;
 //! a restart makes each anew, under its name. Data that is only read is left alone, however large it is.
 
-use super::{WHOLE_MAX, leave_to_streams};
+use super::{WHOLE_MAX, hugetlb, leave_to_streams};
 use crate::proc::Pid;
 use crate::proc::{Process, tree};
 use crate::resource::descriptor::{access, kind, only_names};
@@ -126,6 +126,8 @@ impl Candidate {
     fn travels(&self) -> bool {
         let in_memory = || statfs(&self.found).is_ok_and(|fs| fs.filesystem_type() == TMPFS_MAGIC);
         let small = || fs::metadata(&self.found).is_ok_and(|meta| meta.len() <= WHOLE_MAX);
+        // Nothing can be written to files of hugetlbfs but through a mapping.
+        let small = || small() && hugetlb::page_of(&self.found) == 0;
         self.writable && (in_memory() || (self.processes > 1 && small()))
     }
 }

@@ -263,16 +263,19 @@ fn classify(
     } else if vma.inode != 0 {
         kind = classify_file(vma, &mut record, &mut area, files);
     }
-    declare(vma, gathered);
+    declare(vma, kind, gathered);
     record.kind = kind as u32;
     (record, area)
 }
 
 /// Names what a mapping is not any more after a restart.
-fn declare(vma: &Vma, gathered: &mut Gathered) {
+fn declare(vma: &Vma, kind: VmaKind, gathered: &mut Gathered) {
     let at = format!("{:#x}", vma.start);
-    if vma.flags.has("ht") && !hugetlb::is_plain(vma) {
-        gathered.losses.push(format!("huge pages of hugetlbfs at {at} become ordinary ones"));
+    let kept = [VmaKind::Shared, VmaKind::SharedFile].contains(&kind) || hugetlb::is_plain(vma);
+    if vma.flags.has("ht") && !kept {
+        gathered.losses.push(format!(
+            "huge pages of hugetlbfs at {at} become ordinary ones, which do not show what is written to their file from then on"
+        ));
     }
     if is_ring(&vma.name) {
         gathered
@@ -318,8 +321,13 @@ fn classify_shared(
         });
         common.objects.len() - 1
     });
-    common.objects[index].size = common.objects[index].size.max(end);
+    let object = &mut common.objects[index];
+    (object.size, object.page) = (object.size.max(end), object.page.max(hugetlb::page(vma)));
     record.object = index as u32;
+    // Of huge pages mincore(2) tells only those that the process has touched.
+    if object.page != 0 && !vma.flags.has("nr") {
+        return (VmaKind::Shared, Pages::Whole);
+    }
     // Pages of shared memory that are swapped out cannot be told from absent ones.
     (VmaKind::Shared, if vma.swapped == 0 { Pages::Populated } else { Pages::Whole })
 }

@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 use crate::proc::Pid;
+use crate::resource::memory::hugetlb;
 use ckpt_abi::image::SystemVKind;
 use nix::Result;
 use nix::errno::Errno;
@@ -140,6 +141,14 @@ pub(super) fn make(kind: SystemVKind, key: i32, size: u64) -> Result<i32> {
         // SAFETY: numbers only.
         SystemVKind::Messages => unsafe { libc::msgget(key, flags) },
     })
+}
+
+/// Makes a segment in huge pages, if they are free.
+pub(super) fn huge(key: i32, size: u64, page: u64) -> Option<i32> {
+    let flags = libc::IPC_CREAT | libc::IPC_EXCL | 0o600;
+    let flags = flags | libc::SHM_HUGETLB | hugetlb::flag(page).cast_signed();
+    // SAFETY: numbers only.
+    Errno::result(unsafe { libc::shmget(key, size as usize, flags) }).ok()
 }
 
 /// Removes one.

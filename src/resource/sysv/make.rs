@@ -5,6 +5,7 @@ use super::calls::{self, Attached, Owner};
 use super::{called, name};
 use crate::error::{Because, Error, Result};
 use crate::order;
+use crate::resource::memory::hugetlb;
 use ckpt_abi::image::{SystemV, SystemVKind};
 use std::fs;
 
@@ -17,7 +18,8 @@ const LOCKED: u32 = 0o2000;
 /// How often an identifier is tried for.
 const TRIES: usize = 1 << 20;
 
-/// Makes all; `fill` writes the content of an object into memory, and `content` holds what is in the others.
+/// Makes all; `fill` writes the content of an object into memory, `content` holds what is in the others, and `page` tells
+/// the size of an object's huge pages. How many bytes of these are ordinary ones here.
 ///
 /// # Errors
 /// An identifier, a key or memory is not to be had.
@@ -25,7 +27,9 @@ pub(crate) fn all(
     records: &[SystemV],
     content: &[u8],
     fill: impl Fn(u32, &mut [u8]) -> Result<()>,
-) -> Result<()> {
+    page: impl Fn(u32) -> u64,
+) -> Result<u64> {
+    let mut lacking = 0;
     let mut records = records.to_vec();
     // Where they can only be counted up to, the kernel gives them in this order.
     order::by_key(&mut records, |record| (record.id.into(), 0));
@@ -33,7 +37,10 @@ pub(crate) fn all(
         let kind = kind(record)?;
         let id = record.id.cast_signed();
         let why = || format!("cannot make the System V {} {id} again", called(kind));
-        make(kind, record).because(why)?;
+        let page = page(record.object);
+        if !make(kind, record, page).because(why)? {
+            lacking += record.size;
+        }
         let from = record.content as usize;
         let own = content.get(from..from + record.content_len as usize).ok_or_else(damaged)?;
         let owner =
@@ -71,7 +78,7 @@ pub(crate) fn all(
             calls::lock(id);
         }
     }
-    Ok(())
+    Ok(lacking)
 }
 
 /// Removes those that were to go, when all who had them have them.
@@ -90,15 +97,21 @@ fn damaged() -> Error {
 }
 
 /// Makes one with its identifier (/proc/sys/kernel/shm_next_id and kin), which an ordinary user may not choose before
-/// Linux 6.1: there it is counted up to.
-fn make(kind: SystemVKind, record: &SystemV) -> Result<()> {
+/// Linux 6.1: there it is counted up to. False of one that was to have huge pages, and has ordinary ones: they are not
+/// there, or not for this user.
+fn make(kind: SystemVKind, record: &SystemV, page: u64) -> Result<bool> {
     let (id, key) = (record.id.cast_signed(), record.key.cast_signed());
     let chosen =
         fs::write(format!("/proc/sys/kernel/{}_next_id", name(kind)), id.to_string()).is_ok();
     for _ in 0..if chosen { 1 } else { TRIES } {
-        let made = calls::make(kind, key, record.size).because(|| "no room for it")?;
+        let huge =
+            if hugetlb::is_possible(page) { calls::huge(key, record.size, page) } else { None };
+        let made = match huge {
+            Some(made) => made,
+            None => calls::make(kind, key, record.size).because(|| "no room for it")?,
+        };
         if made == id {
-            return Ok(());
+            return Ok(page == 0 || huge.is_some());
         }
         calls::remove(kind, made);
     }

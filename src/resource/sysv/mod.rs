@@ -9,7 +9,7 @@ pub(crate) mod calls;
 pub(crate) mod make;
 pub(crate) mod undo;
 
-use super::memory::{Area, leave_to_streams};
+use super::memory::{Area, hugetlb, leave_to_streams};
 use super::{Common, Gathered, Stream};
 use crate::proc::stat::lives;
 use crate::proc::sysv::{self, Entry};
@@ -207,15 +207,20 @@ impl Saved {
                 let new = self.objects.iter().filter(|(i, _)| *i as usize >= common.objects.len());
                 let next = (common.objects.len() + new.count()) as u32;
                 record.object = found.object.unwrap_or(next);
+                let page = match found.object {
+                    Some(known) => common.objects[known as usize].page,
+                    None => hugetlb::page_of_segment(id),
+                };
                 let object = Object {
                     kind: ObjectKind::Segment as u32,
                     size: entry.size,
                     inode: id as u64,
                     flags: object_flag::WHOLE,
+                    page,
                     ..Object::new_zeroed()
                 };
                 self.objects.push((record.object, object));
-                let whole = entry.swapped != 0;
+                let whole = entry.swapped != 0 || page != 0;
                 let segment = Some(super::Segment { id, whole });
                 let path = std::path::PathBuf::new();
                 self.streams.push(Stream { object: record.object, path, _by: None, segment });
