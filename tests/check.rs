@@ -28,6 +28,8 @@ const DECLARED: &[(&str, &str)] = &[
     ("closed", "which it has closed"),
     ("attributes", "the extended attributes of "),
     ("spaces", "its own namespaces (host name)"),
+    ("immutable", "a restart will need chattr -i before"),
+    ("appended", "a restart will need chattr -a before"),
 ];
 
 /// The lines of a table under a name.
@@ -138,6 +140,7 @@ fn what_only_threads_tell_is_asked() {
     for (kind, name, sentence) in [
         ("keys", "losses", "process or thread keyring"),
         ("segments", "obstacles", "memory segments of its own (modify_ldt(2))"),
+        ("slots", "obstacles", "memory segments of its own (set_thread_area(2))"),
     ] {
         let bench = Bench::new(Who::Me);
         let Some(mut run) = start(&bench, &[kind], true) else { continue };

@@ -237,3 +237,21 @@ fn lines_of_ckpts_own_make_no_log_grow() {
         ["log is ", "was 6 at the checkpoint", "goes on writing at its end", "the last 32 bytes"];
     assert!(named.iter().all(|n| said.contains(n)), "{said}");
 }
+
+/// What a signal's dumper may not have is said once, with the way out.
+#[test]
+fn a_dumper_without_descriptors_is_one_sentence() {
+    let bench = Bench::new(Who::Nobody);
+    let mut run =
+        bench.launch(&["-n", "x.ckpt"], bench.subject("edges", Build::Pie), &["nofollow"]);
+    run.expect("ready");
+    let mut command = bench.command("prlimit");
+    command.args(["--nofile=8:8", "--pid", &run.pid_text()]);
+    Run::start(command).ends_well();
+    run.signal(nix::sys::signal::Signal::SIGTSTP);
+    run.complaint("`ckpt save` from outside may");
+    run.check();
+    let said = run.stderr();
+    assert_eq!(said.matches("no checkpoint: ").count(), 1, "{said}");
+    run.go();
+}

@@ -39,7 +39,11 @@ fn subject_keeps(who: Who, subject: &str, kind: &str, options: &[&str]) {
 /// What few descriptors and threads have.
 #[test]
 fn edges() {
-    for kind in ["fifo", "removed", "thread", "cancel", "slice", "marks", "point"] {
+    const KINDS: [&str; 10] = [
+        "fifo", "removed", "thread", "cancel", "slice", "marks", "point", "nofollow", "polls",
+        "ring",
+    ];
+    for kind in KINDS {
         BOTH.into_iter().for_each(|who| subject_keeps(who, "edges", kind, &[]));
     }
 }

@@ -56,7 +56,7 @@ impl Process {
             Ok(pidfd) => Some(Arc::new(pidfd)),
             Err(EINVAL | ENOENT | ESRCH | ENOSYS | EPERM | EACCES) => None,
             Err(e) => {
-                return Err(Error::new(format!("cannot watch process {pid}: {}", e.desc())));
+                return Err(e).because(|| format!("cannot watch process {pid}"));
             }
         };
         // The directory is the older of the two: while it is not empty, the id has been given to nobody else.

@@ -32,6 +32,7 @@ pub(crate) mod rest;
 mod resumed;
 mod row;
 pub(crate) mod sandbox;
+pub(crate) mod segments;
 pub(crate) mod seize;
 pub(crate) mod sequence;
 pub(crate) mod sockets;

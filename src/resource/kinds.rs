@@ -17,6 +17,7 @@ const REFUSED: &[(&str, &str)] = &[
         "memory segments of its own (modify_ldt(2))",
         "no emulator of 16-bit or 32-bit code can be saved",
     ),
+    ("memory segments of its own (set_thread_area(2))", "no emulator of 32-bit code can be saved"),
     ("tagged addresses", "start it without (a sanitizer's option)"),
     ("dispatches its system calls", "start it without the emulator that does so (Wine)"),
     ("has descriptors of its own (unshare(2)", "let that thread end first"),

@@ -19,6 +19,7 @@ use crate::ptrace::list::{List, Question, Replies};
 use crate::ptrace::memory::Memory;
 use crate::ptrace::raw;
 use crate::ptrace::regs::{Regs, USER_CS};
+use crate::ptrace::segments;
 use crate::ptrace::sequence::leave_sequence;
 use crate::ptrace::thread::StoppedThread;
 use ckpt_abi::image::{NumaPolicy, Owner, Thread, thread_flag};
@@ -59,6 +60,14 @@ pub(crate) fn settle_all(
     let threads = target.frozen.threads.iter();
     let of_32_bits = threads.filter(|thread| thread.regs.cs != USER_CS);
     gathered.obstacles.extend(of_32_bits.map(|thread| narrow(thread.tid)));
+    // Others than the main thread have some if they use them.
+    let main = target.frozen.pid.main_thread();
+    let uses = |regs: &Regs| regs.fs | regs.gs | regs.ds | regs.es != 0;
+    let asked = target.frozen.threads.iter().filter(|it| it.tid == main || uses(&it.regs));
+    let segmented = asked.filter(|thread| segments::any(thread.tid));
+    gathered.obstacles.extend(segmented.map(|thread| {
+        format!("thread {} has memory segments of its own (set_thread_area(2))", thread.tid)
+    }));
     Ok(())
 }
 

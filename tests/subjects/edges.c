@@ -5,8 +5,10 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/epoll.h>
 #include <sys/fanotify.h>
 #include <sys/inotify.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/timerfd.h>
@@ -22,6 +24,8 @@
   } while (0)
 
 #define SLICE 5000000
+// struct epoll_params: 50 microseconds, 8 packets, preferred.
+#define POLLS 0x1000800000032
 
 static const char *kind;
 static int fd = -1, other = -1;
@@ -51,6 +55,22 @@ static void line_of(int one, const char *key, char *line, size_t room) {
   CHECK(file, "%m");
   while (fgets(line, room, file) && strncmp(line, key, strlen(key))) continue;
   fclose(file);
+}
+
+// The child answers whether it has no ring where its parent has one.
+static void fork_with_ring(void) {
+  unsigned long ring = 0;
+  int there[2], back[2];
+  NONE(!syscall(SYS_io_setup, 4, &ring));
+  CHECK(!pipe(there) && !pipe(back), "%m");
+  fd = there[1], other = back[0];
+  if (fork()) return;
+  close(fd);
+  for (char byte; read(there[0], &byte, 1) == 1 && byte == '?';) {
+    int none = syscall(SYS_io_getevents, ring, 0, 0, 0, 0) < 0;
+    CHECK(write(back[1], none ? "!" : "r", 1) == 1, "%m");
+  }
+  _exit(0);
 }
 
 static void check(void) {
@@ -84,6 +104,15 @@ static void check(void) {
     CHECK(read(fd, events, sizeof events) > 0, "%m");
     while (read(fd, events, sizeof events) > 0) continue;
   }
+  if (is("nofollow")) CHECK(fcntl(fd, F_GETFL) & O_NOFOLLOW, "%x", fcntl(fd, F_GETFL));
+  if (is("polls")) {
+    unsigned long params = 0;
+    CHECK(!ioctl(fd, 0x80088a02, &params) && params == POLLS, "%lx", params);
+  }
+  if (is("ring")) {
+    CHECK(write(fd, "?", 1) == 1 && read(other, &byte, 1) == 1, "%m");
+    CHECK(byte == '!', "a fork has a ring");
+  }
   if (is("slice")) {
     CHECK(!syscall(SYS_sched_getattr, 0, &attr, sizeof attr, 0), "%m");
     CHECK(attr.runtime == SLICE, "%lu", attr.runtime);
@@ -116,6 +145,12 @@ static void set(void) {
     fd = timerfd_create(CLOCK_REALTIME, 0);
     CHECK(!timerfd_settime(fd, TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET, &at, 0), "%m");
   }
+  if (is("nofollow")) CHECK((fd = open("file", O_RDWR | O_CREAT | O_NOFOLLOW, 0600)) >= 0, "%m");
+  if (is("polls")) {
+    unsigned long params = POLLS;
+    NONE((fd = epoll_create1(0)) >= 0 && !ioctl(fd, 0x40088a01, &params));
+  }
+  if (is("ring")) fork_with_ring();
   if (is("slice")) {
     attr = (struct attr){.size = sizeof attr, .runtime = SLICE};
     CHECK(!syscall(SYS_sched_setattr, 0, &attr, 0), "%m");

@@ -4,6 +4,7 @@
 #include "subject.h"
 #include <fcntl.h>
 #include <linux/filter.h>
+#include <linux/fs.h>
 #include <linux/seccomp.h>
 #include <linux/userfaultfd.h>
 #include <pthread.h>
@@ -116,6 +117,18 @@ static void begin(void) {
     pthread_t made;
     CHECK(!pthread_create(&made, 0, thread, 0), "%m");
     while (!ready) sched_yield();
+  } else if (is("slots")) {
+    // struct user_desc, below 4 GiB: int $0x80 is the one way to set_thread_area(2) here.
+    unsigned *entry = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
+    CHECK(entry != MAP_FAILED, "%m");
+    entry[0] = -1u, entry[1] = 4096, entry[2] = 4095, entry[3] = 0x41;
+    int made;
+    __asm__ volatile("int $0x80" : "=a"(made) : "a"(243), "b"(entry) : "memory", "r8", "r9", "r10", "r11");
+    NONE(!made);
+  } else if ((is("immutable") || is("appended")) && root) {
+    int fd = open("kept", O_RDWR | O_CREAT, 0600);
+    int flags = is("immutable") ? FS_IMMUTABLE_FL : FS_APPEND_FL;
+    NONE(fd >= 0 && !ioctl(fd, FS_IOC_SETFLAGS, &flags));
   } else if (is("spaces") && root) {
     CHECK(!unshare(CLONE_NEWUTS), "%m");
   } else if (is("keys")) {
@@ -153,5 +166,8 @@ int main(int argc, char **argv) {
   }
   kind = argv[1];
   begin();
-  return obey(check);
+  int outcome = obey(check), none = 0;
+  // Else nobody could remove it.
+  if (is("immutable") || is("appended")) CHECK(!ioctl(open("kept", O_RDONLY), FS_IOC_SETFLAGS, &none), "%m");
+  return outcome;
 }

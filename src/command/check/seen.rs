@@ -33,7 +33,7 @@ pub(super) fn add(found: Survey, facts: &mut Facts) {
             "not_asked",
             format!(
                 "{whose}: without a payload their threads cannot be asked, so {} would only show at a checkpoint",
-                "their securebits, process and thread keyrings, a sandbox (Landlock), memory segments (modify_ldt(2)), \
+                "their securebits, process and thread keyrings, a sandbox (Landlock), memory segments (modify_ldt(2), set_thread_area(2)), \
                  dispatched system calls and what is just under way"
             ),
         );

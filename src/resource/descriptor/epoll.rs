@@ -4,7 +4,7 @@
 //! The kernel remembers a watched description together with the number it had when the watch was set, so
 //! the watches can only be set when the restored descriptors have their numbers: by the restorer.
 
-use super::open::{behind, owned, reopened, standard};
+use super::open::{behind, ioctl, owned, reopened, standard};
 use super::tables::Table;
 use super::{
     Content, Kind, Look, Loss, Opening, Origin, Place, Restored, Saving, access, file_type, kind,
@@ -32,6 +32,10 @@ pub(super) const KIND: Kind = Kind { recognise, save, open };
 /// What EPOLLONESHOT leaves of a watch that has fired (fs/eventpoll.c, EP_PRIVATE_BITS): EPOLLEXCLUSIVE,
 /// EPOLLWAKEUP, EPOLLONESHOT, EPOLLET.
 const PRIVATE: u32 = 0xf000_0000;
+
+/// EPIOCGPARAMS and EPIOCSPARAMS, for the eight bytes of a struct epoll_params (ioctl_eventpoll(2), Linux 6.9).
+const GET_PARAMS: libc::Ioctl = 0x8008_8a02_u32 as libc::Ioctl;
+const SET_PARAMS: libc::Ioctl = 0x4008_8a01;
 
 fn recognise(fd: &Fd, _: &Look<'_>) -> bool {
     fd.target == "anon_inode:[eventpoll]"
@@ -61,6 +65,11 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
         let process = look.tables.of.iter().position(|table| table.pid == pid);
         (entry.source, entry.process) = (number, process.unwrap_or(0) as u32);
         entries.push(entry);
+    }
+    if fd.number & UNDER_WAY == 0
+        && let Ok(ours) = raw::take_descriptor(look.process.pid(), fd.number.cast_signed())
+    {
+        let _ = ioctl(&ours, GET_PARAMS, &mut saving.record.value);
     }
     saving.record.content = fd.number;
     saving.content = Some(Content { index: fd.number, bytes: entries.as_bytes().to_vec() });
@@ -116,9 +125,16 @@ fn entry(value: &str) -> Option<EpollEntry> {
     Some(EpollEntry { fd, events, data, inode, source: fd, process: 0 })
 }
 
-fn open(_: &Descriptor, _: &mut Opening<'_>) -> Result<Origin> {
+fn open(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Origin> {
     let epoll =
         Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).because(|| "cannot make an epoll instance")?;
+    let mut params = record.value;
+    if params != 0
+        && let Err(errno) = ioctl(&epoll.0, SET_PARAMS, &mut params)
+    {
+        let (fd, why) = (shown(record.fd), errno.desc());
+        opening.warnings.push(format!("epoll descriptor {fd} polls no network device: {why}"));
+    }
     Ok(Origin::Own(epoll.0))
 }
 

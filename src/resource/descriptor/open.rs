@@ -3,7 +3,7 @@
 //!
 //! # Safety
 //! Numbers that system calls have just given become descriptors; the standard streams are borrowed
-//! for single calls.
+//! for single calls; an ioctl(2) is about a word of ours.
 #![allow(unsafe_code)]
 
 use super::objects::Objects;
@@ -243,7 +243,12 @@ pub(crate) fn by_path(record: &Descriptor, path: &Path) -> Result<OwnedFd> {
         | OFlag::O_CLOEXEC
         | OFlag::O_NOCTTY
         | if link { OFlag::O_NOFOLLOW } else { OFlag::empty() };
-    let mut opened = nix::fcntl::open(path, flags, Mode::empty());
+    let nofollow = OFlag::from_bits_retain(record.flags.cast_signed()) & OFlag::O_NOFOLLOW;
+    let mut opened = nix::fcntl::open(path, flags | nofollow, Mode::empty());
+    // By --map-path, say.
+    if matches!(opened, Err(Errno::ELOOP)) && !link {
+        opened = nix::fcntl::open(path, flags, Mode::empty());
+    }
     if matches!(opened, Err(Errno::EPERM)) && flags.contains(OFlag::O_NOATIME) {
         // Only the owner of a file may ask for it.
         opened = nix::fcntl::open(path, flags - OFlag::O_NOATIME, Mode::empty());
@@ -264,6 +269,13 @@ pub(crate) fn reopened(file: &OwnedFd, flags: u32) -> Result<OwnedFd> {
 /// A path of what is behind a descriptor of ours.
 pub(crate) fn place(file: &OwnedFd) -> PathBuf {
     format!("/proc/self/fd/{}", file.as_raw_fd()).into()
+}
+
+/// An ioctl(2) whose argument is a word that the kernel reads or writes.
+pub(super) fn ioctl(fd: &OwnedFd, request: libc::Ioctl, word: &mut u64) -> nix::Result<()> {
+    let at: *mut u64 = word;
+    // SAFETY: the callers' requests are about eight bytes.
+    Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), request, at) }).map(drop)
 }
 
 /// Sets the offset.

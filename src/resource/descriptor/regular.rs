@@ -4,7 +4,7 @@
 use super::open::{self, by_path, seek};
 use super::{Kind, Look, Loss, Opening, Origin, Saving, access, file_type, names, only_names};
 use crate::error::{Because, Error, Result};
-use crate::proc::fds::Fd;
+use crate::proc::{attributes, fds::Fd};
 use crate::rights::file_user;
 use ckpt_abi::image::{Descriptor, ObjectKind};
 use nix::fcntl::{AtFlags, OFlag};
@@ -36,6 +36,15 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
         saving.say(format!(
             "the right to open {path} as it is open now: its owner and mode allow it no more, so a restart \
              will need the file's permissions changed"
+        ));
+    }
+    if access(fd.flags) != libc::O_RDONLY
+        && let Some(letter) = attributes::forbids(Path::new(&saving.path), fd.flags)
+    {
+        let path = saving.path.display();
+        saving.say(format!(
+            "the right to open {path} as it is open now: nobody may while chattr +{letter} holds, so a restart will need \
+             chattr -{letter} before"
         ));
     }
     if look.embed == 0 {

@@ -158,6 +158,12 @@ pub(crate) fn look_into_shared(
     areas: &mut [Area],
     gathered: &mut Gathered,
 ) -> Result<()> {
+    for vma in gathered.vmas.iter_mut().filter(|vma| vma.kind == VmaKind::Ring as u32) {
+        // A fork has the memory, and no ring there.
+        if caller.call(libc::SYS_io_getevents, &[vma.start, 0, 0, 0, 0])? < 0 {
+            vma.kind = VmaKind::Private as u32;
+        }
+    }
     let scratch = target.region.base + STACKS;
     for area in areas.iter_mut().filter(|a| a.shared && a.pages == Pages::Populated) {
         let mut ranges: Vec<Range<u64>> = Vec::new();
