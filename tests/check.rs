@@ -10,6 +10,7 @@ const BOTH: [Who; 2] = [Who::Me, Who::Nobody];
 /// What is in the way.
 const REFUSED: &[(&str, &str)] = &[
     ("uring", "it maps a kernel object"),
+    ("worker", "it maps a kernel object"),
     ("uffd", "by itself (userfaultfd(2))"),
     ("secret", "memory that nobody else may read (memfd_secret(2))"),
     ("files", "has descriptors of its own (unshare(2)"),

@@ -22,6 +22,7 @@ use ckpt_abi::image::{
     CHUNK_MAX, Guard, GuardKind, LossRecord, Machine, SectionKind, process_flag,
 };
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use zerocopy::FromZeros;
 
@@ -76,13 +77,17 @@ impl<'a> Writing<'a> {
         presumed: Option<Vec<Vma>>,
     ) -> Result<()> {
         let Equipped { process: own, memory, region, .. } = process.equipped;
-        let confirm = || match &presumed {
-            Some(all) => presumed::confirm(all, own, false),
-            None => Ok(()),
+        let is_wrong = AtomicBool::new(false);
+        let confirm = || {
+            let all = presumed.as_deref();
+            let confirmed = all.map_or(Ok(()), |all| presumed::confirm(all, own, false));
+            is_wrong.fetch_or(confirmed.is_err(), Ordering::Relaxed);
+            confirmed
         };
         thread::scope(|scope| {
             let beside = presumed.as_ref().and_then(|_| abreast::beside(scope, &confirm));
-            let written = self.pages(false, own, memory, areas, &mut process.gathered);
+            let from = (own, memory, &is_wrong);
+            let written = self.pages(false, from, areas, &mut process.gathered);
             let confirmed = beside.and_then(|thread| thread.join().ok()).unwrap_or_else(confirm);
             memory.was_whole(region.base).and(confirmed).and(written)
         })
@@ -95,11 +100,12 @@ impl<'a> Writing<'a> {
         match &process.snapshot {
             Some(snapshot) => {
                 let (own, memory) = snapshot.open()?;
-                let written = self.pages(true, &own, &memory, &areas, &mut process.gathered);
+                presumed.map_or(Ok(()), |all| presumed::confirm(&all, &own, true))?;
+                let from = (&own, &memory, &AtomicBool::new(false));
+                let written = self.pages(true, from, &areas, &mut process.gathered);
                 let whole = memory.was_whole(process.equipped.region.base);
                 whole.map_err(|_| snapshot_lost(process.equipped)).and(written)?;
                 unchanged(&process.gathered)?;
-                presumed.map_or(Ok(()), |all| presumed::confirm(&all, &own, true))?;
                 policy::save(&own, &mut process.gathered, policy::is_forked);
             }
             None => {
@@ -123,13 +129,13 @@ impl<'a> Writing<'a> {
         losses
     }
 
-    /// Writes the pages of some areas, read from the process or its snapshot (`is_picture`). That they were there to
+    /// Writes the pages of some areas, read from the process or its snapshot (`is_picture`), until that is known to be in
+    /// vain. That they were there to
     /// the end ([`Memory::was_whole`]) is not known yet then.
     fn pages(
         &mut self,
         is_picture: bool,
-        process: &Process,
-        memory: &Memory,
+        (process, memory, is_vain): (&Process, &Memory, &AtomicBool),
         areas: &[Area],
         gathered: &mut Gathered,
     ) -> Result<()> {
@@ -146,7 +152,10 @@ impl<'a> Writing<'a> {
             sums: !self.writer.compresses(),
         };
         let writer = &mut self.writer;
-        self.room.read(&from, areas, |area, read| write(writer, read, area, gathered))
+        self.room.read(&from, areas, |area, read| match is_vain.load(Ordering::Relaxed) {
+            true => Err(Error::new("the memory is not written to its end")),
+            false => write(writer, read, area, gathered),
+        })
     }
 
     /// The search for ids that a single process remembers, until one is found. Several restart with theirs.

@@ -181,6 +181,13 @@ impl Process {
         self.main_stat().is_ok_and(|stat| stat.state == 'T')
     }
 
+    /// Whether a thread is one of the kernel's that works for the process and never returns to it (io_uring's, vhost's).
+    pub fn is_worker(&self, tid: Tid) -> bool {
+        /// PF_IO_WORKER, and PF_USER_WORKER (Linux 6.4).
+        const WORKER: u64 = 0x10 | 0x4000;
+        self.flags_of(&format!("task/{tid}/stat")).is_some_and(|flags| flags & WORKER != 0)
+    }
+
     /// Whether it is a thread of the kernel.
     pub fn is_kernels(&self) -> bool {
         const KTHREAD: u64 = 0x20_0000;

@@ -25,7 +25,7 @@ use super::stopping::{Moving, Round, await_hearing};
 use super::thread::StoppedThread;
 use super::undelayed::Undelayed;
 use crate::abreast;
-use crate::error::{Because, Error, Result};
+use crate::error::{Because, Error, Kind, Result};
 use crate::fault::{Point, reach};
 use crate::order;
 use crate::proc::status::Status;
@@ -235,6 +235,7 @@ impl Frozen {
 
     /// Reads what the kernel says of the threads.
     fn look(&mut self) -> Result<()> {
+        self.refuse_workers()?;
         self.spent = clocks::spent(self.pid);
         let tids: Vec<Tid> = self.threads.iter().map(|thread| thread.tid).collect();
         let all = abreast::each(&tids, 8, |tid| self.process.status(*tid));
@@ -242,6 +243,22 @@ impl Frozen {
             thread.status = Some(Rc::new(status?));
         }
         Ok(())
+    }
+
+    /// A thread of the kernel stops for us, but never comes to a system call: whoever had it make one would wait for ever.
+    fn refuse_workers(&self) -> Result<()> {
+        // It has these registers (arch/x86/kernel/process.c, copy_thread).
+        let may_be = |thread: &&StoppedThread| thread.regs.rip == 0 && thread.regs.rsp == 0;
+        let mut all = self.threads.iter().filter(may_be).map(|thread| thread.tid);
+        let Some(tid) = all.find(|tid| self.process.is_worker(*tid)) else { return Ok(()) };
+        let name = self.process.status(tid).map(|status| status.name).unwrap_or_default();
+        let text = format!(
+            "process {} cannot be saved: its thread {tid} ({}) works for it in the kernel",
+            self.pid,
+            name.display()
+        );
+        let hint = "start it without io_uring(7) and the like (UV_USE_IO_URING=0)";
+        Err(Error::new(text).of(Kind::Obstacles).hint(hint))
     }
 
     /// As all threads stand still, nobody changes what a signal does.

@@ -36,6 +36,8 @@ pub(crate) fn stop(all: &[(Process, u64)]) -> Result<Vec<Frozen>> {
                 stopped.push((frozen, region));
             }
             Ok(Err(some)) => let_be(some, region),
+            // It is let go again, and only looked at.
+            Err(e) if e.kind() == Kind::Obstacles => {}
             Err(e) => outcome = Err(e),
         }
         waited += begun.elapsed().saturating_sub(QUICK);

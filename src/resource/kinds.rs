@@ -7,6 +7,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("it uses a GPU", "let it give the GPU back first, or compute without one"),
     ("it maps device memory", "let it close the device first"),
     ("it maps a kernel object", "start it without io_uring(7) and the like (UV_USE_IO_URING=0)"),
+    ("works for it in the kernel", "start it without io_uring(7) and the like (UV_USE_IO_URING=0)"),
     ("it uses asynchronous I/O (io_setup(2))", "try again when its requests are done"),
     ("somebody probes it (uprobes)", "end the probes (perf probe --del, bpftrace), start it anew"),
     ("memory that nobody else may read (memfd_secret(2))", "let it give that memory back first"),

@@ -3,6 +3,7 @@
 // of their own, one each after the first. Says "none" instead of "ready" where the kernel has no such thing.
 #include "subject.h"
 #include <fcntl.h>
+#include <linux/io_uring.h>
 #include <linux/filter.h>
 #include <linux/fs.h>
 #include <linux/seccomp.h>
@@ -74,6 +75,22 @@ static void begin(void) {
     NONE(ring >= 0);
     NONE(mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, ring, 0) != MAP_FAILED);
     if (is("closed")) close(ring);
+  } else if (is("worker")) {
+    // A request that a thread of the kernel's makes, which then waits for more of them.
+    struct io_uring_params parameters = {0};
+    long ring = syscall(425, 4, &parameters);
+    NONE(ring >= 0);
+    size_t size = parameters.sq_off.array + parameters.sq_entries * 4;
+    char *sq = mmap(0, size, PROT_READ | PROT_WRITE, MAP_SHARED, ring, IORING_OFF_SQ_RING);
+    struct io_uring_sqe *entry = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, ring, IORING_OFF_SQES);
+    NONE(sq != MAP_FAILED && entry != MAP_FAILED);
+    static char byte;
+    *entry = (struct io_uring_sqe){.opcode = IORING_OP_READ, .flags = IOSQE_ASYNC, .len = 1};
+    entry->fd = open("/proc/self/exe", O_RDONLY);
+    entry->addr = (unsigned long)&byte;
+    *(unsigned *)(sq + parameters.sq_off.array) = 0;
+    *(unsigned *)(sq + parameters.sq_off.tail) = 1;
+    NONE(syscall(426, ring, 1, 1, IORING_ENTER_GETEVENTS, 0, 0) == 1);
   } else if (is("attributes")) {
     int fd = open("removed", O_RDWR | O_CREAT, 0600);
     NONE(!fsetxattr(fd, "user.of", "it", 2, 0) && !unlink("removed"));
