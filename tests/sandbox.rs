@@ -99,3 +99,22 @@ fn filters_that_cannot_be_put_back_are_refused() {
         run.go();
     }
 }
+
+/// The executable that puts a failure into a sentence may not be executed any more.
+#[test]
+fn filters_that_the_kernel_refuses_are_named() {
+    if !is_root() {
+        return;
+    }
+    let bench = Bench::new(Who::Me);
+    let run = start(&bench, "full");
+    Way::SaveStop.save(&bench, "x.ckpt", run);
+    let mut again = bench.run(bench.path("x.ckpt"), &[]);
+    again.check();
+    again.go();
+    let image = bench.name("x.ckpt");
+    let ended =
+        bench.run(bench.subject("deny", Build::Pie), &["400", "-1", "0", "--", &image]).end();
+    assert_eq!(ended.code(), Some(125), "{ended:?}");
+    assert!(ended.stderr.contains("refused one of the last steps with error 12 "), "{ended:?}");
+}

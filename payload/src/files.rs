@@ -321,7 +321,7 @@ fn obey(row: &Row, shown: &Shown) {
     }
 }
 
-fn say_number(number: u64) {
+pub(crate) fn say_number(number: u64) {
     let mut buffer = [0u8; 32];
     let text = crate::spawn::decimal(number, &mut buffer, b"") as *const u8;
     say_text(text);

@@ -6,7 +6,9 @@
 //! lists are only written before the task that runs them exists.
 #![allow(unsafe_code)]
 
+use crate::files::say_number;
 use crate::sys;
+use crate::trigger::say;
 use ckpt_abi::errno;
 use ckpt_abi::op::{ListHead, OWNER_DIED, Op, OpKind, REPORTS, Report, SPELLED, VAIN, flag, spell};
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -204,6 +206,11 @@ fn give_up(orders: &ListHead, op: &Op, index: u64, result: i64) -> ! {
     }
     if orders.exec_fd >= 0 && is_first(orders.told) {
         sys::execute(orders.exec_fd, orders.empty, orders.argv, orders.envp);
+        // Some of the program's filters are there already.
+        say(b"ckpt: cannot restart: the kernel has refused one of the last steps with error ");
+        say_number(errno.into());
+        say(b" (12: no memory, as for seccomp filters where some are in force already), and the program's own filters, \
+              perhaps, to say which\n");
     }
     sys::exit_group(LOST)
 }

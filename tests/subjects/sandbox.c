@@ -9,6 +9,7 @@
 //   sleeps    a filter that ends the program for restart_syscall(2), and a thread that sleeps all the time
 //   notify    a call is left to a supervisor
 //   mute      rt_sigreturn(2) is forbidden
+//   full      a filter that forbids execveat(2), and as many others as the kernel lets it have
 #include "subject.h"
 #include <linux/filter.h>
 #include <linux/seccomp.h>
@@ -107,6 +108,17 @@ static void be_strict(void) {
   }
 }
 
+// The limit is on all instructions together.
+static void fill_up(void) {
+  static struct sock_filter rules[4096];
+  for (int i = 0; i < 4096; i++) rules[i] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+  for (unsigned short length = 4096; length > 0; length /= 8) {
+    struct sock_fprog filter = {length, rules};
+    while (!prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter)) continue;
+    CHECK(errno == ENOMEM, "%m");
+  }
+}
+
 int main(int argc, char **argv) {
   CHECK(argc > 1, "no kind");
   kind = argv[1];
@@ -130,5 +142,7 @@ int main(int argc, char **argv) {
   if (is("dropped")) CHECK(!setgid(65534) && !setuid(65534), "%m");
   if (is("notify")) CHECK(forbid(SYS_getsid, SECCOMP_RET_USER_NOTIF, SECCOMP_FILTER_FLAG_NEW_LISTENER) > 0, "%m");
   if (is("mute")) CHECK(!forbid(SYS_rt_sigreturn, 1, 0), "%m");
+  if (is("full")) CHECK(!forbid(SYS_execveat, 1, 0), "%m");
+  if (is("full")) fill_up();
   return obey(check);
 }
