@@ -266,3 +266,34 @@ s.sendall(b"ping"); print(s.recv(4), flush=True)' &
     assert!(ended.stderr.contains(absent), "{ended:?}");
     assert_eq!(ended.stdout[1..], ["125", "b'ping'", "0"], "{ended:?}");
 }
+
+/// Somebody outside goes on with it.
+#[test]
+fn what_others_have_too_is_reset() {
+    const OTHER: &str = r#"
+import socket, sys
+t = socket.create_server(("127.0.0.1", 0)); u = socket.socket(socket.AF_UNIX); u.bind("q"); u.listen()
+print(t.getsockname()[1], flush=True)
+c, l = t.accept()[0], u.accept()[0]
+kept = socket.recv_fds(l, 1, 1); l.close(); print("has", flush=True)
+sys.stdin.readline()
+"#;
+    const SENDS: &str = r#"
+import socket, sys
+s = socket.create_connection(("127.0.0.1", int(sys.argv[1]))); u = socket.socket(socket.AF_UNIX); u.connect("q")
+socket.send_fds(u, [b"x"], [s.fileno()]); u.close(); print("ready", flush=True)
+sys.stdin.readline()
+"#;
+    if !geteuid().is_root() {
+        return;
+    }
+    let bench = Bench::new(Who::Me);
+    let mut other = bench.run(PYTHON, &["-c", OTHER]);
+    let port = other.line();
+    let mut run = bench.run(PYTHON, &["-c", SENDS, &port]);
+    run.expect("ready");
+    other.expect("has");
+    let said = saved(&bench, "1", run);
+    assert!(said.stderr.contains("other processes have it, too"), "{said:?}");
+    other.go();
+}

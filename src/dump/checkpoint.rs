@@ -7,10 +7,11 @@ use super::place::{Place, Whose};
 use super::{Demand, caller};
 use crate::error::Result;
 use crate::fault::{Point, reach};
+use crate::inject::region::Region;
 use crate::resource::descriptor::socket;
 use crate::resource::losses::{self, List};
 use crate::resource::signals;
-use crate::settings::{Name, Template};
+use crate::settings::{Name, Settings, Template};
 use ckpt_abi::api::Request;
 use ckpt_abi::image::Member;
 use ckpt_abi::region::config_flag;
@@ -95,6 +96,21 @@ impl<'a> Checkpoint<'a> {
         equipped.iter().for_each(|process| process.sealed(self.generation));
         reach(Point::Numbered);
         self.place.prune(self.request.prune);
+    }
+}
+
+/// Does what takes long before anybody stands still, if TCP connections to others are to go on.
+pub(super) fn foresee(request: &Demand) {
+    let Settings { keep_tcp, .. } = request.settings;
+    if request.stop == Some(false) || keep_tcp == Some(false) || request.periodic {
+        return;
+    }
+    let found = Region::of(&request.process).ok().flatten();
+    let config = found.map(|(_, region)| region.control.config);
+    let flagged = config.is_some_and(|config| config.flags & config_flag::KEEP_TCP != 0);
+    let ends = config.is_some_and(|config| config.continues == 0);
+    if keep_tcp.unwrap_or(flagged) && request.stop.unwrap_or(ends) {
+        socket::look_ahead();
     }
 }
 

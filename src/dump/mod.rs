@@ -299,6 +299,7 @@ fn begin<'a>(request: &'a Demand, executable: &[u8]) -> Result<Entered<'a>> {
     let whose = place::Whose::of(&request.process, request.settings.name.is_some())?;
     let deadline = Instant::now() + TURN;
     let mut pause = Duration::from_millis(1);
+    checkpoint::foresee(request);
     loop {
         phase0_visit::visit(request)?;
         let before = Before::of(&request.process);

@@ -10,7 +10,7 @@ use super::ports::is_here;
 use super::{inet, repair};
 use crate::error::{Error, Result};
 use crate::fault::{Point, reach};
-use crate::proc::Pid;
+use crate::proc::{Pid, Process};
 use crate::ptrace::raw;
 use crate::resource::Gathered;
 use crate::resource::descriptor::{DescriptorKind, is_first, kind, pipe};
@@ -20,6 +20,7 @@ use ckpt_abi::image::{KeptTcp, Socket, socket_flag};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::sync::{Mutex, PoisonError};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// A connection that is to go on: of which process, and where its record is.
@@ -123,24 +124,55 @@ fn name_reset(gathered: &mut Gathered, fd: u32, why: &str) {
     gathered.lists.push((List::Reset, format!("{fd} (TCP to {remote}: {why})")));
 }
 
+/// What a process has open, as far as it is told without a look at each: when it began, and how many descriptors it has,
+/// which Linux tells from 6.2 on.
+type Mark = (u64, u64);
+
+/// The sockets of all processes at an earlier look.
+static SEEN: Mutex<BTreeMap<u32, (Mark, Vec<u64>)>> = Mutex::new(BTreeMap::new());
+
+fn mark(pid: u32) -> Option<Mark> {
+    let count = std::fs::metadata(format!("/proc/{pid}/fd")).ok()?.len();
+    let began = Process::glimpse(Pid::of_word(pid)).and_then(|it| it.main_stat()).ok()?.starttime;
+    (count != 0).then_some((began, count))
+}
+
+/// Looks at the sockets of all processes while the program goes on: where there are many that takes seconds. Who has as
+/// many descriptors later on is taken to have the same.
+pub(crate) fn look_ahead() {
+    if !repair::is_allowed() {
+        return;
+    }
+    let found = processes().filter_map(|pid| Some((pid, (mark(pid)?, sockets(pid)))));
+    *SEEN.lock().unwrap_or_else(PoisonError::into_inner) = found.collect();
+}
+
+fn processes() -> impl Iterator<Item = u32> {
+    let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    all.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+/// The inode numbers of the sockets that a process has open.
+fn sockets(pid: u32) -> Vec<u64> {
+    let all = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let inode = |fd: std::fs::DirEntry| {
+        let link = std::fs::read_link(fd.path()).ok()?;
+        let inode = link.as_os_str().as_bytes().strip_prefix(b"socket:[")?;
+        std::str::from_utf8(inode).ok()?.strip_suffix(']')?.parse().ok()
+    };
+    all.filter_map(inode).collect()
+}
+
 /// Those of the connections that processes outside have, too: these go on.
 fn strangers(wanted: &[Wanted], pids: &[Pid]) -> HashSet<u64> {
     let inside: HashSet<u32> =
         pids.iter().map(|pid| pid.word()).chain([std::process::id()]).collect();
-    let number = |name: &std::ffi::OsStr| name.to_str()?.parse::<u32>().ok();
+    let seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);
     let mut found = HashSet::new();
-    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    for process in processes {
-        if number(&process.file_name()).is_none_or(|pid| inside.contains(&pid)) {
-            continue;
-        }
-        for fd in std::fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten() {
-            let link = std::fs::read_link(fd.path()).unwrap_or_default();
-            let inode = link.as_os_str().as_bytes().strip_prefix(b"socket:[");
-            let inode = inode
-                .and_then(|rest| std::str::from_utf8(rest).ok()?.strip_suffix(']')?.parse().ok());
-            found.extend(inode.filter(|inode| wanted.iter().any(|one| one.inode == *inode)));
-        }
+    for pid in processes().filter(|pid| !inside.contains(pid)) {
+        let known = seen.get(&pid).filter(|(old, _)| mark(pid) == Some(*old));
+        let all = known.map_or_else(|| sockets(pid), |(_, all)| all.clone());
+        found.extend(all.into_iter().filter(|it| wanted.iter().any(|one| one.inode == *it)));
     }
     found
 }
