@@ -132,8 +132,9 @@ type Mark = (u64, u64);
 static SEEN: Mutex<BTreeMap<u32, (Mark, Vec<u64>)>> = Mutex::new(BTreeMap::new());
 
 fn mark(pid: u32) -> Option<Mark> {
-    let count = std::fs::metadata(format!("/proc/{pid}/fd")).ok()?.len();
-    let began = Process::glimpse(Pid::of_word(pid)).and_then(|it| it.main_stat()).ok()?.starttime;
+    let process = Process::glimpse(Pid::of_word(pid)).ok()?;
+    let count = std::fs::metadata(process.path("fd")).ok()?.len();
+    let began = process.main_stat().ok()?.starttime;
     (count != 0).then_some((began, count))
 }
 
@@ -154,7 +155,8 @@ fn processes() -> impl Iterator<Item = u32> {
 
 /// The inode numbers of the sockets that a process has open.
 fn sockets(pid: u32) -> Vec<u64> {
-    let all = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let Ok(process) = Process::glimpse(Pid::of_word(pid)) else { return Vec::new() };
+    let all = std::fs::read_dir(process.path("fd")).into_iter().flatten().flatten();
     let inode = |fd: std::fs::DirEntry| {
         let link = std::fs::read_link(fd.path()).ok()?;
         let inode = link.as_os_str().as_bytes().strip_prefix(b"socket:[")?;
