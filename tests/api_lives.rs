@@ -223,6 +223,41 @@ fn callbacks_are_called_though_all_signals_are_blocked() {
     });
 }
 
+/// Nobody suspends a filter while the callbacks are called.
+#[test]
+fn callbacks_are_called_where_filters_allow_it() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let desk = Desk::new(Who::Me);
+    let mut run = desk.begin("lives", Libc::Glibc, With::Linked, "locked");
+    run.expect("ready");
+    let pid = run.pid_text();
+    for args in [&["save", &pid, "-n", "x.ckpt"][..], &["save", "--stop", &pid, "-n", "x.ckpt"]] {
+        let said = desk.bench.order(args);
+        assert_eq!(said.code(), Some(125), "{said:?}");
+        assert!(said.stderr.contains("takes to call its callbacks"), "{said:?}");
+        run.say("");
+        run.expect("0 0 0");
+    }
+    let said = desk.bench.order(&["check", &pid]);
+    assert_eq!(said.code(), Some(2), "{said:?}");
+    assert!(said.stdout.join("\n").contains("takes to call its callbacks"), "{said:?}");
+    run.say("");
+    run.expect("0 0 0");
+    run.finish();
+    let mut run = desk.begin("lives", Libc::Musl, With::Linked, "careful");
+    run.expect("ready");
+    desk.bench.must(&["save", &run.pid_text(), "-n", &desk.bench.name("y.ckpt")]);
+    run.say("");
+    run.expect("1 1 0");
+    run.finish();
+    let mut run = desk.resume("y.ckpt");
+    run.say("");
+    run.expect("1 0 1");
+    run.finish();
+}
+
 #[test]
 fn periodic_checkpoints_call_the_callbacks_and_wait_for_the_release() {
     for (libc, with) in ALL {

@@ -34,7 +34,7 @@ fn keeps(kind: &str, options: &[&str]) {
 #[test]
 fn root_saves_filters_and_puts_them_back() {
     if is_root() {
-        ["chain", "threads", "apart", "strict", "child", "sleeps"]
+        ["chain", "threads", "apart", "strict", "child", "sleeps", "waits"]
             .into_iter()
             .for_each(|kind| keeps(kind, &[]));
         keeps("chain", &["--ids", "keep"]);
@@ -117,4 +117,23 @@ fn filters_that_the_kernel_refuses_are_named() {
         bench.run(bench.subject("deny", Build::Pie), &["400", "-1", "0", "--", &image]).end();
     assert_eq!(ended.code(), Some(125), "{ended:?}");
     assert!(ended.stderr.contains("refused one of the last steps with error 12 "), "{ended:?}");
+}
+
+/// The kernel's note of its own signal mask would be lost.
+#[test]
+fn a_thread_that_could_not_wait_on_is_not_touched() {
+    if !is_root() {
+        return;
+    }
+    let bench = Bench::new(Who::Me);
+    let mut run = start(&bench, "forbidden");
+    let pid = run.pid_text();
+    let name = format!("-n={}", bench.name("x.ckpt"));
+    for args in [&["save", &pid, &name][..], &["save", &pid, &name, "--stop"]] {
+        let ended = bench.order(args);
+        assert_eq!(ended.code(), Some(125), "{ended:?}");
+        assert!(ended.stderr.contains("with the signal mask of its call"), "{ended:?}");
+        run.check();
+    }
+    run.go();
 }

@@ -7,6 +7,7 @@
 
 use super::Demand;
 use super::phase2_equip::Seen;
+use super::phase4_refuse::UNHARMED;
 use super::{caller, phase1_freeze, phase2_equip};
 use crate::error::{Because, Error, Kind, Result};
 use crate::fault::{Point, reach};
@@ -14,8 +15,11 @@ use crate::inject::turns::own_task;
 use crate::proc::{Pid, Process, gone};
 use crate::ptrace::frame::{Frame, SAME_STACK};
 use crate::ptrace::freeze::Frozen;
+use crate::ptrace::sandbox::{self, Sandbox};
+use crate::resource::kinds;
 use ckpt_abi::api::{Answer, Api, Request, Visit, When};
 use ckpt_abi::turn::{Denied, Event};
+use nix::libc;
 use std::mem::offset_of;
 use std::time::{Duration, Instant};
 
@@ -40,10 +44,8 @@ pub(crate) fn visit(request: &Demand) -> Result<()> {
     loop {
         let Some(found) = caller::Caller::find(process)? else { return Ok(()) };
         await_word(&found, |api| api.holds == 0)?;
-        let called = [When::Before, When::After, When::Restart];
-        let any = called.iter().any(|when| found.api.counts[*when as usize] != 0);
         let visits = found.api.visit == Visit::Ready as u32 && is_ours(&found)?;
-        if !any || found.api.visit_entry == 0 || visits {
+        if !has_any(&found.api) || found.api.visit_entry == 0 || visits {
             return Ok(());
         }
         if process.is_stopped() {
@@ -72,6 +74,47 @@ pub(crate) fn leave(process: &Process, error: &Error) {
         }
         let _ = found.region.step(&found.memory, found.pid(), Event::End(own_task(found.pid())));
     }
+}
+
+/// Whether there are callbacks.
+fn has_any(api: &Api) -> bool {
+    let called = [When::Before, When::After, When::Restart];
+    called.iter().any(|when| api.counts[*when as usize] != 0)
+}
+
+/// Why the main thread of a frozen process may not be sent to its callbacks, if there are any: nobody suspends what it is
+/// locked in meanwhile. What the callbacks themselves call is the program's affair.
+pub(super) fn closed(api: &Api, frozen: &Frozen) -> Option<String> {
+    /// What the payload calls around them (`payload/src/trigger.rs`, ckpt_visited).
+    const CALLS: [i64; 16] = [
+        libc::SYS_futex,
+        libc::SYS_getpid,
+        libc::SYS_pidfd_open,
+        libc::SYS_poll,
+        libc::SYS_close,
+        libc::SYS_readlinkat,
+        libc::SYS_openat,
+        libc::SYS_read,
+        libc::SYS_write,
+        libc::SYS_lseek,
+        libc::SYS_fcntl,
+        libc::SYS_dup3,
+        libc::SYS_munmap,
+        libc::SYS_wait4,
+        libc::SYS_exit_group,
+        libc::SYS_rt_sigreturn,
+    ];
+    let main = frozen.threads.first().filter(|main| main.tid == frozen.pid.main_thread())?;
+    let tracer = [libc::PR_SET_PTRACER as u64, 1, 0, 0, 0, 0];
+    if !has_any(api) || (main.may(&CALLS) && main.may_make(libc::SYS_prctl, tracer)) {
+        return None;
+    }
+    let whose = sandbox::named(frozen.process(), main.tid);
+    let how = match main.sandbox {
+        Sandbox::Strict => "is in seccomp's strict mode, which forbids",
+        _ => "has seccomp filters that forbid",
+    };
+    Some(format!("{whose} {how} system calls that it takes to call its callbacks (ckpt.h)"))
 }
 
 fn is_ours(found: &caller::Caller) -> Result<bool> {
@@ -161,15 +204,22 @@ fn send(request: &Demand, found: &caller::Caller) -> Result<bool> {
     // No other thread may just be taking its turn.
     let mut frozen = phase1_freeze::patiently(false, || Frozen::freeze(memory.process()))?;
     frozen.attend(memory, &found.region.desk(), found.region.base)?;
-    let Some(thread) = frozen.threads.first_mut() else {
+    let Some(thread) = frozen.threads.first() else {
         return Err(gone(pid));
     };
     if thread.tid != pid.main_thread() {
         return Err(Error::new(format!("{}: its main thread has ended", what())));
     }
-    if caller::read(memory, &found.region)?.holds != 0 {
+    let api = caller::read(memory, &found.region)?;
+    if let Some(why) = closed(&api, &frozen) {
+        return Err(Error::new(kinds::advised(&why)).of(Kind::Obstacles).hint(UNHARMED));
+    }
+    if api.holds != 0 {
         return Ok(false);
     }
+    let Some(thread) = frozen.threads.first_mut() else {
+        return Err(gone(pid));
+    };
     let xstate = crate::ptrace::regs::xstate(pid.main_thread()).because(what)?;
     thread.take_back().because(what)?;
     let regs = crate::ptrace::interrupted::after_a_handler(&thread.regs);

@@ -22,10 +22,10 @@ pub(crate) fn freeze(request: &Demand) -> Result<Forest> {
     check(&request.process)?;
     let (alone, without) = left_out(request);
     let heirs = Heirs::of(&request.process);
-    if !alone {
+    if !alone && !sandbox::is_opener() {
         // Some could not even bear a stop: the kernel makes calls in their names behind it (restart_syscall(2)).
         for kin in listed(request)?.members {
-            let closed = Process::open(kin.pid).and_then(|it| sandbox::refuse_closed(&it));
+            let closed = Process::open(kin.pid).and_then(|it| sandbox::refuse(&it));
             closed.or_else(|e| if e.kind() == Kind::Obstacles { Err(e) } else { Ok(()) })?;
         }
     }

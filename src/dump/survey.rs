@@ -9,7 +9,9 @@
 use super::late::{self, Losses};
 use super::phase2_equip::{self, Equipped};
 use super::phase4_refuse::{self, Obstacle};
-use super::{AGAIN, Demand, checkpoint, phase1_freeze, phase3_gather, sharers};
+use super::{
+    AGAIN, Demand, caller, checkpoint, phase0_visit, phase1_freeze, phase3_gather, sharers,
+};
 use crate::error::{Error, Kind, Result};
 use crate::inject::region::Region;
 use crate::proc::tree::Kin;
@@ -104,7 +106,19 @@ fn attempt(request: &Demand, way: Way) -> Result<Survey> {
         obstacles.extend(refused.into_iter().map(|what| Obstacle::of(pid, what)));
     }
     let forest = Forest::of_list(&listed);
-    let (equipped, frozen) = meet(&open, way)?;
+    let (equipped, frozen) = match meet(&open, way) {
+        // What one is locked in forbids a stop, of which only those who stood still could tell.
+        Err(e) if way == Way::Asking && e.kind() == Kind::Obstacles => {
+            obstacles.push(Obstacle::of(request.pid(), e.to_string()));
+            meet(&open, Way::Watching)?
+        }
+        met => met?,
+    };
+    let first = equipped.first().zip(frozen.first());
+    if let Some((first, frozen)) = first.filter(|(first, _)| first.region.is_there()) {
+        let closed = phase0_visit::closed(&caller::read(&first.memory, &first.region)?, frozen);
+        obstacles.extend(closed.map(|what| Obstacle::of(frozen.pid, what)));
+    }
     let without = equipped.iter().filter(|one| !one.region.is_there());
     let unasked = without.filter_map(|one| forest::named(one.process.pid())).collect();
     let dead: Vec<Kin> =

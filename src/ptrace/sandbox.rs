@@ -52,7 +52,7 @@ pub(crate) fn refuse_closed(process: &Process) -> Result<()> {
 }
 
 /// Whether we may look at filters and suspend them (kernel/seccomp.c, seccomp_may_assign_mode and get_filter).
-fn is_opener() -> bool {
+pub(crate) fn is_opener() -> bool {
     const CAP_SYS_ADMIN: u32 = 21;
     let is_first = std::fs::read_to_string("/proc/self/uid_map")
         .is_ok_and(|map| map.split_whitespace().eq(["0", "0", "4294967295"]));
@@ -98,9 +98,12 @@ pub(crate) fn named(process: &Process, tid: Tid) -> String {
     }
 }
 
+/// What there is to do where root may not, either.
+const OUT: &str = "start it without its sandbox, if it has an option for that";
+
 /// Refuses one thread.
 fn refuse_thread(process: &Process, tid: Tid, status: &Status, own: u32) -> Result<()> {
-    const OUT: &str = "save it as root outside of any container, or start it without its sandbox, if it has an option for that";
+    const ROOT: &str = "save it as root outside of any container, or start it without its sandbox, if it has an option for that";
     let whose = named(process, tid);
     let what = match status.seccomp {
         1 => format!("{whose} is in seccomp's strict mode"),
@@ -109,7 +112,7 @@ fn refuse_thread(process: &Process, tid: Tid, status: &Status, own: u32) -> Resu
         ),
         _ => return Ok(()),
     };
-    Err(Error::new(what).of(Kind::Obstacles).hint(OUT))
+    Err(Error::new(what).of(Kind::Obstacles).hint(ROOT))
 }
 
 impl Frozen {
@@ -130,6 +133,14 @@ impl Frozen {
                     return Err(closed);
                 }
                 open(thread, &status, &mut known)?;
+                if !thread.may_stay_suspended() {
+                    let whose = named(&self.process, self.threads[index].tid);
+                    let what = format!(
+                        "{whose} has installed seccomp filters, which forbid what it takes to go on waiting with the signal mask \
+                         of its call (sigsuspend(2), ppoll(2))"
+                    );
+                    return Err(Error::new(what).of(Kind::Obstacles).hint(OUT));
+                }
             }
         }
         Ok(())
@@ -171,11 +182,17 @@ fn open(thread: &mut StoppedThread, status: &Status, known: &mut Rc<Vec<Filter>>
 impl StoppedThread {
     /// Whether it may make system calls when it goes on, whatever their arguments.
     pub(crate) fn may(&self, calls: &[i64]) -> bool {
-        let made = |number: &i64| Call { number: *number, at: self.regs.rip, ..Call::default() };
+        calls.iter().all(|number| self.may_make(*number, [0; 6]))
+    }
+
+    /// The same of one with arguments.
+    pub(crate) fn may_make(&self, number: i64, arguments: [u64; 6]) -> bool {
         match &self.sandbox {
             Sandbox::None => true,
             Sandbox::Strict => false,
-            Sandbox::Filters(all) => calls.iter().all(|number| filters::allow(all, &made(number))),
+            Sandbox::Filters(all) => {
+                filters::allow(all, &Call { number, at: self.regs.rip, arguments })
+            }
         }
     }
 

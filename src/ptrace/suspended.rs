@@ -44,10 +44,23 @@ impl StoppedThread {
         }
     }
 
+    /// Whether it has to make its call in the payload to go on as it would have: the call blocks a signal that it does not.
+    fn is_suspended(&self) -> bool {
+        self.blocked_by_call & !self.mask & !NEVER != 0
+    }
+
+    /// Whether it may do so, if it has to, where nobody suspends what it is locked in. What a stop
+    /// alone does to one that may not, a SIGSTOP does, too: a signal that waits for the end of the call ends that.
+    pub(super) fn may_stay_suspended(&self) -> bool {
+        !self.is_suspended()
+            || self.may(&[libc::SYS_rt_sigprocmask])
+                && self.may_make(self.regs.orig_rax.cast_signed(), arguments(&self.regs))
+    }
+
     /// Sends a thread that was stopped in such a call to make it in the payload, if the call blocks a signal that the
     /// thread does not. Its mask is full then, its registers are those of the payload's call.
     pub(super) fn stay_suspended(&mut self, memory: &Memory, region: u64) -> Result<()> {
-        if self.blocked_by_call & !self.mask & !NEVER == 0 || !self.may_go_on_elsewhere() {
+        if !self.is_suspended() {
             return Ok(());
         }
         let entry = memory.get(region + API + offset_of!(Api, suspended) as u64)?;

@@ -9,6 +9,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #define CHECK(c) do { if (!(c)) { \
@@ -140,6 +142,21 @@ static void blocked(void)
 	}
 }
 
+/* A filter ends the program for one call. */
+static void locked(unsigned call)
+{
+	/* struct sock_filter, struct sock_fprog (linux/filter.h, which musl has not). */
+	struct rule { unsigned short code; unsigned char yes, no; unsigned k; } rules[] = {
+		{0x20, 0, 0, 0}, {0x15, 0, 1, call}, {0x06, 0, 0, 0x80000000}, {0x06, 0, 0, 0x7fff0000},
+	};
+	struct { unsigned short len; struct rule *rules; } filter = {4, rules};
+	count_all();
+	CHECK(!prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+	CHECK(!prctl(PR_SET_SECCOMP, 2, &filter));
+	say("ready");
+	while (hear()) say_counts();
+}
+
 static void periodic(void)
 {
 	count_all();
@@ -266,6 +283,8 @@ int main(int argc, char **argv)
 	else if (!strcmp(part, "refusals")) refusals();
 	else if (!strcmp(part, "spawning")) spawning();
 	else if (!strcmp(part, "blocked")) blocked();
+	else if (!strcmp(part, "locked")) locked(SYS_futex);
+	else if (!strcmp(part, "careful")) locked(SYS_getsid);
 	else if (!strcmp(part, "periodic")) periodic();
 	else if (!strcmp(part, "many")) many();
 	else if (!strcmp(part, "ordinary")) ordinarily();

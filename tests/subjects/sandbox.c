@@ -7,6 +7,8 @@
 //   dropped   a filter of root, which has given up its rights since and not set no_new_privs
 //   child     a filter in a child alone
 //   sleeps    a filter that ends the program for restart_syscall(2), and a thread that sleeps all the time
+//   waits     a thread waits in sigsuspend(2) that blocks a signal which has come
+//   forbidden the same without the signal, and rt_sigprocmask(2) ends the program
 //   notify    a call is left to a supervisor
 //   mute      rt_sigreturn(2) is forbidden
 //   full      a filter that forbids execveat(2), and as many others as the kernel lets it have
@@ -27,6 +29,8 @@
 static const char *kind;
 static _Atomic int ready, seen, turn;
 static pid_t child;
+static _Atomic pid_t waiting;
+static volatile sig_atomic_t caught;
 
 static int is(const char *word) { return !strcmp(kind, word); }
 
@@ -75,7 +79,27 @@ static void *sleeper(void *unused) {
   return unused;
 }
 
+static void handle(int signal) { caught = signal; }
+
+static void *waiter(void *unused) {
+  sigset_t mask;
+  sigemptyset(&mask);
+  sigaddset(&mask, SIGUSR1);
+  waiting = gettid();
+  for (;;) sigsuspend(&mask);
+  return unused;
+}
+
+static void wait_for_nothing(void) {
+  pthread_t thread;
+  signal(SIGUSR1, handle);
+  CHECK(!pthread_create(&thread, 0, waiter, 0), "%m");
+  while (!waiting || !asleep(waiting)) sched_yield();
+  if (is("waits")) CHECK(!syscall(SYS_tgkill, getpid(), waiting, SIGUSR1), "%m");
+}
+
 static void check(void) {
+  CHECK(!caught, "%d", caught);
   if (!is("child")) CHECK(fails(syscall(SYS_getpgid, 0), 71), "%m");
   if (is("chain")) {
     CHECK(fails(syscall(SYS_getsid, 0), 72) && number() == 3, "%d", number());
@@ -137,7 +161,10 @@ int main(int argc, char **argv) {
     CHECK(!pthread_create(&thread, 0, sleeper, 0), "%m");
     while (!ready) sched_yield();
   }
-  if (!is("child")) CHECK(!forbid(SYS_getpgid, 71, is("threads") || is("sleeps")), "%m");
+  const int waits = is("waits") || is("forbidden");
+  if (waits) wait_for_nothing();
+  if (!is("child")) CHECK(!forbid(SYS_getpgid, 71, is("threads") || is("sleeps") || waits), "%m");
+  if (is("forbidden")) CHECK(!forbid(SYS_rt_sigprocmask, SECCOMP_RET_KILL_PROCESS, SECCOMP_FILTER_FLAG_TSYNC), "%m");
   if (is("chain")) CHECK(!forbid(SYS_seccomp, 73, SECCOMP_FILTER_FLAG_LOG) && !forbid(SYS_getsid, 72, PRCTL), "%m");
   if (is("dropped")) CHECK(!setgid(65534) && !setuid(65534), "%m");
   if (is("notify")) CHECK(forbid(SYS_getsid, SECCOMP_RET_USER_NOTIF, SECCOMP_FILTER_FLAG_NEW_LISTENER) > 0, "%m");
