@@ -11,6 +11,7 @@ const BOTH: [Who; 2] = [Who::Me, Who::Nobody];
 const REFUSED: &[(&str, &str)] = &[
     ("uring", "it maps a kernel object"),
     ("worker", "it maps a kernel object"),
+    ("closed", "it maps a kernel object"),
     ("uffd", "by itself (userfaultfd(2))"),
     ("secret", "memory that nobody else may read (memfd_secret(2))"),
     ("files", "has descriptors of its own (unshare(2)"),
@@ -26,7 +27,6 @@ const DECLARED: &[(&str, &str)] = &[
     ("watch", "what inotify descriptor"),
     ("notices", "the notices of changes in"),
     ("owner", "the user and group ids"),
-    ("closed", "which it has closed"),
     ("attributes", "the extended attributes of "),
     ("spaces", "its own namespaces (host name)"),
     ("immutable", "a restart will need chattr -i before"),

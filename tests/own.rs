@@ -88,6 +88,20 @@ fn rings_of_asynchronous_io() {
     BOTH.into_iter().for_each(|who| survives(who, "aio", 0));
 }
 
+/// That none is filled is awaited once for all, 20 ms.
+#[test]
+fn many_rings_are_no_longer_pause() {
+    let bench = Bench::new(Who::Nobody);
+    let mut run = bench.run(bench.subject("aio", Build::Pie), &["300"]);
+    run.expect("ready");
+    let begun = std::time::Instant::now();
+    bench.must(&["save", &run.pid_text(), "-n", &bench.name("0.ckpt")]);
+    let took = begun.elapsed();
+    assert!(took < std::time::Duration::from_secs(6), "{took:?}");
+    run.check();
+    run.go();
+}
+
 /// Neither a checkpoint nor a restart counts as the program's.
 #[test]
 fn timers_of_cpu_time() {

@@ -17,6 +17,7 @@ use crate::ptrace::list::{List, Question, Replies};
 use crate::resource::descriptor::{Tables, tables::Table};
 use crate::resource::looked::{Looked, LookedThread};
 use crate::resource::memory::Area;
+use crate::resource::memory::ring::Quiet;
 use crate::resource::{
     Common, Gathered, Target, descriptor, memory, privileges, process, signals, sysv, threads,
     timers, unsaved,
@@ -72,6 +73,13 @@ pub(crate) fn gather_all<'a>(
     let at_start = equipped.first().map_or([[0; 3]; 3], |first| first.region.control.standard);
     let mut common = Common { tables: Tables::new(of, at_start, untouched)?, ..Common::default() };
     common.tables.keeps = keeps;
+    // To read what a handler of the program has to fill first would be to wait for it.
+    let stand = processes
+        .iter()
+        .zip(equipped)
+        .zip(&looked)
+        .filter(|((frozen, _), looked)| !frozen.threads.is_empty() && looked.rest.is_some());
+    common.quiet = Quiet::of(stand.map(|((_, one), looked)| (&one.memory, &looked.vmas[..])));
     let mut works = Vec::new();
     let all = (0..).zip(equipped).zip(processes).zip(looked).zip(&tids);
     for ((((number, one), frozen), looked), tids) in all {

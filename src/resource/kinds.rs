@@ -63,7 +63,6 @@ const DECLARED: &[(&str, &str)] = &[
     ("what is written to the pipe of standard input", "let its input come from a file"),
     ("the CPU time that it has used", "start its measurements anew after a restart"),
     ("huge pages of hugetlbfs", "it is only slower"),
-    ("which it has closed", "let it unmap that"),
     ("the extended attributes of ", "let it set them again after a restart"),
     ("has expired since its signal waits", ""),
     ("NUMA policies", "start the restart with numactl"),

@@ -67,7 +67,7 @@ impl Looked {
         let presumed = before.and_then(|before| before.presume(process, &fds));
         let is_presumed = presumed.is_some();
         let vmas = presumed.map_or_else(|| process.maps_with_flags(), Ok)?;
-        let obstacles = memory::obstacles(&vmas, &fds);
+        let obstacles = memory::obstacles(&vmas);
         // To read what a handler of the program has to fill first would be to wait for it.
         let rest = match vmas.iter().any(memory::is_filled) {
             true => None,

@@ -135,6 +135,8 @@ pub(crate) struct Common {
     pub messages: Vec<u8>,
     /// Read when it is first asked for.
     pub semaphores: OnceCell<Vec<(u32, Vec<u16>)>>,
+    /// Rings of asynchronous I/O of which none is filled.
+    pub quiet: memory::ring::Quiet,
     /// The parents.
     pub(crate) relatives: Relatives,
 }

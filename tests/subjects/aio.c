@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-only
-// aio: two rings of asynchronous I/O (io_setup(2)), one that has gone round and holds events that nobody has taken. Each
-// look takes them, some from the ring itself as libaio does, and makes new requests.
+// aio [MORE]: two rings of asynchronous I/O (io_setup(2)), one that has gone round and holds events that nobody has taken. Each
+// look takes them, some from the ring itself as libaio does, and makes new requests. More rings have none.
 #include "subject.h"
 #include <fcntl.h>
 #include <linux/aio_abi.h>
@@ -63,7 +63,9 @@ static void look(void) {
   }
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+  aio_context_t more = 0;
+  for (int i = argc > 1 ? atoi(argv[1]) : 0; i > 0; i--, more = 0) CHECK(!syscall(SYS_io_setup, 1, &more), "%m");
   file = open("blocks", O_RDWR | O_CREAT, 0600);
   CHECK(file >= 0, "%m");
   CHECK(!syscall(SYS_io_setup, 40, &busy) && !syscall(SYS_io_setup, 1, &plain), "%m");

@@ -22,7 +22,6 @@ use super::runtime::java;
 use super::{Common, Gathered, Target};
 use crate::error::Result;
 use crate::image::PAGE;
-use crate::proc::fds::Fd;
 use crate::proc::maps::Vma;
 use crate::proc::pagemap::Pagemap;
 use crate::ptrace::call::Caller;
@@ -31,7 +30,6 @@ use ckpt_abi::image::{
 };
 use ckpt_abi::region::{STACK_LEN, STACKS};
 use nix::libc;
-use std::ffi::OsStr;
 use std::ops::Range;
 use zerocopy::FromZeros;
 
@@ -81,16 +79,9 @@ pub(crate) struct Area {
 
 /// What stands in the way of reading the memory at all. Asked first, for a page that a userfaultfd(2)
 /// handler has to fill would let us wait for it, and it stands still.
-pub(crate) fn obstacles(vmas: &[Vma], fds: &[Fd]) -> Vec<String> {
-    // A ring that it has closed it could not use any more.
-    let has_ring = fds.iter().any(|fd| is_ring(&fd.target));
-    let used = |vma: &&Vma| !is_kernels(vma) && (has_ring || !is_ring(&vma.name));
-    vmas.iter().filter(used).filter_map(obstacle).collect()
-}
-
-/// Whether this is called as what io_uring_setup(2) has made.
-fn is_ring(name: &OsStr) -> bool {
-    name == "anon_inode:[io_uring]"
+pub(crate) fn obstacles(vmas: &[Vma]) -> Vec<String> {
+    // A ring of io_uring(7) may be in use without a descriptor here (IORING_REGISTER_RING_FDS, IORING_SETUP_SQPOLL).
+    vmas.iter().filter(|vma| !is_kernels(vma)).filter_map(obstacle).collect()
 }
 
 /// Whether the kernel maps it anew by itself.
@@ -254,11 +245,9 @@ fn classify(
     } else if vma.flags.has("dp") {
         // MAP_DROPPABLE memory may become zeros any moment: what is random there is not to repeat.
         area.pages = Pages::None;
-    } else if is_ring(&vma.name) {
-        (area.pages, area.shared, area.at_once) = (Pages::None, false, false);
     } else if ring::is_ring(vma) {
         (kind, area.pages) = (VmaKind::Ring, Pages::Whole);
-        ring::save(target, vma, gathered);
+        ring::save(target, vma, &common.quiet, gathered);
     } else if hugetlb::is_plain(vma) {
         record.flags |= vma_flag::HUGETLB;
         record.file_size = vma.page_size;
@@ -282,11 +271,6 @@ fn declare(vma: &Vma, kind: VmaKind, gathered: &mut Gathered) {
         gathered.losses.push(format!(
             "huge pages of hugetlbfs at {at} become ordinary ones, which do not show what is written to their file from then on"
         ));
-    }
-    if is_ring(&vma.name) {
-        gathered
-            .losses
-            .push(format!("what is in the ring at {at} (io_uring(7)), which it has closed"));
     }
 }
 

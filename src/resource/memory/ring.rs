@@ -10,10 +10,13 @@
 #![allow(unsafe_code)]
 
 use crate::error::{Because, Error, Result};
+use crate::proc::Pid;
 use crate::proc::maps::Vma;
+use crate::ptrace::memory::Memory;
 use crate::resource::{Gathered, Target};
 use nix::errno::Errno;
 use nix::libc;
+use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
@@ -58,27 +61,55 @@ pub(crate) fn is_ring(vma: &Vma) -> bool {
     vma.name == "/[aio]"
 }
 
-/// Waits until no request comes to its end any more; what is in the way, and what nobody can see.
-pub(super) fn save(target: &Target<'_>, vma: &Vma, gathered: &mut Gathered) {
+/// The rings of processes that stand still, by process and address, as they are since [`QUIET`].
+#[derive(Default)]
+pub(crate) struct Quiet(HashMap<(Pid, u64), Head>);
+
+impl Quiet {
+    /// Waits until no request to any of them comes to its end any more, at most for [`PATIENCE`].
+    pub(crate) fn of<'a>(all: impl Iterator<Item = (&'a Memory, &'a [Vma])>) -> Self {
+        let rings = |(memory, vmas): (&'a Memory, &'a [Vma])| {
+            vmas.iter().filter(|vma| is_ring(vma)).map(move |vma| (memory, vma))
+        };
+        let rings: Vec<_> = all.flat_map(rings).collect();
+        let look = || rings.iter().map(|(memory, vma)| head(memory, vma)).collect::<Vec<_>>();
+        let (begun, mut before) = (Instant::now(), look());
+        while !rings.is_empty() {
+            std::thread::sleep(QUIET);
+            let now = look();
+            if now == before || begun.elapsed() > PATIENCE {
+                let same = rings.iter().zip(before).zip(now).filter(|((_, old), now)| old == now);
+                let same = same.filter_map(|(((memory, vma), _), now)| {
+                    Some(((memory.pid(), vma.start), now?))
+                });
+                return Self(same.collect());
+            }
+            before = now;
+        }
+        Self::default()
+    }
+}
+
+/// The head of a ring, if that is one that we know.
+fn head(memory: &Memory, vma: &Vma) -> Option<Head> {
+    memory.get::<Head>(vma.start).ok().filter(|head| head.fits(vma.len()))
+}
+
+/// What is in the way of saving a ring, and what nobody can see.
+pub(super) fn save(target: &Target<'_>, vma: &Vma, quiet: &Quiet, gathered: &mut Gathered) {
     let at = vma.start;
-    let head = || target.memory.get::<Head>(at).ok().filter(|head| head.fits(vma.len()));
-    let (begun, Some(mut last)) = (Instant::now(), head()) else {
+    let Some(now) = head(target.memory, vma) else {
         gathered.obstacles.push(format!(
             "it uses asynchronous I/O (io_setup(2)), whose ring at {at:#x} is not as others"
         ));
         return;
     };
-    let mut since = begun;
-    while !target.frozen.threads.is_empty() && since.elapsed() < QUIET {
-        std::thread::sleep(QUIET / 20);
-        let Some(now) = head().filter(|now| *now != last) else { continue };
-        (last, since) = (now, Instant::now());
-        if begun.elapsed() > PATIENCE {
-            gathered.passing.push(format!(
-                "it uses asynchronous I/O (io_setup(2)), and requests to the ring at {at:#x} are under way"
-            ));
-            return;
-        }
+    let stands = !target.frozen.threads.is_empty();
+    if stands && quiet.0.get(&(target.memory.pid(), at)) != Some(&now) {
+        gathered.passing.push(format!(
+            "it uses asynchronous I/O (io_setup(2)), and requests to the ring at {at:#x} are under way"
+        ));
+        return;
     }
     let known = "requests of asynchronous I/O";
     if !gathered.losses.iter().any(|loss| loss.starts_with(known)) {
