@@ -13,6 +13,7 @@
 use super::mapping::Mapping;
 use super::space::HUGE;
 use crate::error::{Because, Result};
+use crate::image::PAGE;
 use ckpt_abi::image::{VmaKind, VmaRecord, vma_flag};
 use memmap2::{Advice, MmapMut};
 use nix::errno::Errno;
@@ -31,6 +32,7 @@ const API: u32 = 0x3f;
 const REGISTER: u32 = 0;
 const COPY: u32 = 3;
 const MOVE: u32 = 5;
+const TRIES: usize = 4;
 
 /// struct uffdio_api
 #[repr(C)]
@@ -76,18 +78,18 @@ impl Mover {
         // SAFETY: the descriptor was just opened, for this value.
         let mover = Self(unsafe { OwnedFd::from_raw_fd(fd as i32) });
         let mut api = Api { api: UFFD_API, ..Api::default() };
-        mover.ioctl(API, &mut api)?;
+        mover.ioctl(API, &mut api).ok()?;
         (api.features & UFFD_FEATURE_MOVE != 0).then_some(mover)
     }
 
-    fn ioctl<T>(&self, number: u32, argument: &mut T) -> Option<()> {
+    fn ioctl<T>(&self, number: u32, argument: &mut T) -> nix::Result<()> {
         // _IOWR(0xaa, number, T)
         let request = 3 << 30 | (size_of::<T>() as u32) << 16 | 0xaa << 8 | number;
         // SAFETY: the argument is the structure of this request.
         let result = unsafe {
             libc::ioctl(self.0.as_raw_fd(), request as libc::Ioctl, std::ptr::from_mut(argument))
         };
-        Errno::result(result).ok().map(drop)
+        Errno::result(result).map(drop)
     }
 
     /// Lets pages be moved into a mapping: whoever touches one of it that is not there gets SIGBUS until this is closed. The
@@ -95,25 +97,37 @@ impl Mover {
     pub(super) fn register(&self, mapping: &Mapping) -> bool {
         let (start, len) = (mapping.at(), mapping.len());
         let mode = UFFDIO_REGISTER_MODE_MISSING;
-        self.ioctl(REGISTER, &mut Register { start, len, mode, ..Register::default() }).is_some()
+        self.ioctl(REGISTER, &mut Register { start, len, mode, ..Register::default() }).is_ok()
     }
 
-    /// Moves what is in a room to an address where nothing is; what cannot be moved is copied.
+    /// Moves what is in a room to an address where nothing is. False: it could not be, or not all of it; then there is
+    /// memory, and what is in it has to be written yet.
     ///
     /// # Errors
-    /// There is no memory for a copy.
-    pub(super) fn take(&self, room: &Room, to: u64) -> Result<()> {
+    /// There is no memory.
+    pub(super) fn take(&self, room: &Room, to: u64) -> Result<bool> {
         let mut done = 0;
+        let part = |number: u32, done: u64, len: u64| {
+            let mut part = Part { to: to + done, from: room.at() + done, len, ..Part::default() };
+            let result = self.ioctl(number, &mut part);
+            (result, part.done.max(0).cast_unsigned())
+        };
         // The kernel may be busy with a page at the moment (EAGAIN), and says how many bytes it has come.
-        for number in [MOVE, MOVE, COPY, COPY] {
-            let (from, len) = (room.at() + done, HUGE - done);
-            let mut part = Part { to: to + done, from, len, ..Part::default() };
-            if self.ioctl(number, &mut part).is_some() {
-                return Ok(());
+        for _ in 0..TRIES {
+            let (result, moved) = part(MOVE, done, HUGE - done);
+            if result.is_ok() {
+                return Ok(true);
             }
-            done += part.done.max(0).cast_unsigned();
+            done += moved;
         }
-        Err(Errno::last()).because(|| format!("cannot put memory at {to:#x}"))
+        // It may have come farther than it says.
+        for at in (done..HUGE).step_by(PAGE as usize) {
+            let copy = |_| matches!(part(COPY, at, PAGE).0, Ok(()) | Err(Errno::EEXIST));
+            if !(0..TRIES).any(copy) {
+                return Err(Errno::last()).because(|| format!("cannot put memory at {to:#x}"));
+            }
+        }
+        Ok(false)
     }
 }
 
@@ -159,9 +173,10 @@ mod tests {
         let mapping = Mapping::of_another(target.0.as_ptr().addr() as u64, 2 * HUGE);
         assert!(mover.register(&mapping));
         room.bytes().fill(7);
-        mover.take(&room, target.at()).unwrap();
-        assert!(mover.take(&room, target.at()).is_err(), "something is there");
+        assert!(mover.take(&room, target.at()).unwrap());
         assert!(room.bytes().iter().all(|byte| *byte == 0));
+        room.bytes().fill(8);
+        assert!(!mover.take(&room, target.at()).unwrap(), "something was there");
         drop((mover, room));
         assert!(target.bytes().iter().all(|byte| *byte == 7));
     }

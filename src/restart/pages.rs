@@ -31,9 +31,12 @@ pub(super) fn read(image: &Image, chunks: &[Chunk], placed: &[Placed], huge: boo
     let homes = windows.chunk_by(same).map(|all| &all[0]);
     let refused: Vec<_> = homes.filter(|one| !mover.register(&one.home.mapping)).collect();
     let rooms = Mutex::new(Vec::new());
-    let each = |window: &Window<'_>| match refused.iter().any(|one| same(one, window)) {
-        true => window.chunks.iter().try_for_each(|chunk| read_chunk(image, placed, chunk)),
-        false => window.fill(image, &mover, &rooms),
+    let each = |window: &Window<'_>| {
+        let is_registered = !refused.iter().any(|one| same(one, window));
+        match is_registered && window.fill(image, &mover, &rooms)? {
+            true => Ok(()),
+            false => window.chunks.iter().try_for_each(|chunk| read_chunk(image, placed, chunk)),
+        }
     };
     abreast::by_at_most(MOST_THREADS, &windows, 1, each).into_iter().collect()
 }
@@ -54,7 +57,8 @@ struct Window<'a> {
 }
 
 impl Window<'_> {
-    fn fill(&self, image: &Image, mover: &Mover, rooms: &Mutex<Vec<Room>>) -> Result<()> {
+    /// False: it has memory, and has to be read into that.
+    fn fill(&self, image: &Image, mover: &Mover, rooms: &Mutex<Vec<Room>>) -> Result<bool> {
         let rooms = || rooms.lock().unwrap_or_else(PoisonError::into_inner);
         let room = rooms().pop();
         let mut room = room.map_or_else(Room::new, Ok)?;
@@ -65,9 +69,9 @@ impl Window<'_> {
             rest = behind;
         }
         let offset = self.chunks[0].address - self.home.record.start;
-        mover.take(&room, self.home.mapping.at() + offset)?;
+        let moved = mover.take(&room, self.home.mapping.at() + offset)?;
         rooms().push(room);
-        Ok(())
+        Ok(moved)
     }
 }
 
