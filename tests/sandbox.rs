@@ -41,6 +41,37 @@ fn root_saves_filters_and_puts_them_back() {
     }
 }
 
+/// Threads that wait for each other in a restart do not keep each other from the processor.
+#[test]
+fn real_time_threads_are_locked_in_again() {
+    if is_root() {
+        keeps("fifo", &[]);
+        keeps("unmeant", &[]);
+    }
+}
+
+/// What filters say of the flags of seccomp(2) is heeded.
+#[test]
+fn a_filter_that_is_not_to_be_given_to_all_is_given_to_each() {
+    if is_root() {
+        keeps("untold", &[]);
+    }
+}
+
+/// Root without CAP_SETPCAP has nothing effective behind the change to the program's user.
+#[test]
+fn who_may_not_change_the_bounding_set_restarts_a_service() {
+    if !is_root() {
+        return;
+    }
+    let bench = Bench::new(Who::Me);
+    Way::SaveStop.save(&bench, "x.ckpt", start(&bench, "dropped"));
+    let image = bench.name("x.ckpt");
+    let mut run = bench.run("setpriv", &["--bounding-set", "-setpcap", &image]);
+    run.check();
+    run.go();
+}
+
 /// Filters of who may install none any more.
 #[test]
 fn a_service_that_has_given_up_its_rights_keeps_its_filters() {

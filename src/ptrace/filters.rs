@@ -86,6 +86,13 @@ fn logs(tid: Tid, index: usize) -> bool {
 }
 
 impl Filter {
+    /// One from the bytes of its program.
+    pub(crate) fn from_bytes(program: &[u8]) -> Self {
+        let lines = program.chunks_exact(size_of::<Instruction>());
+        let program = lines.filter_map(|line| Instruction::read_from_bytes(line).ok()).collect();
+        Self { program, logs: false }
+    }
+
     /// Whether it leaves calls to another process (SECCOMP_RET_USER_NOTIF).
     pub(crate) fn asks_others(&self) -> bool {
         let asks = |it: &Instruction| it.code == 6 && it.k & ACTION == USER_NOTIF;

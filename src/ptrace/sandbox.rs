@@ -12,6 +12,7 @@ use crate::error::{Because, Error, Kind, Result};
 use crate::proc::Process;
 use crate::proc::Tid;
 use crate::proc::status::Status;
+use nix::errno::Errno;
 use nix::libc;
 use std::rc::Rc;
 use std::sync::OnceLock;
@@ -115,6 +116,16 @@ fn refuse_thread(process: &Process, tid: Tid, status: &Status, own: u32) -> Resu
     Err(Error::new(what).of(Kind::Obstacles).hint(ROOT))
 }
 
+/// Refuses a thread where the kernel does not let its filters be suspended, whoever asks.
+fn without_kernel(process: &Process, tid: Tid) -> Error {
+    const OUT: &str = "save it on a machine whose kernel has that, or start it without its sandbox, if it has an option for that";
+    let whose = named(process, tid);
+    let what = format!(
+        "{whose} has installed seccomp filters, or is in strict mode, which this kernel cannot suspend (it was built without CONFIG_CHECKPOINT_RESTORE)"
+    );
+    Error::new(what).of(Kind::Obstacles).hint(OUT)
+}
+
 impl Frozen {
     /// Suspends what its threads are locked in, so that they may work for us until we let go of them.
     ///
@@ -129,8 +140,12 @@ impl Frozen {
             if let Err(closed) = closed {
                 let options = raw::OPTIONS | self.options() | raw::SUSPEND_SECCOMP;
                 let thread = &mut self.threads[index];
-                if !is_opener() || raw::set_options(thread.tid, options).is_err() {
-                    return Err(closed);
+                match raw::set_options(thread.tid, options) {
+                    _ if !is_opener() => return Err(closed),
+                    Ok(()) => {}
+                    // kernel/ptrace.c, check_ptrace_options
+                    Err(Errno::EINVAL) => return Err(without_kernel(&self.process, thread.tid)),
+                    Err(_) => return Err(closed),
                 }
                 open(thread, &status, &mut known)?;
                 if !thread.may_stay_suspended() {

@@ -85,6 +85,19 @@ impl Ours {
     }
 }
 
+/// Whether the change to a program's users takes away what this process may do, and nothing keeps it.
+pub(crate) fn loses_all(saved: &ProcessRecord, groups: &[u32]) -> bool {
+    const KEEP_CAPS: u32 = 1 << 4;
+    let loses = |own: Ours| {
+        let bits = own.securebits;
+        own.way(saved, groups) == Way::Users
+            && !own.has_users(saved, groups)
+            && bits & NO_SETUID_FIXUP == 0
+            && bits & (KEEP_CAPS | KEEP_CAPS << 1) == KEEP_CAPS << 1
+    };
+    Ours::now().is_ok_and(loses)
+}
+
 /// What can be given here of what a program had.
 fn way(saved: &ProcessRecord, groups: &[u32]) -> Way {
     Ours::now().map_or(Way::Denied, |own| own.way(saved, groups))
@@ -155,12 +168,17 @@ fn prctl(option: i32, value: u64) -> [u64; 5] {
     [option as u64, value, 0, 0, 0]
 }
 
-/// The order that sets the effective, permitted and inheritable set.
-fn set_capabilities(sets: [u64; 3], arena: &mut Arena, orders: &mut Orders) -> Result<()> {
+/// Arguments of capset(2) for the effective, permitted and inheritable set.
+fn capset(sets: [u64; 3], arena: &mut Arena) -> Result<[u64; 2]> {
     const VERSION_3: [u32; 2] = [0x2008_0522, 0];
     let half = |set: u64, high: u32| (set >> (32 * high)) as u32;
     let halves = [0, 1].map(|high| sets.map(|set| half(set, high)));
-    let args = [arena.value(&VERSION_3)?, arena.value(&halves)?];
+    Ok([arena.value(&VERSION_3)?, arena.value(&halves)?])
+}
+
+/// The order that sets them.
+fn set_capabilities(sets: [u64; 3], arena: &mut Arena, orders: &mut Orders) -> Result<()> {
+    let args = capset(sets, arena)?;
     orders.call(Step::Process, libc::SYS_capset, &args);
     Ok(())
 }
@@ -217,6 +235,10 @@ pub(crate) fn restore(saved: &ProcessRecord, groups: &[u32], arena: &mut Arena) 
         let secure = prctl(libc::PR_SET_SECUREBITS, saved.securebits.into());
         orders.call(step, libc::SYS_prctl, &secure);
     } else {
+        // A change of users has left them permitted only, and filters may come before the last order.
+        let kept = [ours.capabilities & ours.permitted, ours.permitted, inheritable];
+        let args = capset(kept, arena)?;
+        orders.try_call(step, libc::SYS_capset, &args);
         orders.try_call(step, libc::SYS_prctl, &prctl(libc::PR_SET_KEEPCAPS, 0));
     }
     set_capabilities([effective, permitted, inheritable], arena, &mut orders)?;

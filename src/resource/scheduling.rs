@@ -32,7 +32,9 @@ pub(crate) fn save(stat: &Stat, record: &mut Thread) {
             record.deadline = attr.deadline;
             record.deadline_flags = attr.flags as u32 & DEADLINE_FLAGS;
         }
-        Ok(attr) => record.deadline[0] = attr.deadline[0],
+        // What the kernel gives everybody here is not the thread's own.
+        Ok(attr) if attr.deadline[0] != slice() => record.deadline[0] = attr.deadline[0],
+        Ok(_) => {}
         Err(_) => {}
     }
     let Ok(set) = sched_getaffinity(tid.as_pid().nix()) else { return };
@@ -45,6 +47,12 @@ pub(crate) fn save(stat: &Stat, record: &mut Thread) {
     for cpu in (0..cpus).filter(|cpu| has(&set, *cpu)) {
         record.affinity[cpu / 64] |= 1 << (cpu % 64);
     }
+}
+
+/// The slice of this process, in nanoseconds; looked up once, as the CPUs.
+fn slice() -> u64 {
+    static SLICE: OnceLock<u64> = OnceLock::new();
+    *SLICE.get_or_init(|| raw::scheduling(Tid::of_word(0)).map_or(0, |own| own.deadline[0]))
 }
 
 /// The CPUs of this machine that are online; looked up once, there are thousands of threads.
@@ -69,6 +77,11 @@ fn cpus(list: &str) -> BTreeSet<usize> {
 /// (ioprio_set(2), IOPRIO_CLASS_NONE), class 0 before Linux 5.18 and "best effort" since.
 fn explicit(priority: u64) -> u64 {
     if priority >> IOPRIO_CLASS_SHIFT == 0 { 0 } else { priority }
+}
+
+/// Whether a thread runs before all ordinary ones, for as long as it wants to.
+pub(crate) fn is_real_time(thread: &Thread) -> bool {
+    matches!(thread.policy & !SCHED_RESET_ON_FORK, 1 | 2 | SCHED_DEADLINE)
 }
 
 /// A sentence about real-time scheduling that a restart by this process goes without (sched(7), "Privileges and
@@ -112,13 +125,8 @@ pub(crate) fn restore(thread: &Thread, arena: &mut Arena, orders: &mut Orders) -
     attr.extend_from_slice(&flags.to_le_bytes());
     attr.extend_from_slice(&thread.nice.to_le_bytes());
     attr.extend_from_slice(&thread.priority.to_le_bytes());
-    let mut times = thread.deadline;
-    // A slice that is the kernel's own is not to be set as the thread's (kernel/sched/syscalls.c, __setparam_fair).
-    let own = raw::scheduling(Tid::of_word(0)).map_or(0, |own| own.deadline[0]);
-    if thread.policy & !SCHED_RESET_ON_FORK != SCHED_DEADLINE && times[0] == own {
-        times[0] = 0;
-    }
-    attr.extend(times.iter().flat_map(|time| time.to_le_bytes()));
+    // A slice of 0 is the kernel's own (kernel/sched/syscalls.c, __setparam_fair).
+    attr.extend(thread.deadline.iter().flat_map(|time| time.to_le_bytes()));
     let at = arena.bytes(&attr)?;
     orders.try_call(Step::Thread, libc::SYS_sched_setattr, &[0, at, 0]);
     if thread.affinity != [0; 16] {
@@ -144,6 +152,16 @@ pub(crate) fn restore(thread: &Thread, arena: &mut Arena, orders: &mut Orders) -
 #[cfg(test)]
 mod tests {
     use super::*;
+    use zerocopy::FromZeros;
+
+    #[test]
+    fn the_kernels_slice_is_not_a_threads_own() {
+        let own = Process::own().unwrap();
+        let tid = own.main_thread();
+        let mut record = Thread { tid: tid.word(), ..Thread::new_zeroed() };
+        save(&own.stat(tid).unwrap(), &mut record);
+        assert_eq!(record.deadline, [0; 3]);
+    }
 
     #[test]
     fn lists_of_cpus() {

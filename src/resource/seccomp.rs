@@ -2,11 +2,11 @@
 //! Filters of system calls, and strict mode (seccomp(2)).
 //!
 //! A restored thread gets them last, when all others of its process are there, too: behind that it makes no call but
-//! rt_sigreturn(2), which a checkpoint has found to be allowed. Threads that obey the same filters have them from one
+//! rt_sigreturn(2), which a checkpoint has found to be allowed, and futex(2) if all filters allow that. Threads that obey the same filters have them from one
 //! (SECCOMP_FILTER_FLAG_TSYNC), so that the program can give all of them another.
 
 use super::plan::{Arena, Orders, Step};
-use super::{Gathered, Target};
+use super::{Gathered, Target, scheduling};
 use crate::error::Result;
 use crate::ptrace::filters::{self, Call};
 use crate::ptrace::sandbox::{self, Sandbox};
@@ -156,6 +156,35 @@ pub(crate) struct Lock<'a> {
     /// Words for the meetings: all are there, the main thread has given them its filters, all have theirs.
     words: [u64; 3],
     threads: u64,
+    meeting: Meeting,
+}
+
+/// How threads that are locked in wait for each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Meeting {
+    /// By futex(2), which all filters allow.
+    Sleep,
+    /// Without a call.
+    Spin,
+    /// Not at all: real-time threads that spin would keep those that they wait for from the CPUs for ever.
+    Never,
+}
+
+impl Meeting {
+    fn of(threads: &[Thread], parsed: &[filters::Filter], words: &[u64]) -> Self {
+        // futex_wait and futex_wake of the payload.
+        let calls = |word: &u64| [[*word, 0, 1, 0, 0, 0], [*word, 1, i32::MAX as u64, 0, 0, 0]];
+        let allowed = |arguments: [u64; 6]| {
+            let call = Call { number: libc::SYS_futex, at: arguments[0], arguments };
+            filters::allow(parsed, &call)
+        };
+        let is_strict = threads.iter().any(|thread| thread.filter == STRICT);
+        match () {
+            () if !is_strict && words.iter().flat_map(calls).all(allowed) => Self::Sleep,
+            () if threads.iter().any(scheduling::is_real_time) => Self::Never,
+            () => Self::Spin,
+        }
+    }
 }
 
 impl<'a> Lock<'a> {
@@ -178,24 +207,49 @@ impl<'a> Lock<'a> {
             programs.push(arena.value(&[filter.len / 8, at])?);
         }
         let words = [arena.value(&0u32)?, arena.value(&0u32)?, arena.value(&0u32)?];
-        let shared = shared(threads, all);
-        Ok(Some(Self { all, programs, shared, words, threads: threads.len() as u64 }))
+        let bytes = |filter: &Filter| code.get(range(filter)).unwrap_or_default();
+        let parsed: Vec<_> =
+            all.iter().map(|filter| filters::Filter::from_bytes(bytes(filter))).collect();
+        let meeting = Meeting::of(threads, &parsed, &words);
+        let mut lock = Self {
+            all,
+            programs,
+            shared: Vec::new(),
+            words,
+            threads: threads.len() as u64,
+            meeting,
+        };
+        if meeting != Meeting::Never {
+            lock.shared = shared(threads, all);
+            lock.shared.truncate(lock.allowed(&parsed));
+        }
+        Ok(Some(lock))
+    }
+
+    /// How many of the shared filters those before them let the main thread give to all.
+    fn allowed(&self, parsed: &[filters::Filter]) -> usize {
+        let is_refused = |nth: &usize| {
+            let earlier = self.shared.get(..*nth).unwrap_or_default().iter();
+            let earlier = earlier.filter_map(|number| parsed.get(*number as usize - 1)).cloned();
+            let args = self.shared.get(*nth).and_then(|number| self.arguments(*number, FLAG_TSYNC));
+            let call = |arguments: [u64; 6]| Call {
+                number: libc::SYS_seccomp,
+                at: arguments[2],
+                arguments,
+            };
+            !args.is_some_and(|args| filters::allow(&earlier.collect::<Vec<_>>(), &call(args)))
+        };
+        (0..self.shared.len()).find(is_refused).unwrap_or(self.shared.len())
     }
 
     /// Orders that lock a thread in, and the `last` of its others behind that.
     pub(crate) fn close(&self, thread: &Thread, is_main: bool, last: &Orders, orders: &mut Orders) {
-        let mut meet = |word: usize, all: u64, own: u64| {
-            orders.push(OpKind::Turn, 0, Step::Filter, 0, &[self.words[word], all, own]);
-        };
-        // Nobody is in a call when it gets filters from another.
-        meet(0, self.threads, 1);
-        if !is_main {
-            meet(1, 1, 0);
-        }
+        // Nobody is in a call that it may not make when it gets filters from another.
+        self.meet(0, orders);
         if is_main {
             self.shared.iter().for_each(|number| self.install(*number, FLAG_TSYNC, orders));
-            orders.push(OpKind::Turn, 0, Step::Filter, 0, &[self.words[1], 1, 1]);
         }
+        self.meet(1, orders);
         match thread.filter {
             STRICT => orders.call(Step::Filter, libc::SYS_seccomp, &[SET_MODE_STRICT, 0, 0]),
             last => {
@@ -205,7 +259,24 @@ impl<'a> Lock<'a> {
             }
         }
         orders.extend(last);
-        orders.push(OpKind::Turn, 0, Step::Filter, 0, &[self.words[2], self.threads, 1]);
+        self.meet(2, orders);
+    }
+
+    fn meet(&self, word: usize, orders: &mut Orders) {
+        let (kind, last) = match self.meeting {
+            Meeting::Sleep => (OpKind::Barrier, 0),
+            Meeting::Spin => (OpKind::Turn, 1),
+            Meeting::Never => return,
+        };
+        orders.push(kind, 0, Step::Filter, 0, &[self.words[word], self.threads, last]);
+    }
+
+    /// What of seccomp(2) installs a filter.
+    fn arguments(&self, number: u32, more: u64) -> Option<[u64; 6]> {
+        let index = (number as usize).wrapping_sub(1);
+        let (filter, program) = (self.all.get(index)?, self.programs.get(index)?);
+        let flags = u64::from(filter.flags & filter_flag::LOG) | FLAG_SPEC_ALLOW | more;
+        Some([SET_MODE_FILTER, flags, *program, 0, 0, 0])
     }
 
     fn install(&self, number: u32, more: u64, orders: &mut Orders) {
@@ -218,9 +289,10 @@ impl<'a> Lock<'a> {
             orders.call(Step::Filter, libc::SYS_prctl, &args);
             return;
         }
-        let flags = u64::from(filter.flags & filter_flag::LOG) | FLAG_SPEC_ALLOW | more;
-        let args = [SET_MODE_FILTER, flags, program, 0, 0, 0];
-        orders.push(OpKind::Syscall, flag::EXACT, Step::Filter, libc::SYS_seccomp as u64, &args);
+        if let Some(args) = self.arguments(number, more) {
+            let nr = libc::SYS_seccomp as u64;
+            orders.push(OpKind::Syscall, flag::EXACT, Step::Filter, nr, &args);
+        }
     }
 }
 

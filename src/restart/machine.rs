@@ -5,8 +5,8 @@
 use super::phase1_check::{Saved, Whole};
 use crate::proc;
 use crate::resource::cpu::{self, Set};
-use crate::resource::seccomp;
 use crate::resource::xstate::{self, Layout};
+use crate::resource::{regained, seccomp};
 use ckpt_abi::image::Thread;
 
 /// End of addresses with 4-level paging.
@@ -51,6 +51,11 @@ pub(crate) fn lacks(whole: &Whole<'_>, saved: &Saved<'_>) -> Vec<Lack> {
     if seccomp::is_roots(&saved.threads) && !capable(CAP_SYS_ADMIN) {
         let what =
             "only root may put its seccomp filters in place again (it has not set no_new_privs)";
+        add(what.into(), false);
+    }
+    let late = |thread: &Thread| seccomp::is_late(thread, &saved.process);
+    if saved.threads.iter().any(late) && regained::loses_all(&saved.process, &saved.supplementary) {
+        let what = "only who keeps its capabilities over a change of users may put its seccomp filters in place again (securebits, capabilities(7))";
         add(what.into(), false);
     }
     addresses(saved, &mut add);

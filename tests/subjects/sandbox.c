@@ -9,6 +9,9 @@
 //   sleeps    a filter that ends the program for restart_syscall(2), and a thread that sleeps all the time
 //   waits     a thread waits in sigsuspend(2) that blocks a signal which has come
 //   forbidden the same without the signal, and rt_sigprocmask(2) ends the program
+//   fifo      a filter for three real-time threads (SCHED_FIFO) on one processor
+//   unmeant   the same, and futex(2) is forbidden
+//   untold    a filter that ends the program when it gives others a filter (TSYNC), for three threads
 //   notify    a call is left to a supervisor
 //   mute      rt_sigreturn(2) is forbidden
 //   full      a filter that forbids execveat(2), and as many others as the kernel lets it have
@@ -19,6 +22,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -98,9 +102,66 @@ static void wait_for_nothing(void) {
   if (is("waits")) CHECK(!syscall(SYS_tgkill, getpid(), waiting, SIGUSR1), "%m");
 }
 
+static int is_fifo(void) { return is("fifo") || is("unmeant"); }
+
+// Real-time threads wait in the kernel for each other.
+static int orders[3][2], answers[2];
+
+static void *worker(void *own) {
+  char byte;
+  const int in = ((int *)own)[0];
+  while (read(in, &byte, 1) == 1) {
+    CHECK(fails(syscall(SYS_getpgid, 0), 71), "%m");
+    CHECK(!is_fifo() || sched_getscheduler(0) == SCHED_FIFO, "%m");
+    CHECK(fails(syscall(SYS_futex, &byte, 1, 1, 0, 0, 0), 75) == is("unmeant"), "%m");
+    CHECK(write(answers[1], &byte, 1) == 1, "%m");
+  }
+  return 0;
+}
+
+static void begin_workers(void) {
+  pthread_t thread;
+  // Whoever spins is ended before it is a nuisance.
+  const struct rlimit most = {1000 * 1000, 1000 * 1000};
+  const struct sched_param first = {1};
+  cpu_set_t one, all;
+  CHECK(!sched_getaffinity(0, sizeof all, &all), "%m");
+  CPU_ZERO(&one);
+  for (int cpu = 0; CPU_COUNT(&one) == 0; cpu++)
+    if (CPU_ISSET(cpu, &all)) CPU_SET(cpu, &one);
+  if (is_fifo()) {
+    CHECK(!setrlimit(RLIMIT_RTTIME, &most) && !sched_setaffinity(0, sizeof one, &one), "%m");
+    CHECK(!sched_setscheduler(0, SCHED_FIFO, &first), "%m");
+  }
+  CHECK(!pipe(answers), "%m");
+  for (int i = 0; i < 3; i++)
+    CHECK(!pipe(orders[i]) && !pthread_create(&thread, 0, worker, orders[i]), "%m");
+}
+
+static void ask_workers(void) {
+  char bytes[3];
+  for (int i = 0; i < 3; i++) CHECK(write(orders[i][1], "", 1) == 1, "%m");
+  for (int i = 0; i < 3; i++) CHECK(read(answers[0], bytes + i, 1) == 1, "%m");
+}
+
+// Who gives a filter to others is ended.
+static void forbid_tsync(void) {
+  struct sock_filter rules[] = {
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 0),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_seccomp, 0, 3),
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 24),
+      BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, SECCOMP_FILTER_FLAG_TSYNC, 0, 1),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+  };
+  struct sock_fprog filter = {sizeof rules / sizeof *rules, rules};
+  CHECK(!syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &filter), "%m");
+}
+
 static void check(void) {
   CHECK(!caught, "%d", caught);
   if (!is("child")) CHECK(fails(syscall(SYS_getpgid, 0), 71), "%m");
+  if (is_fifo() || is("untold")) ask_workers();
   if (is("chain")) {
     CHECK(fails(syscall(SYS_getsid, 0), 72) && number() == 3, "%d", number());
     CHECK(fails(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, 0), 73), "%m");
@@ -163,8 +224,12 @@ int main(int argc, char **argv) {
   }
   const int waits = is("waits") || is("forbidden");
   if (waits) wait_for_nothing();
-  if (!is("child")) CHECK(!forbid(SYS_getpgid, 71, is("threads") || is("sleeps") || waits), "%m");
+  if (is_fifo()) begin_workers();
+  if (is("untold")) forbid_tsync();
+  if (!is("child")) CHECK(!forbid(SYS_getpgid, 71, is("threads") || is("sleeps") || is_fifo() || waits), "%m");
   if (is("forbidden")) CHECK(!forbid(SYS_rt_sigprocmask, SECCOMP_RET_KILL_PROCESS, SECCOMP_FILTER_FLAG_TSYNC), "%m");
+  if (is("untold")) begin_workers();
+  if (is("unmeant")) CHECK(!forbid(SYS_futex, 75, SECCOMP_FILTER_FLAG_TSYNC), "%m");
   if (is("chain")) CHECK(!forbid(SYS_seccomp, 73, SECCOMP_FILTER_FLAG_LOG) && !forbid(SYS_getsid, 72, PRCTL), "%m");
   if (is("dropped")) CHECK(!setgid(65534) && !setuid(65534), "%m");
   if (is("notify")) CHECK(forbid(SYS_getsid, SECCOMP_RET_USER_NOTIF, SECCOMP_FILTER_FLAG_NEW_LISTENER) > 0, "%m");
