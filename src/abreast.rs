@@ -3,7 +3,7 @@
 
 use nix::sched::{CpuSet, sched_getaffinity};
 use std::cell::Cell;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Scope, ScopedJoinHandle};
 
@@ -41,6 +41,23 @@ pub(crate) fn by_at_most<T: Sync, R: Send>(
     let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
     done.sort_unstable_by_key(|(index, _)| *index);
     done.into_iter().map(|(_, result)| result).collect()
+}
+
+/// The same for work that may fail: nothing is begun any more when some has.
+///
+/// # Errors
+/// The first in the order of the things, of those that were begun.
+pub(crate) fn try_by_at_most<T: Sync, E: Send>(
+    most: usize,
+    things: &[T],
+    work: impl Fn(&T) -> Result<(), E> + Sync,
+) -> Result<(), E> {
+    let is_over = AtomicBool::new(false);
+    let work = |thing: &T| match is_over.load(Ordering::Relaxed) {
+        true => Ok(()),
+        false => work(thing).inspect_err(|_| is_over.store(true, Ordering::Relaxed)),
+    };
+    by_at_most(most, things, 1, work).into_iter().collect()
 }
 
 /// Has so many threads, with the one that asks, do the same.
@@ -207,6 +224,19 @@ mod tests {
             assert_eq!(each(&things, 1, |n| 2 * n), doubled);
         }
     }
+
+    #[test]
+    fn nothing_is_begun_behind_a_failure() {
+        let (things, begun) = ([(); 1000], AtomicUsize::new(0));
+        let fail = |(): &()| {
+            begun.fetch_add(1, Ordering::Relaxed);
+            Err(())
+        };
+        assert_eq!(try_by_at_most(3, &things, fail), Err(()));
+        assert!((1..=3).contains(&begun.into_inner()));
+        assert_eq!(try_by_at_most(3, &things, |()| Ok::<(), ()>(())), Ok(()));
+    }
+
     #[test]
     fn results_are_taken_in_order_until_one_is_refused() {
         for (count, ahead, few) in

@@ -10,7 +10,7 @@
 //! numbers for the kernel.
 #![allow(unsafe_code)]
 
-use super::mapping::Mapping;
+use super::mapping::{Mapping, no_memory};
 use super::space::HUGE;
 use crate::error::{Because, Result};
 use crate::image::PAGE;
@@ -124,7 +124,11 @@ impl Mover {
         for at in (done..HUGE).step_by(PAGE as usize) {
             let copy = |_| matches!(part(COPY, at, PAGE).0, Ok(()) | Err(Errno::EEXIST));
             if !(0..TRIES).any(copy) {
-                return Err(Errno::last()).because(|| format!("cannot put memory at {to:#x}"));
+                let what = || format!("cannot put memory at {to:#x}");
+                return match Errno::last() {
+                    Errno::ENOMEM => Err(no_memory(what())),
+                    other => Err(other).because(what),
+                };
             }
         }
         Ok(false)
@@ -133,8 +137,12 @@ impl Mover {
 
 /// Whether a mapping may have huge pages that its program has not asked for.
 pub(super) fn is_for(record: &VmaRecord) -> bool {
-    let others =
-        vma_flag::NOHUGEPAGE | vma_flag::GROWSDOWN | vma_flag::DROPPABLE | vma_flag::REGION;
+    // Pages of hugetlb are huge already, and UFFDIO_MOVE takes none.
+    let others = vma_flag::NOHUGEPAGE
+        | vma_flag::GROWSDOWN
+        | vma_flag::DROPPABLE
+        | vma_flag::REGION
+        | vma_flag::HUGETLB;
     record.kind == VmaKind::Private as u32 && record.flags & others == 0
 }
 
@@ -164,6 +172,15 @@ impl Room {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use zerocopy::FromZeros;
+
+    #[test]
+    fn pages_of_hugetlb_are_never_moved() {
+        let kind = VmaKind::Private as u32;
+        let record = VmaRecord { kind, ..VmaRecord::new_zeroed() };
+        assert!(is_for(&record));
+        assert!(!is_for(&VmaRecord { flags: vma_flag::HUGETLB, ..record }));
+    }
 
     #[test]
     fn what_is_moved_is_there_and_the_room_is_empty() {

@@ -213,7 +213,7 @@ impl Mapping {
 }
 
 /// ENOMEM from mmap(2) is mostly not about memory, but about what may be promised.
-fn no_memory(what: String) -> Error {
+pub(super) fn no_memory(what: String) -> Error {
     let error = Error::new(format!("{what}: {}", Errno::ENOMEM.desc()));
     match crate::proc::setting("vm/overcommit_memory") {
         Some(2) => error.hint(

@@ -21,16 +21,23 @@ const MOST_THREADS: usize = 8;
 pub(super) fn read(image: &Image, chunks: &[Chunk], placed: &[Placed], huge: bool) -> Result<()> {
     let small = |some: &[Chunk]| -> Result<()> {
         let each = |chunk: &Chunk| read_chunk(image, placed, chunk);
-        abreast::by_at_most(MOST_THREADS, some, 1, each).into_iter().collect()
+        abreast::try_by_at_most(MOST_THREADS, some, each)
     };
     let Some(mover) = huge.then(Mover::new).flatten() else { return small(chunks) };
     let (windows, others) = windows(chunks, placed);
+    // Each thread has one; where there is no memory for any (vm.overcommit_memory=2), nothing is registered.
+    let rooms = (0..MOST_THREADS.min(windows.len())).map_while(|_| Room::new().ok());
+    let rooms: Vec<_> = rooms.collect();
+    let most = rooms.len();
+    if most == 0 {
+        return small(chunks);
+    }
     // What is registered may not be filled otherwise.
     small(&others)?;
     let same = |one: &Window<'_>, other: &Window<'_>| std::ptr::eq(one.home, other.home);
     let homes = windows.chunk_by(same).map(|all| &all[0]);
     let refused: Vec<_> = homes.filter(|one| !mover.register(&one.home.mapping)).collect();
-    let rooms = Mutex::new(Vec::new());
+    let rooms = Mutex::new(rooms);
     let each = |window: &Window<'_>| {
         let is_registered = !refused.iter().any(|one| same(one, window));
         match is_registered && window.fill(image, &mover, &rooms)? {
@@ -38,7 +45,7 @@ pub(super) fn read(image: &Image, chunks: &[Chunk], placed: &[Placed], huge: boo
             false => window.chunks.iter().try_for_each(|chunk| read_chunk(image, placed, chunk)),
         }
     };
-    abreast::by_at_most(MOST_THREADS, &windows, 1, each).into_iter().collect()
+    abreast::try_by_at_most(most, &windows, each)
 }
 
 /// The mapping that holds an address, if the image has its memory.
