@@ -48,6 +48,25 @@ fn edges() {
     }
 }
 
+/// While such a one stood still nobody could open a file.
+#[test]
+fn who_is_asked_for_leave_is_not_stopped() {
+    let bench = Bench::new(Who::Me);
+    let mut run = bench.run(bench.subject("edges", Build::Pie), &["asks"]);
+    if run.line() == "none" {
+        return;
+    }
+    let (pid, image) = (run.pid_text(), bench.name("x.ckpt"));
+    for words in [&["save", &pid, "-n", &image][..], &["check", &pid]] {
+        let said = bench.order(words);
+        let all = format!("{}{}", said.stdout, said.stderr);
+        assert!(all.contains("is asked when others open files"), "{said:?}");
+        assert!(said.code() != Some(0) && !bench.path("x.ckpt").exists(), "{said:?}");
+        run.check();
+    }
+    run.go();
+}
+
 /// The second dumper comes from within namespaces whose rights the restarted dead had.
 #[test]
 fn how_a_child_has_ended() {

@@ -9,6 +9,7 @@ use crate::ptrace::forest::{self, Forest, Listed};
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
 use crate::ptrace::{sandbox, seize};
+use crate::resource::descriptor::fanotify;
 use crate::settings::{Settings, Without};
 use ckpt_abi::region::Control;
 use std::time::{Duration, Instant};
@@ -22,10 +23,10 @@ pub(crate) fn freeze(request: &Demand) -> Result<Forest> {
     check(&request.process)?;
     let (alone, without) = left_out(request);
     let heirs = Heirs::of(&request.process);
-    if !alone && !sandbox::is_opener() {
+    if !alone {
         // Some could not even bear a stop: the kernel makes calls in their names behind it (restart_syscall(2)).
         for kin in listed(request)?.members {
-            let closed = Process::open(kin.pid).and_then(|it| sandbox::refuse(&it));
+            let closed = Process::open(kin.pid).and_then(|it| untouchable(&it));
             closed.or_else(|e| if e.kind() == Kind::Obstacles { Err(e) } else { Ok(()) })?;
         }
     }
@@ -124,7 +125,13 @@ pub(crate) fn check(process: &Process) -> Result<()> {
     }
     proc::of_this_namespace()?;
     alive(process)?;
-    sandbox::refuse_closed(process)
+    untouchable(process)
+}
+
+/// Refuses whom a stop itself could harm, or others.
+fn untouchable(process: &Process) -> Result<()> {
+    sandbox::refuse_closed(process)?;
+    fanotify::refuse(process)
 }
 
 /// How long the threads of a process that ends may take.
@@ -168,7 +175,7 @@ pub(super) fn outside(process: &Process) -> Vec<Error> {
     if let Err(e) = alive(process) {
         return vec![e];
     }
-    let mut all = Vec::from_iter(sandbox::refuse_closed(process).err());
+    let mut all = Vec::from_iter(untouchable(process).err());
     if status.tracer != Tid::NONE && status.tracer != forebear::tracer() {
         all.push(seize::traced(process.pid(), status.tracer));
     }

@@ -109,6 +109,18 @@ impl Process {
         Ok(fds)
     }
 
+    /// Those of them that have this link.
+    ///
+    /// # Errors
+    /// As [`Process::fds`].
+    pub(crate) fn linked(&self, target: &str) -> Result<Vec<Fd>> {
+        let numbers = self.numbered("fd")?.into_iter();
+        let is =
+            |number: &u32| self.link_of(&format!("fd/{number}")).is_ok_and(|link| link == target);
+        let found = numbers.filter(is).map(|number| descriptor(self, number));
+        found.filter_map(Result::transpose).collect()
+    }
+
     /// Descriptor `number`, none if it is not open.
     ///
     /// # Errors

@@ -44,6 +44,10 @@ const REFUSED: &[(&str, &str)] = &[
     ("seccomp's strict mode", ""),
     ("has seccomp filters that", "start it without its sandbox, if it has an option for that"),
     ("traces it already", ""),
+    (
+        "is asked when others open files (FAN_CLASS_CONTENT)",
+        "let it close that first: while it stood still nobody could open files there",
+    ),
 ];
 
 /// What a restart goes without, and what to do where that matters.

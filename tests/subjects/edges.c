@@ -162,6 +162,11 @@ static void set(void) {
     CHECK(!mkdir("marked", 0700), "%m");
     NONE(fd >= 0 && !fanotify_mark(fd, FAN_MARK_ADD, FAN_CREATE | FAN_ONDIR, AT_FDCWD, "marked"));
   }
+  if (is("asks")) {
+    fd = fanotify_init(FAN_CLASS_CONTENT | FAN_NONBLOCK, O_RDONLY);
+    NONE(fd >= 0 && !mkdir("asked", 0700));
+    NONE(!fanotify_mark(fd, FAN_MARK_ADD, FAN_OPEN_PERM | FAN_EVENT_ON_CHILD, AT_FDCWD, "asked"));
+  }
   // Far from all that it has open or was told: a mount point.
   if (is("point")) {
     fd = inotify_init1(IN_NONBLOCK);

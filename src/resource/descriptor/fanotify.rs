@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! fanotify(7) groups: fdinfo has the flags that they were made with and all marks (fs/notify/fdinfo.c).
 //!
+//! Of a class that may have permission events (FAN_OPEN_PERM) none is saved: whoever opens a file there waits for the
+//! program's answer, also a dumper that holds it stopped, and a restart that has not yet made it.
+//!
 //! # Safety
 //! The system calls take numbers and C strings.
 #![allow(unsafe_code)]
@@ -10,8 +13,10 @@ use super::lost::stand_in;
 use super::open::owned;
 use super::sought::{self, Wanted, device, field};
 use super::{Content, Look, Opening, Origin, Saving};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
+use crate::proc::Process;
 use crate::proc::fds::Fd;
+use crate::resource::kinds;
 use ckpt_abi::image::Descriptor;
 use nix::errno::Errno;
 use nix::libc;
@@ -29,8 +34,43 @@ const MARK_IGNORE: u32 = 0x400;
 const INTERNAL_FLAG: u32 = 1 << 31;
 const OVERFLOW: u32 = 0x4000;
 
+/// What the link of such a descriptor says.
+const LINK: &str = "anon_inode:[fanotify]";
+/// FAN_OPEN_PERM, FAN_ACCESS_PERM, FAN_OPEN_EXEC_PERM and FAN_PRE_ACCESS.
+const PERMISSION: u32 = 0x17_0000;
+
 pub(super) fn is(fd: &Fd) -> bool {
-    fd.target == "anon_inode:[fanotify]"
+    fd.target == LINK
+}
+
+/// Refuses a process by whose leave others open files, before it is touched.
+///
+/// # Errors
+/// Of [`Kind::Obstacles`]: it has such a group.
+pub(crate) fn refuse(process: &Process) -> Result<()> {
+    // Who may not look may not stop it either.
+    let groups = process.linked(LINK).unwrap_or_default();
+    match groups.iter().find_map(obstacle) {
+        Some(what) => {
+            let text = format!("process {} cannot be saved: {what}", process.pid());
+            Err(Error::new(text).of(Kind::Obstacles).hint(kinds::advice(&what).unwrap_or_default()))
+        }
+        None => Ok(()),
+    }
+}
+
+/// What is in the way of saving such a group. One of the class of notices has no permission events (fanotify_init(2)).
+fn obstacle(fd: &Fd) -> Option<String> {
+    const CLASSES: u32 = libc::FAN_CLASS_CONTENT | libc::FAN_CLASS_PRE_CONTENT;
+    let lines = fd.extra.iter().filter(|(key, _)| key == "fanotify");
+    let flags = lines.filter_map(|(_, line)| field(line, "flags"));
+    let asks = flags.into_iter().any(|flags| flags as u32 & CLASSES != 0);
+    asks.then(|| {
+        format!(
+            "fanotify descriptor {} is asked when others open files (FAN_CLASS_CONTENT)",
+            fd.number
+        )
+    })
 }
 
 pub(super) fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) {
@@ -38,6 +78,7 @@ pub(super) fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) {
     let lines = || fd.extra.iter().filter(|(key, _)| key == "fanotify").map(|(_, line)| line);
     let made = lines().find_map(|line| Some([field(line, "event-flags")?, field(line, "flags")?]));
     let Some([events, flags]) = made else { return saving.lose("an object of the kernel") };
+    saving.obstacles.extend(obstacle(fd));
     saving.record.value = events << 32 | flags & !u64::from(INTERNAL_FLAG);
     let marks: Vec<_> = lines().filter(|line| field(line, "mask").is_some()).collect();
     let wanted: Vec<_> = marks.iter().filter_map(|line| Wanted::of(line)).collect();
@@ -95,7 +136,8 @@ pub(super) fn open(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Ori
         let name = CString::new(path).map_err(|_| damaged())?;
         let mark = |how: u32, mask: u32| {
             let how = how | libc::FAN_MARK_ADD;
-            let (at, mask, name) = (libc::AT_FDCWD, u64::from(mask & !OVERFLOW), name.as_ptr());
+            let (at, mask, name) =
+                (libc::AT_FDCWD, u64::from(mask & !(OVERFLOW | PERMISSION)), name.as_ptr());
             let group = group.as_raw_fd();
             // SAFETY: the kernel reads the C string.
             Errno::result(unsafe {

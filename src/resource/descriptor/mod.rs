@@ -14,7 +14,7 @@ pub(crate) mod device;
 pub(crate) mod directory;
 pub(crate) mod epoll;
 pub(crate) mod eventfd;
-mod fanotify;
+pub(crate) mod fanotify;
 pub(crate) mod grown;
 mod inotify;
 pub(crate) mod late;
