@@ -136,6 +136,18 @@ impl Rights {
     }
 }
 
+/// Does something without CAP_SYS_ADMIN.
+///
+/// # Errors
+/// Our capabilities cannot be found out, or given up.
+pub(crate) fn as_anybody<T>(work: impl FnOnce() -> T) -> Result<T> {
+    let before = Before::now()?;
+    let mut sets = before.sets;
+    sets[0].effective &= !(1 << 21);
+    set_capabilities(&sets).because(|| "cannot give up a capability")?;
+    Ok(work())
+}
+
 /// What this thread may do; it may again when this is dropped.
 struct Before {
     user: u32,

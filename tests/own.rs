@@ -248,6 +248,39 @@ fn files_are_opened_for_whom_they_are() {
     again.complaint("mine: Permission denied");
 }
 
+/// Nor does a user hear of what only the restarter may look at.
+#[test]
+fn files_are_watched_for_whom_they_are() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    for (subject, kind, watched) in [("rare", "watches", "tree/a/b"), ("edges", "marks", "marked")]
+    {
+        let bench = Bench::new(Who::Me);
+        let mode = |path, mode| {
+            let all = std::fs::Permissions::from_mode(mode);
+            std::fs::set_permissions(path, all).unwrap();
+        };
+        mode(bench.path("."), 0o777);
+        let program = bench.subject(subject, Build::Pie);
+        let user = ["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"];
+        let words = [&user[..], &[&program.to_string_lossy(), kind]].concat();
+        let mut run = bench.run("/usr/bin/setpriv", &words);
+        if run.line() == "none" {
+            continue;
+        }
+        Way::SaveStop.save(&bench, "1.ckpt", run);
+        std::fs::create_dir(bench.path("secret")).unwrap();
+        mode(bench.path("secret"), 0o700);
+        let watched = bench.path(watched);
+        std::fs::remove_dir(&watched).unwrap();
+        symlink(bench.path("secret"), &watched).unwrap();
+        let again = bench.run(bench.path("1.ckpt"), &[]);
+        again.complaint("descriptor 3: Permission denied");
+    }
+}
+
 /// A main thread that has ended before the others has ended after a restart, too.
 mod headless {
     use super::*;

@@ -17,13 +17,14 @@ use crate::error::{Error, Kind, Result};
 use crate::proc::Process;
 use crate::proc::fds::Fd;
 use crate::resource::kinds;
+use crate::rights;
 use ckpt_abi::image::Descriptor;
 use nix::errno::Errno;
 use nix::libc;
-use std::ffi::CString;
+use std::ffi::{CStr, OsStr};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// FAN_MARK_… and internal bits that the kernel shows and does not take.
 const MARK_MOUNT: u32 = 0x10;
@@ -31,7 +32,11 @@ const MARK_IGNORED_MASK: u32 = 0x20;
 const MARK_SURVIVES: u32 = 0x40;
 const MARK_FILESYSTEM: u32 = 0x100;
 const MARK_IGNORE: u32 = 0x400;
-const INTERNAL_FLAG: u32 = 1 << 31;
+/// FANOTIFY_UNPRIV: a group that was made without CAP_SYS_ADMIN does not tell which processes others are. The kernel keeps
+/// this to itself; who may not make another has made such a one.
+const UNPRIVILEGED: u32 = 1 << 31;
+/// FANOTIFY_USER_INIT_FLAGS.
+const ANYBODYS: u32 = 0x1e03;
 const OVERFLOW: u32 = 0x4000;
 
 /// What the link of such a descriptor says.
@@ -41,6 +46,11 @@ const PERMISSION: u32 = 0x17_0000;
 
 pub(super) fn is(fd: &Fd) -> bool {
     fd.target == LINK
+}
+
+/// Whether it may have made any group (CAP_SYS_ADMIN).
+fn is_administrator(process: &Process) -> bool {
+    process.main_status().is_ok_and(|status| status.capabilities >> 21 & 1 != 0)
 }
 
 /// Refuses a process by whose leave others open files, before it is touched.
@@ -79,7 +89,8 @@ pub(super) fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) {
     let made = lines().find_map(|line| Some([field(line, "event-flags")?, field(line, "flags")?]));
     let Some([events, flags]) = made else { return saving.lose("an object of the kernel") };
     saving.obstacles.extend(obstacle(fd));
-    saving.record.value = events << 32 | flags & !u64::from(INTERNAL_FLAG);
+    saving.record.value = events << 32 | flags & !u64::from(UNPRIVILEGED);
+    let mut is_privileged = flags as u32 & !ANYBODYS != 0 || is_administrator(look.process);
     let marks: Vec<_> = lines().filter(|line| field(line, "mask").is_some()).collect();
     let wanted: Vec<_> = marks.iter().filter_map(|line| Wanted::of(line)).collect();
     let (mut found, mounts) = (sought::find(look, &wanted).into_iter(), sought::mounts(look));
@@ -98,10 +109,17 @@ pub(super) fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) {
             continue;
         };
         let bits = |name| field(line, name).unwrap_or(0) as u32;
+        // A mount point is not asked: its server may be gone.
+        let is = if how == 0 { sought::identity(&path) } else { [0; 2] };
+        is_privileged |= how != 0;
         let path = path.as_os_str().as_bytes();
         let head = [how | bits("mflags"), bits("mask"), bits("ignored_mask"), path.len() as u32];
         bytes.extend(head.map(u32::to_le_bytes).as_flattened());
+        bytes.extend(is.map(u64::to_le_bytes).as_flattened());
         bytes.extend(path);
+    }
+    if !is_privileged {
+        saving.record.value |= u64::from(UNPRIVILEGED);
     }
     if is_unread(look.process.pid(), fd) {
         saving.say(format!("what fanotify descriptor {number} has noticed and nobody has read"));
@@ -113,10 +131,16 @@ pub(super) fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) {
 pub(super) fn open(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Origin> {
     let content = opening.content(record)?;
     let fd = record.fd;
-    let flags = record.value as u32 | libc::FAN_CLOEXEC;
-    // SAFETY: numbers only.
-    let made = unsafe { libc::syscall(libc::SYS_fanotify_init, flags, record.value >> 32) };
-    let group = match owned(made) {
+    let flags = record.value as u32 & !UNPRIVILEGED | libc::FAN_CLOEXEC;
+    let make = || {
+        // SAFETY: numbers only.
+        owned(unsafe { libc::syscall(libc::SYS_fanotify_init, flags, record.value >> 32) })
+    };
+    let made = match record.value as u32 & UNPRIVILEGED {
+        0 => make(),
+        _ => rights::as_anybody(make)?,
+    };
+    let group = match made {
         Ok(group) => group,
         Err(errno) => {
             let why = errno.desc();
@@ -127,32 +151,29 @@ pub(super) fn open(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Ori
         }
     };
     let mut rest = &content[..];
-    while let Some((head, more)) = rest.split_first_chunk::<16>() {
-        let [how, mask, ignored, len] =
-            [0, 4, 8, 12].map(|at| u32::from_le_bytes([0, 1, 2, 3].map(|byte| head[at + byte])));
+    while let Some((head, more)) = rest.split_first_chunk::<32>() {
+        let ([how, mask, ignored, len], was) = (sought::words(head), sought::told(&head[16..]));
         let damaged = || Error::new("the image is damaged: a fanotify group is not whole");
         let (path, more) = more.split_at_checked(len as usize).ok_or_else(damaged)?;
         rest = more;
-        let name = CString::new(path).map_err(|_| damaged())?;
-        let mark = |how: u32, mask: u32| {
+        let mark = |how: u32, mask: u32, name: &CStr| {
             let how = how | libc::FAN_MARK_ADD;
-            let (at, mask, name) =
-                (libc::AT_FDCWD, u64::from(mask & !(OVERFLOW | PERMISSION)), name.as_ptr());
-            let group = group.as_raw_fd();
+            let mask = u64::from(mask & !(OVERFLOW | PERMISSION));
+            let (group, at) = (group.as_raw_fd(), libc::AT_FDCWD);
             // SAFETY: the kernel reads the C string.
             Errno::result(unsafe {
-                libc::syscall(libc::SYS_fanotify_mark, group, how, mask, at, name)
+                libc::syscall(libc::SYS_fanotify_mark, group, how, mask, at, name.as_ptr())
             })
         };
         let kind = how & !(MARK_SURVIVES | MARK_IGNORE);
         let ignores = if how & MARK_IGNORE != 0 { how } else { how | MARK_IGNORED_MASK };
-        let done = [(kind, mask), (ignores, ignored)].into_iter().filter(|(_, mask)| *mask != 0);
-        if let Err(errno) = done.into_iter().try_for_each(|(how, mask)| mark(how, mask).map(drop)) {
-            let (path, why) = (String::from_utf8_lossy(path), errno.desc());
-            opening
-                .warnings
-                .push(format!("{path} is not watched any more by fanotify descriptor {fd}: {why}"));
-        }
+        let path = Path::new(OsStr::from_bytes(path));
+        let set = sought::watch_again(opening, path, was, |name| {
+            let wanted = [(kind, mask), (ignores, ignored)].into_iter();
+            let mut wanted = wanted.filter(|(_, mask)| *mask != 0);
+            wanted.try_for_each(|(how, mask)| mark(how, mask, name).map(drop))
+        });
+        opening.warnings.extend(sought::doubt(path, ("fanotify", fd), set));
     }
     Ok(Origin::Own(group))
 }

@@ -15,9 +15,10 @@ use crate::ptrace::raw;
 use ckpt_abi::image::Descriptor;
 use nix::errno::Errno;
 use nix::libc;
-use std::ffi::CString;
+use std::ffi::{CStr, OsStr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 pub(super) const KIND: Kind = Kind { recognise, save, open };
 
@@ -50,10 +51,12 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
             ));
             continue;
         };
+        let is = sought::identity(&path);
         let path = path.as_os_str().as_bytes();
         bytes.extend(
             [wd as u32, mask as u32, path.len() as u32].map(u32::to_le_bytes).as_flattened(),
         );
+        bytes.extend(is.map(u64::to_le_bytes).as_flattened());
         bytes.extend(path);
     }
     if is_unread(look.process.pid(), fd) {
@@ -85,23 +88,17 @@ fn open(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Origin> {
     let inotify = owned(made).because(|| "cannot make an inotify instance")?;
     let mut watches = Vec::new();
     let mut rest = &content[..];
-    while let Some((head, more)) = rest.split_first_chunk::<12>() {
-        let [wd, mask, len] =
-            [0, 4, 8].map(|at| u32::from_le_bytes([0, 1, 2, 3].map(|byte| head[at + byte])));
+    while let Some((head, more)) = rest.split_first_chunk::<28>() {
+        let ([wd, mask, len], is) = (sought::words(&head[..12]), sought::told(&head[12..]));
         let (path, more) = more.split_at_checked(len as usize).ok_or_else(damaged)?;
-        watches.push((wd.cast_signed(), mask, path));
+        watches.push((wd.cast_signed(), mask, path, is));
         rest = more;
     }
     watches.sort_unstable();
-    for (wd, mask, path) in watches {
-        if let Err(errno) = add(&inotify, wd, mask, path) {
-            let path = String::from_utf8_lossy(path);
-            opening.warnings.push(format!(
-                "{path} is not watched any more by inotify descriptor {}: {}",
-                record.fd,
-                errno.desc()
-            ));
-        }
+    for (wd, mask, path, was) in watches {
+        let path = Path::new(OsStr::from_bytes(path));
+        let done = sought::watch_again(opening, path, was, |path| add(&inotify, wd, mask, path));
+        opening.warnings.extend(sought::doubt(path, ("inotify", record.fd), done));
     }
     // It has noticed the watches that were passed over.
     let mut buffer = [0; 4096];
@@ -110,8 +107,7 @@ fn open(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Origin> {
 }
 
 /// Sets a watch that gets the number `wd`: they are given in turn.
-fn add(inotify: &OwnedFd, wd: i32, mask: u32, path: &[u8]) -> nix::Result<()> {
-    let path = CString::new(path).map_err(|_| Errno::EINVAL)?;
+fn add(inotify: &OwnedFd, wd: i32, mask: u32, path: &CStr) -> nix::Result<()> {
     for _ in 0..FAR {
         // SAFETY: the kernel reads the C string.
         let got = unsafe { libc::inotify_add_watch(inotify.as_raw_fd(), path.as_ptr(), mask) };
