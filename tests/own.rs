@@ -59,7 +59,7 @@ fn who_is_asked_for_leave_is_not_stopped() {
     let (pid, image) = (run.pid_text(), bench.name("x.ckpt"));
     for words in [&["save", &pid, "-n", &image][..], &["check", &pid]] {
         let said = bench.order(words);
-        let all = format!("{}{}", said.stdout, said.stderr);
+        let all = format!("{}{}", said.stdout.concat(), said.stderr);
         assert!(all.contains("is asked when others open files"), "{said:?}");
         assert!(said.code() != Some(0) && !bench.path("x.ckpt").exists(), "{said:?}");
         run.check();
@@ -265,7 +265,8 @@ fn files_are_watched_for_whom_they_are() {
         mode(bench.path("."), 0o777);
         let program = bench.subject(subject, Build::Pie);
         let user = ["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"];
-        let words = [&user[..], &[&program.to_string_lossy(), kind]].concat();
+        let program = program.to_string_lossy();
+        let words = [&user[..], &[&*program, kind]].concat();
         let mut run = bench.run("/usr/bin/setpriv", &words);
         if run.line() == "none" {
             continue;

@@ -59,6 +59,12 @@ fn watches_on_a_tree_of_directories() {
     keeps("watches");
 }
 
+/// What a restart itself does is no news.
+#[test]
+fn watches_tell_nothing_of_a_restart() {
+    keeps("quiet");
+}
+
 #[test]
 fn who_holds_a_lock_of_several() {
     keeps("holder");

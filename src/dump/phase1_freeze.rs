@@ -25,8 +25,12 @@ pub(crate) fn freeze(request: &Demand) -> Result<Forest> {
     let heirs = Heirs::of(&request.process);
     if !alone {
         // Some could not even bear a stop: the kernel makes calls in their names behind it (restart_syscall(2)).
+        let opener = sandbox::is_opener();
         for kin in listed(request)?.members {
-            let closed = Process::open(kin.pid).and_then(|it| untouchable(&it));
+            let closed = Process::open(kin.pid).and_then(|it| match opener {
+                true => fanotify::refuse(&it),
+                false => untouchable(&it),
+            });
             closed.or_else(|e| if e.kind() == Kind::Obstacles { Err(e) } else { Ok(()) })?;
         }
     }

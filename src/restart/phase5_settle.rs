@@ -8,7 +8,7 @@ use super::phase4_fill::Filled;
 use super::tree::Who;
 use crate::error::Result;
 use crate::fault::{Point, reach};
-use crate::resource::descriptor::timerfd;
+use crate::resource::descriptor::{locks, timerfd};
 use ckpt_abi::image::SectionKind;
 
 /// Sets modes, owners, times and seals, and lets the program's clocks go on.
@@ -23,6 +23,9 @@ pub(super) fn settle(
         opened.objects.settle()?;
     }
     reach(Point::Settled);
+    if who.member().is_some() {
+        locks::take_over(&opened.descriptors, &saved.locks)?;
+    }
     clock::go_on(whole, saved, &mut filled.placed, matches!(who, Who::Alone))?;
     let content = |index| saved.part.bytes(SectionKind::Content, index);
     let led = opened.descriptors.iter().filter(|r| opened.led.contains(&r.record.fd));

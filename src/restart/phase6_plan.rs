@@ -8,7 +8,7 @@ use super::placed::Placed;
 use super::tree::{Membership, Who};
 use crate::error::{FAILED, Result};
 use crate::image::PAGE;
-use crate::resource::descriptor::{epoll, numbers, socket};
+use crate::resource::descriptor::{epoll, inotify, numbers, socket};
 use crate::resource::memory::{advice, locked, policy};
 use crate::resource::plan::{Arena, Orders, Step};
 use crate::resource::runtime::Id;
@@ -45,6 +45,8 @@ pub(crate) struct Plan {
     pub orders: u64,
     /// Descriptors that the restorer uses and closes.
     pub kept: Vec<i32>,
+    /// That of them which is our standard error.
+    pub complaints: Option<i32>,
 }
 
 /// Writes the orders.
@@ -118,7 +120,10 @@ pub(super) fn plan(
     main.extend(&early);
     // Nobody enters the program while another still has the restarter's.
     let last = give_privileges(&rights, first, saved, &mut main);
+    let complaints = failure.complaints.as_ref().map(AsRawFd::as_raw_fd);
     let kept = close(&mut main, failure, exe);
+    // Nothing of ours is open or mapped any more, and no other process goes on yet.
+    main.extend(&inotify::forget(&opened.descriptors, &opened.led, &mut arena)?);
     if let Some(member) = member {
         leave_together(saved, (member, &late), &head_value, &mut arena, &mut main)?;
     }
@@ -136,7 +141,7 @@ pub(super) fn plan(
 
     let head_value = ListHead { ops: main.store(&mut arena)?, ..head_value };
     arena.write(head, zerocopy::IntoBytes::as_bytes(&head_value))?;
-    Ok(Plan { run: filled.control.run, stack: stack(1) - 64, orders: head, kept })
+    Ok(Plan { run: filled.control.run, stack: stack(1) - 64, orders: head, kept, complaints })
 }
 
 /// Orders that let the connections go on that were kept, which until then are closed without a word: before a process has
@@ -180,7 +185,7 @@ fn arena_len(saved: &Saved<'_>, opened: &Opened) -> u64 {
     let per_signal = 512 * saved.pending.len() as u64;
     let per_timer = 1024 * saved.timers.len() as u64;
     let per_watch = epoll::ROOM * opened.watches.len() as u64;
-    let per_descriptor = socket::ROOM * opened.descriptors.len() as u64;
+    let per_descriptor = (socket::ROOM + inotify::ROOM) * opened.descriptors.len() as u64;
     let policies = policy::room(&saved.policies, &saved.threads)
         + seccomp::room(&saved.threads, &saved.filters, &saved.filter_code);
     (per_mapping

@@ -12,7 +12,7 @@ use super::tree::Who;
 use crate::error::{Error, Result};
 use crate::fault::{Point, reach};
 use crate::proc::Process;
-use crate::resource::descriptor::{locks, numbers};
+use crate::resource::descriptor::{inotify, locks, numbers};
 use ckpt_abi::image::FileLock;
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
@@ -28,8 +28,14 @@ pub(crate) fn leave(
     if who.follows() {
         std::mem::forget(opened);
     } else {
+        inotify::forget_all(&opened.descriptors, &opened.led);
         numbers::install(opened.descriptors, &plan.kept, who.member().is_none());
-        locks::take_own(held)?;
+        if let Err(e) = locks::take_own(held) {
+            // Where ours was is the program's standard error.
+            // SAFETY: numbers only.
+            plan.complaints.map(|fd| unsafe { nix::libc::dup2(fd, 2) });
+            return Err(e);
+        }
     }
     reach(Point::Installed);
     // SAFETY: the payload lies at its place with its orders, and nothing of ours is used again.

@@ -7,13 +7,16 @@
 //   serial    root's device that is a terminal, with settings of its own
 //   console   the same, and it is the controlling terminal
 //   watches   watches on a tree of directories of which it has none open
+//   quiet     watches on its directory, where it has files open, removed ones, too: nobody else does anything there
 //   holder    locks of flock(2) that a child has, too: /proc names this process
 #include "subject.h"
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/fanotify.h>
 #include <sys/file.h>
 #include <sys/inotify.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -147,6 +150,45 @@ static void look_at_watches(void) {
   CHECK(got > 0 && event->wd == 3 && !strcmp(event->name, "c"), "%zd %d: %m", got, event->wd);
 }
 
+static void be_quiet(void) {
+  int file = open("file", O_CREAT | O_RDWR, 0600), gone = open("gone", O_CREAT | O_RDWR, 0600);
+  CHECK(file >= 0 && gone >= 0 && !ftruncate(file, 4096) && !unlink("gone") && !mkdir("left", 0700), "%m");
+  CHECK(open("left", O_RDONLY | O_DIRECTORY) >= 0 && !rmdir("left"), "%m");
+  CHECK(mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0) != MAP_FAILED, "%m");
+  files[0] = inotify_init1(IN_NONBLOCK);
+  CHECK(inotify_add_watch(files[0], ".", IN_ALL_EVENTS) == 1, "%m");
+  // Without rights it is only told of files by their handles.
+  unsigned flags = FAN_CLASS_NOTIF | FAN_NONBLOCK | (geteuid() ? FAN_REPORT_FID : 0);
+  files[1] = fanotify_init(flags, O_RDONLY);
+  unsigned long mask = FAN_OPEN | FAN_CLOSE | FAN_MODIFY | FAN_ACCESS | FAN_EVENT_ON_CHILD;
+  if (files[1] >= 0) CHECK(!fanotify_mark(files[1], FAN_MARK_ADD, mask, AT_FDCWD, "."), "%m");
+}
+
+// Whether there are notices of files; they are taken, and what was opened for them is closed.
+static int notices(int group, char *bytes, size_t room) {
+  int all = 0;
+  ssize_t left;
+  while ((left = read(group, bytes, room)) > 0)
+    for (struct fanotify_event_metadata *event = (void *)bytes; FAN_EVENT_OK(event, left);
+         event = FAN_EVENT_NEXT(event, left)) {
+      if (event->fd >= 0) close(event->fd);
+      all |= (int)event->mask;
+    }
+  return all;
+}
+
+static void look_for_quiet(void) {
+  char bytes[4096];
+  struct inotify_event *event = (void *)bytes;
+  ssize_t got = read(files[0], bytes, sizeof bytes);
+  CHECK(got < 0 && errno == EAGAIN, "%x %s", event->mask, event->len ? event->name : "");
+  int seen = files[1] < 0 ? 0 : notices(files[1], bytes, sizeof bytes);
+  CHECK(!seen, "%x", seen);
+  CHECK(!close(open("file", O_RDONLY)) && read(files[0], bytes, sizeof bytes) > 0, "%m");
+  CHECK(files[1] < 0 || notices(files[1], bytes, sizeof bytes), "%m");
+  while (read(files[0], bytes, sizeof bytes) > 0) continue;
+}
+
 // The third is held by whoever has it, since who has taken it is gone.
 static void held(int fd, const char *how, pid_t by) {
   char name[64], line[256], wanted[64];
@@ -170,6 +212,7 @@ static void check(void) {
   }
   if (is("nodes")) look_at_nodes();
   if (is("watches")) look_at_watches();
+  if (is("quiet")) look_for_quiet();
   if (is("serial") || is("console")) {
     struct termios t;
     struct stat now;
@@ -191,6 +234,7 @@ int main(int count, char **arguments) {
   if (is("terminal") || is("closed")) take_terminal();
   if (is("nodes")) make_nodes();
   if (is("watches")) watch();
+  if (is("quiet")) be_quiet();
   if (is("serial") || is("console")) open_serial();
   if (is("owner")) CHECK(!pipe(ends[0]) && !pipe(ends[1]), "%m");
   if (is("holder")) {

@@ -8,7 +8,7 @@
 //! The system calls take numbers and C strings.
 #![allow(unsafe_code)]
 
-use super::inotify::is_unread;
+use super::inotify::{FANOTIFY, is_unread};
 use super::lost::stand_in;
 use super::open::owned;
 use super::sought::{self, Wanted, device, field};
@@ -128,10 +128,16 @@ pub(super) fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) {
     saving.content = Some(Content { index: number, bytes });
 }
 
+/// Whether reading of it opens files: where it does not report by handles (FANOTIFY_FID_BITS), or with a pidfd.
+pub(super) fn opens(record: &Descriptor) -> bool {
+    let flags = record.value as u32;
+    record.extra == FANOTIFY && (flags & 0x1e00 == 0 || flags & 0x80 != 0)
+}
+
 pub(super) fn open(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Origin> {
     let content = opening.content(record)?;
     let fd = record.fd;
-    let flags = record.value as u32 & !UNPRIVILEGED | libc::FAN_CLOEXEC;
+    let flags = record.value as u32 & !UNPRIVILEGED | libc::FAN_CLOEXEC | libc::FAN_NONBLOCK;
     let make = || {
         // SAFETY: numbers only.
         owned(unsafe { libc::syscall(libc::SYS_fanotify_init, flags, record.value >> 32) })

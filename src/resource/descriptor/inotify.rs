@@ -7,14 +7,16 @@
 
 use super::open::owned;
 use super::sought::{self, Wanted, field};
-use super::{Content, Kind, Look, Opening, Origin, Saving, fanotify};
+use super::{Content, Kind, Look, Opening, Origin, Restored, Saving, fanotify, kind};
 use crate::error::{Because, Error, Result};
 use crate::proc::Pid;
 use crate::proc::fds::Fd;
 use crate::ptrace::raw;
-use ckpt_abi::image::Descriptor;
+use crate::resource::plan::{Arena, Orders, Step};
+use ckpt_abi::image::{Descriptor, DescriptorKind};
 use nix::errno::Errno;
 use nix::libc;
+use std::collections::HashSet;
 use std::ffi::{CStr, OsStr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -23,7 +25,7 @@ use std::path::Path;
 pub(super) const KIND: Kind = Kind { recognise, save, open };
 
 /// [`Descriptor::extra`] of what is a fanotify(7) group.
-const FANOTIFY: u32 = 1;
+pub(super) const FANOTIFY: u32 = 1;
 
 /// Most numbers of watches that are passed over to come to a saved one.
 const FAR: i32 = 1 << 16;
@@ -104,6 +106,78 @@ fn open(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Origin> {
     let mut buffer = [0; 4096];
     while nix::unistd::read(&inotify, &mut buffer).is_ok_and(|len| len != 0) {}
     Ok(Origin::Own(inotify))
+}
+
+/// Bytes of the plan that a descriptor takes at most.
+pub(crate) const ROOM: u64 = 512;
+/// How many bytes are read of what the restorer itself has done.
+const LITTLE: u64 = 64 << 10;
+
+/// The instances and groups of a process that no other sees to.
+fn led<'a>(
+    all: &'a [Restored],
+    led: &'a HashSet<u32>,
+) -> impl Iterator<Item = (&'a Descriptor, &'a OwnedFd)> {
+    let own = |one: &'a Restored| match &one.origin {
+        Origin::Own(file) if kind(&one.record) == DescriptorKind::Inotify => {
+            Some((&one.record, file)).filter(|(record, _)| led.contains(&record.fd))
+        }
+        _ => None,
+    };
+    all.iter().filter_map(own)
+}
+
+/// Takes out what they have noticed of the restart, whose files are all open. What others have done meanwhile goes with
+/// it, as all has that was done before they were there.
+pub(crate) fn forget_all(all: &[Restored], led_by: &HashSet<u32>) {
+    let mut buffer = [0; 4096];
+    for (_, file) in led(all, led_by) {
+        // Files that fanotify(7) opens for us are closed with all that is not the program's.
+        let mut again = |file| match nix::unistd::read(file, &mut buffer) {
+            Ok(len) => len != 0,
+            // An event is gone, if it was the first, for whose file there is no number.
+            Err(errno) => !matches!(errno, Errno::EAGAIN | Errno::EBADF | Errno::EINVAL),
+        };
+        (0..MOST).take_while(|_| again(file)).for_each(drop);
+    }
+}
+
+/// Most reads of what was noticed.
+const MOST: u32 = 1 << 16;
+
+/// Orders that do the same of what the restorer closes and unmaps; when these are made all numbers are the program's.
+///
+/// # Errors
+/// There is no room in the arena.
+pub(crate) fn forget(all: &[Restored], led_by: &HashSet<u32>, arena: &mut Arena) -> Result<Orders> {
+    let mut orders = Orders::default();
+    let Some(_) = led(all, led_by).next() else { return Ok(orders) };
+    let buffer = arena.room(LITTLE, 64)?;
+    let mut call = |number, args: &[u64]| orders.try_call(Step::Descriptor, number, args);
+    for (record, _) in led(all, led_by) {
+        let (fd, kept) = (u64::from(record.fd), u64::from(record.flags));
+        let waits = kept & libc::O_NONBLOCK as u64 == 0;
+        let set = |flags| [fd, libc::F_SETFL as u64, flags];
+        if waits {
+            call(libc::SYS_fcntl, &set(kept | libc::O_NONBLOCK as u64));
+        }
+        call(libc::SYS_read, &[fd, buffer, LITTLE]);
+        if waits {
+            call(libc::SYS_fcntl, &set(kept));
+        }
+    }
+    if led(all, led_by).any(|(record, _)| fanotify::opens(record)) {
+        let mut numbers: Vec<u32> = all.iter().map(|one| one.record.fd).collect();
+        numbers.sort_unstable();
+        let mut next = 0;
+        for number in numbers.into_iter().chain([u32::MAX]) {
+            if number > next {
+                call(libc::SYS_close_range, &[next.into(), (number - 1).into(), 0]);
+            }
+            next = number.saturating_add(1);
+        }
+    }
+    Ok(orders)
 }
 
 /// Sets a watch that gets the number `wd`: they are given in turn.

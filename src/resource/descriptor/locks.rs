@@ -11,7 +11,7 @@
 #![allow(unsafe_code)]
 
 use super::open::behind;
-use super::{Place, Restored, Tables, is_first, kind};
+use super::{Origin, Place, Restored, Tables, is_first, kind};
 use crate::error::{Error, Result};
 use crate::proc::Pid;
 use crate::proc::fds::Fd;
@@ -20,7 +20,7 @@ use crate::resource::kinship::numbers::here;
 use ckpt_abi::image::{Descriptor, DescriptorKind, FileLock, LockKind};
 use nix::errno::Errno;
 use nix::libc;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 /// Saves the locks that come with the descriptors of process `number`, whose records were gathered, and names those
 /// that a restart cannot take.
@@ -169,25 +169,62 @@ fn refusal(e: Errno) -> String {
 /// # Errors
 /// Somebody else has one of them.
 pub(crate) fn take_own(locks: &[FileLock]) -> Result<()> {
-    let is_own = |lock: &&FileLock| match LockKind::try_from(lock.kind) {
-        Ok(LockKind::Process | LockKind::Lease) => true,
-        Ok(LockKind::File) => here(Pid::of_word(lock.holder)) == Pid::own(),
-        _ => false,
+    let is_own = |lock: &&FileLock| {
+        matches!(LockKind::try_from(lock.kind), Ok(LockKind::Process | LockKind::Lease))
     };
     for lock in locks.iter().filter(is_own) {
         // SAFETY: borrowed for the calls of `set`, which fail with EBADF where there is no such descriptor.
         let fd = unsafe { BorrowedFd::borrow_raw(lock.fd.cast_signed()) };
-        set(fd, lock, Moment::Installed).map_err(|e| {
-            Error::new(format!("the lock of descriptor {} is lost, {}", lock.fd, refusal(e)))
-        })?;
+        set(fd, lock, Moment::Installed).map_err(|e| lost(lock, e))?;
     }
     Ok(())
+}
+
+/// Makes this process the holder of the locks of flock(2) that the restarter has taken for it. The kernel notes a new
+/// holder only with another kind of lock, and while that is there others may come first: so all this is before anything
+/// of the program's is given up.
+///
+/// # Errors
+/// Somebody has come first.
+pub(crate) fn take_over(restored: &[Restored], locks: &[FileLock]) -> Result<()> {
+    let is_own = |lock: &&FileLock| {
+        lock.kind == LockKind::File as u32 && here(Pid::of_word(lock.holder)) == Pid::own()
+    };
+    for lock in locks.iter().filter(is_own) {
+        let Some(fd) = own(restored, lock.fd) else { continue };
+        if !is_awaited(fd) {
+            set(fd, lock, Moment::TakenOver).map_err(|e| lost(lock, e))?;
+        }
+    }
+    Ok(())
+}
+
+/// What becomes a descriptor of this process.
+fn own(restored: &[Restored], number: u32) -> Option<BorrowedFd<'_>> {
+    match &restored.iter().find(|r| r.record.fd == number)?.origin {
+        Origin::Own(file) => Some(file.as_fd()),
+        Origin::Shared(leader) => own(restored, *leader),
+        Origin::Standard(_) | Origin::Elsewhere(_) => None,
+    }
+}
+
+/// Whether somebody waits for a lock on that file (proc_locks(5)): he would have it. Then the restarter stays its holder.
+fn is_awaited(fd: BorrowedFd<'_>) -> bool {
+    let Ok(file) = nix::sys::stat::fstat(fd) else { return false };
+    let inode = format!(":{} ", file.st_ino);
+    let all = std::fs::read_to_string("/proc/locks").unwrap_or_default();
+    all.lines().any(|line| line.contains(": -> FLOCK ") && line.contains(&inode))
+}
+
+fn lost(lock: &FileLock, e: Errno) -> Error {
+    Error::new(format!("the lock of descriptor {} is lost, {}", lock.fd, refusal(e)))
 }
 
 /// When a lock is dealt with.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Moment {
     Opened,
+    TakenOver,
     Installed,
 }
 
@@ -203,7 +240,7 @@ fn set(fd: BorrowedFd<'_>, lock: &FileLock, moment: Moment) -> nix::Result<()> {
             call(libc::F_SETLEASE, how)?;
             return match moment {
                 Moment::Opened => call(libc::F_SETLEASE, libc::F_UNLCK),
-                Moment::Installed => Ok(()),
+                Moment::TakenOver | Moment::Installed => Ok(()),
             };
         }
         (Ok(LockKind::File), _) => {
@@ -213,15 +250,15 @@ fn set(fd: BorrowedFd<'_>, lock: &FileLock, moment: Moment) -> nix::Result<()> {
             };
             let mut kinds = [libc::LOCK_SH, libc::LOCK_EX];
             kinds.rotate_left(exclusive.into());
-            if moment == Moment::Installed {
-                // The kernel notes a new holder only with another kind of lock. One is put in the place of the other under
-                // a spin lock (fs/locks.c, flock_lock_inode): whoever waits for the kind in between alone may come first.
+            if moment == Moment::TakenOver {
+                // One is put in the place of the other under a spin lock (fs/locks.c, flock_lock_inode): whoever waits for
+                // the kind in between alone may come first.
                 let _ = call(kinds[1]);
             }
             return call(kinds[0]);
         }
         (Ok(LockKind::Process), Moment::Opened) => (libc::F_GETLK, libc::F_UNLCK),
-        (Ok(LockKind::Process), Moment::Installed) => (libc::F_SETLK, how),
+        (Ok(LockKind::Process), _) => (libc::F_SETLK, how),
         _ => (libc::F_OFD_SETLK, how),
     };
     let mut range = libc::flock {

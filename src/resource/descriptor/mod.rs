@@ -16,7 +16,7 @@ pub(crate) mod epoll;
 pub(crate) mod eventfd;
 pub(crate) mod fanotify;
 pub(crate) mod grown;
-mod inotify;
+pub(crate) mod inotify;
 pub(crate) mod late;
 pub(crate) mod locks;
 pub(crate) mod lost;

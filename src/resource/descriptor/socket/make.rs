@@ -472,11 +472,8 @@ fn await_collection(items: &BTreeMap<u64, Item>) {
 
 /// Sets all options of a socket.
 pub(super) fn set_options(end: &OwnedFd, saved: &[u8], warnings: &mut Vec<String>) {
-    if let Err((level, option)) = options::restore(end, saved, &[]) {
-        warnings.push(format!(
-            "a socket is without its option {option} of level {level} (setsockopt(2))"
-        ));
-    }
+    let refused = options::restore(end, saved, &[]).into_iter();
+    warnings.extend(refused.map(|what| format!("a socket {what}")));
 }
 
 /// Gives a socket its filter.

@@ -13,6 +13,7 @@ use crate::resource::descriptor::Saving;
 use nix::errno::Errno;
 use nix::libc;
 use std::ffi::CStr;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
 /// MCAST_MSFILTER of a level.
@@ -64,18 +65,27 @@ pub(super) fn save(fd: &OwnedFd, process: &Process, saved: &mut Vec<u8>, saving:
 }
 
 /// Joins a group again that an option of the image names.
-pub(super) fn join(fd: impl AsFd, option: i32, value: &[u8]) -> nix::Result<()> {
-    let name = CStr::from_bytes_until_nul(value).map_err(|_| Errno::EINVAL)?;
+///
+/// # Errors
+/// What becomes of the socket: which group it is not in, and why.
+pub(super) fn join(fd: impl AsFd, option: i32, value: &[u8]) -> Result<(), String> {
+    let (name, rest) = value.split_at(NAME.min(value.len()));
+    let name = CStr::from_bytes_until_nul(name).unwrap_or_default();
+    let address = rest.get(..if option == JOIN6 { 16 } else { 4 }).unwrap_or_default();
     // SAFETY: it reads the name.
     let interface = unsafe { libc::if_nametoindex(name.as_ptr()) };
-    if interface == 0 {
-        return Err(Errno::ENODEV);
-    }
-    let len = if option == JOIN6 { 16 } else { 4 };
-    let address = value.get(NAME..NAME + len).ok_or(Errno::EINVAL)?;
-    let request: [u8; REQUEST] = request(interface, address);
-    match set(fd, option, &request) {
-        Err(Errno::EADDRINUSE) => Ok(()),
-        joined => joined,
-    }
+    let joined = match interface {
+        0 => Err(format!("there is no network interface {} here", name.to_string_lossy())),
+        _ => match set(fd, option, &request::<REQUEST>(interface, address)) {
+            Ok(()) | Err(Errno::EADDRINUSE) => Ok(()),
+            Err(errno) => Err(errno.desc().to_owned()),
+        },
+    };
+    joined.map_err(|why| {
+        let group = match <[u8; 4]>::try_from(address) {
+            Ok(address) => IpAddr::from(address),
+            Err(_) => <[u8; 16]>::try_from(address).unwrap_or_default().into(),
+        };
+        format!("does not hear the multicast group {group} any more: {why}")
+    })
 }

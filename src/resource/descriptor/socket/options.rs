@@ -217,16 +217,14 @@ pub(super) fn save(fd: impl AsFd) -> Vec<u8> {
     bytes
 }
 
-/// Sets those that a new socket does not have so, or only those in `only`.
-///
-/// # Errors
-/// The option that the kernel refuses: its level and number.
-pub(super) fn restore(fd: impl AsFd, saved: &[u8], only: &[i32]) -> Result<(), (i32, i32)> {
+/// Sets those that a new socket does not have so, or only those in `only`. What becomes of the socket where the kernel
+/// refuses one.
+pub(super) fn restore(fd: impl AsFd, saved: &[u8], only: &[i32]) -> Vec<String> {
     let fd = fd.as_fd();
     let find = |wanted| entries(saved).find(|(option, _)| *option == wanted);
     let locks = find(LOCKS).and_then(|(_, value)| value.first().copied());
     let stream = get(fd, TYPE) == Some(libc::SOCK_STREAM);
-    let mut refused = Ok(());
+    let mut refused = Vec::new();
     for (option, value) in entries(saved) {
         let known = match only {
             [] => option != LOCKS && option != V6ONLY && !(stream && MULTICAST.contains(&option)),
@@ -236,15 +234,16 @@ pub(super) fn restore(fd: impl AsFd, saved: &[u8], only: &[i32]) -> Result<(), (
             continue;
         }
         if matches!(option, JOIN4 | JOIN6) {
-            let joined = multicast::join(fd, option, value);
-            refused = refused.and(joined.map_err(|_| (option >> 16, option & 0xffff)));
+            refused.extend(multicast::join(fd, option, value).err());
             continue;
         }
         let mut is = [0; VALUE];
         let asked = ask(fd, option, &mut is[..value.len()]);
-        if (!asked || is[..value.len()] != *value) && chosen(fd, option, value, locks) {
-            let changed = change(fd, option, value).map_err(|_| (option >> 16, option & 0xffff));
-            refused = refused.and(changed);
+        let differs = !asked || is[..value.len()] != *value;
+        if differs && chosen(fd, option, value, locks) && change(fd, option, value).is_err() {
+            let (level, option) = (option >> 16, option & 0xffff);
+            refused
+                .push(format!("is without its option {option} of level {level} (setsockopt(2))"));
         }
     }
     if let Some(locks) = locks.filter(|_| only.is_empty()) {
