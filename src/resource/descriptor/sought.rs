@@ -2,7 +2,8 @@
 //! A path that leads to what inotify(7) or fanotify(7) watches, of which the kernel tells device, inode number and a handle
 //! (fs/notify/fdinfo.c): looked for where programs have them from, which is what is open, the arguments, the working
 //! directory and the directories above; then by the handle, which takes CAP_DAC_READ_SEARCH; then in all directories
-//! below the former and below the mount points of that device.
+//! below the former and below the mount points of that device. All this is seen once for a checkpoint, as its programs
+//! stand still meanwhile.
 //!
 //! # Safety
 //! The system calls take numbers, C strings, and a buffer of ours that is as long as is said there.
@@ -11,23 +12,26 @@
 use super::open::{owned, place};
 use super::{Look, Opening};
 use crate::error::{Error, Result};
+use crate::proc::Pid;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::libc;
 use nix::sys::stat::Mode;
-use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::ffi::{CStr, CString};
 use std::fs::{self, File};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{DirEntryExt, MetadataExt};
+use std::os::unix::fs::{DirEntryExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-/// How many entries of directories are looked at, and for how long, while the program stands still: below what is known, and
-/// once more below the mount points.
+/// How many entries of directories are looked at, and for how long, while the programs of a checkpoint stand still: for what
+/// is known, for handles, below what is known, and below the mount points.
 const LOOKED_AT: usize = 20_000;
 const PATIENCE: Duration = Duration::from_millis(100);
+const STAGES: usize = 4;
 /// MAX_HANDLE_SZ.
 const HANDLE: usize = 128;
 
@@ -124,26 +128,51 @@ impl Wanted {
         Some(Self { inode: field(line, "ino")?, device, handle: Handle::told(line) })
     }
 
-    /// Some file systems show another device number than they have (btrfs, overlayfs): there the handle decides.
-    fn may_be_on(&self, device: u64) -> bool {
-        self.device == device || libc::major(self.device) == 0
-    }
-
-    fn is(&self, path: &Path, trusted: bool) -> bool {
-        let Ok(found) = fs::metadata(path) else { return false };
-        if found.ino() != self.inode || !self.may_be_on(found.dev()) {
+    /// The number of a mount's own file system is the one that is told: stat(2) may show another (btrfs, overlayfs), and
+    /// handles alone say nothing, as those of cgroups and of /sys are small numbers.
+    fn is(&self, path: &Path, found: Spot, own: &Own, trusted: bool) -> bool {
+        if found.inode != self.inode || own.device(found) != self.device {
             return false;
         }
         match self.handle.as_ref().zip(Handle::of(path)) {
             Some((told, found)) => *told == found,
-            None => trusted || found.dev() == self.device,
+            None => trusted || found.device == self.device,
         }
     }
+}
 
-    fn by_handle(&self, mounts: &[Mount]) -> Option<PathBuf> {
-        let handle = self.handle.as_ref()?;
-        let on_it = mounts.iter().filter(|mount| mount.device == self.device);
-        on_it.filter_map(|mount| handle.path(&mount.point)).find(|path| self.is(path, false))
+/// What a path leads to: the id of its mount, if the kernel tells it, and what stat(2) has.
+#[derive(Clone, Copy)]
+struct Spot {
+    mount: u64,
+    device: u64,
+    inode: u64,
+    mode: u32,
+}
+
+impl Spot {
+    fn at(path: &Path, follow: bool) -> Option<Self> {
+        /// STATX_BASIC_STATS and STATX_MNT_ID (Linux 5.8).
+        const ASKED: u32 = 0x17ff;
+        /// AT_STATX_DONT_SYNC: what is known of it here.
+        const KNOWN: i32 = 0x4000;
+        /// Words of a struct statx (include/uapi/linux/stat.h): masks, the mode, the inode, the device, the mount.
+        const WORDS: usize = 32;
+        let name = CString::new(path.as_os_str().as_bytes()).ok()?;
+        let link = if follow { 0 } else { libc::AT_SYMLINK_NOFOLLOW };
+        let (at, name, how) = (libc::AT_FDCWD, name.as_ptr(), KNOWN | libc::AT_NO_AUTOMOUNT | link);
+        let mut words = [0u64; WORDS];
+        // SAFETY: the kernel reads the C string, and writes a struct statx, for which there is room.
+        if unsafe { libc::syscall(libc::SYS_statx, at, name, how, ASKED, words.as_mut_ptr()) } == 0
+        {
+            let mount = if words[0] & 0x1000 != 0 { words[18] } else { 0 };
+            let device = libc::makedev(words[17] as u32, (words[17] >> 32) as u32);
+            let mode = (words[3] >> 32) as u32 & 0xffff;
+            return Some(Self { mount, device, inode: words[4], mode });
+        }
+        // Filters of containers may forbid that.
+        let data = if follow { fs::metadata(path) } else { fs::symlink_metadata(path) }.ok()?;
+        Some(Self { mount: 0, device: data.dev(), inode: data.ino(), mode: data.mode() })
     }
 }
 
@@ -177,8 +206,7 @@ impl Handle {
     }
 
     /// The path of what it stands for on a mounted file system.
-    fn path(&self, mounted: &Path) -> Option<PathBuf> {
-        let mounted = File::open(mounted).ok()?;
+    fn path(&self, mounted: &File) -> Option<PathBuf> {
         let from: *const Self = self;
         // SAFETY: the kernel reads the handle.
         let opened = owned(unsafe {
@@ -197,44 +225,206 @@ pub(super) struct Mount {
 
 /// The mounts of a process (proc_pid_mountinfo(5)), but those with spaces and the like in their names.
 pub(super) fn mounts(look: &Look<'_>) -> Vec<Mount> {
-    let text = fs::read_to_string(look.process.path("mountinfo")).unwrap_or_default();
-    let mount = |line: &str| {
-        let mut words = line.split(' ');
-        let id = words.next()?.parse().ok()?;
-        let (major, minor) = words.nth(1)?.split_once(':')?;
-        let device = libc::makedev(major.parse().ok()?, minor.parse().ok()?);
-        let point = words.nth(1).filter(|point| !point.contains('\\'))?;
-        Some(Mount { id, device, point: point.into() })
-    };
-    text.lines().filter_map(mount).collect()
+    let own = Own::of(look);
+    own.mounts.into_iter().filter(|mount| !mount.point.as_os_str().is_empty()).collect()
+}
+
+/// What is one process's own.
+struct Own {
+    /// What has spaces and the like in its name has no name here.
+    mounts: Vec<Mount>,
+    devices: HashMap<u64, u64>,
+    /// Its arguments and its working directory.
+    below: Vec<PathBuf>,
+}
+
+impl Own {
+    fn of(look: &Look<'_>) -> Self {
+        let text = fs::read_to_string(look.process.path("mountinfo")).unwrap_or_default();
+        let mount = |line: &str| {
+            let mut words = line.split(' ');
+            let id = words.next()?.parse().ok()?;
+            let (major, minor) = words.nth(1)?.split_once(':')?;
+            let device = libc::makedev(major.parse().ok()?, minor.parse().ok()?);
+            let point = words.nth(1).filter(|point| !point.contains('\\')).unwrap_or_default();
+            Some(Mount { id, device, point: point.into() })
+        };
+        let mounts: Vec<_> = text.lines().filter_map(mount).collect();
+        let devices = mounts.iter().map(|mount| (mount.id, mount.device)).collect();
+        let cwd = look.process.cwd().map(|cwd| cwd.path).unwrap_or_default();
+        let arguments = look.process.cmdline().unwrap_or_default().into_iter();
+        let below = arguments.map(|argument| cwd.join(argument)).chain([cwd.clone()]).collect();
+        Self { mounts, devices, below }
+    }
+
+    /// That of the file system where something is.
+    fn device(&self, spot: Spot) -> u64 {
+        self.devices.get(&spot.mount).copied().unwrap_or(spot.device)
+    }
+
+    fn on(&self, device: u64) -> impl Iterator<Item = &Mount> {
+        let named = |mount: &&Mount| !mount.point.as_os_str().is_empty();
+        self.mounts.iter().filter(move |mount| mount.device == device).filter(named)
+    }
+}
+
+/// What was seen for a checkpoint.
+#[derive(Default)]
+pub(super) struct Atlas {
+    /// What paths lead to.
+    spots: HashMap<PathBuf, Option<Spot>>,
+    /// Paths by inode numbers, and whether the programs may have had something watched by them.
+    paths: HashMap<u64, Vec<(PathBuf, bool)>>,
+    /// Mounts, open.
+    doors: HashMap<u64, Option<File>>,
+    own: Option<(Pid, Rc<Own>)>,
+    spent: [Duration; STAGES],
+    entries: [usize; STAGES],
+}
+
+impl Atlas {
+    fn spot(&mut self, path: &Path) -> Option<Spot> {
+        if let Some(known) = self.spots.get(path) {
+            return *known;
+        }
+        let spot = Spot::at(path, true);
+        self.spots.insert(path.to_path_buf(), spot);
+        spot
+    }
+
+    fn note(&mut self, path: &Path, trusted: bool) {
+        if let Some(spot) = self.spot(path) {
+            self.paths.entry(spot.inode).or_default().push((path.to_path_buf(), trusted));
+        }
+    }
+
+    /// What is one process's own; its paths and everybody's are noted then.
+    fn own(&mut self, look: &Look<'_>) -> Rc<Own> {
+        let pid = look.process.pid();
+        if let Some((_, own)) = self.own.as_ref().filter(|(whose, _)| *whose == pid) {
+            return own.clone();
+        }
+        let own = Rc::new(Own::of(look));
+        let mut all = BTreeSet::new();
+        if self.own.replace((pid, own.clone())).is_none() {
+            for (_, fd) in look.tables.everywhere() {
+                let path = Path::new(&fd.target);
+                if path.is_absolute() {
+                    self.paths.entry(fd.inode).or_default().push((path.to_path_buf(), true));
+                    above(path.parent(), &mut all);
+                }
+            }
+        }
+        own.below.iter().for_each(|path| above(Some(path), &mut all));
+        all.retain(|path| !self.spots.contains_key(path));
+        let until = self.until(0);
+        let begun = Instant::now();
+        all.iter().take_while(|_| Instant::now() < until).for_each(|path| self.note(path, true));
+        self.spent[0] += begun.elapsed();
+        own
+    }
+
+    /// When a stage has to come to its end that begins.
+    fn until(&self, stage: usize) -> Instant {
+        Instant::now() + PATIENCE.saturating_sub(self.spent[stage])
+    }
+
+    fn known(&mut self, one: &Wanted, own: &Own) -> Option<PathBuf> {
+        let paths = self.paths.get(&one.inode)?.clone();
+        let mut found = paths.into_iter().filter(|(path, trusted)| {
+            self.spot(path).is_some_and(|spot| one.is(path, spot, own, *trusted))
+        });
+        found.next().map(|(path, _)| path)
+    }
+
+    fn by_handle(&mut self, one: &Wanted, own: &Own, until: Instant) -> Option<PathBuf> {
+        let handle = one.handle.as_ref()?;
+        for mount in own.on(one.device) {
+            if Instant::now() > until {
+                break;
+            }
+            let spot = self.spot(&mount.point);
+            let door = self.doors.entry(mount.id).or_insert_with(|| door(mount, spot?));
+            let path = door.as_ref().and_then(|door| handle.path(door));
+            if let Some(path) = path
+                && Spot::at(&path, true).is_some_and(|spot| one.is(&path, spot, own, false))
+            {
+                return Some(path);
+            }
+        }
+        None
+    }
+}
+
+/// Opens a mount: open_by_handle_at(2) takes no O_PATH, and whatever is no file or directory may do something when it is
+/// opened, or wait.
+fn door(mount: &Mount, spot: Spot) -> Option<File> {
+    if !matches!(spot.mode & libc::S_IFMT, libc::S_IFREG | libc::S_IFDIR) {
+        return None;
+    }
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    File::options().read(true).custom_flags(flags).open(&mount.point).ok()
+}
+
+/// Adds an absolute path and those above it.
+fn above(path: Option<&Path>, all: &mut BTreeSet<PathBuf>) {
+    let path = path.filter(|path| path.is_absolute());
+    for one in path.into_iter().flat_map(Path::ancestors) {
+        if !all.insert(one.to_path_buf()) {
+            break;
+        }
+    }
 }
 
 /// Where each of them is, if that can be found.
 pub(super) fn find(look: &Look<'_>, wanted: &[Wanted]) -> Vec<Option<PathBuf>> {
-    let (known, below) = known(look);
-    let near = |one: &Wanted| known.iter().find(|path| one.is(path, true)).cloned();
-    let found = wanted.iter().map(near).collect();
-    let mut search = Search { wanted, found, seen: HashSet::new(), elsewhere: HashSet::new() };
-    if search.is_done() {
-        return search.found;
+    if wanted.is_empty() {
+        return Vec::new();
     }
-    let is_wanted = |mount: &Mount| wanted.iter().any(|one| one.device == mount.device);
-    let (mounts, others): (Vec<_>, Vec<_>) = mounts(look).into_iter().partition(is_wanted);
-    search.elsewhere = others.into_iter().map(|mount| mount.point).collect();
-    for (one, place) in wanted.iter().zip(&mut search.found) {
-        let points = || mounts.iter().map(|mount| &mount.point);
-        let point = || points().find(|point| one.is(point, false)).cloned();
-        *place = place.take().or_else(point).or_else(|| one.by_handle(&mounts));
+    let mut atlas = look.tables.sought.borrow_mut();
+    let own = atlas.own(look);
+    let mut found: Vec<_> = wanted.iter().map(|one| atlas.known(one, &own)).collect();
+    if found.iter().all(Option::is_some) {
+        return found;
     }
-    let near: Vec<_> = search.found.iter().flatten().cloned().collect();
-    search.walk(near.into_iter().chain(below).collect());
-    search.walk(mounts.into_iter().map(|mount| mount.point).collect());
+    let devices: HashSet<_> = wanted.iter().map(|one| one.device).collect();
+    for mount in devices.iter().flat_map(|device| own.on(*device)) {
+        if !atlas.spots.contains_key(&mount.point) {
+            atlas.note(&mount.point, false);
+        }
+    }
+    let (until, begun) = (atlas.until(1), Instant::now());
+    for (one, place) in wanted.iter().zip(&mut found).filter(|(_, place)| place.is_none()) {
+        *place = atlas.known(one, &own).or_else(|| atlas.by_handle(one, &own, until));
+    }
+    atlas.spent[1] += begun.elapsed();
+    let others = own.mounts.iter().filter(|mount| !devices.contains(&mount.device));
+    let elsewhere = others.map(|mount| mount.point.clone()).collect();
+    let near: Vec<_> = found.iter().flatten().cloned().chain(own.below.clone()).collect();
+    let points = devices.iter().flat_map(|device| own.on(*device));
+    let points: Vec<_> = points.map(|mount| mount.point.clone()).collect();
+    let mut search = Search {
+        wanted,
+        own: &own,
+        found,
+        missing: HashMap::new(),
+        seen: HashSet::new(),
+        elsewhere,
+    };
+    for (index, _) in search.found.iter().enumerate().filter(|(_, place)| place.is_none()) {
+        search.missing.entry(wanted[index].inode).or_default().push(index);
+    }
+    search.walk(near.into(), &mut atlas, 2);
+    search.walk(points.into(), &mut atlas, 3);
     search.found
 }
 
 struct Search<'a> {
     wanted: &'a [Wanted],
+    own: &'a Own,
     found: Vec<Option<PathBuf>>,
+    /// Which are to be found, by inode number.
+    missing: HashMap<u64, Vec<usize>>,
     /// Directories that were looked at, by device and inode number.
     seen: HashSet<(u64, u64)>,
     /// Where other file systems are mounted: of one whose server is gone a single look would never end.
@@ -242,32 +432,27 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    fn is_done(&self) -> bool {
-        self.found.iter().all(Option::is_some)
-    }
-
     /// Looks into directories of devices that matter, and into those below: first into what is watched, as whoever watches
     /// a whole tree watches each of them.
-    fn walk(&mut self, mut queue: VecDeque<PathBuf>) {
-        let (mut left, begin) = (LOOKED_AT, Instant::now());
-        while let Some(directory) = queue.pop_front().filter(|_| !self.is_done()) {
+    fn walk(&mut self, mut queue: VecDeque<PathBuf>, atlas: &mut Atlas, stage: usize) {
+        let (until, begun) = (atlas.until(stage), Instant::now());
+        let missing = self.missing.values().flatten().map(|index| self.wanted[*index].device);
+        let devices: HashSet<_> = missing.collect();
+        while let Some(directory) = queue.pop_front().filter(|_| !self.missing.is_empty()) {
             if self.elsewhere.contains(&directory) {
                 continue;
             }
-            let Ok(data) = fs::symlink_metadata(&directory).map(|data| (data.dev(), data.ino()))
-            else {
-                continue;
-            };
-            let missing = self.wanted.iter().zip(&self.found).filter(|(_, place)| place.is_none());
-            let matters = missing.into_iter().any(|(one, _)| one.may_be_on(data.0));
-            if !matters || !self.seen.insert(data) {
+            let Some(spot) = Spot::at(&directory, false) else { continue };
+            let matters = devices.contains(&self.own.device(spot));
+            if !matters || !self.seen.insert((spot.device, spot.inode)) {
                 continue;
             }
             for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
-                if left == 0 || begin.elapsed() > PATIENCE {
-                    return;
+                if atlas.entries[stage] == LOOKED_AT || Instant::now() > until {
+                    queue.clear();
+                    break;
                 }
-                left -= 1;
+                atlas.entries[stage] += 1;
                 let is_watched = self.meets(&entry);
                 match entry.file_type().is_ok_and(|it| it.is_dir()) {
                     true if is_watched => queue.push_front(entry.path()),
@@ -276,34 +461,28 @@ impl Search<'_> {
                 }
             }
         }
+        atlas.spent[stage] += begun.elapsed();
     }
 
     /// Whether an entry is what is looked for.
     fn meets(&mut self, entry: &fs::DirEntry) -> bool {
-        let mut is_watched = false;
-        for (one, place) in self.wanted.iter().zip(&mut self.found) {
-            if entry.ino() == one.inode && one.is(&entry.path(), false) {
-                place.get_or_insert_with(|| entry.path());
-                is_watched = true;
+        let Some(indices) = self.missing.get_mut(&entry.ino()) else { return false };
+        let path = entry.path();
+        let Some(spot) = Spot::at(&path, true) else { return false };
+        let before = indices.len();
+        indices.retain(|index| {
+            let is_it = self.wanted[*index].is(&path, spot, self.own, false);
+            if is_it {
+                self.found[*index] = Some(path.clone());
             }
+            !is_it
+        });
+        let is_watched = indices.len() < before;
+        if indices.is_empty() {
+            self.missing.remove(&entry.ino());
         }
         is_watched
     }
-}
-
-/// Paths that a process may have had something watched by, and below which such may be.
-fn known(look: &Look<'_>) -> (BTreeSet<PathBuf>, Vec<PathBuf>) {
-    let cwd = look.process.cwd().map(|cwd| cwd.path).unwrap_or_default();
-    let files = look.tables.everywhere().map(|(_, fd)| PathBuf::from(&fd.target));
-    let arguments = look.process.cmdline().unwrap_or_default().into_iter().map(|a| cwd.join(a));
-    let mut below: Vec<_> = arguments.collect();
-    let mut all = BTreeSet::new();
-    for path in files.chain(below.iter().cloned()).filter(|path| path.is_absolute()) {
-        all.extend(path.ancestors().map(Path::to_path_buf));
-    }
-    all.extend(cwd.ancestors().map(Path::to_path_buf));
-    below.push(cwd);
-    (all, below)
 }
 
 #[cfg(test)]

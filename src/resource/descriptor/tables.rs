@@ -4,8 +4,8 @@
 //! A description that several processes have is saved with the first of them; its further descriptors name that.
 
 use super::pty::Ptys;
-use super::socket::{self, Inet, flight::Flight};
-use super::{Loss, file_type, standard};
+use super::socket::{self, Groups, Inet, flight::Flight};
+use super::{Loss, file_type, sought, standard};
 use crate::error::Result;
 use crate::proc::fds::Fd;
 use crate::proc::net::{self, Tcp};
@@ -14,7 +14,7 @@ use crate::proc::{Pid, Process};
 use crate::ptrace::raw;
 use ckpt_abi::image::Descriptor;
 use nix::libc;
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
 use std::cmp::Ordering;
 use std::collections::HashMap;
 
@@ -40,6 +40,10 @@ pub(crate) struct Tables {
     pub(crate) keeps: bool,
     /// What is under way in sockets.
     pub(crate) flight: Flight,
+    /// Where watches of theirs were looked for.
+    pub(super) sought: RefCell<sought::Atlas>,
+    /// The multicast groups of their network namespaces.
+    pub(super) groups: Groups,
     /// The descriptors of each file, by device and inode number, as places in `of`; in the order of [`Self::everywhere`].
     files: HashMap<(u64, u64), Vec<(usize, usize)>>,
     leaders: HashMap<(u64, u64, u32), Vec<Place>>,

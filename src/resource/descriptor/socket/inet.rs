@@ -322,7 +322,7 @@ pub(super) fn save(
     let mut options = super::save_options(&ours, saving);
     if !own.is_tcp() {
         socket.shutdown = own.shut.into();
-        multicast::save(&ours, look.process, &mut options, saving);
+        multicast::save(&ours, own.family, look, &mut options, saving);
     }
     let remote = match own.state {
         // It is not told before there is a connection.

@@ -43,6 +43,7 @@ pub(crate) use hold::Keeping;
 pub(crate) use inet::{Inet, all as inet, connections, end_at_once};
 pub(crate) use keep::{RIGHT, keep, look_ahead};
 pub(crate) use make::{Deputy, Made};
+pub(super) use multicast::Groups;
 pub(crate) use pairs::all as pairs;
 pub(crate) use repair::{ROOM, is_allowed, let_go};
 

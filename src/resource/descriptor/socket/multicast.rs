@@ -7,14 +7,18 @@
 #![allow(unsafe_code)]
 
 use super::options::{JOIN4, JOIN6, VALUE, ask, set};
-use crate::proc::Process;
 use crate::proc::net::{Group, groups};
-use crate::resource::descriptor::Saving;
+use crate::proc::{Pid, Process};
+use crate::resource::descriptor::{Look, Saving};
 use nix::errno::Errno;
 use nix::libc;
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::ffi::CStr;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::rc::Rc;
 
 /// MCAST_MSFILTER of a level.
 const FILTER: i32 = 48;
@@ -38,12 +42,46 @@ fn request<const N: usize>(interface: u32, address: &[u8]) -> [u8; N] {
     request
 }
 
-/// Adds the groups of a socket to its options; some sources alone are a loss.
-pub(super) fn save(fd: &OwnedFd, process: &Process, saved: &mut Vec<u8>, saving: &mut Saving) {
-    for join in [JOIN4, JOIN6] {
+/// Those of IPv4 and of IPv6 of a network namespace.
+type Both = Rc<[Vec<Group>; 2]>;
+
+/// All groups of the network namespaces of processes, each read once.
+#[derive(Default)]
+pub(crate) struct Groups(RefCell<HashMap<Pid, (Option<PathBuf>, Both)>>);
+
+impl Groups {
+    fn of(&self, process: &Process) -> Both {
+        let mut all = self.0.borrow_mut();
+        if let Some((_, both)) = all.get(&process.pid()) {
+            return both.clone();
+        }
+        let space = process.namespace("net");
+        let known = all.values().find(|(other, _)| space.is_some() && *other == space);
+        let read = || [false, true].map(|six| groups(process, six)).into();
+        let both = known.map_or_else(read, |(_, both)| both.clone());
+        all.insert(process.pid(), (space, both.clone()));
+        both
+    }
+}
+
+/// Adds the groups of a socket to its options; some sources alone are a loss. Only those of IPv6 can be in both kinds.
+pub(super) fn save(
+    fd: &OwnedFd,
+    family: i32,
+    look: &Look<'_>,
+    saved: &mut Vec<u8>,
+    saving: &mut Saving,
+) {
+    let kinds = match family {
+        libc::AF_INET => &[JOIN4][..],
+        libc::AF_INET6 => &[JOIN4, JOIN6],
+        _ => return,
+    };
+    let both = look.tables.groups.of(look.process);
+    for (&join, groups) in kinds.iter().zip(both.iter()) {
         let filter = join >> 16 << 16 | FILTER;
-        for Group { interface, name, address } in groups(process, join == JOIN6) {
-            let mut asked: [u8; ASKED] = request(interface, &address);
+        for Group { interface, name, address } in groups {
+            let mut asked: [u8; ASKED] = request(*interface, address);
             if !ask(fd, filter, &mut asked) {
                 continue;
             }
@@ -57,7 +95,7 @@ pub(super) fn save(fd: &OwnedFd, process: &Process, saved: &mut Vec<u8>, saving:
             }
             let mut value = [0; VALUE];
             value[..name.len().min(NAME - 1)].copy_from_slice(&name[..name.len().min(NAME - 1)]);
-            value[NAME..NAME + address.len()].copy_from_slice(&address);
+            value[NAME..NAME + address.len()].copy_from_slice(address);
             saved.extend(join.to_le_bytes());
             saved.extend(value);
         }
