@@ -14,7 +14,7 @@ use crate::resource::plan::{Arena, Orders, Step};
 use crate::resource::runtime::Id;
 use crate::resource::seccomp::{self, Lock};
 use crate::resource::{headless, process, regained, signals, threads, timers};
-use ckpt_abi::image::{Thread, process_flag};
+use ckpt_abi::image::{SectionKind, Thread, process_flag};
 use ckpt_abi::op::{ListHead, OpKind, SPELLED};
 use ckpt_abi::region::{STACK_LEN, STACKS, TURNS, Turns};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -152,7 +152,8 @@ fn connections(
     member: Option<&Membership>,
     arena: &mut Arena,
 ) -> Result<[Orders; 2]> {
-    let all = socket::let_go(&opened.descriptors, &opened.led, arena)?;
+    let content = |index| saved.part.bytes(SectionKind::Content, index);
+    let all = socket::let_go(&opened.descriptors, &opened.led, content, arena)?;
     let late = member.is_some() && saved.process.capabilities[0] & NET_ADMIN != 0;
     Ok(if late { [Orders::default(), all] } else { [all, Orders::default()] })
 }

@@ -317,6 +317,10 @@ impl<'a> Make<'a> {
     fn set_options(&self, warnings: &mut Vec<String>) {
         for (inode, end) in &self.ends {
             let Some(item) = self.items.get(inode) else { continue };
+            if item.kept.is_some() {
+                set_options(end, &options::early(&item.options), warnings);
+                continue;
+            }
             set_options(end, &item.options, warnings);
             if item.is_stream() && !item.remote.is_empty() {
                 let _ = options::set_int(end, REUSEADDR, 1);

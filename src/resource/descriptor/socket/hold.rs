@@ -19,8 +19,8 @@ use nix::libc;
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, signal, sigprocmask};
 use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::{
-    AddressFamily, Backlog, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, bind,
-    connect, getsockopt, listen, recvmsg, socket,
+    AddressFamily, Backlog, ControlMessageOwned, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr,
+    bind, connect, getsockopt, listen, recvmsg, shutdown, socket,
 };
 use nix::unistd::{chdir, geteuid, pipe2, read, setsid, write};
 use std::io::IoSliceMut;
@@ -31,13 +31,15 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
 /// How often it is looked whether a restart has taken them, in milliseconds.
 const LOOK: i32 = 50;
+/// How often, whether the kernel has given some up, in milliseconds.
+const GIVEN_UP: i32 = 2000;
 /// What says that the program ends.
 const ENDS: u8 = 1;
 
-/// A connection, and whether its port could be had beside it (SO_REUSEADDR).
+/// A connection, and what it had of [`options::LATE`].
 pub(super) struct Held {
     pub(super) fd: OwnedFd,
-    pub(super) reuse: i32,
+    pub(super) late: [i32; 3],
     /// Which of them it is in the image.
     pub(super) place: u32,
 }
@@ -123,7 +125,7 @@ impl Drop for Keeping {
 }
 
 fn give_back(held: &[Held]) {
-    held.iter().for_each(|one| repair::undo(&one.fd, one.reuse));
+    held.iter().for_each(|one| repair::undo(&one.fd, one.late));
 }
 
 /// Holds connections until a restart has them, or nobody wants them any more.
@@ -139,11 +141,12 @@ fn keep(mut held: Vec<Held>, door: &OwnedFd) {
     let mut line: Option<OwnedFd> = None;
     let mut given = false;
     while let Some(left) = PATIENCE.checked_sub(begun.elapsed()).filter(|_| !held.is_empty()) {
-        let wait = if given { LOOK } else { left.as_millis() as i32 + 1 };
+        let wait = if given { LOOK } else { GIVEN_UP.min(left.as_millis() as i32 + 1) };
         let comes = hears(line.as_ref().unwrap_or(door), wait);
         if given && held.iter().any(|one| !repair::is_silent(&one.fd)) {
             return;
         }
+        held.retain(|one| !repair::is_over(&one.fd));
         match (comes, line.is_some()) {
             (false, _) => {}
             // It was closed: nobody says anything there.
@@ -151,6 +154,8 @@ fn keep(mut held: Vec<Held>, door: &OwnedFd) {
             (true, false) => {
                 line = accept(door);
                 given |= line.as_ref().is_some_and(|line| hand_over(&held, line));
+                // Those are all.
+                let _ = line.as_ref().map(|line| shutdown(line.as_raw_fd(), Shutdown::Write));
             }
         }
     }

@@ -5,7 +5,6 @@
 use super::connect::Item;
 use super::hold::{Held, Keeping, taken};
 use super::inet::called;
-use super::options::{self, REUSEADDR};
 use super::ports::is_here;
 use super::{inet, repair};
 use crate::error::{Error, Result};
@@ -43,8 +42,8 @@ pub(crate) fn keep(all: &mut [Gathered], pids: &[Pid]) -> Option<Keeping> {
         let ours = raw::take_descriptor(pids[one.index], one.fd.cast_signed());
         match ours.ok().filter(|_| !strangers.contains(&one.inode)) {
             Some(fd) => {
-                let reuse = options::get(&fd, REUSEADDR).unwrap_or(0);
-                held.push(Held { fd, reuse, place: held.len() as u32 });
+                let late = repair::late(&fd);
+                held.push(Held { fd, late, place: held.len() as u32 });
                 known.push(one);
             }
             None => name_reset(&mut all[one.index], one.fd, "other processes have it, too"),
@@ -58,7 +57,7 @@ pub(crate) fn keep(all: &mut [Gathered], pids: &[Pid]) -> Option<Keeping> {
         return None;
     };
     for (one, held) in known.iter().zip(keeping.held()) {
-        let captured = options::deafen(&held.fd, true)
+        let captured = repair::deafen(&held.fd)
             .map_err(|errno| Error::new(errno.desc()))
             .and_then(|()| repair::capture(&held.fd));
         match captured {
@@ -67,7 +66,7 @@ pub(crate) fn keep(all: &mut [Gathered], pids: &[Pid]) -> Option<Keeping> {
                 put(&mut all[one.index], one.fd, &captured);
             }
             Err(error) => {
-                repair::undo(&held.fd, held.reuse);
+                repair::undo(&held.fd, held.late);
                 name_reset(&mut all[one.index], one.fd, &error.to_string());
             }
         }

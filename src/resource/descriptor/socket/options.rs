@@ -30,7 +30,11 @@ pub(super) const REPAIR_OPTIONS: i32 = of(libc::IPPROTO_TCP, 22);
 pub(super) const TIMESTAMP: i32 = of(libc::IPPROTO_TCP, 24);
 pub(super) const REPAIR_WINDOW: i32 = of(libc::IPPROTO_TCP, 29);
 pub(super) const MAXSEG: i32 = of(libc::IPPROTO_TCP, libc::TCP_MAXSEG);
-pub(super) const KEEPALIVE: i32 = socket(libc::SO_KEEPALIVE);
+const KEEPALIVE: i32 = socket(libc::SO_KEEPALIVE);
+const USER_TIMEOUT: i32 = of(libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT);
+/// Those by which the kernel ends a connection that hears nothing, or which TCP_REPAIR changes: one that is held has them
+/// when it is let go. The last has probes sent by when the other end was heard last.
+pub(super) const LATE: [i32; 3] = [REUSEADDR, USER_TIMEOUT, KEEPALIVE];
 pub(super) const DETACH: i32 = socket(libc::SO_DETACH_FILTER);
 /// To join a multicast group (MCAST_JOIN_GROUP). The image has the interface's name and the address.
 pub(super) const JOIN4: i32 = of(libc::IPPROTO_IP, 42);
@@ -264,6 +268,19 @@ pub(super) fn restrain(fd: impl AsFd + Copy, slow: bool) {
 
 fn is_ours(option: i32, value: &[u8]) -> bool {
     option == UNSENT && int(value) == OURS || option == PEEK_OFF && int(value) < -1
+}
+
+/// What was saved, without those in [`LATE`].
+pub(super) fn early(saved: &[u8]) -> Vec<u8> {
+    let is_late = |entry: &&[u8]| LATE.iter().any(|late| entry[..4] == late.to_le_bytes());
+    saved.chunks_exact(ENTRY).filter(|entry| !is_late(entry)).flatten().copied().collect()
+}
+
+/// The values of those in [`LATE`] that were saved.
+pub(super) fn late(saved: &[u8]) -> [i32; 3] {
+    LATE.map(|late| {
+        entries(saved).find(|(option, _)| *option == late).map_or(0, |(_, value)| int(value))
+    })
 }
 
 /// Adds the filter of a socket to its options; false: it has one that nobody can read (SO_ATTACH_BPF).

@@ -11,11 +11,11 @@
 use super::connect::Item;
 use super::inet::{CLOSING, FIN_WAIT1, FIN_WAIT2, LAST_ACK, called};
 use super::name::{bind, connect, new};
-use super::options::{self, BEFORE_BIND, LOCKS, RCVBUF, REUSEADDR, SNDBUF, set_int};
+use super::options::{self, BEFORE_BIND, LATE, LOCKS, RCVBUF, REUSEADDR, SNDBUF, set_int};
 use super::{drain, queue};
 use crate::error::{Because, Error, Result};
 use crate::proc::net::state;
-use crate::resource::descriptor::{DescriptorKind, Origin, Restored, kind};
+use crate::resource::descriptor::{DescriptorKind, Origin, Restored, kind, pipe};
 use crate::resource::plan::{Arena, Orders, Step};
 use ckpt_abi::image::{KeptTcp, socket_flag};
 use nix::errno::Errno;
@@ -42,6 +42,8 @@ const SEGMENT: u32 = 2;
 const PIECE: usize = 1 << 14;
 /// Room beside that of the bytes, in bytes.
 const MARGIN: usize = 1 << 16;
+/// Why one cannot be looked at to which something comes all the time.
+const RESTLESS: &str = "it does not come to rest";
 const FLAGS: MsgFlags = MsgFlags::MSG_DONTWAIT.union(MsgFlags::MSG_NOSIGNAL);
 
 /// A connection as it can be made again.
@@ -80,15 +82,12 @@ pub(super) fn capture(fd: &OwnedFd) -> Result<Captured> {
     set_int(fd, options::REPAIR, ON).because(why)?;
     // What had just come to the filter may still be on its way to the queue.
     const TIMES: usize = 100;
-    let mut captured = Err(Error::new("it does not come to rest"));
+    let mut captured = Err(Error::new(RESTLESS));
     for _ in 0..TIMES {
         let before = marks(fd).because(why);
-        captured =
-            look(fd).and_then(|seen| Ok((seen, before? == marks(fd).because(why)?))).and_then(
-                |(seen, rests)| {
-                    if rests { Ok(seen) } else { Err(Error::new("it does not come to rest")) }
-                },
-            );
+        captured = look(fd)
+            .and_then(|seen| Ok((seen, before? == marks(fd).because(why)?)))
+            .and_then(|(seen, rests)| if rests { Ok(seen) } else { Err(Error::new(RESTLESS)) });
         if captured.is_ok() {
             break;
         }
@@ -130,7 +129,9 @@ fn look(fd: &OwnedFd) -> Result<Captured> {
     let own = info[0];
     let sent_all = matches!(own, FIN_WAIT1 | FIN_WAIT2 | LAST_ACK | CLOSING);
     // An end that is not acknowledged counts as a byte.
-    let unacknowledged = drain::unsent(fd) - usize::from(sent_all && own != FIN_WAIT2);
+    let end = usize::from(sent_all && own != FIN_WAIT2);
+    let unacknowledged = drain::unsent(fd).checked_sub(end);
+    let unacknowledged = unacknowledged.ok_or_else(|| Error::new(RESTLESS))?;
     let last = end_of(fd, SENT).because(why)?;
     let mut sent = vec![0; unacknowledged];
     if !sent.is_empty() {
@@ -170,18 +171,41 @@ fn look(fd: &OwnedFd) -> Result<Captured> {
     Ok(Captured { kept, sent, come })
 }
 
+/// The values of the options in [`LATE`].
+pub(super) fn late(fd: &OwnedFd) -> [i32; 3] {
+    LATE.map(|option| options::get(fd, option).unwrap_or(0))
+}
+
+/// Has a connection hear nothing, and not end by that.
+///
+/// # Errors
+/// The kernel refuses.
+pub(super) fn deafen(fd: &OwnedFd) -> nix::Result<()> {
+    let [_, lasting @ ..] = LATE;
+    for option in lasting {
+        let _ = set_int(fd, option, 0);
+    }
+    options::deafen(fd, true)
+}
+
 /// Has a connection that was looked at hear again, and ask where the other end is by now.
-pub(super) fn undo(fd: &OwnedFd, reuse: i32) {
+pub(super) fn undo(fd: &OwnedFd, late: [i32; 3]) {
     let _ = options::deafen(fd, false);
     let _ = set_int(fd, options::REPAIR, ON);
     let _ = set_int(fd, options::REPAIR, OFF);
-    let _ = set_int(fd, REUSEADDR, reuse);
+    for (option, value) in LATE.into_iter().zip(late) {
+        let _ = set_int(fd, option, value);
+    }
 }
 
-/// Has a connection say nothing of its own that ends it, nor when it is closed.
+/// Has a connection say nothing when it is closed.
 pub(super) fn silence(fd: &OwnedFd) {
-    let _ = set_int(fd, options::KEEPALIVE, 0);
     let _ = set_int(fd, options::REPAIR, ON);
+}
+
+/// Whether the kernel has given a connection up.
+pub(super) fn is_over(fd: &OwnedFd) -> bool {
+    info(fd)[0] == state::CLOSE
 }
 
 /// Whether a connection is silent still.
@@ -276,7 +300,16 @@ fn fill(end: &OwnedFd, which: i32, buffer: i32, bytes: &[u8]) -> nix::Result<()>
 
 /// Orders that let the connections go on that were made again or had from their holder: behind them these are the program's.
 /// They are those among `led` that no other process sees to.
-pub(crate) fn let_go(all: &[Restored], led: &HashSet<u32>, arena: &mut Arena) -> Result<Orders> {
+/// `content` has their records.
+///
+/// # Errors
+/// A damaged image.
+pub(crate) fn let_go(
+    all: &[Restored],
+    led: &HashSet<u32>,
+    content: impl Fn(u32) -> Result<Vec<u8>>,
+    arena: &mut Arena,
+) -> Result<Orders> {
     let mut orders = Orders::default();
     let is_kept = |one: &&Restored| match &one.origin {
         Origin::Own(end) => {
@@ -287,7 +320,11 @@ pub(crate) fn let_go(all: &[Restored], led: &HashSet<u32>, arena: &mut Arena) ->
         _ => false,
     };
     for Restored { record, .. } in all.iter().filter(is_kept) {
-        for (option, value) in [(options::DETACH, 0), (options::REPAIR, OFF), (REUSEADDR, 1)] {
+        let bytes = content(record.content)?;
+        let pieces = pipe::unframed(&bytes).unwrap_or_default();
+        let late = options::late(pieces.get(2).copied().unwrap_or_default());
+        let first = [(options::DETACH, 0), (options::REPAIR, OFF)];
+        for (option, value) in first.into_iter().chain(LATE.into_iter().zip(late)) {
             let at = arena.value(&value)?;
             let args = [record.fd, (option >> 16) as u32, (option & 0xffff) as u32].map(u64::from);
             let args = [args[0], args[1], args[2], at, size_of::<i32>() as u64];
@@ -298,4 +335,4 @@ pub(crate) fn let_go(all: &[Restored], led: &HashSet<u32>, arena: &mut Arena) ->
 }
 
 /// Bytes of the plan that a descriptor takes at most.
-pub(crate) const ROOM: u64 = 512;
+pub(crate) const ROOM: u64 = 1024;
