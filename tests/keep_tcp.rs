@@ -15,7 +15,7 @@ const PYTHON: &str = "/usr/bin/python3";
 
 /// Has the other ends. What a connection is for, its first byte says.
 const OUTSIDE: &str = r#"
-import hashlib, os, socket, sys, threading
+import ctypes, hashlib, os, socket, struct, sys, threading
 def echo(s):
     while piece := s.recv(100000): s.sendall(piece)
     s.close()
@@ -31,10 +31,14 @@ def flood(s):
 def last(s):
     while s.recv(100): pass
     gate.wait(); s.sendall(b"last"); s.close()
+def deaf(s):
+    code = ctypes.create_string_buffer(b"\6\0\0\0\0\0\0\0", 8)
+    s.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HxxxxxxP", 1, ctypes.addressof(code))); s.sendall(b"d")
+    gate.wait(); s.setsockopt(socket.SOL_SOCKET, 27, 0); echo(s)
 def serve(listener):
     while True:
         s = listener.accept()[0]
-        work = {b"e": echo, b"g": behind_gate, b"t": tail, b"f": flood, b"l": last}[s.recv(1)]
+        work = {b"e": echo, b"g": behind_gate, b"t": tail, b"f": flood, b"l": last, b"d": deaf}[s.recv(1)]
         threading.Thread(target=work, args=(s,), daemon=True).start()
 gate = threading.Event()
 four = socket.create_server(("127.0.0.1", 0)); six = socket.create_server(("::1", 0), family=socket.AF_INET6)
@@ -94,6 +98,35 @@ flood.sendall(b"x"); assert flood.recv(1) == b""
 full.shutdown(socket.SHUT_WR)
 said = full.recv(1000, socket.MSG_WAITALL).decode(); assert said == f"{count} {hash.hexdigest()}", (said, count)
 assert last.recv(9, socket.MSG_WAITALL) == b"last"
+"#;
+
+/// Has one that is to be heard every second, one to which nobody answers for a while, and a child of many threads.
+const TIMED: &str = r#"
+import os, socket, sys, threading
+def to(kind): s = socket.create_connection(("127.0.0.1", int(sys.argv[1]))); s.sendall(kind); return s
+TCP, SOCKET = socket.IPPROTO_TCP, socket.SOL_SOCKET
+alive, late = to(b"e"), to(b"d")
+for option in socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT: alive.setsockopt(TCP, option, 1)
+alive.setsockopt(SOCKET, socket.SO_KEEPALIVE, 1)
+assert late.recv(1) == b"d"
+if len(sys.argv) > 3:
+    ends = os.pipe()
+    if os.fork() == 0:
+        os.close(ends[1])
+        for _ in range(40): threading.Thread(target=threading.Event().wait, daemon=True).start()
+        os.close(os.open("threads", os.O_CREAT)); os.read(ends[0], 1); os._exit(0)
+    while not os.path.exists("threads"): pass
+    os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
+else: late.setsockopt(TCP, socket.TCP_USER_TIMEOUT, 4000)
+late.sendall(b"late")
+print("ready", flush=True)
+sys.stdin.readline()
+assert late.recv(4, socket.MSG_WAITALL) == b"late"
+alive.sendall(b"ping"); assert alive.recv(4, socket.MSG_WAITALL) == b"ping"
+assert alive.getsockopt(SOCKET, socket.SO_KEEPALIVE) == 1 and late.getsockopt(SOCKET, socket.SO_KEEPALIVE) == 0
+assert late.getsockopt(TCP, socket.TCP_USER_TIMEOUT) == (0 if len(sys.argv) > 3 else 4000)
+assert late.getsockopt(SOCKET, socket.SO_REUSEADDR) == 0
+if len(sys.argv) > 3: os._exit(0)
 "#;
 
 /// Both at "ready".
@@ -188,6 +221,55 @@ fn a_restart_that_fails_can_be_tried_again() {
     run.go();
 }
 
+/// Saved, with its connections: its other ends.
+#[track_caller]
+fn timed(bench: &Bench, more: &[&str]) -> Run {
+    bench.file("outside.py", OUTSIDE);
+    bench.file("timed.py", TIMED);
+    let mut outside = bench.run(PYTHON, &["outside.py"]);
+    let ports = outside.line();
+    let args = ["timed.py"].into_iter().chain(ports.split(' ')).chain(more.iter().copied());
+    let mut run = bench.run(PYTHON, &args.collect::<Vec<_>>());
+    run.expect("ready");
+    saved(bench, "1", run);
+    outside
+}
+
+/// Its time-outs are those of a connection that hears something.
+#[test]
+fn nothing_ends_what_is_held() {
+    const LONGER: std::time::Duration = std::time::Duration::from_secs(5);
+    if !geteuid().is_root() {
+        return;
+    }
+    let bench = Bench::new(Who::Me);
+    let mut outside = timed(&bench, &[]);
+    outside.say("open");
+    let ended = Run::start(armed(bench.command(bench.path("1")), "planned", &[""; 0])).end();
+    assert_ne!(ended.code(), Some(0), "{ended:?}");
+    std::thread::sleep(LONGER);
+    bench.run(bench.path("1"), &[]).go();
+}
+
+/// Without the rights of its restarter, it lets its connections go only when nobody fails any more.
+#[test]
+fn a_tree_that_fails_late_can_be_tried_again() {
+    let group = format!("/sys/fs/cgroup/pids/ckpt-test-{}", std::process::id());
+    let group = std::path::Path::new(&group);
+    if !geteuid().is_root() || fs::create_dir(group).is_err() {
+        return;
+    }
+    let bench = Bench::new(Who::Me);
+    let mut outside = timed(&bench, &["tree"]);
+    fs::write(group.join("pids.max"), "24").expect("pids.max");
+    let script = "echo $$ > $0/cgroup.procs && exec ./1";
+    let ended = bench.run("sh", &["-c", script, &group.to_string_lossy()]).end();
+    assert!(ended.stderr.contains("create a thread"), "{ended:?}");
+    outside.say("open");
+    bench.run(bench.path("1"), &[]).go();
+    until("the end of all", || fs::remove_dir(group).ok());
+}
+
 /// The program goes on as if nothing had been.
 #[test]
 fn a_dumper_is_killed() {
@@ -226,11 +308,21 @@ fn what_is_not_kept_is_reset() {
         let may = geteuid().is_root() && who == Who::Me;
         assert_eq!(said.stderr.contains(RESET), !may, "{said:?}");
         assert_eq!(said.stderr.contains(RIGHT), !may, "{said:?}");
-        let mut run = bench.run(bench.path("1"), &["--keep-tcp=0"]);
-        run.say("check");
-        let ended = run.end();
-        assert!(ended.stderr.contains("not connected"), "{ended:?}");
-        let_go(&bench, true);
+        let image = bench.name("1");
+        let powerless = ["--bounding-set=-net_admin", "--inh-caps=-net_admin", &image];
+        for args in [Some(&powerless[..]), None] {
+            let mut run = match args {
+                Some(_) if !may => continue,
+                Some(args) => bench.run("setpriv", args),
+                None => bench.run(&image, &["--keep-tcp=0"]),
+            };
+            run.say("check");
+            let ended = run.end();
+            assert!(ended.stderr.contains("not connected"), "{ended:?}");
+            assert_eq!(ended.stderr.contains("holds them still"), args.is_some(), "{ended:?}");
+        }
+        // The other ends have heard of it.
+        let_go(&bench, false);
     }
 }
 

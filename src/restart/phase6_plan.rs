@@ -5,6 +5,7 @@ use super::phase1_check::Saved;
 use super::phase3_open::Opened;
 use super::phase4_fill::Filled;
 use super::placed::Placed;
+use super::skeleton::rendezvous::Stage;
 use super::tree::{Membership, Who};
 use crate::error::{FAILED, Result};
 use crate::image::PAGE;
@@ -113,6 +114,8 @@ pub(super) fn plan(
     change_root(saved, member, &mut arena, &mut main)?;
     let head_value = failure.head(&mut arena, member)?;
     if let Some(member) = member {
+        // What only a process without its own rights may do is done when no other fails any more.
+        meet(Stage::Threaded, member.living, member, &mut arena, &mut main)?;
         let Membership { stopped, .. } = member;
         signals::await_stops(stopped, &filled.actions, &saved.pending, &mut arena, &mut main)?;
     }
@@ -167,17 +170,28 @@ fn leave_together(
     arena: &mut Arena,
     main: &mut Orders,
 ) -> Result<()> {
-    let [page, restored, restarter, _] = member.page();
     // Who stops lets its parent see that before the parent enters the program, and so waits for nobody.
     let stops = saved.process.flags & process_flag::STOPPED != 0 && member.has_parent;
-    let living = if stops { 0 } else { u64::from(member.living) };
-    let barrier = [restored, living, restarter];
-    main.call_or_next(OpKind::Barrier, Step::Leave, 0, &barrier);
-    main.push(OpKind::Goto, 0, Step::Leave, 0, &[in_vain(member, arena)?]);
+    let living = if stops { 0 } else { member.living };
+    meet(Stage::Restored, living, member, arena, main)?;
     main.push(OpKind::Store, 0, Step::Leave, 8, &[head_value.told, 0]);
-    main.call(Step::Unmap, libc::SYS_munmap, &[page, PAGE]);
+    main.call(Step::Unmap, libc::SYS_munmap, &[member.page()[0], PAGE]);
     main.extend(connections);
     drop_capabilities(saved, member, arena, main)
+}
+
+/// Orders that come to a meeting of the restorers, and wait there for so many.
+fn meet(
+    stage: Stage,
+    living: u32,
+    member: &Membership,
+    arena: &mut Arena,
+    main: &mut Orders,
+) -> Result<()> {
+    let barrier = [member.word(stage), u64::from(living), member.page()[1]];
+    main.call_or_next(OpKind::Barrier, Step::Leave, 0, &barrier);
+    main.push(OpKind::Goto, 0, Step::Leave, 0, &[in_vain(member, arena)?]);
+    Ok(())
 }
 
 fn arena_len(saved: &Saved<'_>, opened: &Opened) -> u64 {
@@ -291,7 +305,7 @@ fn clone(
     Ok(word)
 }
 
-/// Orders for who comes to the last meeting when the restarter is gone: whom it has stopped nobody else ends.
+/// Orders for who comes to a meeting when the restarter is gone: whom it has stopped nobody else ends.
 fn in_vain(member: &Membership, arena: &mut Arena) -> Result<u64> {
     let mut list = Orders::default();
     for (child, _) in &member.stopped {
@@ -434,7 +448,7 @@ impl Failure {
             argv: arena.value(&words)?,
             envp: arena.value(&0u64)?,
             empty: arena.value(&0u64)?,
-            told: arena.value(&member.map_or(0, |member| member.page()[3]))?,
+            told: arena.value(&member.map_or(0, |member| member.page()[2]))?,
         })
     }
 }

@@ -126,11 +126,15 @@ impl Who<'_> {
 }
 
 impl Membership {
-    /// The address of the page that all share, and of the words that count the restorers, tell of the restarter, and tell
-    /// that one has failed.
-    pub(crate) fn page(&self) -> [u64; 4] {
+    /// The address of the page that all share, and of the words that tell of the restarter, and that one has failed.
+    pub(crate) fn page(&self) -> [u64; 3] {
         let page = self.rendezvous;
-        [page.address(), page.word(Stage::Restored), page.restarter(), page.failure()]
+        [page.address(), page.restarter(), page.failure()]
+    }
+
+    /// The address of the word that counts who has come to a stage.
+    pub(crate) fn word(&self, stage: Stage) -> u64 {
+        self.rendezvous.word(stage)
     }
 }
 

@@ -37,12 +37,14 @@ pub(crate) enum Stage {
     Filled = 4,
     /// Orders are written: nothing can fail any more but what the kernel refuses.
     Planned = 5,
+    /// The restorers have made their threads.
+    Threaded = 6,
     /// The last one, in the restorers.
-    Restored = 6,
+    Restored = 7,
 }
 
 /// How many stages there are.
-const STAGES: usize = 7;
+const STAGES: usize = 8;
 
 /// How many different sentences are said once only.
 const SENTENCES: usize = 64;

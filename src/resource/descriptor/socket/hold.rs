@@ -203,6 +203,12 @@ fn hand_over(held: &[Held], line: &OwnedFd) -> bool {
     })
 }
 
+/// Whether a holder has them, be it somebody else's.
+pub(super) fn are_held(token: u64) -> bool {
+    let met = line().and_then(|line| connect(line.as_raw_fd(), &place(token)?));
+    met.is_ok()
+}
+
 /// The connections of a holder by their places, if there is one; it keeps them, and another restart from them, until they
 /// go on or we end.
 pub(super) fn taken(token: u64, count: usize) -> Vec<(u32, OwnedFd)> {

@@ -3,7 +3,7 @@
 //! they are made deaf, looked at, and held; first in a restart they are had from their holder, or made again.
 
 use super::connect::Item;
-use super::hold::{Held, Keeping, taken};
+use super::hold::{Held, Keeping, are_held, taken};
 use super::inet::called;
 use super::ports::is_here;
 use super::{inet, repair};
@@ -178,20 +178,36 @@ fn strangers(wanted: &[Wanted], pids: &[Pid]) -> HashSet<u64> {
     found
 }
 
-/// Of those of an image that go on, all are reset where that is asked for, or where we have not the right.
-pub(super) fn settle(items: &mut BTreeMap<u64, Item>, wanted: bool, warnings: &mut Vec<String>) {
-    let is_kept = |item: &Item| item.kept.is_some();
-    if !items.values().any(is_kept) {
-        return;
-    }
+/// Of those of an image that go on, all are reset where that is asked for, or where we have not the right: the number of
+/// their holder then, and how many these are, if we may end them there.
+pub(super) fn settle(
+    items: &mut BTreeMap<u64, Item>,
+    wanted: bool,
+    rehearsed: bool,
+    warnings: &mut Vec<String>,
+) -> Option<(u64, usize)> {
+    let mut tokens = items.values().filter_map(|item| Some(item.kept.as_ref()?.0.token));
+    let (token, count) = (tokens.next()?, tokens.count() + 1);
     let allowed = repair::is_allowed();
     if wanted && allowed {
-        return;
+        return None;
     }
     if wanted {
         warnings.push(format!("connections to others are reset: {RIGHT}"));
     }
     items.values_mut().for_each(|item| item.kept = None);
+    if !allowed && !rehearsed && are_held(token) {
+        warnings.push(HELD.into());
+    }
+    (allowed && !rehearsed).then_some((token, count))
+}
+
+/// What those learn who may not end what is held.
+const HELD: &str = "the other ends of the connections that are reset do not hear of it, since a process of the checkpoint holds them still: end that (ckpt-tcp; by itself it does so after 15 minutes), as root or whoever saved";
+
+/// Ends connections that are held, so that their other ends hear of it.
+pub(super) fn end((token, count): (u64, usize)) {
+    taken(token, count).iter().for_each(|(_, end)| repair::reset(end));
 }
 
 /// What keeping them takes.

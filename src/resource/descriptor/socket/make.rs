@@ -62,12 +62,15 @@ impl Made {
                 }
             }
         }
-        keep::settle(&mut inet, opening.sources.keeps_tcp(), &mut opening.warnings);
+        let rehearsed = opening.sources.is_rehearsal();
+        let wanted = opening.sources.keeps_tcp();
+        let unwanted = keep::settle(&mut inet, wanted, rehearsed, &mut opening.warnings);
         await_collection(&items);
         ports::map(&mut inet, |port| opening.sources.port(port));
         let (ends, ghosts, doors) = (HashMap::new(), HashMap::new(), Vec::new());
         let mut make = Make { items, ends, ghosts, doors };
         make.all_free(&inet)?;
+        unwanted.into_iter().for_each(keep::end);
         opening.warnings.extend(make.prepare()?);
         make.unconnected()?;
         for (inode, end) in connect::all(&inet, &mut opening.warnings)? {

@@ -208,6 +208,13 @@ pub(super) fn is_over(fd: &OwnedFd) -> bool {
     info(fd)[0] == state::CLOSE
 }
 
+/// Resets a connection, whoever else has it.
+pub(super) fn reset(fd: &OwnedFd) {
+    let _ = set_int(fd, options::REPAIR, OFF_SILENTLY);
+    // AF_UNSPEC (tcp(7); net/ipv4/tcp.c, tcp_disconnect).
+    let _ = connect(fd, &[0; 16]);
+}
+
 /// Whether a connection is silent still.
 pub(super) fn is_silent(fd: &OwnedFd) -> bool {
     options::get(fd, options::REPAIR) == Some(ON)
@@ -236,7 +243,7 @@ pub(super) fn make(item: &Item, kept: &KeptTcp, sent: &[u8]) -> Result<OwnedFd> 
     let refused = |errno| match errno {
         Errno::EADDRNOTAVAIL | Errno::EADDRINUSE => {
             let text = format!("{} is there already", line());
-            Error::new(text).hint("end what has it; it may be the program that was saved")
+            Error::new(text).hint("end what has it: the program that was saved, or ckpt-tcp, which holds it for a later checkpoint; or restart that one, or have the connections reset (--keep-tcp=0)")
         }
         errno => Error::new(format!("cannot make {}: {}", line(), errno.desc())),
     };
