@@ -389,3 +389,32 @@ sys.stdin.readline()
     assert!(said.stderr.contains("other processes have it, too"), "{said:?}");
     other.go();
 }
+
+/// A dumper that was killed together with whoever would have given the connections back has left one deaf: it hears again
+/// behind the next checkpoint.
+#[test]
+fn what_was_left_deaf_hears_again() {
+    const PROGRAM: &str = r#"
+import ctypes, socket, struct, sys
+listener = socket.create_server(("127.0.0.1", 0))
+one = socket.create_connection(listener.getsockname()); other = listener.accept()[0]
+code = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0xc7, 0x4b, 0))
+one.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HP", 1, ctypes.addressof(code))); one.settimeout(10)
+print("ready", flush=True)
+for line in sys.stdin:
+    other.sendall(b"x"); assert one.recv(1) == b"x"
+    if line == "go\n": break
+    print("ok", flush=True)
+"#;
+    // Some kernels let nobody else have a filter.
+    if !geteuid().is_root() {
+        return;
+    }
+    let bench = Bench::new(Who::Me);
+    bench.file("deaf.py", PROGRAM);
+    let mut run = bench.run(PYTHON, &["deaf.py"]);
+    run.expect("ready");
+    bench.must(&["save", "-n", &bench.name("1"), &run.pid_text()]);
+    run.check();
+    run.go();
+}

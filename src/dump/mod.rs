@@ -419,6 +419,10 @@ fn proceed(
     writing.look_outside(pids.iter().copied().collect());
     let (held, mut gathered): (Vec<_>, Vec<_>) =
         pictured.into_iter().map(Pictured::take_apart).unzip();
+    // The connections hear nothing from here to the end of their program.
+    if stop && checkpoint.keeps == Some(true) {
+        writing.settle();
+    }
     // Dropped before whoever stands still goes on.
     let keeping = stop.then(|| socket::keep(&mut gathered, &pids)).flatten();
     let (bytes, losses) = phase7_seal::seal(writing, gathered, checkpoint.strict)?;

@@ -186,6 +186,11 @@ impl<'a> Writing<'a> {
         self.common.losses.extend(losses);
     }
 
+    /// Has what is written last already.
+    pub(crate) fn settle(&mut self) {
+        self.writer.settle();
+    }
+
     /// Writes the records of all processes and seals; the length of the image, and what it goes without.
     ///
     /// # Errors

@@ -174,6 +174,10 @@ impl Sink for Guarded {
         self.sink.as_mut().map_or(Ok(()), |sink| sink.write_at(offset, bytes))
     }
 
+    fn settle(&mut self) {
+        self.sink.iter_mut().for_each(|sink| sink.settle());
+    }
+
     fn seal(&mut self, len: u64) -> Result<()> {
         let Self { sink, whose } = self;
         let seal = || sink.as_mut().map_or(Ok(()), |sink| sink.seal(len));

@@ -117,6 +117,11 @@ impl Sink for FileSink {
             .map_err(|e| e.hint("free some room, raise the limit, or choose another name with -n"))
     }
 
+    fn settle(&mut self) {
+        // Sealing says what fails.
+        let _ = self.file.sync_data();
+    }
+
     fn seal(&mut self, len: u64) -> Result<()> {
         self.file.set_len(len).because(|| cannot(&self.name))?;
         self.publish()?;

@@ -20,6 +20,8 @@ use zerocopy::{FromZeros, Immutable, IntoBytes};
 pub trait Sink {
     /// Writes bytes at an offset. Offsets only grow, but for the stub and the header, which come last.
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()>;
+    /// Has what was written so far last already, so that sealing takes less.
+    fn settle(&mut self) {}
     /// Makes what was written last and gives it its name; before this nothing is visible.
     fn seal(&mut self, len: u64) -> Result<()>;
 }
@@ -138,6 +140,11 @@ impl<'a> Writer<'a> {
     ) -> Result<()> {
         let known = Chunk { process, object: NO_OBJECT, locks, first_lock, ..Chunk::new_zeroed() };
         self.chunk(known, addr, content, pieces)
+    }
+
+    /// As [`Sink::settle`].
+    pub(crate) fn settle(&mut self) {
+        self.out.sink.settle();
     }
 
     /// Whether memory is looked for in what is written already.

@@ -14,7 +14,7 @@ use super::{options, repair};
 use crate::proc::fork::end;
 use crate::resource::descriptor::numbers::close_others;
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
+use nix::fcntl::{OFlag, open};
 use nix::libc;
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, signal, sigprocmask};
 use nix::sys::socket::sockopt::PeerCredentials;
@@ -22,6 +22,7 @@ use nix::sys::socket::{
     AddressFamily, Backlog, ControlMessageOwned, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr,
     bind, connect, getsockopt, listen, recvmsg, shutdown, socket,
 };
+use nix::sys::stat::Mode;
 use nix::unistd::{chdir, geteuid, pipe2, read, setsid, write};
 use std::io::IoSliceMut;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -78,6 +79,7 @@ impl Keeping {
                 let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None);
                 let _ = setsid();
                 let _ = nix::sys::prctl::set_name(c"ckpt-tcp");
+                be_spared();
                 close_others(kept);
                 let mut byte = [0];
                 match read(&hear, &mut byte) {
@@ -124,6 +126,12 @@ impl Drop for Keeping {
     }
 }
 
+/// The dumper, whose child we are, is to end first where memory runs out: without us its connections would stay deaf.
+fn be_spared() {
+    let file = open(c"/proc/self/oom_score_adj", OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty());
+    let _ = file.map(|file| write(&file, b"0"));
+}
+
 fn give_back(held: &[Held]) {
     held.iter().for_each(|one| repair::undo(&one.fd, one.late));
 }
@@ -139,35 +147,48 @@ fn keep(mut held: Vec<Held>, door: &OwnedFd) {
     let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
     let begun = Instant::now();
     let mut line: Option<OwnedFd> = None;
+    // Who comes while another has them.
+    let mut waiting = [const { None }; 8];
     let mut given = false;
     while let Some(left) = PATIENCE.checked_sub(begun.elapsed()).filter(|_| !held.is_empty()) {
         let wait = if given { LOOK } else { GIVEN_UP.min(left.as_millis() as i32 + 1) };
-        let comes = hears(line.as_ref().unwrap_or(door), wait);
+        let [comes, closed] = hear([Some(door), line.as_ref()], wait);
         if given && held.iter().any(|one| !repair::is_silent(&one.fd)) {
             return;
         }
         held.retain(|one| !repair::is_over(&one.fd));
-        match (comes, line.is_some()) {
-            (false, _) => {}
-            // It was closed: nobody says anything there.
-            (true, true) => line = None,
-            (true, false) => {
-                line = accept(door);
-                given |= line.as_ref().is_some_and(|line| hand_over(&held, line));
-                // Those are all.
-                let _ = line.as_ref().map(|line| shutdown(line.as_raw_fd(), Shutdown::Write));
-            }
+        // Nobody says anything there.
+        if closed {
+            line = None;
+        }
+        if comes
+            && let Some(new) = accept(door)
+            && let Some(place) = waiting.iter_mut().find(|place| place.is_none())
+        {
+            *place = Some(new);
+        }
+        if line.is_none() {
+            line = waiting.iter_mut().find_map(Option::take);
+            given |= line.as_ref().is_some_and(|line| hand_over(&held, line));
+            // Those are all.
+            let _ = line.as_ref().map(|line| shutdown(line.as_raw_fd(), Shutdown::Write));
         }
     }
 }
 
-fn hears(fd: &OwnedFd, wait: i32) -> bool {
-    let mut polled = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    // SAFETY: the kernel writes the answer.
-    unsafe { libc::poll(&raw mut polled, 1, wait) > 0 }
+/// Which of them have something to be heard, or were closed.
+fn hear<const N: usize>(fds: [Option<&OwnedFd>; N], wait: i32) -> [bool; N] {
+    let mut polled = fds.map(|fd| libc::pollfd {
+        fd: fd.map_or(-1, AsRawFd::as_raw_fd),
+        events: libc::POLLIN,
+        revents: 0,
+    });
+    // SAFETY: the kernel writes the answers.
+    unsafe { libc::poll(polled.as_mut_ptr(), N as libc::nfds_t, wait) };
+    polled.map(|one| one.revents != 0)
 }
 
-/// A restart of the same user.
+/// A restart of the same user: others are sent away.
 fn accept(door: &OwnedFd) -> Option<OwnedFd> {
     let none = std::ptr::null_mut();
     // SAFETY: it writes nowhere.
@@ -214,13 +235,25 @@ pub(super) fn are_held(token: u64) -> bool {
 pub(super) fn taken(token: u64, count: usize) -> Vec<(u32, OwnedFd)> {
     let mut all = Vec::new();
     let Ok(line) = line() else { return all };
-    let met = place(token).and_then(|place| connect(line.as_raw_fd(), &place));
+    // Another restart may have them, and others may be at the door.
+    const SOON: i32 = 10_000;
+    const PAUSE: Duration = Duration::from_millis(10);
+    let begun = Instant::now();
+    let met = place(token).and_then(|place| {
+        nix::fcntl::fcntl(&line, nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        loop {
+            match connect(line.as_raw_fd(), &place) {
+                Err(Errno::EAGAIN) if begun.elapsed().as_millis() < SOON as u128 => {
+                    std::thread::sleep(PAUSE);
+                }
+                met => return met,
+            }
+        }
+    });
     if met.is_err() || !is_ours(&line) {
         return all;
     }
-    // Another restart may have them.
-    const SOON: i32 = 10_000;
-    while all.len() < count && hears(&line, SOON) {
+    while all.len() < count && hear([Some(&line)], SOON) == [true] {
         let (mut number, mut space) = ([0; 4], nix::cmsg_space!(i32));
         let mut pieces = [IoSliceMut::new(&mut number)];
         let flags = MsgFlags::MSG_CMSG_CLOEXEC;

@@ -87,6 +87,11 @@ pub(crate) fn all(tables: &Tables) -> HashMap<u64, Inet> {
         if is_socket && !tables.sockets().contains_key(&fd.inode) && !found.contains_key(&fd.inode)
         {
             let ours = raw::take_descriptor(pid, fd.number.cast_signed());
+            // Of a dumper that was killed, and with it who would have given the connections back.
+            let left = |ours: &OwnedFd| !tables.untouched && options::is_deafened(ours);
+            ours.iter().filter(|ours| left(ours)).for_each(|ours| {
+                repair::undo(ours, repair::late(ours));
+            });
             let one = ours.ok().and_then(|ours| Inet::of(&ours, (pid, fd.number)));
             found.extend(one.map(|one| (fd.inode, one)));
         }

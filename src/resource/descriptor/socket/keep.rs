@@ -9,6 +9,7 @@ use super::ports::is_here;
 use super::{inet, repair};
 use crate::error::{Error, Result};
 use crate::fault::{Point, reach};
+use crate::proc::tree::{self, Kin};
 use crate::proc::{Pid, Process};
 use crate::ptrace::raw;
 use crate::resource::Gathered;
@@ -36,17 +37,24 @@ pub(crate) fn keep(all: &mut [Gathered], pids: &[Pid]) -> Option<Keeping> {
     if wanted.is_empty() {
         return None;
     }
-    let strangers = strangers(&wanted, pids);
+    let (strangers, hidden) = strangers(&wanted, pids);
+    let has_hidden = !hidden.is_empty() && are_near(pids, &hidden);
     let (mut held, mut known) = (Vec::new(), Vec::new());
     for one in wanted {
         let ours = raw::take_descriptor(pids[one.index], one.fd.cast_signed());
-        match ours.ok().filter(|_| !strangers.contains(&one.inode)) {
+        match ours.ok().filter(|_| !has_hidden && !strangers.contains(&one.inode)) {
             Some(fd) => {
                 let late = repair::late(&fd);
                 held.push(Held { fd, late, place: held.len() as u32 });
                 known.push(one);
             }
-            None => name_reset(&mut all[one.index], one.fd, "other processes have it, too"),
+            None => {
+                let why = match has_hidden {
+                    true => "other processes may have it, too, and do not let us look",
+                    false => "other processes have it, too",
+                };
+                name_reset(&mut all[one.index], one.fd, why);
+            }
         }
     }
     let token = fresh_run();
@@ -127,8 +135,11 @@ fn name_reset(gathered: &mut Gathered, fd: u32, why: &str) {
 /// which Linux tells from 6.2 on.
 type Mark = (u64, u64);
 
+/// The inode numbers of the sockets that a process has open; None: it does not let us look.
+type Open = Option<Vec<u64>>;
+
 /// The sockets of all processes at an earlier look.
-static SEEN: Mutex<BTreeMap<u32, (Mark, Vec<u64>)>> = Mutex::new(BTreeMap::new());
+static SEEN: Mutex<BTreeMap<u32, (Mark, Open)>> = Mutex::new(BTreeMap::new());
 
 fn mark(pid: u32) -> Option<Mark> {
     let process = Process::glimpse(Pid::of_word(pid)).ok()?;
@@ -152,30 +163,69 @@ fn processes() -> impl Iterator<Item = u32> {
     all.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
-/// The inode numbers of the sockets that a process has open.
-fn sockets(pid: u32) -> Vec<u64> {
-    let Ok(process) = Process::glimpse(Pid::of_word(pid)) else { return Vec::new() };
-    let all = std::fs::read_dir(process.path("fd")).into_iter().flatten().flatten();
+/// Those of one process.
+fn sockets(pid: u32) -> Open {
+    let Ok(process) = Process::glimpse(Pid::of_word(pid)) else { return Some(Vec::new()) };
+    let all = match std::fs::read_dir(process.path("fd")) {
+        Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => return None,
+        all => all.into_iter().flatten().flatten(),
+    };
     let inode = |fd: std::fs::DirEntry| {
         let link = std::fs::read_link(fd.path()).ok()?;
         let inode = link.as_os_str().as_bytes().strip_prefix(b"socket:[")?;
         std::str::from_utf8(inode).ok()?.strip_suffix(']')?.parse().ok()
     };
-    all.filter_map(inode).collect()
+    Some(all.filter_map(inode).collect())
 }
 
-/// Those of the connections that processes outside have, too: these go on.
-fn strangers(wanted: &[Wanted], pids: &[Pid]) -> HashSet<u64> {
+/// Those of the connections that processes outside have, too: these go on. And of whom nobody may see what they have.
+fn strangers(wanted: &[Wanted], pids: &[Pid]) -> (HashSet<u64>, HashSet<Pid>) {
     let inside: HashSet<u32> =
         pids.iter().map(|pid| pid.word()).chain([std::process::id()]).collect();
     let seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut found = HashSet::new();
+    let (mut found, mut hidden) = (HashSet::new(), HashSet::new());
     for pid in processes().filter(|pid| !inside.contains(pid)) {
         let known = seen.get(&pid).filter(|(old, _)| mark(pid) == Some(*old));
         let all = known.map_or_else(|| sockets(pid), |(_, all)| all.clone());
-        found.extend(all.into_iter().filter(|it| wanted.iter().any(|one| one.inode == *it)));
+        if all.is_none() {
+            hidden.insert(Pid::of_word(pid));
+        }
+        found.extend(
+            all.into_iter().flatten().filter(|it| wanted.iter().any(|one| one.inode == *it)),
+        );
     }
-    found
+    (found, hidden)
+}
+
+/// Whether one of those who are `hidden` is in a session of the processes, or was made by one of them or of those who made
+/// them, up to one who is hidden: such may have what they have.
+fn are_near(pids: &[Pid], hidden: &HashSet<Pid>) -> bool {
+    let Ok(all) = tree::everybody() else { return true };
+    let all: HashMap<Pid, Kin> = all.into_iter().map(|kin| (kin.pid, kin)).collect();
+    let mut family = HashSet::new();
+    for pid in pids {
+        let mut next = Some(*pid);
+        while let Some(kin) = next.and_then(|pid| all.get(&pid))
+            && kin.parent != Pid::NONE
+            && !hidden.contains(&kin.pid)
+            && family.insert(kin.pid)
+        {
+            next = Some(kin.parent);
+        }
+    }
+    let sessions: HashSet<Pid> =
+        pids.iter().filter_map(|pid| Some(all.get(pid)?.session)).collect();
+    let is_near = |kin: &&Kin| {
+        sessions.contains(&kin.session)
+            || std::iter::successors(Some(*kin), |kin| all.get(&kin.parent))
+                .take(all.len())
+                .any(|kin| family.contains(&kin.pid))
+    };
+    hidden
+        .iter()
+        .filter_map(|pid| all.get(pid))
+        .filter(|kin| !kin.dead && !kin.ours)
+        .any(|kin| is_near(&kin))
 }
 
 /// Of those of an image that go on, all are reset where that is asked for, or where we have not the right: the number of

@@ -343,11 +343,21 @@ pub(super) fn is_unfiltered(fd: impl AsFd) -> bool {
     }
 }
 
+/// BPF_RET | BPF_K: keep 0 bytes. Where a jump would go counts for nothing, and says that it is ours.
+const NOTHING: [u8; INSTRUCTION] = [6, 0, 0xc7, 0x4b, 0, 0, 0, 0];
+
+/// Whether a socket hears nothing because we had it so ([`deafen`]).
+pub(super) fn is_deafened(fd: impl AsFd + Copy) -> bool {
+    let (mut len, mut code) = (0, [0; INSTRUCTION]);
+    filter(fd, &mut [], &mut len).is_ok()
+        && len == 1
+        && filter(fd, &mut code, &mut len).is_ok()
+        && code == NOTHING
+}
+
 /// Has a socket that is unfiltered hear nothing, not even what would be answered with a reset if it were not there; or
 /// all again.
 pub(super) fn deafen(fd: impl AsFd, deaf: bool) -> nix::Result<()> {
-    // BPF_RET | BPF_K: keep 0 bytes.
-    const NOTHING: [u8; INSTRUCTION] = [6, 0, 0, 0, 0, 0, 0, 0];
     if deaf { attach(fd, &NOTHING) } else { set_int(fd, DETACH, 0) }
 }
 
