@@ -123,10 +123,7 @@ pub(super) fn plan(
     main.extend(&early);
     // Nobody enters the program while another still has the restarter's.
     let last = give_privileges(&rights, first, saved, &mut main);
-    let complaints = failure.complaints.as_ref().map(AsRawFd::as_raw_fd);
-    let kept = close(&mut main, failure, exe);
-    // Nothing of ours is open or mapped any more, and no other process goes on yet.
-    main.extend(&inotify::forget(&opened.descriptors, &opened.led, &mut arena)?);
+    let [kept, complaints] = close(&mut main, failure, exe, opened, &mut arena)?;
     if let Some(member) = member {
         leave_together(saved, (member, &late), &head_value, &mut arena, &mut main)?;
     }
@@ -144,7 +141,13 @@ pub(super) fn plan(
 
     let head_value = ListHead { ops: main.store(&mut arena)?, ..head_value };
     arena.write(head, zerocopy::IntoBytes::as_bytes(&head_value))?;
-    Ok(Plan { run: filled.control.run, stack: stack(1) - 64, orders: head, kept, complaints })
+    Ok(Plan {
+        run: filled.control.run,
+        stack: stack(1) - 64,
+        orders: head,
+        kept,
+        complaints: complaints.first().copied(),
+    })
 }
 
 /// Orders that let the connections go on that were kept, which until then are closed without a word: before a process has
@@ -459,13 +462,22 @@ fn original(saved: &Saved<'_>) -> Result<Option<OwnedFd>> {
     file.map(|f| numbers::move_aside(f.into(), &saved.descriptors)).transpose()
 }
 
-/// Orders that close what the restorer needed; the numbers.
-fn close(orders: &mut Orders, failure: Failure, exe: Option<OwnedFd>) -> Vec<i32> {
+/// Orders that close what the restorer needed; the numbers, and which of them is our standard error.
+fn close(
+    orders: &mut Orders,
+    failure: Failure,
+    exe: Option<OwnedFd>,
+    opened: &Opened,
+    arena: &mut Arena,
+) -> Result<[Vec<i32>; 2]> {
     let Failure { stub, complaints } = failure;
+    let said = complaints.iter().map(AsRawFd::as_raw_fd).collect();
     let all = stub.into_iter().chain(complaints).chain(exe);
     let kept: Vec<i32> = all.map(numbers::leak).collect();
     for fd in &kept {
         orders.call(Step::Descriptor, libc::SYS_close, &[fd.unsigned_abs().into()]);
     }
-    kept
+    // Nothing of ours is open or mapped any more, and no other process goes on yet.
+    orders.extend(&inotify::forget(&opened.descriptors, &opened.led, arena)?);
+    Ok([kept, said])
 }
