@@ -12,6 +12,7 @@
 pub(crate) mod auxv;
 pub(crate) mod callers;
 pub(crate) mod clock;
+mod failure;
 mod following;
 pub(crate) mod frames;
 mod huge;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Phase 6: the orders for the restorer.
 
+use super::failure::{Failure, close, original};
 use super::phase1_check::Saved;
 use super::phase3_open::Opened;
 use super::phase4_fill::Filled;
@@ -16,13 +17,11 @@ use crate::resource::runtime::Id;
 use crate::resource::seccomp::{self, Lock};
 use crate::resource::{headless, process, regained, signals, threads, timers};
 use ckpt_abi::image::{SectionKind, Thread, process_flag};
-use ckpt_abi::op::{ListHead, OpKind, SPELLED};
+use ckpt_abi::op::{ListHead, OpKind};
 use ckpt_abi::region::{STACK_LEN, STACKS, TURNS, Turns};
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
 use std::collections::HashMap;
-use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 
 /// End of user addresses with 4-level paging.
 const TASK_END: u64 = (1 << 47) - 4096;
@@ -82,12 +81,8 @@ pub(super) fn plan(
     let barrier = arena.value(&0u32)?;
     let rights = rights(saved, member, &mut arena)?;
     let lock = Lock::prepare(&saved.threads, &saved.filters, &saved.filter_code, &mut arena)?;
-    let mut ids = HashMap::new();
-    for thread in &saved.threads[1..] {
-        let with = (member, &rights, lock.as_ref());
-        let word = clone(saved, thread, with, &mut arena, &mut main, [head, barrier])?;
-        ids.insert(thread.tid, word);
-    }
+    let with = (member, &rights, lock.as_ref());
+    let mut ids = clone_all(saved, with, &mut arena, &mut main, [head, barrier])?;
     let pid = u64::from(std::process::id());
     let first = &saved.threads[0];
     let word = arena.value(&std::process::id())?;
@@ -114,10 +109,7 @@ pub(super) fn plan(
     change_root(saved, member, &mut arena, &mut main)?;
     let head_value = failure.head(&mut arena, member)?;
     if let Some(member) = member {
-        // What only a process without its own rights may do is done when no other fails any more.
-        meet(Stage::Threaded, member.living, member, &mut arena, &mut main)?;
-        let Membership { stopped, .. } = member;
-        signals::await_stops(stopped, &filled.actions, &saved.pending, &mut arena, &mut main)?;
+        await_others(saved, member, &filled, &mut arena, &mut main)?;
     }
     let [early, late] = connections(saved, opened, member, &mut arena)?;
     main.extend(&early);
@@ -129,8 +121,7 @@ pub(super) fn plan(
     }
     let turn = filled.region + TURNS + std::mem::offset_of!(Turns, turn) as u64;
     main.push(OpKind::Store, 0, Step::Leave, 8, &[turn, filled.turn.word()]);
-    let signal = member.map_or(libc::SIGSTOP, |member| member.stop_signal);
-    process::restore_stop(&saved.process, signal, &filled.actions, &mut arena, &mut main)?;
+    stop(saved, member, &filled, &mut arena, &mut main)?;
     main.push(OpKind::Barrier, 0, Step::Leave, 0, &[barrier, saved.threads.len() as u64]);
     process::restore_dumpable(&saved.process, &mut main);
     if let Some(lock) = &lock {
@@ -148,6 +139,45 @@ pub(super) fn plan(
         kept,
         complaints: complaints.first().copied(),
     })
+}
+
+/// Orders that make all threads but the first; by their ids, where each of them has its own.
+fn clone_all(
+    saved: &Saved<'_>,
+    with: (Option<&Membership>, &Orders, Option<&Lock<'_>>),
+    arena: &mut Arena,
+    main: &mut Orders,
+    words: [u64; 2],
+) -> Result<HashMap<u32, u64>> {
+    let mut ids = HashMap::new();
+    for thread in &saved.threads[1..] {
+        ids.insert(thread.tid, clone(saved, thread, with, arena, main, words)?);
+    }
+    Ok(ids)
+}
+
+/// Orders that wait for the others: what only a process without its own rights may do is done when none fails any more.
+fn await_others(
+    saved: &Saved<'_>,
+    member: &Membership,
+    filled: &Filled,
+    arena: &mut Arena,
+    main: &mut Orders,
+) -> Result<()> {
+    meet(Stage::Threaded, member.living, member, arena, main)?;
+    signals::await_stops(&member.stopped, &filled.actions, &saved.pending, arena, main)
+}
+
+/// Orders that stop a process that stood still when it was saved.
+fn stop(
+    saved: &Saved<'_>,
+    member: Option<&Membership>,
+    filled: &Filled,
+    arena: &mut Arena,
+    main: &mut Orders,
+) -> Result<()> {
+    let signal = member.map_or(libc::SIGSTOP, |member| member.stop_signal);
+    process::restore_stop(&saved.process, signal, &filled.actions, arena, main)
 }
 
 /// Orders that let the connections go on that were kept, which until then are closed without a word: before a process has
@@ -404,80 +434,4 @@ impl Tails {
         put(self.frame, &frame)?;
         put(region, zerocopy::IntoBytes::as_bytes(&control))
     }
-}
-
-/// What is needed to explain an order that fails: nothing of this process is left then but the arena.
-struct Failure {
-    /// The executable that makes a sentence of the report.
-    stub: Option<OwnedFd>,
-    /// Our standard error: the program's own may be elsewhere.
-    complaints: Option<OwnedFd>,
-}
-
-impl Failure {
-    fn prepare(saved: &Saved<'_>) -> Result<Self> {
-        use crate::error::Because;
-        let stub = File::open("/proc/self/exe").because(|| "cannot open our own executable")?;
-        let stub = numbers::move_aside(stub.into(), &saved.descriptors)?;
-        let complaints = std::io::stderr().as_fd().try_clone_to_owned().ok();
-        let complaints = complaints.and_then(|fd| numbers::move_aside(fd, &saved.descriptors).ok());
-        // It outlives the execution of the stub; what the program gets is closed before.
-        let kept = complaints.as_ref().map(|fd| fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty())));
-        let complaints = complaints.filter(|_| matches!(kept, Some(Ok(_))));
-        Ok(Self { stub: Some(stub), complaints })
-    }
-
-    /// A failure without a sentence of its own.
-    fn none() -> Self {
-        Self { stub: None, complaints: None }
-    }
-
-    fn numbers(&self) -> impl Iterator<Item = i32> {
-        let complaints = self.complaints.as_ref().map(AsRawFd::as_raw_fd);
-        self.stub.as_ref().map(AsRawFd::as_raw_fd).into_iter().chain(complaints)
-    }
-
-    /// The head of the orders, but for the first: what happens when one of them fails.
-    fn head(&self, arena: &mut Arena, member: Option<&Membership>) -> Result<ListHead> {
-        let report = arena.room((size_of::<u64>() + SPELLED + 1) as u64, 64)?;
-        let complaints = self.complaints.as_ref().map_or(2, AsRawFd::as_raw_fd);
-        let mut text = |word: &str| arena.bytes(format!("{word}\0").as_bytes());
-        let letters = report + size_of::<u64>() as u64;
-        let words = [text("ckpt")?, text("__report")?, letters, text(&complaints.to_string())?, 0];
-        Ok(ListHead {
-            ops: 0,
-            report,
-            exec_fd: self.stub.as_ref().map_or(-1, |stub| stub.as_raw_fd().into()),
-            argv: arena.value(&words)?,
-            envp: arena.value(&0u64)?,
-            empty: arena.value(&0u64)?,
-            told: arena.value(&member.map_or(0, |member| member.page()[2]))?,
-        })
-    }
-}
-
-/// The program's own executable, for /proc/PID/exe where we have the privilege to set it.
-fn original(saved: &Saved<'_>) -> Result<Option<OwnedFd>> {
-    let file = File::open(&saved.exe).ok();
-    file.map(|f| numbers::move_aside(f.into(), &saved.descriptors)).transpose()
-}
-
-/// Orders that close what the restorer needed; the numbers, and which of them is our standard error.
-fn close(
-    orders: &mut Orders,
-    failure: Failure,
-    exe: Option<OwnedFd>,
-    opened: &Opened,
-    arena: &mut Arena,
-) -> Result<[Vec<i32>; 2]> {
-    let Failure { stub, complaints } = failure;
-    let said = complaints.iter().map(AsRawFd::as_raw_fd).collect();
-    let all = stub.into_iter().chain(complaints).chain(exe);
-    let kept: Vec<i32> = all.map(numbers::leak).collect();
-    for fd in &kept {
-        orders.call(Step::Descriptor, libc::SYS_close, &[fd.unsigned_abs().into()]);
-    }
-    // Nothing of ours is open or mapped any more, and no other process goes on yet.
-    orders.extend(&inotify::forget(&opened.descriptors, &opened.led, arena)?);
-    Ok([kept, said])
 }

@@ -12,7 +12,7 @@ use super::inotify::{FANOTIFY, is_unread};
 use super::lost::stand_in;
 use super::open::owned;
 use super::sought::{self, Wanted, device, field};
-use super::{Content, Look, Opening, Origin, Saving};
+use super::{Content, Look, Opening, Origin, Saving, watched};
 use crate::error::{Error, Kind, Result};
 use crate::proc::Process;
 use crate::proc::fds::Fd;
@@ -110,7 +110,7 @@ pub(super) fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) {
         };
         let bits = |name| field(line, name).unwrap_or(0) as u32;
         // A mount point is not asked: its server may be gone.
-        let is = if how == 0 { sought::identity(&path) } else { [0; 2] };
+        let is = if how == 0 { watched::identity(&path) } else { [0; 2] };
         is_privileged |= how != 0;
         let path = path.as_os_str().as_bytes();
         let head = [how | bits("mflags"), bits("mask"), bits("ignored_mask"), path.len() as u32];
@@ -158,7 +158,7 @@ pub(super) fn open(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Ori
     };
     let mut rest = &content[..];
     while let Some((head, more)) = rest.split_first_chunk::<32>() {
-        let ([how, mask, ignored, len], was) = (sought::words(head), sought::told(&head[16..]));
+        let ([how, mask, ignored, len], was) = (watched::words(head), watched::told(&head[16..]));
         let damaged = || Error::new("the image is damaged: a fanotify group is not whole");
         let (path, more) = more.split_at_checked(len as usize).ok_or_else(damaged)?;
         rest = more;
@@ -174,12 +174,12 @@ pub(super) fn open(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Ori
         let kind = how & !(MARK_SURVIVES | MARK_IGNORE);
         let ignores = if how & MARK_IGNORE != 0 { how } else { how | MARK_IGNORED_MASK };
         let path = Path::new(OsStr::from_bytes(path));
-        let set = sought::watch_again(opening, path, was, |name| {
+        let set = watched::watch_again(opening, path, was, |name| {
             let wanted = [(kind, mask), (ignores, ignored)].into_iter();
             let mut wanted = wanted.filter(|(_, mask)| *mask != 0);
             wanted.try_for_each(|(how, mask)| mark(how, mask, name).map(drop))
         });
-        opening.warnings.extend(sought::doubt(path, ("fanotify", fd), set));
+        opening.warnings.extend(watched::doubt(path, ("fanotify", fd), set));
     }
     Ok(Origin::Own(group))
 }

@@ -7,7 +7,7 @@
 
 use super::open::owned;
 use super::sought::{self, Wanted, field};
-use super::{Content, Kind, Look, Opening, Origin, Restored, Saving, fanotify, kind};
+use super::{Content, Kind, Look, Opening, Origin, Restored, Saving, fanotify, kind, watched};
 use crate::error::{Because, Error, Result};
 use crate::proc::Pid;
 use crate::proc::fds::Fd;
@@ -53,7 +53,7 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
             ));
             continue;
         };
-        let is = sought::identity(&path);
+        let is = watched::identity(&path);
         let path = path.as_os_str().as_bytes();
         bytes.extend(
             [wd as u32, mask as u32, path.len() as u32].map(u32::to_le_bytes).as_flattened(),
@@ -91,7 +91,7 @@ fn open(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Origin> {
     let mut watches = Vec::new();
     let mut rest = &content[..];
     while let Some((head, more)) = rest.split_first_chunk::<28>() {
-        let ([wd, mask, len], is) = (sought::words(&head[..12]), sought::told(&head[12..]));
+        let ([wd, mask, len], is) = (watched::words(&head[..12]), watched::told(&head[12..]));
         let (path, more) = more.split_at_checked(len as usize).ok_or_else(damaged)?;
         watches.push((wd.cast_signed(), mask, path, is));
         rest = more;
@@ -99,8 +99,8 @@ fn open(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Origin> {
     watches.sort_unstable();
     for (wd, mask, path, was) in watches {
         let path = Path::new(OsStr::from_bytes(path));
-        let done = sought::watch_again(opening, path, was, |path| add(&inotify, wd, mask, path));
-        opening.warnings.extend(sought::doubt(path, ("inotify", record.fd), done));
+        let done = watched::watch_again(opening, path, was, |path| add(&inotify, wd, mask, path));
+        opening.warnings.extend(watched::doubt(path, ("inotify", record.fd), done));
     }
     // It has noticed the watches that were passed over.
     let mut buffer = [0; 4096];

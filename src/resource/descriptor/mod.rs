@@ -45,6 +45,7 @@ pub(crate) mod tables;
 pub(crate) mod terminal;
 pub(crate) mod timerfd;
 pub(crate) mod unread;
+mod watched;
 
 use super::losses::List;
 use super::{Common, Content, Gathered, Target};

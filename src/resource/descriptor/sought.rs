@@ -9,19 +9,15 @@
 //! The system calls take numbers, C strings, and a buffer of ours that is as long as is said there.
 #![allow(unsafe_code)]
 
+use super::Look;
 use super::open::{owned, place};
-use super::{Look, Opening};
-use crate::error::{Error, Result};
 use crate::proc::Pid;
-use nix::errno::Errno;
-use nix::fcntl::OFlag;
 use nix::libc;
-use nix::sys::stat::Mode;
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::fs::{self, File};
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirEntryExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -49,66 +45,6 @@ pub(super) struct Wanted {
     inode: u64,
     device: u64,
     handle: Option<Handle>,
-}
-
-/// Device and inode number of what a path leads to, that a restart knows it again; zeros: unknown.
-pub(super) fn identity(path: &Path) -> [u64; 2] {
-    fs::metadata(path).map_or([0; 2], |data| [data.dev(), data.ino()])
-}
-
-/// Numbers of a record.
-pub(super) fn words<const N: usize>(bytes: &[u8]) -> [u32; N] {
-    let mut chunks = bytes.as_chunks::<4>().0.iter();
-    std::array::from_fn(|_| chunks.next().map_or(0, |word| u32::from_le_bytes(*word)))
-}
-
-/// An [`identity`] of a record.
-pub(super) fn told(bytes: &[u8]) -> [u64; 2] {
-    let [a, b, c, d] = words(bytes).map(u64::from);
-    [a | b << 32, c | d << 32]
-}
-
-/// What is to be said of a watch of a descriptor.
-pub(super) fn doubt(path: &Path, (of, fd): (&str, u32), set: Result<bool>) -> Option<String> {
-    let path = path.display();
-    match set {
-        Ok(true) => None,
-        Ok(false) => Some(format!("{path} is another file than {of} descriptor {fd} has watched")),
-        Err(e) => Some(format!("{path} is not watched any more by {of} descriptor {fd}: {e}")),
-    }
-}
-
-/// Has what a path leads to watched as the process may, whose user may have put anything there; what it may not is
-/// watched by our leave if it is the very file. Whether it is the one that was watched before, as far as that is known.
-///
-/// # Errors
-/// There is nothing, it is somebody else's, or `watch` fails.
-pub(super) fn watch_again(
-    opening: &Opening<'_>,
-    path: &Path,
-    was: [u64; 2],
-    watch: impl Fn(&CStr) -> nix::Result<()>,
-) -> Result<bool> {
-    let open = || {
-        let file = nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
-        let stat = nix::sys::stat::fstat(&file)?;
-        nix::Result::Ok((file, [stat.st_dev, stat.st_ino]))
-    };
-    let set = |file: &OwnedFd| {
-        let name = CString::new(place(file).into_os_string().into_vec());
-        watch(&name.map_err(|_| Errno::EINVAL)?)
-    };
-    // The device may have another number after a boot.
-    let same = |is: [u64; 2]| was[1] == 0 || is[1] == was[1];
-    let done = opening.acting(|| open().and_then(|(file, is)| set(&file).map(|()| same(is))))?;
-    let done = match done {
-        Err(Errno::EACCES | Errno::EPERM) => match open() {
-            Ok((file, is)) if is == was => set(&file).map(|()| true),
-            _ => done,
-        },
-        _ => done,
-    };
-    done.map_err(|errno| Error::new(errno.desc()))
 }
 
 /// A word of a line such as "wd:1 ino:2f sdev:fe00000", in base 16.
