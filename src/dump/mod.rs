@@ -45,7 +45,9 @@ use crate::settings::{Name, Settings};
 use checkpoint::Checkpoint;
 use ckpt_abi::turn::{By, Phase, Turn};
 use phase2_equip::{Equipped, Seen};
+use phase3_gather::Still;
 use phase5_snapshot::Pictured;
+use phase6_write::Writing;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -392,25 +394,8 @@ fn proceed(
 
     let runs = checkpoint.runs(equipped);
     let image = place.image(&mut *sink, front);
-    let mut writing = phase6_write::Writing::begin(image, common, runs, stop);
-    let mut begun = phase5_snapshot::Begun::of(still, !stop);
-    // The kernel copies the page tables meanwhile. What has begun has to be met, whatever fails.
-    let mut written = begun.pictured.iter_mut().try_for_each(|one| writing.at_once(one, stop));
-    written = written.and_then(|()| place.touch(|| writing.streams())?);
-    if !stop {
-        reach(Point::Shared);
-    }
-    let mut pictured = begun.finish().and_then(|pictured| written.map(|()| pictured))?;
-    reach(Point::Pictured);
-    pictured.iter_mut().for_each(Pictured::start_home);
-    for process in &mut pictured {
-        process.thaw()?;
-    }
-    let mut pause = since.elapsed();
-    for process in &mut pictured {
-        writing.rest(process)?;
-    }
-    reach(Point::Written);
+    let mut writing = Writing::begin(image, common, runs, stop);
+    let (pictured, mut pause) = pages(checkpoint, still, &mut writing, since)?;
 
     if checkpoint.request.periodic {
         phase7_seal::still_wanted(&equipped[0].process)?;
@@ -449,4 +434,33 @@ fn proceed(
         pause = since.elapsed();
     }
     Ok(Outcome { pause, ..outcome })
+}
+
+/// Writes the pages of all: of those who go on, from pictures of them. How long they have stood still by then.
+fn pages<'a>(
+    checkpoint: &Checkpoint<'_>,
+    still: Vec<Still<'a>>,
+    writing: &mut Writing<'_>,
+    since: Instant,
+) -> Result<(Vec<Pictured<'a>>, Duration)> {
+    let (place, stop) = (&checkpoint.place, checkpoint.stop);
+    let mut begun = phase5_snapshot::Begun::of(still, !stop);
+    // The kernel copies the page tables meanwhile. What has begun has to be met, whatever fails.
+    let mut written = begun.pictured.iter_mut().try_for_each(|one| writing.at_once(one, stop));
+    written = written.and_then(|()| place.touch(|| writing.streams())?);
+    if !stop {
+        reach(Point::Shared);
+    }
+    let mut pictured = begun.finish().and_then(|pictured| written.map(|()| pictured))?;
+    reach(Point::Pictured);
+    pictured.iter_mut().for_each(Pictured::start_home);
+    for process in &mut pictured {
+        process.thaw()?;
+    }
+    let pause = since.elapsed();
+    for process in &mut pictured {
+        writing.rest(process)?;
+    }
+    reach(Point::Written);
+    Ok((pictured, pause))
 }
