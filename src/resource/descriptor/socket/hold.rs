@@ -71,6 +71,7 @@ impl Keeping {
         bind(door.as_raw_fd(), &place(token)?)?;
         listen(&door, Backlog::new(4)?)?;
         let (hear, tell) = pipe2(OFlag::O_CLOEXEC)?;
+        let (begins, begun) = pipe2(OFlag::O_CLOEXEC)?;
         let own = [door.as_raw_fd(), hear.as_raw_fd()];
         let kept: Vec<i32> = held.iter().map(|one| one.fd.as_raw_fd()).chain(own).collect();
         // SAFETY: a copy of this thread that goes on here, without an exit signal.
@@ -88,7 +89,12 @@ impl Keeping {
                 }
                 end(0)
             }
-            holder if holder > 0 => Ok(Self { held, holder: holder as i32, tell: Some(tell) }),
+            holder if holder > 0 => {
+                drop(begun);
+                // It ends when the other has closed all that is not for it: the image, too, which nobody could execute.
+                let _ = read(&begins, &mut [0]);
+                Ok(Self { held, holder: holder as i32, tell: Some(tell) })
+            }
             _ => Err(Errno::last()),
         }
     }
