@@ -11,6 +11,9 @@ use crate::proc::{Pid, Process};
 use nix::sys::sysinfo::sysinfo;
 use std::collections::HashMap;
 
+/// What is so long is worth knowing to be empty, in bytes.
+const RESERVATION: u64 = 64 << 20;
+
 /// The mappings of some processes before they stood still.
 pub(crate) struct Before(HashMap<Pid, Vec<Vma>>);
 
@@ -51,8 +54,10 @@ impl Before {
             }
             (vma.flags, vma.protection_key) = (old.flags, old.protection_key);
             vma.page_size = old.page_size;
-            // What is empty is not looked through: reservations have terabytes. Of MADV_WIPEONFORK a copy does not tell.
-            let empty = old.populated == 0 && same(old, vma) && !old.flags.has("wf");
+            // What is empty is not looked through: reservations have terabytes. Small ones may be those in which threads
+            // work for us. Of MADV_WIPEONFORK a copy does not tell.
+            let large = vma.len() >= RESERVATION && !old.flags.has("wf");
+            let empty = old.populated == 0 && same(old, vma) && large;
             vma.populated = if empty { 0 } else { u64::MAX };
         }
         Some(vmas)
