@@ -114,7 +114,7 @@ pub(crate) fn is_needed() -> bool {
 pub(crate) fn may_trace_all() -> bool {
     const CAP_SYS_PTRACE: u32 = 19;
     let own = Process::own().and_then(|own| own.status(own.main_thread()));
-    own.is_ok_and(|own| own.capabilities >> CAP_SYS_PTRACE & 1 != 0)
+    own.is_ok_and(|own| own.may(CAP_SYS_PTRACE))
 }
 
 /// The number of a process in [`address`] that those who ask do not see.

@@ -10,6 +10,9 @@ use super::process::Process;
 use super::text::{decimal, field, hex, needed, octal, words};
 use crate::error::{Error, Result};
 
+/// linux/capability.h
+pub(crate) const CAP_SYS_ADMIN: u32 = 21;
+
 /// What proc_pid_status(5) tells of a thread.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Status {
@@ -95,6 +98,11 @@ impl Mitigation {
 }
 
 impl Status {
+    /// Whether it has an effective capability.
+    pub(crate) fn may(&self, capability: u32) -> bool {
+        self.capabilities >> capability & 1 != 0
+    }
+
     /// The signals that wait for this thread, or for its process.
     pub fn waiting(&self) -> u64 {
         self.pending | self.shared_pending

@@ -11,7 +11,7 @@ use super::thread::StoppedThread;
 use crate::error::{Because, Error, Kind, Result};
 use crate::proc::Process;
 use crate::proc::Tid;
-use crate::proc::status::Status;
+use crate::proc::status::{CAP_SYS_ADMIN, Status};
 use nix::errno::Errno;
 use nix::libc;
 use std::rc::Rc;
@@ -54,11 +54,10 @@ pub(crate) fn refuse_closed(process: &Process) -> Result<()> {
 
 /// Whether we may look at filters and suspend them (kernel/seccomp.c, seccomp_may_assign_mode and get_filter).
 pub(crate) fn is_opener() -> bool {
-    const CAP_SYS_ADMIN: u32 = 21;
     let is_first = std::fs::read_to_string("/proc/self/uid_map")
         .is_ok_and(|map| map.split_whitespace().eq(["0", "0", "4294967295"]));
     let own = Process::own().and_then(|own| own.status(own.main_thread()));
-    let may = |own: Status| own.seccomp == 0 && own.capabilities >> CAP_SYS_ADMIN & 1 != 0;
+    let may = |own: Status| own.seccomp == 0 && own.may(CAP_SYS_ADMIN);
     is_first && own.is_ok_and(may)
 }
 

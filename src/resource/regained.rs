@@ -281,7 +281,7 @@ pub(crate) fn find_root(root: &Path, as_user: bool) -> Result<Option<String>> {
 fn may_change_root() -> bool {
     const CAP_SYS_CHROOT: u32 = 18;
     let own = proc::Process::own().and_then(|own| own.main_status());
-    own.is_ok_and(|own| own.capabilities >> CAP_SYS_CHROOT & 1 != 0)
+    own.is_ok_and(|own| own.may(CAP_SYS_CHROOT))
 }
 
 /// The order that changes to the root directory: behind all that needs a path.

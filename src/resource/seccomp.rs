@@ -8,6 +8,7 @@
 use super::plan::{Arena, Orders, Step};
 use super::{Gathered, Target, scheduling};
 use crate::error::Result;
+use crate::proc::status::CAP_SYS_ADMIN;
 use crate::ptrace::filters::{self, Call};
 use crate::ptrace::sandbox::{self, Sandbox};
 use ckpt_abi::image::{Filter, ProcessRecord, STRICT, Thread, filter_flag, thread_flag};
@@ -20,7 +21,6 @@ const SET_MODE_FILTER: u64 = 1;
 const FLAG_TSYNC: u64 = 1;
 /// Speculation is as the thread's other attributes say, which are restored by themselves.
 const FLAG_SPEC_ALLOW: u64 = 4;
-const CAP_SYS_ADMIN: u32 = 21;
 
 /// Notes what a thread is locked in; what a restart could not make again is in the way.
 pub(crate) fn save(
@@ -43,7 +43,7 @@ pub(crate) fn save(
     // Who has neither gets what a restart has until they are installed.
     let has_rights = thread
         .look(target.frozen.pid)
-        .is_ok_and(|status| status.no_new_privs || status.capabilities >> CAP_SYS_ADMIN & 1 != 0);
+        .is_ok_and(|status| status.no_new_privs || status.may(CAP_SYS_ADMIN));
     let mut refused = match () {
         () if all.iter().any(filters::Filter::asks_others) => {
             Some("leave calls to another process (SECCOMP_RET_USER_NOTIF)")

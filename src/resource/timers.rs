@@ -289,7 +289,7 @@ fn permitted(clock: i32) -> Result<i32> {
         libc::CLOCK_BOOTTIME_ALARM => libc::CLOCK_BOOTTIME,
         other => return Ok(other),
     };
-    let may = Process::own()?.main_status()?.capabilities >> CAP_WAKE_ALARM & 1 != 0;
+    let may = Process::own()?.main_status()?.may(CAP_WAKE_ALARM);
     Ok(if may { clock } else { plain })
 }
 

@@ -104,15 +104,14 @@ fn five_levels() -> bool {
     super::mapping::is_possible(FOUR_LEVELS, crate::image::PAGE)
 }
 
-/// Capabilities (linux/capability.h).
-pub(crate) const CAP_SYS_ADMIN: u32 = 21;
-/// From Linux 5.9 on.
+pub(crate) use proc::status::CAP_SYS_ADMIN;
+/// From Linux 5.9 on (linux/capability.h).
 pub(crate) const CAP_CHECKPOINT_RESTORE: u32 = 40;
 
 /// Whether this process has a capability (CapEff in /proc/PID/status).
 pub(crate) fn capable(capability: u32) -> bool {
     let status = proc::Process::own().and_then(|own| own.status(own.main_thread()));
-    status.is_ok_and(|status| status.capabilities >> capability & 1 != 0)
+    status.is_ok_and(|status| status.may(capability))
 }
 
 /// The layouts of extended state there and here.

@@ -16,6 +16,7 @@ use super::{Content, Look, Opening, Origin, Saving, watched};
 use crate::error::{Error, Kind, Result};
 use crate::proc::Process;
 use crate::proc::fds::Fd;
+use crate::proc::status::CAP_SYS_ADMIN;
 use crate::resource::kinds;
 use crate::rights;
 use ckpt_abi::image::Descriptor;
@@ -48,9 +49,9 @@ pub(super) fn is(fd: &Fd) -> bool {
     fd.target == LINK
 }
 
-/// Whether it may have made any group (CAP_SYS_ADMIN).
-fn is_administrator(process: &Process) -> bool {
-    process.main_status().is_ok_and(|status| status.capabilities >> 21 & 1 != 0)
+/// Whether it may have made any group.
+fn may_make_any(process: &Process) -> bool {
+    process.main_status().is_ok_and(|status| status.may(CAP_SYS_ADMIN))
 }
 
 /// Refuses a process by whose leave others open files, before it is touched.
@@ -90,7 +91,7 @@ pub(super) fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) {
     let Some([events, flags]) = made else { return saving.lose("an object of the kernel") };
     saving.obstacles.extend(obstacle(fd));
     saving.record.value = events << 32 | flags & !u64::from(UNPRIVILEGED);
-    let mut is_privileged = flags as u32 & !ANYBODYS != 0 || is_administrator(look.process);
+    let mut is_privileged = flags as u32 & !ANYBODYS != 0 || may_make_any(look.process);
     let marks: Vec<_> = lines().filter(|line| field(line, "mask").is_some()).collect();
     let wanted: Vec<_> = marks.iter().filter_map(|line| Wanted::of(line)).collect();
     let (mut found, mounts) = (sought::find(look, &wanted).into_iter(), sought::mounts(look));
