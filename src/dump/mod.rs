@@ -269,7 +269,8 @@ fn anew(checkpoint: &Checkpoint<'_>, equipped: &mut Vec<Equipped>) -> Result<Out
     let request = checkpoint.request;
     let executable = stub::own()?;
     let front = stub::in_front(&executable);
-    let mut still = phase1_freeze::freeze(request)?;
+    let members = phase1_freeze::members(request)?;
+    let mut still = phase1_freeze::freeze(request, &members)?;
     let mut before = std::mem::take(equipped);
     for frozen in &mut still.processes {
         let known = before.iter().position(|process| process.process.pid() == frozen.pid);
@@ -304,8 +305,9 @@ fn begin<'a>(request: &'a Demand, executable: &[u8]) -> Result<Entered<'a>> {
     checkpoint::foresee(request);
     loop {
         phase0_visit::visit(request)?;
-        let before = Before::of(&request.process);
-        let mut still = phase1_freeze::freeze(request)?;
+        let members = phase1_freeze::members(request)?;
+        let before = Before::of(&members);
+        let mut still = phase1_freeze::freeze(request, &members)?;
         reach(Point::Frozen);
         let seen = phase2_equip::see(&still.processes, &before);
         if phase0_visit::held(request, &mut still.processes, &seen)? {

@@ -4,6 +4,7 @@
 use super::Demand;
 use crate::error::{Error, Kind, Result};
 use crate::inject::region::Region;
+use crate::proc::tree::Kin;
 use crate::proc::{self, Pid, Process, Tid, forebear};
 use crate::ptrace::forest::{self, Forest, Listed};
 use crate::ptrace::freeze::Frozen;
@@ -18,15 +19,23 @@ use std::time::{Duration, Instant};
 /// ckpt to have done with the process.
 const PERMISSION: Duration = Duration::from_secs(2);
 
-/// Freezes the processes of the checkpoint, the one that is asked for first.
-pub(crate) fn freeze(request: &Demand) -> Result<Forest> {
+/// The processes of the checkpoint, the first of which may be touched.
+///
+/// # Errors
+/// Those of [`check`] and [`listed`].
+pub(crate) fn members(request: &Demand) -> Result<Vec<Kin>> {
     check(&request.process)?;
+    listed(request).map(|listed| listed.members)
+}
+
+/// Freezes the processes of the checkpoint, the one that is asked for first: these [`members`], and who comes to them.
+pub(crate) fn freeze(request: &Demand, members: &[Kin]) -> Result<Forest> {
     let (alone, without) = left_out(request);
     let heirs = Heirs::of(&request.process);
     if !alone {
         // Some could not even bear a stop: the kernel makes calls in their names behind it (restart_syscall(2)).
         let opener = sandbox::is_opener();
-        for kin in listed(request)?.members {
+        for kin in members {
             let closed = Process::open(kin.pid).and_then(|it| match opener {
                 true => fanotify::refuse(&it),
                 false => untouchable(&it),

@@ -7,6 +7,7 @@ use crate::abreast;
 use crate::error::{Error, Kind, Result};
 use crate::proc::fds::Fd;
 use crate::proc::maps::Vma;
+use crate::proc::tree::Kin;
 use crate::proc::{Pid, Process};
 use nix::sys::sysinfo::sysinfo;
 use std::collections::HashMap;
@@ -18,17 +19,11 @@ const RESERVATION: u64 = 64 << 20;
 pub(crate) struct Before(HashMap<Pid, Vec<Vma>>);
 
 impl Before {
-    /// Reads those of a process and its descendants, as far as they can be read.
-    pub(crate) fn of(root: &Process) -> Self {
-        let mut all = vec![root.clone()];
-        let mut at = 0;
-        while let Some(process) = all.get(at) {
-            let children = process.children();
-            all.extend(children.into_iter().filter_map(|pid| Process::open(pid).ok()));
-            at += 1;
-        }
-        let read = |process: &Process| Some((process.pid(), process.maps_with_flags().ok()?));
-        Self(abreast::each(&all, 1, read).into_iter().flatten().collect())
+    /// Reads them, as far as they can be read.
+    pub(crate) fn of(all: &[Kin]) -> Self {
+        let read =
+            |kin: &Kin| Some((kin.pid, Process::open(kin.pid).ok()?.maps_with_flags().ok()?));
+        Self(abreast::each(all, 1, read).into_iter().flatten().collect())
     }
 
     /// The mappings of one that stands still by now, with the flags of before. None where some may have others that a
