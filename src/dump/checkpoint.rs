@@ -107,9 +107,9 @@ pub(super) fn foresee(request: &Demand) {
     }
     let found = Region::of(&request.process).ok().flatten();
     let config = found.map(|(_, region)| region.control.config);
-    let flagged = config.is_some_and(|config| config.flags & config_flag::KEEP_TCP != 0);
+    let flags = config.map_or(0, |config| config.flags);
     let ends = config.is_some_and(|config| config.continues == 0);
-    if keep_tcp.unwrap_or(flagged) && request.stop.unwrap_or(ends) {
+    if request.stop.unwrap_or(ends) && wants_kept(request, flags) {
         socket::look_ahead();
     }
 }
@@ -117,9 +117,12 @@ pub(super) fn foresee(request: &Demand) {
 /// Whether TCP connections to others are to go on, which only those do whose program ends, as it may send more; then,
 /// whether we may have them do so.
 pub(super) fn keeps(request: &Demand, first: &Equipped, stop: bool) -> Option<bool> {
-    let configured = first.region.control.config.flags & config_flag::KEEP_TCP != 0;
-    let wanted = stop && request.settings.keep_tcp.unwrap_or(configured);
-    wanted.then(socket::is_allowed)
+    let flags = first.region.control.config.flags;
+    (stop && wants_kept(request, flags)).then(socket::is_allowed)
+}
+
+fn wants_kept(request: &Demand, flags: u32) -> bool {
+    request.settings.keep_tcp.unwrap_or(flags & config_flag::KEEP_TCP != 0)
 }
 
 /// The name of the checkpoint: for this call, else as configured; a forked child's has its id

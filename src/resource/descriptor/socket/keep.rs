@@ -159,8 +159,7 @@ pub(crate) fn look_ahead() {
 }
 
 fn processes() -> impl Iterator<Item = u32> {
-    let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    all.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+    tree::pids().unwrap_or_default().into_iter().map(Pid::word)
 }
 
 /// Those of one process.
