@@ -28,12 +28,7 @@ fn subject_keeps(who: Who, subject: &str, kind: &str, options: &[&str]) {
         "none" => return,
         other => panic!("{other}"),
     }
-    for image in ["1.ckpt", "2.ckpt", "3.ckpt"] {
-        Way::SaveStop.save(&bench, image, run);
-        run = bench.run(bench.path(image), options);
-        run.check();
-    }
-    run.go();
+    bench.three_generations(run, options);
 }
 
 /// What few descriptors and threads have.
@@ -93,12 +88,7 @@ fn survives(who: Who, subject: &str, goes_on: usize) {
         bench.must(&["save", &run.pid_text(), "-n", &bench.name("0.ckpt")]);
         run.check();
     }
-    for image in ["1.ckpt", "2.ckpt", "3.ckpt"] {
-        Way::SaveStop.save(&bench, image, run);
-        run = bench.run(bench.path(image), &[]);
-        run.check();
-    }
-    run.go();
+    bench.three_generations(run, &[]);
 }
 
 /// Rings of asynchronous I/O with events that nobody has taken.

@@ -23,12 +23,7 @@ fn keeps(kind: &str, options: &[&str]) {
     let pid = run.pid_text();
     bench.must(&["save", &pid, "-n", &bench.name("0.ckpt")]);
     run.check();
-    for image in ["1.ckpt", "2.ckpt", "3.ckpt"] {
-        Way::SaveStop.save(&bench, image, run);
-        run = bench.run(bench.path(image), options);
-        run.check();
-    }
-    run.go();
+    bench.three_generations(run, options);
 }
 
 #[test]

@@ -68,6 +68,18 @@ impl Bench {
         Way::SaveStop.save(self, image, run);
         self.run(self.path(image), &[])
     }
+
+    /// The rounds of a running subject: three times it is saved, ends, and is restarted with these options, and looks at its
+    /// state.
+    #[track_caller]
+    pub(crate) fn three_generations(&self, mut run: Run, options: &[&str]) {
+        for image in ["1.ckpt", "2.ckpt", "3.ckpt"] {
+            Way::SaveStop.save(self, image, run);
+            run = self.run(self.path(image), options);
+            run.check();
+        }
+        run.go();
+    }
 }
 
 /// The round of a subject: start, "ready", checkpoint, perhaps "ok" from the one that goes on;

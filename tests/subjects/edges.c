@@ -15,14 +15,6 @@
 #include <sys/wait.h>
 #include <time.h>
 
-#define NONE(holds)                                                            \
-  do {                                                                         \
-    if (!(holds)) {                                                            \
-      say("none\n");                                                           \
-      exit(0);                                                                 \
-    }                                                                          \
-  } while (0)
-
 #define SLICE 5000000
 // struct epoll_params: 50 microseconds, 8 packets, preferred.
 #define POLLS 0x1000800000032

@@ -23,14 +23,6 @@
 #include <sys/wait.h>
 #include <sys/xattr.h>
 
-#define NONE(holds)                                                            \
-  do {                                                                         \
-    if (!(holds)) {                                                            \
-      say("none\n");                                                           \
-      exit(0);                                                                 \
-    }                                                                          \
-  } while (0)
-
 static _Atomic int ready;
 static const char *kind;
 

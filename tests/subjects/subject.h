@@ -28,6 +28,15 @@ static inline void say(const char *line) {
   CHECK(write(1, line, length) == (ssize_t)length, "standard output: %m");
 }
 
+// Where the machine has no such thing there is nothing to check: it says "none".
+#define NONE(holds)                                                            \
+  do {                                                                         \
+    if (!(holds)) {                                                            \
+      say("none\n");                                                           \
+      exit(0);                                                                 \
+    }                                                                          \
+  } while (0)
+
 // One line of standard input, read byte by byte so that nothing waits unseen in a buffer.
 static inline void hear(char *line, size_t room) {
   size_t n = 0;
