@@ -3,7 +3,10 @@
 
 mod harness;
 
-use harness::{Bench, Build, Run, Way, Who};
+use harness::faults::{armed, steps};
+use harness::{Bench, Build, Run, Way, Who, until};
+use nix::sys::signal::Signal::{SIGCONT, SIGKILL};
+use nix::sys::signal::kill;
 
 fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
@@ -162,4 +165,48 @@ fn a_thread_that_could_not_wait_on_is_not_touched() {
         run.check();
     }
     run.go();
+}
+
+/// Strict mode would end it for each system call of ours, as soon as nobody suspends that.
+#[test]
+fn whoever_is_killed_as_a_thread_works_for_him_harms_nothing() {
+    if !is_root() {
+        return;
+    }
+    let bench = Bench::new(Who::Me);
+    let mut tried = 0;
+    for step in steps(&bench, "dumper") {
+        let mut run = start(&bench, "strict");
+        let args = ["save", &run.pid_text(), "-n", &bench.name("x.ckpt")];
+        for _ in 0..2 {
+            let step = format!("+{step}");
+            let save = Run::start(armed(bench.command(bench.ckpt()), &step, &args));
+            let own = save.pid_text();
+            let state = |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/stat"));
+            let tracer = until("the step", || {
+                let children = format!("/proc/{own}/task/{own}/children");
+                let children = std::fs::read_to_string(children).unwrap_or_default();
+                let all = children.split_whitespace().map(str::to_owned).chain([own.clone()]);
+                let is = |pid: &str, what| state(pid).is_ok_and(|stat| stat.contains(what));
+                match all.clone().find(|pid| is(pid, ") T ")) {
+                    Some(stopped) => Some(Some(stopped)),
+                    None => all.clone().all(|pid| is(&pid, ") Z ")).then_some(None),
+                }
+            });
+            save.signal(SIGKILL);
+            until("the kill", || state(&own).is_ok_and(|it| it.contains(") Z ")).then_some(()));
+            if let Some(tracer) = tracer {
+                let pid = nix::unistd::Pid::from_raw(tracer.parse().unwrap());
+                let _ = kill(pid, SIGCONT);
+                let ended =
+                    |stat: std::io::Result<String>| stat.map_or(true, |it| it.contains(") Z "));
+                until("its end", || ended(state(&tracer)).then_some(()));
+                tried += 1;
+            }
+            save.end();
+            run.check();
+        }
+        run.go();
+    }
+    assert!(tried > 20, "{tried}");
 }

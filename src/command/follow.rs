@@ -27,9 +27,9 @@ const REFUSED: Duration = Duration::from_secs(1);
 /// How long `ckpt save` waits for the monitor.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Exit status of a child that has to try again.
-const AGAIN: i32 = 3;
+const AGAIN: u8 = 3;
 /// Exit status of a child that has a sentence to say.
-const NEVER: i32 = 4;
+const NEVER: u8 = 4;
 
 /// What a monitor knows of a program that it has not equipped.
 pub(super) struct Follower {
@@ -126,7 +126,7 @@ pub(super) struct Before {
 }
 
 /// The work of a monitor's child: equips the program as it was before. The exit status, and what there is to say.
-pub(super) fn equip(program: &Process, before: &Before, monitor: u32) -> (i32, String) {
+pub(super) fn equip(program: &Process, before: &Before, monitor: u32) -> (u8, String) {
     match equipped(program, before, monitor) {
         Ok(sentence) => (0, sentence.unwrap_or_default()),
         Err(e) if matches!(e.kind(), Kind::Busy | Kind::Gone) => (AGAIN, String::new()),

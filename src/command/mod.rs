@@ -29,19 +29,22 @@ use crate::error::{Error, Result};
 use crate::fault;
 use crate::image::{elf, read::Image};
 use crate::proc::{self, Pid, Process};
+use crate::ptrace::shield;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::Write;
 
 /// Runs ckpt; the exit status.
 pub fn main(args: Vec<OsString>) -> u8 {
-    match run(&args) {
-        Ok(status) => status,
-        Err(e) => {
-            eprintln!("ckpt: {e}");
-            e.status()
-        }
-    }
+    told(run(&args))
+}
+
+/// The exit status, after the sentence of an error.
+fn told(outcome: Result<u8>) -> u8 {
+    outcome.unwrap_or_else(|e| {
+        eprintln!("ckpt: {e}");
+        e.status()
+    })
 }
 
 fn run(args: &[OsString]) -> Result<u8> {
@@ -72,12 +75,16 @@ fn run(args: &[OsString]) -> Result<u8> {
         Command::Attach { pid, settings } => {
             let process = named(pid)?;
             elder::give_way(&process, args)?;
-            attach::run(&process, &settings)
+            shield::shielded(std::slice::from_ref(&process), || {
+                told(attach::run(&process, &settings))
+            })
         }
         Command::Save { pid, stop, settings } => {
             let process = named(pid)?;
             elder::give_way(&process, args)?;
-            save::run(&process, stop, settings)
+            shield::shielded(std::slice::from_ref(&process), || {
+                told(save::run(&process, stop, settings))
+            })
         }
         Command::Serve(options) => serve::run(&options),
         Command::Keygen { file } => serve::keygen(&file),
@@ -101,7 +108,9 @@ fn run(args: &[OsString]) -> Result<u8> {
         Command::Verify { files, transfer } => inspect::verify(&files, &transfer),
         Command::Info { files, json, transfer } => inspect::info(&files, json, &transfer),
         Command::Check { words, map_path, json, transfer } => {
-            check::run(&words, &map_path, json, &transfer)
+            shield::shielded(&check::processes(&words), || {
+                told(check::run(&words, &map_path, json, &transfer))
+            })
         }
         Command::Help(text) => print(&text),
         Command::Version => print(&format!("{}\n", cli::version())),

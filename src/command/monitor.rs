@@ -24,9 +24,9 @@ use crate::fault::{self, Point, reach};
 use crate::image::file;
 use crate::inject::enter;
 use crate::inject::{monitor, monitors, region::Region};
-use crate::proc::{Pid, Process, pidfd::Pidfd};
+use crate::proc::{Pid, Process, fork::end, pidfd::Pidfd};
 use crate::ptrace::memory::Memory;
-use crate::ptrace::sandbox;
+use crate::ptrace::{sandbox, shield};
 use crate::resource::signals;
 use crate::settings::{self, Settings, Values};
 use ckpt_abi::region::{Config, Control};
@@ -56,7 +56,7 @@ const LINE: i32 = 3;
 /// How long those whom a dumper leaves are waited for.
 const REST: Duration = Duration::from_millis(200);
 /// Exit status of a dumper that found another at work.
-const BUSY: i32 = 3;
+const BUSY: u8 = 3;
 
 /// Watches over a process until it ends.
 pub(super) fn run(pid: Pid) -> Result<u8> {
@@ -261,7 +261,9 @@ impl Monitor {
         }
         let before =
             follow::Before { config, generation: self.generation, standard: self.standard };
-        let told = match Dumper::start(|| follow::equip(&self.target, &before, own.pid().word())) {
+        let told = match Dumper::start(&self.target, || {
+            follow::equip(&self.target, &before, own.pid().word())
+        }) {
             Ok(dumper) => self.attend(dumper),
             Err(e) => Told { quiet: true, sentences: format!("{e}\n") },
         };
@@ -311,7 +313,7 @@ impl Monitor {
     /// took: else a program with a very short period would do little but be copied.
     fn checkpoint(&mut self, period: Duration) -> Instant {
         let (start, target) = (Instant::now(), self.target.clone());
-        let told = match Dumper::start(|| take(target)) {
+        let told = match Dumper::start(&self.target, || take(target)) {
             Ok(dumper) => {
                 reach(Point::Attending);
                 self.attend(dumper)
@@ -393,9 +395,9 @@ struct Dumper {
 }
 
 impl Dumper {
-    fn start(work: impl FnOnce() -> (i32, String)) -> Result<Self> {
+    fn start(target: &Process, work: impl FnOnce() -> (u8, String)) -> Result<Self> {
         let what = || "cannot start a dumper";
-        let (line, mut tell) = std::io::pipe().because(what)?;
+        let (line, tell) = std::io::pipe().because(what)?;
         // SAFETY: this process has one thread.
         match unsafe { nix::unistd::fork() }.because(what)? {
             nix::unistd::ForkResult::Parent { child } => {
@@ -405,10 +407,16 @@ impl Dumper {
             nix::unistd::ForkResult::Child => {
                 drop(line);
                 let _ = nix::sys::prctl::set_name(c"ckpt-dump");
-                let (status, sentences) = work();
-                let _ = tell.write_all(sentences.as_bytes());
-                // SAFETY: ends the child without running anything of the parent's.
-                unsafe { libc::_exit(status) }
+                let say = |sentences: String| (&tell).write_all(sentences.as_bytes());
+                let worked = shield::shielded(std::slice::from_ref(target), || {
+                    let (status, sentences) = work();
+                    let _ = say(sentences);
+                    status
+                });
+                end(i32::from(worked.unwrap_or_else(|e| {
+                    let _ = say(format!("{e}\n"));
+                    0
+                })))
             }
         }
     }
@@ -419,7 +427,7 @@ impl Dumper {
     }
 
     /// Waits for its end, and for those it leaves, who end with it or soon after; the exit status, if it was no signal.
-    fn reap(&self) -> Option<i32> {
+    fn reap(&self) -> Option<u8> {
         let mut status = 0;
         // SAFETY: the kernel writes the one word.
         while unsafe { libc::waitpid(self.pid.get(), &mut status, 0) } < 0 && Errno::last_raw() == 4
@@ -429,7 +437,7 @@ impl Dumper {
         while bury() && Instant::now() < deadline {
             std::thread::sleep(NAP);
         }
-        libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status))
+        libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status) as u8)
     }
 }
 
@@ -441,7 +449,7 @@ fn bury() -> bool {
 }
 
 /// One checkpoint: the exit status and what there is to say.
-fn take(target: Process) -> (i32, String) {
+fn take(target: Process) -> (u8, String) {
     let process = match enter::enter(target) {
         Ok(process) => process,
         Err(e) => return (0, format!("no checkpoint: {e}\n")),

@@ -120,7 +120,10 @@ impl<'a> Begun<'a> {
     /// One could not be begun, or its maker is gone.
     pub(crate) fn finish(mut self) -> Result<Vec<Pictured<'a>>> {
         for process in &mut self.pictured {
-            let (begun, frozen) = (process.begun.take(), process.frozen.as_mut());
+            let (begun, mut frozen) = (process.begun.take(), process.frozen.as_mut());
+            if let Some(frozen) = frozen.as_deref_mut() {
+                self.outcome = self.outcome.and(frozen.end_work());
+            }
             let Some((asked, frozen)) = begun.zip(frozen) else { continue };
             let snapshot = finish(frozen, process.equipped, &asked);
             let snapshot = snapshot.map(|snapshot| process.snapshot = snapshot);

@@ -35,6 +35,7 @@ impl<'a> Caller<'a> {
         if let Lent::Slot(slot) = thread.lent {
             return Ok(Self::at(thread, desk, slot));
         }
+        thread.begin_work();
         prepare(thread, memory)?;
         let slot = lend::lend(thread, memory, desk)?;
         reach(Point::Noted);
@@ -56,6 +57,7 @@ impl<'a> Caller<'a> {
         hole: u64,
     ) -> Result<Self> {
         if thread.lent == Lent::No {
+            thread.begin_work();
             prepare(thread, memory)?;
             let area = lend::hole_area(thread);
             memory.write_forced(thread.tid, lend::hole_area_at(hole), area.as_bytes())?;

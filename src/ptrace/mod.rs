@@ -35,6 +35,7 @@ pub(crate) mod sandbox;
 pub(crate) mod segments;
 pub(crate) mod seize;
 pub(crate) mod sequence;
+pub(crate) mod shield;
 pub(crate) mod sockets;
 mod stopping;
 mod suspended;

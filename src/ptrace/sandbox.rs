@@ -7,13 +7,15 @@ use super::filters::{self, Call, Filter};
 use super::freeze::Frozen;
 use super::interrupted;
 use super::raw;
+use super::shield::Working;
 use super::thread::StoppedThread;
 use crate::error::{Because, Error, Kind, Result};
 use crate::proc::Process;
-use crate::proc::Tid;
 use crate::proc::status::{CAP_SYS_ADMIN, Status};
+use crate::proc::{Tid, tree};
 use nix::errno::Errno;
 use nix::libc;
+use std::collections::HashSet;
 use std::rc::Rc;
 use std::sync::OnceLock;
 
@@ -59,6 +61,14 @@ pub(crate) fn is_opener() -> bool {
     let own = Process::own().and_then(|own| own.status(own.main_thread()));
     let may = |own: Status| own.seccomp == 0 && own.may(CAP_SYS_ADMIN);
     is_first && own.is_ok_and(may)
+}
+
+/// Whether a thread of a process, or of one that descends from it, has locked itself in.
+pub(super) fn is_any_locked_in(root: &Process) -> bool {
+    let all = tree::everybody().unwrap_or_default();
+    let members = tree::below(root.pid(), &HashSet::new(), &all);
+    let locked_in = |process: Result<Process>| process.is_ok_and(|it| refuse(&it).is_err());
+    members.into_iter().any(|pid| locked_in(Process::open(pid)))
 }
 
 /// What keeps remote calls and the handler of the checkpoint signal from a process: a sentence; None: nothing. Of a process
@@ -165,6 +175,20 @@ impl Frozen {
         libc::PTRACE_O_TRACEEXEC | births
     }
 
+    /// Takes back those who are locked in, as nothing is left to do for them: whoever dies with us alone, long as it takes to
+    /// write their memory, has no part of it to make for itself.
+    ///
+    /// # Errors
+    /// One is gone.
+    pub(crate) fn end_work(&mut self) -> Result<()> {
+        let locked_in = |it: &&mut StoppedThread| !matches!(it.sandbox, Sandbox::None);
+        self.threads.iter_mut().filter(locked_in).try_for_each(|thread| {
+            thread
+                .take_back()
+                .because(|| format!("cannot give thread {} its registers back", thread.tid))
+        })
+    }
+
     /// Whether a thread is locked in.
     pub(crate) fn is_sandboxed(&self) -> bool {
         self.threads.iter().any(|thread| !matches!(thread.sandbox, Sandbox::None))
@@ -207,6 +231,13 @@ impl StoppedThread {
             Sandbox::Filters(all) => {
                 filters::allow(all, &Call { number, at: self.regs.rip, arguments })
             }
+        }
+    }
+
+    /// It is about to work for us.
+    pub(super) fn begin_work(&mut self) {
+        if !matches!(self.sandbox, Sandbox::None) {
+            self.working = Some(Working::begin());
         }
     }
 

@@ -9,6 +9,7 @@ use super::raw::{self, State};
 use super::regs::{self, Regs};
 use super::rest;
 use super::sandbox::Sandbox;
+use super::shield::Working;
 use super::sockets;
 use super::waits::{self, Interrupted};
 use crate::error::{Because, Result};
@@ -44,6 +45,8 @@ pub(crate) struct StoppedThread {
     pub(crate) sandbox: Sandbox,
     /// How the thread has left its first stop to work for us.
     pub(super) lent: Lent,
+    /// As long as it is lent, if it could not bear our death.
+    pub(super) working: Option<Working>,
     /// It is on its way to a signal stop ([`Self::start_home`]).
     homeward: bool,
     /// Its extended state, as it was when it was lent.
@@ -117,6 +120,7 @@ impl StoppedThread {
             halted_by: 0,
             sandbox: Sandbox::None,
             lent: Lent::No,
+            working: None,
             homeward: false,
             xstate: None,
             since: None,
@@ -272,7 +276,7 @@ impl StoppedThread {
         if let Lent::Slot(slot) = self.lent {
             lend::give_back(self.tid, slot)?;
         }
-        self.lent = Lent::No;
+        (self.lent, self.working) = (Lent::No, None);
         Ok(())
     }
 

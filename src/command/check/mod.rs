@@ -8,11 +8,17 @@ mod seen;
 
 use super::{facts, fetch};
 use crate::error::Result;
+use crate::proc::Process;
 use crate::restart::MapPath;
 use crate::settings::parse_pid;
 use crate::settings::server::Transfer;
 use std::ffi::OsString;
 use std::path::Path;
+
+/// The processes that words name.
+pub(super) fn processes(words: &[OsString]) -> Vec<Process> {
+    words.iter().filter_map(|word| parse_pid(word).and_then(Process::open).ok()).collect()
+}
 
 /// Looks at the machine, or at what `words` name: a number is a process if it is no file.
 pub(super) fn run(
