@@ -123,7 +123,8 @@ fn finished_checkpoints_are_kept() {
 
 #[test]
 fn another_runs_checkpoint_stays() {
-    for who in BOTH {
+    // In namespaces of its own a run is saved from in there.
+    for (who, ids) in BOTH.into_iter().flat_map(|who| [(who, "auto"), (who, "keep")]) {
         let bench = Bench::new(who);
         let job = Job { bench: &bench, line: vec!["--resume", "-n", "x.ckpt"] };
         let run = job.begins();
@@ -131,7 +132,7 @@ fn another_runs_checkpoint_stays() {
         run.signal(SIGKILL);
         run.end();
         let image = bench.path("x.ckpt");
-        let [mut one, mut other] = [bench.run(&image, &[]), bench.run(&image, &[])];
+        let [mut one, mut other] = [0; 2].map(|_| bench.run(&image, &["--ids", ids]));
         one.check();
         other.check();
         saved(&bench, &one);

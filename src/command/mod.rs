@@ -23,6 +23,7 @@ mod serve;
 mod stored;
 mod stub;
 mod trust;
+mod worker;
 
 use crate::cli::{self, Command};
 use crate::error::{Error, Result};

@@ -16,22 +16,22 @@
 
 use super::finish::Run;
 use super::follow::Follower;
+use super::worker::Dumper;
 use super::{dumper, follow};
 use crate::dump::place::Whose;
 use crate::dump::{Demand, dump};
 use crate::error::{Because, Kind, Result, printable};
-use crate::fault::{self, Point, reach};
+use crate::fault::{Point, reach};
 use crate::image::file;
 use crate::inject::enter;
 use crate::inject::{monitor, monitors, region::Region};
-use crate::proc::{Pid, Process, fork::end, pidfd::Pidfd};
+use crate::proc::{Pid, Process, pidfd::Pidfd};
 use crate::ptrace::memory::Memory;
-use crate::ptrace::{sandbox, shield};
+use crate::ptrace::sandbox;
 use crate::resource::signals;
 use crate::settings::{self, Settings, Values};
 use ckpt_abi::region::{Config, Control};
 use ckpt_abi::turn::Phase;
-use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::SigSet;
@@ -53,8 +53,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const IN_VAIN: u32 = 3;
 /// Descriptor that closes when the program has begun ([`crate::inject::monitor`]).
 const LINE: i32 = 3;
-/// How long those whom a dumper leaves are waited for.
-const REST: Duration = Duration::from_millis(200);
 /// Exit status of a dumper that found another at work.
 const BUSY: u8 = 3;
 
@@ -385,67 +383,6 @@ struct Told {
     /// It found another at work, or was ended by a signal's dumper.
     quiet: bool,
     sentences: String,
-}
-
-/// A child that takes one checkpoint, or equips the program.
-struct Dumper {
-    pid: Pid,
-    /// What it says; ends with it.
-    line: std::io::PipeReader,
-}
-
-impl Dumper {
-    fn start(target: &Process, work: impl FnOnce() -> (u8, String)) -> Result<Self> {
-        let what = || "cannot start a dumper";
-        let (line, tell) = std::io::pipe().because(what)?;
-        // SAFETY: this process has one thread.
-        match unsafe { nix::unistd::fork() }.because(what)? {
-            nix::unistd::ForkResult::Parent { child } => {
-                fault::leave_to_child();
-                Ok(Self { pid: Pid::new(child.as_raw()), line })
-            }
-            nix::unistd::ForkResult::Child => {
-                drop(line);
-                let _ = nix::sys::prctl::set_name(c"ckpt-dump");
-                let say = |sentences: String| (&tell).write_all(sentences.as_bytes());
-                let worked = shield::shielded(std::slice::from_ref(target), || {
-                    let (status, sentences) = work();
-                    let _ = say(sentences);
-                    status
-                });
-                end(i32::from(worked.unwrap_or_else(|e| {
-                    let _ = say(format!("{e}\n"));
-                    0
-                })))
-            }
-        }
-    }
-
-    fn kill(&self) {
-        let pid = self.pid.nix();
-        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
-    }
-
-    /// Waits for its end, and for those it leaves, who end with it or soon after; the exit status, if it was no signal.
-    fn reap(&self) -> Option<u8> {
-        let mut status = 0;
-        // SAFETY: the kernel writes the one word.
-        while unsafe { libc::waitpid(self.pid.get(), &mut status, 0) } < 0 && Errno::last_raw() == 4
-        {
-        }
-        let deadline = Instant::now() + REST;
-        while bury() && Instant::now() < deadline {
-            std::thread::sleep(NAP);
-        }
-        libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status) as u8)
-    }
-}
-
-/// Waits for one of those who have lost a dumper as their parent, if it has ended; whether there may be more.
-fn bury() -> bool {
-    // SAFETY: waits for children of this process, and writes nothing.
-    let waited = unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG | libc::__WALL) };
-    waited >= 0
 }
 
 /// One checkpoint: the exit status and what there is to say.

@@ -9,6 +9,7 @@
 //! The callers have one thread; a child that is made by a bare clone(2) may do all that its maker may.
 #![allow(unsafe_code)]
 
+use super::monitors::Teller;
 use crate::error::{Because, Error, Result};
 use crate::image::read::Image;
 use crate::proc::Pid;
@@ -142,10 +143,11 @@ pub(crate) fn enter(process: Process) -> Result<Process> {
         return Ok(process);
     }
     front::note(&process);
+    let why = || format!("cannot enter the namespaces of process {pid}");
+    let teller = Teller::of(&process).because(why)?;
     // Our own number of it may be somebody else's in there.
     let inner = process.main_status()?.inner_id;
     let began = process.main_stat()?.starttime;
-    let why = || format!("cannot enter the namespaces of process {pid}");
     let mut others = Vec::new();
     for (kind, flag) in KINDS {
         let opened = match is_elsewhere(kind) {
@@ -183,6 +185,7 @@ pub(crate) fn enter(process: Process) -> Result<Process> {
         .because(|| format!("there is no {} where process {pid} lives", here.display()))?;
     match fork(libc::SIGCHLD).because(why)? {
         None => {
+            teller.ask();
             let there = Process::open(inner)?;
             // As long as the one that was meant is there, its id in there is its own, too. The time namespace in which we
             // are told when it began is still ours.
@@ -192,7 +195,10 @@ pub(crate) fn enter(process: Process) -> Result<Process> {
                 false => Err(gone(pid)),
             }
         }
-        Some(child) => wait_and_end(child),
+        Some(child) => {
+            teller.tell(child);
+            wait_and_end(child)
+        }
     }
 }
 

@@ -4,9 +4,13 @@
 use super::monitor;
 use crate::proc::{self, Pid, Process, forebear::own_namespace, pidfd::Pidfd};
 use ckpt_abi::region::NAME_LEN;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use std::ffi::CStr;
+use std::io::{PipeReader, PipeWriter, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 /// The name of monitors, also before they are executed.
@@ -106,6 +110,14 @@ impl Found {
     }
 }
 
+/// Those that watch a process, or the restarter that stands for it.
+fn watching(process: &Process) -> Vec<Found> {
+    let above = process.main_stat().and_then(|stat| Process::glimpse(stat.ppid));
+    let above = above.ok().filter(super::enter::stands);
+    let watches = |it: &Found| it.watches(process) || above.iter().any(|at| it.watches(at));
+    all().into_iter().filter(watches).collect()
+}
+
 /// What tells a monitor that its program is ended by a checkpoint, whatever its exit status: a signal, which
 /// it has blocked as all others. It is one that nobody else sends: a batch system's goes to all that is left of a job.
 pub(crate) const SAVED: Signal = Signal::SIGSTKFLT;
@@ -115,7 +127,60 @@ pub(crate) const LOOK: Signal = Signal::SIGURG;
 
 /// Tells the monitors of a process that a checkpoint ends it.
 pub(crate) fn tell_saved(process: &Process) {
-    for found in all().into_iter().filter(|found| found.watches(process)) {
-        found.monitor.signal(SAVED);
+    watching(process).iter().for_each(|found| found.monitor.signal(SAVED));
+    if let Some((mut asks, mut answers)) = OUTSIDE.get().map(|(asks, answers)| (asks, answers)) {
+        // Whose maker is gone hears its end.
+        let _ = asks.write_all(&[0]).and_then(|()| answers.read(&mut [0]));
+    }
+}
+
+/// The way to one who tells monitors outside of the PID namespace that this process has entered: nobody in there may signal
+/// them (pidfd_send_signal(2), access_pidfd_pidns in kernel/signal.c).
+static OUTSIDE: OnceLock<(PipeWriter, PipeReader)> = OnceLock::new();
+
+/// Who tells them.
+pub(super) struct Teller {
+    monitors: Vec<Found>,
+    asked: PipeReader,
+    answers: PipeWriter,
+    ways: (PipeWriter, PipeReader),
+}
+
+impl Teller {
+    /// For the monitors of a process.
+    ///
+    /// # Errors
+    /// There can be no pipe.
+    pub(super) fn of(process: &Process) -> std::io::Result<Self> {
+        let monitors = watching(process);
+        let ((asked, asks), (answered, answers)) = (std::io::pipe()?, std::io::pipe()?);
+        Ok(Self { monitors, asked, answers, ways: (asks, answered) })
+    }
+
+    /// In the child that works.
+    pub(super) fn ask(self) {
+        let _ = OUTSIDE.set(self.ways);
+    }
+
+    /// In its maker, until the child has ended.
+    pub(super) fn tell(self, child: Pid) {
+        let Self { monitors, mut asked, mut answers, ways } = self;
+        drop(ways);
+        let Ok(child) = Pidfd::open(child) else { return };
+        let is_in = |fd: &PollFd<'_>| fd.any().unwrap_or(false);
+        loop {
+            let mut both =
+                [asked.as_fd(), child.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+            let _ = poll(&mut both, PollTimeout::NONE);
+            // What it has asked goes first.
+            match both.each_ref().map(is_in) {
+                [true, _] if asked.read(&mut [0]).is_ok_and(|len| len != 0) => {
+                    monitors.iter().for_each(|found| found.monitor.signal(SAVED));
+                    let _ = answers.write_all(&[0]);
+                }
+                [false, false] => {}
+                _ => return,
+            }
+        }
     }
 }
