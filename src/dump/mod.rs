@@ -366,7 +366,7 @@ fn proceed(
     (forest, looked): (Forest, Vec<Option<Looked>>),
     front: Vec<u8>,
 ) -> Result<Outcome> {
-    let left_out = phase4_refuse::left_out(checkpoint.request, &forest, equipped)?;
+    let left_out = phase4_refuse::left_out(checkpoint.request, &forest, equipped, &looked)?;
     let doubtful = phase4_refuse::doubtful(&forest, equipped)?;
     let Forest { processes, dead, since, .. } = forest;
     let (place, stop) = (&checkpoint.place, checkpoint.stop);

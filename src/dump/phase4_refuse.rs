@@ -13,6 +13,7 @@ use crate::proc::tree::{self, Kin};
 use crate::ptrace::forest::{self, Forest};
 use crate::resource::descriptor::pty::Ptys;
 use crate::resource::kinship::{self, Found, sharing};
+use crate::resource::looked::Looked;
 use crate::resource::{kinds, losses, signals};
 use ckpt_abi::image::{Member, member_flag, process_flag, thread_flag};
 use ckpt_abi::region::Control;
@@ -20,10 +21,10 @@ use nix::libc;
 use nix::sys::signal::Signal;
 
 /// The children of a process that is saved alone, by their names. Processes of ours have another exit signal.
-fn children(process: &Process) -> Vec<String> {
-    let stats = process
-        .children()
-        .into_iter()
+fn names(children: &[Pid]) -> Vec<String> {
+    let stats = children
+        .iter()
+        .copied()
         .filter_map(|child| Process::glimpse(child).and_then(|it| it.main_stat()).ok());
     let mut names: Vec<String> = Vec::new();
     for stat in stats.filter(|stat| stat.exit_signal == Signal::SIGCHLD as i32) {
@@ -35,7 +36,7 @@ fn children(process: &Process) -> Vec<String> {
     names
 }
 
-/// Names the processes that stay out of the image of these others.
+/// Names the processes that stay out of the image of these others, of which some were `looked` at since they stand still.
 ///
 /// # Errors
 /// The program would end, and nothing would go on with what they do; only whoever asks for that may say so.
@@ -43,11 +44,15 @@ pub(crate) fn left_out(
     request: &Demand,
     forest: &Forest,
     equipped: &[Equipped],
+    looked: &[Option<Looked>],
 ) -> Result<Option<String>> {
     let all = match forest.left_out.is_empty() {
         false => losses::names(&forest.left_out),
         true if equipped.len() > 1 || !forest.dead.is_empty() => return Ok(None),
-        true => children(&request.process).join(", "),
+        true => match looked.first() {
+            Some(Some(looked)) => names(&looked.children).join(", "),
+            _ => names(&request.process.children()).join(", "),
+        },
     };
     if all.is_empty() {
         return Ok(None);

@@ -134,7 +134,7 @@ fn attempt(request: &Demand, way: Way) -> Result<Survey> {
         let known = |new: &Obstacle| obstacles.iter().any(|old| old.what.contains(&new.what));
         let news: Vec<_> = judged.into_iter().filter(|new| !known(new)).collect();
         obstacles.extend(news);
-        let missing = phase4_refuse::left_out(request, &forest, &equipped)?;
+        let missing = phase4_refuse::left_out(request, &forest, &equipped, &[])?;
         let doubtful = phase4_refuse::doubtful(&forest, &equipped)?;
         common.losses.extend(missing.into_iter().chain(doubtful));
         late::losses(still, common)

@@ -258,7 +258,18 @@ impl Process {
 
     /// Its children, of all of its threads; none where the kernel does not tell (CONFIG_PROC_CHILDREN).
     pub fn children(&self) -> Vec<Pid> {
-        let lists = self.tasks().unwrap_or_default().into_iter();
+        /// So many threads' lists take longer than a look at as many processes.
+        const MANY: usize = 16;
+        let tasks = self.tasks().unwrap_or_default();
+        let parents = || super::tree::pids().ok().filter(|all| all.len() < tasks.len());
+        let is_child = |pid: &Pid| {
+            super::stat::glance(pid.main_thread()).is_some_and(|(_, parent)| parent == self.pid)
+        };
+        // Only the lists have them in the order in which it has them.
+        if tasks.len() > MANY && parents().is_some_and(|all| !all.iter().any(is_child)) {
+            return Vec::new();
+        }
+        let lists = tasks.into_iter();
         let lists = lists.filter_map(|tid| self.thread_file(tid, "children").ok());
         lists
             .flat_map(|list| words(&list).filter_map(|w| decimal(w).ok()).collect::<Vec<_>>())

@@ -11,6 +11,7 @@ use super::process::Process;
 use super::stat;
 use crate::abreast;
 use crate::error::{Because, Result};
+use crate::order;
 use nix::fcntl::AT_FDCWD;
 use std::collections::{HashMap, HashSet};
 
@@ -56,6 +57,25 @@ pub(crate) fn everybody() -> Result<Vec<Kin>> {
 /// As [`everybody`].
 pub(crate) fn everybody_alone() -> Result<Vec<Kin>> {
     Ok(pids()?.into_iter().filter_map(glance).collect())
+}
+
+/// The same a moment after they were `seen`, where those of whom `stays` says so are as they were then if they are there.
+/// Only for so short a time that no number was given twice.
+///
+/// # Errors
+/// /proc cannot be read.
+pub(crate) fn everybody_since(seen: &[Kin], stays: impl Fn(&Kin) -> bool) -> Result<Vec<Kin>> {
+    let known: HashMap<Pid, &Kin> = seen.iter().map(|kin| (kin.pid, kin)).collect();
+    let (mut all, mut others) = (Vec::new(), Vec::new());
+    for pid in pids()? {
+        match known.get(&pid).filter(|kin| stays(kin)) {
+            Some(kin) => all.push(**kin),
+            None => others.push(pid),
+        }
+    }
+    all.extend(abreast::each(&others, 16, |pid| glance(*pid)).into_iter().flatten());
+    order::by_key(&mut all, |kin| (kin.pid.word().into(), 0));
+    Ok(all)
 }
 
 /// The numbers of all processes that can be seen.
@@ -240,6 +260,33 @@ mod tests {
     fn unsure(members: &[i32], all: &[Kin]) -> Vec<i32> {
         let members: Vec<_> = members.iter().copied().map(Pid::new).collect();
         numbers(doubtful(Pid::new(50), &members, all))
+    }
+
+    #[test]
+    fn who_has_come_or_gone_since_is_seen() {
+        let start = || std::process::Command::new("sleep").arg("100").spawn().unwrap();
+        let (mut stays, mut goes) = (start(), start());
+        let pid = |child: &std::process::Child| Pid::of_word(child.id());
+        let mut seen = everybody().unwrap();
+        let was = seen.iter_mut().find(|kin| kin.pid == pid(&stays)).unwrap();
+        was.group = Pid::new(1);
+        goes.kill().unwrap();
+        goes.wait().unwrap();
+        let mut comes = start();
+        let group =
+            |all: &[Kin], of: Pid| all.iter().find(|kin| kin.pid == of).map(|kin| kin.group);
+        let (as_before, anew) =
+            [true, false].map(|stays| everybody_since(&seen, |_| stays).unwrap()).into();
+        let real = super::kin(Pid::own()).unwrap().group;
+        for (all, old) in [(as_before, Pid::new(1)), (anew, real)] {
+            assert_eq!(group(&all, pid(&stays)), Some(old));
+            assert_eq!((group(&all, pid(&goes)), group(&all, pid(&comes))), (None, Some(real)));
+            assert!(all.is_sorted_by_key(|kin| kin.pid));
+        }
+        for child in [&mut stays, &mut comes] {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
     }
 
     #[test]
