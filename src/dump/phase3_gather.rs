@@ -64,7 +64,7 @@ pub(crate) fn gather_all<'a>(
     }
     let mut looked = look(equipped, looked)?;
     let tids: Vec<_> = processes.iter().map(Frozen::tids).collect();
-    let mut threads = look_at_threads(equipped, &tids, &looked)?;
+    let mut threads = look_at_threads(equipped, &tids, &looked);
     let table = |(one, looked): (&Equipped, &mut Looked)| Table {
         pid: one.process.pid(),
         fds: std::mem::take(&mut looked.fds),
@@ -126,14 +126,12 @@ fn look_at_threads(
     equipped: &[Equipped],
     tids: &[Vec<Tid>],
     looked: &[Looked],
-) -> Result<Vec<LookedThread>> {
+) -> Vec<LookedThread> {
     let mut all = Vec::new();
     for ((one, looked), tids) in equipped.iter().zip(looked).zip(tids) {
         all.extend(tids.iter().map(|tid| (&one.process, *tid, looked)));
     }
-    let looks =
-        abreast::each(&all, 8, |&(process, tid, looked)| LookedThread::at(process, tid, looked));
-    looks.into_iter().collect()
+    abreast::each(&all, 8, |&(process, tid, looked)| LookedThread::at(process, tid, looked))
 }
 
 /// A process whose records are being gathered. Where there is no payload its threads are not asked, and where they do not
@@ -144,8 +142,9 @@ struct Work<'a> {
     looked: Looked,
     threads: Vec<LookedThread>,
     ids: Vec<u32>,
-    /// What the kernel says of its first thread.
+    /// What the kernel says of its first thread that lives, in words and in numbers.
     status: Rc<Status>,
+    stat: Stat,
     gathered: Gathered,
     /// What its main thread is asked: for the process, and whether it answers already.
     asked: Option<(Questions, Option<threads::Asking>)>,
@@ -192,8 +191,12 @@ impl<'a> Work<'a> {
             Some(first) => first.look(frozen.pid)?,
             None => Rc::new(process.status(process.main_thread())?),
         };
+        let stat = match threads[0].tid {
+            tid if tid == process.main_thread() => looked.first.clone(),
+            tid => process.stat(tid)?,
+        };
         let ids = frozen.threads.iter().map(|thread| thread.tid.word()).collect();
-        Ok(Self { equipped, frozen, looked, threads, ids, status, gathered, asked: None })
+        Ok(Self { equipped, frozen, looked, threads, ids, status, stat, gathered, asked: None })
     }
 
     fn target(&mut self) -> (Target<'_>, &[u32], &mut Gathered) {
@@ -206,8 +209,7 @@ impl<'a> Work<'a> {
             loaded: rest.map_or(&[][..], |rest| &rest.loaded),
             region,
             status: Rc::clone(&self.status),
-            // There is one, else there would be no work.
-            stat: &self.threads[0].stat,
+            stat: &self.stat,
             threads: &self.threads,
             rest,
         };

@@ -1,15 +1,11 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! What execve(2) gave the process: its arguments, its auxiliary vector and its personality.
 
-use super::id::Tid;
 use std::ffi::OsString;
 use std::io::Read;
 use std::os::unix::ffi::OsStringExt;
 
-use super::forebear::what;
-use super::parsed;
 use super::process::Process;
-use super::text::hex;
 use crate::error::Result;
 
 impl Process {
@@ -71,17 +67,6 @@ pub fn auxv_value(auxv: &[u8], kind: u64) -> Option<u64> {
         .find_map(|(key, value)| (key == kind).then_some(value))
 }
 
-impl Process {
-    /// The execution domain and flags of a thread (personality(2)).
-    ///
-    /// # Errors
-    /// The thread is gone or may not be read (ptrace access, PTRACE_MODE_ATTACH).
-    pub fn personality(&self, tid: Tid) -> Result<u64> {
-        let text = self.guarded_file(tid, "personality", what::PERSONALITY)?;
-        parsed(hex(text.trim_ascii()), || self.called("personality"))
-    }
-}
-
 /// See [`super::parse_anything`].
 pub(super) fn parse_anything(bytes: &[u8]) {
     let _ = parse_cmdline(bytes);
@@ -90,7 +75,7 @@ pub(super) fn parse_anything(bytes: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{Zombie, me, of, we};
+    use super::super::tests::{Zombie, of, we};
     use super::*;
     use nix::libc;
 
@@ -120,8 +105,6 @@ mod tests {
         assert_eq!(auxv_value(&auxv, libc::AT_PAGESZ), Some(4096));
         let uid = u64::from(nix::unistd::getuid().as_raw());
         assert_eq!(auxv_value(&auxv, libc::AT_UID), Some(uid));
-        let own = nix::sys::personality::get().unwrap().bits();
-        assert_eq!(we().personality(me().main_thread()).unwrap(), u64::from(own.cast_unsigned()));
     }
 
     #[test]

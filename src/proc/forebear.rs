@@ -34,8 +34,6 @@ pub(crate) mod what {
     pub(crate) const MEMORY: u32 = 0x1_0002;
     /// The text of /proc/PID/syscall, which is checked when it is read.
     pub(crate) const CALL: u32 = 0x1_0003;
-    /// That of /proc/PID/personality.
-    pub(crate) const PERSONALITY: u32 = 0x1_0004;
     /// pidfd_getfd(2) of the descriptor `data`.
     pub(crate) const DESCRIPTOR: u32 = 0x1_0005;
     /// The answer is the thread that serves.

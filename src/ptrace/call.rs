@@ -12,7 +12,7 @@ use super::memory::Memory;
 use super::raw::{self, State};
 use super::regs::Regs;
 use super::sequence::leave_sequence;
-use super::thread::StoppedThread;
+use super::thread::{Homing, StoppedThread};
 use crate::error::{Because, Error, Kind, Result};
 use crate::fault::{Point, reach};
 use crate::proc::Tid;
@@ -45,7 +45,8 @@ impl<'a> Caller<'a> {
         Ok(caller)
     }
 
-    fn at(thread: &'a mut StoppedThread, desk: &Desk, slot: u64) -> Self {
+    /// Borrows one of which its slot tells, or is about to ([`Caller::begin_noted`]).
+    pub(super) fn at(thread: &'a mut StoppedThread, desk: &Desk, slot: u64) -> Self {
         let (thunk, clone_thunk) = (desk.thunk, desk.clone_thunk);
         Self { thread, thunk, clone_thunk, frame: Some(slot + SLOT_FRAME) }
     }
@@ -75,13 +76,33 @@ impl<'a> Caller<'a> {
     /// SIGSYS stays as it is: a call that somebody dispatches (prctl(2), PR_SET_SYSCALL_USER_DISPATCH) would reset
     /// its disposition if it were blocked (kernel/signal.c, force_sig_info_to_task).
     fn block_signals(&self) -> Result<()> {
-        const SIGSYS: u64 = 1 << (nix::libc::SIGSYS - 1);
         let tid = self.thread.tid;
-        let mask = !(SIGSYS | self.thread.bell_set()) | self.thread.mask;
         let what = || format!("cannot borrow thread {tid}");
         self.registers(self.thunk, nix::libc::SYS_getpid, &[], 0).set(tid).because(what)?;
         reach(Point::Lending);
-        raw::set_mask(tid, mask).because(what)
+        raw::set_mask(tid, self.mask()).because(what)
+    }
+
+    fn mask(&self) -> u64 {
+        const SIGSYS: u64 = 1 << (nix::libc::SIGSYS - 1);
+        !(SIGSYS | self.thread.bell_set()) | self.thread.mask
+    }
+
+    /// Has a thread with a signal for the end make the list in its slot, where all is written down but that the thread works
+    /// for us. [`Caller::await_bell`] has to follow, and the thread to be taken back, whatever fails.
+    pub(super) fn begin_noted(&mut self, slot: u64) -> std::result::Result<(), Errno> {
+        let (tid, bell) = (self.thread.tid, self.thread.bell());
+        self.thread.begin_work();
+        lend::say_lent(tid, slot)?;
+        reach(Point::Noted);
+        self.thread.lent = Lent::Slot(slot);
+        let list = slot + SLOT_LIST;
+        let regs = self.registers(self.thunk + LIST_THUNK, nix::libc::SYS_getpid, &[], list);
+        Regs { r13: bell.unsigned_abs().into(), ..regs }.set(tid)?;
+        reach(Point::Lending);
+        raw::set_mask(tid, self.mask())?;
+        reach(Point::Working);
+        raw::cont(tid, 0)
     }
 
     /// Issues a system call; its result, negative for an error number.
@@ -188,6 +209,7 @@ impl<'a> Caller<'a> {
             self.ring_at_the_end(regs, bell)?;
             return self.await_bell();
         }
+        self.thread.homing = Homing::No;
         regs.set(tid)?;
         reach(Point::Working);
         raw::syscall(tid, 0)?;
@@ -199,21 +221,24 @@ impl<'a> Caller<'a> {
     }
 
     /// Lets the thread run, with a signal for its end.
-    fn ring_at_the_end(&self, regs: Regs, bell: i32) -> std::result::Result<(), Errno> {
+    fn ring_at_the_end(&mut self, regs: Regs, bell: i32) -> std::result::Result<(), Errno> {
         let tid = self.thread.tid;
+        self.thread.homing = Homing::No;
         Regs { r13: bell.unsigned_abs().into(), ..regs }.set(tid)?;
         reach(Point::Working);
         raw::cont(tid, 0)
     }
 
     /// Waits for the thread's own signal. The same from elsewhere comes in other calls, and is nothing to the program.
-    fn await_bell(&mut self) -> std::result::Result<(), Errno> {
+    pub(super) fn await_bell(&mut self) -> std::result::Result<(), Errno> {
         let (tid, bell) = (self.thread.tid, self.thread.bell());
         loop {
             match raw::wait(tid, true)? {
                 State::Stopped { signal, event: 0 } if signal == bell => {
                     reach(Point::Entered);
                     if Regs::get(tid)?.orig_rax == ckpt_abi::nr::TGKILL {
+                        // Where a signal is delivered, the kernel also restarts calls.
+                        self.thread.homing = Homing::Done;
                         return Ok(());
                     }
                     raw::cont(tid, 0)?;
@@ -270,6 +295,7 @@ impl<'a> Caller<'a> {
     /// Brings the thread to the entry of a call and lets it make that.
     fn enter(&mut self, regs: Regs) -> std::result::Result<(), Errno> {
         let tid = self.thread.tid;
+        self.thread.homing = Homing::No;
         regs.set(tid)?;
         reach(Point::Working);
         raw::syscall(tid, 0)?;

@@ -264,7 +264,6 @@ fn answer(
         }
         what::MEMORY => Ok((Reply::default(), Some(open("mem", true)?.into()))),
         what::CALL => plain(open("syscall", false)?.read(buffer).map_err(errno)? as i64),
-        what::PERSONALITY => plain(open("personality", false)?.read(buffer).map_err(errno)? as i64),
         what::DESCRIPTOR => {
             raw::take(id.as_pid(), asked.data as i32).map(|fd| (Reply::default(), Some(fd)))
         }

@@ -10,6 +10,7 @@ use super::regs::{Regs, USER_CS};
 use nix::libc;
 use std::arch::x86_64::__cpuid_count;
 use std::mem::offset_of;
+use std::sync::OnceLock;
 use zerocopy::IntoBytes;
 
 const UC_FP_XSTATE: u64 = 1;
@@ -169,10 +170,15 @@ fn key_rights(area: &[u8]) -> u64 {
     u64::from(rights.iter().any(|b| *b != 0)) << PKRU
 }
 
-/// Offset and length of a component in a non-compacted area of this machine.
+/// Offset and length of a component in a non-compacted area of this machine. Each is asked for once: in a virtual machine
+/// CPUID takes longer than all the rest that is done for a thread's frame.
 fn place(component: u32) -> (usize, usize) {
-    let leaf = __cpuid_count(0xd, component);
-    (leaf.ebx as usize, leaf.eax as usize)
+    static KNOWN: [OnceLock<(usize, usize)>; 64] = [const { OnceLock::new() }; 64];
+    let ask = || {
+        let leaf = __cpuid_count(0xd, component);
+        (leaf.ebx as usize, leaf.eax as usize)
+    };
+    KNOWN.get(component as usize).map_or_else(ask, |known| *known.get_or_init(ask))
 }
 
 /// Bytes of a non-compacted area of this machine with some of the components.

@@ -222,7 +222,8 @@ impl Frozen {
     /// # Errors
     /// It is gone.
     pub(crate) fn status(&self, tid: Tid) -> Result<Rc<Status>> {
-        match self.threads.iter().find(|thread| thread.tid == tid) {
+        let at = self.threads.partition_point(|thread| self.rank(thread.tid) < self.rank(tid));
+        match self.threads.get(at).filter(|thread| thread.tid == tid) {
             Some(thread) => thread.look(self.pid),
             None => self.process.status(tid).map(Rc::new),
         }

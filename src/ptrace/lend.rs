@@ -65,9 +65,17 @@ pub(crate) enum Lent {
 
 /// Writes what the thread is into a free slot; its address.
 pub(super) fn lend(thread: &mut StoppedThread, memory: &Memory, desk: &Desk) -> Result<u64> {
+    let at = free_slot(memory, desk, thread.tid)?;
+    let note = written(thread, at, memory)?;
+    memory.write(at, &note)?;
+    memory.put(at, &[LENT, thread.tid.word()])?;
+    Ok(at)
+}
+
+/// What is written into the slot at `at` of what the thread is, which is said to be nobody's.
+pub(super) fn written(thread: &mut StoppedThread, at: u64, memory: &Memory) -> Result<Vec<u8>> {
     let tid = thread.tid;
     let what = || format!("cannot write down the state of thread {tid}");
-    let at = free_slot(memory, desk, thread.tid)?;
     let xstate = regs::xstate(thread.tid).because(what)?;
     let home = home(thread);
     let frame = Frame { regs: &home, xstate: &xstate, mask: thread.mask, altstack: SAME_STACK };
@@ -81,10 +89,13 @@ pub(super) fn lend(thread: &mut StoppedThread, memory: &Memory, desk: &Desk) -> 
     let mut whole = slot.as_bytes().to_vec();
     whole.resize(SLOT_FRAME as usize, 0);
     whole.extend(bytes);
-    memory.write(at, &whole)?;
-    memory.put(at, &[LENT, thread.tid.word()])?;
     thread.xstate = Some(xstate);
-    Ok(at)
+    Ok(whole)
+}
+
+/// Says of a slot that its thread works for us.
+pub(super) fn say_lent(tid: Tid, slot: u64) -> std::result::Result<(), Errno> {
+    raw::poke(tid, slot, u64::from(LENT) | u64::from(tid.word()) << 32)
 }
 
 /// The registers with which a thread goes home by itself. rt_sigreturn(2) ends what the kernel knows of an interrupted
@@ -130,6 +141,13 @@ pub(super) fn hole_area_at(hole: u64) -> u64 {
 /// Says that the thread of a slot is home.
 pub(super) fn give_back(tid: Tid, slot: u64) -> std::result::Result<(), Errno> {
     raw::poke(tid, slot, 0)
+}
+
+/// The slots that nobody has.
+pub(super) fn unused(memory: &Memory, desk: &Desk) -> Result<Vec<u64>> {
+    let slots: [Slot; SLOT_COUNT as usize] = memory.get_each(desk.slot(0), SLOT_LEN)?;
+    let all = (0..).zip(slots).filter(|(_, slot)| slot.state == 0);
+    Ok(all.map(|(index, _)| desk.slot(index)).collect())
 }
 
 fn free_slot(memory: &Memory, desk: &Desk, tid: Tid) -> Result<u64> {

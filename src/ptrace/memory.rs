@@ -18,14 +18,38 @@ use std::fs::File;
 use std::io::ErrorKind;
 use std::mem::offset_of;
 use std::os::unix::fs::FileExt;
-use std::sync::OnceLock;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+const PAGE: u64 = 4096;
+
+/// Most pieces that the kernel takes at once (UIO_MAXIOV).
+const VECTORS: usize = 1024;
 
 /// A process's memory by address.
 pub(crate) struct Memory {
     process: Process,
     file: File,
     began: OnceLock<u64>,
+    held: Mutex<Option<Pages>>,
+}
+
+/// Pages by their address, in ascending order, as they were read while the process stands still.
+type Pages = Vec<(u64, Box<[u8; PAGE as usize]>)>;
+
+/// While one lives, and nobody of the process runs, each page is read once, of however many small values it has; until
+/// something is written.
+pub(crate) struct Held<'a>(&'a Memory);
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        *self.0.pages() = None;
+    }
+}
+
+/// An address in another process.
+fn there(at: u64) -> *mut libc::c_void {
+    std::ptr::without_provenance_mut(at as usize)
 }
 
 impl Memory {
@@ -44,7 +68,8 @@ impl Memory {
         let path = || process.called("mem");
         let file = file.because(|| format!("cannot open the memory of process {pid} ({})", path()));
         let file = file.map_err(|error| if is_refused { hinted(process, error) } else { error })?;
-        Ok(Self { process: process.clone(), file, began: OnceLock::new() })
+        let (began, held) = (OnceLock::new(), Mutex::new(None));
+        Ok(Self { process: process.clone(), file, began, held })
     }
 
     /// The process.
@@ -122,8 +147,46 @@ impl Memory {
         }
     }
 
+    fn pages(&self) -> MutexGuard<'_, Option<Pages>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps the pages from which small values are read. Only while nothing of the process runs.
+    pub(crate) fn hold(&self) -> Held<'_> {
+        *self.pages() = Some(Vec::new());
+        Held(self)
+    }
+
+    /// Reads from pages that are held; whether all of them are.
+    fn read_held(&self, addr: u64, buffer: &mut [u8]) -> bool {
+        let mut pages = self.pages();
+        let Some(pages) = pages.as_mut().filter(|_| buffer.len() <= PAGE as usize) else {
+            return false;
+        };
+        let (mut addr, mut rest) = (addr, buffer);
+        while !rest.is_empty() {
+            let (start, from) = (addr & !(PAGE - 1), (addr % PAGE) as usize);
+            let at = pages.partition_point(|(page, _)| *page < start);
+            if pages.get(at).is_none_or(|(page, _)| *page != start) {
+                let mut page = Box::new([0; PAGE as usize]);
+                if self.read_some(start, &mut page[..]) != Ok(page.len()) {
+                    return false;
+                }
+                pages.insert(at, (start, page));
+            }
+            let piece = &pages[at].1[from..];
+            let (now, later) = rest.split_at_mut(piece.len().min(rest.len()));
+            now.copy_from_slice(&piece[..now.len()]);
+            (addr, rest) = (addr.wrapping_add(now.len() as u64), later);
+        }
+        true
+    }
+
     /// Reads exactly `buffer.len()` bytes, also from pages that the process itself may not read.
     pub(crate) fn read(&self, addr: u64, buffer: &mut [u8]) -> Result<()> {
+        if self.read_held(addr, buffer) {
+            return Ok(());
+        }
         if self.read_some(addr, buffer) == Ok(buffer.len()) {
             return Ok(());
         }
@@ -175,6 +238,7 @@ impl Memory {
     pub(crate) fn write(&self, addr: u64, bytes: &[u8]) -> Result<()> {
         // Nothing is written to a stranger that has its id.
         self.was_its()?;
+        self.forget();
         let mut done = 0;
         while done < bytes.len() {
             let rest = &bytes[done..];
@@ -195,6 +259,60 @@ impl Memory {
         Ok(())
     }
 
+    /// Writes several pieces, in this order, to pages that the process may write.
+    pub(crate) fn write_each(&self, pieces: &[(u64, &[u8])]) -> Result<()> {
+        let at_once = |pieces: &[(u64, &[u8])]| {
+            let vectors = pieces.iter().map(|(at, bytes)| {
+                let (ours, theirs) = (bytes.as_ptr().cast_mut().cast(), there(*at));
+                let vector = |iov_base| libc::iovec { iov_base, iov_len: bytes.len() };
+                (vector(ours), vector(theirs))
+            });
+            let (ours, theirs): (Vec<_>, Vec<_>) = vectors.unzip();
+            let (pid, count) = (head(self.pid()).get(), pieces.len() as u64);
+            // SAFETY: reads from the pieces only, which outlive the call.
+            unsafe { libc::process_vm_writev(pid, ours.as_ptr(), count, theirs.as_ptr(), count, 0) }
+        };
+        self.was_its()?;
+        self.forget();
+        for pieces in pieces.chunks(VECTORS) {
+            let len: usize = pieces.iter().map(|(_, bytes)| bytes.len()).sum();
+            if at_once(pieces).cast_unsigned() != len {
+                pieces.iter().try_for_each(|(at, bytes)| self.write(*at, bytes))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads several pieces of one length.
+    pub(crate) fn read_each(&self, places: &[u64], len: usize) -> Result<Vec<Vec<u8>>> {
+        let mut pieces = vec![vec![0; len]; places.len()];
+        for (pieces, places) in pieces.chunks_mut(VECTORS).zip(places.chunks(VECTORS)) {
+            let vector = |iov_base| libc::iovec { iov_base, iov_len: len };
+            let vectors = pieces
+                .iter_mut()
+                .zip(places)
+                .map(|(piece, at)| (vector(piece.as_mut_ptr().cast()), vector(there(*at))));
+            let (ours, theirs): (Vec<_>, Vec<_>) = vectors.unzip();
+            let (pid, count) = (head(self.pid()).get(), places.len() as u64);
+            // SAFETY: writes into the pieces only, which outlive the call.
+            let n = unsafe {
+                libc::process_vm_readv(pid, ours.as_ptr(), count, theirs.as_ptr(), count, 0)
+            };
+            if n.cast_unsigned() != len * places.len() {
+                let each = pieces.iter_mut().zip(places);
+                each.into_iter().try_for_each(|(piece, at)| self.read(*at, piece))?;
+            }
+        }
+        Ok(pieces)
+    }
+
+    /// Lets go of what is held, as it is about to change.
+    fn forget(&self) {
+        if let Some(pages) = self.pages().as_mut() {
+            pages.clear();
+        }
+    }
+
     /// Writes one value to pages that the process may write.
     pub(crate) fn put<T: IntoBytes + Immutable>(&self, addr: u64, value: &T) -> Result<()> {
         self.write(addr, value.as_bytes())
@@ -205,6 +323,7 @@ impl Memory {
     /// Since Linux 6.12 proc_mem.force_override can forbid this through /proc/PID/mem, then
     /// PTRACE_POKEDATA does it, word by word.
     pub(crate) fn write_forced(&self, tid: Tid, addr: u64, bytes: &[u8]) -> Result<()> {
+        self.forget();
         if self.file.write_all_at(bytes, addr).is_ok() {
             return Ok(());
         }
@@ -223,5 +342,53 @@ impl Memory {
 
     fn cannot_write(&self, addr: u64, len: usize) -> String {
         format!("cannot write {len} bytes at {addr:#x} of process {}", self.pid())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::hint::black_box;
+
+    fn own() -> Memory {
+        Memory::open(&Process::own().unwrap()).unwrap()
+    }
+
+    fn at<T>(value: &T) -> u64 {
+        std::ptr::from_ref(value).addr() as u64
+    }
+
+    #[test]
+    fn pieces_are_written_and_read_in_their_order() {
+        let (memory, place) = (own(), Box::new([0u64; 4]));
+        let [one, two] = [1u64.to_le_bytes(), 2u64.to_le_bytes()];
+        let pieces = [(at(&place[0]), &one[..]), (at(&place[3]), &two), (at(&place[0]), &two)];
+        memory.write_each(&pieces).unwrap();
+        assert_eq!(*black_box(place.clone()), [2, 0, 0, 2]);
+        let read = memory.read_each(&[at(&place[3]), at(&place[1])], 8).unwrap();
+        assert_eq!(read, [two, [0; 8]]);
+        // More of them than the kernel takes at once, and one that is nowhere.
+        let many = vec![at(&place[0]); VECTORS + 1];
+        assert!(memory.read_each(&many, 8).unwrap().iter().all(|read| *read == two));
+        assert!(memory.read_each(&[at(&place[0]), 8], 8).is_err());
+        assert!(memory.write_each(&[(8, &one[..])]).is_err());
+    }
+
+    #[test]
+    fn what_is_held_is_let_go_by_the_next_write() {
+        let memory = own();
+        let pages = vec![0u8; 3 * PAGE as usize];
+        let edge = at(&pages[0]).next_multiple_of(PAGE) + PAGE - 4;
+        let held = memory.hold();
+        assert_eq!(memory.get::<u64>(edge).unwrap(), 0);
+        memory.put(edge, &u64::MAX).unwrap();
+        assert_eq!(memory.get::<u64>(edge).unwrap(), u64::MAX);
+        assert_eq!(memory.get::<u16>(edge - 2).unwrap(), 0);
+        assert_eq!(memory.get::<u64>(edge + 4).unwrap(), u64::from(u32::MAX));
+        assert!(memory.get::<u64>(8).is_err());
+        drop(held);
+        memory.write_each(&[(edge, &[7])]).unwrap();
+        assert_eq!(memory.get::<u8>(edge).unwrap(), 7);
+        assert_eq!(black_box(&pages)[(edge - at(&pages[0])) as usize], 7);
     }
 }

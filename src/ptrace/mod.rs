@@ -2,7 +2,7 @@
 //! Stopping threads and making them work for us; no policy.
 //!
 //! [`freeze`] stops every thread of a process with PTRACE_SEIZE and PTRACE_INTERRUPT, never with a
-//! signal; [`glance`] only who stops at once. [`call`] makes a stopped thread issue system calls. [`memory`] reads and writes the
+//! signal; [`glance`] only who stops at once. [`call`] makes a stopped thread issue system calls, [`crew`] several abreast. [`memory`] reads and writes the
 //! process. [`interrupted`] knows how a thread that was inside a system call has to go on, [`sequence`]
 //! one inside a restartable sequence,
 //! [`waits`] and [`sockets`] how long it still has to wait there, [`rest`] what is left of a call that was cut short
@@ -10,6 +10,7 @@
 
 pub(crate) mod borrowed;
 pub(crate) mod call;
+pub(crate) mod crew;
 mod dispatch;
 pub(crate) mod fdkind;
 pub(crate) mod filters;

@@ -6,6 +6,7 @@ use super::memory::Memory;
 use super::{interrupted, waits};
 use crate::error::Result;
 use std::cmp::Ordering;
+use zerocopy::IntoBytes;
 
 impl Frozen {
     /// Works out the waits that the stops have interrupted and leaves notes about them in the
@@ -14,6 +15,7 @@ impl Frozen {
         self.shifts = Some(self.process.shifts());
         let skew = self.skew();
         let notes = waits::notes(memory, region, skew);
+        let known = waits::by_thread(&notes);
         let mut found = Vec::new();
         for (index, thread) in self.threads.iter_mut().enumerate() {
             thread.makes_the_rest(self.pid, memory, region)?;
@@ -24,7 +26,8 @@ impl Frozen {
                 continue;
             }
             thread.stay_suspended(memory, region)?;
-            let wait = waits::interrupted(thread.tid, &thread.regs, thread.since, memory, &notes);
+            let known = waits::of_thread(&known, thread.tid);
+            let wait = waits::interrupted(thread.tid, &thread.regs, thread.since, memory, known);
             found.extend(wait.map(|wait| (index, (thread.regs, wait))));
         }
         // No slot is written before all are read: a time-out may lie in one, also of a thread that goes on.
@@ -34,12 +37,11 @@ impl Frozen {
         let slots = waits::slots(region, &found, &kept);
         let used: Vec<usize> = slots.iter().flatten().chain(&kept).copied().collect();
         waits::count(memory, region, notes.len(), &used, Ordering::Greater)?;
-        for ((index, (regs, wait)), slot) in threads.into_iter().zip(found).zip(&slots) {
-            let Some(slot) = slot.map(|slot| waits::slot_address(region, slot)) else { continue };
-            let thread = &mut self.threads[index];
-            memory.put(slot, &wait.slot(thread.tid, regs.rsp, skew))?;
-            thread.wait = Some((wait, slot));
+        for ((index, (_, wait)), slot) in threads.into_iter().zip(found).zip(&slots) {
+            let slot = slot.map(|slot| waits::slot_address(region, slot));
+            self.threads[index].wait = slot.map(|slot| (wait, slot));
         }
+        self.write_notes(memory)?;
         waits::forget(memory, region, &notes, &used)?;
         waits::count(memory, region, notes.len(), &used, Ordering::Less)
     }
@@ -49,11 +51,16 @@ impl Frozen {
         if self.threads.iter().all(|t| t.wait.is_none()) {
             return;
         }
-        let Ok(memory) = Memory::open(&self.process) else { return };
-        for thread in &self.threads {
-            if let Some((wait, slot)) = &thread.wait {
-                let _ = memory.put(*slot, &wait.slot(thread.tid, thread.regs.rsp, self.skew()));
-            }
-        }
+        let _ = Memory::open(&self.process).and_then(|memory| self.write_notes(&memory));
+    }
+
+    fn write_notes(&self, memory: &Memory) -> Result<()> {
+        let noted = self.threads.iter().filter_map(|thread| {
+            let (wait, slot) = thread.wait.as_ref()?;
+            Some((*slot, wait.slot(thread.tid, thread.regs.rsp, self.skew())))
+        });
+        let noted: Vec<_> = noted.collect();
+        let pieces: Vec<_> = noted.iter().map(|(slot, note)| (*slot, note.as_bytes())).collect();
+        memory.write_each(&pieces)
     }
 }

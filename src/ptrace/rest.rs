@@ -66,10 +66,17 @@ pub(super) fn is_cut(pid: Pid, regs: &Regs, since: Option<u64>, memory: &Memory)
     cut(pid, regs, since, memory).is_some()
 }
 
+/// Whether a call could have been cut short, by the registers alone.
+pub(super) fn may_be_cut(regs: &Regs) -> bool {
+    regs.rax.cast_signed() > 0 && regs.orig_rax.cast_signed() >= 0
+}
+
 /// What was done of a call that was cut short, and what remains of it.
 fn cut(pid: Pid, regs: &Regs, since: Option<u64>, memory: &Memory) -> Option<(u64, Remainder)> {
-    let done = u64::try_from(regs.rax.cast_signed()).ok().filter(|done| *done > 0)?;
-    let number = i64::try_from(regs.orig_rax).ok()?;
+    if !may_be_cut(regs) {
+        return None;
+    }
+    let (done, number) = (regs.rax, regs.orig_rax.cast_signed());
     let made = call(number, &arguments(regs));
     Some((done, remainder(pid, &made, done, since, memory)?))
 }

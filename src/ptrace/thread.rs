@@ -23,6 +23,17 @@ use std::mem::offset_of;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+/// How far a thread that is lent is on its way to a signal stop, the only place from which the kernel restarts system calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Homing {
+    /// It works for us.
+    No,
+    /// It is to stop there ([`StoppedThread::start_home`]).
+    Begun,
+    /// It stands there: the end of a list of calls is one.
+    Done,
+}
+
 /// A stopped thread.
 pub(crate) struct StoppedThread {
     /// Thread id.
@@ -47,8 +58,8 @@ pub(crate) struct StoppedThread {
     pub(super) lent: Lent,
     /// As long as it is lent, if it could not bear our death.
     pub(super) working: Option<Working>,
-    /// It is on its way to a signal stop ([`Self::start_home`]).
-    homeward: bool,
+    /// Whether it is at a signal stop or on its way to one, where it is lent.
+    pub(super) homing: Homing,
     /// Its extended state, as it was when it was lent.
     pub(super) xstate: Option<Vec<u8>>,
     /// Since when it waits, if it does (CLOCK_MONOTONIC, nanoseconds); None when that is not known.
@@ -121,7 +132,7 @@ impl StoppedThread {
             sandbox: Sandbox::None,
             lent: Lent::No,
             working: None,
-            homeward: false,
+            homing: Homing::No,
             xstate: None,
             since: None,
             wait: None,
@@ -153,7 +164,7 @@ impl StoppedThread {
 
     /// Sends a thread whose call the stop has cut short to make the rest of it.
     pub(super) fn makes_the_rest(&mut self, pid: Pid, memory: &Memory, region: u64) -> Result<()> {
-        if !self.may_go_on_elsewhere() {
+        if !rest::may_be_cut(&self.regs) || !self.may_go_on_elsewhere() {
             return Ok(());
         }
         let entry = memory.get(region + API + offset_of!(Api, rest) as u64)?;
@@ -252,8 +263,11 @@ impl StoppedThread {
     /// Begins what [`Self::take_back`] ends, so that several threads do it abreast. Nothing else may be done with it in
     /// between. What fails here fails there.
     pub(crate) fn start_home(&mut self) {
-        if self.lent != Lent::No && !self.homeward {
-            self.homeward = leave_for_signal_stop(self.tid).is_ok();
+        if self.lent != Lent::No
+            && self.homing == Homing::No
+            && leave_for_signal_stop(self.tid).is_ok()
+        {
+            self.homing = Homing::Begun;
         }
     }
 
@@ -262,11 +276,14 @@ impl StoppedThread {
         if self.lent == Lent::No {
             return Ok(());
         }
-        if !std::mem::take(&mut self.homeward) {
+        let homing = std::mem::replace(&mut self.homing, Homing::No);
+        if homing == Homing::No {
             leave_for_signal_stop(self.tid)?;
         }
-        let signal = arrive_at_signal_stop(self.tid)?;
-        self.meet_stop(signal);
+        if homing != Homing::Done {
+            let signal = arrive_at_signal_stop(self.tid)?;
+            self.meet_stop(signal);
+        }
         self.xstate = None;
         // The mask first: should we die in between, the thunk brings the thread home.
         raw::set_mask(self.tid, self.mask)?;

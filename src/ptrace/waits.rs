@@ -10,6 +10,7 @@ use super::regs::Regs;
 use super::resumed;
 use super::sockets;
 use crate::error::Result;
+use crate::order;
 use crate::proc::{Pid, Process, Tid};
 use ckpt_abi::region::{Control, WAIT_COUNT, WAITS, Wait};
 use nix::libc;
@@ -309,6 +310,20 @@ pub(crate) fn notes(memory: &Memory, region: u64, skew: i64) -> Vec<Wait> {
         note.deadline = note.deadline.saturating_add_signed(skew.saturating_neg());
     }
     notes
+}
+
+/// Notes in the order of their threads.
+pub(super) fn by_thread(notes: &[Wait]) -> Vec<Wait> {
+    let mut notes = notes.to_vec();
+    order::by_key(&mut notes, |note| (note.tid.into(), 0));
+    notes
+}
+
+/// Those about one thread, of some in this order.
+pub(super) fn of_thread(notes: &[Wait], tid: Tid) -> &[Wait] {
+    let from = notes.partition_point(|note| note.tid < tid.word());
+    let to = notes.partition_point(|note| note.tid <= tid.word());
+    &notes[from..to]
 }
 
 /// Says how many slots may hold notes, as far as they are more than `before`: they are about to be written; or fewer, when

@@ -82,9 +82,6 @@ impl Looked {
 pub(crate) struct LookedThread {
     /// Its id.
     pub tid: Tid,
-    /// What the kernel says of it, in numbers.
-    pub stat: Stat,
-    pub(crate) personality: u32,
     /// The namespaces that it has of its own, in words.
     pub(crate) left: Vec<&'static str>,
     /// Whether it has descriptors of its own, and a working directory. Where the kernel has no kcmp(2), nobody can tell.
@@ -93,21 +90,15 @@ pub(crate) struct LookedThread {
 
 impl LookedThread {
     /// Looks at a thread of a process that was looked at.
-    ///
-    /// # Errors
-    /// It is gone, or may not be looked at.
-    pub(crate) fn at(process: &Process, tid: Tid, looked: &Looked) -> Result<Self> {
+    pub(crate) fn at(process: &Process, tid: Tid, looked: &Looked) -> Self {
         let main = process.main_thread();
         let (mut left, mut apart) = (Vec::new(), [false; 2]);
-        let is_first = tid == main;
-        if let Some(rest) = looked.rest.as_ref().filter(|_| !is_first) {
+        if let Some(rest) = looked.rest.as_ref().filter(|_| tid != main) {
             left = rest.namespaces.left_by(process, tid);
             let own = |what| raw::share(main, tid, what) == Ok(false);
             apart = [Share::Files, Share::Directory].map(own);
         }
-        let personality = process.personality(tid)? as u32;
-        let stat = if is_first { looked.first.clone() } else { process.stat(tid)? };
-        Ok(Self { tid, stat, personality, left, apart })
+        Self { tid, left, apart }
     }
 }
 

@@ -3,8 +3,8 @@
 
 use super::plan::{Arena, Orders, Step};
 use crate::error::Result;
-use crate::proc::{Process, Tid, stat::Stat};
-use crate::ptrace::raw;
+use crate::proc::{Process, Tid};
+use crate::ptrace::raw::{self, SchedAttr};
 use ckpt_abi::image::Thread;
 use nix::libc;
 use nix::sched::{CpuSet, sched_getaffinity};
@@ -15,38 +15,52 @@ use std::sync::OnceLock;
 const ATTR_SIZE: u32 = 48;
 const SCHED_RESET_ON_FORK: u32 = 0x4000_0000;
 const SCHED_DEADLINE: u32 = 6;
+/// SCHED_OTHER and SCHED_BATCH.
+const NORMAL: [u32; 2] = [0, 3];
+const FLAG_RESET_ON_FORK: u64 = 1;
 /// SCHED_FLAG_RECLAIM and SCHED_FLAG_DL_OVERRUN.
 const DEADLINE_FLAGS: u32 = 6;
 const IOPRIO_WHO_PROCESS: u64 = 1;
 const IOPRIO_CLASS_SHIFT: u32 = 13;
 
-/// Saves the scheduling of a thread into its record; `stat` is what /proc says of it.
-pub(crate) fn save(stat: &Stat, record: &mut Thread) {
+/// Saves the scheduling of a thread of a process into its record.
+///
+/// # Errors
+/// It is gone.
+pub(crate) fn save(process: &Process, record: &mut Thread) -> Result<()> {
     let tid = Tid::of_word(record.tid);
-    record.policy = raw::policy(tid).unwrap_or(stat.policy);
     record.io_priority = explicit(raw::io_priority(tid).unwrap_or(0));
-    record.priority = stat.rt_priority;
-    record.nice = stat.nice;
-    match raw::scheduling(tid) {
-        Ok(attr) if attr.policy == SCHED_DEADLINE => {
+    let known = raw::scheduling(tid).ok();
+    if let Some(SchedAttr { flags, policy, nice, priority, .. }) = known {
+        let resets = if flags & FLAG_RESET_ON_FORK != 0 { SCHED_RESET_ON_FORK } else { 0 };
+        (record.policy, record.nice, record.priority) = (policy | resets, nice, priority);
+    }
+    // Of one that is not of a normal policy the call does not tell the nice value.
+    if known.is_none_or(|attr| !NORMAL.contains(&attr.policy)) {
+        let stat = process.stat(tid)?;
+        record.policy = raw::policy(tid).unwrap_or(stat.policy);
+        (record.nice, record.priority) = (stat.nice, stat.rt_priority);
+    }
+    match known {
+        Some(attr) if attr.policy == SCHED_DEADLINE => {
             record.deadline = attr.deadline;
             record.deadline_flags = attr.flags as u32 & DEADLINE_FLAGS;
         }
         // What the kernel gives everybody here is not the thread's own.
-        Ok(attr) if attr.deadline[0] != slice() => record.deadline[0] = attr.deadline[0],
-        Ok(_) => {}
-        Err(_) => {}
+        Some(attr) if attr.deadline[0] != slice() => record.deadline[0] = attr.deadline[0],
+        Some(_) | None => {}
     }
-    let Ok(set) = sched_getaffinity(tid.as_pid().nix()) else { return };
+    let Ok(set) = sched_getaffinity(tid.as_pid().nix()) else { return Ok(()) };
     let cpus = record.affinity.len() * 64;
     let has = |set: &CpuSet, cpu| set.is_set(cpu).unwrap_or(false);
     // A thread that may run everywhere here may run everywhere there.
-    if (0..cpus).all(|cpu| has(&set, cpu) || !online().contains(&cpu)) {
-        return;
+    if online().iter().all(|cpu| *cpu >= cpus || has(&set, *cpu)) {
+        return Ok(());
     }
     for cpu in (0..cpus).filter(|cpu| has(&set, *cpu)) {
         record.affinity[cpu / 64] |= 1 << (cpu % 64);
     }
+    Ok(())
 }
 
 /// The slice of this process, in nanoseconds; looked up once, as the CPUs.
@@ -159,8 +173,10 @@ mod tests {
         let own = Process::own().unwrap();
         let tid = own.main_thread();
         let mut record = Thread { tid: tid.word(), ..Thread::new_zeroed() };
-        save(&own.stat(tid).unwrap(), &mut record);
+        save(&own, &mut record).unwrap();
         assert_eq!(record.deadline, [0; 3]);
+        let stat = own.stat(tid).unwrap();
+        assert_eq!((record.policy, record.nice), (stat.policy, stat.nice));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::proc;
 use crate::proc::Tid;
 use crate::proc::numa::Nodes;
 use crate::ptrace::call::Caller;
+use crate::ptrace::crew::{self, Told};
 use crate::ptrace::frame::Frame;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::interrupted;
@@ -24,9 +25,9 @@ use crate::ptrace::sequence::leave_sequence;
 use crate::ptrace::thread::StoppedThread;
 use ckpt_abi::image::{NumaPolicy, Owner, Thread, thread_flag};
 use ckpt_abi::op::OpKind;
-use ckpt_abi::region::SLOT_COUNT;
 use nix::errno::Errno;
 use nix::libc;
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -54,8 +55,11 @@ pub(crate) fn settle_all(
     ids: &[u32],
     gathered: &mut Gathered,
 ) -> Result<()> {
+    // The vdso of another kernel does not go on in the middle of a function of this one's.
+    let vdso = vdso::Place::find(target.vmas);
+    let code = vdso.vdso..vdso.vdso + vdso.vdso_len;
     for index in 0..ids.len() {
-        step_on(target, index, ids)?;
+        step_on(target, index, ids, &code)?;
     }
     let threads = target.frozen.threads.iter();
     let of_32_bits = threads.filter(|thread| thread.regs.cs != USER_CS);
@@ -87,6 +91,8 @@ pub(crate) fn save(
     while next < ids.len() && gathered.obstacles.len() == before {
         match ask_some(target, next) {
             Ok(some) => {
+                let memory = target.memory;
+                let _held = memory.hold();
                 for answers in some {
                     record(target, next, ids, answers, gathered)?;
                     next += 1;
@@ -113,7 +119,7 @@ fn record(
     gathered: &mut Gathered,
 ) -> Result<()> {
     let (pid, memory) = (target.frozen.pid, target.memory);
-    let (thread, looked) = (&target.frozen.threads[index], &target.threads[index]);
+    let thread = &target.frozen.threads[index];
     let tid = thread.tid;
     let Answers { xstate, rseq, .. } = answers;
     let (robust_list, robust_list_len) = raw::robust_list(tid)
@@ -151,7 +157,7 @@ fn record(
         rseq: rseq.pointer,
         rseq_len: rseq.size,
         rseq_signature: rseq.signature,
-        name: headless::padded(looked.stat.comm.as_bytes()),
+        name: headless::padded(thread.look(pid)?.name.as_bytes()),
         xstate: gathered.xstate.len() as u64,
         xstate_len: xstate.len() as u64,
         death_signal: answers.death_signal,
@@ -177,8 +183,8 @@ fn record(
             None
         }
     });
-    scheduling::save(&looked.stat, &mut record);
-    record.personality = looked.personality;
+    scheduling::save(target.process(), &mut record)?;
+    record.personality = answers.personality;
     attributes::save(&target.frozen.threads[index], pid, &mut record)?;
     seccomp::save(target, index, &mut record, gathered);
     gathered.xstate.extend_from_slice(&xstate);
@@ -187,13 +193,10 @@ fn record(
 }
 
 /// Lets a thread run on that is where a restart could not go on.
-fn step_on(target: &mut Target<'_>, index: usize, ids: &[u32]) -> Result<()> {
+fn step_on(target: &mut Target<'_>, index: usize, ids: &[u32], vdso: &Range<u64>) -> Result<()> {
     let thread = &mut target.frozen.threads[index];
     let tid = thread.tid;
-    // The vdso of another kernel does not go on in the middle of a function of this one's.
-    let vdso = vdso::Place::find(target.vmas);
-    let code = vdso.vdso..vdso.vdso + vdso.vdso_len;
-    thread.leave(code).because(|| format!("cannot step thread {tid} out of the vdso"))?;
+    thread.leave(vdso.clone()).because(|| format!("cannot step thread {tid} out of the vdso"))?;
     settle(target, index, ids).because(|| format!("cannot let thread {tid} take a lock"))
 }
 
@@ -226,6 +229,7 @@ pub(crate) struct Answers {
     tid_address: u64,
     death_signal: u32,
     timer_slack: u64,
+    personality: u32,
     /// Bits of [`thread_flag`].
     flags: u32,
     /// NUMA: its mode, and nodes.
@@ -233,52 +237,84 @@ pub(crate) struct Answers {
 }
 
 /// The questions to a thread.
-pub(crate) struct Asking {
-    list: List,
-    /// The thread makes the calls already.
-    runs: bool,
-    xstate: Vec<u8>,
-    rseq: raw::RseqConfiguration,
+struct Questions {
     altstack: Question,
     tid_address: Question,
     death_signal: Question,
     slack: Question,
+    personality: Question,
     attributes: attributes::ThreadQuestions,
     policy: PolicyQuestions,
+}
+
+impl Questions {
+    fn ask(list: &mut List) -> Self {
+        /// What changes nothing (personality(2)).
+        const SAME: u64 = 0xffff_ffff;
+        let prctl = libc::SYS_prctl;
+        Self {
+            altstack: list.reading(libc::SYS_sigaltstack, &[0, 0], 1, 24),
+            // EINVAL where the kernel lacks CONFIG_CHECKPOINT_RESTORE: the word stays unknown.
+            tid_address: list.reading(prctl, &[PR_GET_TID_ADDRESS, 0], 1, 8),
+            death_signal: list.reading(prctl, &[libc::PR_GET_PDEATHSIG as u64, 0], 1, 4),
+            // 0 for real-time threads, which have none.
+            slack: list.call(prctl, &[libc::PR_GET_TIMERSLACK as u64]),
+            personality: list.call(libc::SYS_personality, &[SAME]),
+            attributes: attributes::ask(list),
+            policy: policy::ask(list),
+        }
+    }
+
+    fn answers(
+        &self,
+        replies: &Replies,
+        xstate: Vec<u8>,
+        rseq: raw::RseqConfiguration,
+    ) -> Result<Answers> {
+        replies.expect(self.altstack, "cannot read a thread's alternate stack")?;
+        let personality = replies.expect(self.personality, "cannot read a thread's personality")?;
+        Ok(Answers {
+            xstate,
+            rseq,
+            altstack: replies.get(self.altstack),
+            tid_address: replies.get(self.tid_address),
+            death_signal: replies.get(self.death_signal),
+            timer_slack: replies.result(self.slack).max(0).cast_unsigned(),
+            personality: personality as u32,
+            flags: self.attributes.flags(replies),
+            policy: self.policy.policy(replies),
+        })
+    }
 }
 
 /// Asks as many threads, from the one at `first` on, as there are slots to lend them to us beside the main one; what they
 /// have answered. They make their calls abreast, and are as they were then.
 fn ask_some(target: &mut Target<'_>, first: usize) -> Result<Vec<Answers>> {
-    const AT_ONCE: usize = SLOT_COUNT as usize - 1;
     let (memory, desk) = (target.memory, target.region.desk());
-    let threads = target.frozen.threads[first..].iter_mut().take(AT_ONCE);
-    let (mut asked, mut outcome) = (Vec::new(), Ok(()));
-    for thread in threads {
-        match Asking::of(thread, List::default(), memory, &desk) {
-            Ok(asking) => asked.push((thread, asking)),
-            // Of one for which there was no slot another time it is said that there is none.
-            Err(error) => {
-                outcome = if asked.is_empty() { Err(error) } else { Ok(()) };
-                break;
-            }
-        }
+    let mut list = List::default();
+    let questions = Questions::ask(&mut list);
+    let threads = &mut target.frozen.threads[first..];
+    let told = crew::ask(threads, &list, memory, &desk)?;
+    if !told.is_empty() {
+        let answer = |told: Told| questions.answers(&told.replies, told.xstate, told.rseq);
+        return told.into_iter().map(answer).collect();
     }
-    let (mut answers, mut done) = (Vec::new(), Vec::new());
-    // What has begun has to be met, whatever fails.
-    for (thread, asking) in asked {
-        let answer = asking.answers(thread, memory, &desk);
-        outcome = outcome.and(answer.map(|(answer, _)| answers.push(answer)));
-        thread.start_home();
-        done.push(thread);
-    }
-    for thread in done {
-        let tid = thread.tid;
-        let back = thread.take_back();
-        let back = back.because(|| format!("cannot give thread {tid} its registers back"));
-        outcome = outcome.and(back);
-    }
-    outcome.map(|()| answers)
+    let thread = &mut threads[0];
+    let asking = Asking::of(thread, List::default(), memory, &desk)?;
+    let answer = asking.answers(thread, memory, &desk);
+    let (tid, back) = (thread.tid, thread.take_back());
+    back.because(|| format!("cannot give thread {tid} its registers back"))?;
+    Ok(vec![answer?.0])
+}
+
+/// One thread that is asked by itself.
+pub(crate) struct Asking {
+    list: List,
+    questions: Questions,
+    /// The thread makes the calls already.
+    runs: bool,
+    xstate: Vec<u8>,
+    rseq: raw::RseqConfiguration,
 }
 
 impl Asking {
@@ -320,31 +356,12 @@ impl Asking {
     ) -> Result<Self> {
         let tid = thread.tid;
         let rseq = rseq(thread, memory, desk)?;
-        let prctl = libc::SYS_prctl;
-        let altstack = list.reading(libc::SYS_sigaltstack, &[0, 0], 1, 24);
-        // EINVAL where the kernel lacks CONFIG_CHECKPOINT_RESTORE: the word stays unknown.
-        let tid_address = list.reading(prctl, &[PR_GET_TID_ADDRESS, 0], 1, 8);
-        let death_signal = list.reading(prctl, &[libc::PR_GET_PDEATHSIG as u64, 0], 1, 4);
-        // 0 for real-time threads, which have none.
-        let slack = list.call(prctl, &[libc::PR_GET_TIMERSLACK as u64]);
-        let attributes = attributes::ask(&mut list);
-        let policy = policy::ask(&mut list);
+        let questions = Questions::ask(&mut list);
         Caller::new(thread, memory, desk)?;
         let what = || format!("cannot read the extended state of thread {tid}");
         let xstate = thread.xstate().because(what)?;
         let runs = Caller::new(thread, memory, desk)?.begin_list(memory, &list)?;
-        Ok(Self {
-            list,
-            runs,
-            xstate,
-            rseq,
-            altstack,
-            tid_address,
-            death_signal,
-            slack,
-            attributes,
-            policy,
-        })
+        Ok(Self { list, questions, runs, xstate, rseq })
     }
 
     fn answers(
@@ -354,22 +371,12 @@ impl Asking {
         desk: &Desk,
     ) -> Result<(Answers, Replies)> {
         let mut caller = Caller::new(thread, memory, desk)?;
-        let answers = match self.runs {
+        let replies = match self.runs {
             true => caller.end_list(memory, &self.list)?,
             false => caller.list(memory, &self.list)?,
         };
-        answers.expect(self.altstack, "cannot read a thread's alternate stack")?;
-        let own = Answers {
-            xstate: self.xstate,
-            rseq: self.rseq,
-            altstack: answers.get(self.altstack),
-            tid_address: answers.get(self.tid_address),
-            death_signal: answers.get(self.death_signal),
-            timer_slack: answers.result(self.slack).max(0).cast_unsigned(),
-            flags: self.attributes.flags(&answers),
-            policy: self.policy.policy(&answers),
-        };
-        Ok((own, answers))
+        let own = self.questions.answers(&replies, self.xstate, self.rseq)?;
+        Ok((own, replies))
     }
 }
 
