@@ -14,6 +14,7 @@ use crate::error::{Because, Result};
 use crate::order;
 use nix::fcntl::AT_FDCWD;
 use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
 
 /// The name of the process that a restarter, or a ckpt that stays, has beside the root.
 pub(crate) const WITNESS: &str = "ckpt-witness";
@@ -59,12 +60,44 @@ pub(crate) fn everybody_alone() -> Result<Vec<Kin>> {
     Ok(pids()?.into_iter().filter_map(glance).collect())
 }
 
-/// The same a moment after they were `seen`, where those of whom `stays` says so are as they were then if they are there.
-/// Only for so short a time that no number was given twice.
-///
-/// # Errors
-/// /proc cannot be read.
-pub(crate) fn everybody_since(seen: &[Kin], stays: impl Fn(&Kin) -> bool) -> Result<Vec<Kin>> {
+/// All processes at a moment.
+#[derive(Default)]
+pub(crate) struct Seen(Option<(Instant, Vec<Kin>)>);
+
+impl Seen {
+    /// Now, and who they are.
+    ///
+    /// # Errors
+    /// As [`everybody`].
+    pub(crate) fn now() -> Result<(Self, Vec<Kin>)> {
+        let now = Instant::now();
+        let all = everybody()?;
+        Ok((Self(Some((now, all.clone()))), all))
+    }
+
+    /// Those of now. Nobody who is older than the root comes to its tree, so a moment later only who may be in it is looked
+    /// at again.
+    ///
+    /// # Errors
+    /// As [`everybody`].
+    pub(crate) fn again(&self, root: Pid) -> Result<Vec<Kin>> {
+        /// In less time no number is given twice, where there are at least as many as without a smaller limit
+        /// (include/linux/threads.h, PID_MAX_DEFAULT).
+        const MOMENT: Duration = Duration::from_millis(50);
+        const NUMBERS: u64 = 0x8000;
+        let seen = self.0.as_ref().filter(|(at, _)| at.elapsed() < MOMENT);
+        let seen =
+            seen.filter(|_| super::setting("kernel/pid_max").is_some_and(|most| most >= NUMBERS));
+        let first = seen.and_then(|(_, seen)| seen.iter().find(|kin| kin.pid == root));
+        match seen.zip(first) {
+            Some(((_, seen), first)) => everybody_since(seen, |kin| kin.start < first.start),
+            None => everybody(),
+        }
+    }
+}
+
+/// All processes that can be seen, where those of `seen` of whom `stays` says so are as they were then if they are there.
+fn everybody_since(seen: &[Kin], stays: impl Fn(&Kin) -> bool) -> Result<Vec<Kin>> {
     let known: HashMap<Pid, &Kin> = seen.iter().map(|kin| (kin.pid, kin)).collect();
     let (mut all, mut others) = (Vec::new(), Vec::new());
     for pid in pids()? {

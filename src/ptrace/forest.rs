@@ -9,8 +9,8 @@
 use super::freeze::{FIRST_ATTEMPT, Frozen, LAST_ATTEMPT, PATIENCE, Stopping, open_with};
 use super::stopping::await_hearing;
 use crate::error::{Error, Kind, Result};
-use crate::proc::tree::{self, INIT, Kin, WITNESS};
-use crate::proc::{self, Pid, Process};
+use crate::proc::tree::{self, INIT, Kin, Seen, WITNESS};
+use crate::proc::{Pid, Process};
 use crate::settings::Without;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -50,8 +50,7 @@ pub(crate) type IsHeir<'a> = dyn Fn(Pid) -> bool + 'a;
 struct Wanted<'a> {
     without: &'a Without,
     heirs: HashSet<Pid>,
-    /// All processes at a moment.
-    seen: (Instant, Vec<Kin>),
+    seen: Seen,
 }
 
 /// What attempts that have failed leave for the next, and who was opened before the first, by process.
@@ -273,30 +272,15 @@ fn begin<'a>(
     without: &'a Without,
     is_heir: &IsHeir<'_>,
 ) -> Result<(Wanted<'a>, Listed)> {
-    let now = Instant::now();
-    let all = tree::everybody()?;
-    let wanted = Wanted { without, heirs: heirs(root, &all, is_heir), seen: (now, all) };
-    let listed = list_of(wanted.seen.1.clone(), root, &HashSet::new(), &wanted);
+    let (seen, all) = Seen::now()?;
+    let wanted = Wanted { without, heirs: heirs(root, &all, is_heir), seen };
+    let listed = list_of(all, root, &HashSet::new(), &wanted);
     Ok((wanted, listed))
 }
 
 /// The tree, without this process, what else is ours, and those whom the user leaves out with their descendants.
 fn list(root: Pid, known: &HashSet<Pid>, wanted: &Wanted<'_>) -> Result<Listed> {
-    /// In less time no number is given twice, where there are at least as many as without a smaller limit
-    /// (include/linux/threads.h, PID_MAX_DEFAULT).
-    const MOMENT: Duration = Duration::from_millis(50);
-    const NUMBERS: u64 = 0x8000;
-    let (at, seen) = &wanted.seen;
-    let is_fresh = || {
-        at.elapsed() < MOMENT && proc::setting("kernel/pid_max").is_some_and(|max| max >= NUMBERS)
-    };
-    let first = seen.iter().find(|kin| kin.pid == root).filter(|_| is_fresh());
-    let all = match first {
-        // Nobody who is older than the root comes to its tree.
-        Some(first) => tree::everybody_since(seen, |kin| kin.start < first.start)?,
-        None => tree::everybody()?,
-    };
-    Ok(list_of(all, root, known, wanted))
+    Ok(list_of(wanted.seen.again(root)?, root, known, wanted))
 }
 
 fn list_of(mut all: Vec<Kin>, root: Pid, known: &HashSet<Pid>, wanted: &Wanted<'_>) -> Listed {
@@ -432,13 +416,16 @@ mod tests {
         }
     }
 
+    impl<'a> From<&'a Without> for Wanted<'a> {
+        fn from(without: &'a Without) -> Self {
+            Wanted { without, heirs: HashSet::new(), seen: Seen::default() }
+        }
+    }
+
     /// Nothing of the job moves or appears while it is frozen.
     fn stands_still(job: &Job, forest: &Forest) {
-        let wanted = Wanted {
-            without: &Without::default(),
-            heirs: HashSet::new(),
-            seen: (Instant::now(), Vec::new()),
-        };
+        let without = Without::default();
+        let wanted = Wanted::from(&without);
         let frozen: HashSet<Pid> = forest.processes.iter().map(|frozen| frozen.pid).collect();
         for kin in list(job.pid(), &HashSet::new(), &wanted).unwrap().members {
             assert!(kin.dead || frozen.contains(&kin.pid), "{kin:?}");
@@ -482,11 +469,8 @@ mod tests {
     #[test]
     fn a_stranger_with_the_id_of_somebody_who_has_ended_is_none_of_them() {
         let (job, stranger) = (Job::start("echo x; sleep 100"), Job::start("echo x; sleep 100"));
-        let wanted = Wanted {
-            without: &Without::default(),
-            heirs: HashSet::new(),
-            seen: (Instant::now(), Vec::new()),
-        };
+        let without = Without::default();
+        let wanted = Wanted::from(&without);
         let mut before = list(job.pid(), &HashSet::new(), &wanted).unwrap();
         let other = tree::kin(stranger.pid()).unwrap();
         before.members.push(Kin { start: other.start - 1, parent: job.pid(), ..other });
