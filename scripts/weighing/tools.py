@@ -132,14 +132,11 @@ class Ckpt(Tool):
 
     def measured(self, *words):
         """The most memory that a call of ours has at a time, in bytes: its own, and what it maps of files."""
-        with open(self.log, "ab") as errors:
-            process = subprocess.Popen([self.binary, *words], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                                       stderr=errors, cwd=self.place)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if status:
-            raise Failed(f"{words}: {last_words(self.log)}")
-        return usage.ru_maxrss << 10
+        done = subprocess.run([self.weigh, "peak", self.binary, *words], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                              stderr=subprocess.PIPE, cwd=self.place, text=True)
+        if done.returncode:
+            raise Failed(f"{words}: {done.stderr[-300:]}")
+        return int(done.stderr.split()[-1])
 
 
 class Criu(Tool):

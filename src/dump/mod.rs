@@ -310,6 +310,7 @@ fn begin<'a>(request: &'a Demand, executable: &[u8]) -> Result<Entered<'a>> {
         let mut still = phase1_freeze::freeze(request, &members)?;
         reach(Point::Frozen);
         let seen = phase2_equip::see(&still.processes, &before);
+        drop(before);
         if phase0_visit::held(request, &mut still.processes, &seen)? {
             continue;
         }

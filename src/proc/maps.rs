@@ -85,7 +85,7 @@ impl Process {
     /// # Errors
     /// The process is gone or may not be read (ptrace access, PTRACE_MODE_READ).
     pub fn maps(&self) -> Result<Vec<Vma>> {
-        load(self, "maps")
+        all(self, "maps")
     }
 }
 
@@ -97,37 +97,57 @@ impl Process {
     /// # Errors
     /// As there.
     pub fn maps_with_flags(&self) -> Result<Vec<Vma>> {
-        load(self, "smaps")
+        all(self, "smaps")
+    }
+
+    /// The same one by one: there may be tens of thousands.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn each_map_with_flags(&self, each: impl FnMut(Vma)) -> Result<()> {
+        load(self, "smaps", each)
     }
 }
 
-fn load(process: &Process, file: &str) -> Result<Vec<Vma>> {
-    let text = process.file(file)?;
-    let mut vmas = parsed(parse(&text), || process.called(file))?;
-    for vma in &mut vmas {
-        let name = std::mem::take(&mut vma.name);
-        (vma.name, vma.deleted) = confirmed(name, vma.deleted, vma.inode);
-    }
+fn all(process: &Process, file: &str) -> Result<Vec<Vma>> {
+    let mut vmas = Vec::new();
+    load(process, file, |vma| vmas.push(vma))?;
     Ok(vmas)
 }
 
-/// Parses maps as well as smaps, which is maps with lines "Key: value" after each line.
+fn load(process: &Process, file: &str, mut each: impl FnMut(Vma)) -> Result<()> {
+    let mut confirmed = |mut vma: Vma| {
+        let name = std::mem::take(&mut vma.name);
+        (vma.name, vma.deleted) = confirmed(name, vma.deleted, vma.inode);
+        each(vma);
+    };
+    let (mut begun, mut understood) = (None, Ok(()));
+    process.each_line(file, |line| {
+        if understood.is_ok() {
+            understood = parse(line, &mut begun, &mut confirmed);
+        }
+    })?;
+    begun.into_iter().for_each(confirmed);
+    parsed(understood, || process.called(file))
+}
+
+/// Parses a line of maps as well as of smaps, which is maps with lines "Key: value" after each line; `each` gets the
+/// mapping that has begun before, when another begins.
 ///
 /// A key begins with a capital, an address with a small hexadecimal digit, and a name has no
 /// newline: no name can pass for a line.
-fn parse(text: &[u8]) -> Result<Vec<Vma>> {
-    let mut vmas: Vec<Vma> = Vec::new();
-    for line in lines(text) {
-        if !line.first().is_some_and(u8::is_ascii_uppercase) {
+fn parse(line: &[u8], begun: &mut Option<Vma>, each: &mut impl FnMut(Vma)) -> Result<()> {
+    match begun {
+        Some(vma) if line.first().is_some_and(u8::is_ascii_uppercase) => parse_detail(line, vma),
+        None if line.first().is_some_and(u8::is_ascii_uppercase) => Ok(()),
+        _ => {
             let vma = parse_line(line).ok_or_else(|| {
                 Error::new(format!("{:?} is no mapping", String::from_utf8_lossy(line)))
             })?;
-            vmas.push(vma);
-        } else if let Some(vma) = vmas.last_mut() {
-            parse_detail(line, vma)?;
+            begun.replace(vma).into_iter().for_each(each);
+            Ok(())
         }
     }
-    Ok(vmas)
 }
 
 /// "7f0000000000-7f0000001000 rw-p 00002000 fe:00 247282      /some/name"
@@ -191,7 +211,8 @@ fn parse_detail(line: &[u8], vma: &mut Vma) -> Result<()> {
 
 /// See [`super::parse_anything`].
 pub(super) fn parse_anything(bytes: &[u8]) {
-    let _ = parse(bytes);
+    let mut begun = None;
+    let _ = lines(bytes).try_for_each(|line| parse(line, &mut begun, &mut drop));
 }
 
 #[cfg(test)]
@@ -211,6 +232,15 @@ mod tests {
 7f052c9cd000-7f052c9ce000 rw-p 00000000 00:00 0                          [anon:my (deleted)]
 ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsyscall]
 ";
+
+    fn parse(text: &[u8]) -> Result<Vec<Vma>> {
+        let (mut begun, mut all) = (None, Vec::new());
+        for line in lines(text) {
+            super::parse(line, &mut begun, &mut |vma| all.push(vma))?;
+        }
+        all.extend(begun);
+        Ok(all)
+    }
 
     #[test]
     fn maps_lines() {

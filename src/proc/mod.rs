@@ -96,6 +96,29 @@ fn slurp_in(directory: impl AsFd, name: &str) -> io::Result<Vec<u8>> {
     }
 }
 
+/// Gives the lines of a file below a directory to `each`. Only a piece of it is in memory at a time.
+fn each_line_in(directory: impl AsFd, name: &str, mut each: impl FnMut(&[u8])) -> io::Result<()> {
+    let mut file = open_in(directory, name)?;
+    let (mut piece, mut len) = (vec![0; 1 << 14], 0);
+    loop {
+        if len == piece.len() {
+            piece.resize(2 * len, 0);
+        }
+        let end = match file.read(&mut piece[len..]) {
+            Ok(0) => break,
+            Ok(more) => len + more,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Err(e) => return Err(e),
+        };
+        let whole = piece[..end].iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        text::lines(&piece[..whole]).for_each(&mut each);
+        piece.copy_within(whole..end, 0);
+        len = end - whole;
+    }
+    text::lines(&piece[..len]).for_each(each);
+    Ok(())
+}
+
 /// As [`slurp_in`], of a file that the kernel makes as one piece: what is shorter than the room for it is all.
 fn slurp_piece(directory: impl AsFd + Copy, name: &str) -> io::Result<Vec<u8>> {
     let mut piece = vec![0; 1 << 12];

@@ -18,10 +18,11 @@ impl Process {
     /// NUMA or does not let us see.
     ///
     /// The kernel walks all page tables for it: nothing to be done while somebody waits.
-    pub(crate) fn policies(&self) -> Vec<Placed> {
-        let Ok(file) = File::open(self.path("numa_maps")) else { return Vec::new() };
-        let lines = BufReader::new(file).split(b'\n').map_while(Result::ok);
-        lines.filter_map(|line| placed(&String::from_utf8_lossy(&line))).collect()
+    pub(crate) fn policies(&self) -> impl Iterator<Item = Placed> + use<> {
+        let file = File::open(self.path("numa_maps")).ok();
+        let lines = file.into_iter().flat_map(|file| BufReader::new(file).split(b'\n'));
+        let lines = lines.map_while(Result::ok);
+        lines.filter_map(|line| placed(&String::from_utf8_lossy(&line)))
     }
 }
 

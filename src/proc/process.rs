@@ -7,7 +7,7 @@ use super::pidfd::Pidfd;
 use super::stat::Stat;
 use super::status::Status;
 use super::text::{decimal, words};
-use super::{failed, slurp_in, slurp_piece};
+use super::{each_line_in, failed, slurp_in, slurp_piece};
 use crate::error::{Because, Error, Kind, Result};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, readlinkat};
@@ -310,7 +310,7 @@ impl Process {
     /// Reads /proc/PID/`name`.
     pub(super) fn text(&self, name: &str) -> io::Result<Vec<u8>> {
         // Their entries come in any number of pieces.
-        const LISTS: [&str; 4] = ["maps", "smaps", "timers", "children"];
+        const LISTS: [&str; 2] = ["timers", "children"];
         match LISTS.iter().any(|list| name.ends_with(list)) {
             true => slurp_in(&*self.directory, name),
             false => slurp_piece(&*self.directory, name),
@@ -334,6 +334,12 @@ impl Process {
     /// All of /proc/PID/`name`.
     pub(super) fn file(&self, name: &str) -> Result<Vec<u8>> {
         self.text(name).map_err(|e| failed(self, None, &self.called(name), &e))
+    }
+
+    /// Gives each line of /proc/PID/`name` to `each`.
+    pub(super) fn each_line(&self, name: &str, each: impl FnMut(&[u8])) -> Result<()> {
+        each_line_in(&*self.directory, name, each)
+            .map_err(|e| failed(self, None, &self.called(name), &e))
     }
 
     /// All of /proc/PID/task/TID/`name`.

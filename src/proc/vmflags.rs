@@ -2,6 +2,7 @@
 //! The flags of a VMA as /proc/PID/smaps spells them.
 
 use std::fmt;
+use std::sync::{Mutex, PoisonError};
 
 /// One bit a pair of small letters, and one for every other spelling.
 const CODES: usize = 26 * 26 + 1;
@@ -13,8 +14,19 @@ const OTHER: usize = CODES - 1;
 /// It holds every code, also those newer than this program, so that a caller can see which it
 /// does not know. Flags that the kernel itself has no name for it spells "??"; which one that is, only the order
 /// can tell, which is that of the bits ([`VmFlags::of_line`]).
-#[derive(Clone, Copy, PartialEq, Eq, Default)]
-pub struct VmFlags([u64; CODES.div_ceil(64)]);
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct VmFlags(&'static Set);
+
+type Set = [u64; CODES.div_ceil(64)];
+
+/// The sets that there are. A process has tens of thousands of mappings with a few of them, which stay to the end.
+static KNOWN: Mutex<Vec<&'static Set>> = Mutex::new(Vec::new());
+
+impl Default for VmFlags {
+    fn default() -> Self {
+        Self(&[0; CODES.div_ceil(64)])
+    }
+}
 
 impl VmFlags {
     /// Whether the set has this code. Any spelling but two small letters means "??".
@@ -24,10 +36,23 @@ impl VmFlags {
     }
 
     /// The set without a code.
-    pub fn without(mut self, code: &str) -> Self {
-        let bit = bit(code.as_bytes());
-        self.0[bit / 64] &= !(1 << (bit % 64));
-        self
+    pub fn without(self, code: &str) -> Self {
+        if !self.has(code) {
+            return self;
+        }
+        let (mut set, bit) = (*self.0, bit(code.as_bytes()));
+        set[bit / 64] &= !(1 << (bit % 64));
+        Self::of(&set)
+    }
+
+    fn of(set: &Set) -> Self {
+        let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = known.iter().find(|one| **one == set).copied();
+        Self(found.unwrap_or_else(|| {
+            let new: &'static Set = Box::leak(Box::new(*set));
+            known.push(new);
+            new
+        }))
     }
 
     /// The codes in the set, in alphabetical order, "??" last.
@@ -44,19 +69,16 @@ impl VmFlags {
     pub(super) fn of_line<'a>(codes: impl Iterator<Item = &'a [u8]>) -> Self {
         /// Those from VM_LOCKED to the bit below VM_LOCKONFAULT (include/linux/mm.h).
         const BELOW: [&[u8]; 6] = [b"lo", b"io", b"sr", b"rr", b"dc", b"de"];
-        let mut flags = Self::default();
+        let (mut set, mut is_locked) = (Set::default(), false);
         let mut last: &[u8] = b"";
         for code in codes {
-            let on_fault = code == b"??" && flags.has("lo") && BELOW.contains(&last);
-            flags.insert(if on_fault { b"lf" } else { code });
+            let on_fault = code == b"??" && is_locked && BELOW.contains(&last);
+            is_locked |= code == b"lo";
+            let bit = bit(if on_fault { b"lf" } else { code });
+            set[bit / 64] |= 1 << (bit % 64);
             last = code;
         }
-        flags
-    }
-
-    fn insert(&mut self, code: &[u8]) {
-        let bit = bit(code);
-        self.0[bit / 64] |= 1 << (bit % 64);
+        Self::of(&set)
     }
 }
 
@@ -79,12 +101,13 @@ mod tests {
 
     #[test]
     fn a_set_of_codes() {
-        let mut flags = VmFlags::default();
-        assert_eq!(flags.codes().count(), 0);
-        assert!(!flags.has("??") && !flags.has("aa"));
-        for code in [&b"zz"[..], b"gd", b"aa", b"??"] {
-            flags.insert(code);
-        }
+        let none = VmFlags::default();
+        assert_eq!(none.codes().count(), 0);
+        assert!(!none.has("??") && !none.has("aa"));
+        let of = |codes: [&'static [u8]; 4]| VmFlags::of_line(codes.into_iter());
+        let flags = of([b"zz", b"gd", b"aa", b"??"]);
+        assert_eq!(flags, of([b"aa", b"gd", b"??", b"zz"]));
+        assert_eq!(flags.without("gd").codes().collect::<Vec<_>>(), ["aa", "zz", "??"]);
         assert_eq!(flags.codes().collect::<Vec<_>>(), ["aa", "gd", "zz", "??"]);
         assert!(flags.has("gd") && !flags.has("dg"));
         assert_eq!(format!("{flags:?}"), r#"{"aa", "gd", "zz", "??"}"#);
@@ -107,8 +130,7 @@ mod tests {
     fn every_code_has_a_bit_of_its_own() {
         for a in b'a'..=b'z' {
             for b in b'a'..=b'z' {
-                let mut flags = VmFlags::default();
-                flags.insert(&[a, b]);
+                let flags = VmFlags::of_line([&[a, b][..]].into_iter());
                 assert_eq!(flags.codes().collect::<String>().as_bytes(), [a, b]);
             }
         }

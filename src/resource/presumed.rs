@@ -64,15 +64,19 @@ impl Before {
 /// # Errors
 /// Of [`Kind::Changed`]: they were not.
 pub(crate) fn confirm(presumed: &[Vma], process: &Process, is_copy: bool) -> Result<()> {
-    let seen = process.maps_with_flags()?;
     // MADV_DONTFORK; and whether pages were written (soft-dirty) nobody asks.
-    let expected = presumed.iter().filter(|vma| !(is_copy && vma.flags.has("dc")));
+    let mut expected = presumed.iter().filter(|vma| !(is_copy && vma.flags.has("dc")));
     let told = |vma: &Vma| {
         let flags = vma.flags.without("sd");
         (vma.start, vma.end, vma.prot(), vma.shared, flags, vma.protection_key, vma.page_size)
     };
-    let is_filled = |(vma, now): (&Vma, &Vma)| vma.populated == 0 && now.populated != 0;
-    if !expected.clone().map(told).eq(seen.iter().map(told)) || expected.zip(&seen).any(is_filled) {
+    let mut is_same = true;
+    process.each_map_with_flags(|now| {
+        let is_so =
+            |vma: &Vma| told(vma) == told(&now) && (vma.populated != 0 || now.populated == 0);
+        is_same = is_same && expected.next().is_some_and(is_so);
+    })?;
+    if !is_same || expected.next().is_some() {
         let text = "what the program has told the kernel about its memory (madvise(2)) has changed while it was saved";
         return Err(Error::new(text).of(Kind::Changed));
     }

@@ -13,6 +13,7 @@
 //   weigh read FILE N      reads FILE into huge pages with N threads, in microseconds
 //   weigh write FILE N F   writes N bytes into a new FILE, F: with fsync(2), in microseconds
 //   weigh work             what slow supervisors slow down, four figures in microseconds
+//   weigh peak WORDS..     executes a program and says on standard error how much memory was resident at most, in bytes
 //   weigh unsynced WORDS.. executes a program whose fsync(2) and fdatasync(2) do nothing
 #include "subject.h"
 #include <fcntl.h>
@@ -241,6 +242,17 @@ static int unsynced(char **words) {
   return 1;
 }
 
+// The peak of a process counts that of the one that made it, before it executes: which is small here.
+static int peak(char **words) {
+  pid_t child;
+  int status;
+  struct rusage usage;
+  CHECK(!posix_spawn(&child, words[0], NULL, NULL, words, environ), "%s: %m", words[0]);
+  CHECK(wait4(child, &status, 0, &usage) == child, "wait4: %m");
+  fprintf(stderr, "\npeak %ld\n", usage.ru_maxrss << 10);
+  return status != 0;
+}
+
 static void compute(void) {
   volatile double sum = 0;
   for (int i = 1; i < 30000000; i++) sum += 1.0 / i;
@@ -274,6 +286,8 @@ int main(int count, char **words) {
     printf("%.1f\n", (double)read_file(words[2], atoi(words[3])) / 1e3);
   } else if (count == 5 && !strcmp(words[1], "write")) {
     printf("%.1f\n", (double)write_file(words[2], (size_t)atol(words[3]), atoi(words[4])) / 1e3);
+  } else if (count > 2 && !strcmp(words[1], "peak")) {
+    return peak(words + 2);
   } else if (count > 2 && !strcmp(words[1], "unsynced")) {
     return unsynced(words + 2);
   } else if (count == 4 && !strcmp(words[1], "items")) {

@@ -66,7 +66,8 @@ pub(crate) fn save(process: &Process, gathered: &mut Gathered, of: impl Fn(&VmaR
     let own = own.map_or((0, Nodes::default()), |own| (own.mode, own.nodes));
     let mut strange: Vec<String> = Vec::new();
     for (start, found) in process.policies() {
-        let vma = gathered.vmas.iter().find(|vma| vma.start == start && of(vma));
+        let vma = gathered.vmas.binary_search_by_key(&start, |vma| vma.start).ok();
+        let vma = vma.map(|at| &gathered.vmas[at]).filter(|vma| of(vma));
         let Some(end) = vma.map(|vma| vma.end) else { continue };
         match found.map(uniform) {
             Ok((0, _)) => {}
