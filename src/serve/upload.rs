@@ -10,14 +10,13 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::client::Client;
-use super::progress::Progress;
 use super::protocol::PIECE;
 use crate::error::{Because, Error, Result};
 use crate::image::write::Sink;
 use crate::settings::server::{ServerName, Transfer};
 
 /// Most pieces in memory.
-const QUEUE: usize = 64;
+const QUEUE: usize = 24;
 
 /// How long the server hears nothing while the target gives nothing.
 const QUIET: Duration = Duration::from_secs(3);
@@ -119,7 +118,6 @@ fn send(
     give_back: &Sender<Vec<u8>>,
 ) -> Result<()> {
     let mut put = Client::connect(name, transfer)?.put(name.path())?;
-    let mut progress = Progress::new(name.to_string(), None);
     loop {
         match orders.recv_timeout(QUIET) {
             Err(RecvTimeoutError::Timeout) => put.alive()?,
@@ -127,7 +125,6 @@ fn send(
             Err(RecvTimeoutError::Disconnected) => return Ok(()),
             Ok(Order::Piece(at, piece)) => {
                 put.piece(at, &piece)?;
-                progress.add(piece.len() as u64);
                 let _ = give_back.send(piece);
             }
             Ok(Order::Seal(len)) => return put.seal(len),

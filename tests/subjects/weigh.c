@@ -5,6 +5,7 @@
 //     gap [P]    spins until the next line, writing to P percent of its pages a second, and answers with
 //                the longest gap between two looks at the clock, in microseconds
 //     step       answers "ok"
+//     go         ends
 //     touch      writes to each page, and answers "ok"
 //     rate P MS  computes for MS milliseconds, writing to P percent of its pages a second (of 100,000 units, whatever these
 //                take), and answers with the units that it has done
@@ -124,7 +125,7 @@ static void start(int threads) {
   pthread_barrier_wait(&ready);
 }
 
-static _Noreturn void serve(void) {
+static void serve(void) {
   say("ready\n");
   char line[64];
   for (;;) {
@@ -132,6 +133,7 @@ static _Noreturn void serve(void) {
     double percent = 0;
     long milliseconds = 0;
     hear(line, sizeof line);
+    if (!strcmp(line, "go")) return;
     if (!strcmp(line, "fork")) {
       snprintf(answer, sizeof answer, "%.1f\n", (double)forks() / 1e3);
     } else if (!strncmp(line, "gap", 3)) {
@@ -161,6 +163,10 @@ static void have(const char *kind, int count) {
     limit.rlim_cur = limit.rlim_max;
     CHECK(!setrlimit(RLIMIT_NOFILE, &limit), "setrlimit: %m");
     for (int i = 0; i < count; i++) CHECK(open("/dev/null", O_RDONLY) >= 0, "open: %m");
+  } else if (!strcmp(kind, "scattered")) {
+    // So many MiB, of which every other page is zeros.
+    unsigned char *all = anonymous((size_t)count << 20, MADV_NOHUGEPAGE);
+    for (size_t at = 0; at < (size_t)count << 20; at += 4096) all[at] = at >> 12 & 1;
   } else if (!strcmp(kind, "deleted")) {
     static unsigned char piece[1 << 20];
     int file = open(".", O_TMPFILE | O_RDWR, 0600);
