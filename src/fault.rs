@@ -8,6 +8,8 @@
 //! (/proc/PID/environ), if it is a program of the same user. A process with more rights than its caller (AT_SECURE,
 //! getauxval(3)) looks at neither.
 //!
+//! `CKPT_FAULT=slow` kills nobody: all that is [shown](crate::progress) of what takes long is shown at once.
+//!
 //! `CKPT_FAULT=-NAME` ends the whole process group, as kill(2) has it; `CKPT_FAULT=+NAME` only stops the process there
 //! (SIGSTOP), for something to happen meanwhile.
 //!
@@ -216,6 +218,8 @@ static LEFT: AtomicU32 = AtomicU32::new(0);
 static IN_GROUP: AtomicBool = AtomicBool::new(false);
 /// Whether the process is only stopped there.
 static STOPS: AtomicBool = AtomicBool::new(false);
+/// Whether everything counts as slow.
+static SLOW: AtomicBool = AtomicBool::new(false);
 /// How often it was at first.
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
@@ -246,6 +250,10 @@ pub(crate) fn arm_by_program(pid: Pid) {
 
 fn set(value: &OsStr) -> Result<()> {
     let text = value.to_string_lossy();
+    if text == "slow" {
+        SLOW.store(true, Ordering::Relaxed);
+        return Ok(());
+    }
     let (name, count) = text.split_once(':').unwrap_or((&text, "1"));
     let group = name.strip_prefix('-');
     let stop = name.strip_prefix('+');
@@ -279,6 +287,11 @@ pub(crate) fn reach(point: Point) {
         // Not raise(3): the C library remembers the id of who made a process by a bare clone(2).
         let _ = kill(getpid(), signal);
     }
+}
+
+/// Whether all counts as slow that a user would wait for.
+pub(crate) fn is_slow() -> bool {
+    SLOW.load(Ordering::Relaxed)
 }
 
 /// Says that a dumper made by fork(2) comes to the armed step in our stead, if it is one of a dumper's: the count is

@@ -14,6 +14,7 @@ pub mod image;
 pub(crate) mod inject;
 pub(crate) mod order;
 pub mod proc;
+pub(crate) mod progress;
 pub(crate) mod ptrace;
 pub(crate) mod resource;
 pub mod restart;

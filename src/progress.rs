@@ -1,64 +1,171 @@
 // SPDX-License-Identifier: LGPL-2.1-only
-//! How far a long transfer is, on a terminal.
+//! How far something long is, on a terminal: one line that is written anew, and erased at the end.
+//!
+//! A process does one such thing at a time. Its threads, and the processes that a restart makes meanwhile, count together:
+//! the count lies in a page that they share.
+//!
+//! # Safety
+//! The page is mapped once, is never unmapped and never moves, and is only looked at as atomic numbers, all zeros at first.
+#![allow(unsafe_code)]
 
+use crate::error::printable;
+use crate::fault;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
+use nix::unistd::{getpgrp, tcgetpgrp};
+use std::fs::File;
 use std::io::{IsTerminal, Write};
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Time between two lines; transfers that take less show nothing.
+/// What takes less shows nothing.
+const FIRST: Duration = Duration::from_secs(1);
+/// Time between two lines.
 const STEP: Duration = Duration::from_millis(300);
 
-/// A line on standard error that changes; nothing where that is no terminal.
-pub(crate) struct Progress {
+/// Most characters of a name.
+const LONGEST: usize = 24;
+
+/// What is shown; it stays to the end of the process.
+struct Line {
     what: String,
     total: Option<u64>,
-    done: u64,
     begin: Instant,
-    shown: Option<Instant>,
-    wanted: bool,
+    screen: Screen,
+    counts: &'static Counts,
 }
 
-impl Progress {
-    /// A transfer of `total` bytes, if known.
-    pub(crate) fn new(what: String, total: Option<u64>) -> Self {
-        let wanted = std::io::stderr().is_terminal();
-        Self { what, total, done: 0, begin: Instant::now(), shown: None, wanted }
-    }
-
-    /// More bytes are done.
-    pub(crate) fn add(&mut self, bytes: u64) {
-        self.done += bytes;
-        if self.wanted && self.shown.unwrap_or(self.begin).elapsed() >= STEP {
-            self.shown = Some(Instant::now());
-            let line = line(self.done, self.total, self.begin.elapsed());
-            // ESC [K: erase to the end of the line (console_codes(4)).
-            eprint!("\r{}: {line}\x1b[K", self.what);
-            let _ = std::io::stderr().flush();
-        }
-    }
+/// Where it is shown.
+#[derive(Debug)]
+pub(crate) enum Screen {
+    /// On our standard error, if that is a terminal, and its foreground is ours.
+    Own,
+    /// On a terminal, in a line of its own: a program's words may stand before it.
+    Of(File),
 }
 
-impl Drop for Progress {
+/// No line will be written any more, by none of the processes.
+const OVER: u64 = u64::MAX;
+
+/// What all have in common.
+struct Counts {
+    /// Bytes.
+    done: AtomicU64,
+    /// When a line was written last, in milliseconds since the begin, and 1; 0: none was; [`OVER`].
+    shown: AtomicU64,
+}
+
+static LINE: Mutex<Option<&'static Line>> = Mutex::new(None);
+
+fn line() -> Option<&'static Line> {
+    *LINE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Until this is dropped, or [`end`] is called, it is shown.
+pub(crate) struct Shown(());
+
+impl Drop for Shown {
     fn drop(&mut self) {
-        if self.shown.is_some() {
-            eprint!("\r\x1b[K");
-        }
+        end();
     }
 }
 
-fn line(done: u64, total: Option<u64>, time: Duration) -> String {
-    let rate = done as f64 / time.as_secs_f64().max(0.001);
-    let mut line = format!("{}, {}/s", size(done as f64), size(rate));
-    if let Some(total) = total.filter(|total| *total > 0) {
-        let left = total.saturating_sub(done) as f64 / rate.max(1.0);
-        let left = format!("{}:{:02}", left as u64 / 60, left as u64 % 60);
-        line = format!(
-            "{} of {}, {}/s, {left} left",
-            size(done as f64),
-            size(total as f64),
-            size(rate)
-        );
+/// Something of so many bytes begins, if that is known; `what` is the name of a file or of what is on a server.
+pub(crate) fn begin(what: String, total: Option<u64>, screen: Screen) -> Shown {
+    let is_terminal = match &screen {
+        Screen::Own => std::io::stderr().is_terminal(),
+        Screen::Of(file) => file.is_terminal(),
+    };
+    let made = is_terminal.then(counts).flatten().map(|counts| {
+        let (what, begin) = (short(&what), Instant::now());
+        &*Box::leak(Box::new(Line { what, total, begin, screen, counts }))
+    });
+    *LINE.lock().unwrap_or_else(PoisonError::into_inner) = made;
+    Shown(())
+}
+
+/// More bytes are done.
+pub(crate) fn add(bytes: u64) {
+    let Some(line) = line() else { return };
+    let Counts { done, shown } = line.counts;
+    let done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+    let (now, last) = (line.begin.elapsed(), shown.load(Ordering::Relaxed));
+    let next = if last == 0 { FIRST } else { Duration::from_millis(last).saturating_add(STEP) };
+    if last == OVER || (now < next && !fault::is_slow()) || !line.is_in_front() {
+        return;
     }
-    line
+    // Whoever changes it writes.
+    let stamp = now.as_millis() as u64 + 1;
+    let mine = shown.compare_exchange(last, stamp, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+    if mine && last != stamp {
+        let is_first = last == 0 && matches!(line.screen, Screen::Of(_));
+        let before = if is_first { "\r\n" } else { "\r" };
+        let text = text(done, line.total, now);
+        // ESC [K: erase to the end of the line (console_codes(4)).
+        line.write(&format!("{before}{}: {text}\x1b[K", line.what));
+    }
+}
+
+/// It is over: nothing of it is left on the screen, and nothing more is shown.
+pub(crate) fn end() {
+    let line = LINE.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(line) = line
+        && !matches!(line.counts.shown.swap(OVER, Ordering::Relaxed), 0 | OVER)
+        && line.is_in_front()
+    {
+        line.write("\r\x1b[K");
+    }
+}
+
+impl Line {
+    fn is_in_front(&self) -> bool {
+        match &self.screen {
+            Screen::Own => tcgetpgrp(std::io::stderr()).is_ok_and(|group| group == getpgrp()),
+            Screen::Of(_) => true,
+        }
+    }
+
+    /// In one piece: others speak, too.
+    fn write(&self, text: &str) {
+        let _ = match &self.screen {
+            Screen::Own => std::io::stderr().write_all(text.as_bytes()),
+            Screen::Of(file) => (&mut &*file).write_all(text.as_bytes()),
+        };
+    }
+}
+
+fn counts() -> Option<&'static Counts> {
+    let len = NonZeroUsize::new(size_of::<Counts>())?;
+    let (prot, flags) = (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED);
+    // SAFETY: the kernel chooses where nothing is.
+    let at = unsafe { mmap_anonymous(None, len, prot, flags) }.ok()?;
+    // SAFETY: a page of zeros, as the module's Safety paragraph says.
+    Some(unsafe { at.cast().as_ref() })
+}
+
+/// The end of a name, so that all fits into a line.
+fn short(name: &str) -> String {
+    let last = name.rsplit('/').next().unwrap_or(name);
+    let skip = last.chars().count().saturating_sub(LONGEST);
+    printable(&last.chars().skip(skip).collect::<String>())
+}
+
+fn text(done: u64, total: Option<u64>, time: Duration) -> String {
+    let rate = done as f64 / time.as_secs_f64().max(0.001);
+    // How much there is, is only guessed where the kernel counts pages its own way.
+    let Some(total) = total.filter(|total| *total > done) else {
+        return format!("{}, {}/s", size(done as f64), size(rate));
+    };
+    let left = ((total - done) as f64 / rate.max(1.0)) as u64;
+    format!(
+        "{} of {}, {}/s, {}:{:02} left",
+        size(done as f64),
+        size(total as f64),
+        size(rate),
+        left / 60,
+        left % 60
+    )
 }
 
 fn size(bytes: f64) -> String {
@@ -78,9 +185,9 @@ mod tests {
     #[test]
     fn lines() {
         let time = Duration::from_secs(2);
-        assert_eq!(line(1 << 20, None, time), "1.0 MiB, 512.0 KiB/s");
-        let known = line(1 << 20, Some(65 << 20), time);
+        assert_eq!(text(1 << 20, None, time), "1.0 MiB, 512.0 KiB/s");
+        let known = text(1 << 20, Some(65 << 20), time);
         assert_eq!(known, "1.0 MiB of 65.0 MiB, 512.0 KiB/s, 2:08 left");
-        assert_eq!(line(5, Some(0), time), "5 bytes, 2 bytes/s");
+        assert_eq!(text(5, Some(0), time), "5 bytes, 2 bytes/s");
     }
 }

@@ -11,8 +11,8 @@ use sources::{Source, sources};
 /// The modules of the `ckpt` crate by layer, the highest last. Layer 0 is the crate `ckpt_abi`.
 const LAYERS: [&[&str]; 4] = [
     &[
-        "abreast", "loops", "proc", "ptrace", "error", "fault", "heap", "order", "rights",
-        "settings",
+        "abreast", "loops", "proc", "ptrace", "error", "fault", "heap", "order", "progress",
+        "rights", "settings",
     ],
     &["resource", "image", "inject"],
     &["dump", "restart", "serve"],

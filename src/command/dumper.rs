@@ -10,6 +10,7 @@ use crate::dump::{Demand, Tell, dump};
 use crate::error::{Kind, Result, printable};
 use crate::inject::monitor;
 use crate::proc::{Pid, Process};
+use crate::progress::Screen;
 use crate::ptrace::borrowed;
 use crate::settings::Settings;
 use nix::libc;
@@ -36,6 +37,7 @@ pub(super) fn run(pid: Pid) -> Result<u8> {
         periodic: false,
         open: super::destination::open,
         prune: super::destination::prune,
+        screen: error_output.as_ref().and_then(|file| file.try_clone().ok()).map(Screen::Of),
         tell: error_output
             .as_ref()
             .and_then(|file| file.try_clone().ok())

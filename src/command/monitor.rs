@@ -399,6 +399,7 @@ fn take(target: Process) -> (u8, String) {
         periodic: true,
         open: super::destination::open,
         prune: super::destination::prune,
+        screen: None,
         tell: None,
     };
     match dump(&request) {

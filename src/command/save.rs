@@ -6,6 +6,7 @@ use crate::dump::{Demand, Outcome, dump};
 use crate::error::{Because, Kind, Result, printable};
 use crate::inject::enter;
 use crate::proc::Process;
+use crate::progress::Screen;
 use crate::settings::Settings;
 
 /// Saves a process from outside and says what came of it.
@@ -55,6 +56,7 @@ fn save(asked: &Process, meant: &Process, stop: bool, settings: &Settings) -> Re
         periodic: false,
         open,
         prune,
+        screen: Some(Screen::Own),
         tell: None,
     })
 }

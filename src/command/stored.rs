@@ -5,9 +5,9 @@ use super::facts::{Facts, json_list, short_size};
 use crate::error::{Because, Result, printable};
 use crate::image::file::FileSink;
 use crate::image::read::Image;
+use crate::progress::{self, Screen};
 use crate::serve::client::Client;
 use crate::serve::log::date;
-use crate::serve::progress::Progress;
 use crate::serve::protocol::PIECE;
 use crate::settings::server::{ServerName, Transfer};
 use std::fs::File;
@@ -51,7 +51,7 @@ pub(super) fn put(file: &Path, name: &ServerName, transfer: &Transfer) -> Result
     let copy = source.try_clone().because(why)?;
     Image::from_file(copy, file).map_err(|e| e.hint("only whole checkpoints are sent"))?;
     let mut put = Client::connect(name, transfer)?.put(name.path())?;
-    let mut progress = Progress::new(file.display().to_string(), Some(meta.len()));
+    let _shown = progress::begin(file.display().to_string(), Some(meta.len()), Screen::Own);
     let (mut piece, mut at) = (vec![0; PIECE], 0);
     loop {
         match fill(&mut source, &mut piece).because(why)? {
@@ -59,7 +59,7 @@ pub(super) fn put(file: &Path, name: &ServerName, transfer: &Transfer) -> Result
             n => {
                 put.piece(at, &piece[..n])?;
                 at += n as u64;
-                progress.add(n as u64);
+                progress::add(n as u64);
             }
         }
     }

@@ -8,6 +8,8 @@ use super::{Demand, caller};
 use crate::error::Result;
 use crate::fault::{Point, reach};
 use crate::inject::region::Region;
+use crate::progress::{self, Screen, Shown};
+use crate::resource::Common;
 use crate::resource::descriptor::socket;
 use crate::resource::losses::{self, List};
 use crate::resource::signals;
@@ -15,6 +17,7 @@ use crate::settings::{Name, Settings, Template};
 use ckpt_abi::api::Request;
 use ckpt_abi::image::Member;
 use ckpt_abi::region::config_flag;
+use nix::sys::termios::{LocalFlags, tcgetattr};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -89,6 +92,30 @@ impl<'a> Checkpoint<'a> {
             }));
         }
         notes
+    }
+
+    /// Shows how far it is from now on, if that is wanted: on the screen of a program that ends only, is in front, and lets
+    /// the terminal make lines.
+    pub(super) fn shown(&self, equipped: &[Equipped], common: &Common) -> Option<Shown> {
+        let screen = match self.request.screen.as_ref()? {
+            Screen::Own => Screen::Own,
+            Screen::Of(file) => {
+                let first = &equipped.first()?.process;
+                let stat = first.stat(first.main_thread()).ok()?;
+                let modes = tcgetattr(file).ok()?.local_flags;
+                let takes_lines = modes.contains(LocalFlags::ICANON | LocalFlags::ECHO);
+                let is_in_front = stat.tpgid == stat.pgrp && takes_lines;
+                (self.stop && is_in_front)
+                    .then(|| file.try_clone().ok())
+                    .flatten()
+                    .map(Screen::Of)?
+            }
+        };
+        let memory = equipped.iter().filter_map(|process| process.process.resident());
+        let files = common.streams.iter().map(|stream| stream.object as usize);
+        let files = files.filter_map(|index| common.objects.get(index)).map(|object| object.size);
+        let name = self.place.name.display().to_string();
+        Some(progress::begin(name, Some(memory.chain(files).sum()), screen))
     }
 
     /// It is whole: the next one has the next number, and older ones may go.

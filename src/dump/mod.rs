@@ -33,6 +33,7 @@ use crate::image::stub;
 use crate::image::write::Sink;
 use crate::inject::region::Region;
 use crate::proc::{Pid, Process};
+use crate::progress::Screen;
 use crate::ptrace::forest::Forest;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
@@ -91,6 +92,8 @@ pub(crate) struct Demand {
     pub open: Open,
     /// And what becomes of older ones.
     pub prune: Prune,
+    /// Where is shown how far it is. On the program's own screen it is so of a checkpoint that ends it.
+    pub screen: Option<Screen>,
     /// Says what there is to say of a checkpoint that ends the program, before it does: with the first process of a
     /// container we end, too. Without it the outcome has it.
     pub tell: Option<Tell>,
@@ -395,6 +398,7 @@ fn proceed(
     }
     let notes = checkpoint.notes(&still, &common.members);
 
+    let shown = checkpoint.shown(equipped, &common);
     let runs = checkpoint.runs(equipped);
     let image = place.image(&mut *sink, front);
     let mut writing = Writing::begin(image, common, runs, stop);
@@ -414,6 +418,7 @@ fn proceed(
     // Dropped before whoever stands still goes on.
     let keeping = stop.then(|| socket::keep(&mut gathered, &pids)).flatten();
     let (bytes, losses) = phase7_seal::seal(writing, gathered, checkpoint.strict)?;
+    drop(shown);
     reach(Point::Sealed);
     checkpoint.sealed(equipped);
     let name = place.name.clone();

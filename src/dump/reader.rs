@@ -9,6 +9,7 @@ use crate::image::write::{Piece, keyed};
 use crate::image::zeros::nonzero;
 use crate::image::{PAGE, hash};
 use crate::proc::pagemap::Pagemap;
+use crate::progress;
 use crate::ptrace::memory::Memory;
 use crate::resource::memory::{Area, Pages};
 use crate::resource::runtime::{glibc, remembered};
@@ -171,6 +172,7 @@ impl From<'_> {
                 at += PAGE as usize;
             }
         }
+        progress::add(chunk.end - chunk.start);
         Read { at: chunk.start, buffer, stretches, untouchable }
     }
 

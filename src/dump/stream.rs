@@ -5,6 +5,7 @@ use crate::error::{Because, Result};
 use crate::image::write::Writer;
 use crate::image::zeros::nonzero;
 use crate::proc::sparse;
+use crate::progress;
 use crate::resource::sysv::calls::Attached;
 use crate::resource::{Segment, Stream};
 use ckpt_abi::image::CHUNK_MAX;
@@ -34,6 +35,7 @@ pub(super) fn write(
             let border = (at + 1).next_multiple_of(CHUNK_MAX).min(data.end);
             buffer.resize((border - at) as usize, 0);
             let len = fill(&file, at, buffer).because(|| format!("at offset {at:#x}"))?;
+            progress::add(len as u64);
             for (start, bytes) in nonzero(&buffer[..len]) {
                 writer.content(stream.object, at + start as u64, bytes)?;
             }
@@ -56,6 +58,7 @@ fn attached(writer: &mut Writer<'_>, object: u32, segment: Segment, size: u64) -
     for (chunk, at) in
         memory.bytes().chunks(CHUNK_MAX as usize).zip((0u64..).step_by(CHUNK_MAX as usize))
     {
+        progress::add(chunk.len() as u64);
         let there = |page: usize| resident.get(at as usize / PAGE + page).copied().unwrap_or(true);
         // To look at a page that is not there is to make it.
         let mut page = 0;

@@ -5,6 +5,7 @@
 use super::source::Source;
 use super::{codec, elf, hash, head, layout, strings};
 use crate::error::{Because, Error, Kind, Result};
+use crate::progress;
 use ckpt_abi::image::{
     CHUNK_MAX, Chunk, Codec, Header, Section, SectionKind, Text, Trailer, WHOLE_IMAGE,
 };
@@ -214,6 +215,7 @@ impl Image {
 
     /// As [`Image::read_chunk`] into memory of [`Chunk::len`] bytes.
     pub fn read_chunk_into(&self, chunk: &Chunk, bytes: &mut [u8]) -> Result<()> {
+        progress::add(chunk.stored.into());
         let place = match (chunk.process, chunk.object) {
             (WHOLE_IMAGE, object) => format!("file {object} at {:#x}", chunk.address),
             _ => format!("the memory at {:#x}", chunk.address),

@@ -307,6 +307,13 @@ impl Process {
         Some([file.st_dev, file.st_ino, access as u64])
     }
 
+    /// How many bytes of it are in memory (proc_pid_statm(5)).
+    pub(crate) fn resident(&self) -> Option<u64> {
+        const PAGE: u64 = 4096;
+        let text = self.text("statm").ok()?;
+        decimal::<u64>(words(&text).nth(1)?).ok().map(|pages| pages * PAGE)
+    }
+
     /// Reads /proc/PID/`name`.
     pub(super) fn text(&self, name: &str) -> io::Result<Vec<u8>> {
         // Their entries come in any number of pieces.

@@ -43,6 +43,7 @@ use crate::fault::{Point, reach};
 use crate::image::read::Image;
 use crate::inject::monitor::Monitor;
 use crate::proc::{Pid, forebear};
+use crate::progress::{self, Screen};
 use crate::resource::descriptor::{grown, pty::screen::Front};
 use crate::resource::kinship;
 use crate::resource::memory::hugetlb;
@@ -99,6 +100,10 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
     (config.run, config.before) = (settings::fresh_run(), image.header().run);
     config.begun = kinship::begun(Pid::own());
     mapping::set_signals_but(mask, config.asyncsig);
+    let memory =
+        all.iter().flat_map(|saved| saved.memory.iter()).map(|chunk| u64::from(chunk.stored));
+    let total = memory.sum::<u64>().max(image.header().file_len - image.header().start);
+    let _shown = progress::begin(image.path().display().to_string(), Some(total), Screen::Own);
     let mut warnings = Vec::new();
     for saved in &mut all {
         phase2_adapt::convert(&whole, saved, options, &mut warnings)?;
@@ -187,6 +192,7 @@ impl Start<'_> {
         warnings.extend(hugetlb::lacking(lacking + filled.lacking));
         reach(Point::Filled);
         who.meet(Stage::Filled)?;
+        progress::end();
         if is_first {
             sysv::make::remove(&self.whole.systemv);
         }

@@ -25,6 +25,7 @@ use crate::image::PAGE;
 use crate::image::read::Image;
 use crate::inject::monitor::Monitor;
 use crate::proc::{self, Pid};
+use crate::progress;
 use crate::resource::kinship::{self, numbers, plan::plan, sharing::Births};
 use ckpt_abi::image::{Member, NOBODY, SectionKind, member_flag, process_flag};
 use nix::libc;
@@ -428,6 +429,7 @@ fn give_up(rendezvous: Rendezvous, program_name: &str, error: &Error) -> ! {
 fn complain(rendezvous: Rendezvous, program_name: &str, error: &Error) {
     let line = format!("{program_name}: {}\n", printable(&error.to_string()));
     rendezvous.fail(|| {
+        progress::end();
         // In one piece: who speaks may be killed.
         let _ = std::io::stderr().write_all(line.as_bytes());
     });

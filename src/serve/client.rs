@@ -11,11 +11,11 @@ use nix::sys::socket::{setsockopt, sockopt};
 
 use super::channel::{Channel, KEY, Refusal, Wire, reason};
 use super::key;
-use super::progress::Progress;
 use super::protocol::{Checksum, Entry, Header, Kind, Seal, Welcome, broken};
 use crate::error::{self, Because, Error, Result};
 use crate::image::write::Sink;
 use crate::image::zeros::nonzero;
+use crate::progress::{self, Screen};
 use crate::settings::server::{ServerName, Transfer};
 
 /// Longest time for a connection to come about.
@@ -125,7 +125,7 @@ impl Client {
         self.ask(Kind::Get, name)?;
         let header = self.expect(Kind::Done, name)?;
         let total = self.channel.payload(&header).first_chunk().map(|len| u64::from_le_bytes(*len));
-        let mut progress = Progress::new(name.to_owned(), total);
+        let _shown = progress::begin(name.to_owned(), total, Screen::Own);
         let mut sum = Checksum::default();
         loop {
             let header = self.hear(name)?;
@@ -134,7 +134,7 @@ impl Client {
                 Kind::Data => {
                     sum.add(header.offset, payload);
                     sink.write_at(header.offset, payload)?;
-                    progress.add(payload.len() as u64);
+                    progress::add(payload.len() as u64);
                 }
                 Kind::Seal => {
                     let seal = Seal::read(payload).map_err(|e| lost(&self.server, name, &e))?;

@@ -89,6 +89,7 @@ pub(crate) fn check(asked: Pid, enters: bool) -> Result<(Facts, u8)> {
         periodic: false,
         open: destination::open,
         prune: destination::prune,
+        screen: None,
         tell: None,
     })?;
     let status = match () {
