@@ -64,7 +64,7 @@ fn compile(out: &Path) -> PathBuf {
     let archive = out.join("libckpt_payload.a");
     let mut rustc = self::rustc();
     rustc.args(["--crate-type", "staticlib", "--crate-name", "ckpt_payload"]);
-    rustc.args(["-C", "opt-level=2", "-C", "codegen-units=1", "-C", "lto=fat"]);
+    rustc.args(["-C", "opt-level=s", "-C", "codegen-units=1", "-C", "lto=fat"]);
     rustc.args(["-C", "relocation-model=pic", "-C", "target-feature=-crt-static"]);
     rustc.arg("--extern").arg(format!("ckpt_abi={}", abi.display()));
     rustc.arg("payload/src/lib.rs").arg("-o").arg(&archive);
