@@ -3,7 +3,7 @@
 //!
 //! Nothing here is generic: a generic function is compiled where it is used, for size. What has but one caller says
 //! `inline(never)`, for the same reason.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod lz4;
 pub mod pages;
