@@ -78,6 +78,13 @@ pub(crate) fn beside<'scope, R: Send + 'scope>(
     thread::Builder::new().stack_size(STACK).spawn_scoped(scope, work).ok()
 }
 
+/// The same of work that has all that it needs.
+pub(crate) fn aside<R: Send + 'static>(
+    work: impl FnOnce() -> R + Send + 'static,
+) -> Option<thread::JoinHandle<R>> {
+    thread::Builder::new().stack_size(STACK).spawn(work).ok()
+}
+
 /// Things that are worked on, and what came of it and is to be taken in their order.
 struct Line<I, R> {
     things: I,

@@ -7,10 +7,11 @@ use crate::abreast;
 use crate::error::{Error, Kind, Result};
 use crate::image::PAGE;
 use crate::proc::maps::Vma;
+use crate::proc::namespaces::Namespaces;
 use crate::proc::stat::Stat;
 use crate::proc::status::Status;
 use crate::proc::tree::Kin;
-use crate::proc::{Pid, Tid};
+use crate::proc::{Pid, Process, Tid};
 use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::list::{List, Question, Replies};
@@ -25,6 +26,8 @@ use crate::resource::{
 use ckpt_abi::api::EXCLUDED;
 use std::collections::HashSet;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::thread::JoinHandle;
 
 /// A process of the checkpoint that stands still, with its records.
 pub(crate) struct Still<'a> {
@@ -64,7 +67,7 @@ pub(crate) fn gather_all<'a>(
     }
     let mut looked = look(equipped, looked)?;
     let tids: Vec<_> = processes.iter().map(Frozen::tids).collect();
-    let mut threads = look_at_threads(equipped, &tids, &looked);
+    let mut looks = Looks::begin(equipped, &tids, &looked);
     let table = |(one, looked): (&Equipped, &mut Looked)| Table {
         pid: one.process.pid(),
         fds: std::mem::take(&mut looked.fds),
@@ -83,9 +86,7 @@ pub(crate) fn gather_all<'a>(
     let mut works = Vec::new();
     let all = (0..).zip(equipped).zip(processes).zip(looked).zip(&tids);
     for ((((number, one), frozen), looked), tids) in all {
-        let rest = threads.split_off(tids.len());
-        let own = std::mem::replace(&mut threads, rest);
-        works.push(Work::new(number, one, frozen, looked, own)?);
+        works.push(Work::new(number, one, frozen, looked, tids)?);
     }
     let (mut still, mut outcome) = (Vec::new(), Ok(()));
     for work in &mut works {
@@ -95,7 +96,7 @@ pub(crate) fn gather_all<'a>(
         // What has begun has to be met, whatever fails.
         let answers = work.meet();
         outcome = outcome
-            .and_then(|()| work.end(answers?, generation, &mut common))
+            .and_then(|()| work.end(answers?, generation, &mut looks, &mut common))
             .map(|one| still.push(one));
     }
     outcome?;
@@ -121,17 +122,55 @@ fn look(equipped: &[Equipped], looked: Vec<Option<Looked>>) -> Result<Vec<Looked
     looked.into_iter().filter_map(|seen| seen.map(Ok).or_else(|| news.next())).collect()
 }
 
-/// Looks at the threads of all processes, some abreast.
-fn look_at_threads(
-    equipped: &[Equipped],
-    tids: &[Vec<Tid>],
-    looked: &[Looked],
-) -> Vec<LookedThread> {
-    let mut all = Vec::new();
-    for ((one, looked), tids) in equipped.iter().zip(looked).zip(tids) {
-        all.extend(tids.iter().map(|tid| (&one.process, *tid, looked)));
+/// What is seen of the threads of all processes beside what they are asked, by another thread.
+struct Looks {
+    seen: Vec<Vec<LookedThread>>,
+    looking: Option<JoinHandle<Vec<Vec<LookedThread>>>>,
+}
+
+impl Looks {
+    /// Begins to look. Behind [`Looks::of`] nothing goes on.
+    fn begin(equipped: &[Equipped], tids: &[Vec<Tid>], looked: &[Looked]) -> Self {
+        /// So many are as much work as a thread costs.
+        const FEW: usize = 32;
+        let all = equipped.iter().zip(tids).zip(looked).map(|((one, tids), looked)| {
+            let namespaces = looked.rest.as_ref().map(|rest| rest.namespaces.clone());
+            (one.process.clone(), tids.clone(), namespaces)
+        });
+        let all = Arc::new(all.collect::<Vec<_>>());
+        let look = |all: &[(Process, Vec<Tid>, Option<Namespaces>)]| {
+            let of = |(process, tids, namespaces): &(_, Vec<Tid>, Option<Namespaces>)| {
+                tids.iter()
+                    .map(|tid| LookedThread::at(process, *tid, namespaces.as_ref()))
+                    .collect::<Vec<_>>()
+            };
+            all.iter().map(of).collect::<Vec<_>>()
+        };
+        let theirs = Arc::clone(&all);
+        let looking = (tids.iter().map(Vec::len).sum::<usize>() > FEW)
+            .then(|| abreast::aside(move || look(&theirs)))
+            .flatten();
+        let seen = if looking.is_some() { Vec::new() } else { look(&all) };
+        Self { seen, looking }
     }
-    abreast::each(&all, 8, |&(process, tid, looked)| LookedThread::at(process, tid, looked))
+
+    fn end(&mut self) {
+        if let Some(looking) = self.looking.take() {
+            self.seen = looking.join().unwrap_or_default();
+        }
+    }
+
+    /// What was seen of the threads of one, when it was.
+    fn of(&mut self, number: u32) -> Vec<LookedThread> {
+        self.end();
+        self.seen.get_mut(number as usize).map(std::mem::take).unwrap_or_default()
+    }
+}
+
+impl Drop for Looks {
+    fn drop(&mut self) {
+        self.end();
+    }
 }
 
 /// A process whose records are being gathered. Where there is no payload its threads are not asked, and where they do not
@@ -140,11 +179,11 @@ struct Work<'a> {
     equipped: &'a Equipped,
     frozen: Frozen,
     looked: Looked,
-    threads: Vec<LookedThread>,
     ids: Vec<u32>,
     /// What the kernel says of its first thread that lives, in words and in numbers.
     status: Rc<Status>,
     stat: Stat,
+    first: Tid,
     gathered: Gathered,
     /// What its main thread is asked: for the process, and whether it answers already.
     asked: Option<(Questions, Option<threads::Asking>)>,
@@ -178,11 +217,11 @@ impl<'a> Work<'a> {
         equipped: &'a Equipped,
         frozen: Frozen,
         mut looked: Looked,
-        threads: Vec<LookedThread>,
+        tids: &[Tid],
     ) -> Result<Self> {
-        if threads.is_empty() {
+        let Some(first) = tids.first().copied() else {
             return Err(Error::new(format!("process {} is gone", frozen.pid)).of(Kind::Gone));
-        }
+        };
         let mut obstacles = std::mem::take(&mut looked.obstacles);
         obstacles.extend(threads::obstacles(&frozen));
         let gathered = Gathered { number, obstacles, ..Gathered::default() };
@@ -191,12 +230,12 @@ impl<'a> Work<'a> {
             Some(first) => first.look(frozen.pid)?,
             None => Rc::new(process.status(process.main_thread())?),
         };
-        let stat = match threads[0].tid {
-            tid if tid == process.main_thread() => looked.first.clone(),
-            tid => process.stat(tid)?,
+        let stat = match first == process.main_thread() {
+            true => looked.first.clone(),
+            false => process.stat(first)?,
         };
         let ids = frozen.threads.iter().map(|thread| thread.tid.word()).collect();
-        Ok(Self { equipped, frozen, looked, threads, ids, status, stat, gathered, asked: None })
+        Ok(Self { equipped, frozen, looked, ids, status, stat, first, gathered, asked: None })
     }
 
     fn target(&mut self) -> (Target<'_>, &[u32], &mut Gathered) {
@@ -210,7 +249,7 @@ impl<'a> Work<'a> {
             region,
             status: Rc::clone(&self.status),
             stat: &self.stat,
-            threads: &self.threads,
+            first: self.first,
             rest,
         };
         (target, &self.ids, &mut self.gathered)
@@ -252,10 +291,11 @@ impl<'a> Work<'a> {
         mut self,
         said: Option<Said>,
         generation: u64,
+        looks: &mut Looks,
         common: &mut Common,
     ) -> Result<Still<'a>> {
         let (mut target, ids, gathered) = self.target();
-        let areas = read(&mut target, ids, said, gathered, common)?;
+        let areas = read(&mut target, ids, said, gathered, (looks, common))?;
         let Equipped { memory, region, orphans_leave, .. } = self.equipped;
         let excluded = match region.is_there() {
             true => caller::read(memory, region)?.excluded,
@@ -278,7 +318,7 @@ fn read(
     ids: &[u32],
     said: Option<Said>,
     gathered: &mut Gathered,
-    common: &mut Common,
+    (looks, common): (&mut Looks, &mut Common),
 ) -> Result<Vec<Area>> {
     if target.rest.is_none() {
         descriptor::save(target, gathered, common)?;
@@ -289,12 +329,15 @@ fn read(
         own.map(|own| threads::save(target, ids, own, gathered)).transpose()?;
         Ok((questions, replies))
     });
-    let said = said.transpose()?;
+    let said = said.transpose();
+    // From here on there may be forks.
+    let seen = looks.of(gathered.number);
+    let said = said?;
     let mut areas = memory::save(target, gathered, common)?;
     if let Some((questions, replies)) = said.filter(|_| gathered.obstacles.len() == before) {
         save_answers(questions, &replies, target, gathered, (common, &mut areas))?;
     }
-    unsaved::name(target, gathered);
+    unsaved::name(target, &seen, gathered);
     signals::save_pending(target, gathered)?;
     timers::name_overruns(gathered);
     signals::save_stop(target, gathered);

@@ -25,7 +25,7 @@ pub(super) fn told(link: impl Into<PathBuf>) -> Option<PathBuf> {
 }
 
 /// Namespaces by their numbers; None of one that may not be looked at.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Namespaces([Option<PathBuf>; KINDS.len()]);
 
 impl Namespaces {

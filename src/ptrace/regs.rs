@@ -85,10 +85,17 @@ impl Regs {
 /// Extended state (x87, SSE, AVX, …, PKRU) in the non-compacted XSAVE layout; 512 bytes as FXSAVE
 /// gives them on a machine without XSAVE.
 pub(crate) fn xstate(tid: Tid) -> Result<Vec<u8>, Errno> {
-    let mut buffer = vec![0; XSTATE_MAX];
-    let len = match raw::get_regset(tid, NT_X86_XSTATE, &mut buffer) {
-        Err(Errno::ENODEV) => raw::get_regset(tid, NT_PRFPREG, &mut buffer)?,
-        result => result?,
-    };
-    Ok(buffer[..len].to_vec())
+    // What most machines have, without AMX.
+    for room in [XSTATE_MAX / 4, XSTATE_MAX] {
+        let mut buffer = vec![0; room];
+        let len = match raw::get_regset(tid, NT_X86_XSTATE, &mut buffer) {
+            Err(Errno::ENODEV) => raw::get_regset(tid, NT_PRFPREG, &mut buffer)?,
+            result => result?,
+        };
+        if len < room || room == XSTATE_MAX {
+            buffer.truncate(len);
+            return Ok(buffer);
+        }
+    }
+    Err(Errno::EINVAL)
 }

@@ -89,12 +89,12 @@ pub(crate) struct LookedThread {
 }
 
 impl LookedThread {
-    /// Looks at a thread of a process that was looked at.
-    pub(crate) fn at(process: &Process, tid: Tid, looked: &Looked) -> Self {
+    /// Looks at a thread of a process that has these namespaces, if they were looked at.
+    pub(crate) fn at(process: &Process, tid: Tid, namespaces: Option<&Namespaces>) -> Self {
         let main = process.main_thread();
         let (mut left, mut apart) = (Vec::new(), [false; 2]);
-        if let Some(rest) = looked.rest.as_ref().filter(|_| tid != main) {
-            left = rest.namespaces.left_by(process, tid);
+        if let Some(namespaces) = namespaces.filter(|_| tid != main) {
+            left = namespaces.left_by(process, tid);
             let own = |what| raw::share(main, tid, what) == Ok(false);
             apart = [Share::Files, Share::Directory].map(own);
         }

@@ -38,14 +38,14 @@ pub(crate) mod xstate;
 use crate::image::strings::Strings;
 use crate::inject::region::Region;
 use crate::proc::Clocks;
-use crate::proc::Process;
 use crate::proc::maps::Vma;
 use crate::proc::stat::Stat;
 use crate::proc::status::Status;
+use crate::proc::{Process, Tid};
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
 use ckpt_abi::image as rec;
-use looked::{LookedThread, Rest};
+use looked::Rest;
 use relatives::Relatives;
 use runtime::loaded::Loaded;
 use std::cell::OnceCell;
@@ -67,8 +67,8 @@ pub(crate) struct Target<'a> {
     /// What the kernel says of its first thread, in words and in numbers.
     pub status: Rc<Status>,
     pub(crate) stat: &'a Stat,
-    /// What was seen of the threads, in their order.
-    pub(crate) threads: &'a [LookedThread],
+    /// That thread.
+    pub(crate) first: Tid,
     /// What else was seen of it, if nothing is in the way.
     pub(crate) rest: Option<&'a Rest>,
 }

@@ -212,8 +212,9 @@ const DESCRIPTOR: i32 = 3;
 fn clock(timer: &PosixTimer, target: &Target<'_>, gathered: &mut Gathered) -> i32 {
     let lost = |whose: &str| format!("the clock of POSIX timer {}: {whose}", timer.id);
     // The main one answers meanwhile, and is not among those that stand still.
-    let main = target.threads.first().map_or(target.frozen.pid.main_thread(), |it| it.tid);
-    let others: Vec<Tid> = target.frozen.tids().into_iter().filter(|tid| *tid != main).collect();
+    let is_other = |tid: &Tid| *tid != target.first;
+    let has = |owner: Tid| target.frozen.tids().iter().any(|tid| is_other(tid) && *tid == owner);
+    let has_others = || target.frozen.tids().iter().any(is_other);
     let (id, kind) = match timer.clock {
         libc::CLOCK_THREAD_CPUTIME_ID => (0, OF_THREAD | SCHED),
         clock if clock >= 0 => return clock,
@@ -229,7 +230,7 @@ fn clock(timer: &PosixTimer, target: &Target<'_>, gathered: &mut Gathered) -> i3
         }
         return id_of(0, kind);
     }
-    if id == 0 && !others.is_empty() && timer.notify & libc::SIGEV_THREAD_ID == 0 {
+    if id == 0 && has_others() && timer.notify & libc::SIGEV_THREAD_ID == 0 {
         gathered.losses.push(lost("the CPU time of the thread that made it, which is not known; it counts that of the main thread"));
     }
     let owner = match id {
@@ -237,7 +238,7 @@ fn clock(timer: &PosixTimer, target: &Target<'_>, gathered: &mut Gathered) -> i3
         0 => target.frozen.pid.main_thread(),
         id => Tid::new(id),
     };
-    if owner != target.frozen.pid.main_thread() && !others.contains(&owner) {
+    if owner != target.frozen.pid.main_thread() && !has(owner) {
         gathered.losses.push(lost(
             "the CPU time of a thread that has ended; it counts that of the main thread",
         ));

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! State that an image cannot hold and a restart cannot give: it is named, so that nobody takes it for saved.
 
+use super::looked::LookedThread;
 use super::runtime::loaded::Loaded;
 use super::{Gathered, Target, privileges};
 
-/// Names what the process goes without, and refuses what cannot be left out.
-pub(crate) fn name(target: &Target<'_>, gathered: &mut Gathered) {
-    alone(target, gathered);
+/// Names what the process goes without, of whose `threads` this was seen, and refuses what cannot be left out.
+pub(crate) fn name(target: &Target<'_>, threads: &[LookedThread], gathered: &mut Gathered) {
+    alone(target, threads, gathered);
     if counts_cpu_time(target) {
         gathered.losses.push(
             "the CPU time that it has used, or its children, which it may look at: clock(3), times(2) and getrusage(2) begin at 0 again"
@@ -17,11 +18,11 @@ pub(crate) fn name(target: &Target<'_>, gathered: &mut Gathered) {
 
 /// Refuses threads that do not share what all threads of the process get back together, and names what else they
 /// have of their own.
-fn alone(target: &Target<'_>, gathered: &mut Gathered) {
+fn alone(target: &Target<'_>, threads: &[LookedThread], gathered: &mut Gathered) {
     let frozen = &target.frozen;
-    let Some(first) = target.threads.first() else { return };
+    let Some(first) = threads.first() else { return };
     let Ok(main) = frozen.status(first.tid) else { return };
-    for looked in target.threads.iter().skip(1) {
+    for looked in threads.iter().skip(1) {
         let tid = looked.tid;
         let [files, directory] = looked.apart;
         if files {
