@@ -182,6 +182,10 @@ points! {
         /// All are in their programs.
         Standing = "standing",
     }
+    "pager": {
+        /// The process that brings missing memory (`--lazy`) is about to bring a piece that nobody waits for.
+        Bringing = "bringing",
+    }
     "server": {
         /// The server has made a file for a new image.
         Uploading = "uploading",

@@ -21,4 +21,3 @@ pub mod restart;
 pub(crate) mod rights;
 pub mod serve;
 pub mod settings;
-pub(crate) mod units;

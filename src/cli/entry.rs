@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::resource::cpu::limit::CpuLimit;
 use crate::restart::{Ids, MapPath, MapPort};
 use crate::settings::Settings;
-pub(super) use crate::settings::table::{Kind, Variable};
+pub(super) use crate::settings::setting::{Kind, Variable};
 
 /// A way to call ckpt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,7 +8,8 @@
 pub(super) use super::entry::{Draft, Entry, Form, Kind, Operand, Opt, Page, Set};
 pub(super) use super::lookup::{SHELLS, entry, operands, options, subcommand, subcommands};
 use super::{forms, network, options as own};
-use crate::settings::table::{Reach, SETTINGS};
+use crate::settings::setting::Reach;
+use crate::settings::table::SETTINGS;
 
 /// All forms: those of `forms.rs`, then those of the checkpoint server.
 pub(super) static FORMS: &[Entry] =

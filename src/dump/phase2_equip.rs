@@ -17,7 +17,7 @@ use crate::resource::kinship;
 use crate::resource::looked::Looked;
 use crate::resource::presumed::Before;
 use crate::settings::{self, Name, Settings};
-use ckpt_abi::region::{Config, STACK_LEN, STACKS};
+use ckpt_abi::region::{Config, Control, STACK_LEN, STACKS};
 use ckpt_abi::turn::{By, Denied, Event, Phase, Task};
 use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
@@ -196,6 +196,16 @@ pub(crate) fn await_restart(process: &Process) -> Result<()> {
         std::thread::sleep(Duration::from_millis(1));
     }
     Ok(())
+}
+
+/// Waits until all memory of a process is there that was restarted with `--lazy`: its page tables do not tell what is
+/// missing from what is zero.
+pub(super) fn await_memory(process: &Process) {
+    let Ok(Some((_, region))) = Region::of(process) else { return };
+    let Control { pager, pager_start, .. } = region.control;
+    if pager != 0 {
+        turns::outlast(process.pid(), Task { pid: pager, start: pager_start });
+    }
 }
 
 /// Whether the process is a checkpoint, or has yet to leave the restorer.

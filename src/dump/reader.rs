@@ -19,8 +19,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// How many chunks are read before the first is written.
 const AHEAD: usize = 16;
-/// Fewer bytes get room of their own.
-const SMALL: u64 = 64 << 10;
 /// With fewer bytes to read, threads are not worth it.
 const ENOUGH: u64 = 2 * CHUNK_MAX;
 
@@ -104,15 +102,12 @@ impl Room {
             |chunk: &Result<Chunk<'_>>| chunk.as_ref().map_or(0, |(_, it)| it.end - it.start);
         let read = |chunk| {
             let (area, range): Chunk<'_> = chunk?;
-            let len = range.end - range.start;
-            Ok((area, from.chunk(&range, self.free(len), area)))
+            Ok((area, from.chunk(&range, self.free(), area)))
         };
         abreast::in_order(all, AHEAD, (ENOUGH, weigh), read, |read| {
             let (area, read) = read?;
             take(area, &read)?;
-            if read.buffer.len() as u64 == CHUNK_MAX {
-                self.buffers().push(read.buffer);
-            }
+            self.buffers().push(read.buffer);
             Ok(())
         })
     }
@@ -121,11 +116,7 @@ impl Room {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Room for so many bytes: of small chunks there are more at a time.
-    fn free(&self, len: u64) -> Vec<u8> {
-        if len < SMALL {
-            return vec![0; len as usize];
-        }
+    fn free(&self) -> Vec<u8> {
         self.buffers().pop().unwrap_or_else(|| vec![0; CHUNK_MAX as usize])
     }
 }

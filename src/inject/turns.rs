@@ -26,6 +26,11 @@ pub(crate) fn own_task(pid: Pid) -> Task {
     *known().entry((own, pid)).or_insert(task)
 }
 
+/// A process that has not ended, as the program `pid` names it.
+pub(crate) fn task(of: Pid, pid: Pid) -> Option<Task> {
+    Some(Task { pid: of.word(), start: start_of(of, pid)? })
+}
+
 /// When a process was started that has not ended, on the clock of the program `pid`.
 fn start_of(of: Pid, pid: Pid) -> Option<u32> {
     let stat = Process::glimpse(of).and_then(|it| it.main_stat()).ok();
@@ -94,6 +99,14 @@ impl Region {
     pub(crate) fn forget_keeper(&self, memory: &Memory) -> Result<()> {
         memory.put(self.base + TURNS + offset_of!(Turns, keeper) as u64, &0u32)
     }
+}
+
+/// Waits until a task has ended that the program `pid` names.
+pub(crate) fn outlast(pid: Pid, task: Task) {
+    const LOOK: Duration = Duration::from_secs(60);
+    let Ok(process) = Pidfd::open(Pid::of_word(task.pid)) else { return };
+    // By now the descriptor stands for it, or it is gone.
+    while lives(pid, task) && !process.ended_within(LOOK) {}
 }
 
 /// Ends a task that the program `pid` names, and waits until it is gone: what it had begun to write into the program

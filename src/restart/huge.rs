@@ -4,100 +4,34 @@
 //! for it, as only what was full becomes one. A mapping that has asked for them (MADV_HUGEPAGE) never is again as one that
 //! has not, so they are filled elsewhere and moved: UFFDIO_MOVE (ioctl_userfaultfd(2), Linux 6.8). Where that may not be,
 //! pages are ordinary ones.
-//!
-//! # Safety
-//! Each ioctl has the structure that belongs to it in linux/userfaultfd.h, which lives during the call; addresses in it are
-//! numbers for the kernel.
-#![allow(unsafe_code)]
 
 use super::mapping::{Mapping, no_memory};
 use super::space::HUGE;
+use super::uffd::{Request, USER_MODE_ONLY, Uffd, feature};
 use crate::error::{Because, Result};
 use crate::image::PAGE;
 use ckpt_abi::image::{VmaKind, VmaRecord, vma_flag};
 use memmap2::{Advice, MmapMut};
 use nix::errno::Errno;
-use nix::libc;
 use std::fs;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 const ENABLED: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
-/// linux/userfaultfd.h
-const UFFD_USER_MODE_ONLY: i32 = 1;
-const UFFD_API: u64 = 0xaa;
-const UFFD_FEATURE_MOVE: u64 = 1 << 16;
-const UFFDIO_REGISTER_MODE_MISSING: u64 = 1;
-/// Numbers of requests.
-const API: u32 = 0x3f;
-const REGISTER: u32 = 0;
-const COPY: u32 = 3;
-const MOVE: u32 = 5;
 const TRIES: usize = 4;
 
-/// struct uffdio_api
-#[repr(C)]
-#[derive(Default)]
-struct Api {
-    api: u64,
-    features: u64,
-    ioctls: u64,
-}
-
-/// struct uffdio_register
-#[repr(C)]
-#[derive(Default)]
-struct Register {
-    start: u64,
-    len: u64,
-    mode: u64,
-    ioctls: u64,
-}
-
-/// struct uffdio_move, and struct uffdio_copy
-#[repr(C)]
-#[derive(Default)]
-struct Part {
-    to: u64,
-    from: u64,
-    len: u64,
-    mode: u64,
-    done: i64,
-}
-
 /// A userfaultfd(2) that moves pages. What is registered with it is as before when it is closed.
-pub(super) struct Mover(OwnedFd);
+pub(super) struct Mover(Uffd);
 
 impl Mover {
     /// None where there is nothing to gain, or pages cannot be moved.
     pub(super) fn new() -> Option<Self> {
         fs::read_to_string(ENABLED).ok().filter(|it| it.contains("[madvise]"))?;
-        // SAFETY: userfaultfd(2) takes a number.
-        let fd =
-            unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | UFFD_USER_MODE_ONLY) };
-        let fd = Errno::result(fd).ok()?;
-        // SAFETY: the descriptor was just opened, for this value.
-        let mover = Self(unsafe { OwnedFd::from_raw_fd(fd as i32) });
-        let mut api = Api { api: UFFD_API, ..Api::default() };
-        mover.ioctl(API, &mut api).ok()?;
-        (api.features & UFFD_FEATURE_MOVE != 0).then_some(mover)
-    }
-
-    fn ioctl<T>(&self, number: u32, argument: &mut T) -> nix::Result<()> {
-        // _IOWR(0xaa, number, T)
-        let request = 3 << 30 | (size_of::<T>() as u32) << 16 | 0xaa << 8 | number;
-        // SAFETY: the argument is the structure of this request.
-        let result = unsafe {
-            libc::ioctl(self.0.as_raw_fd(), request as libc::Ioctl, std::ptr::from_mut(argument))
-        };
-        Errno::result(result).map(drop)
+        Uffd::new(USER_MODE_ONLY, feature::MOVE).ok().map(Self)
     }
 
     /// Lets pages be moved into a mapping: whoever touches one of it that is not there gets SIGBUS until this is closed. The
     /// kernel parts no mapping for it, as it is for a whole one.
     pub(super) fn register(&self, mapping: &Mapping) -> bool {
-        let (start, len) = (mapping.at(), mapping.len());
-        let mode = UFFDIO_REGISTER_MODE_MISSING;
-        self.ioctl(REGISTER, &mut Register { start, len, mode, ..Register::default() }).is_ok()
+        self.0.register(mapping.at(), mapping.len()).is_ok()
     }
 
     /// Moves what is in a room to an address where nothing is. False: it could not be, or not all of it; then there is
@@ -107,14 +41,12 @@ impl Mover {
     /// There is no memory.
     pub(super) fn take(&self, room: &Room, to: u64) -> Result<bool> {
         let mut done = 0;
-        let part = |number: u32, done: u64, len: u64| {
-            let mut part = Part { to: to + done, from: room.at() + done, len, ..Part::default() };
-            let result = self.ioctl(number, &mut part);
-            (result, part.done.max(0).cast_unsigned())
+        let part = |request: Request, done: u64, len: u64| {
+            self.0.put(request, to + done, room.at() + done, len)
         };
         // The kernel may be busy with a page at the moment (EAGAIN), and says how many bytes it has come.
         for _ in 0..TRIES {
-            let (result, moved) = part(MOVE, done, HUGE - done);
+            let (result, moved) = part(Request::Move, done, HUGE - done);
             if result.is_ok() {
                 return Ok(true);
             }
@@ -122,7 +54,7 @@ impl Mover {
         }
         // It may have come farther than it says.
         for at in (done..HUGE).step_by(PAGE as usize) {
-            let copy = |_| matches!(part(COPY, at, PAGE).0, Ok(()) | Err(Errno::EEXIST));
+            let copy = |_| matches!(part(Request::Copy, at, PAGE).0, Ok(()) | Err(Errno::EEXIST));
             if !(0..TRIES).any(copy) {
                 let what = || format!("cannot put memory at {to:#x}");
                 return match Errno::last() {

@@ -180,6 +180,12 @@ impl Mapping {
         unsafe { libc::madvise(self.pointer().as_ptr(), self.len as usize, advice) };
     }
 
+    /// Unmaps it, in a process that inherited it and does not use it.
+    pub(super) fn leave(&self) {
+        // SAFETY: no slice of it is alive in that process, nor will be.
+        unsafe { libc::munmap(self.pointer().as_ptr(), self.len as usize) };
+    }
+
     /// Makes pages untouchable without a mapping of their own (MADV_GUARD_INSTALL, Linux 6.13), or
     /// with one where the kernel does not know that: then true.
     pub(crate) fn guard(&self, offset: u64, len: u64) -> Result<bool> {

@@ -17,6 +17,7 @@ mod following;
 pub(crate) mod frames;
 mod huge;
 mod ids;
+mod lazy;
 pub(crate) mod machine;
 pub(crate) mod mapping;
 mod origin;
@@ -36,6 +37,7 @@ mod shares;
 pub(crate) mod skeleton;
 pub(crate) mod space;
 mod tree;
+mod uffd;
 mod vdso;
 
 use crate::error::{Because, Result, printable};
@@ -50,8 +52,9 @@ use crate::resource::memory::hugetlb;
 use crate::resource::{regained, sysv};
 use crate::settings::{self, Settings};
 use ckpt_abi::image::SectionKind;
-use ckpt_abi::region::{Config, GROUP_LEFT};
+use ckpt_abi::region::{Config, GROUP_LEFT, config_flag};
 pub use ids::Ids;
+use lazy::{Eager, Lazy};
 use phase1_check::{Saved, Whole};
 use phase3_open::{Files, Opened};
 use pooled::Kept;
@@ -173,6 +176,26 @@ impl Start<'_> {
         undone.because(|| "cannot have semaphores given back (SEM_UNDO)").map(|()| lacking)
     }
 
+    /// The memory that is to be missing when the program goes on, if that was asked for.
+    fn lazy(&self, saved: &Saved<'_>, warnings: &mut Vec<String>) -> Option<Lazy> {
+        if self.config.flags & config_flag::LAZY == 0 {
+            return None;
+        }
+        let lazy = match self.whole.image.processes().count() {
+            1 => Lazy::of(&self.whole, saved),
+            _ => Err(Eager::Because("there are several processes".into())),
+        };
+        let why = match lazy {
+            Ok(lazy) => return Some(lazy),
+            Err(Eager::Small) => return None,
+            Err(Eager::Because(why)) => why,
+        };
+        warnings.push(format!(
+            "all memory is read before the program goes on, as without --lazy: {why}"
+        ));
+        None
+    }
+
     /// Becomes one of the image's processes.
     fn become_program(
         &self,
@@ -188,7 +211,8 @@ impl Start<'_> {
         let settings = if is_first { &self.options.settings } else { &others };
         let opened = files.of_process(&saved)?;
         let lacking = self.furnish(&saved, who)?;
-        let mut filled = phase4_fill::fill(&self.whole, &mut saved, &opened, settings, kept)?;
+        let lazy = self.lazy(&saved, &mut warnings);
+        let mut filled = phase4_fill::fill(&self.whole, &mut saved, &opened, settings, kept, lazy)?;
         warnings.extend(hugetlb::lacking(lacking + filled.lacking));
         reach(Point::Filled);
         who.meet(Stage::Filled)?;

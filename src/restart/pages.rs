@@ -7,7 +7,7 @@
 
 use super::following;
 use super::huge::{self, Mover, Room};
-use super::placed::Placed;
+use super::placed::{self, Placed};
 use super::space::HUGE;
 use crate::abreast;
 use crate::error::Result;
@@ -50,11 +50,9 @@ pub(super) fn read(image: &Image, chunks: &[Chunk], placed: &[Placed], huge: boo
 
 /// The mapping that holds an address, if the image has its memory.
 fn home(placed: &[Placed], address: u64) -> Option<&Placed> {
-    let index = placed.partition_point(|p| p.record.start <= address);
-    let home = index.checked_sub(1).and_then(|i| placed.get(i));
     // Those are as they have to be already.
     let done = [VmaKind::SharedFile, VmaKind::Ring].map(|kind| kind as u32);
-    home.filter(|p| address < p.record.end && !done.contains(&p.record.kind))
+    placed::home(placed, address).filter(|p| !done.contains(&p.record.kind))
 }
 
 /// As much memory as a huge page has, all of which the image has.

@@ -9,6 +9,7 @@
 #![allow(unsafe_code)]
 
 use super::callers::List;
+use super::lazy::{self, Awaited, Lazy};
 use super::mapping::{self, Mapping};
 use super::phase1_check::{Saved, Whole};
 use super::phase3_open::Opened;
@@ -25,7 +26,7 @@ use crate::settings::Settings;
 use ckpt_abi::image::{SignalAction, VmaKind, VmaRecord, vma_flag};
 use ckpt_abi::region::Control;
 use ckpt_abi::state::process_flag;
-use ckpt_abi::turn::Turn;
+use ckpt_abi::turn::{Task, Turn};
 use nix::libc;
 use nix::sys::mman::MapFlags;
 
@@ -58,6 +59,7 @@ pub(crate) fn fill(
     opened: &Opened,
     settings: &Settings,
     kept: &Kept,
+    lazy: Option<Lazy>,
 ) -> Result<Filled> {
     let own = Process::own()?.maps()?;
     let mut stub_space = Space::default();
@@ -123,8 +125,7 @@ pub(crate) fn fill(
         placed.extend(vdso::data(saved, &stub_space, &mut space)?);
         order::by_key(&mut placed, |p| (p.record.start, 0));
     }
-    let huge = saved.process.flags & process_flag::THP_DISABLE == 0;
-    pages::read(whole.image, &kept.missing(&saved.memory), &placed, huge)?;
+    let pager = read(whole, saved, &placed, kept, lazy)?;
     placed.iter().for_each(|home| following::clear(saved, home));
     narrow_resolver(whole.machine.xcr0, &mut placed);
     auxv::update(saved, &mut placed)?;
@@ -134,11 +135,34 @@ pub(crate) fn fill(
         record.map(|p| p.mapping.write(0, &code)).transpose()?;
     }
     let missing = List::make(&opened.missing, &mut space)?;
-    let (control, actions) = region::fill(saved, &mut placed, settings, missing.as_ref())?;
+    let (control, actions) = region::fill(saved, &mut placed, settings, (missing.as_ref(), pager))?;
     let base = saved.process.region;
     let turn = region::renew_turns(base, &mut placed)?;
     placed::finish(&mut placed, &saved.guards)?;
     Ok(Filled { placed, control, turn, region: base, actions, vdso, space, missing, lacking })
+}
+
+/// Reads what the image has of it, but for what may be missing; who brings that.
+fn read(
+    whole: &Whole<'_>,
+    saved: &Saved<'_>,
+    placed: &[Placed],
+    kept: &Kept,
+    lazy: Option<Lazy>,
+) -> Result<Option<Task>> {
+    let huge = saved.process.flags & process_flag::THP_DISABLE == 0;
+    let mut memory = kept.missing(&saved.memory);
+    if let Some(lazy) = &lazy {
+        memory = lazy.others(&memory);
+    }
+    let awaited = lazy.map(|lazy| lazy.start(whole, placed)).transpose()?;
+    pages::read(whole.image, &memory, placed, huge)?;
+    // From here on whoever touches it waits for it.
+    let pager = awaited.map(Awaited::register).transpose()?;
+    if pager.is_some() {
+        lazy::touch(saved, placed);
+    }
+    Ok(pager)
 }
 
 /// Whether a mapping is one that the program cannot write to, and for which the image has nothing. Were it

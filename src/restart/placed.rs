@@ -32,12 +32,16 @@ impl Placed {
     }
 }
 
+/// The mapping that holds an address; all are by address.
+pub(super) fn home(placed: &[Placed], addr: u64) -> Option<&Placed> {
+    let index = placed.partition_point(|p| p.record.start <= addr).checked_sub(1)?;
+    placed.get(index).filter(|p| addr < p.record.end)
+}
+
 /// Reads filled memory that the program may read; false where there is none.
 pub(super) fn read(placed: &[Placed], addr: u64, bytes: &mut [u8]) -> bool {
-    let inside = |p: &&Placed| {
-        (p.record.start..p.record.end).contains(&addr) && p.record.prot != 0 && !p.is_final
-    };
-    let slice = placed.iter().find(inside).and_then(|home| {
+    let home = home(placed, addr).filter(|p| p.record.prot != 0 && !p.is_final);
+    let slice = home.and_then(|home| {
         // SAFETY: what has a protection is readable until `finish`, and no other slice of it is alive.
         unsafe { home.mapping.slice(addr - home.record.start, bytes.len() as u64) }
     });
@@ -46,8 +50,9 @@ pub(super) fn read(placed: &[Placed], addr: u64, bytes: &mut [u8]) -> bool {
 
 /// Overwrites filled memory, where [`read`] has read.
 pub(super) fn write(placed: &mut [Placed], addr: u64, bytes: &[u8]) -> Result<()> {
-    let inside = |p: &&mut Placed| (p.record.start..p.record.end).contains(&addr);
-    let Some(home) = placed.iter_mut().find(inside) else { return Ok(()) };
+    let index = placed.partition_point(|p| p.record.start <= addr);
+    let home = index.checked_sub(1).and_then(|index| placed.get_mut(index));
+    let Some(home) = home.filter(|p| addr < p.record.end) else { return Ok(()) };
     let offset = addr - home.record.start;
     home.mapping.write(offset, bytes)
 }

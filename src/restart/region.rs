@@ -19,7 +19,7 @@ use crate::resource::kinship::numbers;
 use crate::settings::Settings;
 use ckpt_abi::image::SignalAction;
 use ckpt_abi::region::{Control, NAME_LEN, TURNS, Turns};
-use ckpt_abi::turn::{Event, Seen, Turn, step};
+use ckpt_abi::turn::{Event, Seen, Task, Turn, step};
 use nix::libc;
 use nix::sys::mman::MapFlags;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
@@ -30,7 +30,7 @@ pub(super) fn fill(
     saved: &Saved<'_>,
     placed: &mut [Placed],
     settings: &Settings,
-    missing: Option<&List>,
+    (missing, pager): (Option<&List>, Option<Task>),
 ) -> Result<(Control, Vec<SignalAction>)> {
     let base = saved.process.region;
     let home = placed.iter_mut().find(|p| p.record.start == base);
@@ -43,7 +43,7 @@ pub(super) fn fill(
     let page = &mut page[..size_of::<Control>()];
     control.as_mut_bytes().copy_from_slice(page);
     let mut actions = saved.actions.clone();
-    renew(&mut control, &mut actions, saved, settings);
+    renew(&mut control, &mut actions, saved, settings, pager);
     page.copy_from_slice(control.as_bytes());
 
     // A descendant may have none.
@@ -84,6 +84,7 @@ fn renew(
     actions: &mut [SignalAction],
     saved: &Saved<'_>,
     settings: &Settings,
+    pager: Option<Task>,
 ) {
     let before = control.config.asyncsig;
     if control.owner != saved.process.pid && saved.part.is_first() {
@@ -105,6 +106,7 @@ fn renew(
         Process::own().map_or([[0; 3]; 3], |own| crate::inject::region::standard(&own));
     control.generation = saved.process.generation;
     (control.leftover, control.leftover_len) = (0, 0);
+    (control.pager, control.pager_start) = pager.map_or((0, 0), |task| (task.pid, task.start));
     if saved.threads.iter().any(|thread| thread.filter != 0) {
         control.locked_in = 1;
     }

@@ -7,6 +7,7 @@
 
 mod fields;
 pub mod server;
+pub(crate) mod setting;
 mod signal;
 pub(crate) mod table;
 mod template;
@@ -83,6 +84,8 @@ pub struct Settings {
     pub strict: Option<bool>,
     /// CKPT_KEEP_TCP: whether TCP connections to others go on after a checkpoint that ends the program.
     pub keep_tcp: Option<bool>,
+    /// CKPT_LAZY: whether a restart goes on before its memory is there.
+    pub lazy: Option<bool>,
 }
 
 impl Name {

@@ -1,85 +1,21 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! The table of settings. An entry is all that is known of one: how users write it and what the help
 //! says of it, how it is laid down in the region of a process, and how it is handed on to a checkpoint
-//! file. A new setting is a field of [`Settings`] and an entry here.
+//! file. A new setting is a field of [`super::Settings`] and an entry here.
 
-use std::ffi::OsStr;
-
-use ckpt_abi::region::{Config, config_flag};
+use ckpt_abi::region::config_flag;
 
 use super::fields::{Said, fill, flag, inherit, put, put_flag};
 use super::server::{self, Key};
+use super::setting::{Kind, Reach, Setting, Variable};
 use super::signal::usable_signal;
-use super::{Name, Settings, Without};
+use super::{Name, Without};
 use super::{no_status, no_switch, parse_file, parse_keep, parse_period, parse_signal};
 use super::{parse_size, parse_status, parse_switch, put_name};
-use crate::error::{Error, Result};
-
-/// One line of the table.
-pub(crate) struct Setting {
-    /// The option's letter.
-    pub short: Option<char>,
-    /// The option's word.
-    pub long: &'static str,
-    /// The placeholder of its value in help texts; `None`: a switch.
-    pub value: Option<(&'static str, Kind)>,
-    /// The value may be missing, and is "1" then.
-    pub optional: bool,
-    /// The environment variable that says the same, and its values in help texts.
-    pub env: Option<Variable>,
-    /// What holds for a launched program when nothing is said.
-    pub default: Option<&'static str>,
-    /// Who heeds it.
-    pub reach: Reach,
-    /// One line, without a full stop.
-    pub help: &'static str,
-    /// Paragraphs, separated by empty lines.
-    pub description: &'static str,
-    /// Reads the value of the option (of a switch: "1") or of the variable.
-    pub parse: fn(&mut Settings, &OsStr) -> Result<()>,
-    /// The value for the option of another ckpt, which reads it in another directory.
-    pub written: fn(&Settings) -> Said,
-    /// Takes what the other says where the first says nothing.
-    pub inherit: fn(&mut Settings, &Settings),
-    /// Writes what was said into a region's configuration.
-    pub apply: fn(&Settings, &mut Config),
-    /// Reads a configuration, which may come from another process's memory.
-    pub read: fn(&mut Settings, &Config) -> Result<()>,
-}
-
-/// What a value or an operand is; completions complete it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    File,
-    Pid,
-    Signal,
-    Number,
-    Subcommand,
-    Shell,
-    Program,
-}
-
-/// An environment variable that says the same as an option.
-#[derive(Clone, Copy)]
-pub(crate) struct Variable {
-    pub name: &'static str,
-    /// The values, in help texts.
-    pub value: &'static str,
-}
-
-/// Which commands heed a setting.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Reach {
-    /// What equips a process: `ckpt PROGRAM`, `ckpt -p`, a checkpoint file.
-    Equips,
-    /// These, and `ckpt save`.
-    Saves,
-    /// Whatever talks to a checkpoint server, and the server.
-    Keyed,
-}
+use crate::error::Error;
 
 /// All settings, in the order in which they are shown.
-pub(crate) static SETTINGS: [Setting; 17] = [
+pub(crate) static SETTINGS: [Setting; 18] = [
     Setting {
         short: Some('n'),
         long: "name",
@@ -392,6 +328,30 @@ pub(crate) static SETTINGS: [Setting; 17] = [
         apply: |said, config| put_flag(config, config_flag::KEEP_TCP, said.keep_tcp),
         read: |said, config| {
             said.keep_tcp = flag(config, config_flag::KEEP_TCP);
+            Ok(())
+        },
+    },
+    Setting {
+        short: None,
+        long: "lazy",
+        value: Some(("0", Kind::Number)),
+        optional: true,
+        env: Some(Variable { name: "CKPT_LAZY", value: "0 or 1" }),
+        default: Some("0"),
+        reach: Reach::Equips,
+        help: "Restart before the memory is there (root)",
+        description: "A restart goes on before the program's memory is read: a process outside \
+                      (ckpt-assist) brings what is touched, and meanwhile the rest, from the \
+                      checkpoint file, which may be renamed or removed. All of it takes longer than \
+                      without, but the program runs. If that process is killed, the program is \
+                      ended. It takes root (CAP_SYS_PTRACE) and Linux 5.18; elsewhere, and for \
+                      several processes, all is read first, and a sentence says so.",
+        parse: |said, value| fill(&mut said.lazy, parse_switch(value)),
+        written: |said| Said::number(said.lazy.map(u8::from)),
+        inherit: |said, weaker| inherit(&mut said.lazy, &weaker.lazy),
+        apply: |said, config| put_flag(config, config_flag::LAZY, said.lazy),
+        read: |said, config| {
+            said.lazy = flag(config, config_flag::LAZY);
             Ok(())
         },
     },

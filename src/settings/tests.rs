@@ -152,6 +152,7 @@ fn configuration_and_back() {
         compress: Some(true),
         strict: Some(true),
         keep_tcp: Some(true),
+        lazy: Some(true),
         transfer: Transfer {
             key: Some(server::Key::Said("/k".into())),
             insecure: Some(true),
@@ -234,6 +235,7 @@ fn words_say_everything() {
         compress: Some(true),
         strict: Some(true),
         keep_tcp: Some(true),
+        lazy: Some(true),
         transfer: Transfer {
             key: Some(server::Key::Said("/k".into())),
             insecure: Some(true),

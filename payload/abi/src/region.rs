@@ -187,6 +187,8 @@ pub mod config_flag {
     pub const STRICT: u32 = 1 << 17;
     /// TCP connections to others go on, with a checkpoint that ends the program.
     pub const KEEP_TCP: u32 = 1 << 18;
+    /// A restart goes on before its memory is there.
+    pub const LAZY: u32 = 1 << 19;
 }
 
 record! {
@@ -242,10 +244,14 @@ record! {
         waits: u64,
         /// 1: the checkpoint signal came from a terminal, which sends it to who is in the foreground.
         by_terminal: u32,
+        /// Process id of the one outside that brings memory which is missing (`--lazy`), or did; 0: none.
+        pager: u32,
+        /// When it was started, as in [`crate::turn::Task`].
+        pager_start: u32,
         /// Room to grow.
         spare: u32,
         /// Likewise.
-        reserved: [u64; 4],
+        reserved: [u64; 3],
         /// The parameters.
         config: Config,
     }
