@@ -145,6 +145,25 @@ fn a_dumper_of_threads_is_killed_at_each_step() {
     run.go();
 }
 
+/// Threads work for a dumper abreast; its death costs the payload room for one of them at most.
+#[test]
+fn many_that_die_while_threads_work_leave_room_for_the_next() {
+    let bench = Bench::new(Who::Me);
+    let mut run = bench.run(bench.subject("lent", Build::Pie), &[]);
+    run.expect("ready");
+    let (pid, x) = (run.pid_text(), bench.name("x.ckpt"));
+    bench.must(&["save", &pid, "-n", &x]);
+    for step in ["noted", "lending", "working", "entered", "returning", "returned"] {
+        for count in [2, 3] {
+            let step = format!("{step}:{count}");
+            assert!(is_killed(&bench, &step, &["save", &pid, "-n", &x]), "{step}");
+            run.check();
+        }
+    }
+    is_saved(&bench, &mut run, "them");
+    run.go();
+}
+
 /// What a dumper borrows of a program's text stays where it dies; there is room for some, also in a static program.
 #[test]
 fn some_that_die_while_they_inject_leave_room_for_the_next() {
