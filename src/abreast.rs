@@ -85,26 +85,29 @@ pub(crate) fn aside<R: Send + 'static>(
     thread::Builder::new().stack_size(STACK).spawn(work).ok()
 }
 
-/// Things that are worked on, and what came of it and is to be taken in their order.
+/// Things that are worked on, a few at a time, and what came of it and is to be taken in their order.
 struct Line<I, R> {
     things: I,
     begun: usize,
     taken: usize,
-    ready: Vec<(usize, R)>,
+    ready: Vec<(usize, Vec<R>)>,
     /// Nothing is begun any more.
     is_over: bool,
 }
 
 /// A [`Line`] among threads.
-struct Shared<I, R> {
+struct Shared<I, R, W> {
     line: Mutex<Line<I, R>>,
-    /// Most things that are begun and not yet taken.
+    /// Most of it that is begun and not yet taken, each as many things as weigh `enough`: to hand over tens of thousands
+    /// of small ones by themselves takes longer than the work.
     ahead: usize,
+    enough: u64,
+    weigh: W,
     has_result: Condvar,
     has_room: Condvar,
 }
 
-impl<I: Iterator, R> Shared<I, R> {
+impl<I: Iterator, R, W: Fn(&I::Item) -> u64> Shared<I, R, W> {
     fn line(&self) -> MutexGuard<'_, Line<I, R>> {
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -113,24 +116,30 @@ impl<I: Iterator, R> Shared<I, R> {
         !line.is_over && line.begun - line.taken < self.ahead
     }
 
-    /// Works on the next thing.
+    /// Works on the next few things.
     fn go_on<'a>(
         &'a self,
         mut line: MutexGuard<'a, Line<I, R>>,
         work: &impl Fn(I::Item) -> R,
     ) -> MutexGuard<'a, Line<I, R>> {
-        let Some(thing) = line.things.next() else {
+        let (mut few, mut weight) = (Vec::new(), 0);
+        while few.is_empty() || weight < self.enough {
+            let Some(thing) = line.things.next() else { break };
+            weight += (self.weigh)(&thing);
+            few.push(thing);
+        }
+        if few.is_empty() {
             line.is_over = true;
             self.has_result.notify_all();
             self.has_room.notify_all();
             return line;
-        };
+        }
         let index = line.begun;
         line.begun += 1;
         drop(line);
-        let result = work(thing);
+        let results = few.into_iter().map(work).collect();
         let mut line = self.line();
-        line.ready.push((index, result));
+        line.ready.push((index, results));
         self.has_result.notify_all();
         line
     }
@@ -155,9 +164,9 @@ impl<I: Iterator, R> Shared<I, R> {
         loop {
             let wanted = line.taken;
             if let Some(at) = line.ready.iter().position(|(index, _)| *index == wanted) {
-                let (_, result) = line.ready.swap_remove(at);
+                let (_, results) = line.ready.swap_remove(at);
                 drop(line);
-                let taken = take(result);
+                let taken = results.into_iter().try_for_each(&mut take);
                 line = self.line();
                 line.taken += 1;
                 line.is_over |= taken.is_err();
@@ -175,14 +184,15 @@ impl<I: Iterator, R> Shared<I, R> {
 }
 
 /// Works on things by a few threads; the one that asks takes what comes of it, in their order, while the others work on
-/// `ahead` things at most, and helps them. The others come when things that `weigh` more than `few` were begun.
+/// `ahead` things at most, or on more small ones that `weigh` an eighth of `few` together, and helps them. The others come when
+/// things that weigh more than `few` were begun.
 ///
 /// # Errors
 /// Those of `take`: nothing is begun then any more.
 pub(crate) fn in_order<T: Send, R: Send, E>(
     things: impl Iterator<Item = T> + Send,
     ahead: usize,
-    (few, weigh): (u64, impl Fn(&T) -> u64),
+    (few, weigh): (u64, impl Fn(&T) -> u64 + Sync),
     work: impl Fn(T) -> R + Sync,
     take: impl FnMut(R) -> Result<(), E>,
 ) -> Result<(), E> {
@@ -190,6 +200,8 @@ pub(crate) fn in_order<T: Send, R: Send, E>(
     let shared = Shared {
         line: Mutex::new(line),
         ahead,
+        enough: few / 8,
+        weigh: &weigh,
         has_result: Condvar::new(),
         has_room: Condvar::new(),
     };
@@ -247,7 +259,7 @@ mod tests {
     #[test]
     fn results_are_taken_in_order_until_one_is_refused() {
         for (count, ahead, few) in
-            [(0, 3, 0), (5, 1, 0), (100, 3, 10), (100, 16, 0), (100, 4, 1000)]
+            [(0, 3, 0), (5, 1, 0), (100, 3, 10), (100, 16, 0), (100, 4, 1000), (100, 2, 30)]
         {
             let (mut taken, begun) = (Vec::new(), AtomicUsize::new(0));
             let work = |n: u64| {
@@ -255,6 +267,7 @@ mod tests {
                 2 * n
             };
             let take = |n| {
+                let ahead = (ahead * (few as usize / 8).max(1)).max(ahead);
                 assert!(begun.load(Ordering::Relaxed) <= taken.len() + ahead);
                 taken.push(n);
                 if n == 120 { Err(n) } else { Ok(()) }

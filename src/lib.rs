@@ -21,3 +21,4 @@ pub mod restart;
 pub(crate) mod rights;
 pub mod serve;
 pub mod settings;
+pub(crate) mod units;

@@ -10,6 +10,7 @@
 
 use crate::error::printable;
 use crate::fault;
+use crate::units::size;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 use nix::unistd::{getpgrp, tcgetpgrp};
 use std::fs::File;
@@ -152,30 +153,15 @@ fn short(name: &str) -> String {
 }
 
 fn text(done: u64, total: Option<u64>, time: Duration) -> String {
-    let rate = done as f64 / time.as_secs_f64().max(0.001);
+    let rate = u128::from(done) * 1000 / time.as_millis().max(1);
+    let rate = u64::try_from(rate).unwrap_or(u64::MAX);
     // How much there is, is only guessed where the kernel counts pages its own way.
     let Some(total) = total.filter(|total| *total > done) else {
-        return format!("{}, {}/s", size(done as f64), size(rate));
+        return format!("{}, {}/s", size(done), size(rate));
     };
-    let left = ((total - done) as f64 / rate.max(1.0)) as u64;
-    format!(
-        "{} of {}, {}/s, {}:{:02} left",
-        size(done as f64),
-        size(total as f64),
-        size(rate),
-        left / 60,
-        left % 60
-    )
-}
-
-fn size(bytes: f64) -> String {
-    let units = ["bytes", "KiB", "MiB", "GiB", "TiB"];
-    let (mut value, mut unit) = (bytes, 0);
-    while value >= 1024.0 && unit + 1 < units.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{value:.0} bytes") } else { format!("{value:.1} {}", units[unit]) }
+    let left = (total - done) / rate.max(1);
+    let (done, total, rate) = (size(done), size(total), size(rate));
+    format!("{done} of {total}, {rate}/s, {}:{:02} left", left / 60, left % 60)
 }
 
 #[cfg(test)]

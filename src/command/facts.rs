@@ -3,6 +3,7 @@
 
 use crate::error::{Result, printable};
 use crate::serve::log::quoted;
+use crate::units;
 use std::ffi::{OsStr, OsString};
 
 /// What is known under a name.
@@ -124,7 +125,7 @@ impl Facts {
         let word = |(name, value): &(&'static str, Value)| match value {
             Value::Text(text) => format!("{name} {text}"),
             Value::Number(number) => format!("{name} {number}"),
-            Value::Bytes(bytes) => format!("{name} {}", short_size(*bytes)),
+            Value::Bytes(bytes) => format!("{name} {}", units::size(*bytes)),
             Value::Flag(flag) => format!("{name} {}", if *flag { "yes" } else { "no" }),
             Value::List(list) | Value::Told(list, _) => format!("{name} {}", list.join(" ")),
             Value::Things(things) => format!("{name} {}", things.len()),
@@ -152,22 +153,11 @@ pub(super) fn json_list(objects: &[String]) -> String {
 
 /// "1886016 bytes (1.8 MiB)"
 pub(super) fn size(bytes: u64) -> String {
-    if bytes < 1024 { short_size(bytes) } else { format!("{bytes} bytes ({})", short_size(bytes)) }
-}
-
-/// "1.8 MiB"
-pub(super) fn short_size(bytes: u64) -> String {
-    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     if bytes < 1024 {
-        return format!("{bytes} bytes");
+        units::size(bytes)
+    } else {
+        format!("{bytes} bytes ({})", units::size(bytes))
     }
-    let (mut size, mut unit) = (bytes as f64 / 1024.0, 0);
-    // What would be written as 1024.0 is 1.0 of the next.
-    while size >= 1023.95 {
-        size /= 1024.0;
-        unit += 1;
-    }
-    format!("{size:.1} {}", UNITS[unit])
 }
 
 /// Shows what `look` says of each of `words`: for one word a table or an object, for several a table with a

@@ -8,6 +8,7 @@ use crate::inject::enter;
 use crate::proc::Process;
 use crate::progress::Screen;
 use crate::settings::Settings;
+use crate::units::fraction;
 
 /// Saves a process from outside and says what came of it.
 pub(super) fn run(process: &Process, stop: bool, settings: Settings) -> Result<u8> {
@@ -30,9 +31,9 @@ pub(super) fn run(process: &Process, stop: bool, settings: Settings) -> Result<u
     }
     let name = printable(&outcome.name.to_string_lossy());
     let line = format!(
-        "{name}: {}, the program stood still for {:.1} ms{}",
+        "{name}: {}, the program stood still for {} ms{}",
         super::facts::size(outcome.bytes),
-        outcome.pause.as_secs_f64() * 1000.0,
+        fraction(outcome.pause.as_micros() as u64, 1000, 1),
         if outcome.stopped { " and was ended" } else { "" }
     );
     // The checkpoint is there, whatever becomes of this.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! `ckpt ls`, `ckpt get`, `ckpt put` and `ckpt rm`
 
-use super::facts::{Facts, json_list, short_size};
+use super::facts::{Facts, json_list};
 use crate::error::{Because, Result, printable};
 use crate::image::file::FileSink;
 use crate::image::read::Image;
@@ -10,6 +10,7 @@ use crate::serve::client::Client;
 use crate::serve::log::date;
 use crate::serve::protocol::PIECE;
 use crate::settings::server::{ServerName, Transfer};
+use crate::units;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
@@ -25,7 +26,7 @@ pub(super) fn list(folder: &ServerName, transfer: &Transfer, json: bool) -> Resu
         facts.add("time", date(entry.time));
         objects.push(facts.json());
         let name = printable(&entry.name);
-        lines.push_str(&format!("{:>10}  {}  {name}\n", short_size(entry.len), date(entry.time)));
+        lines.push_str(&format!("{:>10}  {}  {name}\n", units::size(entry.len), date(entry.time)));
     }
     super::print(&if json { json_list(&objects) } else { lines })
 }

@@ -20,8 +20,8 @@ use crate::resource::looked::{Looked, LookedThread};
 use crate::resource::memory::Area;
 use crate::resource::memory::ring::Quiet;
 use crate::resource::{
-    Common, Gathered, Target, descriptor, memory, privileges, process, signals, sysv, threads,
-    timers, unsaved,
+    Common, Gathered, Target, descriptor, memory, privileges, process, runtime, signals, sysv,
+    threads, timers, unsaved,
 };
 use ckpt_abi::api::EXCLUDED;
 use std::collections::HashSet;
@@ -234,7 +234,7 @@ impl<'a> Work<'a> {
             true => looked.first.clone(),
             false => process.stat(first)?,
         };
-        let ids = frozen.threads.iter().map(|thread| thread.tid.word()).collect();
+        let ids = runtime::sorted(frozen.threads.iter().map(|thread| thread.tid.word()));
         Ok(Self { equipped, frozen, looked, ids, status, stat, first, gathered, asked: None })
     }
 

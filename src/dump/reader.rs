@@ -19,6 +19,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// How many chunks are read before the first is written.
 const AHEAD: usize = 16;
+/// Fewer bytes get room of their own.
+const SMALL: u64 = 64 << 10;
 /// With fewer bytes to read, threads are not worth it.
 const ENOUGH: u64 = 2 * CHUNK_MAX;
 
@@ -102,12 +104,15 @@ impl Room {
             |chunk: &Result<Chunk<'_>>| chunk.as_ref().map_or(0, |(_, it)| it.end - it.start);
         let read = |chunk| {
             let (area, range): Chunk<'_> = chunk?;
-            Ok((area, from.chunk(&range, self.free(), area)))
+            let len = range.end - range.start;
+            Ok((area, from.chunk(&range, self.free(len), area)))
         };
         abreast::in_order(all, AHEAD, (ENOUGH, weigh), read, |read| {
             let (area, read) = read?;
             take(area, &read)?;
-            self.buffers().push(read.buffer);
+            if read.buffer.len() as u64 == CHUNK_MAX {
+                self.buffers().push(read.buffer);
+            }
             Ok(())
         })
     }
@@ -116,7 +121,11 @@ impl Room {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn free(&self) -> Vec<u8> {
+    /// Room for so many bytes: of small chunks there are more at a time.
+    fn free(&self, len: u64) -> Vec<u8> {
+        if len < SMALL {
+            return vec![0; len as usize];
+        }
         self.buffers().pop().unwrap_or_else(|| vec![0; CHUNK_MAX as usize])
     }
 }

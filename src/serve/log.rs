@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! One line per request.
 
+use crate::units::fraction;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -31,13 +32,13 @@ impl Record {
     }
 
     fn line(&self, now: u64, json: bool) -> String {
-        let (time, seconds) = (date(now), self.time.as_secs_f64());
+        let (time, seconds) = (date(now), fraction(self.time.as_micros() as u64, 1_000_000, 3));
         let outcome = self.outcome.as_ref().map_or_else(String::as_str, |()| "ok");
         let (who, what, name, bytes) = (&self.who, self.what, &self.name, self.bytes);
         if json {
             return format!(
                 "{{\"time\":\"{time}\",\"who\":{},\"what\":\"{what}\",\"name\":{},\"bytes\":{bytes},\
-                 \"seconds\":{seconds:.3},\"ok\":{},\"outcome\":{}}}\n",
+                 \"seconds\":{seconds},\"ok\":{},\"outcome\":{}}}\n",
                 quoted(who),
                 quoted(name),
                 self.outcome.is_ok(),
@@ -46,7 +47,7 @@ impl Record {
         }
         let (name, outcome) = (quoted(name), quoted(outcome));
         let outcome = outcome.trim_matches('"');
-        format!("{time} {who} {what} {name} {bytes} bytes {seconds:.3} s: {outcome}\n")
+        format!("{time} {who} {what} {name} {bytes} bytes {seconds} s: {outcome}\n")
     }
 }
 

@@ -16,7 +16,7 @@ use crate::image::write::Sink;
 use crate::settings::server::{ServerName, Transfer};
 
 /// Most pieces in memory.
-const QUEUE: usize = 24;
+const QUEUE: usize = 16;
 
 /// How long the server hears nothing while the target gives nothing.
 const QUIET: Duration = Duration::from_secs(3);

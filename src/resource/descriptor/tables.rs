@@ -46,7 +46,7 @@ pub(crate) struct Tables {
     pub(super) groups: Groups,
     /// The descriptors of each file, by device and inode number, as places in `of`; in the order of [`Self::everywhere`].
     files: HashMap<(u64, u64), Vec<(usize, usize)>>,
-    leaders: HashMap<(u64, u64, u32), Vec<Place>>,
+    leaders: HashMap<(u64, u64, u32), Ordered>,
     sockets: OnceCell<HashMap<u64, Unix>>,
     inet: OnceCell<HashMap<u64, Inet>>,
     tcp: OnceCell<Vec<Tcp>>,
@@ -57,6 +57,44 @@ pub(crate) struct Tables {
     lost: HashMap<Place, Loss>,
     /// What the last [`Self::leader`] could only guess, in words.
     guess: Option<String>,
+}
+
+/// Descriptions in the kernel's order, in pieces: one more among tens of thousands moves few of them.
+#[derive(Default)]
+struct Ordered(Vec<Vec<Place>>);
+
+impl Ordered {
+    /// Most in a piece.
+    const MOST: usize = 256;
+
+    /// The one that is equal, or where one belongs: the piece, and the place in it.
+    fn find(
+        &self,
+        mut order: impl FnMut(&Place) -> Ordering,
+    ) -> std::result::Result<Place, (usize, usize)> {
+        let is_before = |piece: &Vec<Place>| piece.first().is_some_and(|one| order(one).is_le());
+        let piece = self.0.partition_point(is_before).saturating_sub(1);
+        let Some(places) = self.0.get(piece) else { return Err((0, 0)) };
+        let found = places.binary_search_by(order);
+        found.map(|at| places[at]).map_err(|at| (piece, at))
+    }
+
+    fn insert(&mut self, (piece, at): (usize, usize), place: Place) {
+        let Some(places) = self.0.get_mut(piece) else { return self.0.push(vec![place]) };
+        places.insert(at, place);
+        if places.len() > Self::MOST {
+            let rest = places.split_off(Self::MOST / 2);
+            self.0.insert(piece + 1, rest);
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Place> {
+        self.0.iter().flatten()
+    }
+
+    fn end(&self) -> (usize, usize) {
+        self.0.last().map_or((0, 0), |last| (self.0.len() - 1, last.len()))
+    }
 }
 
 /// Where a descriptor is: in which process of the image, under which number.
@@ -192,7 +230,7 @@ impl Tables {
         let pid = |process: u32| tables.get(process as usize).map_or(Pid::NONE, |table| table.pid);
         let own = (pid(process), fd.number);
         let mut blind = false;
-        let mut found = group.binary_search_by(|leader| {
+        let mut found = group.find(|leader| {
             let order = raw::file_order((pid(leader.process), leader.fd), own);
             blind |= order.is_err();
             order.unwrap_or(Ordering::Less)
@@ -203,11 +241,9 @@ impl Tables {
                 let mut fds = fds.into_iter().flatten();
                 fds.any(|f| f.number == place.fd && looks_same(f, fd, place.process == process))
             };
-            found = group.iter().position(twin).ok_or(group.len());
-            let taken = found
-                .ok()
-                .and_then(|at| group.get(at))
-                .filter(|leader| is_doubtful(fd) && (leader.fd > 2 || fd.number > 2));
+            found = group.iter().copied().find(twin).ok_or(group.end());
+            let taken =
+                found.ok().filter(|leader| is_doubtful(fd) && (leader.fd > 2 || fd.number > 2));
             self.guess = taken.map(|leader| {
                 let (number, target, other) = (fd.number, fd.target.display(), leader.fd);
                 let whose = pid(leader.process);
@@ -218,7 +254,7 @@ impl Tables {
             });
         }
         match found {
-            Ok(at) => group.get(at).copied(),
+            Ok(leader) => Some(leader),
             Err(at) => {
                 group.insert(at, Place { process, fd: fd.number });
                 None
@@ -245,5 +281,28 @@ fn looks_same(one: &Fd, other: &Fd, in_one_process: bool) -> bool {
     match (one.extra("eventfd-id"), other.extra("eventfd-id")) {
         (Some(own), Some(others)) => own == others,
         _ => !in_one_process && one.number == other.number && one.extra == other.extra,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptions_are_found_again_in_their_order() {
+        let place = |fd: u32| Place { process: 0, fd };
+        let mut ordered = Ordered::default();
+        let numbers: Vec<u32> = (0..2000).map(|n| n * 7919 % 2003).collect();
+        for number in &numbers {
+            let at = ordered.find(|one| one.fd.cmp(number)).expect_err("it is new");
+            ordered.insert(at, place(*number));
+        }
+        assert!(ordered.iter().map(|one| one.fd).is_sorted());
+        assert_eq!(ordered.iter().count(), numbers.len());
+        for number in numbers {
+            assert_eq!(ordered.find(|one| one.fd.cmp(&number)), Ok(place(number)));
+        }
+        ordered.insert(ordered.end(), place(5000));
+        assert_eq!(ordered.iter().last(), Some(&place(5000)));
     }
 }

@@ -7,7 +7,7 @@
 //! ([`super::listed`]). No list leads to the others, so they are found by their shape in the pages that the
 //! image gets: a word that is a thread's id, between what glibc writes around it.
 
-use super::holding;
+use super::{among, holding, sorted};
 use crate::proc::Process;
 use crate::proc::{Pid, Tid};
 use crate::ptrace::memory::Memory;
@@ -16,7 +16,7 @@ use crate::resource::Target;
 use ckpt_abi::image::{Owner, Thread, thread_flag};
 use ckpt_loops::pages::find_half;
 use nix::libc;
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 /// struct __pthread_mutex_s (sysdeps/x86/nptl/bits/struct_mutex.h): lock, count, owner, users, kind, spins and
 /// elision, list.
@@ -123,6 +123,23 @@ fn waits_for_timers(memory: &Memory, regs: &Regs) -> bool {
     waits && memory.get::<u64>(regs.rdi).is_ok_and(|set| set == 1 << (SIGTIMER - 1))
 }
 
+/// Memory of which some is read already.
+struct Around<'a> {
+    memory: &'a Memory,
+    addr: u64,
+    bytes: &'a [u8],
+}
+
+impl Around<'_> {
+    fn get<T: FromBytes + IntoBytes>(&self, at: u64) -> Option<T> {
+        let inside = at.checked_sub(self.addr).and_then(|from| self.bytes.get(from as usize..));
+        match inside.and_then(|bytes| T::read_from_prefix(bytes).ok()) {
+            Some((value, _)) => Some(value),
+            None => self.memory.get(at).ok(),
+        }
+    }
+}
+
 /// The search for the locks that some threads hold.
 #[derive(Default)]
 pub(crate) struct Search {
@@ -132,36 +149,34 @@ pub(crate) struct Search {
 impl Search {
     /// For the locks of these threads.
     pub(crate) fn new(threads: &[Thread]) -> Self {
-        Self { ids: threads.iter().map(|thread| thread.tid).collect() }
+        Self { ids: sorted(threads.iter().map(|thread| thread.tid)) }
     }
 
     /// Adds the owners' words in memory that was read from `addr`, a multiple of 8. A lock may begin
     /// before or end behind it.
     pub(crate) fn look(&self, memory: &Memory, addr: u64, bytes: &[u8], owners: &mut Vec<Owner>) {
-        let (Some(first), Some(last)) = (self.ids.iter().min(), self.ids.iter().max()) else {
-            return;
-        };
+        let (Some(first), Some(last)) = (self.ids.first(), self.ids.last()) else { return };
         let span = last - first;
         // An owner is the first half of an aligned word: one comparison tells most words from it.
         let mut at = 0;
         while let Some((end, id)) = find_half(bytes, at, *first, span) {
-            if self.ids.contains(&id) {
-                self.suspect(memory, addr + end as u64 - 8, id, owners);
+            if among(&self.ids, id) {
+                self.suspect(&Around { memory, addr, bytes }, addr + end as u64 - 8, id, owners);
             }
             at = end;
         }
     }
 
-    fn suspect(&self, memory: &Memory, at: u64, tid: u32, owners: &mut Vec<Owner>) {
+    fn suspect(&self, memory: &Around<'_>, at: u64, tid: u32, owners: &mut Vec<Owner>) {
         let mut found = |address| owners.push(Owner { tid, reserved: 0, address });
         let most = self.ids.len() as u32;
         let start = at.saturating_sub(OWNER);
-        if let Some(word_too) = memory.get(start).ok().and_then(|m| mutex(&m, tid)) {
+        if let Some(word_too) = memory.get(start).and_then(|m| mutex(&m, tid)) {
             found(at);
             if word_too {
                 found(start);
             }
-        } else if memory.get(at.saturating_sub(WRITER)).is_ok_and(|l| read_write(&l, tid, most)) {
+        } else if memory.get(at.saturating_sub(WRITER)).is_some_and(|l| read_write(&l, tid, most)) {
             found(at);
         }
     }
@@ -208,8 +223,8 @@ pub(crate) fn taken_by(mutex: &Mutex, ids: &[u32]) -> Option<Use> {
     let [lock, _, owner, _, kind, spins, ..] = *mutex;
     let whole = ROBUST | INHERITS_PRIORITY | PROTECTS_PRIORITY;
     let known = kind & !(TYPE | whole | SHARED | ELISION) == 0 && spins == 0;
-    let somebody = owner == 0 || ids.contains(&owner) || owner >> 30 != 0;
-    let plain = lock == 0 || is_taken(lock, kind) || ids.contains(&(lock & ID));
+    let somebody = owner == 0 || among(ids, owner) || owner >> 30 != 0;
+    let plain = lock == 0 || is_taken(lock, kind) || among(ids, lock & ID);
     match kind & whole {
         _ if !known || !somebody || !plain => None,
         0 => matches!(kind & TYPE, RECURSIVE | ERROR_CHECKING).then_some(Use::ReadAgain),
@@ -222,7 +237,7 @@ pub(crate) fn is_written(lock: &ReadWrite, ids: &[u32]) -> bool {
     let writer = lock[WRITER as usize / 4];
     let mut settled = *lock;
     settled[WRITER as usize / 4] = ids.first().copied().unwrap_or(0);
-    let known = writer == 0 || ids.contains(&writer);
+    let known = writer == 0 || among(ids, writer);
     known && read_write(&settled, settled[WRITER as usize / 4], ids.len() as u32)
 }
 
@@ -259,6 +274,19 @@ mod tests {
         ] {
             assert_eq!(mutex(&other, 77), None, "{other:?}");
         }
+    }
+
+    #[test]
+    fn what_is_read_is_not_read_again() {
+        let memory = Memory::open(&Process::own().unwrap()).unwrap();
+        let words = [1u32, 2, 3, 4];
+        let addr = std::ptr::from_ref(&words).addr() as u64;
+        let around = Around { memory: &memory, addr: addr + 4, bytes: [9u32, 8].as_bytes() };
+        let get = |at| around.get::<u32>(at);
+        assert_eq!([addr, addr + 4, addr + 8, addr + 12].map(get), [1, 9, 8, 4].map(Some));
+        assert_eq!((around.get::<[u32; 2]>(addr + 8), get(4)), (Some([3, 4]), None));
+        assert_eq!(sorted([7, 5, 6].into_iter()), [5, 6, 7]);
+        assert!(among(&[5, 6, 7], 6) && !among(&[5, 7], 6));
     }
 
     #[test]

@@ -28,6 +28,18 @@ use ckpt_abi::op::OpKind;
 /// first 300 the kernel gives ids in turn (kernel/pid.c, RESERVED_PIDS), and a machine is soon past a thousand.
 const DISTINCT: u32 = 1000;
 
+/// Ids of threads as they are looked for ([`among`]), in the order that this takes.
+pub(crate) fn sorted(ids: impl Iterator<Item = u32>) -> Vec<u32> {
+    let mut ids: Vec<u32> = ids.collect();
+    ids.sort_unstable();
+    ids
+}
+
+/// Whether an id is one of these: of a program with thousands of threads as many words of its memory could be one.
+fn among(ids: &[u32], id: u32) -> bool {
+    ids.binary_search(&id).is_ok()
+}
+
 /// The id of a restored thread.
 #[derive(Clone, Copy)]
 pub(crate) enum Id {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! musl keeps the id of a thread in struct pthread, and in the lock words of all mutexes but normal ones.
 
-use super::entries;
+use super::{among, entries};
 use crate::ptrace::memory::Memory;
 use ckpt_abi::image::{Thread, thread_flag};
 
@@ -38,5 +38,5 @@ pub(super) fn listed(memory: &Memory, fs_base: u64) -> Vec<u64> {
 pub(super) fn names_its_owner(kind: u32, lock: u32, ids: &[u32]) -> bool {
     const KINDS: u32 = 0xff;
     const ID: u32 = 0x3fff_ffff;
-    kind & 15 != 0 && kind & !KINDS == 0 && (lock == 0 || ids.contains(&(lock & ID)))
+    kind & 15 != 0 && kind & !KINDS == 0 && (lock == 0 || among(ids, lock & ID))
 }
