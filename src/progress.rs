@@ -11,11 +11,13 @@
 use crate::error::printable;
 use crate::fault;
 use crate::units::size;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 use nix::unistd::{getpgrp, tcgetpgrp};
 use std::fs::File;
 use std::io::{IsTerminal, Write};
 use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -93,7 +95,7 @@ pub(crate) fn add(bytes: u64) {
     let done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
     let (now, last) = (line.begin.elapsed(), shown.load(Ordering::Relaxed));
     let next = if last == 0 { FIRST } else { Duration::from_millis(last).saturating_add(STEP) };
-    if last == OVER || (now < next && !fault::is_slow()) || !line.is_in_front() {
+    if last == OVER || (now < next && !fault::is_slow()) || !line.is_open() {
         return;
     }
     // Whoever changes it writes.
@@ -113,17 +115,26 @@ pub(crate) fn end() {
     let line = LINE.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(line) = line
         && !matches!(line.counts.shown.swap(OVER, Ordering::Relaxed), 0 | OVER)
-        && line.is_in_front()
+        && line.is_open()
     {
         line.write("\r\x1b[K");
     }
 }
 
 impl Line {
-    fn is_in_front(&self) -> bool {
+    /// Whether a line can be written there now. A terminal whose output is stopped (^S, a connection that hangs) would have
+    /// us wait, and with us what stands still for us.
+    fn is_open(&self) -> bool {
+        let is_ready = |screen: BorrowedFd<'_>| {
+            let mut polled = [PollFd::new(screen, PollFlags::POLLOUT)];
+            poll(&mut polled, PollTimeout::ZERO) == Ok(1) && polled[0].any() == Some(true)
+        };
         match &self.screen {
-            Screen::Own => tcgetpgrp(std::io::stderr()).is_ok_and(|group| group == getpgrp()),
-            Screen::Of(_) => true,
+            Screen::Own => {
+                let stderr = std::io::stderr();
+                tcgetpgrp(&stderr).is_ok_and(|group| group == getpgrp()) && is_ready(stderr.as_fd())
+            }
+            Screen::Of(file) => is_ready(file.as_fd()),
         }
     }
 

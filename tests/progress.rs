@@ -204,3 +204,23 @@ fn transfers_show_it() {
     }
     run.go();
 }
+
+/// Where nobody reads what a terminal shows, a line is left out: whoever waited for it would have a program stand still.
+#[test]
+fn a_terminal_that_is_stopped_delays_nothing() {
+    let bench = Bench::new(Who::Nobody);
+    let (mut run, ckpt) = (start(&bench, &[]), bench.name("ckpt"));
+    let script = "echo ready; read line; exec \"$@\" >told";
+    let pid = run.pid_text();
+    let words = ["sh", "-c", script, "sh", &ckpt, "save", &pid, "-n", "x.ckpt"];
+    let mut save = Terminal::start(&bench, &words);
+    save.shows("ready");
+    // ^S, before the line that lets it begin.
+    save.types(b"\x13go\n");
+    until("the checkpoint", || bench.path("x.ckpt").exists().then_some(()));
+    run.check();
+    // ^Q
+    save.types(b"\x11");
+    save.ended(0);
+    run.go();
+}
