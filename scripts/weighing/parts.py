@@ -187,22 +187,23 @@ def image(bench):
             tool.clear()
         stub = os.path.getsize(bench.ckpt.binary)
         bench.rows.add("image", f"of a program with {mib} MiB", "bytes", sizes | {"limit": pages},
-                       goal=lambda content: 1.01 * content + stub, limit_is="its pages that are not zeros", failed=failed)
+                       goal=lambda content: 1.01 * content + stub, limit_is="its pages that are not zeros, with libraries", failed=failed)
 
 
 def nonzero(pid):
-    """How many pages a process has that are no file's and not zeros (proc_pid_pagemap(5))."""
+    """How many private pages a process has that are not zeros, those of its executable and libraries among them
+    (proc_pid_pagemap(5))."""
     count = 0
     with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/pagemap", "rb") as pagemap, open(f"/proc/{pid}/mem", "rb") as mem:
         for line in maps:
-            span, rights = line.split()[:2]
+            span, rights, _, _, inode = line.split()[:5]
             start, stop = (int(word, 16) for word in span.split("-"))
             if rights[3] != "p" or "[v" in line or start >> 47:
                 continue
             pagemap.seek(start // PAGE * 8)
             words = memoryview(pagemap.read((stop - start) // PAGE * 8)).cast("Q")
             for index, word in enumerate(words):
-                if word >> 62 and not word >> 61 & 1:
+                if inode != "0" or word >> 62:
                     mem.seek(start + index * PAGE)
                     try:
                         count += mem.read(PAGE).strip(b"\0") != b""
