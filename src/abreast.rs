@@ -29,10 +29,12 @@ pub(crate) fn by_at_most<T: Sync, R: Send>(
 ) -> Vec<R> {
     let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(things.len())));
     let run = || {
+        // Each has its own until the end: one lock for all would be asked for as often as there are things.
+        let mut own = Vec::new();
         while let Some((index, thing)) = take(things, &next) {
-            let result = work(thing);
-            done.lock().unwrap_or_else(PoisonError::into_inner).push((index, result));
+            own.push((index, work(thing)));
         }
+        done.lock().unwrap_or_else(PoisonError::into_inner).append(&mut own);
     };
     thread::scope(|scope| {
         join_in(scope, processors().min(most).min(things.len() / few.max(1)), &run);
