@@ -295,7 +295,7 @@ pub(crate) static SETTINGS: [Setting; 18] = [
         env: Some(Variable { name: "CKPT_STRICT", value: "0 or 1" }),
         default: Some("0"),
         reach: Reach::Saves,
-        help: "Take no checkpoint that would lose anything",
+        help: "Take no checkpoint that loses anything",
         description: "Where a restart would go without something (ckpt check PID tells beforehand), no \
                       checkpoint is taken: all of it is named, the program goes on, and an earlier \
                       checkpoint stays. Without this it is named, and the checkpoint is taken.",

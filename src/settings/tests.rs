@@ -172,6 +172,7 @@ fn configuration_and_back() {
         | config_flag::VERBOSE
         | config_flag::STRICT
         | config_flag::KEEP_TCP
+        | config_flag::LAZY
         | config_flag::INSECURE
         | config_flag::COMPRESS;
     assert_eq!((config.flags, config.keep), (flags, 3));
