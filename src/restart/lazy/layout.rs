@@ -3,6 +3,9 @@
 
 use std::ops::Range;
 
+/// Of how many messages behind another one may have had its effect before.
+const NEAR: usize = 256;
+
 /// Missing memory, which was at `from` when it was saved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Extent {
@@ -127,17 +130,29 @@ impl Layout {
     }
 
     /// Which of some changes is to be made first: messages of several threads may come in another order than their effects.
-    pub(super) fn next(&self, changes: &[Change]) -> usize {
+    fn next(&self, changes: &[Change]) -> usize {
         let Some((first, others)) = changes.split_first() else { return 0 };
         if self.fits(*first) {
             return 0;
         }
         let makes_way = |other: &Change| {
-            let mut then = self.clone();
-            then.change(*other);
-            other.meets(*first) && self.fits(*other) && then.fits(*first)
+            other.meets(*first) && self.fits(*other) && {
+                let mut then = self.clone();
+                then.change(*other);
+                then.fits(*first)
+            }
         };
-        others.iter().position(makes_way).map_or(0, |index| index + 1)
+        others.iter().take(NEAR).position(makes_way).map_or(0, |index| index + 1)
+    }
+
+    /// Makes all of some changes.
+    pub(super) fn make(&mut self, mut changes: &mut [Change]) {
+        while !changes.is_empty() {
+            let next = self.next(changes);
+            changes[..=next].rotate_right(1);
+            self.change(changes[0]);
+            changes = &mut changes[1..];
+        }
     }
 
     /// Makes a change.
@@ -165,19 +180,13 @@ impl Layout {
     }
 }
 
-/// Puts the messages of a move into one: mremap(2) tells where memory has gone, and then that there is none any more where
-/// it was. `forks` say how many were before them. In older kernels the first has the length of before where less was
+/// Puts the messages of a move into one, and nothing into the place of the second: mremap(2) tells where memory has gone,
+/// and then that there is none any more where it was. In older kernels the first has the length of before where less was
 /// moved; `is_there` says whether the last page of it is where it was moved to, while `others` may have moved it on.
-pub(super) fn join<T>(
-    changes: &mut Vec<Change>,
-    forks: &mut [(usize, T)],
-    is_there: impl Fn(u64, &[Change]) -> bool,
-) {
-    let mut index = 0;
-    while let Some(change) = changes.get(index).copied() {
-        index += 1;
-        let Change::Moved(from, to, len, _) = change else { continue };
-        let others = &changes[index..];
+pub(super) fn join(changes: &mut [Change], is_there: impl Fn(u64, &[Change]) -> bool) {
+    for index in 1..=changes.len() {
+        let Change::Moved(from, to, len, _) = changes[index - 1] else { continue };
+        let others = &changes[index..changes.len().min(index + NEAR)];
         let exact = others.iter().position(|it| *it == Change::Unmapped(from, from + len));
         let shorter = |it: &Change| match *it {
             Change::Unmapped(start, end) => start == from && end < from + len,
@@ -188,10 +197,10 @@ pub(super) fn join<T>(
             changes[index - 1] = Change::Moved(from, to, len, true);
             continue;
         };
-        if let Change::Unmapped(_, end) = changes.remove(index + own) {
+        let own = std::mem::replace(&mut changes[index + own], Change::Removed(0, 0));
+        if let Change::Unmapped(_, end) = own {
             changes[index - 1] = Change::Moved(from, to, end - from, false);
         }
-        forks.iter_mut().filter(|fork| fork.0 > index + own).for_each(|fork| fork.0 -= 1);
     }
 }
 
@@ -256,21 +265,20 @@ mod tests {
         let mut changes = vec![moved(10, 60, 4, false), moved(40, 10, 4, false)];
         // The other thread's messages come before the second of the first.
         changes.extend([unmapped(10, 14), moved(60, 70, 4, false), unmapped(40, 44)]);
-        let mut forks = [(1, 'a'), (3, 'b'), (5, 'c')];
-        join(&mut changes, &mut forks, |_, _| true);
-        let all = [moved(10, 60, 4, false), moved(40, 10, 4, false), moved(60, 70, 4, true)];
-        assert_eq!(changes, all);
-        assert_eq!(forks, [(1, 'a'), (2, 'b'), (3, 'c')]);
+        join(&mut changes, |_, _| true);
+        let nothing = Change::Removed(0, 0);
+        let first = [moved(10, 60, 4, false), moved(40, 10, 4, false), nothing];
+        assert_eq!(changes, [&first[..], &[moved(60, 70, 4, true), nothing]].concat());
     }
 
     #[test]
     fn of_what_shrinks_only_the_beginning_was_moved() {
         for (is_there, expected) in [
             (true, vec![moved(10, 60, 4, true), unmapped(10, 12)]),
-            (false, vec![moved(10, 60, 2, false)]),
+            (false, vec![moved(10, 60, 2, false), Change::Removed(0, 0)]),
         ] {
             let mut changes = vec![moved(10, 60, 4, false), unmapped(10, 12)];
-            join::<()>(&mut changes, &mut [], |at, others| {
+            join(&mut changes, |at, others| {
                 assert_eq!((at / K, others.len()), (63, 1));
                 is_there
             });
@@ -286,10 +294,7 @@ mod tests {
         assert_eq!(layout.next(&[moved(10, 40, 2, false), unmapped(40, 50)]), 1);
         // What is known from nowhere is taken as it comes.
         assert_eq!(layout.next(&[unmapped(90, 91), moved(10, 60, 2, false)]), 0);
-        let mut changes = vec![moved(40, 10, 2, false), moved(10, 60, 2, false)];
-        while !changes.is_empty() {
-            layout.change(changes.remove(layout.next(&changes)));
-        }
+        layout.make(&mut [moved(40, 10, 2, false), moved(10, 60, 2, false)]);
         assert_eq!(found(&layout, [10, 11, 12, 60, 61, 62]), [0, 0, 112, 110, 111, 0]);
     }
 }

@@ -184,10 +184,10 @@ impl<'a> Pager<'a> {
             std::thread::yield_now();
         }
         let mut changes = std::mem::take(&mut space.changes);
-        let mut forks = std::mem::take(&mut space.forks);
+        let forks = std::mem::take(&mut space.forks);
         let mut layout = std::mem::take(&mut space.layout);
         let uffd = &self.spaces[index].uffd;
-        join(&mut changes, &mut forks, |at, others| {
+        join(&mut changes, |at, others| {
             let moved_on = others.iter().any(|change| change.concerns(at));
             moved_on || self.is_there(uffd, at & !(PAGE - 1)) != Some(false)
         });
@@ -207,9 +207,7 @@ impl<'a> Pager<'a> {
             }
             self.spaces.push(child);
         }
-        while !changes.is_empty() {
-            layout.change(changes.remove(layout.next(&changes)));
-        }
+        layout.make(&mut changes);
         self.spaces[index].layout = layout;
         result
     }
