@@ -113,6 +113,14 @@ points! {
         Deafened = "deafened",
         /// The whole image has a name for a moment.
         Linked = "linked",
+        /// The program's memory is being tracked from now on.
+        Tracked = "tracked",
+        /// What was written to is known to the dumper alone.
+        Rearmed = "rearmed",
+        /// An older checkpoint is about to be changed.
+        Renewing = "renewing",
+        /// The image has its name, and the one before a hidden one.
+        Exchanged = "exchanged",
         /// The image has its name.
         Sealed = "sealed",
         /// The next checkpoint has its number; older ones are there still.

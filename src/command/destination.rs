@@ -4,6 +4,7 @@
 use crate::dump::place::Keep;
 use crate::error::Result;
 use crate::image::file::{self, FileSink};
+use crate::image::older::Renewal;
 use crate::image::write::Sink;
 use crate::order;
 use crate::proc::Pid;
@@ -17,8 +18,15 @@ use std::path::Path;
 ///
 /// # Errors
 /// A file that cannot be written. What is wrong with a server, the sink tells later.
-pub(crate) fn open(name: &Name, transfer: &Transfer) -> Result<Box<dyn Sink>> {
+pub(crate) fn open(
+    name: &Name,
+    transfer: &Transfer,
+    renewal: Option<Renewal>,
+) -> Result<Box<dyn Sink>> {
     match name {
+        Name::File(path) if let Some(renewal) = renewal => {
+            Ok(Box::new(FileSink::renew(path, renewal)?))
+        }
         Name::File(path) => Ok(Box::new(FileSink::create(path)?)),
         Name::Server(server) => Ok(Box::new(UploadSink::create(server.clone(), transfer.clone())?)),
     }

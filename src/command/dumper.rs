@@ -42,6 +42,7 @@ pub(super) fn run(pid: Pid) -> Result<u8> {
             .as_ref()
             .and_then(|file| file.try_clone().ok())
             .map(|file| -> Tell { Box::new(move |sentence| say(Some(&file), sentence)) }),
+        rolling: None,
     };
     let result = super::named(pid).and_then(|process| dump(&request(process)));
     let say = |sentence: &str| say(error_output.as_ref(), sentence);

@@ -14,7 +14,7 @@ use crate::serve::log::date;
 use crate::settings::server::Transfer;
 use ckpt_abi::image::{
     Descriptor, DescriptorKind, LossRecord, Machine, Member, ProcessRecord, SectionKind, Thread,
-    VmaRecord, member_flag, needs, process_flag,
+    VmaRecord, header_flag, member_flag, needs, process_flag,
 };
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -95,6 +95,7 @@ fn describe(image: &Image, json: bool) -> Result<Facts> {
     facts.add_bytes("bytes", image.header().file_len);
     let compressed = image.header().needs & needs::CODEC != 0;
     facts.add("compression", if compressed { "LZ4" } else { "none" }.to_owned());
+    facts.add("brought_up_to_date", image.header().flags & header_flag::RENEWED != 0);
     facts.add("not_saved", losses.iter().map(|loss| text(loss.what)).collect::<Vec<_>>());
     Ok(facts)
 }

@@ -19,6 +19,7 @@ use super::follow::Follower;
 use super::worker::Dumper;
 use super::{dumper, follow};
 use crate::dump::place::Whose;
+use crate::dump::rolling::Rolling;
 use crate::dump::{Demand, dump};
 use crate::error::{Because, Kind, Result, printable};
 use crate::fault::{Point, reach};
@@ -36,10 +37,12 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::SigSet;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::mem::offset_of;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
 /// How long the monitor sleeps at most before it looks at the configuration again.
@@ -92,9 +95,12 @@ pub(super) fn run(pid: Pid) -> Result<u8> {
         uncaught: None,
         said: HashSet::new(),
         in_vain: None,
+        rolling: Rolling::default(),
     };
     reach(Point::Watching);
-    if monitor.watch()
+    let is_over = monitor.watch();
+    monitor.forget();
+    if is_over
         && let Some(run) = monitor.run.as_ref().filter(|run| monitor::sees_the_end(&run.config))
     {
         run.settle(&monitor.program, &monitor.process);
@@ -146,6 +152,8 @@ struct Monitor {
     said: HashSet<String>,
     /// Since when checkpoints have come to nothing quietly, and how many.
     in_vain: Option<(Instant, u32)>,
+    /// What the next checkpoint may go by.
+    rolling: Rolling,
 }
 
 /// What the control page says.
@@ -259,10 +267,10 @@ impl Monitor {
         }
         let before =
             follow::Before { config, generation: self.generation, standard: self.standard };
-        let told = match Dumper::start(&self.target, || {
+        let told = match Dumper::start(&self.target, |_| {
             follow::equip(&self.target, &before, own.pid().word())
         }) {
-            Ok(dumper) => self.attend(dumper),
+            Ok(dumper) => self.attend(&dumper),
             Err(e) => Told { quiet: true, sentences: format!("{e}\n") },
         };
         for sentence in told.sentences.lines() {
@@ -311,10 +319,17 @@ impl Monitor {
     /// took: else a program with a very short period would do little but be copied.
     fn checkpoint(&mut self, period: Duration) -> Instant {
         let (start, target) = (Instant::now(), self.target.clone());
-        let told = match Dumper::start(&self.target, || take(target)) {
+        let told = match Dumper::start(&self.target, |line| {
+            take(target, std::mem::take(&mut self.rolling), line)
+        }) {
             Ok(dumper) => {
                 reach(Point::Attending);
-                self.attend(dumper)
+                let told = self.attend(&dumper);
+                // What one did that was killed nobody knows.
+                let known = self.touch(|_| Rolling::take(&dumper.known)).flatten();
+                known.is_none().then(|| self.forget());
+                self.rolling = known.unwrap_or_default();
+                told
             }
             Err(e) => Told { quiet: false, sentences: format!("no checkpoint: {e}") },
         };
@@ -336,9 +351,21 @@ impl Monitor {
         }
     }
 
+    /// Does something to the program's checkpoints, as whoever named them may.
+    fn touch<T>(&mut self, work: impl FnOnce(&mut Rolling) -> T) -> Option<T> {
+        let whose = self.run.as_ref()?.whose.clone();
+        whose.touch(|| work(&mut self.rolling)).ok()
+    }
+
+    /// Removes the checkpoint that was kept for the next one.
+    fn forget(&mut self) {
+        self.touch(Rolling::remove_older);
+        self.sweep();
+    }
+
     /// Waits for a dumper. If the program ends first, the dumper ends too: should the program be
     /// restarted at once, it must not replace a checkpoint by one of a run that is over.
-    fn attend(&mut self, mut dumper: Dumper) -> Told {
+    fn attend(&mut self, dumper: &Dumper) -> Told {
         let mut sentences = String::new();
         while !is_ready(&[dumper.line.as_fd(), self.program.as_fd()], None) {}
         if is_ready(&[self.program.as_fd()], Some(Duration::ZERO)) {
@@ -347,17 +374,16 @@ impl Monitor {
             self.sweep();
             return Told { quiet: true, sentences };
         }
-        let _ = dumper.line.read_to_string(&mut sentences);
+        let _ = (&dumper.line).read_to_string(&mut sentences);
         reach(Point::Attended);
         Told { quiet: dumper.reap() != Some(0), sentences }
     }
 
-    /// Removes what a killed dumper may have left where files without a name are unknown.
+    /// Removes what a killed dumper may have left that has a name.
     fn sweep(&self) {
-        let Some((memory, base)) = &self.seen else { return };
-        let Ok(control) = memory.get::<Control>(*base) else { return };
-        if let Ok(template) = settings::template(&control.config) {
-            file::sweep(&template.expand(&Values::of(self.target.pid()), 1));
+        let Some(Run { config, whose, values }) = &self.run else { return };
+        if let Ok(template) = settings::template(config) {
+            let _ = whose.touch(|| file::sweep(&template.expand(values, 1)));
         }
     }
 
@@ -386,7 +412,7 @@ struct Told {
 }
 
 /// One checkpoint: the exit status and what there is to say.
-fn take(target: Process) -> (u8, String) {
+fn take(target: Process, rolling: Rolling, line: &UnixDatagram) -> (u8, String) {
     let process = match enter::enter(target) {
         Ok(process) => process,
         Err(e) => return (0, format!("no checkpoint: {e}\n")),
@@ -401,8 +427,13 @@ fn take(target: Process) -> (u8, String) {
         prune: super::destination::prune,
         screen: None,
         tell: None,
+        rolling: Some(RefCell::new(rolling)),
     };
-    match dump(&request) {
+    let result = dump(&request);
+    if let Some(rolling) = &request.rolling {
+        let _ = rolling.borrow().give(line);
+    }
+    match result {
         Ok(outcome) => (0, outcome.sentences().map(|sentence| format!("{sentence}\n")).collect()),
         // The end of the program is no news; it may be a while before the monitor hears of it.
         Err(e) if e.kind() == Kind::Gone && request.process.is_ending() => (BUSY, String::new()),

@@ -59,5 +59,6 @@ fn save(asked: &Process, meant: &Process, stop: bool, settings: &Settings) -> Re
         prune,
         screen: Some(Screen::Own),
         tell: None,
+        rolling: None,
     })
 }

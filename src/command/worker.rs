@@ -13,6 +13,7 @@ use crate::ptrace::shield;
 use nix::errno::Errno;
 use nix::libc;
 use std::io::{PipeReader, Write};
+use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
 /// How often those are looked for whom a dumper has left.
@@ -25,6 +26,8 @@ pub(super) struct Dumper {
     pid: Pid,
     /// What it says; ends with it.
     pub(super) line: PipeReader,
+    /// Where it leaves what it knows for the next one ([`crate::dump::rolling`]).
+    pub(super) known: UnixDatagram,
 }
 
 impl Dumper {
@@ -32,21 +35,25 @@ impl Dumper {
     ///
     /// # Errors
     /// There can be no child.
-    pub(super) fn start(target: &Process, work: impl FnOnce() -> (u8, String)) -> Result<Self> {
+    pub(super) fn start(
+        target: &Process,
+        work: impl FnOnce(&UnixDatagram) -> (u8, String),
+    ) -> Result<Self> {
         let what = || "cannot start a dumper";
         let (line, tell) = std::io::pipe().because(what)?;
+        let (known, give) = UnixDatagram::pair().because(what)?;
         // SAFETY: this process has one thread.
         match unsafe { nix::unistd::fork() }.because(what)? {
             nix::unistd::ForkResult::Parent { child } => {
                 fault::leave_to_child();
-                Ok(Self { pid: Pid::new(child.as_raw()), line })
+                Ok(Self { pid: Pid::new(child.as_raw()), line, known })
             }
             nix::unistd::ForkResult::Child => {
                 drop(line);
                 let _ = nix::sys::prctl::set_name(c"ckpt-dump");
                 let say = |sentences: String| (&tell).write_all(sentences.as_bytes());
                 let worked = shield::shielded(std::slice::from_ref(target), || {
-                    let (status, sentences) = work();
+                    let (status, sentences) = work(&give);
                     let _ = say(sentences);
                     status
                 });

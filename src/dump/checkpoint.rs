@@ -4,6 +4,7 @@
 use super::phase2_equip::Equipped;
 use super::phase3_gather::Still;
 use super::place::{Place, Whose};
+use super::rolling::Rolling;
 use super::{Demand, caller};
 use crate::error::Result;
 use crate::fault::{Point, reach};
@@ -18,6 +19,7 @@ use ckpt_abi::api::Request;
 use ckpt_abi::image::Member;
 use ckpt_abi::region::config_flag;
 use nix::sys::termios::{LocalFlags, tcgetattr};
+use std::cell::RefCell;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -57,6 +59,16 @@ impl<'a> Checkpoint<'a> {
         let strict = request.settings.strict.unwrap_or(configured);
         let keeps = keeps(request, first, stop);
         Ok(Self { request, place, stop, strict, keeps, generation: newest + 1 })
+    }
+
+    /// What earlier ones know, if it may go by that: of one process that goes on, to a file.
+    pub(super) fn rolling(&self, processes: &[Equipped]) -> Option<&'a RefCell<Rolling>> {
+        let [only] = processes else { return None };
+        let flags = only.region.control.config.flags;
+        let may = !self.stop && self.place.is_plain() && flags & config_flag::INCREMENTAL != 0;
+        let known = self.request.rolling.as_ref().filter(|_| may)?;
+        known.borrow_mut().all = flags & config_flag::TRACK_ALL != 0;
+        Some(known)
     }
 
     /// The run that it is of, and what that began with, as [`ckpt_abi::image::Header::run`]: those of the first process.

@@ -13,6 +13,8 @@ pub(crate) mod excluded;
 pub(crate) mod halted;
 mod keeper;
 pub(crate) mod late;
+mod pages;
+mod pageset;
 pub(crate) mod phase0_visit;
 pub(crate) mod phase1_freeze;
 pub(crate) mod phase2_equip;
@@ -23,14 +25,16 @@ pub(crate) mod phase6_write;
 pub(crate) mod phase7_seal;
 pub(crate) mod place;
 mod reader;
+pub(crate) mod rolling;
 mod sharers;
 mod stream;
 pub(crate) mod survey;
 
 use crate::error::{Error, Kind, Result};
 use crate::fault::{Point, reach};
-use crate::image::stub;
+use crate::image::older::{Over, Renewal};
 use crate::image::write::Sink;
+use crate::image::{PAGE, stub};
 use crate::inject::region::Region;
 use crate::proc::{Pid, Process};
 use crate::progress::Screen;
@@ -46,9 +50,10 @@ use crate::settings::{Name, Settings};
 use checkpoint::Checkpoint;
 use ckpt_abi::turn::{By, Phase, Turn};
 use phase2_equip::{Equipped, Seen};
-use phase3_gather::Still;
 use phase5_snapshot::Pictured;
 use phase6_write::Writing;
+use rolling::Rolling;
+use std::cell::RefCell;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -66,7 +71,7 @@ const TURN: Duration = Duration::from_secs(2);
 
 /// Makes the sink for a name. It is called while the target stands still, and must not wait for a
 /// network.
-pub(crate) type Open = fn(&Name, &Transfer) -> Result<Box<dyn Sink>>;
+pub(crate) type Open = fn(&Name, &Transfer, Option<Renewal>) -> Result<Box<dyn Sink>>;
 
 /// Deletes what is older than wanted of a counted name, now that the checkpoint of that name is whole.
 pub(crate) type Prune = fn(&Name, &Transfer, &place::Keep);
@@ -97,6 +102,8 @@ pub(crate) struct Demand {
     /// Says what there is to say of a checkpoint that ends the program, before it does: with the first process of a
     /// container we end, too. Without it the outcome has it.
     pub tell: Option<Tell>,
+    /// What is known of earlier checkpoints of the process: of those that the monitor takes.
+    pub rolling: Option<RefCell<Rolling>>,
 }
 
 impl Demand {
@@ -185,6 +192,11 @@ fn take(request: &Demand) -> Result<Outcome> {
     let executable = stub::own()?;
     let front = stub::in_front(&executable);
     let _ = (cpu::leaves(), keeper::init_reaps(request.pid()));
+    let start = (front.len() as u64).next_multiple_of(PAGE);
+    let over = request.rolling.as_ref().and_then(|known| {
+        let whose = place::Whose::of(&request.process, false).ok()?;
+        whose.touch(|| known.borrow_mut().prepare(start)).ok()?
+    });
     if request.triggered && halted::is_forebears(&request.process) {
         let text = "the checkpoint of the process that it was forked from holds it";
         let error = Error::new(text).of(Kind::Superseded);
@@ -203,7 +215,7 @@ fn take(request: &Demand) -> Result<Outcome> {
         phase0_visit::leave(&request.process, e);
     }
     let Entered { mut checkpoint, mut equipped, still, looked } = begun?;
-    let mut result = proceed(&checkpoint, &equipped, (still, looked), front);
+    let mut result = proceed(&checkpoint, &equipped, (still, looked), (front, over));
     let (mut again, mut pause, deadline) = (AGAIN, FIRST_PAUSE, Instant::now() + TURN);
     loop {
         match &result {
@@ -289,7 +301,7 @@ fn anew(checkpoint: &Checkpoint<'_>, equipped: &mut Vec<Equipped>) -> Result<Out
         equipped.push(process);
     }
     let looked = equipped.iter().map(|_| None).collect();
-    proceed(checkpoint, equipped, (still, looked), front)
+    proceed(checkpoint, equipped, (still, looked), (front, None))
 }
 
 /// A checkpoint whose processes stand still and have payloads that are ours.
@@ -371,13 +383,15 @@ fn proceed(
     checkpoint: &Checkpoint<'_>,
     equipped: &[Equipped],
     (forest, looked): (Forest, Vec<Option<Looked>>),
-    front: Vec<u8>,
+    (front, over): (Vec<u8>, Option<Over>),
 ) -> Result<Outcome> {
     let left_out = phase4_refuse::left_out(checkpoint.request, &forest, equipped, &looked)?;
     let doubtful = phase4_refuse::doubtful(&forest, equipped)?;
     let Forest { processes, dead, since, .. } = forest;
     let (place, stop) = (&checkpoint.place, checkpoint.stop);
-    let mut sink = place.open(checkpoint.request.open)?;
+    let rolling = checkpoint.rolling(equipped);
+    let renewal = rolling.map(|known| known.borrow_mut().renewal(over));
+    let mut sink = place.open(checkpoint.request.open, renewal)?;
     reach(Point::Opened);
     let (mut still, mut common) = phase3_gather::gather_all(
         checkpoint.generation,
@@ -405,7 +419,7 @@ fn proceed(
     let runs = checkpoint.runs(equipped);
     let image = place.image(&mut *sink, front);
     let mut writing = Writing::begin(image, common, runs, stop);
-    let (pictured, mut pause) = pages(checkpoint, still, &mut writing, since)?;
+    let (pictured, mut pause) = pages::write(checkpoint, still, &mut writing, (rolling, since))?;
 
     if checkpoint.request.periodic {
         phase7_seal::still_wanted(&equipped[0].process)?;
@@ -424,6 +438,9 @@ fn proceed(
     drop(shown);
     reach(Point::Sealed);
     checkpoint.sealed(equipped);
+    if let Some((known, kept)) = rolling.zip(sink.kept()) {
+        known.borrow_mut().sealed(kept, checkpoint.generation);
+    }
     let name = place.name.clone();
     let mut outcome = Outcome { name, bytes, pause, stopped: stop, losses, notes, diverted: None };
     if stop {
@@ -445,33 +462,4 @@ fn proceed(
         pause = since.elapsed();
     }
     Ok(Outcome { pause, ..outcome })
-}
-
-/// Writes the pages of all: of those who go on, from pictures of them. How long they have stood still by then.
-fn pages<'a>(
-    checkpoint: &Checkpoint<'_>,
-    still: Vec<Still<'a>>,
-    writing: &mut Writing<'_>,
-    since: Instant,
-) -> Result<(Vec<Pictured<'a>>, Duration)> {
-    let (place, stop) = (&checkpoint.place, checkpoint.stop);
-    let mut begun = phase5_snapshot::Begun::of(still, !stop);
-    // The kernel copies the page tables meanwhile. What has begun has to be met, whatever fails.
-    let mut written = begun.pictured.iter_mut().try_for_each(|one| writing.at_once(one, stop));
-    written = written.and_then(|()| place.touch(|| writing.streams())?);
-    if !stop {
-        reach(Point::Shared);
-    }
-    let mut pictured = begun.finish().and_then(|pictured| written.map(|()| pictured))?;
-    reach(Point::Pictured);
-    pictured.iter_mut().for_each(Pictured::start_home);
-    for process in &mut pictured {
-        process.thaw()?;
-    }
-    let pause = since.elapsed();
-    for process in &mut pictured {
-        writing.rest(process)?;
-    }
-    reach(Point::Written);
-    Ok((pictured, pause))
 }

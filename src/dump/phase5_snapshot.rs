@@ -8,6 +8,7 @@
 
 use super::phase2_equip::Equipped;
 use super::phase3_gather::Still;
+use super::rolling::Rolling;
 use crate::error::{Because, Result};
 use crate::fault::{Point, reach};
 use crate::proc::Process;
@@ -15,23 +16,30 @@ use crate::proc::maps::Vma;
 use crate::proc::pidfd::Pidfd;
 use crate::proc::stat::Stat;
 use crate::proc::{Pid, Tid};
-use crate::proc::{clocks, closing};
+use crate::proc::{clocks, closing, tracking};
 use crate::ptrace::call::Caller;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
+use crate::ptrace::raw;
 use crate::ptrace::thread::StoppedThread;
 use crate::resource::Gathered;
 use crate::resource::memory::Area;
 use crate::resource::plan::{Orders, Step};
 use ckpt_abi::op::{ListHead, OpKind};
-use ckpt_abi::region::{STACK_LEN, STACKS};
+use ckpt_abi::region::{Control, STACK_LEN, STACKS};
+use nix::errno::Errno;
 use nix::libc;
+use std::mem::offset_of;
 use std::time::{Duration, Instant};
 use zerocopy::{FromZeros, IntoBytes};
 
 const PR_SET_PTRACER: u64 = 0x5961_6d61;
 const CLONE_PARENT_SETTID: u64 = libc::CLONE_PARENT_SETTID as u64;
 const CLONE_UNTRACED: u64 = libc::CLONE_UNTRACED as u64;
+/// The number of the picture's descriptor of its maker's memory ([`tracking`]), where it has no others for long.
+const HELD: u64 = 5;
+/// How long that is waited for.
+const FETCHED: Duration = Duration::from_millis(200);
 
 /// A process of ours that holds the picture; it ends with this value.
 pub(crate) struct Snapshot(Process);
@@ -94,7 +102,7 @@ pub(crate) struct Begun<'a> {
 
 impl<'a> Begun<'a> {
     /// Begins. [`Begun::finish`] has to follow, whatever fails meanwhile.
-    pub(crate) fn of(processes: Vec<Still<'a>>, goes_on: bool) -> Self {
+    pub(crate) fn of(processes: Vec<Still<'a>>, goes_on: bool, tracks: bool) -> Self {
         let mut all = Self { pictured: Vec::new(), outcome: Ok(()) };
         let goes_on = goes_on && are_possible();
         for process in processes {
@@ -104,7 +112,7 @@ impl<'a> Begun<'a> {
             // Its picture would obey its filters, which nobody suspends.
             let possible = goes_on && orphans_leave && !frozen.is_sandboxed();
             if possible && all.outcome.is_ok() {
-                all.outcome = begin(&mut frozen, equipped).map(|asked| data = Some(asked));
+                all.outcome = begin(&mut frozen, equipped, tracks).map(|asked| data = Some(asked));
             }
             let (snapshot, frozen) = (None, Some(frozen));
             let one =
@@ -134,6 +142,29 @@ impl<'a> Begun<'a> {
 }
 
 impl Pictured<'_> {
+    /// Has its memory tracked from now on, by what its picture was made with.
+    pub(crate) fn be_tracked(&self, known: &mut Rolling) {
+        let Some(snapshot) = &self.snapshot else { return };
+        let taken = snapshot.open().ok().and_then(|(process, _)| {
+            let deadline = Instant::now() + FETCHED;
+            loop {
+                match raw::take_descriptor(process.pid(), HELD as i32) {
+                    Err(Errno::EBADF) if Instant::now() < deadline => {
+                        std::thread::sleep(Duration::from_micros(200));
+                    }
+                    taken => break taken.ok(),
+                }
+            }
+        });
+        let Equipped { process, memory, region, .. } = self.equipped;
+        let at = region.base + offset_of!(Control, tracked) as u64;
+        if let Some(fd) = taken
+            && memory.put(at, &1u32).is_ok()
+        {
+            known.track(fd, process, &self.areas);
+        }
+    }
+
     /// Has its threads begin to come back from our work, those of all processes abreast.
     pub(crate) fn start_home(&mut self) {
         if let Some(frozen) = self.frozen.as_mut().filter(|_| self.snapshot.is_some()) {
@@ -170,12 +201,12 @@ fn are_possible() -> bool {
 
 /// Begins to make a snapshot. There is none where orphans come to the target or to nobody
 /// ([`super::keeper`]): then the pages have to be written while the target stands still.
-fn begin(frozen: &mut Frozen, equipped: &Equipped) -> Result<Asked> {
+fn begin(frozen: &mut Frozen, equipped: &Equipped, tracks: bool) -> Result<Asked> {
     let Equipped { memory, region, .. } = equipped;
     let stack = |index: u64| region.base + STACKS + STACK_LEN * (index + 1);
     // The lists lie in the third stack, which nobody runs on now.
     let data = stack(1);
-    let head = write_orders(memory, data, stack(1) - 64)?;
+    let head = write_orders(memory, data, stack(1) - 64, tracks)?;
     let asked = Asked { at: data, since: clocks::ticks() };
     let mut caller = Caller::new(&mut frozen.threads[0], memory, &region.desk())?;
     let flags = (libc::CLONE_VM | libc::CLONE_VFORK) as u64 | CLONE_UNTRACED;
@@ -220,13 +251,18 @@ fn is_copy(found: &Process, of: &Process, maker: Tid, since: u64) -> bool {
 ///
 /// From `data` on: the snapshot's id, the poll request, its name, the child's words, the head of
 /// the orders, and the two lists.
-fn write_orders(memory: &Memory, data: u64, stack: u64) -> Result<u64> {
+fn write_orders(memory: &Memory, data: u64, stack: u64, tracks: bool) -> Result<u64> {
     let dumper = u64::from(std::process::id());
     let (request, name, words, head) = (data + 8, data + 16, data + 32, data + 64);
     let (intermediate, snapshot) = (data + 128, data + 512);
     let step = Step::Clone;
     let mut list = Orders::default();
     let flags = CLONE_PARENT_SETTID | CLONE_UNTRACED;
+    if tracks {
+        // The intermediate has copies of the descriptors, and makes one of the memory that it shares: number 0.
+        list.try_call(step, libc::SYS_close_range, &[0, u64::from(u32::MAX), 0]);
+        list.try_call(step, libc::SYS_userfaultfd, &[tracking::FLAGS]);
+    }
     list.push(OpKind::Clone, ckpt_abi::op::flag::MAY_FAIL, step, flags, &[stack, words, data]);
     list.push(OpKind::End, 0, step, 0, &[]);
     let orders = ListHead { ops: intermediate, exec_fd: -1, ..ListHead::new_zeroed() };
@@ -244,7 +280,13 @@ fn write_orders(memory: &Memory, data: u64, stack: u64) -> Result<u64> {
     let mut list = Orders::default();
     list.try_call(step, libc::SYS_prctl, &[PR_SET_PTRACER, dumper]);
     list.try_call(step, libc::SYS_setsid, &[]);
-    list.call(step, libc::SYS_close_range, &[0, u64::from(u32::MAX), 0]);
+    if tracks {
+        list.try_call(step, libc::SYS_dup3, &[0, HELD, libc::O_CLOEXEC as u64]);
+        list.call(step, libc::SYS_close_range, &[0, HELD - 1, 0]);
+        list.call(step, libc::SYS_close_range, &[HELD + 1, u64::from(u32::MAX), 0]);
+    } else {
+        list.call(step, libc::SYS_close_range, &[0, u64::from(u32::MAX), 0]);
+    }
     list.try_call(step, libc::SYS_prctl, &[libc::PR_SET_NAME as u64, name]);
     // With every other descriptor closed, the pidfd is number 0; it becomes readable when the
     // dumper ends.

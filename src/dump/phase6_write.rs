@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Phase 6: write the pages, then the records.
 
+use super::pageset::PageSet;
 use super::phase2_equip::Equipped;
 use super::phase4_refuse;
 use super::phase5_snapshot::Pictured;
 use super::reader::{Found, From, Read, Room};
+use super::rolling::is_trackable;
 use super::stream;
 use crate::abreast;
 use crate::error::{Because, Error, Result};
 use crate::image::PAGE;
+use crate::image::base::Base;
 use crate::image::write::Writer;
 use crate::order;
 use crate::proc::Pid;
@@ -32,6 +35,8 @@ pub(crate) struct Writing<'a> {
     common: Common,
     buffer: Vec<u8>,
     room: Room,
+    /// What may differ from the older image that is brought up to date; None: everything.
+    differing: Option<PageSet>,
 }
 
 impl<'a> Writing<'a> {
@@ -49,7 +54,39 @@ impl<'a> Writing<'a> {
         let several = common.tables.of.len() > 1;
         let writer = if several { writer.of_several() } else { writer };
         let (buffer, room) = (vec![0; CHUNK_MAX as usize], Room::default());
-        Self { writer, common, buffer, room }
+        Self { writer, common, buffer, room, differing: None }
+    }
+
+    /// Takes over from an older image what is as it was, if that is known.
+    pub(crate) fn leave_out(&mut self, differing: impl Fn(&Base) -> Option<PageSet>) {
+        self.differing = self.writer.base().and_then(|base| differing(base));
+    }
+
+    /// The areas with what is to be read of them.
+    fn remaining(
+        &mut self,
+        process: &Process,
+        areas: &[Area],
+        gathered: &mut Gathered,
+    ) -> Result<Vec<Area>> {
+        let mut areas = areas.to_vec();
+        let (Some(differing), Some(own)) = (&self.differing, &mut gathered.process) else {
+            return Ok(areas);
+        };
+        if self.writer.base().is_some_and(|base| base.remembers()) {
+            own.flags |= process_flag::REMEMBERS_IDS;
+        }
+        let region = own.region..own.region + own.region_len;
+        let pagemap = Pagemap::of(process)?;
+        for area in
+            areas.iter_mut().filter(|area| is_trackable(area) && !region.contains(&area.start))
+        {
+            let there = pagemap.populated(area.start, area.end, false)?;
+            let [same, other] = differing.split(&there);
+            same.iter().for_each(|pages| self.writer.keep(pages));
+            area.known = Some(other);
+        }
+        Ok(areas)
     }
 
     /// Writes what has to be read while the process stands still: all of its memory, if it ends, else what no
@@ -142,6 +179,7 @@ impl<'a> Writing<'a> {
         if areas.is_empty() {
             return Ok(());
         }
+        let areas = &self.remaining(process, areas, gathered)?;
         let from = From {
             memory,
             pagemap: Pagemap::of(process)?,
@@ -203,6 +241,8 @@ impl<'a> Writing<'a> {
         if processes.is_empty() {
             return Err(Error::new("nothing was gathered"));
         }
+        let vmas = processes[0].vmas.iter();
+        self.writer.divide(vmas.flat_map(|vma| [vma.start, vma.end]).collect());
         let machine = machine(&mut self.common)?;
         self.writer.records(SectionKind::Machine, &[machine])?;
         self.writer.records(SectionKind::Cpuid, cpu::leaves())?;

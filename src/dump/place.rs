@@ -3,6 +3,8 @@
 
 use super::Demand;
 use crate::error::Result;
+use crate::image::base::Base;
+use crate::image::older::{Id, Older, Renewal};
 use crate::image::write::{Sink, Writer};
 use crate::proc::Process;
 use crate::rights::{self, Compared, Rights};
@@ -114,16 +116,30 @@ impl Place {
     ///
     /// # Errors
     /// A file that cannot be written.
-    pub(crate) fn open(&self, open: super::Open) -> Result<Box<dyn Sink>> {
+    pub(crate) fn open(
+        &self,
+        open: super::Open,
+        renewal: Option<Renewal>,
+    ) -> Result<Box<dyn Sink>> {
         let name = Name::from_bytes(self.name.as_os_str().as_bytes())?;
-        let sink = self.whose.touch(|| open(&name, &self.transfer))??;
+        let sink = self.whose.touch(|| open(&name, &self.transfer, renewal))??;
         Ok(Box::new(Guarded { sink: Some(sink), whose: self.whose.clone() }))
     }
 
     /// Begins an image behind the stub.
     pub(crate) fn image<'a>(&self, sink: &'a mut dyn Sink, stub: Vec<u8>) -> Writer<'a> {
-        let writer = Writer::new(sink, stub);
+        let base = sink.base();
+        let writer = Writer::new(sink, stub).over(base);
         if self.compress { writer.compressed() } else { writer }
+    }
+
+    /// Whether it is a file of one name, as it is, as the process is configured: such a one can be brought up
+    /// to date.
+    pub(crate) fn is_plain(&self) -> bool {
+        let server = self.name.as_os_str().as_bytes().starts_with(server::SCHEME.as_bytes());
+        let counted = self.keep.template.is_counted();
+        let elsewhere = server || self.transfer.fallback.is_some();
+        !elsewhere && !counted && !self.compress && self.whose.is_its()
     }
 
     /// Reads what the process has open.
@@ -172,6 +188,14 @@ struct Guarded {
 impl Sink for Guarded {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
         self.sink.as_mut().map_or(Ok(()), |sink| sink.write_at(offset, bytes))
+    }
+
+    fn base(&mut self) -> Option<Base> {
+        self.sink.as_mut()?.base()
+    }
+
+    fn kept(&mut self) -> Option<(Option<Older>, Id)> {
+        self.sink.as_mut()?.kept()
     }
 
     fn settle(&mut self) {

@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::fault::{Point, reach};
 use crate::image::write::{Piece, keyed};
 use crate::image::zeros::nonzero;
-use crate::image::{PAGE, hash};
+use crate::image::{PAGE, content_hash};
 use crate::proc::pagemap::Pagemap;
 use crate::progress;
 use crate::ptrace::memory::Memory;
@@ -198,7 +198,7 @@ impl From<'_> {
             owners,
             has_id,
             pieces: if keys { keyed(address, bytes) } else { Vec::new() },
-            sum: (self.sums && !keys && !area.streamed).then(|| hash(bytes)),
+            sum: (self.sums && !keys && !area.streamed).then(|| content_hash(bytes)),
         }
     }
 

@@ -3,7 +3,7 @@
 //! several chunks have parts of it. Where it is to be compressed, several are collected and compressed by several threads.
 
 use super::write::Sink;
-use super::{codec, hash};
+use super::{codec, content_hash, hash};
 use crate::abreast;
 use crate::error::Result;
 use ckpt_abi::image::{Chunk, Codec};
@@ -81,7 +81,7 @@ impl Blocks {
         match self.room.get_mut(self.waits) {
             None => {
                 let stored = codec::plain(content);
-                let sum = sum.unwrap_or_else(|| hash(&stored));
+                let sum = sum.unwrap_or_else(|| content_hash(&stored));
                 self.write(number, Codec::Plain, (&stored, sum), out)?;
             }
             Some(free) => {
@@ -111,7 +111,7 @@ impl Blocks {
                 (packed, true) => self.write(number, Codec::Lz4, (packed, hash(packed)), out)?,
                 _ => {
                     let stored = codec::plain(&one.content);
-                    self.write(number, Codec::Plain, (&stored, hash(&stored)), out)?;
+                    self.write(number, Codec::Plain, (&stored, content_hash(&stored)), out)?;
                 }
             }
         }

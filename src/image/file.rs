@@ -7,12 +7,14 @@
 //! (flock(2)) on it says that it is still being written: a process id would be another's in another PID
 //! namespace. Where the file system has no locks nothing is swept.
 
+use super::base::Base;
+use super::older::{Id, Older, Renewal, id};
 use super::write::Sink;
 use super::{elf, hash};
 use crate::error::{Because, Error, Result};
 use crate::fault::{Point, reach};
 use crate::image::read::Image;
-use crate::proc::room;
+use crate::proc::{exchange, room};
 use crate::rights::file_user;
 use crate::settings::{Template, Values, quoted};
 use nix::errno::Errno;
@@ -39,9 +41,29 @@ pub(crate) struct FileSink {
     /// What others have left in its directory is removed at the end, by whoever ends it: at the beginning the program stands
     /// still, and there may be thousands of entries.
     has_swept: bool,
+    /// Which file is to stay under a hidden name if it has the name; then, as what it stays.
+    keeps: Option<Id>,
+    kept: Option<Older>,
+    base: Option<Base>,
 }
 
 impl FileSink {
+    /// As [`Self::create`]; and an older one is brought up to date, the newer kept in its place.
+    pub(crate) fn renew(name: &Path, renewal: Renewal) -> Result<Self> {
+        let name = free(name)?;
+        let mut sink = match renewal.over {
+            Some(over) if directory(&over.path) == directory(&name) => {
+                room::keep_files_small();
+                let mut sink = Self::of(over.file, name, Some(over.path));
+                sink.base = Some(over.base);
+                sink
+            }
+            _ => Self::begin(name)?,
+        };
+        sink.keeps = renewal.last;
+        Ok(sink)
+    }
+
     /// Prepares a file that will be called `name` (absolute).
     ///
     /// # Errors
@@ -50,15 +72,20 @@ impl FileSink {
         Self::begin(free(name)?)
     }
 
+    fn of(file: File, name: PathBuf, temporary: Option<PathBuf>) -> Self {
+        let (keeps, kept, base) = (None, None, None);
+        Self { file, name, temporary, has_swept: false, keeps, kept, base }
+    }
+
     fn begin(name: PathBuf) -> Result<Self> {
         let dir = directory(&name);
         room::keep_files_small();
         match may_link(dir).and_then(|()| nameless(dir)) {
-            Ok(file) => Ok(Self { file, name, temporary: None, has_swept: false }),
+            Ok(file) => Ok(Self::of(file, name, None)),
             // What the kernels and file systems say that do not know O_TMPFILE (open(2)).
             Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::EINVAL) => {
                 let (file, temporary) = named(dir).because(|| cannot(&name))?;
-                Ok(Self { file, name, temporary: Some(temporary), has_swept: false })
+                Ok(Self::of(file, name, Some(temporary)))
             }
             Err(e) => Err(e).because(|| cannot(&name)),
         }
@@ -89,9 +116,19 @@ impl FileSink {
         }
         reach(Point::Linked);
         // Somebody may have put something else there since the start.
-        look(&self.name)?;
+        let there = look(&self.name)?.map(|meta| id(&meta));
         if let Some(temporary) = &self.temporary {
-            fs::rename(temporary, &self.name).because(why)?;
+            let keeps = self.keeps.filter(|last| there == Some(*last));
+            if keeps.is_some() && exchange::exchange(temporary, &self.name).is_ok() {
+                self.kept = keeps.and_then(|last| Older::hold(temporary.clone(), last));
+                reach(Point::Exchanged);
+                if self.kept.is_none() {
+                    // What came there meanwhile is replaced as ever.
+                    let _ = fs::remove_file(temporary);
+                }
+            } else {
+                fs::rename(temporary, &self.name).because(why)?;
+            }
             self.temporary = None;
         }
         sync_directory(&self.name);
@@ -120,6 +157,15 @@ impl Sink for FileSink {
     fn settle(&mut self) {
         // Sealing says what fails.
         let _ = self.file.sync_data();
+    }
+
+    fn base(&mut self) -> Option<Base> {
+        self.base.take()
+    }
+
+    fn kept(&mut self) -> Option<(Option<Older>, Id)> {
+        let meta = self.file.metadata().ok()?;
+        Some((self.kept.take(), id(&meta)))
     }
 
     fn seal(&mut self, len: u64) -> Result<()> {
@@ -350,10 +396,9 @@ fn named(dir: &Path) -> std::io::Result<(File, PathBuf)> {
     }
 }
 
-fn is_at(file: &File, path: &Path) -> bool {
-    let id = |meta: Metadata| (meta.dev(), meta.ino());
-    let there = fs::symlink_metadata(path).map(id).ok();
-    there.is_some() && file.metadata().map(id).ok() == there
+pub(super) fn is_at(file: &File, path: &Path) -> bool {
+    let there = fs::symlink_metadata(path).map(|meta| id(&meta)).ok();
+    there.is_some() && file.metadata().map(|meta| id(&meta)).ok() == there
 }
 
 /// A name that nobody can foresee: others could take all that they foresee, in a directory for everybody.

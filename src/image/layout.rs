@@ -2,7 +2,9 @@
 //! What must be true of the places of an image's parts.
 
 use super::PAGE;
-use ckpt_abi::image::{CHUNK_MAX, Chunk, Codec, Header, NO_OBJECT, Section, Trailer, WHOLE_IMAGE};
+use ckpt_abi::image::{
+    CHUNK_MAX, Chunk, Codec, Header, NO_OBJECT, Section, Trailer, WHOLE_IMAGE, header_flag,
+};
 
 type Verdict = Result<(), String>;
 
@@ -55,12 +57,13 @@ pub(super) fn check(
     chunks: &[Chunk],
 ) -> Verdict {
     let first = header.start + PAGE;
+    let gaps = header.flags & header_flag::RENEWED != 0;
     let mut at = first;
     // What processes have in common lies there once: chunks may overlap.
     let mut content: Vec<_> = chunks.iter().map(|c| (c.offset, u64::from(c.stored))).collect();
     content.sort_unstable();
     for (offset, len) in content {
-        if !(first..=at).contains(&offset) {
+        if offset < first || (offset > at && !gaps) {
             return Err(format!("there is a gap at {at:#x}"));
         }
         at = at.max(offset.saturating_add(len));
@@ -68,6 +71,9 @@ pub(super) fn check(
     let mut records: Vec<_> =
         sections.iter().map(|s| (s.offset, s.len.next_multiple_of(8))).collect();
     records.sort_unstable();
+    if gaps {
+        at = records.first().map_or(at, |(offset, _)| at.max(*offset));
+    }
     for (offset, len) in records {
         if offset != at {
             return Err(format!("there is a gap at {at:#x}"));

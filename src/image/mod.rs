@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Checkpoint files: writing, reading, checking. The format itself is in `ckpt_abi::image`.
 
+pub(crate) mod base;
 mod blocks;
 mod codec;
 pub(crate) mod elf;
@@ -10,6 +11,7 @@ mod front;
 mod golden;
 mod head;
 mod layout;
+pub(crate) mod older;
 pub mod read;
 #[cfg(test)]
 mod several;
@@ -22,7 +24,22 @@ pub(crate) mod zeros;
 pub use ckpt_abi::image::PAGE;
 use xxhash_rust::xxh3::xxh3_64;
 
-/// The checksum of everything in an image.
+/// The checksum of everything in an image but content that is not compressed.
 pub fn hash(bytes: &[u8]) -> u64 {
     xxh3_64(bytes)
+}
+
+/// The checksum of content that lies in the file as it is: the sum of those of its pages, so that a page can be changed
+/// without a look at the others.
+pub fn content_hash(bytes: &[u8]) -> u64 {
+    let pages = bytes.chunks(PAGE as usize).enumerate();
+    pages.fold(0, |sum, (index, page)| sum.wrapping_add(page_hash(index as u64, page)))
+}
+
+/// What a page of content adds to [`content_hash`], by its number there: pages that change places are seen.
+pub(crate) fn page_hash(index: u64, page: &[u8]) -> u64 {
+    const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mixed = hash(page) ^ (index + 1).wrapping_mul(ODD);
+    let mixed = (mixed ^ mixed >> 32).wrapping_mul(ODD);
+    mixed ^ mixed >> 29
 }

@@ -3,7 +3,7 @@
 //! taken for a length that the file only claims.
 
 use super::source::Source;
-use super::{codec, elf, hash, head, layout, strings};
+use super::{codec, content_hash, elf, hash, head, layout, strings};
 use crate::error::{Because, Error, Kind, Result};
 use crate::progress;
 use ckpt_abi::image::{
@@ -232,11 +232,12 @@ impl Image {
             && bytes.len() as u64 == u64::from(chunk.len)
         {
             self.read(chunk.offset, bytes)?;
-            return if hash(bytes) == chunk.hash { Ok(()) } else { Err(wrong()) };
+            return if content_hash(bytes) == chunk.hash { Ok(()) } else { Err(wrong()) };
         }
         let mut stored = vec![0; u64::from(chunk.stored).min(CHUNK_MAX) as usize];
         self.read(chunk.offset, &mut stored)?;
-        if hash(&stored) != chunk.hash {
+        let sum = if codec == Codec::Plain { content_hash(&stored) } else { hash(&stored) };
+        if sum != chunk.hash {
             return Err(wrong());
         }
         codec::restore(codec, chunk, &stored, bytes).ok_or_else(wrong)

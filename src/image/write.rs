@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Writing an image, front to back except for its header.
 
+use super::base::Base;
 use super::blocks::{Blocks, Out};
-use super::{PAGE, elf, front, hash};
+use super::older::{Id, Older};
+use super::{PAGE, content_hash, elf, front, hash, layout};
 use crate::error::{Error, Result};
 use crate::order;
 use ckpt_abi::ABI_VERSION;
@@ -18,10 +20,20 @@ use zerocopy::{FromZeros, Immutable, IntoBytes};
 
 /// Where an image goes to.
 pub trait Sink {
-    /// Writes bytes at an offset. Offsets only grow, but for the stub and the header, which come last.
+    /// Writes bytes at an offset. Offsets only grow, but for the stub and the header, which come last, and where an older
+    /// image is brought up to date.
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()>;
     /// Has what was written so far last already, so that sealing takes less.
     fn settle(&mut self) {}
+    /// The older image in its file that is to be brought up to date, if there is one; once.
+    fn base(&mut self) -> Option<Base> {
+        None
+    }
+    /// After the seal: what was kept of the one that had the name before, and what the new one is recognised by. None: it
+    /// is no file.
+    fn kept(&mut self) -> Option<(Option<Older>, Id)> {
+        None
+    }
     /// Makes what was written last and gives it its name; before this nothing is visible.
     fn seal(&mut self, len: u64) -> Result<()>;
 }
@@ -85,6 +97,8 @@ pub struct Writer<'a> {
     flags: u64,
     /// Where pieces of several processes' memory lie.
     shared: Option<HashMap<Key, Place>>,
+    /// The older image in whose file this one is written.
+    base: Option<Base>,
 }
 
 impl<'a> Writer<'a> {
@@ -95,7 +109,7 @@ impl<'a> Writer<'a> {
         let (runs, shared) = ([[0; 2]; 2], None);
         let out = Out { sink, at: start + PAGE };
         let blocks = Blocks::default();
-        Self { out, stub, start, blocks, chunks, sections, runs, flags: 0, shared }
+        Self { out, stub, start, blocks, chunks, sections, runs, flags: 0, shared, base: None }
     }
 
     /// Compresses content ([`ckpt_abi::image::Codec`]) where that makes it smaller; records stay as they are.
@@ -112,13 +126,39 @@ impl<'a> Writer<'a> {
 
     /// An image whose processes end when it is whole.
     pub(crate) fn of_ended(self) -> Self {
-        Self { flags: header_flag::ENDED, ..self }
+        Self { flags: self.flags | header_flag::ENDED, ..self }
     }
 
     /// Lets memory that has the same content in several processes (pages that they share since a fork(2), libraries)
     /// lie in the image once.
     pub(crate) fn of_several(self) -> Self {
         Self { shared: Some(HashMap::new()), ..self }
+    }
+
+    /// Brings an older image, in whose file the sink writes, up to date. It is neither [compressed](Self::compressed) nor
+    /// [of several](Self::of_several).
+    pub(crate) fn over(mut self, base: Option<Base>) -> Self {
+        if let Some(base) = base {
+            self.out.at = base.end();
+            self.flags |= header_flag::RENEWED;
+            self.base = Some(base);
+        }
+        self
+    }
+
+    /// That older image.
+    pub(crate) fn base(&mut self) -> Option<&mut Base> {
+        self.base.as_mut()
+    }
+
+    /// Says where mappings begin and end: no chunk lies in two.
+    pub(crate) fn divide(&mut self, borders: Vec<u64>) {
+        self.base.iter_mut().for_each(|base| base.divide(borders.clone()));
+    }
+
+    /// Takes memory over as it is in the older image, as far as it is there.
+    pub(crate) fn keep(&mut self, memory: &Range<u64>) {
+        self.base.iter_mut().for_each(|base| base.keep(memory));
     }
 
     /// Adds a piece of memory of a process: whole pages, at most [`ckpt_abi::image::CHUNK_MAX`] bytes. All
@@ -139,6 +179,9 @@ impl<'a> Writer<'a> {
         pieces: &[Piece],
     ) -> Result<()> {
         let known = Chunk { process, object: NO_OBJECT, locks, first_lock, ..Chunk::new_zeroed() };
+        if let Some(base) = &mut self.base {
+            return base.put(known, addr, content, &mut self.out);
+        }
         self.chunk(known, addr, content, pieces)
     }
 
@@ -216,7 +259,7 @@ impl<'a> Writer<'a> {
             offset: block as u64,
             skip: skip as u32,
             len: content.len() as u32,
-            hash: hash(content),
+            hash: content_hash(content),
             ..known
         });
     }
@@ -256,8 +299,14 @@ impl<'a> Writer<'a> {
         for chunk in &mut chunks {
             self.blocks.locate(chunk.offset as usize, chunk.hash, chunk);
         }
+        if let Some(base) = &mut self.base {
+            chunks.extend(base.finish()?);
+        }
         let of = |chunk: &Chunk| u64::from(chunk.process) << 32 | u64::from(chunk.object);
         order::by_key(&mut chunks, |chunk| (of(chunk), chunk.address));
+        if self.base.is_some() {
+            layout::order(&chunks, 1).map_err(Error::new)?;
+        }
         Ok(chunks)
     }
 
@@ -342,7 +391,12 @@ impl<'a> Writer<'a> {
         elf::refer_to_table(&mut self.stub, table_at);
         front::set_length(&mut self.stub, file_len);
         self.stub.resize(self.start as usize, 0);
-        self.out.sink.write_at(0, &self.stub)?;
+        match self.base.as_ref().map(|base| base.differing(&self.stub)).transpose()? {
+            Some(pieces) => pieces.into_iter().try_for_each(|piece| {
+                self.out.sink.write_at(piece.start as u64, &self.stub[piece])
+            })?,
+            None => self.out.sink.write_at(0, &self.stub)?,
+        }
         let header = self.header(stub_len, file_len, sections_at, hash(&sections));
         self.out.sink.write_at(self.start, &header)?;
         self.out.sink.seal(file_len)?;

@@ -12,8 +12,8 @@ use nix::errno::Errno;
 use super::failed;
 use super::process::Process;
 use super::scan::{
-    PAGE_IS_FILE, PAGE_IS_GUARD, PAGE_IS_PFNZERO, PAGE_IS_PRESENT, PAGE_IS_SWAPPED, Want, push,
-    scan,
+    PAGE_IS_FILE, PAGE_IS_GUARD, PAGE_IS_PFNZERO, PAGE_IS_PRESENT, PAGE_IS_SWAPPED,
+    PAGE_IS_WRITTEN, PM_SCAN_CHECK_WPASYNC, PM_SCAN_WP_MATCHING, Want, push, scan,
 };
 use crate::error::{Because, Error, Kind, Result};
 
@@ -95,7 +95,7 @@ impl Pagemap {
 
     /// Whether the kernel has PAGEMAP_SCAN (Linux 6.7).
     pub(crate) fn has_scan(&self) -> bool {
-        let first = Want { any: PAGE_IS_PRESENT, none: 0 };
+        let first = Want { any: PAGE_IS_PRESENT, ..Want::default() };
         scan(&self.file, 0..PAGE, first).is_ok()
     }
 
@@ -157,7 +157,8 @@ impl Pagemap {
         let any = PAGE_IS_PRESENT | PAGE_IS_SWAPPED;
         // EINVAL means a kernel that has PAGEMAP_SCAN and not the category of guards.
         for guard in [PAGE_IS_GUARD, 0] {
-            let want = Want { any, none: PAGE_IS_PFNZERO | file | guard };
+            let none = PAGE_IS_PFNZERO | file | guard;
+            let want = Want { any, none, ..Want::default() };
             match scan(&self.file, pages.clone(), want) {
                 Err(errno) if is_unknown(errno) => {}
                 result => return result.because(|| self.cannot(pages)),
@@ -191,10 +192,36 @@ impl Pagemap {
     /// The file cannot be read.
     pub(crate) fn guards(&self, start: u64, end: u64) -> Result<Vec<Range<u64>>> {
         let pages = rounded(start, end);
-        match scan(&self.file, pages.clone(), Want { any: PAGE_IS_GUARD, none: 0 }) {
+        let want = Want { any: PAGE_IS_GUARD, ..Want::default() };
+        match scan(&self.file, pages.clone(), want) {
             Err(errno) if is_unknown(errno) => Ok(Vec::new()),
             result => result.because(|| self.cannot(pages)),
         }
+    }
+
+    /// Whether the mapping of an address is [tracked](super::tracking).
+    pub(crate) fn is_tracked(&self, address: u64) -> bool {
+        let (any, flags) = (PAGE_IS_PRESENT, PM_SCAN_CHECK_WPASYNC);
+        scan(&self.file, address..address + PAGE, Want { any, flags, ..Want::default() }).is_ok()
+    }
+
+    /// The ranges of pages in tracked mappings that exist and were written to since they were told here before; from now
+    /// on they count as not written to. What does not exist stays as it is, and is told when it comes to be: reservations
+    /// of terabytes get no page tables.
+    ///
+    /// # Errors
+    /// What was found is lost then, and what was written to not known any more.
+    pub(crate) fn rearm(&self, pages: Range<u64>) -> nix::Result<Vec<Range<u64>>> {
+        let (all, any) = (PAGE_IS_WRITTEN, PAGE_IS_PRESENT | PAGE_IS_SWAPPED);
+        for none in [PAGE_IS_GUARD, 0] {
+            let want = Want { all, any, none, flags: PM_SCAN_WP_MATCHING };
+            match scan(&self.file, pages.clone(), want) {
+                // A kernel that does not know guards refuses before it does anything.
+                Err(Errno::EINVAL) if none != 0 => {}
+                result => return result,
+            }
+        }
+        Err(Errno::EINVAL)
     }
 
     fn gone(&self) -> Error {
@@ -325,7 +352,7 @@ mod tests {
         let (memory, start) = sixteen();
         let end = start + memory.len() as u64;
         let map = Pagemap::of(&we()).unwrap();
-        let zeros = Want { any: PAGE_IS_PFNZERO, none: 0 };
+        let zeros = Want { any: PAGE_IS_PFNZERO, ..Want::default() };
         match scan(&map.file, start..end, zeros) {
             Ok(found) => {
                 assert_eq!(pages(start, &found), [(9, 10)]);

@@ -16,6 +16,8 @@ use std::os::fd::AsRawFd;
 use nix::errno::Errno;
 use nix::libc;
 
+/// The page was written to since it was protected, or never was; in mappings alone that are tracked.
+pub(super) const PAGE_IS_WRITTEN: u64 = 1 << 1;
 /// The page is of a file or of shared memory, not an anonymous page of this process alone.
 pub(super) const PAGE_IS_FILE: u64 = 1 << 2;
 /// The page is in memory.
@@ -29,6 +31,11 @@ pub(super) const PAGE_IS_GUARD: u64 = 1 << 8;
 
 /// _IOWR('f', 16, struct pm_scan_arg)
 const PAGEMAP_SCAN: u32 = 3 << 30 | (size_of::<ScanArg>() as u32) << 16 | (b'f' as u32) << 8 | 16;
+
+/// Protects the pages that are found; mappings that are not [tracked](super::tracking) are passed over.
+pub(super) const PM_SCAN_WP_MATCHING: u64 = 1;
+/// EPERM where a mapping is not tracked.
+pub(super) const PM_SCAN_CHECK_WPASYNC: u64 = 2;
 
 /// How many regions one call may find: 24 KiB.
 const REGIONS: usize = 1024;
@@ -63,12 +70,16 @@ struct Region {
 const _: () = assert!(size_of::<ScanArg>() == 96 && size_of::<Region>() == 24);
 
 /// Which pages to find.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub(super) struct Want {
-    /// At least one of these PAGE_IS_ bits.
+    /// All of these PAGE_IS_ bits.
+    pub all: u64,
+    /// At least one of these.
     pub any: u64,
     /// None of these.
     pub none: u64,
+    /// PM_SCAN_ bits.
+    pub flags: u64,
 }
 
 /// The ranges of wanted pages in `pages` of the process whose pagemap this is, in order.
@@ -83,13 +94,14 @@ pub(super) fn scan(pagemap: &File, pages: Range<u64>, want: Want) -> nix::Result
     while start < pages.end {
         let mut arg = ScanArg {
             size: size_of::<ScanArg>() as u64,
+            flags: want.flags,
             start,
             end: pages.end,
             vec: regions.as_mut_ptr().expose_provenance() as u64,
             vec_len: regions.len() as u64,
             // A page is taken if it has all of the mask, after the inversion.
             category_inverted: want.none,
-            category_mask: want.none,
+            category_mask: want.none | want.all,
             category_anyof_mask: want.any,
             // With no categories in the answer, neighbours become one region.
             return_mask: 0,

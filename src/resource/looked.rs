@@ -8,6 +8,7 @@ use super::memory;
 use super::presumed::Before;
 use super::runtime::loaded::{self, Loaded};
 use crate::error::Result;
+use crate::inject::region::Region;
 use crate::proc::fds::Fd;
 use crate::proc::limits::Limit;
 use crate::proc::links::Link;
@@ -66,7 +67,10 @@ impl Looked {
         let fds = process.fds()?;
         let presumed = before.and_then(|before| before.presume(process, &fds));
         let is_presumed = presumed.is_some();
-        let vmas = presumed.map_or_else(|| process.maps_with_flags(), Ok)?;
+        let mut vmas = presumed.map_or_else(|| process.maps_with_flags(), Ok)?;
+        if vmas.iter().any(|vma| vma.flags.has("uw")) && is_tracked_by_us(memory, &vmas) {
+            vmas.iter_mut().for_each(|vma| vma.flags = vma.flags.without("uw"));
+        }
         let obstacles = memory::obstacles(&vmas);
         // To read what a handler of the program has to fill first would be to wait for it.
         let rest = match vmas.iter().any(memory::is_filled) {
@@ -76,6 +80,11 @@ impl Looked {
         let (children, presumed) = (process.children(), is_presumed);
         Ok(Self { first, children, fds, vmas, presumed, obstacles, rest })
     }
+}
+
+/// Whether what is write-protected of a process is so for its periodic checkpoints.
+fn is_tracked_by_us(memory: &Memory, vmas: &[Vma]) -> bool {
+    Region::find(memory, vmas).is_some_and(|region| region.control.tracked != 0)
 }
 
 /// What was seen of one thread.

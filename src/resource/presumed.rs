@@ -64,10 +64,10 @@ impl Before {
 /// # Errors
 /// Of [`Kind::Changed`]: they were not.
 pub(crate) fn confirm(presumed: &[Vma], process: &Process, is_copy: bool) -> Result<()> {
-    // MADV_DONTFORK; and whether pages were written (soft-dirty) nobody asks.
+    // MADV_DONTFORK; whether pages were written (soft-dirty) nobody asks; and what we track ourselves a copy does not.
     let mut expected = presumed.iter().filter(|vma| !(is_copy && vma.flags.has("dc")));
     let told = |vma: &Vma| {
-        let flags = vma.flags.without("sd");
+        let flags = vma.flags.without("sd").without("uw");
         (vma.start, vma.end, vma.prot(), vma.shared, flags, vma.protection_key, vma.page_size)
     };
     let mut is_same = true;

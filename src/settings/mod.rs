@@ -67,6 +67,8 @@ pub struct Settings {
     pub keep: Option<u32>,
     /// CKPT_COMPRESS: whether the content of checkpoints is compressed.
     pub compress: Option<bool>,
+    /// CKPT_INCREMENTAL: whether periodic checkpoints write only what has changed: 0 not, 1 so, 2 with all memory tracked.
+    pub incremental: Option<u8>,
     /// How checkpoints travel to a server.
     pub transfer: Transfer,
     /// CKPT_EMBED_FILES: open files of at most so many bytes travel along; 0 for none.

@@ -15,7 +15,7 @@ use super::{parse_size, parse_status, parse_switch, put_name};
 use crate::error::Error;
 
 /// All settings, in the order in which they are shown.
-pub(crate) static SETTINGS: [Setting; 18] = [
+pub(crate) static SETTINGS: [Setting; 19] = [
     Setting {
         short: Some('n'),
         long: "name",
@@ -419,6 +419,41 @@ pub(crate) static SETTINGS: [Setting; 18] = [
         apply: |said, config| put_flag(config, config_flag::COMPRESS, said.compress),
         read: |said, config| {
             said.compress = flag(config, config_flag::COMPRESS);
+            Ok(())
+        },
+    },
+    Setting {
+        short: None,
+        long: "incremental",
+        value: Some(("N", Kind::Number)),
+        optional: true,
+        env: Some(Variable { name: "CKPT_INCREMENTAL", value: "0, 1 or 2" }),
+        default: Some("0"),
+        reach: Reach::Equips,
+        help: "Periodic checkpoints write what has changed",
+        description: "With 1 a periodic checkpoint to a file brings the one before the last up to date, which \
+                      stays beside it under a hidden name, and writes only what differs. What the program \
+                      writes to large memory (32 MiB or more) the kernel tells, where it can (Linux 6.7); the \
+                      rest is read and compared. With 2 the kernel is asked for all memory. Tracked memory cannot \
+                      be given to a userfaultfd(2) (EBUSY), and is not moved as one with memory that is not \
+                      (mremap(2), EFAULT).",
+        parse: |said, value| {
+            let level = match value.as_encoded_bytes() {
+                [digit @ b'0'..=b'2'] => Ok(digit - b'0'),
+                _ => Err(Error::new("0, 1 or 2 is expected")),
+            };
+            fill(&mut said.incremental, level)
+        },
+        written: |said| Said::number(said.incremental),
+        inherit: |said, weaker| inherit(&mut said.incremental, &weaker.incremental),
+        apply: |said, config| {
+            let level = said.incremental;
+            put_flag(config, config_flag::INCREMENTAL, level.map(|level| level > 0));
+            put_flag(config, config_flag::TRACK_ALL, level.map(|level| level > 1));
+        },
+        read: |said, config| {
+            let all = flag(config, config_flag::TRACK_ALL).map(|_| 2);
+            said.incremental = all.or(flag(config, config_flag::INCREMENTAL).map(|_| 1));
             Ok(())
         },
     },

@@ -150,6 +150,7 @@ fn configuration_and_back() {
         without: without("tail,12"),
         verbose: Some(true),
         compress: Some(true),
+        incremental: Some(2),
         strict: Some(true),
         keep_tcp: Some(true),
         lazy: Some(true),
@@ -173,6 +174,8 @@ fn configuration_and_back() {
         | config_flag::STRICT
         | config_flag::KEEP_TCP
         | config_flag::LAZY
+        | config_flag::INCREMENTAL
+        | config_flag::TRACK_ALL
         | config_flag::INSECURE
         | config_flag::COMPRESS;
     assert_eq!((config.flags, config.keep), (flags, 3));
@@ -234,6 +237,7 @@ fn words_say_everything() {
         without: without("tail,12"),
         verbose: Some(true),
         compress: Some(true),
+        incremental: Some(2),
         strict: Some(true),
         keep_tcp: Some(true),
         lazy: Some(true),

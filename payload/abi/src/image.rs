@@ -4,17 +4,19 @@
 //! ```text
 //! 0               stub              a page that looks whether the file is whole, and the ckpt executable, padded
 //! header.start    Header            one page
-//!                 chunks            content, as the array of [`Chunk`] tells, without gaps
+//!                 chunks            content, as the array of [`Chunk`] tells
 //!                 sections          records and bytes, each padded to 8
 //!                 section table     array of Section
 //!                 ELF table         names and section headers, for readelf and objcopy
 //! end - 64        Trailer
 //! ```
 //!
-//! Every byte lies under one xxh3 (64 bit, seed 0): the stub and the header's page under the
+//! Every byte that means something lies under one xxh3 (64 bit, seed 0): the stub and the header's page under the
 //! header's two, content under that of its [`Chunk`], sections with their padding under that
 //! of their [`Section`], the section table under the header's, the ELF table under the trailer's
-//! `elf_hash`, the trailer under its own. A hash is that of the bytes as they lie in the file, so
+//! `elf_hash`, the trailer under its own. Gaps between chunks, where content was once, are in files that were brought up
+//! to date in place alone ([`header_flag::RENEWED`]). Of a chunk of [`Codec::Plain`] it is a sum over its pages: for page
+//! i, from 0, x = xxh3 ^ (i + 1) * K, y = (x ^ x >> 32) * K, and y ^ y >> 29 is added, with K = 0x9e3779b97f4a7c15. A hash is that of the bytes as they lie in the file, so
 //! that no decompressor gets what was not checked.
 //!
 //! Records grow only at their end: a reader takes the bytes it knows and sees zeros for those an
@@ -32,7 +34,7 @@ pub const HEADER_MAGIC: [u8; 8] = *b"CKPTIMG\n";
 /// First bytes of the trailer.
 pub const TRAILER_MAGIC: [u8; 8] = *b"CKPTEND\n";
 /// Version of the file format.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 /// Bits of [`Header::needs`] that this build understands.
 pub const KNOWN_NEEDS: u64 = needs::PROCESSES | needs::CODEC;
 /// Page size of the only architecture there is so far.
@@ -101,6 +103,8 @@ record! {
 pub mod header_flag {
     /// Whoever wrote the image has ended its processes: that run did not come to an end of its own.
     pub const ENDED: u64 = 1;
+    /// The file was an older checkpoint once, and was brought up to date in place.
+    pub const RENEWED: u64 = 2;
 }
 
 record! {
@@ -158,7 +162,7 @@ record! {
         address: u64,
         /// Offset of the first byte in the file.
         offset: u64,
-        /// xxh3 of the bytes in the file.
+        /// Checksum of the bytes in the file.
         hash: u64,
         /// Bytes of content, at most [`CHUNK_MAX`]: of memory, whole pages.
         len: u32,

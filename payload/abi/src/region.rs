@@ -189,6 +189,10 @@ pub mod config_flag {
     pub const KEEP_TCP: u32 = 1 << 18;
     /// A restart goes on before its memory is there.
     pub const LAZY: u32 = 1 << 19;
+    /// Periodic checkpoints write only what has changed.
+    pub const INCREMENTAL: u32 = 1 << 20;
+    /// What changes of all memory is tracked for that.
+    pub const TRACK_ALL: u32 = 1 << 21;
 }
 
 record! {
@@ -248,9 +252,9 @@ record! {
         pager: u32,
         /// When it was started, as in [`crate::turn::Task`].
         pager_start: u32,
+        /// 1: what of its memory is tracked (`uw` in smaps) is so by us.
+        tracked: u32,
         /// Room to grow.
-        spare: u32,
-        /// Likewise.
         reserved: [u64; 3],
         /// The parameters.
         config: Config,

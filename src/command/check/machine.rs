@@ -9,6 +9,7 @@ use crate::command::facts::Facts;
 use crate::error::{Because, Result};
 use crate::proc::Tid;
 use crate::proc::pagemap::Pagemap;
+use crate::proc::tracking::Tracker;
 use crate::proc::{self, Process};
 use crate::ptrace::raw;
 use crate::resource::cpu::{self, Set, level_name};
@@ -96,28 +97,16 @@ fn pagemap_scan() -> String {
     }
 }
 
-/// userfaultfd(2) with asynchronous write protection, for user memory only.
+/// How periodic checkpoints come to know what was written to.
 fn dirty_tracking() -> String {
-    const USER_MODE_ONLY: i32 = 1;
-    const UFFDIO_API: u64 = 0xc018_aa3f;
-    const WP_ASYNC: u64 = 1 << 15;
-    // SAFETY: makes a descriptor that is closed below.
-    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | USER_MODE_ONLY) };
-    if fd < 0 {
-        return "fallback: a copy-on-write snapshot (userfaultfd(2) is not permitted, or this is \
-                Linux before 5.11)"
-            .into();
+    match Tracker::is_possible() {
+        true => "yes: with --incremental periodic checkpoints read only what was written to large memory",
+        false => {
+            "fallback: with --incremental periodic checkpoints read and compare all memory (Linux before 6.7, or \
+             userfaultfd(2) is not permitted)"
+        }
     }
-    let mut api = [0xaa_u64, WP_ASYNC, 0];
-    // SAFETY: the kernel reads and writes the three words of struct uffdio_api.
-    let result = unsafe { libc::ioctl(fd as i32, UFFDIO_API as libc::Ioctl, api.as_mut_ptr()) };
-    // SAFETY: the descriptor was made above.
-    unsafe { libc::close(fd as i32) };
-    if result == 0 {
-        "yes, but not used: checkpoints are copy-on-write snapshots".into()
-    } else {
-        "fallback: a copy-on-write snapshot (Linux 6.7 has UFFD_FEATURE_WP_ASYNC)".into()
-    }
+    .into()
 }
 
 fn set_mm_map() -> String {

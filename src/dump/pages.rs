@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! The pages of all processes of a checkpoint: phases 5 and 6.
+
+use super::checkpoint::Checkpoint;
+use super::phase3_gather::Still;
+use super::phase5_snapshot::{self, Pictured};
+use super::phase6_write::Writing;
+use super::rolling::Rolling;
+use crate::error::Result;
+use crate::fault::{Point, reach};
+use std::cell::RefCell;
+use std::time::{Duration, Instant};
+
+/// Writes the pages of all: of those who go on, from pictures of them. How long they have stood still by then.
+pub(super) fn write<'a>(
+    checkpoint: &Checkpoint<'_>,
+    still: Vec<Still<'a>>,
+    writing: &mut Writing<'_>,
+    (rolling, since): (Option<&RefCell<Rolling>>, Instant),
+) -> Result<(Vec<Pictured<'a>>, Duration)> {
+    let (place, stop) = (&checkpoint.place, checkpoint.stop);
+    let wants = |known: &RefCell<Rolling>| {
+        still.first().is_some_and(|first| known.borrow().wants_tracker(&first.areas))
+    };
+    let tracks = rolling.is_some_and(wants);
+    let mut begun = phase5_snapshot::Begun::of(still, !stop, tracks);
+    // The kernel copies the page tables meanwhile. What has begun has to be met, whatever fails.
+    let mut written = begun.pictured.iter_mut().try_for_each(|one| writing.at_once(one, stop));
+    written = written.and_then(|()| place.touch(|| writing.streams())?);
+    if !stop {
+        reach(Point::Shared);
+    }
+    let mut pictured = begun.finish().and_then(|pictured| written.map(|()| pictured))?;
+    reach(Point::Pictured);
+    if let Some((known, first)) = rolling.zip(pictured.first()) {
+        let mut known = known.borrow_mut();
+        known.look(&first.equipped.process, &first.areas, checkpoint.generation);
+        writing.leave_out(|base| known.differing(base));
+    }
+    pictured.iter_mut().for_each(Pictured::start_home);
+    for process in &mut pictured {
+        process.thaw()?;
+    }
+    let pause = since.elapsed();
+    if let Some((known, first)) = rolling.zip(pictured.first()).filter(|_| tracks) {
+        first.be_tracked(&mut known.borrow_mut());
+    }
+    for process in &mut pictured {
+        writing.rest(process)?;
+    }
+    reach(Point::Written);
+    Ok((pictured, pause))
+}

@@ -1,0 +1,264 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! What the periodic checkpoints of a program know of those before them, so that the next has less to do. The monitor has
+//! it between them, a dumper takes it and gives it back changed; who does not give it back leaves nothing to go by, and the
+//! next checkpoint is a whole one.
+//!
+//! Two files alternate: the older one, under a hidden name, is brought up to date ([`Base`]) and changes its name with the
+//! newer one. Which pages differ from those of the older the [`Tracker`] tells, where there is one: what was found at each
+//! stop of the program is kept until the file that lacks it is sealed again. What is not tracked is read, and compared by
+//! its checksum.
+
+use super::pageset::PageSet;
+use crate::error::{Because, Result};
+use crate::fault::{Point, reach};
+use crate::image::base::Base;
+use crate::image::older::{Id, Older, Over, Renewal};
+use crate::proc::pagemap::Pagemap;
+use crate::proc::tracking::Tracker;
+use crate::proc::{Process, line};
+use crate::resource::memory::{Area, Pages};
+use nix::errno::Errno;
+use std::fs::File;
+use std::io::Write;
+use std::ops::Range;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+
+/// With more mappings a program comes near to the most that it may have (vm.max_map_count), and what is tracked does not
+/// become one with what is not.
+const MOST_AREAS: usize = 16_000;
+/// With more memory that is not tracked there is nothing to gain, in bytes of addresses.
+const MOST_UNKNOWN: u64 = 1 << 36;
+/// What is armed in one go while the program runs, in bytes: the kernel holds a lock meanwhile.
+const SLICE: u64 = 64 << 20;
+/// User memory.
+const ALL: Range<u64> = 0..0x7fff_ffff_f000;
+
+/// What is tracked unless all is to be: what is so long, in bytes, and has been so since the last stop. A mapping that is
+/// tracked and one beside it that is not do not become one, as they would else, and whoever moves both as one meets EFAULT
+/// (mremap(2)): what is put together of pieces so is rarely long, and what comes and goes is not worth it.
+const LARGE: u64 = 32 << 20;
+
+/// See the module.
+#[derive(Default)]
+pub(crate) struct Rolling {
+    /// All memory is to be tracked.
+    pub(super) all: bool,
+    /// The large areas of the last stop.
+    before: Vec<[u64; 2]>,
+    older: Option<Older>,
+    older_generation: u64,
+    /// The file of the newest checkpoint, and its number.
+    last: Option<(Id, u64)>,
+    tracker: Option<Tracker>,
+    intervals: Vec<Interval>,
+}
+
+/// What was written to between two stops of the program.
+struct Interval {
+    /// The number of the checkpoint at whose stop it ended.
+    generation: u64,
+    pages: PageSet,
+}
+
+impl Rolling {
+    /// Prepares the older checkpoint for one behind `stub` bytes, before the program stands still.
+    pub(super) fn prepare(&mut self, stub: u64) -> Option<Over> {
+        let older = self.older.as_ref()?;
+        let path = older.path().to_owned();
+        let opened = older.for_writing();
+        let base = opened.as_ref().and_then(|file| Base::of(file, &path, stub));
+        let over = opened.zip(base).map(|(file, base)| Over { file, path, base });
+        if over.is_none() {
+            self.remove_older();
+        }
+        over
+    }
+
+    /// For the file of the next one. From now on the older one may be changed.
+    pub(super) fn renewal(&mut self, over: Option<Over>) -> Renewal {
+        self.older = None;
+        Renewal { over, last: self.last.map(|(id, _)| id) }
+    }
+
+    /// A checkpoint is whole: its file, and what has become of the one that had the name.
+    pub(super) fn sealed(&mut self, (older, id): (Option<Older>, Id), generation: u64) {
+        self.older_generation = self.last.map_or(generation, |(_, before)| before);
+        if older.is_none() {
+            self.older_generation = generation;
+        }
+        (self.older, self.last) = (older, Some((id, generation)));
+        let first = self.older_generation;
+        self.intervals.retain(|interval| interval.generation >= first);
+    }
+
+    /// Removes the older checkpoint.
+    pub(crate) fn remove_older(&mut self) {
+        self.older.take().into_iter().for_each(Older::remove);
+    }
+
+    /// Whether the program is to be tracked, and is not.
+    pub(super) fn wants_tracker(&self, areas: &[Area]) -> bool {
+        let any = areas.iter().any(|area| self.wants(area));
+        self.tracker.is_none() && areas.len() < MOST_AREAS && any && Tracker::is_possible()
+    }
+
+    fn wants(&self, area: &Area) -> bool {
+        let was = |[start, end]: &[u64; 2]| *start == area.start && *end <= area.end;
+        is_trackable(area) && (self.all || self.before.iter().any(was))
+    }
+
+    /// Begins to track what a userfaultfd that its memory was made with can track of a running program. Whether that was
+    /// there still does not matter: what is not is found by the next stop.
+    pub(super) fn track(&mut self, fd: OwnedFd, process: &Process, areas: &[Area]) -> bool {
+        let (Some(tracker), Ok(pagemap)) = (Tracker::begin(fd), Pagemap::of(process)) else {
+            return false;
+        };
+        for area in areas.iter().filter(|area| self.wants(area)) {
+            let mapping = area.start..area.end;
+            if tracker.register(&mapping).is_ok() {
+                // So that the next stop has less to do.
+                let slices = mapping.clone().step_by(SLICE as usize);
+                let arm = |at: u64| pagemap.rearm(at..mapping.end.min(at + SLICE)).is_ok();
+                slices.take_while(|at| arm(*at)).for_each(drop);
+            }
+        }
+        self.tracker = Some(tracker);
+        self.intervals.clear();
+        reach(Point::Tracked);
+        true
+    }
+
+    /// Asks what was written to since the last stop, while the program stands still for a checkpoint of this number.
+    pub(super) fn look(&mut self, process: &Process, areas: &[Area], generation: u64) {
+        if let Some(tracker) = &self.tracker {
+            match self.written(tracker, process, areas) {
+                Some(pages) => self.intervals.push(Interval { generation, pages }),
+                None => (self.tracker, self.intervals) = (None, Vec::new()),
+            }
+            reach(Point::Rearmed);
+        }
+        let large = |area: &&Area| is_trackable(area) && area.end - area.start >= LARGE;
+        self.before = areas.iter().filter(large).map(|area| [area.start, area.end]).collect();
+    }
+
+    /// What was written to since it was asked last, and all that is not tracked; None: it is not known.
+    fn written(&self, tracker: &Tracker, process: &Process, areas: &[Area]) -> Option<PageSet> {
+        let pagemap = Pagemap::of(process).ok()?;
+        let mut unknown: Vec<Range<u64>> = Vec::new();
+        for area in areas.iter().filter(|area| is_trackable(area)) {
+            let mapping = area.start..area.end;
+            let is_new = !pagemap.is_tracked(area.start);
+            if is_new && self.wants(area) {
+                // ESRCH: its memory is gone, the program has executed another.
+                match tracker.register(&mapping) {
+                    Err(Errno::ESRCH) => return None,
+                    _ if pagemap.is_tracked(area.start) => continue,
+                    _ => {}
+                }
+            }
+            if is_new {
+                unknown.push(mapping);
+            }
+        }
+        let unknown_bytes: u64 = unknown.iter().map(|it| it.end - it.start).sum();
+        if areas.len() > MOST_AREAS || unknown_bytes > MOST_UNKNOWN {
+            return None;
+        }
+        let mut all = PageSet::of(pagemap.rearm(ALL).ok()?.into_iter());
+        all.join(&PageSet::of(unknown.into_iter()));
+        Some(all)
+    }
+
+    /// All that may differ from what a checkpoint has that this began with; None: everything. What was written to before
+    /// that checkpoint counts, too: whoever else had pinned such a page for writing (process_vm_writev(2)) may have been
+    /// late, and the kernel does not tell that.
+    pub(super) fn differing(&self, base: &Base) -> Option<PageSet> {
+        let since = base.generation();
+        self.tracker.as_ref()?;
+        self.intervals.iter().find(|interval| interval.generation == since)?;
+        let mut all = PageSet::of(base.with_locks().into_iter());
+        let later = self.intervals.iter().filter(|interval| interval.generation >= since);
+        later.for_each(|interval| all.join(&interval.pages));
+        Some(all)
+    }
+
+    /// Gives it to the other end of a line.
+    ///
+    /// # Errors
+    /// There is no memory, or nobody at the other end.
+    pub(crate) fn give(&self, line: &UnixDatagram) -> Result<()> {
+        let why = || "cannot tell the monitor of a checkpoint";
+        let mut words = Vec::new();
+        let (last, number) = self.last.map_or(([0; 2], 0), |(id, number)| (id, number));
+        let older = self.older.as_ref().and_then(|older| Some((older.id()?, older.path())));
+        let (id, path) =
+            older.map_or(([0; 2], &b""[..]), |(id, path)| (id, path.as_os_str().as_bytes()));
+        words.extend([
+            last[0],
+            last[1],
+            number,
+            id[0],
+            id[1],
+            self.older_generation,
+            path.len() as u64,
+        ]);
+        words.extend([self.intervals.len() as u64, self.before.len() as u64]);
+        words.extend_from_slice(self.before.as_flattened());
+        for Interval { generation, pages } in &self.intervals {
+            words.extend([*generation, pages.words().len() as u64]);
+            words.extend_from_slice(pages.words());
+        }
+        let memory = nix::sys::memfd::memfd_create(c"ckpt", nix::sys::memfd::MFdFlags::MFD_CLOEXEC);
+        let mut memory = File::from(memory.because(why)?);
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        memory.write_all(&bytes).and_then(|()| memory.write_all(path)).because(why)?;
+        let tracker =
+            self.tracker.as_ref().map(|tracker| std::os::fd::AsFd::as_fd(tracker).as_raw_fd());
+        let fds: Vec<_> = std::iter::once(memory.as_raw_fd()).chain(tracker).collect();
+        line::send(line, &fds).because(why)
+    }
+
+    /// What the other end has given.
+    pub(crate) fn take(line: &UnixDatagram) -> Option<Self> {
+        let mut fds = line::receive(line).ok()?.into_iter();
+        let memory = File::from(fds.next()?);
+        let mut bytes = vec![0; memory.metadata().ok()?.len() as usize];
+        memory.read_exact_at(&mut bytes, 0).ok()?;
+        let mut words = bytes.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word));
+        let mut next = || words.next();
+        let [dev, ino, number, old_dev, old_ino, older_generation, path_len, count, large] =
+            std::array::from_fn(|_| next());
+        let before: Vec<_> = (0..large?).map_while(|_| Some([next()?, next()?])).collect();
+        let mut intervals = Vec::new();
+        let mut used = 9 + 2 * before.len();
+        for _ in 0..count? {
+            let (generation, len) = (next()?, next()?);
+            let pages: Vec<u64> = (0..len).map_while(|_| next()).collect();
+            used += 2 + pages.len();
+            intervals.push(Interval { generation, pages: PageSet::from_words(&pages) });
+        }
+        let path = bytes.get(8 * used..8 * used + path_len? as usize)?.to_vec();
+        let path = PathBuf::from(std::ffi::OsString::from_vec(path));
+        let last = Some(([dev?, ino?], number?)).filter(|(_, number)| *number != 0);
+        Some(Self {
+            all: false,
+            before,
+            older: Older::hold(path, [old_dev?, old_ino?]),
+            older_generation: older_generation?,
+            last,
+            tracker: fds.next().map(Tracker::of),
+            intervals,
+        })
+    }
+}
+
+/// Whether the kernel's word on pages of an area is all there is to know: private memory of no file. Of a file MADV_DONTNEED
+/// brings other content back, and does not count as writing.
+pub(super) fn is_trackable(area: &Area) -> bool {
+    let plain = area.pages == Pages::Populated && area.known.is_none();
+    plain && !area.at_once && !area.shared && !area.streamed
+}
