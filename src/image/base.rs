@@ -372,7 +372,7 @@ mod tests {
             }
         }
         let borders = [300, 333, 520].map(|page| page * PAGE);
-        writer.divide(if memory.len() % 2 == 0 { Vec::new() } else { borders.to_vec() });
+        writer.divide(if memory.len().is_multiple_of(2) { Vec::new() } else { borders.to_vec() });
         writer.content(0, 0, b"a file").unwrap();
         writer.records_of(0, SectionKind::Process, &[ProcessRecord::new_zeroed()]).unwrap();
         writer.bytes(SectionKind::Strings, &vec![9; memory.len() % 5000]).unwrap();
