@@ -261,11 +261,14 @@ impl Process {
         /// So many threads' lists take longer than a look at as many processes.
         const MANY: usize = 16;
         let tasks = self.tasks().unwrap_or_default();
-        let parents = || super::tree::pids().ok().filter(|all| all.len() < tasks.len());
+        let parents = || {
+            let all = super::tree::pids().ok()?;
+            (all.contains(&Pid::INIT) && all.len() < tasks.len()).then_some(all)
+        };
         let is_child = |pid: &Pid| {
             super::stat::glance(pid.main_thread()).is_some_and(|(_, parent)| parent == self.pid)
         };
-        // Only the lists have them in the order in which it has them.
+        // Only the lists have them in the order in which it has them, and those whom /proc hides (hidepid, proc(5)).
         if tasks.len() > MANY && parents().is_some_and(|all| !all.iter().any(is_child)) {
             return Vec::new();
         }

@@ -35,9 +35,9 @@ impl<'a> Caller<'a> {
         if let Lent::Slot(slot) = thread.lent {
             return Ok(Self::at(thread, desk, slot));
         }
-        thread.begin_work();
         prepare(thread, memory)?;
         let slot = lend::lend(thread, memory, desk)?;
+        thread.begin_work();
         reach(Point::Noted);
         thread.lent = Lent::Slot(slot);
         let caller = Self::at(thread, desk, slot);
@@ -58,10 +58,10 @@ impl<'a> Caller<'a> {
         hole: u64,
     ) -> Result<Self> {
         if thread.lent == Lent::No {
-            thread.begin_work();
             prepare(thread, memory)?;
             let area = lend::hole_area(thread);
             memory.write_forced(thread.tid, lend::hole_area_at(hole), area.as_bytes())?;
+            thread.begin_work();
             thread.lent = Lent::Hole;
             let caller = Self { thread, thunk: hole, clone_thunk: 0, frame: None };
             caller.block_signals()?;
@@ -92,9 +92,9 @@ impl<'a> Caller<'a> {
     /// for us. [`Caller::await_bell`] has to follow, and the thread to be taken back, whatever fails.
     pub(super) fn begin_noted(&mut self, slot: u64) -> std::result::Result<(), Errno> {
         let (tid, bell) = (self.thread.tid, self.thread.bell());
-        self.thread.begin_work();
         lend::say_lent(tid, slot)?;
         reach(Point::Noted);
+        self.thread.begin_work();
         self.thread.lent = Lent::Slot(slot);
         let list = slot + SLOT_LIST;
         let regs = self.registers(self.thunk + LIST_THUNK, nix::libc::SYS_getpid, &[], list);

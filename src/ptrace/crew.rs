@@ -50,14 +50,15 @@ pub(crate) fn ask(
     let mut outcome = Ok(());
     let mut begun = 0;
     for (thread, slot) in threads.iter_mut().zip(&slots) {
-        begun += 1;
         let tid = thread.tid;
         outcome = Caller::at(thread, desk, *slot)
             .begin_noted(*slot)
             .because(|| format!("cannot borrow thread {tid}"));
+        // One that was not let run never stops.
         if outcome.is_err() {
             break;
         }
+        begun += 1;
     }
     // What has begun has to be met, whatever fails.
     for (thread, slot) in threads.iter_mut().zip(&slots).take(begun) {
@@ -71,7 +72,8 @@ pub(crate) fn ask(
     let states = threads.iter_mut().map(|thread| thread.xstate.take().unwrap_or_default());
     let states: Vec<_> = states.collect();
     let mut back = Ok(());
-    for thread in &mut threads[..begun] {
+    // One that has failed may be lent. Who is not lent stays as it is.
+    for thread in threads {
         let (tid, taken) = (thread.tid, thread.take_back());
         back = back.and(taken.because(|| format!("cannot give thread {tid} its registers back")));
     }
