@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use harness::faults::{armed, steps};
 use harness::{Bench, Build, Ended, Run, Way, Who, survive, until};
-use nix::sys::signal::Signal::{SIGTSTP, SIGUSR2};
+use nix::sys::signal::Signal::{SIGTSTP, SIGURG, SIGUSR2};
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
@@ -222,4 +222,25 @@ fn a_program_with_a_sanitizer_starts_and_is_saved() {
     let mut again = bench.run(bench.path("x.ckpt"), &[]);
     again.say("");
     again.expect("ok");
+}
+
+/// A signal that a program ignores is nothing to it, and so it is while its threads are let go one after the other.
+#[test]
+fn an_ignored_signal_ends_no_call_beside_a_checkpoint() {
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        let mut run = bench.run(bench.subject("prone", Build::Pie), &["120", "15"]);
+        run.expect("ready");
+        let (pid, is_over) = (Pid::from_raw(run.pid() as i32), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) && kill(pid, SIGURG).is_ok() {
+                    std::thread::sleep(std::time::Duration::from_micros(300));
+                }
+            });
+            (0..20).for_each(|_| assert_eq!(save(&bench, &run, "x.ckpt").code(), Some(0)));
+            is_over.store(true, Ordering::Relaxed);
+        });
+        run.go();
+    }
 }

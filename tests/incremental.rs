@@ -97,7 +97,7 @@ fn compared_memory_is_that_of_the_moment_for_users() {
 /// checkpoint; and what comes after it lacks nothing.
 #[test]
 fn a_killed_dumper_loses_nothing() {
-    let steps = ["rearmed:3", "renewing:900", "written:5", "exchanged:3", "sealed:5"];
+    let steps = ["tracked:1", "rearmed:3", "renewing:900", "written:5", "exchanged:3", "sealed:5"];
     for step in steps {
         let bench = Bench::new(Who::Nobody);
         let mut command = bench.command(bench.ckpt());

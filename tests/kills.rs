@@ -108,13 +108,14 @@ fn visitors(who: Who) -> Vec<String> {
 }
 
 /// No step is forgotten: each is met in one of these ways, but for those which tests/ptys.rs, tests/tcp.rs,
-/// tests/keep_tcp.rs and the tests of socket/minder.rs meet.
+/// tests/keep_tcp.rs, tests/incremental.rs and the tests of socket/minder.rs meet.
 #[track_caller]
 fn each_step_of_a_dumper(who: Who, build: Build) {
     let mut met = savers(who, "observer", build);
     met.extend(visitors(who));
     let bench = Bench::new(who);
     met.extend(["peeking", "roomy", "looking", "deafened"].map(str::to_owned));
+    met.extend(["tracked", "rearmed", "renewing", "exchanged"].map(str::to_owned));
     let missed: Vec<_> = steps(&bench, "dumper").into_iter().filter(|s| !met.contains(s)).collect();
     assert_eq!(missed, [""; 0]);
 }

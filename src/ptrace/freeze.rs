@@ -9,8 +9,8 @@
 //! until it has; and an end or an execve(2) of the process lets go of all, while [`super::reaper`] takes care that
 //! neither waits for us.
 //!
-//! The first thread of the list is the lock among tracers: it is seized first and let go last. Who meets
-//! it traced has disturbed nobody, and who can trace it finds the others free.
+//! The first thread of the list is the lock among tracers: it is seized first, so who meets it traced has disturbed nobody.
+//! It is let go first, too ([`super::letting`]): who can trace it may meet others who are on their way, and gives it back.
 
 use super::call::Caller;
 use super::lend::{self, Desk};

@@ -13,6 +13,7 @@ use super::raw::{self, State};
 use super::rest;
 use super::stopping::Moving;
 use super::thread::StoppedThread;
+use crate::order;
 use nix::libc;
 use std::time::{Duration, Instant};
 
@@ -38,12 +39,18 @@ impl Frozen {
         }
     }
 
-    /// Lets all go on that stand still, the first last.
+    /// Lets all go on that stand still, the first before all others: a signal to the process that it ignores is nothing only
+    /// where nobody traces that one, or the thread whose child has ended (kernel/signal.c, sig_ignored), else it ends the call of
+    /// some thread that runs. Those for whom that would be EINTR, which the kernel does not take back, go last.
     pub(super) fn let_go(&mut self) {
-        self.sort();
-        while let Some(thread) = self.threads.pop() {
-            self.let_one_go(thread);
-        }
+        let main = self.pid.main_thread();
+        let rank = |thread: &StoppedThread| {
+            let is_prone = interrupted::answered_eintr(&thread.regs);
+            u64::from(thread.tid != main) + u64::from(thread.tid != main && is_prone)
+        };
+        let mut threads = std::mem::take(&mut self.threads);
+        order::by_key(&mut threads, |thread| (rank(thread), thread.tid.word().into()));
+        threads.into_iter().for_each(|thread| self.let_one_go(thread));
     }
 
     fn let_one_go(&mut self, thread: StoppedThread) {
