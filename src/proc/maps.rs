@@ -100,6 +100,17 @@ impl Process {
         all(self, "smaps")
     }
 
+    /// The same of a process whose first thread may have ended, with which nothing is mapped any more; none if it is gone.
+    pub(crate) fn maps_of_any_thread(&self) -> Vec<Vma> {
+        let vmas = self.maps_with_flags().unwrap_or_default();
+        if !vmas.is_empty() {
+            return vmas;
+        }
+        let threads = self.tasks().unwrap_or_default().into_iter().skip(1);
+        let each = threads.map(|tid| all(self, &format!("task/{tid}/smaps")).unwrap_or_default());
+        each.into_iter().find(|vmas| !vmas.is_empty()).unwrap_or_default()
+    }
+
     /// The same one by one: there may be tens of thousands.
     ///
     /// # Errors

@@ -123,15 +123,20 @@ impl Uffd {
     /// # Errors
     /// EBUSY: another one has it; EINVAL: memory of another kind, or none.
     pub(super) fn register(&self, start: u64, len: u64) -> nix::Result<()> {
-        self.mark(start, len, false)
+        self.ioctl(3, 0, &mut Register { start, len, mode: REGISTER_MISSING, ioctls: 0 })
     }
 
-    /// The same, and with a mark ("uw" among its flags in /proc/PID/smaps) that does nothing but to be seen.
+    /// The same, and with a mark ("uw" among its flags in /proc/PID/smaps) that does nothing but to be seen. The kernel takes
+    /// none away from what is registered: for a moment nothing is awaited there when it goes.
     ///
     /// # Errors
     /// As [`Uffd::register`].
     pub(super) fn mark(&self, start: u64, len: u64, is_marked: bool) -> nix::Result<()> {
         let mode = REGISTER_MISSING | if is_marked { REGISTER_WP } else { 0 };
+        if !is_marked {
+            // Unless it was not registered.
+            let _ = self.ioctl(2, 1, &mut [start, len]);
+        }
         self.ioctl(3, 0, &mut Register { start, len, mode, ioctls: 0 })
     }
 
@@ -175,12 +180,19 @@ impl Uffd {
     }
 
     /// What there is to be heard, at most so much as there is room for; nothing waits.
-    pub(super) fn hear(&self, room: &mut [Message]) -> Vec<Heard> {
+    ///
+    /// # Errors
+    /// EMFILE, ENFILE, ENOMEM: a child's descriptor cannot be had; it can be heard again.
+    pub(super) fn hear(&self, room: &mut [Message]) -> nix::Result<Vec<Heard>> {
         // SAFETY: the kernel writes whole messages, for all bytes of which there is a meaning.
         let read =
             unsafe { libc::read(self.0.as_raw_fd(), room.as_mut_ptr().cast(), size_of_val(room)) };
+        let read = match Errno::result(read) {
+            Err(Errno::EAGAIN | Errno::EINTR) => 0,
+            read => read?,
+        };
         let count = usize::try_from(read).unwrap_or(0) / size_of::<Message>();
-        room[..count].iter().filter_map(Message::meaning).collect()
+        Ok(room[..count].iter().filter_map(Message::meaning).collect())
     }
 }
 

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: LGPL-2.1-only
-//! What ends a program together with its pager: were the pager's descriptors closed while memory is missing, the kernel
-//! would give zeros in its place.
+//! What ends a program together with its pager and the pager's guard, if both die at once: were their descriptors closed while
+//! memory is missing, the kernel would give zeros in its place.
 //!
 //! The kernel itself sends SIGKILL (fcntl(2), F_SETOWN and F_SETSIG) when one end of a pipe is closed whose other end is
-//! open yet; the pager has both, so its end is what closes them, whatever ended it. They have to be closed before the
+//! open yet; those two have both, so their end is what closes them, whatever ended it. One has to be closed before the
 //! memory's descriptors are: kernels close the descriptors of a process that ends from the lowest number on, or from the
-//! highest, so one pipe has the lowest numbers and one the highest.
+//! highest, so one end has a low number and one a high one.
 //!
 //! # Safety
 //! fcntl(2) with numbers, on descriptors that live during the call.
@@ -17,20 +17,18 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 /// include/uapi/asm-generic/fcntl.h
 const F_SETSIG: i32 = 10;
-/// How long a process that was killed is waited for.
-const END: Duration = Duration::from_secs(5);
-/// The highest numbers begin here, where so many are allowed.
-const HIGH: u64 = 1 << 13;
+/// So many descriptors are enough for thousands of children.
+const MANY: u64 = 1 << 16;
+/// What the guard has of them for itself.
+const OURS: u64 = 1 << 10;
 
-/// Two pipes for one process.
+/// A pipe for one process.
 pub(super) struct Leash {
-    pid: Pid,
-    process: Pidfd,
     ends: Vec<OwnedFd>,
 }
 
@@ -38,48 +36,41 @@ impl Leash {
     /// Ends a process with this one.
     ///
     /// # Errors
-    /// It is gone, or there are no descriptors.
+    /// It is gone (ESRCH), or there are no descriptors.
     pub(super) fn of(pid: Pid) -> nix::Result<Self> {
         let process = Pidfd::open(pid)?;
+        let (one, other) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
         let mut ends = Vec::new();
-        for first in [0, highest()] {
-            let (one, other) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
-            for end in [one, other] {
-                let above = fcntl(&end, FcntlArg::F_DUPFD_CLOEXEC(first))?;
-                // SAFETY: the kernel just made this descriptor for us.
-                ends.push(unsafe { OwnedFd::from_raw_fd(above) });
-            }
+        for (end, first) in [(one, 0), (other, highest())] {
+            let above = fcntl(&end, FcntlArg::F_DUPFD_CLOEXEC(first))?;
+            // SAFETY: the kernel just made this descriptor for us.
+            ends.push(unsafe { OwnedFd::from_raw_fd(above) });
         }
-        for end in &ends {
+        for end in ends.iter().map(AsRawFd::as_raw_fd) {
             set(end, libc::F_SETOWN, pid.get())?;
             set(end, F_SETSIG, libc::SIGKILL)?;
             set(end, libc::F_SETFL, libc::O_ASYNC)?;
         }
         // Else it may be another that has the number by now.
         match process.ended_within(Duration::ZERO) {
-            true => Err(Errno::ESRCH),
-            false => Ok(Self { pid, process, ends }),
+            true => {
+                Self { ends }.loosen();
+                Err(Errno::ESRCH)
+            }
+            false => Ok(Self { ends }),
         }
-    }
-
-    /// Whose it is.
-    pub(super) fn pid(&self) -> Pid {
-        self.pid
     }
 
     /// Lets it go.
     pub(super) fn loosen(self) {
-        for end in &self.ends {
-            let _ = set(end, libc::F_SETFL, 0);
-            let _ = set(end, libc::F_SETOWN, 0);
-        }
+        self.ends.iter().map(AsRawFd::as_raw_fd).for_each(loosen_end);
     }
+}
 
-    /// Ends the process.
-    pub(super) fn kill(&self) {
-        self.process.kill();
-        self.process.ended_within(END);
-    }
+/// Has nobody ended by an end of a pipe.
+pub(super) fn loosen_end(end: RawFd) {
+    let _ = set(end, libc::F_SETFL, 0);
+    let _ = set(end, libc::F_SETOWN, 0);
 }
 
 /// Gives a descriptor that stands for missing memory a number between those of the pipes.
@@ -94,17 +85,23 @@ pub(super) fn amid(fd: &impl AsFd) -> nix::Result<OwnedFd> {
 
 /// Where the highest numbers begin; below, there is room for all others.
 fn highest() -> i32 {
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((64, 64));
-    let limit = hard.clamp(64, 2 * HIGH);
-    if soft < limit {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, limit, hard);
-    }
-    (limit / 2) as i32
+    let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((64, 64));
+    (soft.min(MANY) / 2) as i32
 }
 
-fn set(end: &OwnedFd, command: i32, value: i32) -> nix::Result<()> {
-    // SAFETY: the descriptor is open, and the argument is a number.
-    Errno::result(unsafe { libc::fcntl(end.as_raw_fd(), command, value) }).map(drop)
+/// Allows the guard, and then with less the pager, as many descriptors as can be had.
+pub(super) fn allow(is_guard: bool) {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((64, 64));
+    let most = |hard: u64| hard.min(MANY) - if is_guard { 0 } else { OURS.min(hard / 8) };
+    let raised = hard.max(MANY);
+    if setrlimit(Resource::RLIMIT_NOFILE, most(raised), raised).is_err() {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, most(hard), hard);
+    }
+}
+
+fn set(end: RawFd, command: i32, value: i32) -> nix::Result<()> {
+    // SAFETY: the argument is a number, and what is no descriptor is an error.
+    Errno::result(unsafe { libc::fcntl(end, command, value) }).map(drop)
 }
 
 #[cfg(test)]
@@ -119,7 +116,7 @@ mod tests {
         let sleeper = || match fork(libc::SIGCHLD).unwrap() {
             Some(pid) => pid,
             None => loop {
-                std::thread::sleep(END);
+                std::thread::sleep(Duration::from_secs(5));
             },
         };
         let (one, other) = (sleeper(), sleeper());

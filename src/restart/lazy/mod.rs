@@ -15,10 +15,13 @@
 //! the program's mappings, which it unmaps.
 #![allow(unsafe_code)]
 
+mod guard;
+mod holders;
 mod layout;
 mod leash;
 mod pager;
 
+use super::machine::capable;
 use super::mapping;
 use super::phase1_check::{Saved, Whole};
 use super::placed::{self, Placed};
@@ -40,7 +43,7 @@ use leash::Leash;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
-use nix::unistd::setsid;
+use nix::unistd::{geteuid, setsid};
 use pager::Pager;
 use std::collections::HashSet;
 use std::io::{PipeReader, PipeWriter, Read, Write};
@@ -51,6 +54,8 @@ use std::os::fd::{AsFd, AsRawFd};
 const WORTH: u64 = 8 << 20;
 /// What a mapping has to have of it, in bytes.
 const PIECE: u64 = 64 << 10;
+/// linux/capability.h
+const CAP_KILL: u32 = 5;
 /// How many robust mutexes the kernel looks at (ROBUST_LIST_LIMIT).
 const ROBUST: usize = 2048;
 
@@ -99,6 +104,10 @@ impl Lazy {
             return Err(Eager::Small);
         }
         let no = |why: &str| Err(Eager::Because(why.to_owned()));
+        // Else a program that changes its user could not be ended.
+        if !geteuid().is_root() || !capable(CAP_KILL) {
+            return no("that takes root (CAP_KILL, and userfaultfd(2) with CAP_SYS_PTRACE)");
+        }
         if monitor::adopts() {
             return no("its process is the first of a container, or adopts orphans");
         }
@@ -182,7 +191,7 @@ impl Lazy {
         Ok(Layout::new(extents, areas))
     }
 
-    /// Is the pager's parent, which says it if that is killed: who was on its leash is then, too.
+    /// Is the pager's parent.
     fn guard(
         self,
         whole: &Whole<'_>,
@@ -199,43 +208,37 @@ impl Lazy {
         close_others(all.to_vec());
         // What they have is little, and the program's life.
         let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
-        let pager = match fork(libc::SIGCHLD) {
-            Ok(None) => self.page(whole, with, line, tell),
-            Ok(Some(pager)) => pager,
+        guard::without_limits();
+        leash::allow(true);
+        let (Ok(nowhere), sign) = (nowhere(), self.sign) else { end(1) };
+        match fork(libc::SIGCHLD | libc::CLONE_FILES) {
+            Ok(None) => self.page(whole, with, nowhere, (line, tell)),
+            // From now on the descriptors are the pager's alone, until it has ended.
+            Ok(Some(pager)) => guard::watch(pager, sign, nowhere),
             Err(_) => end(1),
-        };
-        close_others(vec![2]);
-        let mut status = 0;
-        // SAFETY: the kernel writes the one word.
-        unsafe { libc::waitpid(pager.get(), &mut status, 0) };
-        if libc::WIFSIGNALED(status) {
-            say(
-                "the process that brought the program's memory (--lazy) was killed, so the program was ended; restart it again",
-            );
         }
-        end(0)
     }
 
     fn page(
         self,
         whole: &Whole<'_>,
         (pid, layout): (Pid, Layout),
-        line: PipeReader,
-        mut tell: PipeWriter,
+        nowhere: u64,
+        (line, mut tell): (PipeReader, PipeWriter),
     ) -> ! {
-        let Ok(leash) = Leash::of(pid) else { end(1) };
-        let Ok(nowhere) = nowhere() else { end(1) };
+        leash::allow(false);
+        let Ok(leash) = Leash::of(pid) else { end(guard::NOT_BEGUN) };
         let Self { chunks, uffd, sign } = self;
         let pager = Pager::new(whole.image, &chunks, (pid, leash), (uffd, layout), [nowhere, sign]);
         if tell.write_all(&std::process::id().to_ne_bytes()).is_err() {
-            end(1);
+            end(guard::NOT_BEGUN);
         }
         drop(tell);
         match pager.run(&line) {
             Ok(()) => end(0),
             Err(e) => {
                 say(&format!(
-                    "the program was ended, since its memory cannot be brought (--lazy): {e}"
+                    "the program is ended, since its memory cannot be brought (--lazy): {e}"
                 ));
                 end(1)
             }

@@ -6,21 +6,22 @@
 //! moment at which such a call has its effect until then. Messages of several threads may come in another order than
 //! their effects; so they are collected until no call is under way, and applied in an order that makes sense.
 
+use super::holders::Holders;
 use super::layout::{Change, Extent, Layout, join};
 use super::leash::{self, Leash};
 use crate::error::{Because, Error, Result};
 use crate::fault::{Point, reach};
 use crate::image::PAGE;
 use crate::image::read::Image;
+use crate::proc::Pid;
 use crate::proc::maps::Vma;
-use crate::proc::{Pid, Process};
 use crate::restart::uffd::{Heard, Message, Request, Uffd};
 use ckpt_abi::image::{CHUNK_MAX, Chunk};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io::PipeReader;
 use std::os::fd::AsFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Messages that are read at a time.
 const ROOM: usize = 32;
@@ -28,10 +29,13 @@ const ROOM: usize = 32;
 const SPINS: u32 = 32;
 /// How long memory is waited for that the kernel does not have.
 const PATIENCE: u32 = 100;
-const NAP: Duration = Duration::from_millis(20);
-/// How often a child is looked for that was just forked.
-const LOOKS: u32 = 100;
+const NAP_MS: u8 = 20;
+const NAP: Duration = Duration::from_millis(NAP_MS as u64);
+/// How often a child is looked for among its parent's, when it was just forked.
+const LOOKS: u32 = 50;
 const LOOK: Duration = Duration::from_micros(200);
+/// How long anywhere.
+const LONG: Duration = Duration::from_secs(60);
 
 /// Memory of one process.
 struct Space {
@@ -43,23 +47,45 @@ struct Space {
     changes: Vec<Change>,
     /// Children, each with how many changes were heard before.
     forks: Vec<(usize, Uffd)>,
-    /// Its process, if that is known.
+    /// Its process, which until it is known gets nothing: whether it is to have zeros (MADV_WIPEONFORK) is not known, either.
     pid: Option<Pid>,
+    leash: Option<Leash>,
+    begun: Instant,
     /// There is no such memory any more: the process has ended, or executed another program.
     is_gone: bool,
 }
 
 impl Space {
-    fn new(uffd: Uffd, layout: Layout, pid: Option<Pid>) -> Self {
+    fn new(uffd: Uffd, layout: Layout) -> Self {
         let uffd = leash::amid(&uffd).map_or(uffd, Uffd::from);
         let (faults, changes, forks) = (Vec::new(), Vec::new(), Vec::new());
-        Self { uffd, layout, faults, changes, forks, pid, is_gone: false }
+        let (pid, leash, begun) = (None, None, Instant::now());
+        Self { uffd, layout, faults, changes, forks, pid, leash, begun, is_gone: false }
+    }
+
+    /// Whose it is, with its mappings; nobody's any more is an error of nobody.
+    fn is_of(&mut self, pid: Pid, vmas: &[Vma]) -> Result<()> {
+        match Leash::of(pid) {
+            Ok(leash) => {
+                (self.pid, self.leash) = (Some(pid), Some(leash));
+                // What its parent has said of that may be otherwise by now.
+                let empty = vmas.iter().filter(|vma| vma.flags.has("wf"));
+                empty.for_each(|vma| drop(self.layout.cut(&(vma.start..vma.end))));
+                Ok(())
+            }
+            Err(Errno::ESRCH) => Ok(()),
+            Err(e) => Err(e).because(|| "cannot follow a child of the program"),
+        }
     }
 
     /// Reads what there is to be heard; whether there was anything.
-    fn listen(&mut self) -> bool {
+    ///
+    /// # Errors
+    /// A child cannot be followed: there are no descriptors.
+    fn listen(&mut self) -> Result<bool> {
         let mut room = [Message::default(); ROOM];
         let heard = self.uffd.hear(&mut room);
+        let heard = heard.because(|| "cannot follow a child of the program")?;
         let has_heard = !heard.is_empty();
         for one in heard {
             match one {
@@ -72,7 +98,7 @@ impl Space {
                 Heard::Unmap(start, end) => self.changes.push(Change::Unmapped(start, end)),
             }
         }
-        has_heard
+        Ok(has_heard)
     }
 }
 
@@ -91,14 +117,12 @@ pub(super) struct Pager<'a> {
     /// By address.
     chunks: &'a [Chunk],
     spaces: Vec<Space>,
-    leashes: Vec<Leash>,
+    holders: Holders,
     /// The content of one of them.
     content: Vec<u8>,
     read: Option<usize>,
     /// An address at which this process has nothing.
     nowhere: u64,
-    /// A page that is ours in the program, in a mapping of its own.
-    sign: u64,
 }
 
 impl<'a> Pager<'a> {
@@ -110,68 +134,97 @@ impl<'a> Pager<'a> {
         (uffd, layout): (Uffd, Layout),
         [nowhere, sign]: [u64; 2],
     ) -> Self {
-        let spaces = vec![Space::new(uffd, layout, Some(pid))];
-        let (leashes, content) = (vec![leash], vec![0; CHUNK_MAX as usize]);
-        Self { image, chunks, spaces, leashes, content, read: None, nowhere, sign }
+        let mut space = Space::new(uffd, layout);
+        (space.pid, space.leash) = (Some(pid), Some(leash));
+        let (spaces, content) = (vec![space], vec![0; CHUNK_MAX as usize]);
+        let holders = Holders::new(sign, nowhere);
+        Self { image, chunks, spaces, holders, content, read: None, nowhere }
     }
 
     /// Brings what is asked for, and from when `line` is hung up the rest. Then all is as if it had been there from the
     /// beginning.
     ///
     /// # Errors
-    /// Something cannot be had. All who would miss it are gone.
+    /// Something cannot be had. Who would miss it is not gone, and waits for it.
     pub(super) fn run(mut self, line: &PipeReader) -> Result<()> {
         let result = self.serve(line);
-        match &result {
-            Ok(()) => self.leashes.into_iter().for_each(Leash::loosen),
-            Err(_) => {
-                self.leashes.iter().for_each(Leash::kill);
-                self.spaces.iter().for_each(|space| self.outlast(space));
-            }
+        // The guard has the same descriptors: they have to stay.
+        if result.is_err() {
+            std::mem::forget(self.spaces);
         }
         result
-    }
-
-    /// Waits until nobody can miss anything.
-    fn outlast(&self, space: &Space) {
-        while !self.is_gone(&space.uffd) {
-            std::thread::sleep(NAP);
-        }
-    }
-
-    /// Whether the memory is no process's any more.
-    fn is_gone(&self, uffd: &Uffd) -> bool {
-        uffd.put(Request::Copy, self.sign, self.nowhere, PAGE).0 == Err(Errno::ESRCH)
     }
 
     fn serve(&mut self, line: &PipeReader) -> Result<()> {
         let mut begun = false;
         while !self.spaces.is_empty() {
             begun = self.wait(line, begun);
+            self.find_children()?;
             let mut index = 0;
             // Those that are forked meanwhile come behind.
             while index < self.spaces.len() {
-                self.hear(index)?;
-                self.answer(index)?;
-                if begun && let Some(next) = self.spaces[index].layout.last() {
-                    reach(Point::Bringing);
-                    self.bring_at(index, next, next.at)?;
+                if self.spaces[index].pid.is_some() {
+                    self.hear(index)?;
+                    self.answer(index)?;
                 }
                 index += 1;
             }
-            // What is registered is as before when its descriptor is closed, and who waits for a page gets zeros: of a whole
-            // one these are right.
-            self.spaces.retain(|one| !(one.is_gone || begun && one.layout.is_whole()));
+            // A child gets what it touches, and the rest when its parent has it: most do not live as long.
+            let first = self.spaces.iter().position(|one| one.pid.is_some()).filter(|_| begun);
+            if let Some(index) = first
+                && let Some(next) = self.spaces[index].layout.last()
+            {
+                reach(Point::Bringing);
+                self.bring_at(index, next, next.at)?;
+            }
+            self.let_go(begun);
+        }
+        Ok(())
+    }
+
+    /// Forgets who has all that it may have. What is registered is as before when its descriptor is closed, and who waits for
+    /// a page gets zeros: of a whole one these are right.
+    fn let_go(&mut self, begun: bool) {
+        let mut index = 0;
+        while begun && index < self.spaces.len() {
+            let one = &self.spaces[index];
+            if one.is_gone || self.holders.is_gone(&one.uffd) || one.layout.is_whole() {
+                let one = self.spaces.remove(index);
+                one.leash.into_iter().for_each(Leash::loosen);
+            } else {
+                index += 1;
+            }
+        }
+    }
+
+    /// Looks for children that are not known yet.
+    fn find_children(&mut self) -> Result<()> {
+        for index in 0..self.spaces.len() {
+            let one = &self.spaces[index];
+            if one.pid.is_some() || self.holders.is_gone(&one.uffd) {
+                continue;
+            }
+            let known = |pid: Pid| self.spaces.iter().any(|space| space.pid == Some(pid));
+            if let Some((pid, vmas)) = self.holders.child(&one.uffd, None, known) {
+                self.spaces[index].is_of(pid, &vmas)?;
+            } else if one.begun.elapsed() > LONG {
+                return Err(Error::new("a child of the program cannot be found"));
+            }
         }
         Ok(())
     }
 
     /// Waits until there is something to do; whether the program has begun.
     fn wait(&self, line: &PipeReader, begun: bool) -> bool {
-        let in_need = begun || self.spaces.iter().any(|space| !space.faults.is_empty());
-        let limit = if in_need { PollTimeout::ZERO } else { PollTimeout::NONE };
+        let known = || self.spaces.iter().filter(|space| space.pid.is_some());
+        let in_need = known().any(|space| begun || !space.faults.is_empty());
+        let limit = match in_need {
+            true => PollTimeout::ZERO,
+            false if known().count() < self.spaces.len() => PollTimeout::from(NAP_MS),
+            false => PollTimeout::NONE,
+        };
         let line = (!begun).then(|| line.as_fd());
-        let fds = line.into_iter().chain(self.spaces.iter().map(|space| space.uffd.as_fd()));
+        let fds = line.into_iter().chain(known().map(|space| space.uffd.as_fd()));
         let mut polled: Vec<_> = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
         let _ = poll(&mut polled, limit);
         begun || polled[0].any() == Some(true)
@@ -180,7 +233,7 @@ impl<'a> Pager<'a> {
     /// Reads messages until no call is under way.
     fn hear(&mut self, index: usize) -> Result<()> {
         let space = &mut self.spaces[index];
-        while space.listen() || (0..SPINS).all(|_| space.uffd.is_changing()) {
+        while space.listen()? || (0..SPINS).all(|_| space.uffd.is_changing()) {
             std::thread::yield_now();
         }
         let mut changes = std::mem::take(&mut space.changes);
@@ -194,17 +247,11 @@ impl<'a> Pager<'a> {
         let mut result = Ok(());
         for (done, uffd) in forks {
             // Whatever fails, nobody's memory is let go.
-            let mut child = Space::new(uffd, layout.clone(), None);
+            let mut child = Space::new(uffd, layout.clone());
             let found = self.find_child(index, &child.uffd);
             let inherited = self.inherit(&mut child, &changes, done);
-            result = result.and(inherited);
-            if let Some((leash, vmas)) = found {
-                // What its parent has said of that may be otherwise by now.
-                let empty = vmas.iter().filter(|vma| vma.flags.has("wf"));
-                empty.for_each(|vma| drop(child.layout.cut(&(vma.start..vma.end))));
-                child.pid = Some(leash.pid());
-                self.leashes.push(leash);
-            }
+            let is_of = found.map_or(Ok(()), |(pid, vmas)| child.is_of(pid, &vmas));
+            result = result.and(inherited).and(is_of);
             self.spaces.push(child);
         }
         layout.make(&mut changes);
@@ -246,7 +293,7 @@ impl<'a> Pager<'a> {
     fn had(&self, child: &mut Space, at: u64) -> Result<bool> {
         let is_there = loop {
             match self.is_there(&child.uffd, at) {
-                None => drop(child.listen()),
+                None => drop(child.listen()?),
                 Some(is_there) => break is_there,
             }
         };
@@ -269,28 +316,19 @@ impl<'a> Pager<'a> {
         }
     }
 
-    /// The child that was just forked, with this memory, and its mappings. It exists when the kernel comes to it.
-    /// What tells it from others is a flag of a mapping that is ours, which nobody else sets ("uw").
-    fn find_child(&self, parent: usize, uffd: &Uffd) -> Option<(Leash, Vec<Vma>)> {
-        let parent = Process::glimpse(self.spaces[parent].pid?).ok()?;
-        uffd.mark(self.sign, PAGE, true).ok()?;
-        let is_marked = |vma: &Vma| vma.start == self.sign && vma.flags.has("uw");
-        let mut found = None;
+    /// The child that was just forked, with this memory, and its mappings. It exists when the kernel comes to it, and may
+    /// be somebody else's child (CLONE_PARENT), or an orphan.
+    fn find_child(&mut self, parent: usize, uffd: &Uffd) -> Option<(Pid, Vec<Vma>)> {
+        let parent = self.spaces[parent].pid?;
         for _ in 0..LOOKS {
-            let known = |pid: Pid| self.leashes.iter().any(|leash| leash.pid() == pid);
-            for pid in parent.children().into_iter().rev().filter(|pid| !known(*pid)) {
-                let vmas = Process::glimpse(pid).and_then(|child| child.maps_with_flags());
-                if let Some(vmas) = vmas.ok().filter(|vmas| vmas.iter().any(is_marked)) {
-                    found = Leash::of(pid).ok().map(|leash| (leash, vmas));
-                }
-            }
-            if found.is_some() || self.is_gone(uffd) {
-                break;
+            let known = |pid: Pid| self.spaces.iter().any(|space| space.pid == Some(pid));
+            let found = self.holders.child(uffd, Some(parent), known);
+            if found.is_some() || self.holders.is_gone(uffd) {
+                return found;
             }
             std::thread::sleep(LOOK);
         }
-        let _ = uffd.mark(self.sign, PAGE, false);
-        found
+        None
     }
 
     /// Gives those who wait what they wait for.
