@@ -263,3 +263,21 @@ fn few_descriptors_are_no_few_children() {
         false => is_ended(run, "cannot follow a child of the program"),
     }
 }
+
+#[test]
+fn a_checkpoint_names_whom_it_waits_for() {
+    if !geteuid().is_root() {
+        return;
+    }
+    let bench = Bench::new(Who::Me);
+    let (mut run, born, pager) = half_brought(&bench, "other");
+    let ended = bench.order(&["save", &run.pid_text()]);
+    kill(born);
+    assert!(ended.complaints().contains(&format!("(--lazy), by process {pager}")), "{ended:?}");
+    // Who stands still is no harm: it goes on.
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pager), nix::sys::signal::SIGCONT)
+        .expect("the pager");
+    run.expect("ok");
+    kill(run.pid().cast_signed());
+    until("its end", || (!run.lives()).then_some(()));
+}

@@ -322,7 +322,7 @@ fn begin<'a>(request: &'a Demand, executable: &[u8]) -> Result<Entered<'a>> {
         phase0_visit::visit(request)?;
         let members = phase1_freeze::members(request)?;
         for member in &members {
-            let _ = Process::glimpse(member.pid).map(|it| phase2_equip::await_memory(&it));
+            Process::glimpse(member.pid).map_or(Ok(()), |it| phase2_equip::await_memory(&it))?;
         }
         let before = Before::of(&members);
         let mut still = phase1_freeze::freeze(request, &members)?;

@@ -4,7 +4,7 @@
 use super::place::Whose;
 use super::{Demand, caller, keeper, phase0_visit};
 use crate::abreast;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Because, Error, Kind, Result};
 use crate::fault::{Point, reach};
 use crate::inject::region::Region;
 use crate::inject::turns::{self, own_task};
@@ -24,6 +24,8 @@ use std::time::{Duration, Instant};
 
 /// How long a restart in progress is waited for.
 const RESTART: Duration = Duration::from_secs(5);
+/// How long the memory of one that was restarted.
+const MEMORY: Duration = Duration::from_secs(10);
 /// How long a process that may not be looked at: most that are so stay so.
 const CLOSED: Duration = Duration::from_secs(1);
 
@@ -200,12 +202,27 @@ pub(crate) fn await_restart(process: &Process) -> Result<()> {
 
 /// Waits until all memory of a process is there that was restarted with `--lazy`: its page tables do not tell what is
 /// missing from what is zero.
-pub(super) fn await_memory(process: &Process) {
-    let Ok(Some((_, region))) = Region::of(process) else { return };
-    let Control { pager, pager_start, .. } = region.control;
-    if pager != 0 {
-        turns::outlast(process.pid(), Task { pid: pager, start: pager_start });
+///
+/// # Errors
+/// It takes more than [`MEMORY`]. What cannot be looked at is refused when it stands still.
+pub(super) fn await_memory(process: &Process) -> Result<()> {
+    let Ok(Some((_, region))) = Region::of(process) else { return Ok(()) };
+    let Control { pager, .. } = region.control;
+    // When it was started is not known: the program may have got another clock since. Others that have its number by now
+    // are told by their name.
+    let (pid, task) = (process.pid(), Task { pid: pager, start: 0 });
+    let name = Process::glimpse(Pid::of_word(pager)).and_then(|pager| pager.name());
+    let what = || format!("cannot wait for process {pager}, which brings the memory of {pid}");
+    if pager == 0
+        || name.is_ok_and(|name| name != "ckpt-assist")
+        || turns::outlast(pid, task, MEMORY).because(what)?
+    {
+        return Ok(());
     }
+    let text =
+        format!("the memory of process {pid} is still being brought (--lazy), by process {pager}");
+    let hint = "try again when that has ended, or end the program if it stands still";
+    Err(Error::new(text).of(Kind::Busy).hint(hint))
 }
 
 /// Whether the process is a checkpoint, or has yet to leave the restorer.

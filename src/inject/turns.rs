@@ -7,10 +7,11 @@ use crate::proc::{self, Pid, Process, pidfd::Pidfd};
 use crate::ptrace::memory::Memory;
 use ckpt_abi::region::{TURNS, Turns};
 use ckpt_abi::turn::{Denied, Event, Seen, Task, Turn, step};
+use nix::errno::Errno;
 use std::collections::BTreeMap;
 use std::mem::offset_of;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// This process, as the program `pid` names it.
 pub(crate) fn own_task(pid: Pid) -> Task {
@@ -101,12 +102,25 @@ impl Region {
     }
 }
 
-/// Waits until a task has ended that the program `pid` names.
-pub(crate) fn outlast(pid: Pid, task: Task) {
-    const LOOK: Duration = Duration::from_secs(60);
-    let Ok(process) = Pidfd::open(Pid::of_word(task.pid)) else { return };
+/// Waits until a task has ended that the program `pid` names; whether it has in time.
+///
+/// # Errors
+/// Those of pidfd_open(2), but for one that is gone.
+pub(crate) fn outlast(pid: Pid, task: Task, limit: Duration) -> nix::Result<bool> {
+    const LOOK: Duration = Duration::from_secs(1);
+    let deadline = Instant::now() + limit;
+    let process = match Pidfd::open(Pid::of_word(task.pid)) {
+        Err(Errno::ESRCH) => return Ok(true),
+        process => process?,
+    };
     // By now the descriptor stands for it, or it is gone.
-    while lives(pid, task) && !process.ended_within(LOOK) {}
+    while lives(pid, task) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if !process.ended_within(left.min(LOOK)) && left.is_zero() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Ends a task that the program `pid` names, and waits until it is gone: what it had begun to write into the program

@@ -11,7 +11,10 @@ const REFUSED: &[(&str, &str)] = &[
     ("it uses asynchronous I/O (io_setup(2))", "try again when its requests are done"),
     ("somebody probes it (uprobes)", "end the probes (perf probe --del, bpftrace), start it anew"),
     ("memory that nobody else may read (memfd_secret(2))", "let it give that memory back first"),
-    ("by itself (userfaultfd(2))", "let it end that first, or start it without"),
+    (
+        "by itself (userfaultfd(2))",
+        "let it end that first, or start it without; after a restart with --lazy, try again later",
+    ),
     ("it has a shadow stack", "start it with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off"),
     ("runs 32-bit code", "use a 64-bit build of it"),
     (
