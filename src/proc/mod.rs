@@ -39,6 +39,7 @@ pub(crate) mod thread;
 pub(crate) mod timers;
 pub(crate) mod tracking;
 pub(crate) mod tree;
+pub(crate) mod uffd;
 pub(crate) mod unix;
 pub(crate) mod vmflags;
 mod written;

@@ -5,102 +5,50 @@
 //! which need not have it any more; when the last of its duplicates is closed all is as it was.
 //!
 //! # Safety
-//! Each ioctl has the structure that belongs to it in linux/userfaultfd.h, which lives during the call; addresses in it are
-//! numbers for the kernel.
+//! A test forgets pages of a mapping of its own, which hold numbers only.
 #![allow(unsafe_code)]
 
-use nix::errno::Errno;
+use super::uffd::{USER_MODE_ONLY, Uffd, feature};
 use nix::libc;
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Flags for userfaultfd(2): without a privilege faults of the kernel itself may not be waited for, which nobody does.
-pub(crate) const FLAGS: u64 = (libc::O_CLOEXEC | libc::O_NONBLOCK) as u64 | 1;
+pub(crate) const FLAGS: u64 = (libc::O_CLOEXEC | libc::O_NONBLOCK | USER_MODE_ONLY) as u64;
 
-const UFFD_API: u64 = 0xaa;
-const UFFD_FEATURE_WP_UNPOPULATED: u64 = 1 << 13;
-const UFFD_FEATURE_WP_ASYNC: u64 = 1 << 15;
-const UFFDIO_REGISTER_MODE_WP: u64 = 2;
-/// Numbers of requests.
-const API: u32 = 0x3f;
-const REGISTER: u32 = 0;
-const WRITEPROTECT: u32 = 6;
-
-/// struct uffdio_api
-#[repr(C)]
-#[derive(Default)]
-struct Api {
-    api: u64,
-    features: u64,
-    ioctls: u64,
-}
-
-/// struct uffdio_register
-#[repr(C)]
-#[derive(Default)]
-struct Register {
-    start: u64,
-    len: u64,
-    mode: u64,
-    ioctls: u64,
-}
-
-/// struct uffdio_writeprotect
-#[repr(C)]
-#[derive(Default)]
-struct Protect {
-    start: u64,
-    len: u64,
-    mode: u64,
-}
+const FEATURES: u64 = feature::WP_UNPOPULATED | feature::WP_ASYNC;
 
 /// A userfaultfd(2) that tracks.
 #[derive(Debug)]
-pub(crate) struct Tracker(OwnedFd);
+pub(crate) struct Tracker(Uffd);
 
 impl Tracker {
     /// Makes one of a descriptor that is new; None: the kernel has no such tracking.
     pub(crate) fn begin(fd: OwnedFd) -> Option<Self> {
-        let tracker = Self(fd);
-        let features = UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_WP_ASYNC;
-        tracker.ioctl(API, &mut Api { api: UFFD_API, features, ioctls: 0 }).ok()?;
-        Some(tracker)
+        Uffd::begin(fd, FEATURES).ok().map(Self)
     }
 
     /// One that has begun.
     pub(crate) fn of(fd: OwnedFd) -> Self {
-        Self(fd)
+        Self(fd.into())
+    }
+
+    /// One of this process.
+    fn own() -> Option<Self> {
+        Uffd::new(USER_MODE_ONLY, FEATURES).ok().map(Self)
     }
 
     /// Whether this process could have one of its own.
     pub(crate) fn is_possible() -> bool {
-        // SAFETY: userfaultfd(2) takes a number.
-        let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, FLAGS) };
-        // SAFETY: the descriptor was just opened, for this value.
-        Errno::result(fd)
-            .is_ok_and(|fd| Self::begin(unsafe { OwnedFd::from_raw_fd(fd as i32) }).is_some())
+        Self::own().is_some()
     }
 
     /// Begins to track a mapping, all of which counts as written to.
     ///
     /// # Errors
-    /// It is none any more, or another userfaultfd has it (EBUSY).
+    /// As [`Uffd::track`].
     pub(crate) fn register(&self, mapping: &Range<u64>) -> nix::Result<()> {
-        let (start, len) = (mapping.start, mapping.end - mapping.start);
-        let mode = UFFDIO_REGISTER_MODE_WP;
-        self.ioctl(REGISTER, &mut Register { start, len, mode, ioctls: 0 })?;
-        // Pages that came from a tracked mapping by mremap(2) may be protected still (before Linux 6.13).
-        self.ioctl(WRITEPROTECT, &mut Protect { start, len, mode: 0 })
-    }
-
-    fn ioctl<T>(&self, number: u32, argument: &mut T) -> nix::Result<()> {
-        // _IOWR(0xaa, number, T)
-        let request = 3 << 30 | (size_of::<T>() as u32) << 16 | 0xaa << 8 | number;
-        // SAFETY: the argument is the structure of this request.
-        let result = unsafe {
-            libc::ioctl(self.0.as_raw_fd(), request as libc::Ioctl, std::ptr::from_mut(argument))
-        };
-        Errno::result(result).map(drop)
+        self.0.track(mapping.start, mapping.end - mapping.start)
     }
 }
 
@@ -117,16 +65,9 @@ mod tests {
     use super::*;
     use memmap2::{Advice, MmapMut};
 
-    fn of_us() -> Option<Tracker> {
-        // SAFETY: userfaultfd(2) takes a number.
-        let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, FLAGS) };
-        // SAFETY: the descriptor was just opened, for this value.
-        Tracker::begin(unsafe { OwnedFd::from_raw_fd(Errno::result(fd).ok()? as i32) })
-    }
-
     #[test]
     fn what_is_written_to_is_told_once() {
-        let Some(tracker) = of_us() else { return };
+        let Some(tracker) = Tracker::own() else { return };
         let pages = 1024;
         let mut memory = MmapMut::map_anon(pages * PAGE as usize).unwrap();
         memory.advise(Advice::NoHugePage).unwrap();

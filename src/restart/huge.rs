@@ -7,9 +7,9 @@
 
 use super::mapping::{Mapping, no_memory};
 use super::space::HUGE;
-use super::uffd::{Request, USER_MODE_ONLY, Uffd, feature};
 use crate::error::{Because, Result};
 use crate::image::PAGE;
+use crate::proc::uffd::{Request, USER_MODE_ONLY, Uffd, feature};
 use ckpt_abi::image::{VmaKind, VmaRecord, vma_flag};
 use memmap2::{Advice, MmapMut};
 use nix::errno::Errno;

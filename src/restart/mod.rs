@@ -37,7 +37,6 @@ mod shares;
 pub(crate) mod skeleton;
 pub(crate) mod space;
 mod tree;
-mod uffd;
 mod vdso;
 
 use crate::error::{Because, Result, printable};

@@ -106,7 +106,7 @@ fn renew(
         Process::own().map_or([[0; 3]; 3], |own| crate::inject::region::standard(&own));
     control.generation = saved.process.generation;
     (control.leftover, control.leftover_len) = (0, 0);
-    (control.pager, control.pager_start) = pager.map_or((0, 0), |task| (task.pid, task.start));
+    control.pager = pager.map_or(0, |task| task.pid);
     if saved.threads.iter().any(|thread| thread.filter != 0) {
         control.locked_in = 1;
     }

@@ -250,11 +250,11 @@ record! {
         by_terminal: u32,
         /// Process id of the one outside that brings memory which is missing (`--lazy`), or did; 0: none.
         pager: u32,
-        /// When it was started, as in [`crate::turn::Task`].
-        pager_start: u32,
+        /// Room to grow.
+        spare: u32,
         /// 1: what of its memory is tracked (`uw` in smaps) is so by us.
         tracked: u32,
-        /// Room to grow.
+        /// Likewise.
         reserved: [u64; 3],
         /// The parameters.
         config: Config,

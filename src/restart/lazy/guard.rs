@@ -9,8 +9,8 @@
 use super::holders::Holders;
 use super::{leash, say};
 use crate::proc::pidfd::Pidfd;
+use crate::proc::uffd::Uffd;
 use crate::proc::{Pid, fork};
-use crate::restart::uffd::Uffd;
 use nix::libc;
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};

@@ -6,8 +6,8 @@
 use crate::image::PAGE;
 use crate::proc::maps::Vma;
 use crate::proc::tree::pids;
+use crate::proc::uffd::{Request, Uffd};
 use crate::proc::{Pid, Process};
-use crate::restart::uffd::{Request, Uffd};
 use nix::errno::Errno;
 use std::collections::HashSet;
 

@@ -15,7 +15,7 @@ use crate::image::PAGE;
 use crate::image::read::Image;
 use crate::proc::Pid;
 use crate::proc::maps::Vma;
-use crate::restart::uffd::{Heard, Message, Request, Uffd};
+use crate::proc::uffd::{Heard, Message, Request, Uffd};
 use ckpt_abi::image::{CHUNK_MAX, Chunk};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};

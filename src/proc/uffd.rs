@@ -11,26 +11,29 @@ use nix::libc;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// Faults of system calls are none of it.
-pub(super) const USER_MODE_ONLY: i32 = 1;
+pub(crate) const USER_MODE_ONLY: i32 = 1;
 const UFFD_API: u64 = 0xaa;
 const REGISTER_MISSING: u64 = 1;
 const REGISTER_WP: u64 = 2;
 
 /// UFFD_FEATURE_...
-pub(super) mod feature {
+pub(crate) mod feature {
     pub(crate) const EVENT_FORK: u64 = 1 << 1;
     pub(crate) const EVENT_REMAP: u64 = 1 << 2;
     pub(crate) const EVENT_REMOVE: u64 = 1 << 3;
     pub(crate) const EVENT_UNMAP: u64 = 1 << 6;
     /// Linux 5.18.
     pub(crate) const EXACT_ADDRESS: u64 = 1 << 11;
+    pub(crate) const WP_UNPOPULATED: u64 = 1 << 13;
+    /// Linux 6.7.
+    pub(crate) const WP_ASYNC: u64 = 1 << 15;
     /// Linux 6.8.
     pub(crate) const MOVE: u64 = 1 << 16;
 }
 
 /// Requests that take addresses.
 #[derive(Clone, Copy)]
-pub(super) enum Request {
+pub(crate) enum Request {
     Wake = 2,
     Copy = 3,
     Zero = 4,
@@ -80,14 +83,14 @@ struct Range {
 /// struct uffd_msg
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
-pub(super) struct Message {
+pub(crate) struct Message {
     event: u8,
     reserved: [u8; 7],
     args: [u64; 3],
 }
 
 /// What a message says.
-pub(super) enum Heard {
+pub(crate) enum Heard {
     /// Somebody waits for the page at an address.
     Fault(u64),
     /// The process has forked.
@@ -100,29 +103,57 @@ pub(super) enum Heard {
     Unmap(u64, u64),
 }
 
+/// struct uffdio_writeprotect
+#[repr(C)]
+#[derive(Default)]
+struct Protect {
+    start: u64,
+    len: u64,
+    mode: u64,
+}
+
 /// A userfaultfd(2). Its last descriptor ends all that was registered with it.
-pub(super) struct Uffd(OwnedFd);
+#[derive(Debug)]
+pub(crate) struct Uffd(OwnedFd);
 
 impl Uffd {
     /// Makes one, for this process.
     ///
     /// # Errors
     /// EPERM; EINVAL where the kernel does not know the features; ENOSYS.
-    pub(super) fn new(flags: i32, features: u64) -> nix::Result<Self> {
+    pub(crate) fn new(flags: i32, features: u64) -> nix::Result<Self> {
         let flags = flags | libc::O_CLOEXEC | libc::O_NONBLOCK;
         // SAFETY: userfaultfd(2) takes a number.
         let fd = Errno::result(unsafe { libc::syscall(libc::SYS_userfaultfd, flags) })?;
         // SAFETY: the descriptor was just opened, for this value.
-        let made = Self(unsafe { OwnedFd::from_raw_fd(fd as i32) });
+        Self::begin(unsafe { OwnedFd::from_raw_fd(fd as i32) }, features)
+    }
+
+    /// Makes one of a descriptor that is new.
+    ///
+    /// # Errors
+    /// EINVAL where the kernel does not know the features.
+    pub(crate) fn begin(fd: OwnedFd, features: u64) -> nix::Result<Self> {
+        let made = Self(fd);
         made.ioctl(3, 0x3f, &mut Api { api: UFFD_API, features, ioctls: 0 })?;
         Ok(made)
+    }
+
+    /// Has the kernel note what is written to of a range, all of which counts as written to.
+    ///
+    /// # Errors
+    /// It is none any more, or another userfaultfd has it (EBUSY).
+    pub(crate) fn track(&self, start: u64, len: u64) -> nix::Result<()> {
+        self.ioctl(3, 0, &mut Register { start, len, mode: REGISTER_WP, ioctls: 0 })?;
+        // Pages that came from a tracked mapping by mremap(2) may be protected still (before Linux 6.13).
+        self.ioctl(3, 6, &mut Protect { start, len, mode: 0 })
     }
 
     /// Has missing pages of a range awaited, whoever touches them.
     ///
     /// # Errors
     /// EBUSY: another one has it; EINVAL: memory of another kind, or none.
-    pub(super) fn register(&self, start: u64, len: u64) -> nix::Result<()> {
+    pub(crate) fn register(&self, start: u64, len: u64) -> nix::Result<()> {
         self.ioctl(3, 0, &mut Register { start, len, mode: REGISTER_MISSING, ioctls: 0 })
     }
 
@@ -131,7 +162,7 @@ impl Uffd {
     ///
     /// # Errors
     /// As [`Uffd::register`].
-    pub(super) fn mark(&self, start: u64, len: u64, is_marked: bool) -> nix::Result<()> {
+    pub(crate) fn mark(&self, start: u64, len: u64, is_marked: bool) -> nix::Result<()> {
         let mode = REGISTER_MISSING | if is_marked { REGISTER_WP } else { 0 };
         if !is_marked {
             // Unless it was not registered.
@@ -141,7 +172,7 @@ impl Uffd {
     }
 
     /// Copies or moves; how many bytes were.
-    pub(super) fn put(
+    pub(crate) fn put(
         &self,
         request: Request,
         to: u64,
@@ -154,18 +185,18 @@ impl Uffd {
     }
 
     /// Whether a call is under way that changes what lies where, and of which not all was heard.
-    pub(super) fn is_changing(&self) -> bool {
+    pub(crate) fn is_changing(&self) -> bool {
         // The kernel says so before it looks at what it is to copy.
         self.put(Request::Copy, 0, 0, 0).0 == Err(Errno::EAGAIN)
     }
 
     /// Makes pages zeros.
-    pub(super) fn zero(&self, start: u64, len: u64) -> nix::Result<()> {
+    pub(crate) fn zero(&self, start: u64, len: u64) -> nix::Result<()> {
         self.ioctl(3, Request::Zero as u32, &mut Range { start, len, ..Range::default() })
     }
 
     /// Has those who wait for a range look again.
-    pub(super) fn wake(&self, start: u64, len: u64) {
+    pub(crate) fn wake(&self, start: u64, len: u64) {
         let _ = self.ioctl(2, Request::Wake as u32, &mut [start, len]);
     }
 
@@ -183,7 +214,7 @@ impl Uffd {
     ///
     /// # Errors
     /// EMFILE, ENFILE, ENOMEM: a child's descriptor cannot be had; it can be heard again.
-    pub(super) fn hear(&self, room: &mut [Message]) -> nix::Result<Vec<Heard>> {
+    pub(crate) fn hear(&self, room: &mut [Message]) -> nix::Result<Vec<Heard>> {
         // SAFETY: the kernel writes whole messages, for all bytes of which there is a meaning.
         let read =
             unsafe { libc::read(self.0.as_raw_fd(), room.as_mut_ptr().cast(), size_of_val(room)) };
