@@ -12,6 +12,7 @@ pub(crate) mod fault;
 mod heap;
 pub mod image;
 pub(crate) mod inject;
+pub(crate) mod object;
 pub(crate) mod order;
 pub mod proc;
 pub(crate) mod progress;

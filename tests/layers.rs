@@ -11,8 +11,8 @@ use sources::{Source, sources};
 /// The modules of the `ckpt` crate by layer, the highest last. Layer 0 is the crate `ckpt_abi`.
 const LAYERS: [&[&str]; 4] = [
     &[
-        "abreast", "loops", "proc", "ptrace", "error", "fault", "heap", "order", "progress",
-        "rights", "settings", "units",
+        "abreast", "loops", "proc", "ptrace", "error", "fault", "heap", "object", "order",
+        "progress", "rights", "settings", "units",
     ],
     &["resource", "image", "inject"],
     &["dump", "restart", "serve"],

@@ -3,6 +3,7 @@
 
 use super::{PAGE, pages};
 use crate::error::{Error, Result};
+use crate::object;
 use ckpt_abi::region::HOLE_LEN;
 use goblin::elf::Elf;
 use goblin::elf::program_header::PT_LOAD;
@@ -29,10 +30,15 @@ impl Payload {
     }
 
     fn parse() -> goblin::error::Result<Self> {
-        let elf = Elf::parse(LIBCKPT)?;
+        let elf = object::read(LIBCKPT)?;
         let ends = elf.program_headers.iter().filter(|p| p.p_type == PT_LOAD);
         let len = pages(ends.map(|p| p.p_vaddr + p.p_memsz).max().unwrap_or(0));
         Ok(Self { elf, len })
+    }
+
+    /// Its headers and dynamic symbols.
+    pub(super) fn elf(&self) -> &Elf<'static> {
+        &self.elf
     }
 
     /// The shared object itself.
@@ -105,7 +111,7 @@ mod tests {
     fn every_relocation_is_relative() {
         let payload = Payload::embedded().unwrap();
         // All but the C library's functions, which only the loaded object may find.
-        let elf = &payload.elf;
+        let elf = Elf::parse(LIBCKPT).unwrap();
         let others = elf.dynrelas.iter().filter(|r| r.r_type != R_X86_64_RELATIVE);
         let names = others.map(|r| elf.dynsyms.get(r.r_sym).unwrap());
         let mut names: Vec<_> = names
@@ -117,7 +123,8 @@ mod tests {
             ["__errno_location", "environ", "free", "malloc"].map(|name| (name, true))
         );
         assert_eq!(elf.pltrelocs.iter().count(), 0);
-        assert!(payload.elf.libraries.is_empty());
+        assert!(elf.libraries.is_empty());
+        assert_eq!(elf.dynrelas.len(), payload.elf.dynrelas.len());
     }
 
     #[test]
@@ -128,6 +135,25 @@ mod tests {
         }
         for name in ["memcpy", "memset", "strlen"] {
             assert_eq!(payload.symbol(name), 0, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_read_is_what_the_whole_parser_finds() {
+        let (short, whole) = (object::read(LIBCKPT).unwrap(), Elf::parse(LIBCKPT).unwrap());
+        assert_eq!(short.program_headers, whole.program_headers);
+        assert!(short.dynsyms.iter().eq(whole.dynsyms.iter()) && !short.dynsyms.is_empty());
+        assert_eq!(short.dynstrtab.to_vec().unwrap(), whole.dynstrtab.to_vec().unwrap());
+        assert!(short.dynrelas.iter().eq(whole.dynrelas.iter()) && !short.dynrelas.is_empty());
+    }
+
+    #[test]
+    fn rubbish_is_no_object() {
+        assert!(object::read(b"no object").is_err());
+        for at in 0..64 {
+            let mut changed = LIBCKPT.to_vec();
+            changed[at] ^= 0xff;
+            let _ = (object::read(&changed), object::read(&changed[..64 + at]));
         }
     }
 }

@@ -5,7 +5,6 @@
 use super::elf::Payload;
 use super::{PAGE, pages};
 use crate::error::{Error, Result};
-use goblin::elf::Elf;
 use goblin::elf::program_header::{PF_R, PT_GNU_RELRO, PT_LOAD, program_header64};
 
 /// The file's bytes, with `executable` inside.
@@ -14,7 +13,7 @@ pub(crate) fn with(executable: &[u8]) -> Result<Vec<u8>> {
     let mut file = Payload::file().to_vec();
     let damaged =
         |why: &str| Error::new(format!("the libckpt.so inside this ckpt is damaged: {why}"));
-    let elf = Elf::parse(Payload::file()).map_err(|e| damaged(&e.to_string()))?;
+    let elf = payload.elf();
     // The loader has relocated the object when it would act on this header, and needs it no more
     // than the program does: what it would protect is never written afterwards.
     let spare = elf.program_headers.iter().position(|p| p.p_type == PT_GNU_RELRO);
@@ -38,6 +37,7 @@ pub(crate) fn with(executable: &[u8]) -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use goblin::elf::Elf;
 
     #[test]
     fn the_executable_is_the_last_segment() {

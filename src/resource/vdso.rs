@@ -7,8 +7,8 @@
 //! new one, which then lies elsewhere.
 
 use crate::error::{Error, Result};
+use crate::object;
 use crate::proc::maps::Vma;
-use goblin::elf::Elf;
 
 /// Where the kernel put a vdso.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -81,7 +81,7 @@ pub(crate) fn redirect(saved: &mut [u8], other: &[u8], there: u64) -> Result<()>
 /// Name and offset of every function.
 fn functions(vdso: &[u8]) -> Result<Vec<(String, u64)>> {
     let elf =
-        Elf::parse(vdso).map_err(|e| Error::new(format!("the vdso is no ELF object: {e}")))?;
+        object::read(vdso).map_err(|e| Error::new(format!("the vdso is no ELF object: {e}")))?;
     let symbols = elf.dynsyms.iter().filter(|s| s.is_function() && s.st_value != 0);
     let named = symbols.filter_map(|s| {
         let name = elf.dynstrtab.get_at(s.st_name)?;
