@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Work on many things by a few threads abreast, which end with it.
 
+use crate::order;
 use nix::sched::{CpuSet, sched_getaffinity};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -41,7 +42,7 @@ pub(crate) fn by_at_most<T: Sync, R: Send>(
         run();
     });
     let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
-    done.sort_unstable_by_key(|(index, _)| *index);
+    order::by_key(&mut done, |(index, _)| (*index as u64, 0));
     done.into_iter().map(|(_, result)| result).collect()
 }
 
@@ -228,7 +229,7 @@ fn take<'a, T>(things: &'a [T], next: &AtomicUsize) -> Option<(usize, &'a T)> {
 
 /// How many processors this thread may run on, in one system call: the standard library looks for limits of control
 /// groups, too, which do not forbid to be on several for a moment.
-fn processors() -> usize {
+pub(crate) fn processors() -> usize {
     let Ok(set) = sched_getaffinity(nix::unistd::Pid::from_raw(0)) else { return 1 };
     (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu) == Ok(true)).count()
 }

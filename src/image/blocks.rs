@@ -59,7 +59,7 @@ pub(super) struct Blocks {
 impl Blocks {
     /// Compresses from now on.
     pub(super) fn compress(&mut self) {
-        let cores = std::thread::available_parallelism().map_or(1, |n| n.get()).min(THREADS);
+        let cores = abreast::processors().min(THREADS);
         self.room.resize_with(cores * DEPTH, Waiting::default);
     }
 
