@@ -1,16 +1,73 @@
 // SPDX-License-Identifier: LGPL-2.1-only
-//! Sorting by numbers. The standard library's sort is compiled anew for each type, 4 KiB each: here numbers are sorted, once
+//! Sorting. The standard library's sort is compiled anew for each type, 4 KiB each: here numbers and places are sorted, once
 //! for all, and the items follow.
 
-use ckpt_loops::records::sort;
+use ckpt_loops::records::{Key, sort};
+use std::cmp::Ordering;
+
+/// What numbers are sorted by.
+pub(crate) trait Number: Copy {
+    /// Two numbers in the order of these.
+    fn key(self) -> (u64, u64);
+}
+
+impl Number for u64 {
+    fn key(self) -> (u64, u64) {
+        (self, 0)
+    }
+}
+
+impl Number for u32 {
+    fn key(self) -> (u64, u64) {
+        (self.into(), 0)
+    }
+}
+
+impl Number for i32 {
+    fn key(self) -> (u64, u64) {
+        (i64::from(self).wrapping_sub(i64::MIN).cast_unsigned(), 0)
+    }
+}
+
+impl Number for (u64, u64) {
+    fn key(self) -> (u64, u64) {
+        self
+    }
+}
+
+impl Number for [u64; 2] {
+    fn key(self) -> (u64, u64) {
+        self.into()
+    }
+}
+
+/// Sorts numbers (as slice::sort).
+pub(crate) fn numbers<T: Number>(items: &mut [T]) {
+    by_key(items, |item| item.key());
+}
 
 /// Sorts by a key of two numbers; items of one key stay in their order (as slice::sort_by_key).
 pub(crate) fn by_key<T>(items: &mut [T], key: impl Fn(&T) -> (u64, u64)) {
     let mut keys: Vec<_> = items.iter().enumerate().map(|(at, item)| (key(item), at)).collect();
-    if !sort(&mut keys) {
-        return;
+    if sort(&mut keys) {
+        follow(&mut keys, &mut |a, b| items.swap(a, b));
     }
-    // Round by round of those that change their places with each other, so that there is no second list of items.
+}
+
+/// Sorts by a comparison; items that are equal stay in their order (as slice::sort_by). For lists that are not long.
+pub(crate) fn by<T>(items: &mut [T], compare: impl Fn(&T, &T) -> Ordering) {
+    let mut keys: Vec<_> = (0..items.len()).map(|at| ((0, 0), at)).collect();
+    sort_places(&mut keys, &|a, b| compare(&items[a], &items[b]));
+    follow(&mut keys, &mut |a, b| items.swap(a, b));
+}
+
+fn sort_places(places: &mut [Key], compare: &dyn Fn(usize, usize) -> Ordering) {
+    places.sort_unstable_by(|a, b| compare(a.1, b.1).then(a.1.cmp(&b.1)));
+}
+
+/// Has items follow their keys: round by round of those that change their places with each other, so that there is no second
+/// list of items.
+fn follow(keys: &mut [Key], swap: &mut dyn FnMut(usize, usize)) {
     for first in 0..keys.len() {
         let mut to = first;
         loop {
@@ -18,7 +75,7 @@ pub(crate) fn by_key<T>(items: &mut [T], key: impl Fn(&T) -> (u64, u64)) {
             if from == first {
                 break;
             }
-            items.swap(to, from);
+            swap(to, from);
             to = from;
         }
     }
@@ -26,12 +83,23 @@ pub(crate) fn by_key<T>(items: &mut [T], key: impl Fn(&T) -> (u64, u64)) {
 
 #[cfg(test)]
 mod tests {
-    use super::by_key;
+    use super::{by, by_key, numbers};
 
     #[test]
     fn items_of_one_key_stay_in_their_order() {
+        let sorted = [(0, 'd'), (1, 'b'), (1, 'e'), (2, 'a'), (2, 'c')];
         let mut items = vec![(2, 'a'), (1, 'b'), (2, 'c'), (0, 'd'), (1, 'e')];
+        let mut again = items.clone();
         by_key(&mut items, |item| (item.0, 0));
-        assert_eq!(items, [(0, 'd'), (1, 'b'), (1, 'e'), (2, 'a'), (2, 'c')]);
+        assert_eq!(items, sorted);
+        by(&mut again, |a, b| a.0.cmp(&b.0));
+        assert_eq!(again, sorted);
+    }
+
+    #[test]
+    fn numbers_below_zero_come_first() {
+        let mut items = [3, i32::MIN, -1, i32::MAX, 0];
+        numbers(&mut items);
+        assert_eq!(items, [i32::MIN, -1, 0, 3, i32::MAX]);
     }
 }

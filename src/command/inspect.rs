@@ -6,6 +6,7 @@ use super::facts::{self, Facts, size};
 use super::fetch;
 use crate::error::Result;
 use crate::image::read::{Image, Part};
+use crate::order;
 use crate::resource::cpu::{Set, level_name};
 use crate::resource::descriptor::regular::EMBEDDED;
 use crate::resource::kinship;
@@ -16,7 +17,6 @@ use ckpt_abi::image::{
     Descriptor, DescriptorKind, LossRecord, Machine, Member, ProcessRecord, SectionKind, Thread,
     VmaRecord, header_flag, member_flag, needs, process_flag,
 };
-use std::collections::BTreeSet;
 use std::ffi::OsString;
 
 /// Checks every byte of checkpoints; the status is the worst.
@@ -86,8 +86,10 @@ fn describe(image: &Image, json: bool) -> Result<Facts> {
     facts.add("files", checkpoint::shown(&checkpoint::files_of_all(&whole, &all)));
     let embedded =
         descriptors.iter().filter(|d| d.kind == DescriptorKind::Path as u32 && d.extra == EMBEDDED);
-    let embedded: BTreeSet<_> = embedded.map(|d| text(d.path)).collect();
-    facts.add("files_embedded", embedded.into_iter().collect::<Vec<_>>());
+    let mut embedded: Vec<_> = embedded.map(|d| text(d.path)).collect();
+    order::by(&mut embedded, Ord::cmp);
+    embedded.dedup();
+    facts.add("files_embedded", embedded);
     facts.add_bytes(
         "page_bytes",
         all.iter().flat_map(|saved| &saved.memory).map(|c| u64::from(c.len)).sum(),

@@ -2,6 +2,7 @@
 //! Sets of pages of a process.
 
 use crate::image::PAGE;
+use crate::order;
 use ckpt_abi::image::CHUNK_MAX;
 use std::ops::Range;
 
@@ -47,7 +48,7 @@ impl PageSet {
     }
 
     fn settle(&mut self) {
-        self.0.sort_unstable();
+        order::numbers(&mut self.0);
         self.0.dedup_by(|next, kept| {
             let same = next[0] == kept[0];
             kept[1] |= if same { next[1] } else { 0 };

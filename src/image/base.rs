@@ -8,6 +8,7 @@ use super::read::Image;
 use super::{PAGE, content_hash, page_hash};
 use crate::error::{Because, Result};
 use crate::fault::{Point, reach};
+use crate::order;
 use ckpt_abi::image::{
     CHUNK_MAX, Chunk, Codec, Header, NO_OBJECT, ProcessRecord, SectionKind, process_flag,
 };
@@ -55,7 +56,7 @@ impl Base {
             |c: &Chunk| c.codec == Codec::Plain as u32 && c.stored == c.len && c.process == 0;
         let first = start + PAGE;
         let mut places: Vec<_> = chunks.iter().map(|c| (c.offset, u64::from(c.len))).collect();
-        places.sort_unstable();
+        order::numbers(&mut places);
         let (mut free, mut at) = (Vec::new(), first);
         for (offset, len) in &places {
             if *offset < at {
@@ -69,7 +70,7 @@ impl Base {
         if !chunks.iter().all(simple) || gaps > (whole - gaps) + SLACK {
             return None;
         }
-        free.sort_unstable();
+        order::numbers(&mut free);
         let seen = vec![0; chunks.len()];
         let process: ProcessRecord = image.process(0).record(SectionKind::Process).ok()?;
         let remembers = process.flags & process_flag::REMEMBERS_IDS != 0;
@@ -216,7 +217,7 @@ impl Base {
 
     /// Says where mappings begin and end.
     pub(super) fn divide(&mut self, mut borders: Vec<u64>) {
-        borders.sort_unstable();
+        order::numbers(&mut borders);
         self.borders = borders;
     }
 

@@ -2,6 +2,7 @@
 //! What must be true of the places of an image's parts.
 
 use super::PAGE;
+use crate::order;
 use ckpt_abi::image::{
     CHUNK_MAX, Chunk, Codec, Header, NO_OBJECT, Section, Trailer, WHOLE_IMAGE, header_flag,
 };
@@ -61,7 +62,7 @@ pub(super) fn check(
     let mut at = first;
     // What processes have in common lies there once: chunks may overlap.
     let mut content: Vec<_> = chunks.iter().map(|c| (c.offset, u64::from(c.stored))).collect();
-    content.sort_unstable();
+    order::numbers(&mut content);
     for (offset, len) in content {
         if offset < first || (offset > at && !gaps) {
             return Err(format!("there is a gap at {at:#x}"));
@@ -70,7 +71,7 @@ pub(super) fn check(
     }
     let mut records: Vec<_> =
         sections.iter().map(|s| (s.offset, s.len.next_multiple_of(8))).collect();
-    records.sort_unstable();
+    order::numbers(&mut records);
     if gaps {
         at = records.first().map_or(at, |(offset, _)| at.max(*offset));
     }

@@ -5,6 +5,7 @@
 use super::source::Source;
 use super::{codec, content_hash, elf, hash, head, layout, strings};
 use crate::error::{Because, Error, Kind, Result};
+use crate::order;
 use crate::progress;
 use ckpt_abi::image::{
     CHUNK_MAX, Chunk, Codec, Header, Section, SectionKind, Text, Trailer, WHOLE_IMAGE,
@@ -254,7 +255,7 @@ impl Image {
     fn check_index(&mut self) -> Result<()> {
         let index = self.sections.iter().filter(|s| s.kind == SectionKind::Process as u32);
         let mut numbers: Vec<u32> = index.map(|s| s.process).collect();
-        numbers.sort_unstable();
+        order::numbers(&mut numbers);
         self.processes = numbers.len() as u32;
         let counted = numbers.iter().copied().eq(0..self.processes);
         let owners = self.sections.iter().map(|s| s.process);

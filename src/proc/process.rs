@@ -9,6 +9,7 @@ use super::status::Status;
 use super::text::{decimal, words};
 use super::{each_line_in, failed, slurp_in, slurp_piece};
 use crate::error::{Because, Error, Kind, Result};
+use crate::order;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, readlinkat};
 use nix::libc;
@@ -337,7 +338,7 @@ impl Process {
                 numbers.push(number);
             }
         }
-        numbers.sort_unstable();
+        order::numbers(&mut numbers);
         Ok(numbers)
     }
 

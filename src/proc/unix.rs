@@ -8,7 +8,7 @@ use nix::libc;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
 };
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{HashMap, HashSet};
 use std::os::fd::AsRawFd;
 
 /// A socket that listens (include/net/tcp_states.h, TCP_LISTEN).
@@ -53,7 +53,7 @@ pub(crate) fn all() -> Option<HashMap<u64, Unix>> {
 
 /// The inode numbers of those without a name in the network namespace of a process (/proc/PID/net/unix), which every
 /// kernel tells.
-pub(crate) fn unnamed(process: &Process) -> BTreeSet<u64> {
+pub(crate) fn unnamed(process: &Process) -> HashSet<u64> {
     let text = slurp(&process.path("net/unix")).unwrap_or_default();
     let one = |line| {
         let mut words = words(line).skip(6);

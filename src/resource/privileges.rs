@@ -5,6 +5,7 @@
 
 use super::{Common, Gathered, Target};
 use crate::error::Result;
+use crate::order;
 use crate::proc::idmap::IdMap;
 use crate::proc::{self, status::Status, tree};
 use crate::proc::{Pid, Tid};
@@ -199,7 +200,7 @@ fn is_ordinary(own: &Status) -> bool {
 
 pub(crate) fn sorted(status: &Status) -> Vec<u32> {
     let mut groups = status.groups.clone();
-    groups.sort_unstable();
+    order::numbers(&mut groups);
     groups
 }
 

@@ -4,6 +4,7 @@
 use super::plan::{Arena, Orders, Step};
 use super::privileges::{UNSEEN, seen, sets, sorted};
 use crate::error::{Because, Result};
+use crate::order;
 use crate::proc::idmap::{IdMap, are_groups_fixed};
 use crate::proc::{self, status::Status};
 use crate::rights::{self, Rights};
@@ -46,7 +47,7 @@ impl Ours {
 
     fn has_users(&self, saved: &ProcessRecord, groups: &[u32]) -> bool {
         let mut groups = groups.to_vec();
-        groups.sort_unstable();
+        order::numbers(&mut groups);
         let own = &self.status;
         (own.uid, own.gid) == (saved.users, saved.groups) && sorted(own) == groups
     }

@@ -8,7 +8,6 @@ use crate::ptrace::raw::{self, SchedAttr};
 use ckpt_abi::image::Thread;
 use nix::libc;
 use nix::sched::{CpuSet, sched_getaffinity};
-use std::collections::BTreeSet;
 use std::sync::OnceLock;
 
 /// Bytes of the first version of struct sched_attr (sched_setattr(2)).
@@ -70,8 +69,8 @@ fn slice() -> u64 {
 }
 
 /// The CPUs of this machine that are online; looked up once, there are thousands of threads.
-fn online() -> &'static BTreeSet<usize> {
-    static ONLINE: OnceLock<BTreeSet<usize>> = OnceLock::new();
+fn online() -> &'static Vec<usize> {
+    static ONLINE: OnceLock<Vec<usize>> = OnceLock::new();
     ONLINE.get_or_init(|| {
         let text = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
         cpus(text.trim())
@@ -79,7 +78,7 @@ fn online() -> &'static BTreeSet<usize> {
 }
 
 /// The CPUs of a list such as "0-3,8" (cpuset(7), "List format").
-fn cpus(list: &str) -> BTreeSet<usize> {
+fn cpus(list: &str) -> Vec<usize> {
     let range = |item: &str| {
         let (first, last) = item.split_once('-').unwrap_or((item, item));
         Some(first.parse().ok()?..=last.parse().ok()?)
@@ -181,8 +180,8 @@ mod tests {
 
     #[test]
     fn lists_of_cpus() {
-        assert_eq!(cpus("0-2,5"), BTreeSet::from([0, 1, 2, 5]));
-        assert_eq!(cpus("3"), BTreeSet::from([3]));
-        assert_eq!(cpus(""), BTreeSet::new());
+        assert_eq!(cpus("0-2,5"), [0, 1, 2, 5]);
+        assert_eq!(cpus("3"), [3]);
+        assert_eq!(cpus(""), [0_usize; 0]);
     }
 }

@@ -12,6 +12,7 @@ use super::placed::Placed;
 use crate::error::Result;
 use crate::image::PAGE;
 use crate::image::read::Image;
+use crate::order;
 use crate::resource::descriptor::objects::Objects;
 use crate::resource::memory;
 use ckpt_abi::image::{Chunk, NO_OBJECT, VmaRecord, vma_flag};
@@ -71,7 +72,7 @@ pub(super) fn clear(saved: &Saved<'_>, home: &Placed) {
     let chunks = saved.memory[first..].iter().map(|c| (c.address, c.address + u64::from(c.len)));
     let mut known: Vec<(u64, u64)> = chunks.take_while(|(start, _)| *start < end).collect();
     known.extend(saved.guards.iter().map(|g| (g.start, g.end)));
-    known.sort_unstable();
+    order::numbers(&mut known);
     let is_data = |at: u64| {
         let next = data.partition_point(|range| range.end <= at);
         data.get(next).is_some_and(|range| range.start <= at)

@@ -16,6 +16,7 @@ use super::skeleton::rendezvous::Rendezvous;
 use super::tree::Tree;
 use crate::error::{Error, Result};
 use crate::image::read::Image;
+use crate::order;
 use crate::proc::Pid;
 use crate::resource::kinship::numbers;
 use crate::settings::quoted;
@@ -187,7 +188,7 @@ impl Tree {
         let members = self.members.iter().flat_map(|m| [m.pid, m.group, m.session]);
         let threads = all.iter().flat_map(|saved| saved.threads.iter().map(|thread| thread.tid));
         let mut ids: Vec<_> = members.chain(threads).filter(|id| *id != 0).collect();
-        ids.sort_unstable();
+        order::numbers(&mut ids);
         ids.dedup();
         ids.into_iter().map(Pid::of_word).collect()
     }

@@ -10,6 +10,7 @@ use super::skeleton::rendezvous::Stage;
 use super::tree::{Membership, Who};
 use crate::error::{FAILED, Result};
 use crate::image::PAGE;
+use crate::order;
 use crate::resource::descriptor::{epoll, inotify, numbers, socket};
 use crate::resource::memory::{advice, locked, policy};
 use crate::resource::plan::{Arena, Orders, Step};
@@ -257,7 +258,7 @@ fn unmap(orders: &mut Orders, arena: &Arena, filled: &Filled, member: Option<&Me
     let list = filled.missing.as_ref().map(|list| &list.mapping);
     kept.extend(list.map(|m| (m.at(), m.at() + m.len())));
     kept.extend(member.map(Membership::page).map(|[page, ..]| (page, page + PAGE)));
-    kept.sort_unstable();
+    order::numbers(&mut kept);
     let mut free = 0;
     for (start, end) in kept {
         if start > free {
@@ -278,7 +279,7 @@ fn move_mappings(orders: &mut Orders, placed: &[Placed]) {
         }
         // Before Linux 6.17 mremap(2) moves no more than one mapping at a time.
         let mut borders: Vec<u64> = [&[0, mapping.len()], borders.as_slice()].concat();
-        borders.sort_unstable();
+        order::numbers(&mut borders);
         borders.dedup();
         for part in borders.windows(2) {
             let (from, to, len) =

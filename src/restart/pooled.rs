@@ -21,6 +21,7 @@ use super::space::Space;
 use crate::error::{Error, Result};
 use crate::image::PAGE;
 use crate::image::read::Image;
+use crate::order;
 use crate::resource::kinship::plan::Life;
 use ckpt_abi::image::{Chunk, Member, VmaKind, VmaRecord, vma_flag};
 use nix::libc;
@@ -319,7 +320,8 @@ fn areas<'a>(
     for (number, saved) in all.iter().enumerate() {
         found.extend(mappings(saved).map(|(vma, _)| (vma.flags, vma.start, vma.end, number)));
     }
-    found.sort_unstable();
+    order::by_key(&mut found, |(_, _, end, _)| (*end, 0));
+    order::by_key(&mut found, |(flags, start, ..)| (*flags, *start));
     let mut areas: Vec<Area<'_>> = Vec::new();
     for (flags, start, end, _) in &found {
         match areas.last_mut() {

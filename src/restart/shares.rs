@@ -5,6 +5,7 @@
 //! as its program had when it made them, and changes it between one child and the next as that did. What it has at the
 //! end is its own again.
 
+use crate::order;
 use crate::resource::kinship::plan::Life;
 use ckpt_abi::image::{CHUNK_MAX, Chunk};
 use std::ops::Range;
@@ -115,7 +116,7 @@ pub(super) fn choices(holders: &[Holder], now: &[Now], birth: &Birth) -> Vec<(u6
     candidates.dedup();
     let chunks = candidates.iter().flat_map(|at| &holders[*at].chunks);
     let mut cells: Vec<u64> = chunks.map(|chunk| cell_of(chunk.address)).collect();
-    cells.sort_unstable();
+    order::numbers(&mut cells);
     cells.dedup();
     let mut all = Vec::new();
     for cell in cells {

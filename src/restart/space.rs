@@ -4,6 +4,7 @@
 use super::phase1_check::Saved;
 use crate::error::{Error, Result};
 use crate::image::PAGE;
+use crate::order;
 use crate::proc::Process;
 
 /// Ranges that are in use.
@@ -43,14 +44,15 @@ impl Space {
 
     /// Marks a range as taken but for some parts of it.
     pub(crate) fn take_but(&mut self, start: u64, end: u64, parts: &[(u64, u64)]) {
-        let mut inside: Vec<_> = parts.iter().filter(|(s, e)| *s < end && start < *e).collect();
-        inside.sort_unstable();
+        let mut inside: Vec<_> =
+            parts.iter().copied().filter(|(s, e)| *s < end && start < *e).collect();
+        order::numbers(&mut inside);
         let mut at = start;
         for (from, to) in inside {
-            if at < *from {
-                self.take(at, *from);
+            if at < from {
+                self.take(at, from);
             }
-            at = at.max(*to);
+            at = at.max(to);
         }
         if at < end {
             self.take(at, end);
@@ -64,7 +66,7 @@ impl Space {
 
     /// Takes a free range of `len` bytes whose start has the same remainder by [`HUGE`] as `like`.
     pub(crate) fn find(&mut self, len: u64, like: u64) -> Result<u64> {
-        self.taken.sort_unstable();
+        order::numbers(&mut self.taken);
         let fit = |from: u64| (from - like % HUGE).next_multiple_of(HUGE) + like % HUGE;
         let mut at = fit(SEARCH.0);
         for (start, end) in &self.taken {

@@ -15,6 +15,7 @@ use super::protocol::{Checksum, Entry, Header, Kind, Seal, Welcome, broken};
 use crate::error::{self, Because, Error, Result};
 use crate::image::write::Sink;
 use crate::image::zeros::nonzero;
+use crate::order;
 use crate::progress::{self, Screen};
 use crate::settings::server::{ServerName, Transfer};
 
@@ -166,7 +167,7 @@ impl Client {
                 _ => return Err(lost(&self.server, folder, &broken("a strange answer came"))),
             }
         }
-        entries.sort();
+        order::by(&mut entries, |a, b| a.name.cmp(&b.name));
         Ok(entries)
     }
 

@@ -4,6 +4,7 @@
 use crate::command::facts::Facts;
 use crate::error::{Because, Result};
 use crate::image::read::Image;
+use crate::order;
 use crate::resource::cpu::{Set, level_name};
 use crate::resource::descriptor;
 use crate::restart::phase1_check::{self, Saved, Whole};
@@ -55,7 +56,7 @@ pub(crate) fn files(whole: &Whole<'_>, saved: &Saved<'_>) -> Vec<PathBuf> {
     let open = open.filter(|d| descriptor::needs_path(d));
     let paths = mapped.chain(open.map(|d| d.path)).map(|text| whole.path(text));
     let mut paths: Vec<PathBuf> = paths.chain([saved.cwd.clone()]).collect();
-    paths.sort();
+    order::by(&mut paths, Ord::cmp);
     paths.dedup();
     paths
 }
@@ -63,7 +64,7 @@ pub(crate) fn files(whole: &Whole<'_>, saved: &Saved<'_>) -> Vec<PathBuf> {
 /// The same of all processes.
 pub(crate) fn files_of_all(whole: &Whole<'_>, all: &[Saved<'_>]) -> Vec<PathBuf> {
     let mut paths: Vec<PathBuf> = all.iter().flat_map(|saved| files(whole, saved)).collect();
-    paths.sort();
+    order::by(&mut paths, Ord::cmp);
     paths.dedup();
     paths
 }

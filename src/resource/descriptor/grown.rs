@@ -3,6 +3,7 @@
 
 use super::{Origin, Restored, access, file_type, kind, only_names};
 use crate::error::{Because, Result};
+use crate::order;
 use ckpt_abi::image::{Descriptor, DescriptorKind};
 use nix::libc;
 use std::fs::File;
@@ -43,7 +44,7 @@ pub(crate) fn cut<'a>(
             }
         }
     }
-    warnings.sort();
+    order::by(&mut warnings, Ord::cmp);
     warnings.dedup();
     Ok(warnings)
 }

@@ -9,6 +9,7 @@ use super::open::owned;
 use super::sought::{self, Wanted, field};
 use super::{Content, Kind, Look, Opening, Origin, Restored, Saving, fanotify, kind, watched};
 use crate::error::{Because, Error, Result};
+use crate::order;
 use crate::proc::Pid;
 use crate::proc::fds::Fd;
 use crate::ptrace::raw;
@@ -96,7 +97,7 @@ fn open(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Origin> {
         watches.push((wd.cast_signed(), mask, path, is));
         rest = more;
     }
-    watches.sort_unstable();
+    order::by_key(&mut watches, |(wd, ..)| (wd.cast_unsigned().into(), 0));
     for (wd, mask, path, was) in watches {
         let path = Path::new(OsStr::from_bytes(path));
         let done = watched::watch_again(opening, path, was, |path| add(&inotify, wd, mask, path));
@@ -168,7 +169,7 @@ pub(crate) fn forget(all: &[Restored], led_by: &HashSet<u32>, arena: &mut Arena)
     }
     if led(all, led_by).any(|(record, _)| fanotify::opens(record)) {
         let mut numbers: Vec<u32> = all.iter().map(|one| one.record.fd).collect();
-        numbers.sort_unstable();
+        order::numbers(&mut numbers);
         let mut next = 0;
         for number in numbers.into_iter().chain([u32::MAX]) {
             if number > next {

@@ -11,6 +11,7 @@
 
 use super::{Origin, Restored, is_first, kind, ownership};
 use crate::error::{Because, Error, Result};
+use crate::order;
 use crate::proc::closing::close_range;
 use crate::proc::fds::UNDER_WAY;
 use ckpt_abi::image::{Descriptor, DescriptorKind};
@@ -239,7 +240,7 @@ fn restore_flags(fd: BorrowedFd<'_>, record: &Descriptor, set: i32) {
 
 /// Closes every descriptor but these: of a process that uses none of its others again.
 pub(crate) fn close_others(mut kept: Vec<i32>) {
-    kept.sort_unstable();
+    order::numbers(&mut kept);
     let mut next = 0u32;
     for fd in kept.iter().map(|fd| fd.cast_unsigned()) {
         if fd > next {

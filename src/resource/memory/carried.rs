@@ -13,7 +13,7 @@ use ckpt_abi::image::{
 };
 use nix::libc;
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
@@ -141,7 +141,7 @@ pub(crate) fn look_outside(common: &mut Common, inside: &HashSet<Pid>) -> Vec<St
         inside.contains(&pid) || tree::kin(pid).is_ok_and(|kin| kin.ours || kin.start >= now)
     };
     let named = |o: &Object| o.kind == ObjectKind::Named as u32;
-    let all: BTreeSet<Id> =
+    let all: HashSet<Id> =
         common.objects.iter().filter(|o| named(o)).map(|o| (o.device, o.inode)).collect();
     let users = users(all, spared);
     let mut losses = Vec::new();
@@ -159,13 +159,13 @@ pub(crate) fn look_outside(common: &mut Common, inside: &HashSet<Pid>) -> Vec<St
 
 /// A process that has a file open or mapped, if one is to be seen, by its name and id.
 pub(crate) fn user(id: Id) -> Option<String> {
-    users(BTreeSet::from([id]), |_| false).remove(&id)
+    users([id].into(), |_| false).remove(&id)
 }
 
 /// For each of the files that a process has open or mapped: the first such one. Every process of the machine is looked at
 /// once, however many files there are.
-fn users(mut wanted: BTreeSet<Id>, spared: impl Fn(Pid) -> bool) -> BTreeMap<Id, String> {
-    let mut users = BTreeMap::new();
+fn users(mut wanted: HashSet<Id>, spared: impl Fn(Pid) -> bool) -> HashMap<Id, String> {
+    let mut users = HashMap::new();
     let own = Pid::own();
     for pid in tree::pids().unwrap_or_default().into_iter().filter(|pid| *pid != own) {
         if wanted.is_empty() {

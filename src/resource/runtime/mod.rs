@@ -19,6 +19,7 @@ pub(crate) mod remembered;
 pub(crate) mod tunables;
 
 use super::plan::{Orders, Step};
+use crate::order;
 use crate::proc::Pid;
 use crate::ptrace::memory::Memory;
 use ckpt_abi::image::{Owner, Thread, thread_flag};
@@ -31,7 +32,7 @@ const DISTINCT: u32 = 1000;
 /// Ids of threads as they are looked for ([`among`]), in the order that this takes.
 pub(crate) fn sorted(ids: impl Iterator<Item = u32>) -> Vec<u32> {
     let mut ids: Vec<u32> = ids.collect();
-    ids.sort_unstable();
+    order::numbers(&mut ids);
     ids
 }
 

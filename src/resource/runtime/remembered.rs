@@ -9,6 +9,7 @@
 
 use super::clocks::{KIND, OF_THREAD, SCHED, id_of};
 use super::{glibc, holding, musl};
+use crate::order;
 use crate::resource::threads;
 use ckpt_abi::image::{Owner, Thread, thread_flag};
 use ckpt_loops::pages::find_word;
@@ -43,7 +44,7 @@ impl Search {
         let clocks = (0..KIND - OF_THREAD).map(|kind| id_of(pid.cast_signed(), kind));
         let clocks = tids().map(of_thread).chain(clocks).map(i32::cast_unsigned);
         let mut words: Vec<u32> = tids().chain(clocks).collect();
-        words.sort_unstable();
+        order::numbers(&mut words);
         Self {
             words,
             boxed: [2 * pid + 1, (f64::from(pid).to_bits() >> 32) as u32],

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Where memory that is still missing lies in a process by now.
 
+use crate::order;
 use std::ops::Range;
 
 /// Of how many messages behind another one may have had its effect before.
@@ -164,12 +165,12 @@ impl Layout {
                 self.cut_area(&(to..to + len));
                 let moved = self.cut(&(from..from + len)).into_iter();
                 self.extents.extend(moved.map(|one| Extent { at: one.at - from + to, ..one }));
-                self.extents.sort_unstable_by_key(|extent| extent.at);
+                order::by_key(&mut self.extents, |extent| (extent.at, 0));
                 if !stays {
                     self.cut_area(&(from..from + len));
                 }
                 self.areas.push(to..to + len);
-                self.areas.sort_unstable_by_key(|area| area.start);
+                order::by_key(&mut self.areas, |area| (area.start, 0));
             }
             Change::Removed(start, end) => drop(self.cut(&(start..end))),
             Change::Unmapped(start, end) => {

@@ -5,6 +5,7 @@ use super::inet::{FIN_WAIT1, FIN_WAIT2, Inet, called, judge, other_end, place};
 use super::ports::is_here;
 use super::{Tie, drain, gone_client, inet, queue};
 use crate::error::Result;
+use crate::order;
 use crate::proc::fds::Fd;
 use crate::proc::net::{Tcp, state};
 use crate::ptrace::raw;
@@ -105,7 +106,7 @@ fn name_waiting(own: &Inet, look: &Look<'_>, saving: &mut Saving) {
     let waits = |fd: &&Fd| matches!(judge(fd, look), Some((_, Tie::Waits(listener, _))) if listener == saving.record.inode);
     let mut inodes: Vec<u64> =
         look.tables.everywhere().map(|(_, fd)| fd).filter(waits).map(|fd| fd.inode).collect();
-    inodes.sort_unstable();
+    order::numbers(&mut inodes);
     inodes.dedup();
     let outside = (own.queue[0] as usize).saturating_sub(inodes.len());
     if outside > 0 {

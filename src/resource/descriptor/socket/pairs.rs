@@ -12,7 +12,7 @@ use crate::proc::unix::{self, Unix};
 use crate::ptrace::borrowed;
 use crate::resource::descriptor::{file_type, tables::Table};
 use nix::libc;
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::OwnedFd;
 
 /// Neither end has a name: only a family.
@@ -121,7 +121,7 @@ fn runs(ends: BTreeMap<u64, End>) -> Vec<Vec<Numbered>> {
 }
 
 /// The pairs among ends whose numbers follow each other; None if they could be others.
-fn pairs(run: &[Numbered], others: &BTreeSet<u64>) -> Option<Vec<(u64, Unix)>> {
+fn pairs(run: &[Numbered], others: &HashSet<u64>) -> Option<Vec<(u64, Unix)>> {
     let alone =
         |(inode, _): &Numbered| !others.contains(&(inode - 1)) && !others.contains(&(inode + 1));
     let is_clear = run.iter().all(alone);
