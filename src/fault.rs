@@ -97,6 +97,8 @@ points! {
         Area = "area",
         /// What a snapshot does not hold is written.
         Shared = "shared",
+        /// What there would be in a snapshot is held in its place.
+        Held = "held",
         /// The process that made the snapshot is not reaped.
         Cloned = "cloned",
         /// The snapshot exists.

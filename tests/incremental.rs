@@ -10,7 +10,7 @@ use std::io::Read;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal::SIGKILL;
+use nix::sys::signal::Signal::{SIGCONT, SIGKILL};
 
 use harness::periods::{no_monitor, renewed};
 use harness::{Bench, Build, Run, Who, until};
@@ -83,6 +83,12 @@ fn tracked_memory_is_that_of_the_moment_for_users() {
     goes_on_right(Who::Nobody, &TRACKED, &["2"], 4);
 }
 
+/// What the program has told the kernel of its memory is confirmed when it has gone on.
+#[test]
+fn tracked_memory_that_is_not_locked_is_that_of_the_moment() {
+    goes_on_right(Who::Nobody, &TRACKED, &["5", "loose"], 4);
+}
+
 #[test]
 fn compared_memory_is_that_of_the_moment() {
     goes_on_right(Who::Me, &COMPARED, &["3", "pieces"], 4);
@@ -97,7 +103,15 @@ fn compared_memory_is_that_of_the_moment_for_users() {
 /// checkpoint; and what comes after it lacks nothing.
 #[test]
 fn a_killed_dumper_loses_nothing() {
-    let steps = ["tracked:1", "rearmed:3", "renewing:900", "written:5", "exchanged:3", "sealed:5"];
+    let steps = [
+        "tracked:1",
+        "rearmed:3",
+        "held:6",
+        "renewing:900",
+        "written:5",
+        "exchanged:3",
+        "sealed:5",
+    ];
     for step in steps {
         let bench = Bench::new(Who::Nobody);
         let mut command = bench.command(bench.ckpt());
@@ -124,6 +138,42 @@ fn a_killed_dumper_loses_nothing() {
         again.check();
         again.signal(SIGKILL);
         again.end();
+    }
+}
+
+/// Where little has to be read there is no picture: the program stands still until that is read, and goes on.
+#[test]
+fn little_is_held_in_place_of_a_picture() {
+    if !tracks() {
+        return;
+    }
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        let mut command = bench.command(bench.ckpt());
+        command.args(TRACKED).arg(bench.subject("memory", Build::Pie)).env("CKPT_FAULT", "+held:7");
+        let mut run = Run::start(command);
+        run.expect("ready");
+        let monitor = harness::periods::one_monitor(run.pid());
+        let stopped = until("a dumper that holds memory", || {
+            let list = fs::read_to_string(format!("/proc/{monitor}/task/{monitor}/children"));
+            let list = list.unwrap_or_default();
+            list.split_whitespace().find_map(|pid| {
+                let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+                status.contains("State:\tT (stopped)").then(|| pid.parse().ok()).flatten()
+            })
+        });
+        // Nobody has a copy of the program's memory.
+        let pictures = fs::read_dir("/proc").expect("/proc").flatten().filter(|entry| {
+            let comm = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+            let own = fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
+            comm == "ckpt-snapshot\n" && own.contains(&bench.name("memory"))
+        });
+        assert_eq!(pictures.count(), 0);
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(stopped), SIGCONT).expect("the dumper");
+        checkpoints(&bench, 3);
+        assert!(is_up_to_date(&bench));
+        run = reborn(&bench, run);
+        run.go();
     }
 }
 

@@ -2,6 +2,7 @@
 //! The pages of all processes of a checkpoint: phases 5 and 6.
 
 use super::checkpoint::Checkpoint;
+use super::held;
 use super::phase3_gather::Still;
 use super::phase5_snapshot::{self, Pictured};
 use super::phase6_write::Writing;
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 /// Writes the pages of all: of those who go on, from pictures of them. How long they have stood still by then.
 pub(super) fn write<'a>(
     checkpoint: &Checkpoint<'_>,
-    still: Vec<Still<'a>>,
+    mut still: Vec<Still<'a>>,
     writing: &mut Writing<'_>,
     (rolling, since): (Option<&RefCell<Rolling>>, Instant),
 ) -> Result<(Vec<Pictured<'a>>, Duration)> {
@@ -23,7 +24,15 @@ pub(super) fn write<'a>(
         still.first().is_some_and(|first| known.borrow().wants_tracker(&first.areas))
     };
     let tracks = rolling.is_some_and(wants);
-    let mut begun = phase5_snapshot::Begun::of(still, !stop, tracks);
+    let mut holds = false;
+    if let Some((known, first)) = rolling.zip(still.first_mut()) {
+        let mut known = known.borrow_mut();
+        known.look(&first.equipped.process, &first.areas, checkpoint.generation);
+        let remains = writing.leave_out(first, |base| known.differing(base))?;
+        let may = !tracks && !known.has_found();
+        holds = may && remains.is_some_and(|bytes| held::is_little(bytes, first, &mut known));
+    }
+    let mut begun = phase5_snapshot::Begun::of(still, !stop && !holds, tracks);
     // The kernel copies the page tables meanwhile. What has begun has to be met, whatever fails.
     let mut written = begun.pictured.iter_mut().try_for_each(|one| writing.at_once(one, stop));
     written = written.and_then(|()| place.touch(|| writing.streams())?);
@@ -32,11 +41,13 @@ pub(super) fn write<'a>(
     }
     let mut pictured = begun.finish().and_then(|pictured| written.map(|()| pictured))?;
     reach(Point::Pictured);
-    if let Some((known, first)) = rolling.zip(pictured.first()) {
-        let mut known = known.borrow_mut();
-        known.look(&first.equipped.process, &first.areas, checkpoint.generation);
-        writing.leave_out(|base| known.differing(base));
+    let mut room = rolling.map(|known| std::mem::take(&mut known.borrow_mut().room));
+    let mut holding = None;
+    if let Some((first, room)) = pictured.first_mut().zip(room.as_deref_mut()).filter(|_| holds) {
+        holding = Some(writing.hold(first, room)?);
+        first.held = true;
     }
+    rolling.iter().for_each(|known| known.borrow_mut().track_new());
     pictured.iter_mut().for_each(Pictured::start_home);
     for process in &mut pictured {
         process.thaw()?;
@@ -46,7 +57,11 @@ pub(super) fn write<'a>(
         first.be_tracked(&mut known.borrow_mut());
     }
     for process in &mut pictured {
-        writing.rest(process)?;
+        let written = writing.rest(process, holding.take());
+        written.map_err(|error| match rolling.filter(|_| holds) {
+            Some(known) => held::failed(error, &mut known.borrow_mut()),
+            None => error,
+        })?;
     }
     reach(Point::Written);
     Ok((pictured, pause))

@@ -78,6 +78,8 @@ pub(crate) struct Pictured<'a> {
     pub presumed: Option<Vec<Vma>>,
     /// The picture, if there is one.
     pub snapshot: Option<Snapshot>,
+    /// What there would be in a picture is held.
+    pub held: bool,
     /// Where the id of the picture will be, as long as it is only begun.
     begun: Option<Asked>,
     /// Its threads, as long as they stand still.
@@ -115,8 +117,9 @@ impl<'a> Begun<'a> {
                 all.outcome = begin(&mut frozen, equipped, tracks).map(|asked| data = Some(asked));
             }
             let (snapshot, frozen) = (None, Some(frozen));
+            let (begun, held) = (data, false);
             let one =
-                Pictured { equipped, gathered, areas, presumed, snapshot, begun: data, frozen };
+                Pictured { equipped, gathered, areas, presumed, snapshot, held, begun, frozen };
             all.pictured.push(one);
         }
         all
@@ -156,25 +159,30 @@ impl Pictured<'_> {
                 }
             }
         });
-        let Equipped { process, memory, region, .. } = self.equipped;
+        let Equipped { memory, region, .. } = self.equipped;
         let at = region.base + offset_of!(Control, tracked) as u64;
         if let Some(fd) = taken
             && memory.put(at, &1u32).is_ok()
         {
-            known.track(fd, process, &self.areas);
+            known.track(fd);
         }
     }
 
     /// Has its threads begin to come back from our work, those of all processes abreast.
     pub(crate) fn start_home(&mut self) {
-        if let Some(frozen) = self.frozen.as_mut().filter(|_| self.snapshot.is_some()) {
+        let goes_on = self.goes_on();
+        if let Some(frozen) = self.frozen.as_mut().filter(|_| goes_on) {
             frozen.threads.iter_mut().for_each(StoppedThread::start_home);
         }
     }
 
+    fn goes_on(&self) -> bool {
+        self.snapshot.is_some() || self.held
+    }
+
     /// Lets the process go on, if there is a picture.
     pub(crate) fn thaw(&mut self) -> Result<()> {
-        if self.snapshot.is_some()
+        if self.goes_on()
             && let Some(frozen) = self.frozen.take()
         {
             self.equipped.leaves()?;

@@ -3,13 +3,15 @@
 
 use super::pageset::PageSet;
 use super::phase2_equip::Equipped;
+use super::phase3_gather::Still;
 use super::phase4_refuse;
 use super::phase5_snapshot::Pictured;
-use super::reader::{Found, From, Read, Room};
+use super::reader::{self, Found, From, Read, Room};
 use super::rolling::is_trackable;
 use super::stream;
 use crate::abreast;
 use crate::error::{Because, Error, Result};
+use crate::fault::{Point, reach};
 use crate::image::PAGE;
 use crate::image::base::Base;
 use crate::image::write::Writer;
@@ -25,6 +27,8 @@ use ckpt_abi::image::{
     CHUNK_MAX, Guard, GuardKind, LossRecord, Machine, SectionKind, process_flag,
 };
 use std::collections::HashSet;
+use std::ops::Range;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use zerocopy::FromZeros;
@@ -35,8 +39,8 @@ pub(crate) struct Writing<'a> {
     common: Common,
     buffer: Vec<u8>,
     room: Room,
-    /// What may differ from the older image that is brought up to date; None: everything.
-    differing: Option<PageSet>,
+    /// What is in the older image that is brought up to date as it is in memory.
+    kept: Vec<Range<u64>>,
 }
 
 impl<'a> Writing<'a> {
@@ -54,39 +58,38 @@ impl<'a> Writing<'a> {
         let several = common.tables.of.len() > 1;
         let writer = if several { writer.of_several() } else { writer };
         let (buffer, room) = (vec![0; CHUNK_MAX as usize], Room::default());
-        Self { writer, common, buffer, room, differing: None }
+        Self { writer, common, buffer, room, kept: Vec::new() }
     }
 
-    /// Takes over from an older image what is as it was, if that is known.
-    pub(crate) fn leave_out(&mut self, differing: impl Fn(&Base) -> Option<PageSet>) {
-        self.differing = self.writer.base().and_then(|base| differing(base));
-    }
-
-    /// The areas with what is to be read of them.
-    fn remaining(
+    /// Takes over from an older image what is as it was, if that is known: of a process that stands still. How many bytes
+    /// remain to be read of it when it goes on; None: nothing is known.
+    pub(super) fn leave_out(
         &mut self,
-        process: &Process,
-        areas: &[Area],
-        gathered: &mut Gathered,
-    ) -> Result<Vec<Area>> {
-        let mut areas = areas.to_vec();
-        let (Some(differing), Some(own)) = (&self.differing, &mut gathered.process) else {
-            return Ok(areas);
+        still: &mut Still<'_>,
+        differing: impl Fn(&Base) -> Option<PageSet>,
+    ) -> Result<Option<u64>> {
+        let differing = self.writer.base().and_then(|base| differing(base));
+        let (Some(differing), Some(own)) = (differing, &mut still.gathered.process) else {
+            return Ok(None);
         };
         if self.writer.base().is_some_and(|base| base.remembers()) {
             own.flags |= process_flag::REMEMBERS_IDS;
         }
         let region = own.region..own.region + own.region_len;
-        let pagemap = Pagemap::of(process)?;
-        for area in
-            areas.iter_mut().filter(|area| is_trackable(area) && !region.contains(&area.start))
-        {
-            let there = pagemap.populated(area.start, area.end, false)?;
-            let [same, other] = differing.split(&there);
-            same.iter().for_each(|pages| self.writer.keep(pages));
-            area.known = Some(other);
+        let pagemap = Pagemap::of(&still.equipped.process)?;
+        let mut bytes = 0;
+        for area in still.areas.iter_mut().filter(|area| !area.at_once) {
+            let pages = if is_trackable(area) && !region.contains(&area.start) {
+                let [same, other] = differing.split(&pagemap.filled(area.start, area.end)?);
+                self.kept.extend(same);
+                other
+            } else {
+                reader::pages(&pagemap, area)?
+            };
+            bytes += pages.iter().map(|pages| pages.end - pages.start).sum::<u64>();
+            area.known = Some(pages);
         }
-        Ok(areas)
+        Ok(Some(bytes))
     }
 
     /// Writes what has to be read while the process stands still: all of its memory, if it ends, else what no
@@ -131,9 +134,22 @@ impl<'a> Writing<'a> {
     }
 
     /// Writes the rest, from the picture if there is one.
-    pub(crate) fn rest(&mut self, process: &mut Pictured<'_>) -> Result<()> {
+    pub(super) fn rest(
+        &mut self,
+        process: &mut Pictured<'_>,
+        held: Option<Vec<Read<'_>>>,
+    ) -> Result<()> {
         let areas = std::mem::take(&mut process.areas);
         let presumed = process.presumed.take();
+        let own = &process.equipped.process;
+        if let Some(held) = held {
+            // Nothing of the older image has changed yet.
+            policy::save(own, &mut process.gathered, policy::is_forked);
+            presumed.map_or(Ok(()), |all| presumed::confirm(&all, own, false))?;
+            self.held(process, &areas, held)?;
+            return unchanged(&process.gathered);
+        }
+        self.kept();
         match &process.snapshot {
             Some(snapshot) => {
                 let (own, memory) = snapshot.open()?;
@@ -147,7 +163,6 @@ impl<'a> Writing<'a> {
             }
             None => {
                 self.itself(process, &areas, presumed)?;
-                let own = &process.equipped.process;
                 policy::save(own, &mut process.gathered, policy::is_forked);
             }
         }
@@ -179,21 +194,78 @@ impl<'a> Writing<'a> {
         if areas.is_empty() {
             return Ok(());
         }
-        let areas = &self.remaining(process, areas, gathered)?;
-        let from = From {
+        let ids = self.looks_for_ids(process, gathered);
+        let from = self.from(is_picture, (process, memory), gathered, ids)?;
+        let Self { writer, room, .. } = self;
+        room.read(&from, areas, None, &mut |read| {
+            if is_vain.load(Ordering::Relaxed) {
+                return Err(Error::new("the memory is not written to its end"));
+            }
+            write(writer, &read, &areas[read.area], gathered)?;
+            room.reuse(read);
+            Ok(())
+        })
+    }
+
+    fn from<'m>(
+        &self,
+        is_picture: bool,
+        (process, memory): (&Process, &'m Memory),
+        gathered: &Gathered,
+        ids: Option<remembered::Search>,
+    ) -> Result<From<'m>> {
+        Ok(From {
             memory,
             pagemap: Pagemap::of(process)?,
             shares: is_picture || self.common.tables.of.len() > 1,
             locks: glibc::Search::new(&gathered.threads),
-            ids: self.looks_for_ids(process, gathered),
+            ids,
             keys: self.writer.is_of_several(),
             sums: !self.writer.compresses(),
-        };
-        let writer = &mut self.writer;
-        self.room.read(&from, areas, |area, read| match is_vain.load(Ordering::Relaxed) {
-            true => Err(Error::new("the memory is not written to its end")),
-            false => write(writer, read, area, gathered),
         })
+    }
+
+    /// Reads what remains of a process that stands still, for which there is some room, so that it can go on at once.
+    pub(super) fn hold<'s>(
+        &mut self,
+        process: &mut Pictured<'_>,
+        large: &'s mut [u8],
+    ) -> Result<Vec<Read<'s>>> {
+        let Equipped { process: own, memory, region, .. } = process.equipped;
+        let from = self.from(false, (own, memory), &process.gathered, None)?;
+        presumed::confirm_empty(&mut process.presumed, &from.pagemap)?;
+        let mut held = Vec::new();
+        let large = Mutex::new(large);
+        self.room.read(&from, &process.areas, Some(&large), &mut |read| {
+            held.push(read);
+            Ok(())
+        })?;
+        memory.was_whole(region.base)?;
+        reach(Point::Held);
+        Ok(held)
+    }
+
+    /// Writes what is held of some areas of a process that has gone on.
+    fn held(
+        &mut self,
+        process: &mut Pictured<'_>,
+        areas: &[Area],
+        held: Vec<Read<'_>>,
+    ) -> Result<()> {
+        self.kept();
+        let Equipped { process: own, memory, .. } = process.equipped;
+        let ids = self.looks_for_ids(own, &process.gathered);
+        let from = self.from(false, (own, memory), &process.gathered, ids)?;
+        held.into_iter().try_for_each(|mut read| {
+            let area = &areas[read.area];
+            from.complete(&mut read, area);
+            write(&mut self.writer, &read, area, &mut process.gathered)
+        })
+    }
+
+    fn kept(&mut self) {
+        let kept = std::mem::take(&mut self.kept);
+        kept.iter().for_each(|pages| self.writer.keep(pages));
     }
 
     /// The search for ids that a single process remembers, until one is found. Several restart with theirs.

@@ -14,7 +14,7 @@ use crate::ptrace::memory::Memory;
 use crate::resource::memory::{Area, Pages};
 use crate::resource::runtime::{glibc, remembered};
 use ckpt_abi::image::{CHUNK_MAX, Owner};
-use std::ops::Range;
+use std::ops::{Deref, DerefMut, Range};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// How many chunks are read before the first is written.
@@ -40,10 +40,39 @@ pub(super) struct From<'a> {
     pub(super) sums: bool,
 }
 
+/// Room for one chunk.
+enum Buffer<'s> {
+    Own(Vec<u8>),
+    /// Of a larger room.
+    Part(&'s mut [u8]),
+}
+
+impl Deref for Buffer<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Own(bytes) => bytes,
+            Self::Part(bytes) => bytes,
+        }
+    }
+}
+
+impl DerefMut for Buffer<'_> {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        match self {
+            Self::Own(bytes) => bytes,
+            Self::Part(bytes) => bytes,
+        }
+    }
+}
+
 /// A chunk that was read.
-pub(super) struct Read {
+pub(super) struct Read<'s> {
+    /// Of which of the areas that were to be read.
+    pub(super) area: usize,
     at: u64,
-    buffer: Vec<u8>,
+    buffer: Buffer<'s>,
     stretches: Vec<Stretch>,
     /// Pages that cannot be read.
     pub(super) untouchable: Vec<u64>,
@@ -71,7 +100,7 @@ pub(super) struct Found<'a> {
     pub(super) sum: Option<u64>,
 }
 
-impl Read {
+impl Read<'_> {
     pub(super) fn found(&self) -> impl Iterator<Item = Found<'_>> {
         self.stretches.iter().map(|stretch| Found {
             address: self.at + stretch.place.start as u64,
@@ -89,32 +118,43 @@ impl Read {
 pub(super) struct Room(Mutex<Vec<Vec<u8>>>);
 
 impl Room {
-    /// Reads areas of a process; `take` gets what is in them, in order, while more is read.
+    /// Reads areas of a process; `take` gets what is in them, in order, while more is read. With a `large` room it may keep
+    /// that: what is missing of it then [`From::complete`] adds.
     ///
     /// # Errors
     /// Those of `take`, or pagemap cannot be read.
-    pub(super) fn read(
+    pub(super) fn read<'s>(
         &self,
         from: &From<'_>,
         areas: &[Area],
-        mut take: impl FnMut(&Area, &Read) -> Result<()>,
+        large: Option<&Mutex<&'s mut [u8]>>,
+        take: &mut dyn FnMut(Read<'s>) -> Result<()>,
     ) -> Result<()> {
-        let all = areas.iter().flat_map(|area| from.chunks(area));
-        let weigh =
-            |chunk: &Result<Chunk<'_>>| chunk.as_ref().map_or(0, |(_, it)| it.end - it.start);
+        let all = areas.iter().enumerate().flat_map(|(index, area)| from.chunks(index, area));
+        let weigh = |chunk: &Result<Chunk>| chunk.as_ref().map_or(0, |(_, it)| it.end - it.start);
         let read = |chunk| {
-            let (area, range): Chunk<'_> = chunk?;
+            let (index, range): Chunk = chunk?;
             let len = range.end - range.start;
-            Ok((area, from.chunk(&range, self.free(len), area)))
-        };
-        abreast::in_order(all, AHEAD, (ENOUGH, weigh), read, |read| {
-            let (area, read) = read?;
-            take(area, &read)?;
-            if read.buffer.len() as u64 == CHUNK_MAX {
-                self.buffers().push(read.buffer);
+            let buffer = match large {
+                Some(large) => part(large, len as usize),
+                None => Buffer::Own(self.free(len)),
+            };
+            let mut read = from.chunk(&range, buffer, (index, &areas[index]));
+            if large.is_none() {
+                from.complete(&mut read, &areas[index]);
             }
-            Ok(())
-        })
+            Ok(read)
+        };
+        abreast::in_order(all, AHEAD, (ENOUGH, weigh), read, |read| take(read?))
+    }
+
+    /// Takes the buffer of what is written for another chunk.
+    pub(super) fn reuse(&self, read: Read<'_>) {
+        if let Buffer::Own(buffer) = read.buffer
+            && buffer.len() as u64 == CHUNK_MAX
+        {
+            self.buffers().push(buffer);
+        }
     }
 
     fn buffers(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
@@ -140,33 +180,53 @@ fn chunks(range: Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
     })
 }
 
-/// A part of an area that is read as one.
-type Chunk<'a> = (&'a Area, Range<u64>);
+/// A part of one of some areas that is read as one.
+type Chunk = (usize, Range<u64>);
+
+/// The next part of a large room, or room of its own.
+fn part<'s>(large: &Mutex<&'s mut [u8]>, len: usize) -> Buffer<'s> {
+    let mut rest = large.lock().unwrap_or_else(PoisonError::into_inner);
+    match std::mem::take(&mut *rest).split_at_mut_checked(len) {
+        Some((part, left)) => {
+            *rest = left;
+            Buffer::Part(part)
+        }
+        None => Buffer::Own(vec![0; len]),
+    }
+}
+
+/// The pages of an area that are to be written.
+///
+/// # Errors
+/// pagemap cannot be read.
+pub(super) fn pages(pagemap: &Pagemap, area: &Area) -> Result<Vec<Range<u64>>> {
+    match area.pages {
+        _ if area.known.is_some() => Ok(area.known.clone().unwrap_or_default()),
+        Pages::Populated => pagemap.populated(area.start, area.end, false),
+        Pages::Written => pagemap.populated(area.start, area.end, true),
+        Pages::Whole => Ok(std::iter::once(area.start..area.end).collect()),
+        Pages::None => Ok(Vec::new()),
+    }
+}
 
 impl From<'_> {
     /// The chunks of the pages of an area that are to be written.
-    fn chunks<'a>(
-        &self,
-        area: &'a Area,
-    ) -> Box<dyn Iterator<Item = Result<Chunk<'a>>> + Send + 'a> {
+    fn chunks(&self, index: usize, area: &Area) -> Box<dyn Iterator<Item = Result<Chunk>> + Send> {
         reach(Point::Area);
-        let populated = |written| self.pagemap.populated(area.start, area.end, written);
-        let ranges = match area.pages {
-            _ if area.known.is_some() => Ok(area.known.clone().unwrap_or_default()),
-            Pages::Populated => populated(false),
-            Pages::Written => populated(true),
-            Pages::Whole => Ok(std::iter::once(area.start..area.end).collect()),
-            Pages::None => Ok(Vec::new()),
-        };
-        match ranges {
+        match pages(&self.pagemap, area) {
             Ok(all) => {
-                Box::new(all.into_iter().flat_map(chunks).map(move |chunk| Ok((area, chunk))))
+                Box::new(all.into_iter().flat_map(chunks).map(move |chunk| Ok((index, chunk))))
             }
             Err(error) => Box::new(std::iter::once(Err(error))),
         }
     }
 
-    fn chunk(&self, chunk: &Range<u64>, mut buffer: Vec<u8>, area: &Area) -> Read {
+    fn chunk<'s>(
+        &self,
+        chunk: &Range<u64>,
+        mut buffer: Buffer<'s>,
+        (index, area): (usize, &Area),
+    ) -> Read<'s> {
         let len = (chunk.end - chunk.start) as usize;
         let (mut stretches, mut untouchable, mut at) = (Vec::new(), Vec::new(), 0);
         while at < len {
@@ -182,7 +242,22 @@ impl From<'_> {
             }
         }
         progress::add(chunk.end - chunk.start);
-        Read { at: chunk.start, buffer, stretches, untouchable }
+        Read { area: index, at: chunk.start, buffer, stretches, untouchable }
+    }
+
+    /// Adds what needs no look at the process.
+    pub(super) fn complete(&self, read: &mut Read<'_>, area: &Area) {
+        let ids = self.ids.as_ref().filter(|_| area.writable);
+        for stretch in &mut read.stretches {
+            let bytes = &read.buffer[stretch.place.clone()];
+            let address = read.at + stretch.place.start as u64;
+            stretch.has_id = ids.is_some_and(|ids| ids.is_in(address, bytes, &stretch.owners));
+            let keys = self.keys && !area.streamed && stretch.owners.is_empty();
+            if keys {
+                stretch.pieces = keyed(address, bytes);
+            }
+            stretch.sum = (self.sums && !keys && !area.streamed).then(|| content_hash(bytes));
+        }
     }
 
     fn stretch(&self, address: u64, start: usize, bytes: &[u8], area: &Area) -> Stretch {
@@ -190,16 +265,8 @@ impl From<'_> {
         if area.writable {
             self.locks.look(self.memory, address, bytes, &mut owners);
         }
-        let ids = self.ids.as_ref().filter(|_| area.writable);
-        let has_id = ids.is_some_and(|ids| ids.is_in(address, bytes, &owners));
-        let keys = self.keys && !area.streamed && owners.is_empty();
-        Stretch {
-            place: start..start + bytes.len(),
-            owners,
-            has_id,
-            pieces: if keys { keyed(address, bytes) } else { Vec::new() },
-            sum: (self.sums && !keys && !area.streamed).then(|| content_hash(bytes)),
-        }
+        let place = start..start + bytes.len();
+        Stretch { place, owners, has_id: false, pieces: Vec::new(), sum: None }
     }
 
     /// Reads up to the first page that cannot be read.

@@ -32,8 +32,6 @@ use std::path::PathBuf;
 const MOST_AREAS: usize = 16_000;
 /// With more memory that is not tracked there is nothing to gain, in bytes of addresses.
 const MOST_UNKNOWN: u64 = 1 << 36;
-/// What is armed in one go while the program runs, in bytes: the kernel holds a lock meanwhile.
-const SLICE: u64 = 64 << 20;
 /// User memory.
 const ALL: Range<u64> = 0..0x7fff_ffff_f000;
 
@@ -55,6 +53,14 @@ pub(crate) struct Rolling {
     last: Option<(Id, u64)>,
     tracker: Option<Tracker>,
     intervals: Vec<Interval>,
+    /// What the last stop has found that is to be tracked.
+    found: Vec<[u64; 2]>,
+    /// What has to be read of the next one, by the last one, in bytes.
+    pub(super) expected: u64,
+    /// For so many checkpoints nothing is held ([`super::held`]): the program maps and unmaps memory all the time.
+    pub(super) restless: u64,
+    /// Room for what is held.
+    pub(super) room: Vec<u8>,
 }
 
 /// What was written to between two stops of the program.
@@ -111,32 +117,38 @@ impl Rolling {
         is_trackable(area) && (self.all || self.before.iter().any(was))
     }
 
-    /// Begins to track what a userfaultfd that its memory was made with can track of a running program. Whether that was
-    /// there still does not matter: what is not is found by the next stop.
-    pub(super) fn track(&mut self, fd: OwnedFd, process: &Process, areas: &[Area]) -> bool {
-        let (Some(tracker), Ok(pagemap)) = (Tracker::begin(fd), Pagemap::of(process)) else {
-            return false;
-        };
-        for area in areas.iter().filter(|area| self.wants(area)) {
-            let mapping = area.start..area.end;
-            if tracker.register(&mapping).is_ok() {
-                // So that the next stop has less to do.
-                let slices = mapping.clone().step_by(SLICE as usize);
-                let arm = |at: u64| pagemap.rearm(at..mapping.end.min(at + SLICE)).is_ok();
-                slices.take_while(|at| arm(*at)).for_each(drop);
-            }
-        }
-        self.tracker = Some(tracker);
+    /// Tracks from the next stop on, by a userfaultfd that the program's memory was made with.
+    pub(super) fn track(&mut self, fd: OwnedFd) {
+        self.tracker = Tracker::begin(fd);
         self.intervals.clear();
         reach(Point::Tracked);
-        true
+    }
+
+    /// Whether this stop has found memory that is to be tracked, and is not.
+    pub(super) fn has_found(&self) -> bool {
+        !self.found.is_empty()
+    }
+
+    /// Tracks what this stop has found: while the program stands still, since a part of a mapping would be one of its own.
+    /// Until the next stop all of it counts as written to. When its picture is taken: what is tracked may become one with
+    /// what is so already.
+    pub(super) fn track_new(&mut self) {
+        let Some(tracker) = &self.tracker else { return };
+        let mut found = std::mem::take(&mut self.found).into_iter();
+        // ESRCH: its memory is gone, the program has executed another.
+        if found.any(|[start, end]| tracker.register(&(start..end)) == Err(Errno::ESRCH)) {
+            (self.tracker, self.intervals) = (None, Vec::new());
+        }
     }
 
     /// Asks what was written to since the last stop, while the program stands still for a checkpoint of this number.
     pub(super) fn look(&mut self, process: &Process, areas: &[Area], generation: u64) {
-        if let Some(tracker) = &self.tracker {
-            match self.written(tracker, process, areas) {
-                Some(pages) => self.intervals.push(Interval { generation, pages }),
+        if self.tracker.is_some() {
+            match self.written(process, areas) {
+                Some((pages, found)) => {
+                    self.intervals.push(Interval { generation, pages });
+                    self.found = found;
+                }
                 None => (self.tracker, self.intervals) = (None, Vec::new()),
             }
             reach(Point::Rearmed);
@@ -145,32 +157,30 @@ impl Rolling {
         self.before = areas.iter().filter(large).map(|area| [area.start, area.end]).collect();
     }
 
-    /// What was written to since it was asked last, and all that is not tracked; None: it is not known.
-    fn written(&self, tracker: &Tracker, process: &Process, areas: &[Area]) -> Option<PageSet> {
+    /// What was written to since it was asked last, with all that is not tracked, and what of that is to be. None: it is not
+    /// known.
+    fn written(&self, process: &Process, areas: &[Area]) -> Option<(PageSet, Vec<[u64; 2]>)> {
         let pagemap = Pagemap::of(process).ok()?;
-        let mut unknown: Vec<Range<u64>> = Vec::new();
+        let (mut unknown, mut found, mut bytes) = (Vec::new(), Vec::new(), 0);
         for area in areas.iter().filter(|area| is_trackable(area)) {
-            let mapping = area.start..area.end;
-            let is_new = !pagemap.is_tracked(area.start);
-            if is_new && self.wants(area) {
-                // ESRCH: its memory is gone, the program has executed another.
-                match tracker.register(&mapping) {
-                    Err(Errno::ESRCH) => return None,
-                    _ if pagemap.is_tracked(area.start) => continue,
-                    _ => {}
-                }
+            if pagemap.is_tracked(area.start) {
+                continue;
             }
-            if is_new {
-                unknown.push(mapping);
+            if self.wants(area) {
+                // It may be a reservation of terabytes.
+                unknown.extend(pagemap.filled(area.start, area.end).ok()?);
+                found.push([area.start, area.end]);
+            } else {
+                unknown.push(area.start..area.end);
+                bytes += area.end - area.start;
             }
         }
-        let unknown_bytes: u64 = unknown.iter().map(|it| it.end - it.start).sum();
-        if areas.len() > MOST_AREAS || unknown_bytes > MOST_UNKNOWN {
+        if areas.len() > MOST_AREAS || bytes > MOST_UNKNOWN {
             return None;
         }
         let mut all = PageSet::of(pagemap.rearm(ALL).ok()?.into_iter());
         all.join(&PageSet::of(unknown.into_iter()));
-        Some(all)
+        Some((all, found))
     }
 
     /// All that may differ from what a checkpoint has that this began with; None: everything. What was written to before
@@ -206,6 +216,7 @@ impl Rolling {
             self.older_generation,
             path.len() as u64,
         ]);
+        words.extend([self.expected, self.restless]);
         words.extend([self.intervals.len() as u64, self.before.len() as u64]);
         words.extend_from_slice(self.before.as_flattened());
         for Interval { generation, pages } in &self.intervals {
@@ -230,11 +241,12 @@ impl Rolling {
         memory.read_exact_at(&mut bytes, 0).ok()?;
         let mut words = bytes.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word));
         let mut next = || words.next();
-        let [dev, ino, number, old_dev, old_ino, older_generation, path_len, count, large] =
+        let [dev, ino, number, old_dev, old_ino, older_generation, path_len] =
             std::array::from_fn(|_| next());
+        let [expected, restless, count, large] = std::array::from_fn(|_| next());
         let before: Vec<_> = (0..large?).map_while(|_| Some([next()?, next()?])).collect();
         let mut intervals = Vec::new();
-        let mut used = 9 + 2 * before.len();
+        let mut used = 11 + 2 * before.len();
         for _ in 0..count? {
             let (generation, len) = (next()?, next()?);
             let pages: Vec<u64> = (0..len).map_while(|_| next()).collect();
@@ -252,6 +264,10 @@ impl Rolling {
             last,
             tracker: fds.next().map(Tracker::of),
             intervals,
+            found: Vec::new(),
+            expected: expected?,
+            restless: restless?,
+            room: Vec::new(),
         })
     }
 }

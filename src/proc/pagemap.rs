@@ -13,7 +13,7 @@ use super::failed;
 use super::process::Process;
 use super::scan::{
     PAGE_IS_FILE, PAGE_IS_GUARD, PAGE_IS_PFNZERO, PAGE_IS_PRESENT, PAGE_IS_SWAPPED,
-    PAGE_IS_WRITTEN, PM_SCAN_CHECK_WPASYNC, PM_SCAN_WP_MATCHING, Want, push, scan,
+    PAGE_IS_WRITTEN, PM_SCAN_CHECK_WPASYNC, PM_SCAN_WP_MATCHING, Want, each, push, scan,
 };
 use crate::error::{Because, Error, Kind, Result};
 
@@ -167,6 +167,35 @@ impl Pagemap {
         self.populated_by_entries(pages, private_only)
     }
 
+    /// The same as [`Self::populated`], not of anonymous pages alone: sooner where most pages exist, as the kernel tells
+    /// those that do not.
+    ///
+    /// # Errors
+    /// As [`Self::populated`].
+    pub(crate) fn filled(&self, start: u64, end: u64) -> Result<Vec<Range<u64>>> {
+        let pages = rounded(start, end);
+        for guard in [PAGE_IS_GUARD, 0] {
+            let told = PAGE_IS_SWAPPED | PAGE_IS_PFNZERO | guard;
+            let want =
+                Want { any: PAGE_IS_PFNZERO, lacking: PAGE_IS_PRESENT, told, ..Want::default() };
+            let (mut found, mut at) = (Vec::new(), pages.start);
+            let result = each(&self.file, pages.clone(), want, &mut |hole, is| {
+                if is & told != PAGE_IS_SWAPPED {
+                    found.extend(Some(at..hole.start).filter(|filled| !filled.is_empty()));
+                    at = hole.end;
+                }
+            });
+            match result {
+                Err(errno) if is_unknown(errno) => {}
+                result => {
+                    found.extend(Some(at..pages.end).filter(|filled| !filled.is_empty()));
+                    return result.map(|()| found).because(|| self.cannot(pages));
+                }
+            }
+        }
+        self.populated(start, end, false)
+    }
+
     /// [`Self::populated`] for kernels without PAGEMAP_SCAN.
     fn populated_by_entries(
         &self,
@@ -214,7 +243,7 @@ impl Pagemap {
     pub(crate) fn rearm(&self, pages: Range<u64>) -> nix::Result<Vec<Range<u64>>> {
         let (all, any) = (PAGE_IS_WRITTEN, PAGE_IS_PRESENT | PAGE_IS_SWAPPED);
         for none in [PAGE_IS_GUARD, 0] {
-            let want = Want { all, any, none, flags: PM_SCAN_WP_MATCHING };
+            let want = Want { all, any, none, flags: PM_SCAN_WP_MATCHING, ..Want::default() };
             match scan(&self.file, pages.clone(), want) {
                 // A kernel that does not know guards refuses before it does anything.
                 Err(Errno::EINVAL) if none != 0 => {}
@@ -340,6 +369,8 @@ mod tests {
             let both = [&known[..], &[(2, 4), (7, 8)]];
             assert!(both.contains(&&pages(start, &scanned)[..]), "{scanned:x?}");
         }
+        assert_eq!(map.filled(start, end).unwrap(), map.populated(start, end, false).unwrap());
+        assert_eq!(pages(start, &map.filled(start + 3 * PAGE, end).unwrap())[0], (3, 4));
         assert_eq!(map.populated(start + PAGE, start + PAGE, true).unwrap(), []);
         assert_eq!(
             pages(start, &map.populated(start + 3 * PAGE + 1, start + 4 * PAGE, true).unwrap()),
@@ -378,6 +409,7 @@ mod tests {
         let expected: Vec<_> = (0..runs as u64).map(|r| (2 * r, 2 * r + 1)).collect();
         let end = start + memory.len() as u64;
         assert_eq!(pages(start, &map.populated(start, end, true).unwrap()), expected);
+        assert_eq!(pages(start, &map.filled(start, end).unwrap()), expected);
         assert_eq!(pages(start, &map.populated_by_entries(start..end, true).unwrap()), expected);
     }
 
@@ -392,6 +424,7 @@ mod tests {
         let map = Pagemap::of(&we()).unwrap();
         let whole = (0, 20_000);
         assert_eq!(pages(start, &map.populated(start, end, true).unwrap()), [whole]);
+        assert_eq!(pages(start, &map.filled(start, end).unwrap()), [whole]);
         assert_eq!(pages(start, &map.populated_by_entries(start..end, true).unwrap()), [whole]);
     }
 

@@ -78,6 +78,10 @@ pub(super) struct Want {
     pub any: u64,
     /// None of these.
     pub none: u64,
+    /// With `any`: or that lack one of these.
+    pub lacking: u64,
+    /// Which bits are told of the pages that are found; neighbours that differ in them are apart.
+    pub told: u64,
     /// PM_SCAN_ bits.
     pub flags: u64,
 }
@@ -89,6 +93,20 @@ pub(super) struct Want {
 /// does not begin a page, EFAULT outside user memory.
 pub(super) fn scan(pagemap: &File, pages: Range<u64>, want: Want) -> nix::Result<Vec<Range<u64>>> {
     let mut found: Vec<Range<u64>> = Vec::new();
+    each(pagemap, pages, want, &mut |range, _| push(&mut found, range))?;
+    Ok(found)
+}
+
+/// The same, with what is told of them.
+///
+/// # Errors
+/// As [`scan`].
+pub(super) fn each(
+    pagemap: &File,
+    pages: Range<u64>,
+    want: Want,
+    visit: &mut dyn FnMut(Range<u64>, u64),
+) -> nix::Result<()> {
     let mut regions = vec![Region::default(); REGIONS];
     let mut start = pages.start;
     while start < pages.end {
@@ -100,11 +118,11 @@ pub(super) fn scan(pagemap: &File, pages: Range<u64>, want: Want) -> nix::Result
             vec: regions.as_mut_ptr().expose_provenance() as u64,
             vec_len: regions.len() as u64,
             // A page is taken if it has all of the mask, after the inversion.
-            category_inverted: want.none,
+            category_inverted: want.none | want.lacking,
             category_mask: want.none | want.all,
-            category_anyof_mask: want.any,
+            category_anyof_mask: want.any | want.lacking,
             // With no categories in the answer, neighbours become one region.
-            return_mask: 0,
+            return_mask: want.told,
             ..ScanArg::default()
         };
         let request = PAGEMAP_SCAN as libc::Ioctl;
@@ -112,17 +130,17 @@ pub(super) fn scan(pagemap: &File, pages: Range<u64>, want: Want) -> nix::Result
         let count = unsafe { libc::ioctl(pagemap.as_raw_fd(), request, &raw mut arg) };
         let count = usize::try_from(Errno::result(count)?).unwrap_or(0);
         for region in &regions[..count] {
-            push(&mut found, region.start..region.end);
+            visit(region.start..region.end, region.categories);
         }
         // Less than a full list means that the kernel came to the end. `walk_end` does not tell:
         // do_pagemap_scan walks in pieces of 512 regions, and if the last piece ends by itself
         // leaves the end of the piece before there (seen on 6.18), which would find pages twice.
         match regions[..count].last() {
             Some(last) if count == REGIONS => start = last.end,
-            _ => break,
+            _ => return Ok(()),
         }
     }
-    Ok(found)
+    Ok(())
 }
 
 /// Adds a range at the end, into the last one if they touch.

@@ -7,6 +7,7 @@ use crate::abreast;
 use crate::error::{Error, Kind, Result};
 use crate::proc::fds::Fd;
 use crate::proc::maps::Vma;
+use crate::proc::pagemap::Pagemap;
 use crate::proc::tree::Kin;
 use crate::proc::{Pid, Process};
 use nix::sys::sysinfo::sysinfo;
@@ -59,6 +60,20 @@ impl Before {
     }
 }
 
+/// Makes sure that presumed mappings of a process that stands still have no pages where they are presumed to have none:
+/// later it may have made some.
+///
+/// # Errors
+/// Of [`Kind::Changed`]: there are some.
+pub(crate) fn confirm_empty(presumed: &mut Option<Vec<Vma>>, pagemap: &Pagemap) -> Result<()> {
+    let all = presumed.iter_mut().flatten();
+    all.filter(|vma| vma.populated == 0).try_for_each(|vma| {
+        vma.populated = u64::MAX;
+        let found = pagemap.populated(vma.start, vma.end, false)?;
+        if found.is_empty() { Ok(()) } else { Err(changed()) }
+    })
+}
+
 /// Makes sure that presumed mappings were so when their process stood still: it does so still, or is a copy of it.
 ///
 /// # Errors
@@ -77,8 +92,12 @@ pub(crate) fn confirm(presumed: &[Vma], process: &Process, is_copy: bool) -> Res
         is_same = is_same && expected.next().is_some_and(is_so);
     })?;
     if !is_same || expected.next().is_some() {
-        let text = "what the program has told the kernel about its memory (madvise(2)) has changed while it was saved";
-        return Err(Error::new(text).of(Kind::Changed));
+        return Err(changed());
     }
     Ok(())
+}
+
+fn changed() -> Error {
+    let text = "what the program has told the kernel about its memory (madvise(2)) has changed while it was saved";
+    Error::new(text).of(Kind::Changed)
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 // Threads that change memory in every way there is, all the time, each in regions of its own. Each page has a version, and
 // its content follows from that and from where it belongs: a page that a checkpoint has from another moment than the
-// versions is seen. "check" has each thread compare every byte. Arguments: a seed; and any second one, to move also pieces
-// of mappings, which makes mappings of pieces.
+// versions is seen. "check" has each thread compare every byte. Arguments: a seed; "pieces" to move also pieces of mappings,
+// which makes mappings of pieces; "loose" to have no memory that is locked or has a key.
 #include "subject.h"
 #include <fcntl.h>
 #include <pthread.h>
@@ -36,7 +36,7 @@ struct actor {
 
 static struct actor *actors[THREADS];
 static volatile uint32_t wanted, done[THREADS];
-static int key = -1, pieces;
+static int key = -1, pieces, loose;
 
 static uint64_t mix(uint64_t x) {
   x = (x ^ x >> 31) * 0x9e3779b97f4a7c15u;
@@ -96,7 +96,7 @@ static void *map_anew(struct actor *a, struct region *r, void *at) {
   char *p = mmap(at, (size_t)PAGES * PAGE, PROT_READ | PROT_WRITE, flags, fd, 0);
   CHECK(p != MAP_FAILED, "%m");
   if (r->kind == HUGE_PAGES) madvise(p, (size_t)PAGES * PAGE, MADV_HUGEPAGE);
-  if (r->kind == LOCKED) (void)mlock(p, (size_t)PAGES / 8 * PAGE);
+  if (r->kind == LOCKED && !loose) (void)mlock(p, (size_t)PAGES / 8 * PAGE);
   if (r->kind == KEYED && key >= 0) CHECK(!pkey_mprotect(p, (size_t)PAGES * PAGE, PROT_READ | PROT_WRITE, key), "%m");
   memset(r->version, 0, sizeof r->version);
   return p;
@@ -267,8 +267,8 @@ static void check(void) {
 int main(int argc, char **argv) {
   uint64_t seed = argc > 1 ? strtoull(argv[1], 0, 10) : 1;
   size_t length = (size_t)PAGES * PAGE;
-  pieces = argc > 2;
-  key = pkey_alloc(0, 0);
+  for (int i = 2; i < argc; i++) pieces |= !strcmp(argv[i], "pieces"), loose |= !strcmp(argv[i], "loose");
+  if (!loose) key = pkey_alloc(0, 0);
   for (long me = 0; me < THREADS; me++) {
     struct actor *a = actors[me] = aligned_alloc(PAGE, (sizeof *a + PAGE - 1) / PAGE * PAGE);
     memset(a, 0, sizeof *a);
