@@ -22,7 +22,7 @@ use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use ckpt_abi::region::{Config, KEY_LEN, NAME_LEN, WITHOUT_LEN};
+use ckpt_abi::region::{Config, KEY_LEN, NAME_LEN, WITHOUT_LEN, config_flag};
 
 use crate::error::{Error, Result, printable};
 use fields::Said;
@@ -67,7 +67,7 @@ pub struct Settings {
     pub keep: Option<u32>,
     /// CKPT_COMPRESS: whether the content of checkpoints is compressed.
     pub compress: Option<bool>,
-    /// CKPT_INCREMENTAL: whether periodic checkpoints write only what has changed: 0 not, 1 so, 2 with all memory tracked.
+    /// CKPT_INCREMENTAL: whether periodic checkpoints write only what has changed: 0 not, 1 (and None) so, 2 with all memory tracked.
     pub incremental: Option<u8>,
     /// How checkpoints travel to a server.
     pub transfer: Transfer,
@@ -275,7 +275,7 @@ pub fn default_config() -> Config {
         msperiod: 0,
         exit_status: 0,
         keep: 0,
-        flags: 0,
+        flags: config_flag::INCREMENTAL,
         launched: [0; 3],
         embed: 0,
         cpu: [0; 2],

@@ -428,15 +428,15 @@ pub(crate) static SETTINGS: [Setting; 19] = [
         value: Some(("N", Kind::Number)),
         optional: true,
         env: Some(Variable { name: "CKPT_INCREMENTAL", value: "0, 1 or 2" }),
-        default: Some("0"),
+        default: Some("1"),
         reach: Reach::Equips,
-        help: "Periodic checkpoints write what has changed",
+        help: "Periodic checkpoints write what has changed; 0: all",
         description: "With 1 a periodic checkpoint to a file brings the one before the last up to date, which \
                       stays beside it under a hidden name, and writes only what differs. What the program \
                       writes to large memory (32 MiB or more) the kernel tells, where it can (Linux 6.7); the \
                       rest is read and compared. With 2 the kernel is asked for all memory. Tracked memory cannot \
                       be given to a userfaultfd(2) (EBUSY), and is not moved as one with memory that is not \
-                      (mremap(2), EFAULT).",
+                      (mremap(2), EFAULT). With 0 each writes all, and there is no other file.",
         parse: |said, value| {
             let level = match value.as_encoded_bytes() {
                 [digit @ b'0'..=b'2'] => Ok(digit - b'0'),
@@ -452,8 +452,12 @@ pub(crate) static SETTINGS: [Setting; 19] = [
             put_flag(config, config_flag::TRACK_ALL, level.map(|level| level > 1));
         },
         read: |said, config| {
-            let all = flag(config, config_flag::TRACK_ALL).map(|_| 2);
-            said.incremental = all.or(flag(config, config_flag::INCREMENTAL).map(|_| 1));
+            let flags = [config_flag::INCREMENTAL, config_flag::TRACK_ALL];
+            said.incremental = match flags.map(|flag| config.flags & flag != 0) {
+                [false, _] => Some(0),
+                [_, true] => Some(2),
+                _ => None,
+            };
             Ok(())
         },
     },

@@ -184,6 +184,20 @@ fn configuration_and_back() {
 }
 
 #[test]
+fn periodic_checkpoints_write_what_has_changed_where_nothing_else_is_said() {
+    for (level, flags, told) in [
+        (None, config_flag::INCREMENTAL, None),
+        (Some(0), 0, Some(0)),
+        (Some(1), config_flag::INCREMENTAL, None),
+        (Some(2), config_flag::INCREMENTAL | config_flag::TRACK_ALL, Some(2)),
+    ] {
+        let config = Settings { incremental: level, ..Settings::default() }.apply(default_config());
+        assert_eq!(config.flags & (config_flag::INCREMENTAL | config_flag::TRACK_ALL), flags);
+        assert_eq!(Settings::from_config(&config).unwrap().incremental, told);
+    }
+}
+
+#[test]
 fn what_is_not_said_stays() {
     let base = default_config();
     assert_eq!(Settings::default().apply(base), base);

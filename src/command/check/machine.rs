@@ -100,9 +100,9 @@ fn pagemap_scan() -> String {
 /// How periodic checkpoints come to know what was written to.
 fn dirty_tracking() -> String {
     match Tracker::is_possible() {
-        true => "yes: with --incremental periodic checkpoints read only what was written to large memory",
+        true => "yes: periodic checkpoints read only what was written to large memory",
         false => {
-            "fallback: with --incremental periodic checkpoints read and compare all memory (Linux before 6.7, or \
+            "fallback: periodic checkpoints read and compare all memory (Linux before 6.7, or \
              userfaultfd(2) is not permitted)"
         }
     }
