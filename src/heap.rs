@@ -19,8 +19,11 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 /// The smallest size that is kept, as a power of two, and how many such powers are.
 const FIRST: u32 = 9;
 const CLASSES: usize = 9;
-/// How many blocks of each size.
-const KEPT: usize = 4;
+/// How many blocks of each size: of the smaller ones some for each of the threads that are asked abreast.
+const KEPT: usize = 16;
+const KEPT_OF_LARGE: usize = 4;
+/// From this size on blocks are large.
+const LARGE: usize = 64 << 10;
 /// All blocks are aligned so.
 const ALIGN: usize = 16;
 /// Sizes of small blocks are multiples of [`ALIGN`] up to so many.
@@ -99,6 +102,11 @@ impl Heap {
         Some(done)
     }
 
+    fn kept(&self, class: usize, whole: Layout) -> &[AtomicPtr<u8>] {
+        let most = if whole.size() < LARGE { KEPT } else { KEPT_OF_LARGE };
+        &self.kept[class][..most]
+    }
+
     fn take(&self, class: usize) -> *mut u8 {
         let taken = self.with_place(|blocks| blocks.take(class)).unwrap_or(null_mut());
         match taken.is_null() {
@@ -160,7 +168,7 @@ unsafe impl GlobalAlloc for Heap {
             // SAFETY: the caller's promise.
             return unsafe { System.alloc(layout) };
         };
-        let kept = self.kept[class].iter();
+        let kept = self.kept(class, whole).iter();
         let mut taken = kept.map(|place| place.swap(null_mut(), Ordering::Acquire));
         match taken.find(|block| !block.is_null()) {
             Some(block) => block,
@@ -194,7 +202,7 @@ unsafe impl GlobalAlloc for Heap {
             // SAFETY: the caller's promise.
             return unsafe { System.dealloc(block, layout) };
         };
-        for place in &self.kept[class] {
+        for place in self.kept(class, whole) {
             let (success, failure) = (Ordering::Release, Ordering::Relaxed);
             if place.compare_exchange(null_mut(), block, success, failure).is_ok() {
                 return;
