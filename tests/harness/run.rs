@@ -14,6 +14,9 @@ use nix::unistd::Pid;
 
 use super::{PATIENCE, until};
 
+/// What a restart says that waits for a port.
+const KEEPS_PORT: &str = "which the kernel keeps for a minute after its use";
+
 /// A child with pipes for its standard streams; killed by its process id and reaped when dropped.
 pub(crate) struct Run {
     child: Child,
@@ -154,7 +157,12 @@ impl Run {
     /// The next line of its standard output.
     #[track_caller]
     pub(crate) fn line(&mut self) -> String {
-        match self.lines.recv_timeout(PATIENCE) {
+        let mut next = self.lines.recv_timeout(PATIENCE);
+        // A restart waits for a port as long as that, where nobody may end what keeps it (TIME_WAIT).
+        if next == Err(RecvTimeoutError::Timeout) && self.stderr().contains(KEEPS_PORT) {
+            next = self.lines.recv_timeout(PATIENCE);
+        }
+        match next {
             Ok(line) => line,
             Err(RecvTimeoutError::Timeout) => {
                 panic!("{} says nothing; on standard error: {}", self.called, self.stderr())

@@ -42,14 +42,19 @@ impl Way {
     #[track_caller]
     pub(crate) fn save(self, bench: &Bench, image: &str, run: Run) -> Option<Run> {
         let (pid, path, name) = (run.pid_text(), bench.path(image), bench.name(image));
+        // What it has said itself may be the reason.
+        let must = |args: &[&str]| {
+            let ended = bench.order(args);
+            assert_eq!(ended.code(), Some(0), "ckpt {args:?}: {ended:?}; it: {}", run.stderr());
+        };
         match self {
             Self::Launch | Self::LaunchContinue => run.signal(SIGTSTP),
             Self::Attach => {
-                bench.must(&["-p", &pid, "-n", &name]);
+                must(&["-p", &pid, "-n", &name]);
                 run.signal(SIGTSTP);
             }
-            Self::SaveStop => drop(bench.must(&["save", &pid, "--stop", "-n", &name])),
-            Self::Save => drop(bench.must(&["save", &pid, "-n", &name])),
+            Self::SaveStop => must(&["save", &pid, "--stop", "-n", &name]),
+            Self::Save => must(&["save", &pid, "-n", &name]),
         }
         if self.continues() {
             until(&format!("{image} ({})", run.stderr()), || path.exists().then_some(()));

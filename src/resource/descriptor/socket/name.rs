@@ -6,7 +6,7 @@
 #![allow(unsafe_code)]
 
 use super::inet::{named, place};
-use super::options::{self, REUSEADDR, SNDTIMEO};
+use super::options::{self, NO_PORT, PORT_RANGE, REUSEADDR, SNDTIMEO};
 use crate::proc::Process;
 use crate::proc::net::{self, Tcp};
 use nix::errno::Errno;
@@ -52,10 +52,21 @@ pub(super) fn clear(name: &[u8]) {
         let [local, remote] = [tcp.local, tcp.remote].map(|end| name_of(end, family as u32));
         let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK;
         let Ok(end) = new(family as u32, kind, 0) else { continue };
-        if bind(&end, &remote).is_ok() {
+        if bind(&end, &remote).or_else(|_| bind_late(&end, remote)).is_ok() {
             let _ = connect(&end, &local);
         }
     }
+}
+
+/// Has a connection come from a port that nobody can bind: another connection has it, or its own last one, of which both
+/// ends are kept, as they closed it at once. The kernel takes such a port by itself; of addresses of a loopback device
+/// (127.0.0.0/8, ::1) also from that last one, when it has been over for a second (tcp_twsk_unique in net/ipv4/tcp_ipv4.c).
+fn bind_late(fd: &OwnedFd, mut name: Vec<u8>) -> nix::Result<()> {
+    let port = place(&name).map_or(0, |(_, port)| i32::from(port));
+    options::set_int(fd, NO_PORT, 1)?;
+    options::set_int(fd, PORT_RANGE, port << 16 | port)?;
+    name[2..4].fill(0);
+    bind(fd, &name)
 }
 
 /// The connections of this machine.
@@ -145,5 +156,49 @@ pub(super) fn accept(listener: &OwnedFd, client: &OwnedFd) -> nix::Result<OwnedF
         if place(&named(&accepted, true)) == wanted {
             return Ok(accepted);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::socket::{Shutdown, shutdown};
+
+    /// A socket without SO_REUSEADDR, as most are.
+    fn plain() -> OwnedFd {
+        let made = new(libc::AF_INET as u32, libc::SOCK_STREAM, 0).expect("a socket");
+        options::set_int(&made, REUSEADDR, 0).expect("an option");
+        made
+    }
+
+    /// A listener at 127.0.0.1, and its name.
+    fn listener() -> (OwnedFd, Vec<u8>) {
+        let made = plain();
+        bind(&made, &own_name(libc::AF_INET as u32, true)).expect("a port");
+        listen(&made, 1).expect("it listens");
+        let name = named(&made, false);
+        (made, name)
+    }
+
+    #[test]
+    fn what_is_left_of_a_connection_keeps_no_port() {
+        let ((first, at), (second, other)) = (listener(), listener());
+        let old = plain();
+        connect(&old, &at).expect("a connection");
+        let from = named(&old, false);
+        // The server closes first.
+        drop(accept(&first, &old).expect("it comes"));
+        shutdown(old.as_raw_fd(), Shutdown::Both).expect("an end");
+        drop((old, first));
+        // Whoever has the client's port by now has not to do with it.
+        let stranger = plain();
+        bind_late(&stranger, from.clone()).expect("a range of one port");
+        connect(&stranger, &other).expect("a connection");
+        assert_eq!(named(&stranger, false), from);
+        let next = new(libc::AF_INET as u32, libc::SOCK_STREAM, 0).expect("a socket");
+        assert_eq!(bind(&next, &from), Err(Errno::EADDRINUSE));
+        assert_eq!(bind(&next, &at), Err(Errno::EADDRINUSE));
+        assert_eq!(bind_anyway(&next, &at), Ok(()));
+        drop(second);
     }
 }

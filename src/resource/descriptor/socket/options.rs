@@ -60,6 +60,9 @@ pub(super) const INFO: i32 = of(libc::IPPROTO_TCP, libc::TCP_INFO);
 pub(super) const ULP: i32 = of(libc::IPPROTO_TCP, 31);
 pub(super) const REUSEPORT: i32 = socket(libc::SO_REUSEPORT);
 pub(super) const FREEBIND: i32 = of(libc::IPPROTO_IP, libc::IP_FREEBIND);
+/// Has the port chosen when a connection is made, and from which range (two ports in one word, Linux 6.3).
+pub(super) const NO_PORT: i32 = of(libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT);
+pub(super) const PORT_RANGE: i32 = of(libc::IPPROTO_IP, 51);
 /// What is bound can no more be changed in this.
 const V6ONLY: i32 = of(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY);
 /// How much a sender may have that is not sent (tcp(7), TCP_NOTSENT_LOWAT).
