@@ -121,6 +121,22 @@ fn a_stopped_program_stays_stopped_for_three_generations() {
     }
 }
 
+/// The restarter that stands for it has stopped as it has, and ends with it.
+#[test]
+fn the_end_of_a_stopped_program_is_that_of_its_restarter() {
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        let mut run = bench.run("/usr/bin/sleep", &["1000"]);
+        run.signal(SIGSTOP);
+        for name in ["a.ckpt", "b.ckpt", "c.ckpt"].map(|name| bench.name(name)) {
+            until("its stop", || is_stopped(&run).then_some(()));
+            bench.must(&["save", "--stop", &run.pid_text(), "-n", &name]);
+            run.ends_well();
+            run = bench.run(&name, &["--ids", "keep"]);
+        }
+    }
+}
+
 fn is_stopped(run: &Run) -> bool {
     status_line(run.pid(), "State").is_some_and(|state| state.starts_with('T'))
 }

@@ -36,6 +36,7 @@ use crate::fault::{Point, reach};
 use crate::image::older::{Over, Renewal};
 use crate::image::write::Sink;
 use crate::image::{PAGE, stub};
+use crate::inject::enter::Standing;
 use crate::inject::region::Region;
 use crate::proc::{Pid, Process};
 use crate::progress::Screen;
@@ -454,6 +455,7 @@ fn proceed(
         // Before whoever waits for its end has the terminal again.
         screen.iter().for_each(Outer::calm);
     }
+    let standing = stop.then(|| Standing::of(&equipped[0].process));
     for (process, frozen) in equipped.iter().zip(held).rev() {
         let Some(frozen) = frozen else { continue };
         if stop {
@@ -463,5 +465,6 @@ fn proceed(
         }
         pause = since.elapsed();
     }
+    standing.iter().for_each(Standing::go_on);
     Ok(Outcome { pause, ..outcome })
 }

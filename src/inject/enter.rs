@@ -14,11 +14,13 @@ use crate::error::{Because, Error, Result};
 use crate::image::read::Image;
 use crate::proc::Pid;
 use crate::proc::fork::fork;
+use crate::proc::pidfd::Pidfd;
 use crate::proc::tree::{INIT, WITNESS, is_named};
 use crate::proc::{self, Process, front, gone, maps::Vma};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::Signal;
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
@@ -95,6 +97,25 @@ pub(crate) fn stands(process: &Process) -> bool {
     process.children().iter().any(|child| is_named(*child, WITNESS))
 }
 
+/// Those who stand for a process, each for the one before.
+pub(crate) struct Standing(Vec<Pidfd>);
+
+impl Standing {
+    pub(crate) fn of(process: &Process) -> Self {
+        let above = |at: &Process| {
+            let above = at.main_stat().and_then(|stat| Process::open(stat.ppid));
+            above.ok().filter(stands)
+        };
+        let held = |it: Process| Pidfd::open(it.pid()).ok().filter(|_| !it.is_reaped());
+        Self(std::iter::successors(above(process), above).filter_map(held).collect())
+    }
+
+    /// Has them see the end of their program: they have stopped as it had, or are about to.
+    pub(crate) fn go_on(&self) {
+        self.0.iter().for_each(|it| it.signal(Signal::SIGCONT));
+    }
+}
+
 /// Whether a process may not be looked at: for good, or while its restart gives it its ids (PR_SET_DUMPABLE in prctl(2)).
 pub(crate) fn is_closed(process: &Process) -> bool {
     process.maps().is_err_and(|error| error.is_refusal())
@@ -145,6 +166,7 @@ pub(crate) fn enter(process: Process) -> Result<Process> {
     front::note(&process);
     let why = || format!("cannot enter the namespaces of process {pid}");
     let teller = Teller::of(&process).because(why)?;
+    let standing = Standing::of(&process);
     // Our own number of it may be somebody else's in there.
     let inner = process.main_status()?.inner_id;
     let began = process.main_stat()?.starttime;
@@ -197,6 +219,10 @@ pub(crate) fn enter(process: Process) -> Result<Process> {
         }
         Some(child) => {
             teller.tell(child);
+            // Nobody in there may signal them.
+            if process.main_stat().is_ok_and(|stat| stat.has_ended()) || process.is_reaped() {
+                standing.go_on();
+            }
             wait_and_end(child)
         }
     }
