@@ -27,6 +27,12 @@ mappings! {
 }
 
 #[test]
+fn mappings_become_one_again() {
+    survive(Who::Me, Way::SaveStop, "joined", Build::Pie, &[]);
+    survive(Who::Nobody, Way::Save, "joined", Build::Static, &[]);
+}
+
+#[test]
 fn untouched_pages_follow_their_file() {
     survive(Who::Me, Way::SaveStop, "mappings", Build::Pie, &["follow"]);
     survive(Who::Nobody, Way::Launch, "mappings", Build::Musl, &["follow"]);

@@ -61,9 +61,9 @@ impl Mapping {
 
     /// Maps private memory that cannot be written to and holds nothing; it counts nowhere, not even under
     /// vm.overcommit_memory=2 (the kernel's accountable_mapping).
-    pub(crate) fn reservation(at: u64, len: u64, prot: u32) -> Result<Self> {
+    pub(crate) fn reservation(at: u64, len: u64, prot: u32, flags: MapFlags) -> Result<Self> {
         let (addr, size) = checked(at, len)?;
-        let flags = MapFlags::MAP_NORESERVE | MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED_NOREPLACE;
+        let flags = flags | MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED_NOREPLACE;
         let prot = ProtFlags::from_bits_truncate(prot.cast_signed());
         // SAFETY: MAP_FIXED_NOREPLACE replaces nothing.
         let mapped = unsafe { mmap_anonymous(addr, size, prot, flags) };

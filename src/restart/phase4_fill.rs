@@ -98,7 +98,7 @@ pub(crate) fn fill(
             let (mapping, follows) = match following::map(whole, &opened.objects, record, at) {
                 Some((mapping, shown)) => (mapping, Some(shown)),
                 None if is_final && record.kind == VmaKind::Private as u32 => {
-                    (Mapping::reservation(at, len, record.prot)?, None)
+                    (Mapping::reservation(at, len, record.prot, unreserved(record))?, None)
                 }
                 None if record.kind == VmaKind::Ring as u32 => (ring(saved, record, at)?, None),
                 None if record.flags & vma_flag::HUGETLB != 0 => {
@@ -180,6 +180,15 @@ fn is_final(saved: &Saved<'_>, record: &VmaRecord) -> bool {
     saved.memory.get(next).is_none_or(|chunk| chunk.address >= record.end)
 }
 
+/// As it was: what is otherwise than what lies beside it would stay a mapping of its own when the program protects both
+/// alike again, and mremap(2) moves nothing that consists of two (EFAULT).
+fn unreserved(record: &VmaRecord) -> MapFlags {
+    match record.flags & vma_flag::NORESERVE {
+        0 => MapFlags::empty(),
+        _ => MapFlags::MAP_NORESERVE,
+    }
+}
+
 fn map(
     record: &VmaRecord,
     at: u64,
@@ -212,10 +221,7 @@ fn map(
             Mapping::droppable(at, len)
         }
         VmaKind::Private | VmaKind::Vdso => {
-            let mut flags = MapFlags::empty();
-            if record.flags & vma_flag::NORESERVE != 0 || record.prot == 0 {
-                flags |= MapFlags::MAP_NORESERVE;
-            }
+            let mut flags = unreserved(record);
             if record.flags & vma_flag::GROWSDOWN != 0 {
                 flags |= MapFlags::MAP_GROWSDOWN;
             }
