@@ -70,6 +70,23 @@ fn of_system_v(kind: &str) {
     }
 }
 
+/// The kernel tells of no use before it is done: they are the program's by the calls in which its children wait.
+#[test]
+fn system_v_objects_that_nobody_has_used_yet() {
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        let mut run = start(&bench, &["awaited"]);
+        let ids = run.line();
+        run.expect("ready");
+        let saved = bench.must(&["save", "--stop", &run.pid_text()]);
+        assert_eq!(saved.complaints(), "");
+        run.ends_well();
+        let removed = std::process::Command::new("ipcrm").args(ids.split(' ').skip(1)).output();
+        assert!(removed.expect("ipcrm").status.success());
+        generations(&bench, bench.run(bench.path("x.ckpt"), &[]));
+    }
+}
+
 /// They have their identifiers and keys again, and what is in them.
 #[test]
 fn system_v_objects() {

@@ -3,6 +3,7 @@
 // it; each check makes it do something, and compares what both see.
 //   posix FILE    shm_open(3), sem_open(3) and a mapped FILE, found by name again; locks of every kind between them
 //   sysv          shared memory with a key, without one and removed; semaphores; messages that wait
+//   awaited       a semaphore and a queue on which children wait, and which nobody has used yet
 //   undo          semaphores that the kernel gives back when their holder ends
 //   events        eventfd, timerfd and signalfd that both have
 //   inotify DIR   watches on DIR and on an open file in it
@@ -252,6 +253,57 @@ static int sysv(void) {
 
 static int orders[2], answers[2];
 
+// Waits until a process is in one of two system calls.
+static void await_call(pid_t pid, long call, long other) {
+  char path[64], text[32];
+  snprintf(path, sizeof path, "/proc/%d/syscall", pid);
+  for (long seen = -1; seen != call && seen != other; usleep(1000)) {
+    FILE *file = fopen(path, "r");
+    CHECK(file, "%s: %m", path);
+    if (fgets(text, sizeof text, file) && sscanf(text, "%ld", &seen) != 1) seen = -1;
+    fclose(file);
+  }
+}
+
+static void check_awaited(void) {
+  struct message message = {7, "news"};
+  change(0, 1);
+  CHECK(!msgsnd(queues[0], &message, 5, 0), "%m");
+  for (int seen = 0; seen != 3;) {
+    char who;
+    CHECK(read(answers[0], &who, 1) == 1 && !(seen & who), "%m");
+    seen |= who;
+  }
+}
+
+static int awaited(void) {
+  semaphores = semget(IPC_PRIVATE, 1, 0600);
+  queues[0] = msgget(IPC_PRIVATE, 0600);
+  CHECK(semaphores >= 0 && queues[0] >= 0 && !pipe(answers), "%m");
+  printf("ids -s %d -q %d\n", semaphores, queues[0]);
+  fflush(stdout);
+  if (!(child = fork()))
+    for (;;) {
+      change(0, -1);
+      CHECK(write(answers[1], "\1", 1) == 1, "%m");
+    }
+  pid_t other = fork();
+  if (!other)
+    for (struct message message;;) {
+      CHECK(msgrcv(queues[0], &message, sizeof message.text, 7, 0) == 5, "%m");
+      CHECK(write(answers[1], "\2", 1) == 1, "%m");
+    }
+  await_call(child, SYS_semop, SYS_semtimedop);
+  await_call(other, SYS_msgrcv, SYS_msgrcv);
+  obey(check_awaited);
+  kill(other, SIGKILL);
+  kill(child, SIGKILL);
+  CHECK(wait(0) > 0 && wait(0) > 0, "%m");
+  child = 0;
+  CHECK(!semctl(semaphores, 0, IPC_RMID) && !msgctl(queues[0], IPC_RMID, 0), "%m");
+  return 0;
+}
+
 static int owing(int number, int by) {
   struct sembuf change = {number, by, SEM_UNDO};
   return semop(semaphores, &change, 1);
@@ -438,6 +490,7 @@ int main(int count, char **arguments) {
   int status = 1;
   if (!strcmp(kind, "posix")) status = posix(arguments[2]);
   if (!strcmp(kind, "sysv")) status = sysv();
+  if (!strcmp(kind, "awaited")) status = awaited();
   if (!strcmp(kind, "undo")) status = undo();
   if (!strcmp(kind, "events")) status = events();
   if (!strcmp(kind, "inotify")) status = inotify(arguments[2]);

@@ -2,19 +2,21 @@
 //! System V shared memory, semaphores and message queues (sysvipc(7)).
 //!
 //! The kernel does not say who uses one, but for mappings and for the last process that did something: an object is the
-//! program's if a process of the checkpoint is among these and none that lives outside. What others use, too, stays
-//! where it is. A restart makes the program's in an IPC namespace of its own, where every identifier is free.
+//! program's if a process of the checkpoint is among these, or waits in a call on it, and none that lives outside. What
+//! others use, too, stays where it is. A restart makes the program's in an IPC namespace of its own, where every
+//! identifier is free.
 
 pub(crate) mod calls;
 pub(crate) mod make;
 pub(crate) mod undo;
 
 use super::memory::{Area, hugetlb, leave_to_streams};
-use super::{Common, Gathered, Stream};
+use super::{Common, Gathered, Stream, threads};
 use crate::proc::stat::lives;
 use crate::proc::sysv::{self, Entry};
 use crate::proc::{Pid, Process, uptime};
-use ckpt_abi::image::{NO_OBJECT, Object, ObjectKind, SystemV, SystemVKind, object_flag};
+use ckpt_abi::image::{NO_OBJECT, Object, ObjectKind, SystemV, SystemVKind, Thread, object_flag};
+use nix::libc;
 use std::collections::HashMap;
 use zerocopy::FromZeros;
 
@@ -49,6 +51,18 @@ struct Found {
     inside: bool,
     /// Somebody else, as is seen.
     outside: Option<String>,
+}
+
+/// The object on which a thread waits in a system call (semop(2), msgop(2)), which is no use of it until it is done.
+fn awaited(thread: &Thread) -> Option<(SystemVKind, i32)> {
+    let regs = threads::regs(thread);
+    let call = if regs.orig_rax.cast_signed() < 0 { regs.rax } else { regs.orig_rax };
+    let kind = match call.cast_signed() {
+        libc::SYS_semop | libc::SYS_semtimedop => SystemVKind::Semaphores,
+        libc::SYS_msgsnd | libc::SYS_msgrcv => SystemVKind::Messages,
+        _ => return None,
+    };
+    Some((kind, regs.rdi as i32))
 }
 
 /// The sets of semaphores that one of these processes has changed last, with their values.
@@ -118,13 +132,17 @@ fn find<'a>(
         let segment = ObjectKind::Segment as u32;
         common.objects.iter().position(|o| o.kind == segment && o.inode == entry.id as u64)
     };
+    let threads = processes.iter().flat_map(|(gathered, _)| &gathered.threads);
+    let awaited: Vec<_> = threads.filter_map(awaited).collect();
     let mut all = Vec::new();
     for kind in SystemVKind::ALL.iter().copied() {
         for entry in sysv::all(name(kind)) {
             let object =
                 of_segment(&entry).filter(|_| kind == SystemVKind::Segment).map(|o| o as u32);
             let users = users(kind, &entry);
-            let inside = object.is_some() || users.iter().any(|pid| pids.contains(pid));
+            let inside = object.is_some()
+                || users.iter().any(|pid| pids.contains(pid))
+                || awaited.contains(&(kind, entry.id));
             let more = object.is_some_and(|o| mapped.get(&o).is_none_or(|n| *n < entry.attached));
             let outside =
                 stranger(&users, &pids).or_else(|| more.then(|| "another process".into()));
