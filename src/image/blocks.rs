@@ -17,10 +17,15 @@ const DEPTH: usize = 4;
 pub(super) struct Out<'a> {
     pub sink: &'a mut dyn Sink,
     pub at: u64,
+    /// What a stream has to get first.
+    pub before: Vec<u8>,
 }
 
 impl Out<'_> {
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        if !self.before.is_empty() {
+            self.sink.write_at(0, &std::mem::take(&mut self.before))?;
+        }
         self.sink.write_at(self.at, bytes)?;
         self.at += bytes.len() as u64;
         Ok(())

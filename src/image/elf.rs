@@ -31,6 +31,11 @@ pub(crate) fn forget_sections(stub: &mut [u8]) {
 pub(crate) fn refer_to_table(stub: &mut [u8], offset: u64) {
     let headers = offset + NAMES.len().next_multiple_of(8) as u64;
     refer(stub, headers, HEADERS as u16, HEADERS as u16 - 1);
+    mark(stub);
+}
+
+/// Makes a file that begins with the stub a checkpoint.
+pub(crate) fn mark(stub: &mut [u8]) {
     put(stub, MARK_AT, &MARK);
 }
 

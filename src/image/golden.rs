@@ -4,7 +4,7 @@
 
 use super::read::Image;
 use super::strings::Strings;
-use super::write::Writer;
+use super::write::{Sink, Writer};
 use crate::error::Result;
 use ckpt_abi::image::{
     CHUNK_MAX, Chunk, Codec, FORMAT, LossRecord, NO_OBJECT, Object, ObjectKind, ProcessRecord,
@@ -13,10 +13,41 @@ use ckpt_abi::image::{
 use std::path::{Path, PathBuf};
 use zerocopy::{FromZeros, IntoBytes};
 
+/// A sink that takes an image front to back alone.
+struct Stream(Vec<u8>);
+
+impl Sink for Stream {
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        assert_eq!(offset, self.0.len() as u64);
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn is_stream(&self) -> bool {
+        true
+    }
+
+    fn seal(&mut self, len: u64) -> Result<()> {
+        assert_eq!(len, self.0.len() as u64);
+        Ok(())
+    }
+}
+
 fn made(compressed: bool) -> Vec<u8> {
     let mut sink = Vec::new();
+    make(&mut sink, compressed);
+    sink
+}
+
+fn streamed(compressed: bool) -> Vec<u8> {
+    let mut sink = Stream(Vec::new());
+    make(&mut sink, compressed);
+    sink.0
+}
+
+fn make(sink: &mut dyn Sink, compressed: bool) {
     let writer = Writer::new(
-        &mut sink,
+        sink,
         b"\x7fELF and no stub, but as long as its header is.....................".to_vec(),
     );
     let mut writer = if compressed { writer.compressed() } else { writer };
@@ -46,7 +77,6 @@ fn made(compressed: bool) -> Vec<u8> {
     writer.records(SectionKind::Losses, &[LossRecord { what: strings.add("a loss") }]).unwrap();
     writer.bytes(SectionKind::Strings, strings.bytes()).unwrap();
     writer.seal().unwrap();
-    sink
 }
 
 pub(super) fn opened(bytes: &[u8]) -> Result<Image> {
@@ -59,10 +89,12 @@ fn folder() -> PathBuf {
 
 #[test]
 fn images_of_all_times_are_read() {
-    for (compressed, codec) in [(false, ""), (true, "-lz4")] {
-        let newest = folder().join(format!("format-{FORMAT}{codec}.ckpt"));
+    for (image, kind) in
+        [(made(false), ""), (made(true), "-lz4"), (streamed(true), "-lz4-streamed")]
+    {
+        let newest = folder().join(format!("format-{FORMAT}{kind}.ckpt"));
         if std::env::var_os("CKPT_GOLDEN").is_some() {
-            std::fs::write(&newest, made(compressed)).unwrap();
+            std::fs::write(&newest, image).unwrap();
         }
         assert!(newest.exists());
     }
@@ -71,7 +103,10 @@ fn images_of_all_times_are_read() {
         let image = Image::open(&path).unwrap();
         image.verify().unwrap();
         let compressed = path.to_str().unwrap().contains("lz4");
-        assert_eq!(image.header().needs, if compressed { needs::CODEC } else { 0 });
+        let streamed = path.to_str().unwrap().contains("streamed");
+        let needed = if compressed { needs::CODEC } else { 0 };
+        let needed = needed | if streamed { needs::STREAMED } else { 0 };
+        assert_eq!(image.header().needs, needed);
         let part = image.process(0);
         let process: ProcessRecord = part.record(SectionKind::Process).unwrap();
         assert_eq!((process.pid, process.generation), (4711, 3));
@@ -99,6 +134,7 @@ fn images_of_all_times_are_read() {
 #[test]
 fn each_byte_counts() {
     [false, true].map(made).iter().for_each(|good| each_byte_counts_of(good));
+    [false, true].map(streamed).iter().for_each(|good| each_byte_counts_of(good));
 }
 
 fn each_byte_counts_of(good: &[u8]) {

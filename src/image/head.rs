@@ -51,7 +51,11 @@ pub(super) fn read_header(source: &dyn Source, trailer: &Trailer) -> Result<Head
         return Err(damage("damaged: the checksum of its header is wrong"));
     }
     understood(header.needs)?;
-    if header.file_len != trailer.file_len || header.start != trailer.header {
+    let place = match header.needs & needs::STREAMED {
+        0 => header.start == trailer.header,
+        _ => header.start <= trailer.elf_table && trailer.elf_table <= trailer.header,
+    };
+    if header.file_len != trailer.file_len || !place {
         return Err(damage("damaged: header and trailer disagree"));
     }
     Ok(header)
@@ -59,11 +63,12 @@ pub(super) fn read_header(source: &dyn Source, trailer: &Trailer) -> Result<Head
 
 /// Whether this build can read an image that needs all of this.
 fn understood(needed: u64) -> Result<()> {
-    const NAMES: [(u64, &str); 4] = [
+    const NAMES: [(u64, &str); 5] = [
         (needs::PROCESSES, "it holds several processes"),
         (needs::PARENT, "a part of it is in an earlier checkpoint"),
         (needs::CODEC, "it is compressed"),
         (needs::SEALED, "it is encrypted"),
+        (needs::STREAMED, "its header is at its end"),
     ];
     let unknown = needed & !KNOWN_NEEDS;
     if unknown == 0 {

@@ -4,7 +4,7 @@
 use super::PAGE;
 use crate::order;
 use ckpt_abi::image::{
-    CHUNK_MAX, Chunk, Codec, Header, NO_OBJECT, Section, Trailer, WHOLE_IMAGE, header_flag,
+    CHUNK_MAX, Chunk, Codec, Header, NO_OBJECT, Section, Trailer, WHOLE_IMAGE, header_flag, needs,
 };
 
 type Verdict = Result<(), String>;
@@ -12,6 +12,11 @@ type Verdict = Result<(), String>;
 /// Where the trailer begins.
 pub(super) fn end(trailer: &Trailer) -> u64 {
     trailer.file_len - size_of::<Trailer>() as u64
+}
+
+/// Where content begins.
+pub(super) fn first(header: &Header) -> u64 {
+    header.start + if header.needs & needs::STREAMED == 0 { PAGE } else { 0 }
 }
 
 /// Chunks are sorted and do not overlap, and each has a possible place and length and is of one of `processes`.
@@ -57,7 +62,7 @@ pub(super) fn check(
     sections: &[Section],
     chunks: &[Chunk],
 ) -> Verdict {
-    let first = header.start + PAGE;
+    let first = first(header);
     let gaps = header.flags & header_flag::RENEWED != 0;
     let mut at = first;
     // What processes have in common lies there once: chunks may overlap.

@@ -380,7 +380,7 @@ impl Image {
         let from = section.offset as usize;
         let sum = hash(&bytes[from..from + section.len.next_multiple_of(8) as usize]);
         put(bytes, entry, sum);
-        let head = self.header.start as usize;
+        let head = self.trailer.header as usize;
         let sum = hash(&bytes[table..table + self.sections.len() * size_of::<Section>()]);
         put(bytes, head + std::mem::offset_of!(Header, sections_hash), sum);
         let at = head + std::mem::offset_of!(Header, hash);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-only
-//! Writing an image, front to back except for its header.
+//! Writing an image, front to back except for its header, or with that at its end.
 
 use super::base::Base;
 use super::blocks::{Blocks, Out};
@@ -23,6 +23,12 @@ pub trait Sink {
     /// Writes bytes at an offset. Offsets only grow, but for the stub and the header, which come last, and where an older
     /// image is brought up to date.
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()>;
+    /// Whether each write has to begin where the last one ended ([`needs::STREAMED`]).
+    fn is_stream(&self) -> bool {
+        false
+    }
+    /// Nobody who is to go on stands still for it from now on: it may wait.
+    fn may_wait(&mut self) {}
     /// Has what was written so far last already, so that sealing takes less.
     fn settle(&mut self) {}
     /// The older image in its file that is to be brought up to date, if there is one; once.
@@ -87,6 +93,9 @@ fn pieces(address: u64, len: usize) -> impl Iterator<Item = Range<usize>> {
 /// An image in the making.
 pub struct Writer<'a> {
     out: Out<'a>,
+    /// Of a stream, the checksum of the stub, which goes out first.
+    streamed: Option<u64>,
+    stub_len: u64,
     stub: Vec<u8>,
     start: u64,
     blocks: Blocks,
@@ -103,13 +112,36 @@ pub struct Writer<'a> {
 
 impl<'a> Writer<'a> {
     /// An image behind `stub`, which is as it begins an image.
-    pub fn new(sink: &'a mut dyn Sink, stub: Vec<u8>) -> Self {
+    pub fn new(sink: &'a mut dyn Sink, mut stub: Vec<u8>) -> Self {
         let start = (stub.len() as u64).next_multiple_of(PAGE);
         let (chunks, sections) = (Vec::new(), Vec::new());
         let (runs, shared) = ([[0; 2]; 2], None);
-        let out = Out { sink, at: start + PAGE };
-        let blocks = Blocks::default();
-        Self { out, stub, start, blocks, chunks, sections, runs, flags: 0, shared, base: None }
+        let stub_len = stub.len() as u64;
+        let (blocks, base) = (Blocks::default(), None);
+        let mut out = Out { sink, at: start + PAGE, before: Vec::new() };
+        let streamed = out.sink.is_stream().then(|| {
+            out.at = start;
+            // Whether anything behind the stub was cut off the stub itself can see.
+            elf::mark(&mut stub);
+            front::set_length(&mut stub, start);
+            stub.resize(start as usize, 0);
+            out.before = std::mem::take(&mut stub);
+            hash(&out.before)
+        });
+        Self {
+            out,
+            streamed,
+            stub_len,
+            stub,
+            start,
+            blocks,
+            chunks,
+            sections,
+            runs,
+            flags: 0,
+            shared,
+            base,
+        }
     }
 
     /// Compresses content ([`ckpt_abi::image::Codec`]) where that makes it smaller; records stay as they are.
@@ -382,12 +414,22 @@ impl<'a> Writer<'a> {
         let sections = self.sections.as_bytes().to_vec();
         self.out.write(&sections)?;
         let table_at = sections_at + sections.len() as u64;
+        let mut table = elf::table(self.start, table_at, table_at);
+        if let Some(stub_hash) = self.streamed {
+            let header_at = (table_at + elf::LEN).next_multiple_of(PAGE);
+            let file_len = header_at + PAGE + size_of::<Trailer>() as u64;
+            table.resize((header_at - table_at) as usize, 0);
+            table.extend(self.header(stub_hash, file_len, sections_at, hash(&sections)));
+            self.out.write(&table)?;
+            let trailer = trailer(header_at, file_len, table_at, &table);
+            self.out.write(trailer.as_bytes())?;
+            self.out.sink.seal(file_len)?;
+            return Ok(file_len);
+        }
         let file_len = table_at + elf::LEN + size_of::<Trailer>() as u64;
-        let table = elf::table(self.start, table_at, table_at);
         self.out.write(&table)?;
-        let trailer = self.trailer(file_len, table_at, &table);
+        let trailer = trailer(self.start, file_len, table_at, &table);
         self.out.write(trailer.as_bytes())?;
-        let stub_len = self.stub.len() as u64;
         elf::refer_to_table(&mut self.stub, table_at);
         front::set_length(&mut self.stub, file_len);
         self.stub.resize(self.start as usize, 0);
@@ -397,41 +439,29 @@ impl<'a> Writer<'a> {
             })?,
             None => self.out.sink.write_at(0, &self.stub)?,
         }
-        let header = self.header(stub_len, file_len, sections_at, hash(&sections));
+        let header = self.header(hash(&self.stub), file_len, sections_at, hash(&sections));
         self.out.sink.write_at(self.start, &header)?;
         self.out.sink.seal(file_len)?;
         Ok(file_len)
     }
 
-    fn trailer(&self, file_len: u64, elf_table: u64, table: &[u8]) -> Trailer {
-        let mut trailer = Trailer {
-            magic: TRAILER_MAGIC,
-            header: self.start,
-            file_len,
-            elf_hash: hash(table),
-            elf_table,
-            ..Trailer::new_zeroed()
-        };
-        trailer.hash = hash(trailer.as_bytes());
-        trailer
-    }
-
-    fn header(&self, stub_len: u64, file_len: u64, sections: u64, sections_hash: u64) -> Vec<u8> {
+    fn header(&self, stub_hash: u64, file_len: u64, sections: u64, sections_hash: u64) -> Vec<u8> {
         let processes = self.sections.iter().filter(|s| s.kind == SectionKind::Process as u32);
         let header = Header {
             magic: HEADER_MAGIC,
             needs: if processes.count() > 1 { needs::PROCESSES } else { 0 }
-                | if self.blocks.are_compressed() { needs::CODEC } else { 0 },
+                | if self.blocks.are_compressed() { needs::CODEC } else { 0 }
+                | if self.streamed.is_some() { needs::STREAMED } else { 0 },
             format: FORMAT,
             abi_version: ABI_VERSION,
             start: self.start,
-            stub_len,
+            stub_len: self.stub_len,
             file_len,
             sections,
             section_count: self.sections.len() as u32,
             section_len: size_of::<Section>() as u32,
             sections_hash,
-            stub_hash: hash(&self.stub),
+            stub_hash,
             run: self.runs[0],
             before: self.runs[1],
             flags: self.flags,
@@ -444,4 +474,18 @@ impl<'a> Writer<'a> {
         page[at..at + 8].copy_from_slice(&sum);
         page
     }
+}
+
+/// The trailer behind the ELF table and what else lies there.
+fn trailer(header: u64, file_len: u64, elf_table: u64, table: &[u8]) -> Trailer {
+    let mut trailer = Trailer {
+        magic: TRAILER_MAGIC,
+        header,
+        file_len,
+        elf_hash: hash(table),
+        elf_table,
+        ..Trailer::new_zeroed()
+    };
+    trailer.hash = hash(trailer.as_bytes());
+    trailer
 }

@@ -11,6 +11,10 @@
 //! end - 64        Trailer
 //! ```
 //!
+//! Of an image that was written front to back ([`needs::STREAMED`]) content follows the stub at once, and the header's page
+//! lies behind the ELF table, at a multiple of the page size; [`Trailer::header`] says where. Its stub knows neither the
+//! file's length nor the ELF table.
+//!
 //! Every byte that means something lies under one xxh3 (64 bit, seed 0): the stub and the header's page under the
 //! header's two, content under that of its [`Chunk`], sections with their padding under that
 //! of their [`Section`], the section table under the header's, the ELF table under the trailer's
@@ -36,7 +40,7 @@ pub const TRAILER_MAGIC: [u8; 8] = *b"CKPTEND\n";
 /// Version of the file format.
 pub const FORMAT: u32 = 3;
 /// Bits of [`Header::needs`] that this build understands.
-pub const KNOWN_NEEDS: u64 = needs::PROCESSES | needs::CODEC;
+pub const KNOWN_NEEDS: u64 = needs::PROCESSES | needs::CODEC | needs::STREAMED;
 /// Page size of the only architecture there is so far.
 pub const PAGE: u64 = 4096;
 /// Longest chunk in bytes: what one checksum covers, and one thread reads at a time.
@@ -56,6 +60,8 @@ pub mod needs {
     pub const CODEC: u64 = 4;
     /// Chunks and sections that are encrypted.
     pub const SEALED: u64 = 8;
+    /// A header behind the content.
+    pub const STREAMED: u64 = 16;
 }
 
 record! {
@@ -69,7 +75,8 @@ record! {
         abi_version: u32,
         /// What a reader must understand.
         needs: u64,
-        /// Offset of this header in the file: the length of the stub with its padding.
+        /// The length of the stub with its padding; the offset of this header in the file, unless that lies at the end
+        /// ([`needs::STREAMED`]).
         start: u64,
         /// Length of the stub without padding.
         stub_len: u64,
@@ -116,7 +123,8 @@ record! {
         header: u64,
         /// Length of the whole file.
         file_len: u64,
-        /// xxh3 of the ELF section table, from the end of the last section to this trailer.
+        /// xxh3 of the ELF section table, and the header behind it if that lies there: from the end of the section table to
+        /// this trailer.
         elf_hash: u64,
         /// Offset of the ELF section table.
         elf_table: u64,
