@@ -84,6 +84,11 @@ pub(crate) fn file_user() -> u32 {
     setfsuid(Uid::from_raw(u32::MAX)).as_raw()
 }
 
+/// The group as which it does.
+pub(crate) fn file_group() -> u32 {
+    setfsgid(Gid::from_raw(u32::MAX)).as_raw()
+}
+
 /// The securebits of this thread (capabilities(7)).
 pub(crate) fn securebits() -> u32 {
     // SAFETY: it takes no pointer.
@@ -120,6 +125,12 @@ impl Rights {
     /// Those of a user and a group, with these supplementary groups and effective capabilities.
     pub(crate) fn of((user, group): (u32, u32), groups: Vec<u32>, capabilities: u64) -> Self {
         Self { user, group, groups, capabilities }
+    }
+
+    /// Whether they are those of another user than we are, and one who is not root: a program that is executed has those
+    /// of its user.
+    pub(crate) fn are_anothers(&self) -> bool {
+        self.user != 0 && self.user != nix::unistd::geteuid().as_raw()
     }
 
     /// Does something with these rights and those only; this thread's own are back afterwards. A thread
@@ -181,7 +192,7 @@ impl Before {
         // SAFETY: the kernel reads the header and writes the two sets.
         let got = unsafe { libc::syscall(libc::SYS_capget, &THIS_THREAD, &mut sets) };
         Errno::result(got).because(|| "cannot find out our capabilities")?;
-        let group = setfsgid(Gid::from_raw(u32::MAX)).as_raw();
+        let group = file_group();
         let groups = groups.into_iter().map(Gid::as_raw).collect();
         Ok(Self { user: file_user(), group, groups, sets })
     }
@@ -194,8 +205,7 @@ impl Before {
         setfsgid(Gid::from_raw(rights.group));
         // Takes the capabilities that are about files with it, when it was 0 (capabilities(7)).
         setfsuid(Uid::from_raw(rights.user));
-        if file_user() != rights.user || setfsgid(Gid::from_raw(u32::MAX)).as_raw() != rights.group
-        {
+        if file_user() != rights.user || file_group() != rights.group {
             return Err(Errno::EPERM);
         }
         let mut sets = self.sets;

@@ -2,7 +2,7 @@
 //! What the table of forms and options is made of.
 
 use crate::proc::Pid;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 
 use super::ServeOptions;
 use crate::error::Result;
@@ -106,6 +106,7 @@ pub(super) struct Draft {
     pub stop: bool,
     /// Some(true): also a checkpoint of another run.
     pub resume: Option<bool>,
+    pub probe: Option<OsString>,
     pub trust: bool,
     pub replace: bool,
     pub truncate_files: bool,

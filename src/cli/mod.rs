@@ -182,6 +182,8 @@ pub(crate) struct Resume {
     pub any: bool,
     /// Also one that others may have changed.
     pub trust: bool,
+    /// The command that gives the newest checkpoint of a name that is a command.
+    pub probe: Option<OsString>,
     /// [`StubOptions::truncate_files`].
     pub truncate_files: bool,
     /// [`StubOptions::no_tty`].

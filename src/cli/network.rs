@@ -9,9 +9,11 @@ pub(super) const FORMS: &[Entry] = &[
         form: Form::Restart,
         word: Some("restart"),
         operand: Some(Operand { name: "NAME [OPTIONS...]", kind: Kind::File, optional: false }),
-        help: "Execute a checkpoint of a server or in a file",
-        long: "Executes the checkpoint NAME, which is cssrv://HOST[:PORT]/NAME or a file. One on a \
-               server is fetched into memory and executed there. OPTIONS after NAME are those of \
+        help: "Execute a checkpoint of a server, in a file or from a command",
+        long: "Executes the checkpoint NAME, which is cssrv://HOST[:PORT]/NAME, a file, |COMMAND for the \
+               standard output of COMMAND, or - for standard input. What is no file is fetched into memory, \
+               or into a file without a name in $TMPDIR or /var/tmp where memory is short, checked, and \
+               executed there. OPTIONS after NAME are those of \
                a checkpoint file that is executed.",
         hidden: false,
     },

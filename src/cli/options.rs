@@ -55,6 +55,21 @@ pub(super) const OPTIONS: &[Opt] = &[
         ..Opt::SWITCH
     },
     Opt {
+        long: "probe",
+        value: Some(("COMMAND", Kind::Program)),
+        help: "--resume what COMMAND gives",
+        description: "With --resume, where the checkpoint's name is a command (-n '|COMMAND'): this COMMAND (by \
+                      /bin/sh) writes the newest checkpoint to its standard output, or nothing if there is none \
+                      yet, and PROGRAM starts from its beginning. If it ends with another status than 0, nothing \
+                      is started.",
+        forms: &[Form::Launch],
+        set: Set::Draft(|draft, value| {
+            draft.probe = Some(value.to_owned());
+            Ok(())
+        }),
+        ..Opt::SWITCH
+    },
+    Opt {
         long: "trust",
         help: "Restart a checkpoint that others may have changed",
         description: "Restarts a checkpoint that belongs to somebody else than the user and root, that \

@@ -60,6 +60,7 @@ pub(crate) fn parse(
                 settings,
                 cpu,
                 resume,
+                probe,
                 truncate_files,
                 no_tty,
                 map_port,
@@ -68,8 +69,18 @@ pub(crate) fn parse(
                 replace,
                 ..
             } = reader.draft;
-            let resume =
-                resume.map(|any| Resume { truncate_files, no_tty, any, trust, map_port, ids });
+            if probe.is_some() && resume.is_none() {
+                return Err(Error::new("the option --probe goes with --resume"));
+            }
+            let resume = resume.map(|any| Resume {
+                probe,
+                truncate_files,
+                no_tty,
+                any,
+                trust,
+                map_port,
+                ids,
+            });
             Ok(Command::Launch { settings, cpu, program, args, resume, replace })
         }
         (None, None) => Err(reader.bad("there is no program to run after the options")),

@@ -5,13 +5,14 @@ use crate::dump::place::Keep;
 use crate::error::Result;
 use crate::image::file::{self, FileSink};
 use crate::image::older::Renewal;
+use crate::image::piped;
 use crate::image::write::Sink;
 use crate::order;
 use crate::proc::Pid;
 use crate::serve::client::Client;
-use crate::serve::upload::UploadSink;
+use crate::serve::upload;
 use crate::settings::server::{Key, ServerName, Transfer};
-use crate::settings::{Name, Settings, Template, Values};
+use crate::settings::{Name, Settings, Template, Values, stream};
 use std::path::Path;
 
 /// Makes the sink for a name, without waiting for a network.
@@ -22,13 +23,33 @@ pub(crate) fn open(
     name: &Name,
     transfer: &Transfer,
     renewal: Option<Renewal>,
+    environment: &[u8],
 ) -> Result<Box<dyn Sink>> {
     match name {
         Name::File(path) if let Some(renewal) = renewal => {
             Ok(Box::new(FileSink::renew(path, renewal)?))
         }
         Name::File(path) => Ok(Box::new(FileSink::create(path)?)),
-        Name::Server(server) => Ok(Box::new(UploadSink::create(server.clone(), transfer.clone())?)),
+        Name::Server(server) => Ok(Box::new(upload::sink(server.clone(), transfer.clone())?)),
+        Name::Stream(name) => {
+            Ok(Box::new(piped::to_command(stream::command(name)?, environment.to_vec())?))
+        }
+    }
+}
+
+/// The same where `-` is our standard output.
+///
+/// # Errors
+/// As [`open`]; it is a terminal.
+pub(crate) fn open_or_print(
+    name: &Name,
+    transfer: &Transfer,
+    renewal: Option<Renewal>,
+    environment: &[u8],
+) -> Result<Box<dyn Sink>> {
+    match name {
+        Name::Stream(name) if name == "-" => Ok(Box::new(piped::to_output()?)),
+        _ => open(name, transfer, renewal, environment),
     }
 }
 
@@ -38,6 +59,7 @@ pub(crate) fn prune(name: &Name, transfer: &Transfer, keep: &Keep) {
     match name {
         Name::File(_) => file::prune(&keep.template, &keep.values, keep.count),
         Name::Server(server) => drop(prune_server(server, transfer, keep)),
+        Name::Stream(_) => {}
     }
 }
 
@@ -87,6 +109,9 @@ pub(crate) fn check(template: &Template, values: &Values) -> Result<()> {
 /// # Errors
 /// As [`check`].
 pub(crate) fn check_said(settings: &Settings) -> Result<()> {
+    if let Some(Name::Stream(name)) = &settings.name {
+        stream::command(name)?;
+    }
     if let Some(file) = settings.name.as_ref().and_then(Name::file) {
         let values = Values::of(Pid::own());
         return check(&Template::parse(file)?, &values);

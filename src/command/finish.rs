@@ -163,6 +163,7 @@ pub(super) fn earlier(settings: &Settings) -> Option<String> {
             let names = numbered(server, &settings.transfer, &template, &values).ok()?;
             names.first().map(|(_, name)| name.to_string())
         }
+        Name::Stream(_) => None,
     }
 }
 

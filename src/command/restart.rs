@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-only
-//! `ckpt restart NAME`: executes a checkpoint by its name, which is a file's or a server's.
+//! `ckpt restart NAME`: executes a checkpoint by its name, which is a file's, a server's or a stream's.
 //!
 //! # Safety
 //! execveat(2) is called with strings that live until it returns, which it does only on failure.
@@ -45,6 +45,18 @@ pub(super) fn run(
         }
         Name::Server(server) => {
             let file = fetch::fetch(&server, transfer)?;
+            execute(file, Path::new(name), args)
+        }
+        Name::Stream(_) => {
+            let file = fetch::streamed(name)?;
+            let copy = file.try_clone().because(|| "cannot keep a checkpoint open")?;
+            let image = Image::from_file(copy, Path::new(name));
+            let image = image.map_err(|e| e.with_status(CANNOT_EXECUTE))?;
+            image.verify()?;
+            if name == "-" {
+                fetch::back_to_the_terminal(&image)?;
+            }
+            drop(image);
             execute(file, Path::new(name), args)
         }
     }

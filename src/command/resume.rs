@@ -14,7 +14,8 @@ use crate::restart::mapping::hold_signal;
 use crate::restart::{self, restart};
 use crate::serve::client::Client;
 use crate::settings::{self, Name, Settings, Template, Values};
-use std::ffi::OsString;
+use ckpt_abi::image::{Machine, SectionKind};
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -42,9 +43,13 @@ pub(super) fn resume(
     hold_signal(signal, true);
     finish::await_others(settings);
     let mut finished = None;
-    for name in existing(template, settings)? {
+    let mut probed = probe(settings, resume.probe.as_deref())?;
+    for name in existing(template, settings, probed.as_ref())? {
         let shown = name.written();
-        let opened = open(&name, settings);
+        let opened = match &name {
+            Name::Stream(_) => Ok(probed.take()),
+            name => open(name, settings),
+        };
         let distrust = match (&name, &opened) {
             (Name::File(path), opened) if !resume.trust => {
                 trust::judge(opened.as_ref().ok().and_then(Option::as_ref), path)?
@@ -126,9 +131,50 @@ fn nothing(why: Error) -> Error {
     why.hint("nothing was started")
 }
 
-/// The checkpoints of the name, the newest first; those for which a server was away among them.
-fn existing(template: &Template, settings: &Settings) -> Result<Vec<Name>> {
+/// What the second command of a stream gives: the newest checkpoint, or nothing.
+fn probe(settings: &Settings, line: Option<&OsStr>) -> Result<Option<File>> {
+    let (name, line) = match (&settings.name, line) {
+        (Some(Name::Stream(_)), Some(line)) => ([OsStr::new("|"), line].join(OsStr::new("")), line),
+        (Some(name @ Name::Stream(_)), None) => {
+            let sentence = format!("--resume does not know how to get back what {name} has stored");
+            return Err(nothing(Error::new(sentence).hint("say it with --probe COMMAND")));
+        }
+        (_, Some(_)) => {
+            let sentence = "--probe goes with a checkpoint's name that is a command, -n '|COMMAND'";
+            return Err(nothing(Error::new(sentence)));
+        }
+        _ => return Ok(None),
+    };
+    let file = fetch::gathered(&name).because(|| "--probe").map_err(nothing)?;
+    let len = file.metadata().because(|| line.to_string_lossy().into_owned())?.len();
+    Ok((len > 0).then_some(file))
+}
+
+/// When a checkpoint was taken, in seconds; 0 where that cannot be read.
+fn time(file: &File) -> u64 {
+    let read = || {
+        let image = Image::from_file(file.try_clone().ok()?, Path::new("")).ok()?;
+        image.record(SectionKind::Machine).ok()
+    };
+    read().map_or(0, |machine: Machine| machine.realtime / 1_000_000_000)
+}
+
+/// The checkpoints of the name, the newest first; those for which a server or a command was away among them.
+fn existing(template: &Template, settings: &Settings, probed: Option<&File>) -> Result<Vec<Name>> {
     let values = Values::of(Pid::own());
+    let fallback = settings.transfer.fallback.as_ref();
+    let fallback = fallback.and_then(|file| Some((file, file.metadata().ok()?.mtime())));
+    let with_fallback = |mut names: Vec<Name>, newest: u64| {
+        if let Some((file, time)) = fallback {
+            let at = if time.cast_unsigned() >= newest { 0 } else { names.len() };
+            names.insert(at, Name::File(file.clone()));
+        }
+        names
+    };
+    if let Some(name @ Name::Stream(_)) = &settings.name {
+        let names = probed.map(|_| name.clone()).into_iter().collect();
+        return Ok(with_fallback(names, probed.map_or(0, time)));
+    }
     let Some(Name::Server(server)) = &settings.name else {
         let found = template.existing(&values)?.into_iter();
         return Ok(found.map(|(_, path)| Name::File(path)).collect());
@@ -145,12 +191,7 @@ fn existing(template: &Template, settings: &Settings) -> Result<Vec<Name>> {
         names.insert(at, Name::Server(name));
         newest = if at == 0 { entry.time } else { newest };
     }
-    let fallback = settings.transfer.fallback.as_ref();
-    if let Some((file, meta)) = fallback.and_then(|f| Some((f, f.metadata().ok()?))) {
-        let at = if meta.mtime().cast_unsigned() >= newest { 0 } else { names.len() };
-        names.insert(at, Name::File(file.clone()));
-    }
-    Ok(names)
+    Ok(with_fallback(names, newest))
 }
 
 /// None for what has gone.
@@ -164,6 +205,7 @@ fn open(name: &Name, settings: &Settings) -> Result<Option<File>> {
                 .map_err(nothing),
         },
         Name::Server(server) => fetch::download(server, &settings.transfer).map(Some),
+        Name::Stream(_) => Ok(None),
     }
 }
 

@@ -30,12 +30,18 @@ pub(super) fn run(process: &Process, stop: bool, settings: Settings) -> Result<u
         eprintln!("ckpt: {}", printable(&sentence));
     }
     let name = printable(&outcome.name.to_string_lossy());
+    let is_output = name == "-";
+    let name = if is_output { "standard output" } else { &name };
     let line = format!(
         "{name}: {}, the program stood still for {} ms{}",
         super::facts::size(outcome.bytes),
         fraction(outcome.pause.as_micros() as u64, 1000, 1),
         if outcome.stopped { " and was ended" } else { "" }
     );
+    if is_output {
+        eprintln!("ckpt: {line}");
+        return Ok(0);
+    }
     // The checkpoint is there, whatever becomes of this.
     let _ = std::io::Write::write_all(&mut std::io::stdout(), format!("{line}\n").as_bytes());
     Ok(0)
@@ -48,7 +54,7 @@ fn save(asked: &Process, meant: &Process, stop: bool, settings: &Settings) -> Re
     let settings = Settings { without, ..settings };
     let process = enter::enter(meant.clone())?;
     super::dumper::prepare();
-    let (open, prune) = (super::destination::open, super::destination::prune);
+    let (open, prune) = (super::destination::open_or_print, super::destination::prune);
     dump(&Demand {
         process,
         settings,

@@ -126,7 +126,7 @@ impl<'a> Checkpoint<'a> {
         let memory = equipped.iter().filter_map(|process| process.process.resident());
         let files = common.streams.iter().map(|stream| stream.object as usize);
         let files = files.filter_map(|index| common.objects.get(index)).map(|object| object.size);
-        let name = self.place.name.display().to_string();
+        let name = self.place.shown().display().to_string();
         Some(progress::begin(name, Some(memory.chain(files).sum()), screen))
     }
 

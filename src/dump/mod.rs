@@ -73,7 +73,8 @@ const TURN: Duration = Duration::from_secs(2);
 
 /// Makes the sink for a name. It is called while the target stands still, and must not wait for a
 /// network.
-pub(crate) type Open = fn(&Name, &Transfer, Option<Renewal>) -> Result<Box<dyn Sink>>;
+/// The bytes are the environment of a command, NAME=VALUE with a null byte behind each.
+pub(crate) type Open = fn(&Name, &Transfer, Option<Renewal>, &[u8]) -> Result<Box<dyn Sink>>;
 
 /// Deletes what is older than wanted of a counted name, now that the checkpoint of that name is whole.
 pub(crate) type Prune = fn(&Name, &Transfer, &place::Keep);
@@ -422,6 +423,9 @@ fn proceed(
     let runs = checkpoint.runs(equipped);
     let image = place.image(&mut *sink, front);
     let mut writing = Writing::begin(image, common, runs, stop);
+    if stop {
+        writing.may_wait();
+    }
     let (pictured, mut pause) = pages::write(checkpoint, still, &mut writing, (rolling, since))?;
 
     if checkpoint.request.periodic {
@@ -444,7 +448,7 @@ fn proceed(
     if let Some((known, kept)) = rolling.zip(sink.kept()) {
         known.borrow_mut().sealed(kept, checkpoint.generation);
     }
-    let name = place.name.clone();
+    let name = place.shown();
     let mut outcome = Outcome { name, bytes, pause, stopped: stop, losses, notes, diverted: None };
     if stop {
         outcome.tell(checkpoint.request.tell.as_ref());

@@ -56,6 +56,7 @@ pub(super) fn write<'a>(
     if let Some((known, first)) = rolling.zip(pictured.first()).filter(|_| tracks) {
         first.be_tracked(&mut known.borrow_mut());
     }
+    writing.may_wait();
     for process in &mut pictured {
         let written = writing.rest(process, holding.take());
         written.map_err(|error| match rolling.filter(|_| holds) {

@@ -162,7 +162,9 @@ pub(crate) fn configuration(process: &Process, settings: &Settings) -> Result<Co
     };
     let cwd = process.cwd()?.path;
     let own = Name::parse(&settings::default_name(&program))?;
-    let settings = settings.clone().or(Settings { name: Some(own), ..Settings::default() });
+    let mut settings = settings.clone();
+    // What is ckpt save's standard output now is nobody's later.
+    settings.name = settings.name.filter(|name| *name != Name::Stream("-".into())).or(Some(own));
     let config = settings.resolve(&cwd)?.apply(settings::default_config());
     Ok(Config { run: settings::fresh_run(), begun: kinship::begun(process.pid()), ..config })
 }

@@ -296,6 +296,11 @@ impl<'a> Writing<'a> {
         self.common.losses.extend(losses);
     }
 
+    /// Nobody who is to go on stands still from now on.
+    pub(crate) fn may_wait(&mut self) {
+        self.writer.may_wait();
+    }
+
     /// Has what is written last already.
     pub(crate) fn settle(&mut self) {
         self.writer.settle();

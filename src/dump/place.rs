@@ -2,15 +2,16 @@
 //! Where a checkpoint goes, and with whose rights it gets there.
 
 use super::Demand;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::image::base::Base;
 use crate::image::older::{Id, Older, Renewal};
 use crate::image::write::{Sink, Writer};
 use crate::proc::Process;
 use crate::rights::{self, Compared, Rights};
 use crate::settings::server::{self, Transfer};
-use crate::settings::{Name, Settings, Template, Values};
+use crate::settings::{Name, Settings, Template, Values, stream};
 use ckpt_abi::region::Config;
+use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
@@ -65,6 +66,8 @@ pub(crate) struct Place {
     compress: bool,
     keep: Keep,
     pub(super) whose: Whose,
+    /// Of a command that gets the image: NAME=VALUE, with a null byte behind each.
+    environment: Vec<u8>,
 }
 
 /// Which checkpoints of a name stay.
@@ -108,8 +111,19 @@ impl Place {
         if let Some(file) = transfer.fallback.as_mut().filter(|_| forked) {
             file.as_mut_os_string().push(format!(".{}", request.pid()));
         }
+        let environment = match is_stream(&name) {
+            true => environment(request, &values, *generation + 1)?,
+            false => Vec::new(),
+        };
+        if forked && is_stream(&name) && !template.has_pid() {
+            let pid = request.pid();
+            return Err(Error::new(format!(
+                "what the command stores of process {pid}, a forked one, would take the place of its parent's"
+            ))
+            .hint("put %p, the process id, into the command"));
+        }
         let keep = Keep { count, template, values };
-        Ok(Self { name, transfer, compress, keep, whose })
+        Ok(Self { name, transfer, compress, keep, whose, environment })
     }
 
     /// Makes the sink.
@@ -122,7 +136,14 @@ impl Place {
         renewal: Option<Renewal>,
     ) -> Result<Box<dyn Sink>> {
         let name = Name::from_bytes(self.name.as_os_str().as_bytes())?;
-        let sink = self.whose.touch(|| open(&name, &self.transfer, renewal))??;
+        if let (Name::Stream(_), Whose::Its(Some(rights))) = (&name, &self.whose)
+            && !rights.are_anothers()
+        {
+            let sentence = "the program may do less than we, and its command would get our rights";
+            return Err(Error::new(sentence).hint("say where the checkpoint goes with -n NAME"));
+        }
+        let sink =
+            self.whose.touch(|| open(&name, &self.transfer, renewal, &self.environment))??;
         Ok(Box::new(Guarded { sink: Some(sink), whose: self.whose.clone() }))
     }
 
@@ -133,12 +154,21 @@ impl Place {
         if self.compress { writer.compressed() } else { writer }
     }
 
+    /// For sentences.
+    pub(crate) fn shown(&self) -> PathBuf {
+        stream::shown_name(self.name.as_os_str()).into()
+    }
+
+    /// Whether it is a file's; a resolved name of one is absolute.
+    fn is_file(&self) -> bool {
+        self.name.is_absolute()
+    }
+
     /// Whether it is a file of one name, as it is, as the process is configured: such a one can be brought up
     /// to date.
     pub(crate) fn is_plain(&self) -> bool {
-        let server = self.name.as_os_str().as_bytes().starts_with(server::SCHEME.as_bytes());
         let counted = self.keep.template.is_counted();
-        let elsewhere = server || self.transfer.fallback.is_some();
+        let elsewhere = !self.is_file() || self.transfer.fallback.is_some();
         !elsewhere && !counted && !self.compress && self.whose.is_its()
     }
 
@@ -150,10 +180,9 @@ impl Place {
         self.whose.touch(work)
     }
 
-    /// The file for a checkpoint that a server did not take, if there is one.
+    /// The file for a checkpoint that a server or a command did not take, if there is one.
     pub(crate) fn fallback(&self) -> Option<PathBuf> {
-        let server = self.name.as_os_str().as_bytes().starts_with(server::SCHEME.as_bytes());
-        self.transfer.fallback.clone().filter(|_| server)
+        self.transfer.fallback.clone().filter(|_| !self.is_file())
     }
 
     /// Deletes what is older than wanted, now that this one is whole.
@@ -179,6 +208,37 @@ fn settings(request: &Demand, config: &Config, foreign: bool) -> Result<Settings
     Settings::from_config(&asked.apply(*config))
 }
 
+fn is_stream(name: &std::path::Path) -> bool {
+    stream::is_one(name.as_os_str().as_bytes())
+}
+
+/// The environment of a command that gets an image: that of who has named it, and what the image is of.
+fn environment(request: &Demand, values: &Values, number: u64) -> Result<Vec<u8>> {
+    let before = match &request.settings.name {
+        None => request.process.environment()?,
+        Some(_) => Process::own()?.environment()?,
+    };
+    let ours: [(&str, OsString); 4] = [
+        ("CKPT_PID", values.pid.to_string().into()),
+        ("CKPT_HOST", values.host.clone()),
+        ("CKPT_NUMBER", number.to_string().into()),
+        (
+            "CKPT_PROGRAM",
+            std::fs::read_link(request.process.path("exe")).unwrap_or_default().into(),
+        ),
+    ];
+    let known = |variable: &&[u8]| {
+        let name = variable.split(|byte| *byte == b'=').next().unwrap_or_default();
+        !name.is_empty() && ours.iter().all(|(ours, _)| ours.as_bytes() != name)
+    };
+    let mut all: Vec<u8> =
+        before.split(|byte| *byte == 0).filter(known).flat_map(|it| [it, b"\0"].concat()).collect();
+    for (name, value) in &ours {
+        all.extend([name.as_bytes(), b"=", value.as_bytes(), b"\0"].concat());
+    }
+    Ok(all)
+}
+
 /// A sink whose file is touched with the rights of who has named it.
 struct Guarded {
     sink: Option<Box<dyn Sink>>,
@@ -200,6 +260,14 @@ impl Sink for Guarded {
 
     fn settle(&mut self) {
         self.sink.iter_mut().for_each(|sink| sink.settle());
+    }
+
+    fn is_stream(&self) -> bool {
+        self.sink.as_ref().is_some_and(|sink| sink.is_stream())
+    }
+
+    fn may_wait(&mut self) {
+        self.sink.iter_mut().for_each(|sink| sink.may_wait());
     }
 
     fn seal(&mut self, len: u64) -> Result<()> {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Checkpoint files: writing, reading, checking. The format itself is in `ckpt_abi::image`.
 
+mod attendant;
 pub(crate) mod base;
 mod blocks;
 mod codec;
@@ -12,6 +13,8 @@ mod golden;
 mod head;
 mod layout;
 pub(crate) mod older;
+pub(crate) mod piped;
+pub(crate) mod queued;
 pub mod read;
 #[cfg(test)]
 mod several;

@@ -217,6 +217,11 @@ impl<'a> Writer<'a> {
         self.chunk(known, addr, content, pieces)
     }
 
+    /// As [`Sink::may_wait`].
+    pub(crate) fn may_wait(&mut self) {
+        self.out.sink.may_wait();
+    }
+
     /// As [`Sink::settle`].
     pub(crate) fn settle(&mut self) {
         self.out.sink.settle();

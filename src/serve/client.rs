@@ -265,7 +265,7 @@ impl Put {
     ///
     /// # Errors
     /// As before; the server keeps what it had under this name.
-    pub(crate) fn seal(mut self, len: u64) -> Result<()> {
+    pub(crate) fn seal(&mut self, len: u64) -> Result<()> {
         let seal = Seal { len, sum: self.sum.sum() }.bytes();
         let sent = self.client.channel.send(Kind::Seal, 0, &seal);
         match sent {

@@ -9,6 +9,7 @@ mod fields;
 pub mod server;
 pub(crate) mod setting;
 mod signal;
+pub(crate) mod stream;
 pub(crate) mod table;
 mod template;
 #[cfg(test)]
@@ -48,6 +49,8 @@ pub enum Name {
     File(PathBuf),
     /// `cssrv://HOST[:PORT]/NAME`, a checkpoint server's.
     Server(ServerName),
+    /// `|COMMAND`, whose standard input gets it, with the placeholders of a [`Template`], or `-`, standard output.
+    Stream(OsString),
 }
 
 /// What was said about checkpoints; `None` where nothing was said.
@@ -91,7 +94,7 @@ pub struct Settings {
 }
 
 impl Name {
-    /// Reads `FILENAME`, `file://FILENAME` or `cssrv://HOST[:PORT]/NAME`.
+    /// Reads `FILENAME`, `file://FILENAME`, `cssrv://HOST[:PORT]/NAME`, `|COMMAND` or `-`.
     ///
     /// # Errors
     /// Empty or over-long names, names with a NUL, names that can only be a directory's, unknown
@@ -101,14 +104,24 @@ impl Name {
         if bytes.starts_with(server::SCHEME.as_bytes()) {
             return ServerName::parse(text).map(Self::Server);
         }
+        if stream::is_one(bytes) {
+            if bytes != b"-" {
+                stream::command(text)?;
+            }
+            if bytes.contains(&0) {
+                return Err(nul(text));
+            }
+            Template::parse(Path::new(text))?;
+            return within(text.to_owned()).map(Self::Stream);
+        }
         let file = bytes.strip_prefix(b"file://").unwrap_or(bytes);
         if let Some(end) = find(file, b"://") {
             let whole = bytes.len() - file.len();
             let scheme = OsStr::from_bytes(&bytes[..whole + end + 3]);
             return Err(Error::new(format!(
                 "the checkpoint name {} has the unknown scheme {}; \
-                 a name is FILENAME, file://FILENAME or cssrv://HOST[:PORT]/NAME, where FILENAME does \
-                 not contain '://'",
+                 a name is FILENAME, file://FILENAME, cssrv://HOST[:PORT]/NAME or |COMMAND, where FILENAME \
+                 does not contain '://'",
                 quoted(text),
                 quoted(scheme)
             )));
@@ -118,8 +131,7 @@ impl Name {
             return Err(Error::new(format!("the checkpoint name {which} names no file")));
         }
         if file.contains(&0) {
-            let name = quoted(text);
-            return Err(Error::new(format!("the checkpoint name {name} contains a NUL byte")));
+            return Err(nul(text));
         }
         let last = file.rsplit(|&b| b == b'/').next().unwrap_or_default();
         if matches!(last, b"" | b"." | b"..") {
@@ -145,6 +157,9 @@ impl Name {
                 Self::fitting(dir.join(path).components().collect())
             }
             Self::Server(_) => Ok(self.clone()),
+            Self::Stream(name) => {
+                within(stream::placed(name, &Template::escape(dir.as_os_str()))).map(Self::Stream)
+            }
         }
     }
 
@@ -152,19 +167,12 @@ impl Name {
     pub fn file(&self) -> Option<&Path> {
         match self {
             Self::File(path) => Some(path),
-            Self::Server(_) => None,
+            Self::Server(_) | Self::Stream(_) => None,
         }
     }
 
     fn fitting(path: PathBuf) -> Result<Self> {
-        let len = path.as_os_str().len();
-        if len > LONGEST_NAME {
-            return Err(Error::new(format!(
-                "the checkpoint name {} has {len} bytes; at most {LONGEST_NAME} are possible",
-                quoted(path.as_os_str())
-            )));
-        }
-        Ok(Self::File(path))
+        within(path.into()).map(|name| Self::File(name.into()))
     }
 
     /// How the name stands in [`Config::name`], where an absolute file name has no scheme.
@@ -172,6 +180,7 @@ impl Name {
         match self {
             Self::File(path) => path.clone().into_os_string(),
             Self::Server(name) => name.to_string().into(),
+            Self::Stream(name) => name.clone(),
         }
     }
 
@@ -183,6 +192,10 @@ impl Name {
         if bytes.first() == Some(&b'/') {
             return Self::fitting(PathBuf::from(OsString::from_vec(bytes.to_vec())));
         }
+        // Once filled in, a percent sign is itself.
+        if stream::is_one(bytes) {
+            return within(OsString::from_vec(bytes.to_vec())).map(Self::Stream);
+        }
         Self::parse(OsStr::from_bytes(bytes))
     }
 }
@@ -192,8 +205,24 @@ impl fmt::Display for Name {
         match self {
             Self::File(path) => path.display().fmt(f),
             Self::Server(name) => name.fmt(f),
+            Self::Stream(name) => stream::shown_name(name).display().fmt(f),
         }
     }
+}
+
+fn nul(text: &OsStr) -> Error {
+    Error::new(format!("the checkpoint name {} contains a NUL byte", quoted(text)))
+}
+
+fn within(name: OsString) -> Result<OsString> {
+    let len = name.len();
+    if len > LONGEST_NAME {
+        return Err(Error::new(format!(
+            "the checkpoint name {} has {len} bytes; at most {LONGEST_NAME} are possible",
+            quoted(&name)
+        )));
+    }
+    Ok(name)
 }
 
 impl Settings {
@@ -351,6 +380,13 @@ pub fn parse_keep(text: &OsStr) -> Result<u32> {
 pub fn template(config: &Config) -> Result<Template> {
     let name = Settings::from_config(config)?.name;
     let name = name.ok_or_else(|| Error::new("there is no checkpoint name"))?;
+    if let Name::Stream(name) = &name {
+        stream::command(name)?;
+        if config.keep > 0 {
+            let sentence = "--keep cannot remove what a command has stored";
+            return Err(Error::new(sentence).hint("let the command remove it"));
+        }
+    }
     let template = Template::parse(Path::new(&name.written()))?;
     if config.keep > 0 && !template.is_counted() {
         return Err(Error::new(format!(

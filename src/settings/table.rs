@@ -25,15 +25,21 @@ pub(crate) static SETTINGS: [Setting; 19] = [
         default: Some("PROGRAM's base name + .ckpt"),
         reach: Reach::Saves,
         help: "Save checkpoints to the file NAME",
-        description: "Saves checkpoints to NAME, which is FILENAME, file://FILENAME, or \
-                      cssrv://HOST[:PORT]/NAME on a checkpoint server (ckpt serve). A \
+        description: "Saves checkpoints to NAME, which is FILENAME, file://FILENAME, \
+                      cssrv://HOST[:PORT]/NAME on a checkpoint server (ckpt serve), or |COMMAND, which \
+                      gets each checkpoint at its standard input. A \
                       relative name is taken from the directory where ckpt (or the checkpoint \
                       file) is started, with -p from the process's working directory. An \
                       existing file is replaced when the new checkpoint is whole. A forked child \
                       that executed no other program saves to NAME with its process id appended.\n\n\
                       In NAME, %p stands for the process id, %h for the host, %% for a percent \
                       sign, and %n, behind the last slash, for a number that grows by one with \
-                      each checkpoint, from 1 or from the highest number that there is.",
+                      each checkpoint, from 1 or from the highest number that there is.\n\n\
+                      COMMAND is run by /bin/sh in the directory where a relative name would be, with the \
+                      environment of PROGRAM (with ckpt save -n, of that) and CKPT_PID, CKPT_HOST, CKPT_NUMBER \
+                      and CKPT_PROGRAM. The checkpoint is there if COMMAND has read all of it and ended with \
+                      status 0; else it has failed, with the last line of COMMAND's standard error. With ckpt \
+                      save -n - it goes to standard output.",
         parse: |said, value| fill(&mut said.name, Name::parse(value)),
         written: |said| Said::value(said.name.as_ref().map(Name::written)),
         inherit: |said, weaker| inherit(&mut said.name, &weaker.name),
@@ -469,8 +475,8 @@ pub(crate) static SETTINGS: [Setting; 19] = [
         env: Some(Variable { name: "CKPT_FALLBACK", value: "FILENAME" }),
         default: None,
         reach: Reach::Saves,
-        help: "Save to FILENAME when the server fails",
-        description: "Where a checkpoint goes that the checkpoint server did not take. A \
+        help: "Save to FILENAME when server or command fail",
+        description: "Where a checkpoint goes that the checkpoint server, or |COMMAND, did not take. A \
                       relative name is taken from where that of -n is.",
         parse: |said, value| fill(&mut said.transfer.fallback, parse_file(value)),
         written: |said| Said::value(said.transfer.fallback.as_ref()),

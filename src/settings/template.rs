@@ -6,7 +6,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use super::quoted;
+use super::{quoted, stream};
 use crate::error::{Because, Error, Result};
 
 /// A name with placeholders, all of which are known ones.
@@ -56,7 +56,11 @@ impl Template {
                 None => return Err(bad("ends with a single '%'; write %% for a percent sign")),
             }
         }
-        let slash = name.as_os_str().as_bytes().iter().rposition(|b| *b == b'/').unwrap_or(0);
+        let bytes = name.as_os_str().as_bytes();
+        let slash = match stream::is_one(bytes) {
+            true => 0,
+            false => bytes.iter().rposition(|b| *b == b'/').unwrap_or(0),
+        };
         if count > 1 || (count == 1 && last_n < slash) {
             return Err(bad("may have one %n, and only behind its last slash"));
         }
@@ -98,6 +102,9 @@ impl Template {
     /// # Errors
     /// The directory is there and cannot be looked through (EACCES).
     pub fn existing(&self, values: &Values) -> Result<Vec<(u64, PathBuf)>> {
+        if stream::is_one(self.0.as_os_str().as_bytes()) {
+            return Ok(Vec::new());
+        }
         let (before, after) = self.around(values);
         let before = PathBuf::from(OsString::from_vec(before));
         if after.is_none() {

@@ -9,6 +9,7 @@ fn resuming() {
     let settings = Settings { exit_status: Some(85), keep: Some(3), ..named("x%n") };
     let resumed = |truncate_files| {
         let resume = Some(Resume {
+            probe: None,
             truncate_files,
             no_tty: false,
             any: false,
@@ -36,6 +37,7 @@ fn resuming() {
         other => panic!("{other:?}"),
     };
     let resume = Resume {
+        probe: None,
         truncate_files: false,
         no_tty: true,
         any: true,
