@@ -173,10 +173,14 @@ fn embedded_files_are_read_where_there_are_none() {
     bench.file("written", "");
     let script = "exec 5< words 6>> written; read a <&5; echo $a >&6; echo ready; read l; \
                   read b <&5; echo $b >&6; echo $a $b; [ $l = go ]";
-    for (limit, carried) in [("4", false), ("64K", true)] {
+    let alone = ["-c", script];
+    let below = ["-c", "bash -c \"$0\"; exit $?", script];
+    for (limit, carried, words) in
+        [("4", false, &alone[..]), ("64K", true, &alone), ("64K", true, &below)]
+    {
         bench.file("words", "one\ntwo\nthree\n");
         bench.file("written", "");
-        save(&bench, &["--embed-files", limit], "bash", &["-c", script]);
+        save(&bench, &["--embed-files", limit], "bash", words);
         let info = bench.must(&["info", "x.ckpt"]).stdout;
         let has = |name: &str| info.iter().any(|l| l.starts_with(name) && l.contains("/words"));
         assert_eq!((has("files embedded "), has("not saved ")), (carried, !carried), "{info:?}");

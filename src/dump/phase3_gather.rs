@@ -73,8 +73,11 @@ pub(crate) fn gather_all<'a>(
         fds: std::mem::take(&mut looked.fds),
     };
     let of = equipped.iter().zip(&mut looked).map(table).collect();
-    let at_start = equipped.first().map_or([[0; 3]; 3], |first| first.region.control.standard);
-    let mut common = Common { tables: Tables::new(of, at_start, untouched)?, ..Common::default() };
+    let first = equipped.first().map(|first| &first.region.control);
+    let at_start = first.map_or([[0; 3]; 3], |control| control.standard);
+    let embed = first.map_or(0, |control| control.config.embed);
+    let tables = Tables::new(of, at_start, untouched)?;
+    let mut common = Common { tables, embed, ..Common::default() };
     common.tables.keeps = keeps;
     // To read what a handler of the program has to fill first would be to wait for it.
     let stand = processes

@@ -120,6 +120,8 @@ pub(crate) struct Common {
     pub streams: Vec<Stream>,
     /// The descriptors of all processes.
     pub tables: descriptor::Tables,
+    /// Files of at most so many bytes travel along: as the first process is configured, whoever has them.
+    pub embed: u64,
     /// What the image as a whole goes without, in sentences.
     pub losses: Vec<String>,
     /// The first process's clocks at the moment that the image shows: all that is left of its waits and timers was read before,

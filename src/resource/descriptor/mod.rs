@@ -216,7 +216,6 @@ pub(crate) fn save(
     let number = gathered.number;
     let pid = target.frozen.pid;
     let process = target.process();
-    let config = &target.region.control.config;
     let inner_pid = target.status.inner_id;
     let terminal = terminal::given(target.stat, &common.tables);
     let mut losses = Vec::new();
@@ -243,7 +242,7 @@ pub(crate) fn save(
                     all: &common.tables.of[number as usize].fds,
                     tables: &common.tables,
                     at_start: &common.tables.at_start,
-                    embed: config.embed,
+                    embed: common.embed,
                     terminal,
                 };
                 let saved = describe(&fd, number, &look)?;
