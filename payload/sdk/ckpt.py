@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-only
 """Checkpoints of this Python program, by itself: see ckpt.h and ckpt_ckpt(3).
 
-The module finds libckpt.so where `ckpt sdk` has put it beside the module, or preloaded. Functions
+The module finds libckpt.so preloaded, beside itself, where `ckpt sdk` has put it, or where the loader does. Functions
 raise ckpt.Error (an OSError) when they fail. Callbacks run Python code: where a signal, `ckpt save`
 or -z may ask for a checkpoint of a program with callbacks, put `with ckpt.held():` around all but
 the places where that is welcome, or take checkpoints with checkpoint() alone.
@@ -52,7 +52,9 @@ def _load():
     process = ctypes.CDLL(None, use_errno=True)
     if not hasattr(process, "ckpt_ckpt"):
         here = os.path.dirname(os.path.abspath(__file__))
-        process = ctypes.CDLL(os.path.join(here, "..", "libckpt.so"), use_errno=True)
+        places = [os.path.join(here, place, "libckpt.so") for place in (".", "..")]
+        place = next(filter(os.path.exists, places), "libckpt.so")
+        process = ctypes.CDLL(place, use_errno=True)
     process.ckpt_fds.restype = ctypes.POINTER(_Table)
     process.ckpt_exclude.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
     process.ckpt_include.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
