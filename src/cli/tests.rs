@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 mod documents;
 mod machines;
+mod messages;
 mod resumes;
 mod servers;
 

@@ -139,6 +139,25 @@ pub(crate) fn advised(what: &str) -> String {
     }
 }
 
+/// Whether a sentence has the piece of a kind.
+#[cfg(test)]
+pub(crate) fn is_known(what: &str) -> bool {
+    REFUSED.iter().chain(DECLARED).any(|(piece, _)| what.contains(piece) || piece.contains(what))
+}
+
+/// The kinds as a table of docs/messages.md.
+#[cfg(test)]
+pub(crate) fn table() -> String {
+    let mut table = "| words | what it is | way out |\n|---|---|---|\n".to_owned();
+    for (kinds, verdict) in [(REFUSED, "in the way"), (DECLARED, "not saved")] {
+        for (piece, advice) in kinds {
+            let advice = if advice.is_empty() { "the sentence says it" } else { advice };
+            table.push_str(&format!("| \"{piece}\" | {verdict} | {advice} |\n"));
+        }
+    }
+    table
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
