@@ -1,19 +1,35 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! The contracts of batch systems, by small stand-ins: the same command line is started again and
-//! again, ended as such a system ends it, and comes to the right result. The recipes are those of
-//! docs/batch.md, but for names and periods. The real Slurm is in slurm.rs.
+//! again, ended as such a system ends it, and comes to the right result. The command lines are those of
+//! examples/, but for names and periods. The real Slurm is in slurm.rs, engines of workflows in examples.rs.
 
 mod harness;
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use nix::sys::signal::Signal::{SIGALRM, SIGKILL, SIGTERM, SIGTSTP};
+use nix::sys::signal::Signal::{SIGALRM, SIGKILL, SIGTERM, SIGTSTP, SIGUSR2};
 
 use harness::periods::inode;
 use harness::{Bench, Build, Run, Who, until};
 
 const RESULT: &str = "result";
+
+/// A file of examples/, for the program that there is here, and often saved.
+fn example(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(name);
+    let text = fs::read_to_string(path).expect("an example");
+    let changes = [("10m", "100"), ("./sim args", "./compute.pie"), ("exec ckpt ", "exec ./ckpt ")];
+    changes.iter().fold(text, |text, (from, to)| text.replace(from, to))
+}
+
+/// What stands behind a word of an example, up to the end of the line.
+#[track_caller]
+fn behind<'a>(text: &'a str, word: &str) -> &'a str {
+    let found = text.lines().find_map(|line| line.split_once(word));
+    found.unwrap_or_else(|| panic!("no {word} in {text}")).1.trim()
+}
 
 fn expected() -> Vec<u8> {
     let bench = Bench::new(Who::Nobody);
@@ -47,23 +63,29 @@ fn htcondor_carries_the_files_to_another_place() {
     let bench = Bench::new(Who::Nobody);
     bench.subject("compute", Build::Pie);
     let spool = bench.subdirectory("spool");
-    let options = ["-a", "TSTP", "--exit-status", "85"];
+    let file = example("htcondor/job.sub");
+    assert!(behind(&file, "executable ").ends_with("/ckpt"));
+    let arguments: Vec<&str> = behind(&file, "arguments ")[1..].split_whitespace().collect();
+    let carried = behind(&file, "transfer_checkpoint_files =").split(", ");
+    let carried: Vec<&str> = carried.chain(["compute.pie"]).collect();
+    assert_eq!(behind(&file, "kill_sig ").trim_start_matches(['=', ' ']), "SIGTSTP");
+    let status = behind(&file, "checkpoint_exit_code ").trim_start_matches(['=', ' ']);
     for part in 1..=3 {
-        let mut run = job(&bench, &options);
+        let mut run = bench.run(bench.ckpt(), &arguments);
         works(&mut run, &bench.dir, part, 4, &expected);
         run.signal(SIGTSTP);
-        assert_eq!(run.end().code(), Some(85));
-        for name in ["job.ckpt", RESULT, "compute.pie"] {
+        assert_eq!(run.end().code(), status.parse().ok());
+        for name in &carried {
             // A copy: the inode is another each time.
             fs::copy(bench.path(name), spool.join(name)).expect("to the spool");
             fs::remove_file(bench.path(name)).expect("the sandbox is emptied");
         }
-        for name in ["job.ckpt", RESULT, "compute.pie"] {
+        for name in &carried {
             fs::copy(spool.join(name), bench.path(name)).expect("from the spool");
             bench.give(&bench.path(name));
         }
     }
-    job(&bench, &options).ends_well();
+    bench.run(bench.ckpt(), &arguments).ends_well();
     assert!(fs::read(bench.path(RESULT)).expect("a result") == expected);
 }
 
@@ -131,10 +153,13 @@ fn kubernetes_sends_term_and_later_kill() {
     let expected = expected();
     let bench = Bench::new(Who::Nobody);
     bench.subject("compute", Build::Pie);
-    let options = ["-a", "TERM", "-z", "100", "--exit-status", "85"];
+    let file = example("kubernetes/job.yaml");
+    let line = behind(&file, "command: [ckpt, ").replace("./sim, args]", "./compute.pie");
+    let line = line.replace("/data/", "").replace('"', "");
+    let words: Vec<&str> = line.split(", ").collect();
     // Twice in peace, then twice without any grace.
     for (part, signal) in [(1, SIGTERM), (2, SIGTERM), (3, SIGKILL), (4, SIGKILL)] {
-        let mut run = job(&bench, &options);
+        let mut run = bench.run(bench.ckpt(), &words);
         works(&mut run, &bench.dir, part, 6, &expected);
         if signal == SIGKILL {
             let before = inode(&bench.path("job.ckpt"));
@@ -147,8 +172,44 @@ fn kubernetes_sends_term_and_later_kill() {
         let ended = run.end();
         assert_eq!(ended.code(), (signal == SIGTERM).then_some(85), "{ended:?}");
     }
-    job(&bench, &options).ends_well();
+    bench.run(bench.ckpt(), &words).ends_well();
     assert!(fs::read(bench.path(RESULT)).expect("a result") == expected);
+}
+
+#[test]
+fn job_files_are_saved_by_the_signal_of_their_system() {
+    // Grid Engine (-notify) sends USR2 and queues a job that ends with 99 again; LSF sends the signal of -wa and does so
+    // for the statuses of -Q; PBS sends TERM, and begins the job that waits for a bad end of this one.
+    let expected = expected();
+    let (sge, lsf, pbs) = (example("sge/job.sh"), example("lsf/job.sh"), example("pbs/job.sh"));
+    assert!(behind(&sge, "#$ ").contains(" -notify "));
+    assert!(behind(&lsf, "#BSUB ").contains(" -wa TSTP ") && lsf.contains(" -Q 85\n"));
+    for (name, file, signal, status) in
+        [("sge", &sge, SIGUSR2, 99), ("lsf", &lsf, SIGTSTP, 85), ("pbs", &pbs, SIGTERM, 85)]
+    {
+        let bench = Bench::new(Who::Nobody);
+        bench.subject("compute", Build::Pie);
+        bench.file("job.sh", file);
+        let qsub = bench.file("qsub", "#!/bin/sh\necho \"$@\" >> queued\n");
+        fs::set_permissions(&qsub, Permissions::from_mode(0o755)).expect("chmod");
+        let turn = || {
+            let mut sh = bench.command("/bin/sh");
+            let path = format!("{}:/usr/bin:/bin", bench.dir.display());
+            sh.arg("job.sh").env("PATH", path).env("PBS_O_WORKDIR", ".").env("PBS_JOBID", "7.host");
+            Run::start(sh)
+        };
+        for part in 1..=2 {
+            let mut run = turn();
+            works(&mut run, &bench.dir, part, 4, &expected);
+            run.signal(signal);
+            assert_eq!(run.end().code(), Some(status), "{name}");
+        }
+        turn().ends_well();
+        assert!(fs::read(bench.path(RESULT)).expect("a result") == expected, "{name}");
+        let queued = fs::read_to_string(bench.path("queued")).unwrap_or_default();
+        let each = "-W depend=afternotok:7.host job.sh\n";
+        assert_eq!(queued, if name == "pbs" { each.repeat(3) } else { String::new() });
+    }
 }
 
 #[test]

@@ -222,13 +222,13 @@ fn easybuild_makes_a_module_that_lmod_loads() {
     let said = place.sh(
         "/usr/bin/python3 -m venv \"$PLACE/venv\"; \"$PLACE/venv/bin/pip\" install -q easybuild-framework easybuild-easyblocks
          set +u; . /usr/share/lmod/lmod/init/bash; set -u
-         export EASYBUILD_PREFIX=$PLACE/eb EASYBUILD_MODULES_TOOL=Lmod EASYBUILD_ROBOT_PATHS=$PLACE/out
+         export EB_PYTHON=$PLACE/venv/bin/python EASYBUILD_PREFIX=$PLACE/eb EASYBUILD_MODULES_TOOL=Lmod EASYBUILD_ROBOT_PATHS=$PLACE/out
          \"$PLACE/venv/bin/eb\" --allow-use-as-root-and-accept-consequences \"$PLACE\"/out/easybuild/*.eb > \"$PLACE/log\"
          module use \"$PLACE/eb/modules/all\"; module load ckpt; command -v ckpt; python3 -c 'import ckpt; ckpt.info()'
          sh \"$TOP/tests/programs/quick.sh\"; module unload ckpt
          # The module file of packaging/, for what was unpacked by hand.
          tar -C \"$PLACE\" -xzf \"$PLACE\"/out/*-linux-x86_64.tar.gz; cd \"$TOP\"
-         sed \"s,/opt/ckpt/[^\\\"]*,$PLACE/ckpt-\"*, \"$PLACE\"/out/modules/ckpt/*.lua > \"$PLACE/it.lua\"
+         sed \"s,/opt/ckpt/,$PLACE/ckpt-,\" \"$PLACE\"/out/modules/ckpt/*.lua > \"$PLACE/it.lua\"
          mkdir -p \"$PLACE/own/ckpt\"; mv \"$PLACE/it.lua\" \"$PLACE/own/ckpt/1.lua\"
          module use \"$PLACE/own\"; module load ckpt/1; command -v ckpt; sh \"$TOP/tests/programs/quick.sh\"",
     );

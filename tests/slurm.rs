@@ -67,25 +67,27 @@ const STEPS: &str = "touch before; first=$(tr a-z A-Z <<< steps)
     ./compute.pie & wait $! || exit 1
     [ \"$first\" = STEPS ] && ls | grep -c result | { read n; [ $n = 1 ]; } && touch after";
 
-/// The recipes of docs/batch.md, but for the names: a job that becomes the program, one with work before
-/// and after it, and one that is saved with all its processes; and how a signal reaches the program of each.
-const RECIPES: [(&str, &[&str]); 3] = [
-    (
-        "exec ./ckpt --resume --truncate-files -z 300 -a TSTP --exit-status 85 -n job.ckpt ./compute.pie",
-        &["--batch"],
-    ),
-    (
-        "[ -e before ] || touch before\n\
-         srun ./ckpt --resume --truncate-files -z 300 -a TSTP --exit-status 85 -n job.ckpt ./compute.pie; rc=$?\n\
-         [ $rc = 0 ] && touch after\n\
-         exit $rc",
-        &[],
-    ),
-    (
-        "exec ./ckpt --resume --truncate-files -z 300 -a TSTP --exit-status 85 -n job.ckpt /bin/bash ./steps",
-        &["--batch"],
-    ),
+/// Job files: one that becomes the program, one with work before and after it, and one that is saved with all its
+/// processes; what stands for `./sim args`, and how a signal reaches the program of each.
+const RECIPES: [(&str, &str, &[&str]); 3] = [
+    ("job.sh", "./compute.pie", &["--batch"]),
+    ("steps.sh", "./compute.pie", &[]),
+    ("job.sh", "/bin/bash ./steps", &["--batch"]),
 ];
+
+/// The file of examples/slurm, often saved.
+fn recipe(name: &str, program: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/slurm").join(name);
+    let text = fs::read_to_string(path).expect("an example");
+    let changes = [
+        (" ckpt ", " ./ckpt "),
+        ("-z 10m", "-z 300"),
+        ("./sim args", program),
+        ("./prepare", "touch before"),
+        ("./evaluate", "touch after"),
+    ];
+    changes.iter().fold(text, |text, (from, to)| text.replace(from, to))
+}
 
 #[test]
 fn a_job_is_requeued_twice_and_finishes() {
@@ -96,18 +98,18 @@ fn a_job_is_requeued_twice_and_finishes() {
     };
     let home = Bench::new(Who::Me);
     let Some(slurm) = Slurm::up(home.path("slurm")) else { return };
-    for (recipe, to) in RECIPES {
-        requeued_twice(&slurm, recipe, to, &expected);
+    for (name, program, to) in RECIPES {
+        requeued_twice(&slurm, &recipe(name, program), to, &expected);
     }
 }
 
-fn requeued_twice(slurm: &Slurm, line: &str, to: &[&str], expected: &[u8]) {
+fn requeued_twice(slurm: &Slurm, text: &str, to: &[&str], expected: &[u8]) {
     let bench = Bench::new(Who::Me);
     bench.subject("compute", Build::Pie);
     bench.file("steps", STEPS);
-    let job = bench.file("job.sh", format!("#!/bin/sh\n{line}\n"));
+    let job = bench.file("job.sh", text);
     let (dir, job) = (bench.dir.to_str().expect("utf-8"), job.to_str().expect("utf-8"));
-    let options = ["--parsable", "--requeue", "--open-mode=append", "-o", "out", "-D", dir];
+    let options = ["--parsable", "-o", "out", "-D", dir];
     let id = slurm.order(&[&["sbatch"], &options[..], &[job]].concat());
     let result = bench.path("result");
     let length = || fs::metadata(&result).map_or(0, |m| m.len()) as usize;

@@ -186,11 +186,13 @@ fn names_say_something() {
 
 #[test]
 fn every_file_names_its_licence() {
-    const PLACES: [&str; 10] = [
+    const PLACES: [&str; 12] = [
         "src",
         "payload",
         "tests",
         "scripts",
+        "packaging",
+        "examples",
         "fuzz",
         "build.rs",
         "Cargo.toml",
