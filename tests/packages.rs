@@ -169,7 +169,7 @@ fn dpkg_installs_it_in_a_clean_debian() {
     let place = Place::new("debian");
     place.pack("deb");
     let said = place.sh(
-        "root=$PLACE/root; debootstrap --variant=minbase --include=man-db,python3-minimal stable \"$root\" > \"$PLACE/log\" 2>&1
+        "root=$PLACE/root; debootstrap --variant=minbase --include=man-db,python3 stable \"$root\" > \"$PLACE/log\" 2>&1
          cp \"$PLACE\"/out/*.deb \"$root\"; cp \"$TOP/tests/programs/quick.sh\" \"$root\"
          unshare --mount --pid --fork --kill-child sh -ec '
            mount -t proc proc \"$0/proc\"
