@@ -39,8 +39,8 @@ fn sources(folder: &Path, all: &mut Vec<(String, String)>) {
             continue;
         }
         let text = std::fs::read_to_string(&path).unwrap();
-        let code = text.lines().take_while(|line| *line != "#[cfg(test)]");
-        let code = code.filter(|line| !line.trim_start().starts_with("//"));
+        let code = text.split("\n#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+        let code = code.lines().filter(|line| !line.trim_start().starts_with("//"));
         all.push((name, code.collect::<Vec<_>>().join("\n")));
     }
 }
