@@ -211,6 +211,10 @@ points! {
         Sending = "sending",
         /// An image is removed; its folders, empty, are there.
         Removing = "removing",
+        /// Nothing has its name any more; what it was made of is there.
+        Releasing = "releasing",
+        /// Content has its digests, and nobody means it on the disk.
+        Packed = "packed",
     }
 }
 

@@ -443,6 +443,7 @@ fn servers(who: Who) -> Vec<String> {
         again.check();
         again.go();
         next.stop();
+        bench.must(&["serve", "--check", "-d", "store"]);
         let _ = fs::remove_file(bench.path("got.ckpt"));
     }
     assert_eq!(litter(&bench), [""; 0]);

@@ -31,7 +31,7 @@ fn saved_and_resumed(who: Who, options: impl Fn(&Bench) -> Vec<String>, more: &[
     let meta = fs::metadata(&stored).expect("the stored file");
     assert_eq!(meta.permissions().mode() & 0o777, 0o700);
     assert_eq!(bench.names("x é"), [""; 0], "a file on the client");
-    bench.must(&["verify", stored.to_str().expect("utf-8")]);
+    bench.must(&all(&["verify", &name], &options));
     let mut line = all(&["restart"], &options);
     line.push(&name);
     for _ in 0..2 {
@@ -39,7 +39,11 @@ fn saved_and_resumed(who: Who, options: impl Fn(&Bench) -> Vec<String>, more: &[
         run.check();
         run.go();
     }
-    let mut run = bench.run(&stored, &[]);
+    let mentioned = bench.run(&stored, &[]).end();
+    assert_eq!(mentioned.code(), Some(126), "{mentioned:?}");
+    assert!(mentioned.stderr.contains("fetch the executable file with: ckpt get"), "{mentioned:?}");
+    bench.must(&all(&["get", &name, "out.ckpt"], &options));
+    let mut run = bench.run(bench.path("out.ckpt"), &[]);
     run.check();
     // The resumed program knows the server and its key still.
     let before = fs::metadata(&stored).expect("the stored file").ino();
@@ -129,8 +133,7 @@ fn put_ls_get_rm() {
         assert!(fs::read(bench.path("out")).expect("out") == bytes, "{name}");
         fs::remove_file(bench.path("out")).expect("rm");
     }
-    let meta = fs::metadata(server.file("a/b")).expect("a/b");
-    assert!(meta.blocks() * 512 < 1_300_000, "zeros are stored: {} blocks", meta.blocks());
+    assert!(server.room() < 1_300_000, "zeros are stored, or one content twice: {}", server.room());
     let names = |folder: &str| {
         let listed = bench.must(&all(&["ls", &server.name(folder)], &options));
         let last = |l: &String| l.rsplit("Z  ").next().expect("a name").to_owned();
@@ -172,7 +175,8 @@ fn many_at_once() {
         .collect();
     runs.into_iter().for_each(|run| drop(run.ends_well()));
     for (i, bytes) in files.iter().enumerate() {
-        assert!(fs::read(server.file(&i.to_string())).expect("stored") == *bytes, "{i}");
+        let key = serving::key(&bench.path("key"));
+        assert!(server.stored(Some(&key), &i.to_string()).expect("stored") == *bytes, "{i}");
     }
     server.stop();
 }
@@ -186,7 +190,7 @@ fn the_old_one_stays_until_the_new_one_is_whole() {
     assert_eq!(old.seal().kind, Kind::Done);
     let is_old = || {
         until("the end of the upload", || (server.partial() == 0).then_some(()));
-        assert_eq!(fs::read(server.file("x")).expect("x"), b"old");
+        assert_eq!(server.stored(None, "x").expect("x"), b"old");
     };
     // The client dies.
     let mut new = server.begin("x");
@@ -209,9 +213,10 @@ fn the_old_one_stays_until_the_new_one_is_whole() {
     let mut new = server.begin("x");
     new.piece(b"new");
     until("the partial upload", || (server.partial() == 1).then_some(()));
-    let store = server.store.clone();
     server.stop();
-    assert_eq!(fs::read(store.join("x")).expect("x"), b"old");
+    let server = Server::start(&bench, &insecure());
+    assert_eq!(server.stored(None, "x").expect("x"), b"old");
+    server.stop();
 }
 
 #[test]
@@ -228,7 +233,7 @@ fn a_server_that_was_killed_leaves_nothing_for_long() {
     server.run.end();
     let server = Server::start(&bench, &insecure());
     assert_eq!(server.partial(), 0);
-    assert_eq!(fs::read(server.file("x")).expect("x"), b"old");
+    assert_eq!(server.stored(None, "x").expect("x"), b"old");
     let second = bench.order(&["serve", "-p", "0", "--insecure", "-d", "store"]);
     assert!(second.stderr.contains("another checkpoint server"), "{second:?}");
     server.stop();
@@ -244,9 +249,9 @@ fn the_last_complete_upload_wins() {
         b.piece(&[b'b'; 4000]);
     }
     assert_eq!(b.seal().kind, Kind::Done);
-    assert!(fs::read(server.file("x/y")).expect("b") == [b'b'; 200_000]);
+    assert!(server.stored(None, "x/y").expect("b") == [b'b'; 200_000]);
     assert_eq!(a.seal().kind, Kind::Done);
-    assert!(fs::read(server.file("x/y")).expect("a") == [b'a'; 250_000]);
+    assert!(server.stored(None, "x/y").expect("a") == [b'a'; 250_000]);
     server.stop();
 }
 
@@ -302,28 +307,41 @@ fn a_server_that_dies_meanwhile() {
 #[test]
 fn limits() {
     let bench = Bench::new(Who::Nobody);
-    let mut options = insecure();
-    options.extend(["--max-bytes", "1M", "--quota", "2M"].map(String::from));
-    let server = Server::start(&bench, &options);
-    bench.file("small", image(noise(900_000, 1)));
-    bench.file("large", image(noise(1_100_000, 2)));
-    let put =
-        |file: &str, name: &str| bench.order(&["put", "--insecure", file, &server.name(name)]);
-    let refused = put("large", "a");
-    assert!(refused.stderr.contains("at most 1048576 bytes"), "{refused:?}");
-    assert_eq!(put("small", "a").code(), Some(0));
-    assert_eq!(put("small", "b").code(), Some(0));
-    let refused = put("small", "c");
-    assert!(refused.stderr.contains("quota of 2097152 bytes"), "{refused:?}");
-    bench.must(&["rm", "--insecure", &server.name("a")]);
-    assert_eq!(put("small", "c").code(), Some(0));
-    assert_eq!(server.partial(), 0);
-    server.stop();
-    // What is there counts from the start.
-    let server = Server::start(&bench, &options);
-    let refused = bench.order(&["put", "--insecure", "small", &server.name("d")]);
-    assert!(refused.stderr.contains("quota"), "{refused:?}");
-    server.stop();
+    for how in ["--insecure", "--whole"] {
+        let mut options = insecure();
+        options.extend(["--max-bytes", "1M", "--quota", "2M", how].map(String::from));
+        let server = Server::start(&bench, &options);
+        for (name, size) in
+            [("one", 900_000), ("two", 900_001), ("three", 900_002), ("large", 1_100_000)]
+        {
+            bench.file(name, image(noise(size, size as u64)));
+        }
+        let put =
+            |file: &str, name: &str| bench.order(&["put", "--insecure", file, &server.name(name)]);
+        let refused = put("large", "a");
+        assert!(refused.stderr.contains("at most 1048576 bytes"), "{refused:?}");
+        assert_eq!(put("one", "a").code(), Some(0));
+        assert_eq!(put("two", "b").code(), Some(0));
+        let refused = put("three", "c");
+        assert!(refused.stderr.contains("quota of 2097152 bytes"), "{refused:?}");
+        // What is there already costs nothing.
+        assert_eq!(put("one", "c").code() == Some(0), how != "--whole");
+        bench.must(&["rm", "--insecure", &server.name("a")]);
+        bench.order(&["rm", "--insecure", &server.name("c")]);
+        assert_eq!(put("three", "c").code(), Some(0));
+        assert_eq!(server.partial(), 0);
+        server.stop();
+        // What is there counts from the start.
+        let server = Server::start(&bench, &options);
+        let refused = bench.order(&["put", "--insecure", "one", &server.name("d")]);
+        assert!(refused.stderr.contains("quota"), "{refused:?}");
+        for name in ["b", "c"] {
+            bench.must(&["rm", "--insecure", &server.name(name)]);
+        }
+        assert!(server.room() < 100_000, "room is not given back: {}", server.room());
+        server.stop();
+        assert!(!bench.path("store/.ckpt-serve").exists());
+    }
 }
 
 #[test]
@@ -340,7 +358,7 @@ fn a_full_disk() {
     let refused = bench.order(&["put", "--insecure", "in", &server.name("x")]);
     assert_eq!(refused.code(), Some(125), "{refused:?}");
     assert!(refused.stderr.contains("File too large"), "{refused:?}");
-    assert_eq!((fs::read(server.file("x")).expect("x"), server.partial()), (b"old".into(), 0));
+    assert_eq!((server.stored(None, "x").expect("x"), server.partial()), (b"old".into(), 0));
     server.stop();
 }
 

@@ -22,7 +22,8 @@ fn works(bench: &Bench, server: &Server, options: &[String]) {
     let file = image("works");
     bench.file("in", &file);
     bench.must(&all(&["put", "in", &server.name("works")], options));
-    assert_eq!(fs::read(server.file("works")).expect("stored"), file);
+    let key = options.iter().any(|o| o == "--key").then(|| key(&bench.path("key")));
+    assert_eq!(server.stored(key.as_ref(), "works").expect("stored"), file);
 }
 
 /// Reads until the server closes the connection.

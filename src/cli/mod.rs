@@ -215,6 +215,10 @@ pub(crate) struct ServeOptions {
     pub timeout: Option<u64>,
     /// JSON lines.
     pub json: bool,
+    /// Store whole files.
+    pub whole: bool,
+    /// Look at what is stored, and serve nothing.
+    pub check: bool,
     /// The key, or none.
     pub transfer: Transfer,
 }

@@ -23,8 +23,8 @@ pub(super) const FORMS: &[Entry] = &[
         operand: None,
         help: "Be a checkpoint server",
         long: "Stores checkpoints that are saved to cssrv://HOST[:PORT]/NAME as DIR/NAME and gives \
-               them back, until SIGTERM or SIGINT. Each is the same executable file as in any \
-               other place. Prints a line for each request.\n\n\
+               them back, until SIGTERM or SIGINT. What several of them have in common is stored \
+               once, and clients do not send it again. Prints a line for each request.\n\n\
                Clients and server share a key, with which they know each other and encrypt all \
                that they say: the file of --key, else of CKPT_KEY, else ~/.config/ckpt/key, which \
                the first start makes. Where homes are shared it is there for the clients too; \
@@ -160,9 +160,9 @@ pub(super) const OPTIONS: &[Opt] = &[
         value: Some(("SIZE", Kind::Number)),
         default: Some("no limit"),
         help: "Refuse what makes DIR larger than SIZE",
-        description: "Refuses uploads when all checkpoints in DIR together, those that are \
-                      just being received included, would have more than SIZE bytes. A new \
-                      one and the one that it replaces count both until it is whole.",
+        description: "Refuses uploads when all that is stored in DIR, with what is just being \
+                      received, would take more than SIZE bytes. What several checkpoints have \
+                      in common counts once.",
         forms: &[Form::Serve],
         set: Set::Draft(|draft, value| {
             draft.serve.quota = Some(settings::parse_size(value)?);
@@ -204,6 +204,32 @@ pub(super) const OPTIONS: &[Opt] = &[
         forms: &[Form::Serve],
         set: Set::Draft(|draft, _| {
             draft.serve.json = true;
+            Ok(())
+        }),
+        ..Opt::SWITCH
+    },
+    Opt {
+        long: "whole",
+        help: "Store each checkpoint as a whole executable file",
+        description: "Stores each checkpoint as the executable file that it is anywhere else. \
+                      Without it content that several checkpoints have is stored once, and DIR \
+                      holds files that say where it is; ckpt get makes executable files of them.",
+        forms: &[Form::Serve],
+        set: Set::Draft(|draft, _| {
+            draft.serve.whole = true;
+            Ok(())
+        }),
+        ..Opt::SWITCH
+    },
+    Opt {
+        long: "check",
+        help: "Check what is stored in DIR, and serve nothing",
+        description: "Reads all that is stored in DIR, names the checkpoints that are damaged, \
+                      gives back room that nothing uses, and ends. No server may work in DIR \
+                      meanwhile.",
+        forms: &[Form::Serve],
+        set: Set::Draft(|draft, _| {
+            draft.serve.check = true;
             Ok(())
         }),
         ..Opt::SWITCH

@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! `ckpt serve`, `ckptsrv` and `ckpt keygen FILE`
 
+use super::facts;
 use crate::cli::{Command, ServeOptions};
-use crate::error::{Because, Error, Result};
+use crate::error::{Because, Error, Result, printable};
 use crate::serve::channel::KEY;
-use crate::serve::key;
 use crate::serve::server::{Plan, serve};
 use crate::serve::store::Limits;
+use crate::serve::{checkup, key};
 use crate::settings::server::{Key, PORT};
 use std::ffi::OsString;
 use std::net::{Ipv6Addr, SocketAddr, ToSocketAddrs};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The directory of the original server.
@@ -33,17 +34,16 @@ pub(super) fn as_ckptsrv(command: Command) -> Result<u8> {
 /// Serves until SIGTERM.
 pub(super) fn run(options: &ServeOptions) -> Result<u8> {
     super::dumper::prepare();
+    if options.check {
+        return check(options);
+    }
     let key = shared_key(options)?;
-    let here = if options.original { ORIGINAL } else { "." };
-    let directory = options.directory.clone().unwrap_or_else(|| here.into());
+    let directory = directory(options);
     let plan = Plan {
         listen: addresses(options)?,
         directory: directory.clone(),
         key,
-        limits: Limits {
-            max_bytes: options.max_bytes.unwrap_or(u64::MAX),
-            quota: options.quota.unwrap_or(u64::MAX),
-        },
+        limits: limits(options),
         max_clients: options.max_clients.unwrap_or(64),
         timeout: Duration::from_secs(options.timeout.unwrap_or(30).max(1)),
         json: options.json,
@@ -55,6 +55,38 @@ pub(super) fn run(options: &ServeOptions) -> Result<u8> {
     })?;
     eprintln!("ckpt: the server has ended");
     Ok(0)
+}
+
+fn directory(options: &ServeOptions) -> PathBuf {
+    let here = if options.original { ORIGINAL } else { "." };
+    options.directory.clone().unwrap_or_else(|| here.into())
+}
+
+fn limits(options: &ServeOptions) -> Limits {
+    Limits {
+        max_bytes: options.max_bytes.unwrap_or(u64::MAX),
+        quota: options.quota.unwrap_or(u64::MAX),
+        whole: options.whole || options.original,
+    }
+}
+
+/// Looks at all that is stored.
+fn check(options: &ServeOptions) -> Result<u8> {
+    let directory = directory(options);
+    let shown = directory.display();
+    let report = checkup::run(&directory, limits(options))?;
+    for (name, why) in &report.damaged {
+        eprintln!("ckpt: {}: {why}", printable(name));
+    }
+    let damaged = report.damaged.len();
+    let bad = if damaged == 0 { String::new() } else { format!(", {damaged} damaged") };
+    super::print(&format!(
+        "{shown}: {} checkpoints of {}{bad}; {} are stored\n",
+        report.checkpoints,
+        facts::size(report.bytes),
+        facts::size(report.used),
+    ))?;
+    Ok(if damaged == 0 { 0 } else { crate::error::FAILED })
 }
 
 /// Makes a key.

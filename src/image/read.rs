@@ -54,13 +54,13 @@ pub struct Part<'a> {
 }
 
 impl Image {
-    /// The header of the image that rides on `file`; None when none does.
+    /// The header of the image that rides on `source`, which is a file or more; None when none does.
     ///
     /// # Errors
     /// When a trailer is there but its checksum or the header's is wrong.
-    pub fn find(file: &File) -> Result<Option<Header>> {
-        match head::find_trailer(file)? {
-            Some(trailer) => head::read_header(file, &trailer).map(Some),
+    pub fn find(source: &dyn Source) -> Result<Option<Header>> {
+        match head::find_trailer(source)? {
+            Some(trailer) => head::read_header(source, &trailer).map(Some),
             None => Ok(None),
         }
     }

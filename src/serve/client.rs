@@ -1,17 +1,23 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! The client's side of a request.
 
+use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use ckpt_cipher::Digest;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::channel::{Channel, KEY, Refusal, Wire, reason};
 use super::key;
-use super::protocol::{Checksum, Entry, Header, Kind, Seal, Welcome, broken};
+use super::packs::UNIT;
+use super::protocol::{
+    Checksum, Entry, Header, Kind, OFFERS, Offer, OfferSums, Seal, Welcome, broken,
+};
+use super::session::units;
 use crate::error::{self, Because, Error, Result};
 use crate::image::write::Sink;
 use crate::image::zeros::nonzero;
@@ -25,6 +31,8 @@ const CONNECT: Duration = Duration::from_secs(10);
 const SILENCE: Duration = Duration::from_secs(20);
 /// How long a busy server is asked again.
 const BUSY: Duration = Duration::from_secs(5);
+/// Bytes of which it is not known yet whether the server has them.
+const WINDOW: usize = 4 << 20;
 /// Most names that are taken from a server.
 const ENTRIES: usize = 1 << 20;
 
@@ -46,6 +54,19 @@ pub(crate) struct Put {
     client: Client,
     name: String,
     sum: Checksum,
+    /// Where the server asks for what it has not.
+    offers: Option<Offers>,
+}
+
+/// What the server was offered, and did not answer to yet.
+#[derive(Default)]
+struct Offers {
+    digest: Digest,
+    /// Of what was offered, and of what was answered.
+    sums: OfferSums,
+    waiting: VecDeque<(u64, Vec<u8>)>,
+    /// Bytes of these.
+    bytes: usize,
 }
 
 /// The shared key, if one is to be used.
@@ -114,8 +135,9 @@ impl Client {
     /// The server refuses, or the connection ends.
     pub(crate) fn put(mut self, name: &str) -> Result<Put> {
         self.ask(Kind::Put, name)?;
-        self.expect(Kind::Done, name)?;
-        Ok(Put { client: self, name: name.into(), sum: Checksum::default() })
+        let header = self.expect(Kind::Done, name)?;
+        let offers = (self.channel.payload(&header) == [1]).then(Offers::default);
+        Ok(Put { client: self, name: name.into(), sum: Checksum::default(), offers })
     }
 
     /// Fetches an image into a sink; its length.
@@ -233,17 +255,72 @@ impl Put {
     pub(crate) fn piece(&mut self, at: u64, piece: &[u8]) -> Result<()> {
         for (begin, bytes) in nonzero(piece) {
             let offset = at + begin as u64;
-            self.sum.add(offset, bytes);
+            if self.offers.is_some() {
+                self.offer(offset, bytes)?;
+                continue;
+            }
             if self.client.channel.stream().speaks() {
                 return Err(self.refused());
             }
-            match self.client.channel.send(Kind::Data, offset, bytes) {
-                Ok(()) => {}
-                // Its last words may still be there.
-                Err(e) if self.client.channel.stream().speaks() && !timed_out(&e) => {
-                    return Err(self.refused());
+            self.data(offset, bytes)?;
+        }
+        Ok(())
+    }
+
+    fn data(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.sum.add(offset, bytes);
+        self.send(Kind::Data, offset, bytes)
+    }
+
+    fn send(&mut self, kind: Kind, offset: u64, bytes: &[u8]) -> Result<()> {
+        match self.client.channel.send(kind, offset, bytes) {
+            Ok(()) => Ok(()),
+            // Its last words may still be there.
+            Err(e) if self.client.channel.stream().speaks() && !timed_out(&e) => {
+                Err(self.refused())
+            }
+            Err(e) => Err(lost(&self.client.server, &self.name, &e)),
+        }
+    }
+
+    /// Tells the server what a piece is made of, and sends what it lacks of earlier ones.
+    fn offer(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let Some(offers) = &mut self.offers else { return Ok(()) };
+        let offer = Offer::bytes(&units(&mut offers.digest, bytes));
+        offers.sums.offers.add(offset, &offer);
+        offers.bytes += bytes.len();
+        offers.waiting.push_back((offset, bytes.to_vec()));
+        self.send(Kind::Offer, offset, &offer)?;
+        self.answered(OFFERS, WINDOW)
+    }
+
+    /// Hears answers: those that are there, and for as long as more offers or bytes than these wait for one.
+    fn answered(&mut self, most: usize, most_bytes: usize) -> Result<()> {
+        while let Some(offers) = &mut self.offers {
+            let many = offers.waiting.len() > most || offers.bytes > most_bytes;
+            if !many && !self.client.channel.stream().speaks() {
+                break;
+            }
+            let header = self.client.hear(&self.name)?;
+            let first = offers.waiting.pop_front();
+            let (offset, bytes) = match first.filter(|_| header.kind == Kind::Lacks) {
+                Some(first) if first.0 == header.offset => first,
+                _ => return Err(early(&self.client.server, &self.name)),
+            };
+            let bits = self.client.channel.payload(&header).to_vec();
+            offers.sums.answers.add(offset, &bits);
+            offers.bytes -= bytes.len();
+            let lacks = |i: usize| bits.get(i / 8).is_some_and(|byte| byte & 1 << (i % 8) != 0);
+            let mut at = 0;
+            while at < bytes.len() {
+                let mut end = at;
+                while end < bytes.len() && lacks(end / UNIT) {
+                    end = (end + UNIT).min(bytes.len());
                 }
-                Err(e) => return Err(lost(&self.client.server, &self.name, &e)),
+                if end > at {
+                    self.data(offset + at as u64, &bytes[at..end])?;
+                }
+                at = end.max(at + UNIT);
             }
         }
         Ok(())
@@ -254,8 +331,10 @@ impl Put {
     /// # Errors
     /// As before.
     pub(crate) fn alive(&mut self) -> Result<()> {
-        if self.client.channel.stream().speaks() {
-            return Err(self.refused());
+        match self.offers {
+            Some(_) => self.answered(OFFERS, WINDOW)?,
+            None if self.client.channel.stream().speaks() => return Err(self.refused()),
+            None => {}
         }
         let sent = self.client.channel.send(Kind::Wait, 0, &[]);
         sent.map_err(|e| lost(&self.client.server, &self.name, &e))
@@ -266,7 +345,9 @@ impl Put {
     /// # Errors
     /// As before; the server keeps what it had under this name.
     pub(crate) fn seal(&mut self, len: u64) -> Result<()> {
-        let seal = Seal { len, sum: self.sum.sum() }.bytes();
+        self.answered(0, 0)?;
+        let offers = self.offers.as_ref().map_or(0, |offers| offers.sums.sum());
+        let seal = Seal { len, sum: self.sum.sum().wrapping_add(offers) }.bytes();
         let sent = self.client.channel.send(Kind::Seal, 0, &seal);
         match sent {
             Err(e) if timed_out(&e) => Err(lost(&self.client.server, &self.name, &e)),
@@ -279,11 +360,13 @@ impl Put {
     fn refused(&mut self) -> Error {
         match self.client.hear(&self.name) {
             Err(e) => e,
-            Ok(_) => {
-                lost(&self.client.server, &self.name, &broken("an answer came before the question"))
-            }
+            Ok(_) => early(&self.client.server, &self.name),
         }
     }
+}
+
+fn early(server: &str, name: &str) -> Error {
+    lost(server, name, &broken("an answer came before the question"))
 }
 
 fn timed_out(error: &io::Error) -> bool {

@@ -53,9 +53,9 @@ impl<S: Read + Write> Frames<S> {
         &self.payload[..header.len as usize]
     }
 
-    /// Takes the buffer with the payload that [`Frames::receive`] has just given, for another one.
-    pub fn swap_payload(&mut self, buffer: &mut Vec<u8>) {
-        std::mem::swap(&mut self.payload, buffer);
+    /// The buffer that begins with the payload that [`Frames::receive`] has just given.
+    pub fn buffer(&mut self) -> &mut Vec<u8> {
+        &mut self.payload
     }
 }
 

@@ -37,11 +37,15 @@
 //! **Requests.** `Put`, `Get` and `Remove` name a checkpoint in UTF-8
 //! ([`crate::settings::server::check_stored`]), `List` a folder, or nothing for all.
 //!
-//! - `Put`: the server answers `Done` when it is ready. `Data` frames follow, at any offsets and in
+//! - `Put`: the server answers `Done` when it is ready, with a byte of 1 if it takes offers. `Data` frames follow, at any offsets and in
 //!   any order; what no frame touches is zeros. `Seal` ends them ([`Seal`]: length of the image and
 //!   checksum). The server compares, writes to its disk, gives the image its name, and answers
 //!   `Done`. Until then either side may say `Wait`, to show that it lives. A connection that ends before
 //!   leaves nothing.
+//!   A client that has read of offers may send `Offer` frames, too: the offset and length (u32) of a piece, and the digests of its
+//!   units (the first 192 bits of BLAKE2b-512; 4096 bytes each, the last one what is left). The server answers each in turn with
+//!   `Lacks`, a bit for each unit, the first the lowest of the first byte: those whose bit is 0 are as if they had been sent, the others
+//!   have to be. No more than [`OFFERS`] may be unanswered.
 //! - `Get`: the server answers `Done` with the length (u64), `Data` frames and `Seal`.
 //! - `List`: `Entry` frames ([`Entry`]), then `Done`.
 //! - `Remove`: `Done`.
@@ -52,13 +56,17 @@
 //!
 //! In the place of any answer, and at any time during a `Put`, the server may say `Refused` with a
 //! sentence in UTF-8, and closes. The checksum is XXH3 with 128 bits over all `Data` frames in the
-//! order of their sending: offset (u64), length (u32), bytes. An image may be compressed, which is nothing to the
+//! order of their sending: offset (u64), length (u32), bytes; plus that over all offers, plus that over all
+//! answers, in the same form, each minus that of nothing. An image may be compressed, which is nothing to the
 //! protocol.
 
 use ckpt_abi::codes;
+use ckpt_cipher::DIGEST;
 use std::io::{Error, ErrorKind, Result};
 
 use xxhash_rust::xxh3::Xxh3;
+
+use super::packs::{UNIT, Unit};
 
 /// First bytes of a connection.
 pub const MAGIC: [u8; 8] = *b"CKPTSRV\n";
@@ -68,6 +76,8 @@ pub const VERSION: u16 = 1;
 pub const RECORD: usize = 60 << 10;
 /// Most bytes of data in a frame, and of any payload.
 pub const PIECE: usize = 4 * RECORD;
+/// Most offers without an answer; their answers fit into what a connection holds.
+pub const OFFERS: usize = 256;
 /// Bytes of a [`Preamble`].
 pub const PREAMBLE: usize = 16;
 /// Bytes of a [`Header`].
@@ -172,6 +182,8 @@ codes! {
         Remove = 6,
         /// Request: set a checkpoint aside whose program has come to its end.
         Finish = 7,
+        /// What a piece of an image is made of.
+        Offer = 8,
         /// Answer: it is done.
         Done = 128,
         /// Answer: no, with a sentence.
@@ -180,6 +192,8 @@ codes! {
         Entry = 130,
         /// Still at work.
         Wait = 131,
+        /// Answer: what is missing of an offer.
+        Lacks = 132,
     }
 }
 
@@ -289,6 +303,51 @@ impl Entry {
     }
 }
 
+/// The payload of [`Kind::Offer`].
+pub(super) struct Offer;
+
+impl Offer {
+    /// As it goes over the wire, of a piece that has units.
+    pub(super) fn bytes(units: &[Unit]) -> Vec<u8> {
+        let len: u32 = units.iter().map(|unit| unit.len).sum();
+        let mut bytes = len.to_le_bytes().to_vec();
+        bytes.extend(units.iter().flat_map(|unit| unit.digest));
+        bytes
+    }
+
+    /// Reads one.
+    ///
+    /// # Errors
+    /// `InvalidData` where length and digests do not fit each other.
+    pub(super) fn read(bytes: &[u8]) -> Result<Vec<Unit>> {
+        let (len, digests) = bytes.split_first_chunk::<4>().unwrap_or((&[0; 4], &[]));
+        let len = u32::from_le_bytes(*len) as usize;
+        if len > PIECE || len == 0 || digests.len() != len.div_ceil(UNIT) * DIGEST {
+            return Err(broken("a broken offer came"));
+        }
+        let unit = |(i, digest): (usize, &[u8])| Unit {
+            digest: *digest.first_chunk().unwrap_or(&[0; DIGEST]),
+            len: (len - i * UNIT).min(UNIT) as u32,
+        };
+        Ok(digests.chunks(DIGEST).enumerate().map(unit).collect())
+    }
+}
+
+/// What offers add to the checksum of an image.
+#[derive(Default)]
+pub(super) struct OfferSums {
+    pub offers: Checksum,
+    pub answers: Checksum,
+}
+
+impl OfferSums {
+    /// 0 where there were none.
+    pub(super) fn sum(&self) -> u128 {
+        let none = Checksum::default().sum().wrapping_mul(2);
+        self.offers.sum().wrapping_add(self.answers.sum()).wrapping_sub(none)
+    }
+}
+
 /// The end-to-end checksum of an image on its way.
 #[derive(Default)]
 pub struct Checksum(Xxh3);
@@ -338,8 +397,8 @@ mod tests {
         assert_eq!(data.bytes(), bytes);
         assert_eq!(Header::read(&bytes).unwrap(), data);
         let kinds: Vec<_> = Kind::ALL.iter().map(|kind| *kind as u8).collect();
-        assert_eq!(kinds, [1, 2, 3, 4, 5, 6, 7, 128, 129, 130, 131]);
-        for (at, value) in [(0, 0), (0, 8), (0, 132), (1, 1), (2, 1), (3, 1), (6, 4), (7, 1)] {
+        assert_eq!(kinds, [1, 2, 3, 4, 5, 6, 7, 8, 128, 129, 130, 131, 132]);
+        for (at, value) in [(0, 0), (0, 9), (0, 133), (1, 1), (2, 1), (3, 1), (6, 4), (7, 1)] {
             let mut wrong = bytes;
             wrong[at] = value;
             assert!(Header::read(&wrong).is_err(), "{at} {value}");
@@ -360,6 +419,21 @@ mod tests {
         assert_eq!(Entry::read(&entry.bytes()).unwrap(), entry);
         assert!(Entry::read(&entry.bytes()[..15]).is_err());
         assert!(Entry::read(&entry.bytes()[..19]).is_err());
+    }
+
+    #[test]
+    fn golden_offers() {
+        let unit = |byte, len| Unit { digest: [byte; DIGEST], len };
+        let bytes = Offer::bytes(&[unit(7, 4096), unit(8, 2)]);
+        assert_eq!(bytes, [&[2, 16, 0, 0][..], &[7; 24], &[8; 24]].concat());
+        let read = Offer::read(&bytes).unwrap();
+        assert!(read == [unit(7, 4096), unit(8, 2)]);
+        assert!(Offer::read(&bytes[..51]).is_err() && Offer::read(&[]).is_err());
+        assert!(
+            Offer::read(&[0, 16, 0, 0].iter().chain(&bytes[4..]).copied().collect::<Vec<_>>())
+                .is_err()
+        );
+        assert!(Offer::read(&[&[0xff; 4][..], &bytes[4..]].concat()).is_err());
     }
 
     #[test]

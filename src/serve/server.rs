@@ -24,6 +24,8 @@ use crate::error::{Because, Error, Result};
 
 /// Bytes of stack of the threads.
 pub(crate) const STACK: usize = 512 << 10;
+/// So many clients are served with two threads and several buffers each; more, with one of each.
+const CROWD: usize = 64;
 /// Longest time for a preamble and a handshake.
 const GREETING: Duration = Duration::from_secs(10);
 /// What a client must reach on average over its connection, in bytes a second, after [`LEASE`].
@@ -159,7 +161,8 @@ impl Server {
         }
         .unwrap_or(who);
         let key = self.plan.key.as_ref();
-        session::answer(stream, key, &self.store, who.to_string()).print(self.plan.json);
+        let crowded = self.crowd().present.len() > CROWD;
+        session::answer(stream, key, &self.store, who.to_string(), crowded).print(self.plan.json);
     }
 
     /// Cuts what is going on, waits until it has cleaned up, and leaves nothing.

@@ -3,16 +3,19 @@
 
 use std::io::{self, ErrorKind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel, sync_channel};
 use std::time::{Duration, Instant};
 
 use super::channel::{Channel, KEY, Refusal, Wire, reason};
 use super::log::Record;
-use super::protocol::{Checksum, Entry, Header, Kind, PIECE, Seal, Welcome};
-use super::store::{Store, Upload};
+use super::packs::{UNIT, Unit};
+use super::protocol::{Checksum, Entry, Kind, Offer, OfferSums, Seal, Welcome};
+use super::receiving::Upload;
+use super::store::{Store, locked};
 use crate::fault::{Point, reach};
 use crate::image::zeros::nonzero;
-use std::os::unix::fs::FileExt;
+use ckpt_cipher::Digest;
+use std::sync::Mutex;
 
 /// Time between two `Wait` frames while the disk is slow.
 const WAIT: Duration = Duration::from_secs(3);
@@ -46,10 +49,17 @@ struct Session<'a, S> {
     channel: Channel<S>,
     store: &'a Store,
     bytes: u64,
+    crowded: bool,
 }
 
-/// Answers one connection; the line for the log, if there was a request at all.
-pub fn answer<S: Wire>(stream: S, key: Option<&[u8; KEY]>, store: &Store, who: String) -> Record {
+/// Answers one connection, one of many if it is `crowded`; the line for the log, if there was a request at all.
+pub fn answer<S: Wire>(
+    stream: S,
+    key: Option<&[u8; KEY]>,
+    store: &Store,
+    who: String,
+    crowded: bool,
+) -> Record {
     let begin = Instant::now();
     let record = |what, name, bytes, outcome| Record {
         who,
@@ -63,7 +73,7 @@ pub fn answer<S: Wire>(stream: S, key: Option<&[u8; KEY]>, store: &Store, who: S
         Ok(channel) => channel,
         Err(refusal) => return record("hello", String::new(), 0, Err(no_hello(&refusal))),
     };
-    let mut session = Session { channel, store, bytes: 0 };
+    let mut session = Session { channel, store, bytes: 0, crowded };
     let (what, name, result) = session.request();
     let outcome = match result {
         Ok(()) => Ok(()),
@@ -96,29 +106,42 @@ const GLANCE: Duration = Duration::from_millis(10);
 const QUEUE: usize = 4;
 
 /// An upload on its way to the disk.
-struct Writing<'a> {
-    upload: Upload<'a>,
+struct Writing<'a, 'b> {
+    upload: &'b Mutex<Upload<'a>>,
+    /// None: it wants to know no units.
+    digest: Option<Digest>,
     sum: Checksum,
     bytes: u64,
 }
 
-impl Writing<'_> {
+impl Writing<'_, '_> {
+    /// Writes a piece.
+    fn one(&mut self, offset: u64, piece: &[u8]) -> Result<(), Failure> {
+        self.sum.add(offset, piece);
+        self.bytes += piece.len() as u64;
+        let units = self.digest.as_mut().map_or_else(Vec::new, |digest| units(digest, piece));
+        Ok(locked(self.upload).write(offset, piece, &units)?)
+    }
+
     /// Writes what comes until no more comes.
     fn all(
         &mut self,
-        pieces: Receiver<(Header, Vec<u8>)>,
+        pieces: Receiver<(u64, usize, Vec<u8>)>,
         give_back: Sender<Vec<u8>>,
     ) -> Result<(), Failure> {
-        for (header, buffer) in pieces {
-            let piece = &buffer[..header.len as usize];
-            self.sum.add(header.offset, piece);
-            self.bytes += piece.len() as u64;
-            self.upload.write(header.offset, piece)?;
+        for (offset, len, buffer) in pieces {
+            self.one(offset, &buffer[..len])?;
             // The other side may be gone.
             let _ = give_back.send(buffer);
         }
         Ok(())
     }
+}
+
+/// What a piece is made of.
+pub(super) fn units(digest: &mut Digest, piece: &[u8]) -> Vec<Unit> {
+    let unit = |bytes: &[u8]| Unit { digest: digest.of(bytes), len: bytes.len() as u32 };
+    piece.chunks(UNIT).map(unit).collect()
 }
 
 impl<S: Wire> Session<'_, S> {
@@ -154,16 +177,37 @@ impl<S: Wire> Session<'_, S> {
         (what, name, result)
     }
 
-    /// One thread receives and decrypts, another one checks and writes.
+    /// One thread receives and decrypts, another one checks and writes; where there are many clients, one does both, so that
+    /// there is one piece of each in memory.
     fn put(&mut self, name: &str) -> Result<(), Failure> {
-        let mut writing =
-            Writing { upload: self.store.begin(name)?, sum: Checksum::default(), bytes: 0 };
-        self.channel.send(Kind::Done, 0, &[])?;
+        let upload = self.store.begin(name)?;
+        let has_units = upload.has_units();
+        let upload = Mutex::new(upload);
+        let digest = has_units.then(Digest::default);
+        let mut writing = Writing { upload: &upload, digest, sum: Checksum::default(), bytes: 0 };
+        self.channel.send(Kind::Done, 0, &[u8::from(has_units)])?;
+        let seal = match self.crowded {
+            true => {
+                let mut one = |offset, len, piece: &mut Vec<u8>| writing.one(offset, &piece[..len]);
+                self.pieces(&upload, &mut one, None)
+            }
+            false => self.pieces_abreast(&mut writing),
+        };
+        let (bytes, sum) = (writing.bytes, writing.sum.sum());
+        self.bytes += bytes;
+        let (seal, offers) = seal?;
+        if seal.sum != sum.wrapping_add(offers) {
+            return Err(no("the checksum of what arrived is wrong"));
+        }
+        self.seal(upload.into_inner().unwrap_or_else(|e| e.into_inner()), seal.len)
+    }
+
+    fn pieces_abreast(&mut self, writing: &mut Writing<'_, '_>) -> Result<(Seal, u128), Failure> {
         let (queue, pieces) = sync_channel(QUEUE);
         let (give_back, empty) = channel();
         let failed = AtomicBool::new(false);
-        let seal = std::thread::scope(|scope| -> Result<Seal, Failure> {
-            let writing = &mut writing;
+        let upload = writing.upload;
+        std::thread::scope(|scope| {
             let failed = &failed;
             let work = move || {
                 let written = writing.all(pieces, give_back);
@@ -174,31 +218,33 @@ impl<S: Wire> Session<'_, S> {
             let writer = writer
                 .spawn_scoped(scope, work)
                 .map_err(|e| Failure::No(format!("no thread for the disk: {e}")))?;
-            let received = self.pieces(queue, &empty, failed);
+            let mut one = |offset, len, piece: &mut Vec<u8>| {
+                let next = empty.try_recv().unwrap_or_default();
+                let order = (offset, len, std::mem::replace(piece, next));
+                queue.send(order).map_err(|_| no("it could not be written"))
+            };
+            let received = self.pieces(upload, &mut one, Some(failed));
+            drop(queue);
             match writer.join() {
                 // What the writer says comes first: the other only saw that it was not there any more.
                 Ok(written) => written.and(received),
                 Err(_) => Err(no("the server failed while it wrote to the disk")),
             }
-        });
-        self.bytes += writing.bytes;
-        let seal = seal?;
-        if seal.sum != writing.sum.sum() {
-            return Err(no("the checksum of what arrived is wrong"));
-        }
-        self.seal(writing.upload, seal.len)
+        })
     }
 
-    /// Receives an image up to its seal.
+    /// Receives an image up to its seal, which it returns with the checksum of the offers. `one` takes a piece, and may take
+    /// its buffer for another one.
     fn pieces(
         &mut self,
-        queue: SyncSender<(Header, Vec<u8>)>,
-        empty: &Receiver<Vec<u8>>,
-        failed: &AtomicBool,
-    ) -> Result<Seal, Failure> {
+        upload: &Mutex<Upload<'_>>,
+        one: &mut dyn FnMut(u64, usize, &mut Vec<u8>) -> Result<(), Failure>,
+        failed: Option<&AtomicBool>,
+    ) -> Result<(Seal, u128), Failure> {
+        let mut sums = OfferSums::default();
         loop {
             // A client that waits for our word before it goes on hears of a failure, too.
-            for _ in 0..GLANCES {
+            for failed in std::iter::repeat_n(failed, GLANCES as usize).flatten() {
                 if failed.load(Ordering::Relaxed) {
                     return Err(no("it could not be written"));
                 }
@@ -209,12 +255,25 @@ impl<S: Wire> Session<'_, S> {
             let header = self.channel.receive()?;
             match header.kind {
                 Kind::Data => {
-                    let mut piece = empty.try_recv().unwrap_or_default();
-                    self.channel.swap_payload(&mut piece);
-                    queue.send((header, piece)).map_err(|_| no("it could not be written"))?;
+                    one(header.offset, header.len as usize, self.channel.buffer())?;
+                }
+                Kind::Offer => {
+                    let offer = self.channel.payload(&header);
+                    sums.offers.add(header.offset, offer);
+                    let units = Offer::read(offer)?;
+                    let lacks = locked(upload).offer(header.offset, &units)?;
+                    let mut bits = vec![0; lacks.len().div_ceil(8)];
+                    for (i, _) in lacks.iter().enumerate().filter(|(_, lacks)| **lacks) {
+                        bits[i / 8] |= 1 << (i % 8);
+                    }
+                    sums.answers.add(header.offset, &bits);
+                    self.channel.send(Kind::Lacks, header.offset, &bits)?;
                 }
                 Kind::Wait => {}
-                Kind::Seal => return Ok(Seal::read(self.channel.payload(&header))?),
+                Kind::Seal => {
+                    let seal = Seal::read(self.channel.payload(&header))?;
+                    return Ok((seal, sums.sum()));
+                }
                 _ => return Err(no("a frame came that does not belong into an upload")),
             }
         }
@@ -246,24 +305,26 @@ impl<S: Wire> Session<'_, S> {
     }
 
     fn get(&mut self, name: &str) -> Result<(), Failure> {
-        let (file, len) = self.store.read(name)?;
+        let stored = self.store.read(name)?;
+        let len = stored.len();
         self.channel.send(Kind::Done, 0, &len.to_le_bytes())?;
         let mut sum = Checksum::default();
-        let mut piece = vec![0; PIECE];
-        let mut at = 0;
-        while at < len {
+        let mut lost = None;
+        let sent = stored.each(&mut |at, piece| {
             reach(Point::Sending);
-            let bytes = &mut piece[..(len - at).min(PIECE as u64) as usize];
-            file.read_exact_at(bytes, at)
-                .map_err(|e| Failure::No(format!("the server cannot read it: {}", reason(&e))))?;
-            for (begin, bytes) in nonzero(bytes) {
+            for (begin, bytes) in nonzero(piece) {
                 let offset = at + begin as u64;
                 sum.add(offset, bytes);
-                self.channel.send(Kind::Data, offset, bytes)?;
+                let sent = self.channel.send(Kind::Data, offset, bytes);
+                sent.inspect_err(|e| lost = Some(reason(e)))?;
                 self.bytes += bytes.len() as u64;
             }
-            at += bytes.len() as u64;
+            Ok(())
+        });
+        if let Some(why) = lost {
+            return Err(Failure::Lost(why));
         }
+        sent.map_err(|e| Failure::No(format!("the server cannot read it: {}", reason(&e))))?;
         let seal = Seal { len, sum: sum.sum() };
         Ok(self.channel.send(Kind::Seal, 0, &seal.bytes())?)
     }

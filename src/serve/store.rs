@@ -3,28 +3,39 @@
 //!
 //! Names are resolved by the kernel and never leave the directory (openat2(2), RESOLVE_BENEATH).
 //! Uploads are written under a number in a folder of the server's own, [`OWN_FOLDER`], and get
-//! their name by rename(2) once they are whole and on the disk. The folder's lock belongs to one
+//! their name by rename(2) once they are whole and on the disk ([`super::receiving`]). The folder's lock belongs to one
 //! server, so what lies there when it starts is litter.
+//!
+//! A name is that of an image, or of a [recipe](super::recipe) for one whose content lies in the folder's [packs](super::packs).
 
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, OpenHow, ResolveFlag, openat2, renameat};
-use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstatat, mkdirat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
+use super::packs::{COST, Packs};
 use super::protocol::Entry;
+use super::recipe::{self, Extent};
+use super::sending::Stored;
+use super::{recount, sending};
 use crate::error::{Because, Error};
 use crate::fault::{Point, reach};
-use crate::image::{file::FINISHED, read::Image};
+use crate::image::file::FINISHED;
 use crate::settings::server::{OWN_FOLDER, check_stored};
 use ckpt_abi::image::header_flag;
+
+/// The folder of the packs in the server's own.
+const PACKS: &str = "packs";
+/// Units that are let go of at a time.
+const RELEASED: u64 = 8192;
 
 /// Folders deeper than any name can be are not listed.
 const DEPTH: usize = 512;
@@ -34,33 +45,42 @@ const DEPTH: usize = 512;
 pub struct Limits {
     /// Bytes of one image.
     pub max_bytes: u64,
-    /// Bytes of all files, those that are just being written included.
+    /// Bytes of all that is stored, of what is just being written, too.
     pub quota: u64,
+    /// Whether images are stored as whole files.
+    pub whole: bool,
 }
 
 /// A directory with checkpoints.
 pub struct Store {
-    root: OwnedFd,
-    own: OwnedFd,
+    pub(super) root: OwnedFd,
+    pub(super) own: OwnedFd,
     path: PathBuf,
     _lock: Flock<File>,
-    limits: Limits,
+    pub(super) limits: Limits,
+    pub(super) packs: Option<Packs>,
     used: Mutex<u64>,
-    names: Mutex<()>,
-    count: AtomicU64,
+    pub(super) names: Mutex<()>,
+    pub(super) count: AtomicU64,
+    readers: Mutex<Vec<Reader>>,
 }
+
+/// A recipe that is being read.
+struct Reader {
+    inode: u64,
+    readers: usize,
+    /// It has lost its name meanwhile.
+    gone: Option<File>,
+}
+
+/// How a file is opened to be read: a FIFO that somebody puts there must not make us wait.
+const READ: OFlag = OFlag::O_NONBLOCK.union(OFlag::O_NOCTTY);
+
+/// Who is given files by name.
+type Walker<'a> = dyn FnMut(String, &FileStat) -> Result<()> + 'a;
 
 /// Why the store does not do it: a sentence for the client.
 pub type Result<T> = std::result::Result<T, String>;
-
-/// An image that is being written. Dropped before [`Upload::commit`], it leaves nothing.
-pub struct Upload<'a> {
-    store: &'a Store,
-    name: String,
-    number: String,
-    file: File,
-    end: u64,
-}
 
 impl Store {
     /// Opens a directory and removes what a server that died has left in it.
@@ -68,6 +88,11 @@ impl Store {
     /// # Errors
     /// It cannot be used, or another server uses it.
     pub fn open(path: &Path, limits: Limits) -> crate::error::Result<Self> {
+        Self::opened(path, limits, false)
+    }
+
+    /// The same; `anew` counts everything, as after a server that was killed.
+    pub(super) fn opened(path: &Path, limits: Limits, anew: bool) -> crate::error::Result<Self> {
         let why = || format!("cannot store checkpoints in {}", path.display());
         let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_RDONLY;
         let root = nix::fcntl::open(path, flags, Mode::empty()).because(why)?;
@@ -89,26 +114,84 @@ impl Store {
             Error::new(format!("another checkpoint server works in {}", path.display()))
                 .hint("choose another directory with -d")
         })?;
-        let store = Self {
+        let mut store = Self {
             root,
             own,
             path: path.into(),
             _lock: lock,
             limits,
+            packs: None,
             used: Mutex::new(0),
             names: Mutex::new(()),
             count: AtomicU64::new(0),
+            readers: Mutex::new(Vec::new()),
         };
         store.sweep();
-        if limits.quota != u64::MAX {
-            *locked(&store.used) = store.sum()?;
-        }
+        store.open_packs(flags, anew).because(why)?;
+        *locked(&store.used) = store.sum()?;
         Ok(store)
     }
 
-    /// Removes the uploads that nobody finishes, and the server's folder if nobody works in it.
+    fn open_packs(&mut self, flags: OFlag, anew: bool) -> std::io::Result<()> {
+        if !self.limits.whole {
+            match mkdirat(&self.own, PACKS, Mode::S_IRWXU) {
+                Ok(()) | Err(Errno::EEXIST) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        let dir = match nix::fcntl::openat(&self.own, PACKS, flags, Mode::empty()) {
+            Err(Errno::ENOENT) => return Ok(()),
+            opened => opened?,
+        };
+        let (id, closed) = (recount::id(&dir)?, recount::closed(&dir)?.filter(|_| !anew));
+        let is_known = closed.is_some();
+        let path = self.path.join(OWN_FOLDER).join(PACKS);
+        let packs = self.packs.insert(Packs::open(dir, &path, id, closed)?);
+        if is_known {
+            return Ok(());
+        }
+        packs.forget_counts();
+        let packs = self.packs.as_ref();
+        self.each_recipe(&mut |_, file, tail| {
+            let mut count = |batch: &[Extent]| {
+                if let Some(packs) = packs {
+                    packs.count(batch);
+                }
+                Ok(())
+            };
+            // Whoever asks for one that is damaged is told so.
+            let _ = recipe::each(file, tail, &mut count);
+        });
+        if let Some(packs) = packs {
+            packs.settle_counts();
+        }
+        Ok(())
+    }
+
+    /// Gives each recipe of these packs to `each`.
+    pub(super) fn each_recipe(&self, each: &mut dyn FnMut(&str, &File, &recipe::Tail)) {
+        let _ = self.list("", &mut |entry| {
+            let file = self.resolve(&entry.name, READ).map(File::from);
+            if let Ok(file) = file
+                && let Ok(Some(tail)) = recipe::tail(&file)
+                && self.packs.as_ref().is_some_and(|packs| packs.id == tail.id)
+            {
+                each(&entry.name, &file, &tail);
+            }
+            Ok(())
+        });
+    }
+
+    /// Removes the uploads that nobody finishes, and the server's folder if nothing is in it.
     pub fn close(&self) {
         self.sweep();
+        if let Some(packs) = &self.packs {
+            if !packs.clear() {
+                // Without it all is counted anew.
+                let _ = packs.close();
+            }
+            let _ = unlinkat(&self.own, PACKS, UnlinkatFlags::RemoveDir);
+        }
         let _ = unlinkat(&self.root, OWN_FOLDER, UnlinkatFlags::RemoveDir);
     }
 
@@ -118,50 +201,114 @@ impl Store {
         }
     }
 
+    /// Bytes that are taken up.
     fn sum(&self) -> crate::error::Result<u64> {
-        let mut sum = 0;
-        let added = self.list("", &mut |entry| {
-            sum += entry.len;
+        let units = self
+            .packs
+            .as_ref()
+            .map_or(0, |packs| packs.state().live.iter().map(|[_, units]| u64::from(*units)).sum());
+        let mut sum = units * COST;
+        let added = self.walk("", &mut |_, file| {
+            sum += file.st_size.cast_unsigned();
             Ok(())
         });
         added.map(|()| sum).map_err(|e| Error::new(format!("{}: {e}", self.path.display())))
     }
 
-    /// Begins an image.
-    ///
-    /// # Errors
-    /// The name is none that can be stored, or the disk does not take it.
-    pub fn begin(&self, name: &str) -> Result<Upload<'_>> {
-        check_stored(name).map_err(|why| format!("the name {why}"))?;
-        match self.resolve(name, OFlag::O_PATH) {
-            Ok(fd) if nix::sys::stat::fstat(&fd).is_ok_and(|s| is(&s, SFlag::S_IFDIR)) => {
-                return Err("it is a folder".into());
-            }
-            Ok(_) | Err(Errno::ENOENT) => {}
-            Err(e) => return Err(refusal(e)),
-        }
-        let number = self.count.fetch_add(1, Ordering::Relaxed).to_string();
-        let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR | OFlag::O_CLOEXEC;
-        let fd = nix::fcntl::openat(&self.own, number.as_str(), flags, Mode::S_IRWXU);
-        let file = fd.map_err(refusal)?.into();
-        reach(Point::Uploading);
-        Ok(Upload { store: self, name: name.into(), number, file, end: 0 })
+    /// The same, as it is kept.
+    pub(super) fn used(&self) -> u64 {
+        *locked(&self.used)
     }
 
-    /// Opens an image; the file and its length.
+    /// Opens an image.
     ///
     /// # Errors
     /// There is none of this name.
-    pub fn read(&self, name: &str) -> Result<(File, u64)> {
+    pub fn read(&self, name: &str) -> Result<Stored<'_>> {
         check_stored(name).map_err(|why| format!("the name {why}"))?;
-        // A FIFO that somebody puts there must not make us wait.
-        let fd = self.resolve(name, OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY);
-        let file = File::from(fd.map_err(refusal)?);
-        match file.metadata() {
-            Ok(meta) if meta.is_file() => Ok((file, meta.len())),
-            Ok(_) => Err("it is not a file".into()),
-            Err(e) => Err(e.to_string()),
+        let _names = locked(&self.names);
+        self.read_named(name)
+    }
+
+    /// The same for who has the names: it stays for whom it was opened, whoever removes it.
+    fn read_named(&self, name: &str) -> Result<Stored<'_>> {
+        let file = File::from(self.resolve(name, READ).map_err(refusal)?);
+        let meta = file.metadata().map_err(|e| e.to_string())?;
+        if !meta.is_file() {
+            return Err("it is not a file".into());
         }
+        let Some(tail) = recipe::tail(&file).map_err(|e| e.to_string())? else {
+            return Ok(Stored::Whole(file, meta.len()));
+        };
+        let packs = self.packs.as_ref().filter(|packs| packs.id == tail.id);
+        let packs = packs.ok_or("its content is in the directory of another server")?;
+        let mut readers = locked(&self.readers);
+        match readers.iter_mut().find(|reader| reader.inode == meta.ino()) {
+            Some(reader) => reader.readers += 1,
+            None => readers.push(Reader { inode: meta.ino(), readers: 1, gone: None }),
+        }
+        let inode = meta.ino();
+        Ok(Stored::Parts(sending::Parts { store: self, packs, file, tail, inode }))
+    }
+
+    /// Somebody reads a recipe no more.
+    pub(super) fn read_no_more(&self, inode: u64) {
+        let mut readers = locked(&self.readers);
+        let Some(at) = readers.iter().position(|reader| reader.inode == inode) else { return };
+        readers[at].readers -= 1;
+        let gone = if readers[at].readers == 0 { readers.swap_remove(at).gone } else { None };
+        drop(readers);
+        if let Some(file) = gone {
+            self.release(&file);
+        }
+    }
+
+    /// Gives back what a file took that has no name any more, on the disk neither.
+    pub(super) fn let_go(&self, file: &File) {
+        let Ok(meta) = file.metadata() else { return };
+        if meta.nlink() > 0 || !meta.is_file() {
+            return;
+        }
+        self.give_back(meta.len());
+        let mut readers = locked(&self.readers);
+        if let Some(reader) = readers.iter_mut().find(|reader| reader.inode == meta.ino()) {
+            reader.gone = file.try_clone().ok();
+            return;
+        }
+        drop(readers);
+        self.release(file);
+    }
+
+    fn release(&self, file: &File) {
+        if let (Some(packs), Ok(Some(tail))) = (&self.packs, recipe::tail(file))
+            && packs.id == tail.id
+        {
+            reach(Point::Releasing);
+            // Of one that is damaged nothing is known; its content goes when all is counted anew.
+            let _ = recipe::each(file, &tail, &mut |batch| {
+                self.release_all(packs, batch);
+                Ok(())
+            });
+        }
+    }
+
+    /// Gives back what extents took, a few units at a time: others want to be counted, too.
+    pub(super) fn release_all(&self, packs: &Packs, extents: &[Extent]) {
+        let (mut few, mut units) = (Vec::new(), 0);
+        for mut rest in extents.iter().copied() {
+            while rest.len > 0 {
+                let (part, left) = rest.split(RELEASED - units);
+                units += part.units();
+                few.push(part);
+                rest = left;
+                if units == RELEASED {
+                    self.give_back(packs.release(&few) * COST);
+                    few.clear();
+                    units = 0;
+                }
+            }
+        }
+        self.give_back(packs.release(&few) * COST);
     }
 
     /// Removes an image, and the folders that are empty then.
@@ -170,17 +317,32 @@ impl Store {
     /// There is none of this name, or the system does not let us.
     pub fn remove(&self, name: &str) -> Result<()> {
         check_stored(name).map_err(|why| format!("the name {why}"))?;
-        let _names = locked(&self.names);
-        let (folder, last) = name.rsplit_once('/').unwrap_or((".", name));
+        let names = locked(&self.names);
+        let (folder, last) = split(name);
         let parent = self.resolve(folder, OFlag::O_DIRECTORY).map_err(refusal)?;
         let stat = fstatat(&parent, last, AtFlags::AT_SYMLINK_NOFOLLOW).map_err(refusal)?;
         if is(&stat, SFlag::S_IFDIR) {
             return Err("it is a folder".into());
         }
+        let old = Self::at(&parent, last);
         unlinkat(&parent, last, UnlinkatFlags::NoRemoveDir).map_err(refusal)?;
-        let _ = nix::unistd::fsync(&parent);
+        let is_gone = nix::unistd::fsync(&parent).is_ok();
         reach(Point::Removing);
-        self.give_back(stat.st_size.cast_unsigned());
+        self.remove_empty(name);
+        drop(names);
+        if let Some(old) = old.filter(|_| is_gone) {
+            self.let_go(&old);
+        }
+        Ok(())
+    }
+
+    /// A file that is about to lose its name.
+    pub(super) fn at(parent: &OwnedFd, last: &str) -> Option<File> {
+        let flags = READ | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        nix::fcntl::openat(parent, last, flags, Mode::empty()).ok().map(File::from)
+    }
+
+    fn remove_empty(&self, name: &str) {
         let mut rest = name;
         while let Some((folder, _)) = rest.rsplit_once('/') {
             let (parent, last) = split(folder);
@@ -191,7 +353,6 @@ impl Store {
             }
             rest = folder;
         }
-        Ok(())
     }
 
     /// Sets an image aside ([`FINISHED`]) that is of this run ([`crate::image::Header::run`]; 0 for any), in the place of an
@@ -201,9 +362,10 @@ impl Store {
     /// There is none such of this name, or the system does not let us.
     pub fn finish(&self, name: &str, [run, number]: [u64; 2]) -> Result<bool> {
         let to = format!("{name}{FINISHED}");
-        check_stored(&to).map_err(|why| format!("the name {why}"))?;
-        let _names = locked(&self.names);
-        let header = Image::find(&self.read(name)?.0).map_err(|e| e.to_string())?;
+        let fitting = check_stored(name).and_then(|()| check_stored(&to));
+        fitting.map_err(|why| format!("the name {why}"))?;
+        let names = locked(&self.names);
+        let header = self.read_named(name)?.header()?;
         let fits = |wanted: u64, there: u64| wanted == 0 || wanted == there;
         let own = header.is_some_and(|h| fits(run, h.run[0]) && fits(number, h.run[1]));
         if !own {
@@ -220,9 +382,13 @@ impl Store {
         if earlier.is_some_and(|stat| !is(&stat, SFlag::S_IFREG)) {
             return Err(format!("{to} is no file"));
         }
+        let earlier = Self::at(&parent, &to);
         renameat(&parent, last, &parent, &*to).map_err(refusal)?;
-        let _ = nix::unistd::fsync(&parent);
-        self.give_back(earlier.map_or(0, |stat| stat.st_size.cast_unsigned()));
+        let is_gone = nix::unistd::fsync(&parent).is_ok();
+        drop(names);
+        if let Some(earlier) = earlier.filter(|_| is_gone) {
+            self.let_go(&earlier);
+        }
         Ok(true)
     }
 
@@ -231,21 +397,31 @@ impl Store {
     /// # Errors
     /// There is no such folder, or `each` failed.
     pub fn list(&self, folder: &str, each: &mut dyn FnMut(Entry) -> Result<()>) -> Result<()> {
+        self.walk(folder, &mut |name, stat| {
+            let file = self.resolve(&name, READ).ok().map(File::from);
+            let tail = file.and_then(|file| recipe::tail(&file).ok().flatten());
+            let len = tail.map_or(stat.st_size.cast_unsigned(), |tail| tail.len);
+            each(Entry { name, len, time: stat.st_mtime.cast_unsigned() })
+        })
+    }
+
+    /// Gives the files in a folder ("": all) to `each`, by name.
+    pub(super) fn walk(&self, folder: &str, each: &mut Walker<'_>) -> Result<()> {
         let folder = folder.strip_suffix('/').unwrap_or(folder);
         if !folder.is_empty() {
             check_stored(folder).map_err(|why| format!("the name {why}"))?;
         }
         let place = if folder.is_empty() { "." } else { folder };
         let fd = self.resolve(place, OFlag::O_DIRECTORY).map_err(refusal)?;
-        self.walk(fd, folder, DEPTH, each)
+        self.walk_below(fd, folder, DEPTH, each)
     }
 
-    fn walk(
+    fn walk_below(
         &self,
         fd: OwnedFd,
         folder: &str,
         depth: usize,
-        each: &mut dyn FnMut(Entry) -> Result<()>,
+        each: &mut Walker<'_>,
     ) -> Result<()> {
         let mut folders = Vec::new();
         let mut dir = Dir::from_fd(fd).map_err(refusal)?;
@@ -262,28 +438,27 @@ impl Store {
             if is(&stat, SFlag::S_IFDIR) {
                 folders.push(name);
             } else if is(&stat, SFlag::S_IFREG) {
-                let (len, time) = (stat.st_size.cast_unsigned(), stat.st_mtime.cast_unsigned());
-                each(Entry { name, len, time })?;
+                each(name, &stat)?;
             }
         }
         drop(dir);
         for folder in folders.into_iter().filter(|_| depth > 0) {
             // A folder that is gone or closed to us is passed over.
             if let Ok(fd) = self.resolve(&folder, OFlag::O_DIRECTORY) {
-                self.walk(fd, &folder, depth - 1, each)?;
+                self.walk_below(fd, &folder, depth - 1, each)?;
             }
         }
         Ok(())
     }
 
-    fn resolve(&self, name: &str, flags: OFlag) -> nix::Result<OwnedFd> {
+    pub(super) fn resolve(&self, name: &str, flags: OFlag) -> nix::Result<OwnedFd> {
         let resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS;
         let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(resolve);
         openat2(&self.root, name, how)
     }
 
     /// Opens the folder of a name, making what is missing.
-    fn folder(&self, folder: &str) -> nix::Result<OwnedFd> {
+    pub(super) fn folder(&self, folder: &str) -> nix::Result<OwnedFd> {
         let mut parent = self.resolve(".", OFlag::O_DIRECTORY)?;
         let ends = folder.match_indices('/').map(|(at, _)| at).chain([folder.len()]);
         for end in ends.filter(|_| !folder.is_empty()) {
@@ -302,7 +477,7 @@ impl Store {
         Ok(parent)
     }
 
-    fn take(&self, bytes: u64) -> Result<()> {
+    pub(super) fn take(&self, bytes: u64) -> Result<()> {
         let mut used = locked(&self.used);
         match used.checked_add(bytes).filter(|sum| *sum <= self.limits.quota) {
             Some(sum) => *used = sum,
@@ -316,82 +491,9 @@ impl Store {
         Ok(())
     }
 
-    fn give_back(&self, bytes: u64) {
+    pub(super) fn give_back(&self, bytes: u64) {
         let mut used = locked(&self.used);
         *used = used.saturating_sub(bytes);
-    }
-}
-
-impl Upload<'_> {
-    /// Writes a piece.
-    ///
-    /// # Errors
-    /// A limit, or the disk.
-    pub fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
-        let end = offset.saturating_add(bytes.len() as u64);
-        reach(Point::Receiving);
-        self.grow(end)?;
-        self.file.write_all_at(bytes, offset).map_err(|e| sentence(&e))
-    }
-
-    fn grow(&mut self, end: u64) -> Result<()> {
-        let most = self.store.limits.max_bytes;
-        if end > most || end > i64::MAX.cast_unsigned() {
-            return Err(format!("an image on this server has at most {most} bytes"));
-        }
-        if end > self.end {
-            self.store.take(end - self.end)?;
-            self.end = end;
-        }
-        Ok(())
-    }
-
-    /// Writes the image to the disk. `len` is its length; what was not written is zeros.
-    ///
-    /// # Errors
-    /// The length is shorter than what was written, a limit, or the disk.
-    pub fn settle(&mut self, len: u64) -> Result<()> {
-        if len < self.end {
-            return Err("the image is shorter than its pieces".into());
-        }
-        self.grow(len)?;
-        self.file.set_len(len).map_err(|e| sentence(&e))?;
-        // The umask does not count for a checkpoint.
-        fchmod(&self.file, Mode::S_IRWXU).map_err(refusal)?;
-        self.file.sync_all().map_err(|e| sentence(&e))
-    }
-
-    /// Gives a settled image its name.
-    ///
-    /// # Errors
-    /// The name cannot be had any more.
-    pub fn commit(mut self) -> Result<()> {
-        reach(Point::Received);
-        let store = self.store;
-        let _names = locked(&store.names);
-        let (folder, last) = self.name.rsplit_once('/').unwrap_or(("", &self.name));
-        let parent = store.folder(folder).map_err(refusal)?;
-        reach(Point::Foldered);
-        let old = fstatat(&parent, last, AtFlags::AT_SYMLINK_NOFOLLOW);
-        renameat(&store.own, self.number.as_str(), &parent, last).map_err(refusal)?;
-        if let Ok(old) = old.as_ref().map(|old| old.st_size.cast_unsigned()) {
-            store.give_back(old);
-        }
-        self.end = 0;
-        self.number.clear();
-        let _ = nix::unistd::fsync(&parent);
-        reach(Point::Stored);
-        Ok(())
-    }
-}
-
-impl Drop for Upload<'_> {
-    fn drop(&mut self) {
-        if !self.number.is_empty() {
-            let number = self.number.as_str();
-            let _ = unlinkat(&self.store.own, number, UnlinkatFlags::NoRemoveDir);
-            self.store.give_back(self.end);
-        }
     }
 }
 
@@ -407,20 +509,20 @@ impl AsFdOwned for Dir {
     }
 }
 
-fn split(name: &str) -> (&str, &str) {
+pub(super) fn split(name: &str) -> (&str, &str) {
     name.rsplit_once('/').unwrap_or((".", name))
 }
 
-fn is(stat: &FileStat, kind: SFlag) -> bool {
+pub(super) fn is(stat: &FileStat, kind: SFlag) -> bool {
     stat.st_mode & SFlag::S_IFMT.bits() == kind.bits()
 }
 
 /// A thread that panicked with a lock has left counters that are true still.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn refusal(error: Errno) -> String {
+pub(super) fn refusal(error: Errno) -> String {
     match error {
         Errno::ENOENT => "there is no such checkpoint".into(),
         Errno::EXDEV | Errno::ELOOP => "it is a symbolic link that leads elsewhere".into(),
@@ -430,6 +532,6 @@ fn refusal(error: Errno) -> String {
     }
 }
 
-fn sentence(error: &std::io::Error) -> String {
+pub(super) fn sentence(error: &std::io::Error) -> String {
     format!("it cannot be written there: {}", super::channel::reason(error))
 }

@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::net::TcpStream;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -83,9 +84,46 @@ impl Server {
         self.store.join(name)
     }
 
+    /// What the server has under a name.
+    pub(crate) fn stored(&self, key: Option<&[u8; KEY]>, name: &str) -> Option<Vec<u8>> {
+        let mut channel = self.channel(key);
+        channel.send(Kind::Get, 0, name.as_bytes()).expect("sent");
+        let mut bytes = Vec::new();
+        loop {
+            let header = channel.receive().expect("an answer");
+            let payload = channel.payload(&header);
+            match header.kind {
+                Kind::Done => {
+                    let len = u64::from_le_bytes(*payload.first_chunk().expect("a length"));
+                    bytes.resize(len as usize, 0);
+                }
+                Kind::Data => {
+                    bytes[header.offset as usize..][..payload.len()].copy_from_slice(payload);
+                }
+                Kind::Seal => return Some(bytes),
+                _ => return None,
+            }
+        }
+    }
+
     /// Uploads that are going on.
     pub(crate) fn partial(&self) -> usize {
-        fs::read_dir(self.store.join(".ckpt-serve")).map_or(0, Iterator::count)
+        partial(&self.store)
+    }
+
+    /// Bytes that all the files of the store have on the disk.
+    pub(crate) fn room(&self) -> u64 {
+        fn of(dir: &Path) -> u64 {
+            let entries = fs::read_dir(dir).expect("a folder").map(|e| e.expect("an entry"));
+            let room = |entry: fs::DirEntry| match entry.metadata() {
+                Ok(meta) if meta.is_dir() => of(&entry.path()),
+                Ok(meta) => meta.blocks() * 512,
+                // It is gone meanwhile.
+                Err(_) => 0,
+            };
+            entries.map(room).sum()
+        }
+        of(&self.store)
     }
 
     /// A connection in the clear.
@@ -113,9 +151,14 @@ impl Server {
     pub(crate) fn stop(self) -> Ended {
         self.run.signal(SIGTERM);
         let ended = self.run.ends_well();
-        assert!(!self.store.join(".ckpt-serve").exists(), "litter: {ended:?}");
+        assert_eq!(partial(&self.store), 0, "litter: {ended:?}");
         ended
     }
+}
+
+fn partial(store: &Path) -> usize {
+    let entries = fs::read_dir(store.join(".ckpt-serve")).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_name() != "packs").count()
 }
 
 /// An upload in steps.

@@ -1,0 +1,406 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! The content of images, each unit of it once.
+//!
+//! A unit is at most [`UNIT`] bytes of an image, and lies in a slot of a *pack*: a file with a number for its name that one
+//! upload has made of what nobody had sent before. A pack is groups of [`SLOTS`] records, one page, and as many slots. A
+//! record has the unit's digest and how many times extents of [recipes](super::recipe) mean it; with the last of them the slot becomes
+//! a hole of the file, and with the last slot the pack goes.
+//!
+//! What is synchronised with the disk before a recipe gets its name are slots and digests. Counts and the
+//! [index](super::index) are the kernel's to write; only a server that came to its end has left them whole, and then
+//! [`CLEAN`]. Else they are made anew from the recipes ([`super::recount`]). A slot is never written a second time, nor is a
+//! number of a pack given a second time: so who holds a count reads without a lock.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::SystemTime;
+
+use ckpt_cipher::DIGEST;
+use nix::fcntl::{FallocateFlags, OFlag, fallocate, openat};
+use nix::sys::stat::Mode;
+use nix::unistd::{UnlinkatFlags, unlinkat};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
+
+use super::index::{INDEX, Index};
+use super::recipe::Extent;
+use super::store::locked;
+
+/// Most bytes of a unit, and bytes of a slot.
+pub(crate) const UNIT: usize = 4096;
+/// Bytes that a unit costs: a slot and its record.
+pub(super) const COST: u64 = UNIT as u64 + 32;
+/// Slots of a group.
+pub(super) const SLOTS: u32 = 128;
+/// Bytes of a group.
+const GROUP: u64 = (SLOTS as u64 + 1) * UNIT as u64;
+/// The file that says how all was when a server ended.
+pub(super) const CLEAN: &str = "clean";
+/// The file with the id.
+pub(super) const ID: &str = "id";
+
+/// A slot of a pack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place {
+    pub pack: u32,
+    pub slot: u32,
+}
+
+/// A piece of an image, as it is told from others.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Unit {
+    pub digest: [u8; DIGEST],
+    pub len: u32,
+}
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+pub(super) struct Record {
+    pub digest: [u8; DIGEST],
+    /// Its bytes; 0: the slot is free for ever.
+    pub len: u32,
+    /// How many times it is meant.
+    pub count: u32,
+}
+
+/// A pack's file.
+pub(super) struct Pack {
+    pub number: u32,
+    pub file: File,
+    /// Whether something of it did not come to the disk.
+    failed: Mutex<bool>,
+}
+
+impl Pack {
+    /// Brings it to the disk. What one caller was told of a failure, the kernel tells no other (fsync(2)); so we do.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        let mut failed = locked(&self.failed);
+        if *failed {
+            return Err(io::Error::other("content of another upload did not come to the disk"));
+        }
+        self.file.sync_all().inspect_err(|_| *failed = true)
+    }
+}
+
+/// Where a slot lies in its pack.
+pub(super) fn position(slot: u32) -> u64 {
+    u64::from(slot / SLOTS) * GROUP + u64::from(slot % SLOTS + 1) * UNIT as u64
+}
+
+impl Unit {
+    /// What the index finds it by; never 0.
+    fn key(&self) -> u64 {
+        u64::from_le_bytes(*self.digest.first_chunk().unwrap_or(&[0; 8])).max(1)
+    }
+}
+
+/// The packs of a store.
+pub(super) struct Packs {
+    pub dir: OwnedFd,
+    /// Tells them from all others.
+    pub id: [u64; 2],
+    state: Mutex<State>,
+}
+
+pub(super) struct State {
+    pub index: Index,
+    /// Units that each pack has, by its number.
+    pub live: Vec<[u32; 2]>,
+    /// Those that are not on the disk yet.
+    writing: Vec<Arc<Pack>>,
+    next: u32,
+    page: Page,
+    /// Whether all counts are as they should be; else nothing is freed until they are made anew.
+    pub sound: bool,
+}
+
+/// The records that were looked at last.
+struct Page {
+    pack: Option<Arc<Pack>>,
+    group: u32,
+    records: [Record; SLOTS as usize],
+    is_changed: bool,
+}
+
+impl Page {
+    fn flush(&mut self) -> io::Result<()> {
+        if !std::mem::take(&mut self.is_changed) {
+            return Ok(());
+        }
+        let Some(pack) = &self.pack else { return Ok(()) };
+        pack.file.write_all_at(self.records.as_bytes(), u64::from(self.group) * GROUP)
+    }
+}
+
+impl Packs {
+    /// Opens the folder, which a server left like this ([`super::recount::closed`]).
+    pub(super) fn open(
+        dir: OwnedFd,
+        path: &Path,
+        id: [u64; 2],
+        closed: Option<([u64; 2], Vec<[u32; 2]>)>,
+    ) -> io::Result<Self> {
+        let (size, live) = closed.map_or((None, numbers(path)), |(size, live)| (Some(size), live));
+        let index = Index::open(&dir, size)?;
+        // Seconds, so that numbers of packs that are gone do not come again.
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let last = live.last().map_or(0, |[number, _]| *number);
+        let next = last.saturating_add(1).max(now.as_secs() as u32);
+        let records = [Record::new_zeroed(); SLOTS as usize];
+        let page = Page { pack: None, group: 0, records, is_changed: false };
+        let state = State { index, live, writing: Vec::new(), next, page, sound: true };
+        Ok(Self { dir, id, state: Mutex::new(state) })
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        locked(&self.state)
+    }
+
+    /// Opens a pack to read from.
+    pub(super) fn file(&self, number: u32) -> io::Result<File> {
+        open(&self.dir, number, OFlag::O_RDWR)
+    }
+
+    /// Begins a pack.
+    pub(super) fn begin(&self) -> io::Result<Arc<Pack>> {
+        let mut state = self.state();
+        let number = state.next;
+        let file = open(&self.dir, number, OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL)?;
+        state.next = number.checked_add(1).ok_or(io::ErrorKind::FileTooLarge)?;
+        let pack = Arc::new(Pack { number, file, failed: Mutex::new(false) });
+        state.writing.push(pack.clone());
+        state.live.push([number, 0]);
+        Ok(pack)
+    }
+
+    /// Where units lie, each of which is meant once more from now on. `met` gets the packs that have to be
+    /// [on the disk](Pack::sync) before somebody relies on it.
+    pub(super) fn find(&self, units: &[Unit], met: &mut Vec<Arc<Pack>>) -> Vec<Option<Place>> {
+        let mut state = self.state();
+        let mut last: Option<Place> = None;
+        let mut find = |unit: &Unit| {
+            // What lay side by side does so again.
+            let next = last.map(|last| Place { slot: last.slot.saturating_add(1), ..last });
+            let there = next.and_then(|at| state.mean(&self.dir, at, unit));
+            let found = there.or_else(|| {
+                let at = state.index.find(unit.key())?;
+                state.mean(&self.dir, at, unit)
+            });
+            last = found.or(last);
+            found
+        };
+        let found: Vec<_> = units.iter().map(&mut find).collect();
+        state.flush();
+        let places: Vec<_> = found.iter().flatten().collect();
+        for place in places.chunk_by(|a, b| a.pack == b.pack) {
+            let number = place[0].pack;
+            let unsynced = state.writing.iter().find(|pack| pack.number == number);
+            if let Some(pack) = unsynced.filter(|_| met.iter().all(|m| m.number != number)) {
+                met.push(pack.clone());
+            }
+        }
+        found
+    }
+
+    /// Takes down what was written into the slots of a pack from `first` on.
+    pub(super) fn add(&self, pack: u32, first: u32, units: &[Unit]) -> io::Result<()> {
+        let mut state = self.state();
+        for (slot, unit) in (first..).zip(units) {
+            let place = Place { pack, slot };
+            let record = Record { digest: unit.digest, len: unit.len, count: 1 };
+            state.put(&self.dir, place, record)?;
+            // It is only a hint.
+            let _ = state.index.insert(&self.dir, unit.key(), place);
+        }
+        state.flush();
+        if let Some(live) = state.live_of(pack) {
+            *live += units.len() as u32;
+        }
+        if state.sound {
+            Ok(())
+        } else {
+            Err(io::Error::other("a pack's records were not written"))
+        }
+    }
+
+    /// An upload writes no more into its pack. What others mean of one that was given up is on the disk first.
+    pub(super) fn end(&self, pack: &Arc<Pack>, committed: bool) {
+        let number = pack.number;
+        let is_needed = || self.state().live_of(number).is_some_and(|live| *live > 0);
+        if !committed && is_needed() && pack.sync().is_err() {
+            return;
+        }
+        let mut state = self.state();
+        state.writing.retain(|other| other.number != number);
+        if state.live_of(number).is_some_and(|live| *live == 0) {
+            self.forget(&mut state, number);
+        }
+    }
+
+    /// Extents mean their units no more; how many are freed.
+    pub(super) fn release(&self, extents: &[Extent]) -> u64 {
+        let mut state = self.state();
+        let mut freed: Vec<Place> = Vec::new();
+        for place in extents.iter().flat_map(Extent::places) {
+            if state.sound && state.unmean(&self.dir, place) == Some(0) {
+                freed.push(place);
+            }
+        }
+        state.flush();
+        if !state.sound {
+            return 0;
+        }
+        for pack in freed.chunk_by(|a, b| a.pack == b.pack) {
+            let number = pack[0].pack;
+            let left = state.live_of(number).map(|live| {
+                *live = live.saturating_sub(pack.len() as u32);
+                *live
+            });
+            if left == Some(0) && state.writing.iter().all(|w| w.number != number) {
+                self.forget(&mut state, number);
+            }
+        }
+        drop(state);
+        self.punch(&freed);
+        freed.len() as u64
+    }
+
+    fn forget(&self, state: &mut State, number: u32) {
+        state.live.retain(|[other, _]| *other != number);
+        let _ = unlinkat(&self.dir, number.to_string().as_str(), UnlinkatFlags::NoRemoveDir);
+    }
+
+    /// Gives the room of slots back where the file system can: nobody means them, and nobody ever will.
+    pub(super) fn punch(&self, slots: &[Place]) {
+        let next = |a: &Place, b: &Place| {
+            a.pack == b.pack && position(a.slot) + UNIT as u64 == position(b.slot)
+        };
+        let mut file: Option<(u32, File)> = None;
+        for run in slots.chunk_by(next) {
+            let Place { pack, slot } = run[0];
+            if file.as_ref().is_none_or(|(number, _)| *number != pack) {
+                file = self.file(pack).ok().map(|file| (pack, file));
+            }
+            if let Some((_, file)) = &file {
+                let how =
+                    FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+                let len = (run.len() * UNIT) as i64;
+                let _ = fallocate(file, how, position(slot).cast_signed(), len);
+            }
+        }
+    }
+
+    /// Removes the folder's own files where no content is left.
+    pub(super) fn clear(&self) -> bool {
+        let is_empty = self.state().live.is_empty();
+        for name in [INDEX, CLEAN, ID].into_iter().filter(|_| is_empty) {
+            let _ = unlinkat(&self.dir, name, UnlinkatFlags::NoRemoveDir);
+        }
+        is_empty
+    }
+}
+
+impl State {
+    pub(super) fn live_of(&mut self, pack: u32) -> Option<&mut u32> {
+        let i = self.live.binary_search_by_key(&pack, |[number, _]| *number).ok()?;
+        self.live.get_mut(i).map(|[_, live]| live)
+    }
+
+    /// Writes records that were changed; without them nothing can be freed any more.
+    pub(super) fn flush(&mut self) {
+        self.sound &= self.page.flush().is_ok();
+    }
+
+    /// The record of a slot; of one that there is not, zeros.
+    pub(super) fn record(&mut self, dir: &OwnedFd, place: Place) -> io::Result<&mut Record> {
+        let group = place.slot / SLOTS;
+        let same_pack = self.page.pack.as_ref().is_some_and(|pack| pack.number == place.pack);
+        if !same_pack || self.page.group != group {
+            self.flush();
+            let pack = match self.page.pack.take() {
+                Some(pack) if same_pack => pack,
+                _ => match self.writing.iter().find(|pack| pack.number == place.pack) {
+                    Some(pack) => pack.clone(),
+                    None => {
+                        let file = open(dir, place.pack, OFlag::O_RDWR)?;
+                        Arc::new(Pack { number: place.pack, file, failed: Mutex::new(false) })
+                    }
+                },
+            };
+            self.page.records = FromZeros::new_zeroed();
+            read_up_to(&pack.file, self.page.records.as_mut_bytes(), u64::from(group) * GROUP)?;
+            (self.page.pack, self.page.group) = (Some(pack), group);
+        }
+        Ok(&mut self.page.records[(place.slot % SLOTS) as usize])
+    }
+
+    pub(super) fn put(&mut self, dir: &OwnedFd, at: Place, record: Record) -> io::Result<()> {
+        *self.record(dir, at)? = record;
+        self.page.is_changed = true;
+        Ok(())
+    }
+
+    /// Counts a unit once more, if it lies there.
+    fn mean(&mut self, dir: &OwnedFd, at: Place, unit: &Unit) -> Option<Place> {
+        let sound = self.sound;
+        let record = self.record(dir, at).ok()?;
+        let is_it = record.digest == unit.digest && record.len == unit.len;
+        if !is_it || record.count == 0 || record.count == u32::MAX || !sound {
+            return None;
+        }
+        record.count += 1;
+        self.page.is_changed = true;
+        Some(at)
+    }
+
+    /// Counts a unit once less; how often it is meant still. None: it was not counted.
+    fn unmean(&mut self, dir: &OwnedFd, at: Place) -> Option<u32> {
+        let record = self.record(dir, at).ok().filter(|record| record.count > 0)?;
+        record.count -= 1;
+        let (left, digest) = (record.count, record.digest);
+        if left == 0 {
+            *record = Record::new_zeroed();
+            let _ = self.index.remove(Unit { digest, len: 0 }.key(), at);
+        }
+        self.page.is_changed = true;
+        Some(left)
+    }
+
+    /// Makes a unit findable.
+    pub(super) fn index(&mut self, dir: &OwnedFd, at: Place, digest: [u8; DIGEST]) {
+        let _ = self.index.insert(dir, Unit { digest, len: 0 }.key(), at);
+    }
+}
+
+/// How many slots a pack of this length has.
+pub(super) fn slots(len: u64) -> u32 {
+    len.div_ceil(GROUP).saturating_mul(SLOTS.into()).min(u32::MAX.into()) as u32
+}
+
+/// The packs of a folder.
+fn numbers(path: &Path) -> Vec<[u32; 2]> {
+    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let mut numbers: Vec<_> = names.filter_map(|name| Some([name.parse().ok()?, 0])).collect();
+    crate::order::by_key(&mut numbers, |[number, _]| (u64::from(*number), 0));
+    numbers
+}
+
+fn open(dir: &OwnedFd, number: u32, flags: OFlag) -> io::Result<File> {
+    let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+    let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+    Ok(openat(dir, number.to_string().as_str(), flags, mode)?.into())
+}
+
+fn read_up_to(file: &File, mut bytes: &mut [u8], mut at: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match file.read_at(bytes, at)? {
+            0 => break,
+            n => (bytes, at) = (&mut bytes[n..], at + n as u64),
+        }
+    }
+    Ok(())
+}
