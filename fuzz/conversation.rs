@@ -6,11 +6,13 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use ckpt::serve::channel::{KEY, Wire};
 use ckpt::serve::protocol::{Entry, Seal};
 use ckpt::serve::session::answer;
 use ckpt::serve::store::{Limits, Store};
+use ckpt::serve::users::User;
 use ckpt::settings::server::ServerName;
 
 /// Most bytes of an image in the store.
@@ -43,7 +45,7 @@ impl Wire for Memory<'_> {}
 
 /// A store in a temporary directory; removed when dropped.
 pub(crate) struct House {
-    store: Store,
+    store: Arc<Store>,
     outer: PathBuf,
 }
 
@@ -56,7 +58,7 @@ impl House {
         fs::write(outer.join("secret"), "secret").expect("a file");
         std::os::unix::fs::symlink("..", inner.join("up")).expect("a link");
         let limits = Limits { max_bytes: MAX_BYTES, quota: 8 * MAX_BYTES, whole: false };
-        let store = Store::open(&inner, limits).expect("a store");
+        let store = Arc::new(Store::open(&inner, limits).expect("a store"));
         Self { store, outer }
     }
 
@@ -64,7 +66,8 @@ impl House {
     pub(crate) fn answer(&self, said: &[u8]) {
         for key in [None, Some(&[7; KEY])] {
             let mut stream = Memory { said, heard: 0 };
-            let record = answer(&mut stream, key, &self.store, "fuzz".into(), false);
+            let user = User { name: String::new(), key: key.copied(), store: self.store.clone() };
+            let record = answer(&mut stream, &[user], "fuzz".into(), false);
             assert!(key.is_none() || record.what == "hello", "{record:?}");
             assert!(stream.heard < 64 << 20, "{record:?}");
         }

@@ -17,7 +17,8 @@ use serving::{Server, all, insecure, keyed};
 fn resume_takes_the_newest_of_a_server() {
     let bench = Bench::new(Who::Nobody);
     let options = keyed(&bench);
-    let server = Server::start(&bench, &options);
+    // A whole file, for it is damaged below.
+    let server = Server::start(&bench, &[&options[..], &["--whole".into()]].concat());
     let subject = bench.subject("memory", Build::Pie);
     let saved = |mut run: Run| {
         run.check();

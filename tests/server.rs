@@ -305,46 +305,6 @@ fn a_server_that_dies_meanwhile() {
 }
 
 #[test]
-fn limits() {
-    let bench = Bench::new(Who::Nobody);
-    for how in ["--insecure", "--whole"] {
-        let mut options = insecure();
-        options.extend(["--max-bytes", "1M", "--quota", "2M", how].map(String::from));
-        let server = Server::start(&bench, &options);
-        for (name, size) in
-            [("one", 900_000), ("two", 900_001), ("three", 900_002), ("large", 1_100_000)]
-        {
-            bench.file(name, image(noise(size, size as u64)));
-        }
-        let put =
-            |file: &str, name: &str| bench.order(&["put", "--insecure", file, &server.name(name)]);
-        let refused = put("large", "a");
-        assert!(refused.stderr.contains("at most 1048576 bytes"), "{refused:?}");
-        assert_eq!(put("one", "a").code(), Some(0));
-        assert_eq!(put("two", "b").code(), Some(0));
-        let refused = put("three", "c");
-        assert!(refused.stderr.contains("quota of 2097152 bytes"), "{refused:?}");
-        // What is there already costs nothing.
-        assert_eq!(put("one", "c").code() == Some(0), how != "--whole");
-        bench.must(&["rm", "--insecure", &server.name("a")]);
-        bench.order(&["rm", "--insecure", &server.name("c")]);
-        assert_eq!(put("three", "c").code(), Some(0));
-        assert_eq!(server.partial(), 0);
-        server.stop();
-        // What is there counts from the start.
-        let server = Server::start(&bench, &options);
-        let refused = bench.order(&["put", "--insecure", "one", &server.name("d")]);
-        assert!(refused.stderr.contains("quota"), "{refused:?}");
-        for name in ["b", "c"] {
-            bench.must(&["rm", "--insecure", &server.name(name)]);
-        }
-        assert!(server.room() < 100_000, "room is not given back: {}", server.room());
-        server.stop();
-        assert!(!bench.path("store/.ckpt-serve").exists());
-    }
-}
-
-#[test]
 fn a_full_disk() {
     let bench = Bench::new(Who::Nobody);
     let store = bench.subdirectory("store");

@@ -215,6 +215,10 @@ pub(crate) struct ServeOptions {
     pub timeout: Option<u64>,
     /// JSON lines.
     pub json: bool,
+    /// The directory with the keys of users.
+    pub users: Option<PathBuf>,
+    /// Where it tells of itself.
+    pub metrics: Option<String>,
     /// Store whole files.
     pub whole: bool,
     /// Look at what is stored, and serve nothing.

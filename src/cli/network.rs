@@ -39,7 +39,9 @@ pub(super) const FORMS: &[Entry] = &[
         operand: Some(Operand { name: "SERVER", kind: Kind::File, optional: false }),
         help: "List the checkpoints on a server",
         long: "Lists the checkpoints on SERVER, which is cssrv://HOST[:PORT], or in one of its \
-               folders, cssrv://HOST[:PORT]/FOLDER: size, when it was stored (UTC), name.",
+               folders, cssrv://HOST[:PORT]/FOLDER: size, when it was stored (UTC), name. In \
+               'cssrv://HOST[:PORT]/PATTERN', * stands for any characters of a part of a name and ? for one; \
+               folders that fit are listed with all that is in them.",
         hidden: false,
     },
     Entry {
@@ -173,7 +175,7 @@ pub(super) const OPTIONS: &[Opt] = &[
     Opt {
         long: "max-clients",
         value: Some(("COUNT", Kind::Number)),
-        default: Some("64"),
+        default: Some("1024"),
         help: "Serve at most COUNT clients at a time",
         description: "Serves at most COUNT connections at a time; others are told to come \
                       again, which ckpt does for some seconds.",
@@ -204,6 +206,38 @@ pub(super) const OPTIONS: &[Opt] = &[
         forms: &[Form::Serve],
         set: Set::Draft(|draft, _| {
             draft.serve.json = true;
+            Ok(())
+        }),
+        ..Opt::SWITCH
+    },
+    Opt {
+        long: "users",
+        value: Some(("KEYS", Kind::File)),
+        default: Some("one key for all"),
+        help: "Know several users by their keys in the directory KEYS",
+        description: "Knows several users: each file in the directory KEYS has the name of one \
+                      and holds the key that ckpt keygen KEYS/USER has made. A user sees, \
+                      replaces and removes only what is stored in DIR/USER, and --quota is for \
+                      each. SIGHUP has KEYS read again.",
+        forms: &[Form::Serve],
+        set: Set::Draft(|draft, value| {
+            draft.serve.users = Some(settings::parse_file(value)?);
+            Ok(())
+        }),
+        ..Opt::SWITCH
+    },
+    Opt {
+        long: "metrics",
+        value: Some(("[ADDR:]PORT", Kind::Number)),
+        default: Some("nowhere"),
+        help: "Answer Prometheus on PORT of this host",
+        description: "Answers HTTP requests for /metrics on PORT in the text format of \
+                      Prometheus: requests, failures, bytes, connections, and what is stored. \
+                      Nobody has to have a key for that, so only this host is answered unless \
+                      ADDR says otherwise.",
+        forms: &[Form::Serve],
+        set: Set::Draft(|draft, value| {
+            draft.serve.metrics = Some(settings::parse_host(value)?);
             Ok(())
         }),
         ..Opt::SWITCH

@@ -3,14 +3,14 @@
 
 use super::facts;
 use crate::cli::{Command, ServeOptions};
-use crate::error::{Because, Error, Result, printable};
-use crate::serve::channel::KEY;
+use crate::error::{Because, Error, FAILED, Result, printable};
 use crate::serve::server::{Plan, serve};
 use crate::serve::store::Limits;
+use crate::serve::users::{self, Keys};
 use crate::serve::{checkup, key};
 use crate::settings::server::{Key, PORT};
 use std::ffi::OsString;
-use std::net::{Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -37,18 +37,22 @@ pub(super) fn run(options: &ServeOptions) -> Result<u8> {
     if options.check {
         return check(options);
     }
-    let key = shared_key(options)?;
+    let keys = keys(options)?;
     let directory = directory(options);
     let plan = Plan {
         listen: addresses(options)?,
         directory: directory.clone(),
-        key,
+        keys,
+        metrics: options.metrics.as_deref().map(metrics).transpose()?,
         limits: limits(options),
-        max_clients: options.max_clients.unwrap_or(64),
+        max_clients: options.max_clients.unwrap_or(1024),
         timeout: Duration::from_secs(options.timeout.unwrap_or(30).max(1)),
         json: options.json,
     };
-    serve(plan, |addresses| {
+    serve(plan, |addresses, told| {
+        if let Some(told) = told {
+            eprintln!("ckpt: metrics at http://{told}/metrics");
+        }
         for address in addresses {
             eprintln!("ckpt: serving {} on {address}", directory.display());
         }
@@ -73,20 +77,27 @@ fn limits(options: &ServeOptions) -> Limits {
 /// Looks at all that is stored.
 fn check(options: &ServeOptions) -> Result<u8> {
     let directory = directory(options);
-    let shown = directory.display();
-    let report = checkup::run(&directory, limits(options))?;
-    for (name, why) in &report.damaged {
-        eprintln!("ckpt: {}: {why}", printable(name));
+    let places = match &options.users {
+        Some(keys) => users::read(keys)?.iter().map(|(user, _)| directory.join(user)).collect(),
+        None => vec![directory],
+    };
+    let mut worst = 0;
+    for place in places {
+        let shown = place.display();
+        let report = checkup::run(&place, limits(options))?;
+        for (name, why) in &report.damaged {
+            eprintln!("ckpt: {shown}: {} is damaged: {why}", printable(name));
+            worst = FAILED;
+        }
+        super::print(&format!(
+            "{shown}: {} checkpoints of {}, {} damaged; they take {}\n",
+            report.checkpoints,
+            facts::size(report.bytes),
+            report.damaged.len(),
+            facts::size(report.used),
+        ))?;
     }
-    let damaged = report.damaged.len();
-    let bad = if damaged == 0 { String::new() } else { format!(", {damaged} damaged") };
-    super::print(&format!(
-        "{shown}: {} checkpoints of {}{bad}; {} are stored\n",
-        report.checkpoints,
-        facts::size(report.bytes),
-        facts::size(report.used),
-    ))?;
-    Ok(if damaged == 0 { 0 } else { crate::error::FAILED })
+    Ok(worst)
 }
 
 /// Makes a key.
@@ -95,15 +106,31 @@ pub(super) fn keygen(file: &Path) -> Result<u8> {
     Ok(0)
 }
 
-/// The key to serve with; None: without.
-fn shared_key(options: &ServeOptions) -> Result<Option<[u8; KEY]>> {
+/// Where to tell of ourselves: to this host alone, if there is but a port.
+fn metrics(text: &str) -> Result<SocketAddr> {
+    if let Ok(port) = text.parse() {
+        return Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    }
+    let found = text.to_socket_addrs().because(|| format!("cannot find the address {text}"))?;
+    found.into_iter().next().ok_or_else(|| Error::new(format!("{text} has no address")))
+}
+
+/// The keys to serve with.
+fn keys(options: &ServeOptions) -> Result<Keys> {
     let said = matches!(options.transfer.key, Some(Key::Said(_)));
+    if let Some(keys) = &options.users {
+        if options.transfer.insecure == Some(true) {
+            return Err(Error::new("--users and --insecure exclude each other")
+                .hint("users are known by their keys"));
+        }
+        return Ok(Keys::Each(keys.clone()));
+    }
     if options.transfer.insecure == Some(true) || options.original && !said {
         eprintln!(
             "ckpt: warning: this is a simple insecure server suitable for only private use: \
              whoever reaches it may read, replace and remove checkpoints"
         );
-        return Ok(None);
+        return Ok(Keys::None);
     }
     let usual =
         || Error::new("there is no home directory for a key").hint("name it with --key FILE");
@@ -120,7 +147,7 @@ fn shared_key(options: &ServeOptions) -> Result<Option<[u8; KEY]>> {
             path.display()
         );
     }
-    key::read(file.path()).map(Some)
+    key::read(file.path()).map(Keys::One)
 }
 
 fn addresses(options: &ServeOptions) -> Result<Vec<SocketAddr>> {

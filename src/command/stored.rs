@@ -15,9 +15,15 @@ use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-/// Lists a folder.
+/// Lists a folder, or what fits a pattern.
 pub(super) fn list(folder: &ServerName, transfer: &Transfer, json: bool) -> Result<u8> {
-    let entries = Client::connect(folder, transfer)?.list(folder.path())?;
+    let path = folder.path();
+    let wild = path.find(['*', '?']);
+    let above = wild.map_or(path, |at| path[..at].rsplit_once('/').map_or("", |(above, _)| above));
+    let mut entries = Client::connect(folder, transfer)?.list(above)?;
+    if wild.is_some() {
+        entries.retain(|entry| fits(path.trim_end_matches('/'), &entry.name));
+    }
     let (mut lines, mut objects) = (String::new(), Vec::new());
     for entry in entries {
         let mut facts = Facts::default();
@@ -29,6 +35,23 @@ pub(super) fn list(folder: &ServerName, transfer: &Transfer, json: bool) -> Resu
         lines.push_str(&format!("{:>10}  {}  {name}\n", units::size(entry.len), date(entry.time)));
     }
     super::print(&if json { json_list(&objects) } else { lines })
+}
+
+/// Whether a name, or a folder that it is in, fits a pattern.
+fn fits(pattern: &str, name: &str) -> bool {
+    let mut letters = pattern.chars();
+    match letters.next() {
+        None => name.is_empty() || name.starts_with('/'),
+        Some('*') => {
+            let part = name.find('/').unwrap_or(name.len());
+            let ends = name[..part].char_indices().map(|(at, _)| at).chain([part]);
+            ends.into_iter().any(|end| fits(letters.as_str(), &name[end..]))
+        }
+        Some(letter) => name.chars().next().is_some_and(|other| {
+            let same = letter == other || letter == '?' && other != '/';
+            same && fits(letters.as_str(), &name[other.len_utf8()..])
+        }),
+    }
 }
 
 /// Fetches an image into a file.
@@ -86,4 +109,36 @@ fn fill(source: &mut File, buffer: &mut [u8]) -> std::io::Result<usize> {
 pub(super) fn remove(name: &ServerName, transfer: &Transfer) -> Result<u8> {
     Client::connect(name, transfer)?.remove(name.path())?;
     Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fits;
+
+    #[test]
+    fn patterns() {
+        for (pattern, name) in [
+            ("*", "a"),
+            ("*", "a/b"),
+            ("a*", "a"),
+            ("a*c", "abbc"),
+            ("a?c", "aéc"),
+            ("a/*.ckpt", "a/x.1.ckpt"),
+            ("*/x", "job/x"),
+            ("job-?", "job-7/x"),
+            ("a*", "a*"),
+        ] {
+            assert!(fits(pattern, name), "{pattern} {name}");
+        }
+        for (pattern, name) in [
+            ("a*", "ba"),
+            ("a?", "a"),
+            ("a?c", "a/c"),
+            ("*/x", "a/b/x"),
+            ("a*c", "ab"),
+            ("a*", "b/a"),
+        ] {
+            assert!(!fits(pattern, name), "{pattern} {name}");
+        }
+    }
 }

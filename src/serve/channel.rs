@@ -117,17 +117,17 @@ impl<S: Wire> Channel<S> {
         Sealed::asking(stream, &terms)?.map(Frames::over).ok_or(Refusal::Key)
     }
 
-    /// The server's side of the beginning.
+    /// The server's side of the beginning, and which of the keys the client has; without any, 0.
     ///
     /// # Errors
     /// The client is none, or not welcome.
-    pub fn accept(mut stream: S, key: Option<&[u8; KEY]>) -> Result<Self, Refusal> {
+    pub fn accept(mut stream: S, keys: &[[u8; KEY]]) -> Result<(Self, usize), Refusal> {
         let theirs = read_preamble(&mut stream)?;
         let asked = Preamble::read(&theirs)?;
-        let welcome = match (asked.version, asked.mode.noise(), key) {
+        let welcome = match (asked.version, asked.mode.noise(), keys.is_empty()) {
             (version, ..) if version != VERSION => Welcome::OtherVersion,
-            (_, None, Some(_)) => Welcome::NeedsKey,
-            (_, Some(_), None) => Welcome::HasNoKey,
+            (_, None, false) => Welcome::NeedsKey,
+            (_, Some(_), true) => Welcome::HasNoKey,
             _ => Welcome::Yes,
         };
         let ours = Preamble { version: VERSION, mode: asked.mode, welcome: welcome as u8 };
@@ -137,15 +137,15 @@ impl<S: Wire> Channel<S> {
             stream.leave();
             return Err(Refusal::Unwelcome(welcome));
         }
-        let mut stream = match key.zip(asked.mode.noise()) {
-            None => Sealed::plain(stream),
-            Some((key, name)) => {
-                let terms = Agreement { name, key, prologue: &[theirs, ours].concat() };
-                Sealed::answering(stream, &terms)?.ok_or(Refusal::Key)?
+        let (mut stream, whose) = match asked.mode.noise() {
+            None => (Sealed::plain(stream), 0),
+            Some(name) => {
+                let terms = Agreement { name, key: &[0; KEY], prologue: &[theirs, ours].concat() };
+                Sealed::answering(stream, &terms, keys)?.ok_or(Refusal::Key)?
             }
         };
         stream.trusted();
-        Ok(Frames::over(stream))
+        Ok((Frames::over(stream), whose))
     }
 }
 

@@ -6,7 +6,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 
-use ckpt_cipher::Digest;
+use ckpt_cipher::{DIGEST, Digest};
 use nix::fcntl::{OFlag, openat, renameat};
 use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, fsync, syncfs, unlinkat};
@@ -167,7 +167,8 @@ impl Packs {
         self.state().live.retain(|live| live[1] > 0);
     }
 
-    /// Reads all content; the slots whose content is another than it was, in order.
+    /// Reads all content; the slots whose content is another than it was, in order. No new upload is made of
+    /// these any more.
     pub(super) fn damaged(&self, progress: &mut dyn FnMut(u64)) -> Vec<Place> {
         let mut bad = Vec::new();
         let mut digest = Digest::default();
@@ -188,6 +189,8 @@ impl Packs {
                     let unit = &unit[..UNIT.min(record.len as usize)];
                     if record.len > 0 && digest.of(unit) != record.digest {
                         bad.push(place);
+                        let nobodys = Record { digest: [0; DIGEST], ..record };
+                        let _ = state.put(&self.dir, place, nobodys);
                     }
                 }
                 drop(state);

@@ -58,18 +58,30 @@ impl<S: Read + Write> Sealed<S> {
     /// Those of the stream.
     pub(super) fn asking(mut stream: S, terms: &Agreement<'_>) -> io::Result<Option<Self>> {
         let Some(mut noise) = terms.begin(true) else { return Ok(None) };
-        let agreed = say(&mut stream, &mut noise)? && hear(&mut stream, &mut noise)?;
+        let agreed = say(&mut stream, &mut noise)?
+            && hear(&mut stream)?.is_some_and(|message| opens(&mut noise, &message));
         Ok(Self::agreed(stream, noise).filter(|_| agreed))
     }
 
-    /// The same from the side that answers.
+    /// The same from the side that answers, and which of the `keys` the other side has; that of the terms counts for nothing.
     ///
     /// # Errors
     /// Those of the stream.
-    pub(super) fn answering(mut stream: S, terms: &Agreement<'_>) -> io::Result<Option<Self>> {
-        let Some(mut noise) = terms.begin(false) else { return Ok(None) };
-        let agreed = hear(&mut stream, &mut noise)? && say(&mut stream, &mut noise)?;
-        Ok(Self::agreed(stream, noise).filter(|_| agreed))
+    pub(super) fn answering(
+        mut stream: S,
+        terms: &Agreement<'_>,
+        keys: &[[u8; KEY]],
+    ) -> io::Result<Option<(Self, usize)>> {
+        let Some(message) = hear(&mut stream)? else { return Ok(None) };
+        for (i, key) in keys.iter().enumerate() {
+            let Some(mut noise) = (Agreement { key, ..*terms }).begin(false) else { continue };
+            if opens(&mut noise, &message) {
+                let agreed = say(&mut stream, &mut noise)?;
+                let sealed = Self::agreed(stream, noise).filter(|_| agreed);
+                return Ok(sealed.map(|sealed| (sealed, i)));
+            }
+        }
+        Ok(None)
     }
 
     fn agreed(stream: S, noise: HandshakeState) -> Option<Self> {
@@ -195,18 +207,23 @@ fn say(stream: &mut impl Write, noise: &mut HandshakeState) -> io::Result<bool> 
     stream.write_all(&message).map(|()| true)
 }
 
-/// Receives one; whether our key opens it.
-fn hear(stream: &mut impl Read, noise: &mut HandshakeState) -> io::Result<bool> {
+/// Receives one; None if there could be none.
+fn hear(stream: &mut impl Read) -> io::Result<Option<[u8; HANDSHAKE]>> {
     let mut message = [0; 2 + HANDSHAKE];
     match stream.read_exact(&mut message) {
         // What the other side does with a message that its key does not open.
         Err(e) if matches!(e.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => {
-            return Ok(false);
+            return Ok(None);
         }
         read => read?,
     }
     let is_whole = usize::from(u16::from_le_bytes([message[0], message[1]])) == HANDSHAKE;
-    Ok(is_whole && noise.read_message(&message[2..], &mut []).is_ok())
+    Ok(message.last_chunk().copied().filter(|_| is_whole))
+}
+
+/// Whether our key opens one.
+fn opens(noise: &mut HandshakeState, message: &[u8]) -> bool {
+    noise.read_message(message, &mut []).is_ok()
 }
 
 #[cfg(test)]
@@ -228,7 +245,12 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         std::thread::scope(|scope| {
             let asking = scope.spawn(|| Sealed::asking(ours, &TERMS).unwrap());
-            let answering = Sealed::answering(theirs, other).unwrap();
+            let keys = [[9; KEY], *other.key];
+            let answering = Sealed::answering(theirs, other, &keys).unwrap();
+            let answering = answering.map(|(sealed, key)| {
+                assert_eq!(key, 1);
+                sealed
+            });
             [asking.join().unwrap(), answering]
         })
     }

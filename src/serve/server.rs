@@ -10,16 +10,19 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
+use nix::sys::socket::Backlog;
 
-use super::channel::{KEY, Wire};
+use super::channel::Wire;
+use super::metrics::{self, Metrics};
 use super::protocol::{Mode, PREAMBLE, Preamble, VERSION, Welcome};
 use super::session;
-use super::store::{Limits, Store};
+use super::store::{Limits, locked};
+use super::users::{self, Keys, User};
 use crate::error::{Because, Error, Result};
 
 /// Bytes of stack of the threads.
@@ -41,9 +44,11 @@ pub(crate) struct Plan {
     pub listen: Vec<SocketAddr>,
     /// Where it stores.
     pub directory: PathBuf,
-    /// The shared key; None: anybody may do anything.
-    pub key: Option<[u8; KEY]>,
-    /// Limits of the store.
+    /// Whose keys are known.
+    pub keys: Keys,
+    /// Where it tells of itself.
+    pub metrics: Option<SocketAddr>,
+    /// Limits of the store, or of each user's.
     pub limits: Limits,
     /// Most connections at one time.
     pub max_clients: usize,
@@ -55,7 +60,10 @@ pub(crate) struct Plan {
 
 struct Server {
     plan: Plan,
-    store: Store,
+    users: Mutex<Arc<Vec<User>>>,
+    /// All users that there were, whose stores are open still.
+    known: Mutex<Vec<User>>,
+    metrics: Metrics,
     crowd: Mutex<Crowd>,
     gone: Condvar,
 }
@@ -68,31 +76,58 @@ struct Crowd {
     closing: bool,
 }
 
-/// Serves until SIGTERM or SIGINT. `ready` gets the addresses that it listens on.
+/// Serves until SIGTERM or SIGINT; SIGHUP has the keys of users read again. `ready` gets the addresses that it listens on,
+/// and that of the metrics.
 ///
 /// # Errors
 /// The directory or an address cannot be used.
-pub(crate) fn serve(plan: Plan, ready: impl FnOnce(&[SocketAddr])) -> Result<()> {
+pub(crate) fn serve(
+    plan: Plan,
+    ready: impl FnOnce(&[SocketAddr], Option<SocketAddr>),
+) -> Result<()> {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTERM);
     signals.add(Signal::SIGINT);
+    if matches!(plan.keys, Keys::Each(_)) {
+        signals.add(Signal::SIGHUP);
+    }
     pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&signals), None)
         .because(|| "cannot block signals")?;
-    let store = Store::open(&plan.directory, plan.limits)?;
+    let users = users::all(&plan.keys, &plan.directory, plan.limits, &[])?;
     let mut listeners = Vec::new();
     for address in &plan.listen {
         listeners.push(listen(*address)?);
     }
-    let server =
-        Arc::new(Server { plan, store, crowd: Mutex::default(), gone: Condvar::default() });
-    let addresses = listeners.iter().map(TcpListener::local_addr).collect::<io::Result<Vec<_>>>();
-    let addresses = addresses.because(|| "cannot find out our own address")?;
+    let told = plan.metrics.map(listen).transpose()?;
+    let server = Arc::new(Server {
+        plan,
+        known: Mutex::new(users.clone()),
+        users: Mutex::new(Arc::new(users)),
+        metrics: Metrics::default(),
+        crowd: Mutex::default(),
+        gone: Condvar::default(),
+    });
+    let address = |listener: &TcpListener| {
+        listener.local_addr().because(|| "cannot find out our own address")
+    };
+    let addresses = listeners.iter().map(address).collect::<Result<Vec<_>>>()?;
+    let told_at = told.as_ref().map(address).transpose()?;
     for listener in listeners {
         let server = server.clone();
         spawn(move || server.accept(&listener)).because(|| "cannot start a thread")?;
     }
-    ready(&addresses);
-    signals.wait().because(|| "cannot wait for signals")?;
+    if let Some(listener) = told {
+        let server = server.clone();
+        let tell = move || metrics::serve(&listener, &|| server.told());
+        spawn(tell).because(|| "cannot start a thread")?;
+    }
+    ready(&addresses, told_at);
+    while signals.wait().because(|| "cannot wait for signals")? == Signal::SIGHUP {
+        match server.reload() {
+            Ok(users) => eprintln!("ckpt: {users} users are known"),
+            Err(e) => eprintln!("ckpt: the users stay as they were: {e}"),
+        }
+    }
     server.close();
     Ok(())
 }
@@ -106,6 +141,11 @@ fn listen(address: SocketAddr) -> Result<TcpListener> {
         }
         bound => bound,
     }
+    // As many may wait as the system allows (net.core.somaxconn); the standard library lets 128.
+    .and_then(|listener| {
+        nix::sys::socket::listen(&listener, Backlog::MAXALLOWABLE)?;
+        Ok(listener)
+    })
     .because(|| format!("cannot listen on {address}"))
     .map_err(|e: Error| e.hint("choose another port with -p or address with --listen"))
 }
@@ -115,8 +155,29 @@ fn spawn(work: impl FnOnce() + Send + 'static) -> io::Result<()> {
 }
 
 impl Server {
+    fn users(&self) -> Arc<Vec<User>> {
+        locked(&self.users).clone()
+    }
+
+    /// Reads the keys again; how many users there are.
+    fn reload(&self) -> Result<usize> {
+        let mut known = locked(&self.known);
+        let users = users::all(&self.plan.keys, &self.plan.directory, self.plan.limits, &known)?;
+        let is_new = |user: &&User| known.iter().all(|other| other.name != user.name);
+        let new: Vec<_> = users.iter().filter(is_new).cloned().collect();
+        known.extend(new);
+        let count = users.len();
+        *locked(&self.users) = Arc::new(users);
+        Ok(count)
+    }
+
+    fn told(&self) -> String {
+        let clients = self.crowd().present.len();
+        self.metrics.text(clients, &self.users())
+    }
+
     fn crowd(&self) -> MutexGuard<'_, Crowd> {
-        self.crowd.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.crowd)
     }
 
     fn accept(self: &Arc<Self>, listener: &TcpListener) {
@@ -160,9 +221,10 @@ impl Server {
             v4 => Some(v4),
         }
         .unwrap_or(who);
-        let key = self.plan.key.as_ref();
         let crowded = self.crowd().present.len() > CROWD;
-        session::answer(stream, key, &self.store, who.to_string(), crowded).print(self.plan.json);
+        let record = session::answer(stream, &self.users(), who.to_string(), crowded);
+        self.metrics.count(&record);
+        record.print(self.plan.json);
     }
 
     /// Cuts what is going on, waits until it has cleaned up, and leaves nothing.
@@ -174,7 +236,7 @@ impl Server {
         }
         let empty = self.gone.wait_timeout_while(crowd, FAREWELL, |c| !c.present.is_empty());
         drop(empty);
-        self.store.close();
+        locked(&self.known).iter().for_each(|user| user.store.close());
     }
 }
 

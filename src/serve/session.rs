@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel, sync_channel};
 use std::time::{Duration, Instant};
 
-use super::channel::{Channel, KEY, Refusal, Wire, reason};
+use super::channel::{Channel, Refusal, Wire, reason};
 use super::log::Record;
 use super::packs::{UNIT, Unit};
 use super::protocol::{Checksum, Entry, Kind, Offer, OfferSums, Seal, Welcome};
 use super::receiving::Upload;
 use super::store::{Store, locked};
+use super::users::User;
 use crate::fault::{Point, reach};
 use crate::image::zeros::nonzero;
 use ckpt_cipher::Digest;
@@ -53,14 +54,14 @@ struct Session<'a, S> {
 }
 
 /// Answers one connection, one of many if it is `crowded`; the line for the log, if there was a request at all.
-pub fn answer<S: Wire>(
-    stream: S,
-    key: Option<&[u8; KEY]>,
-    store: &Store,
-    who: String,
-    crowded: bool,
-) -> Record {
+pub fn answer<S: Wire>(stream: S, users: &[User], mut who: String, crowded: bool) -> Record {
     let begin = Instant::now();
+    let keys: Vec<_> = users.iter().filter_map(|user| user.key).collect();
+    let channel = Channel::accept(stream, &keys);
+    let user = channel.as_ref().ok().and_then(|(_, whose)| users.get(*whose));
+    if let Some(user) = user.filter(|user| !user.name.is_empty()) {
+        who = format!("{}@{who}", user.name);
+    }
     let record = |what, name, bytes, outcome| Record {
         who,
         what,
@@ -69,11 +70,14 @@ pub fn answer<S: Wire>(
         time: begin.elapsed(),
         outcome,
     };
-    let channel = match Channel::accept(stream, key) {
-        Ok(channel) => channel,
-        Err(refusal) => return record("hello", String::new(), 0, Err(no_hello(&refusal))),
+    let (channel, user) = match (channel, user) {
+        (Ok((channel, _)), Some(user)) => (channel, user),
+        (Err(refusal), _) => {
+            return record("hello", String::new(), 0, Err(no_hello(&refusal)));
+        }
+        _ => return record("hello", String::new(), 0, Err("nobody is known".into())),
     };
-    let mut session = Session { channel, store, bytes: 0, crowded };
+    let mut session = Session { channel, store: &user.store, bytes: 0, crowded };
     let (what, name, result) = session.request();
     let outcome = match result {
         Ok(()) => Ok(()),
@@ -84,7 +88,8 @@ pub fn answer<S: Wire>(
             Err(why)
         }
     };
-    record(what, name, session.bytes, outcome)
+    let bytes = session.bytes;
+    record(what, name, bytes, outcome)
 }
 
 fn no_hello(refusal: &Refusal) -> String {

@@ -15,14 +15,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, OpenHow, ResolveFlag, openat2, renameat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::packs::{COST, Packs};
-use super::protocol::Entry;
 use super::recipe::{self, Extent};
 use super::sending::Stored;
 use super::{recount, sending};
@@ -36,9 +34,6 @@ use ckpt_abi::image::header_flag;
 const PACKS: &str = "packs";
 /// Units that are let go of at a time.
 const RELEASED: u64 = 8192;
-
-/// Folders deeper than any name can be are not listed.
-const DEPTH: usize = 512;
 
 /// What a store takes.
 #[derive(Clone, Copy, Debug)]
@@ -74,10 +69,7 @@ struct Reader {
 }
 
 /// How a file is opened to be read: a FIFO that somebody puts there must not make us wait.
-const READ: OFlag = OFlag::O_NONBLOCK.union(OFlag::O_NOCTTY);
-
-/// Who is given files by name.
-type Walker<'a> = dyn FnMut(String, &FileStat) -> Result<()> + 'a;
+pub(super) const READ: OFlag = OFlag::O_NONBLOCK.union(OFlag::O_NOCTTY);
 
 /// Why the store does not do it: a sentence for the client.
 pub type Result<T> = std::result::Result<T, String>;
@@ -392,65 +384,6 @@ impl Store {
         Ok(true)
     }
 
-    /// Gives the images in a folder ("": all) to `each`, in no order.
-    ///
-    /// # Errors
-    /// There is no such folder, or `each` failed.
-    pub fn list(&self, folder: &str, each: &mut dyn FnMut(Entry) -> Result<()>) -> Result<()> {
-        self.walk(folder, &mut |name, stat| {
-            let file = self.resolve(&name, READ).ok().map(File::from);
-            let tail = file.and_then(|file| recipe::tail(&file).ok().flatten());
-            let len = tail.map_or(stat.st_size.cast_unsigned(), |tail| tail.len);
-            each(Entry { name, len, time: stat.st_mtime.cast_unsigned() })
-        })
-    }
-
-    /// Gives the files in a folder ("": all) to `each`, by name.
-    pub(super) fn walk(&self, folder: &str, each: &mut Walker<'_>) -> Result<()> {
-        let folder = folder.strip_suffix('/').unwrap_or(folder);
-        if !folder.is_empty() {
-            check_stored(folder).map_err(|why| format!("the name {why}"))?;
-        }
-        let place = if folder.is_empty() { "." } else { folder };
-        let fd = self.resolve(place, OFlag::O_DIRECTORY).map_err(refusal)?;
-        self.walk_below(fd, folder, DEPTH, each)
-    }
-
-    fn walk_below(
-        &self,
-        fd: OwnedFd,
-        folder: &str,
-        depth: usize,
-        each: &mut Walker<'_>,
-    ) -> Result<()> {
-        let mut folders = Vec::new();
-        let mut dir = Dir::from_fd(fd).map_err(refusal)?;
-        let at = dir.as_fd_owned().map_err(refusal)?;
-        for entry in dir.iter().flatten() {
-            let Ok(part) = entry.file_name().to_str() else { continue };
-            let slash = if folder.is_empty() { "" } else { "/" };
-            let name = format!("{folder}{slash}{part}");
-            // "." and "..", the server's own folder, and what nobody could ask for.
-            if check_stored(&name).is_err() {
-                continue;
-            }
-            let Ok(stat) = fstatat(&at, part, AtFlags::AT_SYMLINK_NOFOLLOW) else { continue };
-            if is(&stat, SFlag::S_IFDIR) {
-                folders.push(name);
-            } else if is(&stat, SFlag::S_IFREG) {
-                each(name, &stat)?;
-            }
-        }
-        drop(dir);
-        for folder in folders.into_iter().filter(|_| depth > 0) {
-            // A folder that is gone or closed to us is passed over.
-            if let Ok(fd) = self.resolve(&folder, OFlag::O_DIRECTORY) {
-                self.walk_below(fd, &folder, depth - 1, each)?;
-            }
-        }
-        Ok(())
-    }
-
     pub(super) fn resolve(&self, name: &str, flags: OFlag) -> nix::Result<OwnedFd> {
         let resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS;
         let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(resolve);
@@ -494,18 +427,6 @@ impl Store {
     pub(super) fn give_back(&self, bytes: u64) {
         let mut used = locked(&self.used);
         *used = used.saturating_sub(bytes);
-    }
-}
-
-/// A descriptor of an open directory beside its stream.
-trait AsFdOwned {
-    fn as_fd_owned(&self) -> nix::Result<OwnedFd>;
-}
-
-impl AsFdOwned for Dir {
-    fn as_fd_owned(&self) -> nix::Result<OwnedFd> {
-        use std::os::fd::AsFd;
-        self.as_fd().try_clone_to_owned().map_err(|_| Errno::EMFILE)
     }
 }
 

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! What a [`Store`] has.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+
+use nix::dir::Dir;
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag};
+use nix::sys::stat::{FileStat, SFlag, fstatat};
+
+use super::protocol::Entry;
+use super::recipe;
+use super::store::{READ, Result, Store, is, refusal};
+use crate::settings::server::check_stored;
+
+/// Folders deeper than any name can be are not listed.
+const DEPTH: usize = 512;
+
+/// Who is given files by name.
+type Walker<'a> = dyn FnMut(String, &FileStat) -> Result<()> + 'a;
+
+impl Store {
+    /// Gives the images in a folder ("": all) to `each`, in no order.
+    ///
+    /// # Errors
+    /// There is no such folder, or `each` failed.
+    pub fn list(&self, folder: &str, each: &mut dyn FnMut(Entry) -> Result<()>) -> Result<()> {
+        self.walk(folder, &mut |name, stat| {
+            let file = self.resolve(&name, READ).ok().map(File::from);
+            let tail = file.and_then(|file| recipe::tail(&file).ok().flatten());
+            let len = tail.map_or(stat.st_size.cast_unsigned(), |tail| tail.len);
+            each(Entry { name, len, time: stat.st_mtime.cast_unsigned() })
+        })
+    }
+
+    /// Gives the files in a folder ("": all) to `each`, by name.
+    pub(super) fn walk(&self, folder: &str, each: &mut Walker<'_>) -> Result<()> {
+        let folder = folder.strip_suffix('/').unwrap_or(folder);
+        if !folder.is_empty() {
+            check_stored(folder).map_err(|why| format!("the name {why}"))?;
+        }
+        let place = if folder.is_empty() { "." } else { folder };
+        let fd = self.resolve(place, OFlag::O_DIRECTORY).map_err(refusal)?;
+        self.walk_below(fd, folder, DEPTH, each)
+    }
+
+    fn walk_below(
+        &self,
+        fd: OwnedFd,
+        folder: &str,
+        depth: usize,
+        each: &mut Walker<'_>,
+    ) -> Result<()> {
+        let mut folders = Vec::new();
+        let mut dir = Dir::from_fd(fd).map_err(refusal)?;
+        let at = dir.as_fd_owned().map_err(refusal)?;
+        for entry in dir.iter().flatten() {
+            let Ok(part) = entry.file_name().to_str() else { continue };
+            let slash = if folder.is_empty() { "" } else { "/" };
+            let name = format!("{folder}{slash}{part}");
+            // "." and "..", the server's own folder, and what nobody could ask for.
+            if check_stored(&name).is_err() {
+                continue;
+            }
+            let Ok(stat) = fstatat(&at, part, AtFlags::AT_SYMLINK_NOFOLLOW) else { continue };
+            if is(&stat, SFlag::S_IFDIR) {
+                folders.push(name);
+            } else if is(&stat, SFlag::S_IFREG) {
+                each(name, &stat)?;
+            }
+        }
+        drop(dir);
+        for folder in folders.into_iter().filter(|_| depth > 0) {
+            // A folder that is gone or closed to us is passed over.
+            if let Ok(fd) = self.resolve(&folder, OFlag::O_DIRECTORY) {
+                self.walk_below(fd, &folder, depth - 1, each)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A descriptor of an open directory beside its stream.
+trait AsFdOwned {
+    fn as_fd_owned(&self) -> nix::Result<OwnedFd>;
+}
+
+impl AsFdOwned for Dir {
+    fn as_fd_owned(&self) -> nix::Result<OwnedFd> {
+        use std::os::fd::AsFd;
+        self.as_fd().try_clone_to_owned().map_err(|_| Errno::EMFILE)
+    }
+}
