@@ -22,8 +22,8 @@ fn works(bench: &Bench, server: &Server, options: &[String]) {
     let file = image("works");
     bench.file("in", &file);
     bench.must(&all(&["put", "in", &server.name("works")], options));
-    let key = options.iter().any(|o| o == "--key").then(|| key(&bench.path("key")));
-    assert_eq!(server.stored(key.as_ref(), "works").expect("stored"), file);
+    bench.must(&all(&["get", &server.name("works"), "works"], options));
+    assert_eq!(fs::read(bench.path("works")).expect("stored"), file);
 }
 
 /// Reads until the server closes the connection.

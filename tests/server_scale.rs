@@ -7,7 +7,7 @@ mod serving;
 
 use std::fs;
 use std::io::{Read, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::PathBuf;
 use std::sync::Barrier;
 
@@ -16,7 +16,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal::{SIGHUP, SIGKILL};
 
 use harness::{Bench, Run, Who, status_line, until};
-use serving::{Server, all, image, insecure, noise};
+use serving::{Server, Uploading, all, image, insecure, noise};
 
 /// The same with pages changed.
 fn changed(bytes: &[u8], pages: impl Iterator<Item = usize>) -> Vec<u8> {
@@ -199,7 +199,7 @@ fn limits() {
         for (name, size) in
             [("one", 900_000), ("two", 900_001), ("three", 900_002), ("large", 1_100_000)]
         {
-            bench.file(name, image(noise(size, size as u64)));
+            bench.file(name, image(noise(size, 2 * size as u64)));
         }
         let put =
             |file: &str, name: &str| bench.order(&["put", "--insecure", file, &server.name(name)]);
@@ -242,9 +242,9 @@ fn a_thousand_clients_of_which_a_hundred_vanish() {
     let together = Barrier::new(CLIENTS);
     std::thread::scope(|scope| {
         for i in 0..CLIENTS {
-            let (server, together, content) = (&server, &together, &content);
+            let (port, together, content) = (server.port, &together, &content);
             let client = move || {
-                let mut upload = server.begin(&format!("n/{i}"));
+                let mut upload = Uploading::begin(port, &format!("n/{i}"));
                 together.wait();
                 let content = content(i);
                 // Some leave with what they have said, somewhere.
@@ -286,7 +286,7 @@ fn each_user_has_what_is_his() {
     }
     bench.must(&["keygen", &bench.name("stranger")]);
     let mut options: Vec<String> = ["--users", "keys", "--quota", "1M"].map(String::from).into();
-    let mut server = Server::start(&bench, &options);
+    let server = Server::start(&bench, &options);
     bench.file("in", image(noise(600_000, 1)));
     bench.file("other", image(noise(600_000, 2)));
     let order = |word: &str, more: &[&str], name: &str, user: &str| {
@@ -316,6 +316,7 @@ fn each_user_has_what_is_his() {
     assert_eq!(names("keys/alice").len(), 1);
     fs::copy(bench.path("keys/carol"), bench.path("keys/dave")).expect("a copy");
     bench.give(&bench.path("keys/dave"));
+    fs::set_permissions(bench.path("keys/dave"), PermissionsExt::from_mode(0o600)).expect("chmod");
     server.run.signal(SIGHUP);
     server.run.complaint("have the same key");
     assert_eq!(names("keys/alice").len(), 1);

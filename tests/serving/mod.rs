@@ -128,9 +128,7 @@ impl Server {
 
     /// A connection in the clear.
     pub(crate) fn connect(&self) -> TcpStream {
-        let stream = TcpStream::connect(("127.0.0.1", self.port)).expect("a connection");
-        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a time limit");
-        stream
+        connect(self.port)
     }
 
     /// A connection that has been welcomed.
@@ -140,10 +138,7 @@ impl Server {
 
     /// Begins an upload without a key.
     pub(crate) fn begin(&self, name: &str) -> Uploading {
-        let mut channel = self.channel(None);
-        channel.send(Kind::Put, 0, name.as_bytes()).expect("sent");
-        assert_eq!(channel.receive().expect("an answer").kind, Kind::Done);
-        Uploading { channel, sum: Checksum::default(), len: 0 }
+        Uploading::begin(self.port, name)
     }
 
     /// Ends it with SIGTERM: status 0 and no litter.
@@ -154,6 +149,12 @@ impl Server {
         assert_eq!(partial(&self.store), 0, "litter: {ended:?}");
         ended
     }
+}
+
+fn connect(port: u16) -> TcpStream {
+    let stream = TcpStream::connect(("127.0.0.1", port)).expect("a connection");
+    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a time limit");
+    stream
 }
 
 fn partial(store: &Path) -> usize {
@@ -169,6 +170,14 @@ pub(crate) struct Uploading {
 }
 
 impl Uploading {
+    /// Begins one on a port of this host, without a key.
+    pub(crate) fn begin(port: u16, name: &str) -> Self {
+        let mut channel = Channel::connect(connect(port), None).expect("a welcome");
+        channel.send(Kind::Put, 0, name.as_bytes()).expect("sent");
+        assert_eq!(channel.receive().expect("an answer").kind, Kind::Done);
+        Self { channel, sum: Checksum::default(), len: 0 }
+    }
+
     /// Sends a piece behind the last.
     pub(crate) fn piece(&mut self, bytes: &[u8]) {
         self.sum.add(self.len, bytes);
