@@ -240,10 +240,10 @@ impl Packs {
         }
     }
 
-    /// Extents mean their units no more; how many are freed.
-    pub(super) fn release(&self, extents: &[Extent]) -> u64 {
+    /// Extents mean their units no more. `freed` gets those whose room is to be [given back](Packs::punch); how many there are.
+    pub(super) fn release(&self, extents: &[Extent], freed: &mut Vec<Place>) -> u64 {
         let mut state = self.state();
-        let mut freed: Vec<Place> = Vec::new();
+        let before = freed.len();
         for place in extents.iter().flat_map(Extent::places) {
             if state.sound && state.unmean(&self.dir, place) == Some(0) {
                 freed.push(place);
@@ -251,9 +251,9 @@ impl Packs {
         }
         state.flush();
         if !state.sound {
-            return 0;
+            freed.truncate(before);
         }
-        for pack in freed.chunk_by(|a, b| a.pack == b.pack) {
+        for pack in freed[before..].chunk_by(|a, b| a.pack == b.pack) {
             let number = pack[0].pack;
             let left = state.live_of(number).map(|live| {
                 *live = live.saturating_sub(pack.len() as u32);
@@ -263,9 +263,7 @@ impl Packs {
                 self.forget(&mut state, number);
             }
         }
-        drop(state);
-        self.punch(&freed);
-        freed.len() as u64
+        (freed.len() - before) as u64
     }
 
     fn forget(&self, state: &mut State, number: u32) {
@@ -274,21 +272,21 @@ impl Packs {
     }
 
     /// Gives the room of slots back where the file system can: nobody means them, and nobody ever will.
-    pub(super) fn punch(&self, slots: &[Place]) {
+    pub(super) fn punch(&self, slots: &mut [Place]) {
+        crate::order::by_key(slots, |place| (place.pack.into(), place.slot.into()));
         let next = |a: &Place, b: &Place| {
             a.pack == b.pack && position(a.slot) + UNIT as u64 == position(b.slot)
         };
-        let mut file: Option<(u32, File)> = None;
-        for run in slots.chunk_by(next) {
-            let Place { pack, slot } = run[0];
-            if file.as_ref().is_none_or(|(number, _)| *number != pack) {
-                file = self.file(pack).ok().map(|file| (pack, file));
-            }
-            if let Some((_, file)) = &file {
+        for pack in slots.chunk_by(|a, b| a.pack == b.pack) {
+            // It may be gone as a whole.
+            let Ok(file) = self.file(pack[0].pack) else { continue };
+            for run in pack.chunk_by(next) {
                 let how =
                     FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-                let len = (run.len() * UNIT) as i64;
-                let _ = fallocate(file, how, position(slot).cast_signed(), len);
+                let (at, len) = (position(run[0].slot).cast_signed(), (run.len() * UNIT) as i64);
+                if fallocate(&file, how, at, len).is_err() {
+                    break;
+                }
             }
         }
     }

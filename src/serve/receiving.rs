@@ -194,7 +194,12 @@ impl Drop for Upload<'_> {
         }
         let Some(parts) = &self.parts else { return };
         if !is_committed {
-            let _ = parts.recipe.each(&mut |batch| self.store.release_all(parts.packs, batch));
+            let mut freed = Vec::new();
+            let mut release = |batch: &[Extent]| {
+                self.store.release_some(parts.packs, batch, &mut freed);
+            };
+            let _ = parts.recipe.each(&mut release);
+            parts.packs.punch(&mut freed);
         }
         if let Some(pack) = &parts.pack {
             parts.packs.end(pack, is_committed);

@@ -157,7 +157,7 @@ impl Packs {
             }
             Ok(())
         });
-        self.punch(&dead);
+        self.punch(&mut dead);
         let empty: Vec<u32> =
             self.state().live.iter().filter(|l| l[1] == 0).map(|l| l[0]).collect();
         for pack in empty {

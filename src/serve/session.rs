@@ -204,7 +204,13 @@ impl<S: Wire> Session<'_, S> {
         if seal.sum != sum.wrapping_add(offers) {
             return Err(no("the checksum of what arrived is wrong"));
         }
-        self.seal(upload.into_inner().unwrap_or_else(|e| e.into_inner()), seal.len)
+        let mut upload = Some(upload.into_inner().unwrap_or_else(|e| e.into_inner()));
+        self.patiently(&mut || {
+            let Some(mut upload) = upload.take() else { return Ok(false) };
+            upload.settle(seal.len)?;
+            upload.commit().map(|()| true)
+        })?;
+        Ok(self.channel.send(Kind::Done, 0, &[])?)
     }
 
     fn pieces_abreast(&mut self, writing: &mut Writing<'_, '_>) -> Result<(Seal, u128), Failure> {
@@ -284,17 +290,19 @@ impl<S: Wire> Session<'_, S> {
         }
     }
 
-    /// Brings the image to the disk, which can take long, while the client hears that we live.
-    fn seal(&mut self, mut upload: Upload<'_>, len: u64) -> Result<(), Failure> {
-        let (sender, settled) = channel();
-        std::thread::scope(|scope| -> Result<(), Failure> {
-            let upload = &mut upload;
+    /// Does what can take long on a disk, while the client hears that we live.
+    fn patiently(
+        &mut self,
+        work: &mut (dyn FnMut() -> Result<bool, String> + Send),
+    ) -> Result<bool, Failure> {
+        let (sender, done) = channel();
+        std::thread::scope(|scope| {
             let worker = std::thread::Builder::new().stack_size(super::server::STACK);
             worker
-                .spawn_scoped(scope, move || sender.send(upload.settle(len)))
+                .spawn_scoped(scope, move || sender.send(work()))
                 .map_err(|e| Failure::No(format!("no thread for the disk: {e}")))?;
             loop {
-                match settled.recv_timeout(WAIT) {
+                match done.recv_timeout(WAIT) {
                     Ok(result) => return Ok(result?),
                     Err(RecvTimeoutError::Timeout) => {
                         self.channel.send(Kind::Wait, 0, &[])?;
@@ -304,9 +312,7 @@ impl<S: Wire> Session<'_, S> {
                     }
                 }
             }
-        })?;
-        upload.commit()?;
-        Ok(self.channel.send(Kind::Done, 0, &[])?)
+        })
     }
 
     fn get(&mut self, name: &str) -> Result<(), Failure> {
@@ -354,12 +360,14 @@ impl<S: Wire> Session<'_, S> {
 
     fn finish(&mut self, name: &str, of: Option<[u64; 2]>) -> Result<(), Failure> {
         let of = of.ok_or_else(|| no("it is not said whose checkpoint is meant"))?;
-        let is_done = self.store.finish(name, of)?;
+        let store = self.store;
+        let is_done = self.patiently(&mut || store.finish(name, of))?;
         Ok(self.channel.send(Kind::Done, 0, &[u8::from(is_done)])?)
     }
 
     fn remove(&mut self, name: &str) -> Result<(), Failure> {
-        self.store.remove(name)?;
+        let store = self.store;
+        self.patiently(&mut || store.remove(name).map(|()| true))?;
         Ok(self.channel.send(Kind::Done, 0, &[])?)
     }
 }

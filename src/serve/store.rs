@@ -20,13 +20,14 @@ use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, OpenHow, ResolveFlag, openat2,
 use nix::sys::stat::{FileStat, Mode, SFlag, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use super::packs::{COST, Packs};
+use super::packs::{COST, Packs, Place};
 use super::recipe::{self, Extent};
 use super::sending::Stored;
 use super::{recount, sending};
 use crate::error::{Because, Error};
 use crate::fault::{Point, reach};
 use crate::image::file::FINISHED;
+use crate::order;
 use crate::settings::server::{OWN_FOLDER, check_stored};
 use ckpt_abi::image::header_flag;
 
@@ -34,6 +35,8 @@ use ckpt_abi::image::header_flag;
 const PACKS: &str = "packs";
 /// Units that are let go of at a time.
 const RELEASED: u64 = 8192;
+/// Units that were let go of, and whose room is not given back yet: most packs go as a whole.
+const PUNCHED: usize = 1 << 20;
 
 /// What a store takes.
 #[derive(Clone, Copy, Debug)]
@@ -277,16 +280,25 @@ impl Store {
         {
             reach(Point::Releasing);
             // Of one that is damaged nothing is known; its content goes when all is counted anew.
+            let mut freed = Vec::new();
             let _ = recipe::each(file, &tail, &mut |batch| {
-                self.release_all(packs, batch);
+                self.release_some(packs, batch, &mut freed);
                 Ok(())
             });
+            packs.punch(&mut freed);
         }
     }
 
-    /// Gives back what extents took, a few units at a time: others want to be counted, too.
-    pub(super) fn release_all(&self, packs: &Packs, extents: &[Extent]) {
+    /// Gives back what extents took, a few units at a time: others want to be counted, too. Room that is yet to be given
+    /// back is in `freed`.
+    pub(super) fn release_some(&self, packs: &Packs, extents: &[Extent], freed: &mut Vec<Place>) {
         let (mut few, mut units) = (Vec::new(), 0);
+        let mut release = |few: &mut Vec<Extent>| {
+            // Records that lie side by side are read and written once.
+            order::by_key(few, |extent| (extent.pack.into(), extent.slot.into()));
+            self.give_back(packs.release(few, freed) * COST);
+            few.clear();
+        };
         for mut rest in extents.iter().copied() {
             while rest.len > 0 {
                 let (part, left) = rest.split(RELEASED - units);
@@ -294,13 +306,16 @@ impl Store {
                 few.push(part);
                 rest = left;
                 if units == RELEASED {
-                    self.give_back(packs.release(&few) * COST);
-                    few.clear();
+                    release(&mut few);
                     units = 0;
                 }
             }
         }
-        self.give_back(packs.release(&few) * COST);
+        release(&mut few);
+        if freed.len() > PUNCHED {
+            packs.punch(freed);
+            freed.clear();
+        }
     }
 
     /// Removes an image, and the folders that are empty then.
