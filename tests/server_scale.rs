@@ -73,7 +73,7 @@ fn generations_cost_what_has_changed() {
     for name in ["job/y", "job/x.9"] {
         bench.must(&["rm", "--insecure", &server.name(name)]);
     }
-    assert_eq!(packs(&server), [PathBuf::new(); 0]);
+    assert!(packs(&server).is_empty());
     server.stop();
     assert!(!bench.path("store/.ckpt-serve").exists(), "an empty store has litter");
 }

@@ -228,13 +228,13 @@ pub(super) const OPTIONS: &[Opt] = &[
     },
     Opt {
         long: "metrics",
-        value: Some(("[ADDR:]PORT", Kind::Number)),
+        value: Some(("ADDR", Kind::Number)),
         default: Some("nowhere"),
-        help: "Answer Prometheus on PORT of this host",
-        description: "Answers HTTP requests for /metrics on PORT in the text format of \
-                      Prometheus: requests, failures, bytes, connections, and what is stored. \
-                      Nobody has to have a key for that, so only this host is answered unless \
-                      ADDR says otherwise.",
+        help: "Answer Prometheus on ADDR: PORT or HOST:PORT",
+        description: "Answers HTTP requests for /metrics in the text format of Prometheus: \
+                      requests, failures, bytes, connections, and what is stored. ADDR is PORT \
+                      or HOST:PORT. Nobody has to have a key for that, so with PORT alone only \
+                      this host is answered.",
         forms: &[Form::Serve],
         set: Set::Draft(|draft, value| {
             draft.serve.metrics = Some(settings::parse_host(value)?);

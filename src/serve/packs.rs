@@ -27,6 +27,7 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
 use super::index::{INDEX, Index};
 use super::recipe::Extent;
+use super::recount::Left;
 use super::store::locked;
 
 /// Most bytes of a unit, and bytes of a slot.
@@ -141,7 +142,7 @@ impl Packs {
         dir: OwnedFd,
         path: &Path,
         id: [u64; 2],
-        closed: Option<([u64; 2], Vec<[u32; 2]>)>,
+        closed: Option<Left>,
     ) -> io::Result<Self> {
         let (size, live) = closed.map_or((None, numbers(path)), |(size, live)| (Some(size), live));
         let index = Index::open(&dir, size)?;

@@ -39,9 +39,12 @@ pub(super) fn id(dir: &OwnedFd) -> io::Result<[u64; 2]> {
     Ok(id)
 }
 
-/// How the server before has left all: the index's size, and how many units each pack has. From now on that is not true
+/// The index's size, and how many units each pack has.
+pub(super) type Left = ([u64; 2], Vec<[u32; 2]>);
+
+/// How the server before has left all. From now on that is not true
 /// any more; what says so is gone from the disk before anything changes.
-pub(super) fn closed(dir: &OwnedFd) -> io::Result<Option<([u64; 2], Vec<[u32; 2]>)>> {
+pub(super) fn closed(dir: &OwnedFd) -> io::Result<Option<Left>> {
     let mut bytes = Vec::new();
     match openat(dir, CLEAN, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()) {
         Ok(fd) => _ = File::from(fd).read_to_end(&mut bytes)?,

@@ -38,7 +38,7 @@ impl Drop for Parts<'_> {
 }
 
 /// Who is given pieces with their places.
-pub(super) type Taker<'a> = dyn FnMut(u64, &[u8]) -> io::Result<()> + 'a;
+pub(super) type Getter<'a> = dyn FnMut(u64, &[u8]) -> io::Result<()> + 'a;
 
 impl Stored<'_> {
     /// Bytes of the image.
@@ -62,7 +62,7 @@ impl Stored<'_> {
     ///
     /// # Errors
     /// Those of the disk, and of `each`.
-    pub(super) fn each(&self, each: &mut Taker<'_>) -> io::Result<()> {
+    pub(super) fn each(&self, each: &mut Getter<'_>) -> io::Result<()> {
         let mut piece = vec![0; PIECE];
         match self {
             Self::Whole(file, len) => {

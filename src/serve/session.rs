@@ -149,6 +149,9 @@ pub(super) fn units(digest: &mut Digest, piece: &[u8]) -> Vec<Unit> {
     piece.chunks(UNIT).map(unit).collect()
 }
 
+/// Who takes pieces of an image: where each belongs, its bytes, and the buffer that begins with them.
+type Taker<'a> = dyn FnMut(u64, usize, &mut Vec<u8>) -> Result<(), Failure> + 'a;
+
 impl<S: Wire> Session<'_, S> {
     fn request(&mut self) -> (&'static str, String, Result<(), Failure>) {
         let header = match self.channel.receive() {
@@ -249,7 +252,7 @@ impl<S: Wire> Session<'_, S> {
     fn pieces(
         &mut self,
         upload: &Mutex<Upload<'_>>,
-        one: &mut dyn FnMut(u64, usize, &mut Vec<u8>) -> Result<(), Failure>,
+        one: &mut Taker<'_>,
         failed: Option<&AtomicBool>,
     ) -> Result<(Seal, u128), Failure> {
         let mut sums = OfferSums::default();
