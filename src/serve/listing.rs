@@ -26,7 +26,7 @@ impl Store {
     /// # Errors
     /// There is no such folder, or `each` failed.
     pub fn list(&self, folder: &str, each: &mut dyn FnMut(Entry) -> Result<()>) -> Result<()> {
-        self.walk(folder, &mut |name, stat| {
+        self.walk(folder, false, &mut |name, stat| {
             let file = self.resolve(&name, READ).ok().map(File::from);
             let tail = file.and_then(|file| recipe::tail(&file).ok().flatten());
             let len = tail.map_or(stat.st_size.cast_unsigned(), |tail| tail.len);
@@ -34,28 +34,33 @@ impl Store {
         })
     }
 
-    /// Gives the files in a folder ("": all) to `each`, by name.
-    pub(super) fn walk(&self, folder: &str, each: &mut Walker<'_>) -> Result<()> {
+    /// Gives the files in a folder ("": all) to `each`, by name. With `all` a folder that cannot be read is an error.
+    pub(super) fn walk(&self, folder: &str, all: bool, each: &mut Walker<'_>) -> Result<()> {
         let folder = folder.strip_suffix('/').unwrap_or(folder);
         if !folder.is_empty() {
             check_stored(folder).map_err(|why| format!("the name {why}"))?;
         }
         let place = if folder.is_empty() { "." } else { folder };
         let fd = self.resolve(place, OFlag::O_DIRECTORY).map_err(refusal)?;
-        self.walk_below(fd, folder, DEPTH, each)
+        self.walk_below(fd, folder, [DEPTH, all.into()], each)
     }
 
     fn walk_below(
         &self,
         fd: OwnedFd,
         folder: &str,
-        depth: usize,
+        [depth, all]: [usize; 2],
         each: &mut Walker<'_>,
     ) -> Result<()> {
         let mut folders = Vec::new();
         let mut dir = Dir::from_fd(fd).map_err(refusal)?;
         let at = dir.as_fd_owned().map_err(refusal)?;
-        for entry in dir.iter().flatten() {
+        for entry in dir.iter() {
+            let entry = match entry {
+                Ok(entry) => entry,
+                Err(e) if all > 0 => return Err(refusal(e)),
+                Err(_) => continue,
+            };
             let Ok(part) = entry.file_name().to_str() else { continue };
             let slash = if folder.is_empty() { "" } else { "/" };
             let name = format!("{folder}{slash}{part}");
@@ -72,9 +77,11 @@ impl Store {
         }
         drop(dir);
         for folder in folders.into_iter().filter(|_| depth > 0) {
-            // A folder that is gone or closed to us is passed over.
-            if let Ok(fd) = self.resolve(&folder, OFlag::O_DIRECTORY) {
-                self.walk_below(fd, &folder, depth - 1, each)?;
+            match self.resolve(&folder, OFlag::O_DIRECTORY) {
+                Ok(fd) => self.walk_below(fd, &folder, [depth - 1, all], each)?,
+                Err(e) if all > 0 && e != Errno::ENOENT => return Err(refusal(e)),
+                // One that is gone or closed to us is passed over.
+                Err(_) => {}
             }
         }
         Ok(())

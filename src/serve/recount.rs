@@ -148,9 +148,10 @@ impl Packs {
 
     /// Ends it: what is not meant is freed, what is meant is found.
     pub(super) fn settle_counts(&self) {
+        let sound = self.state().sound;
         let mut dead = Vec::new();
         self.slots(&mut |state, place, record| {
-            if record.count == 0 {
+            if record.count == 0 && sound {
                 dead.push(place);
                 return state.put(&self.dir, place, Record::new_zeroed());
             }

@@ -9,6 +9,7 @@
 //! A name is that of an image, or of a [recipe](super::recipe) for one whose content lies in the folder's [packs](super::packs).
 
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -147,34 +148,39 @@ impl Store {
         }
         packs.forget_counts();
         let packs = self.packs.as_ref();
-        self.each_recipe(&mut |_, file, tail| {
-            let mut count = |batch: &[Extent]| {
-                if let Some(packs) = packs {
-                    packs.count(batch);
-                }
-                Ok(())
-            };
-            // Whoever asks for one that is damaged is told so.
-            let _ = recipe::each(file, tail, &mut count);
+        let counted = self.walk("", true, &mut |name, _| {
+            let counted = self.count(packs, &name);
+            counted.map_err(|e| format!("{name}: {}", super::channel::reason(&e)))
         });
-        if let Some(packs) = packs {
-            packs.settle_counts();
+        let Some(packs) = packs else { return Ok(()) };
+        if let Err(why) = counted {
+            // What could not be looked at may mean anything.
+            eprintln!("ckpt: {}: no room is given back: {why}", self.path.display());
+            packs.state().sound = false;
         }
+        packs.settle_counts();
         Ok(())
     }
 
-    /// Gives each recipe of these packs to `each`.
-    pub(super) fn each_recipe(&self, each: &mut dyn FnMut(&str, &File, &recipe::Tail)) {
-        let _ = self.list("", &mut |entry| {
-            let file = self.resolve(&entry.name, READ).map(File::from);
-            if let Ok(file) = file
-                && let Ok(Some(tail)) = recipe::tail(&file)
-                && self.packs.as_ref().is_some_and(|packs| packs.id == tail.id)
-            {
-                each(&entry.name, &file, &tail);
+    fn count(&self, packs: Option<&Packs>, name: &str) -> std::io::Result<()> {
+        let file = match self.resolve(name, READ) {
+            Err(Errno::ENOENT) => return Ok(()),
+            opened => File::from(opened?),
+        };
+        let mut count = |batch: &[Extent]| {
+            if let Some(packs) = packs {
+                packs.count(batch);
             }
             Ok(())
-        });
+        };
+        let counted = match recipe::tail(&file) {
+            Ok(Some(tail)) if packs.is_some_and(|packs| packs.id == tail.id) => {
+                recipe::each(&file, &tail, &mut count)
+            }
+            read => read.map(drop),
+        };
+        // Whoever asks for one that is damaged is told so; nothing can be made of it any more.
+        counted.or_else(|e| if e.kind() == ErrorKind::InvalidData { Ok(()) } else { Err(e) })
     }
 
     /// Removes the uploads that nobody finishes, and the server's folder if nothing is in it.
@@ -203,7 +209,7 @@ impl Store {
             .as_ref()
             .map_or(0, |packs| packs.state().live.iter().map(|[_, units]| u64::from(*units)).sum());
         let mut sum = units * COST;
-        let added = self.walk("", &mut |_, file| {
+        let added = self.walk("", false, &mut |_, file| {
             sum += file.st_size.cast_unsigned();
             Ok(())
         });
