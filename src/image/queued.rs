@@ -5,6 +5,7 @@
 //! says that it may ([`Sink::may_wait`]), nothing here blocks, however many pieces are on their way, and from then on until
 //! there are [`QUEUE`] of them. Pieces that follow each other are sent as one.
 
+use super::PAGE;
 use super::write::Sink;
 use crate::error::{Because, Error, Result};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -125,7 +126,9 @@ impl QueuedSink {
 
 impl Sink for QueuedSink {
     fn write_at(&mut self, offset: u64, mut bytes: &[u8]) -> Result<()> {
-        if offset != self.at + self.piece.len() as u64 {
+        // A compressed block begins a piece, so that a server knows it again wherever it lies.
+        let begins = !self.is_stream && !offset.is_multiple_of(PAGE);
+        if offset != self.at + self.piece.len() as u64 || begins {
             self.flush()?;
             self.at = offset;
         }
