@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: LGPL-2.1-only
-//! The files of examples/ for engines of workflows: a real Snakemake, Nextflow's way to call a shell. Job files of batch systems are run by batch.rs and slurm.rs.
+//! The files of examples/ for engines of workflows and for nodes that go away: a real Snakemake, Nextflow's way to call a
+//! shell, metadata services of clouds by a small stand-in. Job files of batch systems are run by batch.rs and slurm.rs.
 
 mod harness;
 
 use std::fs::{self, Permissions};
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use harness::periods::inode;
 use harness::{Bench, Run, Who, until};
@@ -105,4 +110,111 @@ fn nextflow_calls_a_shell_that_goes_on() {
     let script = bench.name(".command.sh");
     let start = || command(&bench, &[&shell[..], &[&script]].concat());
     killed_and_run_again(&bench, start, ".");
+}
+
+/// A metadata service on loopback, which has a notice once it is told so.
+struct Metadata {
+    address: String,
+    notice: Arc<AtomicBool>,
+    asked: Arc<AtomicUsize>,
+}
+
+impl Metadata {
+    /// `answer` has the headers and path of a question, and whether there is a notice: what is answered, if anything is.
+    fn serve(answer: fn(&str, bool) -> Option<&'static str>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = format!("http://{}", listener.local_addr().expect("an address"));
+        let (notice, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let (there, count) = (notice.clone(), asked.clone());
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.expect("a connection");
+                let lines = BufReader::new(&stream).lines().map_while(Result::ok);
+                let question: Vec<_> = lines.take_while(|line| !line.is_empty()).collect();
+                let text = question.join("\n");
+                let (status, body) = match answer(&text, there.load(Ordering::SeqCst)) {
+                    Some(body) => ("200 OK", body),
+                    None => ("404 Not Found", ""),
+                };
+                let length = body.len();
+                let head = format!(
+                    "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
+                );
+                let _ = stream.write_all(format!("{head}{body}").as_bytes());
+                count.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        Self { address, notice, asked }
+    }
+}
+
+/// What each service answers, as its documentation says.
+fn aws(question: &str, notice: bool) -> Option<&'static str> {
+    if question.starts_with("PUT /latest/api/token ") {
+        return question.contains("X-aws-ec2-metadata-token-ttl-seconds: ").then_some("TOKEN");
+    }
+    let asked = question.starts_with("GET /latest/meta-data/spot/instance-action ");
+    assert!(asked && question.contains("X-aws-ec2-metadata-token: TOKEN"), "{question}");
+    notice.then_some(r#"{"action": "terminate", "time": "2026-11-27T08:22:00Z"}"#)
+}
+
+fn gcp(question: &str, notice: bool) -> Option<&'static str> {
+    assert!(question.starts_with("GET /computeMetadata/v1/instance/preempted "), "{question}");
+    assert!(question.contains("Metadata-Flavor: Google"), "{question}");
+    Some(if notice { "TRUE" } else { "FALSE" })
+}
+
+fn azure(question: &str, notice: bool) -> Option<&'static str> {
+    assert!(question.starts_with("GET /metadata/scheduledevents?api-version="), "{question}");
+    assert!(question.contains("Metadata: true"), "{question}");
+    Some(if notice {
+        r#"{"DocumentIncarnation": 2, "Events": [{"EventId": "1", "EventType": "Preempt", "EventStatus": "Scheduled"}]}"#
+    } else {
+        r#"{"DocumentIncarnation": 1, "Events": []}"#
+    })
+}
+
+/// All that runs under ckpt where the test runs is others' too; so this ckpt only notes what it is asked for.
+const NOTING: &str = "#!/bin/sh\necho \"$@\" >> asked\nexit 3\n";
+
+/// What the examples for nodes that go away have in common.
+const SAVE_ALL: &str = "save --stop --all --jobs 4\n";
+
+#[test]
+fn a_notice_of_a_cloud_saves_all() {
+    for (cloud, answer) in [("aws", aws as fn(&str, bool) -> _), ("gcp", gcp), ("azure", azure)] {
+        let bench = Bench::new(Who::Me);
+        fs::remove_file(bench.ckpt()).expect("the bench's own");
+        executable(&bench, "ckpt", NOTING);
+        executable(&bench, "ckpt-spot", fs::read(examples("spot/ckpt-spot")).expect("a file"));
+        let service = Metadata::serve(answer);
+        let mut command = command(&bench, &["./ckpt-spot", cloud]);
+        command.env("CKPT_METADATA", &service.address).env("CKPT_POLL", "0.05");
+        let mut run = Run::start(command);
+        // Each question is one or two requests.
+        until("questions", || (service.asked.load(Ordering::SeqCst) > 4).then_some(()));
+        assert!(run.lives() && !bench.path("asked").exists(), "{cloud}: {}", run.stderr());
+        service.notice.store(true, Ordering::SeqCst);
+        let ended = run.end();
+        assert_eq!(ended.code(), Some(3), "the status of ckpt save: {ended:?}");
+        assert_eq!(fs::read_to_string(bench.path("asked")).expect("asked"), SAVE_ALL, "{cloud}");
+    }
+}
+
+#[test]
+fn a_node_that_goes_down_saves_all() {
+    let unit = fs::read_to_string(examples("systemd/ckpt-shutdown.service")).expect("a file");
+    let line = format!("ExecStop=/usr/bin/ckpt {SAVE_ALL}");
+    assert!(unit.contains(&line) && unit.contains("\nRemainAfterExit=yes\n"), "{unit}");
+    let bench = Bench::new(Who::Me);
+    fs::remove_file(bench.ckpt()).expect("the bench's own");
+    executable(&bench, "ckpt", NOTING);
+    executable(&bench, "prolog.sh", fs::read(examples("slurm/prolog.sh")).expect("a file"));
+    for (partition, status) in [("main", 0), ("maintenance", 3)] {
+        assert!(!bench.path("asked").exists());
+        let mut command = command(&bench, &["./prolog.sh"]);
+        command.env("SLURM_JOB_PARTITION", partition);
+        assert_eq!(Run::start(command).end().code(), Some(status), "{partition}");
+    }
+    assert_eq!(fs::read_to_string(bench.path("asked")).expect("asked"), SAVE_ALL);
 }
