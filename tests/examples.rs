@@ -218,3 +218,56 @@ fn a_node_that_goes_down_saves_all() {
     }
     assert_eq!(fs::read_to_string(bench.path("asked")).expect("asked"), SAVE_ALL);
 }
+
+/// An object store of one folder, by the words of aws-cli that the example uses.
+const STORE: &str = "#!/bin/sh\n\
+     for word in \"$@\"; do case $word in s3://*) file=store/${word##*/} ;; esac; done\n\
+     case \"$1 $2 $*\" in\n\
+     \x20 's3 ls '*) [ -e \"$file\" ] && echo \"$file\" ;;\n\
+     \x20 's3 cp '*' -') exec cat \"$file\" ;;\n\
+     \x20 's3 cp '*) cat > \"$file.part\" && mv \"$file.part\" \"$file\" ;;\n\
+     esac\n";
+
+#[test]
+fn kubernetes_needs_no_volume() {
+    let bench = Bench::new(Who::Nobody);
+    let file = fs::read_to_string(examples("kubernetes/job-s3.yaml")).expect("a file");
+    let list = file.split_once("        command:\n").expect("a command").1;
+    let words = list.lines().map_while(|line| line.strip_prefix("        - "));
+    let words: Vec<String> = words
+        .map(|word| word.trim_matches('"').replace("/tmp/there", "there").replace("10m", "100"))
+        .filter(|word| word != "args")
+        .collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    executable(&bench, "aws", STORE);
+    // dash gives TERM back to the kernel when it begins.
+    let sim = SIM.replace("/bin/sh", "/bin/bash").replace("began\n", "began; exec > result\n");
+    executable(&bench, "sim", sim);
+    bench.subdirectory("store");
+    let start = || {
+        let mut command = command(&bench, &words);
+        command.env("TMPDIR", &bench.dir);
+        Run::start(command)
+    };
+    for _ in 0..2 {
+        let mut run = start();
+        until("the first half", || {
+            assert!(run.lives(), "{}: {}", run.fate(), run.stderr());
+            let text = fs::read_to_string(bench.path("result")).unwrap_or_default();
+            text.ends_with("20\n").then_some(())
+        });
+        run.signal(nix::sys::signal::Signal::SIGTERM);
+        let ended = run.end();
+        assert_eq!(ended.code(), Some(85), "{ended:?}");
+        // The pod's files are gone.
+        for name in ["result", "there"] {
+            fs::remove_file(bench.path(name)).expect("a file");
+        }
+    }
+    bench.file("go", "");
+    let ended = start().end();
+    assert_eq!(ended.code(), Some(0), "{ended:?}");
+    let result = fs::read_to_string(bench.path("result")).expect("a result");
+    assert_eq!(result, (1..=40).map(|i| format!("{i}\n")).collect::<String>());
+    assert_eq!(fs::read_to_string(bench.path("began")).expect("a note"), "began\n");
+}
