@@ -18,7 +18,7 @@ use crate::control::Page;
 use crate::{sys, turns};
 use ckpt_abi::api::{Api, Request};
 use ckpt_abi::errno;
-use ckpt_abi::region::NAME_LEN;
+use ckpt_abi::region::{Control, NAME_LEN};
 use ckpt_abi::turn::{Event, Task};
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -35,6 +35,9 @@ const O_TMPFILE: u64 = 0o20_200_000;
 const O_RDWR: u64 = 2;
 const MFD_EXEC: u64 = 16;
 const EXECUTABLE_FD: u64 = 3;
+
+/// How long a keeper that may outlive its dumper is waited for, in milliseconds.
+const NOTIFIED: u64 = 50;
 
 /// One start, on the stack of the thread that asks.
 struct Start {
@@ -96,6 +99,9 @@ pub(crate) fn reap_keeper(page: Page, milliseconds: u64) {
     if keeper == 0 {
         return;
     }
+    // What is run of `--notify` may last, and is its child where orphans come to the program.
+    let runs = page.control(offset_of!(Control, config.notify)).load(Ordering::Acquire) != 0;
+    let milliseconds = if runs { milliseconds.min(NOTIFIED) } else { milliseconds };
     let fd = sys::pidfd(keeper);
     if fd >= 0 {
         sys::is_readable(fd, milliseconds);

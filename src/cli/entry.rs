@@ -4,7 +4,7 @@
 use crate::proc::Pid;
 use std::ffi::{OsStr, OsString};
 
-use super::ServeOptions;
+use super::{Rows, ServeOptions};
 use crate::error::Result;
 use crate::resource::cpu::limit::CpuLimit;
 use crate::restart::{Ids, MapPath, MapPort};
@@ -17,8 +17,11 @@ pub(super) enum Form {
     Launch,
     Attach,
     Save,
+    Ps,
     Verify,
     Info,
+    Core,
+    Cat,
     Check,
     Help,
     Man,
@@ -104,6 +107,10 @@ pub(super) struct Draft {
     pub json: bool,
     pub pid: Option<Pid>,
     pub stop: bool,
+    pub all: bool,
+    pub jobs: Option<usize>,
+    pub watch: bool,
+    pub table: Option<Rows>,
     /// Some(true): also a checkpoint of another run.
     pub resume: Option<bool>,
     pub probe: Option<OsString>,

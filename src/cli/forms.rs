@@ -30,14 +30,28 @@ pub(super) const FORMS: &[Entry] = &[
     Entry {
         form: Form::Save,
         word: Some("save"),
-        operand: Some(Operand { name: "PID", kind: Kind::Pid, optional: false }),
+        operand: Some(Operand { name: "PID", kind: Kind::Pid, optional: true }),
         help: "Checkpoint a running process now",
         long: "Checkpoints the process PID from outside, without any signal to it, whether or \
                not it was started by ckpt and even if it blocks the checkpoint signal. Waits \
                until the checkpoint is written, then prints its name, its bytes, and how long \
                the program stood still. The program goes on unless --stop is given.\n\n\
                Without -n the checkpoint gets the name that the process is configured with, \
-               else its program's base name and \".ckpt\" in its working directory.",
+               else its program's base name and \".ckpt\" in its working directory.\n\n\
+               With --all in place of PID it saves everything that ckpt ps shows, with a line for \
+               each; the exit status is 0 if all are saved, 1 if some are not.",
+        hidden: false,
+    },
+    Entry {
+        form: Form::Ps,
+        word: Some("ps"),
+        operand: None,
+        help: "List what runs under ckpt here",
+        long: "Lists the programs that run under ckpt on this machine, yours, and as root everybody's: \
+               the process id by which each is saved, its program, since when it runs (UTC), its period, \
+               how long ago its last whole checkpoint was, its size and how long the program stood still \
+               for it, when the next one is due, its name, and what became of the last attempt. Nothing \
+               is stopped for it.",
         hidden: false,
     },
     Entry {
@@ -56,7 +70,29 @@ pub(super) const FORMS: &[Entry] = &[
         operand: Some(Operand { name: "FILE...", kind: Kind::File, optional: false }),
         help: "Show what checkpoints hold",
         long: "Shows which program each checkpoint FILE (or cssrv://HOST[:PORT]/NAME) holds, its \
-               arguments, where it was saved, its sizes, and what is not in it.",
+               arguments, where it was saved, its sizes, and what is not in it. With --maps, --fds, \
+               --threads or --env: its mappings, descriptors, threads or environment, a line each.",
+        hidden: false,
+    },
+    Entry {
+        form: Form::Core,
+        word: Some("core"),
+        operand: Some(Operand { name: "FILE [OUT]", kind: Kind::File, optional: false }),
+        help: "Make core files for a debugger of a checkpoint",
+        long: "Writes the checkpoint FILE (or cssrv://HOST[:PORT]/NAME) as an ELF core file, which gdb and \
+               lldb open: threads, registers, memory, mapped files. It is OUT (core if none is named); \
+               of a checkpoint with several processes OUT.PID for each. A file that is there is not \
+               replaced. What is as in a mapped file the debugger reads from that: gdb PROGRAM OUT.",
+        hidden: false,
+    },
+    Entry {
+        form: Form::Cat,
+        word: Some("cat"),
+        operand: Some(Operand { name: "FILE DESCRIPTOR", kind: Kind::File, optional: false }),
+        help: "Write out a file that travels in a checkpoint",
+        long: "Writes the content of a file without a name, or of one that --embed-files has taken along, to \
+               standard output. DESCRIPTOR is the number under which the program had it open (ckpt info \
+               --fds FILE), or PID:NUMBER of one of several processes.",
         hidden: false,
     },
     Entry {

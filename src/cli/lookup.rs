@@ -16,8 +16,8 @@ pub(super) fn operands(entry: &Entry) -> (usize, Option<usize>) {
     match entry.form {
         Form::Restart | Form::Verify | Form::Info => (1, None),
         Form::Check => (0, None),
-        Form::Get => (1, Some(2)),
-        Form::Put => (2, Some(2)),
+        Form::Get | Form::Core => (1, Some(2)),
+        Form::Put | Form::Cat => (2, Some(2)),
         _ => match &entry.operand {
             Some(operand) => (usize::from(!operand.optional), Some(1)),
             None => (0, Some(0)),

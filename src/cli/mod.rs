@@ -64,6 +64,22 @@ pub(crate) enum Command {
         /// Only the name can be said here.
         settings: Settings,
     },
+    /// Save all that runs under ckpt here.
+    SaveAll {
+        /// End each after its checkpoint.
+        stop: bool,
+        /// How many at a time; None: as many as there are processors.
+        jobs: Option<usize>,
+        /// As of [`Command::Save`].
+        settings: Settings,
+    },
+    /// Show what runs under ckpt here.
+    Ps {
+        /// As JSON.
+        json: bool,
+        /// Again and again.
+        watch: bool,
+    },
     /// Write the library for programs that call ckpt themselves.
     Sdk {
         /// Where it goes.
@@ -85,8 +101,28 @@ pub(crate) enum Command {
     Info {
         /// Files and names on servers.
         files: Vec<OsString>,
+        /// One by one.
+        table: Option<Rows>,
         /// As JSON.
         json: bool,
+        /// From the options and the environment.
+        transfer: Transfer,
+    },
+    /// Write core files.
+    Core {
+        /// A file or a name on a server.
+        file: OsString,
+        /// Where they go.
+        out: Option<PathBuf>,
+        /// From the options and the environment.
+        transfer: Transfer,
+    },
+    /// Write out a file that travels in a checkpoint.
+    Cat {
+        /// A file or a name on a server.
+        file: OsString,
+        /// The number of a descriptor, or PID:NUMBER.
+        descriptor: OsString,
         /// From the options and the environment.
         transfer: Transfer,
     },
@@ -173,6 +209,15 @@ pub(crate) enum Command {
     Man,
     /// Print [`completions()`].
     Completions(Shell),
+}
+
+/// What is shown of a checkpoint one by one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rows {
+    Maps,
+    Fds,
+    Threads,
+    Env,
 }
 
 /// How a program is restarted from its checkpoint in place of being started.

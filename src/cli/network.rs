@@ -90,6 +90,8 @@ pub(super) const KEYED: &[Form] = &[
     Form::Restart,
     Form::Verify,
     Form::Info,
+    Form::Core,
+    Form::Cat,
     Form::Check,
     Form::List,
     Form::Get,

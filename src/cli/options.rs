@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! The options that are no settings, but for those of the checkpoint server.
 
+use super::Rows;
 use super::entry::{Form, Kind, Opt, Page, Set, Variable};
 use crate::error::Error;
 use crate::resource::cpu::limit;
@@ -208,10 +209,54 @@ pub(super) const OPTIONS: &[Opt] = &[
         long: "json",
         help: "Print JSON",
         description: "Prints JSON in place of the table for people: one object, or for several FILEs \
-                      and for ckpt ls a list of them. Sizes are bytes.",
-        forms: &[Form::Info, Form::Check, Form::List],
+                      and for ckpt ls and ckpt ps a list of them. Sizes are bytes.",
+        forms: &[Form::Info, Form::Check, Form::List, Form::Ps],
         set: Set::Draft(|draft, _| {
             draft.json = true;
+            Ok(())
+        }),
+        ..Opt::SWITCH
+    },
+    Opt {
+        long: "maps",
+        help: "Show mappings, a line each",
+        description: "Shows mappings, a line each (with --json a list of objects).",
+        forms: &[Form::Info],
+        set: Set::Draft(|draft, _| {
+            draft.table = Some(Rows::Maps);
+            Ok(())
+        }),
+        ..Opt::SWITCH
+    },
+    Opt {
+        long: "fds",
+        help: "Show descriptors, a line each",
+        description: "Shows descriptors, a line each (with --json a list of objects).",
+        forms: &[Form::Info],
+        set: Set::Draft(|draft, _| {
+            draft.table = Some(Rows::Fds);
+            Ok(())
+        }),
+        ..Opt::SWITCH
+    },
+    Opt {
+        long: "threads",
+        help: "Show threads, a line each",
+        description: "Shows threads, a line each (with --json a list of objects).",
+        forms: &[Form::Info],
+        set: Set::Draft(|draft, _| {
+            draft.table = Some(Rows::Threads);
+            Ok(())
+        }),
+        ..Opt::SWITCH
+    },
+    Opt {
+        long: "env",
+        help: "Show the environment, a line each",
+        description: "Shows the environment, a line each (with --json a list of objects).",
+        forms: &[Form::Info],
+        set: Set::Draft(|draft, _| {
+            draft.table = Some(Rows::Env);
             Ok(())
         }),
         ..Opt::SWITCH
@@ -229,6 +274,43 @@ pub(super) const OPTIONS: &[Opt] = &[
         ..Opt::SWITCH
     },
     Opt {
+        long: "all",
+        help: "Save everything that runs under ckpt here",
+        description: "Saves all that ckpt ps shows: yours, as root everybody's, each under its own name and \
+                      with the rights of its user. Of a program with descendants that are saved with it \
+                      there is one checkpoint. -n needs %p in NAME then.",
+        forms: &[Form::Save],
+        set: Set::Draft(|draft, _| {
+            draft.all = true;
+            Ok(())
+        }),
+        ..Opt::SWITCH
+    },
+    Opt {
+        long: "jobs",
+        value: Some(("N", Kind::Number)),
+        default: Some("the number of processors"),
+        help: "With --all: save N at a time",
+        description: "With --all: so many programs are saved at a time.",
+        forms: &[Form::Save],
+        set: Set::Draft(|draft, value| {
+            draft.jobs = Some(settings::parse_number(value, "a number of programs")?);
+            Ok(())
+        }),
+        ..Opt::SWITCH
+    },
+    Opt {
+        long: "watch",
+        help: "Show it anew every two seconds",
+        description: "Shows the list anew every two seconds, until it is interrupted (^C).",
+        forms: &[Form::Ps],
+        set: Set::Draft(|draft, _| {
+            draft.watch = true;
+            Ok(())
+        }),
+        ..Opt::SWITCH
+    },
+    Opt {
         short: Some('h'),
         long: "help",
         help: "Show this help",
@@ -237,8 +319,11 @@ pub(super) const OPTIONS: &[Opt] = &[
             Form::Launch,
             Form::Attach,
             Form::Save,
+            Form::Ps,
             Form::Verify,
             Form::Info,
+            Form::Core,
+            Form::Cat,
             Form::Sdk,
             Form::Check,
             Form::Help,

@@ -193,16 +193,14 @@ fn build(entry: &'static Entry, reader: Reader, words: Vec<OsString>) -> Result<
     if matches!(entry.form, Form::Restart | Form::List | Form::Get | Form::Put | Form::Remove) {
         return networked(entry, reader, words);
     }
-    if matches!(entry.form, Form::Verify | Form::Info | Form::Check) {
+    if matches!(entry.form, Form::Verify | Form::Info | Form::Check | Form::Core | Form::Cat) {
         return looking(entry, reader, words);
     }
     let word = words.into_iter().next().unwrap_or_default();
     let pid = || parse_pid(&word).because(|| format!("ckpt {}", entry.word.unwrap_or_default()));
     Ok(match entry.form {
-        Form::Save => {
-            let Draft { settings, stop, .. } = reader.draft;
-            Command::Save { pid: pid()?, stop, settings }
-        }
+        Form::Save => save(reader, &word)?,
+        Form::Ps => Command::Ps { json: reader.draft.json, watch: reader.draft.watch },
         Form::Dump => Command::Dump { pid: pid()? },
         Form::Monitor => Command::Monitor { pid: pid()? },
         Form::Assist => Command::Assist { pid: pid()? },
@@ -233,15 +231,46 @@ fn build(entry: &'static Entry, reader: Reader, words: Vec<OsString>) -> Result<
     })
 }
 
+fn save(reader: Reader, word: &OsStr) -> Result<Command> {
+    let Draft { all, jobs, .. } = reader.draft;
+    match (all, word.is_empty()) {
+        (true, true) => {
+            let Draft { settings, stop, .. } = reader.draft;
+            Ok(Command::SaveAll { stop, jobs, settings })
+        }
+        (true, false) => Err(reader.bad("'ckpt save --all' saves all, and takes no PID")),
+        (false, true) => Err(reader.bad("'ckpt save' needs a PID, or --all")),
+        (false, false) if jobs.is_some() => {
+            Err(reader.bad("the option --jobs goes with 'ckpt save --all'"))
+        }
+        (false, false) => {
+            let pid = parse_pid(word).because(|| "ckpt save")?;
+            let Draft { settings, stop, .. } = reader.draft;
+            Ok(Command::Save { pid, stop, settings })
+        }
+    }
+}
+
 /// The commands that look at any number of checkpoints.
 fn looking(entry: &'static Entry, reader: Reader, words: Vec<OsString>) -> Result<Command> {
     if words.iter().any(|word| word.is_empty()) {
         return Err(reader.bad("the checkpoint file's name '' is empty"));
     }
-    let Draft { map_path, json, settings: Settings { transfer, .. }, .. } = reader.draft;
+    let Draft { map_path, json, table, settings: Settings { transfer, .. }, .. } = reader.draft;
     Ok(match entry.form {
         Form::Verify => Command::Verify { files: words, transfer },
-        Form::Info => Command::Info { files: words, json, transfer },
+        Form::Info => Command::Info { files: words, table, json, transfer },
+        Form::Core | Form::Cat => {
+            let mut words = words.into_iter();
+            let (file, second) = (words.next().unwrap_or_default(), words.next());
+            match entry.form {
+                Form::Core => {
+                    let out = second.map(|out| settings::parse_file(&out)).transpose()?;
+                    Command::Core { file, out, transfer }
+                }
+                _ => Command::Cat { file, descriptor: second.unwrap_or_default(), transfer },
+            }
+        }
         _ => Command::Check { words, map_path, json, transfer },
     })
 }

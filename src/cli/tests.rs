@@ -4,6 +4,7 @@ mod machines;
 mod messages;
 mod resumes;
 mod servers;
+mod subcommands;
 
 use crate::proc::Pid;
 use std::ffi::{OsStr, OsString};
@@ -11,7 +12,7 @@ use std::os::unix::ffi::OsStringExt;
 
 use super::table::{self, FORMS, Form, OPTIONS, Opt};
 use super::{
-    Command, Resume, Shell, StubCommand, StubOptions, completions, help, man_page, parse,
+    Command, Resume, Rows, Shell, StubCommand, StubOptions, completions, help, man_page, parse,
     parse_stub, version,
 };
 use crate::resource::cpu::limit::CpuLimit;
@@ -122,41 +123,6 @@ fn spellings_of_options() {
     let options = StubOptions { settings: all, ..StubOptions::default() };
     let line = ["-n", "a", "-c", "-a", "USR1", "-z", "500", "--embed-files=64K"];
     assert_eq!(stub(&line), Ok(StubCommand::Restart(Box::new(options))));
-}
-
-#[test]
-fn attach_and_save() {
-    let settings = Settings { continues: Some(true), ..Settings::default() };
-    assert_eq!(
-        run(&["-p", "7", "-c"]),
-        Ok(Command::Attach { pid: Pid::new(7), settings: settings.clone() })
-    );
-    assert_eq!(run(&["-c", "--pid=7", "--"]), Ok(Command::Attach { pid: Pid::new(7), settings }));
-    let save = |stop, settings| Ok(Command::Save { pid: Pid::new(7), stop, settings });
-    assert_eq!(run(&["save", "7"]), save(false, Settings::default()));
-    assert_eq!(run(&["save", "--stop", "7", "-n", "x"]), save(true, named("x")));
-    assert_eq!(run(&["-n", "x", "save", "7"]), save(false, named("x")));
-    assert_eq!(run(&["save", "--", "7"]), save(false, Settings::default()));
-    assert_eq!(run(&["__dump", "7"]), Ok(Command::Dump { pid: Pid::new(7) }));
-}
-
-#[test]
-fn other_subcommands() {
-    let transfer = Transfer::default;
-    let files = |names: &[&str]| names.iter().map(OsString::from).collect::<Vec<_>>();
-    let verify = |names| Ok(Command::Verify { files: files(names), transfer: transfer() });
-    assert_eq!(run(&["verify", "--", "-f"]), verify(&["-f"]));
-    assert_eq!(run(&["verify", "f", "cssrv://h/x"]), verify(&["f", "cssrv://h/x"]));
-    let info = |names, json| Ok(Command::Info { files: files(names), json, transfer: transfer() });
-    assert_eq!(run(&["info", "f"]), info(&["f"], false));
-    assert_eq!(run(&["info", "f", "--json", "g"]), info(&["f", "g"], true));
-    assert_eq!(run(&["man"]), Ok(Command::Man));
-    assert_eq!(run(&["--version"]), Ok(Command::Version));
-    assert_eq!(run(&["-V"]), Ok(Command::Version));
-    for (name, shell) in [("bash", Shell::Bash), ("zsh", Shell::Zsh), ("fish", Shell::Fish)] {
-        assert_eq!(run(&["completions", name]), Ok(Command::Completions(shell)));
-    }
-    assert!(table::SHELLS.iter().all(|name| Shell::of_name(OsStr::new(name)).is_some()));
 }
 
 #[test]
@@ -451,7 +417,7 @@ fn help_fits_a_terminal() {
             assert!(line.chars().count() < 80 && line.trim_end() == line, "{line:?}");
         }
     }
-    assert!(help::overview().lines().count() <= 103, "{}", help::overview());
+    assert!(help::overview().lines().count() <= 124, "{}", help::overview());
 }
 
 #[test]
@@ -460,8 +426,11 @@ fn the_table_is_sound() {
         Form::Launch,
         Form::Attach,
         Form::Save,
+        Form::Ps,
         Form::Verify,
         Form::Info,
+        Form::Core,
+        Form::Cat,
         Form::Check,
         Form::Help,
         Form::Man,

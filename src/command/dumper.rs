@@ -6,10 +6,11 @@
 //! Ignoring a signal installs no code, and reading the time stamp counter harms no memory.
 #![allow(unsafe_code)]
 
+use super::notify::{Hook, Shared};
 use crate::dump::{Demand, Tell, dump};
 use crate::error::{Kind, Result, printable};
 use crate::inject::monitor;
-use crate::proc::{Pid, Process};
+use crate::proc::{Pid, Process, tree};
 use crate::progress::Screen;
 use crate::ptrace::borrowed;
 use crate::settings::Settings;
@@ -18,6 +19,10 @@ use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::{SigHandler, Signal, signal};
 use std::fs::File;
 use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+/// How long a program that ends what the command of `--notify` lives in waits for that.
+const LAST: Duration = Duration::from_secs(10);
 
 /// With fewer descriptors no checkpoint is taken from inside.
 const LEAST: u64 = 16;
@@ -29,6 +34,15 @@ pub(super) fn run(pid: Pid) -> Result<u8> {
     if getrlimit(Resource::RLIMIT_NOFILE).is_ok_and(|(_, hard)| hard < LEAST) {
         return Ok(1);
     }
+    let say = |sentence: &str| say(error_output.as_ref(), sentence);
+    let hook = super::named(pid).and_then(|process| Hook::prepare(&process, None, false));
+    let hook = hook.unwrap_or_else(|e| {
+        say(&e.to_string());
+        None
+    });
+    let hook = Shared::of(hook, pid);
+    // With a namespace's first process all in it end.
+    let is_last = pid == Pid::INIT || tree::is_made_for_a_tree();
     let request = |process| Demand {
         process,
         settings: Settings::default(),
@@ -41,11 +55,12 @@ pub(super) fn run(pid: Pid) -> Result<u8> {
         tell: error_output
             .as_ref()
             .and_then(|file| file.try_clone().ok())
-            .map(|file| -> Tell { Box::new(move |sentence| say(Some(&file), sentence)) }),
+            .map(|file| -> Tell { Box::new(move |sentence| self::say(Some(&file), sentence)) }),
+        ending: Some(hook.ending(is_last.then_some(LAST))),
         rolling: None,
     };
     let result = super::named(pid).and_then(|process| dump(&request(process)));
-    let say = |sentence: &str| say(error_output.as_ref(), sentence);
+    let _ = hook.tell(result.as_ref());
     match result {
         Ok(outcome) => {
             outcome.sentences().for_each(|sentence| say(&sentence));

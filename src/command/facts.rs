@@ -22,6 +22,10 @@ pub(super) enum Value {
     Things(Vec<Facts>),
     /// Sentences for people, and for programs what they are made of.
     Told(Vec<String>, Vec<Facts>),
+    /// A text for people, and for programs the number that it comes from.
+    Both(String, u64),
+    /// There is none.
+    Nothing,
 }
 
 impl From<String> for Value {
@@ -60,12 +64,39 @@ impl From<Vec<String>> for Value {
     }
 }
 
+impl<T: Into<Self>> From<Option<T>> for Value {
+    fn from(value: Option<T>) -> Self {
+        value.map_or(Self::Nothing, Into::into)
+    }
+}
+
+impl From<(String, u64)> for Value {
+    fn from((text, number): (String, u64)) -> Self {
+        Self::Both(text, number)
+    }
+}
+
 impl Value {
+    /// In a word or a line.
+    fn words(&self) -> String {
+        match self {
+            Self::Text(text) | Self::Both(text, _) => text.clone(),
+            Self::Number(number) => number.to_string(),
+            Self::Bytes(bytes) => units::size(*bytes),
+            Self::Flag(flag) => if *flag { "yes" } else { "no" }.to_owned(),
+            Self::List(list) | Self::Told(list, _) => list.join(" "),
+            Self::Things(things) => things.len().to_string(),
+            Self::Nothing => "-".to_owned(),
+        }
+    }
+
     fn json(&self) -> String {
         let list = |all: Vec<String>| format!("[{}]", all.join(", "));
         match self {
             Self::Text(text) => quoted(text),
             Self::Number(number) | Self::Bytes(number) => number.to_string(),
+            Self::Both(_, number) => number.to_string(),
+            Self::Nothing => "null".to_owned(),
             Self::Flag(flag) => flag.to_string(),
             Self::List(texts) => list(texts.iter().map(|text| quoted(text)).collect()),
             Self::Things(things) | Self::Told(_, things) => {
@@ -95,6 +126,11 @@ impl Facts {
         self.0.push((name, Value::Told(told, things)));
     }
 
+    /// Adds a number before all others.
+    pub(super) fn first(&mut self, name: &'static str, number: u64) {
+        self.0.insert(0, (name, Value::Number(number)));
+    }
+
     /// Prints all.
     pub(super) fn print(&self, json: bool) -> Result<()> {
         super::print(&if json { format!("{}\n", self.json()) } else { self.table() }).map(drop)
@@ -107,14 +143,12 @@ impl Facts {
         };
         for (name, value) in &self.0 {
             match value {
-                Value::Text(text) => line(name, text),
-                Value::Number(number) => line(name, &number.to_string()),
                 Value::Bytes(bytes) => line(name, &size(*bytes)),
-                Value::Flag(flag) => line(name, if *flag { "yes" } else { "no" }),
                 Value::List(list) | Value::Told(list, _) => {
                     list.iter().for_each(|text| line(name, text));
                 }
                 Value::Things(things) => things.iter().for_each(|it| line(name, &it.in_a_line())),
+                other => line(name, &other.words()),
             }
         }
         table
@@ -122,14 +156,7 @@ impl Facts {
 
     /// Names and values behind each other.
     fn in_a_line(&self) -> String {
-        let word = |(name, value): &(&'static str, Value)| match value {
-            Value::Text(text) => format!("{name} {text}"),
-            Value::Number(number) => format!("{name} {number}"),
-            Value::Bytes(bytes) => format!("{name} {}", units::size(*bytes)),
-            Value::Flag(flag) => format!("{name} {}", if *flag { "yes" } else { "no" }),
-            Value::List(list) | Value::Told(list, _) => format!("{name} {}", list.join(" ")),
-            Value::Things(things) => format!("{name} {}", things.len()),
-        };
+        let word = |(name, value): &(&'static str, Value)| format!("{name} {}", value.words());
         self.0.iter().map(word).collect::<Vec<_>>().join(", ")
     }
 
@@ -144,6 +171,39 @@ impl Facts {
         let members = self.0.iter().map(|(name, v)| format!("  {}: {}", quoted(name), v.json()));
         format!("{{\n{}\n}}", members.collect::<Vec<_>>().join(",\n"))
     }
+}
+
+/// Things of one kind, for people or as a JSON list.
+pub(super) fn listed(things: &[Facts], json: bool) -> String {
+    match json {
+        true => json_list(&things.iter().map(Facts::json).collect::<Vec<_>>()),
+        false => columns(things),
+    }
+}
+
+/// Things of one kind, a line each below the names of what is known of them.
+fn columns(things: &[Facts]) -> String {
+    let Some(first) = things.first() else { return String::new() };
+    let head = first.0.iter().map(|(name, _)| name.replace('_', " ").to_uppercase()).collect();
+    let row = |it: &Facts| it.0.iter().map(|(_, value)| printable(&value.words())).collect();
+    let rows: Vec<Vec<String>> = std::iter::once(head).chain(things.iter().map(row)).collect();
+    let mut widths = vec![0; first.0.len()];
+    for row in &rows {
+        let cells = widths.iter_mut().zip(row);
+        cells.for_each(|(width, cell)| *width = cell.chars().count().max(*width));
+    }
+    let mut table = String::new();
+    for row in &rows {
+        let start = table.len();
+        for (cell, width) in row.iter().zip(&widths) {
+            table.push_str(cell);
+            let gap = width + 2 - cell.chars().count();
+            table.extend(std::iter::repeat_n(' ', gap));
+        }
+        table.truncate(start + table[start..].trim_end().len());
+        table.push('\n');
+    }
+    table
 }
 
 /// Several objects as a JSON list.

@@ -187,7 +187,8 @@ fn on_disk() -> Option<File> {
     dirs.into_iter().flatten().find_map(|dir| open(dir).ok())
 }
 
-fn memory() -> Result<File> {
+/// A file in memory.
+pub(super) fn memory() -> Result<File> {
     // MFD_EXEC (memfd_create(2)) says what is meant since Linux 6.3, and is EINVAL before.
     let exec = MFdFlags::from_bits_retain(0x10);
     let made = memfd_create(c"ckpt", MFdFlags::MFD_CLOEXEC | exec)

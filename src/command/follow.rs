@@ -5,7 +5,7 @@ use crate::dump::{phase1_freeze, phase2_equip};
 use crate::error::{Error, Kind, Result};
 use crate::image::stub;
 use crate::inject::monitors::Found;
-use crate::inject::{self, enter, monitor, monitors, region::Region};
+use crate::inject::{self, enter, last, monitor, monitors, region::Region};
 use crate::proc::exec::is_of_32_bits;
 use crate::proc::{Pid, Process};
 use crate::ptrace::borrowed;
@@ -14,7 +14,7 @@ use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
 use crate::ptrace::sandbox;
 use crate::resource::signals;
-use ckpt_abi::region::Config;
+use ckpt_abi::region::{Config, Last};
 use nix::libc;
 use std::fs::File;
 use std::time::{Duration, Instant};
@@ -121,6 +121,8 @@ pub(super) struct Before {
     pub config: Config,
     /// How many checkpoints there were.
     pub generation: u64,
+    /// What became of the last.
+    pub last: Option<Last>,
     /// What the standard streams were at the very beginning: descendants may have them still.
     pub standard: Option<[[u64; 3]; 3]>,
 }
@@ -152,6 +154,9 @@ fn equipped(outer: &Process, before: &Before, monitor: u32) -> Result<Option<Str
     let (config, sentence) = unused_signal(&process, outer.pid(), &before.config)?;
     let region = inject::inject(&mut frozen.threads[0], &memory, &vmas, &config, &executable)?;
     region.set_generation(&memory, before.generation)?;
+    if let Some(last) = &before.last {
+        last::put(&memory, region.base, last)?;
+    }
     if let Some(standard) = before.standard {
         region.set_standard(&memory, &standard)?;
     }

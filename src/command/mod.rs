@@ -4,6 +4,7 @@
 mod assist;
 mod attach;
 mod check;
+mod core;
 pub(crate) mod destination;
 mod dumper;
 mod elder;
@@ -15,13 +16,18 @@ mod identity;
 mod inspect;
 mod launch;
 mod monitor;
+mod notify;
+mod ps;
 mod restart;
 mod resume;
+mod running;
 mod save;
+mod save_all;
 mod sdk;
 mod serve;
 mod stored;
 mod stub;
+mod tables;
 mod trust;
 mod worker;
 
@@ -87,6 +93,8 @@ fn run(args: &[OsString]) -> Result<u8> {
                 told(save::run(&process, stop, settings))
             })
         }
+        Command::SaveAll { stop, jobs, settings } => save_all::run(stop, jobs, &settings),
+        Command::Ps { json, watch } => ps::run(json, watch),
         Command::Serve(options) => serve::run(&options),
         Command::Keygen { file } => serve::keygen(&file),
         Command::Restart { name, transfer, args, trust } => {
@@ -107,7 +115,14 @@ fn run(args: &[OsString]) -> Result<u8> {
         Command::Assist { pid } => assist::run(pid),
         Command::Sdk { dir } => sdk::run(&dir),
         Command::Verify { files, transfer } => inspect::verify(&files, &transfer),
-        Command::Info { files, json, transfer } => inspect::info(&files, json, &transfer),
+        Command::Info { files, table: None, json, transfer } => {
+            inspect::info(&files, json, &transfer)
+        }
+        Command::Info { files, table: Some(table), json, transfer } => {
+            tables::run(&files, table, json, &transfer)
+        }
+        Command::Core { file, out, transfer } => core::run(&file, out, &transfer),
+        Command::Cat { file, descriptor, transfer } => tables::cat(&file, &descriptor, &transfer),
         Command::Check { words, map_path, json, transfer } => {
             shield::shielded(&check::processes(&words), || {
                 told(check::run(&words, &map_path, json, &transfer))

@@ -16,6 +16,7 @@
 
 use super::finish::Run;
 use super::follow::Follower;
+use super::notify::{Hook, Shared};
 use super::worker::Dumper;
 use super::{dumper, follow};
 use crate::dump::place::Whose;
@@ -25,13 +26,13 @@ use crate::error::{Because, Kind, Result, printable};
 use crate::fault::{Point, reach};
 use crate::image::file;
 use crate::inject::enter;
-use crate::inject::{monitor, monitors, region::Region};
+use crate::inject::{last, monitor, monitors, region::Region};
 use crate::proc::{Pid, Process, pidfd::Pidfd};
 use crate::ptrace::memory::Memory;
 use crate::ptrace::sandbox;
 use crate::resource::signals;
 use crate::settings::{self, Settings, Values};
-use ckpt_abi::region::{Config, Control};
+use ckpt_abi::region::{Config, Control, Last};
 use ckpt_abi::turn::Phase;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -87,6 +88,8 @@ pub(super) fn run(pid: Pid) -> Result<u8> {
         process,
         run,
         generation: 0,
+        last: None,
+        due: None,
         seen: None,
         standard: None,
         begun: Instant::now(),
@@ -137,6 +140,10 @@ struct Monitor {
     run: Option<Run>,
     /// How many checkpoints there were of it.
     generation: u64,
+    /// What became of the last.
+    last: Option<Last>,
+    /// When the next one is due, as the control page says.
+    due: Option<Instant>,
     /// The program's memory and the payload in it.
     seen: Option<(Memory, u64)>,
     /// What its standard streams were when it began.
@@ -187,7 +194,12 @@ impl Monitor {
                     NAP
                 }
                 Word::Period(period) => {
-                    let due = (last + period).saturating_duration_since(Instant::now());
+                    let due = last + period;
+                    let is_new = self.due.replace(due) != Some(due);
+                    if let Some((memory, base)) = self.seen.as_ref().filter(|_| is_new) {
+                        last::put_due(memory, *base, due);
+                    }
+                    let due = due.saturating_duration_since(Instant::now());
                     if due.is_zero() {
                         last = self.checkpoint(period);
                         continue;
@@ -222,7 +234,7 @@ impl Monitor {
         }
         let Some((memory, base)) = &self.seen else { return Word::Leave };
         let Ok(Region { control, .. }) = Region::read(memory, *base) else {
-            self.seen = None;
+            (self.seen, self.due) = (None, None);
             return self.ask();
         };
         let turn = Region { base: *base, control }.turn(memory);
@@ -234,6 +246,7 @@ impl Monitor {
         }
         self.run = run_of(&self.target, control.config).or(self.run.take());
         self.generation = control.generation;
+        self.last = last::of(&control);
         self.standard = Some(control.standard);
         self.follower.note_stderr(&self.target);
         self.look_for_sandbox(&control);
@@ -265,8 +278,8 @@ impl Monitor {
         if monitors::all().iter().any(is_newer) {
             return None;
         }
-        let before =
-            follow::Before { config, generation: self.generation, standard: self.standard };
+        let Self { generation, last, standard, .. } = *self;
+        let before = follow::Before { config, generation, last, standard };
         let told = match Dumper::start(&self.target, |_| {
             follow::equip(&self.target, &before, own.pid().word())
         }) {
@@ -320,7 +333,7 @@ impl Monitor {
     fn checkpoint(&mut self, period: Duration) -> Instant {
         let (start, target) = (Instant::now(), self.target.clone());
         let told = match Dumper::start(&self.target, |line| {
-            take(target, std::mem::take(&mut self.rolling), line)
+            take(&self.process, target, std::mem::take(&mut self.rolling), line)
         }) {
             Ok(dumper) => {
                 reach(Point::Attending);
@@ -412,10 +425,18 @@ struct Told {
 }
 
 /// One checkpoint: the exit status and what there is to say.
-fn take(target: Process, rolling: Rolling, line: &UnixDatagram) -> (u8, String) {
+fn take(named: &Process, target: Process, rolling: Rolling, line: &UnixDatagram) -> (u8, String) {
+    let (hook, told) = match Hook::prepare(&target, None, false) {
+        Ok(hook) => (hook, String::new()),
+        Err(e) => (None, format!("{e}\n")),
+    };
+    let hook = Shared::of(hook, named.pid());
     let process = match enter::enter(target) {
         Ok(process) => process,
-        Err(e) => return (0, format!("no checkpoint: {e}\n")),
+        Err(e) => {
+            let _ = hook.tell(Err(&e));
+            return (0, format!("no checkpoint: {e}\n"));
+        }
     };
     let request = Demand {
         process,
@@ -427,13 +448,15 @@ fn take(target: Process, rolling: Rolling, line: &UnixDatagram) -> (u8, String) 
         prune: super::destination::prune,
         screen: None,
         tell: None,
+        ending: Some(hook.ending(None)),
         rolling: Some(RefCell::new(rolling)),
     };
     let result = dump(&request);
     if let Some(rolling) = &request.rolling {
         let _ = rolling.borrow().give(line);
     }
-    match result {
+    let _ = hook.tell(result.as_ref());
+    let (status, sentences) = match result {
         Ok(outcome) => (0, outcome.sentences().map(|sentence| format!("{sentence}\n")).collect()),
         // The end of the program is no news; it may be a while before the monitor hears of it.
         Err(e) if e.kind() == Kind::Gone && request.process.is_ending() => (BUSY, String::new()),
@@ -441,7 +464,8 @@ fn take(target: Process, rolling: Rolling, line: &UnixDatagram) -> (u8, String) 
             (BUSY, format!("no checkpoint: {e}\n"))
         }
         Err(e) => (0, format!("no checkpoint: {e}\n")),
-    }
+    };
+    (status, told + &sentences)
 }
 
 /// What becomes readable with [`monitors::LOOK`], which is blocked as all signals are.

@@ -37,7 +37,7 @@ use crate::image::older::{Over, Renewal};
 use crate::image::write::Sink;
 use crate::image::{PAGE, stub};
 use crate::inject::enter::Standing;
-use crate::inject::region::Region;
+use crate::inject::{last, region::Region};
 use crate::proc::{Pid, Process};
 use crate::progress::Screen;
 use crate::ptrace::forest::Forest;
@@ -82,6 +82,9 @@ pub(crate) type Prune = fn(&Name, &Transfer, &place::Keep);
 /// Says a sentence.
 pub(crate) type Tell = Box<dyn Fn(&str) + Send + Sync>;
 
+/// Hears of an outcome.
+pub(crate) type Ending = Box<dyn Fn(&Outcome) + Send + Sync>;
+
 /// What is asked of a dump.
 pub(crate) struct Demand {
     /// The process, opened when it was named: whatever is looked at later is of this one.
@@ -105,6 +108,8 @@ pub(crate) struct Demand {
     /// Says what there is to say of a checkpoint that ends the program, before it does: with the first process of a
     /// container we end, too. Without it the outcome has it.
     pub tell: Option<Tell>,
+    /// Hears of a checkpoint that ends the program, before it does.
+    pub ending: Option<Ending>,
     /// What is known of earlier checkpoints of the process: of those that the monitor takes.
     pub rolling: Option<RefCell<Rolling>>,
 }
@@ -129,6 +134,8 @@ impl Demand {
 pub(crate) struct Outcome {
     /// The checkpoint.
     pub name: PathBuf,
+    /// Its number in the chain of checkpoints.
+    pub number: u64,
     /// Its length in bytes.
     pub bytes: u64,
     /// How long the program stood still.
@@ -144,12 +151,13 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    /// Says what there is to say, if it can be said here.
-    fn tell(&mut self, tell: Option<&Tell>) {
-        if let Some(tell) = tell {
+    /// Says what there is to say before the program ends, if it can be said here.
+    fn tell(&mut self, request: &Demand) {
+        if let Some(tell) = &request.tell {
             self.sentences().for_each(|sentence| tell(&sentence));
             (self.losses, self.notes) = (Vec::new(), Vec::new());
         }
+        request.ending.iter().for_each(|hears| hears(self));
     }
 
     /// All that is to be said of it on standard error.
@@ -216,6 +224,7 @@ fn take(request: &Demand) -> Result<Outcome> {
         if request.triggered {
             halted::rescue(&request.process);
         }
+        last::note_failure(&request.process, e);
         phase0_visit::leave(&request.process, e);
     }
     let Entered { mut checkpoint, mut equipped, still, looked } = begun?;
@@ -243,6 +252,15 @@ fn take(request: &Demand) -> Result<Outcome> {
         (result, _) => result,
     };
     reach(Point::Ending);
+    if let Some(first) = equipped.first() {
+        let told = result
+            .as_ref()
+            .map(|outcome| [outcome.bytes, outcome.pause.as_micros() as u64, outcome.number]);
+        // Who was ended has nothing to be noted in.
+        if !result.as_ref().is_ok_and(|outcome| outcome.stopped) {
+            last::note(&first.memory, first.region.base, told);
+        }
+    }
     equipped.iter().for_each(|process| process.finish(result.as_ref().err()));
     result
 }
@@ -448,10 +466,11 @@ fn proceed(
     if let Some((known, kept)) = rolling.zip(sink.kept()) {
         known.borrow_mut().sealed(kept, checkpoint.generation);
     }
-    let name = place.shown();
-    let mut outcome = Outcome { name, bytes, pause, stopped: stop, losses, notes, diverted: None };
+    let (name, number) = (place.shown(), checkpoint.generation);
+    let mut outcome =
+        Outcome { name, number, bytes, pause, stopped: stop, losses, notes, diverted: None };
     if stop {
-        outcome.tell(checkpoint.request.tell.as_ref());
+        outcome.tell(checkpoint.request);
         // Some ended and others not would be neither the job nor its checkpoint.
         held.iter().flatten().for_each(Frozen::end_with_us);
         keeping.into_iter().for_each(socket::Keeping::hold);

@@ -9,6 +9,7 @@
 pub(crate) mod beforehand;
 mod elf;
 pub(crate) mod enter;
+pub(crate) mod last;
 pub(crate) mod launch;
 pub(crate) mod library;
 pub(crate) mod monitor;

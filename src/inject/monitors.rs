@@ -3,7 +3,7 @@
 
 use super::monitor;
 use crate::proc::{self, Pid, Process, forebear::own_namespace, pidfd::Pidfd};
-use ckpt_abi::region::NAME_LEN;
+use ckpt_abi::region::{Config, NAME_LEN};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use std::ffi::CStr;
@@ -82,6 +82,11 @@ impl Found {
             (Ok(_), Err(_)) => true,
             (Err(_), _) => false,
         }
+    }
+
+    /// The configuration that it was started with.
+    pub(crate) fn given(&self) -> Option<Config> {
+        monitor::given(&self.process)
     }
 
     /// Has it look at its program now.

@@ -12,12 +12,12 @@ use super::phase1_check::Saved;
 use super::placed::Placed;
 use crate::error::{Error, Result};
 use crate::image::stub;
-use crate::inject::HUGE_PAGE;
+use crate::inject::{HUGE_PAGE, last};
 use crate::proc::{Pid, Process};
 use crate::resource::cpu::Set;
 use crate::resource::kinship::numbers;
 use crate::settings::Settings;
-use ckpt_abi::image::SignalAction;
+use ckpt_abi::image::{Machine, SectionKind, SignalAction};
 use ckpt_abi::region::{Control, NAME_LEN, TURNS, Turns};
 use ckpt_abi::turn::{Event, Seen, Task, Turn, step};
 use nix::libc;
@@ -105,6 +105,10 @@ fn renew(
     control.standard =
         Process::own().map_or([[0; 3]; 3], |own| crate::inject::region::standard(&own));
     control.generation = saved.process.generation;
+    let image = saved.part.image();
+    let at = image.record::<Machine>(SectionKind::Machine).map_or(0, |machine| machine.realtime);
+    (control.last, control.due) =
+        (last::restarted(at, image.header().file_len, control.generation), 0);
     (control.leftover, control.leftover_len) = (0, 0);
     control.pager = pager.map_or(0, |task| task.pid);
     if saved.threads.iter().any(|thread| thread.filter != 0) {

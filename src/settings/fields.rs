@@ -2,7 +2,7 @@
 //! What the entries of the table do with fields of settings and of a configuration.
 
 use crate::error::Result;
-use ckpt_abi::region::Config;
+use ckpt_abi::region::{Config, config_flag};
 use std::ffi::OsString;
 
 /// What there is to hand on of a setting.
@@ -58,4 +58,14 @@ pub(super) fn put_flag(config: &mut Config, bit: u32, said: Option<bool>) {
 
 pub(super) fn flag(config: &Config, bit: u32) -> Option<bool> {
     (config.flags & bit != 0).then_some(true)
+}
+
+/// How much of what has changed periodic checkpoints go by, where that was said: 0, 1 or 2.
+pub(super) fn level(config: &Config) -> Option<u8> {
+    let flags = [config_flag::INCREMENTAL, config_flag::TRACK_ALL];
+    match flags.map(|flag| config.flags & flag != 0) {
+        [false, _] => Some(0),
+        [_, true] => Some(2),
+        _ => None,
+    }
 }

@@ -23,7 +23,7 @@ use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use ckpt_abi::region::{Config, KEY_LEN, NAME_LEN, WITHOUT_LEN, config_flag};
+use ckpt_abi::region::{Config, KEY_LEN, NAME_LEN, NOTIFY_LEN, WITHOUT_LEN, config_flag};
 
 use crate::error::{Error, Result, printable};
 use fields::Said;
@@ -34,8 +34,10 @@ pub use signal::{DEFAULT_SIGNAL, SIGNALS, parse_signal, signal_name};
 pub use template::{Template, Values};
 pub use without::Without;
 pub(crate) use words::period_text;
+use words::{get_command, parse_level, put_command};
 pub use words::{
-    parse_file, parse_host, parse_number, parse_pair, parse_period, parse_ports, parse_size,
+    parse_command, parse_file, parse_host, parse_number, parse_pair, parse_period, parse_ports,
+    parse_size,
 };
 
 /// Longest checkpoint name in bytes (PATH_MAX without its final NUL).
@@ -89,6 +91,8 @@ pub struct Settings {
     pub strict: Option<bool>,
     /// CKPT_KEEP_TCP: whether TCP connections to others go on after a checkpoint that ends the program.
     pub keep_tcp: Option<bool>,
+    /// CKPT_NOTIFY: what is run when a checkpoint has come to something.
+    pub notify: Option<OsString>,
     /// CKPT_LAZY: whether a restart goes on before its memory is there.
     pub lazy: Option<bool>,
 }
@@ -286,12 +290,20 @@ impl Settings {
 
 /// # Panics
 /// The name does not fit.
-fn put_name(field: &mut [u8; NAME_LEN], name: &Name) {
+fn put_name(field: &mut [u8; NAME_LEN], name: Option<&Name>) {
+    let Some(name) = name else { return };
     let written = name.written();
     let bytes = written.as_bytes();
     assert!(bytes.len() <= LONGEST_NAME, "a checkpoint name of {} bytes", bytes.len());
     *field = [0; NAME_LEN];
     field[..bytes.len()].copy_from_slice(bytes);
+}
+
+/// Reads what was put into a field; None of an empty one.
+fn get_name(field: &[u8; NAME_LEN]) -> Result<Option<Name>> {
+    let end = field.iter().position(|byte| *byte == 0);
+    let end = end.ok_or_else(|| Error::new("the checkpoint name in the process has no end"))?;
+    (end > 0).then(|| Name::from_bytes(&field[..end])).transpose()
 }
 
 /// The configuration when nothing is said: SIGTSTP saves the program and ends it. The name is
@@ -314,6 +326,7 @@ pub fn default_config() -> Config {
         before: [0; 2],
         without: [0; WITHOUT_LEN],
         begun: [0; 2],
+        notify: [0; NOTIFY_LEN],
     }
 }
 

@@ -5,17 +5,18 @@
 
 use ckpt_abi::region::config_flag;
 
-use super::fields::{Said, fill, flag, inherit, put, put_flag};
+use super::Without;
+use super::fields::{Said, fill, flag, inherit, level, put, put_flag};
+use super::parse_level;
 use super::server::{self, Key};
 use super::setting::{Kind, Reach, Setting, Variable};
 use super::signal::usable_signal;
-use super::{Name, Without};
-use super::{no_status, no_switch, parse_file, parse_keep, parse_period, parse_signal};
-use super::{parse_size, parse_status, parse_switch, put_name};
-use crate::error::Error;
+use super::{Name, get_command, get_name, no_status, no_switch, parse_command, parse_file};
+use super::{parse_keep, parse_period, parse_signal, parse_size, parse_status, parse_switch};
+use super::{put_command, put_name};
 
 /// All settings, in the order in which they are shown.
-pub(crate) static SETTINGS: [Setting; 19] = [
+pub(crate) static SETTINGS: [Setting; 20] = [
     Setting {
         short: Some('n'),
         long: "name",
@@ -43,19 +44,9 @@ pub(crate) static SETTINGS: [Setting; 19] = [
         parse: |said, value| fill(&mut said.name, Name::parse(value)),
         written: |said| Said::value(said.name.as_ref().map(Name::written)),
         inherit: |said, weaker| inherit(&mut said.name, &weaker.name),
-        apply: |said, config| {
-            if let Some(name) = &said.name {
-                put_name(&mut config.name, name);
-            }
-        },
+        apply: |said, config| put_name(&mut config.name, said.name.as_ref()),
         read: |said, config| {
-            let Some(end) = config.name.iter().position(|&b| b == 0) else {
-                return Err(Error::new("the checkpoint name in the process has no end"));
-            };
-            said.name = match &config.name[..end] {
-                b"" => None,
-                bytes => Some(Name::from_bytes(bytes)?),
-            };
+            said.name = get_name(&config.name)?;
             Ok(())
         },
     },
@@ -316,6 +307,29 @@ pub(crate) static SETTINGS: [Setting; 19] = [
     },
     Setting {
         short: None,
+        long: "notify",
+        value: Some(("COMMAND", Kind::Number)),
+        optional: false,
+        env: Some(Variable { name: "CKPT_NOTIFY", value: "COMMAND" }),
+        default: None,
+        reach: Reach::Saves,
+        help: "Run COMMAND after each checkpoint",
+        description: "Runs COMMAND by sh -c when a checkpoint is whole or has failed, as no child of the program, which does \
+                      not wait for it. Its environment is the program's with CKPT_HOOK_RESULT (saved or failed), \
+                      CKPT_HOOK_NAME, CKPT_HOOK_BYTES, CKPT_HOOK_PAUSE (milliseconds), CKPT_HOOK_NUMBER, CKPT_HOOK_ENDED \
+                      (1: the program ends with it), CKPT_HOOK_REASON (of a failure), CKPT_HOOK_PID and \
+                      CKPT_HOOK_PROGRAM. That it fails is said once. Several may run at a time.",
+        parse: |said, value| fill(&mut said.notify, parse_command(value)),
+        written: |said| Said::value(said.notify.as_ref()),
+        inherit: |said, weaker| inherit(&mut said.notify, &weaker.notify),
+        apply: |said, config| put_command(&mut config.notify, said.notify.as_deref()),
+        read: |said, config| {
+            said.notify = get_command(&config.notify)?;
+            Ok(())
+        },
+    },
+    Setting {
+        short: None,
         long: "keep-tcp",
         value: Some(("0", Kind::Number)),
         optional: true,
@@ -443,13 +457,7 @@ pub(crate) static SETTINGS: [Setting; 19] = [
                       rest is read and compared. With 2 the kernel is asked for all memory. Tracked memory cannot \
                       be given to a userfaultfd(2) (EBUSY), and is not moved as one with memory that is not \
                       (mremap(2), EFAULT). With 0 each writes all, and there is no other file.",
-        parse: |said, value| {
-            let level = match value.as_encoded_bytes() {
-                [digit @ b'0'..=b'2'] => Ok(digit - b'0'),
-                _ => Err(Error::new("0, 1 or 2 is expected")),
-            };
-            fill(&mut said.incremental, level)
-        },
+        parse: |said, value| fill(&mut said.incremental, parse_level(value)),
         written: |said| Said::number(said.incremental),
         inherit: |said, weaker| inherit(&mut said.incremental, &weaker.incremental),
         apply: |said, config| {
@@ -458,12 +466,7 @@ pub(crate) static SETTINGS: [Setting; 19] = [
             put_flag(config, config_flag::TRACK_ALL, level.map(|level| level > 1));
         },
         read: |said, config| {
-            let flags = [config_flag::INCREMENTAL, config_flag::TRACK_ALL];
-            said.incremental = match flags.map(|flag| config.flags & flag != 0) {
-                [false, _] => Some(0),
-                [_, true] => Some(2),
-                _ => None,
-            };
+            said.incremental = level(config);
             Ok(())
         },
     },

@@ -154,6 +154,7 @@ fn configuration_and_back() {
         strict: Some(true),
         keep_tcp: Some(true),
         lazy: Some(true),
+        notify: Some("mail -s 'saved' me".into()),
         transfer: Transfer {
             key: Some(server::Key::Said("/k".into())),
             insecure: Some(true),
@@ -255,6 +256,7 @@ fn words_say_everything() {
         strict: Some(true),
         keep_tcp: Some(true),
         lazy: Some(true),
+        notify: Some("mail -s 'saved' me".into()),
         transfer: Transfer {
             key: Some(server::Key::Said("/k".into())),
             insecure: Some(true),

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Files, numbers, sizes and addresses as users write them.
 
-use std::ffi::OsStr;
+use ckpt_abi::region::NOTIFY_LEN;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
@@ -17,6 +18,51 @@ pub fn parse_file(text: &OsStr) -> Result<PathBuf> {
         return Err(Error::new(format!("{} is not the name of a file", quoted(text))));
     }
     Ok(text.into())
+}
+
+/// Reads 0, 1 or 2.
+///
+/// # Errors
+/// Anything else.
+pub(super) fn parse_level(text: &OsStr) -> Result<u8> {
+    match text.as_encoded_bytes() {
+        [digit @ b'0'..=b'2'] => Ok(digit - b'0'),
+        _ => Err(Error::new("0, 1 or 2 is expected")),
+    }
+}
+
+/// Reads a command for sh(1).
+///
+/// # Errors
+/// There is no room for it, or it contains a NUL.
+pub fn parse_command(text: &OsStr) -> Result<OsString> {
+    if text.len() >= NOTIFY_LEN || text.as_bytes().contains(&0) {
+        let text = format!(
+            "the command has {} bytes, or a NUL; {} are possible",
+            text.len(),
+            NOTIFY_LEN - 1
+        );
+        return Err(Error::new(text).hint("put it into a script"));
+    }
+    Ok(text.into())
+}
+
+/// Writes a command into a field.
+pub(super) fn put_command(field: &mut [u8; NOTIFY_LEN], command: Option<&OsStr>) {
+    if let Some(command) = command {
+        *field = [0; NOTIFY_LEN];
+        field.iter_mut().zip(command.as_bytes()).for_each(|(to, from)| *to = *from);
+    }
+}
+
+/// Reads what was put into a field; None of an empty one.
+///
+/// # Errors
+/// What nobody can have put there.
+pub(super) fn get_command(field: &[u8; NOTIFY_LEN]) -> Result<Option<OsString>> {
+    let len = field.iter().position(|byte| *byte == 0).unwrap_or(NOTIFY_LEN);
+    let text = OsStr::from_bytes(&field[..len]);
+    (len > 0).then(|| parse_command(text)).transpose()
 }
 
 /// Reads a number; `what` says what it should be.

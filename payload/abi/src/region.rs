@@ -82,6 +82,7 @@ pub const VERSION: u32 = {
     let places = [API, WAITS, STACKS, SLOTS, SLOT_LIST, LIST_THUNK, TURNS, PAYLOAD];
     let records = [
         Config::LAYOUT,
+        Last::LAYOUT,
         Control::LAYOUT,
         Turns::LAYOUT,
         Wait::LAYOUT,
@@ -117,13 +118,18 @@ pub const NAME_LEN: usize = 4096;
 pub const KEY_LEN: usize = 4096;
 /// Bytes for the names of descendants that stay out, with a final NUL.
 pub const WITHOUT_LEN: usize = 256;
+/// Longest command for what has become of a checkpoint, with its final NUL.
+pub const NOTIFY_LEN: usize = 1024;
+
+/// Bytes of the reason in [`Last`], with its final NUL.
+pub const REASON_LEN: usize = 248;
 
 /// No process group, in [`Config::begun`].
 pub const GROUP_LEFT: u32 = u32::MAX;
 
 record! {
     /// The parameters of section 7.1 of the manual, and those that came later.
-    Config, 12648, {
+    Config, 13672, {
         /// CKPT_NAME, NUL-terminated; a file name is absolute.
         name: [u8; NAME_LEN],
         /// CKPT_ASYNCSIG; 0: no signal triggers a checkpoint.
@@ -158,6 +164,8 @@ record! {
         /// The session and the process group that the process was in when that life began, as it sees them (0: of another
         /// PID namespace). [`GROUP_LEFT`]: its group was another, which it led.
         begun: [u32; 2],
+        /// CKPT_NOTIFY: what is run when a checkpoint has come to something, NUL-terminated; empty: nothing.
+        notify: [u8; NOTIFY_LEN],
     }
 }
 
@@ -196,9 +204,30 @@ pub mod config_flag {
 }
 
 record! {
+    /// What became of the last checkpoints. Its writer has the turn, and readers look at it without a lock: one whose sum is
+    /// wrong is being written, or the program's own doing.
+    Last, 296, {
+        /// When the last that is whole was, in nanoseconds since 1970 (CLOCK_REALTIME); 0: there was none.
+        at: u64,
+        /// Its bytes.
+        bytes: u64,
+        /// How long the program stood still for it, in microseconds; 0: that is not known, as of one that was restarted.
+        pause: u64,
+        /// Its number ([`Control::generation`]).
+        number: u64,
+        /// When the last failed; 0: none has since there was a whole one.
+        failed: u64,
+        /// Why, NUL-terminated.
+        reason: [u8; REASON_LEN],
+        /// xxh3 of what is before it.
+        sum: u64,
+    }
+}
+
+record! {
     /// Head of the region. What comes before [`Self::thunk`] has its place in all versions: by it another version of
     /// ckpt finds the copy of this one, which it leaves the program to.
-    Control, 12936, {
+    Control, 14256, {
         /// [`MAGIC`].
         magic: [u8; 8],
         /// [`VERSION`] of the payload.
@@ -250,12 +279,16 @@ record! {
         by_terminal: u32,
         /// Process id of the one outside that brings memory which is missing (`--lazy`), or did; 0: none.
         pager: u32,
-        /// Room to grow.
-        spare: u32,
+        /// 1: it was said that the command of [`Config::notify`] failed.
+        notify_failed: u32,
         /// 1: what of its memory is tracked (`uw` in smaps) is so by us.
         tracked: u32,
-        /// Likewise.
-        reserved: [u64; 3],
+        /// When the next periodic checkpoint is due, in nanoseconds since 1970, as the monitor says; 0: not known.
+        due: u64,
+        /// Room to grow.
+        reserved: [u64; 2],
+        /// What became of the last checkpoints.
+        last: Last,
         /// The parameters.
         config: Config,
     }

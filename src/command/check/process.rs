@@ -91,6 +91,7 @@ pub(crate) fn check(asked: Pid, enters: bool) -> Result<(Facts, u8)> {
         prune: destination::prune,
         screen: None,
         tell: None,
+        ending: None,
         rolling: None,
     })?;
     let status = match () {
