@@ -32,11 +32,12 @@ fn part(area: &Area, piece: Range<u64>) -> Area {
         .known
         .as_ref()
         .map(|ranges| ranges.iter().map(inside).filter(|r| r.start < r.end).collect());
-    Area { start: piece.start, end: piece.end, known, ..area.clone() }
+    Area { start: piece.start, end: piece.end, known, part: true, ..area.clone() }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::rolling::is_trackable;
     use super::*;
 
     fn area(start: u64, end: u64, pages: Pages) -> Area {
@@ -50,6 +51,7 @@ mod tests {
             at_once,
             known: None,
             shared,
+            part: false,
             streamed: false,
         }
     }
@@ -61,6 +63,13 @@ mod tests {
         let left = cut(areas, &[[0x2001, 0x4fff], [0, 0], [0x8000, 0xb000]]);
         let left: Vec<_> = left.iter().map(|a| (a.start, a.end)).collect();
         assert_eq!(left, [(0x1000, 0x3000), (0x4000, 0x8000)]);
+    }
+
+    #[test]
+    fn parts_are_not_tracked() {
+        let whole = area(0x1000, 0x9000, Pages::Populated);
+        assert!(is_trackable(&whole));
+        assert!(!cut(vec![whole], &[[0x2000, 0x3000]]).iter().any(is_trackable));
     }
 
     #[test]

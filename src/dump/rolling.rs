@@ -273,8 +273,9 @@ impl Rolling {
 }
 
 /// Whether the kernel's word on pages of an area is all there is to know: private memory of no file. Of a file MADV_DONTNEED
-/// brings other content back, and does not count as writing.
+/// brings other content back, and does not count as writing. What is registered becomes a mapping of its own, which does not
+/// move together with any other (mremap(2), EFAULT): a part of one is not.
 pub(super) fn is_trackable(area: &Area) -> bool {
     let plain = area.pages == Pages::Populated && area.known.is_none();
-    plain && !area.at_once && !area.shared && !area.streamed
+    plain && !area.part && !area.at_once && !area.shared && !area.streamed
 }

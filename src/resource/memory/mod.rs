@@ -73,6 +73,8 @@ pub(crate) struct Area {
     pub known: Option<Vec<Range<u64>>>,
     /// Shared memory.
     pub shared: bool,
+    /// A part of a mapping, of which the rest is left out.
+    pub part: bool,
     /// Its content comes from the file that it shows ([`Common::streams`]): it is only looked at.
     pub streamed: bool,
 }
@@ -236,6 +238,7 @@ fn classify(
         at_once: vma.shared || vma.flags.has("dc") || vma.flags.has("wf"),
         known: None,
         shared: vma.shared,
+        part: false,
         streamed: false,
     };
     if target.region.contains(vma.start) {
