@@ -155,6 +155,18 @@ struct ckptinfo {
 /* Fills info. EINVAL: info is NULL. Async-signal-safe. */
 int ckpt_info(struct ckptinfo *info);
 
+/* What the restart was given with --args and --env (or an earlier one that led here); its --cwd is
+ * the working directory by then. The strings stay. A process that none was given has argc 0 and two
+ * NULL pointers. */
+struct ckptgiven {
+	int argc;    /* arguments, without a name of the program before them */
+	char **argv; /* these, and a NULL pointer */
+	char **env;  /* "NAME=VALUE"s, and a NULL pointer: environ(7) is as it was saved */
+};
+
+/* Fills given. EINVAL: given is NULL. Async-signal-safe. */
+int ckpt_given(struct ckptgiven *given);
+
 #ifdef CKPT_OPTIONAL
 #include <errno.h>
 #pragma weak ckpt_on_preckpt
@@ -173,6 +185,7 @@ int ckpt_info(struct ckptinfo *info);
 #pragma weak ckpt_hold
 #pragma weak ckpt_release
 #pragma weak ckpt_info
+#pragma weak ckpt_given
 #pragma weak ckpt_fds
 #define CKPT_WEAK_VOID(name, parameters, arguments) \
 	static inline void ckpt_or_##name parameters \
@@ -196,6 +209,7 @@ CKPT_WEAK(include, (void *addr, size_t len), (addr, len))
 CKPT_WEAK(hold, (void), ())
 CKPT_WEAK(release, (void), ())
 CKPT_WEAK(info, (struct ckptinfo *info), (info))
+CKPT_WEAK(given, (struct ckptgiven *given), (given))
 static inline struct ckptfdtbl *ckpt_or_fds(void)
 { if (ckpt_fds) return ckpt_fds(); errno = ENOSYS; return NULL; }
 #undef CKPT_WEAK
@@ -216,6 +230,7 @@ static inline struct ckptfdtbl *ckpt_or_fds(void)
 #define ckpt_hold ckpt_or_hold
 #define ckpt_release ckpt_or_release
 #define ckpt_info ckpt_or_info
+#define ckpt_given ckpt_or_given
 #define ckpt_fds ckpt_or_fds
 #endif
 

@@ -10,6 +10,7 @@ the places where that is welcome, or take checkpoints with checkpoint() alone.
 import contextlib
 import ctypes
 import os
+import sys
 
 NAME, ASYNCSIG, CONTINUE, MSPERIOD = 1, 2, 4, 8
 FD_IGNORE, FD_RESTORE = 0, 1
@@ -33,6 +34,11 @@ class Info(ctypes.Structure):
     """generation (checkpoints that led to this process), restarted, error (bytes)."""
     _fields_ = [("generation", ctypes.c_ulong), ("restarted", ctypes.c_int),
                 ("error", ctypes.c_char * 512)]
+
+
+class _Given(ctypes.Structure):
+    _fields_ = [("argc", ctypes.c_int), ("argv", ctypes.POINTER(ctypes.c_char_p)),
+                ("env", ctypes.POINTER(ctypes.c_char_p))]
 
 
 class _Regular(ctypes.Structure):
@@ -85,6 +91,31 @@ def info():
     if _library.ckpt_info(ctypes.byref(state)) < 0:
         raise Error(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return state
+
+
+def given():
+    """What the restart was given: the list of --args, and a dict of --env."""
+    state = _Given()
+    _try(_library.ckpt_given(ctypes.byref(state)))
+    words = [os.fsdecode(state.argv[i]) for i in range(state.argc)]
+    pairs, at = {}, 0
+    while state.env and state.env[at]:
+        name, _, value = os.fsdecode(state.env[at]).partition("=")
+        pairs[name], at = value, at + 1
+    return words, pairs
+
+
+def ready(name=None):
+    """The place where a warm start begins: takes a checkpoint as checkpoint() does. In a restarted
+    process sys.argv[1:] becomes what --args says, where it was said, and os.environ gets what --env
+    says. 0 after the checkpoint, 1 in a restarted process."""
+    restarted = checkpoint(name)
+    if restarted:
+        words, pairs = given()
+        if words:
+            sys.argv[1:] = words
+        os.environ.update(pairs)
+    return restarted
 
 
 def checkpoint(name=None):

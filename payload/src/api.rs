@@ -41,6 +41,14 @@ struct CkptInfo {
     error: [u8; ERROR_LEN],
 }
 
+/// struct ckptgiven.
+#[repr(C)]
+struct CkptGiven {
+    argc: i32,
+    argv: u64,
+    env: u64,
+}
+
 /// As in ckpt.h.
 const _: () = {
     assert!(size_of::<CkptConfig>() == 4112 && offset_of!(CkptConfig, asyncsig) == 4100);
@@ -172,6 +180,22 @@ extern "C" fn ckpt_info(to: *mut CkptInfo) -> i32 {
         unsafe { (*to).generation = generation };
         // SAFETY: as above.
         unsafe { (*to).restarted = restarted as i32 };
+        0
+    })
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ckpt_given(to: *mut CkptGiven) -> i32 {
+    with(|page| {
+        if to.is_null() {
+            return refuse(page, EINVAL, b"ckpt_given(NULL)");
+        }
+        let word = |at: usize| {
+            page.api_long(offset_of!(Api, given).wrapping_add(at)).load(Ordering::Acquire)
+        };
+        let given = CkptGiven { argc: word(0) as i32, argv: word(8), env: word(16) };
+        // SAFETY: the program's struct.
+        unsafe { to.write(given) };
         0
     })
 }

@@ -63,6 +63,9 @@ fn subcommand_words() -> String {
     table::subcommands().map(|(word, _)| word).collect::<Vec<_>>().join(" ")
 }
 
+/// What --cpu takes but for features.
+const CPUS: &str = "native x86-64-v1 x86-64-v2 x86-64-v3 x86-64-v4";
+
 fn signals() -> String {
     let catchable = |name: &&&str| !matches!(**name, "" | "KILL" | "STOP");
     SIGNALS.iter().filter(catchable).copied().collect::<Vec<_>>().join(" ")
@@ -72,6 +75,11 @@ fn bash() -> String {
     let valued = all_spellings(table::OPTIONS.iter().filter(|opt| takes_word(opt))).join("|");
     let mut script = format!(
         "# Completions of bash for ckpt, made by 'ckpt completions bash'.\n\
+         _ckpt_own() (cd /proc && for p in [0-9]*; do [ -O \"$p\" ] && echo \"$p\"; done)\n\
+         _ckpt_running() {{\n\
+         \x20   local p=$(command ckpt ps 2>/dev/null | sed -n 's/^\\([0-9][0-9]*\\) .*/\\1/p')\n\
+         \x20   if [ -n \"$p\" ]; then echo \"$p\"; else _ckpt_own; fi\n\
+         }}\n\
          _ckpt() {{\n\
          \x20   local cur=${{COMP_WORDS[COMP_CWORD]}} prev=${{COMP_WORDS[COMP_CWORD-1]}} word= at=1\n\
          \x20   COMPREPLY=()\n\
@@ -113,7 +121,27 @@ fn bash() -> String {
          \x20           ;;\n\
          \x20   esac\n\
          }\n\
-         complete -F _ckpt ckpt\n",
+         complete -F _ckpt ckpt\n\
+         # A checkpoint: ./foo.ckpt --<TAB>. What completed commands without completions still does so.\n\
+         _ckpt_file() {\n\
+         \x20   local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]}\n\
+         \x20   COMPREPLY=()\n\
+         \x20   [ \"$cur\" = = ] && cur=\n\
+         \x20   [ \"$prev\" = = ] && prev=${COMP_WORDS[COMP_CWORD-2]}\n",
+    );
+    bash_place(&mut script, of(table::entry(Form::Stub)), Some(Kind::File));
+    script.push_str(
+        "}\n\
+         _ckpt_any() {\n\
+         \x20   case $1 in *.ckpt) _ckpt_file; return ;; esac\n\
+         \x20   [ -z \"$_ckpt_before\" ] || \"$_ckpt_before\" \"$@\"\n\
+         }\n\
+         case $(complete -p -D 2>/dev/null) in\n\
+         \x20   *' _ckpt_any'*) ;;\n\
+         \x20   *' -F '*) _ckpt_before=$(complete -p -D | sed 's/.* -F \\([^ ]*\\).*/\\1/')\n\
+         \x20       complete -D -F _ckpt_any -o bashdefault -o default ;;\n\
+         \x20   '') _ckpt_before= && complete -D -F _ckpt_any -o bashdefault -o default ;;\n\
+         esac\n",
     );
     script
 }
@@ -158,7 +186,9 @@ fn bash_words(kind: Kind) -> String {
                 subcommand_words()
             );
         }
-        Kind::Pid => "$(cd /proc && printf '%s ' [0-9]*)".into(),
+        Kind::Pid => "$(_ckpt_own)".into(),
+        Kind::Running => "$(_ckpt_running)".into(),
+        Kind::Cpu => CPUS.into(),
         Kind::Signal => signals(),
         Kind::Number => return ":".into(),
         Kind::Subcommand => subcommand_words(),
@@ -212,6 +242,21 @@ fn zsh() -> String {
          \x20 esac\n\
          \x20 return ret\n\
          }\n\
+         _ckpt_running() {\n\
+         \x20 local -a all\n\
+         \x20 all=(${(f)\"$(command ckpt ps 2>/dev/null | sed -n 's/^\\([0-9][0-9]*\\)  *\\(.*\\)/\\1:\\2/p')\"})\n\
+         \x20 if (( $#all )); then _describe -t processes process all; else _pids; fi\n\
+         }\n\
+         _ckpt_file() {\n\
+         \x20 _arguments -s -S",
+    );
+    for opt in of(table::entry(Form::Stub)) {
+        let _ = write!(script, " \\\n    {}", zsh_option(opt));
+    }
+    script.push_str(
+        " '*:file:_files'\n\
+         }\n\
+         compdef -p _ckpt_file '*.ckpt'\n\
          if [ \"$funcstack[1]\" = _ckpt ]; then\n\
          \x20 _ckpt \"$@\"\n\
          else\n\
@@ -242,6 +287,8 @@ fn zsh_action(kind: Kind) -> String {
     match kind {
         Kind::File => "_files".into(),
         Kind::Pid => "_pids".into(),
+        Kind::Running => "_ckpt_running".into(),
+        Kind::Cpu => format!("({CPUS})"),
         Kind::Signal => format!("({})", signals()),
         Kind::Number => " ".into(),
         Kind::Subcommand => format!("({})", subcommand_words()),
@@ -272,6 +319,10 @@ fn fish() -> String {
          \x20   end\n\
          \x20   return 1\n\
          end\n\
+         function __ckpt_running\n\
+         \x20   set -l all (command ckpt ps 2>/dev/null | string replace -rf '^(\\d+) +(.*)' '$1\\t$2')\n\
+         \x20   if test -n \"$all\"; printf '%s\\n' $all; else; __fish_complete_pids; end\n\
+         end\n\
          function __ckpt_in\n\
          \x20   set -l word (__ckpt_word)\n\
          \x20   and test \"$word\" = $argv[1]\n\
@@ -299,22 +350,30 @@ fn fish() -> String {
             fish_option(&mut script, &place, opt);
         }
     }
+    for opt in of(table::entry(Form::Stub)) {
+        let _ = writeln!(script, "complete -p '*.ckpt'{}", fish_spelled(opt));
+    }
     script
 }
 
 fn fish_option(script: &mut String, place: &str, opt: &Opt) {
+    let _ = writeln!(script, "complete -c ckpt -n '{place}'{}", fish_spelled(opt));
+}
+
+/// The words of fish that describe an option.
+fn fish_spelled(opt: &Opt) -> String {
     let short = opt.short.map_or(String::new(), |short| format!(" -s {short}"));
     let value = opt.value.filter(|_| !opt.optional);
     let value = value.map_or(String::new(), |(_, kind)| format!(" -r {}", fish_words(kind)));
-    let help = fish_quoted(opt.help);
-    let _ =
-        writeln!(script, "complete -c ckpt -n '{place}'{short} -l {}{value} -d {help}", opt.long);
+    format!("{short} -l {}{value} -d {}", opt.long, fish_quoted(opt.help))
 }
 
 fn fish_words(kind: Kind) -> String {
     match kind {
         Kind::File => "-F".into(),
         Kind::Pid => "-f -a '(__fish_complete_pids)'".into(),
+        Kind::Running => "-f -a '(__ckpt_running)'".into(),
+        Kind::Cpu => format!("-f -a '{CPUS}'"),
         Kind::Signal => format!("-f -a '{}'", signals()),
         Kind::Number => "-f".into(),
         Kind::Subcommand => format!("-f -a '{}'", subcommand_words()),

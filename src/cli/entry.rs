@@ -3,11 +3,12 @@
 
 use crate::proc::Pid;
 use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
 
 use super::{Rows, ServeOptions};
 use crate::error::Result;
 use crate::resource::cpu::limit::CpuLimit;
-use crate::restart::{Ids, MapPath, MapPort};
+use crate::restart::{Given, Ids, MapPath, MapPort};
 use crate::settings::Settings;
 pub(super) use crate::settings::setting::{Kind, Variable};
 
@@ -16,6 +17,7 @@ pub(super) use crate::settings::setting::{Kind, Variable};
 pub(super) enum Form {
     Launch,
     Attach,
+    Warm,
     Save,
     Ps,
     Verify,
@@ -104,6 +106,10 @@ pub(super) struct Draft {
     pub force_cpu: bool,
     pub map_path: MapPath,
     pub map_port: MapPort,
+    pub given: Given,
+    /// All words that follow are the program's.
+    pub takes_rest: bool,
+    pub cwd: Option<PathBuf>,
     pub json: bool,
     pub pid: Option<Pid>,
     pub stop: bool,

@@ -28,9 +28,24 @@ pub(super) const FORMS: &[Entry] = &[
         hidden: false,
     },
     Entry {
+        form: Form::Warm,
+        word: Some("warm"),
+        operand: Some(Operand {
+            name: "NAME PROGRAM [ARGS...]",
+            kind: Kind::File,
+            optional: false,
+        }),
+        help: "Save PROGRAM where it is ready, for quick starts",
+        long: "Runs PROGRAM until it calls ckpt_ckpt() (in Python ckpt.ready()), where it has loaded what each \
+               run needs; saves it as NAME, and ends it. Each restart of NAME begins there, with the arguments, \
+               variables and directory of its --args, --env and --cwd. The exit status is 0 if there is a \
+               checkpoint; a PROGRAM that ends before is an error.",
+        hidden: false,
+    },
+    Entry {
         form: Form::Save,
         word: Some("save"),
-        operand: Some(Operand { name: "PID", kind: Kind::Pid, optional: true }),
+        operand: Some(Operand { name: "PID", kind: Kind::Running, optional: true }),
         help: "Checkpoint a running process now",
         long: "Checkpoints the process PID from outside, without any signal to it, whether or \
                not it was started by ckpt and even if it blocks the checkpoint signal. Waits \

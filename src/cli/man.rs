@@ -42,6 +42,13 @@ pub(crate) fn man_page() -> String {
         let _ = writeln!(page, "{}", line_start(&text(&format!("{typed}{mark}{meaning}"))));
     }
     page.push_str(".EE\n");
+    for (title, texts) in REST {
+        section(&mut page, title);
+        texts.iter().enumerate().for_each(|(index, text)| {
+            page.push_str(if index == 0 { "" } else { ".PP\n" });
+            page.push_str(&plain(text));
+        });
+    }
     page
 }
 
@@ -57,19 +64,59 @@ fn checkpoint_files(page: &mut String) {
     paragraphs(page, entry.long);
     let (shared, own): (Vec<&Opt>, Vec<&Opt>) =
         table::options(&[Form::Stub]).partition(|opt| opt.is_of(&[Form::Launch, Form::Attach]));
-    let names: Vec<String> = shared.iter().map(|opt| bold(&help::flags(opt))).collect();
-    let _ = writeln!(page, ".PP\nThe options {} are those of ckpt.", names.join("; "));
     for opt in own {
         option(page, opt, false);
     }
+    shared.iter().filter(|opt| !opt.is_page()).for_each(|opt| briefly(page, opt));
 }
+
+/// An option that OPTIONS describes.
+fn briefly(page: &mut String, opt: &Opt) {
+    let _ = write!(
+        page,
+        ".TP\n{}\n{}",
+        bold(help::flags(opt).trim_start()),
+        plain(&format!("{}.", opt.help))
+    );
+}
+
+/// What else there is to know: title and paragraphs.
+const REST: [(&str, &[&str]); 3] = [
+    (
+        "LIMITS",
+        &[
+            "Programs for x86-64 Linux. In the way of a checkpoint are, and are named by it: GPUs and mapped device memory, \
+             io_uring(7), debuggers, 32-bit code, set-user-ID programs, memfd_secret(2), and seccomp(2) filters where \
+             others than root save. 'ckpt check PID' tells it beforehand.",
+            "Contents of files are not saved, but for those without a name and what --embed-files takes along. Connections \
+             to processes that are not in the checkpoint are reset (see --keep-tcp), other pipes and terminals closed; \
+             each checkpoint says what a restart goes without.",
+            "A restart needs the features of the CPU that the program may use (--cpu), the files that it had open under \
+             their paths (--map-path), and a kernel from Linux 5.10 on. 'ckpt check FILE' compares.",
+        ],
+    ),
+    (
+        "BATCH SYSTEMS",
+        &[
+            "One command line serves the first run of a job and all later ones: \
+             exec ckpt --resume --truncate-files -z 10m -a TSTP --exit-status 85 -n job.ckpt PROGRAM",
+            "Some minutes before its end the job gets the checkpoint signal, is saved and ends with status 85, upon which \
+             it is queued again: in Slurm by '#SBATCH --requeue --signal=B:TSTP@120' and RequeueExit=85, in HTCondor by \
+             checkpoint_exit_code = 85, in SGE by status 99. Before a node goes down: ckpt save --all --stop.",
+        ],
+    ),
+    (
+        "SEE ALSO",
+        &["ckpt_ckpt(3), signal(7), ptrace(2), core(5), gdb(1), criu(8), dmtcp(1), sbatch(1)"],
+    ),
+];
 
 fn subcommand(page: &mut String, entry: &Entry) {
     let _ = writeln!(page, ".SS {}", synopsis(&help::synopsis(entry, "ckpt")));
     paragraphs(page, entry.long);
     for opt in table::OPTIONS.iter().filter(|opt| opt.is_of(&[entry.form]) && !opt.is_page()) {
         if opt.is_of(&[Form::Launch, Form::Attach]) {
-            let _ = writeln!(page, ".PP\nThe option {} is as above.", bold(&help::flags(opt)));
+            briefly(page, opt);
         } else {
             option(page, opt, true);
         }

@@ -21,7 +21,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use crate::resource::cpu::limit::CpuLimit;
-use crate::restart::{Ids, MapPath, MapPort};
+use crate::restart::{Given, Ids, MapPath, MapPort};
 use crate::settings::Settings;
 use crate::settings::server::{ServerName, Transfer};
 
@@ -47,6 +47,15 @@ pub(crate) enum Command {
         resume: Option<Resume>,
         /// Whether its default name may replace another program's checkpoint.
         replace: bool,
+    },
+    /// Run a program until it is ready.
+    Warm {
+        /// From the options and the environment, with the name.
+        settings: Settings,
+        /// As it was written.
+        program: OsString,
+        /// Its arguments.
+        args: Vec<OsString>,
     },
     /// Enable checkpointing in a running process.
     Attach {
@@ -298,6 +307,10 @@ pub(crate) struct StubOptions {
     pub map_path: MapPath,
     /// Which ports it has here.
     pub map_port: MapPort,
+    /// What the program is given.
+    pub given: Given,
+    /// Where it works.
+    pub cwd: Option<PathBuf>,
     /// Which process ids the program has.
     pub ids: Ids,
 }

@@ -85,6 +85,7 @@ pub(super) const FORMS: &[Entry] = &[
 pub(super) const KEYED: &[Form] = &[
     Form::Launch,
     Form::Attach,
+    Form::Warm,
     Form::Stub,
     Form::Save,
     Form::Restart,

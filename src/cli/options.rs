@@ -99,7 +99,7 @@ pub(super) const OPTIONS: &[Opt] = &[
     },
     Opt {
         long: "cpu",
-        value: Some(("CPU", Kind::Number)),
+        value: Some(("CPU", Kind::Cpu)),
         env: Some(Variable { name: "CKPT_CPU", value: "CPU" }),
         default: Some("native"),
         help: "Use no more of the CPU than CPU has",
@@ -189,6 +189,48 @@ pub(super) const OPTIONS: &[Opt] = &[
         forms: &[Form::Launch, Form::Stub],
         set: Set::Draft(|draft, value| {
             draft.map_port.0.extend(settings::parse_ports(value)?);
+            Ok(())
+        }),
+        ..Opt::SWITCH
+    },
+    Opt {
+        long: "cwd",
+        value: Some(("DIR", Kind::File)),
+        help: "Restart in the directory DIR",
+        description: "The program's working directory is DIR after the restart, in place of that of the \
+                      checkpoint.",
+        forms: &[Form::Stub],
+        set: Set::Draft(|draft, value| {
+            draft.cwd = Some(settings::parse_file(value)?);
+            Ok(())
+        }),
+        ..Opt::SWITCH
+    },
+    Opt {
+        long: "env",
+        value: Some(("VARIABLE", Kind::Number)),
+        help: "Give the program a variable: NAME=VALUE",
+        description: "VARIABLE is NAME=VALUE: given to the program, which sees it if it asks for that (ckpt_given in ckpt.h, \
+                      ckpt.given() and ckpt.ready() in Python). Repeatable.",
+        forms: &[Form::Stub],
+        set: Set::Draft(|draft, value| {
+            if !value.as_encoded_bytes().contains(&b'=') {
+                let value = settings::quoted(value);
+                return Err(Error::new(format!("{value} is not NAME=VALUE")));
+            }
+            draft.given.env.push(value.to_owned());
+            Ok(())
+        }),
+        ..Opt::SWITCH
+    },
+    Opt {
+        long: "args",
+        help: "Give the program all words that follow",
+        description: "Gives the program the words that follow, whatever they are, as arguments, which it sees as \
+                      the variables of --env: ./foo.ckpt --cwd run1 --args input.dat -v.",
+        forms: &[Form::Stub],
+        set: Set::Draft(|draft, _| {
+            draft.takes_rest = true;
             Ok(())
         }),
         ..Opt::SWITCH
@@ -318,6 +360,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         forms: &[
             Form::Launch,
             Form::Attach,
+            Form::Warm,
             Form::Save,
             Form::Ps,
             Form::Verify,

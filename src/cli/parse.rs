@@ -11,7 +11,7 @@ use super::table::{self, Draft, Entry, Form, Opt, Page};
 use super::{Command, Resume, ServeOptions, Shell, StubCommand, StubOptions, help, network};
 use crate::error::{Because, Error, Result};
 use crate::settings::server::{Key, ServerName};
-use crate::settings::{self, Settings, parse_pid, quoted};
+use crate::settings::{self, Name, Settings, parse_pid, quoted};
 
 /// The forms that are possible until a subcommand, a program or -p decides.
 const UNDECIDED: &[Form] = &[Form::Launch, Form::Attach];
@@ -98,6 +98,10 @@ pub(crate) fn parse_stub(args: impl Iterator<Item = OsString>) -> Result<StubCom
     let mut reader = Reader::new(args, file.clone());
     let word = match reader.next(&[Form::Stub])? {
         Next::Word(word) => Some(word),
+        Next::Dashes if reader.draft.takes_rest => {
+            reader.draft.given.args = reader.rest();
+            None
+        }
         Next::Dashes => reader.raw(),
         Next::End => None,
         Next::Page(Page::Help) => return Ok(StubCommand::Help(help::stub(&file))),
@@ -106,7 +110,16 @@ pub(crate) fn parse_stub(args: impl Iterator<Item = OsString>) -> Result<StubCom
     match word {
         None => {
             let Draft {
-                settings, truncate_files, no_tty, force_cpu, map_path, map_port, ids, ..
+                settings,
+                truncate_files,
+                no_tty,
+                force_cpu,
+                map_path,
+                map_port,
+                given,
+                cwd,
+                ids,
+                ..
             } = reader.draft;
             let options = StubOptions {
                 settings,
@@ -115,6 +128,8 @@ pub(crate) fn parse_stub(args: impl Iterator<Item = OsString>) -> Result<StubCom
                 force_cpu,
                 map_path,
                 map_port,
+                given,
+                cwd,
                 ids,
             };
             Ok(StubCommand::Restart(Box::new(options)))
@@ -162,7 +177,7 @@ fn subcommand(
     let mut words = Vec::new();
     loop {
         match reader.next(std::slice::from_ref(&entry.form))? {
-            Next::Word(word) if entry.form == Form::Restart => {
+            Next::Word(word) if matches!(entry.form, Form::Restart | Form::Warm) => {
                 words.push(word);
                 words.extend(reader.rest());
             }
@@ -196,9 +211,18 @@ fn build(entry: &'static Entry, reader: Reader, words: Vec<OsString>) -> Result<
     if matches!(entry.form, Form::Verify | Form::Info | Form::Check | Form::Core | Form::Cat) {
         return looking(entry, reader, words);
     }
-    let word = words.into_iter().next().unwrap_or_default();
+    let mut words = words.into_iter();
+    let word = words.next().unwrap_or_default();
     let pid = || parse_pid(&word).because(|| format!("ckpt {}", entry.word.unwrap_or_default()));
     Ok(match entry.form {
+        Form::Warm => {
+            let name = Some(Name::parse(&word)?);
+            let Some(program) = words.next().filter(|program| !program.is_empty()) else {
+                return Err(reader.bad("the program's name '' is empty"));
+            };
+            let settings = Settings { name, ..reader.draft.settings };
+            Command::Warm { settings, program, args: words.collect() }
+        }
         Form::Save => save(reader, &word)?,
         Form::Ps => Command::Ps { json: reader.draft.json, watch: reader.draft.watch },
         Form::Dump => Command::Dump { pid: pid()? },
@@ -386,6 +410,9 @@ impl Reader {
                 Err(error) => return Err(self.refuse(error)),
             };
             self.option(&written, forms)?;
+            if self.draft.takes_rest {
+                return Ok(Next::Dashes);
+            }
             if let Some(page) = self.draft.page {
                 return Ok(Next::Page(page));
             }

@@ -385,6 +385,9 @@ fn bash_completion_works() {
     assert_eq!(bash_completes(&["--na"]), ["--name"]);
     assert_eq!(bash_completes(&["-c", "--si"]), ["--signal"]);
     assert_eq!(bash_completes(&["-a", "USR"]), ["USR1", "USR2"]);
+    assert_eq!(bash_completes(&["--cpu", "x86-64-v3"]), ["x86-64-v3"]);
+    let own = std::process::id().to_string();
+    assert!(bash_completes(&["-p", &own]).contains(&own));
     assert_eq!(bash_completes(&["-n", "x", "save", "--sto"]), ["--stop"]);
     assert_eq!(bash_completes(&["--signal", "=", "USR"]), ["USR1", "USR2"]);
     assert_eq!(bash_completes(&["--name", "=", "x", "save", "--sto"]), ["--stop"]);
@@ -425,6 +428,7 @@ fn the_table_is_sound() {
     let forms = [
         Form::Launch,
         Form::Attach,
+        Form::Warm,
         Form::Save,
         Form::Ps,
         Form::Verify,

@@ -29,6 +29,7 @@ mod stored;
 mod stub;
 mod tables;
 mod trust;
+mod warm;
 mod worker;
 
 use crate::cli::{self, Command};
@@ -79,6 +80,7 @@ fn run(args: &[OsString]) -> Result<u8> {
         Command::Launch { settings, cpu, program, args, resume, replace } => {
             launch::run(&settings, cpu.as_ref(), &program, &args, resume, replace)
         }
+        Command::Warm { settings, program, args } => warm::run(&settings, &program, &args),
         Command::Attach { pid, settings } => {
             let process = named(pid)?;
             elder::give_way(&process, args)?;

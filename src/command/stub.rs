@@ -49,11 +49,31 @@ pub(super) fn restart_from(file: File, args: &[OsString]) -> Result<u8> {
     });
     let here = here.because(|| "cannot find out the current directory")?;
     let image = Image::from_file(file, Path::new(&name))?;
-    let StubOptions { settings, truncate_files, no_tty, force_cpu, map_path, map_port, ids } =
-        *options;
+    let StubOptions {
+        settings,
+        truncate_files,
+        no_tty,
+        force_cpu,
+        map_path,
+        map_port,
+        given,
+        cwd,
+        ids,
+    } = *options;
+    let cwd = cwd.map(|cwd| here.join(cwd));
     let settings = super::destination::with_usual_key(settings).resolve(&here)?;
     super::destination::check_said(&settings)?;
-    let options = Options { settings, truncate_files, no_tty, force_cpu, map_path, map_port, ids };
+    let options = Options {
+        settings,
+        truncate_files,
+        no_tty,
+        force_cpu,
+        map_path,
+        map_port,
+        given,
+        cwd,
+        ids,
+    };
     match restart(&image, &options, "ckpt")? {}
 }
 

@@ -4,15 +4,20 @@
 
 use super::mapping::Mapping;
 use super::phase1_check::Saved;
+use super::placed::Placed;
 use super::space::Space;
 use crate::error::Result;
 use crate::image::PAGE;
+use crate::order;
 use crate::resource::descriptor::Missing;
 use ckpt_abi::api::{API, Answer, Api, Request, Unopened, Visit, When};
+use ckpt_abi::image::{VmaKind, VmaRecord};
+use nix::libc;
 use nix::sys::mman::MapFlags;
+use std::ffi::OsString;
 use std::mem::size_of;
 use std::os::unix::ffi::OsStrExt;
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 /// Bytes of the region up to the end of the API's part.
 pub(crate) const END: usize = API as usize + size_of::<Api>();
@@ -61,13 +66,66 @@ impl List {
     }
 }
 
+/// What the restarter gives the program.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Given {
+    /// Arguments.
+    pub args: Vec<OsString>,
+    /// NAME=VALUE.
+    pub env: Vec<OsString>,
+}
+
+impl Given {
+    /// Gives the first process memory with both lists and their strings; [`Api::given`], or None if there is nothing.
+    ///
+    /// # Errors
+    /// There is no room.
+    pub(super) fn place(
+        &self,
+        saved: &Saved<'_>,
+        placed: &mut Vec<Placed>,
+        space: &mut Space,
+    ) -> Result<Option<[u64; 3]>> {
+        let words = || self.args.iter().chain(&self.env);
+        if words().next().is_none() || !saved.part.is_first() {
+            return Ok(None);
+        }
+        // Two null pointers.
+        let table = (words().count() as u64 + 2) * 8;
+        let text: u64 = words().map(|word| word.len() as u64 + 1).sum();
+        let len = (table + text).next_multiple_of(PAGE);
+        let start = space.find(len, 0)?;
+        let mut mapping = Mapping::anonymous(start, len, MapFlags::empty())?;
+        let (mut slot, mut at) = (0, table);
+        for list in [&self.args, &self.env] {
+            for word in list {
+                mapping.write(slot, &(start + at).to_le_bytes())?;
+                mapping.write(at, word.as_bytes())?;
+                (slot, at) = (slot + 8, at + word.len() as u64 + 1);
+            }
+            slot += 8;
+        }
+        let env = start + (self.args.len() as u64 + 1) * 8;
+        let (prot, kind) = ((libc::PROT_READ | libc::PROT_WRITE) as u32, VmaKind::Private as u32);
+        let record = VmaRecord { start, end: start + len, prot, kind, ..VmaRecord::new_zeroed() };
+        placed.push(Placed::whole(&record, mapping));
+        order::by_key(placed, |home| (home.record.start, 0));
+        Ok(Some([self.args.len() as u64, start, env]))
+    }
+}
+
 /// The API's part of a region's first bytes.
 pub(crate) fn read(page: &[u8]) -> Option<Api> {
     Api::read_from_bytes(page.get(API as usize..END)?).ok()
 }
 
 /// Renews it for the restarted process.
-pub(crate) fn renew(page: &mut [u8], saved: &Saved<'_>, list: Option<&List>) {
+pub(super) fn renew(
+    page: &mut [u8],
+    saved: &Saved<'_>,
+    list: Option<&List>,
+    given: Option<[u64; 3]>,
+) {
     let Some(mut api) = read(page) else { return };
     let due = due(&api);
     let locks = [&mut api.lock, &mut api.exclude_lock];
@@ -82,6 +140,7 @@ pub(crate) fn renew(page: &mut [u8], saved: &Saved<'_>, list: Option<&List>) {
     api.request = Request::Signal as u32;
     api.visit = Visit::None as u32;
     api.pending = 0;
+    api.given = given.unwrap_or(api.given);
     if let Some(List { mapping, count }) = list {
         (api.missing, api.missing_count, api.missing_len) = (mapping.at(), *count, mapping.len());
     }

@@ -50,6 +50,7 @@ use crate::resource::kinship;
 use crate::resource::memory::hugetlb;
 use crate::resource::{regained, sysv};
 use crate::settings::{self, Settings};
+pub use callers::Given;
 use ckpt_abi::image::SectionKind;
 use ckpt_abi::region::{Config, GROUP_LEFT, config_flag};
 pub use ids::Ids;
@@ -77,6 +78,10 @@ pub struct Options {
     pub map_path: MapPath,
     /// What its ports are now.
     pub map_port: MapPort,
+    /// What the program is given.
+    pub given: Given,
+    /// Where it works; None: where it did.
+    pub cwd: Option<PathBuf>,
     /// Which process ids the program has.
     pub ids: Ids,
     /// Go on without a terminal, and leave the one that there is alone.
@@ -96,6 +101,10 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
     crate::proc::of_this_namespace()?;
     let (mut whole, mut all) = phase1_check::check_all(image, &options.map_path)?;
     whole.map_port.clone_from(&options.map_port);
+    whole.given.clone_from(&options.given);
+    if let Some(cwd) = &options.cwd {
+        all[0].cwd.clone_from(cwd);
+    }
     whole.keeps_tcp = options.settings.keep_tcp != Some(false);
     reach(Point::Checked);
     let mut config = phase1_check::config(&all[0], options)?;

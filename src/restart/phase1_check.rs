@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Phase 1: read all records and see that they make sense.
 
-use super::{MapPath, MapPort, Options};
+use super::{Given, MapPath, MapPort, Options};
 use crate::error::{Error, Result};
 use crate::image::read::{Image, Part};
 use crate::resource::{kinship, memory, privileges, regained, seccomp, threads};
@@ -33,6 +33,8 @@ pub struct Whole<'a> {
     map_path: MapPath,
     /// And its ports.
     pub(crate) map_port: MapPort,
+    /// What the program is given.
+    pub(crate) given: Given,
     /// Whether TCP connections to others go on that were saved so.
     pub(crate) keeps_tcp: bool,
 }
@@ -124,6 +126,7 @@ impl<'a> Whole<'a> {
             chunks: image.chunks()?,
             map_path: map_path.clone(),
             map_port: MapPort::default(),
+            given: Given::default(),
             keeps_tcp: true,
         })
     }

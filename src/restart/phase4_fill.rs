@@ -135,7 +135,8 @@ pub(crate) fn fill(
         record.map(|p| p.mapping.write(0, &code)).transpose()?;
     }
     let missing = List::make(&opened.missing, &mut space)?;
-    let (control, actions) = region::fill(saved, &mut placed, settings, (missing.as_ref(), pager))?;
+    let told = (missing.as_ref(), whole.given.place(saved, &mut placed, &mut space)?);
+    let (control, actions) = region::fill(saved, &mut placed, settings, told, pager)?;
     let base = saved.process.region;
     let turn = region::renew_turns(base, &mut placed)?;
     placed::finish(&mut placed, &saved.guards)?;

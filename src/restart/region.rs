@@ -30,7 +30,8 @@ pub(super) fn fill(
     saved: &Saved<'_>,
     placed: &mut [Placed],
     settings: &Settings,
-    (missing, pager): (Option<&List>, Option<Task>),
+    (missing, given): (Option<&List>, Option<[u64; 3]>),
+    pager: Option<Task>,
 ) -> Result<(Control, Vec<SignalAction>)> {
     let base = saved.process.region;
     let home = placed.iter_mut().find(|p| p.record.start == base);
@@ -39,7 +40,7 @@ pub(super) fn fill(
     // SAFETY: the mapping is readable and no other slice of it is alive.
     let page = unsafe { home.mapping.slice(0, callers::END as u64) };
     let page = page.ok_or_else(|| Error::new("the payload's region is too short"))?;
-    callers::renew(page, saved, missing);
+    callers::renew(page, saved, missing, given);
     let page = &mut page[..size_of::<Control>()];
     control.as_mut_bytes().copy_from_slice(page);
     let mut actions = saved.actions.clone();

@@ -45,7 +45,12 @@ pub(crate) struct Setting {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     File,
+    /// A process of the user's.
     Pid,
+    /// One that runs under ckpt, first of all.
+    Running,
+    /// What a program may use of the CPU.
+    Cpu,
     Signal,
     Number,
     Subcommand,

@@ -5,11 +5,12 @@ use crate::region::{Control, NAME_LEN, WAITS};
 use crate::{codes, record};
 
 /// The functions of ckpt.h, which libckpt.so exports.
-pub const FUNCTIONS: [&str; 17] = [
+pub const FUNCTIONS: [&str; 18] = [
     "ckpt_ckpt",
     "ckpt_config",
     "ckpt_exclude",
     "ckpt_fds",
+    "ckpt_given",
     "ckpt_hold",
     "ckpt_include",
     "ckpt_info",
@@ -96,8 +97,11 @@ record! {
         suspended: u64,
         /// Address behind the system call of threads that make the rest of one ([`crate::region::Rest`]).
         rest: u64,
+        /// What a restart has given the program: how many arguments, and the addresses of their list and of that of the
+        /// variables, which both end with a null pointer; all 0: nothing yet.
+        given: [u64; 3],
         /// Room to grow.
-        reserved: [u64; 4],
+        reserved: u64,
     }
 }
 

@@ -46,6 +46,9 @@ fn other_subcommands() {
     assert_eq!(run(&["core", "f", "o"]), core(Some("o")));
     let cat = Command::Cat { file: "f".into(), descriptor: "3".into(), transfer: transfer() };
     assert_eq!(run(&["cat", "f", "3"]), Ok(cat));
+    let warm =
+        Command::Warm { settings: named("x"), program: "foo".into(), args: vec!["--json".into()] };
+    assert_eq!(run(&["warm", "x", "foo", "--json"]), Ok(warm));
     assert_eq!(run(&["ps", "--watch"]), Ok(Command::Ps { json: false, watch: true }));
     assert_eq!(run(&["info", "f"]), info(&["f"], false));
     assert_eq!(run(&["info", "f", "--json", "g"]), info(&["f", "g"], true));
