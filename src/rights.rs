@@ -127,8 +127,8 @@ impl Rights {
         Self { user, group, groups, capabilities }
     }
 
-    /// Whether they are those of another user than we are, and one who is not root: a program that is executed has those
-    /// of its user.
+    /// Whether they are those of another user than we are, and one who is not root: a program that is executed can have
+    /// those of its user ([`become_one`]).
     pub(crate) fn are_anothers(&self) -> bool {
         self.user != 0 && self.user != nix::unistd::geteuid().as_raw()
     }
@@ -145,6 +145,28 @@ impl Rights {
         })?;
         Ok(work())
     }
+}
+
+/// Becomes a user for good, whose groups this thread has already, with no capability; false where that cannot be, or he is root.
+/// It makes system calls only.
+pub(crate) fn become_one(user: u32, group: u32) -> bool {
+    // SECBIT_NO_SETUID_FIXUP and SECBIT_KEEP_CAPS would hold for set-user-ID programs, too. Only CAP_SETPCAP may.
+    let bits = securebits();
+    if bits & 0x14 != 0 {
+        // SAFETY: it takes no pointer.
+        unsafe { libc::prctl(libc::PR_SET_SECUREBITS, bits & !0x14, 0, 0, 0) };
+    }
+    // SAFETY: it takes no pointer.
+    let set_group = unsafe { libc::syscall(libc::SYS_setresgid, group, group, group) };
+    // SAFETY: as above.
+    let set_user = unsafe { libc::syscall(libc::SYS_setresuid, user, user, user) };
+    // The change takes capabilities from user 0 only, and execve(2) keeps ambient ones. Those go with the inheritable.
+    let mut sets = [CapabilitySet::default(); 2];
+    let is_bare = set_capabilities(&sets).is_ok();
+    // SAFETY: the kernel reads the header and writes the two sets.
+    let got = unsafe { libc::syscall(libc::SYS_capget, &THIS_THREAD, &mut sets) };
+    let none = |it: &CapabilitySet| it.effective | it.permitted | it.inheritable == 0;
+    user != 0 && [set_group, set_user, got] == [0; 3] && is_bare && sets.iter().all(none)
 }
 
 /// Does something without CAP_SYS_ADMIN.

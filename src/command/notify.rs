@@ -18,13 +18,14 @@ use crate::proc::closing::close_range;
 use crate::proc::fork::{end, fork, helper};
 use crate::proc::{Pid, Process};
 use crate::ptrace::borrowed;
+use crate::rights::become_one;
 use crate::units::fraction;
 use ckpt_abi::region::Control;
 use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
-use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
+use nix::unistd::{Gid, setgroups};
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
 use std::io::{ErrorKind, PipeReader, PipeWriter, Read, Write};
@@ -312,11 +313,7 @@ impl Task {
     fn become_it(&self, words: &File) -> Option<()> {
         if let Some((user, group, groups)) = &self.user {
             let groups: Vec<Gid> = groups.iter().map(|it| Gid::from_raw(*it)).collect();
-            let (user, group) = (Uid::from_raw(*user), Gid::from_raw(*group));
-            let became = setgroups(&groups)
-                .and_then(|()| setresgid(group, group, group))
-                .and_then(|()| setresuid(user, user, user));
-            if became.is_err() {
+            if setgroups(&groups).is_err() || !become_one(*user, *group) {
                 end(126)
             }
         }

@@ -18,6 +18,7 @@ use crate::error::{Because, Result};
 use crate::proc::fork::end;
 use crate::proc::pidfd::Pidfd;
 use crate::proc::{Pid, closing};
+use crate::rights;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
@@ -154,12 +155,18 @@ impl Attendant {
         let _ = nix::sys::prctl::set_name(c"ckpt-command");
         let _ = nix::sys::signal::SigSet::all().thread_set_mask();
         self.keep_own(&streams);
+        let own = Pid::own().nix();
         // SAFETY: the child makes system calls only.
         match unsafe { fork() } {
             Ok(ForkResult::Child) => {
                 // SAFETY: it takes no pointer.
                 unsafe { libc::setpgid(0, 0) };
-                if !be(user, group) {
+                // Without us it could take a part for the whole. A change of user would undo that (prctl(2)).
+                let own_ids = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+                let is_one = own_ids == (user, group) || rights::become_one(user, group);
+                // SAFETY: it takes no pointer.
+                unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) };
+                if !is_one || nix::unistd::getppid() != own {
                     end(126);
                 }
                 shell.execute([
@@ -253,7 +260,8 @@ impl Attendant {
             && Errno::last() == Errno::EINTR
         {}
         let _ = fcntl(&self.errors, FcntlArg::F_SETFL(OFlag::O_NONBLOCK));
-        while self.hear() {}
+        // What it has left running may say more without end.
+        let _ = (0..MOST_SAID / TAIL).all(|_| self.hear());
         let mut unread: libc::c_int = 0;
         // SAFETY: the kernel writes the one word.
         unsafe { libc::ioctl(self.input.as_raw_fd(), libc::FIONREAD, &mut unread) };
@@ -320,17 +328,4 @@ fn ready<const N: usize>(fds: [BorrowedFd<'_>; N]) -> [bool; N] {
     let mut fds = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
     let _ = poll(&mut fds, PollTimeout::NONE);
     fds.map(|fd| fd.any() == Some(true))
-}
-
-/// Becomes a user for good, whose groups this thread has already; false where it cannot be.
-fn be(user: u32, group: u32) -> bool {
-    let own = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
-    if own == (user, group) {
-        return true;
-    }
-    // SAFETY: they take no pointer.
-    let set_group = unsafe { libc::syscall(libc::SYS_setresgid, group, group, group) };
-    // SAFETY: as above.
-    let set_user = unsafe { libc::syscall(libc::SYS_setresuid, user, user, user) };
-    set_group == 0 && set_user == 0
 }
