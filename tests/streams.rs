@@ -28,7 +28,6 @@ fn three_generations(who: Who) {
         let ended = run.end();
         assert_eq!(ended.code(), Some(0), "{ended:?}");
         bench.must(&["verify", "x.ckpt"]);
-        bench.must(&["info", "|cat x.ckpt"]);
         // What is restarted is replaced by the next one.
         run = match by_command {
             true => bench.run(bench.ckpt(), &["restart", "|cat x.ckpt"]),
@@ -246,4 +245,51 @@ fn periodic_ones_are_numbered_and_apart() {
     assert_eq!(fs::read_to_string(bench.path("fd")).expect("descriptors"), "0\n1\n2\n3\n");
     run.signal(SIGKILL);
     run.end();
+}
+
+/// The command of a saver who is not root, but has capabilities that execve(2) keeps.
+#[test]
+fn a_command_has_no_capability_of_the_savers() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let bench = Bench::new(Who::Nobody);
+    let name = "|cat >/dev/null; grep ^Cap /proc/self/status >caps.new && mv caps.new caps";
+    let mut run = bench.launch(&["-n", name], bench.subject("memory", Build::Pie), &[]);
+    run.expect("ready");
+    let all = "+setuid,+setgid,+sys_ptrace,+dac_override,+dac_read_search,+sys_admin,+kill";
+    let mut save = std::process::Command::new("setpriv");
+    save.args(["--reuid=1000", "--regid=1000", "--clear-groups"]);
+    save.args([format!("--inh-caps={all}"), format!("--ambient-caps={all}")]);
+    save.arg(bench.ckpt()).args(["save", &run.pid_text()]).current_dir(&bench.dir);
+    let output = save.output().expect("setpriv");
+    assert!(output.status.success(), "{output:?}");
+    let caps = fs::read_to_string(bench.path("caps")).expect("what the command has noted");
+    let is_none = |line: &&str| line.ends_with("\t0000000000000000");
+    assert_eq!(caps.lines().filter(is_none).count(), 4, "all but the bounding set: {caps}");
+    run.check();
+    run.go();
+}
+
+#[test]
+fn no_name_of_a_file_is_a_command() {
+    let bench = Bench::new(Who::Nobody);
+    let name = "|touch PWNED; true";
+    bench.file(name, "no checkpoint");
+    let words = |command| match command {
+        "cat" => vec![command, name, "0"],
+        _ => vec![command, name],
+    };
+    for command in ["verify", "info", "check", "core", "cat", "restart"] {
+        let ended = bench.order(&words(command));
+        assert_ne!(ended.code(), Some(0), "{command}: {ended:?}");
+        assert!(ended.stderr.contains("is not a checkpoint"), "{command}: {ended:?}");
+    }
+    fs::remove_file(bench.path(name)).expect("the file");
+    // Nor where it has just been taken away.
+    for command in ["verify", "info", "check", "core", "cat"] {
+        let ended = bench.order(&words(command));
+        assert!(ended.stderr.contains("say COMMAND | ckpt"), "{command}: {ended:?}");
+    }
+    assert!(!bench.path("PWNED").exists());
 }

@@ -155,17 +155,25 @@ pub(super) fn back_to_the_terminal(image: &Image) -> Result<()> {
     Ok(())
 }
 
-/// The checkpoint of a word of the command line, a file's name, a server's or a stream's, to be looked at.
+/// The checkpoint of a word of the command line, a file's name, a server's or `-`, to be looked at. No word is a command:
+/// of those that a shell has made of `*`, others have chosen the names.
 ///
 /// # Errors
 /// It cannot be read, or is no checkpoint.
 pub(super) fn image(word: &OsStr, transfer: &Transfer) -> Result<Image> {
-    if stream::is_one(word.as_bytes()) {
+    if word == "-" {
         return Image::from_file(streamed(word)?, Path::new(word));
     }
     if !word.as_bytes().starts_with(SCHEME.as_bytes()) {
         let path = word.as_bytes().strip_prefix(b"file://").unwrap_or(word.as_bytes());
-        return Image::open(Path::new(OsStr::from_bytes(path)));
+        let path = Path::new(OsStr::from_bytes(path));
+        let opened = Image::open(path);
+        return match stream::is_one(word.as_bytes()) && !path.exists() {
+            true => {
+                opened.map_err(|e| e.hint("for the output of a command, say COMMAND | ckpt ... -"))
+            }
+            false => opened,
+        };
     }
     let server = ServerName::parse(word)?;
     let mut sink = MemorySink(passing()?);

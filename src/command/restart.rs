@@ -28,6 +28,10 @@ pub(super) fn run(
     args: &[OsString],
     trusted: bool,
 ) -> Result<u8> {
+    // A file of such a name is no command: others may have chosen it, and a shell made it of `*`.
+    let file = Path::new(".").join(name);
+    let is_there = name.as_bytes().starts_with(b"|") && file.symlink_metadata().is_ok();
+    let name = if is_there { file.as_os_str() } else { name };
     match Name::parse(name)? {
         Name::File(path) => {
             let file = read::open(&path).because(|| format!("cannot open {}", path.display()));

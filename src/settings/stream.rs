@@ -34,7 +34,7 @@ pub(crate) fn command(name: &OsStr) -> Result<&OsStr> {
 /// The name of one whose command works in a directory, given as a template.
 pub(super) fn placed(name: &OsStr, dir: &OsStr) -> OsString {
     let bytes = name.as_bytes();
-    let Some(line) = bytes.strip_prefix(&[PIPE]).filter(|_| !bytes.starts_with(PLACE)) else {
+    let Some(line) = bytes.strip_prefix(&[PIPE]).filter(|line| behind(line).is_none()) else {
         return name.to_owned();
     };
     let mut placed = PLACE.to_vec();
@@ -49,15 +49,23 @@ pub(super) fn placed(name: &OsStr, dir: &OsStr) -> OsString {
     OsString::from_vec(placed)
 }
 
+/// What stands behind the place in a command that has one, in the whole form that [`placed`] gives it.
+fn behind(line: &[u8]) -> Option<&[u8]> {
+    let mut rest = line.strip_prefix(&PLACE[1..]).filter(|rest| rest.starts_with(b"/"))?;
+    loop {
+        rest = &rest[rest.iter().position(|byte| *byte == b'\'')?..];
+        match rest.strip_prefix(b"'\\''") {
+            Some(more) => rest = more,
+            None => return rest.strip_prefix(BEHIND),
+        }
+    }
+}
+
 /// The command of a name, or a command, as the user wrote it.
 fn written(name: &OsStr) -> &OsStr {
     let bytes = name.as_bytes();
     let line = bytes.strip_prefix(&[PIPE]).unwrap_or(bytes);
-    let behind = line.strip_prefix(&PLACE[1..]).and_then(|rest| {
-        let at = rest.windows(BEHIND.len()).position(|window| window == BEHIND)?;
-        rest.get(at + BEHIND.len()..)
-    });
-    OsStr::from_bytes(behind.unwrap_or(line))
+    OsStr::from_bytes(behind(line).unwrap_or(line))
 }
 
 /// A command in sentences.
@@ -84,6 +92,13 @@ mod tests {
         assert_eq!(name, "|cd '/it'\\''s' || exit; zstd >x");
         assert_eq!(placed(name.to_str().unwrap(), "/b"), name);
         assert_eq!(placed("-", "/b"), "-");
+        // What the user's own begins with is no place.
+        for own in ["cd 'dir' && cat >x", "cd '/dir' && cat >x", "cd 'a' || exit; cat >x", "cd '/a"]
+        {
+            let name = placed(&format!("|{own}"), "/b");
+            assert_eq!(name.to_str().unwrap(), format!("|cd '/b' || exit; {own}"));
+            assert_eq!(shown_name(&name).to_str().unwrap(), format!("|{own}"));
+        }
         assert_eq!(shown(&name), "'zstd >x'");
         assert_eq!(shown(command(&name).unwrap()), "'zstd >x'");
         assert_eq!(shown(OsStr::new("cat")), "'cat'");
