@@ -141,6 +141,22 @@ fn a_killed_dumper_loses_nothing() {
     }
 }
 
+/// A program that asks the kernel itself what it writes to, as its periodic checkpoints do: it is refused, and the answer is its.
+#[test]
+fn what_a_program_watches_is_its_own() {
+    if !tracks() {
+        return;
+    }
+    let bench = Bench::new(Who::Me);
+    let mut run = bench.launch(&TRACKED, bench.subject("watcher", Build::Pie), &[]);
+    run.expect("ready");
+    checkpoints(&bench, 4);
+    run.check();
+    run.complaint("by itself (userfaultfd(2))");
+    run.check();
+    run.go();
+}
+
 /// Where little has to be read there is no picture: the program stands still until that is read, and goes on.
 #[test]
 fn little_is_held_in_place_of_a_picture() {

@@ -8,7 +8,12 @@
 
 use super::phase3_gather::Still;
 use super::rolling::Rolling;
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, Result};
+use crate::proc::Process;
+use crate::proc::maps::Vma;
+use crate::proc::pagemap::Pagemap;
+use crate::ptrace::memory::Memory;
+use ckpt_abi::image::CHUNK_MAX;
 
 /// The most that is held, in bytes, if there is little else that needs room.
 const MOST: u64 = 16 << 20;
@@ -22,13 +27,33 @@ const FORK: u64 = 16 << 20;
 /// How many checkpoints have pictures after one that could not do without.
 const RESTLESS: u64 = 30;
 
-/// Makes room before the program stands still, for what the last checkpoint needed and some more.
-pub(super) fn prepare(known: &mut Rolling) {
+/// Makes room before the program stands still, for what the last checkpoint needed and some more, and has the files that the
+/// program maps in memory: it does not stand still for a disk or a server.
+pub(super) fn prepare(known: &mut Rolling, process: &Process) {
     let wanted = known.expected + known.expected / 4;
     if (1..=MOST).contains(&wanted) && known.restless == 0 {
         // Each page of it is there.
         known.room.resize(wanted as usize, 1);
+        let _ = touch(process);
     }
+}
+
+fn touch(process: &Process) -> Result<()> {
+    let (vmas, memory) = (process.maps()?, Memory::open(process)?);
+    let is_whole = |vma: &&Vma| vma.inode != 0 || vma.name == "[vdso]";
+    let is_file = |vma: &&Vma| vma.read && !vma.shared && is_whole(vma) && vma.len() <= MOST;
+    let (mut buffer, mut left) = (vec![0; CHUNK_MAX as usize], 2 * MOST);
+    for vma in vmas.iter().filter(is_file) {
+        left = left.saturating_sub(vma.len());
+        let mut places = (vma.start..vma.end).step_by(buffer.len()).take_while(|_| left > 0);
+        let mut read = |at: u64| {
+            let len = (vma.end - at).min(buffer.len() as u64) as usize;
+            memory.read_some(at, &mut buffer[..len]).is_ok_and(|read| read == len)
+        };
+        // Behind the end of a file there is nothing.
+        places.all(&mut read);
+    }
+    Ok(())
 }
 
 /// Whether what remains to be read of a process is held.
@@ -43,10 +68,21 @@ pub(super) fn is_little(bytes: u64, still: &Still<'_>, known: &mut Rolling) -> b
     let resident = still.equipped.process.resident().unwrap_or(0);
     let needed: u64 = counts.iter().zip(NEEDS).map(|(count, each)| *count as u64 * each).sum();
     // Whether keys of memory (pkeys(7)) are as they were cannot be told later.
-    let keyed = |vma: &crate::proc::maps::Vma| vma.protection_key != 0;
+    let keyed = |vma: &Vma| vma.protection_key != 0;
     let is_keyed = still.presumed.iter().flatten().any(keyed);
     let most = MOST.saturating_sub(needed + resident / MEMORY);
-    !is_keyed && bytes <= most && bytes <= (resident + FORK) / SHARE
+    !is_keyed && bytes <= most && bytes <= (resident + FORK) / SHARE && is_there(still)
+}
+
+/// Whether all that remains to be read is in memory.
+fn is_there(still: &Still<'_>) -> bool {
+    let Ok(pagemap) = Pagemap::of(&still.equipped.process) else { return false };
+    let later = still.areas.iter().filter(|area| !area.at_once);
+    later.flat_map(|area| area.known.iter().flatten()).all(|pages| {
+        let mut all = true;
+        let looked = pagemap.entries(pages.start, pages.end, |_, entry| all &= entry.present());
+        looked.is_ok() && all
+    })
 }
 
 /// Takes note of why a checkpoint failed of which memory was held.

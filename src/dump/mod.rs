@@ -206,7 +206,7 @@ fn take(request: &Demand) -> Result<Outcome> {
     let start = (front.len() as u64).next_multiple_of(PAGE);
     let over = request.rolling.as_ref().and_then(|known| {
         let whose = place::Whose::of(&request.process, false).ok()?;
-        held::prepare(&mut known.borrow_mut());
+        held::prepare(&mut known.borrow_mut(), &request.process);
         whose.touch(|| known.borrow_mut().prepare(start)).ok()?
     });
     if request.triggered && halted::is_forebears(&request.process) {

@@ -47,7 +47,10 @@ pub(super) fn write<'a>(
         holding = Some(writing.hold(first, room)?);
         first.held = true;
     }
-    rolling.iter().for_each(|known| known.borrow_mut().track_new());
+    // Where a mapping was tracked before, marks of then may be in its page tables, of which the kernel tells nothing: the
+    // copying of a picture has each page met anew.
+    let has_picture = pictured.first().is_some_and(|first| first.snapshot.is_some());
+    rolling.iter().for_each(|known| known.borrow_mut().track_new(has_picture));
     pictured.iter_mut().for_each(Pictured::start_home);
     for process in &mut pictured {
         process.thaw()?;

@@ -132,9 +132,10 @@ impl Rolling {
     /// Tracks what this stop has found: while the program stands still, since a part of a mapping would be one of its own.
     /// Until the next stop all of it counts as written to. When its picture is taken: what is tracked may become one with
     /// what is so already.
-    pub(super) fn track_new(&mut self) {
-        let Some(tracker) = &self.tracker else { return };
-        let mut found = std::mem::take(&mut self.found).into_iter();
+    pub(super) fn track_new(&mut self, has_picture: bool) {
+        let found = std::mem::take(&mut self.found);
+        let Some(tracker) = self.tracker.as_ref().filter(|_| has_picture) else { return };
+        let mut found = found.into_iter();
         // ESRCH: its memory is gone, the program has executed another.
         if found.any(|[start, end]| tracker.register(&(start..end)) == Err(Errno::ESRCH)) {
             (self.tracker, self.intervals) = (None, Vec::new());

@@ -7,6 +7,10 @@
 
 use nix::errno::Errno;
 use nix::libc;
+use nix::sys::statfs::{
+    BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, F2FS_SUPER_MAGIC, FsType, OVERLAYFS_SUPER_MAGIC,
+    TMPFS_MAGIC, fstatfs,
+};
 use std::ffi::CString;
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -28,9 +32,24 @@ pub(crate) fn exchange(one: &Path, other: &Path) -> nix::Result<()> {
     Errno::result(done).map(drop)
 }
 
+/// File systems that no other machine sees. For XFS and ZFS, the last two, nix has no names here.
+const LOCAL: [FsType; 7] = [
+    EXT4_SUPER_MAGIC,
+    BTRFS_SUPER_MAGIC,
+    F2FS_SUPER_MAGIC,
+    TMPFS_MAGIC,
+    OVERLAYFS_SUPER_MAGIC,
+    FsType(0x5846_5342),
+    FsType(0x2fc1_2fc1),
+];
+
 /// Whether nobody has a file open, mapped or executed but by this one descriptor, which is for reading: then it may
-/// have a write lease (fcntl(2), F_SETLEASE), which is given back at once. Where there are no leases it is not known.
+/// have a write lease (fcntl(2), F_SETLEASE), which is given back at once. Where there are no leases it is not known, nor
+/// where other machines may have it open: many file systems of the network have leases of this machine alone.
 pub(crate) fn is_alone(file: &File) -> bool {
+    if !fstatfs(file).is_ok_and(|system| LOCAL.contains(&system.filesystem_type())) {
+        return false;
+    }
     let lease = |kind: libc::c_int| {
         // SAFETY: the call gets numbers.
         unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, kind) == 0 }

@@ -5,7 +5,7 @@
 //! process goes on: its threads, which we let work for us, only ask.
 
 use super::memory;
-use super::presumed::Before;
+use super::presumed::{Before, has_userfaultfd};
 use super::runtime::loaded::{self, Loaded};
 use crate::error::Result;
 use crate::inject::region::Region;
@@ -68,7 +68,9 @@ impl Looked {
         let presumed = before.and_then(|before| before.presume(process, &fds));
         let is_presumed = presumed.is_some();
         let mut vmas = presumed.map_or_else(|| process.maps_with_flags(), Ok)?;
-        if vmas.iter().any(|vma| vma.flags.has("uw")) && is_tracked_by_us(memory, &vmas) {
+        // With one of its own it may ask what was written to, as we do: whoever asks first has the answer.
+        let ours = !has_userfaultfd(&fds) && vmas.iter().any(|vma| vma.flags.has("uw"));
+        if ours && is_tracked_by_us(memory, &vmas) {
             vmas.iter_mut().for_each(|vma| vma.flags = vma.flags.without("uw"));
         }
         let obstacles = memory::obstacles(&vmas);

@@ -19,6 +19,11 @@ const RESERVATION: u64 = 64 << 20;
 /// The mappings of some processes before they stood still.
 pub(crate) struct Before(HashMap<Pid, Vec<Vma>>);
 
+/// Whether there is a userfaultfd(2) among descriptors.
+pub(super) fn has_userfaultfd(fds: &[Fd]) -> bool {
+    fds.iter().any(|fd| fd.target == "anon_inode:[userfaultfd]")
+}
+
 impl Before {
     /// Reads them, as far as they can be read.
     pub(crate) fn of(all: &[Kin]) -> Self {
@@ -33,8 +38,7 @@ impl Before {
         let before = self.0.get(&process.pid())?;
         // What is locked or filled by somebody else is not so in a copy.
         let locked = process.status(process.main_thread()).ok()?.locked;
-        let fills = |fd: &Fd| fd.target == "anon_inode:[userfaultfd]";
-        if locked != 0 || fds.iter().any(fills) {
+        if locked != 0 || has_userfaultfd(fds) {
             return None;
         }
         let swaps = sysinfo().map_or(true, |info| info.swap_total() != 0);
