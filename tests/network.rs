@@ -141,8 +141,9 @@ fn cut(pair: &str, how: &str) {
     assert_eq!(ended.code(), Some(125), "{ended:?}");
     assert!(ended.stderr.contains("was lost with 'x' on its way"), "{ended:?}");
     until("the end of the upload", || (server.partial() == 0).then_some(()));
-    assert_eq!(fs::read(server.file("x")).expect("x"), old);
     hosts.order(&["heal"]);
+    hosts.ckpt(&bench, "A", &["get", "--key", "key", &name, "back"]).ends_well();
+    assert!(fs::read(bench.path("back")).expect("back") == old);
     hosts.ckpt(&bench, "A", &["put", "--key", "key", "old", &name]).ends_well();
     server.stop();
 }

@@ -202,7 +202,14 @@ impl Attendant {
             streams[1].as_raw_fd(),
             maker,
         ];
-        own.sort_unstable();
+        // By hand, and in place: another thread of the process that we are a copy of may have held the heap.
+        for last in 1..own.len() {
+            let mut at = last;
+            while at > 0 && own[at - 1] > own[at] {
+                own.swap(at - 1, at);
+                at -= 1;
+            }
+        }
         let mut next = 3;
         for fd in own.iter().filter_map(|fd| u32::try_from(*fd).ok()) {
             if next < fd {

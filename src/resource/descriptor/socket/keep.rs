@@ -155,7 +155,9 @@ pub(crate) fn look_ahead() {
         return;
     }
     let found = processes().filter_map(|pid| Some((pid, (mark(pid)?, sockets(pid)))));
-    *SEEN.lock().unwrap_or_else(PoisonError::into_inner) = found.collect();
+    let mut seen = BTreeMap::new();
+    seen.extend(found);
+    *SEEN.lock().unwrap_or_else(PoisonError::into_inner) = seen;
 }
 
 fn processes() -> impl Iterator<Item = u32> {
