@@ -271,7 +271,8 @@ fn others_save_what_is_tracked() {
     checkpoints(&bench, 4);
     let other = bench.name("y.ckpt");
     // An obstacle is 2.
-    assert_eq!(bench.order(&["check", &run.pid_text()]).code(), Some(1));
+    let seen = bench.order(&["check", &run.pid_text()]);
+    assert_eq!(seen.code(), Some(1), "{seen:?}");
     bench.must(&["save", &run.pid_text(), "-n", &other]);
     checkpoints(&bench, 3);
     run = reborn(&bench, run);

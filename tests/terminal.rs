@@ -412,7 +412,7 @@ fn there_may_be_no_terminal() {
     // Its standard input ends.
     assert_eq!(restart(&["--no-tty"]), (Some(0), String::new()));
 
-    let session = Session::start(&bench, &[text(&ckpt), "cat"]);
+    let session = Session::start(&bench, &[text(&ckpt), "--", "cat"]);
     until("cat", || {
         let exe = fs::read_link(format!("/proc/{}/exe", session.child.id()));
         exe.is_ok_and(|exe| exe.ends_with("cat")).then_some(())

@@ -198,7 +198,10 @@ fn subcommand(
         )));
     }
     if let Some(operand) = entry.operand.as_ref().filter(|_| words.len() < least) {
-        return Err(reader.bad(format!("'ckpt {name}' needs a {}", operand.name)));
+        return Err(reader.bad(format!(
+            "'ckpt {name}' needs a {}; a program called {name} is run by 'ckpt -- {name}'",
+            operand.name
+        )));
     }
     reader.heed(entry.form, env)?;
     build(entry, reader, words)
