@@ -285,6 +285,37 @@ fn what_another_dumper_makes_is_none_of_the_job() {
     }
 }
 
+/// A child that is just giving its memory back can be looked at by nobody, and is in nobody's way.
+#[test]
+fn children_come_and_go() {
+    const SCRIPT: &str = r#"
+import mmap, os, threading
+memory = mmap.mmap(-1, 128 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory.madvise(mmap.MADV_NOHUGEPAGE)
+memory.write(b'x' * len(memory))
+def forks():
+    while True:
+        child = os.fork()
+        if not child:
+            os._exit(0)
+        os.waitpid(child, 0)
+threading.Thread(target=forks, daemon=True).start()
+print('ready', flush=True)
+input()
+os._exit(0)
+"#;
+    let bench = Bench::new(Who::Nobody);
+    let mut run = bench.launch(&["-n", "x.ckpt"], "/usr/bin/python3", &["-c", SCRIPT]);
+    run.expect("ready");
+    for _ in 0..20 {
+        let asked = bench.order(&["check", &run.pid_text()]);
+        assert_eq!(lines(&asked, "obstacles"), [""; 0], "{asked:?}");
+        assert!(asked.code().is_some_and(|code| code < 2), "{asked:?}");
+    }
+    run.say("");
+    run.ends_well();
+}
+
 /// What cannot be told apart without kcmp(2) is named before it is saved.
 #[test]
 fn guesses_are_named() {

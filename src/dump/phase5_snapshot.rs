@@ -266,6 +266,8 @@ fn write_orders(memory: &Memory, data: u64, stack: u64, tracks: bool) -> Result<
     let step = Step::Clone;
     let mut list = Orders::default();
     let flags = CLONE_PARENT_SETTID | CLONE_UNTRACED;
+    // A copy has its maker's name from its birth: whoever lists processes just then knows it for no member of the job.
+    list.try_call(step, libc::SYS_prctl, &[libc::PR_SET_NAME as u64, name]);
     if tracks {
         // The intermediate has copies of the descriptors, and makes one of the memory that it shares: number 0.
         list.try_call(step, libc::SYS_close_range, &[0, u64::from(u32::MAX), 0]);
@@ -285,6 +287,7 @@ fn write_orders(memory: &Memory, data: u64, stack: u64, tracks: bool) -> Result<
     place(words, [head, snapshot].as_bytes());
     place(head, orders.as_bytes());
     place(intermediate, list.bytes());
+    debug_assert!(intermediate + list.bytes().len() as u64 <= snapshot);
     let mut list = Orders::default();
     list.try_call(step, libc::SYS_prctl, &[PR_SET_PTRACER, dumper]);
     list.try_call(step, libc::SYS_setsid, &[]);
@@ -295,7 +298,6 @@ fn write_orders(memory: &Memory, data: u64, stack: u64, tracks: bool) -> Result<
     } else {
         list.call(step, libc::SYS_close_range, &[0, u64::from(u32::MAX), 0]);
     }
-    list.try_call(step, libc::SYS_prctl, &[libc::PR_SET_NAME as u64, name]);
     // With every other descriptor closed, the pidfd is number 0; it becomes readable when the
     // dumper ends.
     list.call(step, libc::SYS_pidfd_open, &[dumper, 0]);

@@ -95,6 +95,11 @@ fn attempt(request: &Demand, way: Way) -> Result<Survey> {
         let Ok(process) = Process::open(pid) else { continue };
         let outside = phase1_freeze::outside(&process);
         let refused: Vec<_> = outside.iter().map(|e| e.to_string()).collect();
+        // Who ends meanwhile has no memory, and is of no user any more (fs/proc/base.c, task_dump_owner): a checkpoint would
+        // be without it, or meet it as dead.
+        if pid != request.pid() && (process.has_ended() || process.is_ending()) {
+            continue;
+        }
         // A zombie has no memory, nor has a thread of the kernel.
         if Memory::open(&process).is_ok() {
             let others = sharers::anywhere(&process);
