@@ -9,12 +9,12 @@ pub(super) const FORMS: &[Entry] = &[
         word: None,
         operand: Some(Operand { name: "PROGRAM", kind: Kind::Program, optional: false }),
         help: "Run PROGRAM so that it can be checkpointed",
-        long: "Runs PROGRAM with checkpointing enabled. PROGRAM has the process id, streams, \
-               environment and exit status that it would have without ckpt. Options of ckpt stand \
-               before PROGRAM; everything after it belongs to PROGRAM. A program with the name \
-               of a subcommand is run with '--' before it: ckpt -- info.\n\n\
+        long: "Runs PROGRAM with checkpointing enabled. PROGRAM has the same process id, \
+               standard streams, environment and exit status as without ckpt. Options of ckpt \
+               come before PROGRAM; everything after it belongs to PROGRAM. To run a program \
+               that has the name of a subcommand, put '--' before it: ckpt -- info.\n\n\
                The checkpoint signal (SIGTSTP, which ^Z sends) saves the program to its \
-               checkpoint file and ends it; with -c it goes on.",
+               checkpoint file and ends it; with -c it continues.",
         hidden: false,
     },
     Entry {
@@ -22,9 +22,9 @@ pub(super) const FORMS: &[Entry] = &[
         word: None,
         operand: None,
         help: "Enable checkpointing in a process that already runs",
-        long: "Enables checkpointing in the running process PID, as if it had been started by \
-               ckpt. Done again, it only changes the configuration to what is said. A relative \
-               checkpoint name is taken from the process's working directory.",
+        long: "Enables checkpointing in the running process PID, as if ckpt had started it. \
+               Repeating this changes only the settings that are given. A relative checkpoint \
+               name is relative to the process's working directory.",
         hidden: false,
     },
     Entry {
@@ -36,10 +36,11 @@ pub(super) const FORMS: &[Entry] = &[
             optional: false,
         }),
         help: "Save PROGRAM where it is ready, for quick starts",
-        long: "Runs PROGRAM until it calls ckpt_ckpt() (in Python ckpt.ready()), where it has loaded what each \
-               run needs; saves it as NAME, and ends it. Each restart of NAME begins there, with the arguments, \
-               variables and directory of its --args, --env and --cwd. The exit status is 0 if there is a \
-               checkpoint; a PROGRAM that ends before is an error.",
+        long: "Runs PROGRAM until it calls ckpt_ckpt() (in Python, ckpt.ready()) at the point \
+               where it has loaded what every run needs, saves it as NAME, and ends it. Each \
+               restart of NAME begins there, with the arguments, variables and directory \
+               given by --args, --env and --cwd. The exit status is 0 if there is a \
+               checkpoint; a PROGRAM that ends before that is an error.",
         hidden: false,
     },
     Entry {
@@ -47,14 +48,15 @@ pub(super) const FORMS: &[Entry] = &[
         word: Some("save"),
         operand: Some(Operand { name: "PID", kind: Kind::Running, optional: true }),
         help: "Checkpoint a running process now",
-        long: "Checkpoints the process PID from outside, without any signal to it, whether or \
-               not it was started by ckpt and even if it blocks the checkpoint signal. Waits \
-               until the checkpoint is written, then prints its name, its bytes, and how long \
-               the program stood still. The program goes on unless --stop is given.\n\n\
-               Without -n the checkpoint gets the name that the process is configured with, \
-               else its program's base name and \".ckpt\" in its working directory.\n\n\
-               With --all in place of PID it saves everything that ckpt ps shows, with a line for \
-               each; the exit status is 0 if all are saved, 1 if some are not.",
+        long: "Checkpoints the process PID from outside, without sending it a signal, whether \
+               or not it was started by ckpt and even if it blocks the checkpoint signal. \
+               Waits until the checkpoint is written, then prints its name, its size in \
+               bytes, and how long the program was stopped. The program continues unless \
+               --stop is given.\n\n\
+               Without -n, the checkpoint gets the name configured for the process, or else \
+               the program's base name and \".ckpt\" in its working directory.\n\n\
+               With --all instead of PID, it saves every program that ckpt ps lists, with one \
+               line for each; the exit status is 0 if all were saved, 1 if some were not.",
         hidden: false,
     },
     Entry {
@@ -62,11 +64,11 @@ pub(super) const FORMS: &[Entry] = &[
         word: Some("ps"),
         operand: None,
         help: "List what runs under ckpt here",
-        long: "Lists the programs that run under ckpt on this machine, yours, and as root everybody's: \
-               the process id by which each is saved, its program, since when it runs (UTC), its period, \
-               how long ago its last whole checkpoint was, its size and how long the program stood still \
-               for it, when the next one is due, its name, and what became of the last attempt. Nothing \
-               is stopped for it.",
+        long: "Lists the programs that run under ckpt on this machine (yours; as root \
+               everybody's): process id, program, start time (UTC), period, age and size of \
+               the last complete checkpoint, how long the program was stopped for it, when \
+               the next one is due, its name, and the result of the last attempt. No process \
+               is stopped for this.",
         hidden: false,
     },
     Entry {
@@ -74,9 +76,9 @@ pub(super) const FORMS: &[Entry] = &[
         word: Some("verify"),
         operand: Some(Operand { name: "FILE...", kind: Kind::File, optional: false }),
         help: "Check that checkpoints are whole",
-        long: "Reads each checkpoint FILE, which may be cssrv://HOST[:PORT]/NAME, and compares every \
-               byte of it with its checksums. The exit status is 0 if all are whole; else a sentence \
-               says what is damaged.",
+        long: "Reads each checkpoint FILE, which may be cssrv://HOST[:PORT]/NAME, and checks \
+               every byte of it against its checksums. The exit status is 0 if all are \
+               intact; otherwise a message says what is damaged.",
         hidden: false,
     },
     Entry {
@@ -84,9 +86,10 @@ pub(super) const FORMS: &[Entry] = &[
         word: Some("info"),
         operand: Some(Operand { name: "FILE...", kind: Kind::File, optional: false }),
         help: "Show what checkpoints hold",
-        long: "Shows which program each checkpoint FILE (or cssrv://HOST[:PORT]/NAME) holds, its \
-               arguments, where it was saved, its sizes, and what is not in it. With --maps, --fds, \
-               --threads or --env: its mappings, descriptors, threads or environment, a line each.",
+        long: "Shows which program each checkpoint FILE (or cssrv://HOST[:PORT]/NAME) holds, \
+               its arguments, where it was saved, its sizes, and what is missing from it. \
+               With --maps, --fds, --threads or --env, lists its mappings, descriptors, \
+               threads or environment instead.",
         hidden: false,
     },
     Entry {
@@ -94,10 +97,11 @@ pub(super) const FORMS: &[Entry] = &[
         word: Some("core"),
         operand: Some(Operand { name: "FILE [OUT]", kind: Kind::File, optional: false }),
         help: "Make core files for a debugger of a checkpoint",
-        long: "Writes the checkpoint FILE (or cssrv://HOST[:PORT]/NAME) as an ELF core file, which gdb and \
-               lldb open: threads, registers, memory, mapped files. It is OUT (core if none is named); \
-               of a checkpoint with several processes OUT.PID for each. A file that is there is not \
-               replaced. What is as in a mapped file the debugger reads from that: gdb PROGRAM OUT.",
+        long: "Writes the checkpoint FILE (or cssrv://HOST[:PORT]/NAME) as an ELF core file \
+               with threads, registers, memory and mapped files, which gdb and lldb can open, \
+               to OUT (default: core); for a checkpoint of several processes, to OUT.PID for \
+               each. An existing file is not replaced. Memory that is unchanged from a mapped \
+               file is not in it; the debugger reads that from the file: gdb PROGRAM OUT.",
         hidden: false,
     },
     Entry {
@@ -105,9 +109,10 @@ pub(super) const FORMS: &[Entry] = &[
         word: Some("cat"),
         operand: Some(Operand { name: "FILE DESCRIPTOR", kind: Kind::File, optional: false }),
         help: "Write out a file that travels in a checkpoint",
-        long: "Writes the content of a file without a name, or of one that --embed-files has taken along, to \
-               standard output. DESCRIPTOR is the number under which the program had it open (ckpt info \
-               --fds FILE), or PID:NUMBER of one of several processes.",
+        long: "Writes to standard output the content of a file that is stored in the \
+               checkpoint: one without a name, or one stored by --embed-files. DESCRIPTOR is \
+               the number under which the program had it open (see ckpt info --fds FILE), or \
+               PID:NUMBER for one of several processes.",
         hidden: false,
     },
     Entry {
@@ -115,13 +120,15 @@ pub(super) const FORMS: &[Entry] = &[
         word: Some("check"),
         operand: Some(Operand { name: "FILE|PID...", kind: Kind::File, optional: true }),
         help: "Show what can be done here, or with a checkpoint or a process",
-        long: "Without FILE: tries the abilities of the kernel that matter to ckpt, and shows yes, no \
-               with the setting to change, or what is done in its place. With FILE (or \
-               cssrv://HOST[:PORT]/NAME): shows what the checkpoint expects (kernel, CPU, files) and \
-               whether this machine has it; the exit status is 0 if it can restart here, 1 if it \
-               cannot, 125 if it is damaged. With PID: shows where and when that process is saved, \
-               and whether it takes the checkpoint signal for itself; the exit status is 1 if it \
-               cannot be saved, or not by its signal.",
+        long: "Without an argument, tests the kernel features that ckpt uses and shows for \
+               each yes, no and the setting to change, or what ckpt does instead. With FILE \
+               (or cssrv://HOST[:PORT]/NAME), shows what the checkpoint needs (kernel, CPU, \
+               files) and whether this machine has it; the exit status is 0 if it can restart \
+               here, 1 if not, 125 if it is damaged. With PID, shows where and when that \
+               process and its descendants are saved, and everything that prevents it or \
+               would be lost; the exit status is 0 if all is saved, 1 if something is lost or \
+               the checkpoint signal would not work, 2 if a checkpoint is not possible. \
+               Nothing is done to the process.",
         hidden: false,
     },
     Entry {
@@ -129,7 +136,7 @@ pub(super) const FORMS: &[Entry] = &[
         word: Some("help"),
         operand: Some(Operand { name: "SUBCOMMAND", kind: Kind::Subcommand, optional: true }),
         help: "Show help, also about one subcommand",
-        long: "Shows all that is said of SUBCOMMAND, or without one the same as ckpt --help.",
+        long: "Shows everything about SUBCOMMAND; without one, the same as ckpt --help.",
         hidden: false,
     },
     Entry {
@@ -157,11 +164,12 @@ pub(super) const FORMS: &[Entry] = &[
         word: Some("sdk"),
         operand: Some(Operand { name: "DIR", kind: Kind::File, optional: false }),
         help: "Write libckpt.so and ckpt.h below DIR",
-        long: "Writes what programs need that take checkpoints of themselves: DIR/lib/libckpt.so \
-               (to link with -lckpt or to name in LD_PRELOAD), DIR/include/ckpt.h, a file for \
-               pkg-config, a Python module and manual pages. Programs linked with the library, \
-               preloaded with it or spawned by one that is preloaded have checkpointing enabled \
-               and read the CKPT_ variables when they start.",
+        long: "Writes what programs need to take checkpoints of themselves: \
+               DIR/lib/libckpt.so (to link with -lckpt, or for LD_PRELOAD), \
+               DIR/include/ckpt.h, a pkg-config file, a Python module and manual pages. In \
+               programs that are linked with the library, run with it preloaded, or started \
+               by one that has it preloaded, checkpointing is enabled, and they read the \
+               CKPT_ variables when they start.",
         hidden: false,
     },
     Entry {
@@ -193,10 +201,10 @@ pub(super) const FORMS: &[Entry] = &[
         word: None,
         operand: None,
         help: "Restart the program from its checkpoint file",
-        long: "When the checkpoint file is executed the program goes on where it was saved, any number \
-               of times. The environment of the program is the saved one; that of the caller is \
-               ignored, CKPT_* included. Options change the configuration of the restarted \
-               program; what they do not say is as it was saved.",
+        long: "Executing the checkpoint file resumes the program where it was saved; this can \
+               be done any number of times. The program has its saved environment; the \
+               caller's, including CKPT_*, is ignored. Options change the settings of the \
+               restarted program; the others stay as saved.",
         hidden: false,
     },
 ];

@@ -14,16 +14,16 @@ const SECOND: usize = 24;
 pub(super) const EXAMPLE: &[(&str, &str)] = &[
     ("% ckpt foo", "run foo with checkpointing"),
     ("1 2 3 4 5 ^Z", "the checkpoint signal: saved to foo.ckpt, and foo ends"),
-    ("% ./foo.ckpt", "execute the checkpoint: foo goes on"),
+    ("% ./foo.ckpt", "execute the checkpoint: foo continues"),
     ("6 7 8", ""),
 ];
 
 /// The exit statuses of the ckpt command.
 pub(super) const STATUSES: &[(&str, &str)] = &[
-    ("125", "ckpt itself failed, and says why on standard error"),
+    ("125", "ckpt itself failed; it says why on standard error"),
     ("126", "PROGRAM was found but cannot be executed"),
     ("127", "PROGRAM was not found"),
-    ("other", "the status of PROGRAM; 0 where a checkpoint ended it"),
+    ("other", "PROGRAM's exit status; 0 if a checkpoint ended it"),
 ];
 
 /// "ckpt [-n NAME] … PROGRAM [ARGS…]", once for each form that users see.
@@ -97,7 +97,7 @@ pub(super) fn overview() -> String {
             (format!("{word} {operand}").trim_end().to_owned(), entry.help.to_owned())
         }),
     );
-    text.push_str("\nOptions before PROGRAM, and environment variables that say the same:\n");
+    text.push_str("\nOptions before PROGRAM, and the environment variables for them:\n");
     list(
         &mut text,
         table::options(&[Form::Launch, Form::Attach]).map(|opt| {

@@ -85,24 +85,24 @@ const REST: [(&str, &[&str]); 3] = [
     (
         "LIMITS",
         &[
-            "Programs for x86-64 Linux. In the way of a checkpoint are, and are named by it: GPUs and mapped device memory, \
-             io_uring(7), debuggers, 32-bit code, set-user-ID programs, memfd_secret(2), and seccomp(2) filters where \
-             others than root save. 'ckpt check PID' tells it beforehand.",
-            "Contents of files are not saved, but for those without a name and what --embed-files takes along. Connections \
-             to processes that are not in the checkpoint are reset (see --keep-tcp), other pipes and terminals closed; \
-             each checkpoint says what a restart goes without.",
-            "A restart needs the features of the CPU that the program may use (--cpu), the files that it had open under \
-             their paths (--map-path), and a kernel from Linux 5.10 on. 'ckpt check FILE' compares.",
+            "Programs for x86-64 Linux. The following prevent a checkpoint, which then says so: GPUs and mapped device \
+             memory, io_uring(7), debuggers, 32-bit code, set-user-ID programs, memfd_secret(2), and, unless root saves, \
+             seccomp(2) filters. 'ckpt check PID' tells beforehand.",
+            "Contents of files are not saved, except of files without a name and of those stored by --embed-files. \
+             Connections to processes outside the checkpoint are reset (see --keep-tcp); other pipes and terminals are \
+             closed. Each checkpoint reports what a restart will lack.",
+            "A restart needs the CPU features that the program may use (--cpu), the files that it had open at their paths \
+             (--map-path), and Linux 5.10 or later. 'ckpt check FILE' compares.",
         ],
     ),
     (
         "BATCH SYSTEMS",
         &[
-            "One command line serves the first run of a job and all later ones: \
+            "One command line serves for the first run of a job and for all later ones: \
              exec ckpt --resume --truncate-files -z 10m -a TSTP --exit-status 85 -n job.ckpt PROGRAM",
-            "Some minutes before its end the job gets the checkpoint signal, is saved and ends with status 85, upon which \
-             it is queued again: in Slurm by '#SBATCH --requeue --signal=B:TSTP@120' and RequeueExit=85, in HTCondor by \
-             checkpoint_exit_code = 85, in SGE by status 99. Before a node goes down: ckpt save --all --stop.",
+            "Some minutes before its time limit the job gets the checkpoint signal, is saved and exits with status 85, \
+             whereupon it is requeued: in Slurm by '#SBATCH --requeue --signal=B:TSTP@120' and RequeueExit=85, in HTCondor \
+             by checkpoint_exit_code = 85, in SGE by status 99. Before a node goes down: ckpt save --all --stop.",
         ],
     ),
     (
@@ -137,12 +137,12 @@ fn option(page: &mut String, opt: &Opt, with_default: bool) {
 fn environment(page: &mut String) {
     section(page, "ENVIRONMENT");
     page.push_str(&plain(
-        "These are read once, from the environment of the ckpt command; options win over them.",
+        "These are read once, from the environment of the ckpt command; options take precedence.",
     ));
     for opt in table::OPTIONS {
         if let Some(env) = &opt.env {
             let _ = write!(page, ".TP\n.BR {} = \"{}\"\n", text(env.name), text(env.value));
-            page.push_str(&plain(&format!("Says the same as {}.", opt.shortest())));
+            page.push_str(&plain(&format!("The same as {}.", opt.shortest())));
         }
     }
 }

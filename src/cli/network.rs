@@ -9,27 +9,28 @@ pub(super) const FORMS: &[Entry] = &[
         form: Form::Restart,
         word: Some("restart"),
         operand: Some(Operand { name: "NAME [OPTIONS...]", kind: Kind::File, optional: false }),
-        help: "Execute a checkpoint of a server, in a file or from a command",
-        long: "Executes the checkpoint NAME, which is cssrv://HOST[:PORT]/NAME, a file, |COMMAND for the \
-               standard output of COMMAND, or - for standard input. What is no file is fetched into memory, \
-               or into a file without a name in $TMPDIR or /var/tmp where memory is short, checked, and \
-               executed there. OPTIONS after NAME are those of \
-               a checkpoint file that is executed.",
+        help: "Execute a checkpoint from a server, a file or a command",
+        long: "Executes the checkpoint NAME: cssrv://HOST[:PORT]/NAME, a file, |COMMAND for \
+               the standard output of COMMAND, or - for standard input. Anything but a file \
+               is first read into memory (or, if memory is short, into an unnamed file in \
+               $TMPDIR or /var/tmp), checked, and executed from there. OPTIONS after NAME are \
+               the options of a checkpoint file.",
         hidden: false,
     },
     Entry {
         form: Form::Serve,
         word: Some("serve"),
         operand: None,
-        help: "Be a checkpoint server",
-        long: "Stores checkpoints that are saved to cssrv://HOST[:PORT]/NAME as DIR/NAME and gives \
-               them back, until SIGTERM or SIGINT. What several of them have in common is stored \
-               once, and clients do not send it again. Prints a line for each request.\n\n\
-               Clients and server share a key, with which they know each other and encrypt all \
-               that they say: the file of --key, else of CKPT_KEY, else ~/.config/ckpt/key, which \
-               the first start makes. Where homes are shared it is there for the clients too; \
-               otherwise it has to be copied to the same place.\n\n\
-               Called as ckptsrv, the server works without a key and DIR is /tmp, as in the \
+        help: "Run a checkpoint server",
+        long: "Stores checkpoints saved to cssrv://HOST[:PORT]/NAME as DIR/NAME and serves \
+               them, until SIGTERM or SIGINT. Content that several checkpoints share is \
+               stored, and sent by clients, only once. Logs a line for each request.\n\n\
+               Server and clients share a key, which authenticates both sides and encrypts \
+               everything between them: the file given by --key, or else CKPT_KEY, or else \
+               ~/.config/ckpt/key, which the first start creates. With a shared home \
+               directory the clients find it there; otherwise copy it to the same place on \
+               their machines.\n\n\
+               Run under the name ckptsrv, the server needs no key and DIR is /tmp, as in the \
                original ckpt.",
         hidden: false,
     },
@@ -38,28 +39,28 @@ pub(super) const FORMS: &[Entry] = &[
         word: Some("ls"),
         operand: Some(Operand { name: "SERVER", kind: Kind::File, optional: false }),
         help: "List the checkpoints on a server",
-        long: "Lists the checkpoints on SERVER, which is cssrv://HOST[:PORT], or in one of its \
-               folders, cssrv://HOST[:PORT]/FOLDER: size, when it was stored (UTC), name. In \
-               'cssrv://HOST[:PORT]/PATTERN', * stands for any characters of a part of a name and ? for one; \
-               folders that fit are listed with all that is in them.",
+        long: "Lists the checkpoints on SERVER, cssrv://HOST[:PORT], or in one of its \
+               folders, cssrv://HOST[:PORT]/FOLDER: size, time stored (UTC), name. In \
+               'cssrv://HOST[:PORT]/PATTERN', * matches any characters within one part of a \
+               name and ? matches one; matching folders are listed with all their contents.",
         hidden: false,
     },
     Entry {
         form: Form::Get,
         word: Some("get"),
         operand: Some(Operand { name: "NAME [FILE]", kind: Kind::File, optional: false }),
-        help: "Fetch a checkpoint from a server",
-        long: "Fetches the checkpoint NAME, cssrv://HOST[:PORT]/NAME, into FILE; without FILE into \
-               the current directory, under the last part of NAME.",
+        help: "Download a checkpoint from a server",
+        long: "Downloads the checkpoint NAME, cssrv://HOST[:PORT]/NAME, to FILE; without \
+               FILE, to the current directory under the last part of NAME.",
         hidden: false,
     },
     Entry {
         form: Form::Put,
         word: Some("put"),
         operand: Some(Operand { name: "FILE NAME", kind: Kind::File, optional: false }),
-        help: "Send a checkpoint to a server",
-        long: "Sends the checkpoint FILE to a server as NAME, cssrv://HOST[:PORT]/NAME. One of \
-               this name is replaced when the new one is whole.",
+        help: "Upload a checkpoint to a server",
+        long: "Uploads the checkpoint FILE to a server as NAME, cssrv://HOST[:PORT]/NAME. An \
+               existing checkpoint of that name is replaced once the new one is complete.",
         hidden: false,
     },
     Entry {
@@ -67,7 +68,7 @@ pub(super) const FORMS: &[Entry] = &[
         word: Some("rm"),
         operand: Some(Operand { name: "NAME", kind: Kind::File, optional: false }),
         help: "Remove a checkpoint from a server",
-        long: "Removes the checkpoint NAME, cssrv://HOST[:PORT]/NAME, and folders that become \
+        long: "Removes the checkpoint NAME, cssrv://HOST[:PORT]/NAME, and any folders left \
                empty.",
         hidden: false,
     },
@@ -76,7 +77,8 @@ pub(super) const FORMS: &[Entry] = &[
         word: Some("keygen"),
         operand: Some(Operand { name: "FILE", kind: Kind::File, optional: false }),
         help: "Make a key for a checkpoint server",
-        long: "Makes a new key in the new FILE, which only its owner can read.",
+        long: "Writes a new key to FILE, which must not exist yet and which only its owner \
+               can read.",
         hidden: false,
     },
 ];
@@ -108,8 +110,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         value: Some(("PORT", Kind::Number)),
         default: Some("10301"),
         help: "Listen on PORT",
-        description: "Listens on the TCP port PORT; with 0 on a free one, which is \
-                      printed.",
+        description: "Listens on TCP port PORT; with 0, on a free one, which is printed.",
         forms: &[Form::Serve],
         set: Set::Draft(|draft, value| {
             draft.serve.port = Some(settings::parse_number(value, "a port from 0 to 65535")?);
@@ -123,7 +124,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         value: Some(("DIR", Kind::File)),
         default: Some("the current directory"),
         help: "Store checkpoints in DIR",
-        description: "Stores checkpoints in DIR. One server at a time works in a \
+        description: "Stores checkpoints in DIR. Only one server at a time can use a \
                       directory.",
         forms: &[Form::Serve],
         set: Set::Draft(|draft, value| {
@@ -137,8 +138,8 @@ pub(super) const OPTIONS: &[Opt] = &[
         value: Some(("ADDR", Kind::Number)),
         default: Some("all addresses"),
         help: "Listen on the address ADDR; may be repeated",
-        description: "Listens on the IPv4 or IPv6 address or host name ADDR alone. Given \
-                      again, on several.",
+        description: "Listens only on ADDR, an IPv4 or IPv6 address or a host name. \
+                      Repeatable.",
         forms: &[Form::Serve],
         set: Set::Draft(|draft, value| {
             draft.serve.listen.push(settings::parse_host(value)?);
@@ -150,8 +151,8 @@ pub(super) const OPTIONS: &[Opt] = &[
         long: "max-bytes",
         value: Some(("SIZE", Kind::Number)),
         default: Some("no limit"),
-        help: "Refuse images of more than SIZE bytes",
-        description: "Refuses images of more than SIZE bytes. SIZE may end with K, M, G or \
+        help: "Refuse checkpoints of more than SIZE bytes",
+        description: "Refuses checkpoints of more than SIZE bytes. SIZE may end in K, M, G or \
                       T.",
         forms: &[Form::Serve],
         set: Set::Draft(|draft, value| {
@@ -164,10 +165,10 @@ pub(super) const OPTIONS: &[Opt] = &[
         long: "quota",
         value: Some(("SIZE", Kind::Number)),
         default: Some("no limit"),
-        help: "Refuse what makes DIR larger than SIZE",
-        description: "Refuses uploads when all that is stored in DIR, with what is just being \
-                      received, would take more than SIZE bytes. What several checkpoints have \
-                      in common counts once.",
+        help: "Refuse uploads that make DIR larger than SIZE",
+        description: "Refuses uploads if everything stored in DIR, including uploads in \
+                      progress, would exceed SIZE bytes. Content that checkpoints share \
+                      counts once.",
         forms: &[Form::Serve],
         set: Set::Draft(|draft, value| {
             draft.serve.quota = Some(settings::parse_size(value)?);
@@ -180,8 +181,8 @@ pub(super) const OPTIONS: &[Opt] = &[
         value: Some(("COUNT", Kind::Number)),
         default: Some("1024"),
         help: "Serve at most COUNT clients at a time",
-        description: "Serves at most COUNT connections at a time; others are told to come \
-                      again, which ckpt does for some seconds.",
+        description: "Serves at most COUNT connections at a time; others are told to try \
+                      again later, which ckpt does for some seconds.",
         forms: &[Form::Serve],
         set: Set::Draft(|draft, value| {
             draft.serve.max_clients = Some(settings::parse_number(value, "a number of clients")?);
@@ -193,8 +194,8 @@ pub(super) const OPTIONS: &[Opt] = &[
         long: "timeout",
         value: Some(("SECONDS", Kind::Number)),
         default: Some("30"),
-        help: "Cut connections that are silent for SECONDS",
-        description: "Ends a connection over which nothing came for SECONDS.",
+        help: "Close connections that are silent for SECONDS",
+        description: "Closes a connection on which nothing has arrived for SECONDS.",
         forms: &[Form::Serve],
         set: Set::Draft(|draft, value| {
             draft.serve.timeout = Some(settings::parse_number(value, "a number of seconds")?);
@@ -204,8 +205,8 @@ pub(super) const OPTIONS: &[Opt] = &[
     },
     Opt {
         long: "json",
-        help: "Print the lines of the log as JSON",
-        description: "Prints each line of the log as a JSON object.",
+        help: "Print the log as JSON",
+        description: "Prints each log line as a JSON object.",
         forms: &[Form::Serve],
         set: Set::Draft(|draft, _| {
             draft.serve.json = true;
@@ -217,11 +218,11 @@ pub(super) const OPTIONS: &[Opt] = &[
         long: "users",
         value: Some(("KEYS", Kind::File)),
         default: Some("one key for all"),
-        help: "Know several users by their keys in the directory KEYS",
-        description: "Knows several users: each file in the directory KEYS has the name of one \
-                      and holds the key that ckpt keygen KEYS/USER has made. A user sees, \
-                      replaces and removes only what is stored in DIR/USER, and --quota is for \
-                      each. SIGHUP has KEYS read again.",
+        help: "Serve several users, with their keys in KEYS",
+        description: "Serves several users: each file in the directory KEYS is named after a \
+                      user and contains the key made by ckpt keygen KEYS/USER. Users see, \
+                      replace and remove only what is stored in DIR/USER, and --quota applies \
+                      to each. SIGHUP rereads KEYS.",
         forms: &[Form::Serve],
         set: Set::Draft(|draft, value| {
             draft.serve.users = Some(settings::parse_file(value)?);
@@ -233,11 +234,11 @@ pub(super) const OPTIONS: &[Opt] = &[
         long: "metrics",
         value: Some(("ADDR", Kind::Number)),
         default: Some("nowhere"),
-        help: "Answer Prometheus on ADDR: PORT or HOST:PORT",
-        description: "Answers HTTP requests for /metrics in the text format of Prometheus: \
-                      requests, failures, bytes, connections, and what is stored. ADDR is PORT \
-                      or HOST:PORT. Nobody has to have a key for that, so with PORT alone only \
-                      this host is answered.",
+        help: "Serve Prometheus metrics on ADDR: PORT or HOST:PORT",
+        description: "Answers HTTP requests for /metrics in Prometheus' text format: \
+                      requests, failures, bytes, connections, and what is stored. ADDR is \
+                      PORT or HOST:PORT. This needs no key, so PORT alone listens only on \
+                      this host's loopback address.",
         forms: &[Form::Serve],
         set: Set::Draft(|draft, value| {
             draft.serve.metrics = Some(settings::parse_host(value)?);
@@ -248,9 +249,9 @@ pub(super) const OPTIONS: &[Opt] = &[
     Opt {
         long: "whole",
         help: "Store each checkpoint as a whole executable file",
-        description: "Stores each checkpoint as the executable file that it is anywhere else. \
-                      Without it content that several checkpoints have is stored once, and DIR \
-                      holds files that say where it is; ckpt get makes executable files of them.",
+        description: "Stores each checkpoint as one executable file, like a local one. \
+                      Without this, content that checkpoints share is stored once, the files \
+                      in DIR only refer to it, and ckpt get makes executable files of them.",
         forms: &[Form::Serve],
         set: Set::Draft(|draft, _| {
             draft.serve.whole = true;
@@ -260,10 +261,9 @@ pub(super) const OPTIONS: &[Opt] = &[
     },
     Opt {
         long: "check",
-        help: "Check what is stored in DIR, and serve nothing",
-        description: "Reads all that is stored in DIR, names the checkpoints that are damaged, \
-                      gives back room that nothing uses, and ends. No server may work in DIR \
-                      meanwhile.",
+        help: "Check what is stored in DIR and exit",
+        description: "Reads everything stored in DIR, reports damaged checkpoints, frees \
+                      space that nothing uses, and exits. No server may be using DIR.",
         forms: &[Form::Serve],
         set: Set::Draft(|draft, _| {
             draft.serve.check = true;

@@ -14,9 +14,8 @@ pub(super) const PID: Opt = Opt {
     long: "pid",
     value: Some(("PID", Kind::Pid)),
     help: "Enable checkpointing in the running process PID",
-    description: "Enables checkpointing in the running process PID instead of starting a \
-                      program. Under Yama's default (kernel.yama.ptrace_scope = 1) this needs \
-                      root for processes that ckpt did not start.",
+    description: "Enables checkpointing in the running process PID instead of starting a program. With Yama's \
+                      default setting (kernel.yama.ptrace_scope = 1) this needs root, unless ckpt started the process.",
     forms: &[Form::Attach],
     required: true,
     set: Set::Draft(|draft, value| {
@@ -32,15 +31,13 @@ pub(super) const OPTIONS: &[Opt] = &[
         value: Some(("any", Kind::Number)),
         optional: true,
         help: "Restart PROGRAM's checkpoint if there is one",
-        description: "If the checkpoint of that name exists and is whole, restarts it instead of \
-                      starting PROGRAM, so that one command line serves the first run and all \
-                      later ones. A damaged checkpoint is named on standard error, and the one \
-                      before it (of a name with %n) is taken; if there is none, PROGRAM is \
-                      started from its beginning. Options and the environment change the \
-                      configuration that was saved.\n\n\
-                      A checkpoint of another executable, of other arguments, or of a run that began in \
-                      another directory is refused; --resume=any restarts it all the same. So is one \
-                      that others may have changed (see --trust).",
+        description: "If a complete checkpoint of that name exists, restarts it instead of starting PROGRAM, so that \
+                      one command line serves for the first run and for all later ones. A damaged checkpoint is \
+                      reported on standard error, and the one before it (of a name with %n) is used; if there is none, \
+                      PROGRAM starts from the beginning. Options and environment variables change the saved settings.\n\n\
+                      A checkpoint of another executable, with other arguments, or of a run that began in another \
+                      directory is refused; --resume=any restarts it anyway. A checkpoint that others may have changed \
+                      is refused, too (see --trust).",
         forms: &[Form::Launch],
         set: Set::Draft(|draft, value| {
             draft.resume = Some(match value.as_encoded_bytes() {
@@ -58,11 +55,10 @@ pub(super) const OPTIONS: &[Opt] = &[
     Opt {
         long: "probe",
         value: Some(("COMMAND", Kind::Program)),
-        help: "--resume what COMMAND gives",
-        description: "With --resume, where the checkpoint's name is a command (-n '|COMMAND'): this COMMAND (by \
-                      /bin/sh) writes the newest checkpoint to its standard output, or nothing if there is none \
-                      yet, and PROGRAM starts from its beginning. If it ends with another status than 0, nothing \
-                      is started.",
+        help: "With --resume, read the checkpoint from COMMAND",
+        description: "For --resume when checkpoints go to a command (-n '|COMMAND'): this COMMAND, run by /bin/sh, \
+                      writes the newest checkpoint to its standard output, or nothing if there is none yet; then \
+                      PROGRAM starts from the beginning. If it exits with a status other than 0, nothing is started.",
         forms: &[Form::Launch],
         set: Set::Draft(|draft, value| {
             draft.probe = Some(value.to_owned());
@@ -73,10 +69,9 @@ pub(super) const OPTIONS: &[Opt] = &[
     Opt {
         long: "trust",
         help: "Restart a checkpoint that others may have changed",
-        description: "Restarts a checkpoint that belongs to somebody else than the user and root, that \
-                      others may write to, or that lies where others may put another in its place. \
-                      It runs with all rights of whoever restarts it. Without this --resume refuses \
-                      such a checkpoint, and ckpt restart does when root calls it.",
+        description: "Restarts a checkpoint that belongs to somebody other than you and root, that others can write \
+                      to, or that is in a place where others can replace it. It runs with all your rights. Without \
+                      this, --resume refuses such a checkpoint, and so does ckpt restart when run by root.",
         forms: &[Form::Launch, Form::Restart],
         set: Set::Draft(|draft, _| {
             draft.trust = true;
@@ -87,9 +82,8 @@ pub(super) const OPTIONS: &[Opt] = &[
     Opt {
         long: "replace",
         help: "Replace the checkpoint of another command line",
-        description: "Lets checkpoints under the default name take the place of one that was saved by \
-                      the same program with other arguments. Without this, and without -n, such a \
-                      program is not started.",
+        description: "Allows checkpoints with the default name to replace one that was saved by the same program with \
+                      other arguments. Without this, and without -n, such a program is not started.",
         forms: &[Form::Launch],
         set: Set::Draft(|draft, _| {
             draft.replace = true;
@@ -102,14 +96,14 @@ pub(super) const OPTIONS: &[Opt] = &[
         value: Some(("CPU", Kind::Cpu)),
         env: Some(Variable { name: "CKPT_CPU", value: "CPU" }),
         default: Some("native"),
-        help: "Use no more of the CPU than CPU has",
-        description: "Starts PROGRAM so that its checkpoints restart on every machine with at least \
-                      CPU: x86-64-v1 to x86-64-v4, or features of this machine to do without, as \
-                      /proc/cpuinfo names them (avx512f,avx2); native is all that this machine has. \
-                      glibc and its dynamic linker, OpenBLAS, OpenSSL, the Intel MKL, numpy and the JVM \
-                      are told by GLIBC_TUNABLES, LD_BIND_NOW, OPENBLAS_CORETYPE, OPENSSL_ia32cap, \
-                      MKL_ENABLE_INSTRUCTIONS, NPY_DISABLE_CPU_FEATURES and JAVA_TOOL_OPTIONS, which are in the environment \
-                      of PROGRAM only with this option. What asks the CPU itself is not told.",
+        help: "Use only CPU features that CPU has",
+        description: "Starts PROGRAM so that its checkpoints can restart on every machine that has at least CPU: \
+                      x86-64-v1 to x86-64-v4, or a list of features of this machine not to use, named as in \
+                      /proc/cpuinfo (avx512f,avx2); native means everything that this machine has. It sets \
+                      GLIBC_TUNABLES, LD_BIND_NOW, OPENBLAS_CORETYPE, OPENSSL_ia32cap, MKL_ENABLE_INSTRUCTIONS, \
+                      NPY_DISABLE_CPU_FEATURES and JAVA_TOOL_OPTIONS in PROGRAM's environment, which glibc and its \
+                      dynamic linker, OpenBLAS, OpenSSL, Intel MKL, numpy and the JVM follow. Code that asks the CPU \
+                      directly is not affected.",
         forms: &[Form::Launch],
         set: Set::Draft(|draft, value| {
             draft.cpu = Some(limit::parse(value)?);
@@ -120,10 +114,10 @@ pub(super) const OPTIONS: &[Opt] = &[
     Opt {
         long: "no-tty",
         help: "Restart without a terminal",
-        description: "Leaves the terminal of the restart as it is, and needs none. Without this a \
-                      terminal gets the settings that the program's had (an editor's, a shell's), \
-                      where there is none that is said, and a program that reads keys as they are \
-                      pressed is not restarted. With ckpt PROGRAM it goes with --resume.",
+        description: "Leaves the terminal of the restart as it is, and does not need one. Without this, the terminal \
+                      gets the settings that the program's terminal had (an editor's, a shell's); without a terminal, \
+                      a message says so, and a program that reads single key presses is not restarted. When starting \
+                      PROGRAM, it applies to --resume.",
         forms: &[Form::Launch, Form::Stub],
         set: Set::Draft(|draft, _| {
             draft.no_tty = true;
@@ -134,10 +128,9 @@ pub(super) const OPTIONS: &[Opt] = &[
     Opt {
         long: "truncate-files",
         help: "Cut files that grew since the checkpoint",
-        description: "Cuts the files that the program has open for writing and that have grown \
-                      since the checkpoint back to their length at the checkpoint, so that the \
-                      output becomes what an uninterrupted run writes. Without this a file that \
-                      grew is named on standard error. With ckpt PROGRAM it goes with --resume.",
+        description: "Cuts files that the program has open for writing, and that have grown since the checkpoint, back \
+                      to their length at the checkpoint, so that the output is that of an uninterrupted run. Without \
+                      this, such files are reported on standard error. When starting PROGRAM, it applies to --resume.",
         forms: &[Form::Launch, Form::Stub],
         set: Set::Draft(|draft, _| {
             draft.truncate_files = true;
@@ -150,13 +143,12 @@ pub(super) const OPTIONS: &[Opt] = &[
         value: Some(("IDS", Kind::Number)),
         default: Some("auto"),
         help: "Process ids: keep, new or auto",
-        description: "Which process ids a restarted program has. With auto, several processes, and one whose \
-                      memory shows that it remembers its id, have those that they had, in a PID namespace of \
-                      their own if others have them by now (docs/jobs.md says what that changes); one that does \
-                      not has that of the checkpoint file which was executed. With keep, all have their own; \
-                      where that is forbidden nothing is started. With new, none has. ckpt check tells what is \
-                      possible here, ckpt info what is remembered. \
-                      With ckpt PROGRAM it goes with --resume.",
+        description: "Which process ids a restarted program has. With auto, several processes, or one whose memory \
+                      shows that it remembers its id, keep their ids, in a PID namespace of their own if the ids are \
+                      in use (docs/jobs.md says what changes then); any other process has the id of the checkpoint \
+                      file's process. With keep, all keep their ids; where that is not possible nothing is started. \
+                      With new, none does. ckpt check shows what is possible here, ckpt info what a checkpoint \
+                      remembers. When starting PROGRAM, it applies to --resume.",
         forms: &[Form::Launch, Form::Stub],
         set: Set::Draft(|draft, value| {
             draft.ids = Ids::parse(value)?;
@@ -168,8 +160,8 @@ pub(super) const OPTIONS: &[Opt] = &[
         long: "map-path",
         value: Some(("MAP", Kind::Number)),
         help: "Find files elsewhere: OLD=NEW",
-        description: "MAP is OLD=NEW: the program's files and directories that were OLD or in OLD \
-                      are looked for in NEW. Repeatable; the longest OLD that fits counts.",
+        description: "MAP is OLD=NEW: files and directories of the program that were OLD or inside OLD are looked up \
+                      in NEW. Repeatable; the longest matching OLD wins.",
         forms: &[Form::Stub, Form::Check],
         set: Set::Draft(|draft, value| {
             draft.map_path.0.push(settings::parse_pair(value)?);
@@ -181,11 +173,11 @@ pub(super) const OPTIONS: &[Opt] = &[
         long: "map-port",
         value: Some(("PORTS", Kind::Number)),
         env: Some(Variable { name: "CKPT_MAP_PORT", value: "OLD=NEW" }),
-        help: "Have other ports: OLD=NEW",
-        description: "PORTS is OLD=NEW, or several of these with commas between: what the program's TCP \
-                      and UDP sockets had port OLD becomes port NEW, so that several restarts of one \
-                      checkpoint may run on one machine. What the program itself remembers of its ports \
-                      stays. Repeatable. With ckpt PROGRAM it goes with --resume.",
+        help: "Change port numbers: OLD=NEW",
+        description: "PORTS is OLD=NEW, or several of these separated by commas: TCP and UDP sockets that had port OLD \
+                      get port NEW, so that several restarts of one checkpoint can run on one machine. Port numbers \
+                      that the program itself remembers do not change. Repeatable. When starting PROGRAM, it applies \
+                      to --resume.",
         forms: &[Form::Launch, Form::Stub],
         set: Set::Draft(|draft, value| {
             draft.map_port.0.extend(settings::parse_ports(value)?);
@@ -197,8 +189,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         long: "cwd",
         value: Some(("DIR", Kind::File)),
         help: "Restart in the directory DIR",
-        description: "The program's working directory is DIR after the restart, in place of that of the \
-                      checkpoint.",
+        description: "Uses DIR as the program's working directory after the restart, instead of the saved one.",
         forms: &[Form::Stub],
         set: Set::Draft(|draft, value| {
             draft.cwd = Some(settings::parse_file(value)?);
@@ -210,7 +201,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         long: "env",
         value: Some(("VARIABLE", Kind::Number)),
         help: "Give the program a variable: NAME=VALUE",
-        description: "VARIABLE is NAME=VALUE: given to the program, which sees it if it asks for that (ckpt_given in ckpt.h, \
+        description: "Passes VARIABLE (NAME=VALUE) to the program, which can ask for it (ckpt_given in ckpt.h; \
                       ckpt.given() and ckpt.ready() in Python). Repeatable.",
         forms: &[Form::Stub],
         set: Set::Draft(|draft, value| {
@@ -226,8 +217,8 @@ pub(super) const OPTIONS: &[Opt] = &[
     Opt {
         long: "args",
         help: "Give the program all words that follow",
-        description: "Gives the program the words that follow, whatever they are, as arguments, which it sees as \
-                      the variables of --env: ./foo.ckpt --cwd run1 --args input.dat -v.",
+        description: "Passes all following words to the program as arguments, which it can ask for like the variables \
+                      of --env: ./foo.ckpt --cwd run1 --args input.dat -v.",
         forms: &[Form::Stub],
         set: Set::Draft(|draft, _| {
             draft.takes_rest = true;
@@ -237,9 +228,9 @@ pub(super) const OPTIONS: &[Opt] = &[
     },
     Opt {
         long: "force-cpu",
-        help: "Restart although the CPU lacks features",
-        description: "Restarts although this CPU lacks features that the program may use. If it \
-                      does use one, it dies of an illegal instruction (SIGILL).",
+        help: "Restart although this CPU lacks features",
+        description: "Restarts even though this CPU lacks features that the program may use. If it uses one, it dies \
+                      with an illegal instruction (SIGILL).",
         forms: &[Form::Stub],
         set: Set::Draft(|draft, _| {
             draft.force_cpu = true;
@@ -250,8 +241,8 @@ pub(super) const OPTIONS: &[Opt] = &[
     Opt {
         long: "json",
         help: "Print JSON",
-        description: "Prints JSON in place of the table for people: one object, or for several FILEs \
-                      and for ckpt ls and ckpt ps a list of them. Sizes are bytes.",
+        description: "Prints JSON instead of a table: one object, or a list of objects for several FILEs and for ckpt \
+                      ls and ckpt ps. Sizes are in bytes.",
         forms: &[Form::Info, Form::Check, Form::List, Form::Ps],
         set: Set::Draft(|draft, _| {
             draft.json = true;
@@ -261,8 +252,8 @@ pub(super) const OPTIONS: &[Opt] = &[
     },
     Opt {
         long: "maps",
-        help: "Show mappings, a line each",
-        description: "Shows mappings, a line each (with --json a list of objects).",
+        help: "Show the mappings, one per line",
+        description: "Shows the mappings, one per line (with --json, a list of objects).",
         forms: &[Form::Info],
         set: Set::Draft(|draft, _| {
             draft.table = Some(Rows::Maps);
@@ -272,8 +263,8 @@ pub(super) const OPTIONS: &[Opt] = &[
     },
     Opt {
         long: "fds",
-        help: "Show descriptors, a line each",
-        description: "Shows descriptors, a line each (with --json a list of objects).",
+        help: "Show the descriptors, one per line",
+        description: "Shows the descriptors, one per line (with --json, a list of objects).",
         forms: &[Form::Info],
         set: Set::Draft(|draft, _| {
             draft.table = Some(Rows::Fds);
@@ -283,8 +274,8 @@ pub(super) const OPTIONS: &[Opt] = &[
     },
     Opt {
         long: "threads",
-        help: "Show threads, a line each",
-        description: "Shows threads, a line each (with --json a list of objects).",
+        help: "Show the threads, one per line",
+        description: "Shows the threads, one per line (with --json, a list of objects).",
         forms: &[Form::Info],
         set: Set::Draft(|draft, _| {
             draft.table = Some(Rows::Threads);
@@ -294,8 +285,8 @@ pub(super) const OPTIONS: &[Opt] = &[
     },
     Opt {
         long: "env",
-        help: "Show the environment, a line each",
-        description: "Shows the environment, a line each (with --json a list of objects).",
+        help: "Show the environment, one variable per line",
+        description: "Shows the environment, one variable per line (with --json, a list of objects).",
         forms: &[Form::Info],
         set: Set::Draft(|draft, _| {
             draft.table = Some(Rows::Env);
@@ -306,8 +297,7 @@ pub(super) const OPTIONS: &[Opt] = &[
     Opt {
         long: "stop",
         help: "End the process once it is saved",
-        description: "Ends the process with status 0 once its checkpoint is whole; without this \
-                      it goes on.",
+        description: "Ends the process with status 0 once its checkpoint is complete; without this it continues.",
         forms: &[Form::Save],
         set: Set::Draft(|draft, _| {
             draft.stop = true;
@@ -317,10 +307,10 @@ pub(super) const OPTIONS: &[Opt] = &[
     },
     Opt {
         long: "all",
-        help: "Save everything that runs under ckpt here",
-        description: "Saves all that ckpt ps shows: yours, as root everybody's, each under its own name and \
-                      with the rights of its user. Of a program with descendants that are saved with it \
-                      there is one checkpoint. -n needs %p in NAME then.",
+        help: "Save every program under ckpt on this machine",
+        description: "Saves every program that ckpt ps lists (yours; as root everybody's), each to its own name and \
+                      with its user's rights. A program and the descendants saved with it make one checkpoint. With \
+                      -n, NAME must contain %p.",
         forms: &[Form::Save],
         set: Set::Draft(|draft, _| {
             draft.all = true;
@@ -333,7 +323,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         value: Some(("N", Kind::Number)),
         default: Some("the number of processors"),
         help: "With --all: save N at a time",
-        description: "With --all: so many programs are saved at a time.",
+        description: "With --all: how many programs are saved at the same time.",
         forms: &[Form::Save],
         set: Set::Draft(|draft, value| {
             draft.jobs = Some(settings::parse_number(value, "a number of programs")?);
@@ -343,8 +333,8 @@ pub(super) const OPTIONS: &[Opt] = &[
     },
     Opt {
         long: "watch",
-        help: "Show it anew every two seconds",
-        description: "Shows the list anew every two seconds, until it is interrupted (^C).",
+        help: "Refresh the list every two seconds",
+        description: "Refreshes the list every two seconds until interrupted (^C).",
         forms: &[Form::Ps],
         set: Set::Draft(|draft, _| {
             draft.watch = true;
@@ -356,7 +346,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         short: Some('h'),
         long: "help",
         help: "Show this help",
-        description: "Shows help about what stands before it.",
+        description: "Shows help for the subcommand before it, or for ckpt.",
         forms: &[
             Form::Launch,
             Form::Attach,
@@ -391,8 +381,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         short: Some('V'),
         long: "version",
         help: "Show the version",
-        description: "Shows the version of ckpt; of a checkpoint file, that of the ckpt which \
-                      saved it.",
+        description: "Shows the version of ckpt; for a checkpoint file, of the ckpt that saved it.",
         forms: &[Form::Launch, Form::Attach, Form::Stub],
         set: Set::Draft(|draft, _| {
             draft.page = Some(Page::Version);

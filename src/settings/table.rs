@@ -26,21 +26,20 @@ pub(crate) static SETTINGS: [Setting; 20] = [
         default: Some("PROGRAM's base name + .ckpt"),
         reach: Reach::Saves,
         help: "Save checkpoints to the file NAME",
-        description: "Saves checkpoints to NAME, which is FILENAME, file://FILENAME, \
-                      cssrv://HOST[:PORT]/NAME on a checkpoint server (ckpt serve), or |COMMAND, which \
-                      gets each checkpoint at its standard input. A \
-                      relative name is taken from the directory where ckpt (or the checkpoint \
-                      file) is started, with -p from the process's working directory. An \
-                      existing file is replaced when the new checkpoint is whole. A forked child \
-                      that executed no other program saves to NAME with its process id appended.\n\n\
-                      In NAME, %p stands for the process id, %h for the host, %% for a percent \
-                      sign, and %n, behind the last slash, for a number that grows by one with \
-                      each checkpoint, from 1 or from the highest number that there is.\n\n\
-                      COMMAND is run by /bin/sh in the directory where a relative name would be, with the \
-                      environment of PROGRAM (with ckpt save -n, of that) and CKPT_PID, CKPT_HOST, CKPT_NUMBER \
-                      and CKPT_PROGRAM. The checkpoint is there if COMMAND has read all of it and ended with \
-                      status 0; else it has failed, with the last line of COMMAND's standard error. With ckpt \
-                      save -n - it goes to standard output.",
+        description: "Saves checkpoints to NAME, which is FILENAME, file://FILENAME, cssrv://HOST[:PORT]/NAME on a \
+                      checkpoint server (ckpt serve), or |COMMAND, which reads each checkpoint from its standard \
+                      input. A relative name is relative to the directory in which ckpt (or the checkpoint file) is \
+                      started; with -p, to the process's working directory. An existing file is replaced once the new \
+                      checkpoint is complete. A forked child that has not executed another program saves to NAME with \
+                      its process id appended.\n\n\
+                      In NAME, %p stands for the process id, %h for the host name, %% for a percent sign, and %n, \
+                      after the last slash, for a number that grows by one with each checkpoint, starting from 1 or \
+                      from the highest number that exists.\n\n\
+                      COMMAND is run by /bin/sh in the directory to which a relative name would be relative, with the \
+                      environment of PROGRAM (for ckpt save -n, with the caller's) and CKPT_PID, CKPT_HOST, \
+                      CKPT_NUMBER and CKPT_PROGRAM. The checkpoint has succeeded if COMMAND has read all of it and \
+                      exited with status 0; otherwise it has failed, and the last line of COMMAND's standard error is \
+                      shown. ckpt save -n - writes to standard output.",
         parse: |said, value| fill(&mut said.name, Name::parse(value)),
         written: |said| Said::value(said.name.as_ref().map(Name::written)),
         inherit: |said, weaker| inherit(&mut said.name, &weaker.name),
@@ -59,10 +58,10 @@ pub(crate) static SETTINGS: [Setting; 20] = [
         default: Some("0"),
         reach: Reach::Equips,
         help: "Continue the program after a checkpoint",
-        description: "The program continues after a checkpoint; without this it ends (see \
-                      --exit-status), except after a periodic one. It continues at once, while the checkpoint is written from a \
-                      copy-on-write snapshot. CKPT_CONTINUE=1 says the same as -c; CKPT_CONTINUE=0 \
-                      ends the program also after a periodic checkpoint.",
+        description: "The program continues after a checkpoint. Without this it ends (see --exit-status), except after \
+                      a periodic checkpoint. It continues immediately, while the checkpoint is written from a \
+                      copy-on-write snapshot. CKPT_CONTINUE=1 is the same as -c; CKPT_CONTINUE=0 ends the program \
+                      after a periodic checkpoint, too.",
         parse: |said, value| fill(&mut said.continues, parse_switch(value)),
         written: |said| match said.continues {
             Some(false) => Said::Unsayable,
@@ -93,9 +92,8 @@ pub(crate) static SETTINGS: [Setting; 20] = [
         default: Some("SIGTSTP"),
         reach: Reach::Equips,
         help: "Checkpoint on SIGNAL; 0: on none",
-        description: "The signal that triggers a checkpoint: a name (USR1, SIGUSR1, RTMIN+3; in \
-                      upper or lower case) or a number from 1 to 64. With 0 no signal does. \
-                      SIGKILL and SIGSTOP cannot be used.",
+        description: "The signal that triggers a checkpoint: a name (USR1, SIGUSR1, RTMIN+3; upper or lower case) or a \
+                      number from 1 to 64. With 0, no signal does. SIGKILL and SIGSTOP cannot be used.",
         parse: |said, value| fill(&mut said.asyncsig, parse_signal(value)),
         written: |said| Said::number(said.asyncsig),
         inherit: |said, weaker| inherit(&mut said.asyncsig, &weaker.asyncsig),
@@ -121,12 +119,12 @@ pub(crate) static SETTINGS: [Setting; 20] = [
         env: Some(Variable { name: "CKPT_MSPERIOD", value: "PERIOD" }),
         default: Some("0"),
         reach: Reach::Equips,
-        help: "Checkpoint each PERIOD (10m); 0: never",
-        description: "Takes a checkpoint each PERIOD, by a process outside of the \
-                      program and without any timer or signal of it. PERIOD is a number with a unit \
-                      (500ms, 30s, 10m, 1h, 1d); a bare number counts milliseconds. The program goes on, unless \
-                      CKPT_CONTINUE=0 was given. A checkpoint that takes longer than the period \
-                      is followed by a whole period. With 0 there are no periodic checkpoints.",
+        help: "Checkpoint every PERIOD (10m); 0: never",
+        description: "Takes a checkpoint every PERIOD, from a separate process; the program gets no timer and no \
+                      signal. PERIOD is a number with a unit (500ms, 30s, 10m, 1h, 1d); a bare number is in \
+                      milliseconds. The program continues, unless CKPT_CONTINUE=0 is set. After a checkpoint that \
+                      takes longer than the period, a whole period passes before the next. With 0 there are no \
+                      periodic checkpoints.",
         parse: |said, value| fill(&mut said.msperiod, parse_period(value)),
         written: |said| Said::number(said.msperiod),
         inherit: |said, weaker| inherit(&mut said.msperiod, &weaker.msperiod),
@@ -142,8 +140,8 @@ pub(crate) static SETTINGS: [Setting; 20] = [
         default: Some("0"),
         reach: Reach::Equips,
         help: "End with status N after a checkpoint",
-        description: "The exit status, from 0 to 255, of a program that a checkpoint ended. Batch \
-                      systems requeue a job by its status, for example 85 or 99.",
+        description: "The exit status, 0 to 255, of a program that a checkpoint has ended. Batch systems requeue a job \
+                      by its exit status, for example 85 or 99.",
         parse: |said, value| fill(&mut said.exit_status, parse_status(value)),
         written: |said| Said::number(said.exit_status),
         inherit: |said, weaker| inherit(&mut said.exit_status, &weaker.exit_status),
@@ -163,8 +161,8 @@ pub(crate) static SETTINGS: [Setting; 20] = [
         default: Some("0"),
         reach: Reach::Equips,
         help: "Keep the last N of a name with %n; 0: all",
-        description: "Keeps the last N checkpoints of a name with %n. An older one is deleted when \
-                      a newer one is whole, never before.",
+        description: "Keeps the last N checkpoints of a name with %n; 0 keeps all. An older one is deleted only after \
+                      a newer one is complete.",
         parse: |said, value| fill(&mut said.keep, parse_keep(value)),
         written: |said| Said::number(said.keep),
         inherit: |said, weaker| inherit(&mut said.keep, &weaker.keep),
@@ -180,11 +178,11 @@ pub(crate) static SETTINGS: [Setting; 20] = [
         default: Some("1 without --resume, 0 with it"),
         reach: Reach::Equips,
         help: "Leave checkpoints when the program is done",
-        description: "With --resume, the checkpoints of a program that has come to its normal end (it has \
-                      ended by itself, with exit status 0) are set aside: NAME becomes NAME.finished, in \
-                      the place of an earlier one, so that the same command line then starts the program \
-                      from its beginning. Any other end leaves them. With --keep-finished they stay, and \
-                      --resume goes on from the last; --keep-finished=0 sets them aside also without --resume.",
+        description: "With --resume, when a program comes to its normal end (it exits by itself, with status 0) its \
+                      checkpoint is set aside: NAME is renamed to NAME.finished, replacing an earlier one, so that the \
+                      same command line then starts the program from the beginning. After any other end the checkpoint \
+                      stays. With --keep-finished it always stays, and --resume continues from it; --keep-finished=0 \
+                      sets it aside even without --resume.",
         parse: |said, value| fill(&mut said.keep_finished, parse_switch(value)),
         written: |said| Said::number(said.keep_finished.map(u8::from)),
         inherit: |said, weaker| inherit(&mut said.keep_finished, &weaker.keep_finished),
@@ -208,11 +206,11 @@ pub(crate) static SETTINGS: [Setting; 20] = [
         env: Some(Variable { name: "CKPT_EMBED_FILES", value: "BYTES" }),
         default: Some("0"),
         reach: Reach::Saves,
-        help: "Carry open files of up to BYTES along",
-        description: "Checkpoints carry the content of every open regular file of at most BYTES \
-                      (64K, 10M, 1G). Where such a file is absent at a restart, the program reads \
-                      that content; a file that it writes is made anew in its directory. A file \
-                      that is there is used as it is. With 0 no file is carried.",
+        help: "Store open files of up to BYTES, too",
+        description: "Stores in each checkpoint the content of every open regular file of at most BYTES (64K, 10M, \
+                      1G). If such a file is missing at a restart, the program reads the stored content; a file that \
+                      it writes is created again in its directory. A file that exists is used as it is. With 0, no \
+                      content is stored.",
         parse: |said, value| fill(&mut said.embed, parse_size(value)),
         written: |said| Said::number(said.embed),
         inherit: |said, weaker| inherit(&mut said.embed, &weaker.embed),
@@ -227,9 +225,9 @@ pub(crate) static SETTINGS: [Setting; 20] = [
         env: Some(Variable { name: "CKPT_ALONE", value: "0 or 1" }),
         default: Some("0"),
         reach: Reach::Saves,
-        help: "Save the one process without its descendants",
-        description: "Checkpoints hold PROGRAM without the processes that it has started. A restart is \
-                      without them: what they would have done is missing, and wait(2) finds none.",
+        help: "Save the process without its descendants",
+        description: "Saves PROGRAM without the processes that it has started. After a restart these do not exist: \
+                      what they would have done is missing, and wait(2) finds none of them.",
         parse: |said, value| fill(&mut said.alone, parse_switch(value)),
         written: |said| Said::switch(said.alone),
         inherit: |said, weaker| inherit(&mut said.alone, &weaker.alone),
@@ -247,9 +245,9 @@ pub(crate) static SETTINGS: [Setting; 20] = [
         env: Some(Variable { name: "CKPT_WITHOUT", value: "WHO,..." }),
         default: None,
         reach: Reach::Saves,
-        help: "Leave the descendant WHO out, and its own",
-        description: "Checkpoints leave out the descendants of PROGRAM whose name (of ps -o comm) or process id \
-                      is WHO, and what descends from them. Repeatable. They are named; a restart is without them.",
+        help: "Leave out descendant WHO and its descendants",
+        description: "Leaves out the descendants of PROGRAM whose name (as in ps -o comm) or process id is WHO, and \
+                      their descendants. Repeatable. Each checkpoint names them; they do not exist after a restart.",
         parse: |said, value| Without::parse(&mut said.without, value),
         written: |said| Said::value(said.without.as_ref().map(Without::written)),
         inherit: |said, weaker| inherit(&mut said.without, &weaker.without),
@@ -271,10 +269,9 @@ pub(crate) static SETTINGS: [Setting; 20] = [
         env: Some(Variable { name: "CKPT_VERBOSE", value: "0 or 1" }),
         default: Some("0"),
         reach: Reach::Saves,
-        help: "Name also what nobody is likely to miss",
-        description: "Checkpoints also name on standard error the descriptors that are not saved and \
-                      that the program has only because whoever started it has them, under the same \
-                      numbers: pipes of a shell or of a batch system.",
+        help: "Also report losses that hardly ever matter",
+        description: "Also reports descriptors that are not saved and that the program merely inherited under the same \
+                      number from whatever started it, such as a shell's or a batch system's pipes.",
         parse: |said, value| fill(&mut said.verbose, parse_switch(value)),
         written: |said| Said::switch(said.verbose),
         inherit: |said, weaker| inherit(&mut said.verbose, &weaker.verbose),
@@ -292,10 +289,10 @@ pub(crate) static SETTINGS: [Setting; 20] = [
         env: Some(Variable { name: "CKPT_STRICT", value: "0 or 1" }),
         default: Some("0"),
         reach: Reach::Saves,
-        help: "Take no checkpoint that loses anything",
-        description: "Where a restart would go without something (ckpt check PID tells beforehand), no \
-                      checkpoint is taken: all of it is named, the program goes on, and an earlier \
-                      checkpoint stays. Without this it is named, and the checkpoint is taken.",
+        help: "Take no checkpoint if anything would be lost",
+        description: "Takes no checkpoint if a restart from it would lack anything (ckpt check PID tells beforehand): \
+                      everything that would be lost is listed, the program continues, and an earlier checkpoint stays. \
+                      Without this, the losses are listed and the checkpoint is taken.",
         parse: |said, value| fill(&mut said.strict, parse_switch(value)),
         written: |said| Said::switch(said.strict),
         inherit: |said, weaker| inherit(&mut said.strict, &weaker.strict),
@@ -314,11 +311,12 @@ pub(crate) static SETTINGS: [Setting; 20] = [
         default: None,
         reach: Reach::Saves,
         help: "Run COMMAND after each checkpoint",
-        description: "Runs COMMAND by sh -c when a checkpoint is whole or has failed, as no child of the program, which does \
-                      not wait for it. Its environment is the program's with CKPT_HOOK_RESULT (saved or failed), \
-                      CKPT_HOOK_NAME, CKPT_HOOK_BYTES, CKPT_HOOK_PAUSE (milliseconds), CKPT_HOOK_NUMBER, CKPT_HOOK_ENDED \
-                      (1: the program ends with it), CKPT_HOOK_REASON (of a failure), CKPT_HOOK_PID and \
-                      CKPT_HOOK_PROGRAM. That it fails is said once. Several may run at a time.",
+        description: "Runs COMMAND with sh -c after each checkpoint, complete or failed. It is not a child of the \
+                      program, which does not wait for it. Its environment is the program's plus CKPT_HOOK_RESULT \
+                      (saved or failed), CKPT_HOOK_NAME, CKPT_HOOK_BYTES, CKPT_HOOK_PAUSE (milliseconds), \
+                      CKPT_HOOK_NUMBER, CKPT_HOOK_ENDED (1: the checkpoint ended the program), CKPT_HOOK_REASON (of a \
+                      failure), CKPT_HOOK_PID and CKPT_HOOK_PROGRAM. If COMMAND fails, this is reported once. Several \
+                      may run at the same time.",
         parse: |said, value| fill(&mut said.notify, parse_command(value)),
         written: |said| Said::value(said.notify.as_ref()),
         inherit: |said, weaker| inherit(&mut said.notify, &weaker.notify),
@@ -337,11 +335,12 @@ pub(crate) static SETTINGS: [Setting; 20] = [
         default: Some("0"),
         reach: Reach::Saves,
         help: "Keep TCP connections to others (root)",
-        description: "TCP connections to others go on after a checkpoint that ends PROGRAM, as root \
-                      (CAP_NET_ADMIN), at the restart where the machine has the same address. For 15 minutes \
-                      a process (ckpt-tcp) keeps them alive where the program was; a restart later, or \
-                      elsewhere, needs a firewall rule until then, or the first segment of the other end resets \
-                      them (docs/saved.md). A restart with --keep-tcp=0 has them reset.",
+        description: "Keeps TCP connections to other programs across a checkpoint that ends PROGRAM. This needs root \
+                      (CAP_NET_ADMIN), at the restart, too, and a machine that has the same address. For 15 minutes a \
+                      process named ckpt-tcp keeps the connections alive where the program was. If the restart comes \
+                      later or on another machine, a firewall rule must drop the peers' packets in the meantime, \
+                      because the first one would reset the connection (docs/saved.md). A restart with --keep-tcp=0 \
+                      resets the connections.",
         parse: |said, value| fill(&mut said.keep_tcp, parse_switch(value)),
         written: |said| Said::number(said.keep_tcp.map(u8::from)),
         inherit: |said, weaker| inherit(&mut said.keep_tcp, &weaker.keep_tcp),
@@ -359,13 +358,12 @@ pub(crate) static SETTINGS: [Setting; 20] = [
         env: Some(Variable { name: "CKPT_LAZY", value: "0 or 1" }),
         default: Some("0"),
         reach: Reach::Equips,
-        help: "Restart before the memory is there (root)",
-        description: "A restart goes on before the program's memory is read: a process outside \
-                      (ckpt-assist) brings what is touched, and meanwhile the rest, from the \
-                      checkpoint file, which may be renamed or removed. All of it takes longer than \
-                      without, but the program runs. If that process is killed, the program is \
-                      ended. It takes root (CAP_SYS_PTRACE) and Linux 5.18; elsewhere, and for \
-                      several processes, all is read first, and a sentence says so.",
+        help: "Restart before the memory is read (root)",
+        description: "A restart lets the program run before its memory has been read: a separate process (ckpt-assist) \
+                      loads what the program touches, and the rest in the background, from the checkpoint file, which \
+                      may be renamed or removed. In total this takes longer than a normal restart. If ckpt-assist is \
+                      killed, the program ends. This needs root (CAP_SYS_PTRACE) and Linux 5.18; otherwise, and for \
+                      several processes, all memory is read first, and a message says so.",
         parse: |said, value| fill(&mut said.lazy, parse_switch(value)),
         written: |said| Said::number(said.lazy.map(u8::from)),
         inherit: |said, weaker| inherit(&mut said.lazy, &weaker.lazy),
@@ -383,9 +381,9 @@ pub(crate) static SETTINGS: [Setting; 20] = [
         env: Some(Variable { name: "CKPT_KEY", value: "FILE" }),
         default: Some("~/.config/ckpt/key"),
         reach: Reach::Keyed,
-        help: "The checkpoint server's key is in FILE",
-        description: "FILE holds the key that clients and checkpoint server share. Only \
-                      its owner may be able to read it.",
+        help: "Read the checkpoint server's key from FILE",
+        description: "FILE contains the key that the checkpoint server shares with its clients. Only its owner may be \
+                      able to read it.",
         parse: |said, value| fill(&mut said.transfer.key, parse_file(value).map(Key::Said)),
         written: |said| match &said.transfer.key {
             Some(Key::Said(path)) => Said::value(Some(path)),
@@ -408,9 +406,8 @@ pub(crate) static SETTINGS: [Setting; 20] = [
         default: Some("0"),
         reach: Reach::Keyed,
         help: "Talk to the checkpoint server without a key",
-        description: "Neither encrypts nor proves who is who: for networks that only \
-                      friends use. Each side must be told; one with a key never does \
-                      without.",
+        description: "Uses no encryption and no authentication: only for networks where everybody is trusted. Both \
+                      client and server must be told; one that has a key never talks without it.",
         parse: |said, value| fill(&mut said.transfer.insecure, parse_switch(value)),
         written: |said| Said::switch(said.transfer.insecure),
         inherit: |said, weaker| inherit(&mut said.transfer.insecure, &weaker.transfer.insecure),
@@ -429,10 +426,9 @@ pub(crate) static SETTINGS: [Setting; 20] = [
         default: Some("0"),
         reach: Reach::Saves,
         help: "Compress checkpoints",
-        description: "Compresses memory and files in checkpoints (LZ4, pieces of at most 256 KiB, \
-                      those that get smaller by an eighth or more), with all processors. For slow \
-                      disks and networks; where these are fast it takes longer to save and to \
-                      restart.",
+        description: "Compresses the memory and files in checkpoints on all processors (LZ4, in blocks of up to 256 \
+                      KiB; blocks that would shrink by less than an eighth stay as they are). This helps on slow disks \
+                      and networks; on fast ones, saving and restarting take longer.",
         parse: |said, value| fill(&mut said.compress, parse_switch(value)),
         written: |said| Said::switch(said.compress),
         inherit: |said, weaker| inherit(&mut said.compress, &weaker.compress),
@@ -451,12 +447,12 @@ pub(crate) static SETTINGS: [Setting; 20] = [
         default: Some("1"),
         reach: Reach::Equips,
         help: "Periodic checkpoints write what has changed; 0: all",
-        description: "With 1 a periodic checkpoint to a file brings the one before the last up to date, which \
-                      stays beside it under a hidden name, and writes only what differs. What the program \
-                      writes to large memory (32 MiB or more) the kernel tells, where it can (Linux 6.7); the \
-                      rest is read and compared. With 2 the kernel is asked for all memory. Tracked memory cannot \
-                      be given to a userfaultfd(2) (EBUSY), and is not moved as one with memory that is not \
-                      (mremap(2), EFAULT). With 0 each writes all, and there is no other file.",
+        description: "With 1, a periodic checkpoint to a file updates the checkpoint before the last one, which is \
+                      kept beside it under a hidden name, and writes only what differs. For large memory areas (32 MiB \
+                      or more) the kernel reports what the program has written, where it can (Linux 6.7); the rest is \
+                      read and compared. With 2, the kernel reports it for all memory. The program cannot register \
+                      such memory with a userfaultfd(2) of its own (EBUSY), nor move it together with other memory in \
+                      one mremap(2) (EFAULT). With 0, every checkpoint writes everything, and there is no second file.",
         parse: |said, value| fill(&mut said.incremental, parse_level(value)),
         written: |said| Said::number(said.incremental),
         inherit: |said, weaker| inherit(&mut said.incremental, &weaker.incremental),
@@ -479,8 +475,8 @@ pub(crate) static SETTINGS: [Setting; 20] = [
         default: None,
         reach: Reach::Saves,
         help: "Save to FILENAME when server or command fail",
-        description: "Where a checkpoint goes that the checkpoint server, or |COMMAND, did not take. A \
-                      relative name is taken from where that of -n is.",
+        description: "Where to save a checkpoint that the checkpoint server or |COMMAND did not accept. A relative \
+                      name is relative to the same directory as that of -n.",
         parse: |said, value| fill(&mut said.transfer.fallback, parse_file(value)),
         written: |said| Said::value(said.transfer.fallback.as_ref()),
         inherit: |said, weaker| inherit(&mut said.transfer.fallback, &weaker.transfer.fallback),
