@@ -47,7 +47,7 @@ fn main() {
 /// Leaves the tables for unwinding out of the binary, which ends at a panic (panic = "abort"). The script is added
 /// to the linker's own; the C runtime's begin and end refer to their own parts.
 fn leave_out_unwinding(out: &Path) {
-    const SCRIPT: &str = "SECTIONS\n{\n  /DISCARD/ : { *(EXCLUDE_FILE(*crtbegin*.o *crtend*.o) .eh_frame) }\n}\nINSERT AFTER .text;\n";
+    const SCRIPT: &str = "SECTIONS\n{\n  /DISCARD/ : { *(EXCLUDE_FILE(*crtbegin*.o *crtend*.o) .eh_frame) *(.gcc_except_table*) }\n}\nINSERT AFTER .text;\n";
     let script = out.join("sections.ld");
     if let Err(e) = std::fs::write(&script, SCRIPT) {
         fail(&format!("cannot write {}: {e}", script.display()));
