@@ -11,6 +11,8 @@
 #![allow(unsafe_code)]
 
 #[cfg(not(test))]
+mod naming;
+#[cfg(not(test))]
 mod unwinding;
 
 use ckpt::proc::room;

@@ -16,7 +16,7 @@ const LAYERS: [&[&str]; 4] = [
     ],
     &["resource", "image", "inject"],
     &["dump", "restart", "serve"],
-    &["main", "unwinding", "cli", "command"],
+    &["main", "naming", "unwinding", "cli", "command"],
 ];
 
 /// The layer whose modules never see each other.
