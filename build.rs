@@ -4,6 +4,7 @@
 //! rustc makes a static library of position-independent code and the linker a shared object with
 //! our own export list: a cdylib of rustc's would export the payload's memcpy too. `-z defs`
 //! refuses undefined symbols, and with them any code that could panic (payload/src/panic.rs).
+//! What is embedded is compressed (src/packed.rs).
 
 use ckpt_abi::api::FUNCTIONS;
 use std::path::{Path, PathBuf};
@@ -26,7 +27,7 @@ const ENTRIES: [&str; 10] = [
 ];
 
 fn main() {
-    for sources in ["payload/src", ckpt_abi::SOURCES] {
+    for sources in ["payload/src", "payload/sdk", ckpt_abi::SOURCES] {
         println!("cargo::rerun-if-changed={sources}");
     }
     println!("cargo::rerun-if-env-changed=CC");
@@ -41,6 +42,10 @@ fn main() {
     let out = PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default());
     let archive = compile(&out);
     link(&out, &archive);
+    pack(&out.join("libckpt.so"), &out);
+    for text in ["ckpt.h", "ckpt.py", "ckpt.3"] {
+        pack(&Path::new("payload/sdk").join(text), &out);
+    }
     leave_out_unwinding(&out);
 }
 
@@ -53,6 +58,16 @@ fn leave_out_unwinding(out: &Path) {
         fail(&format!("cannot write {}: {e}", script.display()));
     }
     println!("cargo::rustc-link-arg-bins=-Wl,--no-eh-frame-hdr,-T,{}", script.display());
+}
+
+/// Writes NAME.lz4 into `out`: the length, 4 bytes, and an LZ4 block.
+fn pack(file: &Path, out: &Path) {
+    let mut name = file.file_name().unwrap_or_default().to_owned();
+    name.push(".lz4");
+    let packed = std::fs::read(file).map(|bytes| lz4_flex::block::compress_prepend_size(&bytes));
+    if let Err(e) = packed.and_then(|packed| std::fs::write(out.join(name), packed)) {
+        fail(&format!("cannot pack {}: {e}", file.display()));
+    }
 }
 
 fn compile(out: &Path) -> PathBuf {

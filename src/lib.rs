@@ -14,6 +14,7 @@ pub mod image;
 pub(crate) mod inject;
 pub(crate) mod object;
 pub(crate) mod order;
+pub(crate) mod packed;
 pub mod proc;
 pub(crate) mod progress;
 pub(crate) mod ptrace;

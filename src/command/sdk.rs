@@ -4,20 +4,21 @@
 use crate::error::{Because, Result};
 use crate::image::stub;
 use crate::inject::library;
+use crate::packed::{Packed, packed};
 use ckpt_abi::api::FUNCTIONS;
 use std::path::Path;
 
-const HEADER: &str = include_str!("../../payload/sdk/ckpt.h");
-const PYTHON: &str = include_str!("../../payload/sdk/ckpt.py");
-const PAGE: &str = include_str!("../../payload/sdk/ckpt.3");
+static HEADER: Packed = packed!("ckpt.h");
+static PYTHON: Packed = packed!("ckpt.py");
+static PAGE: Packed = packed!("ckpt.3");
 
 /// Writes the library, its header and the rest below `dir`.
 pub(super) fn run(dir: &Path) -> Result<u8> {
     write(dir, "lib/libckpt.so", &library::with(&stub::own()?)?)?;
-    write(dir, "include/ckpt.h", HEADER.as_bytes())?;
+    write(dir, "include/ckpt.h", &HEADER.unpacked()?)?;
     write(dir, "lib/pkgconfig/ckpt.pc", description().as_bytes())?;
-    write(dir, "lib/python/ckpt.py", PYTHON.as_bytes())?;
-    write(dir, "share/man/man3/ckpt_ckpt.3", PAGE.as_bytes())?;
+    write(dir, "lib/python/ckpt.py", &PYTHON.unpacked()?)?;
+    write(dir, "share/man/man3/ckpt_ckpt.3", &PAGE.unpacked()?)?;
     // The page describes all functions; each other one's name leads to it.
     for function in FUNCTIONS.into_iter().filter(|name| *name != "ckpt_ckpt") {
         write(dir, &format!("share/man/man3/{function}.3"), b".so man3/ckpt_ckpt.3\n")?;

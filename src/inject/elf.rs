@@ -4,6 +4,7 @@
 use super::{PAGE, pages};
 use crate::error::{Error, Result};
 use crate::object;
+use crate::packed::{Packed, packed};
 use ckpt_abi::region::HOLE_LEN;
 use goblin::elf::Elf;
 use goblin::elf::program_header::PT_LOAD;
@@ -11,10 +12,11 @@ use goblin::elf::reloc::R_X86_64_RELATIVE;
 use nix::libc;
 use std::sync::OnceLock;
 
-static LIBCKPT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/libckpt.so"));
+static LIBCKPT: Packed = packed!("libckpt.so");
 
 /// The payload's shared object.
 pub(crate) struct Payload {
+    file: &'static [u8],
     elf: Elf<'static>,
     len: u64,
 }
@@ -22,18 +24,17 @@ pub(crate) struct Payload {
 impl Payload {
     /// The one this binary carries.
     pub(crate) fn embedded() -> Result<&'static Self> {
-        static PAYLOAD: OnceLock<std::result::Result<Payload, String>> = OnceLock::new();
-        let parsed = PAYLOAD.get_or_init(|| Self::parse().map_err(|e| e.to_string()));
-        parsed
-            .as_ref()
-            .map_err(|e| Error::new(format!("the libckpt.so inside this ckpt is damaged: {e}")))
+        static PAYLOAD: OnceLock<Result<Payload>> = OnceLock::new();
+        PAYLOAD.get_or_init(Self::parse).as_ref().map_err(Error::clone)
     }
 
-    fn parse() -> goblin::error::Result<Self> {
-        let elf = object::read(LIBCKPT)?;
+    fn parse() -> Result<Self> {
+        let file: &'static [u8] = LIBCKPT.unpacked()?.leak();
+        let elf = object::read(file)
+            .map_err(|e| Error::new(format!("the libckpt.so inside this ckpt is damaged: {e}")))?;
         let ends = elf.program_headers.iter().filter(|p| p.p_type == PT_LOAD);
         let len = pages(ends.map(|p| p.p_vaddr + p.p_memsz).max().unwrap_or(0));
-        Ok(Self { elf, len })
+        Ok(Self { file, elf, len })
     }
 
     /// Its headers and dynamic symbols.
@@ -42,8 +43,8 @@ impl Payload {
     }
 
     /// The shared object itself.
-    pub(crate) fn file() -> &'static [u8] {
-        LIBCKPT
+    pub(crate) fn file(&self) -> &'static [u8] {
+        self.file
     }
 
     /// Bytes in memory, whole pages.
@@ -64,7 +65,7 @@ impl Payload {
         for header in self.elf.program_headers.iter().filter(|p| p.p_type == PT_LOAD) {
             let (to, from) = (header.p_vaddr as usize, header.p_offset as usize);
             let len = header.p_filesz as usize;
-            image[to..to + len].copy_from_slice(&LIBCKPT[from..from + len]);
+            image[to..to + len].copy_from_slice(&self.file[from..from + len]);
         }
         for relocation in self.elf.dynrelas.iter().filter(|r| r.r_type == R_X86_64_RELATIVE) {
             let at = relocation.r_offset as usize;
@@ -98,7 +99,7 @@ impl Payload {
         let mut loads = self.elf.program_headers.iter().filter(|p| p.p_type == PT_LOAD);
         let load = loads.find(|p| p.vm_range().contains(&(start as usize)));
         let start = load.map_or(0, |p| start - p.p_vaddr + p.p_offset) as usize;
-        LIBCKPT[start..start + HOLE_LEN as usize].to_vec()
+        self.file[start..start + HOLE_LEN as usize].to_vec()
     }
 }
 
@@ -111,7 +112,7 @@ mod tests {
     fn every_relocation_is_relative() {
         let payload = Payload::embedded().unwrap();
         // All but the C library's functions, which only the loaded object may find.
-        let elf = Elf::parse(LIBCKPT).unwrap();
+        let elf = Elf::parse(payload.file).unwrap();
         let others = elf.dynrelas.iter().filter(|r| r.r_type != R_X86_64_RELATIVE);
         let names = others.map(|r| elf.dynsyms.get(r.r_sym).unwrap());
         let mut names: Vec<_> = names
@@ -140,7 +141,8 @@ mod tests {
 
     #[test]
     fn what_is_read_is_what_the_whole_parser_finds() {
-        let (short, whole) = (object::read(LIBCKPT).unwrap(), Elf::parse(LIBCKPT).unwrap());
+        let file = Payload::embedded().unwrap().file;
+        let (short, whole) = (object::read(file).unwrap(), Elf::parse(file).unwrap());
         assert_eq!(short.program_headers, whole.program_headers);
         assert!(short.dynsyms.iter().eq(whole.dynsyms.iter()) && !short.dynsyms.is_empty());
         assert_eq!(short.dynstrtab.to_vec().unwrap(), whole.dynstrtab.to_vec().unwrap());
@@ -151,7 +153,7 @@ mod tests {
     fn rubbish_is_no_object() {
         assert!(object::read(b"no object").is_err());
         for at in 0..64 {
-            let mut changed = LIBCKPT.to_vec();
+            let mut changed = LIBCKPT.unpacked().unwrap();
             changed[at] ^= 0xff;
             let _ = (object::read(&changed), object::read(&changed[..64 + at]));
         }

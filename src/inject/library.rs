@@ -10,7 +10,7 @@ use goblin::elf::program_header::{PF_R, PT_GNU_RELRO, PT_LOAD, program_header64}
 /// The file's bytes, with `executable` inside.
 pub(crate) fn with(executable: &[u8]) -> Result<Vec<u8>> {
     let payload = Payload::embedded()?;
-    let mut file = Payload::file().to_vec();
+    let mut file = payload.file().to_vec();
     let damaged =
         |why: &str| Error::new(format!("the libckpt.so inside this ckpt is damaged: {why}"));
     let elf = payload.elf();
