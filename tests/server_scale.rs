@@ -167,6 +167,64 @@ fn a_check_names_what_is_damaged() {
 }
 
 #[test]
+fn what_cannot_be_seen_is_not_given_back() {
+    let bench = Bench::new(Who::Nobody);
+    let server = Server::start(&bench, &insecure());
+    for (name, seed) in [("a", 1), ("b", 2), ("c", 3)] {
+        bench.file(name, image(noise(1 << 20, seed)));
+        bench.must(&["put", "--insecure", name, &server.name(&format!("{name}/x"))]);
+    }
+    // A closed folder, and two recipes with one wrong bit each.
+    let closed = server.file("a");
+    fs::set_permissions(&closed, PermissionsExt::from_mode(0o0)).expect("chmod");
+    let flips = [(server.file("b/x"), 3), (server.file("c/x"), 530)];
+    let flip = || {
+        for (path, at) in &flips {
+            let file = fs::File::options().read(true).write(true).open(path).expect("a file");
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, *at).expect("a byte");
+            file.write_all_at(&[byte[0] ^ 1], *at).expect("a byte");
+        }
+    };
+    flip();
+    let again = |server: Server| {
+        server.run.signal(SIGKILL);
+        server.run.end();
+        Server::start(&bench, &insecure())
+    };
+    let server = again(server);
+    server.run.complaint("no room is given back");
+    let refused = bench.order(&["get", "--insecure", &server.name("b/x"), "out"]);
+    assert!(refused.stderr.contains("is damaged"), "{refused:?}");
+    // Uploads go on.
+    bench.file("d", image(noise(1 << 20, 4)));
+    bench.must(&["put", "--insecure", "d", &server.name("d")]);
+    bench.must(&["verify", "--insecure", &server.name("d")]);
+    // Once all can be seen again, all is there.
+    flip();
+    fs::set_permissions(&closed, PermissionsExt::from_mode(0o700)).expect("chmod");
+    let server = again(server);
+    for name in ["a", "b", "c"] {
+        let stored = server.stored(None, &format!("{name}/x")).expect("it");
+        assert!(stored == fs::read(bench.path(name)).expect("a file"), "{name}");
+    }
+    // A copy that was made by hand is refused when the original is gone.
+    fs::copy(server.file("d"), server.file("copy")).expect("a copy");
+    bench.give(&server.file("copy"));
+    bench.must(&["rm", "--insecure", &server.name("d")]);
+    fs::copy(server.file("a/x"), server.file("part")).expect("a copy");
+    bench.give(&server.file("part"));
+    bench.file("f", image(changed(&noise(1 << 20, 1), 100..101)));
+    bench.must(&["put", "--insecure", "f", &server.name("f")]);
+    bench.must(&["rm", "--insecure", &server.name("a/x")]);
+    let refused = bench.order(&["get", "--insecure", &server.name("part"), "out"]);
+    assert!(refused.stderr.contains("a part of its content is lost"), "{refused:?}");
+    let refused = bench.order(&["get", "--insecure", &server.name("copy"), "out"]);
+    assert_eq!(refused.code(), Some(125), "{refused:?}");
+    server.stop();
+}
+
+#[test]
 fn whole_files_and_parts_are_read_by_either() {
     let bench = Bench::new(Who::Nobody);
     let bytes = image(noise(300_000, 5));

@@ -17,8 +17,8 @@ use crate::settings::server::check_stored;
 /// Folders deeper than any name can be are not listed.
 const DEPTH: usize = 512;
 
-/// Who is given files by name.
-type Walker<'a> = dyn FnMut(String, &FileStat) -> Result<()> + 'a;
+/// Who is given files by name, and what cannot be looked at.
+type Walker<'a> = dyn FnMut(String, nix::Result<&FileStat>) -> Result<()> + 'a;
 
 impl Store {
     /// Gives the images in a folder ("": all) to `each`, in no order.
@@ -26,7 +26,8 @@ impl Store {
     /// # Errors
     /// There is no such folder, or `each` failed.
     pub fn list(&self, folder: &str, each: &mut dyn FnMut(Entry) -> Result<()>) -> Result<()> {
-        self.walk(folder, false, &mut |name, stat| {
+        self.walk(folder, &mut |name, stat| {
+            let Ok(stat) = stat else { return Ok(()) };
             let file = self.resolve(&name, READ).ok().map(File::from);
             let tail = file.and_then(|file| recipe::tail(&file).ok().flatten());
             let len = tail.map_or(stat.st_size.cast_unsigned(), |tail| tail.len);
@@ -34,22 +35,22 @@ impl Store {
         })
     }
 
-    /// Gives the files in a folder ("": all) to `each`, by name. With `all` a folder that cannot be read is an error.
-    pub(super) fn walk(&self, folder: &str, all: bool, each: &mut Walker<'_>) -> Result<()> {
+    /// Gives the files in a folder ("": all) to `each`, by name.
+    pub(super) fn walk(&self, folder: &str, each: &mut Walker<'_>) -> Result<()> {
         let folder = folder.strip_suffix('/').unwrap_or(folder);
         if !folder.is_empty() {
             check_stored(folder).map_err(|why| format!("the name {why}"))?;
         }
         let place = if folder.is_empty() { "." } else { folder };
         let fd = self.resolve(place, OFlag::O_DIRECTORY).map_err(refusal)?;
-        self.walk_below(fd, folder, [DEPTH, all.into()], each)
+        self.walk_below(fd, folder, DEPTH, each)
     }
 
     fn walk_below(
         &self,
         fd: OwnedFd,
         folder: &str,
-        [depth, all]: [usize; 2],
+        depth: usize,
         each: &mut Walker<'_>,
     ) -> Result<()> {
         let mut folders = Vec::new();
@@ -58,8 +59,10 @@ impl Store {
         for entry in dir.iter() {
             let entry = match entry {
                 Ok(entry) => entry,
-                Err(e) if all > 0 => return Err(refusal(e)),
-                Err(_) => continue,
+                Err(e) => {
+                    each(folder.into(), Err(e))?;
+                    continue;
+                }
             };
             let Ok(part) = entry.file_name().to_str() else { continue };
             let slash = if folder.is_empty() { "" } else { "/" };
@@ -68,24 +71,29 @@ impl Store {
             if check_stored(&name).is_err() {
                 continue;
             }
-            let Ok(stat) = fstatat(&at, part, AtFlags::AT_SYMLINK_NOFOLLOW) else { continue };
-            if is(&stat, SFlag::S_IFDIR) {
-                folders.push(name);
-            } else if is(&stat, SFlag::S_IFREG) {
-                each(name, &stat)?;
+            match fstatat(&at, part, AtFlags::AT_SYMLINK_NOFOLLOW) {
+                Ok(stat) if is(&stat, SFlag::S_IFDIR) => folders.push((name, stat)),
+                Ok(stat) if is(&stat, SFlag::S_IFREG) => each(name, Ok(&stat))?,
+                Ok(_) | Err(Errno::ENOENT) => {}
+                Err(e) => each(name, Err(e))?,
             }
         }
         drop(dir);
-        for folder in folders.into_iter().filter(|_| depth > 0) {
+        for (folder, stat) in folders.into_iter().filter(|_| depth > 0) {
             match self.resolve(&folder, OFlag::O_DIRECTORY) {
-                Ok(fd) => self.walk_below(fd, &folder, [depth - 1, all], each)?,
-                Err(e) if all > 0 && e != Errno::ENOENT => return Err(refusal(e)),
-                // One that is gone or closed to us is passed over.
-                Err(_) => {}
+                Ok(fd) => self.walk_below(fd, &folder, depth - 1, each)?,
+                Err(e) if is_nothing(e, &stat) => {}
+                Err(e) => each(folder, Err(e))?,
             }
         }
         Ok(())
     }
+}
+
+/// Whether what cannot be opened is gone, or somebody else's, so that nothing of ours is there.
+pub(super) fn is_nothing(error: Errno, stat: &FileStat) -> bool {
+    error == Errno::ENOENT
+        || error == Errno::EACCES && stat.st_uid != nix::unistd::geteuid().as_raw()
 }
 
 /// A descriptor of an open directory beside its stream.

@@ -4,7 +4,7 @@
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::statvfs::fstatvfs;
 
@@ -127,10 +127,12 @@ pub(super) fn serve(listener: &TcpListener, text: &dyn Fn() -> String) {
 }
 
 fn answer(mut stream: TcpStream, text: &dyn Fn() -> String) -> io::Result<()> {
-    stream.set_read_timeout(Some(PATIENCE))?;
+    let begin = Instant::now();
     stream.set_write_timeout(Some(PATIENCE))?;
     let (mut said, mut piece) = (Vec::new(), [0; 1024]);
     while !said.windows(4).any(|end| end == b"\r\n\r\n") && said.len() < QUESTION {
+        let left = PATIENCE.checked_sub(begin.elapsed()).filter(|left| !left.is_zero());
+        stream.set_read_timeout(Some(left.ok_or(io::ErrorKind::TimedOut)?))?;
         match stream.read(&mut piece)? {
             0 => break,
             n => said.extend_from_slice(&piece[..n]),

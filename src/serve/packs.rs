@@ -114,8 +114,10 @@ pub(super) struct State {
     writing: Vec<Arc<Pack>>,
     next: u32,
     page: Page,
-    /// Whether all counts are as they should be; else nothing is freed until they are made anew.
+    /// Whether no count is too low; else nothing is freed until they are made anew.
     pub sound: bool,
+    /// Whether none is too high either, as far as is known; else they are made anew at the next start.
+    pub exact: bool,
 }
 
 /// The records that were looked at last.
@@ -128,11 +130,11 @@ struct Page {
 
 impl Page {
     fn flush(&mut self) -> io::Result<()> {
-        if !std::mem::take(&mut self.is_changed) {
-            return Ok(());
+        if let Some(pack) = self.pack.as_ref().filter(|_| self.is_changed) {
+            pack.file.write_all_at(self.records.as_bytes(), u64::from(self.group) * GROUP)?;
         }
-        let Some(pack) = &self.pack else { return Ok(()) };
-        pack.file.write_all_at(self.records.as_bytes(), u64::from(self.group) * GROUP)
+        self.is_changed = false;
+        Ok(())
     }
 }
 
@@ -144,7 +146,10 @@ impl Packs {
         id: [u64; 2],
         closed: Option<Left>,
     ) -> io::Result<Self> {
-        let (size, live) = closed.map_or((None, numbers(path)), |(size, live)| (Some(size), live));
+        let (size, live) = closed.map_or_else(
+            || Ok((None, numbers(path)?)),
+            |(size, live)| io::Result::Ok((Some(size), live)),
+        )?;
         let index = Index::open(&dir, size)?;
         // Seconds, so that numbers of packs that are gone do not come again.
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -152,7 +157,8 @@ impl Packs {
         let next = last.saturating_add(1).max(now.as_secs() as u32);
         let records = [Record::new_zeroed(); SLOTS as usize];
         let page = Page { pack: None, group: 0, records, is_changed: false };
-        let state = State { index, live, writing: Vec::new(), next, page, sound: true };
+        let state =
+            State { index, live, writing: Vec::new(), next, page, sound: true, exact: true };
         Ok(Self { dir, id, state: Mutex::new(state) })
     }
 
@@ -194,7 +200,7 @@ impl Packs {
             found
         };
         let found: Vec<_> = units.iter().map(&mut find).collect();
-        state.flush();
+        let _ = state.flush();
         let places: Vec<_> = found.iter().flatten().collect();
         for place in places.chunk_by(|a, b| a.pack == b.pack) {
             let number = place[0].pack;
@@ -206,25 +212,29 @@ impl Packs {
         found
     }
 
-    /// Takes down what was written into the slots of a pack from `first` on.
+    /// Takes down what was written into the slots of a pack from `first` on, which are of one group.
     pub(super) fn add(&self, pack: u32, first: u32, units: &[Unit]) -> io::Result<()> {
         let mut state = self.state();
         for (slot, unit) in (first..).zip(units) {
             let place = Place { pack, slot };
             let record = Record { digest: unit.digest, len: unit.len, count: 1 };
             state.put(&self.dir, place, record)?;
-            // It is only a hint.
-            let _ = state.index.insert(&self.dir, unit.key(), place);
         }
-        state.flush();
+        if let Err(e) = state.flush() {
+            // On a full disk they may never be written, and all others would wait for that.
+            let at = (first % SLOTS) as usize;
+            state.page.records[at..at + units.len()].fill(Record::new_zeroed());
+            state.page.is_changed = false;
+            return Err(e);
+        }
+        for (slot, unit) in (first..).zip(units) {
+            // It is only a hint.
+            let _ = state.index.insert(&self.dir, unit.key(), Place { pack, slot });
+        }
         if let Some(live) = state.live_of(pack) {
             *live += units.len() as u32;
         }
-        if state.sound {
-            Ok(())
-        } else {
-            Err(io::Error::other("a pack's records were not written"))
-        }
+        Ok(())
     }
 
     /// An upload writes no more into its pack. What others mean of one that was given up is on the disk first.
@@ -250,10 +260,7 @@ impl Packs {
                 freed.push(place);
             }
         }
-        state.flush();
-        if !state.sound {
-            freed.truncate(before);
-        }
+        let _ = state.flush();
         for pack in freed[before..].chunk_by(|a, b| a.pack == b.pack) {
             let number = pack[0].pack;
             let left = state.live_of(number).map(|live| {
@@ -269,6 +276,9 @@ impl Packs {
 
     fn forget(&self, state: &mut State, number: u32) {
         state.live.retain(|[other, _]| *other != number);
+        if state.page.pack.as_ref().is_some_and(|pack| pack.number == number) {
+            state.page.is_changed = false;
+        }
         let _ = unlinkat(&self.dir, number.to_string().as_str(), UnlinkatFlags::NoRemoveDir);
     }
 
@@ -308,9 +318,9 @@ impl State {
         self.live.get_mut(i).map(|[_, live]| live)
     }
 
-    /// Writes records that were changed; without them nothing can be freed any more.
-    pub(super) fn flush(&mut self) {
-        self.sound &= self.page.flush().is_ok();
+    /// Writes records that were changed; they stay until that was done.
+    pub(super) fn flush(&mut self) -> io::Result<()> {
+        self.page.flush().inspect_err(|_| self.exact = false)
     }
 
     /// The record of a slot; of one that there is not, zeros.
@@ -318,7 +328,7 @@ impl State {
         let group = place.slot / SLOTS;
         let same_pack = self.page.pack.as_ref().is_some_and(|pack| pack.number == place.pack);
         if !same_pack || self.page.group != group {
-            self.flush();
+            self.flush()?;
             let pack = match self.page.pack.take() {
                 Some(pack) if same_pack => pack,
                 _ => match self.writing.iter().find(|pack| pack.number == place.pack) {
@@ -344,10 +354,9 @@ impl State {
 
     /// Counts a unit once more, if it lies there.
     fn mean(&mut self, dir: &OwnedFd, at: Place, unit: &Unit) -> Option<Place> {
-        let sound = self.sound;
         let record = self.record(dir, at).ok()?;
         let is_it = record.digest == unit.digest && record.len == unit.len;
-        if !is_it || record.count == 0 || record.count == u32::MAX || !sound {
+        if !is_it || record.count == 0 || record.count == u32::MAX {
             return None;
         }
         record.count += 1;
@@ -380,12 +389,15 @@ pub(super) fn slots(len: u64) -> u32 {
 }
 
 /// The packs of a folder.
-fn numbers(path: &Path) -> Vec<[u32; 2]> {
-    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
-    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-    let mut numbers: Vec<_> = names.filter_map(|name| Some([name.parse().ok()?, 0])).collect();
+fn numbers(path: &Path) -> io::Result<Vec<[u32; 2]>> {
+    let mut numbers = Vec::new();
+    for entry in std::fs::read_dir(path)? {
+        if let Some(number) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) {
+            numbers.push([number, 0]);
+        }
+    }
     crate::order::by_key(&mut numbers, |[number, _]| (u64::from(*number), 0));
-    numbers
+    Ok(numbers)
 }
 
 fn open(dir: &OwnedFd, number: u32, flags: OFlag) -> io::Result<File> {

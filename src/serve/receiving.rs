@@ -174,10 +174,10 @@ impl Upload<'_> {
         let old = Store::at(&parent, last);
         renameat(&store.own, self.number.as_str(), &parent, last).map_err(refusal)?;
         self.number.clear();
-        let is_gone = fsync(&parent).is_ok();
+        fsync(&parent).map_err(refusal)?;
         reach(Point::Stored);
         drop(names);
-        if let Some(old) = old.filter(|_| is_gone) {
+        if let Some(old) = old {
             store.let_go(&old);
         }
         Ok(())

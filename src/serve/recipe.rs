@@ -137,7 +137,7 @@ impl Recipe {
     }
 }
 
-/// The tail of a file that is a recipe. Of a damaged one it may be wrong.
+/// The tail of a file that is a recipe: one end of a damaged one says so still. Its length may be wrong then.
 pub(super) fn tail(file: &File) -> io::Result<Option<Tail>> {
     let mut head = [0; 26];
     let whole = file.metadata()?.len();
@@ -147,12 +147,11 @@ pub(super) fn tail(file: &File) -> io::Result<Option<Tail>> {
     file.read_exact_at(&mut head, 0)?;
     let mut tail = Tail::new_zeroed();
     file.read_exact_at(tail.as_mut_bytes(), at)?;
-    match head == HEAD[..head.len()] {
-        false => Ok(None),
-        true if tail.magic == MAGIC && tail.extents.checked_mul(EXTENT) == Some(at - START) => {
-            Ok(Some(tail))
-        }
-        true => Err(damage()),
+    let fits = tail.magic == MAGIC && tail.extents.checked_mul(EXTENT) == Some(at - START);
+    match [head == HEAD[..head.len()], fits] {
+        [true, true] => Ok(Some(tail)),
+        [false, false] => Ok(None),
+        _ => Err(damage()),
     }
 }
 

@@ -66,8 +66,7 @@ impl Packs {
     /// Leaves all as [`closed`] finds it.
     pub(super) fn close(&self) -> io::Result<()> {
         let mut state = self.state();
-        state.flush();
-        if !state.sound {
+        if state.flush().is_err() || !state.sound || !state.exact {
             return Ok(());
         }
         let live = state.live.iter().map(|[pack, live]| u64::from(*pack) << 32 | u64::from(*live));
@@ -104,7 +103,7 @@ impl Packs {
                 *live += 1;
             }
         }
-        self.state().flush();
+        let _ = self.state().flush();
     }
 
     /// Begins to count anew.
@@ -122,25 +121,33 @@ impl Packs {
             for place in extent.places() {
                 let len = left.min(UNIT as u64);
                 left -= len;
-                let known = state.live_of(place.pack).is_some();
-                let record = state.record(&self.dir, place).ok().filter(|_| known).copied();
-                let record = record.filter(|record| u64::from(record.len) == len);
-                let more = record.map(|r| Record { count: r.count.saturating_add(1), ..r });
-                let _ = more.map(|more| state.put(&self.dir, place, more));
+                if state.live_of(place.pack).is_none() {
+                    continue;
+                }
+                let counted = match state.record(&self.dir, place).copied() {
+                    Ok(r) if u64::from(r.len) == len => {
+                        let count = r.count.saturating_add(1);
+                        state.put(&self.dir, place, Record { count, ..r })
+                    }
+                    read => read.map(drop),
+                };
+                state.sound &= counted.is_ok();
             }
         }
     }
 
-    /// Whether all that extents mean is there and counted, and none of it among the `bad`.
+    /// Whether all that extents mean is there, counted if all is, and none of it among the `bad`.
     pub(super) fn holds(&self, extents: &[Extent], bad: &[Place]) -> bool {
         let mut state = self.state();
+        let sound = state.sound;
         extents.iter().all(|extent| {
             let mut left = extent.len;
             extent.places().all(|place| {
                 let len = left.min(UNIT as u64);
                 left -= len;
                 let record = state.record(&self.dir, place).ok().copied();
-                let is_there = record.is_some_and(|r| u64::from(r.len) == len && r.count > 0);
+                let is_there =
+                    record.is_some_and(|r| u64::from(r.len) == len && (r.count > 0 || !sound));
                 is_there && bad.binary_search(&place).is_err()
             })
         })

@@ -6,9 +6,10 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use ckpt_abi::image::Header;
+use zerocopy::{FromZeros, IntoBytes};
 
-use super::packs::{Packs, SLOTS, UNIT, position};
-use super::protocol::PIECE;
+use super::packs::{Packs, Record, SLOTS, UNIT, position};
+use super::protocol::{PIECE, broken};
 use super::recipe::{self, Extent, Tail};
 use super::store::Store;
 use crate::image::read::Image;
@@ -109,12 +110,31 @@ impl Parts<'_> {
                     let side_by_side = SLOTS - rest.slot % SLOTS;
                     let now: Extent;
                     (now, rest) = rest.split(u64::from(side_by_side).min((PIECE / UNIT) as u64));
+                    if !is_there(file, &now) {
+                        return Err(broken("a part of its content is lost"));
+                    }
                     run(file, position(now.slot), now.offset, now.len as usize)?;
                 }
             }
             Ok(())
         })
     }
+}
+
+/// Whether the slots of an extent in one group have its units. One that was freed has a hole for its content, which
+/// reads as zeros.
+fn is_there(file: &File, extent: &Extent) -> bool {
+    let mut records = [Record::new_zeroed(); SLOTS as usize];
+    let records = &mut records[..extent.units() as usize];
+    let group = position(extent.slot - extent.slot % SLOTS) - UNIT as u64;
+    let at = group + u64::from(extent.slot % SLOTS) * size_of::<Record>() as u64;
+    let mut left = extent.len;
+    file.read_exact_at(records.as_mut_bytes(), at).is_ok()
+        && records.iter().all(|record| {
+            let len = left.min(UNIT as u64);
+            left -= len;
+            u64::from(record.len) == len
+        })
 }
 
 impl Source for Parts<'_> {

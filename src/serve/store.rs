@@ -9,7 +9,6 @@
 //! A name is that of an image, or of a [recipe](super::recipe) for one whose content lies in the folder's [packs](super::packs).
 
 use std::fs::{self, File};
-use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -21,6 +20,7 @@ use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, OpenHow, ResolveFlag, openat2,
 use nix::sys::stat::{FileStat, Mode, SFlag, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
+use super::listing::is_nothing;
 use super::packs::{COST, Packs, Place};
 use super::recipe::{self, Extent};
 use super::sending::Stored;
@@ -148,12 +148,16 @@ impl Store {
         }
         packs.forget_counts();
         let packs = self.packs.as_ref();
-        let counted = self.walk("", true, &mut |name, _| {
-            let counted = self.count(packs, &name);
-            counted.map_err(|e| format!("{name}: {}", super::channel::reason(&e)))
+        let mut unseen = None;
+        let walked = self.walk("", &mut |name, stat| {
+            let counted = stat.map_err(Into::into).and_then(|stat| self.count(packs, &name, stat));
+            if let (Err(e), None) = (counted, &unseen) {
+                unseen = Some([name, super::channel::reason(&e)].join(": "));
+            }
+            Ok(())
         });
         let Some(packs) = packs else { return Ok(()) };
-        if let Err(why) = counted {
+        if let Some(why) = walked.err().or(unseen) {
             // What could not be looked at may mean anything.
             eprintln!("ckpt: {}: no room is given back: {why}", self.path.display());
             packs.state().sound = false;
@@ -162,9 +166,9 @@ impl Store {
         Ok(())
     }
 
-    fn count(&self, packs: Option<&Packs>, name: &str) -> std::io::Result<()> {
+    fn count(&self, packs: Option<&Packs>, name: &str, stat: &FileStat) -> std::io::Result<()> {
         let file = match self.resolve(name, READ) {
-            Err(Errno::ENOENT) => return Ok(()),
+            Err(e) if is_nothing(e, stat) => return Ok(()),
             opened => File::from(opened?),
         };
         let mut count = |batch: &[Extent]| {
@@ -173,14 +177,12 @@ impl Store {
             }
             Ok(())
         };
-        let counted = match recipe::tail(&file) {
-            Ok(Some(tail)) if packs.is_some_and(|packs| packs.id == tail.id) => {
+        match recipe::tail(&file)? {
+            Some(tail) if packs.is_some_and(|packs| packs.id == tail.id) => {
                 recipe::each(&file, &tail, &mut count)
             }
-            read => read.map(drop),
-        };
-        // Whoever asks for one that is damaged is told so; nothing can be made of it any more.
-        counted.or_else(|e| if e.kind() == ErrorKind::InvalidData { Ok(()) } else { Err(e) })
+            _ => Ok(()),
+        }
     }
 
     /// Removes the uploads that nobody finishes, and the server's folder if nothing is in it.
@@ -209,8 +211,8 @@ impl Store {
             .as_ref()
             .map_or(0, |packs| packs.state().live.iter().map(|[_, units]| u64::from(*units)).sum());
         let mut sum = units * COST;
-        let added = self.walk("", false, &mut |_, file| {
-            sum += file.st_size.cast_unsigned();
+        let added = self.walk("", &mut |_, file| {
+            sum += file.map_or(0, |file| file.st_size.cast_unsigned());
             Ok(())
         });
         added.map(|()| sum).map_err(|e| Error::new(format!("{}: {e}", self.path.display())))
