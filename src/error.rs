@@ -48,6 +48,8 @@ pub enum Kind {
     Damaged,
     /// The checkpoint server does not answer.
     Unreachable,
+    /// It does, and says no.
+    Refused,
     /// Another checkpoint holds what this one would.
     Superseded,
     /// What was being read has changed meanwhile: the same, begun anew, may work.

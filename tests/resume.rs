@@ -54,6 +54,40 @@ fn resume_takes_the_newest_of_a_server() {
 }
 
 #[test]
+fn resume_passes_over_what_the_server_says_is_damaged() {
+    let bench = Bench::new(Who::Nobody);
+    let server = Server::start(&bench, &insecure());
+    let subject = bench.subject("memory", Build::Pie);
+    let name = server.name("job/x.%n");
+    let line = ["--resume", "--insecure", "-n", &name];
+    let mut run = bench.launch(&["-c", "--insecure", "-n", &name], &subject, &[]);
+    run.expect("ready");
+    bench.must(&["save", &run.pid_text()]);
+    bench.must(&["save", &run.pid_text()]);
+    run.check();
+    run.go();
+    // Neither where its content lies is known then, nor that it is a checkpoint.
+    let flip = |name: &str| {
+        let path = server.file(name);
+        let mut bytes = fs::read(&path).expect("a checkpoint");
+        bytes[530] ^= 1;
+        fs::write(&path, bytes).expect("a checkpoint");
+    };
+    flip("job/x.2");
+    let mut run = bench.launch(&line, &subject, &[]);
+    run.complaint("the file that says where its content lies is damaged");
+    run.complaint("resuming the one before it");
+    run.check();
+    run.go();
+    // Where there is no other, nothing begins anew by itself.
+    flip("job/x.1");
+    let ended = bench.launch(&line, &subject, &[]).end();
+    assert_eq!(ended.code(), Some(125), "{ended:?}");
+    assert!(ended.stderr.contains("nothing was started"), "{ended:?}");
+    server.stop();
+}
+
+#[test]
 fn resume_takes_the_fallback_where_it_is_newer() {
     let bench = Bench::new(Who::Nobody);
     let mut server = Server::start(&bench, &insecure());

@@ -6,7 +6,7 @@ use super::finish;
 use super::identity::Identity;
 use super::trust::{self, Distrust};
 use crate::cli::Resume;
-use crate::error::{Because, Error, Result, printable};
+use crate::error::{Because, Error, Kind, Result, printable};
 use crate::image::file::{is_finished, set_aside};
 use crate::image::read::{self, Image};
 use crate::proc::Pid;
@@ -60,7 +60,7 @@ pub(super) fn resume(
             // Somebody else's does not hide our own, of whatever number.
             Some(Distrust::Foreign(why)) if template.is_counted() => {
                 eprintln!("ckpt: passed over: {why}");
-                passed = Some(why);
+                passed = Some(why.hint(trust::WAY_OUT));
                 continue;
             }
             Some(why) if opened.is_ok() => {
@@ -68,7 +68,16 @@ pub(super) fn resume(
             }
             _ => {}
         }
-        let Some(file) = opened? else { continue };
+        let opened = match opened {
+            // An older one may be whole; none at all is no reason to begin anew.
+            Err(e) if e.kind() == Kind::Refused => {
+                eprintln!("ckpt: not resumed: {e}");
+                (damaged, passed) = (true, Some(e));
+                continue;
+            }
+            opened => opened?,
+        };
+        let Some(file) = opened else { continue };
         if !resume.any
             && settings.keep_finished == Some(false)
             && let Name::File(path) = &name
@@ -99,19 +108,23 @@ pub(super) fn resume(
         }
     }
     if let Some(why) = passed {
-        return Err(nothing(why.hint(trust::WAY_OUT)));
+        return Err(nothing(why));
     }
-    if !damaged && let Some(name) = finished.or_else(|| finish::earlier(settings)) {
+    begins_anew(damaged, finished, settings);
+    hold_signal(signal, false);
+    Ok(())
+}
+
+/// Says why, where there was something.
+fn begins_anew(damaged: bool, finished: Option<String>, settings: &Settings) {
+    if damaged {
+        eprintln!("ckpt: no other checkpoint is there; the program starts from its beginning");
+    } else if let Some(name) = finished.or_else(|| finish::earlier(settings)) {
         let shown = printable(&name);
         eprintln!(
             "ckpt: {shown} is of a run that has come to its end, so the program starts from its beginning"
         );
     }
-    if damaged {
-        eprintln!("ckpt: no other checkpoint is there; the program starts from its beginning");
-    }
-    hold_signal(signal, false);
-    Ok(())
 }
 
 /// Refuses a checkpoint of another run.

@@ -237,9 +237,9 @@ impl Client {
                     let why = String::from_utf8_lossy(self.channel.payload(&header));
                     let why: String = why.chars().filter(|c| !c.is_control()).take(500).collect();
                     let server = &self.server;
-                    return Err(Error::new(format!(
-                        "the checkpoint server {server} refuses '{name}': {why}"
-                    )));
+                    let sentence =
+                        format!("the checkpoint server {server} refuses '{name}': {why}");
+                    return Err(Error::new(sentence).of(error::Kind::Refused));
                 }
                 _ => return Ok(header),
             }
