@@ -4,6 +4,7 @@
 use super::facts;
 use crate::cli::{Command, ServeOptions};
 use crate::error::{Because, Error, FAILED, Result, printable};
+use crate::serve::claim::Claim;
 use crate::serve::server::{Plan, serve};
 use crate::serve::store::Limits;
 use crate::serve::users::{self, Keys};
@@ -77,9 +78,13 @@ fn limits(options: &ServeOptions) -> Limits {
 /// Looks at all that is stored.
 fn check(options: &ServeOptions) -> Result<u8> {
     let directory = directory(options);
-    let places = match &options.users {
-        Some(keys) => users::read(keys)?.iter().map(|(user, _)| directory.join(user)).collect(),
-        None => vec![directory],
+    let (places, claim) = match &options.users {
+        Some(keys) => {
+            let users = users::read(keys)?;
+            let claim = Claim::of(&directory)?;
+            (users.iter().map(|(user, _)| directory.join(user)).collect(), Some(claim))
+        }
+        None => (vec![directory], None),
     };
     let mut worst = 0;
     for place in places {
@@ -96,6 +101,9 @@ fn check(options: &ServeOptions) -> Result<u8> {
             report.damaged.len(),
             facts::size(report.used),
         ))?;
+    }
+    if let Some(claim) = claim {
+        claim.leave();
     }
     Ok(worst)
 }

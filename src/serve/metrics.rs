@@ -78,7 +78,7 @@ impl Metrics {
         }
         page.about("ckpt_clients", "gauge", "Connections just now.");
         page.value("ckpt_clients", &[], clients as u64);
-        if let Some(room) = users.first().and_then(|user| fstatvfs(&user.store.root).ok()) {
+        if let Some(room) = users.first().and_then(|user| fstatvfs(&user.store.claim.root).ok()) {
             let name = "ckpt_free_bytes";
             page.about(name, "gauge", "Bytes that are free where checkpoints are stored.");
             page.value(name, &[], room.blocks_available() * room.fragment_size());
@@ -128,11 +128,13 @@ pub(super) fn serve(listener: &TcpListener, text: &dyn Fn() -> String) {
 
 fn answer(mut stream: TcpStream, text: &dyn Fn() -> String) -> io::Result<()> {
     let begin = Instant::now();
-    stream.set_write_timeout(Some(PATIENCE))?;
+    let left = || {
+        let left = PATIENCE.checked_sub(begin.elapsed()).filter(|left| !left.is_zero());
+        left.ok_or(io::Error::from(io::ErrorKind::TimedOut)).map(Some)
+    };
     let (mut said, mut piece) = (Vec::new(), [0; 1024]);
     while !said.windows(4).any(|end| end == b"\r\n\r\n") && said.len() < QUESTION {
-        let left = PATIENCE.checked_sub(begin.elapsed()).filter(|left| !left.is_zero());
-        stream.set_read_timeout(Some(left.ok_or(io::ErrorKind::TimedOut)?))?;
+        stream.set_read_timeout(left()?)?;
         match stream.read(&mut piece)? {
             0 => break,
             n => said.extend_from_slice(&piece[..n]),
@@ -150,7 +152,13 @@ fn answer(mut stream: TcpStream, text: &dyn Fn() -> String) -> io::Result<()> {
         &body.len().to_string(),
         "\r\n\r\n",
     ];
-    stream.write_all((head.concat() + &body).as_bytes())
+    let answer = head.concat() + &body;
+    let mut rest = answer.as_bytes();
+    while !rest.is_empty() {
+        stream.set_write_timeout(left()?)?;
+        rest = &rest[stream.write(rest)?..];
+    }
+    Ok(())
 }
 
 #[cfg(test)]

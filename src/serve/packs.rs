@@ -12,7 +12,7 @@
 //! number of a pack given a second time: so who holds a count reads without a lock.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -176,7 +176,7 @@ impl Packs {
         let mut state = self.state();
         let number = state.next;
         let file = open(&self.dir, number, OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL)?;
-        state.next = number.checked_add(1).ok_or(io::ErrorKind::FileTooLarge)?;
+        state.next = number.checked_add(1).ok_or(ErrorKind::FileTooLarge)?;
         let pack = Arc::new(Pack { number, file, failed: Mutex::new(false) });
         state.writing.push(pack.clone());
         state.live.push([number, 0]);
@@ -215,6 +215,8 @@ impl Packs {
     /// Takes down what was written into the slots of a pack from `first` on, which are of one group.
     pub(super) fn add(&self, pack: u32, first: u32, units: &[Unit]) -> io::Result<()> {
         let mut state = self.state();
+        state.record(&self.dir, Place { pack, slot: first })?;
+        let was_changed = state.page.is_changed;
         for (slot, unit) in (first..).zip(units) {
             let place = Place { pack, slot };
             let record = Record { digest: unit.digest, len: unit.len, count: 1 };
@@ -224,7 +226,7 @@ impl Packs {
             // On a full disk they may never be written, and all others would wait for that.
             let at = (first % SLOTS) as usize;
             state.page.records[at..at + units.len()].fill(Record::new_zeroed());
-            state.page.is_changed = false;
+            state.page.is_changed &= was_changed;
             return Err(e);
         }
         for (slot, unit) in (first..).zip(units) {
@@ -277,6 +279,8 @@ impl Packs {
     fn forget(&self, state: &mut State, number: u32) {
         state.live.retain(|[other, _]| *other != number);
         if state.page.pack.as_ref().is_some_and(|pack| pack.number == number) {
+            // As long as it is open, it has its room.
+            state.page.pack = None;
             state.page.is_changed = false;
         }
         let _ = unlinkat(&self.dir, number.to_string().as_str(), UnlinkatFlags::NoRemoveDir);
@@ -318,9 +322,15 @@ impl State {
         self.live.get_mut(i).map(|[_, live]| live)
     }
 
-    /// Writes records that were changed; they stay until that was done.
+    /// Writes records that were changed. They stay until there is room for them; what cannot be written at all is given up.
     pub(super) fn flush(&mut self) -> io::Result<()> {
-        self.page.flush().inspect_err(|_| self.exact = false)
+        self.page.flush().inspect_err(|e| {
+            self.exact = false;
+            if !matches!(e.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) {
+                self.page.is_changed = false;
+                self.sound = false;
+            }
+        })
     }
 
     /// The record of a slot; of one that there is not, zeros.

@@ -2,6 +2,7 @@
 //! An image on its way into a [`Store`].
 
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -57,7 +58,7 @@ impl Store {
         }
         let number = self.count.fetch_add(1, Ordering::Relaxed).to_string();
         let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR | OFlag::O_CLOEXEC;
-        let fd = nix::fcntl::openat(&self.own, number.as_str(), flags, Mode::S_IRWXU);
+        let fd = nix::fcntl::openat(self.claim.own.as_fd(), number.as_str(), flags, Mode::S_IRWXU);
         let file: File = fd.map_err(refusal)?.into();
         reach(Point::Uploading);
         let name = name.into();
@@ -84,6 +85,7 @@ impl Upload<'_> {
     pub(super) fn write(&mut self, offset: u64, bytes: &[u8], units: &[Unit]) -> Result<()> {
         reach(Point::Receiving);
         self.grow(offset.saturating_add(bytes.len() as u64))?;
+        self.take_recipe()?;
         let Some(parts) = &mut self.parts else {
             return self.file.write_all_at(bytes, offset).map_err(|e| sentence(&e));
         };
@@ -112,6 +114,7 @@ impl Upload<'_> {
     pub(super) fn offer(&mut self, offset: u64, units: &[Unit]) -> Result<Vec<bool>> {
         let len: u64 = units.iter().map(|unit| u64::from(unit.len)).sum();
         self.grow(offset.saturating_add(len))?;
+        self.take_recipe()?;
         let parts = self.parts.as_mut().ok_or("an offer came that nobody had asked for")?;
         let found = parts.packs.find(units, &mut parts.met);
         parts.mean(offset, units, &found)?;
@@ -138,6 +141,12 @@ impl Upload<'_> {
         Ok(())
     }
 
+    /// Takes what its recipe has grown by: offers of the same units for ever cost nothing else.
+    fn take_recipe(&mut self) -> Result<()> {
+        let size = self.parts.as_ref().map_or(0, |parts| parts.recipe.size());
+        self.take(size.saturating_sub(self.taken))
+    }
+
     /// Writes the image to the disk. `len` is its length; what was not written is zeros.
     ///
     /// # Errors
@@ -151,8 +160,8 @@ impl Upload<'_> {
             None => self.file.set_len(len).map_err(|e| sentence(&e))?,
             Some(parts) => {
                 reach(Point::Packed);
-                let bytes = parts.settle(len).map_err(|e| sentence(&e))?;
-                self.take(bytes)?;
+                parts.settle(len).map_err(|e| sentence(&e))?;
+                self.take_recipe()?;
             }
         }
         // The umask does not count for a checkpoint.
@@ -172,9 +181,9 @@ impl Upload<'_> {
         let parent = store.folder(folder).map_err(refusal)?;
         reach(Point::Foldered);
         let old = Store::at(&parent, last);
-        renameat(&store.own, self.number.as_str(), &parent, last).map_err(refusal)?;
+        renameat(store.claim.own.as_fd(), self.number.as_str(), &parent, last).map_err(refusal)?;
         self.number.clear();
-        fsync(&parent).map_err(refusal)?;
+        store.is_known(fsync(&parent)).map_err(refusal)?;
         reach(Point::Stored);
         drop(names);
         if let Some(old) = old {
@@ -189,7 +198,7 @@ impl Drop for Upload<'_> {
         let is_committed = self.number.is_empty();
         if !is_committed {
             let number = self.number.as_str();
-            let _ = unlinkat(&self.store.own, number, UnlinkatFlags::NoRemoveDir);
+            let _ = unlinkat(self.store.claim.own.as_fd(), number, UnlinkatFlags::NoRemoveDir);
             self.store.give_back(self.taken);
         }
         let Some(parts) = &self.parts else { return };
@@ -250,8 +259,8 @@ impl Parts<'_> {
         Ok(())
     }
 
-    /// Brings all that the image is made of to the disk; bytes of its recipe.
-    fn settle(&mut self, len: u64) -> std::io::Result<u64> {
+    /// Brings all that the image is made of to the disk.
+    fn settle(&mut self, len: u64) -> std::io::Result<()> {
         for pack in self.pack.iter().chain(&self.met) {
             pack.sync()?;
         }

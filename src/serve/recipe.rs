@@ -115,16 +115,19 @@ impl Recipe {
         Ok(())
     }
 
-    /// Ends it, of an image of `len` bytes; how many bytes it has.
-    pub(super) fn finish(&mut self, len: u64, id: [u64; 2]) -> io::Result<u64> {
+    /// How many bytes it has in the end, if nothing is pushed any more.
+    pub(super) fn size(&self) -> u64 {
+        START + (self.written + self.batch.len() as u64) * EXTENT + size_of::<Tail>() as u64
+    }
+
+    /// Ends it, of an image of `len` bytes.
+    pub(super) fn finish(&mut self, len: u64, id: [u64; 2]) -> io::Result<()> {
         self.flush()?;
         let mut tail = Tail { magic: MAGIC, len, id, extents: self.written, hash: 0 };
         let end = size_of::<Tail>() - size_of::<u64>();
         self.sum.update(&tail.as_bytes()[..end]);
         tail.hash = self.sum.digest();
-        let at = START + self.written * EXTENT;
-        self.file.write_all_at(tail.as_bytes(), at)?;
-        Ok(at + size_of::<Tail>() as u64)
+        self.file.write_all_at(tail.as_bytes(), START + self.written * EXTENT)
     }
 
     /// Gives all that was pushed to `each`.

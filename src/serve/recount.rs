@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 
 use ckpt_cipher::{DIGEST, Digest};
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat, renameat};
 use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, fsync, syncfs, unlinkat};
@@ -48,7 +49,8 @@ pub(super) fn closed(dir: &OwnedFd) -> io::Result<Option<Left>> {
     let mut bytes = Vec::new();
     match openat(dir, CLEAN, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()) {
         Ok(fd) => _ = File::from(fd).read_to_end(&mut bytes)?,
-        Err(_) => return Ok(None),
+        Err(Errno::ENOENT) => return Ok(None),
+        Err(e) => return Err(e.into()),
     }
     unlinkat(dir, CLEAN, UnlinkatFlags::NoRemoveDir)?;
     fsync(dir)?;
@@ -81,9 +83,13 @@ impl Packs {
         Ok(fsync(&self.dir)?)
     }
 
-    /// Gives each slot of all packs and its record to `each`. Packs that cannot be read are kept.
-    fn slots(&self, each: &mut dyn FnMut(&mut State, Place, Record) -> io::Result<()>) {
+    /// Gives each slot of all packs and its record to `each`, of those that cannot be read as many as can.
+    fn slots(
+        &self,
+        each: &mut dyn FnMut(&mut State, Place, Record) -> io::Result<()>,
+    ) -> io::Result<()> {
         let packs = self.state().live.clone();
+        let mut result = Ok(());
         for [pack, _] in packs {
             let mut all = || -> io::Result<()> {
                 let len = self.file(pack)?.metadata()?.len();
@@ -97,24 +103,20 @@ impl Packs {
                 }
                 Ok(())
             };
-            if all().is_err()
-                && let Some(live) = self.state().live_of(pack)
-            {
-                *live += 1;
-            }
+            result = result.and(all());
         }
-        let _ = self.state().flush();
+        result.and(self.state().flush())
     }
 
     /// Begins to count anew.
-    pub(super) fn forget_counts(&self) {
+    pub(super) fn forget_counts(&self) -> io::Result<()> {
         self.slots(&mut |state, place, record| {
             state.put(&self.dir, place, Record { count: 0, ..record })
-        });
+        })
     }
 
     /// Counts what extents mean, as far as it is there.
-    pub(super) fn count(&self, extents: &[Extent]) {
+    pub(super) fn count(&self, extents: &[Extent]) -> io::Result<()> {
         let mut state = self.state();
         for extent in extents {
             let mut left = extent.len;
@@ -124,16 +126,14 @@ impl Packs {
                 if state.live_of(place.pack).is_none() {
                     continue;
                 }
-                let counted = match state.record(&self.dir, place).copied() {
-                    Ok(r) if u64::from(r.len) == len => {
-                        let count = r.count.saturating_add(1);
-                        state.put(&self.dir, place, Record { count, ..r })
-                    }
-                    read => read.map(drop),
-                };
-                state.sound &= counted.is_ok();
+                let record = *state.record(&self.dir, place)?;
+                if u64::from(record.len) == len {
+                    let count = record.count.saturating_add(1);
+                    state.put(&self.dir, place, Record { count, ..record })?;
+                }
             }
         }
+        Ok(())
     }
 
     /// Whether all that extents mean is there, counted if all is, and none of it among the `bad`.
@@ -153,14 +153,15 @@ impl Packs {
         })
     }
 
-    /// Ends it: what is not meant is freed, what is meant is found.
-    pub(super) fn settle_counts(&self) {
+    /// Ends it: what is not meant is freed if all counts are right, what is meant is found.
+    pub(super) fn settle_counts(&self) -> io::Result<()> {
         let sound = self.state().sound;
         let mut dead = Vec::new();
-        self.slots(&mut |state, place, record| {
+        let settled = self.slots(&mut |state, place, record| {
             if record.count == 0 && sound {
+                state.put(&self.dir, place, Record::new_zeroed())?;
                 dead.push(place);
-                return state.put(&self.dir, place, Record::new_zeroed());
+                return Ok(());
             }
             state.index(&self.dir, place, record.digest);
             if let Some(of_pack) = state.live_of(place.pack) {
@@ -168,14 +169,18 @@ impl Packs {
             }
             Ok(())
         });
+        settled?;
         self.punch(&mut dead);
-        let empty: Vec<u32> =
-            self.state().live.iter().filter(|l| l[1] == 0).map(|l| l[0]).collect();
-        for pack in empty {
-            let name = pack.to_string();
-            let _ = unlinkat(&self.dir, name.as_str(), UnlinkatFlags::NoRemoveDir);
+        if sound {
+            self.state().live.retain(|[pack, units]| {
+                if *units == 0 {
+                    let name = pack.to_string();
+                    let _ = unlinkat(&self.dir, name.as_str(), UnlinkatFlags::NoRemoveDir);
+                }
+                *units > 0
+            });
         }
-        self.state().live.retain(|live| live[1] > 0);
+        Ok(())
     }
 
     /// Reads all content; the slots whose content is another than it was, in order. No new upload is made of

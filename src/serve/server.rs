@@ -18,6 +18,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 use nix::sys::socket::Backlog;
 
 use super::channel::Wire;
+use super::claim::Claim;
 use super::metrics::{self, Metrics};
 use super::protocol::{Mode, PREAMBLE, Preamble, VERSION, Welcome};
 use super::session;
@@ -60,6 +61,8 @@ pub(crate) struct Plan {
 
 struct Server {
     plan: Plan,
+    /// Of the directory with those of users.
+    claim: Option<Claim>,
     users: Mutex<Arc<Vec<User>>>,
     /// All users that there were, whose stores are open still.
     known: Mutex<Vec<User>>,
@@ -93,6 +96,7 @@ pub(crate) fn serve(
     }
     pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&signals), None)
         .because(|| "cannot block signals")?;
+    let claim = users::claim(&plan.keys, &plan.directory)?;
     let users = users::all(&plan.keys, &plan.directory, plan.limits, &[])?;
     let mut listeners = Vec::new();
     for address in &plan.listen {
@@ -101,6 +105,7 @@ pub(crate) fn serve(
     let told = plan.metrics.map(listen).transpose()?;
     let server = Arc::new(Server {
         plan,
+        claim,
         known: Mutex::new(users.clone()),
         users: Mutex::new(Arc::new(users)),
         metrics: Metrics::default(),
@@ -240,6 +245,9 @@ impl Server {
             return;
         }
         locked(&self.known).iter().for_each(|user| user.store.close());
+        if let Some(claim) = &self.claim {
+            claim.leave();
+        }
     }
 }
 

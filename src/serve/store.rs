@@ -9,17 +9,18 @@
 //! A name is that of an image, or of a [recipe](super::recipe) for one whose content lies in the folder's [packs](super::packs).
 
 use std::fs::{self, File};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, OpenHow, ResolveFlag, openat2, renameat};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstatat, mkdirat};
+use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2, renameat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
+use super::claim::{self, Claim};
 use super::listing::is_nothing;
 use super::packs::{COST, Packs, Place};
 use super::recipe::{self, Extent};
@@ -52,10 +53,8 @@ pub struct Limits {
 
 /// A directory with checkpoints.
 pub struct Store {
-    pub(super) root: OwnedFd,
-    pub(super) own: OwnedFd,
+    pub(super) claim: Claim,
     path: PathBuf,
-    _lock: Flock<File>,
     pub(super) limits: Limits,
     pub(super) packs: Option<Packs>,
     used: Mutex<u64>,
@@ -89,32 +88,9 @@ impl Store {
 
     /// The same; `anew` counts everything, as after a server that was killed.
     pub(super) fn opened(path: &Path, limits: Limits, anew: bool) -> crate::error::Result<Self> {
-        let why = || format!("cannot store checkpoints in {}", path.display());
-        let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_RDONLY;
-        let root = nix::fcntl::open(path, flags, Mode::empty()).because(why)?;
-        match mkdirat(&root, OWN_FOLDER, Mode::S_IRWXU) {
-            Ok(()) | Err(Errno::EEXIST) => {}
-            Err(e) => return Err(e).because(why),
-        }
-        // In a directory for everybody somebody else could have made the folder.
-        let flags = flags | OFlag::O_NOFOLLOW;
-        let own = nix::fcntl::openat(&root, OWN_FOLDER, flags, Mode::empty()).because(why)?;
-        let owner = nix::sys::stat::fstat(&own).because(why)?.st_uid;
-        if owner != nix::unistd::geteuid().as_raw() {
-            let folder = path.join(OWN_FOLDER);
-            return Err(Error::new(format!("{} belongs to somebody else", folder.display())));
-        }
-        let lock = own.try_clone().map(File::from).because(why)?;
-        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| e);
-        let lock = lock.map_err(|_| {
-            Error::new(format!("another checkpoint server works in {}", path.display()))
-                .hint("choose another directory with -d")
-        })?;
         let mut store = Self {
-            root,
-            own,
+            claim: Claim::of(path)?,
             path: path.into(),
-            _lock: lock,
             limits,
             packs: None,
             used: Mutex::new(0),
@@ -123,63 +99,61 @@ impl Store {
             readers: Mutex::new(Vec::new()),
         };
         store.sweep();
-        store.open_packs(flags, anew).because(why)?;
+        let why = || format!("cannot store checkpoints in {}", path.display());
+        store.open_packs(anew).because(why)?;
         *locked(&store.used) = store.sum()?;
         Ok(store)
     }
 
-    fn open_packs(&mut self, flags: OFlag, anew: bool) -> std::io::Result<()> {
+    fn open_packs(&mut self, anew: bool) -> std::io::Result<()> {
+        let own = self.claim.own.as_fd();
         if !self.limits.whole {
-            match mkdirat(&self.own, PACKS, Mode::S_IRWXU) {
-                Ok(()) | Err(Errno::EEXIST) => {}
-                Err(e) => return Err(e.into()),
-            }
+            claim::folder(own, PACKS)?;
         }
-        let dir = match nix::fcntl::openat(&self.own, PACKS, flags, Mode::empty()) {
+        let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+        let dir = match nix::fcntl::openat(own, PACKS, flags, Mode::empty()) {
             Err(Errno::ENOENT) => return Ok(()),
             opened => opened?,
         };
         let (id, closed) = (recount::id(&dir)?, recount::closed(&dir)?.filter(|_| !anew));
         let is_known = closed.is_some();
         let path = self.path.join(OWN_FOLDER).join(PACKS);
-        let packs = self.packs.insert(Packs::open(dir, &path, id, closed)?);
-        if is_known {
-            return Ok(());
-        }
-        packs.forget_counts();
-        let packs = self.packs.as_ref();
-        let mut unseen = None;
-        let walked = self.walk("", &mut |name, stat| {
-            let counted = stat.map_err(Into::into).and_then(|stat| self.count(packs, &name, stat));
-            if let (Err(e), None) = (counted, &unseen) {
-                unseen = Some([name, super::channel::reason(&e)].join(": "));
-            }
-            Ok(())
-        });
-        let Some(packs) = packs else { return Ok(()) };
-        if let Some(why) = walked.err().or(unseen) {
-            // What could not be looked at may mean anything.
+        self.packs = Some(Packs::open(dir, &path, id, closed)?);
+        if !is_known && let Err(why) = self.recount() {
             eprintln!("ckpt: {}: no room is given back: {why}", self.path.display());
-            packs.state().sound = false;
         }
-        packs.settle_counts();
         Ok(())
     }
 
-    fn count(&self, packs: Option<&Packs>, name: &str, stat: &FileStat) -> std::io::Result<()> {
+    /// Counts all anew. What could not be looked at may mean anything, so nothing is freed then.
+    fn recount(&self) -> Result<()> {
+        let Some(packs) = &self.packs else { return Ok(()) };
+        let of_packs = |counted: std::io::Result<()>| {
+            counted.map_err(|e| [PACKS, &super::channel::reason(&e)].join(": "))
+        };
+        let mut result = of_packs(packs.forget_counts());
+        let walked = self.walk("", &mut |name, stat| {
+            let counted = stat.map_err(Into::into).and_then(|stat| self.count(packs, &name, stat));
+            if let (Err(e), true) = (counted, result.is_ok()) {
+                result = Err([name, super::channel::reason(&e)].join(": "));
+            }
+            Ok(())
+        });
+        result = result.and(walked);
+        packs.state().sound = result.is_ok();
+        result = result.and(of_packs(packs.settle_counts()));
+        packs.state().sound = result.is_ok();
+        result
+    }
+
+    fn count(&self, packs: &Packs, name: &str, stat: &FileStat) -> std::io::Result<()> {
         let file = match self.resolve(name, READ) {
             Err(e) if is_nothing(e, stat) => return Ok(()),
             opened => File::from(opened?),
         };
-        let mut count = |batch: &[Extent]| {
-            if let Some(packs) = packs {
-                packs.count(batch);
-            }
-            Ok(())
-        };
         match recipe::tail(&file)? {
-            Some(tail) if packs.is_some_and(|packs| packs.id == tail.id) => {
-                recipe::each(&file, &tail, &mut count)
+            Some(tail) if packs.id == tail.id => {
+                recipe::each(&file, &tail, &mut |batch| packs.count(batch))
             }
             _ => Ok(()),
         }
@@ -193,14 +167,15 @@ impl Store {
                 // Without it all is counted anew.
                 let _ = packs.close();
             }
-            let _ = unlinkat(&self.own, PACKS, UnlinkatFlags::RemoveDir);
+            let _ = unlinkat(self.claim.own.as_fd(), PACKS, UnlinkatFlags::RemoveDir);
         }
-        let _ = unlinkat(&self.root, OWN_FOLDER, UnlinkatFlags::RemoveDir);
+        self.claim.leave();
     }
 
     fn sweep(&self) {
         for entry in fs::read_dir(self.path.join(OWN_FOLDER)).into_iter().flatten().flatten() {
-            let _ = unlinkat(&self.own, &*entry.file_name(), UnlinkatFlags::NoRemoveDir);
+            let name = entry.file_name();
+            let _ = unlinkat(self.claim.own.as_fd(), &*name, UnlinkatFlags::NoRemoveDir);
         }
     }
 
@@ -341,7 +316,7 @@ impl Store {
         }
         let old = Self::at(&parent, last);
         unlinkat(&parent, last, UnlinkatFlags::NoRemoveDir).map_err(refusal)?;
-        let is_gone = nix::unistd::fsync(&parent).is_ok();
+        let is_gone = self.is_known(nix::unistd::fsync(&parent)).is_ok();
         reach(Point::Removing);
         self.remove_empty(name);
         drop(names);
@@ -399,7 +374,7 @@ impl Store {
         }
         let earlier = Self::at(&parent, &to);
         renameat(&parent, last, &parent, &*to).map_err(refusal)?;
-        let is_gone = nix::unistd::fsync(&parent).is_ok();
+        let is_gone = self.is_known(nix::unistd::fsync(&parent)).is_ok();
         drop(names);
         if let Some(earlier) = earlier.filter(|_| is_gone) {
             self.let_go(&earlier);
@@ -410,7 +385,7 @@ impl Store {
     pub(super) fn resolve(&self, name: &str, flags: OFlag) -> nix::Result<OwnedFd> {
         let resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS;
         let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(resolve);
-        openat2(&self.root, name, how)
+        openat2(&self.claim.root, name, how)
     }
 
     /// Opens the folder of a name, making what is missing.
@@ -423,14 +398,22 @@ impl Store {
                 Err(Errno::ENOENT) => {
                     let (_, last) = split(so_far);
                     // One part alone, in a parent that was resolved: no symlink is followed.
-                    mkdirat(&parent, last, Mode::S_IRWXU)?;
-                    let _ = nix::unistd::fsync(&parent);
+                    claim::folder(&parent, last)?;
                     self.resolve(so_far, OFlag::O_DIRECTORY)?
                 }
                 opened => opened?,
             };
         }
         Ok(parent)
+    }
+
+    /// What became of a name, on the disk, too. Where that is not known, what the name before has meant stays until all is
+    /// counted anew.
+    pub(super) fn is_known(&self, synced: nix::Result<()>) -> nix::Result<()> {
+        if let (Err(_), Some(packs)) = (synced, &self.packs) {
+            packs.state().exact = false;
+        }
+        synced
     }
 
     pub(super) fn take(&self, bytes: u64) -> Result<()> {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::channel::KEY;
+use super::claim::Claim;
 use super::key;
 use super::store::{Limits, Store};
 use crate::error::{Because, Error, Result};
@@ -59,6 +60,23 @@ pub(crate) fn read(directory: &Path) -> Result<Vec<(String, [u8; KEY])>> {
     }
 }
 
+/// The directory in which those of users are.
+///
+/// # Errors
+/// It cannot be used, or another server uses it, for users or for all.
+pub(super) fn claim(keys: &Keys, directory: &Path) -> Result<Option<Claim>> {
+    if !matches!(keys, Keys::Each(_)) {
+        return Ok(None);
+    }
+    make(directory)?;
+    Claim::of(directory).map(Some)
+}
+
+fn make(place: &Path) -> Result<()> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(place);
+    made.because(|| format!("cannot make {}", place.display()))
+}
+
 /// All users, with the stores of those who are `known`.
 ///
 /// # Errors
@@ -83,8 +101,7 @@ pub(super) fn all(
     };
     let user = |(name, key): (String, _)| {
         let place = directory.join(&name);
-        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&place);
-        made.because(|| format!("cannot make {}", place.display()))?;
+        make(&place)?;
         one(name, Some(key), &place)
     };
     keys.into_iter().map(user).collect()

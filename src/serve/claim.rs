@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! The server's own folder in a directory, and with its lock the directory.
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::sys::stat::{Mode, mkdirat};
+use nix::unistd::{UnlinkatFlags, fsync, unlinkat};
+
+use crate::error::{Because, Error, Result};
+use crate::settings::server::OWN_FOLDER;
+
+/// A directory in which nobody else serves meanwhile.
+pub(crate) struct Claim {
+    /// The directory.
+    pub root: OwnedFd,
+    /// The folder, which is locked.
+    pub own: Flock<File>,
+}
+
+impl Claim {
+    /// Takes a directory.
+    ///
+    /// # Errors
+    /// It cannot be used, or another server uses it.
+    pub(crate) fn of(path: &Path) -> Result<Self> {
+        let why = || format!("cannot store checkpoints in {}", path.display());
+        let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_RDONLY;
+        let root = nix::fcntl::open(path, flags, Mode::empty()).because(why)?;
+        folder(&root, OWN_FOLDER).because(why)?;
+        // In a directory for everybody somebody else could have made the folder.
+        let flags = flags | OFlag::O_NOFOLLOW;
+        let own = nix::fcntl::openat(&root, OWN_FOLDER, flags, Mode::empty()).because(why)?;
+        let owner = nix::sys::stat::fstat(&own).because(why)?.st_uid;
+        if owner != nix::unistd::geteuid().as_raw() {
+            let folder = path.join(OWN_FOLDER);
+            return Err(Error::new(format!("{} belongs to somebody else", folder.display())));
+        }
+        let own = Flock::lock(own.into(), FlockArg::LockExclusiveNonblock);
+        let own = own.map_err(|_| {
+            Error::new(format!("another checkpoint server works in {}", path.display()))
+                .hint("choose another directory with -d")
+        })?;
+        Ok(Self { root, own })
+    }
+
+    /// Removes the folder if nothing is in it.
+    pub(crate) fn leave(&self) {
+        let _ = unlinkat(&self.root, OWN_FOLDER, UnlinkatFlags::RemoveDir);
+    }
+}
+
+/// Makes a folder that is not there, on the disk, too: what comes into it can only be found there then.
+pub(super) fn folder(parent: impl AsFd + Copy, name: &str) -> nix::Result<()> {
+    match mkdirat(parent, name, Mode::S_IRWXU) {
+        Err(Errno::EEXIST) => Ok(()),
+        made => made.and_then(|()| fsync(parent)).inspect_err(|_| {
+            // Whoever finds it need not wonder.
+            let _ = unlinkat(parent, name, UnlinkatFlags::RemoveDir);
+        }),
+    }
+}
