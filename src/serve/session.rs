@@ -145,8 +145,13 @@ impl Writing<'_, '_> {
 
 /// What a piece is made of.
 pub(super) fn units(digest: &mut Digest, piece: &[u8]) -> Vec<Unit> {
-    let unit = |bytes: &[u8]| Unit { digest: digest.of(bytes), len: bytes.len() as u32 };
-    piece.chunks(UNIT).map(unit).collect()
+    let (mut units, mut left) = (Vec::with_capacity(piece.len().div_ceil(UNIT)), piece.len());
+    digest.each(piece, UNIT, &mut |digest| {
+        let len = left.min(UNIT);
+        left -= len;
+        units.push(Unit { digest, len: len as u32 });
+    });
+    units
 }
 
 /// Who takes pieces of an image: where each belongs, its bytes, and the buffer that begins with them.
