@@ -217,6 +217,27 @@ fn offers_cost_what_they_make_the_server_write() {
 }
 
 #[test]
+fn what_is_being_read_takes_its_room_still() {
+    let bench = Bench::new(Who::Nobody);
+    let mut options = insecure();
+    options.extend(["--whole", "--quota", "30M"].map(String::from));
+    let server = Server::start(&bench, &options);
+    bench.file("in", image(vec![1; 24 << 20]));
+    bench.must(&["put", "--insecure", "in", &server.name("x")]);
+    let mut channel = server.channel(None);
+    channel.send(Kind::Get, 0, b"x").expect("sent");
+    assert_eq!(channel.receive().expect("an answer").kind, Kind::Done);
+    // More than sockets hold is not on its way yet.
+    bench.must(&["rm", "--insecure", &server.name("x")]);
+    let put = || bench.order(&["put", "--insecure", "in", &server.name("y")]);
+    let refused = put();
+    assert!(refused.stderr.contains("quota"), "{refused:?}");
+    drop(channel);
+    until("the room", || (put().code() == Some(0)).then_some(()));
+    server.stop();
+}
+
+#[test]
 fn a_digest_opens_nothing() {
     let bench = Bench::new(Who::Me);
     bench.subdirectory("keys");

@@ -55,7 +55,7 @@ fn look(
 ) -> std::result::Result<(), String> {
     let stored = store.read(name)?;
     match &stored {
-        Stored::Whole(file, _) => {
+        Stored::Whole(file, ..) => {
             let copy = file.try_clone().map_err(|e| reason(&e))?;
             let whole = Image::from_file(copy, &directory.join(name)).and_then(|i| i.verify());
             whole.map_err(|e| e.to_string())

@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg, OFlag};
-use nix::sys::stat::{Mode, mkdirat};
+use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag};
+use nix::sys::stat::{Mode, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, fsync, unlinkat};
 
 use crate::error::{Because, Error, Result};
@@ -34,13 +34,16 @@ impl Claim {
         // In a directory for everybody somebody else could have made the folder.
         let flags = flags | OFlag::O_NOFOLLOW;
         let own = nix::fcntl::openat(&root, OWN_FOLDER, flags, Mode::empty()).because(why)?;
-        let owner = nix::sys::stat::fstat(&own).because(why)?.st_uid;
-        if owner != nix::unistd::geteuid().as_raw() {
+        let stat = nix::sys::stat::fstat(&own).because(why)?;
+        if stat.st_uid != nix::unistd::geteuid().as_raw() {
             let folder = path.join(OWN_FOLDER);
             return Err(Error::new(format!("{} belongs to somebody else", folder.display())));
         }
-        let own = Flock::lock(own.into(), FlockArg::LockExclusiveNonblock);
-        let own = own.map_err(|_| {
+        let own = Flock::lock(own.into(), FlockArg::LockExclusiveNonblock).ok();
+        // One that has just ended has removed it.
+        let named = fstatat(&root, OWN_FOLDER, AtFlags::AT_SYMLINK_NOFOLLOW);
+        let is_same = named.is_ok_and(|named| named.st_ino == stat.st_ino);
+        let own = own.filter(|_| is_same).ok_or_else(|| {
             Error::new(format!("another checkpoint server works in {}", path.display()))
                 .hint("choose another directory with -d")
         })?;

@@ -18,21 +18,26 @@ use crate::image::source::Source;
 /// An image that can be read.
 pub enum Stored<'a> {
     /// A file, and its bytes.
-    Whole(File, u64),
+    Whole(File, u64, Reading<'a>),
     /// A recipe.
     Parts(Parts<'a>),
 }
 
 /// An image whose content lies in packs, where it stays until this goes.
 pub struct Parts<'a> {
-    pub(super) store: &'a Store,
     pub(super) packs: &'a Packs,
     pub(super) file: File,
     pub(super) tail: Tail,
+    pub(super) _reading: Reading<'a>,
+}
+
+/// Somebody reads a file: what it takes up is not given back meanwhile.
+pub struct Reading<'a> {
+    pub(super) store: &'a Store,
     pub(super) inode: u64,
 }
 
-impl Drop for Parts<'_> {
+impl Drop for Reading<'_> {
     fn drop(&mut self) {
         self.store.read_no_more(self.inode);
     }
@@ -45,7 +50,7 @@ impl Stored<'_> {
     /// Bytes of the image.
     pub fn len(&self) -> u64 {
         match self {
-            Self::Whole(_, len) => *len,
+            Self::Whole(_, len, _) => *len,
             Self::Parts(parts) => parts.tail.len,
         }
     }
@@ -53,7 +58,7 @@ impl Stored<'_> {
     /// Its header, if it is a checkpoint.
     pub(super) fn header(&self) -> Result<Option<Header>, String> {
         match self {
-            Self::Whole(file, _) => Image::find(file),
+            Self::Whole(file, ..) => Image::find(file),
             Self::Parts(parts) => Image::find(parts),
         }
         .map_err(|e| e.to_string())
@@ -66,7 +71,7 @@ impl Stored<'_> {
     pub(super) fn each(&self, each: &mut Getter<'_>) -> io::Result<()> {
         let mut piece = vec![0; PIECE];
         match self {
-            Self::Whole(file, len) => {
+            Self::Whole(file, len, _) => {
                 let mut at = 0;
                 while at < *len {
                     let bytes = &mut piece[..(*len - at).min(PIECE as u64) as usize];

@@ -63,7 +63,7 @@ pub struct Store {
     readers: Mutex<Vec<Reader>>,
 }
 
-/// A recipe that is being read.
+/// A file that is being read.
 struct Reader {
     inode: u64,
     readers: usize,
@@ -215,21 +215,22 @@ impl Store {
         if !meta.is_file() {
             return Err("it is not a file".into());
         }
-        let Some(tail) = recipe::tail(&file).map_err(|e| e.to_string())? else {
-            return Ok(Stored::Whole(file, meta.len()));
-        };
+        let tail = recipe::tail(&file).map_err(|e| e.to_string())?;
+        let inode = meta.ino();
+        let mut readers = locked(&self.readers);
+        match readers.iter_mut().find(|reader| reader.inode == inode) {
+            Some(reader) => reader.readers += 1,
+            None => readers.push(Reader { inode, readers: 1, gone: None }),
+        }
+        drop(readers);
+        let reading = sending::Reading { store: self, inode };
+        let Some(tail) = tail else { return Ok(Stored::Whole(file, meta.len(), reading)) };
         let packs = self.packs.as_ref().filter(|packs| packs.id == tail.id);
         let packs = packs.ok_or("its content is in the directory of another server")?;
-        let mut readers = locked(&self.readers);
-        match readers.iter_mut().find(|reader| reader.inode == meta.ino()) {
-            Some(reader) => reader.readers += 1,
-            None => readers.push(Reader { inode: meta.ino(), readers: 1, gone: None }),
-        }
-        let inode = meta.ino();
-        Ok(Stored::Parts(sending::Parts { store: self, packs, file, tail, inode }))
+        Ok(Stored::Parts(sending::Parts { packs, file, tail, _reading: reading }))
     }
 
-    /// Somebody reads a recipe no more.
+    /// Somebody reads a file no more.
     pub(super) fn read_no_more(&self, inode: u64) {
         let mut readers = locked(&self.readers);
         let Some(at) = readers.iter().position(|reader| reader.inode == inode) else { return };
@@ -247,7 +248,6 @@ impl Store {
         if meta.nlink() > 0 || !meta.is_file() {
             return;
         }
-        self.give_back(meta.len());
         let mut readers = locked(&self.readers);
         if let Some(reader) = readers.iter_mut().find(|reader| reader.inode == meta.ino()) {
             reader.gone = file.try_clone().ok();
@@ -258,6 +258,7 @@ impl Store {
     }
 
     fn release(&self, file: &File) {
+        self.give_back(file.metadata().map_or(0, |meta| meta.len()));
         if let (Some(packs), Ok(Some(tail))) = (&self.packs, recipe::tail(file))
             && packs.id == tail.id
         {
