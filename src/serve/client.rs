@@ -67,6 +67,8 @@ struct Offers {
     waiting: VecDeque<(u64, Vec<u8>)>,
     /// Bytes of these.
     bytes: usize,
+    /// Buffers of earlier ones: new memory for each piece costs as much as its digests.
+    spare: Vec<Vec<u8>>,
 }
 
 /// The shared key, if one is to be used.
@@ -289,7 +291,10 @@ impl Put {
         let offer = Offer::bytes(&units(&mut offers.digest, bytes));
         offers.sums.offers.add(offset, &offer);
         offers.bytes += bytes.len();
-        offers.waiting.push_back((offset, bytes.to_vec()));
+        let mut own = offers.spare.pop().unwrap_or_default();
+        own.clear();
+        own.extend_from_slice(bytes);
+        offers.waiting.push_back((offset, own));
         self.send(Kind::Offer, offset, &offer)?;
         self.answered(OFFERS, WINDOW)
     }
@@ -321,6 +326,9 @@ impl Put {
                     self.data(offset + at as u64, &bytes[at..end])?;
                 }
                 at = end.max(at + UNIT);
+            }
+            if let Some(offers) = &mut self.offers {
+                offers.spare.push(bytes);
             }
         }
         Ok(())
