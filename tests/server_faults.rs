@@ -238,6 +238,28 @@ fn what_is_being_read_takes_its_room_still() {
 }
 
 #[test]
+fn nobody_stores_what_says_where_content_lies() {
+    let bench = stored();
+    let server = Server::start(&bench, &["--insecure", "--whole"].map(String::from));
+    let recipe = fs::read(server.file("job/x")).expect("a file");
+    for len in [recipe.len(), recipe.len() - 1] {
+        let mut upload = server.begin("y");
+        upload.piece(&recipe[..len]);
+        assert_eq!(upload.seal().kind, Kind::Refused);
+    }
+    server.stop();
+    // What tells the packs from others' is not less than the content.
+    fs::write(bench.path("store/.ckpt-serve/packs/id"), [7; 16]).expect("a file");
+    let _ = fs::remove_file(bench.path("store/.ckpt-serve/packs/clean"));
+    let server = Server::start(&bench, &insecure());
+    server
+        .run
+        .complaint("no room is given back: job/x: its content is in the directory of another");
+    assert!(server.room() > 1 << 20, "what could not be seen is gone");
+    server.stop();
+}
+
+#[test]
 fn a_digest_opens_nothing() {
     let bench = Bench::new(Who::Me);
     bench.subdirectory("keys");

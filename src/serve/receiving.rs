@@ -13,7 +13,7 @@ use nix::sys::stat::{Mode, SFlag, fchmod};
 use nix::unistd::{UnlinkatFlags, fsync, unlinkat};
 
 use super::packs::{COST, Pack, Packs, Place, SLOTS, UNIT, Unit, position};
-use super::recipe::{Extent, Recipe};
+use super::recipe::{self, Extent, Recipe};
 use super::store::{Result, Store, is, locked, refusal, sentence};
 use crate::fault::{Point, reach};
 use crate::settings::server::check_stored;
@@ -157,7 +157,12 @@ impl Upload<'_> {
         }
         self.grow(len)?;
         match &mut self.parts {
-            None => self.file.set_len(len).map_err(|e| sentence(&e))?,
+            None => {
+                self.file.set_len(len).map_err(|e| sentence(&e))?;
+                if !matches!(recipe::tail(&self.file), Ok(None)) {
+                    return Err("it is one of a server's own files".into());
+                }
+            }
             Some(parts) => {
                 reach(Point::Packed);
                 parts.settle(len).map_err(|e| sentence(&e))?;

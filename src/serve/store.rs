@@ -71,6 +71,9 @@ struct Reader {
     gone: Option<File>,
 }
 
+/// What is said of a recipe with another id.
+const ELSEWHERE: &str = "its content is in the directory of another server";
+
 /// How a file is opened to be read: a FIFO that somebody puts there must not make us wait.
 pub(super) const READ: OFlag = OFlag::O_NONBLOCK.union(OFlag::O_NOCTTY);
 
@@ -155,7 +158,9 @@ impl Store {
             Some(tail) if packs.id == tail.id => {
                 recipe::each(&file, &tail, &mut |batch| packs.count(batch))
             }
-            _ => Ok(()),
+            // Or it is ours, and what says so is damaged.
+            Some(_) => Err(std::io::Error::other(ELSEWHERE)),
+            None => Ok(()),
         }
     }
 
@@ -226,7 +231,7 @@ impl Store {
         let reading = sending::Reading { store: self, inode };
         let Some(tail) = tail else { return Ok(Stored::Whole(file, meta.len(), reading)) };
         let packs = self.packs.as_ref().filter(|packs| packs.id == tail.id);
-        let packs = packs.ok_or("its content is in the directory of another server")?;
+        let packs = packs.ok_or(ELSEWHERE)?;
         Ok(Stored::Parts(sending::Parts { packs, file, tail, _reading: reading }))
     }
 
