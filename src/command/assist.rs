@@ -22,6 +22,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// Does what the process asks for and answers.
+#[inline(never)]
 pub(super) fn run(pid: Pid) -> Result<u8> {
     let error_output = dumper::begin(pid, c"ckpt-assist");
     let program = Process::open(pid)?;

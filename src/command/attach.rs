@@ -22,6 +22,7 @@ use ckpt_abi::region::{Config, config_flag};
 ///
 /// Periodic checkpoints get a new monitor each time, for nobody can say whether one that is there
 /// is not about to end; it ends when it sees the new one in its place.
+#[inline(never)]
 pub(super) fn run(asked: &Process, settings: &Settings) -> Result<u8> {
     let executable = stub::own()?;
     let process = enter::meant_by(asked)?;

@@ -44,6 +44,7 @@ const SHDR: u64 = 64;
 const PN_XNUM: u64 = 0xffff;
 
 /// Writes a core file for each process of a checkpoint, and says their names.
+#[inline(never)]
 pub(super) fn run(word: &OsStr, out: Option<PathBuf>, transfer: &Transfer) -> Result<u8> {
     let image = fetch::image(word, transfer)?;
     let (whole, all) = check_all(&image, &MapPath::default())?;

@@ -28,6 +28,7 @@ const LAST: Duration = Duration::from_secs(10);
 const LEAST: u64 = 16;
 
 /// Saves the process that started us.
+#[inline(never)]
 pub(super) fn run(pid: Pid) -> Result<u8> {
     let error_output = begin(pid, c"ckpt-dump");
     // The program says what is missing, as nobody answers it.

@@ -20,6 +20,7 @@ use ckpt_abi::image::{
 use std::ffi::OsString;
 
 /// Checks every byte of checkpoints; the status is the worst.
+#[inline(never)]
 pub(super) fn verify(words: &[OsString], transfer: &Transfer) -> Result<u8> {
     let mut worst = 0;
     for word in words {
@@ -39,6 +40,7 @@ pub(super) fn verify(words: &[OsString], transfer: &Transfer) -> Result<u8> {
 }
 
 /// Shows what checkpoints hold.
+#[inline(never)]
 pub(super) fn info(words: &[OsString], json: bool, transfer: &Transfer) -> Result<u8> {
     facts::each(words, json, |word| Ok((describe(&fetch::image(word, transfer)?, json)?, 0)))
 }

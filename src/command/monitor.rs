@@ -61,6 +61,7 @@ const LINE: i32 = 3;
 const BUSY: u8 = 3;
 
 /// Watches over a process until it ends.
+#[inline(never)]
 pub(super) fn run(pid: Pid) -> Result<u8> {
     let _ = nix::sys::prctl::set_name(monitors::NAME);
     // Who has made us while something stood still may have had none.

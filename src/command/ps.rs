@@ -18,6 +18,7 @@ const SECOND: u64 = 1_000_000_000;
 const GLANCE: Duration = Duration::from_secs(2);
 
 /// Shows what runs under ckpt here; to `watch` means again and again.
+#[inline(never)]
 pub(super) fn run(json: bool, watch: bool) -> Result<u8> {
     proc::of_this_namespace()?;
     loop {

@@ -22,6 +22,7 @@ use std::path::Path;
 ///
 /// # Errors
 /// There is none, it is not to be trusted, or it cannot be executed.
+#[inline(never)]
 pub(super) fn run(
     name: &OsStr,
     transfer: &Transfer,

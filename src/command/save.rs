@@ -16,6 +16,7 @@ use std::time::Duration;
 const NOTIFIED: Duration = Duration::from_secs(60);
 
 /// Saves a process from outside and says what came of it.
+#[inline(never)]
 pub(super) fn run(process: &Process, stop: bool, settings: Settings) -> Result<u8> {
     let here = std::env::current_dir().because(|| "cannot find out the current directory")?;
     let settings = settings.resolve(&here)?;

@@ -25,6 +25,7 @@ const ROUNDS: usize = 5;
 const UNSAFE: u8 = 1;
 
 /// Saves all that runs under ckpt here, `jobs` at a time; the status says whether all of it is saved.
+#[inline(never)]
 pub(super) fn run(stop: bool, jobs: Option<usize>, settings: &Settings) -> Result<u8> {
     proc::of_this_namespace()?;
     let named = settings.name.as_ref().map(|name| name.written());

@@ -13,6 +13,7 @@ static PYTHON: Packed = packed!("ckpt.py");
 static PAGE: Packed = packed!("ckpt.3");
 
 /// Writes the library, its header and the rest below `dir`.
+#[inline(never)]
 pub(super) fn run(dir: &Path) -> Result<u8> {
     write(dir, "lib/libckpt.so", &library::with(&stub::own()?)?)?;
     write(dir, "include/ckpt.h", &HEADER.unpacked()?)?;

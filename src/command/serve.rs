@@ -109,6 +109,7 @@ fn check(options: &ServeOptions) -> Result<u8> {
 }
 
 /// Makes a key.
+#[inline(never)]
 pub(super) fn keygen(file: &Path) -> Result<u8> {
     key::make(file)?;
     Ok(0)

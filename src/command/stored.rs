@@ -16,6 +16,7 @@ use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 /// Lists a folder, or what fits a pattern.
+#[inline(never)]
 pub(super) fn list(folder: &ServerName, transfer: &Transfer, json: bool) -> Result<u8> {
     let path = folder.path();
     let wild = path.find(['*', '?']);
@@ -55,6 +56,7 @@ fn fits(pattern: &str, name: &str) -> bool {
 }
 
 /// Fetches an image into a file.
+#[inline(never)]
 pub(super) fn get(name: &ServerName, file: Option<PathBuf>, transfer: &Transfer) -> Result<u8> {
     let last = name.path().rsplit('/').next().unwrap_or_default();
     let here = std::env::current_dir().because(|| "cannot find out the current directory")?;
@@ -68,6 +70,7 @@ pub(super) fn get(name: &ServerName, file: Option<PathBuf>, transfer: &Transfer)
 }
 
 /// Sends a file.
+#[inline(never)]
 pub(super) fn put(file: &Path, name: &ServerName, transfer: &Transfer) -> Result<u8> {
     let why = || format!("cannot read {}", file.display());
     let mut source = File::open(file).because(why)?;
@@ -106,6 +109,7 @@ fn fill(source: &mut File, buffer: &mut [u8]) -> std::io::Result<usize> {
 }
 
 /// Removes an image.
+#[inline(never)]
 pub(super) fn remove(name: &ServerName, transfer: &Transfer) -> Result<u8> {
     Client::connect(name, transfer)?.remove(name.path())?;
     Ok(0)

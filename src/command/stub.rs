@@ -24,6 +24,7 @@ use zerocopy::FromBytes;
 ///
 /// # Errors
 /// As [`restart_from`].
+#[inline(never)]
 pub(super) fn from_own_file(own: File, args: &[OsString]) -> Result<u8> {
     if executed_by_the_program() {
         return execute_original(own, args);
@@ -108,6 +109,7 @@ fn execute_original(own: File, args: &[OsString]) -> Result<u8> {
 }
 
 /// Turns the report that the restorer has spelled into a sentence, for descriptor `to`.
+#[inline(never)]
 pub(super) fn report(letters: Option<&OsString>, to: Option<&OsString>) -> Result<u8> {
     let report = letters.and_then(|l| read_spelled(l.as_bytes()));
     let Some(report) = report.and_then(|bytes| Report::read_from_bytes(&bytes).ok()) else {

@@ -24,6 +24,7 @@ const ENVIRONMENT: u64 = 64 << 20;
 const ENV: [usize; 2] = [9, 10];
 
 /// Shows a table of each checkpoint.
+#[inline(never)]
 pub(super) fn run(words: &[OsString], table: Rows, json: bool, transfer: &Transfer) -> Result<u8> {
     for (index, word) in words.iter().enumerate() {
         let image = fetch::image(word, transfer)?;
@@ -126,6 +127,7 @@ fn object(record: &Descriptor) -> Option<u32> {
 
 /// Writes the content of a file that travels in a checkpoint to standard output. `which` is the number of a descriptor, or
 /// PID:NUMBER.
+#[inline(never)]
 pub(super) fn cat(word: &OsStr, which: &OsStr, transfer: &Transfer) -> Result<u8> {
     let text = which.to_string_lossy();
     let (pid, number) = text.split_once(':').map_or((None, &*text), |(pid, fd)| (Some(pid), fd));

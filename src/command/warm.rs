@@ -22,6 +22,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 /// Runs a program until it saves itself.
+#[inline(never)]
 pub(super) fn run(settings: &Settings, program: &OsStr, args: &[OsString]) -> Result<u8> {
     let here = std::env::current_dir().because(|| "cannot find out the current directory")?;
     // Neither a signal nor a period takes it away before it is ready.

@@ -44,6 +44,7 @@ impl<'a> Checkpoint<'a> {
     ///
     /// # Errors
     /// Those of [`Place::find`], and a name that is none.
+    #[inline(never)]
     pub(crate) fn of(request: &'a Demand, whose: Whose, first: &Equipped) -> Result<Self> {
         let control = &first.region.control;
         let template = template(request, first)?;
@@ -79,6 +80,7 @@ impl<'a> Checkpoint<'a> {
 
     /// What there is to say beside losses: what `--verbose` asks for, and, by the monitor, that the checkpoint signal is
     /// the program's own by now.
+    #[inline(never)]
     pub(crate) fn notes(&self, processes: &[Still<'_>], members: &[Member]) -> Vec<String> {
         let all: Vec<_> = processes.iter().map(|process| &process.gathered).collect();
         let mut notes = Vec::from_iter(losses::trifles(&all, members));
@@ -139,6 +141,7 @@ impl<'a> Checkpoint<'a> {
 }
 
 /// Does what takes long before anybody stands still, if TCP connections to others are to go on.
+#[inline(never)]
 pub(super) fn foresee(request: &Demand) {
     let Settings { keep_tcp, .. } = request.settings;
     if request.stop == Some(false) || keep_tcp == Some(false) || request.periodic {

@@ -35,6 +35,7 @@ fn called_itself(request: &Demand, pid: Pid) -> bool {
 }
 
 /// Sends the main thread of the process to the callbacks, if there are any, and waits for it.
+#[inline(never)]
 pub(crate) fn visit(request: &Demand) -> Result<()> {
     let (process, pid) = (&request.process, request.pid());
     if called_itself(request, pid) {
@@ -131,6 +132,7 @@ pub(crate) fn turn_of_another(pid: Pid) -> Error {
 }
 
 /// Whether one of the frozen processes is in a critical section after all (ckpt_hold).
+#[inline(never)]
 pub(crate) fn held(
     request: &Demand,
     processes: &mut [Frozen],

@@ -23,6 +23,7 @@ const PERMISSION: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// Those of [`check`] and [`listed`].
+#[inline(never)]
 pub(crate) fn members(request: &Demand) -> Result<Vec<Kin>> {
     check(&request.process)?;
     listed(request).map(|listed| listed.members)

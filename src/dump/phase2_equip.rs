@@ -70,6 +70,7 @@ impl Seen {
 }
 
 /// Looks at all, some abreast.
+#[inline(never)]
 pub(crate) fn see(processes: &[Frozen], before: &Before) -> Vec<Result<Seen>> {
     let all: Vec<&Process> = processes.iter().map(Frozen::process).collect();
     abreast::each(&all, 1, |process| Seen::of(process, Some(before)))
@@ -77,6 +78,7 @@ pub(crate) fn see(processes: &[Frozen], before: &Before) -> Vec<Result<Seen>> {
 
 /// Takes over the payload, or injects one, and what was seen of the process if it is still so; None when a thread of the program has its turn, which has to run for that to change.
 /// What was claimed stays so, and can be claimed again.
+#[inline(never)]
 pub(crate) fn equip(
     request: &Demand,
     frozen: &mut Frozen,

@@ -118,6 +118,7 @@ pub(crate) fn gather_all<'a>(
 }
 
 /// Looks at those that were not `looked` at yet, some abreast.
+#[inline(never)]
 fn look(equipped: &[Equipped], looked: Vec<Option<Looked>>) -> Result<Vec<Looked>> {
     let left: Vec<_> = equipped.iter().zip(&looked).filter(|(_, seen)| seen.is_none()).collect();
     let news = abreast::each(&left, 1, |(one, _)| Looked::at(&one.process, &one.memory, None));
@@ -133,6 +134,7 @@ struct Looks {
 
 impl Looks {
     /// Begins to look. Behind [`Looks::of`] nothing goes on.
+    #[inline(never)]
     fn begin(equipped: &[Equipped], tids: &[Vec<Tid>], looked: &[Looked]) -> Self {
         /// So many are as much work as a thread costs.
         const FEW: usize = 32;
@@ -157,6 +159,7 @@ impl Looks {
         Self { seen, looking }
     }
 
+    #[inline(never)]
     fn end(&mut self) {
         if let Some(looking) = self.looking.take() {
             self.seen = looking.join().unwrap_or_default();
@@ -259,6 +262,7 @@ impl<'a> Work<'a> {
     }
 
     /// Begins to ask the main thread, so that those of several processes answer abreast. [`Work::meet`] has to follow.
+    #[inline(never)]
     fn begin(&mut self) -> Result<()> {
         // To read what a handler of the program has to fill first would be to wait for it.
         if self.looked.rest.is_none() {
@@ -280,6 +284,7 @@ impl<'a> Work<'a> {
     }
 
     /// What the main thread answers; None if it was not asked.
+    #[inline(never)]
     fn meet(&mut self) -> Result<Option<Said>> {
         let Some((questions, asking)) = self.asked.take() else { return Ok(None) };
         let (mut target, ..) = self.target();
@@ -290,6 +295,7 @@ impl<'a> Work<'a> {
     }
 
     /// Gathers the records, and the areas whose pages are to be written.
+    #[inline(never)]
     fn end(
         mut self,
         said: Option<Said>,
@@ -361,6 +367,7 @@ fn free_page(target: &Target<'_>) -> u64 {
 }
 
 /// Saves what the main thread has said of the process, and asks it what depends on that.
+#[inline(never)]
 fn save_answers(
     questions: Questions,
     answers: &Replies,

@@ -40,6 +40,7 @@ fn names(children: &[Pid]) -> Vec<String> {
 ///
 /// # Errors
 /// The program would end, and nothing would go on with what they do; only whoever asks for that may say so.
+#[inline(never)]
 pub(crate) fn left_out(
     request: &Demand,
     forest: &Forest,
@@ -70,6 +71,7 @@ pub(crate) fn left_out(
 }
 
 /// Names the processes of whom nobody can tell whether they belong to it.
+#[inline(never)]
 pub(crate) fn doubtful(forest: &Forest, equipped: &[Equipped]) -> Result<Option<String>> {
     let Some(root) = equipped.first() else { return Ok(None) };
     let mut all = forest.doubtful.clone();
@@ -240,6 +242,7 @@ fn deaths(processes: &[Still<'_>]) -> Vec<Obstacle> {
 ///
 /// # Errors
 /// Something is: all of it, of all processes.
+#[inline(never)]
 pub(crate) fn refuse(
     processes: &mut [Still<'_>],
     dead: &[Kin],
@@ -258,6 +261,7 @@ pub(crate) fn refuse(
 pub(super) const UNHARMED: &str = "it goes on unharmed";
 
 /// Refuses to go without any of these, where nothing may be lost.
+#[inline(never)]
 pub(crate) fn strictly(losses: &[String]) -> Error {
     let losses: Vec<_> = losses.iter().map(|loss| kinds::advised(loss)).collect();
     let text = format!(

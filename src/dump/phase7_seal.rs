@@ -10,6 +10,7 @@ use crate::ptrace::freeze::Frozen;
 use crate::resource::Gathered;
 
 /// Seals the image of these processes; its length in bytes, and what it goes without, which may be nothing if it is `strict`.
+#[inline(never)]
 pub(crate) fn seal(
     writing: Writing<'_>,
     processes: Vec<Gathered>,

@@ -48,6 +48,7 @@ pub(crate) fn are_given_again() -> bool {
 }
 
 /// Saves and names what is the program's own.
+#[inline(never)]
 pub(crate) fn save(
     asked: &PrivilegeQuestions,
     answers: &Replies,

@@ -29,6 +29,7 @@ const THP_EXCEPT_ADVISED: u64 = 2;
 const NO_FD: u32 = u32::MAX;
 
 /// Saves the process.
+#[inline(never)]
 pub(crate) fn save(
     asked: &ProcessQuestions,
     answers: &Replies,

@@ -26,6 +26,7 @@ pub(crate) fn ask(list: &mut List) -> Vec<Question> {
 }
 
 /// Saves what was answered.
+#[inline(never)]
 pub(crate) fn save_actions(
     asked: &[Question],
     answers: &Replies,
@@ -39,6 +40,7 @@ pub(crate) fn save_actions(
 }
 
 /// Reads the queues of the process and of every thread.
+#[inline(never)]
 pub(crate) fn save_pending(target: &Target<'_>, gathered: &mut Gathered) -> Result<()> {
     let trigger = target.region.control.config.asyncsig.cast_signed();
     for (i, thread) in target.frozen.threads.iter().enumerate() {

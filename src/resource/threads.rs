@@ -50,6 +50,7 @@ fn narrow(tid: Tid) -> String {
 ///
 /// # Errors
 /// One is gone.
+#[inline(never)]
 pub(crate) fn settle_all(
     target: &mut Target<'_>,
     ids: &[u32],
@@ -79,6 +80,7 @@ pub(crate) fn settle_all(
 ///
 /// # Errors
 /// Their state cannot be read. That one may not work for us is in the way of the checkpoint, as other things are.
+#[inline(never)]
 pub(crate) fn save(
     target: &mut Target<'_>,
     ids: &[u32],

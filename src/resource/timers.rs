@@ -53,6 +53,7 @@ pub(crate) fn ask(target: &Target<'_>, list: &mut List) -> TimerQuestions {
 }
 
 /// Saves what was answered.
+#[inline(never)]
 pub(crate) fn save(
     asked: TimerQuestions,
     answers: &Replies,

@@ -6,6 +6,7 @@ use super::runtime::loaded::Loaded;
 use super::{Gathered, Target, privileges};
 
 /// Names what the process goes without, of whose `threads` this was seen, and refuses what cannot be left out.
+#[inline(never)]
 pub(crate) fn name(target: &Target<'_>, threads: &[LookedThread], gathered: &mut Gathered) {
     alone(target, threads, gathered);
     if counts_cpu_time(target) {

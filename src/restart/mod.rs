@@ -167,6 +167,7 @@ struct Start<'a> {
 impl Start<'_> {
     /// Makes the System V objects, in the first process, so that they know it as their maker.
     /// How many bytes of huge pages are ordinary ones then.
+    #[inline(never)]
     fn furnish(&self, saved: &Saved<'_>, who: Who<'_>) -> Result<u64> {
         let (records, objects) = (&self.whole.systemv, &self.whole.objects);
         if records.is_empty() || who.member().is_none() {
@@ -185,6 +186,7 @@ impl Start<'_> {
     }
 
     /// The memory that is to be missing when the program goes on, if that was asked for.
+    #[inline(never)]
     fn lazy(&self, saved: &Saved<'_>, warnings: &mut Vec<String>) -> Option<Lazy> {
         if self.config.flags & config_flag::LAZY == 0 {
             return None;
@@ -205,6 +207,7 @@ impl Start<'_> {
     }
 
     /// Becomes one of the image's processes.
+    #[inline(never)]
     fn become_program(
         &self,
         mut saved: Saved<'_>,

@@ -143,6 +143,7 @@ pub(crate) struct Files {
 }
 
 /// Opens everything but for what waits in sockets ([`Files::finish`]).
+#[inline(never)]
 pub(crate) fn open(
     whole: &Whole<'_>,
     all: &[&Saved<'_>],
@@ -258,6 +259,7 @@ impl Files {
 }
 
 /// The files of mappings, by index of the mapping; each is opened once, whatever maps it.
+#[inline(never)]
 fn mapped(
     whole: &Whole<'_>,
     saved: &Saved<'_>,

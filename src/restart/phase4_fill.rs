@@ -53,6 +53,7 @@ pub(crate) struct Filled {
 }
 
 /// Maps and fills.
+#[inline(never)]
 pub(crate) fn fill(
     whole: &Whole<'_>,
     saved: &mut Saved<'_>,

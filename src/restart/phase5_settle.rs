@@ -12,6 +12,7 @@ use crate::resource::descriptor::{locks, timerfd};
 use ckpt_abi::image::SectionKind;
 
 /// Sets modes, owners, times and seals, and lets the program's clocks go on.
+#[inline(never)]
 pub(super) fn settle(
     whole: &Whole<'_>,
     saved: &mut Saved<'_>,

@@ -51,6 +51,7 @@ pub(crate) struct Plan {
 }
 
 /// Writes the orders.
+#[inline(never)]
 pub(super) fn plan(
     saved: &Saved<'_>,
     opened: &Opened,
@@ -143,6 +144,7 @@ pub(super) fn plan(
 }
 
 /// Orders that make all threads but the first; by their ids, where each of them has its own.
+#[inline(never)]
 fn clone_all(
     saved: &Saved<'_>,
     with: (Option<&Membership>, &Orders, Option<&Lock<'_>>),
@@ -183,6 +185,7 @@ fn stop(
 
 /// Orders that let the connections go on that were kept, which until then are closed without a word: before a process has
 /// its own rights, or behind the last meeting if it may still.
+#[inline(never)]
 fn connections(
     saved: &Saved<'_>,
     opened: &Opened,
@@ -293,6 +296,7 @@ fn move_mappings(orders: &mut Orders, placed: &[Placed]) {
 /// address of the word that will hold its id.
 ///
 /// It gets its old id where we may choose it (CAP_CHECKPOINT_RESTORE) and it is free, else any.
+#[inline(never)]
 fn clone(
     saved: &Saved<'_>,
     thread: &Thread,
@@ -373,6 +377,7 @@ fn rights(saved: &Saved<'_>, member: Option<&Membership>, arena: &mut Arena) -> 
 
 /// Orders that give a thread its privileges; what of them comes behind its filters. A change of users takes away the signal of
 /// its parent's end.
+#[inline(never)]
 fn give_privileges(
     rights: &Orders,
     thread: &Thread,

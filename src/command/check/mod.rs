@@ -21,6 +21,7 @@ pub(super) fn processes(words: &[OsString]) -> Vec<Process> {
 }
 
 /// Looks at the machine, or at what `words` name: a number is a process if it is no file.
+#[inline(never)]
 pub(super) fn run(
     words: &[OsString],
     map_path: &MapPath,

@@ -33,6 +33,7 @@ struct Candidate {
 }
 
 /// Makes objects of the files that travel: what shows them, in whatever process, refers to these.
+#[inline(never)]
 pub(crate) fn carry<'a>(
     processes: impl IntoIterator<Item = (&'a mut Gathered, &'a mut Vec<super::Area>)>,
     common: &mut Common,

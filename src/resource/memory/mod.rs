@@ -92,6 +92,7 @@ fn is_kernels(vma: &Vma) -> bool {
 }
 
 /// Sorts the mappings of a target into records and areas to write.
+#[inline(never)]
 pub(crate) fn save(
     target: &Target<'_>,
     gathered: &mut Gathered,

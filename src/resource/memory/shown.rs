@@ -14,6 +14,7 @@ use std::ops::Range;
 
 /// Notes which mappings show which object. Where that has holes they are not read, for to touch a hole of a memfd is to
 /// fill it.
+#[inline(never)]
 pub(crate) fn save(
     target: &Target<'_>,
     areas: &mut [Area],

@@ -97,6 +97,7 @@ fn users(kind: SystemVKind, entry: &Entry) -> Vec<Pid> {
 }
 
 /// Finds the objects of the processes and what is in them.
+#[inline(never)]
 pub(crate) fn save<'a>(
     processes: impl IntoIterator<Item = (&'a mut Gathered, &'a mut Vec<Area>)>,
     common: &mut Common,
