@@ -104,6 +104,8 @@ fn apply(program: &Process, caller: &mut Caller, wanted: Settings) -> Result<()>
 /// that it is told. One from a server is a file in our memory, which has to last until then.
 fn inspect(program: &Process, caller: &Caller) -> Result<Option<File>> {
     let name = Name::parse(&caller.name())?.resolve(&program.cwd()?.path)?;
+    let said = Settings::from_config(&caller.region.control.config)?.transfer.key;
+    super::destination::open_images_with(said.as_ref(), false)?;
     if let Name::Server(server) = &name {
         let transfer = Settings::from_config(&caller.region.control.config)?.transfer;
         let file = super::fetch::fetch(server, &transfer)?;

@@ -1,18 +1,20 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Where checkpoints go to: the one place where dump and serve meet.
 
-use crate::dump::place::Keep;
-use crate::error::Result;
+use crate::dump::place::{Keep, master};
+use crate::error::{Because, Error, Result};
 use crate::image::file::{self, FileSink};
 use crate::image::older::Renewal;
 use crate::image::piped;
+use crate::image::read::Image;
+use crate::image::seal::Keys;
 use crate::image::write::Sink;
 use crate::order;
 use crate::proc::Pid;
 use crate::serve::client::Client;
 use crate::serve::upload;
 use crate::settings::server::{Key, ServerName, Transfer};
-use crate::settings::{Name, Settings, Template, Values, stream};
+use crate::settings::{Name, Settings, Template, Values, parse_switch, passphrase, stream};
 use std::path::Path;
 
 /// Makes the sink for a name, without waiting for a network.
@@ -112,6 +114,9 @@ pub(crate) fn check_said(settings: &Settings) -> Result<()> {
     if let Some(Name::Stream(name)) = &settings.name {
         stream::command(name)?;
     }
+    if settings.encrypt == Some(true) {
+        master(&settings.transfer)?;
+    }
     if let Some(file) = settings.name.as_ref().and_then(Name::file) {
         let values = Values::of(Pid::own());
         return check(&Template::parse(file)?, &values);
@@ -125,6 +130,39 @@ pub(crate) fn with_usual_key(mut settings: Settings) -> Settings {
         settings.transfer.key = usual_key();
     }
     settings
+}
+
+/// Has encrypted images opened with the key that is said, or that of our home; a passphrase may be asked for.
+///
+/// # Errors
+/// One that was said cannot be read.
+pub(crate) fn open_images_with(key: Option<&Key>, may_ask: bool) -> Result<()> {
+    if let Some(Key::Descriptor(fd)) = key {
+        passphrase::say(*fd)?;
+    }
+    let file = key.cloned().or_else(usual_key).and_then(|key| key.path().map(Path::to_owned));
+    Keys { file, may_ask }.hold();
+    Ok(())
+}
+
+/// Refuses an image that is not encrypted where the user says, by option or environment, that they are: whoever can write
+/// where it lies can put one of his own in the place of one that he cannot make.
+///
+/// # Errors
+/// It is none, or the environment says something else.
+pub(crate) fn refuse_plain(image: &Image, said: Option<bool>) -> Result<()> {
+    let said = match (said, std::env::var_os("CKPT_ENCRYPT")) {
+        (None, Some(value)) => Some(parse_switch(&value).because(|| "CKPT_ENCRYPT")?),
+        (said, _) => said,
+    };
+    if said != Some(true) || image.is_sealed() {
+        return Ok(());
+    }
+    let shown = image.path().display();
+    Err(Error::new(format!("{shown} is not encrypted, as --encrypt says")).hint(
+        "somebody may have put it there; without --encrypt (CKPT_ENCRYPT) it restarts, and ckpt -p PID --encrypt has the next ones \
+         encrypted",
+    ))
 }
 
 /// The key file of our home.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Checkpoints of servers and of streams, in memory or where there is room for them.
 
+use super::destination::open_images_with;
 use crate::error::{Because, Error, Result};
 use crate::image::piped::Giver;
 use crate::image::queued::PIECE;
@@ -161,6 +162,7 @@ pub(super) fn back_to_the_terminal(image: &Image) -> Result<()> {
 /// # Errors
 /// It cannot be read, or is no checkpoint.
 pub(super) fn image(word: &OsStr, transfer: &Transfer) -> Result<Image> {
+    open_images_with(transfer.key.as_ref(), true)?;
     if word == "-" {
         return Image::from_file(streamed(word)?, Path::new(word));
     }

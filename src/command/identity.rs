@@ -180,6 +180,9 @@ fn shown(text: &OsStr) -> String {
 /// There is such a checkpoint.
 pub(super) fn refuse_to_replace(identity: &Identity, name: &Path) -> Result<()> {
     let Ok(image) = Image::open(name) else { return Ok(()) };
+    if let Some(why) = image.locked() {
+        return Err(why.clone().hint("choose another name with -n, or say --replace"));
+    }
     if !identity.is_other_command(&image).unwrap_or(false) {
         return Ok(());
     }

@@ -4,7 +4,7 @@
 use super::check::checkpoint;
 use super::facts::{self, Facts, size};
 use super::fetch;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::image::read::{Image, Part};
 use crate::order;
 use crate::resource::cpu::{Set, level_name};
@@ -46,6 +46,9 @@ pub(super) fn info(words: &[OsString], json: bool, transfer: &Transfer) -> Resul
 }
 
 fn describe(image: &Image, json: bool) -> Result<Facts> {
+    if let Some(why) = image.locked() {
+        return Ok(closed(image, why));
+    }
     let first = image.process(0);
     let process: ProcessRecord = first.record(SectionKind::Process)?;
     let machine: Machine = image.record(SectionKind::Machine)?;
@@ -99,9 +102,21 @@ fn describe(image: &Image, json: bool) -> Result<Facts> {
     facts.add_bytes("bytes", image.header().file_len);
     let compressed = image.header().needs & needs::CODEC != 0;
     facts.add("compression", if compressed { "LZ4" } else { "none" }.to_owned());
+    facts.add("encrypted", image.is_sealed());
     facts.add("brought_up_to_date", image.header().flags & header_flag::RENEWED != 0);
     facts.add("not_saved", losses.iter().map(|loss| text(loss.what)).collect::<Vec<_>>());
     Ok(facts)
+}
+
+/// What there is to be said of an encrypted image without its key.
+fn closed(image: &Image, why: &Error) -> Facts {
+    let mut facts = Facts::default();
+    facts.add("encrypted", true);
+    facts.add("not_shown", why.to_string());
+    facts.add("generation", image.header().run[1]);
+    facts.add("processes", image.processes().count());
+    facts.add_bytes("bytes", image.header().file_len);
+    facts
 }
 
 /// What one process of an image has.

@@ -34,6 +34,7 @@ pub(super) fn run(
     replace: bool,
 ) -> Result<u8> {
     stay::stay_if_needed(false, true)?;
+    destination::open_images_with(settings.transfer.key.as_ref(), resume.is_some())?;
     beforehand::refuse(program)?;
     refuse_checkpoint(program)?;
     refuse_rank(program, |name| std::env::var_os(name))?;

@@ -5,11 +5,12 @@
 //! execveat(2) is called with strings that live until it returns, which it does only on failure.
 #![allow(unsafe_code)]
 
+use super::destination::{open_images_with, refuse_plain};
 use super::{fetch, stub, trust};
 use crate::error::{Because, CANNOT_EXECUTE, Error, NOT_FOUND, Result};
 use crate::image::read::{self, Image};
 use crate::settings::Name;
-use crate::settings::server::Transfer;
+use crate::settings::server::{Key, Transfer};
 use nix::errno::Errno;
 use nix::libc;
 use std::ffi::{CString, OsStr, OsString};
@@ -33,12 +34,13 @@ pub(super) fn run(
     let file = Path::new(".").join(name);
     let is_there = name.as_bytes().starts_with(b"|") && file.symlink_metadata().is_ok();
     let name = if is_there { file.as_os_str() } else { name };
+    open_images_with(transfer.key.as_ref(), true)?;
     match Name::parse(name)? {
         Name::File(path) => {
             let file = read::open(&path).because(|| format!("cannot open {}", path.display()));
             let file = file.map_err(|e| e.with_status(NOT_FOUND))?;
             let copy = file.try_clone().because(|| path.display().to_string())?;
-            Image::from_file(copy, &path).map_err(|e| e.with_status(CANNOT_EXECUTE))?;
+            let image = Image::from_file(copy, &path).map_err(|e| e.with_status(CANNOT_EXECUTE))?;
             // Anybody else may execute what he likes as himself, as if it were a program.
             if nix::unistd::geteuid().is_root()
                 && !trusted
@@ -46,11 +48,13 @@ pub(super) fn run(
             {
                 return Err(why.sentence().hint(trust::WAY_OUT));
             }
-            execute(file, &path, args)
+            proceed(&image, file, &path, (transfer, args))
         }
         Name::Server(server) => {
             let file = fetch::fetch(&server, transfer)?;
-            execute(file, Path::new(name), args)
+            let copy = file.try_clone().because(|| "cannot keep a checkpoint open")?;
+            let image = Image::from_file(copy, Path::new(name))?;
+            proceed(&image, file, Path::new(name), (transfer, args))
         }
         Name::Stream(_) => {
             let file = fetch::streamed(name)?;
@@ -61,10 +65,34 @@ pub(super) fn run(
             if name == "-" {
                 fetch::back_to_the_terminal(&image)?;
             }
-            drop(image);
-            execute(file, Path::new(name), args)
+            proceed(&image, file, Path::new(name), (transfer, args))
         }
     }
+}
+
+/// Becomes the checkpoint file; of an encrypted one, whose key it has to be told, only if that is its key. What is executed is
+/// what those who have the key have written.
+fn proceed(
+    image: &Image,
+    file: File,
+    name: &Path,
+    (transfer, args): (&Transfer, &[OsString]),
+) -> Result<u8> {
+    if let Some(why) = image.locked() {
+        return Err(why.clone());
+    }
+    let demands = args.iter().any(|word| word == "--encrypt").then_some(true);
+    refuse_plain(image, demands)?;
+    let mut args = args.to_vec();
+    // The passphrase was said to us.
+    if image.is_of_passphrase() {
+        args.insert(0, name.into());
+        return stub::restart_from(file, &args);
+    }
+    if let (true, Some(Key::Said(path))) = (image.is_sealed(), &transfer.key) {
+        args.insert(0, [OsStr::new("--key="), path.as_os_str()].join(OsStr::new("")));
+    }
+    execute(file, name, &args)
 }
 
 /// Becomes the checkpoint file: it carries the ckpt that made it. Where it may not be executed

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! `--resume`: the newest whole checkpoint of a name takes the place of the program.
 
+use super::destination::refuse_plain;
 use super::fetch;
 use super::finish;
 use super::identity::Identity;
@@ -19,6 +20,17 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+
+/// # Errors
+/// It is encrypted, and its key is not ours, or it is not, though it has to be: it is not known to be damaged, and the program
+/// must not begin anew.
+fn opened_by_its_key(image: &Result<Image>, encrypt: Option<bool>) -> Result<()> {
+    let Ok(image) = image else { return Ok(()) };
+    match image.locked() {
+        Some(why) => Err(nothing(why.clone())),
+        None => refuse_plain(image, encrypt).map_err(nothing),
+    }
+}
 
 /// Restarts the newest whole checkpoint of the name; returns where there is none.
 ///
@@ -88,6 +100,7 @@ pub(super) fn resume(
             continue;
         }
         let image = Image::from_file(file, Path::new(&shown));
+        opened_by_its_key(&image, settings.encrypt)?;
         match image.and_then(|image| image.verify().map(|()| image)) {
             Ok(image) => {
                 if damaged {

@@ -4,11 +4,12 @@
 use super::facts;
 use crate::cli::{Command, ServeOptions};
 use crate::error::{Because, Error, FAILED, Result, printable};
+use crate::image::key;
+use crate::serve::checkup;
 use crate::serve::claim::Claim;
 use crate::serve::server::{Plan, serve};
 use crate::serve::store::Limits;
 use crate::serve::users::{self, Keys};
-use crate::serve::{checkup, key};
 use crate::settings::server::{Key, PORT};
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
@@ -156,7 +157,7 @@ fn keys(options: &ServeOptions) -> Result<Keys> {
             path.display()
         );
     }
-    key::read(file.path()).map(Keys::One)
+    key::of(file).map(Keys::One)
 }
 
 fn addresses(options: &ServeOptions) -> Result<Vec<SocketAddr>> {

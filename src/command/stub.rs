@@ -6,11 +6,13 @@
 //! becomes a descriptor for a single call.
 #![allow(unsafe_code)]
 
+use super::destination::{check_said, open_images_with, refuse_plain, usual_key, with_usual_key};
 use crate::cli::{self, StubCommand, StubOptions};
 use crate::error::{Because, Error, FAILED, Result};
 use crate::image::read::Image;
 use crate::resource::plan::Step;
 use crate::restart::{Options, restart};
+use crate::settings::server::Key;
 use ckpt_abi::op::{Report, read_spelled};
 use nix::errno::Errno;
 use std::ffi::{CString, OsString};
@@ -49,9 +51,14 @@ pub(super) fn restart_from(file: File, args: &[OsString]) -> Result<u8> {
         _ => Err(e),
     });
     let here = here.because(|| "cannot find out the current directory")?;
+    let said = options.settings.transfer.key.clone().or_else(|| {
+        let file = std::env::var_os("CKPT_KEY").filter(|file| !file.is_empty())?;
+        Some(Key::Said(here.join(file)))
+    });
+    open_images_with(said.as_ref(), true)?;
     let image = Image::from_file(file, Path::new(&name))?;
     let StubOptions {
-        settings,
+        mut settings,
         truncate_files,
         no_tty,
         force_cpu,
@@ -62,8 +69,18 @@ pub(super) fn restart_from(file: File, args: &[OsString]) -> Result<u8> {
         ids,
     } = *options;
     let cwd = cwd.map(|cwd| here.join(cwd));
-    let settings = super::destination::with_usual_key(settings).resolve(&here)?;
-    super::destination::check_said(&settings)?;
+    refuse_plain(&image, settings.encrypt)?;
+    if image.is_sealed() {
+        // What opened it seals the next one; a passphrase the program has already, made into a key.
+        settings.transfer.key = match said.or_else(usual_key) {
+            Some(Key::Descriptor(_)) => None,
+            Some(Key::Usual(_)) if image.is_of_passphrase() => None,
+            Some(Key::Usual(file)) => Some(Key::Said(file)),
+            said => said,
+        };
+    }
+    let settings = with_usual_key(settings).resolve(&here)?;
+    check_said(&settings)?;
     let options = Options {
         settings,
         truncate_files,
@@ -96,6 +113,7 @@ fn executed_by_the_program() -> bool {
 
 fn execute_original(own: File, args: &[OsString]) -> Result<u8> {
     use ckpt_abi::image::{ProcessRecord, SectionKind};
+    open_images_with(None, true)?;
     let image = Image::from_file(own, Path::new("/proc/self/exe"))?;
     let process: ProcessRecord = image.process(0).record(SectionKind::Process)?;
     let path = image.text(process.exe);

@@ -34,6 +34,7 @@ pub(super) fn run(settings: &Settings, program: &OsStr, args: &[OsString]) -> Re
         ..settings.clone()
     };
     let own = own.resolve(&here)?;
+    super::destination::open_images_with(own.transfer.key.as_ref(), false)?;
     let name = match &own.name {
         Some(Name::File(path)) => path.clone(),
         _ => {

@@ -439,7 +439,7 @@ fn proceed(
 
     let shown = checkpoint.shown(equipped, &common);
     let runs = checkpoint.runs(equipped);
-    let image = place.image(&mut *sink, front);
+    let image = place.image(&mut *sink, front)?;
     let mut writing = Writing::begin(image, common, runs, stop);
     if stop {
         writing.may_wait();

@@ -221,7 +221,7 @@ impl<'a> Writing<'a> {
             locks: glibc::Search::new(&gathered.threads),
             ids,
             keys: self.writer.is_of_several(),
-            sums: !self.writer.compresses(),
+            sums: !self.writer.changes_content(),
         })
     }
 

@@ -5,6 +5,7 @@ use super::Demand;
 use crate::error::{Error, Result};
 use crate::image::base::Base;
 use crate::image::older::{Id, Older, Renewal};
+use crate::image::seal::{Master, Seal};
 use crate::image::write::{Sink, Writer};
 use crate::proc::Process;
 use crate::rights::{self, Compared, Rights};
@@ -64,6 +65,8 @@ pub(crate) struct Place {
     transfer: Transfer,
     /// Its content is compressed.
     compress: bool,
+    /// The key that it is encrypted with.
+    master: Option<Master>,
     keep: Keep,
     pub(super) whose: Whose,
     /// Of a command that gets the image: NAME=VALUE, with a null byte behind each.
@@ -108,6 +111,10 @@ impl Place {
             Whose::Its(rights) => (settings(request, config, rights.is_some())?, config.keep),
         };
         let (mut transfer, compress) = (settings.transfer, settings.compress == Some(true));
+        let master = match settings.encrypt {
+            Some(true) => Some(whose.touch(|| master(&transfer))??),
+            _ => None,
+        };
         if let Some(file) = transfer.fallback.as_mut().filter(|_| forked) {
             file.as_mut_os_string().push(format!(".{}", request.pid()));
         }
@@ -123,7 +130,7 @@ impl Place {
             .hint("put %p, the process id, into the command"));
         }
         let keep = Keep { count, template, values };
-        Ok(Self { name, transfer, compress, keep, whose, environment })
+        Ok(Self { name, transfer, compress, master, keep, whose, environment })
     }
 
     /// Makes the sink.
@@ -148,10 +155,17 @@ impl Place {
     }
 
     /// Begins an image behind the stub.
-    pub(crate) fn image<'a>(&self, sink: &'a mut dyn Sink, stub: Vec<u8>) -> Writer<'a> {
+    ///
+    /// # Errors
+    /// It cannot be encrypted.
+    pub(crate) fn image<'a>(&self, sink: &'a mut dyn Sink, stub: Vec<u8>) -> Result<Writer<'a>> {
         let base = sink.base();
-        let writer = Writer::new(sink, stub).over(base);
-        if self.compress { writer.compressed() } else { writer }
+        let writer = Writer::new(sink, stub);
+        let writer = match &self.master {
+            Some(master) => writer.sealed(Seal::begin(master)?),
+            None => writer.over(base),
+        };
+        Ok(if self.compress { writer.compressed() } else { writer })
     }
 
     /// For sentences.
@@ -169,7 +183,8 @@ impl Place {
     pub(crate) fn is_plain(&self) -> bool {
         let counted = self.keep.template.is_counted();
         let elsewhere = !self.is_file() || self.transfer.fallback.is_some();
-        !elsewhere && !counted && !self.compress && self.whose.is_its()
+        let changed = self.compress || self.master.is_some();
+        !elsewhere && !counted && !changed && self.whose.is_its()
     }
 
     /// Reads what the process has open.
@@ -203,9 +218,21 @@ fn settings(request: &Demand, config: &Config, foreign: bool) -> Result<Settings
     if foreign && matches!(transfer.key, Some(server::Key::Usual(_))) {
         transfer.key = None;
     }
-    let compress = request.settings.compress;
-    let asked = Settings { transfer, compress, ..Settings::default() };
+    let Settings { compress, encrypt, .. } = request.settings;
+    let asked = Settings { transfer, compress, encrypt, ..Settings::default() };
     Settings::from_config(&asked.apply(*config))
+}
+
+/// The key of encrypted checkpoints.
+///
+/// # Errors
+/// No key is named, or it cannot be read.
+pub(crate) fn master(transfer: &Transfer) -> Result<Master> {
+    let key = transfer.key.as_ref().ok_or_else(|| {
+        Error::new("--encrypt needs a key, and none is named")
+            .hint("make one with ckpt keygen FILE, and name it with --key FILE or CKPT_KEY, or say --passphrase-fd N")
+    })?;
+    Master::of(key)
 }
 
 fn is_stream(name: &std::path::Path) -> bool {

@@ -5,7 +5,7 @@
 use crate::abreast;
 use crate::error::Result;
 use crate::fault::{Point, reach};
-use crate::image::write::{Piece, keyed};
+use crate::image::pieces::{Piece, keyed};
 use crate::image::zeros::nonzero;
 use crate::image::{PAGE, content_hash};
 use crate::proc::pagemap::Pagemap;

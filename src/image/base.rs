@@ -229,7 +229,7 @@ impl Base {
             let crossed = self.borders.partition_point(|border| *border <= chunk.address);
             let is_whole = self.borders.get(crossed).is_none_or(|it| *it >= range(&chunk).end);
             if is_whole && *seen == bits(0..pages) {
-                all.push(Chunk { flags: 0, ..chunk });
+                all.push(Chunk { block: 0, ..chunk });
                 continue;
             }
             let mut page = 0;

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! What lies in the file as one, in the order in which it was given: the content of a chunk, or more than that where
-//! several chunks have parts of it. Where it is to be compressed, several are collected and compressed by several threads.
+//! several chunks have parts of it. Where it is to be compressed or sealed, several are collected, and several threads do that.
 
+use super::seal::Seal;
 use super::write::Sink;
-use super::{codec, content_hash, hash};
+use super::{PAGE, codec, content_hash, hash};
 use crate::abreast;
 use crate::error::Result;
 use ckpt_abi::image::{Chunk, Codec};
 use std::sync::{Mutex, PoisonError};
 
-/// Most threads that compress; each has [`DEPTH`] blocks in memory, twice.
+/// Most threads that do so; each has [`DEPTH`] blocks in memory, twice.
 const THREADS: usize = 8;
 const DEPTH: usize = 4;
 
@@ -43,12 +44,25 @@ struct Block {
     codec: u32,
 }
 
-/// Room for one that waits to be compressed.
+/// Room for one that waits to be compressed or sealed.
 #[derive(Default)]
 struct Waiting {
+    number: usize,
     content: Vec<u8>,
-    /// What becomes of it, and whether that is smaller; of the one thread that has it.
-    packed: Mutex<(Vec<u8>, bool)>,
+    /// What becomes of it; of the one thread that has it.
+    packed: Mutex<Packed>,
+}
+
+struct Packed {
+    stored: Vec<u8>,
+    codec: Codec,
+    sum: u64,
+}
+
+impl Default for Packed {
+    fn default() -> Self {
+        Self { stored: Vec::new(), codec: Codec::Plain, sum: 0 }
+    }
 }
 
 /// The blocks of an image.
@@ -59,21 +73,34 @@ pub(super) struct Blocks {
     /// compressed.
     room: Vec<Waiting>,
     waits: usize,
+    compresses: bool,
+    seal: Option<Seal>,
 }
 
 impl Blocks {
     /// Compresses from now on.
     pub(super) fn compress(&mut self) {
+        self.compresses = true;
+        self.make_room();
+    }
+
+    /// Seals from now on.
+    pub(super) fn seal(&mut self, seal: Seal) {
+        self.seal = Some(seal);
+        self.make_room();
+    }
+
+    fn make_room(&mut self) {
         let cores = abreast::processors().min(THREADS);
         self.room.resize_with(cores * DEPTH, Waiting::default);
     }
 
-    /// Whether it does.
-    pub(super) fn compresses(&self) -> bool {
+    /// Whether content does not lie in the file as it is.
+    pub(super) fn change_content(&self) -> bool {
         !self.room.is_empty()
     }
 
-    /// Adds one, whose checksum may be known where nothing is compressed; its number. Where it lies is known when nothing
+    /// Adds one, whose checksum may be known where content lies as it is; its number. Where it lies is known when nothing
     /// waits ([`Blocks::settle`]).
     pub(super) fn add(
         &mut self,
@@ -90,8 +117,12 @@ impl Blocks {
                 self.write(number, Codec::Plain, (&stored, sum), out)?;
             }
             Some(free) => {
-                free.content.clear();
-                free.content.extend_from_slice(content);
+                free.number = number;
+                // What is only sealed becomes so in place.
+                let packed = free.packed.get_mut().unwrap_or_else(PoisonError::into_inner);
+                let room = if self.compresses { &mut free.content } else { &mut packed.stored };
+                room.clear();
+                room.extend_from_slice(content);
                 self.waits += 1;
             }
         }
@@ -105,20 +136,14 @@ impl Blocks {
     pub(super) fn settle(&mut self, out: &mut Out<'_>) -> Result<()> {
         let mut room = std::mem::take(&mut self.room);
         let waiting = &mut room[..std::mem::take(&mut self.waits)];
+        let (compresses, seal) = (self.compresses, &self.seal);
         abreast::by_at_most(THREADS, waiting, DEPTH, |one| {
-            let (packed, is_smaller) =
-                &mut *one.packed.lock().unwrap_or_else(PoisonError::into_inner);
-            *is_smaller = codec::compress(&one.content, packed);
+            let mut packed = one.packed.lock().unwrap_or_else(PoisonError::into_inner);
+            pack(one.number, &one.content, compresses, seal.as_ref(), &mut packed);
         });
-        let first = self.all.len() - waiting.len();
-        for (number, one) in (first..).zip(waiting) {
-            match one.packed.get_mut().unwrap_or_else(PoisonError::into_inner) {
-                (packed, true) => self.write(number, Codec::Lz4, (packed, hash(packed)), out)?,
-                _ => {
-                    let stored = codec::plain(&one.content);
-                    self.write(number, Codec::Plain, (&stored, content_hash(&stored)), out)?;
-                }
-            }
+        for one in waiting {
+            let packed = one.packed.get_mut().unwrap_or_else(PoisonError::into_inner);
+            self.write(one.number, packed.codec, (&packed.stored, packed.sum), out)?;
         }
         self.room = room;
         Ok(())
@@ -141,6 +166,9 @@ impl Blocks {
     /// of these.
     pub(super) fn locate(&self, number: usize, content: u64, chunk: &mut Chunk) {
         let block = &self.all[number];
+        if self.seal.is_some() {
+            chunk.block = number as u32;
+        }
         (chunk.offset, chunk.codec) = (block.offset, block.codec);
         let is_part = chunk.len != block.len;
         match is_part && block.codec == Codec::Plain as u32 {
@@ -157,6 +185,30 @@ impl Blocks {
 
     /// Whether some are compressed.
     pub(super) fn are_compressed(&self) -> bool {
-        self.all.iter().any(|block| block.codec != Codec::Plain as u32)
+        let compressed = [Codec::Lz4, Codec::SealedLz4].map(|codec| codec as u32);
+        self.all.iter().any(|block| compressed.contains(&block.codec))
     }
+}
+
+/// Makes of a block what lies in the file, where it stands already if it is not to be compressed.
+fn pack(number: usize, content: &[u8], compress: bool, seal: Option<&Seal>, packed: &mut Packed) {
+    let Packed { stored, codec, sum } = packed;
+    *codec = Codec::Plain;
+    if compress && codec::compress(content, stored) {
+        *codec = Codec::Lz4;
+    } else {
+        if compress {
+            stored.clear();
+            stored.extend_from_slice(content);
+        }
+        stored.resize(stored.len().next_multiple_of(PAGE as usize), 0);
+    }
+    if let Some(seal) = seal {
+        *codec = match codec {
+            Codec::Lz4 => Codec::SealedLz4,
+            _ => Codec::Sealed,
+        };
+        seal.block(number, *codec, stored);
+    }
+    *sum = if *codec == Codec::Plain { content_hash(stored) } else { hash(stored) };
 }

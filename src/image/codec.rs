@@ -31,7 +31,9 @@ pub(super) fn restore(
     content: &mut [u8],
 ) -> Option<()> {
     match codec {
-        Codec::Plain => content.copy_from_slice(stored.get(..content.len())?),
+        Codec::Plain => {
+            content.copy_from_slice(stored.get(chunk.skip as usize..)?.get(..content.len())?);
+        }
         Codec::Lz4 if chunk.whole == 0 => lz4::decompress(stored, content)?,
         Codec::Lz4 => {
             let mut whole = vec![0; (chunk.whole as usize).min(CHUNK_MAX as usize)];
@@ -39,6 +41,7 @@ pub(super) fn restore(
             let part = whole.get(chunk.skip as usize..)?.get(..content.len())?;
             content.copy_from_slice(part);
         }
+        Codec::Sealed | Codec::SealedLz4 => return None,
     }
     Some(())
 }

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use zerocopy::{FromZeros, IntoBytes};
 
 /// A sink that takes an image front to back alone.
-struct Stream(Vec<u8>);
+pub(super) struct Stream(pub(super) Vec<u8>);
 
 impl Sink for Stream {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
@@ -46,10 +46,17 @@ fn streamed(compressed: bool) -> Vec<u8> {
 }
 
 fn make(sink: &mut dyn Sink, compressed: bool) {
-    let writer = Writer::new(
+    fill(writer(sink), compressed);
+}
+
+pub(super) fn writer(sink: &mut dyn Sink) -> Writer<'_> {
+    Writer::new(
         sink,
         b"\x7fELF and no stub, but as long as its header is.....................".to_vec(),
-    );
+    )
+}
+
+pub(super) fn fill(writer: Writer<'_>, compressed: bool) {
     let mut writer = if compressed { writer.compressed() } else { writer };
     let mut strings = Strings::default();
     let page = [7u8; 4096];
@@ -137,7 +144,7 @@ fn each_byte_counts() {
     [false, true].map(streamed).iter().for_each(|good| each_byte_counts_of(good));
 }
 
-fn each_byte_counts_of(good: &[u8]) {
+pub(super) fn each_byte_counts_of(good: &[u8]) {
     opened(good).unwrap().verify().unwrap();
     let pages_ends = |at: &usize| at % 4096 < 300 || at.is_multiple_of(13);
     for at in (0..good.len()).filter(pages_ends) {

@@ -1,17 +1,24 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! What must be true of the places of an image's parts.
 
-use super::PAGE;
+use super::{PAGE, hash, seal};
 use crate::order;
 use ckpt_abi::image::{
-    CHUNK_MAX, Chunk, Codec, Header, NO_OBJECT, Section, Trailer, WHOLE_IMAGE, header_flag, needs,
+    CHUNK_MAX, Chunk, Codec, Header, NO_OBJECT, SEAL, Section, TRAILER_MAGIC, Trailer, WHOLE_IMAGE,
+    header_flag, needs,
 };
+use zerocopy::{FromZeros, IntoBytes};
 
 type Verdict = Result<(), String>;
 
 /// Where the trailer begins.
 pub(super) fn end(trailer: &Trailer) -> u64 {
     trailer.file_len - size_of::<Trailer>() as u64
+}
+
+/// By how much a section is longer than its records.
+pub(super) fn longer(header: &Header) -> u64 {
+    if header.needs & needs::SEALED == 0 { 0 } else { SEAL }
 }
 
 /// Where content begins.
@@ -30,9 +37,11 @@ pub(super) fn order(chunks: &[Chunk], processes: u32) -> Verdict {
         let whole = u64::from(chunk.whole);
         let encoded = match Codec::try_from(chunk.codec) {
             Ok(Codec::Plain) => whole == 0 && stored == len.next_multiple_of(PAGE),
-            _ => {
+            codec => {
                 let end = u64::from(chunk.skip) + len;
-                stored < CHUNK_MAX
+                // What is only sealed is longer than it was.
+                let sealed = codec.is_ok_and(|codec| seal::inner(codec).is_some());
+                stored < CHUNK_MAX + if sealed { SEAL + 1 } else { 0 }
                     && whole <= CHUNK_MAX
                     && end <= if whole == 0 { len } else { whole }
             }
@@ -75,7 +84,7 @@ pub(super) fn check(
         at = at.max(offset.saturating_add(len));
     }
     let mut records: Vec<_> =
-        sections.iter().map(|s| (s.offset, s.len.next_multiple_of(8))).collect();
+        sections.iter().map(|s| (s.offset, s.len.next_multiple_of(8) + longer(header))).collect();
     order::numbers(&mut records);
     if gaps {
         at = records.first().map_or(at, |(offset, _)| at.max(*offset));
@@ -94,6 +103,20 @@ pub(super) fn check(
         return Err("its stub is too long".into());
     }
     Ok(())
+}
+
+/// The trailer behind the ELF table and what else lies there.
+pub(super) fn trailer(header: u64, file_len: u64, elf_table: u64, table: &[u8]) -> Trailer {
+    let mut trailer = Trailer {
+        magic: TRAILER_MAGIC,
+        header,
+        file_len,
+        elf_hash: hash(table),
+        elf_table,
+        ..Trailer::new_zeroed()
+    };
+    trailer.hash = hash(trailer.as_bytes());
+    trailer
 }
 
 #[cfg(test)]

@@ -7,15 +7,20 @@ mod blocks;
 mod codec;
 pub(crate) mod elf;
 pub(crate) mod file;
+#[cfg(test)]
+mod forged;
 mod front;
 #[cfg(test)]
 mod golden;
 mod head;
+pub mod key;
 mod layout;
 pub(crate) mod older;
+pub(crate) mod pieces;
 pub(crate) mod piped;
 pub(crate) mod queued;
 pub mod read;
+pub(crate) mod seal;
 #[cfg(test)]
 mod several;
 pub(crate) mod source;

@@ -2,17 +2,20 @@
 //! Reading and checking an image. Nothing in it is believed before its checksum was, and no memory is
 //! taken for a length that the file only claims.
 
+use super::seal::{self, Seal};
 use super::source::Source;
 use super::{codec, content_hash, elf, hash, head, layout, strings};
 use crate::error::{Because, Error, Kind, Result};
 use crate::order;
 use crate::progress;
 use ckpt_abi::image::{
-    CHUNK_MAX, Chunk, Codec, Header, Section, SectionKind, Text, Trailer, WHOLE_IMAGE,
+    CHUNK_MAX, Chunk, Codec, Header, SEAL, Section, SectionKind, Text, Trailer, WHOLE_IMAGE, needs,
 };
 use nix::fcntl::OFlag;
+use std::cell::Cell;
 use std::ffi::OsString;
 use std::fs::File;
+use std::mem::offset_of;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::Xxh3Default;
@@ -35,6 +38,11 @@ pub fn open(path: &Path) -> std::io::Result<File> {
     File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)
 }
 
+thread_local! {
+    /// Room for what is stored of a chunk: to have it mapped anew for each takes longer than to open it.
+    static STORED: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
 /// An image whose header and section table are sound.
 pub struct Image {
     source: Box<dyn Source>,
@@ -44,6 +52,8 @@ pub struct Image {
     sections: Vec<Section>,
     processes: u32,
     strings: Vec<u8>,
+    /// Of an encrypted one, what opens what is in it, or why there is nothing.
+    seal: Option<Result<Seal>>,
 }
 
 /// What an image has of one of its processes.
@@ -87,13 +97,54 @@ impl Image {
             Error::new(format!("{} {what}", path.display()))
         })?;
         let header = head::read_header(&*source, &trailer).because(named)?;
-        let sections = head::read_sections(&*source, &header).because(named)?;
-        let (processes, strings) = (0, Vec::new());
-        let mut image =
-            Self { source, path: path.into(), header, trailer, sections, processes, strings };
+        let table = head::read_sections(&*source, &header).because(named)?;
+        let sections = head::sections(&header, &table);
+        let (path, processes, strings, seal) = (path.into(), 0, Vec::new(), None);
+        let mut image = Self { source, path, header, trailer, sections, processes, strings, seal };
         image.check_index()?;
-        image.strings = image.bytes(SectionKind::Strings)?;
+        if header.needs & needs::SEALED != 0 {
+            image.seal = Some(image.unlock(&table));
+        }
+        if image.locked().is_none() {
+            image.strings = image.bytes(SectionKind::Strings)?;
+        }
         Ok(image)
+    }
+
+    /// Finds what opens it, and checks its head with that.
+    fn unlock(&self, table: &[u8]) -> Result<Seal> {
+        let shown = self.path.display();
+        let why = || format!("{shown} is encrypted");
+        let seal = Seal::of_header(&self.header).because(why)?;
+        let mut stub = vec![0; self.header.start.min(SECTION_MAX) as usize];
+        self.read(0, &mut stub)?;
+        let mut page = head::read_page(&*self.source, &self.trailer).because(why)?;
+        for (at, len) in [(offset_of!(Header, hash), 8), (offset_of!(Header, seal_proof), 16)] {
+            page[at..at + len].fill(0);
+        }
+        let proof = seal.proof(&page, &ckpt_cipher::digest(&[&stub]), table);
+        match proof == self.header.seal_proof {
+            true => Ok(seal),
+            false => Err(Error::new(format!(
+                "{shown} is encrypted with another key, or somebody has changed its head"
+            ))
+            .hint("name the key file with --key FILE or CKPT_KEY, or say the right passphrase")),
+        }
+    }
+
+    /// Why nothing in it can be read, if that is so.
+    pub fn locked(&self) -> Option<&Error> {
+        self.seal.as_ref().and_then(|seal| seal.as_ref().err())
+    }
+
+    /// Whether it is encrypted.
+    pub fn is_sealed(&self) -> bool {
+        self.seal.is_some()
+    }
+
+    /// Whether that is by a passphrase.
+    pub fn is_of_passphrase(&self) -> bool {
+        self.header.passphrase_cost != [0; 2]
     }
 
     /// The file that it is in, if it is in one.
@@ -178,6 +229,14 @@ impl Image {
     /// Checks every byte but those of the chunks, which are checked when they are read, and that the
     /// parts of the file follow each other without gaps.
     pub fn verify_frame(&self) -> Result<()> {
+        self.verify_sums()?;
+        let chunks = self.chunks()?;
+        layout::check(&self.header, &self.trailer, &self.sections, &chunks)
+            .map_err(|what| self.damaged(&what))
+    }
+
+    /// Checks what can be checked without a key.
+    pub(crate) fn verify_sums(&self) -> Result<()> {
         if self.sum(0, self.header.start)? != self.header.stub_hash {
             return Err(self.damaged("the checksum of its stub is wrong"));
         }
@@ -191,9 +250,7 @@ impl Image {
                 return Err(self.wrong(section));
             }
         }
-        let chunks = self.chunks()?;
-        layout::check(&self.header, &self.trailer, &self.sections, &chunks)
-            .map_err(|what| self.damaged(&what))
+        Ok(())
     }
 
     /// All chunks, of memory by process and address, then of objects by object and offset; each makes
@@ -235,13 +292,43 @@ impl Image {
             self.read(chunk.offset, bytes)?;
             return if content_hash(bytes) == chunk.hash { Ok(()) } else { Err(wrong()) };
         }
-        let mut stored = vec![0; u64::from(chunk.stored).min(CHUNK_MAX) as usize];
-        self.read(chunk.offset, &mut stored)?;
-        let sum = if codec == Codec::Plain { content_hash(&stored) } else { hash(&stored) };
+        let mut stored = STORED.take();
+        stored.resize(u64::from(chunk.stored).min(CHUNK_MAX + SEAL) as usize, 0);
+        let restored = self.restore(chunk, codec, &mut stored, (bytes, &place));
+        STORED.set(stored);
+        restored
+    }
+
+    /// Reads what is stored of a chunk, and makes its content of that.
+    fn restore(
+        &self,
+        chunk: &Chunk,
+        codec: Codec,
+        stored: &mut [u8],
+        (bytes, place): (&mut [u8], &str),
+    ) -> Result<()> {
+        let wrong = || self.damaged(&format!("the checksum of {place} is wrong"));
+        self.read(chunk.offset, stored)?;
+        let sum = if codec == Codec::Plain { content_hash(stored) } else { hash(stored) };
         if sum != chunk.hash {
             return Err(wrong());
         }
-        codec::restore(codec, chunk, &stored, bytes).ok_or_else(wrong)
+        let Some((inner, seal)) = seal::inner(codec).zip(self.opener()?) else {
+            return codec::restore(codec, chunk, stored, bytes).ok_or_else(wrong);
+        };
+        let changed = || self.damaged(&format!("{place} is not as it was sealed"));
+        let len = stored.len().saturating_sub(SEAL as usize);
+        if inner == Codec::Plain && chunk.whole == 0 && len == bytes.len() {
+            return seal.open_block(chunk.block, codec, stored, bytes).ok_or_else(changed);
+        }
+        let mut open = vec![0; len];
+        seal.open_block(chunk.block, codec, stored, &mut open).ok_or_else(changed)?;
+        codec::restore(inner, chunk, &open, bytes).ok_or_else(wrong)
+    }
+
+    /// What opens an encrypted one.
+    pub(super) fn opener(&self) -> Result<Option<&Seal>> {
+        self.seal.as_ref().map(|seal| seal.as_ref().map_err(Clone::clone)).transpose()
     }
 
     /// An error about this file.
@@ -276,7 +363,9 @@ impl Image {
 
     /// Bytes of a section with its padding, which the file has.
     fn length(&self, section: &Section) -> Result<u64> {
-        let len = section.len.checked_next_multiple_of(8).filter(|len| {
+        let longer = layout::longer(&self.header);
+        let len = section.len.checked_next_multiple_of(8).and_then(|len| len.checked_add(longer));
+        let len = len.filter(|len| {
             let end = section.offset.checked_add(*len);
             *len <= SECTION_MAX && end.is_some_and(|end| end <= self.header.file_len)
         });
@@ -289,6 +378,11 @@ impl Image {
         self.pieces(section.offset, len, |piece| bytes.extend_from_slice(piece))?;
         if hash(&bytes) != section.hash {
             return Err(self.wrong(section));
+        }
+        if let Some(seal) = self.opener()? {
+            let what =
+                || self.damaged(&format!("section {} is not as it was sealed", section.kind));
+            bytes = seal.open_section(section, &bytes).ok_or_else(what)?;
         }
         bytes.truncate(section.len as usize);
         Ok(bytes)
@@ -378,11 +472,16 @@ impl Image {
         let table = self.header.sections as usize;
         let entry = table + number * size_of::<Section>() + std::mem::offset_of!(Section, hash);
         let from = section.offset as usize;
-        let sum = hash(&bytes[from..from + section.len.next_multiple_of(8) as usize]);
+        let sum = hash(
+            &bytes[from..from
+                + (section.len.next_multiple_of(8) + layout::longer(&self.header)) as usize],
+        );
         put(bytes, entry, sum);
         let head = self.trailer.header as usize;
         let sum = hash(&bytes[table..table + self.sections.len() * size_of::<Section>()]);
         put(bytes, head + std::mem::offset_of!(Header, sections_hash), sum);
+        let sum = hash(&bytes[..self.header.start as usize]);
+        put(bytes, head + std::mem::offset_of!(Header, stub_hash), sum);
         let at = head + std::mem::offset_of!(Header, hash);
         put(bytes, at, 0);
         let sum = hash(&bytes[head..head + super::PAGE as usize]);

@@ -4,18 +4,19 @@
 use super::base::Base;
 use super::blocks::{Blocks, Out};
 use super::older::{Id, Older};
+use super::pieces::{Key, Piece, keyed};
+use super::seal::{self, Seal};
 use super::{PAGE, content_hash, elf, front, hash, layout};
 use crate::error::{Error, Result};
 use crate::order;
 use ckpt_abi::ABI_VERSION;
 use ckpt_abi::image::{
-    Chunk, FORMAT, HEADER_MAGIC, Header, NO_OBJECT, Section, SectionKind, TRAILER_MAGIC, Trailer,
-    WHOLE_IMAGE, header_flag, needs,
+    Chunk, FORMAT, HEADER_MAGIC, Header, NO_OBJECT, Section, SectionKind, Trailer, WHOLE_IMAGE,
+    header_flag, needs,
 };
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
-use xxhash_rust::xxh3::xxh3_128;
 use zerocopy::{FromZeros, Immutable, IntoBytes};
 
 /// Where an image goes to.
@@ -60,41 +61,17 @@ impl Sink for Vec<u8> {
     }
 }
 
-/// Bytes of memory that are looked for as one; pieces begin at multiples of it, so that those of two processes match.
-const PIECE: usize = 16 << 10;
-
-/// A piece by its 128-bit xxh3 and its length.
-type Key = (u128, usize);
-
-/// A piece of some memory, as a range of that, with its key.
-pub(crate) type Piece = (Range<usize>, Key);
-
-/// The pieces of memory at `address`.
-pub(crate) fn keyed(address: u64, bytes: &[u8]) -> Vec<Piece> {
-    let key = |piece: &Range<usize>| (xxh3_128(&bytes[piece.clone()]), piece.len());
-    pieces(address, bytes.len()).map(|piece| (piece.clone(), key(&piece))).collect()
-}
-
 /// A place in a block: its number, and bytes from its start.
 type Place = (usize, usize);
-
-/// The pieces of `len` bytes at `address`.
-fn pieces(address: u64, len: usize) -> impl Iterator<Item = Range<usize>> {
-    let first = PIECE - address as usize % PIECE;
-    let mut at = 0;
-    std::iter::from_fn(move || {
-        let end = if at == 0 { first } else { at + PIECE }.min(len);
-        let piece = at..end;
-        at = end;
-        (!piece.is_empty()).then_some(piece)
-    })
-}
 
 /// An image in the making.
 pub struct Writer<'a> {
     out: Out<'a>,
     /// Of a stream, the checksum of the stub, which goes out first.
     streamed: Option<u64>,
+    seal: Option<Seal>,
+    /// The digest of a stub that has gone out.
+    stub_digest: [u8; seal::KEY],
     stub_len: u64,
     stub: Vec<u8>,
     start: u64,
@@ -131,6 +108,8 @@ impl<'a> Writer<'a> {
         Self {
             out,
             streamed,
+            seal: None,
+            stub_digest: [0; seal::KEY],
             stub_len,
             stub,
             start,
@@ -148,6 +127,17 @@ impl<'a> Writer<'a> {
     #[must_use]
     pub fn compressed(mut self) -> Self {
         self.blocks.compress();
+        self
+    }
+
+    /// Encrypts content and records. Nothing may be in it yet.
+    #[must_use]
+    pub(crate) fn sealed(mut self, seal: Seal) -> Self {
+        if self.streamed.is_some() {
+            self.stub_digest = ckpt_cipher::digest(&[&self.out.before]);
+        }
+        self.blocks.seal(seal.clone());
+        self.seal = Some(seal);
         self
     }
 
@@ -201,7 +191,7 @@ impl<'a> Writer<'a> {
     }
 
     /// The same of memory whose pieces are [`keyed`] already; there are none where [`Self::is_of_several`] is not so. The
-    /// checksum of the whole may be known, where nothing is [compressed](Self::compresses).
+    /// checksum of the whole may be known, where nothing [changes](Self::changes_content).
     pub(crate) fn pieces(
         &mut self,
         process: u32,
@@ -232,9 +222,9 @@ impl<'a> Writer<'a> {
         self.shared.is_some()
     }
 
-    /// Whether content is compressed, if that makes it smaller.
-    pub(crate) fn compresses(&self) -> bool {
-        self.blocks.compresses()
+    /// Whether content does not lie in the file as it is, but compressed or encrypted.
+    pub(crate) fn changes_content(&self) -> bool {
+        self.blocks.change_content()
     }
 
     /// Adds a piece of an object, at most [`ckpt_abi::image::CHUNK_MAX`] bytes at a multiple of the page size.
@@ -398,16 +388,21 @@ impl<'a> Writer<'a> {
         if !bytes.len().is_multiple_of(8) {
             padded.to_mut().resize(bytes.len().next_multiple_of(8), 0);
         }
-        self.sections.push(Section {
+        let mut section = Section {
             kind: kind as u32,
             process,
             offset: self.out.at,
             len: bytes.len() as u64,
             record_len,
             index,
-            hash: hash(&padded),
+            hash: 0,
             reserved: 0,
-        });
+        };
+        if let Some(seal) = &self.seal {
+            seal.section(&section, padded.to_mut());
+        }
+        section.hash = hash(&padded);
+        self.sections.push(section);
         self.out.write(&padded)
     }
 
@@ -426,14 +421,14 @@ impl<'a> Writer<'a> {
             table.resize((header_at - table_at) as usize, 0);
             table.extend(self.header(stub_hash, file_len, sections_at, hash(&sections)));
             self.out.write(&table)?;
-            let trailer = trailer(header_at, file_len, table_at, &table);
+            let trailer = layout::trailer(header_at, file_len, table_at, &table);
             self.out.write(trailer.as_bytes())?;
             self.out.sink.seal(file_len)?;
             return Ok(file_len);
         }
         let file_len = table_at + elf::LEN + size_of::<Trailer>() as u64;
         self.out.write(&table)?;
-        let trailer = trailer(self.start, file_len, table_at, &table);
+        let trailer = layout::trailer(self.start, file_len, table_at, &table);
         self.out.write(trailer.as_bytes())?;
         elf::refer_to_table(&mut self.stub, table_at);
         front::set_length(&mut self.stub, file_len);
@@ -452,10 +447,11 @@ impl<'a> Writer<'a> {
 
     fn header(&self, stub_hash: u64, file_len: u64, sections: u64, sections_hash: u64) -> Vec<u8> {
         let processes = self.sections.iter().filter(|s| s.kind == SectionKind::Process as u32);
-        let header = Header {
+        let mut header = Header {
             magic: HEADER_MAGIC,
             needs: if processes.count() > 1 { needs::PROCESSES } else { 0 }
                 | if self.blocks.are_compressed() { needs::CODEC } else { 0 }
+                | if self.seal.is_some() { needs::SEALED } else { 0 }
                 | if self.streamed.is_some() { needs::STREAMED } else { 0 },
             format: FORMAT,
             abi_version: ABI_VERSION,
@@ -472,25 +468,24 @@ impl<'a> Writer<'a> {
             flags: self.flags,
             ..Header::new_zeroed()
         };
+        if let Some(seal) = &self.seal {
+            header.seal_salt = seal.salt;
+            (header.passphrase_salt, header.passphrase_cost) = seal.passphrase;
+        }
         let mut page = header.as_bytes().to_vec();
         page.resize(PAGE as usize, 0);
+        if let Some(seal) = &self.seal {
+            let stub = match self.streamed {
+                Some(_) => self.stub_digest,
+                None => ckpt_cipher::digest(&[&self.stub]),
+            };
+            let at = std::mem::offset_of!(Header, seal_proof);
+            let proof = seal.proof(&page, &stub, self.sections.as_bytes());
+            page[at..at + proof.len()].copy_from_slice(&proof);
+        }
         let sum = hash(&page).to_le_bytes();
         let at = std::mem::offset_of!(Header, hash);
         page[at..at + 8].copy_from_slice(&sum);
         page
     }
-}
-
-/// The trailer behind the ELF table and what else lies there.
-fn trailer(header: u64, file_len: u64, elf_table: u64, table: &[u8]) -> Trailer {
-    let mut trailer = Trailer {
-        magic: TRAILER_MAGIC,
-        header,
-        file_len,
-        elf_hash: hash(table),
-        elf_table,
-        ..Trailer::new_zeroed()
-    };
-    trailer.hash = hash(trailer.as_bytes());
-    trailer
 }

@@ -57,7 +57,12 @@ fn look(
     match &stored {
         Stored::Whole(file, ..) => {
             let copy = file.try_clone().map_err(|e| reason(&e))?;
-            let whole = Image::from_file(copy, &directory.join(name)).and_then(|i| i.verify());
+            let image = Image::from_file(copy, &directory.join(name));
+            // The key of an encrypted one is its client's.
+            let whole = image.and_then(|image| match image.locked() {
+                Some(_) => image.verify_sums(),
+                None => image.verify(),
+            });
             whole.map_err(|e| e.to_string())
         }
         Stored::Parts(parts) => {

@@ -12,18 +12,18 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::channel::{Channel, KEY, Refusal, Wire, reason};
-use super::key;
 use super::packs::UNIT;
 use super::protocol::{
     Checksum, Entry, Header, Kind, OFFERS, Offer, OfferSums, Seal, Welcome, broken,
 };
 use super::session::units;
 use crate::error::{self, Because, Error, Result};
+use crate::image::key;
 use crate::image::write::Sink;
 use crate::image::zeros::nonzero;
 use crate::order;
 use crate::progress::{self, Screen};
-use crate::settings::server::{ServerName, Transfer};
+use crate::settings::server::{self, ServerName, Transfer};
 
 /// Longest time for a connection to come about.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -79,7 +79,12 @@ pub(crate) fn shared_key(transfer: &Transfer) -> Result<Option<[u8; KEY]>> {
     if transfer.insecure == Some(true) {
         return Ok(None);
     }
-    let path = transfer.key.as_ref().map(|key| key.path());
+    if let Some(server::Key::Passphrase(_) | server::Key::Descriptor(_)) = transfer.key {
+        return Err(Error::new("a passphrase is no key for a checkpoint server").hint(
+            "--key FILE encrypts checkpoints with the server's key; with --insecure the server needs none",
+        ));
+    }
+    let path = transfer.key.as_ref().and_then(|key| key.path());
     let path = path.ok_or_else(|| {
         Error::new(
             "there is no key for the checkpoint server, and no home directory to look for one",

@@ -2,7 +2,7 @@
 //! The checkpoint server and its clients.
 //!
 //! [`protocol`] is the page that says what goes over the wire; [`channel`] begins a conversation, whose [`frames`] go over
-//! a stream that is [`sealed`] with the key of [`key`], or in the clear. On the server, [`server`] listens, [`session`] answers
+//! a stream that is [`sealed`] with a shared key, or in the clear. On the server, [`server`] listens, [`session`] answers
 //! one connection of one of the [`users`], and [`store`] keeps the files of a [`claim`], with a line of [`log`] for each request and sums of them in [`metrics`]. What an image is made of lies in
 //! [`packs`] that a [`recipe`] leads to: [`receiving`] writes them, [`sending`] reads them, [`recount`] counts them anew, and [`checkup`] looks at all of it. On the
 //! other side, [`client`] asks, and [`upload`] is the sink that a dump writes to.
@@ -13,7 +13,6 @@ pub(crate) mod claim;
 pub(crate) mod client;
 pub mod frames;
 mod index;
-pub mod key;
 mod listing;
 pub(crate) mod log;
 mod metrics;

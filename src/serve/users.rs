@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use super::channel::KEY;
 use super::claim::Claim;
-use super::key;
 use super::store::{Limits, Store};
 use crate::error::{Because, Error, Result};
+use crate::image::key;
 use crate::settings::server::check_stored;
 
 /// Whose keys are known.

@@ -5,7 +5,9 @@
 //! The command line, the environment and a running program's [`Config`] all meet here, so that a
 //! value is accepted or refused in one place and in the same words.
 
+mod encryption;
 mod fields;
+pub mod passphrase;
 pub mod server;
 pub(crate) mod setting;
 mod signal;
@@ -72,6 +74,8 @@ pub struct Settings {
     pub keep: Option<u32>,
     /// CKPT_COMPRESS: whether the content of checkpoints is compressed.
     pub compress: Option<bool>,
+    /// CKPT_ENCRYPT: whether checkpoints are encrypted.
+    pub encrypt: Option<bool>,
     /// CKPT_INCREMENTAL: whether periodic checkpoints write only what has changed: 0 not, 1 (and None) so, 2 with all memory tracked.
     pub incremental: Option<u8>,
     /// How checkpoints travel to a server.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use ckpt_abi::region::{Config, KEY_LEN, NAME_LEN, config_flag};
 
+use super::passphrase::Passphrase;
 use super::{LONGEST_NAME, quoted};
 use crate::error::{Error, Result};
 
@@ -36,6 +37,10 @@ pub enum Key {
     Said(PathBuf),
     /// ~/.config/ckpt/key of who configured the program.
     Usual(PathBuf),
+    /// Of encrypted checkpoints alone: a passphrase comes from this descriptor.
+    Descriptor(i32),
+    /// The key that was made of one.
+    Passphrase(Passphrase),
 }
 
 /// How checkpoints travel to a server; `None` where nothing was said.
@@ -180,22 +185,26 @@ impl Key {
         Self::Usual(home.join(".config/ckpt/key"))
     }
 
-    /// The path.
-    pub fn path(&self) -> &Path {
+    /// The path, if it is in a file.
+    pub fn path(&self) -> Option<&Path> {
         match self {
-            Self::Said(path) | Self::Usual(path) => path,
+            Self::Said(path) | Self::Usual(path) => Some(path),
+            Self::Descriptor(_) | Self::Passphrase(_) => None,
         }
     }
 }
 
 impl Transfer {
-    /// The same with relative files taken from `dir`.
+    /// The same with relative files taken from `dir`, and the key of a passphrase made.
     ///
     /// # Errors
-    /// A path becomes too long.
+    /// A path becomes too long, or there is no passphrase.
     pub fn resolve(mut self, dir: &Path) -> Result<Self> {
         if let Some(Key::Said(path)) = &mut self.key {
             *path = fitting(dir.join(&path))?;
+        }
+        if let Some(Key::Descriptor(fd)) = self.key {
+            self.key = Some(Key::Passphrase(Passphrase::begin(fd)?));
         }
         if let Some(path) = &mut self.fallback {
             *path = fitting(dir.join(&path))?;
@@ -217,12 +226,19 @@ pub(super) fn put_key(config: &mut Config, key: Option<&Key>) {
             put_path(&mut config.key, path);
             config.flags |= config_flag::KEY_USUAL;
         }
-        Some(Key::Usual(_)) | None => {}
+        Some(Key::Passphrase(made)) => {
+            made.put(&mut config.key);
+            config.flags &= !config_flag::KEY_USUAL;
+        }
+        Some(Key::Usual(_) | Key::Descriptor(_)) | None => {}
     }
 }
 
 /// What a configuration says of a key.
 pub(super) fn get_key(config: &Config) -> Result<Option<Key>> {
+    if let Some(made) = Passphrase::get(&config.key) {
+        return Ok(Some(Key::Passphrase(made)));
+    }
     let made = match config.flags & config_flag::KEY_USUAL {
         0 => Key::Said,
         _ => Key::Usual,

@@ -6,6 +6,7 @@
 use ckpt_abi::region::config_flag;
 
 use super::Without;
+use super::encryption;
 use super::fields::{Said, fill, flag, inherit, level, put, put_flag};
 use super::parse_level;
 use super::server::{self, Key};
@@ -16,7 +17,7 @@ use super::{parse_keep, parse_period, parse_signal, parse_size, parse_status, pa
 use super::{put_command, put_name};
 
 /// All settings, in the order in which they are shown.
-pub(crate) static SETTINGS: [Setting; 20] = [
+pub(crate) static SETTINGS: [Setting; 22] = [
     Setting {
         short: Some('n'),
         long: "name",
@@ -381,14 +382,15 @@ pub(crate) static SETTINGS: [Setting; 20] = [
         env: Some(Variable { name: "CKPT_KEY", value: "FILE" }),
         default: Some("~/.config/ckpt/key"),
         reach: Reach::Keyed,
-        help: "Read the checkpoint server's key from FILE",
-        description: "FILE contains the key that the checkpoint server shares with its clients. Only its owner may be \
-                      able to read it.",
+        help: "Read the key of server and --encrypt from FILE",
+        description: "FILE contains the key that the checkpoint server shares with its clients, and that encrypts \
+                      checkpoints (--encrypt). Only its owner may be able to read it.",
         parse: |said, value| fill(&mut said.transfer.key, parse_file(value).map(Key::Said)),
         written: |said| match &said.transfer.key {
             Some(Key::Said(path)) => Said::value(Some(path)),
             // A checkpoint file looks for that of its caller's home itself.
             Some(Key::Usual(_)) | None => Said::Nothing,
+            Some(Key::Descriptor(_) | Key::Passphrase(_)) => Said::Unsayable,
         },
         inherit: |said, weaker| inherit(&mut said.transfer.key, &weaker.transfer.key),
         apply: |said, config| server::put_key(config, said.transfer.key.as_ref()),
@@ -397,6 +399,7 @@ pub(crate) static SETTINGS: [Setting; 20] = [
             Ok(())
         },
     },
+    encryption::PASSPHRASE_FD,
     Setting {
         short: None,
         long: "insecure",
@@ -438,6 +441,7 @@ pub(crate) static SETTINGS: [Setting; 20] = [
             Ok(())
         },
     },
+    encryption::ENCRYPT,
     Setting {
         short: None,
         long: "incremental",

@@ -226,7 +226,7 @@ pub(crate) fn noise(len: usize, seed: u64) -> Vec<u8> {
 
 /// Reads the bench's key.
 pub(crate) fn key(path: &Path) -> [u8; KEY] {
-    ckpt::serve::key::read(path).expect("a key")
+    ckpt::image::key::read(path).expect("a key")
 }
 
 /// The options in one list.

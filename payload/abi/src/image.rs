@@ -23,6 +23,11 @@
 //! i, from 0, x = xxh3 ^ (i + 1) * K, y = (x ^ x >> 32) * K, and y ^ y >> 29 is added, with K = 0x9e3779b97f4a7c15. A hash is that of the bytes as they lie in the file, so
 //! that no decompressor gets what was not checked.
 //!
+//! In an encrypted image content and sections are sealed: each piece by itself, under its own number, with a key that no other
+//! image has. A block of content has the number {0u32, its number as u64}, a section {1u32, its offset as u64} (little-endian)
+//! and seals its [`Section`] with `hash` zero, too; [`Header::seal_proof`] has {2u32, 0u64}. Stub, header, the section table
+//! and the ELF table are readable.
+//!
 //! Records grow only at their end: a reader takes the bytes it knows and sees zeros for those an
 //! older writer did not have. What an older reader must not ignore sets a bit of [`Header::needs`].
 
@@ -40,11 +45,13 @@ pub const TRAILER_MAGIC: [u8; 8] = *b"CKPTEND\n";
 /// Version of the file format.
 pub const FORMAT: u32 = 3;
 /// Bits of [`Header::needs`] that this build understands.
-pub const KNOWN_NEEDS: u64 = needs::PROCESSES | needs::CODEC | needs::STREAMED;
+pub const KNOWN_NEEDS: u64 = needs::PROCESSES | needs::CODEC | needs::STREAMED | needs::SEALED;
 /// Page size of the only architecture there is so far.
 pub const PAGE: u64 = 4096;
 /// Longest chunk in bytes: what one checksum covers, and one thread reads at a time.
 pub const CHUNK_MAX: u64 = 256 << 10;
+/// Bytes by which what is sealed is longer.
+pub const SEAL: u64 = 16;
 /// [`Section::process`] and [`Chunk::process`] of what belongs to no process but to the image.
 pub const WHOLE_IMAGE: u32 = u32::MAX;
 /// [`Chunk::object`] of a process's memory, and [`VmaRecord::object`] of what has no object.
@@ -66,7 +73,7 @@ pub mod needs {
 
 record! {
     /// Head of the image; occupies one page, zero behind the record.
-    Header, 144, {
+    Header, 224, {
         /// [`HEADER_MAGIC`].
         magic: [u8; 8],
         /// [`FORMAT`].
@@ -103,6 +110,16 @@ record! {
         flags: u64,
         /// xxh3 of the header's page with this field zero.
         hash: u64,
+        /// Of an encrypted image ([`needs::SEALED`]), what its key is made of, with the user's.
+        seal_salt: [u8; 32],
+        /// Of one whose user's key is made of a passphrase: the salt, and the memory (KiB) and passes of Argon2id; zero: the
+        /// user's key is in a file.
+        passphrase_salt: [u8; 16],
+        /// See there.
+        passphrase_cost: [u64; 2],
+        /// The tag over the header's page, with this field and `hash` zero, the BLAKE2s digest of the stub, and the array of
+        /// sections.
+        seal_proof: [u8; 16],
     }
 }
 
@@ -182,8 +199,8 @@ record! {
         locks: u32,
         /// The first of these.
         first_lock: u32,
-        /// None is known.
-        flags: u32,
+        /// Of a sealed one: which of the image's blocks it is in, from 0.
+        block: u32,
         /// Of another codec: bytes of content that were encoded as one, of which this is a part; 0: `len`.
         whole: u32,
         /// Where in these it begins.
@@ -210,6 +227,10 @@ codes! {
         Plain = 0,
         /// An LZ4 block.
         Lz4 = 1,
+        /// As it is, in whole pages, encrypted (AES-256-GCM), with the tag of [`SEAL`] bytes behind it.
+        Sealed = 2,
+        /// An LZ4 block, encrypted.
+        SealedLz4 = 3,
     }
 }
 

@@ -201,6 +201,8 @@ pub mod config_flag {
     pub const INCREMENTAL: u32 = 1 << 20;
     /// What changes of all memory is tracked for that.
     pub const TRACK_ALL: u32 = 1 << 21;
+    /// Checkpoints are encrypted.
+    pub const ENCRYPT: u32 = 1 << 22;
 }
 
 record! {

@@ -114,6 +114,9 @@ impl Lazy {
         if whole.image.file().is_none() {
             return no("the checkpoint is in no file");
         }
+        if whole.image.is_sealed() {
+            return no("it is encrypted, and all of it is checked before anything is done");
+        }
         let features = feature::EVENT_FORK
             | feature::EVENT_REMAP
             | feature::EVENT_REMOVE

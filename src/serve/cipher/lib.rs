@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-only
-//! AES-256-GCM for snow, which has an older one: with the instructions for whole vectors of blocks that
-//! processors have today it is twice as fast as that and as ChaCha20-Poly1305. And a [digest](Digest).
+//! AES-256-GCM for images at rest, and for snow, which has an older one: with the instructions for whole vectors of
+//! blocks that processors have today it is twice as fast as that and as ChaCha20-Poly1305. And a [digest](Digest).
 
 mod digest;
 
@@ -9,15 +9,16 @@ pub use digest::{DIGEST, Digest};
 use aes_gcm::aead::AeadInOut;
 use aes_gcm::aead::inout::InOutBuf;
 use aes_gcm::{Aes256Gcm, KeyInit, Nonce, Tag};
+use argon2::{Algorithm, Argon2, Block, Params, Version};
 use snow::Error;
 use snow::params::{CipherChoice, DHChoice, HashChoice};
 use snow::resolvers::{CryptoResolver, DefaultResolver};
 use snow::types::{Cipher, Dh, Hash, Random};
 
 /// Bytes of a key.
-const KEY: usize = 32;
+pub const KEY: usize = 32;
 /// Bytes of a tag.
-const TAG: usize = 16;
+pub const TAG: usize = 16;
 
 /// snow's own primitives, but for this cipher.
 #[derive(Default)]
@@ -92,6 +93,85 @@ impl Cipher for Aes {
     }
 }
 
+/// Seals pieces with a key, each under a number that is no other's.
+#[derive(Clone)]
+pub struct Sealing(Aes256Gcm);
+
+/// Bytes of a number.
+pub const NUMBER: usize = 12;
+
+impl Sealing {
+    /// With this key.
+    #[must_use]
+    pub fn of(key: &[u8; KEY]) -> Self {
+        Self(Aes256Gcm::new(key.into()))
+    }
+
+    /// Encrypts a piece in place, and gives the tag, which also seals what is `known`.
+    #[must_use]
+    pub fn seal(&self, number: [u8; NUMBER], known: &[u8], piece: &mut [u8]) -> [u8; TAG] {
+        let tag = self.0.encrypt_inout_detached(&number.into(), known, piece.into());
+        // GCM refuses 64 GiB.
+        tag.map_or([0; TAG], Into::into)
+    }
+
+    /// Decrypts a piece with its tag behind it into `out`, which is as long as the piece; None where anything of it, of its
+    /// number or of what is `known` is not as it was sealed.
+    #[must_use]
+    pub fn open(
+        &self,
+        number: [u8; NUMBER],
+        known: &[u8],
+        sealed: &[u8],
+        out: &mut [u8],
+    ) -> Option<()> {
+        let (text, tag) = sealed.split_last_chunk::<TAG>()?;
+        let both = InOutBuf::new(text, out).ok()?;
+        self.0.decrypt_inout_detached(&number.into(), known, both, &(*tag).into()).ok()
+    }
+}
+
+/// A key made of another and a salt (HKDF with BLAKE2s, section 4.3 of the Noise specification).
+#[must_use]
+pub fn derive(key: &[u8; KEY], salt: &[u8; KEY]) -> [u8; KEY] {
+    let (mut made, mut others) = ([0; KEY], [[0; KEY]; 2]);
+    let [second, third] = &mut others;
+    if let Some(mut hash) = DefaultResolver.resolve_hash(&HashChoice::Blake2s) {
+        hash.hkdf(salt, key, 1, &mut made, second, third);
+    }
+    made
+}
+
+/// A key made of a passphrase by Argon2id (RFC 9106) in so many KiB of memory; None where that is no possible cost.
+#[must_use]
+pub fn stretch(passphrase: &[u8], salt: &[u8; 16], memory: u32, passes: u32) -> Option<[u8; KEY]> {
+    let params = Params::new(memory, passes, 1, Some(KEY)).ok()?;
+    let (mut key, mut blocks) = ([0; KEY], vec![Block::default(); params.block_count()]);
+    Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
+        .hash_password_into_with_memory(passphrase, salt, &mut key, &mut blocks)
+        .ok()?;
+    Some(key)
+}
+
+/// Bytes that nobody can guess (getrandom(2)); false where there are none.
+#[must_use]
+pub fn random(bytes: &mut [u8]) -> bool {
+    let random = DefaultResolver.resolve_rng();
+    random.is_some_and(|mut random| random.try_fill_bytes(bytes).is_ok())
+}
+
+/// The BLAKE2s digest of some pieces.
+#[must_use]
+pub fn digest(pieces: &[&[u8]]) -> [u8; KEY] {
+    let mut digest = [0; KEY];
+    if let Some(mut hash) = DefaultResolver.resolve_hash(&HashChoice::Blake2s) {
+        hash.reset();
+        pieces.iter().for_each(|piece| hash.input(piece));
+        hash.result(&mut digest);
+    }
+    digest
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -114,5 +194,23 @@ mod tests {
         out[3] ^= 1;
         assert_eq!(aes.decrypt(0, &[], &out, &mut plain), Err(Error::Decrypt));
         assert_eq!(aes.decrypt(0, &[], &out[..15], &mut plain), Err(Error::Decrypt));
+    }
+
+    #[test]
+    fn a_piece_is_bound_to_its_number_and_what_is_known() {
+        let sealing = Sealing::of(&derive(&[1; 32], &[2; 32]));
+        let mut piece = *b"sixteen bytes...and some more";
+        let tag = sealing.seal([7; 12], b"known", &mut piece);
+        let sealed = [&piece[..], &tag].concat();
+        let open = |number, known: &[u8], sealed: &[u8]| {
+            let mut out = [0; 29];
+            sealing.open([number; 12], known, sealed, &mut out).map(|()| out)
+        };
+        assert_eq!(open(7, b"known", &sealed), Some(*b"sixteen bytes...and some more"));
+        assert_eq!(open(8, b"known", &sealed), None);
+        assert_eq!(open(7, b"knowN", &sealed), None);
+        assert_eq!(open(7, b"known", &sealed[1..]), None);
+        assert_ne!(derive(&[1; 32], &[3; 32]), derive(&[1; 32], &[2; 32]));
+        assert_ne!(digest(&[b"a", b"b"]), digest(&[b"b", b"a"]));
     }
 }

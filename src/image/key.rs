@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-only
-//! The file with the key that clients and server share: one line, `ckpt-key-1 ` and 64 hexadecimal
+//! The file with the key that clients and server share, and that encrypted images have: one line, `ckpt-key-1 ` and 64 hexadecimal
 //! digits.
 
 use std::fmt::Write as _;
@@ -8,8 +8,9 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use super::channel::KEY;
+use super::seal::{KEY, random};
 use crate::error::{Because, Error, Result};
+use crate::settings::server::Key;
 
 const HEAD: &str = "ckpt-key-1 ";
 
@@ -24,7 +25,7 @@ pub fn read(path: &Path) -> Result<[u8; KEY]> {
         e.hint("copy the server's key there, or name it with --key FILE or CKPT_KEY")
     })?;
     let meta = file.metadata().because(|| format!("cannot stat the key file {shown}"))?;
-    let us = nix::unistd::geteuid().as_raw();
+    let us = crate::rights::file_user();
     if !meta.is_file() || meta.uid() != us && meta.uid() != 0 {
         return Err(Error::new(format!("the key file {shown} is not a file of yours")));
     }
@@ -42,14 +43,25 @@ pub fn read(path: &Path) -> Result<[u8; KEY]> {
     })
 }
 
+/// The key that a user has named.
+///
+/// # Errors
+/// As [`read`]; its passphrase has not been read.
+pub(crate) fn of(key: &Key) -> Result<[u8; KEY]> {
+    match (key.path(), key) {
+        (Some(path), _) => read(path),
+        (None, Key::Passphrase(made)) => Ok(made.key),
+        (None, _) => Err(Error::new("the passphrase has not been read")),
+    }
+}
+
 /// Makes a new key in a new file of mode 0600.
 ///
 /// # Errors
 /// The file exists already or cannot be written.
 pub fn make(path: &Path) -> Result<()> {
     let why = || format!("cannot make the key file {}", path.display());
-    let mut key = [0; KEY];
-    File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut key)).because(why)?;
+    let key = random().because(why)?;
     let mut line = HEAD.to_owned();
     for byte in key {
         let _ = write!(line, "{byte:02x}");
