@@ -3,6 +3,7 @@
 //! whatever changes memory, whoever is killed, and nobody else's file is ever changed. `CKPT_SOAK_SECONDS=3600 cargo nextest
 //! run --test incremental` goes on for longer.
 
+mod desk;
 mod harness;
 
 use std::fs::{self, File};
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal::{SIGCONT, SIGKILL};
 
+use desk::{Desk, Libc, With};
 use harness::periods::{no_monitor, renewed};
 use harness::{Bench, Build, Run, Who, until};
 
@@ -277,6 +279,30 @@ fn others_save_what_is_tracked() {
     checkpoints(&bench, 3);
     run = reborn(&bench, run);
     run = restarted(&bench, run, Path::new(&other));
+    run.go();
+}
+
+/// What one checkpoint was without (ckpt_exclude) is in the next again, though nobody has written to it since.
+#[test]
+fn what_was_left_out_is_there_again() {
+    let desk = Desk::new(Who::Nobody);
+    let bench = &desk.bench;
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/api/left.c");
+    let program = desk.compile(&source, "left", Libc::Glibc, With::Linked);
+    let mut run = bench.launch(&COMPARED, program, &[]);
+    run.expect("ready");
+    until("tracking", || {
+        let smaps = fs::read_to_string(format!("/proc/{}/smaps", run.pid())).expect("smaps");
+        (smaps.contains(" uw") || !tracks()).then_some(())
+    });
+    checkpoints(bench, 5);
+    for word in ["exclude", "include"] {
+        run.say(word);
+        run.expect("ok");
+        // One may have been under way.
+        checkpoints(bench, 4);
+    }
+    run = reborn(bench, run);
     run.go();
 }
 

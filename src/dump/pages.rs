@@ -28,7 +28,8 @@ pub(super) fn write<'a>(
     if let Some((known, first)) = rolling.zip(still.first_mut()) {
         let mut known = known.borrow_mut();
         known.look(&first.equipped.process, &first.areas, checkpoint.generation);
-        let remains = writing.leave_out(first, |base| known.differing(base))?;
+        let run = first.equipped.region.control.config.run;
+        let remains = writing.leave_out(first, |base| known.same(base, run))?;
         let may = !tracks && !known.has_found();
         holds = may && remains.is_some_and(|bytes| held::is_little(bytes, first, &mut known));
     }

@@ -269,8 +269,9 @@ fn write_orders(memory: &Memory, data: u64, stack: u64, tracks: bool) -> Result<
     // A copy has its maker's name from its birth: whoever lists processes just then knows it for no member of the job.
     list.try_call(step, libc::SYS_prctl, &[libc::PR_SET_NAME as u64, name]);
     if tracks {
-        // The intermediate has copies of the descriptors, and makes one of the memory that it shares: number 0.
-        list.try_call(step, libc::SYS_close_range, &[0, u64::from(u32::MAX), 0]);
+        // The intermediate has copies of the descriptors, and makes one of the memory that it shares: number 0. It closes no
+        // other while its maker waits for it: of a file of NFS that brings to the server what was written (nfs_file_flush).
+        list.try_call(step, libc::SYS_close, &[0]);
         list.try_call(step, libc::SYS_userfaultfd, &[tracking::FLAGS]);
     }
     list.push(OpKind::Clone, ckpt_abi::op::flag::MAY_FAIL, step, flags, &[stack, words, data]);

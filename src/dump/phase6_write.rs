@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Phase 6: write the pages, then the records.
 
-use super::pageset::PageSet;
 use super::phase2_equip::Equipped;
 use super::phase3_gather::Still;
 use super::phase4_refuse;
 use super::phase5_snapshot::Pictured;
 use super::reader::{self, Found, From, Read, Room};
+use super::rolling::Same;
 use super::rolling::is_trackable;
 use super::stream;
 use crate::abreast;
@@ -63,13 +63,13 @@ impl<'a> Writing<'a> {
 
     /// Takes over from an older image what is as it was, if that is known: of a process that stands still. How many bytes
     /// remain to be read of it when it goes on; None: nothing is known.
-    pub(super) fn leave_out(
+    pub(super) fn leave_out<'k>(
         &mut self,
         still: &mut Still<'_>,
-        differing: impl Fn(&Base) -> Option<PageSet>,
+        same: impl FnOnce(&Base) -> Option<Same<'k>>,
     ) -> Result<Option<u64>> {
-        let differing = self.writer.base().and_then(|base| differing(base));
-        let (Some(differing), Some(own)) = (differing, &mut still.gathered.process) else {
+        let same = self.writer.base().and_then(|base| same(base));
+        let (Some(known), Some(own)) = (same, &mut still.gathered.process) else {
             return Ok(None);
         };
         if self.writer.base().is_some_and(|base| base.remembers()) {
@@ -80,7 +80,7 @@ impl<'a> Writing<'a> {
         let mut bytes = 0;
         for area in still.areas.iter_mut().filter(|area| !area.at_once) {
             let pages = if is_trackable(area) && !region.contains(&area.start) {
-                let [same, other] = differing.split(&pagemap.filled(area.start, area.end)?);
+                let [same, other] = known.split(&pagemap.filled(area.start, area.end)?);
                 self.kept.extend(same);
                 other
             } else {

@@ -13,6 +13,7 @@ use crate::error::{Because, Result};
 use crate::fault::{Point, reach};
 use crate::image::base::Base;
 use crate::image::older::{Id, Older, Over, Renewal};
+use crate::order;
 use crate::proc::pagemap::Pagemap;
 use crate::proc::tracking::Tracker;
 use crate::proc::{Process, line};
@@ -68,6 +69,38 @@ struct Interval {
     /// The number of the checkpoint at whose stop it ended.
     generation: u64,
     pages: PageSet,
+    /// The memory of which that checkpoint has all: nothing was left out, nor saved in another way.
+    whole: Vec<[u64; 2]>,
+}
+
+/// What is as it is in an older checkpoint.
+pub(super) struct Same<'a> {
+    differing: PageSet,
+    whole: &'a [[u64; 2]],
+}
+
+impl Same<'_> {
+    /// Of ordered ranges those that are as they were, and those that may not be.
+    pub(super) fn split(&self, ranges: &[Range<u64>]) -> [Vec<Range<u64>>; 2] {
+        let (mut inside, mut outside) = (Vec::new(), Vec::new());
+        for range in ranges {
+            let mut at = range.start;
+            let first = self.whole.partition_point(|[_, end]| *end <= at);
+            for [start, end] in
+                self.whole[first..].iter().take_while(|[start, _]| *start < range.end)
+            {
+                let (start, end) = (at.max(*start), range.end.min(*end));
+                outside.extend(Some(at..start).filter(|gap| !gap.is_empty()));
+                inside.push(start..end);
+                at = end;
+            }
+            outside.extend(Some(at..range.end).filter(|rest| !rest.is_empty()));
+        }
+        let [same, mut other] = self.differing.split(&inside);
+        other.append(&mut outside);
+        order::by_key(&mut other, |range| (range.start, 0));
+        [same, other]
+    }
 }
 
 impl Rolling {
@@ -147,7 +180,9 @@ impl Rolling {
         if self.tracker.is_some() {
             match self.written(process, areas) {
                 Some((pages, found)) => {
-                    self.intervals.push(Interval { generation, pages });
+                    let whole = areas.iter().filter(|area| is_trackable(area));
+                    let whole = whole.map(|area| [area.start, area.end]).collect();
+                    self.intervals.push(Interval { generation, pages, whole });
                     self.found = found;
                 }
                 None => (self.tracker, self.intervals) = (None, Vec::new()),
@@ -184,17 +219,18 @@ impl Rolling {
         Some((all, found))
     }
 
-    /// All that may differ from what a checkpoint has that this began with; None: everything. What was written to before
-    /// that checkpoint counts, too: whoever else had pinned such a page for writing (process_vm_writev(2)) may have been
-    /// late, and the kernel does not tell that.
-    pub(super) fn differing(&self, base: &Base) -> Option<PageSet> {
-        let since = base.generation();
-        self.tracker.as_ref()?;
-        self.intervals.iter().find(|interval| interval.generation == since)?;
-        let mut all = PageSet::of(base.with_locks().into_iter());
+    /// What is as a checkpoint of this run has it that this began with; None: nothing is known. What was written to before
+    /// that checkpoint does not count as such, too: whoever else had pinned such a page for writing (process_vm_writev(2))
+    /// may have been late, and the kernel does not tell that. Another run of the same name may have put its own file in the
+    /// place of ours, under the same number of an inode.
+    pub(super) fn same(&self, base: &Base, run: u64) -> Option<Same<'_>> {
+        let since = self.older_generation;
+        self.tracker.as_ref().filter(|_| base.is_of([run, since]))?;
+        let first = self.intervals.iter().find(|interval| interval.generation == since)?;
+        let mut differing = PageSet::of(base.with_locks().into_iter());
         let later = self.intervals.iter().filter(|interval| interval.generation >= since);
-        later.for_each(|interval| all.join(&interval.pages));
-        Some(all)
+        later.for_each(|interval| differing.join(&interval.pages));
+        Some(Same { differing, whole: &first.whole })
     }
 
     /// Gives it to the other end of a line.
@@ -220,9 +256,10 @@ impl Rolling {
         words.extend([self.expected, self.restless]);
         words.extend([self.intervals.len() as u64, self.before.len() as u64]);
         words.extend_from_slice(self.before.as_flattened());
-        for Interval { generation, pages } in &self.intervals {
-            words.extend([*generation, pages.words().len() as u64]);
+        for Interval { generation, pages, whole } in &self.intervals {
+            words.extend([*generation, pages.words().len() as u64, whole.len() as u64]);
             words.extend_from_slice(pages.words());
+            words.extend_from_slice(whole.as_flattened());
         }
         let memory = nix::sys::memfd::memfd_create(c"ckpt", nix::sys::memfd::MFdFlags::MFD_CLOEXEC);
         let mut memory = File::from(memory.because(why)?);
@@ -249,10 +286,11 @@ impl Rolling {
         let mut intervals = Vec::new();
         let mut used = 11 + 2 * before.len();
         for _ in 0..count? {
-            let (generation, len) = (next()?, next()?);
+            let (generation, len, areas) = (next()?, next()?, next()?);
             let pages: Vec<u64> = (0..len).map_while(|_| next()).collect();
-            used += 2 + pages.len();
-            intervals.push(Interval { generation, pages: PageSet::from_words(&pages) });
+            let whole: Vec<_> = (0..areas).map_while(|_| Some([next()?, next()?])).collect();
+            used += 3 + pages.len() + 2 * whole.len();
+            intervals.push(Interval { generation, pages: PageSet::from_words(&pages), whole });
         }
         let path = bytes.get(8 * used..8 * used + path_len? as usize)?.to_vec();
         let path = PathBuf::from(std::ffi::OsString::from_vec(path));
@@ -279,4 +317,21 @@ impl Rolling {
 pub(super) fn is_trackable(area: &Area) -> bool {
     let plain = area.pages == Pages::Populated && area.known.is_none();
     plain && !area.part && !area.at_once && !area.shared && !area.streamed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_checkpoint_was_without_is_not_as_it_was() {
+        let range = |(start, end): (u64, u64)| start * 0x1000..end * 0x1000;
+        let ranges = |all: &[(u64, u64)]| all.iter().copied().map(range).collect::<Vec<_>>();
+        let whole = [[0x2000, 0x4000], [0x4000, 0x5000], [0x8000, 0x9000]];
+        let differing = PageSet::of(ranges(&[(3, 4), (6, 7)]).into_iter());
+        let known = Same { differing, whole: &whole };
+        let [same, other] = known.split(&ranges(&[(1, 5), (6, 7), (8, 10), (12, 13)]));
+        assert_eq!(same, ranges(&[(2, 3), (4, 5), (8, 9)]));
+        assert_eq!(other, ranges(&[(1, 2), (3, 4), (6, 7), (9, 10), (12, 13)]));
+    }
 }

@@ -6,7 +6,7 @@
 use super::blocks::Out;
 use super::read::Image;
 use super::{PAGE, content_hash, page_hash};
-use crate::error::{Because, Result};
+use crate::error::{Because, Error, Kind, Result};
 use crate::fault::{Point, reach};
 use crate::order;
 use ckpt_abi::image::{
@@ -84,9 +84,9 @@ impl Base {
         self.end
     }
 
-    /// The number of the checkpoint that it was.
-    pub(crate) fn generation(&self) -> u64 {
-        self.header.run[1]
+    /// Whether it is a checkpoint of that run and number.
+    pub(crate) fn is_of(&self, run: [u64; 2]) -> bool {
+        self.header.run == run
     }
 
     /// Whether its process remembers its own ids.
@@ -232,6 +232,12 @@ impl Base {
                 all.push(Chunk { block: 0, ..chunk });
                 continue;
             }
+            let mut content = vec![0; if *seen == 0 { 0 } else { chunk.len as usize }];
+            self.file.read_exact_at(&mut content, chunk.offset).because(unreadable)?;
+            // What has rotted on its disk is not to have a new checksum.
+            if *seen != 0 && content_hash(&content) != chunk.hash {
+                return Err(Error::new("a damaged older checkpoint cannot be renewed").of(Kind::Damaged));
+            }
             let mut page = 0;
             while page < pages {
                 let from = page;
@@ -244,10 +250,9 @@ impl Base {
                 }
                 if page > from {
                     let skip = (from * SIZE) as u64;
-                    let mut content = vec![0; (page - from) * SIZE];
                     let (address, offset) = (chunk.address + skip, chunk.offset + skip);
-                    self.file.read_exact_at(&mut content, offset).because(unreadable)?;
-                    let (len, hash) = (content.len() as u32, content_hash(&content));
+                    let content = &content[from * SIZE..page * SIZE];
+                    let (len, hash) = (content.len() as u32, content_hash(content));
                     all.push(Chunk { address, offset, len, stored: len, hash, ..chunk });
                 } else {
                     page += 1;
