@@ -262,6 +262,7 @@ fn a_passphrase_is_a_key() {
     for words in
         ["./x.ckpt --passphrase-fd 3 3<words", "./ckpt restart --passphrase-fd 3 x.ckpt 3<words"]
     {
+        bench.must(&["save", "-n", "y.ckpt", &run.pid_text()]);
         run.check();
         run.signal(SIGTSTP);
         run.ends_well();
@@ -271,6 +272,27 @@ fn a_passphrase_is_a_key() {
         assert!(ended.stderr.contains("no terminal to ask for it"), "{ended:?}");
         run = shell(&format!("exec {words}"));
     }
+    run.check();
+    // Whoever is the installed ckpt by its executable is taken for one that starts a program.
+    bench.must(&["save", "-n", "y.ckpt", &run.pid_text()]);
+    run.go();
+}
+
+#[test]
+fn nothing_plain_stays_beside_an_encrypted_one() {
+    let bench = Bench::new(Who::Nobody);
+    let key = key(&bench, "k");
+    let options = ["-z", "100", "-n", "x.ckpt", "--incremental"];
+    let mut run = bench.launch(&options, bench.subject("memory", Build::Pie), &[]);
+    run.expect("ready");
+    until("one that is kept", || (bench.names(".ckpt-").len() == 1).then_some(()));
+    bench.must(&["-p", &run.pid_text(), "--encrypt", "--key", &key]);
+    let sealed = || {
+        bench.order(&["verify", "--key", &key, "x.ckpt"]).code() == Some(0)
+            && bench.must(&["info", "x.ckpt"]).stdout.join("\n").contains("encrypted        yes")
+    };
+    until("an encrypted one", || sealed().then_some(()));
+    until("no plain one", || bench.names(".ckpt-").is_empty().then_some(()));
     run.check();
     run.go();
 }

@@ -9,8 +9,8 @@ use super::destination::{open_images_with, refuse_plain};
 use super::{fetch, stub, trust};
 use crate::error::{Because, CANNOT_EXECUTE, Error, NOT_FOUND, Result};
 use crate::image::read::{self, Image};
-use crate::settings::Name;
 use crate::settings::server::{Key, Transfer};
+use crate::settings::{Name, passphrase};
 use nix::errno::Errno;
 use nix::libc;
 use std::ffi::{CString, OsStr, OsString};
@@ -84,10 +84,11 @@ fn proceed(
     let demands = args.iter().any(|word| word == "--encrypt").then_some(true);
     refuse_plain(image, demands)?;
     let mut args = args.to_vec();
-    // The passphrase was said to us.
     if image.is_of_passphrase() {
-        args.insert(0, name.into());
-        return stub::restart_from(file, &args);
+        // The passphrase was said to us. The pipe stays open until the file is executed.
+        let said = passphrase::again_for_another()?;
+        args.insert(0, format!("--passphrase-fd={}", said.as_raw_fd()).into());
+        return execute(file, name, &args);
     }
     if let (true, Some(Key::Said(path))) = (image.is_sealed(), &transfer.key) {
         args.insert(0, [OsStr::new("--key="), path.as_os_str()].join(OsStr::new("")));

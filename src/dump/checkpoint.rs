@@ -3,7 +3,7 @@
 
 use super::phase2_equip::Equipped;
 use super::phase3_gather::Still;
-use super::place::{Place, Whose};
+use super::place::{Foreseen, Place, Whose};
 use super::rolling::Rolling;
 use super::{Demand, caller};
 use crate::error::Result;
@@ -45,7 +45,11 @@ impl<'a> Checkpoint<'a> {
     /// # Errors
     /// Those of [`Place::find`], and a name that is none.
     #[inline(never)]
-    pub(crate) fn of(request: &'a Demand, whose: Whose, first: &Equipped) -> Result<Self> {
+    pub(crate) fn of(
+        request: &'a Demand,
+        whose: (Whose, Option<Foreseen>),
+        first: &Equipped,
+    ) -> Result<Self> {
         let control = &first.region.control;
         let template = template(request, first)?;
         let mut newest = control.generation;
@@ -136,6 +140,10 @@ impl<'a> Checkpoint<'a> {
     pub(crate) fn sealed(&self, equipped: &[Equipped]) {
         equipped.iter().for_each(|process| process.sealed(self.generation));
         reach(Point::Numbered);
+        // What was kept of those before an encrypted one is plain.
+        if let Some(known) = self.request.rolling.as_ref().filter(|_| self.place.is_sealed()) {
+            let _ = self.place.touch(|| known.borrow_mut().remove_older());
+        }
         self.place.prune(self.request.prune);
     }
 }

@@ -340,6 +340,7 @@ fn begin<'a>(request: &'a Demand, executable: &[u8]) -> Result<Entered<'a>> {
     let deadline = Instant::now() + TURN;
     let mut pause = Duration::from_millis(1);
     checkpoint::foresee(request);
+    let foreseen = place::foresee(request, &whose);
     loop {
         phase0_visit::visit(request)?;
         let members = phase1_freeze::members(request)?;
@@ -384,7 +385,7 @@ fn begin<'a>(request: &'a Demand, executable: &[u8]) -> Result<Entered<'a>> {
                     && halted::has_yet_to_come(equipped, &still.processes))
         };
         if let Some(first) = equipped.first().filter(|_| is_settled(&equipped)) {
-            let checkpoint = Checkpoint::of(request, whose, first)?;
+            let checkpoint = Checkpoint::of(request, (whose, foreseen), first)?;
             reach(Point::Claimed);
             if request.triggered {
                 halted::release(&equipped, &mut still.processes)?;

@@ -7,6 +7,7 @@ use crate::image::base::Base;
 use crate::image::older::{Id, Older, Renewal};
 use crate::image::seal::{Master, Seal};
 use crate::image::write::{Sink, Writer};
+use crate::inject::region::Region;
 use crate::proc::Process;
 use crate::rights::{self, Compared, Rights};
 use crate::settings::server::{self, Transfer};
@@ -92,7 +93,7 @@ impl Place {
     /// A directory that cannot be looked through, or a configuration that says nothing.
     pub(crate) fn find(
         request: &Demand,
-        whose: Whose,
+        (whose, foreseen): (Whose, Option<Foreseen>),
         template: Template,
         config: &Config,
         forked: bool,
@@ -111,8 +112,10 @@ impl Place {
             Whose::Its(rights) => (settings(request, config, rights.is_some())?, config.keep),
         };
         let (mut transfer, compress) = (settings.transfer, settings.compress == Some(true));
-        let master = match settings.encrypt {
-            Some(true) => Some(whose.touch(|| master(&transfer))??),
+        let foreseen = foreseen.filter(|(key, _)| transfer.key.as_ref() == Some(key));
+        let master = match (settings.encrypt, foreseen) {
+            (Some(true), Some((_, master))) => Some(master?),
+            (Some(true), None) => Some(whose.touch(|| master(&transfer))??),
             _ => None,
         };
         if let Some(file) = transfer.fallback.as_mut().filter(|_| forked) {
@@ -187,6 +190,11 @@ impl Place {
         !elsewhere && !counted && !changed && self.whose.is_its()
     }
 
+    /// Whether what goes there is encrypted.
+    pub(crate) fn is_sealed(&self) -> bool {
+        self.master.is_some()
+    }
+
     /// Reads what the process has open.
     ///
     /// # Errors
@@ -209,6 +217,24 @@ impl Place {
             let _ = self.whose.touch(|| prune(&name, &self.transfer, &self.keep));
         }
     }
+}
+
+/// A key that was named, and what was read of it.
+pub(crate) type Foreseen = (server::Key, Result<Master>);
+
+/// Reads the key of encrypted checkpoints before the process stands still: its file may be one of a network.
+#[inline(never)]
+pub(super) fn foresee(request: &Demand, whose: &Whose) -> Option<Foreseen> {
+    let settings = match (whose, Region::of(&request.process).ok().flatten()) {
+        (Whose::Its(rights), Some((_, region))) => {
+            settings(request, &region.control.config, rights.is_some()).ok()?
+        }
+        _ => request.settings.clone(),
+    };
+    settings.encrypt.filter(|encrypts| *encrypts)?;
+    let key = settings.transfer.key?;
+    let master = whose.touch(|| Master::of(&key)).and_then(|read| read);
+    Some((key, master))
 }
 
 /// How it is written, and gets to a server: as the process is configured and the caller asks; the key of the caller's

@@ -14,7 +14,7 @@ use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::mem::ManuallyDrop;
-use std::os::fd::FromRawFd;
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// What a new key costs: KiB of memory, and passes (OWASP's Password Storage Cheat Sheet).
@@ -115,6 +115,19 @@ pub(crate) fn say(fd: i32) -> Result<()> {
         WORDS.get_or_init(|| words);
     }
     Ok(())
+}
+
+/// A pipe that gives the words that were said, for whom we execute.
+///
+/// # Errors
+/// There are none, or no pipe.
+pub(crate) fn again_for_another() -> Result<OwnedFd> {
+    let why = || "cannot pass the passphrase on";
+    let words = WORDS.get().ok_or_else(|| Error::new(why()))?;
+    let (read, write) = nix::unistd::pipe().because(why)?;
+    // A new pipe takes more than the longest at once (pipe(7)).
+    File::from(write).write_all(words).because(why)?;
+    Ok(read)
 }
 
 /// A line, without its end.
