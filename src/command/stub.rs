@@ -12,6 +12,7 @@ use crate::error::{Because, Error, FAILED, Result};
 use crate::image::read::Image;
 use crate::resource::plan::Step;
 use crate::restart::{Options, restart};
+use crate::settings::Settings;
 use crate::settings::server::Key;
 use ckpt_abi::op::{Report, read_spelled};
 use nix::errno::Errno;
@@ -80,7 +81,10 @@ pub(super) fn restart_from(file: File, args: &[OsString]) -> Result<u8> {
         };
     }
     let settings = with_usual_key(settings).resolve(&here)?;
-    check_said(&settings)?;
+    // The program has the key that was made of a passphrase.
+    let has_it = image.is_of_passphrase() && !matches!(settings.transfer.key, Some(Key::Said(_)));
+    let encrypt = settings.encrypt.filter(|_| !has_it);
+    check_said(&Settings { encrypt, ..settings.clone() })?;
     let options = Options {
         settings,
         truncate_files,
@@ -113,17 +117,19 @@ fn executed_by_the_program() -> bool {
 
 fn execute_original(own: File, args: &[OsString]) -> Result<u8> {
     use ckpt_abi::image::{ProcessRecord, SectionKind};
-    open_images_with(None, true)?;
     let image = Image::from_file(own, Path::new("/proc/self/exe"))?;
-    let process: ProcessRecord = image.process(0).record(SectionKind::Process)?;
-    let path = image.text(process.exe);
+    // The program has no key.
+    let path = match image.is_sealed() {
+        true => image.executable()?,
+        false => image.text(image.process(0).record::<ProcessRecord>(SectionKind::Process)?.exe),
+    };
     let c_string = |text: &std::ffi::OsStr| CString::new(text.as_bytes()).unwrap_or_default();
     let argv: Vec<CString> = args.iter().map(|a| c_string(a)).collect();
     let error = match nix::unistd::execv(&c_string(&path), &argv) {
         Ok(never) => match never {},
         Err(e) => e,
     };
-    Err(Error::new(format!("cannot execute {}: {}", path.display(), error.desc())))
+    Err(Error::new(format!("cannot execute {}: {}", Path::new(&path).display(), error.desc())))
 }
 
 /// Turns the report that the restorer has spelled into a sentence, for descriptor `to`.

@@ -332,6 +332,9 @@ impl<'a> Writing<'a> {
                 process.flags |= process_flag::REMEMBERS_IDS;
             }
             order::by_key(&mut gathered.guards, |guard| (guard.start, 0));
+            if let (0, Some(process)) = (gathered.number, &gathered.process) {
+                self.writer.executable = self.common.strings.get(process.exe);
+            }
             records(&mut self.writer, gathered)?;
         }
         let losses = self.losses(&processes);

@@ -5,12 +5,17 @@ use super::source::Source;
 use super::{PAGE, hash};
 use crate::error::{Because, Error, Kind, Result};
 use ckpt_abi::image::{
-    FORMAT, HEADER_MAGIC, Header, KNOWN_NEEDS, Section, TRAILER_MAGIC, Trailer, needs,
+    EXECUTABLE, FORMAT, HEADER_MAGIC, Header, KNOWN_NEEDS, Section, TRAILER_MAGIC, Trailer, needs,
 };
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 /// Most sections that an image can have.
 const SECTIONS_MAX: u32 = 1 << 20;
+
+/// Longest stub of an encrypted image, in bytes.
+const STUB_MAX: u64 = 64 << 20;
 
 pub(super) fn find_trailer(source: &dyn Source) -> Result<Option<Trailer>> {
     let len = source.length().because(|| "cannot stat")?;
@@ -65,6 +70,37 @@ pub(super) fn read_page(source: &dyn Source, trailer: &Trailer) -> Result<Vec<u8
     let mut page = vec![0; PAGE as usize];
     source.read_at(trailer.header, &mut page).because(|| "cannot read the header")?;
     Ok(page)
+}
+
+/// Puts the path of the first process's executable into the page, where it fits.
+pub(super) fn put_executable(page: &mut [u8], path: &OsStr) {
+    let path = path.as_bytes();
+    if let Some(field) = page.get_mut(EXECUTABLE..EXECUTABLE + path.len() + 1) {
+        field[..path.len()].copy_from_slice(path);
+    }
+}
+
+/// That path, of an encrypted image, which takes no key.
+///
+/// # Errors
+/// It is not known.
+pub(super) fn executable(source: &dyn Source, trailer: &Trailer) -> Result<OsString> {
+    let page = read_page(source, trailer)?;
+    let path = page[EXECUTABLE..].split(|byte| *byte == 0).next().unwrap_or_default();
+    match path.is_empty() {
+        true => Err(Error::new("the path of the program's executable was too long to be kept")),
+        false => Ok(OsStr::from_bytes(path).to_owned()),
+    }
+}
+
+/// What is in front of an encrypted image, before anything of it is proved.
+pub(super) fn read_stub(source: &dyn Source, header: &Header) -> Result<Vec<u8>> {
+    if header.start > STUB_MAX {
+        return Err(damage("damaged: its stub is too long"));
+    }
+    let mut stub = vec![0; header.start as usize];
+    source.read_at(0, &mut stub).because(|| "cannot read the stub")?;
+    Ok(stub)
 }
 
 /// Whether this build can read an image that needs all of this.

@@ -116,8 +116,7 @@ impl Image {
         let shown = self.path.display();
         let why = || format!("{shown} is encrypted");
         let seal = Seal::of_header(&self.header).because(why)?;
-        let mut stub = vec![0; self.header.start.min(SECTION_MAX) as usize];
-        self.read(0, &mut stub)?;
+        let stub = head::read_stub(&*self.source, &self.header).because(why)?;
         let mut page = head::read_page(&*self.source, &self.trailer).because(why)?;
         for (at, len) in [(offset_of!(Header, hash), 8), (offset_of!(Header, seal_proof), 16)] {
             page[at..at + len].fill(0);
@@ -145,6 +144,11 @@ impl Image {
     /// Whether that is by a passphrase.
     pub fn is_of_passphrase(&self) -> bool {
         self.header.passphrase_cost != [0; 2]
+    }
+
+    /// As [`head::executable`].
+    pub(crate) fn executable(&self) -> Result<OsString> {
+        head::executable(&*self.source, &self.trailer)
     }
 
     /// The file that it is in, if it is in one.

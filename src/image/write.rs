@@ -6,7 +6,7 @@ use super::blocks::{Blocks, Out};
 use super::older::{Id, Older};
 use super::pieces::{Key, Piece, keyed};
 use super::seal::{self, Seal};
-use super::{PAGE, content_hash, elf, front, hash, layout};
+use super::{PAGE, content_hash, elf, front, hash, head, layout};
 use crate::error::{Error, Result};
 use crate::order;
 use ckpt_abi::ABI_VERSION;
@@ -16,6 +16,7 @@ use ckpt_abi::image::{
 };
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::ops::Range;
 use zerocopy::{FromZeros, Immutable, IntoBytes};
 
@@ -70,6 +71,8 @@ pub struct Writer<'a> {
     /// Of a stream, the checksum of the stub, which goes out first.
     streamed: Option<u64>,
     seal: Option<Seal>,
+    /// Path of the first process's executable, which an encrypted image has in its header's page.
+    pub(crate) executable: OsString,
     /// The digest of a stub that has gone out.
     stub_digest: [u8; seal::KEY],
     stub_len: u64,
@@ -109,6 +112,7 @@ impl<'a> Writer<'a> {
             out,
             streamed,
             seal: None,
+            executable: OsString::new(),
             stub_digest: [0; seal::KEY],
             stub_len,
             stub,
@@ -475,6 +479,7 @@ impl<'a> Writer<'a> {
         let mut page = header.as_bytes().to_vec();
         page.resize(PAGE as usize, 0);
         if let Some(seal) = &self.seal {
+            head::put_executable(&mut page, &self.executable);
             let stub = match self.streamed {
                 Some(_) => self.stub_digest,
                 None => ckpt_cipher::digest(&[&self.stub]),

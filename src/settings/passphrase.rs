@@ -9,12 +9,15 @@
 #![allow(unsafe_code)]
 
 use crate::error::{Because, Error, Result};
-use nix::sys::signal::SigSet;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
+use nix::unistd::{getpgrp, tcgetpgrp};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::mem::ManuallyDrop;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// What a new key costs: KiB of memory, and passes (OWASP's Password Storage Cheat Sheet).
@@ -147,22 +150,54 @@ fn line(file: &File) -> Result<Vec<u8>> {
 
 /// Asks for the words at our terminal, which shows none of them.
 fn ask(may_ask: bool) -> Result<Vec<u8>> {
-    let tty = may_ask.then(|| File::options().read(true).write(true).open("/dev/tty").ok());
-    let tty = tty.flatten().ok_or_else(|| {
-        Error::new("its passphrase is not known, and there is no terminal to ask for it")
-            .hint("give it with --passphrase-fd N")
-    })?;
-    let why = || "cannot ask for the passphrase";
-    // Whoever interrupts us would be left with a terminal that shows nothing.
-    let before =
-        SigSet::all().thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_BLOCK).because(why)?;
-    let modes = tcgetattr(&tty).because(why)?;
+    loop {
+        let tty = may_ask.then(|| File::options().read(true).write(true).open("/dev/tty").ok());
+        // In the background a question would stop us, or be lost among what another program shows.
+        let tty = tty.flatten().filter(|tty| tcgetpgrp(tty) == Ok(getpgrp()));
+        let tty = tty.ok_or_else(|| {
+            Error::new("its passphrase is not known, and there is no terminal to ask for it")
+                .hint("give it with --passphrase-fd N")
+        })?;
+        // Whoever interrupts us would be left with a terminal that shows nothing.
+        let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK).because(asking)?;
+        let asked = silently(&tty);
+        // A signal that has come is delivered here: who it ends or stops has left the terminal as it was.
+        let _ = before.thread_set_mask();
+        if let Some(words) = asked? {
+            return Ok(words);
+        }
+    }
+}
+
+fn asking() -> &'static str {
+    "cannot ask for the passphrase"
+}
+
+/// The same while all signals are blocked; None: one has come before the words.
+fn silently(tty: &File) -> Result<Option<Vec<u8>>> {
+    let mut signals = SigSet::all();
+    // By default they do nothing.
+    [Signal::SIGCHLD, Signal::SIGWINCH, Signal::SIGURG, Signal::SIGCONT]
+        .into_iter()
+        .for_each(|signal| signals.remove(signal));
+    let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC).because(asking)?;
+    let modes = tcgetattr(tty).because(asking)?;
     let mut silent = modes.clone();
     silent.local_flags.remove(LocalFlags::ECHO);
     silent.local_flags.insert(LocalFlags::ECHONL | LocalFlags::ICANON);
-    let _ = (&tty).write_all(b"passphrase of the checkpoint: ");
-    let asked = tcsetattr(&tty, SetArg::TCSAFLUSH, &silent).because(why).and_then(|()| line(&tty));
-    let _ = tcsetattr(&tty, SetArg::TCSAFLUSH, &modes);
-    let _ = before.thread_set_mask();
-    asked.because(why)
+    let _ = (&*tty).write_all(b"passphrase of the checkpoint: ");
+    let asked = tcsetattr(tty, SetArg::TCSAFLUSH, &silent).because(asking).and_then(|()| {
+        let fds = [tty.as_fd(), signals.as_fd()];
+        let mut ready = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        poll(&mut ready, PollTimeout::NONE).because(asking)?;
+        match ready[1].any() {
+            Some(true) => Ok(None),
+            _ => line(tty).because(asking).map(Some),
+        }
+    });
+    let _ = tcsetattr(tty, SetArg::TCSAFLUSH, &modes);
+    if matches!(asked, Ok(None)) {
+        let _ = (&*tty).write_all(b"\n");
+    }
+    asked
 }

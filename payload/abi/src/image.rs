@@ -25,8 +25,8 @@
 //!
 //! In an encrypted image content and sections are sealed: each piece by itself, under its own number, with a key that no other
 //! image has. A block of content has the number {0u32, its number as u64}, a section {1u32, its offset as u64} (little-endian)
-//! and seals its [`Section`] with `hash` zero, too; [`Header::seal_proof`] has {2u32, 0u64}. Stub, header, the section table
-//! and the ELF table are readable.
+//! and seals its [`Section`] with `hash` zero, too; [`Header::seal_proof`] has {2u32, 0u64}. Stub, header
+//! ([`EXECUTABLE`]), the section table and the ELF table are readable.
 //!
 //! Records grow only at their end: a reader takes the bytes it knows and sees zeros for those an
 //! older writer did not have. What an older reader must not ignore sets a bit of [`Header::needs`].
@@ -50,6 +50,11 @@ pub const KNOWN_NEEDS: u64 = needs::PROCESSES | needs::CODEC | needs::STREAMED |
 pub const PAGE: u64 = 4096;
 /// Longest chunk in bytes: what one checksum covers, and one thread reads at a time.
 pub const CHUNK_MAX: u64 = 256 << 10;
+/// From here to a null byte the header's page of an encrypted image has the path of the first process's executable, unless
+/// that is too long: the restarted program has no key, and may execute /proc/self/exe.
+pub const EXECUTABLE: usize = 1024;
+const _: () = assert!(size_of::<Header>() <= EXECUTABLE);
+
 /// Bytes by which what is sealed is longer.
 pub const SEAL: u64 = 16;
 /// [`Section::process`] and [`Chunk::process`] of what belongs to no process but to the image.
