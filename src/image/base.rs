@@ -236,7 +236,9 @@ impl Base {
             self.file.read_exact_at(&mut content, chunk.offset).because(unreadable)?;
             // What has rotted on its disk is not to have a new checksum.
             if *seen != 0 && content_hash(&content) != chunk.hash {
-                return Err(Error::new("a damaged older checkpoint cannot be renewed").of(Kind::Damaged));
+                return Err(
+                    Error::new("a damaged older checkpoint cannot be renewed").of(Kind::Damaged)
+                );
             }
             let mut page = 0;
             while page < pages {
