@@ -8,7 +8,7 @@ mod serving;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -23,8 +23,10 @@ use serving::{Server, answer, image, insecure, key, noise};
 /// A server under which a system call of files at a path is another than it was; it lies on this bench in `store`.
 fn injected(bench: &Bench, path: &str, how: &str) -> Server {
     let mut command = bench.command("strace");
-    command.args(["-D", "-f", "-qq", "-o", "/dev/null", "-P", path, "-e", "trace=fsync", "-e"]);
-    command.arg(format!("inject={how}")).arg(bench.ckpt());
+    let call = how.split(':').next().unwrap_or_default();
+    command.args(["-D", "-f", "-qq", "-o", "/dev/null", "-P", path]);
+    command.args(["-e", &format!("trace={call}"), "-e", &format!("inject={how}")]);
+    command.arg(bench.ckpt());
     command.args(["serve", "--insecure", "-p", "0", "--listen", "127.0.0.1", "-d", "store"]);
     Server::watch(Run::start(command), bench.path("store"))
 }
@@ -83,6 +85,97 @@ fn a_name_that_does_not_come_to_the_disk_is_no_success() {
     assert!(refused.stderr.contains("I/O error"), "{refused:?}");
     assert!(!server.file("other").exists());
     server.stop();
+}
+
+#[test]
+fn counts_that_cannot_be_written_are_not_believed() {
+    let bench = stored();
+    let server = Server::start(&bench, &insecure());
+    let old = fs::read(bench.path("old")).expect("a file");
+    // Of the first group of slots a half stays.
+    bench.file("half", image(&old[..64 * 4096]));
+    bench.must(&["put", "--insecure", "half", &server.name("half")]);
+    server.stop();
+    let packs = fs::read_dir(bench.path("store/.ckpt-serve/packs")).expect("a folder");
+    let packs = packs.map(|entry| entry.expect("an entry").path());
+    let largest = packs.max_by_key(|path| {
+        let is_pack =
+            path.file_name().is_some_and(|name| name.to_string_lossy().parse::<u32>().is_ok());
+        if is_pack { fs::metadata(path).expect("a pack").len() } else { 0 }
+    });
+    let pack = largest.expect("a pack");
+    let server = injected(&bench, pack.to_str().expect("UTF-8"), "pwrite64:error=EIO");
+    bench.must(&["rm", "--insecure", &server.name("job/x")]);
+    for name in ["a", "b", "c"] {
+        bench.must(&["put", "--insecure", "old", &server.name(name)]);
+        assert!(server.stored(None, name).expect("a checkpoint") == old, "{name} is another one");
+    }
+    server.stop();
+    let server = Server::start(&bench, &insecure());
+    for name in ["a", "b", "c"] {
+        assert!(server.stored(None, name).expect("a checkpoint") == old, "{name} is another one");
+        bench.must(&["rm", "--insecure", &server.name(name)]);
+    }
+    assert!(server.room() < 1 << 20, "what is gone takes room still: {}", server.room());
+    server.stop();
+}
+
+#[test]
+fn content_that_does_not_come_to_the_disk_is_stored_anew() {
+    let bench = Bench::new(Who::Nobody);
+    // A pack with this number, so that the first one of an upload has the next.
+    bench.subdirectory("store");
+    bench.subdirectory("store/.ckpt-serve");
+    bench.subdirectory("store/.ckpt-serve/packs");
+    bench.file("store/.ckpt-serve/packs/4000000000", []);
+    let pack = bench.name("store/.ckpt-serve/packs/4000000001");
+    let server = injected(&bench, &pack, "fsync:error=EIO");
+    let bytes = image(noise(20 * 4096, 1));
+    bench.file("in", &bytes);
+    let mut other = server.begin("other");
+    let pages: Vec<_> = bytes[..20 * 4096].chunks(4096).collect();
+    other.piece(&bytes[..20 * 4096]);
+    other.channel.send(Kind::Offer, 0, &offer(&pages)).expect("sent");
+    let header = other.channel.receive().expect("an answer");
+    assert_eq!((header.kind, other.channel.payload(&header)), (Kind::Lacks, &[0u8; 3][..]));
+    assert!(Path::new(&pack).exists());
+    let put = || bench.order(&["put", "--insecure", "in", &server.name("x")]);
+    let refused = put();
+    assert!(refused.stderr.contains("I/O error"), "{refused:?}");
+    let said = put();
+    assert_eq!(said.code(), Some(0), "{said:?}");
+    assert!(server.stored(None, "x").expect("a checkpoint") == bytes);
+    drop(other);
+    until("the end of the upload", || (server.partial() == 0).then_some(()));
+    server.stop();
+}
+
+#[test]
+fn what_a_server_of_another_user_has_stored_stays() {
+    // Only root gives files away.
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    for (mode, owner) in [(0o755, 1), (0o777, 0)] {
+        let bench = stored();
+        let (store, folder) = (bench.path("store"), bench.path("store/job"));
+        let user = fs::metadata(&folder).expect("a folder").uid();
+        let give = |to: u32| {
+            for path in [&folder, &folder.join("x")] {
+                std::os::unix::fs::chown(path, Some(to), None).expect("chown");
+            }
+        };
+        fs::set_permissions(&store, PermissionsExt::from_mode(mode)).expect("chmod");
+        fs::remove_file(store.join(".ckpt-serve/packs/clean")).expect("it was left well");
+        give(owner);
+        let server = Server::start(&bench, &insecure());
+        server.run.complaint("no room is given back: job: Permission denied");
+        server.stop();
+        give(user);
+        let server = Server::start(&bench, &insecure());
+        holds_only(&bench, &server, "old");
+        server.stop();
+    }
 }
 
 #[test]

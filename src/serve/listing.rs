@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag};
-use nix::sys::stat::{FileStat, SFlag, fstatat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
 
 use super::protocol::Entry;
 use super::recipe;
@@ -82,18 +82,24 @@ impl Store {
         for (folder, stat) in folders.into_iter().filter(|_| depth > 0) {
             match self.resolve(&folder, OFlag::O_DIRECTORY) {
                 Ok(fd) => self.walk_below(fd, &folder, depth - 1, each)?,
-                Err(e) if is_nothing(e, &stat) => {}
+                Err(e) if self.is_nothing(e, &stat) => {}
                 Err(e) => each(folder, Err(e))?,
             }
         }
         Ok(())
     }
-}
 
-/// Whether what cannot be opened is gone, or somebody else's, so that nothing of ours is there.
-pub(super) fn is_nothing(error: Errno, stat: &FileStat) -> bool {
-    error == Errno::ENOENT
-        || error == Errno::EACCES && stat.st_uid != nix::unistd::geteuid().as_raw()
+    /// Whether what cannot be opened is gone, or has been put there by somebody else, so that nothing of ours is there. What
+    /// is another one's in a directory that is not for everybody, or root's, is rather of a server that ran as they.
+    pub(super) fn is_nothing(&self, error: Errno, stat: &FileStat) -> bool {
+        let is_for_all = || {
+            let root = fstat(&self.claim.root);
+            root.is_ok_and(|root| root.st_mode & Mode::S_IWOTH.bits() != 0)
+        };
+        let owners = [0, nix::unistd::geteuid().as_raw()];
+        error == Errno::ENOENT
+            || error == Errno::EACCES && !owners.contains(&stat.st_uid) && is_for_all()
+    }
 }
 
 /// A descriptor of an open directory beside its stream.

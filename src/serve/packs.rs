@@ -16,6 +16,7 @@ use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::SystemTime;
 
@@ -72,17 +73,22 @@ pub(super) struct Pack {
     pub number: u32,
     pub file: File,
     /// Whether something of it did not come to the disk.
-    failed: Mutex<bool>,
+    failed: AtomicBool,
+    syncing: Mutex<()>,
 }
 
 impl Pack {
+    fn new(number: u32, file: File) -> Arc<Self> {
+        Arc::new(Self { number, file, failed: AtomicBool::new(false), syncing: Mutex::new(()) })
+    }
+
     /// Brings it to the disk. What one caller was told of a failure, the kernel tells no other (fsync(2)); so we do.
     pub(super) fn sync(&self) -> io::Result<()> {
-        let mut failed = locked(&self.failed);
-        if *failed {
+        let _syncing = locked(&self.syncing);
+        if self.failed.load(Ordering::Relaxed) {
             return Err(io::Error::other("content of another upload did not come to the disk"));
         }
-        self.file.sync_all().inspect_err(|_| *failed = true)
+        self.file.sync_all().inspect_err(|_| self.failed.store(true, Ordering::Relaxed))
     }
 }
 
@@ -114,6 +120,9 @@ pub(super) struct State {
     writing: Vec<Arc<Pack>>,
     next: u32,
     page: Page,
+    /// Whether records could not be written, so that those on the disk may say of slots without content what these had:
+    /// none is believed any more.
+    is_lost: bool,
     /// Whether no count is too low; else nothing is freed until they are made anew.
     pub sound: bool,
     /// Whether none is too high either, as far as is known; else they are made anew at the next start.
@@ -157,8 +166,16 @@ impl Packs {
         let next = last.saturating_add(1).max(now.as_secs() as u32);
         let records = [Record::new_zeroed(); SLOTS as usize];
         let page = Page { pack: None, group: 0, records, is_changed: false };
-        let state =
-            State { index, live, writing: Vec::new(), next, page, sound: true, exact: true };
+        let state = State {
+            index,
+            live,
+            writing: Vec::new(),
+            next,
+            page,
+            is_lost: false,
+            sound: true,
+            exact: true,
+        };
         Ok(Self { dir, id, state: Mutex::new(state) })
     }
 
@@ -177,23 +194,26 @@ impl Packs {
         let number = state.next;
         let file = open(&self.dir, number, OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL)?;
         state.next = number.checked_add(1).ok_or(ErrorKind::FileTooLarge)?;
-        let pack = Arc::new(Pack { number, file, failed: Mutex::new(false) });
+        let pack = Pack::new(number, file);
         state.writing.push(pack.clone());
         state.live.push([number, 0]);
         Ok(pack)
     }
 
     /// Where units lie, each of which is meant once more from now on. `met` gets the packs that have to be
-    /// [on the disk](Pack::sync) before somebody relies on it.
+    /// [on the disk](Pack::sync) before somebody relies on it; what will not come there is not found.
     pub(super) fn find(&self, units: &[Unit], met: &mut Vec<Arc<Pack>>) -> Vec<Option<Place>> {
         let mut state = self.state();
         let mut last: Option<Place> = None;
+        let failed = state.writing.iter().filter(|pack| pack.failed.load(Ordering::Relaxed));
+        let failed: Vec<u32> = failed.map(|pack| pack.number).collect();
+        let may = |at: &Place| !failed.contains(&at.pack);
         let mut find = |unit: &Unit| {
             // What lay side by side does so again.
             let next = last.map(|last| Place { slot: last.slot.saturating_add(1), ..last });
-            let there = next.and_then(|at| state.mean(&self.dir, at, unit));
+            let there = next.filter(may).and_then(|at| state.mean(&self.dir, at, unit));
             let found = there.or_else(|| {
-                let at = state.index.find(unit.key())?;
+                let at = state.index.find(unit.key()).filter(may)?;
                 state.mean(&self.dir, at, unit)
             });
             last = found.or(last);
@@ -327,7 +347,9 @@ impl State {
         self.page.flush().inspect_err(|e| {
             self.exact = false;
             if !matches!(e.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) {
+                self.page.pack = None;
                 self.page.is_changed = false;
+                self.is_lost = true;
                 self.sound = false;
             }
         })
@@ -345,7 +367,7 @@ impl State {
                     Some(pack) => pack.clone(),
                     None => {
                         let file = open(dir, place.pack, OFlag::O_RDWR)?;
-                        Arc::new(Pack { number: place.pack, file, failed: Mutex::new(false) })
+                        Pack::new(place.pack, file)
                     }
                 },
             };
@@ -364,6 +386,9 @@ impl State {
 
     /// Counts a unit once more, if it lies there.
     fn mean(&mut self, dir: &OwnedFd, at: Place, unit: &Unit) -> Option<Place> {
+        if self.is_lost {
+            return None;
+        }
         let record = self.record(dir, at).ok()?;
         let is_it = record.digest == unit.digest && record.len == unit.len;
         if !is_it || record.count == 0 || record.count == u32::MAX {

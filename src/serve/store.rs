@@ -21,7 +21,6 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::claim::{self, Claim};
-use super::listing::is_nothing;
 use super::packs::{COST, Packs, Place};
 use super::recipe::{self, Extent};
 use super::sending::Stored;
@@ -151,7 +150,7 @@ impl Store {
 
     fn count(&self, packs: &Packs, name: &str, stat: &FileStat) -> std::io::Result<()> {
         let file = match self.resolve(name, READ) {
-            Err(e) if is_nothing(e, stat) => return Ok(()),
+            Err(e) if self.is_nothing(e, stat) => return Ok(()),
             opened => File::from(opened?),
         };
         match recipe::tail(&file)? {
