@@ -60,9 +60,17 @@ impl Claim {
 pub(super) fn folder(parent: impl AsFd + Copy, name: &str) -> nix::Result<()> {
     match mkdirat(parent, name, Mode::S_IRWXU) {
         Err(Errno::EEXIST) => Ok(()),
-        made => made.and_then(|()| fsync(parent)).inspect_err(|_| {
+        made => made.and_then(|()| sync(parent)).inspect_err(|_| {
             // Whoever finds it need not wonder.
             let _ = unlinkat(parent, name, UnlinkatFlags::RemoveDir);
         }),
+    }
+}
+
+/// Brings the names in a folder to the disk; EINVAL of fsync(2): the file system, one on a network, knows of no such thing.
+pub(super) fn sync(folder: impl AsFd) -> nix::Result<()> {
+    match fsync(folder) {
+        Err(Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => Ok(()),
+        synced => synced,
     }
 }

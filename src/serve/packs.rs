@@ -192,8 +192,9 @@ impl Packs {
     pub(super) fn begin(&self) -> io::Result<Arc<Pack>> {
         let mut state = self.state();
         let number = state.next;
-        let file = open(&self.dir, number, OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL)?;
+        // Whatever has this number already: the next upload gets another.
         state.next = number.checked_add(1).ok_or(ErrorKind::FileTooLarge)?;
+        let file = open(&self.dir, number, OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL)?;
         let pack = Pack::new(number, file);
         state.writing.push(pack.clone());
         state.live.push([number, 0]);
@@ -349,6 +350,10 @@ impl State {
             if !matches!(e.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) {
                 self.page.pack = None;
                 self.page.is_changed = false;
+                if !self.is_lost {
+                    let why = super::channel::reason(e);
+                    eprintln!("ckpt: packs: no room is given back: {why}; start the server again");
+                }
                 self.is_lost = true;
                 self.sound = false;
             }
@@ -401,7 +406,14 @@ impl State {
 
     /// Counts a unit once less; how often it is meant still. None: it was not counted.
     fn unmean(&mut self, dir: &OwnedFd, at: Place) -> Option<u32> {
-        let record = self.record(dir, at).ok().filter(|record| record.count > 0)?;
+        let record = match self.record(dir, at) {
+            Ok(record) if record.count > 0 => record,
+            Ok(_) => return None,
+            Err(_) => {
+                self.exact = false;
+                return None;
+            }
+        };
         record.count -= 1;
         let (left, digest) = (record.count, record.digest);
         if left == 0 {

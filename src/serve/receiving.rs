@@ -10,8 +10,9 @@ use std::sync::atomic::Ordering;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, renameat};
 use nix::sys::stat::{Mode, SFlag, fchmod};
-use nix::unistd::{UnlinkatFlags, fsync, unlinkat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 
+use super::claim::sync;
 use super::packs::{COST, Pack, Packs, Place, SLOTS, UNIT, Unit, position};
 use super::recipe::{self, Extent, Recipe};
 use super::store::{Result, Store, is, locked, refusal, sentence};
@@ -185,10 +186,10 @@ impl Upload<'_> {
         let (folder, last) = self.name.rsplit_once('/').unwrap_or(("", &self.name));
         let parent = store.folder(folder).map_err(refusal)?;
         reach(Point::Foldered);
-        let old = Store::at(&parent, last);
+        let old = store.at(&parent, last);
         renameat(store.claim.own.as_fd(), self.number.as_str(), &parent, last).map_err(refusal)?;
         self.number.clear();
-        store.is_known(fsync(&parent)).map_err(refusal)?;
+        store.is_known(sync(&parent)).map_err(refusal)?;
         reach(Point::Stored);
         drop(names);
         if let Some(old) = old {
@@ -212,7 +213,7 @@ impl Drop for Upload<'_> {
             let mut release = |batch: &[Extent]| {
                 self.store.release_some(parts.packs, batch, &mut freed);
             };
-            let _ = parts.recipe.each(&mut release);
+            let _ = self.store.is_known(parts.recipe.each(&mut release));
             parts.packs.punch(&mut freed);
         }
         if let Some(pack) = &parts.pack {
@@ -270,7 +271,7 @@ impl Parts<'_> {
             pack.sync()?;
         }
         // The packs' names.
-        fsync(&self.packs.dir)?;
+        sync(&self.packs.dir)?;
         self.recipe.finish(len, self.packs.id)
     }
 }

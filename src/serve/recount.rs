@@ -10,12 +10,14 @@ use ckpt_cipher::{DIGEST, Digest};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat, renameat};
 use nix::sys::stat::Mode;
-use nix::unistd::{UnlinkatFlags, fsync, syncfs, unlinkat};
+use nix::unistd::{UnlinkatFlags, syncfs, unlinkat};
 use xxhash_rust::xxh3::xxh3_64;
 use zerocopy::{FromZeros, IntoBytes};
 
+use super::claim::sync;
 use super::packs::{CLEAN, ID, Packs, Place, Record, State, UNIT, position, slots};
 use super::recipe::Extent;
+use super::store::PUNCHED;
 
 /// Bytes of content that are read at a time.
 const PIECE: u32 = 64;
@@ -35,7 +37,7 @@ pub(super) fn id(dir: &OwnedFd) -> io::Result<[u64; 2]> {
         File::open("/dev/urandom")?.read_exact(id.as_mut_bytes())?;
         file.write_all_at(id.as_bytes(), 0)?;
         file.sync_all()?;
-        fsync(dir)?;
+        sync(dir)?;
     }
     Ok(id)
 }
@@ -53,7 +55,7 @@ pub(super) fn closed(dir: &OwnedFd) -> io::Result<Option<Left>> {
         Err(e) => return Err(e.into()),
     }
     unlinkat(dir, CLEAN, UnlinkatFlags::NoRemoveDir)?;
-    fsync(dir)?;
+    sync(dir)?;
     let Some((rest, sum)) = bytes.split_last_chunk::<8>() else { return Ok(None) };
     let mut words = vec![0u64; rest.len() / 8];
     if words.len() < 2 || rest.len() % 8 != 0 || xxh3_64(rest) != u64::from_le_bytes(*sum) {
@@ -80,7 +82,7 @@ impl Packs {
         file.write_all(&xxh3_64(words.as_bytes()).to_le_bytes())?;
         file.sync_all()?;
         renameat(&self.dir, NEW, &self.dir, CLEAN)?;
-        Ok(fsync(&self.dir)?)
+        Ok(sync(&self.dir)?)
     }
 
     /// Gives each slot of all packs and its record to `each`, of those that cannot be read as many as can.
@@ -161,6 +163,10 @@ impl Packs {
             if record.count == 0 && sound {
                 state.put(&self.dir, place, Record::new_zeroed())?;
                 dead.push(place);
+                if dead.len() == PUNCHED {
+                    self.punch(&mut dead);
+                    dead.clear();
+                }
                 return Ok(());
             }
             state.index(&self.dir, place, record.digest);
@@ -169,8 +175,9 @@ impl Packs {
             }
             Ok(())
         });
-        settled?;
         self.punch(&mut dead);
+        // A pack that could not be read seems to have nothing.
+        settled?;
         if sound {
             self.state().live.retain(|[pack, units]| {
                 if *units == 0 {

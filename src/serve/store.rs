@@ -37,7 +37,7 @@ const PACKS: &str = "packs";
 /// Units that are let go of at a time.
 const RELEASED: u64 = 8192;
 /// Units that were let go of, and whose room is not given back yet: most packs go as a whole.
-const PUNCHED: usize = 1 << 20;
+pub(super) const PUNCHED: usize = 1 << 20;
 
 /// What a store takes.
 #[derive(Clone, Copy, Debug)]
@@ -248,13 +248,13 @@ impl Store {
 
     /// Gives back what a file took that has no name any more, on the disk neither.
     pub(super) fn let_go(&self, file: &File) {
-        let Ok(meta) = file.metadata() else { return };
-        if meta.nlink() > 0 || !meta.is_file() {
+        let Ok(meta) = self.is_known(file.metadata()) else { return };
+        if !meta.is_file() {
             return;
         }
         let mut readers = locked(&self.readers);
         if let Some(reader) = readers.iter_mut().find(|reader| reader.inode == meta.ino()) {
-            reader.gone = file.try_clone().ok();
+            reader.gone = self.is_known(file.try_clone()).ok();
             return;
         }
         drop(readers);
@@ -263,16 +263,17 @@ impl Store {
 
     fn release(&self, file: &File) {
         self.give_back(file.metadata().map_or(0, |meta| meta.len()));
-        if let (Some(packs), Ok(Some(tail))) = (&self.packs, recipe::tail(file))
+        if let (Some(packs), Ok(Some(tail))) = (&self.packs, self.is_known(recipe::tail(file)))
             && packs.id == tail.id
         {
             reach(Point::Releasing);
             // Of one that is damaged nothing is known; its content goes when all is counted anew.
             let mut freed = Vec::new();
-            let _ = recipe::each(file, &tail, &mut |batch| {
+            let all = recipe::each(file, &tail, &mut |batch| {
                 self.release_some(packs, batch, &mut freed);
                 Ok(())
             });
+            let _ = self.is_known(all);
             packs.punch(&mut freed);
         }
     }
@@ -319,9 +320,9 @@ impl Store {
         if is(&stat, SFlag::S_IFDIR) {
             return Err("it is a folder".into());
         }
-        let old = Self::at(&parent, last);
+        let old = self.at(&parent, last);
         unlinkat(&parent, last, UnlinkatFlags::NoRemoveDir).map_err(refusal)?;
-        let is_gone = self.is_known(nix::unistd::fsync(&parent)).is_ok();
+        let is_gone = self.is_known(claim::sync(&parent)).is_ok();
         reach(Point::Removing);
         self.remove_empty(name);
         drop(names);
@@ -331,10 +332,15 @@ impl Store {
         Ok(())
     }
 
-    /// A file that is about to lose its name.
-    pub(super) fn at(parent: &OwnedFd, last: &str) -> Option<File> {
+    /// A file that is about to lose its only name. NFS counts a name of a file that is open as long as it is open
+    /// (fs/nfs/unlink.c), so they are counted before.
+    pub(super) fn at(&self, parent: &OwnedFd, last: &str) -> Option<File> {
         let flags = READ | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        nix::fcntl::openat(parent, last, flags, Mode::empty()).ok().map(File::from)
+        let file = match nix::fcntl::openat(parent, last, flags, Mode::empty()) {
+            Err(Errno::ENOENT) => return None,
+            opened => self.is_known(opened).ok().map(File::from)?,
+        };
+        self.is_known(file.metadata()).ok().filter(|meta| meta.nlink() == 1).map(|_| file)
     }
 
     fn remove_empty(&self, name: &str) {
@@ -377,9 +383,9 @@ impl Store {
         if earlier.is_some_and(|stat| !is(&stat, SFlag::S_IFREG)) {
             return Err(format!("{to} is no file"));
         }
-        let earlier = Self::at(&parent, &to);
+        let earlier = self.at(&parent, &to);
         renameat(&parent, last, &parent, &*to).map_err(refusal)?;
-        let is_gone = self.is_known(nix::unistd::fsync(&parent)).is_ok();
+        let is_gone = self.is_known(claim::sync(&parent)).is_ok();
         drop(names);
         if let Some(earlier) = earlier.filter(|_| is_gone) {
             self.let_go(&earlier);
@@ -414,11 +420,14 @@ impl Store {
 
     /// What became of a name, on the disk, too. Where that is not known, what the name before has meant stays until all is
     /// counted anew.
-    pub(super) fn is_known(&self, synced: nix::Result<()>) -> nix::Result<()> {
-        if let (Err(_), Some(packs)) = (synced, &self.packs) {
+    pub(super) fn is_known<T, E>(
+        &self,
+        known: std::result::Result<T, E>,
+    ) -> std::result::Result<T, E> {
+        if let (Err(_), Some(packs)) = (&known, &self.packs) {
             packs.state().exact = false;
         }
-        synced
+        known
     }
 
     pub(super) fn take(&self, bytes: u64) -> Result<()> {
