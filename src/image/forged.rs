@@ -72,19 +72,22 @@ fn no_number_is_twice(good: &[u8], other: &[u8]) {
     assert!(!opens(one, Codec::Sealed, &first[..first.len() - 1]));
 }
 
+/// What somebody does to a file.
+type Change<'a> = dyn Fn(&mut [u8]) + 'a;
+
 fn forgeries_are_refused(good: &[u8], other: &[u8]) {
     let image = opened(good).unwrap();
     let head = image.header().start as usize;
     let table = image.place(SectionKind::Chunks);
     let (at, len) = (table.offset as usize, table.len as usize + 16);
-    let forged = |change: &dyn Fn(&mut [u8])| {
+    let forged = |change: &Change<'_>| {
         let mut bytes = good.to_vec();
         change(&mut bytes);
         image.with_checksums(&mut bytes, SectionKind::Chunks);
         opened(&bytes).and_then(|image| image.verify())
     };
     forged(&|_| {}).unwrap();
-    let changes: [&dyn Fn(&mut [u8]); 7] = [
+    let changes: [&Change<'_>; 7] = [
         // The executable in front, the head, and the table of chunks.
         &|bytes| bytes[20] ^= 1,
         &|bytes| bytes[head + offset_of!(Header, run)] ^= 1,
@@ -99,6 +102,6 @@ fn forgeries_are_refused(good: &[u8], other: &[u8]) {
         },
     ];
     for (number, change) in changes.iter().enumerate() {
-        assert!(forged(*change).is_err(), "change {number}");
+        assert!(forged(change).is_err(), "change {number}");
     }
 }

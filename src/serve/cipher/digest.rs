@@ -177,7 +177,7 @@ mod tests {
     #[test]
     fn four_abreast_are_as_one() {
         let mut digest = Digest::default();
-        let bytes: Vec<u8> = (0..11 * 4096 + 77u64).map(|i| (i * i * 31 >> 5) as u8).collect();
+        let bytes: Vec<u8> = (0..11 * 4096 + 77u64).map(|i| ((i * i * 31) >> 5) as u8).collect();
         for (unit, len) in
             [(4096, bytes.len()), (4096, 16384), (128, 5000), (256, 1024), (100, 999)]
         {
