@@ -15,7 +15,7 @@ use super::make::{restore_filter, set_options};
 use super::name::{
     accept, addressed, bind, bind_anyway, connect, listen, new, own_name, translated,
 };
-use super::options::{self, BEFORE_BIND, FREEBIND, LINGER, REUSEADDR, REUSEPORT, SNDBUF};
+use super::options::{self, BEFORE_BIND, FREEBIND, REUSEADDR, REUSEPORT, SNDBUF};
 use super::queue::Message;
 use super::{keep, plain, ports};
 use crate::error::{Because, Result};
@@ -381,7 +381,7 @@ impl<'a> Make<'a> {
                 Ok(()) | Err(Errno::EINPROGRESS) => end,
                 Err(_) => {
                     let (own, ghost) = self.connection(item, None, warnings)?;
-                    end_at_once(ghost);
+                    options::end_at_once(&ghost);
                     own
                 }
             };
@@ -399,7 +399,7 @@ impl<'a> Make<'a> {
                 continue;
             }
             if let Some(ghost) = self.ghosts.remove(inode).filter(|_| item.is(socket_flag::RESET)) {
-                end_at_once(ghost);
+                options::end_at_once(&ghost);
             }
             if let Some(end) = self.ends.get(inode) {
                 item.shut(end);
@@ -427,14 +427,8 @@ impl<'a> Make<'a> {
             let _ = shutdown(ghost.as_raw_fd(), Shutdown::Write);
         }
         item.shut(end);
-        end_at_once(ghost);
+        options::end_at_once(&ghost);
     }
-}
-
-/// Closes an end so that the other is reset.
-fn end_at_once(ghost: OwnedFd) {
-    let at_once = [1i32.to_ne_bytes(), [0; 4]];
-    let _ = options::set(&ghost, LINGER, at_once.as_flattened());
 }
 
 /// Sends the bytes of a stream; what the reader has no room for stays with the sender, as it was, as far as that has

@@ -187,11 +187,10 @@ pub(crate) fn connections(tables: &Tables) -> Vec<(Pid, u32)> {
     all.values().filter(inside).map(|one| one.at).filter(is_held).collect()
 }
 
-/// Has a connection reset when it is closed: nothing is left that keeps its ports (TIME_WAIT).
+/// Has a connection of a process reset when it is closed.
 pub(crate) fn end_at_once((pid, fd): (Pid, u32)) {
-    let at_once: [[u8; 4]; 2] = [1i32.to_ne_bytes(), [0; 4]];
     if let Ok(ours) = raw::take_descriptor(pid, fd.cast_signed()) {
-        let _ = options::set(&ours, options::LINGER, at_once.as_flattened());
+        options::end_at_once(&ours);
     }
 }
 

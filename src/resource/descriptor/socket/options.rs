@@ -193,6 +193,12 @@ pub(super) fn set_int(fd: impl AsFd, option: i32, value: i32) -> nix::Result<()>
     set(fd, option, &value.to_ne_bytes())
 }
 
+/// Has a connection reset when it is closed: nothing is left that keeps its ports (TIME_WAIT).
+pub(super) fn end_at_once(fd: impl AsFd) {
+    let at_once = [1i32.to_ne_bytes(), [0; 4]];
+    let _ = set(fd, LINGER, at_once.as_flattened());
+}
+
 /// All of a socket.
 pub(super) fn save(fd: impl AsFd) -> Vec<u8> {
     let fd = fd.as_fd();
