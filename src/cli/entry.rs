@@ -3,12 +3,11 @@
 
 use crate::proc::Pid;
 use std::ffi::{OsStr, OsString};
-use std::path::PathBuf;
 
 use super::{Rows, ServeOptions};
 use crate::error::Result;
 use crate::resource::cpu::limit::CpuLimit;
-use crate::restart::{Given, Ids, MapPath, MapPort};
+use crate::restart;
 use crate::settings::Settings;
 pub(super) use crate::settings::setting::{Kind, Variable};
 
@@ -103,13 +102,10 @@ pub(super) enum Set {
 pub(super) struct Draft {
     pub settings: Settings,
     pub cpu: Option<CpuLimit>,
-    pub force_cpu: bool,
-    pub map_path: MapPath,
-    pub map_port: MapPort,
-    pub given: Given,
+    /// Those of a restart, but for the settings.
+    pub restart: restart::Options,
     /// All words that follow are the program's.
     pub takes_rest: bool,
-    pub cwd: Option<PathBuf>,
     pub json: bool,
     pub pid: Option<Pid>,
     pub stop: bool,
@@ -122,9 +118,6 @@ pub(super) struct Draft {
     pub probe: Option<OsString>,
     pub trust: bool,
     pub replace: bool,
-    pub truncate_files: bool,
-    pub no_tty: bool,
-    pub ids: Ids,
     pub serve: ServeOptions,
     pub page: Option<Page>,
 }

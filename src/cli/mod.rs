@@ -21,7 +21,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use crate::resource::cpu::limit::CpuLimit;
-use crate::restart::{Given, Ids, MapPath, MapPort};
+use crate::restart::{Ids, MapPath, MapPort, Options};
 use crate::settings::Settings;
 use crate::settings::server::{ServerName, Transfer};
 
@@ -238,13 +238,13 @@ pub(crate) struct Resume {
     pub trust: bool,
     /// The command that gives the newest checkpoint of a name that is a command.
     pub probe: Option<OsString>,
-    /// [`StubOptions::truncate_files`].
+    /// [`Options::truncate_files`].
     pub truncate_files: bool,
-    /// [`StubOptions::no_tty`].
+    /// [`Options::no_tty`].
     pub no_tty: bool,
-    /// [`StubOptions::map_port`].
+    /// [`Options::map_port`].
     pub map_port: MapPort,
-    /// [`StubOptions::ids`].
+    /// [`Options::ids`].
     pub ids: Ids,
 }
 
@@ -285,34 +285,11 @@ pub(crate) struct ServeOptions {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum StubCommand {
     /// Restart the program.
-    Restart(Box<StubOptions>),
+    Restart(Box<Options>),
     /// Print this text on standard output.
     Help(String),
     /// Print [`version`].
     Version,
-}
-
-/// The options that a checkpoint file takes when it is executed.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct StubOptions {
-    /// Changes to the saved configuration.
-    pub settings: Settings,
-    /// Whether files that grew since the checkpoint are cut back.
-    pub truncate_files: bool,
-    /// Without a terminal.
-    pub no_tty: bool,
-    /// Restart although the CPU lacks features.
-    pub force_cpu: bool,
-    /// Where files are here.
-    pub map_path: MapPath,
-    /// Which ports it has here.
-    pub map_port: MapPort,
-    /// What the program is given.
-    pub given: Given,
-    /// Where it works.
-    pub cwd: Option<PathBuf>,
-    /// Which process ids the program has.
-    pub ids: Ids,
 }
 
 /// "ckpt 0.1.0".

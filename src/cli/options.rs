@@ -120,7 +120,7 @@ pub(super) const OPTIONS: &[Opt] = &[
                       PROGRAM, it applies to --resume.",
         forms: &[Form::Launch, Form::Stub],
         set: Set::Draft(|draft, _| {
-            draft.no_tty = true;
+            draft.restart.no_tty = true;
             Ok(())
         }),
         ..Opt::SWITCH
@@ -133,7 +133,7 @@ pub(super) const OPTIONS: &[Opt] = &[
                       this, such files are reported on standard error. When starting PROGRAM, it applies to --resume.",
         forms: &[Form::Launch, Form::Stub],
         set: Set::Draft(|draft, _| {
-            draft.truncate_files = true;
+            draft.restart.truncate_files = true;
             Ok(())
         }),
         ..Opt::SWITCH
@@ -151,7 +151,7 @@ pub(super) const OPTIONS: &[Opt] = &[
                       remembers. When starting PROGRAM, it applies to --resume.",
         forms: &[Form::Launch, Form::Stub],
         set: Set::Draft(|draft, value| {
-            draft.ids = Ids::parse(value)?;
+            draft.restart.ids = Ids::parse(value)?;
             Ok(())
         }),
         ..Opt::SWITCH
@@ -164,7 +164,7 @@ pub(super) const OPTIONS: &[Opt] = &[
                       in NEW. Repeatable; the longest matching OLD wins.",
         forms: &[Form::Stub, Form::Check],
         set: Set::Draft(|draft, value| {
-            draft.map_path.0.push(settings::parse_pair(value)?);
+            draft.restart.map_path.0.push(settings::parse_pair(value)?);
             Ok(())
         }),
         ..Opt::SWITCH
@@ -180,7 +180,7 @@ pub(super) const OPTIONS: &[Opt] = &[
                       to --resume.",
         forms: &[Form::Launch, Form::Stub],
         set: Set::Draft(|draft, value| {
-            draft.map_port.0.extend(settings::parse_ports(value)?);
+            draft.restart.map_port.0.extend(settings::parse_ports(value)?);
             Ok(())
         }),
         ..Opt::SWITCH
@@ -192,7 +192,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         description: "Uses DIR as the program's working directory after the restart, instead of the saved one.",
         forms: &[Form::Stub],
         set: Set::Draft(|draft, value| {
-            draft.cwd = Some(settings::parse_file(value)?);
+            draft.restart.cwd = Some(settings::parse_file(value)?);
             Ok(())
         }),
         ..Opt::SWITCH
@@ -209,7 +209,7 @@ pub(super) const OPTIONS: &[Opt] = &[
                 let value = settings::quoted(value);
                 return Err(Error::new(format!("{value} is not NAME=VALUE")));
             }
-            draft.given.env.push(value.to_owned());
+            draft.restart.given.env.push(value.to_owned());
             Ok(())
         }),
         ..Opt::SWITCH
@@ -233,7 +233,7 @@ pub(super) const OPTIONS: &[Opt] = &[
                       with an illegal instruction (SIGILL).",
         forms: &[Form::Stub],
         set: Set::Draft(|draft, _| {
-            draft.force_cpu = true;
+            draft.restart.force_cpu = true;
             Ok(())
         }),
         ..Opt::SWITCH

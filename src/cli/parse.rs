@@ -8,7 +8,7 @@ use lexopt::{Arg, Parser};
 
 use super::nearest::{nearest_option, nearest_subcommand};
 use super::table::{self, Draft, Entry, Form, Opt, Page};
-use super::{Command, Resume, ServeOptions, Shell, StubCommand, StubOptions, help, network};
+use super::{Command, Options, Resume, ServeOptions, Shell, StubCommand, help, network};
 use crate::error::{Because, Error, Result};
 use crate::settings::server::{Key, ServerName};
 use crate::settings::{self, Name, Settings, parse_pid, quoted};
@@ -56,30 +56,18 @@ pub(crate) fn parse(
         (None, Some(program)) => {
             reader.heed(Form::Launch, env)?;
             let args = reader.rest();
-            let Draft {
-                settings,
-                cpu,
-                resume,
-                probe,
-                truncate_files,
-                no_tty,
-                map_port,
-                ids,
-                trust,
-                replace,
-                ..
-            } = reader.draft;
+            let Draft { settings, cpu, resume, probe, restart, trust, replace, .. } = reader.draft;
             if probe.is_some() && resume.is_none() {
                 return Err(Error::new("the option --probe goes with --resume"));
             }
             let resume = resume.map(|any| Resume {
                 probe,
-                truncate_files,
-                no_tty,
+                truncate_files: restart.truncate_files,
+                no_tty: restart.no_tty,
                 any,
                 trust,
-                map_port,
-                ids,
+                map_port: restart.map_port,
+                ids: restart.ids,
             });
             Ok(Command::Launch { settings, cpu, program, args, resume, replace })
         }
@@ -99,7 +87,7 @@ pub(crate) fn parse_stub(args: impl Iterator<Item = OsString>) -> Result<StubCom
     let word = match reader.next(&[Form::Stub])? {
         Next::Word(word) => Some(word),
         Next::Dashes if reader.draft.takes_rest => {
-            reader.draft.given.args = reader.rest();
+            reader.draft.restart.given.args = reader.rest();
             None
         }
         Next::Dashes => reader.raw(),
@@ -109,30 +97,8 @@ pub(crate) fn parse_stub(args: impl Iterator<Item = OsString>) -> Result<StubCom
     };
     match word {
         None => {
-            let Draft {
-                settings,
-                truncate_files,
-                no_tty,
-                force_cpu,
-                map_path,
-                map_port,
-                given,
-                cwd,
-                ids,
-                ..
-            } = reader.draft;
-            let options = StubOptions {
-                settings,
-                truncate_files,
-                no_tty,
-                force_cpu,
-                map_path,
-                map_port,
-                given,
-                cwd,
-                ids,
-            };
-            Ok(StubCommand::Restart(Box::new(options)))
+            let Draft { settings, restart, .. } = reader.draft;
+            Ok(StubCommand::Restart(Box::new(Options { settings, ..restart })))
         }
         Some(word) => Err(reader.bad(format!(
             "{} is one word too many; the program goes on with the arguments that it was saved with",
@@ -283,7 +249,8 @@ fn looking(entry: &'static Entry, reader: Reader, words: Vec<OsString>) -> Resul
     if words.iter().any(|word| word.is_empty()) {
         return Err(reader.bad("the checkpoint file's name '' is empty"));
     }
-    let Draft { map_path, json, table, settings: Settings { transfer, .. }, .. } = reader.draft;
+    let Draft { restart, json, table, settings: Settings { transfer, .. }, .. } = reader.draft;
+    let map_path = restart.map_path;
     Ok(match entry.form {
         Form::Verify => Command::Verify { files: words, transfer },
         Form::Info => Command::Info { files: words, table, json, transfer },

@@ -12,7 +12,7 @@ use std::os::unix::ffi::OsStringExt;
 
 use super::table::{self, FORMS, Form, OPTIONS, Opt};
 use super::{
-    Command, Resume, Rows, Shell, StubCommand, StubOptions, completions, help, man_page, parse,
+    Command, Options, Resume, Rows, Shell, StubCommand, completions, help, man_page, parse,
     parse_stub, version,
 };
 use crate::resource::cpu::limit::CpuLimit;
@@ -120,7 +120,7 @@ fn spellings_of_options() {
         let line = [line, &["--embed-files", "64K", "--", "foo"]].concat();
         assert_eq!(run(&line), launch(all.clone(), "foo", &[]), "{line:?}");
     }
-    let options = StubOptions { settings: all, ..StubOptions::default() };
+    let options = Options { settings: all, ..Options::default() };
     let line = ["-n", "a", "-c", "-a", "USR1", "-z", "500", "--embed-files=64K"];
     assert_eq!(stub(&line), Ok(StubCommand::Restart(Box::new(options))));
 }

@@ -7,11 +7,11 @@
 #![allow(unsafe_code)]
 
 use super::destination::{check_said, open_images_with, refuse_plain, usual_key, with_usual_key};
-use crate::cli::{self, StubCommand, StubOptions};
+use crate::cli::{self, StubCommand};
 use crate::error::{Because, Error, FAILED, Result};
 use crate::image::read::Image;
 use crate::resource::plan::Step;
-use crate::restart::{Options, restart};
+use crate::restart::restart;
 use crate::settings::Settings;
 use crate::settings::server::Key;
 use ckpt_abi::op::{Report, read_spelled};
@@ -41,7 +41,7 @@ pub(super) fn from_own_file(own: File, args: &[OsString]) -> Result<u8> {
 /// The words are wrong, or the program cannot be restarted.
 pub(super) fn restart_from(file: File, args: &[OsString]) -> Result<u8> {
     let name = args.first().cloned().unwrap_or_else(|| "checkpoint".into());
-    let options = match cli::parse_stub(args.iter().cloned())? {
+    let mut options = match cli::parse_stub(args.iter().cloned())? {
         StubCommand::Help(text) => return super::print(&text),
         StubCommand::Version => return super::print(&format!("{}\n", cli::version())),
         StubCommand::Restart(options) => options,
@@ -58,18 +58,8 @@ pub(super) fn restart_from(file: File, args: &[OsString]) -> Result<u8> {
     });
     open_images_with(said.as_ref(), true)?;
     let image = Image::from_file(file, Path::new(&name))?;
-    let StubOptions {
-        mut settings,
-        truncate_files,
-        no_tty,
-        force_cpu,
-        map_path,
-        map_port,
-        given,
-        cwd,
-        ids,
-    } = *options;
-    let cwd = cwd.map(|cwd| here.join(cwd));
+    options.cwd = options.cwd.map(|cwd| here.join(cwd));
+    let mut settings = std::mem::take(&mut options.settings);
     refuse_plain(&image, settings.encrypt)?;
     if image.is_sealed() {
         // What opened it seals the next one; a passphrase the program has already, made into a key.
@@ -85,17 +75,7 @@ pub(super) fn restart_from(file: File, args: &[OsString]) -> Result<u8> {
     let has_it = image.is_of_passphrase() && !matches!(settings.transfer.key, Some(Key::Said(_)));
     let encrypt = settings.encrypt.filter(|_| !has_it);
     check_said(&Settings { encrypt, ..settings.clone() })?;
-    let options = Options {
-        settings,
-        truncate_files,
-        no_tty,
-        force_cpu,
-        map_path,
-        map_port,
-        given,
-        cwd,
-        ids,
-    };
+    options.settings = settings;
     match restart(&image, &options, "ckpt")? {}
 }
 

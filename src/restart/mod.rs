@@ -65,10 +65,10 @@ use std::io::Write;
 use std::path::PathBuf;
 use tree::{Tree, Who};
 
-/// What the restarter asks for.
-#[derive(Default)]
+/// What the restarter asks for: the options of a checkpoint file that is executed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
-    /// Changes to the configuration of the restarted run; relative names are resolved.
+    /// Changes to the configuration of the restarted run; relative names are resolved before it begins.
     pub settings: Settings,
     /// Whether files that grew since the checkpoint are cut back.
     pub truncate_files: bool,

@@ -17,12 +17,10 @@ fn other_machines() {
         run(&["check", "--map-path=/a=/b", "f", "--map-path", "/c=/d"]),
         check(Some("f"), map(), false)
     );
-    let options =
-        StubOptions { force_cpu: true, map_path: MapPath(map()), ..StubOptions::default() };
+    let options = Options { force_cpu: true, map_path: MapPath(map()), ..Options::default() };
     let line = ["--map-path", "/a=/b", "--force-cpu", "--map-path", "/c=/d"];
     assert_eq!(stub(&line), Ok(StubCommand::Restart(Box::new(options))));
-    let options =
-        StubOptions { map_port: MapPort(vec![(1, 2), (3, 4), (5, 6)]), ..StubOptions::default() };
+    let options = Options { map_port: MapPort(vec![(1, 2), (3, 4), (5, 6)]), ..Options::default() };
     assert_eq!(
         stub(&["--map-port", "1=2,3=4", "--map-port=5=6"]),
         Ok(StubCommand::Restart(Box::new(options)))

@@ -30,7 +30,7 @@ fn resuming() {
     assert_eq!(run(&[&["--truncate-files"], &line[..]].concat()), resumed(true));
     let sentence = run(&["--resume", "-p", "7"]).unwrap_err();
     assert!(sentence.contains("--resume does not go with 'ckpt -p'"), "{sentence}");
-    let options = StubOptions { truncate_files: true, ..StubOptions::default() };
+    let options = Options { truncate_files: true, ..Options::default() };
     assert_eq!(stub(&["--truncate-files"]), Ok(StubCommand::Restart(Box::new(options))));
     let how = |line: &[&str]| match run(line) {
         Ok(Command::Launch { resume, replace, .. }) => (resume, replace),
@@ -50,7 +50,7 @@ fn resuming() {
     assert!(run(&["--resume=all", "foo"]).unwrap_err().contains("--resume=any"));
     let resume = Resume { any: false, no_tty: false, trust: false, ids: Ids::Keep, ..resume };
     assert_eq!(how(&["--resume", "--ids=keep", "foo"]), (Some(resume), false));
-    let options = StubOptions { ids: Ids::New, ..StubOptions::default() };
+    let options = Options { ids: Ids::New, ..Options::default() };
     assert_eq!(stub(&["--ids", "new"]), Ok(StubCommand::Restart(Box::new(options))));
     assert!(stub(&["--ids=old"]).unwrap_err().contains("keep, new and auto"));
 }
