@@ -5,8 +5,9 @@ mod harness;
 mod serving;
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 
-use nix::sys::signal::Signal::SIGTSTP;
+use nix::sys::signal::Signal::{SIGKILL, SIGTSTP};
 
 use harness::{Bench, Build, Run, Who, until};
 use serving::{Server, all, keyed};
@@ -289,7 +290,13 @@ fn nothing_plain_stays_beside_an_encrypted_one() {
     let mut run = bench.launch(&options, bench.subject("memory", Build::Pie), &[]);
     run.expect("ready");
     until("one that is kept", || (bench.names(".ckpt-").len() == 1).then_some(()));
-    bench.must(&["-p", &run.pid_text(), "--encrypt", "--key", &key]);
+    // With the new configuration, and the monitor of before, which has the older one.
+    let mut command = bench.command("./ckpt");
+    command
+        .args(["-p", &run.pid_text(), "--encrypt", "--key", &key])
+        .env("CKPT_FAULT", "configured");
+    let ended = Run::start(command).end();
+    assert_eq!(ended.status.signal(), Some(SIGKILL as i32), "{ended:?}");
     let sealed = || {
         bench.order(&["verify", "--key", &key, "x.ckpt"]).code() == Some(0)
             && bench.must(&["info", "x.ckpt"]).stdout.join("\n").contains("encrypted        yes")
@@ -305,6 +312,7 @@ fn a_program_that_executes_itself_needs_no_key_for_that() {
     let bench = Bench::new(Who::Nobody);
     bench.file("words", "correct horse\n");
     let key = key(&bench, "k");
+    let subject = bench.subject("again", Build::Pie);
     let shell = |line: &str| {
         let mut command = bench.command("sh");
         command.args(["-c", line]);
@@ -313,17 +321,18 @@ fn a_program_that_executes_itself_needs_no_key_for_that() {
     for (name, options) in
         [("x.ckpt", format!("--key {key}")), ("y.ckpt", "--passphrase-fd 3 3<words".into())]
     {
-        // An applet that is no builtin: busybox executes /proc/self/exe.
-        let job = "echo ready; read word; echo $word | sed s/w/W/; echo end";
-        let line = format!("exec ./ckpt --encrypt -n {name} {options} busybox sh -c '{job}'");
+        let line = format!("exec ./ckpt --encrypt -n {name} {options} {}", subject.display());
         let mut run = shell(&line);
         run.expect("ready");
         run.signal(SIGTSTP);
         run.ends_well();
-        let mut run = shell(&format!("exec ./{name} {options}"));
-        run.say("word");
-        run.expect("Word");
-        run.expect("end");
+        // In a namespace it could have its own executable again (PR_SET_MM_MAP).
+        let mut run = shell(&format!("exec ./{name} --ids=new {options}"));
+        run.check();
+        let exe = fs::read_link(format!("/proc/{}/exe", run.pid())).expect("an executable");
+        assert!(exe.ends_with(name), "{exe:?}");
+        run.say("go");
+        run.expect("again");
         run.ends_well();
     }
 }
