@@ -196,6 +196,34 @@ points! {
         /// The process that brings missing memory (`--lazy`) is about to bring a piece that nobody waits for.
         Bringing = "bringing",
     }
+    "mover": {
+        /// The other host has ckpt, and nothing else.
+        Greeted = "greeted",
+        /// An image is there; the program runs here.
+        Rounded = "rounded",
+        /// The other host has all that it takes; the program stands still here.
+        Promised = "promised",
+        /// It has ended here, and waits there.
+        Parted = "parted",
+        /// It was told to go on there.
+        Told = "told",
+    }
+    "receiver": {
+        /// The other end of a move has a file for the image.
+        Housed = "housed",
+        /// It has checked an image.
+        Proved = "proved",
+        /// The program waits for its last steps.
+        Poised = "poised",
+        /// The image has its name, and nobody was told that all is ready.
+        Vowing = "vowing",
+        /// It was told to have the program begin.
+        Ordered = "ordered",
+        /// The image has lost its name, and the program waits still.
+        Renamed = "renamed",
+        /// The program has begun, and nobody was told.
+        Began = "began",
+    }
     "server": {
         /// The server has made a file for a new image.
         Uploading = "uploading",

@@ -19,6 +19,9 @@ pub(super) enum Form {
     Warm,
     Save,
     Ps,
+    Move,
+    /// What `ckpt move` starts on the other host.
+    Receive,
     Verify,
     Info,
     Core,
@@ -118,6 +121,7 @@ pub(super) struct Draft {
     pub probe: Option<OsString>,
     pub trust: bool,
     pub replace: bool,
+    pub rsh: Option<OsString>,
     pub serve: ServeOptions,
     pub page: Option<Page>,
 }

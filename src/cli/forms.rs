@@ -72,6 +72,18 @@ pub(super) const FORMS: &[Entry] = &[
         hidden: false,
     },
     Entry {
+        form: Form::Move,
+        word: Some("move"),
+        operand: Some(Operand { name: "PID HOST...", kind: Kind::Pid, optional: false }),
+        help: "Move a running process to another host",
+        long: "Moves the process PID to HOST through ssh; ckpt need not be installed there. The process \
+               keeps running while its memory is copied, is stopped for the last changes, ends here with the \
+               status of --exit-status, and continues on HOST. ckpt stays until it has ended there, carries its \
+               standard streams, and ends with its status. If something fails before, the process continues \
+               here. Options after HOST are those of a checkpoint file that is executed there (--map-path).",
+        hidden: false,
+    },
+    Entry {
         form: Form::Verify,
         word: Some("verify"),
         operand: Some(Operand { name: "FILE...", kind: Kind::File, optional: false }),
@@ -194,6 +206,14 @@ pub(super) const FORMS: &[Entry] = &[
         operand: Some(Operand { name: "PID", kind: Kind::Pid, optional: false }),
         help: "Be the monitor of a process",
         long: "What takes the periodic checkpoints; not for users.",
+        hidden: true,
+    },
+    Entry {
+        form: Form::Receive,
+        word: Some("__receive"),
+        operand: Some(Operand { name: "DIR", kind: Kind::File, optional: false }),
+        help: "Be the other end of ckpt move",
+        long: "What ckpt move starts; not for users.",
         hidden: true,
     },
     Entry {

@@ -14,7 +14,7 @@ pub(super) fn entry(form: Form) -> &'static Entry {
 /// How many words a subcommand takes, at least and at most; None: any number.
 pub(super) fn operands(entry: &Entry) -> (usize, Option<usize>) {
     match entry.form {
-        Form::Warm => (2, None),
+        Form::Warm | Form::Move => (2, None),
         Form::Restart | Form::Verify | Form::Info => (1, None),
         Form::Check => (0, None),
         Form::Get | Form::Core => (1, Some(2)),

@@ -89,6 +89,20 @@ pub(crate) enum Command {
         /// Again and again.
         watch: bool,
     },
+    /// Take a running process to another host.
+    Move {
+        /// The process id.
+        pid: Pid,
+        /// The command that connects to the host, with its arguments; None: ssh.
+        rsh: Option<OsString>,
+        /// The host, and words for the checkpoint, there.
+        words: Vec<OsString>,
+    },
+    /// Be the other end of that.
+    Receive {
+        /// A directory of its own.
+        dir: PathBuf,
+    },
     /// Write the library for programs that call ckpt themselves.
     Sdk {
         /// Where it goes.

@@ -343,6 +343,21 @@ pub(super) const OPTIONS: &[Opt] = &[
         ..Opt::SWITCH
     },
     Opt {
+        long: "rsh",
+        value: Some(("COMMAND", Kind::Program)),
+        default: Some("ssh"),
+        help: "Reach the other host by COMMAND",
+        description: "Runs COMMAND, split at blanks, with two more arguments: HOST and a line for the shell there. \
+                      It has to connect the standard streams of both, as ssh does: 'ssh -p 2222 -i KEY'. The \
+                      default is ssh, told to notice a broken connection within 15 seconds.",
+        forms: &[Form::Move],
+        set: Set::Draft(|draft, value| {
+            draft.rsh = Some(value.to_owned());
+            Ok(())
+        }),
+        ..Opt::SWITCH
+    },
+    Opt {
         short: Some('h'),
         long: "help",
         help: "Show this help",
@@ -353,6 +368,7 @@ pub(super) const OPTIONS: &[Opt] = &[
             Form::Warm,
             Form::Save,
             Form::Ps,
+            Form::Move,
             Form::Verify,
             Form::Info,
             Form::Core,

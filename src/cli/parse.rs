@@ -147,6 +147,11 @@ fn subcommand(
                 words.push(word);
                 words.extend(reader.rest());
             }
+            // What follows the host is the checkpoint's.
+            Next::Word(word) if entry.form == Form::Move && words.len() == 1 => {
+                words.push(word);
+                words.extend(reader.rest());
+            }
             Next::Word(word) => words.push(word),
             Next::Dashes => words.extend(reader.rest()),
             Next::End => break,
@@ -194,6 +199,8 @@ fn build(entry: &'static Entry, reader: Reader, words: Vec<OsString>) -> Result<
         }
         Form::Save => save(reader, &word)?,
         Form::Ps => Command::Ps { json: reader.draft.json, watch: reader.draft.watch },
+        Form::Move => Command::Move { pid: pid()?, rsh: reader.draft.rsh, words: words.collect() },
+        Form::Receive => Command::Receive { dir: word.into() },
         Form::Dump => Command::Dump { pid: pid()? },
         Form::Monitor => Command::Monitor { pid: pid()? },
         Form::Assist => Command::Assist { pid: pid()? },

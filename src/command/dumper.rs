@@ -58,6 +58,7 @@ pub(super) fn run(pid: Pid) -> Result<u8> {
             .and_then(|file| file.try_clone().ok())
             .map(|file| -> Tell { Box::new(move |sentence| self::say(Some(&file), sentence)) }),
         ending: Some(hook.ending(is_last.then_some(LAST))),
+        ended: None,
         rolling: None,
     };
     let result = super::named(pid).and_then(|process| dump(&request(process)));

@@ -17,6 +17,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{ErrorKind, IsTerminal, Read};
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -110,7 +111,7 @@ fn spooled(from: &mut File, name: String) -> Result<File> {
         if !tried && at + n as u64 > most {
             tried = true;
             if let Some(disk) = on_disk() {
-                copy(&into, &disk, at).because(|| WHY)?;
+                copy(&into, &disk, 0..at).because(|| WHY)?;
                 into = disk;
             }
         }
@@ -124,17 +125,18 @@ fn spooled(from: &mut File, name: String) -> Result<File> {
     File::open(format!("/proc/self/fd/{}", into.as_raw_fd())).because(|| WHY)
 }
 
-fn copy(from: &File, to: &File, len: u64) -> std::io::Result<()> {
+pub(super) fn copy(from: &File, to: &File, part: Range<u64>) -> std::io::Result<()> {
     let mut piece = vec![0; PIECE];
-    (0..len).step_by(PIECE).try_for_each(|at| {
-        let piece = &mut piece[..(len - at).min(PIECE as u64) as usize];
+    let end = part.end;
+    part.step_by(PIECE).try_for_each(|at| {
+        let piece = &mut piece[..(end - at).min(PIECE as u64) as usize];
         from.read_exact_at(piece, at)?;
         to.write_all_at(piece, at)
     })
 }
 
-/// Memory that is free, in bytes (proc_meminfo(5)).
-fn available() -> u64 {
+/// Memory that is free, in bytes (proc_meminfo(5)); 0: nobody knows.
+pub(super) fn available() -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let words = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
     let number = words.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());

@@ -16,6 +16,7 @@ mod identity;
 mod inspect;
 mod launch;
 mod monitor;
+mod moving;
 mod notify;
 mod ps;
 mod restart;
@@ -55,6 +56,13 @@ fn told(outcome: Result<u8>) -> u8 {
     })
 }
 
+/// Does something with a process.
+fn with(pid: Pid, args: &[OsString], work: impl FnOnce(&Process) -> Result<u8>) -> Result<u8> {
+    let process = named(pid)?;
+    elder::give_way(&process, args)?;
+    shield::shielded(std::slice::from_ref(&process), || told(work(&process)))
+}
+
 fn run(args: &[OsString]) -> Result<u8> {
     if args.get(1).is_some_and(|word| word == "__report") {
         return stub::report(args.get(2), args.get(3));
@@ -82,21 +90,17 @@ fn run(args: &[OsString]) -> Result<u8> {
         }
         Command::Warm { settings, program, args } => warm::run(&settings, &program, &args),
         Command::Attach { pid, settings } => {
-            let process = named(pid)?;
-            elder::give_way(&process, args)?;
-            shield::shielded(std::slice::from_ref(&process), || {
-                told(attach::run(&process, &settings))
-            })
+            with(pid, args, |process| attach::run(process, &settings))
         }
         Command::Save { pid, stop, settings } => {
-            let process = named(pid)?;
-            elder::give_way(&process, args)?;
-            shield::shielded(std::slice::from_ref(&process), || {
-                told(save::run(&process, stop, settings))
-            })
+            with(pid, args, |process| save::run(process, stop, settings))
         }
         Command::SaveAll { stop, jobs, settings } => save_all::run(stop, jobs, &settings),
         Command::Ps { json, watch } => ps::run(json, watch),
+        Command::Move { pid, rsh, words } => {
+            with(pid, args, |process| moving::run(process, rsh.as_deref(), words))
+        }
+        Command::Receive { dir } => moving::there::run(&dir),
         Command::Serve(options) => serve::run(&options),
         Command::Keygen { file } => serve::keygen(&file),
         Command::Restart { name, transfer, args, trust } => {

@@ -450,6 +450,7 @@ fn take(named: &Process, target: Process, rolling: Rolling, line: &UnixDatagram)
         screen: None,
         tell: None,
         ending: Some(hook.ending(None)),
+        ended: None,
         rolling: Some(RefCell::new(rolling)),
     };
     let result = dump(&request);

@@ -253,7 +253,7 @@ fn become_it(image: &Image, settings: &Settings, resume: &Resume) -> Result<()> 
         ids: resume.ids,
         ..restart::Options::default()
     };
-    match restart(image, &options, "ckpt")? {}
+    match restart(image, &options, "ckpt", None)? {}
 }
 
 /// The options of a checkpoint file; None for what they cannot say.

@@ -87,6 +87,7 @@ fn save(
         screen: Some(Screen::Own),
         tell: None,
         ending: None,
+        ended: None,
         rolling: None,
     });
     let ran = hook.tell(result.as_ref());

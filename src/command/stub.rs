@@ -3,7 +3,7 @@
 //!
 //! # Safety
 //! The name by which the kernel executed us is read once, before anything could have moved it. A number
-//! becomes a descriptor for a single call.
+//! becomes a descriptor for a single call, or one that our maker has left for us.
 #![allow(unsafe_code)]
 
 use super::destination::{check_said, open_images_with, refuse_plain, usual_key, with_usual_key};
@@ -11,15 +11,18 @@ use crate::cli::{self, StubCommand};
 use crate::error::{Because, Error, FAILED, Result};
 use crate::image::read::Image;
 use crate::resource::plan::Step;
+use crate::restart::gate::{self, Gate};
 use crate::restart::restart;
 use crate::settings::Settings;
 use crate::settings::server::Key;
 use ckpt_abi::op::{Report, read_spelled};
 use nix::errno::Errno;
 use std::ffi::{CString, OsString};
-use std::fs::File;
-use std::os::fd::BorrowedFd;
+use std::fs::{File, FileType};
+use std::os::fd::{BorrowedFd, FromRawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use zerocopy::FromBytes;
 
@@ -57,7 +60,12 @@ pub(super) fn restart_from(file: File, args: &[OsString]) -> Result<u8> {
         Some(Key::Said(here.join(file)))
     });
     open_images_with(said.as_ref(), true)?;
-    let image = Image::from_file(file, Path::new(&name))?;
+    let name = Path::new(&name);
+    let gate = gate();
+    let image = match &gate {
+        Some((gate, file)) => gate.image(file, name)?,
+        None => Image::from_file(file, name)?,
+    };
     options.cwd = options.cwd.map(|cwd| here.join(cwd));
     let mut settings = std::mem::take(&mut options.settings);
     refuse_plain(&image, settings.encrypt)?;
@@ -76,7 +84,28 @@ pub(super) fn restart_from(file: File, args: &[OsString]) -> Result<u8> {
     let encrypt = settings.encrypt.filter(|_| !has_it);
     check_said(&Settings { encrypt, ..settings.clone() })?;
     options.settings = settings;
-    match restart(&image, &options, "ckpt")? {}
+    match restart(&image, &options, "ckpt", gate.as_ref().map(|(gate, _)| gate))? {}
+}
+
+/// Whoever says when the program may go on, and the file that its image comes to, if our maker has them (`moving/there.rs`).
+fn gate() -> Option<(Gate, File)> {
+    let numbers = std::env::var(gate::VARIABLE).ok()?;
+    let (line, image) = numbers.split_once(' ')?;
+    let is = |number: i32, kind: fn(&FileType) -> bool| {
+        let found = std::fs::metadata(format!("/proc/self/fd/{number}"));
+        number > 2 && found.is_ok_and(|found| kind(&found.file_type()))
+    };
+    let line = line.parse().ok().filter(|n| is(*n, FileType::is_socket))?;
+    let image = image.parse().ok().filter(|n| is(*n, FileType::is_file))?;
+    for number in [line, image] {
+        // SAFETY: sets a flag: whoever we execute on the way does not have it.
+        unsafe { nix::libc::fcntl(number, nix::libc::F_SETFD, nix::libc::FD_CLOEXEC) };
+    }
+    // SAFETY: it was made for this, and nothing else of ours is there.
+    let line = unsafe { UnixStream::from_raw_fd(line) };
+    // SAFETY: as above.
+    let image = unsafe { File::from_raw_fd(image) };
+    Some((Gate::of(line), image))
 }
 
 /// Whether somebody executed /proc/…/exe: a restarted program that starts itself anew (busybox its

@@ -71,7 +71,7 @@ impl<'a> Checkpoint<'a> {
         let [only] = processes else { return None };
         let flags = only.region.control.config.flags;
         let may = !self.stop && self.place.is_plain() && flags & config_flag::INCREMENTAL != 0;
-        let known = self.request.rolling.as_ref().filter(|_| may)?;
+        let known = self.request.rolling.as_ref().filter(|known| known.borrow().moves || may)?;
         known.borrow_mut().all = flags & config_flag::TRACK_ALL != 0;
         Some(known)
     }

@@ -110,6 +110,8 @@ pub(crate) struct Demand {
     pub tell: Option<Tell>,
     /// Hears of a checkpoint that ends the program, before it does.
     pub ending: Option<Ending>,
+    /// Is called when all processes that are to end run nothing of their own any more, with how long they stood still.
+    pub ended: Option<Box<dyn Fn(Duration)>>,
     /// What is known of earlier checkpoints of the process: of those that the monitor takes.
     pub rolling: Option<RefCell<Rolling>>,
 }
@@ -118,6 +120,11 @@ impl Demand {
     /// The process's id.
     pub(crate) fn pid(&self) -> Pid {
         self.process.pid()
+    }
+
+    /// Whether it is for another machine: what it is called there is no name of a checkpoint here.
+    fn moves(&self) -> bool {
+        self.rolling.as_ref().is_some_and(|known| known.borrow().moves)
     }
 
     /// Who asks.
@@ -461,12 +468,10 @@ fn proceed(
     // Dropped before whoever stands still goes on.
     let keeping = stop.then(|| socket::keep(&mut gathered, &pids)).flatten();
     let (bytes, losses) = phase7_seal::seal(writing, gathered, checkpoint.strict)?;
+    Rolling::settle(rolling, &mut *sink, (&equipped[0].process, checkpoint.generation))?;
     drop(shown);
     reach(Point::Sealed);
     checkpoint.sealed(equipped);
-    if let Some((known, kept)) = rolling.zip(sink.kept()) {
-        known.borrow_mut().sealed(kept, checkpoint.generation);
-    }
     let (name, number) = (place.shown(), checkpoint.generation);
     let mut outcome =
         Outcome { name, number, bytes, pause, stopped: stop, losses, notes, diverted: None };
@@ -483,7 +488,7 @@ fn proceed(
     for (process, frozen) in equipped.iter().zip(held).rev() {
         let Some(frozen) = frozen else { continue };
         if stop {
-            phase7_seal::end(frozen, process)?;
+            phase7_seal::end(frozen, process, checkpoint.request, since)?;
         } else {
             frozen.thaw();
         }

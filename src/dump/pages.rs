@@ -21,16 +21,22 @@ pub(super) fn write<'a>(
 ) -> Result<(Vec<Pictured<'a>>, Duration)> {
     let (place, stop) = (&checkpoint.place, checkpoint.stop);
     let wants = |known: &RefCell<Rolling>| {
-        still.first().is_some_and(|first| known.borrow().wants_tracker(&first.areas))
+        still.first().is_some_and(|first| {
+            known.borrow().wants_tracker(&first.equipped.process, &first.areas)
+        })
     };
-    let tracks = rolling.is_some_and(wants);
+    let tracks = !stop && rolling.is_some_and(wants);
     let mut holds = false;
     if let Some((known, first)) = rolling.zip(still.first_mut()) {
         let mut known = known.borrow_mut();
+        writing.is_rough = known.moves && !stop;
+        if stop {
+            known.presume(&mut first.presumed);
+        }
         known.look(&first.equipped.process, &first.areas, checkpoint.generation);
         let run = first.equipped.region.control.config.run;
         let remains = writing.leave_out(first, |base| known.same(base, run))?;
-        let may = !tracks && !known.has_found();
+        let may = !stop && !tracks && !known.has_found();
         holds = may && remains.is_some_and(|bytes| held::is_little(bytes, first, &mut known));
     }
     let mut begun = phase5_snapshot::Begun::of(still, !stop && !holds, tracks);

@@ -99,7 +99,8 @@ pub(crate) fn equip(
         Some(region) => (region, Some(looked)),
         None => {
             // A process that may do less than we may is not told where we save it to.
-            let told = if whose.is_its() { &request.settings } else { &Settings::default() };
+            let is_told = whose.is_its() && !request.moves();
+            let told = if is_told { &request.settings } else { &Settings::default() };
             // A checkpoint by `ckpt save` is one; the program was never asked to give a signal away for more of them.
             let config = inject::unsignalled(configuration(&process, told)?);
             // What a descendant needs of us it needs only while we are there.
@@ -230,10 +231,17 @@ pub(super) fn await_memory(process: &Process) -> Result<()> {
 }
 
 /// Whether the process is a checkpoint, or has yet to leave the restorer.
-pub(super) fn is_restarting(process: &Process) -> bool {
+pub(crate) fn is_restarting(process: &Process) -> bool {
     let (Ok(memory), Ok(vmas)) = (Memory::open(process), process.maps()) else { return false };
     let turn = || Region::find(&memory, &vmas)?.turn(&memory).ok();
     enter::is_stub(process, &vmas) || turn().is_some_and(|turn| turn.phase == Phase::Restoring)
+}
+
+/// Whether the process has left its restorer: it has a payload, whose turn is no restart's any more.
+pub(crate) fn has_begun(process: &Process) -> bool {
+    let (Ok(memory), Ok(vmas)) = (Memory::open(process), process.maps()) else { return false };
+    let turn = Region::find(&memory, &vmas).and_then(|region| region.turn(&memory).ok());
+    !enter::is_stub(process, &vmas) && turn.is_some_and(|turn| turn.phase != Phase::Restoring)
 }
 
 /// Why not now, while a restart of the process goes on.

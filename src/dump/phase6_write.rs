@@ -40,6 +40,10 @@ pub(crate) struct Writing<'a> {
     room: Room,
     /// What is in the older image that is brought up to date as it is in memory.
     kept: Vec<Range<u64>>,
+    /// The processes end with it.
+    ends: bool,
+    /// Nobody restarts it: another one follows before the program ends.
+    pub(super) is_rough: bool,
 }
 
 impl<'a> Writing<'a> {
@@ -57,7 +61,7 @@ impl<'a> Writing<'a> {
         let several = common.tables.of.len() > 1;
         let writer = if several { writer.of_several() } else { writer };
         let (buffer, room) = (vec![0; CHUNK_MAX as usize], Room::default());
-        Self { writer, common, buffer, room, kept: Vec::new() }
+        Self { writer, common, buffer, room, kept: Vec::new(), ends, is_rough: false }
     }
 
     /// Takes over from an older image what is as it was, if that is known: of a process that stands still. How many bytes
@@ -100,7 +104,7 @@ impl<'a> Writing<'a> {
         for (addr, bytes) in std::mem::take(&mut process.gathered.hidden) {
             self.writer.memory(process.gathered.number, addr, &bytes, [0, 0])?;
         }
-        if !process.gathered.vmas.iter().all(policy::is_forked) {
+        if !ends && !process.gathered.vmas.iter().all(policy::is_forked) {
             let own = &process.equipped.process;
             policy::save(own, &mut process.gathered, |vma| !policy::is_forked(vma));
         }
@@ -117,19 +121,25 @@ impl<'a> Writing<'a> {
     ) -> Result<()> {
         let Equipped { process: own, memory, region, .. } = process.equipped;
         let is_wrong = AtomicBool::new(false);
-        let confirm = || {
+        let is_last = self.ends && !areas.is_empty();
+        // The kernel walks all page tables for both.
+        let look = || {
             let all = presumed.as_deref();
             let confirmed = all.map_or(Ok(()), |all| presumed::confirm(all, own, false));
             is_wrong.fetch_or(confirmed.is_err(), Ordering::Relaxed);
-            confirmed
+            (confirmed, if is_last { own.policies().collect() } else { Vec::new() })
         };
-        thread::scope(|scope| {
-            let beside = presumed.as_ref().and_then(|_| abreast::beside(scope, &confirm));
+        let looks = is_last || presumed.is_some();
+        let (confirmed, policies) = thread::scope(|scope| {
+            let beside = if looks { abreast::beside(scope, &look) } else { None };
             let from = (own, memory, &is_wrong);
             let written = self.pages(false, from, areas, &mut process.gathered);
-            let confirmed = beside.and_then(|thread| thread.join().ok()).unwrap_or_else(confirm);
-            memory.was_whole(region.base).and(confirmed).and(written)
-        })
+            let (confirmed, policies) =
+                beside.and_then(|thread| thread.join().ok()).unwrap_or_else(look);
+            (memory.was_whole(region.base).and(confirmed).and(written), policies)
+        });
+        policy::note(policies, &mut process.gathered, |_| true);
+        confirmed
     }
 
     /// Writes the rest, from the picture if there is one.
@@ -139,11 +149,17 @@ impl<'a> Writing<'a> {
         held: Option<Vec<Read<'_>>>,
     ) -> Result<()> {
         let areas = std::mem::take(&mut process.areas);
-        let presumed = process.presumed.take();
+        let presumed = process.presumed.take().filter(|_| !self.is_rough);
         let own = &process.equipped.process;
+        let is_told = self.ends || self.is_rough;
+        let policies = |process: &Process, gathered: &mut Gathered| {
+            if !is_told {
+                policy::save(process, gathered, policy::is_forked);
+            }
+        };
         if let Some(held) = held {
             // Nothing of the older image has changed yet.
-            policy::save(own, &mut process.gathered, policy::is_forked);
+            policies(own, &mut process.gathered);
             presumed.map_or(Ok(()), |all| presumed::confirm(&all, own, false))?;
             self.held(process, &areas, held)?;
             return unchanged(&process.gathered);
@@ -158,11 +174,11 @@ impl<'a> Writing<'a> {
                 let whole = memory.was_whole(process.equipped.region.base);
                 whole.map_err(|_| snapshot_lost(process.equipped)).and(written)?;
                 unchanged(&process.gathered)?;
-                policy::save(&own, &mut process.gathered, policy::is_forked);
+                policies(&own, &mut process.gathered);
             }
             None => {
                 self.itself(process, &areas, presumed)?;
-                policy::save(own, &mut process.gathered, policy::is_forked);
+                policies(own, &mut process.gathered);
             }
         }
         Ok(())
@@ -363,6 +379,8 @@ impl<'a> Writing<'a> {
 /// Writes the records of a process.
 fn records(w: &mut Writer<'_>, g: &Gathered) -> Result<()> {
     let process = g.process.ok_or_else(|| Error::new("nothing was gathered"))?;
+    let remembers = process.flags & process_flag::REMEMBERS_IDS != 0;
+    w.base().into_iter().for_each(|base| base.remember(remembers));
     w.records_of(g.number, SectionKind::Process, &[process])?;
     w.records_of(g.number, SectionKind::Threads, &g.threads)?;
     w.bytes_of(g.number, SectionKind::Xstate, 0, &g.xstate)?;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Phase 7: the image gets its head and its name, and the program its end, if that was asked.
 
+use super::Demand;
 use super::phase2_equip::Equipped;
 use super::phase6_write::Writing;
 use crate::error::{Error, Kind, Result};
@@ -8,6 +9,7 @@ use crate::inject::{monitor, monitors};
 use crate::proc::Process;
 use crate::ptrace::freeze::Frozen;
 use crate::resource::Gathered;
+use std::time::Instant;
 
 /// Seals the image of these processes; its length in bytes, and what it goes without, which may be nothing if it is `strict`.
 #[inline(never)]
@@ -29,11 +31,20 @@ pub(crate) fn still_wanted(process: &Process) -> Result<()> {
     }
 }
 
-/// Ends a process, with the status that was configured, as by _exit(2).
-pub(crate) fn end(frozen: Frozen, equipped: &Equipped) -> Result<()> {
+/// Ends a process that has stood still since then, with the status that was configured, as by _exit(2): the one that was
+/// asked for as the last.
+pub(crate) fn end(
+    frozen: Frozen,
+    equipped: &Equipped,
+    request: &Demand,
+    since: Instant,
+) -> Result<()> {
+    let ended = request.ended.as_deref().filter(|_| frozen.pid == request.pid());
+    let told = || ended.iter().for_each(|ended| ended(since.elapsed()));
+    let last = ended.map(|_| &told as &dyn Fn());
     let control = &equipped.region.control;
     if monitor::sees_the_end(&control.config) {
         monitors::tell_saved(frozen.process());
     }
-    frozen.end(control.thunk, u64::from(control.config.exit_status))
+    frozen.end(control.thunk, u64::from(control.config.exit_status), last)
 }

@@ -12,6 +12,7 @@ use crate::proc::Process;
 use crate::rights::{self, Compared, Rights};
 use crate::settings::server::{self, Transfer};
 use crate::settings::{Name, Settings, Template, Values, stream};
+use ckpt_abi::image::Chunk;
 use ckpt_abi::region::Config;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
@@ -307,8 +308,14 @@ impl Sink for Guarded {
         self.sink.as_mut()?.base()
     }
 
-    fn kept(&mut self) -> Option<(Option<Older>, Id)> {
-        self.sink.as_mut()?.kept()
+    fn kept(&mut self) -> Result<Option<(Option<Older>, Id)>> {
+        self.sink.as_mut().map_or(Ok(None), |sink| sink.kept())
+    }
+
+    fn laid_out(&mut self, chunks: Vec<Chunk>, run: [u64; 2], remembers: bool) {
+        if let Some(sink) = &mut self.sink {
+            sink.laid_out(chunks, run, remembers);
+        }
     }
 
     fn settle(&mut self) {

@@ -9,16 +9,20 @@
 //! its checksum.
 
 use super::pageset::PageSet;
-use crate::error::{Because, Result};
+use crate::error::{Because, Kind, Result};
 use crate::fault::{Point, reach};
 use crate::image::base::Base;
 use crate::image::older::{Id, Older, Over, Renewal};
+use crate::image::write::Sink;
 use crate::order;
+use crate::proc::maps::Vma;
 use crate::proc::pagemap::Pagemap;
 use crate::proc::tracking::Tracker;
 use crate::proc::{Process, line};
 use crate::resource::memory::{Area, Pages};
+use crate::resource::presumed;
 use nix::errno::Errno;
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::Write;
 use std::ops::Range;
@@ -46,6 +50,8 @@ const LARGE: u64 = 32 << 20;
 pub(crate) struct Rolling {
     /// All memory is to be tracked.
     pub(super) all: bool,
+    /// The image goes to another machine, as whose the last one that the process has may be, too.
+    pub(crate) moves: bool,
     /// The large areas of the last stop.
     before: Vec<[u64; 2]>,
     older: Option<Older>,
@@ -62,6 +68,8 @@ pub(crate) struct Rolling {
     pub(super) restless: u64,
     /// Room for what is held.
     pub(super) room: Vec<u8>,
+    /// What was presumed of the mappings of a program that moves.
+    presumed: Option<Vec<Vma>>,
 }
 
 /// What was written to between two stops of the program.
@@ -104,6 +112,14 @@ impl Same<'_> {
 }
 
 impl Rolling {
+    /// For a program that moves: its memory is tracked from the first round on.
+    pub(crate) fn moving(process: &Process) -> Self {
+        let maps = process.maps().unwrap_or_default();
+        let large = maps.iter().filter(|vma| vma.end - vma.start >= LARGE);
+        let before = large.map(|vma| [vma.start, vma.end]).collect();
+        Self { moves: true, before, ..Self::default() }
+    }
+
     /// Prepares the older checkpoint for one behind `stub` bytes, before the program stands still.
     pub(super) fn prepare(&mut self, stub: u64) -> Option<Over> {
         let older = self.older.as_ref()?;
@@ -117,14 +133,48 @@ impl Rolling {
         over
     }
 
+    /// Leaves what was presumed of mappings for later, where the program moves: the kernel needs as long for that as it has
+    /// memory, and on the other machine there is work meanwhile.
+    pub(super) fn presume(&mut self, presumed: &mut Option<Vec<Vma>>) {
+        if self.moves {
+            self.presumed = presumed.take();
+        }
+    }
+
+    /// Confirms it, of a program that stands still.
+    ///
+    /// # Errors
+    /// It was not so. The other machine has the image already, so it is not begun anew.
+    fn confirm(&mut self, process: &Process) -> Result<()> {
+        let confirmed = self.presumed.take().map(|all| presumed::confirm(&all, process, false));
+        confirmed.unwrap_or(Ok(())).map_err(|e| e.of(Kind::Other))
+    }
+
     /// For the file of the next one. From now on the older one may be changed.
     pub(super) fn renewal(&mut self, over: Option<Over>) -> Renewal {
         self.older = None;
         Renewal { over, last: self.last.map(|(id, _)| id) }
     }
 
+    /// Takes note of a checkpoint of a process, and its number, that was sealed.
+    ///
+    /// # Errors
+    /// It is none: what was presumed was not so, or whoever has it cannot use it.
+    pub(super) fn settle(
+        known: Option<&RefCell<Self>>,
+        sink: &mut dyn Sink,
+        (process, generation): (&Process, u64),
+    ) -> Result<()> {
+        known.map_or(Ok(()), |known| known.borrow_mut().confirm(process))?;
+        let kept = sink.kept()?;
+        if let Some((known, kept)) = known.zip(kept) {
+            known.borrow_mut().sealed(kept, generation);
+        }
+        Ok(())
+    }
+
     /// A checkpoint is whole: its file, and what has become of the one that had the name.
-    pub(super) fn sealed(&mut self, (older, id): (Option<Older>, Id), generation: u64) {
+    fn sealed(&mut self, (older, id): (Option<Older>, Id), generation: u64) {
         self.older_generation = self.last.map_or(generation, |(_, before)| before);
         if older.is_none() {
             self.older_generation = generation;
@@ -140,9 +190,17 @@ impl Rolling {
     }
 
     /// Whether the program is to be tracked, and is not.
-    pub(super) fn wants_tracker(&self, areas: &[Area]) -> bool {
+    pub(super) fn wants_tracker(&self, process: &Process, areas: &[Area]) -> bool {
         let any = areas.iter().any(|area| self.wants(area));
-        self.tracker.is_none() && areas.len() < MOST_AREAS && any && Tracker::is_possible()
+        // By somebody else: what one of two rearms the other does not hear of.
+        let is_free = |map: Pagemap| {
+            !areas.iter().any(|area| is_trackable(area) && map.is_tracked(area.start))
+        };
+        self.tracker.is_none()
+            && areas.len() < MOST_AREAS
+            && any
+            && Tracker::is_possible()
+            && Pagemap::of(process).is_ok_and(is_free)
     }
 
     fn wants(&self, area: &Area) -> bool {
@@ -297,6 +355,7 @@ impl Rolling {
         let last = Some(([dev?, ino?], number?)).filter(|(_, number)| *number != 0);
         Some(Self {
             all: false,
+            moves: false,
             before,
             older: Older::hold(path, [old_dev?, old_ino?]),
             older_generation: older_generation?,
@@ -307,6 +366,7 @@ impl Rolling {
             expected: expected?,
             restless: restless?,
             room: Vec::new(),
+            presumed: None,
         })
     }
 }

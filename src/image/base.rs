@@ -5,12 +5,13 @@
 
 use super::blocks::Out;
 use super::read::Image;
-use super::{PAGE, content_hash, page_hash};
-use crate::error::{Because, Error, Kind, Result};
+use super::sums::{Elsewhere, Old};
+use super::{PAGE, content_hash, hash, numbered, page_hash};
+use crate::error::{Because, Result};
 use crate::fault::{Point, reach};
 use crate::order;
 use ckpt_abi::image::{
-    CHUNK_MAX, Chunk, Codec, Header, NO_OBJECT, ProcessRecord, SectionKind, process_flag,
+    CHUNK_MAX, Chunk, Codec, NO_OBJECT, ProcessRecord, SectionKind, process_flag,
 };
 use std::fs::File;
 use std::ops::Range;
@@ -24,8 +25,9 @@ const SIZE: usize = PAGE as usize;
 
 /// The file, and what becomes of the memory in it.
 pub struct Base {
-    file: File,
-    header: Header,
+    old: Old,
+    /// Which checkpoint it was ([`ckpt_abi::image::Header::run`]).
+    run: [u64; 2],
     remembers: bool,
     /// The memory in it, by address.
     chunks: Vec<Chunk>,
@@ -54,6 +56,30 @@ impl Base {
         chunks.retain(|chunk| chunk.object == NO_OBJECT);
         let simple =
             |c: &Chunk| c.codec == Codec::Plain as u32 && c.stored == c.len && c.process == 0;
+        if !chunks.iter().all(simple) {
+            return None;
+        }
+        let process: ProcessRecord = image.process(0).record(SectionKind::Process).ok()?;
+        let remembers = process.flags & process_flag::REMEMBERS_IDS != 0;
+        let old = Old::File(file.try_clone().ok()?);
+        let base = Self::laid(chunks, old, start)?;
+        let gaps: u64 = base.free.iter().map(|(len, _)| len).sum();
+        let whole = base.end - start - PAGE;
+        (gaps <= (whole - gaps) + SLACK).then_some(Self { run: header.run, remembers, ..base })
+    }
+
+    /// The base for an image on another machine.
+    pub(crate) fn elsewhere(mut image: Elsewhere, start: u64) -> Option<Self> {
+        let Elsewhere { sums, run, remembers, .. } = image;
+        // One that was given up half-way may have changed pages.
+        for chunk in &mut image.chunks {
+            chunk.hash = sums.of(chunk.offset, chunk.len as usize / SIZE);
+        }
+        let base = Self::laid(image.chunks, Old::Known(sums), start)?;
+        Some(Self { run, remembers, ..base })
+    }
+
+    fn laid(chunks: Vec<Chunk>, old: Old, start: u64) -> Option<Self> {
         let first = start + PAGE;
         let mut places: Vec<_> = chunks.iter().map(|c| (c.offset, u64::from(c.len))).collect();
         order::numbers(&mut places);
@@ -65,18 +91,11 @@ impl Base {
             free.extend(Some((*offset - at, at)).filter(|(len, _)| *len > 0));
             at = offset + len;
         }
-        let gaps: u64 = free.iter().map(|(len, _)| len).sum();
-        let whole = at - first;
-        if !chunks.iter().all(simple) || gaps > (whole - gaps) + SLACK {
-            return None;
-        }
         order::numbers(&mut free);
         let seen = vec![0; chunks.len()];
-        let process: ProcessRecord = image.process(0).record(SectionKind::Process).ok()?;
-        let remembers = process.flags & process_flag::REMEMBERS_IDS != 0;
-        let (file, made, room) = (file.try_clone().ok()?, Vec::new(), Vec::new());
-        let (end, borders) = (at, Vec::new());
-        Some(Self { file, header, remembers, chunks, seen, free, end, made, room, borders })
+        let (made, room, end, borders) = (Vec::new(), Vec::new(), at, Vec::new());
+        let (run, remembers) = ([0; 2], false);
+        Some(Self { old, run, remembers, chunks, seen, free, end, made, room, borders })
     }
 
     /// Where what is not memory may begin.
@@ -86,7 +105,12 @@ impl Base {
 
     /// Whether it is a checkpoint of that run and number.
     pub(crate) fn is_of(&self, run: [u64; 2]) -> bool {
-        self.header.run == run
+        self.run == run
+    }
+
+    /// Says whether the process of the new one does.
+    pub(crate) fn remember(&mut self, remembers: bool) {
+        self.remembers = remembers;
     }
 
     /// Whether its process remembers its own ids.
@@ -169,22 +193,38 @@ impl Base {
         }
         let place = chunk.offset + offset as u64;
         reach(Point::Renewing);
-        if let Some(sum) = sum {
-            // To read it would take longer.
-            chunk.hash = sum;
-            return out.sink.write_at(place, bytes);
-        }
-        self.room.resize(bytes.len(), 0);
-        self.file.read_exact_at(&mut self.room, place).because(unreadable)?;
-        let pages = bytes.chunks(SIZE).zip(self.room.chunks(SIZE)).enumerate();
         let mut differ: Vec<Range<usize>> = Vec::new();
-        for (page, (new, old)) in pages.filter(|(_, (new, old))| new != old) {
-            let number = (first + page) as u64;
-            let change = page_hash(number, new).wrapping_sub(page_hash(number, old));
-            chunk.hash = chunk.hash.wrapping_add(change);
+        let mut change = |page: usize, [new, old]: [u64; 2]| {
+            chunk.hash = chunk.hash.wrapping_add(new).wrapping_sub(old);
             match differ.last_mut() {
                 Some(last) if last.end == page => last.end += 1,
                 _ => differ.push(page..page + 1),
+            }
+        };
+        match (&mut self.old, sum) {
+            (Old::File(_), Some(sum)) => {
+                // To read it would take longer.
+                chunk.hash = sum;
+                return out.sink.write_at(place, bytes);
+            }
+            (Old::File(file), None) => {
+                self.room.resize(bytes.len(), 0);
+                file.read_exact_at(&mut self.room, place).because(unreadable)?;
+                let pages = bytes.chunks(SIZE).zip(self.room.chunks(SIZE)).enumerate();
+                for (page, (new, old)) in pages.filter(|(_, (new, old))| new != old) {
+                    let number = (first + page) as u64;
+                    change(page, [new, old].map(|content| page_hash(number, content)));
+                }
+            }
+            (Old::Known(sums), _) => {
+                for (page, new) in bytes.chunks(SIZE).map(hash).enumerate() {
+                    let at = place + (page * SIZE) as u64;
+                    let old = sums.get(at);
+                    if new != old {
+                        sums.set(at, new);
+                        change(page, [new, old].map(|sum| numbered((first + page) as u64, sum)));
+                    }
+                }
             }
         }
         differ.iter().try_for_each(|pages| {
@@ -210,6 +250,9 @@ impl Base {
             out.write(bytes)?;
             offset
         };
+        if let Old::Known(sums) = &mut self.old {
+            sums.note(offset, bytes);
+        }
         let (len, hash) = (len as u32, content_hash(bytes));
         self.made.push(Chunk { address, offset, len, stored: len, hash, ..known });
         Ok(())
@@ -232,14 +275,7 @@ impl Base {
                 all.push(Chunk { block: 0, ..chunk });
                 continue;
             }
-            let mut content = vec![0; if *seen == 0 { 0 } else { chunk.len as usize }];
-            self.file.read_exact_at(&mut content, chunk.offset).because(unreadable)?;
-            // What has rotted on its disk is not to have a new checksum.
-            if *seen != 0 && content_hash(&content) != chunk.hash {
-                return Err(
-                    Error::new("a damaged older checkpoint cannot be renewed").of(Kind::Damaged)
-                );
-            }
+            let content = self.old.content(&chunk, *seen != 0)?;
             let mut page = 0;
             while page < pages {
                 let from = page;
@@ -253,8 +289,11 @@ impl Base {
                 if page > from {
                     let skip = (from * SIZE) as u64;
                     let (address, offset) = (chunk.address + skip, chunk.offset + skip);
-                    let content = &content[from * SIZE..page * SIZE];
-                    let (len, hash) = (content.len() as u32, content_hash(content));
+                    let (pages, len) = (page - from, ((page - from) * SIZE) as u32);
+                    let hash = match &self.old {
+                        Old::Known(sums) => sums.of(offset, pages),
+                        Old::File(_) => content_hash(&content[from * SIZE..page * SIZE]),
+                    };
                     all.push(Chunk { address, offset, len, stored: len, hash, ..chunk });
                 } else {
                     page += 1;
@@ -270,9 +309,15 @@ impl Base {
         let mut room = vec![0; CHUNK_MAX as usize];
         for (new, at) in stub.chunks(room.len()).zip((0..).step_by(CHUNK_MAX as usize)) {
             let old = &mut room[..new.len()];
-            self.file.read_exact_at(old, at as u64).because(unreadable)?;
+            if let Old::File(file) = &self.old {
+                file.read_exact_at(old, at as u64).because(unreadable)?;
+            }
+            let is_other = |(page, (new, old)): &(usize, (&[u8], &[u8]))| match &self.old {
+                Old::File(_) => new != old,
+                Old::Known(sums) => sums.get((at + page * SIZE) as u64) != hash(new),
+            };
             let pages = new.chunks(SIZE).zip(old.chunks(SIZE)).enumerate();
-            differ.extend(pages.filter(|(_, (new, old))| new != old).map(|(page, (new, _))| {
+            differ.extend(pages.filter(is_other).map(|(page, (new, _))| {
                 let from = at + page * SIZE;
                 from..from + new.len()
             }));

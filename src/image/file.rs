@@ -163,9 +163,9 @@ impl Sink for FileSink {
         self.base.take()
     }
 
-    fn kept(&mut self) -> Option<(Option<Older>, Id)> {
-        let meta = self.file.metadata().ok()?;
-        Some((self.kept.take(), id(&meta)))
+    fn kept(&mut self) -> Result<Option<(Option<Older>, Id)>> {
+        let meta = self.file.metadata().ok();
+        Ok(meta.map(|meta| (self.kept.take(), id(&meta))))
     }
 
     fn seal(&mut self, len: u64) -> Result<()> {

@@ -26,6 +26,7 @@ mod several;
 pub(crate) mod source;
 pub(crate) mod strings;
 pub(crate) mod stub;
+pub(crate) mod sums;
 pub mod write;
 pub(crate) mod zeros;
 
@@ -46,8 +47,13 @@ pub fn content_hash(bytes: &[u8]) -> u64 {
 
 /// What a page of content adds to [`content_hash`], by its number there: pages that change places are seen.
 pub(crate) fn page_hash(index: u64, page: &[u8]) -> u64 {
+    numbered(index, hash(page))
+}
+
+/// The same of a page whose own checksum is known.
+fn numbered(index: u64, sum: u64) -> u64 {
     const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
-    let mixed = hash(page) ^ (index + 1).wrapping_mul(ODD);
+    let mixed = sum ^ (index + 1).wrapping_mul(ODD);
     let mixed = (mixed ^ mixed >> 32).wrapping_mul(ODD);
     mixed ^ mixed >> 29
 }

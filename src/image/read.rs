@@ -413,7 +413,11 @@ impl Image {
         Ok(())
     }
 
-    fn read(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
+    /// Reads a part of the file, which is not checked.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub(crate) fn read(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
         self.source
             .read_at(offset, bytes)
             .because(|| format!("cannot read {}", self.path.display()))

@@ -37,11 +37,13 @@ pub trait Sink {
     fn base(&mut self) -> Option<Base> {
         None
     }
-    /// After the seal: what was kept of the one that had the name before, and what the new one is recognised by. None: it
-    /// is no file.
-    fn kept(&mut self) -> Option<(Option<Older>, Id)> {
-        None
+    /// After the seal, when all is done with it that may fail: what was kept of the one that had the name before, and what
+    /// the new one is recognised by. None: it is no file.
+    fn kept(&mut self) -> Result<Option<(Option<Older>, Id)>> {
+        Ok(None)
     }
+    /// Before the seal: its chunks, which checkpoint it is ([`Header::run`]), and whether its process remembers its ids.
+    fn laid_out(&mut self, _: Vec<Chunk>, _: [u64; 2], _: bool) {}
     /// Makes what was written last and gives it its name; before this nothing is visible.
     fn seal(&mut self, len: u64) -> Result<()>;
 }
@@ -445,6 +447,8 @@ impl<'a> Writer<'a> {
         }
         let header = self.header(hash(&self.stub), file_len, sections_at, hash(&sections));
         self.out.sink.write_at(self.start, &header)?;
+        let remembers = self.base.as_ref().is_some_and(Base::remembers);
+        self.out.sink.laid_out(chunks, self.runs[0], remembers);
         self.out.sink.seal(file_len)?;
         Ok(file_len)
     }

@@ -19,7 +19,6 @@ use super::raw::{self, State};
 use super::reaper;
 use super::regs::Regs;
 use super::row::Row;
-use super::sandbox::Sandbox;
 use super::seize::{Seized, seize, stubborn};
 use super::stopping::{Moving, Round, await_hearing};
 use super::thread::StoppedThread;
@@ -328,28 +327,28 @@ impl Frozen {
     /// Lets the kernel end the process if this one ends before it (PTRACE_O_EXITKILL).
     pub(crate) fn end_with_us(&self) {
         for thread in &self.threads {
-            let suspends = match thread.sandbox {
-                Sandbox::None => 0,
-                _ => raw::SUSPEND_SECCOMP,
-            };
-            let options =
-                raw::OPTIONS | libc::PTRACE_O_TRACEEXEC | libc::PTRACE_O_EXITKILL | suspends;
             // A thread that is killed needs it no more.
-            let _ = raw::set_options(thread.tid, options);
+            let _ = raw::set_options(thread.tid, thread.options());
         }
     }
 
     /// Ends the process with exit_group(2), issued by its first thread at `thunk`, and waits until it has ended.
     ///
     /// It stays traced meanwhile: a process that is stopped (SIGSTOP) would stop again, and the others, which the
-    /// exit kills where they stand, would run on.
-    pub(crate) fn end(mut self, thunk: u64, status: u64) -> Result<()> {
+    /// exit kills where they stand, would run on. `last` is called as soon as no thread of it runs any more code of its own;
+    /// to free its memory may take longer than all that was before.
+    pub(crate) fn end(mut self, thunk: u64, status: u64, last: Option<&dyn Fn()>) -> Result<()> {
         let pid = self.pid;
         let mut threads = std::mem::take(&mut self.threads);
         let Some(first) = threads.first() else { return Ok(()) };
         let call = libc::SYS_exit_group.cast_unsigned();
         let regs = Regs { rip: thunk, rax: call, orig_rax: u64::MAX, rdi: status, ..first.regs };
         let tid = first.tid;
+        let mut last = last;
+        if last.is_some() {
+            // It stops once more when it ends, behind the end of all others (do_group_exit in kernel/exit.c).
+            let _ = raw::set_options(tid, first.options() | libc::PTRACE_O_TRACEEXIT);
+        }
         regs.set(tid)
             .and_then(|()| raw::set_mask(tid, u64::MAX))
             .and_then(|()| raw::cont(tid, 0))
@@ -359,10 +358,16 @@ impl Frozen {
         loop {
             threads.retain(|thread| match raw::wait(thread.tid, false) {
                 Ok(State::Ended) | Err(_) => false,
-                Ok(State::Stopped { .. }) => raw::cont(thread.tid, 0).is_ok(),
+                Ok(State::Stopped { event, .. }) => {
+                    if event == libc::PTRACE_EVENT_EXIT {
+                        last.take().into_iter().for_each(|last| last());
+                    }
+                    raw::cont(thread.tid, 0).is_ok()
+                }
                 Ok(State::Running) => true,
             });
             if threads.is_empty() {
+                last.into_iter().for_each(|last| last());
                 return Ok(());
             }
             if Instant::now() > deadline {

@@ -218,6 +218,15 @@ fn open(thread: &mut StoppedThread, status: &Status, known: &mut Rc<Vec<Filter>>
 }
 
 impl StoppedThread {
+    /// Options of ptrace(2) for one that ends with us.
+    pub(super) fn options(&self) -> i32 {
+        let suspends = match self.sandbox {
+            Sandbox::None => 0,
+            _ => raw::SUSPEND_SECCOMP,
+        };
+        raw::OPTIONS | libc::PTRACE_O_TRACEEXEC | libc::PTRACE_O_EXITKILL | suspends
+    }
+
     /// Whether it may make system calls when it goes on, whatever their arguments.
     pub(crate) fn may(&self, calls: &[i64]) -> bool {
         calls.iter().all(|number| self.may_make(*number, [0; 6]))

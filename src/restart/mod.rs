@@ -12,9 +12,11 @@
 pub(crate) mod auxv;
 pub(crate) mod callers;
 pub(crate) mod clock;
+mod early;
 mod failure;
 mod following;
 pub(crate) mod frames;
+pub(crate) mod gate;
 mod huge;
 mod ids;
 mod lazy;
@@ -53,6 +55,7 @@ use crate::settings::{self, Settings};
 pub use callers::Given;
 use ckpt_abi::image::SectionKind;
 use ckpt_abi::region::{Config, GROUP_LEFT, config_flag};
+use gate::Gate;
 pub use ids::Ids;
 use lazy::{Eager, Lazy};
 use phase1_check::{Saved, Whole};
@@ -88,11 +91,16 @@ pub struct Options {
     pub no_tty: bool,
 }
 
-/// Replaces this process by the program in the image.
+/// Replaces this process by the program in the image, behind a `gate` if there is one.
 ///
 /// # Errors
 /// Why it cannot be; nothing has happened then.
-pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<Infallible> {
+pub(crate) fn restart(
+    image: &Image,
+    options: &Options,
+    program_name: &str,
+    gate: Option<&Gate>,
+) -> Result<Infallible> {
     // Schedulers may send the checkpoint signal at any time, and it would kill the restarter: all wait until it
     // is known which that is.
     let mask = mapping::block_all_signals();
@@ -134,7 +142,7 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
         whole.unfurnish(&mut warnings);
     }
     let front = origin::front(image, &all, options, &mut warnings)?;
-    let start = Start { whole, options, program_name, config, front };
+    let start = Start { whole, options, program_name, gate, config, front };
     warnings.extend(phase1_check::missing(image)?);
     stay::stay_if_needed(tree.is_none() && forebear::is_served(), tree.is_none())?;
     if let Some(tree) = tree {
@@ -150,7 +158,9 @@ pub fn restart(image: &Image, options: &Options, program_name: &str) -> Result<I
     files.finish(&start.whole, None, &mut warnings)?;
     reach(Point::Reopened);
     let monitor = monitor.as_ref().map_or(0, Monitor::pid);
-    start.become_program(saved, files, monitor, &Kept::default(), Who::Alone, warnings)
+    let early = start.early();
+    early.bequeath();
+    start.become_program(saved, files, monitor, &early, Who::Alone, warnings)
 }
 
 /// A restart that has been asked for.
@@ -158,6 +168,8 @@ struct Start<'a> {
     whole: Whole<'a>,
     options: &'a Options,
     program_name: &'a str,
+    /// Who says when the program may go on, where that is to be said.
+    gate: Option<&'a Gate>,
     /// The configuration that the program will have.
     config: Config,
     /// The terminal that it will have in the place of its own.
@@ -165,6 +177,11 @@ struct Start<'a> {
 }
 
 impl Start<'_> {
+    /// What of its memory is there already.
+    fn early(&self) -> Kept {
+        self.gate.map(Gate::kept).unwrap_or_default()
+    }
+
     /// Makes the System V objects, in the first process, so that they know it as their maker.
     /// How many bytes of huge pages are ordinary ones then.
     #[inline(never)]
@@ -188,7 +205,7 @@ impl Start<'_> {
     /// The memory that is to be missing when the program goes on, if that was asked for.
     #[inline(never)]
     fn lazy(&self, saved: &Saved<'_>, warnings: &mut Vec<String>) -> Option<Lazy> {
-        if self.config.flags & config_flag::LAZY == 0 {
+        if self.config.flags & config_flag::LAZY == 0 || self.gate.is_some() {
             return None;
         }
         let lazy = match self.whole.image.processes().count() {
@@ -244,6 +261,9 @@ impl Start<'_> {
         }
         let plan = phase6_plan::plan(&saved, &opened, filled, who)?;
         phase7_leave::be_alone()?;
+        if is_first && let Some(gate) = self.gate {
+            gate.pass()?;
+        }
         who.meet(Stage::Planned)?;
         who.bury()?;
         // The last that can fail, for they alone change something.
@@ -287,12 +307,20 @@ impl Start<'_> {
 /// # Errors
 /// Those of [`restart`].
 pub fn rehearse(image: &Image) -> Result<()> {
-    let (whole, all) = phase1_check::check_all(image, &MapPath::default())?;
+    foresee(image, &MapPath::default())?;
+    image.verify()
+}
+
+/// The same but for the content, which may be known.
+///
+/// # Errors
+/// As [`rehearse`].
+pub(crate) fn foresee(image: &Image, map_path: &MapPath) -> Result<()> {
+    let (whole, all) = phase1_check::check_all(image, map_path)?;
     let all: Vec<_> = all.iter().collect();
     let mut said = Vec::new();
     let mut files = phase3_open::open(&whole, &all, phase3_open::Way::Rehearsal, &mut said)?;
-    files.finish(&whole, None, &mut said)?;
-    image.verify()
+    files.finish(&whole, None, &mut said)
 }
 
 /// Paths of the other machine and what they are here (`--map-path OLD=NEW`).

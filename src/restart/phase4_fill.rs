@@ -184,7 +184,7 @@ fn is_final(saved: &Saved<'_>, record: &VmaRecord) -> bool {
 
 /// As it was: what is otherwise than what lies beside it would stay a mapping of its own when the program protects both
 /// alike again, and mremap(2) moves nothing that consists of two (EFAULT).
-fn unreserved(record: &VmaRecord) -> MapFlags {
+pub(super) fn unreserved(record: &VmaRecord) -> MapFlags {
     match record.flags & vma_flag::NORESERVE {
         0 => MapFlags::empty(),
         _ => MapFlags::MAP_NORESERVE,

@@ -39,6 +39,8 @@ const LEAST: u64 = 4 << 20;
 pub(crate) struct Pool<'a> {
     orders: Vec<Range<usize>>,
     areas: Vec<Area<'a>>,
+    /// What the only process has already ([`super::early`]).
+    early: Kept,
 }
 
 /// Addresses at which several processes have mappings of one kind.
@@ -75,9 +77,10 @@ impl<'a> Pool<'a> {
         all: &[Saved<'_>],
         members: &[Member],
         lives: &[Life],
+        early: Kept,
     ) -> Result<Self> {
         let orders = shares::orders(lives);
-        let mut pool = Self { areas: areas(image, all, members, &orders), orders };
+        let mut pool = Self { areas: areas(image, all, members, &orders), orders, early };
         let birth = Birth { young: 0..lives.len(), end: lives.len(), maker: None };
         let (mut choices, mut saved) = (Vec::new(), 0);
         pool.areas.retain(|area| {
@@ -115,11 +118,13 @@ impl<'a> Pool<'a> {
         for area in &self.areas {
             advise(area.here(&area.range), libc::MADV_DOFORK);
         }
+        self.early.bequeath();
     }
 
     /// Gives all of it up: in the restarter, when the processes are made.
     pub(crate) fn give_up(&mut self) {
         self.areas.drain(..).for_each(|area| unmap(area.here(&area.range)));
+        std::mem::take(&mut self.early).areas().for_each(unmap);
     }
 
     /// Has what members are to inherit that are made next, one after the other, by this process, which becomes `maker`.
@@ -157,7 +162,7 @@ impl<'a> Pool<'a> {
     /// # Errors
     /// A chunk is damaged.
     pub(crate) fn keep(mut self, saved: &Saved<'_>) -> Result<Kept> {
-        let mut kept = Kept::default();
+        let mut kept = std::mem::take(&mut self.early);
         for area in &mut self.areas {
             let own = area.holders.iter().position(|h| h.process == saved.part.number());
             let cells: Vec<u64> = area.now.iter().map(|now| now.cell).collect();
@@ -269,6 +274,15 @@ impl Area<'_> {
 }
 
 impl Kept {
+    pub(super) fn of(places: Vec<(Range<u64>, u64)>, there: HashSet<u64>) -> Self {
+        Self { places, there }
+    }
+
+    /// Where it is in this process.
+    pub(super) fn areas(&self) -> impl Iterator<Item = Range<u64>> {
+        self.places.iter().map(|(range, at)| *at..at + (range.end - range.start))
+    }
+
     /// The chunks that are still to be read.
     pub(super) fn missing(&self, chunks: &[Chunk]) -> Vec<Chunk> {
         chunks.iter().filter(|chunk| !self.there.contains(&chunk.address)).copied().collect()
@@ -288,7 +302,7 @@ impl Kept {
 }
 
 /// Memory without a file that has nothing special. What it may be used for is set at the end.
-fn is_plain(vma: &VmaRecord) -> bool {
+pub(super) fn is_plain(vma: &VmaRecord) -> bool {
     const SPECIAL: u64 = vma_flag::REGION
         | vma_flag::GROWSDOWN
         | vma_flag::DROPPABLE
@@ -377,13 +391,13 @@ fn unmap(part: Range<u64>) {
 }
 
 /// Gives advice that changes no content; whether it was taken.
-fn advise(part: Range<u64>, advice: i32) -> bool {
+pub(super) fn advise(part: Range<u64>, advice: i32) -> bool {
     // SAFETY: as above; what a fork(2) inherits is all that changes.
     unsafe { libc::madvise(pointer(&part), (part.end - part.start) as usize, advice) == 0 }
 }
 
 /// Makes private memory zeros again, if anything is there.
-fn forget(part: Range<u64>, old: &[Chunk]) {
+pub(super) fn forget(part: Range<u64>, old: &[Chunk]) {
     if part.is_empty() || old.is_empty() {
         return;
     }

@@ -190,7 +190,7 @@ impl Tree {
         let (mut place, mut anew) = self.place(start, &ids, made.as_deref(), false, rendezvous)?;
         let monitor = phase2_adapt::monitor(&start.config)?;
         let painter = painter::start(start.front.as_ref(), false);
-        let mut pool = Pool::make(whole.image, &all, &self.members, &lives)?;
+        let mut pool = Pool::make(whole.image, &all, &self.members, &lives, start.early())?;
         let mut witness = Witness::start()?;
         let mut begun = Begun::with(&witness);
         reach(Point::Witnessed);

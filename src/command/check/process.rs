@@ -92,6 +92,7 @@ pub(crate) fn check(asked: Pid, enters: bool) -> Result<(Facts, u8)> {
         screen: None,
         tell: None,
         ending: None,
+        ended: None,
         rolling: None,
     })?;
     let status = match () {

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::proc::Pid;
 use crate::proc::fds::Fd;
 use crate::ptrace::borrowed;
-use ckpt_abi::image::Descriptor;
+use ckpt_abi::image::{Descriptor, DescriptorKind};
 use nix::libc;
 
 pub(super) const KIND: Kind = Kind { recognise, save, open };
@@ -55,6 +55,13 @@ fn is_own(fd: &Fd, look: &Look<'_>) -> bool {
 
 /// [`Descriptor::extra`] of a standard input whose unread bytes are in the image.
 pub(crate) const UNREAD: u32 = 1;
+/// What a checkpoint goes without whose standard input is written to by others.
+pub(crate) const LATER: &str = "what is written to the pipe of standard input from now on";
+
+/// Whether a descriptor is such a one.
+pub(crate) fn is_unread(record: &Descriptor) -> bool {
+    super::kind(record) == DescriptorKind::Stdio && record.extra == UNREAD
+}
 
 fn recognise(fd: &Fd, look: &Look<'_>) -> bool {
     number(fd, look).is_some()

@@ -10,10 +10,9 @@
 //! The process is made while this one has a single thread, and executes only system calls.
 #![allow(unsafe_code)]
 
-use super::{Origin, Restored, kind, open, standard};
+use super::{Origin, Restored, open, standard};
 use crate::error::{Because, Result};
 use crate::proc::closing::close_range;
-use ckpt_abi::image::DescriptorKind;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -33,9 +32,7 @@ pub(crate) fn put_first(
 ) -> Result<()> {
     // Its further descriptors, here and in other processes, follow the first.
     let unread = |r: &&mut Restored| {
-        kind(&r.record) == DescriptorKind::Stdio
-            && r.record.extra == standard::UNREAD
-            && matches!(r.origin, Origin::Standard(_))
+        standard::is_unread(&r.record) && matches!(r.origin, Origin::Standard(_))
     };
     for Restored { record, origin } in restored.iter_mut().filter(unread) {
         let bytes = content(record.content)?;

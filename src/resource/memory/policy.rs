@@ -8,7 +8,7 @@
 
 use crate::error::Result;
 use crate::proc::Process;
-use crate::proc::numa::{self, Nodes};
+use crate::proc::numa::{self, Nodes, Placed};
 use crate::ptrace::list::{List, Question, Replies};
 use crate::resource::Gathered;
 use crate::resource::plan::{Arena, Orders, Step};
@@ -58,14 +58,19 @@ pub(crate) fn is_forked(vma: &VmaRecord) -> bool {
 
 /// Notes the policies of some of a process's memory, or of its snapshot's, which has the same ([`is_forked`]); what cannot
 /// be had again is named.
-pub(crate) fn save(process: &Process, gathered: &mut Gathered, of: impl Fn(&VmaRecord) -> bool) {
+pub(crate) fn save(process: &Process, gathered: &mut Gathered, of: fn(&VmaRecord) -> bool) {
+    note(process.policies().collect(), gathered, of);
+}
+
+/// The same of what the process was seen to have.
+pub(crate) fn note(all: Vec<Placed>, gathered: &mut Gathered, of: fn(&VmaRecord) -> bool) {
     // Memory without one is shown with that of the first thread that lives.
     let first = gathered.threads.iter().find(|thread| thread.flags & thread_flag::ENDED == 0);
     let first = first.map_or(0, |thread| thread.tid);
     let own = gathered.policies.iter().find(|policy| policy.thread == first);
     let own = own.map_or((0, Nodes::default()), |own| (own.mode, own.nodes));
     let mut strange: Vec<String> = Vec::new();
-    for (start, found) in process.policies() {
+    for (start, found) in all {
         let vma = gathered.vmas.binary_search_by_key(&start, |vma| vma.start).ok();
         let vma = vma.map(|at| &gathered.vmas[at]).filter(|vma| of(vma));
         let Some(end) = vma.map(|vma| vma.end) else { continue };

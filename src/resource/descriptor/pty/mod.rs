@@ -23,7 +23,7 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use zerocopy::{FromBytes, IntoBytes};
 
-pub(crate) use settings::{control, set_foreground};
+pub(crate) use settings::{control, set_foreground, set_window, window};
 pub(super) use settings::{set_termios, termios};
 pub(crate) use survey::Ptys;
 
@@ -131,6 +131,17 @@ fn new() -> Result<OwnedFd> {
     Ok(master)
 }
 
+/// Master and slave of a new one with a window of that size ([`window`]).
+///
+/// # Errors
+/// There can be none.
+pub(crate) fn pair(size: [u16; 4]) -> Result<(OwnedFd, OwnedFd)> {
+    let master = new()?;
+    let slave = peer(&master, OFlag::O_RDWR).because(|| "cannot open a pseudo-terminal")?;
+    let _ = set_window(&master, size);
+    Ok((master, slave))
+}
+
 /// The one of this number, or of any: the kernel gives the lowest that is free.
 fn numbered(wanted: u32) -> Result<(OwnedFd, u32)> {
     const PATIENCE: usize = 256;
@@ -158,7 +169,7 @@ fn make(content: &[u8], warnings: &mut Vec<String>) -> Result<Pair> {
             "the terminal /dev/pts/{before} of the program is /dev/pts/{number}, for somebody else has that: what remembers its name (tty, who) is wrong"
         ));
     }
-    let _ = settings::set_window(&master, record.window);
+    let _ = set_window(&master, record.window);
     if is(terminal_flag::UNOPENED) {
         let _ = set_termios(&master, &record.termios);
         return Ok(Pair { master, slave: None, record });

@@ -80,11 +80,12 @@ pub(in super::super) fn set_termios(fd: &impl AsFd, termios: &Termios) -> nix::R
     tell(fd, TCSETS2, termios)
 }
 
-pub(super) fn window(fd: &impl AsFd) -> nix::Result<[u16; 4]> {
+/// Rows, columns, and pixels of both.
+pub(crate) fn window(fd: &impl AsFd) -> nix::Result<[u16; 4]> {
     ask(fd, libc::TIOCGWINSZ as u64)
 }
 
-pub(super) fn set_window(fd: &impl AsFd, window: [u16; 4]) -> nix::Result<()> {
+pub(crate) fn set_window(fd: &impl AsFd, window: [u16; 4]) -> nix::Result<()> {
     tell(fd, libc::TIOCSWINSZ as u64, &window)
 }
 

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! The sink that sends an image to the other host. What was sent in earlier rounds stays there: here is known only where it
+//! lies and what its checksums are.
+
+use super::streams::{self, Streams};
+use super::wire::{MOST, Wire, Word, lost};
+use crate::error::{Error, Kind, Result};
+use crate::fault::{Point, reach};
+use crate::image::base::Base;
+use crate::image::older::{Id, Older, Renewal};
+use crate::image::sums::Elsewhere;
+use crate::image::write::Sink;
+use crate::proc::Process;
+use crate::settings::Name;
+use crate::settings::server::Transfer;
+use ckpt_abi::image::{Chunk, NO_OBJECT};
+use nix::errno::Errno;
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+/// How long the program stands still while nothing comes from the other host, and how many bytes of the image that may
+/// have to read in a second.
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+const SPEED: u64 = 100 << 20;
+/// How many bytes of the last image have to go in a second beyond that.
+const SLOWEST: u64 = 256 << 10;
+
+thread_local! {
+    /// Where the next image goes to: a dump opens its sink by a name.
+    static LINK: RefCell<Option<Rc<RefCell<Link>>>> = const { RefCell::new(None) };
+}
+
+/// The connection, and what is on its other end.
+pub(super) struct Link {
+    pub wire: Wire,
+    /// Bytes before the image.
+    start: u64,
+    known: Elsewhere,
+    /// Bytes that were sent, and how long that was waited for.
+    pub sent: u64,
+    waited: Duration,
+    /// The program, whose end is next.
+    pub last: Option<Process>,
+    /// Its standard streams, since it stands still.
+    pub streams: Streams,
+    /// What these were when it was told of them.
+    kinds: [u8; 3],
+    /// The last image was sent.
+    is_sealed: bool,
+    /// The other host has all that it takes.
+    pub promised: bool,
+    /// It was told to begin, when the program had stood still so long.
+    pub told: Option<Duration>,
+}
+
+impl Link {
+    /// Has images go there, behind so many bytes of a stub.
+    pub(super) fn new(wire: Wire, start: u64, kinds: [u8; 3]) -> Rc<RefCell<Self>> {
+        let (known, streams) = (Elsewhere::default(), Streams::default());
+        let (promised, told) = (false, None);
+        let (is_sealed, sent, waited, last) = (false, 0, Duration::ZERO, None);
+        let link = Self {
+            wire,
+            start,
+            known,
+            sent,
+            waited,
+            last,
+            streams,
+            kinds,
+            is_sealed,
+            promised,
+            told,
+        };
+        let link = Rc::new(RefCell::new(link));
+        LINK.with(|place| *place.borrow_mut() = Some(link.clone()));
+        link
+    }
+
+    /// Sends a part of an image.
+    ///
+    /// # Errors
+    /// The other end is gone, or takes too little of the last one, for which the program stands still.
+    fn piece(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
+        let since = Instant::now();
+        self.wire.send(Word::Piece, at, bytes)?;
+        self.sent += bytes.len() as u64;
+        self.waited += since.elapsed();
+        let most = PATIENCE + Duration::from_secs(self.sent / SLOWEST);
+        if self.last.is_some() && self.waited > most {
+            return Err(lost(Errno::ETIMEDOUT));
+        }
+        Ok(())
+    }
+
+    fn seal(&mut self, len: u64) -> Result<()> {
+        self.wire.patience = Some(PATIENCE + Duration::from_secs(len / SPEED));
+        let Some(process) = &self.last else {
+            self.wire.send(Word::Round, len, &[])?;
+            return self.wire.expect(Word::Done).map(drop);
+        };
+        self.streams = Streams::of(process);
+        if !self.streams.described().starts_with(&self.kinds) {
+            let text = "the program has put something else in the place of its standard streams";
+            return Err(Error::new(text).hint("move it again"));
+        }
+        streams::not_given_up()?;
+        self.is_sealed = true;
+        self.wire.send(Word::Last, len, &[])
+    }
+
+    /// Waits until the other host has the program ready for its last steps.
+    fn promise(&mut self) -> Result<()> {
+        if self.last.is_some() {
+            let done = self.wire.expect(Word::Done)?;
+            streams::not_given_up()?;
+            self.streams.known = done.number as usize;
+            self.promised = true;
+            reach(Point::Promised);
+        }
+        Ok(())
+    }
+
+    /// Tells it to begin: the program has ended here. If that does not arrive, what is heard next says so.
+    pub(super) fn go(&mut self, stood: Duration) {
+        reach(Point::Parted);
+        self.told = Some(stood);
+        let _ = self.wire.send(Word::Go, 0, &[]);
+        reach(Point::Told);
+    }
+}
+
+/// See [`crate::dump::Open`].
+pub(super) fn open(
+    _: &Name,
+    _: &Transfer,
+    renewal: Option<Renewal>,
+    _: &[u8],
+) -> Result<Box<dyn Sink>> {
+    let link = LINK.with(|place| place.borrow().clone());
+    let link = link.ok_or_else(|| Error::new("nobody is there").of(Kind::Unreachable))?;
+    let mut now = link.borrow_mut();
+    // What the other host says to the last image must not be taken for its word on another.
+    if now.is_sealed {
+        return Err(Error::new("the last image was sent already").of(Kind::Unreachable));
+    }
+    (now.sent, now.waited) = (0, Duration::ZERO);
+    drop(now);
+    Ok(Box::new(ThereSink { link, renews: renewal.is_some() }))
+}
+
+struct ThereSink {
+    link: Rc<RefCell<Link>>,
+    renews: bool,
+}
+
+impl Sink for ThereSink {
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let mut link = self.link.borrow_mut();
+        link.known.sums.note(offset, bytes);
+        let pieces = bytes.chunks(MOST).zip((offset..).step_by(MOST));
+        pieces.into_iter().try_for_each(|(piece, at)| link.piece(at, piece))
+    }
+
+    fn base(&mut self) -> Option<Base> {
+        let link = self.link.borrow();
+        self.renews.then(|| Base::elsewhere(link.known.clone(), link.start)).flatten()
+    }
+
+    fn laid_out(&mut self, mut chunks: Vec<Chunk>, run: [u64; 2], remembers: bool) {
+        chunks.retain(|chunk| chunk.object == NO_OBJECT);
+        let known = &mut self.link.borrow_mut().known;
+        (known.chunks, known.run, known.remembers) = (chunks, run, remembers);
+    }
+
+    fn kept(&mut self) -> Result<Option<(Option<Older>, Id)>> {
+        self.link.borrow_mut().promise()?;
+        Ok(self.renews.then_some((None, [0; 2])))
+    }
+
+    fn seal(&mut self, len: u64) -> Result<()> {
+        self.link.borrow_mut().seal(len)
+    }
+}

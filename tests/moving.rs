@@ -1,0 +1,417 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+//! `ckpt move`: a program goes on elsewhere with its streams, whoever is killed on the way, and never twice. The other host
+//! is this one, reached by a shell or by an sshd of the test's own.
+
+mod harness;
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use harness::{Bench, Build, Run, Who, status_line, until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, geteuid};
+
+/// A host that is reached by a shell, with a directory for what it gets.
+struct Host {
+    rsh: String,
+    dir: PathBuf,
+}
+
+impl Host {
+    fn new(bench: &Bench) -> Self {
+        let rsh = bench.file("rsh", "#!/bin/sh\nshift\nexec sh -c \"$*\"\n");
+        fs::set_permissions(&rsh, PermissionsExt::from_mode(0o755)).expect("chmod");
+        Self { rsh: bench.name("rsh"), dir: bench.subdirectory("there") }
+    }
+
+    fn order(&self, bench: &Bench, pid: u32) -> Command {
+        let mut command = bench.command(bench.ckpt());
+        command.args(["move", "--rsh", &self.rsh, &pid.to_string(), "there"]);
+        command.env("TMPDIR", &self.dir);
+        command
+    }
+
+    fn moves(&self, bench: &Bench, pid: u32) -> Run {
+        let mut mover = Run::start(self.order(bench, pid));
+        until("the program to move", || {
+            assert!(mover.lives(), "{}", mover.fate());
+            mover.stderr().contains("has moved to there").then_some(())
+        });
+        mover
+    }
+
+    /// Moves it with a mover or a receiver that stops at a step.
+    fn stops(&self, bench: &Bench, pid: u32, step: &str) -> Run {
+        let mut order = self.order(bench, pid);
+        order.env("CKPT_FAULT", format!("+{step}"));
+        Run::start(order)
+    }
+
+    /// What has ckpt there.
+    fn receiver(&self) -> Option<u32> {
+        let entries = fs::read_dir("/proc").expect("/proc").flatten();
+        let mut pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        let dir = self.dir.to_string_lossy();
+        pids.find(|pid| {
+            let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.starts_with(&*dir) && line.contains("__receive")
+        })
+    }
+
+    /// The images there.
+    fn images(&self) -> Vec<PathBuf> {
+        let list = |dir: &Path| -> Vec<PathBuf> {
+            let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+            entries.map(|entry| entry.path()).collect()
+        };
+        let all = list(&self.dir).into_iter().flat_map(|dir| list(&dir));
+        all.filter(|path| path.to_string_lossy().contains(".ckpt")).collect()
+    }
+}
+
+/// Processes of this name that work in the bench.
+fn called(bench: &Bench, name: &str) -> Vec<u32> {
+    let entries = fs::read_dir("/proc").expect("/proc").flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    pids.filter(|pid| {
+        let is_here = fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|at| at == bench.dir);
+        let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        is_here && comm.trim() == name
+    })
+    .collect()
+}
+
+/// Waits until a process was stopped.
+fn stopped(pid: u32) {
+    let state = || status_line(pid, "State").unwrap_or_default();
+    until("a stop", || state().starts_with('T').then_some(()));
+}
+
+fn resume(pid: u32) {
+    kill(Pid::from_raw(pid.cast_signed()), Signal::SIGCONT).expect("it is there");
+}
+
+fn three_times(who: Who, build: Build) {
+    let bench = Bench::new(who);
+    let host = Host::new(&bench);
+    let mut run = bench.run(bench.subject("memory", build), &[]);
+    run.expect("ready");
+    let comm = fs::read_to_string(format!("/proc/{}/comm", run.pid())).expect("its name");
+    let (mut pid, mut movers) = (run.pid(), Vec::new());
+    for _ in 0..3 {
+        run.check();
+        movers.push(host.moves(&bench, pid));
+        // It may have its id again: the one that has ended has no directory any more.
+        pid = until("the moved program", || called(&bench, comm.trim()).into_iter().next());
+    }
+    run.check();
+    // It ended here, with nothing but its end to say.
+    run.say("go");
+    for mover in movers.into_iter().rev() {
+        mover.ends_well();
+    }
+    run.ends_well();
+    bench.alone(&[]);
+    assert!(host.images().is_empty());
+}
+
+#[test]
+fn a_program_moves_three_times() {
+    three_times(Who::Me, Build::Pie);
+}
+
+#[test]
+fn a_users_program_moves_three_times() {
+    three_times(Who::Nobody, Build::Musl);
+}
+
+#[test]
+fn a_tree_moves() {
+    let bench = Bench::new(Who::Nobody);
+    let host = Host::new(&bench);
+    let program = bench.subject("memory", Build::Static);
+    let line = format!("{}; echo end $?; exit 5", program.display());
+    let mut run = bench.run("/bin/sh", &["-c", &line]);
+    run.expect("ready");
+    run.check();
+    let mover = host.moves(&bench, run.pid());
+    run.check();
+    run.say("go");
+    run.expect("end 0");
+    assert_eq!(mover.end().code(), Some(5));
+    run.ends_well();
+}
+
+#[test]
+fn signals_and_the_end_of_input_are_passed_on() {
+    let bench = Bench::new(Who::Nobody);
+    let host = Host::new(&bench);
+    let script = "trap 'echo trapped' TERM; echo ready; while read x; do echo got $x; done; read y < /dev/null; exit 9";
+    let mut run = bench.run("/bin/bash", &["-c", script]);
+    run.expect("ready");
+    let mover = host.moves(&bench, run.pid());
+    mover.signal(Signal::SIGTERM);
+    run.say("1");
+    let lines = [run.line(), run.line()];
+    assert!(lines.contains(&"trapped".into()) && lines.contains(&"got 1".into()), "{lines:?}");
+    let ended = run.finish();
+    assert_eq!((ended.code(), mover.end().code()), (Some(0), Some(9)), "{ended:?}");
+}
+
+#[test]
+fn what_is_missing_there_is_said_while_it_runs_here() {
+    let bench = Bench::new(Who::Nobody);
+    let host = Host::new(&bench);
+    bench.file("data", "1\n");
+    let program = bench.subject("memory", Build::Static);
+    let line = format!("exec 5< data; exec {}", program.display());
+    let mut run = bench.run("/bin/sh", &["-c", &line]);
+    run.expect("ready");
+    let mut order = host.order(&bench, run.pid());
+    let ended = Run::start({
+        order.arg("--map-path").arg(format!("{}=/nowhere", bench.name("data")));
+        order
+    });
+    let ended = ended.end();
+    assert_eq!(ended.code(), Some(125), "{ended:?}");
+    assert!(ended.stderr.contains("/nowhere"), "{ended:?}");
+    assert!(ended.stderr.contains("stays where it was"), "{ended:?}");
+    run.check();
+    bench.alone(&[run.pid()]);
+    assert!(host.images().is_empty());
+    // Nor is it called by the host's name from now on.
+    bench.must(&["save", &run.pid_text()]);
+    assert_eq!(bench.names("memory.static.ckpt").len(), 1);
+    run.go();
+}
+
+#[test]
+fn memory_whose_mappings_change_meanwhile_is_right() {
+    for (step, seed) in [("rounded", "1"), ("rounded:2", "2"), ("rounded", "3")] {
+        let bench = Bench::new(Who::Nobody);
+        let host = Host::new(&bench);
+        let mut run = bench.run(bench.subject("bounds", Build::Pie), &[seed]);
+        run.expect("ready");
+        let mover = host.stops(&bench, run.pid(), step);
+        stopped(mover.pid());
+        run.check();
+        run.check();
+        resume(mover.pid());
+        mover.complaint("has moved to there");
+        run.check();
+        run.say("go");
+        mover.ends_well();
+        run.ends_well();
+    }
+}
+
+#[test]
+fn who_stops_the_mover_in_time_stops_the_move() {
+    let bench = Bench::new(Who::Nobody);
+    let host = Host::new(&bench);
+    let mut run = bench.run(bench.subject("memory", Build::Pie), &[]);
+    run.expect("ready");
+    let mover = host.stops(&bench, run.pid(), "poised");
+    let receiver = until("the other end", || host.receiver());
+    stopped(receiver);
+    mover.signal(Signal::SIGINT);
+    resume(receiver);
+    let ended = mover.end();
+    assert_eq!(ended.code(), Some(125), "{ended:?}");
+    assert!(ended.stderr.contains("stays where it was"), "{ended:?}");
+    run.check();
+    until("the other end to go", || host.receiver().is_none().then_some(()));
+    assert!(host.images().is_empty());
+    run.go();
+}
+
+#[test]
+fn a_host_that_is_silent_is_not_waited_for() {
+    let bench = Bench::new(Who::Nobody);
+    let host = Host::new(&bench);
+    let mut run = bench.run(bench.subject("memory", Build::Pie), &[]);
+    run.expect("ready");
+    let mover = host.stops(&bench, run.pid(), "poised");
+    let receiver = until("the other end", || host.receiver());
+    stopped(receiver);
+    let mut mover = mover;
+    until("the mover's end", || (!mover.lives()).then_some(()));
+    run.check();
+    resume(receiver);
+    let ended = mover.end();
+    assert_eq!(ended.code(), Some(125), "{ended:?}");
+    assert!(ended.stderr.contains("stays where it was"), "{ended:?}");
+    until("the other end to go", || host.receiver().is_none().then_some(()));
+    assert!(host.images().is_empty());
+    bench.alone(&[run.pid()]);
+    run.go();
+}
+
+#[test]
+fn a_signal_overtakes_input_that_is_not_read() {
+    let bench = Bench::new(Who::Nobody);
+    let host = Host::new(&bench);
+    let script =
+        "trap 'echo trapped; n=1' TERM; echo ready; while [ ! $n ]; do sleep 0.01; done; cksum";
+    let mut run = bench.run("/bin/bash", &["-c", script]);
+    run.expect("ready");
+    let mover = host.moves(&bench, run.pid());
+    // More than goes into the pipe there.
+    let line = "x".repeat(999);
+    for _ in 0..150 {
+        run.say(&line);
+    }
+    mover.signal(Signal::SIGTERM);
+    run.expect("trapped");
+    let ended = run.finish();
+    assert!(ended.stdout.iter().any(|line| line.ends_with(" 150000")), "{ended:?}");
+    mover.ends_well();
+}
+
+/// Where the program is when somebody was killed.
+#[derive(Debug, PartialEq)]
+enum At {
+    Here,
+    There,
+    Image,
+}
+
+/// kill -9 of either end at each step: the program is in one place.
+#[test]
+fn whoever_is_killed_it_is_in_one_place() {
+    let steps = [
+        ("greeted", At::Here),
+        ("rounded", At::Here),
+        ("thawed", At::Here),
+        ("promised", At::Here),
+        ("ended", At::Image),
+        ("parted", At::Image),
+        ("told", At::There),
+        ("housed", At::Here),
+        ("proved", At::Here),
+        ("poised", At::Here),
+        ("vowing", At::Here),
+        ("ordered", At::Image),
+        ("renamed", At::Image),
+        ("began", At::There),
+        ("filled", At::Here),
+        ("planned", At::Image),
+        ("installed", At::Image),
+    ];
+    let bench = Bench::new(Who::Nobody);
+    let known =
+        [harness::faults::steps(&bench, "mover"), harness::faults::steps(&bench, "receiver")];
+    for step in known.concat() {
+        assert!(steps.iter().any(|(name, _)| *name == step), "{step}");
+    }
+    for (step, at) in steps {
+        let bench = Bench::new(Who::Nobody);
+        let host = Host::new(&bench);
+        // With who carries its streams their ends go, and who reads one would end.
+        let waits = ["-c", "echo ready; exec sleep 1000"];
+        let (mut run, comm) = match at {
+            At::There => (bench.run("/bin/sh", &waits), "sleep"),
+            _ => (bench.run(bench.subject("memory", Build::Pie), &[]), "memory.pie"),
+        };
+        run.expect("ready");
+        let own = run.pid();
+        until("its name", || called(&bench, comm).contains(&own).then_some(()));
+        let mut order = host.order(&bench, own);
+        order.env("CKPT_FAULT", step);
+        let mut mover = Run::start(order);
+        until("its end", || (!mover.lives()).then_some(()));
+        println!("{step}: {}", mover.fate());
+        match at {
+            At::Here => {
+                bench.alone(&[own]);
+                run.check();
+                run.go();
+            }
+            At::There => {
+                until("its end here", || (!run.lives()).then_some(()));
+                let pid = until("the program there", || called(&bench, comm).into_iter().next());
+                kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL).expect("it runs there");
+                assert_ne!(mover.end().code(), Some(0), "{step}");
+            }
+            At::Image => {
+                until("its end here", || (!run.lives()).then_some(()));
+                bench.alone(&[]);
+                let [image] = &host.images()[..] else { panic!("{step}: {:?}", host.images()) };
+                bench.must(&["verify", &image.to_string_lossy()]);
+                let mut again = bench.run(image, &[]);
+                again.check();
+                again.go();
+            }
+        }
+    }
+}
+
+/// An sshd of our own.
+struct Sshd {
+    _runs: Run,
+}
+
+impl Sshd {
+    /// Starts one, and says how it is reached.
+    fn start(bench: &Bench) -> (Self, String) {
+        for key in ["key", "host"] {
+            let args = ["-q", "-t", "ed25519", "-N", "", "-f", &bench.name(key)];
+            Run::start({
+                let mut command = bench.command("ssh-keygen");
+                command.args(args);
+                command
+            })
+            .ends_well();
+        }
+        let free = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = free.local_addr().expect("an address").port();
+        drop(free);
+        let lines = format!(
+            "ListenAddress 127.0.0.1:{port}\nHostKey {}\nAuthorizedKeysFile {}\nStrictModes no\nUsePAM no\nPidFile none\n",
+            bench.name("host"),
+            bench.name("key.pub")
+        );
+        bench.file("sshd", lines);
+        if geteuid().is_root() {
+            let _ = fs::create_dir("/run/sshd");
+        }
+        let sshd = bench.run("/usr/sbin/sshd", &["-D", "-e", "-f", &bench.name("sshd")]);
+        sshd.complaint("Server listening");
+        let key = bench.name("key");
+        let quiet = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR";
+        (Self { _runs: sshd }, format!("ssh -F none -p {port} -i {key} {quiet}"))
+    }
+}
+
+#[test]
+fn through_ssh() {
+    let bench = Bench::new(Who::Me);
+    let (sshd, rsh) = Sshd::start(&bench);
+    let mut run = bench.run(bench.subject("memory", Build::Pie), &[]);
+    run.expect("ready");
+    run.check();
+    let mut order = bench.command(bench.ckpt());
+    order.args(["move", "--rsh", &rsh, &run.pid_text(), "127.0.0.1"]);
+    let mover = Run::start(order);
+    mover.complaint("has moved to 127.0.0.1");
+    run.check();
+    run.say("go");
+    mover.ends_well();
+    run.ends_well();
+    drop(sshd);
+}
+
+#[test]
+fn a_host_that_cannot_be_reached_is_said() {
+    let bench = Bench::new(Who::Nobody);
+    let mut run = bench.run(bench.subject("memory", Build::Static), &[]);
+    run.expect("ready");
+    let ended = bench.order(&["move", "--rsh", "false", &run.pid_text(), "nowhere"]);
+    assert_eq!(ended.code(), Some(125), "{ended:?}");
+    assert!(ended.stderr.contains("nowhere cannot be reached"), "{ended:?}");
+    run.check();
+    run.go();
+}
