@@ -56,7 +56,8 @@ pub(crate) fn compare(process: &Process) -> Result<Compared> {
         return Ok(Compared::Equal);
     }
     if let Some(why) = inimitable(process, &theirs, related("mnt")) {
-        return Ok(Compared::Other(why.hint("say where the checkpoint goes with -n NAME")));
+        let way = format!("say where the checkpoint goes: ckpt save -n NAME {}", process.pid());
+        return Ok(Compared::Other(why.hint(way)));
     }
     let Status { uid, gid, groups, .. } = theirs;
     Ok(Compared::More(Rights { user: uid[3], group: gid[3], groups, capabilities }))
