@@ -121,6 +121,41 @@ fn sockets_with_names_that_are_gone_go_on() {
     survives(SOCKETS, "self ghost ghost gone/x gone/x gone/x c w thr 32 bef aft");
 }
 
+/// Options of sockets that few programs set: all that the kernel lets this user change are as they were.
+const OPTIONS: &str = r#"
+import os, socket, time
+from socket import AF_INET, AF_INET6, AF_NETLINK, AF_UNIX, SOCK_DGRAM, SOCK_RAW, SOCK_STREAM, SOL_SOCKET
+SOCKETS = (AF_INET, SOCK_STREAM), (AF_INET6, SOCK_STREAM), (AF_INET6, SOCK_DGRAM), (AF_UNIX, SOCK_STREAM), (AF_NETLINK, SOCK_RAW)
+NAMES = {SOL_SOCKET: (1, 41, 43, 45, 46, 47, 49, 61, 63, 64, 65, 69, 73, 74, 75, 82, 83),
+  6: (2, 10, 27, 34, 37, 44, 45, 46), 41: (2, 3, 4, 5, 8, 11, 30, 70, 72)}
+all = [socket.socket(*kind) for kind in SOCKETS]
+def has(s, level, name):
+    try: return s.getsockopt(level, name, 16)
+    except OSError: return None
+def change(s, level, name):
+    is_ = has(s, level, name)
+    for value in (0, 1, 1000, 70000):
+        try:
+            s.setsockopt(level, name, value)
+            if has(s, level, name) != is_: return 1
+        except OSError: pass
+    return 0
+changed = [change(s, level, name) for s in all for level in NAMES for name in NAMES[level] if has(s, level, name) is not None]
+all[0].listen()
+def state(): return [(s.type, level, name, has(s, level, name)) for s in all for level in NAMES for name in NAMES[level]]
+before = state()
+assert sum(changed) > 30, changed
+print("ready", flush=True)
+while not os.path.exists("gate"): time.sleep(0.02)
+after = state()
+print("same" if before == after else [it for it in zip(before, after) if it[0] != it[1]], flush=True)
+"#;
+
+#[test]
+fn options_that_few_programs_set_are_kept() {
+    survives(OPTIONS, "same");
+}
+
 /// Memory that a fork does not inherit is not lost, a file without a name was not opened as one, a directory that was
 /// removed is one, one of /proc is no copy, and who was stopped by a signal of the terminal was not by another.
 const STATE: &str = r#"

@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 use super::multicast;
+use crate::proc::net::state;
 use nix::errno::Errno;
 use nix::libc;
 use std::os::fd::{AsFd, AsRawFd};
@@ -90,19 +91,24 @@ const SAVED: [(i32, &[u8]); 9] = [
             49, 50, 51,
         ],
     ),
-    // IPV6_CHECKSUM, UNICAST_HOPS, MULTICAST_IF, _HOPS, _LOOP, MTU_DISCOVER, RECVERR, V6ONLY, MULTICAST_ALL,
-    // RECVERR_RFC4884, FLOWINFO_SEND, HDRINCL, RECVPKTINFO, RECVHOPLIMIT, RECVHOPOPTS, RECVRTHDR, RECVDSTOPTS, RECVPATHMTU,
-    // DONTFRAG, RECVTCLASS, TCLASS, MINHOPCOUNT, ORIGDSTADDR, TRANSPARENT, UNICAST_IF, RECVFRAGSIZE, FREEBIND
+    // IPV6_2292PKTINFO, 2292HOPOPTS, 2292DSTOPTS, 2292RTHDR, CHECKSUM, 2292HOPLIMIT, FLOWINFO, UNICAST_HOPS, MULTICAST_IF,
+    // _HOPS, _LOOP, MTU_DISCOVER, RECVERR, V6ONLY, MULTICAST_ALL, ROUTER_ALERT_ISOLATE, RECVERR_RFC4884, FLOWINFO_SEND,
+    // HDRINCL, RECVPKTINFO, RECVHOPLIMIT, RECVHOPOPTS, RECVRTHDR, RECVDSTOPTS, RECVPATHMTU, DONTFRAG, RECVTCLASS, TCLASS,
+    // AUTOFLOWLABEL, ADDR_PREFERENCES, MINHOPCOUNT, ORIGDSTADDR, TRANSPARENT, UNICAST_IF, RECVFRAGSIZE, FREEBIND
     (
         libc::IPPROTO_IPV6,
         &[
-            7, 16, 17, 18, 19, 23, 25, 26, 29, 31, 33, 36, 49, 51, 53, 56, 58, 60, 62, 66, 67, 73,
-            74, 75, 76, 77, 78,
+            2, 3, 4, 5, 7, 8, 11, 16, 17, 18, 19, 23, 25, 26, 29, 30, 31, 33, 36, 49, 51, 53, 56,
+            58, 60, 62, 66, 67, 70, 72, 73, 74, 75, 76, 77, 78,
         ],
     ),
-    // TCP_NODELAY, CORK, KEEPIDLE, KEEPINTVL, KEEPCNT, SYNCNT, LINGER2, DEFER_ACCEPT, CONGESTION, THIN_LINEAR_TIMEOUTS,
-    // USER_TIMEOUT, FASTOPEN, NOTSENT_LOWAT, INQ
-    (libc::IPPROTO_TCP, &[1, 3, 4, 5, 6, 7, 8, 9, 13, 16, 18, 23, 25, 36]),
+    // TCP_NODELAY, MAXSEG, CORK, KEEPIDLE, KEEPINTVL, KEEPCNT, SYNCNT, LINGER2, DEFER_ACCEPT, WINDOW_CLAMP, CONGESTION,
+    // THIN_LINEAR_TIMEOUTS, USER_TIMEOUT, FASTOPEN, NOTSENT_LOWAT, SAVE_SYN, FASTOPEN_NO_COOKIE, INQ, TX_DELAY, RTO_MAX_MS,
+    // RTO_MIN_US, DELACK_MAX_US
+    (
+        libc::IPPROTO_TCP,
+        &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 13, 16, 18, 23, 25, 27, 34, 36, 37, 44, 45, 46],
+    ),
     // UDP_CORK, ENCAP, NO_CHECK6_TX, _RX, SEGMENT, GRO
     (libc::IPPROTO_UDP, &[1, 100, 101, 102, 103, 104]),
     // UDPLITE_SEND_CSCOV, RECV_CSCOV
@@ -112,14 +118,16 @@ const SAVED: [(i32, &[u8]); 9] = [
     (libc::IPPROTO_ICMPV6, &[1]),
     // NETLINK_PKTINFO, BROADCAST_ERROR, NO_ENOBUFS, LISTEN_ALL_NSID, CAP_ACK, EXT_ACK, GET_STRICT_CHK
     (libc::SOL_NETLINK, &[3, 4, 5, 8, 10, 11, 12]),
-    // SO_REUSEADDR, DONTROUTE, BROADCAST, SNDBUF, RCVBUF, KEEPALIVE, OOBINLINE, NO_CHECK, PRIORITY, LINGER, REUSEPORT,
+    // SO_DEBUG, REUSEADDR, DONTROUTE, BROADCAST, SNDBUF, RCVBUF, KEEPALIVE, OOBINLINE, NO_CHECK, PRIORITY, LINGER, REUSEPORT,
     // PASSCRED, RCVLOWAT, RCVTIMEO, SNDTIMEO, BINDTODEVICE, TIMESTAMP, PASSSEC, TIMESTAMPNS, MARK, TIMESTAMPING, RXQ_OVFL,
-    // PEEK_OFF, ZEROCOPY, BUF_LOCK, PASSPIDFD
+    // WIFI_STATUS, PEEK_OFF, NOFCS, SELECT_ERR_QUEUE, BUSY_POLL, MAX_PACING_RATE, INCOMING_CPU, ZEROCOPY, TXTIME,
+    // TIMESTAMP_NEW, TIMESTAMPNS_NEW, TIMESTAMPING_NEW, PREFER_BUSY_POLL, BUF_LOCK, RESERVE_MEM, TXREHASH, RCVMARK, PASSPIDFD,
+    // RCVPRIORITY, PASSRIGHTS
     (
         libc::SOL_SOCKET,
         &[
-            2, 5, 6, 7, 8, 9, 10, 11, 12, 13, 15, 16, 18, 20, 21, 25, 29, 34, 35, 36, 37, 40, 42,
-            60, 72, 76,
+            1, 2, 5, 6, 7, 8, 9, 10, 11, 12, 13, 15, 16, 18, 20, 21, 25, 29, 34, 35, 36, 37, 40,
+            41, 42, 43, 45, 46, 47, 49, 60, 61, 63, 64, 65, 69, 72, 73, 74, 75, 76, 82, 83,
         ],
     ),
 ];
@@ -142,12 +150,37 @@ const MULTICAST: [i32; 4] = [
     of(libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS),
 ];
 
-/// Those whose value is longer than an int: a struct icmp6_filter, a struct linger, a struct timeval, a name.
-const WIDE: [(i32, usize); 8] = [
+/// What a kernel without them amounts to, where that is not 0: SO_MAX_PACING_RATE, INCOMING_CPU, TXREHASH, PASSRIGHTS,
+/// TCP_RTO_MAX_MS, RTO_MIN_US, DELACK_MAX_US, IPV6_AUTOFLOWLABEL.
+const USUAL: [(i32, i32); 8] = [
+    (PACING, -1),
+    (socket(49), -1),
+    (socket(74), 1),
+    (RIGHTS, 1),
+    (of(libc::IPPROTO_TCP, 44), 120_000),
+    (of(libc::IPPROTO_TCP, 45), 200_000),
+    (of(libc::IPPROTO_TCP, 46), 200_000),
+    (of(libc::IPPROTO_IPV6, 70), 1),
+];
+
+/// Whether descriptors may be sent there (SO_PASSRIGHTS, Linux 6.16): what had come before is sent anew.
+const RIGHTS: i32 = socket(83);
+/// Bytes a second, or -1.
+const PACING: i32 = socket(47);
+/// The largest window (TCP_WINDOW_CLAMP).
+const CLAMP: i32 = of(libc::IPPROTO_TCP, 10);
+/// Those that the program chooses before it connects, and the kernel afterwards.
+const BEFORE_CONNECTED: [i32; 2] = [MAXSEG, CLAMP];
+
+/// Those whose value is longer than an int: a struct icmp6_filter, a struct linger, a struct timeval, a name, a long, a
+/// struct sock_txtime.
+const WIDE: [(i32, usize); 10] = [
     (JOIN4, VALUE),
     (JOIN6, VALUE),
     (of(libc::IPPROTO_ICMPV6, 1), 32),
     (LINGER, 8),
+    (PACING, 8),
+    (socket(61), 8),
     (socket(libc::SO_RCVTIMEO), 16),
     (SNDTIMEO, 16),
     (socket(libc::SO_BINDTODEVICE), 16),
@@ -205,10 +238,14 @@ pub(super) fn save(fd: impl AsFd) -> Vec<u8> {
     let mut bytes = Vec::new();
     let family = get(fd, DOMAIN);
     let packet = (family == Some(libc::AF_PACKET)).then_some((libc::SOL_PACKET, &PACKET[..]));
+    let mut now = [0; 1];
+    let connected = ask(fd, INFO, &mut now) && !matches!(now, [state::CLOSE | state::LISTENS]);
     for (level, options) in SAVED.into_iter().chain(packet) {
         for option in options {
             let (option, mut value) = (of(level, (*option).into()), [0; VALUE]);
-            if ask(fd, option, &mut value[..size(option)]) && !is_ours(option, &value) {
+            let chosen = !(connected && BEFORE_CONNECTED.contains(&option));
+            let told = chosen && ask(fd, option, &mut value[..size(option)]);
+            if told && !is_ours(option, &value) {
                 bytes.extend(option.to_le_bytes());
                 bytes.extend(value);
             }
@@ -240,7 +277,10 @@ pub(super) fn restore(fd: impl AsFd, saved: &[u8], only: &[i32]) -> Vec<String> 
     let mut refused = Vec::new();
     for (option, value) in entries(saved) {
         let known = match only {
-            [] => option != LOCKS && option != V6ONLY && !(stream && MULTICAST.contains(&option)),
+            [] => {
+                let late = matches!(option, LOCKS | V6ONLY | RIGHTS);
+                !(late || stream && MULTICAST.contains(&option))
+            }
             only => only.contains(&option),
         };
         if !known {
@@ -252,7 +292,7 @@ pub(super) fn restore(fd: impl AsFd, saved: &[u8], only: &[i32]) -> Vec<String> 
         }
         let mut is = [0; VALUE];
         let asked = ask(fd, option, &mut is[..value.len()]);
-        let differs = !asked || is[..value.len()] != *value;
+        let differs = if asked { is[..value.len()] != *value } else { !is_usual(option, value) };
         if differs && chosen(fd, option, value, locks) && change(fd, option, value).is_err() {
             let (level, option) = (option >> 16, option & 0xffff);
             refused
@@ -277,6 +317,11 @@ pub(super) fn restrain(fd: impl AsFd + Copy, slow: bool) {
 
 fn is_ours(option: i32, value: &[u8]) -> bool {
     option == UNSENT && int(value) == OURS || option == PEEK_OFF && int(value) < -1
+}
+
+/// Whether an option says nothing that a kernel which does not know it would do otherwise.
+fn is_usual(option: i32, value: &[u8]) -> bool {
+    value.iter().all(|byte| *byte == 0) || USUAL.contains(&(option, int(value)))
 }
 
 /// What was saved, without those in [`LATE`].
@@ -319,8 +364,9 @@ pub(super) fn save_filter(fd: impl AsFd + Copy, saved: &mut Vec<u8>) -> bool {
     true
 }
 
-/// Gives a socket the filter that was saved, when what waits in it has come.
+/// Gives a socket what lets not all come to it: the filter that was saved, when what waits in it is there.
 pub(super) fn restore_filter(fd: impl AsFd + Copy, saved: &[u8]) -> nix::Result<()> {
+    let _ = restore(fd, saved, &[RIGHTS]);
     let entries = saved.chunks_exact(ENTRY).filter(|entry| entry[..4] == FILTER.to_le_bytes());
     let all: Vec<u8> = entries.flat_map(|entry| &entry[4..]).copied().collect();
     let Some((first, code)) = all.split_first_chunk::<VALUE>() else { return Ok(()) };
