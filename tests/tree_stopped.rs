@@ -6,6 +6,8 @@ mod harness;
 
 use harness::faults::{armed, steps};
 use harness::{Bench, Build, Run, Who, status_line, until};
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 
 use nix::sys::signal::Signal::{SIGCONT, SIGSTOP};
@@ -40,6 +42,27 @@ fn generations(who: Who) {
 fn stopped_children_stay_stopped_for_three_generations() {
     generations(Who::Me);
     generations(Who::Nobody);
+}
+
+/// Root saves and restarts those of another user: whoever may look at them may do so while they are stopped.
+#[test]
+fn stopped_children_of_another_user_may_be_looked_at() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let bench = Bench::new(Who::Me);
+    let program = bench.subject("halted", Build::Pie);
+    std::fs::set_permissions(bench.path("."), Permissions::from_mode(0o777)).unwrap();
+    let user = ["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"];
+    let mut run =
+        bench.run("/usr/bin/setpriv", &[&user[..], &[&program.to_string_lossy()]].concat());
+    run.expect("ready");
+    run.check();
+    bench.must(&["save", "--stop", &run.pid_text(), "-n", &bench.name("x.ckpt")]);
+    run.ends_well();
+    run = bench.run(bench.path("x.ckpt"), &[]);
+    run.check();
+    run.go();
 }
 
 /// Kills `ckpt save` at a step; whether it came there.
