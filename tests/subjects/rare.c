@@ -26,7 +26,7 @@
 
 enum { CHILDREN = 4, LINK = 0, FIFO, SOCKET, PLAIN, DEVICE, NODES };
 static const char *kind;
-static int master = -1, slave = -1, ends[2][2], nodes[NODES], files[3];
+static int master = -1, slave = -1, ends[2][2], nodes[NODES], files[4];
 static pid_t children[CHILDREN];
 static volatile sig_atomic_t hangups;
 static struct stat were[NODES];
@@ -190,16 +190,21 @@ static void look_for_quiet(void) {
 }
 
 // The third is held by whoever has it, since who has taken it is gone.
-static void held(int fd, const char *how, pid_t by) {
+static void held_at(pid_t at, int fd, const char *how, pid_t by) {
   char name[64], line[256], wanted[64];
-  snprintf(name, sizeof name, "/proc/self/fdinfo/%d", fd);
+  snprintf(name, sizeof name, "/proc/%d/fdinfo/%d", at, fd);
   snprintf(wanted, sizeof wanted, "FLOCK  ADVISORY  %s %d ", how, by);
-  FILE *info = fopen(name, "r");
+  FILE *info;
+  // A child may give up the rights of its restart a moment later than its parent.
+  while (!(info = fopen(name, "r")) && at != getpid()) usleep(1000);
   int found = 0;
-  while (info && fgets(line, sizeof line, info)) found += strstr(line, wanted) != 0;
+  CHECK(info, "%s: %m", name);
+  while (fgets(line, sizeof line, info)) found += strstr(line, wanted) != 0;
   fclose(info);
   CHECK(found == 1, "no %s", wanted);
 }
+
+static void held(int fd, const char *how, pid_t by) { held_at(getpid(), fd, how, by); }
 
 static void check(void) {
   if (is("terminal") || is("closed")) {
@@ -224,6 +229,7 @@ static void check(void) {
     held(files[0], "WRITE", getpid());
     held(files[1], "READ", getpid());
     held(files[2], "WRITE", getpid());
+    held_at(children[0], files[3], "WRITE", children[0]);
     CHECK(flock(open("0", O_RDONLY), LOCK_SH | LOCK_NB) && errno == EWOULDBLOCK, "%m");
     CHECK(flock(open("1", O_RDONLY), LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK, "%m");
   }
@@ -242,9 +248,12 @@ int main(int count, char **arguments) {
     files[2] = open("2", O_RDWR | O_CREAT, 0644);
     if (!fork()) _exit(flock(files[2], LOCK_EX));
     wait(0);
-    CHECK(!flock(files[0], LOCK_EX) && !flock(files[1], LOCK_SH), "%m");
+    files[3] = open("3", O_RDWR | O_CREAT, 0644);
+    CHECK(!flock(files[0], LOCK_EX) && !flock(files[1], LOCK_SH) && !flock(files[3], LOCK_EX), "%m");
   }
   if (is("owner") || is("holder")) bear();
+  // Another description of the file is not the one that has the lock.
+  if (is("holder")) CHECK(!close(files[3]) && open("3", O_RDONLY) == files[3], "%m");
   if (is("owner")) CHECK(!fcntl(ends[0][0], F_SETOWN, getpid()) && !fcntl(ends[1][0], F_SETOWN, children[0]), "%m");
   int status = obey(check);
   for (int i = 0; i < CHILDREN && children[i]; i++) kill(children[i], SIGKILL);

@@ -35,7 +35,7 @@ pub(crate) fn save(number: u32, tables: &Tables, gathered: &mut Gathered) {
             let first = is_first(record, number);
             let file = parsed.as_mut().filter(|lock| lock.kind == LockKind::File as u32);
             let holds = file.is_some_and(|lock| {
-                if first && !holds(tables, lock, fd) {
+                if first && !holds(tables, lock, line) {
                     lock.holder = pid;
                 }
                 lock.holder == pid
@@ -55,11 +55,11 @@ pub(crate) fn save(number: u32, tables: &Tables, gathered: &mut Gathered) {
     }
 }
 
-/// Whether the holder of a lock is in the checkpoint, and has the file still open.
-fn holds(tables: &Tables, lock: &FileLock, fd: &Fd) -> bool {
-    let same = |other: &Fd| (other.device, other.inode) == (fd.device, fd.inode);
+/// Whether the holder of a lock is in the checkpoint, and has the description still that has the lock.
+fn holds(tables: &Tables, lock: &FileLock, line: &str) -> bool {
+    let has = |other: &Fd| other.extra.iter().any(|(key, lock)| key == "lock" && lock == line);
     let mut all = tables.of.iter().filter(|table| table.pid.word() == lock.holder);
-    all.any(|table| table.fds.iter().any(same))
+    all.any(|table| table.fds.iter().any(has))
 }
 
 /// The lock of a process shows at every descriptor of the file; one that may hold it serves.
