@@ -21,6 +21,7 @@
 
 static const char *kind;
 static int fd = -1, other = -1;
+static char group[128];
 static pid_t dead;
 
 static int is(const char *word) { return !strcmp(kind, word); }
@@ -88,6 +89,10 @@ static void check(void) {
     CHECK(!timerfd_gettime(fd, &left) && left.it_value.tv_sec > 3000 && left.it_value.tv_sec <= 3600,
           "%ld", left.it_value.tv_sec);
   }
+  if (is("marks")) {
+    line_of(fd, "fanotify flags", line, sizeof line);
+    CHECK(!strcmp(line, group), "%s, was %s", line, group);
+  }
   if (is("marks") || is("point")) {
     char events[4096], made[64];
     CHECK(read(fd, events, sizeof events) < 0 && errno == EAGAIN, "%m");
@@ -153,6 +158,7 @@ static void set(void) {
     fd = fanotify_init(FAN_CLASS_NOTIF | FAN_NONBLOCK | FAN_REPORT_FID, O_RDONLY);
     CHECK(!mkdir("marked", 0700), "%m");
     NONE(fd >= 0 && !fanotify_mark(fd, FAN_MARK_ADD, FAN_CREATE | FAN_ONDIR, AT_FDCWD, "marked"));
+    line_of(fd, "fanotify flags", group, sizeof group);
   }
   if (is("asks")) {
     fd = fanotify_init(FAN_CLASS_CONTENT | FAN_NONBLOCK, O_RDONLY);

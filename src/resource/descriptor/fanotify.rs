@@ -13,7 +13,7 @@ use super::lost::stand_in;
 use super::open::owned;
 use super::sought::{self, Wanted, device, field};
 use super::{Content, Look, Opening, Origin, Saving, watched};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Because, Error, Kind, Result};
 use crate::proc::Process;
 use crate::proc::fds::Fd;
 use crate::proc::status::CAP_SYS_ADMIN;
@@ -21,6 +21,7 @@ use crate::resource::kinds;
 use crate::rights;
 use ckpt_abi::image::Descriptor;
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::libc;
 use std::ffi::{CStr, OsStr};
 use std::os::fd::AsRawFd;
@@ -138,7 +139,8 @@ pub(super) fn opens(record: &Descriptor) -> bool {
 pub(super) fn open(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Origin> {
     let content = opening.content(record)?;
     let fd = record.fd;
-    let flags = record.value as u32 & !UNPRIVILEGED | libc::FAN_CLOEXEC | libc::FAN_NONBLOCK;
+    // The group shows them for ever: ours are set when it is there.
+    let flags = record.value as u32 & !UNPRIVILEGED;
     let make = || {
         // SAFETY: numbers only.
         owned(unsafe { libc::syscall(libc::SYS_fanotify_init, flags, record.value >> 32) })
@@ -157,6 +159,9 @@ pub(super) fn open(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Ori
             return stand_in().map(Origin::Own);
         }
     };
+    for ours in [FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC), FcntlArg::F_SETFL(OFlag::O_NONBLOCK)] {
+        fcntl(&group, ours).because(|| "cannot change a fanotify group")?;
+    }
     let mut rest = &content[..];
     while let Some((head, more)) = rest.split_first_chunk::<32>() {
         let ([how, mask, ignored, len], was) = (watched::words(head), watched::told(&head[16..]));
