@@ -156,6 +156,38 @@ fn options_that_few_programs_set_are_kept() {
     survives(OPTIONS, "same");
 }
 
+/// A message queue, pressure and the kernel's log: what they would have told only the one description that was asked for.
+const TOLD: &str = r#"
+import ctypes, os, signal, struct, sys
+libc, name = ctypes.CDLL(None), b"/ckpt-odd-%d" % os.getpid()
+queue = libc.mq_open(name, os.O_RDWR | os.O_CREAT, 0o600, struct.pack("8q", 0, 2, 16, 0, 0, 0, 0, 0))
+assert queue >= 0 and libc.mq_notify(queue, struct.pack("Qii48x", 0, signal.SIGUSR1, 0)) == 0
+def opened(path, how):
+    try: return os.open(path, how) > 0
+    except OSError: return False
+print("ready", opened("/dev/kmsg", os.O_RDONLY), opened("/proc/pressure/memory", os.O_RDWR), flush=True)
+sys.stdin.readline()
+libc.mq_unlink(name)
+"#;
+
+#[test]
+fn what_would_have_been_told_is_named() {
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        bench.file("job.py", TOLD);
+        let mut run = bench.run("/usr/bin/python3", &["job.py"]);
+        let ready = run.line();
+        let saved = bench.must(&["save", &run.pid_text(), "-n", &bench.name("x.ckpt")]).stderr;
+        run.say("");
+        let named = |what: &str| saved.contains(what);
+        assert!(named(" is to tell it (mq_notify(2))"), "{ready}: {saved}");
+        assert_eq!(named("what the device /dev/kmsg"), ready.starts_with("ready True"), "{saved}");
+        let pressure = named("what /proc/pressure/memory is to tell it");
+        assert_eq!(pressure, ready.ends_with("True"), "{ready}: {saved}");
+        run.ends_well();
+    }
+}
+
 /// Memory that a fork does not inherit is not lost, a file without a name was not opened as one, a directory that was
 /// removed is one, one of /proc is no copy, and who was stopped by a signal of the terminal was not by another.
 const STATE: &str = r#"

@@ -103,6 +103,7 @@ const DECLARED: &[(&str, &str)] = &[
     ("what is in the pipe of standard input", "let its input come from a file"),
     ("(F_SETOWN), which nobody may look for here", "start the restart as root"),
     ("the messages in the message queue", ""),
+    ("is to tell it", "let it ask for that again after a restart"),
     ("the place of ", ""),
     ("the right to open ", ""),
     ("what epoll descriptor ", ""),

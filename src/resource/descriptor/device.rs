@@ -5,7 +5,7 @@
 use super::open::{by_path, place};
 use super::spot::Spot;
 use super::{Content, Kind, Look, Opening, Origin, Saving};
-use super::{file_type, lost, names, only_names, pty, terminal};
+use super::{access, file_type, lost, names, only_names, pty, terminal};
 use crate::error::{Because, Result};
 use crate::proc::fds::Fd;
 use crate::ptrace::raw;
@@ -84,12 +84,14 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
     Ok(())
 }
 
-/// Whether every opening of the device is like any other: /dev/null and its kin (major 1), consoles and
-/// serial lines (4, 5), and what is only named.
+/// Whether every opening of the device is like any other: /dev/null and its kin (major 1; but a reader of /dev/kmsg has a
+/// place in it), consoles and serial lines (4, 5), and what is only named.
 fn is_stateless(fd: &Fd) -> bool {
     only_names(fd.flags)
-        || matches!(major(fd.rdev), 1 | 4)
-        || (major(fd.rdev), minor(fd.rdev)) == (5, 1)
+        || match (major(fd.rdev), minor(fd.rdev)) {
+            (1, 11) => access(fd.flags) == libc::O_WRONLY,
+            device => matches!(device, (1 | 4, _) | (5, 1)),
+        }
 }
 
 fn open(record: &Descriptor, opening: &mut Opening<'_>) -> Result<Origin> {

@@ -14,6 +14,7 @@ use ckpt_abi::image::Descriptor;
 use nix::libc;
 use nix::sys::statfs::{FsType, statfs};
 use std::ffi::CString;
+use std::fs;
 use std::os::unix::ffi::OsStrExt;
 
 pub(super) const KIND: Kind = Kind { recognise, save, open };
@@ -28,7 +29,15 @@ fn recognise(fd: &Fd, look: &Look<'_>) -> bool {
     named && there().is_ok_and(|fs| fs.filesystem_type() == MAGIC)
 }
 
-fn save(fd: &Fd, _: &Look<'_>, saving: &mut Saving) -> Result<()> {
+/// Whether a queue is to tell a process of its first message: "QSIZE:0 NOTIFY:0 SIGNO:10 NOTIFY_PID:4711" (ipc/mqueue.c).
+/// What it is to get with the signal nobody can see.
+fn tells(fd: &Fd, look: &Look<'_>) -> bool {
+    let text = fs::read_to_string(look.process.fd(fd.number)).unwrap_or_default();
+    let whom = text.split_once("NOTIFY_PID:").map(|(_, whom)| whom.trim().parse());
+    whom == Some(Ok(look.process.pid().word()))
+}
+
+fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
     if fd.deleted || fd.nlink == 0 {
         saving.lose("a message queue that was removed");
         return Ok(());
@@ -37,6 +46,10 @@ fn save(fd: &Fd, _: &Look<'_>, saving: &mut Saving) -> Result<()> {
     saving.say(format!(
         "the messages in the message queue {path}: they stay in the kernel, until the next boot at most"
     ));
+    if tells(fd, look) {
+        let path = saving.path.display();
+        saving.say(format!("what the message queue {path} is to tell it (mq_notify(2))"));
+    }
     Ok(())
 }
 

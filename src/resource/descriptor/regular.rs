@@ -11,6 +11,7 @@ use nix::fcntl::{AtFlags, OFlag};
 use nix::libc;
 use nix::sys::stat::Mode;
 use nix::unistd::{AccessFlags, faccessat, geteuid};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -24,6 +25,13 @@ pub(crate) const EMBEDDED: u32 = 1;
 fn recognise(fd: &Fd, look: &Look<'_>) -> bool {
     let file = file_type(fd.mode) == libc::S_IFREG || only_names(fd.flags);
     file && names::locate(fd, look).is_some()
+}
+
+/// Whether who writes there is told of pressure as long as it has that description (PSI).
+fn is_pressure(path: &OsStr) -> bool {
+    let path = path.as_encoded_bytes();
+    path.starts_with(b"/proc/pressure/")
+        || path.starts_with(b"/sys/fs/cgroup/") && path.ends_with(b".pressure")
 }
 
 fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
@@ -46,6 +54,10 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
             "the right to open {path} as it is open now: nobody may while chattr +{letter} holds, so a restart will need \
              chattr -{letter} before"
         ));
+    }
+    if access(fd.flags) != libc::O_RDONLY && is_pressure(&saving.path) {
+        let path = saving.path.display();
+        saving.say(format!("what {path} is to tell it (a trigger)"));
     }
     if look.embed == 0 {
         return Ok(());
