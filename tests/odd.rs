@@ -188,6 +188,28 @@ fn what_would_have_been_told_is_named() {
     }
 }
 
+/// A child that the job has moved to a control group of its own.
+const MOVED: &str =
+    "mkdir d && mount -t cgroup -o none,name=ckpt-odd x d && mkdir d/one || { echo none; exit; }
+    sleep 1000 & echo $! > d/one/cgroup.procs
+    echo ready; read line; kill $!; wait $!; rmdir d/one && umount d";
+
+#[test]
+fn control_groups_of_the_jobs_own_are_named() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let bench = Bench::new(Who::Me);
+    let mut run = bench.run("/usr/bin/unshare", &["-m", "/bin/sh", "-c", MOVED]);
+    if run.line() == "none" {
+        return;
+    }
+    let saved = bench.must(&["save", &run.pid_text(), "-n", &bench.name("x.ckpt")]).stderr;
+    run.say("");
+    assert_eq!(saved.matches("its own control groups").count(), 1, "{saved}");
+    run.ends_well();
+}
+
 /// Memory that a fork does not inherit is not lost, a file without a name was not opened as one, a directory that was
 /// removed is one, one of /proc is no copy, and who was stopped by a signal of the terminal was not by another.
 const STATE: &str = r#"

@@ -11,6 +11,11 @@ impl Process {
         decimal(self.file("oom_score_adj").ok()?.trim_ascii()).ok()
     }
 
+    /// The control groups that it is in, as /proc tells (cgroups(7)); None if they cannot be read.
+    pub(crate) fn control_groups(&self) -> Option<Vec<u8>> {
+        self.file("cgroup").ok()
+    }
+
     /// Has it end before all others when memory runs out, be it only that of its control group; whoever may not say that of
     /// it lets it be.
     pub(crate) fn ends_first(&self) {

@@ -79,6 +79,7 @@ const DECLARED: &[(&str, &str)] = &[
     ("the capabilities", ""),
     ("its own namespaces", "restart it in such (unshare(1), nsenter(1))"),
     ("the namespaces (", ""),
+    ("its own control groups", "move it there again after a restart"),
     ("its securebits", "restart it below setpriv --securebits"),
     ("process or thread keyring", "let it fetch its keys anew"),
     ("the sandbox that it has locked itself in (Landlock(7))", "restart it in one"),

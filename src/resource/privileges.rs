@@ -61,7 +61,11 @@ pub(crate) fn save(
     let above =
         if own.ppid == Pid::INIT && tree::is_made_for_a_tree() { Pid::NONE } else { own.ppid };
     let root = common.tables.root().filter(|root| *root != pid);
-    let first = root.and_then(|root| common.relatives.of(root).status.clone());
+    let jobs = root.map(|root| common.relatives.of(root));
+    let first = jobs.and_then(|jobs| jobs.status.clone());
+    let theirs = jobs.and_then(|jobs| jobs.control_groups.as_ref());
+    let groups = || proc::Process::glimpse(pid).ok()?.control_groups();
+    let moved = theirs.is_some_and(|theirs| groups().is_some_and(|own| own != *theirs));
     let parent = common.relatives.of(above);
     // Whoever could give it all again stands for a parent that is not seen, as of a restarted program.
     let standard = parent.status.clone().or_else(|| {
@@ -111,6 +115,9 @@ pub(crate) fn save(
     let spaces = spaces.unwrap_or_default();
     if !spaces.is_empty() {
         say(format!("its own namespaces ({}): a restart has the restarter's", spaces.join(", ")));
+    }
+    if moved {
+        say("its own control groups (cgroups(7)): a restart has the restarter's".into());
     }
     if asked.keyrings.into_iter().any(|asked| answers.result(asked) > 0) {
         say("the keys in its process or thread keyring (keyrings(7)): a restart has none".into());

@@ -13,6 +13,7 @@ pub(crate) struct Relative {
     /// Its root directory.
     pub(crate) root: Option<PathBuf>,
     pub(crate) oom_score: Option<i32>,
+    pub(crate) control_groups: Option<Vec<u8>>,
 }
 
 /// Those that were asked for, by their ids. Each is looked at once: who belongs to the job stands still.
@@ -29,6 +30,7 @@ impl Relatives {
                 namespaces: seen.map(Namespaces::of).unwrap_or_default(),
                 root: seen.and_then(|process| process.root().ok()).map(|root| root.path),
                 oom_score: seen.and_then(Process::oom_score),
+                control_groups: seen.and_then(Process::control_groups),
             }
         })
     }
