@@ -46,7 +46,6 @@ use crate::ptrace::memory::Memory;
 use crate::resource::cpu;
 use crate::resource::descriptor::{pty::screen::Outer, socket};
 use crate::resource::looked::Looked;
-use crate::resource::presumed::Before;
 use crate::settings::server::Transfer;
 use crate::settings::{Name, Settings};
 use checkpoint::Checkpoint;
@@ -236,7 +235,8 @@ fn take(request: &Demand) -> Result<Outcome> {
     }
     let Entered { mut checkpoint, mut equipped, still, looked } = begun?;
     let mut result = proceed(&checkpoint, &equipped, (still, looked), (front, over));
-    let (mut again, mut pause, deadline) = (AGAIN, FIRST_PAUSE, Instant::now() + TURN);
+    let mut again = if request.moves() { 0 } else { AGAIN };
+    let (mut pause, deadline) = (FIRST_PAUSE, Instant::now() + TURN);
     loop {
         match &result {
             Err(e) if e.kind() == Kind::Passing && Instant::now() < deadline => {
@@ -354,7 +354,7 @@ fn begin<'a>(request: &'a Demand, executable: &[u8]) -> Result<Entered<'a>> {
         for member in &members {
             Process::glimpse(member.pid).map_or(Ok(()), |it| phase2_equip::await_memory(&it))?;
         }
-        let before = Before::of(&members);
+        let before = Rolling::before(request.rolling.as_ref(), &members);
         let mut still = phase1_freeze::freeze(request, &members)?;
         reach(Point::Frozen);
         let seen = phase2_equip::see(&still.processes, &before);

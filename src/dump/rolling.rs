@@ -9,7 +9,7 @@
 //! its checksum.
 
 use super::pageset::PageSet;
-use crate::error::{Because, Kind, Result};
+use crate::error::{Because, Result};
 use crate::fault::{Point, reach};
 use crate::image::base::Base;
 use crate::image::older::{Id, Older, Over, Renewal};
@@ -18,9 +18,10 @@ use crate::order;
 use crate::proc::maps::Vma;
 use crate::proc::pagemap::Pagemap;
 use crate::proc::tracking::Tracker;
+use crate::proc::tree::Kin;
 use crate::proc::{Process, line};
 use crate::resource::memory::{Area, Pages};
-use crate::resource::presumed;
+use crate::resource::presumed::{self, Before};
 use nix::errno::Errno;
 use std::cell::RefCell;
 use std::fs::File;
@@ -52,6 +53,8 @@ pub(crate) struct Rolling {
     pub(super) all: bool,
     /// The image goes to another machine, as whose the last one that the process has may be, too.
     pub(crate) moves: bool,
+    /// Flags of mappings are read while the program stands still.
+    exact: bool,
     /// The large areas of the last stop.
     before: Vec<[u64; 2]>,
     older: Option<Older>,
@@ -113,11 +116,16 @@ impl Same<'_> {
 
 impl Rolling {
     /// For a program that moves: its memory is tracked from the first round on.
-    pub(crate) fn moving(process: &Process) -> Self {
+    pub(crate) fn moving(process: &Process, exact: bool) -> Self {
         let maps = process.maps().unwrap_or_default();
         let large = maps.iter().filter(|vma| vma.end - vma.start >= LARGE);
         let before = large.map(|vma| [vma.start, vma.end]).collect();
-        Self { moves: true, before, ..Self::default() }
+        Self { moves: true, exact, before, ..Self::default() }
+    }
+
+    /// What is known of the flags of mappings before these stand still.
+    pub(super) fn before(known: Option<&RefCell<Self>>, all: &[Kin]) -> Before {
+        Before::of(if known.is_some_and(|known| known.borrow().exact) { &[] } else { all })
     }
 
     /// Prepares the older checkpoint for one behind `stub` bytes, before the program stands still.
@@ -144,10 +152,9 @@ impl Rolling {
     /// Confirms it, of a program that stands still.
     ///
     /// # Errors
-    /// It was not so. The other machine has the image already, so it is not begun anew.
+    /// It was not so.
     fn confirm(&mut self, process: &Process) -> Result<()> {
-        let confirmed = self.presumed.take().map(|all| presumed::confirm(&all, process, false));
-        confirmed.unwrap_or(Ok(())).map_err(|e| e.of(Kind::Other))
+        self.presumed.take().map_or(Ok(()), |all| presumed::confirm(&all, process, false))
     }
 
     /// For the file of the next one. From now on the older one may be changed.
@@ -356,6 +363,7 @@ impl Rolling {
         Some(Self {
             all: false,
             moves: false,
+            exact: false,
             before,
             older: Older::hold(path, [old_dev?, old_ino?]),
             older_generation: older_generation?,

@@ -73,8 +73,9 @@ const MOST: usize = 16;
 const ENOUGH: u64 = 4 << 20;
 /// With more memory the first rounds begin to know what changes, in bytes.
 const LARGE: u64 = 64 << 20;
-/// How long a checkpoint is tried that others have the turn for.
+/// How long a checkpoint is tried that others have the turn for, and how often one under which something changes.
 const TURN: Duration = Duration::from_secs(60);
+const AGAIN: usize = 3;
 
 /// The words that have the other host receive this executable and run it. Nothing else is sent before it has answered, so
 /// that a `head` that reads ahead takes nothing of it. No quote and no line end: any shell there gets it as one word.
@@ -93,15 +94,22 @@ pub(super) fn run(process: &Process, rsh: Option<&OsStr>, mut words: Vec<OsStrin
     // SAFETY: no handler runs. Who has gone we are told by the call.
     let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigIgn) };
     let executable = stub::own()?;
-    let (child, wire) = connect(host, rsh, &executable)?;
-    let mut there = There { link: None, host, place: OsString::new() };
-    let outcome = (|| {
-        there.greet(wire, &meant, &words, &stub::in_front(&executable))?;
-        there.rounds(meant)
-    })();
-    let outcome = match outcome {
-        Ok(outcome) => outcome,
-        Err(e) => return Err(there.give_up(pid, e, child)),
+    let (front, own) = (stub::in_front(&executable), Pid::own());
+    let mut exact = false;
+    let (there, child, outcome) = loop {
+        let (child, wire) = connect(host, rsh, &executable)?;
+        let mut there = There { link: None, host, place: OsString::new() };
+        let outcome = there.greet(wire, &meant, &words, &front);
+        match outcome.and_then(|()| there.rounds(meant.clone(), exact)) {
+            Ok(outcome) => break (there, child, outcome),
+            // The other host has all of it by then. In its namespaces there is no way there.
+            Err(e) if e.kind() == Kind::Changed && !exact && Pid::own() == own => {
+                there.drop();
+                there::reap(child);
+                exact = true;
+            }
+            Err(e) => return Err(there.give_up(pid, e, child)),
+        }
     };
     // What comes into its standard input goes on to it.
     let sentences = outcome.iter().flat_map(Outcome::sentences);
@@ -156,15 +164,19 @@ impl There<'_> {
         Ok(())
     }
 
-    /// Brings the image there while the program runs, and then the rest.
-    fn rounds(&mut self, meant: Process) -> Result<Option<Outcome>> {
+    /// Brings the image there while the program runs, and then the rest. Unless it is to be `exact`, what the kernel tells of
+    /// its mappings is asked before it stands still.
+    ///
+    /// # Errors
+    /// Why it stays here: [`Kind::Changed`] if that was not so any more.
+    fn rounds(&mut self, meant: Process, exact: bool) -> Result<Option<Outcome>> {
         let process = enter::enter(meant)?;
         dumper::prepare();
         let link = self.link.clone().ok_or_else(|| Error::new("nobody is there"))?;
         // The program may stand still in each round.
         link.borrow_mut().wire.patience = Some(PATIENCE);
         let large = process.resident().unwrap_or(0) > LARGE;
-        let mut rolling = Rolling::moving(&process);
+        let mut rolling = Rolling::moving(&process, exact);
         let (mut before, least) = (u64::MAX, if large { 2 } else { 1 });
         // What is several has no base, and all of it would be sent twice.
         let rounds = if process.children().is_empty() { 0..MOST } else { 0..0 };
@@ -226,10 +238,13 @@ impl There<'_> {
             }),
             rolling: Some(RefCell::new(rolling)),
         };
-        let deadline = Instant::now() + TURN;
+        let (deadline, mut again) = (Instant::now() + TURN, AGAIN);
         loop {
-            match dump(&request) {
-                Err(e) if e.kind() == Kind::Busy && Instant::now() < deadline => {}
+            let done = dump(&request);
+            let is_sealed = self.link.as_ref().is_some_and(|link| link.borrow().is_sealed);
+            match done {
+                Err(e) if !is_sealed && e.kind() == Kind::Busy && Instant::now() < deadline => {}
+                Err(e) if !is_sealed && e.kind() == Kind::Changed && again > 0 => again -= 1,
                 done => {
                     let rolling = request.rolling.map(RefCell::into_inner).unwrap_or_default();
                     return done.map(|outcome| (outcome, rolling));
@@ -252,10 +267,8 @@ impl There<'_> {
     /// What has failed while the program was here.
     fn give_up(&self, pid: Pid, error: Error, child: Pid) -> Error {
         let promised = self.link.as_ref().is_some_and(|link| link.borrow().promised);
-        if let Some(link) = self.link.as_ref().filter(|_| !promised) {
-            let link = &mut *link.borrow_mut();
-            link.wire.patience = Some(Duration::from_secs(1));
-            let _ = link.wire.send(Word::Drop, 0, &[]);
+        if !promised {
+            self.drop();
         }
         let host = self.host.to_string_lossy();
         if promised {
@@ -268,7 +281,19 @@ impl There<'_> {
             // It has heard the end of our words, and said its own on standard error.
             return ended(error, there::reap(child), &host);
         }
-        error.hint(format!("process {pid} stays where it was"))
+        match error.kind() {
+            Kind::Gone => error,
+            _ => error.hint(format!("process {pid} stays where it was")),
+        }
+    }
+
+    /// Has what is there forgotten.
+    fn drop(&self) {
+        if let Some(link) = &self.link {
+            let link = &mut *link.borrow_mut();
+            link.wire.patience = Some(Duration::from_secs(1));
+            let _ = link.wire.send(Word::Drop, 0, &[]);
+        }
     }
 
     /// What has failed when it was not here any more.

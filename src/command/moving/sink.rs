@@ -47,7 +47,7 @@ pub(super) struct Link {
     /// What these were when it was told of them.
     kinds: [u8; 3],
     /// The last image was sent.
-    is_sealed: bool,
+    pub is_sealed: bool,
     /// The other host has all that it takes.
     pub promised: bool,
     /// It was told to begin, when the program had stood still so long.

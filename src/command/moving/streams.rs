@@ -46,13 +46,14 @@ impl Stream {
 pub(super) const STREAMS: usize = 7;
 
 /// The signals that the program gets in our stead, first those that end whoever does not expect them.
-const FORWARDED: [Signal; 6] = [
+const FORWARDED: [Signal; 7] = [
     Signal::SIGINT,
     Signal::SIGTERM,
     Signal::SIGHUP,
     Signal::SIGQUIT,
     Signal::SIGUSR1,
     Signal::SIGUSR2,
+    Signal::SIGCONT,
 ];
 
 /// All that we wait for beside the streams.
@@ -146,7 +147,11 @@ impl Streams {
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         let signals =
             SignalFd::with_flags(&awaited(), flags).because(|| "cannot wait for signals")?;
-        let mut waits: Vec<u8> = Vec::new();
+        // Nobody else is in front there who could let it go on, if it was stopped (^Z) for us to be in front here.
+        let mut waits = match &raw {
+            Some(_) => framed(Word::Signal, Signal::SIGCONT as u64, &[]),
+            None => Vec::new(),
+        };
         loop {
             let sends = if waits.is_empty() { PollFlags::empty() } else { PollFlags::POLLOUT };
             let taker = self.held.as_ref().and_then(|(number, _)| self.all[*number].1.as_ref());

@@ -234,7 +234,8 @@ impl House {
     /// room of the image is free when it does.
     fn start(&self, chunks: &[Chunk], len: u64) -> Result<Waits> {
         let what = || "cannot restart the program";
-        let outline = self.dir.join("outline");
+        // What it is called its processes are called, until they are the program's.
+        let outline = self.dir.join(self.place.file_name().unwrap_or_default());
         let file = create(&outline)?;
         let mut places: Vec<_> = chunks.iter().map(|c| (c.offset, c.stored.into())).collect();
         order::numbers(&mut places);
