@@ -236,7 +236,8 @@ impl<'a> Writing<'a> {
             locks: glibc::Search::new(&gathered.threads),
             ids,
             keys: self.writer.is_of_several(),
-            sums: !self.writer.changes_content(),
+            sums: !self.writer.blocks().change_content(),
+            sealing: self.writer.blocks().sealing().cloned(),
         })
     }
 
@@ -410,14 +411,14 @@ fn records(w: &mut Writer<'_>, g: &Gathered) -> Result<()> {
 
 /// Writes what was read of an area.
 fn write(writer: &mut Writer<'_>, read: &Read, area: &Area, gathered: &mut Gathered) -> Result<()> {
-    for Found { address, bytes, owners, has_id, pieces, sum } in read.found() {
+    for Found { address, bytes, owners, has_id, pieces, known } in read.found() {
         let locks = [gathered.owners.len(), owners.len()].map(|n| n as u32);
         gathered.owners.extend_from_slice(owners);
         if has_id && let Some(process) = &mut gathered.process {
             process.flags |= process_flag::REMEMBERS_IDS;
         }
         if !area.streamed {
-            writer.pieces(gathered.number, address, (bytes, sum), locks, pieces)?;
+            writer.pieces(gathered.number, address, (bytes, known), locks, pieces)?;
         }
     }
     if area.streamed {

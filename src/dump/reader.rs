@@ -5,7 +5,9 @@
 use crate::abreast;
 use crate::error::Result;
 use crate::fault::{Point, reach};
+use crate::image::blocks::Known;
 use crate::image::pieces::{Piece, keyed};
+use crate::image::seal::Numbered;
 use crate::image::zeros::nonzero;
 use crate::image::{PAGE, content_hash};
 use crate::proc::pagemap::Pagemap;
@@ -38,6 +40,8 @@ pub(super) struct From<'a> {
     pub(super) keys: bool,
     /// Whether what is written is what was read, so that its checksum can be had at once.
     pub(super) sums: bool,
+    /// Seals it while the cache still has it.
+    pub(super) sealing: Option<Numbered>,
 }
 
 /// Room for one chunk.
@@ -84,7 +88,7 @@ struct Stretch {
     owners: Vec<Owner>,
     has_id: bool,
     pieces: Vec<Piece>,
-    sum: Option<u64>,
+    known: Known,
 }
 
 /// What was found in a [`Stretch`].
@@ -96,8 +100,8 @@ pub(super) struct Found<'a> {
     /// The first id that it remembers is in it.
     pub(super) has_id: bool,
     pub(super) pieces: &'a [Piece],
-    /// Their checksum.
-    pub(super) sum: Option<u64>,
+    /// What is known of the bytes.
+    pub(super) known: Known,
 }
 
 impl Read<'_> {
@@ -108,7 +112,7 @@ impl Read<'_> {
             owners: &stretch.owners,
             has_id: stretch.has_id,
             pieces: &stretch.pieces,
-            sum: stretch.sum,
+            known: stretch.known,
         })
     }
 }
@@ -249,14 +253,19 @@ impl From<'_> {
     pub(super) fn complete(&self, read: &mut Read<'_>, area: &Area) {
         let ids = self.ids.as_ref().filter(|_| area.writable);
         for stretch in &mut read.stretches {
-            let bytes = &read.buffer[stretch.place.clone()];
+            let bytes = &mut read.buffer[stretch.place.clone()];
             let address = read.at + stretch.place.start as u64;
             stretch.has_id = ids.is_some_and(|ids| ids.is_in(address, bytes, &stretch.owners));
             let keys = self.keys && !area.streamed && stretch.owners.is_empty();
             if keys {
                 stretch.pieces = keyed(address, bytes);
             }
-            stretch.sum = (self.sums && !keys && !area.streamed).then(|| content_hash(bytes));
+            stretch.known = match &self.sealing {
+                _ if keys || area.streamed => Known::Nothing,
+                Some(sealing) => Known::Sealed(sealing.plain(bytes)),
+                None if self.sums => Known::Sum(content_hash(bytes)),
+                None => Known::Nothing,
+            };
         }
     }
 
@@ -266,7 +275,7 @@ impl From<'_> {
             self.locks.look(self.memory, address, bytes, &mut owners);
         }
         let place = start..start + bytes.len();
-        Stretch { place, owners, has_id: false, pieces: Vec::new(), sum: None }
+        Stretch { place, owners, has_id: false, pieces: Vec::new(), known: Known::Nothing }
     }
 
     /// Reads up to the first page that cannot be read.

@@ -343,6 +343,7 @@ fn bits(numbers: Range<usize>) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::blocks::Known;
     use super::super::hash;
     use super::super::write::{Sink, Writer};
     use super::*;
@@ -419,8 +420,11 @@ mod tests {
                     let bytes: Vec<u8> =
                         part.iter().flat_map(|(_, content)| page(*content)).collect();
                     let locks = u32::from(part[0].1 % 50 == 1);
-                    let sum = Some(content_hash(&bytes)).filter(|_| address.is_multiple_of(3));
-                    writer.pieces(0, address, (&bytes, sum), [0, locks], &[]).unwrap();
+                    let known = match address.is_multiple_of(3) {
+                        true => Known::Sum(content_hash(&bytes)),
+                        false => Known::Nothing,
+                    };
+                    writer.pieces(0, address, (&bytes, known), [0, locks], &[]).unwrap();
                 }
             }
         }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! What lies in the file as one, in the order in which it was given: the content of a chunk, or more than that where
-//! several chunks have parts of it. Where it is to be compressed or sealed, several are collected, and several threads do that.
+//! several chunks have parts of it. Where it is to be compressed or sealed, several are collected, and several threads do
+//! that, unless whoever gives it has sealed it already ([`Known::Sealed`]).
 
-use super::seal::Seal;
+use super::seal::{Numbered, Seal, Sealed};
 use super::write::Sink;
 use super::{PAGE, codec, content_hash, hash};
 use crate::abreast;
@@ -42,6 +43,24 @@ struct Block {
     hash: u64,
     stored: u32,
     codec: u32,
+    block: u32,
+    tag: u64,
+}
+
+/// What is known of content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Known {
+    Nothing,
+    /// Its checksum, as it lies in the file where nothing [changes](Blocks::change_content) it.
+    Sum(u64),
+    /// It has been sealed where it lies.
+    Sealed(Sealed),
+}
+
+impl Known {
+    pub(super) fn sum(self) -> Option<u64> {
+        if let Self::Sum(sum) = self { Some(sum) } else { None }
+    }
 }
 
 /// Room for one that waits to be compressed or sealed.
@@ -56,25 +75,25 @@ struct Waiting {
 struct Packed {
     stored: Vec<u8>,
     codec: Codec,
-    sum: u64,
+    known: Known,
 }
 
 impl Default for Packed {
     fn default() -> Self {
-        Self { stored: Vec::new(), codec: Codec::Plain, sum: 0 }
+        Self { stored: Vec::new(), codec: Codec::Plain, known: Known::Nothing }
     }
 }
 
 /// The blocks of an image.
 #[derive(Default)]
-pub(super) struct Blocks {
+pub(crate) struct Blocks {
     all: Vec<Block>,
     /// The last ones of these wait in the first `waits` of this room, which stays. There is none where nothing is
     /// compressed.
     room: Vec<Waiting>,
     waits: usize,
     compresses: bool,
-    seal: Option<Seal>,
+    seal: Option<Numbered>,
 }
 
 impl Blocks {
@@ -86,8 +105,13 @@ impl Blocks {
 
     /// Seals from now on.
     pub(super) fn seal(&mut self, seal: Seal) {
-        self.seal = Some(seal);
+        self.seal = Some(Numbered::of(seal));
         self.make_room();
+    }
+
+    /// What content can be sealed by before it is given, where that is all that is done to it.
+    pub(crate) fn sealing(&self) -> Option<&Numbered> {
+        self.seal.as_ref().filter(|_| !self.compresses)
     }
 
     fn make_room(&mut self) {
@@ -95,26 +119,27 @@ impl Blocks {
         self.room.resize_with(cores * DEPTH, Waiting::default);
     }
 
-    /// Whether content does not lie in the file as it is.
-    pub(super) fn change_content(&self) -> bool {
+    /// Whether content does not lie in the file as it is, but compressed or encrypted.
+    pub(crate) fn change_content(&self) -> bool {
         !self.room.is_empty()
     }
 
-    /// Adds one, whose checksum may be known where content lies as it is; its number. Where it lies is known when nothing
-    /// waits ([`Blocks::settle`]).
-    pub(super) fn add(
-        &mut self,
-        content: &[u8],
-        sum: Option<u64>,
-        out: &mut Out<'_>,
-    ) -> Result<usize> {
+    /// Adds one, its number. Where it lies is known when nothing waits ([`Blocks::settle`]).
+    pub(super) fn add(&mut self, content: &[u8], known: Known, out: &mut Out<'_>) -> Result<usize> {
         let number = self.all.len();
         self.all.push(Block { len: content.len() as u32, ..Block::default() });
+        if let Known::Sealed(_) = known {
+            self.write(number, Codec::Sealed, (content, known), out)?;
+            return Ok(number);
+        }
         match self.room.get_mut(self.waits) {
             None => {
                 let stored = codec::plain(content);
-                let sum = sum.unwrap_or_else(|| content_hash(&stored));
-                self.write(number, Codec::Plain, (&stored, sum), out)?;
+                let known = match known {
+                    Known::Nothing => Known::Sum(content_hash(&stored)),
+                    known => known,
+                };
+                self.write(number, Codec::Plain, (&stored, known), out)?;
             }
             Some(free) => {
                 free.number = number;
@@ -139,11 +164,11 @@ impl Blocks {
         let (compresses, seal) = (self.compresses, &self.seal);
         abreast::by_at_most(THREADS, waiting, DEPTH, |one| {
             let mut packed = one.packed.lock().unwrap_or_else(PoisonError::into_inner);
-            pack(one.number, &one.content, compresses, seal.as_ref(), &mut packed);
+            pack(&one.content, compresses, seal.as_ref(), &mut packed);
         });
         for one in waiting {
             let packed = one.packed.get_mut().unwrap_or_else(PoisonError::into_inner);
-            self.write(one.number, packed.codec, (&packed.stored, packed.sum), out)?;
+            self.write(one.number, packed.codec, (&packed.stored, packed.known), out)?;
         }
         self.room = room;
         Ok(())
@@ -153,11 +178,18 @@ impl Blocks {
         &mut self,
         number: usize,
         codec: Codec,
-        (stored, sum): (&[u8], u64),
+        (stored, known): (&[u8], Known),
         out: &mut Out<'_>,
     ) -> Result<()> {
         let block = &mut self.all[number];
-        (block.offset, block.hash) = (out.at, sum);
+        match known {
+            Known::Nothing => {}
+            Known::Sum(sum) => block.hash = sum,
+            Known::Sealed(Sealed { number, tag }) => {
+                (block.block, [block.hash, block.tag]) = (number, tag);
+            }
+        }
+        block.offset = out.at;
         (block.stored, block.codec) = (stored.len() as u32, codec as u32);
         out.write(stored)
     }
@@ -166,9 +198,7 @@ impl Blocks {
     /// of these.
     pub(super) fn locate(&self, number: usize, content: u64, chunk: &mut Chunk) {
         let block = &self.all[number];
-        if self.seal.is_some() {
-            chunk.block = number as u32;
-        }
+        (chunk.block, chunk.tag) = (block.block, block.tag);
         (chunk.offset, chunk.codec) = (block.offset, block.codec);
         let is_part = chunk.len != block.len;
         match is_part && block.codec == Codec::Plain as u32 {
@@ -191,8 +221,8 @@ impl Blocks {
 }
 
 /// Makes of a block what lies in the file, where it stands already if it is not to be compressed.
-fn pack(number: usize, content: &[u8], compress: bool, seal: Option<&Seal>, packed: &mut Packed) {
-    let Packed { stored, codec, sum } = packed;
+fn pack(content: &[u8], compress: bool, seal: Option<&Numbered>, packed: &mut Packed) {
+    let Packed { stored, codec, known } = packed;
     *codec = Codec::Plain;
     if compress && codec::compress(content, stored) {
         *codec = Codec::Lz4;
@@ -203,12 +233,12 @@ fn pack(number: usize, content: &[u8], compress: bool, seal: Option<&Seal>, pack
         }
         stored.resize(stored.len().next_multiple_of(PAGE as usize), 0);
     }
-    if let Some(seal) = seal {
-        *codec = match codec {
-            Codec::Lz4 => Codec::SealedLz4,
-            _ => Codec::Sealed,
-        };
-        seal.block(number, *codec, stored);
-    }
-    *sum = if *codec == Codec::Plain { content_hash(stored) } else { hash(stored) };
+    *known = match (seal, &codec) {
+        (Some(seal), inner) => {
+            *codec = if *inner == &Codec::Lz4 { Codec::SealedLz4 } else { Codec::Sealed };
+            Known::Sealed(seal.block(*codec, stored))
+        }
+        (None, Codec::Plain) => Known::Sum(content_hash(stored)),
+        (None, _) => Known::Sum(hash(stored)),
+    };
 }

@@ -61,15 +61,22 @@ fn no_number_is_twice(good: &[u8], other: &[u8]) {
     assert_ne!(first, stored(other, &chunks[0]));
     // As it would be swapped, repeated, or taken from another image with the same key.
     let seal = images[0].opener().unwrap().unwrap();
-    let opens = |number, codec, stored: &[u8]| {
-        seal.open_block(number, codec, stored, &mut vec![0; stored.len() - 16]).is_some()
+    let opens = |chunk: &Chunk, stored: &[u8]| {
+        let mut piece = stored.to_vec();
+        let opened = seal.open_block(chunk, &mut piece).is_some();
+        assert!(opened || piece == stored);
+        opened
     };
-    let [one, two] = [0, 1].map(|at| chunks[at].block);
-    assert!(opens(one, Codec::Sealed, first) && opens(two, Codec::Sealed, second));
-    assert!(!opens(two, Codec::Sealed, first) && !opens(one, Codec::Sealed, second));
-    assert!(!opens(one, Codec::Sealed, stored(other, &chunks[0])));
-    assert!(!opens(one, Codec::SealedLz4, first));
-    assert!(!opens(one, Codec::Sealed, &first[..first.len() - 1]));
+    let [one, two] = [chunks[0], chunks[1]];
+    assert!(opens(&one, first) && opens(&two, second));
+    assert!(!opens(&two, first) && !opens(&one, second));
+    assert!(!opens(&Chunk { block: two.block, ..one }, first));
+    assert!(!opens(&one, stored(other, &one)));
+    assert!(!opens(&images[1].chunks().unwrap()[0], first));
+    assert!(!opens(&Chunk { codec: Codec::SealedLz4 as u32, ..one }, first));
+    assert!(!opens(&Chunk { tag: one.tag ^ 1, ..one }, first));
+    assert!(!opens(&Chunk { hash: one.hash ^ 1, ..one }, first));
+    assert!(!opens(&one, &first[..first.len() - 1]));
 }
 
 /// What somebody does to a file.

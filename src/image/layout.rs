@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! What must be true of the places of an image's parts.
 
-use super::{PAGE, hash, seal};
+use super::{PAGE, hash};
 use crate::order;
 use ckpt_abi::image::{
     CHUNK_MAX, Chunk, Codec, Header, NO_OBJECT, SEAL, Section, TRAILER_MAGIC, Trailer, WHOLE_IMAGE,
@@ -39,9 +39,9 @@ pub(super) fn order(chunks: &[Chunk], processes: u32) -> Verdict {
             Ok(Codec::Plain) => whole == 0 && stored == len.next_multiple_of(PAGE),
             codec => {
                 let end = u64::from(chunk.skip) + len;
-                // What is only sealed is longer than it was.
-                let sealed = codec.is_ok_and(|codec| seal::inner(codec).is_some());
-                stored < CHUNK_MAX + if sealed { SEAL + 1 } else { 0 }
+                // What is only sealed is as long as it was.
+                let sealed = codec == Ok(Codec::Sealed);
+                stored < CHUNK_MAX + u64::from(sealed)
                     && whole <= CHUNK_MAX
                     && end <= if whole == 0 { len } else { whole }
             }

@@ -3,7 +3,7 @@
 
 mod attendant;
 pub(crate) mod base;
-mod blocks;
+pub(crate) mod blocks;
 mod codec;
 pub(crate) mod elf;
 pub(crate) mod file;

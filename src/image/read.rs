@@ -9,7 +9,7 @@ use crate::error::{Because, Error, Kind, Result};
 use crate::order;
 use crate::progress;
 use ckpt_abi::image::{
-    CHUNK_MAX, Chunk, Codec, Header, SEAL, Section, SectionKind, Text, Trailer, WHOLE_IMAGE, needs,
+    CHUNK_MAX, Chunk, Codec, Header, Section, SectionKind, Text, Trailer, WHOLE_IMAGE, needs,
 };
 use nix::fcntl::OFlag;
 use std::cell::Cell;
@@ -288,46 +288,37 @@ impl Image {
                 self.path.display()
             )));
         };
-        let wrong = || self.damaged(&format!("the checksum of {place} is wrong"));
-        if codec == Codec::Plain
-            && chunk.stored == chunk.len
-            && bytes.len() as u64 == u64::from(chunk.len)
-        {
-            self.read(chunk.offset, bytes)?;
-            return if content_hash(bytes) == chunk.hash { Ok(()) } else { Err(wrong()) };
+        let lies_so = [Codec::Plain, Codec::Sealed].contains(&codec) && chunk.whole == 0;
+        if lies_so && chunk.stored == chunk.len && bytes.len() == chunk.len as usize {
+            return self.checked(chunk, codec, bytes, &place);
         }
         let mut stored = STORED.take();
-        stored.resize(u64::from(chunk.stored).min(CHUNK_MAX + SEAL) as usize, 0);
-        let restored = self.restore(chunk, codec, &mut stored, (bytes, &place));
+        stored.resize(u64::from(chunk.stored).min(CHUNK_MAX) as usize, 0);
+        let restored = self.checked(chunk, codec, &mut stored, &place).and_then(|()| {
+            let inner = seal::inner(codec).unwrap_or(codec);
+            codec::restore(inner, chunk, &stored, bytes).ok_or_else(|| self.wrong_sum(&place))
+        });
         STORED.set(stored);
         restored
     }
 
-    /// Reads what is stored of a chunk, and makes its content of that.
-    fn restore(
-        &self,
-        chunk: &Chunk,
-        codec: Codec,
-        stored: &mut [u8],
-        (bytes, place): (&mut [u8], &str),
-    ) -> Result<()> {
-        let wrong = || self.damaged(&format!("the checksum of {place} is wrong"));
+    /// Reads what is stored of a chunk, and checks it: by its seal, if it has one, which is open then.
+    fn checked(&self, chunk: &Chunk, codec: Codec, stored: &mut [u8], place: &str) -> Result<()> {
         self.read(chunk.offset, stored)?;
-        let sum = if codec == Codec::Plain { content_hash(stored) } else { hash(stored) };
-        if sum != chunk.hash {
-            return Err(wrong());
-        }
-        let Some((inner, seal)) = seal::inner(codec).zip(self.opener()?) else {
-            return codec::restore(codec, chunk, stored, bytes).ok_or_else(wrong);
+        let sum = match codec {
+            Codec::Plain => content_hash(stored),
+            Codec::Lz4 => hash(stored),
+            Codec::Sealed | Codec::SealedLz4 => {
+                let opened = self.opener()?.and_then(|seal| seal.open_block(chunk, stored));
+                let changed = || self.damaged(&format!("{place} is not as it was sealed"));
+                return opened.ok_or_else(changed);
+            }
         };
-        let changed = || self.damaged(&format!("{place} is not as it was sealed"));
-        let len = stored.len().saturating_sub(SEAL as usize);
-        if inner == Codec::Plain && chunk.whole == 0 && len == bytes.len() {
-            return seal.open_block(chunk.block, codec, stored, bytes).ok_or_else(changed);
-        }
-        let mut open = vec![0; len];
-        seal.open_block(chunk.block, codec, stored, &mut open).ok_or_else(changed)?;
-        codec::restore(inner, chunk, &open, bytes).ok_or_else(wrong)
+        if sum == chunk.hash { Ok(()) } else { Err(self.wrong_sum(place)) }
+    }
+
+    fn wrong_sum(&self, place: &str) -> Error {
+        self.damaged(&format!("the checksum of {place} is wrong"))
     }
 
     /// What opens an encrypted one.
@@ -386,7 +377,7 @@ impl Image {
         if let Some(seal) = self.opener()? {
             let what =
                 || self.damaged(&format!("section {} is not as it was sealed", section.kind));
-            bytes = seal.open_section(section, &bytes).ok_or_else(what)?;
+            seal.open_section(section, &mut bytes).ok_or_else(what)?;
         }
         bytes.truncate(section.len as usize);
         Ok(bytes)

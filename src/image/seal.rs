@@ -3,18 +3,19 @@
 //! the channels to a server have, too.
 //!
 //! Two pieces under one number with one key would give both away. So the key is an image's own ([`Seal::begin`] takes a new
-//! salt; there is no other way to a key that seals), a [`Seal`] belongs to the one `Writer` that got it, which numbers its blocks
-//! as they come, writes each section at an offset of its own, and proves its head once; and nothing is written into a
-//! sealed image later (`Base` takes none that needs anything). forged.rs holds that.
+//! salt; there is no other way to a key that seals), a [`Seal`] belongs to the one `Writer` that got it, whose blocks get
+//! their numbers of one counter ([`Numbered`]), which writes each section at an offset of its own, and proves its head once;
+//! and nothing is written into a sealed image later (`Base` takes none that needs anything). forged.rs holds that.
 
 use super::key;
 use crate::error::{Error, Result};
 use crate::settings::passphrase::Passphrase;
 use crate::settings::server::Key;
-use ckpt_abi::image::{Codec, Header, SEAL, Section};
+use ckpt_abi::image::{Chunk, Codec, Header, SEAL, Section};
 use ckpt_cipher::{NUMBER, Sealing, derive, digest};
 use std::path::PathBuf;
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use zerocopy::IntoBytes;
 
 pub(crate) use ckpt_cipher::KEY;
@@ -90,38 +91,27 @@ impl Seal {
         Ok(Self::of(&key::read(path)?, header.seal_salt))
     }
 
-    fn put(&self, number: [u8; NUMBER], known: &[u8], piece: &mut Vec<u8>) {
-        let tag = self.sealing.seal(number, known, piece);
-        piece.extend_from_slice(&tag);
-    }
-
-    /// Seals a block.
-    pub(super) fn block(&self, number: usize, codec: Codec, piece: &mut Vec<u8>) {
-        self.put(nonce(BLOCKS, number as u64), &[codec as u8], piece);
-    }
-
-    /// Opens one.
-    pub(super) fn open_block(
-        &self,
-        number: u32,
-        codec: Codec,
-        piece: &[u8],
-        out: &mut [u8],
-    ) -> Option<()> {
-        self.sealing.open(nonce(BLOCKS, number.into()), &[codec as u8], piece, out)
+    /// Opens a block, of which a chunk has a part, where it lies; None: it is not as it was sealed.
+    pub(super) fn open_block(&self, chunk: &Chunk, piece: &mut [u8]) -> Option<()> {
+        let number = nonce(BLOCKS, chunk.block.into());
+        let tag = [chunk.hash, chunk.tag].map(u64::to_le_bytes);
+        let tag = tag.as_flattened().first_chunk()?;
+        self.sealing.open(number, &[chunk.codec as u8], piece, *tag)
     }
 
     /// Seals a section.
     pub(super) fn section(&self, section: &Section, piece: &mut Vec<u8>) {
-        self.put(nonce(SECTIONS, section.offset), known(section).as_bytes(), piece);
+        let number = nonce(SECTIONS, section.offset);
+        let tag = self.sealing.seal(number, known(section).as_bytes(), piece);
+        piece.extend_from_slice(&tag);
     }
 
     /// Opens one.
-    pub(super) fn open_section(&self, section: &Section, piece: &[u8]) -> Option<Vec<u8>> {
-        let mut out = vec![0; piece.len().checked_sub(SEAL as usize)?];
+    pub(super) fn open_section(&self, section: &Section, piece: &mut Vec<u8>) -> Option<()> {
+        let tag = *piece.last_chunk()?;
+        piece.truncate(piece.len() - tag.len());
         let number = nonce(SECTIONS, section.offset);
-        self.sealing.open(number, known(section).as_bytes(), piece, &mut out)?;
-        Some(out)
+        self.sealing.open(number, known(section).as_bytes(), piece, tag)
     }
 
     /// The tag over the head of an image: the header's page without that tag and its hash, the digest of the stub, the table of
@@ -129,6 +119,42 @@ impl Seal {
     pub(super) fn proof(&self, page: &[u8], stub: &[u8; KEY], sections: &[u8]) -> [u8; 16] {
         let known = digest(&[page, stub, sections]);
         self.sealing.seal(nonce(HEADS, 0), &known, &mut [])
+    }
+}
+
+/// Seals the blocks of an image, by several threads.
+#[derive(Clone)]
+pub(crate) struct Numbered {
+    seal: Seal,
+    next: Arc<AtomicU64>,
+}
+
+/// A block that lies sealed where it was: what its [`Chunk`]s say of that.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Sealed {
+    /// [`Chunk::block`].
+    pub(super) number: u32,
+    /// [`Chunk::hash`] and [`Chunk::tag`].
+    pub(super) tag: [u64; 2],
+}
+
+impl Numbered {
+    /// The one that gives the numbers of an image's blocks.
+    pub(super) fn of(seal: Seal) -> Self {
+        Self { seal, next: Arc::default() }
+    }
+
+    /// Seals a block of content that lies there as it is: whole pages.
+    pub(crate) fn plain(&self, piece: &mut [u8]) -> Sealed {
+        self.block(Codec::Sealed, piece)
+    }
+
+    /// Seals a block.
+    pub(super) fn block(&self, codec: Codec, piece: &mut [u8]) -> Sealed {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let tag = self.seal.sealing.seal(nonce(BLOCKS, number), &[codec as u8], piece);
+        let tag = u128::from_le_bytes(tag);
+        Sealed { number: number as u32, tag: [tag as u64, (tag >> 64) as u64] }
     }
 }
 

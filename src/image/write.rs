@@ -2,7 +2,7 @@
 //! Writing an image, front to back except for its header, or with that at its end.
 
 use super::base::Base;
-use super::blocks::{Blocks, Out};
+use super::blocks::{Blocks, Known, Out};
 use super::older::{Id, Older};
 use super::pieces::{Key, Piece, keyed};
 use super::seal::{self, Seal};
@@ -193,22 +193,21 @@ impl<'a> Writer<'a> {
     /// content comes before the first section. `locks` are the first of the owners' words in it, and how many.
     pub fn memory(&mut self, process: u32, addr: u64, bytes: &[u8], locks: [u32; 2]) -> Result<()> {
         let pieces = if self.shared.is_some() { keyed(addr, bytes) } else { Vec::new() };
-        self.pieces(process, addr, (bytes, None), locks, &pieces)
+        self.pieces(process, addr, (bytes, Known::Nothing), locks, &pieces)
     }
 
-    /// The same of memory whose pieces are [`keyed`] already; there are none where [`Self::is_of_several`] is not so. The
-    /// checksum of the whole may be known, where nothing [changes](Self::changes_content).
+    /// The same of memory whose pieces are [`keyed`] already; there are none where [`Self::is_of_several`] is not so.
     pub(crate) fn pieces(
         &mut self,
         process: u32,
         addr: u64,
-        content: (&[u8], Option<u64>),
+        content: (&[u8], Known),
         [first_lock, locks]: [u32; 2],
         pieces: &[Piece],
     ) -> Result<()> {
         let known = Chunk { process, object: NO_OBJECT, locks, first_lock, ..Chunk::new_zeroed() };
         if let Some(base) = &mut self.base {
-            return base.put(known, addr, content, &mut self.out);
+            return base.put(known, addr, (content.0, content.1.sum()), &mut self.out);
         }
         self.chunk(known, addr, content, pieces)
     }
@@ -228,27 +227,27 @@ impl<'a> Writer<'a> {
         self.shared.is_some()
     }
 
-    /// Whether content does not lie in the file as it is, but compressed or encrypted.
-    pub(crate) fn changes_content(&self) -> bool {
-        self.blocks.change_content()
+    /// What becomes of content on its way into the file.
+    pub(crate) fn blocks(&self) -> &Blocks {
+        &self.blocks
     }
 
     /// Adds a piece of an object, at most [`ckpt_abi::image::CHUNK_MAX`] bytes at a multiple of the page size.
     pub fn content(&mut self, object: u32, offset: u64, bytes: &[u8]) -> Result<()> {
         let known = Chunk { process: WHOLE_IMAGE, object, ..Chunk::new_zeroed() };
-        self.add(known, offset, bytes, None).map(drop)
+        self.add(known, offset, bytes, Known::Nothing).map(drop)
     }
 
     fn chunk(
         &mut self,
         known: Chunk,
         address: u64,
-        (bytes, sum): (&[u8], Option<u64>),
+        (bytes, content): (&[u8], Known),
         pieces: &[Piece],
     ) -> Result<()> {
         // Whose locks lie in it has to be known of a whole piece.
         if known.locks != 0 || self.shared.is_none() || pieces.is_empty() {
-            return self.add(known, address, bytes, sum).map(drop);
+            return self.add(known, address, bytes, content).map(drop);
         }
         // Which of the pieces are new, and which bytes are known.
         let mut news = 0..0;
@@ -309,7 +308,7 @@ impl<'a> Writer<'a> {
             return Ok(());
         };
         let content = &bytes[first.start..last.end];
-        let block = self.add(known, address + first.start as u64, content, None)?;
+        let block = self.add(known, address + first.start as u64, content, Known::Nothing)?;
         let shared = self.shared.get_or_insert_default();
         for (piece, key) in news {
             shared.entry(*key).or_insert((block, piece.start - first.start));
@@ -318,8 +317,8 @@ impl<'a> Writer<'a> {
     }
 
     /// Adds a chunk that is a block of its own; the block's number.
-    fn add(&mut self, known: Chunk, address: u64, bytes: &[u8], sum: Option<u64>) -> Result<usize> {
-        let block = self.blocks.add(bytes, sum, &mut self.out)?;
+    fn add(&mut self, known: Chunk, address: u64, bytes: &[u8], content: Known) -> Result<usize> {
+        let block = self.blocks.add(bytes, content, &mut self.out)?;
         let len = bytes.len() as u32;
         self.chunks.push(Chunk { address, offset: block as u64, len, ..known });
         Ok(block)

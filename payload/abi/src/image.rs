@@ -25,7 +25,7 @@
 //!
 //! In an encrypted image content and sections are sealed: each piece by itself, under its own number, with a key that no other
 //! image has. A block of content has the number {0u32, its number as u64}, a section {1u32, its offset as u64} (little-endian)
-//! and seals its [`Section`] with `hash` zero, too; [`Header::seal_proof`] has {2u32, 0u64}. Stub, header
+//! and seals its [`Section`] with `hash` zero, too, with its tag behind it; [`Header::seal_proof`] has {2u32, 0u64}. Stub, header
 //! ([`EXECUTABLE`]), the section table and the ELF table are readable.
 //!
 //! Records grow only at their end: a reader takes the bytes it knows and sees zeros for those an
@@ -55,7 +55,7 @@ pub const CHUNK_MAX: u64 = 256 << 10;
 pub const EXECUTABLE: usize = 1024;
 const _: () = assert!(size_of::<Header>() <= EXECUTABLE);
 
-/// Bytes by which what is sealed is longer.
+/// Bytes by which a sealed section is longer: its tag.
 pub const SEAL: u64 = 16;
 /// [`Section::process`] and [`Chunk::process`] of what belongs to no process but to the image.
 pub const WHOLE_IMAGE: u32 = u32::MAX;
@@ -183,7 +183,7 @@ record! {
     /// A piece of content: memory of a process, or a part of a file that is an [`Object`]. Pages of zeros
     /// and holes are in none. The array is sorted by process, object and address, and no two chunks
     /// overlap.
-    Chunk, 64, {
+    Chunk, 72, {
         /// Whose memory; [`WHOLE_IMAGE`] of a part of an object.
         process: u32,
         /// The object, counted from 0; [`NO_OBJECT`] of memory.
@@ -192,7 +192,7 @@ record! {
         address: u64,
         /// Offset of the first byte in the file.
         offset: u64,
-        /// Checksum of the bytes in the file.
+        /// Checksum of the bytes in the file; of a sealed one, the first half of its tag.
         hash: u64,
         /// Bytes of content, at most [`CHUNK_MAX`]: of memory, whole pages.
         len: u32,
@@ -210,6 +210,8 @@ record! {
         whole: u32,
         /// Where in these it begins.
         skip: u32,
+        /// Of a sealed one: the other half of its tag.
+        tag: u64,
     }
 }
 
@@ -232,7 +234,7 @@ codes! {
         Plain = 0,
         /// An LZ4 block.
         Lz4 = 1,
-        /// As it is, in whole pages, encrypted (AES-256-GCM), with the tag of [`SEAL`] bytes behind it.
+        /// As it is, in whole pages, encrypted (AES-256-GCM). The tag is in the [`Chunk`], so that pages lie at those of the file.
         Sealed = 2,
         /// An LZ4 block, encrypted.
         SealedLz4 = 3,
