@@ -321,7 +321,8 @@ fn anew(checkpoint: &Checkpoint<'_>, equipped: &mut Vec<Equipped>) -> Result<Out
         let process = match known.map(|index| before.swap_remove(index)) {
             Some(process) => process.claim_again().map(|()| process)?,
             None => {
-                let (seen, whose) = (Seen::of(frozen.process(), None)?, &checkpoint.place.whose);
+                let (seen, whose) =
+                    (Seen::of(frozen.process(), (None, false))?, &checkpoint.place.whose);
                 phase2_equip::equip(request, frozen, seen, &executable, whose)?
                     .ok_or_else(|| phase0_visit::turn_of_another(frozen.pid))?
                     .0
@@ -357,7 +358,7 @@ fn begin<'a>(request: &'a Demand, executable: &[u8]) -> Result<Entered<'a>> {
         let before = Rolling::before(request.rolling.as_ref(), &members);
         let mut still = phase1_freeze::freeze(request, &members)?;
         reach(Point::Frozen);
-        let seen = phase2_equip::see(&still.processes, &before);
+        let seen = phase2_equip::see(&still, &before);
         drop(before);
         if phase0_visit::held(request, &mut still.processes, &seen)? {
             continue;

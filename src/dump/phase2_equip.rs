@@ -10,6 +10,7 @@ use crate::inject::region::Region;
 use crate::inject::turns::{self, own_task};
 use crate::inject::{self, enter};
 use crate::proc::{Pid, Process};
+use crate::ptrace::forest::Forest;
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
 use crate::ptrace::regs::Regs;
@@ -58,7 +59,7 @@ impl Seen {
     ///
     /// # Errors
     /// It is gone, or may not be looked at.
-    pub(crate) fn of(process: &Process, before: Option<&Before>) -> Result<Self> {
+    pub(crate) fn of(process: &Process, before: (Option<&Before>, bool)) -> Result<Self> {
         let (process, memory) = (process.clone(), Memory::open(process)?);
         let looked = Looked::at(&process, &memory, before)?;
         let region = Region::find(&memory, &looked.vmas);
@@ -71,9 +72,12 @@ impl Seen {
 
 /// Looks at all, some abreast.
 #[inline(never)]
-pub(crate) fn see(processes: &[Frozen], before: &Before) -> Vec<Result<Seen>> {
-    let all: Vec<&Process> = processes.iter().map(Frozen::process).collect();
-    abreast::each(&all, 1, |process| Seen::of(process, Some(before)))
+pub(crate) fn see(all: &Forest, before: &Before) -> Vec<Result<Seen>> {
+    let of = |it: &Frozen| (it.process().clone(), all.is_childless(it.pid));
+    let processes: Vec<_> = all.processes.iter().map(of).collect();
+    abreast::each(&processes, 1, |(process, is_childless)| {
+        Seen::of(process, (Some(before), *is_childless))
+    })
 }
 
 /// Takes over the payload, or injects one, and what was seen of the process if it is still so; None when a thread of the program has its turn, which has to run for that to change.

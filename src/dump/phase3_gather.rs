@@ -121,7 +121,8 @@ pub(crate) fn gather_all<'a>(
 #[inline(never)]
 fn look(equipped: &[Equipped], looked: Vec<Option<Looked>>) -> Result<Vec<Looked>> {
     let left: Vec<_> = equipped.iter().zip(&looked).filter(|(_, seen)| seen.is_none()).collect();
-    let news = abreast::each(&left, 1, |(one, _)| Looked::at(&one.process, &one.memory, None));
+    let news =
+        abreast::each(&left, 1, |(one, _)| Looked::at(&one.process, &one.memory, (None, false)));
     let mut news = news.into_iter();
     looked.into_iter().filter_map(|seen| seen.map(Ok).or_else(|| news.next())).collect()
 }

@@ -54,6 +54,28 @@ pub fn field<'a>(text: &'a [u8], key: &str) -> Option<&'a [u8]> {
         .map(<[u8]>::trim_ascii)
 }
 
+/// Looks up several fields of one text, each as [`field`] does. In the order in which they stand there, that takes one pass.
+pub struct Fields<'a> {
+    text: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Fields<'a> {
+    /// Those of a text.
+    pub fn of(text: &'a [u8]) -> Self {
+        Self { text, at: 0 }
+    }
+
+    /// What stands after "`key`:" in a line that begins with it: the next one behind the last that was found, else the first.
+    pub fn get(&mut self, key: &str) -> Option<&'a [u8]> {
+        let behind = self.text.get(self.at..).unwrap_or_default();
+        let found = field(behind, key).or_else(|| field(self.text, key))?;
+        // Only what was trimmed lies between it and the end of its line.
+        self.at = found.as_ptr().addr() - self.text.as_ptr().addr() + found.len();
+        Some(found)
+    }
+}
+
 /// Whether a table of strings, each with a NUL behind it, has this one.
 pub fn has_string(table: &[u8], string: &[u8]) -> bool {
     let mut rest = table;
@@ -153,6 +175,24 @@ fn based(digits: &[u8], base: u64) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn fields_are_found_in_any_order() {
+        let mut fields = Fields::of(b"A:\t1\nB:  \nC: x y \nA: 2\n");
+        let order = ["A", "C", "B", "A", "A", "D", "B", "A"];
+        let found = order.map(|key| fields.get(key));
+        let wanted: [Option<&[u8]>; 8] = [
+            Some(b"1"),
+            Some(b"x y"),
+            Some(b""),
+            Some(b"2"),
+            Some(b"1"),
+            None,
+            Some(b""),
+            Some(b"2"),
+        ];
+        assert_eq!(found, wanted);
+    }
 
     #[test]
     fn lines_end_at_newlines() {

@@ -125,14 +125,16 @@ fn each_line_in(directory: impl AsFd, name: &str, mut each: impl FnMut(&[u8])) -
 
 /// As [`slurp_in`], of a file that the kernel makes as one piece: what is shorter than the room for it is all.
 fn slurp_piece(directory: impl AsFd + Copy, name: &str) -> io::Result<Vec<u8>> {
+    piece_of(&mut open_in(directory, name)?)?.map_or_else(|| slurp_in(directory, name), Ok)
+}
+
+/// All of such a file; None if it is longer.
+fn piece_of(file: &mut fs::File) -> io::Result<Option<Vec<u8>>> {
     let mut piece = vec![0; 1 << 12];
-    match open_in(directory, name)?.read(&mut piece)? {
-        len if len < piece.len() => {
-            piece.truncate(len);
-            Ok(piece)
-        }
-        _ => slurp_in(directory, name),
-    }
+    let len = file.read(&mut piece)?;
+    let is_all = len < piece.len();
+    piece.truncate(len);
+    Ok(is_all.then_some(piece))
 }
 
 /// Opens a file of /proc for reading: in one system call, where open(3) of musl makes two, and from the directory of a

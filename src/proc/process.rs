@@ -359,6 +359,11 @@ impl Process {
         self.text(&name).map_err(|e| failed(self, Some(tid), &self.called(&name), &e))
     }
 
+    /// Opens a file of a thread.
+    pub(super) fn open_of(&self, tid: Tid, name: &str) -> Option<File> {
+        super::open_in(&*self.directory, &format!("task/{tid}/{name}")).ok()
+    }
+
     /// The same of a file that only a tracer may read: by way of a forebear, if there is one.
     pub(super) fn guarded_file(&self, tid: Tid, name: &str, what: u32) -> Result<Vec<u8>> {
         let mut text = vec![0; 256];

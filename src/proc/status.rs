@@ -3,11 +3,12 @@
 
 use super::id::{Pid, Tid};
 use std::ffi::OsString;
+use std::fs::File;
 use std::os::unix::ffi::OsStringExt;
 
-use super::parsed;
 use super::process::Process;
-use super::text::{decimal, field, hex, needed, octal, words};
+use super::text::{Fields, decimal, field, hex, missing, needed, octal, words};
+use super::{parsed, piece_of};
 use crate::error::{Error, Result};
 
 /// linux/capability.h
@@ -119,6 +120,20 @@ impl Process {
         parsed(parse(&text), || self.called(&format!("task/{tid}/status")))
     }
 
+    /// Opens what [`Process::status_in`] reads later with fewer system calls.
+    pub(crate) fn open_status(&self, tid: Tid) -> Option<File> {
+        self.open_of(tid, "status")
+    }
+
+    /// The status of a thread by what was opened for it, if that is still it.
+    ///
+    /// # Errors
+    /// The process or the thread is gone.
+    pub(crate) fn status_in(&self, tid: Tid, opened: Option<File>) -> Result<Status> {
+        let text = opened.and_then(|mut file| piece_of(&mut file).ok()?);
+        text.and_then(|text| parse(&text).ok()).map_or_else(|| self.status(tid), Ok)
+    }
+
     /// How often a thread has given up its processor by itself (voluntary_ctxt_switches), which it does when it falls
     /// asleep; None if it is gone.
     pub fn voluntary_switches(&self, tid: Tid) -> Option<u64> {
@@ -134,49 +149,68 @@ impl Process {
 }
 
 fn inner_id(text: &[u8]) -> Option<Pid> {
-    field(text, "NSpid").and_then(|ids| decimal(words(ids).last()?).ok())
+    field(text, "NSpid").and_then(last_id)
 }
 
+fn last_id(ids: &[u8]) -> Option<Pid> {
+    decimal(words(ids).last()?).ok()
+}
+
+/// Sets of signals, and of capabilities.
+const SETS: [&str; 10] = [
+    "SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt", "CapInh", "CapPrm", "CapEff", "CapBnd",
+    "CapAmb",
+];
+
+/// By fields in the order of the kernel (fs/proc/array.c, proc_pid_status): there are thousands of threads.
 fn parse(text: &[u8]) -> Result<Status> {
-    let optional = |key| field(text, key).map(decimal::<u32>).transpose();
-    let signals = |key| hex(needed(text, key)?);
+    let its = &mut Fields::of(text);
     // Not needed(): blanks around the name are a part of it.
     let name = text
         .strip_prefix(b"Name:\t")
         .and_then(|rest| rest.split(|&b| b == b'\n').next())
-        .ok_or_else(|| Error::new("it has no line \"Name\""))?;
-    let state = needed(text, "State")?.first().copied().unwrap_or(b'?');
-    let umask = field(text, "Umask").map(octal).transpose()?;
-    let mask = field(text, "untag_mask").and_then(|mask| hex(mask.strip_prefix(b"0x")?).ok());
+        .ok_or_else(|| missing("Name"))?;
+    let mut sets = [0; SETS.len()];
+    for (set, key) in sets.iter_mut().zip(SETS) {
+        *set = hex(needed(its, key)?)?;
+    }
+    let [pending, shared_pending, blocked, ignored, caught, sets @ ..] = sets;
+    let [inheritable, permitted, capabilities, bounding, ambient] = sets;
     Ok(Status {
         name: OsString::from_vec(unescape(name)),
-        tgid: decimal(needed(text, "Tgid")?)?,
-        ppid: decimal(needed(text, "PPid")?)?,
-        state: char::from(state),
-        uid: ids(needed(text, "Uid")?)?,
-        gid: ids(needed(text, "Gid")?)?,
-        groups: words(needed(text, "Groups")?).map(decimal).collect::<Result<_>>()?,
-        capabilities: hex(needed(text, "CapEff")?)?,
-        permitted: hex(needed(text, "CapPrm")?)?,
-        inheritable: hex(needed(text, "CapInh")?)?,
-        bounding: hex(needed(text, "CapBnd")?)?,
-        ambient: hex(needed(text, "CapAmb")?)?,
-        umask: umask.map(|mask| (mask & 0o7777) as u32),
-        threads: decimal(needed(text, "Threads")?)?,
-        pending: signals("SigPnd")?,
-        shared_pending: signals("ShdPnd")?,
-        blocked: signals("SigBlk")?,
-        ignored: signals("SigIgn")?,
-        caught: signals("SigCgt")?,
-        no_new_privs: optional("NoNewPrivs")? == Some(1),
-        seccomp: optional("Seccomp")?.unwrap_or(0),
-        locked: field(text, "VmLck").and_then(|kb| decimal(words(kb).next()?).ok()).unwrap_or(0),
-        seccomp_filters: optional("Seccomp_filters")?,
-        store_bypass: Mitigation::of(field(text, "Speculation_Store_Bypass")),
-        indirect_branch: Mitigation::of(field(text, "SpeculationIndirectBranch")),
-        tracer: decimal(needed(text, "TracerPid")?)?,
-        inner_id: inner_id(text).map_or_else(|| decimal(needed(text, "Pid")?), Ok)?,
-        tags_addresses: mask.is_some_and(|mask| mask != u64::MAX),
+        umask: its.get("Umask").map(octal).transpose()?.map(|mask| (mask & 0o7777) as u32),
+        state: char::from(needed(its, "State")?.first().copied().unwrap_or(b'?')),
+        tgid: decimal(needed(its, "Tgid")?)?,
+        ppid: decimal(needed(its, "PPid")?)?,
+        tracer: decimal(needed(its, "TracerPid")?)?,
+        uid: ids(needed(its, "Uid")?)?,
+        gid: ids(needed(its, "Gid")?)?,
+        groups: words(needed(its, "Groups")?).map(decimal).collect::<Result<_>>()?,
+        inner_id: match its.get("NSpid").and_then(last_id) {
+            Some(id) => id,
+            None => decimal(needed(its, "Pid")?)?,
+        },
+        locked: its.get("VmLck").and_then(|kb| decimal(words(kb).next()?).ok()).unwrap_or(0),
+        tags_addresses: its
+            .get("untag_mask")
+            .and_then(|mask| hex(mask.strip_prefix(b"0x")?).ok())
+            .is_some_and(|mask| mask != u64::MAX),
+        threads: decimal(needed(its, "Threads")?)?,
+        pending,
+        shared_pending,
+        blocked,
+        ignored,
+        caught,
+        inheritable,
+        permitted,
+        capabilities,
+        bounding,
+        ambient,
+        no_new_privs: its.get("NoNewPrivs").map(decimal::<u32>).transpose()? == Some(1),
+        seccomp: its.get("Seccomp").map(decimal).transpose()?.unwrap_or(0),
+        seccomp_filters: its.get("Seccomp_filters").map(decimal).transpose()?,
+        store_bypass: Mitigation::of(its.get("Speculation_Store_Bypass")),
+        indirect_branch: Mitigation::of(its.get("SpeculationIndirectBranch")),
     })
 }
 
@@ -313,6 +347,23 @@ untag_mask:\t0x7fffffffffffffff
         assert_eq!(status.gid[1], nix::unistd::getegid().as_raw());
         assert!(status.blocked & 1 << (Signal::SIGUSR2 as u64 - 1) != 0);
         assert!(status.umask.is_some());
+    }
+
+    #[test]
+    fn what_was_opened_before_tells_the_same_while_the_thread_lives() {
+        let own = we();
+        let see = || (Tid::own(), own.open_status(Tid::own()));
+        let (tid, opened) = see();
+        assert!(opened.is_some());
+        assert_eq!(own.status_in(tid, opened).unwrap(), own.status(tid).unwrap());
+        let (tid, opened) = std::thread::scope(|scope| scope.spawn(see).join().unwrap());
+        assert!(opened.is_some());
+        // The thread may be in the list for a moment longer.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while own.has(tid) && std::time::Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+        assert!(own.status_in(tid, opened).is_err());
     }
 
     #[test]

@@ -4,11 +4,16 @@
 use crate::error::{Error, Result};
 use ckpt_loops::text;
 
-pub(super) use ckpt_loops::text::{cut, field, hex_pair, lines, mapped_name, pair, words};
+pub(super) use ckpt_loops::text::{Fields, cut, field, hex_pair, lines, mapped_name, pair, words};
 
-/// [`field`], whose absence is an error.
-pub(super) fn needed<'a>(text: &'a [u8], key: &str) -> Result<&'a [u8]> {
-    field(text, key).ok_or_else(|| Error::new(format!("it has no line {key:?}")))
+/// [`Fields::get`], whose absence is an error.
+pub(super) fn needed<'a>(fields: &mut Fields<'a>, key: &str) -> Result<&'a [u8]> {
+    fields.get(key).ok_or_else(|| missing(key))
+}
+
+#[cold]
+pub(super) fn missing(key: &str) -> Error {
+    Error::new(format!("it has no line {key:?}"))
 }
 
 /// A number of base 10, signed where the type is.
@@ -38,7 +43,8 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_named() {
-        assert_eq!(needed(b"PPid: 1", "P").unwrap_err().to_string(), "it has no line \"P\"");
+        let mut fields = Fields::of(b"PPid: 1");
+        assert_eq!(needed(&mut fields, "P").unwrap_err().to_string(), "it has no line \"P\"");
         assert_eq!(octal(b"9").unwrap_err().to_string(), "\"9\" is no number");
         assert_eq!(decimal::<i32>(b"-5").unwrap(), -5);
         assert!(decimal::<u32>(b"-5").is_err() && decimal::<i32>(b"2147483648").is_err());

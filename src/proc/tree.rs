@@ -111,6 +111,22 @@ fn everybody_since(seen: &[Kin], stays: impl Fn(&Kin) -> bool) -> Result<Vec<Kin
     Ok(all)
 }
 
+/// Cuts a list, parents before their children, where a parent comes before its child: who stands still has no child in
+/// vfork(2), for whom it could not be stopped.
+pub(crate) fn generations(all: &[Kin]) -> Vec<&[Kin]> {
+    let (mut cut, mut begin, mut inside) = (Vec::new(), 0, HashSet::new());
+    for (index, kin) in all.iter().enumerate() {
+        if inside.contains(&kin.parent) {
+            cut.push(&all[begin..index]);
+            begin = index;
+            inside.clear();
+        }
+        inside.insert(kin.pid);
+    }
+    cut.push(&all[begin..]);
+    cut
+}
+
 /// The numbers of all processes that can be seen.
 ///
 /// # Errors

@@ -9,6 +9,7 @@
 use super::freeze::{FIRST_ATTEMPT, Frozen, LAST_ATTEMPT, PATIENCE, Stopping, open_with};
 use super::stopping::await_hearing;
 use crate::error::{Error, Kind, Result};
+use crate::order;
 use crate::proc::tree::{self, INIT, Kin, Seen, WITNESS};
 use crate::proc::{Pid, Process};
 use crate::settings::Without;
@@ -28,6 +29,8 @@ pub(crate) struct Forest {
     pub left_out: Vec<(u32, String)>,
     /// Those of whom nobody can tell whether they belong to it.
     pub doubtful: Vec<(u32, String)>,
+    /// Who has children, in order; nobody where that is not known.
+    parents: Vec<u32>,
     /// When the first of them stood still.
     pub since: Instant,
 }
@@ -41,6 +44,8 @@ pub(crate) struct Listed {
     pub left_out: Vec<Pid>,
     /// Who may be one.
     pub doubtful: Vec<Pid>,
+    /// Whoever has a child, if all can be seen, in order.
+    pub parents: Vec<u32>,
 }
 
 /// Whether an orphan descends from the root, though no link tells; asked while all run.
@@ -149,7 +154,8 @@ impl Forest {
         loop {
             let is_old = before.is_some();
             let next = before.take().map_or_else(|| list(root, &known, wanted), Ok);
-            let Listed { members, left_out, doubtful } = next?;
+            let Listed { members, left_out, doubtful, parents } = next?;
+            self.parents = parents;
             if members.is_empty() {
                 return Ok(Some(Attempt::Anew));
             }
@@ -169,7 +175,7 @@ impl Forest {
                 self.dead.extend(own_ghost(&known));
                 return Ok(None);
             }
-            for generation in generations(&news) {
+            for generation in tree::generations(&news) {
                 if let Some(failed) = self.stop(generation, patience, left)? {
                     return Ok(Some(failed));
                 }
@@ -217,7 +223,7 @@ impl Forest {
     pub(crate) fn of(first: Frozen) -> Self {
         let since = first.since();
         let (dead, left_out, doubtful) = Default::default();
-        Self { processes: vec![first], dead, left_out, doubtful, since }
+        Self { processes: vec![first], dead, left_out, doubtful, parents: Vec::new(), since }
     }
 
     /// Those that a list names, none of them stopped, but for the living ones, which have yet to come.
@@ -225,7 +231,14 @@ impl Forest {
         let dead = listed.members.iter().filter(|kin| kin.dead).copied().collect();
         let all = |pids: &[Pid]| pids.iter().copied().filter_map(named).collect();
         let (left_out, doubtful) = (all(&listed.left_out), all(&listed.doubtful));
-        Self { processes: Vec::new(), dead, left_out, doubtful, since: Instant::now() }
+        let (parents, since) = (Vec::new(), Instant::now());
+        Self { processes: Vec::new(), dead, left_out, doubtful, parents, since }
+    }
+
+    /// Whether the list that was made while all stood still has nobody whom a process has made; false where that list may
+    /// not have all.
+    pub(crate) fn is_childless(&self, pid: Pid) -> bool {
+        !self.parents.is_empty() && self.parents.binary_search(&pid.word()).is_err()
     }
 
     /// Lets all go on.
@@ -233,22 +246,6 @@ impl Forest {
         // Children first: a parent finds them as they were.
         self.processes.into_iter().rev().for_each(Frozen::thaw);
     }
-}
-
-/// Cuts a list, parents before their children, where a parent comes before its child: who stands still has no child in
-/// vfork(2), for whom it could not be stopped.
-fn generations(all: &[Kin]) -> Vec<&[Kin]> {
-    let (mut cut, mut begin, mut inside) = (Vec::new(), 0, HashSet::new());
-    for (index, kin) in all.iter().enumerate() {
-        if inside.contains(&kin.parent) {
-            cut.push(&all[begin..index]);
-            begin = index;
-            inside.clear();
-        }
-        inside.insert(kin.pid);
-    }
-    cut.push(&all[begin..]);
-    cut
 }
 
 /// This process, where somebody in the tree has started it and waits for it (`ckpt save $$` in a script): to a restart
@@ -287,6 +284,11 @@ fn list_of(mut all: Vec<Kin>, root: Pid, known: &HashSet<Pid>, wanted: &Wanted<'
     let without = wanted.without;
     let own = Pid::own();
     let mut known = known.clone();
+    // Whoever hides processes hides the first, too (hidepid, proc(5)).
+    let sees_all = all.iter().any(|kin| kin.pid == Pid::INIT);
+    let parents = all.iter().filter(|_| sees_all).map(|kin| kin.parent.word());
+    let mut parents: Vec<u32> = parents.collect();
+    order::numbers(&mut parents);
     known.extend(adopted(root, &all));
     known.extend(&wanted.heirs);
     let known = &known;
@@ -308,7 +310,7 @@ fn list_of(mut all: Vec<Kin>, root: Pid, known: &HashSet<Pid>, wanted: &Wanted<'
     let doubtful = tree::doubtful(root, &found, &all);
     let by_id: HashMap<Pid, Kin> = all.iter().map(|kin| (kin.pid, *kin)).collect();
     let members = found.into_iter().filter_map(|pid| by_id.get(&pid).copied()).collect();
-    Listed { members, left_out, doubtful }
+    Listed { members, left_out, doubtful, parents }
 }
 
 /// The orphans that descend from the root. A snapshot of it is one by its memory, which a dumper is reading.
@@ -445,7 +447,7 @@ mod tests {
             ours: false,
         };
         let all = [kin(2, 1), kin(3, 2), kin(4, 2), kin(9, 1), kin(5, 4), kin(6, 3), kin(7, 6)];
-        let cut = generations(&all);
+        let cut = tree::generations(&all);
         let pids: Vec<Vec<_>> =
             cut.iter().map(|some| some.iter().map(|kin| kin.pid.get()).collect()).collect();
         assert_eq!(pids, [vec![2], vec![3, 4, 9], vec![5, 6], vec![7]]);

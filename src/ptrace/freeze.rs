@@ -33,6 +33,7 @@ use crate::proc::{Pid, Tid};
 use nix::libc;
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long the threads may take to stop, all attempts together.
@@ -237,8 +238,12 @@ impl Frozen {
     fn look(&mut self) -> Result<()> {
         self.refuse_workers()?;
         self.spent = clocks::spent(self.pid);
-        let tids: Vec<Tid> = self.threads.iter().map(|thread| thread.tid).collect();
-        let all = abreast::each(&tids, 8, |tid| self.process.status(*tid));
+        let threads = self.threads.iter_mut();
+        let opened: Vec<_> = threads.map(|it| (it.tid, Mutex::new(it.opened.take()))).collect();
+        let all = abreast::each(&opened, 8, |(tid, file)| {
+            let file = file.lock().unwrap_or_else(PoisonError::into_inner).take();
+            self.process.status_in(*tid, file)
+        });
         for (thread, status) in self.threads.iter_mut().zip(all) {
             thread.status = Some(Rc::new(status?));
         }

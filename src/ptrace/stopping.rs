@@ -12,6 +12,8 @@ use crate::proc::Tid;
 use crate::proc::{self, Process, gone};
 use nix::errno::Errno;
 use nix::libc;
+use nix::sys::resource::{Resource, getrlimit};
+use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
@@ -23,6 +25,8 @@ const A_TURN: u32 = 3;
 pub(super) struct Moving {
     pub(super) tid: Tid,
     pub(super) look: Option<Look>,
+    /// Where its status is read when it stands still.
+    pub(super) status: Option<File>,
     /// Born of a thread of the process, but a process of its own (clone(2) without CLONE_THREAD).
     pub(super) stranger: bool,
 }
@@ -101,9 +105,12 @@ impl Frozen {
 
     /// Looks at threads that are seized, and then interrupts them. Later nobody can tell how long a wait has lasted.
     pub(super) fn begin(&mut self, news: &[Tid]) -> Result<()> {
-        let looks: Vec<_> = news.iter().map(|tid| waits::observe(&self.process, *tid)).collect();
-        let moving = news.iter().zip(looks);
-        self.moving.extend(moving.map(|(&tid, look)| Moving { tid, look, stranger: false }));
+        let room = most_opened();
+        for (index, &tid) in news.iter().enumerate() {
+            let status = (index < room).then(|| self.process.open_status(tid)).flatten();
+            let look = waits::observe(&self.process, tid);
+            self.moving.push(Moving { tid, look, status, stranger: false });
+        }
         if self.threads.is_empty() {
             self.since = Instant::now();
         }
@@ -182,6 +189,7 @@ impl Frozen {
                     Ok(mut thread) => {
                         thread.look_at_mask(&self.process);
                         thread.since = moving.look.map(|look| look.since(&self.process, tid));
+                        thread.opened = moving.status;
                         thread.recall(self.earlier.get(&tid));
                         self.threads.push(thread);
                     }
@@ -221,16 +229,17 @@ impl Frozen {
         let tid = Tid::new(born as i32);
         if self.seized.insert(tid) {
             let stranger = !self.process.has(tid);
-            self.moving.push(Moving { tid, look: None, stranger });
+            self.moving.push(Moving { tid, look: None, status: None, stranger });
         }
     }
 
-    /// How many threads the kernel counts, while all that are stopped still are.
+    /// How many threads the kernel counts, while all that are stopped still are: what takes one of them from its stop is an
+    /// end of the process or an execve(2), which takes all in one moment (kernel/signal.c, zap_other_threads).
     fn counted(&self) -> Result<usize> {
         let counted = self.process.count()?;
-        for thread in &self.threads {
-            let stands = raw::event_message(thread.tid).is_ok();
-            if !stands || raw::wait(thread.tid, false) != Ok(State::Running) {
+        if let Some(StoppedThread { tid, .. }) = self.threads.last() {
+            let stands = raw::event_message(*tid).is_ok();
+            if !stands || raw::wait(*tid, false) != Ok(State::Running) {
                 return Err(disturbed(&self.process));
             }
         }
@@ -268,6 +277,11 @@ pub(super) fn await_hearing(process: &Process, deadline: Instant) -> Result<()> 
         nap = (nap * 2).min(LONGEST_NAP);
     }
     Ok(())
+}
+
+/// How many files of threads may be open for a moment: half of what may be open in all.
+fn most_opened() -> usize {
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft as usize / 2)
 }
 
 /// Whether a thread sleeps where no stop wakes it. Any other that has been asked to stop does so as soon as it gets a

@@ -19,6 +19,7 @@ use crate::proc::{Process, status::Status};
 use ckpt_abi::api::{API, Api};
 use nix::errno::Errno;
 use nix::libc;
+use std::fs::File;
 use std::mem::offset_of;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -46,6 +47,8 @@ pub(crate) struct StoppedThread {
     pub(super) blocked_by_call: u64,
     /// What the kernel said of it when all stood still; None of one that was adopted.
     pub(super) status: Option<Rc<Status>>,
+    /// Where that is read.
+    pub(super) opened: Option<File>,
     /// A signal that is nothing to the process, for the end of a list of calls; 0: there is none ([`Self::find_bell`]).
     bell: i32,
     /// Stop signal of a process that was already stopped (SIGSTOP and its kin), or 0.
@@ -126,6 +129,7 @@ impl StoppedThread {
             mask: raw::get_mask(tid)?,
             blocked_by_call: 0,
             status: None,
+            opened: None,
             bell: 0,
             stopped_by,
             halted_by: 0,

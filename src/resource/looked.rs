@@ -58,11 +58,16 @@ pub(crate) struct Rest {
 }
 
 impl Looked {
-    /// Looks at a process that stands still, of whose mappings something may be known from before.
+    /// Looks at a process that stands still, of whose mappings something may be known from before, and maybe that it has
+    /// no children.
     ///
     /// # Errors
     /// It is gone, or may not be looked at.
-    pub(crate) fn at(process: &Process, memory: &Memory, before: Option<&Before>) -> Result<Self> {
+    pub(crate) fn at(
+        process: &Process,
+        memory: &Memory,
+        (before, is_childless): (Option<&Before>, bool),
+    ) -> Result<Self> {
         let first = process.stat(process.main_thread())?;
         let fds = process.fds()?;
         let presumed = before.and_then(|before| before.presume(process, &fds));
@@ -79,7 +84,8 @@ impl Looked {
             true => None,
             false => Some(Rest::of(process, memory)?),
         };
-        let (children, presumed) = (process.children(), is_presumed);
+        let children = if is_childless { Vec::new() } else { process.children() };
+        let presumed = is_presumed;
         Ok(Self { first, children, fds, vmas, presumed, obstacles, rest })
     }
 }
