@@ -5,6 +5,11 @@
 mod harness;
 
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use harness::{Bench, Build, Run, Way, Who, saved_often, status_line, survive, until};
 
@@ -65,6 +70,37 @@ fn privileged_state_of_each_thread() {
         return;
     }
     survive(Who::Me, Way::SaveStop, "perthread", Build::Pie, &["privileged"]);
+}
+
+/// What a thread answers ends with a signal of its own, and the same may come from elsewhere before.
+#[test]
+fn signals_that_are_nothing_change_no_answers() {
+    const SAVES: usize = 5;
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        let mut run = bench.run(bench.subject("perthread", Build::Pie), &[]);
+        run.expect("ready");
+        let (pid, is_over) = (Pid::from_raw(run.pid() as i32), AtomicBool::new(false));
+        let name = |n: usize| format!("{n}.ckpt");
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) && kill(pid, Signal::SIGURG).is_ok() {
+                    std::thread::sleep(Duration::from_micros(1700));
+                }
+            });
+            let save = |n| bench.order(&["save", &run.pid_text(), "-n", &bench.name(&name(n))]);
+            let all: Vec<_> = (0..SAVES).map(save).collect();
+            is_over.store(true, Ordering::Relaxed);
+            assert!(all.iter().all(|saved| saved.code() == Some(0)), "{all:?}");
+        });
+        run.check();
+        run.go();
+        for n in 0..SAVES {
+            let mut again = bench.run(bench.path(name(n)), &[]);
+            again.check();
+            again.go();
+        }
+    }
 }
 
 #[test]

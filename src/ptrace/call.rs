@@ -231,17 +231,31 @@ impl<'a> Caller<'a> {
 
     /// Waits for the thread's own signal. The same from elsewhere comes in other calls, and is nothing to the program.
     pub(super) fn await_bell(&mut self) -> std::result::Result<(), Errno> {
+        loop {
+            self.await_any_bell()?;
+            if Regs::get(self.thread.tid)?.orig_rax == ckpt_abi::nr::TGKILL {
+                return Ok(());
+            }
+            self.go_on()?;
+        }
+    }
+
+    /// Lets a thread go on that has met a signal from elsewhere.
+    pub(super) fn go_on(&mut self) -> std::result::Result<(), Errno> {
+        self.thread.homing = Homing::No;
+        raw::cont(self.thread.tid, 0)
+    }
+
+    /// Waits for the thread's signal, from wherever it comes.
+    pub(super) fn await_any_bell(&mut self) -> std::result::Result<(), Errno> {
         let (tid, bell) = (self.thread.tid, self.thread.bell());
         loop {
             match raw::wait(tid, true)? {
                 State::Stopped { signal, event: 0 } if signal == bell => {
                     reach(Point::Entered);
-                    if Regs::get(tid)?.orig_rax == ckpt_abi::nr::TGKILL {
-                        // Where a signal is delivered, the kernel also restarts calls.
-                        self.thread.homing = Homing::Done;
-                        return Ok(());
-                    }
-                    raw::cont(tid, 0)?;
+                    // Where a signal is delivered, the kernel also restarts calls.
+                    self.thread.homing = Homing::Done;
+                    return Ok(());
                 }
                 State::Stopped { event: raw::EVENT_STOP, signal } => {
                     self.thread.meet_stop(signal);

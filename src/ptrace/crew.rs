@@ -12,7 +12,9 @@ use super::raw::{self, RseqConfiguration};
 use super::sequence::{SEQUENCE, leave_sequence};
 use super::thread::StoppedThread;
 use crate::error::{Because, Result};
+use crate::proc::Tid;
 use ckpt_abi::region::SLOT_LIST;
+use nix::errno::Errno;
 
 /// What there is to know of a thread that was asked.
 pub(crate) struct Told {
@@ -63,12 +65,24 @@ pub(crate) fn ask(
     // What has begun has to be met, whatever fails.
     for (thread, slot) in threads.iter_mut().zip(&slots).take(begun) {
         let tid = thread.tid;
-        let met = Caller::at(thread, desk, *slot).await_bell();
-        outcome =
-            outcome.and(met.because(|| format!("thread {tid} cannot make system calls for us")));
+        let met = Caller::at(thread, desk, *slot).await_any_bell();
+        outcome = outcome.and(answered(tid, met));
     }
     let lists: Vec<u64> = slots.iter().map(|slot| slot + SLOT_LIST).collect();
-    let answers = outcome.and_then(|()| memory.read_each(&lists, len));
+    let answers = outcome.and_then(|()| {
+        let mut answers = memory.read_each(&lists, len)?;
+        for ((thread, slot), bytes) in threads.iter_mut().zip(&slots).zip(&mut answers) {
+            // The same signal from elsewhere has stopped it before the end. Where it came behind the last call, the thread is
+            // given back without having sent its own.
+            if !piece.is_done(bytes) {
+                let mut caller = Caller::at(thread, desk, *slot);
+                let met = caller.go_on().and_then(|()| caller.await_bell());
+                answered(thread.tid, met)?;
+                memory.read(slot + SLOT_LIST, bytes)?;
+            }
+        }
+        Ok(answers)
+    });
     let states = threads.iter_mut().map(|thread| thread.xstate.take().unwrap_or_default());
     let states: Vec<_> = states.collect();
     let mut back = Ok(());
@@ -84,6 +98,10 @@ pub(crate) fn ask(
         Told { replies, xstate, rseq }
     });
     Ok(told.collect())
+}
+
+fn answered(tid: Tid, met: std::result::Result<(), Errno>) -> Result<()> {
+    met.because(|| format!("thread {tid} cannot make system calls for us"))
 }
 
 /// The restartable sequences of a thread that can be asked so.

@@ -22,7 +22,12 @@ struct Call {
     words: [u64; 7],
     /// Which argument (from 0) points to what the call writes, and how many bytes that has.
     written: Option<(usize, usize)>,
+    /// The argument behind that points to the second word of it.
+    is_pair: bool,
 }
+
+/// A result that no call has: the last one of a list has it until the list is made.
+const PENDING: u64 = 1 << 63;
 
 impl Call {
     fn room(&self) -> usize {
@@ -49,11 +54,18 @@ impl List {
         self.add(number, args, Some((at, len)))
     }
 
+    /// Adds a call whose argument `at` points to room for a word, and the next to room for another behind it.
+    pub(crate) fn reading_two(&mut self, number: i64, args: &[u64], at: usize) -> Question {
+        let question = self.add(number, args, Some((at, 16)));
+        self.0[question.0].is_pair = true;
+        question
+    }
+
     fn add(&mut self, number: i64, args: &[u64], written: Option<(usize, usize)>) -> Question {
         let mut words = [0; 7];
         words[0] = number.cast_unsigned();
         words[1..].iter_mut().zip(args).for_each(|(word, arg)| *word = *arg);
-        self.0.push(Call { words, written });
+        self.0.push(Call { words, written, is_pair: false });
         Question(self.0.len() - 1)
     }
 
@@ -85,12 +97,24 @@ impl Piece<'_> {
             let mut words = call.words;
             if let Some((argument, len)) = call.written {
                 words[1 + argument] = at + bytes.len() as u64;
+                if call.is_pair {
+                    words[2 + argument] = words[1 + argument] + 8;
+                }
                 bytes.resize(bytes.len() + len.next_multiple_of(8), 0);
             }
             let words = words.as_bytes();
             bytes[index * CALL..index * CALL + words.len()].copy_from_slice(words);
         }
+        if let Some(last) = bytes[..end].last_chunk_mut() {
+            *last = PENDING.to_le_bytes();
+        }
         (bytes, at + end as u64)
+    }
+
+    /// Whether all calls are made, of what lies there.
+    pub(super) fn is_done(&self, bytes: &[u8]) -> bool {
+        let calls = bytes.get(..self.0.len() * CALL).unwrap_or_default();
+        calls.last_chunk() != Some(&PENDING.to_le_bytes())
     }
 }
 
@@ -160,7 +184,7 @@ mod tests {
         let mut answers = Replies::default();
         for piece in list.pieces() {
             let (mut bytes, end) = piece.bytes(0x1000);
-            assert!(bytes.len() <= ROOM);
+            assert!(bytes.len() <= ROOM && !piece.is_done(&bytes));
             let calls = (end - 0x1000) as usize / CALL;
             for call in 0..calls {
                 let word = |n: usize| {
@@ -169,8 +193,10 @@ mod tests {
                 };
                 let (signal, to) = (word(1), (word(3) - 0x1000) as usize);
                 bytes[to] = signal as u8;
-                bytes[call * CALL + 56] = signal as u8 + 1;
+                let result = call * CALL + 56;
+                bytes[result..result + 8].copy_from_slice(&(signal + 1).to_le_bytes());
             }
+            assert!(piece.is_done(&bytes));
             answers.take(&piece, &bytes);
         }
         for (n, asked) in all.into_iter().enumerate() {

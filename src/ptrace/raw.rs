@@ -218,7 +218,7 @@ pub(crate) fn policy(tid: Tid) -> Result<u32> {
 }
 
 /// struct sched_attr (sched_setattr(2)) with what Linux 5.3 has added.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes)]
 #[repr(C)]
 pub(crate) struct SchedAttr {
     /// Its size.
@@ -249,25 +249,6 @@ pub(crate) fn scheduling(tid: Tid) -> Result<SchedAttr> {
     // SAFETY: the kernel writes at most `size` bytes.
     let result = unsafe { libc::syscall(libc::SYS_sched_getattr, tid.get(), at, size, 0) };
     Errno::result(result).map(|_| attr)
-}
-
-/// ioprio_get(2) of another thread: class and level.
-pub(crate) fn io_priority(tid: Tid) -> Result<u64> {
-    const WHO_PROCESS: i32 = 1;
-    // SAFETY: the call has no memory arguments.
-    let result = unsafe { libc::syscall(libc::SYS_ioprio_get, WHO_PROCESS, tid.get()) };
-    Errno::result(result).map(i64::cast_unsigned)
-}
-
-/// get_robust_list(2) of another thread: head and length.
-pub(crate) fn robust_list(tid: Tid) -> Result<(u64, u64)> {
-    let (mut head, mut len) = (0u64, 0u64);
-    let head_at: *mut u64 = &mut head;
-    let len_at: *mut u64 = &mut len;
-    // SAFETY: the kernel writes the two words.
-    let result = unsafe { libc::syscall(libc::SYS_get_robust_list, tid.get(), head_at, len_at) };
-    Errno::result(result)?;
-    Ok((head, len))
 }
 
 /// kcmp(2) with KCMP_FILE: the order of the open file descriptions behind two descriptors, each of a process, the

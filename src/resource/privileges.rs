@@ -122,6 +122,10 @@ pub(crate) fn save(
     if asked.keyrings.into_iter().any(|asked| answers.result(asked) > 0) {
         say("the keys in its process or thread keyring (keyrings(7)): a restart has none".into());
     }
+    // Where the kernel has no clamps (CONFIG_UCLAMP_TASK), they are zeros, which are not the defaults of one that has.
+    if clamps(Tid::of_word(0)).is_none_or(|own| own == [0; 2]) {
+        return;
+    }
     let others = target.frozen.tids().into_iter().filter(|tid| *tid != pid.main_thread());
     for thread in others.chain([pid.main_thread()]) {
         if is_clamped(thread, own.ppid) {
@@ -216,10 +220,13 @@ fn is_limited(own: &Status, parent: &Status) -> bool {
     own.bounding != parent.bounding || (own.ambient != parent.ambient && own.ambient != 0)
 }
 
+fn clamps(thread: Tid) -> Option<[u32; 2]> {
+    raw::scheduling(thread).map(|attr| attr.clamps).ok()
+}
+
 /// Whether a thread has clamps that are neither the default nor those of the process that made its own.
 fn is_clamped(tid: Tid, parent: Pid) -> bool {
     const DEFAULTS: [[u32; 2]; 3] = [[0, 0], [0, 1024], [1024, 1024]];
-    let clamps = |tid| raw::scheduling(tid).map(|attr| attr.clamps).ok();
     let own = clamps(tid);
     own.is_some_and(|own| !DEFAULTS.contains(&own)) && own != clamps(parent.main_thread())
 }

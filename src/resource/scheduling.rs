@@ -4,10 +4,10 @@
 use super::plan::{Arena, Orders, Step};
 use crate::error::Result;
 use crate::proc::{Process, Tid};
+use crate::ptrace::list::{List, Question, Replies};
 use crate::ptrace::raw::{self, SchedAttr};
 use ckpt_abi::image::Thread;
 use nix::libc;
-use nix::sched::{CpuSet, sched_getaffinity};
 use std::sync::OnceLock;
 
 /// Bytes of the first version of struct sched_attr (sched_setattr(2)).
@@ -22,25 +22,69 @@ const DEADLINE_FLAGS: u32 = 6;
 const IOPRIO_WHO_PROCESS: u64 = 1;
 const IOPRIO_CLASS_SHIFT: u32 = 13;
 
+/// What a thread is asked.
+pub(crate) struct SchedulingQuestions {
+    attr: Question,
+    nice: Question,
+    io: Question,
+    cpus: Question,
+}
+
+/// What it has answered, as far as the kernel knows of it.
+pub(crate) struct Scheduling {
+    attr: Option<SchedAttr>,
+    nice: Option<i32>,
+    io: u64,
+    cpus: Option<[u64; 16]>,
+}
+
+/// Adds the questions to a thread's list.
+pub(crate) fn ask(list: &mut List) -> SchedulingQuestions {
+    let (attr, cpus) = (size_of::<SchedAttr>(), size_of::<[u64; 16]>());
+    SchedulingQuestions {
+        attr: list.reading(libc::SYS_sched_getattr, &[0, 0, attr as u64, 0], 1, attr),
+        nice: list.call(libc::SYS_getpriority, &[libc::PRIO_PROCESS as u64, 0]),
+        io: list.call(libc::SYS_ioprio_get, &[IOPRIO_WHO_PROCESS, 0]),
+        cpus: list.reading(libc::SYS_sched_getaffinity, &[0, cpus as u64, 0], 2, cpus),
+    }
+}
+
+impl SchedulingQuestions {
+    pub(crate) fn answers(&self, replies: &Replies) -> Scheduling {
+        /// The system call answers 20 minus the nice value (getpriority(2), "C library/kernel differences").
+        const ABOVE: i64 = 20;
+        let nice = Some(replies.result(self.nice)).filter(|nice| *nice > 0);
+        Scheduling {
+            attr: (replies.result(self.attr) == 0).then(|| replies.get(self.attr)),
+            nice: nice.map(|nice| (ABOVE - nice) as i32),
+            io: replies.result(self.io).max(0).cast_unsigned(),
+            cpus: (replies.result(self.cpus) > 0).then(|| replies.get(self.cpus)),
+        }
+    }
+}
+
 /// Saves the scheduling of a thread of a process into its record.
 ///
 /// # Errors
 /// It is gone.
-pub(crate) fn save(process: &Process, record: &mut Thread) -> Result<()> {
+pub(crate) fn save(process: &Process, known: &Scheduling, record: &mut Thread) -> Result<()> {
     let tid = Tid::of_word(record.tid);
-    record.io_priority = explicit(raw::io_priority(tid).unwrap_or(0));
-    let known = raw::scheduling(tid).ok();
-    if let Some(SchedAttr { flags, policy, nice, priority, .. }) = known {
+    record.io_priority = explicit(known.io);
+    if let Some(SchedAttr { flags, policy, nice, priority, .. }) = known.attr {
         let resets = if flags & FLAG_RESET_ON_FORK != 0 { SCHED_RESET_ON_FORK } else { 0 };
         (record.policy, record.nice, record.priority) = (policy | resets, nice, priority);
     }
-    // Of one that is not of a normal policy the call does not tell the nice value.
-    if known.is_none_or(|attr| !NORMAL.contains(&attr.policy)) {
-        let stat = process.stat(tid)?;
-        record.policy = raw::policy(tid).unwrap_or(stat.policy);
-        (record.nice, record.priority) = (stat.nice, stat.rt_priority);
+    match (known.attr, known.nice) {
+        // Of one that is not of a normal policy that call does not tell the nice value.
+        (Some(attr), Some(nice)) if !NORMAL.contains(&attr.policy) => record.nice = nice,
+        (Some(_), Some(_)) => {}
+        _ => {
+            let stat = process.stat(tid)?;
+            record.policy = raw::policy(tid).unwrap_or(stat.policy);
+            (record.nice, record.priority) = (stat.nice, stat.rt_priority);
+        }
     }
-    match known {
+    match known.attr {
         Some(attr) if attr.policy == SCHED_DEADLINE => {
             record.deadline = attr.deadline;
             record.deadline_flags = attr.flags as u32 & DEADLINE_FLAGS;
@@ -49,15 +93,11 @@ pub(crate) fn save(process: &Process, record: &mut Thread) -> Result<()> {
         Some(attr) if attr.deadline[0] != slice() => record.deadline[0] = attr.deadline[0],
         Some(_) | None => {}
     }
-    let Ok(set) = sched_getaffinity(tid.as_pid().nix()) else { return Ok(()) };
-    let cpus = record.affinity.len() * 64;
-    let has = |set: &CpuSet, cpu| set.is_set(cpu).unwrap_or(false);
+    let Some(set) = known.cpus else { return Ok(()) };
+    let lacks = |cpu: &usize| set.get(cpu / 64).is_some_and(|word| word >> (cpu % 64) & 1 == 0);
     // A thread that may run everywhere here may run everywhere there.
-    if online().iter().all(|cpu| *cpu >= cpus || has(&set, *cpu)) {
-        return Ok(());
-    }
-    for cpu in (0..cpus).filter(|cpu| has(&set, *cpu)) {
-        record.affinity[cpu / 64] |= 1 << (cpu % 64);
+    if online().iter().any(lacks) {
+        record.affinity = set;
     }
     Ok(())
 }
@@ -172,10 +212,18 @@ mod tests {
         let own = Process::own().unwrap();
         let tid = own.main_thread();
         let mut record = Thread { tid: tid.word(), ..Thread::new_zeroed() };
-        save(&own, &mut record).unwrap();
-        assert_eq!(record.deadline, [0; 3]);
+        let attr = raw::scheduling(tid).ok();
+        let mut known = Scheduling { attr, nice: Some(7), io: 0, cpus: Some([u64::MAX; 16]) };
+        save(&own, &known, &mut record).unwrap();
+        assert_eq!((record.deadline, record.affinity), ([0; 3], [0; 16]));
         let stat = own.stat(tid).unwrap();
         assert_eq!((record.policy, record.nice), (stat.policy, stat.nice));
+        // The first CPU is missing, and it is of another policy.
+        known.cpus = Some([!1; 16]);
+        known.attr = attr.map(|attr| SchedAttr { policy: 1, priority: 3, ..attr });
+        save(&own, &known, &mut record).unwrap();
+        assert_eq!((record.policy, record.nice, record.priority), (1, 7, 3));
+        assert_eq!(record.affinity, [!1; 16]);
     }
 
     #[test]

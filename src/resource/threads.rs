@@ -3,7 +3,7 @@
 
 use super::memory::policy::{self, PolicyQuestions};
 use super::plan::{Arena, Orders, Step};
-use super::rseq::{feature_size, rseq_len};
+use super::rseq::{self, feature_size, rseq_len};
 use super::runtime::{self, Id, glibc, holding};
 use super::{Gathered, Target, attributes, headless, scheduling, seccomp, vdso};
 use crate::error::{Because, Error, Kind, Result};
@@ -123,18 +123,7 @@ fn record(
     let (pid, memory) = (target.frozen.pid, target.memory);
     let thread = &target.frozen.threads[index];
     let tid = thread.tid;
-    let Answers { xstate, rseq, .. } = answers;
-    let (robust_list, robust_list_len) = raw::robust_list(tid)
-        .because(|| {
-            format!("cannot read which locks thread {tid} would leave behind (get_robust_list(2))")
-        })
-        .map_err(|e| {
-            if e.is_refusal() || e.errno() == libc::ENOSYS {
-                e.hint("a sandbox (seccomp) may forbid it: save it from outside of that")
-            } else {
-                e
-            }
-        })?;
+    let Answers { xstate, rseq, robust: [robust_list, robust_list_len], .. } = answers;
     if let (mode @ 1.., nodes) = answers.policy {
         gathered.policies.push(NumaPolicy { thread: tid.word(), mode, start: 0, end: 0, nodes });
     }
@@ -185,7 +174,7 @@ fn record(
             None
         }
     });
-    scheduling::save(target.process(), &mut record)?;
+    scheduling::save(target.process(), &answers.scheduling, &mut record)?;
     record.personality = answers.personality;
     attributes::save(&target.frozen.threads[index], pid, &mut record)?;
     seccomp::save(target, index, &mut record, gathered);
@@ -232,6 +221,9 @@ pub(crate) struct Answers {
     death_signal: u32,
     timer_slack: u64,
     personality: u32,
+    /// The list of the robust mutexes that it holds, and the length of its head (get_robust_list(2)).
+    robust: [u64; 2],
+    scheduling: scheduling::Scheduling,
     /// Bits of [`thread_flag`].
     flags: u32,
     /// NUMA: its mode, and nodes.
@@ -245,6 +237,8 @@ struct Questions {
     death_signal: Question,
     slack: Question,
     personality: Question,
+    robust: Question,
+    scheduling: scheduling::SchedulingQuestions,
     attributes: attributes::ThreadQuestions,
     policy: PolicyQuestions,
 }
@@ -262,6 +256,8 @@ impl Questions {
             // 0 for real-time threads, which have none.
             slack: list.call(prctl, &[libc::PR_GET_TIMERSLACK as u64]),
             personality: list.call(libc::SYS_personality, &[SAME]),
+            robust: list.reading_two(libc::SYS_get_robust_list, &[0, 0, 0], 1),
+            scheduling: scheduling::ask(list),
             attributes: attributes::ask(list),
             policy: policy::ask(list),
         }
@@ -275,6 +271,13 @@ impl Questions {
     ) -> Result<Answers> {
         replies.expect(self.altstack, "cannot read a thread's alternate stack")?;
         let personality = replies.expect(self.personality, "cannot read a thread's personality")?;
+        const LOCKS: &str =
+            "cannot read which locks a thread would leave behind (get_robust_list(2))";
+        replies.expect(self.robust, LOCKS).map_err(|e| {
+            e.hint(
+                "a sandbox (seccomp) that it was started in forbids it: start it outside of that",
+            )
+        })?;
         Ok(Answers {
             xstate,
             rseq,
@@ -283,6 +286,8 @@ impl Questions {
             death_signal: replies.get(self.death_signal),
             timer_slack: replies.result(self.slack).max(0).cast_unsigned(),
             personality: personality as u32,
+            robust: replies.get(self.robust),
+            scheduling: self.scheduling.answers(replies),
             flags: self.attributes.flags(replies),
             policy: self.policy.policy(replies),
         })
@@ -357,7 +362,7 @@ impl Asking {
         desk: &Desk,
     ) -> Result<Self> {
         let tid = thread.tid;
-        let rseq = rseq(thread, memory, desk)?;
+        let rseq = rseq::registered(thread, memory, desk)?;
         let questions = Questions::ask(&mut list);
         Caller::new(thread, memory, desk)?;
         let what = || format!("cannot read the extended state of thread {tid}");
@@ -380,49 +385,6 @@ impl Asking {
         let own = self.questions.answers(&replies, self.xstate, self.rseq)?;
         Ok((own, replies))
     }
-}
-
-/// The rseq registration; before Linux 5.13 only a search can find it.
-fn rseq(
-    thread: &mut StoppedThread,
-    memory: &Memory,
-    desk: &Desk,
-) -> Result<raw::RseqConfiguration> {
-    match raw::rseq_configuration(thread.tid) {
-        Ok(configuration) => Ok(configuration),
-        Err(Errno::EIO | Errno::EINVAL) => search_rseq(thread, memory, desk),
-        Err(e) => Err(e).because(|| format!("cannot read the rseq area of thread {}", thread.tid)),
-    }
-}
-
-/// Looks for the rseq area near the thread pointer, where glibc has it: unregistering with a wrong
-/// signature changes nothing and answers EPERM only for the right address (kernel/rseq.c).
-fn search_rseq(
-    thread: &mut StoppedThread,
-    memory: &Memory,
-    desk: &Desk,
-) -> Result<raw::RseqConfiguration> {
-    const SIZE: u32 = 32;
-    const SIGNATURE: u32 = 0x5305_3053;
-    const UNREGISTER: u64 = 1;
-    let base = thread.regs.fs_base & !31;
-    let mut caller = Caller::new(thread, memory, desk)?;
-    for offset in (0..0x1000).step_by(32) {
-        for pointer in [base.wrapping_add(offset), base.wrapping_sub(offset)] {
-            let wrong = u64::from(!SIGNATURE);
-            let args = [pointer, u64::from(SIZE), UNREGISTER, wrong];
-            match caller.call(libc::SYS_rseq, &args)? {
-                result if result == -i64::from(libc::EPERM) => {
-                    let mut found = raw::RseqConfiguration::default();
-                    (found.pointer, found.size, found.signature) = (pointer, SIZE, SIGNATURE);
-                    return Ok(found);
-                }
-                result if result == -i64::from(libc::ENOSYS) => return Ok(Default::default()),
-                _ => {}
-            }
-        }
-    }
-    Ok(Default::default())
 }
 
 /// The saved registers of a thread.
