@@ -222,34 +222,28 @@ impl Input {
                 self.fd = None;
                 self.took(self.waits.len());
             }
-            let waits = self.fd.as_ref().filter(|_| !self.waits.is_empty());
-            // No descriptor: poll(2) passes over a negative one, and here over nothing that is asked of it.
-            let (fd, gives) = waits.map_or((wire.from.as_fd(), PollFlags::empty()), |fd| {
-                (fd.as_fd(), PollFlags::POLLOUT)
-            });
-            let says = if self.given > 0 { PollFlags::POLLOUT } else { PollFlags::empty() };
-            let mut polled = [
-                PollFd::new(wire.from.as_fd(), PollFlags::POLLIN),
-                PollFd::new(fd, gives),
-                PollFd::new(wire.to.as_fd(), says),
-            ];
+            let takes = self.fd.as_ref().filter(|_| !self.waits.is_empty());
+            let hears = self.given > 0;
+            let mut polled = vec![PollFd::new(wire.from.as_fd(), PollFlags::POLLIN)];
+            // Nobody's end is of use that nothing is for, and who is gone would be told of at once, again and again.
+            let both = [takes, Some(&wire.to).filter(|_| hears)];
+            let both = both.into_iter().flatten();
+            polled.extend(both.map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLOUT)));
             let _ = poll(&mut polled, PollTimeout::NONE);
-            let [hears, gives, says] = polled.map(|fd| fd.any().unwrap_or(false));
-            if let Some(fd) = waits.filter(|_| gives) {
+            let ready: Vec<bool> = polled.iter().map(|fd| fd.any().unwrap_or(false)).collect();
+            let (is_told, hears) = (ready[0], hears && ready.last() == Some(&true));
+            if let Some(fd) = takes.filter(|_| ready[1]) {
                 match write(fd, &self.waits) {
                     Ok(done) => self.took(done),
                     Err(Errno::EAGAIN | Errno::EINTR) => {}
                     Err(_) => self.fd = None,
                 }
             }
-            if says
-                && self.given > 0
-                && let Ok(_speaks) = SPEAKS.try_lock()
-            {
+            if hears && let Ok(_speaks) = SPEAKS.try_lock() {
                 let _ = say(wire.to.as_fd(), Word::Took, self.given as u64, &[]);
                 self.given = 0;
             }
-            if hears {
+            if is_told {
                 return;
             }
         }

@@ -153,15 +153,14 @@ impl Streams {
             None => Vec::new(),
         };
         loop {
-            let sends = if waits.is_empty() { PollFlags::empty() } else { PollFlags::POLLOUT };
             let taker = self.held.as_ref().and_then(|(number, _)| self.all[*number].1.as_ref());
-            let mut polled = vec![
-                taker.map_or(PollFd::new(wire.from.as_fd(), PollFlags::POLLIN), |fd| {
+            let mut polled =
+                vec![taker.map_or(PollFd::new(wire.from.as_fd(), PollFlags::POLLIN), |fd| {
                     PollFd::new(fd.as_fd(), PollFlags::POLLOUT)
-                }),
-                PollFd::new(wire.to.as_fd(), sends),
-            ];
-            if waits.is_empty() {
+                })];
+            if !waits.is_empty() {
+                polled.push(PollFd::new(wire.to.as_fd(), PollFlags::POLLOUT));
+            } else {
                 polled.push(PollFd::new(signals.as_fd(), PollFlags::POLLIN));
                 let input = input.iter().filter(|_| self.credit > 0);
                 polled.extend(input.map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)));
@@ -181,7 +180,10 @@ impl Streams {
                 drop(raw);
                 return Ok(status);
             }
-            if !waits.is_empty() && is_ready[1] {
+            if !waits.is_empty() {
+                if !is_ready[1] {
+                    continue;
+                }
                 // As one, or not at all: nobody may wait here, for the other host may wait for us.
                 match write(&wire.to, &waits) {
                     Ok(done) => drop(waits.drain(..done)),
@@ -189,9 +191,9 @@ impl Streams {
                     // What else there is to hear tells why.
                     Err(_) => waits.clear(),
                 }
-            } else if is_ready.get(2) == Some(&true) {
+            } else if is_ready[1] {
                 waits = self.signalled(&signals);
-            } else if is_ready.get(3) == Some(&true)
+            } else if is_ready.get(2) == Some(&true)
                 && let Some(fd) = &input
             {
                 let mut room = [0; SMALL];
