@@ -13,7 +13,6 @@ use crate::proc::Process;
 use crate::proc::maps::Vma;
 use crate::proc::pagemap::Pagemap;
 use crate::ptrace::memory::Memory;
-use ckpt_abi::image::CHUNK_MAX;
 
 /// The most that is held, in bytes, if there is little else that needs room.
 const MOST: u64 = 16 << 20;
@@ -39,19 +38,21 @@ pub(super) fn prepare(known: &mut Rolling, process: &Process) {
 }
 
 fn touch(process: &Process) -> Result<()> {
-    let (vmas, memory) = (process.maps()?, Memory::open(process)?);
+    let (vmas, memory, pagemap) = (process.maps()?, Memory::open(process)?, Pagemap::of(process)?);
     let is_whole = |vma: &&Vma| vma.inode != 0 || vma.name == "[vdso]";
     let is_file = |vma: &&Vma| vma.read && !vma.shared && is_whole(vma) && vma.len() <= MOST;
-    let (mut buffer, mut left) = (vec![0; CHUNK_MAX as usize], 2 * MOST);
+    let mut left = 2 * MOST;
     for vma in vmas.iter().filter(is_file) {
         left = left.saturating_sub(vma.len());
-        let mut places = (vma.start..vma.end).step_by(buffer.len()).take_while(|_| left > 0);
-        let mut read = |at: u64| {
-            let len = (vma.end - at).min(buffer.len() as u64) as usize;
-            memory.read_some(at, &mut buffer[..len]).is_ok_and(|read| read == len)
-        };
-        // Behind the end of a file there is nothing.
-        places.all(&mut read);
+        if left == 0 {
+            break;
+        }
+        let mut absent = Vec::new();
+        pagemap.entries(vma.start, vma.end, |page, entry| {
+            absent.extend(Some(page).filter(|_| !entry.present()));
+        })?;
+        // The kernel brings those around it, too. Behind the end of a file there is nothing.
+        absent.iter().all(|page| memory.read_some(*page, &mut [0]).is_ok());
     }
     Ok(())
 }
