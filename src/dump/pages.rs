@@ -9,6 +9,7 @@ use super::phase6_write::Writing;
 use super::rolling::Rolling;
 use crate::error::Result;
 use crate::fault::{Point, reach};
+use ckpt_abi::image::VmaKind;
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
@@ -33,7 +34,10 @@ pub(super) fn write<'a>(
         if stop {
             known.presume(&mut first.presumed);
         }
-        known.look(&first.equipped.process, &first.areas, checkpoint.generation);
+        let mut vmas = first.gathered.vmas.iter();
+        let has_rings = vmas.any(|vma| vma.kind == VmaKind::Ring as u32);
+        let process = (&first.equipped.process, has_rings);
+        known.look(process, &first.areas, checkpoint.generation);
         let run = first.equipped.region.control.config.run;
         let remains = writing.leave_out(first, |base| known.same(base, run))?;
         let may = !stop && !tracks && !known.has_found();

@@ -20,6 +20,7 @@ use crate::proc::pagemap::Pagemap;
 use crate::proc::tracking::Tracker;
 use crate::proc::tree::Kin;
 use crate::proc::{Process, line};
+use crate::ptrace::waits;
 use crate::resource::memory::{Area, Pages};
 use crate::resource::presumed::{self, Before};
 use nix::errno::Errno;
@@ -45,6 +46,13 @@ const ALL: Range<u64> = 0..0x7fff_ffff_f000;
 /// tracked and one beside it that is not do not become one, as they would else, and whoever moves both as one meets EFAULT
 /// (mremap(2)): what is put together of pieces so is rarely long, and what comes and goes is not worth it.
 const LARGE: u64 = 32 << 20;
+
+/// How late somebody may write to a page that he has pinned before a stop, in nanoseconds. A copy by another process
+/// (process_vm_writev(2)) waits for a page of its own memory. Of asynchronous I/O the requests of a slow disk: its driver
+/// gives them up after 30 seconds (SD_TIMEOUT, drivers/scsi/sd.h). What a thread of the program reads itself has
+/// ended before that thread stands still.
+const COPIES: u64 = 1_000_000_000;
+const REQUESTS: u64 = 30 * COPIES;
 
 /// See the module.
 #[derive(Default)]
@@ -79,6 +87,8 @@ pub(crate) struct Rolling {
 struct Interval {
     /// The number of the checkpoint at whose stop it ended.
     generation: u64,
+    /// When that was, and the last stop behind which nobody is late any more at it, in nanoseconds of CLOCK_MONOTONIC.
+    when: [u64; 2],
     pages: PageSet,
     /// The memory of which that checkpoint has all: nothing was left out, nor saved in another way.
     whole: Vec<[u64; 2]>,
@@ -187,8 +197,25 @@ impl Rolling {
             self.older_generation = generation;
         }
         (self.older, self.last) = (older, Some((id, generation)));
+        self.forget();
+    }
+
+    /// Forgets what counts for no checkpoint any more, and joins what is before the older one by the second: periods may be
+    /// short.
+    fn forget(&mut self) {
         let first = self.older_generation;
-        self.intervals.retain(|interval| interval.generation >= first);
+        let is_older = |interval: &Interval| interval.generation == first;
+        let since = self.intervals.iter().find(|it| is_older(it)).map_or(u64::MAX, |it| it.when[1]);
+        self.intervals.retain(|it| it.generation >= first || it.when[0] >= since);
+        self.intervals.dedup_by(|next, kept| {
+            let second = |it: &Interval| it.when[0] / COPIES;
+            let joins = next.generation < first && second(next) == second(kept);
+            if joins {
+                kept.pages.join(&next.pages);
+                (kept.generation, kept.when) = (next.generation, next.when);
+            }
+            joins
+        });
     }
 
     /// Removes the older checkpoint.
@@ -241,13 +268,21 @@ impl Rolling {
     }
 
     /// Asks what was written to since the last stop, while the program stands still for a checkpoint of this number.
-    pub(super) fn look(&mut self, process: &Process, areas: &[Area], generation: u64) {
+    /// It may have asynchronous I/O under way (`has_rings`).
+    pub(super) fn look(
+        &mut self,
+        (process, has_rings): (&Process, bool),
+        areas: &[Area],
+        generation: u64,
+    ) {
         if self.tracker.is_some() {
             match self.written(process, areas) {
                 Some((pages, found)) => {
                     let whole = areas.iter().filter(|area| is_trackable(area));
                     let whole = whole.map(|area| [area.start, area.end]).collect();
-                    self.intervals.push(Interval { generation, pages, whole });
+                    let (now, late) = (waits::now(), if has_rings { REQUESTS } else { COPIES });
+                    let when = [now, now.saturating_sub(late)];
+                    self.intervals.push(Interval { generation, when, pages, whole });
                     self.found = found;
                 }
                 None => (self.tracker, self.intervals) = (None, Vec::new()),
@@ -285,16 +320,20 @@ impl Rolling {
     }
 
     /// What is as a checkpoint of this run has it that this began with; None: nothing is known. What was written to before
-    /// that checkpoint does not count as such, too: whoever else had pinned such a page for writing (process_vm_writev(2))
-    /// may have been late, and the kernel does not tell that. Another run of the same name may have put its own file in the
+    /// that checkpoint does not count as such, too: whoever else had pinned such a page for writing may have been late
+    /// ([`COPIES`], [`REQUESTS`]), and the kernel does not tell that. Another run of the same name may have put its own file in the
     /// place of ours, under the same number of an inode.
     pub(super) fn same(&self, base: &Base, run: u64) -> Option<Same<'_>> {
+        self.tracker.as_ref().filter(|_| base.is_of([run, self.older_generation]))?;
+        self.same_but(PageSet::of(base.with_locks().into_iter()))
+    }
+
+    fn same_but(&self, mut differing: PageSet) -> Option<Same<'_>> {
         let since = self.older_generation;
-        self.tracker.as_ref().filter(|_| base.is_of([run, since]))?;
         let first = self.intervals.iter().find(|interval| interval.generation == since)?;
-        let mut differing = PageSet::of(base.with_locks().into_iter());
-        let later = self.intervals.iter().filter(|interval| interval.generation >= since);
-        later.for_each(|interval| differing.join(&interval.pages));
+        let counts = |it: &&Interval| it.generation >= since || it.when[0] >= first.when[1];
+        let counted = self.intervals.iter().filter(counts);
+        counted.for_each(|interval| differing.join(&interval.pages));
         Some(Same { differing, whole: &first.whole })
     }
 
@@ -321,8 +360,9 @@ impl Rolling {
         words.extend([self.expected, self.restless]);
         words.extend([self.intervals.len() as u64, self.before.len() as u64]);
         words.extend_from_slice(self.before.as_flattened());
-        for Interval { generation, pages, whole } in &self.intervals {
+        for Interval { generation, when, pages, whole } in &self.intervals {
             words.extend([*generation, pages.words().len() as u64, whole.len() as u64]);
+            words.extend(when);
             words.extend_from_slice(pages.words());
             words.extend_from_slice(whole.as_flattened());
         }
@@ -352,10 +392,12 @@ impl Rolling {
         let mut used = 11 + 2 * before.len();
         for _ in 0..count? {
             let (generation, len, areas) = (next()?, next()?, next()?);
+            let when = [next()?, next()?];
             let pages: Vec<u64> = (0..len).map_while(|_| next()).collect();
             let whole: Vec<_> = (0..areas).map_while(|_| Some([next()?, next()?])).collect();
-            used += 3 + pages.len() + 2 * whole.len();
-            intervals.push(Interval { generation, pages: PageSet::from_words(&pages), whole });
+            used += 5 + pages.len() + 2 * whole.len();
+            let pages = PageSet::from_words(&pages);
+            intervals.push(Interval { generation, when, pages, whole });
         }
         let path = bytes.get(8 * used..8 * used + path_len? as usize)?.to_vec();
         let path = PathBuf::from(std::ffi::OsString::from_vec(path));
@@ -390,6 +432,33 @@ pub(super) fn is_trackable(area: &Area) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Stops each half second, at which the program has rings or not; how many pages count as written to, one a stop.
+    fn written(stops: u64, has_rings: bool) -> usize {
+        let mut known = Rolling::default();
+        for generation in 1..=stops {
+            let (now, late) =
+                (40 * COPIES + generation * COPIES / 2, if has_rings { 30 } else { 1 });
+            let pages = PageSet::of(std::iter::once(generation << 12..(generation + 1) << 12));
+            let when = [now, now - late * COPIES];
+            known.intervals.push(Interval { generation, when, pages, whole: Vec::new() });
+            known.older_generation = generation.saturating_sub(1).max(1);
+            known.forget();
+        }
+        assert!(known.intervals.len() <= 34);
+        let same = known.same_but(PageSet::default()).unwrap();
+        let pages: Vec<_> = (1..=stops).map(|page| page << 12..(page + 1) << 12).collect();
+        let [_, other] = same.differing.split(&pages);
+        other.iter().map(|range| (range.end - range.start) as usize >> 12).sum()
+    }
+
+    #[test]
+    fn who_has_pinned_a_page_may_be_late() {
+        // That since the older checkpoint, its own, and those of the second before it, by whole seconds.
+        assert_eq!(written(100, false), 5);
+        assert_eq!(written(100, true), 63);
+        assert_eq!(written(3, true), 3);
+    }
 
     #[test]
     fn what_a_checkpoint_was_without_is_not_as_it_was() {
