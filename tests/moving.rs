@@ -208,6 +208,56 @@ fn memory_whose_mappings_change_meanwhile_is_right() {
     }
 }
 
+/// Numbers each page; a child that is forked later knows the same, until its end is asked for.
+const FORKS: &str = "
+import mmap, os, sys
+pages = 4096
+memory = mmap.mmap(-1, pages << 12, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+def fill(base):
+    for page in range(pages): memory[page << 12:(page << 12) + 8] = (base + page).to_bytes(8, 'little')
+def right(base):
+    return all(memory[page << 12:(page << 12) + 8] == (base + page).to_bytes(8, 'little') for page in range(pages))
+base, child = 1, 0
+fill(base)
+print('ready', flush=True)
+for line in sys.stdin:
+    if line == 'fork\\n':
+        base += 100000
+        fill(base)
+        inner, outer = os.pipe()
+        child = os.fork()
+        if not child:
+            os.close(outer)
+            os.read(inner, 1)
+            os._exit(0 if right(base) else 1)
+        os.close(inner)
+    elif line == 'end\\n':
+        os.close(outer)
+        base += 0 if os.waitpid(child, 0)[1] == 0 else 1
+        child = 0
+    print('right' if right(base) else 'wrong', flush=True)
+";
+
+#[test]
+fn memory_of_one_that_forks_meanwhile_is_right() {
+    let bench = Bench::new(Who::Nobody);
+    let host = Host::new(&bench);
+    let mut run = bench.run("/usr/bin/python3", &["-c", FORKS]);
+    run.expect("ready");
+    let mover = host.stops(&bench, run.pid(), "rounded");
+    stopped(mover.pid());
+    run.say("fork");
+    run.expect("right");
+    resume(mover.pid());
+    mover.complaint("has moved to there");
+    run.say("look");
+    run.expect("right");
+    run.say("end");
+    run.expect("right");
+    run.finish();
+    mover.ends_well();
+}
+
 #[test]
 fn who_stops_the_mover_in_time_stops_the_move() {
     let bench = Bench::new(Who::Nobody);

@@ -34,11 +34,12 @@ pub(super) fn write<'a>(
         if stop {
             known.presume(&mut first.presumed);
         }
+        let control = &first.equipped.region.control;
         let mut vmas = first.gathered.vmas.iter();
         let has_rings = vmas.any(|vma| vma.kind == VmaKind::Ring as u32);
-        let process = (&first.equipped.process, has_rings);
+        let process = (&first.equipped.process, has_rings, control.tracked);
         known.look(process, &first.areas, checkpoint.generation);
-        let run = first.equipped.region.control.config.run;
+        let run = control.config.run;
         let remains = writing.leave_out(first, |base| known.same(base, run))?;
         let may = !stop && !tracks && !known.has_found();
         holds = may && remains.is_some_and(|bytes| held::is_little(bytes, first, &mut known));

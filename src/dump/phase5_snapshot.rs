@@ -29,6 +29,7 @@ use ckpt_abi::op::{ListHead, OpKind};
 use ckpt_abi::region::{Control, STACK_LEN, STACKS};
 use nix::errno::Errno;
 use nix::libc;
+use nix::time::{ClockId, clock_gettime};
 use std::mem::offset_of;
 use std::time::{Duration, Instant};
 use zerocopy::{FromZeros, IntoBytes};
@@ -161,10 +162,12 @@ impl Pictured<'_> {
         });
         let Equipped { memory, region, .. } = self.equipped;
         let at = region.base + offset_of!(Control, tracked) as u64;
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC);
+        let mark = now.map_or(1, |now| now.tv_nsec() as u32 + 1);
         if let Some(fd) = taken
-            && memory.put(at, &1u32).is_ok()
+            && memory.put(at, &mark).is_ok()
         {
-            known.track(fd);
+            known.track(fd, mark);
         }
     }
 

@@ -70,6 +70,10 @@ pub(crate) struct Rolling {
     /// The file of the newest checkpoint, and its number.
     last: Option<(Id, u64)>,
     tracker: Option<Tracker>,
+    /// What the control page says as long as nobody else has begun to track ([`Control::tracked`]).
+    ///
+    /// [`Control::tracked`]: ckpt_abi::region::Control::tracked
+    mark: u32,
     intervals: Vec<Interval>,
     /// What the last stop has found that is to be tracked.
     found: Vec<[u64; 2]>,
@@ -242,9 +246,10 @@ impl Rolling {
         is_trackable(area) && (self.all || self.before.iter().any(was))
     }
 
-    /// Tracks from the next stop on, by a userfaultfd that the program's memory was made with.
-    pub(super) fn track(&mut self, fd: OwnedFd) {
-        self.tracker = Tracker::begin(fd);
+    /// Tracks from the next stop on, by a userfaultfd that the program's memory was made with, for which the control page
+    /// has this mark.
+    pub(super) fn track(&mut self, fd: OwnedFd, mark: u32) {
+        (self.tracker, self.mark) = (Tracker::begin(fd), mark);
         self.intervals.clear();
         reach(Point::Tracked);
     }
@@ -268,13 +273,17 @@ impl Rolling {
     }
 
     /// Asks what was written to since the last stop, while the program stands still for a checkpoint of this number.
-    /// It may have asynchronous I/O under way (`has_rings`).
+    /// It may have asynchronous I/O under way (`has_rings`). With another mark in its control page than ours somebody else
+    /// tracks it: the kernel does not tell whose an area is, and what one of two rearms the other does not hear of.
     pub(super) fn look(
         &mut self,
-        (process, has_rings): (&Process, bool),
+        (process, has_rings, mark): (&Process, bool, u32),
         areas: &[Area],
         generation: u64,
     ) {
+        if mark != self.mark {
+            (self.tracker, self.intervals) = (None, Vec::new());
+        }
         if self.tracker.is_some() {
             match self.written(process, areas) {
                 Some((pages, found)) => {
@@ -357,7 +366,7 @@ impl Rolling {
             self.older_generation,
             path.len() as u64,
         ]);
-        words.extend([self.expected, self.restless]);
+        words.extend([self.expected, self.restless, u64::from(self.mark)]);
         words.extend([self.intervals.len() as u64, self.before.len() as u64]);
         words.extend_from_slice(self.before.as_flattened());
         for Interval { generation, when, pages, whole } in &self.intervals {
@@ -386,10 +395,10 @@ impl Rolling {
         let mut next = || words.next();
         let [dev, ino, number, old_dev, old_ino, older_generation, path_len] =
             std::array::from_fn(|_| next());
-        let [expected, restless, count, large] = std::array::from_fn(|_| next());
+        let [expected, restless, mark, count, large] = std::array::from_fn(|_| next());
         let before: Vec<_> = (0..large?).map_while(|_| Some([next()?, next()?])).collect();
         let mut intervals = Vec::new();
-        let mut used = 11 + 2 * before.len();
+        let mut used = 12 + 2 * before.len();
         for _ in 0..count? {
             let (generation, len, areas) = (next()?, next()?, next()?);
             let when = [next()?, next()?];
@@ -411,6 +420,7 @@ impl Rolling {
             older_generation: older_generation?,
             last,
             tracker: fds.next().map(Tracker::of),
+            mark: mark? as u32,
             intervals,
             found: Vec::new(),
             expected: expected?,
@@ -458,6 +468,20 @@ mod tests {
         assert_eq!(written(100, false), 5);
         assert_eq!(written(100, true), 63);
         assert_eq!(written(3, true), 3);
+    }
+
+    #[test]
+    fn who_finds_anothers_mark_forgets_its_own() {
+        let Some(tracker) = Tracker::own() else { return };
+        let mut known = Rolling { tracker: Some(tracker), mark: 1, ..Rolling::default() };
+        let we = Process::own().unwrap();
+        known.look((&we, false, 1), &[], 1);
+        known.look((&we, false, 1), &[], 2);
+        assert!(known.tracker.is_some());
+        assert_eq!(known.intervals.len(), 2);
+        known.look((&we, false, 2), &[], 3);
+        assert!(known.tracker.is_none());
+        assert!(known.intervals.is_empty());
     }
 
     #[test]

@@ -54,9 +54,7 @@ impl Base {
         }
         let mut chunks = image.chunks().ok()?;
         chunks.retain(|chunk| chunk.object == NO_OBJECT);
-        let simple =
-            |c: &Chunk| c.codec == Codec::Plain as u32 && c.stored == c.len && c.process == 0;
-        if !chunks.iter().all(simple) {
+        if !chunks.iter().all(is_simple) {
             return None;
         }
         let process: ProcessRecord = image.process(0).record(SectionKind::Process).ok()?;
@@ -70,6 +68,9 @@ impl Base {
 
     /// The base for an image on another machine.
     pub(crate) fn elsewhere(mut image: Elsewhere, start: u64) -> Option<Self> {
+        if !image.chunks.iter().all(is_simple) {
+            return None;
+        }
         let Elsewhere { sums, run, remembers, .. } = image;
         // One that was given up half-way may have changed pages.
         for chunk in &mut image.chunks {
@@ -328,6 +329,11 @@ impl Base {
 
 fn unreadable() -> &'static str {
     "cannot read the older checkpoint"
+}
+
+/// Whether a chunk holds its pages as they are, of the first process.
+fn is_simple(chunk: &Chunk) -> bool {
+    chunk.codec == Codec::Plain as u32 && chunk.stored == chunk.len && chunk.process == 0
 }
 
 /// The memory that a chunk holds.

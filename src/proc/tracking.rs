@@ -34,7 +34,7 @@ impl Tracker {
     }
 
     /// One of this process.
-    fn own() -> Option<Self> {
+    pub(crate) fn own() -> Option<Self> {
         Uffd::new(USER_MODE_ONLY, FEATURES).ok().map(Self)
     }
 

@@ -42,7 +42,12 @@ impl Early {
     /// The image is damaged, or there is no memory.
     pub(super) fn bring(&mut self, image: &Image, changed: &[(u64, u64)]) -> Result<()> {
         let (_, all) = check_all(image, &MapPath::default())?;
-        let [saved] = &all[..] else { return Ok(()) };
+        // What several have is theirs alone to fill: none of it is known to be as it was.
+        let [saved] = &all[..] else {
+            self.placed.drain(..).for_each(|home| home.mapping.leave());
+            self.chunks.clear();
+            return Ok(());
+        };
         let huge = self.placed.is_empty() && saved.process.flags & process_flag::THP_DISABLE == 0;
         self.map(saved, &all)?;
         let (mut fresh, mut now) = (Vec::new(), Vec::new());

@@ -283,7 +283,7 @@ record! {
         pager: u32,
         /// 1: it was said that the command of [`Config::notify`] failed.
         notify_failed: u32,
-        /// 1: what of its memory is tracked (`uw` in smaps) is so by us.
+        /// Not 0: what of its memory is tracked (`uw` in smaps) is so by us; who tracks has a number of its own.
         tracked: u32,
         /// When the next periodic checkpoint is due, in nanoseconds since 1970, as the monitor says; 0: not known.
         due: u64,
