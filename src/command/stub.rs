@@ -90,6 +90,9 @@ pub(super) fn restart_from(file: File, args: &[OsString]) -> Result<u8> {
 /// Whoever says when the program may go on, and the file that its image comes to, if our maker has them (`moving/there.rs`).
 fn gate() -> Option<(Gate, File)> {
     let numbers = std::env::var(gate::VARIABLE).ok()?;
+    // What is executed on the way has other descriptors under these numbers.
+    // SAFETY: this process has one thread.
+    unsafe { std::env::remove_var(gate::VARIABLE) };
     let (line, image) = numbers.split_once(' ')?;
     let is = |number: i32, kind: fn(&FileType) -> bool| {
         let found = std::fs::metadata(format!("/proc/self/fd/{number}"));

@@ -84,6 +84,9 @@ pub(crate) type Tell = Box<dyn Fn(&str) + Send + Sync>;
 /// Hears of an outcome.
 pub(crate) type Ending = Box<dyn Fn(&Outcome) + Send + Sync>;
 
+/// Hears of the end of the program: before it, and then how long it stood still.
+pub(crate) type Ended = Box<dyn Fn(Option<Duration>) -> Result<()>>;
+
 /// What is asked of a dump.
 pub(crate) struct Demand {
     /// The process, opened when it was named: whatever is looked at later is of this one.
@@ -109,8 +112,9 @@ pub(crate) struct Demand {
     pub tell: Option<Tell>,
     /// Hears of a checkpoint that ends the program, before it does.
     pub ending: Option<Ending>,
-    /// Is called when all processes that are to end run nothing of their own any more, with how long they stood still.
-    pub ended: Option<Box<dyn Fn(Duration)>>,
+    /// Is asked before anybody ends whether they may still; and called when all that are to end run nothing of their own
+    /// any more, with how long they stood still.
+    pub ended: Option<Ended>,
     /// What is known of earlier checkpoints of the process: of those that the monitor takes.
     pub rolling: Option<RefCell<Rolling>>,
 }
@@ -230,7 +234,9 @@ fn take(request: &Demand) -> Result<Outcome> {
         if request.triggered {
             halted::rescue(&request.process);
         }
-        last::note_failure(&request.process, e);
+        if !request.moves() {
+            last::note_failure(&request.process, e);
+        }
         phase0_visit::leave(&request.process, e);
     }
     let Entered { mut checkpoint, mut equipped, still, looked } = begun?;
@@ -263,8 +269,8 @@ fn take(request: &Demand) -> Result<Outcome> {
         let told = result
             .as_ref()
             .map(|outcome| [outcome.bytes, outcome.pause.as_micros() as u64, outcome.number]);
-        // Who was ended has nothing to be noted in.
-        if !result.as_ref().is_ok_and(|outcome| outcome.stopped) {
+        // Who was ended has nothing to be noted in, and what is on its way to another machine is no checkpoint here.
+        if !request.moves() && !result.as_ref().is_ok_and(|outcome| outcome.stopped) {
             last::note(&first.memory, first.region.base, told);
         }
     }
@@ -477,6 +483,7 @@ fn proceed(
     let mut outcome =
         Outcome { name, number, bytes, pause, stopped: stop, losses, notes, diverted: None };
     if stop {
+        checkpoint.request.ended.iter().try_for_each(|ended| ended(None))?;
         outcome.tell(checkpoint.request);
         // Some ended and others not would be neither the job nor its checkpoint.
         held.iter().flatten().for_each(Frozen::end_with_us);

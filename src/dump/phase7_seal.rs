@@ -40,7 +40,7 @@ pub(crate) fn end(
     since: Instant,
 ) -> Result<()> {
     let ended = request.ended.as_deref().filter(|_| frozen.pid == request.pid());
-    let told = || ended.iter().for_each(|ended| ended(since.elapsed()));
+    let told = || ended.iter().for_each(|ended| drop(ended(Some(since.elapsed()))));
     let last = ended.map(|_| &told as &dyn Fn());
     let control = &equipped.region.control;
     if monitor::sees_the_end(&control.config) {

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use nix::time::{ClockId, clock_getres, clock_gettime};
 
@@ -113,10 +114,12 @@ pub(crate) const TICK: i64 = 10_000_000;
 
 /// For how many ticks the machine has been up.
 pub(crate) fn ticks() -> u64 {
-    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |up| {
-        let ticks = up.tv_nsec() / TICK;
-        (up.tv_sec() * (1_000_000_000 / TICK) + ticks).cast_unsigned()
-    })
+    (up().as_nanos() / TICK.cast_unsigned() as u128) as u64
+}
+
+/// For how long the machine has been up, also while it was suspended.
+pub(crate) fn up() -> Duration {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from)
 }
 
 /// "35.72 270.31": up, and idle.

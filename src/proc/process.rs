@@ -6,7 +6,7 @@ use super::id::{Pid, Tid};
 use super::pidfd::Pidfd;
 use super::stat::Stat;
 use super::status::Status;
-use super::text::{decimal, words};
+use super::text::{decimal, lines, words};
 use super::{each_line_in, failed, slurp_in, slurp_piece};
 use crate::error::{Because, Error, Kind, Result};
 use crate::order;
@@ -316,6 +316,13 @@ impl Process {
         const PAGE: u64 = 4096;
         let text = self.text("statm").ok()?;
         decimal::<u64>(words(&text).nth(1)?).ok().map(|pages| pages * PAGE)
+    }
+
+    /// The same, of pages that several have in common a part (Pss of /proc/PID/smaps_rollup).
+    pub(crate) fn proportional(&self) -> Option<u64> {
+        let text = self.text("smaps_rollup").ok()?;
+        let line = lines(&text).find_map(|line| line.strip_prefix(b"Pss:"))?;
+        decimal::<u64>(words(line).next()?).ok().map(|kib| kib << 10)
     }
 
     /// Reads /proc/PID/`name`.

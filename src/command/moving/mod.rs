@@ -37,7 +37,7 @@ mod wire;
 use super::{dumper, follow};
 use crate::cli;
 use crate::dump::rolling::Rolling;
-use crate::dump::{Demand, Outcome, dump};
+use crate::dump::{Demand, Ended, Outcome, dump};
 use crate::error::{Because, Error, Kind, NOT_FOUND, Result, printable};
 use crate::fault::{Point, reach};
 use crate::image::{PAGE, stub};
@@ -157,7 +157,8 @@ impl There<'_> {
             text.push(0);
             text.extend_from_slice(word.as_bytes());
         }
-        wire.send(Word::Begin, process.resident().unwrap_or(0), &text)?;
+        let bytes = resident(process, process.children().is_empty()).unwrap_or(0);
+        wire.send(Word::Begin, bytes, &text)?;
         let here = wire.expect(Word::Here).because(|| format!("{host} has no place for it"))?;
         self.place = OsStr::from_bytes(wire.bytes(here)).to_owned();
         self.link = Some(Link::new(wire, (front.len() as u64).next_multiple_of(PAGE), streams));
@@ -193,13 +194,16 @@ impl There<'_> {
         }
         link.borrow_mut().last = Some(process.clone());
         // What is sent to us from now on is for the program, wherever that is then.
-        streams::awaited().thread_block().because(|| "cannot block signals")?;
+        for signals in [streams::awaited(), streams::stops()] {
+            signals.thread_block().because(|| "cannot block signals")?;
+        }
         match self.checkpoint(&process, rolling, true, false) {
             Ok((outcome, _)) => Ok(Some(outcome)),
             // Who frees its memory is no concern of it.
             Err(_) if link.borrow().told.is_some() => Ok(None),
             Err(e) => {
                 let _ = streams::awaited().thread_unblock();
+                let _ = streams::stops().thread_unblock();
                 Err(e)
             }
         }
@@ -233,8 +237,14 @@ impl There<'_> {
             screen: shows.then_some(Screen::Own),
             tell: None,
             ending: None,
-            ended: self.link.clone().filter(|_| last).map(|link| -> Box<dyn Fn(Duration)> {
-                Box::new(move |stood| link.borrow_mut().go(stood))
+            ended: self.link.clone().filter(|_| last).map(|link| -> Ended {
+                Box::new(move |stood| match stood {
+                    Some(stood) => {
+                        link.borrow_mut().go(stood);
+                        Ok(())
+                    }
+                    None => link.borrow_mut().may_end(),
+                })
             }),
             rolling: Some(RefCell::new(rolling)),
         };
@@ -258,6 +268,7 @@ impl There<'_> {
     fn carry(&self, begun: impl FnOnce(&str, &str, u64)) -> Result<i32> {
         let link = self.link.as_ref().ok_or_else(|| Error::new("nobody is there"))?;
         let link = &mut *link.borrow_mut();
+        let _ = streams::stops().thread_unblock();
         let stood = link.told.unwrap_or_default().as_micros() as u64;
         let (host, sent) = (self.host.to_string_lossy(), size(link.sent));
         std::mem::take(&mut link.streams)
@@ -307,6 +318,16 @@ impl There<'_> {
     }
 }
 
+/// How many bytes of a process and of its descendants are in memory; what they share is so once.
+fn resident(process: &Process, is_alone: bool) -> Option<u64> {
+    if is_alone {
+        return process.resident();
+    }
+    let children = process.children().into_iter();
+    let below = children.filter_map(|child| resident(&Process::glimpse(child).ok()?, false));
+    Some(process.proportional()? + below.sum::<u64>())
+}
+
 fn ended(error: Error, status: i32, host: &str) -> Error {
     let hint = "the program stays where it was";
     // Who ends so has said why not.
@@ -338,9 +359,9 @@ fn connect(host: &OsStr, rsh: Option<&OsStr>, executable: &[u8]) -> Result<(Pid,
         ForkResult::Parent { child } => Pid::new(child.as_raw()),
         ForkResult::Child => {
             // Keys and schedulers send them to the whole group; they are the program's.
-            for kept in [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGHUP] {
+            for kept in [libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGHUP, libc::SIGTSTP] {
                 // SAFETY: no handler runs.
-                let _ = unsafe { signal(kept, SigHandler::SigIgn) };
+                unsafe { libc::signal(kept, libc::SIG_IGN) };
             }
             // SAFETY: as above.
             let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };

@@ -3,6 +3,7 @@
 //! lies and what its checksums are.
 
 use super::streams::{self, Streams};
+use super::there::ORDER;
 use super::wire::{MOST, Wire, Word, lost};
 use crate::error::{Error, Kind, Result};
 use crate::fault::{Point, reach};
@@ -11,6 +12,7 @@ use crate::image::older::{Id, Older, Renewal};
 use crate::image::sums::Elsewhere;
 use crate::image::write::Sink;
 use crate::proc::Process;
+use crate::proc::clocks::up;
 use crate::settings::Name;
 use crate::settings::server::Transfer;
 use ckpt_abi::image::{Chunk, NO_OBJECT};
@@ -48,7 +50,9 @@ pub(super) struct Link {
     kinds: [u8; 3],
     /// The last image was sent.
     pub is_sealed: bool,
-    /// The other host has all that it takes.
+    /// When the other host was asked what it has answered.
+    asked: Duration,
+    /// It has all that it takes, and waits for the order.
     pub promised: bool,
     /// It was told to begin, when the program had stood still so long.
     pub told: Option<Duration>,
@@ -59,7 +63,8 @@ impl Link {
     pub(super) fn new(wire: Wire, start: u64, kinds: [u8; 3]) -> Rc<RefCell<Self>> {
         let (known, streams) = (Elsewhere::default(), Streams::default());
         let (promised, told) = (false, None);
-        let (is_sealed, sent, waited, last) = (false, 0, Duration::ZERO, None);
+        let (is_sealed, sent, last) = (false, 0, None);
+        let (waited, asked) = (Duration::ZERO, Duration::ZERO);
         let link = Self {
             wire,
             start,
@@ -70,6 +75,7 @@ impl Link {
             streams,
             kinds,
             is_sealed,
+            asked,
             promised,
             told,
         };
@@ -84,7 +90,12 @@ impl Link {
     /// The other end is gone, or takes too little of the last one, for which the program stands still.
     fn piece(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
         let since = Instant::now();
-        self.wire.send(Word::Piece, at, bytes)?;
+        if self.last.is_some() {
+            streams::not_given_up()?;
+        }
+        if let Err(e) = self.wire.send(Word::Piece, at, bytes) {
+            return Err(self.wire.why_not(e));
+        }
         self.sent += bytes.len() as u64;
         self.waited += since.elapsed();
         let most = PATIENCE + Duration::from_secs(self.sent / SLOWEST);
@@ -95,9 +106,11 @@ impl Link {
     }
 
     fn seal(&mut self, len: u64) -> Result<()> {
-        self.wire.patience = Some(PATIENCE + Duration::from_secs(len / SPEED));
+        self.wire.patience = Some(PATIENCE + Duration::from_secs(self.sent / SPEED));
         let Some(process) = &self.last else {
-            self.wire.send(Word::Round, len, &[])?;
+            if let Err(e) = self.wire.send(Word::Round, len, &[]) {
+                return Err(self.wire.why_not(e));
+            }
             return self.wire.expect(Word::Done).map(drop);
         };
         self.streams = Streams::of(process);
@@ -107,18 +120,46 @@ impl Link {
         }
         streams::not_given_up()?;
         self.is_sealed = true;
-        self.wire.send(Word::Last, len, &[])
+        self.asked = up();
+        let sent = self.wire.send(Word::Last, len, &[]);
+        sent.map_err(|e| self.wire.why_not(e))
     }
 
     /// Waits until the other host has the program ready for its last steps.
     fn promise(&mut self) -> Result<()> {
-        if self.last.is_some() {
+        while self.last.is_some() {
+            streams::await_unless_given_up(&self.wire)?;
             let done = self.wire.expect(Word::Done)?;
-            streams::not_given_up()?;
             self.streams.known = done.number as usize;
-            self.promised = true;
-            reach(Point::Promised);
+            if !self.is_late(ORDER / 4) {
+                reach(Point::Promised);
+                break;
+            }
+            // How old an answer is nobody knows: it waits for the order since some time behind the question.
+            self.asked = up();
+            self.wire.send(Word::Last, 0, &[])?;
         }
+        Ok(())
+    }
+
+    fn is_late(&self, limit: Duration) -> bool {
+        up().saturating_sub(self.asked) > limit
+    }
+
+    /// Whether the program may end here: the other host waits for the order, and will do so long enough for it to arrive.
+    /// Whoever was stopped for a minute has an answer that holds no more.
+    ///
+    /// # Errors
+    /// It may not.
+    pub(super) fn may_end(&mut self) -> Result<()> {
+        streams::not_given_up()?;
+        if self.wire.is_heard() {
+            self.wire.expect(Word::Drop)?;
+        }
+        if self.is_late(ORDER / 2) {
+            return Err(lost(Errno::ETIMEDOUT));
+        }
+        self.promised = true;
         Ok(())
     }
 

@@ -6,7 +6,7 @@
 //! Numbers only.
 #![allow(unsafe_code)]
 
-use super::wire::{CREDIT, SMALL, Wire, Word, framed};
+use super::wire::{CREDIT, SMALL, Wire, Word, framed, lost};
 use crate::error::{Because, Error, Result};
 use crate::proc::Process;
 use crate::ptrace::borrowed;
@@ -61,14 +61,37 @@ pub(super) fn awaited() -> SigSet {
     FORWARDED.into_iter().chain([Signal::SIGWINCH]).collect()
 }
 
+/// Those that stop us, which the program shall not wait for.
+pub(super) fn stops() -> SigSet {
+    [Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU].into_iter().collect()
+}
+
+fn enders() -> nix::Result<SignalFd> {
+    let ends: SigSet = FORWARDED[..4].iter().copied().collect();
+    SignalFd::with_flags(&ends, SfdFlags::SFD_NONBLOCK)
+}
+
+/// Waits for the other host, or whoever gives up.
+///
+/// # Errors
+/// As [`not_given_up`].
+pub(super) fn await_unless_given_up(wire: &Wire) -> Result<()> {
+    let limit = wire.patience.and_then(|limit| PollTimeout::try_from(limit).ok());
+    let enders = enders().because(|| "cannot wait for signals")?;
+    let mut polled =
+        [&wire.from.as_fd(), &enders.as_fd()].map(|fd| PollFd::new(*fd, PollFlags::POLLIN));
+    match poll(&mut polled, limit.unwrap_or(PollTimeout::NONE)) {
+        Ok(0) => Err(lost(Errno::ETIMEDOUT)),
+        _ => not_given_up(),
+    }
+}
+
 /// Whether nobody has sent us a signal that would end us: until the other host has all, it means the move, not the program.
 ///
 /// # Errors
 /// Somebody has.
 pub(super) fn not_given_up() -> Result<()> {
-    let ends: SigSet = FORWARDED[..4].iter().copied().collect();
-    let heard = SignalFd::with_flags(&ends, SfdFlags::SFD_NONBLOCK).and_then(|fd| fd.read_signal());
-    match heard {
+    match enders().and_then(|fd| fd.read_signal()) {
         Ok(Some(signal)) => {
             let number = signal.ssi_signo;
             Err(Error::new(format!("signal {number} came before the program had moved")))

@@ -21,6 +21,7 @@ use crate::image::read::Image;
 use crate::image::sums::Sums;
 use crate::inject::enter;
 use crate::order;
+use crate::proc::clocks::up;
 use crate::proc::fork::end;
 use crate::proc::pidfd::Pidfd;
 use crate::proc::{Pid, Process};
@@ -31,6 +32,7 @@ use ckpt_abi::image::{Chunk, Descriptor, SectionKind};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::signal::{SigHandler, Signal, signal};
+use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use nix::sys::statvfs::statvfs;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{ForkResult, fork};
@@ -47,7 +49,7 @@ use std::time::{Duration, Instant};
 /// Where an image may be, if there is no room beside our executable.
 const PLACES: [&str; 3] = ["/var/tmp", "/dev/shm", "."];
 /// How long the order to begin may be on its way.
-const ORDER: Duration = Duration::from_secs(60);
+pub(super) const ORDER: Duration = Duration::from_secs(60);
 
 /// Is the other end, until the program has ended; our directory is `dir`.
 pub(in super::super) fn run(dir: &Path) -> Result<u8> {
@@ -125,8 +127,15 @@ impl House {
             let (bytes, free) = (size(bytes), size(free));
             return Err(Error::new(format!("there is no memory for {bytes} there ({free})")));
         }
-        let room =
-            |dir: &Path| statvfs(dir).map_or(0, |fs| fs.blocks_available() * fs.fragment_size());
+        // What is in memory there has to be there twice while the program begins.
+        let most = |dir: &Path| match statfs(dir).map(|fs| fs.filesystem_type()) {
+            Ok(TMPFS_MAGIC) if free > 0 => free.saturating_sub(bytes),
+            _ => u64::MAX,
+        };
+        let room = |dir: &Path| {
+            let room = statvfs(dir).map_or(0, |fs| fs.blocks_available() * fs.fragment_size());
+            room.min(most(dir))
+        };
         let own = || {
             let fits = PLACES.iter().map(Path::new).find(|place| room(place) > bytes)?;
             let dir = std::env::current_dir().ok()?.join(fits);
@@ -388,13 +397,17 @@ fn stand(mut wire: Wire, mut house: House) -> Result<u8> {
     // A network that comes back after minutes brings what was sent before, and whoever was stopped hears it late: somebody
     // may have executed the image by then.
     wire.patience = Some(ORDER);
-    let done = Instant::now();
-    // What is heard tells if it does not arrive.
-    let _ = wire.send(Word::Done, house.unread, &[]);
-    let said = wire.receive().and_then(|frame| match done.elapsed() < ORDER {
-        true => Ok(frame.word),
-        false => Err(lost(Errno::ETIMEDOUT)),
-    });
+    let said = loop {
+        let done = up();
+        // What is heard tells if it does not arrive.
+        let _ = wire.send(Word::Done, house.unread, &[]);
+        match wire.receive() {
+            Ok(_) if up().saturating_sub(done) >= ORDER => break Err(lost(Errno::ETIMEDOUT)),
+            // It was asked whether it still waits.
+            Ok(frame) if frame.word == Word::Last => {}
+            said => break said.map(|frame| frame.word),
+        }
+    };
     wire.patience = None;
     match said {
         Ok(Word::Go) => {}

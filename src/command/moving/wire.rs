@@ -151,6 +151,20 @@ impl Wire {
         &self.room[..frame.len]
     }
 
+    /// Why something could not be sent: what the other end has said, if it has.
+    pub(super) fn why_not(&mut self, error: Error) -> Error {
+        self.patience = Some(Duration::from_secs(1));
+        match self.expect(Word::Done) {
+            Err(said) if said.kind() != Kind::Unreachable => said,
+            _ => error,
+        }
+    }
+
+    /// Whether something has come, or nothing will any more.
+    pub(super) fn is_heard(&self) -> bool {
+        ready(self.from.as_fd(), PollFlags::POLLIN, Some(Duration::ZERO)).is_ok()
+    }
+
     /// Waits until the other end says that something is done.
     ///
     /// # Errors
