@@ -182,6 +182,9 @@ fn what_is_missing_there_is_said_while_it_runs_here() {
     run.check();
     bench.alone(&[run.pid()]);
     assert!(host.images().is_empty());
+    // That was no checkpoint, nor one that has failed.
+    let listed = bench.must(&["ps"]).stdout.join("\n");
+    assert!(!listed.contains("/nowhere"), "{listed}");
     // Nor is it called by the host's name from now on.
     bench.must(&["save", &run.pid_text()]);
     assert_eq!(bench.names("memory.static.ckpt").len(), 1);
@@ -264,15 +267,18 @@ fn who_stops_the_mover_in_time_stops_the_move() {
     let host = Host::new(&bench);
     let mut run = bench.run(bench.subject("memory", Build::Pie), &[]);
     run.expect("ready");
-    let mover = host.stops(&bench, run.pid(), "poised");
+    let mut mover = host.stops(&bench, run.pid(), "poised");
     let receiver = until("the other end", || host.receiver());
     stopped(receiver);
     mover.signal(Signal::SIGINT);
+    // Though the other host says nothing.
+    until("the mover's end", || (!mover.lives()).then_some(()));
+    run.check();
     resume(receiver);
     let ended = mover.end();
     assert_eq!(ended.code(), Some(125), "{ended:?}");
+    assert!(ended.stderr.contains("signal 2 came"), "{ended:?}");
     assert!(ended.stderr.contains("stays where it was"), "{ended:?}");
-    run.check();
     until("the other end to go", || host.receiver().is_none().then_some(()));
     assert!(host.images().is_empty());
     run.go();
@@ -298,6 +304,26 @@ fn a_host_that_is_silent_is_not_waited_for() {
     assert!(host.images().is_empty());
     bench.alone(&[run.pid()]);
     run.go();
+}
+
+/// Who cannot write there says why, also to whoever still sends.
+#[test]
+fn why_it_cannot_be_written_there_is_said() {
+    let bench = Bench::new(Who::Nobody);
+    let mut host = Host::new(&bench);
+    let rsh = "#!/bin/sh\nshift\ntrap '' XFSZ\nulimit -f 20000\nexec sh -c \"$*\"\n";
+    let rsh = bench.file("small", rsh);
+    fs::set_permissions(&rsh, PermissionsExt::from_mode(0o755)).expect("chmod");
+    host.rsh = bench.name("small");
+    let script = "import os, sys\nall = os.urandom(64 << 20)\nprint('ready', flush=True)\nsys.stdin.readline()\nprint(len(all))";
+    let mut run = bench.run("python3", &["-c", script]);
+    run.expect("ready");
+    let ended = Run::start(host.order(&bench, run.pid())).end();
+    assert_eq!(ended.code(), Some(125), "{ended:?}");
+    assert!(ended.stderr.contains("File too large"), "{ended:?}");
+    run.say("go");
+    run.expect(&(64 << 20).to_string());
+    run.ends_well();
 }
 
 #[test]

@@ -462,7 +462,9 @@ fn take(named: &Process, target: Process, rolling: Rolling, line: &UnixDatagram)
         Ok(outcome) => (0, outcome.sentences().map(|sentence| format!("{sentence}\n")).collect()),
         // The end of the program is no news; it may be a while before the monitor hears of it.
         Err(e) if e.kind() == Kind::Gone && request.process.is_ending() => (BUSY, String::new()),
-        Err(e) if e.kind() == Kind::Busy || crate::dump::is_busy(&request.process) => {
+        Err(e)
+            if e.kind() == Kind::Busy || crate::dump::phase2_equip::is_busy(&request.process) =>
+        {
             (BUSY, format!("no checkpoint: {e}\n"))
         }
         Err(e) => (0, format!("no checkpoint: {e}\n")),

@@ -68,7 +68,7 @@ fn serves(process: &Process, signal: i32) -> bool {
         let Ok(tids) = process.tasks() else { return false };
         let all: Vec<_> = tids.into_iter().filter_map(|tid| process.status(tid).ok()).collect();
         let waits = |one: &Status| one.waiting() & signal_set(signal) != 0;
-        if all.iter().any(waits) || super::is_busy(process) {
+        if all.iter().any(waits) || super::phase2_equip::is_busy(process) {
             return true;
         }
         let is_inside = |one: &Status| one.blocked & ALL == ALL;

@@ -37,7 +37,7 @@ use crate::image::older::{Over, Renewal};
 use crate::image::write::Sink;
 use crate::image::{PAGE, stub};
 use crate::inject::enter::Standing;
-use crate::inject::{last, region::Region};
+use crate::inject::last;
 use crate::proc::{Pid, Process};
 use crate::progress::Screen;
 use crate::ptrace::forest::Forest;
@@ -49,7 +49,7 @@ use crate::resource::looked::Looked;
 use crate::settings::server::Transfer;
 use crate::settings::{Name, Settings};
 use checkpoint::Checkpoint;
-use ckpt_abi::turn::{By, Phase, Turn};
+use ckpt_abi::turn::By;
 use phase2_equip::{Equipped, Seen};
 use phase5_snapshot::Pictured;
 use phase6_write::Writing;
@@ -84,9 +84,6 @@ pub(crate) type Tell = Box<dyn Fn(&str) + Send + Sync>;
 /// Hears of an outcome.
 pub(crate) type Ending = Box<dyn Fn(&Outcome) + Send + Sync>;
 
-/// Hears of the end of the program: before it, and then how long it stood still.
-pub(crate) type Ended = Box<dyn Fn(Option<Duration>) -> Result<()>>;
-
 /// What is asked of a dump.
 pub(crate) struct Demand {
     /// The process, opened when it was named: whatever is looked at later is of this one.
@@ -114,7 +111,7 @@ pub(crate) struct Demand {
     pub ending: Option<Ending>,
     /// Is asked before anybody ends whether they may still; and called when all that are to end run nothing of their own
     /// any more, with how long they stood still.
-    pub ended: Option<Ended>,
+    pub ended: Option<phase7_seal::Ended>,
     /// What is known of earlier checkpoints of the process: of those that the monitor takes.
     pub rolling: Option<RefCell<Rolling>>,
 }
@@ -178,14 +175,6 @@ impl Outcome {
         let diverted = diverted.map(move |why| format!("{why}; saved to {name} instead"));
         losses.chain(self.notes.iter().cloned()).chain(diverted)
     }
-}
-
-/// Whether another checkpoint of a process is being taken, or a thread is about to ask for one.
-pub(crate) fn is_busy(process: &Process) -> bool {
-    let Ok(Some((memory, region))) = Region::of(process) else { return false };
-    let Ok(turns) = region.turns(&memory) else { return false };
-    let turn = Turn::of(turns.turn);
-    turns.handlers != 0 || (turn.phase != Phase::Idle && turn.task.pid != std::process::id())
 }
 
 /// Takes a checkpoint.

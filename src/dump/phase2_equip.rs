@@ -19,7 +19,7 @@ use crate::resource::looked::Looked;
 use crate::resource::presumed::Before;
 use crate::settings::{self, Name, Settings};
 use ckpt_abi::region::{Config, Control, STACK_LEN, STACKS};
-use ckpt_abi::turn::{By, Denied, Event, Phase, Task};
+use ckpt_abi::turn::{By, Denied, Event, Phase, Task, Turn};
 use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
 
@@ -241,11 +241,12 @@ pub(crate) fn is_restarting(process: &Process) -> bool {
     enter::is_stub(process, &vmas) || turn().is_some_and(|turn| turn.phase == Phase::Restoring)
 }
 
-/// Whether the process has left its restorer: it has a payload, whose turn is no restart's any more.
-pub(crate) fn has_begun(process: &Process) -> bool {
-    let (Ok(memory), Ok(vmas)) = (Memory::open(process), process.maps()) else { return false };
-    let turn = Region::find(&memory, &vmas).and_then(|region| region.turn(&memory).ok());
-    !enter::is_stub(process, &vmas) && turn.is_some_and(|turn| turn.phase != Phase::Restoring)
+/// Whether another checkpoint of a process is being taken, or a thread is about to ask for one.
+pub(crate) fn is_busy(process: &Process) -> bool {
+    let Ok(Some((memory, region))) = Region::of(process) else { return false };
+    let Ok(turns) = region.turns(&memory) else { return false };
+    let turn = Turn::of(turns.turn);
+    turns.handlers != 0 || (turn.phase != Phase::Idle && turn.task.pid != std::process::id())
 }
 
 /// Why not now, while a restart of the process goes on.

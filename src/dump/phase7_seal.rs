@@ -9,7 +9,10 @@ use crate::inject::{monitor, monitors};
 use crate::proc::Process;
 use crate::ptrace::freeze::Frozen;
 use crate::resource::Gathered;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// Hears of the end of the program: before it, whether it may be, and then how long it stood still.
+pub(crate) type Ended = Box<dyn Fn(Option<Duration>) -> Result<()>>;
 
 /// Seals the image of these processes; its length in bytes, and what it goes without, which may be nothing if it is `strict`.
 #[inline(never)]

@@ -5,15 +5,19 @@
 //! It is asked for by [`VARIABLE`] with the numbers of two descriptors: a line, and the file of the image. On the line
 //! comes, with each image that is whole for now, whether it is the last, how many parts of the file have changed since the
 //! one before, and where each begins and ends (8 bytes each). A byte says that it is done; behind the last one another
-//! byte says that the program may go on.
+//! byte says that the program may go on. The restorer says with a third byte, as one of its last orders, that it does:
+//! neither execve(2) nor an end right behind it takes that back.
 
 use super::early::Early;
 use super::pooled::Kept;
 use crate::error::{Because, Error, Result};
 use crate::image::read::Image;
+use crate::resource::descriptor::numbers;
+use ckpt_abi::image::Descriptor;
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
@@ -62,6 +66,15 @@ impl Gate {
     /// What of the memory is there.
     pub(super) fn kept(&self) -> Kept {
         self.kept.take()
+    }
+
+    /// The number of a line on which the restorer says that the program goes on, and which it closes; none of the program's.
+    ///
+    /// # Errors
+    /// There are too many descriptors.
+    pub(super) fn line(&self, records: &[Descriptor]) -> Result<i32> {
+        let line = self.line.as_fd().try_clone_to_owned().because(given_up)?;
+        numbers::move_aside(line, records).map(numbers::leak)
     }
 
     /// Says that everything is ready, and waits.

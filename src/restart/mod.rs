@@ -259,7 +259,9 @@ impl Start<'_> {
             config.begun = who.begun(self.config.begun);
             filled.control.monitor = monitor;
         }
-        let plan = phase6_plan::plan(&saved, &opened, filled, who)?;
+        let line = self.gate.filter(|_| is_first);
+        let line = line.map(|gate| gate.line(&saved.descriptors)).transpose()?;
+        let plan = phase6_plan::plan(&saved, &opened, filled, (who, line))?;
         phase7_leave::be_alone()?;
         if is_first && let Some(gate) = self.gate {
             gate.pass()?;

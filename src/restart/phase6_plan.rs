@@ -50,16 +50,15 @@ pub(crate) struct Plan {
     pub complaints: Option<i32>,
 }
 
-/// Writes the orders.
+/// Writes the orders; on the line, if there is one, is said that the program goes on.
 #[inline(never)]
 pub(super) fn plan(
     saved: &Saved<'_>,
     opened: &Opened,
     mut filled: Filled,
-    who: Who<'_>,
+    (who, line): (Who<'_>, Option<i32>),
 ) -> Result<Plan> {
-    let member = who.member();
-    let len = arena_len(saved, opened);
+    let (member, len) = (who.member(), arena_len(saved, opened));
     let mut arena = Arena::map(filled.space.find(len, 0)?, len)?;
     let region = filled.region;
     let stack = |index: u64| region + STACKS + STACK_LEN * index;
@@ -85,8 +84,7 @@ pub(super) fn plan(
     let lock = Lock::prepare(&saved.threads, &saved.filters, &saved.filter_code, &mut arena)?;
     let with = (member, &rights, lock.as_ref());
     let mut ids = clone_all(saved, with, &mut arena, &mut main, [head, barrier])?;
-    let pid = u64::from(std::process::id());
-    let first = &saved.threads[0];
+    let (pid, first) = (u64::from(std::process::id()), &saved.threads[0]);
     let word = arena.value(&std::process::id())?;
     ids.insert(first.tid, word);
     threads::restore(
@@ -100,7 +98,7 @@ pub(super) fn plan(
     )?;
     signals::restore_pending(&saved.pending, 0, pid, word, &mut arena, &mut main)?;
     signals::restore_pending(&saved.pending, first.tid, pid, word, &mut arena, &mut main)?;
-    let ours: Vec<_> = failure.numbers().chain(exe_fd).collect();
+    let ours: Vec<_> = failure.numbers().chain(exe_fd).chain(line).collect();
     let spare = numbers::free(&saved.descriptors, &ours);
     epoll::restore_watches(&opened.watches, spare, &mut arena, &mut main)?;
     policy::restore(first, &saved.policies, &mut arena, &mut main)?;
@@ -117,10 +115,11 @@ pub(super) fn plan(
     main.extend(&early);
     // Nobody enters the program while another still has the restarter's.
     let last = give_privileges(&rights, first, saved, &mut main);
-    let [kept, complaints] = close(&mut main, failure, exe, opened, &mut arena)?;
+    let [mut kept, complaints] = close(&mut main, failure, exe, opened, &mut arena)?;
     if let Some(member) = member {
         leave_together(saved, (member, &late), &head_value, &mut arena, &mut main)?;
     }
+    say_begun(line, &mut kept, &mut arena, &mut main)?;
     let turn = filled.region + TURNS + std::mem::offset_of!(Turns, turn) as u64;
     main.push(OpKind::Store, 0, Step::Leave, 8, &[turn, filled.turn.word()]);
     stop(saved, member, &filled, &mut arena, &mut main)?;
@@ -169,6 +168,22 @@ fn await_others(
 ) -> Result<()> {
     meet(Stage::Threaded, member.living, member, arena, main)?;
     signals::await_stops(&member.stopped, &filled.actions, &saved.pending, arena, main)
+}
+
+/// Orders that say on a line that the program goes on, and close it.
+fn say_begun(
+    line: Option<i32>,
+    kept: &mut Vec<i32>,
+    arena: &mut Arena,
+    main: &mut Orders,
+) -> Result<()> {
+    let Some(line) = line else { return Ok(()) };
+    kept.push(line);
+    // Who hears it may be gone: SIGPIPE would be the program's.
+    let args = [line as u64, arena.value(&1u8)?, 1, libc::MSG_NOSIGNAL as u64, 0, 0];
+    main.try_call(Step::Leave, libc::SYS_sendto, &args);
+    main.call(Step::Descriptor, libc::SYS_close, &args[..1]);
+    Ok(())
 }
 
 /// Orders that stop a process that stood still when it was saved.

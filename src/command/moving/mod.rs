@@ -36,8 +36,9 @@ mod wire;
 
 use super::{dumper, follow};
 use crate::cli;
+use crate::dump::phase7_seal::Ended;
 use crate::dump::rolling::Rolling;
-use crate::dump::{Demand, Ended, Outcome, dump};
+use crate::dump::{Demand, Outcome, dump};
 use crate::error::{Because, Error, Kind, NOT_FOUND, Result, printable};
 use crate::fault::{Point, reach};
 use crate::image::{PAGE, stub};

@@ -13,28 +13,26 @@ use super::ends::Ends;
 use super::streams::STREAMS;
 use super::wire::{MARK, Wire, Word, lost, write_all};
 use crate::cli::{self, StubCommand};
-use crate::dump::phase2_equip::has_begun;
 use crate::error::{Because, Error, FAILED, Result, printable};
 use crate::fault::{Point, reach};
 use crate::image::PAGE;
 use crate::image::read::Image;
 use crate::image::sums::Sums;
-use crate::inject::enter;
 use crate::order;
+use crate::proc::Pid;
 use crate::proc::clocks::up;
 use crate::proc::fork::end;
 use crate::proc::pidfd::Pidfd;
-use crate::proc::{Pid, Process};
 use crate::resource::descriptor::standard;
 use crate::restart::{MapPath, foresee, gate};
 use crate::units::size;
 use ckpt_abi::image::{Chunk, Descriptor, SectionKind};
 use nix::errno::Errno;
 use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use nix::sys::statvfs::statvfs;
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{ForkResult, fork};
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -372,21 +370,19 @@ impl Waits {
         reap(self.child);
     }
 
-    /// Waits until the program has begun.
-    fn begins(&self) -> Result<()> {
-        while !self.pidfd.ended_within(Duration::ZERO) {
-            let process = Process::open(self.child).and_then(|it| enter::meant_by(&it));
-            if process.is_ok_and(|process| has_begun(&process)) {
-                return Ok(());
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        // Not waited for yet: it is that of the one that ends here.
-        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
-        match waitid(Id::Pid(self.child.nix()), flags) {
-            Ok(WaitStatus::Exited(_, status)) if status != i32::from(FAILED) => Ok(()),
-            _ => Err(Error::new("the program could not begin there")),
-        }
+    /// Has the program begin, and waits until it has.
+    ///
+    /// # Errors
+    /// It has not, and will not.
+    fn begin(&mut self) -> Result<()> {
+        self.line.write_all(&[1]).because(|| "its restart has ended")?;
+        let mut polled =
+            [self.line.as_fd(), self.pidfd.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        while poll(&mut polled, PollTimeout::NONE) == Err(Errno::EINTR) {}
+        // Others may have the other end, too. What was said is there before the end of who said it.
+        let said = self.line.set_nonblocking(true).and_then(|()| self.line.read_exact(&mut [0]));
+        while said.is_err() && !self.pidfd.ended_within(ORDER) {}
+        said.because(|| "the program could not begin there")
     }
 }
 
@@ -430,8 +426,7 @@ fn stand(mut wire: Wire, mut house: House) -> Result<u8> {
     let begun = fs::rename(&house.place, house.begun()).because(|| "cannot rename the image");
     let begun = begun.and_then(|()| {
         reach(Point::Renamed);
-        waits.line.write_all(&[1]).because(|| "its restart has ended")?;
-        waits.begins()
+        waits.begin()
     });
     if let Err(e) = begun {
         waits.kill();
