@@ -156,6 +156,31 @@ fn options_that_few_programs_set_are_kept() {
     survives(OPTIONS, "same");
 }
 
+/// What a connection that came to nothing has left in a socket is not the program's choice for the next.
+const AGAIN: &str = r#"
+import os, socket, time
+heard = socket.socket()
+heard.bind(("127.0.0.1", 0))
+heard.listen()
+taken = socket.socket()
+taken.bind(("127.0.0.1", 0))
+tried, quick = socket.socket(), socket.socket()
+assert tried.connect_ex(taken.getsockname()) != 0
+quick.setsockopt(socket.IPPROTO_TCP, 34, 1)
+quick.connect(heard.getsockname())
+print("ready", flush=True)
+while not os.path.exists("gate"): time.sleep(0.02)
+other = socket.socket()
+for each in tried, other: each.connect(heard.getsockname())
+segments = [each.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) for each in (tried, other)]
+print("same" if segments[0] == segments[1] else segments, flush=True)
+"#;
+
+#[test]
+fn a_connection_that_failed_leaves_no_options() {
+    survives(AGAIN, "same");
+}
+
 /// A message queue, pressure and the kernel's log: what they would have told only the one description that was asked for.
 const TOLD: &str = r#"
 import ctypes, os, signal, struct, sys

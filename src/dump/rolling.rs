@@ -49,10 +49,11 @@ const LARGE: u64 = 32 << 20;
 
 /// How late somebody may write to a page that he has pinned before a stop, in nanoseconds. A copy by another process
 /// (process_vm_writev(2)) waits for a page of its own memory. Of asynchronous I/O the requests of a slow disk: its driver
-/// gives them up after 30 seconds (SD_TIMEOUT, drivers/scsi/sd.h). What a thread of the program reads itself has
-/// ended before that thread stands still.
+/// gives them up after six tries of 30 seconds each (SD_TIMEOUT and SD_MAX_RETRIES, drivers/scsi/sd.h), and what it does
+/// about errors between them takes time; a file system of another host may wait longer. What a thread of the program reads
+/// itself has ended before that thread stands still.
 const COPIES: u64 = 1_000_000_000;
-const REQUESTS: u64 = 30 * COPIES;
+const REQUESTS: u64 = 600 * COPIES;
 
 /// See the module.
 #[derive(Default)]
@@ -212,8 +213,9 @@ impl Rolling {
         let since = self.intervals.iter().find(|it| is_older(it)).map_or(u64::MAX, |it| it.when[1]);
         self.intervals.retain(|it| it.generation >= first || it.when[0] >= since);
         self.intervals.dedup_by(|next, kept| {
-            let second = |it: &Interval| it.when[0] / COPIES;
-            let joins = next.generation < first && second(next) == second(kept);
+            let unit = ((next.when[0] - next.when[1]) / 30).max(COPIES);
+            let part = |it: &Interval| it.when[0] / unit;
+            let joins = next.generation < first && part(next) == part(kept);
             if joins {
                 kept.pages.join(&next.pages);
                 (kept.generation, kept.when) = (next.generation, next.when);

@@ -14,6 +14,7 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::resource::{Resource, getrlimit};
 use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
@@ -105,10 +106,13 @@ impl Frozen {
 
     /// Looks at threads that are seized, and then interrupts them. Later nobody can tell how long a wait has lasted.
     pub(super) fn begin(&mut self, news: &[Tid]) -> Result<()> {
-        let room = most_opened();
-        for (index, &tid) in news.iter().enumerate() {
-            let status = (index < room).then(|| self.process.open_status(tid)).flatten();
+        let mut room = most_opened();
+        for &tid in news {
             let look = waits::observe(&self.process, tid);
+            let status = (room > 0).then(|| self.process.open_status(tid)).flatten();
+            // The lowest number that is free says how many there are, of all processes that are being stopped.
+            let status = status.filter(|file| file.as_raw_fd() < room);
+            room = if status.is_some() { room } else { 0 };
             self.moving.push(Moving { tid, look, status, stranger: false });
         }
         if self.threads.is_empty() {
@@ -279,9 +283,9 @@ pub(super) fn await_hearing(process: &Process, deadline: Instant) -> Result<()> 
     Ok(())
 }
 
-/// How many files of threads may be open for a moment: half of what may be open in all.
-fn most_opened() -> usize {
-    getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft as usize / 2)
+/// Below which number files of threads may be open for a moment: a quarter of what may be open in all.
+fn most_opened() -> i32 {
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| (soft / 4).min(1 << 20) as i32)
 }
 
 /// Whether a thread sleeps where no stop wakes it. Any other that has been asked to stop does so as soon as it gets a

@@ -70,8 +70,8 @@ pub mod needs {
     pub const PARENT: u64 = 2;
     /// Chunks of another codec than [`super::Codec::Plain`].
     pub const CODEC: u64 = 4;
-    /// Chunks and sections that are encrypted.
-    pub const SEALED: u64 = 8;
+    /// Chunks and sections that are encrypted. (8 was so, too: with the tag behind each chunk.)
+    pub const SEALED: u64 = 32;
     /// A header behind the content.
     pub const STREAMED: u64 = 16;
 }

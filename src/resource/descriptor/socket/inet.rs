@@ -21,7 +21,7 @@ use nix::errno::Errno;
 use nix::libc;
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use zerocopy::{FromZeros, IntoBytes};
 
 /// The oldest kind of a packet socket (packet(7)), which has no name to bind it by.
@@ -69,13 +69,13 @@ pub(super) fn called(name: &[u8]) -> String {
 }
 
 /// What getsockname(2) or getpeername(2) answers; empty if it is an error.
-pub(super) fn named(fd: &OwnedFd, peer: bool) -> Vec<u8> {
+pub(super) fn named(fd: impl AsFd, peer: bool) -> Vec<u8> {
     let mut name = [0u8; 128];
     let mut len = name.len() as libc::socklen_t;
     let at = name.as_mut_ptr().cast();
     let ask = if peer { libc::getpeername } else { libc::getsockname };
     // SAFETY: the kernel writes at most `len` bytes of the name, and the length.
-    let result = unsafe { ask(fd.as_raw_fd(), at, &raw mut len) };
+    let result = unsafe { ask(fd.as_fd().as_raw_fd(), at, &raw mut len) };
     if result == 0 { name[..(len as usize).min(name.len())].to_vec() } else { Vec::new() }
 }
 

@@ -3,6 +3,7 @@
 //! those that listen or wait to be accepted, and ends that nobody has the other of. Here those of unix(7).
 
 mod arrived;
+mod chosen;
 mod connect;
 mod door;
 mod drain;

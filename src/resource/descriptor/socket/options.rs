@@ -5,18 +5,18 @@
 //! The system calls read or write buffers of our own, whose lengths they are given.
 #![allow(unsafe_code)]
 
+use super::chosen::Chosen;
 use super::multicast;
-use crate::proc::net::state;
 use nix::errno::Errno;
 use nix::libc;
 use std::os::fd::{AsFd, AsRawFd};
 
 /// An option as the image has it.
-const fn of(level: i32, option: i32) -> i32 {
+pub(super) const fn of(level: i32, option: i32) -> i32 {
     level << 16 | option
 }
 
-const fn socket(option: i32) -> i32 {
+pub(super) const fn socket(option: i32) -> i32 {
     of(libc::SOL_SOCKET, option)
 }
 
@@ -167,11 +167,6 @@ const USUAL: [(i32, i32); 8] = [
 const RIGHTS: i32 = socket(83);
 /// Bytes a second, or -1.
 const PACING: i32 = socket(47);
-/// The largest window (TCP_WINDOW_CLAMP).
-const CLAMP: i32 = of(libc::IPPROTO_TCP, 10);
-/// Those that the program chooses before it connects, and the kernel afterwards.
-const BEFORE_CONNECTED: [i32; 2] = [MAXSEG, CLAMP];
-
 /// Those whose value is longer than an int: a struct icmp6_filter, a struct linger, a struct timeval, a name, a long, a
 /// struct sock_txtime.
 const WIDE: [(i32, usize); 10] = [
@@ -238,13 +233,12 @@ pub(super) fn save(fd: impl AsFd) -> Vec<u8> {
     let mut bytes = Vec::new();
     let family = get(fd, DOMAIN);
     let packet = (family == Some(libc::AF_PACKET)).then_some((libc::SOL_PACKET, &PACKET[..]));
-    let mut now = [0; 1];
-    let connected = ask(fd, INFO, &mut now) && !matches!(now, [state::CLOSE | state::LISTENS]);
+    let chosen = Chosen::of(fd);
     for (level, options) in SAVED.into_iter().chain(packet) {
         for option in options {
             let (option, mut value) = (of(level, (*option).into()), [0; VALUE]);
-            let chosen = !(connected && BEFORE_CONNECTED.contains(&option));
-            let told = chosen && ask(fd, option, &mut value[..size(option)]);
+            let size = size(option);
+            let told = ask(fd, option, &mut value[..size]) && chosen.has(option, &value[..size]);
             if told && !is_ours(option, &value) {
                 bytes.extend(option.to_le_bytes());
                 bytes.extend(value);
@@ -320,7 +314,7 @@ fn is_ours(option: i32, value: &[u8]) -> bool {
 }
 
 /// Whether an option says nothing that a kernel which does not know it would do otherwise.
-fn is_usual(option: i32, value: &[u8]) -> bool {
+pub(super) fn is_usual(option: i32, value: &[u8]) -> bool {
     value.iter().all(|byte| *byte == 0) || USUAL.contains(&(option, int(value)))
 }
 
@@ -453,7 +447,7 @@ fn chosen(fd: impl AsFd + Copy, option: i32, value: &[u8], locks: Option<u8>) ->
     }
 }
 
-fn int(value: &[u8]) -> i32 {
+pub(super) fn int(value: &[u8]) -> i32 {
     value.first_chunk().map_or(0, |bytes| i32::from_le_bytes(*bytes))
 }
 
