@@ -9,6 +9,7 @@
 
 mod bench;
 pub(crate) mod faults;
+pub(crate) mod host;
 pub(crate) mod periods;
 mod programs;
 mod run;
