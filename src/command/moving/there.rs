@@ -438,10 +438,12 @@ fn stand(mut wire: Wire, mut house: House) -> Result<u8> {
     // All of it is in memory. To free the room may take long.
     let place = house.place.clone();
     house.keeps = false;
-    let _ = std::thread::Builder::new().stack_size(128 << 10).spawn(move || drop(house));
-    let spill = ends.carry(wire, (child, &pidfd), &place)?;
-    spill.end(reap(child));
-    Ok(0)
+    let frees = std::thread::Builder::new().stack_size(128 << 10).spawn(move || drop(house));
+    let spill = ends.carry(wire, (child, &pidfd), &place);
+    let ended = spill.map(|spill| spill.end(reap(child)));
+    // What a program that ends at once leaves would stay.
+    let _ = frees.map(std::thread::JoinHandle::join);
+    ended.map(|()| 0)
 }
 
 /// Waits for a child; its status.
