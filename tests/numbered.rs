@@ -8,7 +8,7 @@ use std::fs;
 
 use nix::sys::signal::Signal::{SIGKILL, SIGTSTP, SIGUSR1};
 
-use harness::periods::{numbers, one_monitor, renewed};
+use harness::periods::{no_monitor, numbers, one_monitor, renewed};
 use harness::{Bench, Build, Run, Who, until};
 
 #[test]
@@ -30,8 +30,10 @@ fn a_hundred_generations_of_which_three_are_kept() {
             assert!(there.len() <= 5, "{there:?}");
             (there.last() >= Some(&next)).then_some(())
         });
+        let pid = run.pid();
         run.signal(SIGKILL);
         run.end();
+        no_monitor(pid);
         let there = ours(&bench);
         generation = there.last().copied().expect("a checkpoint");
         // The third but last goes after the last is whole, so a kill may leave one more.

@@ -45,7 +45,7 @@ await is $A result saved
 [ $(column $A period) = 100 ] || exit 3
 [ $(column $A bytes) -gt 100000 ] || exit 4
 [ $(column $A pause_us) -gt 0 ] || exit 5
-[ $(column $A next) -ge $(column $A last) ] || exit 6
+[ $(column $A last) -le $(column $A next) ] || exit 6
 [ $(column $B last)$(column $B next) = nullnull ] || exit 7
 [ $(column $C next) -gt $(date +%s) ] || exit 8
 # A monitor that is gone takes no more checkpoints.

@@ -138,7 +138,7 @@ impl<'a> Writing<'a> {
                 beside.and_then(|thread| thread.join().ok()).unwrap_or_else(look);
             (memory.was_whole(region.base).and(confirmed).and(written), policies)
         });
-        policy::note(policies, &mut process.gathered, |_| true);
+        policy::note(&mut policies.into_iter(), &mut process.gathered, |_| true);
         confirmed
     }
 

@@ -59,11 +59,15 @@ pub(crate) fn is_forked(vma: &VmaRecord) -> bool {
 /// Notes the policies of some of a process's memory, or of its snapshot's, which has the same ([`is_forked`]); what cannot
 /// be had again is named.
 pub(crate) fn save(process: &Process, gathered: &mut Gathered, of: fn(&VmaRecord) -> bool) {
-    note(process.policies().collect(), gathered, of);
+    note(&mut process.policies(), gathered, of);
 }
 
 /// The same of what the process was seen to have.
-pub(crate) fn note(all: Vec<Placed>, gathered: &mut Gathered, of: fn(&VmaRecord) -> bool) {
+pub(crate) fn note(
+    all: &mut dyn Iterator<Item = Placed>,
+    gathered: &mut Gathered,
+    of: fn(&VmaRecord) -> bool,
+) {
     // Memory without one is shown with that of the first thread that lives.
     let first = gathered.threads.iter().find(|thread| thread.flags & thread_flag::ENDED == 0);
     let first = first.map_or(0, |thread| thread.tid);
