@@ -4,6 +4,7 @@
 
 use ckpt_loops::records::{Key, sort};
 use std::cmp::Ordering;
+use std::ops::Range;
 
 /// What numbers are sorted by.
 pub(crate) trait Number: Copy {
@@ -54,6 +55,20 @@ pub(crate) fn by_key<T>(items: &mut [T], key: impl Fn(&T) -> (u64, u64)) {
     }
 }
 
+/// Ranges in order, those that touch as one, without empty ones.
+pub(crate) fn joined(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    ranges.retain(|range| !range.is_empty());
+    by_key(&mut ranges, |range| (range.start, 0));
+    let mut all: Vec<Range<u64>> = Vec::new();
+    for range in ranges {
+        match all.last_mut() {
+            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+            _ => all.push(range),
+        }
+    }
+    all
+}
+
 /// Sorts by a comparison; items that are equal stay in their order (as slice::sort_by). For lists that are not long.
 pub(crate) fn by<T>(items: &mut [T], compare: impl Fn(&T, &T) -> Ordering) {
     let mut keys: Vec<_> = (0..items.len()).map(|at| ((0, 0), at)).collect();
@@ -83,7 +98,13 @@ fn follow(keys: &mut [Key], swap: &mut dyn FnMut(usize, usize)) {
 
 #[cfg(test)]
 mod tests {
-    use super::{by, by_key, numbers};
+    use super::{by, by_key, joined, numbers};
+
+    #[test]
+    fn ranges_are_joined() {
+        let ranges = vec![5..7, 1..3, 2..4, 4..5, 9..9, 10..11, 10..12];
+        assert_eq!(joined(ranges), [1..7, 10..12]);
+    }
 
     #[test]
     fn items_of_one_key_stay_in_their_order() {

@@ -127,7 +127,7 @@ impl<'a> Writing<'a> {
             let all = presumed.as_deref();
             let confirmed = all.map_or(Ok(()), |all| presumed::confirm(all, own, false));
             is_wrong.fetch_or(confirmed.is_err(), Ordering::Relaxed);
-            (confirmed, if is_last { own.policies().collect() } else { Vec::new() })
+            (confirmed, if is_last { policy::seen(own) } else { Vec::new() })
         };
         let looks = is_last || presumed.is_some();
         let (confirmed, policies) = thread::scope(|scope| {

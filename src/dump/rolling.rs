@@ -205,8 +205,8 @@ impl Rolling {
         self.forget();
     }
 
-    /// Forgets what counts for no checkpoint any more, and joins what is before the older one by the second: periods may be
-    /// short.
+    /// Forgets what counts for no checkpoint any more, and joins what is before the older one: by the second, since periods may
+    /// be short, or by a thirtieth of the time by which somebody may be late.
     fn forget(&mut self) {
         let first = self.older_generation;
         let is_older = |interval: &Interval| interval.generation == first;

@@ -287,10 +287,7 @@ impl Streams {
             }
             Word::Took => self.credit += frame.number as usize,
             Word::Ended => return Ok(Some(frame.number as i32)),
-            Word::Failed => {
-                let why = String::from_utf8_lossy(wire.bytes(frame)).into_owned();
-                return Err(Error::new(why));
-            }
+            Word::Failed => return Err(wire.reason(frame)),
             _ => {}
         }
         Ok(None)

@@ -37,6 +37,7 @@ use nix::unistd::{ForkResult, fork};
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
@@ -107,7 +108,7 @@ struct House {
     /// The checksums of its pages.
     sums: Sums,
     /// What has come since the restart was told of it last: where it begins and ends.
-    changed: Vec<(u64, u64)>,
+    changed: Vec<Range<u64>>,
     waits: Option<Waits>,
     /// How many bytes of the pipe of standard input went along.
     unread: u64,
@@ -179,8 +180,8 @@ impl House {
         self.sums.note(at, bytes);
         let end = at + bytes.len() as u64;
         match self.changed.last_mut() {
-            Some(last) if last.1 == at => last.1 = end,
-            _ => self.changed.push((at, end)),
+            Some(last) if last.end == at => last.end = end,
+            _ => self.changed.push(at..end),
         }
         Ok(())
     }
@@ -211,7 +212,7 @@ impl House {
             self.part = self.reader()?;
         }
         if let Some(waits) = &mut self.waits {
-            waits.tell(is_last, merged(changed))?;
+            waits.tell(is_last, order::joined(changed))?;
         }
         if is_last {
             reach(Point::Poised);
@@ -314,19 +315,6 @@ fn cannot_write(path: &Path) -> String {
     format!("cannot write to {}", path.display())
 }
 
-/// Ranges in order, those that touch as one.
-fn merged(mut ranges: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
-    order::numbers(&mut ranges);
-    let mut all: Vec<(u64, u64)> = Vec::new();
-    for (from, to) in ranges {
-        match all.last_mut() {
-            Some(last) if from <= last.1 => last.1 = last.1.max(to),
-            _ => all.push((from, to)),
-        }
-    }
-    all
-}
-
 /// How many bytes of the pipe of standard input are in an image.
 fn unread(image: &Image) -> Result<u64> {
     for process in image.processes() {
@@ -349,9 +337,10 @@ struct Waits {
 
 impl Waits {
     /// Has it bring memory up to date, and waits for that.
-    fn tell(&mut self, is_last: bool, changed: Vec<(u64, u64)>) -> Result<()> {
+    fn tell(&mut self, is_last: bool, changed: Vec<Range<u64>>) -> Result<()> {
         let head = [u64::from(is_last), changed.len() as u64];
-        let words = head.into_iter().chain(changed.into_iter().flat_map(|(from, to)| [from, to]));
+        let words =
+            head.into_iter().chain(changed.into_iter().flat_map(|part| [part.start, part.end]));
         let bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
         let done = self.line.write_all(&bytes).and_then(|()| self.line.read_exact(&mut [0]));
         if done.is_ok() {

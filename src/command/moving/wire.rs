@@ -25,13 +25,14 @@ pub(super) const SMALL: usize = 4096 - HEADER;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(super) enum Word {
-    /// From here: the image will have so many bytes; its name and a restart's options, each ended by a zero.
+    /// From here: the image will have so many bytes; which standard streams the program has ([`super::streams`]), the image's
+    /// name and a restart's options, with a zero between each two.
     Begin,
     /// Bytes of the image at an offset.
     Piece,
     /// The image has so many bytes, and is whole for now.
     Round,
-    /// The same of the last one; which standard streams the program has ([`super::streams`]).
+    /// The same of the last one; behind it again: whether what was answered still holds.
     Last,
     /// The program has ended here: it goes on there.
     Go,
@@ -151,6 +152,11 @@ impl Wire {
         &self.room[..frame.len]
     }
 
+    /// Why the other end has failed, as it says in such a frame.
+    pub(super) fn reason(&self, frame: Frame) -> Error {
+        Error::new(String::from_utf8_lossy(self.bytes(frame)).into_owned())
+    }
+
     /// Why something could not be sent: what the other end has said, if it has.
     pub(super) fn why_not(&mut self, error: Error) -> Error {
         self.patience = Some(Duration::from_secs(1));
@@ -172,9 +178,7 @@ impl Wire {
     pub(super) fn expect(&mut self, word: Word) -> Result<Frame> {
         let frame = self.receive()?;
         match frame.word {
-            Word::Failed => {
-                Err(Error::new(String::from_utf8_lossy(self.bytes(frame)).into_owned()))
-            }
+            Word::Failed => Err(self.reason(frame)),
             other if other == word => Ok(frame),
             _ => Err(lost(Errno::EPROTO)),
         }

@@ -62,7 +62,12 @@ pub(crate) fn save(process: &Process, gathered: &mut Gathered, of: fn(&VmaRecord
     note(&mut process.policies(), gathered, of);
 }
 
-/// The same of what the process was seen to have.
+/// What there is to note of a process: most memory has no policy.
+pub(crate) fn seen(process: &Process) -> Vec<Placed> {
+    process.policies().filter(|(_, found)| !matches!(found, Ok((0, _)))).collect()
+}
+
+/// The same as [`save`] of what was [`seen`].
 pub(crate) fn note(
     all: &mut dyn Iterator<Item = Placed>,
     gathered: &mut Gathered,

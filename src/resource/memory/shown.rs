@@ -46,7 +46,7 @@ pub(crate) fn save(
             // What is behind the end is found out by trying.
             let shown = size.saturating_sub(vma.offset).next_multiple_of(PAGE).min(vma.len());
             ranges.push(vma.start + shown..vma.end);
-            area.known = Some(joined(ranges));
+            area.known = Some(order::joined(ranges));
         }
     }
     Ok(())
@@ -65,28 +65,4 @@ pub(crate) fn data(
         (first < last).then(|| at.start + (first - offset)..at.start + (last - offset))
     };
     sparse::data(file, size).filter_map(inside)
-}
-
-fn joined(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
-    ranges.retain(|range| !range.is_empty());
-    order::by_key(&mut ranges, |range| (range.start, 0));
-    let mut all: Vec<Range<u64>> = Vec::new();
-    for range in ranges {
-        match all.last_mut() {
-            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
-            _ => all.push(range),
-        }
-    }
-    all
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ranges_are_joined() {
-        let ranges = vec![5..7, 1..3, 2..4, 4..5, 9..9, 10..11, 10..12];
-        assert_eq!(joined(ranges), [1..7, 10..12]);
-    }
 }
