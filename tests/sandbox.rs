@@ -167,6 +167,31 @@ fn a_thread_that_could_not_wait_on_is_not_touched() {
     run.go();
 }
 
+/// Nobody would suspend its filter if this process, which it is too late to hide, were killed.
+#[test]
+fn who_locks_itself_in_as_its_checkpoint_begins_is_not_touched() {
+    if !is_root() {
+        return;
+    }
+    let bench = Bench::new(Who::Me);
+    let mut run = start(&bench, "late");
+    let args = ["save", &run.pid_text(), "-n", &bench.name("x.ckpt")];
+    let save = Run::start(armed(bench.command(bench.ckpt()), "+begun", &args));
+    let stat = format!("/proc/{}/stat", save.pid());
+    let is_stopped = || std::fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") T "));
+    until("the step", || is_stopped().then_some(()));
+    run.say("lock");
+    run.expect("locked");
+    save.signal(SIGCONT);
+    let ended = save.end();
+    assert_eq!(ended.code(), Some(125), "{ended:?}");
+    assert!(ended.stderr.contains("while the checkpoint began"), "{ended:?}");
+    run.check();
+    bench.must(&args);
+    run.check();
+    run.go();
+}
+
 /// Strict mode would end it for each system call of ours, as soon as nobody suspends that.
 #[test]
 fn whoever_is_killed_as_a_thread_works_for_him_harms_nothing() {

@@ -7,7 +7,7 @@ use super::filters::{self, Call, Filter};
 use super::freeze::Frozen;
 use super::interrupted;
 use super::raw;
-use super::shield::Working;
+use super::shield::{self, Working};
 use super::thread::StoppedThread;
 use crate::error::{Because, Error, Kind, Result};
 use crate::proc::Process;
@@ -135,6 +135,13 @@ fn without_kernel(process: &Process, tid: Tid) -> Error {
     Error::new(what).of(Kind::Obstacles).hint(OUT)
 }
 
+/// Refuses a thread that had not locked itself in when it was first looked at: this process is known, and may be killed.
+fn too_late(process: &Process, tid: Tid) -> Error {
+    let whose = named(process, tid);
+    let what = format!("{whose} has locked itself in (seccomp(2)) while the checkpoint began");
+    Error::new(what).of(Kind::Obstacles).hint("try again")
+}
+
 impl Frozen {
     /// Suspends what its threads are locked in, so that they may work for us until we let go of them.
     ///
@@ -151,6 +158,7 @@ impl Frozen {
                 let thread = &mut self.threads[index];
                 match raw::set_options(thread.tid, options) {
                     _ if !is_opener() => return Err(closed),
+                    _ if !shield::is_up() => return Err(too_late(&self.process, thread.tid)),
                     Ok(()) => {}
                     // kernel/ptrace.c, check_ptrace_options
                     Err(Errno::EINVAL) => return Err(without_kernel(&self.process, thread.tid)),

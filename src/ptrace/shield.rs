@@ -18,6 +18,8 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 struct State {
+    /// This is the process that nobody knows.
+    shields: bool,
     /// How many threads of the program work for us.
     working: usize,
     /// Whoever wanted the checkpoint, until he is waited for: entering namespaces takes a process of one thread (setns(2)).
@@ -34,10 +36,16 @@ impl State {
     }
 }
 
-static STATE: Mutex<State> = Mutex::new(State { working: 0, maker: None, forsaken: false });
+static STATE: Mutex<State> =
+    Mutex::new(State { shields: false, working: 0, maker: None, forsaken: false });
 
 fn state() -> MutexGuard<'static, State> {
     STATE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether this process may be the tracer of a program that has locked itself in.
+pub(super) fn is_up() -> bool {
+    state().shields
 }
 
 /// A thread works for us that would be ended without its tracer.
@@ -78,7 +86,9 @@ pub(crate) fn shielded(processes: &[Process], work: impl FnOnce() -> u8) -> Resu
     let Some(child) = fork(libc::SIGCHLD).because(what)? else {
         // Not in the group or the session of whoever is ended by a signal to all.
         let _ = nix::unistd::setsid();
-        state().maker = Some(maker);
+        let mut own = state();
+        (own.shields, own.maker) = (true, Some(maker));
+        drop(own);
         end(i32::from(work()))
     };
     fault::leave_to_child();

@@ -4,6 +4,7 @@
 //   threads   all threads have a filter from one (TSYNC), which gives them another at each look
 //   apart     each of two threads has one of its own
 //   strict    strict mode, of the only thread
+//   late      the same, when it is told to ("lock")
 //   dropped   a filter of root, which has given up its rights since and not set no_new_privs
 //   child     a filter in a child alone
 //   sleeps    a filter that ends the program for restart_syscall(2), and a thread that sleeps all the time
@@ -184,8 +185,12 @@ static void check(void) {
 
 static void be_strict(void) {
   char line[64];
-  say("ready\n");
+  if (is("late")) {
+    say("ready\n");
+    hear(line, sizeof line);
+  }
   CHECK(!prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT), "%m");
+  say(is("late") ? "locked\n" : "ready\n");
   for (;;) {
     hear(line, sizeof line);
     if (!strcmp(line, "go")) syscall(SYS_exit, 0);
@@ -208,7 +213,7 @@ int main(int argc, char **argv) {
   CHECK(argc > 1, "no kind");
   kind = argv[1];
   pthread_t thread;
-  if (is("strict")) be_strict();
+  if (is("strict") || is("late")) be_strict();
   if (!is("dropped")) CHECK(!prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "%m");
   const long threads = is("threads") ? 3 : is("apart");
   for (long i = 0; i < threads; i++) CHECK(!pthread_create(&thread, 0, other, is("apart") ? &thread : 0), "%m");
