@@ -99,6 +99,17 @@ def document(rows, tools, begun):
     }
 
 
+def joined(documents):
+    """One of several, which measured other parts of the same ckpt on the same machine."""
+    first, *others = documents
+    same = ("cpu", "kernel", "memory_bytes", "binary_bytes", "runs")
+    if any(other[key] != first[key] for other in others for key in same):
+        raise ValueError(f"these documents differ in {', '.join(same)}, or in one of them")
+    versions = {name: text for one in documents for name, text in one["versions"].items()}
+    rows = [row for one in documents for row in one["rows"]]
+    return first | {"versions": versions, "rows": rows, "load_at_end": others[-1]["load_at_end"] if others else first["load_at_end"]}
+
+
 def table(all_of_it):
     """The document in Markdown."""
     theirs = [who for who in ("criu", "dmtcp") if who in all_of_it["versions"]]

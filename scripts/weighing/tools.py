@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-only
 """What scripts/bench compares: each of them starts a program, saves it, ends it with a checkpoint, and restarts it."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -91,9 +92,11 @@ class Tool:
         return done.stdout
 
     def clear(self):
+        """Removes all checkpoints. A monitor whose program has just ended may remove one of its own meanwhile."""
         for name in os.listdir(self.place):
             path = os.path.join(self.place, name)
-            shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
 
     def bytes(self):
         """What its checkpoint takes."""
