@@ -6,6 +6,8 @@ mod serving;
 
 use harness::faults::armed;
 use harness::{Bench, Build, Run, Who, status_line, until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serving::Server;
 
 /// What dumps, uploads and the server may have at most, in kilobytes.
@@ -27,12 +29,17 @@ fn peak(pid: u32) -> u64 {
     text.trim_end_matches(" kB").parse().expect("a number")
 }
 
-/// Saves a program; the most memory that this took until all was sealed.
+/// Sends a signal.
+fn send(pid: u32, signal: Signal) {
+    kill(Pid::from_raw(pid.cast_signed()), signal).expect("it is there");
+}
+
+/// Saves a program; the most memory that this took until a step, from which on `then` is right.
 #[track_caller]
-fn save(bench: &Bench, run: &Run, options: &[&str]) -> u64 {
+fn save(bench: &Bench, run: &Run, options: &[&str], (step, then): (&str, impl Fn())) -> u64 {
     let pid = run.pid_text();
     let words: Vec<_> = ["save", &pid].into_iter().chain(options.iter().copied()).collect();
-    let dumper = Run::start(armed(bench.command(bench.ckpt()), "+sealed", &words));
+    let dumper = Run::start(armed(bench.command(bench.ckpt()), step, &words));
     // The one that works may be a child of the one that was started.
     let stopped = until("a whole checkpoint", || {
         let children =
@@ -43,8 +50,8 @@ fn save(bench: &Bench, run: &Run, options: &[&str]) -> u64 {
         all.chain([dumper.pid()]).find(is_stopped)
     });
     let most = peak(stopped);
-    let id = nix::unistd::Pid::from_raw(stopped.cast_signed());
-    nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGCONT).expect("it is there");
+    then();
+    send(stopped, Signal::SIGCONT);
     dumper.ends_well();
     most
 }
@@ -62,11 +69,27 @@ fn what_dumps_and_uploads_take_is_bounded() {
         // The others differ in what is known of the program, not in how it goes into the image.
         let differs = words.len() == 2 || words.contains(&"mappings");
         for options in options.iter().take(if differs { 3 } else { 1 }) {
-            let most = save(&bench, &run, options);
+            let most = save(&bench, &run, options, ("+sealed", || {}));
             assert!(most <= MOST, "{words:?} {options:?}: {most} kB");
         }
         let most = peak(server.run.pid());
         assert!(most <= MOST, "the server, {words:?}: {most} kB");
         run.go();
     }
+}
+
+/// What no picture holds is read while the program stands still, which waits for no network: a server that says nothing.
+#[test]
+fn what_a_server_does_not_take_yet_is_not_in_memory() {
+    let bench = Bench::new(Who::Nobody);
+    let server = Server::start(&bench, &serving::insecure());
+    let (pid, there) = (server.run.pid(), server.name("there"));
+    let mut run = bench.run(bench.subject("weigh", Build::Pie), &["items", "deleted", "64"]);
+    run.expect("ready");
+    send(pid, Signal::SIGSTOP);
+    let goes_on = ("+shared", || send(pid, Signal::SIGCONT));
+    let most = save(&bench, &run, &["--insecure", "-n", &there], goes_on);
+    assert!(most <= MOST, "{most} kB");
+    run.go();
+    bench.must(&["verify", "--insecure", &there]);
 }

@@ -4,7 +4,7 @@
 use super::destination::open_images_with;
 use crate::error::{Because, Error, Result};
 use crate::image::piped::Giver;
-use crate::image::queued::PIECE;
+use crate::image::queued::{PIECE, on_disk};
 use crate::image::read::Image;
 use crate::image::write::Sink;
 use crate::progress::{self, Screen};
@@ -20,8 +20,8 @@ use std::io::{ErrorKind, IsTerminal, Read};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 /// An image in a file without a name.
 struct MemorySink(File);
@@ -188,15 +188,6 @@ pub(super) fn image(word: &OsStr, transfer: &Transfer) -> Result<Image> {
 /// A file without a name, which may be larger than memory: on a disk if there is room for one.
 fn passing() -> Result<File> {
     on_disk().map_or_else(memory, Ok)
-}
-
-fn on_disk() -> Option<File> {
-    let open = |dir: PathBuf| {
-        let flags = libc::O_TMPFILE;
-        File::options().read(true).write(true).custom_flags(flags).mode(0o600).open(dir)
-    };
-    let dirs = [std::env::var_os("TMPDIR").map(PathBuf::from), Some("/var/tmp".into())];
-    dirs.into_iter().flatten().find_map(|dir| open(dir).ok())
 }
 
 /// A file in memory.

@@ -3,16 +3,22 @@
 //!
 //! A thread of its own does that, so that the target, which stands still when a sink is made, never waits: until somebody
 //! says that it may ([`Sink::may_wait`]), nothing here blocks, however many pieces are on their way, and from then on until
-//! there are [`QUEUE`] of them. Pieces that follow each other are sent as one.
+//! there are [`QUEUE`] of them. More of them wait in a file without a name, so that their memory is bounded, too. Pieces
+//! that follow each other are sent as one.
 
 use super::PAGE;
 use super::write::Sink;
 use crate::error::{Because, Error, Result};
+use nix::libc;
+use std::fs::File;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// Most pieces in memory, once it may wait.
+/// Most pieces in memory, unless no disk takes them while nobody may wait.
 const QUEUE: usize = 16;
 
 /// Bytes of a piece.
@@ -46,6 +52,8 @@ pub(crate) trait Far: Send {
 
 enum Order {
     Piece(u64, Vec<u8>),
+    /// As many bytes of a file, from an offset of its.
+    Kept(u64, usize, Arc<File>, u64),
     Seal(u64),
 }
 
@@ -58,6 +66,9 @@ pub(crate) struct QueuedSink {
     piece: Vec<u8>,
     /// Pieces that have not come back.
     away: usize,
+    /// Where pieces wait for which there is no room in memory, and how many bytes do; None: nowhere.
+    disk: Option<Arc<File>>,
+    kept: u64,
     may_wait: bool,
     is_stream: bool,
 }
@@ -78,7 +89,19 @@ impl QueuedSink {
             .spawn(move || send(connect, &taken, &give_back))
             .because(|| "cannot start a thread for the upload")?;
         let (orders, worker, piece) = (Some(orders), Some(worker), Vec::with_capacity(PIECE));
-        Ok(Self { orders, empty, worker, at: 0, piece, away: 0, may_wait: false, is_stream })
+        let (disk, may_wait) = (None, false);
+        Ok(Self {
+            orders,
+            empty,
+            worker,
+            at: 0,
+            piece,
+            away: 0,
+            disk,
+            kept: 0,
+            may_wait,
+            is_stream,
+        })
     }
 
     fn flush(&mut self) -> Result<()> {
@@ -94,13 +117,32 @@ impl QueuedSink {
             self.away -= 1;
             back = Some(came);
         }
+        let (at, len) = (self.at, self.piece.len());
+        self.at += len as u64;
+        if let Some((disk, from)) = self.keep() {
+            self.piece.clear();
+            return self.order(Order::Kept(at, len, disk, from));
+        }
         let mut next = back.unwrap_or_else(|| Vec::with_capacity(PIECE));
         next.clear();
         let piece = std::mem::replace(&mut self.piece, next);
-        let at = self.at;
-        self.at += piece.len() as u64;
         self.away += 1;
         self.order(Order::Piece(at, piece))
+    }
+
+    /// Has the piece wait on a disk, where there may be no more in memory and nobody may wait: in which file, and where.
+    fn keep(&mut self) -> Option<(Arc<File>, u64)> {
+        if self.may_wait || self.away < QUEUE {
+            return None;
+        }
+        if self.kept == 0 {
+            self.disk = on_disk().map(Arc::new);
+        }
+        let (disk, at) = (self.disk.take()?, self.kept);
+        disk.write_all_at(&self.piece, at).ok()?;
+        self.kept += self.piece.len() as u64;
+        self.disk = Some(disk.clone());
+        Some((disk, at))
     }
 
     fn order(&mut self, order: Order) -> Result<()> {
@@ -149,7 +191,7 @@ impl Sink for QueuedSink {
     }
 
     fn may_wait(&mut self) {
-        self.may_wait = true;
+        (self.may_wait, self.disk) = (true, None);
     }
 
     fn seal(&mut self, len: u64) -> Result<()> {
@@ -166,6 +208,7 @@ fn send(
     give_back: &Sender<Vec<u8>>,
 ) -> Result<()> {
     let mut far = connect()?;
+    let mut room = Vec::new();
     loop {
         match orders.recv_timeout(QUIET) {
             Err(RecvTimeoutError::Timeout) => far.alive()?,
@@ -175,7 +218,23 @@ fn send(
                 far.piece(at, &piece)?;
                 let _ = give_back.send(piece);
             }
+            Ok(Order::Kept(at, len, disk, from)) => {
+                room.resize(len, 0);
+                disk.read_exact_at(&mut room, from)
+                    .because(|| "cannot read what waits to be sent")?;
+                far.piece(at, &room)?;
+            }
             Ok(Order::Seal(len)) => return far.seal(len),
         }
     }
+}
+
+/// A file without a name, where there is more room than in memory; None: nowhere.
+pub(crate) fn on_disk() -> Option<File> {
+    let open = |dir: PathBuf| {
+        let flags = libc::O_TMPFILE;
+        File::options().read(true).write(true).custom_flags(flags).mode(0o600).open(dir)
+    };
+    let dirs = [std::env::var_os("TMPDIR").map(PathBuf::from), Some("/var/tmp".into())];
+    dirs.into_iter().flatten().find_map(|dir| open(dir).ok())
 }
