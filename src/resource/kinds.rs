@@ -45,6 +45,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("has no room for all that was sent to it", "try again when it has read"),
     ("has installed seccomp filters", ""),
     ("seccomp's strict mode", ""),
+    ("has locked itself in (seccomp(2)) while the checkpoint began", "try again"),
     ("has seccomp filters that", "start it without its sandbox, if it has an option for that"),
     ("traces it already", ""),
     (
