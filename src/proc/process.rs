@@ -231,6 +231,11 @@ impl Process {
         self.pidfd.iter().for_each(|pidfd| pidfd.kill());
     }
 
+    /// Frees its memory, if it is ending: two do that in half the time.
+    pub(crate) fn free(&self) {
+        self.pidfd.iter().for_each(|pidfd| pidfd.free());
+    }
+
     /// The ids of its threads in our own PID namespace, the leader's among them, in ascending order.
     ///
     /// The list of a running process is old when it arrives: ask again until nothing is new.

@@ -48,6 +48,8 @@ pub(super) const LAST_ATTEMPT: Duration = Duration::from_millis(320);
 /// need.
 const SHARE: u32 = 4;
 const AT_FIRST: Duration = Duration::from_millis(200);
+/// So many bytes of memory take the kernel longer to free than one more stop of their process.
+const LARGE: u64 = 16 << 20;
 
 /// A process all of whose threads are stopped. Dropping it lets them go on.
 pub(crate) struct Frozen {
@@ -350,7 +352,8 @@ impl Frozen {
         let regs = Regs { rip: thunk, rax: call, orig_rax: u64::MAX, rdi: status, ..first.regs };
         let tid = first.tid;
         let mut last = last;
-        if last.is_some() {
+        let is_large = self.process.resident().is_some_and(|bytes| bytes >= LARGE);
+        if last.is_some() || is_large {
             // It stops once more when it ends, behind the end of all others (do_group_exit in kernel/exit.c).
             let _ = raw::set_options(tid, first.options() | libc::PTRACE_O_TRACEEXIT);
         }
@@ -367,7 +370,11 @@ impl Frozen {
                     if event == libc::PTRACE_EVENT_EXIT {
                         last.take().into_iter().for_each(|last| last());
                     }
-                    raw::cont(thread.tid, 0).is_ok()
+                    let goes_on = raw::cont(thread.tid, 0).is_ok();
+                    if is_large && event == libc::PTRACE_EVENT_EXIT {
+                        self.process.free();
+                    }
+                    goes_on
                 }
                 Ok(State::Running) => true,
             });
