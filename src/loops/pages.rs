@@ -12,9 +12,6 @@ pub fn is_zero(page: &[u8]) -> bool {
     page.chunks(64).all(|piece| piece.iter().fold(0, |sum, byte| sum | byte) == 0)
 }
 
-/// How many words of 8 bytes are looked at as one: nearly all blocks hold none that is looked for.
-const BLOCK: usize = 8;
-
 /// The first aligned word of 8 bytes at `from` or behind whose lower half is not below `least` and at most `span`
 /// above: the offset behind it, and that half. `from` is a multiple of 8.
 #[inline(never)]
@@ -22,12 +19,43 @@ pub fn find_half(bytes: &[u8], from: usize, least: u32, span: u32) -> Option<(us
     let words = bytes.get(from..)?.as_chunks::<8>().0;
     let half = |word: &[u8; 8]| u64::from_le_bytes(*word) as u32;
     let is_one = |word: &[u8; 8]| half(word).wrapping_sub(least) <= span;
-    let blocks = words.as_chunks::<BLOCK>().0;
-    let has_one = |block: &[_; BLOCK]| block.iter().fold(false, |sum, word| sum | is_one(word));
-    let before = BLOCK * blocks.iter().position(has_one).unwrap_or(blocks.len());
-    let at = before + words[before..].iter().position(is_one)?;
-    Some((from + 8 * (at + 1), half(&words[at])))
+    // SAFETY: this processor is one of x86-64, which have SSE2.
+    let before = unsafe { without_half(words, least, span) };
+    let at = before + words.get(before..)?.iter().position(is_one)?;
+    Some((from + 8 * (at + 1), half(words.get(at)?)))
 }
+
+/// How many words at the begin have no such half, at least. The registers are named as in [`without`]: of a loop over
+/// words the linker makes calls of functions of three instructions.
+#[target_feature(enable = "sse2")]
+fn without_half(words: &[[u8; 8]], least: u32, span: u32) -> usize {
+    use core::arch::x86_64::{
+        _mm_add_epi32, _mm_and_si128, _mm_cmpgt_epi32, _mm_movemask_epi8, _mm_set_epi64x,
+        _mm_set1_epi32,
+    };
+    /// Words that are looked at as one: nearly all blocks hold none that is looked for.
+    const BLOCK: usize = 8;
+    /// Of the lower halves of two words.
+    const LOWER: i32 = 0x0f0f;
+    let wide = |number: u32| _mm_set1_epi32(number.cast_signed());
+    let (least, span) = (wide(BIAS.wrapping_sub(least)), wide(BIAS.wrapping_add(span)));
+    // All ones in what is beyond.
+    let beyond = |[low, high]: &[[u8; 8]; 2]| {
+        let some = _mm_set_epi64x(i64::from_le_bytes(*high), i64::from_le_bytes(*low));
+        _mm_cmpgt_epi32(_mm_add_epi32(some, least), span)
+    };
+    let has_one = |block: &[[u8; 8]; BLOCK]| {
+        let [a, b, c, d] = block.as_chunks().0 else { return true };
+        let first = _mm_and_si128(beyond(a), beyond(b));
+        let all = _mm_and_si128(first, _mm_and_si128(beyond(c), beyond(d)));
+        _mm_movemask_epi8(all) & LOWER != LOWER
+    };
+    let blocks = words.as_chunks::<BLOCK>().0;
+    blocks.iter().position(has_one).unwrap_or(blocks.len()) * BLOCK
+}
+
+/// What makes of the comparison of signed numbers one of unsigned.
+const BIAS: u32 = 1 << 31;
 
 /// Four ranges of words: what is generic is built where it is used, for size.
 type Ranges = [[u32; 2]; 4];
@@ -60,8 +88,6 @@ fn without(words: &[u8], ranges: &Ranges) -> usize {
     };
     /// Bytes that are looked at as one.
     const BLOCK: usize = 64;
-    /// What makes of the comparison of signed numbers one of unsigned.
-    const BIAS: u32 = 1 << 31;
     let wide = |number: u32| _mm256_set1_epi32(number.cast_signed());
     let [a, b, c, d] = ranges.map(|[least, most]| {
         (wide(BIAS.wrapping_sub(least)), wide((most - least).wrapping_add(BIAS)))
@@ -116,6 +142,7 @@ mod tests {
     /// Wherever they stand among blocks.
     #[test]
     fn one_word_is_seen_wherever_it_stands() {
+        const BLOCK: usize = 8;
         for at in (0..8 * (4 * BLOCK + 3)).step_by(4) {
             let mut bytes = [0xff; 8 * (4 * BLOCK + 3)];
             bytes[at..at + 4].copy_from_slice(&7u32.to_le_bytes());
