@@ -89,42 +89,56 @@ pub(crate) fn aside<R: Send + 'static>(
 }
 
 /// Things that are worked on, a few at a time, and what came of it and is to be taken in their order.
-struct Line<I, R> {
+struct Line<I, R, E> {
     things: I,
     begun: usize,
     taken: usize,
     ready: Vec<(usize, Vec<R>)>,
     /// Nothing is begun any more.
     is_over: bool,
+    failed: Option<E>,
+    /// How many wait until something is otherwise.
+    waiting: usize,
 }
 
 /// A [`Line`] among threads.
-struct Shared<I, R, W> {
-    line: Mutex<Line<I, R>>,
+struct Shared<I, R, E, W, F, L> {
+    line: Mutex<Line<I, R, E>>,
     /// Most of it that is begun and not yet taken, each as many things as weigh `enough`: to hand over tens of thousands
     /// of small ones by themselves takes longer than the work.
     ahead: usize,
     enough: u64,
     weigh: W,
-    has_result: Condvar,
-    has_room: Condvar,
+    /// Of who takes.
+    take: Mutex<F>,
+    finish: L,
+    is_changed: Condvar,
 }
 
-impl<I: Iterator, R, W: Fn(&I::Item) -> u64> Shared<I, R, W> {
-    fn line(&self) -> MutexGuard<'_, Line<I, R>> {
+impl<I, R, T, E, W, F, L> Shared<I, R, E, W, F, L>
+where
+    I: Iterator,
+    W: Fn(&I::Item) -> u64,
+    F: FnMut(R) -> Result<T, E>,
+    L: Fn(T) -> Result<(), E>,
+{
+    fn line(&self) -> MutexGuard<'_, Line<I, R, E>> {
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn may_begin(&self, line: &Line<I, R>) -> bool {
-        !line.is_over && line.begun - line.taken < self.ahead
+    /// The system is asked for it only where somebody waits.
+    fn tell(&self, line: &Line<I, R, E>) {
+        if line.waiting > 0 {
+            self.is_changed.notify_all();
+        }
     }
 
     /// Works on the next few things.
     fn go_on<'a>(
         &'a self,
-        mut line: MutexGuard<'a, Line<I, R>>,
-        work: &impl Fn(I::Item) -> R,
-    ) -> MutexGuard<'a, Line<I, R>> {
+        mut line: MutexGuard<'a, Line<I, R, E>>,
+        work: &dyn Fn(I::Item) -> R,
+    ) -> MutexGuard<'a, Line<I, R, E>> {
         let (mut few, mut weight) = (Vec::new(), 0);
         while few.is_empty() || weight < self.enough {
             let Some(thing) = line.things.next() else { break };
@@ -133,82 +147,88 @@ impl<I: Iterator, R, W: Fn(&I::Item) -> u64> Shared<I, R, W> {
         }
         if few.is_empty() {
             line.is_over = true;
-            self.has_result.notify_all();
-            self.has_room.notify_all();
+            self.tell(&line);
             return line;
         }
         let index = line.begun;
         line.begun += 1;
         drop(line);
-        let results = few.into_iter().map(work).collect();
+        let mut results = Vec::new();
+        few.into_iter().for_each(|thing| results.push(work(thing)));
         let mut line = self.line();
         line.ready.push((index, results));
-        self.has_result.notify_all();
+        self.tell(&line);
         line
     }
 
-    fn help(&self, work: &impl Fn(I::Item) -> R) {
+    /// Takes what is next if it is ready and nobody takes, else works on something.
+    fn join(&self, may_take: bool, work: &dyn Fn(I::Item) -> R) {
         let mut line = self.line();
-        while !line.is_over {
-            line = match self.may_begin(&line) {
-                true => self.go_on(line, work),
-                false => self.has_room.wait(line).unwrap_or_else(PoisonError::into_inner),
-            };
-        }
-    }
-
-    /// Takes all results in order, and helps while none is there.
-    fn take<E>(
-        &self,
-        work: &impl Fn(I::Item) -> R,
-        mut take: impl FnMut(R) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let mut line = self.line();
-        loop {
+        while line.failed.is_none() {
             let wanted = line.taken;
-            if let Some(at) = line.ready.iter().position(|(index, _)| *index == wanted) {
+            let next = line.ready.iter().position(|(index, _)| *index == wanted);
+            if let Some(at) = next.filter(|_| may_take)
+                && let Ok(mut take) = self.take.try_lock()
+            {
                 let (_, results) = line.ready.swap_remove(at);
                 drop(line);
-                let taken = results.into_iter().try_for_each(&mut take);
+                let mut taken = Vec::new();
+                let mut done = results.into_iter().try_for_each(|result| {
+                    taken.push(take(result)?);
+                    Ok(())
+                });
                 line = self.line();
                 line.taken += 1;
-                line.is_over |= taken.is_err();
-                self.has_room.notify_all();
-                taken?;
-            } else if self.may_begin(&line) {
+                drop(take);
+                self.tell(&line);
+                drop(line);
+                for one in taken {
+                    done = done.and_then(|()| (self.finish)(one));
+                }
+                line = self.line();
+                if let Err(error) = done {
+                    line.failed.get_or_insert(error);
+                    self.tell(&line);
+                }
+            } else if !line.is_over && line.begun - line.taken < self.ahead {
                 line = self.go_on(line, work);
-            } else if line.begun == line.taken {
-                return Ok(());
+            } else if line.is_over && (!may_take || line.begun == line.taken) {
+                return;
             } else {
-                line = self.has_result.wait(line).unwrap_or_else(PoisonError::into_inner);
+                line.waiting += 1;
+                line = self.is_changed.wait(line).unwrap_or_else(PoisonError::into_inner);
+                line.waiting -= 1;
             }
         }
     }
 }
 
-/// Works on things by a few threads; the one that asks takes what comes of it, in their order, while the others work on
-/// `ahead` things at most, or on more small ones that `weigh` an eighth of `few` together, and helps them. The others come when
-/// things that weigh more than `few` were begun.
+/// Works on things by a few threads, on `ahead` at most that are not taken yet, or on more small ones that `weigh` an eighth
+/// of `few` together. What comes of it is taken in their order by one of them at a time, if `anyone` may, else by the one that
+/// asks; who has taken something finishes it, beside the others. They come when things that weigh more than `few` were begun.
 ///
 /// # Errors
-/// Those of `take`: nothing is begun then any more.
-pub(crate) fn in_order<T: Send, R: Send, E>(
+/// One of `take` or `finish`: nothing is begun then any more.
+pub(crate) fn in_order<T: Send, R: Send, L, E: Send>(
     things: impl Iterator<Item = T> + Send,
     ahead: usize,
     (few, weigh): (u64, impl Fn(&T) -> u64 + Sync),
     work: impl Fn(T) -> R + Sync,
-    take: impl FnMut(R) -> Result<(), E>,
+    take: impl FnMut(R) -> Result<L, E> + Send,
+    (anyone, finish): (bool, impl Fn(L) -> Result<(), E> + Sync),
 ) -> Result<(), E> {
-    let line = Line { things, begun: 0, taken: 0, ready: Vec::new(), is_over: false };
+    let (begun, taken, ready) = (0, 0, Vec::new());
+    let line = Line { things, begun, taken, ready, is_over: false, failed: None, waiting: 0 };
     let shared = Shared {
         line: Mutex::new(line),
         ahead,
         enough: few / 8,
         weigh: &weigh,
-        has_result: Condvar::new(),
-        has_room: Condvar::new(),
+        take: Mutex::new(take),
+        finish,
+        is_changed: Condvar::new(),
     };
-    let (help, begun) = (|| shared.help(&work), Cell::new(0));
+    let (help, begun) = (|| shared.join(anyone, &work), Cell::new(0));
     thread::scope(|scope| {
         let weighed = |thing: T| {
             let before = begun.get();
@@ -218,8 +238,10 @@ pub(crate) fn in_order<T: Send, R: Send, E>(
             }
             work(thing)
         };
-        shared.take(&weighed, take)
-    })
+        shared.join(true, &weighed);
+    });
+    let line = shared.line.into_inner().unwrap_or_else(PoisonError::into_inner);
+    line.failed.map_or(Ok(()), Err)
 }
 
 fn take<'a, T>(things: &'a [T], next: &AtomicUsize) -> Option<(usize, &'a T)> {
@@ -261,9 +283,9 @@ mod tests {
 
     #[test]
     fn results_are_taken_in_order_until_one_is_refused() {
-        for (count, ahead, few) in
-            [(0, 3, 0), (5, 1, 0), (100, 3, 10), (100, 16, 0), (100, 4, 1000), (100, 2, 30)]
-        {
+        let cases =
+            [(0, 3, 0), (5, 1, 0), (100, 3, 10), (100, 16, 0), (100, 4, 1000), (100, 2, 30)];
+        for (index, (count, ahead, few)) in cases.into_iter().cycle().take(12).enumerate() {
             let (mut taken, begun) = (Vec::new(), AtomicUsize::new(0));
             let work = |n: u64| {
                 begun.fetch_add(1, Ordering::Relaxed);
@@ -273,11 +295,36 @@ mod tests {
                 let ahead = (ahead * (few as usize / 8).max(1)).max(ahead);
                 assert!(begun.load(Ordering::Relaxed) <= taken.len() + ahead);
                 taken.push(n);
-                if n == 120 { Err(n) } else { Ok(()) }
+                if n == 120 { Err(n) } else { Ok(n) }
             };
-            let result = in_order(0..count, ahead, (few, |_: &u64| 1), work, take);
+            let finished = AtomicUsize::new(0);
+            let finish = |n| {
+                finished.fetch_add(n as usize, Ordering::Relaxed);
+                Ok(())
+            };
+            let finish = (index % 2 == 0, finish);
+            let result = in_order(0..count, ahead, (few, |_: &u64| 1), work, take, finish);
             assert_eq!(result, if count > 60 { Err(120) } else { Ok(()) });
             assert_eq!(taken, (0..count.min(61)).map(|n| 2 * n).collect::<Vec<_>>());
+            if count <= 60 {
+                assert_eq!(finished.into_inner() as u64, taken.iter().sum::<u64>());
+            }
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_finished_is_the_end() {
+        for anyone in [false, true] {
+            let taken = AtomicUsize::new(0);
+            let take = |n: u64| {
+                taken.fetch_add(1, Ordering::Relaxed);
+                Ok(n)
+            };
+            let finish = |n| if n == 30 { Err(n) } else { Ok(()) };
+            let result = in_order(0..1000, 4, (0, |_: &u64| 1), |n| n, take, (anyone, finish));
+            assert_eq!(result, Err(30));
+            // Each of the threads may have been about to take another.
+            assert!((31..=31 + MOST).contains(&taken.into_inner()), "{anyone}");
         }
     }
 }

@@ -212,13 +212,15 @@ impl<'a> Writing<'a> {
         let ids = self.looks_for_ids(process, gathered);
         let from = self.from(is_picture, (process, memory), gathered, ids)?;
         let Self { writer, room, .. } = self;
-        room.read(&from, areas, None, &mut |read| {
+        let abreast = writer.abreast();
+        room.read(&from, areas, (None, abreast.as_ref()), &mut |read| {
             if is_vain.load(Ordering::Relaxed) {
                 return Err(Error::new("the memory is not written to its end"));
             }
-            write(writer, &read, &areas[read.area], gathered)?;
-            room.reuse(read);
-            Ok(())
+            let later = if abreast.is_some() { read.bytes() } else { &[] };
+            let add = |writer: &mut Writer<'_>| write(writer, &read, &areas[read.area], gathered);
+            let noted = writer.note(later, add)?;
+            Ok(Some((read, noted)))
         })
     }
 
@@ -252,9 +254,9 @@ impl<'a> Writing<'a> {
         presumed::confirm_empty(&mut process.presumed, &from.pagemap)?;
         let mut held = Vec::new();
         let large = Mutex::new(large);
-        self.room.read(&from, &process.areas, Some(&large), &mut |read| {
+        self.room.read(&from, &process.areas, (Some(&large), None), &mut |read| {
             held.push(read);
-            Ok(())
+            Ok(None)
         })?;
         memory.was_whole(region.base)?;
         reach(Point::Held);

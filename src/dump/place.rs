@@ -4,6 +4,7 @@
 use super::Demand;
 use crate::error::{Error, Result};
 use crate::image::base::Base;
+use crate::image::file::Abreast;
 use crate::image::older::{Id, Older, Renewal};
 use crate::image::seal::{Master, Seal};
 use crate::image::write::{Sink, Writer};
@@ -302,6 +303,10 @@ struct Guarded {
 impl Sink for Guarded {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
         self.sink.as_mut().map_or(Ok(()), |sink| sink.write_at(offset, bytes))
+    }
+
+    fn abreast(&self) -> Option<Abreast> {
+        self.sink.as_ref()?.abreast()
     }
 
     fn base(&mut self) -> Option<Base> {

@@ -5,7 +5,8 @@
 use crate::abreast;
 use crate::error::Result;
 use crate::fault::{Point, reach};
-use crate::image::blocks::Known;
+use crate::image::blocks::{Known, Noted};
+use crate::image::file::Abreast;
 use crate::image::pieces::{Piece, keyed};
 use crate::image::seal::Numbered;
 use crate::image::zeros::nonzero;
@@ -105,6 +106,10 @@ pub(super) struct Found<'a> {
 }
 
 impl Read<'_> {
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.buffer
+    }
+
     pub(super) fn found(&self) -> impl Iterator<Item = Found<'_>> {
         self.stretches.iter().map(|stretch| Found {
             address: self.at + stretch.place.start as u64,
@@ -123,7 +128,8 @@ pub(super) struct Room(Mutex<Vec<Vec<u8>>>);
 
 impl Room {
     /// Reads areas of a process; `take` gets what is in them, in order, while more is read. With a `large` room it may keep
-    /// that: what is missing of it then [`From::complete`] adds.
+    /// that: what is missing of it then [`From::complete`] adds. Where `abreast` is, who has read something writes there what
+    /// `take` notes of it.
     ///
     /// # Errors
     /// Those of `take`, or pagemap cannot be read.
@@ -131,8 +137,8 @@ impl Room {
         &self,
         from: &From<'_>,
         areas: &[Area],
-        large: Option<&Mutex<&'s mut [u8]>>,
-        take: &mut dyn FnMut(Read<'s>) -> Result<()>,
+        (large, abreast): (Option<&Mutex<&'s mut [u8]>>, Option<&Abreast>),
+        take: &mut (dyn FnMut(Read<'s>) -> Result<Option<(Read<'s>, Noted)>> + Send),
     ) -> Result<()> {
         let all = areas.iter().enumerate().flat_map(|(index, area)| from.chunks(index, area));
         let weigh = |chunk: &Result<Chunk>| chunk.as_ref().map_or(0, |(_, it)| it.end - it.start);
@@ -149,11 +155,20 @@ impl Room {
             }
             Ok(read)
         };
-        abreast::in_order(all, AHEAD, (ENOUGH, weigh), read, |read| take(read?))
+        let finish = |taken: Option<(Read<'s>, Noted)>| {
+            let Some((read, noted)) = taken else { return Ok(()) };
+            for (offset, part) in noted {
+                abreast.map_or(Ok(()), |file| file.write_at(offset, &read.buffer[part]))?;
+            }
+            self.reuse(read);
+            Ok(())
+        };
+        let take = |read: Result<_>| take(read?);
+        abreast::in_order(all, AHEAD, (ENOUGH, weigh), read, take, (abreast.is_some(), finish))
     }
 
     /// Takes the buffer of what is written for another chunk.
-    pub(super) fn reuse(&self, read: Read<'_>) {
+    fn reuse(&self, read: Read<'_>) {
         if let Buffer::Own(buffer) = read.buffer
             && buffer.len() as u64 == CHUNK_MAX
         {

@@ -206,7 +206,7 @@ impl Base {
             (Old::File(_), Some(sum)) => {
                 // To read it would take longer.
                 chunk.hash = sum;
-                return out.sink.write_at(place, bytes);
+                return out.write_at(place, bytes);
             }
             (Old::File(file), None) => {
                 self.room.resize(bytes.len(), 0);
@@ -230,7 +230,7 @@ impl Base {
         }
         differ.iter().try_for_each(|pages| {
             let run = pages.start * SIZE..pages.end * SIZE;
-            out.sink.write_at(place + run.start as u64, &bytes[run])
+            out.write_at(place + run.start as u64, &bytes[run])
         })
     }
 
@@ -244,7 +244,7 @@ impl Base {
                 let rest = (free - len, offset + len);
                 self.free.insert(self.free.partition_point(|other| *other < rest), rest);
             }
-            out.sink.write_at(offset, bytes)?;
+            out.write_at(offset, bytes)?;
             offset
         } else {
             let offset = out.at;

@@ -9,6 +9,7 @@ use super::{PAGE, codec, content_hash, hash};
 use crate::abreast;
 use crate::error::Result;
 use ckpt_abi::image::{Chunk, Codec};
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 /// Most threads that do so; each has [`DEPTH`] blocks in memory, twice.
@@ -21,16 +22,33 @@ pub(super) struct Out<'a> {
     pub at: u64,
     /// What a stream has to get first.
     pub before: Vec<u8>,
+    /// The addresses of bytes of which it is only noted what is to be written.
+    pub within: Range<usize>,
+    pub noted: Noted,
 }
+
+/// Offsets in the file, and which of some bytes belong there.
+pub(crate) type Noted = Vec<(u64, Range<usize>)>;
 
 impl Out<'_> {
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<()> {
         if !self.before.is_empty() {
             self.sink.write_at(0, &std::mem::take(&mut self.before))?;
         }
-        self.sink.write_at(self.at, bytes)?;
+        self.write_at(self.at, bytes)?;
         self.at += bytes.len() as u64;
         Ok(())
+    }
+
+    pub(super) fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let start = bytes.as_ptr().addr();
+        match start.checked_sub(self.within.start) {
+            Some(skip) if start + bytes.len() <= self.within.end => {
+                self.noted.push((offset, skip..skip + bytes.len()));
+                Ok(())
+            }
+            _ => self.sink.write_at(offset, bytes),
+        }
     }
 }
 

@@ -32,6 +32,25 @@ const MODE: Mode = Mode::S_IRWXU;
 /// As many symbolic links as the kernel follows (path_resolution(7)).
 const MOST_LINKS: usize = 40;
 
+/// A file that several write to, each its parts.
+pub struct Abreast {
+    file: File,
+    name: PathBuf,
+}
+
+impl Abreast {
+    /// As [`Sink::write_at`], from anywhere.
+    pub(crate) fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        put(&self.file, &self.name, offset, bytes)
+    }
+}
+
+fn put(file: &File, name: &Path, offset: u64, bytes: &[u8]) -> Result<()> {
+    file.write_all_at(bytes, offset)
+        .because(|| cannot(name))
+        .map_err(|e| e.hint("free some room, raise the limit, or choose another name with -n"))
+}
+
 /// A file in the making.
 pub(crate) struct FileSink {
     file: File,
@@ -148,10 +167,11 @@ impl FileSink {
 
 impl Sink for FileSink {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
-        self.file
-            .write_all_at(bytes, offset)
-            .because(|| cannot(&self.name))
-            .map_err(|e| e.hint("free some room, raise the limit, or choose another name with -n"))
+        put(&self.file, &self.name, offset, bytes)
+    }
+
+    fn abreast(&self) -> Option<Abreast> {
+        Some(Abreast { file: self.file.try_clone().ok()?, name: self.name.clone() })
     }
 
     fn settle(&mut self) {

@@ -2,7 +2,8 @@
 //! Writing an image, front to back except for its header, or with that at its end.
 
 use super::base::Base;
-use super::blocks::{Blocks, Known, Out};
+use super::blocks::{Blocks, Known, Noted, Out};
+use super::file::Abreast;
 use super::older::{Id, Older};
 use super::pieces::{Key, Piece, keyed};
 use super::seal::{self, Seal};
@@ -21,10 +22,14 @@ use std::ops::Range;
 use zerocopy::{FromZeros, Immutable, IntoBytes};
 
 /// Where an image goes to.
-pub trait Sink {
+pub trait Sink: Send {
     /// Writes bytes at an offset. Offsets only grow, but for the stub and the header, which come last, and where an older
     /// image is brought up to date.
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()>;
+    /// The file that it writes to, where others may write their parts of it beside it.
+    fn abreast(&self) -> Option<Abreast> {
+        None
+    }
     /// Whether each write has to begin where the last one ended ([`needs::STREAMED`]).
     fn is_stream(&self) -> bool {
         false
@@ -100,7 +105,8 @@ impl<'a> Writer<'a> {
         let (runs, shared) = ([[0; 2]; 2], None);
         let stub_len = stub.len() as u64;
         let (blocks, base) = (Blocks::default(), None);
-        let mut out = Out { sink, at: start + PAGE, before: Vec::new() };
+        let (within, noted) = (0..0, Vec::new());
+        let mut out = Out { sink, at: start + PAGE, before: Vec::new(), within, noted };
         let streamed = out.sink.is_stream().then(|| {
             out.at = start;
             // Whether anything behind the stub was cut off the stub itself can see.
@@ -210,6 +216,25 @@ impl<'a> Writer<'a> {
             return base.put(known, addr, (content.0, content.1.sum()), &mut self.out);
         }
         self.chunk(known, addr, content, pieces)
+    }
+
+    /// As [`Sink::abreast`].
+    pub(crate) fn abreast(&self) -> Option<Abreast> {
+        self.out.sink.abreast()
+    }
+
+    /// Has what `add` writes of some bytes only noted: offsets, and which of the bytes belong there. Whoever asks has to
+    /// write them before anything else is added that may be read back from there.
+    pub(crate) fn note(
+        &mut self,
+        bytes: &[u8],
+        add: impl FnOnce(&mut Self) -> Result<()>,
+    ) -> Result<Noted> {
+        let start = bytes.as_ptr().addr();
+        self.out.within = start..start + bytes.len();
+        let added = add(self);
+        self.out.within = 0..0;
+        added.map(|()| std::mem::take(&mut self.out.noted))
     }
 
     /// As [`Sink::may_wait`].

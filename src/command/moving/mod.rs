@@ -54,13 +54,13 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::unistd::{ForkResult, dup2_raw, execvp, fork};
-use sink::{Link, PATIENCE};
+use sink::{Link, PATIENCE, locked};
 use std::cell::RefCell;
 use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::rc::Rc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use streams::Streams;
 use wire::{Wire, Word};
@@ -131,7 +131,7 @@ pub(super) fn run(process: &Process, rsh: Option<&OsStr>, mut words: Vec<OsStrin
 
 /// The other host.
 struct There<'a> {
-    link: Option<Rc<RefCell<Link>>>,
+    link: Option<Arc<Mutex<Link>>>,
     host: &'a OsStr,
     /// The name of the image there.
     place: OsString,
@@ -176,7 +176,7 @@ impl There<'_> {
         dumper::prepare();
         let link = self.link.clone().ok_or_else(|| Error::new("nobody is there"))?;
         // The program may stand still in each round.
-        link.borrow_mut().wire.patience = Some(PATIENCE);
+        locked(&link).wire.patience = Some(PATIENCE);
         let large = process.resident().unwrap_or(0) > LARGE;
         let mut rolling = Rolling::moving(&process, exact);
         let (mut before, least) = (u64::MAX, if large { 2 } else { 1 });
@@ -186,14 +186,14 @@ impl There<'_> {
             let known = std::mem::take(&mut rolling);
             rolling = self.checkpoint(&process, known, false, round == 0)?.1;
             reach(Point::Rounded);
-            let sent = link.borrow().sent;
+            let sent = locked(&link).sent;
             let shrinks = sent < before / 8 * 7;
             if round + 1 >= least && (sent < ENOUGH || !shrinks) {
                 break;
             }
             before = sent;
         }
-        link.borrow_mut().last = Some(process.clone());
+        locked(&link).last = Some(process.clone());
         // What is sent to us from now on is for the program, wherever that is then.
         for signals in [streams::awaited(), streams::stops()] {
             signals.thread_block().because(|| "cannot block signals")?;
@@ -201,7 +201,7 @@ impl There<'_> {
         match self.checkpoint(&process, rolling, true, false) {
             Ok((outcome, _)) => Ok(Some(outcome)),
             // Who frees its memory is no concern of it.
-            Err(_) if link.borrow().told.is_some() => Ok(None),
+            Err(_) if locked(&link).told.is_some() => Ok(None),
             Err(e) => {
                 let _ = streams::awaited().thread_unblock();
                 let _ = streams::stops().thread_unblock();
@@ -241,10 +241,10 @@ impl There<'_> {
             ended: self.link.clone().filter(|_| last).map(|link| -> Ended {
                 Box::new(move |stood| match stood {
                     Some(stood) => {
-                        link.borrow_mut().go(stood);
+                        locked(&link).go(stood);
                         Ok(())
                     }
-                    None => link.borrow_mut().may_end(),
+                    None => locked(&link).may_end(),
                 })
             }),
             rolling: Some(RefCell::new(rolling)),
@@ -252,7 +252,7 @@ impl There<'_> {
         let (deadline, mut again) = (Instant::now() + TURN, AGAIN);
         loop {
             let done = dump(&request);
-            let is_sealed = self.link.as_ref().is_some_and(|link| link.borrow().is_sealed);
+            let is_sealed = self.link.as_ref().is_some_and(|link| locked(link).is_sealed);
             match done {
                 Err(e) if !is_sealed && e.kind() == Kind::Busy && Instant::now() < deadline => {}
                 Err(e) if !is_sealed && e.kind() == Kind::Changed && again > 0 => again -= 1,
@@ -268,7 +268,7 @@ impl There<'_> {
     /// Is what the program that goes on there has here, until it ends.
     fn carry(&self, begun: impl FnOnce(&str, &str, u64)) -> Result<i32> {
         let link = self.link.as_ref().ok_or_else(|| Error::new("nobody is there"))?;
-        let link = &mut *link.borrow_mut();
+        let link = &mut *locked(link);
         let _ = streams::stops().thread_unblock();
         let stood = link.told.unwrap_or_default().as_micros() as u64;
         let (host, sent) = (self.host.to_string_lossy(), size(link.sent));
@@ -278,7 +278,7 @@ impl There<'_> {
 
     /// What has failed while the program was here.
     fn give_up(&self, pid: Pid, error: Error, child: Pid) -> Error {
-        let promised = self.link.as_ref().is_some_and(|link| link.borrow().promised);
+        let promised = self.link.as_ref().is_some_and(|link| locked(link).promised);
         if !promised {
             self.drop();
         }
@@ -302,7 +302,7 @@ impl There<'_> {
     /// Has what is there forgotten.
     fn drop(&self) {
         if let Some(link) = &self.link {
-            let link = &mut *link.borrow_mut();
+            let link = &mut *locked(link);
             link.wire.patience = Some(Duration::from_secs(1));
             let _ = link.wire.send(Word::Drop, 0, &[]);
         }

@@ -18,7 +18,7 @@ use crate::settings::server::Transfer;
 use ckpt_abi::image::{Chunk, NO_OBJECT};
 use nix::errno::Errno;
 use std::cell::RefCell;
-use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long the program stands still while nothing comes from the other host, and how many bytes of the image that may
@@ -30,7 +30,7 @@ const SLOWEST: u64 = 256 << 10;
 
 thread_local! {
     /// Where the next image goes to: a dump opens its sink by a name.
-    static LINK: RefCell<Option<Rc<RefCell<Link>>>> = const { RefCell::new(None) };
+    static LINK: RefCell<Option<Arc<Mutex<Link>>>> = const { RefCell::new(None) };
 }
 
 /// The connection, and what is on its other end.
@@ -58,9 +58,14 @@ pub(super) struct Link {
     pub told: Option<Duration>,
 }
 
+/// Of the one thread that works with it at a time.
+pub(super) fn locked(link: &Mutex<Link>) -> MutexGuard<'_, Link> {
+    link.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Link {
     /// Has images go there, behind so many bytes of a stub.
-    pub(super) fn new(wire: Wire, start: u64, kinds: [u8; 3]) -> Rc<RefCell<Self>> {
+    pub(super) fn new(wire: Wire, start: u64, kinds: [u8; 3]) -> Arc<Mutex<Self>> {
         let (known, streams) = (Elsewhere::default(), Streams::default());
         let (promised, told) = (false, None);
         let (is_sealed, sent, last) = (false, 0, None);
@@ -79,7 +84,7 @@ impl Link {
             promised,
             told,
         };
-        let link = Rc::new(RefCell::new(link));
+        let link = Arc::new(Mutex::new(link));
         LINK.with(|place| *place.borrow_mut() = Some(link.clone()));
         link
     }
@@ -181,7 +186,7 @@ pub(super) fn open(
 ) -> Result<Box<dyn Sink>> {
     let link = LINK.with(|place| place.borrow().clone());
     let link = link.ok_or_else(|| Error::new("nobody is there").of(Kind::Unreachable))?;
-    let mut now = link.borrow_mut();
+    let mut now = locked(&link);
     // What the other host says to the last image must not be taken for its word on another.
     if now.is_sealed {
         return Err(Error::new("the last image was sent already").of(Kind::Unreachable));
@@ -192,35 +197,35 @@ pub(super) fn open(
 }
 
 struct ThereSink {
-    link: Rc<RefCell<Link>>,
+    link: Arc<Mutex<Link>>,
     renews: bool,
 }
 
 impl Sink for ThereSink {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
-        let mut link = self.link.borrow_mut();
+        let mut link = locked(&self.link);
         link.known.sums.note(offset, bytes);
         let pieces = bytes.chunks(MOST).zip((offset..).step_by(MOST));
         pieces.into_iter().try_for_each(|(piece, at)| link.piece(at, piece))
     }
 
     fn base(&mut self) -> Option<Base> {
-        let link = self.link.borrow();
+        let link = locked(&self.link);
         self.renews.then(|| Base::elsewhere(link.known.clone(), link.start)).flatten()
     }
 
     fn laid_out(&mut self, mut chunks: Vec<Chunk>, run: [u64; 2], remembers: bool) {
         chunks.retain(|chunk| chunk.object == NO_OBJECT);
-        let known = &mut self.link.borrow_mut().known;
+        let known = &mut locked(&self.link).known;
         (known.chunks, known.run, known.remembers) = (chunks, run, remembers);
     }
 
     fn kept(&mut self) -> Result<Option<(Option<Older>, Id)>> {
-        self.link.borrow_mut().promise()?;
+        locked(&self.link).promise()?;
         Ok(self.renews.then_some((None, [0; 2])))
     }
 
     fn seal(&mut self, len: u64) -> Result<()> {
-        self.link.borrow_mut().seal(len)
+        locked(&self.link).seal(len)
     }
 }

@@ -10,7 +10,7 @@ use std::fs::{File, Metadata};
 use std::io::Read;
 use std::os::unix::fs::{DirEntryExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 /// A file that was changed so shortly before the checkpoint may be changed during it. A writer through a
@@ -64,8 +64,8 @@ pub(crate) struct Files {
     now: SystemTime,
     /// What is executed of it: device and inode.
     code: HashSet<(u64, u64)>,
-    known: HashMap<(u64, u64), Option<Rc<Mapped>>>,
-    trusted: Vec<Rc<Mapped>>,
+    known: HashMap<(u64, u64), Option<Arc<Mapped>>>,
+    trusted: Vec<Arc<Mapped>>,
     /// Pairs of devices, as stat(2) and as /proc/PID/maps tell them, and whether both are one file system.
     devices: HashMap<(u64, u64), bool>,
 }
@@ -85,12 +85,12 @@ impl Files {
     }
 
     /// The file of a mapping; None where no path leads to it.
-    pub(crate) fn get(&mut self, vma: &Vma) -> Option<Rc<Mapped>> {
+    pub(crate) fn get(&mut self, vma: &Vma) -> Option<Arc<Mapped>> {
         let key = (vma.device, vma.inode);
         if let Some(known) = self.known.get(&key) {
             return known.clone();
         }
-        let found = self.find(vma).map(Rc::new);
+        let found = self.find(vma).map(Arc::new);
         self.known.insert(key, found.clone());
         found
     }
@@ -103,9 +103,9 @@ impl Files {
 
     /// Whether the content of a file can be read when the target goes on; it is seen afterwards whether the
     /// file has kept still ([`Files::unchanged`]).
-    pub(crate) fn trust(&mut self, file: &Rc<Mapped>) -> bool {
+    pub(crate) fn trust(&mut self, file: &Arc<Mapped>) -> bool {
         let cold = file.age >= if file.elf { HOT_CODE } else { HOT };
-        if cold && !self.trusted.iter().any(|known| Rc::ptr_eq(known, file)) {
+        if cold && !self.trusted.iter().any(|known| Arc::ptr_eq(known, file)) {
             self.trusted.push(file.clone());
         }
         cold
