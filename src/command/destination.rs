@@ -8,7 +8,7 @@ use crate::image::older::Renewal;
 use crate::image::piped;
 use crate::image::read::Image;
 use crate::image::seal::Keys;
-use crate::image::write::Sink;
+use crate::image::sink::Sink;
 use crate::order;
 use crate::proc::Pid;
 use crate::serve::client::Client;

@@ -6,7 +6,7 @@ use crate::error::{Because, Error, Result};
 use crate::image::piped::Giver;
 use crate::image::queued::{PIECE, on_disk};
 use crate::image::read::Image;
-use crate::image::write::Sink;
+use crate::image::sink::Sink;
 use crate::progress::{self, Screen};
 use crate::serve::client::Client;
 use crate::settings::server::{SCHEME, ServerName, Transfer};

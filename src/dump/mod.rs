@@ -34,7 +34,7 @@ pub(crate) mod survey;
 use crate::error::{Error, Kind, Result};
 use crate::fault::{Point, reach};
 use crate::image::older::{Over, Renewal};
-use crate::image::write::Sink;
+use crate::image::sink::Sink;
 use crate::image::{PAGE, stub};
 use crate::inject::enter::Standing;
 use crate::inject::last;

@@ -13,7 +13,7 @@ use crate::error::{Because, Result};
 use crate::fault::{Point, reach};
 use crate::image::base::Base;
 use crate::image::older::{Id, Older, Over, Renewal};
-use crate::image::write::Sink;
+use crate::image::sink::Sink;
 use crate::order;
 use crate::proc::maps::Vma;
 use crate::proc::pagemap::Pagemap;

@@ -351,7 +351,8 @@ fn bits(numbers: Range<usize>) -> u64 {
 mod tests {
     use super::super::blocks::Known;
     use super::super::hash;
-    use super::super::write::{Sink, Writer};
+    use super::super::sink::Sink;
+    use super::super::write::Writer;
     use super::*;
     use std::collections::BTreeMap;
     use zerocopy::FromZeros;

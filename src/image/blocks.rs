@@ -4,7 +4,7 @@
 //! that, unless whoever gives it has sealed it already ([`Known::Sealed`]).
 
 use super::seal::{Numbered, Seal, Sealed};
-use super::write::Sink;
+use super::sink::Sink;
 use super::{PAGE, codec, content_hash, hash};
 use crate::abreast;
 use crate::error::Result;

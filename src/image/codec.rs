@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! How content lies in the file: whatever is between a program's bytes and those of a
-//! [`Sink`](super::write::Sink) or [`Source`](super::source::Source), which both know nothing of it. A checksum is that
+//! [`Sink`](super::sink::Sink) or [`Source`](super::source::Source), which both know nothing of it. A checksum is that
 //! of the bytes in the file, so nothing comes here on its way back that was not checked.
 
 use ckpt_abi::image::{CHUNK_MAX, Chunk, Codec, PAGE};

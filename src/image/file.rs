@@ -9,7 +9,7 @@
 
 use super::base::Base;
 use super::older::{Id, Older, Renewal, id};
-use super::write::Sink;
+use super::sink::Sink;
 use super::{elf, hash};
 use crate::error::{Because, Error, Result};
 use crate::fault::{Point, reach};

@@ -4,7 +4,7 @@
 use super::golden::{Stream, each_byte_counts_of, fill, opened, writer};
 use super::key;
 use super::seal::{Keys, Master, Seal};
-use super::write::Sink;
+use super::sink::Sink;
 use crate::settings::server::Key;
 use ckpt_abi::image::{Chunk, Codec, Header, SectionKind};
 use std::mem::offset_of;

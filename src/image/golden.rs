@@ -3,8 +3,9 @@
 //! format changes before it is released, `CKPT_GOLDEN=1 cargo test golden` writes the newest anew.
 
 use super::read::Image;
+use super::sink::Sink;
 use super::strings::Strings;
-use super::write::{Sink, Writer};
+use super::write::Writer;
 use crate::error::Result;
 use ckpt_abi::image::{
     CHUNK_MAX, Chunk, Codec, FORMAT, LossRecord, NO_OBJECT, Object, ObjectKind, ProcessRecord,

@@ -23,6 +23,7 @@ pub mod read;
 pub(crate) mod seal;
 #[cfg(test)]
 mod several;
+pub mod sink;
 pub(crate) mod source;
 pub(crate) mod strings;
 pub(crate) mod stub;

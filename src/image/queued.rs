@@ -7,7 +7,7 @@
 //! that follow each other are sent as one.
 
 use super::PAGE;
-use super::write::Sink;
+use super::sink::Sink;
 use crate::error::{Because, Error, Result};
 use nix::libc;
 use std::fs::File;

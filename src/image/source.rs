@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-only
-//! Where an image comes from, as [`super::write::Sink`] is where it goes to.
+//! Where an image comes from, as [`super::sink::Sink`] is where it goes to.
 
 use std::fs::File;
 use std::io;

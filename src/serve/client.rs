@@ -19,7 +19,7 @@ use super::protocol::{
 use super::session::units;
 use crate::error::{self, Because, Error, Result};
 use crate::image::key;
-use crate::image::write::Sink;
+use crate::image::sink::Sink;
 use crate::image::zeros::nonzero;
 use crate::order;
 use crate::progress::{self, Screen};

@@ -51,7 +51,7 @@ pub(crate) fn until<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
 /// How much room there is for the files of whoever is not root, in MiB: without any nobody else's checkpoints come.
 fn free() -> u64 {
     let room = nix::sys::statvfs::statvfs(&std::env::temp_dir());
-    room.map_or(0, |room| room.blocks_available() * room.fragment_size() >> 20)
+    room.map_or(0, |room| (room.blocks_available() * room.fragment_size()) >> 20)
 }
 
 /// The value of a line of /proc/PID/status, or nothing when the process or the line is gone.
