@@ -148,7 +148,7 @@ fn equipped(outer: &Process, before: &Before, monitor: u32) -> Result<Option<Str
     let mut frozen = phase1_freeze::patiently(false, || Frozen::freeze_one(&process))?;
     let memory = Memory::open(&process)?;
     let vmas = process.maps()?;
-    if enter::is_stub(&process, &vmas) || Region::find(&memory, &vmas).is_some() {
+    if enter::is_stub(&process, Some(&vmas)) || Region::find(&memory, &vmas).is_some() {
         return Ok(None);
     }
     let (config, sentence) = unused_signal(&process, outer.pid(), &before.config)?;

@@ -350,7 +350,8 @@ fn begin<'a>(request: &'a Demand, executable: &[u8]) -> Result<Entered<'a>> {
         for member in &members {
             Process::glimpse(member.pid).map_or(Ok(()), |it| phase2_equip::await_memory(&it))?;
         }
-        let before = Rolling::before(request.rolling.as_ref(), &members);
+        let before =
+            Rolling::before(request.rolling.as_ref(), request.stop == Some(true), &members);
         let mut still = phase1_freeze::freeze(request, &members)?;
         reach(Point::Frozen);
         let seen = phase2_equip::see(&still, &before);

@@ -95,7 +95,7 @@ pub(crate) fn equip(
     if frozen.is_halted() {
         frozen.leave_holes(&memory, &inject::hole()?)?;
     }
-    if enter::is_stub(&process, &looked.vmas) {
+    if enter::is_stub(&process, Some(&looked.vmas)) {
         return Err(restarting(pid));
     }
     let (mut region, looked) = match region {
@@ -132,7 +132,7 @@ pub(crate) fn glimpse(frozen: &mut Frozen) -> Result<Equipped> {
     let process = frozen.process().clone();
     let memory = Memory::open(&process)?;
     let vmas = process.maps()?;
-    if enter::is_stub(&process, &vmas) {
+    if enter::is_stub(&process, Some(&vmas)) {
         return Err(restarting(pid));
     }
     let found = Region::find(&memory, &vmas).filter(|_| !frozen.threads.is_empty());
@@ -236,9 +236,9 @@ pub(super) fn await_memory(process: &Process) -> Result<()> {
 
 /// Whether the process is a checkpoint, or has yet to leave the restorer.
 pub(crate) fn is_restarting(process: &Process) -> bool {
-    let (Ok(memory), Ok(vmas)) = (Memory::open(process), process.maps()) else { return false };
-    let turn = || Region::find(&memory, &vmas)?.turn(&memory).ok();
-    enter::is_stub(process, &vmas) || turn().is_some_and(|turn| turn.phase == Phase::Restoring)
+    let Ok(found) = Region::of(process) else { return false };
+    let turn = || found.and_then(|(memory, region)| region.turn(&memory).ok());
+    enter::is_stub(process, None) || turn().is_some_and(|turn| turn.phase == Phase::Restoring)
 }
 
 /// Whether another checkpoint of a process is being taken, or a thread is about to ask for one.

@@ -138,9 +138,9 @@ impl Rolling {
         Self { moves: true, exact, before, ..Self::default() }
     }
 
-    /// What is known of the flags of mappings before these stand still.
-    pub(super) fn before(known: Option<&RefCell<Self>>, all: &[Kin]) -> Before {
-        Before::of(if known.is_some_and(|known| known.borrow().exact) { &[] } else { all })
+    /// What is known of the flags of mappings before these stand still; where they `end`, it would only be read twice.
+    pub(super) fn before(known: Option<&RefCell<Self>>, ends: bool, all: &[Kin]) -> Before {
+        Before::of(if known.map_or(ends, |known| known.borrow().exact) { &[] } else { all })
     }
 
     /// Prepares the older checkpoint for one behind `stub` bytes, before the program stands still.

@@ -63,9 +63,7 @@ pub(crate) fn meant_by(asked: &Process) -> Result<Process> {
         // Its namespaces are not what they will be before it is the program.
         // A restart that is stopped comes to nothing, which others say.
         let late = asked.is_stopped() || Instant::now() > deadline;
-        let becomes = |process: &Process| {
-            process.maps().is_ok_and(|vmas| is_stub(process, &vmas)) || is_launching(process)
-        };
+        let becomes = |process: &Process| is_stub(process, None) || is_launching(process);
         let root = root.filter(|_| stands).and_then(|root| child_of(&at, *root));
         match root {
             Some(root) => at = root,
@@ -118,7 +116,7 @@ impl Standing {
 
 /// Whether a process may not be looked at: for good, or while its restart gives it its ids (PR_SET_DUMPABLE in prctl(2)).
 pub(crate) fn is_closed(process: &Process) -> bool {
-    process.maps().is_err_and(|error| error.is_refusal())
+    process.may_be_listed().is_err_and(|error| error.is_refusal())
 }
 
 /// Whether the process is this very ckpt, which executes the program that it was given.
@@ -135,11 +133,13 @@ pub(crate) fn is_launching(process: &Process) -> bool {
 }
 
 /// Whether the process is a checkpoint that has not yet become the program; whatever it has of a
-/// payload is not ready. The program, once there, has no mapping of its checkpoint.
-pub(crate) fn is_stub(process: &Process, vmas: &[Vma]) -> bool {
+/// payload is not ready. The program, once there, has no mapping of its checkpoint. Its mappings are asked for where they
+/// are not known and matter.
+pub(crate) fn is_stub(process: &Process, vmas: Option<&[Vma]>) -> bool {
     let Ok(exe) = fs::read_link(process.path("exe")) else { return false };
-    let runs = vmas.iter().any(|vma| vma.exec && vma.name == exe.as_os_str());
-    runs && process.executable().is_ok_and(|file| matches!(Image::find(&file), Ok(Some(_))))
+    let runs = |vmas: &[Vma]| vmas.iter().any(|vma| vma.exec && vma.name == exe.as_os_str());
+    process.executable().is_ok_and(|file| matches!(Image::find(&file), Ok(Some(_))))
+        && vmas.map_or_else(|| process.maps().is_ok_and(|vmas| runs(&vmas)), runs)
 }
 
 /// Enters the namespaces of a process, if its PID namespace is another than ours: its id there. Where that is so, only

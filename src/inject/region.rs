@@ -7,7 +7,7 @@ use crate::proc::{Process, maps::Vma};
 use crate::ptrace::call::Caller;
 use crate::ptrace::lend::Desk;
 use crate::ptrace::memory::Memory;
-use ckpt_abi::region::{Config, Control, HANDLER_MASK, MAGIC, STACKS, is_base};
+use ckpt_abi::region::{Config, Control, HANDLER_MASK, MAGIC, RANGES, STACKS, is_base, next_base};
 use nix::libc;
 use std::mem::offset_of;
 use zerocopy::FromZeros;
@@ -35,10 +35,11 @@ impl Region {
     /// Looks for a region in a process.
     pub(crate) fn find(memory: &Memory, vmas: &[Vma]) -> Option<Self> {
         let candidates = vmas.iter().map(|v| v.start);
-        candidates.filter(|start| is_base(*start)).find_map(|base| {
-            let region = Self::read(memory, base).ok()?;
-            (region.control.magic == MAGIC).then_some(region)
-        })
+        candidates.filter(|start| is_base(*start)).find_map(|base| Self::at(memory, base))
+    }
+
+    fn at(memory: &Memory, base: u64) -> Option<Self> {
+        Self::read(memory, base).ok().filter(|region| region.control.magic == MAGIC)
     }
 
     /// The memory of a process, and the payload's region in it, if it has one.
@@ -46,8 +47,12 @@ impl Region {
     /// # Errors
     /// The process may not be looked at, or is gone.
     pub(crate) fn of(process: &Process) -> Result<Option<(Memory, Self)>> {
-        let (memory, vmas) = (Memory::open(process)?, process.maps()?);
-        let region = Self::find(&memory, &vmas);
+        let memory = Memory::open(process)?;
+        // Nearly all lie in the first place.
+        let region = match Self::at(&memory, next_base(0, 0)) {
+            None => Self::find(&memory, &process.maps_below(RANGES[0][1])?),
+            first => first,
+        };
         Ok(region.map(|region| (memory, region)))
     }
 

@@ -87,6 +87,28 @@ impl Process {
     pub fn maps(&self) -> Result<Vec<Vma>> {
         all(self, "maps")
     }
+
+    /// Those of them that begin below an address: of tens of thousands the kernel tells no more than that takes.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn maps_below(&self, end: u64) -> Result<Vec<Vma>> {
+        let mut vmas = Vec::new();
+        load(self, "maps", &mut |vma| {
+            let is_below = vma.start < end;
+            vmas.extend(Some(vma).filter(|_| is_below));
+            is_below
+        })?;
+        Ok(vmas)
+    }
+
+    /// Makes sure that its mappings may be listed.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn may_be_listed(&self) -> Result<()> {
+        self.each_line("maps", &mut |_| false)
+    }
 }
 
 impl Process {
@@ -115,50 +137,51 @@ impl Process {
     ///
     /// # Errors
     /// As there.
-    pub(crate) fn each_map_with_flags(&self, each: impl FnMut(Vma)) -> Result<()> {
+    pub(crate) fn each_map_with_flags(&self, each: &mut dyn FnMut(Vma) -> bool) -> Result<()> {
         load(self, "smaps", each)
     }
 }
 
 fn all(process: &Process, file: &str) -> Result<Vec<Vma>> {
     let mut vmas = Vec::new();
-    load(process, file, |vma| vmas.push(vma))?;
+    load(process, file, &mut |vma| {
+        vmas.push(vma);
+        true
+    })?;
     Ok(vmas)
 }
 
-fn load(process: &Process, file: &str, mut each: impl FnMut(Vma)) -> Result<()> {
-    let mut confirmed = |mut vma: Vma| {
+/// Gives the mappings to `each`, until that wants no more.
+fn load(process: &Process, file: &str, each: &mut dyn FnMut(Vma) -> bool) -> Result<()> {
+    let mut each = |mut vma: Vma| {
         let name = std::mem::take(&mut vma.name);
         (vma.name, vma.deleted) = confirmed(name, vma.deleted, vma.inode);
-        each(vma);
+        each(vma)
     };
-    let (mut begun, mut understood) = (None, Ok(()));
-    process.each_line(file, |line| {
-        if understood.is_ok() {
-            understood = parse(line, &mut begun, &mut confirmed);
+    let (mut begun, mut understood, mut goes_on) = (None, Ok(()), true);
+    process.each_line(file, &mut |line| {
+        match parse(line, &mut begun) {
+            Ok(whole) => goes_on = whole.is_none_or(&mut each),
+            Err(error) => understood = Err(error),
         }
+        goes_on && understood.is_ok()
     })?;
-    begun.into_iter().for_each(confirmed);
+    begun.filter(|_| goes_on).map(each);
     parsed(understood, || process.called(file))
 }
 
-/// Parses a line of maps as well as of smaps, which is maps with lines "Key: value" after each line; `each` gets the
-/// mapping that has begun before, when another begins.
+/// Parses a line of maps as well as of smaps, which is maps with lines "Key: value" after each line; the mapping that has
+/// begun before, when another begins.
 ///
 /// A key begins with a capital, an address with a small hexadecimal digit, and a name has no
 /// newline: no name can pass for a line.
-fn parse(line: &[u8], begun: &mut Option<Vma>, each: &mut impl FnMut(Vma)) -> Result<()> {
-    match begun {
-        Some(vma) if line.first().is_some_and(u8::is_ascii_uppercase) => parse_detail(line, vma),
-        None if line.first().is_some_and(u8::is_ascii_uppercase) => Ok(()),
-        _ => {
-            let vma = parse_line(line).ok_or_else(|| {
-                Error::new(format!("{:?} is no mapping", String::from_utf8_lossy(line)))
-            })?;
-            begun.replace(vma).into_iter().for_each(each);
-            Ok(())
-        }
+fn parse(line: &[u8], begun: &mut Option<Vma>) -> Result<Option<Vma>> {
+    if line.first().is_some_and(u8::is_ascii_uppercase) {
+        return begun.as_mut().map_or(Ok(()), |vma| parse_detail(line, vma)).map(|()| None);
     }
+    let vma = parse_line(line)
+        .ok_or_else(|| Error::new(format!("{:?} is no mapping", String::from_utf8_lossy(line))))?;
+    Ok(begun.replace(vma))
 }
 
 /// "7f0000000000-7f0000001000 rw-p 00002000 fe:00 247282      /some/name"
@@ -223,7 +246,7 @@ fn parse_detail(line: &[u8], vma: &mut Vma) -> Result<()> {
 /// See [`super::parse_anything`].
 pub(super) fn parse_anything(bytes: &[u8]) {
     let mut begun = None;
-    let _ = lines(bytes).try_for_each(|line| parse(line, &mut begun, &mut drop));
+    let _ = lines(bytes).try_for_each(|line| parse(line, &mut begun).map(drop));
 }
 
 #[cfg(test)]
@@ -247,7 +270,7 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsysca
     fn parse(text: &[u8]) -> Result<Vec<Vma>> {
         let (mut begun, mut all) = (None, Vec::new());
         for line in lines(text) {
-            super::parse(line, &mut begun, &mut |vma| all.push(vma))?;
+            all.extend(super::parse(line, &mut begun)?);
         }
         all.extend(begun);
         Ok(all)

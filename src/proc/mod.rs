@@ -100,8 +100,12 @@ fn slurp_in(directory: impl AsFd, name: &str) -> io::Result<Vec<u8>> {
     }
 }
 
-/// Gives the lines of a file below a directory to `each`. Only a piece of it is in memory at a time.
-fn each_line_in(directory: impl AsFd, name: &str, mut each: impl FnMut(&[u8])) -> io::Result<()> {
+/// Gives the lines of a file below a directory to `each`, until that wants no more. Only a piece of it is in memory at a time.
+fn each_line_in(
+    directory: impl AsFd,
+    name: &str,
+    each: &mut dyn FnMut(&[u8]) -> bool,
+) -> io::Result<()> {
     let mut file = open_in(directory, name)?;
     let (mut piece, mut len) = (vec![0; 1 << 14], 0);
     loop {
@@ -115,11 +119,13 @@ fn each_line_in(directory: impl AsFd, name: &str, mut each: impl FnMut(&[u8])) -
             Err(e) => return Err(e),
         };
         let whole = piece[..end].iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-        text::lines(&piece[..whole]).for_each(&mut each);
+        if !text::lines(&piece[..whole]).all(&mut *each) {
+            return Ok(());
+        }
         piece.copy_within(whole..end, 0);
         len = end - whole;
     }
-    text::lines(&piece[..len]).for_each(each);
+    text::lines(&piece[..len]).all(each);
     Ok(())
 }
 

@@ -359,8 +359,8 @@ impl Process {
         self.text(name).map_err(|e| failed(self, None, &self.called(name), &e))
     }
 
-    /// Gives each line of /proc/PID/`name` to `each`.
-    pub(super) fn each_line(&self, name: &str, each: impl FnMut(&[u8])) -> Result<()> {
+    /// Gives each line of /proc/PID/`name` to `each`, until that wants no more.
+    pub(super) fn each_line(&self, name: &str, each: &mut dyn FnMut(&[u8]) -> bool) -> Result<()> {
         each_line_in(&*self.directory, name, each)
             .map_err(|e| failed(self, None, &self.called(name), &e))
     }

@@ -90,10 +90,11 @@ pub(crate) fn confirm(presumed: &[Vma], process: &Process, is_copy: bool) -> Res
         (vma.start, vma.end, vma.prot(), vma.shared, flags, vma.protection_key, vma.page_size)
     };
     let mut is_same = true;
-    process.each_map_with_flags(|now| {
+    process.each_map_with_flags(&mut |now| {
         let is_so =
             |vma: &Vma| told(vma) == told(&now) && (vma.populated != 0 || now.populated == 0);
-        is_same = is_same && expected.next().is_some_and(is_so);
+        is_same = expected.next().is_some_and(is_so);
+        is_same
     })?;
     if !is_same || expected.next().is_some() {
         return Err(changed());
