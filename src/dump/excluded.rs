@@ -36,11 +36,11 @@ fn part(area: &Area, piece: Range<u64>) -> Area {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::rolling::is_trackable;
     use super::*;
 
-    fn area(start: u64, end: u64, pages: Pages) -> Area {
+    pub(in super::super) fn area(start: u64, end: u64, pages: Pages) -> Area {
         let (unreadable, writable, at_once, shared) = (false, true, false, false);
         Area {
             start,

@@ -218,7 +218,7 @@ impl<'a> Writing<'a> {
                 return Err(Error::new("the memory is not written to its end"));
             }
             let later = if abreast.is_some() { read.bytes() } else { &[] };
-            let add = |writer: &mut Writer<'_>| write(writer, &read, &areas[read.area], gathered);
+            let add = |writer: &mut Writer<'_>| write(writer, &read, areas, gathered);
             let noted = writer.note(later, add)?;
             Ok(Some((read, noted)))
         })
@@ -275,9 +275,8 @@ impl<'a> Writing<'a> {
         let ids = self.looks_for_ids(own, &process.gathered);
         let from = self.from(false, (own, memory), &process.gathered, ids)?;
         held.into_iter().try_for_each(|mut read| {
-            let area = &areas[read.area];
-            from.complete(&mut read, area);
-            write(&mut self.writer, &read, area, &mut process.gathered)
+            from.complete(&mut read, areas);
+            write(&mut self.writer, &read, areas, &mut process.gathered)
         })
     }
 
@@ -411,22 +410,25 @@ fn records(w: &mut Writer<'_>, g: &Gathered) -> Result<()> {
     Ok(())
 }
 
-/// Writes what was read of an area.
-fn write(writer: &mut Writer<'_>, read: &Read, area: &Area, gathered: &mut Gathered) -> Result<()> {
-    for Found { address, bytes, owners, has_id, pieces, known } in read.found() {
+/// Writes what was read of some areas.
+fn write(
+    writer: &mut Writer<'_>,
+    read: &Read,
+    areas: &[Area],
+    gathered: &mut Gathered,
+) -> Result<()> {
+    for Found { area, address, bytes, owners, has_id, pieces, known } in read.found() {
         let locks = [gathered.owners.len(), owners.len()].map(|n| n as u32);
         gathered.owners.extend_from_slice(owners);
         if has_id && let Some(process) = &mut gathered.process {
             process.flags |= process_flag::REMEMBERS_IDS;
         }
-        if !area.streamed {
+        if !areas[area].streamed {
             writer.pieces(gathered.number, address, (bytes, known), locks, pieces)?;
         }
     }
-    if area.streamed {
-        return Ok(());
-    }
-    read.untouchable.iter().try_for_each(|page| untouchable(*page, area, &mut gathered.guards))
+    let mut missing = read.untouchable.iter().filter(|(area, _)| !areas[*area].streamed);
+    missing.try_for_each(|(area, page)| untouchable(*page, &areas[*area], &mut gathered.guards))
 }
 
 /// Notes a page that cannot be read: a guard, or of a mapped file what is behind its end.

@@ -21,7 +21,7 @@ use std::ops::{Deref, DerefMut, Range};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// How many chunks are read before the first is written.
-const AHEAD: usize = 16;
+const AHEAD: usize = 8;
 /// Fewer bytes get room of their own.
 const SMALL: u64 = 64 << 10;
 /// With fewer bytes to read, threads are not worth it.
@@ -74,17 +74,16 @@ impl DerefMut for Buffer<'_> {
 
 /// A chunk that was read.
 pub(super) struct Read<'s> {
-    /// Of which of the areas that were to be read.
-    pub(super) area: usize,
     at: u64,
     buffer: Buffer<'s>,
     stretches: Vec<Stretch>,
-    /// Pages that cannot be read.
-    pub(super) untouchable: Vec<u64>,
+    /// Pages that cannot be read, and of which of the areas that were to be read.
+    pub(super) untouchable: Vec<(usize, u64)>,
 }
 
 /// What of a chunk is no page of zeros.
 struct Stretch {
+    area: usize,
     place: Range<usize>,
     owners: Vec<Owner>,
     has_id: bool,
@@ -94,6 +93,8 @@ struct Stretch {
 
 /// What was found in a [`Stretch`].
 pub(super) struct Found<'a> {
+    /// Of which of the areas that were to be read.
+    pub(super) area: usize,
     pub(super) address: u64,
     pub(super) bytes: &'a [u8],
     /// The owners' words of locks in it.
@@ -112,6 +113,7 @@ impl Read<'_> {
 
     pub(super) fn found(&self) -> impl Iterator<Item = Found<'_>> {
         self.stretches.iter().map(|stretch| Found {
+            area: stretch.area,
             address: self.at + stretch.place.start as u64,
             bytes: &self.buffer[stretch.place.clone()],
             owners: &stretch.owners,
@@ -140,18 +142,18 @@ impl Room {
         (large, abreast): (Option<&Mutex<&'s mut [u8]>>, Option<&Abreast>),
         take: &mut (dyn FnMut(Read<'s>) -> Result<Option<(Read<'s>, Noted)>> + Send),
     ) -> Result<()> {
-        let all = areas.iter().enumerate().flat_map(|(index, area)| from.chunks(index, area));
+        let all = groups(areas).flat_map(|group| from.chunks(areas, group));
         let weigh = |chunk: &Result<Chunk>| chunk.as_ref().map_or(0, |(_, it)| it.end - it.start);
         let read = |chunk| {
-            let (index, range): Chunk = chunk?;
-            let len = range.end - range.start;
+            let chunk: Chunk = chunk?;
+            let len = chunk.1.end - chunk.1.start;
             let buffer = match large {
                 Some(large) => part(large, len as usize),
                 None => Buffer::Own(self.free(len)),
             };
-            let mut read = from.chunk(&range, buffer, (index, &areas[index]));
+            let mut read = from.chunk(chunk, buffer, areas);
             if large.is_none() {
-                from.complete(&mut read, &areas[index]);
+                from.complete(&mut read, areas);
             }
             Ok(read)
         };
@@ -199,8 +201,49 @@ fn chunks(range: Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
     })
 }
 
-/// A part of one of some areas that is read as one.
+/// What is read as one: a part of one of some areas, and maybe of those that follow it without a gap.
 type Chunk = (usize, Range<u64>);
+
+/// Neighbours among some areas whose pages are looked for in the same way. There may be tens of thousands of small ones, for
+/// each of which the kernel would be asked.
+fn groups(areas: &[Area]) -> impl Iterator<Item = Range<usize>> + Send {
+    let are_near = |one: &Area, next: &Area| {
+        one.pages == next.pages
+            && one.known.is_none()
+            && next.known.is_none()
+            && next.start.wrapping_sub(one.end) <= CHUNK_MAX
+    };
+    let mut end = 0;
+    areas.chunk_by(are_near).map(move |group| {
+        end += group.len();
+        end - group.len()..end
+    })
+}
+
+/// What of some ranges of pages lies in areas of a group: as one where areas follow each other that can be read as one.
+fn within(areas: &[Area], group: Range<usize>, pages: Vec<Range<u64>>) -> Vec<Chunk> {
+    let (mut found, mut index): (Vec<Chunk>, _) = (Vec::new(), group.start);
+    for Range { start: mut at, end } in pages {
+        while at < end && index < group.end {
+            let area = &areas[index];
+            let part = at.max(area.start)..end.min(area.end);
+            match found.last_mut() {
+                _ if part.is_empty() => {}
+                Some((first, before))
+                    if before.end == part.start
+                        && !area.unreadable
+                        && !areas[*first].unreadable =>
+                {
+                    before.end = part.end;
+                }
+                _ => found.push((index, part)),
+            }
+            at = at.max(area.end);
+            index += usize::from(at < end);
+        }
+    }
+    found
+}
 
 /// The next part of a large room, or room of its own.
 fn part<'s>(large: &Mutex<&'s mut [u8]>, len: usize) -> Buffer<'s> {
@@ -229,12 +272,19 @@ pub(super) fn pages(pagemap: &Pagemap, area: &Area) -> Result<Vec<Range<u64>>> {
 }
 
 impl From<'_> {
-    /// The chunks of the pages of an area that are to be written.
-    fn chunks(&self, index: usize, area: &Area) -> Box<dyn Iterator<Item = Result<Chunk>> + Send> {
+    /// The chunks of the pages of a group of areas that are to be written.
+    fn chunks(
+        &self,
+        areas: &[Area],
+        group: Range<usize>,
+    ) -> Box<dyn Iterator<Item = Result<Chunk>> + Send> {
         reach(Point::Area);
-        match pages(&self.pagemap, area) {
-            Ok(all) => {
-                Box::new(all.into_iter().flat_map(chunks).map(move |chunk| Ok((index, chunk))))
+        let (first, last) = (&areas[group.start], &areas[group.end - 1]);
+        match pages(&self.pagemap, &Area { end: last.end, ..first.clone() }) {
+            Ok(found) => {
+                let all = within(areas, group, found).into_iter();
+                let parts = |(index, range)| chunks(range).map(move |chunk| Ok((index, chunk)));
+                Box::new(all.flat_map(parts))
             }
             Err(error) => Box::new(std::iter::once(Err(error))),
         }
@@ -242,32 +292,41 @@ impl From<'_> {
 
     fn chunk<'s>(
         &self,
-        chunk: &Range<u64>,
+        (mut index, chunk): Chunk,
         mut buffer: Buffer<'s>,
-        (index, area): (usize, &Area),
+        areas: &[Area],
     ) -> Read<'s> {
         let len = (chunk.end - chunk.start) as usize;
-        let (mut stretches, mut untouchable, mut at) = (Vec::new(), Vec::new(), 0);
+        let (mut stretches, mut untouchable) = (Vec::new(), Vec::new());
+        let (mut at, mut read) = (0, 0);
         while at < len {
-            let read = self.bytes(chunk.start + at as u64, &mut buffer[at..len], area);
-            for (start, bytes) in nonzero(&buffer[at..at + read]) {
-                let address = chunk.start + (at + start) as u64;
-                stretches.push(self.stretch(address, at + start, bytes, area));
+            let address = chunk.start + at as u64;
+            index += areas[index..].partition_point(|area| area.end <= address);
+            let area = &areas[index];
+            if at == read {
+                read += self.bytes(address, &mut buffer[at..len], area);
             }
-            at += read;
-            if at < len {
-                untouchable.push(chunk.start + at as u64);
-                at += PAGE as usize;
+            if at == read {
+                untouchable.push((index, address));
+                (at, read) = (at + PAGE as usize, read + PAGE as usize);
+                continue;
             }
+            let end = read.min((area.end - chunk.start) as usize);
+            for (start, bytes) in nonzero(&buffer[at..end]) {
+                let (place, address) = (at + start, address + start as u64);
+                stretches.push(self.stretch(address, place, bytes, (index, area)));
+            }
+            at = end;
         }
         progress::add(chunk.end - chunk.start);
-        Read { area: index, at: chunk.start, buffer, stretches, untouchable }
+        Read { at: chunk.start, buffer, stretches, untouchable }
     }
 
     /// Adds what needs no look at the process.
-    pub(super) fn complete(&self, read: &mut Read<'_>, area: &Area) {
-        let ids = self.ids.as_ref().filter(|_| area.writable);
+    pub(super) fn complete(&self, read: &mut Read<'_>, areas: &[Area]) {
         for stretch in &mut read.stretches {
+            let area = &areas[stretch.area];
+            let ids = self.ids.as_ref().filter(|_| area.writable);
             let bytes = &mut read.buffer[stretch.place.clone()];
             let address = read.at + stretch.place.start as u64;
             stretch.has_id = ids.is_some_and(|ids| ids.is_in(address, bytes, &stretch.owners));
@@ -284,13 +343,20 @@ impl From<'_> {
         }
     }
 
-    fn stretch(&self, address: u64, start: usize, bytes: &[u8], area: &Area) -> Stretch {
+    fn stretch(
+        &self,
+        address: u64,
+        start: usize,
+        bytes: &[u8],
+        (index, area): (usize, &Area),
+    ) -> Stretch {
         let mut owners = Vec::new();
         if area.writable {
             self.locks.look(self.memory, address, bytes, &mut owners);
         }
         let place = start..start + bytes.len();
-        Stretch { place, owners, has_id: false, pieces: Vec::new(), known: Known::Nothing }
+        let (has_id, pieces, known) = (false, Vec::new(), Known::Nothing);
+        Stretch { area: index, place, owners, has_id, pieces, known }
     }
 
     /// Reads up to the first page that cannot be read.
@@ -328,6 +394,7 @@ impl From<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::excluded::tests::area;
     use super::*;
 
     #[test]
@@ -335,5 +402,31 @@ mod tests {
         let cut: Vec<_> = chunks(0x3f000..0xc1000).collect();
         assert_eq!(cut, [0x3f000..0x40000, 0x40000..0x80000, 0x80000..0xc0000, 0xc0000..0xc1000]);
         assert_eq!(chunks(5..5).count(), 0);
+    }
+
+    #[test]
+    fn what_is_near_is_looked_for_at_once() {
+        let far = 0x9000 + CHUNK_MAX + 1;
+        let mut areas = [(0, 2), (2, 5), (6, 9), (far, far + 1), (far + 1, far + 2)]
+            .map(|(start, end)| area(start, end, Pages::Populated));
+        areas[4].known = Some(Vec::new());
+        areas[2].end = 0x9000;
+        assert_eq!(groups(&areas).collect::<Vec<_>>(), [0..3, 3..4, 4..5]);
+        assert_eq!(groups(&[]).count(), 0);
+    }
+
+    #[test]
+    fn pages_are_read_across_borders_that_do_not_matter() {
+        let all =
+            [(9, 10, false), (10, 20, false), (20, 30, false), (30, 40, true), (41, 50, false)];
+        let areas = all.map(|(start, end, unreadable)| Area {
+            unreadable,
+            ..area(start, end, Pages::Populated)
+        });
+        let found = within(&areas, 1..5, vec![5..8, 12..13, 15..22, 25..45, 48..60, 70..71]);
+        let expected =
+            [(1, 12..13), (1, 15..22), (2, 25..30), (3, 30..40), (4, 41..45), (4, 48..50)];
+        assert_eq!(found, expected);
+        assert_eq!(within(&areas, 0..3, vec![5..7, 9..30]), [(0, 9..30)]);
     }
 }

@@ -44,7 +44,14 @@ impl Out<'_> {
         let start = bytes.as_ptr().addr();
         match start.checked_sub(self.within.start) {
             Some(skip) if start + bytes.len() <= self.within.end => {
-                self.noted.push((offset, skip..skip + bytes.len()));
+                let end = skip + bytes.len();
+                match self.noted.last_mut() {
+                    // Small mappings follow each other in memory and in the file.
+                    Some((at, part)) if part.end == skip && *at + part.len() as u64 == offset => {
+                        part.end = end;
+                    }
+                    _ => self.noted.push((offset, skip..end)),
+                }
                 Ok(())
             }
             _ => self.sink.write_at(offset, bytes),
