@@ -280,7 +280,7 @@ fn is_leaving(process: &Process) -> bool {
 /// Looks at a process before anything of it is touched.
 fn look(request: &Demand) -> Result<()> {
     let process = &request.process;
-    phase1_freeze::check(process)?;
+    phase1_freeze::is_program(process)?;
     phase4_refuse::refuse_shared(process)?;
     match request.triggered || request.periodic {
         true => Ok(()),

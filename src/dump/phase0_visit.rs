@@ -203,6 +203,7 @@ fn send(request: &Demand, found: &caller::Caller) -> Result<bool> {
     const RED_ZONE: u64 = 128;
     let (pid, memory) = (found.pid(), &found.memory);
     let what = || format!("cannot call the callbacks of process {pid}");
+    phase1_freeze::untouchable(memory.process())?;
     // No other thread may just be taking its turn.
     let mut frozen = phase1_freeze::patiently(false, || Frozen::freeze(memory.process()))?;
     frozen.attend(memory, &found.region.desk(), found.region.base)?;

@@ -25,7 +25,7 @@ const PERMISSION: Duration = Duration::from_secs(2);
 /// Those of [`check`] and [`listed`].
 #[inline(never)]
 pub(crate) fn members(request: &Demand) -> Result<Vec<Kin>> {
-    check(&request.process)?;
+    is_program(&request.process)?;
     listed(request).map(|listed| listed.members)
 }
 
@@ -33,9 +33,11 @@ pub(crate) fn members(request: &Demand) -> Result<Vec<Kin>> {
 pub(crate) fn freeze(request: &Demand, members: &[Kin]) -> Result<Forest> {
     let (alone, without) = left_out(request);
     let heirs = Heirs::of(&request.process);
+    untouchable(&request.process)?;
     if !alone {
         // Some could not even bear a stop: the kernel makes calls in their names behind it (restart_syscall(2)).
         let opener = sandbox::is_opener();
+        let members = members.iter().filter(|kin| kin.pid != request.pid());
         for kin in members {
             let closed = Process::open(kin.pid).and_then(|it| match opener {
                 true => fanotify::refuse(&it),
@@ -134,16 +136,21 @@ fn check_frozen(frozen: &mut Frozen) -> Result<()> {
 
 /// Refuses what must not even be touched.
 pub(crate) fn check(process: &Process) -> Result<()> {
+    is_program(process)?;
+    untouchable(process)
+}
+
+/// Refuses what cannot be saved whatever it does.
+pub(super) fn is_program(process: &Process) -> Result<()> {
     if process.pid() == Pid::own() {
         return Err(Error::new("ckpt cannot save itself"));
     }
     proc::of_this_namespace()?;
-    alive(process)?;
-    untouchable(process)
+    alive(process)
 }
 
-/// Refuses whom a stop itself could harm, or others.
-fn untouchable(process: &Process) -> Result<()> {
+/// Refuses whom a stop itself could harm, or others: before each stop, for it takes a look at all descriptors.
+pub(super) fn untouchable(process: &Process) -> Result<()> {
     sandbox::refuse_closed(process)?;
     fanotify::refuse(process)
 }

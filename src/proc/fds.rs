@@ -11,6 +11,7 @@ use super::id::Pid;
 use super::process::{Process, head};
 use super::text::{decimal, lines, octal, pair};
 use super::{confirmed, failed, parsed, split_deleted};
+use crate::abreast;
 use crate::error::{Error, Result};
 
 /// The bit of a number that says: no process has the descriptor, it is under way in a socket (SCM_RIGHTS, unix(7)). The
@@ -99,10 +100,11 @@ impl Process {
     /// The process is gone or may not be read (ptrace access, PTRACE_MODE_READ), or a file cannot be
     /// asked (ESTALE of NFS).
     pub fn fds(&self) -> Result<Vec<Fd>> {
-        let mut fds = Vec::new();
-        for number in self.numbered("fd")? {
-            fds.extend(descriptor(self, number)?);
-        }
+        /// So many are as much work as a thread costs.
+        const FEW: usize = 64;
+        let numbers = self.numbered("fd")?;
+        let found = abreast::each(&numbers, FEW, |number| descriptor(self, *number));
+        let fds = found.into_iter().filter_map(Result::transpose).collect::<Result<_>>()?;
         // A process that dies here looks like one that closes all its descriptors.
         let fd = self.stat_of("fd").map_err(io::Error::from);
         fd.map_err(|e| failed(self, None, &self.called("fd"), &e))?;

@@ -226,6 +226,11 @@ impl Process {
         self.pidfd.is_some()
     }
 
+    /// That descriptor.
+    pub(crate) fn pidfd(&self) -> Option<&Pidfd> {
+        self.pidfd.as_deref()
+    }
+
     /// Ends it (SIGKILL), if it is held.
     pub(crate) fn kill(&self) {
         self.pidfd.iter().for_each(|pidfd| pidfd.kill());

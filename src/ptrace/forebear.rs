@@ -265,7 +265,7 @@ fn answer(
         what::MEMORY => Ok((Reply::default(), Some(open("mem", true)?.into()))),
         what::CALL => plain(open("syscall", false)?.read(buffer).map_err(errno)? as i64),
         what::DESCRIPTOR => {
-            raw::take(id.as_pid(), asked.data as i32).map(|fd| (Reply::default(), Some(fd)))
+            raw::take(id.as_pid(), asked.data as i32, None).map(|fd| (Reply::default(), Some(fd)))
         }
         _ => {
             let mut child = child();

@@ -8,7 +8,8 @@
 
 use crate::proc::fds::holder;
 use crate::proc::forebear::{self, Ask, Reply, shape, what};
-use crate::proc::{Pid, Tid, head};
+use crate::proc::pidfd::Pidfd;
+use crate::proc::{Pid, Process, Tid, head};
 use nix::errno::Errno;
 use nix::libc;
 use std::ffi::c_void;
@@ -324,6 +325,15 @@ pub(crate) fn chooses_timer_ids() -> bool {
 
 /// pidfd_getfd(2): a duplicate of another process's descriptor.
 pub(crate) fn take_descriptor(pid: Pid, fd: i32) -> Result<std::os::fd::OwnedFd> {
+    take_by(pid, fd, None)
+}
+
+/// The same of a process that is open.
+pub(crate) fn take_of(process: &Process, fd: u32) -> Result<std::os::fd::OwnedFd> {
+    take_by(process.pid(), fd.cast_signed(), process.pidfd())
+}
+
+fn take_by(pid: Pid, fd: i32, by: Option<&Pidfd>) -> Result<std::os::fd::OwnedFd> {
     let (_, here) = holder(pid, fd.cast_unsigned());
     if here != fd.cast_unsigned() {
         // SAFETY: what is under way is held by us as long as anybody asks for it.
@@ -333,16 +343,22 @@ pub(crate) fn take_descriptor(pid: Pid, fd: i32) -> Result<std::os::fd::OwnedFd>
     }
     match forebear::open(what::DESCRIPTOR, pid.get(), fd) {
         Some(taken) => taken,
-        None => take(pid, fd),
+        None => take(pid, fd, by),
     }
 }
 
 /// The same without a forebear.
-pub(super) fn take(pid: Pid, fd: i32) -> Result<std::os::fd::OwnedFd> {
-    use crate::proc::pidfd::Pidfd;
+pub(super) fn take(pid: Pid, fd: i32, by: Option<&Pidfd>) -> Result<std::os::fd::OwnedFd> {
     use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
     let head = head(pid);
-    let pidfd = if head == pid { Pidfd::open(pid) } else { Pidfd::of_thread(head) }?;
+    let opened;
+    let pidfd = match by {
+        Some(pidfd) if head == pid => pidfd,
+        _ => {
+            opened = if head == pid { Pidfd::open(pid) } else { Pidfd::of_thread(head) }?;
+            &opened
+        }
+    };
     let number = pidfd.as_fd().as_raw_fd();
     // SAFETY: pidfd_getfd has no memory arguments.
     let result = unsafe { libc::syscall(libc::SYS_pidfd_getfd, number, fd, 0) };

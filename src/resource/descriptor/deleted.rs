@@ -2,7 +2,7 @@
 //! Files without a name, whose content travels in the image.
 
 use super::open::reopened;
-use super::{Kind, Look, Saving, file_type, memfd, names, objects};
+use super::{Kind, Look, Saving, file_type, memfd, objects};
 use crate::error::{Because, Result};
 use crate::proc::{attributes, fds::Fd};
 use ckpt_abi::image::ObjectKind;
@@ -18,7 +18,7 @@ pub(super) const KIND: Kind = Kind { recognise, save, open: objects::open };
 fn recognise(fd: &Fd, look: &Look<'_>) -> bool {
     file_type(fd.mode) == libc::S_IFREG
         && Path::new(&fd.target).is_absolute()
-        && names::locate(fd, look).is_none()
+        && look.path(fd).is_none()
 }
 
 fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {

@@ -5,10 +5,9 @@
 use super::open::{by_path, place};
 use super::spot::Spot;
 use super::{Content, Kind, Look, Opening, Origin, Saving};
-use super::{access, file_type, lost, names, only_names, pty, terminal};
+use super::{access, file_type, lost, only_names, pty, terminal};
 use crate::error::{Because, Result};
 use crate::proc::fds::Fd;
-use crate::ptrace::raw;
 use ckpt_abi::image::{Descriptor, Termios};
 use nix::fcntl::readlinkat;
 use nix::libc;
@@ -36,6 +35,9 @@ const REMOVED: u32 = 1;
 /// And of a terminal with its settings, as a serial line.
 const SET: u32 = 2;
 
+/// The major number of /dev/null and its kin, none of which is a terminal.
+const MEMORY: u64 = 1;
+
 fn is_device(mode: u32) -> bool {
     matches!(file_type(mode), libc::S_IFCHR | libc::S_IFBLK)
 }
@@ -46,25 +48,26 @@ fn recognise(fd: &Fd, look: &Look<'_>) -> bool {
     let removed = fd.nlink == 0
         && fd.target.as_encoded_bytes().starts_with(b"/")
         && (device && geteuid().is_root() || node && only_names(fd.flags));
-    device && names::locate(fd, look).is_some() || removed
+    device && look.path(fd).is_some() || removed
 }
 
 fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
-    match names::locate(fd, look) {
+    match look.path(fd) {
         Some(path) => saving.path = path.into(),
         None => saving.record.extra = REMOVED,
     }
-    let ours = || raw::take_descriptor(look.process.pid(), fd.number.cast_signed()).ok();
+    let ours = || look.ours(fd).ok();
     let mut content = None;
     if file_type(fd.mode) == libc::S_IFLNK {
-        content = ours().and_then(|link| readlinkat(&link, "").ok()).map(OsString::into_vec);
+        content = ours().and_then(|link| readlinkat(link, "").ok()).map(OsString::into_vec);
         if content.is_none() {
             saving.lose("a symbolic link that cannot be looked at");
             return Ok(());
         }
     } else if file_type(fd.mode) == libc::S_IFCHR
         && saving.record.extra != REMOVED
-        && let Some(settings) = ours().and_then(|file| pty::termios(&file).ok())
+        && major(fd.rdev) != MEMORY
+        && let Some(settings) = ours().and_then(|file| pty::termios(file).ok())
     {
         saving.record.extra = SET;
         if terminal::of(look.process) == fd.rdev {
@@ -89,8 +92,8 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
 fn is_stateless(fd: &Fd) -> bool {
     only_names(fd.flags)
         || match (major(fd.rdev), minor(fd.rdev)) {
-            (1, 11) => access(fd.flags) == libc::O_WRONLY,
-            device => matches!(device, (1 | 4, _) | (5, 1)),
+            (MEMORY, 11) => access(fd.flags) == libc::O_WRONLY,
+            device => matches!(device, (MEMORY | 4, _) | (5, 1)),
         }
 }
 

@@ -4,7 +4,7 @@
 
 use super::open::{by_path, place, seek};
 use super::spot::Spot;
-use super::{Kind, Look, Opening, Origin, Saving, file_type, names};
+use super::{Kind, Look, Opening, Origin, Saving, file_type};
 use crate::error::{Because, Result};
 use crate::proc::fds::Fd;
 use ckpt_abi::image::Descriptor;
@@ -22,7 +22,7 @@ pub(super) const KIND: Kind = Kind { recognise, save, open };
 const REMOVED: u32 = 1;
 
 fn recognise(fd: &Fd, look: &Look<'_>) -> bool {
-    file_type(fd.mode) == libc::S_IFDIR && (is_removed(fd) || names::locate(fd, look).is_some())
+    file_type(fd.mode) == libc::S_IFDIR && (is_removed(fd) || look.path(fd).is_some())
 }
 
 fn is_removed(fd: &Fd) -> bool {
@@ -30,7 +30,7 @@ fn is_removed(fd: &Fd) -> bool {
 }
 
 fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
-    match names::locate(fd, look) {
+    match look.path(fd) {
         Some(path) => saving.path = path.into(),
         None => saving.record.extra = REMOVED,
     }

@@ -67,9 +67,9 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
         entries.push(entry);
     }
     if fd.number & UNDER_WAY == 0
-        && let Ok(ours) = raw::take_descriptor(look.process.pid(), fd.number.cast_signed())
+        && let Ok(ours) = look.ours(fd)
     {
-        let _ = ioctl(&ours, GET_PARAMS, &mut saving.record.value);
+        let _ = ioctl(ours, GET_PARAMS, &mut saving.record.value);
     }
     saving.record.content = fd.number;
     saving.content = Some(Content { index: fd.number, bytes: entries.as_bytes().to_vec() });

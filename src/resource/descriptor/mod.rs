@@ -55,9 +55,13 @@ use crate::proc::{
     Process,
     fds::{Fd, shown},
 };
+use crate::ptrace::raw;
 use ckpt_abi::image::{Descriptor, DescriptorKind, ObjectKind};
 use nix::libc;
+use std::cell::OnceCell;
 use std::ffi::OsString;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use zerocopy::FromZeros;
 
 pub(crate) use open::{Missing, Opening, Origin, Restored, Sources, open_all};
@@ -141,6 +145,25 @@ pub(crate) struct Look<'a> {
     pub embed: u64,
     /// Device number of its controlling terminal, or 0.
     pub terminal: u64,
+    /// A duplicate of the descriptor that is saved, if anybody has asked for it.
+    taken: OnceCell<nix::Result<OwnedFd>>,
+    /// Where it can be opened again, if that was looked for.
+    located: OnceCell<Option<PathBuf>>,
+}
+
+impl Look<'_> {
+    /// A duplicate of the descriptor that is saved.
+    ///
+    /// # Errors
+    /// Nobody may have one.
+    fn ours(&self, fd: &Fd) -> nix::Result<&OwnedFd> {
+        self.taken.get_or_init(|| raw::take_of(self.process, fd.number)).as_ref().map_err(|e| *e)
+    }
+
+    /// A path that leads to it ([`names::locate`]).
+    fn path(&self, fd: &Fd) -> Option<&Path> {
+        self.located.get_or_init(|| names::locate(fd, self)).as_deref()
+    }
 }
 
 /// An open file description that is being saved.
@@ -244,6 +267,8 @@ pub(crate) fn save(
                     at_start: &common.tables.at_start,
                     embed: common.embed,
                     terminal,
+                    taken: OnceCell::new(),
+                    located: OnceCell::new(),
                 };
                 let saved = describe(&fd, number, &look)?;
                 let mut record = saved.record;

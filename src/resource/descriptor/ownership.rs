@@ -9,7 +9,6 @@ use super::locks::is_leased;
 use super::{Look, Saving, file_type};
 use crate::proc::Pid;
 use crate::proc::fds::Fd;
-use crate::ptrace::raw;
 use crate::resource::kinship::numbers::here;
 use ckpt_abi::image::Descriptor;
 use nix::errno::Errno;
@@ -33,7 +32,7 @@ pub(crate) fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) {
     if !tells && file_type(fd.mode) == libc::S_IFREG {
         return;
     }
-    let Ok(ours) = raw::take_descriptor(look.process.pid(), fd.number.cast_signed()) else {
+    let Ok(ours) = look.ours(fd) else {
         if tells {
             let path = saving.path.display();
             saving.say(format!("signals about {path} (F_SETOWN), which nobody may look for here"));

@@ -2,7 +2,7 @@
 //! Pipes both of whose ends are in the program, and FIFOs, with what is in them.
 
 use super::open::reopened;
-use super::{Content, Kind, Look, Opening, Origin, Saving, access, device, file_type, names};
+use super::{Content, Kind, Look, Opening, Origin, Saving, access, device, file_type};
 use crate::error::{Because, Error, Result};
 use crate::proc::Pid;
 use crate::proc::fds::Fd;
@@ -39,9 +39,7 @@ pub(crate) fn has_both_ends(fd: &Fd, look: &Look<'_>) -> bool {
 /// A pipe with a name can be opened again whoever has its other end; a removed one is like one that has none.
 fn recognise(fd: &Fd, look: &Look<'_>) -> bool {
     file_type(fd.mode) == libc::S_IFIFO
-        && (names::locate(fd, look).is_some()
-            || has_both_ends(fd, look)
-            || is_last(fd, look.process.pid()))
+        && (look.path(fd).is_some() || has_both_ends(fd, look) || is_last(fd, look.process.pid()))
 }
 
 /// Whether nobody has the other end of a pipe any more: then a restart makes one of which the same is true.
@@ -59,7 +57,7 @@ fn hung_up(fd: &Fd, pid: Pid) -> Option<bool> {
 }
 
 fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
-    saving.path = match names::locate(fd, look) {
+    saving.path = match look.path(fd) {
         Some(path) => path.into(),
         None if fd.nlink == 0 && fd.target.as_encoded_bytes().starts_with(b"/") => {
             saving.record.extra = REMOVED;

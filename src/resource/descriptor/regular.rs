@@ -2,7 +2,7 @@
 //! Files with a name, opened again by it.
 
 use super::open::{self, by_path, seek};
-use super::{Kind, Look, Loss, Opening, Origin, Saving, access, file_type, names, only_names};
+use super::{Kind, Look, Loss, Opening, Origin, Saving, access, file_type, only_names};
 use crate::error::{Because, Error, Result};
 use crate::proc::{attributes, fds::Fd};
 use crate::rights::file_user;
@@ -24,7 +24,7 @@ pub(crate) const EMBEDDED: u32 = 1;
 
 fn recognise(fd: &Fd, look: &Look<'_>) -> bool {
     let file = file_type(fd.mode) == libc::S_IFREG || only_names(fd.flags);
-    file && names::locate(fd, look).is_some()
+    file && look.path(fd).is_some()
 }
 
 /// Whether who writes there is told of pressure as long as it has that description (PSI).
@@ -35,7 +35,7 @@ fn is_pressure(path: &OsStr) -> bool {
 }
 
 fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
-    saving.path = names::locate(fd, look).map_or_else(|| fd.target.clone(), Into::into);
+    saving.path = look.path(fd).map_or_else(|| fd.target.clone(), Into::into);
     if only_names(fd.flags) {
         return Ok(());
     }
