@@ -7,6 +7,7 @@
 #![allow(unsafe_code)]
 
 use crate::error::{Because, Error, Result};
+use crate::resource::memory::advice::advice;
 use crate::resource::sysv::calls::Attached;
 use nix::errno::Errno;
 use nix::libc;
@@ -22,12 +23,16 @@ use std::ptr::NonNull;
 pub(crate) struct Mapping {
     at: u64,
     len: u64,
+    /// How it may be accessed, if that is known.
+    prot: Option<u32>,
+    /// The flags of the program whose advice it has got.
+    told: u64,
 }
 
 impl Mapping {
     /// A mapping that another value has made, in this process or in the one that this was forked from, and has left.
     pub(super) fn of_another(at: u64, len: u64) -> Self {
-        Self { at, len }
+        Self { at, len, prot: None, told: 0 }
     }
 
     /// Maps zeroed private memory that may be read and written.
@@ -36,7 +41,8 @@ impl Mapping {
         let flags = flags | MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED_NOREPLACE;
         // SAFETY: MAP_FIXED_NOREPLACE replaces nothing.
         let mapped = unsafe { mmap_anonymous(addr, size, read_write(), flags) };
-        Self::made(at, len, mapped)
+        let prot = Some(read_write().bits().cast_unsigned());
+        Ok(Self { prot, ..Self::made(at, len, mapped)? })
     }
 
     /// The same in huge pages of hugetlbfs, of `page` bytes each; an error of ENOMEM where not so many are free.
@@ -99,7 +105,7 @@ impl Mapping {
 
     /// Moves something of the same length here, which belongs to nobody else.
     pub(crate) fn replaced_by(self, from: u64) -> Result<Self> {
-        let Self { at, len } = self;
+        let Self { at, len, .. } = self;
         let from: *mut c_void = std::ptr::with_exposed_provenance_mut(from as usize);
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
         let to = self.pointer().as_ptr();
@@ -108,7 +114,7 @@ impl Mapping {
         if moved.addr() == usize::MAX {
             return Err(Errno::last()).because(|| format!("cannot move {len} bytes to {at:#x}"));
         }
-        Ok(Self { at, len })
+        Ok(Self::of_another(at, len))
     }
 
     fn made(at: u64, len: u64, mapped: nix::Result<NonNull<c_void>>) -> Result<Self> {
@@ -121,7 +127,7 @@ impl Mapping {
         if mapped.addr().get() as u64 != at {
             return Err(Error::new(format!("{}: the kernel put it elsewhere", why())));
         }
-        Ok(Self { at, len })
+        Ok(Self::of_another(at, len))
     }
 
     /// Its first address.
@@ -158,6 +164,9 @@ impl Mapping {
 
     /// Sets the final protection.
     pub(crate) fn protect(&self, prot: u32) -> Result<()> {
+        if self.prot == Some(prot) {
+            return Ok(());
+        }
         let prot = ProtFlags::from_bits_truncate(prot.cast_signed());
         // SAFETY: the mapping is ours and no slice of it is alive.
         let result = unsafe { mprotect(self.pointer(), self.len as usize, prot) };
@@ -180,6 +189,12 @@ impl Mapping {
         unsafe { libc::madvise(self.pointer().as_ptr(), self.len as usize, advice) };
     }
 
+    /// Gives it the advice of a program's flags that it has not got yet.
+    pub(super) fn tell(&mut self, flags: u64) {
+        advice(flags & !self.told).for_each(|advice| self.advise(advice));
+        self.told |= flags;
+    }
+
     /// Unmaps it, in a process that inherited it and does not use it.
     pub(super) fn leave(&self) {
         // SAFETY: no slice of it is alive in that process, nor will be.
@@ -190,7 +205,7 @@ impl Mapping {
     /// with one where the kernel does not know that: then true.
     pub(crate) fn guard(&self, offset: u64, len: u64) -> Result<bool> {
         const MADV_GUARD_INSTALL: i32 = 102;
-        let part = Self { at: self.at + offset, len };
+        let part = Self::of_another(self.at + offset, len);
         let at = part.pointer().as_ptr();
         // SAFETY: the pages are ours and no slice of them is alive.
         if unsafe { libc::madvise(at, len as usize, MADV_GUARD_INSTALL) } == 0 {
@@ -201,7 +216,7 @@ impl Mapping {
 
     /// Puts nothing in the place of some pages: who touches them gets SIGBUS, as behind the end of a file.
     pub(crate) fn make_absent(&self, offset: u64, len: u64, prot: u32) -> Result<()> {
-        let part = Self { at: self.at + offset, len };
+        let part = Self::of_another(self.at + offset, len);
         let why = || format!("cannot leave {len} bytes at {:#x} without memory", part.at);
         let nothing = memfd_create(c"ckpt-absent", MFdFlags::MFD_CLOEXEC).because(why)?;
         let (addr, size) = checked(part.at, len)?;

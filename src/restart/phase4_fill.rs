@@ -227,10 +227,9 @@ fn map(
             if record.flags & vma_flag::GROWSDOWN != 0 {
                 flags |= MapFlags::MAP_GROWSDOWN;
             }
-            let mapping = Mapping::anonymous(at, len, flags)?;
+            let mut mapping = Mapping::anonymous(at, len, flags)?;
             // It is for the pages that come now.
-            let huge = record.flags & (vma_flag::HUGEPAGE | vma_flag::NOHUGEPAGE);
-            memory::advice::advice(huge).for_each(|advice| mapping.advise(advice));
+            mapping.tell(record.flags & (vma_flag::HUGEPAGE | vma_flag::NOHUGEPAGE));
             Ok(mapping)
         }
     }

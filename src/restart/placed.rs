@@ -8,7 +8,6 @@
 use super::following::Shown;
 use super::mapping::Mapping;
 use crate::error::Result;
-use crate::resource::memory;
 use ckpt_abi::image::{Guard, GuardKind, VmaKind, VmaRecord};
 
 /// A mapping of the program, where it is now.
@@ -60,7 +59,7 @@ pub(super) fn write(placed: &mut [Placed], addr: u64, bytes: &[u8]) -> Result<()
 /// Final protection and advice.
 pub(super) fn finish(placed: &mut [Placed], guards: &[Guard]) -> Result<()> {
     for Placed { record, mapping, borders, follows, .. } in placed {
-        memory::advice::advice(record.flags).for_each(|advice| mapping.advise(advice));
+        mapping.tell(record.flags);
         if record.kind != VmaKind::SharedFile as u32 {
             mapping.protect(record.prot)?;
         }
