@@ -3,12 +3,15 @@
 
 use super::checkpoint::Checkpoint;
 use super::held;
+use super::phase2_equip::Equipped;
 use super::phase3_gather::Still;
 use super::phase5_snapshot::{self, Pictured};
 use super::phase6_write::Writing;
 use super::rolling::Rolling;
 use crate::error::Result;
 use crate::fault::{Point, reach};
+use crate::ptrace::call::Caller;
+use crate::resource::memory::policy;
 use ckpt_abi::image::VmaKind;
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
@@ -21,6 +24,16 @@ pub(super) fn write<'a>(
     (rolling, since): (Option<&RefCell<Rolling>>, Instant),
 ) -> Result<(Vec<Pictured<'a>>, Duration)> {
     let (place, stop) = (&checkpoint.place, checkpoint.stop);
+    for one in still.iter_mut().filter(|_| stop) {
+        let Equipped { memory, region, .. } = one.equipped;
+        if let Some(first) = one.frozen.threads.first_mut() {
+            policy::ask_all(
+                Caller::new(first, memory, &region.desk())?,
+                memory,
+                &mut one.gathered,
+            )?;
+        }
+    }
     let wants = |known: &RefCell<Rolling>| {
         still.first().is_some_and(|first| {
             known.borrow().wants_tracker(&first.equipped.process, &first.areas)
