@@ -465,7 +465,7 @@ fn proceed(
     // Dropped before whoever stands still goes on.
     let keeping = stop.then(|| socket::keep(&mut gathered, &pids)).flatten();
     let (bytes, losses) = phase7_seal::seal(writing, gathered, checkpoint.strict)?;
-    Rolling::settle(rolling, &mut *sink, (&equipped[0].process, checkpoint.generation))?;
+    Rolling::settle(rolling, &mut *sink, checkpoint.generation)?;
     drop(shown);
     reach(Point::Sealed);
     checkpoint.sealed(equipped);

@@ -45,7 +45,7 @@ pub(super) fn write<'a>(
         let mut known = known.borrow_mut();
         writing.is_rough = known.moves && !stop;
         if stop {
-            known.presume(&mut first.presumed);
+            known.presume(&mut first.presumed, &first.equipped.process);
         }
         let control = &first.equipped.region.control;
         let mut vmas = first.gathered.vmas.iter();

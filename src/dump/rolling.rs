@@ -22,7 +22,7 @@ use crate::proc::tree::Kin;
 use crate::proc::{Process, line};
 use crate::ptrace::waits;
 use crate::resource::memory::{Area, Pages};
-use crate::resource::presumed::{self, Before};
+use crate::resource::presumed::{Before, Confirming};
 use nix::errno::Errno;
 use std::cell::RefCell;
 use std::fs::File;
@@ -84,8 +84,8 @@ pub(crate) struct Rolling {
     pub(super) restless: u64,
     /// Room for what is held.
     pub(super) room: Vec<u8>,
-    /// What was presumed of the mappings of a program that moves.
-    presumed: Option<Vec<Vma>>,
+    /// Who confirms what was presumed of the mappings of a program that moves.
+    confirms: Option<Confirming>,
 }
 
 /// What was written to between two stops of the program.
@@ -156,20 +156,19 @@ impl Rolling {
         over
     }
 
-    /// Leaves what was presumed of mappings for later, where the program moves: the kernel needs as long for that as it has
-    /// memory, and on the other machine there is work meanwhile.
-    pub(super) fn presume(&mut self, presumed: &mut Option<Vec<Vma>>) {
+    /// Has what was presumed of mappings confirmed until the end, where the program moves, which stands still.
+    pub(super) fn presume(&mut self, presumed: &mut Option<Vec<Vma>>, process: &Process) {
         if self.moves {
-            self.presumed = presumed.take();
+            self.confirms = presumed.take().map(|all| Confirming::begin(all, process));
         }
     }
 
-    /// Confirms it, of a program that stands still.
+    /// Whether that was so.
     ///
     /// # Errors
-    /// It was not so.
-    fn confirm(&mut self, process: &Process) -> Result<()> {
-        self.presumed.take().map_or(Ok(()), |all| presumed::confirm(&all, process, false))
+    /// It was not.
+    fn confirm(&mut self) -> Result<()> {
+        self.confirms.take().map_or(Ok(()), |mut it| it.end())
     }
 
     /// For the file of the next one. From now on the older one may be changed.
@@ -185,9 +184,9 @@ impl Rolling {
     pub(super) fn settle(
         known: Option<&RefCell<Self>>,
         sink: &mut dyn Sink,
-        (process, generation): (&Process, u64),
+        generation: u64,
     ) -> Result<()> {
-        known.map_or(Ok(()), |known| known.borrow_mut().confirm(process))?;
+        known.map_or(Ok(()), |known| known.borrow_mut().confirm())?;
         let kept = sink.kept()?;
         if let Some((known, kept)) = known.zip(kept) {
             known.borrow_mut().sealed(kept, generation);
@@ -428,7 +427,7 @@ impl Rolling {
             expected: expected?,
             restless: restless?,
             room: Vec::new(),
-            presumed: None,
+            confirms: None,
         })
     }
 }

@@ -12,6 +12,8 @@ use crate::proc::tree::Kin;
 use crate::proc::{Pid, Process};
 use nix::sys::sysinfo::sysinfo;
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::thread::JoinHandle;
 
 /// What is so long is worth knowing to be empty, in bytes.
 const RESERVATION: u64 = 64 << 20;
@@ -100,6 +102,37 @@ pub(crate) fn confirm(presumed: &[Vma], process: &Process, is_copy: bool) -> Res
         return Err(changed());
     }
     Ok(())
+}
+
+type Work = dyn Fn() -> Result<()> + Send + Sync;
+
+/// A thread that [confirms](confirm) mappings of a process that stands still: for their flags the kernel needs as long as there is
+/// memory. Nobody forks until it has ended.
+pub(crate) struct Confirming {
+    thread: Option<JoinHandle<Result<()>>>,
+    work: Arc<Work>,
+}
+
+impl Confirming {
+    pub(crate) fn begin(presumed: Vec<Vma>, process: &Process) -> Self {
+        let process = process.clone();
+        let work: Arc<Work> = Arc::new(move || confirm(&presumed, &process, false));
+        let theirs = Arc::clone(&work);
+        Self { thread: abreast::aside(move || theirs()), work }
+    }
+
+    /// # Errors
+    /// As [`confirm`].
+    pub(crate) fn end(&mut self) -> Result<()> {
+        let done = self.thread.take().and_then(|thread| thread.join().ok());
+        done.unwrap_or_else(|| (self.work)())
+    }
+}
+
+impl Drop for Confirming {
+    fn drop(&mut self) {
+        self.thread.take().map(JoinHandle::join);
+    }
 }
 
 fn changed() -> Error {

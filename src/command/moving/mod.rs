@@ -8,9 +8,9 @@
 //!  here                                             there
 //!  running ── Begin ──────────────────────────────▶ housed: a file for the image
 //!     │ ◀──────────────────────────────── Here ──────┘
-//!     │ ── Piece… Round ──────────────────────────▶ proved: checksums, files, CPU; the restart fills memory
+//!     │ ── Pieces Round ──────────────────────────▶ proved: checksums, files, CPU; the restart fills memory
 //!     │ ◀──────────────────────────────── Done ──────┘   (again, each round what has changed)
-//!  stopped ── Piece… Last ────────────────────────▶ poised: all but the last steps is done, the image has its name
+//!  stopped ── Pieces Last ────────────────────────▶ poised: all but the last steps is done, the image has its name
 //!     │ ◀──────────────────────────────── Done ──────┘   NAME.ckpt
 //!  promised: the mappings are confirmed, and the
 //!     │      program is ended: no thread of it runs

@@ -4,7 +4,7 @@
 
 use super::streams::{self, Streams};
 use super::there::ORDER;
-use super::wire::{MOST, Wire, Word, lost};
+use super::wire::{self, ENOUGH, MOST, Wire, Word, lost};
 use crate::error::{Error, Kind, Result};
 use crate::fault::{Point, reach};
 use crate::image::base::Base;
@@ -39,6 +39,8 @@ pub(super) struct Link {
     /// Bytes before the image.
     start: u64,
     known: Elsewhere,
+    /// What of it is not sent yet. It counts as known: the next round would begin with it.
+    pieces: Vec<u8>,
     /// Bytes that were sent, and how long that was waited for.
     pub sent: u64,
     waited: Duration,
@@ -66,7 +68,7 @@ pub(super) fn locked(link: &Mutex<Link>) -> MutexGuard<'_, Link> {
 impl Link {
     /// Has images go there, behind so many bytes of a stub.
     pub(super) fn new(wire: Wire, start: u64, kinds: [u8; 3]) -> Arc<Mutex<Self>> {
-        let (known, streams) = (Elsewhere::default(), Streams::default());
+        let (known, pieces, streams) = (Elsewhere::default(), Vec::new(), Streams::default());
         let (promised, told) = (false, None);
         let (is_sealed, sent, last) = (false, 0, None);
         let (waited, asked) = (Duration::ZERO, Duration::ZERO);
@@ -74,6 +76,7 @@ impl Link {
             wire,
             start,
             known,
+            pieces,
             sent,
             waited,
             last,
@@ -89,19 +92,29 @@ impl Link {
         link
     }
 
-    /// Sends a part of an image.
+    /// Sends a part of an image, with others.
     ///
     /// # Errors
-    /// The other end is gone, or takes too little of the last one, for which the program stands still.
+    /// As [`Self::flush`].
     fn piece(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
+        wire::add_piece(&mut self.pieces, at, bytes);
+        self.sent += bytes.len() as u64;
+        if self.pieces.len() < ENOUGH { Ok(()) } else { self.flush() }
+    }
+
+    /// Sends what there is.
+    ///
+    /// # Errors
+    /// The other end is gone, or takes too little of the last image, for which the program stands still.
+    fn flush(&mut self) -> Result<()> {
         let since = Instant::now();
         if self.last.is_some() {
             streams::not_given_up()?;
         }
-        if let Err(e) = self.wire.send(Word::Piece, at, bytes) {
+        if let Err(e) = self.wire.send(Word::Pieces, 0, &self.pieces) {
             return Err(self.wire.why_not(e));
         }
-        self.sent += bytes.len() as u64;
+        self.pieces.clear();
         self.waited += since.elapsed();
         let most = PATIENCE + Duration::from_secs(self.sent / SLOWEST);
         if self.last.is_some() && self.waited > most {
@@ -111,6 +124,7 @@ impl Link {
     }
 
     fn seal(&mut self, len: u64) -> Result<()> {
+        self.flush()?;
         self.wire.patience = Some(PATIENCE + Duration::from_secs(self.sent / SPEED));
         let Some(process) = &self.last else {
             if let Err(e) = self.wire.send(Word::Round, len, &[]) {
@@ -205,7 +219,9 @@ impl Sink for ThereSink {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
         let mut link = locked(&self.link);
         link.known.sums.note(offset, bytes);
-        let pieces = bytes.chunks(MOST).zip((offset..).step_by(MOST));
+        // A frame has less than enough already, and this.
+        const EACH: usize = MOST / 2;
+        let pieces = bytes.chunks(EACH).zip((offset..).step_by(EACH));
         pieces.into_iter().try_for_each(|(piece, at)| link.piece(at, piece))
     }
 

@@ -11,7 +11,7 @@
 use super::super::{fetch, restart, told};
 use super::ends::Ends;
 use super::streams::STREAMS;
-use super::wire::{MARK, Wire, Word, lost, write_all};
+use super::wire::{MARK, Wire, Word, lost, pieces, write_all};
 use crate::cli::{self, StubCommand};
 use crate::error::{Because, Error, FAILED, Result, printable};
 use crate::fault::{Point, reach};
@@ -71,7 +71,9 @@ pub(in super::super) fn run(dir: &Path) -> Result<u8> {
     loop {
         let frame = wire.receive()?;
         let done = match frame.word {
-            Word::Piece => house.write(frame.number, wire.bytes(frame)),
+            Word::Pieces => {
+                pieces(wire.bytes(frame)).try_for_each(|(at, piece)| house.write(at, piece))
+            }
             Word::Round => house.bring(frame.number, false).and_then(|()| {
                 reach(Point::Proved);
                 wire.send(Word::Done, 0, &[])

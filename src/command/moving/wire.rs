@@ -18,6 +18,9 @@ const HEADER: usize = 16;
 pub(super) const MOST: usize = 1 << 20;
 /// Most bytes of standard input that were sent and not taken: who waits for input to be taken hears nothing else.
 pub(super) const CREDIT: usize = 64 << 10;
+/// Bytes of pieces that make a frame. Pages that have changed lie scattered, and a turn of either side for each takes longer
+/// than the page.
+pub(super) const ENOUGH: usize = 128 << 10;
 /// Bytes with which a frame goes into a pipe as one (PIPE_BUF in pipe(7)).
 pub(super) const SMALL: usize = 4096 - HEADER;
 
@@ -28,8 +31,8 @@ pub(super) enum Word {
     /// From here: the image will have so many bytes; which standard streams the program has ([`super::streams`]), the image's
     /// name and a restart's options, with a zero between each two.
     Begin,
-    /// Bytes of the image at an offset.
-    Piece,
+    /// Pieces of the image: of each where it lies and how many bytes it has (8 bytes each, little-endian), and these.
+    Pieces,
     /// The image has so many bytes, and is whole for now.
     Round,
     /// The same of the last one; behind it again: whether what was answered still holds.
@@ -64,7 +67,7 @@ pub(super) enum Word {
 
 const WORDS: [Word; 17] = [
     Word::Begin,
-    Word::Piece,
+    Word::Pieces,
     Word::Round,
     Word::Last,
     Word::Go,
@@ -183,6 +186,25 @@ impl Wire {
             _ => Err(lost(Errno::EPROTO)),
         }
     }
+}
+
+/// The pieces in a frame: where each lies, and its bytes.
+pub(super) fn pieces(mut frame: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
+    std::iter::from_fn(move || {
+        let (head, rest) = frame.split_first_chunk::<16>()?;
+        let [at, len] =
+            [0, 8].map(|from| u64::from_le_bytes(std::array::from_fn(|byte| head[from + byte])));
+        let (piece, rest) = rest.split_at_checked(len as usize)?;
+        frame = rest;
+        Some((at, piece))
+    })
+}
+
+/// Adds one.
+pub(super) fn add_piece(frame: &mut Vec<u8>, at: u64, bytes: &[u8]) {
+    frame.extend_from_slice(&at.to_le_bytes());
+    frame.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
+    frame.extend_from_slice(bytes);
 }
 
 /// Sends a frame to whoever reads from there.
