@@ -127,6 +127,21 @@ fn subjects_work_by_themselves() {
     }
 }
 
+/// Also of threads that have much memory, which is not freed before the kernel has looked into it for their locks.
+#[test]
+fn others_get_the_locks_of_who_ends_with_its_checkpoint() {
+    let bench = Bench::new(Who::Nobody);
+    let (subject, locks) = (bench.subject("bequest", Build::Pie), bench.name("locks"));
+    for _ in 0..4 {
+        let mut run = bench.run(&subject, &[&locks]);
+        run.expect("ready");
+        run.check();
+        bench.must(&["save", &run.pid_text(), "--stop", "-n", &bench.name("x.ckpt")]);
+        run.end();
+        bench.run(&subject, &[&locks, "left"]).ends_well();
+    }
+}
+
 #[track_caller]
 fn threads_of(run: &Run) -> usize {
     status_line(run.pid(), "Threads").expect("the process lives").parse().expect("a number")

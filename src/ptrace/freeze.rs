@@ -352,8 +352,12 @@ impl Frozen {
         let regs = Regs { rip: thunk, rax: call, orig_rax: u64::MAX, rdi: status, ..first.regs };
         let tid = first.tid;
         let mut last = last;
-        let is_large = self.process.resident().is_some_and(|bytes| bytes >= LARGE);
-        if last.is_some() || is_large {
+        let frees = self.process.resident().is_some_and(|bytes| bytes >= LARGE)
+            && Memory::open(&self.process).is_ok_and(|memory| {
+                // The kernel finds in that memory what each thread leaves to others, and only behind the stop of its exit.
+                !threads.iter().any(|thread| thread.may_leave_locks(&memory))
+            });
+        if last.is_some() || frees {
             // It stops once more when it ends, behind the end of all others (do_group_exit in kernel/exit.c).
             let _ = raw::set_options(tid, first.options() | libc::PTRACE_O_TRACEEXIT);
         }
@@ -371,7 +375,7 @@ impl Frozen {
                         last.take().into_iter().for_each(|last| last());
                     }
                     let goes_on = raw::cont(thread.tid, 0).is_ok();
-                    if is_large && event == libc::PTRACE_EVENT_EXIT {
+                    if frees && event == libc::PTRACE_EVENT_EXIT {
                         self.process.free();
                     }
                     goes_on

@@ -315,6 +315,15 @@ pub(crate) fn order_of(a: Tid, b: Tid, what: Share) -> Result<std::cmp::Ordering
     })
 }
 
+/// get_robust_list(2) of another thread: where the list begins of the locks that it would leave behind; 0: it has none.
+pub(super) fn robust_list(tid: Tid) -> Result<u64> {
+    let (mut head, mut len) = (0u64, 0usize);
+    let (at, size): (*mut u64, *mut usize) = (&mut head, &mut len);
+    // SAFETY: the kernel writes the two words.
+    let result = unsafe { libc::syscall(libc::SYS_get_robust_list, tid.get(), at, size) };
+    Errno::result(result).map(|_| head)
+}
+
 /// Whether a process may choose the numbers of its POSIX timers (Linux 6.15).
 pub(crate) fn chooses_timer_ids() -> bool {
     const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;

@@ -308,6 +308,16 @@ impl StoppedThread {
         Ok(())
     }
 
+    /// Whether it may have locks for the kernel to hand on when it ends (struct robust_list_head in
+    /// include/uapi/linux/futex.h: the first of them, or the head itself, and one that it is just about to take or leave).
+    pub(super) fn may_leave_locks(&self, memory: &Memory) -> bool {
+        let is_empty = |head: u64| {
+            let found = memory.get::<[u64; 3]>(head);
+            head == 0 || found.is_ok_and(|[first, _, pending]| first == head && pending == 0)
+        };
+        !raw::robust_list(self.tid).is_ok_and(is_empty)
+    }
+
     /// Errors mean that the thread is gone, which is no matter here.
     pub(super) fn release(mut self) {
         if self.take_back().is_err() {
