@@ -27,11 +27,8 @@ pub(super) fn write<'a>(
     for one in still.iter_mut().filter(|_| stop) {
         let Equipped { memory, region, .. } = one.equipped;
         if let Some(first) = one.frozen.threads.first_mut() {
-            policy::ask_all(
-                Caller::new(first, memory, &region.desk())?,
-                memory,
-                &mut one.gathered,
-            )?;
+            let caller = Caller::new(first, memory, &region.desk())?;
+            one.gathered.has_no_policies = policy::has_none(caller, memory, &one.gathered.vmas)?;
         }
     }
     let wants = |known: &RefCell<Rolling>| {

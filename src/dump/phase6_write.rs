@@ -121,7 +121,7 @@ impl<'a> Writing<'a> {
     ) -> Result<()> {
         let Equipped { process: own, memory, region, .. } = process.equipped;
         let is_wrong = AtomicBool::new(false);
-        let is_last = self.ends && !areas.is_empty() && !process.gathered.knows_policies;
+        let is_last = self.ends && !areas.is_empty() && !process.gathered.has_no_policies;
         // The kernel walks all page tables for both.
         let look = || {
             let all = presumed.as_deref();

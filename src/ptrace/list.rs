@@ -150,6 +150,11 @@ impl Replies {
         self.all.get(asked.0).map_or(-1, |answer| answer.0)
     }
 
+    /// Whether all calls have succeeded, and written zeros.
+    pub(crate) fn are_zeros(&self) -> bool {
+        self.all.iter().all(|(result, written)| *result == 0 && written.iter().all(|it| *it == 0))
+    }
+
     /// What a call has written; zeros if it failed.
     pub(crate) fn get<T: FromBytes + IntoBytes>(&self, asked: Question) -> T {
         let mut value = T::new_zeroed();

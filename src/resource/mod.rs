@@ -177,8 +177,8 @@ pub(crate) struct Gathered {
     pub locks: Vec<rec::FileLock>,
     /// NUMA policies.
     pub policies: Vec<rec::NumaPolicy>,
-    /// Those of memory are among them.
-    pub knows_policies: bool,
+    /// No memory has one.
+    pub has_no_policies: bool,
     /// Filters of system calls, each behind those before it.
     pub filters: Vec<rec::Filter>,
     /// Their programs.

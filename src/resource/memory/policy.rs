@@ -64,49 +64,28 @@ pub(crate) fn save(process: &Process, gathered: &mut Gathered, of: fn(&VmaRecord
     note(&mut process.policies(), gathered, of);
 }
 
-/// Notes the policies of a process's memory that stands still, which a thread of it tells where they are few: for what /proc says of
-/// them the kernel walks all page tables. Nothing, where it may not ask ([`Gathered::knows_policies`]).
+/// Whether no memory of a process that stands still has a policy, as a thread of it says: for what /proc says the kernel
+/// walks all page tables. Not of many mappings, nor where a container's filter refuses to be asked.
 ///
 /// # Errors
 /// The thread cannot ask.
-pub(crate) fn ask_all(
+#[inline(never)]
+pub(crate) fn has_none(
     mut caller: Caller<'_>,
     memory: &Memory,
-    gathered: &mut Gathered,
-) -> Result<()> {
+    vmas: &[VmaRecord],
+) -> Result<bool> {
     // MPOL_F_ADDR: of that memory, not of the thread.
     const OF_MEMORY: u64 = 2;
     const MOST: usize = 4096;
-    let vmas = &gathered.vmas;
-    let mut list = List::default();
-    let mode = |list: &mut List, vma: &VmaRecord| {
-        list.reading(libc::SYS_get_mempolicy, &[0, 0, 0, vma.start, OF_MEMORY], 0, 4)
-    };
-    let asked: Vec<_> = vmas.iter().map(|vma| mode(&mut list, vma)).collect();
-    let few = asked.len() <= MOST;
-    let modes = if few { caller.list(memory, &list)? } else { Replies::default() };
-    // A container's filter may refuse it.
-    if asked.iter().any(|asked| modes.result(*asked) != 0) {
-        return Ok(());
+    if vmas.len() > MOST {
+        return Ok(false);
     }
     let mut list = List::default();
-    let some = vmas.iter().zip(asked).map(|(vma, asked)| (vma, modes.get::<u32>(asked)));
-    let some: Vec<_> = some
-        .filter(|(_, mode)| *mode != 0)
-        .map(|(vma, mode)| {
-            let args = [0, 0, BITS, vma.start, OF_MEMORY];
-            let nodes = list.reading(libc::SYS_get_mempolicy, &args, 1, size_of::<Nodes>());
-            (vma, mode, nodes)
-        })
-        .collect();
-    let told = if some.is_empty() { Replies::default() } else { caller.list(memory, &list)? };
-    for (vma, mode, nodes) in some {
-        let (start, end) = (vma.start, vma.end);
-        let (mode, nodes) = uniform((mode, told.get(nodes)));
-        gathered.policies.push(NumaPolicy { thread: 0, mode, start, end, nodes });
+    for vma in vmas {
+        list.reading(libc::SYS_get_mempolicy, &[0, 0, 0, vma.start, OF_MEMORY], 0, 4);
     }
-    gathered.knows_policies = true;
-    Ok(())
+    caller.list(memory, &list).map(|replies| replies.are_zeros())
 }
 
 /// What there is to note of a process: most memory has no policy.
