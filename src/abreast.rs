@@ -179,12 +179,15 @@ where
                 });
                 line = self.line();
                 line.taken += 1;
+                if let Err(error) = done {
+                    // In this lock: nobody takes what follows one that was not taken.
+                    line.failed.get_or_insert(error);
+                    taken.clear();
+                }
                 drop(take);
                 self.tell(&line);
                 drop(line);
-                for one in taken {
-                    done = done.and_then(|()| (self.finish)(one));
-                }
+                done = taken.into_iter().try_for_each(&self.finish);
                 line = self.line();
                 if let Err(error) = done {
                     line.failed.get_or_insert(error);

@@ -186,7 +186,8 @@ impl<'a> Writer<'a> {
         self.out.within = start..start + bytes.len();
         let added = add(self);
         self.out.within = 0..0;
-        added.map(|()| std::mem::take(&mut self.out.noted))
+        let noted = std::mem::take(&mut self.out.noted);
+        added.map(|()| noted)
     }
 
     /// As [`Sink::may_wait`].

@@ -139,7 +139,7 @@ fn without_kernel(process: &Process, tid: Tid) -> Error {
 fn too_late(process: &Process, tid: Tid) -> Error {
     let whose = named(process, tid);
     let what = format!("{whose} has locked itself in (seccomp(2)) while the checkpoint began");
-    Error::new(what).of(Kind::Obstacles).hint("try again")
+    Error::new(what).of(Kind::Obstacles).hint("try again, once it has begun")
 }
 
 impl Frozen {
