@@ -35,6 +35,12 @@ impl Mapping {
         Self { at, len, prot: None, told: 0 }
     }
 
+    /// A part of it, for itself; None where it does not have all of that.
+    pub(super) fn part(&self, start: u64, end: u64) -> Option<Self> {
+        let is_inside = self.at <= start && end <= self.at + self.len;
+        is_inside.then_some(Self { at: start, len: end - start, ..*self })
+    }
+
     /// Maps zeroed private memory that may be read and written.
     pub(crate) fn anonymous(at: u64, len: u64, flags: MapFlags) -> Result<Self> {
         let (addr, size) = checked(at, len)?;

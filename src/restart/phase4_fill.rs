@@ -17,7 +17,7 @@ use super::placed::Placed;
 use super::pooled::Kept;
 use super::space::Space;
 use super::vdso::Vdso;
-use super::{auxv, following, frames, pages, placed, region, vdso};
+use super::{auxv, following, frames, pages, placed, pooled, region, vdso};
 use crate::error::{Error, Result};
 use crate::order;
 use crate::proc::Process;
@@ -68,21 +68,22 @@ pub(crate) fn fill(
     own.iter().for_each(|v| stub_space.take_but(v.start, v.end, &in_place));
     let mut space = stub_space.clone();
     saved.vmas.iter().for_each(|v| space.take(v.start, v.end));
-    let region_end = saved.process.region + saved.process.region_len;
-    space.take(saved.process.region, region_end);
+    space.take(saved.process.region, saved.process.region + saved.process.region_len);
     space.take(saved.process.vvar, saved.process.vvar + saved.process.vvar_len);
 
     let used = saved.vmas.iter().map(|vma| 1u32.checked_shl(vma.pkey).unwrap_or(0));
     mapping::allocate_keys(used.fold(saved.process.keys, |all, key| all | key))?;
     let (mut placed, mut lacking) = (Vec::new(), 0);
     let (vdso, patched) = vdso::place(saved, &own, &mut space)?;
+    let joined = join(saved, kept, &stub_space);
     for (i, record) in saved.vmas.iter().enumerate() {
         if record.kind == VmaKind::Vdso as u32 && patched.is_none() {
             continue;
         }
         let len = record.end - record.start;
-        if let Some(at) = kept.place(record) {
-            placed.push(Placed::whole(record, Mapping::of_another(at, len)));
+        let there = kept.place(record).map(|at| Mapping::of_another(at, len));
+        if let Some(mapping) = there.or_else(|| part(&joined, record)) {
+            placed.push(Placed::whole(record, mapping));
             continue;
         }
         let in_place = stub_space.is_free(record.start, record.end);
@@ -182,6 +183,41 @@ fn is_final(saved: &Saved<'_>, record: &VmaRecord) -> bool {
     saved.memory.get(next).is_none_or(|chunk| chunk.address >= record.end)
 }
 
+/// Maps as one what private memory follows each other without a gap and is to be mapped in the same way: there may be tens of
+/// thousands. Where something has come to lie meanwhile each is mapped by itself.
+fn join(saved: &Saved<'_>, kept: &Kept, space: &Space) -> Vec<Mapping> {
+    let can = |record: &VmaRecord| {
+        pooled::is_plain(record)
+            && !is_final(saved, record)
+            && kept.place(record).is_none()
+            && space.is_free(record.start, record.end)
+    };
+    let joins = |one: &VmaRecord, next: &VmaRecord| {
+        one.end == next.start && one.flags == next.flags && can(one) && can(next)
+    };
+    let runs = saved.vmas.chunk_by(joins).filter(|run| run.len() > 1);
+    let len = |run: &[VmaRecord]| run[run.len() - 1].end - run[0].start;
+    runs.filter_map(|run| plain(&run[0], run[0].start, len(run)).ok()).collect()
+}
+
+/// What of memory that was mapped so is a record's.
+fn part(joined: &[Mapping], record: &VmaRecord) -> Option<Mapping> {
+    let index = joined.partition_point(|all| all.at() <= record.start).checked_sub(1)?;
+    joined[index].part(record.start, record.end)
+}
+
+/// Maps private memory with the flags of a record.
+fn plain(record: &VmaRecord, at: u64, len: u64) -> Result<Mapping> {
+    let mut flags = unreserved(record);
+    if record.flags & vma_flag::GROWSDOWN != 0 {
+        flags |= MapFlags::MAP_GROWSDOWN;
+    }
+    let mut mapping = Mapping::anonymous(at, len, flags)?;
+    // It is for the pages that come now.
+    mapping.tell(record.flags & (vma_flag::HUGEPAGE | vma_flag::NOHUGEPAGE));
+    Ok(mapping)
+}
+
 /// As it was: what is otherwise than what lies beside it would stay a mapping of its own when the program protects both
 /// alike again, and mremap(2) moves nothing that consists of two (EFAULT).
 pub(super) fn unreserved(record: &VmaRecord) -> MapFlags {
@@ -222,16 +258,7 @@ fn map(
         VmaKind::Private | VmaKind::Vdso if record.flags & vma_flag::DROPPABLE != 0 => {
             Mapping::droppable(at, len)
         }
-        VmaKind::Private | VmaKind::Vdso => {
-            let mut flags = unreserved(record);
-            if record.flags & vma_flag::GROWSDOWN != 0 {
-                flags |= MapFlags::MAP_GROWSDOWN;
-            }
-            let mut mapping = Mapping::anonymous(at, len, flags)?;
-            // It is for the pages that come now.
-            mapping.tell(record.flags & (vma_flag::HUGEPAGE | vma_flag::NOHUGEPAGE));
-            Ok(mapping)
-        }
+        VmaKind::Private | VmaKind::Vdso => plain(record, at, len),
     }
 }
 
