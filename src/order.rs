@@ -76,8 +76,27 @@ pub(crate) fn by<T>(items: &mut [T], compare: impl Fn(&T, &T) -> Ordering) {
     follow(&mut keys, &mut |a, b| items.swap(a, b));
 }
 
+/// Heapsort, in a tenth of the code that the standard library has for it: few places are sorted by a comparison.
 fn sort_places(places: &mut [Key], compare: &dyn Fn(usize, usize) -> Ordering) {
-    places.sort_unstable_by(|a, b| compare(a.1, b.1).then(a.1.cmp(&b.1)));
+    let is_before = |a: &Key, b: &Key| compare(a.1, b.1).then(a.1.cmp(&b.1)).is_lt();
+    let len = places.len();
+    // First each inner place is the root of a heap, from the last on; then the largest goes behind the rest, again and again.
+    for turn in (0..len + len / 2).rev() {
+        let (mut root, end) = (turn.saturating_sub(len), turn.min(len));
+        if turn < len {
+            places.swap(0, turn);
+        }
+        while 2 * root + 1 < end {
+            let child = 2 * root + 1;
+            let is_second = child + 1 < end && is_before(&places[child], &places[child + 1]);
+            let largest = child + usize::from(is_second);
+            if !is_before(&places[root], &places[largest]) {
+                break;
+            }
+            places.swap(root, largest);
+            root = largest;
+        }
+    }
 }
 
 /// Has items follow their keys: round by round of those that change their places with each other, so that there is no second
@@ -115,6 +134,17 @@ mod tests {
         assert_eq!(items, sorted);
         by(&mut again, |a, b| a.0.cmp(&b.0));
         assert_eq!(again, sorted);
+    }
+
+    #[test]
+    fn comparisons_sort_as_the_standard_library_does() {
+        for len in 0..200usize {
+            let mut items: Vec<_> = (0..len).map(|at| (at * 7919 % 61, at)).collect();
+            let mut sorted = items.clone();
+            sorted.sort_by(|a, b| b.0.cmp(&a.0));
+            by(&mut items, |a, b| b.0.cmp(&a.0));
+            assert_eq!(items, sorted);
+        }
     }
 
     #[test]
