@@ -141,7 +141,7 @@ mod tests {
         for len in 0..200usize {
             let mut items: Vec<_> = (0..len).map(|at| (at * 7919 % 61, at)).collect();
             let mut sorted = items.clone();
-            sorted.sort_by(|a, b| b.0.cmp(&a.0));
+            sorted.sort_by_key(|item| std::cmp::Reverse(item.0));
             by(&mut items, |a, b| b.0.cmp(&a.0));
             assert_eq!(items, sorted);
         }
