@@ -39,6 +39,28 @@ fn goes_on(bench: &Bench, image: &str) {
     again.go();
 }
 
+/// Valgrind would run our handler as a part of its program, and end by that. Its launcher is told by what it leaves in the
+/// environment.
+#[test]
+fn no_handler_is_there_before_an_instrumenter() {
+    for who in BOTH {
+        let bench = Bench::new(who);
+        let program = bench.subject("waiter", Build::Pie);
+        let program = program.to_str().expect("utf-8");
+        let args = ["VALGRIND_LAUNCHER=/usr/bin/valgrind", program];
+        let mut run = bench.launch(&["-n", "x.ckpt"], "env", &args);
+        run.expect("ready");
+        run.complaint("no checkpoints by the signal: process");
+        let status = fs::read_to_string(format!("/proc/{}/status", run.pid())).expect("it lives");
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).expect("a mask");
+        let caught = u64::from_str_radix(caught.trim(), 16).expect("hexadecimal");
+        assert_eq!(caught >> (SIGTSTP as i32 - 1) & 1, 0);
+        bench.must(&["save", &run.pid_text(), "--stop", "-n", &bench.name("x.ckpt")]);
+        run.end();
+        goes_on(&bench, "x.ckpt");
+    }
+}
+
 #[test]
 fn the_signal_saves_what_wrappers_execute() {
     for who in BOTH {

@@ -176,6 +176,15 @@ fn unused_signal(
 ) -> Result<(Config, Option<String>)> {
     let status = process.main_status()?;
     let Some(bit) = config.asyncsig.checked_sub(1) else { return Ok((*config, None)) };
+    // Valgrind reads its program's handlers from the kernel when it begins, and cannot translate one that it has not seen mapped.
+    let environment = process.environment().unwrap_or_default();
+    if environment.split(|byte| *byte == 0).any(|it| it.starts_with(b"VALGRIND_LAUNCHER=")) {
+        let sentence = format!(
+            "no checkpoints by the signal: process {outer} runs under valgrind, which would take our handler for its program's; \
+             use ckpt save {outer}"
+        );
+        return Ok((Config { asyncsig: 0, ..*config }, Some(sentence)));
+    }
     let handler = match ((status.ignored >> bit) & 1, (status.caught >> bit) & 1) {
         (0, 0) => return Ok((*config, None)),
         (1, _) => libc::SIG_IGN as u64,
