@@ -87,6 +87,43 @@ fn a_stream_is_whole() {
     }
 }
 
+/// The ends come behind bytes for which the readers have no room: of a sender that has closed, and of one that has shut.
+const ENDED: &str = r#"
+import os, socket, time
+piece, ends = bytes(range(251)) * 1000, []
+def fill(line):
+    line.setblocking(False); sent = 0
+    try:
+        while True: sent += line.send(piece[sent % 251:])
+    except BlockingIOError: return sent
+for how in ("closed", "shut"):
+    listener = socket.create_server(("localhost", 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+    sender = socket.create_connection(listener.getsockname())
+    reader = listener.accept()[0]
+    sent = fill(sender)
+    got = len(reader.recv(100000))
+    if how == "shut": sender.shutdown(socket.SHUT_WR)
+    else: sender.close()
+    ends.append([reader, sender, got, sent])
+print("ready", flush=True)
+while not os.path.exists("gate"): time.sleep(0.02)
+for reader, sender, got, sent in ends:
+    while part := reader.recv(30000):
+        assert part == (piece[got % 251:] + piece)[:len(part)], got
+        got += len(part)
+    print("all" if got == sent else f"{got} of {sent}", flush=True)
+"#;
+
+#[test]
+fn what_was_sent_before_an_end_is_whole() {
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        let run = python(&bench, ENDED);
+        lives_on(&bench, run, &["all", "all"]);
+    }
+}
+
 /// What the kernel keeps of a closed connection does not keep the port.
 const SERVER: &str = r#"
 import http.server, os, socket, threading, time, urllib.request

@@ -256,6 +256,16 @@ fn is_foreign(own: &Inet) -> bool {
     made.and_then(|made| bind(&made, &name)) == Err(Errno::EADDRNOTAVAIL)
 }
 
+/// What a TCP connection's own calls have ended of it (shutdown(2), from bit 0 on what it receives, and what it sends), of
+/// which poll(2) says that it `hung_up`. Of one that the other end has not ended only its own call ends what it receives.
+/// That end may have come with what was under way when the connection was first looked at.
+fn shut_of(own: &Inet, ours: &OwnedFd, hung_up: bool) -> u32 {
+    let now = Inet::of(ours, own.at).map_or(state::CLOSE, |now| now.state);
+    let is_open = matches!(now, state::ESTABLISHED | FIN_WAIT1 | FIN_WAIT2);
+    let has_sent = matches!(own.state, FIN_WAIT1 | FIN_WAIT2 | LAST_ACK | CLOSING);
+    u32::from(hung_up && is_open) + 2 * u32::from(has_sent)
+}
+
 pub(super) fn save(
     fd: &Fd,
     own: &Inet,
@@ -314,11 +324,7 @@ pub(super) fn save(
         }
     };
     if own.is_tcp() && !matches!(own.state, state::LISTENS | state::CLOSE | state::CONNECTING) {
-        // Of a connection that has not come to an end, only its own call ends what it receives.
-        let ended = matches!(own.state, state::CLOSE_WAIT | LAST_ACK | CLOSING);
-        socket.shutdown = u32::from(!ended && polled(libc::POLLRDHUP));
-        socket.shutdown |=
-            2 * u32::from(matches!(own.state, FIN_WAIT1 | FIN_WAIT2 | LAST_ACK | CLOSING));
+        socket.shutdown = shut_of(own, &ours, polled(libc::POLLRDHUP));
     }
     if own.dead {
         socket.shutdown = 3;
