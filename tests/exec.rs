@@ -18,10 +18,7 @@ const BOTH: [Who; 2] = [Who::Me, Who::Nobody];
 #[track_caller]
 fn catches(pid: u32, signal: Signal) {
     until("a handler of the checkpoint signal", || {
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"))?;
-        let caught = u64::from_str_radix(caught.trim(), 16).ok()?;
-        (caught >> (signal as i32 - 1) & 1 == 1).then_some(())
+        harness::catches(pid, signal as i32).then_some(())
     });
 }
 
@@ -51,10 +48,7 @@ fn no_handler_is_there_before_an_instrumenter() {
         let mut run = bench.launch(&["-n", "x.ckpt"], "env", &args);
         run.expect("ready");
         run.complaint("no checkpoints by the signal: process");
-        let status = fs::read_to_string(format!("/proc/{}/status", run.pid())).expect("it lives");
-        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).expect("a mask");
-        let caught = u64::from_str_radix(caught.trim(), 16).expect("hexadecimal");
-        assert_eq!(caught >> (SIGTSTP as i32 - 1) & 1, 0);
+        assert!(!harness::catches(run.pid(), SIGTSTP as i32));
         bench.must(&["save", &run.pid_text(), "--stop", "-n", &bench.name("x.ckpt")]);
         run.end();
         goes_on(&bench, "x.ckpt");

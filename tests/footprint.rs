@@ -5,7 +5,7 @@ mod harness;
 mod serving;
 
 use harness::faults::armed;
-use harness::{Bench, Build, Run, Who, status_line, until};
+use harness::{Bench, Build, Run, Who, is_stopped, status_line, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serving::Server;
@@ -46,8 +46,7 @@ fn save(bench: &Bench, run: &Run, options: &[&str], (step, then): (&str, impl Fn
             std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", dumper.pid()));
         let children = children.unwrap_or_default();
         let all = children.split_whitespace().filter_map(|word| word.parse().ok());
-        let is_stopped = |pid: &u32| status_line(*pid, "State").is_some_and(|s| s.starts_with('T'));
-        all.chain([dumper.pid()]).find(is_stopped)
+        all.chain([dumper.pid()]).find(|pid| is_stopped(*pid))
     });
     let most = peak(stopped);
     then();

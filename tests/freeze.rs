@@ -6,7 +6,9 @@ mod harness;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use harness::faults::armed;
-use harness::{Bench, Build, Run, Way, Who, rounds, saved_often, status_line, survive, until};
+use harness::{
+    Bench, Build, Run, Way, Who, await_stop, rounds, saved_often, status_line, survive, until,
+};
 use nix::sys::signal::Signal;
 
 /// A moment within `limit`, another one each time.
@@ -194,13 +196,6 @@ fn the_mask_of_a_wait_stays() {
     stays_suspended(Who::Nobody, Build::Musl, Way::Launch);
 }
 
-#[track_caller]
-fn until_stopped(run: &Run) {
-    until("the program to be stopped", || {
-        status_line(run.pid(), "State")?.starts_with('T').then_some(())
-    });
-}
-
 /// A program that is stopped stays so: when it is saved and goes on, and after a restart.
 #[track_caller]
 fn stays_stopped(who: Who, build: Build, threads: &str) {
@@ -208,17 +203,17 @@ fn stays_stopped(who: Who, build: Build, threads: &str) {
     let mut run = bench.run(bench.subject("crowd", build), &[threads]);
     run.expect("ready");
     run.signal(Signal::SIGSTOP);
-    until_stopped(&run);
+    await_stop(run.pid());
     bench.must(&["save", &run.pid_text(), "-n", &bench.name("a.ckpt")]);
-    until_stopped(&run);
+    await_stop(run.pid());
     bench.must(&["save", &run.pid_text(), "--stop", "-n", &bench.name("b.ckpt")]);
     run.ends_well();
     for name in ["a.ckpt", "b.ckpt"] {
         let mut again = bench.run(bench.path(name), &[]);
         again.say("check");
-        until_stopped(&again);
+        await_stop(again.pid());
         bench.must(&["save", &again.pid_text(), "-n", &bench.name("c.ckpt")]);
-        until_stopped(&again);
+        await_stop(again.pid());
         assert_eq!(again.line_now(), None);
         again.signal(Signal::SIGCONT);
         again.expect("ok");
@@ -264,9 +259,7 @@ fn loses_its_memory(who: Who, more: Option<&str>, hides: bool) {
         command.args(scan).arg("--").arg(&ckpt);
         let args: Vec<_> = ["save", &pid, "-n", &x].into_iter().chain(more).collect();
         let dumper = Run::start(armed(command, &format!("+area:{area}"), &args));
-        let is_stopped =
-            || status_line(dumper.pid(), "State").filter(|state| state.starts_with('T'));
-        until("the dumper between two areas", is_stopped);
+        await_stop(dumper.pid());
         let victim = match more {
             Some(_) => run.pid(),
             // It is the process itself as long as that stands still.

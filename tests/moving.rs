@@ -8,8 +8,8 @@ use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 
-use harness::host::{Host, called, resume, stopped};
-use harness::{Bench, Build, Run, Who, until};
+use harness::host::{Host, called, resume};
+use harness::{Bench, Build, Run, Who, await_stop, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
 
@@ -118,7 +118,7 @@ fn memory_whose_mappings_change_meanwhile_is_right() {
         let mut run = bench.run(bench.subject("bounds", Build::Pie), &[seed]);
         run.expect("ready");
         let mover = host.stops(&bench, run.pid(), step);
-        stopped(mover.pid());
+        await_stop(mover.pid());
         run.check();
         run.check();
         resume(mover.pid());
@@ -167,7 +167,7 @@ fn memory_of_one_that_forks_meanwhile_is_right() {
     let mut run = bench.run("/usr/bin/python3", &["-c", FORKS]);
     run.expect("ready");
     let mover = host.stops(&bench, run.pid(), "rounded");
-    stopped(mover.pid());
+    await_stop(mover.pid());
     run.say("fork");
     run.expect("right");
     resume(mover.pid());
@@ -188,7 +188,7 @@ fn who_stops_the_mover_in_time_stops_the_move() {
     run.expect("ready");
     let mut mover = host.stops(&bench, run.pid(), "poised");
     let receiver = until("the other end", || host.receiver());
-    stopped(receiver);
+    await_stop(receiver);
     mover.signal(Signal::SIGINT);
     // Though the other host says nothing.
     until("the mover's end", || (!mover.lives()).then_some(()));
@@ -211,7 +211,7 @@ fn a_host_that_is_silent_is_not_waited_for() {
     run.expect("ready");
     let mover = host.stops(&bench, run.pid(), "poised");
     let receiver = until("the other end", || host.receiver());
-    stopped(receiver);
+    await_stop(receiver);
     let mut mover = mover;
     until("the mover's end", || (!mover.lives()).then_some(()));
     run.check();

@@ -6,8 +6,8 @@ mod harness;
 use std::fs;
 use std::time::{Duration, Instant};
 
-use harness::host::{Host, resume, stopped};
-use harness::{Bench, Build, Who, status_line, until};
+use harness::host::{Host, resume};
+use harness::{Bench, Build, Who, await_stop, status_line, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -20,7 +20,7 @@ fn an_old_answer_ends_nothing() {
         let mut run = bench.run(bench.subject("memory", Build::Pie), &[]);
         run.expect("ready");
         let mut mover = host.stops(&bench, run.pid(), "promised");
-        stopped(mover.pid());
+        await_stop(mover.pid());
         let receiver = until("the other end", || host.receiver());
         if is_gone {
             kill(Pid::from_raw(receiver.cast_signed()), Signal::SIGKILL).expect("it is there");
@@ -64,7 +64,7 @@ fn whatever_it_does_first_it_has_begun() {
         let mut run = bench.run("/bin/sh", &["-c", &script]);
         run.expect("ready");
         let mover = host.stops(&bench, run.pid(), "parted");
-        stopped(mover.pid());
+        await_stop(mover.pid());
         bench.file("flag", "");
         resume(mover.pid());
         run.expect("first");

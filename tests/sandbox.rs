@@ -4,7 +4,7 @@
 mod harness;
 
 use harness::faults::{armed, steps};
-use harness::{Bench, Build, Run, Way, Who, until};
+use harness::{Bench, Build, Run, Way, Who, await_stop, until};
 use nix::sys::signal::Signal::{SIGCONT, SIGKILL};
 use nix::sys::signal::kill;
 
@@ -177,9 +177,7 @@ fn who_locks_itself_in_as_its_checkpoint_begins_is_not_touched() {
     let mut run = start(&bench, "late");
     let args = ["save", &run.pid_text(), "-n", &bench.name("x.ckpt")];
     let save = Run::start(armed(bench.command(bench.ckpt()), "+begun", &args));
-    let stat = format!("/proc/{}/stat", save.pid());
-    let is_stopped = || std::fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") T "));
-    until("the step", || is_stopped().then_some(()));
+    await_stop(save.pid());
     run.say("lock");
     run.expect("locked");
     save.signal(SIGCONT);

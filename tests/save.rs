@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use nix::sys::signal::Signal::{SIGCONT, SIGKILL, SIGSTOP, SIGTSTP, SIGUSR1};
 
 use harness::faults::is_killed;
-use harness::{Bench, Build, Run, Way, Who, catches, status_line, until};
+use harness::{Bench, Build, Run, Way, Who, await_stop, catches, status_line, until};
 
 const SIGTSTP_NUMBER: i32 = 20;
 
@@ -316,9 +316,7 @@ fn a_sleep_that_somebody_else_has_stopped_goes_on_after_a_restart() {
             let save = ["save", &run.pid_text(), "-n", &bench.name("x.ckpt")];
             if step.is_empty() {
                 run.signal(SIGSTOP);
-                until("its stop", || {
-                    (status_line(run.pid(), "State")?.starts_with('T')).then_some(())
-                });
+                await_stop(run.pid());
                 run.signal(SIGCONT);
             } else {
                 assert!(is_killed(&bench, step, &save));

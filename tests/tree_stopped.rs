@@ -5,7 +5,7 @@
 mod harness;
 
 use harness::faults::{armed, steps};
-use harness::{Bench, Build, Run, Who, status_line, until};
+use harness::{Bench, Build, Run, Who, await_stop};
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -131,13 +131,13 @@ fn a_stopped_program_stays_stopped_for_three_generations() {
         run.signal(SIGSTOP);
         for name in ["a.ckpt", "b.ckpt", "c.ckpt"].map(|name| bench.name(name)) {
             for args in [&["save"][..], &["save", "--stop"]] {
-                until("its stop", || is_stopped(&run).then_some(()));
+                await_stop(run.pid());
                 bench.must(&[args, &[&run.pid_text(), "-n", &name]].concat());
             }
             run.ends_well();
             run = bench.run(&name, &[]);
         }
-        until("its stop", || is_stopped(&run).then_some(()));
+        await_stop(run.pid());
         run.signal(SIGCONT);
         run.check();
         run.go();
@@ -152,16 +152,12 @@ fn the_end_of_a_stopped_program_is_that_of_its_restarter() {
         let mut run = bench.run("/usr/bin/sleep", &["1000"]);
         run.signal(SIGSTOP);
         for name in ["a.ckpt", "b.ckpt", "c.ckpt"].map(|name| bench.name(name)) {
-            until("its stop", || is_stopped(&run).then_some(()));
+            await_stop(run.pid());
             bench.must(&["save", "--stop", &run.pid_text(), "-n", &name]);
             run.ends_well();
             run = bench.run(&name, &["--ids", "keep"]);
         }
     }
-}
-
-fn is_stopped(run: &Run) -> bool {
-    status_line(run.pid(), "State").is_some_and(|state| state.starts_with('T'))
 }
 
 /// A job that is a group of its own, to which it sends the checkpoint signal itself: its child has no handler, and must answer

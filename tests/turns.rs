@@ -11,7 +11,7 @@ use nix::sys::signal::Signal::{SIGCONT, SIGKILL, SIGTSTP, SIGUSR1};
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
-use harness::{Bench, Build, Run, Who, catches, status_line, until};
+use harness::{Bench, Build, Run, Who, await_stop, catches, status_line, until};
 
 const SIGTSTP_NUMBER: i32 = SIGTSTP as i32;
 
@@ -24,9 +24,7 @@ fn a_save_takes_no_signal() {
     assert!(!catches(run.pid(), SIGTSTP_NUMBER), "the signal is taken");
     // It stops the program as ever, which goes on.
     run.signal(SIGTSTP);
-    until("a stopped program", || {
-        status_line(run.pid(), "State").is_some_and(|s| s.starts_with('T')).then_some(())
-    });
+    await_stop(run.pid());
     run.signal(SIGCONT);
     run.check();
     let mut again = bench.run(bench.path("x.ckpt"), &[]);

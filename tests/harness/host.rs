@@ -81,12 +81,6 @@ pub(crate) fn called(bench: &Bench, name: &str) -> Vec<u32> {
     .collect()
 }
 
-/// Waits until a process was stopped.
-pub(crate) fn stopped(pid: u32) {
-    let state = || status_line(pid, "State").unwrap_or_default();
-    until("a stop", || state().starts_with('T').then_some(()));
-}
-
 pub(crate) fn resume(pid: u32) {
     kill(Pid::from_raw(pid.cast_signed()), Signal::SIGCONT).expect("it is there");
 }

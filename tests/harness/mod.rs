@@ -61,6 +61,17 @@ pub(crate) fn status_line(pid: u32, name: &str) -> Option<String> {
     Some(line.trim().to_owned())
 }
 
+/// Whether the process is stopped.
+pub(crate) fn is_stopped(pid: u32) -> bool {
+    status_line(pid, "State").is_some_and(|state| state.starts_with('T'))
+}
+
+/// Waits until it is.
+#[track_caller]
+pub(crate) fn await_stop(pid: u32) {
+    until("a stop", || is_stopped(pid).then_some(()));
+}
+
 /// Whether the process catches the signal.
 pub(crate) fn catches(pid: u32, signal: i32) -> bool {
     let mask = status_line(pid, "SigCgt").expect("the process lives");
