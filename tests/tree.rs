@@ -3,7 +3,9 @@
 
 mod harness;
 
-use harness::{Bench, Build, Who, until};
+use harness::faults::armed;
+use harness::{Bench, Build, Run, Who, await_stop, until};
+use nix::sys::signal::Signal::SIGCONT;
 
 /// Subshells in a pipeline, in the background and in a substitution, each of which waits for a gate of its own;
 /// the shell waits for them by their ids.
@@ -217,6 +219,38 @@ if __name__ == "__main__":
         run.expect(&format!("[{}]", all.join(", ")));
         run.expect("True");
         run.ends_well();
+    }
+}
+
+/// Who goes on first kills another that still stands: the checkpoint is of before, and not taken once more.
+#[test]
+fn who_is_killed_as_all_go_on_is_in_the_checkpoint() {
+    const SCRIPT: &str = r#"
+import os, subprocess
+child = subprocess.Popen(["sleep", "1000"])
+print("ready", flush=True)
+while input() == "kill":
+    lives = os.waitpid(child.pid, os.WNOHANG) == (0, 0)
+    child.kill()
+    print(lives, flush=True)
+"#;
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        let mut run = bench.run("/usr/bin/python3", &["-c", SCRIPT]);
+        run.expect("ready");
+        let (pid, x) = (run.pid_text(), bench.name("x.ckpt"));
+        let save = armed(bench.command(bench.ckpt()), "+thawed", &["save", &pid, "-n", &x]);
+        let save = Run::start(save);
+        await_stop(save.pid());
+        run.say("kill");
+        run.expect("True");
+        save.signal(SIGCONT);
+        save.ends_well();
+        run.go();
+        let mut again = bench.run(&x, &[]);
+        again.say("kill");
+        again.expect("True");
+        again.go();
     }
 }
 

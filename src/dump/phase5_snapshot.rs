@@ -6,6 +6,7 @@
 //! `__WCLONE`, so the program's own wait(2) never meets either; the snapshot becomes init's. It has
 //! no descriptors, blocks all signals, and ends when it is killed or when this dumper ends.
 
+use super::is_leaving;
 use super::phase2_equip::Equipped;
 use super::phase3_gather::Still;
 use super::rolling::Rolling;
@@ -184,11 +185,16 @@ impl Pictured<'_> {
     }
 
     /// Lets the process go on, if there is a picture.
+    ///
+    /// # Errors
+    /// Its memory cannot be written to.
     pub(crate) fn thaw(&mut self) -> Result<()> {
         if self.goes_on()
             && let Some(frozen) = self.frozen.take()
         {
-            self.equipped.leaves()?;
+            let leaves = self.equipped.leaves();
+            // Somebody who goes on already may have killed it where it stands; its picture is taken.
+            leaves.or_else(|e| if is_leaving(&self.equipped.process) { Ok(()) } else { Err(e) })?;
             reach(Point::Leaving);
             frozen.thaw();
             // What goes on may have executed another program by then, or ended; its picture is taken.
