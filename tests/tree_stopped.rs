@@ -103,6 +103,27 @@ fn a_killed_dumper_lets_no_stopped_child_go_on() {
     }
 }
 
+/// What it brings home of the restorer is no change that the program has made, for which all would have to stand still again.
+#[test]
+fn a_stopped_child_of_a_restart_stands_still_once() {
+    const SCRIPT: &str = "import os, signal, subprocess; child = subprocess.Popen(['sleep', '1000']); \
+                          child.send_signal(signal.SIGSTOP); os.waitpid(child.pid, os.WUNTRACED); \
+                          print('ready', flush=True); input(); child.kill()";
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        let mut run = bench.run("/usr/bin/python3", &["-c", SCRIPT]);
+        run.expect("ready");
+        let x = bench.name("x.ckpt");
+        bench.must(&["save", "--stop", &run.pid_text(), "-n", &x]);
+        run.ends_well();
+        let run = bench.run(&x, &[]);
+        for _ in 0..2 {
+            assert!(!killed(&bench, "thawed:3", &["save", &run.pid_text(), "-n", &x]), "a third");
+        }
+        run.go();
+    }
+}
+
 /// Where there is no payload yet, threads work in holes; a stopped one stays there when its host dies.
 #[test]
 fn a_stopped_child_comes_out_of_a_hole() {

@@ -99,8 +99,12 @@ pub(crate) fn equip(
         return Err(restarting(pid));
     }
     let (mut region, looked) = match region {
-        Some(region) if !has_entered(frozen, &region)? => return Ok(None),
-        Some(region) => (region, Some(looked)),
+        Some(region) => match has_entered(frozen, &region)? {
+            Homecoming::Before => (region, Some(looked)),
+            // On its way it has unmapped what was the restorer's.
+            Homecoming::Now => (region, None),
+            Homecoming::Never => return Ok(None),
+        },
         None => {
             // A process that may do less than we may is not told where we save it to.
             let is_told = whose.is_its() && !request.moves();
@@ -137,23 +141,36 @@ pub(crate) fn glimpse(frozen: &mut Frozen) -> Result<Equipped> {
     }
     let found = Region::find(&memory, &vmas).filter(|_| !frozen.threads.is_empty());
     let region = match found {
-        Some(region) if !has_entered(frozen, &region)? => return Err(restarting(pid)),
-        Some(region) => region,
+        Some(region) => match has_entered(frozen, &region)? {
+            Homecoming::Never => return Err(restarting(pid)),
+            _ => region,
+        },
         None => Region::none(&process, configuration(&process, &Settings::default())?),
     };
     Ok(Equipped { process, memory, region, orphans_leave: false, task: own_task(pid) })
 }
 
+/// Whether the threads of a restarted process have entered their program.
+enum Homecoming {
+    /// All had.
+    Before,
+    /// Those of a stopped one have, as we told them to.
+    Now,
+    /// Some have not.
+    Never,
+}
+
 /// Whether no thread obeys the restorer, whose phase ends before all have entered the program: its orders and stack are
 /// in no image. Those of a program that was restarted as a stopped one would be there until SIGCONT.
-fn has_entered(frozen: &mut Frozen, region: &Region) -> Result<bool> {
+fn has_entered(frozen: &mut Frozen, region: &Region) -> Result<Homecoming> {
     let leftover = region.control.leftover..region.control.leftover + region.control.leftover_len;
     let first = region.base + STACKS..region.base + STACKS + STACK_LEN;
     let obeys = |regs: &Regs| leftover.contains(&regs.rsp) || first.contains(&regs.rsp);
-    match frozen.threads.iter().any(|thread| obeys(&thread.regs)) {
-        true if frozen.is_halted() => frozen.come_home(obeys),
-        obey => Ok(!obey),
+    if !frozen.threads.iter().any(|thread| obeys(&thread.regs)) {
+        return Ok(Homecoming::Before);
     }
+    let come = frozen.is_halted() && frozen.come_home(obeys)?;
+    Ok(if come { Homecoming::Now } else { Homecoming::Never })
 }
 
 /// The configuration of a process that had none: its name comes from its own and its directory.
