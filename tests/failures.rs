@@ -64,6 +64,26 @@ fn a_program_that_nobody_may_trace() {
     assert_eq!(bench.names("x.ckpt"), [""; 0]);
 }
 
+/// None of ckpt's processes may be the first in the PID namespace that a program has made for its children: the end of that
+/// one would be the end of all forks. Nor does a signal's dumper, born there, know itself by the id that the program sees.
+#[test]
+fn a_pid_namespace_for_children() {
+    let script = "$| = 1; syscall(272, 0x30000000) == 0 or die; print \"ready\n\"; <STDIN>; \
+                  my $child = fork // die \"no fork: $!\"; exit 7 unless $child; waitpid $child, 0; print $? >> 8, \"\n\"";
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        let mut run = bench.launch(&["-n", "x.ckpt"], "perl", &["-e", script]);
+        run.expect("ready");
+        run.signal(SIGTSTP);
+        run.complaint("another PID namespace");
+        let saved = bench.order(&["save", &run.pid_text()]);
+        assert_eq!(saved.code(), Some(0), "{saved:?}");
+        run.say("");
+        run.expect("7");
+        run.ends_well();
+    }
+}
+
 /// A dumper is executed out of a file that the limit does not allow: there is none, and the program hears of it.
 #[test]
 fn no_room_for_a_dumper() {

@@ -25,6 +25,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 const CLONE_VM: u64 = 0x100;
 const CLONE_VFORK: u64 = 0x4000;
+const CLONE_PARENT_SETTID: u64 = 0x10_0000;
 const CLONE_UNTRACED: u64 = 0x80_0000;
 const FLAGS: u64 = CLONE_VM | CLONE_VFORK | CLONE_UNTRACED;
 
@@ -59,11 +60,16 @@ impl Start {
 /// Starts a dumper for this process and lets it trace us; it is named in the turn, or
 /// `Control::spawn_error` says why there is none.
 pub(crate) fn dumper(page: Page) {
-    let flags = CLONE_VM | CLONE_UNTRACED;
+    // The kernel writes the keeper's id as this process sees it, before the keeper runs, which looks for it, as a dumper does.
+    let flags = CLONE_VM | CLONE_UNTRACED | CLONE_PARENT_SETTID;
+    let tids = [page.keeper().as_ptr() as u64, 0];
     let start = Start { page: page.address(), named: AtomicU32::new(0) };
-    // SAFETY: the stack is kept for the keeper alone, and the one before was just reaped.
-    let keeper =
-        unsafe { sys::clone(flags, page.stack(3), [0; 2], keep, (&raw const start) as u64) };
+    let keeper = if bears_elsewhere() {
+        -errno::ESRCH
+    } else {
+        // SAFETY: the stack is kept for the keeper alone, and the one before was just reaped.
+        unsafe { sys::clone(flags, page.stack(3), tids, keep, (&raw const start) as u64) }
+    };
     if sys::failed(keeper) {
         page.spawn_error().store(keeper, Ordering::Release);
         let _ = turns::change(page, Event::Fail);
@@ -80,6 +86,18 @@ pub(crate) fn dumper(page: Page) {
     }
     turns::note_start(page);
     sys::prctl(PR_SET_PTRACER, u64::from(turns::now(page).task.pid));
+}
+
+/// Whether children of this thread come into another PID namespace (unshare(2), setns(2)), as far as /proc tells. They could
+/// not trace us, and the first of them, which the program means to be another, takes the namespace along when it ends.
+fn bears_elsewhere() -> bool {
+    let links = [c"/proc/thread-self/ns/pid", c"/proc/thread-self/ns/pid_for_children"];
+    let [own, theirs] = links.map(|link| {
+        let mut told = [0u8; 32];
+        sys::read_link(link.as_ptr() as u64, &mut told);
+        told
+    });
+    own != theirs
 }
 
 /// Whether a keeper that is gone has left somebody who says so in a moment. Whoever it leaves after this finds that
@@ -118,8 +136,11 @@ pub(crate) fn reap_keeper(page: Page, milliseconds: u64) {
 extern "C" fn keep(start: u64) -> ! {
     const PR_SET_NAME: u64 = 15;
     let (page, _) = Start::at(start);
-    // Before there is a dumper, which looks for it.
-    page.keeper().store(sys::getpid(), Ordering::Release);
+    // What `bears_elsewhere` could not see: ids by which we and the dumper know ourselves are other processes' there.
+    if page.keeper().load(Ordering::Acquire) != sys::getpid() {
+        page.spawn_error().store(-errno::ESRCH, Ordering::Release);
+        sys::exit(0);
+    }
     sys::prctl(PR_SET_NAME, c"ckpt-keeper".as_ptr() as u64);
     // A monitor that an assistant starts may outlive that.
     sys::prctl(PR_SET_CHILD_SUBREAPER, 1);

@@ -281,6 +281,7 @@ fn reason(error: i64) -> &'static [u8] {
         errno::ENFILE | errno::EMFILE => b"Too many open files",
         errno::EFBIG => b"File too large (RLIMIT_FSIZE is smaller than ckpt itself)",
         errno::ENOSPC => b"No space left on device",
+        errno::ESRCH => b"children of this process get another PID namespace (unshare(2)); `ckpt save` from outside may",
         _ => b"memfd_create(2), O_TMPFILE or execveat(2) failed",
     }
 }

@@ -45,7 +45,8 @@ pub(super) fn dismiss(frozen: &mut Frozen, memory: &Memory, region: &Region) -> 
 }
 
 /// Whether orphans come to the program as the first process of its PID namespace. One of another namespace than ours would
-/// get them under numbers that mean nothing here.
+/// get them under numbers that mean nothing here. Where its children come into another (unshare(2)), orphans go to the first
+/// of them, and are that themselves if there was none yet: it ends, and the program can never fork again.
 fn is_apart(frozen: &Frozen) -> Result<bool> {
     let process = frozen.process();
     let inner = match frozen.threads.first() {
@@ -53,7 +54,8 @@ fn is_apart(frozen: &Frozen) -> Result<bool> {
         None => process.inner_pid(),
     };
     let ours = std::fs::read_link("/proc/self/ns/pid").ok();
-    Ok(inner == Pid::INIT || process.namespace("pid") != ours)
+    let elsewhere = |kind: &&str| process.namespace(kind) != ours;
+    Ok(inner == Pid::INIT || ["pid", "pid_for_children"].iter().any(elsewhere))
 }
 
 /// Whether the program has asked for orphans (PR_SET_CHILD_SUBREAPER in prctl(2)). Of one without a keeper that is asked
