@@ -49,10 +49,17 @@ impl Process {
 /// The CPU time of a process in nanoseconds: of user and kernel in ticks, of the user, and of the scheduler's account, as
 /// CPUCLOCK_PROF, CPUCLOCK_VIRT and CPUCLOCK_SCHED number them.
 pub(crate) fn spent(pid: Pid) -> [i64; 3] {
-    [0, 1, 2].map(|kind| {
-        let time = clock_gettime(ClockId::from_raw(!pid.get() << 3 | kind));
-        time.map_or(0, |time| time.tv_sec() * SECOND + time.tv_nsec())
-    })
+    [0, 1, 2].map(|kind| spent_by(pid, kind))
+}
+
+/// The last of these.
+pub(crate) fn used(pid: Pid) -> i64 {
+    spent_by(pid, 2)
+}
+
+fn spent_by(pid: Pid, kind: i32) -> i64 {
+    let time = clock_gettime(ClockId::from_raw(!pid.get() << 3 | kind));
+    time.map_or(0, |time| time.tv_sec() * SECOND + time.tv_nsec())
 }
 
 /// Nanoseconds of a tick of the kernel's clock.

@@ -2,6 +2,7 @@
 //! Bringing all threads of a process to a stop, and finding out that they are all.
 
 use super::freeze::{FIRST_ATTEMPT, Frozen};
+use super::interrupted;
 use super::raw::{self, State};
 use super::seize::{Seized, deaf, is_deaf_still, seize, stubborn};
 use super::thread::StoppedThread;
@@ -9,11 +10,12 @@ use super::waits::{self, Look};
 use crate::error::{Because, Error, Kind, Result};
 use crate::fault::{Point, reach};
 use crate::proc::Tid;
-use crate::proc::{self, Process, gone};
+use crate::proc::{self, Pid, Process, clocks, gone};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::resource::{Resource, getrlimit};
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
@@ -53,7 +55,7 @@ impl Frozen {
     pub(super) fn attempt(&mut self, mut round: Round, patience: Duration) -> Result<bool> {
         let mut news_at = Instant::now();
         loop {
-            if !self.settle(patience)? {
+            if !self.settle(patience)? || !self.leave_vdso(patience)? {
                 return Ok(false);
             }
             let Round { listed, has_news, dead } = round;
@@ -150,6 +152,42 @@ impl Frozen {
             }
         }
         Ok(true)
+    }
+
+    /// Has threads that the stop has met in the vdso, where a restart cannot go on, come out of it: by a few steps at once, and
+    /// where that does not do, they run for moments until another stop meets them elsewhere, for as long as `patience`;
+    /// false as [`Self::settle`] says. What reads a clock there begins anew whenever the kernel has moved that, some hundred
+    /// times a second, and a step takes two switches: a while after the stop it would be hundreds, on a busy machine without
+    /// an end.
+    fn leave_vdso(&mut self, patience: Duration) -> Result<bool> {
+        const STEPS: usize = 64;
+        let runs = |thread: &StoppedThread| {
+            thread.stopped_by == 0 && interrupted::call_in_progress(&thread.regs).is_none()
+        };
+        if !self.threads.iter().any(runs) {
+            return Ok(true);
+        }
+        let (begun, code) = (Instant::now(), vdso(&self.process));
+        let is_inside = |thread: &StoppedThread| runs(thread) && code.contains(&thread.regs.rip);
+        loop {
+            let mut inside = Vec::new();
+            for thread in self.threads.iter_mut().filter(|thread| is_inside(thread)) {
+                // Who has been killed meanwhile is found to be so like all others.
+                let _ = thread.run_while(|regs| code.contains(&regs.rip), STEPS);
+                inside.extend(is_inside(thread).then_some(thread.tid));
+            }
+            if inside.is_empty() || begun.elapsed() > patience {
+                return Ok(true);
+            }
+            self.threads.retain(|thread| !is_inside(thread));
+            let before = clocks::used(self.pid);
+            inside.iter().for_each(|tid| raw::cont(*tid, 0).unwrap_or_default());
+            await_progress(self.pid, before, inside.len());
+            self.begin(&inside)?;
+            if !self.settle(patience)? {
+                return Ok(false);
+            }
+        }
     }
 
     /// Whether the moving threads that have reported nothing for so long keep the others waiting.
@@ -283,6 +321,31 @@ pub(super) fn await_hearing(process: &Process, deadline: Instant) -> Result<()> 
     Ok(())
 }
 
+/// Where the code of the vdso lies; the exact bounds, which only the list of all mappings has, matter to nobody here.
+fn vdso(process: &Process) -> Range<u64> {
+    const AT_SYSINFO_EHDR: u64 = 33;
+    /// It had two pages of 4 KiB so far.
+    const MOST: u64 = 4 << 12;
+    let auxv = process.auxv().unwrap_or_default();
+    let start = proc::auxv_value(&auxv, AT_SYSINFO_EHDR).unwrap_or(0);
+    start..start.saturating_add(MOST)
+}
+
+/// Waits until so many threads, which are all of the process that run, have had a processor for some instructions since it had
+/// `used` so much time: on a busy machine they have to wait for one.
+fn await_progress(pid: Pid, used: i64, threads: usize) {
+    /// Nanoseconds, among them those of the way from a stop.
+    const EACH: i64 = 8_000;
+    const AT_ONCE: Duration = Duration::from_micros(100);
+    const LONGEST: Duration = Duration::from_millis(2);
+    let begun = Instant::now();
+    while clocks::used(pid) - used < EACH * threads as i64 && begun.elapsed() < LONGEST {
+        if begun.elapsed() > AT_ONCE {
+            std::thread::sleep(Duration::from_micros(20));
+        }
+    }
+}
+
 /// Below which number files of threads may be open for a moment: a quarter of what may be open in all.
 fn most_opened() -> i32 {
     getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| (soft / 4).min(1 << 20) as i32)
@@ -329,4 +392,44 @@ fn deprived(process: &Process) -> Option<Error> {
             .of(Kind::NotPermitted)
             .hint("save jobs that execute such programs as root"),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::process::{Command, Stdio};
+
+    const SPINS: &str = "CKPT_TEST_SPINS";
+
+    /// The program of the test below, which ends it.
+    #[test]
+    fn spins() {
+        if std::env::var_os(SPINS).is_some() {
+            println!("x");
+            loop {
+                std::hint::black_box(Instant::now());
+            }
+        }
+    }
+
+    /// Where it reads the clock all the time, nearly every stop meets it there.
+    #[test]
+    fn a_thread_is_met_outside_of_the_vdso() {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "ptrace::stopping::tests::spins", "--nocapture"]);
+        let mut child = command.env(SPINS, "1").stdout(Stdio::piped()).spawn().unwrap();
+        let mut said = child.stdout.take().unwrap().bytes();
+        assert!(said.any(|byte| byte.is_ok_and(|byte| byte == b'x')));
+        let process = Process::open(Pid::of_word(child.id())).unwrap();
+        let code = vdso(&process);
+        let met = (0..20).filter(|_| {
+            let frozen = Frozen::freeze(&process).unwrap();
+            frozen.threads.iter().any(|thread| code.contains(&thread.regs.rip))
+        });
+        let met = met.count();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!code.is_empty() && met < 5, "{met}");
+    }
 }
