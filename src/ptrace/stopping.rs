@@ -109,6 +109,7 @@ impl Frozen {
     /// Looks at threads that are seized, and then interrupts them. Later nobody can tell how long a wait has lasted.
     pub(super) fn begin(&mut self, news: &[Tid]) -> Result<()> {
         let mut room = most_opened();
+        let (mut asleep, mut running) = (Vec::new(), Vec::new());
         for &tid in news {
             let look = waits::observe(&self.process, tid);
             let status = (room > 0).then(|| self.process.open_status(tid)).flatten();
@@ -116,17 +117,40 @@ impl Frozen {
             let status = status.filter(|file| file.as_raw_fd() < room);
             room = if status.is_some() { room } else { 0 };
             self.moving.push(Moving { tid, look, status, stranger: false });
+            if look == Some(Look::Runs) { &mut running } else { &mut asleep }.push(tid);
         }
         if self.threads.is_empty() {
             self.since = Instant::now();
         }
-        for tid in news {
+        self.interrupt(&asleep)?;
+        if !running.is_empty() {
+            self.meet_sleepers(asleep.len(), running.len())?;
+        }
+        self.interrupt(&running)
+    }
+
+    fn interrupt(&self, tids: &[Tid]) -> Result<()> {
+        for tid in tids {
             match raw::interrupt(*tid) {
                 Ok(()) | Err(Errno::ESRCH) => {}
                 Err(e) => {
                     return Err(e)
                         .because(|| format!("cannot stop thread {tid} of process {}", self.pid));
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the reports of those that were interrupted in their sleep, if they are many, for as long as that may take: who
+    /// sleeps loses nothing by it, and the others run meanwhile.
+    fn meet_sleepers(&mut self, sleepers: usize, running: usize) -> Result<()> {
+        const MANY: usize = 16;
+        const EACH: Duration = Duration::from_micros(20);
+        let deadline = Instant::now() + (EACH * sleepers as u32).min(FIRST_ATTEMPT);
+        while sleepers > MANY && self.moving.len() > running && Instant::now() < deadline {
+            if !self.collect()? {
+                std::thread::sleep(EACH);
             }
         }
         Ok(())

@@ -27,6 +27,8 @@ pub(super) const IO_PGETEVENTS: i64 = 333;
 /// What a look at a running thread has found, before it is interrupted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Look {
+    /// It is in no system call.
+    Runs,
     /// It is in no wait with a time-out.
     Awake,
     /// It fell asleep at this time, on CLOCK_MONOTONIC in nanoseconds, by this voluntary switch.
@@ -143,7 +145,7 @@ pub(crate) fn set_argument(regs: &mut Regs, index: usize, value: u64) {
 
 /// Looks whether a running process's thread is in a wait with a time-out; None when that cannot be known.
 pub(crate) fn observe(process: &Process, tid: Tid) -> Option<Look> {
-    let Some((call, args)) = process.syscall(tid).ok()? else { return Some(Look::Awake) };
+    let Some((call, args)) = process.syscall(tid).ok()? else { return Some(Look::Runs) };
     let call = call.cast_signed();
     let timed = match place(call, &args) {
         Some(Place::Millis(i)) => args[i] as i32 >= 0,
