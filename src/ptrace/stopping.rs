@@ -421,7 +421,7 @@ fn deprived(process: &Process) -> Option<Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Read;
+    use std::io::{BufReader, Read};
     use std::process::{Command, Stdio};
 
     const SPINS: &str = "CKPT_TEST_SPINS";
@@ -443,8 +443,8 @@ mod tests {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", "ptrace::stopping::tests::spins", "--nocapture"]);
         let mut child = command.env(SPINS, "1").stdout(Stdio::piped()).spawn().unwrap();
-        let mut said = child.stdout.take().unwrap().bytes();
-        assert!(said.any(|byte| byte.is_ok_and(|byte| byte == b'x')));
+        let said = BufReader::new(child.stdout.take().unwrap());
+        assert!(said.bytes().any(|byte| byte.is_ok_and(|byte| byte == b'x')));
         let process = Process::open(Pid::of_word(child.id())).unwrap();
         let code = vdso(&process);
         let met = (0..20).filter(|_| {
