@@ -78,12 +78,12 @@ pub(super) fn plan(
     process::restore(&saved.process, &mut main);
     process::restore_permissions(saved.process.permitted, &mut main);
     signals::restore_actions(&filled.actions, &mut arena, &mut main)?;
-    let head = arena.room(size_of::<ListHead>() as u64, 64)?;
-    let barrier = arena.value(&0u32)?;
+    let words = words(saved, &mut arena)?;
+    let head = words[0];
     let rights = rights(saved, member, &mut arena)?;
     let lock = Lock::prepare(&saved.threads, &saved.filters, &saved.filter_code, &mut arena)?;
     let with = (member, &rights, lock.as_ref());
-    let mut ids = clone_all(saved, with, &mut arena, &mut main, [head, barrier])?;
+    let mut ids = clone_all(saved, with, &mut arena, &mut main, words)?;
     let (pid, first) = (u64::from(std::process::id()), &saved.threads[0]);
     let word = arena.value(&std::process::id())?;
     ids.insert(first.tid, word);
@@ -122,8 +122,7 @@ pub(super) fn plan(
     say_begun(line, &mut kept, &mut arena, &mut main)?;
     let turn = filled.region + TURNS + std::mem::offset_of!(Turns, turn) as u64;
     main.push(OpKind::Store, 0, Step::Leave, 8, &[turn, filled.turn.word()]);
-    stop(saved, member, &filled, &mut arena, &mut main)?;
-    main.push(OpKind::Barrier, 0, Step::Leave, 0, &[barrier, saved.threads.len() as u64]);
+    stop(saved, (member, words), &filled, &mut arena, &mut main)?;
     process::restore_dumpable(&saved.process, &mut main);
     if let Some(lock) = &lock {
         lock.close(first, true, &last, &mut main);
@@ -149,7 +148,7 @@ fn clone_all(
     with: (Option<&Membership>, &Orders, Option<&Lock<'_>>),
     arena: &mut Arena,
     main: &mut Orders,
-    words: [u64; 2],
+    words: [u64; 3],
 ) -> Result<HashMap<u32, u64>> {
     let mut ids = HashMap::new();
     for thread in &saved.threads[1..] {
@@ -186,16 +185,35 @@ fn say_begun(
     Ok(())
 }
 
-/// Orders that stop a process that stood still when it was saved.
+/// Where the head of the orders of all threads is, and the words of their meetings. A process that stops has one before
+/// that: a change of users, which every thread makes for itself, takes away that others may look at it.
+fn words(saved: &Saved<'_>, arena: &mut Arena) -> Result<[u64; 3]> {
+    let stops = saved.process.flags & process_flag::STOPPED != 0;
+    let ready = if stops { arena.value(&0u32)? } else { 0 };
+    Ok([arena.room(size_of::<ListHead>() as u64, 64)?, ready, arena.value(&0u32)?])
+}
+
+/// Orders of a thread that come to the meetings of all.
+fn meet_threads(saved: &Saved<'_>, words: &[u64], orders: &mut Orders) {
+    for word in words.iter().filter(|word| **word != 0) {
+        let args = [*word, saved.threads.len() as u64];
+        orders.push(OpKind::Barrier, 0, Step::Leave, 0, &args);
+    }
+}
+
+/// Orders by which the main thread stops a process that stood still when it was saved, and meets the other threads.
 fn stop(
     saved: &Saved<'_>,
-    member: Option<&Membership>,
+    (member, [_, ready, barrier]): (Option<&Membership>, [u64; 3]),
     filled: &Filled,
     arena: &mut Arena,
     main: &mut Orders,
 ) -> Result<()> {
     let signal = member.map_or(libc::SIGSTOP, |member| member.stop_signal);
-    process::restore_stop(&saved.process, signal, &filled.actions, arena, main)
+    meet_threads(saved, &[ready], main);
+    process::restore_stop(&saved.process, signal, &filled.actions, arena, main)?;
+    meet_threads(saved, &[barrier], main);
+    Ok(())
 }
 
 /// Orders that let the connections go on that were kept, which until then are closed without a word: before a process has
@@ -318,7 +336,7 @@ fn clone(
     (member, rights, lock): (Option<&Membership>, &Orders, Option<&Lock<'_>>),
     arena: &mut Arena,
     main: &mut Orders,
-    [head, barrier]: [u64; 2],
+    [head, meetings @ ..]: [u64; 3],
 ) -> Result<u64> {
     const FLAGS: i32 = libc::CLONE_VM
         | libc::CLONE_FS
@@ -341,8 +359,7 @@ fn clone(
     if let Some(member) = member {
         drop_capabilities(saved, member, arena, &mut list)?;
     }
-    let all = saved.threads.len() as u64;
-    list.push(OpKind::Barrier, 0, Step::Leave, 0, &[barrier, all]);
+    meet_threads(saved, &meetings, &mut list);
     if let Some(lock) = lock {
         lock.close(thread, false, &last, &mut list);
     }

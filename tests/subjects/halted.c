@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 // A parent with two children that were stopped, one by SIGSTOP, the other by SIGTSTP, and of which it was told; one has
-// a thread that would count in shared memory if it ran. Nobody may go on before the parent says so, and the parent
+// threads that would count in shared memory if they ran. Nobody may go on before the parent says so, and the parent
 // hears nothing of them until then.
 #include "subject.h"
 #include <fcntl.h>
@@ -9,7 +9,7 @@
 #include <sys/mman.h>
 #include <sys/wait.h>
 
-enum { CHILDREN = 2 };
+enum { CHILDREN = 2, THREADS = 8 };
 static const int BY[CHILDREN] = {SIGSTOP, SIGTSTP};
 
 static volatile long *counts;
@@ -28,7 +28,7 @@ static void *spin(void *counter) {
 static void live(int number) {
   pthread_t thread;
   char byte;
-  if (number == 0) CHECK(!pthread_create(&thread, 0, spin, (void *)&counts[0]), "%m");
+  for (int i = 0; number == 0 && i < THREADS; i++) CHECK(!pthread_create(&thread, 0, spin, (void *)&counts[0]), "%m");
   close(gate[number][1]);
   counts[number]++;
   ssize_t got = read(gate[number][0], &byte, 1);
