@@ -10,7 +10,9 @@ use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 
-use nix::sys::signal::Signal::{SIGCONT, SIGSTOP};
+use nix::sys::signal::Signal::{SIGCONT, SIGSTOP, SIGTERM};
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
 
 fn halted(bench: &Bench) -> Run {
     let program = match bench.path("halted.pie") {
@@ -100,6 +102,30 @@ fn a_killed_dumper_lets_no_stopped_child_go_on() {
             run.check();
         }
         run.go();
+    }
+}
+
+/// One that a killed dumper has left in the payload may have a signal waiting by then, which is the program's.
+#[test]
+fn a_stopped_child_in_the_payload_keeps_its_signals() {
+    const SCRIPT: &str = "import os, signal, subprocess; child = subprocess.Popen(['sleep', '1000']); \
+                          child.send_signal(signal.SIGSTOP); os.waitpid(child.pid, os.WUNTRACED); \
+                          print(child.pid, flush=True); input(); child.send_signal(signal.SIGCONT); \
+                          print(child.wait(), flush=True)";
+    let turns =
+        [Who::Me, Who::Nobody].into_iter().flat_map(|who| (1..3).map(move |turn| (who, turn)));
+    for (who, turn) in turns {
+        let bench = Bench::new(who);
+        let mut run = bench.run("/usr/bin/python3", &["-c", SCRIPT]);
+        let child = run.line().parse().expect("a process id");
+        let (pid, x) = (run.pid_text(), bench.name("x.ckpt"));
+        bench.must(&["save", &pid, "-n", &x]);
+        assert!(killed(&bench, &format!("lending:{turn}"), &["save", &pid, "-n", &x]), "{turn}");
+        kill(Pid::from_raw(child), SIGTERM).expect("it is there");
+        bench.must(&["save", &pid, "-n", &x]);
+        run.say("go");
+        run.expect("-15");
+        run.ends_well();
     }
 }
 

@@ -72,20 +72,12 @@ impl<'a> Caller<'a> {
 
     /// The registers first: should we die before the mask changes, a signal meets the thread in the thunk, which can
     /// bear that; the other way round the thread would go on with all signals blocked.
-    ///
-    /// SIGSYS stays as it is: a call that somebody dispatches (prctl(2), PR_SET_SYSCALL_USER_DISPATCH) would reset
-    /// its disposition if it were blocked (kernel/signal.c, force_sig_info_to_task).
     fn block_signals(&self) -> Result<()> {
         let tid = self.thread.tid;
         let what = || format!("cannot borrow thread {tid}");
         self.registers(self.thunk, nix::libc::SYS_getpid, &[], 0).set(tid).because(what)?;
         reach(Point::Lending);
-        raw::set_mask(tid, self.mask()).because(what)
-    }
-
-    fn mask(&self) -> u64 {
-        const SIGSYS: u64 = 1 << (nix::libc::SIGSYS - 1);
-        !(SIGSYS | self.thread.bell_set()) | self.thread.mask
+        raw::set_mask(tid, self.thread.mask_at_work()).because(what)
     }
 
     /// Has a thread with a signal for the end make the list in its slot, where all is written down but that the thread works
@@ -100,7 +92,7 @@ impl<'a> Caller<'a> {
         let regs = self.registers(self.thunk + LIST_THUNK, nix::libc::SYS_getpid, &[], list);
         Regs { r13: bell.unsigned_abs().into(), ..regs }.set(tid)?;
         reach(Point::Lending);
-        raw::set_mask(tid, self.mask())?;
+        raw::set_mask(tid, self.thread.mask_at_work())?;
         reach(Point::Working);
         raw::cont(tid, 0)
     }

@@ -204,7 +204,8 @@ fn come_home(thread: &mut StoppedThread, desk: &Desk, at: u64, slot: &Slot) -> R
         thread.regs.as_mut_bytes().copy_from_slice(slot.regs.as_bytes());
         (thread.mask, thread.lent) = (slot.mask, Lent::Slot(at));
         thread.since = None;
-        return Ok(());
+        // It may block others than those that it has to from now on, and one of them may wait.
+        return raw::set_mask(tid, thread.mask_at_work()).because(what);
     }
     if homing::bring_home(&mut [thread]).because(what)? {
         return raw::poke(tid, at, 0).because(what);

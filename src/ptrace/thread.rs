@@ -116,6 +116,14 @@ impl StoppedThread {
         }
     }
 
+    /// The signals that it blocks while it works for us.
+    ///
+    /// SIGSYS stays as it is: a call that somebody dispatches (prctl(2), PR_SET_SYSCALL_USER_DISPATCH) would reset
+    /// its disposition if it were blocked (kernel/signal.c, force_sig_info_to_task).
+    pub(super) fn mask_at_work(&self) -> u64 {
+        !(raw::signal_set(libc::SIGSYS) | self.bell_set()) | self.mask
+    }
+
     pub(super) fn read(tid: Tid, stopped_by: i32) -> std::result::Result<Self, Errno> {
         let regs = Regs::get(tid)?;
         // At once: should we die, the kernel sees to a call that has answered EINTR to the stop.
