@@ -36,16 +36,25 @@ fn goes_on(bench: &Bench, image: &str) {
     again.go();
 }
 
-/// Valgrind would run our handler as a part of its program, and end by that. Its launcher is told by what it leaves in the
-/// environment.
+/// Valgrind would run our handler as a part of its program, and end by that. It is told by where its tools are and by what
+/// its launcher leaves in the environment, which others only inherit.
 #[test]
 fn no_handler_is_there_before_an_instrumenter() {
     for who in BOTH {
         let bench = Bench::new(who);
         let program = bench.subject("waiter", Build::Pie);
-        let program = program.to_str().expect("utf-8");
-        let args = ["VALGRIND_LAUNCHER=/usr/bin/valgrind", program];
-        let mut run = bench.launch(&["-n", "x.ckpt"], "env", &args);
+        bench.subdirectory("valgrind");
+        let tool = bench.path("valgrind/memcheck-amd64-linux");
+        fs::copy(&program, &tool).expect("a copy");
+        let of = |program: &std::path::Path| {
+            let args = ["VALGRIND_LAUNCHER=/usr/bin/valgrind", program.to_str().expect("utf-8")];
+            bench.launch(&["-n", "x.ckpt"], "env", &args)
+        };
+        let mut run = of(&program);
+        run.expect("ready");
+        catches(run.pid(), SIGTSTP);
+        run.go();
+        let mut run = of(&tool);
         run.expect("ready");
         run.complaint("no checkpoints by the signal: process");
         assert!(!harness::catches(run.pid(), SIGTSTP as i32));

@@ -178,7 +178,9 @@ fn unused_signal(
     let Some(bit) = config.asyncsig.checked_sub(1) else { return Ok((*config, None)) };
     // Valgrind reads its program's handlers from the kernel when it begins, and cannot translate one that it has not seen mapped.
     let environment = process.environment().unwrap_or_default();
-    if environment.split(|byte| *byte == 0).any(|it| it.starts_with(b"VALGRIND_LAUNCHER=")) {
+    let tool = process.exe().is_ok_and(|exe| exe.path.iter().any(|part| part == "valgrind"));
+    if tool && environment.split(|byte| *byte == 0).any(|it| it.starts_with(b"VALGRIND_LAUNCHER="))
+    {
         let sentence = format!(
             "no checkpoints by the signal: process {outer} runs under valgrind, which would take our handler for its program's; \
              use ckpt save {outer}"
