@@ -125,7 +125,7 @@ impl<'a> Writing<'a> {
         // The kernel walks all page tables for both.
         let look = || {
             let all = presumed.as_deref();
-            let confirmed = all.map_or(Ok(()), |all| presumed::confirm(all, own, false));
+            let confirmed = all.map_or(Ok(()), |all| presumed::confirm(all, own));
             is_wrong.fetch_or(confirmed.is_err(), Ordering::Relaxed);
             (confirmed, if is_last { policy::seen(own) } else { Vec::new() })
         };
@@ -160,7 +160,7 @@ impl<'a> Writing<'a> {
         if let Some(held) = held {
             // Nothing of the older image has changed yet.
             policies(own, &mut process.gathered);
-            presumed.map_or(Ok(()), |all| presumed::confirm(&all, own, false))?;
+            presumed.map_or(Ok(()), |all| presumed::confirm(&all, own))?;
             self.held(process, &areas, held)?;
             return unchanged(&process.gathered);
         }
@@ -168,7 +168,7 @@ impl<'a> Writing<'a> {
         match &process.snapshot {
             Some(snapshot) => {
                 let (own, memory) = snapshot.open()?;
-                presumed.map_or(Ok(()), |all| presumed::confirm(&all, &own, true))?;
+                presumed.map_or(Ok(()), |all| presumed::confirm(&all, &own))?;
                 let from = (&own, &memory, &AtomicBool::new(false));
                 let written = self.pages(true, from, &areas, &mut process.gathered);
                 let whole = memory.was_whole(process.equipped.region.base);

@@ -51,7 +51,9 @@ impl Before {
             let old = before.get(at).filter(|old| old.start < vma.end)?;
             let file = |vma: &Vma| (vma.shared, vma.inode, vma.device);
             // How much is swapped out of shared memory changes at any moment.
-            if file(old) != file(vma) || old.flags.has("lo") || (vma.shared && swaps) {
+            // MADV_DONTFORK: a copy does not have it.
+            let hidden = old.flags.has("lo") || old.flags.has("dc");
+            if file(old) != file(vma) || hidden || (vma.shared && swaps) {
                 return None;
             }
             (vma.flags, vma.protection_key) = (old.flags, old.protection_key);
@@ -84,9 +86,9 @@ pub(crate) fn confirm_empty(presumed: &mut Option<Vec<Vma>>, pagemap: &Pagemap) 
 ///
 /// # Errors
 /// Of [`Kind::Changed`]: they were not.
-pub(crate) fn confirm(presumed: &[Vma], process: &Process, is_copy: bool) -> Result<()> {
-    // MADV_DONTFORK; whether pages were written (soft-dirty) nobody asks; and what we track ourselves a copy does not.
-    let mut expected = presumed.iter().filter(|vma| !(is_copy && vma.flags.has("dc")));
+pub(crate) fn confirm(presumed: &[Vma], process: &Process) -> Result<()> {
+    // Whether pages were written (soft-dirty) nobody asks, and what we track ourselves a copy does not.
+    let mut expected = presumed.iter();
     let told = |vma: &Vma| {
         let flags = vma.flags.without("sd").without("uw");
         (vma.start, vma.end, vma.prot(), vma.shared, flags, vma.protection_key, vma.page_size)
@@ -116,7 +118,7 @@ pub(crate) struct Confirming {
 impl Confirming {
     pub(crate) fn begin(presumed: Vec<Vma>, process: &Process) -> Self {
         let process = process.clone();
-        let work: Arc<Work> = Arc::new(move || confirm(&presumed, &process, false));
+        let work: Arc<Work> = Arc::new(move || confirm(&presumed, &process));
         let theirs = Arc::clone(&work);
         Self { thread: abreast::aside(move || theirs()), work }
     }
