@@ -5,7 +5,9 @@ mod harness;
 
 use harness::faults::armed;
 use harness::{Bench, Build, Run, Who, await_stop, until};
-use nix::sys::signal::Signal::SIGCONT;
+use nix::sys::signal::Signal::{SIGCONT, SIGKILL};
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
 
 /// Subshells in a pipeline, in the background and in a substitution, each of which waits for a gate of its own;
 /// the shell waits for them by their ids.
@@ -135,7 +137,7 @@ fn the_restarter_stands_for_the_root() {
     assert_eq!(run.end().signal(), Some(Signal::SIGTERM as i32));
     let run = bench.run(bench.path("y.ckpt"), &[]);
     bench.must(&["save", &run.pid_text(), "-n", &bench.name("z.ckpt")]);
-    run.signal(Signal::SIGKILL);
+    run.signal(SIGKILL);
     assert_eq!(run.end().signal(), Some(9));
 }
 
@@ -222,36 +224,74 @@ if __name__ == "__main__":
     }
 }
 
-/// Who goes on first kills another that still stands: the checkpoint is of before, and not taken once more.
-#[test]
-fn who_is_killed_as_all_go_on_is_in_the_checkpoint() {
-    const SCRIPT: &str = r#"
+/// Tells its child's id, and kills it when told so.
+const PARENT: &str = r#"
 import os, subprocess
 child = subprocess.Popen(["sleep", "1000"])
-print("ready", flush=True)
+print(child.pid, flush=True)
 while input() == "kill":
     lives = os.waitpid(child.pid, os.WNOHANG) == (0, 0)
     child.kill()
     print(lives, flush=True)
 "#;
+
+/// A parent, its child, and a dumper of both that stands at a step.
+fn stands_at(bench: &Bench, step: &str, options: &[&str]) -> (Run, Pid, Run) {
+    let mut run = bench.run("/usr/bin/python3", &["-c", PARENT]);
+    let child = Pid::from_raw(run.line().parse().expect("an id"));
+    let (pid, x) = (run.pid_text(), bench.name("x.ckpt"));
+    let args = [&["save"], options, &[&pid, "-n", &x]].concat();
+    let save = Run::start(armed(bench.command(bench.ckpt()), step, &args));
+    await_stop(save.pid());
+    (run, child, save)
+}
+
+#[track_caller]
+fn has_both(bench: &Bench) {
+    let mut again = bench.run(bench.path("x.ckpt"), &[]);
+    again.say("kill");
+    again.expect("True");
+    again.go();
+}
+
+/// Who goes on first kills another that still stands: the checkpoint is of before, and not taken once more.
+#[test]
+fn who_is_killed_as_all_go_on_is_in_the_checkpoint() {
     for who in [Who::Me, Who::Nobody] {
         let bench = Bench::new(who);
-        let mut run = bench.run("/usr/bin/python3", &["-c", SCRIPT]);
-        run.expect("ready");
-        let (pid, x) = (run.pid_text(), bench.name("x.ckpt"));
-        let save = armed(bench.command(bench.ckpt()), "+thawed", &["save", &pid, "-n", &x]);
-        let save = Run::start(save);
-        await_stop(save.pid());
+        let (mut run, _, save) = stands_at(&bench, "+thawed", &[]);
         run.say("kill");
         run.expect("True");
         save.signal(SIGCONT);
         save.ends_well();
         run.go();
-        let mut again = bench.run(&x, &[]);
-        again.say("kill");
-        again.expect("True");
-        again.go();
+        has_both(&bench);
     }
+}
+
+/// Who is killed before a whole checkpoint has ended it is in that: of the others none goes on, and none is taken after it.
+#[test]
+fn who_is_killed_before_its_end_is_in_the_checkpoint() {
+    for (who, step) in [(Who::Me, "+sealed"), (Who::Nobody, "+sealed"), (Who::Nobody, "+written")] {
+        let bench = Bench::new(who);
+        let (run, child, save) = stands_at(&bench, step, &["--stop"]);
+        kill(child, SIGKILL).expect("it is there");
+        save.signal(SIGCONT);
+        save.ends_well();
+        run.ends_well();
+        has_both(&bench);
+    }
+    // One process alone is no other than that.
+    let bench = Bench::new(Who::Nobody);
+    let mut run = bench.run("/bin/cat", &[]);
+    run.say("here");
+    run.expect("here");
+    let args = ["save", "--stop", &run.pid_text(), "-n", &bench.name("x.ckpt")];
+    let save = Run::start(armed(bench.command(bench.ckpt()), "+sealed", &args));
+    await_stop(save.pid());
+    run.signal(SIGKILL);
+    save.signal(SIGCONT);
+    save.ends_well();
 }
 
 /// A checkpoint that has ended a restarted job is where the next `--resume` goes on, also where the dumper lives in the

@@ -441,7 +441,6 @@ fn proceed(
         return Err(phase4_refuse::strictly(&late::losses(still, common).sentences));
     }
     let notes = checkpoint.notes(&still, &common.members);
-
     let shown = checkpoint.shown(equipped, &common);
     let runs = checkpoint.runs(equipped);
     let image = place.image(&mut *sink, front)?;
@@ -486,7 +485,9 @@ fn proceed(
     for (process, frozen) in equipped.iter().zip(held).rev() {
         let Some(frozen) = frozen else { continue };
         if stop {
-            phase7_seal::end(frozen, process, checkpoint.request, since)?;
+            // The image has its name, and is not to be followed by one of those that are left.
+            let ended = phase7_seal::end(frozen, process, checkpoint.request, since);
+            outcome.notes.extend(ended.err().map(|e| e.to_string()));
         } else {
             frozen.thaw();
         }

@@ -30,6 +30,7 @@ use crate::order;
 use crate::proc::status::Status;
 use crate::proc::{Clocks, Process, clocks, forebear, gone};
 use crate::proc::{Pid, Tid};
+use nix::errno::Errno;
 use nix::libc;
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -361,10 +362,14 @@ impl Frozen {
             // It stops once more when it ends, behind the end of all others (do_group_exit in kernel/exit.c).
             let _ = raw::set_options(tid, first.options() | libc::PTRACE_O_TRACEEXIT);
         }
-        regs.set(tid)
+        let begun = regs
+            .set(tid)
             .and_then(|()| raw::set_mask(tid, u64::MAX))
-            .and_then(|()| raw::cont(tid, 0))
-            .because(|| format!("cannot end process {pid}"))?;
+            .and_then(|()| raw::cont(tid, 0));
+        // Who was killed where it stood ends by that.
+        if begun != Err(Errno::ESRCH) {
+            begun.because(|| format!("cannot end process {pid}"))?;
+        }
         reach(Point::Ended);
         let deadline = Instant::now() + PATIENCE;
         loop {
