@@ -4,7 +4,7 @@
 
 mod harness;
 
-use harness::{Bench, Run, Way, Who, until};
+use harness::{Bench, Build, Run, Way, Who, survive, until};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 
@@ -297,4 +297,10 @@ fn a_restarter_is_none_of_the_job() {
     run.say("");
     run.expect("done");
     run.ends_well();
+}
+
+/// Whoever of a job goes on first may look at all others, though they have not gone on yet.
+#[test]
+fn peers_look_into_each_others_memory() {
+    survive(Who::Nobody, Way::Launch, "peers", Build::Pie, &[]);
 }

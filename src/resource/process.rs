@@ -236,8 +236,6 @@ pub(crate) fn restore_stop(
     if process.flags & process_flag::STOPPED == 0 {
         return Ok(());
     }
-    // Whoever may look at it may do so while it stands still.
-    restore_dumpable(process, orders);
     let (pid, number) = (u64::from(std::process::id()), u64::from(signal.unsigned_abs()));
     let plain = actions.get(number as usize - 1).is_some_and(|action| action.handler == 0);
     if signal == libc::SIGSTOP || !plain {

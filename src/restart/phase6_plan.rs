@@ -78,7 +78,7 @@ pub(super) fn plan(
     process::restore(&saved.process, &mut main);
     process::restore_permissions(saved.process.permitted, &mut main);
     signals::restore_actions(&filled.actions, &mut arena, &mut main)?;
-    let words = words(saved, &mut arena)?;
+    let words = words(&mut arena)?;
     let head = words[0];
     let rights = rights(saved, member, &mut arena)?;
     let lock = Lock::prepare(&saved.threads, &saved.filters, &saved.filter_code, &mut arena)?;
@@ -114,7 +114,9 @@ pub(super) fn plan(
     let [early, late] = connections(saved, opened, member, &mut arena)?;
     main.extend(&early);
     // Nobody enters the program while another still has the restarter's.
-    let last = give_privileges(&rights, first, saved, &mut main);
+    let last = give_privileges(&rights, first, (saved, member), &mut arena, &mut main)?;
+    meet_threads(saved, &words[1..2], &mut main);
+    process::restore_dumpable(&saved.process, &mut main);
     let [mut kept, complaints] = close(&mut main, failure, exe, opened, &mut arena)?;
     if let Some(member) = member {
         leave_together(saved, (member, &late), &head_value, &mut arena, &mut main)?;
@@ -122,8 +124,8 @@ pub(super) fn plan(
     say_begun(line, &mut kept, &mut arena, &mut main)?;
     let turn = filled.region + TURNS + std::mem::offset_of!(Turns, turn) as u64;
     main.push(OpKind::Store, 0, Step::Leave, 8, &[turn, filled.turn.word()]);
-    stop(saved, (member, words), &filled, &mut arena, &mut main)?;
-    process::restore_dumpable(&saved.process, &mut main);
+    stop(saved, member, &filled, &mut arena, &mut main)?;
+    meet_threads(saved, &words[2..], &mut main);
     if let Some(lock) = &lock {
         lock.close(first, true, &last, &mut main);
     }
@@ -185,35 +187,30 @@ fn say_begun(
     Ok(())
 }
 
-/// Where the head of the orders of all threads is, and the words of their meetings. A process that stops has one before
-/// that: a change of users, which every thread makes for itself, takes away that others may look at it.
-fn words(saved: &Saved<'_>, arena: &mut Arena) -> Result<[u64; 3]> {
-    let stops = saved.process.flags & process_flag::STOPPED != 0;
-    let ready = if stops { arena.value(&0u32)? } else { 0 };
-    Ok([arena.room(size_of::<ListHead>() as u64, 64)?, ready, arena.value(&0u32)?])
+/// Where the head of the orders of all threads is, and the words of their meetings: where all have their privileges, as a
+/// change of users, which every thread makes for itself, takes away that others may look at the process; and where they leave.
+fn words(arena: &mut Arena) -> Result<[u64; 3]> {
+    Ok([arena.room(size_of::<ListHead>() as u64, 64)?, arena.value(&0u32)?, arena.value(&0u32)?])
 }
 
 /// Orders of a thread that come to the meetings of all.
 fn meet_threads(saved: &Saved<'_>, words: &[u64], orders: &mut Orders) {
-    for word in words.iter().filter(|word| **word != 0) {
+    for word in words {
         let args = [*word, saved.threads.len() as u64];
         orders.push(OpKind::Barrier, 0, Step::Leave, 0, &args);
     }
 }
 
-/// Orders by which the main thread stops a process that stood still when it was saved, and meets the other threads.
+/// Orders that stop a process that stood still when it was saved.
 fn stop(
     saved: &Saved<'_>,
-    (member, [_, ready, barrier]): (Option<&Membership>, [u64; 3]),
+    member: Option<&Membership>,
     filled: &Filled,
     arena: &mut Arena,
     main: &mut Orders,
 ) -> Result<()> {
     let signal = member.map_or(libc::SIGSTOP, |member| member.stop_signal);
-    meet_threads(saved, &[ready], main);
-    process::restore_stop(&saved.process, signal, &filled.actions, arena, main)?;
-    meet_threads(saved, &[barrier], main);
-    Ok(())
+    process::restore_stop(&saved.process, signal, &filled.actions, arena, main)
 }
 
 /// Orders that let the connections go on that were kept, which until then are closed without a word: before a process has
@@ -247,7 +244,7 @@ fn leave_together(
     main.push(OpKind::Store, 0, Step::Leave, 8, &[head_value.told, 0]);
     main.call(Step::Unmap, libc::SYS_munmap, &[member.page()[0], PAGE]);
     main.extend(connections);
-    drop_capabilities(saved, member, arena, main)
+    Ok(())
 }
 
 /// Orders that come to a meeting of the restorers, and wait there for so many.
@@ -355,10 +352,7 @@ fn clone(
     signals::restore_pending(&saved.pending, thread.tid, pid, word, arena, &mut list)?;
     let bytes = threads::frame(thread, &saved.xstate, frame)?;
     arena.write(frame, &bytes)?;
-    let last = give_privileges(rights, thread, saved, &mut list);
-    if let Some(member) = member {
-        drop_capabilities(saved, member, arena, &mut list)?;
-    }
+    let last = give_privileges(rights, thread, (saved, member), arena, &mut list)?;
     meet_threads(saved, &meetings, &mut list);
     if let Some(lock) = lock {
         lock.close(thread, false, &last, &mut list);
@@ -407,15 +401,16 @@ fn rights(saved: &Saved<'_>, member: Option<&Membership>, arena: &mut Arena) -> 
     }
 }
 
-/// Orders that give a thread its privileges; what of them comes behind its filters. A change of users takes away the signal of
-/// its parent's end.
+/// Orders that give a thread its privileges, and no more: who has less might not look at it (process_vm_readv(2) of MPI's
+/// ranks); what of them comes behind its filters. A change of users takes away the signal of its parent's end.
 #[inline(never)]
 fn give_privileges(
     rights: &Orders,
     thread: &Thread,
-    saved: &Saved<'_>,
+    (saved, member): (&Saved<'_>, Option<&Membership>),
+    arena: &mut Arena,
     orders: &mut Orders,
-) -> Orders {
+) -> Result<Orders> {
     let (first, last) = match seccomp::is_late(thread, &saved.process) {
         true => rights.split_last(),
         false => (rights.clone(), Orders::default()),
@@ -426,20 +421,11 @@ fn give_privileges(
         let args = [libc::PR_SET_PDEATHSIG as u64, signal.into()];
         orders.call(Step::Thread, libc::SYS_prctl, &args);
     }
-    last
-}
-
-/// Orders that give up what a thread of a tree was allowed for its restart: all that its user namespace has.
-fn drop_capabilities(
-    saved: &Saved<'_>,
-    member: &Membership,
-    arena: &mut Arena,
-    orders: &mut Orders,
-) -> Result<()> {
-    match member.is_privileged {
-        true => regained::give_up(&saved.process, arena, orders),
-        false => Ok(()),
+    // What it was allowed for its restart: all that its user namespace has.
+    if member.is_some_and(|member| member.is_privileged) {
+        regained::give_up(&saved.process, arena, orders)?;
     }
+    Ok(last)
 }
 
 /// Where the last orders and the main thread's frame lie: in the region, because the arena is
