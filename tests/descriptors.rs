@@ -7,7 +7,7 @@ mod harness;
 use std::fs;
 use std::os::unix::process::CommandExt;
 
-use harness::{Bench, Build, Run, Way, Who, survive};
+use harness::{Bench, Build, Run, Way, Who, survive, until};
 
 macro_rules! survives {
     ($($subject:ident)*) => {$(
@@ -254,4 +254,30 @@ fn a_dumper_without_descriptors_is_one_sentence() {
     let said = run.stderr();
     assert_eq!(said.matches("no checkpoint: ").count(), 1, "{said}");
     run.go();
+}
+
+/// The handler of the checkpoint signal holds the dumper by a descriptor for moments, in which it may be stopped.
+#[test]
+fn a_descriptor_of_the_dumper_is_no_loss() {
+    let bench = Bench::new(Who::Me);
+    // pidfd_open(2)
+    let script = "$| = 1; print \"ready\\n\"; my $fd = syscall(434, <STDIN> + 0, 0); print $fd > 2 ? \"held\\n\" : \"not\\n\"; \
+                  <STDIN>; print readlink(\"/proc/self/fd/$fd\"), \"\\n\"";
+    let mut run = bench.launch(&["-n", "x.ckpt"], "perl", &["-e", script]);
+    run.expect("ready");
+    let mut save = bench.command(bench.ckpt());
+    save.args(["save", "--stop", &run.pid_text()]).env("CKPT_FAULT", "+begun");
+    let save = Run::start(save);
+    let status = || fs::read_to_string(format!("/proc/{}/status", save.pid_text())).ok();
+    until("the step", || status()?.contains("T (stopped)").then_some(()));
+    run.say(&save.pid_text());
+    run.expect("held");
+    save.signal(nix::sys::signal::Signal::SIGCONT);
+    let saved = save.end();
+    assert!(saved.code() == Some(0) && !saved.stderr.contains("pidfd"), "{saved:?}");
+    run.end();
+    let mut run = bench.run(bench.path("x.ckpt"), &[]);
+    run.say("");
+    run.expect("anon_inode:[pidfd]");
+    run.ends_well();
 }

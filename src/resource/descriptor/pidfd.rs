@@ -35,7 +35,8 @@ fn save(fd: &Fd, look: &Look<'_>, saving: &mut Saving) -> Result<()> {
     let pids = look.tables.pids();
     let is_dead = || tree::kin(pid).is_ok_and(|kin| kin.dead && pids.contains(&kin.parent));
     match pid {
-        _ if pid.get() <= 0 => saving.record.value = GONE,
+        // We are gone at a restart, as its handler finds that looks now and then whether we live.
+        _ if pid.get() <= 0 || pid == Pid::own() => saving.record.value = GONE,
         _ if pids.contains(&pid) || is_dead() => {
             saving.record.value = pid.word().into();
         }
