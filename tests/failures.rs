@@ -84,6 +84,21 @@ fn a_pid_namespace_for_children() {
     }
 }
 
+/// Who sees no /proc finds nothing of the program, and not where it could complain.
+#[test]
+fn a_signal_in_a_chroot_without_proc() {
+    let bench = Bench::new(Who::Me);
+    bench.subdirectory("root");
+    let script = "$| = 1; chroot \"root\"; print \"ready\\n\"; <STDIN>; print \"ok\\n\"";
+    let mut run = bench.launch(&["-n", "x.ckpt"], "perl", &["-e", script]);
+    run.expect("ready");
+    run.signal(SIGTSTP);
+    run.complaint("sees no /proc");
+    run.say("");
+    run.expect("ok");
+    run.ends_well();
+}
+
 /// A dumper is executed out of a file that the limit does not allow: there is none, and the program hears of it.
 #[test]
 fn no_room_for_a_dumper() {

@@ -190,7 +190,7 @@ fn await_dumper(page: Page) -> bool {
         if turns::now(page) == turn && turns::change(page, Event::Lost).is_ok() {
             lost = true;
             say(b"ckpt: no checkpoint: the dumper was killed, has no room under this program's limits (ulimit -v, -d, \
-                  -n: 16), or may not trace it, as only root may one that is not dumpable (prctl(2)); `ckpt save` from \
+                  -n: 16), sees no /proc (chroot(2)), or may not trace it, as only root may one that is not dumpable (prctl(2)); `ckpt save` from \
                   outside may; the program goes on\n");
         }
     }

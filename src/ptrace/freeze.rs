@@ -40,6 +40,10 @@ use std::time::{Duration, Instant};
 /// How long the threads may take to stop, all attempts together.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
+/// What to do about io_uring(7), by the names of those who use it unasked: libuv, MariaDB, PostgreSQL, QEMU.
+pub(crate) const WITHOUT_RINGS: &str = "start it without io_uring(7) and the like (UV_USE_IO_URING=0, \
+     innodb_use_native_aio=0, io_method=worker, aio=threads)";
+
 /// How long those that stand still wait for the next one in a first attempt; each attempt doubles it, up to
 /// [`LAST_ATTEMPT`], for on a busy machine a thread may only be waiting for a processor.
 pub(super) const FIRST_ATTEMPT: Duration = Duration::from_millis(20);
@@ -265,8 +269,7 @@ impl Frozen {
             self.pid,
             name.display()
         );
-        let hint = "start it without io_uring(7) and the like (UV_USE_IO_URING=0)";
-        Err(Error::new(text).of(Kind::Obstacles).hint(hint))
+        Err(Error::new(text).of(Kind::Obstacles).hint(WITHOUT_RINGS))
     }
 
     /// As all threads stand still, nobody changes what a signal does.

@@ -2,12 +2,14 @@
 //! The kinds of obstacles and losses by a piece of their sentences, and what a user can do about each. `docs/saved.md` has
 //! a line for every piece; a test holds both, and the sentences, together.
 
+use crate::ptrace::freeze::WITHOUT_RINGS;
+
 /// What is in the way, and the way out.
 const REFUSED: &[(&str, &str)] = &[
     ("it uses a GPU", "let it give the GPU back first, or compute without one"),
     ("it maps device memory", "let it close the device first"),
-    ("it maps a kernel object", "start it without io_uring(7) and the like (UV_USE_IO_URING=0)"),
-    ("works for it in the kernel", "start it without io_uring(7) and the like (UV_USE_IO_URING=0)"),
+    ("it maps a kernel object", WITHOUT_RINGS),
+    ("works for it in the kernel", WITHOUT_RINGS),
     ("it uses asynchronous I/O (io_setup(2))", "try again when its requests are done"),
     ("somebody probes it (uprobes)", "end the probes (perf probe --del, bpftrace), start it anew"),
     ("memory that nobody else may read (memfd_secret(2))", "let it give that memory back first"),
