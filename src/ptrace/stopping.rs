@@ -4,6 +4,7 @@
 use super::freeze::{FIRST_ATTEMPT, Frozen};
 use super::interrupted;
 use super::raw::{self, State};
+use super::regs::Regs;
 use super::seize::{Seized, deaf, is_deaf_still, seize, stubborn};
 use super::thread::StoppedThread;
 use super::waits::{self, Look};
@@ -179,12 +180,15 @@ impl Frozen {
     }
 
     /// Has threads that the stop has met in the vdso, where a restart cannot go on, come out of it: by a few steps at once, and
-    /// where that does not do, they run for moments until another stop meets them elsewhere, for as long as `patience`;
-    /// false as [`Self::settle`] says. What reads a clock there begins anew whenever the kernel has moved that, some hundred
+    /// where that does not do, they run for moments until another stop meets them elsewhere; false as
+    /// [`Self::settle`] says. What reads a clock there begins anew whenever the kernel has moved that, some hundred
     /// times a second, and a step takes two switches: a while after the stop it would be hundreds, on a busy machine without
     /// an end.
     fn leave_vdso(&mut self, patience: Duration) -> Result<bool> {
         const STEPS: usize = 64;
+        const STEPPING: Duration = Duration::from_micros(500);
+        /// Only where there are many for each processor does it take more than a few milliseconds.
+        const LONGEST: Duration = Duration::from_millis(200);
         let runs = |thread: &StoppedThread| {
             thread.stopped_by == 0 && interrupted::call_in_progress(&thread.regs).is_none()
         };
@@ -196,11 +200,13 @@ impl Frozen {
         loop {
             let mut inside = Vec::new();
             for thread in self.threads.iter_mut().filter(|thread| is_inside(thread)) {
+                let deadline = Instant::now() + STEPPING;
+                let goes_on = |regs: &Regs| code.contains(&regs.rip) && Instant::now() < deadline;
                 // Who has been killed meanwhile is found to be so like all others.
-                let _ = thread.run_while(|regs| code.contains(&regs.rip), STEPS);
+                let _ = thread.run_while(goes_on, STEPS);
                 inside.extend(is_inside(thread).then_some(thread.tid));
             }
-            if inside.is_empty() || begun.elapsed() > patience {
+            if inside.is_empty() || begun.elapsed() > LONGEST {
                 return Ok(true);
             }
             self.threads.retain(|thread| !is_inside(thread));
@@ -431,13 +437,12 @@ mod tests {
     fn spins() {
         if std::env::var_os(SPINS).is_some() {
             println!("x");
-            loop {
-                std::hint::black_box(Instant::now());
-            }
+            let begun = Instant::now();
+            while begun.elapsed() < Duration::from_secs(60) {}
         }
     }
 
-    /// Where it reads the clock all the time, nearly every stop meets it there.
+    /// Where it reads the clock all the time, most stops meet it there.
     #[test]
     fn a_thread_is_met_outside_of_the_vdso() {
         let mut command = Command::new(std::env::current_exe().unwrap());
@@ -447,13 +452,15 @@ mod tests {
         assert!(said.bytes().any(|byte| byte.is_ok_and(|byte| byte == b'x')));
         let process = Process::open(Pid::of_word(child.id())).unwrap();
         let code = vdso(&process);
-        let met = (0..20).filter(|_| {
+        let stops = (0..20).map(|_| {
             let frozen = Frozen::freeze(&process).unwrap();
-            frozen.threads.iter().any(|thread| code.contains(&thread.regs.rip))
+            let is_inside = |thread: &StoppedThread| code.contains(&thread.regs.rip);
+            frozen.threads.iter().any(is_inside)
         });
-        let met = met.count();
+        let stops: Vec<_> = stops.collect();
         child.kill().unwrap();
         child.wait().unwrap();
-        assert!(!code.is_empty() && met < 5, "{met}");
+        let inside = stops.iter().filter(|is_inside| **is_inside).count();
+        assert!(!code.is_empty() && inside < 6, "{inside}");
     }
 }
