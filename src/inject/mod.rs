@@ -36,6 +36,7 @@ use nix::errno::Errno;
 use nix::libc;
 use region::Region;
 use std::mem::offset_of;
+use std::ops::Range;
 use zerocopy::FromZeros;
 
 /// Page size of x86-64.
@@ -158,28 +159,30 @@ impl Injection<'_> {
         caller.expect(libc::SYS_mprotect, &protection, "cannot protect the payload").map(drop)
     }
 
-    /// Lays the payload's segments out. Code is mapped as such and then written by its tracer: memory that is
-    /// made executable later is refused in many a process (PR_SET_MDWE, prctl(2)).
+    /// Lays the payload's segments out, what nobody writes to in one mapping: each call of the thread takes two stops. It is
+    /// mapped executable and then written by its tracer: memory that is made executable later is refused in many a process
+    /// (PR_SET_MDWE, prctl(2)).
     fn lay_out(&self, caller: &mut Caller<'_>, tid: Tid) -> Result<()> {
         let start = self.region.base + PAYLOAD;
         let image = self.payload.relocated(start);
-        self.memory.write(start, &image)?;
-        for (offset, len, prot) in self.payload.protections() {
-            let at = start + offset;
-            if prot & libc::PROT_EXEC as u64 == 0 {
-                let what = "cannot protect the payload";
-                if prot != WRITABLE as u64 {
-                    caller.expect(libc::SYS_mprotect, &[at, len, prot], what)?;
-                }
-                continue;
-            }
-            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
-            let over = [at, len, prot, flags as u64, u64::MAX, 0];
-            caller.expect(libc::SYS_mmap, &over, "cannot place the payload's code")?;
-            let code = &image[offset as usize..(offset + len) as usize];
-            self.memory.write_forced(tid, at, code)?;
-        }
-        Ok(())
+        let all = self.payload.protections();
+        let is_fixed = |(_, _, prot): &&(u64, u64, u64)| prot & libc::PROT_WRITE as u64 == 0;
+        let mut fixed = all.iter().filter(is_fixed).map(|(at, len, _)| *at..at + len);
+        let Some(first) = fixed.next() else { return Ok(()) };
+        let Range { start: at, end } = fixed.fold(first, |all, next| all.start..next.end);
+        debug_assert!(
+            all.iter().filter(|it| !is_fixed(it)).all(|it| it.0 >= end || it.0 + it.1 <= at)
+        );
+        let prot = (libc::PROT_READ | libc::PROT_EXEC) as u64;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+        let over = [start + at, end - at, prot, flags as u64, u64::MAX, 0];
+        caller.expect(libc::SYS_mmap, &over, "cannot place the payload's code")?;
+        let bytes = |at: u64, end: u64| &image[at as usize..end as usize];
+        self.memory.write_forced(tid, start + at, bytes(at, end))?;
+        let others = all.iter().filter(|it| !is_fixed(it));
+        others
+            .map(|(at, len, _)| (*at, at + len))
+            .try_for_each(|(at, end)| self.memory.write(start + at, bytes(at, end)))
     }
 
     /// Removes what was mapped. Where that fails too it is UNFINISHED, and goes the next time.
