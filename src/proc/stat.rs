@@ -173,7 +173,8 @@ impl Process {
                     .flags_of(&format!("task/{tid}/stat"))
                     .is_some_and(|flags| flags & EXITING == 0)
         };
-        self.tasks().is_ok_and(|tids| tids.into_iter().any(lives))
+        // To list a thousand takes longer than all else here.
+        lives(self.main_thread()) || self.tasks().is_ok_and(|tids| tids.into_iter().any(lives))
     }
 
     /// Whether a signal has stopped it. False of one that is gone.
