@@ -13,7 +13,7 @@ use crate::abreast;
 use crate::error::{Because, Result};
 use crate::order;
 use nix::fcntl::AT_FDCWD;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 /// The name of the process that a restarter, or a ckpt that stays, has beside the root.
@@ -41,6 +41,31 @@ pub(crate) struct Kin {
     /// It is one of ours that the program must not meet: nameable by that, and without an exit signal, or by its arguments,
     /// which a snapshot has of the program.
     pub ours: bool,
+}
+
+/// Processes by their numbers. (They come in that order from /proc, and to sort what is sorted is to look at it once.)
+pub(crate) struct ById<'a> {
+    all: &'a [Kin],
+    /// The number of each, and its place.
+    order: Vec<(u64, u64)>,
+}
+
+impl<'a> ById<'a> {
+    /// Those of a list.
+    pub(crate) fn of(all: &'a [Kin]) -> Self {
+        let mut order: Vec<_> =
+            (0..).zip(all).map(|(at, kin)| (kin.pid.word().into(), at)).collect();
+        order::numbers(&mut order);
+        Self { all, order }
+    }
+
+    /// The one with a number.
+    pub(crate) fn get(&self, pid: Pid) -> Option<&'a Kin> {
+        let number = u64::from(pid.word());
+        let at = self.order.partition_point(|(of, _)| *of < number);
+        let (_, place) = self.order.get(at).filter(|(of, _)| *of == number)?;
+        self.all.get(*place as usize)
+    }
 }
 
 /// All processes that can be seen.
@@ -98,11 +123,11 @@ impl Seen {
 
 /// All processes that can be seen, where those of `seen` of whom `stays` says so are as they were then if they are there.
 fn everybody_since(seen: &[Kin], stays: impl Fn(&Kin) -> bool) -> Result<Vec<Kin>> {
-    let known: HashMap<Pid, &Kin> = seen.iter().map(|kin| (kin.pid, kin)).collect();
+    let known = ById::of(seen);
     let (mut all, mut others) = (Vec::new(), Vec::new());
     for pid in pids()? {
-        match known.get(&pid).filter(|kin| stays(kin)) {
-            Some(kin) => all.push(**kin),
+        match known.get(pid).filter(|kin| stays(kin)) {
+            Some(kin) => all.push(*kin),
             None => others.push(pid),
         }
     }
@@ -174,8 +199,8 @@ fn is_adopted(pid: Pid) -> bool {
 /// The processes of the tree below `root`, parents before their children, `root` first. Whoever is in `known` belongs
 /// to it, also where the links are gone meanwhile.
 pub(crate) fn below(root: Pid, known: &HashSet<Pid>, all: &[Kin]) -> Vec<Pid> {
-    let by_id: HashMap<Pid, &Kin> = all.iter().map(|kin| (kin.pid, kin)).collect();
-    let Some(first) = by_id.get(&root) else { return Vec::new() };
+    let by_id = ById::of(all);
+    let Some(first) = by_id.get(root) else { return Vec::new() };
     let mut members = vec![root];
     let mut inside: HashSet<Pid> = [root].into();
     let descent = Descent::of(first, &by_id);
@@ -183,7 +208,7 @@ pub(crate) fn below(root: Pid, known: &HashSet<Pid>, all: &[Kin]) -> Vec<Pid> {
     let began_here = |id: Pid, inside: &HashSet<Pid>| {
         id != first.group
             && id != first.session
-            && (inside.contains(&id) || !by_id.contains_key(&id))
+            && (inside.contains(&id) || by_id.get(id).is_none())
     };
     // The root's own group, which its maker has begun, is also that of whoever else stands in the pipeline: an
     // orphan of it belongs to the tree only where the root leads it, or the restarter that stands for it.
@@ -199,7 +224,7 @@ pub(crate) fn below(root: Pid, known: &HashSet<Pid>, all: &[Kin]) -> Vec<Pid> {
                 members.push(kin.pid);
             }
         }
-        for kin in members.iter().filter_map(|pid| by_id.get(pid)) {
+        for kin in members.iter().filter_map(|pid| by_id.get(*pid)) {
             groups
                 .extend([kin.group, kin.session].into_iter().filter(|id| began_here(*id, &inside)));
         }
@@ -234,8 +259,8 @@ pub(crate) fn doubtful(root: Pid, members: &[Pid], all: &[Kin]) -> Vec<Pid> {
 
 /// The same of a process group that the root has left.
 pub(crate) fn doubtful_in(group: Pid, root: Pid, members: &[Pid], all: &[Kin]) -> Vec<Pid> {
-    let by_id: HashMap<Pid, &Kin> = all.iter().map(|kin| (kin.pid, kin)).collect();
-    let Some(first) = by_id.get(&root) else { return Vec::new() };
+    let by_id = ById::of(all);
+    let Some(first) = by_id.get(root) else { return Vec::new() };
     let descent = Descent::of(first, &by_id);
     let is = |kin: &&Kin| {
         kin.group == group
@@ -244,7 +269,7 @@ pub(crate) fn doubtful_in(group: Pid, root: Pid, members: &[Pid], all: &[Kin]) -
             && descent.may_be_orphan(kin)
             // Who starts jobs in its own group, as a script does, is their parent; what adopts orphans (init, a session's or
             // a batch system's manager) lives in a group of its own.
-            && by_id.get(&kin.parent).is_none_or(|parent| parent.group != group)
+            && by_id.get(kin.parent).is_none_or(|parent| parent.group != group)
             && !members.contains(&kin.pid)
     };
     all.iter().filter(is).map(|kin| kin.pid).collect()
@@ -252,8 +277,8 @@ pub(crate) fn doubtful_in(group: Pid, root: Pid, members: &[Pid], all: &[Kin]) -
 
 /// Those of `all` that may be orphans of the root's tree.
 pub(crate) fn orphans(root: Pid, all: &[Kin]) -> Vec<Pid> {
-    let by_id: HashMap<Pid, &Kin> = all.iter().map(|kin| (kin.pid, kin)).collect();
-    let Some(first) = by_id.get(&root) else { return Vec::new() };
+    let by_id = ById::of(all);
+    let Some(first) = by_id.get(root) else { return Vec::new() };
     let descent = Descent::of(first, &by_id);
     let is = |kin: &&Kin| !kin.dead && !kin.ours && descent.may_be_orphan(kin);
     all.iter().filter(is).map(|kin| kin.pid).collect()
@@ -267,15 +292,15 @@ struct Descent<'a> {
 }
 
 impl<'a> Descent<'a> {
-    fn of(root: &'a Kin, by_id: &HashMap<Pid, &Kin>) -> Self {
+    fn of(root: &'a Kin, by_id: &ById<'_>) -> Self {
         let mut reapers: HashSet<Pid> = [Pid::INIT].into();
-        let mut at = by_id.get(&root.parent);
+        let mut at = by_id.get(root.parent);
         // The parent itself has children of its own in the root's group.
-        while let Some(above) = at.and_then(|kin| by_id.get(&kin.parent)) {
+        while let Some(above) = at.and_then(|kin| by_id.get(kin.parent)) {
             if !reapers.insert(above.pid) {
                 break;
             }
-            at = by_id.get(&above.pid);
+            at = by_id.get(above.pid);
         }
         Self { root, reapers }
     }

@@ -308,8 +308,8 @@ fn list_of(mut all: Vec<Kin>, root: Pid, known: &HashSet<Pid>, wanted: &Wanted<'
         left_out.extend(with.into_iter().filter(|pid| !kept.contains(pid)));
     }
     let doubtful = tree::doubtful(root, &found, &all);
-    let by_id: HashMap<Pid, Kin> = all.iter().map(|kin| (kin.pid, *kin)).collect();
-    let members = found.into_iter().filter_map(|pid| by_id.get(&pid).copied()).collect();
+    let by_id = tree::ById::of(&all);
+    let members = found.into_iter().filter_map(|pid| by_id.get(pid).copied()).collect();
     Listed { members, left_out, doubtful, parents }
 }
 
