@@ -427,6 +427,7 @@ fn deprived(process: &Process) -> Option<Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::sys::signal::SigSet;
     use std::io::{BufReader, Read};
     use std::process::{Command, Stdio};
 
@@ -436,6 +437,7 @@ mod tests {
     #[test]
     fn spins() {
         if std::env::var_os(SPINS).is_some() {
+            SigSet::all().thread_block().unwrap();
             println!("x");
             let begun = Instant::now();
             while begun.elapsed() < Duration::from_secs(60) {}
@@ -452,15 +454,17 @@ mod tests {
         assert!(said.bytes().any(|byte| byte.is_ok_and(|byte| byte == b'x')));
         let process = Process::open(Pid::of_word(child.id())).unwrap();
         let code = vdso(&process);
+        let blocks = |thread: &StoppedThread| thread.mask & raw::signal_set(libc::SIGTRAP) != 0;
         let stops = (0..20).map(|_| {
             let frozen = Frozen::freeze(&process).unwrap();
             let is_inside = |thread: &StoppedThread| code.contains(&thread.regs.rip);
-            frozen.threads.iter().any(is_inside)
+            (frozen.threads.iter().any(blocks), frozen.threads.iter().any(is_inside))
         });
         let stops: Vec<_> = stops.collect();
         child.kill().unwrap();
         child.wait().unwrap();
-        let inside = stops.iter().filter(|is_inside| **is_inside).count();
+        let inside = stops.iter().filter(|(_, is_inside)| *is_inside).count();
         assert!(!code.is_empty() && inside < 6, "{inside}");
+        assert!(stops.iter().all(|(blocks, _)| *blocks));
     }
 }

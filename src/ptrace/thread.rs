@@ -227,6 +227,12 @@ impl StoppedThread {
         }
         // What steps must be the thread's own registers, and its own mask is what is read after.
         self.take_back()?;
+        // A step ends in SIGTRAP, and where that is blocked the kernel opens it for good and forgets its handler
+        // (kernel/signal.c, force_sig_info_to_task).
+        let blocked = self.mask & raw::signal_set(libc::SIGTRAP);
+        if blocked != 0 {
+            raw::set_mask(self.tid, self.mask & !blocked)?;
+        }
         let mut signal = 0;
         for _ in 0..steps {
             if !inside(&self.regs) {
@@ -253,7 +259,10 @@ impl StoppedThread {
             }
             self.regs = Regs::get(self.tid)?;
         }
-        self.mask = raw::get_mask(self.tid)?;
+        self.mask = raw::get_mask(self.tid)? | blocked;
+        if blocked != 0 {
+            raw::set_mask(self.tid, self.mask)?;
+        }
         Ok(())
     }
 
