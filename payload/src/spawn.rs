@@ -46,24 +46,27 @@ struct Start {
     /// 1 as soon as the turn names the dumper. The turn itself does not tell the thread: while that was not given a
     /// processor, the dumper may have dismissed its keeper, or ended, and the turn be another thread's.
     named: AtomicU32,
+    /// The keeper's id as this process sees it.
+    keeper: AtomicU32,
 }
 
 impl Start {
     /// What the thread that asks has put on its stack, where it stays at least until `named` is set.
-    fn at(start: u64) -> (Page, &'static AtomicU32) {
+    fn at(start: u64) -> (Page, &'static Self) {
         // SAFETY: see above; who has set `named` does not come back to it.
         let start = unsafe { &*(start as *const Self) };
-        (Page::at(start.page), &start.named)
+        (Page::at(start.page), start)
     }
 }
 
 /// Starts a dumper for this process and lets it trace us; it is named in the turn, or
 /// `Control::spawn_error` says why there is none.
 pub(crate) fn dumper(page: Page) {
-    // The kernel writes the keeper's id as this process sees it, before the keeper runs, which looks for it, as a dumper does.
+    // The kernel writes the keeper's id before that runs.
     let flags = CLONE_VM | CLONE_UNTRACED | CLONE_PARENT_SETTID;
-    let tids = [page.keeper().as_ptr() as u64, 0];
-    let start = Start { page: page.address(), named: AtomicU32::new(0) };
+    let (named, keeper) = (AtomicU32::new(0), AtomicU32::new(0));
+    let start = Start { page: page.address(), named, keeper };
+    let tids = [start.keeper.as_ptr() as u64, 0];
     let keeper = if bears_elsewhere() {
         -errno::ESRCH
     } else {
@@ -135,12 +138,15 @@ pub(crate) fn reap_keeper(page: Page, milliseconds: u64) {
 
 extern "C" fn keep(start: u64) -> ! {
     const PR_SET_NAME: u64 = 15;
-    let (page, _) = Start::at(start);
+    let (page, asked) = Start::at(start);
+    let own = sys::getpid();
     // What `bears_elsewhere` could not see: ids by which we and the dumper know ourselves are other processes' there.
-    if page.keeper().load(Ordering::Acquire) != sys::getpid() {
+    if asked.keeper.load(Ordering::Acquire) != own {
         page.spawn_error().store(-errno::ESRCH, Ordering::Release);
         sys::exit(0);
     }
+    // Before there is a dumper, which looks for it.
+    page.keeper().store(own, Ordering::Release);
     sys::prctl(PR_SET_NAME, c"ckpt-keeper".as_ptr() as u64);
     // A monitor that an assistant starts may outlive that.
     sys::prctl(PR_SET_CHILD_SUBREAPER, 1);
@@ -163,13 +169,13 @@ pub(crate) fn allow_monitor(page: Page) {
 
 /// Runs in the task that becomes the dumper; the thread that asked waits until it is named.
 extern "C" fn become_dumper(start: u64) -> ! {
-    let (page, named) = Start::at(start);
+    let (page, asked) = Start::at(start);
     let own = Task { pid: sys::getpid(), start: 0 };
     if turns::change(page, Event::Start(own)).is_err() {
         sys::exit(0);
     }
-    named.store(1, Ordering::Release);
-    sys::futex_wake(named.as_ptr());
+    asked.named.store(1, Ordering::Release);
+    sys::futex_wake(asked.named.as_ptr());
     // The program's limits are not meant for the dumper, which may need more than they leave.
     for what in [sys::RLIMIT_DATA, sys::RLIMIT_NOFILE, sys::RLIMIT_AS] {
         sys::set_limit(what, [sys::limit(what)[1]; 2]);
