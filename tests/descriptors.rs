@@ -7,7 +7,8 @@ mod harness;
 use std::fs;
 use std::os::unix::process::CommandExt;
 
-use harness::{Bench, Build, Run, Way, Who, survive, until};
+use harness::faults::stands_at;
+use harness::{Bench, Build, Run, Way, Who, survive};
 
 macro_rules! survives {
     ($($subject:ident)*) => {$(
@@ -265,11 +266,7 @@ fn a_descriptor_of_the_dumper_is_no_loss() {
                   <STDIN>; print readlink(\"/proc/self/fd/$fd\"), \"\\n\"";
     let mut run = bench.launch(&["-n", "x.ckpt"], "perl", &["-e", script]);
     run.expect("ready");
-    let mut save = bench.command(bench.ckpt());
-    save.args(["save", "--stop", &run.pid_text()]).env("CKPT_FAULT", "+begun");
-    let save = Run::start(save);
-    let status = || fs::read_to_string(format!("/proc/{}/status", save.pid_text())).ok();
-    until("the step", || status()?.contains("T (stopped)").then_some(()));
+    let save = stands_at(&bench, "begun", &["save", "--stop", &run.pid_text()]);
     run.say(&save.pid_text());
     run.expect("held");
     save.signal(nix::sys::signal::Signal::SIGCONT);

@@ -3,6 +3,7 @@
 
 mod harness;
 
+use harness::faults::stands_at;
 use harness::{Bench, Build, Run, Who, until};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -84,11 +85,7 @@ fn a_dumper_and_its_snapshot_end_before_the_program() {
         bench.must(&["save", &run.pid_text()]);
         let score = |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).ok();
         let before = score(&run.pid_text());
-        let mut save = bench.command(bench.ckpt());
-        save.args(["save", &run.pid_text()]).env("CKPT_FAULT", "+thawed");
-        let save = Run::start(save);
-        let status = || std::fs::read_to_string(format!("/proc/{}/status", save.pid_text())).ok();
-        until("the step", || status()?.contains("T (stopped)").then_some(()));
+        let save = stands_at(&bench, "thawed", &["save", &run.pid_text()]);
         let is_ours = |pid: &str| {
             let file = |name| std::fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default();
             let here = bench.name("compute.static");
@@ -228,12 +225,8 @@ fn a_forged_id_of_the_snapshot_harms_nobody() {
             .unwrap();
         // Others than these would harm whoever runs the test, should it fail.
         for forged in [victim.pid(), 0] {
-            let mut save = bench.command(bench.ckpt());
-            save.args(["save", &run.pid_text(), "-n", "x.ckpt"]).env("CKPT_FAULT", "+cloned");
-            let save = Run::start(save);
-            let status =
-                || std::fs::read_to_string(format!("/proc/{}/status", save.pid_text())).ok();
-            until("the step", || status()?.contains("T (stopped)").then_some(()));
+            let args = ["save", &run.pid_text(), "-n", "x.ckpt"];
+            let save = stands_at(&bench, "cloned", &args);
             memory.write_all_at(&forged.to_ne_bytes(), region + STACKS + 2 * STACK_LEN).unwrap();
             save.signal(nix::sys::signal::Signal::SIGCONT);
             save.ends_well();

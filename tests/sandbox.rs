@@ -3,8 +3,8 @@
 
 mod harness;
 
-use harness::faults::{armed, steps};
-use harness::{Bench, Build, Run, Way, Who, await_stop, until};
+use harness::faults::{armed, stands_at, steps};
+use harness::{Bench, Build, Run, Way, Who, until};
 use nix::sys::signal::Signal::{SIGCONT, SIGKILL};
 use nix::sys::signal::kill;
 
@@ -176,8 +176,7 @@ fn who_locks_itself_in_as_its_checkpoint_begins_is_not_touched() {
     let bench = Bench::new(Who::Me);
     let mut run = start(&bench, "late");
     let args = ["save", &run.pid_text(), "-n", &bench.name("x.ckpt")];
-    let save = Run::start(armed(bench.command(bench.ckpt()), "+begun", &args));
-    await_stop(save.pid());
+    let save = stands_at(&bench, "begun", &args);
     run.say("lock");
     run.expect("locked");
     save.signal(SIGCONT);

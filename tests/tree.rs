@@ -3,8 +3,8 @@
 
 mod harness;
 
-use harness::faults::armed;
-use harness::{Bench, Build, Run, Who, await_stop, until};
+use harness::faults::stands_at;
+use harness::{Bench, Build, Run, Who, until};
 use nix::sys::signal::Signal::{SIGCONT, SIGKILL};
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
@@ -235,15 +235,17 @@ while input() == "kill":
     print(lives, flush=True)
 "#;
 
-/// A parent, its child, and a dumper of both that stands at a step.
-fn stands_at(bench: &Bench, step: &str, options: &[&str]) -> (Run, Pid, Run) {
+/// A parent, and its child.
+fn parent(bench: &Bench) -> (Run, Pid) {
     let mut run = bench.run("/usr/bin/python3", &["-c", PARENT]);
     let child = Pid::from_raw(run.line().parse().expect("an id"));
+    (run, child)
+}
+
+/// A dumper that stands at a step.
+fn dumper(bench: &Bench, run: &Run, step: &str, options: &[&str]) -> Run {
     let (pid, x) = (run.pid_text(), bench.name("x.ckpt"));
-    let args = [&["save"], options, &[&pid, "-n", &x]].concat();
-    let save = Run::start(armed(bench.command(bench.ckpt()), step, &args));
-    await_stop(save.pid());
-    (run, child, save)
+    stands_at(bench, step, &[&["save"], options, &[&pid, "-n", &x]].concat())
 }
 
 #[track_caller]
@@ -259,7 +261,8 @@ fn has_both(bench: &Bench) {
 fn who_is_killed_as_all_go_on_is_in_the_checkpoint() {
     for who in [Who::Me, Who::Nobody] {
         let bench = Bench::new(who);
-        let (mut run, _, save) = stands_at(&bench, "+thawed", &[]);
+        let (mut run, _) = parent(&bench);
+        let save = dumper(&bench, &run, "thawed", &[]);
         run.say("kill");
         run.expect("True");
         save.signal(SIGCONT);
@@ -272,9 +275,10 @@ fn who_is_killed_as_all_go_on_is_in_the_checkpoint() {
 /// Who is killed before a whole checkpoint has ended it is in that: of the others none goes on, and none is taken after it.
 #[test]
 fn who_is_killed_before_its_end_is_in_the_checkpoint() {
-    for (who, step) in [(Who::Me, "+sealed"), (Who::Nobody, "+sealed"), (Who::Nobody, "+written")] {
+    for (who, step) in [(Who::Me, "sealed"), (Who::Nobody, "sealed"), (Who::Nobody, "written")] {
         let bench = Bench::new(who);
-        let (run, child, save) = stands_at(&bench, step, &["--stop"]);
+        let (run, child) = parent(&bench);
+        let save = dumper(&bench, &run, step, &["--stop"]);
         kill(child, SIGKILL).expect("it is there");
         save.signal(SIGCONT);
         save.ends_well();
@@ -286,9 +290,7 @@ fn who_is_killed_before_its_end_is_in_the_checkpoint() {
     let mut run = bench.run("/bin/cat", &[]);
     run.say("here");
     run.expect("here");
-    let args = ["save", "--stop", &run.pid_text(), "-n", &bench.name("x.ckpt")];
-    let save = Run::start(armed(bench.command(bench.ckpt()), "+sealed", &args));
-    await_stop(save.pid());
+    let save = dumper(&bench, &run, "sealed", &["--stop"]);
     run.signal(SIGKILL);
     save.signal(SIGCONT);
     save.ends_well();

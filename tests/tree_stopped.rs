@@ -105,23 +105,31 @@ fn a_killed_dumper_lets_no_stopped_child_go_on() {
     }
 }
 
+/// A program that has stopped its child, and does something when told so; the child.
+fn with_a_stopped_child(bench: &Bench, then: &str) -> (Run, Pid) {
+    let script = format!(
+        "import os, signal, subprocess; child = subprocess.Popen(['sleep', '1000']); \
+         child.send_signal(signal.SIGSTOP); os.waitpid(child.pid, os.WUNTRACED); \
+         print(child.pid, flush=True); input(); {then}"
+    );
+    let mut run = bench.run("/usr/bin/python3", &["-c", &script]);
+    let child = Pid::from_raw(run.line().parse().expect("a process id"));
+    (run, child)
+}
+
 /// One that a killed dumper has left in the payload may have a signal waiting by then, which is the program's.
 #[test]
 fn a_stopped_child_in_the_payload_keeps_its_signals() {
-    const SCRIPT: &str = "import os, signal, subprocess; child = subprocess.Popen(['sleep', '1000']); \
-                          child.send_signal(signal.SIGSTOP); os.waitpid(child.pid, os.WUNTRACED); \
-                          print(child.pid, flush=True); input(); child.send_signal(signal.SIGCONT); \
-                          print(child.wait(), flush=True)";
     let turns =
         [Who::Me, Who::Nobody].into_iter().flat_map(|who| (1..3).map(move |turn| (who, turn)));
     for (who, turn) in turns {
         let bench = Bench::new(who);
-        let mut run = bench.run("/usr/bin/python3", &["-c", SCRIPT]);
-        let child = run.line().parse().expect("a process id");
+        let then = "child.send_signal(signal.SIGCONT); print(child.wait(), flush=True)";
+        let (mut run, child) = with_a_stopped_child(&bench, then);
         let (pid, x) = (run.pid_text(), bench.name("x.ckpt"));
         bench.must(&["save", &pid, "-n", &x]);
         assert!(killed(&bench, &format!("lending:{turn}"), &["save", &pid, "-n", &x]), "{turn}");
-        kill(Pid::from_raw(child), SIGTERM).expect("it is there");
+        kill(child, SIGTERM).expect("it is there");
         bench.must(&["save", &pid, "-n", &x]);
         run.say("go");
         run.expect("-15");
@@ -132,13 +140,9 @@ fn a_stopped_child_in_the_payload_keeps_its_signals() {
 /// What it brings home of the restorer is no change that the program has made, for which all would have to stand still again.
 #[test]
 fn a_stopped_child_of_a_restart_stands_still_once() {
-    const SCRIPT: &str = "import os, signal, subprocess; child = subprocess.Popen(['sleep', '1000']); \
-                          child.send_signal(signal.SIGSTOP); os.waitpid(child.pid, os.WUNTRACED); \
-                          print('ready', flush=True); input(); child.kill()";
     for who in [Who::Me, Who::Nobody] {
         let bench = Bench::new(who);
-        let mut run = bench.run("/usr/bin/python3", &["-c", SCRIPT]);
-        run.expect("ready");
+        let (run, _) = with_a_stopped_child(&bench, "child.kill()");
         let x = bench.name("x.ckpt");
         bench.must(&["save", "--stop", &run.pid_text(), "-n", &x]);
         run.ends_well();

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use nix::sys::signal::Signal::SIGKILL;
 
-use super::{Bench, Run};
+use super::{Bench, Run, await_stop};
 
 /// The steps of `who`: "dumper", "monitor", …
 #[track_caller]
@@ -23,6 +23,14 @@ pub(crate) fn steps(bench: &Bench, who: &str) -> Vec<String> {
 pub(crate) fn armed(mut command: Command, step: &str, args: &[impl AsRef<OsStr>]) -> Command {
     command.args(args).env("CKPT_FAULT", step);
     command
+}
+
+/// `ckpt ARGS…`, which stands at a step until SIGCONT comes.
+#[track_caller]
+pub(crate) fn stands_at(bench: &Bench, step: &str, args: &[impl AsRef<OsStr>]) -> Run {
+    let run = Run::start(armed(bench.command(bench.ckpt()), &format!("+{step}"), args));
+    await_stop(run.pid());
+    run
 }
 
 /// Runs `ckpt ARGS…` with a step to be killed at; whether it was. Else it must have ended well.
