@@ -9,7 +9,7 @@ use super::ports::is_here;
 use super::{inet, repair};
 use crate::error::{Error, Result};
 use crate::fault::{Point, reach};
-use crate::proc::tree::{self, Kin};
+use crate::proc::tree::{self, ById, Kin};
 use crate::proc::{Pid, Process};
 use crate::ptrace::raw;
 use crate::resource::Gathered;
@@ -202,11 +202,11 @@ fn strangers(wanted: &[Wanted], pids: &[Pid]) -> (HashSet<u64>, HashSet<Pid>) {
 /// them, up to one who is hidden: such may have what they have.
 fn are_near(pids: &[Pid], hidden: &HashSet<Pid>) -> bool {
     let Ok(all) = tree::everybody() else { return true };
-    let all: HashMap<Pid, Kin> = all.into_iter().map(|kin| (kin.pid, kin)).collect();
+    let by_id = ById::of(&all);
     let mut family = HashSet::new();
     for pid in pids {
         let mut next = Some(*pid);
-        while let Some(kin) = next.and_then(|pid| all.get(&pid))
+        while let Some(kin) = next.and_then(|pid| by_id.get(pid))
             && kin.parent != Pid::NONE
             && !hidden.contains(&kin.pid)
             && family.insert(kin.pid)
@@ -215,16 +215,16 @@ fn are_near(pids: &[Pid], hidden: &HashSet<Pid>) -> bool {
         }
     }
     let sessions: HashSet<Pid> =
-        pids.iter().filter_map(|pid| Some(all.get(pid)?.session)).collect();
+        pids.iter().filter_map(|pid| Some(by_id.get(*pid)?.session)).collect();
     let is_near = |kin: &&Kin| {
         sessions.contains(&kin.session)
-            || std::iter::successors(Some(*kin), |kin| all.get(&kin.parent))
+            || std::iter::successors(Some(*kin), |kin| by_id.get(kin.parent))
                 .take(all.len())
                 .any(|kin| family.contains(&kin.pid))
     };
     hidden
         .iter()
-        .filter_map(|pid| all.get(pid))
+        .filter_map(|pid| by_id.get(*pid))
         .filter(|kin| !kin.dead && !kin.ours)
         .any(|kin| is_near(&kin))
 }
