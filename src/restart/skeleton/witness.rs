@@ -252,7 +252,7 @@ fn is_alone(above: Kin, before: &[Pid], since: Option<u64>) -> bool {
 /// in its place again: it tells whose a group is, also when the root has just ended. An orphan in its own group is the
 /// tree's only where it was `alone` in it.
 fn end_trees(wards: &[Ward], above: Option<Kin>, alone: bool) {
-    let mut known: HashSet<Pid> = HashSet::new();
+    let (mut known, mut all_known): (Vec<Pid>, HashSet<Pid>) = Default::default();
     loop {
         let alive = wards.iter().filter(|ward| !ward.process.ended_within(Duration::ZERO));
         let alive = alive.map(|ward| ward.pid);
@@ -275,13 +275,16 @@ fn end_trees(wards: &[Ward], above: Option<Kin>, alone: bool) {
         let starts = alive.chain(above.filter(|_| alone).map(|above| above.pid));
         let below = starts.flat_map(|pid| tree::below(pid, &HashSet::new(), &all));
         let below = below.filter(|pid| above.is_none_or(|above| above.pid != *pid));
-        let news: Vec<_> = below.filter(|pid| known.insert(*pid)).collect();
+        let news: Vec<_> = below.filter(|pid| all_known.insert(*pid)).collect();
         if news.is_empty() {
             break;
         }
-        news.into_iter().for_each(|pid| send(pid, libc::SIGSTOP));
+        news.iter().for_each(|pid| send(*pid, libc::SIGSTOP));
+        known.extend(news);
     }
-    known.into_iter().for_each(|pid| send(pid, libc::SIGKILL));
+    // The root last: when a group loses with it the last parent in its session, and somebody in it is stopped and not killed,
+    // all of it get SIGHUP and go on (kernel/exit.c, kill_orphaned_pgrp), the rest of a pipeline, too.
+    known.into_iter().rev().for_each(|pid| send(pid, libc::SIGKILL));
 }
 
 fn send(pid: Pid, signal: i32) {
