@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! Work on many things by a few threads abreast, which end with it.
 
-use crate::order;
 use nix::sched::{CpuSet, sched_getaffinity};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Scope, ScopedJoinHandle};
 
 /// More would wait for each other: the kernel makes texts of /proc under locks.
@@ -28,22 +27,28 @@ pub(crate) fn by_at_most<T: Sync, R: Send>(
     few: usize,
     work: impl Fn(&T) -> R + Sync,
 ) -> Vec<R> {
-    let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(things.len())));
+    // Each has a place of its own: one lock for all would be asked for as often as there are things.
+    let done: Vec<Mutex<Option<R>>> = things.iter().map(|_| Mutex::new(None)).collect();
+    let one = |index: usize| {
+        let result = work(&things[index]);
+        *done[index].lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+    };
+    by_number(processors().min(most).min(things.len() / few.max(1)), things.len(), &one);
+    let done = done.into_iter();
+    done.filter_map(|one| one.into_inner().unwrap_or_else(PoisonError::into_inner)).collect()
+}
+
+/// Work on so many things by so many threads, the one that asks among them.
+fn by_number(threads: usize, things: usize, work: &(dyn Fn(usize) + Sync)) {
+    let next = AtomicUsize::new(0);
     let run = || {
-        // Each has its own until the end: one lock for all would be asked for as often as there are things.
-        let mut own = Vec::new();
-        while let Some((index, thing)) = take(things, &next) {
-            own.push((index, work(thing)));
-        }
-        done.lock().unwrap_or_else(PoisonError::into_inner).append(&mut own);
+        let take = || Some(next.fetch_add(1, Ordering::Relaxed)).filter(|index| *index < things);
+        std::iter::from_fn(take).for_each(work);
     };
     thread::scope(|scope| {
-        join_in(scope, processors().min(most).min(things.len() / few.max(1)), &run);
+        join_in(scope, threads, &run);
         run();
     });
-    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
-    order::by_key(&mut done, |(index, _)| (*index as u64, 0));
-    done.into_iter().map(|(_, result)| result).collect()
 }
 
 /// The same for work that may fail: nothing is begun any more when some has.
@@ -81,10 +86,32 @@ pub(crate) fn beside<'scope, R: Send + 'scope>(
     thread::Builder::new().stack_size(STACK).spawn_scoped(scope, work).ok()
 }
 
-/// The same of work that has all that it needs.
+/// Work that another thread does.
+pub(crate) struct Aside<R> {
+    thread: thread::JoinHandle<()>,
+    done: Arc<Mutex<Option<R>>>,
+}
+
+impl<R> Aside<R> {
+    /// Waits for it.
+    pub(crate) fn join(self) -> Option<R> {
+        let _ = self.thread.join();
+        self.done.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// The same as [`beside`] of work that has all that it needs.
 pub(crate) fn aside<R: Send + 'static>(
     work: impl FnOnce() -> R + Send + 'static,
-) -> Option<thread::JoinHandle<R>> {
+) -> Option<Aside<R>> {
+    let done = Arc::default();
+    let theirs: Arc<Mutex<Option<R>>> = Arc::clone(&done);
+    let all = move || *theirs.lock().unwrap_or_else(PoisonError::into_inner) = Some(work());
+    Some(Aside { thread: start(Box::new(all))?, done })
+}
+
+/// One thread for all kinds of work: the code of each would be another.
+fn start(work: Box<dyn FnOnce() + Send>) -> Option<thread::JoinHandle<()>> {
     thread::Builder::new().stack_size(STACK).spawn(work).ok()
 }
 
@@ -245,11 +272,6 @@ pub(crate) fn in_order<T: Send, R: Send, L, E: Send>(
     });
     let line = shared.line.into_inner().unwrap_or_else(PoisonError::into_inner);
     line.failed.map_or(Ok(()), Err)
-}
-
-fn take<'a, T>(things: &'a [T], next: &AtomicUsize) -> Option<(usize, &'a T)> {
-    let index = next.fetch_add(1, Ordering::Relaxed);
-    things.get(index).map(|thing| (index, thing))
 }
 
 /// How many processors this thread may run on, in one system call: the standard library looks for limits of control

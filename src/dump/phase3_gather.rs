@@ -3,7 +3,7 @@
 
 use super::phase2_equip::Equipped;
 use super::{caller, excluded};
-use crate::abreast;
+use crate::abreast::{self, Aside};
 use crate::error::{Error, Kind, Result};
 use crate::image::PAGE;
 use crate::proc::maps::Vma;
@@ -27,7 +27,6 @@ use ckpt_abi::api::EXCLUDED;
 use std::collections::HashSet;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 /// A process of the checkpoint that stands still, with its records.
 pub(crate) struct Still<'a> {
@@ -130,7 +129,7 @@ fn look(equipped: &[Equipped], looked: Vec<Option<Looked>>) -> Result<Vec<Looked
 /// What is seen of the threads of all processes beside what they are asked, by another thread.
 struct Looks {
     seen: Vec<Vec<LookedThread>>,
-    looking: Option<JoinHandle<Vec<Vec<LookedThread>>>>,
+    looking: Option<Aside<Vec<Vec<LookedThread>>>>,
 }
 
 impl Looks {

@@ -3,7 +3,7 @@
 //! tells them in /proc/PID/smaps alone, for which it counts all pages. Whether they were so at the stop is
 //! [confirmed](confirm) while the process goes on, by its copy, to which fork(2) gives the same mappings and flags.
 
-use crate::abreast;
+use crate::abreast::{self, Aside};
 use crate::error::{Error, Kind, Result};
 use crate::proc::fds::Fd;
 use crate::proc::maps::Vma;
@@ -13,7 +13,6 @@ use crate::proc::{Pid, Process};
 use nix::sys::sysinfo::sysinfo;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 /// What is so long is worth knowing to be empty, in bytes.
 const RESERVATION: u64 = 64 << 20;
@@ -111,7 +110,7 @@ type Work = dyn Fn() -> Result<()> + Send + Sync;
 /// A thread that [confirms](confirm) mappings of a process that stands still: for their flags the kernel needs as long as there is
 /// memory. Nobody forks until it has ended.
 pub(crate) struct Confirming {
-    thread: Option<JoinHandle<Result<()>>>,
+    thread: Option<Aside<Result<()>>>,
     work: Arc<Work>,
 }
 
@@ -126,14 +125,14 @@ impl Confirming {
     /// # Errors
     /// As [`confirm`].
     pub(crate) fn end(&mut self) -> Result<()> {
-        let done = self.thread.take().and_then(|thread| thread.join().ok());
+        let done = self.thread.take().and_then(Aside::join);
         done.unwrap_or_else(|| (self.work)())
     }
 }
 
 impl Drop for Confirming {
     fn drop(&mut self) {
-        self.thread.take().map(JoinHandle::join);
+        self.thread.take().map(Aside::join);
     }
 }
 
