@@ -339,3 +339,40 @@ fn the_first_process_of_a_container_is_told_what_its_restart_needs() {
     again.say("go");
     again.ends_well();
 }
+
+/// A root that ends is gone for who comes to save it, from where it has left its namespaces, also while it closes its files.
+#[test]
+fn a_root_that_is_just_ending_is_gone() {
+    const CLOSES_LONG: &str = r#"
+import ctypes, os, subprocess
+libc = ctypes.CDLL(None)
+child = subprocess.Popen(["sleep", "1000"])
+print("ready", flush=True)
+input()
+for one in range(100): libc.inotify_add_watch(libc.inotify_init(), b".", 1)
+print("open", flush=True)
+input()
+child.kill()
+os._exit(0)
+"#;
+    let bench = Bench::new(Who::Nobody);
+    let mut run = bench.launch(&["-n", "a.ckpt"], "/usr/bin/python3", &["-c", CLOSES_LONG]);
+    run.expect("ready");
+    bench.must(&["save", "--stop", &run.pid_text()]);
+    run.ends_well();
+    let text = |path: String| std::fs::read_to_string(path).unwrap_or_default();
+    let is_root = |child: &&str| text(format!("/proc/{child}/comm")).starts_with("python");
+    // How long the kernel takes for such files varies.
+    for _ in 0..6 {
+        let mut run = bench.run(bench.path("a.ckpt"), &[]);
+        run.say("go");
+        run.expect("open");
+        let children = text(format!("/proc/{0}/task/{0}/children", run.pid()));
+        let root = children.split_whitespace().find(is_root).expect("the root");
+        run.say("end");
+        while std::fs::read_link(format!("/proc/{root}/ns/mnt")).is_ok() {}
+        let refused = bench.order(&["save", &run.pid_text()]);
+        assert!(refused.stderr.contains(" is gone"), "{refused:?}");
+        run.ends_well();
+    }
+}

@@ -177,7 +177,8 @@ pub(crate) fn enter(process: Process) -> Result<Process> {
             Some(true) => File::open(process.path(&format!("ns/{kind}"))).ok(),
             None => None,
         };
-        let refused = || match process.has_ended() {
+        // It leaves its namespaces before it closes its files, and is a zombie only then.
+        let refused = || match process.is_ending() {
             true => gone(pid),
             false => forbidden(pid, Errno::EACCES),
         };
