@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: LGPL-2.1-only
-//! `ckpt move`: what its two ends believe of each other when one of them was stopped, or the program does something at once.
+//! `ckpt move`: what its two ends believe of each other when one of them was stopped, or the program does something at once;
+//! and memory that is read while the program runs.
 
 mod harness;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use harness::host::{Host, resume};
@@ -77,4 +79,93 @@ fn whatever_it_does_first_it_has_begun() {
         );
         assert!(host.images().is_empty(), "{act}");
     }
+}
+
+/// Whether this kernel tells what was written to (Linux 6.7).
+fn tracks() -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").expect("the kernel's release");
+    let mut numbers = release.split(['.', '-']).map(|number| number.parse().unwrap_or(0u32));
+    [numbers.next(), numbers.next()] >= [Some(6), Some(7)]
+}
+
+/// It runs while it is read: what it maps and unmaps then, and writes to, is in the last image as it is at the end.
+#[test]
+fn who_is_read_runs() {
+    if !tracks() {
+        return;
+    }
+    for (step, seed) in [("rearmed", "4"), ("thawed:2", "5"), ("rearmed:2", "6")] {
+        let bench = Bench::new(Who::Nobody);
+        let host = Host::new(&bench);
+        let mut run = bench.run(bench.subject("bounds", Build::Pie), &[seed]);
+        run.expect("ready");
+        let mover = host.stops(&bench, run.pid(), step);
+        await_stop(mover.pid());
+        run.check();
+        run.check();
+        resume(mover.pid());
+        mover.complaint("has moved to there");
+        run.check();
+        run.say("go");
+        mover.ends_well();
+        run.ends_well();
+    }
+}
+
+/// Behind that nobody else writes to what he has pinned: until then all that was written to before is read again.
+fn await_late() {
+    let since = Instant::now();
+    until("a second", || (since.elapsed() > Duration::from_millis(1100)).then_some(()));
+}
+
+/// Numbers pages, and writes to those that it is told.
+const WRITES: &str = "
+import mmap, sys
+pages = 20480
+memory = mmap.mmap(-1, pages << 12, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+known = [0] * pages
+def write(first, end, value):
+    for page in range(first, end):
+        memory[page << 12:(page << 12) + 8] = value.to_bytes(8, 'little')
+        known[page] = value
+def right():
+    return all(memory[p << 12:(p << 12) + 8] == known[p].to_bytes(8, 'little') for p in range(pages))
+write(0, pages, 1)
+print('ready', flush=True)
+for line in sys.stdin:
+    write(*map(int, line.split()))
+    print('right' if right() else 'wrong', flush=True)
+";
+
+/// What is written to once, when what was written to had been asked and nothing of that was read, is not left behind.
+#[test]
+fn what_is_written_to_once_is_told_of() {
+    if !tracks() {
+        return;
+    }
+    let bench = Bench::new(Who::Nobody);
+    let mut host = Host::new(&bench);
+    let rsh = "#!/bin/sh\nshift\nCKPT_FAULT=+proved exec sh -c \"$*\"\n";
+    let rsh = bench.file("stops", rsh);
+    fs::set_permissions(&rsh, PermissionsExt::from_mode(0o755)).expect("chmod");
+    host.rsh = bench.name("stops");
+    let mut run = bench.run("/usr/bin/python3", &["-c", WRITES]);
+    run.expect("ready");
+    let mover = host.stops(&bench, run.pid(), "rearmed:3");
+    let receiver = until("the other end", || host.receiver());
+    await_stop(receiver);
+    // So much that there is a third round.
+    run.say("0 2560 2");
+    run.expect("right");
+    await_late();
+    resume(receiver);
+    await_stop(mover.pid());
+    run.say("5000 6000 3");
+    run.expect("right");
+    resume(mover.pid());
+    mover.complaint("has moved to there");
+    run.say("0 1 4");
+    run.expect("right");
+    run.finish();
+    mover.ends_well();
 }

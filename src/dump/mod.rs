@@ -443,8 +443,7 @@ fn proceed(
     let notes = checkpoint.notes(&still, &common.members);
     let shown = checkpoint.shown(equipped, &common);
     let runs = checkpoint.runs(equipped);
-    let image = place.image(&mut *sink, front)?;
-    let mut writing = Writing::begin(image, common, runs, stop);
+    let mut writing = Writing::begin(place.image(&mut *sink, front)?, common, runs, stop);
     if stop {
         writing.may_wait();
     }
@@ -463,7 +462,8 @@ fn proceed(
     }
     // Dropped before whoever stands still goes on.
     let keeping = stop.then(|| socket::keep(&mut gathered, &pids)).flatten();
-    let (bytes, losses) = phase7_seal::seal(writing, gathered, checkpoint.strict)?;
+    let seal = || phase7_seal::seal(writing, gathered, checkpoint.strict);
+    let (bytes, losses) = Rolling::meanwhile((rolling, stop), &equipped[0].process, seal)?;
     Rolling::settle(rolling, &mut *sink, checkpoint.generation)?;
     drop(shown);
     reach(Point::Sealed);

@@ -5,13 +5,14 @@ use super::checkpoint::Checkpoint;
 use super::held;
 use super::phase2_equip::Equipped;
 use super::phase3_gather::Still;
-use super::phase5_snapshot::{self, Pictured};
+use super::phase5_snapshot::{Begun, Copying, Pictured};
 use super::phase6_write::Writing;
 use super::rolling::Rolling;
 use crate::error::Result;
 use crate::fault::{Point, reach};
 use crate::ptrace::call::Caller;
-use crate::resource::memory::policy;
+use crate::resource::Gathered;
+use crate::resource::memory::{Area, policy};
 use ckpt_abi::image::VmaKind;
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
@@ -31,30 +32,29 @@ pub(super) fn write<'a>(
             one.gathered.has_no_policies = policy::has_none(caller, memory, &one.gathered.vmas)?;
         }
     }
-    let wants = |known: &RefCell<Rolling>| {
-        still.first().is_some_and(|first| {
-            known.borrow().wants_tracker(&first.equipped.process, &first.areas)
-        })
-    };
-    let tracks = !stop && rolling.is_some_and(wants);
-    let mut holds = false;
+    let (mut tracks, mut holds) = (false, false);
     if let Some((known, first)) = rolling.zip(still.first_mut()) {
         let mut known = known.borrow_mut();
         writing.is_rough = known.moves && !stop;
         if stop {
             known.presume(&mut first.presumed, &first.equipped.process);
         }
-        let control = &first.equipped.region.control;
-        let mut vmas = first.gathered.vmas.iter();
-        let has_rings = vmas.any(|vma| vma.kind == VmaKind::Ring as u32);
-        let process = (&first.equipped.process, has_rings, control.tracked);
-        known.look(process, &first.areas, checkpoint.generation);
-        let run = control.config.run;
-        let remains = writing.leave_out(first, |base| known.same(base, run))?;
-        let may = !stop && !tracks && !known.has_found();
-        holds = may && remains.is_some_and(|bytes| held::is_little(bytes, first, &mut known));
+        known.meets(first.equipped.region.control.tracked);
+        tracks = !stop && known.wants_tracker(&first.equipped.process, &first.areas);
+        if !writing.is_rough {
+            let Still { equipped, gathered, areas, .. } = &mut *first;
+            let remains = leave_out(checkpoint, writing, &mut known, (*equipped, gathered, areas))?;
+            let may = !stop && !tracks && !known.has_found();
+            holds = may && remains.is_some_and(|bytes| held::is_little(bytes, first, &mut known));
+        }
     }
-    let mut begun = phase5_snapshot::Begun::of(still, !stop && !holds, tracks);
+    let copying = match (stop || holds, writing.is_rough, tracks) {
+        (true, ..) | (_, true, false) => Copying::Nothing,
+        (_, true, true) => Copying::Tracker,
+        (_, _, true) => Copying::Tracked,
+        _ => Copying::Picture,
+    };
+    let mut begun = Begun::of(still, copying);
     // The kernel copies the page tables meanwhile. What has begun has to be met, whatever fails.
     let mut written = begun.pictured.iter_mut().try_for_each(|one| writing.at_once(one, stop));
     written = written.and_then(|()| place.touch(|| writing.streams())?);
@@ -69,17 +69,31 @@ pub(super) fn write<'a>(
         holding = Some(writing.hold(first, room)?);
         first.held = true;
     }
-    // Where a mapping was tracked before, marks of then may be in its page tables, of which the kernel tells nothing: the
-    // copying of a picture has each page met anew.
-    let has_picture = pictured.first().is_some_and(|first| first.snapshot.is_some());
-    rolling.iter().for_each(|known| known.borrow_mut().track_new(has_picture));
+    if let Some((known, first)) = rolling.zip(pictured.first_mut()) {
+        let mut known = known.borrow_mut();
+        if writing.is_rough {
+            first.held = true;
+            first.be_tracked(&mut known);
+            known.track_now(&first.equipped.process, &first.areas);
+        } else {
+            // Where a mapping was tracked before, marks of then may be in its page tables, of which the kernel tells
+            // nothing: the copying of a picture has each page met anew.
+            known.track_new(first.snapshot.is_some());
+        }
+    }
     pictured.iter_mut().for_each(Pictured::start_home);
     for process in &mut pictured {
         process.thaw()?;
     }
     let pause = since.elapsed();
-    if let Some((known, first)) = rolling.zip(pictured.first()).filter(|_| tracks) {
-        first.be_tracked(&mut known.borrow_mut());
+    if let Some((known, first)) = rolling.zip(pictured.first_mut()) {
+        let mut known = known.borrow_mut();
+        if writing.is_rough {
+            let Pictured { equipped, gathered, areas, .. } = first;
+            leave_out(checkpoint, writing, &mut known, (*equipped, gathered, areas))?;
+        } else if tracks {
+            first.be_tracked(&mut known);
+        }
     }
     writing.may_wait();
     for process in &mut pictured {
@@ -91,4 +105,18 @@ pub(super) fn write<'a>(
     }
     reach(Point::Written);
     Ok((pictured, pause))
+}
+
+/// Asks what was written to of a process, and takes over from an older image what is as it was; see [`Writing::leave_out`].
+fn leave_out(
+    checkpoint: &Checkpoint<'_>,
+    writing: &mut Writing<'_>,
+    known: &mut Rolling,
+    (equipped, gathered, areas): (&Equipped, &mut Gathered, &mut [Area]),
+) -> Result<Option<u64>> {
+    let mut vmas = gathered.vmas.iter();
+    let has_rings = vmas.any(|vma| vma.kind == VmaKind::Ring as u32);
+    known.look((&equipped.process, has_rings), areas, checkpoint.generation);
+    let run = equipped.region.control.config.run;
+    writing.leave_out((equipped, gathered, areas), |base| known.same(base, run))
 }

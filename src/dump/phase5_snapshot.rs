@@ -28,7 +28,6 @@ use crate::resource::memory::Area;
 use crate::resource::plan::{Orders, Step};
 use ckpt_abi::op::{ListHead, OpKind};
 use ckpt_abi::region::{Control, STACK_LEN, STACKS};
-use nix::errno::Errno;
 use nix::libc;
 use nix::time::{ClockId, clock_gettime};
 use std::mem::offset_of;
@@ -42,6 +41,21 @@ const CLONE_UNTRACED: u64 = libc::CLONE_UNTRACED as u64;
 const HELD: u64 = 5;
 /// How long that is waited for.
 const FETCHED: Duration = Duration::from_millis(200);
+/// Where the picture says that it has no others, behind its id.
+const ALONE: u64 = 4;
+
+/// What is made of a process in its stop.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Copying {
+    /// Nothing: it ends, or what is needed is read before it goes on, or behind that.
+    Nothing,
+    /// A picture.
+    Picture,
+    /// The same, and a descriptor with which its memory can be tracked.
+    Tracked,
+    /// Only that descriptor: who holds it has the memory itself, and no page table is copied.
+    Tracker,
+}
 
 /// A process of ours that holds the picture; it ends with this value.
 pub(crate) struct Snapshot(Process);
@@ -80,7 +94,9 @@ pub(crate) struct Pictured<'a> {
     pub presumed: Option<Vec<Vma>>,
     /// The picture, if there is one.
     pub snapshot: Option<Snapshot>,
-    /// What there would be in a picture is held.
+    /// Who holds a descriptor of its memory, and nothing else.
+    holder: Option<Snapshot>,
+    /// It goes on without a picture.
     pub held: bool,
     /// Where the id of the picture will be, as long as it is only begun.
     begun: Option<Asked>,
@@ -102,13 +118,14 @@ pub(crate) struct Begun<'a> {
     /// The processes.
     pub(crate) pictured: Vec<Pictured<'a>>,
     outcome: Result<()>,
+    copying: Copying,
 }
 
 impl<'a> Begun<'a> {
     /// Begins. [`Begun::finish`] has to follow, whatever fails meanwhile.
-    pub(crate) fn of(processes: Vec<Still<'a>>, goes_on: bool, tracks: bool) -> Self {
-        let mut all = Self { pictured: Vec::new(), outcome: Ok(()) };
-        let goes_on = goes_on && are_possible();
+    pub(crate) fn of(processes: Vec<Still<'a>>, copying: Copying) -> Self {
+        let mut all = Self { pictured: Vec::new(), outcome: Ok(()), copying };
+        let goes_on = copying != Copying::Nothing && are_possible();
         for process in processes {
             let Still { equipped, mut frozen, gathered, areas, presumed, orphans_leave, .. } =
                 process;
@@ -116,13 +133,19 @@ impl<'a> Begun<'a> {
             // Its picture would obey its filters, which nobody suspends.
             let possible = goes_on && orphans_leave && !frozen.is_sandboxed();
             if possible && all.outcome.is_ok() {
-                all.outcome = begin(&mut frozen, equipped, tracks).map(|asked| data = Some(asked));
+                all.outcome = begin(&mut frozen, equipped, copying).map(|asked| data = Some(asked));
             }
-            let (snapshot, frozen) = (None, Some(frozen));
-            let (begun, held) = (data, false);
-            let one =
-                Pictured { equipped, gathered, areas, presumed, snapshot, held, begun, frozen };
-            all.pictured.push(one);
+            all.pictured.push(Pictured {
+                equipped,
+                gathered,
+                areas,
+                presumed,
+                snapshot: None,
+                holder: None,
+                held: false,
+                begun: data,
+                frozen: Some(frozen),
+            });
         }
         all
     }
@@ -139,7 +162,14 @@ impl<'a> Begun<'a> {
             }
             let Some((asked, frozen)) = begun.zip(frozen) else { continue };
             let snapshot = finish(frozen, process.equipped, &asked);
-            let snapshot = snapshot.map(|snapshot| process.snapshot = snapshot);
+            let snapshot = snapshot.map(|snapshot| match self.copying {
+                Copying::Tracker => process.holder = snapshot,
+                _ => {
+                    // The memory that the other has is the program's own, and so would be its end.
+                    snapshot.iter().for_each(|snapshot| snapshot.0.ends_first());
+                    process.snapshot = snapshot;
+                }
+            });
             self.outcome = self.outcome.and(snapshot);
         }
         self.outcome.map(|()| self.pictured)
@@ -148,18 +178,20 @@ impl<'a> Begun<'a> {
 
 impl Pictured<'_> {
     /// Has its memory tracked from now on, by what its picture was made with.
-    pub(crate) fn be_tracked(&self, known: &mut Rolling) {
-        let Some(snapshot) = &self.snapshot else { return };
-        let taken = snapshot.open().ok().and_then(|(process, _)| {
+    pub(crate) fn be_tracked(&mut self, known: &mut Rolling) {
+        let holder = self.holder.take();
+        let Some(snapshot) = holder.as_ref().or(self.snapshot.as_ref()) else { return };
+        let taken = snapshot.open().ok().and_then(|(process, memory)| {
+            let at = self.equipped.region.base + STACKS + STACK_LEN * 2 + ALONE;
             let deadline = Instant::now() + FETCHED;
-            loop {
-                match raw::take_descriptor(process.pid(), HELD as i32) {
-                    Err(Errno::EBADF) if Instant::now() < deadline => {
-                        std::thread::sleep(Duration::from_micros(200));
-                    }
-                    taken => break taken.ok(),
+            // Before, the number may be that of a descriptor of the program.
+            while memory.get::<u32>(at).ok()? == 0 {
+                if Instant::now() > deadline {
+                    return None;
                 }
+                std::thread::sleep(Duration::from_micros(200));
             }
+            raw::take_descriptor(process.pid(), HELD as i32).ok()
         });
         let Equipped { memory, region, .. } = self.equipped;
         let at = region.base + offset_of!(Control, tracked) as u64;
@@ -218,12 +250,12 @@ fn are_possible() -> bool {
 
 /// Begins to make a snapshot. There is none where orphans come to the target or to nobody
 /// ([`super::keeper`]): then the pages have to be written while the target stands still.
-fn begin(frozen: &mut Frozen, equipped: &Equipped, tracks: bool) -> Result<Asked> {
+fn begin(frozen: &mut Frozen, equipped: &Equipped, copying: Copying) -> Result<Asked> {
     let Equipped { memory, region, .. } = equipped;
     let stack = |index: u64| region.base + STACKS + STACK_LEN * (index + 1);
     // The lists lie in the third stack, which nobody runs on now.
     let data = stack(1);
-    let head = write_orders(memory, data, stack(1) - 64, tracks)?;
+    let head = write_orders(memory, data, stack(1) - 64, copying)?;
     let asked = Asked { at: data, since: clocks::ticks() };
     let mut caller = Caller::new(&mut frozen.threads[0], memory, &region.desk())?;
     let flags = (libc::CLONE_VM | libc::CLONE_VFORK) as u64 | CLONE_UNTRACED;
@@ -244,9 +276,7 @@ fn finish(frozen: &mut Frozen, equipped: &Equipped, asked: &Asked) -> Result<Opt
         return Ok(None);
     }
     let found = Process::open(pid).ok().filter(Process::is_held);
-    let snapshot = found.filter(|found| is_copy(found, process, maker, asked.since)).map(Snapshot);
-    snapshot.iter().for_each(|snapshot| snapshot.0.ends_first());
-    Ok(snapshot)
+    Ok(found.filter(|found| is_copy(found, process, maker, asked.since)).map(Snapshot))
 }
 
 /// Whether a process is a copy that a thread of another has made since then, by what only the kernel writes: its id comes
@@ -268,13 +298,15 @@ fn is_copy(found: &Process, of: &Process, maker: Tid, since: u64) -> bool {
 ///
 /// From `data` on: the snapshot's id, the poll request, its name, the child's words, the head of
 /// the orders, and the two lists.
-fn write_orders(memory: &Memory, data: u64, stack: u64, tracks: bool) -> Result<u64> {
+fn write_orders(memory: &Memory, data: u64, stack: u64, copying: Copying) -> Result<u64> {
     let dumper = u64::from(std::process::id());
     let (request, name, words, head) = (data + 8, data + 16, data + 32, data + 64);
     let (intermediate, snapshot) = (data + 128, data + 512);
     let step = Step::Clone;
     let mut list = Orders::default();
-    let flags = CLONE_PARENT_SETTID | CLONE_UNTRACED;
+    let tracks = matches!(copying, Copying::Tracked | Copying::Tracker);
+    let shares = if copying == Copying::Tracker { libc::CLONE_VM as u64 } else { 0 };
+    let flags = CLONE_PARENT_SETTID | CLONE_UNTRACED | shares;
     // A copy has its maker's name from its birth: whoever lists processes just then knows it for no member of the job.
     list.try_call(step, libc::SYS_prctl, &[libc::PR_SET_NAME as u64, name]);
     if tracks {
@@ -302,9 +334,10 @@ fn write_orders(memory: &Memory, data: u64, stack: u64, tracks: bool) -> Result<
     list.try_call(step, libc::SYS_prctl, &[PR_SET_PTRACER, dumper]);
     list.try_call(step, libc::SYS_setsid, &[]);
     if tracks {
+        list.call(step, libc::SYS_close_range, &[1, u64::from(u32::MAX), 0]);
         list.try_call(step, libc::SYS_dup3, &[0, HELD, libc::O_CLOEXEC as u64]);
-        list.call(step, libc::SYS_close_range, &[0, HELD - 1, 0]);
-        list.call(step, libc::SYS_close_range, &[HELD + 1, u64::from(u32::MAX), 0]);
+        list.try_call(step, libc::SYS_close, &[0]);
+        list.push(OpKind::Store, 0, step, 4, &[data + ALONE, 1]);
     } else {
         list.call(step, libc::SYS_close_range, &[0, u64::from(u32::MAX), 0]);
     }

@@ -2,14 +2,13 @@
 //! Phase 6: write the pages, then the records.
 
 use super::phase2_equip::Equipped;
-use super::phase3_gather::Still;
 use super::phase4_refuse;
 use super::phase5_snapshot::Pictured;
 use super::reader::{self, Found, From, Read, Room};
 use super::rolling::{Same, is_trackable};
 use super::stream;
 use crate::abreast;
-use crate::error::{Because, Error, Result};
+use crate::error::{Because, Error, Kind, Result};
 use crate::fault::{Point, reach};
 use crate::image::PAGE;
 use crate::image::base::Base;
@@ -42,7 +41,8 @@ pub(crate) struct Writing<'a> {
     kept: Vec<Range<u64>>,
     /// The processes end with it.
     ends: bool,
-    /// Nobody restarts it: another one follows before the program ends.
+    /// Nobody restarts it: another one follows before the program ends. It is read while its process goes on: what that
+    /// writes to meanwhile, or gives back, is read again for the next.
     pub(super) is_rough: bool,
 }
 
@@ -64,24 +64,24 @@ impl<'a> Writing<'a> {
         Self { writer, common, buffer, room, kept: Vec::new(), ends, is_rough: false }
     }
 
-    /// Takes over from an older image what is as it was, if that is known: of a process that stands still. How many bytes
-    /// remain to be read of it when it goes on; None: nothing is known.
+    /// Takes over from an older image what is as it was, if that is known. How many bytes remain to be read of a process
+    /// when it goes on; None: nothing is known.
     pub(super) fn leave_out<'k>(
         &mut self,
-        still: &mut Still<'_>,
+        (equipped, gathered, areas): (&Equipped, &mut Gathered, &mut [Area]),
         same: impl FnOnce(&Base) -> Option<Same<'k>>,
     ) -> Result<Option<u64>> {
         let same = self.writer.base().and_then(|base| same(base));
-        let (Some(known), Some(own)) = (same, &mut still.gathered.process) else {
+        let (Some(known), Some(own)) = (same, &mut gathered.process) else {
             return Ok(None);
         };
         if self.writer.base().is_some_and(|base| base.remembers()) {
             own.flags |= process_flag::REMEMBERS_IDS;
         }
         let region = own.region..own.region + own.region_len;
-        let pagemap = Pagemap::of(&still.equipped.process)?;
+        let pagemap = Pagemap::of(&equipped.process)?;
         let mut bytes = 0;
-        for area in still.areas.iter_mut().filter(|area| !area.at_once) {
+        for area in areas.iter_mut().filter(|area| !area.at_once) {
             let pages = if is_trackable(area) && !region.contains(&area.start) {
                 let [same, other] = known.split(&pagemap.filled(area.start, area.end)?);
                 self.kept.extend(same);
@@ -99,12 +99,14 @@ impl<'a> Writing<'a> {
     /// picture holds.
     pub(crate) fn at_once(&mut self, process: &mut Pictured<'_>, ends: bool) -> Result<()> {
         let areas = std::mem::take(&mut process.areas);
-        let (now, later): (Vec<_>, _) = areas.into_iter().partition(|a| ends || a.at_once);
+        let is_now = |area: &Area| ends || (area.at_once && !self.is_rough);
+        let (now, later): (Vec<_>, _) = areas.into_iter().partition(is_now);
         process.areas = later;
         for (addr, bytes) in std::mem::take(&mut process.gathered.hidden) {
             self.writer.memory(process.gathered.number, addr, &bytes, [0, 0])?;
         }
-        if !ends && !process.gathered.vmas.iter().all(policy::is_forked) {
+        let is_told = ends || self.is_rough;
+        if !is_told && !process.gathered.vmas.iter().all(policy::is_forked) {
             let own = &process.equipped.process;
             policy::save(own, &mut process.gathered, |vma| !policy::is_forked(vma));
         }
@@ -177,7 +179,11 @@ impl<'a> Writing<'a> {
                 policies(&own, &mut process.gathered);
             }
             None => {
-                self.itself(process, &areas, presumed)?;
+                self.itself(process, &areas, presumed).map_err(|error| match error.kind() {
+                    // If it has executed another program, that is to move.
+                    Kind::Gone if self.is_rough => error.of(Kind::Changed),
+                    _ => error,
+                })?;
                 policies(own, &mut process.gathered);
             }
         }
@@ -211,9 +217,12 @@ impl<'a> Writing<'a> {
         }
         let ids = self.looks_for_ids(process, gathered);
         let from = self.from(is_picture, (process, memory), gathered, ids)?;
-        let Self { writer, room, .. } = self;
+        let Self { writer, room, is_rough, .. } = self;
         let abreast = writer.abreast();
-        room.read(&from, areas, (None, abreast.as_ref()), &mut |read| {
+        room.read(&from, areas, (None, abreast.as_ref()), &mut |mut read| {
+            if *is_rough {
+                read.untouchable.clear();
+            }
             if is_vain.load(Ordering::Relaxed) {
                 return Err(Error::new("the memory is not written to its end"));
             }
@@ -234,7 +243,7 @@ impl<'a> Writing<'a> {
         Ok(From {
             memory,
             pagemap: Pagemap::of(process)?,
-            shares: is_picture || self.common.tables.of.len() > 1,
+            shares: is_picture || self.is_rough || self.common.tables.of.len() > 1,
             locks: glibc::Search::new(&gathered.threads),
             ids,
             keys: self.writer.is_of_several(),

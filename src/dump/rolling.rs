@@ -8,31 +8,28 @@
 //! stop of the program is kept until the file that lacks it is sealed again. What is not tracked is read, and compared by
 //! its checksum.
 
+mod handing;
+mod same;
+
 use super::pageset::PageSet;
-use crate::error::{Because, Result};
+use crate::error::Result;
 use crate::fault::{Point, reach};
 use crate::image::base::Base;
 use crate::image::older::{Id, Older, Over, Renewal};
 use crate::image::sink::Sink;
-use crate::order;
+use crate::proc::Process;
 use crate::proc::maps::Vma;
 use crate::proc::pagemap::Pagemap;
 use crate::proc::tracking::Tracker;
 use crate::proc::tree::Kin;
-use crate::proc::{Process, line};
 use crate::ptrace::waits;
 use crate::resource::memory::{Area, Pages};
 use crate::resource::presumed::{Before, Confirming};
 use nix::errno::Errno;
+pub(super) use same::Same;
 use std::cell::RefCell;
-use std::fs::File;
-use std::io::Write;
 use std::ops::Range;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::FileExt;
-use std::os::unix::net::UnixDatagram;
-use std::path::PathBuf;
+use std::os::fd::OwnedFd;
 
 /// With more mappings a program comes near to the most that it may have (vm.max_map_count), and what is tracked does not
 /// become one with what is not.
@@ -84,7 +81,8 @@ pub(crate) struct Rolling {
     pub(super) restless: u64,
     /// Room for what is held.
     pub(super) room: Vec<u8>,
-    /// Who confirms what was presumed of the mappings of a program that moves.
+    /// What is known of the flags of its mappings, and who confirms what was presumed of them.
+    flags: Option<Before>,
     confirms: Option<Confirming>,
 }
 
@@ -99,36 +97,6 @@ struct Interval {
     whole: Vec<[u64; 2]>,
 }
 
-/// What is as it is in an older checkpoint.
-pub(super) struct Same<'a> {
-    differing: PageSet,
-    whole: &'a [[u64; 2]],
-}
-
-impl Same<'_> {
-    /// Of ordered ranges those that are as they were, and those that may not be.
-    pub(super) fn split(&self, ranges: &[Range<u64>]) -> [Vec<Range<u64>>; 2] {
-        let (mut inside, mut outside) = (Vec::new(), Vec::new());
-        for range in ranges {
-            let mut at = range.start;
-            let first = self.whole.partition_point(|[_, end]| *end <= at);
-            for [start, end] in
-                self.whole[first..].iter().take_while(|[start, _]| *start < range.end)
-            {
-                let (start, end) = (at.max(*start), range.end.min(*end));
-                outside.extend(Some(at..start).filter(|gap| !gap.is_empty()));
-                inside.push(start..end);
-                at = end;
-            }
-            outside.extend(Some(at..range.end).filter(|rest| !rest.is_empty()));
-        }
-        let [same, mut other] = self.differing.split(&inside);
-        other.append(&mut outside);
-        order::by_key(&mut other, |range| (range.start, 0));
-        [same, other]
-    }
-}
-
 impl Rolling {
     /// For a program that moves: its memory is tracked from the first round on.
     pub(crate) fn moving(process: &Process, exact: bool) -> Self {
@@ -140,7 +108,26 @@ impl Rolling {
 
     /// What is known of the flags of mappings before these stand still; where they `end`, it would only be read twice.
     pub(super) fn before(known: Option<&RefCell<Self>>, ends: bool, all: &[Kin]) -> Before {
+        if let Some(flags) = known.and_then(|known| known.borrow_mut().flags.take()) {
+            return flags;
+        }
         Before::of(if known.map_or(ends, |known| known.borrow().exact) { &[] } else { all })
+    }
+
+    /// Does something that takes a while; of a program that moves and goes on the flags are read meanwhile for its next stop,
+    /// which would only be later by that.
+    pub(super) fn meanwhile<T>(
+        (known, ends): (Option<&RefCell<Self>>, bool),
+        own: &Process,
+        work: impl FnOnce() -> T,
+    ) -> T {
+        let known = known.filter(|known| !ends && known.borrow().moves && !known.borrow().exact);
+        let reads = known.and_then(|_| Before::aside(own));
+        let done = work();
+        if let Some((known, reads)) = known.zip(reads) {
+            known.borrow_mut().flags = reads.join();
+        }
+        done
     }
 
     /// Prepares the older checkpoint for one behind `stub` bytes, before the program stands still.
@@ -264,27 +251,74 @@ impl Rolling {
     /// Until the next stop all of it counts as written to. When its picture is taken: what is tracked may become one with
     /// what is so already.
     pub(super) fn track_new(&mut self, has_picture: bool) {
-        let found = std::mem::take(&mut self.found);
-        let Some(tracker) = self.tracker.as_ref().filter(|_| has_picture) else { return };
-        let mut found = found.into_iter();
-        // ESRCH: its memory is gone, the program has executed another.
-        if found.any(|[start, end]| tracker.register(&(start..end)) == Err(Errno::ESRCH)) {
-            (self.tracker, self.intervals) = (None, Vec::new());
+        let mut found = std::mem::take(&mut self.found);
+        if !has_picture {
+            return;
+        }
+        self.register(&mut found);
+        self.clear(&found);
+    }
+
+    /// Tracks what is to be and is not, in the stop of a program that is read when it goes on, which is [looked at](Self::look)
+    /// behind it.
+    pub(super) fn track_now(&mut self, process: &Process, areas: &[Area]) {
+        let Ok(pagemap) = Pagemap::of(process) else { return };
+        let is_new = |area: &&Area| self.wants(area) && !pagemap.is_tracked(area.start);
+        let new = areas.iter().filter(is_new).map(|area| [area.start, area.end]);
+        let mut found = new.collect();
+        self.register(&mut found);
+        self.found = found;
+    }
+
+    /// What is tracked of some mappings remains of them.
+    fn register(&mut self, found: &mut Vec<[u64; 2]>) {
+        let Some(tracker) = &self.tracker else { return found.clear() };
+        let mut is_gone = false;
+        found.retain(|[start, end]| {
+            let done = tracker.register(&(*start..*end));
+            // Its memory is gone, the program has executed another.
+            is_gone |= done == Err(Errno::ESRCH);
+            done.is_ok()
+        });
+        if is_gone {
+            self.lose();
         }
     }
 
-    /// Asks what was written to since the last stop, while the program stands still for a checkpoint of this number.
-    /// It may have asynchronous I/O under way (`has_rings`). With another mark in its control page than ours somebody else
-    /// tracks it: the kernel does not tell whose an area is, and what one of two rearms the other does not hear of.
+    /// Has all of some mappings count as written to.
+    fn clear(&mut self, found: &[[u64; 2]]) {
+        let clears =
+            |tracker: &Tracker| found.iter().all(|[a, b]| tracker.clear(&(*a..*b)).is_ok());
+        // One is none any more: pages of it may be elsewhere, with marks of before.
+        if self.tracker.as_ref().is_some_and(|tracker| !clears(tracker)) {
+            self.lose();
+        }
+    }
+
+    fn lose(&mut self) {
+        (self.tracker, self.intervals) = (None, Vec::new());
+    }
+
+    /// Looks at the mark in the control page of a process that stands still: with another than ours somebody else tracks it.
+    /// The kernel does not tell whose an area is, and what one of two rearms the other does not hear of.
+    pub(super) fn meets(&mut self, mark: u32) {
+        if mark != self.mark {
+            self.lose();
+        }
+    }
+
+    /// Asks what was written to since this was asked last, for a checkpoint of this number; nobody else may begin to track
+    /// meanwhile. The program may have asynchronous I/O under way (`has_rings`). It stands still, or has gone on from a stop
+    /// and is read behind this: what a thread of it is just having written to a page that was asked about (O_DIRECT) is there
+    /// at its next stop, behind which that page is read again ([`Self::same`]).
     pub(super) fn look(
         &mut self,
-        (process, has_rings, mark): (&Process, bool, u32),
+        (process, has_rings): (&Process, bool),
         areas: &[Area],
         generation: u64,
     ) {
-        if mark != self.mark {
-            (self.tracker, self.intervals) = (None, Vec::new());
-        }
+        let found = std::mem::take(&mut self.found);
+        self.clear(&found);
         if self.tracker.is_some() {
             match self.written(process, areas) {
                 Some((pages, found)) => {
@@ -292,15 +326,22 @@ impl Rolling {
                     let whole = whole.map(|area| [area.start, area.end]).collect();
                     let (now, late) = (waits::now(), if has_rings { REQUESTS } else { COPIES });
                     let when = [now, now.saturating_sub(late)];
-                    self.intervals.push(Interval { generation, when, pages, whole });
+                    self.note(Interval { generation, when, pages, whole });
                     self.found = found;
                 }
-                None => (self.tracker, self.intervals) = (None, Vec::new()),
+                None => self.lose(),
             }
             reach(Point::Rearmed);
         }
         let large = |area: &&Area| is_trackable(area) && area.end - area.start >= LARGE;
         self.before = areas.iter().filter(large).map(|area| [area.start, area.end]).collect();
+    }
+
+    /// One whose checkpoint has failed is a part of that of the next, which has its number.
+    fn note(&mut self, mut new: Interval) {
+        let failed = self.intervals.pop_if(|last| last.generation == new.generation);
+        failed.iter().for_each(|failed| new.pages.join(&failed.pages));
+        self.intervals.push(new);
     }
 
     /// What was written to since it was asked last, with all that is not tracked, and what of that is to be. None: it is not
@@ -346,90 +387,6 @@ impl Rolling {
         counted.for_each(|interval| differing.join(&interval.pages));
         Some(Same { differing, whole: &first.whole })
     }
-
-    /// Gives it to the other end of a line.
-    ///
-    /// # Errors
-    /// There is no memory, or nobody at the other end.
-    pub(crate) fn give(&self, line: &UnixDatagram) -> Result<()> {
-        let why = || "cannot tell the monitor of a checkpoint";
-        let mut words = Vec::new();
-        let (last, number) = self.last.map_or(([0; 2], 0), |(id, number)| (id, number));
-        let older = self.older.as_ref().and_then(|older| Some((older.id()?, older.path())));
-        let (id, path) =
-            older.map_or(([0; 2], &b""[..]), |(id, path)| (id, path.as_os_str().as_bytes()));
-        words.extend([
-            last[0],
-            last[1],
-            number,
-            id[0],
-            id[1],
-            self.older_generation,
-            path.len() as u64,
-        ]);
-        words.extend([self.expected, self.restless, u64::from(self.mark)]);
-        words.extend([self.intervals.len() as u64, self.before.len() as u64]);
-        words.extend_from_slice(self.before.as_flattened());
-        for Interval { generation, when, pages, whole } in &self.intervals {
-            words.extend([*generation, pages.words().len() as u64, whole.len() as u64]);
-            words.extend(when);
-            words.extend_from_slice(pages.words());
-            words.extend_from_slice(whole.as_flattened());
-        }
-        let memory = nix::sys::memfd::memfd_create(c"ckpt", nix::sys::memfd::MFdFlags::MFD_CLOEXEC);
-        let mut memory = File::from(memory.because(why)?);
-        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        memory.write_all(&bytes).and_then(|()| memory.write_all(path)).because(why)?;
-        let tracker =
-            self.tracker.as_ref().map(|tracker| std::os::fd::AsFd::as_fd(tracker).as_raw_fd());
-        let fds: Vec<_> = std::iter::once(memory.as_raw_fd()).chain(tracker).collect();
-        line::send(line, &fds).because(why)
-    }
-
-    /// What the other end has given.
-    pub(crate) fn take(line: &UnixDatagram) -> Option<Self> {
-        let mut fds = line::receive(line).ok()?.into_iter();
-        let memory = File::from(fds.next()?);
-        let mut bytes = vec![0; memory.metadata().ok()?.len() as usize];
-        memory.read_exact_at(&mut bytes, 0).ok()?;
-        let mut words = bytes.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word));
-        let mut next = || words.next();
-        let [dev, ino, number, old_dev, old_ino, older_generation, path_len] =
-            std::array::from_fn(|_| next());
-        let [expected, restless, mark, count, large] = std::array::from_fn(|_| next());
-        let before: Vec<_> = (0..large?).map_while(|_| Some([next()?, next()?])).collect();
-        let mut intervals = Vec::new();
-        let mut used = 12 + 2 * before.len();
-        for _ in 0..count? {
-            let (generation, len, areas) = (next()?, next()?, next()?);
-            let when = [next()?, next()?];
-            let pages: Vec<u64> = (0..len).map_while(|_| next()).collect();
-            let whole: Vec<_> = (0..areas).map_while(|_| Some([next()?, next()?])).collect();
-            used += 5 + pages.len() + 2 * whole.len();
-            let pages = PageSet::from_words(&pages);
-            intervals.push(Interval { generation, when, pages, whole });
-        }
-        let path = bytes.get(8 * used..8 * used + path_len? as usize)?.to_vec();
-        let path = PathBuf::from(std::ffi::OsString::from_vec(path));
-        let last = Some(([dev?, ino?], number?)).filter(|(_, number)| *number != 0);
-        Some(Self {
-            all: false,
-            moves: false,
-            exact: false,
-            before,
-            older: Older::hold(path, [old_dev?, old_ino?]),
-            older_generation: older_generation?,
-            last,
-            tracker: fds.next().map(Tracker::of),
-            mark: mark? as u32,
-            intervals,
-            found: Vec::new(),
-            expected: expected?,
-            restless: restless?,
-            room: Vec::new(),
-            confirms: None,
-        })
-    }
 }
 
 /// Whether the kernel's word on pages of an area is all there is to know: private memory of no file. Of a file MADV_DONTNEED
@@ -472,15 +429,33 @@ mod tests {
     }
 
     #[test]
+    fn what_a_failed_checkpoint_has_asked_counts_for_the_next() {
+        let mut known = Rolling { older_generation: 1, ..Rolling::default() };
+        for page in [3, 5] {
+            let pages = PageSet::of(std::iter::once(page << 12..(page + 1) << 12));
+            let whole = vec![[page << 12, 8 << 12]];
+            known.note(Interval { generation: 1, when: [2 * COPIES, COPIES], pages, whole });
+        }
+        let same = known.same_but(PageSet::default()).unwrap();
+        // Of the failed one nothing is said to be whole.
+        assert_eq!(same.split(&[2 << 12..9 << 12; 1])[0], [6 << 12..8 << 12; 1]);
+        let pages = PageSet::of([3 << 12..4 << 12, 5 << 12..6 << 12].into_iter());
+        assert_eq!(same.differing, pages);
+    }
+
+    #[test]
     fn who_finds_anothers_mark_forgets_its_own() {
         let Some(tracker) = Tracker::own() else { return };
         let mut known = Rolling { tracker: Some(tracker), mark: 1, ..Rolling::default() };
         let we = Process::own().unwrap();
-        known.look((&we, false, 1), &[], 1);
-        known.look((&we, false, 1), &[], 2);
+        for generation in [1, 2] {
+            known.meets(1);
+            known.look((&we, false), &[], generation);
+        }
         assert!(known.tracker.is_some());
         assert_eq!(known.intervals.len(), 2);
-        known.look((&we, false, 2), &[], 3);
+        known.meets(2);
+        known.look((&we, false), &[], 3);
         assert!(known.tracker.is_none());
         assert!(known.intervals.is_empty());
     }

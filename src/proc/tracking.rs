@@ -43,12 +43,20 @@ impl Tracker {
         Self::own().is_some()
     }
 
-    /// Begins to track a mapping, all of which counts as written to.
+    /// Begins to track a mapping.
     ///
     /// # Errors
     /// As [`Uffd::track`].
     pub(crate) fn register(&self, mapping: &Range<u64>) -> nix::Result<()> {
         self.0.track(mapping.start, mapping.end - mapping.start)
+    }
+
+    /// Has all of it count as written to, before it is asked for the first time what was.
+    ///
+    /// # Errors
+    /// As [`Uffd::clear`].
+    pub(crate) fn clear(&self, mapping: &Range<u64>) -> nix::Result<()> {
+        self.0.clear(mapping.start, mapping.end - mapping.start)
     }
 }
 
@@ -77,6 +85,7 @@ mod tests {
         let map = Pagemap::of(&we()).unwrap();
         assert!(!map.is_tracked(start));
         tracker.register(&all).unwrap();
+        tracker.clear(&all).unwrap();
         assert!(map.is_tracked(start));
         // What is not there is not touched.
         assert_eq!(map.rearm(all.clone()).unwrap(), vec![start..start + 512 * PAGE; 1]);

@@ -139,13 +139,20 @@ impl Uffd {
         Ok(made)
     }
 
-    /// Has the kernel note what is written to of a range, all of which counts as written to.
+    /// Has the kernel note what is written to of a range, when that was [cleared](Self::clear).
     ///
     /// # Errors
     /// It is none any more, or another userfaultfd has it (EBUSY).
     pub(crate) fn track(&self, start: u64, len: u64) -> nix::Result<()> {
-        self.ioctl(3, 0, &mut Register { start, len, mode: REGISTER_WP, ioctls: 0 })?;
-        // Pages that came from a tracked mapping by mremap(2) may be protected still (before Linux 6.13).
+        self.ioctl(3, 0, &mut Register { start, len, mode: REGISTER_WP, ioctls: 0 })
+    }
+
+    /// Has all of a range that is tracked count as written to: pages that came from a tracked mapping by mremap(2) may be
+    /// protected still (before Linux 6.13). The kernel walks all its page tables.
+    ///
+    /// # Errors
+    /// Not all of it is tracked.
+    pub(crate) fn clear(&self, start: u64, len: u64) -> nix::Result<()> {
         self.ioctl(3, 6, &mut Protect { start, len, mode: 0 })
     }
 

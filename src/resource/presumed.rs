@@ -33,6 +33,13 @@ impl Before {
         Self(abreast::each(all, 1, read).into_iter().flatten().collect())
     }
 
+    /// Reads those of one process aside, for the next time that it stands still. Nobody forks until that has ended.
+    pub(crate) fn aside(process: &Process) -> Option<Aside<Self>> {
+        let process = process.clone();
+        let read = move || Some((process.pid(), process.maps_with_flags().ok()?));
+        abreast::aside(move || Self(read().into_iter().collect()))
+    }
+
     /// The mappings of one that stands still by now, with the flags of before. None where some may have others that a
     /// copy would not show, or have none of before.
     pub(super) fn presume(&self, process: &Process, fds: &[Fd]) -> Option<Vec<Vma>> {
