@@ -68,8 +68,9 @@ use wire::{Wire, Word};
 /// What connects hosts where nothing is said. A cut cable is noticed after 15 seconds.
 const RSH: [&str; 6] = ["ssh", "-T", "-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3"];
 
-/// Most rounds while the program runs.
-const MOST: usize = 16;
+/// Most rounds while the program runs, and how many may have no less to send than the best before.
+const MOST: usize = 30;
+const VAIN: usize = 3;
 /// Bytes after which it may stand still.
 const ENOUGH: u64 = 4 << 20;
 /// With more memory the first rounds begin to know what changes, in bytes.
@@ -179,7 +180,7 @@ impl There<'_> {
         locked(&link).wire.patience = Some(PATIENCE);
         let large = process.resident().unwrap_or(0) > LARGE;
         let mut rolling = Rolling::moving(&process, exact);
-        let (mut before, least) = (u64::MAX, if large { 2 } else { 1 });
+        let (mut best, mut vain, least) = (u64::MAX, 0, if large { 2 } else { 1 });
         // What is several has no base, and all of it would be sent twice.
         let rounds = if process.children().is_empty() { 0..MOST } else { 0..0 };
         for round in rounds {
@@ -187,11 +188,13 @@ impl There<'_> {
             rolling = self.checkpoint(&process, known, false, round == 0)?.1;
             reach(Point::Rounded);
             let sent = locked(&link).sent;
-            let shrinks = sent < before / 8 * 7;
-            if round + 1 >= least && (sent < ENOUGH || !shrinks) {
+            vain = if sent < best / 8 * 7 { 0 } else { vain + 1 };
+            best = best.min(sent);
+            // What was a busy moment of the network is not to be what it stands still for.
+            let is_best = vain >= VAIN && sent / 5 <= best / 4;
+            if round + 1 >= least && (sent < ENOUGH || is_best) {
                 break;
             }
-            before = sent;
         }
         locked(&link).last = Some(process.clone());
         // What is sent to us from now on is for the program, wherever that is then.
