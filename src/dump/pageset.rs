@@ -74,9 +74,13 @@ impl PageSet {
                     at = next;
                 }
                 while at < next {
-                    let is_in = bits >> (at % CHUNK_MAX / PAGE) & 1;
-                    push(&mut parts[is_in as usize], at..at + PAGE);
-                    at += PAGE;
+                    let rest = bits >> (at % CHUNK_MAX / PAGE);
+                    let is_in = (rest & 1) as usize;
+                    // Those behind the last are in nothing, and the range ends there.
+                    let alike = [rest, !rest][is_in].trailing_zeros();
+                    let end = next.min(at + u64::from(alike) * PAGE);
+                    push(&mut parts[is_in], at..end);
+                    at = end;
                 }
             }
         }

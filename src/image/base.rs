@@ -71,9 +71,8 @@ impl Base {
         if !image.chunks.iter().all(is_simple) {
             return None;
         }
-        let Elsewhere { sums, run, remembers, .. } = image;
-        // One that was given up half-way may have changed pages.
-        for chunk in &mut image.chunks {
+        let Elsewhere { sums, run, remembers, is_torn, .. } = image;
+        for chunk in image.chunks.iter_mut().filter(|_| is_torn) {
             chunk.hash = sums.of(chunk.offset, chunk.len as usize / SIZE);
         }
         let base = Self::laid(image.chunks, Old::Known(sums), start)?;

@@ -52,6 +52,8 @@ pub(crate) struct Elsewhere {
     pub remembers: bool,
     /// Of all that was written to the file, the newest.
     pub sums: Sums,
+    /// What was begun upon it was given up, and may have changed pages.
+    pub is_torn: bool,
 }
 
 /// The content of an older image.

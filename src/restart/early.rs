@@ -9,14 +9,14 @@
 #![allow(unsafe_code)]
 
 use super::mapping::Mapping;
-use super::phase1_check::{Saved, check_all};
+use super::pages;
+use super::phase1_check::Saved;
 use super::phase4_fill::unreserved;
 use super::phase7_leave::be_alone;
 use super::placed::Placed;
 use super::pooled::{Kept, advise, forget, is_plain};
 use super::shares::end;
 use super::space::Space;
-use super::{MapPath, pages};
 use crate::error::Result;
 use crate::image::read::Image;
 use crate::resource::memory;
@@ -35,21 +35,25 @@ pub(super) struct Early {
 }
 
 impl Early {
-    /// Makes it as it is in an image; `changed` are the parts of its file that have changed since the last one: where they
+    /// Makes it as `all` of an image have it; `changed` are the parts of its file that have changed since the last one: where they
     /// begin and end, in ascending order, none in another.
     ///
     /// # Errors
     /// The image is damaged, or there is no memory.
-    pub(super) fn bring(&mut self, image: &Image, changed: &[(u64, u64)]) -> Result<()> {
-        let (_, all) = check_all(image, &MapPath::default())?;
+    pub(super) fn bring(
+        &mut self,
+        image: &Image,
+        all: &[Saved<'_>],
+        changed: &[(u64, u64)],
+    ) -> Result<()> {
         // What several have is theirs alone to fill: none of it is known to be as it was.
-        let [saved] = &all[..] else {
+        let [saved] = all else {
             self.placed.drain(..).for_each(|home| home.mapping.leave());
             self.chunks.clear();
             return Ok(());
         };
         let huge = self.placed.is_empty() && saved.process.flags & process_flag::THP_DISABLE == 0;
-        self.map(saved, &all)?;
+        self.map(saved, all)?;
         let (mut fresh, mut now) = (Vec::new(), Vec::new());
         for home in &self.placed {
             let [old, new] = [&self.chunks, &saved.memory].map(|all| within(all, &home.record));

@@ -8,7 +8,9 @@
 //! byte says that the program may go on. The restorer says with a third byte, as one of its last orders, that it does:
 //! neither execve(2) nor an end right behind it takes that back.
 
+use super::MapPath;
 use super::early::Early;
+use super::phase1_check::{Saved, check_all};
 use super::pooled::Kept;
 use crate::error::{Because, Error, Result};
 use crate::image::read::Image;
@@ -27,16 +29,18 @@ pub(crate) const VARIABLE: &str = "CKPT_GATE";
 /// The line to whoever says so.
 pub(crate) struct Gate {
     line: UnixStream,
+    /// What is there of memory, and what has changed since; when that is there, too, what the restart takes over.
+    early: RefCell<(Early, Vec<(u64, u64)>)>,
     kept: RefCell<Kept>,
 }
 
 impl Gate {
     /// That of a line.
     pub(crate) fn of(line: UnixStream) -> Self {
-        Self { line, kept: RefCell::default() }
+        Self { line, early: RefCell::default(), kept: RefCell::default() }
     }
 
-    /// Waits until the last image is there, and fills memory meanwhile; `name` is what it is called.
+    /// Waits until the last image is there, and fills memory from those before it; `name` is what it is called.
     ///
     /// # Errors
     /// Whoever says so is gone, an image is damaged, or there is no memory.
@@ -48,13 +52,25 @@ impl Gate {
             let changed: Vec<_> = words.as_chunks::<2>().0.iter().map(|[a, b]| (*a, *b)).collect();
             let file = file.try_clone().because(|| "cannot open the image")?;
             let image = Image::from_file(file, name)?;
-            early.bring(&image, &changed)?;
             if head[0] != 0 {
-                self.kept.replace(early.keep());
+                self.early.replace((early, changed));
                 return Ok(image);
             }
+            let (_, all) = check_all(&image, &MapPath::default())?;
+            early.bring(&image, &all, &changed)?;
             (&self.line).write_all(&[1]).because(given_up)?;
         }
+    }
+
+    /// Fills memory from the last image, of which all is checked.
+    ///
+    /// # Errors
+    /// The image is damaged, or there is no memory.
+    pub(super) fn fill(&self, image: &Image, all: &[Saved<'_>]) -> Result<()> {
+        let (mut early, changed) = self.early.take();
+        early.bring(image, all, &changed)?;
+        self.kept.replace(early.keep());
+        Ok(())
     }
 
     fn words(&self, count: usize) -> Result<Vec<u64>> {

@@ -108,6 +108,7 @@ pub(crate) fn restart(
     // Our own memory is read by our number in /proc.
     crate::proc::of_this_namespace()?;
     let (mut whole, mut all) = phase1_check::check_all(image, &options.map_path)?;
+    gate.map_or(Ok(()), |gate| gate.fill(image, &all))?;
     whole.map_port.clone_from(&options.map_port);
     whole.given.clone_from(&options.given);
     if let Some(cwd) = &options.cwd {

@@ -226,14 +226,17 @@ impl Sink for ThereSink {
     }
 
     fn base(&mut self) -> Option<Base> {
-        let link = locked(&self.link);
-        self.renews.then(|| Base::elsewhere(link.known.clone(), link.start)).flatten()
+        let mut link = locked(&self.link);
+        let base = self.renews.then(|| Base::elsewhere(link.known.clone(), link.start)).flatten();
+        link.known.is_torn = true;
+        base
     }
 
     fn laid_out(&mut self, mut chunks: Vec<Chunk>, run: [u64; 2], remembers: bool) {
         chunks.retain(|chunk| chunk.object == NO_OBJECT);
         let known = &mut locked(&self.link).known;
         (known.chunks, known.run, known.remembers) = (chunks, run, remembers);
+        known.is_torn = false;
     }
 
     fn kept(&mut self) -> Result<Option<(Option<Older>, Id)>> {

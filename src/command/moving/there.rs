@@ -111,6 +111,8 @@ struct House {
     sums: Sums,
     /// What has come since the restart was told of it last: where it begins and ends.
     changed: Vec<Range<u64>>,
+    /// What was in it that was right when it was looked at last.
+    proven: Vec<Chunk>,
     waits: Option<Waits>,
     /// How many bytes of the pipe of standard input went along.
     unread: u64,
@@ -166,6 +168,7 @@ impl House {
             streams: streams.to_vec(),
             sums: Sums::default(),
             changed: Vec::new(),
+            proven: Vec::new(),
             waits: None,
             unread: 0,
             keeps: false,
@@ -192,7 +195,8 @@ impl House {
     fn bring(&mut self, len: u64, is_last: bool) -> Result<()> {
         self.part.set_len(len).because(|| self.cannot())?;
         let image = Image::from_file(self.reader()?, &self.place)?;
-        let chunks = self.prove(&image)?;
+        let mut changed = order::joined(std::mem::take(&mut self.changed));
+        let chunks = self.prove(&image, &changed)?;
         if !is_last {
             let words = std::iter::once("checkpoint".into()).chain(self.words.iter().cloned());
             let map_path = match cli::parse_stub(words)? {
@@ -201,11 +205,11 @@ impl House {
             };
             foresee(&image, &map_path)?;
         }
-        let mut changed = std::mem::take(&mut self.changed);
         if self.waits.is_none() {
             self.waits = Some(self.start(&chunks, len)?);
             changed.clear();
         }
+        self.proven = chunks;
         if is_last {
             let what = || "cannot restart the program";
             self.unread = unread(&image)?;
@@ -214,7 +218,7 @@ impl House {
             self.part = self.reader()?;
         }
         if let Some(waits) = &mut self.waits {
-            waits.tell(is_last, order::joined(changed))?;
+            waits.tell(is_last, changed)?;
         }
         if is_last {
             reach(Point::Poised);
@@ -227,11 +231,21 @@ impl House {
         File::open(format!("/proc/self/fd/{}", self.part.as_raw_fd())).because(|| self.cannot())
     }
 
-    /// Checks what there is: what has come is what was sent, so it is not read for that.
-    fn prove(&self, image: &Image) -> Result<Vec<Chunk>> {
+    /// Checks what there is: what has come is what was sent, so it is not read for that; nor is what lies as it did, in none
+    /// of the parts that have changed, looked at again.
+    fn prove(&self, image: &Image, changed: &[Range<u64>]) -> Result<Vec<Chunk>> {
         image.verify_frame()?;
         let chunks = image.chunks()?;
+        let key = |c: &Chunk| (c.process, c.object, c.address);
+        let lies = |c: &Chunk| (c.offset, c.len, c.stored, c.codec, c.hash);
         for chunk in &chunks {
+            let before = self.proven.binary_search_by_key(&key(chunk), key);
+            let is_so = before.is_ok_and(|at| lies(&self.proven[at]) == lies(chunk));
+            let next = changed.partition_point(|part| part.end <= chunk.offset);
+            let end = chunk.offset + u64::from(chunk.stored);
+            if is_so && changed.get(next).is_none_or(|part| part.start >= end) {
+                continue;
+            }
             let pages = (u64::from(chunk.len) / PAGE) as usize;
             if self.sums.of(chunk.offset, pages) != chunk.hash {
                 image.read_chunk(chunk)?;
