@@ -137,6 +137,42 @@ for line in sys.stdin:
     print('right' if right() else 'wrong', flush=True)
 ";
 
+/// A host whose ckpt stops when it has looked at what has come, each time.
+fn that_stops(bench: &Bench) -> Host {
+    let mut host = Host::new(bench);
+    let rsh = bench.file("stops", "#!/bin/sh\nshift\nCKPT_FAULT=+proved exec sh -c \"$*\"\n");
+    fs::set_permissions(&rsh, PermissionsExt::from_mode(0o755)).expect("chmod");
+    host.rsh = bench.name("stops");
+    host
+}
+
+/// What is mapped anew where it was, between the stop in which it came to be tracked and the look at it, is there as it is at
+/// the end; and of all else it is still known what was written to.
+#[test]
+fn what_is_mapped_anew_costs_nothing_else() {
+    if !tracks() {
+        return;
+    }
+    let bench = Bench::new(Who::Nobody);
+    let host = that_stops(&bench);
+    let mut run = bench.run(bench.subject("anew", Build::Pie), &[]);
+    run.expect("ready");
+    let mover = host.stops(&bench, run.pid(), "thawed");
+    await_stop(mover.pid());
+    run.check();
+    resume(mover.pid());
+    let receiver = until("the other end", || host.receiver());
+    await_stop(receiver);
+    let smaps = fs::read_to_string(format!("/proc/{}/smaps", run.pid())).expect("smaps");
+    assert!(smaps.contains(" uw"), "nothing is tracked any more");
+    run.check();
+    resume(receiver);
+    mover.complaint("has moved to there");
+    run.check();
+    run.go();
+    mover.ends_well();
+}
+
 /// What is written to once, when what was written to had been asked and nothing of that was read, is not left behind.
 #[test]
 fn what_is_written_to_once_is_told_of() {
@@ -144,11 +180,7 @@ fn what_is_written_to_once_is_told_of() {
         return;
     }
     let bench = Bench::new(Who::Nobody);
-    let mut host = Host::new(&bench);
-    let rsh = "#!/bin/sh\nshift\nCKPT_FAULT=+proved exec sh -c \"$*\"\n";
-    let rsh = bench.file("stops", rsh);
-    fs::set_permissions(&rsh, PermissionsExt::from_mode(0o755)).expect("chmod");
-    host.rsh = bench.name("stops");
+    let host = that_stops(&bench);
     let mut run = bench.run("/usr/bin/python3", &["-c", WRITES]);
     run.expect("ready");
     let mover = host.stops(&bench, run.pid(), "rearmed:3");

@@ -103,6 +103,9 @@ pub(super) fn write<'a>(
             None => error,
         })?;
     }
+    if let Some(known) = rolling.filter(|_| writing.is_rough) {
+        known.borrow_mut().read_again(std::mem::take(&mut writing.unread));
+    }
     reach(Point::Written);
     Ok((pictured, pause))
 }

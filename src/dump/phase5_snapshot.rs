@@ -41,6 +41,8 @@ const CLONE_UNTRACED: u64 = libc::CLONE_UNTRACED as u64;
 const HELD: u64 = 5;
 /// How long that is waited for.
 const FETCHED: Duration = Duration::from_millis(200);
+/// How long a picture is waited for until it allows a look at its memory.
+pub(super) const OPENED: Duration = Duration::from_secs(5);
 /// Where the picture says that it has no others, behind its id.
 const ALONE: u64 = 4;
 
@@ -61,11 +63,11 @@ pub(crate) enum Copying {
 pub(crate) struct Snapshot(Process);
 
 impl Snapshot {
-    /// The process and its memory.
-    pub(crate) fn open(&self) -> Result<(Process, Memory)> {
+    /// The process and its memory, if that can be had within some time.
+    pub(crate) fn open(&self, within: Duration) -> Result<(Process, Memory)> {
         let process = self.0.clone();
         // Under Yama the snapshot itself has to allow us first.
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + within;
         loop {
             match Memory::open(&process) {
                 Ok(memory) => return Ok((process, memory)),
@@ -181,7 +183,9 @@ impl Pictured<'_> {
     pub(crate) fn be_tracked(&mut self, known: &mut Rolling) {
         let holder = self.holder.take();
         let Some(snapshot) = holder.as_ref().or(self.snapshot.as_ref()) else { return };
-        let taken = snapshot.open().ok().and_then(|(process, memory)| {
+        // For who is no picture the program stands still.
+        let within = if holder.is_some() { FETCHED } else { OPENED };
+        let taken = snapshot.open(within).ok().and_then(|(process, memory)| {
             let at = self.equipped.region.base + STACKS + STACK_LEN * 2 + ALONE;
             let deadline = Instant::now() + FETCHED;
             // Before, the number may be that of a descriptor of the program.

@@ -3,7 +3,7 @@
 
 use super::phase2_equip::Equipped;
 use super::phase4_refuse;
-use super::phase5_snapshot::Pictured;
+use super::phase5_snapshot::{OPENED, Pictured};
 use super::reader::{self, Found, From, Read, Room};
 use super::rolling::{Same, is_trackable};
 use super::stream;
@@ -44,6 +44,8 @@ pub(crate) struct Writing<'a> {
     /// Nobody restarts it: another one follows before the program ends. It is read while its process goes on: what that
     /// writes to meanwhile, or gives back, is read again for the next.
     pub(super) is_rough: bool,
+    /// What could not be read of it meanwhile.
+    pub(super) unread: Vec<Range<u64>>,
 }
 
 impl<'a> Writing<'a> {
@@ -61,7 +63,8 @@ impl<'a> Writing<'a> {
         let several = common.tables.of.len() > 1;
         let writer = if several { writer.of_several() } else { writer };
         let (buffer, room) = (vec![0; CHUNK_MAX as usize], Room::default());
-        Self { writer, common, buffer, room, kept: Vec::new(), ends, is_rough: false }
+        let (kept, is_rough, unread) = (Vec::new(), false, Vec::new());
+        Self { writer, common, buffer, room, kept, ends, is_rough, unread }
     }
 
     /// Takes over from an older image what is as it was, if that is known. How many bytes remain to be read of a process
@@ -83,7 +86,8 @@ impl<'a> Writing<'a> {
         let mut bytes = 0;
         for area in areas.iter_mut().filter(|area| !area.at_once) {
             let pages = if is_trackable(area) && !region.contains(&area.start) {
-                let [same, other] = known.split(&pagemap.filled(area.start, area.end)?);
+                let [same, other] =
+                    known.split(&pagemap.there(area.start, area.end, self.is_rough)?);
                 self.kept.extend(same);
                 other
             } else {
@@ -169,7 +173,7 @@ impl<'a> Writing<'a> {
         self.kept();
         match &process.snapshot {
             Some(snapshot) => {
-                let (own, memory) = snapshot.open()?;
+                let (own, memory) = snapshot.open(OPENED)?;
                 presumed.map_or(Ok(()), |all| presumed::confirm(&all, &own))?;
                 let from = (&own, &memory, &AtomicBool::new(false));
                 let written = self.pages(true, from, &areas, &mut process.gathered);
@@ -217,11 +221,11 @@ impl<'a> Writing<'a> {
         }
         let ids = self.looks_for_ids(process, gathered);
         let from = self.from(is_picture, (process, memory), gathered, ids)?;
-        let Self { writer, room, is_rough, .. } = self;
+        let Self { writer, room, is_rough, unread, .. } = self;
         let abreast = writer.abreast();
         room.read(&from, areas, (None, abreast.as_ref()), &mut |mut read| {
             if *is_rough {
-                read.untouchable.clear();
+                unread.extend(read.untouchable.drain(..).map(|(_, page)| page..page + PAGE));
             }
             if is_vain.load(Ordering::Relaxed) {
                 return Err(Error::new("the memory is not written to its end"));

@@ -8,6 +8,7 @@
 //! stop of the program is kept until the file that lacks it is sealed again. What is not tracked is read, and compared by
 //! its checksum.
 
+mod found;
 mod handing;
 mod same;
 
@@ -229,70 +230,12 @@ impl Rolling {
             && Pagemap::of(process).is_ok_and(is_free)
     }
 
-    fn wants(&self, area: &Area) -> bool {
-        let was = |[start, end]: &[u64; 2]| *start == area.start && *end <= area.end;
-        is_trackable(area) && (self.all || self.before.iter().any(was))
-    }
-
     /// Tracks from the next stop on, by a userfaultfd that the program's memory was made with, for which the control page
     /// has this mark.
     pub(super) fn track(&mut self, fd: OwnedFd, mark: u32) {
         (self.tracker, self.mark) = (Tracker::begin(fd), mark);
         self.intervals.clear();
         reach(Point::Tracked);
-    }
-
-    /// Whether this stop has found memory that is to be tracked, and is not.
-    pub(super) fn has_found(&self) -> bool {
-        !self.found.is_empty()
-    }
-
-    /// Tracks what this stop has found: while the program stands still, since a part of a mapping would be one of its own.
-    /// Until the next stop all of it counts as written to. When its picture is taken: what is tracked may become one with
-    /// what is so already.
-    pub(super) fn track_new(&mut self, has_picture: bool) {
-        let mut found = std::mem::take(&mut self.found);
-        if !has_picture {
-            return;
-        }
-        self.register(&mut found);
-        self.clear(&found);
-    }
-
-    /// Tracks what is to be and is not, in the stop of a program that is read when it goes on, which is [looked at](Self::look)
-    /// behind it.
-    pub(super) fn track_now(&mut self, process: &Process, areas: &[Area]) {
-        let Ok(pagemap) = Pagemap::of(process) else { return };
-        let is_new = |area: &&Area| self.wants(area) && !pagemap.is_tracked(area.start);
-        let new = areas.iter().filter(is_new).map(|area| [area.start, area.end]);
-        let mut found = new.collect();
-        self.register(&mut found);
-        self.found = found;
-    }
-
-    /// What is tracked of some mappings remains of them.
-    fn register(&mut self, found: &mut Vec<[u64; 2]>) {
-        let Some(tracker) = &self.tracker else { return found.clear() };
-        let mut is_gone = false;
-        found.retain(|[start, end]| {
-            let done = tracker.register(&(*start..*end));
-            // Its memory is gone, the program has executed another.
-            is_gone |= done == Err(Errno::ESRCH);
-            done.is_ok()
-        });
-        if is_gone {
-            self.lose();
-        }
-    }
-
-    /// Has all of some mappings count as written to.
-    fn clear(&mut self, found: &[[u64; 2]]) {
-        let clears =
-            |tracker: &Tracker| found.iter().all(|[a, b]| tracker.clear(&(*a..*b)).is_ok());
-        // One is none any more: pages of it may be elsewhere, with marks of before.
-        if self.tracker.as_ref().is_some_and(|tracker| !clears(tracker)) {
-            self.lose();
-        }
     }
 
     fn lose(&mut self) {
@@ -317,10 +260,9 @@ impl Rolling {
         areas: &[Area],
         generation: u64,
     ) {
-        let found = std::mem::take(&mut self.found);
-        self.clear(&found);
+        let others = self.clear_found();
         if self.tracker.is_some() {
-            match self.written(process, areas) {
+            match self.written(process, areas, &others) {
                 Some((pages, found)) => {
                     let whole = areas.iter().filter(|area| is_trackable(area));
                     let whole = whole.map(|area| [area.start, area.end]).collect();
@@ -344,18 +286,33 @@ impl Rolling {
         self.intervals.push(new);
     }
 
-    /// What was written to since it was asked last, with all that is not tracked, and what of that is to be. None: it is not
-    /// known.
-    fn written(&self, process: &Process, areas: &[Area]) -> Option<(PageSet, Vec<[u64; 2]>)> {
+    /// Has pages that a checkpoint could not read count as written to behind its stop: the next one reads them, or refuses.
+    pub(super) fn read_again(&mut self, pages: Vec<Range<u64>>) {
+        let pages = PageSet::of(pages.into_iter());
+        self.intervals.last_mut().into_iter().for_each(|last| last.pages.join(&pages));
+    }
+
+    /// What was written to since it was asked last, with all that is not tracked and what the `others` have, and what of that
+    /// is to be tracked in this stop. None: it is not known.
+    fn written(
+        &self,
+        process: &Process,
+        areas: &[Area],
+        others: &[[u64; 2]],
+    ) -> Option<(PageSet, Vec<[u64; 2]>)> {
         let pagemap = Pagemap::of(process).ok()?;
         let (mut unknown, mut found, mut bytes) = (Vec::new(), Vec::new(), 0);
+        // By now there may be nothing at all.
+        for [start, end] in others {
+            unknown.extend(pagemap.populated(*start, *end, false).ok()?);
+        }
         for area in areas.iter().filter(|area| is_trackable(area)) {
             if pagemap.is_tracked(area.start) {
                 continue;
             }
             if self.wants(area) {
                 // It may be a reservation of terabytes.
-                unknown.extend(pagemap.filled(area.start, area.end).ok()?);
+                unknown.extend(pagemap.there(area.start, area.end, self.moves).ok()?);
                 found.push([area.start, area.end]);
             } else {
                 unknown.push(area.start..area.end);
@@ -367,6 +324,9 @@ impl Rolling {
         }
         let mut all = PageSet::of(pagemap.rearm(ALL).ok()?.into_iter());
         all.join(&PageSet::of(unknown.into_iter()));
+        if self.moves {
+            found.clear();
+        }
         Some((all, found))
     }
 
@@ -441,6 +401,26 @@ mod tests {
         assert_eq!(same.split(&[2 << 12..9 << 12; 1])[0], [6 << 12..8 << 12; 1]);
         let pages = PageSet::of([3 << 12..4 << 12, 5 << 12..6 << 12].into_iter());
         assert_eq!(same.differing, pages);
+    }
+
+    #[test]
+    fn what_could_not_be_read_is_read_again() {
+        let page = |number: u64| number << 12..(number + 1) << 12;
+        let mut known = Rolling { older_generation: 1, ..Rolling::default() };
+        known.read_again(vec![page(2)]);
+        for generation in [1, 2] {
+            let (pages, whole) = (PageSet::default(), vec![[0, 8 << 12]]);
+            known.note(Interval { generation, when: [2 * COPIES, COPIES], pages, whole });
+            known.read_again(vec![page(generation + 2)]);
+        }
+        // For the one that was begun upon the first; and upon the second.
+        let read = |known: &Rolling| {
+            known.same_but(PageSet::default()).unwrap().split(&[0..8 << 12; 1])[1].clone()
+        };
+        assert_eq!(read(&known), [3 << 12..5 << 12; 1]);
+        known.intervals.remove(0);
+        known.older_generation = 2;
+        assert_eq!(read(&known), [page(4)]);
     }
 
     #[test]

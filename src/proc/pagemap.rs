@@ -196,6 +196,18 @@ impl Pagemap {
         self.populated(start, end, false)
     }
 
+    /// [`Self::filled`]; of a process that `runs` [`Self::populated`]: where nothing is mapped any more no page is lacking.
+    ///
+    /// # Errors
+    /// As [`Self::populated`].
+    #[inline(never)]
+    pub(crate) fn there(&self, start: u64, end: u64, runs: bool) -> Result<Vec<Range<u64>>> {
+        match runs {
+            true => self.populated(start, end, false),
+            false => self.filled(start, end),
+        }
+    }
+
     /// [`Self::populated`] for kernels without PAGEMAP_SCAN.
     fn populated_by_entries(
         &self,
