@@ -160,6 +160,27 @@ fn what_a_program_watches_is_its_own() {
     run.go();
 }
 
+/// What was one mapping is one again, whatever a half of it was when it came to be tracked.
+#[test]
+fn halves_of_a_mapping_move_as_one() {
+    if !tracks() {
+        return;
+    }
+    let cases = [(&TRACKED[..], "empty"), (&COMPARED[..], "empty"), (&TRACKED[..], "advised")];
+    for (options, kind) in cases {
+        let bench = Bench::new(Who::Nobody);
+        let mut run = bench.launch(options, bench.subject("halves", Build::Pie), &[kind]);
+        run.expect("ready");
+        until_tracked(&run);
+        for _ in 0..3 {
+            checkpoints(&bench, 3);
+            run.check();
+        }
+        run = reborn(&bench, run);
+        run.go();
+    }
+}
+
 /// Where little has to be read there is no picture: the program stands still until that is read, and goes on.
 #[test]
 fn little_is_held_in_place_of_a_picture() {
@@ -267,10 +288,7 @@ fn others_save_what_is_tracked() {
     let bench = Bench::new(Who::Nobody);
     let mut run = bench.launch(&TRACKED, bench.subject("dirtied", Build::Pie), &["10"]);
     run.expect("ready");
-    until("tracking", || {
-        let smaps = fs::read_to_string(format!("/proc/{}/smaps", run.pid())).expect("smaps");
-        (smaps.contains(" uw") || !tracks()).then_some(())
-    });
+    until_tracked(&run);
     checkpoints(&bench, 4);
     let other = bench.name("y.ckpt");
     // An obstacle is 2.
@@ -292,10 +310,7 @@ fn what_was_left_out_is_there_again() {
     let program = desk.compile(&source, "left", Libc::Glibc, With::Linked);
     let mut run = bench.launch(&COMPARED, program, &[]);
     run.expect("ready");
-    until("tracking", || {
-        let smaps = fs::read_to_string(format!("/proc/{}/smaps", run.pid())).expect("smaps");
-        (smaps.contains(" uw") || !tracks()).then_some(())
-    });
+    until_tracked(&run);
     checkpoints(bench, 5);
     for word in ["exclude", "include"] {
         run.say(word);
@@ -305,6 +320,13 @@ fn what_was_left_out_is_there_again() {
     }
     run = reborn(bench, run);
     run.go();
+}
+
+fn until_tracked(run: &Run) {
+    until("tracking", || {
+        let smaps = fs::read_to_string(format!("/proc/{}/smaps", run.pid())).expect("smaps");
+        (smaps.contains(" uw") || !tracks()).then_some(())
+    });
 }
 
 /// Whether this kernel tracks (Linux 6.7).

@@ -70,16 +70,7 @@ pub(super) fn write<'a>(
         first.held = true;
     }
     if let Some((known, first)) = rolling.zip(pictured.first_mut()) {
-        let mut known = known.borrow_mut();
-        if writing.is_rough {
-            first.held = true;
-            first.be_tracked(&mut known);
-            known.track_now(&first.equipped.process, &first.areas);
-        } else {
-            // Where a mapping was tracked before, marks of then may be in its page tables, of which the kernel tells
-            // nothing: the copying of a picture has each page met anew.
-            known.track_new(first.snapshot.is_some());
-        }
+        track(writing.is_rough, &mut known.borrow_mut(), first);
     }
     pictured.iter_mut().for_each(Pictured::start_home);
     for process in &mut pictured {
@@ -110,6 +101,19 @@ pub(super) fn write<'a>(
     Ok((pictured, pause))
 }
 
+/// Tracks what is to be of a process that stands still, and goes on.
+fn track(is_rough: bool, known: &mut Rolling, first: &mut Pictured<'_>) {
+    if is_rough {
+        first.held = true;
+        first.be_tracked(known);
+        known.track_now(&first.equipped.process, (&first.areas, &first.gathered.vmas));
+    } else {
+        // Where a mapping was tracked before, marks of then may be in its page tables, of which the kernel tells
+        // nothing: the copying of a picture has each page met anew.
+        known.track_new(first.snapshot.is_some());
+    }
+}
+
 /// Asks what was written to of a process, and takes over from an older image what is as it was; see [`Writing::leave_out`].
 fn leave_out(
     checkpoint: &Checkpoint<'_>,
@@ -119,7 +123,7 @@ fn leave_out(
 ) -> Result<Option<u64>> {
     let mut vmas = gathered.vmas.iter();
     let has_rings = vmas.any(|vma| vma.kind == VmaKind::Ring as u32);
-    known.look((&equipped.process, has_rings), areas, checkpoint.generation);
+    known.look((&equipped.process, has_rings), (areas, &gathered.vmas), checkpoint.generation);
     let run = equipped.region.control.config.run;
     writing.leave_out((equipped, gathered, areas), |base| known.same(base, run))
 }

@@ -26,6 +26,7 @@ use crate::proc::tree::Kin;
 use crate::ptrace::waits;
 use crate::resource::memory::{Area, Pages};
 use crate::resource::presumed::{Before, Confirming};
+use ckpt_abi::image::VmaRecord;
 use nix::errno::Errno;
 pub(super) use same::Same;
 use std::cell::RefCell;
@@ -257,12 +258,12 @@ impl Rolling {
     pub(super) fn look(
         &mut self,
         (process, has_rings): (&Process, bool),
-        areas: &[Area],
+        (areas, vmas): (&[Area], &[VmaRecord]),
         generation: u64,
     ) {
         let others = self.clear_found();
         if self.tracker.is_some() {
-            match self.written(process, areas, &others) {
+            match self.written(process, (areas, vmas), &others) {
                 Some((pages, found)) => {
                     let whole = areas.iter().filter(|area| is_trackable(area));
                     let whole = whole.map(|area| [area.start, area.end]).collect();
@@ -297,7 +298,7 @@ impl Rolling {
     fn written(
         &self,
         process: &Process,
-        areas: &[Area],
+        (areas, vmas): (&[Area], &[VmaRecord]),
         others: &[[u64; 2]],
     ) -> Option<(PageSet, Vec<[u64; 2]>)> {
         let pagemap = Pagemap::of(process).ok()?;
@@ -324,8 +325,9 @@ impl Rolling {
         }
         let mut all = PageSet::of(pagemap.rearm(ALL).ok()?.into_iter());
         all.join(&PageSet::of(unknown.into_iter()));
-        if self.moves {
-            found.clear();
+        match self.moves {
+            true => found.clear(),
+            false => self.add_neighbours(&pagemap, (areas, vmas), &mut found),
         }
         Some((all, found))
     }
@@ -430,12 +432,12 @@ mod tests {
         let we = Process::own().unwrap();
         for generation in [1, 2] {
             known.meets(1);
-            known.look((&we, false), &[], generation);
+            known.look((&we, false), (&[], &[]), generation);
         }
         assert!(known.tracker.is_some());
         assert_eq!(known.intervals.len(), 2);
         known.meets(2);
-        known.look((&we, false), &[], 3);
+        known.look((&we, false), (&[], &[]), 3);
         assert!(known.tracker.is_none());
         assert!(known.intervals.is_empty());
     }
