@@ -186,7 +186,7 @@ pub(crate) fn dump(request: &Demand) -> Result<Outcome> {
     phase1_freeze::alive(&request.process)?;
     take(request).map_err(|e| match e.kind() {
         // Whatever failed first: a process that ends takes everything away.
-        kind if kind != Kind::Gone && request.process.has_ended() => {
+        kind if kind != Kind::Gone && request.process.is_ending() => {
             let text = format!("process {pid} is gone: it has ended before it was saved");
             Error::new(text).of(Kind::Gone)
         }
@@ -269,12 +269,7 @@ fn take(request: &Demand) -> Result<Outcome> {
 
 /// Whether a process of the job has ended, or is about to.
 fn is_thinned(equipped: &[Equipped]) -> bool {
-    equipped.iter().skip(1).any(|process| is_leaving(&process.process))
-}
-
-/// Whether a process has ended, or is about to: its memory goes first.
-fn is_leaving(process: &Process) -> bool {
-    process.has_ended() || process.maps().is_ok_and(|vmas| vmas.is_empty())
+    equipped.iter().skip(1).any(|process| process.process.is_ending())
 }
 
 /// Looks at a process before anything of it is touched.
@@ -369,7 +364,7 @@ fn begin<'a>(request: &'a Demand, executable: &[u8]) -> Result<Entered<'a>> {
                     looked.extend(seen);
                 }
                 // Somebody has killed it where it stood.
-                Err(_) if frozen.pid != request.pid() && is_leaving(frozen.process()) => break,
+                Err(_) if frozen.pid != request.pid() && frozen.process().is_ending() => break,
                 // A signal to a whole group has come to it, too; or its restart has gone on since it was looked at.
                 Err(e)
                     if e.kind() == Kind::Busy

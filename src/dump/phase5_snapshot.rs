@@ -6,7 +6,6 @@
 //! `__WCLONE`, so the program's own wait(2) never meets either; the snapshot becomes init's. It has
 //! no descriptors, blocks all signals, and ends when it is killed or when this dumper ends.
 
-use super::is_leaving;
 use super::phase2_equip::Equipped;
 use super::phase3_gather::Still;
 use super::rolling::Rolling;
@@ -230,7 +229,7 @@ impl Pictured<'_> {
         {
             let leaves = self.equipped.leaves();
             // Somebody who goes on already may have killed it where it stands; its picture is taken.
-            leaves.or_else(|e| if is_leaving(&self.equipped.process) { Ok(()) } else { Err(e) })?;
+            leaves.or_else(|e| if self.equipped.process.is_ending() { Ok(()) } else { Err(e) })?;
             reach(Point::Leaving);
             frozen.thaw();
             // What goes on may have executed another program by then, or ended; its picture is taken.
