@@ -8,7 +8,7 @@ use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 
-use harness::host::{Host, called, resume};
+use harness::host::{Host, called, changes_meanwhile, resume};
 use harness::{Bench, Build, Run, Who, await_stop, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
@@ -113,20 +113,7 @@ fn what_is_missing_there_is_said_while_it_runs_here() {
 #[test]
 fn memory_whose_mappings_change_meanwhile_is_right() {
     for (step, seed) in [("rounded", "1"), ("rounded:2", "2"), ("rounded", "3")] {
-        let bench = Bench::new(Who::Nobody);
-        let host = Host::new(&bench);
-        let mut run = bench.run(bench.subject("bounds", Build::Pie), &[seed]);
-        run.expect("ready");
-        let mover = host.stops(&bench, run.pid(), step);
-        await_stop(mover.pid());
-        run.check();
-        run.check();
-        resume(mover.pid());
-        mover.complaint("has moved to there");
-        run.check();
-        run.say("go");
-        mover.ends_well();
-        run.ends_well();
+        changes_meanwhile(step, seed);
     }
 }
 

@@ -8,7 +8,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
-use harness::host::{Host, resume};
+use harness::host::{Host, changes_meanwhile, resume};
 use harness::{Bench, Build, Who, await_stop, status_line, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -95,20 +95,7 @@ fn who_is_read_runs() {
         return;
     }
     for (step, seed) in [("rearmed", "4"), ("thawed:2", "5"), ("rearmed:2", "6")] {
-        let bench = Bench::new(Who::Nobody);
-        let host = Host::new(&bench);
-        let mut run = bench.run(bench.subject("bounds", Build::Pie), &[seed]);
-        run.expect("ready");
-        let mover = host.stops(&bench, run.pid(), step);
-        await_stop(mover.pid());
-        run.check();
-        run.check();
-        resume(mover.pid());
-        mover.complaint("has moved to there");
-        run.check();
-        run.say("go");
-        mover.ends_well();
-        run.ends_well();
+        changes_meanwhile(step, seed);
     }
 }
 

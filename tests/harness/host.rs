@@ -9,7 +9,7 @@ use std::process::Command;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{Bench, Run, status_line, until};
+use super::{Bench, Build, Run, Who, await_stop, status_line, until};
 
 /// A host that is reached by a shell, with a directory for what it gets.
 pub(crate) struct Host {
@@ -67,6 +67,24 @@ impl Host {
         let all = list(&self.dir).into_iter().flat_map(|dir| list(&dir));
         all.filter(|path| path.to_string_lossy().contains(".ckpt")).collect()
     }
+}
+
+/// Moves a program whose mappings change while the mover stands at a step: they are there as they are at the end.
+pub(crate) fn changes_meanwhile(step: &str, seed: &str) {
+    let bench = Bench::new(Who::Nobody);
+    let host = Host::new(&bench);
+    let mut run = bench.run(bench.subject("bounds", Build::Pie), &[seed]);
+    run.expect("ready");
+    let mover = host.stops(&bench, run.pid(), step);
+    await_stop(mover.pid());
+    run.check();
+    run.check();
+    resume(mover.pid());
+    mover.complaint("has moved to there");
+    run.check();
+    run.say("go");
+    mover.ends_well();
+    run.ends_well();
 }
 
 /// Processes of this name that work in the bench.
