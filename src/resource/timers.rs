@@ -101,6 +101,13 @@ pub(crate) fn save(
         let [period_s, period_ns, left_s, left_ns]: [u64; 4] = answers.get(left);
         let overruns = answers.result(overruns);
         let clock = clock(&timer, target, gathered);
+        let tells = timer.notify & libc::SIGEV_THREAD_ID != 0;
+        let is_there = || {
+            let is = |tid: &Tid| *tid == timer.target;
+            is(&target.frozen.pid.main_thread()) || target.frozen.tids().iter().any(is)
+        };
+        // Of a thread that has ended nobody is told, and no timer can be made for it.
+        let notify = if tells && !is_there() { libc::SIGEV_NONE } else { timer.notify };
         let left = left_s * SECOND + left_ns;
         let more = if left == 0 { 0 } else { used(clock, target, ours) };
         gathered.timers.push(Timer {
@@ -110,7 +117,7 @@ pub(crate) fn save(
             period: period_s * SECOND + period_ns,
             clock,
             signal: timer.signal.cast_unsigned(),
-            notify: timer.notify.cast_unsigned(),
+            notify: notify.cast_unsigned(),
             tid: timer.target.word(),
             value: timer.value,
             overruns: overruns.max(0).cast_unsigned(),

@@ -56,6 +56,17 @@ static void *listen_for_ticks(void *unused) {
   return unused;
 }
 
+static kernel_timer make(clockid_t clock, struct sigevent event);
+static kernel_timer of_ended;
+
+// Nobody hears of a timer of a thread that has ended, but it is there.
+static void *make_own(void *unused) {
+  struct sigevent event = {.sigev_notify = SIGEV_THREAD_ID, .sigev_signo = SIGRTMIN + 5};
+  event.sigev_notify_thread_id = syscall(SYS_gettid);
+  of_ended = make(CLOCK_MONOTONIC, event);
+  return unused;
+}
+
 static kernel_timer make(clockid_t clock, struct sigevent event) {
   kernel_timer id;
   CHECK(!syscall(SYS_timer_create, clock, &event, &id), "%m");
@@ -100,6 +111,9 @@ static void look_at_far_ones(void) {
   }
   struct itimerspec now = get_timer(unarmed);
   CHECK(seconds(now.it_value) == 0, "a timer that was not armed is");
+  now = get_timer(of_ended);
+  CHECK(seconds(now.it_value) > 8000 && seconds(now.it_value) <= 9000, "that of a thread that has ended has %f s left",
+        seconds(now.it_value));
   now = get_timer(silent);
   CHECK(seconds(now.it_value) > 0 && seconds(now.it_value) <= 0.301, "the silent one has %f s left",
         seconds(now.it_value));
@@ -230,6 +244,9 @@ int main(void) {
   spec.it_value.tv_sec += 8000;
   CHECK(!syscall(SYS_timer_settime, absolute, TIMER_ABSTIME, &spec, 0), "%m");
   arm_far_ones();
+  pthread_t ends;
+  CHECK(!pthread_create(&ends, 0, make_own, 0) && !pthread_join(ends, 0), "%m");
+  set_timer(of_ended, 0, 9000, 0);
   set_timer(silent, 0, 0.3, 0.3);
   set_timer(ticking, 0, TICK_NS / 1e9, TICK_NS / 1e9);
   set_timer(to_thread, 0, TICK_NS / 1e9, TICK_NS / 1e9);
