@@ -68,7 +68,8 @@ pub(super) fn original(saved: &Saved<'_>) -> Result<Option<OwnedFd>> {
     file.map(|f| numbers::move_aside(f.into(), &saved.descriptors)).transpose()
 }
 
-/// Orders that close what the restorer needed; the numbers, and which of them is our standard error.
+/// Orders that close what the restorer needed, before anybody else may look at the process (pidfd_getfd(2)): the image holds the
+/// memory of others, too; the numbers, and which of them is our standard error.
 pub(super) fn close(
     orders: &mut Orders,
     failure: Failure,

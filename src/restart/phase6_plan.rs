@@ -116,8 +116,8 @@ pub(super) fn plan(
     // Nobody enters the program while another still has the restarter's.
     let last = give_privileges(&rights, first, (saved, member), &mut arena, &mut main)?;
     meet_threads(saved, &words[1..2], &mut main);
-    process::restore_dumpable(&saved.process, &mut main);
     let [mut kept, complaints] = close(&mut main, failure, exe, opened, &mut arena)?;
+    process::restore_dumpable(&saved.process, &mut main);
     if let Some(member) = member {
         leave_together(saved, (member, &late), &head_value, &mut arena, &mut main)?;
     }
