@@ -202,6 +202,37 @@ fn a_killed_restarter_takes_nobody_else_along() {
     }
 }
 
+/// Who is beside the restarter is none of the job's: without it signals are handed on, and nothing else.
+#[test]
+fn a_killed_witness_takes_nobody_along() {
+    let bench = Bench::new(Who::Me);
+    let script = "trap 'echo urgent' URG; sleep 600 & echo ready; read x; echo works; read x; \
+                  kill $!; exit 3";
+    let mut run = bench.run("/bin/bash", &["-c", script]);
+    run.expect("ready");
+    let x = bench.name("x.ckpt");
+    bench.must(&["save", "--stop", &run.pid_text(), "-n", &x]);
+    run.ends_well();
+    let mut again = bench.run(&x, &[]);
+    again.say("");
+    again.expect("works");
+    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", again.pid()));
+    let children = children.expect("children");
+    let is = |pid: &&str| {
+        fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "ckpt-witness\n")
+    };
+    let witness = children.split_whitespace().find(is).expect("a witness");
+    let witness = nix::unistd::Pid::from_raw(witness.parse().expect("an id"));
+    nix::sys::signal::kill(witness, SIGKILL).expect("the witness");
+    let state = || harness::status_line(witness.as_raw().cast_unsigned(), "State");
+    until("its end", || state().is_none_or(|it| it.contains("zombie")).then_some(()));
+    again.signal(nix::sys::signal::Signal::SIGURG);
+    again.say("");
+    let ended = again.end();
+    assert!(ended.code() == Some(3), "{ended:?}");
+    bench.alone(&[]);
+}
+
 /// A restart of several processes that cannot be says so once, and leaves nothing.
 #[test]
 fn a_restart_of_a_tree_that_fails_leaves_nothing() {

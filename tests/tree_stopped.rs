@@ -269,6 +269,29 @@ os.close(ask[1])
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 "#;
 
+/// The restarter is the program to whoever knows its id: stopped with its group, it goes on by itself.
+#[test]
+fn a_restarter_goes_on_without_its_group() {
+    let bench = Bench::new(Who::Me);
+    let script = "sleep 600 & echo ready; read x; echo works; read x; kill $!";
+    let mut run = bench.run("/bin/bash", &["-c", script]);
+    run.expect("ready");
+    let x = bench.name("x.ckpt");
+    bench.must(&["save", "--stop", &run.pid_text(), "-n", &x]);
+    run.ends_well();
+    let mut again = grouped(&bench, &x, &[], "");
+    again.say("");
+    again.expect("works");
+    let pid = Pid::from_raw(again.pid().cast_signed());
+    kill(Pid::from_raw(-pid.as_raw()), SIGSTOP).expect("its group");
+    await_stop(again.pid());
+    kill(pid, SIGCONT).expect("the restarter");
+    again.say("");
+    again.end();
+    kill(Pid::from_raw(-pid.as_raw()), SIGCONT).unwrap_or_default();
+    bench.alone(&[]);
+}
+
 /// Runs a program in a group of its own.
 fn grouped(bench: &Bench, program: &str, args: &[&str], step: &str) -> Run {
     let mut command = bench.command(bench.path(program));

@@ -14,6 +14,7 @@ use crate::error::{Because, Result};
 use crate::proc::{Pid, Process};
 use crate::proc::{
     pidfd::Pidfd,
+    stat::glance,
     tree::{self, Kin},
 };
 use crate::ptrace::raw::{await_signal, signal_set};
@@ -72,11 +73,31 @@ impl Witness {
         }
     }
 
-    /// Whether a signal came to the whole group.
+    /// Whether a signal came to the whole group. Where that has stopped and only the restarter was let go on, the witness is, too.
     pub(crate) fn has_seen(&mut self, signal: i32) -> bool {
+        match glance(self.pid.main_thread()) {
+            Some(('T', _)) => {
+                send(self.pid, libc::SIGCONT);
+                self.asked(libc::SIGCONT) && signal != libc::SIGCONT && self.asked(signal)
+            }
+            // Somebody has killed it.
+            None | Some(('Z', _)) => false,
+            Some(_) => self.asked(signal),
+        }
+    }
+
+    fn asked(&mut self, signal: i32) -> bool {
         let mut answer = [0];
-        let asked = self.ask.write_all(&[signal as u8]);
-        asked.and_then(|()| self.hear.read_exact(&mut answer)).is_ok() && answer[0] == 1
+        self.tell(&[signal as u8]) && self.hear.read_exact(&mut answer).is_ok() && answer[0] == 1
+    }
+
+    /// Writes to it; false where it is gone, of which no signal tells that would be handed on to the program.
+    fn tell(&mut self, word: &[u8]) -> bool {
+        let told = self.ask.write_all(word).is_ok();
+        if !told {
+            await_signal(signal_set(libc::SIGPIPE), Some(Duration::ZERO));
+        }
+        told
     }
 
     /// Its id.
@@ -95,24 +116,24 @@ impl Witness {
         let mut word = [question::WARD; 13];
         word[1..5].copy_from_slice(&pid.get().to_ne_bytes());
         word[5..].copy_from_slice(&kin.start.to_ne_bytes());
-        let _ = self.ask.write_all(&word);
+        self.tell(&word);
     }
 
     /// Has it forget whom it guards: they are about to be gone, and their ids may be anybody's.
     pub(crate) fn forget(&mut self) {
-        let _ = self.ask.write_all(&[question::FORGET]);
+        self.tell(&[question::FORGET]);
     }
 
     /// Tells it that those run whom it guards, and did not before a time, in ticks since boot.
     pub(crate) fn running(&mut self, since: u64) {
         let mut word = [question::RUN; 9];
         word[1..].copy_from_slice(&since.to_ne_bytes());
-        let _ = self.ask.write_all(&word);
+        self.tell(&word);
     }
 
     /// Lets it end.
     pub(crate) fn dismiss(mut self) {
-        let _ = self.ask.write_all(&[question::FAREWELL]);
+        self.tell(&[question::FAREWELL]);
         // SAFETY: waits for the child that was made here.
         unsafe { libc::waitpid(self.pid.get(), std::ptr::null_mut(), libc::__WCLONE) };
     }
