@@ -9,6 +9,7 @@ use harness::{Bench, Build, Run, Who, await_stop};
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::signal::Signal::{SIGCONT, SIGSTOP, SIGTERM};
 use nix::sys::signal::kill;
@@ -268,6 +269,45 @@ for line in sys.stdin:
 os.close(ask[1])
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 "#;
+
+const STOPPED: &str = r#"
+import os, subprocess, sys
+child = subprocess.Popen(["/bin/sh", "-c", "kill -STOP $$; exit 7"])
+os.waitpid(child.pid, os.WUNTRACED)
+print("ready", flush=True)
+sys.stdin.readline()
+print(child.wait(), flush=True)
+sys.stdin.readline()
+"#;
+
+/// Somebody lets the whole group go on, again and again, while a job with a stopped process is restarted.
+#[test]
+fn who_is_let_go_on_in_a_restart_keeps_nobody_waiting() {
+    let bench = Bench::new(Who::Me);
+    let mut run = grouped(&bench, "/usr/bin/python3", &["-c", STOPPED], "");
+    run.expect("ready");
+    let x = bench.name("x.ckpt");
+    bench.must(&["save", "--stop", &run.pid_text(), "-n", &x]);
+    run.ends_well();
+    for _ in 0..5 {
+        let mut again = grouped(&bench, &x, &[], "");
+        let group = Pid::from_raw(-again.pid().cast_signed());
+        again.say("");
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    let _ = kill(group, SIGCONT);
+                }
+            });
+            let line = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| again.line()));
+            is_over.store(true, Ordering::Relaxed);
+            assert_eq!(line.expect("the child's status"), "7");
+        });
+        again.say("");
+        again.ends_well();
+    }
+}
 
 /// The restarter is the program to whoever knows its id: stopped with its group, it goes on by itself.
 #[test]

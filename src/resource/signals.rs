@@ -176,9 +176,15 @@ pub(crate) fn await_stops(
     let told = |p: &PendingSignal| p.siginfo[..4] == libc::SIGCHLD.to_le_bytes();
     let is_news = pending.iter().any(told) || children.iter().any(|(_, untold)| *untold);
     for (child, untold) in children {
-        let how = libc::WSTOPPED | if *untold { libc::WNOWAIT } else { 0 };
-        let args = [libc::P_PID.into(), u64::from(child.word()), 0, how as u64, 0];
-        orders.try_call(Step::Leave, libc::SYS_waitid, &args);
+        let mut wait = |how: i32| {
+            let args = [libc::P_PID.into(), u64::from(child.word()), 0, how as u64, 0];
+            orders.try_call(Step::Leave, libc::SYS_waitid, &args);
+        };
+        // Somebody else may let it go on, or end it, before it is seen here.
+        wait(libc::WSTOPPED | libc::WCONTINUED | libc::WEXITED | libc::WNOWAIT);
+        if !untold {
+            wait(libc::WSTOPPED | libc::WNOHANG);
+        }
     }
     let quiet = actions.get(libc::SIGCHLD as usize - 1).is_some_and(|action| {
         action.handler == libc::SIG_IGN as u64 || action.flags & libc::SA_NOCLDSTOP as u64 != 0

@@ -9,7 +9,7 @@ use ckpt_abi::ABI_VERSION;
 use ckpt_abi::image::{
     Chunk, CpuLeaf, Descriptor, FileLock, Filter, Guard, LimitRecord, LossRecord, Machine,
     NumaPolicy, Object, ObjectKind, Owner, PendingSignal, ProcessRecord, SectionKind, SignalAction,
-    SystemV, Text, Thread, Timer, Undo, VmaKind, VmaRecord, WHOLE_IMAGE,
+    SystemV, Text, Thread, Timer, Undo, VmaKind, VmaRecord, WHOLE_IMAGE, process_flag,
 };
 use ckpt_abi::region::{Config, Control, MAGIC};
 use std::path::PathBuf;
@@ -166,6 +166,11 @@ impl<'a> Whole<'a> {
 }
 
 impl<'a> Saved<'a> {
+    /// Whether it was stopped.
+    pub(super) fn stands_still(&self) -> bool {
+        self.process.flags & process_flag::STOPPED != 0
+    }
+
     fn check(whole: &Whole<'a>, part: Part<'a>) -> Result<Self> {
         let process: ProcessRecord = part.record(SectionKind::Process)?;
         let saved = Self {

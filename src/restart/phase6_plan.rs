@@ -17,7 +17,7 @@ use crate::resource::plan::{Arena, Orders, Step};
 use crate::resource::runtime::Id;
 use crate::resource::seccomp::{self, Lock};
 use crate::resource::{headless, process, regained, signals, threads, timers};
-use ckpt_abi::image::{SectionKind, Thread, process_flag};
+use ckpt_abi::image::{SectionKind, Thread};
 use ckpt_abi::op::{ListHead, OpKind};
 use ckpt_abi::region::{STACK_LEN, STACKS, TURNS, Turns};
 use nix::libc;
@@ -238,7 +238,7 @@ fn leave_together(
     main: &mut Orders,
 ) -> Result<()> {
     // Who stops lets its parent see that before the parent enters the program, and so waits for nobody.
-    let stops = saved.process.flags & process_flag::STOPPED != 0 && member.has_parent;
+    let stops = saved.stands_still() && member.has_parent;
     let living = if stops { 0 } else { member.living };
     meet(Stage::Restored, living, member, arena, main)?;
     main.push(OpKind::Store, 0, Step::Leave, 8, &[head_value.told, 0]);

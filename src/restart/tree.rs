@@ -27,12 +27,13 @@ use crate::inject::monitor::Monitor;
 use crate::proc::{self, Pid};
 use crate::progress;
 use crate::resource::kinship::{self, numbers, plan::plan, sharing::Births};
-use ckpt_abi::image::{Member, NOBODY, SectionKind, member_flag, process_flag};
+use ckpt_abi::image::{Member, NOBODY, SectionKind, member_flag};
 use nix::libc;
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io::{PipeWriter, Write};
 use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 use zerocopy::FromZeros;
 
 /// The processes of an image.
@@ -248,13 +249,14 @@ impl Tree {
                 (place, anew) = self.place(start, &ids, made.as_deref(), true, rendezvous)?;
                 continue;
             }
+            let halts = all.iter().any(Saved::stands_still);
             drop((files, all, terminals));
             pool.give_up();
             let init = init.or_else(|| leads.then(|| Init::root(root)));
             reach(Point::Rooted);
             let governs = self.governs();
             let proxy = Proxy { root, init, witness, rendezvous: Some(rendezvous), governs };
-            self.stand(start, (proxy, nursery), rendezvous, (monitor, painter), all_made)
+            self.stand(start, (proxy, nursery), (rendezvous, halts), (monitor, painter), all_made)
         }
     }
 
@@ -315,7 +317,7 @@ impl Tree {
         let dead = children(&|m| m.flags & member_flag::DEAD != 0);
         let is_stopped = |m: &&Member| {
             let saved = all.get(m.process as usize);
-            saved.is_some_and(|saved| saved.process.flags & process_flag::STOPPED != 0)
+            saved.is_some_and(Saved::stands_still)
         };
         let own = all.get(self.members[index].process as usize);
         let stopped_by = own.map_or(0, |own| own.process.stopped_by.cast_signed());
@@ -374,12 +376,13 @@ impl Tree {
         start.become_program(saved, files, monitor, &kept, Who::Member(membership), warnings)
     }
 
-    /// Waits until all are there, and stands for the root.
+    /// Waits until all are there, and stands for the root. Where somebody stands still (`halts`), whoever may lets them go on as soon
+    /// as they do, and they may end before all others are there.
     fn stand(
         &self,
         start: &Start<'_>,
         (mut proxy, nursery): (Proxy, Nursery),
-        rendezvous: Rendezvous,
+        (rendezvous, halts): (Rendezvous, bool),
         waiting: (Option<Monitor>, Option<PipeWriter>),
         made: Result<()>,
     ) -> ! {
@@ -395,10 +398,15 @@ impl Tree {
         let outer = seen(&wanted, proxy.root);
         let alive = || outer.iter().all(|pid| proc::stat::lives(*pid));
         let since = proc::ticks();
+        let mut ended: Option<Instant> = None;
+        let alive_or_over = || {
+            let mut is_new = || ended.get_or_insert_with(Instant::now).elapsed() < OTHERS;
+            alive() || halts && is_new()
+        };
         let done = made.clone().and_then(|()| {
             rendezvous.meet(Stage::Joined, all + 1, alive)?;
             rendezvous.watch(Stage::Planned, living, alive)?;
-            rendezvous.watch(Stage::Restored, living, alive)
+            rendezvous.watch(Stage::Restored, living, alive_or_over)
         });
         match done {
             Ok(()) => {
@@ -418,6 +426,9 @@ impl Tree {
         }
     }
 }
+
+/// How long all others may take from the last but one meeting to the last.
+const OTHERS: Duration = Duration::from_secs(2);
 
 /// Ends a process of the tree whose restart has failed. The first to fail says why.
 fn give_up(rendezvous: Rendezvous, program_name: &str, error: &Error) -> ! {
