@@ -202,6 +202,44 @@ fn a_killed_restarter_takes_nobody_else_along() {
     }
 }
 
+/// A child has stayed in the session in which its parent began, whose leader is gone; whoever else is in that is none of the
+/// job's.
+#[test]
+fn a_checkpoint_takes_nobody_else_along() {
+    const PROGRAM: &str = "import os, sys\nif os.fork() == 0: os.execvp('sleep', ['sleep', '600'])\n\
+        os.setsid()\nprint(os.getpid(), file=os.fdopen(3, 'w'), flush=True)\n\
+        sys.stdin.readline()";
+    // The other begins later than the job, and nobody leads their session and their group any more.
+    const SESSION: &str = "$1 /usr/bin/python3 -c \"$0\" <&4 & read pid <there; \
+        (sleep 600 & echo $pid $! >&5)";
+    const SCRIPT: &str = "exec 4<&0 5>&1; mkfifo there; \
+        setsid /bin/bash -c \"$0\" \"$1\" \"$2\" 3<>there; read x";
+    for who in [Who::Me, Who::Nobody] {
+        for launcher in ["", "./ckpt"] {
+            let bench = Bench::new(who);
+            let mut shell = bench.run("/bin/bash", &["-c", SCRIPT, SESSION, PROGRAM, launcher]);
+            let line = shell.line();
+            let (pid, other) = line.split_once(' ').expect("two ids");
+            let x = bench.name("x.ckpt");
+            let said = bench.must(&["save", "--stop", pid, "-n", &x]).stderr;
+            let other: u32 = other.parse().expect("an id");
+            let state = harness::status_line(other, "State");
+            assert!(state.as_ref().is_some_and(|it| !it.contains("zombie")), "{state:?}");
+            assert!(said.contains("what may belong to the job: "), "{said}");
+            let info = bench.must(&["info", &x]).stdout.join("\n");
+            assert!(
+                info.lines().any(|it| it.starts_with("processes ") && it.ends_with(" 2")),
+                "{info}"
+            );
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(other.cast_signed()), SIGKILL)
+                .expect("it was left alone");
+            shell.say("");
+            shell.end();
+            bench.alone(&[]);
+        }
+    }
+}
+
 /// Who is beside the restarter is none of the job's: without it signals are handed on, and nothing else.
 #[test]
 fn a_killed_witness_takes_nobody_along() {

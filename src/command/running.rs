@@ -6,7 +6,7 @@ use crate::inject::{enter, last, region::Region};
 use crate::order;
 use crate::proc::tree::{self, Kin};
 use crate::proc::{Pid, Process};
-use crate::ptrace::forest;
+use crate::ptrace::forest::{self, Evidence};
 use crate::settings::{Settings, Template, Values};
 use ckpt_abi::region::{Config, Last, VERSION, config_flag, is_base};
 
@@ -57,7 +57,10 @@ pub(super) fn all() -> crate::error::Result<Vec<Running>> {
         let within = covered.iter().find(|(it, _)| *it == pid).map(|(_, by)| *by);
         if within.is_none() {
             let forks = |id| candidates.iter().any(|other| other.is_fork_of(id, at));
-            let members = members(pid, at.config.as_ref(), &forks);
+            let begun = at.config.as_ref().filter(|config| *own && config.run != 0);
+            let begun = begun.map(|config| config.begun.map(Pid::of_word));
+            let evidence = Evidence { is_heir: &forks, begun };
+            let members = members(pid, at.config.as_ref(), &evidence);
             covered.extend(members.into_iter().filter(|it| *it != pid).map(|it| (it, shown)));
         } else if !own {
             // Descendants have what the dumper needed, or what they were born with.
@@ -69,13 +72,13 @@ pub(super) fn all() -> crate::error::Result<Vec<Running>> {
 }
 
 /// The processes that a checkpoint of this one holds.
-fn members(pid: Pid, config: Option<&Config>, forks: &dyn Fn(Pid) -> bool) -> Vec<Pid> {
+fn members(pid: Pid, config: Option<&Config>, evidence: &Evidence<'_>) -> Vec<Pid> {
     let settings = config.and_then(|config| Settings::from_config(config).ok()).unwrap_or_default();
     if settings.alone == Some(true) {
         return Vec::new();
     }
     let without = settings.without.unwrap_or_default();
-    let listed = forest::listed(pid, &without, forks).unwrap_or_default();
+    let listed = forest::listed(pid, &without, evidence).unwrap_or_default();
     listed.members.iter().map(|kin| kin.pid).collect()
 }
 

@@ -134,7 +134,8 @@ pub(crate) fn rescue(root: &Process) {
     let Ok(Some((_, region))) = Region::of(root) else { return };
     let signal = region.control.config.asyncsig.cast_signed();
     let (Ok(first), Ok(all)) = (tree::kin(root.pid()), tree::everybody()) else { return };
-    let others = tree::below(root.pid(), &HashSet::new(), &all).into_iter().skip(1);
+    let others =
+        tree::below(root.pid(), region.begun(root), &HashSet::new(), &all).into_iter().skip(1);
     let group =
         others.filter(|pid| all.iter().any(|kin| kin.pid == *pid && kin.group == first.group));
     for pid in group.filter(|_| STOPS.contains(&signal)) {

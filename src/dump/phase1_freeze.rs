@@ -6,7 +6,7 @@ use crate::error::{Error, Kind, Result};
 use crate::inject::region::Region;
 use crate::proc::tree::Kin;
 use crate::proc::{self, Pid, Process, Tid, forebear};
-use crate::ptrace::forest::{self, Forest, Listed};
+use crate::ptrace::forest::{self, Evidence, Forest, IsHeir, Listed};
 use crate::ptrace::freeze::Frozen;
 use crate::ptrace::memory::Memory;
 use crate::ptrace::{sandbox, seize};
@@ -49,7 +49,9 @@ pub(crate) fn freeze(request: &Demand, members: &[Kin]) -> Result<Forest> {
     patiently(request.triggered, || match alone {
         true => Frozen::freeze(&request.process).map(Forest::of),
         false => {
-            let mut forest = Forest::freeze(&request.process, &without, &|pid| heirs.are(pid))?;
+            let are_heirs = |pid| heirs.are(pid);
+            let evidence = heirs.evidence(&are_heirs);
+            let mut forest = Forest::freeze(&request.process, &without, &evidence)?;
             let descendants = forest.processes.iter_mut();
             let refused: Vec<_> = descendants
                 .filter_map(|frozen| check_frozen(frozen).err())
@@ -74,25 +76,25 @@ pub(super) fn listed(request: &Demand) -> Result<Listed> {
         return Ok(Listed { members, ..Listed::default() });
     }
     let heirs = Heirs::of(&request.process);
-    forest::listed(request.pid(), &without, &|pid| heirs.are(pid))
+    forest::listed(request.pid(), &without, &heirs.evidence(&|pid| heirs.are(pid)))
 }
 
 /// Forks of a process, and their forks, have its payload until they execute another program, whoever is their parent.
-struct Heirs(Option<Region>);
+struct Heirs(Option<([Pid; 2], Region)>);
 
 impl Heirs {
     /// Of the process that the payload was configured for: a fork of that may have other forks of it beside itself.
     fn of(root: &Process) -> Self {
-        let found = Region::of(root).ok().flatten().map(|(_, region)| region);
-        let is_its = |region: &Region| {
-            let Control { owner, config, .. } = region.control;
-            config.run != 0 && Pid::of_word(owner) == root.inner_pid()
-        };
-        Self(found.filter(is_its))
+        let found = Region::of(root).ok().flatten();
+        Self(found.and_then(|(_, region)| Some((region.begun(root)?, region))))
+    }
+
+    fn evidence<'a>(&self, is_heir: &'a IsHeir<'a>) -> Evidence<'a> {
+        Evidence { is_heir, begun: self.0.map(|(begun, _)| begun) }
     }
 
     fn are(&self, pid: Pid) -> bool {
-        let Some(Region { base, control }) = &self.0 else { return false };
+        let Some((_, Region { base, control })) = &self.0 else { return false };
         let opened = Process::glimpse(pid).and_then(|it| Memory::open(&it));
         let there = opened.and_then(|memory| memory.get::<Control>(*base));
         there.is_ok_and(|there| {

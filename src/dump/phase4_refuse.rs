@@ -79,9 +79,10 @@ pub(crate) fn doubtful(forest: &Forest, equipped: &[Equipped]) -> Result<Option<
     let now = tree::kin(pid)?.group;
     let group = begun(root).map(|begun| Pid::of_word(begun[1]));
     if let Some(left) = group.filter(|group| *group > Pid::NONE && *group != now) {
+        let left = [left].into();
         let members: Vec<_> = equipped.iter().map(|one| one.process.pid()).collect();
         let everybody = tree::everybody()?;
-        let news = tree::doubtful_in(left, pid, &members, &everybody).into_iter();
+        let news = tree::doubtful_in(&left, pid, &members, &everybody).into_iter();
         all.extend(news.filter_map(forest::named).filter(|one| !forest.doubtful.contains(one)));
     }
     Ok((!all.is_empty()).then(|| kinship::doubtful(&losses::names(&all))))

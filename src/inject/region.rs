@@ -3,7 +3,8 @@
 
 use crate::error::{Error, Result};
 use crate::fault::{Point, reach};
-use crate::proc::{Process, maps::Vma};
+use crate::proc::tree::Begun;
+use crate::proc::{Pid, Process, maps::Vma};
 use crate::ptrace::call::Caller;
 use crate::ptrace::lend::Desk;
 use crate::ptrace::memory::Memory;
@@ -54,6 +55,14 @@ impl Region {
             first => first,
         };
         Ok(region.map(|region| (memory, region)))
+    }
+
+    /// The session and the process group in which the life of the process under ckpt began; None where it has inherited the region,
+    /// or was configured for none.
+    pub(crate) fn begun(&self, process: &Process) -> Begun {
+        let Control { owner, config, .. } = self.control;
+        let is_its = config.run != 0 && Pid::of_word(owner) == process.inner_pid();
+        is_its.then(|| config.begun.map(Pid::of_word))
     }
 
     /// None, for a process that has none: what one that is made for it would say of it.

@@ -166,7 +166,8 @@ pub(crate) fn pids() -> Result<Vec<Pid>> {
 /// is of whoever has the id now.
 fn glance(pid: Pid) -> Option<Kin> {
     let text = super::slurp_piece(AT_FDCWD, &format!("/proc/{pid}/task/{pid}/stat")).ok()?;
-    Some(of_stat(pid, &stat::parse(&text).ok()?))
+    // Of one that is gone but for its number the kernel says no group.
+    Some(of_stat(pid, &stat::parse(&text).ok()?)).filter(|kin| kin.group >= Pid::NONE)
 }
 
 /// One process.
@@ -196,20 +197,17 @@ fn is_adopted(pid: Pid) -> bool {
     words.get(1).is_some_and(|word| word.as_encoded_bytes().starts_with(b"__"))
 }
 
+/// The session and the process group in which a root was started, if that is known.
+pub(crate) type Begun = Option<[Pid; 2]>;
+
 /// The processes of the tree below `root`, parents before their children, `root` first. Whoever is in `known` belongs
 /// to it, also where the links are gone meanwhile.
-pub(crate) fn below(root: Pid, known: &HashSet<Pid>, all: &[Kin]) -> Vec<Pid> {
+pub(crate) fn below(root: Pid, begun: Begun, known: &HashSet<Pid>, all: &[Kin]) -> Vec<Pid> {
     let by_id = ById::of(all);
     let Some(first) = by_id.get(root) else { return Vec::new() };
     let mut members = vec![root];
     let mut inside: HashSet<Pid> = [root].into();
     let descent = Descent::of(first, &by_id);
-    // What began in the tree has the id of a process that is no older than the root.
-    let began_here = |id: Pid, inside: &HashSet<Pid>| {
-        id != first.group
-            && id != first.session
-            && (inside.contains(&id) || by_id.get(id).is_none())
-    };
     // The root's own group, which its maker has begun, is also that of whoever else stands in the pipeline: an
     // orphan of it belongs to the tree only where the root leads it, or the restarter that stands for it.
     let leads = first.group == root || first.group == first.parent && stands_for(first.parent, all);
@@ -224,10 +222,19 @@ pub(crate) fn below(root: Pid, known: &HashSet<Pid>, all: &[Kin]) -> Vec<Pid> {
                 members.push(kin.pid);
             }
         }
-        for kin in members.iter().filter_map(|pid| by_id.get(*pid)) {
-            groups
-                .extend([kin.group, kin.session].into_iter().filter(|id| began_here(*id, &inside)));
-        }
+        let of_members = members.iter().filter_map(|pid| by_id.get(*pid));
+        let news = of_members.flat_map(|kin| descent.ids(kin));
+        let mut news: Vec<_> = news.filter(|(id, _)| !groups.contains(id)).collect();
+        order::by_key(&mut news, |(id, is_later)| (id.word().into(), u64::from(!is_later)));
+        news.dedup_by_key(|(id, _)| *id);
+        // An id outlives whoever had it as long as somebody is in the group or the session.
+        let began_here = |(id, is_later): &(Pid, bool)| match by_id.get(*id) {
+            Some(leader) => inside.contains(&leader.pid),
+            None if *is_later => true,
+            None => !descent.may_be_older(*id, begun) && !descent.has_others(*id, &inside, all),
+        };
+        news.retain(began_here);
+        groups.extend(news.into_iter().map(|(id, _)| id));
         if members.len() == before {
             return members;
         }
@@ -251,25 +258,33 @@ pub(crate) fn is_named(pid: Pid, name: &str) -> bool {
 }
 
 /// Those of `all` of whom nobody can tell whether they descend from `root`: their parents have ended, and they have the
-/// process group that the root was given.
+/// process group that the root was given, or that of a member.
 pub(crate) fn doubtful(root: Pid, members: &[Pid], all: &[Kin]) -> Vec<Pid> {
-    let first = all.iter().find(|kin| kin.pid == root);
-    first.map_or(Vec::new(), |first| doubtful_in(first.group, root, members, all))
+    let by_id = ById::of(all);
+    let of_members = members.iter().filter_map(|pid| by_id.get(*pid));
+    let groups = of_members.map(|kin| kin.group).filter(|group| *group != Pid::NONE);
+    doubtful_in(&groups.collect(), root, members, all)
 }
 
-/// The same of a process group that the root has left.
-pub(crate) fn doubtful_in(group: Pid, root: Pid, members: &[Pid], all: &[Kin]) -> Vec<Pid> {
+/// The same of these process groups, which the root may have left.
+pub(crate) fn doubtful_in(
+    groups: &HashSet<Pid>,
+    root: Pid,
+    members: &[Pid],
+    all: &[Kin],
+) -> Vec<Pid> {
     let by_id = ById::of(all);
     let Some(first) = by_id.get(root) else { return Vec::new() };
     let descent = Descent::of(first, &by_id);
+    let members: HashSet<Pid> = members.iter().copied().collect();
     let is = |kin: &&Kin| {
-        kin.group == group
+        groups.contains(&kin.group)
             && !kin.dead
             && !kin.ours
             && descent.may_be_orphan(kin)
             // Who starts jobs in its own group, as a script does, is their parent; what adopts orphans (init, a session's or
             // a batch system's manager) lives in a group of its own.
-            && by_id.get(kin.parent).is_none_or(|parent| parent.group != group)
+            && by_id.get(kin.parent).is_none_or(|parent| parent.group != kin.group)
             && !members.contains(&kin.pid)
     };
     all.iter().filter(is).map(|kin| kin.pid).collect()
@@ -305,6 +320,33 @@ impl<'a> Descent<'a> {
         Self { root, reapers }
     }
 
+    /// The session and the group of a member that are not the root's, nor of another PID namespace; and whether that has begun in
+    /// the tree for certain: as a group of the session that the root leads.
+    fn ids(&self, member: &Kin) -> impl Iterator<Item = (Pid, bool)> {
+        let own = [self.root.group, self.root.session, Pid::NONE];
+        // Nobody who leads no session has ever been in another.
+        let has_left = self.root.session == self.root.pid;
+        let ids = [(member.session, !has_left), (member.group, member.session == self.root.pid)];
+        ids.into_iter().filter(move |(id, _)| !own.contains(id))
+    }
+
+    /// Whether a session or group without a leader may be one that the root was in before it began its own: a child of then is in
+    /// it still, and others are who have nothing to do with the tree.
+    fn may_be_older(&self, id: Pid, begun: Begun) -> bool {
+        match begun {
+            Some([session, group]) if session != self.root.pid => [session, group].contains(&id),
+            // Where it has led its session since then, nobody knows what it was in before.
+            _ => self.root.session == self.root.pid || begun.is_some_and(|all| all.contains(&id)),
+        }
+    }
+
+    /// Whether somebody is in a session or group who does not descend from the root.
+    fn has_others(&self, id: Pid, inside: &HashSet<Pid>, all: &[Kin]) -> bool {
+        let is_other =
+            |kin: &Kin| !kin.ours && !inside.contains(&kin.pid) && !self.may_be_orphan(kin);
+        all.iter().any(|kin| [kin.group, kin.session].contains(&id) && is_other(kin))
+    }
+
     /// Whether a process may be an orphan of the tree. Nobody above the root descends from it, though both may have begun
     /// in one tick of the clock.
     fn may_be_orphan(&self, kin: &Kin) -> bool {
@@ -315,155 +357,4 @@ impl<'a> Descent<'a> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn kin(pid: i32, parent: i32, group: i32, session: i32) -> Kin {
-        let [pid, parent, group, session] = [pid, parent, group, session].map(Pid::new);
-        Kin { pid, parent, group, session, start: pid.word().into(), dead: false, ours: false }
-    }
-
-    fn numbers(ids: Vec<Pid>) -> Vec<i32> {
-        ids.into_iter().map(Pid::get).collect()
-    }
-
-    fn members(all: &[Kin]) -> Vec<i32> {
-        numbers(below(Pid::new(50), &HashSet::new(), all))
-    }
-
-    fn unsure(members: &[i32], all: &[Kin]) -> Vec<i32> {
-        let members: Vec<_> = members.iter().copied().map(Pid::new).collect();
-        numbers(doubtful(Pid::new(50), &members, all))
-    }
-
-    #[test]
-    fn who_has_come_or_gone_since_is_seen() {
-        let start = || std::process::Command::new("sleep").arg("100").spawn().unwrap();
-        let (mut stays, mut goes) = (start(), start());
-        let pid = |child: &std::process::Child| Pid::of_word(child.id());
-        let mut seen = everybody().unwrap();
-        let was = seen.iter_mut().find(|kin| kin.pid == pid(&stays)).unwrap();
-        was.group = Pid::new(1);
-        goes.kill().unwrap();
-        goes.wait().unwrap();
-        let mut comes = start();
-        let group =
-            |all: &[Kin], of: Pid| all.iter().find(|kin| kin.pid == of).map(|kin| kin.group);
-        let (as_before, anew) =
-            [true, false].map(|stays| everybody_since(&seen, |_| stays).unwrap()).into();
-        let real = super::kin(Pid::own()).unwrap().group;
-        for (all, old) in [(as_before, Pid::new(1)), (anew, real)] {
-            assert_eq!(group(&all, pid(&stays)), Some(old));
-            assert_eq!((group(&all, pid(&goes)), group(&all, pid(&comes))), (None, Some(real)));
-            assert!(all.is_sorted_by_key(|kin| kin.pid));
-        }
-        for child in [&mut stays, &mut comes] {
-            child.kill().unwrap();
-            child.wait().unwrap();
-        }
-    }
-
-    #[test]
-    fn a_snapshot_whose_original_has_ended_is_ours() {
-        let of = |comm: &str| {
-            let text = std::fs::read_to_string("/proc/self/stat").unwrap();
-            let (head, rest) = text.split_once('(').unwrap();
-            let (_, rest) = rest.rsplit_once(')').unwrap();
-            stat::parse(format!("{head}({comm}){rest}").as_bytes()).unwrap()
-        };
-        let ours = |comm: &str| of_stat(Pid::own(), &of(comm)).ours;
-        assert!(ours(SNAPSHOT) && !ours("ckpt-other"));
-    }
-
-    #[test]
-    fn descendants_come_after_their_parents() {
-        let shell = [kin(1, 0, 1, 1), kin(40, 1, 40, 40)];
-        let tree =
-            [kin(50, 40, 50, 40), kin(60, 55, 50, 40), kin(55, 50, 50, 40), kin(70, 40, 70, 40)];
-        assert_eq!(members(&[&shell[..], &tree].concat()), [50, 55, 60]);
-    }
-
-    #[test]
-    fn a_restarter_of_the_same_tick_is_no_orphan() {
-        let shell = [kin(1, 0, 1, 1), kin(40, 1, 40, 40)];
-        let restarted = [Kin { start: 50, ..kin(45, 40, 45, 40) }, kin(50, 45, 45, 40)];
-        let all = [&shell[..], &restarted].concat();
-        assert_eq!(orphans(Pid::new(50), &all), []);
-        assert_eq!(members(&all), [50]);
-    }
-
-    #[test]
-    fn orphans_are_found_by_what_began_in_the_tree() {
-        let all = [
-            kin(1, 0, 1, 1),
-            kin(40, 1, 40, 40),
-            kin(45, 1, 40, 40),
-            kin(50, 40, 50, 40),
-            // In the same pipeline, the shell's child.
-            kin(51, 40, 50, 40),
-            // The leader of its group lives in the tree; so does that of the next.
-            kin(61, 50, 61, 40),
-            kin(62, 1, 61, 40),
-            // Its session's leader is gone, and a member of the tree is in it.
-            kin(71, 50, 70, 70),
-            kin(72, 1, 70, 70),
-            // In the group that the root leads.
-            kin(80, 1, 50, 40),
-            // Older than the root, or of another job.
-            kin(30, 1, 61, 40),
-            kin(90, 1, 90, 90),
-        ];
-        let mut found = members(&all);
-        found.sort_unstable();
-        assert_eq!(found, [50, 61, 62, 71, 72, 80]);
-        assert_eq!(unsure(&found, &all), []);
-    }
-
-    #[test]
-    fn orphans_of_a_group_that_others_lead_are_doubtful() {
-        let all = [
-            kin(1, 0, 1, 1),
-            kin(40, 1, 40, 40),
-            kin(41, 40, 40, 40),
-            kin(30, 1, 40, 40),
-            kin(50, 40, 40, 40),
-            kin(60, 1, 40, 40),
-            kin(70, 1, 70, 40),
-        ];
-        assert_eq!(members(&all), [50]);
-        assert_eq!(unsure(&[50], &all), [60]);
-    }
-
-    #[test]
-    fn nobody_above_the_root_is_doubtful() {
-        // As of `timeout ckpt program` in the background of a script: all begin in one tick.
-        let of = |pid, parent| Kin { start: 7, ..kin(pid, parent, 40, 40) };
-        let all = [kin(1, 0, 1, 1), of(40, 1), of(41, 40), of(42, 41), of(50, 42)];
-        assert_eq!(unsure(&[50], &all), []);
-    }
-
-    #[test]
-    fn what_a_script_starts_beside_the_root_is_not_doubtful() {
-        // As of `timeout ckpt program & other &`.
-        let all = [
-            kin(1, 0, 1, 1),
-            kin(40, 1, 40, 40),
-            kin(42, 40, 40, 40),
-            kin(50, 42, 40, 40),
-            kin(60, 40, 40, 40),
-            kin(61, 1, 40, 40),
-        ];
-        assert_eq!(unsure(&[50], &all), [61]);
-    }
-
-    #[test]
-    fn an_orphan_needs_no_sibling() {
-        let all = [kin(1, 0, 1, 1), kin(40, 1, 40, 40), kin(50, 40, 50, 40), kin(60, 1, 50, 40)];
-        assert_eq!(members(&all), [50, 60]);
-    }
-
-    #[test]
-    fn nobody_is_below_who_is_gone() {
-        assert_eq!(members(&[kin(1, 0, 1, 1)]), Vec::<i32>::new());
-    }
-}
+mod tests;

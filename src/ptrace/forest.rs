@@ -10,7 +10,7 @@ use super::freeze::{FIRST_ATTEMPT, Frozen, LAST_ATTEMPT, PATIENCE, Stopping, ope
 use super::stopping::await_hearing;
 use crate::error::{Error, Kind, Result};
 use crate::order;
-use crate::proc::tree::{self, INIT, Kin, Seen, WITNESS};
+use crate::proc::tree::{self, Begun, INIT, Kin, Seen, WITNESS};
 use crate::proc::{Pid, Process};
 use crate::settings::Without;
 use std::collections::{HashMap, HashSet};
@@ -51,10 +51,18 @@ pub(crate) struct Listed {
 /// Whether an orphan descends from the root, though no link tells; asked while all run.
 pub(crate) type IsHeir<'a> = dyn Fn(Pid) -> bool + 'a;
 
+/// What tells of descent where the kernel's links do not.
+#[derive(Clone, Copy)]
+pub(crate) struct Evidence<'a> {
+    pub(crate) is_heir: &'a IsHeir<'a>,
+    pub(crate) begun: Begun,
+}
+
 /// Whom a tree has beside those whom the kernel's links tell.
 struct Wanted<'a> {
     without: &'a Without,
     heirs: HashSet<Pid>,
+    begun: Begun,
     seen: Seen,
 }
 
@@ -76,7 +84,11 @@ impl Forest {
     /// # Errors
     /// With everything running again: those of [`Frozen::freeze`], of any of them; a tree that grows faster than it
     /// can be stopped.
-    pub(crate) fn freeze(first: &Process, without: &Without, is_heir: &IsHeir<'_>) -> Result<Self> {
+    pub(crate) fn freeze(
+        first: &Process,
+        without: &Without,
+        evidence: &Evidence<'_>,
+    ) -> Result<Self> {
         let root = first.pid();
         let begun = Instant::now();
         let deadline = begun + PATIENCE;
@@ -84,7 +96,7 @@ impl Forest {
         let mut patience = FIRST_ATTEMPT;
         let mut left = HashMap::new();
         loop {
-            let (wanted, listed) = begin(root, without, is_heir)?;
+            let (wanted, listed) = begin(root, without, evidence)?;
             let before = await_all(root, &wanted, listed, deadline, &mut left)?;
             let since = Instant::now();
             let found = Self::attempt(first, &wanted, before, patience, &mut left);
@@ -259,18 +271,19 @@ fn own_ghost(living: &HashSet<Pid>) -> Option<Kin> {
 ///
 /// # Errors
 /// /proc cannot be read.
-pub(crate) fn listed(root: Pid, without: &Without, is_heir: &IsHeir<'_>) -> Result<Listed> {
-    begin(root, without, is_heir).map(|(_, listed)| listed)
+pub(crate) fn listed(root: Pid, without: &Without, evidence: &Evidence<'_>) -> Result<Listed> {
+    begin(root, without, evidence).map(|(_, listed)| listed)
 }
 
 /// Whom the tree has, and the first list of it.
 fn begin<'a>(
     root: Pid,
     without: &'a Without,
-    is_heir: &IsHeir<'_>,
+    evidence: &Evidence<'_>,
 ) -> Result<(Wanted<'a>, Listed)> {
     let (seen, all) = Seen::now()?;
-    let wanted = Wanted { without, heirs: heirs(root, &all, is_heir), seen };
+    let heirs = heirs(root, &all, evidence.is_heir);
+    let wanted = Wanted { without, heirs, begun: evidence.begun, seen };
     let listed = list_of(all, root, &HashSet::new(), &wanted);
     Ok((wanted, listed))
 }
@@ -296,14 +309,14 @@ fn list_of(mut all: Vec<Kin>, root: Pid, known: &HashSet<Pid>, wanted: &Wanted<'
     let is_meant = |pid| {
         Process::glimpse(pid).and_then(|it| it.name()).is_ok_and(|comm| without.means(pid, &comm))
     };
-    let mut found = tree::below(root, known, &all);
+    let mut found = tree::below(root, wanted.begun, known, &all);
     let others = found.iter().filter(|pid| **pid != root);
     let none = *without == Without::default();
     let meant: HashSet<Pid> = others.copied().filter(|pid| !none && is_meant(*pid)).collect();
     let mut left_out = Vec::new();
     if !meant.is_empty() {
         all.retain(|kin| !meant.contains(&kin.pid));
-        let with = std::mem::replace(&mut found, tree::below(root, known, &all));
+        let with = std::mem::replace(&mut found, tree::below(root, wanted.begun, known, &all));
         let kept: HashSet<Pid> = found.iter().copied().collect();
         left_out.extend(with.into_iter().filter(|pid| !kept.contains(pid)));
     }
@@ -383,115 +396,4 @@ fn await_all(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::io::Read;
-    use std::os::unix::process::CommandExt;
-    use std::process::{Child, Command, Stdio};
-
-    /// A script in a group of its own, all of which ends with it.
-    struct Job(Child);
-
-    impl Job {
-        fn start(script: &str) -> Self {
-            let mut command = Command::new("sh");
-            command.args(["-c", script]).stdout(Stdio::piped()).process_group(0);
-            let mut child = command.spawn().unwrap();
-            child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
-            Self(child)
-        }
-
-        fn pid(&self) -> Pid {
-            Pid::of_word(self.0.id())
-        }
-
-        fn process(&self) -> Process {
-            Process::open(self.pid()).unwrap()
-        }
-    }
-
-    impl Drop for Job {
-        fn drop(&mut self) {
-            use nix::sys::signal::{Signal, killpg};
-            let _ = killpg(self.pid().nix(), Signal::SIGKILL);
-            let _ = self.0.wait();
-        }
-    }
-
-    impl<'a> From<&'a Without> for Wanted<'a> {
-        fn from(without: &'a Without) -> Self {
-            Wanted { without, heirs: HashSet::new(), seen: Seen::default() }
-        }
-    }
-
-    /// Nothing of the job moves or appears while it is frozen.
-    fn stands_still(job: &Job, forest: &Forest) {
-        let without = Without::default();
-        let wanted = Wanted::from(&without);
-        let frozen: HashSet<Pid> = forest.processes.iter().map(|frozen| frozen.pid).collect();
-        for kin in list(job.pid(), &HashSet::new(), &wanted).unwrap().members {
-            assert!(kin.dead || frozen.contains(&kin.pid), "{kin:?}");
-        }
-    }
-
-    #[test]
-    fn a_child_is_of_a_later_generation_than_its_parent() {
-        let pid = Pid::new;
-        let kin = |own: i32, parent: i32| Kin {
-            pid: pid(own),
-            parent: pid(parent),
-            group: pid(1),
-            session: pid(1),
-            start: 0,
-            dead: false,
-            ours: false,
-        };
-        let all = [kin(2, 1), kin(3, 2), kin(4, 2), kin(9, 1), kin(5, 4), kin(6, 3), kin(7, 6)];
-        let cut = tree::generations(&all);
-        let pids: Vec<Vec<_>> =
-            cut.iter().map(|some| some.iter().map(|kin| kin.pid.get()).collect()).collect();
-        assert_eq!(pids, [vec![2], vec![3, 4, 9], vec![5, 6], vec![7]]);
-        assert_eq!(cut.concat(), all);
-    }
-
-    #[test]
-    fn a_storm_of_forks_stands_still() {
-        let storm =
-            "echo x; while :; do true | /bin/true; (sh -c '/bin/true & wait'; :) & wait; done";
-        let job = Job::start(storm);
-        for _ in 0..100 {
-            let forest = Forest::freeze(&job.process(), &Without::default(), &|_| false).unwrap();
-            stands_still(&job, &forest);
-            std::thread::sleep(Duration::from_micros(300));
-            stands_still(&job, &forest);
-            forest.thaw();
-        }
-    }
-
-    #[test]
-    fn a_stranger_with_the_id_of_somebody_who_has_ended_is_none_of_them() {
-        let (job, stranger) = (Job::start("echo x; sleep 100"), Job::start("echo x; sleep 100"));
-        let without = Without::default();
-        let wanted = Wanted::from(&without);
-        let mut before = list(job.pid(), &HashSet::new(), &wanted).unwrap();
-        let other = tree::kin(stranger.pid()).unwrap();
-        before.members.push(Kin { start: other.start - 1, parent: job.pid(), ..other });
-        let mut left = HashMap::new();
-        let tried = Forest::attempt(&job.process(), &wanted, before, PATIENCE, &mut left);
-        assert!(matches!(tried, Ok(Attempt::Anew)));
-        left.clear();
-        let forest = Forest::freeze(&job.process(), &Without::default(), &|_| false).unwrap();
-        assert!(forest.processes.iter().all(|frozen| frozen.pid != stranger.pid()));
-    }
-
-    #[test]
-    fn many_processes_stand_still_together() {
-        let job =
-            Job::start("i=0; while [ $i -lt 60 ]; do sleep 100 & i=$((i+1)); done; echo x; wait");
-        let forest = Forest::freeze(&job.process(), &Without::default(), &|_| false).unwrap();
-        assert_eq!(forest.processes.len(), 61);
-        assert_eq!(forest.processes[0].pid, job.pid());
-        stands_still(&job, &forest);
-        forest.thaw();
-    }
-}
+mod tests;

@@ -77,7 +77,8 @@ pub(crate) fn check(asked: Pid, enters: bool) -> Result<(Facts, u8)> {
     let others = (1..=64).filter(|signal| *signal != own && !matches!(signal, 32 | 33));
     let taken = others.filter(|signal| has(status.caught, *signal));
     facts.add("signals_taken", taken.map(signal_name).collect::<Vec<_>>().join(" "));
-    let tree = tree::everybody().map(|all| tree::below(pid, &HashSet::new(), &all))?;
+    let begun = region.and_then(|region| region.begun(&process));
+    let tree = tree::everybody().map(|all| tree::below(pid, begun, &HashSet::new(), &all))?;
     let others = tree.iter().filter(|other| ![pid, Pid::own()].contains(other));
     let others: Vec<_> = others.filter_map(|other| named(*other)).collect();
     facts.add("descendants", losses::names(&others));

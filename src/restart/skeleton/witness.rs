@@ -273,6 +273,7 @@ fn is_alone(above: Kin, before: &[Pid], since: Option<u64>) -> bool {
 /// in its place again: it tells whose a group is, also when the root has just ended. An orphan in its own group is the
 /// tree's only where it was `alone` in it.
 fn end_trees(wards: &[Ward], above: Option<Kin>, alone: bool) {
+    let begun = above.map(|above| [above.session, above.group]);
     let (mut known, mut all_known): (Vec<Pid>, HashSet<Pid>) = Default::default();
     loop {
         let alive = wards.iter().filter(|ward| !ward.process.ended_within(Duration::ZERO));
@@ -294,7 +295,7 @@ fn end_trees(wards: &[Ward], above: Option<Kin>, alone: bool) {
             all.push(above);
         }
         let starts = alive.chain(above.filter(|_| alone).map(|above| above.pid));
-        let below = starts.flat_map(|pid| tree::below(pid, &HashSet::new(), &all));
+        let below = starts.flat_map(|pid| tree::below(pid, begun, &HashSet::new(), &all));
         let below = below.filter(|pid| above.is_none_or(|above| above.pid != *pid));
         let news: Vec<_> = below.filter(|pid| all_known.insert(*pid)).collect();
         if news.is_empty() {
