@@ -249,12 +249,11 @@ impl Tree {
                 (place, anew) = self.place(start, &ids, made.as_deref(), true, rendezvous)?;
                 continue;
             }
-            let halts = all.iter().any(Saved::stands_still);
+            let (governs, halts) = (self.governs(), all.iter().any(Saved::stands_still));
             drop((files, all, terminals));
             pool.give_up();
             let init = init.or_else(|| leads.then(|| Init::root(root)));
             reach(Point::Rooted);
-            let governs = self.governs();
             let proxy = Proxy { root, init, witness, rendezvous: Some(rendezvous), governs };
             self.stand(start, (proxy, nursery), (rendezvous, halts), (monitor, painter), all_made)
         }
