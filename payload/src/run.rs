@@ -102,8 +102,7 @@ fn obey(op: &Op) -> Then {
         OpKind::Syscall => unsafe { sys::call(op.nr, &op.args) },
         // SAFETY: ordered by the host.
         OpKind::Clone => unsafe { sys::clone(op.nr, a, [c, d], enter_child, b) },
-        // SAFETY: ordered by the host.
-        OpKind::Clone3 => unsafe { sys::clone3(a, op.nr, enter_child, b) },
+        OpKind::Clone3 => clone3(a, op.nr, b, c),
         OpKind::Store => store(op.nr, a, b),
         OpKind::Copy => copy(a, b, c),
         OpKind::UseUpTimers => use_up_timers(a, b, c),
@@ -113,6 +112,20 @@ fn obey(op: &Op) -> Then {
         OpKind::Sigreturn => unsafe { sys::sigreturn(a) },
         OpKind::Exit => sys::exit_group(a),
     })
+}
+
+/// As [`OpKind::Clone3`] says.
+fn clone3(args: u64, len: u64, list: u64, mut tries: u64) -> i64 {
+    const MOMENT: u64 = 1_000_000;
+    loop {
+        // SAFETY: ordered by the host.
+        let result = unsafe { sys::clone3(args, len, enter_child, list) };
+        if tries == 0 || result != -errno::EEXIST {
+            return result;
+        }
+        tries = tries.wrapping_sub(1);
+        sys::futex_wait(&0, 0, MOMENT);
+    }
 }
 
 /// The kernel gives the numbers in turn.

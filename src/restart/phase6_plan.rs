@@ -17,7 +17,7 @@ use crate::resource::plan::{Arena, Orders, Step};
 use crate::resource::runtime::Id;
 use crate::resource::seccomp::{self, Lock};
 use crate::resource::{headless, process, regained, signals, threads, timers};
-use ckpt_abi::image::{SectionKind, Thread};
+use ckpt_abi::image::{SectionKind, Thread, process_flag};
 use ckpt_abi::op::{ListHead, OpKind};
 use ckpt_abi::region::{STACK_LEN, STACKS, TURNS, Turns};
 use nix::libc;
@@ -142,6 +142,9 @@ pub(super) fn plan(
         complaints: complaints.first().copied(),
     })
 }
+
+/// How often a thread is tried to be made whose id somebody else has, in as many milliseconds.
+const TRIES: u64 = 200;
 
 /// Orders that make all threads but the first; by their ids, where each of them has its own.
 #[inline(never)]
@@ -325,7 +328,8 @@ fn move_mappings(orders: &mut Orders, placed: &[Placed]) {
 /// Orders that make another thread, which waits for all others before it enters the program; the
 /// address of the word that will hold its id.
 ///
-/// It gets its old id where we may choose it (CAP_CHECKPOINT_RESTORE) and it is free, else any.
+/// It gets its old id where we may choose it (CAP_CHECKPOINT_RESTORE) and it is free, else any. Where a program that remembers
+/// its ids has that of its process again, all were free a moment ago, and who has one since then is likely to end soon.
 #[inline(never)]
 fn clone(
     saved: &Saved<'_>,
@@ -364,7 +368,9 @@ fn clone(
     let id = arena.value(&thread.tid)?;
     let args: [u64; 11] = [FLAGS as u64, 0, word, word, 0, stack - STACK, STACK, 0, id, 1, 0];
     let args = arena.value(&args)?;
-    main.call_or_next(OpKind::Clone3, Step::Clone, CLONE_ARGS_LEN, &[args, words]);
+    let remembers = saved.process.flags & process_flag::REMEMBERS_IDS != 0;
+    let tries = if remembers && u64::from(saved.threads[0].tid) == pid { TRIES } else { 0 };
+    main.call_or_next(OpKind::Clone3, Step::Clone, CLONE_ARGS_LEN, &[args, words, tries]);
     main.push(OpKind::Clone, 0, Step::Clone, FLAGS as u64, &[stack, words, word, word]);
     Ok(word)
 }

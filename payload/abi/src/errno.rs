@@ -13,6 +13,7 @@ numbers! { $ each_error, errno, "Error number", i64, {
     EAGAIN EAGAIN 11,
     ENOMEM ENOMEM 12,
     EACCES EACCES 13,
+    EEXIST EEXIST 17,
     ENOTDIR ENOTDIR 20,
     EISDIR EISDIR 21,
     EINVAL EINVAL 22,

@@ -35,7 +35,8 @@ codes! {
         /// child's own list, `args[2]` = parent_tid pointer, `args[3]` = child_tid pointer.
         Clone = 2,
         /// clone3(2) with the struct clone_args at `args[0]` (length `nr`), whose child runs the list at
-        /// `args[1]` on the stack that clone_args names.
+        /// `args[1]` on the stack that clone_args names. While somebody else has its id it is tried again each millisecond,
+        /// `args[2]` times.
         Clone3 = 3,
         /// Store the low `nr` (4 or 8) bytes of `args[1]` at `args[0]`.
         Store = 4,
