@@ -119,7 +119,7 @@ fn look(kin: &Kin, process: Process, monitors: &[Found], everybody: &[Kin]) -> O
     };
     match region {
         Ok(Some((_, region))) => {
-            let forked = region.control.owner != process.inner_pid().word();
+            let forked = !region.is_for(&process);
             let own = !forked && region.control.exe_len != 0;
             if region.control.version != VERSION {
                 let last = Err("another version of ckpt runs it");

@@ -204,5 +204,5 @@ fn called(request: &Demand, first: &Equipped) -> Result<Option<Name>> {
 
 /// Whether the process has inherited its payload from the one that it was made for.
 fn forked(first: &Equipped) -> bool {
-    first.region.control.owner != first.process.inner_pid().word()
+    !first.region.is_for(&first.process)
 }

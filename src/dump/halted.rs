@@ -45,7 +45,7 @@ pub(super) fn is_forebears(process: &Process) -> bool {
     let control = found.region.control;
     let owner = Pid::of_word(control.owner);
     let called = found.api.request == ckpt_abi::api::Request::Call as u32;
-    if called || owner == process.inner_pid() {
+    if called || found.region.is_for(process) {
         return false;
     }
     let Ok(owner) = Process::open(owner) else { return false };

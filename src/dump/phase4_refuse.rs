@@ -16,7 +16,6 @@ use crate::resource::kinship::{self, Found, sharing};
 use crate::resource::looked::Looked;
 use crate::resource::{kinds, losses, signals};
 use ckpt_abi::image::{Member, member_flag, process_flag, thread_flag};
-use ckpt_abi::region::Control;
 use nix::libc;
 use nix::sys::signal::Signal;
 
@@ -275,10 +274,9 @@ pub(crate) fn strictly(losses: &[String]) -> Error {
 /// The session and group in which a process was started. Of a child that says what it has inherited only where a session
 /// began: it leads none but one of its own.
 fn begun(root: &Equipped) -> Option<[u32; 2]> {
-    let Control { owner, config, .. } = root.region.control;
-    let started = Pid::of_word(owner) == root.process.inner_pid();
+    let (process, config) = (&root.process, root.region.control.config);
     let [session, group] = config.begun;
-    let group = if started { group } else { kinship::begun(root.process.pid())[1] };
+    let group = if root.region.is_for(process) { group } else { kinship::begun(process.pid())[1] };
     (config.run != 0).then_some([session, group])
 }
 

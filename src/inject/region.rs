@@ -57,12 +57,16 @@ impl Region {
         Ok(region.map(|region| (memory, region)))
     }
 
+    /// Whether it was made for this process, which has not inherited it.
+    pub(crate) fn is_for(&self, process: &Process) -> bool {
+        Pid::of_word(self.control.owner) == process.inner_pid()
+    }
+
     /// The session and the process group in which the life of the process under ckpt began; None where it has inherited the region,
     /// or was configured for none.
     pub(crate) fn begun(&self, process: &Process) -> Begun {
-        let Control { owner, config, .. } = self.control;
-        let is_its = config.run != 0 && Pid::of_word(owner) == process.inner_pid();
-        is_its.then(|| config.begun.map(Pid::of_word))
+        let config = self.control.config;
+        (config.run != 0 && self.is_for(process)).then(|| config.begun.map(Pid::of_word))
     }
 
     /// None, for a process that has none: what one that is made for it would say of it.
