@@ -254,13 +254,7 @@ fn a_killed_witness_takes_nobody_along() {
     let mut again = bench.run(&x, &[]);
     again.say("");
     again.expect("works");
-    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", again.pid()));
-    let children = children.expect("children");
-    let is = |pid: &&str| {
-        fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "ckpt-witness\n")
-    };
-    let witness = children.split_whitespace().find(is).expect("a witness");
-    let witness = nix::unistd::Pid::from_raw(witness.parse().expect("an id"));
+    let witness = nix::unistd::Pid::from_raw(harness::witness(again.pid()).cast_signed());
     nix::sys::signal::kill(witness, SIGKILL).expect("the witness");
     let state = || harness::status_line(witness.as_raw().cast_unsigned(), "State");
     until("its end", || state().is_none_or(|it| it.contains("zombie")).then_some(()));

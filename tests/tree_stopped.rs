@@ -5,13 +5,15 @@
 mod harness;
 
 use harness::faults::{armed, steps};
-use harness::{Bench, Build, Run, Who, await_stop};
+use harness::host::called;
+use harness::{Bench, Build, Run, Who, await_stop, witness};
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use nix::sys::signal::Signal::{SIGCONT, SIGSTOP, SIGTERM};
+use nix::sys::signal::Signal::{SIGCONT, SIGSTOP, SIGTERM, SIGUSR1};
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
@@ -324,11 +326,44 @@ fn a_restarter_goes_on_without_its_group() {
     again.expect("works");
     let pid = Pid::from_raw(again.pid().cast_signed());
     kill(Pid::from_raw(-pid.as_raw()), SIGSTOP).expect("its group");
-    await_stop(again.pid());
+    // Whoever stops only when the rest has ended is let go on by nobody.
+    let all = ["bash", "sleep"].map(|name| called(&bench, name)).concat();
+    assert!(all.len() == 2, "{all:?}");
+    all.into_iter().chain([again.pid(), witness(again.pid())]).for_each(await_stop);
     kill(pid, SIGCONT).expect("the restarter");
     again.say("");
     again.end();
     kill(Pid::from_raw(-pid.as_raw()), SIGCONT).unwrap_or_default();
+    bench.alone(&[]);
+}
+
+/// A stop that comes to the witness at any time, also when it has been asked, keeps no signal from the program.
+#[test]
+fn a_restarter_goes_on_without_its_witness() {
+    let bench = Bench::new(Who::Me);
+    let script = "import os, signal, subprocess, sys\n\
+                  sleeper = subprocess.Popen(['/bin/sleep', '600'])\n\
+                  signal.signal(signal.SIGUSR1, lambda *_: os.write(1, b'signal\\n'))\n\
+                  print('ready', flush=True)\n\
+                  while sys.stdin.readline() != 'go\\n': print('ok', flush=True)\n\
+                  sleeper.kill()";
+    let mut run = bench.run("/usr/bin/python3", &["-c", script]);
+    run.expect("ready");
+    let x = bench.name("x.ckpt");
+    bench.must(&["save", "--stop", &run.pid_text(), "-n", &x]);
+    run.ends_well();
+    let mut again = bench.run(&x, &[]);
+    again.check();
+    let witness = Pid::from_raw(witness(again.pid()).cast_signed());
+    for wait in (0..40).map(|i| Duration::from_micros(i * 50)) {
+        again.signal(SIGUSR1);
+        std::thread::sleep(wait);
+        kill(witness, SIGSTOP).expect("the witness");
+        again.expect("signal");
+    }
+    kill(witness, SIGSTOP).expect("the witness");
+    await_stop(witness.as_raw().cast_unsigned());
+    again.go();
     bench.alone(&[]);
 }
 

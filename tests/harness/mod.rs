@@ -66,6 +66,16 @@ pub(crate) fn is_stopped(pid: u32) -> bool {
     status_line(pid, "State").is_some_and(|state| state.starts_with('T'))
 }
 
+/// The process that tells a restarter what comes to its group.
+#[track_caller]
+pub(crate) fn witness(restarter: u32) -> u32 {
+    let children = format!("/proc/{restarter}/task/{restarter}/children");
+    let children = std::fs::read_to_string(children).expect("children");
+    let mut children = children.split_whitespace().map(|pid| pid.parse().expect("an id"));
+    let is = |pid: &u32| status_line(*pid, "Name").is_some_and(|name| name == "ckpt-witness");
+    children.find(is).expect("a witness")
+}
+
 /// Waits until it is.
 #[track_caller]
 pub(crate) fn await_stop(pid: u32) {

@@ -19,7 +19,7 @@ use crate::resource::descriptor::numbers::close_others;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::prctl;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::setsid;
 use std::time::Duration;
 
@@ -77,8 +77,12 @@ impl Init {
         if self.is_root {
             return;
         }
-        let _ = nix::sys::signal::kill(self.pid.nix(), LEAVE);
-        let _ = rendezvous.hear_init(word::READY, children::none_ended);
+        let _ = kill(self.pid.nix(), LEAVE);
+        let _ = rendezvous.hear_init(word::READY, || {
+            // From outside even an init can be stopped.
+            let _ = kill(self.pid.nix(), Signal::SIGCONT);
+            children::none_ended()
+        });
     }
 }
 
@@ -125,7 +129,6 @@ fn bury() -> (bool, bool) {
 
 /// Whether nobody else is in the namespace (kill(2): -1 means all but init).
 fn is_empty() -> bool {
-    use nix::sys::signal::kill;
     kill(nix::unistd::Pid::from_raw(-1), None) == Err(Errno::ESRCH)
 }
 

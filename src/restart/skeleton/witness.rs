@@ -29,6 +29,8 @@ use std::time::Duration;
 
 /// How long a signal to a group takes from its first member to its last.
 const SPREADS: Duration = Duration::from_millis(2);
+/// How long an answer is waited for until it is looked whether the witness has been stopped.
+const PATIENCE: Duration = Duration::from_millis(10);
 /// How long after the beginning of the tree it is looked again who else is in its group.
 const LATE: Duration = Duration::from_millis(100);
 
@@ -43,8 +45,6 @@ pub(crate) struct Witness {
 mod question {
     /// Have you got the signal of this number, too?
     pub(super) const SIGNALS: std::ops::RangeInclusive<u8> = 1..=64;
-    /// The restarter goes, all is well.
-    pub(super) const FAREWELL: u8 = 255;
     /// A process follows ([`super::told`]): end it if the restarter is killed.
     pub(super) const WARD: u8 = 254;
     /// Those that were named are gone.
@@ -73,22 +73,34 @@ impl Witness {
         }
     }
 
-    /// Whether a signal came to the whole group. Where that has stopped and only the restarter was let go on, the witness is, too.
+    /// Whether a signal came to the whole group. Where that has stopped and only the restarter was let go on, the witness
+    /// is, too; its stop may come when it has been asked already.
     pub(crate) fn has_seen(&mut self, signal: i32) -> bool {
-        match glance(self.pid.main_thread()) {
-            Some(('T', _)) => {
-                send(self.pid, libc::SIGCONT);
-                self.asked(libc::SIGCONT) && signal != libc::SIGCONT && self.asked(signal)
-            }
-            // Somebody has killed it.
-            None | Some(('Z', _)) => false,
-            Some(_) => self.asked(signal),
+        let Some((seen, woken)) = self.asked(signal) else { return false };
+        match woken {
+            // The one that it has seen is from here.
+            true if signal == libc::SIGCONT => false,
+            true => self.asked(libc::SIGCONT).is_some() && seen,
+            false => seen,
         }
     }
 
-    fn asked(&mut self, signal: i32) -> bool {
-        let mut answer = [0];
-        self.tell(&[signal as u8]) && self.hear.read_exact(&mut answer).is_ok() && answer[0] == 1
+    /// What it says, and whether it had to be let go on for that; None where somebody has killed it.
+    fn asked(&mut self, signal: i32) -> Option<(bool, bool)> {
+        let (mut answer, mut woken) = ([0], false);
+        if !self.tell(&[signal as u8]) {
+            return None;
+        }
+        loop {
+            if let Some(('T', _)) = glance(self.pid.main_thread()) {
+                send(self.pid, libc::SIGCONT);
+                woken = true;
+            }
+            if await_word(&self.hear, None, Some(PATIENCE)).is_some() {
+                self.hear.read_exact(&mut answer).ok()?;
+                return Some((answer[0] == 1, woken));
+            }
+        }
     }
 
     /// Writes to it; false where it is gone, of which no signal tells that would be handed on to the program.
@@ -131,9 +143,9 @@ impl Witness {
         self.tell(&word);
     }
 
-    /// Lets it end.
-    pub(crate) fn dismiss(mut self) {
-        self.tell(&[question::FAREWELL]);
+    /// Ends it, be it stopped: the restarter goes, all is well.
+    pub(crate) fn dismiss(self) {
+        send(self.pid, libc::SIGKILL);
         // SAFETY: waits for the child that was made here.
         unsafe { libc::waitpid(self.pid.get(), std::ptr::null_mut(), libc::__WCLONE) };
     }
