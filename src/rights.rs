@@ -16,7 +16,7 @@ use crate::error::{Because, Error, Result};
 use crate::proc::{Process, status::Status};
 use nix::errno::Errno;
 use nix::libc;
-use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
+use nix::unistd::{Gid, Uid, getegid, geteuid, setfsgid, setfsuid};
 use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
@@ -81,13 +81,20 @@ fn inimitable(process: &Process, theirs: &Status, same_mounts: bool) -> Option<E
 
 /// The user as whom this thread touches files.
 pub(crate) fn file_user() -> u32 {
-    // An id that is none changes nothing (setfsuid(2)).
-    setfsuid(Uid::from_raw(u32::MAX)).as_raw()
+    // An id that is none changes nothing (setfsuid(2)). Where a filter forbids the call, the answer is none either, and it
+    // is the effective one, as nobody can have changed it.
+    match setfsuid(Uid::from_raw(u32::MAX)).as_raw() {
+        u32::MAX => geteuid().as_raw(),
+        user => user,
+    }
 }
 
 /// The group as which it does.
 pub(crate) fn file_group() -> u32 {
-    setfsgid(Gid::from_raw(u32::MAX)).as_raw()
+    match setfsgid(Gid::from_raw(u32::MAX)).as_raw() {
+        u32::MAX => getegid().as_raw(),
+        group => group,
+    }
 }
 
 /// The securebits of this thread (capabilities(7)).
@@ -131,7 +138,7 @@ impl Rights {
     /// Whether they are those of another user than we are, and one who is not root: a program that is executed can have
     /// those of its user ([`become_one`]).
     pub(crate) fn are_anothers(&self) -> bool {
-        self.user != 0 && self.user != nix::unistd::geteuid().as_raw()
+        self.user != 0 && self.user != geteuid().as_raw()
     }
 
     /// Does something with these rights and those only; this thread's own are back afterwards. A thread

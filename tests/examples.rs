@@ -3,6 +3,7 @@
 //! shell, metadata services of clouds by a small stand-in. Job files of batch systems are run by batch.rs and slurm.rs.
 
 mod harness;
+mod serving;
 
 use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader, Write};
@@ -14,7 +15,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use harness::periods::inode;
-use harness::{Bench, Run, Who, until};
+use harness::{Bench, Build, Run, Who, until};
+use nix::libc;
+use nix::sys::signal::Signal::SIGHUP;
+use serving::{Server, image};
 
 /// Says when it begins, and after 20 lines waits for a file.
 const SIM: &str = "#!/bin/sh\n\
@@ -217,6 +221,59 @@ fn a_node_that_goes_down_saves_all() {
         assert_eq!(Run::start(command).end().code(), Some(status), "{partition}");
     }
     assert_eq!(fs::read_to_string(bench.path("asked")).expect("asked"), SAVE_ALL);
+}
+
+/// What systemd refuses a service that may not make system calls of @privileged and @resources, as far as a server has any
+/// use for them.
+const REFUSED: [libc::c_long; 20] = [
+    libc::SYS_setfsuid,
+    libc::SYS_setfsgid,
+    libc::SYS_setuid,
+    libc::SYS_setreuid,
+    libc::SYS_setresuid,
+    libc::SYS_setgroups,
+    libc::SYS_capset,
+    libc::SYS_chroot,
+    libc::SYS_chown,
+    libc::SYS_fchown,
+    libc::SYS_lchown,
+    libc::SYS_fchownat,
+    libc::SYS_open_by_handle_at,
+    libc::SYS_mbind,
+    libc::SYS_set_mempolicy,
+    libc::SYS_sched_setaffinity,
+    libc::SYS_sched_setattr,
+    libc::SYS_sched_setscheduler,
+    libc::SYS_setpriority,
+    libc::SYS_setrlimit,
+];
+
+#[test]
+fn a_server_may_do_what_its_unit_lets_it() {
+    let unit = fs::read_to_string(examples("systemd/ckpt-serve.service")).expect("a file");
+    assert!(unit.contains("\nSystemCallFilter=~@privileged @resources\n"), "{unit}");
+    let line = unit.lines().find_map(|line| line.strip_prefix("ExecStart=/usr/bin/ckpt "));
+    let line = line.expect("a command line").replace("/var/lib/ckpt-serve/", "");
+    let line = line.replace("--metrics 10302", "--metrics 127.0.0.1:0 --listen 127.0.0.1 -p 0");
+    let bench = Bench::new(Who::Nobody);
+    for folder in ["data", "keys"] {
+        bench.subdirectory(folder);
+    }
+    bench.must(&["keygen", &bench.name("keys/alice")]);
+    bench.file("in", image("x"));
+    let numbers = REFUSED.map(|number| number.to_string());
+    let filter = numbers.iter().flat_map(|number| [number, "-1", "0"]);
+    let words: Vec<&str> = filter.chain(["--", "./ckpt"]).chain(line.split(' ')).collect();
+    let run = bench.run(bench.subject("deny", Build::Static), &words);
+    let server = Server::watch(run, bench.path("data"));
+    let (name, key) = (server.name("x"), bench.name("keys/alice"));
+    for words in [&["put", "in", &name][..], &["ls", &server.name("")], &["get", &name, "out"]] {
+        bench.must(&[words, &["--key", &key]].concat());
+    }
+    server.run.signal(SIGHUP);
+    server.run.complaint("1 users are known");
+    bench.must(&["rm", &name, "--key", &key]);
+    server.stop();
 }
 
 /// An object store of one folder, by the words of aws-cli that the example uses.
