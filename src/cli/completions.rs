@@ -59,41 +59,60 @@ fn all_spellings<'a>(opts: impl Iterator<Item = &'a Opt>) -> Vec<String> {
     opts.flat_map(spellings).collect()
 }
 
+/// The options whose value is the word behind them.
+fn valued(between: &str) -> String {
+    all_spellings(table::OPTIONS.iter().filter(|opt| takes_word(opt))).join(between)
+}
+
 fn subcommand_words() -> String {
     table::subcommands().map(|(word, _)| word).collect::<Vec<_>>().join(" ")
 }
 
-/// What --cpu takes but for features.
-const CPUS: &str = "native x86-64-v1 x86-64-v2 x86-64-v3 x86-64-v4";
-
-fn signals() -> String {
-    let catchable = |name: &&&str| !matches!(**name, "" | "KILL" | "STOP");
-    SIGNALS.iter().filter(catchable).copied().collect::<Vec<_>>().join(" ")
+/// The words that a value or an operand can be, if they are few.
+fn listed(kind: Kind) -> String {
+    match kind {
+        Kind::Cpu => "native x86-64-v1 x86-64-v2 x86-64-v3 x86-64-v4".into(),
+        Kind::Ids => "keep new auto".into(),
+        Kind::Any => "any".into(),
+        Kind::Signal => {
+            let catchable = |name: &&&str| !matches!(**name, "" | "KILL" | "STOP");
+            SIGNALS.iter().filter(catchable).copied().collect::<Vec<_>>().join(" ")
+        }
+        Kind::Subcommand => subcommand_words(),
+        Kind::Shell => table::SHELLS.join(" "),
+        Kind::File | Kind::Pid | Kind::Number | Kind::Program => String::new(),
+    }
 }
 
+/// The word that is completed, and the one before it. bash makes three words of --name=NAME.
+const PRELUDE: &str = "\x20   local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} eq=\n\
+     \x20   COMPREPLY=()\n\
+     \x20   [ \"$cur\" = = ] && cur= eq=1\n\
+     \x20   [ \"$prev\" = = ] && prev=${COMP_WORDS[COMP_CWORD-2]} eq=1\n";
+
 fn bash() -> String {
-    let valued = all_spellings(table::OPTIONS.iter().filter(|opt| takes_word(opt))).join("|");
+    let valued = valued("|");
     let mut script = format!(
         "# Completions of bash for ckpt, made by 'ckpt completions bash'.\n\
-         _ckpt_own() (cd /proc && for p in [0-9]*; do [ -O \"$p\" ] && echo \"$p\"; done)\n\
-         _ckpt_running() {{\n\
-         \x20   local p=$(command ckpt ps 2>/dev/null | sed -n 's/^\\([0-9][0-9]*\\) .*/\\1/p')\n\
-         \x20   if [ -n \"$p\" ]; then echo \"$p\"; else _ckpt_own; fi\n\
-         }}\n\
+         _ckpt_own() (cd /proc && for p in [0-9]*; do [ -O \"$p\" ] && [ -e \"$p/exe\" ] && echo \"$p\"; done)\n\
          _ckpt() {{\n\
-         \x20   local cur=${{COMP_WORDS[COMP_CWORD]}} prev=${{COMP_WORDS[COMP_CWORD-1]}} word= at=1\n\
-         \x20   COMPREPLY=()\n\
-         \x20   # bash makes three words of --name=NAME.\n\
-         \x20   [ \"$cur\" = = ] && cur=\n\
-         \x20   [ \"$prev\" = = ] && prev=${{COMP_WORDS[COMP_CWORD-2]}}\n\
+         {PRELUDE}\
+         \x20   local word= at=1 n=0\n\
          \x20   while [ \"$at\" -lt \"$COMP_CWORD\" ]; do\n\
          \x20       case ${{COMP_WORDS[at]}} in\n\
          \x20           {valued})\n\
          \x20               [ \"${{COMP_WORDS[at+1]}}\" = = ] && at=$((at + 1))\n\
          \x20               at=$((at + 2)) ;;\n\
-         \x20           --) at=$((at + 1)) word=-- && break ;;\n\
+         \x20           --) at=$((at + 1)); [ $n != 0 ] || {{ word=--; break; }} ;;\n\
          \x20           -*) at=$((at + 1)) ;;\n\
-         \x20           *) word=${{COMP_WORDS[at]}} && break ;;\n\
+         \x20           =) at=$((at + 2)) ;;\n\
+         \x20           *)\n\
+         \x20               n=$((n + 1)) word=${{word:-${{COMP_WORDS[at]}}}}\n\
+         \x20               case $word$n in\n\
+         \x20                   restart2|move3) _ckpt_file; return ;;\n\
+         \x20                   restart*|move*) at=$((at + 1)) ;;\n\
+         \x20                   *) break ;;\n\
+         \x20               esac ;;\n\
          \x20       esac\n\
          \x20   done\n\
          \x20   case $word in\n"
@@ -123,12 +142,9 @@ fn bash() -> String {
          }\n\
          complete -F _ckpt ckpt\n\
          # A checkpoint: ./foo.ckpt --<TAB>. What completed commands without completions still does so.\n\
-         _ckpt_file() {\n\
-         \x20   local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]}\n\
-         \x20   COMPREPLY=()\n\
-         \x20   [ \"$cur\" = = ] && cur=\n\
-         \x20   [ \"$prev\" = = ] && prev=${COMP_WORDS[COMP_CWORD-2]}\n",
+         _ckpt_file() {\n",
     );
+    script.push_str(PRELUDE);
     bash_place(&mut script, of(table::entry(Form::Stub)), Some(Kind::File));
     script.push_str(
         "}\n\
@@ -156,8 +172,10 @@ fn bash_place(
     script.push_str("            case $prev in\n");
     for opt in &opts {
         if let Some((_, kind)) = opt.value {
-            let names = spellings(opt).join("|");
-            let _ = writeln!(script, "                {names}) {}; return ;;", bash_words(kind));
+            let (names, words) = (spellings(opt).join("|"), bash_words(kind));
+            // A value that may be missing stands behind '=' only.
+            let unless = if opt.optional { "[ -z \"$eq\" ] || " } else { "" };
+            let _ = writeln!(script, "                {names}) {unless}{{ {words}; return; }} ;;");
         }
     }
     let options = all_spellings(opts.into_iter()).join(" ");
@@ -187,12 +205,7 @@ fn bash_words(kind: Kind) -> String {
             );
         }
         Kind::Pid => "$(_ckpt_own)".into(),
-        Kind::Running => "$(_ckpt_running)".into(),
-        Kind::Cpu => CPUS.into(),
-        Kind::Signal => signals(),
-        Kind::Number => return ":".into(),
-        Kind::Subcommand => subcommand_words(),
-        Kind::Shell => table::SHELLS.join(" "),
+        _ => listed(kind),
     };
     format!("COMPREPLY=($(compgen -W \"{words}\" -- \"$cur\"))")
 }
@@ -229,9 +242,16 @@ fn zsh() -> String {
             let _ = write!(script, " \\\n            {}", zsh_option(opt));
         }
         if let Some(operand) = &entry.operand {
+            let rest = match entry.form {
+                Form::Restart => "(-)1",
+                Form::Move => "(-)2:HOST:_hosts' '1",
+                _ => "1",
+            };
             let action = zsh_action(operand.kind);
-            let place = zsh_quoted(&format!("1:{}:{action}", operand.name));
-            let _ = write!(script, " \\\n            {place}");
+            let _ = write!(script, " \\\n            '{rest}:{}:{action}'", operand.name);
+            if rest != "1" {
+                script.push_str(" '*:: :_ckpt_file'");
+            }
         }
         script.push_str(" && ret=0\n          ;;\n");
     }
@@ -242,12 +262,13 @@ fn zsh() -> String {
          \x20 esac\n\
          \x20 return ret\n\
          }\n\
-         _ckpt_running() {\n\
-         \x20 local -a all\n\
-         \x20 all=(${(f)\"$(command ckpt ps 2>/dev/null | sed -n 's/^\\([0-9][0-9]*\\)  *\\(.*\\)/\\1:\\2/p')\"})\n\
-         \x20 if (( $#all )); then _describe -t processes process all; else _pids; fi\n\
+         _ckpt_own() {\n\
+         \x20 local p; local -a all\n\
+         \x20 for p in /proc/<->(NU); do [[ -e $p/exe ]] && all+=(\"$p:t:$(<$p/comm)\"); done 2>/dev/null\n\
+         \x20 _describe -t processes process all\n\
          }\n\
          _ckpt_file() {\n\
+         \x20 _compskip=all\n\
          \x20 _arguments -s -S",
     );
     for opt in of(table::entry(Form::Stub)) {
@@ -286,14 +307,10 @@ fn zsh_option(opt: &Opt) -> String {
 fn zsh_action(kind: Kind) -> String {
     match kind {
         Kind::File => "_files".into(),
-        Kind::Pid => "_pids".into(),
-        Kind::Running => "_ckpt_running".into(),
-        Kind::Cpu => format!("({CPUS})"),
-        Kind::Signal => format!("({})", signals()),
-        Kind::Number => " ".into(),
-        Kind::Subcommand => format!("({})", subcommand_words()),
-        Kind::Shell => format!("({})", table::SHELLS.join(" ")),
+        Kind::Pid => "_ckpt_own".into(),
         Kind::Program => "_command_names -e".into(),
+        Kind::Number => " ".into(),
+        _ => format!("({})", listed(kind)),
     }
 }
 
@@ -302,46 +319,50 @@ fn zsh_quoted(text: &str) -> String {
 }
 
 fn fish() -> String {
-    let valued = all_spellings(leading().filter(|opt| takes_word(opt))).join(" ");
+    let valued = valued(" ");
     let mut script = format!(
         "# Completions of fish for ckpt, made by 'ckpt completions fish'.\n\
-         function __ckpt_word --description 'The first word that is no option'\n\
+         # The first word that is no option; --file behind a checkpoint.\n\
+         function __ckpt_word\n\
          \x20   set -l value 0\n\
+         \x20   set -l words\n\
          \x20   for token in (commandline -opc)[2..-1]\n\
          \x20       if test $value = 1\n\
          \x20           set value 0\n\
          \x20       else if contains -- $token {valued}\n\
          \x20           set value 1\n\
          \x20       else if test \"$token\" = --; or not string match -q -- '-*' $token\n\
-         \x20           echo -- $token\n\
-         \x20           return 0\n\
+         \x20           set words $words $token\n\
          \x20       end\n\
          \x20   end\n\
-         \x20   return 1\n\
-         end\n\
-         function __ckpt_running\n\
-         \x20   set -l all (command ckpt ps 2>/dev/null | string replace -rf '^(\\d+) +(.*)' '$1\\t$2')\n\
-         \x20   if test -n \"$all\"; printf '%s\\n' $all; else; __fish_complete_pids; end\n\
+         \x20   if contains -- \"$words[1] \"(count $words[2..3]) 'restart 1' 'restart 2' 'move 2'\n\
+         \x20       echo --file\n\
+         \x20   else\n\
+         \x20       echo -- $words[1]\n\
+         \x20   end\n\
          end\n\
          function __ckpt_in\n\
-         \x20   set -l word (__ckpt_word)\n\
-         \x20   and test \"$word\" = $argv[1]\n\
+         \x20   test \"$(__ckpt_word)\" = \"$argv[1]\"\n\
+         end\n\
+         function __ckpt_own\n\
+         \x20   for p in (string match -r '^/proc/\\d+$' /proc/*)\n\
+         \x20       test -O $p -a -e $p/exe; and printf '%s\\t%s\\n' (string sub -s 7 $p) (cat $p/comm 2>/dev/null)\n\
+         \x20   end\n\
          end\n\
          function __ckpt_program\n\
-         \x20   set -l word (__ckpt_word)\n\
-         \x20   and not contains -- $word {}\n\
+         \x20   not contains -- (__ckpt_word) '' --file {}\n\
          end\n\
          complete -c ckpt -f\n\
          complete -c ckpt -n __ckpt_program -a '(__fish_complete_subcommand {valued})'\n\
-         complete -c ckpt -n 'not __ckpt_word' -a '(__fish_complete_command)'\n",
+         complete -c ckpt -n __ckpt_in -a '(__fish_complete_command)'\n",
         subcommand_words()
     );
     for opt in leading() {
-        fish_option(&mut script, "not __ckpt_word", opt);
+        fish_option(&mut script, "__ckpt_in", opt);
     }
     for (word, entry) in table::subcommands() {
         let help = fish_quoted(entry.help);
-        let _ = writeln!(script, "complete -c ckpt -n 'not __ckpt_word' -a {word} -d {help}");
+        let _ = writeln!(script, "complete -c ckpt -n __ckpt_in -a {word} -d {help}");
         let place = format!("__ckpt_in {word}");
         if let Some(operand) = &entry.operand {
             let _ = writeln!(script, "complete -c ckpt -n '{place}' {}", fish_words(operand.kind));
@@ -352,6 +373,7 @@ fn fish() -> String {
     }
     for opt in of(table::entry(Form::Stub)) {
         let _ = writeln!(script, "complete -p '*.ckpt'{}", fish_spelled(opt));
+        fish_option(&mut script, "__ckpt_in --file", opt);
     }
     script
 }
@@ -371,14 +393,9 @@ fn fish_spelled(opt: &Opt) -> String {
 fn fish_words(kind: Kind) -> String {
     match kind {
         Kind::File => "-F".into(),
-        Kind::Pid => "-f -a '(__fish_complete_pids)'".into(),
-        Kind::Running => "-f -a '(__ckpt_running)'".into(),
-        Kind::Cpu => format!("-f -a '{CPUS}'"),
-        Kind::Signal => format!("-f -a '{}'", signals()),
-        Kind::Number => "-f".into(),
-        Kind::Subcommand => format!("-f -a '{}'", subcommand_words()),
-        Kind::Shell => format!("-f -a '{}'", table::SHELLS.join(" ")),
+        Kind::Pid => "-f -a '(__ckpt_own)'".into(),
         Kind::Program => "-f -a '(__fish_complete_command)'".into(),
+        _ => format!("-f -a '{}'", listed(kind)),
     }
 }
 

@@ -46,7 +46,7 @@ pub(super) const FORMS: &[Entry] = &[
     Entry {
         form: Form::Save,
         word: Some("save"),
-        operand: Some(Operand { name: "PID", kind: Kind::Running, optional: true }),
+        operand: Some(Operand { name: "PID", kind: Kind::Pid, optional: true }),
         help: "Checkpoint a running process now",
         long: "Checkpoints the process PID from outside, without sending it a signal, whether \
                or not it was started by ckpt and even if it blocks the checkpoint signal. \

@@ -28,7 +28,7 @@ pub(super) const PID: Opt = Opt {
 pub(super) const OPTIONS: &[Opt] = &[
     Opt {
         long: "resume",
-        value: Some(("any", Kind::Number)),
+        value: Some(("any", Kind::Any)),
         optional: true,
         help: "Restart PROGRAM's checkpoint if there is one",
         description: "If a complete checkpoint of that name exists, restarts it instead of starting PROGRAM, so that \
@@ -140,7 +140,7 @@ pub(super) const OPTIONS: &[Opt] = &[
     },
     Opt {
         long: "ids",
-        value: Some(("IDS", Kind::Number)),
+        value: Some(("IDS", Kind::Ids)),
         default: Some("auto"),
         help: "Process ids: keep, new or auto",
         description: "Which process ids a restarted program has. With auto, several processes, or one whose memory \

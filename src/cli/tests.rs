@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-only
+mod completed;
 mod documents;
 mod machines;
 mod messages;
@@ -337,67 +338,6 @@ fn the_man_page_is_clean_roff() {
             assert!(known.contains(&request), "{line}");
         }
     }
-}
-
-#[test]
-fn every_option_is_in_every_completion() {
-    for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
-        let script = completions(shell);
-        for opt in OPTIONS.iter().filter(|opt| opt.forms.iter().any(|f| *f != Form::Stub)) {
-            let long = opt.long;
-            let value = opt.value.is_some();
-            let expected = match (shell, opt.short) {
-                (Shell::Bash, Some(c)) => format!("-{c} --{long}"),
-                (Shell::Bash, None) => format!(" --{long}"),
-                (Shell::Zsh, Some(c)) if value => format!("{{-{c}+,--{long}=}}'["),
-                (Shell::Zsh, Some(c)) => format!("{{-{c},--{long}}}'["),
-                (Shell::Zsh, None) if opt.optional => format!("--{long}=-'["),
-                (Shell::Zsh, None) if value => format!("--{long}='["),
-                (Shell::Zsh, None) => format!("--{long}'["),
-                (Shell::Fish, Some(c)) => format!("-s {c} -l {long} "),
-                (Shell::Fish, None) => format!("' -l {long} "),
-            };
-            assert!(script.contains(&expected), "{shell:?} lacks {expected}");
-        }
-        for (word, _) in table::subcommands() {
-            assert!(has_word(&script, word), "{shell:?} {word}");
-        }
-    }
-}
-
-/// Asks a real bash, which every system for developers has.
-fn bash_completes(line: &[&str]) -> Vec<String> {
-    let quoted: Vec<String> = line.iter().map(|word| format!("'{word}'")).collect();
-    let script = format!(
-        "{}\nCOMP_WORDS=(ckpt {}); COMP_CWORD={}; _ckpt; printf '%s\\n' \"${{COMPREPLY[@]}}\"",
-        completions(Shell::Bash),
-        quoted.join(" "),
-        line.len()
-    );
-    let arguments = ["--noprofile", "--norc", "-c", &script];
-    let output = std::process::Command::new("bash").args(arguments).output().expect("bash runs");
-    assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{line:?}");
-    String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()
-}
-
-#[test]
-fn bash_completion_works() {
-    assert_eq!(bash_completes(&["--na"]), ["--name"]);
-    assert_eq!(bash_completes(&["-c", "--si"]), ["--signal"]);
-    assert_eq!(bash_completes(&["-a", "USR"]), ["USR1", "USR2"]);
-    assert_eq!(bash_completes(&["--cpu", "x86-64-v3"]), ["x86-64-v3"]);
-    let own = std::process::id().to_string();
-    assert!(bash_completes(&["-p", &own]).contains(&own));
-    assert_eq!(bash_completes(&["-n", "x", "save", "--sto"]), ["--stop"]);
-    assert_eq!(bash_completes(&["--signal", "=", "USR"]), ["USR1", "USR2"]);
-    assert_eq!(bash_completes(&["--name", "=", "x", "save", "--sto"]), ["--stop"]);
-    assert_eq!(bash_completes(&["completions", "z"]), ["zsh"]);
-    assert_eq!(bash_completes(&["help", "ver"]), ["verify"]);
-    assert!(bash_completes(&["verif"]).contains(&"verify".to_owned()));
-    assert!(bash_completes(&["ech"]).contains(&"echo".to_owned()), "programs complete too");
-    assert!(bash_completes(&["save", ""]).contains(&"1".to_owned()), "process ids");
-    assert_eq!(bash_completes(&["foo", "--na"]), [""], "options after PROGRAM are its own");
-    assert_eq!(bash_completes(&["info", "Cargo.t"]), ["Cargo.toml"]);
 }
 
 #[test]

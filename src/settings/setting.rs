@@ -45,12 +45,14 @@ pub(crate) struct Setting {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     File,
-    /// A process of the user's.
+    /// A process of the user's that has an executable.
     Pid,
-    /// One that runs under ckpt, first of all.
-    Running,
     /// What a program may use of the CPU.
     Cpu,
+    /// Which process ids a restart gives.
+    Ids,
+    /// A checkpoint of another run, too.
+    Any,
     Signal,
     Number,
     Subcommand,
