@@ -9,9 +9,9 @@ use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 
 use harness::host::{Host, called, changes_meanwhile, resume};
-use harness::{Bench, Build, Run, Who, await_stop, until};
+use harness::{Bench, Build, Run, Who, await_stop, ssh, until};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, geteuid};
+use nix::unistd::Pid;
 
 fn three_times(who: Who, build: Build) {
     let bench = Bench::new(who);
@@ -331,47 +331,13 @@ fn whoever_is_killed_it_is_in_one_place() {
     }
 }
 
-/// An sshd of our own.
-struct Sshd {
-    _runs: Run,
-}
-
-impl Sshd {
-    /// Starts one, and says how it is reached.
-    fn start(bench: &Bench) -> (Self, String) {
-        for key in ["key", "host"] {
-            let args = ["-q", "-t", "ed25519", "-N", "", "-f", &bench.name(key)];
-            Run::start({
-                let mut command = bench.command("ssh-keygen");
-                command.args(args);
-                command
-            })
-            .ends_well();
-        }
-        let free = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let port = free.local_addr().expect("an address").port();
-        drop(free);
-        let lines = format!(
-            "ListenAddress 127.0.0.1:{port}\nHostKey {}\nAuthorizedKeysFile {}\nStrictModes no\nUsePAM no\nPidFile none\n",
-            bench.name("host"),
-            bench.name("key.pub")
-        );
-        bench.file("sshd", lines);
-        if geteuid().is_root() {
-            let _ = fs::create_dir("/run/sshd");
-        }
-        let sshd = bench.run("/usr/sbin/sshd", &["-D", "-e", "-f", &bench.name("sshd")]);
-        sshd.complaint("Server listening");
-        let key = bench.name("key");
-        let quiet = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR";
-        (Self { _runs: sshd }, format!("ssh -F none -p {port} -i {key} {quiet}"))
-    }
-}
-
 #[test]
 fn through_ssh() {
     let bench = Bench::new(Who::Me);
-    let (sshd, rsh) = Sshd::start(&bench);
+    let free = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let at = free.local_addr().expect("an address");
+    drop(free);
+    let (sshd, rsh) = ssh::start(&bench, at, |words| bench.run(words[0], &words[1..]));
     let mut run = bench.run(bench.subject("memory", Build::Pie), &[]);
     run.expect("ready");
     run.check();

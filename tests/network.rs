@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 //! The checkpoint server between two hosts (network namespaces of scripts/two-hosts): another
-//! machine, a network that is cut, that loses packets, that resets connections. Needs root; without
-//! it only says so.
+//! machine, a network that is cut, that loses packets, that resets connections; and programs that move from one to
+//! the other. Needs root; without it only says so.
 
 mod harness;
 mod serving;
@@ -14,7 +14,8 @@ use std::process::Command;
 use nix::sys::signal::Signal::SIGTSTP;
 use nix::unistd::geteuid;
 
-use harness::{Bench, Build, Run, Who, until};
+use harness::host::{called, resume};
+use harness::{Bench, Build, Run, Who, await_stop, ssh, until};
 use serving::{Server, image, keyed, noise};
 
 /// Two hosts; gone when dropped.
@@ -51,6 +52,13 @@ impl Hosts {
     fn ckpt(&self, bench: &Bench, host: &str, args: &[impl AsRef<OsStr>]) -> Run {
         let mut command = self.script();
         command.current_dir(&bench.dir).args(["run", host]).arg(bench.ckpt()).args(args);
+        Run::start(command)
+    }
+
+    /// Any other command there.
+    fn run(&self, bench: &Bench, host: &str, words: &[&str]) -> Run {
+        let mut command = self.script();
+        command.current_dir(&bench.dir).args(["run", host]).args(words);
         Run::start(command)
     }
 
@@ -184,4 +192,56 @@ fn a_program_survives_a_partition() {
     run.go();
     hosts.order(&["heal"]);
     server.stop();
+}
+
+/// A program on A, an sshd on B, and what moves the first there; it stops at this step, if one is named.
+fn moving(hosts: &Hosts, bench: &Bench, step: Option<&str>) -> (Run, Run, Run) {
+    let at = "10.78.0.2:2222".parse().expect("an address");
+    let (sshd, rsh) = ssh::start(bench, at, |words| hosts.run(bench, "B", words));
+    let subject = bench.subject("memory", Build::Pie);
+    let mut run = hosts.run(bench, "A", &[subject.to_str().expect("utf-8")]);
+    run.expect("ready");
+    run.check();
+    let mut order = hosts.script();
+    order.current_dir(&bench.dir).args(["run", "A"]).arg(bench.ckpt());
+    order.args(["move", "--rsh", &rsh, &run.pid_text(), "10.78.0.2"]);
+    if let Some(step) = step {
+        order.env("CKPT_FAULT", format!("+{step}"));
+    }
+    (run, Run::start(order), sshd)
+}
+
+#[test]
+fn a_program_moves_to_the_other_host() {
+    let Some(hosts) = Hosts::up("m") else { return };
+    let bench = Bench::new(Who::Me);
+    let network = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+    let (mut run, mover, sshd) = moving(&hosts, &bench, None);
+    let here = network(run.pid()).expect("it lives");
+    mover.complaint("has moved to 10.78.0.2");
+    run.check();
+    let there = called(&bench, "memory.pie").into_iter().filter_map(network).find(|it| *it != here);
+    assert_eq!(there, network(sshd.pid()), "the network of the moved program");
+    run.say("go");
+    mover.ends_well();
+    run.ends_well();
+}
+
+#[test]
+fn a_program_stays_when_the_network_is_cut_in_a_round() {
+    let Some(hosts) = Hosts::up("c") else { return };
+    let bench = Bench::new(Who::Me);
+    let (mut run, mover, sshd) = moving(&hosts, &bench, Some("rounded"));
+    await_stop(mover.pid());
+    hosts.order(&["partition"]);
+    resume(mover.pid());
+    let ended = mover.end();
+    assert_eq!(ended.code(), Some(125), "{ended:?}");
+    assert!(ended.stderr.contains("stays where it was"), "{ended:?}");
+    run.check();
+    // The other end notices as well, and leaves nothing.
+    hosts.order(&["heal"]);
+    bench.alone(&[run.pid(), sshd.pid()]);
+    run.check();
+    run.go();
 }

@@ -13,6 +13,7 @@ pub(crate) mod host;
 pub(crate) mod periods;
 mod programs;
 mod run;
+pub(crate) mod ssh;
 mod subjects;
 mod ways;
 
