@@ -453,5 +453,7 @@ fn a_page_of_metrics() {
         assert!(page.contains(line), "{line} in {page}");
     }
     assert!(ask("POST / HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 404 "));
+    let head = ask("HEAD /metrics HTTP/1.1\r\n\r\n");
+    assert!(head.starts_with("HTTP/1.1 200 ") && head.ends_with("\r\n\r\n"), "{head}");
     server.stop();
 }

@@ -68,7 +68,10 @@ pub(super) fn streamed(name: &OsStr) -> Result<File> {
     let file = gathered(name)?;
     match file.metadata().is_ok_and(|meta| meta.len() > 0) {
         true => Ok(file),
-        false => Err(Error::new(format!("{} gives no checkpoint, but nothing", name.display()))),
+        false => {
+            Err(Error::new(format!("{} has given nothing", stream::shown_name(name).display()))
+                .hint("run the command by itself and look; nothing was started"))
+        }
     }
 }
 

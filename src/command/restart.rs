@@ -7,7 +7,7 @@
 
 use super::destination::{open_images_with, refuse_plain};
 use super::{fetch, stub, trust};
-use crate::error::{Because, CANNOT_EXECUTE, Error, NOT_FOUND, Result};
+use crate::error::{Because, CANNOT_EXECUTE, Error, Kind, NOT_FOUND, Result};
 use crate::image::read::{self, Image};
 use crate::settings::server::{Key, Transfer};
 use crate::settings::{Name, passphrase};
@@ -40,7 +40,7 @@ pub(super) fn run(
             let file = read::open(&path).because(|| format!("cannot open {}", path.display()));
             let file = file.map_err(|e| e.with_status(NOT_FOUND))?;
             let copy = file.try_clone().because(|| path.display().to_string())?;
-            let image = Image::from_file(copy, &path).map_err(|e| e.with_status(CANNOT_EXECUTE))?;
+            let image = Image::from_file(copy, &path).map_err(inexecutable)?;
             // Anybody else may execute what he likes as himself, as if it were a program.
             if nix::unistd::geteuid().is_root()
                 && !trusted
@@ -59,14 +59,21 @@ pub(super) fn run(
         Name::Stream(_) => {
             let file = fetch::streamed(name)?;
             let copy = file.try_clone().because(|| "cannot keep a checkpoint open")?;
-            let image = Image::from_file(copy, Path::new(name));
-            let image = image.map_err(|e| e.with_status(CANNOT_EXECUTE))?;
+            let image = Image::from_file(copy, Path::new(name)).map_err(inexecutable)?;
             image.verify()?;
             if name == "-" {
                 fetch::back_to_the_terminal(&image)?;
             }
             proceed(&image, file, Path::new(name), (transfer, args))
         }
+    }
+}
+
+/// What is no checkpoint cannot be executed; of a damaged one it is ckpt that tells, as the checkpoint itself does.
+fn inexecutable(error: Error) -> Error {
+    match error.kind() {
+        Kind::Damaged => error,
+        _ => error.with_status(CANNOT_EXECUTE),
     }
 }
 

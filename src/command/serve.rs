@@ -121,8 +121,10 @@ fn metrics(text: &str) -> Result<SocketAddr> {
     if let Ok(port) = text.parse() {
         return Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
     }
-    let found = text.to_socket_addrs().because(|| format!("cannot find the address {text}"))?;
-    found.into_iter().next().ok_or_else(|| Error::new(format!("{text} has no address")))
+    let found = text.to_socket_addrs().because(|| format!("cannot find the address {text}"));
+    let first = found
+        .and_then(|mut all| all.next().ok_or_else(|| Error::new(format!("{text} has no address"))));
+    first.map_err(|e| e.hint("say --metrics PORT or HOST:PORT"))
 }
 
 /// The keys to serve with.

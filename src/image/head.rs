@@ -152,7 +152,7 @@ pub(super) fn sections(header: &Header, bytes: &[u8]) -> Vec<Section> {
     sections.collect()
 }
 
-fn damage(what: &str) -> Error {
+pub(super) fn damage(what: &str) -> Error {
     Error::new(what).hint("restart an older checkpoint or another copy").of(Kind::Damaged)
 }
 

@@ -90,11 +90,11 @@ impl Image {
     pub fn from_source(source: Box<dyn Source>, path: &Path) -> Result<Self> {
         let named = || path.display().to_string();
         let trailer = head::find_trailer(&*source).because(named)?.ok_or_else(|| {
-            let what = match elf::is_marked(&*source) {
-                true => "was cut off: its end is missing",
-                false => "is not a checkpoint",
-            };
-            Error::new(format!("{} {what}", path.display()))
+            let shown = path.display();
+            match elf::is_marked(&*source) {
+                true => head::damage(&format!("{shown} was cut off: its end is missing")),
+                false => Error::new(format!("{shown} is not a checkpoint")),
+            }
         })?;
         let header = head::read_header(&*source, &trailer).because(named)?;
         let table = head::read_sections(&*source, &header).because(named)?;

@@ -140,11 +140,13 @@ fn answer(mut stream: TcpStream, text: &dyn Fn() -> String) -> io::Result<()> {
             n => said.extend_from_slice(&piece[..n]),
         }
     }
-    let known = [&b"GET /metrics "[..], b"GET / "].iter().any(|get| said.starts_with(get));
-    let (status, body) = match known {
-        true => ("200 OK", text()),
-        false => ("404 Not Found", "there is only /metrics\n".to_owned()),
-    };
+    let asks_for_head = said.starts_with(b"HEAD ");
+    let path = said.strip_prefix(if asks_for_head { b"HEAD ".as_slice() } else { b"GET " });
+    let (status, body) =
+        match path.is_some_and(|p| p.starts_with(b"/metrics ") || p.starts_with(b"/ ")) {
+            true => ("200 OK", text()),
+            false => ("404 Not Found", "there is only /metrics\n".to_owned()),
+        };
     let head = [
         "HTTP/1.1 ",
         status,
@@ -152,7 +154,7 @@ fn answer(mut stream: TcpStream, text: &dyn Fn() -> String) -> io::Result<()> {
         &body.len().to_string(),
         "\r\n\r\n",
     ];
-    let answer = head.concat() + &body;
+    let answer = head.concat() + if asks_for_head { "" } else { &body };
     let mut rest = answer.as_bytes();
     while !rest.is_empty() {
         stream.set_write_timeout(left()?)?;

@@ -185,8 +185,9 @@ fn silently(tty: &File) -> Result<Option<Vec<u8>>> {
     let mut silent = modes.clone();
     silent.local_flags.remove(LocalFlags::ECHO);
     silent.local_flags.insert(LocalFlags::ECHONL | LocalFlags::ICANON);
-    let _ = (&*tty).write_all(b"passphrase of the checkpoint: ");
     let asked = tcsetattr(tty, SetArg::TCSAFLUSH, &silent).because(asking).and_then(|()| {
+        // Not before: what answers at once would be shown, and thrown away.
+        let _ = (&*tty).write_all(b"passphrase of the checkpoint: ");
         let fds = [tty.as_fd(), signals.as_fd()];
         let mut ready = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
         poll(&mut ready, PollTimeout::NONE).because(asking)?;
