@@ -81,10 +81,32 @@ fn killed_and_run_again(bench: &Bench, start: impl Fn() -> Command, folder: &str
     assert_eq!(fs::read_to_string(bench.path("began")).expect("a note"), "began\n");
 }
 
+/// Where scripts/install puts packages of python.
+fn packages(name: &str) -> PathBuf {
+    let target = std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| "target".into());
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(target).join(name)
+}
+
+#[test]
+fn a_warm_start_is_measured() {
+    let packages = packages("python");
+    if !packages.join("numpy").exists() {
+        eprintln!("SKIPPED: there is no numpy; scripts/install test has it");
+        return;
+    }
+    let bench = Bench::new(Who::Me);
+    let script = examples("warm/measure");
+    let mut command = command(&bench, &["bash", script.to_str().expect("utf-8"), "1"]);
+    command.env_remove("CKPT_PERIOD").env("TMPDIR", &bench.dir).env("PYTHONPATH", &packages);
+    // It compares what both say, and then how long they take.
+    let ended = Run::start(command).ends_well();
+    let told = ended.stdout.last().expect("a line");
+    assert!(told.starts_with("python3 with imports: ") && told.contains("ratio"), "{ended:?}");
+}
+
 #[test]
 fn snakemake_goes_on_with_a_job_that_was_killed() {
-    let target = std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| "target".into());
-    let packages = Path::new(env!("CARGO_MANIFEST_DIR")).join(target).join("snakemake");
+    let packages = packages("snakemake");
     if !packages.join("snakemake").exists() {
         eprintln!("SKIPPED: there is no Snakemake; scripts/install test has it");
         return;
@@ -186,13 +208,17 @@ const SAVE_ALL: &str = "save --stop --all --jobs 4\n";
 
 #[test]
 fn a_notice_of_a_cloud_saves_all() {
+    let unit = fs::read_to_string(examples("systemd/ckpt-spot@.service")).expect("a file");
+    let line = unit.lines().find_map(|line| line.strip_prefix("ExecStart=/usr/local/bin/"));
+    let line = format!("./{}", line.expect("a command line"));
     for (cloud, answer) in [("aws", aws as fn(&str, bool) -> _), ("gcp", gcp), ("azure", azure)] {
         let bench = Bench::new(Who::Me);
         fs::remove_file(bench.ckpt()).expect("the bench's own");
         executable(&bench, "ckpt", NOTING);
         executable(&bench, "ckpt-spot", fs::read(examples("spot/ckpt-spot")).expect("a file"));
         let service = Metadata::serve(answer);
-        let mut command = command(&bench, &["./ckpt-spot", cloud]);
+        let line = line.replace("%i", cloud);
+        let mut command = command(&bench, &line.split(' ').collect::<Vec<_>>());
         command.env("CKPT_METADATA", &service.address).env("CKPT_POLL", "0.05");
         let mut run = Run::start(command);
         // Each question is one or two requests.

@@ -163,6 +163,24 @@ fn the_recipes_are_filled_in() {
     );
 }
 
+/// As conda-forge's tool reads a recipe.
+const RENDERED: &str = "import sys\n\
+     from rattler_build import Stage0Recipe\n\
+     for one in Stage0Recipe.from_file(sys.argv[1]).render():\n\
+     \x20   print(one.recipe.package.name, one.recipe.package.version)\n";
+
+#[test]
+#[ignore = "scripts/test --packages: takes rattler-build from PyPI"]
+fn conda_renders_its_recipe() {
+    let place = Place::new("rendered");
+    place.pack("recipes");
+    fs::write(place.path("render.py"), RENDERED).expect("a script");
+    let said = place.sh("cd \"$PLACE\" && /usr/bin/python3 -m venv venv && \
+         venv/bin/pip install -q --disable-pip-version-check py-rattler-build && \
+         venv/bin/python render.py out/conda/recipe.yaml");
+    assert_eq!(said, format!("ckpt {VERSION}\n"));
+}
+
 #[test]
 #[ignore = "scripts/test --packages: makes a Debian of its own"]
 fn dpkg_installs_it_in_a_clean_debian() {
