@@ -23,4 +23,5 @@ pub mod restart;
 pub(crate) mod rights;
 pub mod serve;
 pub mod settings;
+pub(crate) mod speech;
 pub(crate) mod units;

@@ -10,14 +10,14 @@
 
 use crate::error::printable;
 use crate::fault;
+use crate::speech::takes_words;
 use crate::units::size;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 use nix::unistd::{getpgrp, tcgetpgrp};
 use std::fs::File;
 use std::io::{IsTerminal, Write};
 use std::num::NonZeroUsize;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -125,16 +125,13 @@ impl Line {
     /// Whether a line can be written there now. A terminal whose output is stopped (^S, a connection that hangs) would have
     /// us wait, and with us what stands still for us.
     fn is_open(&self) -> bool {
-        let is_ready = |screen: BorrowedFd<'_>| {
-            let mut polled = [PollFd::new(screen, PollFlags::POLLOUT)];
-            poll(&mut polled, PollTimeout::ZERO) == Ok(1) && polled[0].any() == Some(true)
-        };
         match &self.screen {
             Screen::Own => {
                 let stderr = std::io::stderr();
-                tcgetpgrp(&stderr).is_ok_and(|group| group == getpgrp()) && is_ready(stderr.as_fd())
+                tcgetpgrp(&stderr).is_ok_and(|group| group == getpgrp())
+                    && takes_words(stderr.as_fd(), 0)
             }
-            Screen::Of(file) => is_ready(file.as_fd()),
+            Screen::Of(file) => takes_words(file.as_fd(), 0),
         }
     }
 

@@ -12,7 +12,7 @@ use sources::{Source, sources};
 const LAYERS: [&[&str]; 4] = [
     &[
         "abreast", "loops", "proc", "ptrace", "error", "fault", "heap", "object", "order",
-        "packed", "progress", "rights", "settings", "units",
+        "packed", "progress", "rights", "settings", "speech", "units",
     ],
     &["resource", "image", "inject"],
     &["dump", "restart", "serve"],

@@ -4,7 +4,13 @@
 
 mod harness;
 
-use harness::{Bench, Who};
+use harness::periods::renewed;
+use harness::{Bench, Build, Who, until};
+use nix::sys::signal::Signal::SIGTSTP;
+use std::fs;
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 
 /// Runs a python program to "ready", through three generations, opens the gate and compares what it says.
 fn survives(program: &str, wanted: &str) {
@@ -315,4 +321,64 @@ print("same" if (before, False) == after else (before, after), flush=True)
 #[test]
 fn what_others_could_replace_is_made_safely() {
     survives(OTHERS, "same");
+}
+
+/// A FIFO that is full and stays so: nobody reads it.
+fn full(bench: &Bench, name: &str) -> fs::File {
+    let path = bench.path(name);
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::from_bits_truncate(0o666)).expect("a FIFO");
+    bench.give(&path);
+    let mut options = fs::File::options();
+    let options = options.read(true).write(true).custom_flags(nix::libc::O_NONBLOCK);
+    let mut fifo = options.open(path).expect("both ends");
+    while fifo.write(&[0; 4096]).is_ok() {}
+    while fifo.write(&[0]).is_ok() {}
+    fifo
+}
+
+/// What ckpt has to say, it says where the program does: nobody waits for who reads that.
+#[test]
+fn what_nobody_reads_keeps_nobody_waiting() {
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        bench.subject("waiter", Build::Pie);
+        let _full = full(&bench, "full");
+        // The other end of a pipe that is not with the program is not saved, which is said.
+        let (_other, outside) = nix::unistd::pipe().expect("a pipe");
+        let script = format!("exec ./ckpt \"$@\" ./waiter.pie 9<&{} 2>full", outside.as_raw_fd());
+        let start = |options: &[&str]| {
+            let mut run = bench.run("/bin/bash", &[&["-c", &script, ""][..], options].concat());
+            run.expect("ready");
+            run
+        };
+        let mut run = start(&["-c", "-n", "a.ckpt"]);
+        let told = bench.order(&["check", &run.pid_text()]);
+        assert!(told.code() == Some(1), "it loses nothing: {told:?}");
+        let mut before = None;
+        for _ in 0..3 {
+            run.signal(SIGTSTP);
+            before = Some(renewed(&bench.path("a.ckpt"), before));
+            run.check();
+        }
+        run.go();
+        bench.alone(&[]);
+        let run = start(&["-n", "b.ckpt"]);
+        run.signal(SIGTSTP);
+        run.ends_well();
+        let mut again = bench.run(bench.path("b.ckpt"), &[]);
+        again.check();
+        again.go();
+        bench.subdirectory("away");
+        let run = start(&["-z", "50", "-n", "away/c.ckpt"]);
+        let before = renewed(&bench.path("away/c.ckpt"), None);
+        fs::rename(bench.path("away"), bench.path("there")).expect("away");
+        until("a checkpoint that fails", || {
+            let told = bench.must(&["ps", "--json"]).stdout.concat();
+            told.contains("No such file").then_some(())
+        });
+        fs::rename(bench.path("there"), bench.path("away")).expect("back");
+        renewed(&bench.path("away/c.ckpt"), Some(before));
+        run.go();
+        bench.alone(&[]);
+    }
 }

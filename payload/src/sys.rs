@@ -200,11 +200,22 @@ pub(crate) fn kill(pidfd: i64) {
 
 /// Whether a descriptor can be read, or can within some milliseconds (poll(2)); a pidfd can when its process has ended.
 pub(crate) fn is_readable(fd: i64, milliseconds: u64) -> bool {
-    /// In the upper half of a struct pollfd.
     const POLLIN: u64 = 1;
-    let mut request = (fd as u64) | POLLIN << 32;
+    poll(fd, POLLIN, milliseconds) != 0
+}
+
+/// Whether something can be written to a descriptor within so many milliseconds, and be read (poll(2)).
+pub(crate) fn is_writable(fd: i64, milliseconds: u64) -> bool {
+    const POLLOUT: u64 = 4;
+    poll(fd, POLLOUT, milliseconds) == POLLOUT
+}
+
+/// What a struct pollfd holds then of the events, and of what is wrong.
+fn poll(fd: i64, events: u64, milliseconds: u64) -> u64 {
+    let mut request = (fd as u64) | events << 32;
     // SAFETY: `request` is one struct pollfd.
-    unsafe { call(nr::POLL, &[(&raw mut request) as u64, 1, milliseconds, 0, 0, 0]) == 1 }
+    let ready = unsafe { call(nr::POLL, &[(&raw mut request) as u64, 1, milliseconds, 0, 0, 0]) };
+    if ready == 1 { request >> 48 } else { 0 }
 }
 
 /// Reaps a child that has ended and whose exit signal is not SIGCHLD; 0 if it lives (wait4(2)).

@@ -286,7 +286,10 @@ fn reason(error: i64) -> &'static [u8] {
     }
 }
 
-/// Writes on standard error.
+/// Writes on standard error, if that is read: the program must not wait for who reads what we have to say.
 pub(crate) fn say(sentence: &[u8]) {
-    sys::write_all(2, sentence.as_ptr(), sentence.len());
+    const READ: u64 = 100;
+    if sys::is_writable(2, READ) {
+        sys::write_all(2, sentence.as_ptr(), sentence.len());
+    }
 }

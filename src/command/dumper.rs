@@ -8,17 +8,19 @@
 
 use super::notify::{Hook, Shared};
 use crate::dump::{Demand, Tell, dump};
-use crate::error::{Kind, Result, printable};
+use crate::error::{Kind, Result};
 use crate::inject::monitor;
 use crate::proc::{Pid, Process, tree};
 use crate::progress::Screen;
 use crate::ptrace::borrowed;
 use crate::settings::Settings;
+use crate::speech;
 use nix::libc;
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::{SigHandler, Signal, signal};
 use std::fs::File;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 /// How long a program that ends what the command of `--notify` lives in waits for that.
@@ -94,9 +96,7 @@ pub(super) fn begin(pid: Pid, name: &std::ffi::CStr) -> Option<File> {
 
 /// Writes a sentence where the program writes its own.
 pub(super) fn say(output: Option<&File>, sentence: &str) {
-    if let Some(mut file) = output {
-        let _ = file.write_all(format!("ckpt: {}\n", printable(sentence)).as_bytes());
-    }
+    output.map(|file| speech::say(file.as_fd(), sentence));
 }
 
 /// Limits on files answer with errors instead of ending us.

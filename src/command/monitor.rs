@@ -22,7 +22,7 @@ use super::{dumper, follow};
 use crate::dump::place::Whose;
 use crate::dump::rolling::Rolling;
 use crate::dump::{Demand, dump};
-use crate::error::{Because, Kind, Result, printable};
+use crate::error::{Because, Kind, Result};
 use crate::fault::{Point, reach};
 use crate::image::file;
 use crate::inject::enter;
@@ -32,6 +32,7 @@ use crate::ptrace::memory::Memory;
 use crate::ptrace::sandbox;
 use crate::resource::signals;
 use crate::settings::{self, Settings, Values};
+use crate::speech;
 use ckpt_abi::region::{Config, Control, Last};
 use ckpt_abi::turn::Phase;
 use nix::libc;
@@ -40,7 +41,7 @@ use nix::sys::signal::SigSet;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use std::cell::RefCell;
 use std::collections::HashSet;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::mem::offset_of;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
@@ -403,10 +404,11 @@ impl Monitor {
 
     /// Speaks through the program's standard error, once.
     fn say(&mut self, sentence: &str) {
-        if self.said.insert(sentence.to_owned())
-            && let Some(mut file) = self.follower.stderr(&self.target)
+        if !self.said.contains(sentence)
+            && let Some(file) = self.follower.stderr(&self.target)
+            && speech::say(file.as_fd(), sentence)
         {
-            let _ = file.write_all(format!("ckpt: {}\n", printable(sentence)).as_bytes());
+            self.said.insert(sentence.to_owned());
         }
     }
 

@@ -19,6 +19,7 @@ use crate::proc::fork::{end, fork, helper};
 use crate::proc::{Pid, Process};
 use crate::ptrace::borrowed;
 use crate::rights::become_one;
+use crate::speech;
 use crate::units::fraction;
 use ckpt_abi::region::Control;
 use nix::errno::Errno;
@@ -252,8 +253,7 @@ impl Task {
         let told = said.split(|byte| *byte == 0).filter(|it| !it.is_empty());
         self.environment.extend(told.filter_map(|it| CString::new(it).ok()));
         let Err(why) = self.execute() else { end(0) };
-        let sentence =
-            format!("ckpt: the command of --notify {why}; the checkpoint is not affected\n");
+        let sentence = format!("the command of --notify {why}; the checkpoint is not affected");
         let output = match own {
             Some(own) => Some(File::from(own)),
             None if self.was_told() => None,
@@ -263,9 +263,7 @@ impl Task {
                 taken.or_else(|| monitor::reopen_stderr(self.stderr.as_ref()?))
             }
         };
-        if let Some(mut output) = output {
-            let _ = output.write_all(sentence.as_bytes());
-        }
+        output.map(|output| speech::say(output.as_fd(), &sentence));
         end(1)
     }
 

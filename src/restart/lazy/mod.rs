@@ -26,7 +26,7 @@ use super::mapping;
 use super::phase1_check::{Saved, Whole};
 use super::placed::{self, Placed};
 use super::skeleton::make::end;
-use crate::error::{Because, Error, Result, printable};
+use crate::error::{Because, Error, Result};
 use crate::image::PAGE;
 use crate::inject::{monitor, turns};
 use crate::order;
@@ -35,6 +35,7 @@ use crate::proc::fork::fork;
 use crate::proc::uffd::{Uffd, feature};
 use crate::resource::descriptor::numbers::close_others;
 use crate::resource::threads;
+use crate::speech;
 use ckpt_abi::image::{Chunk, GuardKind, VmaKind, VmaRecord, vma_flag};
 use ckpt_abi::region::TURNS;
 use ckpt_abi::turn::Task;
@@ -258,7 +259,7 @@ fn nowhere() -> nix::Result<u64> {
 }
 
 fn say(sentence: &str) {
-    let _ = std::io::stderr().write_all(format!("ckpt: {}\n", printable(sentence)).as_bytes());
+    speech::say(std::io::stderr().as_fd(), sentence);
 }
 
 impl Awaited {
