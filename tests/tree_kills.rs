@@ -8,6 +8,7 @@ use std::fs;
 use std::os::unix::process::CommandExt;
 
 use harness::faults::{armed, is_killed, steps};
+use harness::host::called;
 use harness::{Bench, Build, Run, Who, until};
 use nix::sys::signal::Signal::SIGKILL;
 
@@ -263,6 +264,37 @@ fn a_killed_witness_takes_nobody_along() {
     let ended = again.end();
     assert!(ended.code() == Some(3), "{ended:?}");
     bench.alone(&[]);
+}
+
+/// What a script has left that became the restarter is none of the job, dead or alive: that is restarted, and who outlives its
+/// root does so.
+#[test]
+fn children_of_a_script_are_not_of_the_job() {
+    const SCRIPT: &str = "import os, sys\n\
+                          child = os.fork() or os._exit(0)\n\
+                          os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)\n\
+                          os.execv(sys.argv[1], sys.argv[1:])";
+    for who in [Who::Me, Who::Nobody] {
+        let bench = Bench::new(who);
+        let script = "sleep 600 & echo ready; read x; echo works; read x";
+        let mut run = bench.run("/bin/bash", &["-c", script]);
+        run.expect("ready");
+        let x = bench.name("x.ckpt");
+        bench.must(&["save", "--stop", &run.pid_text(), "-n", &x]);
+        run.ends_well();
+        for _ in 0..3 {
+            let mut again = bench.run("/usr/bin/python3", &["-c", SCRIPT, &x]);
+            again.say("");
+            again.expect("works");
+            let [sleeper] = called(&bench, "sleep")[..] else { panic!("one sleeps") };
+            again.say("");
+            until("its end", || (!again.lives()).then_some(()));
+            let sleeper = nix::unistd::Pid::from_raw(sleeper.cast_signed());
+            nix::sys::signal::kill(sleeper, SIGKILL).expect("it outlives the root");
+            again.end();
+            bench.alone(&[]);
+        }
+    }
 }
 
 /// A restart of several processes that cannot be says so once, and leaves nothing.

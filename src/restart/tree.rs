@@ -234,10 +234,9 @@ impl Tree {
                     give_up(rendezvous, program_name, &error)
                 }
             };
-            if init.is_none() && root != Pid::NONE {
-                witness.guard(root);
-            }
-            let all_made = rendezvous.watch_births(self.members.len() as u32, none_ended);
+            (init.is_none() && root != Pid::NONE).then(|| witness.guard(root));
+            let lives = || nursery.none_ended(&begun.all());
+            let all_made = rendezvous.watch_births(self.members.len() as u32, lives);
             if let Err(error) = &all_made {
                 // Nobody gives way behind that.
                 complain(rendezvous, program_name, error);

@@ -59,6 +59,11 @@ pub(crate) fn none_ended() -> bool {
     !matches!(change(None, libc::WEXITED | libc::WNOHANG | libc::WNOWAIT), Ok(Some(_)))
 }
 
+/// Whether a child lives.
+pub(super) fn lives(child: Pid) -> bool {
+    !matches!(change(Some(child), libc::WEXITED | libc::WNOHANG | libc::WNOWAIT), Ok(Some(_)))
+}
+
 /// Waits until a child has ended, and leaves it to be waited for; whether it has this status (wait(2)), and was not killed
 /// meanwhile.
 pub(crate) fn await_end(child: Pid, status: i32) -> bool {

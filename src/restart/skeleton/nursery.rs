@@ -2,7 +2,7 @@
 //! The children of a restarter that makes its tree beside everybody else: an id that was free may be taken by then (by
 //! another restart of the same image, say), and then all who were made are gone before they are made elsewhere.
 
-use super::children::change;
+use super::children::{change, none_ended};
 use crate::proc::{Pid, Process};
 use nix::libc;
 use nix::sys::prctl::{get_child_subreaper, set_child_subreaper};
@@ -29,6 +29,15 @@ impl Nursery {
     /// not, nobody can tell when all are gone.
     pub(crate) fn sees(&self, child: Pid) -> bool {
         self.children.contains(&child)
+    }
+
+    /// Whether none of those has ended that were made since, or that are `ours`; what a script has left that became this
+    /// process is buried.
+    pub(crate) fn none_ended(&self, ours: &[Pid]) -> bool {
+        for child in self.children.iter().filter(|child| !ours.contains(child)) {
+            let _ = change(Some(*child), libc::WEXITED | libc::WNOHANG);
+        }
+        none_ended()
     }
 
     /// Waits until all are gone that were made since, who have been told to give up.
