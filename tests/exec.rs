@@ -5,6 +5,7 @@ mod harness;
 
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::process::Stdio;
 
 use nix::sys::signal::Signal::{self, SIGTSTP, SIGUSR1};
@@ -216,4 +217,29 @@ fn what_a_restarted_program_executes_is_followed() {
         run.ends_well();
         goes_on(&bench, "x.ckpt");
     }
+}
+
+/// A monitor is known by its command line, which anybody may have.
+#[test]
+fn what_somebody_else_calls_a_monitor_is_none() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let bench = Bench::new(Who::Me);
+    let program = bench.subject("waiter", Build::Pie);
+    fs::set_permissions(bench.path("."), fs::Permissions::from_mode(0o777)).expect("for all");
+    let script = "echo begun; read x; exec ./waiter.pie";
+    let mut run = bench.launch(&["-z", "50", "-n", "x.ckpt"], "/bin/bash", &["-c", script]);
+    run.expect("begun");
+    renewed(&bench.path("x.ckpt"), None);
+    let mut other = bench.command(program);
+    other.arg0("ckpt").args(["__monitor", &run.pid_text()]).uid(65534);
+    let mut other = Run::start(other);
+    other.expect("ready");
+    run.say("");
+    run.expect("ready");
+    let before = harness::periods::inode(&bench.path("x.ckpt"));
+    renewed(&bench.path("x.ckpt"), before);
+    run.go();
+    other.go();
 }

@@ -206,7 +206,7 @@ pub(super) fn summon(asked: &Process, meant: &Process) {
     let watches = |found: &Found| found.watches(asked) || found.watches(meant);
     let found = loop {
         // Asked first: it may be executed meanwhile, and is found then.
-        let may_come = monitors::is_one_on_its_way() && Instant::now() < deadline;
+        let may_come = monitors::is_one_on_its_way(meant) && Instant::now() < deadline;
         match monitors::all().into_iter().find(watches) {
             Some(found) => break found,
             None if may_come => std::thread::sleep(Duration::from_millis(1)),

@@ -44,12 +44,15 @@ pub(crate) fn all() -> Vec<Found> {
     .collect()
 }
 
-/// Whether there may be a monitor that has yet to be executed: it cannot be found. In the middle of an execve(2) a process
+/// Whether there may be a monitor of a program that has yet to be executed: it cannot be found. In the middle of an execve(2) a process
 /// has the name of the file (4, memfd:ckpt) and no command line yet, but an executable, unlike the dead and the kernel's threads.
-pub(crate) fn is_one_on_its_way() -> bool {
+pub(crate) fn is_one_on_its_way(program: &Process) -> bool {
     let all = proc::tree::pids().unwrap_or_default();
     all.into_iter().any(|id| {
         let Ok(process) = Process::glimpse(id) else { return false };
+        if !may_be_of(&process, program) {
+            return false;
+        }
         // In this order: who has lost the name has no command line, or the one by which it is found.
         let named = process.name().is_ok_and(|name| name.as_bytes() == NAME.to_bytes());
         let Ok(line) = process.command_line() else { return false };
@@ -58,6 +61,12 @@ pub(crate) fn is_one_on_its_way() -> bool {
             false => line.is_empty() && std::fs::read_link(process.path("exe")).is_ok(),
         }
     })
+}
+
+/// Whether one is root's, or of the same user as the other.
+fn may_be_of(process: &Process, program: &Process) -> bool {
+    let user = process.user();
+    user.is_some() && (user == Some(0) || user == program.user())
 }
 
 fn lives(process: &Process) -> bool {
@@ -111,7 +120,12 @@ impl Found {
         let there = self.process.namespace("pid");
         let is_it = (self.program == program.pid() && there == own_namespace())
             || (self.program == program.inner_pid() && there == program.namespace("pid"));
-        there.is_some() && is_it && !program.is_reaped()
+        there.is_some() && is_it && self.is_trusted_with(program) && !program.is_reaped()
+    }
+
+    /// Whether nobody else could have started it: its command line alone is anybody's to have.
+    fn is_trusted_with(&self, program: &Process) -> bool {
+        may_be_of(&self.process, program)
     }
 }
 
