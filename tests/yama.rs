@@ -5,10 +5,12 @@
 mod harness;
 
 use std::fs;
+use std::os::fd::AsRawFd;
 
 use harness::faults::{is_killed, steps};
 use harness::{Bench, Build, Run, Who, until};
 use nix::sys::signal::Signal::{SIGKILL, SIGTERM, SIGTSTP, SIGUSR1};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 
 fn bench() -> Bench {
     let mut bench = Bench::new(Who::Nobody);
@@ -143,4 +145,36 @@ fn a_dumper_is_killed_at_each_step() {
     let mut again = bench.run(bench.path("x.ckpt"), &[]);
     again.check();
     again.go();
+}
+
+/// The socket of those who serve is anybody's to connect to, and to have.
+#[test]
+fn a_crowd_at_the_door_keeps_nobody_out() {
+    let bench = bench();
+    let limited = "ulimit -n 24; exec ./ckpt -n x.ckpt /bin/sh -c 'echo ready; read x; echo works'";
+    let mut run = bench.run("/bin/bash", &["-c", limited]);
+    run.expect("ready");
+    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", run.pid()));
+    let children = children.expect("children");
+    let is_door =
+        |name: &str| children.split_whitespace().any(|pid| name.contains(&format!("-{pid}-pid:")));
+    let all = fs::read_to_string("/proc/net/unix").expect("sockets");
+    let names = all.lines().filter_map(|line| line.split_once("@ckpt-forebear-"));
+    let door = names.map(|(_, name)| format!("ckpt-forebear-{name}")).find(|name| is_door(name));
+    let door = UnixAddr::new_abstract(door.expect("a door").as_bytes()).expect("an address");
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let knock = |_| {
+        let line = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).expect("a socket");
+        let _ = connect(line.as_raw_fd(), &door);
+        line
+    };
+    let crowd: Vec<_> = (0..200).map(knock).collect();
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    drop(crowd);
+    let line = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None);
+    connect(line.expect("a socket").as_raw_fd(), &door).expect("the door is open");
+    bench.must(&["save", &run.pid_text(), "-n", &bench.name("y.ckpt")]);
+    run.say("");
+    run.expect("works");
+    run.ends_well();
 }

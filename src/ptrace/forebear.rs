@@ -114,9 +114,21 @@ impl Forebear {
     /// No thread can be made.
     pub(crate) fn serve(self) -> Result<()> {
         thread(move || {
-            while let Ok(fd) = accept4(self.socket.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
+            loop {
+                let fd = match accept4(self.socket.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
+                    Ok(fd) => fd,
+                    Err(Errno::EBADF | Errno::EINVAL) => break,
+                    // Nothing can be opened for a moment: anybody may connect, and many may at once.
+                    Err(_) => {
+                        std::thread::sleep(Duration::from_millis(10));
+                        continue;
+                    }
+                };
                 // SAFETY: the kernel has just made it for us.
                 let line = unsafe { OwnedFd::from_raw_fd(fd) };
+                if !is_served(&line) {
+                    continue;
+                }
                 let _ = thread(move || {
                     attend(&line, self.near);
                     let mut child = child();
@@ -144,13 +156,15 @@ fn wake() {
     let _ = nix::sys::signal::kill(own, nix::sys::signal::Signal::SIGCHLD);
 }
 
-/// Serves one dumper to its end.
-fn attend(line: &OwnedFd, near: Pid) {
+/// Whether who has connected is of our user, or root.
+fn is_served(line: &OwnedFd) -> bool {
     let own = nix::unistd::geteuid().as_raw();
     let serves = |uid: u32| uid == own || uid == 0;
-    if !getsockopt(line, sockopt::PeerCredentials).is_ok_and(|peer| serves(peer.uid())) {
-        return;
-    }
+    getsockopt(line, sockopt::PeerCredentials).is_ok_and(|peer| serves(peer.uid()))
+}
+
+/// Serves one dumper to its end.
+fn attend(line: &OwnedFd, near: Pid) {
     let mut numbers = Numbers::of(near);
     let mut message = vec![0; size_of::<Ask>() + LONGEST];
     while let Ok(len @ 1..) = recv(line.as_raw_fd(), &mut message, MsgFlags::empty()) {

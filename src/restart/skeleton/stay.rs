@@ -86,14 +86,19 @@ fn stay() -> Result<()> {
     witness.guard(root);
     // Orphans of the tree stay below us, where we may trace them.
     let _ = nix::sys::prctl::set_child_subreaper(true);
-    let forebear = Forebear::of(root)?;
+    // Its name is anybody's to have.
+    let forebear = Forebear::of(root);
+    if let Err(e) = &forebear {
+        eprintln!("ckpt: {e}; only its checkpoint signal saves the program");
+    }
     drop(line);
     let mut kept = witness.numbers().to_vec();
-    kept.extend([forebear.number(), tell.as_raw_fd(), announced.as_raw_fd()]);
+    kept.extend([tell.as_raw_fd(), announced.as_raw_fd()]);
+    kept.extend(forebear.as_ref().map(Forebear::number));
     // Whoever reads from the program waits for its end.
     close_others(kept);
     let _ = std::env::set_current_dir("/");
-    forebear.serve()?;
+    forebear.map_or(Ok(()), Forebear::serve)?;
     serve_announced(announced)?;
     let _ = tell.write_all(&[1]);
     drop(tell);
