@@ -34,11 +34,13 @@ mod warm;
 mod worker;
 
 use crate::cli::{self, Command};
+use crate::dump::phase2_equip::await_restart;
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::image::{elf, read::Image};
-use crate::proc::{self, Pid, Process};
-use crate::ptrace::shield;
+use crate::inject::enter;
+use crate::proc::{self, Pid, Process, tree};
+use crate::ptrace::{sandbox, shield};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::Write;
@@ -60,7 +62,22 @@ fn told(outcome: Result<u8>) -> u8 {
 fn with(pid: Pid, args: &[OsString], work: impl FnOnce(&Process) -> Result<u8>) -> Result<u8> {
     let process = named(pid)?;
     elder::give_way(&process, args)?;
+    await_locks(&process);
     shield::shielded(std::slice::from_ref(&process), || told(work(&process)))
+}
+
+/// Waits until what is just being restarted has locked itself in again ([`shield::shielded`] asks once).
+fn await_locks(process: &Process) {
+    if !sandbox::is_opener() {
+        return;
+    }
+    let Ok(root) = enter::meant_by(process) else { return };
+    let members = match root.pid() == process.pid() {
+        true => vec![root.pid()],
+        false => tree::below_alone(root.pid()),
+    };
+    let waits = |pid: Pid| Process::open(pid).and_then(|member| await_restart(&member));
+    let _ = members.into_iter().try_for_each(waits);
 }
 
 fn run(args: &[OsString]) -> Result<u8> {

@@ -85,6 +85,12 @@ pub(crate) fn everybody_alone() -> Result<Vec<Kin>> {
     Ok(pids()?.into_iter().filter_map(glance).collect())
 }
 
+/// A process and those that descend from it, looked at so.
+pub(crate) fn below_alone(root: Pid) -> Vec<Pid> {
+    let all = everybody_alone().unwrap_or_default();
+    below(root, None, &HashSet::new(), &all)
+}
+
 /// All processes at a moment.
 #[derive(Default)]
 pub(crate) struct Seen(Option<(Instant, Vec<Kin>)>);

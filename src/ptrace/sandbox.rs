@@ -15,7 +15,6 @@ use crate::proc::status::{CAP_SYS_ADMIN, Status};
 use crate::proc::{Tid, tree};
 use nix::errno::Errno;
 use nix::libc;
-use std::collections::HashSet;
 use std::rc::Rc;
 use std::sync::OnceLock;
 
@@ -65,8 +64,7 @@ pub(crate) fn is_opener() -> bool {
 
 /// Whether a thread of a process, or of one that descends from it, has locked itself in.
 pub(super) fn is_any_locked_in(root: &Process) -> bool {
-    let all = tree::everybody_alone().unwrap_or_default();
-    let members = tree::below(root.pid(), None, &HashSet::new(), &all);
+    let members = tree::below_alone(root.pid());
     let locked_in = |process: Result<Process>| process.is_ok_and(|it| refuse(&it).is_err());
     members.into_iter().any(|pid| locked_in(Process::open(pid)))
 }
