@@ -143,8 +143,8 @@ pub(super) fn plan(
     })
 }
 
-/// How often a thread is tried to be made whose id somebody else has, in as many milliseconds.
-const TRIES: u64 = 200;
+/// How often threads are tried to be made whose ids others have, all together, in as many milliseconds.
+const TRIES: u64 = 3000;
 
 /// Orders that make all threads but the first; by their ids, where each of them has its own.
 #[inline(never)]
@@ -369,7 +369,8 @@ fn clone(
     let args: [u64; 11] = [FLAGS as u64, 0, word, word, 0, stack - STACK, STACK, 0, id, 1, 0];
     let args = arena.value(&args)?;
     let remembers = saved.process.flags & process_flag::REMEMBERS_IDS != 0;
-    let tries = if remembers && u64::from(saved.threads[0].tid) == pid { TRIES } else { 0 };
+    let remembers = remembers && u64::from(saved.threads[0].tid) == pid;
+    let tries = if remembers { TRIES / saved.threads.len() as u64 } else { 0 };
     main.call_or_next(OpKind::Clone3, Step::Clone, CLONE_ARGS_LEN, &[args, words, tries]);
     main.push(OpKind::Clone, 0, Step::Clone, FLAGS as u64, &[stack, words, word, word]);
     Ok(word)
