@@ -47,6 +47,28 @@ fn main() {
         pack(&Path::new("payload/sdk").join(text), &out);
     }
     leave_out_unwinding(&out);
+    fold();
+}
+
+/// Links with the linker that comes with Rust's compiler, where it does: it makes functions of the same code one, another
+/// percent. Whoever has none of it gets the same binary, only larger. What is relocated stays writable: a static binary does not
+/// change that, and a segment of it would end in the middle of a page of the file, where src/image/front.rs needs an end.
+fn fold() {
+    let compiler = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let host = std::env::var("HOST").unwrap_or_default();
+    let said = Command::new(compiler).args(["--print", "sysroot"]).output();
+    let Some(said) = said.ok().filter(|said| said.status.success()) else { return };
+    let sysroot = PathBuf::from(String::from_utf8_lossy(&said.stdout).trim());
+    let linkers = sysroot.join("lib/rustlib").join(host).join("bin/gcc-ld");
+    if linkers.join("ld.lld").exists() {
+        for word in [
+            format!("-B{}", linkers.display()).as_str(),
+            "-fuse-ld=lld",
+            "-Wl,--icf=all,-z,norelro",
+        ] {
+            println!("cargo::rustc-link-arg-bins={word}");
+        }
+    }
 }
 
 /// Leaves the tables for unwinding out of the binary, which ends at a panic (panic = "abort"). The script is added

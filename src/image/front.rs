@@ -174,8 +174,9 @@ fn fronted(stub: &[u8]) -> Option<Vec<u8>> {
     let mut moved = Vec::with_capacity(stub.len() + 3 * PAGE as usize);
     moved.resize(PAGE as usize, 0);
     moved.extend_from_slice(stub);
+    let loaded = segments.clone();
     for segment in &mut segments {
-        whole_pages(segment, &mut moved)?;
+        whole_pages(segment, &loaded, &mut moved)?;
     }
     let loads = segments.iter().filter(|segment| segment.p_type == PT_LOAD);
     let end = loads.map(|segment| segment.p_vaddr.saturating_add(segment.p_memsz)).max()?;
@@ -209,8 +210,12 @@ fn fronted(stub: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// Moves a segment by a page of the file. What of it is to be mapped ends with a page, which the kernel then has nothing to clear
-/// in.
-fn whole_pages(segment: &mut ProgramHeader, file: &mut Vec<u8>) -> Option<()> {
+/// in; None if something of another lies in that page.
+fn whole_pages(
+    segment: &mut ProgramHeader,
+    others: &[ProgramHeader],
+    file: &mut Vec<u8>,
+) -> Option<()> {
     if segment.p_type == PT_GNU_STACK {
         return Some(());
     }
@@ -220,6 +225,13 @@ fn whole_pages(segment: &mut ProgramHeader, file: &mut Vec<u8>) -> Option<()> {
     }
     let (start, end) = (segment.p_offset, segment.p_offset.checked_add(segment.p_filesz)?);
     let whole = end.next_multiple_of(PAGE);
+    let is_there = |other: &ProgramHeader| {
+        let at = other.p_offset.saturating_add(PAGE);
+        other.p_type == PT_LOAD && at < whole && at.saturating_add(other.p_filesz) > end
+    };
+    if others.iter().any(is_there) {
+        return None;
+    }
     let (from, to) = (usize::try_from(end).ok()?, usize::try_from(whole).ok()?);
     file.resize(file.len().max(to), 0);
     file.get_mut(from..to)?.fill(0);
