@@ -135,10 +135,9 @@ impl Rights {
         Self { user, group, groups, capabilities }
     }
 
-    /// Whether they are those of another user than we are, and one who is not root: a program that is executed can have
-    /// those of its user ([`become_one`]).
-    pub(crate) fn are_anothers(&self) -> bool {
-        self.user != 0 && self.user != geteuid().as_raw()
+    /// Whether a program that is executed can have those of their user ([`become_one`]).
+    pub(crate) fn are_a_users(&self) -> bool {
+        self.user != 0
     }
 
     /// Does something with these rights and those only; this thread's own are back afterwards. A thread

@@ -278,6 +278,36 @@ fn a_command_has_no_capability_of_the_savers() {
     run.go();
 }
 
+/// Who saves a restarted job from outside enters its user namespace, and may do anything there; its command may not.
+#[test]
+fn a_restarted_job_is_given_to_commands_from_outside() {
+    let bench = Bench::new(Who::Nobody);
+    let name = format!(
+        "{}; grep ^CapEff /proc/self/status >caps.new && mv caps.new caps",
+        keeping("x.ckpt")
+    );
+    let script = "sleep 600 & echo ready; read x; kill $!";
+    let mut run = bench.launch(&["-n", &name], "/bin/bash", &["-c", script]);
+    run.expect("ready");
+    run.signal(SIGTSTP);
+    run.ends_well();
+    for image in ["y.ckpt", "z.ckpt"] {
+        fs::rename(bench.path("x.ckpt"), bench.path(image)).expect("the last one");
+        fs::remove_file(bench.path("caps")).expect("what an earlier one has noted");
+        run = bench.run(bench.path(image), &["-z", "50"]);
+        let caps = until("a periodic one", || fs::read_to_string(bench.path("caps")).ok());
+        assert_eq!(caps.trim_end(), "CapEff:\t0000000000000000");
+        bench.must(&["save", &run.pid_text()]);
+        bench.must(&["save", "--stop", &run.pid_text()]);
+        run.ends_well();
+        bench.must(&["verify", "x.ckpt"]);
+    }
+    let mut run = bench.run(bench.path("x.ckpt"), &["-z", "0"]);
+    run.say("");
+    run.ends_well();
+    bench.alone(&[]);
+}
+
 #[test]
 fn no_name_of_a_file_is_a_command() {
     let bench = Bench::new(Who::Nobody);

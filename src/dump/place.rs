@@ -150,7 +150,7 @@ impl Place {
     ) -> Result<Box<dyn Sink>> {
         let name = Name::from_bytes(self.name.as_os_str().as_bytes())?;
         if let (Name::Stream(_), Whose::Its(Some(rights))) = (&name, &self.whose)
-            && !rights.are_anothers()
+            && !rights.are_a_users()
         {
             let sentence = "the program may do less than we, and its command would get our rights";
             return Err(Error::new(sentence).hint("say where the checkpoint goes with -n NAME"));

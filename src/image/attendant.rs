@@ -162,8 +162,10 @@ impl Attendant {
                 // SAFETY: it takes no pointer.
                 unsafe { libc::setpgid(0, 0) };
                 // Without us it could take a part for the whole. A change of user would undo that (prctl(2)).
+                // Whoever enters the user namespace of a job may do there what its user may not.
                 let own_ids = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
-                let is_one = own_ids == (user, group) || rights::become_one(user, group);
+                let is_root = user == 0 && own_ids == (user, group);
+                let is_one = is_root || rights::become_one(user, group);
                 // SAFETY: it takes no pointer.
                 unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) };
                 if !is_one || nix::unistd::getppid() != own {
