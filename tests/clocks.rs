@@ -52,12 +52,16 @@ fn subjects_work_by_themselves() {
 /// subject.
 #[track_caller]
 fn sleepers_notice_nothing(who: Who) {
-    let bench = Bench::new(who);
-    let mut run = bench.run(bench.subject("sleeps", Build::Pie), &["timed"]);
-    run.expect("ready");
-    let saves = saved_until_over(&bench, &mut run);
-    assert!(saves >= 3, "{saves} saves");
-    run.go();
+    let saves = || {
+        let bench = Bench::new(who);
+        let mut run = bench.run(bench.subject("sleeps", Build::Pie), &["timed"]);
+        run.expect("ready");
+        let saves = saved_until_over(&bench, &mut run);
+        run.go();
+        saves
+    };
+    // On a busy machine the sleeps may be over sooner.
+    assert!((0..10).any(|_| saves() >= 3), "no three saves in any sleep");
 }
 
 /// Saves until the program says "over"; how often. Where something in it cannot be saved, the threads

@@ -213,6 +213,14 @@ const COUNTED_ANEW: [&str; 5] = ["sigtimedwait", "semtimedop", "recv", "read", "
 /// Saves a sleeper again and again until it ends: a call that began anew each time would never end.
 #[track_caller]
 fn sleeps_on(who: Who, call: &str) {
+    // On a busy machine a sleep may be over sooner.
+    let is_enough = (0..10).any(|_| saved_in_a_sleep(who, call) >= 2);
+    assert!(is_enough, "no two saves in any sleep");
+}
+
+/// How often a sleeper was saved.
+#[track_caller]
+fn saved_in_a_sleep(who: Who, call: &str) -> usize {
     let bench = Bench::new(who);
     let mut run = bench.run(bench.subject("blocked", Build::Pie), &[call]);
     run.expect("ready");
@@ -223,12 +231,12 @@ fn sleeps_on(who: Who, call: &str) {
         if saves < most {
             let saved = bench.order(&["save", &pid, "-n", &bench.name("x.ckpt")]);
             saves += usize::from(saved.code() == Some(0));
-            assert!(saved.code() == Some(0) || saves > 0, "{saved:?}");
+            assert!(saved.code() == Some(0) || saves > 0 || !run.lives(), "{saved:?}");
         }
         (!run.lives()).then_some(())
     });
     run.ends_well();
-    assert!(saves >= 2, "{saves} saves");
+    saves
 }
 
 #[test]

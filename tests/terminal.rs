@@ -440,7 +440,8 @@ trap "echo resized" WINCH
 echo "ended $?"
 modes() { stty -a | tr -s ' ;' '\n' | grep -cxE "icanon|echo|isig|opost" | sed "s/^/$1 /"; }
 modes atonce
-sleep 0.4
+left=600
+until [ "$(modes later)" = "later 4" ] || [ $left = 0 ]; do sleep 0.1; left=$((left - 1)); done
 modes later
 echo over
 "#;

@@ -6,7 +6,7 @@ mod harness;
 
 use harness::faults::{armed, steps};
 use harness::host::called;
-use harness::{Bench, Build, Run, Who, await_stop, witness};
+use harness::{Bench, Build, Run, Who, await_stop, until, witness};
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -234,7 +234,7 @@ for line in sys.stdin:
     ask()
     # A moment after it was held it stops again.
     state = "R"
-    while state == "R":
+    while state != "T":
         with open(f"/proc/{halted.pid}/stat") as stat:
             state = stat.read().rsplit(")")[1].split()[0].upper()
     print(state, os.waitpid(-1, os.WNOHANG | os.WUNTRACED), flush=True)
@@ -327,8 +327,8 @@ fn a_restarter_goes_on_without_its_group() {
     let pid = Pid::from_raw(again.pid().cast_signed());
     kill(Pid::from_raw(-pid.as_raw()), SIGSTOP).expect("its group");
     // Whoever stops only when the rest has ended is let go on by nobody.
-    let all = ["bash", "sleep"].map(|name| called(&bench, name)).concat();
-    assert!(all.len() == 2, "{all:?}");
+    let all = || ["bash", "sleep"].map(|name| called(&bench, name)).concat();
+    let all = until("both", || Some(all()).filter(|all| all.len() == 2));
     all.into_iter().chain([again.pid(), witness(again.pid())]).for_each(await_stop);
     kill(pid, SIGCONT).expect("the restarter");
     again.say("");

@@ -71,10 +71,13 @@ pub(crate) fn is_stopped(pid: u32) -> bool {
 #[track_caller]
 pub(crate) fn witness(restarter: u32) -> u32 {
     let children = format!("/proc/{restarter}/task/{restarter}/children");
-    let children = std::fs::read_to_string(children).expect("children");
-    let mut children = children.split_whitespace().map(|pid| pid.parse().expect("an id"));
     let is = |pid: &u32| status_line(*pid, "Name").is_some_and(|name| name == "ckpt-witness");
-    children.find(is).expect("a witness")
+    // A list misses some when a child ends as it is read (proc_pid_children(5)).
+    until("a witness", || {
+        let children = std::fs::read_to_string(&children).expect("children");
+        let mut children = children.split_whitespace().map(|pid| pid.parse().expect("an id"));
+        children.find(is)
+    })
 }
 
 /// Waits until it is.
