@@ -6,6 +6,7 @@ mod harness;
 
 use std::fs;
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use harness::faults::{is_killed, steps};
 use harness::{Bench, Build, Run, Who, until};
@@ -154,14 +155,7 @@ fn a_crowd_at_the_door_keeps_nobody_out() {
     let limited = "ulimit -n 24; exec ./ckpt -n x.ckpt /bin/sh -c 'echo ready; read x; echo works'";
     let mut run = bench.run("/bin/bash", &["-c", limited]);
     run.expect("ready");
-    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", run.pid()));
-    let children = children.expect("children");
-    let is_door =
-        |name: &str| children.split_whitespace().any(|pid| name.contains(&format!("-{pid}-pid:")));
-    let all = fs::read_to_string("/proc/net/unix").expect("sockets");
-    let names = all.lines().filter_map(|line| line.split_once("@ckpt-forebear-"));
-    let door = names.map(|(_, name)| format!("ckpt-forebear-{name}")).find(|name| is_door(name));
-    let door = UnixAddr::new_abstract(door.expect("a door").as_bytes()).expect("an address");
+    let door = door(run.pid());
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let knock = |_| {
         let line = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).expect("a socket");
@@ -173,8 +167,55 @@ fn a_crowd_at_the_door_keeps_nobody_out() {
     drop(crowd);
     let line = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None);
     connect(line.expect("a socket").as_raw_fd(), &door).expect("the door is open");
-    bench.must(&["save", &run.pid_text(), "-n", &bench.name("y.ckpt")]);
+    // While the last of them are sent away it has no descriptor for a dumper.
+    until("a checkpoint", || {
+        let saved = bench.order(&["save", &run.pid_text(), "-n", &bench.name("y.ckpt")]);
+        (saved.code() == Some(0)).then_some(())
+    });
     run.say("");
     run.expect("works");
     run.ends_well();
+}
+
+/// Whoever else comes and goes at the door takes nothing from a dumper.
+#[test]
+fn visitors_disturb_no_dumper() {
+    let bench = bench();
+    let script = "echo ready; read x; echo works";
+    let mut run = bench.launch(&["-n", "x.ckpt"], "/bin/sh", &["-c", script]);
+    run.expect("ready");
+    let door = door(run.pid());
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                let line =
+                    socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None);
+                let _ = connect(line.expect("a socket").as_raw_fd(), &door);
+                std::thread::sleep(std::time::Duration::from_micros(200));
+            }
+        });
+        for _ in 0..10 {
+            let saved = bench.order(&["save", &run.pid_text(), "-n", &bench.name("y.ckpt")]);
+            is_over.store(saved.code() != Some(0), Ordering::Relaxed);
+            assert_eq!(saved.code(), Some(0), "{saved:?}");
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+    run.say("");
+    run.expect("works");
+    run.ends_well();
+}
+
+/// The address of the socket at which the dumpers of a program are served.
+#[track_caller]
+fn door(restarter: u32) -> UnixAddr {
+    let children = fs::read_to_string(format!("/proc/{restarter}/task/{restarter}/children"));
+    let children = children.expect("children");
+    let is_door =
+        |name: &str| children.split_whitespace().any(|pid| name.contains(&format!("-{pid}-pid:")));
+    let all = fs::read_to_string("/proc/net/unix").expect("sockets");
+    let names = all.lines().filter_map(|line| line.split_once("@ckpt-forebear-"));
+    let door = names.map(|(_, name)| format!("ckpt-forebear-{name}")).find(|name| is_door(name));
+    UnixAddr::new_abstract(door.expect("a door").as_bytes()).expect("an address")
 }

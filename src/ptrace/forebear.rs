@@ -37,7 +37,8 @@ const TRIES: u32 = 50;
 /// What there is to know of the child for whose tree we serve.
 struct Child {
     pid: Pid,
-    is_traced: bool,
+    /// The thread of ours that traces it.
+    tracer: Option<Tid>,
     /// Its status, as of wait(2), if its end was seen here.
     ended: Option<i32>,
     /// When a dumper was done last.
@@ -45,7 +46,7 @@ struct Child {
 }
 
 static CHILD: Mutex<Child> =
-    Mutex::new(Child { pid: Pid::NONE, is_traced: false, ended: None, left: None });
+    Mutex::new(Child { pid: Pid::NONE, tracer: None, ended: None, left: None });
 
 fn child() -> MutexGuard<'static, Child> {
     CHILD.lock().unwrap_or_else(PoisonError::into_inner)
@@ -54,7 +55,7 @@ fn child() -> MutexGuard<'static, Child> {
 /// Looks at the child, unless it is traced here.
 pub(crate) fn unless_traced<T>(look: impl FnOnce() -> Option<T>) -> Option<T> {
     let child = child();
-    if child.is_traced { None } else { look() }
+    if child.tracer.is_some() { None } else { look() }
 }
 
 /// How the child has ended, if that was seen here.
@@ -132,7 +133,9 @@ impl Forebear {
                 let _ = thread(move || {
                     attend(&line, self.near);
                     let mut child = child();
-                    (child.is_traced, child.left) = (false, Some(Instant::now()));
+                    // What another dumper traces stays its.
+                    child.tracer.take_if(|tracer| *tracer == Tid::own());
+                    child.left = Some(Instant::now());
                     drop(child);
                     wake();
                 });
@@ -291,8 +294,11 @@ fn answer(
                 inner.write_to_prefix(buffer).map_err(|_| Errno::EINVAL)?;
             }
             if id == child.pid.main_thread() {
-                child.is_traced |= asked.what == libc::PTRACE_SEIZE as u32;
-                child.is_traced &= asked.what != libc::PTRACE_DETACH as u32;
+                match asked.what as i32 {
+                    libc::PTRACE_SEIZE => child.tracer = Some(Tid::own()),
+                    libc::PTRACE_DETACH => child.tracer = None,
+                    _ => {}
+                }
             }
             plain(result)
         }
@@ -302,7 +308,7 @@ fn answer(
 /// Remembers how the child has ended, for whoever waits for it.
 fn note_end(child: &mut Child, id: Tid, status: i32) {
     if id == child.pid.main_thread() {
-        (child.ended, child.is_traced) = (Some(status), false);
+        (child.ended, child.tracer) = (Some(status), None);
         wake();
     }
 }
