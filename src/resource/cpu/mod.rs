@@ -26,6 +26,7 @@ pub(crate) struct Set(pub [u64; 2]);
 const AVX: u64 = 0b110;
 const AVX512: u64 = 0b1110_0110;
 const AMX: u64 = 3 << 17;
+const APX: u64 = 1 << 19;
 const AT_HWCAP2: u64 = 26;
 const HWCAP2_FSGSBASE: u64 = 2;
 
@@ -49,7 +50,7 @@ impl Set {
                 set.insert(index);
             }
         }
-        let kinds = [("avx", AVX), ("avx512f", AVX512), ("amx_tile", AMX)];
+        let kinds = [("avx", AVX), ("avx512f", AVX512), ("amx_tile", AMX), ("apx", APX)];
         for (name, state) in kinds.into_iter().filter(|(_, state)| xcr0 & state != *state) {
             set.remove(name);
             let _ = state;
