@@ -8,6 +8,7 @@ use std::fs;
 use std::os::unix::process::CommandExt;
 
 use harness::{Bench, Run, Who, until};
+use nix::sys::signal::Signal::SIGKILL;
 
 /// A job, which stops at its gates 1, 2 and 3: a shell's script finds `gate NUMBER` as a command, others `./gate`. What
 /// it makes of files, its output among them, has to be what it makes without a checkpoint.
@@ -383,5 +384,37 @@ fn a_sigterm_of_the_job_itself() {
             who,
             &Job { words: &["/usr/bin/python3", "./job"], files: &[("job", TERMINATION)] },
         );
+    }
+}
+
+/// A signal to the restarter is the program's, with all that it bears.
+#[test]
+fn a_queued_signal_comes_with_its_sender() {
+    const SCRIPT: &str = "import signal, subprocess\n\
+                          signal.pthread_sigmask(signal.SIG_BLOCK, [40])\n\
+                          sleeper = subprocess.Popen(['/bin/sleep', '600'])\n\
+                          print('ready', flush=True)\n\
+                          while True:\n    \
+                              print(signal.sigwaitinfo([40]).si_code, flush=True)\n\
+                          sleeper.kill()";
+    let bench = Bench::new(Who::Me);
+    let mut run = bench.run("/usr/bin/python3", &["-c", SCRIPT]);
+    run.expect("ready");
+    let x = bench.name("x.ckpt");
+    let queue = |run: &Run| {
+        bench.run("/bin/kill", &["-q", "7", "-s", "40", &run.pid_text()]).ends_well();
+    };
+    queue(&run);
+    run.expect("-1");
+    bench.must(&["save", "--stop", &run.pid_text(), "-n", &x]);
+    run.ends_well();
+    for _ in 0..2 {
+        let mut again = bench.run(&x, &[]);
+        // It is there when that has an answer.
+        bench.must(&["save", &again.pid_text(), "-n", &bench.name("y.ckpt")]);
+        queue(&again);
+        again.expect("-1");
+        again.signal(SIGKILL);
+        again.end();
     }
 }

@@ -447,8 +447,8 @@ pub(crate) const fn signal_set(signal: i32) -> u64 {
 }
 
 /// Waits until a signal of `set`, all of which are blocked, is pending, and takes it; no longer than `limit` (None: for
-/// ever). The signal, and the process or thread that it is about or from (si_pid; 0 for one of another PID namespace).
-pub(crate) fn await_signal(set: u64, limit: Option<Duration>) -> Option<(i32, i32)> {
+/// ever). What there is to know of it.
+pub(crate) fn await_signal(set: u64, limit: Option<Duration>) -> Option<libc::siginfo_t> {
     let set: *const u64 = &set;
     let time = limit.map(|limit| libc::timespec {
         tv_sec: limit.as_secs() as i64,
@@ -460,9 +460,13 @@ pub(crate) fn await_signal(set: u64, limit: Option<Duration>) -> Option<(i32, i3
     let details: *mut libc::siginfo_t = &mut found;
     // SAFETY: the kernel reads a set of 8 bytes and the time, if there is one, and fills in the structure.
     let got = unsafe { libc::syscall(libc::SYS_rt_sigtimedwait, set, details, time, 8usize) };
+    (got > 0).then_some(found)
+}
+
+/// The process or thread that a signal is about or from (si_pid; 0 for one of another PID namespace).
+pub(crate) fn about(signal: &libc::siginfo_t) -> i32 {
     // SAFETY: what the kernel filled in has a sender, or is a child's; else it is zero.
-    let about = unsafe { found.si_pid() };
-    (got > 0).then_some((got as i32, about))
+    unsafe { signal.si_pid() }
 }
 
 /// Waits for a traced thread that has ended, without blocking; whether that was done. It must be dead: of a living

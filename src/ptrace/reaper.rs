@@ -85,8 +85,8 @@ fn attend() -> ! {
             (None, false) => LOOK,
         };
         let dead = raw::await_signal(raw::signal_set(libc::SIGCHLD), Some(rest));
-        if let Some((_, tid)) = dead {
-            bury(Tid::new(tid));
+        if let Some(dead) = &dead {
+            bury(Tid::new(raw::about(dead)));
             news.get_or_insert_with(Instant::now);
         }
         if dead.is_none() || news.is_some_and(|since| since.elapsed() > LATEST) {

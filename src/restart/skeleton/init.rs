@@ -14,7 +14,7 @@ use super::make::{clone, end, made_or};
 use super::rendezvous::Rendezvous;
 use crate::error::{Error, FAILED, Result};
 use crate::proc::Pid;
-use crate::ptrace::raw::{await_signal, signal_set};
+use crate::ptrace::raw::{about, await_signal, signal_set};
 use crate::resource::descriptor::numbers::close_others;
 use nix::errno::Errno;
 use nix::libc;
@@ -136,5 +136,6 @@ fn is_empty() -> bool {
 fn hear(patience: Option<Duration>) -> Option<i32> {
     let set = signal_set(libc::SIGCHLD) | signal_set(LEAVE as i32);
     let heard = await_signal(set, patience);
-    heard.filter(|&(signal, from)| signal != LEAVE as i32 || from == 0).map(|(signal, _)| signal)
+    let is_meant = |it: &libc::siginfo_t| it.si_signo != LEAVE as i32 || about(it) == 0;
+    heard.filter(is_meant).map(|it| it.si_signo)
 }

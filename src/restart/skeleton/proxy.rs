@@ -54,8 +54,11 @@ impl Proxy {
         loop {
             // What a dumper has let go of is looked at again.
             let patience = forebear::has_just_left().then_some(Duration::from_millis(20));
-            match await_signal(u64::MAX, patience).map(|(signal, _)| signal) {
-                Some(libc::SIGCHLD) | None => {
+            match await_signal(u64::MAX, patience) {
+                Some(signal) if signal.si_signo != libc::SIGCHLD => {
+                    self.hand_on(signal.si_signo, Some(&signal));
+                }
+                _ => {
                     while let Some(change) = change_of(self.root) {
                         match change {
                             Change::Ended(status) => {
@@ -72,7 +75,6 @@ impl Proxy {
                     }
                     self.bury_orphans();
                 }
-                Some(signal) => self.hand_on(signal),
             }
         }
     }
@@ -92,9 +94,18 @@ impl Proxy {
         }
     }
 
-    fn hand_on(&mut self, signal: i32) {
-        if self.is_for_us_alone(signal) {
-            send(self.root, signal);
+    /// Sends the root a signal that came, with the value and the sender that it has from who gave it one (sigqueue(3)).
+    fn hand_on(&mut self, signal: i32, info: Option<&libc::siginfo_t>) {
+        if !self.is_for_us_alone(signal) {
+            return;
+        }
+        match info.filter(|info| info.si_code == libc::SI_QUEUE && self.root > Pid::NONE) {
+            Some(info) => {
+                let info: *const libc::siginfo_t = info;
+                // SAFETY: the kernel reads the structure.
+                unsafe { libc::syscall(libc::SYS_rt_sigqueueinfo, self.root.get(), signal, info) };
+            }
+            None => send(self.root, signal),
         }
     }
 
@@ -135,7 +146,7 @@ impl Proxy {
         take(libc::SIGCONT);
         // SIGCONT to the group has reached the root, if that is in it; one that was for us alone has not.
         match getpgid(Some(self.root.nix())) == Ok(getpgrp()) {
-            true => self.hand_on(libc::SIGCONT),
+            true => self.hand_on(libc::SIGCONT, None),
             false => {
                 // The witness's goes with it, or it would be taken for a later one's.
                 self.witness.has_seen(libc::SIGCONT);
@@ -202,11 +213,15 @@ impl Begun {
     pub(crate) fn with(witness: &Witness) -> Self {
         Self { witness: witness.pid(), init: None }
     }
+
+    pub(crate) fn all(&self) -> Vec<Pid> {
+        self.init.into_iter().chain([self.witness]).collect()
+    }
 }
 
 impl Drop for Begun {
     fn drop(&mut self) {
-        for helper in self.init.into_iter().chain([self.witness]) {
+        for helper in self.all() {
             send(helper, libc::SIGKILL);
             let _ = change(Some(helper), libc::WEXITED);
         }
