@@ -157,6 +157,15 @@ impl Rights {
 /// Becomes a user for good, whose groups this thread has already, with no capability; false where that cannot be, or he is root.
 /// It makes system calls only.
 pub(crate) fn become_one(user: u32, group: u32) -> bool {
+    let mut sets = [CapabilitySet::default(); 2];
+    let none = |it: &CapabilitySet| it.effective | it.permitted | it.inheritable == 0;
+    // SAFETY: the kernel reads the header and writes the two sets.
+    let got = unsafe { libc::syscall(libc::SYS_capget, &THIS_THREAD, &mut sets) };
+    // A filter may forbid the calls below.
+    let own = (geteuid().as_raw(), getegid().as_raw());
+    if user != 0 && own == (user, group) && got == 0 && sets.iter().all(none) {
+        return true;
+    }
     // SECBIT_NO_SETUID_FIXUP and SECBIT_KEEP_CAPS would hold for set-user-ID programs, too. Only CAP_SETPCAP may.
     let bits = securebits();
     if bits & 0x14 != 0 {
@@ -168,11 +177,9 @@ pub(crate) fn become_one(user: u32, group: u32) -> bool {
     // SAFETY: as above.
     let set_user = unsafe { libc::syscall(libc::SYS_setresuid, user, user, user) };
     // The change takes capabilities from user 0 only, and execve(2) keeps ambient ones. Those go with the inheritable.
-    let mut sets = [CapabilitySet::default(); 2];
-    let is_bare = set_capabilities(&sets).is_ok();
-    // SAFETY: the kernel reads the header and writes the two sets.
+    let is_bare = set_capabilities(&[CapabilitySet::default(); 2]).is_ok();
+    // SAFETY: as above.
     let got = unsafe { libc::syscall(libc::SYS_capget, &THIS_THREAD, &mut sets) };
-    let none = |it: &CapabilitySet| it.effective | it.permitted | it.inheritable == 0;
     user != 0 && [set_group, set_user, got] == [0; 3] && is_bare && sets.iter().all(none)
 }
 
