@@ -286,7 +286,10 @@ fn children_of_a_script_are_not_of_the_job() {
             let mut again = bench.run("/usr/bin/python3", &["-c", SCRIPT, &x]);
             again.say("");
             again.expect("works");
-            let [sleeper] = called(&bench, "sleep")[..] else { panic!("one sleeps") };
+            let sleeper = until("one that sleeps", || match called(&bench, "sleep")[..] {
+                [sleeper] => Some(sleeper),
+                _ => None,
+            });
             again.say("");
             until("its end", || (!again.lives()).then_some(()));
             let sleeper = nix::unistd::Pid::from_raw(sleeper.cast_signed());
