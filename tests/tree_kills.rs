@@ -10,7 +10,7 @@ use std::os::unix::process::CommandExt;
 use harness::faults::{armed, is_killed, steps};
 use harness::host::called;
 use harness::{Bench, Build, Run, Who, until};
-use nix::sys::signal::Signal::SIGKILL;
+use nix::sys::signal::Signal::{SIGCONT, SIGKILL};
 
 fn clan(bench: &Bench, args: &[&str]) -> Run {
     let program = match bench.path("clan.pie") {
@@ -128,14 +128,29 @@ fn groups(who: Who, ids: &str) {
         println!("killed at {step}");
         let mut command = armed(bench.command(&x), &format!("-{step}"), &[&ids]);
         command.process_group(0);
-        let ended = Run::start(command).end();
+        let mut restarter = Run::start(command);
+        until("its end", || (!restarter.lives()).then_some(()));
+        // Where init is in the same session, the kernel lets no stopped one go on that has lost all above it.
+        let_go_on(&bench);
+        let ended = restarter.end();
         let said = ended.code() == Some(125);
         assert!(ended.signal() == Some(SIGKILL as i32) || said, "{step}: {ended:?}");
         bench.alone(&[]);
     }
     let mut again = bench.run(&x, &[&ids]);
     again.check();
-    again.go();
+    again.say("go");
+    until("its end", || (!again.lives()).then_some(()));
+    let_go_on(&bench);
+    again.ends_well();
+}
+
+/// Whoever is stopped, and has lost all above it, does not go on by itself.
+fn let_go_on(bench: &Bench) {
+    for left in called(bench, "scattered.pie") {
+        let left = nix::unistd::Pid::from_raw(left.cast_signed());
+        let _ = nix::sys::signal::kill(left, SIGCONT);
+    }
 }
 
 #[test]

@@ -332,8 +332,9 @@ fn a_restarter_goes_on_without_its_group() {
     all.into_iter().chain([again.pid(), witness(again.pid())]).for_each(await_stop);
     kill(pid, SIGCONT).expect("the restarter");
     again.say("");
-    again.end();
+    until("its end", || (!again.lives()).then_some(()));
     kill(Pid::from_raw(-pid.as_raw()), SIGCONT).unwrap_or_default();
+    again.end();
     bench.alone(&[]);
 }
 
