@@ -44,8 +44,8 @@ pub(crate) fn all() -> Vec<Found> {
     .collect()
 }
 
-/// Whether there may be a monitor of a program that has yet to be executed: it cannot be found. In the middle of an execve(2) a process
-/// has the name of the file (4, memfd:ckpt) and no command line yet, but an executable, unlike the dead and the kernel's threads.
+/// Whether there may be a monitor of a program that has yet to be executed: it cannot be found. In the middle of an
+/// execve(2) a process has the name of the file (4, memfd:ckpt) and no command line yet, but an executable, unlike the dead and the kernel's threads.
 pub(crate) fn is_one_on_its_way(program: &Process) -> bool {
     let all = proc::tree::pids().unwrap_or_default();
     all.into_iter().any(|id| {
@@ -63,7 +63,7 @@ pub(crate) fn is_one_on_its_way(program: &Process) -> bool {
     })
 }
 
-/// Whether one is root's, or of the same user as the other.
+/// Whether one is root's, or of the same user as the other: a monitor's name and command line are anybody's to have.
 fn may_be_of(process: &Process, program: &Process) -> bool {
     let user = process.user();
     user.is_some() && (user == Some(0) || user == program.user())
@@ -120,12 +120,7 @@ impl Found {
         let there = self.process.namespace("pid");
         let is_it = (self.program == program.pid() && there == own_namespace())
             || (self.program == program.inner_pid() && there == program.namespace("pid"));
-        there.is_some() && is_it && self.is_trusted_with(program) && !program.is_reaped()
-    }
-
-    /// Whether nobody else could have started it: its command line alone is anybody's to have.
-    fn is_trusted_with(&self, program: &Process) -> bool {
-        may_be_of(&self.process, program)
+        there.is_some() && is_it && may_be_of(&self.process, program) && !program.is_reaped()
     }
 }
 

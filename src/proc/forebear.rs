@@ -163,9 +163,14 @@ fn reach(pid: Pid, namespace: &Path) -> Option<OwnedFd> {
     let kind = SockType::SeqPacket;
     let socket = socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None).ok()?;
     connect(socket.as_raw_fd(), &address(pid, namespace).ok()?).ok()?;
-    let there = getsockopt(&socket, sockopt::PeerCredentials).ok()?;
+    is_ours(&socket).then_some(socket)
+}
+
+/// Whether who is at the other end of a line is of our own user, or root.
+pub(crate) fn is_ours(line: &OwnedFd) -> bool {
     let own = nix::unistd::geteuid().as_raw();
-    (there.uid() == own || there.uid() == 0).then_some(socket)
+    let there = getsockopt(line, sockopt::PeerCredentials).map(|peer| peer.uid());
+    there.is_ok_and(|user| user == own || user == 0)
 }
 
 /// The thread that traces for this process: one of a forebear, or the caller.

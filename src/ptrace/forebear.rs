@@ -14,14 +14,14 @@
 
 use super::raw;
 use crate::error::{Because, Result};
-use crate::proc::forebear::{Ask, LONGEST, NAMELESS, Reply, address, shape, what};
+use crate::proc::forebear::{Ask, LONGEST, NAMELESS, Reply, address, is_ours, shape, what};
 use crate::proc::tree;
 use crate::proc::{Pid, Process, Tid};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{
-    AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, accept4, bind,
-    getsockopt, listen, recv, sendmsg, socket, sockopt,
+    AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, accept4, bind, listen,
+    recv, sendmsg, socket,
 };
 use std::collections::HashMap;
 use std::fs::File;
@@ -127,7 +127,7 @@ impl Forebear {
                 };
                 // SAFETY: the kernel has just made it for us.
                 let line = unsafe { OwnedFd::from_raw_fd(fd) };
-                if !is_served(&line) {
+                if !is_ours(&line) {
                     continue;
                 }
                 let _ = thread(move || {
@@ -157,13 +157,6 @@ pub(crate) fn thread(work: impl FnOnce() + Send + 'static) -> Result<()> {
 fn wake() {
     let own = nix::unistd::getpid();
     let _ = nix::sys::signal::kill(own, nix::sys::signal::Signal::SIGCHLD);
-}
-
-/// Whether who has connected is of our user, or root.
-fn is_served(line: &OwnedFd) -> bool {
-    let own = nix::unistd::geteuid().as_raw();
-    let serves = |uid: u32| uid == own || uid == 0;
-    getsockopt(line, sockopt::PeerCredentials).is_ok_and(|peer| serves(peer.uid()))
 }
 
 /// Serves one dumper to its end.

@@ -56,12 +56,12 @@ pub(super) fn change(child: Option<Pid>, options: i32) -> nix::Result<Option<Cha
 
 /// Whether all children live: before the last meeting none may end.
 pub(crate) fn none_ended() -> bool {
-    !matches!(change(None, libc::WEXITED | libc::WNOHANG | libc::WNOWAIT), Ok(Some(_)))
+    lives(None)
 }
 
-/// Whether a child lives.
-pub(super) fn lives(child: Pid) -> bool {
-    !matches!(change(Some(child), libc::WEXITED | libc::WNOHANG | libc::WNOWAIT), Ok(Some(_)))
+/// Whether a child lives, or all do (None).
+pub(super) fn lives(child: Option<Pid>) -> bool {
+    !matches!(change(child, libc::WEXITED | libc::WNOHANG | libc::WNOWAIT), Ok(Some(_)))
 }
 
 /// Waits until a child has ended, and leaves it to be waited for; whether it has this status (wait(2)), and was not killed

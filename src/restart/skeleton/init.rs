@@ -55,7 +55,7 @@ impl Init {
     pub(crate) fn start(rendezvous: Rendezvous) -> Result<Self> {
         let what = || "cannot make the first process of a namespace";
         let Some(pid) = made_or(clone(None, libc::SIGCHLD), what)? else { live(rendezvous) };
-        rendezvous.hear_init(word::NONE, || children::lives(pid))?;
+        rendezvous.hear_init(word::NONE, || children::lives(Some(pid)))?;
         if rendezvous.has_failed() {
             return Err(Error::new(what()));
         }
@@ -81,7 +81,7 @@ impl Init {
         let _ = rendezvous.hear_init(word::READY, || {
             // From outside even an init can be stopped.
             let _ = kill(self.pid.nix(), Signal::SIGCONT);
-            children::lives(self.pid)
+            children::lives(Some(self.pid))
         });
     }
 }
