@@ -48,17 +48,24 @@ impl Hosts {
         assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
-    /// `ckpt ARGS…` on a host, in the bench's directory.
-    fn ckpt(&self, bench: &Bench, host: &str, args: &[impl AsRef<OsStr>]) -> Run {
+    /// What runs words that follow on a host, in the bench's directory.
+    fn command(&self, bench: &Bench, host: &str) -> Command {
         let mut command = self.script();
-        command.current_dir(&bench.dir).args(["run", host]).arg(bench.ckpt()).args(args);
+        command.current_dir(&bench.dir).args(["run", host]);
+        command
+    }
+
+    /// `ckpt ARGS…` there.
+    fn ckpt(&self, bench: &Bench, host: &str, args: &[impl AsRef<OsStr>]) -> Run {
+        let mut command = self.command(bench, host);
+        command.arg(bench.ckpt()).args(args);
         Run::start(command)
     }
 
     /// Any other command there.
     fn run(&self, bench: &Bench, host: &str, words: &[&str]) -> Run {
-        let mut command = self.script();
-        command.current_dir(&bench.dir).args(["run", host]).args(words);
+        let mut command = self.command(bench, host);
+        command.args(words);
         Run::start(command)
     }
 
@@ -202,9 +209,8 @@ fn moving(hosts: &Hosts, bench: &Bench, step: Option<&str>) -> (Run, Run, Run) {
     let mut run = hosts.run(bench, "A", &[subject.to_str().expect("utf-8")]);
     run.expect("ready");
     run.check();
-    let mut order = hosts.script();
-    order.current_dir(&bench.dir).args(["run", "A"]).arg(bench.ckpt());
-    order.args(["move", "--rsh", &rsh, &run.pid_text(), "10.78.0.2"]);
+    let mut order = hosts.command(bench, "A");
+    order.arg(bench.ckpt()).args(["move", "--rsh", &rsh, &run.pid_text(), "10.78.0.2"]);
     if let Some(step) = step {
         order.env("CKPT_FAULT", format!("+{step}"));
     }

@@ -5,7 +5,7 @@
 mod harness;
 
 use std::fs;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use harness::faults::{is_killed, steps};
@@ -156,17 +156,11 @@ fn a_crowd_at_the_door_keeps_nobody_out() {
     let mut run = bench.run("/bin/bash", &["-c", limited]);
     run.expect("ready");
     let door = door(run.pid());
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let knock = |_| {
-        let line = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).expect("a socket");
-        let _ = connect(line.as_raw_fd(), &door);
-        line
-    };
-    let crowd: Vec<_> = (0..200).map(knock).collect();
-    std::thread::sleep(std::time::Duration::from_millis(50));
+    let crowd: Vec<_> = (0..200).map(|_| knock(&door, SockFlag::SOCK_NONBLOCK)).collect();
+    let open = || fs::read_dir(format!("/proc/{}/fd", run.pid())).expect("descriptors").count();
+    until("a full house", || (open() >= 24).then_some(()));
     drop(crowd);
-    let line = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None);
-    connect(line.expect("a socket").as_raw_fd(), &door).expect("the door is open");
+    knock(&door, SockFlag::empty()).1.expect("the door is open");
     // While the last of them are sent away it has no descriptor for a dumper.
     until("a checkpoint", || {
         let saved = bench.order(&["save", &run.pid_text(), "-n", &bench.name("y.ckpt")]);
@@ -189,9 +183,7 @@ fn visitors_disturb_no_dumper() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !is_over.load(Ordering::Relaxed) {
-                let line =
-                    socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None);
-                let _ = connect(line.expect("a socket").as_raw_fd(), &door);
+                let _ = knock(&door, SockFlag::empty());
                 std::thread::sleep(std::time::Duration::from_micros(200));
             }
         });
@@ -205,6 +197,14 @@ fn visitors_disturb_no_dumper() {
     run.say("");
     run.expect("works");
     run.ends_well();
+}
+
+/// Connects to it: the line, and whether somebody was there.
+fn knock(door: &UnixAddr, flags: SockFlag) -> (OwnedFd, nix::Result<()>) {
+    let flags = flags | SockFlag::SOCK_CLOEXEC;
+    let line = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).expect("a socket");
+    let connected = connect(line.as_raw_fd(), door);
+    (line, connected)
 }
 
 /// The address of the socket at which the dumpers of a program are served.
